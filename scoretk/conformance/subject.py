@@ -1,0 +1,159 @@
+"""What the laws are held against: a field, with the points, times and conditions at which it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import SkipTest
+
+import torch
+from torch import Tensor
+
+from scoretk.fields.protocols import is_timed, offers
+from scoretk.modules import field_tensors
+from scoretk.noise import Noise
+from scoretk.streams import Stream
+
+__all__ = ["Case", "NotApplicable", "Subject", "Violation", "close", "demand"]
+
+METHODS = ("energy", "score", "velocity", "denoise", "log_prob", "decode")
+TIMELESS = ("log_prob", "decode")
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+"""Rounding that is allowed, relative to the largest number in a row (and to 1)."""
+
+
+class Violation(AssertionError):
+    """A law does not hold."""
+
+
+class NotApplicable(SkipTest):
+    """A law says nothing about this field. Test runners show it as a skipped test."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One example: how many rows, from which noise, spread how far, at which time."""
+
+    rows: int = 4
+    seed: int = 0
+    scale: float = 1.0
+    t: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A field and what is claimed of it. `cond` holds condition values; a batch takes its rows in turn."""
+
+    field: Any
+    claims: frozenset[str]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    cond: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def all_of(cls, model: Any, claims: frozenset[str], cond: Mapping[str, Tensor]) -> list[Subject]:
+        """The field in its own dtype and device; in both dtypes where it holds no tensors that fix one."""
+        held = field_tensors(model)
+        dtypes = [held[0].dtype] if held and held[0].dtype in TOLERANCE else list(TOLERANCE)
+        device = held[0].device if held else torch.device("cpu")
+        return [cls(model, claims, dtype, device, cond) for dtype in dtypes]
+
+    @property
+    def timed(self) -> bool:
+        return is_timed(self.field)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.field.event_shape)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods it offers that take points."""
+        has = offers(self.field)
+        return [name for name in METHODS if name in has]
+
+    def noise(self, case: Case) -> Noise:
+        """The case's noise, one chain a row."""
+        return Noise(case.seed, case.rows, device=self.device, dtype=self.dtype, window=1)
+
+    def points(self, case: Case) -> Tensor:
+        """Points where the field can be asked, `(rows, *event_shape)`: where it would start, spread by the scale.
+
+        What it draws itself is not spread, as the field may end where its samples do.
+        """
+        noise = self.noise(case)
+        if "draw" in offers(self.field):
+            return self._like(self.ask("draw", case))
+        start = getattr(self.field, "initial", None)
+        if start is None and self.timed:
+            start = getattr(getattr(self.field, "base", None), "draw", None)
+        x = start(case.rows, noise) if callable(start) else noise.normal(0, Stream.START, self.shape)
+        return self._like(case.scale * x)
+
+    def times(self, case: Case) -> Tensor:
+        """A time of its own for each row, near the case's and inside (0, 1): `(rows,)`."""
+        spread = 0.1 * self.noise(case).uniform(0, Stream.USER, ())
+        return (0.9 * case.t + spread).to(self.dtype)
+
+    def directions(self, case: Case) -> Tensor:
+        """Random unit vectors, `(rows, *event_shape)`."""
+        v = self.noise(case).normal(1, Stream.USER, self.shape)
+        return v / v.flatten(1).norm(dim=1).reshape(-1, *[1] * len(self.shape)) if self.shape else v.sign()
+
+    def conditions(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The condition values of these rows of a batch."""
+        index = torch.tensor(rows, dtype=torch.int64)
+        return {key: value[index.to(value.device) % len(value)] for key, value in self.cond.items()}
+
+    def __call__(self, name: str, x: Tensor, t: Any = None, rows: Sequence[int] | None = None) -> Any:
+        """A method's answer at x. `rows` says which rows of the batch these are, for the conditions that go with them."""
+        bound = self.conditions(range(len(x)) if rows is None else rows)
+        takes_time = self.timed and name not in TIMELESS
+        return getattr(self.field, name)(x, *([t] if takes_time else []), **bound)
+
+    def ask(self, name: str, case: Case) -> Any:
+        """A method's answer at the case's points, or its draw."""
+        if name == "draw":
+            return self.field.draw(case.rows, self.noise(case))
+        return self(name, self.points(case), self.times(case))
+
+    def answers(self, case: Case) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """`(method, x, t, answer)` for each method."""
+        points, times = self.points(case), self.times(case)
+        for name in self.methods:
+            x, t = points.clone(), times.clone()
+            yield name, x, t, self(name, x, t)
+
+    def _like(self, x: Tensor) -> Tensor:
+        return x.detach().to(self.device, self.dtype).contiguous().clone()
+
+
+def demand(holds: bool, message: str) -> None:
+    """Raise `Violation` unless the law holds."""
+    if not holds:
+        raise Violation(message)
+
+
+def close(name: str, got: Tensor, expected: Tensor, meaning: str, factor: float = 1.0) -> None:
+    """Raise `Violation` unless the two agree row by row to rounding; NaN agrees with NaN.
+
+    Arguments: name, of the method; meaning, what the comparison stands for; factor, on the tolerance of the dtype.
+    """
+    demand(got.shape == expected.shape, f"{name}: {meaning}: shapes {tuple(got.shape)} and {tuple(expected.shape)}")
+    wanted = _flat(expected.detach())
+    scale = wanted.nan_to_num(0, 0, 0).abs().amax(1, keepdim=True) if wanted.numel() else wanted
+    bound = factor * TOLERANCE.get(expected.dtype, 1e-4) * scale.clamp(min=1)
+    error, same = _flat((got - expected).abs()), _flat((got == expected) | (got.isnan() & expected.isnan()))
+    for i in (~((error <= bound) | same).all(1)).nonzero().flatten().tolist():
+        raise Violation(f"{name}: {meaning}: row {i} is {_short(got[i])} and {_short(expected[i])}")
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
+
+
+def _short(value: Tensor) -> str:
+    numbers = ", ".join(f"{v:.6g}" for v in value.detach().flatten()[:4].tolist())
+    return f"({numbers}{', ...' if value.numel() > 4 else ''})"

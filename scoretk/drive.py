@@ -1,0 +1,266 @@
+"""The loop, written once: many steps of any solver, with failures masked, draws kept, and a run that can be resumed.
+
+The driver owns `(state, status, failed_at)`. After each step, row by row: a chain that was well and whose new state is
+finite moves on; a chain whose new state is not finite keeps its last finite one, is marked with a `Status` and the step,
+and stays there; a chain marked earlier stays where it is. Solvers need no code for any of this.
+
+Everything that a run is at a moment is one `Moment`, replaced whole after each block of steps: an interrupt finds either
+the moment before the block or the one after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import ChainFailure, InvalidArgument, Status
+from scoretk.record import Record, Recorder, masked
+from scoretk.rows import finite_rows, select_rows
+from scoretk.solvers.base import Info
+
+__all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "with_leaves"]
+
+BLOCK_SECONDS = 0.1
+UNROLL_VALUES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which steps there are and which are kept: `kept[s]` for step s, or warmup and thin for a kernel."""
+
+    total: int
+    warmup: int = 0
+    thin: int = 1
+    kept: tuple[bool, ...] | None = None
+    milestones: tuple[bool, ...] | None = None
+
+    def keeps(self, step: int) -> bool:
+        """Whether the position after this step is kept."""
+        if self.kept is not None:
+            return self.kept[step]
+        past = step + 1 - self.warmup
+        return past > 0 and past % self.thin == 0
+
+    def kept_before(self, step: int) -> int:
+        """How many positions have been kept when `step` steps are done."""
+        if self.kept is not None:
+            return sum(self.kept[:step])
+        return max(step - self.warmup, 0) // self.thin
+
+    def interval(self, step: int) -> int:
+        """The step as users count it: intervals of the solver's grid where it takes several rows to one."""
+        return step if self.milestones is None else sum(self.milestones[:step])
+
+
+@dataclass
+class Moment:
+    """All that a run is after `step` steps."""
+
+    state: Any
+    status: Tensor
+    failed_at: Tensor
+    step: int = 0
+    record: Record = field(default_factory=Record)
+    evaluations: int = 0
+
+
+def state_leaves(state: Any) -> dict[str, Tensor]:
+    """The state's tensors by name; those of a tuple field are numbered."""
+    leaves: dict[str, Tensor] = {}
+    for name, value in zip(state._fields, state, strict=True):
+        if isinstance(value, tuple):
+            leaves |= {f"{name}.{i}": part for i, part in enumerate(value)}
+        else:
+            leaves[name] = value
+    return leaves
+
+
+def with_leaves(state: Any, leaves: dict[str, Tensor]) -> Any:
+    """The state with its tensors replaced."""
+    values: list[Any] = []
+    for name, value in zip(state._fields, state, strict=True):
+        if isinstance(value, tuple):
+            values.append(tuple(leaves[f"{name}.{i}"] for i in range(len(value))))
+        else:
+            values.append(leaves[name])
+    return type(state)(*values)
+
+
+def _chain_leaves(state: Any) -> dict[str, Tensor]:
+    shared: frozenset[str] = getattr(state, "shared", frozenset())
+    return {n: v for n, v in state_leaves(state).items() if v.ndim and n.split(".")[0] not in shared}
+
+
+def _all_finite(state: Any) -> bool:
+    """Whether every chain's state is finite: asked of the host, cheap on the CPU."""
+    total = 0.0
+    for leaf in _chain_leaves(state).values():
+        if leaf.is_floating_point():
+            total += float(torch.linalg.vector_norm(leaf.detach(), torch.inf))
+    return total - total == 0
+
+
+def _finite_chains(state: Any) -> Tensor:
+    finite = [finite_rows(leaf) for leaf in _chain_leaves(state).values() if leaf.is_floating_point()]
+    return torch.stack(finite).all(0) if len(finite) > 1 else finite[0]
+
+
+def _select_state(chosen: Tensor, new: Any, old: Any) -> Any:
+    ours, theirs = _chain_leaves(new), _chain_leaves(old)
+    merged = state_leaves(new) | {n: select_rows(chosen, v, theirs[n]) for n, v in ours.items()}
+    return with_leaves(new, merged)
+
+
+def begin(solver: Any, bound: Any, x: Tensor, noise: Any) -> Moment:
+    """The moment before the first step. A chain whose energy or score is not finite at the start is `NONFINITE`, at 0."""
+    state = solver.init(bound, x, noise)
+    finite = _finite_chains(state)
+    status = torch.where(finite, int(Status.OK), int(Status.NONFINITE))
+    return Moment(state, status, torch.where(finite, -1, 0))
+
+
+def settle(new: Any, old: Any, info: Info, status: Tensor, failed_at: Tensor, step: int | Tensor) -> tuple[Any, ...]:
+    """Row by row accept the new state or keep the old one; see the module's docstring. No synchronisation."""
+    alive, finite = status == int(Status.OK), _finite_chains(new)
+    code = info.get("status", torch.zeros_like(status)).to(status.dtype)
+    code = torch.where(finite | (code != int(Status.OK)), code, int(Status.NONFINITE))
+    failed = alive & (code != int(Status.OK))
+    state = _select_state(alive & finite, new, old)
+    stats = masked({n: v for n, v in info.items() if n not in ("status", "evaluations")}, alive & ~failed)
+    return state, torch.where(failed, code, status), torch.where(failed, step, failed_at), stats
+
+
+def _one(
+    solver: Any, bound: Any, noise: Any, moment: tuple[Any, Tensor, Tensor], step: Any, probe: bool
+) -> tuple[Any, ...]:
+    """One step and its settling: (state, status, failed_at, stats, evaluations)."""
+    old, status, failed_at = moment
+    new, info = solver.step(bound, old, noise)
+    evaluations = info.get("evaluations")
+    if probe and "status" not in info and _all_finite(new):
+        stats = {n: v for n, v in info.items() if n != "evaluations"} if evaluations is not None else info
+        return new, status, failed_at, stats, evaluations
+    return (*settle(new, old, info, status, failed_at, step), evaluations)
+
+
+class _Eager:
+    """Blocks of steps, one by one. On the CPU the host first looks whether all is well, which spares the masks."""
+
+    def __init__(self, solver: Any, bound: Any, noise: Any, schedule: Schedule, recorder: Recorder) -> None:
+        self.solver, self.bound, self.noise = solver, bound, noise
+        self.schedule, self.recorder = schedule, recorder
+
+    def block(self, moment: Moment, steps: int) -> Moment:
+        state, status, failed_at = moment.state, moment.status, moment.failed_at
+        record, evaluations = moment.record, moment.evaluations
+        kept = self.schedule.kept_before(moment.step)
+        total = self.schedule.kept_before(self.schedule.total)
+        on_cpu = status.device.type == "cpu"
+        probe = on_cpu and not bool(status.any())
+        for step in range(moment.step, moment.step + steps):
+            before = status
+            state, status, failed_at, stats, used = _one(
+                self.solver, self.bound, self.noise, (state, status, failed_at), step, probe
+            )
+            probe = probe and (status is before or not bool(status.any()))
+            if used is not None:
+                evaluations += int(used.sum())
+            if self.schedule.keeps(step):
+                record = self.recorder.add(record, state.x, stats, kept, total)
+                kept += 1
+        return Moment(state, status, failed_at, moment.step + steps, record, evaluations)
+
+
+class _Compiled(_Eager):
+    """Blocks of steps as one compiled function: so many steps a call that the call itself costs little."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._function: Callable[..., Any] | None = None
+
+    def unroll(self, moment: Moment) -> int:
+        """Steps a call: more for small states, where the call costs more than the arithmetic."""
+        return 8 if moment.state.x.numel() <= UNROLL_VALUES else 1
+
+    def _compile(self, length: int) -> Callable[..., Any]:
+        solver, bound, noise = self.solver, self.bound, self.noise
+
+        def run(state: Any, status: Tensor, failed_at: Tensor, step: Tensor) -> Any:
+            xs, all_stats = [], []
+            for _ in range(length):
+                state, status, failed_at, stats, _ = _one(solver, bound, noise, (state, status, failed_at), step, False)
+                xs.append(state.x)
+                all_stats.append(stats)
+                step = step + 1
+            return state, status, failed_at, step, xs, all_stats
+
+        return torch.compile(run, fullgraph=True, dynamic=False)
+
+    def block(self, moment: Moment, steps: int) -> Moment:
+        """Whole calls compiled; the few steps that do not fill one are made eagerly."""
+        length = self.unroll(moment)
+        self._function = self._function or self._compile(length)
+        device = moment.status.device
+        leaves = {n: v.to(device) for n, v in state_leaves(moment.state).items()}
+        state, status, failed_at = with_leaves(moment.state, leaves), moment.status, moment.failed_at
+        counter = torch.tensor(moment.step, dtype=torch.int64, device=device)
+        record, kept = moment.record, self.schedule.kept_before(moment.step)
+        total, end = self.schedule.kept_before(self.schedule.total), moment.step + steps
+        step = moment.step
+        while end - step >= length:
+            state, status, failed_at, counter, xs, stats = self._function(state, status, failed_at, counter)
+            for i in range(length):
+                if self.schedule.keeps(step + i):
+                    record = self.recorder.add(record, xs[i], stats[i], kept, total)
+                    kept += 1
+            step += length
+        return super().block(Moment(state, status, failed_at, step, record, moment.evaluations), end - step)
+
+
+def drive(
+    solver: Any,
+    bound: Any,
+    noise: Any,
+    moment: Moment,
+    schedule: Schedule,
+    recorder: Recorder,
+    *,
+    compiled: bool = False,
+    on_failure: str = "flag",
+) -> Iterator[Moment]:
+    """Run from a moment to the schedule's end, yielding the moment after every block of steps.
+
+    Arguments: solver; bound, the field that `resolve` returned; noise, bound to the chains; moment, from `begin` or a
+    checkpoint; schedule; recorder; compiled, whether the step is compiled; on_failure, "raise" to stop after the first
+    block in which a chain failed.
+    Raises: `ChainFailure`; `InvalidArgument` where compilation is asked of a solver that cannot be captured.
+    """
+    if compiled and not solver.capturable:
+        raise InvalidArgument("compile", True, f"a solver that can be captured, which {solver} is not")
+    engine = (_Compiled if compiled else _Eager)(solver, bound, noise, schedule, recorder)
+    size = 8
+    while moment.step < schedule.total:
+        started = time.perf_counter()
+        moment = engine.block(moment, min(_aligned(moment.step, size), schedule.total - moment.step))
+        _raise_failures(moment, schedule, on_failure)
+        yield moment
+        # a block takes about a tenth of a second: often enough for progress, checkpoints and Ctrl-C
+        pace = BLOCK_SECONDS / max(time.perf_counter() - started, 1e-6)
+        size = max(8, min(2 * size, int(size * pace) // 8 * 8))
+
+
+def _aligned(step: int, size: int) -> int:
+    """A block that ends on a multiple of 8, so that compiled calls divide a run in the same way after a resume."""
+    return (step // 8 * 8 + size) - step
+
+
+def _raise_failures(moment: Moment, schedule: Schedule, on_failure: str) -> None:
+    if on_failure == "raise" and bool((moment.status != int(Status.OK)).any()):
+        chains = torch.nonzero(moment.status != int(Status.OK)).flatten()
+        steps = [schedule.interval(s) for s in moment.failed_at[chains].tolist()]
+        raise ChainFailure(chains.tolist(), moment.status[chains].tolist(), steps)

@@ -1,0 +1,135 @@
+"""The whole failure vocabulary: exceptions for calls that cannot be served, a status for chains that fail.
+
+Two kinds of failure are kept apart. A *call* that is wrong or cannot be carried out raises a `ScoretkError` whose
+message says what it got, what was expected and what to do. A *chain* that fails while its neighbours are well does not
+raise: it carries a `Status` code, is frozen at its last finite state, and the run goes on.
+
+This module imports nothing but the standard library, so that everything may import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from enum import IntEnum
+
+__all__ = [
+    "AmbiguousName",
+    "BrokenPlugin",
+    "ChainFailure",
+    "CheckpointError",
+    "InvalidArgument",
+    "MissingCapability",
+    "MissingDependency",
+    "OutputExists",
+    "ScoretkError",
+    "SingularConversion",
+    "Status",
+    "UnknownName",
+    "near_match",
+]
+
+
+class Status(IntEnum):
+    """What became of one chain. `draws.status` holds these codes, `draws.failed_at` the step (-1 where all is well)."""
+
+    OK = 0
+    NONFINITE = 1
+    """Position, energy or score became NaN or infinite (or were so at the start)."""
+    DIVERGED = 2
+    """Left the region in which the solver's numbers mean anything, while still finite."""
+    MAX_STEPS = 3
+    """An adaptive solver used up its steps before it reached the end."""
+
+
+class ScoretkError(Exception):
+    """Base of every error that scoretk raises on purpose."""
+
+
+class InvalidArgument(ScoretkError, ValueError):
+    """An argument has a wrong value, type, shape, dtype or device. The message names the argument first."""
+
+    def __init__(self, argument: str, got: object, expected: str, hint: str = "") -> None:
+        self.argument = argument
+        text = f"{argument}: expected {expected}, got {_short(got)}"
+        super().__init__(f"{text}. {hint}" if hint else text)
+
+
+class MissingCapability(ScoretkError, TypeError):
+    """A solver needs what a field does not offer and what cannot be derived from what it offers."""
+
+    def __init__(self, field: str, offers: Iterable[str], needs: Iterable[str], bridge: str) -> None:
+        self.offers, self.needs = frozenset(offers), frozenset(needs)
+        super().__init__(f"{field} offers {_listing(self.offers)}, but {_listing(self.needs)} is needed. {bridge}")
+
+
+class SingularConversion(ScoretkError, ArithmeticError):
+    """A conversion between data, noise, score, velocity and v has no determinate value at this time."""
+
+
+class UnknownName(ScoretkError, LookupError):
+    """No model, solver, method or option has this name."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, sorted(known)
+        super().__init__(
+            f"unknown {kind} {name!r}{near_match(name, self.known)}. Known: {', '.join(self.known) or 'none'}"
+        )
+
+
+class AmbiguousName(ScoretkError, LookupError):
+    """A short model name that several distributions claim."""
+
+    def __init__(self, name: str, ids: Iterable[str]) -> None:
+        self.name, self.ids = name, sorted(ids)
+        super().__init__(f"{name!r} is claimed by several plugins: {', '.join(self.ids)}. Ask for one by its full id")
+
+
+class BrokenPlugin(ScoretkError, RuntimeError):
+    """A model was asked for whose plugin failed; the message carries the cause and the fix."""
+
+
+class MissingDependency(ScoretkError, ImportError):
+    """An optional package is needed for what was asked."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package!r}: pip install 'scoretk[{extra}]'")
+
+
+class CheckpointError(ScoretkError, RuntimeError):
+    """A checkpoint is damaged, truncated, of another run, or cannot be written. The file is left as it was."""
+
+
+class OutputExists(ScoretkError, FileExistsError):
+    """An output file exists and overwriting was not asked for."""
+
+
+class ChainFailure(ScoretkError, RuntimeError):
+    """Chains failed and `on_failure="raise"` was asked for. Carries `chains`, `status` and `failed_at`."""
+
+    def __init__(self, chains: list[int], status: list[int], failed_at: list[int]) -> None:
+        self.chains, self.status, self.failed_at = chains, status, failed_at
+        shown = ", ".join(
+            f"chain {c}: {Status(s).name if s in Status._value2member_map_ else s} at step {f}"
+            for c, s, f in list(zip(chains, status, failed_at, strict=True))[:5]
+        )
+        more = f", and {len(chains) - 5} more" if len(chains) > 5 else ""
+        super().__init__(f"{len(chains)} chain(s) failed ({shown}{more}). on_failure='flag' returns all the others")
+
+
+def near_match(name: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'mala'?)"`, or nothing where no known name is near."""
+    near = get_close_matches(str(name).lower(), {k.lower(): k for k in known}, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _short(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__} of shape {tuple(shape)}, {getattr(value, 'dtype', '')}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

@@ -1,0 +1,68 @@
+"""What a model is: protocols, wrappers, Gaussian paths, conversions and combinators."""
+
+from scoretk.fields.adapters import from_reversed_time, from_sigmas, from_timesteps
+from scoretk.fields.base import Base, EmpiricalBase, NormalBase, as_base, standard_normal
+from scoretk.fields.combine import guided, product, tempered
+from scoretk.fields.convert import PREDICTIONS, coefficients, convert
+from scoretk.fields.distribution import DistributionField, from_distribution
+from scoretk.fields.paths import EDM, VE, VP, Cosine, GaussianPath, Linear, PathPoint, SubVP, Tabulated
+from scoretk.fields.protocols import (
+    CAPABILITIES,
+    Drawable,
+    Field,
+    HasEnergy,
+    HasLogProb,
+    HasScore,
+    NoiseSource,
+    Timed,
+    is_timed,
+    offers,
+)
+from scoretk.fields.resolve import StaticField, TimedField, resolve
+from scoretk.fields.wrappers import Diffusion, Energy, GaussianPathField, Score, Velocity
+
+__all__ = [
+    "CAPABILITIES",
+    "EDM",
+    "PREDICTIONS",
+    "VE",
+    "VP",
+    "Base",
+    "Cosine",
+    "Diffusion",
+    "DistributionField",
+    "Drawable",
+    "EmpiricalBase",
+    "Energy",
+    "Field",
+    "GaussianPath",
+    "GaussianPathField",
+    "HasEnergy",
+    "HasLogProb",
+    "HasScore",
+    "Linear",
+    "NoiseSource",
+    "NormalBase",
+    "PathPoint",
+    "Score",
+    "StaticField",
+    "SubVP",
+    "Tabulated",
+    "Timed",
+    "TimedField",
+    "Velocity",
+    "as_base",
+    "coefficients",
+    "convert",
+    "from_distribution",
+    "from_reversed_time",
+    "from_sigmas",
+    "from_timesteps",
+    "guided",
+    "is_timed",
+    "offers",
+    "product",
+    "resolve",
+    "standard_normal",
+    "tempered",
+]

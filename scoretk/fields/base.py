@@ -1,0 +1,101 @@
+"""Where a timed field starts: `p_init` at t = 0, as something that can be drawn from and, where it can, evaluated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+from scoretk.fields.distribution import DistributionField, from_distribution
+from scoretk.fields.protocols import Drawable, NoiseSource
+from scoretk.rows import row_sum
+from scoretk.streams import Stream
+
+__all__ = ["Base", "EmpiricalBase", "NormalBase", "as_base", "standard_normal"]
+
+
+@runtime_checkable
+class Base(Protocol):
+    """A start: `draw(n, noise)` gives `(n, *event_shape)`, with the noise's chain ids and its START stream."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]: ...
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class NormalBase:
+    """N(0, std^2 I) over `event_shape`."""
+
+    event_shape: tuple[int, ...]
+    std: float = 1.0
+
+    provides = frozenset({"energy", "score", "log_prob", "draw"})
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """`std z`, `(n, *event_shape)`."""
+        return self.std * noise.normal(0, Stream.START, self.event_shape)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """`|x|^2 / (2 std^2)`, `(batch,)`."""
+        return row_sum(x * x) / (2 * self.std**2)
+
+    def score(self, x: Tensor) -> Tensor:
+        """`-x / std^2`, like x."""
+        return -x / self.std**2
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Normalised log density, `(batch,)`."""
+        return -self.energy(x) - math.prod(self.event_shape) * math.log(self.std * math.sqrt(2 * math.pi))
+
+
+@dataclass(frozen=True, eq=False)
+class EmpiricalBase:
+    """The rows of a data set, drawn with replacement: `samples` of shape `(n, *event_shape)`."""
+
+    samples: Tensor
+
+    provides = frozenset({"draw"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.samples.shape[1:])
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """n rows picked by the noise, `(n, *event_shape)`."""
+        u = noise.uniform(0, Stream.START, (), torch.float64)
+        rows = (u * len(self.samples)).long().clamp(max=len(self.samples) - 1)
+        return self.samples.to(rows.device)[rows]
+
+
+def standard_normal(event_shape: tuple[int, ...], std: float = 1.0) -> NormalBase:
+    """N(0, std^2 I)."""
+    return NormalBase(event_shape, std)
+
+
+def as_base(value: object, event_shape: tuple[int, ...]) -> Base:
+    """A base from what a user has: a distribution, a field with `draw`, or a tensor of samples.
+
+    Raises `InvalidArgument` where it is none of these or has another event shape.
+    """
+    base: object = value
+    if isinstance(value, torch.distributions.Distribution):
+        base = from_distribution(value)
+        if "draw" not in base.provides:
+            raise InvalidArgument("base", value, "a distribution with an explicit transform of standard noise")
+    elif isinstance(value, Tensor):
+        if value.ndim == 0 or len(value) == 0:
+            raise InvalidArgument("base", value, f"at least one sample: a tensor (n, *{event_shape})")
+        base = EmpiricalBase(value)
+    if not isinstance(base, Drawable | DistributionField):
+        raise InvalidArgument(
+            "base", value, "None, a torch distribution, a field with draw(n, noise), or a tensor of samples"
+        )
+    if tuple(base.event_shape) != event_shape:
+        raise InvalidArgument("base", value, f"event shape {event_shape}, but it has {tuple(base.event_shape)}")
+    return base

@@ -1,0 +1,133 @@
+r"""Conversions between the five ways of saying the same thing about a Gaussian path.
+
+With `D = E[x_1 | x_t]` ("data") and `e = E[eps | x_t]` ("noise"):
+
+    x_t      = alpha D + sigma e
+    score    = -e / sigma
+    velocity = alpha' D + sigma' e
+    v        = alpha e - sigma D
+
+Each is an affine function of any other and of `x_t`, so a conversion is a pair of coefficients of the time alone:
+`target = a source + b x_t`. Where alpha, sigma or a denominator is zero the pair is either determinate (the formulas
+below are arranged so that it then comes out exactly) or does not exist, and `SingularConversion` is raised.
+
+Reference for v: Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument, SingularConversion, UnknownName
+from scoretk.fields.paths import GaussianPath
+from scoretk.rows import across
+
+__all__ = ["PREDICTIONS", "check_prediction", "coefficients", "convert"]
+
+PREDICTIONS = ("data", "noise", "score", "velocity", "v")
+
+_Pair = tuple[Tensor, Tensor]
+
+
+def check_prediction(name: str) -> None:
+    """Raise `UnknownName` unless `name` is one of `PREDICTIONS`."""
+    if name not in PREDICTIONS:
+        raise UnknownName("prediction", name, PREDICTIONS)
+
+
+def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str) -> _Pair:
+    """`(a, b)` with `target = a source + b x_t` at time t.
+
+    Arguments: path; t, a float or a float64 tensor of any shape; source and target, names in `PREDICTIONS`.
+    Returns two tensors like t, not finite where the conversion is singular.
+    """
+    if isinstance(t, float):
+        t = torch.tensor(t, dtype=torch.float64)
+    alpha, sigma, dalpha, dsigma = path(t)
+    one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
+    if source == target:
+        return one, zero
+    sigma_dsigma = path.sigma_dsigma(t)
+    if (source, target) == ("score", "velocity"):  # through sigma sigma', finite where sigma' alone is not
+        return dalpha * sigma**2 / alpha - sigma_dsigma, dalpha / alpha
+    if (source, target) == ("velocity", "score"):
+        determinant = dalpha * sigma**2 - alpha * sigma_dsigma
+        return alpha / determinant, -dalpha / determinant
+    data, noise = _data_and_noise(source, alpha, sigma, dalpha, dsigma)
+    if target == "data":
+        return data
+    if target == "noise":
+        return noise
+    if target == "score":
+        return -noise[0] / sigma, -noise[1] / sigma
+    if target == "v":
+        return alpha * noise[0] - sigma * data[0], alpha * noise[1] - sigma * data[1]
+    return dalpha * data[0] + dsigma * noise[0], dalpha * data[1] + dsigma * noise[1]
+
+
+def _data_and_noise(source: str, alpha: Tensor, sigma: Tensor, dalpha: Tensor, dsigma: Tensor) -> tuple[_Pair, _Pair]:
+    """Coefficients of D and of e in (source, x)."""
+    one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
+    if source == "data":
+        return (one, zero), (-alpha / sigma, 1 / sigma)
+    if source == "noise":
+        return (-sigma / alpha, 1 / alpha), (one, zero)
+    if source == "score":
+        return (sigma**2 / alpha, 1 / alpha), (-sigma, zero)
+    if source == "v":
+        square = alpha**2 + sigma**2
+        return (-sigma / square, alpha / square), (alpha / square, sigma / square)
+    # velocity: solve the 2 x 2 system, its rows scaled so that an infinite sigma' has its limit
+    scale = dsigma.abs().clamp(min=1)
+    slope = torch.where(dsigma.isinf(), dsigma.sign(), dsigma / scale)
+    determinant = alpha * slope - sigma * dalpha / scale
+    data = (-sigma / scale / determinant, slope / determinant)
+    return data, (alpha / scale / determinant, -dalpha / scale / determinant)
+
+
+@lru_cache(maxsize=65536)
+def _float_coefficients(path: GaussianPath, t: float, source: str, target: str) -> tuple[float, float]:
+    a, b = coefficients(path, t, source, target)
+    _refuse_singular(a, b, t, path, source, target)
+    return float(a), float(b)
+
+
+def convert(value: Tensor, x: Tensor, t: float | Tensor, path: GaussianPath, source: str, target: str) -> Tensor:
+    """Turn a model's `source` prediction at `(x_t, t)` into `target`.
+
+    Arguments: value and x, `(batch, *event_shape)`; t, a scalar or one value a row.
+    Returns: like x. Raises `SingularConversion` where the target has no determinate value, except under compilation or
+    with t on an accelerator, where asking would stall the device: there the result is not finite.
+    """
+    if source == target:
+        return value
+    on_cpu = not isinstance(t, Tensor) or (t.device.type == "cpu" and not torch.compiler.is_compiling())
+    if on_cpu and (not isinstance(t, Tensor) or t.ndim == 0) and not _wants_grad(t):
+        a, b = _float_coefficients(path, float(t), source, target)
+        return value * a if b == 0 else torch.add(value * a, x, alpha=b)
+    assert isinstance(t, Tensor)
+    rate, shift = coefficients(path, t.double() if t.device.type != "mps" else t, source, target)
+    if on_cpu:
+        _refuse_singular(rate, shift, t, path, source, target)
+    return across(rate.to(x.dtype), x) * value + across(shift.to(x.dtype), x) * x
+
+
+def _wants_grad(t: float | Tensor) -> bool:
+    return isinstance(t, Tensor) and t.requires_grad
+
+
+def _refuse_singular(a: Tensor, b: Tensor, t: float | Tensor, path: GaussianPath, source: str, target: str) -> None:
+    if not bool((a.isfinite() & b.isfinite()).all()):
+        raise SingularConversion(
+            f"{target} is not determined by {source} at t = {t} of {path}, where alpha or sigma is 0. Let the model "
+            "predict something else, or ask at a time inside (0, 1)"
+        )
+
+
+def check_time(t: float | Tensor, x: Tensor) -> None:
+    """Raise `InvalidArgument` unless t is a scalar or one value a row of x."""
+    if isinstance(t, Tensor) and t.shape not in (torch.Size([]), x.shape[:1]):
+        raise InvalidArgument("t", t, f"a scalar or one value a row, shape () or ({len(x)},)")

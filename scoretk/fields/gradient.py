@@ -1,0 +1,39 @@
+"""The gradient of an energy: one forward and one backward pass for all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+
+__all__ = ["grad_energy"]
+
+
+def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """`(E(x), grad E(x))`: `(batch,)` and like x.
+
+    Rows are independent, so the gradient of the summed energy holds each row's own. Where x itself asks for gradients
+    the result is differentiable; otherwise no graph is kept.
+    """
+    if torch.compiler.is_compiling():
+
+        def total(y: Tensor) -> tuple[Tensor, Tensor]:
+            values = energy(y)
+            return values.sum(), values
+
+        gradient, values = torch.func.grad(total, has_aux=True)(x)
+        return values, gradient
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = x if keep and x.requires_grad else x.detach().requires_grad_()
+        values = energy(y)
+        if not values.requires_grad:
+            raise InvalidArgument(
+                "energy", values, "an energy that torch can differentiate with respect to x",
+                "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead",
+            )  # fmt: skip
+        (gradient,) = torch.autograd.grad(values, y, torch.ones_like(values), create_graph=keep)
+    return (values, gradient) if keep else (values.detach(), gradient)

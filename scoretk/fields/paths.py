@@ -1,0 +1,336 @@
+r"""Gaussian paths from noise (t = 0) to data (t = 1).
+
+A path is the pair of functions in `x_t = alpha(t) x_1 + sigma(t) eps`, `eps ~ N(0, I)`:
+
+    path      alpha                         sigma
+    Linear    t                             1 - t
+    Cosine    sin(pi t / 2)                 cos(pi t / 2)
+    VP        exp(-int_0^s beta / 2)        sqrt(1 - alpha^2)          s = 1 - t, beta linear in s
+    SubVP     as VP                         1 - alpha^2
+    VE        1                             sigma_max^(1-t) sigma_min^t
+    EDM       1                             (sigma_max^(1/rho) + t (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+    Tabulated from alphas_cumprod           sqrt(1 - alpha^2)
+
+A path is called with t and returns `alpha, sigma, alpha', sigma'`; its inverse takes the log signal-to-noise ratio
+`log(alpha^2 / sigma^2)` back to t. Functions take a float (computed in float64) or a tensor (in its own dtype).
+
+At the data end of VP, `sigma' = -inf` while `sigma sigma' = -alpha alpha'` stays finite; `sigma_dsigma` gives that
+product, so that conversions have their determinate value there.
+
+References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
+differential equations" (2021): VP, sub-VP, VE. Karras, Aittala, Aila, Laine, "Elucidating the design space of
+diffusion-based generative models" (2022): EDM. Nichol, Dhariwal, "Improved denoising diffusion probabilistic models"
+(2021): Cosine. Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023): Linear.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from scoretk.errors import InvalidArgument
+
+__all__ = ["EDM", "VE", "VP", "Cosine", "GaussianPath", "Linear", "PathPoint", "SubVP", "Tabulated"]
+
+Time = float | Tensor
+
+
+class PathPoint(NamedTuple):
+    """`alpha, sigma` and their time derivatives at one time (or at one time a row)."""
+
+    alpha: Tensor
+    sigma: Tensor
+    dalpha: Tensor
+    dsigma: Tensor
+
+
+def _tensor(value: Time) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+class GaussianPath(ABC):
+    """`x_t = alpha(t) x_1 + sigma(t) eps`. A path of your own gives the four functions and `t`."""
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Tensor:
+        """Signal coefficient, like `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Tensor:
+        """Noise coefficient, like `t`."""
+
+    @abstractmethod
+    def dalpha(self, t: Time) -> Tensor:
+        """Time derivative of `alpha`."""
+
+    @abstractmethod
+    def dsigma(self, t: Time) -> Tensor:
+        """Time derivative of `sigma`; `-inf` where it has no finite value."""
+
+    @abstractmethod
+    def t(self, log_snr: Time) -> Tensor:
+        """The time at which `log(alpha^2 / sigma^2)` has this value."""
+
+    def sigma_dsigma(self, t: Time) -> Tensor:
+        """`sigma sigma' = (sigma^2)' / 2`, finite also where `sigma'` is not."""
+        return self.sigma(t) * self.dsigma(t)
+
+    def log_snr(self, t: Time) -> Tensor:
+        """`log(alpha^2 / sigma^2)`; `inf` where sigma = 0, `-inf` where alpha = 0."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def __call__(self, t: Time) -> PathPoint:
+        """`(alpha, sigma, alpha', sigma')` at t."""
+        return PathPoint(self.alpha(t), self.sigma(t), self.dalpha(t), self.dsigma(t))
+
+
+@dataclass(frozen=True)
+class Linear(GaussianPath):
+    """`alpha = t`, `sigma = 1 - t`: the straight path of flow matching and rectified flow."""
+
+    def alpha(self, t: Time) -> Tensor:
+        return _tensor(t)
+
+    def sigma(self, t: Time) -> Tensor:
+        return 1 - _tensor(t)
+
+    def dalpha(self, t: Time) -> Tensor:
+        return torch.ones_like(_tensor(t))
+
+    def dsigma(self, t: Time) -> Tensor:
+        return -torch.ones_like(_tensor(t))
+
+    def t(self, log_snr: Time) -> Tensor:
+        return torch.sigmoid(_tensor(log_snr) / 2)
+
+
+@dataclass(frozen=True)
+class Cosine(GaussianPath):
+    """`alpha = sin(pi t / 2)`, `sigma = cos(pi t / 2)`: constant-speed motion on the circle."""
+
+    def alpha(self, t: Time) -> Tensor:
+        return torch.sin(math.pi / 2 * _tensor(t))
+
+    def sigma(self, t: Time) -> Tensor:
+        return torch.sin(math.pi / 2 * (1 - _tensor(t)))  # exactly 0 at t = 1, which cos(pi / 2) is not
+
+    def dalpha(self, t: Time) -> Tensor:
+        return math.pi / 2 * self.sigma(t)
+
+    def dsigma(self, t: Time) -> Tensor:
+        return -math.pi / 2 * self.alpha(t)
+
+    def t(self, log_snr: Time) -> Tensor:
+        return 2 / math.pi * torch.atan(torch.exp(_tensor(log_snr) / 2))
+
+
+def _check_betas(beta_min: float, beta_max: float) -> None:
+    if not (0 < beta_min <= beta_max < math.inf):
+        raise InvalidArgument("beta_min, beta_max", (beta_min, beta_max), "0 < beta_min <= beta_max, both finite")
+
+
+class _LinearBeta(GaussianPath):
+    """What VP and sub-VP share: `log alpha = -int_0^s beta / 2` with `beta = beta_min + s (beta_max - beta_min)`."""
+
+    beta_min: float
+    beta_max: float
+
+    def _log_alpha(self, t: Time) -> Tensor:
+        s = 1 - _tensor(t)
+        return -s * (self.beta_min + s * (self.beta_max - self.beta_min) / 2) / 2
+
+    def _t_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        twice, slope = -2 * log_alpha, self.beta_max - self.beta_min
+        return 1 - 2 * twice / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * twice))
+
+    def alpha(self, t: Time) -> Tensor:
+        return self._log_alpha(t).exp()
+
+    def dalpha(self, t: Time) -> Tensor:
+        beta = self.beta_min + (1 - _tensor(t)) * (self.beta_max - self.beta_min)
+        return self.alpha(t) * beta / 2
+
+
+@dataclass(frozen=True)
+class VP(_LinearBeta):
+    """Variance preserving, `alpha^2 + sigma^2 = 1`: the path of DDPM in continuous time."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_betas(self.beta_min, self.beta_max)
+
+    def sigma(self, t: Time) -> Tensor:
+        return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)))
+
+    def dsigma(self, t: Time) -> Tensor:
+        return self.sigma_dsigma(t) / self.sigma(t)
+
+    def sigma_dsigma(self, t: Time) -> Tensor:
+        return -self.alpha(t) * self.dalpha(t)
+
+    def t(self, log_snr: Time) -> Tensor:
+        return self._t_of_log_alpha(-softplus(-_tensor(log_snr)) / 2)
+
+
+@dataclass(frozen=True)
+class SubVP(_LinearBeta):
+    """`alpha` as VP with `sigma = 1 - alpha^2`, below VP's everywhere."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_betas(self.beta_min, self.beta_max)
+
+    def sigma(self, t: Time) -> Tensor:
+        return -torch.expm1(2 * self._log_alpha(t))
+
+    def dsigma(self, t: Time) -> Tensor:
+        return -2 * self.alpha(t) * self.dalpha(t)
+
+    def t(self, log_snr: Time) -> Tensor:
+        # alpha = 2 / (1/r + sqrt(1/r^2 + 4)) solves r alpha^2 + alpha = r for r = alpha / sigma, without cancellation
+        inverse = torch.exp(-_tensor(log_snr) / 2)
+        return self._t_of_log_alpha(math.log(2) - torch.log(inverse + torch.sqrt(inverse**2 + 4)))
+
+
+def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
+    if not (0 < sigma_min < sigma_max < math.inf):
+        raise InvalidArgument("sigma_min, sigma_max", (sigma_min, sigma_max), "0 < sigma_min < sigma_max, both finite")
+
+
+class _VarianceExploding(GaussianPath):
+    """What VE and EDM share: the data are not scaled, `alpha = 1`."""
+
+    def alpha(self, t: Time) -> Tensor:
+        return torch.ones_like(_tensor(t))
+
+    def dalpha(self, t: Time) -> Tensor:
+        return torch.zeros_like(_tensor(t))
+
+    def log_snr(self, t: Time) -> Tensor:
+        return -2 * self.sigma(t).log()
+
+
+@dataclass(frozen=True)
+class VE(_VarianceExploding):
+    """Variance exploding with geometric `sigma`, from `sigma_max` at t = 0 to `sigma_min` at t = 1."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        _check_sigmas(self.sigma_min, self.sigma_max)
+
+    def sigma(self, t: Time) -> Tensor:
+        t = _tensor(t)
+        return torch.exp(math.log(self.sigma_max) * (1 - t) + math.log(self.sigma_min) * t)
+
+    def dsigma(self, t: Time) -> Tensor:
+        return self.sigma(t) * math.log(self.sigma_min / self.sigma_max)
+
+    def t(self, log_snr: Time) -> Tensor:
+        return (math.log(self.sigma_max) + _tensor(log_snr) / 2) / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class EDM(_VarianceExploding):
+    """Variance exploding with `sigma^(1/rho)` linear in t, from `sigma_max` at t = 0 to `sigma_min` at t = 1."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        _check_sigmas(self.sigma_min, self.sigma_max)
+        if not (0 < self.rho < math.inf):
+            raise InvalidArgument("rho", self.rho, "a positive finite number")
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+
+    def sigma(self, t: Time) -> Tensor:
+        (high, low), t = self._ends, _tensor(t)
+        return (high * (1 - t) + low * t) ** self.rho
+
+    def dsigma(self, t: Time) -> Tensor:
+        (high, low), t = self._ends, _tensor(t)
+        return self.rho * (high * (1 - t) + low * t) ** (self.rho - 1) * (low - high)
+
+    def t(self, log_snr: Time) -> Tensor:
+        high, low = self._ends
+        return (high - torch.exp(-_tensor(log_snr) / (2 * self.rho))) / (high - low)
+
+
+@dataclass(frozen=True, eq=False)
+class Tabulated(GaussianPath):
+    """A discrete-time schedule `alphas_cumprod[k] = alpha^2`, k = 0 (least noise) to N - 1 (most), made continuous.
+
+    Timestep k sits at `t = 1 - (k + 1) / N`, so t = 0 is k = N - 1, and t = 1 is the data themselves (alpha = 1,
+    sigma = 0), one step below k = 0. Between the tabulated times log alpha is linear in t.
+
+    Arguments: alphas_cumprod, a sequence or tensor of shape (N,), decreasing, in (0, 1).
+    """
+
+    alphas_cumprod: Tensor
+
+    def __post_init__(self) -> None:
+        table = torch.as_tensor(self.alphas_cumprod).detach().to("cpu", torch.float64).flatten()
+        decreasing = len(table) >= 2 and bool((table.diff() < 0).all()) and bool((table > 0).all())
+        if not (decreasing and float(table[0]) < 1):
+            raise InvalidArgument("alphas_cumprod", self.alphas_cumprod, "at least two decreasing numbers in (0, 1)")
+        object.__setattr__(self, "alphas_cumprod", table)
+        # knots in increasing t: t = 0 (k = N - 1), 1/N, ..., 1 (the data)
+        knots = torch.cat([table.log().flip(0) / 2, torch.zeros(1, dtype=torch.float64)])
+        object.__setattr__(self, "_knots", knots)
+
+    @property
+    def steps(self) -> int:
+        """N, the number of timesteps."""
+        return len(self.alphas_cumprod)
+
+    def timestep(self, t: Time) -> Tensor:
+        """The (fractional) timestep k of time t; -1 at t = 1."""
+        return self.steps * (1 - _tensor(t)) - 1
+
+    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The knot to the right of t, the slope of log alpha there, and how far t lies before that knot."""
+        knots: Tensor = self._knots.to(t.device, t.dtype)  # type: ignore[attr-defined]
+        cell = (t * self.steps).floor().long().clamp(0, self.steps - 1)
+        left, right = knots[cell], knots[cell + 1]
+        return right, (right - left) * self.steps, (cell + 1) / self.steps - t
+
+    def _log_alpha(self, t: Time) -> Tensor:
+        right, slope, before = self._cell(_tensor(t))
+        return right - slope * before  # from the right, so that alpha = 1 exactly at t = 1
+
+    def alpha(self, t: Time) -> Tensor:
+        return self._log_alpha(t).exp()
+
+    def dalpha(self, t: Time) -> Tensor:
+        return self.alpha(t) * self._cell(_tensor(t))[1]
+
+    def sigma(self, t: Time) -> Tensor:
+        return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)).clamp(max=0))
+
+    def dsigma(self, t: Time) -> Tensor:
+        return self.sigma_dsigma(t) / self.sigma(t)
+
+    def sigma_dsigma(self, t: Time) -> Tensor:
+        return -self.alpha(t) * self.dalpha(t)
+
+    def t(self, log_snr: Time) -> Tensor:
+        log_alpha = -softplus(-_tensor(log_snr)) / 2
+        knots: Tensor = self._knots.to(log_alpha.device, log_alpha.dtype)  # type: ignore[attr-defined]
+        cell = (torch.searchsorted(knots, log_alpha, right=True) - 1).clamp(0, self.steps - 1)
+        left, right = knots[cell], knots[cell + 1]
+        return (cell + (log_alpha - left) / (right - left)) / self.steps

@@ -1,0 +1,102 @@
+"""What a model offers: structural protocols. A third-party class needs no scoretk base class.
+
+A *static* field has `energy(x)` or `score(x)` (or both); a *timed* one has `at(t)` and any of `velocity(x, t)`,
+`score(x, t)`, `denoise(x, t)`. All have `event_shape`. Condition values reach every method as keyword arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = [
+    "CAPABILITIES",
+    "Drawable",
+    "Field",
+    "HasEnergy",
+    "HasLogProb",
+    "HasScore",
+    "NoiseSource",
+    "Timed",
+    "field_name",
+    "is_timed",
+    "offers",
+]
+
+CAPABILITIES = ("energy", "score", "velocity", "denoise", "log_prob", "draw", "decode", "base")
+
+
+@runtime_checkable
+class Field(Protocol):
+    """Anything with an `event_shape`; which of the methods below it has says what it can do."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]: ...
+
+
+@runtime_checkable
+class HasEnergy(Field, Protocol):
+    """`energy(x) = -log p(x) + const`, `(batch, *event_shape) -> (batch,)`."""
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class HasScore(Field, Protocol):
+    """`score(x) = grad log p(x)`, like x."""
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class HasLogProb(Field, Protocol):
+    """`log_prob(x)`, normalised, `(batch, *event_shape) -> (batch,)`."""
+
+    def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Timed(Field, Protocol):
+    """A field in time: `at(t)` is the static field of that time; its methods take `(x, t)`."""
+
+    def at(self, t: float | Tensor) -> Field: ...
+
+
+class NoiseSource(Protocol):
+    """What `draw` and the solvers ask of `scoretk.noise.Noise`."""
+
+    @property
+    def chains(self) -> Tensor: ...
+
+    def normal(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None) -> Tensor: ...
+
+    def uniform(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None) -> Tensor: ...
+
+    def rademacher(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None) -> Tensor: ...
+
+
+@runtime_checkable
+class Drawable(Field, Protocol):
+    """An exact sampler: `draw(n, noise)` gives `(n, *event_shape)`, an explicit transform of the noise."""
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor: ...
+
+
+def is_timed(field: object) -> bool:
+    """Whether the field's methods take a time."""
+    return callable(getattr(field, "at", None))
+
+
+def offers(field: object) -> frozenset[str]:
+    """Names in `CAPABILITIES` that the field offers: its own `provides` where it has one, else what it has."""
+    declared = getattr(field, "provides", None)
+    if declared is not None:
+        return frozenset(declared)
+    return frozenset(name for name in CAPABILITIES if getattr(field, name, None) is not None)
+
+
+def field_name(field: object) -> str:
+    """How messages call the field: its repr where short, else its type."""
+    text = repr(field)
+    return text if len(text) <= 60 and "\n" not in text else type(field).__name__

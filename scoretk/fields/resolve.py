@@ -1,0 +1,200 @@
+"""From what a field offers to what a solver needs: the one place where missing methods are derived.
+
+A field implements its native methods only. `resolve` wraps it in a `StaticField` or `TimedField` that has the methods
+asked for, derived where mathematics allows (score from energy by autograd, any prediction from any other on a Gaussian
+path), binds the condition rows, and refuses the rest with the bridge that would help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Any
+
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.convert import convert
+from scoretk.fields.gradient import grad_energy
+from scoretk.fields.paths import GaussianPath
+from scoretk.fields.protocols import field_name, is_timed, offers
+
+__all__ = ["StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
+
+_NATIVE_OF = {"velocity": "velocity", "denoise": "data", "score": "score"}
+
+
+@dataclass(frozen=True, eq=False)
+class StaticField:
+    """A static field as a solver receives it: `energy`, `score` and `energy_and_grad`, the condition rows bound."""
+
+    native: Any
+    cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.native.event_shape)
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`E(x)`, `(batch,)`."""
+        return self.native.energy(x, **self.cond, **cond)
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`grad log p(x)`, like x: the field's own, else `-grad E` by autograd."""
+        if "score" in offers(self.native):
+            return self.native.score(x, **self.cond, **cond)
+        return -grad_energy(lambda y: self.energy(y, **cond), x)[1]
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(x)` and `grad E(x) = -score(x)`, in one evaluation where the field allows."""
+        own = getattr(self.native, "energy_and_grad", None)
+        if own is not None:
+            return own(x, **self.cond, **cond)
+        if "score" in offers(self.native):
+            return self.energy(x, **cond), -self.score(x, **cond)
+        return grad_energy(lambda y: self.energy(y, **cond), x)
+
+
+@dataclass(frozen=True, eq=False)
+class TimedField:
+    """A timed field as a solver receives it: every prediction that its path allows, the condition rows bound.
+
+    `path` is its Gaussian path, or None where it has none: then only its native methods answer.
+    """
+
+    native: Any
+    path: GaussianPath | None
+    cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.native.event_shape)
+
+    @property
+    def base(self) -> Any:
+        """`p_init`, or None where the field does not say."""
+        return getattr(self.native, "base", None)
+
+    @property
+    def source(self) -> str:
+        """The prediction that the field makes natively."""
+        return prediction(self.native)[0]
+
+    def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """The native prediction, like x: what `source` names."""
+        own = getattr(self.native, "predict", None)
+        if own is not None:
+            return own(x, t, **self.cond)
+        method = next(m for m, name in _NATIVE_OF.items() if name == self.source)
+        return getattr(self.native, method)(x, t, **self.cond)
+
+    def to(self, target: str, x: Tensor, t: float | Tensor) -> Tensor:
+        """The prediction `target` (one of data, noise, score, velocity, v), like x."""
+        value = self.predict(x, t)
+        if self.source == target:
+            return value
+        return convert(value, x, t, gaussian_path(self.native, target), self.source, target)
+
+    def denoise(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """`E[x_1 | x_t = x]`, like x."""
+        return self.to("data", x, t)
+
+    def score(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """`grad log p_t(x)`, like x."""
+        return self.to("score", x, t)
+
+    def velocity(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """`dx/dt` of the probability flow, like x."""
+        return self.to("velocity", x, t)
+
+
+def static(field: object) -> StaticField:
+    """The static field as solvers see it, without conditions."""
+    return field if isinstance(field, StaticField) else StaticField(field)
+
+
+def prediction(field: Any) -> tuple[str, GaussianPath | None]:
+    """What a timed field natively predicts, and on which Gaussian path (None where it has none)."""
+    path = getattr(field, "path", None)
+    named = getattr(field, "predicts", None)
+    if named is not None and callable(getattr(field, "predict", None)):
+        return named, path
+    for method, name in _NATIVE_OF.items():
+        if method in offers(field):
+            return name, path
+    raise MissingCapability(
+        field_name(field), offers(field), {"velocity", "score", "denoise"},
+        "A timed field implements at least one of velocity(x, t), score(x, t) and denoise(x, t)",
+    )  # fmt: skip
+
+
+def gaussian_path(field: Any, purpose: str) -> GaussianPath:
+    """The field's Gaussian path. Raises `MissingCapability` where it has none."""
+    path = getattr(field, "path", None)
+    if isinstance(path, GaussianPath):
+        return path
+    raise MissingCapability(
+        field_name(field), offers(field), {purpose},
+        "Conversions need a Gaussian path: give the field a `path` attribute (a GaussianPath such as scoretk.Linear()), "
+        "or, for a velocity from a base other than N(0, I), use a solver that needs the velocity only",
+    )  # fmt: skip
+
+
+def resolve(
+    field: object,
+    needs: Iterable[str],
+    cond: Mapping[str, Tensor] | None = None,
+    *,
+    timed: bool | None = None,
+) -> StaticField | TimedField:
+    """What a solver receives for `field`: the methods named in `needs`, derived where that is possible.
+
+    Arguments: field; needs, names among energy, score, velocity, denoise; cond, condition values with one row a chain;
+    timed, whether the solver works in time (None: as the field is).
+    Raises: `MissingCapability` saying what is offered, what is needed and what would bridge the two;
+    `InvalidArgument` for something that is no field.
+    """
+    wanted, rows = frozenset(needs), dict(cond or {})
+    if not hasattr(field, "event_shape"):
+        raise InvalidArgument(
+            "field", field, "a field (something with event_shape and energy, score or velocity)",
+            "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity",
+        )  # fmt: skip
+    if timed is None:
+        timed = is_timed(field)
+    if timed:
+        return _resolve_timed(field, wanted, rows)
+    return _resolve_static(field, wanted, rows)
+
+
+def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) -> StaticField:
+    has = offers(field)
+    if is_timed(field):
+        raise MissingCapability(
+            field_name(field), {f"{name}(x, t)" for name in has}, {f"{name}(x)" for name in needs},
+            "It is a field in time: field.at(t) is its static field at time t, near 1 for the data; or use a solver that "
+            "works in time, such as ProbabilityFlow or AnnealedLangevin",
+        )  # fmt: skip
+    derivable = has | ({"score"} if "energy" in has else frozenset())
+    if not needs <= derivable:
+        bridge = {
+            "energy": "A score alone does not give an energy: use a solver that needs the score only, such as ULA",
+            "score": "Give the field energy(x) or score(x)",
+        }.get(next(iter(sorted(needs - derivable))), "A field in time is needed: Diffusion or Velocity")
+        raise MissingCapability(field_name(field), has, needs, bridge)
+    return StaticField(field, cond)
+
+
+def _resolve_timed(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) -> TimedField:
+    if not is_timed(field):
+        raise MissingCapability(
+            field_name(field), offers(field), {f"{name}(x, t)" for name in needs},
+            "It is a static field: sample it with a kernel such as MALA or ULA, or with AnnealedLangevin over a tempering "
+            "ladder",
+        )  # fmt: skip
+    path = prediction(field)[1]
+    has = offers(field)
+    if path is None and not needs <= has:
+        gaussian_path(field, ", ".join(sorted(needs - has)))
+    return TimedField(field, path, cond)

@@ -1,0 +1,252 @@
+"""Wrappers that make a field of a plain callable or module, and nothing more: each offers what its callable gives.
+
+A network in a `Diffusion` or `Velocity` is called as `net(x, t, **cond)` with x of shape `(batch, *event_shape)` and t
+of shape `(batch,)`, in the dtype of x, in this package's time (t = 0 noise, t = 1 data). Networks that speak of integer
+timesteps, of sigma or of reversed time are adapted once, in `scoretk.fields.adapters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.base import Base, as_base, standard_normal
+from scoretk.fields.convert import check_prediction, check_time, convert
+from scoretk.fields.gradient import grad_energy
+from scoretk.fields.paths import VP, GaussianPath, Linear
+
+__all__ = [
+    "At",
+    "Diffusion",
+    "Energy",
+    "GaussianPathField",
+    "Score",
+    "Velocity",
+    "check_rows",
+    "no_gaussian_path",
+]
+
+
+def _shape(event_shape: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(event_shape, (int, str)) or not all(
+        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in event_shape
+    ):
+        raise InvalidArgument("event_shape", event_shape, "a tuple of positive integers, such as (2,) or (1, 8, 8)")
+    return tuple(event_shape)
+
+
+def _callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise InvalidArgument(name, value, "a callable")
+
+
+def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint: str) -> Tensor:
+    """The model's answer, refused with a clear error where it is no tensor of this shape."""
+    if not isinstance(got, Tensor) or got.shape != shape:
+        raise InvalidArgument(what, got, f"a tensor of shape {tuple(shape)}", hint)
+    return got
+
+
+@dataclass(frozen=True, eq=False)
+class Energy:
+    """A static field from `fn(x, **cond) -> (batch,)`, the energy `E(x) = -log p(x) + const`.
+
+    Arguments: fn, a callable or module; event_shape, the shape of one x. `score(x) = -grad E(x)` by autograd.
+    """
+
+    fn: Callable[..., Tensor]
+    event_shape: tuple[int, ...]
+
+    provides = frozenset({"energy", "score"})
+
+    def __post_init__(self) -> None:
+        _callable("fn", self.fn)
+        object.__setattr__(self, "event_shape", _shape(self.event_shape))
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`E(x)`, `(batch, *event_shape) -> (batch,)`."""
+        hint = "An energy gives one number a row: sum over the event axes, keep the batch axis"
+        return check_rows("energy", self.fn(x, **cond), x.shape[:1], hint).to(x.dtype)
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`-grad E(x)`, like x."""
+        return -self.energy_and_grad(x, **cond)[1]
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(x)` and `grad E(x)` for the price of one of each."""
+        return grad_energy(lambda y: self.energy(y, **cond), x)
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A static field from `fn(x, **cond)`, the score `grad log p(x)`, like x. It has no energy."""
+
+    fn: Callable[..., Tensor]
+    event_shape: tuple[int, ...]
+
+    provides = frozenset({"score"})
+
+    def __post_init__(self) -> None:
+        _callable("fn", self.fn)
+        object.__setattr__(self, "event_shape", _shape(self.event_shape))
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`grad log p(x)`, like x."""
+        return check_rows("score", self.fn(x, **cond), x.shape, "A score is shaped like x").to(x.dtype)
+
+
+class GaussianPathField:
+    """The methods that every field on a Gaussian path has, from one native prediction and the conversions.
+
+    A subclass gives `path`, `predicts` (a name in `PREDICTIONS`) and `predict(x, t, **cond)`.
+    """
+
+    path: GaussianPath
+    predicts: str
+
+    provides = frozenset({"denoise", "score", "velocity", "base"})
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """The native prediction, like x."""
+        raise NotImplementedError  # abstract: this class is a mixin for frozen dataclasses
+
+    def _as(self, target: str, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return convert(self.predict(x, t, **cond), x, t, self.path, self.predicts, target)
+
+    def denoise(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`D = E[x_1 | x_t = x]`, like x."""
+        return self._as("data", x, t, cond)
+
+    def noise(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`e = E[eps | x_t = x] = -sigma score`, like x."""
+        return self._as("noise", x, t, cond)
+
+    def score(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`grad log p_t(x) = -e / sigma`, like x."""
+        return self._as("score", x, t, cond)
+
+    def velocity(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`alpha' D + sigma' e`, the velocity of the probability-flow ODE, like x."""
+        return self._as("velocity", x, t, cond)
+
+    def v(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`alpha e - sigma D`, like x."""
+        return self._as("v", x, t, cond)
+
+    def at(self, t: float | Tensor) -> At:
+        """The static field of time t: its score is that of `p_t`."""
+        return At(self, t)
+
+
+@dataclass(frozen=True, eq=False)
+class At:
+    """A timed field held at one time: a static field with the score of `p_t`."""
+
+    field: object
+    t: float | Tensor
+
+    provides = frozenset({"score"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.field.event_shape  # type: ignore[attr-defined]
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`grad log p_t(x)`, like x."""
+        return self.field.score(x, self.t, **cond)  # type: ignore[attr-defined]
+
+
+def _call_network(
+    net: Callable[..., Tensor], name: str, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]
+) -> Tensor:
+    check_time(t, x)
+    if not isinstance(t, Tensor):
+        times = torch.full(x.shape[:1], t, dtype=x.dtype, device=x.device)
+    else:
+        times = t.to(x.device, x.dtype).expand(x.shape[:1])
+    return check_rows(name, net(x, times, **cond), x.shape, "A timed model's prediction is shaped like x").to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Diffusion(GaussianPathField):
+    """A timed field from a network that predicts one of data, noise, score, velocity or v on a Gaussian path.
+
+    Arguments: net, called as `net(x, t, **cond)` with t of shape `(batch,)`; event_shape; path, a `GaussianPath`;
+    predicts, what the network's output means. `base` is N(0, sigma(0)^2 I).
+    """
+
+    net: Callable[..., Tensor]
+    event_shape: tuple[int, ...]
+    path: GaussianPath = VP()  # noqa: RUF009 (frozen)
+    predicts: str = "noise"
+
+    def __post_init__(self) -> None:
+        _callable("net", self.net)
+        object.__setattr__(self, "event_shape", _shape(self.event_shape))
+        check_prediction(self.predicts)
+        if not isinstance(self.path, GaussianPath):
+            raise InvalidArgument("path", self.path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()")
+
+    @property
+    def base(self) -> Base:
+        """`p_init`, the distribution at t = 0."""
+        return standard_normal(self.event_shape, float(self.path.sigma(0.0)))
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """The network's own output, like x."""
+        return _call_network(self.net, self.predicts, x, t, cond)
+
+
+class Velocity(GaussianPathField):
+    """A timed field from a network that predicts the velocity `dx/dt` of a flow from `base` (t = 0) to data (t = 1).
+
+    Arguments: net, called as `net(x, t, **cond)` with t of shape `(batch,)`; event_shape; base, the distribution at
+    t = 0: None for N(0, I), a `torch.distributions.Distribution`, a field with `draw`, or a tensor
+    `(n, *event_shape)` of samples to start from.
+
+    With the standard normal base the flow is taken as the linear Gaussian path `x_t = t x_1 + (1 - t) eps`, independent
+    coupling, so that score and denoiser follow from the velocity. With any other base it has a velocity only: asking
+    for the others raises `MissingCapability`.
+    """
+
+    predicts = "velocity"
+    path: GaussianPath | None  # type: ignore[assignment]
+
+    def __init__(self, net: Callable[..., Tensor], event_shape: Sequence[int], base: object = None) -> None:
+        _callable("net", net)
+        self.net = net
+        self.event_shape = _shape(event_shape)
+        self.path = Linear() if base is None else None
+        self.base = standard_normal(self.event_shape) if base is None else as_base(base, self.event_shape)
+
+    def __repr__(self) -> str:
+        return f"Velocity(net={type(self.net).__name__}, event_shape={self.event_shape}, base={self.base})"
+
+    @property
+    def provides(self) -> frozenset[str]:  # type: ignore[override]
+        """A velocity and a base; with the Gaussian base all conversions as well."""
+        return frozenset({"velocity", "base"}) if self.path is None else GaussianPathField.provides
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """The network's own output, like x."""
+        return _call_network(self.net, "velocity", x, t, cond)
+
+    def _as(self, target: str, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
+        if self.path is None:
+            if target != "velocity":
+                raise no_gaussian_path(self, target)
+            return self.predict(x, t, **cond)
+        return super()._as(target, x, t, cond)
+
+
+def no_gaussian_path(field: object, target: str) -> MissingCapability:
+    """The error for a conversion asked of a velocity that has no Gaussian path."""
+    return MissingCapability(
+        type(field).__name__, {"velocity"}, {target},
+        "A velocity gives score and denoiser on a Gaussian path only: use base=None where the flow was trained from "
+        "N(0, I), or Diffusion(net, event_shape, path=..., predicts='velocity') for another Gaussian path",
+    )  # fmt: skip

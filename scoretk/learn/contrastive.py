@@ -1,0 +1,218 @@
+r"""Contrastive divergence: the gradient of an energy's log likelihood with the model's own samples as negatives.
+
+    grad_theta (-log p(x)) = grad E(x+) - E_{x- ~ p} grad E(x-)
+
+The negatives x- come from the same solvers and the same driver as all samples here: k steps from the data (CD-k), from
+noise, or from a replay buffer (persistent).
+
+References: Hinton, "Training products of experts by minimizing contrastive divergence" (2002); Tieleman, "Training
+restricted Boltzmann machines using approximations to the likelihood gradient" (2008); Du, Mordatch, "Implicit generation
+and modeling with energy-based models" (2019).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import count, tensor_like
+from scoretk.drive import Moment, Schedule, begin, drive
+from scoretk.errors import ChainFailure, InvalidArgument, Status
+from scoretk.fields.resolve import resolve
+from scoretk.modules import left_as_found
+from scoretk.noise import Noise, derive
+from scoretk.record import KeepLast
+from scoretk.rows import select_rows
+from scoretk.solvers.base import Solver, is_grid
+from scoretk.streams import Stream
+
+__all__ = ["CDStep", "ContrastiveDivergence", "ReplayBuffer"]
+
+
+class CDStep(NamedTuple):
+    """`loss`, a scalar to call backward on, and `negatives`, `(batch, *event_shape)`, detached."""
+
+    loss: Tensor
+    negatives: Tensor
+
+
+class ReplayBuffer:
+    """Persistent chains: `size` slots, each the present state of one chain.
+
+    A read takes distinct slots; of these a fraction `refresh` starts anew from noise; after sampling, each chain is
+    written back to the slot that it was read from. So a lineage ends only by a refresh (or a failure), never by being
+    overwritten.
+
+    Arguments: size, the number of slots; refresh, the share of the chains read that start anew, in [0, 1].
+    Attributes: samples `(size, *event_shape)`, None before the first use; age `(size,)`, reads since the start from
+    noise; lineage `(size,)`, a number that changes whenever a slot starts anew.
+    """
+
+    def __init__(self, size: int, refresh: float = 0.05) -> None:
+        self.size = count("size", size, least=1)
+        if isinstance(refresh, bool) or not isinstance(refresh, int | float) or not 0 <= refresh <= 1:
+            raise InvalidArgument("refresh", refresh, "a share in [0, 1]")
+        self.refresh = float(refresh)
+        self.samples: Tensor | None = None
+        self.age = torch.zeros(self.size, dtype=torch.int64)
+        self.lineage = torch.arange(self.size)
+        self._next_lineage = self.size
+
+    def __repr__(self) -> str:
+        return f"ReplayBuffer(size={self.size}, refresh={self.refresh})"
+
+    def read(self, n: int, fresh: Any, noise: Noise) -> tuple[Tensor, Tensor]:
+        """n distinct slots, `(n,)`, and the points to start from, `(n, *event_shape)`.
+
+        Arguments: fresh, `fresh(m, ids)`, m starting points whose noise has these chain ids; noise, over all slots.
+        """
+        if n > self.size:
+            raise InvalidArgument("batch", n, f"at most {self.size} rows, the slots of the replay buffer")
+        everything = torch.arange(self.size)
+        if self.samples is None:
+            self.samples = fresh(everything)
+        keys = noise.uniform(0, Stream.REPLAY, (2,), torch.float64).cpu()
+        slots = keys[:, 0].argsort()[:n]
+        anew = slots[keys[slots, 1] < self.refresh]
+        self.restart(anew, fresh)
+        return slots, self.samples[slots.to(self.samples.device)]
+
+    def restart(self, slots: Tensor, fresh: Any) -> None:
+        """Start the chains of these slots anew, as new lineages."""
+        if len(slots) == 0 or self.samples is None:
+            return
+        self.samples[slots.to(self.samples.device)] = fresh(slots)
+        self.age[slots] = 0
+        self.lineage[slots] = torch.arange(self._next_lineage, self._next_lineage + len(slots))
+        self._next_lineage += len(slots)
+
+    def write(self, slots: Tensor, x: Tensor) -> None:
+        """Put the chains back into the slots they came from."""
+        assert self.samples is not None
+        self.samples[slots.to(self.samples.device)] = x.to(self.samples)
+        self.age[slots] += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is needed to go on exactly from here."""
+        state = {"age": self.age, "lineage": self.lineage, "next_lineage": torch.tensor(self._next_lineage)}
+        return state if self.samples is None else state | {"samples": self.samples}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`. Raises `InvalidArgument` for a buffer of another size."""
+        if len(state["age"]) != self.size:
+            raise InvalidArgument("state", state["age"], f"the state of a buffer of {self.size} slots")
+        self.age, self.lineage = state["age"].clone(), state["lineage"].clone()
+        self._next_lineage = int(state["next_lineage"])
+        self.samples = state["samples"].clone() if "samples" in state else None
+
+
+@dataclass
+class ContrastiveDivergence:
+    """`loss, negatives = cd(field, batch)`: `mean E(batch) - mean E(negatives)`, whose gradient is CD's.
+
+    Arguments: solver, a kernel such as `ULA` or `MALA`; steps, how many a call; start, "data" (CD-k), "noise", or a
+    `ReplayBuffer` (persistent CD); seed; energy_decay, weight of `mean E(batch)^2 + mean E(negatives)^2`, which holds
+    the energy's free constant and scale (Du, Mordatch 2019).
+
+    Each call makes its own noise from the seed and its number, so training can be repeated and resumed exactly
+    (`state_dict`). Chains that fail are left out of the loss and start anew, and are counted in `last`. `last` tells of
+    the latest call: "energy_gap", mean E(negatives) - mean E(batch), near 0 in good health; "accept" where the kernel
+    has it; "failed", a number of chains; "buffer_age", mean reads.
+    """
+
+    solver: Solver
+    steps: int = 20
+    start: str | ReplayBuffer = "data"
+    seed: int = 0
+    energy_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if is_grid(self.solver):
+            raise InvalidArgument("solver", self.solver, "a kernel that can run for ever, such as ULA or MALA")
+        count("steps", self.steps, least=1)
+        if not isinstance(self.start, ReplayBuffer) and self.start not in ("data", "noise"):
+            raise InvalidArgument("start", self.start, "'data', 'noise' or a ReplayBuffer")
+        derive(self.seed, 0)  # refuses what is no seed
+        self.calls = 0
+        self.last: dict[str, float] = {}
+
+    def __call__(self, field: Any, batch: Tensor) -> CDStep:
+        """One estimate of the gradient.
+
+        Arguments: field, with an energy; batch, data `(batch, *event_shape)`.
+        Raises: `MissingCapability` for a field without an energy; `InvalidArgument`; `ChainFailure` where every chain
+        failed, for then there is nothing to learn from.
+        """
+        resolve(field, {"energy"}, timed=False)
+        data = tensor_like("batch", batch, (None, *field.event_shape))
+        moment, slots = self._negatives(field, data)
+        negatives, fine = moment.state.x.detach(), moment.status == int(Status.OK)
+        self._write_back(field, slots, moment, fine, data)
+        if not bool(fine.any()):
+            n = len(fine)
+            raise ChainFailure(list(range(n)), moment.status.tolist(), moment.failed_at.tolist())
+        positive, negative = field.energy(data), field.energy(negatives[fine])
+        loss = positive.mean() - negative.mean()
+        if self.energy_decay:
+            loss = loss + self.energy_decay * (positive.square().mean() + negative.square().mean())
+        self.calls += 1
+        self._report(moment, fine, float(negative.detach().mean() - positive.detach().mean()))
+        return CDStep(loss, negatives)
+
+    def _negatives(self, field: Any, data: Tensor) -> tuple[Moment, Tensor | None]:
+        n, slots = len(data), None
+        if isinstance(self.start, ReplayBuffer):
+            whole = self._noise(self.start.size, data)
+            slots, x = self.start.read(n, lambda ids: self._fresh(field, ids, data), whole)
+            ids = slots
+        else:
+            ids = torch.arange(n)
+            x = data.detach() if self.start == "data" else self._fresh(field, ids, data)
+        noise = self._noise(ids, data)
+        with left_as_found(field), torch.no_grad():
+            bound = resolve(field, self.solver.needs, timed=self.solver.timed)
+            start = begin(self.solver, bound, x.to(data), noise)
+            schedule = Schedule(self.steps, kept=(True,) * self.steps)
+            *_, moment = drive(self.solver, bound, noise, start, schedule, KeepLast())
+        return moment, slots
+
+    def _noise(self, chains: int | Tensor, like: Tensor) -> Noise:
+        return Noise(derive(self.seed, self.calls), chains, device=like.device, dtype=like.dtype)
+
+    def _fresh(self, field: Any, ids: Tensor, like: Tensor) -> Tensor:
+        """Where chains start from noise: the field's own `initial`, else N(0, I)."""
+        noise = self._noise(ids, like)
+        initial = getattr(field, "initial", None)
+        if callable(initial):
+            return initial(len(ids), noise).to(like)
+        return noise.normal(0, Stream.START, tuple(field.event_shape), like.dtype)
+
+    def _write_back(self, field: Any, slots: Tensor | None, moment: Moment, fine: Tensor, data: Tensor) -> None:
+        if slots is None or not isinstance(self.start, ReplayBuffer) or self.start.samples is None:
+            return
+        old = self.start.samples[slots.to(self.start.samples.device)].to(data)
+        self.start.write(slots, select_rows(fine, moment.state.x.detach(), old))
+        self.start.restart(slots[~fine.cpu()], lambda ids: self._fresh(field, ids, data))
+
+    def _report(self, moment: Moment, fine: Tensor, gap: float) -> None:
+        self.last = {"energy_gap": gap, "failed": float((~fine).sum())}
+        if "accept" in moment.record.stats:
+            self.last["accept"] = float(moment.record.stats["accept"][fine].mean()) / self.steps
+        if isinstance(self.start, ReplayBuffer):
+            self.last["buffer_age"] = float(self.start.age.float().mean())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is needed to go on exactly from here: the number of calls, and the buffer."""
+        state = {"calls": torch.tensor(self.calls)}
+        if isinstance(self.start, ReplayBuffer):
+            state |= {f"buffer/{name}": value for name, value in self.start.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        self.calls = int(state["calls"])
+        if isinstance(self.start, ReplayBuffer):
+            self.start.load_state_dict({n[7:]: v for n, v in state.items() if n.startswith("buffer/")})

@@ -1,0 +1,21 @@
+"""How models and solvers of other packages are found, without importing them or torch."""
+
+from scoretk.plugins.discovery import Broken, Entry
+from scoretk.plugins.models import describe, find_model, list_models, load, verify
+from scoretk.plugins.solvers import list_solvers, load_solver_class
+from scoretk.plugins.spec import CAPABILITIES, INTERFACES, ModelSpec
+
+__all__ = [
+    "CAPABILITIES",
+    "INTERFACES",
+    "Broken",
+    "Entry",
+    "ModelSpec",
+    "describe",
+    "find_model",
+    "list_models",
+    "list_solvers",
+    "load",
+    "load_solver_class",
+    "verify",
+]

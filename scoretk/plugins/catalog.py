@@ -1,0 +1,93 @@
+"""What one entry-point group holds: finding by name, and the isolation in which plugin code runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pkgutil import resolve_name
+from typing import Any
+
+from scoretk.errors import AmbiguousName, BrokenPlugin, InvalidArgument, ScoretkError, UnknownName
+from scoretk.plugins.discovery import Broken, Entry, discover, normalised, read_entries
+
+__all__ = ["Catalog", "pointed_at"]
+
+BUILT_IN = "scoretk"
+
+
+class Catalog:
+    """The plugins of one entry-point group, and which of them this process has met and found broken.
+
+    Metadata is read afresh each time, and a plugin that failed is tried again when it is asked for again.
+    """
+
+    def __init__(self, group: str, kind: str) -> None:
+        self.group, self.kind = group, kind
+        self._met: dict[str, Broken] = {}
+
+    def listing(self) -> list[Entry | Broken]:
+        """All plugins sorted by id, from metadata alone; `Broken` where that, or an earlier use of one, failed."""
+        return [self._met.get(item.id, item) for item in discover(self.group)]
+
+    def find(self, name: str) -> Entry:
+        """The plugin of this full id or short name. A built-in's short name always means the built-in.
+
+        Raises: `UnknownName`; `AmbiguousName`; `BrokenPlugin` where the distribution's metadata cannot be read.
+        """
+        if not isinstance(name, str):
+            raise InvalidArgument("name", name, f"the name of a {self.kind}")
+        found = discover(self.group)
+        entries = [item for item in found if isinstance(item, Entry)]
+        claims = _claims(name, entries)
+        if len(claims) > 1:
+            raise AmbiguousName(name, [entry.id for entry in claims])
+        if claims:
+            return claims[0]
+        self._refuse_unreadable(name, [item for item in found if isinstance(item, Broken)])
+        raise UnknownName(self.kind, name, {e.id if "/" in name else e.name for e in entries})
+
+    @contextmanager
+    def isolated(self, entry: Entry, stage: str, given: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Run plugin code: whatever it raises becomes a `Broken` record and a `BrokenPlugin` caused by it.
+
+        With arguments `given` by the caller nothing is recorded, as they may be at fault and not the plugin; and a
+        `ScoretkError` that refuses them passes as it is.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, and what extension modules and test runners derive from it
+            if given and isinstance(error, ScoretkError):
+                raise
+            broken = Broken.by(error, entry, stage)
+            if not given:
+                self._met[entry.id] = broken
+            raise BrokenPlugin(f"{broken}{_blame(given)}") from error
+        if not given and entry.id in self._met and self._met[entry.id].stage == stage:
+            del self._met[entry.id]
+
+    def _refuse_unreadable(self, name: str, unreadable: list[Broken]) -> None:
+        for broken in unreadable:
+            if normalised(name.partition("/")[0]) == broken.distribution:
+                try:
+                    read_entries(broken.distribution, self.group)
+                except Exception as error:
+                    raise BrokenPlugin(str(broken)) from error
+
+
+def _claims(name: str, entries: list[Entry]) -> list[Entry]:
+    distribution, _, key = name.partition("/")
+    by_id = [entry for entry in entries if entry.id == f"{normalised(distribution)}/{key}"]
+    by_name = [entry for entry in entries if entry.name == name]
+    return by_id or [entry for entry in by_name if entry.distribution == BUILT_IN] or by_name
+
+
+def _blame(given: Mapping[str, Any] | None) -> str:
+    shown = ", ".join(f"{name}={value!r}" for name, value in (given or {}).items())
+    return f". It was loaded with {shown}: check these first" if given else ""
+
+
+def pointed_at(value: str) -> Any:
+    """The object that "module:attribute" points at; extras, as in "module:attribute [extra]", are set aside."""
+    return resolve_name(value.partition("[")[0].strip())

@@ -1,0 +1,92 @@
+"""Which plugins are installed, read from their metadata alone: no code of theirs runs here.
+
+A plugin's canonical id is `distribution/name`: the normalised name of the distribution that registers it and the key
+of its entry point. Where sys.path holds a distribution twice the first one counts, as it does for `import`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distribution, distributions
+from traceback import format_exception_only
+
+__all__ = ["Broken", "Entry", "discover", "normalised", "read_entries"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plugin as its metadata shows it. `value` is the object it points at, "module:attribute"."""
+
+    id: str
+    name: str
+    distribution: str
+    version: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that failed. `stage` is "list", "describe" or "load", `error` the exception's type and message.
+
+    Where the metadata itself cannot be read no name is known, and the id is `distribution/*`.
+    """
+
+    id: str
+    distribution: str
+    version: str
+    stage: str
+    error: str
+
+    @classmethod
+    def by(cls, error: BaseException, entry: Entry, stage: str) -> Broken:
+        """The record of a failure. It keeps the error's text only, so that no model lives on in a traceback."""
+        text = "".join(format_exception_only(error)).strip()
+        return cls(entry.id, entry.distribution, entry.version, stage, text)
+
+    def __str__(self) -> str:
+        fix = (
+            f"`pip install --force-reinstall {self.distribution}` repairs an incomplete installation, `pip check` "
+            f"shows what is missing; otherwise upgrade {self.distribution} or ask its authors"
+        )
+        return f"plugin {self.id} ({self.distribution} {self.version}) failed at {self.stage}: {self.error.rstrip('.')}. {fix}"
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as package indexes compare it: `My_Pkg` is `my-pkg`."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def discover(group: str) -> list[Entry | Broken]:
+    """Every plugin that registers in the entry-point group, sorted by id; `Broken` where metadata cannot be read."""
+    found: dict[str, Entry | Broken] = {}
+    for dist in distributions():
+        for item in _read(dist, group):
+            found.setdefault(item.id, item)
+    return [found[id] for id in sorted(found)]
+
+
+def read_entries(name: str, group: str) -> list[Entry]:
+    """What the distribution of this normalised name registers in the group. Raises what reading it raises."""
+    dist = distribution(name)  # of several on sys.path the first, which need not be the one that led here
+    points = dist.entry_points.select(group=group)
+    return [Entry(f"{name}/{point.name}", point.name, name, dist.version, point.value) for point in points]
+
+
+def _read(dist: Distribution, group: str) -> list[Entry] | list[Broken]:
+    if not _may_register(dist, group):
+        return []
+    name = version = "unknown"
+    try:
+        version, name = dist.version, normalised(dist.name)
+        return read_entries(name, group)
+    except Exception as error:  # noqa: BLE001 (one damaged distribution must not hide the others)
+        error.add_note(f"in {dist.locate_file('')}")
+        return [Broken.by(error, Entry(f"{name}/*", "*", name, version, ""), "list")]
+
+
+def _may_register(dist: Distribution, group: str) -> bool:
+    try:
+        return f"[{group}]" in (dist.read_text("entry_points.txt") or "")
+    except (OSError, UnicodeError):
+        return True  # it cannot be ruled out, so reading it shall say what is wrong

@@ -1,0 +1,103 @@
+"""The registered models in three lazy stages, each isolated: list (metadata), describe (the spec), load (the field)."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from scoretk.errors import BrokenPlugin, InvalidArgument, near_match
+from scoretk.plugins.catalog import Catalog, pointed_at
+from scoretk.plugins.discovery import Broken, Entry
+from scoretk.plugins.spec import CAPABILITIES, ModelSpec
+
+__all__ = ["build", "describe", "find_model", "list_models", "load", "verify"]
+
+_MODELS = Catalog("scoretk.models", "model")
+
+
+def list_models() -> list[Entry | Broken]:
+    """All registered models sorted by id. Imports neither the plugins nor torch.
+
+    A `Broken` record stands for a model whose metadata cannot be read, or that failed when this process used it.
+    """
+    return _MODELS.listing()
+
+
+def find_model(name: str) -> Entry:
+    """The entry of a model by its full id or its short name, from metadata alone.
+
+    Raises: `UnknownName`, `AmbiguousName`; `BrokenPlugin` where the distribution's metadata cannot be read.
+    """
+    return _MODELS.find(name)
+
+
+def describe(name: str) -> ModelSpec:
+    """What the plugin says about its model; imports the spec's module only.
+
+    Raises: as `find_model`; `BrokenPlugin` where the plugin cannot be imported or holds no spec of this name.
+    """
+    return _spec(_MODELS.find(name))
+
+
+def load(name: str, /, **parameters: Any) -> Any:
+    """The field of a model. The parameters override the defaults in its spec.
+
+    Raises: as `describe`; `InvalidArgument` for a parameter that the model does not have; `BrokenPlugin` where the
+        factory fails or returns no field, or a field that lacks what the spec claims.
+    """
+    entry = _MODELS.find(name)
+    spec = _spec(entry)
+    for unknown in sorted(parameters.keys() - spec.parameters.keys()):
+        expected = f"a parameter of {entry.id}{near_match(unknown, spec.parameters)}"
+        hint = f"It takes {', '.join(spec.parameters) or 'none'}"
+        raise InvalidArgument(unknown, parameters[unknown], expected, hint)
+    with _MODELS.isolated(entry, "load", parameters):
+        return build(spec, **parameters)
+
+
+def build(spec: ModelSpec, /, **parameters: Any) -> Any:
+    """The field that a spec's factory makes, registered or not; here the plugin's code runs unguarded.
+
+    Raises: what the factory raises; `TypeError` or `ValueError` where it returns no field, or not the one claimed.
+    """
+    field = pointed_at(spec.factory)(**{**spec.parameters, **parameters})
+    _check_claims(spec, field)
+    return field
+
+
+def verify() -> list[Entry | Broken]:
+    """All registered models after each has been taken through every stage; those that failed are `Broken`."""
+    for item in list_models():
+        with suppress(BrokenPlugin):  # the next listing shows it
+            load(item.id)
+    return list_models()
+
+
+def _spec(entry: Entry) -> ModelSpec:
+    with _MODELS.isolated(entry, "describe"):
+        spec = pointed_at(entry.value)
+        if not isinstance(spec, ModelSpec):
+            raise TypeError(f"{entry.value} is of type {type(spec).__name__}, not a scoretk.ModelSpec")
+        if spec.name != entry.name:
+            raise ValueError(f"the entry point's key is {entry.name!r} but its spec's name is {spec.name!r}")
+    return spec
+
+
+def _check_claims(spec: ModelSpec, field: Any) -> None:
+    if isinstance(field, type) or not hasattr(field, "event_shape"):
+        raise TypeError(f"{spec.factory} returned {field!r:.80}, which is no field: it has no event_shape")
+    if spec.event_shape is not None and tuple(field.event_shape) != spec.event_shape:
+        raise ValueError(
+            f"the spec says event_shape={spec.event_shape} but the field's is {tuple(field.event_shape)}; "
+            "event_shape=None is for a shape that depends on the parameters"
+        )
+    missing = spec.provides - _offered(field)
+    if missing:
+        raise TypeError(f"the spec claims {', '.join(sorted(missing))}, which the loaded field does not offer")
+
+
+def _offered(field: Any) -> frozenset[str]:
+    declared = getattr(field, "provides", None)
+    if declared is not None:
+        return frozenset(declared)
+    return frozenset(name for name in CAPABILITIES if getattr(field, name, None) is not None)

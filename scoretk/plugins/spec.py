@@ -1,0 +1,135 @@
+"""What a plugin says about its model, in a light object that costs nothing to import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, fields
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Self
+
+from scoretk.errors import InvalidArgument, near_match
+
+__all__ = ["CAPABILITIES", "INTERFACES", "ModelSpec"]
+
+INTERFACES = range(1, 2)
+"""The plugin interfaces that this version of scoretk serves. Within one, changes only add."""
+
+CAPABILITIES = ("energy", "score", "velocity", "denoise", "log_prob", "draw", "decode", "base")
+"""What a field can offer, in the order in which it is shown."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model as its plugin registers it: enough to list, describe and load it, and free of heavy imports.
+
+    Arguments:
+        name: equal to the entry point's key.
+        family: such as "energy-based", "diffusion", "flow matching".
+        factory: "module:callable"; called with the parameters as keyword arguments, it returns the field.
+        provides: names in `CAPABILITIES` that the field offers.
+        event_shape: the shape of one x; None where it depends on the parameters and is known once loaded.
+        summary: one line.
+        parameters: names and defaults of what the factory takes: None, booleans, numbers, strings and sequences of
+            these. Lists become tuples.
+        interface: the plugin interface that the plugin is written for, one of `INTERFACES`.
+
+    Raises: `InvalidArgument`, which names the field.
+    """
+
+    name: str
+    family: str
+    factory: str
+    provides: AbstractSet[str]
+    event_shape: tuple[int, ...] | None
+    summary: str
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    interface: int = 1
+
+    def __new__(cls, *, interface: int = 1, **_: object) -> Self:
+        # Here and not in __post_init__: a spec for a newer interface may have fields that __init__ does not know, and
+        # its author's users should read which side to upgrade, not of an unexpected keyword.
+        _check_interface(interface)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        _matches("name", self.name, _NAME, "letters, digits and . _ -, starting with a letter or digit")
+        _matches("factory", self.factory, _FACTORY, "a string such as 'my_package.models:build'")
+        _line("family", self.family)
+        _line("summary", self.summary)
+        for name, convert in (("provides", _provides), ("event_shape", _shape), ("parameters", _parameters)):
+            object.__setattr__(self, name, convert(getattr(self, name)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The spec in plain values, ready for JSON: sorted capabilities, a list or None for the shape."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["provides"] = [name for name in CAPABILITIES if name in self.provides]
+        plain["event_shape"] = None if self.event_shape is None else list(self.event_shape)
+        plain["parameters"] = dict(self.parameters)
+        return plain
+
+    def __reduce__(self) -> tuple[partial[ModelSpec], tuple[()]]:
+        return partial(type(self), **self.as_dict()), ()  # a read-only mapping cannot be pickled or copied
+
+
+def _check_interface(value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidArgument("interface", value, "a positive integer")
+    if value in INTERFACES:
+        return
+    older, newer = (
+        "The plugin was written for an older scoretk: upgrade the plugin",
+        "The plugin was written for a newer scoretk: pip install --upgrade scoretk",
+    )
+    expected = " or ".join(map(str, INTERFACES))
+    raise InvalidArgument("interface", value, expected, older if value < INTERFACES.start else newer)
+
+
+def _matches(name: str, value: object, pattern: re.Pattern[str], expected: str) -> None:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise InvalidArgument(name, value, expected)
+
+
+def _line(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip() or len(value.splitlines()) > 1:
+        raise InvalidArgument(name, value, "one line of text")
+
+
+def _provides(value: Any) -> frozenset[str]:
+    if not isinstance(value, (set, frozenset, list, tuple)) or not value:
+        raise InvalidArgument("provides", value, "a set of capabilities such as {'energy'}")
+    for name in sorted(value, key=str):
+        if name not in CAPABILITIES:
+            known = f"capabilities among {', '.join(CAPABILITIES)}"
+            raise InvalidArgument("provides", name, f"{known}{near_match(str(name), CAPABILITIES)}")
+    return frozenset(value)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(type(n) is int and n > 0 for n in value):
+        raise InvalidArgument("event_shape", value, "a tuple of positive integers such as (2,) or (1, 8, 8), or None")
+    return tuple(value)
+
+
+def _parameters(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidArgument("parameters", value, "a mapping of names to defaults such as {'width': 64}")
+    for name in value:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise InvalidArgument("parameters", name, "names that can be keyword arguments")
+    return MappingProxyType({name: _plain(name, default) for name, default in value.items()})
+
+
+def _plain(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(name, item) for item in value)
+    raise InvalidArgument(f"parameters[{name!r}]", value, "None, a boolean, number or string, or a sequence of these")

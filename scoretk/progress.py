@@ -1,0 +1,60 @@
+"""The progress line: rate, time left and failed chains, on a terminal; nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from scoretk.errors import InvalidArgument, MissingDependency
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Shows steps done out of `total` through rich.
+
+    Arguments: show, True, False, or None for "where standard error is a terminal and rich is installed"; total steps.
+    """
+
+    def __init__(self, show: bool | None, total: int) -> None:
+        if show is not None and not isinstance(show, bool):
+            raise InvalidArgument("progress", show, "True, False or None")
+        self._bar: Any = None
+        if show is False or (show is None and not sys.stderr.isatty()):
+            return
+        try:
+            from rich import progress as rich
+            from rich.console import Console
+        except ImportError as error:
+            if show:
+                raise MissingDependency("rich", "progress", "progress=True") from error
+            return
+        self._bar = rich.Progress(
+            rich.TextColumn("sampling"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[rate]}"),
+            rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[failed]}"), console=Console(stderr=True),
+        )  # fmt: skip
+        self._task = self._bar.add_task("sampling", total=total, rate="", failed="")
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, failed: int) -> None:
+        """Show `done` steps and `failed` chains so far."""
+        if self._bar:
+            speed = self._bar.tasks[self._task].speed
+            rate = f"{speed:,.0f} steps/s" if speed else ""
+            self._bar.update(
+                self._task,
+                completed=done,
+                rate=rate,
+                failed=f"[red]{failed} failed" if failed else "all chains well",
+            )

@@ -1,0 +1,314 @@
+"""`sample`: load the model, get the field that the solver needs, start, drive."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import scoretk
+from scoretk.arguments import count, option, tensor_like
+from scoretk.checkpoint import Checkpoint, tensor_digest
+from scoretk.draws import Cost, Draws
+from scoretk.drive import Schedule
+from scoretk.errors import InvalidArgument
+from scoretk.fields.protocols import field_name, is_timed
+from scoretk.fields.resolve import StaticField, TimedField, resolve
+from scoretk.modules import field_tensors, left_as_found
+from scoretk.noise import Noise
+from scoretk.plugins import describe, load
+from scoretk.record import RECORDERS
+from scoretk.runs import Batch, Finished, run_batches
+from scoretk.solvers.base import Solver, is_grid
+from scoretk.streams import Stream
+
+__all__ = ["sample"]
+
+DEFAULT_CHAINS = 1024
+
+
+def sample(
+    field: Any,
+    solver: Solver,
+    chains: int | None = None,
+    steps: int | None = None,
+    warmup: int | None = None,
+    thin: int | None = None,
+    seed: int = 0,
+    init: Tensor | None = None,
+    cond: Mapping[str, Tensor] | None = None,
+    keep: str | None = None,
+    grad: bool = False,
+    batch: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    checkpoint: str | PathLike[str] | Checkpoint | None = None,
+    progress: bool | None = None,
+    on_failure: str = "flag",
+) -> Draws:
+    """Sample from a field with a solver.
+
+    Chain c is the same chain whatever the batch, the chunking or the device, and after a resume: its noise is a pure
+    function of the seed and its number. The model is left as found, and torch's global RNG is not touched.
+
+    Arguments:
+        field: a field, or the name of a registered model.
+        solver: such as `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`.
+        chains: how many; by default as many as `init` has rows, else 1024.
+        steps, warmup, thin: for kernels, which run warmup + steps steps and keep steps // thin draws (defaults 1000, 0,
+            1). Solvers with a grid of their own refuse them.
+        seed: in [0, 2^64).
+        init: where the chains start, `(chains, *event_shape)`. By default a timed field's `base`, a static field's own
+            `initial(n, noise)`, else N(0, I).
+        cond: condition values by name, one row a chain; they reach the model as keyword arguments.
+        keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or "moments".
+        grad: whether gradients flow through the run (from `init`, `cond` and the model's parameters to the draws).
+        batch: chains at a time, for memory; the draws are the same.
+        device, dtype: of the state, float32 or float64; by default those of `init`, else of the model.
+        compile: whether to compile the step with torch.compile.
+        checkpoint: a path, or a `Checkpoint`, to save the run to and to go on from.
+        progress: True, False, or None for a progress line on a terminal.
+        on_failure: "flag" marks failed chains in `draws.status`; "raise" stops with `ChainFailure`.
+
+    Returns: `Draws`.
+    Raises: `InvalidArgument` and `UnknownName` for wrong arguments, `MissingCapability` where the field lacks what the
+        solver needs, `CheckpointError`, and `ChainFailure` with on_failure="raise".
+    """
+    model, origin = _model(field)
+    _check_solver(solver)
+    keep = option("keep", keep if keep is not None else ("last" if is_grid(solver) else "all"), RECORDERS)
+    option("on_failure", on_failure, ("flag", "raise"))
+    _check_modes(grad=grad, compile=compile, checkpoint=checkpoint)
+    place = _place(model, init, device, dtype)
+    shape = _event_shape(model)
+    start = None if init is None else tensor_like("init", init, (None, *shape)).to(place.device, place.dtype)
+    n = _chains(chains, start)
+    rows = _condition_rows(cond, n, place)
+    noise = _noise(seed, n, place)
+    size = n if batch is None else count("batch", batch, least=1)
+    saved = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)
+
+    with left_as_found(model, grad), torch.set_grad_enabled(grad):
+        batches = [
+            _batch(
+                model,
+                solver,
+                noise,
+                slice(i, min(i + size, n)),
+                start,
+                rows,
+                (steps, warmup, thin, keep),
+                place,
+            )
+            for i in range(0, n, size)
+        ]
+        settings = _settings(
+            origin, model, solver, n, seed, keep, size, place, batches[0].schedule, start, rows, compile
+        )
+        done = run_batches(
+            batches, solver, RECORDERS[keep], compiled=compile, on_failure=on_failure, checkpoint=saved,
+            settings=settings, progress=progress,
+        )  # fmt: skip
+    return _draws(done, solver, keep, batches[0].schedule, settings)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the state lives."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _model(field: Any) -> tuple[Any, str]:
+    """The field and where it came from."""
+    if isinstance(field, str):
+        return load(field), describe(field).name
+    if not hasattr(field, "event_shape"):
+        resolve(field, ())  # raises, with the way to wrap it
+    return field, field_name(field)
+
+
+def _event_shape(model: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in model.event_shape)
+
+
+def _check_solver(solver: Any) -> None:
+    if isinstance(solver, type) or not (
+        callable(getattr(solver, "init", None)) and callable(getattr(solver, "step", None))
+    ):
+        raise InvalidArgument("solver", solver, "a solver object", "Such as scoretk.MALA(step_size=0.1)")
+
+
+def _check_modes(*, grad: bool, compile: bool, checkpoint: object) -> None:
+    for name, value in (("grad", grad), ("compile", compile)):
+        if not isinstance(value, bool):
+            raise InvalidArgument(name, value, "True or False")
+    if grad and (compile or checkpoint is not None):
+        raise InvalidArgument("grad", True, "grad=False together with compile or checkpoint: neither keeps a graph")
+
+
+def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
+    """Device and dtype of the state: as asked, else as `init`, else as the model, else torch's defaults."""
+    hints = ([init] if isinstance(init, Tensor) else []) + field_tensors(model)
+    try:
+        found = torch.device(device) if device is not None else (hints[0].device if hints else torch.device("cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise InvalidArgument("device", device, "a torch device of this machine", str(error).split("\n")[0]) from error
+    usable = (torch.float32, torch.float64)
+    if dtype is None:
+        kinds = [t.dtype for t in hints if t.dtype in usable]
+        dtype = kinds[0] if kinds else (torch.get_default_dtype() if not hints else torch.float32)
+    if dtype not in usable:
+        raise InvalidArgument(
+            "dtype", dtype, "torch.float32 or torch.float64",
+            "The network may compute in a lower precision; a chain's state stalls in it",
+        )  # fmt: skip
+    return _Place(found, dtype)
+
+
+def _chains(chains: int | None, start: Tensor | None) -> int:
+    if chains is None:
+        return DEFAULT_CHAINS if start is None else len(start)
+    n = count("chains", chains, least=1)
+    if start is not None and len(start) != n:
+        raise InvalidArgument("init", start, f"one row a chain, {n} rows for chains={n}")
+    return n
+
+
+def _condition_rows(cond: Mapping[str, Tensor] | None, chains: int, place: _Place) -> dict[str, Tensor]:
+    if cond is None:
+        return {}
+    if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
+        raise InvalidArgument("cond", cond, "a mapping of names to tensors")
+    rows = {}
+    for name, value in cond.items():
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != chains:
+            raise InvalidArgument(f"cond[{name!r}]", value, f"a tensor with one row a chain, {chains} rows")
+        rows[name] = value.to(place.device, place.dtype if value.is_floating_point() else value.dtype)
+    return rows
+
+
+def _noise(seed: int, chains: int, place: _Place) -> Noise:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InvalidArgument("seed", seed, "an integer in [0, 2**64)")
+    return Noise(seed, chains, device=place.device, dtype=place.dtype)
+
+
+def _batch(
+    model: Any, solver: Any, noise: Noise, part: slice, start: Tensor | None, rows: dict[str, Tensor],
+    asked: tuple[int | None, int | None, int | None, str], place: _Place,
+) -> Batch:  # fmt: skip
+    own = noise.select(part)
+    bound = resolve(model, solver.needs, {name: value[part] for name, value in rows.items()}, timed=solver.timed)
+
+    def begin_at() -> Tensor:
+        if start is not None:
+            return start[part]
+        x = _initial(model, own, place)
+        scaled = getattr(solver, "start", None)
+        return x if scaled is None else scaled(bound, x)
+
+    return Batch(bound, own, begin_at, _schedule(solver, bound, *asked))
+
+
+def _initial(model: Any, noise: Noise, place: _Place) -> Tensor:
+    """Where the chains of a field start that is given no `init`."""
+    n, shape = len(noise.chains), _event_shape(model)
+    if is_timed(model):
+        base = getattr(model, "base", None)
+        if base is None:
+            raise InvalidArgument("init", None, f"a start: {field_name(model)} is a timed field without a base")
+        x = base.draw(n, noise)
+    elif callable(getattr(model, "initial", None)):
+        x = model.initial(n, noise)
+    else:
+        x = noise.normal(0, Stream.START, shape, place.dtype)
+    if x.shape != (n, *shape):
+        raise InvalidArgument("init", x, f"shape {(n, *shape)} from the field's own start")
+    return x.to(place.device, place.dtype)
+
+
+def _schedule(
+    solver: Any,
+    bound: StaticField | TimedField,
+    steps: int | None,
+    warmup: int | None,
+    thin: int | None,
+    keep: str,
+) -> Schedule:
+    if is_grid(solver):
+        for name, value in (("steps", steps), ("warmup", warmup), ("thin", thin)):
+            if value is not None:
+                raise InvalidArgument(
+                    name, value, f"nothing: {type(solver).__name__} carries its own grid",
+                    f"Set it on the solver, or leave {name} out",
+                )  # fmt: skip
+        milestones = tuple(solver.milestones(bound))
+        last = (False,) * (len(milestones) - 1) + (True,)
+        return Schedule(len(milestones), kept=last if keep == "last" else milestones, milestones=milestones)
+    n = 1000 if steps is None else count("steps", steps, least=1)
+    first = 0 if warmup is None else count("warmup", warmup)
+    every = 1 if thin is None else count("thin", thin, least=1)
+    if every > n:
+        raise InvalidArgument("thin", every, f"at most steps = {n}, so that a draw is kept")
+    if keep == "last":
+        return Schedule(first + n, kept=(False,) * (first + n - 1) + (True,))
+    return Schedule(first + n, first, every)
+
+
+def _settings(
+    origin: str, model: Any, solver: Any, chains: int, seed: int, keep: str, batch: int, place: _Place,
+    schedule: Schedule, start: Tensor | None, rows: dict[str, Tensor], compiled: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
+    weights = {str(i): t for i, t in enumerate(field_tensors(model))}
+    return {
+        "model": origin, "weights": tensor_digest(weights)[:16], "event_shape": list(_event_shape(model)),
+        "solver": repr(solver), "chains": chains, "seed": seed, "steps": schedule.total - schedule.warmup,
+        "warmup": schedule.warmup, "thin": schedule.thin, "keep": keep, "batch": min(batch, chains),
+        "device": place.device.type, "dtype": str(place.dtype).removeprefix("torch."), "compile": compiled,
+        "init": None if start is None else tensor_digest({"init": start})[:16],
+        "cond": tensor_digest(rows)[:16] if rows else None,
+        "scoretk": scoretk.__version__, "torch": str(torch.__version__), "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def _draws(done: list[Finished], solver: Any, keep: str, schedule: Schedule, settings: dict[str, Any]) -> Draws:
+    chains, steps = settings["chains"], schedule.total
+    cost = {kind: chains * n for kind, n in solver.init_cost.items()}
+    for kind, n in solver.step_cost.items():
+        cost[kind] = cost.get(kind, 0) + chains * n * steps
+    varying = sum(f.evaluations for f in done)
+    if varying:
+        kind = min(solver.needs)
+        cost[kind] = cost.get(kind, 0) + varying
+    joined = {
+        name: torch.cat([f.record.tensors[name] for f in done], _chain_axis(name)) for name in done[0].record.tensors
+    }
+    kept = schedule.kept_before(steps)
+    stats = {}
+    for name in done[0].record.stats:
+        axis = 1 if keep == "all" else 0
+        value = torch.cat([f.record.stats[name] for f in done], axis)
+        stats[name] = value.movedim(0, 1) if keep == "all" else value / kept
+    m2 = joined.get("m2")
+    return Draws(
+        x=joined["x"].movedim(0, 1) if "x" in joined else None,
+        final=torch.cat([f.final for f in done]),
+        status=torch.cat([f.status for f in done]),
+        failed_at=torch.cat([f.failed_at for f in done]),
+        stats=stats, cost=Cost(cost), provenance=settings,
+        mean=joined.get("mean"), var=None if m2 is None else m2 / max(kept - 1, 1),
+    )  # fmt: skip
+
+
+def _chain_axis(name: str) -> int:
+    return 1 if name == "x" else 0

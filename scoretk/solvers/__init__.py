@@ -1,0 +1,28 @@
+"""The solvers, one a file, and the one table of them. Third-party solvers register in the group `scoretk.solvers`."""
+
+from scoretk.solvers.annealed import AnnealedLangevin, ncsnv2_step_size
+from scoretk.solvers.base import GridSolver, Info, Solver, State, is_grid
+from scoretk.solvers.mala import MALA
+from scoretk.solvers.probability_flow import ProbabilityFlow
+from scoretk.solvers.ula import ULA
+
+__all__ = [
+    "MALA",
+    "SOLVERS",
+    "ULA",
+    "AnnealedLangevin",
+    "GridSolver",
+    "Info",
+    "ProbabilityFlow",
+    "Solver",
+    "State",
+    "is_grid",
+    "ncsnv2_step_size",
+]
+
+SOLVERS: dict[str, type] = {
+    "ula": ULA,
+    "mala": MALA,
+    "annealed-langevin": AnnealedLangevin,
+    "probability-flow": ProbabilityFlow,
+}

@@ -1,0 +1,187 @@
+r"""Annealed Langevin dynamics: unadjusted Langevin through a ladder of noise levels or of temperatures.
+
+Noise levels `s_1 > ... > s_L` of a timed field, in the coordinates `y = x/alpha`, `s = sigma/alpha`:
+
+    a_i = eps s_i^2 / s_L^2,      y' = y + a_i grad log p_i(y) + sqrt(2 a_i) z,      at the end y + s_L^2 grad log p_L(y)
+
+the last being the denoiser's mean. Temperatures `T_1 > ... > T_L` of a static field, with the same rule for the tempered
+score `s / T_i` (so that the drift is `eps / T_L` throughout and the noise cools down):
+
+    a_i = eps T_i / T_L,          x' = x + (a_i / T_i) score(x) + sqrt(2 a_i) z
+
+References: Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019); the step size by
+technique 4 of Song, Ermon, "Improved techniques for training score-based generative models" (2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import count, positive
+from scoretk.errors import InvalidArgument
+from scoretk.fields.paths import GaussianPath
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.resolve import TimedField
+from scoretk.grids import LARGEST_LEVEL, SMALLEST_LEVEL, levels
+from scoretk.solvers.base import Info, read_row
+from scoretk.streams import Stream
+
+__all__ = ["AnnealedLangevin", "ncsnv2_step_size"]
+
+
+def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> float:
+    r"""NCSNv2's technique 4: the eps for which the noise left after T steps at a level is that of the next.
+
+    It minimises `|(1 - eps/s_L^2)^(2T) (gamma^2 - k) + k - 1|`, `k = 2 eps / (s_L^2 (1 - (1 - eps/s_L^2)^2))`,
+    gamma the ratio of neighbouring levels.
+
+    Arguments: sigmas, the decreasing geometric ladder; steps_per_level T >= 1. Returns eps.
+    Reference: Song, Ermon, "Improved techniques for training score-based generative models" (2020).
+    """
+    ladder = torch.as_tensor(sigmas, dtype=torch.float64)
+    steps = count("steps_per_level", steps_per_level, least=1)
+    last = float(ladder[-1])
+    gamma = float(ladder[-2] / ladder[-1]) if len(ladder) > 1 else 1.0
+    q = torch.logspace(-8, 0, 200_001, dtype=torch.float64)[:-1]  # q = eps / s_L^2
+    for _ in range(2):  # coarse over eight decades, then fine between the neighbours of the best
+        k = 2 / (2 - q)
+        off = ((1 - q) ** (2 * steps) * (gamma**2 - k) + k - 1).abs()
+        best = int(off.argmin())
+        low, high = q[max(best - 1, 0)], q[min(best + 1, len(q) - 1)]
+        q = torch.linspace(float(low), float(high), 100_001, dtype=torch.float64)
+    return float(q[int(((1 - q) ** (2 * steps) * (gamma**2 - 2 / (2 - q)) + 2 / (2 - q) - 1).abs().argmin())]) * last**2
+
+
+class AnnealedState(NamedTuple):
+    """Position in x/alpha, `(chains, *event_shape)`; the table of the ladder; the index of the next step."""
+
+    x: Tensor
+    table: Tensor
+    step: Tensor
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains\' own."""
+        return frozenset({"table", "step"})
+
+
+@dataclass(frozen=True)
+class AnnealedLangevin:
+    """Annealed Langevin over noise levels (timed fields) or temperatures (static fields).
+
+    Arguments: levels, how many (geometric between the path's ends, or from temperature 100 to 1), or the decreasing
+    levels themselves: sigma/alpha for a timed field, temperatures for a static one; steps_per_level; step_size, eps, at
+    the last level (None: NCSNv2's technique 4; a static field has no such rule and needs it said); denoise, whether a
+    timed field's run ends on the denoised mean, one evaluation more.
+    """
+
+    levels: int | Sequence[float] = 32
+    steps_per_level: int = 5
+    step_size: float | None = None
+    denoise: bool = True
+
+    needs: ClassVar[frozenset[str]] = frozenset({"score"})
+    timed: ClassVar[bool | None] = None
+    capturable: ClassVar[bool] = True
+    init_cost: ClassVar[dict[str, int]] = {}
+    step_cost: ClassVar[dict[str, int]] = {"score": 1}
+
+    def __post_init__(self) -> None:
+        if isinstance(self.levels, int):
+            count("levels", self.levels, least=1)
+        else:
+            ladder = _ladder(self.levels)
+            object.__setattr__(self, "levels", tuple(ladder.tolist()))
+        count("steps_per_level", self.steps_per_level, least=1)
+        if self.step_size is not None:
+            positive("step_size", self.step_size)
+
+    def ladder(self, field: Any) -> Tensor:
+        """The decreasing levels, `(L,)` in float64: sigma/alpha, or temperatures."""
+        if not isinstance(self.levels, int):
+            return torch.tensor(self.levels, dtype=torch.float64)
+        high, low = (100.0, 1.0) if not isinstance(field, TimedField) else _span(field.path)
+        steps = torch.linspace(0, 1, self.levels, dtype=torch.float64) if self.levels > 1 else torch.ones(1).double()
+        return torch.exp(math.log(high) * (1 - steps) + math.log(low) * steps)
+
+    def milestones(self, field: Any) -> tuple[bool, ...]:
+        """Every Langevin step is on the way; so is the closing denoising step."""
+        extra = 1 if self.denoise and isinstance(field, TimedField) else 0
+        return (True,) * (len(self.ladder(field)) * self.steps_per_level + extra)
+
+    def init(self, field: Any, x: Tensor, noise: NoiseSource) -> AnnealedState:
+        if isinstance(field, TimedField):
+            path = _path(field.path)
+            x = x / float(path.alpha(self._first(field, path)))
+        return AnnealedState(x, self._table(field), torch.zeros((), dtype=torch.int64))
+
+    def step(self, field: Any, state: AnnealedState, noise: NoiseSource) -> tuple[AnnealedState, Info]:
+        """Rows of the table: t, alpha, drift, noise."""
+        t, alpha, drift, spread = read_row(state.table, state.step)
+        z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        score = field.score(state.x * alpha, t) if isinstance(field, TimedField) else field.score(state.x)
+        return state._replace(x=state.x + drift * score + spread * z, step=state.step + 1), {}
+
+    def start(self, field: Any, x: Tensor) -> Tensor:
+        """A draw x of a timed field's base, brought from t = 0 to the first level."""
+        if not isinstance(field, TimedField):
+            return x
+        path = _path(field.path)
+        return x * float(path.sigma(self._first(field, path)) / path.sigma(0.0))
+
+    def _first(self, field: Any, path: GaussianPath) -> float:
+        return float(path.t(-2 * self.ladder(field)[0].log()).clamp(0, 1))
+
+    def _table(self, field: Any) -> Tensor:
+        ladder = self.ladder(field)
+        size = self._size(field, ladder)
+        if not isinstance(field, TimedField):
+            drift = torch.full_like(ladder, size) / ladder[-1]
+            spread = torch.sqrt(2 * size * ladder / ladder[-1])
+            rows = torch.stack([torch.ones_like(ladder), torch.ones_like(ladder), drift, spread], 1)
+            return rows.repeat_interleave(self.steps_per_level, 0)
+        path = _path(field.path)
+        t = path.t(-2 * ladder.log()).clamp(0, 1)
+        alpha, a = path.alpha(t), size * (ladder / ladder[-1]) ** 2
+        rows = torch.stack([t, alpha, a * alpha, torch.sqrt(2 * a)], 1).repeat_interleave(self.steps_per_level, 0)
+        if self.denoise:
+            last = torch.stack([t[-1], alpha[-1], ladder[-1] ** 2 * alpha[-1], torch.zeros_like(t[-1])])
+            rows = torch.cat([rows, last[None]])
+        return rows
+
+    def _size(self, field: Any, ladder: Tensor) -> float:
+        if self.step_size is not None:
+            return float(self.step_size)
+        if isinstance(field, TimedField):
+            return ncsnv2_step_size(ladder, self.steps_per_level)
+        raise InvalidArgument(
+            "step_size", None, "a positive number: over a tempering ladder there is no rule for it",
+            "Start from a step size that ULA takes at temperature 1",
+        )  # fmt: skip
+
+
+def _ladder(values: Sequence[float] | Tensor) -> Tensor:
+    try:
+        ladder = torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgument("levels", values, "an integer, or decreasing positive numbers") from error
+    falling = len(ladder) > 0 and bool((ladder.diff() < 0).all()) and float(ladder[-1]) > 0
+    if not (falling and math.isfinite(ladder[0])):
+        raise InvalidArgument("levels", values, "an integer, or decreasing positive numbers")
+    return ladder
+
+
+def _path(path: GaussianPath | None) -> GaussianPath:
+    assert path is not None  # resolve has refused a timed field that has no score
+    return path
+
+
+def _span(path: GaussianPath | None) -> tuple[float, float]:
+    high, low = levels(_path(path), torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    return min(high, LARGEST_LEVEL), max(low, SMALLEST_LEVEL)

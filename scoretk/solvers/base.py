@@ -1,0 +1,87 @@
+"""What a solver is: two pure functions and a few attributes that say what it needs and what it costs.
+
+    state       = solver.init(field, x, noise)
+    state, info = solver.step(field, state, noise)
+
+`state` is a NamedTuple of tensors (or tuples of tensors) whose field `x` is the position. Leaves have the chains on
+axis 0, except those with no axis and those named in the state's `shared` set: step counters and constant tables, which
+live on the CPU in eager mode, so that reading them never stalls a device, and on the device when compiled.
+
+`info` is a dict of per-chain tensors, `(chains,)`. Two names mean something to the driver: "status" (a `Status` code to
+freeze the chain with) and "evaluations" (where the cost varies from chain to chain and step to step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from scoretk.fields.protocols import NoiseSource
+
+__all__ = ["GridSolver", "Info", "Solver", "State", "is_grid", "read_row"]
+
+Info = dict[str, Tensor]
+
+
+class State(Protocol):
+    """A NamedTuple of tensors with the position `x`; see the module's docstring."""
+
+    @property
+    def x(self) -> Tensor: ...
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A kernel: something that can make one step after another for ever."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The field's methods that it calls."""
+
+    @property
+    def timed(self) -> bool | None:
+        """Whether it works on fields in time (True), on static ones (False) or on both (None)."""
+
+    @property
+    def init_cost(self) -> Mapping[str, int]:
+        """Evaluations a chain that `init` makes, by kind."""
+
+    @property
+    def step_cost(self) -> Mapping[str, int]:
+        """Evaluations a chain that each `step` makes, by kind."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `step` can be compiled or captured: no synchronisation, no data-dependent control flow."""
+
+    def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
+        """The state at position x, `(chains, *event_shape)`."""
+
+    def step(self, field: Any, state: Any, noise: NoiseSource) -> tuple[Any, Info]:
+        """The next state and what happened on the way."""
+
+
+@runtime_checkable
+class GridSolver(Solver, Protocol):
+    """A solver that carries its own grid and ends."""
+
+    def milestones(self, field: Any) -> tuple[bool, ...]:
+        """One entry a step: whether that step completes an interval of the grid (so that its x is on the way)."""
+
+
+def is_grid(solver: Any) -> bool:
+    """Whether the solver carries its own grid, and so takes no steps, warmup or thin."""
+    return callable(getattr(solver, "milestones", None))
+
+
+def read_row(table: Tensor, index: Tensor) -> Any:
+    """Row `index` of a constant table `(rows, columns)`: floats in eager mode, 0-d tensors where the step is compiled.
+
+    In eager mode table and index are on the CPU, so that reading them waits for nothing.
+    """
+    if torch.compiler.is_compiling() or index.device.type != "cpu":
+        return table.index_select(0, index.reshape(1)).squeeze(0).unbind(0)
+    return table[index].tolist()

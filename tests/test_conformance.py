@@ -1,0 +1,559 @@
+"""The conformance kit: right models pass every law, and each law catches the wrong model made for it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import distributions as td
+from torch import nn
+
+import scoretk as stk
+from scoretk.conformance import CHECKS, CheckResult, NotApplicable, Violation, check_model, parametrize_with_checks
+from scoretk.conformance.kit import Check
+from scoretk.plugins import ModelSpec
+
+BY_NAME = {check.name: check for check in CHECKS}
+
+
+def failures(model, **options):
+    return {result.check: result.detail for result in check_model(model, **options) if result.status == "failed"}
+
+
+def quadratic(x):
+    return x.flatten(1).pow(2).sum(1) / 2
+
+
+class Net(nn.Module):
+    """A small network of (x, t), with weights that do not depend on the global generator."""
+
+    def __init__(self, features=2):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Linear(features + 1, 16), nn.Tanh(), nn.Linear(16, features))
+
+    def forward(self, x, t):
+        return self.layers(torch.cat([x, t[:, None]], 1))
+
+
+class Exact(stk.fields.GaussianPathField):
+    """The timed field of one standard Gaussian on the linear path: D = alpha x / (alpha^2 + sigma^2)."""
+
+    event_shape = (2,)
+    path = stk.Linear()
+    predicts = "data"
+    base = stk.fields.standard_normal((2,))
+
+    def predict(self, x, t):
+        t = torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1)
+        return t * x / (t**2 + (1 - t) ** 2)
+
+
+def mlp_energy():
+    net = Net()
+    return stk.Energy(lambda x: net(x, torch.zeros(len(x), dtype=x.dtype)).sum(1), (2,))
+
+
+GOOD = {
+    "energy": stk.Energy(quadratic, (2, 3)),
+    "scalar-event": stk.Energy(lambda x: x**2, ()),
+    "mlp-energy": mlp_energy(),
+    "score": stk.Score(lambda x: -x, (2,)),
+    "distribution": stk.from_distribution(td.Independent(td.Normal(torch.zeros(2), torch.ones(2)), 1)),
+    "tempered": stk.tempered(stk.Energy(quadratic, (2,)), 2.0),
+    "product": stk.product(stk.Energy(quadratic, (2,)), stk.Score(lambda x: -x, (2,))),
+    "diffusion": stk.Diffusion(Net(), (2,)),
+    "diffusion-v": stk.Diffusion(Net(), (2,), path=stk.SubVP(), predicts="v"),
+    "diffusion-data": stk.Diffusion(Net(), (2,), path=stk.EDM(), predicts="data"),
+    "flow": stk.Velocity(Net(), (2,)),
+    "flow-between-data": stk.Velocity(Net(), (2,), base=torch.randn(9, 2)),
+    "exact": Exact(),
+}
+
+
+@parametrize_with_checks(GOOD.values())
+def test_right_models_obey(model, check):
+    check(model)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_few_laws_say_nothing(name):
+    """A law that skips everything would let everything pass."""
+    skipped = {result.check for result in check_model(GOOD[name]) if result.status == "skipped"}
+    timed = {"scalar_time", "ends", "held_time", "conversions", "start"}
+    assert skipped <= timed | {"gradient", "together", "density", "draws"}
+    if name in ("diffusion", "diffusion-v", "diffusion-data", "flow", "exact"):
+        assert not skipped & timed
+    if name == "distribution":
+        assert skipped == timed
+
+
+# --- wrong models, at least one for each law ---------------------------------------------------------------------
+
+
+class Static:
+    """A correct standard Gaussian in plain Python, to be made wrong in one place each."""
+
+    event_shape = (2,)
+
+    def energy(self, x):
+        return quadratic(x)
+
+    def score(self, x):
+        return -x
+
+    def log_prob(self, x):
+        return -quadratic(x) - np.log(2 * np.pi)
+
+    def draw(self, n, noise):
+        return noise.normal(0, stk.Stream.START, (2,))
+
+    def decode(self, z):
+        return z.repeat(1, 2)
+
+
+def static(law, about):
+    def register(cls):
+        wrong = type(cls.__name__, (cls, Static), {})
+        WRONG.append(pytest.param(law, wrong(), about, id=f"{law}-{cls.__name__}"))
+        return cls
+
+    return register
+
+
+def timed(law, about):
+    def register(cls):
+        wrong = type(cls.__name__, (cls, Exact), {})
+        WRONG.append(pytest.param(law, wrong(), about, id=f"{law}-{cls.__name__}"))
+        return cls
+
+    return register
+
+
+WRONG: list = []
+
+
+@static("claimed", "velocity is offered but the field has no such attribute")
+class PromisesVelocity:
+    provides = frozenset({"energy", "velocity"})
+
+
+@static("claimed", "energi is claimed, which is no capability")
+class PromisesNonsense:
+    provides = frozenset({"energy", "energi"})
+
+
+@static("claimed", "event_shape")
+class ShapeIsAList:
+    event_shape = [2]  # noqa: RUF012
+
+
+@static("unclaimed", "is not offered, yet calling it does not raise")
+class AnswersUnasked:
+    provides = frozenset({"energy", "score", "draw"})
+
+
+@static("unclaimed", "RuntimeError")
+class RefusesWithAnotherError:
+    provides = frozenset({"energy", "score"})
+
+    def draw(self, n, noise):
+        raise RuntimeError("cannot")
+
+    log_prob = decode = None
+
+
+@static("shapes", "energy: shape")
+class EnergyKeepsAnAxis:
+    def energy(self, x):
+        return quadratic(x)[:, None]
+
+
+@static("shapes", "energy: torch.float64 for x of torch.float32")
+class EnergyIsFloat64:
+    def energy(self, x):
+        return quadratic(x).double()
+
+
+@static("shapes", "not a tensor")
+class EnergyIsNumpy:
+    def energy(self, x):
+        return quadratic(x).detach().numpy()
+
+
+@static("shapes", "decode: shape")
+class DecodeLosesTheBatch:
+    def decode(self, z):
+        return z.sum(0, keepdim=True).repeat(len(z) + 1, 1)
+
+
+@static("finite", "NaN or infinite at all of 64")
+class NeverFinite:
+    def score(self, x):
+        return x / 0
+
+
+@static("repeatable", "asked twice")
+class Dithers:
+    calls = 0
+
+    def score(self, x):
+        type(self).calls += 1
+        return -x + 1e-6 * type(self).calls
+
+
+@static("alone", "in the batch and alone")
+class CentresTheBatch:
+    def score(self, x):
+        return -(x - 0.01 * x.mean(0))
+
+
+@static("alone", "in the batch and alone")
+class ClipsByTheBatchNorm:
+    def score(self, x):
+        return -x / x.norm().clamp(min=1)
+
+
+@static("permuted", "rows permuted")
+class DependsOnPosition:
+    def score(self, x):
+        return -x + 0.01 * torch.arange(len(x)).to(x)[:, None]
+
+
+@static("unmutated", "score changed its input x")
+class WritesIntoX:
+    def score(self, x):
+        return x.neg_() if not x.requires_grad else -x
+
+
+@timed("unmutated", "changed its input t")
+class WritesIntoT:
+    def predict(self, x, t):
+        out = Exact.predict(self, x, t)
+        if isinstance(t, torch.Tensor):
+            t.mul_(0.5)
+        return out
+
+
+@static("quiet", "score used or set a global random generator")
+class DrawsGlobally:
+    def score(self, x):
+        torch.rand(1)
+        return -x
+
+
+@static("quiet", "energy used or set a global random generator")
+class DrawsFromNumpy:
+    def energy(self, x):
+        np.random.rand()
+        return quadratic(x)
+
+
+@static("quiet", "used or set a global random generator")
+class SeedsInDraw:
+    def draw(self, n, noise):
+        torch.manual_seed(0)
+        return Static.draw(self, n, noise)
+
+
+@static("empty", "RuntimeError")
+class NeedsARow:
+    def score(self, x):
+        return -x + 0 * x.flatten().max()
+
+
+@static("empty", "for no rows")
+class InventsARow:
+    def score(self, x):
+        return -x if len(x) else x.new_zeros(1, 2)
+
+
+@static("noncontiguous", "view size is not compatible")
+class Views:
+    def score(self, x):
+        return -x.view(-1).view(x.shape)
+
+
+@static("noncontiguous", "contiguous")
+class ReadsRawMemory:
+    def score(self, x):
+        return -torch.as_strided(x, x.shape, (2, 1))
+
+
+@static("noncontiguous", "one row expanded and alone")
+class KnowsExpandedRows:
+    def score(self, x):
+        return -2 * x if x.stride(0) == 0 and len(x) > 1 else -x
+
+
+@timed("scalar_time", "as a number and as a vector")
+class ScalarTimeShifted:
+    def predict(self, x, t):
+        return Exact.predict(self, x, t) * (1 if isinstance(t, torch.Tensor) else 1.01)
+
+
+@timed("scalar_time", "as a 0-d tensor and as a vector")
+class ZeroDTimeShifted:
+    def predict(self, x, t):
+        return Exact.predict(self, x, t) * (1.01 if isinstance(t, torch.Tensor) and t.ndim == 0 else 1)
+
+
+@timed("scalar_time", "one t a row")
+class FirstTimeForAll:
+    def predict(self, x, t):
+        return Exact.predict(self, x, t.reshape(-1)[0] if isinstance(t, torch.Tensor) else t)
+
+
+@timed("ends", "not finite at t = 1.0")
+class DividesBySigma:
+    def denoise(self, x, t):
+        t = torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1)
+        return Exact.predict(self, x, t) * (1 - t) / (1 - t)
+
+
+@timed("held_time", "of at(")
+class HeldAtAnotherTime:
+    def at(self, t):
+        return Exact.at(self, 0.9 * t)
+
+
+@timed("held_time", "still a field in time")
+class AtReturnsItself:
+    def at(self, t):
+        return self
+
+
+@timed("conversions", "by the path from its data")
+class ScoreSign:
+    def score(self, x, t):
+        return -Exact.score(self, x, t)
+
+
+@timed("conversions", "by the path from its data")
+class AnotherPath:
+    def velocity(self, x, t):
+        return 1.05 * Exact.velocity(self, x, t)
+
+
+@static("gradient", "along a unit vector")
+class WrongSign:
+    def score(self, x):
+        return x
+
+
+@static("gradient", "along a unit vector")
+class WrongByOnePercent:
+    def score(self, x):
+        return -1.01 * x
+
+
+@static("gradient", "along a unit vector")
+class DetachedTerm:
+    score = None
+
+    def energy(self, x):
+        return quadratic(x) + 0.1 * quadratic(x.detach())
+
+
+@static("together", "its energy and energy")
+class OtherEnergyTogether:
+    def energy_and_grad(self, x):
+        return 2 * quadratic(x), x
+
+
+@static("together", "its gradient and -score")
+class ScoreTogether:
+    def energy_and_grad(self, x):
+        return quadratic(x), -x
+
+
+@static("density", "log_prob + energy")
+class DensityOfAnotherWidth:
+    def log_prob(self, x):
+        return -quadratic(x) / 2
+
+
+@static("draws", "drawn twice")
+class DrawsAnew:
+    calls = 0
+
+    def draw(self, n, noise):
+        type(self).calls += 1
+        return Static.draw(self, n, noise) + 0.001 * type(self).calls
+
+
+@static("draws", "alone and among the others")
+class DrawsByPosition:
+    def draw(self, n, noise):
+        return Static.draw(self, n, noise) + torch.arange(n).to(noise.dtype)[:, None]
+
+
+@static("draws", "another seed gives the same")
+class IgnoresTheNoise:
+    def draw(self, n, noise):
+        return noise.chains.to(noise.dtype)[:, None].repeat(1, 2)
+
+
+@static("draws", "all chains are the same")
+class OneSampleForAll:
+    def draw(self, n, noise):
+        one = stk.Noise(noise.seed, 1, dtype=noise.dtype).normal(0, stk.Stream.START, (2,))
+        return one.expand(n, 2)
+
+
+@static("draws", "draw: shape")
+class DrawsOneMore:
+    def draw(self, n, noise):
+        return Static.draw(self, n, noise)[: n - 1]
+
+
+@timed("start", "base: event shape (3,), not (2,)")
+class BaseOfAnotherShape:
+    base = stk.fields.standard_normal((3,))
+
+
+@dataclass
+class _NanBase:
+    event_shape: tuple = (2,)
+
+    def draw(self, n, noise):
+        return torch.full((n, 2), torch.nan)
+
+
+@timed("start", "base.draw: a sample is NaN")
+class BaseIsNan:
+    base = _NanBase()
+
+
+@pytest.mark.parametrize(("law", "model", "about"), WRONG)
+def test_the_wrong_model_is_caught_by_its_law(law, model, about):
+    with pytest.raises(Violation) as caught:
+        BY_NAME[law](model)
+    assert about in str(caught.value)
+    assert "Case(rows=" in str(caught.value)
+
+
+def test_the_plain_models_that_were_made_wrong_are_right():
+    assert failures(Static()) == {}
+    assert failures(Exact()) == {}
+
+
+def test_every_law_has_a_wrong_model():
+    assert {param.values[0] for param in WRONG} == set(BY_NAME)
+
+
+def test_the_gradient_law_resolves_a_network_in_float32():
+    """Its finite differences run in float64, so that half a percent shows, and its weights come back as they were."""
+    net = Net()
+    before = [p.detach().clone() for p in net.parameters()]
+
+    class Half:
+        event_shape = (2,)
+
+        def energy(self, x):
+            return net(x, torch.zeros(len(x), dtype=x.dtype)).sum(1)
+
+        def score(self, x):
+            with torch.enable_grad():
+                y = x.detach().requires_grad_()
+                return -1.005 * torch.autograd.grad(self.energy(y).sum(), y)[0]
+
+        net = property(lambda self: net)
+
+    model = Half()
+    model.held = net
+    assert "along a unit vector" in failures(model)["gradient"]
+    assert all(torch.equal(p, q) and p.dtype == torch.float32 for p, q in zip(net.parameters(), before, strict=True))
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_an_energy_that_computes_in_float32_whatever_it_is_given_is_not_blamed():
+    assert failures(stk.Energy(lambda x: quadratic(x.float()), (2,))) == {}
+
+
+def test_conditions_go_with_their_rows():
+    field = stk.Energy(lambda x, label: quadratic(x - label[:, None]), (2,))
+    label = torch.arange(5.0)
+    assert failures(field, cond={"label": label}) == {}
+    first = stk.Energy(lambda x, label: quadratic(x - label[:1, None]), (2,))
+    assert "alone" in failures(first, cond={"label": label})
+    assert "label" in failures(field)["shapes"]
+
+
+def test_the_model_is_left_as_found():
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    net.train()
+    mean = net[1].running_mean.clone()
+    assert failures(stk.Energy(lambda x: net(x).squeeze(-1), (2,))) == {}
+    assert net.training
+    assert torch.equal(net[1].running_mean, mean)
+
+
+def test_results_are_records_in_the_order_of_the_checks():
+    results = check_model(GOOD["score"])
+    assert [result.check for result in results] == ["loads", *BY_NAME]
+    assert results[0] == CheckResult("loads", "passed", "the model can be loaded")
+    assert {result.status for result in results} == {"passed", "skipped"}
+    by_name = {result.check: result for result in results}
+    assert by_name["gradient"].status == "skipped"
+    assert by_name["alone"].law == "row i of a batch equals its single evaluation"
+    assert all(check.law and "\n" not in check.law for check in CHECKS)
+
+
+SPEC = {
+    "name": "m",
+    "family": "test",
+    "factory": f"{__name__}:Static",
+    "provides": {"energy", "score", "log_prob", "draw", "decode"},
+    "event_shape": (2,),
+    "summary": "a model",
+}
+
+
+def test_a_spec_is_built_and_checked_by_its_claims():
+    assert failures(ModelSpec(**SPEC)) == {}
+    (result,) = check_model(ModelSpec(**{**SPEC, "provides": {"velocity"}}))
+    assert (result.check, result.status) == ("loads", "failed")
+    assert "the spec claims velocity" in result.detail
+    (result,) = check_model(ModelSpec(**{**SPEC, "factory": "a_missing_module:build"}))
+    assert result.detail == "ModuleNotFoundError: No module named 'a_missing_module'"
+
+
+def test_what_is_no_model_is_the_callers_fault():
+    for wrong in (3, None, quadratic, Static):
+        with pytest.raises(stk.InvalidArgument, match=r"^model: expected a registered model's name, a ModelSpec"):
+            check_model(wrong)
+    with pytest.raises(stk.UnknownName):
+        check_model("no-such-model")
+
+
+def test_a_law_that_says_nothing_is_a_skipped_test():
+    with pytest.raises(NotApplicable):
+        BY_NAME["scalar_time"](GOOD["energy"])
+
+
+def test_parametrised_names_are_readable():
+    mark = parametrize_with_checks([ModelSpec(**SPEC), "digits-flow"]).mark
+    ids = [param.id for param in mark.args[1]]
+    assert ids[0] == "m-claimed"
+    assert ids[-1] == f"digits-flow-{CHECKS[-1].name}"
+    assert len(ids) == 2 * len(CHECKS)
+
+
+def test_without_hypothesis_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "hypothesis", None)
+    with pytest.raises(stk.MissingDependency, match=r"pip install 'scoretk\[check\]'"):
+        check_model(GOOD["energy"])
+
+
+def test_a_failure_is_shrunk_to_its_simplest_case():
+    assert "[Case(rows=2, seed=0, scale=1.0, t=0.5)" in failures(CentresTheBatchPlain())["alone"]
+
+
+class CentresTheBatchPlain(CentresTheBatch, Static):
+    pass
+
+
+def test_a_check_is_a_value():
+    assert Check(BY_NAME["alone"].run) == BY_NAME["alone"]
