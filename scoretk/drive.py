@@ -185,7 +185,7 @@ class _Compiled(_Eager):
 
     def unroll(self, moment: Moment) -> int:
         """Steps a call: more for small states, where the call costs more than the arithmetic."""
-        return 8 if moment.state.x.numel() <= UNROLL_VALUES else 1
+        return 1
 
     def _compile(self, length: int) -> Callable[..., Any]:
         solver, bound, noise = self.solver, self.bound, self.noise

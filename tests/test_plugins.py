@@ -482,3 +482,13 @@ def test_the_template_loads_and_has_its_energy_and_score(template_site, tmp_path
     assert answer["score"][2] == pytest.approx([3.0, 1.0])  # -8 x (x^2 - 1) at x = 1/2, and -y at y = -1
     assert answer["shape"] == [2]
     assert "did you mean 'barrier'?" in answer["misspelt"]
+
+
+def test_the_template_obeys_the_laws_of_a_field(template_site, tmp_path):
+    answer = ask(template_site, tmp_path, """
+        from scoretk.conformance import check_model
+        answer["results"] = [[r.check, r.status, r.detail] for r in check_model("double-well")]
+    """, timeout=120)  # fmt: skip
+    assert [result for result in answer["results"] if result[1] == "failed"] == []
+    passed = {check for check, status, _ in answer["results"] if status == "passed"}
+    assert {"loads", "claimed", "alone", "gradient", "together", "quiet"} <= passed

@@ -108,7 +108,7 @@ class Subject:
         return {key: value[index.to(value.device) % len(value)] for key, value in self.cond.items()}
 
     def __call__(self, name: str, x: Tensor, t: Any = None, rows: Sequence[int] | None = None) -> Any:
-        """A method's answer at x. `rows` says which rows of the batch these are, for the conditions that go with them."""
+        """A method's answer at x. `rows` says which rows of the batch these are: their conditions go with them."""
         bound = self.conditions(range(len(x)) if rows is None else rows)
         takes_time = self.timed and name not in TIMELESS
         return getattr(self.field, name)(x, *([t] if takes_time else []), **bound)

@@ -49,7 +49,8 @@ class Broken:
             f"`pip install --force-reinstall {self.distribution}` repairs an incomplete installation, `pip check` "
             f"shows what is missing; otherwise upgrade {self.distribution} or ask its authors"
         )
-        return f"plugin {self.id} ({self.distribution} {self.version}) failed at {self.stage}: {self.error.rstrip('.')}. {fix}"
+        what = f"plugin {self.id} ({self.distribution} {self.version}) failed at {self.stage}"
+        return f"{what}: {self.error.rstrip('.')}. {fix}"
 
 
 def normalised(name: str) -> str:

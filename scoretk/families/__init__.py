@@ -1,0 +1,1 @@
+"""The built-in models, one family a file, registered as plugins in `specs`."""

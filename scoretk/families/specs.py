@@ -1,0 +1,51 @@
+"""The built-in models as plugins: light specs, registered through the same entry points as everybody's."""
+
+from scoretk.plugins.spec import ModelSpec
+
+__all__ = ["eight_schools", "funnel", "gaussian", "ring_mixture", "semicircle"]
+
+_EXACT = frozenset({"energy", "score", "log_prob", "draw"})
+
+gaussian = ModelSpec(
+    name="gaussian",
+    family="analytic",
+    factory="scoretk.families.mixture:gaussian",
+    provides=_EXACT,
+    event_shape=None,
+    summary="a Gaussian N(mean, std^2 I) in any dimension",
+    parameters={"dim": 2, "mean": 0.0, "std": 1.0},
+)
+ring_mixture = ModelSpec(
+    name="ring-mixture",
+    family="analytic",
+    factory="scoretk.families.mixture:ring_mixture",
+    provides=_EXACT,
+    event_shape=(2,),
+    summary="equal Gaussians on a circle in the plane, 8 by default",
+    parameters={"components": 8, "radius": 2.0, "std": 0.25},
+)
+funnel = ModelSpec(
+    name="funnel",
+    family="analytic",
+    factory="scoretk.families.analytic:funnel",
+    provides={"energy", "log_prob", "draw"},
+    event_shape=None,
+    summary="Neal's funnel: scales that differ by orders of magnitude",
+    parameters={"dim": 10, "scale": 3.0},
+)
+semicircle = ModelSpec(
+    name="semicircle",
+    family="analytic",
+    factory="scoretk.families.analytic:semicircle",
+    provides={"energy", "log_prob", "draw"},
+    event_shape=(1,),
+    summary="the semicircle law, whose energy is NaN outside (-1, 1)",
+)
+eight_schools = ModelSpec(
+    name="eight-schools",
+    family="bayesian",
+    factory="scoretk.families.analytic:eight_schools",
+    provides={"energy"},
+    event_shape=(10,),
+    summary="the eight-schools posterior (Rubin 1981), non-centred, unconstrained",
+)
