@@ -58,7 +58,8 @@ LOW_HALF = 1 << 31
 
 # Rounds done on small tensors, before most words of the counter depend on block and chain together: see `_words`.
 BROADCAST_ROUNDS = 2
-# Blocks worked on at once: on a CPU, so many a thread that five buffers of int64 stay in a core's second-level cache.
+# Blocks worked on at once. On a CPU: five buffers of int64 stay in a core's second-level cache, and torch does not split
+# operations of this size among threads, whose meeting after each of so many small ones would cost more than they gain.
 CHUNK = 2**15
 CHUNK_ACCELERATOR = 2**22
 # Values made ahead of need: few at first, where one evaluation costs the same for any number, then more.
@@ -231,7 +232,7 @@ class Noise:
             if step.device.type != "cpu":
                 return self._inline(kind, step, stream, shape, dtype)
             step = _step(step)
-        shape = tuple(shape) if type(shape) is not tuple else shape
+        shape = shape if type(shape) is tuple else _shape(shape)
         asked = (kind, stream, shape, dtype)
         found = self._windows.get(asked)
         if found is not None and found.start <= step < found.stop and found.values._version == found.version:
@@ -319,7 +320,7 @@ def _generate(
 
 def _chunks(sizes: tuple[int, int, int], device: torch.device) -> tuple[list[list[slice]], int]:
     """Slices of (steps, chains, blocks) whose product makes even chunks, and the most blocks in one chunk."""
-    room = CHUNK * torch.get_num_threads() if device.type == "cpu" else CHUNK_ACCELERATOR
+    room = CHUNK if device.type == "cpu" else CHUNK_ACCELERATOR
     parts: list[list[slice]] = []
     extent = 1
     for size in reversed(sizes):
@@ -435,12 +436,13 @@ def _dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(shape)
-    if any(isinstance(s, bool) or not isinstance(s, Integral) or s < 0 for s in shape):
+    if not isinstance(shape, Sequence) or any(
+        isinstance(s, bool) or not isinstance(s, Integral) or s < 0 for s in shape
+    ):
         raise InvalidArgument("shape", shape, "a tuple of integers of at least 0")
     if math.prod(shape) > 2**34:
         raise InvalidArgument("shape", shape, "at most 2**34 elements a chain")
-    return shape
+    return tuple(shape)
 
 
 def _chain_ids(chains: int | Tensor | range, device: torch.device | str | None) -> Tensor:

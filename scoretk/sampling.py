@@ -21,7 +21,7 @@ from scoretk.fields.protocols import field_name, is_timed
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise
-from scoretk.plugins import describe, load
+from scoretk.plugins import find_model, load
 from scoretk.record import RECORDERS
 from scoretk.runs import Batch, Finished, run_batches
 from scoretk.solvers.base import Solver, is_grid
@@ -129,7 +129,7 @@ class _Place:
 def _model(field: Any) -> tuple[Any, str]:
     """The field and where it came from."""
     if isinstance(field, str):
-        return load(field), describe(field).name
+        return load(field), find_model(field).id
     if not hasattr(field, "event_shape"):
         resolve(field, ())  # raises, with the way to wrap it
     return field, field_name(field)
@@ -211,12 +211,17 @@ def _batch(
 
     def begin_at() -> Tensor:
         if start is not None:
-            return start[part]
+            return _tracked(start[part])
         x = _initial(model, own, place)
         scaled = getattr(solver, "start", None)
-        return x if scaled is None else scaled(bound, x)
+        return _tracked(x if scaled is None else scaled(bound, x))
 
     return Batch(bound, own, begin_at, _schedule(solver, bound, *asked))
+
+
+def _tracked(x: Tensor) -> Tensor:
+    """With grad=True a start that autograd follows, as an energy's score is differentiable only where its x is."""
+    return x.detach().requires_grad_() if torch.is_grad_enabled() and not x.requires_grad else x
 
 
 def _initial(model: Any, noise: Noise, place: _Place) -> Tensor:

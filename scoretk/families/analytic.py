@@ -72,8 +72,8 @@ class Semicircle:
         return math.log(2 / math.pi) - self.energy(x)
 
     def initial(self, n: int, noise: NoiseSource) -> Tensor:
-        """Starts inside the support: uniform on (-1, 1), `(n, 1)`."""
-        return 2 * noise.uniform(0, Stream.START, (1,)) - 1
+        """Starts well inside the support, away from the edges' infinite gradients: uniform on (-1/2, 1/2), `(n, 1)`."""
+        return noise.uniform(0, Stream.START, (1,)) - 0.5
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples: the first coordinate of a uniform point of the disc, `(n, 1)`."""

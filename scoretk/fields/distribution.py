@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributions as td
 
-from scoretk.errors import InvalidArgument
+from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource
-from scoretk.rows import across
+from scoretk.rows import across, row_sum
 from scoretk.streams import Stream
 
 __all__ = ["DistributionField", "from_distribution"]
@@ -40,9 +41,12 @@ class DistributionField:
         """Normalised log density, `(batch, *event_shape) -> (batch,)`; `-inf` outside the support."""
         if self._inside is None:
             return self.distribution.log_prob(x)
+        if len(x) == 0:  # which torch's own support checks cannot take
+            return x.new_zeros(0)
         inside = self.distribution.support.check(x)  # type: ignore[union-attr]
         # the point put in for rows outside keeps NaN out of the gradient of the rows inside
-        density = self.distribution.log_prob(torch.where(across(inside, x), x, self._inside.to(x)))
+        y = torch.where(across(inside, x), x, self._inside.to(x))
+        density = self.distribution.log_prob(y) + 0 * row_sum(y)  # so that a constant density has a gradient: zero
         return torch.where(inside, density, -torch.inf)
 
     def energy(self, x: Tensor) -> Tensor:
@@ -58,7 +62,12 @@ class DistributionField:
         return -self.energy_and_grad(x)[1]
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact samples, `(n, *event_shape)`."""
+        """Exact samples, `(n, *event_shape)`. Raises `MissingCapability` where no explicit transform is known."""
+        if "draw" not in self.provides:
+            raise MissingCapability(
+                type(self.distribution).__name__, self.provides, {"draw"},
+                "It is no explicit transform of uniforms and normals: sample it with a kernel such as MALA",
+            )  # fmt: skip
         return _transform(self.distribution, _Draws(noise))
 
 
@@ -82,12 +91,20 @@ def from_distribution(distribution: td.Distribution) -> DistributionField:
 
 
 def _interior(distribution: td.Distribution) -> Tensor | None:
-    support = distribution.support
-    base = getattr(support, "base_constraint", support)
+    """A point inside the support, None where every point is."""
+    if isinstance(distribution, td.MixtureSameFamily):
+        return _interior_of(distribution.component_distribution.support, distribution.event_shape)
+    return _interior_of(distribution.support, distribution.event_shape)
+
+
+def _interior_of(support: Any, event_shape: torch.Size) -> Tensor | None:
+    base = support
+    while hasattr(base, "base_constraint"):
+        base = base.base_constraint
     if base in (td.constraints.real, td.constraints.real_vector):
         return None
     to_support = td.biject_to(support)
-    return to_support(torch.zeros(to_support.inverse_shape(distribution.event_shape)))
+    return to_support(torch.zeros(to_support.inverse_shape(event_shape)))  # type: ignore[no-any-return]
 
 
 class _Draws:

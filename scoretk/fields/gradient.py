@@ -16,7 +16,7 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
     """`(E(x), grad E(x))`: `(batch,)` and like x.
 
     Rows are independent, so the gradient of the summed energy holds each row's own. Where x itself asks for gradients
-    the result is differentiable; otherwise no graph is kept.
+    the result is differentiable, in x and in the parameters; otherwise no graph is kept.
     """
     if torch.compiler.is_compiling():
 
@@ -26,9 +26,9 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
 
         gradient, values = torch.func.grad(total, has_aux=True)(x)
         return values, gradient
-    keep = torch.is_grad_enabled()
+    keep = x.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
-        y = x if keep and x.requires_grad else x.detach().requires_grad_()
+        y = x if keep else x.detach().requires_grad_()
         values = energy(y)
         if not values.requires_grad:
             raise InvalidArgument(

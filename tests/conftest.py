@@ -1,0 +1,21 @@
+"""One suite for CPU and GPU: `pytest --device cuda`. Statistical tests run in float64 unless they test a dtype."""
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="the torch device that the tests run on")
+
+
+@pytest.fixture
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def global_rng_untouched():
+    """A law of the package, held in every test: nothing reads or writes torch's global generator."""
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(torch.random.get_rng_state(), before), "the global RNG was touched"

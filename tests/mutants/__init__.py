@@ -1,0 +1,86 @@
+"""Wrong versions on purpose. Next to each statistical test one of these shows that the test can fail."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+
+from scoretk.solvers.base import Info
+from scoretk.solvers.mala import MALA, MALAState
+from scoretk.solvers.ula import ULA, ULAState
+from scoretk.streams import Stream
+
+
+@dataclass(frozen=True)
+class HalfTheNoise(ULA):
+    """Noise off by sqrt 2: sqrt(h T) z."""
+
+    def step(self, field, state, noise) -> tuple[ULAState, Info]:
+        z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        x = state.x + self.step_size * state.score + sqrt(self.step_size * self.temperature) * z
+        return ULAState(x, field.score(x), state.step + 1), {}
+
+
+@dataclass(frozen=True)
+class WrongSign(ULA):
+    """Climbs the energy."""
+
+    def step(self, field, state, noise) -> tuple[ULAState, Info]:
+        z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        x = state.x - self.step_size * state.score + sqrt(2 * self.step_size * self.temperature) * z
+        return ULAState(x, field.score(x), state.step + 1), {}
+
+
+@dataclass(frozen=True)
+class NoCorrection(MALA):
+    """Accepts everything."""
+
+    def step(self, field, state, noise) -> tuple[MALAState, Info]:
+        z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        x = state.x - self.step_size * state.grad + sqrt(2 * self.step_size) * z
+        return MALAState(x, *field.energy_and_grad(x), state.step + 1), {"accept": torch.ones_like(state.energy)}
+
+
+@dataclass(frozen=True)
+class SymmetricProposal(MALA):
+    """Forgets that the proposal is not symmetric."""
+
+    def step(self, field, state, noise) -> tuple[MALAState, Info]:
+        z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        x = state.x - self.step_size * state.grad + sqrt(2 * self.step_size) * z
+        proposed = MALAState(x, *field.energy_and_grad(x), state.step + 1)
+        u = noise.uniform(state.step, Stream.ACCEPT, (), x.dtype)
+        accept = u.log() < state.energy - proposed.energy
+        return _pick(accept, proposed, state), {"accept": accept.to(x.dtype)}
+
+
+@dataclass(frozen=True)
+class StaleGradient(MALA):
+    """After a rejection keeps the proposal's gradient."""
+
+    def step(self, field, state, noise) -> tuple[MALAState, Info]:
+        right, info = super().step(field, state, noise)
+        z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        x = state.x - self.step_size * state.grad + sqrt(2 * self.step_size) * z
+        return right._replace(grad=field.energy_and_grad(x)[1]), info
+
+
+@dataclass(frozen=True)
+class NaNIsReplaced(MALA):
+    """Replaces non-finite positions by 0 and accepts."""
+
+    def step(self, field, state, noise) -> tuple[MALAState, Info]:
+        z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        x = state.x - self.step_size * state.grad + sqrt(2 * self.step_size) * z
+        bad = ~torch.isfinite(field.energy(x))
+        x = torch.where(bad[:, None], torch.zeros_like(x), x)
+        proposed = MALAState(x, *field.energy_and_grad(x), state.step + 1)
+        right, info = super().step(field, state, noise)
+        return _pick(bad, proposed, right), info
+
+
+def _pick(chosen, new, old):
+    leaves = []
+    for a, b in zip(new, old, strict=True):
+        leaves.append(a if a.ndim == 0 else torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b))
+    return type(new)(*leaves)
