@@ -232,6 +232,8 @@ class Noise:
             if step.device.type != "cpu":
                 return self._inline(kind, step, stream, shape, dtype)
             step = _step(step)
+        elif type(step) is not int:
+            step = _integer("step", step, 2**32)
         shape = shape if type(shape) is tuple else _shape(shape)
         asked = (kind, stream, shape, dtype)
         found = self._windows.get(asked)
@@ -252,7 +254,7 @@ class Noise:
         n, dtype = math.prod(shape), _dtype(self.dtype if dtype is None else dtype)
         if not n or not len(self.chains):
             return self.chains.new_zeros((len(self.chains), *shape), dtype=dtype)
-        # The compiler would otherwise fold products of an arange into its index arithmetic, which has too few bits.
+        # Without this the compiler folds the products of an arange into its index arithmetic, which has too few bits.
         block = torch.arange(-(-n // 4), device=self.chains.device) ^ self._zero
         key = self._key_tensor.unbind()
         halves = [philox4x32((block, self.chains[:, None], step, half), key) for half in _halves(word, dtype)]

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tests run side by side: more threads than cores would only wait for one another
+
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="the torch device that the tests run on")

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from scoretk.errors import InvalidArgument
+from scoretk.rows import across
 
 __all__ = ["grad_energy"]
 
 
 def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """`(E(x), grad E(x))`: `(batch,)` and like x.
+
+    Where the energy is NaN or infinite there is no gradient, and it is returned as NaN, whatever autograd makes of the
+    branch (a `where` that gives NaN has derivative 0): a score solver must not walk on there unnoticed.
 
     Rows are independent, so the gradient of the summed energy holds each row's own. Where x itself asks for gradients
     the result is differentiable, in x and in the parameters; otherwise no graph is kept.
@@ -25,7 +29,7 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
             return values.sum(), values
 
         gradient, values = torch.func.grad(total, has_aux=True)(x)
-        return values, gradient
+        return values, _only_where_finite(gradient, values)
     keep = x.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
         y = x if keep else x.detach().requires_grad_()
@@ -36,4 +40,9 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
                 "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead",
             )  # fmt: skip
         (gradient,) = torch.autograd.grad(values, y, torch.ones_like(values), create_graph=keep)
-    return (values, gradient) if keep else (values.detach(), gradient)
+    gradient = _only_where_finite(gradient, values)
+    return (values, gradient) if keep else (values.detach(), gradient.detach())
+
+
+def _only_where_finite(gradient: Tensor, values: Tensor) -> Tensor:
+    return gradient + across(values - values, gradient)  # 0 where finite, NaN elsewhere

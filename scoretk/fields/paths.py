@@ -307,7 +307,7 @@ class Tabulated(GaussianPath):
         knots: Tensor = self._knots.to(t.device, t.dtype)  # type: ignore[attr-defined]
         cell = (t * self.steps).floor().long().clamp(0, self.steps - 1)
         left, right = knots[cell], knots[cell + 1]
-        return right, (right - left) * self.steps, (cell + 1) / self.steps - t
+        return right, (right - left) * self.steps, (cell + 1).to(t.dtype) / self.steps - t
 
     def _log_alpha(self, t: Time) -> Tensor:
         right, slope, before = self._cell(_tensor(t))
