@@ -1,10 +1,10 @@
-# Two commands do everything, each on a fresh clone: `make test` and `make demo`.
+# `make test` on a fresh clone sets up .venv and runs the tests; the others use the same set-up.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test slow lint types demo bench clean
+.PHONY: test slow lint types clean
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
@@ -19,8 +19,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-demo: $(STAMP)
-	$(BIN)/scoretk demo --output demo-out
+
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,4 +28,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out build *.egg-info
+	rm -rf $(VENV) build *.egg-info

@@ -31,7 +31,7 @@ def mixture(shape):
 def truth(field, x, t):
     """All five predictions of the exact field, by their definitions, where they have a finite value."""
     path, data = field.path, field.denoise(x, t)
-    alpha, sigma, dalpha, dsigma = (float(c) for c in path(t))
+    alpha, sigma, dalpha, _ = (float(c) for c in path(t))
     score = field.score(x, t)
     noise = -sigma * score
     values = {"data": data, "score": score, "noise": noise, "v": alpha * noise - sigma * data}

@@ -1,0 +1,240 @@
+"""The command line: `scoretk list | describe | check | sample`.
+
+Exit codes: 0 done, 1 a run that failed, 2 wrong use, 130 interrupted. What a command needs it imports when it runs, so that
+listing needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from scoretk.errors import (
+    AmbiguousName,
+    InvalidArgument,
+    MissingCapability,
+    OutputExists,
+    ScoretkError,
+    UnknownName,
+)
+from scoretk.plugins import Broken, describe, list_models, list_solvers, load, load_solver_class, verify
+
+__all__ = ["main"]
+
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+_MISUSE = (InvalidArgument, UnknownName, AmbiguousName, MissingCapability, OutputExists)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except _MISUSE as error:
+        return _complain(error, WRONG_USE)
+    except ScoretkError as error:
+        return _complain(error, FAILED)
+    except KeyboardInterrupt as error:
+        print("interrupted", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _complain(error: BaseException, code: int) -> int:
+    print(f"scoretk: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scoretk", description="One sampler and score toolkit for every model family."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    listing = commands.add_parser("list", help="the registered models, from metadata alone")
+    listing.add_argument("--verify", action="store_true", help="import and build each of them as well")
+    listing.set_defaults(run=_list)
+
+    one = commands.add_parser("describe", help="what a plugin says about its model")
+    one.add_argument("name")
+    one.set_defaults(run=_describe)
+
+    check = commands.add_parser("check", help="hold a model to the laws of a field")
+    check.add_argument("name")
+    check.set_defaults(run=_check)
+
+    sample = commands.add_parser("sample", help="draw from a model and write the draws")
+    sample.add_argument("name")
+    sample.add_argument("--solver", required=True, metavar="NAME", help="such as mala, ula, probability-flow")
+    sample.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the solver")
+    sample.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the model")
+    for name in ("chains", "steps", "warmup", "thin", "batch"):
+        sample.add_argument(f"--{name}", type=int)
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--keep", choices=("all", "last", "moments"))
+    sample.add_argument("--device")
+    sample.add_argument("--dtype", choices=("float32", "float64"))
+    sample.add_argument("--compile", action="store_true", help="compile the step")
+    sample.add_argument("--checkpoint", metavar="FILE", help="save the run here, and go on from here")
+    sample.add_argument("--on-failure", choices=("flag", "raise"), default="flag")
+    sample.add_argument("-o", "--output", metavar="FILE", help="x.nc (ArviZ), x.safetensors or x.npy")
+    sample.add_argument("--force", action="store_true", help="overwrite the output file")
+    sample.set_defaults(run=_sample)
+
+    for command in (listing, one, check, sample):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    print()
+
+
+def _list(options: argparse.Namespace) -> int:
+    found = verify() if options.verify else list_models()
+    broken = [e for e in found if isinstance(e, Broken)]
+    if options.json:
+        rows = [dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in found]
+        _print_json({"models": rows, "solvers": [dataclasses.asdict(s) for s in list_solvers()]})
+    else:
+        width = max((len(e.id) for e in found), default=0)
+        for entry in found:
+            state = f"BROKEN at {entry.stage}: {entry.error}" if isinstance(entry, Broken) else "ok" * options.verify
+            print(f"{entry.id:{width}}  {entry.version:10}  {state}".rstrip())
+    return FAILED if broken and options.verify else DONE
+
+
+def _describe(options: argparse.Namespace) -> int:
+    spec = describe(options.name).as_dict()
+    if options.json:
+        _print_json(spec)
+    else:
+        for key, value in spec.items():
+            shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+            print(f"{key:12} {', '.join(shown) if key == 'provides' else shown}")
+    return DONE
+
+
+def _check(options: argparse.Namespace) -> int:
+    describe(options.name)  # an unknown name is told before anything heavy is imported
+    try:
+        from hypothesis.configuration import set_hypothesis_home_dir
+    except ImportError as error:
+        from scoretk.errors import MissingDependency
+
+        raise MissingDependency("hypothesis", "check", "scoretk check") from error
+    set_hypothesis_home_dir(os.devnull)  # it would leave a folder where the user stands
+    from scoretk.conformance import check_model
+
+    results = check_model(options.name)
+    failed = [r for r in results if r.status == "failed"]
+    if options.json:
+        _print_json([dataclasses.asdict(r) for r in results])
+    else:
+        for r in results:
+            print(f"{r.status:8} {r.check}" + (f": {r.detail}" if r.detail else ""))
+        print(f"{len(results) - len(failed)} of {len(results)} laws hold for {options.name}")
+    return FAILED if failed else DONE
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from scoretk.draws import check_output
+
+    if options.output:
+        check_output(options.output, options.force)
+    parameters = _assignments("--param", options.param)
+    describe(options.name)
+    solver = _solver(options.solver, _assignments("--set", options.set))
+
+    import torch
+
+    from scoretk.sampling import sample
+
+    field = load(options.name, **parameters) if parameters else options.name
+    names = (
+        "chains",
+        "steps",
+        "warmup",
+        "thin",
+        "batch",
+        "seed",
+        "keep",
+        "device",
+        "compile",
+        "checkpoint",
+        "on_failure",
+    )
+    draws = sample(
+        field, solver, dtype=getattr(torch, options.dtype) if options.dtype else None,
+        **{name: getattr(options, name) for name in names},
+    )  # fmt: skip
+    written = str(draws.save(options.output, options.force)) if options.output else None
+    _report(options, draws, written)
+    if not bool(draws.ok.any()):
+        print("scoretk: every chain failed", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+def _report(options: argparse.Namespace, draws: Any, written: str | None) -> None:
+    shape = list((draws.x if draws.x is not None else draws.final).shape)
+    averages = {name: float(value.double().nanmean()) for name, value in draws.stats.items()}
+    summary = {
+        "shape": shape, "failed": draws.failures, "stats": averages, "cost": dict(draws.cost), "output": written,
+        "provenance": draws.provenance,
+    }  # fmt: skip
+    if options.json:
+        _print_json(summary)
+        return
+    print(f"draws    {' x '.join(map(str, shape))} (chains x kept x event)")
+    print("chains   " + (", ".join(f"{n} {name}" for name, n in draws.failures.items()) or "all well"))
+    for name, value in averages.items():
+        print(f"{name:8} {value:.4g}")
+    print("cost     " + ", ".join(f"{n:,} {kind}" for kind, n in draws.cost.items()))
+    if written:
+        print(f"written  {written}")
+
+
+def _assignments(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` pairs; values are Python literals where they read as such, else strings."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgument(flag, pair, "NAME=VALUE")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values
+
+
+def _solver(name: str, options: dict[str, Any]) -> Any:
+    from scoretk.solvers import SOLVERS
+
+    if name not in SOLVERS:
+        registered = [entry.id for entry in list_solvers()]
+        if name not in registered and name not in {i.rpartition("/")[2] for i in registered}:
+            raise UnknownName("solver", name, [*SOLVERS, *registered])
+    made: Any = SOLVERS[name] if name in SOLVERS else load_solver_class(name)
+    if dataclasses.is_dataclass(made):
+        known = {f.name: f for f in dataclasses.fields(made)}
+        for option in options:
+            if option not in known:
+                raise UnknownName(f"option of {name}", option, known)
+        needed = [
+            n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING and n not in options
+        ]
+        if needed:
+            raise InvalidArgument("--set", options, f"{', '.join(f'{n}=VALUE' for n in needed)} for {name}")
+    return made(**options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
