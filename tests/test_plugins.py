@@ -240,7 +240,7 @@ def test_list_shows_every_plugin_and_runs_none(site, tmp_path):
     expected = {f"{name}/{key}": entry(name) for name, (key, _) in DISTRIBUTIONS.items()}
     assert answer["listed"] == expected
     assert answer["ids"] == sorted(answer["ids"])
-    assert {"scoretk/gaussian", "scoretk/digits-flow"} < set(answer["ids"])
+    assert {"scoretk/gaussian", "scoretk/ring-mixture"} < set(answer["ids"])
     heavy = {"torch", "numpy", "scoretk.fields", "scoretk.families", *map(module_of, DISTRIBUTIONS)}
     assert not heavy & set(answer["modules"])
 

@@ -39,10 +39,10 @@ class DistributionField:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Normalised log density, `(batch, *event_shape) -> (batch,)`; `-inf` outside the support."""
+        if len(x) == 0:  # which torch's own support checks cannot take
+            return row_sum(x)
         if self._inside is None:
             return self.distribution.log_prob(x)
-        if len(x) == 0:  # which torch's own support checks cannot take
-            return x.new_zeros(0)
         inside = self.distribution.support.check(x)  # type: ignore[union-attr]
         # the point put in for rows outside keeps NaN out of the gradient of the rows inside
         y = torch.where(across(inside, x), x, self._inside.to(x))
