@@ -97,11 +97,12 @@ def _chain_leaves(state: Any) -> dict[str, Tensor]:
 
 
 def _all_finite(state: Any) -> bool:
-    """Whether every chain's state is finite: asked of the host, cheap on the CPU."""
+    """Whether all of the state is finite: asked of the host, cheap on the CPU. (Constant tables are finite.)"""
     total = 0.0
-    for leaf in _chain_leaves(state).values():
-        if leaf.is_floating_point():
-            total += float(torch.linalg.vector_norm(leaf.detach(), torch.inf))
+    for value in state:
+        for leaf in value if isinstance(value, tuple) else (value,):
+            if leaf.ndim and leaf.is_floating_point():
+                total += float(torch.linalg.vector_norm(leaf.detach(), torch.inf))
     return total - total == 0
 
 
@@ -247,7 +248,7 @@ def drive(
     while moment.step < schedule.total:
         started = time.perf_counter()
         moment = engine.block(moment, min(_aligned(moment.step, size), schedule.total - moment.step))
-        _raise_failures(moment, schedule, on_failure)
+        _raise_failures(moment, schedule, on_failure, noise.chains)
         yield moment
         # a block takes about a tenth of a second: often enough for progress, checkpoints and Ctrl-C
         pace = BLOCK_SECONDS / max(time.perf_counter() - started, 1e-6)
@@ -259,8 +260,8 @@ def _aligned(step: int, size: int) -> int:
     return (step // 8 * 8 + size) - step
 
 
-def _raise_failures(moment: Moment, schedule: Schedule, on_failure: str) -> None:
+def _raise_failures(moment: Moment, schedule: Schedule, on_failure: str, ids: Tensor) -> None:
     if on_failure == "raise" and bool((moment.status != int(Status.OK)).any()):
         chains = torch.nonzero(moment.status != int(Status.OK)).flatten()
         steps = [schedule.interval(s) for s in moment.failed_at[chains].tolist()]
-        raise ChainFailure(chains.tolist(), moment.status[chains].tolist(), steps)
+        raise ChainFailure(ids[chains].tolist(), moment.status[chains].tolist(), steps)

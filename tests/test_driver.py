@@ -121,6 +121,11 @@ class TestFailures:
         with pytest.raises(stk.ChainFailure, match=r"chain 0: NONFINITE at step") as failure:
             stk.sample(field, stk.ULA(1.0), init=torch.full((4, 2), 3.0), steps=50, on_failure="raise")
         assert failure.value.chains == [0, 1, 2, 3]
+        quiet = torch.zeros(4, 2)
+        quiet[3] = 3.0
+        with pytest.raises(stk.ChainFailure) as failure:
+            stk.sample(field, stk.ULA(1e-3), init=quiet * 100, steps=50, on_failure="raise", batch=2)
+        assert failure.value.chains == [3]  # by its own number, not by its place in the batch
 
 
 class TestModelsAreLeftAsFound:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from scoretk.arguments import positive
 from scoretk.errors import InvalidArgument
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "GaussianPath", "Linear", "PathPoint", "SubVP", "Tabulated"]
@@ -131,7 +132,7 @@ class Cosine(GaussianPath):
 
 
 def _check_betas(beta_min: float, beta_max: float) -> None:
-    if not (0 < beta_min <= beta_max < math.inf):
+    if not positive("beta_min", beta_min) <= positive("beta_max", beta_max):
         raise InvalidArgument("beta_min, beta_max", (beta_min, beta_max), "0 < beta_min <= beta_max, both finite")
 
 
@@ -203,7 +204,7 @@ class SubVP(_LinearBeta):
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
-    if not (0 < sigma_min < sigma_max < math.inf):
+    if not positive("sigma_min", sigma_min) < positive("sigma_max", sigma_max):
         raise InvalidArgument("sigma_min, sigma_max", (sigma_min, sigma_max), "0 < sigma_min < sigma_max, both finite")
 
 
@@ -251,8 +252,7 @@ class EDM(_VarianceExploding):
 
     def __post_init__(self) -> None:
         _check_sigmas(self.sigma_min, self.sigma_max)
-        if not (0 < self.rho < math.inf):
-            raise InvalidArgument("rho", self.rho, "a positive finite number")
+        positive("rho", self.rho)
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -284,7 +284,10 @@ class Tabulated(GaussianPath):
     alphas_cumprod: Tensor
 
     def __post_init__(self) -> None:
-        table = torch.as_tensor(self.alphas_cumprod).detach().to("cpu", torch.float64).flatten()
+        try:
+            table = torch.as_tensor(self.alphas_cumprod).detach().to("cpu", torch.float64).flatten()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidArgument("alphas_cumprod", self.alphas_cumprod, "a sequence of numbers", str(error)) from error
         decreasing = len(table) >= 2 and bool((table.diff() < 0).all()) and bool((table > 0).all())
         if not (decreasing and float(table[0]) < 1):
             raise InvalidArgument("alphas_cumprod", self.alphas_cumprod, "at least two decreasing numbers in (0, 1)")

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def _shape(event_shape: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(event_shape, (int, str)) or not all(
+    if not isinstance(event_shape, Sequence) or not all(
         isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in event_shape
     ):
         raise InvalidArgument("event_shape", event_shape, "a tuple of positive integers, such as (2,) or (1, 8, 8)")
