@@ -27,6 +27,7 @@ _HOME = {
     "EDM": "fields",
     "Energy": "fields",
     "Estimate": "likelihood",
+    "FitFailure": "errors",
     "InvalidArgument": "errors",
     "Linear": "fields",
     "MALA": "solvers",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from scoretk.errors import (
         CheckpointError as CheckpointError,
     )
+    from scoretk.errors import FitFailure as FitFailure
     from scoretk.errors import (
         InvalidArgument as InvalidArgument,
     )

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import IntEnum
+from typing import Any
 
 __all__ = [
     "AmbiguousName",
     "BrokenPlugin",
     "ChainFailure",
     "CheckpointError",
+    "FitFailure",
     "InvalidArgument",
     "MissingCapability",
     "MissingDependency",
@@ -98,6 +100,17 @@ class MissingDependency(ScoretkError, ImportError):
 
 class CheckpointError(ScoretkError, RuntimeError):
     """A checkpoint is damaged, truncated, of another run, or cannot be written. The file is left as it was."""
+
+
+class FitFailure(ScoretkError, RuntimeError):
+    """Loss or gradient became NaN or infinite in training. Carries `step` and `weights`, the last good ones."""
+
+    def __init__(self, step: int, weights: dict[str, Any]) -> None:
+        self.step, self.weights = step, weights
+        super().__init__(
+            f"the loss or its gradient is not finite at step {step}; the weights of the step before are kept. "
+            "Try a lower learning rate, or look for extreme values in the data"
+        )
 
 
 class OutputExists(ScoretkError, FileExistsError):

@@ -1,0 +1,40 @@
+"""scikit-learn's handwritten digits: 1797 images of 8 x 8 pixels in [-1, 1], in one fixed stratified split."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import MissingDependency
+
+__all__ = ["EVENT_SHAPE", "HELD_OUT", "SPLIT_SEED", "Digits", "load_digits"]
+
+EVENT_SHAPE = (1, 8, 8)
+HELD_OUT = 360
+SPLIT_SEED = 0
+
+
+class Digits(NamedTuple):
+    """Images `(1437, 1, 8, 8)` and `(360, 1, 8, 8)`, float32 in [-1, 1], with their int64 labels 0 ... 9."""
+
+    train: Tensor
+    test: Tensor
+    train_labels: Tensor
+    test_labels: Tensor
+
+
+def load_digits() -> Digits:
+    """The data and their split, the same at every call. Raises `MissingDependency` without scikit-learn."""
+    try:
+        from sklearn import datasets, model_selection
+    except ImportError as error:
+        raise MissingDependency("scikit-learn", "demo", "The digits data") from error
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    images = (pixels / 8 - 1).astype("float32").reshape(-1, *EVENT_SHAPE)
+    parts = model_selection.train_test_split(
+        images, labels, test_size=HELD_OUT, stratify=labels, random_state=SPLIT_SEED
+    )
+    train, test, train_labels, test_labels = (torch.tensor(part) for part in parts)
+    return Digits(train, test, train_labels.long(), test_labels.long())

@@ -1,0 +1,219 @@
+r"""Small networks for the trained families, and the Gaussian answer that each of them starts from.
+
+Data with mean m and covariance `U diag(s^2) U^T` seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, have the
+linear predictors (Wiener's; exact for Gaussian data)
+
+    D = m + U [alpha s^2 / w^2] c,    e = U [sigma / w^2] c,    c = U^T (x_t - alpha m),    w^2 = alpha^2 s^2 + sigma^2
+
+What is left of data and noise once these are taken away is one and the same vector of unit variance, scaled:
+
+    x_1 - D = U [s sigma / w] F,      eps - e = -U [alpha s / w] F
+
+So a network that predicts F serves noise, data and velocity alike, is well scaled at every time, and before training
+already describes the Gaussian with the data's mean and covariance. With one s for all directions this is the
+preconditioning of Karras et al. An energy starts from the same Gaussian: `E = |s^-1 U^T (x - m)|^2 / 2 + f(x)`, where f
+grows at most linearly, so that the quadratic confines the chains whatever f has learned.
+
+Reference: Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models" (2022).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from scoretk.fields import GaussianPath
+
+__all__ = ["ConfinedEnergy", "Dropout", "EnergyMLP", "PathNetwork", "Spread", "TimeMLP", "initialise", "spread_of"]
+
+FULL_COVARIANCE = 1024
+"""Up to this many dimensions the covariance is used whole; beyond, one variance for all directions."""
+
+HARMONICS = 8
+"""Frequencies at which the networks see the path's angle."""
+
+
+class Spread(NamedTuple):
+    """A Gaussian: mean `(d,)`, principal directions as columns `(d, d)` (None: any), and stds along them `(d,)`."""
+
+    mean: Tensor
+    basis: Tensor | None
+    std: Tensor
+
+
+def spread_of(data: Tensor, floor: float) -> Spread:
+    """Mean and covariance of data `(n, *event_shape)`, `floor^2` added to the variance of every direction."""
+    rows = data.detach().to("cpu", torch.float64).reshape(len(data), -1)
+    mean, d = rows.mean(0), rows.shape[1]
+    centred = rows - mean
+    if d > FULL_COVARIANCE or len(rows) <= d:
+        std = (centred.square().mean() + floor**2).sqrt()
+        return Spread(mean.float(), None, std.float().expand(d).clone())
+    variance, basis = torch.linalg.eigh(centred.T @ centred / len(rows))
+    return Spread(mean.float(), basis.float(), (variance.clamp(min=0) + floor**2).sqrt().float())
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Fan-in uniform weights and zero biases for every linear layer; zero for those marked `zero_start`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            bound = 0.0 if getattr(layer, "zero_start", False) else 1 / math.sqrt(layer.in_features)
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            layer.reset_parameters()  # ones and zeros: no randomness
+
+
+def _zero_start(layer: nn.Linear) -> nn.Linear:
+    """Mark a layer whose output starts at zero, so that a residual network starts as its skip."""
+    layer.zero_start = True  # type: ignore[assignment]
+    return layer
+
+
+class Dropout(nn.Module):
+    """Inverted dropout with a generator of its own, as torch's draws from the global one."""
+
+    def __init__(self, share: float, seed: int = 0) -> None:
+        super().__init__()
+        self.share = share
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In training a share of the entries zero and the others scaled up; else x."""
+        if not self.training or self.share == 0:
+            return x
+        kept = torch.rand(x.shape, generator=self.generator) >= self.share
+        return x * kept.to(x) / (1 - self.share)
+
+
+class TimeBlock(nn.Module):
+    """A residual block whose hidden layer is scaled and shifted by the time's features."""
+
+    def __init__(self, width: int, features: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        self.modulation = _zero_start(nn.Linear(features, 2 * width))
+        self.dropout = Dropout(dropout, seed)
+        self.outer = _zero_start(nn.Linear(width, width))
+
+    def forward(self, h: Tensor, features: Tensor) -> Tensor:
+        """`(batch, width), (batch, features) -> (batch, width)`."""
+        scale, shift = self.modulation(features).chunk(2, 1)
+        return h + self.outer(self.dropout(silu(self.inner(self.norm(h)) * (1 + scale) + shift)))
+
+
+class TimeMLP(nn.Module):
+    """A residual MLP of x and an angle in [0, pi / 2] that stands for the time.
+
+    Arguments: dim, of x; width; blocks; dropout, the share of hidden units dropped in training.
+    """
+
+    def __init__(self, dim: int, width: int = 256, blocks: int = 3, dropout: float = 0.3, features: int = 64) -> None:
+        super().__init__()
+        self.enter = nn.Linear(dim, width)
+        self.time = nn.Linear(2 * HARMONICS, features)
+        self.blocks = nn.ModuleList([TimeBlock(width, features, dropout, seed) for seed in range(blocks)])
+        self.norm = nn.LayerNorm(width)
+        self.leave = _zero_start(nn.Linear(width, dim))
+
+    def forward(self, x: Tensor, angle: Tensor) -> Tensor:
+        """`(batch, dim), (batch,) -> (batch, dim)`."""
+        phase = 2 * angle[:, None] * torch.arange(1, HARMONICS + 1, dtype=x.dtype, device=x.device)
+        features = silu(self.time(torch.cat([phase.cos(), phase.sin()], 1)))
+        h = self.enter(x)
+        for block in self.blocks:
+            h = block(h, features)
+        return self.leave(silu(self.norm(h)))
+
+
+class EnergyMLP(nn.Module):
+    """A residual MLP with smooth activations and one number a row, zero at the start."""
+
+    def __init__(self, dim: int, width: int = 256, blocks: int = 1) -> None:
+        super().__init__()
+        self.enter = nn.Linear(dim, width)
+        self.blocks = nn.ModuleList([nn.Linear(width, width) for _ in range(blocks)])
+        self.leave = _zero_start(nn.Linear(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, dim) -> (batch,)`."""
+        h = silu(self.enter(x))
+        for block in self.blocks:
+            h = h + silu(block(h))
+        return self.leave(h).squeeze(1)
+
+
+class _OnSpread(nn.Module):
+    """What both kinds share: a Gaussian as buffers, and coordinates in it. The module computes in its own dtype."""
+
+    mean: Tensor
+    basis: Tensor | None
+    std: Tensor
+
+    def __init__(self, spread: Spread) -> None:
+        super().__init__()
+        self.register_buffer("mean", spread.mean)
+        self.register_buffer("basis", spread.basis)
+        self.register_buffer("std", spread.std)
+
+    def _into(self, rows: Tensor) -> Tensor:
+        return rows if self.basis is None else rows @ self.basis
+
+    def _out_of(self, coordinates: Tensor) -> Tensor:
+        return coordinates if self.basis is None else coordinates @ self.basis.T
+
+    @property
+    def _scale(self) -> Tensor:
+        """The root mean variance, one number."""
+        return self.std.square().mean().sqrt()
+
+
+class PathNetwork(_OnSpread):
+    """Predicts the noise, or the velocity, on a Gaussian path: the Gaussian answer plus a learned F.
+
+    Arguments: backbone, `(x, angle) -> like x` on rows `(batch, d)`; path; predicts, "noise" or, on a path whose sigma'
+    is finite, "velocity"; spread, of the data.
+    """
+
+    def __init__(self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: Spread) -> None:
+        super().__init__(spread)
+        self.backbone, self.path, self.predicts = backbone, path, predicts
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """`(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
+        alpha, sigma = (value.to(self.mean)[:, None] for value in (self.path.alpha(t), self.path.sigma(t)))
+        centred = x.to(self.mean).flatten(1) - alpha * self.mean
+        signal, w2 = alpha * self.std, (alpha * self.std).square() + sigma.square()
+        seen = centred / ((alpha * self._scale).square() + sigma.square()).sqrt()
+        learned = self._into(self.backbone(seen, torch.atan2(alpha * self._scale, sigma).squeeze(1)))
+        noise = sigma / w2 * self._into(centred) - signal / w2.sqrt() * learned
+        if self.predicts == "noise":
+            return self._out_of(noise).reshape(x.shape)
+        data = signal * self.std / w2 * self._into(centred) + self.std * sigma / w2.sqrt() * learned
+        dalpha, dsigma = (value.to(self.mean)[:, None] for value in (self.path.dalpha(t), self.path.dsigma(t)))
+        return (self._out_of(dalpha * data + dsigma * noise) + dalpha * self.mean).reshape(x.shape)
+
+
+class ConfinedEnergy(_OnSpread):
+    """`E(x) = |s^-1 U^T (x - m)|^2 / 2 + f((x - m) / s)`: a Gaussian's energy plus a learned f.
+
+    Arguments: backbone, f, `(batch, d) -> (batch,)`; spread, of the data.
+    """
+
+    def __init__(self, backbone: nn.Module, spread: Spread) -> None:
+        super().__init__(spread)
+        self.backbone = backbone
+
+    def correction(self, x: Tensor) -> Tensor:
+        """f, `(batch, *event_shape) -> (batch,)`."""
+        return self.backbone((x.to(self.mean).flatten(1) - self.mean) / self._scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, *event_shape) -> (batch,)`."""
+        coordinates = self._into(x.to(self.mean).flatten(1) - self.mean) / self.std
+        return coordinates.square().sum(1) / 2 + self.correction(x)

@@ -1,0 +1,81 @@
+"""Trained weights in safetensors files: the tensors, and as metadata how to build their network and where they came from.
+
+Parameters are stored as float16 and computed with as float32; what the network gets from the data's statistics stays
+float32. No pickle is ever loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from scoretk.checkpoint import write_atomically
+from scoretk.errors import InvalidArgument
+
+__all__ = ["SHIPPED", "Stored", "read_weights", "shipped", "write_weights"]
+
+SHIPPED = Path(__file__).parent / "weights"
+"""The folder of the weights that come with the package."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A trained network: the model's name, what builds it (plain values), its state dict, and notes on its making."""
+
+    model: str
+    settings: dict[str, Any]
+    weights: dict[str, Tensor]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def into(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """The module that `make` builds, in eval mode with these weights."""
+        with torch.device("meta"):  # no memory, no random numbers
+            module = make()
+        module.load_state_dict(self.weights, assign=True)
+        return module.eval()
+
+
+def shipped(model: str) -> Path:
+    """The file of a built-in model's weights."""
+    return SHIPPED / f"{model}.safetensors"
+
+
+def write_weights(path: str | os.PathLike[str], stored: Stored) -> None:
+    """Write a network's weights, atomically."""
+    half = {name: t.half() if _is_parameter(name) else t for name, t in stored.weights.items()}
+    header = {"model": stored.model, "settings": stored.settings, "notes": stored.notes}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in half.items()}
+    write_atomically(Path(path), to_bytes(tensors, {"scoretk": json.dumps(header, sort_keys=True)}))
+
+
+def read_weights(path: str | os.PathLike[str], model: str) -> Stored:
+    """Read what `write_weights` wrote.
+
+    Raises: `InvalidArgument` where the file does not exist, is no such file, or holds another model's weights.
+    """
+    expected = f"the path of weights of {model}"
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidArgument("weights", path, expected)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["scoretk"])
+            weights = {name: file.get_tensor(name).float() for name in sorted(file.keys())}
+        stored = Stored(header["model"], header["settings"], weights, header["notes"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise InvalidArgument("weights", str(path), expected, f"{type(error).__name__}: {error}") from error
+    if stored.model != model:
+        raise InvalidArgument("weights", str(path), expected, f"These are weights of {stored.model}")
+    return stored
+
+
+def _is_parameter(name: str) -> bool:
+    return name not in ("mean", "basis", "std")

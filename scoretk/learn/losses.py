@@ -1,0 +1,68 @@
+r"""Losses for fields on a path, as pure functions of everything they depend on: one value a row, to be averaged.
+
+All are mean squares over the event, `|.|^2 / d`, so that losses of different event shapes compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+from scoretk.fields import GaussianPath
+from scoretk.rows import across, row_sum
+
+__all__ = ["denoising_score_matching", "flow_matching", "noise_prediction"]
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+def noise_prediction(net: Network, x: Tensor, t: Tensor, noise: Tensor, path: GaussianPath) -> Tensor:
+    """Noise prediction: `|net(alpha x + sigma eps, t) - eps|^2 / d`, minimised by `E[eps | x_t]`.
+
+    Reference: Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020).
+    Arguments: net, `net(x_t, t)` like x_t; x, data `(batch, *event_shape)`; t `(batch,)` in [0, 1]; noise, standard
+        normal, like x; path.
+    Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+    """
+    _check(x, t, noise)
+    exact = t.double()
+    x_t = across(path.alpha(exact).to(x), x) * x + across(path.sigma(exact).to(x), x) * noise
+    return _mean_square(net(x_t, t) - noise)
+
+
+def flow_matching(net: Network, x: Tensor, t: Tensor, start: Tensor) -> Tensor:
+    """Conditional flow matching on straight lines: `|net((1 - t) x_0 + t x_1, t) - (x_1 - x_0)|^2 / d`.
+
+    Minimised by the velocity of a flow that takes the distribution of x_0 to that of x_1.
+    Reference: Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023).
+    Arguments: net, `net(x_t, t)` like x_t; x, the data x_1 `(batch, *event_shape)`; t `(batch,)` in [0, 1]; start, the
+        x_0 coupled with them, like x.
+    Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+    """
+    _check(x, t, start)
+    return _mean_square(net(torch.lerp(start, x, across(t.to(x), x)), t) - (x - start))
+
+
+def denoising_score_matching(score: Callable[[Tensor], Tensor], x: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """Denoising score matching: `|sigma score(x + sigma eps) + eps|^2 / d`, minimised by the score of the noised data.
+
+    Reference: Vincent, "A connection between score matching and denoising autoencoders" (2011).
+    Arguments: score, of a static field; x, data `(batch, *event_shape)`; noise, standard normal, like x; sigma > 0.
+    Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+    """
+    _check(x, x.new_zeros(len(x)), noise)
+    return _mean_square(sigma * score(x + sigma * noise) + noise)
+
+
+def _check(x: Tensor, t: Tensor, noise: Tensor) -> None:
+    if noise.shape != x.shape:
+        raise InvalidArgument("noise or start", noise, f"the shape of x, {tuple(x.shape)}")
+    if t.shape != x.shape[:1]:
+        raise InvalidArgument("t", t, f"one time a row, shape ({len(x)},)")
+
+
+def _mean_square(error: Tensor) -> Tensor:
+    return row_sum(error.square()) / max(error[0].numel() if len(error) else 1, 1)
