@@ -55,6 +55,7 @@ def test_importing_and_listing_need_no_torch():
 
 
 def test_every_public_name_exists():
+    assert set(scoretk.__all__) == {"__version__", *scoretk._HOME}
     for name in scoretk.__all__:
         assert getattr(scoretk, name) is not None
     with pytest.raises(AttributeError):
