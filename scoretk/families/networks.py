@@ -20,7 +20,8 @@ Reference: Karras, Aittala, Aila, Laine, "Elucidating the design space of diffus
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,9 @@ from torch.nn.functional import silu
 
 from scoretk.fields import GaussianPath
 
-__all__ = ["ConfinedEnergy", "Dropout", "EnergyMLP", "PathNetwork", "Spread", "TimeMLP", "initialise", "spread_of"]
+__all__ = ["ConfinedEnergy", "Dropout", "EnergyMLP", "PathNetwork", "Spread", "TimeMLP", "fresh", "spread_of"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 FULL_COVARIANCE = 1024
 """Up to this many dimensions the covariance is used whole; beyond, one variance for all directions."""
@@ -57,8 +60,14 @@ def spread_of(data: Tensor, floor: float) -> Spread:
     return Spread(mean.float(), basis.float(), (variance.clamp(min=0) + floor**2).sqrt().float())
 
 
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Fan-in uniform weights and zero biases for every linear layer; zero for those marked `zero_start`."""
+def fresh(make: Callable[[], Module], generator: torch.Generator) -> Module:
+    """The module that `make` builds, its weights from this generator and not, as torch's own, from the global one.
+
+    Fan-in uniform weights and zero biases for every linear layer; zero weights for those marked `zero_start`.
+    """
+    with torch.device("meta"):
+        module = make()
+    module.to_empty(device="cpu")
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             bound = 0.0 if getattr(layer, "zero_start", False) else 1 / math.sqrt(layer.in_features)
@@ -66,6 +75,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.LayerNorm):
             layer.reset_parameters()  # ones and zeros: no randomness
+    return module
 
 
 def _zero_start(layer: nn.Linear) -> nn.Linear:
@@ -80,13 +90,13 @@ class Dropout(nn.Module):
     def __init__(self, share: float, seed: int = 0) -> None:
         super().__init__()
         self.share = share
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """In training a share of the entries zero and the others scaled up; else x."""
         if not self.training or self.share == 0:
             return x
-        kept = torch.rand(x.shape, generator=self.generator) >= self.share
+        kept = torch.rand(x.shape, generator=self.generator, device="cpu") >= self.share
         return x * kept.to(x) / (1 - self.share)
 
 
@@ -113,7 +123,7 @@ class TimeMLP(nn.Module):
     Arguments: dim, of x; width; blocks; dropout, the share of hidden units dropped in training.
     """
 
-    def __init__(self, dim: int, width: int = 256, blocks: int = 3, dropout: float = 0.3, features: int = 64) -> None:
+    def __init__(self, dim: int, width: int = 256, blocks: int = 3, dropout: float = 0.3, features: int = 32) -> None:
         super().__init__()
         self.enter = nn.Linear(dim, width)
         self.time = nn.Linear(2 * HARMONICS, features)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from scoretk.checkpoint import write_atomically
 from scoretk.errors import InvalidArgument
+from scoretk.families.networks import Spread
 
 __all__ = ["SHIPPED", "Stored", "read_weights", "shipped", "write_weights"]
 
@@ -36,11 +37,22 @@ class Stored:
     weights: dict[str, Tensor]
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def spread(self) -> Spread:
+        """The Gaussian that the network starts from."""
+        return Spread(*(self.weights.get(name) for name in Spread._fields))  # type: ignore[arg-type]
+
     def into(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """The module that `make` builds, in eval mode with these weights."""
+        """The module that `make` builds, in eval mode with these weights.
+
+        Raises: `InvalidArgument` where they do not fit.
+        """
         with torch.device("meta"):  # no memory, no random numbers
             module = make()
-        module.load_state_dict(self.weights, assign=True)
+        try:
+            module.load_state_dict(self.weights, assign=True)
+        except RuntimeError as error:
+            raise InvalidArgument("weights", sorted(self.weights), f"weights of {self.model}", str(error)) from error
         return module.eval()
 
 
@@ -78,4 +90,4 @@ def read_weights(path: str | os.PathLike[str], model: str) -> Stored:
 
 
 def _is_parameter(name: str) -> bool:
-    return name not in ("mean", "basis", "std")
+    return name not in Spread._fields

@@ -14,7 +14,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
 from scoretk.rows import across, row_sum
 
-__all__ = ["denoising_score_matching", "flow_matching", "noise_prediction"]
+__all__ = ["denoising_score_matching", "flow_matching", "noise_prediction", "stratified"]
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,6 +55,15 @@ def denoising_score_matching(score: Callable[[Tensor], Tensor], x: Tensor, noise
     """
     _check(x, x.new_zeros(len(x)), noise)
     return _mean_square(sigma * score(x + sigma * noise) + noise)
+
+
+def stratified(n: int, generator: torch.Generator) -> Tensor:
+    """n numbers, each uniform on [0, 1) and one in each nth of it: times that make a batch's loss less noisy, `(n,)`.
+
+    Reference: Kingma, Salimans, Poole, Ho, "Variational diffusion models" (2021), who share one offset likewise.
+    """
+    shift = torch.rand(n, generator=generator)
+    return (torch.arange(n) + shift) / max(n, 1)
 
 
 def _check(x: Tensor, t: Tensor, noise: Tensor) -> None:

@@ -1,0 +1,50 @@
+"""What the trained families share: data made ready for training, and notes on how weights were made."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import scoretk
+from scoretk.arguments import finite, tensor_like
+from scoretk.errors import InvalidArgument
+from scoretk.families.networks import Spread, spread_of
+
+__all__ = ["Prepared", "notes", "prepare"]
+
+
+class Prepared(NamedTuple):
+    """Data `(n, *event_shape)` in float32, the standard deviation of the noise to put on them, and their spread with it."""
+
+    rows: Tensor
+    std: float
+    spread: Spread
+
+    def blurred(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows with fresh noise on them."""
+        return rows + self.std * torch.randn(rows.shape, generator=generator)
+
+
+def prepare(data: Any, smoothing: float) -> Prepared:
+    """Check the data and measure their spread.
+
+    Arguments: data `(n, *event_shape)` with at least two rows that differ; smoothing, the standard deviation of the noise
+    over that of the data (the root of their mean variance), above 0.
+    """
+    shape = tuple(getattr(data, "shape", ()))
+    if len(shape) < 2 or shape[0] < 2:
+        raise InvalidArgument("data", data, "at least two rows, shape (n, *event_shape)")
+    rows = tensor_like("data", data, (None, *shape[1:])).float()
+    if not finite("smoothing", smoothing) > 0:
+        raise InvalidArgument("smoothing", smoothing, "a positive number")
+    own = float(rows.double().var(0, correction=0).mean().sqrt())
+    if own == 0:
+        raise InvalidArgument("data", data, "rows that differ")
+    return Prepared(rows, smoothing * own, spread_of(rows, smoothing * own))
+
+
+def notes(**settings: Any) -> dict[str, Any]:
+    """What to remember of a training: its settings and the versions in use."""
+    return settings | {"scoretk": scoretk.__version__, "torch": str(torch.__version__)}
