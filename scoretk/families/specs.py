@@ -2,7 +2,7 @@
 
 from scoretk.plugins.spec import ModelSpec
 
-__all__ = ["eight_schools", "funnel", "gaussian", "ring_mixture", "semicircle"]
+__all__ = ["digits_diffusion", "digits_flow", "eight_schools", "funnel", "gaussian", "ring_mixture", "semicircle"]
 
 _EXACT = frozenset({"energy", "score", "log_prob", "draw"})
 
@@ -48,4 +48,25 @@ eight_schools = ModelSpec(
     provides={"energy"},
     event_shape=(10,),
     summary="the eight-schools posterior (Rubin 1981), non-centred, unconstrained",
+)
+
+_PATH = frozenset({"velocity", "score", "denoise", "base"})
+
+digits_diffusion = ModelSpec(
+    name="digits-diffusion",
+    family="diffusion",
+    factory="scoretk.families.digits_diffusion:build",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="noise prediction (VP) on scikit-learn's handwritten digits, pixels in [-1, 1]",
+    parameters={"weights": None},
+)
+digits_flow = ModelSpec(
+    name="digits-flow",
+    family="flow matching",
+    factory="scoretk.families.digits_flow:build",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="flow matching on scikit-learn's handwritten digits, pixels in [-1, 1]",
+    parameters={"weights": None},
 )
