@@ -8,7 +8,7 @@ from torch import nn
 
 import scoretk as stk
 from scoretk.families.mixture import gaussian
-from scoretk.learn.fit import Recipe, fit
+from scoretk.learn.fitting import Recipe, fit
 from scoretk.learn.losses import denoising_score_matching, flow_matching, noise_prediction, stratified
 from tests.evidence import assert_mean, mean_z, z_limit
 

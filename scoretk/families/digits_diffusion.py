@@ -27,7 +27,7 @@ from scoretk.families.networks import PathNetwork, TimeMLP, fresh
 from scoretk.families.stored import Stored, read_weights, shipped
 from scoretk.families.training import notes, prepare
 from scoretk.fields import VP, Diffusion
-from scoretk.learn.fit import Progress, Recipe, fit
+from scoretk.learn.fitting import Progress, Recipe, fit
 from scoretk.learn.losses import noise_prediction, stratified
 
 __all__ = ["build", "default_data", "train"]

@@ -28,7 +28,7 @@ from scoretk.families.stored import Stored, read_weights, shipped
 from scoretk.families.training import notes, prepare
 from scoretk.fields import Energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
-from scoretk.learn.fit import Progress, Recipe, fit
+from scoretk.learn.fitting import Progress, Recipe, fit
 from scoretk.solvers import ULA
 
 __all__ = ["build", "default_data", "train"]

@@ -36,7 +36,7 @@ def prepare(data: Any, smoothing: float) -> Prepared:
     shape = tuple(getattr(data, "shape", ()))
     if len(shape) < 2 or shape[0] < 2:
         raise InvalidArgument("data", data, "at least two rows, shape (n, *event_shape)")
-    rows = tensor_like("data", data, (None, *shape[1:])).float()
+    rows = tensor_like("data", data, (None, *shape[1:])).detach().to("cpu", torch.float32)
     if not finite("smoothing", smoothing) > 0:
         raise InvalidArgument("smoothing", smoothing, "a positive number")
     own = float(rows.double().var(0, correction=0).mean().sqrt())
