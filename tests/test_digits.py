@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.diagnostics import Classifier, sliced_wasserstein
+from scoretk.diagnostics import Classifier, copies, sliced_wasserstein
 from scoretk.families.digits_data import load_digits
 
 SEEDS = range(5)
@@ -22,19 +22,45 @@ def floor(digits):
     return sum(float(sliced_wasserstein(digits.train[p], digits.test, seed=i)) for i, p in enumerate(picks)) / 10
 
 
-def distance(x, digits):
-    return sum(float(sliced_wasserstein(x[s], digits.test, seed=i)) for i, s in enumerate(SEEDS)) / len(SEEDS)
+def distance(draws, digits):
+    return sum(sliced_wasserstein(x, digits.test, seed=i) for i, x in enumerate(draws)) / len(draws)
 
 
 @pytest.mark.parametrize("name", ["digits-flow", "digits-diffusion"])
 def test_samples_are_as_near_to_test_digits_as_the_promise(name, digits):
     solver = stk.ProbabilityFlow("heun", steps=20)
-    x = {s: stk.sample(name, solver, chains=360, seed=s).final for s in SEEDS}
+    x = [stk.sample(name, solver, chains=360, seed=s).final for s in SEEDS]
     limit = 1.3 * min(floor(digits), 0.061)
     assert distance(x, digits) < limit
-    blurred = {s: v + 0.35 * torch.randn(v.shape, generator=torch.Generator().manual_seed(s)) for s, v in x.items()}
+    blurred = [v + 0.35 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) for v in x]
     assert distance(blurred, digits) > limit  # the test can fail
     judge = Classifier(digits.train, digits.train_labels).judge
-    real, ours = judge(digits.test), judge(torch.cat(list(x.values())))
+    real, ours = judge(digits.test), judge(torch.cat(x))
     assert ours.balance > 0.98
     assert abs(ours.confidence - real.confidence) < 0.06
+
+
+def test_energy_samples_are_good_and_long_chains_no_worse(digits):
+    limit, short = 2 * min(floor(digits), 0.061), 400
+    draws = stk.sample("digits-energy", stk.ULA(0.005), chains=720, steps=short, keep="last", seed=1)
+    longer = stk.sample("digits-energy", stk.ULA(0.005), init=draws.final, steps=9 * short, keep="last", seed=2)
+    assert not draws.failures
+    assert not longer.failures
+    early, late = (distance(x.final.split(360), digits) for x in (draws, longer))
+    assert early < limit
+    assert late < early + 0.1 * limit  # two draws of 720 differ by less than a tenth of it
+    noise = torch.randn(360, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert distance([noise], digits) > limit
+    judge = Classifier(digits.train, digits.train_labels).judge
+    assert judge(torch.cat([draws.final, longer.final])).balance > 0.97
+
+
+@pytest.mark.parametrize("name", ["digits-energy", "digits-flow", "digits-diffusion"])
+def test_samples_are_no_copies(name, digits):
+    if name == "digits-energy":
+        x = stk.sample(name, stk.ULA(0.005), chains=200, steps=500, keep="last").final
+    else:
+        x = stk.sample(name, stk.ProbabilityFlow("heun", steps=16), chains=200).final
+    assert copies(x, digits.train, digits.test).share < 0.1
+    near = digits.train[:200] + 0.05 * torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert copies(near, digits.train, digits.test).share > 0.9

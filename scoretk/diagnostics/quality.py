@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count
+from scoretk.arguments import finite
 from scoretk.diagnostics.distances import sample_rows
 from scoretk.errors import InvalidArgument, MissingDependency
 
@@ -27,13 +27,13 @@ class Verdict(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Mean nearest-neighbour distances of samples to training and to held-out data, and the share nearer to training.
+    """Mean distance of the samples, and of held-out data, to the nearest training row; the share that count as copies.
 
-    `share` is 1/2 for samples that know no training image better than a held-out one, and 1 for copies.
+    `share` is about the quantile (.01) for new draws of the data's distribution, and 1 for copies.
     """
 
-    to_train: float
-    to_held_out: float
+    distance: float
+    held_out_distance: float
     share: float
 
 
@@ -85,19 +85,13 @@ def balance(counts: Any) -> float:
     return float(-torch.special.xlogy(shares, shares).sum() / math.log(len(shares)))
 
 
-def copies(x: Tensor, train: Tensor, held_out: Tensor, seed: int = 0) -> Copies:
-    """How much nearer samples lie to training data than to held-out data.
+def copies(x: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -> Copies:
+    """Whether samples are copies of training data: how near they come to them, beside how near held-out data come.
 
-    The larger of the two sets is cut, at random by the seed, to the size of the smaller: a nearest neighbour among more
-    points is nearer.
-
-    Arguments: x `(n, *event_shape)`; train and held_out, of the same event shape.
+    Arguments: x `(n, *event_shape)`; train and held_out, of the same event shape; quantile, the share of the held-out rows
+    that sets the distance below which a sample counts as a copy.
     """
     rows = [sample_rows(name, v) for name, v in (("x", x), ("train", train), ("held_out", held_out))]
-    size = min(len(rows[1]), len(rows[2]))
-    generator = torch.Generator().manual_seed(count("seed", seed))
-    known, unknown = (
-        torch.cdist(rows[0], r[torch.randperm(len(r), generator=generator)[:size]]).amin(1) for r in rows[1:]
-    )
-    share = (known < unknown).double() + (known == unknown).double() / 2
-    return Copies(float(known.mean()), float(unknown.mean()), float(share.mean()))
+    ours, real = (torch.cdist(r, rows[1]).amin(1) for r in (rows[0], rows[2]))
+    limit = torch.quantile(real, finite("quantile", quantile))
+    return Copies(float(ours.mean()), float(real.mean()), float((ours < limit).double().mean()))

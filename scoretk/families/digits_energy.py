@@ -53,8 +53,8 @@ def default_data() -> Tensor:
 
 
 def train(
-    data: Tensor, *, seed: int = 0, steps: int = 4000, smoothing: float = 0.28, width: int = 256, blocks: int = 1,
-    chain_steps: int = 20, step_size: float = 0.017, chains: int = 2000, refresh: float = 0.01, decay: float = 1e-3,
+    data: Tensor, *, seed: int = 0, steps: int = 5000, smoothing: float = 0.28, width: int = 256, blocks: int = 1,
+    chain_steps: int = 20, step_size: float = 0.017, chains: int = 2000, refresh: float = 0.001, decay: float = 1e-3,
     report: Callable[[Progress], Any] | None = None,
 ) -> Stored:  # fmt: skip
     """Fit the energy to data.

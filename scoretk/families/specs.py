@@ -2,7 +2,16 @@
 
 from scoretk.plugins.spec import ModelSpec
 
-__all__ = ["digits_diffusion", "digits_flow", "eight_schools", "funnel", "gaussian", "ring_mixture", "semicircle"]
+__all__ = [
+    "digits_diffusion",
+    "digits_energy",
+    "digits_flow",
+    "eight_schools",
+    "funnel",
+    "gaussian",
+    "ring_mixture",
+    "semicircle",
+]
 
 _EXACT = frozenset({"energy", "score", "log_prob", "draw"})
 
@@ -59,6 +68,15 @@ digits_diffusion = ModelSpec(
     provides=_PATH,
     event_shape=(1, 8, 8),
     summary="noise prediction (VP) on scikit-learn's handwritten digits, pixels in [-1, 1]",
+    parameters={"weights": None},
+)
+digits_energy = ModelSpec(
+    name="digits-energy",
+    family="energy-based",
+    factory="scoretk.families.digits_energy:build",
+    provides={"energy"},
+    event_shape=(1, 8, 8),
+    summary="persistent contrastive divergence on scikit-learn's handwritten digits, pixels in [-1, 1]",
     parameters={"weights": None},
 )
 digits_flow = ModelSpec(
