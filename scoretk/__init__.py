@@ -67,6 +67,7 @@ _NAMES = {
         "describe",
         "list_models",
         "load",
+        "train",
     ),
     "sampling": ("sample",),
     "solvers": (
@@ -122,7 +123,7 @@ if TYPE_CHECKING:
     from scoretk.learn import ContrastiveDivergence, ReplayBuffer
     from scoretk.likelihood import Estimate, log_prob
     from scoretk.noise import Noise
-    from scoretk.plugins import Broken, ModelSpec, describe, list_models, load
+    from scoretk.plugins import Broken, ModelSpec, describe, list_models, load, train
     from scoretk.sampling import sample
     from scoretk.solvers import MALA, SOLVERS, ULA, AnnealedLangevin, ProbabilityFlow, ncsnv2_step_size
     from scoretk.streams import Stream
@@ -181,6 +182,7 @@ __all__ = [
     "product",
     "sample",
     "tempered",
+    "train",
 ]
 
 

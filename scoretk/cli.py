@@ -1,4 +1,4 @@
-"""The command line: `scoretk list | describe | check | sample`.
+"""The command line: `scoretk list | describe | check | sample | fit`.
 
 Exit codes: 0 done, 1 a run that failed, 2 wrong use, 130 interrupted. What a command needs it imports when it runs, so that
 listing needs no torch.
@@ -23,7 +23,7 @@ from scoretk.errors import (
     ScoretkError,
     UnknownName,
 )
-from scoretk.plugins import Broken, describe, list_models, list_solvers, load, load_solver_class, verify
+from scoretk.plugins import Broken, describe, list_models, list_solvers, load, load_solver_class, train, verify
 
 __all__ = ["main"]
 
@@ -86,7 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--force", action="store_true", help="overwrite the output file")
     sample.set_defaults(run=_sample)
 
-    for command in (listing, one, check, sample):
+    fit = commands.add_parser("fit", help="train a model, on its own data or on yours, and write the weights")
+    fit.add_argument("name")
+    fit.add_argument("--data", metavar="FILE", help="x.npy, x.npz or x.csv: rows (n, *event_shape); else its own data")
+    fit.add_argument("--array", metavar="NAME", help="which array of an x.npz")
+    fit.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help="such as steps=2000")
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("-o", "--output", metavar="FILE", help="the weights; by default NAME.safetensors")
+    fit.add_argument("--force", action="store_true", help="overwrite the output file")
+    fit.set_defaults(run=_fit)
+
+    for command in (listing, one, check, sample, fit):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -180,6 +190,33 @@ def _sample(options: argparse.Namespace) -> int:
         print("scoretk: every chain failed", file=sys.stderr)
         return FAILED
     return DONE
+
+
+def _fit(options: argparse.Namespace) -> int:
+    describe(options.name)
+    from scoretk.arrays import read_array
+    from scoretk.draws import check_output
+
+    output = check_output(
+        options.output or f"{options.name.rpartition('/')[2]}.safetensors", options.force, (".safetensors",)
+    )
+    settings = _assignments("--set", options.set)
+    data = None if options.data is None else read_array(options.data, options.array)
+    trained = train(options.name, data, seed=options.seed, report=_show_progress, **settings)
+    try:
+        trained.save(output)
+    except OSError as error:
+        raise InvalidArgument("output", str(output), "a place that can be written", str(error)) from error
+    if options.json:
+        _print_json({"model": options.name, "output": str(output), "seed": options.seed, "settings": settings})
+    else:
+        print(f"written  {output}")
+        print(f"load it  scoretk.load({options.name!r}, weights={str(output)!r})")
+    return DONE
+
+
+def _show_progress(progress: Any) -> None:
+    print(progress, file=sys.stderr)
 
 
 def _report(options: argparse.Namespace, draws: Any, written: str | None) -> None:

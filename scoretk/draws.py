@@ -151,11 +151,11 @@ class Draws:
             return file.read_bytes()
 
 
-def check_output(path: str | Path, force: bool) -> Path:
-    """The path to write draws to. Raises what `Draws.save` raises, before a run has spent anything."""
+def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMATS) -> Path:
+    """The path to write to. Raises what `Draws.save` raises, before a run has spent anything."""
     target = Path(path)
-    if target.suffix not in FORMATS:
-        raise InvalidArgument("path", str(path), f"a file name that ends in {', '.join(FORMATS)}")
+    if target.suffix not in endings:
+        raise InvalidArgument("path", str(path), f"a file name that ends in {', '.join(endings)}")
     if target.exists() and not force:
         raise OutputExists(
             f"{target} exists and is kept: choose another name, or overwrite it with force=True (--force)"

@@ -70,7 +70,7 @@ def test_can_be_copied_and_pickled(clone):
 
 def test_as_dict_is_json_in_a_fixed_order():
     plain = spec(provides=set(CAPABILITIES)).as_dict()
-    assert list(plain) == [*GOOD, "interface"]
+    assert list(plain) == [*GOOD, "trainer", "interface"]
     assert plain["provides"] == list(CAPABILITIES)
     assert plain["event_shape"] == [2]
     assert json.loads(json.dumps(plain))["parameters"] == {"width": 64, "widths": [1, [2]], "weights": None}

@@ -53,20 +53,21 @@ def default_data() -> Tensor:
 
 
 def train(
-    data: Tensor, *, seed: int = 0, steps: int = 5000, smoothing: float = 0.28, width: int = 256, blocks: int = 1,
+    data: Tensor | None = None, *, seed: int = 0, steps: int = 5000, smoothing: float = 0.28, width: int = 256, blocks: int = 1,
     chain_steps: int = 20, step_size: float = 0.017, chains: int = 2000, refresh: float = 0.001, decay: float = 1e-3,
     report: Callable[[Progress], Any] | None = None,
 ) -> Stored:  # fmt: skip
     """Fit the energy to data.
 
-    Arguments: data `(n, *event_shape)`; seed; steps of the optimiser; smoothing, the standard deviation of the noise that
-        is put on the data, over their own; width and blocks of the network; chain_steps, Langevin steps before each step
-        of the optimiser, of step_size times the data's variance; chains, slots of the replay buffer; refresh, the share of
-        the chains that start anew from N(0, I) when read; decay, of f; report, called after each evaluation.
+    Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; smoothing, the standard
+        deviation of the noise that is put on the data, over their own; width and blocks of the network; chain_steps,
+        Langevin steps before each step of the optimiser, of step_size times the data's variance; chains, slots of the
+        replay buffer; refresh, the share of the chains that start anew from N(0, I) when read; decay, of f; report,
+        called after each evaluation.
     Returns: the averaged weights of the last step.
     Raises: `InvalidArgument`, `FitFailure`; `ChainFailure` where every chain failed.
     """
-    ready = prepare(data, smoothing)
+    ready = prepare(default_data() if data is None else data, smoothing)
     shape = tuple(ready.rows.shape[1:])
     settings = {"event_shape": list(shape), "width": width, "blocks": blocks}
     network = ConfinedEnergy(fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed)), ready.spread)
@@ -82,7 +83,10 @@ def train(
         return gap + decay * (network.correction(x).square().mean() + network.correction(negatives).square().mean())
 
     done = fit(network, loss, ready.rows, recipe, seed=seed, report=report)
-    made = notes(seed=seed, steps=steps, smoothing=smoothing, chain_steps=chain_steps, step_size=h, refresh=refresh)
+    made = notes(
+        MODEL, data is None, seed, steps=steps, smoothing=smoothing, width=width, blocks=blocks,
+        chain_steps=chain_steps, step_size=step_size, chains=chains, refresh=refresh, decay=decay,
+    )  # fmt: skip
     return Stored(MODEL, settings, done.weights, made)
 
 

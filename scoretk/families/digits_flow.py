@@ -44,18 +44,18 @@ def default_data() -> Tensor:
 
 
 def train(
-    data: Tensor, *, seed: int = 0, steps: int = 6000, smoothing: float = 0.06, width: int = 256, blocks: int = 3,
-    dropout: float = 0.3, report: Callable[[Progress], Any] | None = None,
+    data: Tensor | None = None, *, seed: int = 0, steps: int = 6000, smoothing: float = 0.06, width: int = 256,
+    blocks: int = 3, dropout: float = 0.3, report: Callable[[Progress], Any] | None = None,
 ) -> Stored:  # fmt: skip
     """Fit the flow to data.
 
-    Arguments: data `(n, *event_shape)`; seed; steps of the optimiser; smoothing, the standard deviation of the noise
-        that is put on the data (against their discreteness, and against learning them by heart) over their own; width,
-        blocks and dropout of the network; report, called after each evaluation.
+    Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; smoothing, the standard
+        deviation of the noise that is put on the data (against their discreteness, and against learning them by heart)
+        over their own; width, blocks and dropout of the network; report, called after each evaluation.
     Returns: the weights of the lowest loss on a held-out tenth of the rows.
     Raises: `InvalidArgument`, `FitFailure`.
     """
-    ready = prepare(data, smoothing)
+    ready = prepare(default_data() if data is None else data, smoothing)
     settings = {"event_shape": list(ready.rows.shape[1:]), "width": width, "blocks": blocks, "dropout": dropout}
     backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed))
     network = PathNetwork(backbone, Linear(), "velocity", ready.spread)
@@ -66,7 +66,10 @@ def train(
         return flow_matching(network, x, stratified(len(x), generator), start)
 
     done = fit(network, loss, ready.rows, Recipe(steps), seed=seed, report=report)
-    return Stored(MODEL, settings, done.weights, notes(seed=seed, steps=steps, smoothing=smoothing))
+    made = notes(
+        MODEL, data is None, seed, steps=steps, smoothing=smoothing, width=width, blocks=blocks, dropout=dropout
+    )
+    return Stored(MODEL, settings, done.weights, made)
 
 
 def _backbone(settings: dict[str, Any]) -> TimeMLP:

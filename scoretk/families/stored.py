@@ -42,6 +42,10 @@ class Stored:
         """The Gaussian that the network starts from."""
         return Spread(*(self.weights.get(name) for name in Spread._fields))  # type: ignore[arg-type]
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file that the model's parameter `weights` takes, atomically. Raises `OSError`."""
+        write_weights(path, self)
+
     def into(self, make: Callable[[], nn.Module]) -> nn.Module:
         """The module that `make` builds, in eval mode with these weights.
 

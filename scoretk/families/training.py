@@ -45,6 +45,12 @@ def prepare(data: Any, smoothing: float) -> Prepared:
     return Prepared(rows, smoothing * own, spread_of(rows, smoothing * own))
 
 
-def notes(**settings: Any) -> dict[str, Any]:
-    """What to remember of a training: its settings and the versions in use."""
-    return settings | {"scoretk": scoretk.__version__, "torch": str(torch.__version__)}
+def notes(model: str, own: bool, seed: int, **settings: Any) -> dict[str, Any]:
+    """What to remember of a training: the command that repeats it, and the versions in use.
+
+    Arguments: model, its name; own, whether the data are the model's own; seed; settings of the trainer.
+    """
+    chosen = [f"--set {name}={value}" for name, value in settings.items()]
+    command = " ".join([f"scoretk fit {model}", *([] if own else ["--data FILE"]), f"--seed {seed}", *chosen])
+    versions = {"scoretk": scoretk.__version__, "torch": str(torch.__version__)}
+    return {"command": command, "seed": seed, **settings, **versions}

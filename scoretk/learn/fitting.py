@@ -35,6 +35,10 @@ class Progress(NamedTuple):
     loss: float
     held_out: float | None
 
+    def __str__(self) -> str:
+        chosen = "" if self.held_out is None else f"  held-out {self.held_out:.5g}"
+        return f"step {self.step}  loss {self.loss:.5g}{chosen}"
+
 
 @dataclass(frozen=True)
 class Recipe:

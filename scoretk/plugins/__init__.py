@@ -1,7 +1,7 @@
 """How models and solvers of other packages are found, without importing them or torch."""
 
 from scoretk.plugins.discovery import Broken, Entry
-from scoretk.plugins.models import describe, find_model, list_models, load, verify
+from scoretk.plugins.models import describe, find_model, list_models, load, train, verify
 from scoretk.plugins.solvers import list_solvers, load_solver_class
 from scoretk.plugins.spec import CAPABILITIES, INTERFACES, ModelSpec
 
@@ -17,5 +17,6 @@ __all__ = [
     "list_solvers",
     "load",
     "load_solver_class",
+    "train",
     "verify",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from scoretk.errors import BrokenPlugin, InvalidArgument, near_match
+from scoretk.errors import BrokenPlugin, InvalidArgument, MissingCapability, near_match
 from scoretk.plugins.catalog import Catalog, pointed_at
 from scoretk.plugins.discovery import Broken, Entry
 from scoretk.plugins.spec import CAPABILITIES, ModelSpec
 
-__all__ = ["build", "describe", "find_model", "list_models", "load", "verify"]
+__all__ = ["build", "describe", "find_model", "list_models", "load", "train", "verify"]
 
 _MODELS = Catalog("scoretk.models", "model")
 
@@ -47,12 +49,37 @@ def load(name: str, /, **parameters: Any) -> Any:
     """
     entry = _MODELS.find(name)
     spec = _spec(entry)
-    for unknown in sorted(parameters.keys() - spec.parameters.keys()):
-        expected = f"a parameter of {entry.id}{near_match(unknown, spec.parameters)}"
-        hint = f"It takes {', '.join(spec.parameters) or 'none'}"
-        raise InvalidArgument(unknown, parameters[unknown], expected, hint)
+    _refuse_unknown(parameters, list(spec.parameters), f"a parameter of {entry.id}")
     with _MODELS.isolated(entry, "load", parameters):
         return build(spec, **parameters)
+
+
+def train(
+    name: str, data: Any = None, /, *, seed: int = 0, report: Callable[[Any], Any] | None = None, **settings: Any
+) -> Any:
+    """Train a model anew. What is returned has `save(path)`; `load(name, weights=path)` then gives the field.
+
+    Arguments: name; data, a tensor `(n, *event_shape)`, or None for the data of the shipped weights; seed; report, called
+        with the progress after each evaluation; settings of the model's trainer, such as steps.
+    Raises: as `describe`; `MissingCapability` for a model without a trainer; `InvalidArgument` for a setting that the
+        trainer does not have; what the trainer raises, `FitFailure` among them; `BrokenPlugin` where that is no `ScoretkError`.
+    """
+    entry = _MODELS.find(name)
+    spec = _spec(entry)
+    if spec.trainer is None:
+        trainable = ", ".join(e.id for e in list_models() if isinstance(e, Entry) and _trains(e)) or "none"
+        raise MissingCapability(
+            entry.id, spec.provides, ["trainer"], f"It cannot be trained. Trainable here: {trainable}"
+        )
+    with _MODELS.isolated(entry, "train"):
+        trainer = pointed_at(spec.trainer)
+        known = [p for p in inspect.signature(trainer).parameters if p not in ("data", "seed", "report")]
+    _refuse_unknown(settings, known, f"a setting of {entry.id}")
+    with _MODELS.isolated(entry, "train", {"seed": seed, **settings}):
+        trained = trainer(data, seed=seed, report=report, **settings)
+        if not callable(getattr(trained, "save", None)):
+            raise TypeError(f"{spec.trainer} returned {trained!r:.80}, which has no save(path)")
+    return trained
 
 
 def build(spec: ModelSpec, /, **parameters: Any) -> Any:
@@ -61,7 +88,7 @@ def build(spec: ModelSpec, /, **parameters: Any) -> Any:
     Raises: what the factory raises; `TypeError` or `ValueError` where it returns no field, or not the one claimed.
     """
     field = pointed_at(spec.factory)(**{**spec.parameters, **parameters})
-    _check_claims(spec, field)
+    _check_claims(spec, field, own=not parameters)
     return field
 
 
@@ -83,10 +110,23 @@ def _spec(entry: Entry) -> ModelSpec:
     return spec
 
 
-def _check_claims(spec: ModelSpec, field: Any) -> None:
+def _trains(entry: Entry) -> bool:
+    with suppress(BrokenPlugin):
+        return _spec(entry).trainer is not None
+    return False
+
+
+def _refuse_unknown(given: dict[str, Any], known: list[str], expected: str) -> None:
+    for unknown in sorted(given.keys() - set(known)):
+        hint = f"It takes {', '.join(known) or 'none'}"
+        raise InvalidArgument(unknown, given[unknown], f"{expected}{near_match(unknown, known)}", hint)
+
+
+def _check_claims(spec: ModelSpec, field: Any, own: bool) -> None:
+    """The field against its spec; the event shape only where the parameters are the spec's own."""
     if isinstance(field, type) or not hasattr(field, "event_shape"):
         raise TypeError(f"{spec.factory} returned {field!r:.80}, which is no field: it has no event_shape")
-    if spec.event_shape is not None and tuple(field.event_shape) != spec.event_shape:
+    if own and spec.event_shape is not None and tuple(field.event_shape) != spec.event_shape:
         raise ValueError(
             f"the spec says event_shape={spec.event_shape} but the field's is {tuple(field.event_shape)}; "
             "event_shape=None is for a shape that depends on the parameters"

@@ -33,10 +33,13 @@ class ModelSpec:
         family: such as "energy-based", "diffusion", "flow matching".
         factory: "module:callable"; called with the parameters as keyword arguments, it returns the field.
         provides: names in `CAPABILITIES` that the field offers.
-        event_shape: the shape of one x; None where it depends on the parameters and is known once loaded.
+        event_shape: the shape of one x with the default parameters; None where only loading tells.
         summary: one line.
         parameters: names and defaults of what the factory takes: None, booleans, numbers, strings and sequences of
             these. Lists become tuples.
+        trainer: "module:callable" for a model that can be trained, else None. Called as
+            `trainer(data, seed=..., report=..., **settings)`, data a tensor `(n, *event_shape)` or None for the model's own,
+            it returns an object with `save(path)`; the factory's parameter `weights` takes the path of that file.
         interface: the plugin interface that the plugin is written for, one of `INTERFACES`.
 
     Raises: `InvalidArgument`, which names the field.
@@ -49,6 +52,7 @@ class ModelSpec:
     event_shape: tuple[int, ...] | None
     summary: str
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    trainer: str | None = None
     interface: int = 1
 
     def __new__(cls, *, interface: int = 1, **_: object) -> Self:
@@ -60,10 +64,14 @@ class ModelSpec:
     def __post_init__(self) -> None:
         _matches("name", self.name, _NAME, "letters, digits and . _ -, starting with a letter or digit")
         _matches("factory", self.factory, _FACTORY, "a string such as 'my_package.models:build'")
+        if self.trainer is not None:
+            _matches("trainer", self.trainer, _FACTORY, "None or a string such as 'my_package.models:train'")
         _line("family", self.family)
         _line("summary", self.summary)
         for name, convert in (("provides", _provides), ("event_shape", _shape), ("parameters", _parameters)):
             object.__setattr__(self, name, convert(getattr(self, name)))
+        if self.trainer is not None and "weights" not in self.parameters:
+            raise InvalidArgument("parameters", dict(self.parameters), "a parameter 'weights', as there is a trainer")
 
     def as_dict(self) -> dict[str, Any]:
         """The spec in plain values, ready for JSON: sorted capabilities, a list or None for the shape."""

@@ -1,0 +1,62 @@
+"""A user's own array read from a file: `.npy`, `.npz` or `.csv`; never pickle."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoretk.arguments import option
+from scoretk.errors import InvalidArgument
+
+__all__ = ["ENDINGS", "read_array"]
+
+ENDINGS = (".npy", ".npz", ".csv")
+
+
+def read_array(path: str | os.PathLike[str], name: str | None = None) -> Tensor:
+    """The numbers in a file, rows first; integers and booleans become float32.
+
+    Arguments: path, ending in .npy, .npz or .csv (commas, one row a line, a line of headings or none); name, which array
+        of an .npz that holds several.
+    Raises: `InvalidArgument`, `UnknownName`.
+    """
+    file = Path(path)
+    if file.suffix not in ENDINGS:
+        raise InvalidArgument("data", str(path), f"a file that ends in {', '.join(ENDINGS)}")
+    try:
+        found = _table(file) if file.suffix == ".csv" else np.load(file, allow_pickle=False)
+        array = _member(found, name) if isinstance(found, np.lib.npyio.NpzFile) else found
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidArgument("data", str(path), "a file of numbers that can be read", str(error)) from error
+    if array.dtype.kind not in "fiub":
+        raise InvalidArgument("data", str(path), "real numbers", f"It holds {array.dtype}")
+    if array.ndim < 2:
+        raise InvalidArgument("data", f"shape {array.shape}", "rows, (n, *event_shape)", "One number a row is (n, 1)")
+    return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.float64 else array.astype(np.float32)))
+
+
+def _table(file: Path) -> Any:
+    with open(file, encoding="utf-8-sig") as lines:
+        first = lines.readline()
+    return np.loadtxt(file, delimiter=",", skiprows=0 if _is_numeric(first) else 1, ndmin=2, encoding="utf-8-sig")
+
+
+def _is_numeric(line: str) -> bool:
+    try:
+        [float(cell) for cell in line.split(",")]
+    except ValueError:
+        return False
+    return True
+
+
+def _member(archive: Any, name: str | None) -> Any:
+    names = list(archive.files)
+    if name is None and len(names) != 1:
+        raise InvalidArgument("array", None, f"the name of one of its arrays: {', '.join(names)}")
+    return archive[names[0] if name is None else option("array", name, names)]
