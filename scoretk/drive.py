@@ -22,10 +22,12 @@ from scoretk.errors import ChainFailure, InvalidArgument, Status
 from scoretk.record import Record, Recorder, masked
 from scoretk.rows import finite_rows, select_rows
 from scoretk.solvers.base import Info
+from scoretk.tape import Tape, requests
 
 __all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "with_leaves"]
 
 BLOCK_SECONDS = 0.1
+UNROLL = 8
 UNROLL_VALUES = 1 << 18
 
 
@@ -97,12 +99,15 @@ def _chain_leaves(state: Any) -> dict[str, Tensor]:
 
 
 def _all_finite(state: Any) -> bool:
-    """Whether all of the state is finite: asked of the host, cheap on the CPU. (Constant tables are finite.)"""
+    """Whether all of the state is finite: asked of the host, cheap on the CPU. (Constant tables are finite.)
+
+    A sum that overflows says no where yes is right: then the masks are computed, which give the same bits.
+    """
     total = 0.0
     for value in state:
         for leaf in value if isinstance(value, tuple) else (value,):
             if leaf.ndim and leaf.is_floating_point():
-                total += float(torch.linalg.vector_norm(leaf.detach(), torch.inf))
+                total += leaf.sum().item()
     return total - total == 0
 
 
@@ -182,45 +187,49 @@ class _Compiled(_Eager):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self._tape: Tape | None = None
         self._function: Callable[..., Any] | None = None
 
-    def unroll(self, moment: Moment) -> int:
-        """Steps a call: more for small states, where the call costs more than the arithmetic."""
-        return 1
+    def _prepare(self, moment: Moment) -> tuple[Tape, Callable[..., Any]]:
+        if self._tape is None or self._function is None:
+            asked = requests(self.solver, self.bound, moment.state, self.noise, moment.step)
+            self._tape = Tape(self.noise, asked, UNROLL if moment.state.x.numel() <= UNROLL_VALUES else 1)
+            self._function = torch.compile(self._run, fullgraph=True, dynamic=False)
+        return self._tape, self._function
 
-    def _compile(self, length: int) -> Callable[..., Any]:
-        solver, bound, noise = self.solver, self.bound, self.noise
-
-        def run(state: Any, status: Tensor, failed_at: Tensor, step: Tensor) -> Any:
-            xs, all_stats = [], []
-            for _ in range(length):
-                state, status, failed_at, stats, _ = _one(solver, bound, noise, (state, status, failed_at), step, False)
-                xs.append(state.x)
-                all_stats.append(stats)
-                step = step + 1
-            return state, status, failed_at, step, xs, all_stats
-
-        return torch.compile(run, fullgraph=True, dynamic=False)
+    def _run(self, state: Any, status: Tensor, failed_at: Tensor, step: Tensor, values: list[Tensor]) -> Any:
+        """The steps of one call: the last state, and position, statistics and evaluations of each step."""
+        assert self._tape is not None
+        xs, infos = [], []
+        for i in range(self._tape.length):
+            player = self._tape.player(values, i)
+            now = (state, status, failed_at)
+            state, status, failed_at, stats, used = _one(self.solver, self.bound, player, now, step + i, False)
+            xs.append(state.x)
+            infos.append(stats if used is None else stats | {"evaluations": used.sum()})
+        info = {name: torch.stack([one[name] for one in infos]) for name in infos[0]}
+        return state, status, failed_at, step + self._tape.length, torch.stack(xs), info
 
     def block(self, moment: Moment, steps: int) -> Moment:
         """Whole calls compiled; the few steps that do not fill one are made eagerly."""
-        length = self.unroll(moment)
-        self._function = self._function or self._compile(length)
-        device = moment.status.device
+        tape, function = self._prepare(moment)
+        device, length = moment.status.device, tape.length
         leaves = {n: v.to(device) for n, v in state_leaves(moment.state).items()}
         state, status, failed_at = with_leaves(moment.state, leaves), moment.status, moment.failed_at
         counter = torch.tensor(moment.step, dtype=torch.int64, device=device)
         record, kept = moment.record, self.schedule.kept_before(moment.step)
         total, end = self.schedule.kept_before(self.schedule.total), moment.step + steps
-        step = moment.step
+        step, evaluations = moment.step, moment.evaluations
         while end - step >= length:
-            state, status, failed_at, counter, xs, stats = self._function(state, status, failed_at, counter)
-            for i in range(length):
-                if self.schedule.keeps(step + i):
-                    record = self.recorder.add(record, xs[i], stats[i], kept, total)
-                    kept += 1
+            state, status, failed_at, counter, xs, stats = function(state, status, failed_at, counter, tape.read(step))
+            if "evaluations" in stats:
+                evaluations += int(stats.pop("evaluations").sum())
+            chosen = [i for i in range(length) if self.schedule.keeps(step + i)]
+            if chosen:
+                record = self.recorder.extend(record, xs, stats, chosen, kept, total)
+                kept += len(chosen)
             step += length
-        return super().block(Moment(state, status, failed_at, step, record, moment.evaluations), end - step)
+        return super().block(Moment(state, status, failed_at, step, record, evaluations), end - step)
 
 
 def drive(

@@ -79,6 +79,8 @@ class _Kind(IntEnum):
     RADEMACHER = 2
     SEED = 127
 
+    __hash__ = int.__hash__  # in C: it is part of a key that is looked up at every step
+
 
 def philox4x32(counter: Sequence[Any], key: Sequence[Any], rounds: int = ROUNDS) -> tuple[Any, ...]:
     """Philox4x32: four words from a counter of four words and a key of two.
@@ -223,15 +225,28 @@ class Noise:
         """Signs, +1 or -1 with equal probability. Arguments and return as `normal`."""
         return self._draw(_Kind.RADEMACHER, step, stream, shape, dtype)
 
+    def ahead(
+        self, method: str, steps: Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The noise of several steps as one expression, which a compiler can fuse.
+
+        Arguments: method, "normal", "uniform" or "rademacher"; steps `(w,)` of int64; the others as `normal`.
+        Returns: `(w, chains, *shape)`.
+        """
+        return self._inline(_Kind[method.upper()], steps[:, None, None], stream, shape, dtype)
+
     def _draw(
         self, kind: _Kind, step: int | Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype | None
     ) -> Tensor:
         if torch.compiler.is_compiling():
+            if isinstance(step, Tensor):
+                _step_tensor(step)
             return self._inline(kind, step, stream, shape, dtype)
         if isinstance(step, Tensor):
+            _step_tensor(step)
             if step.device.type != "cpu":
                 return self._inline(kind, step, stream, shape, dtype)
-            step = _step(step)
+            step = int(step)
         elif type(step) is not int:
             step = _integer("step", step, 2**32)
         shape = shape if type(shape) is tuple else _shape(shape)
@@ -245,21 +260,18 @@ class Noise:
         self, kind: _Kind, step: int | Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype | None
     ) -> Tensor:
         """As one expression without state or synchronisation, which a compiler can fuse."""
-        if isinstance(step, Tensor):
-            _step_tensor(step)
-        elif not torch.compiler.is_compiling():
-            step = _integer("step", step, 2**32)
-        step = self._zero + step
+        step = self._zero + step  # (), or (w, 1, 1) for the noise of w steps
+        rows = (*step.shape[:1], len(self.chains))
         word, shape = _stream_word(kind, stream), _shape(shape)
         n, dtype = math.prod(shape), _dtype(self.dtype if dtype is None else dtype)
         if not n or not len(self.chains):
-            return self.chains.new_zeros((len(self.chains), *shape), dtype=dtype)
+            return self.chains.new_zeros((*rows, *shape), dtype=dtype)
         # Without this the compiler folds the products of an arange into its index arithmetic, which has too few bits.
         block = torch.arange(-(-n // 4), device=self.chains.device) ^ self._zero
         key = self._key_tensor.unbind()
         halves = [philox4x32((block, self.chains[:, None], step, half), key) for half in _halves(word, dtype)]
         values = [value for pair in range(0, min(n, 4), 2) for value in TRANSFORMS[kind](halves, pair, dtype)]
-        return torch.stack(values[:n], -1).reshape(len(self.chains), -1)[:, :n].reshape(-1, *shape)
+        return torch.stack(values[:n], -1).reshape(*rows, -1)[..., :n].reshape(*rows, *shape)
 
     def _ahead(self, asked: tuple[_Kind, int, tuple[int, ...], torch.dtype | None], step: int) -> Tensor:
         """Make the window in which this step lies, and keep it."""
@@ -424,11 +436,6 @@ def _stream_word(kind: _Kind, stream: int) -> int:
 def _step_tensor(step: Tensor) -> None:
     if step.ndim or step.dtype != torch.int64:
         raise InvalidArgument("step", step, "an integer or an int64 tensor of shape ()")
-
-
-def _step(step: Tensor) -> int:
-    _step_tensor(step)
-    return int(step)
 
 
 def _dtype(dtype: torch.dtype) -> torch.dtype:

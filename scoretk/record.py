@@ -43,6 +43,8 @@ class Recorder(Protocol):
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record: ...
 
+    def extend(self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int) -> Record: ...
+
     def filled(self, record: Record, count: int) -> Record: ...
 
 
@@ -51,7 +53,19 @@ def _exact(x: Tensor) -> torch.dtype:
     return x.dtype if x.device.type == "mps" else torch.float64
 
 
-class KeepAll:
+class _OneByOne:
+    """How a block of steps turns into a record: step by step."""
+
+    def extend(
+        self: Recorder, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int
+    ) -> Record:
+        """Add the chosen among the positions `(steps, chains, *event)` and their statistics `(steps, chains)`."""
+        for n, i in enumerate(chosen):
+            record = self.add(record, xs[i], {name: value[i] for name, value in stats.items()}, index + n, total)
+        return record
+
+
+class KeepAll(_OneByOne):
     """Every draw: `x` of shape `(total, chains, *event)`, statistics `(total, chains)`."""
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
@@ -69,6 +83,17 @@ class KeepAll:
             record.stats[name][index] = value
         return record
 
+    def extend(self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int) -> Record:
+        """As `add` for each chosen step, in one copy."""
+        if not record.tensors:
+            first = {name: value[chosen[0]] for name, value in stats.items()}
+            record = self.add(record, xs[chosen[0]], first, index, total)
+        to = slice(index, index + len(chosen))
+        record.tensors["x"][to] = xs if len(chosen) == len(xs) else xs[chosen]
+        for name, value in stats.items():
+            record.stats[name][to] = value if len(chosen) == len(value) else value[chosen]
+        return record
+
     def filled(self, record: Record, count: int) -> Record:
         """The part that holds draws so far."""
         return Record(
@@ -76,7 +101,7 @@ class KeepAll:
         )
 
 
-class KeepLast:
+class KeepLast(_OneByOne):
     """The last draw only; statistics as sums over the draws."""
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
@@ -87,7 +112,7 @@ class KeepLast:
         return record
 
 
-class KeepMoments:
+class KeepMoments(_OneByOne):
     """Running mean and squared deviation of each chain (Welford, 1962): memory does not grow with the steps."""
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:

@@ -18,3 +18,5 @@ class Stream(IntEnum):
     CORRECTION = 5
     SWAP = 6
     USER = 16
+
+    __hash__ = int.__hash__  # equal to its number, and hashed without a detour through Python

@@ -12,7 +12,7 @@ import scoretk
 ROOT = Path(scoretk.__file__).parent
 LEVELS = [
     {"errors"}, {"streams", "rows"}, {"arguments", "plugins"}, {"fields"}, {"noise", "grids", "modules", "progress"},
-    {"solvers"}, {"arrays", "record", "checkpoint"}, {"drive"}, {"draws", "runs"}, {"sampling", "likelihood"},
+    {"solvers", "tape"}, {"arrays", "record", "checkpoint"}, {"drive"}, {"draws", "runs"}, {"sampling", "likelihood"},
     {"learn", "diagnostics"}, {"families"}, {"conformance"}, {"cli"},
 ]  # fmt: skip
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -39,9 +40,11 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
                 "energy", values, "an energy that torch can differentiate with respect to x",
                 "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead",
             )  # fmt: skip
-        (gradient,) = torch.autograd.grad(values, y, torch.ones_like(values), create_graph=keep)
-    gradient = _only_where_finite(gradient, values)
-    return (values, gradient) if keep else (values.detach(), gradient.detach())
+        summed = values.sum()
+        (gradient,) = torch.autograd.grad(summed, y, create_graph=keep)
+    if summed.device.type != "cpu" or not math.isfinite(summed.item()):  # on the CPU the host may look first
+        gradient = _only_where_finite(gradient, values)
+    return values if keep else values.detach(), gradient
 
 
 def _only_where_finite(gradient: Tensor, values: Tensor) -> Tensor:

@@ -1,0 +1,69 @@
+"""The tape gives a compiled step the noise that the step asked for, whatever indices and kinds a solver asks with."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.tape import Request, Tape, requests
+
+
+class State(NamedTuple):
+    x: torch.Tensor
+    step: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A solver that adds up noise asked for in awkward ways."""
+
+    needs = frozenset({"score"})
+    timed = False
+    capturable = True
+    init_cost = step_cost = {}
+
+    def init(self, field, x, noise):
+        return State(x, torch.zeros((), dtype=torch.int64))
+
+    def step(self, field, state, noise):
+        shape, k = tuple(state.x.shape[1:]), state.step
+        plain = noise.normal(k, stk.Stream.PROPOSAL, shape, state.x.dtype)
+        twice = noise.uniform(k, 20, (), state.x.dtype) + noise.uniform(k, 20, (), state.x.dtype)
+        ahead = noise.normal(2 * k + 1, stk.Stream.CORRECTION, shape, state.x.dtype)
+        sign = noise.rademacher(k, stk.Stream.PROBE, shape, state.x.dtype)
+        return State(state.x + plain + twice[:, None] + ahead + sign, k + 1), {"sum": twice}
+
+
+def test_listening_finds_what_is_asked_for_the_steps_own_index():
+    noise = stk.Noise(3, 4)
+    state = Asker().init(None, torch.zeros(4, 2), noise)._replace(step=torch.tensor(5))
+    found = requests(Asker(), None, state, noise, 5)
+    assert found == (
+        Request("normal", stk.Stream.PROPOSAL, (2,), torch.float32),
+        Request("rademacher", stk.Stream.PROBE, (2,), torch.float32),
+    )
+
+
+@pytest.mark.parametrize("keep", ["all", "last", "moments"])
+def test_compiled_with_a_tape_is_the_eager_run(keep):
+    field = stk.Score(lambda x: -x, (2,))
+    run = {"chains": 3, "steps": 30, "warmup": 5, "thin": 3, "keep": keep, "seed": 8, "dtype": torch.float64}
+    eager, compiled = (stk.sample(field, Asker(), compile=c, **run) for c in (False, True))
+    torch.testing.assert_close(compiled.final, eager.final)
+    for name in ("x", "mean", "var"):
+        theirs = getattr(eager, name)
+        assert theirs is None or torch.allclose(getattr(compiled, name), theirs)
+    torch.testing.assert_close(compiled.stats["sum"], eager.stats["sum"])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (3, 5)])
+@pytest.mark.parametrize("method", ["normal", "uniform", "rademacher"])
+def test_a_tape_reads_the_noise_of_any_window(method, shape):
+    noise = stk.Noise(1, 6, dtype=torch.float64)
+    tape = Tape(noise, (Request(method, 7, shape, torch.float64),), 8)
+    for step in (0, 8, 8 * 1000, 16):
+        (values,) = tape.read(step)
+        exact = torch.stack([getattr(noise, method)(step + i, 7, shape) for i in range(8)])
+        torch.testing.assert_close(values, exact, rtol=1e-12, atol=1e-12)
