@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.compiling import compiled
 from scoretk.errors import ChainFailure, InvalidArgument, Status
 from scoretk.record import Record, Recorder, masked
 from scoretk.rows import finite_rows, select_rows
@@ -192,9 +193,11 @@ class _Compiled(_Eager):
 
     def _prepare(self, moment: Moment) -> tuple[Tape, Callable[..., Any]]:
         if self._tape is None or self._function is None:
-            asked = requests(self.solver, self.bound, moment.state, self.noise, moment.step)
-            self._tape = Tape(self.noise, asked, UNROLL if moment.state.x.numel() <= UNROLL_VALUES else 1)
-            self._function = torch.compile(self._run, fullgraph=True, dynamic=False)
+            x = moment.state.x
+            asked, all_served = requests(self.solver, self.bound, moment.state, self.noise, moment.step)
+            self._tape = Tape(self.noise, asked, UNROLL if all_served and x.numel() <= UNROLL_VALUES else 1)
+            native = id(getattr(self.bound, "native", self.bound))
+            self._function = compiled(self._run, (repr(self.solver), native, x.shape, x.dtype, x.device, asked))
         return self._tape, self._function
 
     def _run(self, state: Any, status: Tensor, failed_at: Tensor, step: Tensor, values: list[Tensor]) -> Any:

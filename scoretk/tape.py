@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.compiling import compiled
 from scoretk.noise import Noise
 
 __all__ = ["Request", "Tape", "requests"]
@@ -81,19 +82,23 @@ class _Player(_Asking):
         return getattr(self.noise, method)(step, stream, shape, dtype)
 
 
-def requests(solver: Any, bound: Any, state: Any, noise: Noise, step: int) -> tuple[Request, ...]:
+def requests(solver: Any, bound: Any, state: Any, noise: Noise, step: int) -> tuple[tuple[Request, ...], bool]:
     """What a step asks of the noise for its own index, found out by making two steps, whose results are dropped.
 
-    A request that comes twice, or also for another step's index, is left to the graph.
+    A request that also comes for another step's index, or in one of the two steps only, is left to the graph.
+
+    Returns: the requests; whether they are all that is asked.
     """
-    heard: list[tuple[int, Request]] = []
-    for ahead in range(2):
+    heard: list[list[tuple[int, Request]]] = []
+    for _ in range(2):
         listener = _Listener(noise)
         state, _ = solver.step(bound, state, listener)
-        heard += [(index - step - ahead, request) for index, request in listener.heard]
-    own = {request for offset, request in heard if offset == 0}
-    plain = {request for request in own if sum(r == request for _, r in heard) == 2}
-    return tuple(sorted(plain, key=repr))
+        heard.append(listener.heard)
+    own = [{request for index, request in part if index == step + ahead} for ahead, part in enumerate(heard)]
+    other = {request for ahead, part in enumerate(heard) for index, request in part if index != step + ahead}
+    served = (own[0] & own[1]) - other
+    everything = {request for part in heard for _, request in part}
+    return tuple(sorted(served, key=repr)), served == everything
 
 
 class Tape:
@@ -107,7 +112,7 @@ class Tape:
         size = max([len(noise.chains) * max(1, torch.Size(r.shape).numel()) for r in asked], default=1)
         self.steps = length * max(1, min(1 << max(WINDOW_VALUES // (size * length), 1).bit_length() - 1, 128))
         self._start, self._values = -1, list[Tensor]()
-        self._make = torch.compile(self._window, fullgraph=True, dynamic=False)
+        self._make = compiled(self._window, (asked, len(noise.chains), self.steps))
 
     def _window(self, steps: Tensor) -> list[Tensor]:
         return [self.noise.ahead(r.method, steps, r.stream, r.shape, r.dtype) for r in self.asked]
