@@ -284,3 +284,27 @@ def test_wrong_shapes_from_a_model_are_named():
         stk.sample(stk.Energy(lambda x: x.sum(), (2,)), stk.ULA(0.1), chains=3, steps=2)
     with pytest.raises(stk.InvalidArgument, match="noise: expected a tensor of shape"):
         stk.sample(stk.Diffusion(lambda x, t: x[:, :1], (2,)), stk.ProbabilityFlow(steps=2), chains=3)
+
+
+@pytest.mark.parametrize(
+    "table", [[0.9, 0.1], [0.99, 0.98, 0.2, 0.19, 1e-5], torch.linspace(0.9999, 2e-4, 1000).double()]
+)
+def test_a_table_is_met_exactly_and_smooth_between(table):
+    path = stk.Tabulated(table)
+    known = torch.as_tensor(table, dtype=torch.float64)
+    k = torch.arange(len(known))
+    at = 1 - (k + 1).double() / len(known)
+    torch.testing.assert_close(path.alpha(at) ** 2, known, rtol=1e-12, atol=0)
+    assert float(path.sigma(1.0)) == 0
+    t = torch.linspace(0, 1, 2003, dtype=torch.float64)
+    assert bool((path.alpha(t).diff() > 0).all()), "monotone, whatever the table"
+    inside = t[1:-1]
+    h = 1e-6
+    torch.testing.assert_close(
+        (path.alpha(inside + h) - path.alpha(inside - h)) / (2 * h), path.dalpha(inside), rtol=1e-5, atol=1e-6
+    )
+    log_snr = 2 * (path.alpha(inside).log() - path.sigma(inside).log())
+    torch.testing.assert_close(path.t(log_snr), inside, rtol=0, atol=1e-11)
+    knots = at[at > 0]
+    jump = path.dalpha(knots + 1e-9) - path.dalpha(knots - 1e-9)
+    assert float(jump.abs().max()) < 1e-4 * float(path.dalpha(t).max())  # a table of straight pieces jumps

@@ -88,7 +88,7 @@ def test_the_order_test_catches_a_wrong_symbol(monkeypatch):
     assert slope() < 1.5
 
 
-SMOOTH = [(m, p) for m in ("dopri5", "bosh3") for p in PATHS if not isinstance(p, stk.Tabulated)]
+SMOOTH = [(m, p) for m in ("dopri5", "bosh3") for p in PATHS]
 
 
 @pytest.mark.parametrize(("method", "path"), SMOOTH, ids=lambda v: v if isinstance(v, str) else type(v).__name__)

@@ -41,6 +41,9 @@ __all__ = ["EDM", "VE", "VP", "Cosine", "GaussianPath", "Linear", "PathPoint", "
 
 Time = float | Tensor
 
+BISECTIONS = 60
+"""Halvings of a cell that leave less of it than float64 resolves."""
+
 
 class PathPoint(NamedTuple):
     """`alpha, sigma` and their time derivatives at one time (or at one time a row)."""
@@ -276,16 +279,18 @@ class Tabulated(GaussianPath):
     """A discrete-time schedule `alphas_cumprod[k] = alpha^2`, k = 0 (least noise) to N - 1 (most), made continuous.
 
     Timestep k sits at `t = 1 - (k + 1) / N`, so t = 0 is k = N - 1, and t = 1 is the data themselves (alpha = 1,
-    sigma = 0), one step below k = 0. Between the tabulated times log alpha is linear in t.
+    sigma = 0), one step below k = 0. Between the tabulated times log alpha is a cubic in t, monotone and with a continuous
+    derivative, so that adaptive solvers meet no kinks.
 
     Arguments: alphas_cumprod, a sequence or tensor of shape (N,), decreasing, in (0, 1).
+    Reference: Fritsch, Butland, "A method for constructing local monotone piecewise cubic interpolants" (1984).
     """
 
     alphas_cumprod: Tensor
 
     def __post_init__(self) -> None:
         try:
-            table = torch.as_tensor(self.alphas_cumprod).detach().to("cpu", torch.float64).flatten()
+            table = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).detach().cpu().flatten()
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidArgument("alphas_cumprod", self.alphas_cumprod, "a sequence of numbers", str(error)) from error
         decreasing = len(table) >= 2 and bool((table.diff() < 0).all()) and bool((table > 0).all())
@@ -293,8 +298,7 @@ class Tabulated(GaussianPath):
             raise InvalidArgument("alphas_cumprod", self.alphas_cumprod, "at least two decreasing numbers in (0, 1)")
         object.__setattr__(self, "alphas_cumprod", table)
         # knots in increasing t: t = 0 (k = N - 1), 1/N, ..., 1 (the data)
-        knots = torch.cat([table.log().flip(0) / 2, torch.zeros(1, dtype=torch.float64)])
-        object.__setattr__(self, "_knots", knots)
+        object.__setattr__(self, "_cubics", _monotone_cubics(torch.cat([table.log().flip(0) / 2, table.new_zeros(1)])))
 
     @property
     def steps(self) -> int:
@@ -305,22 +309,25 @@ class Tabulated(GaussianPath):
         """The (fractional) timestep k of time t; -1 at t = 1."""
         return self.steps * (1 - _tensor(t)) - 1
 
-    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The knot to the right of t, the slope of log alpha there, and how far t lies before that knot."""
-        knots: Tensor = self._knots.to(t.device, t.dtype)  # type: ignore[attr-defined]
+    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The cubic of the cell of t, coefficients `(4, ...)`, and how far t lies before the knot to its right, in cells."""
+        table: Tensor = self._cubics.to(t.device, t.dtype)  # type: ignore[attr-defined]
         cell = (t * self.steps).floor().long().clamp(0, self.steps - 1)
-        left, right = knots[cell], knots[cell + 1]
-        return right, (right - left) * self.steps, (cell + 1).to(t.dtype) / self.steps - t
+        return table[:, cell], (cell + 1).to(t.dtype) - t * self.steps
 
     def _log_alpha(self, t: Time) -> Tensor:
-        right, slope, before = self._cell(_tensor(t))
-        return right - slope * before  # from the right, so that alpha = 1 exactly at t = 1
+        (c0, c1, c2, c3), v = self._cell(_tensor(t))
+        return c0 + v * (c1 + v * (c2 + v * c3))  # from the right, so that alpha = 1 exactly at t = 1
+
+    def _slope(self, t: Time) -> Tensor:
+        (_, c1, c2, c3), v = self._cell(_tensor(t))
+        return -self.steps * (c1 + v * (2 * c2 + v * 3 * c3))
 
     def alpha(self, t: Time) -> Tensor:
         return self._log_alpha(t).exp()
 
     def dalpha(self, t: Time) -> Tensor:
-        return self.alpha(t) * self._cell(_tensor(t))[1]
+        return self.alpha(t) * self._slope(t)
 
     def sigma(self, t: Time) -> Tensor:
         return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)).clamp(max=0))
@@ -333,7 +340,30 @@ class Tabulated(GaussianPath):
 
     def t(self, log_snr: Time) -> Tensor:
         log_alpha = -softplus(-_tensor(log_snr)) / 2
-        knots: Tensor = self._knots.to(log_alpha.device, log_alpha.dtype)  # type: ignore[attr-defined]
-        cell = (torch.searchsorted(knots, log_alpha, right=True) - 1).clamp(0, self.steps - 1)
-        left, right = knots[cell], knots[cell + 1]
-        return (cell + (log_alpha - left) / (right - left)) / self.steps
+        knots, table = (
+            part.to(log_alpha.device, log_alpha.dtype)
+            for part in (self._cubics[0], self._cubics)  # type: ignore[attr-defined]
+        )
+        cell = torch.searchsorted(knots, log_alpha, right=False).clamp(0, self.steps - 1)
+        c0, c1, c2, c3 = table[:, cell]
+        low, high = torch.zeros_like(log_alpha), torch.ones_like(log_alpha)
+        for _ in range(BISECTIONS):  # the cubic falls with v
+            v = (low + high) / 2
+            before = c0 + v * (c1 + v * (c2 + v * c3)) > log_alpha
+            low, high = torch.where(before, v, low), torch.where(before, high, v)
+        return (cell + 1 - (low + high) / 2) / self.steps
+
+
+def _monotone_cubics(knots: Tensor) -> Tensor:
+    """Coefficients `(4, cells)` of increasing cubics through increasing knots, in v, the distance before the right knot.
+
+    The slope at a knot is the harmonic mean of its neighbours' (the ends': extrapolated, and kept between a third and three
+    times their cell's), which keeps each cubic monotone.
+    """
+    rise = knots.diff()
+    inner = 2 * rise[:-1] * rise[1:] / (rise[:-1] + rise[1:])
+    ends = [((3 * a - b) / 2).clamp(a / 3, 3 * a) for a, b in ((rise[0], rise[1]), (rise[-1], rise[-2]))]
+    slopes = torch.cat([ends[0][None], inner, ends[1][None]])
+    excess = slopes[1:] - rise
+    c3 = slopes[1:] - slopes[:-1] - 2 * excess
+    return torch.stack([knots[1:], -slopes[1:], excess - c3, c3])
