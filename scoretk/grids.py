@@ -15,12 +15,12 @@ from torch import Tensor
 
 from scoretk.arguments import count, option
 from scoretk.errors import InvalidArgument
-from scoretk.fields.paths import EDM, VE, GaussianPath
+from scoretk.fields.paths import GaussianPath, Linear, Tabulated
 
-__all__ = ["GRIDS", "LARGEST_LEVEL", "SMALLEST_LEVEL", "grid", "karras", "levels", "log_snr", "uniform"]
+__all__ = ["GRIDS", "LARGEST_LEVEL", "SMALLEST_LEVEL", "grid", "karras", "levels", "log_snr", "logistic", "uniform"]
 
 LARGEST_LEVEL, SMALLEST_LEVEL = 80.0, 0.002
-GRIDS = ("uniform", "karras", "log_snr")
+GRIDS = ("uniform", "logistic", "karras", "log_snr")
 
 
 def uniform(steps: int) -> Tensor:
@@ -31,6 +31,20 @@ def uniform(steps: int) -> Tensor:
 def levels(path: GaussianPath, t: Tensor) -> Tensor:
     """`sigma/alpha` at times t; `inf` where alpha = 0."""
     return path.sigma(t) / path.alpha(t)
+
+
+def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
+    """Times at which `1 / (1 + level^exponent)` is equally spaced, `steps + 1` of them.
+
+    The log-SNR then runs through the quantiles of a logistic distribution, densest where the level is that of data of unit
+    scale, which is where samples take their shape. With exponent 1 these are equal steps of the linear path's time.
+    Both ends are ordinary points, also those with alpha = 0 or sigma = 0.
+    """
+    high, low = levels(path, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    first, last = 1 / (1 + high**exponent), 1 / (1 + low**exponent)
+    u = first + (last - first) * uniform(steps)
+    times = path.t(2 / exponent * torch.logit(u[1:-1]))
+    return torch.cat([u.new_zeros(1), times, u.new_ones(1)])
 
 
 def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Tensor:
@@ -69,18 +83,19 @@ def _spaced(path: GaussianPath, steps: int, forward, backward) -> Tensor:  # typ
 def grid(spec: str | Sequence[float] | Tensor | None, path: GaussianPath | None, steps: int) -> Tensor:
     """The times of a grid given by name, by its own times, or left to the default.
 
-    Arguments: spec, None (karras on VE and EDM, else uniform in t), a name in `GRIDS`, or increasing times in [0, 1];
-    path, None for a flow without a Gaussian path, which has uniform grids only; steps, ignored where times are given.
+    Arguments: spec, None (logistic; uniform in t on the linear path, on a table and without a path), a name in `GRIDS`,
+    or increasing times in [0, 1]; path, None for a flow without a Gaussian path, which has uniform grids only; steps,
+    ignored where times are given.
     """
     if spec is None:
-        spec = "karras" if isinstance(path, VE | EDM) else "uniform"
+        spec = "uniform" if path is None or isinstance(path, Linear | Tabulated) else "logistic"
     if isinstance(spec, str):
         option("grid", spec, GRIDS)
         if spec == "uniform":
             return uniform(steps)
         if path is None:
             raise InvalidArgument("grid", spec, "'uniform' or times: a flow without a Gaussian path has no noise level")
-        return karras(path, steps) if spec == "karras" else log_snr(path, steps)
+        return {"logistic": logistic, "karras": karras, "log_snr": log_snr}[spec](path, steps)
     try:
         times = torch.as_tensor(spec, dtype=torch.float64, device="cpu").flatten()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -67,11 +67,12 @@ class ProbabilityFlow:
     """Sampling by the probability-flow ODE.
 
     Arguments: method, fixed-grid "euler", "heun" or "dpmpp_2m", or adaptive, one of torchdiffeq's "dopri5", "dopri8",
-    "bosh3", "fehlberg2", "adaptive_heun"; steps, intervals of the grid (the closing one of `denoise` among them);
-    grid, None (karras on VE and EDM, else uniform in t), "uniform", "karras", "log_snr", or increasing times in
-    [0, 1]; denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a last first-order step to sigma = 0;
-    rtol, atol and max_steps, for adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each sample,
-    and the most steps an interval may take. Adaptive methods walk the grid's intervals (default: one).
+    "bosh3", "fehlberg2", "adaptive_heun"; steps, intervals of the grid (the closing one of `denoise` among them); grid,
+    None (logistic; uniform in t on the linear path, on a table and without a path), "uniform", "logistic", "karras",
+    "log_snr", or increasing times in [0, 1]; denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a last
+    first-order step to sigma = 0; rtol, atol and max_steps, for adaptive methods: `|error| <= atol + rtol |x|` in root
+    mean square over each sample, and the most steps an interval may take. Adaptive methods walk the grid's intervals
+    (default: one).
 
     The evaluations are the intervals for "euler" and "dpmpp_2m", and two an interval for "heun" (one where it ends at
     sigma = 0).
