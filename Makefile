@@ -1,10 +1,13 @@
-# `make test` on a fresh clone sets up .venv and runs the tests; the others use the same set-up.
+# `make demo` and `make test` on a fresh clone set up .venv and run; the others use the same set-up.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test slow lint types clean
+.PHONY: demo test slow lint types clean
+
+demo: $(STAMP)
+	$(BIN)/scoretk demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
@@ -18,7 +21,6 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
-
 
 
 $(STAMP): pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""The command line: `scoretk list | describe | check | sample | fit`.
+"""The command line: `scoretk list | describe | check | sample | fit | demo`.
 
 Exit codes: 0 done, 1 a run that failed, 2 wrong use, 130 interrupted. What a command needs it imports when it runs, so that
 listing needs no torch.
@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--force", action="store_true", help="overwrite the output file")
     fit.set_defaults(run=_fit)
 
-    for command in (listing, one, check, sample, fit):
+    demo = commands.add_parser("demo", help="every built-in model through every solver: a table and pictures")
+    demo.add_argument("-o", "--output", metavar="FOLDER", default="demo", help="for the pictures and table.json")
+    demo.add_argument("--models", metavar="NAME,...", help="these only")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
+
+    for command in (listing, one, check, sample, fit, demo):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -212,6 +219,26 @@ def _fit(options: argparse.Namespace) -> int:
     else:
         print(f"written  {output}")
         print(f"load it  scoretk.load({options.name!r}, weights={str(output)!r})")
+    return DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from scoretk.demo import print_table, run_demo
+
+    started = time.perf_counter()
+    names = None if options.models is None else options.models.split(",")
+    rows = run_demo(options.output, models=names, seed=options.seed, report=None if options.json else _show_progress)
+    if options.json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return DONE
+    print_table(rows)
+    runs, none = sum(not r.reason for r in rows), sum(bool(r.reason) for r in rows)
+    models = len({r.model for r in rows})
+    print(
+        f"\ndemo done: {models} models, {runs} runs, {none} cells without one, {time.perf_counter() - started:.0f} s; ",
+        end="",
+    )
+    print(f"pictures and table.json in {options.output}/")
     return DONE
 
 

@@ -1,0 +1,65 @@
+"""Sheets of samples: digits in rows, points of the plane as scatter plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scoretk.errors import MissingDependency
+
+__all__ = ["digit_sheet", "plane_sheet"]
+
+COLUMNS, ROWS = 20, 5
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingDependency("matplotlib", "demo", "The demo's pictures") from error
+    return pyplot
+
+
+def digit_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
+    """One block of small images a panel, `(n, 1, 8, 8)` in [-1, 1], under its title."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(10, 2.9 * len(panels)), squeeze=False, layout="constrained")
+    for axis, (title, images) in zip(axes[:, 0], panels, strict=True):
+        axis.imshow(_mosaic(images), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.axis("off")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _mosaic(images: Tensor) -> Any:
+    """`(rows 9 + 1, columns 9 + 1)` pixels: the images with a line of grey between them."""
+    canvas = images.new_zeros(ROWS * 9 + 1, COLUMNS * 9 + 1)
+    for i, image in enumerate(images[: ROWS * COLUMNS, 0]):
+        top, left = divmod(i, COLUMNS)
+        canvas[top * 9 + 1 : top * 9 + 9, left * 9 + 1 : left * 9 + 9] = image
+    return canvas.cpu().numpy()
+
+
+def plane_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
+    """Scatter plots of points `(n, 2)`, on one scale, four a row."""
+    pyplot = _pyplot()
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(3 * columns, 3.2 * rows), squeeze=False, layout="constrained"
+    )
+    reach = 1.1 * max(float(points.abs().max()) for _, points in panels)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, points) in zip(axes.flat, panels, strict=False):
+        axis.scatter(*points.T.cpu().numpy(), s=4, linewidths=0)
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        axis.set_title(title.replace(": ", "\n"), fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,119 @@
+"""How good samples are: beside exact draws, held-out images or known moments, each with the noise floor of real ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.diagnostics import Classifier, copies, mmd, sliced_wasserstein
+from scoretk.families.analytic import EightSchools
+from scoretk.families.digits_data import EVENT_SHAPE, Digits, load_digits
+from scoretk.fields.protocols import is_timed, offers
+from scoretk.likelihood import log_prob
+from scoretk.noise import Noise
+
+__all__ = ["Quality", "judge", "reference"]
+
+SCHOOLS = torch.tensor([
+    [4.4105, 3.3091], [3.6021, 3.1983], [6.1505, 5.6156], [4.9396, 4.6453], [3.9059, 5.2804], [4.7960, 4.7707],
+    [3.6144, 4.6145], [4.0511, 4.7960], [6.3172, 5.0026], [4.8840, 5.3174],
+], dtype=torch.float64)  # fmt: skip
+"""Posterior mean and standard deviation of mu, tau and theta_1..8 (posteriordb, eight schools, reference draws)."""
+
+DRAWS_SEED = 987
+ENOUGH = 2000
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the samples of one run are worth; None where a measure does not apply.
+
+    `distance` is sliced Wasserstein over its floor; `mmd` and its `mmd_floor` are squared; `z` the largest of the means'
+    errors in standard errors; `balance` and `confidence` are of a classifier trained on real digits, whose confidence and
+    accuracy on held-out ones are `real_confidence` and `real_accuracy`; `copied` is the share nearer to a training image
+    than all but a hundredth of the held-out ones.
+    """
+
+    distance: float | None = None
+    mmd: float | None = None
+    mmd_floor: float | None = None
+    z: float | None = None
+    balance: float | None = None
+    confidence: float | None = None
+    real_confidence: float | None = None
+    real_accuracy: float | None = None
+    copied: float | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real samples to compare with, the floor of each distance, and the log likelihood of held-out rows."""
+
+    rows: Tensor | None = None
+    floor: float = math.nan
+    mmd_floor: float = math.nan
+    images: bool = False
+    schools: EightSchools | None = None
+    log_prob: tuple[float, float] | None = None
+
+
+@cache
+def _digits() -> tuple[Digits, Classifier]:
+    digits = load_digits()
+    return digits, Classifier(digits.train, digits.train_labels)
+
+
+def reference(model: Any, rows: int, chains: int) -> Reference:
+    """What a model's samples are held against: held-out digits, else its own exact draws, else known moments."""
+    if isinstance(model, EightSchools):
+        return Reference(schools=model)
+    if tuple(model.event_shape) == EVENT_SHAPE and "draw" not in offers(model):
+        digits = _digits()[0]
+        generator = torch.Generator().manual_seed(0)
+        real = [digits.train[torch.randperm(len(digits.train), generator=generator)[:chains]] for _ in range(5)]
+        held_out, known = digits.test, _likelihood(model, digits.test[:rows])
+    elif "draw" in offers(model):
+        exact = model.draw(6 * chains, Noise(DRAWS_SEED, 6 * chains))
+        held_out, *real = exact.split(chains)
+        known = _likelihood(model, held_out)
+    else:
+        return Reference()
+    floor = sum(sliced_wasserstein(r, held_out, seed=i) for i, r in enumerate(real)) / len(real)
+    mmd_floor = sum(abs(mmd(r, held_out)) for r in real) / len(real)
+    return Reference(held_out, floor, mmd_floor, tuple(held_out.shape[1:]) == EVENT_SHAPE, log_prob=known)
+
+
+def _likelihood(model: Any, rows: Tensor) -> tuple[float, float] | None:
+    """Mean log density of rows in nats, and its standard error over rows and probes; None for a density not normalised."""
+    if "log_prob" not in offers(model) and not is_timed(model):
+        return None
+    estimate = log_prob(model, rows, rtol=1e-3, atol=1e-3, probes=4)
+    spread = float(estimate.value.double().std() / math.sqrt(len(rows)))
+    return float(estimate.value.double().mean()), spread
+
+
+def judge(x: Tensor, against: Reference) -> Quality:
+    """The quality of finite samples `(n, *event_shape)`."""
+    if against.schools is not None:
+        mu, tau, theta = against.schools.parameters(x.double())
+        values = torch.cat([mu[:, None], tau[:, None], theta], 1)
+        error = SCHOOLS[:, 1] / math.sqrt(len(x))
+        return Quality(z=float(((values.mean(0) - SCHOOLS[:, 0]) / error).abs().max()))
+    if against.rows is None or len(x) < 2:
+        return Quality()
+    distance = sliced_wasserstein(x, against.rows) / against.floor
+    found = Quality(distance, mmd(x[:ENOUGH], against.rows[:ENOUGH]), against.mmd_floor)
+    if not against.images:
+        return found
+    digits, classifier = _digits()
+    ours, real = classifier.judge(x), classifier.judge(digits.test)
+    return replace(
+        found, balance=ours.balance, confidence=ours.confidence, real_confidence=real.confidence,
+        real_accuracy=classifier.accuracy(digits.test, digits.test_labels),
+        copied=copies(x, digits.train, digits.test).share,
+    )  # fmt: skip
