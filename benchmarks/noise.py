@@ -1,6 +1,6 @@
 """Nanoseconds a number: scoretk's counter-based noise, eager and compiled, beside `torch.randn`, in one run.
 
-    python benchmarks/noise.py [--device cpu] [--threads 1] [--repeats 20] [--json FILE]
+    python benchmarks/noise.py [--device cpu] [--threads N] [--repeats 20] [--json FILE]
 
 Each figure is the least of the repeats. Rows differ in how much of a block of four words an event uses: (1000,) all, (2,)
 half, (1,) a quarter. The last rows are whole calls of small batches, in microseconds, served from windows of many steps.

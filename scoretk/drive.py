@@ -100,12 +100,15 @@ def _chain_leaves(state: Any) -> dict[str, Tensor]:
 
 
 def _all_finite(state: Any) -> bool:
-    """Whether all of the state is finite: asked of the host, cheap on the CPU. (Constant tables are finite.)
+    """Whether all of the state is finite: asked of the host, cheap on the CPU.
 
     A sum that overflows says no where yes is right: then the masks are computed, which give the same bits.
     """
-    total = 0.0
-    for value in state:
+    shared, total, before = getattr(state, "shared", ()), 0.0, None
+    for name, value in zip(state._fields, state, strict=True):
+        if value is before or name in shared:
+            continue
+        before = value
         for leaf in value if isinstance(value, tuple) else (value,):
             if leaf.ndim and leaf.is_floating_point():
                 total += leaf.sum().item()
@@ -196,8 +199,8 @@ class _Compiled(_Eager):
             x = moment.state.x
             asked, all_served = requests(self.solver, self.bound, moment.state, self.noise, moment.step)
             self._tape = Tape(self.noise, asked, UNROLL if all_served and x.numel() <= UNROLL_VALUES else 1)
-            native = id(getattr(self.bound, "native", self.bound))
-            self._function = compiled(self._run, (repr(self.solver), native, x.shape, x.dtype, x.device, asked))
+            kind = type(getattr(self.bound, "native", self.bound))
+            self._function = compiled(self._run, (repr(self.solver), kind, x.shape, x.dtype, x.device, asked))
         return self._tape, self._function
 
     def _run(self, state: Any, status: Tensor, failed_at: Tensor, step: Tensor, values: list[Tensor]) -> Any:

@@ -18,6 +18,7 @@ from scoretk.rows import across
 __all__ = ["RECORDERS", "KeepAll", "KeepLast", "KeepMoments", "Record", "Recorder"]
 
 Stats = dict[str, Tensor]
+CHUNK = 1 << 16
 
 
 @dataclass
@@ -117,15 +118,22 @@ class KeepMoments(_OneByOne):
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
         """`mean += (x - mean) / n`, `m2 += (x - mean_before) (x - mean_after)`."""
-        mean = record.tensors.get("mean", torch.zeros_like(x, dtype=_exact(x)))
-        m2 = record.tensors.get("m2", torch.zeros_like(mean))
-        before = x.to(mean.dtype) - mean
-        mean = mean + before / (index + 1)
-        m2 = m2 + before * (x - mean)
-        return Record({"mean": mean, "m2": m2}, _summed(record.stats, stats))
+        old = record.tensors or {name: torch.zeros_like(x, dtype=_exact(x)) for name in ("mean", "m2")}
+        new = {name: torch.empty_like(value) for name, value in old.items()}
+        for start in range(0, len(x), rows := max(1, CHUNK // max(1, x[0].numel()))):
+            part = slice(start, start + rows)  # a part at a time: what is in between stays small
+            mean, m2 = _welford(old["mean"][part], old["m2"][part], x[part], index)
+            new["mean"][part], new["m2"][part] = mean, m2
+        return Record(new, _summed(record.stats, stats))
 
     def filled(self, record: Record, count: int) -> Record:
         return record
+
+
+def _welford(mean: Tensor, m2: Tensor, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    before = x.to(mean.dtype) - mean
+    mean = mean + before / (index + 1)
+    return mean, m2 + before * (x - mean)
 
 
 def _summed(sums: Stats, stats: Stats) -> Stats:

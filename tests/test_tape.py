@@ -92,7 +92,18 @@ class Adder:
         return x + self.amount
 
 
-def test_many_kinds_of_runs_do_not_use_up_the_compilers_limit():
+@pytest.mark.parametrize("key", [lambda amount: amount, lambda amount: "one key"], ids=["own key", "one key"])
+def test_many_kinds_of_runs_do_not_use_up_the_compilers_limit(key):
     x = torch.zeros(2)
-    for amount in [*range(12), 3]:  # the limit for one function is 8
-        torch.testing.assert_close(compiled(Adder(float(amount)).add, amount)(x), x + amount)
+    for amount in [*range(10), 3]:  # the limit for one function is 8
+        torch.testing.assert_close(compiled(Adder(float(amount)).add, key(amount))(x), x + amount)
+
+
+def test_an_equal_run_does_not_compile_again():
+    def once():
+        field = stk.Score(lambda x: -2 * x, (3,))
+        return stk.sample(field, stk.ULA(0.07), chains=2, steps=16, keep="last", compile=True)
+
+    once()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        once()

@@ -58,6 +58,9 @@ def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> 
     return float(q[int(((1 - q) ** (2 * steps) * (gamma**2 - 2 / (2 - q)) + 2 / (2 - q) - 1).abs().argmin())]) * last**2
 
 
+SHARED = frozenset({"table", "step"})
+
+
 class AnnealedState(NamedTuple):
     """Position in x/alpha, `(chains, *event_shape)`; the table of the ladder; the index of the next step."""
 
@@ -67,8 +70,8 @@ class AnnealedState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains\' own."""
-        return frozenset({"table", "step"})
+        """Leaves that are not the chains' own."""
+        return SHARED
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ from scoretk.solvers.tableaus import METHODS, Tableau, tableau
 __all__ = ["ProbabilityFlow", "velocity_determinate"]
 
 
+SHARED, TIMES = frozenset({"table", "step"}), frozenset({"times", "step"})
+
+
 class FlowState(NamedTuple):
     """Position x, the point to evaluate at next, the last prediction: `(chains, *event_shape)`; table and row index."""
 
@@ -45,8 +48,8 @@ class FlowState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains\' own."""
-        return frozenset({"table", "step"})
+        """Leaves that are not the chains' own."""
+        return SHARED
 
 
 class IntervalState(NamedTuple):
@@ -58,8 +61,8 @@ class IntervalState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains\' own."""
-        return frozenset({"times", "step"})
+        """Leaves that are not the chains' own."""
+        return TIMES
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class ProbabilityFlow:
         x = ahead = _combine(a, state.x, b, prediction, c, state.last)
         if self.method == "heun":
             x = _combine(a_kept, state.x, b_kept, prediction, c_kept, state.last)
-        last = state.last if self.method == "euler" else prediction
+        last = x if self.method == "euler" else prediction  # Euler remembers nothing
         return FlowState(x, ahead, last, state.table, state.step + 1), {}
 
     def _tableau(self, field: TimedField) -> Tableau:

@@ -28,7 +28,9 @@ for guided sampling of diffusion probabilistic models" (2022).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -71,13 +73,18 @@ def knots(path: GaussianPath | None, times: Tensor, denoise: bool) -> list[Knot]
 
 def tableau(method: str, path: GaussianPath | None, times: Tensor, denoise: bool = False) -> Tableau:
     """The rows of a method in `METHODS` along a grid."""
-    grid = knots(path, times, denoise)
+    grid = tuple(knots(path, times, denoise))
     if any(k.sigma == 0 for k in grid[:-1]):
         raise SingularConversion("the grid goes on behind sigma = 0: nothing leads away from there")
+    return _along(METHODS[method] if path is not None else _VELOCITY[method], grid)
+
+
+@lru_cache(16)
+def _along(interval_rows: Callable[[Knot | None, Knot, Knot], list[list[float]]], grid: tuple[Knot, ...]) -> Tableau:
     rows, milestones = [], []
     for i, (now, after) in enumerate(pairwise(grid)):
         before = grid[i - 1] if i else None
-        interval = _velocity_rows(method, now, after) if path is None else METHODS[method](before, now, after)
+        interval = interval_rows(before, now, after)
         rows += interval
         milestones += [False] * (len(interval) - 1) + [True]
     return Tableau(torch.tensor(rows, dtype=torch.float64), tuple(milestones))
@@ -123,7 +130,7 @@ def _dpmpp_2m(before: Knot | None, now: Knot, after: Knot) -> list[list[float]]:
 
 
 def _half_log_snr(k: Knot) -> float:
-    return float(torch.log(torch.tensor(k.alpha / k.sigma, dtype=torch.float64)))
+    return math.log(k.alpha / k.sigma)
 
 
 METHODS: dict[str, Callable[[Knot | None, Knot, Knot], list[list[float]]]] = {
@@ -133,11 +140,16 @@ METHODS: dict[str, Callable[[Knot | None, Knot, Knot], list[list[float]]]] = {
 }
 
 
-def _velocity_rows(method: str, now: Knot, after: Knot) -> list[list[float]]:
-    """The same in t, for a velocity without a Gaussian path."""
+def _velocity_euler(before: Knot | None, now: Knot, after: Knot) -> list[list[float]]:
+    weights = (1.0, after.t - now.t, 0.0)
+    return [_row(now.t, weights, weights)]
+
+
+def _velocity_heun(before: Knot | None, now: Knot, after: Knot) -> list[list[float]]:
     h = after.t - now.t
-    euler = (1.0, h, 0.0)
-    if method == "euler":
-        return [_row(now.t, euler, euler)]
     trapezoid = (1.0, h / 2, h / 2)
-    return [_row(now.t, euler, _KEEP), _row(after.t, trapezoid, trapezoid)]
+    return [_row(now.t, (1.0, h, 0.0), _KEEP), _row(after.t, trapezoid, trapezoid)]
+
+
+_VELOCITY = {"euler": _velocity_euler, "heun": _velocity_heun}
+"""The same in t, for a velocity without a Gaussian path."""

@@ -1,0 +1,107 @@
+"""What the benchmarks share: contestants timed in turn in one run, a printed table, and JSON with machine and versions.
+
+Contestants of a row run one after another, round after round, so that what the machine does beside hits them alike. The least
+time of each is reported: the others hold what the machine did beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PEERS = ("scoretk", "torch", "torchebm", "azula", "diffusers")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contestant in one row: microseconds a step, and their ratio to the row's reference."""
+
+    row: str
+    name: str
+    microseconds: float
+    ratio: float
+    aim: str = ""
+
+
+@dataclass
+class Report:
+    """What a script found."""
+
+    title: str
+    reference: str
+    timings: list[Timing] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, row: str, seconds: dict[str, float], steps: dict[str, int] | int, aims: dict[str, str]) -> None:
+        """Take in the seconds of a row's contestants, which made so many steps each."""
+        each = {name: value / (steps if isinstance(steps, int) else steps[name]) for name, value in seconds.items()}
+        for name, value in each.items():
+            self.timings.append(Timing(row, name, 1e6 * value, value / each[self.reference], aims.get(name, "")))
+
+    def show(self) -> None:
+        """Print the table."""
+        print(f"\n{self.title}\n")
+        print(f"{'':28}{'':26}{'us a step':>12}{'x ' + self.reference:>22}   aim")
+        last = ""
+        for t in self.timings:
+            print(f"{t.row if t.row != last else '':28}{t.name:26}{t.microseconds:>12.1f}{t.ratio:>22.2f}   {t.aim}")
+            last = t.row
+        for note in self.notes:
+            print(note)
+
+
+def fastest(contestants: dict[str, Callable[[], object]], device: torch.device, rounds: int = 7) -> dict[str, float]:
+    """The least seconds of each contestant over some rounds, in turn, after one round that warms up."""
+    least = dict.fromkeys(contestants, float("inf"))
+    for k in range(rounds + 1):
+        for name, run in contestants.items():
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if k:
+                least[name] = min(least[name], time.perf_counter() - started)
+    return least
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Versions and the kind of machine, without its name."""
+    found = {"python": platform.python_version(), "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+    for package in PEERS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def arguments(text: str) -> argparse.Namespace:
+    """`--device`, `--threads`, `--rounds`, `--json`; sets the threads."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--threads", default=1, type=int)
+    parser.add_argument("--rounds", default=7, type=int)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    return options
+
+
+def finish(reports: Sequence[Report], options: argparse.Namespace) -> None:
+    """Print the reports and, where asked, write them."""
+    about = machine(options.device)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    for report in reports:
+        report.show()
+    if options.json:
+        options.json.write_text(json.dumps({"machine": about, "reports": [asdict(r) for r in reports]}, indent=1))
