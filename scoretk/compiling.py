@@ -8,13 +8,12 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
-import torch._dynamo
 
 __all__ = ["compiled"]
 
 KEPT = 64
+LIMIT_HIT = "FailOnRecompileLimitHit"  # by name: importing its home takes a second
 
-_limit_hit: Any = getattr(torch._dynamo.exc, "FailOnRecompileLimitHit", ())  # in newer versions; else nothing is caught
 _copies: OrderedDict[Hashable, CodeType] = OrderedDict()
 
 
@@ -32,7 +31,9 @@ def compiled(method: Any, key: Hashable) -> Callable[..., Any]:
         nonlocal function
         try:
             return function(*arguments)
-        except _limit_hit:
+        except Exception as error:
+            if type(error).__name__ != LIMIT_HIT:
+                raise
             _copies.pop(full_key, None)
             function = _compile(method, full_key)
             return function(*arguments)

@@ -54,6 +54,13 @@ def test_importing_and_listing_need_no_torch():
     assert in_a_fresh_process(code) == "False"
 
 
+def test_the_public_names_need_nothing_slow():
+    code = "import sys, torch, scoretk; [getattr(scoretk, n) for n in scoretk.__all__]; print(sorted(sys.modules))"
+    loaded = in_a_fresh_process(code)
+    for heavy in ("scipy", "sklearn", "torch._dynamo", "torchdiffeq", "arviz", "matplotlib", "rich", "hypothesis"):
+        assert f"'{heavy}'" not in loaded, heavy
+
+
 def test_every_public_name_exists():
     assert set(scoretk.__all__) == {"__version__", *scoretk._HOME}
     for name in scoretk.__all__:

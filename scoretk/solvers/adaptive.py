@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from scoretk.errors import Status
 from scoretk.rows import finite_rows, select_rows
@@ -71,6 +70,8 @@ def integrate(
     Returns: an `Integral`. A failed row stays where it started, with status `NONFINITE`; where the steps run out or
     shrink to nothing all rows do, with `MAX_STEPS` or `DIVERGED`.
     """
+    from torchdiffeq import odeint  # here, as it imports scipy, which takes longer than all of this package
+
     guarded = _Guarded(velocity, x, start, end)
     times = torch.tensor([start, end], dtype=torch.float64, device=x.device if x.device.type != "mps" else "cpu")
     options = {"norm": largest_row_rms, "step_t": times[1:], "max_num_steps": max_steps}
