@@ -72,6 +72,8 @@ _NAMES = {
     "sampling": ("sample",),
     "solvers": (
         "AnnealedLangevin",
+        "ChEES",
+        "HMC",
         "MALA",
         "ProbabilityFlow",
         "SOLVERS",
@@ -125,11 +127,12 @@ if TYPE_CHECKING:
     from scoretk.noise import Noise
     from scoretk.plugins import Broken, ModelSpec, describe, list_models, load, train
     from scoretk.sampling import sample
-    from scoretk.solvers import MALA, SOLVERS, ULA, AnnealedLangevin, ProbabilityFlow, ncsnv2_step_size
+    from scoretk.solvers import HMC, MALA, SOLVERS, ULA, AnnealedLangevin, ChEES, ProbabilityFlow, ncsnv2_step_size
     from scoretk.streams import Stream
 
 __all__ = [
     "EDM",
+    "HMC",
     "MALA",
     "SOLVERS",
     "ULA",
@@ -139,6 +142,7 @@ __all__ = [
     "AnnealedLangevin",
     "Broken",
     "BrokenPlugin",
+    "ChEES",
     "ChainFailure",
     "Checkpoint",
     "CheckpointError",

@@ -46,7 +46,8 @@ class Draws:
     `(chains, *event_shape)`; mean and var (of n - 1), `(chains, *event_shape)`, where moments were kept; status and
     failed_at, `(chains,)`: a `Status` code, and the step at which the chain failed, -1 where all is well; stats, by
     name, `(chains, kept)` beside `x`, or `(chains,)` averages where only the last draw or moments were kept; cost;
-    provenance, plain values that tell how to make the same draws again.
+    provenance, plain values that tell how to make the same draws again; tuned, by name what warmup tuned, such as
+    "step_size" and "scale".
     """
 
     x: Tensor | None
@@ -58,6 +59,7 @@ class Draws:
     provenance: dict[str, Any] = field(default_factory=dict)
     mean: Tensor | None = None
     var: Tensor | None = None
+    tuned: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def ok(self) -> Tensor:
@@ -122,16 +124,19 @@ class Draws:
         if not isinstance(header, dict):
             raise InvalidArgument("path", str(path), "a file that Draws.save wrote")
         stats = {name[6:]: value for name, value in tensors.items() if name.startswith("stats/")}
-        plain = {name: value for name, value in tensors.items() if not name.startswith("stats/")}
+        tuned = {name[6:]: value for name, value in tensors.items() if name.startswith("tuned/")}
+        plain = {name: value for name, value in tensors.items() if "/" not in name}
         return Draws(
             x=plain.get("x"), final=plain["final"], status=plain["status"], failed_at=plain["failed_at"], stats=stats,
             cost=Cost(header["cost"]), provenance=header["provenance"], mean=plain.get("mean"), var=plain.get("var"),
+            tuned=tuned,
         )  # fmt: skip
 
     def _safetensors(self) -> bytes:
         named: Mapping[str, Tensor | None] = {
             "x": self.x, "final": self.final, "status": self.status, "failed_at": self.failed_at, "mean": self.mean,
             "var": self.var, **{f"stats/{name}": value for name, value in self.stats.items()},
+            **{f"tuned/{name}": value for name, value in self.tuned.items()},
         }  # fmt: skip
         tensors = {n: v.detach().to("cpu", copy=True).contiguous() for n, v in named.items() if v is not None}
         header = json.dumps({"cost": dict(self.cost), "provenance": self.provenance}, sort_keys=True)

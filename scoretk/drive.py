@@ -25,7 +25,7 @@ from scoretk.rows import finite_rows, select_rows
 from scoretk.solvers.base import Info
 from scoretk.tape import Tape, requests
 
-__all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "with_leaves"]
+__all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "tuned_leaves", "with_leaves"]
 
 BLOCK_SECONDS = 0.1
 UNROLL = 8
@@ -70,6 +70,7 @@ class Moment:
     step: int = 0
     record: Record = field(default_factory=Record)
     evaluations: int = 0
+    tuning: Any = None
 
 
 def state_leaves(state: Any) -> dict[str, Tensor]:
@@ -126,12 +127,25 @@ def _select_state(chosen: Tensor, new: Any, old: Any) -> Any:
     return with_leaves(new, merged)
 
 
-def begin(solver: Any, bound: Any, x: Tensor, noise: Any) -> Moment:
-    """The moment before the first step. A chain whose energy or score is not finite at the start is `NONFINITE`, at 0."""
+def begin(solver: Any, bound: Any, x: Tensor, noise: Any, *, tunes: bool = False) -> Moment:
+    """The moment before the first step. A chain whose energy or score is not finite at the start is `NONFINITE`, at 0.
+
+    Arguments: tunes, whether warmup is to tune the solver.
+    """
     state = solver.init(bound, x, noise)
     finite = _finite_chains(state)
     status = torch.where(finite, int(Status.OK), int(Status.NONFINITE))
-    return Moment(state, status, torch.where(finite, -1, 0))
+    moment = Moment(state, status, torch.where(finite, -1, 0))
+    if tunes and bool(finite.any()):
+        moment.state, moment.tuning, spent = solver.begin_tuning(bound, state, noise, finite)
+        moment.evaluations = spent * len(x)
+    return moment
+
+
+def tuned_leaves(state: Any) -> dict[str, Tensor]:
+    """What warmup has tuned: the leaves that all chains share, but the step's index."""
+    shared: frozenset[str] = getattr(state, "shared", frozenset()) - {"step"}
+    return {name: value for name, value in state_leaves(state).items() if name in shared}
 
 
 def settle(new: Any, old: Any, info: Info, status: Tensor, failed_at: Tensor, step: int | Tensor) -> tuple[Any, ...]:
@@ -151,6 +165,12 @@ def _one(
     """One step and its settling: (state, status, failed_at, stats, evaluations)."""
     old, status, failed_at = moment
     new, info = solver.step(bound, old, noise)
+    return _settled(new, info, old, status, failed_at, step, probe)
+
+
+def _settled(
+    new: Any, info: Info, old: Any, status: Tensor, failed_at: Tensor, step: Any, probe: bool
+) -> tuple[Any, ...]:
     evaluations = info.get("evaluations")
     if probe and "status" not in info and _all_finite(new):
         stats = {n: v for n, v in info.items() if n != "evaluations"} if evaluations is not None else info
@@ -172,18 +192,24 @@ class _Eager:
         total = self.schedule.kept_before(self.schedule.total)
         on_cpu = status.device.type == "cpu"
         probe = on_cpu and not bool(status.any())
+        tuning, warmup = moment.tuning, self.schedule.warmup
         for step in range(moment.step, moment.step + steps):
             before = status
-            state, status, failed_at, stats, used = _one(
-                self.solver, self.bound, self.noise, (state, status, failed_at), step, probe
-            )
+            if tuning is not None and step < warmup:
+                alive = status == int(Status.OK)
+                new, info, tuning = self.solver.adapt(self.bound, state, tuning, self.noise, alive, step, warmup)
+                state, status, failed_at, stats, used = _settled(new, info, state, status, failed_at, step, probe)
+            else:
+                state, status, failed_at, stats, used = _one(
+                    self.solver, self.bound, self.noise, (state, status, failed_at), step, probe
+                )
             probe = probe and (status is before or not bool(status.any()))
             if used is not None:
                 evaluations += int(used.sum())
             if self.schedule.keeps(step):
                 record = self.recorder.add(record, state.x, stats, kept, total)
                 kept += 1
-        return Moment(state, status, failed_at, moment.step + steps, record, evaluations)
+        return Moment(state, status, failed_at, moment.step + steps, record, evaluations, tuning)
 
 
 class _Compiled(_Eager):
@@ -198,7 +224,8 @@ class _Compiled(_Eager):
         if self._tape is None or self._function is None:
             x = moment.state.x
             asked, all_served = requests(self.solver, self.bound, moment.state, self.noise, moment.step)
-            self._tape = Tape(self.noise, asked, UNROLL if all_served and x.numel() <= UNROLL_VALUES else 1)
+            unroll = max(1, UNROLL // getattr(self.solver, "weight", 1))
+            self._tape = Tape(self.noise, asked, unroll if all_served and x.numel() <= UNROLL_VALUES else 1)
             kind = type(getattr(self.bound, "native", self.bound))
             self._function = compiled(self._run, (repr(self.solver), kind, x.shape, x.dtype, x.device, asked))
         return self._tape, self._function
@@ -217,7 +244,9 @@ class _Compiled(_Eager):
         return state, status, failed_at, step + self._tape.length, torch.stack(xs), info
 
     def block(self, moment: Moment, steps: int) -> Moment:
-        """Whole calls compiled; the few steps that do not fill one are made eagerly."""
+        """Whole calls compiled; the few steps that do not fill one, and those that tune, are made eagerly."""
+        if moment.tuning is not None and moment.step < self.schedule.warmup:
+            return super().block(moment, min(steps, self.schedule.warmup - moment.step))
         tape, function = self._prepare(moment)
         device, length = moment.status.device, tape.length
         leaves = {n: v.to(device) for n, v in state_leaves(moment.state).items()}
@@ -235,7 +264,7 @@ class _Compiled(_Eager):
                 record = self.recorder.extend(record, xs, stats, chosen, kept, total)
                 kept += len(chosen)
             step += length
-        return super().block(Moment(state, status, failed_at, step, record, evaluations), end - step)
+        return super().block(Moment(state, status, failed_at, step, record, evaluations, moment.tuning), end - step)
 
 
 def drive(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from scoretk.checkpoint import Checkpoint, read
-from scoretk.drive import Moment, Schedule, begin, drive, state_leaves, with_leaves
+from scoretk.drive import Moment, Schedule, begin, drive, state_leaves, tuned_leaves, with_leaves
 from scoretk.errors import CheckpointError
 from scoretk.progress import Progress
 from scoretk.record import Record, Recorder
+from scoretk.solvers.base import adapts
 
 __all__ = ["Batch", "Finished", "run_batches"]
 
@@ -38,11 +39,13 @@ class Finished:
     failed_at: Tensor
     record: Record
     evaluations: int
+    tuned: dict[str, Tensor] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Tensor]:
         """All tensors by name."""
         own = {"final": self.final, "status": self.status, "failed_at": self.failed_at}
-        return own | {f"record/{n}": v for n, v in self.record.flat().items()}
+        tuned = {f"tuned/{n}": v for n, v in self.tuned.items()}
+        return own | tuned | {f"record/{n}": v for n, v in self.record.flat().items()}
 
 
 @dataclass
@@ -73,7 +76,7 @@ def run_batches(
     total = sum(b.schedule.total for b in batches)
     with Progress(progress, total) as shown, _saved_on_exit(run, recorder, batches, checkpoint, settings):
         for batch in batches[len(run.done) :]:
-            run.moment = run.moment or begin(solver, batch.bound, batch.start(), batch.noise)
+            run.moment = run.moment or _begin(solver, batch, run.done)
             before = sum(b.schedule.total for b in batches[: len(run.done)])
             for moment in drive(
                 solver, batch.bound, batch.noise, run.moment, batch.schedule, recorder,
@@ -83,17 +86,28 @@ def run_batches(
                 shown.update(before + moment.step, _failed(run))
                 if checkpoint and checkpoint.due():
                     _save(run, recorder, batches, checkpoint, settings)
-            run.done, run.moment = [*run.done, _finish(run.moment, batch.schedule, recorder)], None
+            run.done, run.moment = [*run.done, _finish(run.moment, batch.schedule, recorder, adapts(solver))], None
     return run.done
 
 
-def _finish(moment: Moment, schedule: Schedule, recorder: Recorder) -> Finished:
+def _begin(solver: Any, batch: Batch, done: list[Finished]) -> Moment:
+    """The first batch of a solver that warmup tunes learns; the others take over what it has learned."""
+    tunes = adapts(solver) and batch.schedule.warmup > 0
+    moment = begin(solver, batch.bound, batch.start(), batch.noise, tunes=tunes and not done)
+    if tunes and done:
+        moment.state = moment.state._replace(**{name: value.clone() for name, value in done[0].tuned.items()})
+    return moment
+
+
+def _finish(moment: Moment, schedule: Schedule, recorder: Recorder, tuned: bool) -> Finished:
     kept = schedule.kept_before(schedule.total)
     failed_at = moment.failed_at
     if schedule.milestones is not None:
         as_intervals = [schedule.interval(s) if s >= 0 else -1 for s in failed_at.tolist()]
         failed_at = torch.tensor(as_intervals, dtype=failed_at.dtype, device=failed_at.device)
-    return Finished(moment.state.x, moment.status, failed_at, recorder.filled(moment.record, kept), moment.evaluations)
+    record = recorder.filled(moment.record, kept)
+    leaves = tuned_leaves(moment.state) if tuned else {}
+    return Finished(moment.state.x, moment.status, failed_at, record, moment.evaluations, leaves)
 
 
 def _failed(run: _Run) -> int:
@@ -142,6 +156,8 @@ def _save(
         tensors |= {f"now/state/{n}": v for n, v in state_leaves(m.state).items()}
         tensors |= {f"now/record/{n}": v for n, v in record.flat().items()}
         tensors |= {"now/status": m.status, "now/failed_at": m.failed_at}
+        if m.tuning is not None:
+            tensors |= {f"now/tuning/{n}": v for n, v in state_leaves(m.tuning).items()}
         header["now"] = {"step": m.step, "evaluations": m.evaluations}
     checkpoint.save(tensors, header)
 
@@ -154,19 +170,27 @@ def _resume(batches: list[Batch], solver: Any, checkpoint: Checkpoint | None, se
     for i, evaluations in enumerate(header["evaluations"]):
         part = _under(tensors, f"done/{i}/", batches[i])
         record = Record.from_flat({n[7:]: v for n, v in part.items() if n.startswith("record/")})
-        done.append(Finished(part["final"], part["status"], part["failed_at"], record, evaluations))
+        tuned = {n[6:]: v for n, v in part.items() if n.startswith("tuned/")}
+        done.append(Finished(part["final"], part["status"], part["failed_at"], record, evaluations, tuned))
     if header["now"] is None:
         return _Run(done)
     batch = batches[len(done)]
     now = _under(tensors, "now/", batch)
-    template = begin(solver, batch.bound, batch.start(), batch.noise)  # for its structure and its devices
+    template = _begin(solver, batch, done)  # for its structure and its devices
     leaves = {n: now[f"state/{n}"].to(v.device) for n, v in state_leaves(template.state).items()}
     record = Record.from_flat({n[7:]: v for n, v in now.items() if n.startswith("record/")})
     moment = Moment(
         with_leaves(template.state, leaves), now["status"], now["failed_at"], header["now"]["step"],
         _with_room(record, batch.schedule, header["now"]["step"]), header["now"]["evaluations"],
+        _restored(template.tuning, {n[7:]: v for n, v in now.items() if n.startswith("tuning/")}),
     )  # fmt: skip
     return _Run(done, moment)
+
+
+def _restored(template: Any, leaves: dict[str, Tensor]) -> Any:
+    if template is None or not leaves:
+        return None
+    return with_leaves(template, {n: leaves[n].to(v.device) for n, v in state_leaves(template).items()})
 
 
 def _under(tensors: dict[str, Tensor], prefix: str, batch: Batch) -> dict[str, Tensor]:

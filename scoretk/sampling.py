@@ -17,24 +17,26 @@ from scoretk.checkpoint import Checkpoint, tensor_digest
 from scoretk.draws import Cost, Draws
 from scoretk.drive import Schedule
 from scoretk.errors import InvalidArgument
-from scoretk.fields.protocols import field_name, is_timed
+from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise
 from scoretk.plugins import find_model, load
 from scoretk.record import RECORDERS
 from scoretk.runs import Batch, Finished, run_batches
-from scoretk.solvers.base import Solver, is_grid
+from scoretk.solvers import ChEES, ProbabilityFlow
+from scoretk.solvers.base import Solver, TunedSolver, adapts, is_grid
 from scoretk.streams import Stream
 
 __all__ = ["sample"]
 
 DEFAULT_CHAINS = 1024
+DEFAULT_WARMUP = 500
 
 
 def sample(
     field: Any,
-    solver: Solver,
+    solver: Solver | None = None,
     chains: int | None = None,
     steps: int | None = None,
     warmup: int | None = None,
@@ -59,17 +61,18 @@ def sample(
 
     Arguments:
         field: a field, or the name of a registered model.
-        solver: such as `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`.
+        solver: such as `HMC()`, `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`. By default `ChEES()` for an energy, which
+            tunes itself, and `ProbabilityFlow()` for a field in time.
         chains: how many; by default as many as `init` has rows, else 1024.
         steps, warmup, thin: for kernels, which run warmup + steps steps and keep steps // thin draws (defaults 1000, 0,
-            1). Solvers with a grid of their own refuse them.
+            1). Solvers that tune themselves do so in warmup (default 500). Solvers with a grid of their own refuse them.
         seed: in [0, 2^64).
         init: where the chains start, `(chains, *event_shape)`. By default a timed field's `base`, a static field's own
             `initial(n, noise)`, else N(0, I).
         cond: condition values by name, one row a chain; they reach the model as keyword arguments.
         keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or "moments".
         grad: whether gradients flow through the run (from `init`, `cond` and the model's parameters to the draws).
-        batch: chains at a time, for memory; the draws are the same.
+        batch: chains at a time, for memory; the draws are the same. The chains that tune a solver, its `pilot`, run together.
         device, dtype: of the state, float32 or float64; by default those of `init`, else of the model.
         compile: whether to compile the step with torch.compile.
         checkpoint: a path, or a `Checkpoint`, to save the run to and to go on from.
@@ -81,6 +84,7 @@ def sample(
         solver needs, `CheckpointError`, and `ChainFailure` with on_failure="raise".
     """
     model, origin = _model(field)
+    solver = _default_solver(model) if solver is None else solver
     _check_solver(solver)
     keep = option("keep", keep if keep is not None else ("last" if is_grid(solver) else "all"), RECORDERS)
     option("on_failure", on_failure, ("flag", "raise"))
@@ -100,13 +104,13 @@ def sample(
                 model,
                 solver,
                 noise,
-                slice(i, min(i + size, n)),
+                slice(i, j),
                 start,
                 rows,
                 (steps, warmup, thin, keep),
                 place,
             )
-            for i in range(0, n, size)
+            for i, j in _slices(n, size, solver)
         ]
         settings = _settings(
             origin, model, solver, n, seed, keep, size, place, batches[0].schedule, start, rows, compile
@@ -144,6 +148,23 @@ def _check_solver(solver: Any) -> None:
         callable(getattr(solver, "init", None)) and callable(getattr(solver, "step", None))
     ):
         raise InvalidArgument("solver", solver, "a solver object", "Such as scoretk.MALA(step_size=0.1)")
+
+
+def _default_solver(model: Any) -> Solver:
+    if is_timed(model):
+        return ProbabilityFlow()
+    if "energy" in offers(model):
+        return ChEES()
+    raise InvalidArgument(
+        "solver", None, f"a solver: for {field_name(model)}, a score without an energy, none tunes itself",
+        "Such as scoretk.ULA(step_size=0.01)",
+    )  # fmt: skip
+
+
+def _slices(chains: int, batch: int, solver: Solver) -> list[tuple[int, int]]:
+    """The batches, as rows from and to: the chains that tune the solver are the first."""
+    first = min(chains, solver.pilot) if isinstance(solver, TunedSolver) and solver.adapts else min(chains, batch)
+    return [(0, first), *((i, min(i + batch, chains)) for i in range(first, chains, batch))]
 
 
 def _check_modes(*, grad: bool, compile: bool, checkpoint: object) -> None:
@@ -260,12 +281,18 @@ def _schedule(
         last = (False,) * (len(milestones) - 1) + (True,)
         return Schedule(len(milestones), kept=last if keep == "last" else milestones, milestones=milestones)
     n = 1000 if steps is None else count("steps", steps, least=1)
-    first = 0 if warmup is None else count("warmup", warmup)
+    tunes = adapts(solver)
+    first = (DEFAULT_WARMUP if tunes else 0) if warmup is None else count("warmup", warmup)
+    if tunes and first == 0:
+        raise InvalidArgument(
+            "warmup", 0, f"at least one step, in which {type(solver).__name__} tunes itself",
+            "Or give the solver its step_size (and length) and metric='none'",
+        )  # fmt: skip
     every = 1 if thin is None else count("thin", thin, least=1)
     if every > n:
         raise InvalidArgument("thin", every, f"at most steps = {n}, so that a draw is kept")
     if keep == "last":
-        return Schedule(first + n, kept=(False,) * (first + n - 1) + (True,))
+        return Schedule(first + n, first, kept=(False,) * (first + n - 1) + (True,))
     return Schedule(first + n, first, every)
 
 
@@ -293,7 +320,7 @@ def _draws(done: list[Finished], solver: Any, keep: str, schedule: Schedule, set
         cost[kind] = cost.get(kind, 0) + chains * n * steps
     varying = sum(f.evaluations for f in done)
     if varying:
-        kind = min(solver.needs)
+        kind = getattr(solver, "varying", min(solver.needs))
         cost[kind] = cost.get(kind, 0) + varying
     joined = {
         name: torch.cat([f.record.tensors[name] for f in done], _chain_axis(name)) for name in done[0].record.tensors
@@ -310,7 +337,7 @@ def _draws(done: list[Finished], solver: Any, keep: str, schedule: Schedule, set
         final=torch.cat([f.final for f in done]),
         status=torch.cat([f.status for f in done]),
         failed_at=torch.cat([f.failed_at for f in done]),
-        stats=stats, cost=Cost(cost), provenance=settings,
+        stats=stats, cost=Cost(cost), provenance=settings, tuned=done[0].tuned,
         mean=joined.get("mean"), var=None if m2 is None else m2 / max(kept - 1, 1),
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ class Stream(IntEnum):
     REPLAY = 4
     CORRECTION = 5
     SWAP = 6
+    LENGTH = 7
     USER = 16
 
     __hash__ = int.__hash__  # equal to its number, and hashed without a detour through Python

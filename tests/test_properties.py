@@ -47,6 +47,8 @@ def test_sample_refuses_fields_and_solvers(value):
 SOLVER_OPTIONS = [
     (stk.ULA, "step_size"), (stk.ULA, "temperature"), (stk.MALA, "step_size"), (stk.AnnealedLangevin, "levels"),
     (stk.AnnealedLangevin, "steps_per_level"), (stk.AnnealedLangevin, "step_size"), (stk.ProbabilityFlow, "method"),
+    (stk.HMC, "step_size"), (stk.HMC, "leapfrogs"), (stk.HMC, "jitter"), (stk.HMC, "metric"), (stk.HMC, "accept"), (stk.HMC, "pilot"),
+    (stk.ChEES, "step_size"), (stk.ChEES, "length"), (stk.ChEES, "learning_rate"), (stk.ChEES, "most"),
     (stk.ProbabilityFlow, "steps"), (stk.ProbabilityFlow, "grid"), (stk.ProbabilityFlow, "rtol"), (stk.ProbabilityFlow, "max_steps"),
 ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from scoretk.fields.paths import VP
 from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import resolve
 from scoretk.sampling import sample
-from scoretk.solvers import MALA, SOLVERS, ULA, AnnealedLangevin, ProbabilityFlow
+from scoretk.solvers import HMC, MALA, SOLVERS, ULA, AnnealedLangevin, ChEES, ProbabilityFlow
 
 __all__ = ["Cell", "Size", "cells"]
 
@@ -139,6 +139,10 @@ def _mala(view: _View, size: Size) -> Iterator[Cell]:
     yield _cell(view, "mala", "", lambda: MALA(_step_size(view)), chains=size.chains, steps=size.steps)
 
 
+def _tuned(solver: str, make: Callable[[], Any], view: _View, size: Size) -> Iterator[Cell]:
+    yield _cell(view, solver, "", make, chains=size.chains, steps=size.steps // 4, warmup=size.steps // 4)
+
+
 def _annealed(view: _View, size: Size) -> Iterator[Cell]:
     if is_timed(view.field):
         yield _cell(view, "annealed-langevin", "40 levels", lambda: AnnealedLangevin(40, 5), chains=size.chains)
@@ -161,6 +165,8 @@ def _flow(view: _View, size: Size) -> Iterator[Cell]:
 SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "ula": _ula,
     "mala": _mala,
+    "hmc": partial(_tuned, "hmc", HMC),
+    "chees": partial(_tuned, "chees", ChEES),
     "annealed-langevin": _annealed,
     "probability-flow": _flow,
 }

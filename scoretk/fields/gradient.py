@@ -43,7 +43,7 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
         summed = values.sum()
         (gradient,) = torch.autograd.grad(summed, y, create_graph=keep)
     if summed.device.type != "cpu" or not math.isfinite(summed.item()):  # on the CPU the host may look first
-        gradient = _only_where_finite(gradient, values)
+        gradient = _only_where_finite(gradient, values if keep else values.detach())
     return values if keep else values.detach(), gradient
 
 

@@ -2,15 +2,18 @@
 
 from scoretk.solvers.annealed import AnnealedLangevin, ncsnv2_step_size
 from scoretk.solvers.base import GridSolver, Info, Solver, State, is_grid
+from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.mala import MALA
 from scoretk.solvers.probability_flow import ProbabilityFlow
 from scoretk.solvers.ula import ULA
 
 __all__ = [
+    "HMC",
     "MALA",
     "SOLVERS",
     "ULA",
     "AnnealedLangevin",
+    "ChEES",
     "GridSolver",
     "Info",
     "ProbabilityFlow",
@@ -23,6 +26,8 @@ __all__ = [
 SOLVERS: dict[str, type] = {
     "ula": ULA,
     "mala": MALA,
+    "hmc": HMC,
+    "chees": ChEES,
     "annealed-langevin": AnnealedLangevin,
     "probability-flow": ProbabilityFlow,
 }

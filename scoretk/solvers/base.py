@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoretk.fields.protocols import NoiseSource
 
-__all__ = ["GridSolver", "Info", "Solver", "State", "is_grid", "read_row"]
+__all__ = ["GridSolver", "Info", "Solver", "State", "TunedSolver", "adapts", "is_grid", "read_row"]
 
 Info = dict[str, Tensor]
 
@@ -65,6 +65,27 @@ class Solver(Protocol):
 
 
 @runtime_checkable
+class TunedSolver(Solver, Protocol):
+    """A kernel that warmup tunes. What it tunes are leaves of its state that are not the chains' own (`shared`)."""
+
+    @property
+    def adapts(self) -> bool:
+        """Whether there is anything to tune."""
+
+    @property
+    def pilot(self) -> int:
+        """How many chains, the first ones, tune for all."""
+
+    def begin_tuning(self, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Any, int]:
+        """The state to begin with, a NamedTuple of what tuning remembers, and the evaluations a chain that this took."""
+
+    def adapt(
+        self, field: Any, state: Any, tuning: Any, noise: NoiseSource, alive: Tensor, step: int, warmup: int
+    ) -> tuple[Any, Info, Any]:
+        """A step of warmup and what is learned from it; alive `(chains,)` of bool, the chains that are well."""
+
+
+@runtime_checkable
 class GridSolver(Solver, Protocol):
     """A solver that carries its own grid and ends."""
 
@@ -75,6 +96,11 @@ class GridSolver(Solver, Protocol):
 def is_grid(solver: Any) -> bool:
     """Whether the solver carries its own grid, and so takes no steps, warmup or thin."""
     return callable(getattr(solver, "milestones", None))
+
+
+def adapts(solver: Any) -> bool:
+    """Whether warmup tunes the solver."""
+    return bool(getattr(solver, "adapts", False))
 
 
 def read_row(table: Tensor, index: Tensor) -> Any:

@@ -6,6 +6,7 @@ from math import sqrt
 import torch
 
 from scoretk.solvers.base import Info
+from scoretk.solvers.hmc import HMC, HMCState, Point, leapfrog
 from scoretk.solvers.mala import MALA, MALAState
 from scoretk.solvers.ula import ULA, ULAState
 from scoretk.streams import Stream
@@ -84,3 +85,44 @@ def _pick(chosen, new, old):
     for a, b in zip(new, old, strict=True):
         leaves.append(a if a.ndim == 0 else torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b))
     return type(new)(*leaves)
+
+
+@dataclass(frozen=True)
+class NoEnergyCheck(HMC):
+    """Hamiltonian Monte Carlo that accepts every finite end."""
+
+    def step(self, field, state, noise) -> tuple[HMCState, Info]:
+        p = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        here = Point(state.x, state.energy, state.grad)
+        end = leapfrog(field, here, p, self.step_size, self.leapfrogs, state.scale, False)
+        return state._replace(**end.point._asdict(), step=state.step + 1), {"accept": torch.ones_like(state.energy)}
+
+
+@dataclass(frozen=True)
+class ForgottenMomentum(HMC):
+    """Decides by the potential energy alone."""
+
+    def step(self, field, state, noise) -> tuple[HMCState, Info]:
+        p = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        here = Point(state.x, state.energy, state.grad)
+        end = leapfrog(field, here, p, self.step_size, self.leapfrogs, state.scale, False).point
+        u = noise.uniform(state.step, Stream.ACCEPT, (), p.dtype)
+        chosen = _pick(u.log() < here.energy - end.energy, end, here)
+        return state._replace(**chosen._asdict(), step=state.step + 1), {"accept": torch.ones_like(state.energy)}
+
+
+@dataclass(frozen=True)
+class OneSided(HMC):
+    """Kicks after each drift only: keeps the volume, but is not its own inverse once the momentum is turned round."""
+
+    def step(self, field, state, noise) -> tuple[HMCState, Info]:
+        p = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        here, x, q = Point(state.x, state.energy, state.grad), state.x, p
+        for _ in range(self.leapfrogs):
+            x = x + self.step_size * q
+            energy, grad = field.energy_and_grad(x)
+            q = q - self.step_size * grad
+        error = energy - here.energy + (q.square().flatten(1).sum(1) - p.square().flatten(1).sum(1)) / 2
+        u = noise.uniform(state.step, Stream.ACCEPT, (), p.dtype)
+        chosen = _pick(u.log() < -error, Point(x, energy, grad), here)
+        return state._replace(**chosen._asdict(), step=state.step + 1), {"accept": torch.ones_like(state.energy)}

@@ -1,0 +1,414 @@
+r"""Hamiltonian Monte Carlo with a tuned step size, tuned scales and, over many chains, a tuned trajectory length.
+
+With scales S (a diagonal or a Cholesky factor), momentum p ~ N(0, I) and H(x, p) = E(x) + |p|^2 / 2, L leapfrog steps of
+
+    p <- p - eps/2 S^T grad E(x),    x <- x + eps S p,    p <- p - eps/2 S^T grad E(x)
+
+(neighbouring half steps joined: one gradient a step), and then x is accepted with probability min(1, exp(H - H')).
+
+`HMC` takes L steps; with `jitter` each chain's step size is multiplied by a uniform factor at each trajectory, so that no
+period of the target is met for ever. `ChEES` takes ceil(u_n T / eps), u_n between 0 and 2 the n-th point of Halton's sequence,
+the same for all chains, and tunes T in warmup by stochastic ascent (Adam) on the change in the estimator of expected squares,
+for the time that it takes:
+
+    C(T) / T,    C = mean_c a_c G_c^2 / 4,    G_c = |x'_c - m'|^2 - |x_c - m|^2,
+    its gradient in log T ~ mean_c a_c (t_n G_c <x'_c - m', p'_c> - G_c^2 / 4),
+
+x' the proposals of the chains c, a_c their acceptance probabilities, m and m' means over chains, t_n = u_n T, all in
+scaled space.
+
+References: Duane, Kennedy, Pendleton, Roweth, "Hybrid Monte Carlo" (1987); Neal, "MCMC using Hamiltonian dynamics" (2011);
+Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo" (2021);
+Sountsov, Hoffman, "Focusing on difficult directions for learning HMC trajectory lengths" (2021), for the rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import count, finite, option, positive
+from scoretk.errors import InvalidArgument
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.resolve import StaticField
+from scoretk.rows import across, row_dot
+from scoretk.solvers.base import Info
+from scoretk.solvers.metropolis import metropolis
+from scoretk.solvers.tuning import (
+    METRICS,
+    Tuning,
+    accumulate,
+    begin_tuning,
+    first_step_size,
+    next_step_size,
+    restart,
+    scales,
+    window_end,
+)
+from scoretk.streams import Stream
+
+__all__ = ["HMC", "ChEES"]
+
+DIVERGENCE = 1000.0
+SHARED = frozenset({"step", "step_size", "scale", "length"})
+
+
+class Point(NamedTuple):
+    """What a proposal replaces: position, energy `(chains,)` and gradient of the energy."""
+
+    x: Tensor
+    energy: Tensor
+    grad: Tensor
+
+
+class HMCState(NamedTuple):
+    """A point, the index of the next step, and what warmup tunes: step size `()`, scale, trajectory length `()`."""
+
+    x: Tensor
+    energy: Tensor
+    grad: Tensor
+    step: Tensor
+    step_size: Tensor
+    scale: Tensor
+    length: Tensor
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains' own."""
+        return SHARED
+
+
+class Trajectory(NamedTuple):
+    """The end of a trajectory: the point, its momentum, and the error of the total energy `(chains,)`."""
+
+    point: Point
+    momentum: Tensor
+    error: Tensor
+
+
+def stretch(scale: Tensor, p: Tensor, dense: bool) -> Tensor:
+    """`S p`."""
+    return (p.flatten(1) @ scale.T).reshape(p.shape) if dense else scale * p
+
+
+def pull(scale: Tensor, gradient: Tensor, dense: bool) -> Tensor:
+    """`S^T g`."""
+    return (gradient.flatten(1) @ scale).reshape(gradient.shape) if dense else scale * gradient
+
+
+def unstretch(scale: Tensor, x: Tensor, dense: bool) -> Tensor:
+    """`S^-1 x`."""
+    if not dense:
+        return x / scale
+    return torch.linalg.solve_triangular(scale, x.flatten(1).T, upper=False).T.reshape(x.shape)
+
+
+def leapfrog(
+    field: StaticField, start: Point, momentum: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
+) -> Trajectory:
+    """So many leapfrog steps. Arguments: eps, a number, a 0-d tensor, or one value a chain shaped to multiply x."""
+    x, gradient = start.x, start.grad
+    p = momentum - (eps / 2) * pull(scale, gradient, dense)
+    for _ in range(steps - 1):
+        x = x + eps * stretch(scale, p, dense)
+        p = p + eps * pull(scale, field.score(x), dense)
+    x = x + eps * stretch(scale, p, dense)
+    energy, gradient = field.energy_and_grad(x)
+    p = p - (eps / 2) * pull(scale, gradient, dense)
+    error = energy - start.energy + (row_dot(p, p) - row_dot(momentum, momentum)) / 2
+    return Trajectory(Point(x, energy, gradient), p, error)
+
+
+class _Hamiltonian:
+    """What `HMC` and `ChEES` share: start, one trajectory with its decision, and tuning."""
+
+    step_size: float | None
+    metric: str
+    accept: float
+    pilot: int
+
+    needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
+    timed: ClassVar[bool | None] = False
+    init_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
+    varying: ClassVar[str] = "score"
+
+    def _check(self) -> None:
+        if self.step_size is not None:
+            positive("step_size", self.step_size)
+        option("metric", self.metric, METRICS)
+        if not 0 < finite("accept", self.accept) < 1:
+            raise InvalidArgument("accept", self.accept, "a rate between 0 and 1")
+        count("pilot", self.pilot, least=1)
+
+    @property
+    def _dense(self) -> bool:
+        return self.metric == "dense"
+
+    def _start(self, field: StaticField, x: Tensor, length: float) -> HMCState:
+        shape = x.shape[1:]
+        scale = torch.eye(shape.numel(), dtype=x.dtype, device=x.device) if self._dense else x.new_ones(shape)
+        size = torch.tensor(self.step_size if self.step_size is not None else 0.1, dtype=torch.float64)
+        step = torch.zeros((), dtype=torch.int64)
+        return HMCState(x, *field.energy_and_grad(x), step, size, scale, torch.tensor(length, dtype=torch.float64))
+
+    def _trajectory(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int
+    ) -> tuple[HMCState, Info, Trajectory]:
+        momentum = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        here = Point(state.x, state.energy, state.grad)
+        end = leapfrog(field, here, momentum, eps, steps, state.scale, self._dense)
+        chosen, probability = metropolis(here, end.point, -end.error, state.step, noise)
+        diverging = ~(end.error.abs() < DIVERGENCE)
+        info = {
+            "accept": probability,
+            "energy": chosen.energy,
+            "hamiltonian": state.energy + row_dot(momentum, momentum) / 2,
+            "diverging": diverging,
+        }
+        return HMCState(*chosen, state.step + 1, state.step_size, state.scale, state.length), info, end
+
+    def _first(self, field: StaticField, state: HMCState, noise: NoiseSource, alive: Tensor) -> tuple[float, int]:
+        """A first step size, from single leapfrog steps, and how many of them were made."""
+        if self.step_size is not None:
+            return self.step_size, 0
+        tried = 0
+
+        def accept(size: float) -> float:
+            nonlocal tried
+            tried += 1
+            rates = self._trajectory(field, state, noise, size, 1)[1]["accept"]
+            return float(rates[alive].mean())
+
+        return first_step_size(accept, 0.8), tried
+
+    def _tuned(
+        self, state: HMCState, tuning: Tuning, info: Info, alive: Tensor, step: int, warmup: int
+    ) -> tuple[HMCState, Tuning]:
+        """Step size and scales after a step of warmup."""
+        last = step == warmup - 1
+        if self.step_size is None:
+            rate = float(info["accept"][alive].mean())
+            tuning, size = next_step_size(tuning, rate, self.accept, last)
+            state = state._replace(step_size=_number(size))
+        counts, ends = window_end(step, warmup)
+        if self.metric == "none" or not counts:
+            return state, tuning
+        tuning = accumulate(tuning, state.x[alive], self._dense)
+        if not ends:
+            return state, tuning
+        tuning, scale = scales(tuning, self.metric, state.x.dtype)
+        # in scaled space all lengths change by the factor by which the scales have grown
+        grown = float((_diagonal(scale, self._dense) / _diagonal(state.scale, self._dense)).log().mean().exp())
+        size = self.step_size if self.step_size is not None else float(state.step_size) / grown
+        tuning = tuning._replace(averaging=restart(size))
+        return state._replace(scale=scale, step_size=_number(size), length=state.length / grown), tuning
+
+
+def _diagonal(scale: Tensor, dense: bool) -> Tensor:
+    return scale.diagonal() if dense else scale
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class HMC(_Hamiltonian):
+    """Hamiltonian Monte Carlo with a fixed number of leapfrog steps.
+
+    Arguments: step_size, None to tune it in warmup; leapfrogs, L; jitter in [0, 1), the half width of the uniform factor on
+    each trajectory's step size; metric, "diagonal", "dense" or "none": the scales learned in warmup; accept, the
+    acceptance aimed at; pilot, how many chains (the first ones) tune for all.
+    Reports "accept", "energy", "hamiltonian" (at the start of the trajectory) and "diverging" (an error of the total energy
+    above 1000, or NaN). A trajectory that ends in NaN or infinity is rejected.
+    """
+
+    step_size: float | None = None
+    leapfrogs: int = 10
+    jitter: float = 0.25
+    metric: str = "diagonal"
+    accept: float = 0.651
+    pilot: int = 256
+
+    capturable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._check()
+        count("leapfrogs", self.leapfrogs, least=1)
+        if not 0 <= finite("jitter", self.jitter) < 1:
+            raise InvalidArgument("jitter", self.jitter, "a number in [0, 1)")
+
+    @property
+    def step_cost(self) -> Mapping[str, int]:
+        """One gradient a leapfrog step, and the energy at the end."""
+        return {"energy": 1, "score": self.leapfrogs}
+
+    @property
+    def weight(self) -> int:
+        """How many evaluations long a step is, for unrolling compiled steps."""
+        return self.leapfrogs
+
+    @property
+    def adapts(self) -> bool:
+        """Whether warmup tunes anything."""
+        return self.step_size is None or self.metric != "none"
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
+        return self._start(field, x, 0.0)
+
+    def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
+        eps: Any = state.step_size.to(state.x.dtype)
+        if self.jitter:
+            u = noise.uniform(state.step, Stream.LENGTH, (), state.x.dtype)
+            eps = across(eps * (1 + self.jitter * (2 * u - 1)), state.x)
+        new, info, _ = self._trajectory(field, state, noise, eps, self.leapfrogs)
+        return new, info
+
+    def begin_tuning(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, alive: Tensor
+    ) -> tuple[HMCState, Tuning, int]:
+        """The state with a first step size, nothing learned yet, and the evaluations that this took a chain."""
+        size, spent = self._first(field, state, noise, alive)
+        return state._replace(step_size=_number(size)), begin_tuning(state.x, size, self.metric), spent
+
+    def adapt(
+        self,
+        field: StaticField,
+        state: HMCState,
+        tuning: Tuning,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[HMCState, Info, Tuning]:
+        """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
+        state, info = self.step(field, state, noise)
+        state, tuning = self._tuned(state, tuning, info, alive, step, warmup)
+        return state, info, tuning
+
+
+def halton(n: int) -> float:
+    """Point n = 0, 1, ... of Halton's sequence in base 2, in (0, 1): 1/2, 1/4, 3/4, 1/8, ..."""
+    n, value, digit = n + 1, 0.0, 0.5
+    while n:
+        value, digit, n = value + digit * (n & 1), digit / 2, n >> 1
+    return value
+
+
+class ChEESTuning(NamedTuple):
+    """What `Tuning` holds, and of the ascent on log T its Adam moments and averaged value: `ascent` `(4,)`."""
+
+    averaging: Tensor
+    draws: Tensor
+    mean: Tensor
+    deviations: Tensor
+    ascent: Tensor
+
+
+@dataclass(frozen=True)
+class ChEES(_Hamiltonian):
+    """Hamiltonian Monte Carlo that tunes step size, scales and trajectory length over many chains: the default for energies.
+
+    Arguments: step_size and length T, None to tune them in warmup; metric, accept and pilot as in `HMC`; learning_rate of Adam
+    on log T; most, the largest number of leapfrog steps in a trajectory.
+    Reports what `HMC` does, and "leapfrogs". Use 16 chains or more: the length is learned from how they differ.
+    """
+
+    step_size: float | None = None
+    length: float | None = None
+    metric: str = "diagonal"
+    accept: float = 0.651
+    pilot: int = 256
+    learning_rate: float = 0.025
+    most: int = 1000
+
+    capturable: ClassVar[bool] = False
+    step_cost: ClassVar[Mapping[str, int]] = {"energy": 1}
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.length is not None:
+            positive("length", self.length)
+        positive("learning_rate", self.learning_rate)
+        count("most", self.most, least=1)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether warmup tunes anything."""
+        return self.step_size is None or self.length is None or self.metric != "none"
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
+        return self._start(field, x, self.length if self.length is not None else 1.0)
+
+    def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
+        new, info, _ = self._halton_step(field, state, noise)
+        return new, info
+
+    def _halton_step(
+        self, field: StaticField, state: HMCState, noise: NoiseSource
+    ) -> tuple[HMCState, Info, tuple[Trajectory, float]]:
+        size, time = float(state.step_size), 2 * halton(int(state.step)) * float(state.length)
+        steps = min(max(math.ceil(time / size), 1), self.most)
+        new, info, end = self._trajectory(field, state, noise, size, steps)
+        taken = torch.full_like(info["diverging"], steps, dtype=torch.int64)
+        return new, info | {"evaluations": taken, "leapfrogs": taken.to(state.x.dtype)}, (end, time)
+
+    def begin_tuning(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, alive: Tensor
+    ) -> tuple[HMCState, ChEESTuning, int]:
+        """As `HMC.begin_tuning`; the first trajectories are of one step or two."""
+        size, spent = self._first(field, state, noise, alive)
+        length = self.length if self.length is not None else size
+        ascent = torch.tensor([0.0, 0.0, 0.0, math.log(length)], dtype=torch.float64)
+        tuning = ChEESTuning(*begin_tuning(state.x, size, self.metric), ascent)
+        return state._replace(step_size=_number(size), length=_number(length)), tuning, spent
+
+    def adapt(
+        self, field: StaticField, state: HMCState, tuning: ChEESTuning, noise: NoiseSource, alive: Tensor, step: int,
+        warmup: int,
+    ) -> tuple[HMCState, Info, ChEESTuning]:  # fmt: skip
+        """As `HMC.adapt`; also the trajectory length."""
+        before = state
+        state, info, (end, time) = self._halton_step(field, state, noise)
+        if self.length is None:
+            slope = self._slope(before, end, time, info["accept"], alive)
+            tuning, length = self._ascend(
+                tuning, slope, float(state.step_size), float(state.length), step == warmup - 1
+            )
+            state = state._replace(length=_number(length))
+        state, tuning = self._tuned(state, tuning, info, alive, step, warmup)  # type: ignore[arg-type, assignment]
+        return state, info, tuning
+
+    def _slope(self, before: HMCState, end: Trajectory, time: float, accept: Tensor, alive: Tensor) -> float:
+        """The criterion's gradient in log T, pooled over the chains that are well and moved."""
+        moved = alive & (accept > 0)
+        if int(moved.sum()) < 2:
+            return 0.0
+        x, ahead = (unstretch(before.scale, v[moved], self._dense) for v in (before.x, end.point.x))
+        p = end.momentum[moved]
+        x, ahead = x - x.mean(0), ahead - ahead.mean(0)
+        gain = row_dot(ahead, ahead) - row_dot(x, x)
+        rise = time * gain * row_dot(ahead, p) - gain.square() / 4
+        return float((accept[moved] * rise).mean() / accept[moved].mean())
+
+    def _ascend(
+        self, tuning: ChEESTuning, slope: float, size: float, length: float, last: bool
+    ) -> tuple[ChEESTuning, float]:
+        """A step of Adam on log T; the average of log T after the last one."""
+        first, second, n, average = tuning.ascent.tolist()
+        if math.isfinite(slope) and slope:
+            n += 1
+            first, second = 0.9 * first + 0.1 * slope, 0.95 * second + 0.05 * slope**2
+            rise = first / (1 - 0.9**n) / (math.sqrt(second / (1 - 0.95**n)) + 1e-300)
+            log_length = math.log(length) + self.learning_rate * rise
+            log_length = min(max(log_length, math.log(size)), math.log(size * self.most / 2))
+            weight = (n + 1) ** -0.5
+            average = (1 - weight) * average + weight * log_length
+            length = math.exp(log_length)
+        ascent = torch.tensor([first, second, n, average], dtype=torch.float64)
+        return tuning._replace(ascent=ascent), math.exp(average) if last else length
