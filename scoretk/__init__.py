@@ -73,11 +73,13 @@ _NAMES = {
     "solvers": (
         "AnnealedLangevin",
         "ChEES",
+        "GHMC",
         "HMC",
         "MALA",
         "ProbabilityFlow",
         "SOLVERS",
         "ULA",
+        "Underdamped",
         "ncsnv2_step_size",
     ),
     "streams": ("Stream",),
@@ -127,11 +129,23 @@ if TYPE_CHECKING:
     from scoretk.noise import Noise
     from scoretk.plugins import Broken, ModelSpec, describe, list_models, load, train
     from scoretk.sampling import sample
-    from scoretk.solvers import HMC, MALA, SOLVERS, ULA, AnnealedLangevin, ChEES, ProbabilityFlow, ncsnv2_step_size
+    from scoretk.solvers import (
+        GHMC,
+        HMC,
+        MALA,
+        SOLVERS,
+        ULA,
+        AnnealedLangevin,
+        ChEES,
+        ProbabilityFlow,
+        Underdamped,
+        ncsnv2_step_size,
+    )
     from scoretk.streams import Stream
 
 __all__ = [
     "EDM",
+    "GHMC",
     "HMC",
     "MALA",
     "SOLVERS",
@@ -170,6 +184,7 @@ __all__ = [
     "Stream",
     "SubVP",
     "Tabulated",
+    "Underdamped",
     "UnknownName",
     "Velocity",
     "__version__",

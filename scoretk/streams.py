@@ -18,6 +18,7 @@ class Stream(IntEnum):
     CORRECTION = 5
     SWAP = 6
     LENGTH = 7
+    MOMENTUM = 8
     USER = 16
 
     __hash__ = int.__hash__  # equal to its number, and hashed without a detour through Python

@@ -57,6 +57,28 @@ def test_the_variance_test_catches_wrong_langevin(mutant):
     assert z.abs() > 2 * z_limit()
 
 
+def test_clipping_and_the_box_do_what_they_say():
+    """One step from a known place: the drift is clipped entry by entry, and what leaves the box is put on its edge."""
+    field = stk.Score(lambda x: -x, (2,))
+    start = torch.tensor([[5.0, -0.1]], dtype=torch.float64)
+    plain = stk.sample(field, stk.ULA(0.5), init=start, steps=1, seed=1).final
+    clipped = stk.sample(field, stk.ULA(0.5, clip=1.0), init=start, steps=1, seed=1).final
+    torch.testing.assert_close(clipped - plain, torch.tensor([[2.0, 0.0]], dtype=torch.float64))
+    boxed = stk.sample(field, stk.ULA(0.5, box=(-1, 1)), init=start, steps=50, seed=1).x
+    assert bool((boxed.abs() <= 1).all())
+    assert bool((boxed.abs() == 1).any())
+    nan = stk.sample(stk.Score(lambda x: x * torch.nan, (2,)), stk.ULA(0.5, clip=1.0, box=(-1, 1)), init=start, steps=3)
+    assert nan.failures == {"NONFINITE": 1}  # neither clamp turns NaN into a number
+
+
+def test_presets_report_their_temperature():
+    assert stk.ULA.du_mordatch().temperature == pytest.approx(1.25e-6)
+    assert stk.ULA.jem().temperature == pytest.approx(5e-5)
+    solver = stk.ULA.with_noise(0.5, 0.3)
+    draws = stk.sample(gaussian(dim=1), solver, chains=CHAINS, steps=1, warmup=40, seed=2, dtype=torch.float64)
+    assert_second_moment(draws.final, 0.0, 0.3**2 / (1 - 0.5**2))
+
+
 TARGETS = {
     "gaussian": (gaussian(dim=1), 0.7, norm.cdf),
     "ring": (ring_mixture(), 0.04, None),

@@ -45,9 +45,10 @@ def test_sample_refuses_fields_and_solvers(value):
 
 
 SOLVER_OPTIONS = [
-    (stk.ULA, "step_size"), (stk.ULA, "temperature"), (stk.MALA, "step_size"), (stk.AnnealedLangevin, "levels"),
+    (stk.ULA, "step_size"), (stk.ULA, "temperature"), (stk.ULA, "clip"), (stk.ULA, "box"), (stk.MALA, "step_size"), (stk.AnnealedLangevin, "levels"),
     (stk.AnnealedLangevin, "steps_per_level"), (stk.AnnealedLangevin, "step_size"), (stk.ProbabilityFlow, "method"),
     (stk.HMC, "step_size"), (stk.HMC, "leapfrogs"), (stk.HMC, "jitter"), (stk.HMC, "metric"), (stk.HMC, "accept"), (stk.HMC, "pilot"),
+    (stk.Underdamped, "step_size"), (stk.Underdamped, "friction"), (stk.Underdamped, "temperature"), (stk.GHMC, "friction"),
     (stk.ChEES, "step_size"), (stk.ChEES, "length"), (stk.ChEES, "learning_rate"), (stk.ChEES, "most"),
     (stk.ProbabilityFlow, "steps"), (stk.ProbabilityFlow, "grid"), (stk.ProbabilityFlow, "rtol"), (stk.ProbabilityFlow, "max_steps"),
 ]  # fmt: skip
@@ -56,7 +57,7 @@ SOLVER_OPTIONS = [
 @given(option=st.sampled_from(SOLVER_OPTIONS), value=ANYTHING)
 def test_solver_options(option, value):
     solver, name = option
-    needed = {"step_size": 0.1} if solver in (stk.ULA, stk.MALA) else {}
+    needed = {"step_size": 0.1} if solver in (stk.ULA, stk.MALA, stk.Underdamped, stk.GHMC) else {}
     named_or_fine(lambda: solver(**(needed | {name: value})), name)
 
 

@@ -21,7 +21,7 @@ from scoretk.fields.paths import VP
 from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import resolve
 from scoretk.sampling import sample
-from scoretk.solvers import HMC, MALA, SOLVERS, ULA, AnnealedLangevin, ChEES, ProbabilityFlow
+from scoretk.solvers import GHMC, HMC, MALA, SOLVERS, ULA, AnnealedLangevin, ChEES, ProbabilityFlow, Underdamped
 
 __all__ = ["Cell", "Size", "cells"]
 
@@ -135,6 +135,21 @@ def _ula(view: _View, size: Size) -> Iterator[Cell]:
     yield _cell(view, "ula", "", made, chains=size.chains, steps=size.steps)
 
 
+def _underdamped(view: _View, size: Size) -> Iterator[Cell]:
+    def made() -> Underdamped:
+        h = math.sqrt(_step_size(view) / 2)  # a length: half of the one that Langevin steps have
+        return Underdamped(h if view.level is not None else h / 2)
+
+    yield _cell(view, "underdamped", "", made, chains=size.chains, steps=size.steps)
+
+
+def _ghmc(view: _View, size: Size) -> Iterator[Cell]:
+    def made() -> GHMC:
+        return GHMC(math.sqrt(_step_size(view) / 2))
+
+    yield _cell(view, "ghmc", "", made, chains=size.chains, steps=size.steps)
+
+
 def _mala(view: _View, size: Size) -> Iterator[Cell]:
     yield _cell(view, "mala", "", lambda: MALA(_step_size(view)), chains=size.chains, steps=size.steps)
 
@@ -165,6 +180,8 @@ def _flow(view: _View, size: Size) -> Iterator[Cell]:
 SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "ula": _ula,
     "mala": _mala,
+    "underdamped": _underdamped,
+    "ghmc": _ghmc,
     "hmc": partial(_tuned, "hmc", HMC),
     "chees": partial(_tuned, "chees", ChEES),
     "annealed-langevin": _annealed,

@@ -6,8 +6,10 @@ from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.mala import MALA
 from scoretk.solvers.probability_flow import ProbabilityFlow
 from scoretk.solvers.ula import ULA
+from scoretk.solvers.underdamped import GHMC, Underdamped
 
 __all__ = [
+    "GHMC",
     "HMC",
     "MALA",
     "SOLVERS",
@@ -19,6 +21,7 @@ __all__ = [
     "ProbabilityFlow",
     "Solver",
     "State",
+    "Underdamped",
     "is_grid",
     "ncsnv2_step_size",
 ]
@@ -26,6 +29,8 @@ __all__ = [
 SOLVERS: dict[str, type] = {
     "ula": ULA,
     "mala": MALA,
+    "underdamped": Underdamped,
+    "ghmc": GHMC,
     "hmc": HMC,
     "chees": ChEES,
     "annealed-langevin": AnnealedLangevin,

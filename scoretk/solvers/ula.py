@@ -5,7 +5,13 @@ r"""The unadjusted Langevin algorithm.
 The Euler-Maruyama discretisation of Langevin dynamics at temperature T, whose target is `p^(1/T)`. It is biased by the
 step size: on N(0, 1) at T = 1 its stationary variance is `1 / (1 - h / 2)`.
 
-Reference: Roberts, Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations" (1996).
+Image models are often sampled with the noise and the step size chosen apart, the gradient clipped and the pixels kept in a box. Noise of
+standard deviation s beside a step h is temperature `T = s^2 / (2 h)`, which the presets report: theirs are far below 1, so that such chains
+do not sample p.
+
+References: Roberts, Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations" (1996); Du,
+Mordatch, "Implicit generation and modeling with energy-based models" (2019); Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi,
+Swersky, "Your classifier is secretly an energy based model and you should treat it like one" (2020).
 """
 
 from __future__ import annotations
@@ -17,7 +23,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import positive
+from scoretk.arguments import finite, positive
+from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
@@ -38,11 +45,15 @@ class ULAState(NamedTuple):
 class ULA:
     """Unadjusted Langevin: `x' = x - h grad E + sqrt(2 h T) z`.
 
-    Arguments: step_size h > 0, in squared units of x; temperature T > 0.
+    Arguments: step_size h > 0, in squared units of x; temperature T > 0; clip, the largest magnitude of each entry of the
+    gradient, None for no clipping; box `(low, high)`, into which each entry of x is put back after a step, None for none. Clipping
+    and a box change the law that is sampled.
     """
 
     step_size: float
     temperature: float = 1.0
+    clip: float | None = None
+    box: tuple[float, float] | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
     timed: ClassVar[bool | None] = False
@@ -53,12 +64,49 @@ class ULA:
     def __post_init__(self) -> None:
         positive("step_size", self.step_size)
         positive("temperature", self.temperature)
+        if self.clip is not None:
+            positive("clip", self.clip)
+        if self.box is not None:
+            object.__setattr__(self, "box", _box(self.box))
+
+    @classmethod
+    def with_noise(
+        cls, step_size: float, noise: float, clip: float | None = None, box: tuple[float, float] | None = None
+    ) -> ULA:
+        """The solver whose noise has this standard deviation: `temperature = noise^2 / (2 step_size)`."""
+        return cls(step_size, positive("noise", noise) ** 2 / (2 * positive("step_size", step_size)), clip, box)
+
+    @classmethod
+    def du_mordatch(cls) -> ULA:
+        """Du and Mordatch's settings for images in [0, 1]: step 10, noise .005, gradient clipped at .01 (temperature 1.25e-6)."""
+        return cls.with_noise(10.0, 0.005, clip=0.01, box=(0.0, 1.0))
+
+    @classmethod
+    def jem(cls) -> ULA:
+        """Grathwohl et al.'s settings for images in [-1, 1]: step 1, noise .01 (temperature 5e-5)."""
+        return cls.with_noise(1.0, 0.01)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> ULAState:
-        return ULAState(x, field.score(x), torch.zeros((), dtype=torch.int64))
+        return ULAState(x, self._drift(field, x), torch.zeros((), dtype=torch.int64))
 
     def step(self, field: StaticField, state: ULAState, noise: NoiseSource) -> tuple[ULAState, Info]:
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         drifted = torch.add(state.x, state.score, alpha=self.step_size)
         x = torch.add(drifted, z, alpha=sqrt(2 * self.step_size * self.temperature))
-        return ULAState(x, field.score(x), state.step + 1), {}
+        if self.box is not None:
+            x = x.clamp(*self.box)
+        return ULAState(x, self._drift(field, x), state.step + 1), {}
+
+    def _drift(self, field: StaticField, x: Tensor) -> Tensor:
+        score = field.score(x)
+        return score if self.clip is None else score.clamp(-self.clip, self.clip)
+
+
+def _box(value: object) -> tuple[float, float]:
+    expected = "two numbers, the lower one first"
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise InvalidArgument("box", value, expected)
+    low, high = (finite("box", v) for v in value)
+    if not low < high:
+        raise InvalidArgument("box", value, expected)
+    return low, high

@@ -1,7 +1,7 @@
 """Wrong versions on purpose. Next to each statistical test one of these shows that the test can fail."""
 
 from dataclasses import dataclass
-from math import sqrt
+from math import exp, sqrt
 
 import torch
 
@@ -9,6 +9,7 @@ from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import HMC, HMCState, Point, leapfrog
 from scoretk.solvers.mala import MALA, MALAState
 from scoretk.solvers.ula import ULA, ULAState
+from scoretk.solvers.underdamped import GHMC, GHMCState, Underdamped, UnderdampedState
 from scoretk.streams import Stream
 
 
@@ -84,7 +85,7 @@ def _pick(chosen, new, old):
     leaves = []
     for a, b in zip(new, old, strict=True):
         leaves.append(a if a.ndim == 0 else torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b))
-    return type(new)(*leaves)
+    return type(new)(*leaves) if hasattr(new, "_fields") else tuple(leaves)
 
 
 @dataclass(frozen=True)
@@ -126,3 +127,25 @@ class OneSided(HMC):
         u = noise.uniform(state.step, Stream.ACCEPT, (), p.dtype)
         chosen = _pick(u.log() < -error, Point(x, energy, grad), here)
         return state._replace(**chosen._asdict(), step=state.step + 1), {"accept": torch.ones_like(state.energy)}
+
+
+@dataclass(frozen=True)
+class KickDriftOnce(Underdamped):
+    """Symplectic Euler with the friction behind it: first order, and biased on a Gaussian."""
+
+    def step(self, field, state, noise) -> tuple[UnderdampedState, Info]:
+        h, kept = self.step_size, exp(-self.friction * self.step_size)
+        z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        v = (state.velocity + h * state.score) * kept + sqrt((1 - kept**2) * self.temperature) * z
+        x = state.x + h * v
+        return UnderdampedState(x, v, field.score(x), state.step + 1), {}
+
+
+@dataclass(frozen=True)
+class NeverTurns(GHMC):
+    """After a rejection the velocity goes on: the kernel no longer keeps the joint law."""
+
+    def step(self, field, state, noise) -> tuple[GHMCState, Info]:
+        new, info = super().step(field, state, noise)
+        rejected = (new.x == state.x).flatten(1).all(1)
+        return new._replace(velocity=_pick(rejected, (-new.velocity,), (new.velocity,))[0]), info
