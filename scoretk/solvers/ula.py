@@ -5,9 +5,9 @@ r"""The unadjusted Langevin algorithm.
 The Euler-Maruyama discretisation of Langevin dynamics at temperature T, whose target is `p^(1/T)`. It is biased by the
 step size: on N(0, 1) at T = 1 its stationary variance is `1 / (1 - h / 2)`.
 
-Image models are often sampled with the noise and the step size chosen apart, the gradient clipped and the pixels kept in a box. Noise of
-standard deviation s beside a step h is temperature `T = s^2 / (2 h)`, which the presets report: theirs are far below 1, so that such chains
-do not sample p.
+Image models are often sampled with the noise and the step size chosen apart, the gradient clipped and the pixels kept in a
+box. Noise of standard deviation s beside a step h is temperature `T = s^2 / (2 h)`, which the presets report: theirs are far
+below 1, so that such chains do not sample p.
 
 References: Roberts, Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations" (1996); Du,
 Mordatch, "Implicit generation and modeling with energy-based models" (2019); Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi,
@@ -46,8 +46,8 @@ class ULA:
     """Unadjusted Langevin: `x' = x - h grad E + sqrt(2 h T) z`.
 
     Arguments: step_size h > 0, in squared units of x; temperature T > 0; clip, the largest magnitude of each entry of the
-    gradient, None for no clipping; box `(low, high)`, into which each entry of x is put back after a step, None for none. Clipping
-    and a box change the law that is sampled.
+    gradient, None for no clipping; box `(low, high)`, into which each entry of x is put back after a step, None for none.
+    Clipping and a box change the law that is sampled.
     """
 
     step_size: float
