@@ -7,6 +7,7 @@ repeated step fills with the same numbers again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from scoretk.rows import across
 
-__all__ = ["RECORDERS", "KeepAll", "KeepLast", "KeepMoments", "Record", "Recorder"]
+__all__ = ["RECORDERS", "Constraining", "KeepAll", "KeepLast", "KeepMoments", "Record", "Recorder"]
 
 Stats = dict[str, Tensor]
 CHUNK = 1 << 16
@@ -48,6 +49,8 @@ class Recorder(Protocol):
 
     def filled(self, record: Record, count: int) -> Record: ...
 
+    def position(self, x: Tensor) -> Tensor: ...
+
 
 def _exact(x: Tensor) -> torch.dtype:
     """The dtype of running sums: float64 where the device has it, so that long runs lose nothing."""
@@ -56,6 +59,10 @@ def _exact(x: Tensor) -> torch.dtype:
 
 class _OneByOne:
     """How a block of steps turns into a record: step by step."""
+
+    def position(self, x: Tensor) -> Tensor:
+        """A position as it is kept: as it is."""
+        return x
 
     def extend(
         self: Recorder, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int
@@ -128,6 +135,25 @@ class KeepMoments(_OneByOne):
 
     def filled(self, record: Record, count: int) -> Record:
         return record
+
+
+@dataclass(frozen=True)
+class Constraining(_OneByOne):
+    """Another recorder, of positions taken from the solver's free space to the user's: `constrain(z)`."""
+
+    inner: Recorder
+    constrain: Callable[[Tensor], Tensor]
+
+    def position(self, x: Tensor) -> Tensor:
+        """A position as it is kept: in the user's space."""
+        return self.constrain(x)
+
+    def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
+        """As the other recorder, in the user's space."""
+        return self.inner.add(record, self.constrain(x), stats, index, total)
+
+    def filled(self, record: Record, count: int) -> Record:
+        return self.inner.filled(record, count)
 
 
 def _welford(mean: Tensor, m2: Tensor, x: Tensor, index: int) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ def _finish(moment: Moment, schedule: Schedule, recorder: Recorder, tuned: bool)
         failed_at = torch.tensor(as_intervals, dtype=failed_at.dtype, device=failed_at.device)
     record = recorder.filled(moment.record, kept)
     leaves = tuned_leaves(moment.state) if tuned else {}
-    return Finished(moment.state.x, moment.status, failed_at, record, moment.evaluations, leaves)
+    return Finished(recorder.position(moment.state.x), moment.status, failed_at, record, moment.evaluations, leaves)
 
 
 def _failed(run: _Run) -> int:

@@ -22,7 +22,7 @@ from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise
 from scoretk.plugins import find_model, load
-from scoretk.record import RECORDERS
+from scoretk.record import RECORDERS, Constraining, Recorder
 from scoretk.runs import Batch, Finished, run_batches
 from scoretk.solvers import ChEES, ProbabilityFlow
 from scoretk.solvers.base import Solver, TunedSolver, adapts, is_grid
@@ -67,8 +67,8 @@ def sample(
         steps, warmup, thin: for kernels, which run warmup + steps steps and keep steps // thin draws (defaults 1000, 0,
             1). Solvers that tune themselves do so in warmup (default 500). Solvers with a grid of their own refuse them.
         seed: in [0, 2^64).
-        init: where the chains start, `(chains, *event_shape)`. By default a timed field's `base`, a static field's own
-            `initial(n, noise)`, else N(0, I).
+        init: where the chains start, `(chains, *event_shape)`, for a `constrained` field in the user's space. By default a
+            timed field's `base`, a static field's own `initial(n, noise)`, else N(0, I).
         cond: condition values by name, one row a chain; they reach the model as keyword arguments.
         keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or "moments".
         grad: whether gradients flow through the run (from `init`, `cond` and the model's parameters to the draws).
@@ -90,13 +90,13 @@ def sample(
     option("on_failure", on_failure, ("flag", "raise"))
     _check_modes(grad=grad, compile=compile, checkpoint=checkpoint)
     place = _place(model, init, device, dtype)
-    shape = _event_shape(model)
-    start = None if init is None else tensor_like("init", init, (None, *shape)).to(place.device, place.dtype)
+    start = _start(model, init, place)
     n = _chains(chains, start)
     rows = _condition_rows(cond, n, place)
     noise = _noise(seed, n, place)
     size = n if batch is None else count("batch", batch, least=1)
     saved = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)
+    recorder = _recorder(model, keep)
 
     with left_as_found(model, grad), torch.set_grad_enabled(grad):
         batches = [
@@ -116,7 +116,7 @@ def sample(
             origin, model, solver, n, seed, keep, size, place, batches[0].schedule, start, rows, compile
         )
         done = run_batches(
-            batches, solver, RECORDERS[keep], compiled=compile, on_failure=on_failure, checkpoint=saved,
+            batches, solver, recorder, compiled=compile, on_failure=on_failure, checkpoint=saved,
             settings=settings, progress=progress,
         )  # fmt: skip
     return _draws(done, solver, keep, batches[0].schedule, settings)
@@ -193,6 +193,22 @@ def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
             "The network may compute in a lower precision; a chain's state stalls in it",
         )  # fmt: skip
     return _Place(found, dtype)
+
+
+def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
+    """Where the user wants the chains to start, in the space that the solver works in."""
+    if init is None:
+        return None
+    if not hasattr(model, "unconstrain"):
+        return tensor_like("init", init, (None, *_event_shape(model))).to(place.device, place.dtype)
+    given = tensor_like("init", init, (None, *model.constrained_shape)).to(place.device, place.dtype)
+    return tensor_like("init", model.unconstrain(given), (None, *_event_shape(model)))
+
+
+def _recorder(model: Any, keep: str) -> Recorder:
+    """What keeps the draws: in the user's space where the solver works in another."""
+    constrain = getattr(model, "constrain", None)
+    return RECORDERS[keep] if constrain is None else Constraining(RECORDERS[keep], constrain)
 
 
 def _chains(chains: int | None, start: Tensor | None) -> int:

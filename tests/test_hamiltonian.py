@@ -285,3 +285,25 @@ def test_haltons_points():
 def test_default_solver_on_a_normal():
     draws = stk.sample(gaussian(dim=1), chains=4000, steps=1, warmup=200, seed=3, dtype=torch.float64)
     assert_distribution(draws.final[:, 0], norm.cdf)
+
+
+def steep(x):
+    """Light-tailed to the right: a start far out there has a gradient that no usual step survives."""
+    return (x.exp() - x).sum(1)
+
+
+@pytest.mark.parametrize("solver", [stk.ChEES(), stk.HMC()])
+def test_a_chain_that_starts_far_out_comes_along(solver):
+    init = torch.zeros((64, 2))
+    init[7] = 12.0
+    draws = stk.sample(stk.Energy(steep, (2,)), solver, init=init, steps=50, seed=1)
+    assert draws.x[7].std(0).min() > 0.3
+    assert draws.stats["accept"][7].mean() > 0.3
+
+
+def test_a_mean_alone_leaves_it_there(monkeypatch):
+    monkeypatch.setattr("scoretk.solvers.tuning.STUCK_AFTER", 10**9)
+    init = torch.zeros((64, 2))
+    init[7] = 12.0
+    draws = stk.sample(stk.Energy(steep, (2,)), stk.HMC(), init=init, steps=50, seed=1)
+    assert draws.x[7].std(0).max() == 0

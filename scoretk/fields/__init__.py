@@ -3,6 +3,7 @@
 from scoretk.fields.adapters import from_reversed_time, from_sigmas, from_timesteps
 from scoretk.fields.base import Base, EmpiricalBase, NormalBase, as_base, standard_normal
 from scoretk.fields.combine import guided, product, tempered
+from scoretk.fields.constrained import Constrained, constrained, ordered
 from scoretk.fields.convert import PREDICTIONS, coefficients, convert
 from scoretk.fields.distribution import DistributionField, from_distribution
 from scoretk.fields.paths import EDM, VE, VP, Cosine, GaussianPath, Linear, PathPoint, SubVP, Tabulated
@@ -28,6 +29,7 @@ __all__ = [
     "VE",
     "VP",
     "Base",
+    "Constrained",
     "Cosine",
     "Diffusion",
     "DistributionField",
@@ -53,6 +55,7 @@ __all__ = [
     "Velocity",
     "as_base",
     "coefficients",
+    "constrained",
     "convert",
     "from_distribution",
     "from_reversed_time",
@@ -61,6 +64,7 @@ __all__ = [
     "guided",
     "is_timed",
     "offers",
+    "ordered",
     "product",
     "resolve",
     "standard_normal",

@@ -45,7 +45,9 @@ from scoretk.solvers.tuning import (
     accumulate,
     begin_tuning,
     first_step_size,
+    last_window,
     next_step_size,
+    pooled_acceptance,
     restart,
     scales,
     window_end,
@@ -192,7 +194,7 @@ class _Hamiltonian:
         """Step size and scales after a step of warmup."""
         last = step == warmup - 1
         if self.step_size is None:
-            rate = float(info["accept"][alive].mean())
+            tuning, rate = pooled_acceptance(tuning, info["accept"], alive, step >= last_window(warmup))
             tuning, size = next_step_size(tuning, rate, self.accept, last)
             state = state._replace(step_size=_number(size))
         counts, ends = window_end(step, warmup)
@@ -307,6 +309,7 @@ class ChEESTuning(NamedTuple):
     draws: Tensor
     mean: Tensor
     deviations: Tensor
+    idle: Tensor
     ascent: Tensor
 
 

@@ -12,7 +12,9 @@ Scales. Windows that double in length, as Stan's: after the first steps, which o
 pooled covariance C (Chan's update) of n draws gives the scales for the next, shrunk to `(n C + 5e-3 I) / (n + 5)`; the
 step size then starts anew. The last steps tune the step size alone.
 
-All chains that tune share what they learn: a few steps of many chains say as much as many steps of one.
+All chains that tune share what they learn: a few steps of many chains say as much as many steps of one. But a mean over chains
+does not see the few that sit far out, where the step is too long for them, and never move. So, until the last window, a chain
+that was not once likely to move in ten steps counts as an acceptance of 0 of all: the step shrinks until it comes along.
 
 References: Hoffman, Gelman, "The No-U-Turn sampler" (2014); Stan development team, "Stan reference manual" (warmup windows and
 shrinkage); Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
@@ -33,7 +35,9 @@ __all__ = [
     "accumulate",
     "begin_tuning",
     "first_step_size",
+    "last_window",
     "next_step_size",
+    "pooled_acceptance",
     "restart",
     "scales",
     "window_end",
@@ -43,18 +47,21 @@ METRICS = ("none", "diagonal", "dense")
 
 GAMMA, DELAY, DECAY = 0.2, 10.0, 0.75
 SHRINK, FLOOR = 5.0, 1e-3
+STUCK_BELOW, STUCK_AFTER = 0.05, 10
 
 
 class Tuning(NamedTuple):
     """What tuning remembers: of dual averaging `(5,)` mu, log eps_m, log eps, H, m; of the window draws, mean, deviations.
 
-    `deviations` is the sum of squared deviations, like the event, or of their outer products, `(d, d)`.
+    `deviations` is the sum of squared deviations, like the event, or of their outer products, `(d, d)`; `idle` `(chains,)`
+    counts the steps since each chain was last likely to move.
     """
 
     averaging: Tensor
     draws: Tensor
     mean: Tensor
     deviations: Tensor
+    idle: Tensor
 
 
 def begin_tuning(x: Tensor, step_size: float, metric: str) -> Tuning:
@@ -62,7 +69,8 @@ def begin_tuning(x: Tensor, step_size: float, metric: str) -> Tuning:
     shape = x.shape[1:]
     square = (shape.numel(), shape.numel()) if metric == "dense" else shape
     mean, deviations = (x.new_zeros(size, dtype=torch.float64) for size in (shape, square))
-    return Tuning(restart(step_size), torch.zeros((), dtype=torch.float64), mean, deviations)
+    idle = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return Tuning(restart(step_size), torch.zeros((), dtype=torch.float64), mean, deviations, idle)
 
 
 def restart(step_size: float) -> Tensor:
@@ -84,12 +92,28 @@ def next_step_size(tuning: Tuning, accept: float, target: float, last: bool) -> 
     return tuning._replace(averaging=averaging), math.exp(average if last else log_step)
 
 
+def pooled_acceptance(tuning: Tuning, accept: Tensor, alive: Tensor, settling: bool) -> tuple[Tuning, float]:
+    """The acceptance of all chains that are well: their mean, or 0 while one of them is stuck.
+
+    Arguments: accept `(chains,)`; alive `(chains,)` of bool; settling, whether the last window has begun, in which only the mean
+    counts.
+    """
+    idle = torch.where(accept > STUCK_BELOW, 0, tuning.idle + 1)
+    stuck = not settling and bool((idle[alive] > STUCK_AFTER).any())
+    return tuning._replace(idle=idle), 0.0 if stuck else float(accept[alive].mean())
+
+
+def last_window(warmup: int) -> int:
+    """The first step of the last window, in which only the step size is tuned."""
+    return warmup - (50 if warmup >= 150 else int(0.1 * warmup))
+
+
 def window_end(step: int, warmup: int) -> tuple[bool, bool]:
     """Whether this step of warmup counts for the scales, and whether a window ends with it."""
     if warmup < 20:
         return False, False
-    first, last, length = (75, 50, 25) if warmup >= 150 else (int(0.15 * warmup), int(0.1 * warmup), warmup)
-    start, end = first, warmup - last
+    start, length = (75, 25) if warmup >= 150 else (int(0.15 * warmup), warmup)
+    end = last_window(warmup)
     if not start <= step < end:
         return False, False
     while (
