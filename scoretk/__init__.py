@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _NAMES = {
+    "partition": ("log_partition",),
     "checkpoint": ("Checkpoint",),
     "draws": (
         "Cost",
@@ -44,6 +45,7 @@ _NAMES = {
         "VE",
         "VP",
         "Velocity",
+        "bridge",
         "constrained",
         "from_distribution",
         "from_reversed_time",
@@ -73,12 +75,15 @@ _NAMES = {
     ),
     "sampling": ("sample",),
     "solvers": (
+        "AIS",
         "AnnealedLangevin",
         "ChEES",
         "GHMC",
         "HMC",
+        "Ladder",
         "MALA",
         "ProbabilityFlow",
+        "SMC",
         "SOLVERS",
         "ULA",
         "Underdamped",
@@ -118,6 +123,7 @@ if TYPE_CHECKING:
         SubVP,
         Tabulated,
         Velocity,
+        bridge,
         constrained,
         from_distribution,
         from_reversed_time,
@@ -131,16 +137,20 @@ if TYPE_CHECKING:
     from scoretk.learn import ContrastiveDivergence, ReplayBuffer
     from scoretk.likelihood import Estimate, log_prob
     from scoretk.noise import Noise
+    from scoretk.partition import log_partition
     from scoretk.plugins import Broken, ModelSpec, describe, list_models, load, train
     from scoretk.sampling import sample
     from scoretk.solvers import (
+        AIS,
         GHMC,
         HMC,
         MALA,
+        SMC,
         SOLVERS,
         ULA,
         AnnealedLangevin,
         ChEES,
+        Ladder,
         ProbabilityFlow,
         Underdamped,
         ncsnv2_step_size,
@@ -148,10 +158,12 @@ if TYPE_CHECKING:
     from scoretk.streams import Stream
 
 __all__ = [
+    "AIS",
     "EDM",
     "GHMC",
     "HMC",
     "MALA",
+    "SMC",
     "SOLVERS",
     "ULA",
     "VE",
@@ -173,6 +185,7 @@ __all__ = [
     "Estimate",
     "FitFailure",
     "InvalidArgument",
+    "Ladder",
     "Linear",
     "MissingCapability",
     "MissingDependency",
@@ -192,6 +205,7 @@ __all__ = [
     "UnknownName",
     "Velocity",
     "__version__",
+    "bridge",
     "constrained",
     "describe",
     "from_distribution",
@@ -201,6 +215,7 @@ __all__ = [
     "guided",
     "list_models",
     "load",
+    "log_partition",
     "log_prob",
     "ncsnv2_step_size",
     "ordered",

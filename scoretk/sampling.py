@@ -251,7 +251,7 @@ def _batch(
             return _tracked(start[part])
         x = _initial(model, own, place)
         scaled = getattr(solver, "start", None)
-        return _tracked(x if scaled is None else scaled(bound, x))
+        return _tracked(x if scaled is None else scaled(bound, x, own))
 
     return Batch(bound, own, begin_at, _schedule(solver, bound, *asked))
 

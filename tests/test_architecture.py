@@ -13,7 +13,7 @@ ROOT = Path(scoretk.__file__).parent
 LEVELS = [
     {"errors"}, {"streams", "rows", "compiling"}, {"arguments", "plugins"}, {"fields"}, {"noise", "grids", "modules", "progress"},
     {"solvers", "tape"}, {"arrays", "record", "checkpoint"}, {"drive"}, {"draws", "runs"}, {"sampling", "likelihood"},
-    {"learn", "diagnostics"}, {"families"}, {"conformance", "demo"}, {"cli"},
+    {"partition"}, {"learn", "diagnostics"}, {"families"}, {"conformance", "demo"}, {"cli"},
 ]  # fmt: skip
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,20 @@ from scoretk.fields.paths import VP
 from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import resolve
 from scoretk.sampling import sample
-from scoretk.solvers import GHMC, HMC, MALA, SOLVERS, ULA, AnnealedLangevin, ChEES, ProbabilityFlow, Underdamped
+from scoretk.solvers import (
+    AIS,
+    GHMC,
+    HMC,
+    MALA,
+    SMC,
+    SOLVERS,
+    ULA,
+    AnnealedLangevin,
+    ChEES,
+    ProbabilityFlow,
+    Underdamped,
+)
+from scoretk.solvers.importance import resampled
 
 __all__ = ["Cell", "Size", "cells"]
 
@@ -29,6 +42,7 @@ WALK_LEVEL = 0.5
 """sigma/alpha of the noise level at which a kernel walks through a timed field."""
 
 BEST_ACCEPTANCE = 0.574
+ISLAND = 40
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,22 @@ def _tuned(solver: str, make: Callable[[], Any], view: _View, size: Size) -> Ite
     yield _cell(view, solver, "", make, chains=size.chains, steps=size.steps // 4, warmup=size.steps // 4)
 
 
+def _weighted(name: str, view: _View, size: Size) -> Iterator[Cell]:
+    """Weighted draws, resampled by their weights at the end, so that what is judged is equally weighted."""
+    chains = size.chains // ISLAND * ISLAND if name == "smc" else size.chains
+
+    def run(seed: int) -> Any:
+        kernel = HMC(math.sqrt(_step_size(view) / 2), leapfrogs=4, metric="none")
+        levels = size.steps // 4
+        solver = AIS(levels, kernel=kernel) if name == "ais" else SMC(levels, kernel=kernel, island=ISLAND)
+        draws = sample(view.field, solver, chains=chains, seed=seed, keep="last")
+        start = torch.full((1,), 0.5)
+        chosen = resampled(draws.stats["log_weight"][None], start)[0][0]
+        return replace(draws, final=draws.final[chosen], status=draws.status[chosen])
+
+    yield Cell(name, " ".join(filter(None, ("resampled", view.label))), run, view.finish)
+
+
 def _annealed(view: _View, size: Size) -> Iterator[Cell]:
     if is_timed(view.field):
         yield _cell(view, "annealed-langevin", "40 levels", lambda: AnnealedLangevin(40, 5), chains=size.chains)
@@ -184,6 +214,8 @@ SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "ghmc": _ghmc,
     "hmc": partial(_tuned, "hmc", HMC),
     "chees": partial(_tuned, "chees", ChEES),
+    "ais": partial(_weighted, "ais"),
+    "smc": partial(_weighted, "smc"),
     "annealed-langevin": _annealed,
     "probability-flow": _flow,
 }

@@ -9,6 +9,8 @@ __all__ = [
     "eight_schools",
     "funnel",
     "gaussian",
+    "linear_regression",
+    "logistic_regression",
     "ring_mixture",
     "semicircle",
 ]
@@ -57,6 +59,22 @@ eight_schools = ModelSpec(
     provides={"energy"},
     event_shape=(10,),
     summary="the eight-schools posterior (Rubin 1981), non-centred, unconstrained",
+)
+linear_regression = ModelSpec(
+    name="linear-regression",
+    family="bayesian",
+    factory="scoretk.families.regression:linear_regression",
+    provides={"energy", "score"},
+    event_shape=(12,),
+    summary="linear regression with unknown noise on scikit-learn's diabetes data",
+)
+logistic_regression = ModelSpec(
+    name="logistic-regression",
+    family="bayesian",
+    factory="scoretk.families.regression:logistic_regression",
+    provides={"energy", "score"},
+    event_shape=(31,),
+    summary="logistic regression on scikit-learn's breast-cancer data",
 )
 
 _PATH = frozenset({"velocity", "score", "denoise", "base"})

@@ -2,6 +2,7 @@
 
 from scoretk.fields.adapters import from_reversed_time, from_sigmas, from_timesteps
 from scoretk.fields.base import Base, EmpiricalBase, NormalBase, as_base, standard_normal
+from scoretk.fields.bridge import Bridge, Stretched, bridge
 from scoretk.fields.combine import guided, product, tempered
 from scoretk.fields.constrained import Constrained, constrained, ordered
 from scoretk.fields.convert import PREDICTIONS, coefficients, convert
@@ -29,6 +30,7 @@ __all__ = [
     "VE",
     "VP",
     "Base",
+    "Bridge",
     "Constrained",
     "Cosine",
     "Diffusion",
@@ -48,12 +50,14 @@ __all__ = [
     "PathPoint",
     "Score",
     "StaticField",
+    "Stretched",
     "SubVP",
     "Tabulated",
     "Timed",
     "TimedField",
     "Velocity",
     "as_base",
+    "bridge",
     "coefficients",
     "constrained",
     "convert",

@@ -131,7 +131,7 @@ class AnnealedLangevin:
         score = field.score(state.x * alpha, t) if isinstance(field, TimedField) else field.score(state.x)
         return state._replace(x=state.x + drift * score + spread * z, step=state.step + 1), {}
 
-    def start(self, field: Any, x: Tensor) -> Tensor:
+    def start(self, field: Any, x: Tensor, noise: NoiseSource) -> Tensor:
         """A draw x of a timed field's base, brought from t = 0 to the first level."""
         if not isinstance(field, TimedField):
             return x

@@ -1,0 +1,106 @@
+"""Fields between fields, and fields in stretched coordinates: what tempering and annealing walk through.
+
+bridge(f, g, w)      p_f^(1-w) p_g^w       energies (1 - w) E_f + w E_g
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.resolve import static
+from scoretk.rows import across
+
+__all__ = ["Bridge", "Stretched", "bridge"]
+
+
+@dataclass(frozen=True, eq=False)
+class Bridge:
+    """`(1 - w) E_start + w E_end`; w a number, or one value a row. Where start is None its energy is 0 everywhere."""
+
+    start: Any
+    end: Any
+    weight: float | Tensor
+
+    provides = frozenset({"energy", "score"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.end.event_shape)
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`(1 - w) E_start(x) + w E_end(x)`, `(batch,)`."""
+        return self._mixed(
+            None if self._alone(self.start, 1) else static(self.start).energy(x, **cond),
+            None if self._alone(self.end, 0) else static(self.end).energy(x, **cond),
+            x,
+        )
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`(1 - w) score_start(x) + w score_end(x)`, like x."""
+        return -self.energy_and_grad(x, **cond)[1]
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(x)` and `grad E(x)`, each field evaluated once."""
+        start = (None, None) if self._alone(self.start, 1) else static(self.start).energy_and_grad(x, **cond)
+        end = (None, None) if self._alone(self.end, 0) else static(self.end).energy_and_grad(x, **cond)
+        return self._mixed(start[0], end[0], x), self._mixed(start[1], end[1], x)
+
+    def _alone(self, field: Any, other: float) -> bool:
+        """Whether a field has no part in the mixture: so that 0 times infinity is never asked for."""
+        return field is None or (not isinstance(self.weight, Tensor) and self.weight == other)
+
+    def _mixed(self, start: Tensor | None, end: Tensor | None, x: Tensor) -> Tensor:
+        part = end if end is not None else start
+        assert part is not None
+        w = across(self.weight, part) if isinstance(self.weight, Tensor) else self.weight
+        if start is None or end is None:
+            return w * part if end is not None else (1 - w) * part
+        return (1 - w) * start + w * end
+
+
+@dataclass(frozen=True, eq=False)
+class Stretched:
+    """A field in coordinates y with `x = scale y`; scale a number or a tensor that broadcasts over x."""
+
+    field: Any
+    scale: float | Tensor
+
+    provides = frozenset({"energy", "score"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.field.event_shape)
+
+    def energy(self, y: Tensor, **cond: Tensor) -> Tensor:
+        """`E(scale y)`, `(batch,)`; the constant of the change of variables is left out."""
+        return self.field.energy(self.scale * y, **cond)
+
+    def score(self, y: Tensor, **cond: Tensor) -> Tensor:
+        """`scale score(scale y)`, like y."""
+        return self.scale * static(self.field).score(self.scale * y, **cond)
+
+    def energy_and_grad(self, y: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`E` and its gradient in y."""
+        energy, gradient = static(self.field).energy_and_grad(self.scale * y, **cond)
+        return energy, self.scale * gradient
+
+
+def bridge(start: Any, end: Any, weight: float) -> Bridge:
+    """The geometric bridge between two static fields: `p_start^(1 - w) p_end^w`.
+
+    Arguments: start and end, static fields with energies and one event shape; weight w in [0, 1].
+    Raises: `InvalidArgument` where they do not fit together.
+    """
+    for name, field in (("start", start), ("end", end)):
+        if not hasattr(field, "event_shape") or is_timed(field) or "energy" not in offers(field):
+            raise InvalidArgument(name, field_name(field), "a static field with an energy")
+    if tuple(start.event_shape) != tuple(end.event_shape):
+        raise InvalidArgument("end", tuple(end.event_shape), f"the event shape of start, {tuple(start.event_shape)}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+        raise InvalidArgument("weight", weight, "a number in [0, 1]")
+    return Bridge(start, end, weight)

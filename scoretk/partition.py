@@ -1,0 +1,297 @@
+r"""Log partition functions: `log Z`, `Z = int exp(-E(x)) dx`, by annealed importance sampling or sequential Monte Carlo.
+
+A pilot, a population that is resampled at every level, finds the ladder: each next weight so that the effective share of the
+population stays at .9, the kernel's step size at each level by its acceptance, its units by the population's spread. Then the
+ladder is frozen and the run proper uses noise of its own, so that the mean weight is unbiased whatever the pilot found.
+
+    log Z = log Z_base + log mean_c w_c,    stderr = sd(w) / (mean(w) sqrt(n))
+
+over independent chains (annealed importance sampling) or independent islands of chains (sequential Monte Carlo).
+
+References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasra, "Sequential Monte Carlo samplers" (2006);
+Zhou, Johansen, Aston, "Toward automatic model comparison: an adaptive sequential Monte Carlo approach" (2016), for the ladder.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import count, option
+from scoretk.draws import Cost
+from scoretk.errors import InvalidArgument, MissingCapability, Status
+from scoretk.fields.base import standard_normal
+from scoretk.fields.protocols import NoiseSource, field_name, offers
+from scoretk.fields.resolve import StaticField, resolve
+from scoretk.likelihood import Estimate
+from scoretk.modules import field_tensors, left_as_found
+from scoretk.noise import Noise, derive
+from scoretk.sampling import sample
+from scoretk.solvers.base import Solver
+from scoretk.solvers.hmc import HMC
+from scoretk.solvers.importance import AIS, SMC, Ladder, kernel_at, log_gain, move, resampled
+from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
+from scoretk.streams import Stream
+
+__all__ = ["find_ladder", "log_partition"]
+
+SHARE = 0.9
+SPREAD = 0.5
+"""The variance of the log weights that annealed importance sampling's ladder is refined to."""
+PILOT_MOVES = 5
+MOST_LEVELS = 5000
+TARGET_ACCEPT = 0.8
+FEW = 0.05
+
+
+def log_partition(
+    field: Any,
+    base: Any = None,
+    *,
+    method: str = "ais",
+    chains: int = 1024,
+    levels: int | None = None,
+    kernel: Solver | None = None,
+    moves: int = 1,
+    island: int = 64,
+    pilot: int = 256,
+    seed: int = 0,
+    batch: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool | None = None,
+) -> Estimate:
+    """`log Z` of a static energy; between two fields, the logarithm of the ratio of their partition functions.
+
+    Arguments:
+        field: static, with an energy.
+        base: where the annealing begins: a static field with `energy` and `draw`, by default N(0, I), for discrete states the
+            uniform law. Where it has `log_prob` its own log Z is known and counted in; where not, the value is `log Z - log
+            Z_base`.
+        method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
+        chains: how many; for "smc" whole islands.
+        levels: how many levels the ladder has; by default as many as the pilot finds it to need.
+        kernel: an exact kernel; by default HMC with 2 leapfrog steps, about a quarter of a period.
+        moves: steps of the kernel at each level.
+        island: how many chains are resampled together.
+        pilot: how many chains find the ladder.
+        seed, batch, device, dtype, progress: as for `sample`.
+
+    Returns: `Estimate`, value and stderr of shape (). Warns where few chains carry the weight: then the standard error is not to
+    be trusted, and more levels, more moves or another base are needed.
+    Raises: `InvalidArgument`; `MissingCapability` where there is no energy, or the base cannot be drawn from.
+    """
+    option("method", method, ("ais", "smc"))
+    count("chains", chains, least=2)
+    if method == "smc" and (chains % count("island", island, least=2) or chains < 2 * island):
+        raise InvalidArgument("chains", chains, f"at least two whole islands of {island}")
+    resolve(field, {"energy", "score"}, timed=False)
+    start = _base(field, base)
+    inner = _default_kernel(field) if kernel is None else kernel
+    check_kernel(inner)
+    ladder, spent = find_ladder(
+        field, start, kernel=inner, moves=moves, levels=levels, refine=method == "ais",
+        chains=count("pilot", pilot, least=16), seed=derive(seed, 1), device=device, dtype=dtype,
+    )  # fmt: skip
+    run = AIS(base=start, kernel=inner, moves=count("moves", moves, least=1), ladder=ladder)
+    if method == "smc":
+        run = SMC(base=start, kernel=inner, moves=moves, ladder=ladder, island=island)
+    draws = sample(
+        field, run, chains=chains, seed=seed, batch=batch, device=device, dtype=dtype, progress=progress, keep="all"
+    )
+    log_weight = torch.where(draws.ok, draws.stats["log_weight"][:, -1].double(), torch.nan)
+    groups = log_weight if method == "ais" else log_weight.reshape(-1, island).logsumexp(1) - math.log(island)
+    value, stderr, effective = _log_mean(groups)
+    if effective < FEW * len(groups):
+        warnings.warn(
+            f"log_partition: {effective:.1f} of {len(groups)} weights count, too few for the standard error to be trusted; use "
+            f"more levels than {ladder.levels}, more moves, or a base nearer to the field", stacklevel=2,
+        )  # fmt: skip
+    known = _log_z(start, draws.final.dtype, draws.final.device, seed)
+    cost = Cost(draws.cost)
+    for kind, n in spent.items():
+        cost[kind] = cost.get(kind, 0) + n
+    ratio = "" if known is not None else "ratio to the base, "
+    unit = "chains" if method == "ais" else f"islands of {island} chains"
+    how = f"{method.upper()} ({ratio}{ladder.levels} levels, effective {effective:.0f} of {len(groups)} {unit})"
+    status = torch.tensor(int(Status.OK if bool(draws.ok.all()) else Status.NONFINITE))
+    return Estimate(value + (known or 0.0), stderr, how, cost, status)
+
+
+@dataclass(frozen=True)
+class UniformStates:
+    """The uniform law over a discrete field's states, as the base of an annealing run."""
+
+    field: Any
+
+    provides = frozenset({"energy", "score", "log_prob", "draw"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.field.event_shape)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """0, `(batch,)`."""
+        return x.new_zeros(len(x))
+
+    def score(self, x: Tensor) -> Tensor:
+        """0, like x."""
+        return torch.zeros_like(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Minus the logarithm of the number of states, `(batch,)`."""
+        sites, kinds = math.prod(self.event_shape), len(self.field.states)
+        if self.field.states == "one-hot":
+            kinds = self.event_shape[-1]
+            sites //= kinds
+        return x.new_full((len(x),), -sites * math.log(kinds))
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """The field's own uniform start, `(n, *event_shape)`."""
+        return self.field.initial(n, noise)
+
+
+def _base(field: Any, base: Any) -> Any:
+    if base is None:
+        discrete = getattr(field, "states", None) is not None
+        return UniformStates(field) if discrete else standard_normal(tuple(field.event_shape))
+    if not {"energy", "draw"} <= offers(base):
+        raise MissingCapability(
+            field_name(base), offers(base), {"energy", "draw"}, "The base must be one that can be drawn from exactly"
+        )
+    if tuple(base.event_shape) != tuple(field.event_shape):
+        raise InvalidArgument("base", field_name(base), f"a field of event shape {tuple(field.event_shape)}")
+    return base
+
+
+def _default_kernel(field: Any) -> Any:
+    return HMC(0.3, leapfrogs=2, metric="none")
+
+
+def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> float | None:
+    """The base's own log Z, from its normalised density and its energy at one draw; None where it is not known."""
+    if "log_prob" not in offers(base):
+        return None
+    x = base.draw(1, Noise(seed, 1, device=device, dtype=torch.float64)).double()
+    return -float(base.log_prob(x) + base.energy(x))
+
+
+def _log_mean(log_weight: Tensor) -> tuple[Tensor, Tensor, float]:
+    """`log mean w`, its standard error by the delta method, and the effective number of weights."""
+    n, top = len(log_weight), log_weight.max()
+    w = (log_weight - top).exp() if bool(top > -torch.inf) else log_weight * torch.nan
+    mean = w.mean()
+    return top + mean.log(), w.std() / (mean * math.sqrt(n)), float(w.sum() ** 2 / w.square().sum())
+
+
+def find_ladder(
+    field: Any, base: Any, *, kernel: Any, moves: int, levels: int | None, refine: bool, chains: int, seed: int, device: Any,
+    dtype: Any,
+) -> tuple[Ladder, Cost]:  # fmt: skip
+    """The ladder that a pilot finds, and what it cost.
+
+    Arguments: field, base and kernel as for `log_partition`; levels, how many there are to be, None for as many as it takes;
+    refine, whether to divide them further until the log weights of unresampled chains vary by about .5; chains of the pilot.
+    """
+    if levels is not None:
+        count("levels", levels, least=1)
+    hint = next(iter(field_tensors(field)), None)
+    device = torch.device(device) if device is not None else (hint.device if hint is not None else torch.device("cpu"))
+    dtype = dtype or (hint.dtype if hint is not None and hint.is_floating_point() else torch.get_default_dtype())
+    with left_as_found(field), torch.no_grad():
+        bound = resolve(field, {"energy", "score"}, timed=False)
+        assert isinstance(bound, StaticField)
+        pilot = _Pilot(bound, base, kernel, moves, Noise(seed, chains, device=device, dtype=dtype), dtype)
+        pilot.run()
+    ladder = pilot.ladder()
+    wanted = levels if levels is not None else (ladder.levels * math.ceil(pilot.variance / SPREAD) if refine else None)
+    return (ladder if wanted is None else _stretched(ladder, wanted)), Cost(pilot.cost)
+
+
+class _Pilot:
+    """A population on its way from the base to the field, and what it learns."""
+
+    def __init__(self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any, dtype: torch.dtype) -> None:
+        self.field, self.base, self.kernel, self.noise = field, base, kernel, noise
+        self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, dtype)
+        self.moves = max(moves, PILOT_MOVES)
+        self.discrete = getattr(field.native, "states", None) is not None
+        self.size = getattr(kernel, "step_size", None)
+        self.weights, self.sizes, self.scales = [0.0], [], []  # type: ignore[var-annotated]
+        self.variance, self.cost = 0.0, {}  # type: ignore[var-annotated]
+
+    def run(self) -> None:
+        while self.weights[-1] < 1:
+            if len(self.weights) > MOST_LEVELS:
+                raise InvalidArgument(
+                    "base", field_name(self.base),
+                    f"a base from which the field is reached in {MOST_LEVELS} levels; this one got to {self.weights[-1]:.3g}",
+                )  # fmt: skip
+            self._level(len(self.weights) - 1)
+
+    def _level(self, k: int) -> None:
+        gain, dead = log_gain(self.field, self.base, self.x)
+        if bool(dead.all()):
+            raise InvalidArgument(
+                "base", field_name(self.base), "a base with some of its draws where the field has density"
+            )
+        rise = self._rise(gain.double(), dead, 1 - self.weights[-1])
+        log_weight = torch.where(dead, -torch.inf, rise * gain.double())
+        self.variance += float(log_weight[~dead].var()) if int((~dead).sum()) > 1 else 0.0
+        u = self.noise.uniform(k, Stream.SWAP, (), torch.float64)[:1]
+        self.x = self.x[resampled(log_weight[None], u)[0][0]]
+        below = self.weights[-1] + rise
+        self.weights.append(1.0 if below > 1 - 1e-9 else below)
+        scale = torch.ones_like(self.x[0]) if self.discrete else self.x.std(0).clamp(min=1e-6)
+        for i in range(self.moves):
+            inner = NestedNoise(self.noise, k * self.moves + i)
+            target = kernel_at(self.field, self.base, self.weights[-1], scale)
+            self.x, accept = move(with_step_size(self.kernel, self.size), target, self.x, scale, inner, 1)
+            if self.size is not None:
+                self.size *= math.exp((float(accept.mean()) - TARGET_ACCEPT) / (1 + i))
+        self._count(len(self.x))
+        self.sizes.append(self.size)
+        self.scales.append(scale)
+
+    def _rise(self, gain: Tensor, dead: Tensor, most: float) -> float:
+        """By how much the weight may rise, at most: by bisection."""
+
+        def share(rise: float) -> float:
+            w = torch.softmax(torch.where(dead, -torch.inf, rise * gain), 0)
+            return float(1 / (w.square().sum() * (~dead).sum()))
+
+        if share(most) >= SHARE:
+            return most
+        low, high = 0.0, most
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if share(middle) >= SHARE else (low, middle)
+        return max(low, 1e-12)
+
+    def _count(self, chains: int) -> None:
+        for name, n in {**self.kernel.init_cost}.items():
+            self.cost[name] = self.cost.get(name, 0) + n * chains * self.moves
+        for name, n in {**self.kernel.step_cost}.items():
+            self.cost[name] = self.cost.get(name, 0) + n * chains * self.moves
+        self.cost["energy"] = self.cost.get("energy", 0) + chains
+
+    def ladder(self) -> Ladder:
+        sizes = None if self.size is None else tuple(self.sizes)
+        return Ladder(tuple(self.weights), sizes, None if self.discrete else torch.stack(self.scales))
+
+
+def _stretched(ladder: Ladder, levels: int) -> Ladder:
+    """The ladder with another number of levels: as many to each of its intervals, interpolated."""
+    old = torch.tensor(ladder.weights, dtype=torch.float64)
+    place = torch.arange(levels + 1, dtype=torch.float64) * ladder.levels / levels
+    below = place.floor().clamp(max=ladder.levels - 1).long()
+    weights = (old[below] + (place - below) * (old[below + 1] - old[below])).tolist()
+    at = [max(math.ceil(p) - 1, 0) for p in place.tolist()[1:]]
+    sizes = None if ladder.step_sizes is None else tuple(ladder.step_sizes[i] for i in at)
+    scales = None if ladder.scales is None else ladder.scales[at]
+    return replace(ladder, weights=(0.0, *weights[1:-1], 1.0), step_sizes=sizes, scales=scales)

@@ -1,0 +1,234 @@
+r"""Annealed importance sampling and sequential Monte Carlo: from a base that can be drawn from to any energy, with weights.
+
+Along the bridge `E_b = (1 - b) E_base + b E`, 0 = b_0 < b_1 < ... < b_n = 1, each chain begins with a draw of the base, and at
+level k its weight grows and then it moves under a kernel that leaves `exp(-E_(b_k))` as it is:
+
+    log w <- log w + (b_k - b_(k-1)) (E_base(x) - E(x)),    x <- kernel_(b_k)(x)
+
+The mean weight is an unbiased estimate of `Z / Z_base`, whatever the number of levels, and weighted draws follow the target.
+Where the target's density is 0 (the energy infinite, or NaN as outside a support) so is the weight.
+
+`SMC` also resamples (systematically) within *islands* of so many chains whose weights have become uneven: those with small
+weights go on from where others are. An island's mean weight stays unbiased; islands are independent of each other.
+
+References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasra, "Sequential Monte Carlo samplers" (2006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import count, finite
+from scoretk.errors import InvalidArgument
+from scoretk.fields.base import standard_normal
+from scoretk.fields.bridge import Bridge, Stretched
+from scoretk.fields.protocols import NoiseSource, field_name, offers
+from scoretk.fields.resolve import StaticField
+from scoretk.rows import select_rows
+from scoretk.solvers.base import Info, Solver
+from scoretk.solvers.hmc import HMC
+from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
+from scoretk.streams import Stream
+
+__all__ = ["AIS", "SMC", "Ladder", "kernel_at", "log_gain", "move", "resampled"]
+
+POWER = 3.0
+"""How a ladder that nobody has tuned crowds towards the base: `b_k = (k / n)^3`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """The levels of an annealing run and how the kernel moves at each.
+
+    Attributes: weights b_0 = 0 to b_n = 1; step_sizes, one a level from 1 on, or None for the kernel's own; scales
+    `(n, *event_shape)`, the units in which the kernel moves at each level, or None.
+    """
+
+    weights: tuple[float, ...]
+    step_sizes: tuple[float, ...] | None = None
+    scales: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        b = self.weights
+        rises = len(b) > 1 and all(lower < upper for lower, upper in pairwise(b))
+        if not rises or b[0] != 0 or b[-1] != 1:
+            raise InvalidArgument("weights", b, "numbers that rise from 0 to 1")
+
+    def __repr__(self) -> str:
+        return f"Ladder(levels={len(self.weights) - 1}, id={hash((self.weights, self.step_sizes)) & 0xFFFFFFFF:08x})"
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are, the base not counted."""
+        return len(self.weights) - 1
+
+    @staticmethod
+    def plain(levels: int) -> Ladder:
+        """Levels for the kernel's own step size, crowded towards the base."""
+        return Ladder(tuple((k / levels) ** POWER for k in range(levels + 1)))
+
+
+class AISState(NamedTuple):
+    """Position, log weight `(chains,)`, whether the weight is 0 `(chains,)`, and the index of the next level."""
+
+    x: Tensor
+    log_weight: Tensor
+    dead: Tensor
+    step: Tensor
+
+
+def kernel_at(field: Any, base: Any, weight: float, scale: Tensor | float) -> StaticField:
+    """What a kernel is given at one level: the bridge, in stretched coordinates."""
+    return StaticField(Stretched(StaticField(Bridge(base, field, weight)), scale))
+
+
+def log_gain(field: StaticField, base: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`E_base(x) - E(x)`, the gain of log weight for each unit of b, and whether the target's density is 0 there."""
+    gain = base.energy(x) - field.energy(x)
+    dead = gain.isnan() | (gain == -torch.inf)
+    return torch.where(dead, 0.0, gain), dead
+
+
+def move(kernel: Any, field: StaticField, x: Tensor, scale: Tensor | float, noise: NoiseSource, steps: int) -> Any:
+    """So many steps of a kernel from x: the position, and the mean acceptance `(chains,)`."""
+    state, accept = kernel.init(field, x / scale, noise), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for _ in range(steps):
+        state, info = kernel.step(field, state, noise)
+        accept = accept + info["accept"] / steps
+    return scale * state.x, accept
+
+
+def resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Systematic resampling: whom each chain goes on from, `(islands, n)`, and the effective share of each island.
+
+    Arguments: log_weight `(islands, n)`, -inf for a weight of 0, not all of an island's; u `(islands,)`, uniform.
+    """
+    n = log_weight.shape[1]
+    share = torch.softmax(log_weight.double(), 1)
+    points = (torch.arange(n, dtype=torch.float64, device=u.device) + u.double()[:, None]) / n
+    chosen = torch.searchsorted(share.cumsum(1), points).clamp(max=n - 1)
+    return chosen, 1 / (n * share.square().sum(1))
+
+
+@dataclass(frozen=True)
+class AIS:
+    """Annealed importance sampling: weighted draws of a static energy, from draws of a base.
+
+    Arguments: levels n, spaced as `(k/n)^3`, unless a `ladder` says more (`log_partition` tunes one); base, a static field with
+    `energy` and `draw`, by default N(0, I); kernel, exact, with a step size of its own; moves of it at each level.
+    Reports "log_weight" (at the last level that of the final draw) and "accept".
+    """
+
+    levels: int = 100
+    base: Any = None
+    kernel: Solver = dataclass_field(default_factory=lambda: HMC(0.3, leapfrogs=2, metric="none"))
+    moves: int = 1
+    ladder: Ladder | None = None
+
+    needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
+    timed: ClassVar[bool | None] = False
+    capturable: ClassVar[bool] = False
+    init_cost: ClassVar[Mapping[str, int]] = {}
+
+    def __post_init__(self) -> None:
+        count("levels", self.levels, least=1)
+        count("moves", self.moves, least=1)
+        check_kernel(self.kernel)
+        if self.ladder is not None and not isinstance(self.ladder, Ladder):
+            raise InvalidArgument("ladder", self.ladder, "a Ladder, or None")
+        if self.base is not None and not {"energy", "draw"} <= offers(self.base):
+            raise InvalidArgument("base", field_name(self.base), "a field with energy and draw")
+
+    @property
+    def _ladder(self) -> Ladder:
+        return self.ladder if self.ladder is not None else Ladder.plain(self.levels)
+
+    @property
+    def step_cost(self) -> Mapping[str, int]:
+        """An energy for the weight, and what the kernel needs to start and to move."""
+        kinds = {"energy", *self.kernel.init_cost, *self.kernel.step_cost}
+        start, each = self.kernel.init_cost, self.kernel.step_cost
+        return {n: (n == "energy") + start.get(n, 0) + self.moves * each.get(n, 0) for n in sorted(kinds)}
+
+    def milestones(self, field: Any) -> tuple[bool, ...]:
+        """Each level is a step of the grid."""
+        return (True,) * self._ladder.levels
+
+    def start(self, field: StaticField, x: Tensor, noise: NoiseSource) -> Tensor:
+        """Draws of the base."""
+        return self._base(field).draw(len(x), noise).to(x.device, x.dtype)
+
+    def _base(self, field: StaticField) -> Any:
+        return self.base if self.base is not None else standard_normal(field.event_shape)
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
+        if tuple(self._base(field).event_shape) != field.event_shape:
+            raise InvalidArgument("base", field_name(self.base), f"a field of event shape {field.event_shape}")
+        log_weight = torch.zeros(len(x), dtype=torch.float64 if x.device.type != "mps" else x.dtype, device=x.device)
+        dead = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return AISState(x, log_weight, dead, torch.zeros((), dtype=torch.int64))
+
+    def step(self, field: StaticField, state: AISState, noise: NoiseSource) -> tuple[AISState, Info]:
+        k, ladder, base = int(state.step), self._ladder, self._base(field)
+        lower, upper = ladder.weights[k : k + 2]
+        gain, dead = log_gain(field, base, state.x)
+        log_weight = state.log_weight + (upper - lower) * gain.to(state.log_weight.dtype)
+        weighed = self._resample(state._replace(log_weight=log_weight, dead=state.dead | dead), noise)
+        scale = 1.0 if ladder.scales is None else ladder.scales[k].to(state.x)
+        kernel = with_step_size(self.kernel, None if ladder.step_sizes is None else ladder.step_sizes[k])
+        inner = NestedNoise(noise, k * self.moves)
+        x, accept = move(kernel, kernel_at(field, base, upper, scale), weighed.x, scale, inner, self.moves)
+        shown = torch.where(weighed.dead, -torch.inf, weighed.log_weight)
+        return weighed._replace(x=x, step=state.step + 1), {"log_weight": shown, "accept": accept}
+
+    def _resample(self, state: AISState, noise: NoiseSource) -> AISState:
+        return state
+
+
+@dataclass(frozen=True)
+class SMC(AIS):
+    """Sequential Monte Carlo: annealed importance sampling whose chains are resampled within islands.
+
+    Arguments: as `AIS`; island, how many chains make one (the chains, and the batch, hold whole islands); threshold, the
+    effective share of an island below which it is resampled. With it the draws of an island come to be equally weighted.
+    """
+
+    island: int = 64
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count("island", self.island, least=2)
+        if not 0 <= finite("threshold", self.threshold) <= 1:
+            raise InvalidArgument("threshold", self.threshold, "a share between 0 and 1")
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
+        if len(x) % self.island:
+            raise InvalidArgument("chains", len(x), f"whole islands: a multiple of island = {self.island}, as is batch")
+        return super().init(field, x, noise)
+
+    def _resample(self, state: AISState, noise: NoiseSource) -> AISState:
+        n = self.island
+        weight = torch.where(state.dead, -torch.inf, state.log_weight).reshape(-1, n)
+        hopeless = (weight == -torch.inf).all(1)
+        weight = torch.where(hopeless[:, None], 0.0, weight)
+        u = noise.uniform(state.step, Stream.SWAP, (), torch.float64).reshape(-1, n)[:, 0]
+        chosen, share = resampled(weight, u)
+        due = (share < self.threshold) & ~hopeless
+        source = torch.where(due[:, None], chosen, torch.arange(n, device=chosen.device))
+        rows = (source + n * torch.arange(len(source), device=chosen.device)[:, None]).flatten()
+        mean = weight.logsumexp(1, keepdim=True) - torch.log(torch.tensor(float(n), dtype=weight.dtype))
+        renewed = due.repeat_interleave(n)
+        return AISState(
+            select_rows(renewed, state.x[rows], state.x),
+            torch.where(renewed, mean.expand(-1, n).flatten(), state.log_weight),
+            state.dead & ~renewed,
+            state.step,
+        )

@@ -1,0 +1,58 @@
+"""A kernel inside another solver: noise of its own for each replica and each time that it is started anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+from scoretk.fields.protocols import NoiseSource
+from scoretk.solvers.base import Solver, is_grid
+
+__all__ = ["NestedNoise", "check_kernel", "with_step_size"]
+
+
+@dataclass(frozen=True)
+class NestedNoise:
+    """The noise of rows that are replicas of chains, `(chains * replicas,)`, its steps counted from `first`."""
+
+    noise: NoiseSource
+    first: int | Tensor
+    replicas: int = 1
+
+    @property
+    def chains(self) -> Tensor:
+        """The number of each row's chain."""
+        return self.noise.chains.repeat_interleave(self.replicas)
+
+    def normal(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None) -> Tensor:
+        """Standard normals, `(chains * replicas, *shape)`."""
+        return self._rows(self.noise.normal, step, stream, shape, dtype)
+
+    def uniform(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None) -> Tensor:
+        """Uniforms in (0, 1), `(chains * replicas, *shape)`."""
+        return self._rows(self.noise.uniform, step, stream, shape, dtype)
+
+    def rademacher(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None) -> Tensor:
+        """Random signs, `(chains * replicas, *shape)`."""
+        return self._rows(self.noise.rademacher, step, stream, shape, dtype)
+
+    def _rows(
+        self, kind: Callable[..., Tensor], step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object
+    ) -> Tensor:
+        values = kind(self.first + step, stream, (self.replicas, *shape), dtype)
+        return values.flatten(0, 1)
+
+
+def check_kernel(kernel: Any) -> None:
+    """Raises `InvalidArgument` where `kernel` cannot run inside another solver: it must be exact for its target."""
+    if is_grid(kernel) or not isinstance(kernel, Solver) or "energy" not in kernel.needs:
+        raise InvalidArgument("kernel", kernel, "a kernel with a Metropolis decision", "Such as HMC(step_size=0.3)")
+
+
+def with_step_size(kernel: Any, step_size: float | None) -> Any:
+    """The kernel with this step size; itself where it has none to set."""
+    return replace(kernel, step_size=step_size) if step_size is not None and hasattr(kernel, "step_size") else kernel

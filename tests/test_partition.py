@@ -1,0 +1,209 @@
+"""Log partition functions: right within their standard errors, which are themselves right; chains that stay themselves."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import distributions as td
+
+import scoretk as stk
+from scoretk.families.analytic import Semicircle
+from scoretk.fields import NormalBase
+from scoretk.partition import find_ladder
+from scoretk.solvers.importance import log_gain, resampled
+from tests.evidence import FALSE_ALARM, z_limit
+
+SHIFTED = stk.Energy(lambda x: (x - 2).square().sum(1) / 0.18, (3,))
+SHIFTED_LOG_Z = 1.5 * math.log(2 * math.pi * 0.09)
+TARGETS = {
+    "shifted gaussian": (SHIFTED, SHIFTED_LOG_Z),
+    "ring": (stk.load("ring-mixture"), 0.0),
+    "semicircle": (Semicircle(), math.log(math.pi / 2)),
+    "image": (stk.Energy(lambda x: x.square().flatten(1).sum(1) / 8, (1, 2, 3)), 3 * math.log(8 * math.pi)),
+    "scalar": (stk.Energy(lambda x: x.square() / 2 + 5, ()), math.log(2 * math.pi) / 2 - 5),
+}
+
+
+def z_score(estimate, truth):
+    return float((estimate.value - truth) / estimate.stderr)
+
+
+@pytest.mark.parametrize("method", ["ais", "smc"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_log_z_is_right(name, method):
+    field, truth = TARGETS[name]
+    estimate = stk.log_partition(field, method=method, seed=4)
+    assert estimate.value.shape == estimate.stderr.shape == ()
+    assert abs(z_score(estimate, truth)) < z_limit(len(TARGETS))
+    assert estimate.stderr < 0.15
+    assert estimate.cost["energy"] > 0
+    assert estimate.status == stk.Status.OK
+
+
+@pytest.mark.parametrize("method", ["ais", "smc"])
+def test_the_standard_error_is_calibrated(method):
+    run = {"method": method, "chains": 512, "island": 32, "levels": 60, "pilot": 64}
+    z = torch.tensor([z_score(stk.log_partition(SHIFTED, seed=s, **run), SHIFTED_LOG_Z) for s in range(40)])
+    # the sum of squares, within the quantiles of its law; 1.2 allows for the t-like tails of an estimated error of 16 islands
+    assert chi2.ppf(FALSE_ALARM, 40) < float(z.square().sum()) < 1.2 * chi2.isf(FALSE_ALARM, 40)
+
+
+@dataclass(frozen=True)
+class WeighsAfterMoving(stk.AIS):
+    """Takes the weight at the position after the move: no longer that of a reversed path."""
+
+    def step(self, field, state, noise):
+        new, info = super().step(field, state, noise)
+        lower, upper = self.ladder.weights[int(state.step) :][:2]
+        gain = log_gain(field, self._base(field), new.x)[0]
+        log_weight = state.log_weight + (upper - lower) * gain
+        return new._replace(log_weight=log_weight), info | {"log_weight": log_weight}
+
+
+@dataclass(frozen=True)
+class NoDecision(stk.HMC):
+    """Accepts everything: not a kernel that leaves the bridge as it is."""
+
+    def step(self, field, state, noise):
+        new, info, end = self._trajectory(field, state, noise, float(state.step_size), self.leapfrogs)
+        return new._replace(x=end.point.x, energy=end.point.energy, grad=end.point.grad), info
+
+
+def test_mutants_are_caught(monkeypatch):
+    monkeypatch.setattr("scoretk.partition.AIS", WeighsAfterMoving)
+    assert abs(z_score(stk.log_partition(SHIFTED, seed=4, levels=30, chains=4096), SHIFTED_LOG_Z)) > z_limit(1)
+    monkeypatch.undo()
+    wild = stk.AIS(kernel=NoDecision(1.5, leapfrogs=2, metric="none"), levels=30)
+    fine = stk.AIS(kernel=stk.HMC(1.5, leapfrogs=2, metric="none"), levels=30)
+    for solver, caught in ((wild, True), (fine, False)):
+        w = (
+            stk.sample(stk.Energy(lambda x: x.square().sum(1), (1,)), solver, chains=8192)
+            .stats["log_weight"][:, -1]
+            .exp()
+        )
+        z = (w.mean() - math.sqrt(0.5)) / (w.std() / len(w) ** 0.5)
+        assert (abs(float(z)) > z_limit(1)) == caught
+
+
+def test_a_bridge_between_two_fields_gives_the_ratio():
+    base = stk.from_distribution(td.Independent(td.Normal(torch.ones(2), 2.0), 1))
+
+    class Unnormalised:
+        event_shape = (2,)
+        energy, draw = staticmethod(lambda x: base.energy(x) + 7), staticmethod(base.draw)
+
+    field = stk.Energy(lambda x: x.square().sum(1) * 2, (2,))
+    known = stk.log_partition(field, base, seed=2)
+    assert abs(z_score(known, math.log(math.pi / 2))) < z_limit(2)
+    ratio = stk.log_partition(field, Unnormalised(), seed=2)
+    assert "ratio" in ratio.method
+    assert abs(z_score(ratio, math.log(math.pi / 2) + 7)) < z_limit(2)
+
+
+def test_weighted_draws_follow_the_target():
+    for solver in (stk.AIS(levels=40), stk.SMC(levels=40)):
+        draws = stk.sample(SHIFTED, solver, chains=4096, seed=3)
+        w = torch.softmax(draws.stats["log_weight"], 0)
+        mean = (w[:, None] * draws.final).sum(0)
+        effective = float(1 / w.square().sum())
+        assert effective > 100
+        assert float((mean - 2).abs().max()) < z_limit(6) * 0.3 / math.sqrt(min(effective, 4096 / 8))
+
+
+def test_chains_are_the_same_in_any_batch():
+    for solver in (stk.AIS(levels=7), stk.SMC(levels=7, island=4)):
+        whole = stk.sample(Elementwise(), solver, chains=24, seed=5, keep="all")
+        parts = stk.sample(Elementwise(), solver, chains=24, seed=5, keep="all", batch=8)
+        assert torch.equal(whole.x, parts.x)
+        assert torch.equal(whole.stats["log_weight"], parts.stats["log_weight"])
+
+
+class Elementwise:
+    event_shape = (2,)
+
+    def energy(self, x):
+        return (x[:, 0] * x[:, 0] + x[:, 1] * x[:, 1]) * 3
+
+
+def test_systematic_resampling_keeps_expected_numbers():
+    log_weight = torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]]).log()
+    counts = torch.zeros(2, 4)
+    for u in (torch.arange(1000) + 0.5) / 1000:
+        chosen, share = resampled(log_weight, u.repeat(2))
+        counts += torch.nn.functional.one_hot(chosen, 4).sum(1)
+    assert torch.allclose(counts / 4000, log_weight.exp(), atol=1e-3)
+    assert share.tolist() == pytest.approx([1 / (4 * 0.3), 0.25])
+
+
+def test_regions_without_density_weigh_nothing_and_are_no_failure():
+    wide = stk.log_partition(Semicircle(), NormalBase((1,), 3.0), seed=1)
+    assert wide.status == stk.Status.OK
+    assert abs(z_score(wide, math.log(math.pi / 2))) < z_limit(1)
+
+
+def test_the_ladder_is_reproducible_and_as_long_as_asked():
+    settings = {
+        "kernel": stk.HMC(0.3, metric="none"),
+        "moves": 1,
+        "refine": False,
+        "chains": 64,
+        "seed": 1,
+        "device": None,
+    }
+    runs = [find_ladder(SHIFTED, NormalBase((3,)), levels=n, dtype=None, **settings)[0] for n in (None, None, 3, 50)]
+    assert runs[0].weights == runs[1].weights
+    assert [r.levels for r in runs[2:]] == [3, 50]
+    assert all(a < b for r in runs for a, b in zip(r.weights, r.weights[1:], strict=False))
+    assert runs[3].scales.shape == (50, 3)
+
+
+def test_few_weights_that_count_are_said():
+    far = stk.Energy(lambda x: (x - 30).square().sum(1) * 50, (5,))
+    with pytest.warns(UserWarning, match="too few"):
+        stk.log_partition(far, levels=2, chains=64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "magic"}, "method"), ({"chains": 1}, "chains"), ({"method": "smc", "chains": 100}, "chains"),
+        ({"levels": 0}, "levels"), ({"moves": 0}, "moves"), ({"kernel": stk.ULA(0.1)}, "kernel"), ({"pilot": 3}, "pilot"),
+        ({"base": NormalBase((2,))}, "base"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(stk.ScoretkError, match=message):
+        stk.log_partition(SHIFTED, **arguments)
+
+
+def test_what_has_no_energy_is_refused():
+    with pytest.raises(stk.MissingCapability, match="energy"):
+        stk.log_partition(stk.Score(lambda x: -x, (2,)))
+    with pytest.raises(stk.MissingCapability, match="draw"):
+        stk.log_partition(SHIFTED, SHIFTED)
+    with pytest.raises(stk.MissingCapability):
+        stk.log_partition(stk.load("digits-flow"))
+
+
+def test_bridge_is_the_geometric_mean():
+    f, g = NormalBase((2,)), NormalBase((2,), 0.5)
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    for w in (0.0, 0.3, 1.0):
+        between = stk.bridge(f, g, w)
+        assert torch.allclose(between.energy(x), (1 - w) * f.energy(x) + w * g.energy(x))
+        assert torch.allclose(between.score(x), (1 - w) * f.score(x) + w * g.score(x))
+    assert bool(stk.bridge(f, Semicircle2(), 0.0).energy(x * 9).isfinite().all())
+    for bad in (-0.1, 1.1, "x"):
+        with pytest.raises(stk.InvalidArgument, match="weight"):
+            stk.bridge(f, g, bad)
+    with pytest.raises(stk.InvalidArgument, match="end"):
+        stk.bridge(f, NormalBase((3,)), 0.5)
+
+
+class Semicircle2:
+    event_shape = (2,)
+
+    def energy(self, x):
+        return -torch.log1p(-x.square()).sum(1) / 2
