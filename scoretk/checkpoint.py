@@ -102,7 +102,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write a checkpoint. Raises `CheckpointError` where the disk refuses; what was there before stays."""
-    plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    plain = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     full = header | {"format": FORMAT, "sha256": tensor_digest(plain)}
     try:
         write_atomically(path, to_bytes(plain, {"scoretk": json.dumps(full, sort_keys=True)}))

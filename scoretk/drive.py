@@ -127,10 +127,12 @@ def _select_state(chosen: Tensor, new: Any, old: Any) -> Any:
     return with_leaves(new, merged)
 
 
-def begin(solver: Any, bound: Any, x: Tensor, noise: Any, *, tunes: bool = False) -> Moment:
+def begin(
+    solver: Any, bound: Any, x: Tensor, noise: Any, *, tunes: bool = False, tuned: dict[str, Tensor] | None = None
+) -> Moment:
     """The moment before the first step. A chain whose energy or score is not finite at the start is `NONFINITE`, at 0.
 
-    Arguments: tunes, whether warmup is to tune the solver.
+    Arguments: tunes, whether warmup is to tune the solver; tuned, what other chains have tuned for these.
     """
     state = solver.init(bound, x, noise)
     finite = _finite_chains(state)
@@ -139,6 +141,9 @@ def begin(solver: Any, bound: Any, x: Tensor, noise: Any, *, tunes: bool = False
     if tunes and bool(finite.any()):
         moment.state, moment.tuning, spent = solver.begin_tuning(bound, state, noise, finite)
         moment.evaluations = spent * len(x)
+    if tuned is not None:
+        moment.state = state._replace(**{name: value.clone() for name, value in tuned.items()})
+        moment.tuning = solver.begin_following(state)
     return moment
 
 

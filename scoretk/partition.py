@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +27,16 @@ from scoretk.arguments import count, option
 from scoretk.draws import Cost
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.base import standard_normal
+from scoretk.fields.bridge import states_of
 from scoretk.fields.protocols import NoiseSource, field_name, offers
 from scoretk.fields.resolve import StaticField, resolve
+from scoretk.fields.states import layout
 from scoretk.likelihood import Estimate
 from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise, derive
 from scoretk.sampling import sample
 from scoretk.solvers.base import Solver
+from scoretk.solvers.discrete import GibbsWithGradients
 from scoretk.solvers.hmc import HMC
 from scoretk.solvers.importance import AIS, SMC, Ladder, kernel_at, log_gain, move, resampled
 from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
@@ -76,7 +80,8 @@ def log_partition(
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
         chains: how many; for "smc" whole islands.
         levels: how many levels the ladder has; by default as many as the pilot finds it to need.
-        kernel: an exact kernel; by default HMC with 2 leapfrog steps, about a quarter of a period.
+        kernel: an exact kernel; by default HMC with 2 leapfrog steps, about a quarter of a period; for discrete states
+            `GibbsWithGradients`.
         moves: steps of the kernel at each level.
         island: how many chains are resampled together.
         pilot: how many chains find the ladder.
@@ -90,10 +95,10 @@ def log_partition(
     count("chains", chains, least=2)
     if method == "smc" and (chains % count("island", island, least=2) or chains < 2 * island):
         raise InvalidArgument("chains", chains, f"at least two whole islands of {island}")
-    resolve(field, {"energy", "score"}, timed=False)
-    start = _base(field, base)
     inner = _default_kernel(field) if kernel is None else kernel
     check_kernel(inner)
+    resolve(field, inner.needs, timed=False)
+    start = _base(field, base)
     ladder, spent = find_ladder(
         field, start, kernel=inner, moves=moves, levels=levels, refine=method == "ais",
         chains=count("pilot", pilot, least=16), seed=derive(seed, 1), device=device, dtype=dtype,
@@ -145,10 +150,7 @@ class UniformStates:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Minus the logarithm of the number of states, `(batch,)`."""
-        sites, kinds = math.prod(self.event_shape), len(self.field.states)
-        if self.field.states == "one-hot":
-            kinds = self.event_shape[-1]
-            sites //= kinds
+        sites, kinds = layout(self.field.states, self.event_shape)
         return x.new_full((len(x),), -sites * math.log(kinds))
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
@@ -158,8 +160,7 @@ class UniformStates:
 
 def _base(field: Any, base: Any) -> Any:
     if base is None:
-        discrete = getattr(field, "states", None) is not None
-        return UniformStates(field) if discrete else standard_normal(tuple(field.event_shape))
+        return UniformStates(field) if states_of(field) is not None else standard_normal(tuple(field.event_shape))
     if not {"energy", "draw"} <= offers(base):
         raise MissingCapability(
             field_name(base), offers(base), {"energy", "draw"}, "The base must be one that can be drawn from exactly"
@@ -170,7 +171,7 @@ def _base(field: Any, base: Any) -> Any:
 
 
 def _default_kernel(field: Any) -> Any:
-    return HMC(0.3, leapfrogs=2, metric="none")
+    return GibbsWithGradients() if states_of(field) is not None else HMC(0.3, leapfrogs=2, metric="none")
 
 
 def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> float | None:
@@ -204,7 +205,7 @@ def find_ladder(
     device = torch.device(device) if device is not None else (hint.device if hint is not None else torch.device("cpu"))
     dtype = dtype or (hint.dtype if hint is not None and hint.is_floating_point() else torch.get_default_dtype())
     with left_as_found(field), torch.no_grad():
-        bound = resolve(field, {"energy", "score"}, timed=False)
+        bound = resolve(field, kernel.needs, timed=False)
         assert isinstance(bound, StaticField)
         pilot = _Pilot(bound, base, kernel, moves, Noise(seed, chains, device=device, dtype=dtype), dtype)
         pilot.run()
@@ -220,7 +221,7 @@ class _Pilot:
         self.field, self.base, self.kernel, self.noise = field, base, kernel, noise
         self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, dtype)
         self.moves = max(moves, PILOT_MOVES)
-        self.discrete = getattr(field.native, "states", None) is not None
+        self.discrete = states_of(field) is not None
         self.size = getattr(kernel, "step_size", None)
         self.weights, self.sizes, self.scales = [0.0], [], []  # type: ignore[var-annotated]
         self.variance, self.cost = 0.0, {}  # type: ignore[var-annotated]
@@ -251,10 +252,14 @@ class _Pilot:
         for i in range(self.moves):
             inner = NestedNoise(self.noise, k * self.moves + i)
             target = kernel_at(self.field, self.base, self.weights[-1], scale)
-            self.x, accept = move(with_step_size(self.kernel, self.size), target, self.x, scale, inner, 1)
+            self.x, accept, spent = move(with_step_size(self.kernel, self.size), target, self.x, scale, inner, 1)
+            self._count({name: int(spent.sum()) for name in getattr(self.kernel, "varying", ())})
             if self.size is not None:
                 self.size *= math.exp((float(accept.mean()) - TARGET_ACCEPT) / (1 + i))
-        self._count(len(self.x))
+        n = len(self.x)
+        self._count({"energy": n})
+        for known in (self.kernel.init_cost, self.kernel.step_cost):
+            self._count({name: each * n * self.moves for name, each in known.items()})
         self.sizes.append(self.size)
         self.scales.append(scale)
 
@@ -273,12 +278,9 @@ class _Pilot:
             low, high = (middle, high) if share(middle) >= SHARE else (low, middle)
         return max(low, 1e-12)
 
-    def _count(self, chains: int) -> None:
-        for name, n in {**self.kernel.init_cost}.items():
-            self.cost[name] = self.cost.get(name, 0) + n * chains * self.moves
-        for name, n in {**self.kernel.step_cost}.items():
-            self.cost[name] = self.cost.get(name, 0) + n * chains * self.moves
-        self.cost["energy"] = self.cost.get("energy", 0) + chains
+    def _count(self, more: Mapping[str, int]) -> None:
+        for name, n in more.items():
+            self.cost[name] = self.cost.get(name, 0) + n
 
     def ladder(self) -> Ladder:
         sizes = None if self.size is None else tuple(self.sizes)

@@ -92,11 +92,9 @@ def run_batches(
 
 def _begin(solver: Any, batch: Batch, done: list[Finished]) -> Moment:
     """The first batch of a solver that warmup tunes learns; the others take over what it has learned."""
-    tunes = adapts(solver) and batch.schedule.warmup > 0
-    moment = begin(solver, batch.bound, batch.start(), batch.noise, tunes=tunes and not done)
-    if tunes and done:
-        moment.state = moment.state._replace(**{name: value.clone() for name, value in done[0].tuned.items()})
-    return moment
+    warms = adapts(solver) and batch.schedule.warmup > 0
+    tuned = done[0].tuned if warms and done else None
+    return begin(solver, batch.bound, batch.start(), batch.noise, tunes=warms and not done, tuned=tuned)
 
 
 def _finish(moment: Moment, schedule: Schedule, recorder: Recorder, tuned: bool) -> Finished:

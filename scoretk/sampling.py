@@ -336,8 +336,8 @@ def _draws(done: list[Finished], solver: Any, keep: str, schedule: Schedule, set
         cost[kind] = cost.get(kind, 0) + chains * n * steps
     varying = sum(f.evaluations for f in done)
     if varying:
-        kind = getattr(solver, "varying", min(solver.needs))
-        cost[kind] = cost.get(kind, 0) + varying
+        for kind in getattr(solver, "varying", (min(solver.needs),)):
+            cost[kind] = cost.get(kind, 0) + varying
     joined = {
         name: torch.cat([f.record.tensors[name] for f in done], _chain_axis(name)) for name in done[0].record.tensors
     }

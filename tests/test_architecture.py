@@ -11,7 +11,7 @@ import scoretk
 
 ROOT = Path(scoretk.__file__).parent
 LEVELS = [
-    {"errors"}, {"streams", "rows", "compiling"}, {"arguments", "plugins"}, {"fields"}, {"noise", "grids", "modules", "progress"},
+    {"errors"}, {"streams", "rows", "compiling", "noise"}, {"arguments", "plugins"}, {"fields"}, {"grids", "modules", "progress"},
     {"solvers", "tape"}, {"arrays", "record", "checkpoint"}, {"drive"}, {"draws", "runs"}, {"sampling", "likelihood"},
     {"partition"}, {"learn", "diagnostics"}, {"families"}, {"conformance", "demo"}, {"cli"},
 ]  # fmt: skip

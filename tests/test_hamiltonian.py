@@ -292,18 +292,22 @@ def steep(x):
     return (x.exp() - x).sum(1)
 
 
-@pytest.mark.parametrize("solver", [stk.ChEES(), stk.HMC()])
-def test_a_chain_that_starts_far_out_comes_along(solver):
-    init = torch.zeros((64, 2))
-    init[7] = 12.0
-    draws = stk.sample(stk.Energy(steep, (2,)), solver, init=init, steps=50, seed=1)
-    assert draws.x[7].std(0).min() > 0.3
-    assert draws.stats["accept"][7].mean() > 0.3
+@pytest.mark.parametrize("chain", [7, 50])  # one of the pilot, and one that takes over what the pilot has tuned
+@pytest.mark.parametrize("solver", [stk.ChEES(pilot=32), stk.HMC(pilot=32)])
+def test_a_chain_that_starts_far_out_comes_along(solver, chain):
+    draws = stk.sample(stk.Energy(steep, (2,)), solver, init=one_far_out(chain), steps=50, seed=1)
+    assert draws.x[chain].std(0).min() > 0.3
+    assert draws.stats["accept"][chain].mean() > 0.3
 
 
-def test_a_mean_alone_leaves_it_there(monkeypatch):
-    monkeypatch.setattr("scoretk.solvers.tuning.STUCK_AFTER", 10**9)
+@pytest.mark.parametrize("chain", [7, 50])
+def test_with_the_common_step_it_would_stay_there(monkeypatch, chain):
+    monkeypatch.setattr("scoretk.solvers.tuning.HALVINGS", 0)
+    draws = stk.sample(stk.Energy(steep, (2,)), stk.HMC(pilot=32), init=one_far_out(chain), steps=50, seed=1)
+    assert draws.x[chain].std(0).max() == 0
+
+
+def one_far_out(chain):
     init = torch.zeros((64, 2))
-    init[7] = 12.0
-    draws = stk.sample(stk.Energy(steep, (2,)), stk.HMC(), init=init, steps=50, seed=1)
-    assert draws.x[7].std(0).max() == 0
+    init[chain] = 12.0
+    return init

@@ -43,12 +43,12 @@ def claimed(s: Subject, case: Case) -> None:
         demand(name in CAPABILITIES, f"{name} is claimed, which is no capability")
         demand(name in offers(s.field), f"{name} is claimed but not offered")
         demand(getattr(s.field, name, None) is not None, f"{name} is offered but the field has no such attribute")
-    resolve(s.field, set(s.methods) & {"energy", *PREDICTION})
+    resolve(s.field, (set(s.methods) & {"energy", *PREDICTION}) | (offers(s.field) & {"states", "gibbs"}))
 
 
 def unclaimed(s: Subject, case: Case) -> None:
     """a method that is not offered says so with MissingCapability"""
-    for name in sorted(set(CAPABILITIES) - offers(s.field) - s.claims - {"base"}):
+    for name in sorted(set(CAPABILITIES) - offers(s.field) - s.claims - {"base", "states", "gibbs"}):
         if not callable(getattr(s.field, name, None)):
             continue
         try:

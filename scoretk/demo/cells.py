@@ -26,12 +26,20 @@ from scoretk.solvers import (
     GHMC,
     HMC,
     MALA,
+    MCLMC,
+    NUTS,
     SMC,
     SOLVERS,
     ULA,
+    AdjustedMCLMC,
     AnnealedLangevin,
+    BlockGibbs,
     ChEES,
+    DiscreteLangevin,
+    GibbsWithGradients,
+    PreconditionedLangevin,
     ProbabilityFlow,
+    ReverseSDE,
     Underdamped,
 )
 from scoretk.solvers.importance import resampled
@@ -113,14 +121,14 @@ def _serves(solver: Any, view: _View) -> bool:
 
 
 def _needs(solver: Any) -> frozenset[str]:
-    needs = solver.needs
-    return frozenset({"velocity"}) if isinstance(needs, property) else needs
+    return solver().needs if isinstance(solver.needs, property) else solver.needs
 
 
 def _reason(solver: Any, field: Any) -> str:
     if solver.timed and not is_timed(field):
         return "static field: no noised densities known"
-    return f"field without {' and '.join(sorted(_needs(solver) - offers(field)))}"
+    missing = sorted(_needs(solver) - offers(field) - ({"score"} if "energy" in offers(field) else set()))
+    return f"field without {' and '.join(missing)}" if missing else "discrete states, which it would leave"
 
 
 def _cell(view: _View, solver: str, setting: str, made: Callable[[], Any], **options: Any) -> Cell:
@@ -168,24 +176,34 @@ def _mala(view: _View, size: Size) -> Iterator[Cell]:
     yield _cell(view, "mala", "", lambda: MALA(_step_size(view)), chains=size.chains, steps=size.steps)
 
 
+def _preconditioned(view: _View, size: Size) -> Iterator[Cell]:
+    made = PreconditionedLangevin
+    yield _cell(view, "preconditioned-langevin", "", made, chains=size.chains, steps=size.steps, warmup=size.steps // 4)
+
+
 def _tuned(solver: str, make: Callable[[], Any], view: _View, size: Size) -> Iterator[Cell]:
     yield _cell(view, solver, "", make, chains=size.chains, steps=size.steps // 4, warmup=size.steps // 4)
 
 
 def _weighted(name: str, view: _View, size: Size) -> Iterator[Cell]:
     """Weighted draws, resampled by their weights at the end, so that what is judged is equally weighted."""
-    chains = size.chains // ISLAND * ISLAND if name == "smc" else size.chains
+    island = min(ISLAND, size.chains)
+    chains = size.chains // island * island if name == "smc" else size.chains
 
     def run(seed: int) -> Any:
         kernel = HMC(math.sqrt(_step_size(view) / 2), leapfrogs=4, metric="none")
         levels = size.steps // 4
-        solver = AIS(levels, kernel=kernel) if name == "ais" else SMC(levels, kernel=kernel, island=ISLAND)
+        solver = AIS(levels, kernel=kernel) if name == "ais" else SMC(levels, kernel=kernel, island=island)
         draws = sample(view.field, solver, chains=chains, seed=seed, keep="last")
         start = torch.full((1,), 0.5)
         chosen = resampled(draws.stats["log_weight"][None], start)[0][0]
         return replace(draws, final=draws.final[chosen], status=draws.status[chosen])
 
     yield Cell(name, " ".join(filter(None, ("resampled", view.label))), run, view.finish)
+
+
+def _discrete(solver: str, make: Callable[[], Any], view: _View, size: Size) -> Iterator[Cell]:
+    yield _cell(view, solver, "", make, chains=size.chains, steps=size.steps)
 
 
 def _annealed(view: _View, size: Size) -> Iterator[Cell]:
@@ -207,15 +225,28 @@ def _flow(view: _View, size: Size) -> Iterator[Cell]:
         yield _cell(view, "probability-flow", setting, made, chains=size.chains)
 
 
+def _reverse_sde(view: _View, size: Size) -> Iterator[Cell]:
+    for method, steps in (("ancestral", 64), ("dpmpp_2m", 32)):
+        yield _cell(view, "reverse-sde", f"{method} {steps}", partial(ReverseSDE, method, steps), chains=size.chains)
+
+
 SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "ula": _ula,
     "mala": _mala,
+    "preconditioned-langevin": _preconditioned,
     "underdamped": _underdamped,
     "ghmc": _ghmc,
     "hmc": partial(_tuned, "hmc", HMC),
     "chees": partial(_tuned, "chees", ChEES),
+    "nuts": partial(_tuned, "nuts", NUTS),
+    "mclmc": partial(_tuned, "mclmc", MCLMC),
+    "adjusted-mclmc": partial(_tuned, "adjusted-mclmc", AdjustedMCLMC),
+    "gibbs-with-gradients": partial(_discrete, "gibbs-with-gradients", GibbsWithGradients),
+    "discrete-langevin": partial(_discrete, "discrete-langevin", partial(DiscreteLangevin, 0.5)),
+    "block-gibbs": partial(_discrete, "block-gibbs", BlockGibbs),
     "ais": partial(_weighted, "ais"),
     "smc": partial(_weighted, "smc"),
     "annealed-langevin": _annealed,
     "probability-flow": _flow,
+    "reverse-sde": _reverse_sde,
 }

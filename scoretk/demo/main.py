@@ -107,7 +107,10 @@ def _run(spec: Any, cell: Cell, real: Reference, seed: int) -> tuple[Row, Tensor
     if cell.run is None:
         return row, None
     started = time.perf_counter()
-    draws = cell.run(seed)
+    try:
+        draws = cell.run(seed)
+    except InvalidArgument as error:  # a shape that the solver refuses
+        return dataclasses.replace(row, reason=str(error).split(",")[0]), None
     seconds = time.perf_counter() - started
     x = cell.finish(draws.final[draws.ok])
     x = x[torch.isfinite(x).flatten(1).all(1)]

@@ -18,7 +18,7 @@ from scoretk.fields.protocols import is_timed, offers
 from scoretk.likelihood import log_prob
 from scoretk.noise import Noise
 from scoretk.sampling import sample
-from scoretk.solvers import ChEES
+from scoretk.solvers import BlockGibbs, ChEES
 
 __all__ = ["Quality", "judge", "reference"]
 
@@ -96,7 +96,8 @@ def reference(model: Any, rows: int, chains: int) -> Reference:
         held_out, *real = exact.split(chains)
         known = _likelihood(model, held_out)
     else:
-        long = sample(model, ChEES(), chains=LONG_CHAINS, steps=LONG_STEPS, seed=DRAWS_SEED).x
+        solver = BlockGibbs() if "gibbs" in offers(model) else ChEES()
+        long = sample(model, solver, chains=LONG_CHAINS, steps=LONG_STEPS, seed=DRAWS_SEED).x
         assert long is not None
         long = long.double().flatten(2)
         return Reference(moments=Moments(lambda x: x.double().flatten(1), long.mean((0, 1)), long.std((0, 1))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from scoretk.demo.main import Row
@@ -36,7 +37,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
     """The texts of one line, in the order of `HEAD`."""
     q = row.quality
     if row.reason:
-        return (row.model, row.solver, f"-- {row.reason}", *[""] * 5, _pair(row.log_prob), "", "", "")
+        return (row.model, row.solver, f"{row.reason}: {row.setting}", *[""] * 5, _pair(row.log_prob), "", "", "")
     distance = f"|z| {q.z:.1f}" if q.z is not None else _number(q.distance, "{:.2f}")
     found = "" if q.mmd is None else f"{q.mmd:.4f} ({q.mmd_floor:.4f})"
     confidence = None if q.confidence is None or q.real_confidence is None else q.confidence - q.real_confidence
@@ -45,6 +46,19 @@ def cells_of(row: Row) -> tuple[str, ...]:
         _number(q.copied, "{:.3f}"), _pair(row.log_prob), f"{row.evaluations:,}", f"{row.seconds:.1f}",
         f"{row.failed} of {row.chains}" if row.failed else "0",
     )  # fmt: skip
+
+
+def _gathered(rows: list[Row]) -> list[Row]:
+    """The rows, those of one model that are empty for one reason as one line after its others."""
+    gathered: list[Row] = []
+    for model in dict.fromkeys(row.model for row in rows):
+        ours = [row for row in rows if row.model == model]
+        gathered += [row for row in ours if not row.reason]
+        for reason in dict.fromkeys(row.reason for row in ours if row.reason):
+            names = ", ".join(row.solver for row in ours if row.reason == reason)
+            gathered.append(Row(model, ours[0].family, "not run", names, reason=reason))
+    first = {row.model: row.log_prob for row in reversed(rows) if row.log_prob is not None}
+    return [replace(row, log_prob=first.pop(row.model, None)) for row in gathered]
 
 
 def _number(value: float | None, form: str) -> str:
@@ -57,7 +71,7 @@ def _pair(value: tuple[float, float] | None) -> str:
 
 def print_table(rows: list[Row]) -> None:
     """Print the table and what its columns mean."""
-    lines = [cells_of(row) for row in rows]
+    lines = [cells_of(row) for row in _gathered(rows)]
     try:
         from rich.console import Console
         from rich.table import Table

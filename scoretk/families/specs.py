@@ -9,8 +9,11 @@ __all__ = [
     "eight_schools",
     "funnel",
     "gaussian",
+    "ising",
     "linear_regression",
     "logistic_regression",
+    "potts",
+    "rbm",
     "ring_mixture",
     "semicircle",
 ]
@@ -75,6 +78,33 @@ logistic_regression = ModelSpec(
     provides={"energy", "score"},
     event_shape=(31,),
     summary="logistic regression on scikit-learn's breast-cancer data",
+)
+ising = ModelSpec(
+    name="ising",
+    family="energy-based",
+    factory="scoretk.families.discrete:ising",
+    provides={"energy", "score", "states"},
+    event_shape=None,
+    summary="the Ising model on a periodic square lattice; exact where it can be enumerated",
+    parameters={"size": 4, "coupling": 0.3, "field": 0.0},
+)
+potts = ModelSpec(
+    name="potts",
+    family="energy-based",
+    factory="scoretk.families.discrete:potts",
+    provides={"energy", "score", "states"},
+    event_shape=None,
+    summary="the Potts model on a periodic square lattice, one-hot; exact where it can be enumerated",
+    parameters={"size": 4, "colours": 3, "coupling": 0.5},
+)
+rbm = ModelSpec(
+    name="rbm",
+    family="energy-based",
+    factory="scoretk.families.discrete:rbm",
+    provides={"energy", "score", "states", "gibbs"},
+    event_shape=None,
+    summary="a restricted Boltzmann machine over binary units; exact where it can be enumerated",
+    parameters={"visible": 6, "hidden": 4, "seed": 0},
 )
 
 _PATH = frozenset({"velocity", "score", "denoise", "base"})

@@ -6,6 +6,7 @@ from scoretk.fields.bridge import Bridge, Stretched, bridge
 from scoretk.fields.combine import guided, product, tempered
 from scoretk.fields.constrained import Constrained, constrained, ordered
 from scoretk.fields.convert import PREDICTIONS, coefficients, convert
+from scoretk.fields.discrete import Discrete, DiscreteField
 from scoretk.fields.distribution import DistributionField, from_distribution
 from scoretk.fields.paths import EDM, VE, VP, Cosine, GaussianPath, Linear, PathPoint, SubVP, Tabulated
 from scoretk.fields.protocols import (
@@ -21,6 +22,7 @@ from scoretk.fields.protocols import (
     offers,
 )
 from scoretk.fields.resolve import StaticField, TimedField, resolve
+from scoretk.fields.smoothed import Denoised, Smoothed, smoothed
 from scoretk.fields.wrappers import Diffusion, Energy, GaussianPathField, Score, Velocity
 
 __all__ = [
@@ -33,7 +35,10 @@ __all__ = [
     "Bridge",
     "Constrained",
     "Cosine",
+    "Denoised",
     "Diffusion",
+    "Discrete",
+    "DiscreteField",
     "DistributionField",
     "Drawable",
     "EmpiricalBase",
@@ -49,6 +54,7 @@ __all__ = [
     "NormalBase",
     "PathPoint",
     "Score",
+    "Smoothed",
     "StaticField",
     "Stretched",
     "SubVP",
@@ -71,6 +77,7 @@ __all__ = [
     "ordered",
     "product",
     "resolve",
+    "smoothed",
     "standard_normal",
     "tempered",
 ]

@@ -15,7 +15,7 @@ from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
 from scoretk.rows import across
 
-__all__ = ["Bridge", "Stretched", "bridge"]
+__all__ = ["Bridge", "Stretched", "bridge", "states_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,11 @@ class Bridge:
     @property
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.end.event_shape)
+
+    @property
+    def states(self) -> Any:
+        """Those of the end, None where it is not discrete."""
+        return states_of(self.end)
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`(1 - w) E_start(x) + w E_end(x)`, `(batch,)`."""
@@ -76,6 +81,11 @@ class Stretched:
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.field.event_shape)
 
+    @property
+    def states(self) -> Any:
+        """Those of the field, None where it is not discrete."""
+        return states_of(self.field)
+
     def energy(self, y: Tensor, **cond: Tensor) -> Tensor:
         """`E(scale y)`, `(batch,)`; the constant of the change of variables is left out."""
         return self.field.energy(self.scale * y, **cond)
@@ -88,6 +98,11 @@ class Stretched:
         """`E` and its gradient in y."""
         energy, gradient = static(self.field).energy_and_grad(self.scale * y, **cond)
         return energy, self.scale * gradient
+
+
+def states_of(field: Any) -> Any:
+    """The states of a discrete field, also through the view that solvers have of it; None of any other."""
+    return getattr(getattr(field, "native", field), "states", None)
 
 
 def bridge(start: Any, end: Any, weight: float) -> Bridge:

@@ -24,7 +24,7 @@ __all__ = [
     "offers",
 ]
 
-CAPABILITIES = ("energy", "score", "velocity", "denoise", "log_prob", "draw", "decode", "base")
+CAPABILITIES = ("energy", "score", "velocity", "denoise", "log_prob", "draw", "decode", "base", "states", "gibbs")
 
 
 @runtime_checkable

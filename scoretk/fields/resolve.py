@@ -181,8 +181,17 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
         bridge = {
             "energy": "A score alone does not give an energy: use a solver that needs the score only, such as ULA",
             "score": "Give the field energy(x) or score(x)",
+            "states": "State them: scoretk.Discrete(field, states), the numbers that every site can take or 'one-hot'",
+            "gibbs": "A field sweeps with gibbs(x, u) and says the shape of a chain's uniforms u in `gibbs_shape`; "
+            "GibbsWithGradients and DiscreteLangevin need an energy only",
         }.get(next(iter(sorted(needs - derivable))), "A field in time is needed: Diffusion or Velocity")
         raise MissingCapability(field_name(field), has, needs, bridge)
+    if "states" in has and not needs & {"states", "gibbs"}:
+        raise MissingCapability(
+            field_name(field), has, needs,
+            "Its law is one of discrete states, which this solver would leave: use GibbsWithGradients, DiscreteLangevin or "
+            "BlockGibbs",
+        )  # fmt: skip
     return StaticField(field, cond)
 
 

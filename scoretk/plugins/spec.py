@@ -17,7 +17,7 @@ __all__ = ["CAPABILITIES", "INTERFACES", "ModelSpec"]
 INTERFACES = range(1, 2)
 """The plugin interfaces that this version of scoretk serves. Within one, changes only add."""
 
-CAPABILITIES = ("energy", "score", "velocity", "denoise", "log_prob", "draw", "decode", "base")
+CAPABILITIES = ("energy", "score", "velocity", "denoise", "log_prob", "draw", "decode", "base", "states", "gibbs")
 """What a field can offer, in the order in which it is shown."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -2,10 +2,15 @@
 
 from scoretk.solvers.annealed import AnnealedLangevin, ncsnv2_step_size
 from scoretk.solvers.base import GridSolver, Info, Solver, State, is_grid
+from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import AIS, SMC, Ladder
 from scoretk.solvers.mala import MALA
+from scoretk.solvers.mclmc import MCLMC, AdjustedMCLMC
+from scoretk.solvers.nuts import NUTS
+from scoretk.solvers.preconditioned import PreconditionedLangevin
 from scoretk.solvers.probability_flow import ProbabilityFlow
+from scoretk.solvers.reverse_sde import ReverseSDE
 from scoretk.solvers.ula import ULA
 from scoretk.solvers.underdamped import GHMC, Underdamped
 
@@ -14,15 +19,23 @@ __all__ = [
     "GHMC",
     "HMC",
     "MALA",
+    "MCLMC",
+    "NUTS",
     "SMC",
     "SOLVERS",
     "ULA",
+    "AdjustedMCLMC",
     "AnnealedLangevin",
+    "BlockGibbs",
     "ChEES",
+    "DiscreteLangevin",
+    "GibbsWithGradients",
     "GridSolver",
     "Info",
     "Ladder",
+    "PreconditionedLangevin",
     "ProbabilityFlow",
+    "ReverseSDE",
     "Solver",
     "State",
     "Underdamped",
@@ -33,12 +46,20 @@ __all__ = [
 SOLVERS: dict[str, type] = {
     "ula": ULA,
     "mala": MALA,
+    "preconditioned-langevin": PreconditionedLangevin,
     "underdamped": Underdamped,
     "ghmc": GHMC,
     "hmc": HMC,
     "chees": ChEES,
+    "nuts": NUTS,
+    "mclmc": MCLMC,
+    "adjusted-mclmc": AdjustedMCLMC,
+    "gibbs-with-gradients": GibbsWithGradients,
+    "discrete-langevin": DiscreteLangevin,
+    "block-gibbs": BlockGibbs,
     "ais": AIS,
     "smc": SMC,
     "annealed-langevin": AnnealedLangevin,
+    "reverse-sde": ReverseSDE,
     "probability-flow": ProbabilityFlow,
 }

@@ -79,6 +79,9 @@ class TunedSolver(Solver, Protocol):
     def begin_tuning(self, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Any, int]:
         """The state to begin with, a NamedTuple of what tuning remembers, and the evaluations a chain that this took."""
 
+    def begin_following(self, state: Any) -> Any:
+        """For chains that take over what the pilot has tuned: a NamedTuple of what they remember in warmup."""
+
     def adapt(
         self, field: Any, state: Any, tuning: Any, noise: NoiseSource, alive: Tensor, step: int, warmup: int
     ) -> tuple[Any, Info, Any]:

@@ -96,13 +96,17 @@ def log_gain(field: StaticField, base: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(dead, 0.0, gain), dead
 
 
-def move(kernel: Any, field: StaticField, x: Tensor, scale: Tensor | float, noise: NoiseSource, steps: int) -> Any:
-    """So many steps of a kernel from x: the position, and the mean acceptance `(chains,)`."""
+def move(
+    kernel: Any, field: StaticField, x: Tensor, scale: Tensor | float, noise: NoiseSource, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """So many steps of a kernel from x: the position, mean acceptance and reported evaluations, both `(chains,)`."""
     state, accept = kernel.init(field, x / scale, noise), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    evaluations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for _ in range(steps):
         state, info = kernel.step(field, state, noise)
         accept = accept + info["accept"] / steps
-    return scale * state.x, accept
+        evaluations = evaluations + info.get("evaluations", 0)
+    return scale * state.x, accept, evaluations
 
 
 def resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +136,6 @@ class AIS:
     moves: int = 1
     ladder: Ladder | None = None
 
-    needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = False
     init_cost: ClassVar[Mapping[str, int]] = {}
@@ -145,6 +148,16 @@ class AIS:
             raise InvalidArgument("ladder", self.ladder, "a Ladder, or None")
         if self.base is not None and not {"energy", "draw"} <= offers(self.base):
             raise InvalidArgument("base", field_name(self.base), "a field with energy and draw")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the weights and the kernel need."""
+        return frozenset({"energy"}) | self.kernel.needs
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """What the kernel's reported evaluations are of."""
+        return getattr(self.kernel, "varying", (min(self.kernel.needs),))
 
     @property
     def _ladder(self) -> Ladder:
@@ -184,9 +197,9 @@ class AIS:
         scale = 1.0 if ladder.scales is None else ladder.scales[k].to(state.x)
         kernel = with_step_size(self.kernel, None if ladder.step_sizes is None else ladder.step_sizes[k])
         inner = NestedNoise(noise, k * self.moves)
-        x, accept = move(kernel, kernel_at(field, base, upper, scale), weighed.x, scale, inner, self.moves)
+        x, accept, spent = move(kernel, kernel_at(field, base, upper, scale), weighed.x, scale, inner, self.moves)
         shown = torch.where(weighed.dead, -torch.inf, weighed.log_weight)
-        return weighed._replace(x=x, step=state.step + 1), {"log_weight": shown, "accept": accept}
+        return weighed._replace(x=x, step=state.step + 1), {"log_weight": shown, "accept": accept, "evaluations": spent}
 
     def _resample(self, state: AISState, noise: NoiseSource) -> AISState:
         return state

@@ -13,8 +13,9 @@ pooled covariance C (Chan's update) of n draws gives the scales for the next, sh
 step size then starts anew. The last steps tune the step size alone.
 
 All chains that tune share what they learn: a few steps of many chains say as much as many steps of one. But a mean over chains
-does not see the few that sit far out, where the step is too long for them, and never move. So, until the last window, a chain
-that was not once likely to move in ten steps counts as an acceptance of 0 of all: the step shrinks until it comes along.
+does not see the few that sit far out, where the common step is too long for them. So, in warmup, each chain that was unlikely to
+move in several steps on end halves its own step until it moves; such chains do not count for the common one. Chains beyond those
+that tune do the same (`Following`) with what the others have found.
 
 References: Hoffman, Gelman, "The No-U-Turn sampler" (2014); Stan development team, "Stan reference manual" (warmup windows and
 shrinkage); Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
@@ -31,15 +32,18 @@ from torch import Tensor
 
 __all__ = [
     "METRICS",
+    "PATIENCE",
+    "Following",
     "Tuning",
     "accumulate",
     "begin_tuning",
     "first_step_size",
-    "last_window",
+    "next_idle",
     "next_step_size",
     "pooled_acceptance",
     "restart",
     "scales",
+    "shortening",
     "window_end",
 ]
 
@@ -47,20 +51,26 @@ METRICS = ("none", "diagonal", "dense")
 
 GAMMA, DELAY, DECAY = 0.2, 10.0, 0.75
 SHRINK, FLOOR = 5.0, 1e-3
-STUCK_BELOW, STUCK_AFTER = 0.05, 10
+UNLIKELY, PATIENCE, HALVINGS = 0.05, 3, 30
 
 
 class Tuning(NamedTuple):
     """What tuning remembers: of dual averaging `(5,)` mu, log eps_m, log eps, H, m; of the window draws, mean, deviations.
 
-    `deviations` is the sum of squared deviations, like the event, or of their outer products, `(d, d)`; `idle` `(chains,)`
-    counts the steps since each chain was last likely to move.
+    `deviations` is the sum of squared deviations, like the event, or of their outer products, `(d, d)`; `idle` `(chains,)` is
+    how many steps longer than allowed for each chain was unlikely to move, and so how often its step is halved.
     """
 
     averaging: Tensor
     draws: Tensor
     mean: Tensor
     deviations: Tensor
+    idle: Tensor
+
+
+class Following(NamedTuple):
+    """What a chain remembers in warmup that takes over what others have tuned: `idle` `(chains,)`, as in `Tuning`."""
+
     idle: Tensor
 
 
@@ -92,28 +102,29 @@ def next_step_size(tuning: Tuning, accept: float, target: float, last: bool) -> 
     return tuning._replace(averaging=averaging), math.exp(average if last else log_step)
 
 
-def pooled_acceptance(tuning: Tuning, accept: Tensor, alive: Tensor, settling: bool) -> tuple[Tuning, float]:
-    """The acceptance of all chains that are well: their mean, or 0 while one of them is stuck.
-
-    Arguments: accept `(chains,)`; alive `(chains,)` of bool; settling, whether the last window has begun, in which only the mean
-    counts.
-    """
-    idle = torch.where(accept > STUCK_BELOW, 0, tuning.idle + 1)
-    stuck = not settling and bool((idle[alive] > STUCK_AFTER).any())
-    return tuning._replace(idle=idle), 0.0 if stuck else float(accept[alive].mean())
+def next_idle(idle: Tensor, accept: Tensor) -> Tensor:
+    """One more for each chain that was unlikely to move; for the others one less, down to a new beginning."""
+    moved = torch.where(idle > PATIENCE, idle - 1, 0)
+    return torch.where(accept > UNLIKELY, moved, (idle + 1).clamp(max=PATIENCE + HALVINGS))
 
 
-def last_window(warmup: int) -> int:
-    """The first step of the last window, in which only the step size is tuned."""
-    return warmup - (50 if warmup >= 150 else int(0.1 * warmup))
+def shortening(idle: Tensor, dtype: torch.dtype) -> Tensor:
+    """The factor on each chain's step, `(chains,)`: 1, or a power of 1/2."""
+    return torch.exp2((PATIENCE - idle).clamp(max=0).to(dtype))
+
+
+def pooled_acceptance(idle: Tensor, accept: Tensor, alive: Tensor) -> float:
+    """The mean acceptance of the chains that are well and took the common step; 0 where there is none."""
+    counted = accept[alive & (idle <= PATIENCE)]
+    return float(counted.mean()) if len(counted) else 0.0
 
 
 def window_end(step: int, warmup: int) -> tuple[bool, bool]:
     """Whether this step of warmup counts for the scales, and whether a window ends with it."""
     if warmup < 20:
         return False, False
-    start, length = (75, 25) if warmup >= 150 else (int(0.15 * warmup), warmup)
-    end = last_window(warmup)
+    first, last, length = (75, 50, 25) if warmup >= 150 else (int(0.15 * warmup), int(0.1 * warmup), warmup)
+    start, end = first, warmup - last
     if not start <= step < end:
         return False, False
     while (

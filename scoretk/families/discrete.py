@@ -1,0 +1,202 @@
+r"""Discrete states: Ising and Potts models on a periodic square lattice, and a restricted Boltzmann machine.
+
+    Ising   E(x) = -J sum_<ij> x_i x_j - h sum_i x_i,                  x_i = -1 or 1
+    Potts   E(x) = -J sum_<ij> <x_i, x_j>,                             x_i a one-hot row
+    RBM     E(v) = -b . v - sum_j log(1 + exp(c_j + (v W)_j)),         v_i = 0 or 1, the hidden units summed out
+
+The formulas hold for real x as well, so that a score exists; the law is that of the states alone. Every site of the lattice has a
+bond with its right and with its lower neighbour, 2 size^2 in all: at size 2 both bonds of a pair count. Where the states number
+2^20 at most the law is enumerated, and `log_prob` and `draw` are exact.
+
+References: Ising, "Beitrag zur Theorie des Ferromagnetismus" (1925); Potts, "Some generalized order-disorder transformations"
+(1952); Smolensky, "Information processing in dynamical systems: foundations of harmony theory" (1986).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from scoretk.arguments import count, finite, tensor_like
+from scoretk.errors import MissingCapability
+from scoretk.fields.discrete import DiscreteField
+from scoretk.fields.protocols import field_name
+from scoretk.fields.states import labels, pick, place, weigh
+from scoretk.rows import row_dot
+
+__all__ = ["RBM", "Ising", "Potts", "ising", "potts", "rbm"]
+
+
+class _Lattice(DiscreteField):
+    """A periodic square lattice whose neighbours x_i, x_j are bound by `-coupling <x_i, x_j>`, in a field."""
+
+    size: int
+    coupling: float
+    field: float
+
+    _log_weights = lru_cache(maxsize=4)(DiscreteField._log_weights)  # equal lattices have equal laws
+
+    def score(self, x: Tensor) -> Tensor:
+        """`J` times the sum of the four neighbours, plus `h`, like x: the log odds of a site's states given the others."""
+        rows, columns = (x.roll(1, axis) + x.roll(-1, axis) for axis in (1, 2))
+        return self.coupling * (rows + columns) + self.field
+
+    def energy(self, x: Tensor) -> Tensor:
+        """`E(x)`, `(batch,)`."""
+        return self._energy(x, self.score(x))
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(x)` and `grad E(x)` from one sum over the neighbours."""
+        score = self.score(x)
+        return self._energy(x, score), -score
+
+    def _energy(self, x: Tensor, score: Tensor) -> Tensor:
+        return -row_dot(x, score + self.field) / 2  # <x, score> has every bond twice, the field once
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What `DiscreteField` provides; a Gibbs sweep at even sizes."""
+        return super().provides | (frozenset() if self.size % 2 else frozenset({"gibbs"}))
+
+    @property
+    def gibbs_shape(self) -> tuple[int, ...]:
+        """One uniform a site. Raises `MissingCapability` at odd sizes."""
+        if self.size % 2:
+            bridge = (
+                "On a periodic lattice of odd size the sites of a checkerboard's colour have bonds: take an even one"
+            )
+            raise MissingCapability(field_name(self), self.provides, {"gibbs"}, bridge)
+        return (self.size, self.size)
+
+    def gibbs(self, x: Tensor, u: Tensor) -> Tensor:
+        """Both colours of the checkerboard in turn, each given the other: x like x, uniforms `(batch, size, size)`.
+
+        Raises `MissingCapability` at odd sizes.
+        """
+        side = torch.arange(self.gibbs_shape[0], device=x.device)
+        colour = (side[:, None] + side).flatten() % 2
+        for now in (0, 1):
+            drawn = pick(weigh(self.score(x), self.states), u.flatten(1))
+            label = torch.where(colour == now, drawn, labels(x, self.states))
+            x = place(label, self.states, self.event_shape, x.dtype)
+        return x
+
+
+@dataclass(frozen=True)
+class Ising(_Lattice):
+    """The Ising model, event shape `(size, size)`: spins -1 and 1, coupling J, field h."""
+
+    size: int = 4
+    coupling: float = 0.3
+    field: float = 0.0
+
+    states = (-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        count("size", self.size, least=2)
+        finite("coupling", self.coupling)
+        finite("field", self.field)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.size, self.size)
+
+
+@dataclass(frozen=True)
+class Potts(_Lattice):
+    """The Potts model, event shape `(size, size, colours)`: one-hot rows, coupling J."""
+
+    size: int = 4
+    colours: int = 3
+    coupling: float = 0.5
+
+    states = "one-hot"
+    field = 0.0
+
+    def __post_init__(self) -> None:
+        count("size", self.size, least=2)
+        count("colours", self.colours, least=2)
+        finite("coupling", self.coupling)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.size, self.size, self.colours)
+
+
+@dataclass(frozen=True, eq=False)
+class RBM(DiscreteField):
+    """A restricted Boltzmann machine as the law of its visible units, 0 or 1.
+
+    Arguments: weights W `(visible, hidden)`, visible_bias b `(visible,)`, hidden_bias c `(hidden,)`.
+    """
+
+    weights: Tensor
+    visible_bias: Tensor
+    hidden_bias: Tensor
+
+    states = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        weights = tensor_like("weights", self.weights, (None, None))
+        object.__setattr__(self, "weights", weights)
+        for name, n in zip(("visible_bias", "hidden_bias"), weights.shape, strict=True):
+            object.__setattr__(self, name, tensor_like(name, getattr(self, name), (n,)))
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.visible_bias.shape)
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What `DiscreteField` provides, and a Gibbs sweep."""
+        return super().provides | {"gibbs"}
+
+    @property
+    def gibbs_shape(self) -> tuple[int, ...]:
+        """One uniform a hidden unit, then one a visible one."""
+        return (len(self.hidden_bias) + len(self.visible_bias),)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """The free energy, `(batch,)`."""
+        return -(x @ self.visible_bias.to(x)) - softplus(self._hidden(x)).sum(1)
+
+    def score(self, x: Tensor) -> Tensor:
+        """`b + W sigmoid(c + v W)`, like x."""
+        return self._visible(torch.sigmoid(self._hidden(x)))
+
+    def gibbs(self, x: Tensor, u: Tensor) -> Tensor:
+        """Hidden units given the visible ones, then visible given hidden: uniforms `(batch, hidden + visible)`."""
+        of_hidden, of_visible = u.tensor_split([len(self.hidden_bias)], 1)
+        hidden = (of_hidden < torch.sigmoid(self._hidden(x))).to(x)
+        return (of_visible < torch.sigmoid(self._visible(hidden))).to(x)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        return x @ self.weights.to(x) + self.hidden_bias.to(x)
+
+    def _visible(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.weights.to(hidden).T + self.visible_bias.to(hidden)
+
+
+def ising(size: int = 4, coupling: float = 0.3, field: float = 0.0) -> Ising:
+    """The Ising model on a periodic square lattice."""
+    return Ising(size, coupling, field)
+
+
+def potts(size: int = 4, colours: int = 3, coupling: float = 0.5) -> Potts:
+    """The Potts model on a periodic square lattice."""
+    return Potts(size, colours, coupling)
+
+
+def rbm(visible: int = 6, hidden: int = 4, seed: int = 0) -> RBM:
+    """A restricted Boltzmann machine with normal parameters: weights of scale 1, biases of scale 1/2."""
+    count("visible", visible, least=1)
+    count("hidden", hidden, least=1)
+    rng = np.random.default_rng(count("seed", seed))
+    shapes = {"weights": (visible, hidden), "visible_bias": (visible,), "hidden_bias": (hidden,)}
+    scale = {"weights": 1.0}
+    return RBM(**{n: torch.from_numpy(scale.get(n, 0.5) * rng.standard_normal(s)).float() for n, s in shapes.items()})

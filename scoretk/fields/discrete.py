@@ -1,0 +1,124 @@
+"""Fields on finitely many states: what they share, and the wrapper that gives any static field its states.
+
+Where the states number 2^20 at most the law is enumerated, and `log_prob` and `draw` are exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
+from scoretk.fields.resolve import StaticField
+from scoretk.fields.states import States, check_states, layout, place
+from scoretk.streams import Stream
+
+__all__ = ["Discrete", "DiscreteField"]
+
+ENUMERABLE = 2**20
+CHUNK = 2**15
+
+
+class DiscreteField:
+    """What every field on finitely many states has. A subclass gives `event_shape`, `states` and `energy(x)`."""
+
+    states: Any
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one x."""
+        raise NotImplementedError  # abstract: this class is a mixin for frozen dataclasses
+
+    def energy(self, x: Tensor) -> Tensor:
+        """`E(x) = -log p(x) + const`, `(batch,)`, differentiable in real x."""
+        raise NotImplementedError
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """An energy, its score and states; `log_prob` and `draw` where the states can be enumerated."""
+        return frozenset({"energy", "score", "states"}) | ({"log_prob", "draw"} if self._enumerable else frozenset())
+
+    def initial(self, n: int, noise: NoiseSource) -> Tensor:
+        """Every site uniform over the states, `(n, *event_shape)`."""
+        sites, k = layout(self.states, self.event_shape)
+        u = noise.uniform(0, Stream.START, (sites,))
+        return place((u * k).long().clamp(max=k - 1), self.states, self.event_shape, u.dtype)
+
+    def exact_log_partition(self) -> float:
+        """`log sum_x exp(-E(x))` over all states. Raises `MissingCapability` where they are more than 2^20."""
+        self._must_enumerate("exact_log_partition")
+        return float(self._log_weights().logsumexp(0))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log probability of states, `(batch,)`. Raises as `exact_log_partition`."""
+        self._must_enumerate("log_prob")
+        return -self.energy(x) - self.exact_log_partition()
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """Exact samples `(n, *event_shape)`, by inverse cdf from one uniform each. Raises as `exact_log_partition`."""
+        self._must_enumerate("draw")
+        u = noise.uniform(0, Stream.START, (), torch.float64)
+        cdf = self._log_weights().softmax(0).cumsum(0).to(u.device)
+        state = torch.searchsorted(cdf, u * cdf[-1], right=True)  # u < 1, so that u cdf[-1] < cdf[-1] when rounded too
+        return self._numbered(state, noise.uniform(0, Stream.START, ()).dtype)
+
+    @property
+    def _enumerable(self) -> bool:
+        sites, k = layout(self.states, self.event_shape)
+        return k**sites <= ENUMERABLE
+
+    def _must_enumerate(self, name: str) -> None:
+        if not self._enumerable:
+            sites, k = layout(self.states, self.event_shape)
+            bridge = f"It enumerates 2^20 states at most, not {k}^{sites}: take a smaller model, or sample it"
+            raise MissingCapability(field_name(self), self.provides, {name}, bridge)
+
+    def _numbered(self, number: Tensor, dtype: torch.dtype) -> Tensor:
+        """The states of these numbers, the first site being the most significant digit: `(n, *event_shape)`."""
+        sites, k = layout(self.states, self.event_shape)
+        powers = k ** torch.arange(sites - 1, -1, -1, device=number.device)
+        return place(number[:, None] // powers % k, self.states, self.event_shape, dtype)
+
+    @torch.no_grad()
+    def _log_weights(self) -> Tensor:
+        """`-E` of all states in the order of their numbers, in float64 on the CPU."""
+        sites, k = layout(self.states, self.event_shape)
+        parts = torch.arange(k**sites).split(CHUNK)
+        return torch.cat([-self.energy(self._numbered(part, torch.float64)) for part in parts])
+
+
+@dataclass(frozen=True, eq=False)
+class Discrete(DiscreteField):
+    """A static field whose sites take these states only, such as `Discrete(Energy(fn, (5,)), states=(0.0, 1.0, 2.0))`.
+
+    Arguments: field, static, with an energy; states, a tuple of the numbers that every site can take, or "one-hot" where the last
+    event axis is a category.
+    """
+
+    field: Any
+    states: States
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.field, "event_shape") or is_timed(self.field) or "energy" not in offers(self.field):
+            raise InvalidArgument("field", self.field, "a static field with an energy", "Such as scoretk.Energy")
+        check_states(self.states, self.event_shape)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.field.event_shape)
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """The field's energy, `(batch,)`."""
+        return self.field.energy(x, **cond)
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """The field's score, like x."""
+        return StaticField(self.field).score(x, **cond)
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Both for the price of one where the field allows."""
+        return StaticField(self.field).energy_and_grad(x, **cond)

@@ -1,0 +1,420 @@
+r"""Posteriors: a prior field and a likelihood of measurements, for inverse problems.
+
+For a *static* prior energies add up, `E(x) - log L(x)`, and any kernel samples the posterior itself. For a prior on a Gaussian
+path the posterior is a timed field as well, whose denoiser is conditional. With `D = E[x_1 | x_t]`, `J = dD/dx_t` and
+`V = Cov[x_1 | x_t] = (sigma^2 / alpha) J^T`, score and denoiser are shifted alike:
+
+    score_y = score + grad log p(y | x_t),      D_y = D + (sigma^2 / alpha) grad log p(y | x_t) = D + V grad_D log p(y | x_t).
+
+A method is an approximation of `p(y | x_t)`. With `r = y - A D`, R = std^2 I and the posterior variance
+`v = sigma^2 spread^2 / (alpha^2 spread^2 + sigma^2)` of data of standard deviation `spread` in all directions,
+
+    MMPS          D_y = D + V A^T (R + A V A^T)^-1 r           Kalman's update; exact for Gaussian priors
+    PiGDM         D_y = D + V A^T (R + v A A^T)^-1 r           exact for Gaussian priors N(m, spread^2 I)
+    Replacement   D_y = D + v A^T (R + v A A^T)^-1 r           likewise; no derivative of the denoiser
+    DPS           D_y = D + V A^T r  scale sqrt(m) / |r|_K     |r|_K^2 = r^T (R + v A A^T) r, m entries of y
+
+Each row is on its own: its norm, its iterations. At sigma = 0, V and v vanish and `D_y = D`. At alpha = 0 it is J that vanishes,
+and V does not. As `p(x_1 | x_t) ~ p(x_1) exp(l x_1 - (alpha / sigma)^2 |x_1|^2 / 2)` with `l = alpha x_t / sigma^2`, alpha/sigma
+is raised, with l kept, to the fourth root of the dtype's rounding where it is less: an error of the order of the square root.
+
+References: Chung, Kim, Mccann, Klasky, Ye, "Diffusion posterior sampling for general noisy inverse problems" (2023): DPS. Song,
+Vahdat, Mardani, Kautz, "Pseudoinverse-guided diffusion models for inverse problems" (2023): PiGDM. Rozet, Andry, Lanusse, Louppe,
+"Learning diffusion priors from observations by expectation maximization" (2024): MMPS. Lugmayr, Danelljan, Romero, Yu,
+Timofte, Van Gool, "RePaint: inpainting using denoising diffusion probabilistic models" (2022) and Wang, Yu, Zhang, "Zero-shot
+image restoration using denoising diffusion null-space model" (2023): replacement. Hestenes, Stiefel, "Methods of conjugate
+gradients for solving linear systems" (1952).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import count, option, positive
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.base import Base
+from scoretk.fields.convert import check_time
+from scoretk.fields.gradient import grad_energy
+from scoretk.fields.operators import LinearGaussian, value_and_pullback
+from scoretk.fields.paths import GaussianPath
+from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
+from scoretk.fields.resolve import TimedField, gaussian_path, static
+from scoretk.fields.wrappers import GaussianPathField, check_rows
+from scoretk.rows import across, row_dot, select_rows
+
+__all__ = ["DPS", "METHODS", "MMPS", "PiGDM", "Replacement", "posterior"]
+
+PIGDM_ITERATIONS = 64
+"""Of the solves without the network: at most so many, and none after the residual has reached the rounding."""
+
+
+class Denoised(NamedTuple):
+    """The prior at `(x_t, t)`: D, like x; the product `u -> V u`; alpha and sigma, `()` or `(batch,)`, float64."""
+
+    data: Tensor
+    covariance: Callable[[Tensor], Tensor]
+    alpha: Tensor
+    sigma: Tensor
+
+    def variance(self, spread: float, like: Tensor) -> Tensor:
+        """`v`, the variance of x_1 given x_t for data `N(m, spread^2 I)`, to be multiplied with tensors like this one."""
+        noise = (self.sigma * spread) ** 2
+        return across((noise / ((self.alpha * spread) ** 2 + self.sigma**2)).to(like), like)
+
+
+class Method(Protocol):
+    """An approximation of `p(y | x_t)`, as what it adds to the denoiser."""
+
+    differentiates: ClassVar[bool]
+    """Whether it asks for V, and so for the derivative of the denoiser."""
+
+    def shift(self, likelihood: Any, prior: Denoised, cond: dict[str, Tensor]) -> Tensor:
+        """`D_y - D`, like x."""
+        ...
+
+
+@dataclass(frozen=True)
+class MMPS:
+    """Moment matching: `p(x_1 | x_t)` as a Gaussian with the mean D and the covariance V; exact for Gaussian priors.
+
+    The system is solved by conjugate gradients, each iteration one product with the transposed Jacobian of the denoiser: exact
+    from as many iterations on as there are entries of y, often close with a few. Where a network's Jacobian is far from a
+    covariance (symmetric, of non-negative curvature) more of them do not converge: the iterate of the smallest residual is taken.
+
+    Arguments: iterations, the most of them.
+    """
+
+    iterations: int = 5
+
+    differentiates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        count("iterations", self.iterations, least=1)
+
+    def shift(self, likelihood: LinearGaussian, prior: Denoised, cond: dict[str, Tensor]) -> Tensor:
+        """`V A^T (R + A V A^T)^-1 r`, like x."""
+
+        def covariance(w: Tensor) -> Tensor:
+            return likelihood.std**2 * w + likelihood.forward(prior.covariance(likelihood.adjoint(w, prior.data)))
+
+        residual = likelihood.residual(prior.data, **cond)
+        w = conjugate_gradients(covariance, residual, self.iterations, likelihood.std**2)
+        return prior.covariance(likelihood.adjoint(w, prior.data))
+
+
+@dataclass(frozen=True)
+class PiGDM:
+    """Pseudoinverse guidance: `p(x_1 | x_t)` as a Gaussian with the mean D and the covariance `v I`.
+
+    One product with the transposed Jacobian an evaluation. Arguments: spread, the standard deviation of the data.
+    """
+
+    spread: float = 1.0
+
+    differentiates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        positive("spread", self.spread)
+
+    def shift(self, likelihood: LinearGaussian, prior: Denoised, cond: dict[str, Tensor]) -> Tensor:
+        """`V A^T (R + v A A^T)^-1 r`, like x."""
+        return prior.covariance(_pulled(likelihood, prior, self.spread, cond))
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The measured part of D replaced: for a `Mask` each measured pixel by `(v y + std^2 D) / (v + std^2)`, and D elsewhere.
+
+    Without noise this is `D + A^+ (y - A D)`, and a measured pixel's path is `alpha y + sigma e`, as in RePaint, with the noise
+    e it started from in place of fresh noise. The rest of D learns of y through x_t only. No derivative of the denoiser is
+    taken, nor are steps taken back to mend the seam (RePaint's resampling is a sampler's business, not a field's).
+
+    Arguments: spread, the standard deviation of the data.
+    """
+
+    spread: float = 1.0
+
+    differentiates: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        positive("spread", self.spread)
+
+    def shift(self, likelihood: LinearGaussian, prior: Denoised, cond: dict[str, Tensor]) -> Tensor:
+        """`v A^T (R + v A A^T)^-1 r`, like x."""
+        pulled = _pulled(likelihood, prior, self.spread, cond)
+        return prior.variance(self.spread, pulled) * pulled
+
+
+@dataclass(frozen=True)
+class DPS:
+    """Diffusion posterior sampling: the likelihood at D, `p(y | x_t) ~ L(D)`.
+
+    For any log-likelihood `D_y = D + scale V grad log L(D)`. For a `LinearGaussian` one the residual has, as in the paper, its
+    norm taken out, row by row: the gradient is that of `-zeta |y - A D|`. The paper leaves the size zeta to the user; here
+
+        zeta = scale sqrt(m) |r| / |r|_K,      |r|_K^2 = std^2 |r|^2 + v |A^T r|^2,
+
+    with which scale 1 is the force of PiGDM on a residual of the expected size (`|r|^2 = m k` where `K = k I`), and a residual n
+    times as large is pulled as much, not n times as much. One product with the transposed Jacobian an evaluation.
+
+    Arguments: scale; spread, the standard deviation of the data.
+    """
+
+    scale: float = 1.0
+    spread: float = 1.0
+
+    differentiates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        positive("scale", self.scale)
+        positive("spread", self.spread)
+
+    def shift(self, likelihood: Any, prior: Denoised, cond: dict[str, Tensor]) -> Tensor:
+        """`V A^T r scale sqrt(m) / |r|_K`, or `scale V grad log L(D)`, like x."""
+        if not isinstance(likelihood, LinearGaussian):
+            return self.scale * prior.covariance(_slope(likelihood, prior.data, cond)[1])
+        residual = likelihood.residual(prior.data, **cond)
+        pulled = likelihood.adjoint(residual, prior.data)
+        v = prior.variance(self.spread, pulled).flatten()
+        norm = (likelihood.std**2 * row_dot(residual, residual) + v * row_dot(pulled, pulled)).sqrt()
+        weight = self.scale * math.sqrt(math.prod(residual.shape[1:])) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        return prior.covariance(across(weight, pulled) * pulled)
+
+
+METHODS: dict[str, Callable[[], Method]] = {"mmps": MMPS, "pigdm": PiGDM, "dps": DPS, "replacement": Replacement}
+
+
+def posterior(
+    prior: Any,
+    likelihood: Any,
+    method: str | Method | None = None,
+    *,
+    measured: str | Iterable[str] = (),
+) -> _Posterior | _TimedPosterior:
+    """The posterior of a prior and a likelihood, as a field: see the module's docstring.
+
+    Arguments:
+        prior: a static field, whose posterior is exact: energies, or scores, add up; or a timed field on a Gaussian path,
+            whose posterior is timed and starts from the same `base`. `prior.at(t)` is static.
+        likelihood: `LinearGaussian(operator, y, std)`; a callable `log_likelihood(x, **cond) -> (batch,)`; or a static field
+            with an energy, `-log L`.
+        method: for a timed prior, "mmps" (the default for a `LinearGaussian`), "pigdm", "replacement" or "dps" (the default,
+            and the only one, for any other likelihood), or an object with settings, such as `MMPS(iterations=10)`.
+        measured: the names of the condition values that a callable likelihood takes; all others go to the prior alone. A
+            `LinearGaussian` names its own.
+    Raises: `InvalidArgument`, `UnknownName`; `MissingCapability` for a timed prior that has no Gaussian path.
+    """
+    if not hasattr(prior, "event_shape"):
+        raise InvalidArgument(
+            "prior", prior, "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)"
+        )
+    names = frozenset({measured} if isinstance(measured, str) else measured)
+    law = _likelihood(likelihood, names, tuple(prior.event_shape))
+    if is_timed(prior):
+        return _TimedPosterior(prior, law, _method(method, law), gaussian_path(prior, "posterior"))
+    if not offers(prior) & {"energy", "score"}:
+        raise MissingCapability(field_name(prior), offers(prior), {"energy"}, "A prior needs an energy or a score")
+    if method is not None:
+        raise InvalidArgument("method", method, "None for a static prior, whose posterior needs no approximation")
+    return _Posterior(prior, law)
+
+
+@dataclass(frozen=True, eq=False)
+class _Likelihood:
+    """A callable `log_likelihood(x, **cond)` and the names of the condition values that are its own."""
+
+    fn: Callable[..., Tensor]
+    measured: frozenset[str]
+
+    def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`log L(x)`, `(batch,)`."""
+        hint = "A log-likelihood gives one number a row: sum over the event axes, keep the batch axis"
+        return check_rows("log_likelihood", self.fn(x, **cond), x.shape[:1], hint).to(x.dtype)
+
+
+def _likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, ...]) -> LinearGaussian | _Likelihood:
+    if isinstance(value, LinearGaussian):
+        if measured:
+            raise InvalidArgument("measured", set(measured), "nothing with a LinearGaussian", "Its y may be a name")
+        value.check(event_shape)
+        return value
+    if hasattr(value, "event_shape"):
+        if is_timed(value) or "energy" not in offers(value) or tuple(value.event_shape) != event_shape:
+            raise InvalidArgument(
+                "likelihood", field_name(value), f"a static field with an energy and event shape {event_shape}"
+            )
+        return _Likelihood(lambda x, **cond: -value.energy(x, **cond), measured)
+    if not callable(value):
+        raise InvalidArgument("likelihood", value, "a LinearGaussian, a callable log_likelihood(x), or a static field")
+    return _Likelihood(value, measured)
+
+
+def _method(value: str | Method | None, likelihood: LinearGaussian | _Likelihood) -> Method:
+    linear = isinstance(likelihood, LinearGaussian)
+    if value is None:
+        value = "mmps" if linear else "dps"
+    method = METHODS[option("method", value, METHODS)]() if isinstance(value, str) else value
+    if isinstance(method, type) or not callable(getattr(method, "shift", None)):
+        raise InvalidArgument("method", value, "a method, such as scoretk.MMPS(iterations=10)")
+    if not linear and isinstance(method, MMPS | PiGDM | Replacement):
+        raise InvalidArgument("method", value, "'dps' for a likelihood that is no LinearGaussian")
+    return method
+
+
+def _split(cond: dict[str, Tensor], own: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The condition values of the likelihood, and those of the prior."""
+    missing = own - cond.keys()
+    if missing:
+        raise InvalidArgument("cond", set(cond), f"values for {', '.join(sorted(missing))}, which the likelihood takes")
+    return {n: v for n, v in cond.items() if n in own}, {n: v for n, v in cond.items() if n not in own}
+
+
+def _slope(likelihood: Any, x: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """`log L` and its gradient."""
+    value, gradient = grad_energy(lambda z: -likelihood.log_likelihood(z, **cond), x)
+    return -value, -gradient
+
+
+@dataclass(frozen=True, eq=False)
+class _Posterior:
+    """`E(x) - log L(x)`, E the prior's energy."""
+
+    prior: Any
+    likelihood: LinearGaussian | _Likelihood
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.prior.event_shape)
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """A score, and an energy where the prior has one."""
+        return frozenset({"score"}) | (offers(self.prior) & {"energy"})
+
+    @property
+    def initial(self) -> Callable[[int, NoiseSource], Tensor] | None:
+        """The start of the prior, or None where it has none."""
+        return getattr(self.prior, "initial", None)
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`E(x) - log L(x)`, `(batch,)`. Raises `MissingCapability` where the prior has no energy."""
+        if "energy" not in self.provides:
+            bridge = "A score alone does not give an energy: use a solver that needs the score only, such as ULA"
+            raise MissingCapability(field_name(self.prior), offers(self.prior), {"energy"}, bridge)
+        own, others = _split(cond, self.likelihood.measured)
+        return static(self.prior).energy(x, **others) - self.likelihood.log_likelihood(x, **own)
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`score(x) + grad log L(x)`, like x."""
+        own, others = _split(cond, self.likelihood.measured)
+        return static(self.prior).score(x, **others) + _slope(self.likelihood, x, own)[1]
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy and its gradient, prior and likelihood evaluated once."""
+        own, others = _split(cond, self.likelihood.measured)
+        energy, gradient = static(self.prior).energy_and_grad(x, **others)
+        value, slope = _slope(self.likelihood, x, own)
+        return energy - value, gradient - slope
+
+
+@dataclass(frozen=True, eq=False)
+class _TimedPosterior(GaussianPathField):
+    """The prior's denoiser, shifted by the method."""
+
+    prior: Any
+    likelihood: LinearGaussian | _Likelihood
+    method: Method
+    path: GaussianPath
+    predicts: str = "data"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.prior.event_shape)
+
+    @property
+    def base(self) -> Base:
+        """The prior's."""
+        return self.prior.base
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`D_y`, like x."""
+        check_time(t, x)
+        own, others = _split(cond, self.likelihood.measured)
+        x, t = _informed(self.path, x, t)
+        prior = TimedField(self.prior, self.path, others)
+        alpha, sigma = (f(torch.as_tensor(t, dtype=torch.float64)) for f in (self.path.alpha, self.path.sigma))
+        gain = across((sigma**2 / alpha).to(x), x)
+        if self.method.differentiates:
+            keep = x.requires_grad and torch.is_grad_enabled()
+            data, pullback = value_and_pullback(lambda z: prior.denoise(z, t), x, keep=keep)
+        else:
+            data, pullback = prior.denoise(x, t), _no_derivative
+        point = Denoised(data, lambda u: gain * pullback(u), alpha, sigma)
+        return data + self.method.shift(self.likelihood, point, own)
+
+
+def _no_derivative(u: Tensor) -> Tensor:
+    raise NotImplementedError("a method that asks for V says so: differentiates = True")
+
+
+@lru_cache(maxsize=1024)
+def _earliest(path: GaussianPath, dtype: torch.dtype) -> float:
+    """When alpha/sigma is the fourth root of the dtype's rounding; 0 where it always is above."""
+    return max(0.0, float(path.t(math.log(torch.finfo(dtype).eps) / 2)))
+
+
+def _informed(path: GaussianPath, x: Tensor, t: float | Tensor) -> tuple[Tensor, float | Tensor]:
+    """`(x_t, t)`, or where x_t says next to nothing of x_1 the earliest place that says a little, and the same."""
+    earliest = _earliest(path, x.dtype)
+    if earliest == 0 or (not isinstance(t, Tensor) and t >= earliest):
+        return x, t
+    exact = torch.as_tensor(t, dtype=torch.float64)
+    later = exact.clamp(min=earliest)
+    tilt = (path.alpha(s) / path.sigma(s) ** 2 for s in (exact, later))
+    kept = torch.where(exact < earliest, next(tilt) / next(tilt), 1.0)
+    return across(kept.to(x), x) * x, t.clamp(min=earliest) if isinstance(t, Tensor) else earliest
+
+
+def _pulled(likelihood: LinearGaussian, prior: Denoised, spread: float, cond: dict[str, Tensor]) -> Tensor:
+    """`A^T (R + v A A^T)^-1 r`, like x."""
+    residual = likelihood.residual(prior.data, **cond)
+    v = prior.variance(spread, residual)
+
+    def covariance(w: Tensor) -> Tensor:
+        return likelihood.std**2 * w + v * likelihood.forward(likelihood.adjoint(w, prior.data))
+
+    w = conjugate_gradients(covariance, residual, PIGDM_ITERATIONS, likelihood.std**2)
+    return likelihood.adjoint(w, prior.data)
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, least: float) -> Tensor:
+    """w with `K w = b`, each row a system of its own, from w = 0: the iterate of the smallest residual.
+
+    Arguments: product, `w -> K w`; b, `(batch, ...)`; iterations, the most of them; least, a positive lower bound of the
+    eigenvalues of K. A row is done when its residual is down to the rounding, or a direction's curvature below `least / 2`.
+    """
+    w = best = torch.zeros_like(b)
+    residual = direction = b
+    square = smallest = row_dot(b, b)
+    goal, going = square * torch.finfo(b.dtype).eps ** 2, square > 0
+    looks = b.device.type == "cpu" and not torch.compiler.is_compiling()
+    for _ in range(iterations):
+        if looks and not bool(going.any()):
+            break
+        image = product(direction)
+        curvature = row_dot(direction, image)
+        going = going & (curvature > least / 2 * row_dot(direction, direction))
+        step = across(torch.where(going, square / curvature.where(going, 1.0), 0.0), b)
+        w, residual = w + step * direction, residual - step * image
+        before, square = square, row_dot(residual, residual)
+        best, smallest = select_rows(square < smallest, w, best), torch.minimum(square, smallest)
+        direction = residual + across(square / before.where(going, 1.0), b) * direction
+        going = going & (square > goal)
+    return best

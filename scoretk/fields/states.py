@@ -1,0 +1,85 @@
+"""States of discrete fields: what they are, and the way between x, the number of each site's state, and their weights.
+
+Site i of x takes one of the states v_1, .., v_k: numbers, or the one-hot rows of the last event axis.
+"""
+
+from __future__ import annotations
+
+from math import isfinite, prod
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+
+__all__ = ["ONE_HOT", "States", "by_site", "check_states", "labels", "layout", "pick", "place", "values", "weigh"]
+
+States = tuple[float, ...] | str
+ONE_HOT = "one-hot"
+
+
+def check_states(states: Any, event_shape: tuple[int, ...]) -> States:
+    """States that fit the event shape. Raises `InvalidArgument`."""
+    if isinstance(states, str) and states == ONE_HOT:
+        if not event_shape or event_shape[-1] < 2:
+            raise InvalidArgument(
+                "event_shape", event_shape, "at least two categories on the last axis for one-hot rows"
+            )
+        return ONE_HOT
+    numbers = isinstance(states, tuple) and all(isinstance(v, Real) and isfinite(v) for v in states)
+    if not numbers or len(set(states)) < max(2, len(states)):
+        raise InvalidArgument("states", states, "a tuple of at least two different numbers, or 'one-hot'")
+    return states
+
+
+def layout(states: States, event_shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many sites there are, and how many states each can take."""
+    if isinstance(states, str):
+        return prod(event_shape[:-1]), event_shape[-1]
+    return prod(event_shape), len(states)
+
+
+def weigh(s: Tensor, states: States) -> Tensor:
+    """`<v_k, s_i>`, what a linear function of slope s gives each state of each site: `(chains, sites, k)`."""
+    s = by_site(s, states)
+    return s if isinstance(states, str) else s * values(states, s.dtype, s.device)
+
+
+def labels(x: Tensor, states: States) -> Tensor:
+    """The number of the state that each site is in (the nearest one): `(chains, sites)` of int64."""
+    x = by_site(x, states)
+    return x.argmax(-1) if isinstance(states, str) else (x - values(states, x.dtype, x.device)).abs().argmin(-1)
+
+
+def place(label: Tensor, states: States, event_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The x with these labels: `(chains, *event_shape)`."""
+    if isinstance(states, str):
+        x = (label[..., None] == torch.arange(event_shape[-1], device=label.device)).to(dtype)
+    else:
+        x = values(states, dtype, label.device)[label]
+    return x.reshape(len(label), *event_shape)
+
+
+def pick(logits: Tensor, u: Tensor) -> Tensor:
+    """One category a row by inverse cdf: logits `(..., k)` and uniforms `(...)` give `(...)` of int64.
+
+    The first category whose cumulative probability exceeds u, and the last possible one where rounding leaves none. Never a
+    category of probability 0, in whatever order a device adds up.
+    """
+    probability = torch.softmax(logits, -1)
+    reach = torch.where(probability > 0, probability.cumsum(-1), -1.0)
+    reached = (reach > u[..., None]) | (reach == reach.amax(-1, keepdim=True))
+    return reached.byte().argmax(-1)
+
+
+def by_site(x: Tensor, states: States) -> Tensor:
+    """`(chains, sites, k)` of one-hot rows, `(chains, sites, 1)` of numbers."""
+    sites, k = layout(states, tuple(x.shape[1:]))
+    return x.reshape(len(x), sites, k if isinstance(states, str) else 1)
+
+
+def values(states: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The states as a tensor `(k,)`, filled on the device: copying a list there would make the host wait."""
+    return torch.stack([torch.full((), v, dtype=dtype, device=device) for v in states])

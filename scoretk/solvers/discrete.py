@@ -1,0 +1,194 @@
+r"""Discrete states: proposals made by the score of a continuous relaxation, at one site or at all, and block Gibbs sweeps.
+
+Site i of x takes one of the states v_1, .., v_k: numbers, or the one-hot rows of the last event axis. The energy is that of a
+field on the real numbers around them, whose score s = grad log p estimates by how much log p changes when site i takes state k:
+
+    d_ik = <v_k - x_i, s_i>,        (v_k - x_i) s_i for numbers, s_ik - <x_i, s_i> for one-hot rows
+
+    Gibbs with gradients    one site:   q(i, k | x) = softmax of d_ik / (2 T) over all i, k with v_k != x_i
+    discrete Langevin       all sites:  q_i(k | x)  = softmax over k of d_ik / (2 T) - |v_k - x_i|^2 / (2 alpha)
+
+    accept with probability min(1, exp((E(x) - E(x')) / T + log q(x | x') - log q(x' | x)))
+
+Exact for `p^(1/T)` on the states, however good or bad the relaxation is. Discrete Langevin unadjusted is biased; the bias
+vanishes with alpha where E is quadratic. A solver reads the states from the field's attribute `states`: a tuple of numbers, or
+"one-hot". Block Gibbs is a sweep of the field's own, `gibbs(x, u)` from uniforms u `(chains, *gibbs_shape)`.
+
+References: Grathwohl, Swersky, Hashemi, Duvenaud, Maddison, "Oops I took a gradient: scalable sampling for discrete
+distributions" (2021); Zhang, Liu, Liu, "A Langevin-like sampler for discrete distributions" (2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import positive
+from scoretk.errors import InvalidArgument
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.resolve import StaticField
+from scoretk.fields.states import ONE_HOT, States, by_site, check_states, labels, layout, pick, place, values, weigh
+from scoretk.solvers.base import Info
+from scoretk.solvers.metropolis import metropolis
+from scoretk.streams import Stream
+
+__all__ = ["BlockGibbs", "DiscreteLangevin", "GibbsWithGradients"]
+
+
+def _changes(grad: Tensor, label: Tensor, states: States) -> Tensor:
+    """`d_ik`, `(chains, sites, k)`, 0 for the state that the site is in."""
+    worth = weigh(-grad, states)
+    return worth - worth.gather(-1, label[..., None])
+
+
+def _distances(x: Tensor, states: States) -> Tensor:
+    """`|v_k - x_i|^2`, `(chains, sites, k)`."""
+    x = by_site(x, states)
+    return 2 * (1 - x) if isinstance(states, str) else (values(states, x.dtype, x.device) - x).square()
+
+
+def _start(field: StaticField, x: Tensor) -> Tensor:
+    """x, each site exactly in one of the field's states. Looks at x on the host."""
+    native = field.native
+    states = check_states(native.states, field.event_shape)
+    nearest = place(labels(x, states), states, field.event_shape, x.dtype)
+    if not torch.allclose(nearest, x, atol=1e-6):
+        expected = "one-hot rows on the last axis" if states == ONE_HOT else f"every site in one of the states {states}"
+        raise InvalidArgument("x", x, expected, "Start from the field's own `initial`, or give init such states")
+    return nearest
+
+
+class DiscreteState(NamedTuple):
+    """Position, its energy `(chains,)` and the gradient of its energy; the index of the next step."""
+
+    x: Tensor
+    energy: Tensor
+    grad: Tensor
+    step: Tensor
+
+
+class SweepState(NamedTuple):
+    """Position; the index of the next step."""
+
+    x: Tensor
+    step: Tensor
+
+
+@dataclass(frozen=True)
+class GibbsWithGradients:
+    """Gibbs with gradients: one site a step changes, likelier where the score says that it pays.
+
+    Arguments: temperature T > 0, the target being `p^(1/T)`. Reports "accept", the acceptance probability, and "energy". A
+    proposal with NaN or infinite energy or gradient is rejected.
+    """
+
+    temperature: float = 1.0
+
+    needs: ClassVar[frozenset[str]] = frozenset({"energy", "score", "states"})
+    timed: ClassVar[bool | None] = False
+    capturable: ClassVar[bool] = True
+    weight: ClassVar[int] = 4  # many small operations a step: the compiler unrolls few of them
+    init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
+    step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
+
+    def __post_init__(self) -> None:
+        positive("temperature", self.temperature)
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> DiscreteState:
+        x = _start(field, x)
+        return DiscreteState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
+
+    def step(self, field: StaticField, state: DiscreteState, noise: NoiseSource) -> tuple[DiscreteState, Info]:
+        states, shape, dtype = field.native.states, field.event_shape, state.x.dtype
+        k = layout(states, shape)[1]
+        here = labels(state.x, states)
+        forward = self.log_q(state.grad, here, states)
+        entry = pick(forward, noise.uniform(state.step, Stream.PROPOSAL, (), dtype))[:, None]
+        site = entry // k
+        there = here.scatter(1, site, entry % k)
+        x = place(there, states, shape, dtype)
+        proposed = DiscreteState(x, *field.energy_and_grad(x), state.step + 1)
+        backward = self.log_q(proposed.grad, there, states)
+        gain = backward.gather(1, site * k + here.gather(1, site)) - forward.gather(1, entry)
+        log_ratio = (state.energy - proposed.energy) / self.temperature + gain.squeeze(1)
+        chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise)
+        return chosen, {"accept": probability, "energy": chosen.energy}
+
+    def log_q(self, grad: Tensor, label: Tensor, states: States) -> Tensor:
+        """`log q(i, k | x)`, entry `i k + k'` for state k' of site i: `(chains, sites k)`, -inf for staying."""
+        logits = _changes(grad, label, states) / (2 * self.temperature)
+        return torch.log_softmax(logits.scatter(-1, label[..., None], -inf).flatten(1), -1)
+
+
+@dataclass(frozen=True)
+class DiscreteLangevin:
+    """The discrete Langevin proposal: every site may change at each step, independently given x.
+
+    Arguments: step_size alpha > 0, in squared units of the states; adjusted, whether a Metropolis decision makes it exact;
+    temperature T > 0, the target being `p^(1/T)`. Reports "energy", and "accept" where adjusted. A proposal with NaN or infinite
+    energy or gradient is rejected; unadjusted it ends the chain.
+    """
+
+    step_size: float
+    adjusted: bool = True
+    temperature: float = 1.0
+
+    needs: ClassVar[frozenset[str]] = frozenset({"energy", "score", "states"})
+    timed: ClassVar[bool | None] = False
+    capturable: ClassVar[bool] = True
+    weight: ClassVar[int] = 4  # many small operations a step: the compiler unrolls few of them
+    init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
+    step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
+
+    def __post_init__(self) -> None:
+        positive("step_size", self.step_size)
+        positive("temperature", self.temperature)
+        if not isinstance(self.adjusted, bool):
+            raise InvalidArgument("adjusted", self.adjusted, "True or False")
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> DiscreteState:
+        x = _start(field, x)
+        return DiscreteState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
+
+    def step(self, field: StaticField, state: DiscreteState, noise: NoiseSource) -> tuple[DiscreteState, Info]:
+        states, shape, dtype = field.native.states, field.event_shape, state.x.dtype
+        here = labels(state.x, states)
+        forward = self.log_q(state.x, state.grad, here, states)
+        there = pick(forward, noise.uniform(state.step, Stream.PROPOSAL, tuple(here.shape[1:]), dtype))
+        x = place(there, states, shape, dtype)
+        proposed = DiscreteState(x, *field.energy_and_grad(x), state.step + 1)
+        if not self.adjusted:
+            return proposed, {"energy": proposed.energy}
+        backward = self.log_q(x, proposed.grad, there, states)
+        gain = backward.gather(-1, here[..., None]) - forward.gather(-1, there[..., None])
+        log_ratio = (state.energy - proposed.energy) / self.temperature + gain.flatten(1).sum(1)
+        chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise)
+        return chosen, {"accept": probability, "energy": chosen.energy}
+
+    def log_q(self, x: Tensor, grad: Tensor, label: Tensor, states: States) -> Tensor:
+        """`log q_i(k | x)`, `(chains, sites, k)`."""
+        near = _distances(x, states) / (2 * self.step_size)
+        return torch.log_softmax(_changes(grad, label, states) / (2 * self.temperature) - near, -1)
+
+
+@dataclass(frozen=True)
+class BlockGibbs:
+    """Block Gibbs: each step is one sweep of exact conditional draws, `gibbs(x, u)` of the field itself."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gibbs", "states"})
+    timed: ClassVar[bool | None] = False
+    capturable: ClassVar[bool] = True
+    weight: ClassVar[int] = 4
+    init_cost: ClassVar[dict[str, int]] = {}
+    step_cost: ClassVar[dict[str, int]] = {"gibbs": 1}
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> SweepState:
+        return SweepState(_start(field, x), torch.zeros((), dtype=torch.int64))
+
+    def step(self, field: StaticField, state: SweepState, noise: NoiseSource) -> tuple[SweepState, Info]:
+        u = noise.uniform(state.step, Stream.PROPOSAL, tuple(field.native.gibbs_shape), state.x.dtype)
+        return SweepState(field.native.gibbs(state.x, u, **field.cond), state.step + 1), {}

@@ -1,0 +1,443 @@
+r"""Microcanonical Langevin Monte Carlo, unadjusted and adjusted: a velocity of length one that the gradient only turns.
+
+In d dimensions, with scales S, the position x moves by S u, |u| = 1, and a gradient that stands still turns u exactly: over a
+time t, with g = S grad E(x), e = -g / |g|, c = <e, u> and delta = t |g| / (d - 1),
+
+    u' = (u + e (sinh delta + c (cosh delta - 1))) / D,    D = cosh delta + c sinh delta
+
+which shrinks volume on the sphere by D^(d-1). So the flow keeps p(x) times the uniform law of u, and a discretised trajectory
+misses it by the error of the total energy,
+
+    W = E(x') - E(x) + (d - 1) sum log D,    the sum being over the turns
+
+With q = exp(-delta), s = u + e and a = |s|^2 / 4 = (1 + c) / 2 the code's form neither overflows nor cancels, in the unstable
+direction u = -e included:  u' ~ q s + e (a (1 - q)^2 - q^2),  log D = delta + log(a + (1 - a) q^2).
+A step of size eps alternates turns with drifts of x, symmetrically; `INTEGRATORS` has the shares of eps.
+
+`MCLMC` makes one step at a time and turns u a little at random before each, so that it forgets its direction over a length L,
+
+    u <- (k u + sqrt((1 - k^2) / d) z) / |...|,    k = exp(-eps / L),    z ~ N(0, I)
+
+Its bias is of order eps^2 and bounded, on a Gaussian, by the variance of W per dimension, which warmup brings to
+`energy_variance`: as W ~ eps^3, with xi_n the mean over chains of W^2 / (energy_variance d) in step n of a window,
+
+    eps <- eps (1 + w_n (xi_n - 1))^(-1/6),    w_n = max(2 / (n + 1), 1 / 75),    each chain's part at most 64: eps at most halves
+
+`AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact at any step size.
+
+References: Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023); Robnik, Seljak, "Fluctuation
+without dissipation: microcanonical Langevin Monte Carlo" (2024); Robnik, Cohn-Gordon, Seljak, "Metropolis adjusted
+microcanonical Hamiltonian Monte Carlo" (2025); Omelyan, Mryglod, Folk, "Symplectic analytically integrable decomposition
+algorithms" (2003), for the minimal norm; Ver Steeg, Galstyan, "Hamiltonian dynamics with non-Newtonian momentum for rapid
+sampling" (2021), for the dynamics; Robnik, Seljak, "Controlling the asymptotic bias of the unadjusted (microcanonical)
+Hamiltonian and Langevin Monte Carlo" (2024), for the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import count, finite, option, positive
+from scoretk.errors import InvalidArgument
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.resolve import StaticField
+from scoretk.rows import across, finite_rows, row_dot, select_rows
+from scoretk.solvers.base import Info
+from scoretk.solvers.hmc import DIVERGENCE, SHARED, HMCState, Point
+from scoretk.solvers.metropolis import metropolis
+from scoretk.solvers.tuning import (
+    PATIENCE,
+    Following,
+    Tuning,
+    accumulate,
+    begin_tuning,
+    first_step_size,
+    next_idle,
+    next_step_size,
+    pooled_acceptance,
+    restart,
+    scales,
+    shortening,
+    window_end,
+)
+from scoretk.streams import Stream
+
+__all__ = ["INTEGRATORS", "MCLMC", "AdjustedMCLMC"]
+
+NORM = 0.1931833275037836
+INTEGRATORS: dict[str, tuple[float, ...]] = {
+    "leapfrog": (1 / 2, 1.0, 1 / 2),
+    "minimal-norm": (NORM, 1 / 2, 1 - 2 * NORM, 1 / 2, NORM),
+}
+"""Shares of the step size: turn, drift, turn, ... Each drift costs a gradient."""
+
+METRICS = ("none", "diagonal")
+MEMORY, MOST_CHANGE = 75, 64.0
+FIRST_STEPS = 10
+
+
+class MCLMCState(NamedTuple):
+    """A point, its velocity of length one, the index of the next step, and what warmup tunes, as in `HMCState`."""
+
+    x: Tensor
+    velocity: Tensor
+    energy: Tensor
+    grad: Tensor
+    step: Tensor
+    step_size: Tensor
+    scale: Tensor
+    length: Tensor
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains' own."""
+        return SHARED
+
+
+S = TypeVar("S", MCLMCState, HMCState)
+
+
+class Trajectory(NamedTuple):
+    """The end of a trajectory: the point, its velocity, and the error W of the total energy `(chains,)`."""
+
+    point: Point
+    velocity: Tensor
+    error: Tensor
+
+
+def polar(v: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
+    """Row by row `|v|`, `(chains,)`, and `v / |v|`, or `otherwise` where v is 0."""
+    norm = row_dot(v, v).sqrt()
+    return norm, torch.where(across(norm, v) == 0, otherwise, v / across(norm, v))
+
+
+def direction(step: int | Tensor, stream: Stream, x: Tensor, noise: NoiseSource) -> Tensor:
+    """Uniform on the sphere, like x."""
+    z = noise.normal(step, stream, tuple(x.shape[1:]), x.dtype)
+    return polar(z, z)[1]
+
+
+def turn(velocity: Tensor, gradient: Tensor, time: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The velocity turned by a gradient over a time, `()` or `(chains,)`, and `(d - 1) log D`, `(chains,)`."""
+    slope, uphill = polar(gradient, torch.zeros_like(gradient))
+    delta = time * slope / (dim - 1)
+    q, both = (-delta).exp(), velocity - uphill
+    a = row_dot(both, both) / 4
+    turned = across(q, both) * both + across(q**2 - a * (1 - q) ** 2, both) * uphill
+    log_shrinkage = delta + torch.logaddexp(a.log(), (1 - a).clamp(min=0).log() - 2 * delta)
+    return polar(turned, velocity)[1], (dim - 1) * log_shrinkage
+
+
+def isokinetic(
+    field: StaticField, start: Point, velocity: Tensor, eps: Tensor, steps: int, scale: Tensor, integrator: str
+) -> Trajectory:
+    """So many steps of size eps, `()` or `(chains,)`; turns that follow one another at the same place are joined."""
+    shares, dim = INTEGRATORS[integrator], start.x.shape[1:].numel()
+    turns, drifts = shares[::2], shares[1::2] * steps
+    inner = (*turns[1:-1], turns[-1] + turns[0]) * (steps - 1)
+    x, (u, kinetic) = start.x, turn(velocity, scale * start.grad, turns[0] * eps, dim)
+    for drift, share in zip(drifts[:-1], inner + turns[1:-1], strict=True):
+        x = x + across(drift * eps, x) * scale * u
+        u, change = turn(u, -scale * field.score(x), share * eps, dim)
+        kinetic = kinetic + change
+    x = x + across(drifts[-1] * eps, x) * scale * u
+    energy, gradient = field.energy_and_grad(x)
+    u, change = turn(u, scale * gradient, turns[-1] * eps, dim)
+    return Trajectory(Point(x, energy, gradient), u, energy - start.energy + kinetic + change)
+
+
+class _Isokinetic:
+    """What `MCLMC` and `AdjustedMCLMC` share: start, and scales and length from the moments of warmup's windows."""
+
+    step_size: float | None
+    length: float | None
+    metric: str
+    integrator: str
+    pilot: int
+
+    needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
+    timed: ClassVar[bool | None] = False
+    init_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
+    reach: ClassVar[float] = 1.0
+
+    def _check(self) -> None:
+        for name in ("step_size", "length"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
+        option("metric", self.metric, METRICS)
+        option("integrator", self.integrator, INTEGRATORS)
+        count("pilot", self.pilot, least=1)
+
+    @property
+    def _gradients(self) -> int:
+        """Gradients that a step of the integrator costs."""
+        return len(INTEGRATORS[self.integrator]) // 2
+
+    def _tunables(self, x: Tensor, length: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Index of the next step, and first step size, scale and length, this one where none is given."""
+        shape = x.shape[1:]
+        if shape.numel() < 2:
+            raise InvalidArgument(
+                "event_shape", tuple(shape), "at least two dimensions: on a line a velocity of length one cannot turn",
+                "Use HMC or MALA",
+            )  # fmt: skip
+        size = self.step_size if self.step_size is not None else math.sqrt(shape.numel()) / 4
+        length = self.length if self.length is not None else length
+        return torch.zeros((), dtype=torch.int64), _number(size), x.new_ones(shape), _number(length)
+
+    def begin_following(self, state: MCLMCState | HMCState) -> Following:
+        """Nothing learned: the others' step size, scales and length are there."""
+        return Following(torch.zeros(len(state.x), dtype=torch.int64, device=state.x.device))
+
+    def _learn(self, state: S, tuning: Tuning, alive: Tensor, step: int, warmup: int) -> tuple[S, Tuning, bool]:
+        """Scales and length after a step of warmup, and whether a window has ended with it, so that the step size is new."""
+        counts, ends = window_end(step, warmup)
+        if not counts:
+            return state, tuning, False
+        tuning = accumulate(tuning, state.x[alive], False)
+        if not ends:
+            return state, tuning, False
+        tuning, spread = scales(tuning, "diagonal", state.x.dtype)
+        scale = spread if self.metric == "diagonal" else state.scale
+        if self.step_size is None:  # in scaled space all lengths change by the factor by which the scales have grown
+            grown = float((scale / state.scale).log().mean().exp())
+            state = state._replace(step_size=state.step_size / grown)
+        if self.length is None:
+            state = state._replace(length=_number(self.reach * float((spread / scale).square().sum().sqrt())))
+        return state._replace(scale=scale), tuning, True
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class MCLMC(_Isokinetic):
+    """Microcanonical Langevin Monte Carlo, unadjusted: for many dimensions, where a Metropolis decision makes steps small.
+
+    Arguments: step_size eps and length L over which the direction is forgotten, both lengths in the space that the scales
+    make, None to tune them in warmup, L as the root of the summed variances; metric, "diagonal" or "none": the scales learned in
+    warmup; integrator, "minimal-norm" (two gradients a step) or "leapfrog" (one); energy_variance, the mean square of W per
+    dimension aimed at: less of it, less bias; pilot, how many chains (the first ones) tune for all.
+    Reports "energy" and "energy_error", W of the step. A chain that leaves the target's support is `NONFINITE`, except in warmup,
+    where it stays and the step size shrinks. Raises `InvalidArgument` in fewer than two dimensions.
+    """
+
+    step_size: float | None = None
+    length: float | None = None
+    metric: str = "diagonal"
+    integrator: str = "minimal-norm"
+    energy_variance: float = 5e-4
+    pilot: int = 256
+
+    capturable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._check()
+        positive("energy_variance", self.energy_variance)
+
+    @property
+    def step_cost(self) -> Mapping[str, int]:
+        """One gradient a drift, and the energy at the end."""
+        return {"energy": 1, "score": self._gradients}
+
+    @property
+    def weight(self) -> int:
+        """How long a step is, for unrolling compiled steps: a turn is some four operations as long as a kick."""
+        return 4 * self._gradients
+
+    @property
+    def adapts(self) -> bool:
+        """Whether warmup tunes anything."""
+        return self.step_size is None or self.length is None or self.metric != "none"
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> MCLMCState:
+        tunables = self._tunables(x, math.sqrt(x.shape[1:].numel()))
+        return MCLMCState(x, direction(0, Stream.MOMENTUM, x, noise), *field.energy_and_grad(x), *tunables)
+
+    def step(self, field: StaticField, state: MCLMCState, noise: NoiseSource) -> tuple[MCLMCState, Info]:
+        return self._stepped(field, state, noise, state.step_size.to(state.x.dtype))
+
+    def _stepped(
+        self, field: StaticField, state: MCLMCState, noise: NoiseSource, eps: Tensor
+    ) -> tuple[MCLMCState, Info]:
+        """A step of size eps, `()` or `(chains,)`."""
+        x, shape = state.x, tuple(state.x.shape[1:])
+        z = noise.normal(state.step, Stream.PROPOSAL, shape, x.dtype)
+        decay = across(-eps / state.length.to(x.dtype), x)
+        nu = (-torch.expm1(2 * decay) / math.prod(shape)).sqrt()
+        _, u = polar(decay.exp() * state.velocity + nu * z, state.velocity)
+        here = Point(x, state.energy, state.grad)
+        end = isokinetic(field, here, u, eps, 1, state.scale, self.integrator)
+        new = state._replace(**end.point._asdict(), velocity=end.velocity, step=state.step + 1)
+        return new, {"energy": new.energy, "energy_error": end.error}
+
+    def begin_tuning(
+        self, field: StaticField, state: MCLMCState, noise: NoiseSource, alive: Tensor
+    ) -> tuple[MCLMCState, Tuning, int]:
+        """Nothing learned yet; `averaging` holds n alone, `(1,)`."""
+        tuning = begin_tuning(state.x, float(state.step_size), "diagonal")
+        return state, tuning._replace(averaging=torch.zeros(1, dtype=torch.float64)), 0
+
+    def adapt(
+        self, field: StaticField, state: MCLMCState, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor,
+        step: int, warmup: int,
+    ) -> tuple[MCLMCState, Info, Tuning | Following]:  # fmt: skip
+        """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
+        eps = state.step_size.to(state.x.dtype) * shortening(tuning.idle, state.x.dtype)
+        new, info = self._stepped(field, state, noise, eps)
+        own = ("x", "velocity", "energy", "grad")
+        moved = torch.stack([finite_rows(v) for v in (*new[: len(own)], info["energy_error"])]).all(0)
+        held = {name: select_rows(moved, getattr(new, name), getattr(state, name)) for name in own}
+        new, idle = new._replace(**held), next_idle(tuning.idle, moved.to(eps.dtype))
+        info = {"energy": new.energy, "energy_error": info["energy_error"]}
+        if isinstance(tuning, Following):
+            return new, info, Following(idle)
+        if self.step_size is None:
+            xi = info["energy_error"].double().square() / (self.energy_variance * new.x.shape[1:].numel())
+            xi = torch.where(moved, xi, torch.inf)[alive & (tuning.idle <= PATIENCE)]
+            tuning, size = _resized(tuning, xi, float(new.step_size))
+            new = new._replace(step_size=_number(size))
+        new, tuning, ended = self._learn(new, tuning._replace(idle=idle), alive, step, warmup)
+        return new, info, tuning._replace(averaging=torch.zeros_like(tuning.averaging)) if ended else tuning
+
+
+def _resized(tuning: Tuning, xi: Tensor, size: float) -> tuple[Tuning, float]:
+    """The next step size of warmup, from this one and the xi of the chains that took it."""
+    if not len(xi):
+        return tuning, size
+    n = float(tuning.averaging) + 1
+    pooled = max(float(xi.clamp(max=MOST_CHANGE).mean()), 1 / MOST_CHANGE)
+    size *= (1 + max(2 / (n + 1), 1 / MEMORY) * (pooled - 1)) ** (-1 / 6)
+    return tuning._replace(averaging=torch.tensor([n], dtype=torch.float64)), size
+
+
+@dataclass(frozen=True)
+class AdjustedMCLMC(_Isokinetic):
+    """Microcanonical Hamiltonian Monte Carlo with a Metropolis decision: exact at any step size.
+
+    Arguments: step_size, metric, integrator and pilot as in `MCLMC`; length of a trajectory, None to tune it in warmup, as a
+    quarter of a Gaussian's period, pi/2 times the root of the summed variances; leapfrogs, a fixed number N of steps of the
+    integrator in place of a length (only then can it be compiled); jitter in [0, 1), the half width of the uniform factor on each
+    trajectory's step size; accept, the acceptance aimed at; most, the largest number of steps in a trajectory.
+    Reports "accept", "energy" and "diverging" (an error of the total energy above 1000, or NaN). A trajectory that meets NaN or
+    infinity is rejected. Raises `InvalidArgument` in fewer than two dimensions.
+    """
+
+    step_size: float | None = None
+    length: float | None = None
+    leapfrogs: int | None = None
+    jitter: float = 0.25
+    metric: str = "diagonal"
+    integrator: str = "minimal-norm"
+    accept: float = 0.9
+    pilot: int = 256
+    most: int = 1000
+
+    varying: ClassVar[str] = "score"
+    reach: ClassVar[float] = math.pi / 2
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.leapfrogs is not None:
+            count("leapfrogs", self.leapfrogs, least=1)
+            if self.length is not None:
+                raise InvalidArgument("length", self.length, "None together with leapfrogs, which makes it N times eps")
+        if not 0 <= finite("jitter", self.jitter) < 1:
+            raise InvalidArgument("jitter", self.jitter, "a number in [0, 1)")
+        if not 0 < finite("accept", self.accept) < 1:
+            raise InvalidArgument("accept", self.accept, "a rate between 0 and 1")
+        count("most", self.most, least=1)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the number of steps is fixed."""
+        return self.leapfrogs is not None
+
+    @property
+    def step_cost(self) -> Mapping[str, int]:
+        """The energy at the end; one gradient a drift, of which `step` reports how many where their number varies."""
+        return {"energy": 1} if self.leapfrogs is None else {"energy": 1, "score": self.leapfrogs * self._gradients}
+
+    @property
+    def weight(self) -> int:
+        """As `MCLMC.weight`."""
+        return 4 * (self.leapfrogs or 1) * self._gradients
+
+    @property
+    def adapts(self) -> bool:
+        """Whether warmup tunes anything."""
+        return self.step_size is None or self.metric != "none" or (self.length is None and self.leapfrogs is None)
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
+        tunables = self._tunables(x, 0.0)  # not known: trajectories have FIRST_STEPS steps
+        return HMCState(x, *field.energy_and_grad(x), *tunables)
+
+    def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
+        return self._stepped(field, state, noise, state.step_size.to(state.x.dtype))
+
+    def _stepped(self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor) -> tuple[HMCState, Info]:
+        """A trajectory in steps of size eps, `()` or `(chains,)`, before the jitter."""
+        if self.leapfrogs is not None:
+            return self._trajectory(field, state, noise, eps, self.leapfrogs)
+        length = float(state.length)
+        steps = min(math.ceil(length / float(state.step_size)), self.most) if length else FIRST_STEPS
+        new, info = self._trajectory(field, state, noise, eps, steps)
+        taken = torch.full_like(info["diverging"], steps * self._gradients, dtype=torch.int64)
+        return new, info | {"evaluations": taken}
+
+    def _trajectory(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor, steps: int
+    ) -> tuple[HMCState, Info]:
+        if self.jitter:
+            u = noise.uniform(state.step, Stream.LENGTH, (), state.x.dtype)
+            eps = eps * (1 + self.jitter * (2 * u - 1))
+        here = Point(state.x, state.energy, state.grad)
+        velocity = direction(state.step, Stream.PROPOSAL, state.x, noise)
+        end = isokinetic(field, here, velocity, eps, steps, state.scale, self.integrator)
+        chosen, probability = metropolis(here, end.point, -end.error, state.step, noise)
+        info = {"accept": probability, "energy": chosen.energy, "diverging": ~(end.error.abs() < DIVERGENCE)}
+        return state._replace(**chosen._asdict(), step=state.step + 1), info
+
+    def begin_tuning(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, alive: Tensor
+    ) -> tuple[HMCState, Tuning, int]:
+        """The state with a first step size, nothing learned yet, and the evaluations that this took a chain."""
+        tried = 0
+
+        def accept(size: float) -> float:
+            nonlocal tried
+            tried += 1
+            eps = _number(size).to(state.x.dtype)
+            return float(self._trajectory(field, state, noise, eps, 1)[1]["accept"][alive].mean())
+
+        size = self.step_size if self.step_size is not None else first_step_size(accept, self.accept)
+        tuning = begin_tuning(state.x, size, "diagonal")
+        return state._replace(step_size=_number(size)), tuning, tried * self._gradients
+
+    def adapt(
+        self, field: StaticField, state: HMCState, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor,
+        step: int, warmup: int,
+    ) -> tuple[HMCState, Info, Tuning | Following]:  # fmt: skip
+        """As `MCLMC.adapt`; the step size by dual averaging on the acceptance."""
+        eps = state.step_size.to(state.x.dtype) * shortening(tuning.idle, state.x.dtype)
+        state, info = self._stepped(field, state, noise, eps)
+        idle = next_idle(tuning.idle, info["accept"])
+        if isinstance(tuning, Following):
+            return state, info, Following(idle)
+        if self.step_size is None:
+            rate = pooled_acceptance(tuning.idle, info["accept"], alive)
+            tuning, size = next_step_size(tuning, rate, self.accept, step == warmup - 1)
+            state = state._replace(step_size=_number(size))
+        state, tuning, ended = self._learn(state, tuning._replace(idle=idle), alive, step, warmup)
+        if ended:
+            tuning = tuning._replace(averaging=restart(float(state.step_size)))
+        if self.leapfrogs is not None:
+            state = state._replace(length=self.leapfrogs * state.step_size)
+        return state, info, tuning

@@ -1,0 +1,275 @@
+r"""The No-U-Turn sampler: Hamiltonian Monte Carlo whose trajectories end where they begin to turn back, many chains at once.
+
+With momentum p ~ N(0, I), scales S and leapfrog steps as in `hmc`, a trajectory is doubled again and again: for d = 0, 1, ... a
+random sign says at which end 2^d steps are added, a branch. It ends when a part of it turns back. A part with first and last
+momenta p, p' and their sum rho over all its points turns back where
+
+    <p, rho> <= 0    or    <p', rho> <= 0,
+
+and a part of two halves a, b also where half a with the first point of b does, or the last point of a with half b. These are
+looked for in all parts that repeated halving makes, so that every point of a trajectory would have made the same trajectory
+with the same probability. A branch that turns back in itself, or meets an error H - H_0 of the total energy above 1000 or a
+value that is not finite, is dropped whole and ends the trajectory; the whole, if it turns back, is kept and grows no further.
+
+With weights w = exp(H_0 - H), the point chosen from a branch is each of its points with probability w / sum w, and replaces the
+one chosen before with probability min(1, W_branch / W_before), W the sums of the weights (biased progressive sampling).
+
+The chains take their leapfrog steps together. What the recursion of the papers would keep is then a stack that all share: as in
+a binary counter, step n (from 1) of a branch pushes a part of one point, and joins the two parts on top as often as 2 divides n.
+Chains that have ended are taken out of the batch when they are many, so few gradients are evaluated in vain.
+
+References: Hoffman, Gelman, "The No-U-Turn sampler" (2014); Betancourt, "A conceptual introduction to Hamiltonian Monte Carlo"
+(2017), for the weights and the criterion; Stan development team, "Stan reference manual", for its extension to the joints of
+halves; Phan, Pradhan, Jankowiak, "Composable effects for flexible and accelerated probabilistic programming in NumPyro" (2019),
+and Lao, Dillon, "Unrolled implementation of No-U-Turn sampler" (2019), for doing without recursion.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import count
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.resolve import StaticField
+from scoretk.rows import across, finite_rows, row_dot, select_rows
+from scoretk.solvers.base import Info
+from scoretk.solvers.hmc import DIVERGENCE, HMCState, Point, Stepping, leapfrog
+from scoretk.solvers.nested import NestedNoise
+from scoretk.streams import Stream
+
+__all__ = ["NUTS"]
+
+CROWD = 0.75  # chains that have ended are taken out where fewer than this share of the batch goes on
+
+
+class End(NamedTuple):
+    """An end of a trajectory: the point and its momentum."""
+
+    point: Point
+    momentum: Tensor
+
+
+class Part(NamedTuple):
+    """A stretch of a trajectory: the momenta at its first and last point, and the sum of all, each like x."""
+
+    first: Tensor
+    last: Tensor
+    total: Tensor
+
+
+class Found(NamedTuple):
+    """What a trajectory leaves: the point chosen from it, and per chain what happened.
+
+    `chain` is the row in the batch, `accept` the sum of min(1, exp(H_0 - H)) over its `leapfrogs`, `depth` the number of branches
+    kept, `evaluations` the gradients evaluated, those in vain included. All but the point `(chains,)`.
+    """
+
+    point: Point
+    chain: Tensor
+    accept: Tensor
+    leapfrogs: Tensor
+    depth: Tensor
+    diverging: Tensor
+    evaluations: Tensor
+
+
+class Tree(NamedTuple):
+    """Trajectories, one a row: whether they go on, their ends in time, total momentum, H_0, and log sum of weights."""
+
+    found: Found
+    growing: Tensor
+    left: End
+    right: End
+    total: Tensor
+    start: Tensor
+    weight: Tensor
+
+
+class Branch(NamedTuple):
+    """The doubling under way: its end, its point and log sum of weights, and its parts so far.
+
+    `eps` `(rows,)` is the step size, negative backward in time; `log_u` `(rows, 2^d)` are the logs of the uniforms that choose
+    among its points.
+    """
+
+    eps: Tensor
+    end: End
+    point: Point
+    weight: Tensor
+    log_u: Tensor
+    parts: tuple[Part, ...]
+
+
+def select(chosen: Tensor, new: Any, old: Any) -> Any:
+    """`select_rows` of all tensors in nested tuples."""
+    if isinstance(new, Tensor):
+        return select_rows(chosen, new, old)
+    return type(new)(*(select(chosen, *pair) for pair in zip(new, old, strict=True)))
+
+
+def rows_of(nest: Any, rows: Tensor) -> Any:
+    """These rows of all tensors in nested tuples."""
+    if isinstance(nest, Tensor):
+        return nest[rows]
+    kept = (rows_of(value, rows) for value in nest)
+    return type(nest)(*kept) if hasattr(nest, "_fields") else tuple(kept)
+
+
+def turns(part: Part) -> Tensor:
+    """Which rows of it turn back, `(rows,)`."""
+    return (row_dot(part.first, part.total) <= 0) | (row_dot(part.last, part.total) <= 0)
+
+
+def join(a: Part, b: Part, size: int) -> tuple[Part, Tensor]:
+    """Two neighbouring parts of so many points each as one, and which rows turn back in it."""
+    whole = Part(a.first, b.last, a.total + b.total)
+    turned = turns(whole)
+    if size > 1:  # else the other two are the whole
+        turned = turned | turns(Part(a.first, b.first, a.total + b.first))
+        turned = turned | turns(Part(a.last, b.last, a.last + b.total))
+    return whole, turned
+
+
+def plant(start: Point, momentum: Tensor) -> Tree:
+    """Trajectories of one point."""
+    zero = torch.zeros_like(start.energy)
+    none, here = torch.zeros_like(zero, dtype=torch.int64), End(start, momentum)
+    chain = torch.arange(len(zero), device=zero.device)
+    found = Found(start, chain, zero, none, none, none.bool(), none)
+    return Tree(found, ~none.bool(), here, here, momentum, start.energy + row_dot(momentum, momentum) / 2, zero)
+
+
+def sprout(tree: Tree, eps: Tensor, log_u: Tensor) -> Branch:
+    """A branch without points."""
+    end = select(eps > 0, tree.right, tree.left)
+    return Branch(eps, end, end.point, torch.full_like(tree.weight, -math.inf), log_u, ())
+
+
+def extend(tree: Tree, branch: Branch, end: End, n: int) -> tuple[Tree, Branch]:
+    """The branch with one point more, its n-th from 1."""
+    point, momentum = end
+    error = point.energy + row_dot(momentum, momentum) / 2 - tree.start
+    sound = finite_rows(point.x) & error.isfinite() & (error < DIVERGENCE)
+    log_w = torch.where(sound, -error, -math.inf)
+    weight = torch.logaddexp(branch.weight, log_w)
+    chosen = select(branch.log_u[:, n - 1] < log_w - weight, point, branch.point)
+    *parts, last = (*branch.parts, Part(momentum, momentum, momentum))
+    growing, size = tree.growing & sound, 1
+    while n % (2 * size) == 0:
+        last, turned = join(parts.pop(), last, size)
+        growing, size = growing & ~turned, 2 * size
+    found = tree.found._replace(
+        accept=tree.found.accept + torch.where(tree.growing, log_w.clamp(max=0).exp(), 0.0),
+        leapfrogs=tree.found.leapfrogs + tree.growing,
+        diverging=tree.found.diverging | (tree.growing & ~sound),
+        evaluations=tree.found.evaluations + 1,
+    )
+    branch = branch._replace(end=end, point=chosen, weight=weight, parts=(*parts, last))
+    return tree._replace(found=found, growing=growing), branch
+
+
+def graft(tree: Tree, branch: Branch, log_u: Tensor, size: int) -> Tree:
+    """The trajectories with their finished branches, of so many points each, where these are sound."""
+    forward, (part,) = branch.eps > 0, branch.parts
+    left, right = tree.left.momentum, tree.right.momentum
+    before = Part(select_rows(forward, left, right), select_rows(forward, right, left), tree.total)
+    whole, turned = join(before, part, size)
+    chosen = tree.growing & (log_u < branch.weight - tree.weight)
+    found = tree.found._replace(
+        point=select(chosen, branch.point, tree.found.point), depth=tree.found.depth + tree.growing
+    )
+    return tree._replace(
+        found=found,
+        growing=tree.growing & ~turned,
+        left=select(forward, tree.left, branch.end),
+        right=select(forward, branch.end, tree.right),
+        total=whole.total,
+        weight=torch.logaddexp(tree.weight, branch.weight),
+    )
+
+
+def in_order(pieces: list[Found]) -> Found:
+    """The rows of all pieces, by chain."""
+    if len(pieces) == 1:
+        return pieces[0]
+    order = torch.cat([piece.chain for piece in pieces]).argsort()
+    columns = zip(*((*piece.point, *piece[1:]) for piece in pieces), strict=True)
+    x, energy, grad, *rest = (torch.cat(values)[order] for values in columns)
+    return Found(Point(x, energy, grad), *rest)
+
+
+@dataclass(frozen=True)
+class NUTS(Stepping):
+    """The No-U-Turn sampler with multinomial weights: each chain's trajectories are as long as its place asks.
+
+    Arguments: step_size, metric and pilot as in `HMC`; accept, the average over a trajectory's points of min(1, exp(H_0 - H))
+    that the step size is tuned to; max_depth, the most doublings.
+    Reports "accept" (that average), "energy", "hamiltonian" (at the start), "diverging" (a trajectory ended by an error of the
+    total energy above 1000, or by what is not finite), "leapfrogs" and "depth" (the doublings kept).
+    """
+
+    step_size: float | None = None
+    metric: str = "diagonal"
+    accept: float = 0.8
+    pilot: int = 256
+    max_depth: int = 10
+
+    capturable: ClassVar[bool] = False
+    step_cost: ClassVar[dict[str, int]] = {}
+    varying: ClassVar[tuple[str, ...]] = ("energy", "score")
+
+    def __post_init__(self) -> None:
+        self._check()
+        count("max_depth", self.max_depth, least=1)
+
+    def _stepped(self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor) -> tuple[HMCState, Info]:
+        """A step with this step size, `()` or `(chains,)`."""
+        momentum = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        tree = plant(Point(state.x, state.energy, state.grad), momentum)
+        found = self._grown(field, tree, state, noise, eps)
+        info = {
+            "accept": found.accept / found.leapfrogs,
+            "energy": found.point.energy,
+            "hamiltonian": tree.start,
+            "diverging": found.diverging,
+            "leapfrogs": found.leapfrogs.to(state.x.dtype),
+            "depth": found.depth.to(state.x.dtype),
+            "evaluations": found.evaluations,
+        }
+        return HMCState(*found.point, state.step + 1, state.step_size, state.scale, state.length), info
+
+    def _grown(self, field: StaticField, tree: Tree, state: HMCState, noise: NoiseSource, eps: Tensor) -> Found:
+        """What the trajectories leave when all have ended, in the order of the chains."""
+        dtype, bound = state.x.dtype, field
+        nested = isinstance(
+            noise, NestedNoise
+        )  # then the field may hold rows of its own, all of which it must be given
+        done: list[Found] = []
+        signs = noise.rademacher(state.step, Stream.LENGTH, (self.max_depth,), dtype)
+        signed = signs * (across(eps, signs) if eps.ndim else eps)
+        log_u = noise.uniform(state.step, Stream.ACCEPT, (self.max_depth,), dtype).log()
+        for depth, n in ((d, n) for d in range(self.max_depth) for n in range(1, 2**d + 1)):
+            chain = tree.found.chain
+            if n == 1:  # element 2^d + n - 1 of the uniforms belongs to point n of branch d
+                within = noise.uniform(state.step, Stream.PROPOSAL, (2 << depth,), dtype)[chain, 1 << depth :]
+                branch = sprout(tree, signed[chain, depth], within.log())
+            end = leapfrog(bound, *branch.end, across(branch.eps, state.x), 1, state.scale, self._dense)
+            tree, branch = extend(tree, branch, End(end.point, end.momentum), n)
+            if n == 2**depth:
+                tree = graft(tree, branch, log_u[chain, depth], n)
+            going = int(tree.growing.sum())
+            if not going:
+                break
+            if going < CROWD * len(chain) and not nested:
+                ended, growing = (which.nonzero().flatten() for which in (~tree.growing, tree.growing))
+                done.append(rows_of(tree.found, ended))
+                tree, branch = rows_of((tree, branch), growing)
+                rows = tree.found.chain
+                bound = replace(field, cond={name: value[rows] for name, value in field.cond.items()})
+        done.append(tree.found)
+        return in_order(done)

@@ -1,0 +1,240 @@
+r"""Reverse-time SDEs of a Gaussian path, from p_init at t = 0 to data at t = 1, with as much noise as is asked for.
+
+With u the velocity of the probability flow, every member of the family
+
+    dx = (u + a^2/2 score) dt + a dW,      a = eta g,      g^2 = 2 sigma^2 (alpha'/alpha - sigma'/sigma)
+
+has the path's densities p_t, whether the path was made for diffusion or for flow matching: eta = 0 is the probability flow,
+eta = 1 the reverse of the diffusion `dx = (alpha'/alpha) x dt + g dW`. In the coordinates `y = x/alpha`, `s = sigma/alpha`
+
+    dy = (1 + eta^2) (y - D) ds/s + eta sqrt(d(s^2)) dW,      s falling,
+
+whatever the path. With D and `e = (x - alpha D) / sigma` predicted at s, and `q = s'/s`, a step to s' is
+
+    Euler       Euler-Maruyama in the clock s^2, in which the noise is uniform: `y' = y - (1 + eta^2) (1 - q^2) (y - D) / 2
+                + eta sqrt(s^2 - s'^2) z`. With eta = 1 the reverse diffusion sampler of Song et al.
+    others      a part k of the noise is kept and the rest is new: `x' = alpha' D + sigma' (k e + sqrt(1 - k^2) z)`
+    ancestral   k = q^(eta^2), the exact solution while D stays as it is. With eta = 1 DDPM, a draw of q(x' | x, x_1 = D)
+    DDIM        k^2 = 1 - eta^2 (1 - q^2). With eta = 1 and with eta = 0 the same as ancestral
+    DPM++(2M)   ancestral with D at the middle of the step, extrapolated in log(alpha/sigma) from the two predictions before:
+                SDE-DPM-Solver++(2M). First order on the first step, after alpha = 0 and to sigma' = 0
+
+so that a step to sigma' = 0 returns D without noise and one from alpha = 0 is bounded (Euler takes these two as ancestral).
+Written in x, each is `x' = a x + b D + c D_before + d z` with numbers from alpha and sigma alone, a row of a table an evaluation.
+
+A corrector makes Langevin steps `y' = y + h score_y + sqrt(2 h) z` at the level just reached, with Song et al.'s rule for a
+signal-to-noise ratio r, `h = 2 (r |z| / |score_y|)^2`. They take the norms in the mean over the batch; here no sample depends
+on its neighbours. With n entries in a sample
+
+    level     the norms that pure noise has, sqrt(n) and sqrt(n)/s:  h = 2 r^2 s^2, the same for all
+    sample    the sample's own score:  h = 2 r^2 n / |score_y|^2, and at most s^2, as no density of level s is more curved than
+              1/s^2. A step size that depends on y holds its density only up to a share 2/n of the variance, however small r:
+              for images, not for the plane. (The sample's own |z| would add as much again.)
+
+References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
+differential equations" (2021): the reverse SDE, its Euler steps, correctors; Ho, Jain, Abbeel, "Denoising diffusion
+probabilistic models" (2020); Song, Meng, Ermon, "Denoising diffusion implicit models" (2021); Lu, Zhou, Bao, Chen, Li, Zhu,
+"DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models" (2022); Albergo, Boffi, Vanden-Eijnden,
+"Stochastic interpolants: a unifying framework for flows and diffusions" (2023), for the family in a.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.arguments import count, finite, option, positive
+from scoretk.errors import InvalidArgument, SingularConversion
+from scoretk.fields.paths import GaussianPath
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.resolve import TimedField, gaussian_path
+from scoretk.grids import grid
+from scoretk.rows import across, row_sum
+from scoretk.solvers.base import Info, read_row
+from scoretk.solvers.tableaus import Knot, knots
+from scoretk.streams import Stream
+
+__all__ = ["ReverseSDE"]
+
+Weights = tuple[float, float, float, float]
+
+SHARED = frozenset({"table", "step"})
+
+
+class SDEState(NamedTuple):
+    """Position x and the prediction before, `(chains, *event_shape)`; the table; the index of its next row."""
+
+    x: Tensor
+    last: Tensor
+    table: Tensor
+    step: Tensor
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains' own."""
+        return SHARED
+
+
+@dataclass(frozen=True)
+class ReverseSDE:
+    """Sampling by a reverse-time SDE.
+
+    Arguments: method, "euler", "ancestral" (DDPM), "ddim" or "dpmpp_2m"; steps, intervals of the grid (the closing one of
+    `denoise` among them); grid, as in `ProbabilityFlow`; eta >= 0, the noise in units of the reverse diffusion's own, the
+    same in all methods (at most 1 in "ddim"; 0: no noise, which but for "euler" is the `ProbabilityFlow` of "euler" or
+    "dpmpp_2m"; code that scales the square of the noise has eta^2 under this name); corrector, Langevin steps at each
+    level, for methods without a memory; snr, their signal-to-noise ratio r; rule, "level" or "sample", whose norms their
+    step size follows; denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0.
+
+    Each interval takes one evaluation, and `corrector` more where it ends above sigma = 0.
+    """
+
+    method: str = "dpmpp_2m"
+    steps: int = 64
+    grid: str | Sequence[float] | None = None
+    eta: float = 1.0
+    corrector: int = 0
+    snr: float = 0.16
+    rule: str = "level"
+    denoise: bool = False
+
+    needs: ClassVar[frozenset[str]] = frozenset({"denoise"})
+    timed: ClassVar[bool | None] = True
+    capturable: ClassVar[bool] = True
+    init_cost: ClassVar[dict[str, int]] = {}
+    step_cost: ClassVar[dict[str, int]] = {"denoise": 1}
+
+    def __post_init__(self) -> None:
+        option("method", self.method, METHODS)
+        count("steps", self.steps, least=1)
+        if not 0 <= finite("eta", self.eta) <= (1 if self.method == "ddim" else math.inf):
+            raise InvalidArgument("eta", self.eta, "a number of at least 0, and at most 1 with method='ddim'")
+        if count("corrector", self.corrector) and self.method == "dpmpp_2m":
+            raise InvalidArgument(
+                "corrector", self.corrector, "0 with method='dpmpp_2m', whose memory is of a path without corrections",
+                "Take method='ancestral'",
+            )  # fmt: skip
+        option("rule", self.rule, ("level", "sample"))
+        if not positive("snr", self.snr) <= 0.5**0.5:
+            raise InvalidArgument("snr", self.snr, "a positive number of at most sqrt(1/2), with which h = s^2")
+        if self.grid is not None and not isinstance(self.grid, str):
+            object.__setattr__(self, "grid", tuple(grid(self.grid, None, 1).tolist()))
+
+    def times(self, field: TimedField) -> Tensor:
+        """The grid's times, float64."""
+        path = _path(field)
+        closing = self.denoise and not isinstance(self.grid, tuple) and float(path.sigma(1.0)) > 0
+        if closing and self.steps == 1:
+            raise InvalidArgument("steps", 1, "at least 2 with denoise=True: the closing step is one of them")
+        return grid(self.grid, path, self.steps - closing)
+
+    def milestones(self, field: TimedField) -> tuple[bool, ...]:
+        """Which rows complete an interval: the step where there is no correction, else the last correction."""
+        return tuple(i == len(rows) - 1 for rows in self._intervals(field) for i in range(len(rows)))
+
+    def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> SDEState:
+        rows = [row for interval in self._intervals(field) for row in interval]
+        table = torch.tensor(rows, dtype=torch.float64)
+        return SDEState(x, torch.zeros_like(x), table, torch.zeros((), dtype=torch.int64))
+
+    def start(self, field: TimedField, x: Tensor, noise: NoiseSource) -> Tensor:
+        """A draw x of the base, brought from t = 0 to the grid's first time."""
+        path = _path(field)
+        return x * float(path.sigma(float(self.times(field)[0])) / path.sigma(0.0))
+
+    def step(self, field: TimedField, state: SDEState, noise: NoiseSource) -> tuple[SDEState, Info]:
+        """One evaluation: a row of t, the weights of x, D, D_before and z, and the reach.
+
+        With the rule "sample" x goes a part of the way, `x' = x + p (mean - x) + sqrt(p) d z` with p = reach / |mean - x|^2, at
+        most 1. Steps have an infinite reach; corrections have mean = alpha D, d = sqrt(2) sigma, and so p = h / s^2.
+        """
+        t, a, b, c, spread, reach = read_row(state.table, state.step)
+        x, z = state.x, noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        data = field.denoise(x, t)
+        mean = _plus(_plus(x * a, b, data), c, state.last)
+        if self.rule == "sample":
+            part = across((reach / row_sum((mean - x).square())).clamp(max=1), x)
+            mean, z = torch.lerp(x, mean, part), part.sqrt() * z
+        x = _plus(mean, spread, z)
+        last = data if self.method == "dpmpp_2m" else x  # the others remember nothing
+        return SDEState(x, last, state.table, state.step + 1), {}
+
+    def _intervals(self, field: TimedField) -> list[list[tuple[float, ...]]]:
+        """The table's rows, interval by interval."""
+        points = knots(_path(field), self.times(field), self.denoise)
+        if any(k.sigma == 0 for k in points[:-1]):
+            raise SingularConversion("the grid goes on behind sigma = 0: nothing leads away from there")
+        intervals = []
+        for before, (now, after) in zip([None, *points], pairwise(points), strict=False):
+            step = (now.t, *METHODS[self.method](before, now, after, self.eta), math.inf)
+            corrections = self.corrector if after.sigma > 0 else 0
+            intervals.append([step] + [self._correction(after, math.prod(field.event_shape))] * corrections)
+        return intervals
+
+    def _correction(self, at: Knot, entries: int) -> tuple[float, ...]:
+        """The row of a Langevin step at a level."""
+        part = 2 * self.snr**2
+        if self.rule == "sample":
+            return at.t, 0.0, at.alpha, 0.0, math.sqrt(2) * at.sigma, part * entries * at.sigma**2
+        return at.t, 1 - part, part * at.alpha, 0.0, math.sqrt(2 * part) * at.sigma, math.inf
+
+
+def _path(field: TimedField) -> GaussianPath:
+    return gaussian_path(field.native, "denoise")
+
+
+def _plus(total: Tensor, weight: Any, term: Tensor) -> Tensor:
+    """`total + weight term`; in eager mode, where weights are floats, without a term of weight zero."""
+    if isinstance(weight, Tensor):
+        return total + weight * term
+    return total if weight == 0 else torch.add(total, term, alpha=weight)
+
+
+def _ratio(now: Knot, after: Knot) -> float:
+    """`q = s'/s`: 0 from alpha = 0 and to sigma' = 0."""
+    return after.sigma * now.alpha / (now.sigma * after.alpha)
+
+
+def _renewed(now: Knot, after: Knot, kept: float) -> Weights:
+    """`x' = alpha' D + sigma' (k e + sqrt(1 - k^2) z)`."""
+    gain = after.sigma / now.sigma * kept
+    return gain, after.alpha - now.alpha * gain, 0.0, after.sigma * math.sqrt(1 - kept**2)
+
+
+def _euler(before: Knot | None, now: Knot, after: Knot, eta: float) -> Weights:
+    if now.alpha == 0 or after.sigma == 0:
+        return _ancestral(before, now, after, eta)
+    elapsed = 1 - _ratio(now, after) ** 2
+    scale = after.alpha / now.alpha
+    gone = (1 + eta**2) / 2 * elapsed
+    return scale * (1 - gone), after.alpha * gone, 0.0, scale * now.sigma * eta * math.sqrt(elapsed)
+
+
+def _ancestral(before: Knot | None, now: Knot, after: Knot, eta: float) -> Weights:
+    return _renewed(now, after, _ratio(now, after) ** eta**2)
+
+
+def _ddim(before: Knot | None, now: Knot, after: Knot, eta: float) -> Weights:
+    return _renewed(now, after, math.sqrt(1 - eta**2 * (1 - _ratio(now, after) ** 2)))
+
+
+def _dpmpp_2m(before: Knot | None, now: Knot, after: Knot, eta: float) -> Weights:
+    gain, rate, _, spread = _ancestral(before, now, after, eta)
+    if before is None or before.alpha == 0 or after.sigma == 0:
+        return gain, rate, 0.0, spread
+    ahead = math.log(_ratio(now, after)) / math.log(_ratio(before, now)) / 2
+    return gain, rate * (1 + ahead), -rate * ahead, spread
+
+
+METHODS: dict[str, Callable[[Knot | None, Knot, Knot, float], Weights]] = {
+    "euler": _euler,
+    "ancestral": _ancestral,
+    "ddim": _ddim,
+    "dpmpp_2m": _dpmpp_2m,
+}

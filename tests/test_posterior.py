@@ -1,0 +1,483 @@
+"""Posteriors against exact ones: the linear-Gaussian problem at every time of every path, mixtures, operators, rows, digits."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+import scoretk as stk
+from scoretk.families.digits_data import load_digits
+from scoretk.families.mixture import GaussianMixture, gaussian, ring_mixture
+from scoretk.fields import GaussianPathField, standard_normal
+from scoretk.fields.operators import Blur, Downsample, LinearGaussian, Mask, Matrix
+from scoretk.fields.posterior import DPS, METHODS, MMPS, PiGDM, Replacement, posterior
+from tests.evidence import mean_z, z_limit
+from tests.test_fields import PATHS, TIMES, mixture
+
+# the problem of NUMBERS: prior N(0, diag(1, 4)), y = x_1 + x_2 + .5 e, y = 2
+COVARIANCE = torch.tensor([1.0, 4.0], dtype=torch.float64).diag()
+ROW = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+Y = torch.tensor([2.0], dtype=torch.float64)
+MEAN_Y = torch.tensor([0.3809524, 1.5238095], dtype=torch.float64)
+COVARIANCE_Y = torch.tensor([[0.8095238, -0.7619048], [-0.7619048, 0.9523810]], dtype=torch.float64)
+SUM = LinearGaussian(ROW, Y, 0.5)
+
+
+ORIGIN = torch.zeros(2, dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianField(GaussianPathField):
+    """N(mean, covariance) in the plane on a path: `D = mean + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha mean)`."""
+
+    covariance: torch.Tensor
+    path: object
+    mean: torch.Tensor = ORIGIN
+    event_shape: tuple = (2,)
+    predicts: str = "data"
+
+    @property
+    def base(self):
+        return standard_normal((2,), float(self.path.sigma(0.0)))
+
+    def predict(self, x, t, **cond):
+        alpha, sigma = (f(torch.as_tensor(t, dtype=torch.float64)).to(x) for f in (self.path.alpha, self.path.sigma))
+        alpha, sigma = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
+        noised = alpha**2 * self.covariance + sigma**2 * torch.eye(2, dtype=x.dtype)
+        gain = alpha * self.covariance @ torch.linalg.inv(noised)
+        return self.mean + ((x - alpha[..., 0] * self.mean)[:, None] @ gain.mT)[:, 0]
+
+
+def exact_posterior(covariance=COVARIANCE, std=0.5):
+    """Mean and covariance, by the information form."""
+    precision = torch.linalg.inv(covariance) + ROW.T @ ROW / std**2
+    return torch.linalg.solve(precision, ROW.T @ Y / std**2), torch.linalg.inv(precision)
+
+
+def points(shape, n=5, scale=1.0, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn((n, *shape), generator=generator, dtype=torch.float64)
+
+
+def test_the_exact_posterior_is_that_of_numbers():
+    mean, covariance = exact_posterior()
+    torch.testing.assert_close(mean, MEAN_Y, rtol=0, atol=1e-7)
+    torch.testing.assert_close(covariance, COVARIANCE_Y, rtol=0, atol=1e-7)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """MMPS with something wrong, `change(likelihood, prior) -> likelihood, prior`."""
+
+    change: object
+    differentiates = True
+
+    def shift(self, likelihood, prior, cond):
+        likelihood, prior = self.change(likelihood, prior)
+        return MMPS().shift(likelihood, prior, cond)
+
+
+def scaled(factor):
+    """V times a factor of alpha and sigma."""
+
+    def change(likelihood, prior):
+        f = factor(prior.alpha, prior.sigma).to(prior.data)
+        return likelihood, prior._replace(covariance=lambda u: f * prior.covariance(u))
+
+    return Mutant(change)
+
+
+MUTANTS = {
+    "no alpha": scaled(lambda alpha, sigma: alpha),
+    "alpha squared": scaled(lambda alpha, sigma: 1 / alpha),
+    "sigma for sigma^2": scaled(lambda alpha, sigma: 1 / sigma),
+    "std for std^2": Mutant(lambda lik, prior: (LinearGaussian(lik.operator, lik.y, math.sqrt(lik.std)), prior)),
+    "no noise in y": Mutant(lambda lik, prior: (LinearGaussian(lik.operator, lik.y, 1e-3), prior)),
+}
+
+
+def applicable(path):
+    """The mutants that differ from the right thing: where alpha is 1 throughout a missing alpha is none."""
+    return [name for name in MUTANTS if "alpha" not in name or float(path.alpha(0.5)) != 1]
+
+
+def denoiser_error(path, t, method, prior=COVARIANCE):
+    """The largest error of the conditional denoiser in float64, relative to 1."""
+    field = posterior(GaussianField(prior, path), SUM, method)
+    x = points((2,), scale=float((path.alpha(t) ** 2 + path.sigma(t) ** 2).sqrt()))
+    mean, covariance = exact_posterior(prior)
+    exact = GaussianField(covariance, path, mean)
+    return float((field.denoise(x, t) - exact.denoise(x, t)).abs().max())
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+class TestLinearGaussian:
+    def test_mmps_is_exact_at_every_time(self, path):
+        """At alpha = 0 to the root of the rounding, elsewhere to 1e-8; the score likewise, where sigma is not 0."""
+        for t in TIMES:
+            assert denoiser_error(path, t, "mmps") < (2e-7 if float(path.alpha(t)) == 0 else 1e-8), t
+            if float(path.sigma(t)) == 0:
+                continue
+            x = points((2,), scale=float(path.sigma(t)))
+            mean, covariance = exact_posterior()
+            ours = posterior(GaussianField(COVARIANCE, path), SUM).score(x, t)
+            exact = GaussianField(covariance, path, mean).score(x, t)
+            torch.testing.assert_close(ours, exact, rtol=1e-8, atol=1e-8)
+
+    def test_mutants_are_seen(self, path):
+        for name in applicable(path):
+            mutant = MUTANTS[name]
+            assert max(denoiser_error(path, t, mutant) for t in (0.31, 0.77)) > 1e-3, name
+
+    def test_one_time_a_row(self, path):
+        """A tensor of times, scalar times and the ends agree; a batch of mixed times holds each row's own."""
+        field = posterior(GaussianField(COVARIANCE, path), SUM)
+        x = points((2,), len(TIMES))
+        together = field.denoise(x, torch.tensor(TIMES, dtype=torch.float64))
+        for i, t in enumerate(TIMES):
+            torch.testing.assert_close(field.denoise(x[i : i + 1], t)[0], together[i], rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("method", [MMPS(), PiGDM(0.7), Replacement(0.7)], ids=lambda m: type(m).__name__)
+    def test_isotropic_gaussians_are_exact_for_three_methods(self, path, method):
+        prior = 0.49 * torch.eye(2, dtype=torch.float64)
+        for t in TIMES:
+            assert denoiser_error(path, t, method, prior) < (2e-7 if float(path.alpha(t)) == 0 else 1e-8), t
+        if not isinstance(method, MMPS):
+            assert max(denoiser_error(path, t, type(method)(spread=1.0), prior) for t in TIMES) > 1e-3
+
+
+def test_ends_are_finite_in_float32():
+    for path in PATHS:
+        for method in METHODS:
+            field = posterior(mixture((2,)).noised(path), LinearGaussian(ROW.float(), Y.float(), 0.1), method)
+            for t in (0.0, 1.0):
+                data = field.denoise(points((2,)).float(), t)
+                assert data.dtype == torch.float32
+                assert bool(data.isfinite().all()), (path, method, t)
+
+
+def test_float32_agrees_at_alpha_zero():
+    """To the root of its rounding, 3e-4, times the scale of the problem, here a variance of 4."""
+    field = posterior(GaussianField(COVARIANCE.float(), stk.Linear(), torch.zeros(2)), SUM)
+    x = points((2,)).float()
+    assert float((field.denoise(x, 0.0) - MEAN_Y).abs().max()) < 4 * 3.5e-4
+
+
+def moments_z(draws):
+    """z of the mean and of the second moments about the exact mean, against the exact posterior."""
+    off = draws.double() - MEAN_Y
+    outer = (off[:, :, None] * off[:, None, :])[:, [0, 0, 1], [0, 1, 1]]
+    return torch.cat([mean_z(draws, MEAN_Y), mean_z(outer, COVARIANCE_Y[[0, 0, 1], [0, 1, 1]])]).abs().max()
+
+
+@pytest.mark.parametrize("path", [stk.Linear(), stk.VP(), stk.EDM()], ids=lambda p: type(p).__name__)
+def test_draws_by_the_probability_flow_are_those_of_the_posterior(path):
+    prior, solver = GaussianField(COVARIANCE, path), stk.ProbabilityFlow(steps=64)
+    draws = stk.sample(posterior(prior, SUM), solver, chains=8192, dtype=torch.float64)
+    assert moments_z(draws.final) < z_limit(5)
+    for name in {"no alpha", "std for std^2"} & set(applicable(path)):
+        wrong = stk.sample(posterior(prior, SUM, MUTANTS[name]), solver, chains=8192, dtype=torch.float64)
+        assert moments_z(wrong.final) > z_limit(5), name
+
+
+STATIC = stk.Energy(lambda x: (x.square() / COVARIANCE.diagonal()).sum(1) / 2 + math.log(4 * math.pi), (2,))
+
+
+def test_static_energy_is_exact():
+    """`-E = log p(x) + log p(y | x)`, so that `E + log p(x | y) = -log p(y)`, constant; as is the gradient."""
+    field, x = posterior(STATIC, SUM), points((2,))
+    conditional = MultivariateNormal(*exact_posterior())
+    evidence = MultivariateNormal(torch.zeros(1).double(), ROW @ COVARIANCE @ ROW.T + 0.25).log_prob(Y)
+    torch.testing.assert_close(-field.energy(x) - conditional.log_prob(x), evidence.expand(5), rtol=0, atol=1e-10)
+    mean, covariance = exact_posterior()
+    score = -(x - mean) @ torch.linalg.inv(covariance)
+    torch.testing.assert_close(field.score(x), score, rtol=0, atol=1e-10)
+    energy, gradient = field.energy_and_grad(x)
+    torch.testing.assert_close((energy, -gradient), (field.energy(x), score), rtol=0, atol=1e-10)
+
+
+def test_likelihoods_of_three_kinds_agree():
+    x = points((2,))
+    static = stk.Energy(lambda z: -SUM.log_likelihood(z), (2,))
+    for likelihood in (SUM.log_likelihood, static):
+        torch.testing.assert_close(posterior(STATIC, likelihood).energy(x), posterior(STATIC, SUM).energy(x))
+    torch.testing.assert_close(
+        posterior(STATIC, lambda z, y: LinearGaussian(ROW, "y", 0.5).log_likelihood(z, y=y), measured={"y"}).energy(
+            x, y=Y.expand(5, 1)
+        ),
+        posterior(STATIC, SUM).energy(x),
+    )
+
+
+@pytest.mark.parametrize("solver", [stk.MALA(0.2), stk.HMC(0.3, 5)], ids=lambda s: type(s).__name__)
+def test_kernels_keep_the_posterior(solver):
+    """From exact draws, 25 steps on: each chain is still a draw. With std for std^2 it is one of something else."""
+    z = points((2,), 4000, seed=7)
+    mean, covariance = exact_posterior()
+    start = mean + z @ torch.linalg.cholesky(covariance).T
+    draws = stk.sample(posterior(STATIC, SUM), solver, steps=25, warmup=0, init=start, keep="last")
+    assert moments_z(draws.final) < z_limit(5)
+    wrong = posterior(STATIC, LinearGaussian(ROW, Y, math.sqrt(0.5)))
+    assert moments_z(stk.sample(wrong, solver, steps=25, warmup=0, init=start, keep="last").final) > z_limit(5)
+
+
+def test_a_prior_held_at_a_time_is_static():
+    prior, x = GaussianField(COVARIANCE, stk.Linear()).at(0.7), points((2,))
+    field = posterior(prior, SUM)
+    assert field.provides == {"score"}
+    torch.testing.assert_close(field.score(x), prior.score(x) + (Y - x @ ROW.T) @ ROW / 0.25)
+    with pytest.raises(stk.MissingCapability, match="does not give an energy"):
+        field.energy(x)
+
+
+def conditional_mixture(prior, likelihood, path, x, t):
+    """`E[x_1 | x_t, y]` of a mixture in the plane: each component conditioned on x_t, then on y."""
+    alpha, sigma = (float(f(t)) for f in (path.alpha, path.sigma))
+    s2 = prior.stds.square()[None, :, None]
+    total = alpha**2 * s2 + sigma**2
+    off = x[:, None] - alpha * prior.means
+    a, variance = likelihood.operator.matrix[0], sigma**2 * s2 / total
+    mean = prior.means + alpha * s2 / total * off
+    evidence = likelihood.std**2 + variance[..., 0] * a.square().sum()
+    r = likelihood.y - mean @ a
+    logits = prior.weights.log() - off.square().sum(-1) / (2 * total[..., 0]) - total[..., 0].log()
+    shares = torch.softmax(logits - r.square() / (2 * evidence) - evidence.log() / 2, 1)
+    return (shares[..., None] * (mean + variance * a * (r / evidence)[..., None])).sum(1)
+
+
+def test_conditional_mean_on_the_ring():
+    """Where p(x_1 | x_t) is no Gaussian MMPS is close: root mean square error over x_t of the conditional denoiser at most .4 (on
+    a ring of radius 2), .1 from t = .7 on, .002 at .9; unconditioned, 1.05, .31 and .037. The others are further off."""
+    prior, path = ring_mixture(), stk.Linear()
+    likelihood = LinearGaussian(torch.tensor([[1.0, 0.5]]).double(), torch.tensor([1.2]).double(), 0.3)
+    clean, noise = posterior_draws(prior, likelihood, 400), points((2,), 400, seed=5)
+    spread = math.sqrt(2 + 0.25**2)  # of a coordinate
+    for t, bound in ((0.1, 0.4), (0.3, 0.4), (0.5, 0.3), (0.7, 0.1), (0.9, 0.002)):
+        x = t * clean + (1 - t) * noise
+        exact = conditional_mixture(prior, likelihood, path, x, t)
+        error = [
+            float((posterior(prior.noised(path), likelihood, m).denoise(x, t) - exact).square().sum(1).mean().sqrt())
+            for m in (MMPS(), PiGDM(spread), DPS(1.0, spread), MUTANTS["no alpha"])
+        ]
+        assert error[0] < bound, (t, error)
+        assert error[0] < min(error[1:]), (t, error)
+
+
+def posterior_draws(prior, likelihood, n):
+    """Draws of a mixture given y: prior draws kept by weight, with fixed random numbers."""
+    generator = torch.Generator().manual_seed(11)
+    k = torch.randint(len(prior.means), (400 * n,), generator=generator)
+    x = prior.means[k] + prior.stds[k, None] * torch.randn((400 * n, 2), generator=generator, dtype=torch.float64)
+    weight = likelihood.log_likelihood(x).exp()
+    return x[torch.multinomial(weight, n, replacement=True, generator=generator)]
+
+
+IMAGE = (2, 4, 6)
+KERNEL = torch.tensor([[0.0, 0.1, 0.3], [0.2, 0.4, 0.1], [0.0, 0.05, 0.0]], dtype=torch.float64)
+OPERATORS = {
+    "mask": Mask(points(IMAGE, 1)[0] > 0),
+    "downsample": Downsample(2),
+    "blur": Blur(KERNEL),
+    "matrix": Matrix(points((48,), 7)),
+    "callable": lambda x: x.cumsum(-1)[..., 1:],
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_adjoints(name):
+    """`<A x, w> = <x, A^T w>`, and A^T is the transpose of the matrix that A maps the unit images to."""
+    operator = OPERATORS[name]
+    x = points(IMAGE, 3)
+    image = operator(x)
+    likelihood = LinearGaussian(operator, torch.zeros_like(image[0]), 0.1)
+    w = points(image.shape[1:], 3, seed=8)
+    back = likelihood.adjoint(w, x)
+    assert back.shape == x.shape
+    torch.testing.assert_close((image * w).flatten(1).sum(1), (x * back).flatten(1).sum(1), rtol=1e-12, atol=1e-12)
+    dense = operator(torch.eye(48, dtype=torch.float64).reshape(48, *IMAGE)).flatten(1)
+    torch.testing.assert_close(back.flatten(1), w.flatten(1) @ dense.T, rtol=1e-12, atol=1e-12)
+
+
+def test_what_the_operators_do():
+    x = torch.arange(48.0).reshape(1, *IMAGE)
+    mask = OPERATORS["mask"].mask
+    assert torch.equal(OPERATORS["mask"](x)[0], x[0][mask])
+    assert float(Downsample(2)(x)[0, 0, 0, 0]) == (0 + 1 + 6 + 7) / 4
+    assert float(Blur(KERNEL)(x)[0, 1, 1, 2]) == pytest.approx(
+        sum(float(KERNEL[i, j]) * float(x[0, 1, i, 1 + j]) for i in range(3) for j in range(3))
+    )
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_isotropic_images_are_exact(name):
+    """N(0, .7^2 I) images under every operator, by the dense formula; MMPS with as many iterations as there are entries."""
+    path, t, std = stk.VP(), 0.6, 0.2
+    alpha, sigma = (float(f(t)) for f in (path.alpha, path.sigma))
+    white = GaussianMixture(torch.zeros(1, *IMAGE), torch.tensor([0.7], dtype=torch.float64), torch.ones(1))
+    prior, x = white.noised(path), points(IMAGE, 3)
+    dense = OPERATORS[name](torch.eye(48, dtype=torch.float64).reshape(48, *IMAGE)).flatten(1).T
+    y = points(OPERATORS[name](x).shape[1:], 1)[0]
+    variance = sigma**2 * 0.49 / (alpha**2 * 0.49 + sigma**2)
+    data = prior.denoise(x, t).flatten(1)
+    system = variance * dense @ dense.T + std**2 * torch.eye(len(dense)).double()
+    exact = data + variance * torch.linalg.solve(system, (y.flatten() - data @ dense.T).T).T @ dense
+    for method in (MMPS(48), PiGDM(0.7), Replacement(0.7)):
+        field = posterior(prior, LinearGaussian(OPERATORS[name], y, std), method)
+        torch.testing.assert_close(field.denoise(x, t).flatten(1), exact, rtol=0, atol=1e-8)
+
+
+@dataclass(frozen=True)
+class BatchWideDPS:
+    """DPS with the norm of the whole batch."""
+
+    differentiates = True
+
+    def shift(self, likelihood, prior, cond):
+        residual = likelihood.residual(prior.data, **cond)
+        return prior.covariance(likelihood.adjoint(residual, prior.data)) / residual.norm()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(3,), (), (2, 4, 4)], ids=str)
+def test_a_row_is_alone_as_in_any_batch(method, shape):
+    """And one measurement a chain, through `cond`, is that measurement for its chain."""
+    prior, x = mixture(shape).noised(stk.Linear()), points(shape, 6)
+    operator = (lambda z: 2 * z) if shape == () else Matrix(points((math.prod(shape),), 2))
+    y = points(operator(x).shape[1:], 6, scale=3.0, seed=9)
+    field = posterior(prior, LinearGaussian(operator, "y", 0.3), method)
+    for t in (0.0, 0.4, 1.0):
+        together = field.denoise(x, t, y=y)
+        for i in range(6):
+            alone = field.denoise(x[i : i + 1], t, y=y[i : i + 1])[0]
+            shared = posterior(prior, LinearGaussian(operator, y[i], 0.3), method).denoise(x[i : i + 1], t)[0]
+            torch.testing.assert_close(alone, together[i], rtol=1e-12, atol=1e-12)
+            assert torch.equal(alone, shared)
+    wrong = posterior(prior, LinearGaussian(operator, "y", 0.3), BatchWideDPS())
+    assert (wrong.denoise(x, 0.4, y=y)[:1] - wrong.denoise(x[:1], 0.4, y=y[:1])).abs().max() > 1e-3
+
+
+def test_dps_is_pigdm_on_a_residual_of_the_expected_size_and_no_stronger_on_a_larger_one():
+    """With m entries of y, `K = k I` and `|r|^2 = m k`; tenfold the residual and the shift is what it was."""
+    prior, path, t = gaussian(dim=3, std=0.7), stk.Linear(), 0.4
+    x, field = torch.zeros(1, 3, dtype=torch.float64), prior.noised(path)
+    k = 0.6**2 * 0.49 / (0.4**2 * 0.49 + 0.6**2) + 0.2**2
+    direction = torch.nn.functional.normalize(points((3,), 1)[0], dim=0)
+
+    def shift(method, size):
+        y = size * math.sqrt(3 * k) * direction
+        return posterior(field, LinearGaussian(lambda z: z, y, 0.2), method).denoise(x, t)
+
+    torch.testing.assert_close(shift(DPS(1.0, 0.7), 1), shift(PiGDM(0.7), 1), rtol=1e-10, atol=0)
+    torch.testing.assert_close(shift(DPS(1.0, 0.7), 10), shift(DPS(1.0, 0.7), 1), rtol=1e-10, atol=0)
+    torch.testing.assert_close(shift(DPS(0.5, 0.7), 1), shift(DPS(1.0, 0.7), 1) / 2, rtol=1e-10, atol=0)
+    assert float(shift(DPS(), 0).abs().max()) == 0
+
+
+def test_dps_of_any_likelihood_is_its_gradient_at_the_denoised():
+    """`D_y = D + V grad log L(D)`, V of the Gaussian field known."""
+    path, x, t = stk.VP(), points((2,)), 0.6
+    alpha, sigma = (float(f(t)) for f in (path.alpha, path.sigma))
+    covariance = torch.linalg.inv(torch.linalg.inv(COVARIANCE) + (alpha / sigma) ** 2 * torch.eye(2).double())
+    prior = GaussianField(COVARIANCE, path)
+    field = posterior(prior, lambda z, c: -c * z.pow(4).sum(1), measured=("c",))
+    c, data = torch.rand(5, generator=torch.Generator().manual_seed(0)).double(), prior.denoise(x, t)
+    exact = data + -4 * c[:, None] * data**3 @ covariance
+    torch.testing.assert_close(field.denoise(x, t, c=c), exact, rtol=1e-10, atol=1e-10)
+
+
+def test_the_measured_pixels_are_replaced():
+    """As std goes to 0 the masked entries of D_y are y, and the others are those of D."""
+    prior, mask, x = mixture((2, 3)).noised(stk.Linear()), torch.tensor([[True, False, True]] * 2), points((2, 3))
+    y = torch.arange(4.0).double()
+    field = posterior(prior, LinearGaussian(Mask(mask), y, 1e-6), "replacement")
+    data = field.denoise(x, 0.4)
+    torch.testing.assert_close(data[:, mask], y.expand(5, 4), rtol=0, atol=1e-9)
+    assert torch.equal(data[:, ~mask], prior.denoise(x, 0.4)[:, ~mask])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_pass(method):
+    """In x and in the measurements, against finite differences."""
+    field = posterior(mixture((3,)).noised(stk.Linear()), LinearGaussian(points((3,), 2), "y", 0.3), method)
+    x, y = points((3,), 2).requires_grad_(), points((2,), 2, seed=9).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: field.denoise(a, 0.4, y=b), (x, y))
+    assert not field.denoise(x.detach(), 0.4, y=y.detach()).requires_grad
+
+
+def test_solvers_serve_it_and_measurements_split_with_the_batch():
+    y = points((1,), 7, seed=9)
+    field = posterior(mixture((3,)).noised(stk.Linear()), LinearGaussian(points((3,), 1), "y", 0.3))
+    solver = stk.ProbabilityFlow("dpmpp_2m", steps=8)
+    whole = stk.sample(field, solver, chains=7, cond={"y": y}, seed=3)
+    parts = stk.sample(field, solver, chains=7, cond={"y": y}, seed=3, batch=3)
+    torch.testing.assert_close(whole.final, parts.final, rtol=1e-10, atol=1e-10)
+    assert bool((whole.status == 0).all())
+    with pytest.raises(stk.InvalidArgument, match="values for y"):
+        stk.sample(field, solver, chains=7)
+
+
+def test_inpainting_digits():
+    """The lower halves of 100 held-out digits from the upper: the mean of 8 draws is nearer than the mean of the training images
+    by more than the false-alarm rate allows over the images, and the measured half is met to about the noise."""
+    digits, std = load_digits(), 0.1
+    images, mask = digits.test[:100], torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[:, :4] = True
+    y = Mask(mask)(images)
+    y = y + std * points(y.shape[1:], 100).float()
+    field = posterior(stk.load("digits-diffusion"), LinearGaussian(Mask(mask), "y", std))
+    draws = stk.sample(field, stk.ProbabilityFlow("dpmpp_2m", steps=16), cond={"y": y.repeat(8, 1)}, chains=800)
+    assert bool((draws.status == 0).all())
+    restored = draws.final.unflatten(0, (8, 100)).mean(0)
+
+    def error(guess):
+        return (guess - images)[:, ~mask].square().mean(1)
+
+    gain = error(digits.train.mean(0)) - error(restored)
+    assert mean_z(gain[:, None], 0.0) > z_limit()
+    assert float(error(restored).mean().sqrt()) < 0.8 * float(error(digits.train.mean(0)).mean().sqrt())
+    residual = (Mask(mask)(draws.final) - y.repeat(8, 1)) / std
+    assert 0.7 < float(residual.square().mean().sqrt()) < 1.3
+
+
+PRIOR = gaussian(dim=2).noised(stk.Linear())
+REFUSED = {
+    "std": (lambda: LinearGaussian(ROW, Y, 0.0), "std: expected a positive"),
+    "nan": (lambda: LinearGaussian(ROW, torch.tensor([math.nan]), 1.0), "y: expected finite"),
+    "operator": (lambda: LinearGaussian("mask", Y, 1.0), "operator: expected a linear callable"),
+    "shape of y": (lambda: posterior(PRIOR, LinearGaussian(ROW, torch.zeros(2), 1.0)), "y: expected the shape"),
+    "shape of x": (lambda: posterior(PRIOR, LinearGaussian(points((3,), 1), Y, 1.0)), "operator: expected a map of events"),
+    "affine": (lambda: posterior(PRIOR, LinearGaussian(lambda x: x + 1, Y.expand(2), 1.0)), "linear map"),
+    "relu": (lambda: posterior(PRIOR, LinearGaussian(torch.relu, Y.expand(2), 1.0)), "linear map"),
+    "batch": (lambda: posterior(PRIOR, LinearGaussian(lambda x: x.flatten(), Y, 1.0)), "keeps the batch axis"),
+    "mask": (lambda: posterior(PRIOR, LinearGaussian(Mask(torch.tensor([True])), Y, 1.0)), "mask: expected the shape"),
+    "mask of floats": (lambda: Mask(torch.ones(2)), "mask: expected a tensor of bool"),
+    "empty mask": (lambda: Mask(torch.zeros(2, dtype=torch.bool)), "mask: expected a tensor of bool"),
+    "factor": (lambda: Downsample(0), "factor: expected an integer of at least 1"),
+    "divisor": (lambda: Downsample(3)(torch.zeros(1, 8, 8)), "factor: expected a divisor"),
+    "kernel": (lambda: Blur(torch.ones(2, 3)), "kernel: expected odd"),
+    "method": (lambda: posterior(PRIOR, SUM, "mpps"), "did you mean 'mmps'"),
+    "method class": (lambda: posterior(PRIOR, SUM, MMPS), "method: expected a method"),
+    "linear methods": (lambda: posterior(PRIOR, lambda x: x.sum(1), "mmps"), "'dps' for a likelihood"),
+    "static method": (lambda: posterior(STATIC, SUM, "mmps"), "None for a static prior"),
+    "settings": (lambda: PiGDM(spread=-1.0), "spread: expected a positive"),
+    "prior": (lambda: posterior(lambda x: x, SUM), "prior: expected a field"),
+    "likelihood": (lambda: posterior(PRIOR, 3.0), "likelihood: expected"),
+    "static likelihood": (lambda: posterior(PRIOR, gaussian(dim=3)), "event shape"),
+    "one number a row": (lambda: posterior(STATIC, lambda x: x).energy(points((2,))), "log_likelihood: expected"),
+    "names twice": (lambda: posterior(PRIOR, SUM, measured="y"), "measured: expected nothing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(case):
+    call, message = REFUSED[case]
+    with pytest.raises(stk.ScoretkError, match=message):
+        call()
+
+
+def test_a_timed_prior_needs_a_path():
+    flow = stk.Velocity(lambda x, t: x, (2,), base=torch.zeros(3, 2))
+    with pytest.raises(stk.MissingCapability, match="Gaussian path"):
+        posterior(flow, SUM)
