@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _NAMES = {
+    "summary": (
+        "Finding",
+        "Summary",
+    ),
     "partition": ("log_partition",),
     "checkpoint": ("Checkpoint",),
     "draws": (
@@ -176,6 +180,7 @@ if TYPE_CHECKING:
         ncsnv2_step_size,
     )
     from scoretk.streams import Stream
+    from scoretk.summary import Finding, Summary
 
 __all__ = [
     "AIS",
@@ -209,6 +214,7 @@ __all__ = [
     "Draws",
     "Energy",
     "Estimate",
+    "Finding",
     "FitFailure",
     "GibbsWithGradients",
     "InvalidArgument",
@@ -229,6 +235,7 @@ __all__ = [
     "Status",
     "Stream",
     "SubVP",
+    "Summary",
     "Tabulated",
     "Underdamped",
     "UnknownName",

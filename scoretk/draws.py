@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -15,11 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from scoretk.arguments import count
 from scoretk.checkpoint import write_atomically
-from scoretk.errors import InvalidArgument, MissingDependency, OutputExists, Status
+from scoretk.errors import InvalidArgument, OutputExists, Status
+from scoretk.summary import Summary, arviz, divergent_draws, summarise
 
 __all__ = ["FORMATS", "Cost", "Draws", "check_output"]
 
+ARVIZ_NAMES = {
+    "accept": "acceptance_rate", "hamiltonian": "energy", "leapfrogs": "n_steps", "depth": "tree_depth",
+}  # fmt: skip
 FORMATS = (".safetensors", ".nc", ".npy")
 
 
@@ -78,25 +84,48 @@ class Draws:
         return f"Draws({kept}, solver={self.provenance.get('solver')}, cost={dict(self.cost)}{wrong})"
 
     def to_arviz(self) -> Any:
-        """An ArviZ `InferenceData`: group posterior with variable "x", sample_stats where there are any.
+        """An ArviZ `InferenceData`: posterior with variable "x", and sample_stats under ArviZ's names: "lp" (minus the energy),
+        "energy" (the Hamiltonian's), "acceptance_rate", "n_steps", "tree_depth", "diverging", and each chain's "status" and
+        "failed_at".
 
         Raises: `MissingDependency` without ArviZ; `InvalidArgument` where draws were not kept.
         """
         if self.x is None:
             raise InvalidArgument("keep", "moments", "'all' or 'last': ArviZ needs the draws themselves")
-        try:
-            import arviz
-        except ImportError as error:
-            raise MissingDependency("arviz", "arviz", "to_arviz") from error
+        az = arviz("to_arviz")
         stats = {n: _numpy(v) for n, v in self.stats.items() if v.ndim == 2}
-        data = arviz.from_dict(
-            posterior={"x": _numpy(self.x)},
-            sample_stats=stats or None,
-            attrs={"scoretk": json.dumps(self.provenance)},
-        )
-        data.posterior["status"] = ("chain", _numpy(self.status))
-        data.posterior["failed_at"] = ("chain", _numpy(self.failed_at))
-        return data
+        if "energy" in stats:
+            stats["lp"] = -stats.pop("energy")
+        stats = {ARVIZ_NAMES.get(name, name): value for name, value in stats.items()}
+        if "diverging" in stats:
+            stats["diverging"] = stats["diverging"].astype(bool)
+        for name, value in (("status", self.status), ("failed_at", self.failed_at)):
+            stats[name] = np.broadcast_to(_numpy(value).astype(np.int32)[:, None], self.x.shape[:2])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="More chains")  # many short chains are what this package is for
+            return az.from_dict(
+                posterior={"x": _numpy(self.x)},
+                sample_stats=stats,
+                attrs={"scoretk": json.dumps(self.provenance)},
+            )
+
+    def summary(self, most: int = 100) -> Summary:
+        """Means, Monte-Carlo errors, effective sample sizes, R-hat, and a plain verdict with the most likely fixes.
+
+        Arguments: most, how many coordinates get a row. Print what is returned.
+        Raises: `MissingDependency` without ArviZ; `InvalidArgument` where draws were not kept.
+        """
+        if self.x is None:
+            raise InvalidArgument("keep", "moments", "'all': a summary needs the draws themselves")
+        stats = {name: value for name, value in self.stats.items() if value.ndim == 2}
+        return summarise(self.x, self.status, self.failed_at, stats, count("most", most, least=1))
+
+    @property
+    def divergent(self) -> Tensor:
+        """The draws at which a trajectory diverged, `(n, *event_shape)`; none where the kernel reports none."""
+        if self.x is None:
+            raise InvalidArgument("keep", "moments", "'all': where trajectories diverged needs the draws themselves")
+        return divergent_draws(self.x, self.stats)
 
     def save(self, path: str | Path, force: bool = False) -> Path:
         """Write the draws. The ending says how: `.safetensors` (everything), `.nc` (ArviZ), `.npy` (x alone).

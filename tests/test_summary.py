@@ -1,0 +1,147 @@
+"""`draws.summary()` finds what is wrong and only that; `to_arviz` speaks ArviZ's language."""
+
+import math
+
+import arviz as az
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.families.mixture import gaussian
+from scoretk.summary import COLUMNS, summarise
+
+matplotlib.use("Agg")
+
+
+def made(x, *, status=None, **stats):
+    """Draws as a run would return them."""
+    status = torch.zeros(len(x), dtype=torch.int64) if status is None else status
+    failed_at = torch.where(status == 0, -1, 3)
+    return stk.Draws(x=x, final=x[:, -1], status=status, failed_at=failed_at, stats=stats)
+
+
+def independent(chains=16, steps=200, d=3, seed=0):
+    return torch.randn(chains, steps, d, generator=torch.Generator().manual_seed(seed))
+
+
+def problems(draws):
+    return [finding.problem for finding in draws.summary().findings]
+
+
+def test_independent_draws_have_no_problem_and_the_numbers_of_arviz():
+    x = independent()
+    summary = made(x).summary()
+    assert summary.ok, summary
+    assert "No problem" in str(summary)
+    assert list(summary.rows) == ["x[0]", "x[1]", "x[2]"]
+    values = x[:, :, 1].double().numpy()
+    row = summary.rows["x[1]"]
+    assert list(row) == list(COLUMNS)
+    assert row["ess_bulk"] == pytest.approx(float(az.ess(values, method="bulk")))
+    assert row["r_hat"] == pytest.approx(float(az.rhat(values)))
+    assert row["mcse_mean"] == pytest.approx(float(az.mcse(values)))
+
+
+@pytest.mark.parametrize(("chains", "steps"), [(4, 1000), (64, 60), (512, 20)])
+def test_a_healthy_run_is_called_healthy_however_its_draws_are_divided(chains, steps):
+    alarms = [not made(independent(chains, steps, 2, seed)).summary().ok for seed in range(20)]
+    assert sum(alarms) <= 1
+
+
+def test_chains_in_different_modes_are_found():
+    x = independent()
+    x[:8] += 5
+    found = problems(made(x))
+    assert any("disagree" in p for p in found)
+    assert any("few effective" in p for p in found)
+
+
+def test_a_drift_is_found():
+    assert not made(independent() + torch.linspace(0, 4, 200)[None, :, None]).summary().ok
+
+
+def test_failures_are_left_out_and_named():
+    x = independent()
+    x[5] = 1e9
+    status = torch.zeros(16, dtype=torch.int64)
+    status[5] = int(stk.Status.NONFINITE)
+    draws = made(x, status=status)
+    assert any("1 of 16 chains are NONFINITE, the first at step 3" in p for p in problems(draws))
+    assert abs(draws.summary().rows["x[0]"]["mean"]) < 0.2
+
+
+def test_divergences_are_found_where_they_are():
+    x = independent()
+    diverging = x[:, :, 2] > 2.5
+    draws = made(x, diverging=diverging)
+    (found,) = (p for p in problems(draws) if "diverged" in p)
+    assert "where x[2] is" in found
+    assert torch.equal(draws.divergent, x[diverging])
+    assert made(x).divergent.shape == (0, 3)
+
+
+def test_slow_energies_bad_rates_and_stuck_chains_are_found():
+    x = independent()
+    slow = torch.cumsum(independent(d=1, seed=1)[..., 0], 1)
+    assert any("E-BFMI" in p for p in problems(made(x, hamiltonian=slow)))
+    assert not problems(made(x, hamiltonian=independent(d=1, seed=1)[..., 0]))
+    assert any("accepted" in p for p in problems(made(x, accept=torch.full((16, 200), 0.01))))
+    x[3] = x[3, :1]
+    assert any("1 chains never moved" in p for p in problems(made(x)))
+
+
+def test_a_real_run_of_each_kind():
+    good = stk.sample(gaussian(dim=2), stk.NUTS(), chains=32, steps=200, warmup=200, seed=1)
+    assert good.summary().ok, good.summary()
+    assert not stk.sample("ring-mixture", stk.MALA(0.001), chains=8, steps=50).summary().ok
+    assert any("NONFINITE" in p for p in problems(stk.sample("semicircle", stk.ULA(0.2), chains=16, steps=50)))
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (1, 2, 2)])
+def test_any_event_shape_and_few_rows(shape):
+    x = torch.randn(4, 50, *shape, generator=torch.Generator().manual_seed(0))
+    summary = made(x).summary(most=2)
+    n = math.prod(shape)
+    assert len(summary.rows) == min(2, n)
+    assert summary.left_out == max(n - 2, 0)
+    assert f"{summary.left_out} coordinates more" in str(summary) or not summary.left_out
+
+
+def test_one_chain_or_a_few_draws_give_what_they_can():
+    row = made(independent(1, 100)).summary().rows["x[0]"]
+    assert math.isnan(row["r_hat"])
+    assert row["ess_bulk"] > 20
+    assert math.isnan(made(independent(5, 2)).summary().rows["x[0]"]["ess_bulk"])
+    nothing = made(independent(2, 9), status=torch.ones(2, dtype=torch.int64)).summary()
+    assert not nothing.ok
+
+
+def test_without_draws_it_says_so():
+    draws = stk.sample(gaussian(), stk.ULA(0.1), chains=4, steps=5, keep="moments")
+    for ask in (draws.summary, lambda: draws.divergent):
+        with pytest.raises(stk.InvalidArgument, match="keep"):
+            ask()
+    with pytest.raises(stk.InvalidArgument, match="most"):
+        made(independent()).summary(most=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ArviZ, by matplotlib
+def test_arviz_names_and_functions():
+    draws = stk.sample("eight-schools", stk.NUTS(), chains=4, steps=60, warmup=60, seed=0)
+    data = draws.to_arviz()
+    names = {"lp", "energy", "acceptance_rate", "n_steps", "tree_depth", "diverging", "status", "failed_at"}
+    assert names <= set(data.sample_stats.data_vars)
+    assert data.sample_stats.diverging.dtype == bool
+    assert np.allclose(data.sample_stats.lp, -draws.stats["energy"])
+    assert az.summary(data).shape[0] == 10
+    assert len(az.bfmi(data)) == 4
+    az.plot_trace(data, compact=True)
+    az.plot_energy(data)
+    matplotlib.pyplot.close("all")
+
+
+def test_the_public_function_takes_what_a_run_has():
+    draws = stk.sample(gaussian(), stk.HMC(), chains=8, steps=30, warmup=30)
+    assert str(summarise(draws.x, draws.status, draws.failed_at, draws.stats)) == str(draws.summary())
