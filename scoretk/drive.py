@@ -13,13 +13,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoretk.compiling import compiled
-from scoretk.errors import ChainFailure, InvalidArgument, Status
+from scoretk.errors import ChainFailure, Status
+from scoretk.fields.resolve import StaticField, TimedField
 from scoretk.record import Record, Recorder, masked
 from scoretk.rows import finite_rows, select_rows
 from scoretk.solvers.base import Info
@@ -188,6 +190,7 @@ class _Eager:
 
     def __init__(self, solver: Any, bound: Any, noise: Any, schedule: Schedule, recorder: Recorder) -> None:
         self.solver, self.bound, self.noise = solver, bound, noise
+        self.fast = bound  # for the steps that do not tune, which changes what a compiled part would be made for
         self.schedule, self.recorder = schedule, recorder
 
     def block(self, moment: Moment, steps: int) -> Moment:
@@ -206,7 +209,7 @@ class _Eager:
                 state, status, failed_at, stats, used = _settled(new, info, state, status, failed_at, step, probe)
             else:
                 state, status, failed_at, stats, used = _one(
-                    self.solver, self.bound, self.noise, (state, status, failed_at), step, probe
+                    self.solver, self.fast, self.noise, (state, status, failed_at), step, probe
                 )
             probe = probe and (status is before or not bool(status.any()))
             if used is not None:
@@ -272,6 +275,52 @@ class _Compiled(_Eager):
         return super().block(Moment(state, status, failed_at, step, record, evaluations, moment.tuning), end - step)
 
 
+@dataclass(frozen=True, eq=False)
+class _FusedStatic(StaticField):
+    """A static field of which solvers' parts are compiled, and its methods where they are called alone."""
+
+    fuses = True
+
+    def fused(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return _fused(self, StaticField(self.native, self.cond), function, arguments)
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fused(StaticField.energy_and_grad, x)
+
+
+@dataclass(frozen=True, eq=False)
+class _FusedTimed(TimedField):
+    """A timed field whose predictions are compiled."""
+
+    fuses = True
+
+    def fused(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return _fused(self, TimedField(self.native, self.path, self.cond), function, arguments)
+
+    def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self.fused(
+            TimedField.predict, x, torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+        )
+
+
+def _fused(owner: Any, plain: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """`function(plain, *arguments)` compiled, once for each function, shape and setting."""
+    leaves = [a for b in arguments for a in (b if isinstance(b, tuple) else (b,))]
+    key = tuple((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in leaves)
+    made = owner.__dict__.setdefault("_parts", {})
+    part = made.get((function, key))
+    if part is None:
+        part = made[function, key] = compiled(MethodType(function, plain), (type(plain.native), key))
+    return part(*arguments)
+
+
+def _with_fused_parts(bound: Any) -> Any:
+    """The field as a solver gets it that cannot be captured whole."""
+    if isinstance(bound, TimedField):
+        return _FusedTimed(bound.native, bound.path, bound.cond)
+    return _FusedStatic(bound.native, bound.cond) if isinstance(bound, StaticField) else bound
+
+
 def drive(
     solver: Any,
     bound: Any,
@@ -286,13 +335,14 @@ def drive(
     """Run from a moment to the schedule's end, yielding the moment after every block of steps.
 
     Arguments: solver; bound, the field that `resolve` returned; noise, bound to the chains; moment, from `begin` or a
-    checkpoint; schedule; recorder; compiled, whether the step is compiled; on_failure, "raise" to stop after the first
+    checkpoint; schedule; recorder; compiled, whether the step is compiled, or, of a solver that cannot be captured, its
+    parts and the field; on_failure, "raise" to stop after the first
     block in which a chain failed.
-    Raises: `ChainFailure`; `InvalidArgument` where compilation is asked of a solver that cannot be captured.
+    Raises: `ChainFailure`.
     """
+    engine = (_Compiled if compiled and solver.capturable else _Eager)(solver, bound, noise, schedule, recorder)
     if compiled and not solver.capturable:
-        raise InvalidArgument("compile", True, f"a solver that can be captured, which {solver} is not")
-    engine = (_Compiled if compiled else _Eager)(solver, bound, noise, schedule, recorder)
+        engine.fast = _with_fused_parts(bound)
     size = 8
     while moment.step < schedule.total:
         started = time.perf_counter()

@@ -311,3 +311,14 @@ def one_far_out(chain):
     init = torch.zeros((64, 2))
     init[chain] = 12.0
     return init
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.parametrize("solver", [stk.ChEES(), stk.NUTS(max_depth=4)], ids=["chees", "nuts"])
+def test_what_cannot_be_captured_whole_is_compiled_in_parts(solver):
+    field = stk.Energy(lambda x: (x.square() * torch.tensor([1.0, 9.0], dtype=x.dtype)).sum(1) / 2, (2,))
+    run = {"chains": 20, "steps": 6, "warmup": 40, "seed": 2, "dtype": torch.float64}
+    eager, compiled = (stk.sample(field, solver, compile=c, **run) for c in (False, True))
+    assert torch.allclose(eager.x, compiled.x, atol=1e-9)
+    assert eager.cost == compiled.cost
+    assert torch.equal(eager.stats["leapfrogs"], compiled.stats["leapfrogs"])

@@ -166,20 +166,21 @@ def test_float32_agrees_at_alpha_zero():
 
 
 def moments_z(draws):
-    """z of the mean and of the second moments about the exact mean, against the exact posterior."""
-    off = draws.double() - MEAN_Y
-    outer = (off[:, :, None] * off[:, None, :])[:, [0, 0, 1], [0, 1, 1]]
-    return torch.cat([mean_z(draws, MEAN_Y), mean_z(outer, COVARIANCE_Y[[0, 0, 1], [0, 1, 1]])]).abs().max()
+    """The largest z of mean and second moment about the exact mean, of x_1, x_2 and x_1 + x_2: six comparisons."""
+    seen = torch.cat([torch.eye(2, dtype=torch.float64), ROW])
+    off = (draws.double() - MEAN_Y) @ seen.T
+    variance = (seen @ COVARIANCE_Y @ seen.T).diagonal()
+    return torch.cat([mean_z(off, torch.zeros(3)), mean_z(off.square(), variance)]).abs().max()
 
 
 @pytest.mark.parametrize("path", [stk.Linear(), stk.VP(), stk.EDM()], ids=lambda p: type(p).__name__)
 def test_draws_by_the_probability_flow_are_those_of_the_posterior(path):
     prior, solver = GaussianField(COVARIANCE, path), stk.ProbabilityFlow(steps=64)
     draws = stk.sample(posterior(prior, SUM), solver, chains=8192, dtype=torch.float64)
-    assert moments_z(draws.final) < z_limit(5)
+    assert moments_z(draws.final) < z_limit(6)
     for name in {"no alpha", "std for std^2"} & set(applicable(path)):
         wrong = stk.sample(posterior(prior, SUM, MUTANTS[name]), solver, chains=8192, dtype=torch.float64)
-        assert moments_z(wrong.final) > z_limit(5), name
+        assert moments_z(wrong.final) > z_limit(6), name
 
 
 STATIC = stk.Energy(lambda x: (x.square() / COVARIANCE.diagonal()).sum(1) / 2 + math.log(4 * math.pi), (2,))
@@ -211,16 +212,16 @@ def test_likelihoods_of_three_kinds_agree():
     )
 
 
-@pytest.mark.parametrize("solver", [stk.MALA(0.2), stk.HMC(0.3, 5)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [stk.MALA(0.2), stk.HMC(0.3, 5, metric="none")], ids=lambda s: type(s).__name__)
 def test_kernels_keep_the_posterior(solver):
     """From exact draws, 25 steps on: each chain is still a draw. With std for std^2 it is one of something else."""
     z = points((2,), 4000, seed=7)
     mean, covariance = exact_posterior()
     start = mean + z @ torch.linalg.cholesky(covariance).T
     draws = stk.sample(posterior(STATIC, SUM), solver, steps=25, warmup=0, init=start, keep="last")
-    assert moments_z(draws.final) < z_limit(5)
+    assert moments_z(draws.final) < z_limit(6)
     wrong = posterior(STATIC, LinearGaussian(ROW, Y, math.sqrt(0.5)))
-    assert moments_z(stk.sample(wrong, solver, steps=25, warmup=0, init=start, keep="last").final) > z_limit(5)
+    assert moments_z(stk.sample(wrong, solver, steps=25, warmup=0, init=start, keep="last").final) > z_limit(6)
 
 
 def test_a_prior_held_at_a_time_is_static():

@@ -8,7 +8,9 @@ from scoretk.fields.constrained import Constrained, constrained, ordered
 from scoretk.fields.convert import PREDICTIONS, coefficients, convert
 from scoretk.fields.discrete import Discrete, DiscreteField
 from scoretk.fields.distribution import DistributionField, from_distribution
+from scoretk.fields.operators import Blur, Downsample, LinearGaussian, Mask, Matrix
 from scoretk.fields.paths import EDM, VE, VP, Cosine, GaussianPath, Linear, PathPoint, SubVP, Tabulated
+from scoretk.fields.posterior import DPS, MMPS, PiGDM, Replacement, posterior
 from scoretk.fields.protocols import (
     CAPABILITIES,
     Drawable,
@@ -27,11 +29,14 @@ from scoretk.fields.wrappers import Diffusion, Energy, GaussianPathField, Score,
 
 __all__ = [
     "CAPABILITIES",
+    "DPS",
     "EDM",
+    "MMPS",
     "PREDICTIONS",
     "VE",
     "VP",
     "Base",
+    "Blur",
     "Bridge",
     "Constrained",
     "Cosine",
@@ -40,6 +45,7 @@ __all__ = [
     "Discrete",
     "DiscreteField",
     "DistributionField",
+    "Downsample",
     "Drawable",
     "EmpiricalBase",
     "Energy",
@@ -50,9 +56,14 @@ __all__ = [
     "HasLogProb",
     "HasScore",
     "Linear",
+    "LinearGaussian",
+    "Mask",
+    "Matrix",
     "NoiseSource",
     "NormalBase",
     "PathPoint",
+    "PiGDM",
+    "Replacement",
     "Score",
     "Smoothed",
     "StaticField",
@@ -75,6 +86,7 @@ __all__ = [
     "is_timed",
     "offers",
     "ordered",
+    "posterior",
     "product",
     "resolve",
     "smoothed",

@@ -31,7 +31,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -334,6 +333,10 @@ class _TimedPosterior(GaussianPathField):
     path: GaussianPath
     predicts: str = "data"
 
+    def __post_init__(self) -> None:
+        earliest = {dtype: _earliest(self.path, dtype) for dtype in (torch.float32, torch.float64)}
+        object.__setattr__(self, "_earliest", earliest)
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.prior.event_shape)
@@ -347,7 +350,7 @@ class _TimedPosterior(GaussianPathField):
         """`D_y`, like x."""
         check_time(t, x)
         own, others = _split(cond, self.likelihood.measured)
-        x, t = _informed(self.path, x, t)
+        x, t = _informed(self.path, x, t, self._earliest[x.dtype])  # type: ignore[attr-defined]
         prior = TimedField(self.prior, self.path, others)
         alpha, sigma = (f(torch.as_tensor(t, dtype=torch.float64)) for f in (self.path.alpha, self.path.sigma))
         gain = across((sigma**2 / alpha).to(x), x)
@@ -364,15 +367,13 @@ def _no_derivative(u: Tensor) -> Tensor:
     raise NotImplementedError("a method that asks for V says so: differentiates = True")
 
 
-@lru_cache(maxsize=1024)
 def _earliest(path: GaussianPath, dtype: torch.dtype) -> float:
     """When alpha/sigma is the fourth root of the dtype's rounding; 0 where it always is above."""
     return max(0.0, float(path.t(math.log(torch.finfo(dtype).eps) / 2)))
 
 
-def _informed(path: GaussianPath, x: Tensor, t: float | Tensor) -> tuple[Tensor, float | Tensor]:
-    """`(x_t, t)`, or where x_t says next to nothing of x_1 the earliest place that says a little, and the same."""
-    earliest = _earliest(path, x.dtype)
+def _informed(path: GaussianPath, x: Tensor, t: float | Tensor, earliest: float) -> tuple[Tensor, float | Tensor]:
+    """`(x_t, t)`, or before `earliest` the point at that time that says the same of x_1 (the same l)."""
     if earliest == 0 or (not isinstance(t, Tensor) and t >= earliest):
         return x, t
     exact = torch.as_tensor(t, dtype=torch.float64)

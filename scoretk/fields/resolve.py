@@ -7,7 +7,7 @@ path), binds the condition rows, and refuses the rest with the bridge that would
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -20,13 +20,24 @@ from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_timed, offers
 
-__all__ = ["StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
+__all__ = ["Parts", "StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
 
 _NATIVE_OF = {"velocity": "velocity", "denoise": "data", "score": "score"}
 
 
+class Parts:
+    """What a solver that cannot be captured whole hands to the compiler in parts: functions `(field, *arguments)`."""
+
+    fuses = False
+    """Whether parts are compiled, so that a solver prefers few kinds of them."""
+
+    def fused(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(field, *arguments)`; compiled where the run is."""
+        return function(self, *arguments)
+
+
 @dataclass(frozen=True, eq=False)
-class StaticField:
+class StaticField(Parts):
     """A static field as a solver receives it: `energy`, `score` and `energy_and_grad`, the condition rows bound."""
 
     native: Any
@@ -57,7 +68,7 @@ class StaticField:
 
 
 @dataclass(frozen=True, eq=False)
-class TimedField:
+class TimedField(Parts):
     """A timed field as a solver receives it: every prediction that its path allows, the condition rows bound.
 
     `path` is its Gaussian path, or None where it has none: then only its native methods answer.

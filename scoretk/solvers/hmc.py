@@ -38,7 +38,7 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.rows import across, row_dot
 from scoretk.solvers.base import Info
-from scoretk.solvers.metropolis import metropolis
+from scoretk.solvers.metropolis import decide
 from scoretk.solvers.tuning import (
     METRICS,
     PATIENCE,
@@ -61,6 +61,8 @@ __all__ = ["HMC", "ChEES", "HMCState", "Hamiltonian", "Point", "Stepping", "Traj
 
 DIVERGENCE = 1000.0
 MEMORY = 0.9
+STRIDE = 4
+"""How many steps a compiled part takes at once, where there are so many."""
 STRETCH = 1.4
 """How much longer trajectories are after warmup than at the maximum of the criterion. It sees squares only; along a Gaussian
 direction means and squares together have the most effective draws a gradient at 1.4 times that length.
@@ -118,20 +120,60 @@ def unstretch(scale: Tensor, x: Tensor, dense: bool) -> Tensor:
     return torch.linalg.solve_triangular(scale, x.flatten(1).T, upper=False).T.reshape(x.shape)
 
 
-def leapfrog(
+def depart(
     field: StaticField, start: Point, momentum: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
-) -> Trajectory:
-    """So many leapfrog steps. Arguments: eps, a number, a 0-d tensor, or one value a chain shaped to multiply x."""
-    x, gradient = start.x, start.grad
-    p = momentum - (eps / 2) * pull(scale, gradient, dense)
-    for _ in range(steps - 1):
+) -> tuple[Tensor, Tensor]:
+    """So many leapfrog steps but for the last drift and what follows it: position, and momentum half a step on."""
+    x, p, left = start.x, momentum - (eps / 2) * pull(scale, start.grad, dense), steps - 1
+    while left:
+        n = left if not field.fuses else STRIDE if left >= STRIDE else 1
+        x, p = field.fused(advance, x, p, eps, n, scale, dense)
+        left -= n
+    return x, p
+
+
+def advance(
+    field: StaticField, x: Tensor, p: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
+) -> tuple[Tensor, Tensor]:
+    """So many drifts, each with a whole kick after it."""
+    for _ in range(steps):
         x = x + eps * stretch(scale, p, dense)
         p = p + eps * pull(scale, field.score(x), dense)
+    return x, p
+
+
+def arrive(
+    field: StaticField, start: Point, momentum: Tensor, x: Tensor, p: Tensor, eps: Any, scale: Tensor, dense: bool
+) -> Trajectory:
+    """The last drift and half kick, and the error of the total energy since the start."""
     x = x + eps * stretch(scale, p, dense)
     energy, gradient = field.energy_and_grad(x)
     p = p - (eps / 2) * pull(scale, gradient, dense)
     error = energy - start.energy + (row_dot(p, p) - row_dot(momentum, momentum)) / 2
     return Trajectory(Point(x, energy, gradient), p, error)
+
+
+def leapfrog(
+    field: StaticField, start: Point, momentum: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
+) -> Trajectory:
+    """So many leapfrog steps. Arguments: eps, a number, a 0-d tensor, or one value a chain shaped to multiply x."""
+    x, p = depart(field, start, momentum, eps, steps, scale, dense)
+    return field.fused(arrive, start, momentum, x, p, eps, scale, dense)
+
+
+def arrive_and_decide(
+    field: StaticField, start: Point, momentum: Tensor, x: Tensor, p: Tensor, eps: Any, scale: Tensor, dense: bool, u: Tensor
+) -> tuple[Point, Info, Trajectory]:  # fmt: skip
+    """The end of a trajectory, the point that Metropolis chooses with uniforms u, and what there is to report."""
+    end = arrive(field, start, momentum, x, p, eps, scale, dense)
+    chosen, probability = decide(start, end.point, -end.error, u)
+    info = {
+        "accept": probability,
+        "energy": chosen.energy,
+        "hamiltonian": start.energy + row_dot(momentum, momentum) / 2,
+        "diverging": ~(end.error.abs() < DIVERGENCE),
+    }
+    return chosen, info, end
 
 
 class Hamiltonian:
@@ -175,16 +217,11 @@ class Hamiltonian:
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int
     ) -> tuple[HMCState, Info, Trajectory]:
         momentum = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        u = noise.uniform(state.step, Stream.ACCEPT, (), state.x.dtype)
         here = Point(state.x, state.energy, state.grad)
-        end = leapfrog(field, here, momentum, eps, steps, state.scale, self._dense)
-        chosen, probability = metropolis(here, end.point, -end.error, state.step, noise)
-        diverging = ~(end.error.abs() < DIVERGENCE)
-        info = {
-            "accept": probability,
-            "energy": chosen.energy,
-            "hamiltonian": state.energy + row_dot(momentum, momentum) / 2,
-            "diverging": diverging,
-        }
+        x, p = depart(field, here, momentum, eps, steps, state.scale, self._dense)
+        chosen: Point
+        chosen, info, end = field.fused(arrive_and_decide, here, momentum, x, p, eps, state.scale, self._dense, u)
         return HMCState(*chosen, state.step + 1, state.step_size, state.scale, state.length), info, end
 
     def _first(self, field: StaticField, state: HMCState, noise: NoiseSource, alive: Tensor) -> tuple[float, int]:
@@ -396,7 +433,8 @@ class ChEES(Hamiltonian):
         """A step; shorter `(chains,)`, factors on the step size in warmup."""
         size, time = float(state.step_size), 2 * halton(int(state.step)) * float(state.length)
         steps = min(max(math.ceil(time / size), 1), self.most)
-        eps = size if shorter is None else across(size * shorter, state.x)
+        eps: Any = torch.tensor(size, dtype=state.x.dtype) if field.fuses else size
+        eps = eps if shorter is None else across(size * shorter, state.x)
         new, info, end = self._trajectory(field, state, noise, eps, steps)
         taken = torch.full_like(info["diverging"], steps, dtype=torch.int64)
         return new, info | {"evaluations": taken, "leapfrogs": taken.to(state.x.dtype)}, (end, time)

@@ -11,7 +11,7 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.rows import finite_rows, select_rows
 from scoretk.streams import Stream
 
-__all__ = ["metropolis"]
+__all__ = ["decide", "metropolis"]
 
 S = TypeVar("S", bound=tuple[Tensor, ...])
 
@@ -26,11 +26,15 @@ def metropolis(current: S, proposed: S, log_ratio: Tensor, step: Tensor, noise: 
     from `proposed`); log_ratio `(chains,)`; step, the index under which the ACCEPT stream is read.
     Returns: the state, and the acceptance probability `(chains,)`, 0 where the proposal was not finite.
     """
+    return decide(current, proposed, log_ratio, noise.uniform(step, Stream.ACCEPT, (), log_ratio.dtype))
+
+
+def decide(current: S, proposed: S, log_ratio: Tensor, u: Tensor) -> tuple[S, Tensor]:
+    """As `metropolis`, from the uniforms u `(chains,)`."""
     usable = ~log_ratio.isnan()
     for leaf in proposed:
         if leaf.ndim and leaf.is_floating_point():
             usable = usable & finite_rows(leaf)
-    u = noise.uniform(step, Stream.ACCEPT, (), log_ratio.dtype)
     accept = usable & (u.log() < log_ratio)
     chosen = (select_rows(accept, new, old) if new.ndim else new for new, old in zip(proposed, current, strict=True))
     probability = torch.where(usable, log_ratio.clamp(max=0.0).exp(), 0.0)
