@@ -284,7 +284,7 @@ class TestDrawsFiles:
         draws = stk.sample("ring-mixture", stk.MALA(0.02), chains=3, steps=5)
         data = arviz.from_netcdf(draws.save(tmp_path / "d.nc"))
         assert dict(data.posterior.sizes) == {"chain": 3, "draw": 5, "x_dim_0": 2}
-        assert data.sample_stats["accept"].shape == (3, 5)
+        assert data.sample_stats["acceptance_rate"].shape == (3, 5)
         assert json.loads(data.attrs["scoretk"])["seed"] == 0
 
 
