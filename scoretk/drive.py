@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as again
 
 from scoretk.compiling import compiled
 from scoretk.errors import ChainFailure, Status
@@ -190,6 +191,7 @@ class _Eager:
 
     def __init__(self, solver: Any, bound: Any, noise: Any, schedule: Schedule, recorder: Recorder) -> None:
         self.solver, self.bound, self.noise = solver, bound, noise
+        self.recompute = False
         self.fast = bound  # for the steps that do not tune, which changes what a compiled part would be made for
         self.schedule, self.recorder = schedule, recorder
 
@@ -208,9 +210,13 @@ class _Eager:
                 new, info, tuning = self.solver.adapt(self.bound, state, tuning, self.noise, alive, step, warmup)
                 state, status, failed_at, stats, used = _settled(new, info, state, status, failed_at, step, probe)
             else:
-                state, status, failed_at, stats, used = _one(
-                    self.solver, self.fast, self.noise, (state, status, failed_at), step, probe
+                now = (self.solver, self.fast, self.noise, (state, status, failed_at), step, probe)
+                made = (
+                    _one(*now)
+                    if not self.recompute
+                    else again(_one, *now, use_reentrant=False, preserve_rng_state=False)
                 )
+                state, status, failed_at, stats, used = made
             probe = probe and (status is before or not bool(status.any()))
             if used is not None:
                 evaluations += int(used.sum())
@@ -330,17 +336,20 @@ def drive(
     recorder: Recorder,
     *,
     compiled: bool = False,
+    recompute: bool = False,
     on_failure: str = "flag",
 ) -> Iterator[Moment]:
     """Run from a moment to the schedule's end, yielding the moment after every block of steps.
 
     Arguments: solver; bound, the field that `resolve` returned; noise, bound to the chains; moment, from `begin` or a
     checkpoint; schedule; recorder; compiled, whether the step is compiled, or, of a solver that cannot be captured, its
-    parts and the field; on_failure, "raise" to stop after the first
+    parts and the field; recompute, whether what a step computes on the way is not kept for gradients but computed again;
+    on_failure, "raise" to stop after the first
     block in which a chain failed.
     Raises: `ChainFailure`.
     """
     engine = (_Compiled if compiled and solver.capturable else _Eager)(solver, bound, noise, schedule, recorder)
+    engine.recompute = recompute
     if compiled and not solver.capturable:
         engine.fast = _with_fused_parts(bound)
     size = 8

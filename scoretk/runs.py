@@ -62,6 +62,7 @@ def run_batches(
     recorder: Recorder,
     *,
     compiled: bool,
+    recompute: bool,
     on_failure: str,
     checkpoint: Checkpoint | None,
     settings: dict[str, Any],
@@ -80,7 +81,7 @@ def run_batches(
             before = sum(b.schedule.total for b in batches[: len(run.done)])
             for moment in drive(
                 solver, batch.bound, batch.noise, run.moment, batch.schedule, recorder,
-                compiled=compiled, on_failure=on_failure,
+                compiled=compiled, recompute=recompute, on_failure=on_failure,
             ):  # fmt: skip
                 run.moment = moment
                 shown.update(before + moment.step, _failed(run))

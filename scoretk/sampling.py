@@ -45,7 +45,7 @@ def sample(
     init: Tensor | None = None,
     cond: Mapping[str, Tensor] | None = None,
     keep: str | None = None,
-    grad: bool = False,
+    grad: bool | str = False,
     batch: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -71,7 +71,8 @@ def sample(
             timed field's `base`, a static field's own `initial(n, noise)`, else N(0, I).
         cond: condition values by name, one row a chain; they reach the model as keyword arguments.
         keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or "moments".
-        grad: whether gradients flow through the run (from `init`, `cond` and the model's parameters to the draws).
+        grad: whether gradients flow through the run (from `init`, `cond` and the model's parameters to the draws);
+            "checkpoint" keeps the states only and computes each step again on the way back: the same gradients in less memory.
         batch: chains at a time, for memory; the draws are the same. The chains that tune a solver, its `pilot`, run together.
         device, dtype: of the state, float32 or float64; by default those of `init`, else of the model.
         compile: whether to compile the step with torch.compile.
@@ -98,7 +99,7 @@ def sample(
     saved = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)
     recorder = _recorder(model, keep)
 
-    with left_as_found(model, grad), torch.set_grad_enabled(grad):
+    with left_as_found(model, bool(grad)), torch.set_grad_enabled(bool(grad)):
         batches = [
             _batch(
                 model,
@@ -116,7 +117,7 @@ def sample(
             origin, model, solver, n, seed, keep, size, place, batches[0].schedule, start, rows, compile
         )
         done = run_batches(
-            batches, solver, recorder, compiled=compile, on_failure=on_failure, checkpoint=saved,
+            batches, solver, recorder, compiled=compile, recompute=grad == "checkpoint", on_failure=on_failure, checkpoint=saved,
             settings=settings, progress=progress,
         )  # fmt: skip
     return _draws(done, solver, keep, batches[0].schedule, settings)
@@ -167,12 +168,13 @@ def _slices(chains: int, batch: int, solver: Solver) -> list[tuple[int, int]]:
     return [(0, first), *((i, min(i + batch, chains)) for i in range(first, chains, batch))]
 
 
-def _check_modes(*, grad: bool, compile: bool, checkpoint: object) -> None:
-    for name, value in (("grad", grad), ("compile", compile)):
-        if not isinstance(value, bool):
-            raise InvalidArgument(name, value, "True or False")
+def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None:
+    if not isinstance(compile, bool):
+        raise InvalidArgument("compile", compile, "True or False")
+    if not isinstance(grad, bool) and grad != "checkpoint":
+        raise InvalidArgument("grad", grad, "True, False or 'checkpoint'")
     if grad and (compile or checkpoint is not None):
-        raise InvalidArgument("grad", True, "grad=False together with compile or checkpoint: neither keeps a graph")
+        raise InvalidArgument("grad", grad, "grad=False together with compile or checkpoint: neither keeps a graph")
 
 
 def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
