@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="the registered models, from metadata alone")
     listing.add_argument("--verify", action="store_true", help="import and build each of them as well")
+    listing.add_argument(
+        "--matrix", action="store_true", help="which solver serves which of them, and why not the others"
+    )
     listing.set_defaults(run=_list)
 
     one = commands.add_parser("describe", help="what a plugin says about its model")
@@ -116,6 +119,8 @@ def _print_json(value: Any) -> None:
 def _list(options: argparse.Namespace) -> int:
     found = verify() if options.verify else list_models()
     broken = [e for e in found if isinstance(e, Broken)]
+    if options.matrix:
+        return _matrix(options, found)
     if options.json:
         rows = [dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in found]
         _print_json({"models": rows, "solvers": [dataclasses.asdict(s) for s in list_solvers()]})
@@ -125,6 +130,25 @@ def _list(options: argparse.Namespace) -> int:
             state = f"BROKEN at {entry.stage}: {entry.error}" if isinstance(entry, Broken) else "ok" * options.verify
             print(f"{entry.id:{width}}  {entry.version:10}  {state}".rstrip())
     return FAILED if broken and options.verify else DONE
+
+
+def _matrix(options: argparse.Namespace, found: Sequence[Any]) -> int:
+    from scoretk.matrix import matrix, matrix_text
+
+    specs, broken = {}, []
+    for entry in found:
+        try:
+            specs[entry.id.removeprefix("scoretk/")] = describe(entry.id)
+        except ScoretkError as error:
+            broken.append(str(error))
+    if options.json:
+        table = matrix(specs)
+        _print_json({s: {m: dataclasses.asdict(u) for m, u in row.items()} for s, row in table.items()})
+    else:
+        print(matrix_text(specs))
+    for message in broken:
+        print(message, file=sys.stderr)
+    return DONE
 
 
 def _describe(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,11 +26,10 @@ from torch import Tensor
 from scoretk.arguments import count, option
 from scoretk.draws import Cost
 from scoretk.errors import InvalidArgument, MissingCapability, Status
-from scoretk.fields.base import standard_normal
+from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import states_of
-from scoretk.fields.protocols import NoiseSource, field_name, offers
+from scoretk.fields.protocols import field_name, offers
 from scoretk.fields.resolve import StaticField, resolve
-from scoretk.fields.states import layout
 from scoretk.likelihood import Estimate
 from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise, derive
@@ -128,39 +127,9 @@ def log_partition(
     return Estimate(value + (known or 0.0), stderr, how, cost, status)
 
 
-@dataclass(frozen=True)
-class UniformStates:
-    """The uniform law over a discrete field's states, as the base of an annealing run."""
-
-    field: Any
-
-    provides = frozenset({"energy", "score", "log_prob", "draw"})
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.field.event_shape)
-
-    def energy(self, x: Tensor) -> Tensor:
-        """0, `(batch,)`."""
-        return x.new_zeros(len(x))
-
-    def score(self, x: Tensor) -> Tensor:
-        """0, like x."""
-        return torch.zeros_like(x)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Minus the logarithm of the number of states, `(batch,)`."""
-        sites, kinds = layout(self.field.states, self.event_shape)
-        return x.new_full((len(x),), -sites * math.log(kinds))
-
-    def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """The field's own uniform start, `(n, *event_shape)`."""
-        return self.field.initial(n, noise)
-
-
 def _base(field: Any, base: Any) -> Any:
     if base is None:
-        return UniformStates(field) if states_of(field) is not None else standard_normal(tuple(field.event_shape))
+        return plain_base(field)
     if not {"energy", "draw"} <= offers(base):
         raise MissingCapability(
             field_name(base), offers(base), {"energy", "draw"}, "The base must be one that can be drawn from exactly"

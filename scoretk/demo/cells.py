@@ -37,6 +37,7 @@ from scoretk.solvers import (
     ChEES,
     DiscreteLangevin,
     GibbsWithGradients,
+    ParallelTempering,
     PreconditionedLangevin,
     ProbabilityFlow,
     ReverseSDE,
@@ -202,6 +203,19 @@ def _weighted(name: str, view: _View, size: Size) -> Iterator[Cell]:
     yield Cell(name, " ".join(filter(None, ("resampled", view.label))), run, view.finish)
 
 
+def _tempering(view: _View, size: Size) -> Iterator[Cell]:
+    made = partial(ParallelTempering, HMC(leapfrogs=5, metric="none"), replicas=4)
+    yield _cell(
+        view,
+        "parallel-tempering",
+        "4 temperatures",
+        made,
+        chains=size.chains,
+        steps=size.steps // 4,
+        warmup=size.steps // 4,
+    )
+
+
 def _discrete(solver: str, make: Callable[[], Any], view: _View, size: Size) -> Iterator[Cell]:
     yield _cell(view, solver, "", make, chains=size.chains, steps=size.steps)
 
@@ -244,6 +258,7 @@ SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "gibbs-with-gradients": partial(_discrete, "gibbs-with-gradients", GibbsWithGradients),
     "discrete-langevin": partial(_discrete, "discrete-langevin", partial(DiscreteLangevin, 0.5)),
     "block-gibbs": partial(_discrete, "block-gibbs", BlockGibbs),
+    "parallel-tempering": _tempering,
     "ais": partial(_weighted, "ais"),
     "smc": partial(_weighted, "smc"),
     "annealed-langevin": _annealed,

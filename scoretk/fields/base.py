@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,10 +12,11 @@ from torch import Tensor
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import DistributionField, from_distribution
 from scoretk.fields.protocols import Drawable, NoiseSource
+from scoretk.fields.states import layout
 from scoretk.rows import row_sum
 from scoretk.streams import Stream
 
-__all__ = ["Base", "EmpiricalBase", "NormalBase", "as_base", "standard_normal"]
+__all__ = ["Base", "EmpiricalBase", "NormalBase", "UniformStates", "as_base", "plain_base", "standard_normal"]
 
 
 @runtime_checkable
@@ -73,9 +74,47 @@ class EmpiricalBase:
         return self.samples.to(rows.device)[rows]
 
 
+@dataclass(frozen=True)
+class UniformStates:
+    """The uniform law over a discrete field's states, as the base of an annealing run."""
+
+    field: Any
+
+    provides = frozenset({"energy", "score", "log_prob", "draw"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.field.event_shape)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """0, `(batch,)`."""
+        return x.new_zeros(len(x))
+
+    def score(self, x: Tensor) -> Tensor:
+        """0, like x."""
+        return torch.zeros_like(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Minus the logarithm of the number of states, `(batch,)`."""
+        sites, kinds = layout(self.field.states, self.event_shape)
+        return x.new_full((len(x),), -sites * math.log(kinds))
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """The field's own uniform start, `(n, *event_shape)`."""
+        return self.field.initial(n, noise)
+
+
 def standard_normal(event_shape: tuple[int, ...], std: float = 1.0) -> NormalBase:
     """N(0, std^2 I)."""
     return NormalBase(event_shape, std)
+
+
+def plain_base(field: Any) -> NormalBase | UniformStates:
+    """What annealing begins with where nothing else is said: N(0, I), or the uniform law over a discrete field's states."""
+    native = getattr(field, "native", field)
+    if getattr(native, "states", None) is None:
+        return standard_normal(tuple(native.event_shape))
+    return UniformStates(native)
 
 
 def as_base(value: object, event_shape: tuple[int, ...]) -> Base:

@@ -47,7 +47,11 @@ class Bridge:
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`(1 - w) score_start(x) + w score_end(x)`, like x."""
-        return -self.energy_and_grad(x, **cond)[1]
+        return self._mixed(
+            None if self._alone(self.start, 1) else static(self.start).score(x, **cond),
+            None if self._alone(self.end, 0) else static(self.end).score(x, **cond),
+            x,
+        )
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)` and `grad E(x)`, each field evaluated once."""

@@ -11,6 +11,7 @@ from scoretk.solvers.nuts import NUTS
 from scoretk.solvers.preconditioned import PreconditionedLangevin
 from scoretk.solvers.probability_flow import ProbabilityFlow
 from scoretk.solvers.reverse_sde import ReverseSDE
+from scoretk.solvers.tempering import ParallelTempering
 from scoretk.solvers.ula import ULA
 from scoretk.solvers.underdamped import GHMC, Underdamped
 
@@ -33,6 +34,7 @@ __all__ = [
     "GridSolver",
     "Info",
     "Ladder",
+    "ParallelTempering",
     "PreconditionedLangevin",
     "ProbabilityFlow",
     "ReverseSDE",
@@ -57,6 +59,7 @@ SOLVERS: dict[str, type] = {
     "gibbs-with-gradients": GibbsWithGradients,
     "discrete-langevin": DiscreteLangevin,
     "block-gibbs": BlockGibbs,
+    "parallel-tempering": ParallelTempering,
     "ais": AIS,
     "smc": SMC,
     "annealed-langevin": AnnealedLangevin,

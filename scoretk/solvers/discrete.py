@@ -144,6 +144,11 @@ class DiscreteLangevin:
     init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
 
+    @property
+    def exact(self) -> bool:
+        """Whether it leaves its target as it is."""
+        return self.adjusted
+
     def __post_init__(self) -> None:
         positive("step_size", self.step_size)
         positive("temperature", self.temperature)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scoretk.arguments import count, finite
 from scoretk.errors import InvalidArgument
-from scoretk.fields.base import standard_normal
+from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import Bridge, Stretched
 from scoretk.fields.protocols import NoiseSource, field_name, offers
 from scoretk.fields.resolve import StaticField
@@ -126,7 +126,7 @@ class AIS:
     """Annealed importance sampling: weighted draws of a static energy, from draws of a base.
 
     Arguments: levels n, spaced as `(k/n)^3`, unless a `ladder` says more (`log_partition` tunes one); base, a static field with
-    `energy` and `draw`, by default N(0, I); kernel, exact, with a step size of its own; moves of it at each level.
+    `energy` and `draw`, by default N(0, I), or uniform over discrete states; kernel, exact, with a step size of its own; moves of it at each level.
     Reports "log_weight" (at the last level that of the final draw) and "accept".
     """
 
@@ -179,7 +179,7 @@ class AIS:
         return self._base(field).draw(len(x), noise).to(x.device, x.dtype)
 
     def _base(self, field: StaticField) -> Any:
-        return self.base if self.base is not None else standard_normal(field.event_shape)
+        return self.base if self.base is not None else plain_base(field)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
         if tuple(self._base(field).event_shape) != field.event_shape:

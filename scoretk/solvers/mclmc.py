@@ -236,6 +236,7 @@ class MCLMC(_Isokinetic):
     energy_variance: float = 5e-4
     pilot: int = 256
 
+    exact: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -340,7 +341,7 @@ class AdjustedMCLMC(_Isokinetic):
     pilot: int = 256
     most: int = 1000
 
-    varying: ClassVar[str] = "score"
+    varying: ClassVar[tuple[str, ...]] = ("score",)
     reach: ClassVar[float] = math.pi / 2
 
     def __post_init__(self) -> None:

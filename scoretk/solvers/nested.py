@@ -48,9 +48,12 @@ class NestedNoise:
 
 
 def check_kernel(kernel: Any) -> None:
-    """Raises `InvalidArgument` where `kernel` cannot run inside another solver: it must be exact for its target."""
-    if is_grid(kernel) or not isinstance(kernel, Solver) or "energy" not in kernel.needs:
-        raise InvalidArgument("kernel", kernel, "a kernel with a Metropolis decision", "Such as HMC(step_size=0.3)")
+    """Raises `InvalidArgument` where `kernel` cannot run inside another solver: it must be exact, at temperature 1."""
+    fits = isinstance(kernel, Solver) and not is_grid(kernel) and "energy" in kernel.needs
+    if not fits or not getattr(kernel, "exact", True) or getattr(kernel, "temperature", 1.0) != 1:
+        raise InvalidArgument(
+            "kernel", kernel, "a kernel with a Metropolis decision, at temperature 1", "Such as HMC(step_size=0.3)"
+        )
 
 
 def with_step_size(kernel: Any, step_size: float | None) -> Any:

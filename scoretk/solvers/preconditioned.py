@@ -47,6 +47,11 @@ class PreconditionedLangevin(Stepping):
     capturable: ClassVar[bool] = True
     step_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
 
+    @property
+    def exact(self) -> bool:
+        """Whether it leaves its target as it is."""
+        return self.adjusted
+
     def __post_init__(self) -> None:
         self._check()
         if not isinstance(self.adjusted, bool):

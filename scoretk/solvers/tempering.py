@@ -1,0 +1,386 @@
+r"""Parallel tempering: replicas at rising temperatures, of which neighbours swap places, so that modes far apart are visited.
+
+Each chain has K replicas in places 1 = b_1 > ... > b_K of inverse temperature, whose joint law is `prod_k p(x_k)^(b_k)`. A step
+moves every replica by a kernel that leaves `exp(-b_k E)` as it is, all of them as rows of one batch, in coordinates y with
+`x = y / sqrt(b_k)`, in which modes are about as wide at every temperature: one step size serves all. Then neighbours swap with
+
+    probability min(1, exp((b_i - b_(i+1)) (E(x_i) - E(x_(i+1)))))
+
+the pairs (1, 2), (3, 4), ... at even steps, the pairs (2, 3), (4, 5), ... at odd ones, so that a replica that is on its way up or
+down goes on instead of diffusing. Where there are two places only, they swap at every step.
+
+Ladder. With r_k the mean rejection of the swap of places k and k + 1, the barrier up to place k is L_k = r_1 + ... + r_(k-1).
+At the end of each window of warmup the places are put where the barrier, read off linearly in log b, is even between the same
+ends: then all neighbours swap equally often. The windows double in length; after the last one the ladder stays as it is.
+
+Reading. A mean of "swap" near 1/2 is best for the cost; much less asks for more replicas, much more for fewer or hotter ones.
+A round trip ends when a replica comes to the first place that since it was there has been in the last: from where modes do not
+matter it has brought a new start. With kernels that forget the energy from one swap to the next the mean of "round_trips" is
+
+    1 / (2 + 2 sum_k r_k / (1 - r_k)),    of two places 1 - r_1
+
+at most 1/2 for any K above 2. Far below that, each replica stays in its mode's range of energies: more `kernel_steps` help, or a
+hotter end. A mean of 0 says that draws have not forgotten where they started.
+
+References: Geyer, "Markov chain Monte Carlo maximum likelihood" (1991); Hukushima, Nemoto, "Exchange Monte Carlo method and
+application to spin glass simulations" (1996); Okabe, Kawata, Okamoto, Mikami, "Replica-exchange Monte Carlo method for the
+isobaric-isothermal ensemble" (2001), for the order of swaps; Syed, Bouchard-Cote, Deligiannidis, Doucet, "Non-reversible parallel
+tempering: a scalable highly parallel MCMC scheme" (2022), for the barrier, the ladder and the rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from scoretk.arguments import count, finite
+from scoretk.errors import InvalidArgument
+from scoretk.fields.bridge import Bridge, Stretched, states_of
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.resolve import StaticField
+from scoretk.rows import across
+from scoretk.solvers.base import Info, Solver, adapts
+from scoretk.solvers.hmc import HMC
+from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
+from scoretk.solvers.tuning import (
+    Following,
+    next_idle,
+    next_step_size,
+    pooled_acceptance,
+    restart,
+    shortening,
+)
+from scoretk.streams import Stream
+
+__all__ = ["ParallelTempering", "even_ladder", "swap_log_ratio"]
+
+SHARED = frozenset({"step", "step_size", "inverse_temperatures"})
+LEAST_REJECTION = 1e-3
+"""Counted for neighbours that always swap, so that the barrier rises everywhere."""
+
+
+class TemperingState(NamedTuple):
+    """Of each chain the position in the first place, and by place `(chains, K, ...)` all positions, their energies at temperature
+    1 and the gradients of these, and whether the replica there has been in the last place since it was in the first. Then the
+    index of the next step, and what warmup tunes: the kernel's step size `()`, NaN where it has none, and b `(K,)`.
+    """
+
+    x: Tensor
+    replicas: Tensor
+    energy: Tensor
+    grad: Tensor
+    from_hottest: Tensor
+    step: Tensor
+    step_size: Tensor
+    inverse_temperatures: Tensor
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains' own."""
+        return SHARED
+
+
+class TemperingTuning(NamedTuple):
+    """What tuning remembers: `averaging` and, by place, `idle` `(chains, K)` as in `Tuning`; of the window, summed over its
+    `rounds`, the rejection of each pair of neighbours `(K - 1,)`.
+    """
+
+    averaging: Tensor
+    idle: Tensor
+    rejections: Tensor
+    rounds: Tensor
+
+
+class Seen(NamedTuple):
+    """What a step shows: the kernel's acceptance `(chains, K)`, the probability that neighbours swap `(chains, K - 1)`."""
+
+    accept: Tensor
+    swap: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A field at rows where its energy and gradient are known: a kernel that starts there costs nothing."""
+
+    field: Any
+    here: tuple[Tensor, Tensor]
+
+    provides = frozenset({"energy", "score"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.field.event_shape)
+
+    @property
+    def states(self) -> Any:
+        """Those of the field, None where it is not discrete."""
+        return states_of(self.field)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """The known energy, `(batch,)`."""
+        return self.here[0]
+
+    def score(self, x: Tensor) -> Tensor:
+        """Minus the known gradient, like x."""
+        return -self.here[1]
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both."""
+        return self.here
+
+
+class Rows(NamedTuple):
+    """All replicas as rows `(chains * K, ...)`: b `(chains * K,)`, the scale in `x = scale y`, and the law of y."""
+
+    beta: Tensor
+    scale: Tensor
+    target: StaticField
+
+
+def swap_log_ratio(energy: Tensor, beta: Tensor) -> Tensor:
+    """Of the swap of places i and i + 1, `(chains, K - 1)`. Arguments: energy `(chains, K)`; beta `(K,)`."""
+    return (beta[:-1] - beta[1:]) * (energy[:, :-1] - energy[:, 1:])
+
+
+def even_ladder(beta: Tensor, rejection: Tensor) -> Tensor:
+    """Inverse temperatures between the same ends, evenly spaced in the barrier. Arguments: beta `(K,)`; rejection `(K - 1,)`."""
+    barrier = pad(rejection.clamp(min=LEAST_REJECTION), (1, 0)).cumsum(0)
+    even = np.interp(np.linspace(0, float(barrier[-1]), len(beta)), barrier.numpy(), beta.log().numpy())
+    return torch.cat([beta[:1], torch.from_numpy(even).exp()[1:-1], beta[-1:]])
+
+
+def window_ends(step: int, warmup: int) -> bool:
+    """Whether a window ends with this step of warmup: at 3/4 of it, and at halves of that; the rest is for the step size."""
+    return step + 1 in {3 * warmup >> halvings for halvings in range(2, 10)}
+
+
+@dataclass(frozen=True)
+class ParallelTempering:
+    """Parallel tempering over an exact kernel, for laws whose modes are far apart.
+
+    Arguments: kernel, such as HMC, NUTS or MALA, or GibbsWithGradients for discrete states, where nothing is stretched; its step
+    size, where None, is tuned in warmup for all replicas together. replicas, K, from temperature 1 to the hottest, at first in
+    equal ratios; warmup then finds the ladder. At temperature T a barrier of height T is crossed easily; `p^(1/T)` must have a
+    finite integral. (With 20, eight replicas swap one time in ten in 64 dimensions; with 100, one in a hundred.) temperatures, 1
+    and rising: a ladder that stays as it is, in place of both. kernel_steps between swaps; pilot, how many chains (the first
+    ones) tune for all.
+
+    All replicas start where the chain starts. Reports "accept" and "energy" of the replica in the first place; "swap", the mean
+    probability of the swaps tried; "round_trips", 1 where one ends with this step. A swap with an energy that is not finite is
+    rejected. Raises `InvalidArgument` for a kernel with a temperature of its own, with more to tune than a step size, or whose
+    state does not hold energy and gradient.
+    """
+
+    kernel: Solver = dataclass_field(default_factory=lambda: HMC(leapfrogs=5, metric="none"))
+    replicas: int = 8
+    hottest: float = 20.0
+    temperatures: tuple[float, ...] | None = None
+    kernel_steps: int = 1
+    pilot: int = 256
+
+    timed: ClassVar[bool | None] = False
+    capturable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_kernel(self.kernel)
+        if adapts(with_step_size(self.kernel, 1.0)):
+            advice = "Such as HMC(leapfrogs=5, metric='none')"
+            raise InvalidArgument("kernel", self.kernel, "a kernel with nothing to tune but its step size", advice)
+        if getattr(self.kernel, "temperature", 1.0) != 1:
+            raise InvalidArgument(
+                "kernel", self.kernel, "a kernel at temperature 1", "Temper the field: scoretk.tempered"
+            )
+        count("replicas", self.replicas, least=2)
+        if finite("hottest", self.hottest) <= 1:
+            raise InvalidArgument("hottest", self.hottest, "a temperature above 1")
+        if self.temperatures is not None:
+            if not isinstance(self.temperatures, tuple | list):
+                raise InvalidArgument("temperatures", self.temperatures, "a tuple of numbers, or None")
+            rising = tuple(finite("temperatures", t) for t in self.temperatures)
+            if len(rising) < 2 or rising[0] != 1 or any(low >= high for low, high in pairwise(rising)):
+                raise InvalidArgument("temperatures", rising, "two numbers or more that begin with 1 and rise")
+            object.__setattr__(self, "temperatures", rising)
+        count("kernel_steps", self.kernel_steps, least=1)
+        count("pilot", self.pilot, least=1)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the kernel needs."""
+        return self.kernel.needs
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """What the kernel's reported evaluations are of."""
+        return getattr(self.kernel, "varying", (min(self.kernel.needs),))
+
+    @property
+    def init_cost(self) -> Mapping[str, int]:
+        """What the kernel needs to start once: the replicas start together."""
+        return self.kernel.init_cost
+
+    @property
+    def step_cost(self) -> Mapping[str, int]:
+        """What the kernel needs to move all replicas; swaps cost nothing."""
+        return {kind: self._places * self.kernel_steps * n for kind, n in self.kernel.step_cost.items()}
+
+    @property
+    def adapts(self) -> bool:
+        """Whether warmup tunes anything."""
+        return self.temperatures is None or self._tunes_step_size
+
+    @property
+    def _places(self) -> int:
+        return self.replicas if self.temperatures is None else len(self.temperatures)
+
+    @property
+    def _tunes_step_size(self) -> bool:
+        return getattr(self.kernel, "step_size", 1.0) is None
+
+    def _ladder(self) -> Tensor:
+        if self.temperatures is not None:
+            return 1 / torch.tensor(self.temperatures, dtype=torch.float64)
+        return self.hottest ** -torch.linspace(0, 1, self.replicas, dtype=torch.float64)
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> TemperingState:
+        start, k = self.kernel.init(field, x, noise), self._places
+        if not {"energy", "grad"} <= set(start._fields):
+            raise InvalidArgument(
+                "kernel", self.kernel, "a kernel whose state holds energy and grad, as that of HMC does"
+            )
+        own = (start.x, start.energy, start.grad)
+        replicas, energy, grad = (v.repeat_interleave(k, 0).unflatten(0, (len(x), k)) for v in own)
+        from_hottest = (torch.arange(k, device=x.device) == k - 1).repeat(len(x), 1)
+        size = getattr(self.kernel, "step_size", torch.nan)
+        size = torch.tensor(1.0 if size is None else size, dtype=torch.float64)
+        step = torch.zeros((), dtype=torch.int64)
+        return TemperingState(start.x, replicas, energy, grad, from_hottest, step, size, self._ladder())
+
+    def step(self, field: StaticField, state: TemperingState, noise: NoiseSource) -> tuple[TemperingState, Info]:
+        return self._stepped(field, state, noise)[:2]
+
+    def begin_tuning(
+        self, field: StaticField, state: TemperingState, noise: NoiseSource, alive: Tensor
+    ) -> tuple[TemperingState, TemperingTuning, int]:
+        """The state with the kernel's own first step size, nothing learned yet, and the evaluations that this took a chain."""
+        k, spent = self._places, 0
+        if self._tunes_step_size:
+            kernel: Any = self.kernel
+            inner, rows = NestedNoise(noise, 0, k), self._rows(field, state)
+            start = self._started(rows, state, inner)
+            begun, _, spent = kernel.begin_tuning(rows.target, start, inner, alive.repeat_interleave(k))
+            state = state._replace(step_size=begun.step_size)
+        zeros = torch.zeros(k, dtype=torch.float64)
+        tuning = TemperingTuning(restart(float(state.step_size)), self._not_idle(state), zeros[1:], zeros[0])
+        return state, tuning, spent * k
+
+    def begin_following(self, state: TemperingState) -> Following:
+        """Nothing learned: the others' step size and ladder are there."""
+        return Following(self._not_idle(state))
+
+    def adapt(
+        self,
+        field: StaticField,
+        state: TemperingState,
+        tuning: TemperingTuning | Following,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[TemperingState, Info, TemperingTuning | Following]:
+        """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
+        state, info, seen = self._stepped(field, state, noise, shortening(tuning.idle, state.energy.dtype))
+        idle = next_idle(tuning.idle, seen.accept)
+        if isinstance(tuning, Following):
+            return state, info, Following(idle)
+        if self._tunes_step_size:
+            kernel: Any = self.kernel
+            rate = pooled_acceptance(tuning.idle, seen.accept, alive[:, None])
+            tuning, size = next_step_size(tuning, rate, kernel.accept, step == warmup - 1)  # type: ignore[arg-type, assignment]
+            state = state._replace(step_size=torch.tensor(size, dtype=torch.float64))
+        state, tuning = self._relaid(state, tuning, 1 - seen.swap[alive], window_ends(step, warmup))
+        return state, info, tuning._replace(idle=idle)
+
+    def _not_idle(self, state: TemperingState) -> Tensor:
+        return torch.zeros_like(state.energy, dtype=torch.int64)
+
+    def _relaid(
+        self, state: TemperingState, tuning: TemperingTuning, rejection: Tensor, ends: bool
+    ) -> tuple[TemperingState, TemperingTuning]:
+        """The ladder after a step in which chains that are well had these rejections, `(chains, K - 1)`."""
+        if self.temperatures is not None or not len(rejection):
+            return state, tuning
+        rejections = tuning.rejections + rejection.double().mean(0).cpu()
+        rounds = tuning.rounds + 1
+        if not ends:
+            return state, tuning._replace(rejections=rejections, rounds=rounds)
+        ladder = even_ladder(state.inverse_temperatures, rejections / rounds)
+        anew = tuning._replace(averaging=restart(float(state.step_size)), rejections=0 * rejections, rounds=0 * rounds)
+        return state._replace(inverse_temperatures=ladder), anew
+
+    def _stepped(
+        self, field: StaticField, state: TemperingState, noise: NoiseSource, shorter: Tensor | None = None
+    ) -> tuple[TemperingState, Info, Seen]:
+        """A step; shorter `(chains, K)`, factors on the kernel's steps in warmup."""
+        rows = self._rows(field, state, shorter)
+        inner = NestedNoise(noise, int(state.step) * self.kernel_steps, self._places)
+        kernel, moved = self._kernel(state), self._started(rows, state, inner)
+        accept, spent = torch.zeros_like(rows.beta), torch.zeros_like(rows.beta, dtype=torch.int64)
+        for _ in range(self.kernel_steps):
+            moved, info = kernel.step(rows.target, moved, inner)
+            accept = accept + info["accept"] / self.kernel_steps
+            spent = spent + info.get("evaluations", 0)
+        accept, spent = accept.reshape_as(state.energy), spent.reshape_as(state.energy)
+        state = state._replace(
+            replicas=(rows.scale * moved.x).reshape_as(state.replicas),
+            energy=(moved.energy / rows.beta).reshape_as(state.energy),
+            grad=(moved.grad / (across(rows.beta, moved.grad) * rows.scale)).reshape_as(state.grad),
+        )
+        state, swap, report = self._swapped(state, noise)
+        report |= {"accept": accept[:, 0], "evaluations": spent.sum(1)}
+        return state, report, Seen(accept, swap)
+
+    def _kernel(self, state: TemperingState) -> Any:
+        return with_step_size(self.kernel, float(state.step_size)) if self._tunes_step_size else self.kernel
+
+    def _rows(self, field: StaticField, state: TemperingState, shorter: Tensor | None = None) -> Rows:
+        beta = state.inverse_temperatures.to(state.energy.device, state.energy.dtype).expand_as(state.energy)
+        scale = torch.ones_like(beta) if states_of(field) is not None else beta.rsqrt()
+        if shorter is not None and states_of(field) is None:
+            scale = scale * shorter
+        beta, scale = beta.flatten(), across(scale.flatten(), state.replicas.flatten(0, 1))
+        cond = {name: value.repeat_interleave(self._places, 0) for name, value in field.cond.items()}
+        tempered = StaticField(Bridge(None, replace(field, cond=cond), beta))
+        return Rows(beta, scale, StaticField(Stretched(tempered, scale)))
+
+    def _started(self, rows: Rows, state: TemperingState, noise: NoiseSource) -> Any:
+        """The kernel's state at all replicas."""
+        x, energy, grad = (v.flatten(0, 1) for v in (state.replicas, state.energy, state.grad))
+        here = Evaluated(rows.target, (rows.beta * energy, across(rows.beta, grad) * rows.scale * grad))
+        return self._kernel(state).init(StaticField(here), x / rows.scale, noise)
+
+    def _swapped(self, state: TemperingState, noise: NoiseSource) -> tuple[TemperingState, Tensor, Info]:
+        """A round of swaps, the probabilities of all swaps of neighbours `(chains, K - 1)`, and the report."""
+        k, dtype = self._places, state.energy.dtype
+        log_ratio = swap_log_ratio(state.energy, state.inverse_temperatures.to(state.energy.device, dtype))
+        log_ratio = torch.where(log_ratio.isfinite(), log_ratio, -torch.inf)
+        probability = log_ratio.clamp(max=0.0).exp()
+        first = int(state.step) % 2 if k > 2 else 0
+        tried = torch.arange(k - 1, device=log_ratio.device) % 2 == first
+        u = noise.uniform(state.step, Stream.SWAP, (k - 1,), dtype)
+        swaps = (tried & (u.log() < log_ratio)).long()
+        source = torch.arange(k, device=swaps.device) + pad(swaps, (0, 1)) - pad(swaps, (1, 0))
+        chain = torch.arange(len(source), device=swaps.device)[:, None]
+        replicas, energy, grad, from_hottest = (v[chain, source] for v in state[1:5])
+        arrived = from_hottest[:, 0].to(dtype)
+        from_hottest[:, 0], from_hottest[:, -1] = False, True
+        info = {"energy": energy[:, 0], "swap": probability[:, first::2].mean(1), "round_trips": arrived}
+        moved = TemperingState(replicas[:, 0], replicas, energy, grad, from_hottest, state.step + 1, *state[6:])
+        return moved, probability, info
