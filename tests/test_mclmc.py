@@ -340,11 +340,6 @@ def test_compiled_agrees_with_eager(solver):
     torch.testing.assert_close(compiled.x, eager.x, rtol=1e-6, atol=1e-8)
 
 
-def test_a_length_cannot_be_compiled():
-    with pytest.raises(stk.InvalidArgument, match="compile"):
-        stk.sample(ring_mixture(), AdjustedMCLMC(0.3, 1.0, metric="none"), chains=2, steps=2, compile=True)
-
-
 @pytest.mark.parametrize(("metric", "variance"), [("diagonal", 5e-4), ("none", 5e-4), ("diagonal", 5e-3)])
 def test_the_energy_error_reaches_its_target(metric, variance):
     solver = MCLMC(metric=metric, energy_variance=variance)

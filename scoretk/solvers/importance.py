@@ -126,7 +126,8 @@ class AIS:
     """Annealed importance sampling: weighted draws of a static energy, from draws of a base.
 
     Arguments: levels n, spaced as `(k/n)^3`, unless a `ladder` says more (`log_partition` tunes one); base, a static field with
-    `energy` and `draw`, by default N(0, I), or uniform over discrete states; kernel, exact, with a step size of its own; moves of it at each level.
+    `energy` and `draw`, by default N(0, I), or uniform over discrete states; kernel, exact, with a step size of its own;
+    moves of it at each level.
     Reports "log_weight" (at the last level that of the final draw) and "accept".
     """
 
