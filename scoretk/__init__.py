@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _NAMES = {
+    "encoding": (
+        "Latents",
+        "encode",
+        "interpolate",
+    ),
     "summary": (
         "Finding",
         "Summary",
@@ -78,6 +83,7 @@ _NAMES = {
     ),
     "likelihood": (
         "Estimate",
+        "bits_per_dim",
         "log_prob",
     ),
     "noise": ("Noise",),
@@ -121,6 +127,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 if TYPE_CHECKING:
     from scoretk.checkpoint import Checkpoint
     from scoretk.draws import Cost, Draws
+    from scoretk.encoding import Latents, encode, interpolate
     from scoretk.errors import (
         AmbiguousName,
         BrokenPlugin,
@@ -172,7 +179,7 @@ if TYPE_CHECKING:
         tempered,
     )
     from scoretk.learn import ContrastiveDivergence, ReplayBuffer
-    from scoretk.likelihood import Estimate, log_prob
+    from scoretk.likelihood import Estimate, bits_per_dim, log_prob
     from scoretk.noise import Noise
     from scoretk.partition import log_partition
     from scoretk.plugins import Broken, ModelSpec, describe, list_models, load, train
@@ -245,6 +252,7 @@ __all__ = [
     "GibbsWithGradients",
     "InvalidArgument",
     "Ladder",
+    "Latents",
     "Linear",
     "LinearGaussian",
     "Mask",
@@ -273,14 +281,17 @@ __all__ = [
     "UnknownName",
     "Velocity",
     "__version__",
+    "bits_per_dim",
     "bridge",
     "constrained",
     "describe",
+    "encode",
     "from_distribution",
     "from_reversed_time",
     "from_sigmas",
     "from_timesteps",
     "guided",
+    "interpolate",
     "list_models",
     "load",
     "log_partition",

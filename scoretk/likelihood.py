@@ -1,23 +1,34 @@
 r"""Log densities: exact where the family has them, else by the probability flow.
 
-Along `dx/dt = u(x, t)` the density changes by the divergence,
+Along a flow `dz/dphi = u(z, phi)` the density changes by the divergence,
 
-    log p_1(x_1) = log p_0(x_0) - int_0^1 div u(x_t, t) dt,
+    log p_1(z_1) = log p_0(z_0) - int div u(z, phi) dphi,
 
-integrated from the data end back to the noise in one augmented solve of `(x, integral)`. The divergence is exact (one
-vector-Jacobian product a dimension) or estimated with probes e of independent signs, `div u ~ e^T (du/dx) e`, each probe
-fixed during the solve and with an integral of its own, so that their spread gives the standard error.
+integrated from the data end back to the noise in one augmented solve of `(z, integral)`, in the coordinates and with the end
+correction of `scoretk.encoding`; `log p(x) = log p(z) - d log rho`. The divergence, the trace of `J = du/dz`, is
+
+    exact        one product with J a dimension
+    hutchinson   e^T J e for random e with E[e e^T] = I: independent signs, or standard normals. The variance over e is
+                 2 sum_{i != j} S_ij^2 for signs and 2 sum_{ij} S_ij^2 for normals, with S = (J + J^T) / 2
+    hutch++      tr(Q^T J Q), exact, with Q an orthonormal basis of J^T R, R a third of the probes; and for each of the others,
+                 less its part in that range, g = (I - Q Q^T) e, the unbiased g^T J g - c (|g|^2 - tr(I - Q Q^T)), c the
+                 ratio of g^T J g to |g|^2 over the rest of them. Better where few directions make most of S_ij; where its
+                 diagonal does, as in models of small images, signs alone are better
+
+with the products `e^T J` of all e by one vectorised backward pass. Probes are fixed during the solve, and each has an integral of
+its own, so that their spread gives the standard error.
 
 References: Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018); Grathwohl, Chen,
 Bettencourt, Sutskever, Duvenaud, "FFJORD: free-form continuous dynamics for scalable reversible generative models" (2019);
 Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic differential
-equations" (2021).
+equations" (2021); Meyer, Musco, Musco, Woodruff, "Hutch++: optimal stochastic trace estimation" (2021); Theis, van den Oord,
+Bethge, "A note on the evaluation of generative models" (2016): dequantisation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -25,22 +36,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, option, positive, tensor_like
+from scoretk.arguments import count, finite, option, tensor_like
 from scoretk.draws import Cost
-from scoretk.errors import MissingCapability, Status
+from scoretk.encoding import Flow, Solve
+from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, resolve
 from scoretk.modules import left_as_found
-from scoretk.noise import Noise
-from scoretk.rows import row_dot
-from scoretk.solvers.adaptive import ADAPTIVE, integrate
-from scoretk.solvers.probability_flow import velocity_determinate
+from scoretk.noise import Noise, derive
 from scoretk.streams import Stream
 
-__all__ = ["Estimate", "divergence", "log_prob"]
+__all__ = ["Estimate", "bits_per_dim", "divergence", "log_prob"]
 
 EXACT_TRACE_UP_TO = 32
-SINGULAR_END = 1e-5  # how far from a data end without a determinate velocity the solve starts, as in Song et al. (2021)
+ABREAST = 64  # directions a vectorised backward pass takes at once
 
 
 @dataclass(frozen=True)
@@ -63,40 +72,47 @@ def log_prob(
     *,
     cond: Mapping[str, Tensor] | None = None,
     method: str = "dopri5",
+    steps: int | None = None,
+    grid: str | Sequence[float] | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 10_000,
     trace: str | None = None,
     probes: int = 8,
+    probe_law: str = "rademacher",
     seed: int = 0,
 ) -> Estimate:
     """Log density of the rows of x, in nats.
 
-    Arguments: field, with `log_prob` of its own (used as it is) or timed with a velocity and a base that has a density;
-    x `(batch, *event_shape)`; cond, one row a row of x; method, rtol, atol and max_steps of the adaptive solve; trace,
-    "exact" or "hutchinson" (None: exact up to 32 dimensions); probes, how many for Hutchinson's estimate; seed, of the
-    probes.
-    Returns: `Estimate` with value and stderr of shape `(batch,)`; the standard error is 0 where nothing is estimated.
+    A path that ends above sigma = 0 (VE, EDM) has the density of its end: that of the data noised by sigma(1). At an end
+    sigma = 0 where the field does not determine its rate (one that predicts the data) the end correction of
+    `scoretk.encoding` is made; Song et al. (2021) make none, and so have the density of data noised by sigma = 1e-3.
+
+    Arguments: field, with `log_prob` of its own (used as it is) or timed with a base that has a density; x `(batch,
+    *event_shape)`; cond, one row a row of x; method, steps, grid, rtol, atol and max_steps of the solve as in `encode`;
+    trace, "exact", "hutchinson" or "hutch++" (None: exact up to 32 dimensions, else Hutchinson's); probes, how many products
+    with the Jacobian an estimate may take (Hutch++ has a third each for the range and for the trace in it); probe_law,
+    "rademacher" or "gaussian"; seed, of the probes.
+    Returns: `Estimate` with value and stderr of shape `(batch,)`, NaN where the row's status is not OK; the standard error
+    is that of the probes, 0 where nothing is estimated; the error of the solve is not in it.
     Raises: `MissingCapability` where the field has no normalised density; `InvalidArgument`.
     """
     if not hasattr(field, "event_shape"):
         resolve(field, ())
     rows = tensor_like("x", x, (None, *field.event_shape))
+    solve = Solve(method, steps, grid, rtol, atol, max_steps)
+    option("trace", trace or "exact", ("exact", "hutchinson", "hutch++"))
+    option("probe_law", probe_law, ("rademacher", "gaussian"))
     if "log_prob" in offers(field):
         with left_as_found(field), torch.no_grad():
             value = field.log_prob(rows, **(cond or {}))
-        return Estimate(
-            value, torch.zeros_like(value), "exact", Cost(log_prob=len(rows)), torch.zeros_like(value).long()
-        )
+        status = torch.where(value.isnan(), int(Status.NONFINITE), int(Status.OK))
+        return Estimate(value, torch.zeros_like(value), "exact", Cost(log_prob=len(rows)), status)
     if not is_timed(field):
         raise MissingCapability(
             field_name(field), offers(field), {"log_prob"},
             "Its energy is known up to a constant only: a normalised density needs the partition function",
         )  # fmt: skip
-    option("method", method, ADAPTIVE)
-    option("trace", trace or "exact", ("exact", "hutchinson"))
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        positive(name, value)
     bound = resolve(field, {"velocity"}, cond, timed=True)
     assert isinstance(bound, TimedField)
     if not callable(getattr(bound.base, "log_prob", None)):
@@ -104,23 +120,93 @@ def log_prob(
             field_name(field), offers(field), {"log_prob"},
             "The flow's base has no density: give Velocity(base=...) a distribution rather than samples",
         )  # fmt: skip
-    dimension = math.prod(field.event_shape)
-    exact = trace == "exact" or (trace is None and dimension <= EXACT_TRACE_UP_TO)
-    directions = None if exact else _probes(seed, rows, count("probes", probes, least=2))
+    if trace is None:
+        trace = "exact" if math.prod(bound.event_shape) <= EXACT_TRACE_UP_TO else "hutchinson"
+    directions = sketch = None
+    if trace != "exact":
+        directions, sketch = _probes(seed, rows, probes, probe_law, sketched=trace == "hutch++")
     with left_as_found(field), torch.no_grad():
-        return _by_flow(bound, rows, directions, method, rtol, atol, max_steps)
+        _check_differentiable(bound, rows)
+        how = "exact trace" if directions is None else f"{len(directions)} {probe_law.capitalize()} probes"
+        return _by_flow(bound, rows, directions, sketch, solve, how)
 
 
-def _probes(seed: int, x: Tensor, n: int) -> Tensor:
+def bits_per_dim(
+    field: Any,
+    x: Tensor,
+    *,
+    levels: int = 256,
+    interval: tuple[float, float] = (0.0, 1.0),
+    draws: int = 2,
+    seed: int = 0,
+    **options: Any,
+) -> Estimate:
+    """Bits per dimension of quantised data, by uniform dequantisation.
+
+    With `y = low + (high - low) (x + u) / levels`, u uniform on the unit cube, and d dimensions,
+
+        -E_u[log2 p(y)] / d + log2(levels / (high - low)),
+
+    an upper bound of `-log2 P(x) / d` for the probability P that the density gives to the cell of x (Theis et al. 2016). The
+    second term is 8 for 256 levels in [0, 1], 7 in [-1, 1].
+
+    Arguments: field, as in `log_prob`, a density over `interval`; x `(batch, *event_shape)`, whole numbers in [0, levels);
+    interval, (low, high), where the field has its data; draws, of u (and of probes) a row, at least 2; seed, of both; options,
+    any other of `log_prob`, such as `trace`, `probes`, `method` and `cond`.
+    Returns: `Estimate` with value and stderr of shape `(batch,)`, from the draws' spread; NaN where a draw failed.
+    Raises: as `log_prob`.
+    """
+    low, high = (finite("interval", end) for end in interval)
+    if not low < high:
+        raise InvalidArgument("interval", interval, "(low, high) with low < high")
+    count("levels", levels, least=2)
+    count("draws", draws, least=2)
+    if not hasattr(field, "event_shape"):
+        resolve(field, ())
+    cells = tensor_like("x", x, (None, *field.event_shape))
+    if not bool(((cells == cells.floor()) & (cells >= 0) & (cells < levels)).all()):
+        raise InvalidArgument(
+            "x", x, f"whole numbers from 0 to {levels - 1}", f"Of data in [0, 1]: (x * {levels - 1}).round()"
+        )
+    found = []
+    for i in range(draws):
+        own = derive(seed, i)
+        noise = Noise(own, len(cells), device=cells.device, dtype=cells.dtype)
+        u = noise.uniform(0, Stream.START, tuple(cells.shape[1:]), cells.dtype)
+        found.append(log_prob(field, low + (high - low) * (cells + u) / levels, seed=own, **options))
+    bits = -torch.stack([f.value for f in found]) / (math.prod(cells.shape[1:]) * math.log(2))
+    cost = Cost({kind: sum(f.cost[kind] for f in found) for kind in found[0].cost})
+    how = f"{found[0].method}, {draws} dequantisations to {levels} levels of [{low:g}, {high:g}]"
+    status = torch.stack([f.status for f in found]).amax(0)
+    return Estimate(bits.mean(0) + math.log2(levels / (high - low)), bits.std(0) / math.sqrt(draws), how, cost, status)
+
+
+def _probes(
+    seed: int, x: Tensor, n: int, law: str = "rademacher", *, sketched: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """n probes a row of x, `(n, batch, *event_shape)`; where `sketched` fewer, and those to find the range with.
+
+    Hutch++ takes a third of the n products for the sketch (at most d) and as many for the trace in its range.
+    """
+    count("probes", n, least=4 if sketched else 2)
+    range_of = min(n // 3, math.prod(x.shape[1:])) if sketched else 0
     noise = Noise(seed, len(x), device=x.device, dtype=x.dtype)
-    return noise.rademacher(0, Stream.PROBE, (n, *x.shape[1:]), x.dtype).movedim(1, 0)
+    draw = noise.rademacher if law == "rademacher" else noise.normal
+    drawn = draw(0, Stream.PROBE, (n - range_of, *x.shape[1:]), x.dtype).movedim(1, 0)
+    return drawn[range_of:], drawn[:range_of] if sketched else None
 
 
-def divergence(velocity: Any, x: Tensor, t: float, directions: Tensor | None) -> tuple[Tensor, Tensor]:
+def divergence(
+    velocity: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    t: float,
+    directions: Tensor | None,
+    sketch: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """`u(x, t)`, like x, and its divergence `(k, batch)`: one exact row, or one estimate a probe.
 
     Arguments: velocity, `(x, t) -> like x`, rows independent; directions, probes `(k, batch, *event)` or None for the
-    exact trace.
+    exact trace; sketch, `(r, batch, *event)`, for Hutch++.
     """
     with torch.enable_grad():
         y = x.detach().requires_grad_()
@@ -128,47 +214,91 @@ def divergence(velocity: Any, x: Tensor, t: float, directions: Tensor | None) ->
         if not u.requires_grad:  # a velocity that does not depend on x
             return u, x.new_zeros((1 if directions is None else len(directions), len(x)))
         if directions is None:
-            return u.detach(), _exact_trace(u, y)[None]
-        estimates = []
-        for e in directions:
-            (back,) = torch.autograd.grad(u, y, e, retain_graph=True)
-            estimates.append(row_dot(back, e))
-    return u.detach(), torch.stack(estimates)
+            traces = _exact_trace(u, y)[None]
+        elif sketch is None:
+            traces = _inner(products(u, y, directions), directions)
+        else:
+            traces = _hutch_pp(u, y, directions, sketch)
+    return u.detach(), traces
+
+
+def products(u: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+    """`e^T du/dy` for every direction e, `(k, batch, *event_shape)`: vectorised, or one by one where a model cannot be."""
+
+    def pulled(e: Tensor, together: bool) -> Tensor:
+        return torch.autograd.grad(
+            u, y, e, retain_graph=True, is_grads_batched=together, allow_unused=True, materialize_grads=True
+        )[0]
+
+    try:
+        return torch.cat([pulled(part, True) for part in directions.split(ABREAST)])
+    except RuntimeError:  # an operation without a batching rule, or too little memory
+        return torch.stack([pulled(e, False) for e in directions])
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products over the event axes: `(k, batch, *event_shape), like -> (k, batch)`."""
+    return (a * b).reshape(*a.shape[:2], -1).sum(-1)
 
 
 def _exact_trace(u: Tensor, y: Tensor) -> Tensor:
-    flat = u.reshape(len(u), -1)
-    total = torch.zeros_like(flat[:, 0])
-    for i in range(flat.shape[1]):
-        (back,) = torch.autograd.grad(flat[:, i].sum(), y, retain_graph=True)
-        total = total + back.reshape(len(u), -1)[:, i]
-    return total
+    d = math.prod(y.shape[1:])
+    basis = torch.eye(d, dtype=y.dtype, device=y.device).reshape(d, 1, *y.shape[1:]).expand(d, *y.shape)
+    return torch.stack([_inner(products(u, y, part), part).sum(0) for part in basis.split(ABREAST)]).sum(0)
+
+
+def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor) -> Tensor:
+    """Hutch++ for `J^T`, which has the trace of J: `(k, batch)`, the trace in the sketched range in each.
+
+    The term in c takes out what a multiple of the identity adds to the variance, as signs do until they are projected.
+    """
+    seen = products(u, y, sketch)
+    basis = torch.linalg.qr(_columns(seen)).Q  # (batch, d, r)
+    probes = _columns(directions)
+    rest = probes - basis @ (basis.mT @ probes)
+    both = torch.cat([basis, rest], 2).permute(2, 0, 1).reshape(-1, *y.shape)
+    within, beyond = _inner(products(u, y, both), both).split([len(sketch), len(directions)])
+    norms, known = rest.square().sum(1).T, basis.shape[1] - basis.shape[2]
+    others = (norms.sum(0) - norms).clamp(min=torch.finfo(norms.dtype).tiny)
+    return within.sum(0) + beyond - (beyond.sum(0) - beyond) / others * (norms - known)
+
+
+def _columns(vectors: Tensor) -> Tensor:
+    """`(k, batch, *event_shape) -> (batch, d, k)`."""
+    return vectors.reshape(*vectors.shape[:2], -1).permute(1, 2, 0)
+
+
+def _check_differentiable(bound: TimedField, x: Tensor) -> None:
+    """Refuse a model whose prediction depends on x behind autograd's back: its divergence would be wrong, silently."""
+    with torch.enable_grad():
+        known = bound.predict(x.detach().requires_grad_(), 0.5)
+    if not known.requires_grad and not torch.equal(bound.predict(x + 1, 0.5), known):
+        raise InvalidArgument(
+            "field", field_name(bound.native), "a prediction that torch can differentiate with respect to x",
+            "Its network detaches x, or runs under no_grad or in numpy",
+        )  # fmt: skip
 
 
 def _by_flow(
-    bound: TimedField,
-    x: Tensor,
-    directions: Tensor | None,
-    method: str,
-    rtol: float,
-    atol: float,
-    max_steps: int,
+    bound: TimedField, x: Tensor, directions: Tensor | None, sketch: Tensor | None, solve: Solve, how: str
 ) -> Estimate:
+    flow, batch, d = Flow(bound), len(x), math.prod(bound.event_shape)
     k = 1 if directions is None else len(directions)
-    batch, d = len(x), math.prod(bound.event_shape)
-    end = 1.0 if velocity_determinate(bound, 1.0) else 1 - SINGULAR_END
 
-    def augmented(z: Tensor, t: float) -> Tensor:
-        u, traces = divergence(bound.velocity, z[:, :d].reshape(x.shape), t, directions)
-        return torch.cat([u.reshape(batch, d), -traces.T], 1)
+    def augmented(state: Tensor, angle: float) -> Tensor:
+        u, traces = divergence(flow.rate, state[:, :d].reshape(x.shape), angle, directions, sketch)
+        return torch.cat([u.reshape(batch, d), traces.T], 1)
 
-    start = torch.cat([x.reshape(batch, d), x.new_zeros((batch, k))], 1)
-    z, status, calls = integrate(augmented, start, end, 0.0, method=method, rtol=rtol, atol=atol, max_steps=max_steps)
-    # each probe's integral is an estimate of its own; the base's density is common to all
-    values = bound.base.log_prob(z[:, :d].reshape(x.shape))[:, None] - z[:, d:]
-    value = torch.where(status == int(Status.OK), values.mean(1), torch.nan)
-    stderr = torch.zeros_like(value) if directions is None else values.std(1) / math.sqrt(k)
-    cost = Cost(velocity=calls * batch, vjp=calls * batch * (d if directions is None else k))
-    how = "exact trace" if directions is None else f"{k} Rademacher probes"
-    near = "" if end == 1.0 else f", from t = 1 - {SINGULAR_END:g}"
-    return Estimate(value, stderr, f"probability flow ({method}, {how}{near})", cost, status)
+    noise, data = flow.radius(0.0), flow.radius(1.0)
+    start = torch.cat([x.reshape(batch, d) / data, x.new_zeros((batch, k))], 1)
+    state, status, calls = solve.run(flow, augmented, start)
+    # each probe's integral, from data to noise, is an estimate of its own; the base's density is common to all
+    base = bound.base.log_prob(noise * state[:, :d].reshape(x.shape)) + d * math.log(noise / data)
+    value = base + state[:, d:].mean(1)
+    stderr = torch.zeros_like(value) if directions is None else state[:, d:].std(1) / math.sqrt(k)
+    status = torch.where((status == int(Status.OK)) & value.isnan(), int(Status.NONFINITE), status)
+    value, stderr = (v.where(status == int(Status.OK), torch.nan) for v in (value, stderr))
+    products_each = d if directions is None else k + (0 if sketch is None else 2 * len(sketch))
+    cost = Cost(velocity=(calls + 1) * batch, vjp=calls * batch * products_each)
+    rank = "" if sketch is None else f" beyond a range of {len(sketch)}"
+    return Estimate(value, stderr, f"probability flow ({solve.describe(flow)}, {how}{rank})", cost, status)
