@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in ("steps", "probability_flow", "noise", "footprint"):
+    for name in ("steps", "probability_flow", "noise", "footprint", "effective"):
         command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(options.out / f"{name}.json")]
         place = [] if name == "footprint" else ["--device", options.device]
         subprocess.run([*command, *place], check=True)

@@ -1,4 +1,5 @@
-"""Microseconds a Langevin step: scoretk, a hand-written torch loop, torchebm; the same energy, chains and precision.
+"""Microseconds a Langevin step, and a trajectory of Hamiltonian Monte Carlo: scoretk, a hand-written torch loop, torchebm; the same
+energy, chains and precision.
 
     python benchmarks/steps.py [--device cpu] [--threads N] [--rounds 7] [--json FILE]
 
@@ -8,6 +9,7 @@ Every contestant runs whole calls of its own sampler from the same start and ret
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import time
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 import scoretk as stk
 
 STEP_SIZE = 0.01
+LEAPFROGS = 10
 
 
 class Ring(nn.Module):
@@ -84,6 +87,50 @@ def by_scoretk(energy: nn.Module, x: Tensor, steps: int, compiled: bool) -> Tens
     return stk.sample(field, stk.ULA(STEP_SIZE), init=x, steps=steps, keep="last", compile=compiled).final
 
 
+def hmc_by_torchebm(energy: nn.Module, x: Tensor, steps: int) -> Tensor:
+    """torchebm's Hamiltonian Monte Carlo."""
+    from torchebm.core import BaseModel
+    from torchebm.samplers import HamiltonianMonteCarlo
+
+    class Model(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = energy
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.energy(x)
+
+    model = Model().to(x.device)
+    return HamiltonianMonteCarlo(model, step_size=0.1, n_leapfrog_steps=LEAPFROGS, device=x.device).sample(
+        x=x, n_steps=steps
+    )
+
+
+def hmc_by_scoretk(energy: nn.Module, x: Tensor, steps: int, compiled: bool) -> Tensor:
+    """scoretk, eager or compiled."""
+    solver = stk.HMC(0.1, LEAPFROGS, jitter=0.0, metric="none")
+    field = stk.Energy(energy, tuple(x.shape[1:]))
+    return stk.sample(field, solver, init=x, steps=steps, keep="last", compile=compiled).final
+
+
+def trajectories(options: argparse.Namespace) -> Report:
+    """Trajectories of ten leapfrog steps, 10 chains on the ring."""
+    report = Report(f"Hamiltonian Monte Carlo, {LEAPFROGS} leapfrog steps", "torchebm")
+    energy = Ring().to(options.device).requires_grad_(False)
+    x = torch.randn((10, 2), generator=torch.Generator().manual_seed(1)).to(options.device)
+    runs = {
+        "torchebm": lambda: hmc_by_torchebm(energy, x, 50),
+        "scoretk eager": lambda: hmc_by_scoretk(energy, x, 200, False),
+        "scoretk compiled": lambda: hmc_by_scoretk(energy, x, 4000, True),
+    }
+    for name, run in runs.items():
+        check(name, torch.cat([run() for _ in range(20 if name == "torchebm" else 1)]))
+    seconds = fastest(runs, options.device, options.rounds)
+    steps = {"torchebm": 50, "scoretk eager": 200, "scoretk compiled": 4000}
+    report.add("ring 10 x 2", seconds, steps, {"scoretk compiled": "40"})
+    return report
+
+
 def check(name: str, x: Tensor) -> None:
     """Nobody is timed on another computation: on the ring the mean radius is near 2."""
     radius = float(x.norm(dim=1).mean())
@@ -125,7 +172,7 @@ def main() -> None:
             aims["scoretk compiled"] = "a third of torchebm"
         report.add(row, seconds, dict.fromkeys(runs, steps) | {"scoretk compiled": many}, aims)
         report.notes.append(f"{row}: a compiled call from a warm compiler cache takes {compile_seconds:.1f} s at first")
-    finish([report], options)
+    finish([report, trajectories(options)], options)
 
 
 if __name__ == "__main__":
