@@ -1,4 +1,4 @@
-"""Microseconds a Langevin step, and a trajectory of Hamiltonian Monte Carlo: scoretk, a hand-written torch loop, torchebm; the same
+"""Microseconds a Langevin step, and a trajectory of Hamiltonian Monte Carlo: scoretk, a hand-written torch loop, torchebm; one
 energy, chains and precision.
 
     python benchmarks/steps.py [--device cpu] [--threads N] [--rounds 7] [--json FILE]
