@@ -8,19 +8,26 @@ A path that ends above sigma = 0 (VE, EDM) ends there; the step from its end to 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoretk.arguments import count, option
 from scoretk.errors import InvalidArgument
-from scoretk.fields.paths import GaussianPath, Linear, Tabulated
+from scoretk.fields.paths import GaussianPath, Tabulated
+from scoretk.fields.resolve import resolve
+from scoretk.modules import left_as_found
+from scoretk.noise import Noise
 
-__all__ = ["GRIDS", "LARGEST_LEVEL", "SMALLEST_LEVEL", "grid", "karras", "levels", "log_snr", "logistic", "uniform"]
+__all__ = [
+    "GRIDS", "LARGEST_LEVEL", "SMALLEST_LEVEL", "adapt", "cosine", "edm", "grid", "karras", "levels", "log_snr", "logistic",
+    "table", "uniform",
+]  # fmt: skip
 
 LARGEST_LEVEL, SMALLEST_LEVEL = 80.0, 0.002
-GRIDS = ("uniform", "logistic", "karras", "log_snr")
 
 
 def uniform(steps: int) -> Tensor:
@@ -47,10 +54,23 @@ def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
     return torch.cat([u.new_zeros(1), times, u.new_ones(1)])
 
 
+def cosine(path: GaussianPath, steps: int) -> Tensor:
+    """Equally spaced angles `atan(level)`, as `steps + 1` times: equal steps of the cosine path's time (Nichol, Dhariwal,
+    "Improved denoising diffusion probabilistic models", 2021)."""
+    high, low = levels(path, torch.tensor([0.0, 1.0], dtype=torch.float64)).atan()
+    angle = high + (low - high) * uniform(steps)
+    return torch.cat([angle.new_zeros(1), path.t(-2 * angle[1:-1].tan().log()), angle.new_ones(1)])
+
+
 def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Tensor:
-    """Levels with `level^(1/rho)` equally spaced (Karras et al., "Elucidating the design space of diffusion-based
-    generative models", 2022), as `steps + 1` times."""
+    """Levels with `level^(1/rho)` equally spaced (Karras, Aittala, Aila, Laine, "Elucidating the design space of
+    diffusion-based generative models", 2022), as `steps + 1` times."""
     return _spaced(path, steps, lambda s: s ** (1 / rho), lambda r: r**rho)
+
+
+def edm(path: GaussianPath, steps: int) -> Tensor:
+    """The levels of EDM, `karras` with rho = 7 between 80 and .002, on any path; its ends beyond are steps of their own."""
+    return _spaced(path, steps, lambda s: s ** (1 / 7), lambda r: r**7, widest=(LARGEST_LEVEL, SMALLEST_LEVEL))
 
 
 def log_snr(path: GaussianPath, steps: int) -> Tensor:
@@ -58,11 +78,11 @@ def log_snr(path: GaussianPath, steps: int) -> Tensor:
     return _spaced(path, steps, torch.log, torch.exp)
 
 
-def _spaced(path: GaussianPath, steps: int, forward, backward) -> Tensor:  # type: ignore[no-untyped-def]
-    """Times at which `forward(level)` is equally spaced between the path's ends, those of infinite log-SNR apart."""
+def _spaced(path: GaussianPath, steps: int, forward, backward, widest=(math.inf, 0.0)) -> Tensor:  # type: ignore[no-untyped-def]
+    """Times at which `forward(level)` is equally spaced between the path's ends, those that reach `widest` or beyond apart."""
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     high, low = levels(path, ends).tolist()
-    opens, closes = math.isinf(high), low == 0
+    opens, closes = _beyond(high, widest[0]), _beyond(widest[1], low)
     inner = count("steps", steps, least=1) - opens - closes
     if inner < 0 or (inner == 0 and steps > 1 and not (opens and closes)):
         raise InvalidArgument(
@@ -80,22 +100,120 @@ def _spaced(path: GaussianPath, steps: int, forward, backward) -> Tensor:  # typ
     return torch.cat([ends[:1]] * opens + [times] + [ends[1:]] * closes)
 
 
+def _beyond(larger: float, smaller: float) -> bool:
+    """Whether a level is a path's end that lies beyond a limit, rounding apart; infinity and 0 always do."""
+    return larger > smaller * (1 + 1e-9) or math.isinf(larger) or smaller == 0 == larger
+
+
+def table(path: GaussianPath, given: Sequence[float], steps: int | None = None) -> Tensor:
+    """The times of a table of decreasing levels `sigma/alpha` (inf is t = 0, and 0 is t = 1), such as published ones.
+
+    Arguments: given, the levels; steps, to change their number: log-levels between the table's are then interpolated.
+    """
+    level = torch.as_tensor(given, dtype=torch.float64).flatten()
+    if len(level) < 2 or not bool((level.diff() < 0).all()) or float(level[-1]) < 0:
+        raise InvalidArgument("given", given, "at least two decreasing levels sigma/alpha, none negative")
+    if steps is not None:
+        if not bool(level.isfinite().all() and (level > 0).all()):
+            raise InvalidArgument("given", given, "positive, finite levels where they are to be interpolated")
+        places = (len(level) - 1) * uniform(steps)
+        level = _interpolated(places, torch.arange(len(level), dtype=torch.float64), level.log()).exp()
+    times = path.t(-2 * level.log())
+    times = torch.where(level.isinf(), 0.0, torch.where(level == 0, 1.0, times))
+    return grid(times.clamp(0, 1), path, len(times) - 1)
+
+
+def adapt(
+    field: Any, steps: int, *, order: int = 3, chains: int = 32, fine: int = 256, seed: int = 0,
+    cond: Mapping[str, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """The grid on which steps of a method of this order make equal local errors on this field: `steps + 1` times.
+
+    A few trajectories are solved on a fine grid, in the time `w = alpha/(alpha+sigma)` and the position `x/(alpha+sigma)`
+    (t and x without a path), whose velocity F gives the local error of a step: `h^(order+1) |d^order F / dw^order|`, here
+    relative to the spread of the trajectories at that time, which is what the rest of the flow scales it by. The steps
+    are `h ~ (local error density)^(-1/(order+1))`. Half of the density is the default grid's, so that no time is left out.
+
+    Arguments: field, with a base to start from; order, of the method's prediction (3 for "adams_3"); chains, fine, the
+    trajectories and their intervals (so many evaluations each); seed, of their start; cond, condition rows, one a chain.
+    The result is a plain tensor, for `ProbabilityFlow(grid=...)`, to be found once and kept.
+    """
+    count("order", order, least=1)
+    base = grid(None, getattr(field, "path", None), count("fine", fine, least=4 * (order + 1)))
+    with left_as_found(field):
+        w, position, slope = _trajectories(field, base, count("chains", chains, least=2), seed, cond)
+    divided, n = slope.flatten(1), len(slope)
+    for k in range(1, order + 1):
+        divided = divided.diff(dim=0) / (w[k:n] - w[: n - k])[:, None]
+    centre = w[:n].unfold(0, order + 1, 1).mean(1)
+    error = divided.square().mean(1).sqrt()
+    spread = (position - position.mean(1, keepdim=True)).square().flatten(1).mean(1).sqrt()
+    spread = _interpolated(centre, w, spread.clamp(min=float(spread.max()) / 100))
+    middle = (w[1:] + w[:-1]) / 2
+    density = _interpolated(middle, centre, (error / spread).log().clamp(min=-700)).exp() ** (1 / (order + 1))
+    share = density * w.diff()
+    share = _smoothed(share / share.sum(), fine // 16)
+    reached = torch.cat([share.new_zeros(1), (share + 1 / len(share)).cumsum(0) / 2])
+    places = _interpolated(uniform(steps) * reached[-1], reached, torch.arange(fine + 1, dtype=torch.float64))
+    found = _interpolated(places, torch.arange(fine + 1, dtype=torch.float64), base)
+    found[0], found[-1] = 0.0, 1.0
+    return found
+
+
+def _trajectories(
+    field: Any, times: Tensor, chains: int, seed: int, cond: Mapping[str, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Times w `(n + 1,)`, positions `(n + 1, chains, *event)`, their slopes in w `(n, ...)`, by the second-order Adams rule."""
+    bound: Any = resolve(field, {"velocity"}, cond, timed=True)
+    path = bound.path
+    x = field.base.draw(chains, Noise(seed, torch.arange(chains))).double()
+    alpha, sigma = (path.alpha(times), path.sigma(times)) if path is not None else (times, 1 - times)
+    scale = alpha + sigma
+    w = alpha / scale
+    position, positions, slopes = x / scale[0], [x / scale[0]], list[Tensor]()
+    with torch.no_grad():
+        for i, h in enumerate(w.diff().tolist()):
+            x, t = position * scale[i], float(times[i])
+            slopes.append(bound.velocity(x, t) if path is None else (scale[i] * bound.denoise(x, t) - x) / sigma[i])
+            ratio = h / float(w[i] - w[i - 1]) / 2 if i else 0.0
+            position = position + h * (slopes[-1] + ratio * (slopes[-1] - slopes[max(i - 1, 0)]))
+            positions.append(position)
+    return w, torch.stack(positions), torch.stack(slopes)
+
+
+def _smoothed(values: Tensor, width: int) -> Tensor:
+    """Running means of `2 width + 1` values, shorter at the ends."""
+    total = torch.cat([values.new_zeros(1), values.cumsum(0)])
+    i = torch.arange(len(values))
+    low, high = (i - width).clamp(min=0), (i + width + 1).clamp(max=len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _interpolated(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """The piecewise linear function through `(at, values)`, constant beyond them, at x."""
+    return torch.from_numpy(np.interp(x.numpy(), at.numpy(), values.numpy()))
+
+
+_NAMED = {"logistic": logistic, "karras": karras, "edm": edm, "log_snr": log_snr, "cosine": cosine}
+GRIDS = ("uniform", *_NAMED)
+
+
 def grid(spec: str | Sequence[float] | Tensor | None, path: GaussianPath | None, steps: int) -> Tensor:
     """The times of a grid given by name, by its own times, or left to the default.
 
-    Arguments: spec, None (logistic; uniform in t on the linear path, on a table and without a path), a name in `GRIDS`,
-    or increasing times in [0, 1]; path, None for a flow without a Gaussian path, which has uniform grids only; steps,
+    Arguments: spec, None (logistic; uniform in t on a table and without a path), a name in `GRIDS`, or increasing times in
+    [0, 1]; path, None for a flow without a Gaussian path, which has uniform grids only; steps,
     ignored where times are given.
     """
     if spec is None:
-        spec = "uniform" if path is None or isinstance(path, Linear | Tabulated) else "logistic"
+        spec = "uniform" if path is None or isinstance(path, Tabulated) else "logistic"
     if isinstance(spec, str):
         option("grid", spec, GRIDS)
         if spec == "uniform":
             return uniform(steps)
         if path is None:
             raise InvalidArgument("grid", spec, "'uniform' or times: a flow without a Gaussian path has no noise level")
-        return {"logistic": logistic, "karras": karras, "log_snr": log_snr}[spec](path, steps)
+        return _NAMED[spec](path, steps)
     try:
         times = torch.as_tensor(spec, dtype=torch.float64, device="cpu").flatten()
     except (TypeError, ValueError, RuntimeError) as error:

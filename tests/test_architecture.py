@@ -11,9 +11,10 @@ import scoretk
 
 ROOT = Path(scoretk.__file__).parent
 LEVELS = [
-    {"errors"}, {"streams", "rows", "compiling", "noise"}, {"arguments", "plugins"}, {"fields"}, {"grids", "modules", "progress"},
-    {"solvers", "tape"}, {"arrays", "record", "checkpoint", "summary"}, {"drive"}, {"draws", "runs"}, {"sampling", "likelihood", "encoding", "matrix"},
-    {"partition"}, {"learn", "diagnostics"}, {"families"}, {"conformance", "demo"}, {"cli"},
+    {"errors"}, {"streams", "rows", "compiling", "noise"}, {"arguments", "plugins"}, {"fields"},
+    {"grids", "modules", "progress"}, {"solvers", "tape"}, {"arrays", "record", "checkpoint", "summary"}, {"drive"},
+    {"draws", "runs"}, {"sampling", "likelihood", "encoding", "matrix"}, {"partition"}, {"learn", "diagnostics"},
+    {"families"}, {"conformance", "demo"}, {"cli"},
 ]  # fmt: skip
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -1,18 +1,26 @@
 """The probability flow against exact maps: values, orders, adaptive tolerance, end points, and rows left alone."""
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad, solve_ivp
 
 import scoretk as stk
+from scoretk import grids
 from scoretk.families.mixture import gaussian, ring_mixture
-from scoretk.grids import GRIDS, grid
+from scoretk.grids import GRIDS
 from scoretk.solvers import tableaus
 from tests.test_fields import PATHS
 
-FIXED = ("euler", "heun", "dpmpp_2m")
-ORDER = {"euler": 1, "heun": 2, "dpmpp_2m": 2}
+FIXED = tuple(tableaus.METHODS)
+ORDER = {
+    "euler": 1, "trapezoid": 2, "heun": 2, "midpoint": 2, "dpmpp_2m": 2, "rk4": 4, "unipc_2": 3, "unipc_3": 4, "adams_pc_2": 3,
+    "adams_pc_3": 4, **{f"{form}_{k}": k for form in ("adams", "multistep", "noise_multistep") for k in (2, 3, 4)},
+}  # fmt: skip
 ENDS = torch.tensor([[80.0, 0.0], [-5.0, 7.0]], dtype=torch.float64)
 MAPPED = torch.tensor([[1.97292973, 0.0], [-0.92075927, 1.05419250]], dtype=torch.float64)
 
@@ -30,8 +38,10 @@ def test_errors_on_the_ring_are_those_of_the_best():
     x = 80 * torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = stk.sample(field, stk.ProbabilityFlow("dopri8", rtol=1e-11, atol=1e-11, denoise=True), init=x).final
     for method, steps, evaluations, error in (
-        ("heun", 18, 35, 0.042), ("heun", 36, 71, 8e-3), ("dpmpp_2m", 18, 18, 0.069), ("dpmpp_2m", 36, 36, 0.0115),
-        ("euler", 18, 18, 0.115),
+        ("heun", 18, 35, 0.042), ("heun", 36, 71, 8e-3), ("trapezoid", 18, 35, 2.5e-3), ("trapezoid", 36, 71, 7e-4),
+        ("rk4", 10, 39, 1e-4),
+        ("dpmpp_2m", 18, 18, 0.069), ("dpmpp_2m", 36, 36, 0.0115), ("euler", 18, 18, 0.115), ("adams_3", 10, 10, 0.011),
+        ("adams_3", 20, 20, 7e-4), ("adams_3", 36, 36, 1e-4), ("adams_3", 72, 72, 1.5e-5), ("adams_4", 20, 20, 6e-4),
     ):  # fmt: skip
         draws = stk.sample(field, stk.ProbabilityFlow(method, steps=steps, denoise=True), init=x)
         assert draws.cost["velocity"] == 64 * evaluations
@@ -45,25 +55,55 @@ def gaussian_map(path, x, mean, s, t0, t1):
     return a1 * mean + (x - a0 * mean) * gain
 
 
+HIGH, LOW = 50.0, 0.05
+
+
+@pytest.fixture(scope="module")
+def flow_of_the_ring():
+    """16 positions `x/alpha` at sigma/alpha = 50 and, by DOP853 in sigma/alpha, at .05: the same on every path."""
+    ring, one = ring_mixture(), torch.ones((), dtype=torch.float64)
+    start = HIGH * torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def slope(level, y):
+        y = torch.from_numpy(y).reshape(16, 2)
+        return ((y - ring._parts(y, one, level * one)[2]) / level).flatten().numpy()
+
+    solved = solve_ivp(slope, (HIGH, LOW), start.flatten().numpy(), method="DOP853", rtol=3e-14, atol=1e-13)
+    return start, torch.from_numpy(solved.y[:, -1]).reshape(16, 2)
+
+
+def solved(field, method, steps, start):
+    """`x/alpha` at sigma/alpha = .05, on a smooth grid in `w` with short first steps, which are of low order."""
+    a, b = 1 / (1 + HIGH), 1 / (1 + LOW)
+    w = a + (b - a) * torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** 1.5
+    times = field.path.t(2 * (torch.log(w) - torch.log1p(-w)))
+    x = field.path.alpha(times[0]) * start
+    return stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=x).final / field.path.alpha(times[-1])
+
+
+def order(method, flow, field):
+    start, end = flow
+    counts = (160, 226, 320, 452, 640)
+    errors = [float((solved(field, method, n, start) - end).square().mean().sqrt()) for n in counts]
+    return -_slope(counts, errors), errors
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_order_of_convergence(method, flow_of_the_ring):
+    """Slope of log error against log step count on the ring, between sigma/alpha 50 and .05."""
+    found, errors = order(method, flow_of_the_ring, ring_mixture().noised(stk.Linear()))
+    assert abs(found - ORDER[method]) < 0.25, (found, errors)
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("method", FIXED)
-def test_order_of_convergence(path, method):
-    """Slope of log error against log step count on Gaussian data, whose flow is known, between sigma/alpha 50 and .05."""
+def test_the_error_is_the_same_on_every_path(path, method, flow_of_the_ring):
+    """In `x/alpha`, between the same levels, all paths are one problem: what holds on the linear one holds on each."""
     if isinstance(path, stk.Tabulated):
         path = stk.Tabulated(torch.linspace(0.9999, 2e-4, 1000, dtype=torch.float64))
-    mean, s = 0.7, 0.5
-    field = gaussian(dim=1, mean=mean, std=s).noised(path)
-    counts = (20, 40, 80, 160, 320)
-    errors = []
-    for steps in counts:
-        level = torch.linspace(50 ** (1 / 7), 0.05 ** (1 / 7), steps + 1, dtype=torch.float64) ** 7
-        times = path.t(-2 * level.log())
-        t0, t1 = float(times[0]), float(times[-1])
-        x = float(path.sigma(t0)) * torch.tensor([[-1.3], [0.4], [2.1]], dtype=torch.float64)
-        final = stk.sample(field, stk.ProbabilityFlow(method, grid=times.tolist()), init=x).final
-        errors.append(float((final - gaussian_map(path, x, mean, s, t0, t1)).abs().max()))
-    slope = -_slope(counts, errors)
-    assert abs(slope - ORDER[method]) < 0.25, (slope, errors)
+    start = flow_of_the_ring[0]
+    here, there = (solved(ring_mixture().noised(p), method, 24, start) for p in (path, stk.Linear()))
+    torch.testing.assert_close(here, there, rtol=0, atol=1e-9)
 
 
 def _slope(counts, errors):
@@ -71,22 +111,196 @@ def _slope(counts, errors):
     return float(((a - a.mean()) * (b - b.mean())).sum() / ((a - a.mean()) ** 2).sum())
 
 
-def test_the_order_test_catches_a_wrong_symbol(monkeypatch):
-    """sigma of the old time where the new one belongs, and no history in the multistep rule."""
-    path, counts = stk.EDM(), (40, 80, 160, 320)
-    field = gaussian(dim=1, mean=0.7, std=0.5).noised(path)
-    x = torch.tensor([[80.0]], dtype=torch.float64)
-    exact = gaussian_map(path, x, 0.7, 0.5, 0.0, 1.0)
+def sigma_of_the_wrong_time(self, now, after):
+    return self.scale(after) / self.scale(now), (after.alpha - now.alpha) * after.sigma / self.scale(now)
 
-    def slope():
-        return -_slope(counts, [
-            float((stk.sample(field, stk.ProbabilityFlow("dpmpp_2m", steps=n), init=x).final - exact).abs()) for n in counts
-        ])  # fmt: skip
 
-    right = slope()
-    monkeypatch.setitem(tableaus.METHODS, "dpmpp_2m", tableaus.METHODS["euler"])
-    assert abs(right - 2) < 0.25
-    assert slope() < 1.5
+def no_history(nodes, now, after, form):
+    return [1.0] + [0.0] * (len(nodes) - 1)
+
+
+class Backwards:
+    """A field whose time runs the wrong way between two levels."""
+
+    def __init__(self, field):
+        self.field, self.path, self.event_shape, self.predicts = field, field.path, field.event_shape, "data"
+
+    def at(self, t):
+        return self.field.at(t)
+
+    def predict(self, x, t, **cond):
+        return self.field.predict(x, 1 - t)
+
+
+@pytest.mark.parametrize("method", ["dpmpp_2m", "adams_3", "multistep_3", "noise_multistep_2", "unipc_2"])
+def test_the_order_test_catches_wrong_variants(method, flow_of_the_ring, monkeypatch):
+    """sigma of one time where the other's belongs; no history; a field whose time runs backwards."""
+    field = ring_mixture().noised(stk.Linear())
+    assert abs(order(method, flow_of_the_ring, Backwards(field))[0] - ORDER[method]) > 0.5
+    tableaus._along.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(tableaus.Form, "step", sigma_of_the_wrong_time)
+        assert not abs(order(method, flow_of_the_ring, field)[0] - ORDER[method]) < 0.5
+    wrong = replace(tableaus.METHODS[method], mean=no_history)
+    monkeypatch.setitem(tableaus.METHODS, method, wrong)
+    tableaus._along.cache_clear()
+    assert abs(order(method, flow_of_the_ring, field)[0] - ORDER[method]) > 0.5
+    tableaus._along.cache_clear()
+
+
+def textbook(method, levels, x, mean, std):
+    """Every method on N(mean, std^2) data on a VE path, in floats, from its own equations: x at the last level.
+
+    Multistep: the polynomial in `w = 1/(1 + s)` through past predictions, integrated by adaptive quadrature in log s.
+    """
+
+    def data(y, s):
+        return mean + (y - mean) * std**2 / (std**2 + s**2)
+
+    def noise(y, s):
+        return (y - data(y, s)) / s
+
+    def in_w(position, w):  # X = x / (1 + s) and its slope D - e in w
+        s = (1 - w) / w
+        return data(position / w, s) - noise(position / w, s)
+
+    if method in ("trapezoid", "midpoint", "rk4", "heun"):
+        for s, s_after in pairwise(levels):
+            if method == "heun":
+                k1 = noise(x, s)
+                x += (s_after - s) * (k1 + noise(x + (s_after - s) * k1, s_after)) / 2
+                continue
+            w, h = 1 / (1 + s), 1 / (1 + s_after) - 1 / (1 + s)
+            y = x * w
+            k1 = in_w(y, w)
+            if method == "trapezoid":
+                y += h * (k1 + in_w(y + h * k1, w + h)) / 2
+            elif method == "midpoint":
+                y += h * in_w(y + h * k1 / 2, w + h / 2)
+            else:
+                k2 = in_w(y + h * k1 / 2, w + h / 2)
+                k3 = in_w(y + h * k2 / 2, w + h / 2)
+                y += h * (k1 + 2 * k2 + 2 * k3 + in_w(y + h * k3, w + h)) / 6
+            x = y / (w + h)
+        return x
+    if method == "dpmpp_2m":
+        old = None
+        for i, (s, s_after) in enumerate(pairwise(levels)):
+            now = data(x, s)
+            h = math.log(s / s_after)
+            r = math.log(levels[i - 1] / s) / h if i else 1.0
+            used = now if old is None else (1 + 1 / (2 * r)) * now - old / (2 * r)
+            x, old = s_after / s * x - math.expm1(-h) * used, now
+        return x
+    form, corrected = method.rpartition("_")[0], "pc" in method
+    k = int(method[-1]) if method != "euler" else 1
+
+    def advanced(y, s, s_after, history):
+        """y at s taken to s_after with the polynomial through `history`, pairs (level, prediction)."""
+        w = np.array([1 / (1 + level) for level, _ in history])
+        fit = np.linalg.solve(np.vander(w - w[0]), [value for _, value in history])
+
+        def at(v):
+            return float(np.polyval(fit, 1 / (1 + math.exp(v)) - w[0]))
+
+        ends, exact = (math.log(s), math.log(s_after)), {"epsabs": 1e-14, "epsrel": 1e-13}
+        if form in ("multistep", "unipc", ""):  # d(y/s) = D d(1/s)
+            return s_after * (y / s + quad(lambda v: -at(v) * math.exp(-v), *ends, **exact)[0])
+        if form == "noise_multistep":  # dy = e ds
+            return y + quad(lambda v: at(v) * math.exp(v), *ends, **exact)[0]
+        change = quad(lambda v: -at(v) * math.exp(v) / (1 + math.exp(v)) ** 2, *ends, **exact)[0]
+        return (y / (1 + s) + change) * (1 + s_after)
+
+    predict = {"noise_multistep": noise, "adams": lambda y, s: data(y, s) - noise(y, s)}
+    predict["adams_pc"] = predict["adams"]
+    history, before = [], None
+    for i, (s, s_after) in enumerate(pairwise(levels)):
+        history.insert(0, (s, predict.get(form, data)(x, s)))
+        if i and (corrected or i < k):  # the step before once more, from where it began
+            x = advanced(before, levels[i - 1], s, history[: k + corrected])
+        before, x = x, advanced(x, s, s_after, history[:k])
+    return x
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_every_method_is_its_textbook_recursion_on_gaussian_data(method):
+    """Scalar events, uneven steps, a mean: to 1e-10, so that no error of a distribution can hide."""
+    levels = [1 / w - 1 for w in (0.05, 0.12, 0.2, 0.27, 0.36, 0.44, 0.53, 0.6, 0.69, 0.77, 0.84, 0.9)]
+    path, mean, std = stk.VE(0.1, 20.0), 0.7, 0.5
+    field = stk.Diffusion(lambda x, t: mean + (x - mean) * std**2 / (std**2 + path.sigma(t) ** 2), (), path, "data")
+    times = path.t(-2 * torch.tensor(levels, dtype=torch.float64).log()).clamp(0, 1)
+    x = torch.tensor([-21.0, 4.0, 0.3], dtype=torch.float64)
+    final = stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=x).final
+    exact = torch.tensor([textbook(method, levels, v, mean, std) for v in x.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(final, exact, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_ends_are_ordinary_points(method):
+    """From alpha = 0, to sigma = 0, with tiny and with very long steps: finite, and (where the method can) near the truth."""
+    uneven = [0.0, 1e-9, 2e-9, 0.3, 0.3 + 1e-12, 0.6, 0.9, 0.99, 1 - 1e-7, 1.0]
+    for path in (stk.Linear(), stk.VP(), stk.EDM()):
+        field = ring_mixture().noised(path)
+        x = float(path.sigma(0.0)) * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        exact = stk.sample(field, stk.ProbabilityFlow("adams_pc_3", 400, denoise=True), init=x).final
+        for grid, steps, bound in (("logistic", 24, 0.1), (uneven, None, 2.0), ([0.0, 1.0], None, 4.0)):
+            final = stk.sample(field, stk.ProbabilityFlow(method, steps, grid, denoise=True), init=x).final
+            assert bool(final.isfinite().all())
+            if method != "heun" or grid == "logistic":  # Heun's method in sigma/alpha is not made for such long steps
+                assert float((final - exact).norm(dim=1).max()) < bound, (path, grid)
+
+
+def second_order_to_the_end(nodes, now, after, form):
+    """`midpoint_mean` without first order on the step to sigma = 0, which it takes to end at a small level."""
+    after = after._replace(sigma=max(after.sigma, 1e-9))
+    return [1.0] if len(nodes) == 1 or nodes[1].alpha == 0 else tableaus.midpoint_mean(nodes, now, after, form)
+
+
+def test_order_is_lowered_on_long_steps_and_at_the_end(monkeypatch):
+    """Without it the step to sigma = 0, and one from a middling level, put a wild extrapolation into the sample."""
+
+    def error(method, grid):
+        field = ring_mixture().noised(stk.Linear())
+        x = torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        exact = stk.sample(field, stk.ProbabilityFlow("adams_pc_3", 400), init=x).final
+        tableaus._along.cache_clear()
+        final = stk.sample(field, stk.ProbabilityFlow(method, 48, grid), init=x).final
+        tableaus._along.cache_clear()
+        return float((final - exact).norm(dim=1).median())
+
+    long_last = [*torch.linspace(0, 0.4, 40).tolist(), 1.0]
+    right = [error("dpmpp_2m", "logistic"), error("multistep_4", long_last)]
+    monkeypatch.setattr(tableaus, "LARGEST_WEIGHTS", math.inf)
+    monkeypatch.setitem(
+        tableaus.METHODS, "dpmpp_2m", replace(tableaus.METHODS["dpmpp_2m"], mean=second_order_to_the_end)
+    )
+    wrong = [error("dpmpp_2m", "logistic"), error("multistep_4", long_last)]
+    assert wrong[0] > 5 * right[0]
+    assert wrong[1] > 5 * right[1]
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_a_row_is_the_same_alone_and_in_a_batch(method):
+    """Bit for bit, where the field treats rows alone; on images."""
+    field = stk.Diffusion(lambda x, t: torch.tanh(x), (2, 3, 3), stk.VP(), "data")
+    solver = stk.ProbabilityFlow(method, steps=9)
+    x = torch.randn(5, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    together = stk.sample(field, solver, init=x).final
+    for i in range(5):
+        assert torch.equal(stk.sample(field, solver, init=x[i : i + 1]).final[0], together[i])
+
+
+@pytest.mark.parametrize("method", [m for m in FIXED if tableaus.METHODS[m].of_velocity])
+def test_a_velocity_without_a_path_is_solved_in_t(method):
+    """dx/dt = x cos(3 t) x 3 from x_0: order in t, which is w of the linear path."""
+    field = stk.Velocity(lambda x, t: 3 * torch.cos(3 * t)[:, None] * x, (1,), base=torch.ones(1, 1))
+    x, counts = torch.ones(1, 1, dtype=torch.float64), (60, 90, 120, 180, 240)
+    errors = []
+    for n in counts:
+        times = torch.linspace(0, 1, n + 1, dtype=torch.float64) ** 1.5
+        final = stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=x).final
+        errors.append(float((final - math.exp(math.sin(3.0))).abs()))
+    assert abs(-_slope(counts, errors) - ORDER[method]) < 0.3, errors
 
 
 SMOOTH = [(m, p) for m in ("dopri5", "bosh3") for p in PATHS]
@@ -97,7 +311,9 @@ def test_adaptive_methods_follow_the_exact_gaussian_flow(method, path):
     field = gaussian(dim=2, mean=0.7, std=0.5).noised(path)
     x = float(path.sigma(0.0)) * torch.tensor([[-1.3, 0.2], [0.4, 1.0]], dtype=torch.float64)
     draws = stk.sample(field, stk.ProbabilityFlow(method, rtol=1e-7, atol=1e-7), init=x)
-    torch.testing.assert_close(draws.final, gaussian_map(path, x, 0.7, 0.5, 0.0, 1.0), rtol=0, atol=2e-5)
+    # between a table's knots the velocity has one continuous derivative only, which no error estimate of order 5 allows for
+    limit = 1e-4 if isinstance(path, stk.Tabulated) else 2e-5
+    torch.testing.assert_close(draws.final, gaussian_map(path, x, 0.7, 0.5, 0.0, 1.0), rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize("method", [*FIXED, "dopri5", "adaptive_heun"])
@@ -148,7 +364,7 @@ def test_a_row_that_fails_is_flagged_and_the_others_go_on():
     field = stk.Velocity(net, (2,), base=torch.zeros(1, 2))
     bad = torch.tensor([False, True, False])
     x = torch.ones(3, 2, dtype=torch.float64)
-    for method in ("dopri5", "euler", "heun"):
+    for method in ("dopri5", "euler", "trapezoid"):
         draws = stk.sample(field, stk.ProbabilityFlow(method, steps=64), init=x, cond={"bad": bad})
         assert draws.status.tolist() == [0, int(stk.Status.NONFINITE), 0]
         assert draws.failed_at.tolist()[0] == -1
@@ -182,7 +398,7 @@ def test_float32_against_float64(method):
 def test_flow_between_two_data_sets():
     cats, shift = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([3.0, -1.0])
     field = stk.Velocity(lambda x, t: shift.expand_as(x), (2,), base=cats)
-    draws = stk.sample(field, stk.ProbabilityFlow("heun", steps=4), chains=20)
+    draws = stk.sample(field, stk.ProbabilityFlow("trapezoid", steps=4), chains=20)
     back = draws.final - shift
     assert float(torch.cdist(back, cats, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max()) < 1e-5
 
@@ -190,20 +406,20 @@ def test_flow_between_two_data_sets():
 def test_gradients_flow_through_a_solve_when_asked():
     field = gaussian(dim=1, mean=0.7, std=0.5).noised(stk.EDM())
     x = torch.tensor([[3.0]], dtype=torch.float64, requires_grad=True)
-    final = stk.sample(field, stk.ProbabilityFlow("heun", steps=20), init=x, grad=True).final
+    final = stk.sample(field, stk.ProbabilityFlow("trapezoid", steps=20), init=x, grad=True).final
     (slope,) = torch.autograd.grad(final.sum(), x)
     ahead, behind = (
-        stk.sample(field, stk.ProbabilityFlow("heun", steps=20), init=x.detach() + d).final for d in (1e-4, -1e-4)
+        stk.sample(field, stk.ProbabilityFlow("trapezoid", steps=20), init=x.detach() + d).final for d in (1e-4, -1e-4)
     )
     torch.testing.assert_close(slope, (ahead - behind) / 2e-4, rtol=1e-6, atol=1e-9)
-    assert not stk.sample(field, stk.ProbabilityFlow("heun", steps=2), init=x).final.requires_grad
+    assert not stk.sample(field, stk.ProbabilityFlow("trapezoid", steps=2), init=x).final.requires_grad
 
 
 @pytest.mark.parametrize("path", [p for p in PATHS if not isinstance(p, stk.Tabulated)], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("name", GRIDS)
 def test_grids_are_increasing_times_from_end_to_end(path, name):
     for steps in (3, 20):
-        times = grid(name, path, steps)
+        times = grids.grid(name, path, steps)
         assert times.shape == (steps + 1,)
         assert float(times[0]) == 0
         assert float(times[-1]) == 1
@@ -212,12 +428,60 @@ def test_grids_are_increasing_times_from_end_to_end(path, name):
 
 def test_the_logistic_grid_spaces_the_levels_as_it_says():
     path = stk.VP()
-    times = grid("logistic", path, 12)
+    times = grids.grid("logistic", path, 12)
     spaced = 1 / (1 + (path.sigma(times) / path.alpha(times)) ** 0.8)
     torch.testing.assert_close(spaced.diff(), spaced.diff().mean().expand(12), rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize(("method", "limits"), [("heun", (0.12, 0.02)), ("dpmpp_2m", (0.05, 0.01))])
+def test_grids_are_what_they_say():
+    path = stk.Cosine()
+    torch.testing.assert_close(grids.cosine(path, 9), grids.uniform(9), rtol=0, atol=1e-12)
+    torch.testing.assert_close(grids.karras(stk.EDM(), 9), grids.uniform(9), rtol=0, atol=1e-12)
+    torch.testing.assert_close(grids.edm(stk.EDM(), 9), grids.uniform(9), rtol=0, atol=1e-12)
+    vp = stk.VP()
+    inner = grids.levels(vp, grids.edm(vp, 11))[1:-1]
+    torch.testing.assert_close(inner, stk.EDM().sigma(grids.uniform(9)), rtol=1e-9, atol=0)
+    given = [math.inf, 14.6, 3.2, 0.9, 0.1, 0.0]
+    torch.testing.assert_close(grids.levels(path, grids.table(path, given))[1:-1], torch.tensor(given[1:-1]).double())
+    resampled = grids.levels(path, grids.table(path, [16.0, 4.0, 1.0], steps=4))
+    torch.testing.assert_close(resampled, torch.tensor([16.0, 8.0, 4.0, 2.0, 1.0]).double())
+    for wrong in ([1.0, 2.0], [1.0], [2.0, -1.0]):
+        with pytest.raises(stk.InvalidArgument):
+            grids.table(path, wrong)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_an_adapted_grid_fits_the_field(scale):
+    """On data of a tenth and ten times the unit scale, for which the default grid is not made; as good on unit scale."""
+    field = ring_mixture(radius=2 * scale, std=0.25 * scale).noised(stk.Linear())
+    x = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = stk.sample(field, stk.ProbabilityFlow("adams_pc_3", 1500), init=x).final
+
+    def error(grid):
+        return float(
+            (stk.sample(field, stk.ProbabilityFlow("adams_2", 24, grid), init=x).final - exact).norm(dim=1).median()
+        )
+
+    times = grids.adapt(field, 24, order=2)
+    assert times.shape == (25,)
+    assert times.dtype == torch.float64
+    assert torch.equal(times, grids.adapt(field, 24, order=2))
+    assert error(times) < (0.75 if scale == 1 else 0.3) * error(None)
+
+
+def test_an_adapted_grid_serves_a_velocity_without_a_path():
+    """A velocity that changes fast in the first tenth of the time gets most of its steps there."""
+    field = stk.Velocity(
+        lambda x, t: torch.exp(-40 * t)[:, None] * 40 + x, (1,), base=torch.linspace(-2, 2, 50)[:, None]
+    )
+    times = grids.adapt(field, 20)
+    assert float(times[0]) == 0
+    assert float(times[-1]) == 1
+    assert bool((times.diff() > 0).all())
+    assert int((times < 0.15).sum()) > 6
+
+
+@pytest.mark.parametrize(("method", "limits"), [("trapezoid", (0.12, 0.02)), ("dpmpp_2m", (0.05, 0.01))])
 @pytest.mark.parametrize(
     "path", [stk.VP(), stk.Linear(), stk.Cosine(), stk.EDM(0.002, 80.0)], ids=lambda p: type(p).__name__
 )

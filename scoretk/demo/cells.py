@@ -233,7 +233,7 @@ def _annealed(view: _View, size: Size) -> Iterator[Cell]:
 
 
 def _flow(view: _View, size: Size) -> Iterator[Cell]:
-    for method, steps in (("euler", 32), ("heun", 16), ("dpmpp_2m", 16), ("dopri5", None)):
+    for method, steps in (("euler", 32), ("heun", 16), ("dpmpp_2m", 16), ("adams_3", 16), ("dopri5", None)):
         setting = method if steps is None else f"{method} {steps}"
         made = partial(ProbabilityFlow, method, steps, rtol=1e-3, atol=1e-3)
         yield _cell(view, "probability-flow", setting, made, chains=size.chains)

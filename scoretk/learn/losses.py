@@ -36,7 +36,8 @@ def noise_prediction(net: Network, x: Tensor, t: Tensor, noise: Tensor, path: Ga
 def flow_matching(net: Network, x: Tensor, t: Tensor, start: Tensor) -> Tensor:
     """Conditional flow matching on straight lines: `|net((1 - t) x_0 + t x_1, t) - (x_1 - x_0)|^2 / d`.
 
-    Minimised by the velocity of a flow that takes the distribution of x_0 to that of x_1.
+    Minimised by the velocity of a flow that takes the distribution of x_0 to that of x_1, whatever their coupling: as drawn,
+    or by minibatch optimal transport (`scoretk.learn.couplings`).
     Reference: Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023).
     Arguments: net, `net(x_t, t)` like x_t; x, the data x_1 `(batch, *event_shape)`; t `(batch,)` in [0, 1]; start, the
         x_0 coupled with them, like x.
@@ -46,15 +47,22 @@ def flow_matching(net: Network, x: Tensor, t: Tensor, start: Tensor) -> Tensor:
     return _mean_square(net(torch.lerp(start, x, across(t.to(x), x)), t) - (x - start))
 
 
-def denoising_score_matching(score: Callable[[Tensor], Tensor], x: Tensor, noise: Tensor, sigma: float) -> Tensor:
+def denoising_score_matching(
+    score: Callable[[Tensor], Tensor], x: Tensor, noise: Tensor, sigma: float | Tensor
+) -> Tensor:
     """Denoising score matching: `|sigma score(x + sigma eps) + eps|^2 / d`, minimised by the score of the noised data.
 
-    Reference: Vincent, "A connection between score matching and denoising autoencoders" (2011).
-    Arguments: score, of a static field; x, data `(batch, *event_shape)`; noise, standard normal, like x; sigma > 0.
+    That is the square error of the score weighted by sigma^2; times `sigma^(p - 2)` it is weighted by `sigma^p`.
+    References: Vincent, "A connection between score matching and denoising autoencoders" (2011); Song, Ermon, "Generative
+    modeling by estimating gradients of the data distribution" (2019), for several sigmas.
+    Arguments: score, of a static field; x, data `(batch, *event_shape)`; noise, standard normal, like x; sigma > 0, a
+        number or one a row, `(batch,)`.
     Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree.
     """
-    _check(x, x.new_zeros(len(x)), noise)
-    return _mean_square(sigma * score(x + sigma * noise) + noise)
+    levels = sigma if isinstance(sigma, Tensor) and sigma.ndim else x.new_full((len(x),), float(sigma))
+    _check(x, levels, noise)
+    scale = across(levels.to(x), x)
+    return _mean_square(scale * score(x + scale * noise) + noise)
 
 
 def stratified(n: int, generator: torch.Generator) -> Tensor:

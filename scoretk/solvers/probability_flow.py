@@ -2,9 +2,9 @@ r"""The probability-flow ODE, from p_init at t = 0 to data at t = 1.
 
     dx/dt = velocity(x, t) = alpha' D(x, t) + sigma' e(x, t)
 
-Fixed grids run through the tables of `scoretk.solvers.tableaus`, one row an evaluation. Adaptive methods are
-torchdiffeq's, with an error norm under which every sample meets the tolerance whatever its neighbours are, and no
-evaluation outside the interval.
+Fixed grids run through the tables of `scoretk.solvers.tableaus`, one row an evaluation. Adaptive methods give each sample steps
+of its own (`scoretk.solvers.rowwise`), or are torchdiffeq's, with an error norm under which every sample meets the tolerance
+whatever its neighbours are. Neither evaluates outside the interval.
 
 References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
 differential equations" (2021); Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018).
@@ -13,8 +13,9 @@ differential equations" (2021); Chen, Rubanova, Bettencourt, Duvenaud, "Neural o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -24,25 +25,27 @@ from scoretk.arguments import count, option, positive
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.protocols import NoiseSource
-from scoretk.fields.resolve import TimedField, gaussian_path
+from scoretk.fields.resolve import TimedField
 from scoretk.grids import grid
 from scoretk.rows import finite_rows, select_rows
 from scoretk.solvers.adaptive import ADAPTIVE, integrate
 from scoretk.solvers.base import Info, read_row
-from scoretk.solvers.tableaus import METHODS, Tableau, tableau
+from scoretk.solvers.rowwise import PAIRS, integrate_rows
+from scoretk.solvers.tableaus import METHODS, RungeKutta, Tableau, tableau
 
 __all__ = ["ProbabilityFlow", "velocity_determinate"]
 
 
+SELF_STEPPING = (*PAIRS, *(name for name in ADAPTIVE if name not in PAIRS))
 SHARED, TIMES = frozenset({"table", "step"}), frozenset({"times", "step"})
 
 
 class FlowState(NamedTuple):
-    """Position x, the point to evaluate at next, the last prediction: `(chains, *event_shape)`; table and row index."""
+    """Position x, the point to evaluate at next, past predictions, latest first: `(chains, *event_shape)`; table, row index."""
 
     x: Tensor
     ahead: Tensor
-    last: Tensor
+    past: tuple[Tensor, ...]
     table: Tensor
     step: Tensor
 
@@ -69,21 +72,26 @@ class IntervalState(NamedTuple):
 class ProbabilityFlow:
     """Sampling by the probability-flow ODE.
 
-    Arguments: method, fixed-grid "euler", "heun" or "dpmpp_2m", or adaptive, one of torchdiffeq's "dopri5", "dopri8",
-    "bosh3", "fehlberg2", "adaptive_heun"; steps, intervals of the grid (the closing one of `denoise` among them); grid,
-    None (logistic; uniform in t on the linear path, on a table and without a path), "uniform", "logistic", "karras",
-    "log_snr", or increasing times in [0, 1]; denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a last
-    first-order step to sigma = 0; rtol, atol and max_steps, for adaptive methods: `|error| <= atol + rtol |x|` in root
-    mean square over each sample, and the most steps an interval may take. Adaptive methods walk the grid's intervals
-    (default: one).
+    Arguments: method, a fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint", "rk4", "dpmpp_2m",
+    "adams_2" to "_4", "adams_pc_2", "_3", "multistep_2" to "_4", "noise_multistep_2" to "_4", "unipc_2", "_3" (see
+    `scoretk.solvers.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps of its own, or
+    torchdiffeq's "dopri8", "fehlberg2" or "adaptive_heun", where the hardest sample sets the step of all;
+    steps, intervals of the grid (the closing one of `denoise` among them); grid, None (logistic; uniform in t on a table and
+    without a path), a name in `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt` finds;
+    denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0; rtol, atol and max_steps, for
+    adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each sample, and the most steps an interval
+    may take. Adaptive methods walk the grid's intervals (default: one).
 
-    The evaluations are the intervals for "euler" and "dpmpp_2m", and two an interval for "heun" (one where it ends at
-    sigma = 0).
+    The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it ends at sigma = 0) and
+    "midpoint", and four (three) for "rk4".
+
+    "adams_3" is the most accurate choice that is also stable where steps are few; from about 16 steps "adams_pc_3" is more
+    accurate still. For data much narrower than the last levels and fewer than ten steps, "dpmpp_2m".
     """
 
-    method: str = "heun"
+    method: str = "adams_3"
     steps: int | None = None
-    grid: str | Sequence[float] | None = None
+    grid: str | Sequence[float] | Tensor | None = None
     denoise: bool = False
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -93,7 +101,7 @@ class ProbabilityFlow:
     init_cost: ClassVar[dict[str, int]] = {}
 
     def __post_init__(self) -> None:
-        option("method", self.method, (*METHODS, *ADAPTIVE))
+        option("method", self.method, (*METHODS, *SELF_STEPPING))
         if self.steps is not None:
             count("steps", self.steps, least=1)
         positive("rtol", self.rtol)
@@ -105,7 +113,7 @@ class ProbabilityFlow:
     @property
     def adaptive(self) -> bool:
         """Whether the method chooses its own steps."""
-        return self.method in ADAPTIVE
+        return self.method in SELF_STEPPING
 
     @property
     def capturable(self) -> bool:
@@ -114,8 +122,8 @@ class ProbabilityFlow:
 
     @property
     def needs(self) -> frozenset[str]:
-        """A velocity; DPM++ is an integrator of the denoiser."""
-        return frozenset({"denoise"}) if self.method == "dpmpp_2m" else frozenset({"velocity"})
+        """A velocity; methods in the data's or the noise's form are integrators of the denoiser."""
+        return frozenset({"velocity"} if self.adaptive or METHODS[self.method].of_velocity else {"denoise"})
 
     @property
     def step_cost(self) -> dict[str, int]:
@@ -140,41 +148,51 @@ class ProbabilityFlow:
         start = torch.zeros((), dtype=torch.int64)
         if self.adaptive:
             return IntervalState(x, self.times(field), start)
-        return FlowState(x, x, torch.zeros_like(x), self._tableau(field).rows, start)
+        past = tuple(torch.zeros_like(x) for _ in range(METHODS[self.method].memory))
+        return FlowState(x, x, past, self._tableau(field).rows, start)
 
     def step(self, field: TimedField, state: Any, noise: NoiseSource) -> tuple[Any, Info]:
         """One evaluation of a fixed-grid method, or one interval of an adaptive one."""
         return self._interval(field, state) if self.adaptive else self._evaluation(field, state)
 
     def _evaluation(self, field: TimedField, state: FlowState) -> tuple[FlowState, Info]:
-        t, a, b, c, a_kept, b_kept, c_kept = read_row(state.table, state.step)
+        t, p, q, *weights = read_row(state.table, state.step)
+        width = len(weights) // 2
         prediction = field.to("velocity" if field.path is None else "data", state.ahead, t)
-        x = ahead = _combine(a, state.x, b, prediction, c, state.last)
-        if self.method == "heun":
-            x = _combine(a_kept, state.x, b_kept, prediction, c_kept, state.last)
-        last = x if self.method == "euler" else prediction  # Euler remembers nothing
-        return FlowState(x, ahead, last, state.table, state.step + 1), {}
+        values = (state.x, _combine((p, q), (state.ahead, prediction)), *state.past)
+        x = ahead = _combine(weights[:width], values)
+        if isinstance(METHODS[self.method], RungeKutta):
+            x = _combine(weights[width:], values)
+        return FlowState(x, ahead, values[1:-1], state.table, state.step + 1), {}
 
     def _tableau(self, field: TimedField) -> Tableau:
-        if field.path is None and self.method == "dpmpp_2m":
-            gaussian_path(field.native, "denoise")
         return tableau(self.method, field.path, self.times(field), self.denoise)
 
     def _interval(self, field: TimedField, state: IntervalState) -> tuple[IntervalState, Info]:
         start, end = state.times[int(state.step) :][:2].tolist()
         closes = int(state.step) == len(state.times) - 2 and self._closes_apart(field, end)
         reached = self._last_inside(field, end) if closes else end
-        x, status, calls = integrate(
-            field.velocity, state.x, start, max(start, reached),
-            method=self.method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps,
-        )  # fmt: skip
+        x, status, evaluations = self._integrated(field, state.x, start, max(start, reached))
         if closes:
             assert field.path is not None
             closed = float(field.path.alpha(end)) * field.denoise(x, max(start, reached))
             x = select_rows((status == Status.OK) & finite_rows(closed), closed, x)
             status = torch.where((status == Status.OK) & ~finite_rows(closed), int(Status.NONFINITE), status)
-        evaluations = torch.full(x.shape[:1], calls + closes, dtype=torch.int64, device=x.device)
-        return state._replace(x=x, step=state.step + 1), {"status": status, "evaluations": evaluations}
+        return state._replace(x=x, step=state.step + 1), {"status": status, "evaluations": evaluations + int(closes)}
+
+    def _integrated(self, field: TimedField, x: Tensor, start: float, end: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Position at the end, status and evaluations, both `(chains,)`."""
+        if self.method not in PAIRS:
+            x, status, calls = integrate(
+                field.velocity, x, start, end,
+                method=self.method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps,
+            )  # fmt: skip
+            return x, status, torch.full(x.shape[:1], calls, dtype=torch.int64, device=x.device)
+        found = integrate_rows(
+            field.velocity, x, start, end, method=self.method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps,
+            select=partial(_velocity_of, field, x, start),
+        )  # fmt: skip
+        return found.x, found.status, found.evaluations
 
     def _closes_apart(self, field: TimedField, end: float) -> bool:
         """Whether the run ends with a first-order step to sigma = 0 of its own: asked for, or the velocity has no value there."""
@@ -191,6 +209,18 @@ class ProbabilityFlow:
         return float(field.path.t(-2 * math.log(0.1 * math.sqrt(self.atol))))
 
 
+def _velocity_of(field: TimedField, batch: Tensor, start: float, rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The velocity of these rows of the batch. A compiled field is asked for all, as it was made for their number."""
+    if not field.fuses:
+        return replace(field, cond={name: value[rows] for name, value in field.cond.items()}).velocity
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        times = t.new_full(batch.shape[:1], start).index_copy(0, rows, t)
+        return field.velocity(batch.index_copy(0, rows, x), times)[rows]
+
+    return velocity
+
+
 def velocity_determinate(field: TimedField, t: float) -> bool:
     """Whether the field's own prediction determines the velocity at time t (at an end point it may not)."""
     if field.path is None:
@@ -198,9 +228,13 @@ def velocity_determinate(field: TimedField, t: float) -> bool:
     return all(bool(c.isfinite()) for c in coefficients(field.path, t, field.source, "velocity"))
 
 
-def _combine(a: Any, x: Tensor, b: Any, y: Tensor, c: Any, z: Tensor) -> Tensor:
-    """`a x + b y + c z`; in eager mode, where the coefficients are floats, without the terms that are zero."""
-    if isinstance(a, Tensor):
-        return a * x + b * y + c * z
-    total = torch.add(x * a, y, alpha=b)
-    return total if c == 0 else torch.add(total, z, alpha=c)
+def _combine(weights: Sequence[Any], values: Sequence[Tensor]) -> Tensor:
+    """`sum w_i x_i`; in eager mode, where the weights are floats, without the terms that are zero."""
+    if isinstance(weights[0], Tensor):
+        return sum((w * x for w, x in zip(weights, values, strict=True)), torch.zeros_like(values[0]))
+    (w, total), *rest = [(w, x) for w, x in zip(weights, values, strict=True) if w != 0] or [(0.0, values[0])]
+    if w != 1:
+        total = total * w
+    for w, x in rest:
+        total = torch.add(total, x, alpha=w)
+    return total

@@ -1,49 +1,66 @@
 r"""Fixed-grid methods of the probability flow as tables of numbers: one row an evaluation.
 
-In the coordinates `y = x/alpha`, `s = sigma/alpha` the flow of a Gaussian path is `dy/ds = (y - D) / s`, whatever the
-path. Every method here is linear in the position x and the predictions D, so between two times
+Every method here is linear in the position x, the present prediction and a few earlier ones, so its coefficients follow
+from alpha and sigma alone, in float64, once a run. An evaluation reads one row,
 
-    x_next = a x + b D_now + c D_before,
+    t, (p, q) of what is remembered, F = p x + q D, weights of (x, F, F_1, F_2, ...) for the next point, and for the position,
 
-and the numbers a, b, c follow from alpha and sigma alone, in float64, once a run. An evaluation reads one row,
+so that a compiled or captured step serves every row, and no evaluation is spent that does not count. Steps are exact in
+`x_t = alpha D + sigma e` but for the change of the prediction. With any `m = a alpha + b sigma` (a `Form`),
 
-    t, (a, b, c) of the next point to evaluate at, (a, b, c) of the position kept,
+    d(x/m) = F d(alpha/m) / b = -F d(sigma/m) / a,        F = b D - a e = (m D - a x) / sigma
 
-so that a compiled or captured step serves every row, and no evaluation is spent that does not count.
+    x' = (m'/m) x + (alpha' sigma - alpha sigma') / m  <F>,     <F> the mean of F, evenly in alpha/m (or in sigma/m) over the step
 
-Where the field has no Gaussian path the same rows hold for the velocity in t itself. On a path:
+    form      m               F       evenly in         known as
+    DATA      sigma           D       alpha/sigma       DPM-Solver++, UniPC: exponential in log-SNR
+    NOISE     alpha           -e      sigma/alpha       DPM-Solver, DEIS, linear multistep
+    LINEAR    alpha + sigma   D - e   w                 Adams methods in the time `w = alpha/(alpha+sigma)` of the linear path
 
-    Euler       y' = y + (s' - s) (y - D) / s, which is DDIM:  x' = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) D
-    Heun        the trapezoid rule in s; on the step to sigma' = 0 Euler; from alpha = 0 the trapezoid rule in alpha/sigma
-    DPM++(2M)   with u = log(alpha/sigma), h = u' - u, r = (u - u_before) / h:
-                x' = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) ((1 + 1/(2r)) D - D_before / (2r));
-                first order on the first step and on steps from alpha = 0 or to sigma' = 0
+A constant F gives DDIM (Euler) in every form. Multistep methods of order k put a polynomial in w through the last k
+predictions and average it exactly. In w, unlike in log-SNR, both ends are ordinary points: D is smooth in
+`sigma/alpha` where that vanishes and in its inverse where that does, so high order holds up to alpha = 0 and sigma = 0. A
+corrector averages the last step once more with the prediction that has arrived since, which costs no evaluation; the first
+steps, whose order is low for want of a past, are always corrected.
 
-Each D form stays bounded at alpha = 0 and at sigma' = 0.
+Order is lowered at the start, where the form has no value (m = 0), and on steps so long beside those before that the weights
+of `<F>` exceed `LARGEST_WEIGHTS` in absolute sum; a step over which 1 - w falls by more than `LONGEST_CORRECTED` is not
+corrected, because the correction of narrow data would grow from step to step. `dpmpp_2m`, whose line is one in log-SNR, is of
+first order on steps from alpha = 0 or to sigma = 0.
 
-References: Song, Meng, Ermon, "Denoising diffusion implicit models" (2021); Karras, Aittala, Aila, Laine, "Elucidating
-the design space of diffusion-based generative models" (2022); Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver
-for guided sampling of diffusion probabilistic models" (2022).
+Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have it. On a step to sigma = 0
+they give way to one without a stage there (`closing`). A velocity without a Gaussian path counts as the linear path's: `w = t`,
+`F = velocity`.
+
+References: Song, Meng, Ermon, "Denoising diffusion implicit models" (2021). Karras, Aittala, Aila, Laine, "Elucidating the
+design space of diffusion-based generative models" (2022). Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided
+sampling of diffusion probabilistic models" (2022). Zhang, Chen, "Fast sampling of diffusion models with exponential
+integrator" (2023). Zhao, Bai, Rao, Zhou, Lu, "UniPC: a unified predictor-corrector framework for fast sampling of diffusion
+models" (2023).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoretk.errors import SingularConversion
 from scoretk.fields.paths import GaussianPath
 
-__all__ = ["METHODS", "Knot", "Tableau", "knots", "tableau"]
+__all__ = ["METHODS", "Knot", "Multistep", "RungeKutta", "Tableau", "knots", "tableau"]
 
-Weights = tuple[float, float, float]
-_KEEP: Weights = (1.0, 0.0, 0.0)
+LARGEST_WEIGHTS = 10.0
+LONGEST_CORRECTED = 4.0
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
+_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
 
 class Knot(NamedTuple):
@@ -54,8 +71,211 @@ class Knot(NamedTuple):
     sigma: float
 
 
+class Form(NamedTuple):
+    """`m = a alpha + b sigma`, the scale that is divided out of x."""
+
+    a: float
+    b: float
+
+    def scale(self, k: Knot) -> float:
+        """m at a knot."""
+        return self.a * k.alpha + self.b * k.sigma
+
+    def remembered(self, k: Knot) -> tuple[float, float]:
+        """`(p, q)` with `F = p x + q D`."""
+        return (-self.a / k.sigma, self.scale(k) / k.sigma) if self.a else (0.0, 1.0)
+
+    def step(self, now: Knot, after: Knot) -> tuple[float, float]:
+        """`(m'/m, (alpha' sigma - alpha sigma') / m)`, the latter as `(alpha' - alpha m'/m)/b` or `(sigma m'/m - sigma')/a`."""
+        gain = self.scale(after) / self.scale(now)
+        return gain, (after.alpha - now.alpha * gain) / self.b if self.b else (now.sigma * gain - after.sigma) / self.a
+
+
+DATA, NOISE, LINEAR = Form(0.0, 1.0), Form(1.0, 0.0), Form(1.0, 1.0)
+
+Mean = Callable[[Sequence[Knot], Knot, Knot, Form], list[float]]
+"""The weights of the predictions at some knots (newest first) in `<F>` over the step between two more."""
+
+
+def polynomial_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
+    """The Lagrange polynomials of the nodes, in w, averaged over the step by Gauss-Legendre quadrature.
+
+    Times in w are pairs (w, 1 - w), whose differences `w (1 - v) - v (1 - w)` keep their digits near both ends.
+    """
+    m, m_after = form.scale(now), form.scale(after)
+    alpha = (1 - _NODES) * m_after * now.alpha + _NODES * m * after.alpha
+    sigma = (1 - _NODES) * m_after * now.sigma + _NODES * m * after.sigma
+    at = (alpha / (alpha + sigma), sigma / (alpha + sigma))
+    w = [(k.alpha / (k.alpha + k.sigma), k.sigma / (k.alpha + k.sigma)) for k in nodes]
+
+    def apart(u, v):  # type: ignore[no-untyped-def]
+        return u[0] * v[1] - v[0] * u[1]
+
+    factors = [[apart(at, v) / apart(u, v) for v in w if v is not u] for u in w]
+    return [float(_WEIGHTS @ np.prod(f, 0)) if f else 1.0 for f in factors]
+
+
+def midpoint_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
+    """DPM-Solver++(2M): the straight line in log-SNR through two predictions, at the middle of the step."""
+    if len(nodes) == 1 or after.sigma == 0 or nodes[1].alpha == 0:
+        return [1.0]
+    before, here, there = (math.log(k.alpha / k.sigma) for k in (nodes[1], now, after))
+    share = (there - here) / (here - before) / 2
+    return [1 + share, -share]
+
+
+@dataclass(frozen=True)
+class Multistep:
+    """One evaluation a step: `<F>` from the last `order` predictions; with `corrected`, from one more in hindsight."""
+
+    order: int
+    form: Form
+    corrected: bool = False
+    mean: Mean = polynomial_mean
+
+    @property
+    def memory(self) -> int:
+        """How many earlier predictions it uses."""
+        return self.order - 1 + self.corrected
+
+    @property
+    def of_velocity(self) -> bool:
+        """Whether a velocity without a Gaussian path is enough."""
+        return self.form == LINEAR or self.order == 1
+
+    def rows(self, grid: Sequence[Knot], path: GaussianPath | None) -> list[list[list[float]]]:
+        """The rows of each interval."""
+        form = self.form if path is not None else LINEAR
+        first = 0 if form.scale(grid[0]) > 0 else 1
+        rows, shares = [], [1.0]
+        for i, (now, after) in enumerate(pairwise(grid)):
+            own = form if i >= first else DATA
+            past = [grid[j] for j in range(i, max(min(first, i), i - self.memory) - 1, -1)]
+            gain, rate = own.step(now, after)
+            correction = []
+            before = grid[i - 1]
+            if self._corrects(i - first) and _share_of_noise(before) <= LONGEST_CORRECTED * _share_of_noise(now):
+                moved = gain * own.step(before, now)[1]
+                correction = [
+                    moved * c for c in _sum(self._shares(past, before, now, own), [0.0, *(-s for s in shares)])
+                ]
+            shares = self._shares(past[: self.order], now, after, own)
+            weights = _sum([rate * s for s in shares], correction)
+            memorised = own.remembered(now) if path is not None else (0.0, 1.0)
+            rows.append([_row(now.t, memorised, (gain, *weights), (gain, *weights), self.memory)])
+        return rows
+
+    def _corrects(self, done: int) -> bool:
+        """Whether the last of `done` steps is corrected: always with a corrector, and while the order still rises."""
+        return done > 0 and (self.corrected or (done < self.order and self.mean is polynomial_mean))
+
+    def _shares(self, nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
+        """The weights of `<F>`, of the highest order that the step's length allows."""
+        for order in range(len(nodes), 1, -1):
+            shares = self.mean(nodes[:order], now, after, form)
+            if sum(map(abs, shares)) <= LARGEST_WEIGHTS:
+                return shares
+        return [1.0]
+
+
+@dataclass(frozen=True)
+class RungeKutta:
+    """Explicit stages within a step: `nodes` c_i; `stages`, one row of weights for every next stage and for the step.
+
+    `closing` steps to sigma = 0, where a stage at the end of the step has no value.
+    """
+
+    form: Form
+    nodes: tuple[float, ...]
+    stages: tuple[tuple[float, ...], ...]
+    closing: RungeKutta | None = None
+
+    @property
+    def memory(self) -> int:
+        """How many earlier predictions it uses."""
+        return len(self.nodes) - 1
+
+    @property
+    def of_velocity(self) -> bool:
+        """Whether a velocity without a Gaussian path is enough."""
+        return True
+
+    def rows(self, grid: Sequence[Knot], path: GaussianPath | None) -> list[list[list[float]]]:
+        """The rows of each interval."""
+        return [self._interval(now, after, path) for now, after in pairwise(grid)]
+
+    def _interval(self, now: Knot, after: Knot, path: GaussianPath | None) -> list[list[float]]:
+        rule = self.closing if path is not None and after.sigma == 0 and self.closing else self
+        form = LINEAR if path is None else rule.form if rule.form.scale(now) > 0 else DATA
+        stops = [_between(now, after, c, form, path) for c in rule.nodes]
+        rows = []
+        for stage, there, c, weights in zip(
+            stops, [*stops[1:], after], [*rule.nodes[1:], 1.0], rule.stages, strict=True
+        ):
+            gain, rate = form.step(now, there)  # all stages lie on one straight line: this one is c of the whole
+            ahead = (gain, *(rate / c * w for w in reversed(weights)))
+            memorised = form.remembered(stage) if path is not None else (0.0, 1.0)
+            rows.append(_row(stage.t, memorised, ahead, (1.0,), self.memory))
+        rows[-1] = _row(stops[-1].t, memorised, ahead, ahead, self.memory)
+        return rows
+
+
+def _share_of_noise(k: Knot) -> float:
+    """`1 - w`."""
+    return k.sigma / (k.alpha + k.sigma)
+
+
+def _between(now: Knot, after: Knot, c: float, form: Form, path: GaussianPath | None) -> Knot:
+    """The knot a part c of the way from now to after, evenly in the form's own coordinate."""
+    if c in (0.0, 1.0):
+        return after if c else now
+    if path is None:
+        t = now.t + c * (after.t - now.t)
+        return Knot(t, t, 1 - t)
+    m, m_after = form.scale(now), form.scale(after)
+    alpha = (1 - c) * m_after * now.alpha + c * m * after.alpha
+    sigma = (1 - c) * m_after * now.sigma + c * m * after.sigma
+    t = float(path.t(2 * math.log(alpha / sigma)))
+    return Knot(t, float(path.alpha(t)), float(path.sigma(t)))
+
+
+def _sum(u: Sequence[float], v: Sequence[float]) -> list[float]:
+    return [a + b for a, b in zip_longest(u, v, fillvalue=0.0)]
+
+
+def _row(
+    t: float, memorised: tuple[float, float], ahead: Sequence[float], kept: Sequence[float], memory: int
+) -> list[float]:
+    """A row of `3 + 2 (memory + 2)` numbers."""
+    return [t, *memorised, *_sum(ahead, [0.0] * (memory + 2)), *_sum(kept, [0.0] * (memory + 2))]
+
+
+_EULER = RungeKutta(DATA, (0.0,), ((1.0,),))
+_THIRD = RungeKutta(LINEAR, (0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3), (1 / 4, 0.0, 3 / 4)))
+
+METHODS: dict[str, Multistep | RungeKutta] = {
+    "euler": Multistep(1, DATA),
+    "trapezoid": RungeKutta(LINEAR, (0.0, 1.0), ((1.0,), (1 / 2, 1 / 2)), _EULER),
+    "heun": RungeKutta(NOISE, (0.0, 1.0), ((1.0,), (1 / 2, 1 / 2)), _EULER),
+    "midpoint": RungeKutta(LINEAR, (0.0, 1 / 2), ((1 / 2,), (0.0, 1.0))),
+    "rk4": RungeKutta(
+        LINEAR,
+        (0.0, 1 / 2, 1 / 2, 1.0),
+        ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+        _THIRD,
+    ),
+    "dpmpp_2m": Multistep(2, DATA, mean=midpoint_mean),
+    **{f"multistep_{k}": Multistep(k, DATA) for k in (2, 3, 4)},
+    **{f"noise_multistep_{k}": Multistep(k, NOISE) for k in (2, 3, 4)},
+    **{f"unipc_{k}": Multistep(k, DATA, corrected=True) for k in (2, 3)},
+    **{f"adams_{k}": Multistep(k, LINEAR) for k in (2, 3, 4)},
+    **{f"adams_pc_{k}": Multistep(k, LINEAR, corrected=True) for k in (2, 3)},
+}
+"""The number in a name is the order of what a step predicts with; a corrector ("unipc", "adams_pc") adds one."""
+
+
 class Tableau(NamedTuple):
-    """`rows` of shape (evaluations, 7): t, weights of the next point, weights of the position; which rows end an interval."""
+    """`rows` of shape (evaluations, 3 + 2 (memory + 2)): see the module's docstring; which rows end an interval."""
 
     rows: Tensor
     milestones: tuple[bool, ...]
@@ -64,7 +284,7 @@ class Tableau(NamedTuple):
 def knots(path: GaussianPath | None, times: Tensor, denoise: bool) -> list[Knot]:
     """The grid's times with their alpha and sigma, and sigma = 0 behind them where the run is to end denoised."""
     if path is None:
-        return [Knot(t, 1.0, 1.0) for t in times.tolist()]
+        return [Knot(t, t, 1 - t) for t in times.tolist()]
     found = [Knot(*k) for k in zip(times.tolist(), path.alpha(times).tolist(), path.sigma(times).tolist(), strict=True)]
     if denoise and found[-1].sigma > 0:
         found.append(Knot(found[-1].t, found[-1].alpha, 0.0))
@@ -76,80 +296,11 @@ def tableau(method: str, path: GaussianPath | None, times: Tensor, denoise: bool
     grid = tuple(knots(path, times, denoise))
     if any(k.sigma == 0 for k in grid[:-1]):
         raise SingularConversion("the grid goes on behind sigma = 0: nothing leads away from there")
-    return _along(METHODS[method] if path is not None else _VELOCITY[method], grid)
+    return _along(METHODS[method], grid, path)
 
 
 @lru_cache(16)
-def _along(interval_rows: Callable[[Knot | None, Knot, Knot], list[list[float]]], grid: tuple[Knot, ...]) -> Tableau:
-    rows, milestones = [], []
-    for i, (now, after) in enumerate(pairwise(grid)):
-        before = grid[i - 1] if i else None
-        interval = interval_rows(before, now, after)
-        rows += interval
-        milestones += [False] * (len(interval) - 1) + [True]
-    return Tableau(torch.tensor(rows, dtype=torch.float64), tuple(milestones))
-
-
-def _row(t: float, ahead: Weights, kept: Weights) -> list[float]:
-    return [t, *ahead, *kept]
-
-
-def _first_order(now: Knot, after: Knot) -> Weights:
-    gain = after.sigma / now.sigma
-    return gain, after.alpha - now.alpha * gain, 0.0
-
-
-def _euler(before: Knot | None, now: Knot, after: Knot) -> list[list[float]]:
-    weights = _first_order(now, after)
-    return [_row(now.t, weights, weights)]
-
-
-def _heun(before: Knot | None, now: Knot, after: Knot) -> list[list[float]]:
-    if after.sigma == 0:
-        return _euler(before, now, after)
-    gain = after.sigma / now.sigma
-    if now.alpha == 0:  # s is infinite here: the trapezoid rule of d(x/sigma) = D d(alpha/sigma), bounded
-        half = after.alpha / 2
-        final = (gain, half, half)
-    else:
-        s, s_after = now.sigma / now.alpha, after.sigma / after.alpha
-        h = s_after - s
-        at_start = after.alpha * h * (1 / (2 * s_after) - 1 / s)
-        final = (gain, -after.alpha * h / (2 * s_after), at_start)
-    return [_row(now.t, _first_order(now, after), _KEEP), _row(after.t, final, final)]
-
-
-def _dpmpp_2m(before: Knot | None, now: Knot, after: Knot) -> list[list[float]]:
-    if before is None or before.alpha == 0 or after.sigma == 0:
-        return _euler(before, now, after)
-    gain, rate, _ = _first_order(now, after)
-    u_before, u, u_after = (_half_log_snr(k) for k in (before, now, after))
-    twice = 2 * (u - u_before) / (u_after - u)
-    weights = (gain, rate * (1 + 1 / twice), -rate / twice)
-    return [_row(now.t, weights, weights)]
-
-
-def _half_log_snr(k: Knot) -> float:
-    return math.log(k.alpha / k.sigma)
-
-
-METHODS: dict[str, Callable[[Knot | None, Knot, Knot], list[list[float]]]] = {
-    "euler": _euler,
-    "heun": _heun,
-    "dpmpp_2m": _dpmpp_2m,
-}
-
-
-def _velocity_euler(before: Knot | None, now: Knot, after: Knot) -> list[list[float]]:
-    weights = (1.0, after.t - now.t, 0.0)
-    return [_row(now.t, weights, weights)]
-
-
-def _velocity_heun(before: Knot | None, now: Knot, after: Knot) -> list[list[float]]:
-    h = after.t - now.t
-    trapezoid = (1.0, h / 2, h / 2)
-    return [_row(now.t, (1.0, h, 0.0), _KEEP), _row(after.t, trapezoid, trapezoid)]
-
-
-_VELOCITY = {"euler": _velocity_euler, "heun": _velocity_heun}
-"""The same in t, for a velocity without a Gaussian path."""
+def _along(method: Multistep | RungeKutta, grid: tuple[Knot, ...], path: GaussianPath | None) -> Tableau:
+    intervals = method.rows(grid, path)
+    ends = tuple(i == len(rows) - 1 for rows in intervals for i in range(len(rows)))
+    return Tableau(torch.tensor([row for rows in intervals for row in rows], dtype=torch.float64), ends)

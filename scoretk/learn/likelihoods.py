@@ -1,0 +1,128 @@
+r"""Maximum likelihood, exact and through latent variables.
+
+With a decoder p(x | z), a prior p(z) and an encoder q(z | x), and draws `z_k ~ q(. | x)`,
+
+    log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x),        E w_k = p(x)
+    ELBO = E log w_k = E log p(x | z) - KL(q(. | x) || p)          <= log p(x)
+    IWAE = E log (1/K sum_k w_k)                                   between the two, to log p(x) as K grows
+
+The draws are explicit functions of normals given by the caller, so that gradients reach the encoder.
+
+References: Kingma, Welling, "Auto-encoding variational Bayes" (2014); Rezende, Mohamed, Wierstra, "Stochastic
+backpropagation and approximate inference in deep generative models" (2014); Burda, Grosse, Salakhutdinov, "Importance
+weighted autoencoders" (2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Protocol
+
+from torch import Tensor
+from torch import distributions as td
+
+from scoretk.errors import InvalidArgument
+from scoretk.fields.wrappers import check_rows
+
+__all__ = ["log_weights", "negative_elbo", "negative_iwae", "negative_log_likelihood", "reparametrised"]
+
+HINT = "Distributions have one batch axis: wrap them, Independent(distribution, number of event axes)"
+
+
+class Density(Protocol):
+    """A normalised density: a torch distribution or a field with `log_prob`."""
+
+    def log_prob(self, value: Tensor, /) -> Tensor: ...
+
+
+Decoder = Callable[[Tensor], Density]
+
+
+def negative_log_likelihood(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`-log p(x)` in nats, whose mean is least where p is nearest the data in Kullback-Leibler divergence.
+
+    Arguments: log_prob, normalised, `(batch, *event_shape) -> (batch,)`; x, data. Returns: `(batch,)`.
+    """
+    return -check_rows("log_prob", log_prob(x), x.shape[:1], "A log density gives one number a row")
+
+
+@singledispatch
+def reparametrised(distribution: td.Distribution, noise: Tensor) -> Tensor:
+    """A draw as a function of standard normals: `loc + scale noise`, like noise `(..., *batch_shape, *event_shape)`.
+
+    Arguments: distribution, a `Normal`, a `MultivariateNormal` or an `Independent` of one; noise.
+    """
+    raise InvalidArgument("posterior", distribution, "a Normal, a MultivariateNormal or an Independent of one")
+
+
+@reparametrised.register
+def _(distribution: td.Normal, noise: Tensor) -> Tensor:
+    return distribution.loc + distribution.scale * noise
+
+
+@reparametrised.register
+def _(distribution: td.MultivariateNormal, noise: Tensor) -> Tensor:
+    return distribution.loc + (distribution.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+
+
+@reparametrised.register
+def _(distribution: td.Independent, noise: Tensor) -> Tensor:
+    return reparametrised(distribution.base_dist, noise)
+
+
+def log_weights(x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor) -> Tensor:
+    """The log importance weights `log w_k` above; the mean of `w_k` is `p(x)` for any encoder.
+
+    Arguments: x, data `(batch, *event_shape)`; posterior `q(. | x)`, normal, of batch shape `(batch,)`; decoder,
+        `(rows, *latent_shape)` to a distribution of batch shape `(rows,)`; prior, over one latent; noise, standard
+        normals `(k, batch, *latent_shape)`.
+    Returns: `(k, batch)`. Raises `InvalidArgument` where shapes disagree.
+    """
+    z = _latents(x, posterior, noise)
+    rows = z.flatten(0, 1)
+    log_prior = check_rows("prior", prior.log_prob(rows), rows.shape[:1], HINT)
+    return _reconstruction(x, decoder, z) + log_prior.reshape(z.shape[:2]) - posterior.log_prob(z)
+
+
+def negative_elbo(
+    x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor, *, exact_kl: bool = False
+) -> Tensor:
+    """The negative evidence lower bound, in nats, averaged over the k draws.
+
+    Reference: Kingma, Welling (2014): their estimators A, and B with the Kullback-Leibler term in closed form.
+    Arguments: as `log_weights`; exact_kl, for pairs of posterior and prior that torch knows.
+    Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+    """
+    if not exact_kl:
+        return -log_weights(x, posterior, decoder, prior, noise).mean(0)
+    if not isinstance(prior, td.Distribution):
+        raise InvalidArgument("prior", prior, "a torch distribution where exact_kl=True")
+    z = _latents(x, posterior, noise)
+    return td.kl_divergence(posterior, prior) - _reconstruction(x, decoder, z).mean(0)
+
+
+def negative_iwae(x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor) -> Tensor:
+    """The negative importance-weighted bound, `-log mean_k w_k`, in nats; with one draw it is the negative ELBO.
+
+    Reference: Burda, Grosse, Salakhutdinov (2016).
+    Arguments, returns and errors: as `log_weights`; `(batch,)`.
+    """
+    return math.log(len(noise)) - log_weights(x, posterior, decoder, prior, noise).logsumexp(0)
+
+
+def _latents(x: Tensor, posterior: td.Distribution, noise: Tensor) -> Tensor:
+    if posterior.batch_shape != x.shape[:1]:
+        raise InvalidArgument("posterior", tuple(posterior.batch_shape), f"the batch shape ({len(x)},)", HINT)
+    expected = (*posterior.batch_shape, *posterior.event_shape)
+    if tuple(noise.shape[1:]) != expected or not len(noise):
+        raise InvalidArgument("noise", noise, f"shape (k, {', '.join(map(str, expected))}) with k of at least 1")
+    return reparametrised(posterior, noise)
+
+
+def _reconstruction(x: Tensor, decoder: Decoder, z: Tensor) -> Tensor:
+    """`log p(x | z_k)`, `(k, batch)`. The decoder sees draws and data as one axis of rows."""
+    repeated = x.expand(len(z), *x.shape).flatten(0, 1)
+    values = check_rows("decoder", decoder(z.flatten(0, 1)).log_prob(repeated), repeated.shape[:1], HINT)
+    return values.reshape(z.shape[:2])

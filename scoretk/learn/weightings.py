@@ -1,0 +1,59 @@
+r"""Weights that turn noise prediction into every other regression on a Gaussian path: `w(path, t) * noise_prediction(...)`.
+
+Given x_t, an error e in the predicted noise is an error of `-e / sigma` in the score, `-(sigma / alpha) e` in the data and
+`-(lambda' sigma / 2) e` in the velocity, with lambda = log(alpha^2 / sigma^2) and its time derivative lambda' > 0. So
+
+    name          w                                            with it, noise prediction is
+    noise         1                                            itself: score matching weighted by sigma^2
+    score         1 / sigma^2                                  denoising score matching, unweighted
+    data          sigma^2 / alpha^2                            data prediction
+    velocity      (lambda' sigma / 2)^2                        flow matching
+    likelihood    lambda' / 2                                  the bound of -log p, a dth of its integrand over t
+    min-snr       min(1, 5 / snr), snr = alpha^2 / sigma^2     data prediction weighted by min(snr, 5)
+    edm           (s^2 + 1/4) / (1/4), s = sigma / alpha       data prediction in EDM's preconditioning, for data of std 1/2
+
+References: Vincent, "A connection between score matching and denoising autoencoders" (2011); Kingma, Salimans, Poole, Ho,
+"Variational diffusion models" (2021), and Song, Durkan, Murray, Ermon, "Maximum likelihood training of score-based diffusion
+models" (2021): likelihood; Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models"
+(2022): edm; Hang et al., "Efficient diffusion training via min-SNR weighting strategy" (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from scoretk.arguments import option
+from scoretk.fields import GaussianPath
+from scoretk.fields.paths import PathPoint
+
+__all__ = ["WEIGHTINGS", "weighting"]
+
+MIN_SNR = 5.0
+EDM_DATA_VARIANCE = 0.5**2
+
+
+def _growth(p: PathPoint) -> Tensor:
+    """lambda', the time derivative of log(alpha^2 / sigma^2)."""
+    return 2 * (p.dalpha / p.alpha - p.dsigma / p.sigma)
+
+
+WEIGHTINGS: dict[str, Callable[[PathPoint], Tensor]] = {
+    "noise": lambda p: p.alpha.new_ones(p.alpha.shape),
+    "score": lambda p: p.sigma**-2,
+    "data": lambda p: (p.sigma / p.alpha) ** 2,
+    "velocity": lambda p: (_growth(p) * p.sigma / 2) ** 2,
+    "likelihood": lambda p: _growth(p) / 2,
+    "min-snr": lambda p: (MIN_SNR * (p.sigma / p.alpha) ** 2).clamp(max=1),
+    "edm": lambda p: ((p.sigma / p.alpha) ** 2 + EDM_DATA_VARIANCE) / EDM_DATA_VARIANCE,
+}
+
+
+def weighting(name: str, path: GaussianPath, t: Tensor) -> Tensor:
+    """The weight of each row's noise prediction, `(batch,)`.
+
+    Several are infinite at an end of the path: draw t inside.
+    Arguments: name, in `WEIGHTINGS`; path; t `(batch,)`. Raises `UnknownName`.
+    """
+    return WEIGHTINGS[option("weighting", name, WEIGHTINGS)](path(t.double())).to(t)
