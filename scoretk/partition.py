@@ -1,7 +1,8 @@
 r"""Log partition functions: `log Z`, `Z = int exp(-E(x)) dx`, by annealed importance sampling or sequential Monte Carlo.
 
 A pilot, a population that is resampled at every level, finds the ladder: each next weight so that the effective share of the
-population stays at .9, the kernel's step size at each level by its acceptance, its units by the population's spread. Then the
+population stays at .9, the kernel's step size at each level by its acceptance, its units by the population's spread, and how
+often it moves by how soon the gains of log weight are forgotten. Then the
 ladder is frozen and the run proper uses noise of its own, so that the mean weight is unbiased whatever the pilot found.
 
     log Z = log Z_base + log mean_c w_c,    stderr = sd(w) / (mean(w) sqrt(n))
@@ -22,12 +23,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 from scoretk.arguments import count, option
 from scoretk.draws import Cost
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import states_of
+from scoretk.fields.distribution import from_distribution
 from scoretk.fields.protocols import field_name, offers
 from scoretk.fields.resolve import StaticField, resolve
 from scoretk.likelihood import Estimate
@@ -36,7 +39,7 @@ from scoretk.noise import Noise, derive
 from scoretk.sampling import sample
 from scoretk.solvers.base import Solver
 from scoretk.solvers.discrete import GibbsWithGradients
-from scoretk.solvers.hmc import HMC
+from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import AIS, SMC, Ladder, kernel_at, log_gain, move, resampled
 from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
 from scoretk.streams import Stream
@@ -48,8 +51,15 @@ SPREAD = 0.5
 """The variance of the log weights that annealed importance sampling's ladder is refined to."""
 PILOT_MOVES = 5
 MOST_LEVELS = 5000
+MOST_MOVES = 20
+FORGOTTEN = 0.5
+"""How much of the log weights' gains, by correlation, may be left after the moves at a level."""
+FIRST_STEP = 0.3
+WIDER = 1.5
+LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
+"""The short run whose moments make the base; its trajectories are held short."""
 TARGET_ACCEPT = 0.8
-FEW = 0.05
+FEW, FEW_ISLANDS = 0.05, 0.5
 
 
 def log_partition(
@@ -73,15 +83,15 @@ def log_partition(
 
     Arguments:
         field: static, with an energy.
-        base: where the annealing begins: a static field with `energy` and `draw`, by default N(0, I), for discrete states the
-            uniform law. Where it has `log_prob` its own log Z is known and counted in; where not, the value is `log Z - log
-            Z_base`.
+        base: where the annealing begins: a static field with `energy` and `draw`. By default a Gaussian with the means of a short
+            run of `ChEES` and 1.5 times its standard deviations; for discrete states the uniform law. Where it has `log_prob`
+            its own log Z is known and counted in; where not, the value is `log Z - log Z_base`.
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
         chains: how many; for "smc" whole islands.
         levels: how many levels the ladder has; by default as many as the pilot finds it to need.
         kernel: an exact kernel; by default HMC with 2 leapfrog steps, about a quarter of a period; for discrete states
             `GibbsWithGradients`.
-        moves: steps of the kernel at each level.
+        moves: steps of the kernel at each level, at least: where the pilot finds it slow to forget, up to 20.
         island: how many chains are resampled together.
         pilot: how many chains find the ladder.
         seed, batch, device, dtype, progress: as for `sample`.
@@ -95,9 +105,11 @@ def log_partition(
     if method == "smc" and (chains % count("island", island, least=2) or chains < 2 * island):
         raise InvalidArgument("chains", chains, f"at least two whole islands of {island}")
     inner = _default_kernel(field) if kernel is None else kernel
+    if getattr(inner, "step_size", 1.0) is None:
+        inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
     check_kernel(inner)
     resolve(field, inner.needs, timed=False)
-    start = _base(field, base)
+    start = _base(field, base, seed, device, dtype)
     ladder, spent = find_ladder(
         field, start, kernel=inner, moves=moves, levels=levels, refine=method == "ais",
         chains=count("pilot", pilot, least=16), seed=derive(seed, 1), device=device, dtype=dtype,
@@ -111,11 +123,18 @@ def log_partition(
     log_weight = torch.where(draws.ok, draws.stats["log_weight"][:, -1].double(), torch.nan)
     groups = log_weight if method == "ais" else log_weight.reshape(-1, island).logsumexp(1) - math.log(island)
     value, stderr, effective = _log_mean(groups)
-    if effective < FEW * len(groups):
+    if effective < (FEW if method == "ais" else FEW_ISLANDS) * len(groups):
         warnings.warn(
             f"log_partition: {effective:.1f} of {len(groups)} weights count, too few for the standard error to be trusted; use "
             f"more levels than {ladder.levels}, more moves, or a base nearer to the field", stacklevel=2,
         )  # fmt: skip
+    slow = sum(moves >= MOST_MOVES for moves in ladder.moves or ())
+    if slow:
+        warnings.warn(
+            f"log_partition: at {slow} of {ladder.levels} levels the kernel had not forgotten where it was after {MOST_MOVES} "
+            "steps, so that regions may be missing and the standard error too small; use another kernel, more moves or another base",
+            stacklevel=2,
+        )
     known = _log_z(start, draws.final.dtype, draws.final.device, seed)
     cost = Cost(draws.cost)
     for kind, n in spent.items():
@@ -127,9 +146,9 @@ def log_partition(
     return Estimate(value + (known or 0.0), stderr, how, cost, status)
 
 
-def _base(field: Any, base: Any) -> Any:
+def _base(field: Any, base: Any, seed: int, device: Any, dtype: Any) -> Any:
     if base is None:
-        return plain_base(field)
+        return plain_base(field) if states_of(field) is not None else _fitted(field, seed, device, dtype)
     if not {"energy", "draw"} <= offers(base):
         raise MissingCapability(
             field_name(base), offers(base), {"energy", "draw"}, "The base must be one that can be drawn from exactly"
@@ -137,6 +156,21 @@ def _base(field: Any, base: Any) -> Any:
     if tuple(base.event_shape) != tuple(field.event_shape):
         raise InvalidArgument("base", field_name(base), f"a field of event shape {tuple(field.event_shape)}")
     return base
+
+
+def _fitted(field: Any, seed: int, device: Any, dtype: Any) -> Any:
+    """A Gaussian with the means of a short tuned run and 1.5 times its standard deviations; N(0, I) where that run fails."""
+    look = sample(
+        field, ChEES(most=LOOK_LEAPFROGS), chains=LOOK_CHAINS, steps=LOOK_STEPS, warmup=LOOK_WARMUP, seed=derive(seed, 2),
+        device=device, dtype=dtype, progress=False,
+    )  # fmt: skip
+    assert look.x is not None
+    x = look.x[look.ok].double().flatten(0, 1)
+    if len(x) < LOOK_STEPS:
+        return plain_base(field)
+    spread = (WIDER * x.std(0)).clamp(min=torch.finfo(torch.float32).tiny)
+    law = Independent(Normal(x.mean(0), spread), x.ndim - 1)
+    return from_distribution(law)
 
 
 def _default_kernel(field: Any) -> Any:
@@ -179,7 +213,11 @@ def find_ladder(
         pilot = _Pilot(bound, base, kernel, moves, Noise(seed, chains, device=device, dtype=dtype), dtype)
         pilot.run()
     ladder = pilot.ladder()
-    wanted = levels if levels is not None else (ladder.levels * math.ceil(pilot.variance / SPREAD) if refine else None)
+    wanted = (
+        levels
+        if levels is not None
+        else (ladder.levels * max(1, math.ceil(pilot.variance / SPREAD)) if refine else None)
+    )
     return (ladder if wanted is None else _stretched(ladder, wanted)), Cost(pilot.cost)
 
 
@@ -189,7 +227,7 @@ class _Pilot:
     def __init__(self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any, dtype: torch.dtype) -> None:
         self.field, self.base, self.kernel, self.noise = field, base, kernel, noise
         self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, dtype)
-        self.moves = max(moves, PILOT_MOVES)
+        self.least, self.moves = moves, [0]
         self.discrete = states_of(field) is not None
         self.size = getattr(kernel, "step_size", None)
         self.weights, self.sizes, self.scales = [0.0], [], []  # type: ignore[var-annotated]
@@ -218,19 +256,34 @@ class _Pilot:
         below = self.weights[-1] + rise
         self.weights.append(1.0 if below > 1 - 1e-9 else below)
         scale = torch.ones_like(self.x[0]) if self.discrete else self.x.std(0).clamp(min=1e-6)
-        for i in range(self.moves):
-            inner = NestedNoise(self.noise, k * self.moves + i)
+        before, made = log_gain(self.field, self.base, self.x)[0].double(), 0
+        while made < max(self.least, PILOT_MOVES) or (made < MOST_MOVES and self._remembers(before)):
+            inner = NestedNoise(self.noise, k * MOST_MOVES + made)
             target = kernel_at(self.field, self.base, self.weights[-1], scale)
             self.x, accept, spent = move(with_step_size(self.kernel, self.size), target, self.x, scale, inner, 1)
             self._count({name: int(spent.sum()) for name in getattr(self.kernel, "varying", ())})
             if self.size is not None:
-                self.size *= math.exp((float(accept.mean()) - TARGET_ACCEPT) / (1 + i))
+                self.size *= math.exp((float(accept.mean()) - TARGET_ACCEPT) / (1 + made))
+            made += 1
+        # after five moves a correlation r is r^(m/5) after m
+        left = max(self._correlation(before), 1e-3) ** (1 / made)
+        wanted = math.ceil(math.log(FORGOTTEN) / math.log(min(left, 0.999)))
+        self.moves.append(min(max(self.least, wanted), MOST_MOVES))
         n = len(self.x)
-        self._count({"energy": n})
+        self._count({"energy": 2 * n})
         for known in (self.kernel.init_cost, self.kernel.step_cost):
-            self._count({name: each * n * self.moves for name, each in known.items()})
+            self._count({name: each * n * made for name, each in known.items()})
         self.sizes.append(self.size)
         self.scales.append(scale)
+
+    def _correlation(self, before: Tensor) -> float:
+        """Of the log weights' gains before the moves with those now, over the population."""
+        now = log_gain(self.field, self.base, self.x)[0].double()
+        found = float(torch.corrcoef(torch.stack([before, now]))[0, 1])
+        return found if math.isfinite(found) else 0.0
+
+    def _remembers(self, before: Tensor) -> bool:
+        return self._correlation(before) > FORGOTTEN
 
     def _rise(self, gain: Tensor, dead: Tensor, most: float) -> float:
         """By how much the weight may rise, at most: by bisection."""
@@ -253,7 +306,8 @@ class _Pilot:
 
     def ladder(self) -> Ladder:
         sizes = None if self.size is None else tuple(self.sizes)
-        return Ladder(tuple(self.weights), sizes, None if self.discrete else torch.stack(self.scales))
+        scales = None if self.discrete else torch.stack(self.scales)
+        return Ladder(tuple(self.weights), sizes, scales, tuple(self.moves[1:]))
 
 
 def _stretched(ladder: Ladder, levels: int) -> Ladder:
@@ -265,4 +319,5 @@ def _stretched(ladder: Ladder, levels: int) -> Ladder:
     at = [max(math.ceil(p) - 1, 0) for p in place.tolist()[1:]]
     sizes = None if ladder.step_sizes is None else tuple(ladder.step_sizes[i] for i in at)
     scales = None if ladder.scales is None else ladder.scales[at]
-    return replace(ladder, weights=(0.0, *weights[1:-1], 1.0), step_sizes=sizes, scales=scales)
+    moves = None if ladder.moves is None else tuple(ladder.moves[i] for i in at)
+    return replace(ladder, weights=(0.0, *weights[1:-1], 1.0), step_sizes=sizes, scales=scales, moves=moves)

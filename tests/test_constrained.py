@@ -13,7 +13,8 @@ from scoretk.fields import Constrained
 from scoretk.noise import Noise
 from tests.evidence import assert_mean, mean_z, z_limit
 
-DIRICHLET = td.Dirichlet(torch.tensor([2.0, 3.0, 4.0]))
+ALPHA = torch.tensor([2.0, 3.0, 4.0])
+DIRICHLET = td.Dirichlet(ALPHA)
 ORDER_MEAN = 1 / math.sqrt(math.pi)  # of the larger of two standard normals
 td.Distribution.set_default_validate_args(
     False
@@ -32,6 +33,10 @@ CASES = {
         td.Independent(td.Normal(torch.zeros(2), 1.0, validate_args=False), 1), stk.ordered,
         [-ORDER_MEAN, ORDER_MEAN], [1 - 1 / math.pi] * 2,
     ),
+    "simplex beside positive": (
+        None, [(constraints.positive, 1), (constraints.simplex, 3)],
+        [3.0, *DIRICHLET.mean.tolist()], [3.0, *DIRICHLET.variance.tolist()],
+    ),
     "scalar": (td.Gamma(torch.tensor(3.0), torch.tensor(2.0)), constraints.positive, [1.5], [0.75]),
     "several": (
         td.Independent(td.Normal(torch.zeros(3), 1.0, validate_args=False), 1),
@@ -43,6 +48,9 @@ CASES = {
 
 def of(name):
     law, constraint, _, _ = CASES[name]
+    if law is None:  # Gamma(3, 1) beside the Dirichlet
+        energy = stk.Energy(lambda x: x[:, 0] - 2 * x[:, 0].log() - ((ALPHA - 1) * x[:, 1:].log()).sum(1), (4,))
+        return stk.constrained(energy, constraint)
     return stk.constrained(stk.Energy(lambda x: -law.log_prob(x), tuple(law.event_shape)), constraint)
 
 
@@ -79,7 +87,9 @@ class WithHalfTheJacobian(Constrained):
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_jacobian_is_caught(name, wrong):
     right = of(name)
-    draws = stk.sample(wrong(right.field, right.transform, right.event_shape), chains=128, steps=150, seed=5)
+    draws = stk.sample(
+        wrong(right.field, right.transform, right.event_shape, right.constraint), chains=128, steps=150, seed=5
+    )
     assert moment_z(draws, *CASES[name][2:]) > z_limit(6)
 
 
@@ -91,7 +101,7 @@ def test_the_jacobian_is_that_of_the_map(name):
     gap = (field.energy(z) - field.field.energy(x)).double()
     for row, difference in zip(z, gap, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda v: field.constrain(v[None])[0], row)
-        square = jacobian.reshape(x[0].numel(), -1)[: z[0].numel()]  # a simplex: its first k - 1 coordinates
+        square = jacobian.reshape(x[0].numel(), -1)[: z[0].numel()]  # a simplex comes last: its first k - 1 coordinates
         assert float(-square.det().abs().log()) == pytest.approx(float(difference), abs=1e-5)
     assert torch.allclose(field.unconstrain(x), z)
 
@@ -119,6 +129,10 @@ def test_a_start_is_given_in_the_users_space():
         stk.sample(field, stk.ULA(1e-3), init=init + 1)
     with pytest.raises(stk.InvalidArgument, match="init"):
         stk.sample(field, stk.ULA(1e-3), init=init[:, :2])
+    narrow = stk.constrained(stk.Energy(lambda x: x.sum(1), (1,)), constraints.interval(0.0, 1.0))
+    for outside in (1.00001, -1e-6):
+        with pytest.raises(stk.InvalidArgument, match="inside the constraint"):
+            stk.sample(narrow, stk.ULA(1e-3), init=torch.tensor([[outside]]))
 
 
 def test_density_and_exact_draws_of_the_users_field_are_taken_along():
@@ -139,6 +153,9 @@ def test_conformance():
 def test_what_does_not_fit_is_refused():
     field = stk.Energy(lambda x: x.square().sum(1), (3,))
     for bad in ("positive", constraints.integer_interval(0, 3), constraints.lower_cholesky):
+        with pytest.raises(stk.InvalidArgument, match="constraint"):
+            stk.constrained(field, bad)
+    for bad in ([(constraints.positive, 2)], [(constraints.positive, 0)], [], [(3, 3)], [constraints.positive]):
         with pytest.raises(stk.InvalidArgument, match="constraint"):
             stk.constrained(field, bad)
     for bad in (stk.Score(lambda x: x, (2,)), stk.load("digits-flow"), 3):

@@ -129,8 +129,11 @@ def test_pooled_scales_are_the_covariance_of_all_that_was_seen():
         tuning = begin_tuning(x[0], 0.1, metric)
         for rows in x:
             tuning = accumulate(tuning, rows, metric == "dense")
-        cov = x.reshape(-1, 3).T.cov() * 60 / 65 + 1e-3 * 5 / 65 * torch.eye(3)
-        found = scales(tuning, metric, torch.float64)[1]
+        before = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64)
+        cov = x.reshape(-1, 3).T.cov()
+        cov = (60 * cov + 3 * torch.diag(cov.diagonal())) / 63
+        cov = (60 * cov + 5e-3 * torch.diag(before.square())) / 65
+        found = scales(tuning, metric, torch.diag(before) if metric == "dense" else before)[1]
         expected = torch.linalg.cholesky(cov) if metric == "dense" else cov.diagonal().sqrt()
         torch.testing.assert_close(found, expected)
 
@@ -320,3 +323,22 @@ def test_what_cannot_be_captured_whole_is_compiled_in_parts(solver):
     assert torch.allclose(eager.x, compiled.x, atol=1e-9)
     assert eager.cost == compiled.cost
     assert torch.equal(eager.stats["leapfrogs"], compiled.stats["leapfrogs"])
+
+
+@pytest.mark.parametrize("metric", ["dense", "diagonal"])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 2, 2)])
+def test_any_event_shape_with_any_metric(metric, shape):
+    field = stk.Energy(lambda x: x.square().reshape(len(x), -1).sum(1) / 2, shape)
+    for solver in (stk.HMC(metric=metric), stk.ChEES(metric=metric), stk.NUTS(metric=metric, max_depth=4)):
+        draws = stk.sample(field, solver, chains=32, steps=40, warmup=60, seed=4)
+        assert draws.x.shape == (32, 40, *shape)
+        assert 0.7 < float(draws.x.std()) < 1.3
+
+
+def test_no_unit_is_preferred():
+    """Scales far below and above 1 are found as well as 1 is."""
+    sd = torch.tensor([1e-4, 1.0, 1e4], dtype=torch.float64)
+    field = stk.Energy(lambda x: (x / sd.to(x)).square().sum(1) / 2, (3,))
+    draws = stk.sample(field, chains=64, steps=200, warmup=1000, seed=3, dtype=torch.float64)
+    assert torch.allclose(draws.tuned["scale"].double() / sd, torch.ones(3, dtype=torch.float64), rtol=0.2)
+    assert torch.allclose(draws.x.std((0, 1)) / sd, torch.ones(3, dtype=torch.float64), rtol=0.1)

@@ -3,7 +3,7 @@
 from scoretk.fields.adapters import from_reversed_time, from_sigmas, from_timesteps
 from scoretk.fields.base import Base, EmpiricalBase, NormalBase, as_base, standard_normal
 from scoretk.fields.bridge import Bridge, Stretched, bridge
-from scoretk.fields.combine import guided, product, tempered
+from scoretk.fields.combine import classifier_guided, guided, mixture, product, tempered
 from scoretk.fields.constrained import Constrained, constrained, ordered
 from scoretk.fields.convert import PREDICTIONS, coefficients, convert
 from scoretk.fields.discrete import Discrete, DiscreteField
@@ -75,6 +75,7 @@ __all__ = [
     "Velocity",
     "as_base",
     "bridge",
+    "classifier_guided",
     "coefficients",
     "constrained",
     "convert",
@@ -84,6 +85,7 @@ __all__ = [
     "from_timesteps",
     "guided",
     "is_timed",
+    "mixture",
     "offers",
     "ordered",
     "posterior",

@@ -1,36 +1,59 @@
-"""Fields made of fields. A combinator wraps the field, not the solver, so that every solver gets every combination.
+r"""Fields made of fields. A combinator wraps the field, not the solver, so that every solver gets every combination.
 
     tempered(field, T)            p^(1/T)                                energy / T, score / T
     product(f, g, ...)            p_f p_g ... (product of experts)       sums of energies, of scores
+    mixture((f, g, ...), w)       w_f p_f + w_g p_g + ...                normalised densities; scores in the shares
+                                                                         r_f = w_f p_f(x) / sum_i w_i p_i(x)
     guided(field, weight, ...)    u + weight (c - u)                     classifier-free guidance; weight 1 means none
+    classifier_guided(field, l)   score + weight grad log p(y | x_t)     guidance by a classifier; weight 0 means none
 
-For *timed* fields tempering and products act on the score at each time. That gives a field one can integrate, but not,
-in general, the noised version of the tempered or product density: `p_t^(1/T)` is not `(p^(1/T))_t`. Sampling is then
-exact in the limit only with Langevin corrections at each time (Du, Durkan, Strudel, Tenenbaum, Dieleman, Fergus,
-Sohl-Dickstein, Doucet, Grathwohl, "Reduce, reuse, recycle: compositional generation with energy-based diffusion models
-and MCMC", 2023).
+All of them commute with time: `product(f, g).at(t)` is `product(f.at(t), g.at(t))`. But are the densities p_t so found the noised
+density of t = 1? Noising is linear: of a *mixture* they are, and every solver in time samples it. Noising commutes with neither
+powers nor products: `p_t^(1/T)` is not `(p^(1/T))_t`, `p_t q_t` is not `(p q)_t`, nor is guidance, `c_t^w u_t^(1-w)`. These are a
+sequence of densities that ends in the right one, but that no flow or reverse SDE of their scores follows: however fine the grid,
+the samples are of another density. Langevin corrections at each time make it right (Du et al.):
+
+    ReverseSDE("ancestral", corrector=k), AnnealedLangevin    scores only; biased by the step size, for which a product of n
+                                                              experts at a level is up to n times as curved as one
+    MALA or HMC on `field.at(t)`, from one t to the next      exact for p_t; where each `f.at(t)` has an energy
+
+Powers and products start from the power or product of the normal bases. Where the weights of the scores do not add up to one the
+"denoiser" `(x + sigma^2 score) / alpha` is no mean of data, and infinite at alpha = 0: begin the grid of such a path later.
+
+References: Du, Durkan, Strudel, Tenenbaum, Dieleman, Fergus, Sohl-Dickstein, Doucet, Grathwohl, "Reduce, reuse, recycle:
+compositional generation with energy-based diffusion models and MCMC" (2023); Ho, Salimans, "Classifier-free diffusion guidance"
+(2022); Dhariwal, Nichol, "Diffusion models beat GANs on image synthesis" (2021); Kynkaanniemi, Aittala, Karras, Laine, Aila,
+Lehtinen, "Applying guidance in a limited interval improves sample and distribution quality in diffusion models" (2024); Lin, Liu,
+Li, Yang, "Common diffusion noise schedules and sample steps are flawed" (2024).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import isfinite
 from operator import add
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from scoretk.arguments import finite, positive
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.base import Base
+from scoretk.fields.base import Base, NormalBase, standard_normal
+from scoretk.fields.convert import check_time
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
+from scoretk.fields.posterior import _earliest, _informed, _split
 from scoretk.fields.protocols import field_name, is_timed, offers
-from scoretk.fields.resolve import gaussian_path, prediction, static
-from scoretk.fields.wrappers import GaussianPathField
+from scoretk.fields.resolve import TimedField, gaussian_path, prediction, static
+from scoretk.fields.wrappers import GaussianPathField, check_rows
+from scoretk.rows import across
 
-__all__ = ["guided", "product", "tempered"]
+__all__ = ["classifier_guided", "guided", "mixture", "product", "tempered"]
+
+Interval = tuple[float, float]
 
 
 def tempered(field: object, temperature: float) -> object:
@@ -39,72 +62,181 @@ def tempered(field: object, temperature: float) -> object:
     Arguments: field, static, or timed on a Gaussian path (then its scores are tempered; see the module's caveat);
     temperature T > 0. `tempered(field, 1)` is the field itself in other clothes.
     """
-    if not (isinstance(temperature, int | float) and isfinite(temperature) and temperature > 0):
-        raise InvalidArgument("temperature", temperature, "a positive finite number")
-    if is_timed(field):
-        return _ScaledTimed(field, 1 / temperature)
-    return _Weighted((field,), 1 / temperature)
+    weight = 1 / positive("temperature", temperature)
+    return _PoweredTimed((field,), weight) if is_timed(field) else _Powered((field,), weight)
 
 
 def product(*fields: object) -> object:
     """The product of experts: energies and scores add up.
 
-    Arguments: fields, all static or all timed on one and the same Gaussian path, with one event shape.
+    Arguments: fields, all static or all timed on one and the same Gaussian path (see the module's caveat), with one event shape.
     Raises: `InvalidArgument` where they do not fit together.
     """
-    if not fields:
-        raise InvalidArgument("fields", fields, "at least one field")
-    shapes = {tuple(f.event_shape) for f in fields}  # type: ignore[attr-defined]
-    if len(shapes) > 1:
-        raise InvalidArgument("fields", shapes, "fields of one event shape")
-    timed = {is_timed(f) for f in fields}
-    if len(timed) > 1:
-        raise InvalidArgument(
-            "fields",
-            fields,
-            "all static or all timed",
-            "Take field.at(t) of the timed ones, or leave time out",
-        )
-    if not timed.pop():
-        return _Weighted(tuple(fields), 1.0)
-    paths = {repr(gaussian_path(f, "product")) for f in fields}
-    if len(paths) > 1:
-        raise InvalidArgument("fields", paths, "timed fields on one Gaussian path")
-    return _SumTimed(tuple(fields))
+    return _PoweredTimed(fields, 1.0) if _fitting(fields, "product") else _Powered(fields, 1.0)
+
+
+def mixture(fields: Sequence[object], weights: Sequence[float], log_partition: Sequence[float] | None = None) -> object:
+    """The mixture `sum_i w_i p_i`: densities add up, and scores and denoisers in the shares `w_i p_i(x) / sum_j w_j p_j(x)`.
+
+    Shares compare densities, so that each must be normalised: energies known up to a constant do not mix, nor do scores.
+
+    Arguments:
+        fields: all static, each with `log_prob`; or all timed on one and the same Gaussian path, each with `log_prob` in its
+            `at(t)`, and then the result is the exactly noised mixture. One event shape.
+        weights: w, positive; normalised here.
+        log_partition: for static fields with an energy E_i instead, the `log Z_i` of `p_i = exp(-E_i) / Z_i`, such as
+            `scoretk.log_partition` estimates; an error in it shifts its component's weight by as much.
+    Raises: `InvalidArgument`; `MissingCapability` for a component without a normalised density.
+    """
+    timed, members = _fitting(fields, "mixture"), tuple(fields)
+    shares = [positive("weights", w) for w in _numbers("weights", weights, len(members))]
+    logs = tuple(math.log(w / math.fsum(shares)) for w in shares)
+    if timed:
+        if log_partition is not None:
+            raise InvalidArgument("log_partition", log_partition, "None for timed fields, whose constants vary with t")
+        for f in members:
+            _demand(f, f.at(0.5), "log_prob", "at(t)")  # type: ignore[attr-defined]
+        return _MixtureTimed(members, logs)
+    if log_partition is None:
+        for f in members:
+            _demand(f, f, "log_prob", "the field")
+        return _Mixture(members, logs)
+    constants = tuple(finite("log_partition", v) for v in _numbers("log_partition", log_partition, len(members)))
+    for f in members:
+        _demand(f, f, "energy", "the field")
+    return _Mixture(members, logs, constants)
 
 
 def guided(
-    field: object, weight: float, unconditional: object | None = None, null: Mapping[str, Any] | None = None
+    field: object,
+    weight: float,
+    unconditional: object | None = None,
+    null: Mapping[str, Any] | None = None,
+    *,
+    interval: Interval | None = None,
+    rescale: float = 0.0,
 ) -> object:
-    """Classifier-free guidance: `u + weight (c - u)` in the model's own prediction.
+    """Classifier-free guidance: `g = u + weight (c - u)` in the model's own prediction.
 
     As all predictions are affine in one another with the same x, guiding one is guiding all. `weight` 1 is no guidance,
-    0 the unconditional model, above 1 stronger. (Ho, Salimans, "Classifier-free diffusion guidance", 2022, write
-    weight = 1 + w.)
+    0 the unconditional model, above 1 stronger. (Ho and Salimans write weight = 1 + w.)
 
-    Arguments: field, the conditional model c; unconditional, the model u, by default `field` itself with the condition
-    values in `null` put in place of the caller's (a value a name; None leaves the keyword out).
+    Arguments:
+        field: the conditional model c.
+        weight: any finite number.
+        unconditional: the model u; by default `field` itself with the condition values in `null` put in place of the caller's
+            (a value a name; None leaves the keyword out). Exactly one of the two is given.
+        interval: `(low, high)`, the noise levels `low < sigma/alpha <= high` at which to guide; at others c alone is asked
+            (Kynkaanniemi et al.). Timed fields only.
+        rescale: phi in [0, 1], the part in which g is brought back to the standard deviation of c over the entries of its
+            sample, `g (1 - phi + phi std(c) / std(g))` (Lin et al.), against the saturation of large weights. Timed fields of at
+            least two entries only; here it does matter what the model predicts.
+    Raises: `InvalidArgument`.
     """
-    if not (isinstance(weight, int | float) and isfinite(weight)):
-        raise InvalidArgument("weight", weight, "a finite number")
+    finite("weight", weight)
     if (unconditional is None) == (null is None):
         raise InvalidArgument("unconditional, null", (unconditional, null), "exactly one of the two")
     other = field if unconditional is None else unconditional
     if is_timed(field) != is_timed(other):
         raise InvalidArgument("unconditional", other, "timed as the field is (or static as it is)")
-    values = dict(null or {})
+    if tuple(field.event_shape) != tuple(other.event_shape):  # type: ignore[attr-defined]
+        raise InvalidArgument("unconditional", other, f"the field's event shape {tuple(field.event_shape)}")  # type: ignore[attr-defined]
+    if not 0 <= finite("rescale", rescale) <= 1:
+        raise InvalidArgument("rescale", rescale, "a number in [0, 1]")
+    values, apart = dict(null or {}), unconditional is not None
     if not is_timed(field):
-        return _GuidedStatic(field, other, float(weight), values, unconditional is not None)
+        if interval is not None or rescale:
+            raise InvalidArgument("interval, rescale", (interval, rescale), "None and 0 for a static field")
+        return _GuidedStatic(field, other, float(weight), values, apart)
     ours, theirs = prediction(field), prediction(other)
     if ours != theirs:
         raise InvalidArgument(
             "unconditional", other, f"a model that predicts {ours[0]} on {ours[1]}, as the field does"
         )
-    return _Guided(field, other, float(weight), values, unconditional is not None)
+    if rescale and math.prod(field.event_shape) < 2:  # type: ignore[attr-defined]
+        raise InvalidArgument("rescale", rescale, "0 for an event of one entry, which has no standard deviation")
+    return _Guided(field, other, float(weight), values, apart, _interval(interval), float(rescale))
+
+
+def classifier_guided(
+    field: object,
+    log_prob: Callable[..., Tensor],
+    weight: float = 1.0,
+    *,
+    measured: str | Iterable[str] = (),
+    interval: Interval | None = None,
+) -> object:
+    """Classifier guidance: `score + weight grad log p(y | x_t)`. With weight 1 Bayes' rule: exact for an exact classifier.
+
+    Another weight is the caveat's power `p(y | x_t)^weight`. What classifies clean data only is a likelihood: `posterior`.
+
+    Arguments:
+        field: timed, on a Gaussian path.
+        log_prob: called as `log_prob(x, t, **cond)`, x noisy and t of shape `(batch,)` in the dtype of x; gives
+            `log p(y | x_t = x)` of the y wanted, `(batch,)`, up to a constant, differentiable in x.
+        weight: any finite number.
+        measured: the names of the condition values that `log_prob` takes; all others go to the field alone.
+        interval: as in `guided`; at other levels the field alone is asked.
+    Raises: `InvalidArgument`; `MissingCapability` for a field without a Gaussian path.
+    """
+    if not is_timed(field):
+        raise InvalidArgument("field", field, "a timed field", "For a static one: posterior(field, log_likelihood)")
+    if not callable(log_prob):
+        raise InvalidArgument("log_prob", log_prob, "a callable log_prob(x, t) -> (batch,)")
+    names = frozenset({measured} if isinstance(measured, str) else measured)
+    gaussian_path(field, "classifier guidance")
+    return _Classified(field, log_prob, finite("weight", weight), names, _interval(interval))
+
+
+def _fitting(fields: Sequence[Any], name: str) -> bool:
+    """Whether the fields are timed. Raises `InvalidArgument` unless they are fields that fit together."""
+    if not isinstance(fields, Sequence) or not fields:
+        raise InvalidArgument("fields", fields, "at least one field")
+    shapes = {tuple(f.event_shape) if hasattr(f, "event_shape") else None for f in fields}
+    if len(shapes) > 1 or None in shapes:
+        raise InvalidArgument("fields", shapes, "fields of one event shape")
+    timed = {is_timed(f) for f in fields}
+    if len(timed) > 1:
+        hint = "Take field.at(t) of the timed ones, or leave time out"
+        raise InvalidArgument("fields", fields, "all static or all timed", hint)
+    if not timed.pop():
+        return False
+    paths = {repr(gaussian_path(f, name)) for f in fields}
+    if len(paths) > 1:
+        raise InvalidArgument("fields", paths, "timed fields on one Gaussian path")
+    return True
+
+
+def _numbers(name: str, values: Any, n: int) -> list[Any]:
+    listed = values.tolist() if isinstance(values, Tensor) else values
+    if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != n:
+        raise InvalidArgument(name, values, f"{n} numbers, one a field")
+    return list(listed)
+
+
+def _demand(field: Any, asked: Any, what: str, where: str) -> None:
+    if what not in offers(asked):
+        raise MissingCapability(
+            field_name(field), offers(asked), {what},
+            f"A mixture compares normalised densities: {where} needs {what}. For static energies give log_partition; without "
+            "densities draw from each field the share of the samples that is its weight, which is exact",
+        )  # fmt: skip
+
+
+def _interval(value: Any) -> Interval | None:
+    if value is None:
+        return None
+    try:
+        low, high = (float(v) for v in value)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument("interval", value, "None or noise levels (low, high)") from error
+    if not 0 <= low < high:
+        raise InvalidArgument("interval", value, "noise levels (low, high) with 0 <= low < high")
+    return low, high
 
 
 @dataclass(frozen=True, eq=False)
-class _Weighted:
+class _Powered:
     """`weight * sum of energies`; scores likewise."""
 
     fields: tuple[Any, ...]
@@ -135,6 +267,59 @@ class _Weighted:
         return grad_energy(lambda y: self.energy(y, **cond), x)
 
 
+@dataclass(frozen=True, eq=False)
+class _Mixture:
+    """`sum_i w_i p_i`, `p_i` of log density `log_prob`, or `-E_i - log Z_i` where the constants are given."""
+
+    fields: tuple[Any, ...]
+    log_weights: tuple[float, ...]
+    log_partition: tuple[float, ...] | None = None
+
+    provides = frozenset({"energy", "score", "log_prob"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.fields[0].event_shape)
+
+    def joint(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`log(w_i p_i(x))`, `(batch, fields)`."""
+        if self.log_partition is None:
+            logs = [f.log_prob(x, **cond) for f in self.fields]
+        else:
+            logs = [-f.energy(x, **cond) - z for f, z in zip(self.fields, self.log_partition, strict=True)]
+        return torch.stack([p + w for p, w in zip(logs, self.log_weights, strict=True)], 1)
+
+    def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """Normalised log density, `(batch,)`."""
+        return torch.logsumexp(self.joint(x, **cond), 1)
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`-log p(x)`, `(batch,)`."""
+        return -self.log_prob(x, **cond)
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`sum_i r_i score_i(x)`, like x."""
+        return -self.energy_and_grad(x, **cond)[1]
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`-log p(x)` and its gradient."""
+        joint = self.joint(x, **cond)
+        return -torch.logsumexp(joint, 1), -_shared(joint, [self._score(f, x, cond) for f in self.fields])
+
+    def _score(self, field: Any, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        if offers(field) & {"energy", "score"}:
+            return static(field).score(x, **cond)
+        return -grad_energy(lambda y: -field.log_prob(y, **cond), x)[1]
+
+
+def _shared(joint: Tensor, values: Iterable[Tensor]) -> Tensor:
+    """`sum_i r_i v_i`, the shares `r = softmax(joint)`, like v; what has no share may be infinite."""
+    shares = torch.softmax(joint, 1).unbind(1)
+    return reduce(
+        add, (torch.where(across(r, v) == 0, 0, across(r, v) * v) for r, v in zip(shares, values, strict=True))
+    )
+
+
 class _SamePath(GaussianPathField):
     """A timed combination: path, base and event shape are those of its first field."""
 
@@ -153,27 +338,73 @@ class _SamePath(GaussianPathField):
         return self.first.base
 
 
-@dataclass(frozen=True, eq=False)
-class _ScaledTimed(_SamePath):
-    first: Any
-    weight: float
-    predicts = "score"
+class _OfMany(_SamePath):
+    """A timed combination of several fields alike."""
 
-    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
-        return self.weight * self.first.score(x, t, **cond)
-
-
-@dataclass(frozen=True, eq=False)
-class _SumTimed(_SamePath):
     fields: tuple[Any, ...]
-    predicts = "score"
 
     @property
     def first(self) -> Any:
         return self.fields[0]
 
+    def views(self, cond: dict[str, Tensor]) -> list[TimedField]:
+        """The fields as solvers see them, the condition rows bound."""
+        return [TimedField(f, gaussian_path(f, "this combination"), cond) for f in self.fields]
+
+
+@dataclass(frozen=True, eq=False)
+class _PoweredTimed(_OfMany):
+    """`weight * sum of scores` at each time."""
+
+    fields: tuple[Any, ...]
+    weight: float
+    predicts = "score"
+
+    @property
+    def base(self) -> Base:
+        """The power of the product of the bases: of N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2))."""
+        bases = [f.base for f in self.fields]
+        if not all(isinstance(b, NormalBase) for b in bases):
+            return bases[0]
+        return standard_normal(self.event_shape, (self.weight * sum(b.std**-2 for b in bases)) ** -0.5)
+
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
-        return reduce(add, (f.score(x, t, **cond) for f in self.fields))
+        """`weight sum_i score_i(x, t)`, like x."""
+        return self.weight * reduce(add, (_score_at(f, x, t) for f in self.views(cond)))
+
+    def at(self, t: float | Tensor) -> _Powered:  # type: ignore[override]
+        """The static combination of the fields at time t, with an energy where they have one."""
+        return _Powered(tuple(f.at(t) for f in self.fields), self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class _MixtureTimed(_OfMany):
+    """The noised mixture: denoisers in the shares of the noised densities."""
+
+    fields: tuple[Any, ...]
+    log_weights: tuple[float, ...]
+    predicts = "data"
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`sum_i r_i D_i(x, t)`, like x."""
+        return _shared(self.at(t).joint(x, **cond), [f.denoise(x, t) for f in self.views(cond)])
+
+    def score(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`sum_i r_i score_i(x, t)`, like x: also at sigma = 0 where the fields' own are."""
+        return self.at(t).score(x, **cond)
+
+    def log_prob_at(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`log p_t(x)`, `(batch,)`."""
+        return self.at(t).log_prob(x, **cond)
+
+    def at(self, t: float | Tensor) -> _Mixture:  # type: ignore[override]
+        """The static mixture of the fields at time t, normalised."""
+        return _Mixture(tuple(f.at(t) for f in self.fields), self.log_weights)
+
+
+def _score_at(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
+    own = getattr(field.native, "score", None)  # where it is exact at sigma = 0, and a conversion would not be
+    return field.score(x, t) if own is None else own(x, t, **field.cond)
 
 
 def _unconditioned(cond: dict[str, Tensor], null: dict[str, Any], apart: bool) -> dict[str, Any]:
@@ -184,22 +415,100 @@ def _unconditioned(cond: dict[str, Tensor], null: dict[str, Any], apart: bool) -
     return {name: value for name, value in replaced.items() if value is not None}
 
 
+class _Steered(_SamePath):
+    """Guidance in its interval of noise levels, the first field alone elsewhere. A subclass gives `steered`."""
+
+    interval: Interval | None
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """The guided prediction, like x."""
+        check_time(t, x)
+        if self.interval is None:
+            return self.steered(x, t, cond)
+        low, high = self.interval
+        exact = torch.as_tensor(t, dtype=torch.float64)
+        level = self.path.sigma(exact) / self.path.alpha(exact)
+        inside = (low < level) & (level <= high)
+        if not isinstance(t, Tensor):
+            return self.steered(x, t, cond) if bool(inside) else self.plain(x, t, cond)
+        return torch.where(across(inside.to(x.device), x), self.steered(x, t, cond), self.plain(x, t, cond))
+
+    def plain(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The prediction without guidance, like x."""
+        raise NotImplementedError
+
+    def steered(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The prediction with guidance, like x."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
-class _Guided(_SamePath):
+class _Guided(_Steered):
     first: Any
     other: Any
     weight: float
     null: dict[str, Any]
     apart: bool
+    interval: Interval | None
+    rescale: float
 
     @property
     def predicts(self) -> str:  # type: ignore[override]
         return prediction(self.first)[0]
 
-    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
-        c = self.first.predict(x, t, **cond)
-        u = self.other.predict(x, t, **_unconditioned(cond, self.null, self.apart))
-        return u + self.weight * (c - u)
+    def plain(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """c, like x."""
+        return TimedField(self.first, self.path, cond).predict(x, t)
+
+    def steered(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """`u + weight (c - u)`, rescaled, like x."""
+        c = self.plain(x, t, cond)
+        u = TimedField(self.other, self.path, _unconditioned(cond, self.null, self.apart)).predict(x, t)
+        g = u + self.weight * (c - u)
+        if not self.rescale:
+            return g
+        ours, theirs = (value.flatten(1).std(1) for value in (g, c))
+        ratio = torch.where(ours > 0, theirs / ours, 1.0)  # a constant stays as it is
+        return g * across(1 + self.rescale * (ratio - 1), g)
+
+    def at(self, t: float | Tensor) -> Any:
+        """The static field of time t: guided energies, where both have them and guidance is the plain one."""
+        if self.interval is not None or self.rescale:
+            return super().at(t)
+        return _GuidedStatic(self.first.at(t), self.other.at(t), self.weight, self.null, self.apart)
+
+
+@dataclass(frozen=True, eq=False)
+class _Classified(_Steered):
+    """The first field's denoiser, shifted by `weight (sigma^2 / alpha) grad log p(y | x_t)`; near alpha = 0 as `posterior`."""
+
+    first: Any
+    log_prob: Callable[..., Tensor]
+    weight: float
+    measured: frozenset[str]
+    interval: Interval | None
+    predicts = "data"
+
+    def __post_init__(self) -> None:
+        earliest = {dtype: _earliest(self.path, dtype) for dtype in (torch.float32, torch.float64)}
+        object.__setattr__(self, "_earliest", earliest)
+
+    def plain(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """D, like x."""
+        return TimedField(self.first, self.path, _split(cond, self.measured)[1]).denoise(x, t)
+
+    def steered(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """`D + weight (sigma^2 / alpha) grad log p(y | x_t)`, like x."""
+        own, path = _split(cond, self.measured)[0], self.path
+        x, t = _informed(path, x, t, self._earliest[x.dtype])  # type: ignore[attr-defined]
+        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+        hint = "A classifier gives one number a row: the log probability of the class wanted"
+        slope = -grad_energy(
+            lambda z: -check_rows("log_prob", self.log_prob(z, times, **own), z.shape[:1], hint).to(z.dtype), x
+        )[1]
+        exact = torch.as_tensor(t, dtype=torch.float64)
+        gain = (self.weight * path.sigma(exact) ** 2 / path.alpha(exact)).to(x)
+        return self.plain(x, t, cond) + across(gain, x) * slope
 
 
 @dataclass(frozen=True, eq=False)

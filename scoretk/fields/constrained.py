@@ -4,8 +4,7 @@ With `T = biject_to(constraint)` from free z to the user's x, the energy that a 
 
     E(z) = E_user(T(z)) - log |det dT/dz|.
 
-The draws that `sample` returns, and the moments and the start that it is given, are in the user's space. Several
-parameters of several kinds are one vector under `torch.distributions.constraints.cat`.
+The draws that `sample` returns, and the moments and the start that it is given, are in the user's space.
 
 Reference: Carpenter, Gelman, Hoffman, Lee, Goodrich, Betancourt, Brubaker, Guo, Li, Riddell, "Stan: a probabilistic programming
 language" (2017).
@@ -13,7 +12,7 @@ language" (2017).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transforms
 
+from scoretk.arguments import count
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
@@ -69,16 +69,63 @@ def _ordered_transform(constraint: _Ordered) -> OrderedTransform:
     return OrderedTransform()
 
 
+class Joined:
+    """Bijections side by side on a vector: each maps so many free entries to so many of the user's, not always as many.
+
+    Arguments: pairs of a constraint and how many entries of the user's vector it holds.
+    """
+
+    def __init__(self, parts: Sequence[tuple[constraints.Constraint, int]]) -> None:
+        self.transforms = [biject_to(constraint) for constraint, _ in parts]
+        self.lengths = [length for _, length in parts]
+        shapes = [made.inverse_shape(torch.Size([n])) for made, n in zip(self.transforms, self.lengths, strict=True)]
+        self.free = [int(shape[0]) for shape in shapes]
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        """Of vectors of the user's length, the shape in free space. Raises `ValueError` for others."""
+        if tuple(shape) != (sum(self.lengths),):
+            raise ValueError(f"the parts hold {sum(self.lengths)} entries")
+        return torch.Size([sum(self.free)])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.cat([made(part) for made, part in zip(self.transforms, z.split(self.free, -1), strict=True)], -1)
+
+    def inv(self, x: Tensor) -> Tensor:
+        """Back to free space."""
+        return torch.cat(
+            [made.inv(part) for made, part in zip(self.transforms, x.split(self.lengths, -1), strict=True)], -1
+        )
+
+    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        """Summed over the parts, `(batch,)`."""
+        pairs = zip(self.transforms, z.split(self.free, -1), x.split(self.lengths, -1), strict=True)
+        found = [made.log_abs_det_jacobian(a, b) for made, a, b in pairs]
+        return torch.stack([part.reshape(len(z), -1).sum(1) for part in found]).sum(0)
+
+
+def _inside(constraint: Any, x: Tensor) -> bool:
+    """Whether all rows satisfy a constraint, or pairs of them."""
+    if isinstance(constraint, tuple):
+        parts = x.split([length for _, length in constraint], -1)
+        return all(_inside(one, part) for (one, _), part in zip(constraint, parts, strict=True))
+    try:
+        return bool(constraint.check(x).all())
+    except RuntimeError:  # torch's `cat` of constraints on entries and on vectors
+        made = biject_to(constraint)
+        return torch.allclose(made(made.inv(x)), x, rtol=1e-4, atol=0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Constrained:
     """A static field in free space; `constrain` and `unconstrain` go to the user's space and back.
 
-    Attributes: field, in the user's space; transform, from free space to it; event_shape, of free z.
+    Attributes: field, in the user's space; transform, from free space to it; event_shape, of free z; constraint.
     """
 
     field: Any
-    transform: transforms.Transform
+    transform: Any
     event_shape: tuple[int, ...]
+    constraint: Any
 
     @property
     def provides(self) -> frozenset[str]:
@@ -96,11 +143,9 @@ class Constrained:
 
     def unconstrain(self, x: Tensor) -> Tensor:
         """`T^-1(x)`. Raises `InvalidArgument` where a row is outside the constraint."""
-        z = self.transform.inv(
-            x
-        )  # torch's own check cannot take every `cat`: a point inside survives the way there and back
-        if not bool(torch.isfinite(z).all()) or not torch.allclose(self.transform(z), x, rtol=1e-3, atol=1e-5):
-            raise InvalidArgument("x", x, f"points inside the constraint {self.transform.codomain}")
+        z = self.transform.inv(x)
+        if not _inside(self.constraint, x) or not bool(torch.isfinite(z).all()):
+            raise InvalidArgument("x", x, f"points inside the constraint {self.constraint}")
         return z
 
     def _jacobian(self, z: Tensor, x: Tensor) -> Tensor:
@@ -143,31 +188,46 @@ class Constrained:
         return None if own is None else lambda n, noise: self.transform.inv(own(n, noise))
 
 
-def constrained(field: Any, constraint: constraints.Constraint) -> Constrained:
+def constrained(
+    field: Any, constraint: constraints.Constraint | Sequence[tuple[constraints.Constraint, int]]
+) -> Constrained:
     """A field whose constrained parameters are sampled in free space and come back in their own.
 
     Arguments: field, static with an energy, defined where `constraint` holds, its `event_shape` in the user's space;
-    constraint, of `torch.distributions.constraints` (`positive`, `interval(a, b)`, `simplex`, `cat([...], lengths=[...])`, ...)
-    or `scoretk.ordered`.
+    constraint, of `torch.distributions.constraints` (`positive`, `interval(a, b)`, `simplex`, ...) or `scoretk.ordered`; for a
+    vector of several kinds of parameters, pairs of a constraint and how many entries it holds, such as
+    `[(positive, 2), (simplex, 3)]`. (In an energy made of `torch.distributions`, pass them `validate_args=False`: a draw far out
+    may round to the edge of its support.)
     Raises: `InvalidArgument` where there is no bijection to the constraint, or it does not fit the field.
     """
     if not hasattr(field, "event_shape") or is_timed(field) or "energy" not in offers(field):
         raise InvalidArgument(
             "field", field_name(field), "a static field with an energy", "Such as scoretk.Energy(fn, event_shape)"
         )
-    if not isinstance(constraint, constraints.Constraint):
-        raise InvalidArgument(
-            "constraint", constraint, "a constraint", "Such as torch.distributions.constraints.positive"
-        )
+    kinds = _kinds(constraint)
     shape = torch.Size(field.event_shape)
     try:
-        transform = biject_to(constraint)
+        transform: Any = Joined(kinds) if isinstance(kinds, tuple) else biject_to(kinds)
         free = transform.inverse_shape(shape)
         fits = transform(torch.zeros((1, *free))).shape == (1, *shape)
-    except (NotImplementedError, ValueError, RuntimeError, AssertionError) as error:
+    except (NotImplementedError, ValueError, RuntimeError, AssertionError, IndexError) as error:
         raise InvalidArgument(
-            "constraint", constraint, f"one with a bijection onto {tuple(shape)}", str(error)
+            "constraint", constraint, f"one with a bijection onto events of shape {tuple(shape)}", str(error)
         ) from error
     if not fits:
         raise InvalidArgument("constraint", constraint, f"one of events of shape {tuple(shape)}")
-    return Constrained(field, transform, tuple(free))
+    return Constrained(field, transform, tuple(free), kinds)
+
+
+def _kinds(constraint: Any) -> Any:
+    """A constraint, or a tuple of pairs. Raises `InvalidArgument` for anything else."""
+    if isinstance(constraint, constraints.Constraint):
+        return constraint
+    if isinstance(constraint, Sequence) and not isinstance(constraint, str) and constraint:
+        pairs = [pair for pair in constraint if isinstance(pair, Sequence) and len(pair) == 2]
+        if len(pairs) == len(constraint) and all(isinstance(one, constraints.Constraint) for one, _ in pairs):
+            return tuple((one, count("constraint", length, least=1)) for one, length in pairs)
+    raise InvalidArgument(
+        "constraint", constraint, "a constraint, or pairs of one and how many entries it holds",
+        "Such as torch.distributions.constraints.positive",
+    )  # fmt: skip

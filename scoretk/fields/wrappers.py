@@ -144,12 +144,19 @@ class GaussianPathField:
 
 @dataclass(frozen=True, eq=False)
 class At:
-    """A timed field held at one time: a static field with the score of `p_t`."""
+    """A timed field held at one time: a static field with the score of `p_t`, and its density where the field says it.
+
+    A field says it as `log_prob_at(x, t, **cond)`, `log p_t(x)`, normalised, `(batch,)`.
+    """
 
     field: object
     t: float | Tensor
 
-    provides = frozenset({"score"})
+    @property
+    def provides(self) -> frozenset[str]:
+        """A score; with `log_prob_at` log_prob and energy as well."""
+        known = callable(getattr(self.field, "log_prob_at", None))
+        return frozenset({"score", "log_prob", "energy"} if known else {"score"})
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -158,6 +165,14 @@ class At:
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p_t(x)`, like x."""
         return self.field.score(x, self.t, **cond)  # type: ignore[attr-defined]
+
+    def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`log p_t(x)`, `(batch,)`; only where the field has `log_prob_at`."""
+        return self.field.log_prob_at(x, self.t, **cond)  # type: ignore[attr-defined]
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`-log p_t(x)`, `(batch,)`; only where the field has `log_prob_at`."""
+        return -self.log_prob(x, **cond)
 
 
 def _call_network(

@@ -16,6 +16,7 @@ References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -32,7 +33,7 @@ from scoretk.fields.bridge import Bridge, Stretched
 from scoretk.fields.protocols import NoiseSource, field_name, offers
 from scoretk.fields.resolve import StaticField
 from scoretk.rows import select_rows
-from scoretk.solvers.base import Info, Solver
+from scoretk.solvers.base import Info, Solver, adapts
 from scoretk.solvers.hmc import HMC
 from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
 from scoretk.streams import Stream
@@ -48,12 +49,14 @@ class Ladder:
     """The levels of an annealing run and how the kernel moves at each.
 
     Attributes: weights b_0 = 0 to b_n = 1; step_sizes, one a level from 1 on, or None for the kernel's own; scales
-    `(n, *event_shape)`, the units in which the kernel moves at each level, or None.
+    `(n, *event_shape)`, the units in which the kernel moves at each level, or None; moves, how many steps it makes at each,
+    or None for the solver's number.
     """
 
     weights: tuple[float, ...]
     step_sizes: tuple[float, ...] | None = None
     scales: Tensor | None = None
+    moves: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         b = self.weights
@@ -62,7 +65,10 @@ class Ladder:
             raise InvalidArgument("weights", b, "numbers that rise from 0 to 1")
 
     def __repr__(self) -> str:
-        return f"Ladder(levels={len(self.weights) - 1}, id={hash((self.weights, self.step_sizes)) & 0xFFFFFFFF:08x})"
+        digest = hashlib.sha256(repr((self.weights, self.step_sizes, self.moves)).encode())
+        if self.scales is not None:
+            digest.update(self.scales.detach().double().cpu().numpy().tobytes())
+        return f"Ladder(levels={len(self.weights) - 1}, id={digest.hexdigest()[:8]})"
 
     @property
     def levels(self) -> int:
@@ -139,12 +145,15 @@ class AIS:
 
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = False
-    init_cost: ClassVar[Mapping[str, int]] = {}
 
     def __post_init__(self) -> None:
         count("levels", self.levels, least=1)
         count("moves", self.moves, least=1)
         check_kernel(self.kernel)
+        if adapts(self.kernel):
+            raise InvalidArgument(
+                "kernel", self.kernel, "a kernel with nothing to tune", "Such as HMC(0.3, metric='none')"
+            )
         if self.ladder is not None and not isinstance(self.ladder, Ladder):
             raise InvalidArgument("ladder", self.ladder, "a Ladder, or None")
         if self.base is not None and not {"energy", "draw"} <= offers(self.base):
@@ -165,11 +174,18 @@ class AIS:
         return self.ladder if self.ladder is not None else Ladder.plain(self.levels)
 
     @property
+    def init_cost(self) -> Mapping[str, int]:
+        """What the kernel's steps cost on a ladder that has its own number of them at each level."""
+        moves = 0 if self.ladder is None or self.ladder.moves is None else sum(self.ladder.moves)
+        return {name: moves * each for name, each in self.kernel.step_cost.items()} if moves else {}
+
+    @property
     def step_cost(self) -> Mapping[str, int]:
         """An energy for the weight, and what the kernel needs to start and to move."""
         kinds = {"energy", *self.kernel.init_cost, *self.kernel.step_cost}
         start, each = self.kernel.init_cost, self.kernel.step_cost
-        return {n: (n == "energy") + start.get(n, 0) + self.moves * each.get(n, 0) for n in sorted(kinds)}
+        moves = self.moves if self.ladder is None or self.ladder.moves is None else 0  # those are in `init_cost`
+        return {n: (n == "energy") + start.get(n, 0) + moves * each.get(n, 0) for n in sorted(kinds)}
 
     def milestones(self, field: Any) -> tuple[bool, ...]:
         """Each level is a step of the grid."""
@@ -197,8 +213,9 @@ class AIS:
         weighed = self._resample(state._replace(log_weight=log_weight, dead=state.dead | dead), noise)
         scale = 1.0 if ladder.scales is None else ladder.scales[k].to(state.x)
         kernel = with_step_size(self.kernel, None if ladder.step_sizes is None else ladder.step_sizes[k])
-        inner = NestedNoise(noise, k * self.moves)
-        x, accept, spent = move(kernel, kernel_at(field, base, upper, scale), weighed.x, scale, inner, self.moves)
+        moves = self.moves if ladder.moves is None else ladder.moves[k]
+        inner = NestedNoise(noise, k * max(self.moves, *(ladder.moves or (1,))))
+        x, accept, spent = move(kernel, kernel_at(field, base, upper, scale), weighed.x, scale, inner, moves)
         shown = torch.where(weighed.dead, -torch.inf, weighed.log_weight)
         return weighed._replace(x=x, step=state.step + 1), {"log_weight": shown, "accept": accept, "evaluations": spent}
 

@@ -203,7 +203,7 @@ class _Isokinetic:
         tuning = accumulate(tuning, state.x[alive], False)
         if not ends:
             return state, tuning, False
-        tuning, spread = scales(tuning, "diagonal", state.x.dtype)
+        tuning, spread = scales(tuning, "diagonal", state.scale)
         scale = spread if self.metric == "diagonal" else state.scale
         if self.step_size is None:  # in scaled space all lengths change by the factor by which the scales have grown
             grown = float((scale / state.scale).log().mean().exp())
@@ -276,7 +276,8 @@ class MCLMC(_Isokinetic):
         _, u = polar(decay.exp() * state.velocity + nu * z, state.velocity)
         here = Point(x, state.energy, state.grad)
         end = isokinetic(field, here, u, eps, 1, state.scale, self.integrator)
-        new = state._replace(**end.point._asdict(), velocity=end.velocity, step=state.step + 1)
+        energy = end.point.energy + (end.error - end.error)  # not finite where a gradient was too long to be turned by
+        new = state._replace(**end.point._replace(energy=energy)._asdict(), velocity=end.velocity, step=state.step + 1)
         return new, {"energy": new.energy, "energy_error": end.error}
 
     def begin_tuning(

@@ -9,8 +9,8 @@ the last being what is kept, mu = log eps_0. (The usual .05 and mu = log(10 eps_
 the step size about so much that, fifty steps after a window, an acceptance of .574 was missed by .18; these miss by .02.)
 
 Scales. Windows that double in length, as Stan's: after the first steps, which only approach the target, each window's
-pooled covariance C (Chan's update) of n draws gives the scales for the next, shrunk to `(n C + 5e-3 I) / (n + 5)`; the
-step size then starts anew. The last steps tune the step size alone.
+pooled covariance C (Chan's update) of n draws gives the scales S for the next, shrunk to `(n C + 5e-3 S^2) / (n + 5)`, S those
+so far; the step size then starts anew. The last steps tune the step size alone.
 
 All chains that tune share what they learn: a few steps of many chains say as much as many steps of one. But a mean over chains
 does not see the few that sit far out, where the common step is too long for them. So, in warmup, each chain that was unlikely to
@@ -145,7 +145,7 @@ def accumulate(tuning: Tuning, x: Tensor, dense: bool) -> Tuning:
     about, shift, before = rows - centre, centre - tuning.mean, float(tuning.draws)
     total = before + n
     if dense:
-        flat, off = about.flatten(1), shift.flatten()
+        flat, off = about.reshape(n, -1), shift.flatten()
         spread = flat.T @ flat + torch.outer(off, off) * (before * n / total)
     else:
         spread = about.square().sum(0) + shift.square() * (before * n / total)
@@ -156,22 +156,30 @@ def accumulate(tuning: Tuning, x: Tensor, dense: bool) -> Tuning:
     )
 
 
-def scales(tuning: Tuning, metric: str, dtype: torch.dtype) -> tuple[Tuning, Tensor]:
-    """Standard deviations like the event, or a Cholesky factor `(d, d)`, from the window, and an empty window."""
+def scales(tuning: Tuning, metric: str, before: Tensor) -> tuple[Tuning, Tensor]:
+    """Standard deviations like the event, or a Cholesky factor `(d, d)`, from the window, and an empty window.
+
+    Arguments: before, the scales so far, whose squares, a thousandth of them, count as five draws: so that no unit is preferred.
+    Covariances are drawn towards the variances alone by as many draws as there are dimensions.
+    """
     n = float(tuning.draws)
     covariance = tuning.deviations / max(n - 1, 1)
-    weight = n / (n + SHRINK)  # so that (1 - weight) FLOOR is Stan's 5e-3 / (n + 5)
+    weight = n / (n + SHRINK)
     if metric == "dense":
-        eye = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
-        found = torch.linalg.cholesky(weight * covariance + (1 - weight) * FLOOR * eye)
+        known, d = before.to(covariance), len(covariance)
+        own = n / (n + d)
+        covariance = own * covariance + (1 - own) * torch.diag(covariance.diagonal())
+        found = torch.linalg.cholesky(
+            weight * covariance + (1 - weight) * FLOOR * torch.diag((known @ known.T).diagonal())
+        )
     else:
-        found = (weight * covariance + (1 - weight) * FLOOR).sqrt()
+        found = (weight * covariance + (1 - weight) * FLOOR * before.to(covariance).square()).sqrt()
     empty = tuning._replace(
         draws=torch.zeros_like(tuning.draws),
         mean=torch.zeros_like(tuning.mean),
         deviations=torch.zeros_like(tuning.deviations),
     )
-    return empty, found.to(dtype)
+    return empty, found.to(before.dtype)
 
 
 def first_step_size(accept: Callable[[float], float], target: float, start: float = 0.1, tries: int = 30) -> float:
