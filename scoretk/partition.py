@@ -132,7 +132,7 @@ def log_partition(
     if slow:
         warnings.warn(
             f"log_partition: at {slow} of {ladder.levels} levels the kernel had not forgotten where it was after {MOST_MOVES} "
-            "steps, so that regions may be missing and the standard error too small; use another kernel, more moves or another base",
+            "steps, so that regions may be missing and the standard error too small; use another kernel, more moves or base",
             stacklevel=2,
         )
     known = _log_z(start, draws.final.dtype, draws.final.device, seed)

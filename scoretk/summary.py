@@ -1,6 +1,8 @@
 """What a run's draws are worth: means with their Monte-Carlo error, effective sample sizes, R-hat, and a plain verdict.
 
 Effective sample sizes, rank-normalised split R-hat and Monte-Carlo standard errors are ArviZ's, over the chains that are well.
+R-hat is above 1.01 also where many chains agree that are short; they are said to disagree where, besides, their means vary more
+than twice as much as those of chains of one law would that are as correlated within themselves.
 
 References: Vehtari, Gelman, Simpson, Carpenter, Bürkner, "Rank-normalization, folding, and localization: an improved R-hat for
 assessing convergence of MCMC" (2021), also for the thresholds; Betancourt, "Diagnosing suboptimal cotangent disintegrations in
@@ -13,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ __all__ = ["COLUMNS", "Finding", "Summary", "arviz", "divergent_draws", "summari
 
 COLUMNS = ("mean", "sd", "mcse_mean", "mcse_sd", "ess_bulk", "ess_tail", "r_hat")
 
-HIGH_R_HAT, MARGIN = 1.01, 1.2
+HIGH_R_HAT, APART = 1.01, 1.0
 FEW_EFFECTIVE = 400
 LOW_BFMI = 0.3
 LOW_ACCEPT, HIGH_ACCEPT = 0.1, 0.995
@@ -106,11 +109,12 @@ def summarise(x: Tensor, status: Tensor, failed_at: Tensor, stats: Mapping[str, 
     flat = values.reshape(*values.shape[:2], len(names)).astype(np.float64)
     chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
     rows = {names[i]: _row(az, flat[:, :, i]) for i in chosen} if flat.size else {}
+    apart = {names[i]: _disagreement(flat[:, :, i]) for i in chosen} if flat.size else {}
     kept = {name: value.detach().cpu().numpy()[well] for name, value in stats.items() if value.ndim == 2}
     findings = (
         *_failures(status, failed_at),
         *_movement(flat, kept),
-        *_mixing(rows, len(flat)),
+        *_mixing(rows, apart, len(flat)),
         *_hamiltonian(flat, names, kept),
     )
     return Summary(rows, findings, len(flat), flat.shape[1], len(names) - len(chosen))
@@ -127,19 +131,45 @@ def _names(shape: tuple[int, ...]) -> list[str]:
 
 
 def _row(az: Any, values: Any) -> dict[str, float]:
-    """One coordinate's row from `(chains, draws)`."""
+    """One coordinate's row from `(chains, draws)`; NaN where there is too little to tell."""
     found = {"mean": values.mean(), "sd": values.std(ddof=1) if values.size > 1 else math.nan}
-    if values.shape[1] < 4:
+    if values.shape[1] < 4 or (values == values[0, 0]).all():
         return {column: float(found.get(column, math.nan)) for column in COLUMNS}
+    halves = values.shape[1] // 2
+    split = values if len(values) > 1 else np.stack([values[0, :halves], values[0, -halves:]])
     with np.errstate(all="ignore"):
         found |= {
             "mcse_mean": az.mcse(values, method="mean"),
             "mcse_sd": az.mcse(values, method="sd"),
             "ess_bulk": az.ess(values, method="bulk"),
             "ess_tail": az.ess(values, method="tail"),
-            "r_hat": az.rhat(values) if len(values) > 1 else math.nan,
+            "r_hat": az.rhat(split),
         }
     return {column: float(found[column]) for column in COLUMNS}
+
+
+def _disagreement(values: Any) -> float:
+    """How many times larger the variance of the chains' means is than chains of one law would have it, `(chains, draws)`.
+
+    Of rank-normalised draws. What one law would give is the variance within chains over their own effective draws, from the
+    autocorrelation pooled over chains (Geyer's initial positive sequence), which knows nothing of how chains differ.
+    """
+    chains, n = values.shape
+    if chains < 2 or n < 4:
+        return math.nan
+    ranks = np.empty(values.size)
+    ranks[values.ravel().argsort(kind="stable")] = np.arange(1, values.size + 1)
+    z = np.array([NormalDist().inv_cdf(q) for q in np.linspace(0, 1, 1026)[1:-1]])
+    scores = np.interp((ranks - 0.375) / (values.size + 0.25), np.linspace(0, 1, 1026)[1:-1], z).reshape(values.shape)
+    about = scores - scores.mean(1, keepdims=True)
+    power = np.abs(np.fft.rfft(about, 2 * n, axis=1)) ** 2
+    covariance = np.fft.irfft(power, axis=1)[:, :n].mean(0) / n
+    if covariance[0] <= 0:
+        return math.inf
+    pairs = (covariance[: n // 2 * 2] / covariance[0]).reshape(-1, 2).sum(1)
+    last = int((pairs > 0).argmin()) if (pairs <= 0).any() else len(pairs)
+    time = max(2 * pairs[:last].sum() - 1, 1.0)
+    return float(scores.mean(1).var(ddof=1) / (covariance[0] * time / n))
 
 
 def _shown(column: str, value: float) -> str:
@@ -161,7 +191,7 @@ def _failures(status: Tensor, failed_at: Tensor) -> Iterator[Finding]:
 
 def _movement(flat: Any, stats: Mapping[str, Any]) -> Iterator[Finding]:
     if flat.shape[1] > 1:
-        stuck = int((flat.std(1).max(1) == 0).sum()) if len(flat) else 0
+        stuck = int((flat.max(1) == flat.min(1)).all(1).sum()) if len(flat) else 0
         if stuck:
             yield Finding(f"{stuck} chains never moved", "use a longer warmup, a smaller step size or another start")
     if "accept" in stats and stats["accept"].size:
@@ -172,13 +202,18 @@ def _movement(flat: Any, stats: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(f"{rate:.1%} of the proposals are accepted", "a larger step size would move further")
 
 
-def _mixing(rows: Mapping[str, Mapping[str, float]], chains: int) -> Iterator[Finding]:
-    excess = {name: row["r_hat"] / _usual_r_hat(row["ess_bulk"], chains) for name, row in rows.items()}
-    excess = {name: value for name, value in excess.items() if math.isfinite(value)}
-    if excess and max(excess.values()) > 1:
-        worst = max(excess, key=lambda name: excess[name])
+def _mixing(rows: Mapping[str, Mapping[str, float]], apart: Mapping[str, float], chains: int) -> Iterator[Finding]:
+    unknown = [name for name, row in rows.items() if not math.isfinite(row["ess_bulk"])]
+    if unknown:
+        yield Finding(f"{unknown[0]} cannot be judged", "it is constant, or there are fewer than four draws: keep more")
+    disagree = {
+        name: row["r_hat"] for name, row in rows.items()
+        if row["r_hat"] > HIGH_R_HAT and (chains < 2 or apart[name] > 1 + APART * max(1.0, 3 * math.sqrt(2 / chains)))
+    }  # fmt: skip
+    if disagree:
+        worst = max(disagree, key=lambda name: disagree[name])
         yield Finding(
-            f"the chains disagree, R-hat of {worst} is {rows[worst]['r_hat']:.3f}",
+            f"the chains disagree, R-hat of {worst} is {disagree[worst]:.3f}",
             "use more warmup and steps; where they sit in different modes, ParallelTempering or SMC",
         )
     sizes = {(name, kind): row[kind] for name, row in rows.items() for kind in ("ess_bulk", "ess_tail")}
@@ -190,14 +225,6 @@ def _mixing(rows: Mapping[str, Mapping[str, float]], chains: int) -> Iterator[Fi
             f"few effective draws, {kind} of {name} is {least:.0f}",
             f"use about {math.ceil(FEW_EFFECTIVE / max(least, 1))} times the steps or the chains",
         )
-
-
-def _usual_r_hat(effective: float, chains: int) -> float:
-    """What R-hat may be: 1.01, or as much as chains have that agree and are short, half a chain with m effective draws giving
-    `sqrt(1 + 1/m)`. (Chains that do not agree have few effective draws, which is a finding of its own.)
-    """
-    agreeing = math.sqrt(1 + 2 * chains / effective) if effective > 0 else math.nan
-    return max(HIGH_R_HAT, 1 + MARGIN * (agreeing - 1))
 
 
 def _hamiltonian(flat: Any, names: list[str], stats: Mapping[str, Any]) -> Iterator[Finding]:

@@ -58,6 +58,41 @@ def test_chains_in_different_modes_are_found():
     assert any("few effective" in p for p in found)
 
 
+@pytest.mark.parametrize("chains", [4, 64, 1024])
+def test_many_chains_that_never_change_mode_are_found(chains):
+    generator = torch.Generator().manual_seed(0)
+    modes = torch.where(torch.rand(chains, 1, 1, generator=generator) < 0.5, -1.0, 1.0)
+    assert any("disagree" in p for p in problems(made(modes + independent(chains, 100, 1))))
+
+
+def autoregressive(chains, steps, keep, seed):
+    noise = independent(chains, steps, 1, seed)
+    x = [noise[:, 0]]
+    for t in range(1, steps):
+        x.append(keep * x[-1] + math.sqrt(1 - keep**2) * noise[:, t])
+    return torch.stack(x, 1)
+
+
+@pytest.mark.parametrize(("keep", "steps"), [(0.5, 50), (0.9, 400), (0.95, 1000)])
+def test_correlated_chains_that_agree_are_not_blamed(keep, steps):
+    found = [p for seed in range(10) for p in problems(made(autoregressive(256, steps, keep, seed))) if "disagree" in p]
+    assert found == []
+
+
+def test_what_cannot_be_judged_is_not_called_fine():
+    constant = torch.full((1, 100, 1), 0.1)
+    apart = 5 * torch.arange(64.0)[:, None, None] + independent(64, 1, 1)
+    for x in (constant, independent(4, 3, 1), apart):
+        assert not made(x).summary().ok
+    stuck = torch.full((4, 50, 1), 0.1, dtype=torch.float64) + 0.01 * torch.arange(4.0)[:, None, None].double()
+    assert any("4 chains never moved" in p for p in problems(made(stuck)))
+
+
+def test_one_chain_that_drifts_is_found():
+    x = independent(1, 400, 1) + torch.linspace(0, 4, 400)[None, :, None]
+    assert any("disagree" in p for p in problems(made(x)))
+
+
 def test_a_drift_is_found():
     assert not made(independent() + torch.linspace(0, 4, 200)[None, :, None]).summary().ok
 
@@ -111,7 +146,7 @@ def test_any_event_shape_and_few_rows(shape):
 
 def test_one_chain_or_a_few_draws_give_what_they_can():
     row = made(independent(1, 100)).summary().rows["x[0]"]
-    assert math.isnan(row["r_hat"])
+    assert 0.9 < row["r_hat"] < 1.2
     assert row["ess_bulk"] > 20
     assert math.isnan(made(independent(5, 2)).summary().rows["x[0]"]["ess_bulk"])
     nothing = made(independent(2, 9), status=torch.ones(2, dtype=torch.int64)).summary()

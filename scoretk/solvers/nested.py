@@ -43,8 +43,9 @@ class NestedNoise:
     def _rows(
         self, kind: Callable[..., Tensor], step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object
     ) -> Tensor:
-        values = kind(self.first + step, stream, (self.replicas, *shape), dtype)
-        return values.flatten(0, 1)
+        # replicas vary fastest, so that element e of one is no element of another, whatever shapes a kernel asks
+        values = kind(self.first + step, stream, (*shape, self.replicas), dtype)
+        return values.movedim(-1, 1).flatten(0, 1)
 
 
 def check_kernel(kernel: Any) -> None:
