@@ -313,7 +313,12 @@ __all__ = [
 ]
 
 
+_MODULES = ("conformance", "diagnostics", "grids", "learn")
+
+
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"scoretk.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'scoretk' has no attribute {name!r}")
     value = getattr(import_module(f"scoretk.{_HOME[name]}"), name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,6 +21,7 @@ from scoretk.errors import (
     AmbiguousName,
     InvalidArgument,
     MissingCapability,
+    MissingDependency,
     OutputExists,
     ScoretkError,
     UnknownName,
@@ -30,6 +32,9 @@ __all__ = ["main"]
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 _MISUSE = (InvalidArgument, UnknownName, AmbiguousName, MissingCapability, OutputExists)
+
+ENOUGH_TO_JUDGE, JUDGED = 20, 8
+"""From how many draws of a chain on a verdict is printed, and on how many coordinates it looks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = commands.add_parser("sample", help="draw from a model and write the draws")
     sample.add_argument("name")
-    sample.add_argument("--solver", required=True, metavar="NAME", help="such as mala, ula, probability-flow")
+    sample.add_argument(
+        "--solver", metavar="NAME", help="such as nuts, mala, probability-flow; by default one that tunes itself"
+    )
     sample.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the solver")
     sample.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the model")
     for name in ("chains", "steps", "warmup", "thin", "batch"):
@@ -167,8 +174,6 @@ def _check(options: argparse.Namespace) -> int:
     try:
         from hypothesis.configuration import set_hypothesis_home_dir
     except ImportError as error:
-        from scoretk.errors import MissingDependency
-
         raise MissingDependency("hypothesis", "check", "scoretk check") from error
     set_hypothesis_home_dir(os.devnull)  # it would leave a folder where the user stands
     from scoretk.conformance import check_model
@@ -191,7 +196,10 @@ def _sample(options: argparse.Namespace) -> int:
         check_output(options.output, options.force)
     parameters = _assignments("--param", options.param)
     describe(options.name)
-    solver = _solver(options.solver, _assignments("--set", options.set))
+    settings = _assignments("--set", options.set)
+    if settings and options.solver is None:
+        raise InvalidArgument("--set", options.set, "the solver that it is for, by --solver")
+    solver = None if options.solver is None else _solver(options.solver, settings)
 
     import torch
 
@@ -273,8 +281,9 @@ def _show_progress(progress: Any) -> None:
 def _report(options: argparse.Namespace, draws: Any, written: str | None) -> None:
     shape = list((draws.x if draws.x is not None else draws.final).shape)
     averages = {name: float(value.double().nanmean()) for name, value in draws.stats.items()}
+    tuned = {name: float(value) for name, value in draws.tuned.items() if value.numel() == 1}
     summary = {
-        "shape": shape, "failed": draws.failures, "stats": averages, "cost": dict(draws.cost), "output": written,
+        "shape": shape, "tuned": tuned, "failed": draws.failures, "stats": averages, "cost": dict(draws.cost), "output": written,
         "provenance": draws.provenance,
     }  # fmt: skip
     if options.json:
@@ -284,7 +293,12 @@ def _report(options: argparse.Namespace, draws: Any, written: str | None) -> Non
     print("chains   " + (", ".join(f"{n} {name}" for name, n in draws.failures.items()) or "all well"))
     for name, value in averages.items():
         print(f"{name:8} {value:.4g}")
+    if tuned:
+        print("tuned    " + ", ".join(f"{name} {value:.4g}" for name, value in tuned.items()))
     print("cost     " + ", ".join(f"{n:,} {kind}" for kind, n in draws.cost.items()))
+    if draws.x is not None and draws.x.shape[1] >= ENOUGH_TO_JUDGE:
+        with contextlib.suppress(MissingDependency):
+            print(f"verdict  {draws.summary(most=JUDGED).verdict}")
     if written:
         print(f"written  {written}")
 
@@ -316,6 +330,8 @@ def _solver(name: str, options: dict[str, Any]) -> Any:
         for option in options:
             if option not in known:
                 raise UnknownName(f"option of {name}", option, known)
+        if isinstance(options.get("kernel"), str):
+            options = options | {"kernel": _solver(options["kernel"], {})}
         needed = [
             n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING and n not in options
         ]

@@ -24,7 +24,7 @@ from scoretk.noise import Noise
 from scoretk.plugins import find_model, load
 from scoretk.record import RECORDERS, Constraining, Recorder
 from scoretk.runs import Batch, Finished, run_batches
-from scoretk.solvers import ChEES, ProbabilityFlow
+from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
 from scoretk.solvers.base import Solver, TunedSolver, adapts, is_grid
 from scoretk.streams import Stream
 
@@ -62,7 +62,7 @@ def sample(
     Arguments:
         field: a field, or the name of a registered model.
         solver: such as `HMC()`, `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`. By default `ChEES()` for an energy, which
-            tunes itself, and `ProbabilityFlow()` for a field in time.
+            tunes itself, `GibbsWithGradients()` for discrete states, and `ProbabilityFlow()` for a field in time.
         chains: how many; by default as many as `init` has rows, else 1024.
         steps, warmup, thin: for kernels, which run warmup + steps steps and keep steps // thin draws (defaults 1000, 0,
             1). Solvers that tune themselves do so in warmup (default 500). Solvers with a grid of their own refuse them.
@@ -154,6 +154,8 @@ def _check_solver(solver: Any) -> None:
 def _default_solver(model: Any) -> Solver:
     if is_timed(model):
         return ProbabilityFlow()
+    if "states" in offers(model) and "energy" in offers(model):
+        return GibbsWithGradients()
     if "energy" in offers(model):
         return ChEES()
     raise InvalidArgument(

@@ -180,3 +180,19 @@ def test_arviz_names_and_functions():
 def test_the_public_function_takes_what_a_run_has():
     draws = stk.sample(gaussian(), stk.HMC(), chains=8, steps=30, warmup=30)
     assert str(summarise(draws.x, draws.status, draws.failed_at, draws.stats)) == str(draws.summary())
+
+
+def test_the_functions_are_arviz_for_tensors():
+    x = torch.randn(6, 80, 2, 3, generator=torch.Generator().manual_seed(2))
+    flat = x.double().numpy()
+    assert stk.diagnostics.ess(x, "tail").shape == (2, 3)
+    assert float(stk.diagnostics.ess(x)[1, 2]) == pytest.approx(float(az.ess(flat[:, :, 1, 2])))
+    assert float(stk.diagnostics.rhat(x)[0, 1]) == pytest.approx(float(az.rhat(flat[:, :, 0, 1])))
+    assert float(stk.diagnostics.mcse(x, "sd")[0, 1]) == pytest.approx(float(az.mcse(flat[:, :, 0, 1], method="sd")))
+    energy = x[..., 0, 0]
+    assert np.allclose(stk.diagnostics.bfmi(energy), az.bfmi(flat[..., 0, 0]))
+    for wrong in (lambda: stk.diagnostics.ess(x[:, :2]), lambda: stk.diagnostics.bfmi(x)):
+        with pytest.raises(stk.InvalidArgument):
+            wrong()
+    with pytest.raises(stk.UnknownName, match="method"):
+        stk.diagnostics.ess(x, "most")

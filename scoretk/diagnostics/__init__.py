@@ -1,5 +1,6 @@
-"""Diagnostics: distances between samples, tests of whether samples follow a law, and quality beside labelled or training data."""
+"""Diagnostics: convergence of chains, distances between samples, tests of samples against laws, and quality beside real data."""
 
+from scoretk.diagnostics.convergence import bfmi, ess, mcse, rhat
 from scoretk.diagnostics.discrepancies import (
     TestResult,
     classifier_test,
@@ -16,11 +17,15 @@ __all__ = [
     "TestResult",
     "Verdict",
     "balance",
+    "bfmi",
     "classifier_test",
     "copies",
+    "ess",
     "kernel_stein_discrepancy",
+    "mcse",
     "mmd",
     "mmd_test",
+    "rhat",
     "sliced_wasserstein",
     "sliced_wasserstein_test",
 ]
