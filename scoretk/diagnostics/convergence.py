@@ -41,7 +41,7 @@ def bfmi(energy: Tensor) -> Tensor:
     """Energy Bayesian fraction of missing information of each chain, from `draws.stats["hamiltonian"]`, `(chains,)`."""
     if not isinstance(energy, Tensor) or energy.ndim != 2 or energy.shape[1] < 3:
         raise InvalidArgument("energy", energy, "a tensor (chains, draws) of at least three draws")
-    return energy.double().diff(dim=1).square().mean(1) / energy.double().var(1, correction=0)
+    return energy.double().diff(dim=1).square().mean(1) / energy.double().var(1)
 
 
 def _each(x: Tensor, measure: Callable[[Any, Any], Any], purpose: str) -> Tensor:
