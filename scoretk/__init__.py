@@ -120,7 +120,12 @@ _NAMES = {
         "SOLVERS",
         "ULA",
         "Underdamped",
+        "largest_distance",
+        "ncsnv2_ladder",
+        "ncsnv2_overlap",
+        "ncsnv2_ratio",
         "ncsnv2_step_size",
+        "unconditional",
     ),
     "streams": ("Stream",),
 }
@@ -210,7 +215,12 @@ if TYPE_CHECKING:
         ProbabilityFlow,
         ReverseSDE,
         Underdamped,
+        largest_distance,
+        ncsnv2_ladder,
+        ncsnv2_overlap,
+        ncsnv2_ratio,
         ncsnv2_step_size,
+        unconditional,
     )
     from scoretk.streams import Stream
     from scoretk.summary import Finding, Summary
@@ -297,11 +307,15 @@ __all__ = [
     "from_timesteps",
     "guided",
     "interpolate",
+    "largest_distance",
     "list_models",
     "load",
     "log_partition",
     "log_prob",
     "mixture",
+    "ncsnv2_ladder",
+    "ncsnv2_overlap",
+    "ncsnv2_ratio",
     "ncsnv2_step_size",
     "ordered",
     "posterior",
@@ -310,6 +324,7 @@ __all__ = [
     "smoothed",
     "tempered",
     "train",
+    "unconditional",
 ]
 
 

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint as again
 from scoretk.compiling import compiled
 from scoretk.errors import ChainFailure, Status
 from scoretk.fields.resolve import StaticField, TimedField
+from scoretk.modules import left_as_found
 from scoretk.record import Record, Recorder, masked
 from scoretk.rows import finite_rows, select_rows
 from scoretk.solvers.base import Info
@@ -176,6 +177,12 @@ def _one(
     return _settled(new, info, old, status, failed_at, step, probe)
 
 
+def _one_as_found(solver: Any, bound: Any, *rest: Any) -> tuple[Any, ...]:
+    """As `_one`, the field's modules held as they are in a run: on the way back that has ended."""
+    with left_as_found(getattr(bound, "native", bound), True):
+        return _one(solver, bound, *rest)
+
+
 def _settled(
     new: Any, info: Info, old: Any, status: Tensor, failed_at: Tensor, step: Any, probe: bool
 ) -> tuple[Any, ...]:
@@ -214,7 +221,7 @@ class _Eager:
                 made = (
                     _one(*now)
                     if not self.recompute
-                    else again(_one, *now, use_reentrant=False, preserve_rng_state=False)
+                    else again(_one_as_found, *now, use_reentrant=False, preserve_rng_state=False)
                 )
                 state, status, failed_at, stats, used = made
             probe = probe and (status is before or not bool(status.any()))

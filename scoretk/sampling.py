@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -72,7 +72,9 @@ def sample(
         cond: condition values by name, one row a chain; they reach the model as keyword arguments.
         keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or "moments".
         grad: whether gradients flow through the run (from `init`, `cond` and the model's parameters to the draws);
-            "checkpoint" keeps the states only and computes each step again on the way back: the same gradients in less memory.
+            "checkpoint" keeps the states only and computes each step again on the way back: the same gradients in less memory;
+            "adjoint", for adaptive methods of `ProbabilityFlow`, keeps the ends of the grid's intervals only and solves the
+            adjoint equation on the way back: the gradients to the solver's tolerance.
         batch: chains at a time, for memory; the draws are the same. The chains that tune a solver, its `pilot`, run together.
         device, dtype: of the state, float32 or float64; by default those of `init`, else of the model.
         compile: whether to compile the step with torch.compile.
@@ -90,6 +92,7 @@ def sample(
     keep = option("keep", keep if keep is not None else ("last" if is_grid(solver) else "all"), RECORDERS)
     option("on_failure", on_failure, ("flag", "raise"))
     _check_modes(grad=grad, compile=compile, checkpoint=checkpoint)
+    solver = _by_adjoint(solver) if grad == "adjoint" else solver
     place = _place(model, init, device, dtype)
     start = _start(model, init, place)
     n = _chains(chains, start)
@@ -173,10 +176,19 @@ def _slices(chains: int, batch: int, solver: Solver) -> list[tuple[int, int]]:
 def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None:
     if not isinstance(compile, bool):
         raise InvalidArgument("compile", compile, "True or False")
-    if not isinstance(grad, bool) and grad != "checkpoint":
-        raise InvalidArgument("grad", grad, "True, False or 'checkpoint'")
+    if not isinstance(grad, bool) and grad not in ("checkpoint", "adjoint"):
+        raise InvalidArgument("grad", grad, "True, False, 'checkpoint' or 'adjoint'")
     if grad and (compile or checkpoint is not None):
         raise InvalidArgument("grad", grad, "grad=False together with compile or checkpoint: neither keeps a graph")
+
+
+def _by_adjoint(solver: Solver) -> Solver:
+    if isinstance(solver, ProbabilityFlow) and solver.adaptive:
+        return replace(solver, adjoint=True)
+    raise InvalidArgument(
+        "grad", "adjoint", f"True or 'checkpoint' with {solver!r}: its steps are the map to be differentiated",
+        "The adjoint equation is that of an ODE solved to a tolerance: ProbabilityFlow('dopri5') and its like",
+    )  # fmt: skip
 
 
 def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:

@@ -98,6 +98,27 @@ def test_computing_again_holds_less(name):
     assert held(name, "checkpoint") < 0.35 * held(name, True)
 
 
+def test_dropout_stays_off_on_the_way_back():
+    net = torch.nn.Sequential(Net0(), torch.nn.Dropout(0.5)).double()
+    gradients = []
+    for grad in (True, "checkpoint"):
+        net.zero_grad()
+        x = torch.ones((3, 2), dtype=torch.float64)
+        stk.sample(stk.Score(net, (2,)), stk.ULA(0.1), init=x, steps=4, grad=grad).final.sum().backward()
+        gradients.append(net[0].scale.grad.clone())
+    assert net.training
+    assert torch.equal(*gradients)
+
+
+class Net0(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        return -self.scale * x
+
+
 def test_other_words_are_refused():
     for grad in ("everything", 2, None):
         with pytest.raises(stk.InvalidArgument, match="grad"):

@@ -1,6 +1,14 @@
 """The solvers, one a file, and the one table of them. Third-party solvers register in the group `scoretk.solvers`."""
 
-from scoretk.solvers.annealed import AnnealedLangevin, ncsnv2_step_size
+from scoretk.solvers.annealed import (
+    AnnealedLangevin,
+    largest_distance,
+    ncsnv2_ladder,
+    ncsnv2_overlap,
+    ncsnv2_ratio,
+    ncsnv2_step_size,
+    unconditional,
+)
 from scoretk.solvers.base import GridSolver, Info, Solver, State, is_grid
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
@@ -42,7 +50,12 @@ __all__ = [
     "State",
     "Underdamped",
     "is_grid",
+    "largest_distance",
+    "ncsnv2_ladder",
+    "ncsnv2_overlap",
+    "ncsnv2_ratio",
     "ncsnv2_step_size",
+    "unconditional",
 ]
 
 SOLVERS: dict[str, type] = {

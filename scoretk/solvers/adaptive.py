@@ -33,8 +33,8 @@ class Integral(NamedTuple):
 
 
 def largest_row_rms(scaled: Tensor) -> Tensor:
-    """The error norm: root mean square over each row, the largest over rows."""
-    return scaled.reshape(len(scaled), -1).square().mean(1).max().sqrt()
+    """The error norm: root mean square over each row, the largest over rows. The steps that it sets are constants to autograd."""
+    return scaled.detach().reshape(len(scaled), -1).square().mean(1).max().sqrt()
 
 
 class _Guarded:

@@ -9,30 +9,117 @@ score `s / T_i` (so that the drift is `eps / T_L` throughout and the noise cools
 
     a_i = eps T_i / T_L,          x' = x + (a_i / T_i) score(x) + sqrt(2 a_i) z
 
-References: Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019); the step size by
-technique 4 of Song, Ermon, "Improved techniques for training score-based generative models" (2020).
+The ladder and eps can be computed from the data. In D dimensions the techniques of NCSNv2 are:
+
+    1. s_1 is the largest distance between two data points, so that chains can pass between any of them.
+    2. s_i / s_(i+1) = gamma, such that half of what level i+1 adds to a point lies in the shell of radii
+       (sqrt(D) +- 3 / sqrt(2)) s_i that holds what level i adds:
+           Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma) = 1/2.
+    3. One network for all levels: score_i(x) = net(x) / s_i.
+    4. eps, such that T steps at a level bring the variance from that of the level before as near as can be to its own.
+
+References: Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019): NCSN; Song, Ermon,
+"Improved techniques for training score-based generative models" (2020): NCSNv2 and its techniques.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, positive
+from scoretk.arguments import count, positive, tensor_like
 from scoretk.errors import InvalidArgument
-from scoretk.fields.paths import GaussianPath
+from scoretk.fields.paths import EDM, VE, GaussianPath
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
+from scoretk.fields.wrappers import Diffusion
 from scoretk.grids import LARGEST_LEVEL, SMALLEST_LEVEL, levels
 from scoretk.solvers.base import Info, read_row
 from scoretk.streams import Stream
 
-__all__ = ["AnnealedLangevin", "ncsnv2_step_size"]
+__all__ = [
+    "AnnealedLangevin",
+    "largest_distance",
+    "ncsnv2_ladder",
+    "ncsnv2_overlap",
+    "ncsnv2_ratio",
+    "ncsnv2_step_size",
+    "unconditional",
+]
+
+BLOCK = 2048
+
+
+def largest_distance(data: Tensor) -> float:
+    """NCSNv2's technique 1: the largest Euclidean distance between two rows of data, all pairs compared, block by block.
+
+    Arguments: data `(n, *event_shape)`; the work grows as n^2: of very many points give a sample.
+    """
+    points = torch.as_tensor(data).flatten(1)
+    blocks = (points - points.mean(0)).split(BLOCK)
+    return max(float(torch.cdist(a, b).max()) for i, a in enumerate(blocks) for b in blocks[i:])
+
+
+def ncsnv2_overlap(ratio: float, dim: int) -> float:
+    """`Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma)`, how much neighbouring levels have in common.
+
+    Arguments: ratio, gamma >= 1 of neighbouring levels; dim, D. Near 1 at gamma = 1.
+    """
+    shift = math.sqrt(2 * dim) * (ratio - 1)
+    return (math.erf((shift + 3 * ratio) / math.sqrt(2)) - math.erf((shift - 3 * ratio) / math.sqrt(2))) / 2
+
+
+def ncsnv2_ratio(dim: int, overlap: float = 0.5) -> float:
+    """NCSNv2's technique 2: the ratio gamma of neighbouring levels at which `ncsnv2_overlap` has this value.
+
+    Arguments: dim, D >= 5 (in fewer, levels of any ratio overlap more than that); overlap, in (0, .9].
+    """
+    if count("dim", dim, least=1) < 5:
+        raise InvalidArgument(
+            "dim", dim, "at least 5: in fewer dimensions levels of any ratio overlap", "Give the ratio yourself"
+        )
+    if not 0 < positive("overlap", overlap) <= 0.9:
+        raise InvalidArgument("overlap", overlap, "a number in (0, .9]")
+    low, high = 1.0, 1e3
+    for _ in range(100):  # the overlap falls with gamma
+        middle = (low + high) / 2
+        low, high = (middle, high) if ncsnv2_overlap(middle, dim) > overlap else (low, middle)
+    return (low + high) / 2
+
+
+def ncsnv2_ladder(data: Tensor, sigma_min: float = 0.01, *, overlap: float = 0.5, ratio: float | None = None) -> Tensor:
+    """The levels of NCSNv2 for these data, by its techniques 1 and 2: `(L,)`, float64, decreasing, geometric.
+
+    Arguments: data `(n, *event_shape)`, or a sample of them; sigma_min, the last level (.01 for pixels in [0, 1]); overlap, that
+    of neighbouring levels; ratio, theirs, instead of technique 2. It is an upper limit, as L is whole.
+    """
+    data = tensor_like("data", data, (None,) * max(torch.as_tensor(data).ndim, 2))
+    high, low = largest_distance(data), positive("sigma_min", sigma_min)
+    if not low < high:
+        raise InvalidArgument("sigma_min", low, f"less than {high:.3g}, the largest distance between two data points")
+    gamma = ncsnv2_ratio(data[0].numel(), overlap) if ratio is None else positive("ratio", ratio)
+    if not gamma > 1:
+        raise InvalidArgument("ratio", ratio, "a number above 1")
+    return _geometric(high, low, 1 + max(1, math.ceil(math.log(high / low) / math.log(gamma) - 1e-9)))
+
+
+def unconditional(net: Callable[..., Tensor], event_shape: Sequence[int], path: VE | EDM) -> Diffusion:
+    """NCSNv2's technique 3: a network without time as a field in time, `score(x, t) = net(x) / sigma(t)`.
+
+    Arguments: net, called as `net(x, **cond)`; event_shape; path, variance exploding, such as `VE(ladder[-1], ladder[0])`.
+    """
+    if not isinstance(path, VE | EDM):
+        raise InvalidArgument("path", path, "a variance-exploding path, EDM or VE, on which sigma is the noise level")
+
+    def noise(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return -net(x, **cond)  # e = -sigma score
+
+    return Diffusion(noise, tuple(event_shape), path, "noise")
 
 
 def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> float:
@@ -81,7 +168,7 @@ class AnnealedLangevin:
     Arguments: levels, how many (geometric between the path's ends, or from temperature 100 to 1), or the decreasing
     levels themselves: sigma/alpha for a timed field, temperatures for a static one; steps_per_level; step_size, eps, at
     the last level (None: NCSNv2's technique 4; a static field has no such rule and needs it said); denoise, whether a
-    timed field's run ends on the denoised mean, one evaluation more.
+    timed field's run ends on the denoised mean, one evaluation more. `ncsn()` and `ncsnv2(data)` are the published settings.
     """
 
     levels: int | Sequence[float] = 32
@@ -105,13 +192,27 @@ class AnnealedLangevin:
         if self.step_size is not None:
             positive("step_size", self.step_size)
 
+    @classmethod
+    def ncsn(cls) -> AnnealedLangevin:
+        """NCSN's: ten levels from 1 to .01, for pixels in [0, 1], 100 steps at each, without a closing denoising step.
+
+        Its eps is published as 2e-5 in `x + (a/2) score + sqrt(a) z`, which is 1e-5 here.
+        """
+        return cls(_geometric(1.0, 0.01, 10), 100, step_size=1e-5, denoise=False)  # type: ignore[arg-type]
+
+    @classmethod
+    def ncsnv2(
+        cls, data: Tensor, sigma_min: float = 0.01, steps_per_level: int = 5, **options: Any
+    ) -> AnnealedLangevin:
+        """NCSNv2's for these data, by its techniques 1, 2 and 4; arguments are those of `ncsnv2_ladder`."""
+        return cls(ncsnv2_ladder(data, sigma_min, **options), steps_per_level)  # type: ignore[arg-type]
+
     def ladder(self, field: Any) -> Tensor:
         """The decreasing levels, `(L,)` in float64: sigma/alpha, or temperatures."""
         if not isinstance(self.levels, int):
             return torch.tensor(self.levels, dtype=torch.float64)
         high, low = (100.0, 1.0) if not isinstance(field, TimedField) else _span(field.path)
-        steps = torch.linspace(0, 1, self.levels, dtype=torch.float64) if self.levels > 1 else torch.ones(1).double()
-        return torch.exp(math.log(high) * (1 - steps) + math.log(low) * steps)
+        return _geometric(high, low, self.levels)
 
     def milestones(self, field: Any) -> tuple[bool, ...]:
         """Every Langevin step is on the way; so is the closing denoising step."""
@@ -167,6 +268,12 @@ class AnnealedLangevin:
             "step_size", None, "a positive number: over a tempering ladder there is no rule for it",
             "Start from a step size that ULA takes at temperature 1",
         )  # fmt: skip
+
+
+def _geometric(high: float, low: float, n: int) -> Tensor:
+    """n levels from high to low, float64; one is low."""
+    steps = torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.ones(1, dtype=torch.float64)
+    return torch.exp(math.log(high) * (1 - steps) + math.log(low) * steps)
 
 
 def _ladder(values: Sequence[float] | Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,6 +30,7 @@ from scoretk.fields.resolve import TimedField
 from scoretk.grids import grid
 from scoretk.rows import finite_rows, select_rows
 from scoretk.solvers.adaptive import ADAPTIVE, integrate
+from scoretk.solvers.adjoint import Solved, Way, with_adjoint
 from scoretk.solvers.base import Info, read_row
 from scoretk.solvers.rowwise import PAIRS, integrate_rows
 from scoretk.solvers.tableaus import METHODS, RungeKutta, Tableau, tableau
@@ -80,7 +82,8 @@ class ProbabilityFlow:
     without a path), a name in `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt` finds;
     denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0; rtol, atol and max_steps, for
     adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each sample, and the most steps an interval
-    may take. Adaptive methods walk the grid's intervals (default: one).
+    may take. Adaptive methods walk the grid's intervals (default: one); adjoint, whether gradients go back through them by the
+    adjoint equation, as `grad="adjoint"` asks (see `scoretk.solvers.adjoint`).
 
     The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it ends at sigma = 0) and
     "midpoint", and four (three) for "rk4".
@@ -96,6 +99,7 @@ class ProbabilityFlow:
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = 10_000
+    adjoint: bool = dataclass_field(default=False, repr=False)
 
     timed: ClassVar[bool | None] = True
     init_cost: ClassVar[dict[str, int]] = {}
@@ -107,6 +111,8 @@ class ProbabilityFlow:
         positive("rtol", self.rtol)
         positive("atol", self.atol)
         count("max_steps", self.max_steps, least=1)
+        if self.adjoint and not self.adaptive:
+            raise InvalidArgument("adjoint", True, f"an adaptive method, one of {', '.join(SELF_STEPPING)}")
         if self.grid is not None and not isinstance(self.grid, str):
             object.__setattr__(self, "grid", tuple(grid(self.grid, None, 1).tolist()))
 
@@ -172,7 +178,7 @@ class ProbabilityFlow:
         start, end = state.times[int(state.step) :][:2].tolist()
         closes = int(state.step) == len(state.times) - 2 and self._closes_apart(field, end)
         reached = self._last_inside(field, end) if closes else end
-        x, status, evaluations = self._integrated(field, state.x, start, max(start, reached))
+        x, status, evaluations = self._solved(field, state.x, start, max(start, reached))
         if closes:
             assert field.path is not None
             closed = float(field.path.alpha(end)) * field.denoise(x, max(start, reached))
@@ -180,8 +186,14 @@ class ProbabilityFlow:
             status = torch.where((status == Status.OK) & ~finite_rows(closed), int(Status.NONFINITE), status)
         return state._replace(x=x, step=state.step + 1), {"status": status, "evaluations": evaluations + int(closes)}
 
-    def _integrated(self, field: TimedField, x: Tensor, start: float, end: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Position at the end, status and evaluations, both `(chains,)`."""
+    def _solved(self, field: TimedField, x: Tensor, start: float, end: float) -> Solved:
+        if not (self.adjoint and torch.is_grad_enabled()):
+            return self._integrated(field, start, end, x)
+        velocity_of, method = partial(_velocity_of, field, x, start), self.method if self.method in PAIRS else "dopri5"
+        way = Way(field, velocity_of, start, end, method, self.rtol, self.atol, self.max_steps)
+        return with_adjoint(partial(self._integrated, field, start, end), x, way)
+
+    def _integrated(self, field: TimedField, start: float, end: float, x: Tensor) -> Solved:
         if self.method not in PAIRS:
             x, status, calls = integrate(
                 field.velocity, x, start, end,

@@ -26,7 +26,7 @@ PyTorch" (2022), for rows that step by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,9 +36,10 @@ from scoretk.arguments import count, finite, option, positive
 from scoretk.errors import InvalidArgument, Status
 from scoretk.rows import across, finite_rows, select_rows
 
-__all__ = ["PAIRS", "Pair", "RowSolution", "integrate_rows"]
+__all__ = ["PAIRS", "Along", "Pair", "RowSolution", "Velocity", "integrate_rows"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
+Along = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 RESPONSE, MEMORY = 0.7, 0.4  # p and q in units of 1 / order
@@ -185,6 +186,7 @@ def integrate_rows(
     max_steps: int = 10_000,
     at: Sequence[float] | Tensor | None = None,
     select: Callable[[Tensor], Velocity] | None = None,
+    along: Along | None = None,
 ) -> RowSolution:
     """Integrate from time `start` to time `end`, in either direction, each row with steps of its own.
 
@@ -192,7 +194,9 @@ def integrate_rows(
     never outside the interval; x; method, a name in `PAIRS`; rtol and atol, the error allowed a step in root mean square over a
     row, `atol + rtol |x|`, numbers or one a row; max_steps, the most attempts; at, times in the interval to report the state at,
     which cost no evaluation; select, for a velocity that depends on the row by more than x: called with the indices `(k,)` of
-    the rows that go on whenever others leave, it returns the velocity of these. Without it, velocity serves any rows.
+    the rows that go on whenever others leave, it returns the velocity of these. Without it, velocity serves any rows;
+    along, called as `along(rows, x, t, w)` with places on the way of rows `(k,)`, such that the sum of `w f(x, t)` over the calls
+    is the integral of f dt along each row's way, to the method's order and with no say in its steps.
     Returns: a `RowSolution`. A row costs two evaluations and those of its attempts. One that uses up its steps keeps its state,
     with status `MAX_STEPS`; where steps shrink to nothing, `NONFINITE` if the velocity is what is not finite, else `DIVERGED`.
     Gradients are recorded where autograd is on, with the steps as constants. Synchronises once a step.
@@ -210,6 +214,9 @@ def integrate_rows(
     walk, spent = _departure(course, velocity, x, t, *tolerances), 2
     for _ in range(attempts):
         step = _attempt(course, velocity, walk)
+        if along is not None:
+            for place in _places(course, walk.rows, step):
+                along(*place)
         walk, spent = _carried_on(course, walk, step), spent + len(pair.nodes)
         arrived = walk.t == end
         over = arrived | (walk.h.abs() < course.least)
@@ -323,6 +330,17 @@ def _carried_on(course: Course, walk: Walk, step: Step) -> Walk:
         h=step.h * factor.float().clamp(SHRINK, GROW),
         error=torch.where(step.accepted, error.clamp(min=LEAST_ERROR), walk.error),
     )
+
+
+def _places(course: Course, rows: Tensor, step: Step) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The quadrature of the steps accepted: rows, and their x, t and h b_i at each stage that has a weight."""
+    taken = step.accepted.nonzero()[:, 0]
+    rows, x, t, after, h = (leaf[taken] for leaf in (rows, step.x, step.t, step.t_after, step.h))
+    k, long = [slope[taken] for slope in step.k], across(h.to(step.x), step.x)
+    stages = zip(((), *course.pair.weights), (t, *torch.lerp(t, after, course.nodes)), strict=True)
+    for b, (weights, time) in zip(course.pair.weights[-1], stages, strict=False):
+        if b and len(taken):
+            yield rows, torch.addcmul(x, long, _combine(weights, k[: len(weights)])) if weights else x, time, b * h
 
 
 def _met(course: Course, step: Step, wanted: Tensor) -> Tensor:
