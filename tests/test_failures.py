@@ -260,7 +260,7 @@ def test_no_chain_stays_where_it_may_go_on(name):
 def test_tuning_hides_no_failure(name):
     """Among chains of which some start beyond the edge: those are flagged, the others sample and never go there."""
     init = start(name)
-    draws, far = sample(target(name, "infinite energy"), TUNED[name], init, warmup=100), init[:, 0] > EDGE
+    draws, far = sample(target(name, "infinite energy"), TUNED[name], init, warmup=100, steps=200), init[:, 0] > EDGE
     assert bool(draws.x.isfinite().all())
     assert torch.equal((draws.x[..., 0] > EDGE).any(1), far)
     assert bool((draws.failed_at[far] == 0).all())
@@ -337,7 +337,6 @@ def test_a_step_too_large_is_flagged_or_rejected(name, dtype):
             assert bool(draws.stats["diverging"].bool().all())
 
 
-@pytest.mark.xfail(strict=True, reason="MCLMC flags no step whose energy error is infinite while its point is finite")
 def test_a_gradient_whose_norm_overflows_is_flagged():
     """In float32 above 1.8e19: no direction can be had from it."""
     steep = stk.Energy(lambda x, row: x.pow(20).sum(1), (2,))

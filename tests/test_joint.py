@@ -119,7 +119,7 @@ def posterior(model):
 
 def without_jacobian(model):
     right = posterior(model)
-    return WithoutJacobian(right.field, right.transform, right.event_shape)
+    return WithoutJacobian(right.field, right.transform, right.event_shape, right.constraint)
 
 
 def without_data(model):

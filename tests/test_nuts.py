@@ -429,8 +429,3 @@ def test_eight_schools():
 def test_wrong_settings_are_named(settings, named):
     with pytest.raises((stk.InvalidArgument, stk.UnknownName), match=named):
         NUTS(**settings)
-
-
-def test_it_is_not_compiled():
-    with pytest.raises(stk.InvalidArgument, match="compile"):
-        stk.sample(gaussian(dim=2), NUTS(0.5, metric="none"), chains=2, steps=2, compile=True)
