@@ -107,10 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--force", action="store_true", help="overwrite the output file")
     fit.set_defaults(run=_fit)
 
-    demo = commands.add_parser("demo", help="every built-in model through every solver: a table and pictures")
-    demo.add_argument("-o", "--output", metavar="FOLDER", default="demo", help="for the pictures and table.json")
+    demo = commands.add_parser("demo", help="every built-in model through every solver: tables, pictures and a page")
+    demo.add_argument(
+        "-o", "--output", metavar="FOLDER", default="demo", help="for the page, the pictures and table.json"
+    )
     demo.add_argument("--models", metavar="NAME,...", help="these only")
     demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
     demo.set_defaults(run=_demo)
 
     for command in (listing, one, check, sample, fit, demo):
@@ -255,22 +258,21 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from scoretk.demo import print_table, run_demo
+    from scoretk.demo import print_tables, run_demo
 
     started = time.perf_counter()
     names = None if options.models is None else options.models.split(",")
-    rows = run_demo(options.output, models=names, seed=options.seed, report=None if options.json else _show_progress)
+    report = None if options.json else _show_progress
+    demo = run_demo(options.output, models=names, seed=options.seed, workers=options.workers, report=report)
     if options.json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        _print_json(dataclasses.asdict(demo))
         return DONE
-    print_table(rows)
-    runs, none = sum(not r.reason for r in rows), sum(bool(r.reason) for r in rows)
-    models = len({r.model for r in rows})
+    print_tables(demo)
+    runs, none = sum(not r.reason for r in demo.rows), sum(bool(r.reason) for r in demo.rows)
+    counted = f"{len({r.model for r in demo.rows})} models, {runs} runs, {none} cells without one"
     print(
-        f"\ndemo done: {models} models, {runs} runs, {none} cells without one, {time.perf_counter() - started:.0f} s; ",
-        end="",
+        f"\ndemo done: {counted}, {time.perf_counter() - started:.0f} s; tables and pictures in {options.output}/index.html"
     )
-    print(f"pictures and table.json in {options.output}/")
     return DONE
 
 

@@ -45,7 +45,17 @@ class Status(IntEnum):
 
 
 class ScoretkError(Exception):
-    """Base of every error that scoretk raises on purpose."""
+    """Base of every error that scoretk raises on purpose. All can be pickled, so that they come back from processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[ScoretkError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ScoretkError:
+    """An error from its parts: `__init__` takes other arguments than the message that it makes of them."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InvalidArgument(ScoretkError, ValueError):

@@ -1,5 +1,6 @@
 """The demo on a small scale: every model meets every solver, what is empty says why, and the pictures are there."""
 
+import dataclasses
 import json
 import re
 
@@ -7,12 +8,13 @@ import pytest
 
 import scoretk as stk
 from scoretk.demo.cells import Size, cells
+from scoretk.demo.likelihoods import likelihoods
 from scoretk.demo.main import run_demo
 from scoretk.demo.quality import judge, reference
 from scoretk.solvers import SOLVERS
 from tests.test_cli import run
 
-SMALL = Size(chains=24, steps=20, likelihood_rows=3)
+SMALL = Size(chains=24, steps=20, trajectories=5, likelihood_rows=3)
 
 
 @pytest.fixture(scope="module")
@@ -22,48 +24,73 @@ def demo(tmp_path_factory):
 
 
 def test_every_model_meets_every_solver(demo):
-    _, rows = demo
+    rows = demo[1].rows
     models = {e.name for e in stk.list_models() if e.distribution == "scoretk"}
-    assert {(r.model, r.solver) for r in rows} == {(m, s) for m in models for s in SOLVERS}
+    assert {(r.model, r.solver) for r in rows if r.solver != "draw"} == {(m, s) for m in models for s in SOLVERS}
     for row in rows:
         assert bool(row.reason) == (row.chains == 0), row
-        assert row.reason or row.evaluations > 0, row
+        assert row.reason or row.evaluations > 0 or row.solver == "draw", row
 
 
 def test_what_is_empty_is_empty_for_a_reason(demo):
-    _, rows = demo
+    rows = demo[1].rows
     empty = {(r.model, r.solver): r.reason for r in rows if r.reason}
-    assert empty[("digits-flow", "mala")] == "field without energy"
-    assert "static" in empty[("digits-energy", "probability-flow")]
-    assert ("ring-mixture", "probability-flow") not in empty
+    assert empty[("digits-flow", "mala")] == "no energy"
+    assert ("digits-energy", "probability-flow") not in empty
+    assert "discrete states" in empty[("ising", "probability-flow")]
+    assert ("ising", "smc") not in empty
     assert ("digits-diffusion", "ula") not in empty
 
 
 def test_failed_chains_are_in_the_table(demo):
-    _, rows = demo
+    rows = demo[1].rows
     row = next(r for r in rows if (r.model, r.solver) == ("semicircle", "ula"))
     assert row.failed > 0
     assert next(r for r in rows if (r.model, r.solver) == ("semicircle", "mala")).failed == 0
 
 
 def test_files(demo):
-    folder, rows = demo
+    folder, found = demo
     table = json.loads((folder / "table.json").read_text())
-    assert len(table["rows"]) == len(rows)
-    for name in ("digits-energy", "digits-flow", "digits-diffusion", "plane"):
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(table["rows"]) == len(found.rows)
+    assert len(table["likelihoods"]) == len(found.likelihoods)
+    page = (folder / "index.html").read_text()
+    assert {"digits-energy.png", "digits-flow.png", "digits-diffusion.png", "plane.png"} <= set(found.pictures)
+    for name in found.pictures:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert f'src="{name}"' in page
+    for text in {row.model for row in found.rows} | set(SOLVERS) | {v.method for v in found.likelihoods}:
+        assert text in page
+
+
+def test_ways_to_one_likelihood_agree():
+    field = stk.load("ring-mixture")
+    found = {v.method: v for v in likelihoods("ring-mixture", field, field.draw(50, stk.Noise(5, 50)), digits=False)}
+    exact, flow, sampled = (found[m] for m in ("exact", "probability flow", "annealed importance sampling"))
+    assert exact.own_error == 0
+    assert abs(flow.value - exact.value) < 0.01
+    assert abs(sampled.value - exact.value) < 4 * sampled.own_error
+    assert 0 < sampled.own_error < 0.1
+
+
+def test_workers_change_nothing_but_the_time(tmp_path):
+    names = ["gaussian", "semicircle"]
+    found = [run_demo(tmp_path / str(n), models=names, size=SMALL, workers=n) for n in (1, 2)]
+    one, two = ([dataclasses.replace(row, seconds=0) for row in f.rows] for f in found)
+    assert repr(one) == repr(two)
+    assert repr(found[0].likelihoods) == repr(found[1].likelihoods)
 
 
 def test_judging_tells_good_from_bad():
     field = stk.load("ring-mixture")
-    real = reference(field, 10, 200)
+    real = reference(field, 200, digits=False)
     good = judge(field.draw(200, stk.Noise(5, 200)), real)
     bad = judge(0.5 * field.draw(200, stk.Noise(5, 200)), real)
     assert good.distance < 2 < bad.distance
     assert good.mmd < 5 * real.mmd_floor < bad.mmd
     schools = stk.load("eight-schools")
     x = stk.sample(schools, stk.MALA(0.3), chains=400, steps=300, keep="last").final
-    known = reference(schools, 10, 200)
+    known = reference(schools, 200, digits=False)
     assert judge(x, known).z < 5 < judge(x + 0.5, known).z
 
 
@@ -80,7 +107,7 @@ def test_command(capsys, tmp_path):
     assert runs > 10
     assert "failed" in out
     code, out, _ = run(capsys, "demo", "--models", "semicircle", "-o", tmp_path / "d", "--json")
-    assert len(json.loads(out)) == runs + empty
+    assert len(json.loads(out)["rows"]) == runs + empty
     assert run(capsys, "demo", "--models", "semicirkle", "-o", tmp_path / "d")[0] == 2
     (tmp_path / "file").touch()
     assert run(capsys, "demo", "--models", "semicircle", "-o", tmp_path / "file")[0] == 2

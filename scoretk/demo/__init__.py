@@ -1,6 +1,7 @@
-"""`scoretk demo`: every built-in model through every solver that serves it, as one table and pictures."""
+"""`scoretk demo`: every built-in model through every solver that serves it, as tables, pictures and a page."""
 
-from scoretk.demo.main import Row, run_demo
-from scoretk.demo.table import print_table
+from scoretk.demo.main import run_demo
+from scoretk.demo.rows import Demo, Row
+from scoretk.demo.table import print_tables
 
-__all__ = ["Row", "print_table", "run_demo"]
+__all__ = ["Demo", "Row", "print_tables", "run_demo"]

@@ -1,8 +1,9 @@
 """The cells of the table: which solver serves which model, in which view of it, with which settings.
 
-A *view* is what of a model a solver can work on: the field itself; a static field with Gaussian noise put on it, where its
-family can do that exactly (`noised`); one noise level of a timed field (`at`), from which a last denoising step leads to the
-data (walk-jump sampling: Saremi, Hyvärinen, "Neural empirical Bayes", 2019).
+A *view* is what of a model a solver works on (`scoretk.matrix` says which): the field itself; a static field with Gaussian
+noise put on it, exactly where its family can (`noised`), else estimated (`scoretk.smoothed`); one noise level of a timed
+field (`at`), from which a last denoising step leads to the data (walk-jump sampling: Saremi, Hyvärinen, "Neural empirical
+Bayes", 2019).
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretk.errors import MissingCapability
 from scoretk.fields.paths import VP
 from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import resolve
+from scoretk.fields.smoothed import smoothed
+from scoretk.matrix import AT, SMOOTHED, use
 from scoretk.sampling import sample
 from scoretk.solvers import (
     AIS,
@@ -52,14 +54,22 @@ WALK_LEVEL = 0.5
 
 BEST_ACCEPTANCE = 0.574
 ISLAND = 40
+DEPTH = 6
+REPLICAS = 4
+SMOOTHED_LABEL = "smoothed"
+PLANE = 2
+"""Up to this many dimensions plain Monte Carlo estimates a noised score well."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much the demo does: chains, steps of a kernel, and rows at which likelihoods are taken."""
+    """How much the demo does: chains; steps of a Langevin kernel, `trajectories` of one that takes many steps at a time
+    (and as many for warmup); and held-out rows at which likelihoods are taken.
+    """
 
     chains: int = 360
     steps: int = 1000
+    trajectories: int = 100
     likelihood_rows: int = 60
 
 
@@ -76,60 +86,79 @@ class Cell:
 
 def cells(field: Any, size: Size) -> Iterator[Cell]:
     """The cells of one model, at least one a solver."""
-    for name, solver in SOLVERS.items():
-        served = [view for view in _views(field) if _serves(solver, view)]
-        if not served:
-            yield Cell(name, "", reason=_reason(solver, field))
+    views = _Views(field)
+    for name in SOLVERS:
+        found = use(offers(field), name)
+        if found.way is None:
+            yield Cell(name, "", reason=found.reason)
         elif name not in SETTINGS:
             yield Cell(name, "", reason="no settings for it in the demo")
         else:
-            yield from SETTINGS[name](served[0], size)
+            yield from SETTINGS[name](views.of(found.way), size)
 
 
 @dataclass(frozen=True)
 class _View:
-    """A field that a solver can be tried on; how its positions become samples; its noise level, where it is one."""
+    """A field that a solver can work on; how its positions become samples; its noise level, where it is one."""
 
     field: Any
     label: str = ""
     finish: Callable[[Tensor], Tensor] = lambda x: x
     level: float | None = None
 
+    @property
+    def discrete(self) -> bool:
+        """Whether its states are finitely many."""
+        return "states" in offers(self.field)
 
-def _views(field: Any) -> Iterator[_View]:
-    yield _View(field)
-    path = getattr(field, "path", None)
-    if is_timed(field) and path is not None:
-        t = float(path.t(torch.tensor(-2 * math.log(WALK_LEVEL), dtype=torch.float64)))
-        yield _View(
-            field.at(t), f"at level {WALK_LEVEL}, then denoised", partial(_denoised, field, t), float(path.sigma(t))
-        )
-    if callable(getattr(field, "noised", None)):
-        yield _View(field.noised(VP()), "with VP noise")
+    @cached_property
+    def step_size(self) -> float:
+        """A step size for Langevin kernels: tuned where there is an energy, else a fifth of the noise's variance."""
+        if self.level is not None or "energy" not in offers(self.field):
+            return 0.2 * (self.level if self.level is not None else 0.5) ** 2
+        return _step_size(self.field)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """The views of a model, each made when it is first asked for."""
+
+    field: Any
+
+    def of(self, way: str) -> _View:
+        return self.walk if way == AT else self.noised if way == SMOOTHED else self.plain
+
+    @cached_property
+    def plain(self) -> _View:
+        decode = getattr(self.field, "decode", None)
+        return _View(self.field) if decode is None else _View(self.field, finish=partial(_decoded, decode))
+
+    @cached_property
+    def walk(self) -> _View:
+        t = float(self.field.path.t(torch.tensor(-2 * math.log(WALK_LEVEL), dtype=torch.float64)))
+        label = f"at level {WALK_LEVEL}, then denoised"
+        return _View(self.field.at(t), label, partial(_denoised, self.field, t), float(self.field.path.sigma(t)))
+
+    @cached_property
+    def noised(self) -> _View:
+        if callable(getattr(self.field, "noised", None)):
+            return replace(self.plain, field=self.field.noised(VP()), label="with VP noise")
+        rough = sample(self.field, MALA(self.plain.step_size), chains=64, steps=100, keep="last").final
+        if math.prod(self.field.event_shape) <= PLANE:
+            made = smoothed(self.field, samples=64, reference=rough)
+        else:
+            made = smoothed(self.field, estimator="langevin", samples=8, steps=16, reference=rough)
+        return replace(self.plain, field=made, label=SMOOTHED_LABEL)
+
+
+def _decoded(decode: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    with torch.no_grad():
+        return decode(z)
 
 
 def _denoised(field: Any, t: float, x: Tensor) -> Tensor:
     with torch.no_grad():
         return resolve(field, {"denoise"}).denoise(x, t)  # type: ignore[union-attr]
-
-
-def _serves(solver: Any, view: _View) -> bool:
-    try:
-        resolve(view.field, _needs(solver), timed=solver.timed)
-    except MissingCapability:
-        return False
-    return True
-
-
-def _needs(solver: Any) -> frozenset[str]:
-    return solver().needs if isinstance(solver.needs, property) else solver.needs
-
-
-def _reason(solver: Any, field: Any) -> str:
-    if solver.timed and not is_timed(field):
-        return "static field: no noised densities known"
-    missing = sorted(_needs(solver) - offers(field) - ({"score"} if "energy" in offers(field) else set()))
-    return f"field without {' and '.join(missing)}" if missing else "discrete states, which it would leave"
 
 
 def _cell(view: _View, solver: str, setting: str, made: Callable[[], Any], **options: Any) -> Cell:
@@ -139,13 +168,11 @@ def _cell(view: _View, solver: str, setting: str, made: Callable[[], Any], **opt
     return Cell(solver, " ".join(filter(None, (setting, view.label))), run, view.finish)
 
 
-def _step_size(view: _View, chains: int = 64, steps: int = 40, rounds: int = 12) -> float:
-    """A step size for Langevin kernels: the one that MALA accepts at its best rate, or a fifth of the noise's variance."""
-    if view.level is not None or not _serves(MALA, view):
-        return 0.2 * (view.level if view.level is not None else 0.5) ** 2
+def _step_size(field: Any, chains: int = 64, steps: int = 40, rounds: int = 12) -> float:
+    """The step size at which MALA accepts at its best rate."""
     size, x = 0.05, None
     for k in range(rounds):
-        draws = sample(view.field, MALA(size), chains=chains, steps=steps, init=x, seed=k, keep="last")
+        draws = sample(field, MALA(size), chains=chains, steps=steps, init=x, seed=k, keep="last")
         size *= math.exp(2 * (float(draws.stats["accept"].nanmean()) - BEST_ACCEPTANCE))
         x = draws.final
     return size
@@ -153,28 +180,25 @@ def _step_size(view: _View, chains: int = 64, steps: int = 40, rounds: int = 12)
 
 def _ula(view: _View, size: Size) -> Iterator[Cell]:
     def made() -> ULA:
-        return ULA(_step_size(view) / (1 if view.level is not None else 4))
+        return ULA(view.step_size / (1 if view.level is not None else 4))
 
     yield _cell(view, "ula", "", made, chains=size.chains, steps=size.steps)
 
 
 def _underdamped(view: _View, size: Size) -> Iterator[Cell]:
     def made() -> Underdamped:
-        h = math.sqrt(_step_size(view) / 2)  # a length: half of the one that Langevin steps have
+        h = math.sqrt(view.step_size / 2)  # a length: half of the one that Langevin steps have
         return Underdamped(h if view.level is not None else h / 2)
 
     yield _cell(view, "underdamped", "", made, chains=size.chains, steps=size.steps)
 
 
 def _ghmc(view: _View, size: Size) -> Iterator[Cell]:
-    def made() -> GHMC:
-        return GHMC(math.sqrt(_step_size(view) / 2))
-
-    yield _cell(view, "ghmc", "", made, chains=size.chains, steps=size.steps)
+    yield _cell(view, "ghmc", "", lambda: GHMC(math.sqrt(view.step_size / 2)), chains=size.chains, steps=size.steps)
 
 
 def _mala(view: _View, size: Size) -> Iterator[Cell]:
-    yield _cell(view, "mala", "", lambda: MALA(_step_size(view)), chains=size.chains, steps=size.steps)
+    yield _cell(view, "mala", "", lambda: MALA(view.step_size), chains=size.chains, steps=size.steps)
 
 
 def _preconditioned(view: _View, size: Size) -> Iterator[Cell]:
@@ -183,7 +207,19 @@ def _preconditioned(view: _View, size: Size) -> Iterator[Cell]:
 
 
 def _tuned(solver: str, make: Callable[[], Any], view: _View, size: Size) -> Iterator[Cell]:
-    yield _cell(view, solver, "", make, chains=size.chains, steps=size.steps // 4, warmup=size.steps // 4)
+    yield _cell(view, solver, "", make, chains=size.chains, steps=size.trajectories, warmup=size.trajectories)
+
+
+def _nuts(view: _View, size: Size) -> Iterator[Cell]:
+    made, few = partial(NUTS, max_depth=DEPTH), max(1, size.trajectories // 2)
+    yield _cell(view, "nuts", f"up to {2**DEPTH} leapfrogs", made, chains=size.chains, steps=few, warmup=few)
+
+
+def _inner(view: _View) -> Any:
+    """The kernel inside a nested solver."""
+    if view.discrete:
+        return GibbsWithGradients()
+    return HMC(math.sqrt(view.step_size / 2), leapfrogs=4, metric="none")
 
 
 def _weighted(name: str, view: _View, size: Size) -> Iterator[Cell]:
@@ -192,8 +228,7 @@ def _weighted(name: str, view: _View, size: Size) -> Iterator[Cell]:
     chains = size.chains // island * island if name == "smc" else size.chains
 
     def run(seed: int) -> Any:
-        kernel = HMC(math.sqrt(_step_size(view) / 2), leapfrogs=4, metric="none")
-        levels = size.steps // 4
+        levels, kernel = 2 * size.trajectories, _inner(view)
         solver = AIS(levels, kernel=kernel) if name == "ais" else SMC(levels, kernel=kernel, island=island)
         draws = sample(view.field, solver, chains=chains, seed=seed, keep="last")
         start = torch.full((1,), 0.5)
@@ -204,16 +239,11 @@ def _weighted(name: str, view: _View, size: Size) -> Iterator[Cell]:
 
 
 def _tempering(view: _View, size: Size) -> Iterator[Cell]:
-    made = partial(ParallelTempering, HMC(leapfrogs=5, metric="none"), replicas=4)
-    yield _cell(
-        view,
-        "parallel-tempering",
-        "4 temperatures",
-        made,
-        chains=size.chains,
-        steps=size.steps // 4,
-        warmup=size.steps // 4,
-    )
+    def made() -> ParallelTempering:
+        return ParallelTempering(_inner(view), replicas=REPLICAS)
+
+    runs = {"chains": size.chains, "steps": size.trajectories, "warmup": size.trajectories}
+    yield _cell(view, "parallel-tempering", f"{REPLICAS} temperatures", made, **runs)
 
 
 def _discrete(solver: str, make: Callable[[], Any], view: _View, size: Size) -> Iterator[Cell]:
@@ -227,12 +257,15 @@ def _annealed(view: _View, size: Size) -> Iterator[Cell]:
 
     def made() -> AnnealedLangevin:
         levels = torch.logspace(1, 0, 10, dtype=torch.float64).tolist()
-        return AnnealedLangevin(levels, max(1, size.steps // 10), _step_size(view) / 4)
+        return AnnealedLangevin(levels, max(1, size.steps // 10), view.step_size / 4)
 
     yield _cell(view, "annealed-langevin", "temperatures 10 to 1", made, chains=size.chains)
 
 
 def _flow(view: _View, size: Size) -> Iterator[Cell]:
+    if view.label == SMOOTHED_LABEL:
+        yield _cell(view, "probability-flow", "adams_3 12", partial(ProbabilityFlow, "adams_3", 12), chains=size.chains)
+        return
     for method, steps in (("euler", 32), ("heun", 16), ("dpmpp_2m", 16), ("adams_3", 16), ("dopri5", None)):
         setting = method if steps is None else f"{method} {steps}"
         made = partial(ProbabilityFlow, method, steps, rtol=1e-3, atol=1e-3)
@@ -240,7 +273,8 @@ def _flow(view: _View, size: Size) -> Iterator[Cell]:
 
 
 def _reverse_sde(view: _View, size: Size) -> Iterator[Cell]:
-    for method, steps in (("ancestral", 64), ("dpmpp_2m", 32)):
+    methods = (("dpmpp_2m", 12),) if view.label == SMOOTHED_LABEL else (("ancestral", 64), ("dpmpp_2m", 32))
+    for method, steps in methods:
         yield _cell(view, "reverse-sde", f"{method} {steps}", partial(ReverseSDE, method, steps), chains=size.chains)
 
 
@@ -252,7 +286,7 @@ SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "ghmc": _ghmc,
     "hmc": partial(_tuned, "hmc", HMC),
     "chees": partial(_tuned, "chees", ChEES),
-    "nuts": partial(_tuned, "nuts", NUTS),
+    "nuts": _nuts,
     "mclmc": partial(_tuned, "mclmc", MCLMC),
     "adjusted-mclmc": partial(_tuned, "adjusted-mclmc", AdjustedMCLMC),
     "gibbs-with-gradients": partial(_discrete, "gibbs-with-gradients", GibbsWithGradients),

@@ -1,94 +1,129 @@
-"""The demo: build each model, run its cells, judge the samples, draw the sheets, and return the rows of the table."""
+"""The demo: build each model, run its cells, judge the samples, draw the sheets, and return the rows of the tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scoretk.arguments import count
 from scoretk.demo.cells import Cell, Size, cells
+from scoretk.demo.likelihoods import likelihoods
+from scoretk.demo.page import write_page
 from scoretk.demo.pictures import digit_sheet, plane_sheet
-from scoretk.demo.quality import Quality, Reference, judge, reference
-from scoretk.errors import InvalidArgument
-from scoretk.plugins import Entry, describe, list_models, load
+from scoretk.demo.quality import Reference, judge, reference
+from scoretk.demo.rows import Demo, Row
+from scoretk.errors import InvalidArgument, Status
+from scoretk.fields.protocols import offers
+from scoretk.noise import Noise
+from scoretk.plugins import Entry, ModelSpec, describe, list_models, load
 
-__all__ = ["Row", "run_demo"]
+__all__ = ["run_demo"]
 
 BUILT_IN = "scoretk"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table; `log_prob` (in a model's first row) is the mean log density of held-out rows in nats and its
-    standard error; `reason` says why there is no run.
-    """
+class _Part:
+    """One model's share of the demo; `plane`, panels of its points where they lie in the plane."""
 
-    model: str
-    family: str
-    solver: str
-    setting: str
-    quality: Quality = field(default_factory=Quality)
-    log_prob: tuple[float, float] | None = None
-    evaluations: int = 0
-    seconds: float = 0.0
-    chains: int = 0
-    failed: int = 0
-    reason: str = ""
-
-    def __str__(self) -> str:
-        done = f"-- {self.reason}" if self.reason else f"{self.setting}  {self.seconds:.1f} s"
-        return f"{self.model}  {self.solver}  {done}"
+    found: Demo
+    plane: list[tuple[str, Tensor]]
 
 
 def run_demo(
     folder: str | Path = "demo", *, models: Iterable[str] | None = None, seed: int = 0, size: Size | None = None,
-    report: Callable[[Row], Any] | None = None,
-) -> list[Row]:  # fmt: skip
+    workers: int = 1, report: Callable[[object], Any] | None = None,
+) -> Demo:  # fmt: skip
     """Run the built-in models, or those named, through every solver that serves them.
 
-    Arguments: folder for `table.json` and the sheets, made where it does not exist; models, short names; seed; size;
-    report, called with each row as it is done.
-    Returns: the rows.
+    Arguments: folder for the page `index.html`, `table.json` and the sheets, made where it does not exist; models, short
+        names; seed; size; workers, processes of one thread each (1: this one), which change nothing but the time; report,
+        called with every row as its model is done.
     Raises: `InvalidArgument` for a folder that cannot be written; `UnknownName`; `MissingDependency`.
     """
-    target, amount = _folder(folder), size or Size()
-    wanted = [describe(name) for name in models] if models is not None else _built_in()
-    rows: list[Row] = []
-    planes: list[tuple[str, Tensor]] = []
-    for spec in wanted:
-        model = load(spec.name)
-        real = reference(model, amount.likelihood_rows, amount.chains)
-        panels: list[tuple[str, Tensor]] = []
-        if real.rows is not None:
-            panels.append(("real digits, held out" if real.images else f"{spec.name}: exact draws", real.rows))
-        for k, cell in enumerate(cells(model, amount)):
-            row, x = _run(spec, cell, real, seed)
-            if k == 0:
-                row = dataclasses.replace(row, log_prob=real.log_prob)
-            rows.append(row)
-            if report is not None:
-                report(row)
-            if x is not None and len(x):
-                panels.append((f"{spec.name}: {cell.solver} {cell.setting}".rstrip(), x))
-        if real.images:
-            digit_sheet(target / f"{spec.name}.png", panels)
-        elif tuple(model.event_shape) == (2,):
-            planes += panels
-    if planes:
-        plane_sheet(target / "plane.png", planes)
-    table = [dataclasses.asdict(row) for row in rows]
-    (target / "table.json").write_text(json.dumps({"seed": seed, "rows": table}, indent=1))
-    return rows
+    target = _folder(folder)
+    specs = [describe(name) for name in models] if models is not None else _built_in()
+    demo, plane = Demo(), list[tuple[str, Tensor]]()
+    for part in _parts(partial(_one_model, target, size or Size(), seed), specs, count("workers", workers, least=1)):
+        demo.rows += part.found.rows
+        demo.likelihoods += part.found.likelihoods
+        demo.pictures += part.found.pictures
+        plane += part.plane
+        if report is not None:
+            for line in (*part.found.rows, *part.found.likelihoods):
+                report(line)
+    if plane:
+        plane_sheet(target / "plane.png", plane)
+        demo.pictures.append("plane.png")
+    (target / "table.json").write_text(json.dumps({"seed": seed, **dataclasses.asdict(demo)}, indent=1))
+    write_page(target / "index.html", demo)
+    return demo
 
 
-def _built_in() -> list[Any]:
+def _parts(work: Callable[[ModelSpec], _Part], specs: list[ModelSpec], workers: int) -> Iterator[_Part]:
+    """Each model's part, in the order of the models."""
+    if workers == 1:
+        yield from map(work, specs)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads may hang
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(work, specs)
+
+
+def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Part:
+    model = load(spec.name)
+    digits = spec.trainer is not None
+    real = reference(model, size.chains, digits)
+    found, panels = Demo(), list[tuple[str, Tensor]]()
+    if real.rows is not None:
+        panels.append(("real digits, held out" if digits else f"{spec.name}: exact draws", real.rows))
+        found.likelihoods += likelihoods(spec.name, model, real.rows[: size.likelihood_rows], digits)
+    for cell in (*_exact(model, digits, size), *cells(model, size)):
+        row, x = _run(spec, cell, real, seed)
+        found.rows.append(row)
+        if x is not None and len(x):
+            panels.append((f"{spec.name}: {cell.solver} {cell.setting}".rstrip(), x))
+    if digits:
+        found.pictures.append(f"{spec.name}.png")
+        digit_sheet(target / found.pictures[0], panels)
+    return _Part(found, panels if tuple(model.event_shape) == (2,) and not digits else [])
+
+
+def _exact(model: Any, digits: bool, size: Size) -> Iterator[Cell]:
+    """The model's own exact sampler, as a cell beside those of the solvers."""
+    source = getattr(model, "marginal", model)
+    if digits and "draw" in offers(source):
+        yield Cell("draw", "exact", lambda seed: _Drawn(source.draw(size.chains, Noise(seed, size.chains))))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What of `Draws` a table needs, for draws that no solver made."""
+
+    final: Tensor
+    cost: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def status(self) -> Tensor:
+        return torch.zeros(len(self.final), dtype=torch.int64)
+
+    @property
+    def ok(self) -> Tensor:
+        return self.status == Status.OK
+
+
+def _built_in() -> list[ModelSpec]:
     return [describe(e.id) for e in list_models() if isinstance(e, Entry) and e.distribution == BUILT_IN]
 
 
@@ -102,7 +137,7 @@ def _folder(folder: str | Path) -> Path:
     return target
 
 
-def _run(spec: Any, cell: Cell, real: Reference, seed: int) -> tuple[Row, Tensor | None]:
+def _run(spec: ModelSpec, cell: Cell, real: Reference, seed: int) -> tuple[Row, Tensor | None]:
     row = Row(spec.name, spec.family, cell.solver, cell.setting, reason=cell.reason)
     if cell.run is None:
         return row, None

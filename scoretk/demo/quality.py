@@ -13,9 +13,8 @@ from torch import Tensor
 
 from scoretk.diagnostics import Classifier, copies, mmd, sliced_wasserstein
 from scoretk.families.analytic import EightSchools
-from scoretk.families.digits_data import EVENT_SHAPE, Digits, load_digits
-from scoretk.fields.protocols import is_timed, offers
-from scoretk.likelihood import log_prob
+from scoretk.families.digits_data import Digits, load_digits
+from scoretk.fields.protocols import offers
 from scoretk.noise import Noise
 from scoretk.sampling import sample
 from scoretk.solvers import BlockGibbs, ChEES
@@ -66,14 +65,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real samples to compare with, the floor of each distance, and the log likelihood of held-out rows."""
+    """Real samples to compare with and the floor of each distance; or known moments. `binary` digits have pixels 0 and 1."""
 
     rows: Tensor | None = None
     floor: float = math.nan
     mmd_floor: float = math.nan
-    images: bool = False
+    digits: bool = False
+    binary: bool = False
     moments: Moments | None = None
-    log_prob: tuple[float, float] | None = None
 
 
 @cache
@@ -82,19 +81,20 @@ def _digits() -> tuple[Digits, Classifier]:
     return digits, Classifier(digits.train, digits.train_labels)
 
 
-def reference(model: Any, rows: int, chains: int) -> Reference:
+def reference(model: Any, chains: int, digits: bool) -> Reference:
     """What a model's samples are held against: held-out digits, else its own exact draws, else known moments."""
-    if isinstance(model, EightSchools):
+    binary = False
+    if digits:
+        data, generator = _digits()[0], torch.Generator().manual_seed(0)
+        held_out = data.test
+        real = [data.train[torch.randperm(len(data.train), generator=generator)[:chains]] for _ in range(5)]
+        binary = "states" in offers(getattr(model, "marginal", model))
+        if binary:
+            held_out, *real = map(_binary, (held_out, *real))
+    elif isinstance(model, EightSchools):
         return Reference(moments=Moments(partial(_schools, model), *SCHOOLS.unbind(1)))
-    if tuple(model.event_shape) == EVENT_SHAPE and "draw" not in offers(model):
-        digits = _digits()[0]
-        generator = torch.Generator().manual_seed(0)
-        real = [digits.train[torch.randperm(len(digits.train), generator=generator)[:chains]] for _ in range(5)]
-        held_out, known = digits.test, _likelihood(model, digits.test[:rows])
     elif "draw" in offers(model):
-        exact = model.draw(6 * chains, Noise(DRAWS_SEED, 6 * chains))
-        held_out, *real = exact.split(chains)
-        known = _likelihood(model, held_out)
+        held_out, *real = model.draw(6 * chains, Noise(DRAWS_SEED, 6 * chains)).split(chains)
     else:
         solver = BlockGibbs() if "gibbs" in offers(model) else ChEES()
         long = sample(model, solver, chains=LONG_CHAINS, steps=LONG_STEPS, seed=DRAWS_SEED).x
@@ -103,21 +103,16 @@ def reference(model: Any, rows: int, chains: int) -> Reference:
         return Reference(moments=Moments(lambda x: x.double().flatten(1), long.mean((0, 1)), long.std((0, 1))))
     floor = sum(sliced_wasserstein(r, held_out, seed=i) for i, r in enumerate(real)) / len(real)
     mmd_floor = sum(abs(mmd(r, held_out)) for r in real) / len(real)
-    return Reference(held_out, floor, mmd_floor, tuple(held_out.shape[1:]) == EVENT_SHAPE, log_prob=known)
+    return Reference(held_out, floor, mmd_floor, digits, binary)
+
+
+def _binary(images: Tensor) -> Tensor:
+    return (images > 0).float()
 
 
 def _schools(model: EightSchools, x: Tensor) -> Tensor:
     mu, tau, theta = model.parameters(x.double())
     return torch.cat([mu[:, None], tau[:, None], theta], 1)
-
-
-def _likelihood(model: Any, rows: Tensor) -> tuple[float, float] | None:
-    """Mean log density of rows in nats, and its standard error over rows and probes; None for a density not normalised."""
-    if "log_prob" not in offers(model) and not is_timed(model):
-        return None
-    estimate = log_prob(model, rows, rtol=1e-3, atol=1e-3, probes=4)
-    spread = float(estimate.value.double().std() / math.sqrt(len(rows)))
-    return float(estimate.value.double().mean()), spread
 
 
 def judge(x: Tensor, against: Reference) -> Quality:
@@ -129,12 +124,13 @@ def judge(x: Tensor, against: Reference) -> Quality:
         return Quality()
     distance = sliced_wasserstein(x, against.rows) / against.floor
     found = Quality(distance, mmd(x[:ENOUGH], against.rows[:ENOUGH]), against.mmd_floor)
-    if not against.images:
+    if not against.digits:
         return found
     digits, classifier = _digits()
-    ours, real = classifier.judge(x), classifier.judge(digits.test)
+    train, test = (_binary(digits.train), _binary(digits.test)) if against.binary else (digits.train, digits.test)
+    ours, real = (classifier.judge(2 * rows - 1 if against.binary else rows) for rows in (x, against.rows))
     return replace(
         found, balance=ours.balance, confidence=ours.confidence, real_confidence=real.confidence,
         real_accuracy=classifier.accuracy(digits.test, digits.test_labels),
-        copied=copies(x, digits.train, digits.test).share,
+        copied=copies(x, train, test).share,
     )  # fmt: skip

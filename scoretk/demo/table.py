@@ -1,50 +1,76 @@
-"""The table in print: through rich where it is installed, else as plain columns."""
+"""The tables as lines of text, and in print: through rich where it is installed, else as plain columns."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass
 from typing import Any
 
-from scoretk.demo.main import Row
+from scoretk.demo.rows import Demo, Row
 
-__all__ = ["HEAD", "cells_of", "print_table"]
+__all__ = ["Table", "merged", "print_tables", "tables"]
 
-HEAD = (
-    "model",
-    "solver",
-    "setting",
-    "distance",
-    "MMD^2",
-    "balance",
-    "confidence",
-    "copies",
-    "log p",
-    "evaluations",
-    "s",
-    "failed",
-)
+WIDTH = 200
 
-LEGEND = """\
-distance: sliced Wasserstein to held-out rows (digits) or to exact draws, over that of two real samples; for eight-schools
-  |z|, the largest error of a posterior mean in standard errors. MMD^2: with its noise floor.
+
+@dataclass(frozen=True)
+class Table:
+    """Lines of text under a head; the first `left` columns are names; a name repeated from the line before is left out."""
+
+    title: str
+    head: tuple[str, ...]
+    lines: list[tuple[str, ...]]
+    legend: str
+    left: int
+
+
+SAMPLES = (
+    "family", "model", "solver", "setting", "distance", "MMD^2", "balance", "confidence", "copies", "evaluations", "s", "failed",
+)  # fmt: skip
+SAMPLES_LEGEND = """\
+distance: sliced Wasserstein to held-out rows (digits) or to exact draws, over that of two real samples; for posteriors |z|,
+  the largest error of a posterior mean in standard errors. MMD^2: with its noise floor.
 balance: entropy of the classes that a classifier sees, over log 10; confidence: its mean top probability, less that on
   real images; copies: share nearer to a training image than 99 % of the held-out ones are.
-log p: mean log density of held-out rows in nats, with its standard error (digits: a density over pixels in [-1, 1]).
 failed: chains that are flagged and left out."""
 
+LIKELIHOODS = ("family", "model", "method", "value", "± rows", "± method", "unit", "note")
+LIKELIHOODS_LEGEND = """\
+bits/dim: of the 17 grey levels, least is best, a uniform guess is 4.09; bits/pixel: of binary images, a uniform guess is 1;
+nats: mean log density of exact draws. ± rows: standard error over the held-out rows, which methods on one model share;
+± method: what the method itself adds, by which two methods may differ."""
 
-def cells_of(row: Row) -> tuple[str, ...]:
-    """The texts of one line, in the order of `HEAD`."""
-    q = row.quality
+
+def tables(demo: Demo) -> tuple[Table, Table]:
+    """Likelihoods, and samples; both ordered by family and model."""
+    family = {row.model: row.family for row in demo.rows}
+    likelihoods: list[tuple[str, ...]] = [
+        (family[v.model], v.model, v.method, _number(v.value, ".3f"), _number(v.rows_error, ".3f"),
+         _number(v.own_error, ".3f"), v.unit, v.note)
+        for v in demo.likelihoods
+    ]  # fmt: skip
+    samples = [_cells(row) for row in _gathered(demo.rows)]
+    return (
+        Table("Likelihood of held-out data", LIKELIHOODS, _ordered(likelihoods), LIKELIHOODS_LEGEND, 3),
+        Table("Samples", SAMPLES, _ordered(samples), SAMPLES_LEGEND, 4),
+    )
+
+
+def _ordered(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return sorted(lines, key=lambda line: line[:2])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """The texts of one line, in the order of `SAMPLES`."""
+    q, names = row.quality, (row.family, row.model, row.solver)
     if row.reason:
-        return (row.model, row.solver, f"{row.reason}: {row.setting}", *[""] * 5, _pair(row.log_prob), "", "", "")
-    distance = f"|z| {q.z:.1f}" if q.z is not None else _number(q.distance, "{:.2f}")
+        return (*names, f"{row.reason}: {row.setting}" if row.setting else row.reason, *[""] * (len(SAMPLES) - 4))
+    distance = f"|z| {q.z:.1f}" if q.z is not None else _number(q.distance, ".2f")
     found = "" if q.mmd is None else f"{q.mmd:.4f} ({q.mmd_floor:.4f})"
     confidence = None if q.confidence is None or q.real_confidence is None else q.confidence - q.real_confidence
     return (
-        row.model, row.solver, row.setting, distance, found, _number(q.balance, "{:.3f}"), _number(confidence, "{:+.3f}"),
-        _number(q.copied, "{:.3f}"), _pair(row.log_prob), f"{row.evaluations:,}", f"{row.seconds:.1f}",
-        f"{row.failed} of {row.chains}" if row.failed else "0",
+        *names, row.setting, distance, found, _number(q.balance, ".3f"), _number(confidence, "+.3f"), _number(q.copied, ".3f"),
+        f"{row.evaluations:,}", f"{row.seconds:.1f}", f"{row.failed} of {row.chains}" if row.failed else "0",
     )  # fmt: skip
 
 
@@ -57,43 +83,49 @@ def _gathered(rows: list[Row]) -> list[Row]:
         for reason in dict.fromkeys(row.reason for row in ours if row.reason):
             names = ", ".join(row.solver for row in ours if row.reason == reason)
             gathered.append(Row(model, ours[0].family, "not run", names, reason=reason))
-    first = {row.model: row.log_prob for row in reversed(rows) if row.log_prob is not None}
-    return [replace(row, log_prob=first.pop(row.model, None)) for row in gathered]
+    return gathered
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
+    return "" if value is None or math.isnan(value) else format(value, form)
 
 
-def _pair(value: tuple[float, float] | None) -> str:
-    return "" if value is None else f"{value[0]:.2f} ± {value[1]:.2f}"
+def merged(table: Table) -> list[tuple[str, ...]]:
+    """The lines, a family and a model named once."""
+    last: tuple[str, ...] = ("", "")
+    lines = []
+    for line in table.lines:
+        lines.append(tuple("" if line[: i + 1] == last[: i + 1] else line[i] for i in range(2)) + line[2:])
+        last = line[:2]
+    return lines
 
 
-def print_table(rows: list[Row]) -> None:
-    """Print the table and what its columns mean."""
-    lines = [cells_of(row) for row in _gathered(rows)]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        _print_plain(lines)
-    else:
-        console: Any = Console()
-        console = console if console.is_terminal else Console(width=200)
-        table = Table(box=None, pad_edge=False)
-        for i, name in enumerate(HEAD):
-            table.add_column(name, justify="left" if i < 3 else "right", no_wrap=i != 2)
-        last = ""
-        for line in lines:
-            table.add_row(line[0] if line[0] != last else "", *line[1:])
-            last = line[0]
-        console.print(table)
-    print(f"\n{LEGEND}")
-    for accuracy in {row.quality.real_accuracy for row in rows} - {None}:
+def print_tables(demo: Demo) -> None:
+    """Print both tables and what their columns mean."""
+    for table in tables(demo):
+        print(f"\n{table.title}\n")
+        _print(table)
+        print(f"\n{table.legend}")
+    for accuracy in {row.quality.real_accuracy for row in demo.rows} - {None}:
         print(f"The classifier's accuracy on held-out real digits is {accuracy:.3f}.")
 
 
-def _print_plain(lines: list[tuple[str, ...]]) -> None:
-    widths = [max(len(line[i]) for line in (HEAD, *lines)) for i in range(len(HEAD))]
-    for line in (HEAD, *lines):
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+def _print(table: Table) -> None:
+    lines = merged(table)
+    try:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+    except ImportError:
+        widths = [max(len(line[i]) for line in (table.head, *lines)) for i in range(len(table.head))]
+        for line in (table.head, *lines):
+            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        return
+    console: Any = Console()
+    console = console if console.is_terminal else Console(width=WIDTH)
+    shown = RichTable(box=None, pad_edge=False)
+    for i, name in enumerate(table.head):
+        words = i == table.left - 1 or name == "note"
+        shown.add_column(name, justify="left" if i < table.left or name == "note" else "right", no_wrap=not words)
+    for line in lines:
+        shown.add_row(*line)
+    console.print(shown)
