@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--models", metavar="NAME,...", help="these only")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
+    demo.add_argument("--inverse", action="store_true", help="inverse problems instead: images restored by posteriors")
     demo.set_defaults(run=_demo)
 
     for command in (listing, one, check, sample, fit, demo):
@@ -257,7 +258,27 @@ def _fit(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _inverse(options: argparse.Namespace) -> int:
+    from scoretk.demo.inverse import PRIORS, print_restored, run_inverse
+
+    started = time.perf_counter()
+    names = PRIORS if options.models is None else options.models.split(",")
+    report = None if options.json else _show_progress
+    rows = run_inverse(options.output, models=names, seed=options.seed, report=report)
+    if options.json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return DONE
+    print_restored(rows)
+    print(
+        f"\ndemo done: {len({r.problem for r in rows})} inverse problems, {sum(bool(r.model) for r in rows)} runs, "
+        f"{time.perf_counter() - started:.0f} s; pictures and inverse.json in {options.output}/"
+    )
+    return DONE
+
+
 def _demo(options: argparse.Namespace) -> int:
+    if options.inverse:
+        return _inverse(options)
     from scoretk.demo import print_tables, run_demo
 
     started = time.perf_counter()

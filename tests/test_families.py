@@ -7,8 +7,9 @@ import torch
 from scipy.stats import norm, semicircular
 
 import scoretk as stk
-from scoretk.families import digits_diffusion, digits_energy, digits_flow
+from scoretk.families import digits_diffusion, digits_energy
 from scoretk.families.analytic import EightSchools, Funnel, Semicircle
+from scoretk.families.flow_matching import FLOW
 from scoretk.families.mixture import GaussianMixture, gaussian, ring_mixture
 from scoretk.families.networks import PathNetwork, TimeMLP, fresh, spread_of
 from scoretk.families.stored import read_weights, shipped, write_weights
@@ -17,7 +18,7 @@ from tests.evidence import assert_distribution, assert_mean, assert_second_momen
 
 N = 40_000
 POINTS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
-TRAINED = {"digits-energy": digits_energy, "digits-diffusion": digits_diffusion, "digits-flow": digits_flow}
+TRAINED = {"digits-energy": digits_energy, "digits-diffusion": digits_diffusion, "digits-flow": FLOW}
 
 
 def noise(n=N, seed=0):
@@ -166,7 +167,7 @@ def test_weights_of_another_model_and_broken_files_are_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(shipped("digits-flow").read_bytes()[:1000])
     for path in (tmp_path / "broken.safetensors", tmp_path / "none.safetensors", 3):
         with pytest.raises(stk.InvalidArgument, match="weights"):
-            digits_flow.build(path)
+            FLOW.build(path)
 
 
 def test_shipped_weights_are_small_and_tell_how_they_were_made():

@@ -11,6 +11,7 @@ from scoretk.fields import PREDICTIONS, coefficients, convert, resolve
 
 PATHS = [
     stk.Linear(),
+    stk.Interpolant(),
     stk.Cosine(),
     stk.VP(),
     stk.SubVP(),

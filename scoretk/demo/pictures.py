@@ -1,15 +1,16 @@
-"""Sheets of samples: digits in rows, points of the plane as scatter plots."""
+"""Sheets of samples: digits in rows, restored digits below what they were, points of the plane as scatter plots."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scoretk.errors import MissingDependency
 
-__all__ = ["digit_sheet", "plane_sheet"]
+__all__ = ["digit_sheet", "plane_sheet", "restored_sheet"]
 
 COLUMNS, ROWS = 20, 5
 
@@ -30,18 +31,33 @@ def digit_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(len(panels), 1, figsize=(10, 2.9 * len(panels)), squeeze=False, layout="constrained")
     for axis, (title, images) in zip(axes[:, 0], panels, strict=True):
-        axis.imshow(_mosaic(images), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axis.imshow(_mosaic(images, ROWS, COLUMNS), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=10, loc="left")
         axis.axis("off")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def _mosaic(images: Tensor) -> Any:
+def restored_sheet(path: Path, title: str, rows: list[tuple[str, Tensor]], columns: int) -> None:
+    """Rows of small images under each other, the first ones of `(n, 1, 8, 8)` in [-1, 1], NaN in blue; a name before each row."""
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(0.56 * columns, 0.56 * len(rows)))
+    canvas = _mosaic(torch.cat([images[:columns] for _, images in rows]), len(rows), columns)
+    axis.imshow(canvas, cmap=pyplot.get_cmap("gray").with_extremes(bad="steelblue"), vmin=-1, vmax=1)
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set(xticks=[], yticks=[9 * i + 4.5 for i in range(len(rows))])
+    axis.set_yticklabels([name for name, _ in rows], fontsize=9)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def _mosaic(images: Tensor, rows: int, columns: int) -> Any:
     """`(rows 9 + 1, columns 9 + 1)` pixels: the images with a line of grey between them."""
-    canvas = images.new_zeros(ROWS * 9 + 1, COLUMNS * 9 + 1)
-    for i, image in enumerate(images[: ROWS * COLUMNS, 0]):
-        top, left = divmod(i, COLUMNS)
+    canvas = images.new_zeros(rows * 9 + 1, columns * 9 + 1)
+    for i, image in enumerate(images[: rows * columns, 0]):
+        top, left = divmod(i, columns)
         canvas[top * 9 + 1 : top * 9 + 9, left * 9 + 1 : left * 9 + 9] = image
     return canvas.cpu().numpy()
 

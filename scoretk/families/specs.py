@@ -6,6 +6,9 @@ __all__ = [
     "digits_diffusion",
     "digits_energy",
     "digits_flow",
+    "digits_flow_classes",
+    "digits_flow_ot",
+    "digits_interpolant",
     "eight_schools",
     "funnel",
     "gaussian",
@@ -132,10 +135,40 @@ digits_energy = ModelSpec(
 digits_flow = ModelSpec(
     name="digits-flow",
     family="flow matching",
-    factory="scoretk.families.digits_flow:build",
-    trainer="scoretk.families.digits_flow:train",
+    factory="scoretk.families.flow_matching:FLOW.build",
+    trainer="scoretk.families.flow_matching:FLOW.train",
     provides=_PATH,
     event_shape=(1, 8, 8),
     summary="flow matching on scikit-learn's handwritten digits, pixels in [-1, 1]",
+    parameters={"weights": None},
+)
+digits_flow_ot = ModelSpec(
+    name="digits-flow-ot",
+    family="flow matching",
+    factory="scoretk.families.flow_matching:OPTIMAL.build",
+    trainer="scoretk.families.flow_matching:OPTIMAL.train",
+    provides={"velocity", "base"},
+    event_shape=(1, 8, 8),
+    summary="flow matching with minibatch optimal transport: straighter paths, fewer steps; handwritten digits",
+    parameters={"weights": None},
+)
+digits_flow_classes = ModelSpec(
+    name="digits-flow-classes",
+    family="flow matching",
+    factory="scoretk.families.flow_matching:CLASSES.build",
+    trainer="scoretk.families.flow_matching:CLASSES.train",
+    provides={"velocity", "base"},
+    event_shape=(1, 8, 8),
+    summary="flow matching from one class of handwritten digits (3) to another (8)",
+    parameters={"weights": None},
+)
+digits_interpolant = ModelSpec(
+    name="digits-interpolant",
+    family="flow matching",
+    factory="scoretk.families.flow_matching:INTERPOLANT.build",
+    trainer="scoretk.families.flow_matching:INTERPOLANT.train",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="a stochastic interpolant between noise and handwritten digits, velocity and score",
     parameters={"weights": None},
 )

@@ -1,7 +1,7 @@
 """Trained weights in safetensors files: the tensors, and as metadata how to build their network and where they came from.
 
-Parameters are stored as float16 and computed with as float32; what the network gets from the data's statistics stays
-float32. No pickle is ever loaded.
+Parameters are stored as float16 and computed with as float32; what a model takes from the data (statistics; rows to start
+from) stays float32. No pickle is ever loaded.
 """
 
 from __future__ import annotations
@@ -94,4 +94,4 @@ def read_weights(path: str | os.PathLike[str], model: str) -> Stored:
 
 
 def _is_parameter(name: str) -> bool:
-    return name not in Spread._fields
+    return name not in (*Spread._fields, "start")

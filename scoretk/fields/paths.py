@@ -2,14 +2,15 @@ r"""Gaussian paths from noise (t = 0) to data (t = 1).
 
 A path is the pair of functions in `x_t = alpha(t) x_1 + sigma(t) eps`, `eps ~ N(0, I)`:
 
-    path      alpha                         sigma
-    Linear    t                             1 - t
-    Cosine    sin(pi t / 2)                 cos(pi t / 2)
-    VP        exp(-int_0^s beta / 2)        sqrt(1 - alpha^2)          s = 1 - t, beta linear in s
-    SubVP     as VP                         1 - alpha^2
-    VE        1                             sigma_max^(1-t) sigma_min^t
-    EDM       1                             (sigma_max^(1/rho) + t (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
-    Tabulated from alphas_cumprod           sqrt(1 - alpha^2)
+    path        alpha                       sigma
+    Linear      t                             1 - t
+    Cosine      sin(pi t / 2)                 cos(pi t / 2)
+    Interpolant t                             (1 - t) sqrt(1 + bulge^2 t^2)
+    VP          exp(-int_0^s beta / 2)        sqrt(1 - alpha^2)          s = 1 - t, beta linear in s
+    SubVP       as VP                         1 - alpha^2
+    VE          1                             sigma_max^(1-t) sigma_min^t
+    EDM         1                             (sigma_max^(1/rho) + t (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+    Tabulated   from alphas_cumprod           sqrt(1 - alpha^2)
 
 A path is called with t and returns `alpha, sigma, alpha', sigma'`; its inverse takes the log signal-to-noise ratio
 `log(alpha^2 / sigma^2)` back to t. Functions take a float (computed in float64) or a tensor (in its own dtype).
@@ -20,7 +21,8 @@ product, so that conversions have their determinate value there.
 References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
 differential equations" (2021): VP, sub-VP, VE. Karras, Aittala, Aila, Laine, "Elucidating the design space of
 diffusion-based generative models" (2022): EDM. Nichol, Dhariwal, "Improved denoising diffusion probabilistic models"
-(2021): Cosine. Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023): Linear.
+(2021): Cosine. Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023): Linear. Albergo, Boffi,
+Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and diffusions" (2023): Interpolant.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scoretk.arguments import positive
+from scoretk.arguments import finite, positive
 from scoretk.errors import InvalidArgument
 
-__all__ = ["EDM", "VE", "VP", "Cosine", "GaussianPath", "Linear", "PathPoint", "SubVP", "Tabulated"]
+__all__ = ["EDM", "VE", "VP", "Cosine", "GaussianPath", "Interpolant", "Linear", "PathPoint", "SubVP", "Tabulated"]
 
 Time = float | Tensor
 
@@ -112,6 +114,52 @@ class Linear(GaussianPath):
 
     def t(self, log_snr: Time) -> Tensor:
         return torch.sigmoid(_tensor(log_snr) / 2)
+
+
+@dataclass(frozen=True)
+class Interpolant(GaussianPath):
+    """`x_t = t x_1 + (1 - t) x_0 + gamma z` with x_0 and z both N(0, I): `alpha = t`, `sigma^2 = (1 - t)^2 + gamma^2`.
+
+    Here `gamma = bulge t (1 - t)`, so that `sigma = (1 - t) sqrt(1 + bulge^2 t^2)` has the finite slope -sqrt(1 + bulge^2) at
+    the data, and log-SNR increases for every bulge >= 0; 0 is `Linear`. (The gamma of a Brownian bridge, `sqrt(2 t (1 - t))`,
+    gives `sigma = sqrt(1 - t^2)`: variance preserving, but with sigma' = -inf at t = 1.)
+    Reference: Albergo, Boffi, Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and diffusions" (2023).
+    """
+
+    bulge: float = 2.0
+
+    def __post_init__(self) -> None:
+        if finite("bulge", self.bulge) < 0:
+            raise InvalidArgument("bulge", self.bulge, "a number of at least 0")
+
+    def _swelling(self, t: Tensor) -> Tensor:
+        """`sqrt(1 + bulge^2 t^2)`."""
+        return torch.sqrt(1 + (self.bulge * t) ** 2)
+
+    def alpha(self, t: Time) -> Tensor:
+        return _tensor(t)
+
+    def sigma(self, t: Time) -> Tensor:
+        t = _tensor(t)
+        return (1 - t) * self._swelling(t)
+
+    def dalpha(self, t: Time) -> Tensor:
+        return torch.ones_like(_tensor(t))
+
+    def dsigma(self, t: Time) -> Tensor:
+        t = _tensor(t)
+        swelling = self._swelling(t)
+        return (1 - t) * self.bulge**2 * t / swelling - swelling
+
+    def t(self, log_snr: Time) -> Tensor:
+        # log-SNR = 2 u - log(1 + bulge^2 t^2) increases in u = logit t: halve the interval that holds it
+        log_snr = _tensor(log_snr)
+        low, high = log_snr / 2, log_snr / 2 + math.log1p(self.bulge**2) / 2
+        for _ in range(BISECTIONS):
+            u = (low + high) / 2
+            below = 2 * (u - self._swelling(torch.sigmoid(u)).log()) < log_snr
+            low, high = torch.where(below, u, low), torch.where(below, high, u)
+        return torch.sigmoid((low + high) / 2)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,13 @@ from scoretk.learn.likelihoods import (
     negative_log_likelihood,
     reparametrised,
 )
-from scoretk.learn.losses import denoising_score_matching, flow_matching, noise_prediction, stratified
+from scoretk.learn.losses import (
+    denoising_score_matching,
+    flow_matching,
+    noise_prediction,
+    stratified,
+    velocity_matching,
+)
 from scoretk.learn.noise_contrastive import flow_contrastive, noise_contrastive
 from scoretk.learn.sampler_divergence import nearest_neighbour_entropy, sampler_divergence
 from scoretk.learn.score_matching import implicit_score_matching, sliced_score_matching
@@ -57,6 +63,7 @@ __all__ = [
     "sampler_divergence",
     "sliced_score_matching",
     "stratified",
+    "velocity_matching",
     "wasserstein_critic",
     "wasserstein_generator",
     "weighting",

@@ -14,7 +14,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
 from scoretk.rows import across, row_sum
 
-__all__ = ["denoising_score_matching", "flow_matching", "noise_prediction", "stratified"]
+__all__ = ["denoising_score_matching", "flow_matching", "noise_prediction", "stratified", "velocity_matching"]
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,10 +27,19 @@ def noise_prediction(net: Network, x: Tensor, t: Tensor, noise: Tensor, path: Ga
         normal, like x; path.
     Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree.
     """
-    _check(x, t, noise)
-    exact = t.double()
-    x_t = across(path.alpha(exact).to(x), x) * x + across(path.sigma(exact).to(x), x) * noise
+    x_t, _ = _on_path(x, t, noise, path)
     return _mean_square(net(x_t, t) - noise)
+
+
+def velocity_matching(net: Network, x: Tensor, t: Tensor, noise: Tensor, path: GaussianPath) -> Tensor:
+    """Flow matching on a Gaussian path: `|net(x_t, t) - (alpha' x + sigma' eps)|^2 / d`, minimised by the path's velocity.
+
+    On `Linear` this is `flow_matching` with starts eps. For a path whose sigma' is finite.
+    Reference: Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023).
+    Arguments, returns and raises: as `noise_prediction`.
+    """
+    x_t, rate = _on_path(x, t, noise, path)
+    return _mean_square(net(x_t, t) - rate)
 
 
 def flow_matching(net: Network, x: Tensor, t: Tensor, start: Tensor) -> Tensor:
@@ -72,6 +81,13 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
     """
     shift = torch.rand(n, generator=generator)
     return (torch.arange(n) + shift) / max(n, 1)
+
+
+def _on_path(x: Tensor, t: Tensor, noise: Tensor, path: GaussianPath) -> tuple[Tensor, Tensor]:
+    """`alpha x + sigma eps` and `alpha' x + sigma' eps`."""
+    _check(x, t, noise)
+    alpha, sigma, dalpha, dsigma = (across(value.to(x), x) for value in path(t.double()))
+    return alpha * x + sigma * noise, dalpha * x + dsigma * noise
 
 
 def _check(x: Tensor, t: Tensor, noise: Tensor) -> None:
