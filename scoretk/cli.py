@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--array", metavar="NAME", help="which array of an x.npz")
     fit.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help="such as steps=2000")
     fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--checkpoint", metavar="FILE", help="save the training here, and go on from here")
     fit.add_argument("-o", "--output", metavar="FILE", help="the weights; by default NAME.safetensors")
     fit.add_argument("--force", action="store_true", help="overwrite the output file")
     fit.set_defaults(run=_fit)
@@ -239,13 +240,18 @@ def _fit(options: argparse.Namespace) -> int:
     describe(options.name)
     from scoretk.arrays import read_array
     from scoretk.draws import check_output
+    from scoretk.learn.processes import joined, rank
 
     output = check_output(
         options.output or f"{options.name.rpartition('/')[2]}.safetensors", options.force, (".safetensors",)
     )
     settings = _assignments("--set", options.set)
     data = None if options.data is None else read_array(options.data, options.array)
-    trained = train(options.name, data, seed=options.seed, report=_show_progress, **settings)
+    chosen = {"checkpoint": options.checkpoint, **settings}
+    with joined():  # where torchrun started several processes
+        trained = train(options.name, data, seed=options.seed, report=_show_progress, **chosen)
+        if rank() > 0:
+            return DONE
     try:
         trained.save(output)
     except OSError as error:

@@ -8,6 +8,7 @@ import torch
 
 import scoretk as stk
 from scoretk.arrays import read_array
+from scoretk.families import digits_flow
 from scoretk.families.stored import Stored, read_weights
 from scoretk.plugins.models import train
 from tests.test_cli import run
@@ -48,6 +49,39 @@ def test_fit_writes_weights_of_a_users_data_that_load_takes(capsys, tmp_path, na
     solver = ("ula", "--set", "step_size=0.01", "--steps", 3) if "energy" in name else ("probability-flow",)
     code, _, err = run(capsys, "sample", name, "--param", f"weights={out}", "--solver", *solver, "--chains", 4)
     assert code == 0, err
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_killed_fit_goes_on_from_its_checkpoint(capsys, tmp_path, name):
+    data, saved, out = write(tmp_path, "npy", rows()), tmp_path / "c", tmp_path / "w.safetensors"
+    settings = {"steps": 6, "width": 16}
+
+    def kill(progress):
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stk.train(name, read_array(data), report=kill, checkpoint=saved, **settings)
+    fit = ("fit", name, "--data", data, *(f"--set={k}={v}" for k, v in settings.items()), "--checkpoint", saved)
+    code, _, told = run(capsys, *fit, "-o", out)
+    assert code == 0, told
+    assert "step 3 " not in told
+    assert "step 4 " in told
+    stk.train(name, read_array(data), **settings).save(tmp_path / "straight.safetensors")
+    assert out.read_bytes() == (tmp_path / "straight.safetensors").read_bytes()
+    code, _, err = run(capsys, *fit, "--set", "smoothing=0.3", "-o", tmp_path / "other.safetensors")
+    assert code == 1
+    assert "another run" in err
+    assert "smoothing" in err
+
+
+def test_a_trainer_without_checkpoints_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(digits_flow, "train", lambda data=None, *, seed=0, report=None: Stored("digits-flow", {}, {}))
+    code, _, err = run(capsys, "fit", "digits-flow", "--checkpoint", "c")
+    assert code == 2
+    assert "keeps no checkpoints" in err
+    assert run(capsys, "fit", "digits-flow")[0] == 0
 
 
 @pytest.mark.parametrize("name", TRAINABLE)

@@ -55,14 +55,16 @@ def default_data() -> Tensor:
 def train(
     data: Tensor | None = None, *, seed: int = 0, steps: int = 6000, smoothing: float = 0.06, width: int = 256,
     blocks: int = 3, dropout: float = 0.3, report: Callable[[Progress], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Stored:  # fmt: skip
     """Fit the diffusion model to data.
 
     Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; smoothing, the standard
         deviation of the noise that is put on the data (against their discreteness, and against learning them by heart)
-        over their own; width, blocks and dropout of the network; report, called after each evaluation.
+        over their own; width, blocks and dropout of the network; report, called after each evaluation;
+        checkpoint, a file to save to and to go on from.
     Returns: the weights of the lowest loss on a held-out tenth of the rows.
-    Raises: `InvalidArgument`, `FitFailure`.
+    Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
     """
     ready = prepare(default_data() if data is None else data, smoothing)
     settings = {"event_shape": list(ready.rows.shape[1:]), "width": width, "blocks": blocks, "dropout": dropout}
@@ -75,10 +77,10 @@ def train(
         t, weight = _levels(stratified(len(x), generator), float(ready.spread.std.square().mean().sqrt()))
         return weight * noise_prediction(network, x, t, noise, PATH)
 
-    done = fit(network, loss, ready.rows, Recipe(steps), seed=seed, report=report)
     made = notes(
         MODEL, data is None, seed, steps=steps, smoothing=smoothing, width=width, blocks=blocks, dropout=dropout
     )
+    done = fit(network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made)
     return Stored(MODEL, settings, done.weights, made)
 
 

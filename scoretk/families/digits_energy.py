@@ -55,7 +55,7 @@ def default_data() -> Tensor:
 def train(
     data: Tensor | None = None, *, seed: int = 0, steps: int = 5000, smoothing: float = 0.28, width: int = 256, blocks: int = 1,
     chain_steps: int = 20, step_size: float = 0.017, chains: int = 2000, refresh: float = 0.001, decay: float = 1e-3,
-    report: Callable[[Progress], Any] | None = None,
+    report: Callable[[Progress], Any] | None = None, checkpoint: str | os.PathLike[str] | None = None,
 ) -> Stored:  # fmt: skip
     """Fit the energy to data.
 
@@ -63,9 +63,9 @@ def train(
         deviation of the noise that is put on the data, over their own; width and blocks of the network; chain_steps,
         Langevin steps before each step of the optimiser, of step_size times the data's variance; chains, slots of the
         replay buffer; refresh, the share of the chains that start anew from N(0, I) when read; decay, of f; report,
-        called after each evaluation.
+        called after each evaluation; checkpoint, a file to save to and to go on from.
     Returns: the averaged weights of the last step.
-    Raises: `InvalidArgument`, `FitFailure`; `ChainFailure` where every chain failed.
+    Raises: `InvalidArgument`, `FitFailure`; `CheckpointError`; `ChainFailure` where every chain failed.
     """
     ready = prepare(default_data() if data is None else data, smoothing)
     shape = tuple(ready.rows.shape[1:])
@@ -77,15 +77,18 @@ def train(
     recipe = replace(recipe, batch=min(recipe.batch, chains))
     divergence = ContrastiveDivergence(ULA(h), chain_steps, ReplayBuffer(chains, refresh), seed)
 
-    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x = ready.blurred(rows, generator)
         gap, negatives = divergence(field, x)
-        return gap + decay * (network.correction(x).square().mean() + network.correction(negatives).square().mean())
+        held = network.correction(x).square().mean() + network.correction(negatives).square().mean()
+        return gap + decay * held, divergence.last
 
-    done = fit(network, loss, ready.rows, recipe, seed=seed, report=report)
     made = notes(
         MODEL, data is None, seed, steps=steps, smoothing=smoothing, width=width, blocks=blocks,
         chain_steps=chain_steps, step_size=step_size, chains=chains, refresh=refresh, decay=decay,
+    )  # fmt: skip
+    done = fit(
+        network, loss, ready.rows, recipe, seed=seed, report=report, checkpoint=checkpoint, state=divergence, settings=made,
     )  # fmt: skip
     return Stored(MODEL, settings, done.weights, made)
 

@@ -66,16 +66,16 @@ class FromNoise:
 
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 6000, smoothing: float = 0.06, width: int | None = None,
-        blocks: int = 3, dropout: float = 0.3, report: Report = None,
+        blocks: int = 3, dropout: float = 0.3, report: Report = None, checkpoint: Weights = None,
     ) -> Stored:  # fmt: skip
         """Fit the flow to data.
 
         Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; smoothing, the standard
             deviation of the noise that is put on the data (against their discreteness, and against learning them by heart)
             over their own; width (None: the model's own), blocks and dropout of the network; report, called after each
-            evaluation.
+            evaluation; checkpoint, a file to save to and to go on from.
         Returns: the weights of the lowest loss on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`; `MissingDependency` for optimal coupling without POT.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`; `MissingDependency` for optimal coupling without POT.
         """
         ready, couple = prepare(load_digits().train if data is None else data, smoothing), COUPLINGS[self.coupling]
         asked = {
@@ -90,8 +90,11 @@ class FromNoise:
             start = torch.randn(x.shape, generator=generator)
             return flow_matching(network, x, stratified(len(x), generator), couple(start, x))
 
-        done = fit(network, loss, ready.rows, Recipe(steps), seed=seed, report=report)
-        return Stored(self.model, settings, done.weights, notes(self.model, data is None, seed, **asked))
+        made = notes(self.model, data is None, seed, **asked)
+        done = fit(
+            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made
+        )
+        return Stored(self.model, settings, done.weights, made)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Interpolated:
 
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, bulge: float = 2.0, steps: int = 6000, smoothing: float = 0.06,
-        width: int = 144, blocks: int = 3, dropout: float = 0.3, report: Report = None,
+        width: int = 144, blocks: int = 3, dropout: float = 0.3, report: Report = None, checkpoint: Weights = None,
     ) -> Stored:  # fmt: skip
         """Fit the velocity to data, by matching `alpha' x_1 + sigma' eps`; bulge is the path's (see `Interpolant`).
 
@@ -129,8 +132,11 @@ class Interpolated:
             noise = torch.randn(x.shape, generator=generator)
             return velocity_matching(network, x, stratified(len(x), generator), noise, path)
 
-        done = fit(network, loss, ready.rows, Recipe(steps), seed=seed, report=report)
-        return Stored(self.model, settings, done.weights, notes(self.model, data is None, seed, **asked))
+        made = notes(self.model, data is None, seed, **asked)
+        done = fit(
+            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made
+        )
+        return Stored(self.model, settings, done.weights, made)
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ class BetweenData:
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, source: int = 3, target: int = 8,
         start: Tensor | str | None = None, blur: float = 0.7, steps: int = 3000, smoothing: float = 0.1, width: int = 64,
-        blocks: int = 3, dropout: float = 0.3, report: Report = None,
+        blocks: int = 3, dropout: float = 0.3, report: Report = None, checkpoint: Weights = None,
     ) -> Stored:  # fmt: skip
         """Fit the flow from starts to data.
 
@@ -179,9 +185,11 @@ class BetweenData:
             x_0, x = units.into(before.blurred(chosen, generator)), units.into(ready.blurred(rows, generator))
             return flow_matching(network, x, stratified(len(x), generator), optimal_coupling(x_0, x))
 
-        done = fit(network, loss, ready.rows, Recipe(steps), seed=seed, report=report)
-        kept = done.weights | {"start": before.rows}
-        return Stored(self.model, settings, kept, notes(self.model, data is None, seed, **asked))
+        made = notes(self.model, data is None, seed, **asked)
+        done = fit(
+            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made
+        )
+        return Stored(self.model, settings, done.weights | {"start": before.rows}, made)
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,6 +137,7 @@ class ContrastiveDivergence:
             raise InvalidArgument("start", self.start, "'data', 'noise' or a ReplayBuffer")
         derive(self.seed, 0)  # refuses what is no seed
         self.calls = 0
+        self.part = 0
         self.last: dict[str, float] = {}
 
     def __call__(self, field: Any, batch: Tensor) -> CDStep:
@@ -180,7 +181,8 @@ class ContrastiveDivergence:
         return moment, slots
 
     def _noise(self, chains: int | Tensor, like: Tensor) -> Noise:
-        return Noise(derive(self.seed, self.calls), chains, device=like.device, dtype=like.dtype)
+        seed = derive(self.seed, 2**64 - self.part) if self.part else self.seed  # no call has such a number
+        return Noise(derive(seed, self.calls), chains, device=like.device, dtype=like.dtype)
 
     def _fresh(self, field: Any, ids: Tensor, like: Tensor) -> Tensor:
         """Where chains start from noise: the field's own `initial`, else N(0, I)."""
@@ -206,13 +208,17 @@ class ContrastiveDivergence:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is needed to go on exactly from here: the number of calls, and the buffer."""
-        state = {"calls": torch.tensor(self.calls)}
+        state = {"calls": torch.tensor(self.calls), "part": torch.tensor(self.part)}
         if isinstance(self.start, ReplayBuffer):
             state |= {f"buffer/{name}": value for name, value in self.start.state_dict().items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state_dict`."""
-        self.calls = int(state["calls"])
+        self.calls, self.part = int(state["calls"]), int(state["part"])
         if isinstance(self.start, ReplayBuffer):
             self.start.load_state_dict({n[7:]: v for n, v in state.items() if n.startswith("buffer/")})
+
+    def for_part(self, part: int) -> None:
+        """From now on be number `part` of several that share seed and settings: with noise, and a buffer, of its own."""
+        self.part = part

@@ -55,12 +55,14 @@ def load(name: str, /, **parameters: Any) -> Any:
 
 
 def train(
-    name: str, data: Any = None, /, *, seed: int = 0, report: Callable[[Any], Any] | None = None, **settings: Any
-) -> Any:
+    name: str, data: Any = None, /, *, seed: int = 0, report: Callable[[Any], Any] | None = None, checkpoint: Any = None,
+    **settings: Any,
+) -> Any:  # fmt: skip
     """Train a model anew. What is returned has `save(path)`; `load(name, weights=path)` then gives the field.
 
     Arguments: name; data, a tensor `(n, *event_shape)`, or None for the data of the shipped weights; seed; report, called
-        with the progress after each evaluation; settings of the model's trainer, such as steps.
+        with the progress after each evaluation; checkpoint, a file to save the training to and to go on from, for a
+        trainer that takes one; settings of the model's trainer, such as steps.
     Raises: as `describe`; `MissingCapability` for a model without a trainer; `InvalidArgument` for a setting that the
         trainer does not have; what the trainer raises, `FitFailure` among them; `BrokenPlugin` where that is no `ScoretkError`.
     """
@@ -73,8 +75,13 @@ def train(
         )
     with _MODELS.isolated(entry, "train"):
         trainer = pointed_at(spec.trainer)
-        known = [p for p in inspect.signature(trainer).parameters if p not in ("data", "seed", "report")]
+        takes = list(inspect.signature(trainer).parameters)
+        known = [p for p in takes if p not in ("data", "seed", "report", "checkpoint")]
     _refuse_unknown(settings, known, f"a setting of {entry.id}")
+    if checkpoint is not None:
+        if "checkpoint" not in takes:
+            raise InvalidArgument("checkpoint", checkpoint, f"None, as the trainer of {entry.id} keeps no checkpoints")
+        settings = {**settings, "checkpoint": checkpoint}
     with _MODELS.isolated(entry, "train", {"seed": seed, **settings}):
         trained = trainer(data, seed=seed, report=report, **settings)
         if not callable(getattr(trained, "save", None)):

@@ -39,7 +39,8 @@ class ModelSpec:
             these. Lists become tuples.
         trainer: "module:callable" for a model that can be trained, else None. Called as
             `trainer(data, seed=..., report=..., **settings)`, data a tensor `(n, *event_shape)` or None for the model's own,
-            it returns an object with `save(path)`; the factory's parameter `weights` takes the path of that file.
+            it returns an object with `save(path)`; the factory's parameter `weights` takes the path of that file. One that
+            has a parameter `checkpoint`, None by default, may be given a path to save to and to go on from.
         interface: the plugin interface that the plugin is written for, one of `INTERFACES`.
 
     Raises: `InvalidArgument`, which names the field.

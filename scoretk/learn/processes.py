@@ -1,0 +1,93 @@
+"""The processes of one training (`torchrun`, torch.distributed): what they add up, agree on and hand to one another.
+
+Alone, each of these functions is what it is for one process. Gradients are summed in one message a step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, distributed, nn
+
+__all__ = ["agreed", "gathered", "joined", "own", "process_count", "rank", "same_start", "summed"]
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def process_count() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if _several() else 1
+
+
+def rank() -> int:
+    """The number of this one; 0 reports and writes."""
+    return distributed.get_rank() if _several() else 0
+
+
+def own(parts: int) -> range:
+    """Which of the parts of a batch this one computes; their number is a multiple of the number of processes."""
+    each = parts // process_count()
+    return range(rank() * each, (rank() + 1) * each)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that `torchrun` started, if it did, with gloo; leave them after."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or _several():
+        yield
+        return
+    distributed.init_process_group("gloo")
+    try:
+        yield
+        distributed.barrier()  # gloo may abort in a process whose peer has left
+    finally:
+        distributed.destroy_process_group()
+
+
+def same_start(module: nn.Module) -> None:
+    """Give every process the parameters and buffers of the first."""
+    if process_count() > 1:
+        for tensor in module.state_dict().values():
+            distributed.broadcast(tensor.detach(), 0)
+
+
+def summed(parameters: Sequence[nn.Parameter], value: Tensor) -> Tensor:
+    """Sum gradients, in place, and a scalar over the processes. A parameter that has a gradient nowhere stays without."""
+    if process_count() == 1:
+        return value
+    wide = torch.promote_types(parameters[0].dtype, torch.float32)
+    has = torch.tensor([p.grad is not None for p in parameters], device=value.device)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    message = torch.cat([v.detach().to(wide).flatten() for v in (value, has, *grads)])
+    distributed.all_reduce(message)
+    sums = message[1 + len(parameters) :].split([p.numel() for p in parameters])
+    for p, some, total in zip(parameters, message[1:].tolist(), sums, strict=False):
+        p.grad = total.view_as(p).to(p) if some else None
+    return message[0]
+
+
+def agreed(value: float | None) -> float | None:
+    """The first process's number, in all of them."""
+    if value is None or process_count() == 1:
+        return value
+    message = torch.tensor(value, dtype=torch.float64)
+    distributed.broadcast(message, 0)
+    return float(message)
+
+
+def gathered(content: bytes) -> list[bytes]:
+    """Every process's bytes, in the order of their ranks."""
+    if process_count() == 1:
+        return [content]
+    sizes = [torch.zeros((), dtype=torch.int64) for _ in range(process_count())]
+    distributed.all_gather(sizes, torch.tensor(len(content)))
+    longest = max(int(n) for n in sizes)
+    mine = torch.frombuffer(bytearray(content.ljust(longest, b"\0")), dtype=torch.uint8)
+    all_of_them = [torch.empty_like(mine) for _ in sizes]
+    distributed.all_gather(all_of_them, mine)
+    return [t[: int(n)].numpy().tobytes() for t, n in zip(all_of_them, sizes, strict=True)]

@@ -1,0 +1,252 @@
+"""One training of the fit loop: a step, an evaluation, and the moment between two steps from which another can go on."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from scoretk.arguments import count, tensor_like
+from scoretk.checkpoint import tensor_digest
+from scoretk.errors import CheckpointError, InvalidArgument, ScoretkError
+from scoretk.learn import processes
+from scoretk.learn.recipe import Fit, Loss, Numbers, Player, Progress, Recipe
+from scoretk.learn.states import States
+from scoretk.noise import derive
+
+__all__ = ["NotFinite", "Training"]
+
+
+class NotFinite(ArithmeticError):
+    """Leaves an optimiser's step before it moves the weights."""
+
+
+class Training:
+    """Everything that changes from step to step of a fit; its arguments are those of `fit`."""
+
+    def __init__(
+        self, module: nn.Module, players: list[Player], data: Tensor, recipe: Recipe, seed: int, evaluate: Loss | None,
+        state: Any,
+    ) -> None:  # fmt: skip
+        self.module, self.players, self.recipe, self.seed = module, players, recipe, count("seed", seed)
+        self.measure = players[0].loss if evaluate is None and len(players) == 1 else evaluate
+        if not players or (self.measure is None and recipe.held_out):
+            raise InvalidArgument("evaluate", evaluate, "what to measure on held-out rows, or held_out=0, for a game")
+        rows = tensor_like("data", data, (None, *data.shape[1:]))
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.train, self.held_out = _split(rows, recipe.held_out, self.generator)
+        self.batch = min(recipe.batch, len(self.train))
+        self.parts = _parts(recipe, self.batch)
+        processes.same_start(module)
+        self.optimisers = [(player.optimiser or recipe.make)(_parameters(player, module)) for player in players]
+        self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
+        self.average = _average(module, recipe.decay)
+        draws = self.generator if self.parts == 1 else torch.Generator()
+        self.randomness = [draws, *_generators(module)]
+        self.states = States([*(player.loss for player in players), state], self.parts)
+        self.step, self.turns, self.stale, self.lowest = 0, 0, 0, math.inf
+        self.sums: dict[str, float | Tensor] = {}
+        self.best = Fit(self.averaged(), 0)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """A state dict of the module with the averaged weights, a copy."""
+        return copy.deepcopy(self.average.module.state_dict())
+
+    def settle(self, weights: dict[str, Tensor]) -> None:
+        """Leave the module with these weights."""
+        self.module.load_state_dict(weights)
+        self.module.eval()
+
+    def advance(self) -> None:
+        """One step: every player's turn. Raises `NotFinite`."""
+        for player, optimiser, rates in zip(self.players, self.optimisers, self.rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * self.recipe.rate(self.step)
+            for _ in range(player.steps):
+                self._turn(player, optimiser)
+        self.average.update_parameters(self.module)
+        self.step += 1
+
+    def _turn(self, player: Player, optimiser: Optimizer) -> None:
+        batch = self.train[torch.randint(len(self.train), (self.batch,), generator=self.generator)]
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        before = [g.get_state() for g in self.randomness]
+        told: list[dict[str, float | Tensor]] = []
+        self.module.train()
+
+        def closure() -> Tensor:
+            if told:  # some optimisers ask again, at other weights: with the same randomness
+                _set_states(self.randomness, before)
+            optimiser.zero_grad()
+            value, numbers = self._gradient(player.loss, batch, parameters)
+            norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+            if not bool(torch.isfinite(value + norm)):
+                raise NotFinite
+            told.append({"loss": float(value), "gradient": norm, **numbers})
+            return value
+
+        optimiser.step(closure)  # type: ignore[arg-type]
+        if not bool(torch.isfinite(nn.utils.get_total_norm(parameters))):
+            raise NotFinite
+        self.turns += 1
+        for name, number in told[0].items():
+            name = f"{player.name} {name}".lstrip()
+            self.sums[name] = self.sums.get(name, 0.0) + number / player.steps
+
+    def _gradient(
+        self, loss: Loss, batch: Tensor, parameters: list[nn.Parameter]
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """The loss of a batch and its gradients, over all processes; and what the last slice here tells."""
+        total, numbers = torch.zeros((), device=parameters[0].device), dict[str, float | Tensor]()
+        slices = batch.tensor_split(self.parts)
+        for part in processes.own(self.parts):
+            if self.parts > 1:
+                for i, generator in enumerate(self.randomness):
+                    generator.manual_seed(derive(self.seed, self.turns, part, i))
+            with self.states.of(part):
+                value, numbers = _mean(loss(slices[part], self.randomness[0]))
+            value = value * (len(slices[part]) / len(batch))
+            if bool(torch.isfinite(value)):
+                value.backward(inputs=parameters)
+            total = total + value.detach()
+        return processes.summed(parameters, total), numbers
+
+    def evaluate(self) -> None:
+        """Add to the history, and keep the averaged weights where they are the best so far. Raises `NotFinite`."""
+        found = processes.agreed(self._held_out_value())
+        if found is not None and math.isnan(found):
+            raise NotFinite
+        steps = self.step - (self.best.history[-1].step if self.best.history else 0)
+        means = {name: float(total) / steps for name, total in self.sums.items()}
+        lost = means[f"{self.players[-1].name} loss".lstrip()]
+        means.pop("loss", None)
+        self.best.history.append(Progress(self.step, lost, found, means))
+        self.sums, self.stale = {}, self.stale + 1
+        if found is None or found < self.lowest:
+            self.lowest, self.stale = math.inf if found is None else found, 0
+            self.best.weights, self.best.step = self.averaged(), self.step
+
+    def _held_out_value(self) -> float | None:
+        """The averaged weights' value on held-out rows, with the same randomness at each evaluation."""
+        if len(self.held_out) == 0 or self.measure is None:
+            return None
+        present = copy.deepcopy(self.module.state_dict())
+        self.settle(self.averaged())
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad(), self.states.unchanged():
+            values = [_mean(self.measure(self.held_out, generator))[0] for _ in range(self.recipe.repeats)]
+        self.module.load_state_dict(present)
+        return float(torch.stack(values).mean())
+
+    def identity(self, data: Tensor, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What tells this run from others."""
+        weights = {name: [str(v.dtype), list(v.shape)] for name, v in self.module.state_dict().items()}
+        return {
+            "run": "fit", "seed": self.seed, "data": tensor_digest({"data": torch.as_tensor(data)}), "weights": weights,
+            "recipe": asdict(self.recipe) | {"optimiser": _name(self.recipe.optimiser), "parts": self.parts},
+            "players": [[p.name, p.steps, _name(p.optimiser)] for p in self.players], "settings": dict(settings or {}),
+        }  # fmt: skip
+
+    def moment(self) -> dict[str, Any]:
+        """All that is needed to go on exactly from here; called by every process."""
+        return {
+            "step": self.step, "turns": self.turns, "stale": self.stale, "lowest": self.lowest,
+            "weights": self.module.state_dict(), "average": self.average.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "generators": [g.get_state() for g in (self.generator, *self.randomness)],
+            "states": self.states.moment(),
+            "best": (self.best.weights, self.best.step, [(*p[:3], dict(p.health)) for p in self.best.history]),
+        }  # fmt: skip
+
+    def restore(self, moment: dict[str, Any]) -> None:
+        """Go on from a moment. Raises `CheckpointError`."""
+        try:
+            for optimiser, its in zip(self.optimisers, moment["optimisers"], strict=True):
+                optimiser.load_state_dict(its)
+            _set_states([self.generator, *self.randomness], moment["generators"])
+            self.states.restore(moment["states"])
+            self.step, self.turns = moment["step"], moment["turns"]
+            self.stale, self.lowest = moment["stale"], moment["lowest"]
+            weights, step, history = moment["best"]
+            places = {name: value.device for name, value in self.module.state_dict().items()}
+            weights = {name: value.to(places[name]) for name, value in weights.items()}
+            self.best = Fit(weights, step, [Progress(*values) for values in history])
+            self.average.load_state_dict(moment["average"])
+            self.module.load_state_dict(moment["weights"])
+        except (KeyError, ValueError, TypeError, RuntimeError, ScoretkError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit this training: {error}. It is left untouched"
+            ) from error
+
+
+def _split(rows: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    order = torch.randperm(len(rows), generator=generator)
+    kept = round(share * len(rows))
+    if len(rows) - kept < 1:
+        raise InvalidArgument("data", rows, "at least one row to fit, beside those held out")
+    return rows[order[kept:]], rows[order[:kept]]
+
+
+def _parts(recipe: Recipe, batch: int) -> int:
+    workers = processes.process_count()
+    parts = workers if recipe.parts is None else recipe.parts
+    if parts % workers or parts > batch:
+        raise InvalidArgument("parts", parts, f"a multiple of {workers} processes, at most the {batch} rows of a batch")
+    return parts
+
+
+def _parameters(player: Player, module: nn.Module) -> list[nn.Parameter]:
+    known, found = set(module.parameters()), [p for p in player.module.parameters() if p.requires_grad]
+    if not found or not known.issuperset(found):
+        raise InvalidArgument(
+            "module", player.module, "a module with parameters to fit, part of the module that is fitted"
+        )
+    return found
+
+
+def _average(module: nn.Module, decay: float) -> AveragedModel:
+    """The average, which starts as the module itself; buffers are taken as they are."""
+
+    def take_in(averages: Any, present: Any, averaged: Tensor | int) -> None:
+        done = int(averaged)
+        for a, w in zip(averages, present, strict=True):
+            a.lerp_(w, 1 - min(decay, done / (done + 9)))
+
+    average = AveragedModel(module, multi_avg_fn=take_in)
+    average.update_parameters(module)  # the first is a copy, and counted
+    return average
+
+
+def _generators(module: nn.Module) -> list[torch.Generator]:
+    """Those that modules hold as attributes, as dropout does."""
+    held = [value for m in module.modules() for value in vars(m).values() if isinstance(value, torch.Generator)]
+    return list({id(g): g for g in held}.values())
+
+
+def _set_states(generators: list[torch.Generator], states: list[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+
+
+def _mean(outcome: Tensor | tuple[Tensor, Numbers]) -> tuple[Tensor, dict[str, float | Tensor]]:
+    values, numbers = outcome if isinstance(outcome, tuple) else (outcome, {})
+    if not isinstance(values, Tensor) or not isinstance(numbers, Mapping):
+        raise InvalidArgument(
+            "loss", outcome, "a tensor, or a tensor and a dict of numbers, from loss(rows, generator)"
+        )
+    return values.mean(), dict(numbers)
+
+
+def _name(make: Any) -> Any:
+    """What tells one maker of optimisers from another, without addresses."""
+    if isinstance(make, partial):
+        return [_name(make.func), repr(make.args), repr(make.keywords)]
+    return None if make is None else f"{make.__module__}.{getattr(make, '__qualname__', type(make).__qualname__)}"

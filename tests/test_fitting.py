@@ -1,0 +1,338 @@
+"""The fit loop: any optimiser, players, early stopping, exact resume, several processes, and what it says on the way."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import scoretk as stk
+from scoretk.families import digits_flow
+from scoretk.families.stored import read_weights
+from scoretk.learn import Player, Recipe, fit
+from scoretk.learn.resume import from_tensors, packed, to_tensors, unpacked
+from tests.trainings import KINDS, PARTED, RECIPE, contrastive, deterministic, game, network, noisy, rows
+
+ROOT = Path(__file__).parent.parent
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def near(a, b):
+    return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5) for name in a)
+
+
+class Weight(nn.Module):
+    """Two equal weights."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2,), value))
+
+
+class Stop(Exception):
+    """What a kill does to the loop."""
+
+
+def stop_after(step):
+    def report(progress):
+        if progress.step >= step:
+            raise Stop
+
+    return report
+
+
+class TestResume:
+    @pytest.mark.parametrize("recipe", [replace(PARTED, parts=1), PARTED], ids=["whole", "parts"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(self, tmp_path, kind, recipe):
+        straight = KINDS[kind](recipe)
+        for at in ([2, 4, 10], [12]):
+            path = tmp_path / f"{at}.checkpoint"
+            for step in at:
+                with pytest.raises(Stop):
+                    KINDS[kind](recipe, checkpoint=path, report=stop_after(step))
+            told = []
+            done = KINDS[kind](recipe, checkpoint=path, report=told.append)
+            assert equal(done.weights, straight.weights)
+            assert done.history == straight.history
+            assert done.step == straight.step
+            assert told == straight.history[at[-1] // 2 :]
+            again = KINDS[kind](recipe, checkpoint=path, report=stop_after(0))  # nothing is left to do
+            assert equal(again.weights, straight.weights)
+
+    def test_a_stop_between_evaluations_goes_back_to_the_last(self, tmp_path):
+        net, calls, straight = network(2), [], deterministic()
+
+        def loss(x, _):
+            if net.training:
+                calls.append(1)
+            if len(calls) == 8:
+                raise Stop
+            return (net(x) - x.flip(1)).square().sum(1)
+
+        for _ in range(2):
+            with pytest.raises(Stop):
+                fit(net, loss, rows(), RECIPE, checkpoint=tmp_path / "c")
+            calls[:] = [1] * 5  # the second run starts at step 6 and ends, two steps on, inside the same interval
+        assert equal(deterministic(checkpoint=tmp_path / "c").weights, straight.weights)
+
+    @pytest.mark.parametrize(
+        ("make", "said"),
+        [
+            (lambda p: deterministic(replace(RECIPE, steps=24), checkpoint=p), "recipe"),
+            (lambda p: deterministic(replace(RECIPE, optimiser=torch.optim.SGD), checkpoint=p), "SGD"),
+            (lambda p: deterministic(seed=1, checkpoint=p), "seed: 0 there, 1 here"),
+            (lambda p: deterministic(settings={"smoothing": 0.1}, checkpoint=p), "smoothing"),
+            (lambda p: noisy(RECIPE, checkpoint=p), "weights"),
+            (lambda p: fit(network(2), lambda x, _: x.sum(1), rows(61), RECIPE, checkpoint=p), "data"),
+        ],
+    )
+    def test_another_runs_checkpoint_is_refused(self, tmp_path, make, said):
+        path = tmp_path / "c"
+        deterministic(checkpoint=path)
+        before = path.read_bytes()
+        with pytest.raises(stk.CheckpointError, match=said):
+            make(path)
+        assert path.read_bytes() == before
+
+    def test_damaged_and_foreign_files_are_refused_and_kept(self, tmp_path):
+        path = tmp_path / "c"
+        deterministic(checkpoint=path)
+        whole = path.read_bytes()
+        for content in (whole[:-9], whole[:100], b"", b"else", whole[:-5] + b"\xff" + whole[-4:]):
+            path.write_bytes(content)
+            with pytest.raises(stk.CheckpointError, match="untouched"):
+                deterministic(checkpoint=path)
+            assert path.read_bytes() == content
+        stk.sample("gaussian", stk.ULA(0.1), chains=2, steps=2, checkpoint=tmp_path / "run")
+        with pytest.raises(stk.CheckpointError, match="another run"):
+            deterministic(checkpoint=tmp_path / "run")
+        with pytest.raises(stk.InvalidArgument, match="folder"):
+            deterministic(checkpoint=tmp_path / "nowhere" / "c")
+
+    def test_whatever_an_optimiser_keeps_goes_through_the_file(self):
+        tensor = torch.tensor([1.0, math.nan], dtype=torch.bfloat16)
+        value = {"a": [tensor, (0.1, math.inf, None)], 3: {"x": True}, "e": [], "s": ("",)}
+        for back in (from_tensors(to_tensors(value)), unpacked(packed(value))):
+            assert repr(back) == repr(value)
+        with pytest.raises(stk.CheckpointError, match="object"):
+            packed({"a": object()})
+
+    @pytest.mark.parametrize(
+        "optimiser",
+        [
+            partial(torch.optim.SGD, lr=0.02, momentum=0.9),
+            partial(torch.optim.Adagrad, lr=0.05),
+            partial(torch.optim.Rprop, lr=0.01),
+            partial(torch.optim.LBFGS, lr=0.5, max_iter=4),
+        ],
+        ids=lambda o: o.func.__name__,
+    )
+    def test_any_torch_optimiser_learns_and_resumes(self, tmp_path, optimiser):
+        recipe = Recipe(40, batch=60, evaluations=4, clip=100.0, decay=0.5, optimiser=optimiser)
+        straight = deterministic(recipe)
+        assert straight.history[-1].held_out < 0.5 * straight.history[0].held_out
+        with pytest.raises(Stop):
+            deterministic(recipe, checkpoint=tmp_path / "c", report=stop_after(20))
+        assert equal(deterministic(recipe, checkpoint=tmp_path / "c").weights, straight.weights)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What two gloo processes wrote."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    program = [str(ROOT / "tests" / "trainings.py"), str(folder)]
+    done = subprocess.run(command + program, check=False, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_an_optimiser_that_asks_again_meets_the_same_noise():
+    net, drawn = network(2), []
+
+    def loss(x, generator):
+        if net.training:
+            drawn.append(torch.rand((), generator=generator).item())
+        return (net(x) - x.flip(1)).square().sum(1)
+
+    search = partial(torch.optim.LBFGS, lr=0.1, max_iter=4, tolerance_change=0.0)
+    fit(net, loss, rows(), replace(RECIPE, optimiser=search, batch=60))
+    assert len(drawn) > 2 * RECIPE.steps
+    assert len(set(drawn)) == RECIPE.steps
+
+
+class TestSeveralProcesses:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_they_end_with_the_weights_of_one_process_on_the_joined_batch(self, folder, kind):
+        ours, theirs = (load_file(folder / f"{kind}-{rank}.safetensors") for rank in (0, 1))
+        alone = KINDS[kind]()
+        assert equal(ours, theirs)
+        assert near(ours, alone.weights)
+        if kind != "deterministic":  # the test can fail: other noise is seen
+            assert not near(ours, KINDS[kind](replace(PARTED, parts=3)).weights)
+
+    @pytest.mark.parametrize("kind", ["noisy", "contrastive", "game"])
+    def test_their_checkpoint_serves_one_process(self, folder, kind):
+        done = KINDS[kind](checkpoint=folder / f"{kind}.checkpoint", report=stop_after(0))
+        assert equal(done.weights, load_file(folder / f"{kind}-0.safetensors"))
+
+    def test_the_command_writes_once_and_the_same_weights(self, folder):
+        one = read_weights(folder / "flow.safetensors", "digits-flow")
+        alone = digits_flow.train(rows(), steps=4, width=8, dropout=0.0)
+        assert one.notes == {**alone.notes, "dropout": 0.0}
+        assert one.weights.keys() == alone.weights.keys()
+        assert not list(folder.glob(".*"))
+
+    def test_parts_add_up_to_the_whole(self):
+        whole = deterministic(replace(PARTED, parts=1)).weights
+        assert near(deterministic(PARTED).weights, whole)
+        assert near(deterministic(replace(PARTED, parts=15)).weights, whole)
+        with pytest.raises(stk.InvalidArgument, match="15 rows"):
+            deterministic(replace(PARTED, parts=16))
+
+    def test_a_state_that_cannot_be_parted_is_refused(self):
+        state = type("Counter", (), {"state_dict": lambda self: {}, "load_state_dict": lambda self, _: None})()
+        with pytest.raises(stk.InvalidArgument, match="for_part"):
+            deterministic(PARTED, state=state)
+
+
+class TestPlayers:
+    def test_each_moves_its_own_weights_as_often_as_it_should(self):
+        nets = nn.ModuleDict({"a": Weight(0.0), "b": Weight(0.0)})
+
+        def loss(x, _):  # the gradient is 1 for each of them
+            return nets["a"].weight.sum() + nets["b"].weight.sum()
+
+        players = [Player("a", nets["a"], loss, steps=3), Player("b", nets["b"], loss)]
+        slope = partial(torch.optim.SGD, lr=0.5)
+        recipe = Recipe(10, held_out=0.0, optimiser=slope, clip=9.0, schedule="constant", decay=0.0, evaluations=10)
+        done = fit(nets, players, rows(), recipe)
+        assert nets["a"].weight.tolist() == [-15, -15]
+        assert nets["b"].weight.tolist() == [-5, -5]
+        assert nets["a"].weight.grad.tolist() == [1, 1]  # nothing from the other's turn
+        assert done.history[0].health["a loss"] == -1  # 0, -1 and -2 in its three turns
+        assert done.history[0].loss == done.history[0].health["b loss"] == -3
+
+    def test_the_best_held_out_value_is_kept(self):
+        done = game()
+        assert done.step == min(done.history, key=lambda p: p.held_out).step
+        assert {"critic gap", "critic gradient", "generator loss"} <= done.history[0].health.keys()
+
+    def test_a_game_says_what_it_needs(self):
+        net = network(2)
+        player = Player("p", net, lambda x, _: net(x).sum(1))
+        other = Player("q", network(1), lambda x, _: net(x).sum(1))
+        with pytest.raises(stk.InvalidArgument, match="held-out"):
+            fit(net, [player, player], rows(), RECIPE)
+        with pytest.raises(stk.InvalidArgument, match="part of the module"):
+            fit(net, [player, other], rows(), replace(RECIPE, held_out=0.0))
+        with pytest.raises(stk.InvalidArgument, match="evaluate"):
+            fit(net, [], rows(), replace(RECIPE, held_out=0.0))
+        with pytest.raises(stk.InvalidArgument, match="steps"):
+            Player("p", net, player.loss, steps=0)
+
+
+class TestHealth:
+    def test_contrastive_divergence_tells_gap_acceptance_age_and_failures(self):
+        told = []
+        contrastive(report=told.append)
+        assert told[0].health.keys() == {"gradient", "energy_gap", "accept", "buffer_age", "failed"}
+        assert told[-1].health["buffer_age"] > told[0].health["buffer_age"]
+        assert 0 < told[-1].health["accept"] <= 1
+        for name in ("loss", "gradient", "energy_gap", "accept", "buffer_age", "failed 0"):
+            assert f"  {name}" in str(told[-1])
+
+    def test_numbers_are_means_since_the_last_evaluation(self):
+        net, calls = network(2), []
+
+        def loss(x, _):
+            if net.training:
+                calls.append(1)
+            return net(x).square().sum(1), {"call": len(calls), "twice": torch.tensor(2.0 * len(calls))}
+
+        done = fit(net, loss, rows(), RECIPE)
+        assert [p.health["call"] for p in done.history] == [1.5, 3.5, 5.5, 7.5, 9.5, 11.5]
+        assert [p.health["twice"] for p in done.history] == [3, 7, 11, 15, 19, 23]
+
+    def test_a_loss_of_the_wrong_kind_is_refused(self):
+        net = network(2)
+        with pytest.raises(stk.InvalidArgument, match="a dict of numbers"):
+            fit(net, lambda x, _: (net(x), x), rows(), RECIPE)
+
+    def test_patience_stops_and_keeps_the_best_also_after_a_resume(self, tmp_path):
+        recipe = Recipe(400, batch=16, learning_rate=0.05, decay=0.0, evaluations=100, patience=3)
+
+        def train(**options):  # the held-out value falls, then rises
+            net = Weight(0.0)
+            return fit(
+                net, lambda x, _: -net.weight.sum(), rows(), recipe, evaluate=lambda x, _: (net.weight.sum() - 1).abs(),
+                **options,
+            )  # fmt: skip
+
+        done = train()
+        values = [p.held_out for p in done.history]
+        assert len(values) < 100
+        assert values.index(min(values)) == len(values) - 4
+        assert done.step == done.history[-4].step
+        with pytest.raises(Stop):
+            train(checkpoint=tmp_path / "c", report=stop_after(done.history[-3].step))
+        again = train(checkpoint=tmp_path / "c")
+        assert again.history == done.history
+        assert equal(again.weights, done.weights)
+        with pytest.raises(stk.InvalidArgument, match="patience"):
+            Recipe(10, held_out=0.0, patience=3)
+
+
+class TestFailure:
+    @pytest.mark.parametrize("fault", ["loss", "gradient", "weights"])
+    def test_what_is_not_finite_stops_with_the_last_good_weights(self, fault):
+        net, calls, optimisers = Weight(1.0), [], []
+
+        def sgd(parameters):
+            optimisers.append(torch.optim.SGD(parameters, lr=0.1))
+            return optimisers[0]
+
+        def loss(x, _):
+            calls.append(1)
+            if len(calls) < 5:
+                return net.weight.sum()
+            if fault == "loss":
+                return net.weight.sum() * math.nan
+            if fault == "gradient":
+                return (net.weight - net.weight.detach()).abs().sqrt().sum()
+            optimisers[0].param_groups[0]["lr"] = math.inf
+            return net.weight.sum()
+
+        with pytest.raises(stk.FitFailure, match="step 4") as caught:
+            fit(net, loss, rows(), Recipe(20, held_out=0.0, optimiser=sgd))
+        assert caught.value.step == 4
+        assert bool(torch.isfinite(net.weight).all())
+        assert torch.equal(net.weight, caught.value.weights["weight"])
+        assert not net.training
+
+    def test_a_held_out_value_that_is_nan_stops_too(self):
+        net = network(2)
+        with pytest.raises(stk.FitFailure, match="step 2"):
+            fit(net, lambda x, _: net(x).sum(1), rows(), RECIPE, evaluate=lambda x, _: x.sum() * math.nan)
+
+
+def test_the_average_is_of_the_tied_weights_too():
+    """One tensor under two names: both hold the average."""
+    net = nn.ModuleDict({"a": network(2), "b": network(2)})
+    net["b"][0].weight = net["a"][0].weight
+    before = net["a"][0].weight.detach().clone()
+    done = fit(net, lambda x, _: (net["b"](net["a"](x)) - x).square().sum(1), rows(), Recipe(30, batch=16))
+    assert torch.equal(done.weights["a.0.weight"], done.weights["b.0.weight"])
+    assert not torch.equal(done.weights["a.0.weight"], before)
