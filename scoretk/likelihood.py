@@ -1,4 +1,4 @@
-r"""Log densities: exact where the family has them, else by the probability flow.
+r"""Log densities: exact where the family has them, by its own estimator where it has one, else by the probability flow.
 
 Along a flow `dz/dphi = u(z, phi)` the density changes by the divergence,
 
@@ -108,6 +108,10 @@ def log_prob(
             value = field.log_prob(rows, **(cond or {}))
         status = torch.where(value.isnan(), int(Status.NONFINITE), int(Status.OK))
         return Estimate(value, torch.zeros_like(value), "exact", Cost(log_prob=len(rows)), status)
+    own = getattr(field, "estimate_log_prob", None)
+    if callable(own):
+        with left_as_found(field), torch.no_grad():
+            return own(rows, seed=seed, **(cond or {}))
     if not is_timed(field):
         raise MissingCapability(
             field_name(field), offers(field), {"log_prob"},

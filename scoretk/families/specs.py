@@ -9,6 +9,9 @@ __all__ = [
     "digits_flow_classes",
     "digits_flow_ot",
     "digits_interpolant",
+    "digits_latent_energy",
+    "digits_vae",
+    "digits_vae_binary",
     "eight_schools",
     "funnel",
     "gaussian",
@@ -170,5 +173,35 @@ digits_interpolant = ModelSpec(
     provides=_PATH,
     event_shape=(1, 8, 8),
     summary="a stochastic interpolant between noise and handwritten digits, velocity and score",
+    parameters={"weights": None},
+)
+digits_vae = ModelSpec(
+    name="digits-vae",
+    family="variational autoencoder",
+    factory="scoretk.families.vae:GAUSSIAN.build",
+    trainer="scoretk.families.vae:GAUSSIAN.train",
+    provides={"energy", "log_prob", "draw", "decode"},
+    event_shape=(12,),
+    summary="a VAE with a Gaussian decoder on scikit-learn's handwritten digits, sampled in its latents",
+    parameters={"weights": None},
+)
+digits_vae_binary = ModelSpec(
+    name="digits-vae-binary",
+    family="variational autoencoder",
+    factory="scoretk.families.vae:BINARY.build",
+    trainer="scoretk.families.vae:BINARY.train",
+    provides={"energy", "log_prob", "draw", "decode"},
+    event_shape=(12,),
+    summary="a VAE with a Bernoulli decoder on scikit-learn's handwritten digits, pixels 0 or 1, sampled in its latents",
+    parameters={"weights": None},
+)
+digits_latent_energy = ModelSpec(
+    name="digits-latent-energy",
+    family="variational autoencoder",
+    factory="scoretk.families.vae:LATENT_ENERGY.build",
+    trainer="scoretk.families.vae:LATENT_ENERGY.train",
+    provides={"energy", "decode"},
+    event_shape=(12,),
+    summary="a VAE whose prior is an energy learned by contrastive divergence, on scikit-learn's handwritten digits",
     parameters={"weights": None},
 )
