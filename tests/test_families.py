@@ -7,8 +7,9 @@ import torch
 from scipy.stats import norm, semicircular
 
 import scoretk as stk
-from scoretk.families import digits_diffusion, digits_energy
+from scoretk.families import digits_energy
 from scoretk.families.analytic import EightSchools, Funnel, Semicircle
+from scoretk.families.diffusion import DIGITS_DIFFUSION
 from scoretk.families.flow_matching import FLOW
 from scoretk.families.mixture import GaussianMixture, gaussian, ring_mixture
 from scoretk.families.networks import PathNetwork, TimeMLP, fresh, spread_of
@@ -18,7 +19,7 @@ from tests.evidence import assert_distribution, assert_mean, assert_second_momen
 
 N = 40_000
 POINTS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
-TRAINED = {"digits-energy": digits_energy, "digits-diffusion": digits_diffusion, "digits-flow": FLOW}
+TRAINED = {"digits-energy": digits_energy, "digits-diffusion": DIGITS_DIFFUSION, "digits-flow": FLOW}
 
 
 def noise(n=N, seed=0):

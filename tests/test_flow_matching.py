@@ -13,7 +13,7 @@ from scoretk.families import specs
 from scoretk.families.digits_data import load_digits
 from scoretk.families.flow_matching import CLASSES, FLOW, INTERPOLANT, OPTIMAL, Units
 from scoretk.families.stored import read_weights, shipped
-from scoretk.learn.losses import flow_matching, stratified, velocity_matching
+from scoretk.learn.losses import flow_matching, prediction_error, stratified
 from scoretk.plugins.models import build
 from tests.evidence import assert_mean, ks_p, mean_z, z_limit
 
@@ -103,7 +103,7 @@ def test_the_velocity_of_an_interpolant_is_the_mean_rate_of_its_three_terms():
     assert mean_z(without[:, None], 0.0).abs().max() > z_limit()
 
 
-def test_velocity_matching_is_flow_matching_on_the_straight_path_and_least_at_the_velocity():
+def test_velocity_prediction_is_flow_matching_on_the_straight_path_and_least_at_the_velocity():
     generator = torch.Generator().manual_seed(0)
     x, noise, t = (
         torch.randn(5, 3, generator=generator),
@@ -114,20 +114,20 @@ def test_velocity_matching_is_flow_matching_on_the_straight_path_and_least_at_th
     def net(x, t):
         return x * t[:, None] + 1
 
-    straight = velocity_matching(net, x, t, noise, stk.Linear())
+    straight = prediction_error(net, x, t, noise, stk.Linear(), "velocity")
     torch.testing.assert_close(straight, flow_matching(net, x, t, noise))
     field = stk.load("gaussian", dim=1, mean=1.0, std=0.5).noised(stk.Interpolant())
     data, noise, t = torch.randn(3, 40_000, generator=generator, dtype=torch.float64)
     data, t = 1 + data[:, None] / 2, torch.sigmoid(t)
 
     def loss(scale):
-        return velocity_matching(lambda x, t: scale * field.velocity(x, t), data, t, noise[:, None], field.path)
+        return prediction_error(lambda x, t: scale * field.velocity(x, t), data, t, noise[:, None], field.path, "velocity")
 
     best, more, less = (loss(s) for s in (1.0, 1.1, 0.9))
     for worse in (more, less):
         assert float(mean_z(worse - best, 0.0)) > z_limit()
     with pytest.raises(stk.InvalidArgument, match="noise"):
-        velocity_matching(net, x, stratified(5, generator), x[:4], stk.Linear())
+        prediction_error(net, x, stratified(5, generator), x[:4], stk.Linear(), "velocity")
 
 
 # --- training, and what the fields offer -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import distributions as td
 
 import scoretk as stk
 from scoretk.families.mixture import GaussianMixture, gaussian
+from scoretk.fields.convert import PREDICTIONS
 from scoretk.learn.adversarial import (
     DIVERGENCES,
     f_gan_critic,
@@ -30,7 +31,7 @@ from scoretk.learn.likelihoods import (
     negative_log_likelihood,
     reparametrised,
 )
-from scoretk.learn.losses import denoising_score_matching, flow_matching, noise_prediction
+from scoretk.learn.losses import denoising_score_matching, flow_matching, noise_prediction, prediction_error
 from scoretk.learn.noise_contrastive import flow_contrastive, noise_contrastive
 from scoretk.learn.sampler_divergence import nearest_neighbour_entropy, sampler_divergence
 from scoretk.learn.score_matching import implicit_score_matching, sliced_score_matching
@@ -231,13 +232,21 @@ def test_a_weighted_noise_prediction_is_the_regression_that_it_is_named_for(path
         "score": guess / sigma - eps / sigma,
         "data": data - x,
         "velocity": (dalpha * data + dsigma * guess) - (dalpha * x + dsigma * eps),
+        "v": (alpha * guess - sigma * data) - (alpha * eps - sigma * x),
         "min-snr": (data - x) * (alpha / sigma).clamp(max=math.sqrt(5)),
         "edm": (data - x) * (sigma**2 + alpha**2 / 4).sqrt() / (sigma / 2),
     }
     loss = noise_prediction(lambda y, s: guess, x, t, eps, path)
     for name, error in direct.items():
         torch.testing.assert_close(weighting(name, path, t) * loss, error.square().mean(1), msg=name)
+        if name in PREDICTIONS:
+            exact = {"noise": guess, "score": -guess / sigma, "data": data, "v": alpha * guess - sigma * data,
+                     "velocity": dalpha * data + dsigma * guess}[name]  # fmt: skip
+            found = prediction_error(lambda y, s, exact=exact: exact, x, t, eps, path, name)
+            torch.testing.assert_close(found, error.square().mean(1), msg=name)
     assert set(direct) | {"likelihood"} == set(WEIGHTINGS)
+    with pytest.raises(stk.UnknownName, match="noise"):
+        prediction_error(lambda y, s: guess, x, t, eps, path, "nose")
     with pytest.raises(stk.UnknownName, match="likelihood"):
         weighting("likelyhood", path, t)
 

@@ -38,7 +38,7 @@ from scoretk.families.training import notes, prepare
 from scoretk.fields import Diffusion, GaussianPath, Interpolant, Linear, Velocity, standard_normal
 from scoretk.learn.couplings import COUPLINGS, optimal_coupling
 from scoretk.learn.fitting import Progress, Recipe, fit
-from scoretk.learn.losses import flow_matching, stratified, velocity_matching
+from scoretk.learn.losses import flow_matching, prediction_error, stratified
 
 __all__ = ["CLASSES", "FLOW", "INTERPOLANT", "OPTIMAL", "BetweenData", "FromNoise", "Interpolated"]
 
@@ -130,7 +130,7 @@ class Interpolated:
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             x = ready.blurred(rows, generator)
             noise = torch.randn(x.shape, generator=generator)
-            return velocity_matching(network, x, stratified(len(x), generator), noise, path)
+            return prediction_error(network, x, stratified(len(x), generator), noise, path, "velocity")
 
         made = notes(self.model, data is None, seed, **asked)
         done = fit(

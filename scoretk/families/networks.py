@@ -9,10 +9,10 @@ What is left of data and noise once these are taken away is one and the same vec
 
     x_1 - D = U [s sigma / w] F,      eps - e = -U [alpha s / w] F
 
-So a network that predicts F serves noise, data and velocity alike, is well scaled at every time, and before training
-already describes the Gaussian with the data's mean and covariance. With one s for all directions this is the
-preconditioning of Karras et al. An energy starts from the same Gaussian: `E = |s^-1 U^T (x - m)|^2 / 2 + f(x)`, where f
-grows at most linearly, so that the quadratic confines the chains whatever f has learned.
+So a network that predicts F serves every prediction alike, is well scaled at every time, and before training already
+describes the Gaussian with the data's mean and covariance. With one s for all directions this is the preconditioning of
+Karras et al. (`EDMNetwork`, in their symbols). An energy starts from the same Gaussian: `E = |s^-1 U^T (x - m)|^2 / 2 + f(x)`,
+where f grows at most linearly, so that the quadratic confines the chains whatever f has learned.
 
 Reference: Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models" (2022).
 """
@@ -27,9 +27,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from scoretk.arguments import option
+from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
+from scoretk.fields.convert import check_prediction
+from scoretk.fields.paths import PathPoint
 
-__all__ = ["ConfinedEnergy", "Dropout", "EnergyMLP", "PathNetwork", "Spread", "TimeMLP", "fresh", "spread_of"]
+__all__ = [
+    "ConfinedEnergy",
+    "Dropout",
+    "EDMNetwork",
+    "EnergyMLP",
+    "PathNetwork",
+    "Spread",
+    "TimeMLP",
+    "fresh",
+    "spread_of",
+]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -72,7 +86,8 @@ def fresh(make: Callable[[], Module], generator: torch.Generator) -> Module:
         if isinstance(layer, nn.Linear):
             bound = 0.0 if getattr(layer, "zero_start", False) else 1 / math.sqrt(layer.in_features)
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.LayerNorm):
             layer.reset_parameters()  # ones and zeros: no randomness
     return module
@@ -118,27 +133,49 @@ class TimeBlock(nn.Module):
 
 
 class TimeMLP(nn.Module):
-    """A residual MLP of x and an angle in [0, pi / 2] that stands for the time.
+    """A residual MLP of x, an angle in [-pi / 2, pi / 2] that stands for the time, and a class where there are any.
 
-    Arguments: dim, of x; width; blocks; dropout, the share of hidden units dropped in training.
+    Arguments: dim, of x; width; blocks; dropout, the share of hidden units dropped in training; features, of the time;
+    classes, how many, 0 for none.
     """
 
-    def __init__(self, dim: int, width: int = 256, blocks: int = 3, dropout: float = 0.3, features: int = 32) -> None:
+    def __init__(
+        self, dim: int, width: int = 256, blocks: int = 3, dropout: float = 0.3, features: int = 32, classes: int = 0
+    ) -> None:
         super().__init__()
+        self.classes = classes
         self.enter = nn.Linear(dim, width)
         self.time = nn.Linear(2 * HARMONICS, features)
         self.blocks = nn.ModuleList([TimeBlock(width, features, dropout, seed) for seed in range(blocks)])
         self.norm = nn.LayerNorm(width)
         self.leave = _zero_start(nn.Linear(width, dim))
+        if classes:
+            self.label = nn.Linear(classes, features, bias=False)
 
-    def forward(self, x: Tensor, angle: Tensor) -> Tensor:
-        """`(batch, dim), (batch,) -> (batch, dim)`."""
+    def forward(self, x: Tensor, angle: Tensor, label: Tensor | None = None) -> Tensor:
+        """`(batch, dim), (batch,), (batch,) -> (batch, dim)`; label -1, or None for all rows, is no class in particular.
+
+        Raises: `InvalidArgument` for a label outside -1 ... classes - 1, except under compilation or on an accelerator,
+        where asking would stall the device: there it is none.
+        """
         phase = 2 * angle[:, None] * torch.arange(1, HARMONICS + 1, dtype=x.dtype, device=x.device)
-        features = silu(self.time(torch.cat([phase.cos(), phase.sin()], 1)))
+        features = self.time(torch.cat([phase.cos(), phase.sin()], 1))
+        if label is not None:
+            features = features + self.label(self._one_hot(label).to(x))
+        features = silu(features)
         h = self.enter(x)
         for block in self.blocks:
             h = block(h, features)
         return self.leave(silu(self.norm(h)))
+
+    def _one_hot(self, label: Tensor) -> Tensor:
+        """`(batch,) -> (batch, classes)`: zeros where the label is no class."""
+        known = torch.arange(self.classes, device=label.device)
+        if label.device.type == "cpu" and not torch.compiler.is_compiling():
+            allowed = torch.arange(-1, self.classes)
+            if label.ndim != 1 or not bool((label[:, None] == allowed).any(1).all()):
+                raise InvalidArgument("label", label, f"one whole number a row, -1 (none) to {self.classes - 1}")
+        return label[:, None] == known
 
 
 class EnergyMLP(nn.Module):
@@ -156,6 +193,15 @@ class EnergyMLP(nn.Module):
         for block in self.blocks:
             h = h + silu(block(h))
         return self.leave(h).squeeze(1)
+
+
+OF_DATA_AND_NOISE: dict[str, Callable[[PathPoint], tuple[Tensor, Tensor]]] = {
+    "data": lambda p: (torch.ones_like(p.alpha), torch.zeros_like(p.alpha)),
+    "score": lambda p: (torch.zeros_like(p.alpha), -1 / p.sigma),
+    "velocity": lambda p: (p.dalpha, p.dsigma),
+    "v": lambda p: (-p.sigma, p.alpha),
+}
+"""A prediction other than the noise as `a D + b e`: `(a, b)` at a point of the path."""
 
 
 class _OnSpread(nn.Module):
@@ -184,29 +230,66 @@ class _OnSpread(nn.Module):
 
 
 class PathNetwork(_OnSpread):
-    """Predicts the noise, or the velocity, on a Gaussian path: the Gaussian answer plus a learned F.
+    """One of the predictions on a Gaussian path: the Gaussian answer plus a learned F.
 
-    Arguments: backbone, `(x, angle) -> like x` on rows `(batch, d)`; path; predicts, "noise" or, on a path whose sigma'
-    is finite, "velocity"; spread, of the data.
+    Arguments: backbone, `(x, angle, **cond) -> like x` on rows `(batch, d)`; path; predicts, a name in
+    `scoretk.fields.convert.PREDICTIONS`, of which "velocity" needs a path whose sigma' is finite and "score" one whose sigma
+    is never 0; spread, of the data.
     """
 
     def __init__(self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: Spread) -> None:
         super().__init__(spread)
+        check_prediction(predicts)
         self.backbone, self.path, self.predicts = backbone, path, predicts
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """`(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        """`(batch, *event_shape), (batch,) -> (batch, *event_shape)`; cond, one row a row, goes to the backbone."""
         alpha, sigma = (value.to(self.mean)[:, None] for value in (self.path.alpha(t), self.path.sigma(t)))
         centred = x.to(self.mean).flatten(1) - alpha * self.mean
         signal, w2 = alpha * self.std, (alpha * self.std).square() + sigma.square()
         seen = centred / ((alpha * self._scale).square() + sigma.square()).sqrt()
-        learned = self._into(self.backbone(seen, torch.atan2(alpha * self._scale, sigma).squeeze(1)))
+        learned = self._into(self.backbone(seen, torch.atan2(alpha * self._scale, sigma).squeeze(1), **cond))
         noise = sigma / w2 * self._into(centred) - signal / w2.sqrt() * learned
         if self.predicts == "noise":
             return self._out_of(noise).reshape(x.shape)
         data = signal * self.std / w2 * self._into(centred) + self.std * sigma / w2.sqrt() * learned
-        dalpha, dsigma = (value.to(self.mean)[:, None] for value in (self.path.dalpha(t), self.path.dsigma(t)))
-        return (self._out_of(dalpha * data + dsigma * noise) + dalpha * self.mean).reshape(x.shape)
+        a, b = (value.to(self.mean)[:, None] for value in OF_DATA_AND_NOISE[self.predicts](self.path(t)))
+        return (self._out_of(a * data + b * noise) + a * self.mean).reshape(x.shape)
+
+    def apparent_time(self, x: Tensor) -> Tensor:
+        r"""The time that x itself shows on a path with alpha = 1, `(batch, *event_shape) -> (batch,)`: that of the noise level
+
+            s(x)^2 = sum_i (c_i / s_i)^2 / sum_i s_i^-2,    whose mean at level sigma is sigma^2 + d / sum_i s_i^-2
+
+        the second term being small where the data leave some directions almost empty.
+        """
+        c = self._into(x.to(self.mean).flatten(1) - self.mean)
+        level2 = (c / self.std).square().sum(1) / self.std.pow(-2).sum()
+        return self.path.t(-level2.log()).clamp(0, 1)
+
+
+class EDMNetwork(_OnSpread):
+    r"""EDM's preconditioned denoiser, of data about their mean m and of one standard deviation s in all directions.
+
+        D = m + c_skip y + c_out F(c_in y, c_noise),    y = x - m,    w^2 = sigma^2 + s^2
+        c_skip = s^2 / w^2,    c_out = sigma s / w,    c_in = 1 / w,    c_noise = log(sigma) / 4
+
+    Reference: Karras, Aittala, Aila, Laine (2022), table 1 (whose data have mean 0).
+    Arguments: backbone F, `(x, c_noise) -> like x` on rows `(batch, d)`; path, variance exploding; predicts, "data"; spread, of
+    the data, of which the mean and the total variance are used.
+    """
+
+    def __init__(self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: Spread) -> None:
+        mean, std = spread.mean, spread.std
+        super().__init__(Spread(mean, None, std.square().mean().sqrt().expand(len(std)).clone()))
+        self.backbone, self.path, self.predicts = backbone, path, option("predicts", predicts, ["data"])
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """D, `(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
+        sigma, s = self.path.sigma(t).to(self.mean)[:, None], self._scale
+        y, w = x.to(self.mean).flatten(1) - self.mean, (sigma.square() + s.square()).sqrt()
+        learned = self.backbone(y / w, sigma.log().squeeze(1) / 4)
+        return (self.mean + (s / w).square() * y + sigma * s / w * learned).reshape(x.shape)
 
 
 class ConfinedEnergy(_OnSpread):

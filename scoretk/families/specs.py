@@ -3,15 +3,22 @@
 from scoretk.plugins.spec import ModelSpec
 
 __all__ = [
+    "digits_class_diffusion",
     "digits_diffusion",
+    "digits_edm",
     "digits_energy",
     "digits_flow",
     "digits_flow_classes",
     "digits_flow_ot",
     "digits_interpolant",
     "digits_latent_energy",
+    "digits_ncsn",
+    "digits_ncsnv2",
+    "digits_subvp",
+    "digits_v",
     "digits_vae",
     "digits_vae_binary",
+    "digits_ve",
     "eight_schools",
     "funnel",
     "gaussian",
@@ -118,8 +125,8 @@ _PATH = frozenset({"velocity", "score", "denoise", "base"})
 digits_diffusion = ModelSpec(
     name="digits-diffusion",
     family="diffusion",
-    factory="scoretk.families.digits_diffusion:build",
-    trainer="scoretk.families.digits_diffusion:train",
+    factory="scoretk.families.diffusion:DIGITS_DIFFUSION.build",
+    trainer="scoretk.families.diffusion:DIGITS_DIFFUSION.train",
     provides=_PATH,
     event_shape=(1, 8, 8),
     summary="noise prediction (VP) on scikit-learn's handwritten digits, pixels in [-1, 1]",
@@ -203,5 +210,75 @@ digits_latent_energy = ModelSpec(
     provides={"energy", "decode"},
     event_shape=(12,),
     summary="a VAE whose prior is an energy learned by contrastive divergence, on scikit-learn's handwritten digits",
+    parameters={"weights": None},
+)
+digits_subvp = ModelSpec(
+    name="digits-subvp",
+    family="diffusion",
+    factory="scoretk.families.diffusion:DIGITS_SUBVP.build",
+    trainer="scoretk.families.diffusion:DIGITS_SUBVP.train",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="noise prediction on the sub-VP path, scikit-learn's handwritten digits",
+    parameters={"weights": None},
+)
+digits_ve = ModelSpec(
+    name="digits-ve",
+    family="diffusion",
+    factory="scoretk.families.diffusion:DIGITS_VE.build",
+    trainer="scoretk.families.diffusion:DIGITS_VE.train",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="score prediction on the VE path, scikit-learn's handwritten digits",
+    parameters={"weights": None},
+)
+digits_edm = ModelSpec(
+    name="digits-edm",
+    family="diffusion",
+    factory="scoretk.families.diffusion:DIGITS_EDM.build",
+    trainer="scoretk.families.diffusion:DIGITS_EDM.train",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="data prediction in EDM's preconditioning, scikit-learn's handwritten digits",
+    parameters={"weights": None},
+)
+digits_v = ModelSpec(
+    name="digits-v",
+    family="diffusion",
+    factory="scoretk.families.diffusion:DIGITS_V.build",
+    trainer="scoretk.families.diffusion:DIGITS_V.train",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="v prediction on the cosine path, scikit-learn's handwritten digits",
+    parameters={"weights": None},
+)
+digits_class_diffusion = ModelSpec(
+    name="digits-class-diffusion",
+    family="diffusion",
+    factory="scoretk.families.diffusion:DIGITS_CLASS.build",
+    trainer="scoretk.families.diffusion:DIGITS_CLASS.train",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="noise prediction (VP) given the digit or not, for classifier-free guidance",
+    parameters={"weights": None},
+)
+digits_ncsn = ModelSpec(
+    name="digits-ncsn",
+    family="score",
+    factory="scoretk.families.ncsn:DIGITS_NCSN.build",
+    trainer="scoretk.families.ncsn:DIGITS_NCSN.train",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="a noise-conditional score network over twelve levels, scikit-learn's handwritten digits",
+    parameters={"weights": None},
+)
+digits_ncsnv2 = ModelSpec(
+    name="digits-ncsnv2",
+    family="score",
+    factory="scoretk.families.ncsn:DIGITS_NCSNV2.build",
+    trainer="scoretk.families.ncsn:DIGITS_NCSNV2.train",
+    provides=_PATH,
+    event_shape=(1, 8, 8),
+    summary="one score network for all levels (NCSNv2), scikit-learn's handwritten digits",
     parameters={"weights": None},
 )

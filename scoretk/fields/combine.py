@@ -125,7 +125,8 @@ def guided(
         field: the conditional model c.
         weight: any finite number.
         unconditional: the model u; by default `field` itself with the condition values in `null` put in place of the caller's
-            (a value a name; None leaves the keyword out). Exactly one of the two is given.
+            (a value a name; None leaves the keyword out). At most one of the two is given; with neither the field's own
+            `null` serves, where it has one.
         interval: `(low, high)`, the noise levels `low < sigma/alpha <= high` at which to guide; at others c alone is asked
             (Kynkaanniemi et al.). Timed fields only.
         rescale: phi in [0, 1], the part in which g is brought back to the standard deviation of c over the entries of its
@@ -134,8 +135,12 @@ def guided(
     Raises: `InvalidArgument`.
     """
     finite("weight", weight)
+    if unconditional is None and null is None:
+        null = getattr(field, "null", None)
     if (unconditional is None) == (null is None):
-        raise InvalidArgument("unconditional, null", (unconditional, null), "exactly one of the two")
+        raise InvalidArgument(
+            "unconditional, null", (unconditional, null), "exactly one of the two, or a field with a `null` of its own"
+        )
     other = field if unconditional is None else unconditional
     if is_timed(field) != is_timed(other):
         raise InvalidArgument("unconditional", other, "timed as the field is (or static as it is)")

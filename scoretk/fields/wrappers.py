@@ -7,8 +7,9 @@ timesteps, of sigma or of reversed time are adapted once, in `scoretk.fields.ada
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -191,13 +192,15 @@ class Diffusion(GaussianPathField):
     """A timed field from a network that predicts one of data, noise, score, velocity or v on a Gaussian path.
 
     Arguments: net, called as `net(x, t, **cond)` with t of shape `(batch,)`; event_shape; path, a `GaussianPath`;
-    predicts, what the network's output means. `base` is N(0, sigma(0)^2 I).
+    predicts, what the network's output means; null, the condition values that stand for none, by name (None: leave it out),
+    where the network has learned to do without, for `scoretk.guided`. `base` is N(0, sigma(0)^2 I).
     """
 
     net: Callable[..., Tensor]
     event_shape: tuple[int, ...]
     path: GaussianPath = VP()  # noqa: RUF009 (frozen)
     predicts: str = "noise"
+    null: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _callable("net", self.net)

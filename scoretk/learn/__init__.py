@@ -11,7 +11,7 @@ from scoretk.learn.adversarial import (
 )
 from scoretk.learn.contrastive import CDStep, ContrastiveDivergence, ReplayBuffer
 from scoretk.learn.couplings import COUPLINGS, independent_coupling, optimal_coupling
-from scoretk.learn.fitting import Fit, Player, Progress, Recipe, fit
+from scoretk.learn.fitting import Fit, Progress, Recipe, fit
 from scoretk.learn.likelihoods import (
     log_weights,
     negative_elbo,
@@ -23,8 +23,8 @@ from scoretk.learn.losses import (
     denoising_score_matching,
     flow_matching,
     noise_prediction,
+    prediction_error,
     stratified,
-    velocity_matching,
 )
 from scoretk.learn.noise_contrastive import flow_contrastive, noise_contrastive
 from scoretk.learn.sampler_divergence import nearest_neighbour_entropy, sampler_divergence
@@ -39,7 +39,6 @@ __all__ = [
     "ContrastiveDivergence",
     "Divergence",
     "Fit",
-    "Player",
     "Progress",
     "Recipe",
     "ReplayBuffer",
@@ -60,11 +59,11 @@ __all__ = [
     "noise_contrastive",
     "noise_prediction",
     "optimal_coupling",
+    "prediction_error",
     "reparametrised",
     "sampler_divergence",
     "sliced_score_matching",
     "stratified",
-    "velocity_matching",
     "wasserstein_critic",
     "wasserstein_generator",
     "weighting",

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
+from scoretk.fields.convert import check_prediction
 from scoretk.rows import across, row_sum
 
-__all__ = ["denoising_score_matching", "flow_matching", "noise_prediction", "stratified", "velocity_matching"]
+__all__ = ["denoising_score_matching", "flow_matching", "noise_prediction", "prediction_error", "stratified"]
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,19 +28,34 @@ def noise_prediction(net: Network, x: Tensor, t: Tensor, noise: Tensor, path: Ga
         normal, like x; path.
     Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree.
     """
-    x_t, _ = _on_path(x, t, noise, path)
-    return _mean_square(net(x_t, t) - noise)
+    return prediction_error(net, x, t, noise, path, "noise")
 
 
-def velocity_matching(net: Network, x: Tensor, t: Tensor, noise: Tensor, path: GaussianPath) -> Tensor:
-    """Flow matching on a Gaussian path: `|net(x_t, t) - (alpha' x + sigma' eps)|^2 / d`, minimised by the path's velocity.
+def prediction_error(
+    net: Network, x: Tensor, t: Tensor, noise: Tensor, path: GaussianPath, predicts: str = "noise"
+) -> Tensor:
+    """The regression of any prediction: `|net(x_t, t) - y|^2 / d` at `x_t = alpha x + sigma eps`, least for `E[y | x_t]`.
 
-    On `Linear` this is `flow_matching` with starts eps. For a path whose sigma' is finite.
-    Reference: Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023).
-    Arguments, returns and raises: as `noise_prediction`.
+        predicts   data   noise   score          velocity                   v
+        y          x      eps     -eps / sigma   alpha' x + sigma' eps      alpha eps - sigma x
+
+    Each is `noise_prediction` times a weight of the time, `scoretk.learn.weighting(predicts, path, t)`.
+    References: Ho, Jain, Abbeel (2020): noise; Vincent, "A connection between score matching and denoising autoencoders" (2011):
+    score; Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): data and v.
+    Arguments: as in `noise_prediction`; predicts, what the network's output means. t must lie where y is finite.
+    Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree; `UnknownName`.
     """
-    x_t, rate = _on_path(x, t, noise, path)
-    return _mean_square(net(x_t, t) - rate)
+    _check(x, t, noise)
+    check_prediction(predicts)
+    alpha, sigma, dalpha, dsigma = (across(value.to(x), x) for value in path(t.double()))
+    target = {
+        "data": lambda: x,
+        "noise": lambda: noise,
+        "score": lambda: -noise / sigma,
+        "velocity": lambda: dalpha * x + dsigma * noise,
+        "v": lambda: alpha * noise - sigma * x,
+    }[predicts]()
+    return _mean_square(net(alpha * x + sigma * noise, t) - target)
 
 
 def flow_matching(net: Network, x: Tensor, t: Tensor, start: Tensor) -> Tensor:
@@ -81,13 +97,6 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
     """
     shift = torch.rand(n, generator=generator)
     return (torch.arange(n) + shift) / max(n, 1)
-
-
-def _on_path(x: Tensor, t: Tensor, noise: Tensor, path: GaussianPath) -> tuple[Tensor, Tensor]:
-    """`alpha x + sigma eps` and `alpha' x + sigma' eps`."""
-    _check(x, t, noise)
-    alpha, sigma, dalpha, dsigma = (across(value.to(x), x) for value in path(t.double()))
-    return alpha * x + sigma * noise, dalpha * x + dsigma * noise
 
 
 def _check(x: Tensor, t: Tensor, noise: Tensor) -> None:

@@ -1,12 +1,14 @@
 r"""Weights that turn noise prediction into every other regression on a Gaussian path: `w(path, t) * noise_prediction(...)`.
 
-Given x_t, an error e in the predicted noise is an error of `-e / sigma` in the score, `-(sigma / alpha) e` in the data and
-`-(lambda' sigma / 2) e` in the velocity, with lambda = log(alpha^2 / sigma^2) and its time derivative lambda' > 0. So
+Given x_t, an error e in the predicted noise is an error of `-e / sigma` in the score, `-(sigma / alpha) e` in the data,
+`(alpha + sigma^2 / alpha) e` in v and `-(lambda' sigma / 2) e` in the velocity, with lambda = log(alpha^2 / sigma^2) and its time
+derivative lambda' > 0. So
 
     name          w                                            with it, noise prediction is
     noise         1                                            itself: score matching weighted by sigma^2
     score         1 / sigma^2                                  denoising score matching, unweighted
     data          sigma^2 / alpha^2                            data prediction
+    v             ((alpha^2 + sigma^2) / alpha)^2              v prediction
     velocity      (lambda' sigma / 2)^2                        flow matching
     likelihood    lambda' / 2                                  the bound of -log p, a dth of its integrand over t
     min-snr       min(1, 5 / snr), snr = alpha^2 / sigma^2     data prediction weighted by min(snr, 5)
@@ -15,7 +17,8 @@ Given x_t, an error e in the predicted noise is an error of `-e / sigma` in the 
 References: Vincent, "A connection between score matching and denoising autoencoders" (2011); Kingma, Salimans, Poole, Ho,
 "Variational diffusion models" (2021), and Song, Durkan, Murray, Ermon, "Maximum likelihood training of score-based diffusion
 models" (2021): likelihood; Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models"
-(2022): edm; Hang et al., "Efficient diffusion training via min-SNR weighting strategy" (2023).
+(2022): edm; Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): v; Hang et al., "Efficient
+diffusion training via min-SNR weighting strategy" (2023).
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ WEIGHTINGS: dict[str, Callable[[PathPoint], Tensor]] = {
     "noise": lambda p: p.alpha.new_ones(p.alpha.shape),
     "score": lambda p: p.sigma**-2,
     "data": lambda p: (p.sigma / p.alpha) ** 2,
+    "v": lambda p: ((p.alpha**2 + p.sigma**2) / p.alpha) ** 2,
     "velocity": lambda p: (_growth(p) * p.sigma / 2) ** 2,
     "likelihood": lambda p: _growth(p) / 2,
     "min-snr": lambda p: (MIN_SNR * (p.sigma / p.alpha) ** 2).clamp(max=1),
