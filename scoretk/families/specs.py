@@ -10,10 +10,14 @@ __all__ = [
     "digits_flow",
     "digits_flow_classes",
     "digits_flow_ot",
+    "digits_fvsbn",
     "digits_interpolant",
     "digits_latent_energy",
+    "digits_made",
+    "digits_nade",
     "digits_ncsn",
     "digits_ncsnv2",
+    "digits_pixelcnn",
     "digits_subvp",
     "digits_v",
     "digits_vae",
@@ -280,5 +284,46 @@ digits_ncsnv2 = ModelSpec(
     provides=_PATH,
     event_shape=(1, 8, 8),
     summary="one score network for all levels (NCSNv2), scikit-learn's handwritten digits",
+    parameters={"weights": None},
+)
+_EXACT_STATES = _EXACT | {"states"}
+digits_fvsbn = ModelSpec(
+    name="digits-fvsbn",
+    family="autoregressive",
+    factory="scoretk.families.autoregressive:FVSBN.build",
+    trainer="scoretk.families.autoregressive:FVSBN.train",
+    provides=_EXACT_STATES,
+    event_shape=(1, 8, 8),
+    summary="logistic autoregression on scikit-learn's handwritten digits, pixels 0 or 1",
+    parameters={"weights": None},
+)
+digits_nade = ModelSpec(
+    name="digits-nade",
+    family="autoregressive",
+    factory="scoretk.families.autoregressive:NADE.build",
+    trainer="scoretk.families.autoregressive:NADE.train",
+    provides=_EXACT_STATES,
+    event_shape=(1, 8, 8),
+    summary="a neural autoregressive estimator of scikit-learn's handwritten digits, pixels 0 or 1",
+    parameters={"weights": None},
+)
+digits_made = ModelSpec(
+    name="digits-made",
+    family="autoregressive",
+    factory="scoretk.families.autoregressive:MADE.build",
+    trainer="scoretk.families.autoregressive:MADE.train",
+    provides=_EXACT,
+    event_shape=(1, 8, 8),
+    summary="a masked autoencoder on scikit-learn's handwritten digits, pixels in [-1, 1]",
+    parameters={"weights": None},
+)
+digits_pixelcnn = ModelSpec(
+    name="digits-pixelcnn",
+    family="autoregressive",
+    factory="scoretk.families.autoregressive:PIXELCNN.build",
+    trainer="scoretk.families.autoregressive:PIXELCNN.train",
+    provides=_EXACT,
+    event_shape=(1, 8, 8),
+    summary="masked convolutions on scikit-learn's handwritten digits, pixels in [-1, 1]",
     parameters={"weights": None},
 )
