@@ -17,22 +17,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from scoretk.arguments import count, option
+from scoretk.arguments import count, finite, option
 from scoretk.draws import Cost
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import states_of
 from scoretk.fields.distribution import from_distribution
 from scoretk.fields.protocols import field_name, offers
-from scoretk.fields.resolve import StaticField, resolve
+from scoretk.fields.resolve import StaticField, resolve, static
 from scoretk.likelihood import Estimate
 from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise, derive
@@ -40,11 +40,11 @@ from scoretk.sampling import sample
 from scoretk.solvers.base import Solver
 from scoretk.solvers.discrete import GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
-from scoretk.solvers.importance import AIS, SMC, Ladder, kernel_at, log_gain, move, resampled
+from scoretk.solvers.importance import AIS, SMC, Ladder, check_path, kernel_at, log_gain, move, resampled, rising
 from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
 from scoretk.streams import Stream
 
-__all__ = ["find_ladder", "log_partition"]
+__all__ = ["Normalised", "find_ladder", "log_partition"]
 
 SHARE = 0.9
 SPREAD = 0.5
@@ -60,6 +60,57 @@ LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
 """The short run whose moments make the base; its trajectories are held short."""
 TARGET_ACCEPT = 0.8
 FEW, FEW_ISLANDS = 0.05, 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised:
+    """A static field with an energy, and `log_prob(x) = -E(x) - log Z`: so that `bits_per_dim` and the like serve it.
+
+    Arguments: field; log_z, a number, such as `float(log_partition(field).value)`. Its standard error, which all rows share, is
+    not in the standard errors made of `log_prob`: add it, over d log 2 for bits per dimension.
+    """
+
+    field: Any
+    log_z: float
+
+    def __post_init__(self) -> None:
+        resolve(self.field, {"energy"} | ({"states"} & offers(self.field)), timed=False)
+        finite("log_z", self.log_z)
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Energy, score and `log_prob`; states where the field has them."""
+        return frozenset({"energy", "score", "log_prob"}) | ({"states"} & offers(self.field))
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.field.event_shape)
+
+    @property
+    def states(self) -> Any:
+        """Those of the field, None where it is not discrete."""
+        return states_of(self.field)
+
+    @property
+    def initial(self) -> Any:
+        """The field's own start, where it has one."""
+        return self.field.initial
+
+    def energy(self, x: Tensor) -> Tensor:
+        """The field's, `(batch,)`."""
+        return self.field.energy(x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """The field's, like x."""
+        return static(self.field).score(x)
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, for the price of one where the field allows."""
+        return static(self.field).energy_and_grad(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """`-E(x) - log Z`, `(batch,)`."""
+        return -self.energy(x) - self.log_z
 
 
 def log_partition(
@@ -90,7 +141,7 @@ def log_partition(
         chains: how many; for "smc" whole islands.
         levels: how many levels the ladder has; by default as many as the pilot finds it to need.
         kernel: an exact kernel; by default HMC with 2 leapfrog steps, about a quarter of a period; for discrete states
-            `GibbsWithGradients`.
+            `GibbsWithGradients`. `BlockGibbs` for a field with a path of its own from the base (a Boltzmann machine, a lattice).
         moves: steps of the kernel at each level, at least: where the pilot finds it slow to forget, up to 20.
         island: how many chains are resampled together.
         pilot: how many chains find the ladder.
@@ -107,7 +158,7 @@ def log_partition(
     inner = _default_kernel(field) if kernel is None else kernel
     if getattr(inner, "step_size", 1.0) is None:
         inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
-    check_kernel(inner)
+    check_kernel(inner, sweeps=True)
     resolve(field, inner.needs, timed=False)
     start = _base(field, base, seed, device, dtype)
     ladder, spent = find_ladder(
@@ -210,6 +261,7 @@ def find_ladder(
     with left_as_found(field), torch.no_grad():
         bound = resolve(field, kernel.needs, timed=False)
         assert isinstance(bound, StaticField)
+        check_path(kernel, bound, base)
         pilot = _Pilot(bound, base, kernel, moves, Noise(seed, chains, device=device, dtype=dtype), dtype)
         pilot.run()
     ladder = pilot.ladder()
@@ -243,18 +295,18 @@ class _Pilot:
             self._level(len(self.weights) - 1)
 
     def _level(self, k: int) -> None:
-        gain, dead = log_gain(self.field, self.base, self.x)
+        gain = rising(self.field, self.base, self.x, self.weights[-1])
+        dead = gain(1.0)[1]
         if bool(dead.all()):
             raise InvalidArgument(
                 "base", field_name(self.base), "a base with some of its draws where the field has density"
             )
-        rise = self._rise(gain.double(), dead, 1 - self.weights[-1])
-        log_weight = torch.where(dead, -torch.inf, rise * gain.double())
+        upper = self._upper(gain, dead)
+        log_weight = torch.where(dead, -torch.inf, gain(upper)[0].double())
         self.variance += float(log_weight[~dead].var()) if int((~dead).sum()) > 1 else 0.0
         u = self.noise.uniform(k, Stream.SWAP, (), torch.float64)[:1]
         self.x = self.x[resampled(log_weight[None], u)[0][0]]
-        below = self.weights[-1] + rise
-        self.weights.append(1.0 if below > 1 - 1e-9 else below)
+        self.weights.append(1.0 if upper > 1 - 1e-9 else upper)
         scale = torch.ones_like(self.x[0]) if self.discrete else self.x.std(0).clamp(min=1e-6)
         before, made = log_gain(self.field, self.base, self.x)[0].double(), 0
         while made < max(self.least, PILOT_MOVES) or (made < MOST_MOVES and self._remembers(before)):
@@ -285,20 +337,20 @@ class _Pilot:
     def _remembers(self, before: Tensor) -> bool:
         return self._correlation(before) > FORGOTTEN
 
-    def _rise(self, gain: Tensor, dead: Tensor, most: float) -> float:
-        """By how much the weight may rise, at most: by bisection."""
+    def _upper(self, gain: Callable[[float], tuple[Tensor, Tensor]], dead: Tensor) -> float:
+        """The next weight, as high as keeps the share: by bisection."""
 
-        def share(rise: float) -> float:
-            w = torch.softmax(torch.where(dead, -torch.inf, rise * gain), 0)
+        def share(upper: float) -> float:
+            w = torch.softmax(torch.where(dead, -torch.inf, gain(upper)[0].double()), 0)
             return float(1 / (w.square().sum() * (~dead).sum()))
 
-        if share(most) >= SHARE:
-            return most
-        low, high = 0.0, most
+        if share(1.0) >= SHARE:
+            return 1.0
+        low, high = self.weights[-1], 1.0
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if share(middle) >= SHARE else (low, middle)
-        return max(low, 1e-12)
+        return max(low, self.weights[-1] + 1e-12)
 
     def _count(self, more: Mapping[str, int]) -> None:
         for name, n in more.items():

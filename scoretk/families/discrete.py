@@ -8,14 +8,19 @@ The formulas hold for real x as well, so that a score exists; the law is that of
 bond with its right and with its lower neighbour, 2 size^2 in all: at size 2 both bonds of a pair count. Where the states number
 2^20 at most the law is enumerated, and `log_prob` and `draw` are exact.
 
+Annealing goes from the uniform law, or for the machine from independent units, to the model along models of the same kind, which
+sweep as it does: couplings times w, and biases from those of the start in proportion.
+
 References: Ising, "Beitrag zur Theorie des Ferromagnetismus" (1925); Potts, "Some generalized order-disorder transformations"
-(1952); Smolensky, "Information processing in dynamical systems: foundations of harmony theory" (1986).
+(1952); Smolensky, "Information processing in dynamical systems: foundations of harmony theory" (1986);
+Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks" (2008), for independent units as a start.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +28,20 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from scoretk.arguments import count, finite, tensor_like
-from scoretk.errors import MissingCapability
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields import NoiseSource
+from scoretk.fields.base import UniformStates
 from scoretk.fields.discrete import DiscreteField
 from scoretk.fields.protocols import field_name
 from scoretk.fields.states import labels, pick, place, weigh
 from scoretk.rows import row_dot
+from scoretk.streams import Stream
 
-__all__ = ["RBM", "Ising", "Potts", "ising", "potts", "rbm"]
+__all__ = ["RBM", "IndependentUnits", "Ising", "Potts", "ising", "potts", "rbm"]
+
+
+MOST_HIDDEN = 20
+"""Up to this many hidden units a Boltzmann machine's log Z is enumerated over them."""
 
 
 class _Lattice(DiscreteField):
@@ -62,6 +74,15 @@ class _Lattice(DiscreteField):
     def provides(self) -> frozenset[str]:
         """What `DiscreteField` provides; a Gibbs sweep at even sizes."""
         return super().provides | (frozenset() if self.size % 2 else frozenset({"gibbs"}))
+
+    def between(self, base: Any, weight: float) -> _Lattice | None:
+        """The lattice with its energy times the weight, w of the way from the uniform law; None for another base."""
+        if not isinstance(base, UniformStates):
+            return None
+        return self._scaled(weight)
+
+    def _scaled(self, weight: float) -> _Lattice:
+        raise NotImplementedError
 
     @property
     def gibbs_shape(self) -> tuple[int, ...]:
@@ -106,6 +127,9 @@ class Ising(_Lattice):
     def event_shape(self) -> tuple[int, ...]:
         return (self.size, self.size)
 
+    def _scaled(self, weight: float) -> Ising:
+        return replace(self, coupling=weight * self.coupling, field=weight * self.field)
+
 
 @dataclass(frozen=True)
 class Potts(_Lattice):
@@ -127,12 +151,59 @@ class Potts(_Lattice):
     def event_shape(self) -> tuple[int, ...]:
         return (self.size, self.size, self.colours)
 
+    def _scaled(self, weight: float) -> Potts:
+        return replace(self, coupling=weight * self.coupling)
+
+
+@dataclass(frozen=True, eq=False)
+class IndependentUnits(DiscreteField):
+    """Units that are 1 or 0 independently of each other, `p(v_i = 1) = sigmoid(b_i)`: exact at any size.
+
+    Arguments: bias b, of the event shape.
+    """
+
+    bias: Tensor
+
+    states = (0.0, 1.0)
+    provides = frozenset({"energy", "score", "states", "log_prob", "draw"})
+
+    @classmethod
+    def of(cls, data: Tensor) -> IndependentUnits:
+        """Units as often 1 as in data `(n, *event_shape)`, one of each value counted in, so that no rate is 0 or 1."""
+        return cls(torch.logit((data.sum(0) + 1) / (len(data) + 2)))
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.bias.shape)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """`-b . v`, `(batch,)`."""
+        return -row_dot(x, self.bias.to(x).expand_as(x))
+
+    def score(self, x: Tensor) -> Tensor:
+        """b, like x."""
+        return self.bias.to(x).expand_as(x)
+
+    def exact_log_partition(self) -> float:
+        """`sum_i log(1 + exp(b_i))`."""
+        return float(softplus(self.bias.double()).sum())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log probability of states, `(batch,)`."""
+        return -self.energy(x) - self.exact_log_partition()
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """Exact samples `(n, *event_shape)`, from one uniform a unit."""
+        u = noise.uniform(0, Stream.START, self.event_shape)
+        return (u < torch.sigmoid(self.bias.to(u))).to(u)
+
 
 @dataclass(frozen=True, eq=False)
 class RBM(DiscreteField):
     """A restricted Boltzmann machine as the law of its visible units, 0 or 1.
 
-    Arguments: weights W `(visible, hidden)`, visible_bias b `(visible,)`, hidden_bias c `(hidden,)`.
+    Arguments: weights W `(visible, hidden)`; visible_bias b, of the event shape, with as many entries as W has rows; hidden_bias
+    c `(hidden,)`.
     """
 
     weights: Tensor
@@ -143,9 +214,13 @@ class RBM(DiscreteField):
 
     def __post_init__(self) -> None:
         weights = tensor_like("weights", self.weights, (None, None))
-        object.__setattr__(self, "weights", weights)
-        for name, n in zip(("visible_bias", "hidden_bias"), weights.shape, strict=True):
-            object.__setattr__(self, name, tensor_like(name, getattr(self, name), (n,)))
+        shape = tuple(getattr(self.visible_bias, "shape", (None,)))
+        bias = tensor_like("visible_bias", self.visible_bias, shape)
+        if bias.numel() != len(weights):
+            raise InvalidArgument("visible_bias", bias, f"{len(weights)} entries, one a row of weights")
+        hidden = tensor_like("hidden_bias", self.hidden_bias, (weights.shape[1],))
+        for name, value in (("weights", weights), ("visible_bias", bias), ("hidden_bias", hidden)):
+            object.__setattr__(self, name, value)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -159,11 +234,11 @@ class RBM(DiscreteField):
     @property
     def gibbs_shape(self) -> tuple[int, ...]:
         """One uniform a hidden unit, then one a visible one."""
-        return (len(self.hidden_bias) + len(self.visible_bias),)
+        return (sum(self.weights.shape),)
 
     def energy(self, x: Tensor) -> Tensor:
         """The free energy, `(batch,)`."""
-        return -(x @ self.visible_bias.to(x)) - softplus(self._hidden(x)).sum(1)
+        return -(x.flatten(1) @ self.visible_bias.to(x).flatten()) - softplus(self._hidden(x)).sum(1)
 
     def score(self, x: Tensor) -> Tensor:
         """`b + W sigmoid(c + v W)`, like x."""
@@ -173,13 +248,34 @@ class RBM(DiscreteField):
         """Hidden units given the visible ones, then visible given hidden: uniforms `(batch, hidden + visible)`."""
         of_hidden, of_visible = u.tensor_split([len(self.hidden_bias)], 1)
         hidden = (of_hidden < torch.sigmoid(self._hidden(x))).to(x)
-        return (of_visible < torch.sigmoid(self._visible(hidden))).to(x)
+        return (of_visible.reshape(x.shape) < torch.sigmoid(self._visible(hidden))).to(x)
+
+    def between(self, base: Any, weight: float) -> RBM | None:
+        """The machine w of the way from independent units, or from the uniform law, to this one; None for another base.
+
+        Its parameters are `w W`, `(1 - w) b_base + w b` and `w c`.
+        """
+        if not isinstance(base, IndependentUnits | UniformStates):
+            return None
+        start = base.bias.to(self.visible_bias) if isinstance(base, IndependentUnits) else 0.0
+        bias = (1 - weight) * start + weight * self.visible_bias
+        return RBM(weight * self.weights, bias, weight * self.hidden_bias)
+
+    def exact_log_partition(self) -> float:
+        """log Z by enumeration of the visible or of the hidden units, whichever are fewer, the others summed out.
+
+        Raises `MissingCapability` where both are more than 20.
+        """
+        hidden, visible = len(self.hidden_bias), self.visible_bias.numel()
+        if hidden < visible and hidden <= MOST_HIDDEN:
+            return RBM(self.weights.T, self.hidden_bias, self.visible_bias.flatten()).exact_log_partition()
+        return super().exact_log_partition()
 
     def _hidden(self, x: Tensor) -> Tensor:
-        return x @ self.weights.to(x) + self.hidden_bias.to(x)
+        return x.flatten(1) @ self.weights.to(x) + self.hidden_bias.to(x)
 
     def _visible(self, hidden: Tensor) -> Tensor:
-        return hidden @ self.weights.to(hidden).T + self.visible_bias.to(hidden)
+        return (hidden @ self.weights.to(hidden).T).reshape(-1, *self.event_shape) + self.visible_bias.to(hidden)
 
 
 def ising(size: int = 4, coupling: float = 0.3, field: float = 0.0) -> Ising:

@@ -179,20 +179,21 @@ class TimeMLP(nn.Module):
 
 
 class EnergyMLP(nn.Module):
-    """A residual MLP with smooth activations and one number a row, zero at the start."""
+    """A residual MLP with smooth activations and one number a row, or so many `outputs`, zero at the start."""
 
-    def __init__(self, dim: int, width: int = 256, blocks: int = 1) -> None:
+    def __init__(self, dim: int, width: int = 256, blocks: int = 1, outputs: int | None = None) -> None:
         super().__init__()
         self.enter = nn.Linear(dim, width)
         self.blocks = nn.ModuleList([nn.Linear(width, width) for _ in range(blocks)])
-        self.leave = _zero_start(nn.Linear(width, 1))
+        self.outputs = outputs
+        self.leave = _zero_start(nn.Linear(width, outputs or 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, dim) -> (batch,)`."""
+        """`(batch, dim) -> (batch,)`, or `(batch, outputs)`."""
         h = silu(self.enter(x))
         for block in self.blocks:
             h = h + silu(block(h))
-        return self.leave(h).squeeze(1)
+        return self.leave(h) if self.outputs else self.leave(h).squeeze(1)
 
 
 OF_DATA_AND_NOISE: dict[str, Callable[[PathPoint], tuple[Tensor, Tensor]]] = {
@@ -302,11 +303,15 @@ class ConfinedEnergy(_OnSpread):
         super().__init__(spread)
         self.backbone = backbone
 
+    def confinement(self, x: Tensor) -> Tensor:
+        """The Gaussian's energy, `(batch, *event_shape) -> (batch,)`."""
+        coordinates = self._into(x.to(self.mean).flatten(1) - self.mean) / self.std
+        return coordinates.square().sum(1) / 2
+
     def correction(self, x: Tensor) -> Tensor:
-        """f, `(batch, *event_shape) -> (batch,)`."""
+        """f, `(batch, *event_shape)` to what the backbone gives, `(batch,)`."""
         return self.backbone((x.to(self.mean).flatten(1) - self.mean) / self._scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, *event_shape) -> (batch,)`."""
-        coordinates = self._into(x.to(self.mean).flatten(1) - self.mean) / self.std
-        return coordinates.square().sum(1) / 2 + self.correction(x)
+        return self.confinement(x) + self.correction(x)

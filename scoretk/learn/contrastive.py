@@ -147,7 +147,7 @@ class ContrastiveDivergence:
         Raises: `MissingCapability` for a field without an energy; `InvalidArgument`; `ChainFailure` where every chain
         failed, for then there is nothing to learn from.
         """
-        resolve(field, {"energy"}, timed=False)
+        resolve(field, {"energy"} | (self.solver.needs & {"states"}), timed=False)
         data = tensor_like("batch", batch, (None, *field.event_shape))
         moment, slots = self._negatives(field, data)
         negatives, fine = moment.state.x.detach(), moment.status == int(Status.OK)

@@ -6,6 +6,8 @@ level k its weight grows and then it moves under a kernel that leaves `exp(-E_(b
     log w <- log w + (b_k - b_(k-1)) (E_base(x) - E(x)),    x <- kernel_(b_k)(x)
 
 The mean weight is an unbiased estimate of `Z / Z_base`, whatever the number of levels, and weighted draws follow the target.
+A field may have a path of its own: `between(base, b)`, a field of its kind for each b (None for a base that it knows no path
+from). The weight then grows by `E_(b_(k-1))(x) - E_(b_k)(x)`, and where those fields sweep, so can `BlockGibbs`.
 Where the target's density is 0 (the energy infinite, or NaN as outside a support) so is the weight.
 
 `SMC` also resamples (systematically) within *islands* of so many chains whose weights have become uneven: those with small
@@ -17,7 +19,7 @@ References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from itertools import pairwise
@@ -27,9 +29,9 @@ import torch
 from torch import Tensor
 
 from scoretk.arguments import count, finite
-from scoretk.errors import InvalidArgument
+from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import plain_base
-from scoretk.fields.bridge import Bridge, Stretched
+from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource, field_name, offers
 from scoretk.fields.resolve import StaticField
 from scoretk.rows import select_rows
@@ -38,7 +40,7 @@ from scoretk.solvers.hmc import HMC
 from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
 from scoretk.streams import Stream
 
-__all__ = ["AIS", "SMC", "Ladder", "kernel_at", "log_gain", "move", "resampled"]
+__all__ = ["AIS", "SMC", "Ladder", "check_path", "kernel_at", "log_gain", "move", "resampled", "rising"]
 
 POWER = 3.0
 """How a ladder that nobody has tuned crowds towards the base: `b_k = (k / n)^3`."""
@@ -90,16 +92,51 @@ class AISState(NamedTuple):
     step: Tensor
 
 
-def kernel_at(field: Any, base: Any, weight: float, scale: Tensor | float) -> StaticField:
-    """What a kernel is given at one level: the bridge, in stretched coordinates."""
-    return StaticField(Stretched(StaticField(Bridge(base, field, weight)), scale))
+def law_at(field: StaticField, base: Any, weight: float) -> StaticField:
+    """The law at one level: of the field's own path from this base, where it has one, else the geometric bridge."""
+    own = None if field.cond else getattr(field.native, "between", None)
+    law = None if own is None else own(base, weight)
+    return StaticField(Bridge(base, field, weight) if law is None else law)
+
+
+def kernel_at(field: StaticField, base: Any, weight: float, scale: Tensor | float) -> StaticField:
+    """What a kernel is given at one level: its law, where that is continuous in stretched coordinates."""
+    law = law_at(field, base, weight)
+    return law if states_of(field) is not None else StaticField(Stretched(law, scale))
+
+
+def check_path(kernel: Any, field: StaticField, base: Any) -> None:
+    """Raises `MissingCapability` where the kernel sweeps and the laws between base and field do not."""
+    if "gibbs" in kernel.needs and "gibbs" not in offers(law_at(field, base, 0.5).native):
+        raise MissingCapability(
+            field_name(field.native), offers(field.native), {"between"},
+            "BlockGibbs anneals along a path of the field's own, `between(base, weight)`, which there is none of from this base: "
+            "use GibbsWithGradients or DiscreteLangevin, or leave out the base",
+        )  # fmt: skip
+
+
+def rising(field: StaticField, base: Any, x: Tensor, lower: float) -> Callable[[float], tuple[Tensor, Tensor]]:
+    """`(E_lower - E_upper)(x)`, what log weights gain, and whether the target's density is 0 there: a function of upper.
+
+    Both are `(batch,)`, the gain in float64 where the device has it. Of the geometric bridge nothing more is evaluated.
+    """
+    wide = torch.float64 if x.device.type != "mps" else x.dtype
+
+    def split(gain: Tensor) -> tuple[Tensor, Tensor]:
+        dead = gain.isnan() | (gain == -torch.inf)
+        return torch.where(dead, 0.0, gain), dead
+
+    if isinstance(law_at(field, base, 0.5).native, Bridge):
+        whole = (base.energy(x) - field.energy(x)).to(wide)
+        return lambda upper: split((upper - lower) * whole)
+    x = x.to(wide)
+    below = base.energy(x) if lower == 0 else law_at(field, base, lower).energy(x)
+    return lambda upper: split(below - law_at(field, base, upper).energy(x))
 
 
 def log_gain(field: StaticField, base: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`E_base(x) - E(x)`, the gain of log weight for each unit of b, and whether the target's density is 0 there."""
-    gain = base.energy(x) - field.energy(x)
-    dead = gain.isnan() | (gain == -torch.inf)
-    return torch.where(dead, 0.0, gain), dead
+    """`E_base(x) - E(x)`, what log weights gain on the whole way at x, and whether the target's density is 0 there."""
+    return rising(field, base, x, 0.0)(1.0)
 
 
 def move(
@@ -110,7 +147,7 @@ def move(
     evaluations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for _ in range(steps):
         state, info = kernel.step(field, state, noise)
-        accept = accept + info["accept"] / steps
+        accept = accept + info.get("accept", 1.0) / steps
         evaluations = evaluations + info.get("evaluations", 0)
     return scale * state.x, accept, evaluations
 
@@ -149,7 +186,7 @@ class AIS:
     def __post_init__(self) -> None:
         count("levels", self.levels, least=1)
         count("moves", self.moves, least=1)
-        check_kernel(self.kernel)
+        check_kernel(self.kernel, sweeps=True)
         if adapts(self.kernel):
             raise InvalidArgument(
                 "kernel", self.kernel, "a kernel with nothing to tune", "Such as HMC(0.3, metric='none')"
@@ -181,7 +218,7 @@ class AIS:
 
     @property
     def step_cost(self) -> Mapping[str, int]:
-        """An energy for the weight, and what the kernel needs to start and to move."""
+        """An energy for the weight (a path of the field's own takes two), and what the kernel needs to start and to move."""
         kinds = {"energy", *self.kernel.init_cost, *self.kernel.step_cost}
         start, each = self.kernel.init_cost, self.kernel.step_cost
         moves = self.moves if self.ladder is None or self.ladder.moves is None else 0  # those are in `init_cost`
@@ -201,6 +238,7 @@ class AIS:
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
         if tuple(self._base(field).event_shape) != field.event_shape:
             raise InvalidArgument("base", field_name(self.base), f"a field of event shape {field.event_shape}")
+        check_path(self.kernel, field, self._base(field))
         log_weight = torch.zeros(len(x), dtype=torch.float64 if x.device.type != "mps" else x.dtype, device=x.device)
         dead = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return AISState(x, log_weight, dead, torch.zeros((), dtype=torch.int64))
@@ -208,8 +246,8 @@ class AIS:
     def step(self, field: StaticField, state: AISState, noise: NoiseSource) -> tuple[AISState, Info]:
         k, ladder, base = int(state.step), self._ladder, self._base(field)
         lower, upper = ladder.weights[k : k + 2]
-        gain, dead = log_gain(field, base, state.x)
-        log_weight = state.log_weight + (upper - lower) * gain.to(state.log_weight.dtype)
+        gain, dead = rising(field, base, state.x, lower)(upper)
+        log_weight = state.log_weight + gain
         weighed = self._resample(state._replace(log_weight=log_weight, dead=state.dead | dead), noise)
         scale = 1.0 if ladder.scales is None else ladder.scales[k].to(state.x)
         kernel = with_step_size(self.kernel, None if ladder.step_sizes is None else ladder.step_sizes[k])

@@ -48,9 +48,13 @@ class NestedNoise:
         return values.movedim(-1, 1).flatten(0, 1)
 
 
-def check_kernel(kernel: Any) -> None:
-    """Raises `InvalidArgument` where `kernel` cannot run inside another solver: it must be exact, at temperature 1."""
-    fits = isinstance(kernel, Solver) and not is_grid(kernel) and "energy" in kernel.needs
+def check_kernel(kernel: Any, *, sweeps: bool = False) -> None:
+    """Raises `InvalidArgument` where `kernel` cannot run inside another solver: it must be exact, at temperature 1.
+
+    Arguments: sweeps, whether one that asks the field for its `gibbs` and no energy will do.
+    """
+    kinds = {"energy", "gibbs"} if sweeps else {"energy"}
+    fits = isinstance(kernel, Solver) and not is_grid(kernel) and bool(kinds & kernel.needs)
     if not fits or not getattr(kernel, "exact", True) or getattr(kernel, "temperature", 1.0) != 1:
         raise InvalidArgument(
             "kernel", kernel, "a kernel with a Metropolis decision, at temperature 1", "Such as HMC(step_size=0.3)"
