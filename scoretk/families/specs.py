@@ -11,6 +11,7 @@ __all__ = [
     "digits_flow_classes",
     "digits_flow_ot",
     "digits_fvsbn",
+    "digits_gan",
     "digits_interpolant",
     "digits_jem",
     "digits_latent_energy",
@@ -25,6 +26,7 @@ __all__ = [
     "digits_vae",
     "digits_vae_binary",
     "digits_ve",
+    "digits_wgan",
     "eight_schools",
     "funnel",
     "gaussian",
@@ -347,5 +349,25 @@ digits_jem = ModelSpec(
     provides={"energy", "score"},
     event_shape=(1, 8, 8),
     summary="a classifier that is an energy-based model too, of scikit-learn's handwritten digits, pixels in [-1, 1]",
+    parameters={"weights": None},
+)
+digits_gan = ModelSpec(
+    name="digits-gan",
+    family="adversarial",
+    factory="scoretk.families.adversarial:GAN.build",
+    trainer="scoretk.families.adversarial:GAN.train",
+    provides={"energy", "decode"},
+    event_shape=(64,),
+    summary="a GAN's latents under its critic's energy, on scikit-learn's handwritten digits; decode gives images",
+    parameters={"weights": None},
+)
+digits_wgan = ModelSpec(
+    name="digits-wgan",
+    family="adversarial",
+    factory="scoretk.families.adversarial:WGAN.build",
+    trainer="scoretk.families.adversarial:WGAN.train",
+    provides={"energy", "decode"},
+    event_shape=(64,),
+    summary="a Wasserstein GAN's latents under its critic's energy, on scikit-learn's digits; decode gives images",
     parameters={"weights": None},
 )

@@ -98,17 +98,23 @@ def f_gan_generator(critic: Critic, y: Tensor, divergence: str = "gan", *, satur
     return -(d.conjugate if saturating else d.activation)(_values(critic, y)).mean()
 
 
-def gradient_penalty(critic: Critic, x: Tensor) -> Tensor:
-    """`(|grad V(x)| - 1)^2`, `(batch,)`, with the norm over the whole event; differentiable in the critic's parameters.
+def gradient_penalty(critic: Critic, x: Tensor, slope: float = 1.0) -> Tensor:
+    """`(|grad V(x)| - slope)^2`, `(batch,)`, with the norm over the whole event; differentiable in the critic's parameters.
 
-    Arguments: critic, as in `f_gan_critic`, rows independent (no batch normalisation); x `(batch, *event_shape)`.
+    With slope 0 at the data this is the R1 penalty of Mescheder, Geiger, Nowozin, "Which training methods for GANs do
+    actually converge?" (2018).
+
+    Arguments: critic, as in `f_gan_critic`, rows independent (no batch normalisation); x `(batch, *event_shape)`; slope,
+        the one that costs nothing.
     """
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         y = x.detach().requires_grad_()
         total = _values(critic, y).sum()
-        (slope,) = torch.autograd.grad(total, y, create_graph=keep)
-    return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square()
+        (gradient,) = torch.autograd.grad(total, y, create_graph=keep)
+    if slope == 0:  # without the root, whose own slope at 0 is none
+        return gradient.flatten(1).square().sum(1)
+    return (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - slope).square()
 
 
 def wasserstein_critic(critic: Critic, x: Tensor, y: Tensor, mix: Tensor, penalty: float = 10.0) -> Tensor:
