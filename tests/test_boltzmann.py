@@ -10,8 +10,8 @@ import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
 from scoretk.families import boltzmann
-from scoretk.families.boltzmann import METHODS, Tempered, TemperedDivergence, binary
-from scoretk.families.digits_data import load_digits
+from scoretk.families.boltzmann import METHODS, Tempered, TemperedDivergence
+from scoretk.families.digits_data import binarised, load_digits
 from scoretk.families.discrete import RBM, IndependentUnits, ising, potts, rbm
 from scoretk.families.specs import digits_rbm
 from scoretk.plugins.models import build
@@ -185,7 +185,7 @@ def test_training_repeats_and_refuses_what_is_not_binary():
 
 def test_the_shipped_machine_is_a_good_model_of_held_out_digits():
     field, digits = build(digits_rbm), load_digits()
-    seen, held_out = binary(digits.train), binary(digits.test)
+    seen, held_out = binarised(digits.train), binarised(digits.test)
     units = IndependentUnits.of(seen)
     log_z = stk.log_partition(field, base=units, kernel=stk.BlockGibbs(), chains=512)
     nats = float((field.energy(held_out) + log_z.value).mean())

@@ -121,7 +121,9 @@ def test_velocity_prediction_is_flow_matching_on_the_straight_path_and_least_at_
     data, t = 1 + data[:, None] / 2, torch.sigmoid(t)
 
     def loss(scale):
-        return prediction_error(lambda x, t: scale * field.velocity(x, t), data, t, noise[:, None], field.path, "velocity")
+        return prediction_error(
+            lambda x, t: scale * field.velocity(x, t), data, t, noise[:, None], field.path, "velocity"
+        )
 
     best, more, less = (loss(s) for s in (1.0, 1.1, 0.9))
     for worse in (more, less):

@@ -130,8 +130,7 @@ class _Views:
 
     @cached_property
     def plain(self) -> _View:
-        decode = getattr(self.field, "decode", None)
-        return _View(self.field) if decode is None else _View(self.field, finish=partial(_decoded, decode))
+        return _View(self.field)
 
     @cached_property
     def walk(self) -> _View:
@@ -149,11 +148,6 @@ class _Views:
         else:
             made = smoothed(self.field, estimator="langevin", samples=8, steps=16, reference=rough)
         return replace(self.plain, field=made, label=SMOOTHED_LABEL)
-
-
-def _decoded(decode: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    with torch.no_grad():
-        return decode(z)
 
 
 def _denoised(field: Any, t: float, x: Tensor) -> Tensor:

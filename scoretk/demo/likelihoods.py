@@ -16,8 +16,8 @@ from torch import Tensor
 
 from scoretk.fields.paths import VP
 from scoretk.fields.protocols import is_timed, offers
-from scoretk.likelihood import Estimate, bits_per_dim, log_prob
-from scoretk.partition import log_partition
+from scoretk.likelihood import bits_per_dim, log_prob
+from scoretk.partition import Normalised, log_partition
 
 __all__ = ["Likelihood", "likelihoods"]
 
@@ -98,28 +98,12 @@ def _ways(density: Any) -> Iterator[_Way]:
             warnings.simplefilter("always")
             log_z = log_partition(density, chains=CHAINS)
         warning = " ".join(str(w.message) for w in caught)
-        yield _Way("annealed importance sampling", _Normalised(density, log_z), float(log_z.stderr), warning)
+        yield _Way(
+            "annealed importance sampling", Normalised(density, float(log_z.value)), float(log_z.stderr), warning
+        )
 
 
 def _why_not(density: Any) -> str:
     if "decode" in offers(density):
         return "the density of what is decoded is not known"
     return "the base of the flow has no density" if is_timed(density) else "no energy to normalise"
-
-
-@dataclass(frozen=True)
-class _Normalised:
-    """A static energy with an estimate of its log Z taken off."""
-
-    field: Any
-    log_z: Estimate
-
-    provides = frozenset({"log_prob"})
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.field.event_shape)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """`-E(x) - log Z`, `(batch,)`."""
-        return -self.field.energy(x) - self.log_z.value.to(x)

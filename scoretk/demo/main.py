@@ -24,6 +24,7 @@ from scoretk.demo.pictures import digit_sheet, plane_sheet
 from scoretk.demo.quality import Reference, judge, reference
 from scoretk.demo.rows import Demo, Row
 from scoretk.errors import InvalidArgument, Status
+from scoretk.families.digits_data import EVENT_SHAPE
 from scoretk.fields.protocols import offers
 from scoretk.noise import Noise
 from scoretk.plugins import Entry, ModelSpec, describe, list_models, load
@@ -31,6 +32,9 @@ from scoretk.plugins import Entry, ModelSpec, describe, list_models, load
 __all__ = ["run_demo"]
 
 BUILT_IN = "scoretk"
+DECODING_SEED = 321
+ONE_CLASS = {"digits-flow-classes": 8}
+"""Models of one class of digits."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,13 @@ def _parts(work: Callable[[ModelSpec], _Part], specs: list[ModelSpec], workers: 
 def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Part:
     model = load(spec.name)
     digits = spec.trainer is not None
-    real = reference(model, size.chains, digits)
+    real = reference(model, size.chains, digits, ONE_CLASS.get(spec.name))
     found, panels = Demo(), list[tuple[str, Tensor]]()
     if real.rows is not None:
         panels.append(("real digits, held out" if digits else f"{spec.name}: exact draws", real.rows))
         found.likelihoods += likelihoods(spec.name, model, real.rows[: size.likelihood_rows], digits)
     for cell in (*_exact(model, digits, size), *cells(model, size)):
-        row, x = _run(spec, cell, real, seed)
+        row, x = _run(spec, cell, partial(_images, model) if digits else _same, real, seed)
         found.rows.append(row)
         if x is not None and len(x):
             panels.append((f"{spec.name}: {cell.solver} {cell.setting}".rstrip(), x))
@@ -101,10 +105,23 @@ def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Part:
 
 
 def _exact(model: Any, digits: bool, size: Size) -> Iterator[Cell]:
-    """The model's own exact sampler, as a cell beside those of the solvers."""
-    source = getattr(model, "marginal", model)
+    """The model's own sampler, as a cell beside those of the solvers."""
+    latent = tuple(model.event_shape) != EVENT_SHAPE
+    source, setting = getattr(model, "marginal", model), "exact"
+    if latent and "draw" not in offers(source):
+        source, setting = getattr(model, "prior", model), "generator alone"
     if digits and "draw" in offers(source):
-        yield Cell("draw", "exact", lambda seed: _Drawn(source.draw(size.chains, Noise(seed, size.chains))))
+        yield Cell("draw", setting, lambda seed: _Drawn(source.draw(size.chains, Noise(seed, size.chains))))
+
+
+def _images(model: Any, x: Tensor) -> Tensor:
+    """Images, and what latents are decoded to, with the decoder's own noise where it has some."""
+    if tuple(x.shape[1:]) == EVENT_SHAPE:
+        return x
+    with torch.no_grad():
+        if callable(getattr(model, "observe", None)):
+            return model.observe(x, Noise(DECODING_SEED, len(x), dtype=x.dtype))
+        return model.decode(x)
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,13 @@ def _folder(folder: str | Path) -> Path:
     return target
 
 
-def _run(spec: ModelSpec, cell: Cell, real: Reference, seed: int) -> tuple[Row, Tensor | None]:
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _run(
+    spec: ModelSpec, cell: Cell, shown: Callable[[Tensor], Tensor], real: Reference, seed: int
+) -> tuple[Row, Tensor | None]:
     row = Row(spec.name, spec.family, cell.solver, cell.setting, reason=cell.reason)
     if cell.run is None:
         return row, None
@@ -147,7 +170,7 @@ def _run(spec: ModelSpec, cell: Cell, real: Reference, seed: int) -> tuple[Row, 
     except InvalidArgument as error:  # a shape that the solver refuses
         return dataclasses.replace(row, reason=str(error).split(",")[0]), None
     seconds = time.perf_counter() - started
-    x = cell.finish(draws.final[draws.ok])
+    x = shown(cell.finish(draws.final[draws.ok]))
     x = x[torch.isfinite(x).flatten(1).all(1)]
     done = dataclasses.replace(
         row, quality=judge(x, real), evaluations=sum(draws.cost.values()), seconds=seconds, chains=len(draws.status),

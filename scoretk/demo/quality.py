@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoretk.diagnostics import Classifier, copies, mmd, sliced_wasserstein
 from scoretk.families.analytic import EightSchools
-from scoretk.families.digits_data import Digits, load_digits
+from scoretk.families.digits_data import Digits, binarised, load_digits
 from scoretk.fields.protocols import offers
 from scoretk.noise import Noise
 from scoretk.sampling import sample
@@ -81,16 +81,18 @@ def _digits() -> tuple[Digits, Classifier]:
     return digits, Classifier(digits.train, digits.train_labels)
 
 
-def reference(model: Any, chains: int, digits: bool) -> Reference:
-    """What a model's samples are held against: held-out digits, else its own exact draws, else known moments."""
+def reference(model: Any, chains: int, digits: bool, label: int | None = None) -> Reference:
+    """What a model's samples are held against: held-out digits, of one label or all; its own exact draws; known moments."""
     binary = False
     if digits:
         data, generator = _digits()[0], torch.Generator().manual_seed(0)
-        held_out = data.test
-        real = [data.train[torch.randperm(len(data.train), generator=generator)[:chains]] for _ in range(5)]
+        held_out, train = data.test, data.train
+        if label is not None:
+            held_out, train = data.test[data.test_labels == label], data.train[data.train_labels == label]
+        real = [train[torch.randperm(len(train), generator=generator)[:chains]] for _ in range(5)]
         binary = "states" in offers(getattr(model, "marginal", model))
         if binary:
-            held_out, *real = map(_binary, (held_out, *real))
+            held_out, *real = map(binarised, (held_out, *real))
     elif isinstance(model, EightSchools):
         return Reference(moments=Moments(partial(_schools, model), *SCHOOLS.unbind(1)))
     elif "draw" in offers(model):
@@ -104,10 +106,6 @@ def reference(model: Any, chains: int, digits: bool) -> Reference:
     floor = sum(sliced_wasserstein(r, held_out, seed=i) for i, r in enumerate(real)) / len(real)
     mmd_floor = sum(abs(mmd(r, held_out)) for r in real) / len(real)
     return Reference(held_out, floor, mmd_floor, digits, binary)
-
-
-def _binary(images: Tensor) -> Tensor:
-    return (images > 0).float()
 
 
 def _schools(model: EightSchools, x: Tensor) -> Tensor:
@@ -127,7 +125,7 @@ def judge(x: Tensor, against: Reference) -> Quality:
     if not against.digits:
         return found
     digits, classifier = _digits()
-    train, test = (_binary(digits.train), _binary(digits.test)) if against.binary else (digits.train, digits.test)
+    train, test = (binarised(digits.train), binarised(digits.test)) if against.binary else (digits.train, digits.test)
     ours, real = (classifier.judge(2 * rows - 1 if against.binary else rows) for rows in (x, against.rows))
     return replace(
         found, balance=ours.balance, confidence=ours.confidence, real_confidence=real.confidence,

@@ -33,7 +33,7 @@ from torch.nn.functional import conv2d, linear, logsigmoid, silu, softplus
 
 from scoretk.arguments import count, finite
 from scoretk.errors import InvalidArgument
-from scoretk.families.digits_data import load_digits
+from scoretk.families.digits_data import binarised, load_digits
 from scoretk.families.networks import Dropout, Spread, fresh
 from scoretk.families.stored import Stored, read_weights, shipped
 from scoretk.families.training import notes, prepare
@@ -401,7 +401,7 @@ class _Binary(_Model):
 
     def default_data(self) -> Tensor:
         """The digits' training images, 1 where there is ink and 0 elsewhere, `(1437, 1, 8, 8)`."""
-        return (load_digits().train > -1).float()
+        return binarised(load_digits().train)
 
     def _admit(self, rows: Tensor) -> None:
         if not bool(((rows == 0) | (rows == 1)).all()):

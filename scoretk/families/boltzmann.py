@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from scoretk.arguments import count, option, tensor_like
 from scoretk.errors import InvalidArgument
-from scoretk.families.digits_data import load_digits
+from scoretk.families.digits_data import binarised, load_digits
 from scoretk.families.discrete import RBM, IndependentUnits
 from scoretk.families.stored import Stored, read_weights, shipped
 from scoretk.families.training import notes
@@ -48,7 +48,7 @@ from scoretk.rows import select_rows
 from scoretk.sampling import sample
 from scoretk.solvers import BlockGibbs
 
-__all__ = ["METHODS", "Tempered", "TemperedDivergence", "binary", "build", "default_data", "train"]
+__all__ = ["METHODS", "Tempered", "TemperedDivergence", "build", "default_data", "train"]
 
 MODEL = "digits-rbm"
 METHODS = ("cd", "persistent", "tempered")
@@ -69,12 +69,7 @@ def build(weights: str | os.PathLike[str] | None = None) -> RBM:
 
 def default_data() -> Tensor:
     """What the shipped weights were trained on: the digits' training images, ink as 1, `(1437, 1, 8, 8)`."""
-    return binary(load_digits().train)
-
-
-def binary(images: Tensor) -> Tensor:
-    """Digits as 0 and 1: 1 for every pixel with any ink, above -1."""
-    return (images > -1).to(images)
+    return binarised(load_digits().train)
 
 
 def train(

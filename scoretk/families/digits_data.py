@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoretk.errors import MissingDependency
 
-__all__ = ["EVENT_SHAPE", "HELD_OUT", "SPLIT_SEED", "Digits", "load_digits"]
+__all__ = ["EVENT_SHAPE", "HELD_OUT", "SPLIT_SEED", "Digits", "binarised", "load_digits"]
 
 EVENT_SHAPE = (1, 8, 8)
 HELD_OUT = 360
@@ -38,3 +38,8 @@ def load_digits() -> Digits:
     )
     train, test, train_labels, test_labels = (torch.tensor(part) for part in parts)
     return Digits(train, test, train_labels.long(), test_labels.long())
+
+
+def binarised(images: Tensor) -> Tensor:
+    """Images as 0 and 1, like them: 1 for every pixel with any ink, above -1."""
+    return (images > -1).to(images)

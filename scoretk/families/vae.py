@@ -40,7 +40,7 @@ from scoretk.arguments import count, finite, option, tensor_like
 from scoretk.draws import Cost
 from scoretk.encoding import interpolate
 from scoretk.errors import InvalidArgument, MissingCapability, Status
-from scoretk.families.digits_data import load_digits
+from scoretk.families.digits_data import binarised, load_digits
 from scoretk.families.networks import ConfinedEnergy, Dropout, EnergyMLP, Spread, fresh
 from scoretk.families.stored import Stored, read_weights, shipped
 from scoretk.families.training import notes, prepare
@@ -119,6 +119,13 @@ class VAE:
     def decode(self, z: Tensor) -> Tensor:
         """The decoder's mean, `(batch, latent) -> (batch, *data_shape)`."""
         return self.decoder(z).mean.to(z)
+
+    def observe(self, z: Tensor, noise: NoiseSource) -> Tensor:
+        """A draw of p(x | z), `(batch, *data_shape)`: the decoder's mean and its noise, at step 1 as the prior's own is at 0."""
+        law = self.decoder(z)
+        if self.pixel_states is None:
+            return reparametrised(law, noise.normal(1, Stream.START, self.data_shape, z.dtype))
+        return (noise.uniform(1, Stream.START, self.data_shape, z.dtype) < law.mean).to(z)
 
     def encode(self, x: Tensor) -> Tensor:
         """The encoder's mean, `(batch, *data_shape) -> (batch, *latent)`."""
@@ -294,7 +301,7 @@ class Joint:
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact draws, `(n, latent + pixels)`."""
         z = self.vae.draw(n, noise)
-        return torch.cat([z.flatten(1), _observed(self.vae, z, noise).flatten(1)], 1)
+        return torch.cat([z.flatten(1), self.vae.observe(z, noise).flatten(1)], 1)
 
     def decode(self, zx: Tensor) -> Tensor:
         """The data in it, `(batch, *data_shape)`."""
@@ -328,7 +335,7 @@ class Marginal:
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact draws: z of the prior, then x of the decoder, its noise included. `(n, *data_shape)`."""
-        return _observed(self.vae, self.vae.draw(n, noise), noise)
+        return self.vae.observe(self.vae.draw(n, noise), noise)
 
     def estimate_log_prob(self, x: Tensor, *, seed: int = 0) -> Estimate:
         """What `scoretk.log_prob` asks for: `importance_log_prob`."""
@@ -367,14 +374,6 @@ class Marginal:
         value, stderr = (torch.stack([getattr(f, name) for f in found]) for name in ("value", "stderr"))
         spent = sum(f.cost.total for f in found)
         return _estimate(self.vae, value, stderr, f"AIS ({chains} chains)", spent)
-
-
-def _observed(vae: VAE, z: Tensor, noise: NoiseSource) -> Tensor:
-    """A draw of p(x | z), `(n, *data_shape)`; the prior's own draw has step 0 of the noise."""
-    law = vae.decoder(z)
-    if vae.pixel_states is None:
-        return reparametrised(law, noise.normal(1, Stream.START, vae.data_shape, z.dtype))
-    return (noise.uniform(1, Stream.START, vae.data_shape, z.dtype) < law.mean).to(z)
 
 
 def _log_mean(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -516,7 +515,7 @@ class Variant:
     def default_data(self) -> Tensor:
         """What the shipped weights were trained on: the digits' training images, `(1437, 1, 8, 8)`."""
         images = load_digits().train
-        return (images > -1).to(images) if self.binary else images
+        return binarised(images) if self.binary else images
 
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 4000, latent: int = 12, width: int = 128,
