@@ -38,11 +38,13 @@ __all__ = [
     "Dropout",
     "EDMNetwork",
     "EnergyMLP",
+    "OnSpread",
     "PathNetwork",
     "Spread",
     "TimeMLP",
     "fresh",
     "spread_of",
+    "zero_start",
 ]
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -93,7 +95,7 @@ def fresh(make: Callable[[], Module], generator: torch.Generator) -> Module:
     return module
 
 
-def _zero_start(layer: nn.Linear) -> nn.Linear:
+def zero_start(layer: nn.Linear) -> nn.Linear:
     """Mark a layer whose output starts at zero, so that a residual network starts as its skip."""
     layer.zero_start = True  # type: ignore[assignment]
     return layer
@@ -122,9 +124,9 @@ class TimeBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
-        self.modulation = _zero_start(nn.Linear(features, 2 * width))
+        self.modulation = zero_start(nn.Linear(features, 2 * width))
         self.dropout = Dropout(dropout, seed)
-        self.outer = _zero_start(nn.Linear(width, width))
+        self.outer = zero_start(nn.Linear(width, width))
 
     def forward(self, h: Tensor, features: Tensor) -> Tensor:
         """`(batch, width), (batch, features) -> (batch, width)`."""
@@ -148,7 +150,7 @@ class TimeMLP(nn.Module):
         self.time = nn.Linear(2 * HARMONICS, features)
         self.blocks = nn.ModuleList([TimeBlock(width, features, dropout, seed) for seed in range(blocks)])
         self.norm = nn.LayerNorm(width)
-        self.leave = _zero_start(nn.Linear(width, dim))
+        self.leave = zero_start(nn.Linear(width, dim))
         if classes:
             self.label = nn.Linear(classes, features, bias=False)
 
@@ -186,7 +188,7 @@ class EnergyMLP(nn.Module):
         self.enter = nn.Linear(dim, width)
         self.blocks = nn.ModuleList([nn.Linear(width, width) for _ in range(blocks)])
         self.outputs = outputs
-        self.leave = _zero_start(nn.Linear(width, outputs or 1))
+        self.leave = zero_start(nn.Linear(width, outputs or 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, dim) -> (batch,)`, or `(batch, outputs)`."""
@@ -205,7 +207,7 @@ OF_DATA_AND_NOISE: dict[str, Callable[[PathPoint], tuple[Tensor, Tensor]]] = {
 """A prediction other than the noise as `a D + b e`: `(a, b)` at a point of the path."""
 
 
-class _OnSpread(nn.Module):
+class OnSpread(nn.Module):
     """What both kinds share: a Gaussian as buffers, and coordinates in it. The module computes in its own dtype."""
 
     mean: Tensor
@@ -230,7 +232,7 @@ class _OnSpread(nn.Module):
         return self.std.square().mean().sqrt()
 
 
-class PathNetwork(_OnSpread):
+class PathNetwork(OnSpread):
     """One of the predictions on a Gaussian path: the Gaussian answer plus a learned F.
 
     Arguments: backbone, `(x, angle, **cond) -> like x` on rows `(batch, d)`; path; predicts, a name in
@@ -269,7 +271,7 @@ class PathNetwork(_OnSpread):
         return self.path.t(-level2.log()).clamp(0, 1)
 
 
-class EDMNetwork(_OnSpread):
+class EDMNetwork(OnSpread):
     r"""EDM's preconditioned denoiser, of data about their mean m and of one standard deviation s in all directions.
 
         D = m + c_skip y + c_out F(c_in y, c_noise),    y = x - m,    w^2 = sigma^2 + s^2
@@ -293,7 +295,7 @@ class EDMNetwork(_OnSpread):
         return (self.mean + (s / w).square() * y + sigma * s / w * learned).reshape(x.shape)
 
 
-class ConfinedEnergy(_OnSpread):
+class ConfinedEnergy(OnSpread):
     """`E(x) = |s^-1 U^T (x - m)|^2 / 2 + f((x - m) / s)`: a Gaussian's energy plus a learned f.
 
     Arguments: backbone, f, `(batch, d) -> (batch,)`; spread, of the data.
