@@ -74,9 +74,10 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().to("cpu").contiguous()
+        value = tensors[name].detach().to("cpu")
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+        flat = value.new_empty(value.numel()).copy_(value.reshape(-1))  # of stride 1, which an expanded value is not
+        digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ import torch
 
 import scoretk as stk
 from scoretk.arrays import read_array
-from scoretk.families import digits_flow
+from scoretk.families.flow_matching import FromNoise
 from scoretk.families.stored import Stored, read_weights
 from scoretk.plugins.models import train
 from tests.test_cli import run
@@ -77,7 +77,7 @@ def test_a_killed_fit_goes_on_from_its_checkpoint(capsys, tmp_path, name):
 
 def test_a_trainer_without_checkpoints_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(digits_flow, "train", lambda data=None, *, seed=0, report=None: Stored("digits-flow", {}, {}))
+    monkeypatch.setattr(FromNoise, "train", lambda _, data=None, *, seed=0, report=None: Stored("digits-flow", {}, {}))
     code, _, err = run(capsys, "fit", "digits-flow", "--checkpoint", "c")
     assert code == 2
     assert "keeps no checkpoints" in err

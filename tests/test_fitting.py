@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import scoretk as stk
-from scoretk.families import digits_flow
+from scoretk.families.flow_matching import FLOW
 from scoretk.families.stored import read_weights
 from scoretk.learn import Player, Recipe, fit
 from scoretk.learn.resume import from_tensors, packed, to_tensors, unpacked
@@ -190,7 +190,7 @@ class TestSeveralProcesses:
 
     def test_the_command_writes_once_and_the_same_weights(self, folder):
         one = read_weights(folder / "flow.safetensors", "digits-flow")
-        alone = digits_flow.train(rows(), steps=4, width=8, dropout=0.0)
+        alone = FLOW.train(rows(), steps=4, width=8, dropout=0.0)
         assert one.notes == {**alone.notes, "dropout": 0.0}
         assert one.weights.keys() == alone.weights.keys()
         assert not list(folder.glob(".*"))

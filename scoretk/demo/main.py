@@ -23,7 +23,7 @@ from scoretk.demo.page import write_page
 from scoretk.demo.pictures import digit_sheet, plane_sheet
 from scoretk.demo.quality import Reference, judge, reference
 from scoretk.demo.rows import Demo, Row
-from scoretk.errors import InvalidArgument, Status
+from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.families.digits_data import EVENT_SHAPE
 from scoretk.fields.protocols import offers
 from scoretk.noise import Noise
@@ -111,7 +111,12 @@ def _exact(model: Any, digits: bool, size: Size) -> Iterator[Cell]:
     if latent and "draw" not in offers(source):
         source, setting = getattr(model, "prior", model), "generator alone"
     if digits and "draw" in offers(source):
-        yield Cell("draw", setting, lambda seed: _Drawn(source.draw(size.chains, Noise(seed, size.chains))))
+        yield Cell("draw", setting, partial(_drawn, source, size.chains))
+
+
+def _drawn(source: Any, n: int, seed: int) -> _Drawn:
+    with torch.no_grad():
+        return _Drawn(source.draw(n, Noise(seed, n)))
 
 
 def _images(model: Any, x: Tensor) -> Tensor:
@@ -167,8 +172,8 @@ def _run(
     started = time.perf_counter()
     try:
         draws = cell.run(seed)
-    except InvalidArgument as error:  # a shape that the solver refuses
-        return dataclasses.replace(row, reason=str(error).split(",")[0]), None
+    except (InvalidArgument, MissingCapability) as error:  # a shape or a field that these settings refuse
+        return dataclasses.replace(row, reason=str(error).split(". ")[0]), None
     seconds = time.perf_counter() - started
     x = shown(cell.finish(draws.final[draws.ok]))
     x = x[torch.isfinite(x).flatten(1).all(1)]

@@ -31,7 +31,7 @@ def digit_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(len(panels), 1, figsize=(10, 2.9 * len(panels)), squeeze=False, layout="constrained")
     for axis, (title, images) in zip(axes[:, 0], panels, strict=True):
-        axis.imshow(_mosaic(images, ROWS, COLUMNS), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axis.imshow(_mosaic(_levels(images), ROWS, COLUMNS), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=10, loc="left")
         axis.axis("off")
     figure.savefig(path, dpi=110)
@@ -51,6 +51,11 @@ def restored_sheet(path: Path, title: str, rows: list[tuple[str, Tensor]], colum
     axis.spines[:].set_visible(False)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
+
+
+def _levels(images: Tensor) -> Tensor:
+    """Images of zeros and ones alone, from -1 to 1 like the others."""
+    return 2 * images - 1 if bool(((images == 0) | (images == 1)).all()) else images
 
 
 def _mosaic(images: Tensor, rows: int, columns: int) -> Any:
