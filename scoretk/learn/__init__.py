@@ -11,7 +11,7 @@ from scoretk.learn.adversarial import (
 )
 from scoretk.learn.contrastive import CDStep, ContrastiveDivergence, ReplayBuffer
 from scoretk.learn.couplings import COUPLINGS, independent_coupling, optimal_coupling
-from scoretk.learn.fitting import Fit, Progress, Recipe, fit
+from scoretk.learn.fitting import Fit, Player, Progress, Recipe, fit
 from scoretk.learn.likelihoods import (
     log_weights,
     negative_elbo,
@@ -39,6 +39,7 @@ __all__ = [
     "ContrastiveDivergence",
     "Divergence",
     "Fit",
+    "Player",
     "Progress",
     "Recipe",
     "ReplayBuffer",
