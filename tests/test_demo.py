@@ -9,24 +9,28 @@ import pytest
 import scoretk as stk
 from scoretk.demo.cells import Size, cells
 from scoretk.demo.likelihoods import likelihoods
-from scoretk.demo.main import run_demo
+from scoretk.demo.main import _built_in, run_demo
 from scoretk.demo.quality import judge, reference
 from scoretk.solvers import SOLVERS
 from tests.test_cli import run
 
-SMALL = Size(chains=24, steps=20, trajectories=5, likelihood_rows=3)
+SMALL = Size(chains=24, steps=20, trajectories=5, rounds=2, likelihood_rows=3, annealed=32)
+MODELS = (
+    "digits-energy", "digits-flow", "digits-flow-classes", "digits-fvsbn", "digits-gan", "digits-latent-energy", "digits-nice",
+    "eight-schools", "ising", "ring-mixture", "semicircle",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "made" / "here"
-    return folder, run_demo(folder, size=SMALL)
+    return folder, run_demo(folder, models=MODELS, size=SMALL)
 
 
 def test_every_model_meets_every_solver(demo):
     rows = demo[1].rows
-    models = {e.name for e in stk.list_models() if e.distribution == "scoretk"}
-    assert {(r.model, r.solver) for r in rows if r.solver != "draw"} == {(m, s) for m in models for s in SOLVERS}
+    assert {(r.model, r.solver) for r in rows if r.solver != "draw"} == {(m, s) for m in MODELS for s in SOLVERS}
+    assert {r.model for r in rows if r.solver == "draw"} == {"digits-fvsbn", "digits-gan", "digits-nice"}
     for row in rows:
         assert bool(row.reason) == (row.chains == 0), row
         assert row.reason or row.evaluations > 0 or row.solver == "draw", row
@@ -39,7 +43,8 @@ def test_what_is_empty_is_empty_for_a_reason(demo):
     assert ("digits-energy", "probability-flow") not in empty
     assert "discrete states" in empty[("ising", "probability-flow")]
     assert ("ising", "smc") not in empty
-    assert ("digits-diffusion", "ula") not in empty
+    assert ("digits-flow", "ula") not in empty
+    assert empty[("digits-flow-classes", "ula")] == "no score"
 
 
 def test_failed_chains_are_in_the_table(demo):
@@ -55,12 +60,16 @@ def test_files(demo):
     assert len(table["rows"]) == len(found.rows)
     assert len(table["likelihoods"]) == len(found.likelihoods)
     page = (folder / "index.html").read_text()
-    assert {"digits-energy.png", "digits-flow.png", "digits-diffusion.png", "plane.png"} <= set(found.pictures)
+    assert {"digits-energy.png", "digits-flow.png", "digits-gan.png", "plane.png"} <= set(found.pictures)
     for name in found.pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert f'src="{name}"' in page
     for text in {row.model for row in found.rows} | set(SOLVERS) | {v.method for v in found.likelihoods}:
         assert text in page
+
+
+def test_without_names_it_is_every_built_in_model():
+    assert {spec.name for spec in _built_in()} == {e.name for e in stk.list_models() if e.distribution == "scoretk"}
 
 
 def test_ways_to_one_likelihood_agree():
@@ -100,13 +109,15 @@ def test_a_solver_that_the_demo_does_not_know_is_said(monkeypatch):
     assert [c.reason for c in found] == ["no settings for it in the demo"]
 
 
-def test_command(capsys, tmp_path):
-    code, out, err = run(capsys, "demo", "--models", "semicircle", "-o", tmp_path / "d")
+def test_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("scoretk.demo.main.Size", lambda: SMALL)
+    alone = ("demo", "--workers", "1", "--models", "semicircle")
+    code, out, err = run(capsys, *alone, "-o", tmp_path / "d")
     assert code == 0, err
     runs, empty = map(int, re.search(r"demo done: 1 models, (\d+) runs, (\d+) cells without one", out).groups())
     assert runs > 10
     assert "failed" in out
-    code, out, _ = run(capsys, "demo", "--models", "semicircle", "-o", tmp_path / "d", "--json")
+    code, out, _ = run(capsys, *alone, "-o", tmp_path / "d", "--json")
     assert len(json.loads(out)["rows"]) == runs + empty
     assert run(capsys, "demo", "--models", "semicirkle", "-o", tmp_path / "d")[0] == 2
     (tmp_path / "file").touch()

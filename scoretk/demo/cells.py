@@ -64,13 +64,26 @@ PLANE = 2
 @dataclass(frozen=True)
 class Size:
     """How much the demo does: chains; steps of a Langevin kernel, `trajectories` of one that takes many steps at a time
-    (and as many for warmup); and held-out rows at which likelihoods are taken.
+    (and as many for warmup); rounds in which a step size is found; held-out rows at which likelihoods are taken, and chains
+    for those that are annealed.
     """
 
     chains: int = 360
-    steps: int = 1000
-    trajectories: int = 100
+    steps: int = 500
+    trajectories: int = 60
+    rounds: int = 12
     likelihood_rows: int = 60
+    annealed: int = 256
+
+    def less(self) -> Size:
+        """For networks that are asked for an energy, and for its gradient: fewer chains and steps."""
+        return replace(
+            self,
+            chains=self.chains // 3,
+            steps=self.steps // 2,
+            trajectories=self.trajectories // 3,
+            annealed=self.annealed // 2,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class Cell:
 
 def cells(field: Any, size: Size) -> Iterator[Cell]:
     """The cells of one model, at least one a solver."""
-    views = _Views(field)
+    views = _Views(field, size.rounds)
     for name in SOLVERS:
         found = use(offers(field), name)
         if found.way is None:
@@ -105,6 +118,7 @@ class _View:
     label: str = ""
     finish: Callable[[Tensor], Tensor] = lambda x: x
     level: float | None = None
+    rounds: int = 12
 
     @property
     def discrete(self) -> bool:
@@ -116,7 +130,7 @@ class _View:
         """A step size for Langevin kernels: tuned where there is an energy, else a fifth of the noise's variance."""
         if self.level is not None or "energy" not in offers(self.field):
             return 0.2 * (self.level if self.level is not None else 0.5) ** 2
-        return _step_size(self.field)
+        return _step_size(self.field, self.rounds)
 
 
 @dataclass(frozen=True)
@@ -124,13 +138,14 @@ class _Views:
     """The views of a model, each made when it is first asked for."""
 
     field: Any
+    rounds: int
 
     def of(self, way: str) -> _View:
         return self.walk if way == AT else self.noised if way == SMOOTHED else self.plain
 
     @cached_property
     def plain(self) -> _View:
-        return _View(self.field)
+        return _View(self.field, rounds=self.rounds)
 
     @cached_property
     def walk(self) -> _View:
@@ -146,7 +161,7 @@ class _Views:
         if math.prod(self.field.event_shape) <= PLANE:
             made = smoothed(self.field, samples=64, reference=rough)
         else:
-            made = smoothed(self.field, estimator="langevin", samples=8, steps=16, reference=rough)
+            made = smoothed(self.field, estimator="langevin", samples=4, steps=12, reference=rough)
         return replace(self.plain, field=made, label=SMOOTHED_LABEL)
 
 
@@ -162,7 +177,7 @@ def _cell(view: _View, solver: str, setting: str, made: Callable[[], Any], **opt
     return Cell(solver, " ".join(filter(None, (setting, view.label))), run, view.finish)
 
 
-def _step_size(field: Any, chains: int = 64, steps: int = 40, rounds: int = 12) -> float:
+def _step_size(field: Any, rounds: int, chains: int = 64, steps: int = 25) -> float:
     """The step size at which MALA accepts at its best rate."""
     size, x = 0.05, None
     for k in range(rounds):
@@ -176,7 +191,7 @@ def _ula(view: _View, size: Size) -> Iterator[Cell]:
     def made() -> ULA:
         return ULA(view.step_size / (1 if view.level is not None else 4))
 
-    yield _cell(view, "ula", "", made, chains=size.chains, steps=size.steps)
+    yield _cell(view, "ula", "", made, chains=size.chains, steps=size.steps // (3 if view.level is not None else 1))
 
 
 def _underdamped(view: _View, size: Size) -> Iterator[Cell]:
@@ -184,7 +199,8 @@ def _underdamped(view: _View, size: Size) -> Iterator[Cell]:
         h = math.sqrt(view.step_size / 2)  # a length: half of the one that Langevin steps have
         return Underdamped(h if view.level is not None else h / 2)
 
-    yield _cell(view, "underdamped", "", made, chains=size.chains, steps=size.steps)
+    steps = size.steps // (3 if view.level is not None else 1)
+    yield _cell(view, "underdamped", "", made, chains=size.chains, steps=steps)
 
 
 def _ghmc(view: _View, size: Size) -> Iterator[Cell]:
@@ -258,7 +274,7 @@ def _annealed(view: _View, size: Size) -> Iterator[Cell]:
 
 def _flow(view: _View, size: Size) -> Iterator[Cell]:
     if view.label == SMOOTHED_LABEL:
-        yield _cell(view, "probability-flow", "adams_3 12", partial(ProbabilityFlow, "adams_3", 12), chains=size.chains)
+        yield _cell(view, "probability-flow", "adams_3 8", partial(ProbabilityFlow, "adams_3", 8), chains=size.chains)
         return
     for method, steps in (("euler", 32), ("heun", 16), ("dpmpp_2m", 16), ("adams_3", 16), ("dopri5", None)):
         setting = method if steps is None else f"{method} {steps}"
@@ -267,7 +283,7 @@ def _flow(view: _View, size: Size) -> Iterator[Cell]:
 
 
 def _reverse_sde(view: _View, size: Size) -> Iterator[Cell]:
-    methods = (("dpmpp_2m", 12),) if view.label == SMOOTHED_LABEL else (("ancestral", 64), ("dpmpp_2m", 32))
+    methods = (("dpmpp_2m", 8),) if view.label == SMOOTHED_LABEL else (("ancestral", 64), ("dpmpp_2m", 32))
     for method, steps in methods:
         yield _cell(view, "reverse-sde", f"{method} {steps}", partial(ReverseSDE, method, steps), chains=size.chains)
 

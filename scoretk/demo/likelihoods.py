@@ -10,13 +10,14 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 from torch import Tensor
 
 from scoretk.fields.paths import VP
 from scoretk.fields.protocols import is_timed, offers
-from scoretk.likelihood import bits_per_dim, log_prob
+from scoretk.likelihood import Estimate, bits_per_dim, log_prob
 from scoretk.partition import Normalised, log_partition
 
 __all__ = ["Likelihood", "likelihoods"]
@@ -25,8 +26,11 @@ LEVELS = 17
 INTERVAL = (-1 - 1 / (LEVELS - 1), 1 + 1 / (LEVELS - 1))
 """Cells of width 1/8 around the grey levels k / 8 - 1."""
 
-CHAINS = 256
 TOLERANCE = 1e-3
+PROBES = 4
+FEW = 4
+CHECKED = frozenset({"digits-flow", "digits-fvsbn", "digits-nice", "digits-vae"})
+"""Trained models of which every way is shown, beside those that are not trained."""
 
 
 @dataclass(frozen=True)
@@ -47,60 +51,97 @@ class Likelihood:
         return f"{self.model}  {self.method}  {self.value:.3f} ± {self.rows_error:.3f} {self.unit}"
 
 
-def likelihoods(name: str, model: Any, rows: Tensor, digits: bool) -> Iterator[Likelihood]:
-    """Every way in which this model's density can be had here, at held-out rows `(n, *event_shape)`.
+def likelihoods(name: str, model: Any, rows: Tensor, digits: bool, chains: int = 256) -> Iterator[Likelihood]:
+    """The ways in which this model's density can be had here, at held-out rows `(n, *event_shape)`.
 
-    Arguments: name; model; rows; digits, whether they are images.
+    Arguments: name; model; rows; digits, whether they are images; chains of annealed importance sampling.
     """
     density = getattr(model, "marginal", model)
     unit = "nats" if not digits else "bits/pixel" if "states" in offers(density) else "bits/dim"
-    ways = list(_ways(density))
+    in_unit = 1 / (math.log(2) * rows[0].numel()) if digits else 1.0  # of a nat
+    ways = list(_ways(density, rows, not digits or name in CHECKED, chains))
     if not ways:
         yield Likelihood(name, "none", math.nan, math.nan, math.nan, unit, _why_not(density))
     for way in ways:
-        in_unit = 1 / (math.log(2) * rows[0].numel()) if digits else 1.0  # of a nat
+        x = rows[: way.rows]
         if unit == "bits/dim":
-            cells = ((rows + 1) * (LEVELS - 1) / 2).round()
-            found = bits_per_dim(way.field, cells, levels=LEVELS, interval=INTERVAL, rtol=TOLERANCE, atol=TOLERANCE)
+            cells = ((x + 1) * (LEVELS - 1) / 2).round()
+            found = bits_per_dim(way.field, cells, levels=LEVELS, interval=INTERVAL, **way.options)
             value, own = found.value.double(), found.stderr.double()
         else:
-            found = log_prob(way.field, rows, rtol=TOLERANCE, atol=TOLERANCE, probes=4)
+            found = log_prob(way.field, x, **way.options)
             sign = -in_unit if digits else 1.0
             value, own = sign * found.value.double(), in_unit * found.stderr.double()
         yield Likelihood(
-            name, way.method or found.method, float(value.mean()), float(value.std() / math.sqrt(len(value))),
-            math.hypot(float(own.square().sum().sqrt()) / len(rows), way.constant_error * in_unit), unit, way.warning,
+            name, way.method, float(value.mean()), float(value.std() / math.sqrt(len(value))),
+            math.hypot(float(own.square().sum().sqrt()) / len(x), way.constant_error * in_unit), unit, way.warning,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Way:
-    """What the method is called, a field whose `log_prob` it is, the error of a constant in it in nats, and any warning."""
+    """What the method is called, a field whose `log_prob` it is, options of that, how many rows it takes, the error of a
+    constant in it in nats, and any warning.
+    """
 
     method: str
     field: Any
+    options: dict[str, Any] = dataclass_field(default_factory=dict)
+    rows: int | None = None
     constant_error: float = 0.0
     warning: str = ""
 
 
-def _ways(density: Any) -> Iterator[_Way]:
-    has = offers(density)
+def _ways(density: Any, rows: Tensor, check: bool, chains: int) -> Iterator[_Way]:
+    """One way, and where there are more and they are to be checked, all."""
+    has, dim = offers(density), rows[0].numel()
+    if tuple(density.event_shape) != tuple(rows.shape[1:]):
+        return
+    flow = {"rtol": TOLERANCE, "atol": TOLERANCE}
     if is_timed(density):
         if callable(getattr(density.base, "log_prob", None)):
-            yield _Way("probability flow", density)
+            yield _Way("probability flow", density, {**flow, "probes": PROBES})
+            if check and dim > FEW:
+                yield _Way(f"probability flow ({FEW} rows)", density, {**flow, "probes": 4 * PROBES}, FEW)
+                yield _Way(f"probability flow, exact trace ({FEW} rows)", density, {**flow, "trace": "exact"}, FEW)
         return
-    if "log_prob" in has or callable(getattr(density, "estimate_log_prob", None)):
-        yield _Way("exact" if "log_prob" in has else "", density)
+    known = "log_prob" in has
+    if known:
+        yield _Way("exact", density)
+    if callable(getattr(density, "estimate_log_prob", None)):
+        yield _Way("importance weights", density)
+        known = True
+        if check:
+            yield _Way(f"importance weights ({FEW} rows)", density, {}, FEW)
+            annealed = _Annealed(density, max(2, chains // 4))
+            yield _Way(f"annealed importance sampling ({FEW} rows)", annealed, {}, FEW)
     if callable(getattr(density, "noised", None)):
-        yield _Way("probability flow", density.noised(VP()))
-    if "energy" in has and "decode" not in has:
+        yield _Way("probability flow", density.noised(VP()), flow)
+    if "energy" in has and (check or not known):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            log_z = log_partition(density, chains=CHAINS)
+            log_z = log_partition(density, chains=chains)
         warning = " ".join(str(w.message) for w in caught)
-        yield _Way(
-            "annealed importance sampling", Normalised(density, float(log_z.value)), float(log_z.stderr), warning
-        )
+        normalised = Normalised(density, float(log_z.value))
+        yield _Way("annealed importance sampling", normalised, {}, None, float(log_z.stderr), warning)
+
+
+@dataclass(frozen=True)
+class _Annealed:
+    """The marginal of a latent-variable model, its density by annealed importance sampling."""
+
+    marginal: Any
+    chains: int
+
+    provides = frozenset[str]()
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.marginal.event_shape)
+
+    def estimate_log_prob(self, x: Tensor, *, seed: int = 0) -> Estimate:
+        """`log p(x)`, an estimate a row."""
+        return self.marginal.annealed_log_prob(x, chains=self.chains, pilot=min(64, self.chains), seed=seed)
 
 
 def _why_not(density: Any) -> str:

@@ -72,6 +72,7 @@ class Reference:
     mmd_floor: float = math.nan
     digits: bool = False
     binary: bool = False
+    one_class: bool = False
     moments: Moments | None = None
 
 
@@ -105,7 +106,7 @@ def reference(model: Any, chains: int, digits: bool, label: int | None = None) -
         return Reference(moments=Moments(lambda x: x.double().flatten(1), long.mean((0, 1)), long.std((0, 1))))
     floor = sum(sliced_wasserstein(r, held_out, seed=i) for i, r in enumerate(real)) / len(real)
     mmd_floor = sum(abs(mmd(r, held_out)) for r in real) / len(real)
-    return Reference(held_out, floor, mmd_floor, digits, binary)
+    return Reference(held_out, floor, mmd_floor, digits, binary, label is not None)
 
 
 def _schools(model: EightSchools, x: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def judge(x: Tensor, against: Reference) -> Quality:
     train, test = (binarised(digits.train), binarised(digits.test)) if against.binary else (digits.train, digits.test)
     ours, real = (classifier.judge(2 * rows - 1 if against.binary else rows) for rows in (x, against.rows))
     return replace(
-        found, balance=ours.balance, confidence=ours.confidence, real_confidence=real.confidence,
+        found, balance=None if against.one_class else ours.balance, confidence=ours.confidence, real_confidence=real.confidence,
         real_accuracy=classifier.accuracy(digits.test, digits.test_labels),
         copied=copies(x, train, test).share,
     )  # fmt: skip
