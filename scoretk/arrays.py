@@ -19,25 +19,27 @@ __all__ = ["ENDINGS", "read_array"]
 ENDINGS = (".npy", ".npz", ".csv")
 
 
-def read_array(path: str | os.PathLike[str], name: str | None = None) -> Tensor:
+def read_array(
+    path: str | os.PathLike[str], name: str | None = None, *, argument: str = "data", axes: int = 2
+) -> Tensor:
     """The numbers in a file, rows first; integers and booleans become float32.
 
     Arguments: path, ending in .npy, .npz or .csv (commas, one row a line, a line of headings or none); name, which array
-        of an .npz that holds several.
+        of an .npz that holds several; argument, what the file is given for; axes, how many the array has at least.
     Raises: `InvalidArgument`, `UnknownName`.
     """
     file = Path(path)
     if file.suffix not in ENDINGS:
-        raise InvalidArgument("data", str(path), f"a file that ends in {', '.join(ENDINGS)}")
+        raise InvalidArgument(argument, str(path), f"a file that ends in {', '.join(ENDINGS)}")
     try:
         found = _table(file) if file.suffix == ".csv" else np.load(file, allow_pickle=False)
         array = _member(found, name) if isinstance(found, np.lib.npyio.NpzFile) else found
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidArgument("data", str(path), "a file of numbers that can be read", str(error)) from error
+        raise InvalidArgument(argument, str(path), "a file of numbers that can be read", str(error)) from error
     if array.dtype.kind not in "fiub":
-        raise InvalidArgument("data", str(path), "real numbers", f"It holds {array.dtype}")
-    if array.ndim < 2:
-        raise InvalidArgument("data", f"shape {array.shape}", "rows, (n, *event_shape)", "One number a row is (n, 1)")
+        raise InvalidArgument(argument, str(path), "real numbers", f"It holds {array.dtype}")
+    if array.ndim < axes:
+        raise InvalidArgument(argument, f"shape {array.shape}", "rows, (n, *event_shape)", "One number a row is (n, 1)")
     return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.float64 else array.astype(np.float32)))
 
 

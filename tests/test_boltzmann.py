@@ -155,6 +155,22 @@ def test_tempered_negatives_follow_a_machine_that_stays():
     assert mean_z(x, torch.sigmoid(UNITS.bias)).abs().max() > 2 * z_limit(3)
 
 
+def test_tempered_chains_go_on_from_their_state_and_parts_have_noise_of_their_own():
+    def made():
+        return TemperedDivergence(UNITS, chains=50, sweeps=2, replicas=3, seed=0)
+
+    def negatives(divergence):
+        return divergence(TINY, torch.zeros(2, 3)).negatives
+
+    whole, late, part = made(), made(), made()
+    part.for_part(1)
+    assert not torch.equal(negatives(whole), negatives(part))
+    for divergence in (whole, part):
+        late.load_state_dict(divergence.state_dict())
+        for _ in range(2):
+            assert torch.equal(negatives(divergence), negatives(late))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_training_learns_the_law_of_tiny_data_and_round_trips(method, tmp_path):
     states = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]).reshape(4, 2, 2)

@@ -14,15 +14,29 @@ from scoretk.plugins.models import train
 from tests.test_cli import run
 
 SHORT = ("--set", "steps=3", "--set", "width=16")
-TRAINABLE = ["digits-energy", "digits-diffusion", "digits-flow"]
+TRAINABLE = [e.name for e in stk.list_models() if e.id.startswith("scoretk/") and stk.describe(e.id).trainer]
+BINARY = ["digits-fvsbn", "digits-nade", "digits-rbm", "digits-vae-binary"]
+LABELLED = ["digits-class-diffusion", "digits-jem"]
+
+CHAINS = {"chains": 30, "chain_steps": 2}
+LATENT = {"width": 8, "latent": 2}
+GAME = {"width": 8, "critic_width": 8, "latent": 3, "refine": 2}
+FLOW = {"width": 8, "layers": 2}
+SMALL = {
+    "digits-energy": {"width": 8, **CHAINS}, "digits-jem": {"width": 8, **CHAINS}, "digits-rbm": {"hidden": 4, "chains": 8},
+    "digits-vae": LATENT, "digits-vae-binary": LATENT, "digits-latent-energy": {**LATENT, "prior_width": 4, **CHAINS},
+    "digits-gan": GAME, "digits-wgan": GAME, "digits-fvsbn": {}, "digits-pixelcnn": {"width": 4, "blocks": 1},
+    "digits-nice": FLOW, "digits-realnvp": FLOW, "digits-maf": FLOW, "digits-spline": FLOW,
+}  # fmt: skip
+"""Settings that make a training short; {"width": 8} for all others."""
 
 
-def rows(n=40, shape=(3,)):
-    return np.random.default_rng(0).normal(5.0, 2.0, (n, *shape))
+def rows(n=40, shape=(3,), seed=0):
+    return np.random.default_rng(seed).normal(5.0, 2.0, (n, *shape))
 
 
-def write(folder, ending, array, **more):
-    path = folder / f"x.{ending}"
+def write(folder, ending, array, stem="x", **more):
+    path = folder / f"{stem}.{ending}"
     if ending == "npy":
         np.save(path, array)
     elif ending == "npz":
@@ -32,47 +46,139 @@ def write(folder, ending, array, **more):
     return path
 
 
+def of_a_user(folder, name, seed=0):
+    """A user's data for this model as a file, and the settings that train on them: of any shape, for the PixelCNN images."""
+    shape = (1, 4, 5) if name == "digits-pixelcnn" else (2, 3)
+    array = rows(40, shape, seed)
+    data = write(folder, "npy", (array > 5).astype(np.uint8) if name in BINARY else array)
+    settings = {"steps": 4, **SMALL.get(name, {"width": 8})}
+    if name in LABELLED:
+        settings["labels"] = str(write(folder, "npy", np.arange(40) % 3, "labels"))
+    if name == "digits-flow-classes":
+        settings["start"] = str(write(folder, "npy", rows(30, shape) - 4, "start"))
+    return data, settings, shape
+
+
+def command(name, data, settings, *more):
+    return ("fit", name, "--data", data, *(f"--set={k}={v}" for k, v in settings.items()), *more)
+
+
+def natural_solver(spec):
+    """What a model of this family, that offers this, is sampled by."""
+    provides = spec.provides
+    if spec.family == "score":
+        return "annealed-langevin", "--set", "levels=3", "--set", "steps_per_level=2"
+    if "velocity" in provides:
+        return "probability-flow", "--set", "method=euler", "--set", "steps=3"
+    if "states" in provides:
+        return "block-gibbs" if "gibbs" in provides else "gibbs-with-gradients", "--steps", 3
+    return "ula", "--set", "step_size=0.01", "--steps", 3
+
+
 @pytest.mark.parametrize("name", TRAINABLE)
-@pytest.mark.parametrize("ending", ["npy", "npz", "csv"])
-def test_fit_writes_weights_of_a_users_data_that_load_takes(capsys, tmp_path, name, ending):
-    data, out = write(tmp_path, ending, rows()), tmp_path / "w.safetensors"
-    code, printed, told = run(capsys, "fit", name, "--data", data, *SHORT, "-o", out, "--json")
-    assert code == 0
+def test_fit_writes_weights_of_a_users_data_that_load_takes(capsys, tmp_path, name):
+    (data, settings, shape), out = of_a_user(tmp_path, name), tmp_path / "w.safetensors"
+    code, printed, told = run(capsys, *command(name, data, settings, "-o", out, "--json"))
+    assert code == 0, told
     assert json.loads(printed)["output"] == str(out)
-    assert "step 3  loss" in told
-    assert stk.load(name, weights=str(out)).event_shape == (3,)
-    made = read_weights(out, name).notes
-    assert made["command"].startswith(f"scoretk fit {name} --data FILE --seed 0 --set steps=3")
-    again = train(name, read_array(data), steps=3, width=16)
-    again.save(tmp_path / "again.safetensors")
-    assert out.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
-    solver = ("ula", "--set", "step_size=0.01", "--steps", 3) if "energy" in name else ("probability-flow",)
+    assert "step 4  loss" in told
+    field = stk.load(name, weights=str(out))
+    assert getattr(field, "data_shape", field.event_shape) == shape
+    made = read_weights(out, name).notes["command"]
+    assert made.startswith(f"scoretk fit {name} --data FILE --seed 0 --set ")
+    assert all(f"--set {k}={'FILE' if k in ('labels', 'start') else v}" in made for k, v in settings.items())
+    spec = stk.describe(name)
+    solver = natural_solver(spec)
     code, _, err = run(capsys, "sample", name, "--param", f"weights={out}", "--solver", *solver, "--chains", 4)
     assert code == 0, err
+    if "draw" in spec.provides:
+        assert field.draw(4, stk.Noise(0, 4)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
-def test_a_killed_fit_goes_on_from_its_checkpoint(capsys, tmp_path, name):
-    data, saved, out = write(tmp_path, "npy", rows()), tmp_path / "c", tmp_path / "w.safetensors"
-    settings = {"steps": 6, "width": 16}
+@pytest.mark.parametrize("ending", ["npy", "npz", "csv"])
+def test_files_of_every_kind_train_alike(capsys, tmp_path, ending):
+    data, out = write(tmp_path, ending, rows()), tmp_path / "w.safetensors"
+    assert run(capsys, *command("digits-flow", data, {"steps": 3, "width": 8}, "-o", out))[0] == 0
+    again = train("digits-flow", torch.from_numpy(rows()), steps=3, width=8)
+    again.save(tmp_path / "again.safetensors")
+    assert out.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+
+
+KILLED = [(name, 2, {}) for name in TRAINABLE]
+KILLED += [
+    (name, 5, {}) for name in ("digits-gan", "digits-wgan")
+]  # the critic's turn alone, after the game's four steps
+KILLED += [("digits-rbm", 2, {"method": method}) for method in ("cd", "tempered")]
+
+
+@pytest.mark.parametrize(("name", "evaluations", "more"), KILLED)
+def test_a_killed_fit_goes_on_from_its_checkpoint(capsys, tmp_path, name, evaluations, more):
+    (data, settings, _), saved, out = of_a_user(tmp_path, name), tmp_path / "c", tmp_path / "w.safetensors"
+    settings, array, seen = settings | more, read_array(data), []
 
     def kill(progress):
-        if progress.step == 3:
+        seen.append(progress)
+        if len(seen) == evaluations:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stk.train(name, read_array(data), report=kill, checkpoint=saved, **settings)
-    fit = ("fit", name, "--data", data, *(f"--set={k}={v}" for k, v in settings.items()), "--checkpoint", saved)
-    code, _, told = run(capsys, *fit, "-o", out)
+        stk.train(name, array, report=kill, checkpoint=saved, **settings)
+    code, _, told = run(capsys, *command(name, data, settings, "--checkpoint", saved, "-o", out))
     assert code == 0, told
-    assert "step 3 " not in told
-    assert "step 4 " in told
-    stk.train(name, read_array(data), **settings).save(tmp_path / "straight.safetensors")
+    assert told.splitlines()[0].startswith("step 3 " if evaluations == 2 else "step 1 ")
+    stk.train(name, array, **settings).save(tmp_path / "straight.safetensors")
     assert out.read_bytes() == (tmp_path / "straight.safetensors").read_bytes()
-    code, _, err = run(capsys, *fit, "--set", "smoothing=0.3", "-o", tmp_path / "other.safetensors")
-    assert code == 1
-    assert "another run" in err
-    assert "smoothing" in err
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_checkpoint_serves_no_other_run(capsys, tmp_path, name):
+    (data, settings, _), saved, out = of_a_user(tmp_path, name), tmp_path / "c", tmp_path / "w.safetensors"
+    fit = command(name, data, settings | {"steps": 1} | ({"refine": 1} if "refine" in settings else {}))
+    assert run(capsys, *fit, "--checkpoint", saved, "-o", out)[0] == 0
+    before = saved.read_bytes()
+
+    def refused(*more):
+        code, _, err = run(capsys, *fit, *more, "--checkpoint", saved, "-o", tmp_path / "other.safetensors")
+        assert saved.read_bytes() == before
+        assert not (tmp_path / "other.safetensors").exists()
+        return code == 1 and "another run" in err
+
+    assert refused("--set", "steps=2")
+    for given in {"labels", "start"} & settings.keys():
+        array = np.load(settings[given])
+        np.save(tmp_path / "changed.npy", array[::-1])
+        assert refused("--set", f"{given}={tmp_path / 'changed.npy'}")
+    of_a_user(tmp_path, name, seed=1)
+    assert refused()
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_are_taken_as_a_tensor_or_from_a_file(capsys, tmp_path, name):
+    data, settings, _ = of_a_user(tmp_path, name)
+    known = torch.arange(40) % 3
+    np.savetxt(tmp_path / "labels.csv", known, header="label", comments="")
+    given = (settings["labels"], tmp_path / "labels.npy", tmp_path / "labels.csv", known, known.double(), known.numpy())
+    found = [stk.train(name, read_array(data), **settings | {"labels": labels}) for labels in given]
+    assert found[0].settings["classes"] == 3
+    for stored in found[1:]:
+        assert all(torch.equal(stored.weights[k], v) for k, v in found[0].weights.items())
+        assert stored.notes == found[0].notes
+    for bad, said in (
+        ((np.arange(39),), "40 rows"),
+        ((np.arange(40) + 0.5,), "whole"),
+        ((np.arange(40) - 2,), "from 0"),
+    ):
+        wrong = settings | {"labels": write(tmp_path, "npy", *bad, stem="bad")}
+        code, _, err = run(capsys, *command(name, data, wrong, "-o", tmp_path / "w.safetensors"))
+        assert code == 2, err
+        assert "labels" in err
+        assert said in err
+    code, _, err = run(capsys, *command(name, data, settings | {"labels": "nowhere.npy"}))
+    assert code == 2
+    assert "labels" in err
+    code, _, err = run(capsys, "fit", name, "--set", f"labels={settings['labels']}")
+    assert code == 2
+    assert "data" in err
 
 
 def test_a_trainer_without_checkpoints_says_so(capsys, tmp_path, monkeypatch):
@@ -86,8 +192,8 @@ def test_a_trainer_without_checkpoints_says_so(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_without_data_the_models_own_are_used(name):
-    stored = stk.train(name, steps=1, width=8)
-    assert stored.settings["event_shape"] == [1, 8, 8]
+    stored = stk.train(name, steps=1, **SMALL.get(name, {"width": 8}))
+    assert stored.settings.get("data_shape", stored.settings.get("event_shape")) == [1, 8, 8]
     assert "--data" not in stored.notes["command"]
 
 
@@ -121,6 +227,25 @@ def test_bad_data_are_wrong_use(capsys, tmp_path, content, said):
     assert "data" in err
     assert said in err
     assert not (tmp_path / "w.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_every_model_refuses_data_that_it_cannot_learn_from(capsys, tmp_path, name):
+    (data, settings, _), out = of_a_user(tmp_path, name), tmp_path / "w.safetensors"
+    good = np.load(data)
+    wrong = [good[:1], np.where(good == good.max(), np.nan, good), good.reshape(-1)]
+    wrong += [good + 0.5] if name in BINARY else [np.full_like(good, 7)]
+    for array in wrong:
+        np.save(data, array)
+        code, _, err = run(capsys, *command(name, data, settings, "-o", out))
+        assert code == 2, err
+        assert "data" in err
+    if "start" in settings:
+        np.save(data, rows(40, (5,)))
+        code, _, err = run(capsys, *command(name, data, settings, "-o", out))
+        assert code == 2, err
+        assert "start" in err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

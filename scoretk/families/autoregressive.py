@@ -46,6 +46,7 @@ from scoretk.streams import Stream
 
 __all__ = ["FVSBN", "MADE", "NADE", "PIXELCNN", "Autoregressive", "BinaryAutoregressive"]
 
+File = str | os.PathLike[str] | None
 Report = Callable[[Progress], Any] | None
 
 SCALES = 7.0
@@ -339,7 +340,7 @@ class _Model:
     learning_rate = 1e-3
     batch = 256
 
-    def build(self, weights: str | os.PathLike[str] | None = None) -> Any:
+    def build(self, weights: File = None) -> Any:
         """The field with these weights, by default the shipped ones.
 
         Raises: `InvalidArgument` where the file holds no weights of this model.
@@ -352,7 +353,7 @@ class _Model:
         """What the shipped weights were trained on: the digits' training images, `(1437, 1, 8, 8)`."""
         return load_digits().train
 
-    def _fit(self, data: Tensor | None, seed: int, report: Report, **settings: Any) -> Stored:
+    def _fit(self, data: Tensor | None, seed: int, report: Report, checkpoint: File, **settings: Any) -> Stored:
         """The weights of the highest likelihood on a held-out tenth of the rows; the bin's noise on both."""
         rows = prepare(self.default_data() if data is None else data, 1.0).rows
         self._admit(rows)
@@ -367,7 +368,7 @@ class _Model:
             return -network.log_prob(x.flatten(1)) / x[0].numel()
 
         recipe = Recipe(settings["steps"], self.batch, self.learning_rate, weight_decay=settings["weight_decay"])
-        done = fit(network, loss, rows, recipe, seed=seed, report=report)
+        done = fit(network, loss, rows, recipe, seed=seed, report=report, checkpoint=checkpoint, settings=made)
         return Stored(self.name, settings, done.weights, made)
 
     def _admit(self, rows: Tensor) -> None:
@@ -428,16 +429,16 @@ class _FVSBN(_Binary):
 
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 2000, weight_decay: float = 0.1,
-        report: Report = None,
+        report: Report = None, checkpoint: File = None,
     ) -> Stored:  # fmt: skip
         """Fit the model to data.
 
         Arguments: data of zeros and ones `(n, *event_shape)`, None for the digits; seed; steps of the optimiser;
-            weight_decay; report, called after each evaluation.
+            weight_decay; report, called after each evaluation; checkpoint, a file to save to and to go on from.
         Returns: the weights that make a held-out tenth of the rows likeliest.
-        Raises: `InvalidArgument`, `FitFailure`.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
-        return self._fit(data, seed, report, steps=steps, weight_decay=weight_decay)
+        return self._fit(data, seed, report, checkpoint, steps=steps, weight_decay=weight_decay)
 
     def _backbone(self, settings: dict[str, Any]) -> Backbone:
         return SigmoidBelief(math.prod(settings["event_shape"]))
@@ -450,10 +451,10 @@ class _NADE(_Binary):
 
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 1500, width: int = 128,
-        weight_decay: float = 0.1, report: Report = None,
+        weight_decay: float = 0.1, report: Report = None, checkpoint: File = None,
     ) -> Stored:  # fmt: skip
         """Fit the model to data. Arguments as `FVSBN.train`; width, hidden units."""
-        return self._fit(data, seed, report, steps=steps, width=width, weight_decay=weight_decay)
+        return self._fit(data, seed, report, checkpoint, steps=steps, width=width, weight_decay=weight_decay)
 
     def _backbone(self, settings: dict[str, Any]) -> Backbone:
         return SharedHidden(math.prod(settings["event_shape"]), settings["width"])
@@ -467,19 +468,20 @@ class _MADE(_Real):
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 4000, bin: float = 0.125, width: int = 128,
         layers: int = 2, components: int = 3, dropout: float = 0.2, weight_decay: float = 0.1, report: Report = None,
+        checkpoint: File = None,
     ) -> Stored:  # fmt: skip
         """Fit the model to data.
 
         Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; bin, the width of the data's
             bins, in which each number is spread evenly, 0 for data that are continuous; width and number of the hidden
             layers; components of each site's mixture; dropout, the share of hidden units dropped in training;
-            weight_decay; report, called after each evaluation.
+            weight_decay; report, called after each evaluation; checkpoint, a file to save to and to go on from.
         Returns: the weights that make a held-out tenth of the rows likeliest.
-        Raises: `InvalidArgument`, `FitFailure`.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         return self._fit(
-            data, seed, report, steps=steps, bin=bin, width=width, layers=layers, components=components, dropout=dropout,
-            weight_decay=weight_decay,
+            data, seed, report, checkpoint, steps=steps, bin=bin, width=width, layers=layers, components=components,
+            dropout=dropout, weight_decay=weight_decay,
         )  # fmt: skip
 
     def _backbone(self, settings: dict[str, Any]) -> Backbone:
@@ -496,11 +498,12 @@ class _PixelCNN(_Real):
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 2000, bin: float = 0.125, width: int = 64,
         blocks: int = 3, components: int = 5, dropout: float = 0.2, weight_decay: float = 0.1, report: Report = None,
+        checkpoint: File = None,
     ) -> Stored:  # fmt: skip
         """Fit the model to data. Arguments as `MADE.train`; width, channels; blocks, residual ones."""
         return self._fit(
-            data, seed, report, steps=steps, bin=bin, width=width, blocks=blocks, components=components, dropout=dropout,
-            weight_decay=weight_decay,
+            data, seed, report, checkpoint, steps=steps, bin=bin, width=width, blocks=blocks, components=components,
+            dropout=dropout, weight_decay=weight_decay,
         )  # fmt: skip
 
     def _backbone(self, settings: dict[str, Any]) -> Backbone:

@@ -75,15 +75,16 @@ def default_data() -> Tensor:
 def train(
     data: Tensor | None = None, *, seed: int = 0, steps: int = 6000, method: str = "persistent", hidden: int = 128,
     sweeps: int = 1, chains: int = 256, replicas: int = 8, learning_rate: float = 5e-3, decay: float = 0.1,
-    report: Callable[[Progress], Any] | None = None,
+    report: Callable[[Progress], Any] | None = None, checkpoint: str | os.PathLike[str] | None = None,
 ) -> Stored:  # fmt: skip
     """Fit the machine to data.
 
     Arguments: data `(n, *event_shape)` of 0 and 1, None for the digits; seed; steps of the optimiser; method, "cd", "persistent"
         or "tempered"; hidden units; sweeps of block Gibbs before each step of the optimiser; chains that persist; replicas, of
-        each of them, where tempered; learning_rate and (decoupled) decay of the optimiser.
+        each of them, where tempered; learning_rate and (decoupled) decay of the optimiser; report, called after each
+        evaluation; checkpoint, a file to save to and to go on from.
     Returns: the averaged weights of the last step.
-    Raises: `InvalidArgument`, `UnknownName`, `FitFailure`.
+    Raises: `InvalidArgument`, `UnknownName`, `FitFailure`, `CheckpointError`.
     """
     rows = _states(default_data() if data is None else data)
     option("method", method, METHODS)
@@ -101,10 +102,13 @@ def train(
     recipe = Recipe(
         steps, batch=batch, learning_rate=learning_rate, betas=(0.5, 0.99), weight_decay=decay, clip=10.0, held_out=0.0
     )
-    done = fit(network, lambda x, _: divergence(network.machine, x).loss, rows, recipe, seed=seed, report=report)
     made = notes(
         MODEL, data is None, seed, steps=steps, method=method, hidden=hidden, sweeps=sweeps, chains=chains,
         replicas=replicas, learning_rate=learning_rate, decay=decay,
+    )  # fmt: skip
+    done = fit(
+        network, lambda x, _: divergence(network.machine, x).loss, rows, recipe, seed=seed, report=report,
+        checkpoint=checkpoint, state=divergence, settings=made,
     )  # fmt: skip
     return Stored(MODEL, {"event_shape": list(shape), "hidden": hidden}, done.weights, made)
 
@@ -199,22 +203,41 @@ class TemperedDivergence:
     """
 
     def __init__(self, units: IndependentUnits, chains: int, sweeps: int, replicas: int, seed: int) -> None:
-        self.units, self.sweeps, self.replicas, self.seed = units, count("sweeps", sweeps, least=1), replicas, seed
-        self.calls = 0
-        noise: Any = Noise(derive(seed, 0), chains * replicas)
-        self.x = units.draw(chains * replicas, noise).unflatten(0, (chains, replicas))
+        self.units, self.chains, self.sweeps, self.replicas = units, chains, count("sweeps", sweeps, least=1), replicas
+        self.seed, self.calls, self.part = seed, 0, 0
+        self.x: Tensor | None = None  # the replicas, once there are any
 
     def __call__(self, machine: RBM, batch: Tensor) -> CDStep:
         """`mean E(batch) - mean E(negatives)`, the negatives being every chain's first replica."""
+        if self.x is None:
+            n = self.chains * self.replicas
+            start: Any = Noise(self._of_call(), n)
+            self.x = self.units.draw(n, start).unflatten(0, (self.chains, self.replicas))
         self.calls += 1
         tempered = Tempered(machine, self.units, self.replicas)
         draws = sample(
-            tempered, BlockGibbs(), steps=self.sweeps, seed=derive(self.seed, self.calls), init=self.x, keep="last",
-            progress=False,
-        )  # fmt: skip
+            tempered, BlockGibbs(), steps=self.sweeps, seed=self._of_call(), init=self.x, keep="last", progress=False
+        )
         self.x = draws.final.detach()
         negatives = self.x[:, 0]
         return CDStep(machine.energy(batch).mean() - machine.energy(negatives).mean(), negatives)
+
+    def _of_call(self) -> int:
+        """The seed of the present call's noise."""
+        return derive(derive(self.seed, 2**64 - self.part) if self.part else self.seed, self.calls)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is needed to go on exactly from here: the number of calls, and the replicas."""
+        state = {"calls": torch.tensor(self.calls), "part": torch.tensor(self.part)}
+        return state if self.x is None else state | {"x": self.x}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        self.calls, self.part, self.x = int(state["calls"]), int(state["part"]), state.get("x")
+
+    def for_part(self, part: int) -> None:
+        """As `ContrastiveDivergence.for_part`."""
+        self.part = part
 
 
 def _states(data: Any) -> Tensor:

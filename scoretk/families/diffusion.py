@@ -37,12 +37,12 @@ import torch
 from torch import Tensor
 
 from scoretk.arguments import finite
-from scoretk.arrays import read_array
+from scoretk.checkpoint import tensor_digest
 from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import EDMNetwork, PathNetwork, TimeMLP, fresh
 from scoretk.families.stored import Stored, read_weights, shipped
-from scoretk.families.training import Prepared, notes, prepare
+from scoretk.families.training import Prepared, labelled, notes, prepare
 from scoretk.fields import EDM, VE, VP, Cosine, Diffusion, GaussianPath, SubVP
 from scoretk.learn.fitting import Progress, Recipe, fit
 from scoretk.learn.losses import prediction_error, stratified
@@ -147,9 +147,10 @@ class Variant:
         return Stored(self.name, settings, weights, made)
 
     def fitted(
-        self, ready: Prepared, settings: dict[str, Any], condition: Condition, made: dict[str, Any], **options: Any,
+        self, ready: Prepared, settings: dict[str, Any], condition: Condition, made: dict[str, Any],
+        labels: Tensor | None = None, **options: Any,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """The recipe: the weights that `train` stores. made, its notes; options of `fit`."""
+        """The recipe: the weights that `train` stores. made, its notes; labels, what condition tells of; options of `fit`."""
         backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(made["seed"]))
         network = self.network(backbone, self.path, self.predicts, ready.spread)
         scale = float(ready.spread.std.square().mean().sqrt())
@@ -162,7 +163,9 @@ class Variant:
             return weight * prediction_error(given, x, t, noise, self.path, self.predicts)
 
         rows = torch.arange(len(ready.rows), dtype=torch.float64)  # their numbers, so that labels go with them
-        return fit(network, loss, rows, Recipe(made["steps"]), seed=made["seed"], settings=made, **options).weights
+        shown = {"rows": ready.rows} | ({} if labels is None else {"labels": labels})
+        options["settings"] = made | {"data": tensor_digest(shown)}
+        return fit(network, loss, rows, Recipe(made["steps"]), seed=made["seed"], **options).weights
 
     def sized(self, width: int | None, blocks: int | None, dropout: float) -> dict[str, Any]:
         """The backbone's settings, the variant's own in place of None."""
@@ -200,15 +203,9 @@ class ClassConditional:
 
         Arguments: as `Variant.train`; labels `(n,)` of data of your own, whole numbers from 0, or -1 where unknown, or
             a file of them such as `scoretk fit --data` takes; unlabelled, the share of rows that are shown without theirs.
-        Raises: `InvalidArgument`, `FitFailure`.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
-        own = data is None
-        if data is None:
-            digits = load_digits()
-            data, labels = digits.train, digits.train_labels
-        if isinstance(labels, str | os.PathLike):
-            labels = read_array(labels)
-        ready, known = prepare(data, smoothing), _checked(labels, data)
+        ready, known = labelled(data, labels, smoothing, least=-1)
         if not 0 <= finite("unlabelled", unlabelled) < 1:
             raise InvalidArgument("unlabelled", unlabelled, "a share in [0, 1)")
         chosen = self.of.sized(width, blocks, dropout)
@@ -218,9 +215,9 @@ class ClassConditional:
             hidden = torch.rand(len(index), generator=generator) < unlabelled
             return {"label": known[index].masked_fill(hidden, -1)}
 
-        asked = chosen | {"unlabelled": unlabelled} | ({} if own else {"labels": "FILE"})
-        made = notes(self.name, own, seed, steps=steps, smoothing=smoothing, **asked)
-        weights = self.of.fitted(ready, settings, condition, made, report=report, checkpoint=checkpoint)
+        asked = chosen | {"unlabelled": unlabelled} | ({} if data is None else {"labels": "FILE"})
+        made = notes(self.name, data is None, seed, steps=steps, smoothing=smoothing, **asked)
+        weights = self.of.fitted(ready, settings, condition, made, known, report=report, checkpoint=checkpoint)
         return Stored(self.name, settings, weights, made)
 
 
@@ -237,13 +234,3 @@ VARIANTS = (DIGITS_DIFFUSION, DIGITS_SUBVP, DIGITS_VE, DIGITS_EDM, DIGITS_V, DIG
 def _backbone(settings: dict[str, Any]) -> TimeMLP:
     dim = math.prod(settings["event_shape"])
     return TimeMLP(dim, settings["width"], settings["blocks"], settings["dropout"], classes=settings.get("classes", 0))
-
-
-def _checked(labels: Any, data: Tensor) -> Tensor:
-    expected = f"whole numbers from 0, or -1 where unknown, one a row of data, shape ({len(data)},)"
-    if not isinstance(labels, Tensor) or labels.shape != (len(data),):
-        raise InvalidArgument("labels", labels, expected)
-    known = labels.long()
-    if not bool((known == labels).all()) or int(known.min()) < -1 or int(known.max()) < 0:
-        raise InvalidArgument("labels", labels, expected)
-    return known

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from scoretk.arguments import count, tensor_like
 from scoretk.arrays import read_array
+from scoretk.checkpoint import tensor_digest
 from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import load_digits
 from scoretk.families.mixture import GaussianMixture
@@ -187,8 +188,9 @@ class BetweenData:
 
         made = notes(self.model, data is None, seed, **asked)
         done = fit(
-            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made
-        )
+            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint,
+            settings=made | {"start": tensor_digest({"start": before.rows})},
+        )  # fmt: skip
         return Stored(self.model, settings, done.weights | {"start": before.rows}, made)
 
 
@@ -239,7 +241,7 @@ def _two_ends(data: Any, start: Any, source: int, target: int) -> tuple[Tensor, 
         raise InvalidArgument(
             "start" if start is None else "data", None, "rows (n, *event_shape), as its other end is given"
         )
-    first = read_array(start) if isinstance(start, str) else start
+    first = read_array(start, argument="start") if isinstance(start, str) else start
     return tensor_like("start", first, (None, *getattr(data, "shape", ())[1:])), data
 
 

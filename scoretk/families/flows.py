@@ -289,16 +289,16 @@ class Stepwise:
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, steps: int | None = None, bin: float = 0.125,
         layers: int | None = None, width: int | None = None, blocks: int | None = None, dropout: float | None = None,
-        report: Callable[[Progress], Any] | None = None,
+        report: Callable[[Progress], Any] | None = None, checkpoint: str | os.PathLike[str] | None = None,
     ) -> Stored:  # fmt: skip
         """Fit the flow to data by maximum likelihood.
 
         Arguments: data `(n, *event_shape)` of at least two numbers a row, None for the digits; seed; steps of the optimiser;
             bin, the distance of the data's levels, over which they are spread evenly, 0 for data that are continuous
             already; layers, how many steps the flow has; width, blocks and dropout of their networks; report, called
-            after each evaluation. None: the model's own.
+            after each evaluation; checkpoint, a file to save to and to go on from. Other settings, None: the model's own.
         Returns: the weights of the lowest loss on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`; `MissingDependency` without zuko.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`; `MissingDependency` without zuko.
         """
         _transforms()
         rows, spread = _prepared(data, bin)
@@ -315,8 +315,8 @@ class Stepwise:
             return negative_log_likelihood(flow.log_prob, _spread_out(rows, bin, generator)) / dim
 
         steps = self.steps if steps is None else steps
-        done = fit(network, loss, rows, Recipe(steps), seed=seed, report=report)
         made = notes(self.model, data is None, seed, steps=steps, bin=bin, **chosen)
+        done = fit(network, loss, rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made)
         return Stored(self.model, settings, done.weights, made)
 
     def _steps(self, settings: dict[str, Any]) -> nn.ModuleList:
@@ -418,15 +418,16 @@ class Continuous:
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 800, bin: float = 0.125, width: int = 96,
         intervals: int = 3, kinetic: float = 0.01, report: Callable[[Progress], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> Stored:  # fmt: skip
         """Fit the flow to data by maximum likelihood, through the solver.
 
         Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; bin, the distance of the
             data's levels, over which they are spread evenly, 0 for data that are continuous already; width of the network;
-            intervals of the solver ("rk4") in training; kinetic, the weight of the kinetic energy; report,
-            called after each evaluation.
+            intervals of the solver ("rk4") in training; kinetic, the weight of the kinetic energy; report, called after
+            each evaluation; checkpoint, a file to save to and to go on from.
         Returns: the weights of the lowest loss on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         rows, spread = _prepared(data, bin)
         settings = {"event_shape": list(rows.shape[1:]), "width": width}
@@ -441,10 +442,10 @@ class Continuous:
             return (kinetic * energy - value) / dim
 
         recipe = Recipe(steps, batch=128, repeats=2, evaluations=10)
-        done = fit(network, loss, rows, recipe, seed=seed, report=report)
         made = notes(
             self.model, data is None, seed, steps=steps, bin=bin, width=width, intervals=intervals, kinetic=kinetic
         )  # fmt: skip
+        done = fit(network, loss, rows, recipe, seed=seed, report=report, checkpoint=checkpoint, settings=made)
         return Stored(self.model, settings, done.weights, made)
 
     @staticmethod

@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from scoretk.checkpoint import tensor_digest
 from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import ConfinedEnergy, EnergyMLP, fresh
 from scoretk.families.stored import Stored, read_weights, shipped
-from scoretk.families.training import notes, prepare
+from scoretk.families.training import labelled, notes
 from scoretk.fields.gradient import grad_energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
 from scoretk.learn.fitting import Progress, Recipe, fit
@@ -40,6 +41,7 @@ from scoretk.solvers import ULA
 
 __all__ = ["JEM", "build", "default_data", "train"]
 
+File = str | os.PathLike[str]
 MODEL = "digits-jem"
 
 
@@ -81,7 +83,7 @@ class JEM:
         return grad_energy(lambda y: self.energy(y, label), x)
 
 
-def build(weights: str | os.PathLike[str] | None = None) -> JEM:
+def build(weights: File | None = None) -> JEM:
     """The model with these weights, by default the shipped ones.
 
     Raises: `InvalidArgument` where the file holds no weights of this model.
@@ -98,20 +100,20 @@ def default_data() -> Tensor:
 
 
 def train(
-    data: Tensor | None = None, labels: Tensor | None = None, *, seed: int = 0, steps: int = 3000, smoothing: float = 0.28,
-    width: int = 256, blocks: int = 1, chain_steps: int = 10, step_size: float = 0.017, chains: int = 2000,
-    refresh: float = 0.001, weight: float = 1.0, decay: float = 1e-3, report: Callable[[Progress], Any] | None = None,
+    data: Tensor | None = None, labels: Tensor | File | None = None, *, seed: int = 0, steps: int = 3000,
+    smoothing: float = 0.28, width: int = 256, blocks: int = 1, chain_steps: int = 10, step_size: float = 0.017,
+    chains: int = 2000, refresh: float = 0.001, weight: float = 1.0, decay: float = 1e-3,
+    report: Callable[[Progress], Any] | None = None, checkpoint: File | None = None,
 ) -> Stored:  # fmt: skip
     """Fit the model to labelled data.
 
-    Arguments: data `(n, *event_shape)` and labels `(n,)`, whole numbers from 0, both None for the digits; weight of the
-        classifier's loss; decay, of the logits; the others as for digits-energy.
+    Arguments: data `(n, *event_shape)` and labels `(n,)`, whole numbers from 0, or a file of them such as `scoretk fit --data`
+        takes, both None for the digits; weight of the classifier's loss; decay, of the logits; the others as for
+        digits-energy.
     Returns: the averaged weights of the last step.
-    Raises: `InvalidArgument`, `FitFailure`; `ChainFailure` where every chain failed.
+    Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`; `ChainFailure` where every chain failed.
     """
-    own = data is None and labels is None
-    ready = prepare(default_data() if data is None else data, smoothing)
-    classes = _labels(load_digits().train_labels if own else labels, len(ready.rows))
+    ready, classes = labelled(data, labels, smoothing)
     shape = tuple(ready.rows.shape[1:])
     settings = {"event_shape": list(shape), "width": width, "blocks": blocks, "classes": int(classes.max()) + 1}
     network = ConfinedEnergy(fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed)), ready.spread)
@@ -128,20 +130,16 @@ def train(
         real, made = field.classify(x), field.classify(negatives)
         return gap + weight * cross_entropy(real, classes[rows]) + decay * (real.square().mean() + made.square().mean())
 
-    done = fit(network, loss, torch.arange(len(ready.rows)).double(), recipe, seed=seed, report=report)
     made = notes(
-        MODEL, own, seed, steps=steps, smoothing=smoothing, width=width, blocks=blocks, chain_steps=chain_steps,
+        MODEL, data is None, seed, steps=steps, smoothing=smoothing, width=width, blocks=blocks, chain_steps=chain_steps,
         step_size=step_size, chains=chains, refresh=refresh, weight=weight, decay=decay,
+        **({} if data is None else {"labels": "FILE"}),
+    )  # fmt: skip
+    done = fit(
+        network, loss, torch.arange(len(ready.rows)).double(), recipe, seed=seed, report=report, checkpoint=checkpoint,
+        state=divergence, settings=made | {"data": tensor_digest({"rows": ready.rows, "labels": classes})},
     )  # fmt: skip
     return Stored(MODEL, settings, done.weights, made)
-
-
-def _labels(labels: Any, n: int) -> Tensor:
-    """One whole number a row of the data, from 0, as int64."""
-    found = torch.as_tensor(labels) if isinstance(labels, Tensor | list | tuple) else None
-    if found is None or found.shape != (n,) or bool((found != found.long()).any()) or int(found.min()) < 0:
-        raise InvalidArgument("labels", labels, f"one whole number from 0 for each of the {n} rows of the data")
-    return found.long()
 
 
 def _backbone(settings: dict[str, Any]) -> EnergyMLP:

@@ -71,15 +71,16 @@ class Variant:
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 6000, smoothing: float = 0.06,
         sigma_min: float | None = None, sigma_max: float | None = None, levels: int | None = None, width: int = 144,
         blocks: int = 2, dropout: float = 0.3, report: Callable[[Progress], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> Stored:  # fmt: skip
         """Fit the score model to data.
 
         Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; smoothing, the standard
             deviation of the noise that is put on the data (against learning them by heart) over their own; sigma_min,
             sigma_max and levels of the ladder, in units of the data, None for the variant's; width, blocks and dropout of
-            the network; report, called after each evaluation.
+            the network; report, called after each evaluation; checkpoint, a file to save to and to go on from.
         Returns: the weights of the lowest loss on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         ready = prepare(load_digits().train if data is None else data, smoothing)
         settings = {
@@ -97,9 +98,11 @@ class Variant:
             level = torch.randint(len(ladder), (len(x),), generator=generator)
             return denoising_score_matching(lambda y: field.score(y, times[level]), x, noise, ladder[level])
 
-        done = fit(network, loss, ready.rows, Recipe(steps), seed=seed, report=report)
         chosen = {name: value for name, value in settings.items() if name != "event_shape"}
         made = notes(self.name, data is None, seed, steps=steps, smoothing=smoothing, **chosen)
+        done = fit(
+            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made
+        )
         return Stored(self.name, settings, done.weights, made)
 
     def _ladder(self, rows: Tensor, low: float | None, high: float | None, levels: int | None) -> dict[str, Any]:

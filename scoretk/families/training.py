@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 
 import scoretk
 from scoretk.arguments import finite, tensor_like
+from scoretk.arrays import read_array
 from scoretk.errors import InvalidArgument
+from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import Spread, spread_of
 
-__all__ = ["Prepared", "notes", "prepare"]
+__all__ = ["Prepared", "labelled", "notes", "prepare"]
 
 
 class Prepared(NamedTuple):
@@ -43,6 +46,28 @@ def prepare(data: Any, smoothing: float) -> Prepared:
     if own == 0:
         raise InvalidArgument("data", data, "rows that differ")
     return Prepared(rows, smoothing * own, spread_of(rows, smoothing * own))
+
+
+def labelled(data: Any, labels: Any, smoothing: float, *, least: int = 0) -> tuple[Prepared, Tensor]:
+    """Labelled data: checked and measured, and one label a row, int64, of which the classes are 0 and above.
+
+    Arguments: data and smoothing as for `prepare`; labels, whole numbers from `least`, `(n,)`, or a file of them such as
+    `scoretk fit --data` takes. Data and labels None: the digits.
+    """
+    if data is None and labels is None:
+        digits = load_digits()
+        data, labels = digits.train, digits.train_labels
+    if data is None:
+        raise InvalidArgument("data", None, "rows (n, *event_shape), as labels are given")
+    ready = prepare(data, smoothing)
+    n, unknown = len(ready.rows), "" if least == 0 else f", or {least} where unknown"
+    found = read_array(labels, argument="labels", axes=1) if isinstance(labels, str | os.PathLike) else labels
+    known = torch.as_tensor(found) if hasattr(found, "shape") else torch.empty(0)
+    known = known.squeeze(1) if known.shape == (n, 1) else known  # a column of a table
+    whole = known.long()
+    if known.shape != (n,) or not torch.equal(whole.to(known), known) or whole.min() < least or whole.max() < 0:
+        raise InvalidArgument("labels", labels, f"a whole number from 0{unknown}, for each of the {n} rows of data")
+    return ready, whole
 
 
 def notes(model: str, own: bool, seed: int, **settings: Any) -> dict[str, Any]:

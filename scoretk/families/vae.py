@@ -520,15 +520,16 @@ class Variant:
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 4000, latent: int = 12, width: int = 128,
         dropout: float = 0.1, draws: int = 3, bin: float | None = None, report: Callable[[Progress], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> Stored:  # fmt: skip
         """Fit the autoencoder to data.
 
         Arguments: data `(n, *data_shape)`, None for the digits; seed; steps of the optimiser; latent, how many; width and
             dropout of both networks; draws, how many importance weights the bound has (1: the ELBO); bin, the width of the
             uniform noise put on the data, None for the digits' 1/8, 0 for data that are continuous or binary; report, called
-            after each evaluation.
+            after each evaluation; checkpoint, a file to save to and to go on from.
         Returns: the weights of the best bound on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         count("draws", draws, least=1)
         bin = (0.0 if self.binary else BIN) if bin is None else finite("bin", bin)
@@ -543,18 +544,10 @@ class Variant:
                 return negative_elbo(x, network.posterior(x), network.likelihood, unit, normals, exact_kl=True)
             return negative_iwae(x, network.posterior(x), network.likelihood, unit, normals)
 
-        done = fit(network, loss, rows, Recipe(steps), seed=seed, report=report)
         made = notes(
-            self.model,
-            data is None,
-            seed,
-            steps=steps,
-            latent=latent,
-            width=width,
-            dropout=dropout,
-            draws=draws,
-            bin=bin,
-        )
+            self.model, data is None, seed, steps=steps, latent=latent, width=width, dropout=dropout, draws=draws, bin=bin
+        )  # fmt: skip
+        done = fit(network, loss, rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made)
         return Stored(self.model, network.settings, done.weights, made)
 
 
@@ -572,6 +565,7 @@ class LatentEnergy:
         self, data: Tensor | None = None, *, seed: int = 0, steps: int = 3500, latent: int = 12, width: int = 128,
         dropout: float = 0.1, prior_width: int = 64, chain_steps: int = 20, step_size: float = 0.05, chains: int = 2000,
         refresh: float = 0.01, decay: float = 1e-3, bin: float = BIN, report: Callable[[Progress], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> Stored:  # fmt: skip
         """Fit autoencoder and prior to data together.
 
@@ -579,7 +573,7 @@ class LatentEnergy:
             of the optimiser; chains, slots of the replay buffer; refresh, the share of the chains that start anew from
             N(0, I) when read; decay, of `f^2`.
         Returns: the averaged weights of the last step.
-        Raises: `InvalidArgument`, `FitFailure`; `ChainFailure` where every chain failed.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`; `ChainFailure` where every chain failed.
         """
         rows = _training_rows(load_digits().train if data is None else data, binary=False)
         network = _fresh(rows, seed, binary=False, latent=latent, width=width, dropout=dropout, prior_width=prior_width)
@@ -595,10 +589,13 @@ class LatentEnergy:
             return q.log_prob(z) - network.likelihood(z).log_prob(x) + gap + decay * f.square().mean()
 
         recipe = Recipe(steps, held_out=0.0)
-        done = fit(network, loss, rows, replace(recipe, batch=min(recipe.batch, chains)), seed=seed, report=report)
+        recipe = replace(recipe, batch=min(recipe.batch, chains))
         made = notes(
             self.model, data is None, seed, steps=steps, latent=latent, width=width, dropout=dropout, prior_width=prior_width,
             chain_steps=chain_steps, step_size=step_size, chains=chains, refresh=refresh, decay=decay, bin=bin,
+        )  # fmt: skip
+        done = fit(
+            network, loss, rows, recipe, seed=seed, report=report, checkpoint=checkpoint, state=divergence, settings=made,
         )  # fmt: skip
         return Stored(self.model, network.settings, done.weights, made)
 
