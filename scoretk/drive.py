@@ -11,6 +11,7 @@ the moment before the block or the one after it.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import MethodType
@@ -26,7 +27,7 @@ from scoretk.fields.resolve import StaticField, TimedField
 from scoretk.modules import left_as_found
 from scoretk.record import Record, Recorder, masked
 from scoretk.rows import finite_rows, select_rows
-from scoretk.solvers.base import Info
+from scoretk.solvers.base import Info, PlannedSolver
 from scoretk.tape import Tape, requests
 
 __all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "tuned_leaves", "with_leaves"]
@@ -34,6 +35,9 @@ __all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "tuned_leaves
 BLOCK_SECONDS = 0.1
 UNROLL = 8
 UNROLL_VALUES = 1 << 18
+KINDS = 6
+"""How many functions are compiled at most for steps of different length; those have to cover so much of a run."""
+COVERED = 0.9
 
 
 @dataclass(frozen=True)
@@ -234,31 +238,50 @@ class _Eager:
 
 
 class _Compiled(_Eager):
-    """Blocks of steps as one compiled function: so many steps a call that the call itself costs little."""
+    """Blocks of steps as one compiled function: so many steps a call that the call itself costs little.
+
+    Of a `PlannedSolver` each length has its own function, of one step: more would gain little and make many kinds. Where
+    lengths are too many, its parts are compiled instead.
+    """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._tape: Tape | None = None
-        self._function: Callable[..., Any] | None = None
+        self._length_at: Callable[[int], int | None] = lambda step: None
+        self._functions: dict[int | None, Callable[..., Any]] = {}
 
-    def _prepare(self, moment: Moment) -> tuple[Tape, Callable[..., Any]]:
-        if self._tape is None or self._function is None:
-            x = moment.state.x
-            asked, all_served = requests(self.solver, self.bound, moment.state, self.noise, moment.step)
-            unroll = max(1, UNROLL // getattr(self.solver, "weight", 1))
-            self._tape = Tape(self.noise, asked, unroll if all_served and x.numel() <= UNROLL_VALUES else 1)
-            kind = type(getattr(self.bound, "native", self.bound))
-            self._function = compiled(self._run, (repr(self.solver), kind, x.shape, x.dtype, x.device, asked))
-        return self._tape, self._function
+    def _prepare(self, moment: Moment) -> Tape:
+        x, solver = moment.state.x, self.solver
+        asked, all_served = requests(solver, self.bound, moment.state, self.noise, moment.step)
+        unroll = max(1, UNROLL // getattr(solver, "weight", 1)) if all_served and x.numel() <= UNROLL_VALUES else 1
+        if not solver.capturable:
+            self._length_at, unroll = solver.ahead(moment.state), 1
+        self._tape = Tape(self.noise, asked, unroll)
+        kind = type(getattr(self.bound, "native", self.bound))
+        for length in self._lengths():
+            key = (repr(solver), kind, x.shape, x.dtype, x.device, asked, length)
+            self._functions[length] = compiled(self._run, key)
+        if not self._functions:
+            self.fast = _with_fused_parts(self.bound)
+        return self._tape
 
-    def _run(self, state: Any, status: Tensor, failed_at: Tensor, step: Tensor, values: list[Tensor]) -> Any:
+    def _lengths(self) -> list[int | None]:
+        """The lengths for which there is a function: the most common after warmup, or none where these are too rare."""
+        first = self.schedule.warmup
+        seen = Counter(map(self._length_at, range(first, first + 512)))
+        common = seen.most_common(KINDS)
+        return [length for length, _ in common] if sum(n for _, n in common) >= COVERED * seen.total() else []
+
+    def _run(
+        self, state: Any, status: Tensor, failed_at: Tensor, step: Tensor, values: list[Tensor], length: int | None
+    ) -> Any:
         """The steps of one call: the last state, and position, statistics and evaluations of each step."""
         assert self._tape is not None
+        solver = self.solver if length is None else self.solver.taking(length)
         xs, infos = [], []
         for i in range(self._tape.length):
-            player = self._tape.player(values, i)
-            now = (state, status, failed_at)
-            state, status, failed_at, stats, used = _one(self.solver, self.bound, player, now, step + i, False)
+            player, now = self._tape.player(values, i), (state, status, failed_at)
+            state, status, failed_at, stats, used = _one(solver, self.bound, player, now, step + i, False)
             xs.append(state.x)
             infos.append(stats if used is None else stats | {"evaluations": used.sum()})
         info = {name: torch.stack([one[name] for one in infos]) for name in infos[0]}
@@ -268,24 +291,39 @@ class _Compiled(_Eager):
         """Whole calls compiled; the few steps that do not fill one, and those that tune, are made eagerly."""
         if moment.tuning is not None and moment.step < self.schedule.warmup:
             return super().block(moment, min(steps, self.schedule.warmup - moment.step))
-        tape, function = self._prepare(moment)
-        device, length = moment.status.device, tape.length
+        tape, end = self._tape or self._prepare(moment), moment.step + steps
+        if not self._functions:
+            return super().block(moment, steps)
+        while moment.step < end:
+            # calls start at multiples of their length, so that they divide a run in the same way after a resume
+            alone = min(-moment.step % tape.length or tape.length, end - moment.step)
+            called = self._calls(moment, tape, end) if alone == tape.length else moment
+            moment = called if called.step > moment.step else super().block(moment, alone)
+        return moment
+
+    def _calls(self, moment: Moment, tape: Tape, end: int) -> Moment:
+        """Compiled calls as far as they reach: to less than a call before the end, or a length without function."""
+        device, span = moment.status.device, tape.length
         leaves = {n: v.to(device) for n, v in state_leaves(moment.state).items()}
         state, status, failed_at = with_leaves(moment.state, leaves), moment.status, moment.failed_at
         counter = torch.tensor(moment.step, dtype=torch.int64, device=device)
         record, kept = moment.record, self.schedule.kept_before(moment.step)
-        total, end = self.schedule.kept_before(self.schedule.total), moment.step + steps
-        step, evaluations = moment.step, moment.evaluations
-        while end - step >= length:
-            state, status, failed_at, counter, xs, stats = function(state, status, failed_at, counter, tape.read(step))
+        total, step, evaluations = self.schedule.kept_before(self.schedule.total), moment.step, moment.evaluations
+        while end - step >= span:
+            function = self._functions.get(length := self._length_at(step))
+            if function is None:
+                break
+            state, status, failed_at, counter, xs, stats = function(
+                state, status, failed_at, counter, tape.read(step), length
+            )
             if "evaluations" in stats:
                 evaluations += int(stats.pop("evaluations").sum())
-            chosen = [i for i in range(length) if self.schedule.keeps(step + i)]
+            chosen = [i for i in range(span) if self.schedule.keeps(step + i)]
             if chosen:
                 record = self.recorder.extend(record, xs, stats, chosen, kept, total)
                 kept += len(chosen)
-            step += length
-        return super().block(Moment(state, status, failed_at, step, record, evaluations, moment.tuning), end - step)
+            step += span
+        return Moment(state, status, failed_at, step, record, evaluations, moment.tuning)
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,9 +393,10 @@ def drive(
     block in which a chain failed.
     Raises: `ChainFailure`.
     """
-    engine = (_Compiled if compiled and solver.capturable else _Eager)(solver, bound, noise, schedule, recorder)
+    whole = solver.capturable or isinstance(solver, PlannedSolver)
+    engine = (_Compiled if compiled and whole else _Eager)(solver, bound, noise, schedule, recorder)
     engine.recompute = recompute
-    if compiled and not solver.capturable:
+    if compiled and not whole:
         engine.fast = _with_fused_parts(bound)
     size = 8
     while moment.step < schedule.total:

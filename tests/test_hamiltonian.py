@@ -7,12 +7,15 @@ import torch
 from scipy.stats import norm, semicircular
 
 import scoretk as stk
+from scoretk import drive, tape
 from scoretk.drive import begin
 from scoretk.families.analytic import EightSchools, Funnel, Semicircle
 from scoretk.families.mixture import gaussian, ring_mixture
 from scoretk.fields import resolve
+from scoretk.record import RECORDERS
 from scoretk.solvers.hmc import Point, halton, leapfrog
 from scoretk.solvers.tuning import accumulate, begin_tuning, first_step_size, next_step_size, scales, window_end
+from scoretk.tape import Tape
 from tests import mutants
 from tests.evidence import assert_distribution, assert_second_moment, ks_p, mean_z, z_limit
 from tests.test_langevin import one_step_from_exact, ring_statistics
@@ -323,6 +326,60 @@ def test_what_cannot_be_captured_whole_is_compiled_in_parts(solver):
     assert torch.allclose(eager.x, compiled.x, atol=1e-9)
     assert eager.cost == compiled.cost
     assert torch.equal(eager.stats["leapfrogs"], compiled.stats["leapfrogs"])
+
+
+def hole(x):
+    """A Gaussian with no law beyond 5 in its first coordinate."""
+    energy = (x.square() * torch.tensor([1.0, 9.0], dtype=x.dtype)).sum(1) / 2
+    return torch.where(x[:, 0] < 5, energy, torch.nan)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.parametrize("kinds", [6, 1, 0], ids=["all lengths", "a length without function", "parts"])
+def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
+    monkeypatch.setattr(drive, "KINDS", kinds)
+    monkeypatch.setattr(drive, "COVERED", 0.1)
+    solver, init = stk.ChEES(step_size=0.25, length=0.375, metric="none"), torch.zeros(6, 2, dtype=torch.float64)
+    init[2, 0] = 6.0
+    bound, noise = resolve(stk.Energy(hole, (2,)), solver.needs), stk.Noise(3, 6, dtype=torch.float64)
+    start = drive.begin(solver, bound, init, noise)
+    schedule, keep = drive.Schedule(20), RECORDERS["all"]
+    (*_, eager) = drive.drive(solver, bound, noise, start, schedule, keep)
+    found = []
+    for blocks in ((20,), (3, 8, 9)):
+        engine, moment = drive._Compiled(solver, bound, noise, schedule, keep), start
+        for steps in blocks:
+            moment = engine.block(moment, steps)
+        assert len(engine._functions) == min(kinds, 3)
+        found.append(moment.record)
+        assert torch.equal(moment.status, eager.status)
+        assert torch.equal(moment.failed_at, eager.failed_at)
+        assert moment.evaluations == eager.evaluations
+        torch.testing.assert_close(moment.record.tensors["x"], eager.record.tensors["x"], rtol=0, atol=1e-9)
+        torch.testing.assert_close(moment.record.stats, eager.record.stats, rtol=0, atol=1e-9, equal_nan=True)
+    assert torch.equal(found[0].tensors["x"], found[1].tensors["x"])  # whatever the blocks
+    assert eager.record.stats["leapfrogs"][:, 0].unique().tolist() == [1, 2, 3]
+    assert [solver.ahead(start.state)(i) for i in range(20)] == eager.record.stats["leapfrogs"][:, 0].tolist()
+    assert (eager.record.tensors["x"][:, 2] == init[2]).all()
+    assert eager.status.tolist() == [0, 0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("blocks", [(21,), (5, 16), (1, 9, 11)], ids=str)
+def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(monkeypatch, blocks):
+    starts, read = [], Tape.read
+    for module in (drive, tape):
+        monkeypatch.setattr(
+            module, "compiled", lambda method, key: method
+        )  # it is about the driver's division of a run
+    monkeypatch.setattr(Tape, "read", lambda self, step: (starts.append(step), read(self, step))[1])
+    solver = stk.HMC(leapfrogs=2, step_size=0.3, metric="none")
+    bound, noise = resolve(stk.Energy(hole, (2,)), solver.needs), stk.Noise(3, 6)
+    moment = drive.begin(solver, bound, torch.zeros(6, 2), noise)
+    engine = drive._Compiled(solver, bound, noise, drive.Schedule(21), RECORDERS["all"])
+    for steps in blocks:
+        moment = engine.block(moment, steps)
+    assert starts[-1] == 16
+    assert all(step % 4 == 0 for step in starts)
 
 
 @pytest.mark.parametrize("metric", ["dense", "diagonal"])

@@ -159,7 +159,7 @@ class BetweenData:
 
     def train(
         self, data: Tensor | None = None, *, seed: int = 0, source: int = 3, target: int = 8,
-        start: Tensor | str | None = None, blur: float = 0.7, steps: int = 3000, smoothing: float = 0.1, width: int = 64,
+        start: Tensor | str | None = None, blur: float = 0.7, steps: int = 300, smoothing: float = 0.1, width: int = 64,
         blocks: int = 3, dropout: float = 0.3, report: Report = None, checkpoint: Weights = None,
     ) -> Stored:  # fmt: skip
         """Fit the flow from starts to data.

@@ -13,7 +13,7 @@ freeze the chain with) and "evaluations" (where the cost varies from chain to ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -86,6 +86,17 @@ class TunedSolver(Solver, Protocol):
         self, field: Any, state: Any, tuning: Any, noise: NoiseSource, alive: Tensor, step: int, warmup: int
     ) -> tuple[Any, Info, Any]:
         """A step of warmup and what is learned from it; alive `(chains,)` of bool, the chains that are well."""
+
+
+@runtime_checkable
+class PlannedSolver(Solver, Protocol):
+    """A kernel whose steps differ in length, in a way known ahead once warmup is over: `capturable` for a given length."""
+
+    def ahead(self, state: Any) -> Callable[[int], int]:
+        """How long a step is, by its index, from this state on."""
+
+    def taking(self, length: int) -> Any:
+        """What has a `step` of that length, which can be captured."""
 
 
 @runtime_checkable

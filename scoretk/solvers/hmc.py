@@ -25,7 +25,7 @@ Sountsov, Hoffman, "Focusing on difficult directions for learning HMC trajectory
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -425,20 +425,35 @@ class ChEES(Hamiltonian):
         return self._start(field, x, self.length if self.length is not None else 1.0)
 
     def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
-        new, info, _ = self._halton_step(field, state, noise)
-        return new, info
+        return self._halton_step(field, state, noise)[:2]
 
     def _halton_step(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor | None = None
-    ) -> tuple[HMCState, Info, tuple[Trajectory, float]]:
-        """A step; shorter `(chains,)`, factors on the step size in warmup."""
+    ) -> tuple[HMCState, Info, Trajectory, float]:
+        """A step, its trajectory and the time that this takes; shorter `(chains,)`, factors on the step size in warmup."""
         size, time = float(state.step_size), 2 * halton(int(state.step)) * float(state.length)
-        steps = min(max(math.ceil(time / size), 1), self.most)
         eps: Any = torch.tensor(size, dtype=state.x.dtype) if field.fuses else size
         eps = eps if shorter is None else across(size * shorter, state.x)
+        return *self._counted(field, state, noise, eps, self._leapfrogs(time, size)), time
+
+    def _leapfrogs(self, time: float, size: float) -> int:
+        return min(max(math.ceil(time / size), 1), self.most)
+
+    def _counted(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int
+    ) -> tuple[HMCState, Info, Trajectory]:
         new, info, end = self._trajectory(field, state, noise, eps, steps)
         taken = torch.full_like(info["diverging"], steps, dtype=torch.int64)
-        return new, info | {"evaluations": taken, "leapfrogs": taken.to(state.x.dtype)}, (end, time)
+        return new, info | {"evaluations": taken, "leapfrogs": taken.to(state.x.dtype)}, end
+
+    def ahead(self, state: HMCState) -> Callable[[int], int]:
+        """How many leapfrog steps each step takes, by its index, as long as warmup does not change the state's length."""
+        size, length = float(state.step_size), float(state.length)
+        return lambda step: self._leapfrogs(2 * halton(step) * length, size)
+
+    def taking(self, leapfrogs: int) -> Counted:
+        """The step that takes so many leapfrog steps."""
+        return Counted(self, leapfrogs)
 
     def begin_tuning(
         self, field: StaticField, state: HMCState, noise: NoiseSource, alive: Tensor
@@ -457,7 +472,7 @@ class ChEES(Hamiltonian):
     ) -> tuple[HMCState, Info, ChEESTuning | Following]:  # fmt: skip
         """As `HMC.adapt`; also the trajectory length."""
         before = state
-        state, info, (end, time) = self._halton_step(field, state, noise, shortening(tuning.idle, state.x.dtype))
+        state, info, end, time = self._halton_step(field, state, noise, shortening(tuning.idle, state.x.dtype))
         if isinstance(tuning, Following):
             return state, info, Following(next_idle(tuning.idle, info["accept"]))
         if self.length is None:
@@ -503,3 +518,16 @@ class ChEES(Hamiltonian):
             length = math.exp(log_length)
         ascent = torch.tensor([first, second, n, average], dtype=torch.float64)
         return tuning._replace(ascent=ascent), STRETCH * math.exp(average) if last else length
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A step of `ChEES` after warmup whose number of leapfrog steps is given, so that it can be captured."""
+
+    sampler: ChEES
+    leapfrogs: int
+
+    def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
+        """As `ChEES.step`."""
+        eps = state.step_size.to(state.x.dtype)
+        return self.sampler._counted(field, state, noise, eps, self.leapfrogs)[:2]
