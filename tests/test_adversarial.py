@@ -159,6 +159,8 @@ def test_the_built_models_keep_the_laws(name):
         failed = [r for r in check_model(subject) if r.status == "failed"]
         assert not failed, failed
     assert isinstance(field.prior, GeneratorPrior)
+    z = torch.zeros(2, *field.event_shape, dtype=torch.float64)
+    assert field.decode(z).dtype == field.prior.decode(z).dtype == field.energy(z).dtype == torch.float64
 
 
 def test_shipped_weights_are_small_and_tell_how_they_were_made():

@@ -201,6 +201,13 @@ def test_density_is_the_jacobian_of_the_distribution_functions():
         torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], target.log_prob(row.reshape(1, 2, 3))[0])
 
 
+def test_a_uniform_that_float32_rounds_to_one_gives_a_finite_site():
+    network = real("made").network.float()
+    u = torch.full((3, 2), 1 - 2.0**-40, dtype=torch.float64)
+    assert bool((u.float() == 1).all())
+    assert bool(torch.isfinite(network.site(torch.zeros(3, 2, dtype=torch.float64), 0, u)).all())
+
+
 def test_far_points_and_constant_sites_are_finite():
     field = real("made")
     x = torch.tensor([[1e4, -1e4], [0.0, 1e6]], dtype=torch.float64)

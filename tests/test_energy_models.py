@@ -50,6 +50,12 @@ def test_the_classifier_is_bayes_rule_of_the_energies():
     torch.testing.assert_close(of_class.logsumexp(1), -field.energy(x))
 
 
+def test_logits_are_of_the_dtype_of_x(shipped_jem):
+    x = torch.zeros(2, 1, 8, 8)
+    for dtype in (torch.float32, torch.float64):
+        assert shipped_jem.classify(x.to(dtype)).dtype == shipped_jem.energy(x.to(dtype)).dtype == dtype
+
+
 @torch.no_grad()
 def test_a_label_of_no_class_has_no_density_and_each_row_needs_one():
     field, x = random_jem(), torch.zeros(2, 2).double()

@@ -246,6 +246,21 @@ BALANCE = {
 }
 
 
+@pytest.mark.parametrize("name", [name for name in EVERY if name != FFJORD.model])
+def test_chains_start_where_steps_are_possible(name):
+    field, run = build(SPECS[name]), {"chains": 256, "steps": 50, "keep": "last"}
+    start = field.initial(256, stk.Noise(0, 256))
+    mean, std = field.network.mean, field.network.std
+    spread = field.network._into(start.flatten(1) - mean) / std
+    assert float(spread.mean().abs()) < 0.01
+    assert float(spread.std()) == pytest.approx(0.5, abs=0.01)
+    draws = stk.sample(field, stk.ULA(1e-4), **run)
+    assert not draws.failures
+    if name == "digits-realnvp":  # where fields without a start of their own begin
+        normals = stk.Noise(0, 256).normal(0, 0, (1, 8, 8))
+        assert stk.sample(field, stk.ULA(1e-4), init=normals, **run).failures == {"NONFINITE": 256}
+
+
 @every
 def test_shipped_likelihood_beats_a_gaussian(name, digits):
     levels = ((digits.test + 1) * 8).round()

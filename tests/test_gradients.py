@@ -123,3 +123,9 @@ def test_other_words_are_refused():
     for grad in ("everything", 2, None):
         with pytest.raises(stk.InvalidArgument, match="grad"):
             run("ula", grad)
+
+
+def test_under_inference_mode_the_error_says_what_to_use():
+    field = stk.Energy(Quartic(), (2,))
+    with torch.inference_mode(), pytest.raises(stk.InvalidArgument, match="no_grad"):
+        field.score(torch.zeros(1, 2, dtype=torch.float64))

@@ -287,6 +287,18 @@ def test_the_laws_hold(name, models, digits):
         assert not failed, (type(field).__name__, failed)
 
 
+@pytest.mark.parametrize("name", ["digits-vae", "digits-vae-binary"])
+def test_draws_have_no_gradients(name, models):
+    assert models[name].decode(torch.zeros(1, 12)).requires_grad  # the weights'
+    fields = [models[name].marginal] + ([] if "binary" in name else [models[name].joint])
+    assert not any(field.draw(2, stk.Noise(0, 2)).requires_grad for field in fields)
+
+
+def test_latents_are_of_the_dtype_of_images(models):
+    for dtype in (torch.float32, torch.float64):
+        assert models["digits-vae"].encode(torch.zeros(2, 1, 8, 8, dtype=dtype)).dtype == dtype
+
+
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_short_training_round_trips_and_repeats(variant, tmp_path):
     rows = 3 * torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0)) + 10

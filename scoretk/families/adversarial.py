@@ -183,7 +183,7 @@ class Pair(nn.Module):
 
     def generate(self, z: Tensor) -> Tensor:
         """Images, `(batch, latent) -> (batch, *event_shape)`."""
-        return (self.mean + self.std * self.generator(z.to(self.mean))).reshape(len(z), *self.shape)
+        return (self.mean + self.std * self.generator(z.to(self.mean))).reshape(len(z), *self.shape).to(z)
 
     def log_ratio(self, x: Tensor) -> Tensor:
         """`a V(x) + b`, an estimate of log p/q, `(batch, *event_shape) -> (batch,)`."""

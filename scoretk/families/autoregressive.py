@@ -170,7 +170,7 @@ class Logistics(nn.Module):
         """Site i given those before it: the first of the uniforms `(batch, 2)` picks the component. `(batch,)`."""
         logits, means, scales = self._mixture(self.backbone.at((rows.to(self.mean) - self.mean) / self.std, i))
         k = pick(logits, u[:, 0].to(logits))[:, None]
-        y = means.gather(1, k) + scales.gather(1, k) * torch.logit(u[:, 1:].to(logits))
+        y = means.gather(1, k) + scales.gather(1, k) * torch.logit(u[:, 1:]).to(logits)  # u below 1 could round to 1
         return (self.mean + self.std * y).squeeze(1).to(rows)
 
     def _mixture(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:

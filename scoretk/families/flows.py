@@ -220,6 +220,13 @@ class FlowNetwork(OnSpread):
         step: Any
         for step in reversed(self.steps):
             u = step.inverse(u)
+        return self._unwhitened(u)
+
+    def gaussian(self, z: Tensor) -> Tensor:
+        """Normals given the data's mean and covariance, like z: `f^-1` without its steps."""
+        return self._unwhitened(z.to(self.mean).flatten(1)).reshape(z.shape).to(z.dtype)
+
+    def _unwhitened(self, u: Tensor) -> Tensor:
         return self.mean + self._out_of(self._into(u) * self.std)
 
 
@@ -261,6 +268,14 @@ class NormalizingFlow:
         """Exact samples, the data of standard normal latents, `(n, *event_shape)`."""
         with torch.no_grad():
             return self.decode(noise.normal(0, Stream.START, self.event_shape))
+
+    def initial(self, n: int, noise: NoiseSource) -> Tensor:
+        """Where chains start: draws of the data's Gaussian, drawn in by half, `(n, *event_shape)`.
+
+        Far out, as at N(0, I) in the pixels, the energy of affine couplings is too steep for any step.
+        """
+        with torch.no_grad():
+            return self.network.gaussian(noise.normal(0, Stream.START, self.event_shape) / 2)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class JEM:
 
     def classify(self, x: Tensor) -> Tensor:
         """The logits f(x), `(batch, *event_shape) -> (batch, classes)`: `log p(y | x)` is their `log_softmax`."""
-        return self.network.correction(x)
+        return self.network.correction(x).to(x.dtype)
 
     def energy(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """`E(x)`, or with labels `(batch,)` of whole numbers `E(x | y)`, `(batch,)`; infinite for a label of no class.

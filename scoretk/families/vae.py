@@ -130,7 +130,8 @@ class VAE:
     def encode(self, x: Tensor) -> Tensor:
         """The encoder's mean, `(batch, *data_shape) -> (batch, *latent)`."""
         with left_as_found(self), torch.no_grad():
-            return self.encoder(self.data_rows(x)).mean
+            rows = self.data_rows(x)
+            return self.encoder(rows).mean.to(rows)
 
     def interpolate(self, a: Tensor, b: Tensor, n: int, *, way: str = "spherical") -> Tensor:
         """Images between images, by way of their latents.
@@ -298,8 +299,9 @@ class Joint:
         z, x = self.split(zx)
         return self.vae.log_likelihood(x, z) + self.vae.log_prob(z)
 
+    @torch.no_grad()
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact draws, `(n, latent + pixels)`."""
+        """Exact draws, `(n, latent + pixels)`, without gradients."""
         z = self.vae.draw(n, noise)
         return torch.cat([z.flatten(1), self.vae.observe(z, noise).flatten(1)], 1)
 
@@ -333,8 +335,9 @@ class Marginal:
         """draw where the prior has it, states where pixels have them."""
         return (self.vae.provides & {"draw"}) | ({"states"} if self.states is not None else frozenset())
 
+    @torch.no_grad()
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact draws: z of the prior, then x of the decoder, its noise included. `(n, *data_shape)`."""
+        """Exact draws, without gradients: z of the prior, then x of the decoder, its noise included. `(n, *data_shape)`."""
         return self.vae.observe(self.vae.draw(n, noise), noise)
 
     def estimate_log_prob(self, x: Tensor, *, seed: int = 0) -> Estimate:

@@ -36,10 +36,10 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
         y = x if keep else x.detach().requires_grad_()
         values = energy(y)
         if not values.requires_grad:
-            raise InvalidArgument(
-                "energy", values, "an energy that torch can differentiate with respect to x",
-                "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead",
-            )  # fmt: skip
+            hint = "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead"
+            if torch.is_inference_mode_enabled():
+                hint = "torch.inference_mode() forbids all gradients: use torch.no_grad(), which does not"
+            raise InvalidArgument("energy", values, "an energy that torch can differentiate with respect to x", hint)
         summed = values.sum()
         (gradient,) = torch.autograd.grad(summed, y, create_graph=keep)
     if summed.device.type != "cpu" or not math.isfinite(summed.item()):  # on the CPU the host may look first
