@@ -38,9 +38,20 @@ from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise, derive
 from scoretk.sampling import sample
 from scoretk.solvers.base import Solver
-from scoretk.solvers.discrete import GibbsWithGradients
+from scoretk.solvers.discrete import BlockGibbs, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
-from scoretk.solvers.importance import AIS, SMC, Ladder, check_path, kernel_at, log_gain, move, resampled, rising
+from scoretk.solvers.importance import (
+    AIS,
+    SMC,
+    Ladder,
+    check_path,
+    kernel_at,
+    log_gain,
+    move,
+    resampled,
+    rising,
+    sweeps_between,
+)
 from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
 from scoretk.streams import Stream
 
@@ -141,7 +152,8 @@ def log_partition(
         chains: how many; for "smc" whole islands.
         levels: how many levels the ladder has; by default as many as the pilot finds it to need.
         kernel: an exact kernel; by default HMC with 2 leapfrog steps, about a quarter of a period; for discrete states
-            `GibbsWithGradients`. `BlockGibbs` for a field with a path of its own from the base (a Boltzmann machine, a lattice).
+            `BlockGibbs` where the field has a path of its own from the base (a Boltzmann machine, a lattice), else
+            `GibbsWithGradients`.
         moves: steps of the kernel at each level, at least: where the pilot finds it slow to forget, up to 20.
         island: how many chains are resampled together.
         pilot: how many chains find the ladder.
@@ -155,12 +167,12 @@ def log_partition(
     count("chains", chains, least=2)
     if method == "smc" and (chains % count("island", island, least=2) or chains < 2 * island):
         raise InvalidArgument("chains", chains, f"at least two whole islands of {island}")
-    inner = _default_kernel(field) if kernel is None else kernel
+    start = _base(field, base, seed, device, dtype)
+    inner = _default_kernel(field, start) if kernel is None else kernel
     if getattr(inner, "step_size", 1.0) is None:
         inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
     check_kernel(inner, sweeps=True)
     resolve(field, inner.needs, timed=False)
-    start = _base(field, base, seed, device, dtype)
     ladder, spent = find_ladder(
         field, start, kernel=inner, moves=moves, levels=levels, refine=method == "ais",
         chains=count("pilot", pilot, least=16), seed=derive(seed, 1), device=device, dtype=dtype,
@@ -224,8 +236,12 @@ def _fitted(field: Any, seed: int, device: Any, dtype: Any) -> Any:
     return from_distribution(law)
 
 
-def _default_kernel(field: Any) -> Any:
-    return GibbsWithGradients() if states_of(field) is not None else HMC(0.3, leapfrogs=2, metric="none")
+def _default_kernel(field: Any, base: Any) -> Any:
+    if states_of(field) is None:
+        return HMC(0.3, leapfrogs=2, metric="none")
+    bound = resolve(field, {"energy", "states"}, timed=False)
+    assert isinstance(bound, StaticField)
+    return BlockGibbs() if sweeps_between(bound, base) else GibbsWithGradients()
 
 
 def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> float | None:

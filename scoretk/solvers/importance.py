@@ -40,7 +40,18 @@ from scoretk.solvers.hmc import HMC
 from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
 from scoretk.streams import Stream
 
-__all__ = ["AIS", "SMC", "Ladder", "check_path", "kernel_at", "log_gain", "move", "resampled", "rising"]
+__all__ = [
+    "AIS",
+    "SMC",
+    "Ladder",
+    "check_path",
+    "kernel_at",
+    "log_gain",
+    "move",
+    "resampled",
+    "rising",
+    "sweeps_between",
+]
 
 POWER = 3.0
 """How a ladder that nobody has tuned crowds towards the base: `b_k = (k / n)^3`."""
@@ -105,9 +116,14 @@ def kernel_at(field: StaticField, base: Any, weight: float, scale: Tensor | floa
     return law if states_of(field) is not None else StaticField(Stretched(law, scale))
 
 
+def sweeps_between(field: StaticField, base: Any) -> bool:
+    """Whether the laws between base and field have a Gibbs sweep."""
+    return "gibbs" in offers(law_at(field, base, 0.5).native)
+
+
 def check_path(kernel: Any, field: StaticField, base: Any) -> None:
     """Raises `MissingCapability` where the kernel sweeps and the laws between base and field do not."""
-    if "gibbs" in kernel.needs and "gibbs" not in offers(law_at(field, base, 0.5).native):
+    if "gibbs" in kernel.needs and not sweeps_between(field, base):
         raise MissingCapability(
             field_name(field.native), offers(field.native), {"between"},
             "BlockGibbs anneals along a path of the field's own, `between(base, weight)`, which there is none of from this base: "
