@@ -40,7 +40,7 @@ from torch.nn.functional import silu, softplus
 from scoretk.arguments import count, option, tensor_like
 from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import EnergyMLP, fresh
-from scoretk.families.stored import Stored, read_weights, shipped
+from scoretk.families.stored import Stored, read_weights
 from scoretk.families.training import notes, prepare
 from scoretk.fields import Energy, NoiseSource, standard_normal
 from scoretk.learn.adversarial import (
@@ -244,7 +244,7 @@ class _Game:
 
         Raises: `InvalidArgument` where the file holds no weights of this model.
         """
-        stored = read_weights(shipped(self.model) if weights is None else weights, self.model)
+        stored = read_weights(weights, self.model)
         pair = stored.into(lambda: Pair(stored.settings))
         assert isinstance(pair, Pair)
         return LatentEnergy(pair.generate, pair.log_ratio, (stored.settings["latent"],), pair.shape)

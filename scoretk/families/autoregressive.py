@@ -35,8 +35,8 @@ from scoretk.arguments import count, finite
 from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import binarised, load_digits
 from scoretk.families.networks import Dropout, Spread, fresh
-from scoretk.families.stored import Stored, read_weights, shipped
-from scoretk.families.training import notes, prepare
+from scoretk.families.stored import Stored, read_weights
+from scoretk.families.training import dequantised, notes, prepare
 from scoretk.fields import NoiseSource
 from scoretk.fields.discrete import DiscreteField
 from scoretk.fields.gradient import grad_energy
@@ -345,7 +345,7 @@ class _Model:
 
         Raises: `InvalidArgument` where the file holds no weights of this model.
         """
-        stored = read_weights(shipped(self.name) if weights is None else weights, self.name)
+        stored = read_weights(weights, self.name)
         network = stored.into(lambda: self._conditionals(self._backbone(stored.settings), stored.spread))
         return self.field(network, tuple(stored.settings["event_shape"]))
 
@@ -364,7 +364,7 @@ class _Model:
         network: Any = self._conditionals(backbone, Spread(rows.mean(), None, rows.std()))
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            x = rows + width * (torch.rand(rows.shape, generator=generator) - 0.5)
+            x = dequantised(rows, width, generator)
             return -network.log_prob(x.flatten(1)) / x[0].numel()
 
         recipe = Recipe(settings["steps"], self.batch, self.learning_rate, weight_decay=settings["weight_decay"])

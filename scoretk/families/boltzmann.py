@@ -38,7 +38,7 @@ from scoretk.arguments import count, option, tensor_like
 from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import binarised, load_digits
 from scoretk.families.discrete import RBM, IndependentUnits
-from scoretk.families.stored import Stored, read_weights, shipped
+from scoretk.families.stored import Stored, read_weights
 from scoretk.families.training import notes
 from scoretk.fields.discrete import DiscreteField
 from scoretk.learn.contrastive import CDStep, ContrastiveDivergence, ReplayBuffer
@@ -61,7 +61,7 @@ def build(weights: str | os.PathLike[str] | None = None) -> RBM:
 
     Raises: `InvalidArgument` where the file holds no weights of this model.
     """
-    stored = read_weights(shipped(MODEL) if weights is None else weights, MODEL)
+    stored = read_weights(weights, MODEL)
     settings = stored.settings
     network = stored.into(lambda: Parameters(tuple(settings["event_shape"]), settings["hidden"]))
     return RBM(*(p.detach() for p in network.parameters()))

@@ -41,7 +41,7 @@ from scoretk.checkpoint import tensor_digest
 from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import EDMNetwork, PathNetwork, TimeMLP, fresh
-from scoretk.families.stored import Stored, read_weights, shipped
+from scoretk.families.stored import Stored, read_weights
 from scoretk.families.training import Prepared, labelled, notes, prepare
 from scoretk.fields import EDM, VE, VP, Cosine, Diffusion, GaussianPath, SubVP
 from scoretk.learn.fitting import Progress, Recipe, fit
@@ -119,7 +119,7 @@ class Variant:
 
         Raises: `InvalidArgument` where the file holds no weights of this model.
         """
-        stored = read_weights(shipped(self.name) if weights is None else weights, self.name)
+        stored = read_weights(weights, self.name)
         settings = stored.settings
         network = stored.into(lambda: self.network(_backbone(settings), self.path, self.predicts, stored.spread))
         null = {"label": None} if "classes" in settings else None

@@ -34,7 +34,7 @@ from scoretk.arguments import finite
 from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import ConfinedEnergy, EnergyMLP, fresh
-from scoretk.families.stored import Stored, read_weights, shipped
+from scoretk.families.stored import Stored, read_weights
 from scoretk.families.training import notes, prepare
 from scoretk.fields import Energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
@@ -51,7 +51,7 @@ def build(weights: str | os.PathLike[str] | None = None) -> Energy:
 
     Raises: `InvalidArgument` where the file holds no weights of this model.
     """
-    stored = read_weights(shipped(MODEL) if weights is None else weights, MODEL)
+    stored = read_weights(weights, MODEL)
     settings = stored.settings
     network = stored.into(lambda: ConfinedEnergy(_backbone(settings), stored.spread))
     return Energy(network, tuple(settings["event_shape"]))

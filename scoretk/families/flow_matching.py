@@ -34,7 +34,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import load_digits
 from scoretk.families.mixture import GaussianMixture
 from scoretk.families.networks import PathNetwork, Spread, TimeMLP, fresh, spread_of
-from scoretk.families.stored import Stored, read_weights, shipped
+from scoretk.families.stored import Stored, read_weights
 from scoretk.families.training import notes, prepare
 from scoretk.fields import Diffusion, GaussianPath, Interpolant, Linear, Velocity, standard_normal
 from scoretk.learn.couplings import COUPLINGS, optimal_coupling
@@ -261,7 +261,7 @@ def _fresh(settings: dict[str, Any], path: GaussianPath, spread: Spread, seed: i
 
 
 def _read(weights: Weights, model: str) -> Stored:
-    return read_weights(shipped(model) if weights is None else weights, model)
+    return read_weights(weights, model)
 
 
 def _trained(stored: Stored, path: GaussianPath) -> nn.Module:

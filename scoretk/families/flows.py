@@ -47,8 +47,8 @@ from scoretk.arguments import count, finite
 from scoretk.errors import InvalidArgument, MissingDependency
 from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import HARMONICS, Dropout, OnSpread, Spread, fresh, spread_of, zero_start
-from scoretk.families.stored import Stored, read_weights, shipped
-from scoretk.families.training import notes, prepare
+from scoretk.families.stored import Stored, read_weights
+from scoretk.families.training import dequantised, notes, prepare
 from scoretk.fields import NoiseSource, Velocity
 from scoretk.fields.base import standard_normal
 from scoretk.fields.gradient import grad_energy
@@ -297,7 +297,7 @@ class Stepwise:
         Raises: `InvalidArgument` where the file holds no weights of this model; `MissingDependency` without zuko.
         """
         _transforms()
-        stored = read_weights(shipped(self.model) if weights is None else weights, self.model)
+        stored = read_weights(weights, self.model)
         network = stored.into(lambda: FlowNetwork(self._steps(stored.settings), stored.spread))
         return NormalizingFlow(network, tuple(stored.settings["event_shape"]))  # type: ignore[arg-type]
 
@@ -327,7 +327,7 @@ class Stepwise:
         flow, dim = NormalizingFlow(network, tuple(rows.shape[1:])), math.prod(rows.shape[1:])
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            return negative_log_likelihood(flow.log_prob, _spread_out(rows, bin, generator)) / dim
+            return negative_log_likelihood(flow.log_prob, dequantised(rows, bin, generator)) / dim
 
         steps = self.steps if steps is None else steps
         made = notes(self.model, data is None, seed, steps=steps, bin=bin, **chosen)
@@ -425,7 +425,7 @@ class Continuous:
 
         Raises: `InvalidArgument` where the file holds no weights of this model.
         """
-        stored = read_weights(shipped(self.model) if weights is None else weights, self.model)
+        stored = read_weights(weights, self.model)
         shape = tuple(stored.settings["event_shape"])
         network = stored.into(lambda: ContinuousNetwork(self._drift(stored.settings), stored.spread))
         return Velocity(network, shape, base=standard_normal(shape))
@@ -451,7 +451,7 @@ class Continuous:
         dim = math.prod(rows.shape[1:])
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            x = _spread_out(rows, bin, generator)
+            x = dequantised(rows, bin, generator)
             signs = 2.0 * torch.randint(2, (len(x), dim), generator=generator) - 1
             value, energy = network.solved(x, signs, solver)
             return (kinetic * energy - value) / dim
@@ -496,11 +496,6 @@ def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, Spread]:
         hint = "Or give bin, the distance of their levels"
         raise InvalidArgument("data", rows, "rows that vary in every direction", hint)
     return rows, spread
-
-
-def _spread_out(rows: Tensor, bin: float, generator: torch.Generator) -> Tensor:
-    """Uniform dequantisation."""
-    return rows + bin * (torch.rand(rows.shape, generator=generator) - 0.5)
 
 
 def _half(place: int, layer: int, dim: int) -> bool:

@@ -32,7 +32,7 @@ from scoretk.checkpoint import tensor_digest
 from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import ConfinedEnergy, EnergyMLP, fresh
-from scoretk.families.stored import Stored, read_weights, shipped
+from scoretk.families.stored import Stored, read_weights
 from scoretk.families.training import labelled, notes
 from scoretk.fields.gradient import grad_energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
@@ -88,7 +88,7 @@ def build(weights: File | None = None) -> JEM:
 
     Raises: `InvalidArgument` where the file holds no weights of this model.
     """
-    stored = read_weights(shipped(MODEL) if weights is None else weights, MODEL)
+    stored = read_weights(weights, MODEL)
     settings = stored.settings
     network = stored.into(lambda: ConfinedEnergy(_backbone(settings), stored.spread))
     return JEM(network, tuple(settings["event_shape"]))  # type: ignore[arg-type]

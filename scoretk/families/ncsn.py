@@ -35,7 +35,7 @@ from scoretk.arguments import count, positive
 from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import PathNetwork, TimeMLP, fresh
-from scoretk.families.stored import Stored, read_weights, shipped
+from scoretk.families.stored import Stored, read_weights
 from scoretk.families.training import notes, prepare
 from scoretk.fields import VE, Diffusion
 from scoretk.learn.fitting import Progress, Recipe, fit
@@ -62,7 +62,7 @@ class Variant:
 
         Raises: `InvalidArgument` where the file holds no weights of this model.
         """
-        stored = read_weights(shipped(self.name) if weights is None else weights, self.name)
+        stored = read_weights(weights, self.name)
         settings = stored.settings
         network = stored.into(lambda: PathNetwork(_backbone(settings), _path(settings), self._predicts, stored.spread))
         return self._field(settings, network)

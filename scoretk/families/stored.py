@@ -73,12 +73,13 @@ def write_weights(path: str | os.PathLike[str], stored: Stored) -> None:
     write_atomically(Path(path), to_bytes(tensors, {"scoretk": json.dumps(header, sort_keys=True)}))
 
 
-def read_weights(path: str | os.PathLike[str], model: str) -> Stored:
-    """Read what `write_weights` wrote.
+def read_weights(path: str | os.PathLike[str] | None, model: str) -> Stored:
+    """Read what `write_weights` wrote; None for the weights that come with the package.
 
     Raises: `InvalidArgument` where the file does not exist, is no such file, or holds another model's weights.
     """
     expected = f"the path of weights of {model}"
+    path = shipped(model) if path is None else path
     if not isinstance(path, str | os.PathLike):
         raise InvalidArgument("weights", path, expected)
     try:

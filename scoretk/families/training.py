@@ -15,7 +15,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.families.digits_data import load_digits
 from scoretk.families.networks import Spread, spread_of
 
-__all__ = ["Prepared", "labelled", "notes", "prepare"]
+__all__ = ["Prepared", "dequantised", "labelled", "notes", "prepare"]
 
 
 class Prepared(NamedTuple):
@@ -46,6 +46,11 @@ def prepare(data: Any, smoothing: float) -> Prepared:
     if own == 0:
         raise InvalidArgument("data", data, "rows that differ")
     return Prepared(rows, smoothing * own, spread_of(rows, smoothing * own))
+
+
+def dequantised(rows: Tensor, bin: float, generator: torch.Generator) -> Tensor:
+    """Rows, each number spread evenly over a bin of this width around it; rows as they are where it is 0."""
+    return rows + bin * (torch.rand(rows.shape, generator=generator) - 0.5) if bin else rows
 
 
 def labelled(data: Any, labels: Any, smoothing: float, *, least: int = 0) -> tuple[Prepared, Tensor]:

@@ -42,8 +42,8 @@ from scoretk.encoding import interpolate
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.families.digits_data import binarised, load_digits
 from scoretk.families.networks import ConfinedEnergy, Dropout, EnergyMLP, Spread, fresh
-from scoretk.families.stored import Stored, read_weights, shipped
-from scoretk.families.training import notes, prepare
+from scoretk.families.stored import Stored, read_weights
+from scoretk.families.training import dequantised, notes, prepare
 from scoretk.fields import Energy, NoiseSource
 from scoretk.fields.base import standard_normal
 from scoretk.fields.protocols import field_name, offers
@@ -541,7 +541,7 @@ class Variant:
         unit = td.Independent(td.Normal(torch.zeros(latent), torch.ones(latent)), 1)
 
         def loss(batch: Tensor, generator: torch.Generator) -> Tensor:
-            x = _dequantised(batch, bin, generator)
+            x = dequantised(batch, bin, generator)
             normals = torch.randn((draws, len(x), latent), generator=generator)
             if draws == 1:
                 return negative_elbo(x, network.posterior(x), network.likelihood, unit, normals, exact_kl=True)
@@ -584,7 +584,7 @@ class LatentEnergy:
         divergence = ContrastiveDivergence(ULA(step_size), chain_steps, ReplayBuffer(chains, refresh), seed)
 
         def loss(batch: Tensor, generator: torch.Generator) -> Tensor:
-            x = _dequantised(batch, finite("bin", bin), generator)
+            x = dequantised(batch, finite("bin", bin), generator)
             q = network.posterior(x)
             z = reparametrised(q, torch.randn((len(x), latent), generator=generator))
             gap, negatives = divergence(prior, z)  # E_q E(z), through which the encoder learns, less E of the chains
@@ -609,7 +609,7 @@ LATENT_ENERGY = LatentEnergy("digits-latent-energy")
 
 
 def _built(model: str, weights: str | os.PathLike[str] | None) -> VAE:
-    stored = read_weights(shipped(model) if weights is None else weights, model)
+    stored = read_weights(weights, model)
     d = math.prod(stored.settings["data_shape"])
     network = stored.into(lambda: Network(stored.settings, torch.zeros(d), torch.ones(())))
     assert isinstance(network, Network)
@@ -627,8 +627,3 @@ def _fresh(rows: Tensor, seed: int, **settings: Any) -> Network:
     mean, std = rows.flatten(1).mean(0), rows.flatten(1).var(0).mean().sqrt()
     settings = {"data_shape": list(rows.shape[1:]), **settings}
     return Network(settings, mean, std, torch.Generator().manual_seed(seed))
-
-
-def _dequantised(rows: Tensor, bin: float, generator: torch.Generator) -> Tensor:
-    """Rows with fresh uniform noise of the bin's width."""
-    return rows + bin * (torch.rand(rows.shape, generator=generator) - 0.5) if bin else rows
