@@ -367,7 +367,7 @@ def test_samples_are_digits(models, digits):
         ancestral = gaussian.marginal.draw(720, noise)
         hmc = stk.HMC(0.2, leapfrogs=8, metric="none")
         z = stk.sample(energy, hmc, chains=720, steps=150, keep="last").final
-        learned, untilted = (vae._observed(energy, latents, noise) for latents in (z, noise.normal(9, 0, (12,))))
+        learned, untilted = (energy.observe(latents, noise) for latents in (z, noise.normal(9, 0, (12,))))
     far = [
         sum(sliced_wasserstein(part, digits.test) for part in x.split(360)) / 2 / 0.061 for x in (ancestral, learned)
     ]
