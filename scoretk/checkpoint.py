@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.arguments import positive
 from scoretk.errors import CheckpointError, InvalidArgument
 
-__all__ = ["Checkpoint", "read", "tensor_digest", "write", "write_atomically"]
+__all__ = ["Checkpoint", "read", "tensor_digest", "weights_digest", "write", "write_atomically"]
 
 FORMAT = 1
+
+_KNOWN: Any = WeakTensorKeyDictionary()
+"""Digests of weights, with what they looked like then."""
 
 
 @dataclass
@@ -78,6 +83,22 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         flat = value.new_empty(value.numel()).copy_(value.reshape(-1))  # of stride 1, which an expanded value is not
         digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+    return digest.hexdigest()
+
+
+def weights_digest(weights: Iterable[Tensor]) -> str:
+    """SHA-256 over tensors that live long, such as a model's weights: each is read whole once, and again when it has changed."""
+    digest = hashlib.sha256()
+    for tensor in weights:
+        if tensor.is_inference():  # of those torch does not count the changes
+            digest.update(tensor_digest({"": tensor}).encode())
+            continue
+        # the sum sees what the counter does not: changes by way of `.data`
+        mark = (tensor._version, tensor.data_ptr(), float(tensor.detach().sum()))
+        known = _KNOWN.get(tensor)
+        if known is None or known[0] != mark:
+            known = _KNOWN[tensor] = (mark, tensor_digest({"": tensor}))
+        digest.update(known[1].encode())
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import scoretk
 from scoretk.arguments import count, option, tensor_like
-from scoretk.checkpoint import Checkpoint, tensor_digest
+from scoretk.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.draws import Cost, Draws
 from scoretk.drive import Schedule
 from scoretk.errors import InvalidArgument
@@ -333,9 +333,8 @@ def _settings(
     schedule: Schedule, start: Tensor | None, rows: dict[str, Tensor], compiled: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
-    weights = {str(i): t for i, t in enumerate(field_tensors(model))}
     return {
-        "model": origin, "weights": tensor_digest(weights)[:16], "event_shape": list(_event_shape(model)),
+        "model": origin, "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
         "solver": repr(solver), "chains": chains, "seed": seed, "steps": schedule.total - schedule.warmup,
         "warmup": schedule.warmup, "thin": schedule.thin, "keep": keep, "batch": min(batch, chains),
         "device": place.device.type, "dtype": str(place.dtype).removeprefix("torch."), "compile": compiled,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import scoretk as stk
+from scoretk import checkpoint
 from scoretk.families.mixture import gaussian, ring_mixture
 
 # An energy whose gradient is elementwise, so that rows agree to the bit whatever the batch
@@ -332,3 +333,28 @@ def test_something_that_is_no_field():
             stk.sample(field, stk.ULA(0.1))
     with pytest.raises(stk.UnknownName, match=r"did you mean '(scoretk/)?funnel'"):
         stk.sample("funel", stk.ULA(0.1))
+
+
+def test_weights_are_read_again_only_where_they_have_changed(monkeypatch):
+    read = []
+    whole = checkpoint.tensor_digest
+    monkeypatch.setattr(checkpoint, "tensor_digest", lambda tensors: read.append(1) or whole(tensors))
+    net = torch.nn.LayerNorm(2)  # which starts from ones and zeros
+    field = stk.Energy(lambda x: net(x).square().sum(1), (2,))
+
+    def seen():
+        read.clear()
+        return stk.sample(field, stk.ULA(0.1), chains=2, steps=1).provenance["weights"], len(read)
+
+    first, parts = seen()
+    assert parts == 2
+    assert seen() == (first, 0)
+    with torch.no_grad():
+        net.bias.add_(1)
+    counted = seen()
+    net.bias.data.add_(1)  # of which torch keeps no count
+    hidden = seen()
+    assert [n for _, n in (counted, hidden)] == [1, 1]
+    assert len({first, counted[0], hidden[0]}) == 3
+    net.bias.data.sub_(2)
+    assert seen()[0] == first
