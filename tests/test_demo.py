@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import torch
 
 import scoretk as stk
 from scoretk.demo.cells import Size, cells
@@ -122,3 +123,17 @@ def test_command(capsys, tmp_path, monkeypatch):
     assert run(capsys, "demo", "--models", "semicirkle", "-o", tmp_path / "d")[0] == 2
     (tmp_path / "file").touch()
     assert run(capsys, "demo", "--models", "semicircle", "-o", tmp_path / "file")[0] == 2
+
+
+def test_a_row_without_density_is_left_out_and_said():
+    class Part:
+        event_shape, provides = (2,), frozenset({"log_prob"})
+
+        def log_prob(self, x):
+            return torch.where(x[:, 0] > 0, -x.square().sum(1), torch.nan)
+
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])
+    (found,) = likelihoods("part", Part(), x, digits=False)
+    assert (found.value, found.note) == (-2.5, "1 of 3 rows failed")
+    (none,) = likelihoods("part", Part(), x[1:2].expand(3, 2), digits=False)
+    assert (none.value, none.note) == (None, "3 of 3 rows failed")

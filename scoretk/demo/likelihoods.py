@@ -36,18 +36,20 @@ CHECKED = frozenset({"digits-flow", "digits-fvsbn", "digits-nice", "digits-vae"}
 @dataclass(frozen=True)
 class Likelihood:
     """One number: the mean over held-out rows, its standard error over them, and the method's own for these rows, by which
-    alone two methods differ; NaN, and a note why, where there is no method.
+    alone two methods differ; None, and a note why, where there is no method. Rows that failed are left out, and noted.
     """
 
     model: str
     method: str
-    value: float
-    rows_error: float
-    own_error: float
+    value: float | None
+    rows_error: float | None
+    own_error: float | None
     unit: str
     note: str = ""
 
     def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.model}  {self.method}  -- {self.note}"
         return f"{self.model}  {self.method}  {self.value:.3f} ± {self.rows_error:.3f} {self.unit}"
 
 
@@ -61,7 +63,7 @@ def likelihoods(name: str, model: Any, rows: Tensor, digits: bool, chains: int =
     in_unit = 1 / (math.log(2) * rows[0].numel()) if digits else 1.0  # of a nat
     ways = list(_ways(density, rows, not digits or name in CHECKED, chains))
     if not ways:
-        yield Likelihood(name, "none", math.nan, math.nan, math.nan, unit, _why_not(density))
+        yield Likelihood(name, "none", None, None, None, unit, _why_not(density))
     for way in ways:
         x = rows[: way.rows]
         if unit == "bits/dim":
@@ -72,10 +74,20 @@ def likelihoods(name: str, model: Any, rows: Tensor, digits: bool, chains: int =
             found = log_prob(way.field, x, **way.options)
             sign = -in_unit if digits else 1.0
             value, own = sign * found.value.double(), in_unit * found.stderr.double()
-        yield Likelihood(
-            name, way.method, float(value.mean()), float(value.std() / math.sqrt(len(value))),
-            math.hypot(float(own.square().sum().sqrt()) / len(x), way.constant_error * in_unit), unit, way.warning,
-        )  # fmt: skip
+        yield _summed(name, way, value, own, in_unit, unit)
+
+
+def _summed(name: str, way: _Way, value: Tensor, own: Tensor, in_unit: float, unit: str) -> Likelihood:
+    """The mean over the rows that are well, `value` and `own` their numbers and errors `(rows,)`."""
+    well = value.isfinite()
+    n, lost = int(well.sum()), f"{int((~well).sum())} of {len(well)} rows failed" if not bool(well.all()) else ""
+    note = "; ".join(filter(None, (lost, way.warning)))
+    if n < 2:
+        return Likelihood(name, way.method, None, None, None, unit, note)
+    own_error = math.hypot(float(own[well].square().sum().sqrt()) / n, way.constant_error * in_unit)
+    return Likelihood(
+        name, way.method, float(value[well].mean()), float(value[well].std() / math.sqrt(n)), own_error, unit, note
+    )
 
 
 @dataclass(frozen=True)

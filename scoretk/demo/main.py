@@ -72,7 +72,9 @@ def run_demo(
     if plane:
         plane_sheet(target / "plane.png", plane)
         demo.pictures.append("plane.png")
-    (target / "table.json").write_text(json.dumps({"seed": seed, **dataclasses.asdict(demo)}, indent=1))
+    (target / "table.json").write_text(
+        json.dumps({"seed": seed, **dataclasses.asdict(demo)}, indent=1, allow_nan=False)
+    )
     write_page(target / "index.html", demo)
     return demo
 
@@ -184,6 +186,6 @@ def _run(
     x = x[torch.isfinite(x).flatten(1).all(1)]
     done = dataclasses.replace(
         row, quality=judge(x, real), evaluations=sum(draws.cost.values()), seconds=seconds, chains=len(draws.status),
-        failed=int((~draws.ok).sum()),
+        failed=len(draws.status) - len(x),
     )  # fmt: skip
     return done, x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +86,7 @@ def _gathered(rows: list[Row]) -> list[Row]:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None or math.isnan(value) else format(value, form)
+    return "" if value is None else format(value, form)
 
 
 def merged(table: Table) -> list[tuple[str, ...]]:

@@ -39,7 +39,7 @@ from torch.nn.functional import silu, softplus
 
 from scoretk.arguments import count, option, tensor_like
 from scoretk.families.digits_data import load_digits
-from scoretk.families.networks import EnergyMLP, fresh
+from scoretk.families.networks import EnergyMLP, fresh, zero_start
 from scoretk.families.stored import Stored, read_weights
 from scoretk.families.training import notes, prepare
 from scoretk.fields import Energy, NoiseSource, standard_normal
@@ -150,8 +150,7 @@ class Generator(nn.Module):
         self.enter = nn.Linear(latent, width)
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(blocks)])
         self.blocks = nn.ModuleList([nn.Linear(width, width) for _ in range(blocks)])
-        self.leave = nn.Linear(width, dim)
-        self.leave.zero_start = True  # type: ignore[assignment]
+        self.leave = zero_start(nn.Linear(width, dim))
         for name, shape in (("axes", (dim, latent)), ("low", (dim,)), ("high", (dim,))):
             self.register_buffer(name, torch.zeros(shape))
 
