@@ -230,7 +230,8 @@ def test_training_learns_what_a_gaussian_does_not_know(name, tmp_path):
         with torch.no_grad():
             error = field.denoise(x, t) - mixture.noised(field.path).denoise(x, t)
         errors[steps] = float(error.square().mean())
-    assert errors[400] < 0.6 * errors[1]
+    slow = name == DIGITS_NCSNV2.name  # which has to learn the level as well
+    assert errors[400] < (0.6 if slow else 0.4) * errors[1]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -133,297 +133,139 @@ rbm = ModelSpec(
     parameters={"visible": 6, "hidden": 4, "seed": 0},
 )
 
-_PATH = frozenset({"velocity", "score", "denoise", "base"})
-
-digits_diffusion = ModelSpec(
-    name="digits-diffusion",
-    family="diffusion",
-    factory="scoretk.families.diffusion:DIGITS_DIFFUSION.build",
-    trainer="scoretk.families.diffusion:DIGITS_DIFFUSION.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="noise prediction (VP) on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_energy = ModelSpec(
-    name="digits-energy",
-    family="energy-based",
-    factory="scoretk.families.digits_energy:build",
-    trainer="scoretk.families.digits_energy:train",
-    provides={"energy"},
-    event_shape=(1, 8, 8),
-    summary="persistent contrastive divergence on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_flow = ModelSpec(
-    name="digits-flow",
-    family="flow matching",
-    factory="scoretk.families.flow_matching:FLOW.build",
-    trainer="scoretk.families.flow_matching:FLOW.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="flow matching on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_flow_ot = ModelSpec(
-    name="digits-flow-ot",
-    family="flow matching",
-    factory="scoretk.families.flow_matching:OPTIMAL.build",
-    trainer="scoretk.families.flow_matching:OPTIMAL.train",
-    provides={"velocity", "base"},
-    event_shape=(1, 8, 8),
-    summary="flow matching with minibatch optimal transport: straighter paths, fewer steps; handwritten digits",
-    parameters={"weights": None},
-)
-digits_flow_classes = ModelSpec(
-    name="digits-flow-classes",
-    family="flow matching",
-    factory="scoretk.families.flow_matching:CLASSES.build",
-    trainer="scoretk.families.flow_matching:CLASSES.train",
-    provides={"velocity", "base"},
-    event_shape=(1, 8, 8),
-    summary="flow matching from one class of handwritten digits (3) to another (8)",
-    parameters={"weights": None},
-)
-digits_interpolant = ModelSpec(
-    name="digits-interpolant",
-    family="flow matching",
-    factory="scoretk.families.flow_matching:INTERPOLANT.build",
-    trainer="scoretk.families.flow_matching:INTERPOLANT.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="a stochastic interpolant between noise and handwritten digits, velocity and score",
-    parameters={"weights": None},
-)
-digits_vae = ModelSpec(
-    name="digits-vae",
-    family="variational autoencoder",
-    factory="scoretk.families.vae:GAUSSIAN.build",
-    trainer="scoretk.families.vae:GAUSSIAN.train",
-    provides={"energy", "log_prob", "draw", "decode"},
-    event_shape=(12,),
-    summary="a VAE with a Gaussian decoder on scikit-learn's handwritten digits, sampled in its latents",
-    parameters={"weights": None},
-)
-digits_vae_binary = ModelSpec(
-    name="digits-vae-binary",
-    family="variational autoencoder",
-    factory="scoretk.families.vae:BINARY.build",
-    trainer="scoretk.families.vae:BINARY.train",
-    provides={"energy", "log_prob", "draw", "decode"},
-    event_shape=(12,),
-    summary="a VAE with a Bernoulli decoder on scikit-learn's handwritten digits, pixels 0 or 1, sampled in its latents",
-    parameters={"weights": None},
-)
-digits_latent_energy = ModelSpec(
-    name="digits-latent-energy",
-    family="variational autoencoder",
-    factory="scoretk.families.vae:LATENT_ENERGY.build",
-    trainer="scoretk.families.vae:LATENT_ENERGY.train",
-    provides={"energy", "decode"},
-    event_shape=(12,),
-    summary="a VAE whose prior is an energy learned by contrastive divergence, on scikit-learn's handwritten digits",
-    parameters={"weights": None},
-)
-digits_subvp = ModelSpec(
-    name="digits-subvp",
-    family="diffusion",
-    factory="scoretk.families.diffusion:DIGITS_SUBVP.build",
-    trainer="scoretk.families.diffusion:DIGITS_SUBVP.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="noise prediction on the sub-VP path, scikit-learn's handwritten digits",
-    parameters={"weights": None},
-)
-digits_ve = ModelSpec(
-    name="digits-ve",
-    family="diffusion",
-    factory="scoretk.families.diffusion:DIGITS_VE.build",
-    trainer="scoretk.families.diffusion:DIGITS_VE.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="score prediction on the VE path, scikit-learn's handwritten digits",
-    parameters={"weights": None},
-)
-digits_edm = ModelSpec(
-    name="digits-edm",
-    family="diffusion",
-    factory="scoretk.families.diffusion:DIGITS_EDM.build",
-    trainer="scoretk.families.diffusion:DIGITS_EDM.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="data prediction in EDM's preconditioning, scikit-learn's handwritten digits",
-    parameters={"weights": None},
-)
-digits_v = ModelSpec(
-    name="digits-v",
-    family="diffusion",
-    factory="scoretk.families.diffusion:DIGITS_V.build",
-    trainer="scoretk.families.diffusion:DIGITS_V.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="v prediction on the cosine path, scikit-learn's handwritten digits",
-    parameters={"weights": None},
-)
-digits_class_diffusion = ModelSpec(
-    name="digits-class-diffusion",
-    family="diffusion",
-    factory="scoretk.families.diffusion:DIGITS_CLASS.build",
-    trainer="scoretk.families.diffusion:DIGITS_CLASS.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="noise prediction (VP) given the digit or not, for classifier-free guidance",
-    parameters={"weights": None},
-)
-digits_ncsn = ModelSpec(
-    name="digits-ncsn",
-    family="score",
-    factory="scoretk.families.ncsn:DIGITS_NCSN.build",
-    trainer="scoretk.families.ncsn:DIGITS_NCSN.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="a noise-conditional score network over twelve levels, scikit-learn's handwritten digits",
-    parameters={"weights": None},
-)
-digits_ncsnv2 = ModelSpec(
-    name="digits-ncsnv2",
-    family="score",
-    factory="scoretk.families.ncsn:DIGITS_NCSNV2.build",
-    trainer="scoretk.families.ncsn:DIGITS_NCSNV2.train",
-    provides=_PATH,
-    event_shape=(1, 8, 8),
-    summary="one score network for all levels (NCSNv2), scikit-learn's handwritten digits",
-    parameters={"weights": None},
-)
 _EXACT_STATES = _EXACT | {"states"}
-digits_fvsbn = ModelSpec(
-    name="digits-fvsbn",
-    family="autoregressive",
-    factory="scoretk.families.autoregressive:FVSBN.build",
-    trainer="scoretk.families.autoregressive:FVSBN.train",
-    provides=_EXACT_STATES,
-    event_shape=(1, 8, 8),
-    summary="logistic autoregression on scikit-learn's handwritten digits, pixels 0 or 1",
-    parameters={"weights": None},
-)
-digits_nade = ModelSpec(
-    name="digits-nade",
-    family="autoregressive",
-    factory="scoretk.families.autoregressive:NADE.build",
-    trainer="scoretk.families.autoregressive:NADE.train",
-    provides=_EXACT_STATES,
-    event_shape=(1, 8, 8),
-    summary="a neural autoregressive estimator of scikit-learn's handwritten digits, pixels 0 or 1",
-    parameters={"weights": None},
-)
-digits_made = ModelSpec(
-    name="digits-made",
-    family="autoregressive",
-    factory="scoretk.families.autoregressive:MADE.build",
-    trainer="scoretk.families.autoregressive:MADE.train",
-    provides=_EXACT,
-    event_shape=(1, 8, 8),
-    summary="a masked autoencoder on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_pixelcnn = ModelSpec(
-    name="digits-pixelcnn",
-    family="autoregressive",
-    factory="scoretk.families.autoregressive:PIXELCNN.build",
-    trainer="scoretk.families.autoregressive:PIXELCNN.train",
-    provides=_EXACT,
-    event_shape=(1, 8, 8),
-    summary="masked convolutions on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_rbm = ModelSpec(
-    name="digits-rbm",
-    family="energy-based",
-    factory="scoretk.families.boltzmann:build",
-    trainer="scoretk.families.boltzmann:train",
-    provides={"energy", "score", "states", "gibbs"},
-    event_shape=(1, 8, 8),
-    summary="a restricted Boltzmann machine of scikit-learn's handwritten digits, pixels 0 or 1",
-    parameters={"weights": None},
-)
-digits_jem = ModelSpec(
-    name="digits-jem",
-    family="energy-based",
-    factory="scoretk.families.jem:build",
-    trainer="scoretk.families.jem:train",
-    provides={"energy", "score"},
-    event_shape=(1, 8, 8),
-    summary="a classifier that is an energy-based model too, of scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_gan = ModelSpec(
-    name="digits-gan",
-    family="adversarial",
-    factory="scoretk.families.adversarial:GAN.build",
-    trainer="scoretk.families.adversarial:GAN.train",
-    provides={"energy", "decode"},
-    event_shape=(64,),
-    summary="a GAN's latents under its critic's energy, on scikit-learn's handwritten digits; decode gives images",
-    parameters={"weights": None},
-)
-digits_wgan = ModelSpec(
-    name="digits-wgan",
-    family="adversarial",
-    factory="scoretk.families.adversarial:WGAN.build",
-    trainer="scoretk.families.adversarial:WGAN.train",
-    provides={"energy", "decode"},
-    event_shape=(64,),
-    summary="a Wasserstein GAN's latents under its critic's energy, on scikit-learn's digits; decode gives images",
-    parameters={"weights": None},
-)
 _FLOW = _EXACT | {"decode"}
-digits_nice = ModelSpec(
-    name="digits-nice",
-    family="normalizing flow",
-    factory="scoretk.families.flows:NICE.build",
-    trainer="scoretk.families.flows:NICE.train",
-    provides=_FLOW,
-    event_shape=(1, 8, 8),
-    summary="NICE, additive couplings, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_realnvp = ModelSpec(
-    name="digits-realnvp",
-    family="normalizing flow",
-    factory="scoretk.families.flows:REALNVP.build",
-    trainer="scoretk.families.flows:REALNVP.train",
-    provides=_FLOW,
-    event_shape=(1, 8, 8),
-    summary="real NVP, affine couplings, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_maf = ModelSpec(
-    name="digits-maf",
-    family="normalizing flow",
-    factory="scoretk.families.flows:MAF.build",
-    trainer="scoretk.families.flows:MAF.train",
-    provides=_FLOW,
-    event_shape=(1, 8, 8),
-    summary="masked autoregressive flow, affine, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_spline = ModelSpec(
-    name="digits-spline",
-    family="normalizing flow",
-    factory="scoretk.families.flows:SPLINE.build",
-    trainer="scoretk.families.flows:SPLINE.train",
-    provides=_FLOW,
-    event_shape=(1, 8, 8),
-    summary="neural spline flow, rational-quadratic couplings, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
-digits_ffjord = ModelSpec(
-    name="digits-ffjord",
-    family="normalizing flow",
-    factory="scoretk.families.flows:FFJORD.build",
-    trainer="scoretk.families.flows:FFJORD.train",
-    provides={"velocity", "base"},
-    event_shape=(1, 8, 8),
-    summary="FFJORD, a continuous flow by maximum likelihood, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-    parameters={"weights": None},
-)
+_LATENT = frozenset({"energy", "decode"})
+_PATH = frozenset({"velocity", "score", "denoise", "base"})
+_VELOCITY = frozenset({"velocity", "base"})
+
+
+def _digits(
+    name: str, family: str, trained: str, provides: frozenset[str], summary: str, event_shape: tuple[int, ...] = (1, 8, 8)
+) -> ModelSpec:  # fmt: skip
+    """A model of scikit-learn's handwritten digits; trained, a module under `scoretk.families`, or an object in it, with
+    `build` and `train`.
+    """
+    at = f"scoretk.families.{trained}" + ("." if ":" in trained else ":")
+    return ModelSpec(
+        name=name, family=family, factory=f"{at}build", trainer=f"{at}train", provides=provides, event_shape=event_shape,
+        summary=summary, parameters={"weights": None},
+    )  # fmt: skip
+
+
+digits_fvsbn = _digits(
+    "digits-fvsbn", "autoregressive", "autoregressive:FVSBN", _EXACT_STATES,
+    "logistic autoregression on scikit-learn's handwritten digits, pixels 0 or 1",
+)  # fmt: skip
+digits_nade = _digits(
+    "digits-nade", "autoregressive", "autoregressive:NADE", _EXACT_STATES,
+    "a neural autoregressive estimator of scikit-learn's handwritten digits, pixels 0 or 1",
+)  # fmt: skip
+digits_made = _digits(
+    "digits-made", "autoregressive", "autoregressive:MADE", _EXACT,
+    "a masked autoencoder on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_pixelcnn = _digits(
+    "digits-pixelcnn", "autoregressive", "autoregressive:PIXELCNN", _EXACT,
+    "masked convolutions on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_vae = _digits(
+    "digits-vae", "variational autoencoder", "vae:GAUSSIAN", frozenset({"energy", "log_prob", "draw", "decode"}),
+    "a VAE with a Gaussian decoder on scikit-learn's handwritten digits, sampled in its latents", (12,),
+)  # fmt: skip
+digits_vae_binary = _digits(
+    "digits-vae-binary", "variational autoencoder", "vae:BINARY", frozenset({"energy", "log_prob", "draw", "decode"}),
+    "a VAE with a Bernoulli decoder on scikit-learn's handwritten digits, pixels 0 or 1, sampled in its latents", (12,),
+)  # fmt: skip
+digits_latent_energy = _digits(
+    "digits-latent-energy", "variational autoencoder", "vae:LATENT_ENERGY", _LATENT,
+    "a VAE whose prior is an energy learned by contrastive divergence, on scikit-learn's handwritten digits", (12,),
+)  # fmt: skip
+digits_nice = _digits(
+    "digits-nice", "normalizing flow", "flows:NICE", _FLOW,
+    "NICE, additive couplings, on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_realnvp = _digits(
+    "digits-realnvp", "normalizing flow", "flows:REALNVP", _FLOW,
+    "real NVP, affine couplings, on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_maf = _digits(
+    "digits-maf", "normalizing flow", "flows:MAF", _FLOW,
+    "masked autoregressive flow, affine, on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_spline = _digits(
+    "digits-spline", "normalizing flow", "flows:SPLINE", _FLOW,
+    "neural spline flow, rational-quadratic couplings, on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_ffjord = _digits(
+    "digits-ffjord", "normalizing flow", "flows:FFJORD", _VELOCITY,
+    "FFJORD, a continuous flow by maximum likelihood, on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_gan = _digits(
+    "digits-gan", "adversarial", "adversarial:GAN", _LATENT,
+    "a GAN's latents under its critic's energy, on scikit-learn's handwritten digits; decode gives images", (64,),
+)  # fmt: skip
+digits_wgan = _digits(
+    "digits-wgan", "adversarial", "adversarial:WGAN", _LATENT,
+    "a Wasserstein GAN's latents under its critic's energy, on scikit-learn's digits; decode gives images", (64,),
+)  # fmt: skip
+digits_energy = _digits(
+    "digits-energy", "energy-based", "digits_energy", frozenset({"energy"}),
+    "persistent contrastive divergence on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_rbm = _digits(
+    "digits-rbm", "energy-based", "boltzmann", frozenset({"energy", "score", "states", "gibbs"}),
+    "a restricted Boltzmann machine of scikit-learn's handwritten digits, pixels 0 or 1",
+)  # fmt: skip
+digits_jem = _digits(
+    "digits-jem", "energy-based", "jem", frozenset({"energy", "score"}),
+    "a classifier that is an energy-based model too, of scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_ncsn = _digits(
+    "digits-ncsn", "score", "ncsn:DIGITS_NCSN", _PATH,
+    "a noise-conditional score network over twelve levels, scikit-learn's handwritten digits",
+)  # fmt: skip
+digits_ncsnv2 = _digits(
+    "digits-ncsnv2", "score", "ncsn:DIGITS_NCSNV2", _PATH,
+    "one score network for all levels (NCSNv2), scikit-learn's handwritten digits",
+)  # fmt: skip
+digits_diffusion = _digits(
+    "digits-diffusion", "diffusion", "diffusion:DIGITS_DIFFUSION", _PATH,
+    "noise prediction (VP) on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_subvp = _digits(
+    "digits-subvp", "diffusion", "diffusion:DIGITS_SUBVP", _PATH,
+    "noise prediction on the sub-VP path, scikit-learn's handwritten digits",
+)  # fmt: skip
+digits_ve = _digits(
+    "digits-ve", "diffusion", "diffusion:DIGITS_VE", _PATH,
+    "score prediction on the VE path, scikit-learn's handwritten digits",
+)  # fmt: skip
+digits_edm = _digits(
+    "digits-edm", "diffusion", "diffusion:DIGITS_EDM", _PATH,
+    "data prediction in EDM's preconditioning, scikit-learn's handwritten digits",
+)  # fmt: skip
+digits_v = _digits(
+    "digits-v", "diffusion", "diffusion:DIGITS_V", _PATH,
+    "v prediction on the cosine path, scikit-learn's handwritten digits",
+)  # fmt: skip
+digits_class_diffusion = _digits(
+    "digits-class-diffusion", "diffusion", "diffusion:DIGITS_CLASS", _PATH,
+    "noise prediction (VP) given the digit or not, for classifier-free guidance",
+)  # fmt: skip
+digits_flow = _digits(
+    "digits-flow", "flow matching", "flow_matching:FLOW", _PATH,
+    "flow matching on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)  # fmt: skip
+digits_flow_ot = _digits(
+    "digits-flow-ot", "flow matching", "flow_matching:OPTIMAL", _VELOCITY,
+    "flow matching with minibatch optimal transport: straighter paths, fewer steps; handwritten digits",
+)  # fmt: skip
+digits_flow_classes = _digits(
+    "digits-flow-classes", "flow matching", "flow_matching:CLASSES", _VELOCITY,
+    "flow matching from one class of handwritten digits (3) to another (8)",
+)  # fmt: skip
+digits_interpolant = _digits(
+    "digits-interpolant", "flow matching", "flow_matching:INTERPOLANT", _PATH,
+    "a stochastic interpolant between noise and handwritten digits, velocity and score",
+)  # fmt: skip
