@@ -292,7 +292,7 @@ def _demo(options: argparse.Namespace) -> int:
     report = None if options.json else _show_progress
     demo = run_demo(options.output, models=names, seed=options.seed, workers=options.workers, report=report)
     if options.json:
-        _print_json(dataclasses.asdict(demo))
+        _print_json(demo.plain())
         return DONE
     print_tables(demo)
     runs, none = sum(not r.reason for r in demo.rows), sum(bool(r.reason) for r in demo.rows)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -11,7 +12,8 @@ import scoretk as stk
 from scoretk.demo.cells import Size, cells
 from scoretk.demo.likelihoods import likelihoods
 from scoretk.demo.main import _built_in, run_demo
-from scoretk.demo.quality import judge, reference
+from scoretk.demo.quality import Quality, judge, reference
+from scoretk.demo.rows import Demo, Row
 from scoretk.solvers import SOLVERS
 from tests.test_cli import run
 
@@ -137,3 +139,14 @@ def test_a_row_without_density_is_left_out_and_said():
     assert (found.value, found.note) == (-2.5, "1 of 3 rows failed")
     (none,) = likelihoods("part", Part(), x[1:2].expand(3, 2), digits=False)
     assert (none.value, none.note) == (None, "3 of 3 rows failed")
+
+
+def test_what_is_not_finite_is_null_in_json():
+    row = Row("m", "f", "s", "", quality=Quality(distance=math.inf, z=math.nan, mmd=0.5))
+    found = json.loads(json.dumps(Demo(rows=[row]).plain(), allow_nan=False))["rows"][0]["quality"]
+    assert (found["distance"], found["z"], found["mmd"]) == (None, None, 0.5)
+
+
+def test_nothing_is_judged_where_every_chain_failed():
+    schools = stk.load("eight-schools")
+    assert judge(torch.empty(0, 10), reference(schools, 20, digits=False)) == Quality()

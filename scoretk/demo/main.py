@@ -72,9 +72,7 @@ def run_demo(
     if plane:
         plane_sheet(target / "plane.png", plane)
         demo.pictures.append("plane.png")
-    (target / "table.json").write_text(
-        json.dumps({"seed": seed, **dataclasses.asdict(demo)}, indent=1, allow_nan=False)
-    )
+    (target / "table.json").write_text(json.dumps({"seed": seed, **demo.plain()}, indent=1, allow_nan=False))
     write_page(target / "index.html", demo)
     return demo
 

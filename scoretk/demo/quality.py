@@ -115,11 +115,13 @@ def _schools(model: EightSchools, x: Tensor) -> Tensor:
 
 
 def judge(x: Tensor, against: Reference) -> Quality:
-    """The quality of finite samples `(n, *event_shape)`."""
+    """The quality of finite samples `(n, *event_shape)`; nothing of fewer than two."""
+    if len(x) < 2:
+        return Quality()
     if against.moments is not None:
         values, known = against.moments.of(x), against.moments
         return Quality(z=float(((values.mean(0) - known.mean) / known.std).abs().max()) * math.sqrt(len(x)))
-    if against.rows is None or len(x) < 2:
+    if against.rows is None:
         return Quality()
     distance = sliced_wasserstein(x, against.rows) / against.floor
     found = Quality(distance, mmd(x[:ENOUGH], against.rows[:ENOUGH]), against.mmd_floor)

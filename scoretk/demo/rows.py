@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from scoretk.demo.likelihoods import Likelihood
 from scoretk.demo.quality import Quality
@@ -37,3 +39,15 @@ class Demo:
     rows: list[Row] = field(default_factory=list)
     likelihoods: list[Likelihood] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as JSON takes it: None for a number that is not finite, such as a distance that overflows."""
+        return _plain(asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
