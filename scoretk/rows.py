@@ -1,6 +1,8 @@
 """Pieces that act on the row axis: axis 0 of `x` of shape `(batch, *event_shape)` holds one chain or sample a row.
 
-Everything here treats rows independently, so that a row's result does not depend on its neighbours.
+Everything here treats rows independently, so that a row's result does not depend on its neighbours. To the bit: torch's own
+`logaddexp`, `sigmoid`, `softplus` and `pow` take another way, with another last bit, for the few entries that do not fill a vector
+at the end of a tensor, so that a row would change with how many come before it. `exp`, `log`, `log1p` and `sqrt` do not.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["across", "finite_rows", "row_dot", "row_sum", "select_rows"]
+__all__ = ["across", "finite_rows", "log_add_exp", "power", "row_dot", "row_sum", "select_rows", "sigmoid", "softplus"]
 
 
 def across(values: Tensor, x: Tensor) -> Tensor:
@@ -35,3 +37,24 @@ def finite_rows(x: Tensor) -> Tensor:
 def select_rows(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Row by row `new` where `chosen`, else `old`. Never blends: a NaN in the row not chosen leaves no trace."""
     return torch.where(across(chosen, new), new, old)
+
+
+def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
+    """`log(exp(a) + exp(b))`, without overflow."""
+    apart = torch.where(a == b, 0.0, a - b).abs()  # also of equal infinities
+    return torch.maximum(a, b) + torch.log1p(torch.exp(-apart))
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """`x ** exponent` of x >= 0."""
+    return torch.exp(exponent * torch.log(x))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """`1 / (1 + exp(-x))`."""
+    return 1 / (1 + torch.exp(-x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """`log(1 + exp(x))`, without overflow."""
+    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))

@@ -34,10 +34,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from scoretk.arguments import finite, positive
 from scoretk.errors import InvalidArgument
+from scoretk.rows import power, sigmoid, softplus
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "GaussianPath", "Interpolant", "Linear", "PathPoint", "SubVP", "Tabulated"]
 
@@ -113,7 +113,7 @@ class Linear(GaussianPath):
         return -torch.ones_like(_tensor(t))
 
     def t(self, log_snr: Time) -> Tensor:
-        return torch.sigmoid(_tensor(log_snr) / 2)
+        return sigmoid(_tensor(log_snr) / 2)
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ class Interpolant(GaussianPath):
         low, high = log_snr / 2, log_snr / 2 + math.log1p(self.bulge**2) / 2
         for _ in range(BISECTIONS):
             u = (low + high) / 2
-            below = 2 * (u - self._swelling(torch.sigmoid(u)).log()) < log_snr
+            below = 2 * (u - self._swelling(sigmoid(u)).log()) < log_snr
             low, high = torch.where(below, u, low), torch.where(below, high, u)
-        return torch.sigmoid((low + high) / 2)
+        return sigmoid((low + high) / 2)
 
 
 @dataclass(frozen=True)
@@ -311,11 +311,11 @@ class EDM(_VarianceExploding):
 
     def sigma(self, t: Time) -> Tensor:
         (high, low), t = self._ends, _tensor(t)
-        return (high * (1 - t) + low * t) ** self.rho
+        return power(high * (1 - t) + low * t, self.rho)
 
     def dsigma(self, t: Time) -> Tensor:
         (high, low), t = self._ends, _tensor(t)
-        return self.rho * (high * (1 - t) + low * t) ** (self.rho - 1) * (low - high)
+        return self.rho * power(high * (1 - t) + low * t, self.rho - 1) * (low - high)
 
     def t(self, log_snr: Time) -> Tensor:
         high, low = self._ends

@@ -23,7 +23,13 @@ Its bias is of order eps^2 and bounded, on a Gaussian, by the variance of W per 
 
     eps <- eps (1 + w_n (xi_n - 1))^(-1/6),    w_n = max(2 / (n + 1), 1 / 75),    each chain's part at most 64: eps at most halves
 
+What the rounding of E alone makes of W does not count.
+
 `AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact at any step size.
+
+A velocity of length one never hurries: from afar it would take all of warmup to arrive, and where the energy is large its error W
+is rounding. So the first steps of warmup, those before the windows, are Hamiltonian Monte Carlo with as many gradients, whose step
+size (tuned as HMC's, to an acceptance of .8) times the root of d times the drifts of a step is where eps begins.
 
 References: Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023); Robnik, Seljak, "Fluctuation
 without dissipation: microcanonical Langevin Monte Carlo" (2024); Robnik, Cohn-Gordon, Seljak, "Metropolis adjusted
@@ -47,15 +53,16 @@ from scoretk.arguments import count, finite, option, positive
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
-from scoretk.rows import across, finite_rows, row_dot, select_rows
+from scoretk.rows import across, finite_rows, log_add_exp, row_dot, select_rows
 from scoretk.solvers.base import Info
-from scoretk.solvers.hmc import DIVERGENCE, SHARED, HMCState, Point
+from scoretk.solvers.hmc import DIVERGENCE, SHARED, HMCState, Point, leapfrog
 from scoretk.solvers.metropolis import metropolis
 from scoretk.solvers.tuning import (
     PATIENCE,
     Following,
     Tuning,
     accumulate,
+    approach,
     begin_tuning,
     first_step_size,
     next_idle,
@@ -80,6 +87,9 @@ INTEGRATORS: dict[str, tuple[float, ...]] = {
 METRICS = ("none", "diagonal")
 MEMORY, MOST_CHANGE = 75, 64.0
 FIRST_STEPS = 10
+APPROACH_ACCEPT = 0.8
+ROUNDING = 0.41
+"""The root mean square of the error of a difference, in units in the last place of its two terms: 1 / sqrt(6)."""
 
 
 class MCLMCState(NamedTuple):
@@ -130,7 +140,7 @@ def turn(velocity: Tensor, gradient: Tensor, time: Tensor, dim: int) -> tuple[Te
     q, both = (-delta).exp(), velocity - uphill
     a = row_dot(both, both) / 4
     turned = across(q, both) * both + across(q**2 - a * (1 - q) ** 2, both) * uphill
-    log_shrinkage = delta + torch.logaddexp(a.log(), (1 - a).clamp(min=0).log() - 2 * delta)
+    log_shrinkage = delta + log_add_exp(a.log(), (1 - a).clamp(min=0).log() - 2 * delta)
     return polar(turned, velocity)[1], (dim - 1) * log_shrinkage
 
 
@@ -164,6 +174,7 @@ class _Isokinetic:
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
     init_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
+    varying: ClassVar[tuple[str, ...]] = ("score",)
     reach: ClassVar[float] = 1.0
 
     def _check(self) -> None:
@@ -194,6 +205,52 @@ class _Isokinetic:
     def begin_following(self, state: MCLMCState | HMCState) -> Following:
         """Nothing learned: the others' step size, scales and length are there."""
         return Following(torch.zeros(len(state.x), dtype=torch.int64, device=state.x.device))
+
+    def begin_tuning(
+        self, field: StaticField, state: S, noise: NoiseSource, alive: Tensor
+    ) -> tuple[S, Tuning, int]:
+        """The state with a first step size, nothing learned yet, and the evaluations that this took a chain."""
+        if self.step_size is not None:
+            return state, begin_tuning(state.x, self.step_size, "diagonal"), 0
+        tried = 0
+
+        def accept(size: float) -> float:
+            nonlocal tried
+            tried += 1
+            return float(self._hamiltonian(field, state, noise, size, 1)[1][alive].mean())
+
+        size = first_step_size(accept, APPROACH_ACCEPT) * self._reach(state)
+        return state._replace(step_size=_number(size)), begin_tuning(state.x, size, "diagonal"), tried
+
+    def _reach(self, state: S) -> float:
+        """How far a step goes for which Hamiltonian Monte Carlo makes as many leapfrog steps of size one as it has drifts."""
+        return math.sqrt(state.x.shape[1:].numel()) * self._gradients
+
+    def _hamiltonian(
+        self, field: StaticField, state: S, noise: NoiseSource, eps: Tensor | float, leapfrogs: int
+    ) -> tuple[S, Tensor, Tensor]:
+        """The state after a trajectory of Hamiltonian Monte Carlo, its acceptance probability and its error, `(chains,)`."""
+        here = Point(state.x, state.energy, state.grad)
+        momentum = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        end = leapfrog(field, here, momentum, eps, leapfrogs, state.scale, False)
+        chosen, probability = metropolis(here, end.point, -end.error, state.step, noise)
+        return state._replace(**chosen._asdict(), step=state.step + 1), probability, end.error
+
+    def _approach(
+        self, field: StaticField, state: S, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor,
+        leapfrogs: int, last: bool,
+    ) -> tuple[S, Tensor, Tensor, Tuning | Following]:  # fmt: skip
+        """A step of warmup's first part, its acceptance probability and error `(chains,)`, and what is learned from it."""
+        size = state.step_size.to(state.x.dtype) / self._reach(state)
+        eps = across(size * shortening(tuning.idle, state.x.dtype), state.x)
+        state, accept, error = self._hamiltonian(field, state, noise, eps, leapfrogs)
+        idle = next_idle(tuning.idle, accept)
+        if isinstance(tuning, Following):
+            return state, accept, error, Following(idle)
+        rate = pooled_acceptance(tuning.idle, accept, alive)
+        tuning, found = next_step_size(tuning._replace(idle=idle), rate, APPROACH_ACCEPT, last)
+        tuning = tuning._replace(averaging=restart(found)) if last else tuning
+        return state._replace(step_size=_number(found)), accept, error, tuning
 
     def _learn(self, state: S, tuning: Tuning, alive: Tensor, step: int, warmup: int) -> tuple[S, Tuning, bool]:
         """Scales and length after a step of warmup, and whether a window has ended with it, so that the step size is new."""
@@ -280,18 +337,15 @@ class MCLMC(_Isokinetic):
         new = state._replace(**end.point._replace(energy=energy)._asdict(), velocity=end.velocity, step=state.step + 1)
         return new, {"energy": new.energy, "energy_error": end.error}
 
-    def begin_tuning(
-        self, field: StaticField, state: MCLMCState, noise: NoiseSource, alive: Tensor
-    ) -> tuple[MCLMCState, Tuning, int]:
-        """Nothing learned yet; `averaging` holds n alone, `(1,)`."""
-        tuning = begin_tuning(state.x, float(state.step_size), "diagonal")
-        return state, tuning._replace(averaging=torch.zeros(1, dtype=torch.float64)), 0
-
     def adapt(
         self, field: StaticField, state: MCLMCState, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor,
         step: int, warmup: int,
     ) -> tuple[MCLMCState, Info, Tuning | Following]:  # fmt: skip
         """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
+        if self.step_size is None and step < approach(warmup):
+            last = step == approach(warmup) - 1
+            new, _, error, learned = self._approach(field, state, tuning, noise, alive, self._gradients, last)
+            return new, {"energy": new.energy, "energy_error": error}, learned
         eps = state.step_size.to(state.x.dtype) * shortening(tuning.idle, state.x.dtype)
         new, info = self._stepped(field, state, noise, eps)
         own = ("x", "velocity", "energy", "grad")
@@ -302,22 +356,25 @@ class MCLMC(_Isokinetic):
         if isinstance(tuning, Following):
             return new, info, Following(idle)
         if self.step_size is None:
-            xi = info["energy_error"].double().square() / (self.energy_variance * new.x.shape[1:].numel())
+            rounding = ROUNDING * torch.finfo(new.energy.dtype).eps * new.energy.double()
+            square = info["energy_error"].double().square() - rounding.square()
+            xi = square / (self.energy_variance * new.x.shape[1:].numel())
             xi = torch.where(moved, xi, torch.inf)[alive & (tuning.idle <= PATIENCE)]
             tuning, size = _resized(tuning, xi, float(new.step_size))
             new = new._replace(step_size=_number(size))
         new, tuning, ended = self._learn(new, tuning._replace(idle=idle), alive, step, warmup)
-        return new, info, tuning._replace(averaging=torch.zeros_like(tuning.averaging)) if ended else tuning
+        return new, info, tuning._replace(averaging=restart(float(new.step_size))) if ended else tuning
 
 
 def _resized(tuning: Tuning, xi: Tensor, size: float) -> tuple[Tuning, float]:
-    """The next step size of warmup, from this one and the xi of the chains that took it."""
+    """The next step size of warmup, from this one and the xi of the chains that took it; of `averaging` it uses n alone."""
     if not len(xi):
         return tuning, size
-    n = float(tuning.averaging) + 1
+    *before, n = tuning.averaging.tolist()
+    n += 1
     pooled = max(float(xi.clamp(max=MOST_CHANGE).mean()), 1 / MOST_CHANGE)
     size *= (1 + max(2 / (n + 1), 1 / MEMORY) * (pooled - 1)) ** (-1 / 6)
-    return tuning._replace(averaging=torch.tensor([n], dtype=torch.float64)), size
+    return tuning._replace(averaging=torch.tensor([*before, n], dtype=torch.float64)), size
 
 
 @dataclass(frozen=True)
@@ -342,7 +399,6 @@ class AdjustedMCLMC(_Isokinetic):
     pilot: int = 256
     most: int = 1000
 
-    varying: ClassVar[tuple[str, ...]] = ("score",)
     reach: ClassVar[float] = math.pi / 2
 
     def __post_init__(self) -> None:
@@ -390,9 +446,7 @@ class AdjustedMCLMC(_Isokinetic):
             return self._trajectory(field, state, noise, eps, self.leapfrogs)
         length = float(state.length)
         steps = min(math.ceil(length / float(state.step_size)), self.most) if length else FIRST_STEPS
-        new, info = self._trajectory(field, state, noise, eps, steps)
-        taken = torch.full_like(info["diverging"], steps * self._gradients, dtype=torch.int64)
-        return new, info | {"evaluations": taken}
+        return self._trajectory(field, state, noise, eps, steps)
 
     def _trajectory(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor, steps: int
@@ -404,30 +458,25 @@ class AdjustedMCLMC(_Isokinetic):
         velocity = direction(state.step, Stream.PROPOSAL, state.x, noise)
         end = isokinetic(field, here, velocity, eps, steps, state.scale, self.integrator)
         chosen, probability = metropolis(here, end.point, -end.error, state.step, noise)
-        info = {"accept": probability, "energy": chosen.energy, "diverging": ~(end.error.abs() < DIVERGENCE)}
-        return state._replace(**chosen._asdict(), step=state.step + 1), info
+        new = state._replace(**chosen._asdict(), step=state.step + 1)
+        return new, self._reported(new, probability, end.error, steps * self._gradients)
 
-    def begin_tuning(
-        self, field: StaticField, state: HMCState, noise: NoiseSource, alive: Tensor
-    ) -> tuple[HMCState, Tuning, int]:
-        """The state with a first step size, nothing learned yet, and the evaluations that this took a chain."""
-        tried = 0
-
-        def accept(size: float) -> float:
-            nonlocal tried
-            tried += 1
-            eps = _number(size).to(state.x.dtype)
-            return float(self._trajectory(field, state, noise, eps, 1)[1]["accept"][alive].mean())
-
-        size = self.step_size if self.step_size is not None else first_step_size(accept, self.accept)
-        tuning = begin_tuning(state.x, size, "diagonal")
-        return state._replace(step_size=_number(size)), tuning, tried * self._gradients
+    def _reported(self, state: HMCState, accept: Tensor, error: Tensor, gradients: int) -> Info:
+        """What a step reports; how many gradients it took only where their number varies."""
+        info = {"accept": accept, "energy": state.energy, "diverging": ~(error.abs() < DIVERGENCE)}
+        if self.leapfrogs is not None:
+            return info
+        return info | {"evaluations": torch.full_like(info["diverging"], gradients, dtype=torch.int64)}
 
     def adapt(
         self, field: StaticField, state: HMCState, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor,
         step: int, warmup: int,
     ) -> tuple[HMCState, Info, Tuning | Following]:  # fmt: skip
         """As `MCLMC.adapt`; the step size by dual averaging on the acceptance."""
+        if self.step_size is None and step < approach(warmup):
+            leapfrogs, last = (self.leapfrogs or FIRST_STEPS) * self._gradients, step == approach(warmup) - 1
+            state, accept, error, tuning = self._approach(field, state, tuning, noise, alive, leapfrogs, last)
+            return state, self._reported(state, accept, error, leapfrogs), tuning
         eps = state.step_size.to(state.x.dtype) * shortening(tuning.idle, state.x.dtype)
         state, info = self._stepped(field, state, noise, eps)
         idle = next_idle(tuning.idle, info["accept"])

@@ -36,7 +36,7 @@ from torch import Tensor
 from scoretk.arguments import count
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
-from scoretk.rows import across, finite_rows, row_dot, select_rows
+from scoretk.rows import across, finite_rows, log_add_exp, row_dot, select_rows
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import DIVERGENCE, HMCState, Point, Stepping, leapfrog
 from scoretk.solvers.nested import NestedNoise
@@ -156,7 +156,7 @@ def extend(tree: Tree, branch: Branch, end: End, n: int) -> tuple[Tree, Branch]:
     error = point.energy + row_dot(momentum, momentum) / 2 - tree.start
     sound = finite_rows(point.x) & error.isfinite() & (error < DIVERGENCE)
     log_w = torch.where(sound, -error, -math.inf)
-    weight = torch.logaddexp(branch.weight, log_w)
+    weight = log_add_exp(branch.weight, log_w)
     chosen = select(branch.log_u[:, n - 1] < log_w - weight, point, branch.point)
     *parts, last = (*branch.parts, Part(momentum, momentum, momentum))
     growing, size = tree.growing & sound, 1
@@ -189,7 +189,7 @@ def graft(tree: Tree, branch: Branch, log_u: Tensor, size: int) -> Tree:
         left=select(forward, tree.left, branch.end),
         right=select(forward, branch.end, tree.right),
         total=whole.total,
-        weight=torch.logaddexp(tree.weight, branch.weight),
+        weight=log_add_exp(tree.weight, branch.weight),
     )
 
 

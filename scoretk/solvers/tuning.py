@@ -36,6 +36,7 @@ __all__ = [
     "Following",
     "Tuning",
     "accumulate",
+    "approach",
     "begin_tuning",
     "first_step_size",
     "next_idle",
@@ -119,12 +120,19 @@ def pooled_acceptance(idle: Tensor, accept: Tensor, alive: Tensor) -> float:
     return float(counted.mean()) if len(counted) else 0.0
 
 
+def approach(warmup: int) -> int:
+    """How many steps of warmup, the first ones, only approach the target; 0 where it is too short for windows."""
+    if warmup < 20:
+        return 0
+    return 75 if warmup >= 150 else int(0.15 * warmup)
+
+
 def window_end(step: int, warmup: int) -> tuple[bool, bool]:
     """Whether this step of warmup counts for the scales, and whether a window ends with it."""
     if warmup < 20:
         return False, False
-    first, last, length = (75, 50, 25) if warmup >= 150 else (int(0.15 * warmup), int(0.1 * warmup), warmup)
-    start, end = first, warmup - last
+    last, length = (50, 25) if warmup >= 150 else (int(0.1 * warmup), warmup)
+    start, end = approach(warmup), warmup - last
     if not start <= step < end:
         return False, False
     while (
