@@ -15,7 +15,7 @@ so far; the step size then starts anew. The last steps tune the step size alone.
 All chains that tune share what they learn: a few steps of many chains say as much as many steps of one. But a mean over chains
 does not see the few that sit far out, where the common step is too long for them. So, in warmup, each chain that was unlikely to
 move in several steps on end halves its own step until it moves; such chains do not count for the common one. Chains beyond those
-that tune do the same (`Following`) with what the others have found.
+that tune do the same (`Following`) with what the others have found. `ChEES`, the default, pools by the harmonic mean.
 
 References: Hoffman, Gelman, "The No-U-Turn sampler" (2014); Stan development team, "Stan reference manual" (warmup windows and
 shrinkage); Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
@@ -52,7 +52,7 @@ METRICS = ("none", "diagonal", "dense")
 
 GAMMA, DELAY, DECAY = 0.2, 10.0, 0.75
 SHRINK, FLOOR = 5.0, 1e-3
-UNLIKELY, PATIENCE, HALVINGS = 0.05, 3, 30
+UNLIKELY, PATIENCE, HALVINGS, LEAST = 0.05, 3, 30, 0.01
 
 
 class Tuning(NamedTuple):
@@ -114,10 +114,15 @@ def shortening(idle: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.exp2((PATIENCE - idle).clamp(max=0).to(dtype))
 
 
-def pooled_acceptance(idle: Tensor, accept: Tensor, alive: Tensor) -> float:
-    """The mean acceptance of the chains that are well and took the common step; 0 where there is none."""
+def pooled_acceptance(idle: Tensor, accept: Tensor, alive: Tensor, harmonic: bool = False) -> float:
+    """The mean acceptance of the chains that are well and took the common step, 0 where there is none.
+
+    Argument: harmonic, for the harmonic mean, in which chains that are seldom accepted count for more, as `LEAST` at least.
+    """
     counted = accept[alive & (idle <= PATIENCE)]
-    return float(counted.mean()) if len(counted) else 0.0
+    if not len(counted):
+        return 0.0
+    return float(1 / (1 / counted.clamp(min=LEAST)).mean() if harmonic else counted.mean())
 
 
 def approach(warmup: int) -> int:
