@@ -12,7 +12,8 @@ runs with scales and at 0.025 as in the paper: each is the better with its own r
 
 An effective draw is one of the least ArviZ bulk ESS over coordinates and their squares (the funnel: of the neck and its
 square). `compile` is tracing and compiling, ahead of time, in jax; in torch by how much the first of two equal runs is slower
-than the second (eager: a first call of one step, which for the first target is the process's first). `warmup` and `sampling` come after. `to 1000` is compile + warmup + 1000 / (ESS / sampling).
+than the second (eager: a first call of one step, which for the first target is the process's first). `warmup` and `sampling`
+come after. `to 1000` is compile + warmup + 1000 / (ESS / sampling).
 Contestants run in turn, one seed a round; figures are medians of rounds. `x best` is the ratio to the best of the others, above
 1 where better. What shows whether a figure means anything stands beside: the largest R-hat of what the ESS is of, and `off`,
 the largest distance of a coordinate's mean from the truth (where it is not known: from the contestants' median) in standard
@@ -169,13 +170,12 @@ class Contestant:
 
 
 class Clocked(stk.ChEES):
-    """The default solver, which remembers when it first stepped after warmup."""
+    """The default solver, which remembers when the last step of its warmup ended."""
 
-    def step(self, field: Any, state: Any, noise: Any) -> Any:
-        if "warm_at" not in self.__dict__:
-            synchronize(state.x.device)
-            self.__dict__["warm_at"] = time.perf_counter()
-        return super().step(field, state, noise)
+    def adapt(self, *arguments: Any) -> Any:
+        found = super().adapt(*arguments)
+        self.__dict__["warm_at"] = time.perf_counter()
+        return found
 
 
 def synchronize(device: torch.device) -> None:

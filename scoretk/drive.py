@@ -27,7 +27,7 @@ from scoretk.fields.resolve import StaticField, TimedField
 from scoretk.modules import left_as_found
 from scoretk.record import Record, Recorder, masked
 from scoretk.rows import finite_rows, select_rows
-from scoretk.solvers.base import Info, PlannedSolver
+from scoretk.solvers.base import Info, is_planned
 from scoretk.tape import Tape, requests
 
 __all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "tuned_leaves", "with_leaves"]
@@ -393,7 +393,7 @@ def drive(
     block in which a chain failed.
     Raises: `ChainFailure`.
     """
-    whole = solver.capturable or isinstance(solver, PlannedSolver)
+    whole = solver.capturable or is_planned(solver)
     engine = (_Compiled if compiled and whole else _Eager)(solver, bound, noise, schedule, recorder)
     engine.recompute = recompute
     if compiled and not whole:

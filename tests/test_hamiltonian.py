@@ -214,7 +214,7 @@ class PlainMean(stk.ChEES):
 def test_the_default_reaches_the_neck_of_the_funnel():
     found = {}
     for solver in (stk.ChEES(), PlainMean(accept=0.8)):
-        neck = stk.sample(funnel(3), solver, chains=64, steps=200, warmup=300, seed=2).x[..., 0].double().mean(1)
+        neck = stk.sample(Funnel(3, 3.0), solver, chains=64, steps=200, warmup=300, seed=2).x[..., 0].double().mean(1)
         found[type(solver)] = abs(float(neck.mean() / neck.std() * 8))
     assert found[stk.ChEES] < 4.1  # false alarms in one of 10,000 seeds, as t with 63 degrees
     assert found[PlainMean] > 8
@@ -341,6 +341,19 @@ def test_what_cannot_be_captured_whole_is_compiled_in_parts(solver):
     assert torch.allclose(eager.x, compiled.x, atol=1e-9)
     assert eager.cost == compiled.cost
     assert torch.equal(eager.stats["leapfrogs"], compiled.stats["leapfrogs"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_of_the_users_own_is_not_passed_over(compiled):
+    class Mirrored(stk.ChEES):
+        def step(self, field, state, noise):
+            state, info = super().step(field, state, noise)
+            return state, info | {"mirrored": torch.ones_like(info["accept"])}
+
+    field = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+    draws = stk.sample(field, Mirrored(), chains=20, steps=30, warmup=40, compile=compiled)
+    assert draws.stats["mirrored"].shape == (20, 30)
 
 
 def hole(x):

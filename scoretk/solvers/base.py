@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoretk.fields.protocols import NoiseSource
 
-__all__ = ["GridSolver", "Info", "Solver", "State", "TunedSolver", "adapts", "is_grid", "read_row"]
+__all__ = ["GridSolver", "Info", "Solver", "State", "TunedSolver", "adapts", "is_grid", "is_planned", "read_row"]
 
 Info = dict[str, Tensor]
 
@@ -110,6 +110,15 @@ class GridSolver(Solver, Protocol):
 def is_grid(solver: Any) -> bool:
     """Whether the solver carries its own grid, and so takes no steps, warmup or thin."""
     return callable(getattr(solver, "milestones", None))
+
+
+def is_planned(solver: Any) -> bool:
+    """Whether steps of given length may stand for its `step`: not where a subclass has a `step` of its own beside them."""
+    if not isinstance(solver, PlannedSolver):
+        return False
+    kinds = type(solver).__mro__
+    step, taking = (next((kind for kind in kinds if name in vars(kind)), kinds[0]) for name in ("step", "taking"))
+    return issubclass(taking, step)
 
 
 def adapts(solver: Any) -> bool:

@@ -27,9 +27,10 @@ What the rounding of E alone makes of W does not count.
 
 `AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact at any step size.
 
-A velocity of length one never hurries: from afar it would take all of warmup to arrive, and where the energy is large its error W
-is rounding. So the first steps of warmup, those before the windows, are Hamiltonian Monte Carlo with as many gradients, whose step
-size (tuned as HMC's, to an acceptance of .8) times the root of d times the drifts of a step is where eps begins.
+A velocity of length one never hurries: from afar it would take all of warmup to arrive, and where the energy is large its
+error W is rounding. So the first steps of warmup, those before the windows, are Hamiltonian Monte Carlo with as many
+gradients, whose step size (tuned as HMC's, to an acceptance of .8) times the root of d times the drifts of a step is where
+eps begins.
 
 References: Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023); Robnik, Seljak, "Fluctuation
 without dissipation: microcanonical Langevin Monte Carlo" (2024); Robnik, Cohn-Gordon, Seljak, "Metropolis adjusted
@@ -206,9 +207,7 @@ class _Isokinetic:
         """Nothing learned: the others' step size, scales and length are there."""
         return Following(torch.zeros(len(state.x), dtype=torch.int64, device=state.x.device))
 
-    def begin_tuning(
-        self, field: StaticField, state: S, noise: NoiseSource, alive: Tensor
-    ) -> tuple[S, Tuning, int]:
+    def begin_tuning(self, field: StaticField, state: S, noise: NoiseSource, alive: Tensor) -> tuple[S, Tuning, int]:
         """The state with a first step size, nothing learned yet, and the evaluations that this took a chain."""
         if self.step_size is not None:
             return state, begin_tuning(state.x, self.step_size, "diagonal"), 0
