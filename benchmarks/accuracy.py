@@ -167,9 +167,25 @@ def by_scoretk_along(method: str, model: Model, x: Tensor, levels: Tensor) -> Te
     return stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=times[0] * x).final / times[-1]
 
 
+def by_scoretk_of_velocity(method: str, model: Model, x: Tensor, levels: Tensor) -> Tensor:
+    """As `by_scoretk_along`, from the velocity, which has a value at sigma = 0."""
+    times = 1 / (1 + levels)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        data, noise = model(x / t[0], (1 - t[0]) / t[0])
+        return data - noise
+
+    field = stk.Velocity(velocity, (2,))
+    return stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=times[0] * x).final / times[-1]
+
+
+OF_VELOCITY = ("midpoint", "trapezoid", "rk4", "rk4_38", "ralston_4")
+
+
 def scoretk() -> Iterator[tuple[str, Setting]]:
-    """Its methods."""
-    return on_ladders({method: partial(by_scoretk_along, method) for method in ("adams_3", *METHODS)})
+    """Its methods, of the denoiser and of the velocity, which differ in the last step of Runge-Kutta methods alone."""
+    yield from on_ladders({method: partial(by_scoretk_along, method) for method in ("adams_3", *METHODS)})
+    yield from on_ladders({f"{method}, velocity": partial(by_scoretk_of_velocity, method) for method in OF_VELOCITY})
 
 
 def by_azula(make: Callable[..., object], model: Model, x: Tensor, levels: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from scoretk.arguments import count, option, positive
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
+from scoretk.fields.paths import GaussianPath, Linear
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
 from scoretk.grids import grid
@@ -33,7 +34,7 @@ from scoretk.solvers.adaptive import ADAPTIVE, integrate
 from scoretk.solvers.adjoint import Solved, Way, with_adjoint
 from scoretk.solvers.base import Info, read_row
 from scoretk.solvers.rowwise import PAIRS, integrate_rows
-from scoretk.solvers.tableaus import METHODS, RungeKutta, Tableau, tableau
+from scoretk.solvers.tableaus import LINEAR, METHODS, RungeKutta, Tableau, tableau
 
 __all__ = ["ProbabilityFlow", "velocity_determinate"]
 
@@ -74,22 +75,24 @@ class IntervalState(NamedTuple):
 class ProbabilityFlow:
     """Sampling by the probability-flow ODE.
 
-    Arguments: method, a fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint", "rk4", "dpmpp_2m",
-    "adams_2" to "_4", "adams_pc_2", "_3", "multistep_2" to "_4", "noise_multistep_2" to "_4", "unipc_2", "_3" (see
-    `scoretk.solvers.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps of its own, or
-    torchdiffeq's "dopri8", "fehlberg2" or "adaptive_heun", where the hardest sample sets the step of all;
-    steps, intervals of the grid (the closing one of `denoise` among them); grid, None (logistic; uniform in t on a table and
-    without a path), a name in `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt` finds;
-    denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0; rtol, atol and max_steps, for
-    adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each sample, and the most steps an interval
-    may take. Adaptive methods walk the grid's intervals (default: one); adjoint, whether gradients go back through them by the
-    adjoint equation, as `grad="adjoint"` asks (see `scoretk.solvers.adjoint`).
+    Arguments: method, a fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint", "rk4", "rk4_38",
+    "ralston_4", "dpmpp_2m", "adams_2" to "_4", "adams_pc_2", "_3", "multistep_2" to "_4", "noise_multistep_2" to "_4",
+    "unipc_2", "_3" (see `scoretk.solvers.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps of
+    its own, or torchdiffeq's "dopri8", "fehlberg2" or "adaptive_heun", where the hardest sample sets the step of all; steps,
+    intervals of the grid (the closing one of `denoise` among them); grid, None (logistic; uniform in t on a table and without a
+    path), a name in `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt` finds; denoise, whether
+    a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0; rtol, atol and max_steps, for adaptive methods:
+    `|error| <= atol + rtol |x|` in root mean square over each sample, and the most steps an interval may take. Adaptive methods
+    walk the grid's intervals (default: one); adjoint, whether gradients go back through them by the adjoint equation, as
+    `grad="adjoint"` asks (see `scoretk.solvers.adjoint`).
 
     The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it ends at sigma = 0) and
-    "midpoint", and four (three) for "rk4".
+    "midpoint", and four (three) for "rk4", "rk4_38" and "ralston_4". But "heun" they take all stages to the end where the model
+    predicts the velocity on the linear path, which has a value there.
 
     "adams_3" is the most accurate choice that is also stable where steps are few; from about 16 steps "adams_pc_3" is more
-    accurate still. For data much narrower than the last levels and fewer than ten steps, "dpmpp_2m".
+    accurate still, from about 36 evaluations "ralston_4" where a model's own velocity leads to sigma = 0. For data much
+    narrower than the last levels and fewer than ten steps, "dpmpp_2m".
     """
 
     method: str = "adams_3"
@@ -164,7 +167,7 @@ class ProbabilityFlow:
     def _evaluation(self, field: TimedField, state: FlowState) -> tuple[FlowState, Info]:
         t, p, q, *weights = read_row(state.table, state.step)
         width = len(weights) // 2
-        prediction = field.to("velocity" if field.path is None else "data", state.ahead, t)
+        prediction = field.to("velocity" if self._path(field) is None else "data", state.ahead, t)
         values = (state.x, _combine((p, q), (state.ahead, prediction)), *state.past)
         x = ahead = _combine(weights[:width], values)
         if isinstance(METHODS[self.method], RungeKutta):
@@ -172,7 +175,12 @@ class ProbabilityFlow:
         return FlowState(x, ahead, values[1:-1], state.table, state.step + 1), {}
 
     def _tableau(self, field: TimedField) -> Tableau:
-        return tableau(self.method, field.path, self.times(field), self.denoise)
+        return tableau(self.method, self._path(field), self.times(field), self.denoise)
+
+    def _path(self, field: TimedField) -> GaussianPath | None:
+        """The path to convert predictions on; None where a Runge-Kutta method can take the field's own velocity as it is."""
+        method, own = METHODS[self.method], isinstance(field.path, Linear) and field.source == "velocity"
+        return None if own and isinstance(method, RungeKutta) and method.form == LINEAR else field.path
 
     def _interval(self, field: TimedField, state: IntervalState) -> tuple[IntervalState, Info]:
         start, end = state.times[int(state.step) :][:2].tolist()

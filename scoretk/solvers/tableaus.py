@@ -28,15 +28,16 @@ of `<F>` exceed `LARGEST_WEIGHTS` in absolute sum; a step over which 1 - w falls
 corrected, because the correction of narrow data would grow from step to step. `dpmpp_2m`, whose line is one in log-SNR, is of
 first order on steps from alpha = 0 or to sigma = 0.
 
-Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have it. On a step to sigma = 0
-they give way to one without a stage there (`closing`). A velocity without a Gaussian path counts as the linear path's: `w = t`,
-`F = velocity`.
+Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have it. "rk4_38" is Kutta's 3/8
+rule, "ralston_4" the rule of four stages with the least bound on its error. On a step to sigma = 0 they give way to one without a
+stage there (`closing`), unless the model itself says F there: a velocity on the linear path, `w = t`, `F = velocity`, or one
+without a Gaussian path, which counts as such.
 
 References: Song, Meng, Ermon, "Denoising diffusion implicit models" (2021). Karras, Aittala, Aila, Laine, "Elucidating the
 design space of diffusion-based generative models" (2022). Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided
-sampling of diffusion probabilistic models" (2022). Zhang, Chen, "Fast sampling of diffusion models with exponential
-integrator" (2023). Zhao, Bai, Rao, Zhou, Lu, "UniPC: a unified predictor-corrector framework for fast sampling of diffusion
-models" (2023).
+sampling of diffusion probabilistic models" (2022). Ralston, "Runge-Kutta methods with minimum error bounds" (1962). Zhang,
+Chen, "Fast sampling of diffusion models with exponential integrator" (2023). Zhao, Bai, Rao, Zhou, Lu, "UniPC: a unified
+predictor-corrector framework for fast sampling of diffusion models" (2023).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from torch import Tensor
 from scoretk.errors import SingularConversion
 from scoretk.fields.paths import GaussianPath
 
-__all__ = ["METHODS", "Knot", "Multistep", "RungeKutta", "Tableau", "knots", "tableau"]
+__all__ = ["LINEAR", "METHODS", "Knot", "Multistep", "RungeKutta", "Tableau", "knots", "tableau"]
 
 LARGEST_WEIGHTS = 10.0
 LONGEST_CORRECTED = 4.0
@@ -250,6 +251,7 @@ def _row(
     return [t, *memorised, *_sum(ahead, [0.0] * (memory + 2)), *_sum(kept, [0.0] * (memory + 2))]
 
 
+_R5 = math.sqrt(5)
 _EULER = RungeKutta(DATA, (0.0,), ((1.0,),))
 _THIRD = RungeKutta(LINEAR, (0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3), (1 / 4, 0.0, 3 / 4)))
 
@@ -262,6 +264,28 @@ METHODS: dict[str, Multistep | RungeKutta] = {
         LINEAR,
         (0.0, 1 / 2, 1 / 2, 1.0),
         ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+        _THIRD,
+    ),
+    "rk4_38": RungeKutta(
+        LINEAR,
+        (0.0, 1 / 3, 2 / 3, 1.0),
+        ((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
+        _THIRD,
+    ),
+    "ralston_4": RungeKutta(
+        LINEAR,
+        (0.0, 2 / 5, (14 - 3 * _R5) / 16, 1.0),
+        (
+            (2 / 5,),
+            ((-2889 + 1428 * _R5) / 1024, (3785 - 1620 * _R5) / 1024),
+            ((-3365 + 2094 * _R5) / 6040, (-975 - 3046 * _R5) / 2552, (467040 + 203968 * _R5) / 240845),
+            (
+                (263 + 24 * _R5) / 1812,
+                (125 - 1000 * _R5) / 3828,
+                1024 * (3346 + 1623 * _R5) / 5924787,
+                (30 - 4 * _R5) / 123,
+            ),
+        ),
         _THIRD,
     ),
     "dpmpp_2m": Multistep(2, DATA, mean=midpoint_mean),
