@@ -25,7 +25,7 @@ from scoretk.errors import InvalidArgument, SingularConversion, UnknownName
 from scoretk.fields.paths import GaussianPath
 from scoretk.rows import across
 
-__all__ = ["PREDICTIONS", "check_prediction", "coefficients", "convert"]
+__all__ = ["PREDICTIONS", "check_prediction", "coefficients", "convert", "row_coefficients"]
 
 PREDICTIONS = ("data", "noise", "score", "velocity", "v")
 
@@ -47,14 +47,12 @@ def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str
     if isinstance(t, float):
         t = torch.tensor(t, dtype=torch.float64)
     alpha, sigma, dalpha, dsigma = path(t)
-    one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
     if source == target:
-        return one, zero
-    sigma_dsigma = path.sigma_dsigma(t)
+        return torch.ones_like(alpha), torch.zeros_like(alpha)
     if (source, target) == ("score", "velocity"):  # through sigma sigma', finite where sigma' alone is not
-        return dalpha * sigma**2 / alpha - sigma_dsigma, dalpha / alpha
+        return dalpha * sigma**2 / alpha - path.sigma_dsigma(t), dalpha / alpha
     if (source, target) == ("velocity", "score"):
-        determinant = dalpha * sigma**2 - alpha * sigma_dsigma
+        determinant = dalpha * sigma**2 - alpha * path.sigma_dsigma(t)
         return alpha / determinant, -dalpha / determinant
     data, noise = _data_and_noise(source, alpha, sigma, dalpha, dsigma)
     if target == "data":
@@ -109,10 +107,16 @@ def convert(value: Tensor, x: Tensor, t: float | Tensor, path: GaussianPath, sou
         a, b = _float_coefficients(path, float(t), source, target)
         return value * a if b == 0 else torch.add(value * a, x, alpha=b)
     assert isinstance(t, Tensor)
+    rate, shift = row_coefficients(path, t, source, target, x.dtype)
+    return across(rate, x) * value + across(shift, x) * x
+
+
+def row_coefficients(path: GaussianPath, t: Tensor, source: str, target: str, dtype: torch.dtype) -> _Pair:
+    """As `coefficients`, in a dtype, for times t of any shape and dtype; `SingularConversion` as `convert` raises it."""
     rate, shift = coefficients(path, t.double() if t.device.type != "mps" else t, source, target)
-    if on_cpu:
+    if t.device.type == "cpu" and not torch.compiler.is_compiling():
         _refuse_singular(rate, shift, t, path, source, target)
-    return across(rate.to(x.dtype), x) * value + across(shift.to(x.dtype), x) * x
+    return rate.to(dtype), shift.to(dtype)
 
 
 def _wants_grad(t: float | Tensor) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.convert import convert
+from scoretk.fields.convert import convert, row_coefficients
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_timed, offers
@@ -118,6 +120,20 @@ class TimedField(Parts):
     def velocity(self, x: Tensor, t: float | Tensor) -> Tensor:
         """`dx/dt` of the probability flow, like x."""
         return self.to("velocity", x, t)
+
+    def velocities(self, times: Tensor, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+        """`velocity` at each of the times `(k, batch)`, as functions of x in a dtype.
+
+        What the times alone decide is worked out for all at once.
+        """
+        if self.source == "velocity":
+            return [partial(self.predict, t=t) for t in times]
+        path, shape = gaussian_path(self.native, "velocity"), (*times.shape, *(1 for _ in self.event_shape))
+        rates, shifts = (c.reshape(shape) for c in row_coefficients(path, times, self.source, "velocity", dtype))
+        return [partial(self._velocity_by, *parts) for parts in zip(times, rates, shifts, strict=True)]
+
+    def _velocity_by(self, t: Tensor, rate: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+        return rate * self.predict(x, t) + shift * x
 
 
 def static(field: object) -> StaticField:

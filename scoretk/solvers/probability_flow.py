@@ -33,7 +33,7 @@ from scoretk.rows import finite_rows, select_rows
 from scoretk.solvers.adaptive import ADAPTIVE, integrate
 from scoretk.solvers.adjoint import Solved, Way, with_adjoint
 from scoretk.solvers.base import Info, read_row
-from scoretk.solvers.rowwise import PAIRS, integrate_rows
+from scoretk.solvers.rowwise import PAIRS, VelocityOf, integrate_rows
 from scoretk.solvers.tableaus import LINEAR, METHODS, RungeKutta, Tableau, tableau
 
 __all__ = ["ProbabilityFlow", "velocity_determinate"]
@@ -209,7 +209,7 @@ class ProbabilityFlow:
             )  # fmt: skip
             return x, status, torch.full(x.shape[:1], calls, dtype=torch.int64, device=x.device)
         found = integrate_rows(
-            field.velocity, x, start, end, method=self.method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps,
+            VelocityOf(field), x, start, end, method=self.method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps,
             select=partial(_velocity_of, field, x, start),
         )  # fmt: skip
         return found.x, found.status, found.evaluations
@@ -232,7 +232,7 @@ class ProbabilityFlow:
 def _velocity_of(field: TimedField, batch: Tensor, start: float, rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """The velocity of these rows of the batch. A compiled field is asked for all, as it was made for their number."""
     if not field.fuses:
-        return replace(field, cond={name: value[rows] for name, value in field.cond.items()}).velocity
+        return VelocityOf(replace(field, cond={name: value[rows] for name, value in field.cond.items()}))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         times = t.new_full(batch.shape[:1], start).index_copy(0, rows, t)

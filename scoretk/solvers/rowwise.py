@@ -34,9 +34,10 @@ from torch import Tensor
 
 from scoretk.arguments import count, finite, option, positive
 from scoretk.errors import InvalidArgument, Status
+from scoretk.fields.resolve import TimedField
 from scoretk.rows import across, finite_rows, select_rows
 
-__all__ = ["PAIRS", "Along", "Pair", "RowSolution", "Velocity", "integrate_rows"]
+__all__ = ["PAIRS", "Along", "Pair", "RowSolution", "Velocity", "VelocityOf", "integrate_rows"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Along = Callable[[Tensor, Tensor, Tensor, Tensor], None]
@@ -46,6 +47,16 @@ RESPONSE, MEMORY = 0.7, 0.4  # p and q in units of 1 / order
 LEAST_ERROR = 1e-4  # what r_before counts as at least: a lucky step is no reason to hold back
 STRETCH = 1.01  # a step that comes so near to the end goes there
 LEAST_ULPS = 16  # the least step, in spacings of floats at the larger end
+
+
+class VelocityOf:
+    """The velocity of a timed field, which can be told of all times of a step together."""
+
+    def __init__(self, field: TimedField) -> None:
+        self.field = field
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.field.velocity(x, t)
 
 
 class Pair(NamedTuple):
@@ -302,6 +313,13 @@ def _departure(course: Course, velocity: Velocity, x: Tensor, t: Tensor, rtol: T
     return Walk(rows, x, u, t, h, torch.ones_like(t), rtol, atol)
 
 
+def _slopes(velocity: Velocity, times: Tensor, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
+    """The velocity at each of a step's times, `(stages, rows)`, as functions of x."""
+    if isinstance(velocity, VelocityOf):
+        return velocity.field.velocities(times, dtype)
+    return [lambda x, time=time: velocity(x, time) for time in times]  # type: ignore[misc]
+
+
 def _attempt(course: Course, velocity: Velocity, walk: Walk) -> Step:
     """One step of every row, as long as it wants but not past the end."""
     x, t = walk.x, walk.t
@@ -309,9 +327,10 @@ def _attempt(course: Course, velocity: Velocity, walk: Walk) -> Step:
     after = torch.where(last, course.end, t + walk.h)
     h = after - t
     long, k = across(h.to(x), x), [walk.u]
-    for weights, time in zip(course.pair.weights, torch.lerp(t, after, course.nodes), strict=True):
+    slopes = _slopes(velocity, torch.lerp(t, after, course.nodes), x.dtype)
+    for weights, slope in zip(course.pair.weights, slopes, strict=True):
         ahead = torch.addcmul(x, long, _combine(weights, k))
-        k.append(velocity(ahead, time))
+        k.append(slope(ahead))
     with torch.no_grad():
         scale = torch.addcmul(walk.atol, walk.rtol, torch.maximum(x.abs(), ahead.abs()))
         error = _row_rms(long * _combine(course.pair.error, k) / scale)
