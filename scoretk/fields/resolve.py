@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class TimedField(Parts):
         """`p_init`, or None where the field does not say."""
         return getattr(self.native, "base", None)
 
-    @property
+    @cached_property
     def source(self) -> str:
         """The prediction that the field makes natively."""
         return prediction(self.native)[0]

@@ -179,8 +179,10 @@ class ProbabilityFlow:
 
     def _path(self, field: TimedField) -> GaussianPath | None:
         """The path to convert predictions on; None where a Runge-Kutta method can take the field's own velocity as it is."""
-        method, own = METHODS[self.method], isinstance(field.path, Linear) and field.source == "velocity"
-        return None if own and isinstance(method, RungeKutta) and method.form == LINEAR else field.path
+        if field.source != "velocity" or not isinstance(field.path, Linear):
+            return field.path
+        method = METHODS[self.method]
+        return None if isinstance(method, RungeKutta) and method.form == LINEAR else field.path
 
     def _interval(self, field: TimedField, state: IntervalState) -> tuple[IntervalState, Info]:
         start, end = state.times[int(state.step) :][:2].tolist()
