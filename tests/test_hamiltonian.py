@@ -14,7 +14,16 @@ from scoretk.families.mixture import gaussian, ring_mixture
 from scoretk.fields import resolve
 from scoretk.record import RECORDERS
 from scoretk.solvers.hmc import Point, halton, leapfrog
-from scoretk.solvers.tuning import accumulate, begin_tuning, first_step_size, next_step_size, scales, window_end
+from scoretk.solvers.tuning import (
+    accumulate,
+    begin_tuning,
+    first_step_size,
+    harmonic_acceptance,
+    next_step_size,
+    pooled_acceptance,
+    scales,
+    window_end,
+)
 from scoretk.tape import Tape
 from tests import mutants
 from tests.evidence import assert_distribution, assert_second_moment, ks_p, mean_z, z_limit
@@ -208,7 +217,8 @@ def test_eight_schools_by_default():
 class PlainMean(stk.ChEES):
     """The mutant: a mean that overlooks the few chains in the neck."""
 
-    harmonic = False
+    def _pooled(self, tuning, info, alive):
+        return pooled_acceptance(tuning.idle, info["accept"], alive)
 
 
 def test_the_default_reaches_the_neck_of_the_funnel():
@@ -218,6 +228,22 @@ def test_the_default_reaches_the_neck_of_the_funnel():
         found[type(solver)] = abs(float(neck.mean() / neck.std() * 8))
     assert found[stk.ChEES] < 4.1  # false alarms in one of 10,000 seeds, as t with 63 degrees
     assert found[PlainMean] > 8
+
+
+def test_the_harmonic_mean_and_what_is_left_out_of_it():
+    accept = torch.tensor([1.0, 0.5, 0.25, 0.0, 0.001, 0.9, 0.9])
+    idle, alive = torch.tensor([0, 0, 0, 0, 0, 9, 0]), torch.tensor([True] * 6 + [False])
+    diverging = torch.tensor([False, False, False, True, False, False, False])
+    found = harmonic_acceptance(idle, accept, alive, diverging)
+    assert found == pytest.approx(4 / 5 * 4 / (1 + 2 + 4 + 100))
+    assert harmonic_acceptance(idle, accept, alive, torch.ones(7, dtype=torch.bool)) == 0
+    assert pooled_acceptance(idle, accept, alive) == pytest.approx(1.751 / 5)
+
+
+def test_an_edge_costs_the_default_no_small_steps():
+    draws = stk.sample(Semicircle(), chains=64, steps=100, warmup=300, seed=1)
+    assert draws.stats["leapfrogs"].mean() < 6
+    assert draws.x.var() == pytest.approx(0.25, rel=0.05)
 
 
 @pytest.mark.parametrize("solver", [stk.HMC(pilot=5), stk.ChEES(pilot=5)], ids=lambda s: type(s).__name__)

@@ -47,6 +47,7 @@ from scoretk.solvers.tuning import (
     accumulate,
     begin_tuning,
     first_step_size,
+    harmonic_acceptance,
     next_idle,
     next_step_size,
     pooled_acceptance,
@@ -188,7 +189,6 @@ class Hamiltonian:
     timed: ClassVar[bool | None] = False
     init_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
     varying: ClassVar[tuple[str, ...]] = ("score",)
-    harmonic: ClassVar[bool] = False
 
     def _check(self) -> None:
         if self.step_size is not None:
@@ -243,14 +243,17 @@ class Hamiltonian:
         """Nothing learned: the others' step size, scales and length are there."""
         return Following(torch.zeros(len(state.x), dtype=torch.int64, device=state.x.device))
 
+    def _pooled(self, tuning: Tuning, info: Info, alive: Tensor) -> float:
+        """The acceptance that the step size is tuned by."""
+        return pooled_acceptance(tuning.idle, info["accept"], alive)
+
     def _tuned(
         self, state: HMCState, tuning: Tuning, info: Info, alive: Tensor, step: int, warmup: int
     ) -> tuple[HMCState, Tuning]:
         """Step size and scales after a step of warmup."""
         last = step == warmup - 1
         if self._eps is None:
-            rate = pooled_acceptance(tuning.idle, info["accept"], alive, self.harmonic)
-            tuning, size = next_step_size(tuning, rate, self.accept, last)
+            tuning, size = next_step_size(tuning, self._pooled(tuning, info, alive), self.accept, last)
             state = state._replace(step_size=_number(size))
         tuning = tuning._replace(idle=next_idle(tuning.idle, info["accept"]))
         counts, ends = window_end(step, warmup)
@@ -394,7 +397,8 @@ class ChEES(Hamiltonian):
     """Hamiltonian Monte Carlo that tunes step size, scales and trajectory length over many chains: the default for energies.
 
     Arguments: step_size and length T, None to tune them in warmup; metric and pilot as in `HMC`; accept, the harmonic mean over
-    chains of the acceptance aimed at; learning_rate of Adam on log T; most, the largest number of leapfrog steps in a trajectory.
+    chains of the acceptance aimed at (times the share of those that did not diverge); learning_rate of Adam on log T; most, the
+    largest number of leapfrog steps in a trajectory.
     (In the harmonic mean a chain in a narrow place counts, whose proposals the step size of the others has rejected. With the
     plain one, at .8, the neck of Neal's funnel was out of reach, and its mean wrong by .4 standard deviations.)
     Reports what `HMC` does, and "leapfrogs". Use 16 chains or more: the length is learned from how they differ.
@@ -410,7 +414,6 @@ class ChEES(Hamiltonian):
 
     capturable: ClassVar[bool] = False
     step_cost: ClassVar[Mapping[str, int]] = {"energy": 1}
-    harmonic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check()
@@ -429,6 +432,9 @@ class ChEES(Hamiltonian):
 
     def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
         return self._halton_step(field, state, noise)[:2]
+
+    def _pooled(self, tuning: Tuning, info: Info, alive: Tensor) -> float:
+        return harmonic_acceptance(tuning.idle, info["accept"], alive, info["diverging"])
 
     def _halton_step(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor | None = None

@@ -39,6 +39,7 @@ __all__ = [
     "approach",
     "begin_tuning",
     "first_step_size",
+    "harmonic_acceptance",
     "next_idle",
     "next_step_size",
     "pooled_acceptance",
@@ -114,15 +115,23 @@ def shortening(idle: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.exp2((PATIENCE - idle).clamp(max=0).to(dtype))
 
 
-def pooled_acceptance(idle: Tensor, accept: Tensor, alive: Tensor, harmonic: bool = False) -> float:
-    """The mean acceptance of the chains that are well and took the common step, 0 where there is none.
-
-    Argument: harmonic, for the harmonic mean, in which chains that are seldom accepted count for more, as `LEAST` at least.
-    """
+def pooled_acceptance(idle: Tensor, accept: Tensor, alive: Tensor) -> float:
+    """The mean acceptance of the chains that are well and took the common step; 0 where there is none."""
     counted = accept[alive & (idle <= PATIENCE)]
-    if not len(counted):
+    return float(counted.mean()) if len(counted) else 0.0
+
+
+def harmonic_acceptance(idle: Tensor, accept: Tensor, alive: Tensor, diverging: Tensor) -> float:
+    """As `pooled_acceptance`, by the harmonic mean, in which chains that are seldom accepted count for more.
+
+    Those that diverged count as they do in the plain mean, as 0: a law that ends at an edge has some at any step size. The
+    acceptance of the others counts as `LEAST` at least.
+    """
+    counted = alive & (idle <= PATIENCE)
+    usual = accept[counted & ~diverging]
+    if not len(usual):
         return 0.0
-    return float(1 / (1 / counted.clamp(min=LEAST)).mean() if harmonic else counted.mean())
+    return len(usual) / int(counted.sum()) / float((1 / usual.clamp(min=LEAST)).mean())
 
 
 def approach(warmup: int) -> int:
