@@ -58,4 +58,4 @@ def sigmoid(x: Tensor) -> Tensor:
 
 def softplus(x: Tensor) -> Tensor:
     """`log(1 + exp(x))`, without overflow."""
-    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+    return log_add_exp(x, torch.zeros_like(x))

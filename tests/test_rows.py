@@ -1,0 +1,71 @@
+"""Functions of rows: right, and the same bits for a row wherever it stands in a tensor."""
+
+import math
+
+import pytest
+import torch
+
+from scoretk import rows
+
+DTYPES = [torch.float32, torch.float64]
+OURS = {
+    "log_add_exp": (lambda x: rows.log_add_exp(x, 1 - x), lambda x: torch.logaddexp(x, 1 - x)),
+    "power": (lambda x: rows.power(x.abs(), 5.7), lambda x: x.abs() ** 5.7),
+    "sigmoid": (rows.sigmoid, torch.sigmoid),
+    "softplus": (rows.softplus, torch.nn.functional.softplus),
+}
+
+
+def moved_bits(function, x):
+    """In how many short pieces of x, cut at any place, the function has other bits than in the whole."""
+    whole = function(x)
+    pieces = [(i, i + n) for i in range(200) for n in (1, 3, 7, 15)]
+    return sum(not torch.equal(function(x[i:j].clone()), whole[i:j]) for i, j in pieces)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OURS)
+def test_a_row_has_the_same_bits_wherever_it_stands(name, dtype):
+    x = 3 * torch.randn(997, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    ours, torchs = OURS[name]
+    torch.testing.assert_close(ours(x), torchs(x), rtol=16 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+    assert moved_bits(ours, x) == 0
+
+
+def test_torchs_own_functions_fail_it():
+    """Not all do on every machine; were there none, the functions of `rows` would not be needed."""
+    x = 3 * torch.randn(997, generator=torch.Generator().manual_seed(0))
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this machine computes one number at a time")
+    assert any(moved_bits(torchs, x) for _, torchs in OURS.values())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "both"),
+    [
+        (-math.inf, -math.inf, -math.inf),
+        (math.inf, math.inf, math.inf),
+        (-math.inf, 2.0, 2.0),
+        (math.inf, 2.0, math.inf),
+        (1e5, 1e5, 1e5 + math.log(2)),
+        (math.nan, 0.0, math.nan),
+    ],
+)
+def test_ends_of_log_add_exp(a, b, both):
+    found = rows.log_add_exp(torch.tensor([a, b]), torch.tensor([b, a]))
+    torch.testing.assert_close(found, torch.tensor([both, both]), equal_nan=True)
+
+
+def test_ends_of_the_others():
+    far = torch.tensor([-math.inf, -1e4, 0.0, 1e4, math.inf])
+    assert rows.sigmoid(far).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert rows.softplus(far).tolist() == [0.0, 0.0, pytest.approx(math.log(2)), 1e4, math.inf]
+    assert rows.power(torch.tensor([0.0, 1.0, 4.0]), 0.5).tolist() == [0.0, 1.0, pytest.approx(2.0)]
+
+
+def test_gradients():
+    x = torch.tensor([-30.0, -1.0, 0.0, 1.0, 30.0], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(rows.softplus(x).sum(), x)
+    torch.testing.assert_close(found, torch.sigmoid(x.detach()))
+    (found,) = torch.autograd.grad(rows.sigmoid(x).sum(), x)
+    torch.testing.assert_close(found, torch.sigmoid(x.detach()) * torch.sigmoid(-x.detach()))
