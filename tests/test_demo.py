@@ -85,6 +85,29 @@ def test_ways_to_one_likelihood_agree():
     assert 0 < sampled.own_error < 0.1
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ring-mixture",
+        "digits-rbm",
+        "digits-vae-binary",
+        pytest.param("digits-vae", marks=pytest.mark.slow),
+        pytest.param("digits-nice", marks=pytest.mark.slow),
+        pytest.param("digits-edm", marks=pytest.mark.slow),
+    ],
+)
+def test_likelihoods_are_stable_from_seed_to_seed(name):
+    """Every way of every model, its numbers of two seeds within four of their own errors; what draws anything differs."""
+    model, digits = stk.load(name), name.startswith("digits")
+    rows = reference(model, 120, digits).rows[:40]
+    one, two = (list(likelihoods(name, model, rows, digits, chains=120, seed=seed)) for seed in (1, 2))
+    assert [v.method for v in one] == [v.method for v in two]
+    for a, b in zip(one, two, strict=True):
+        error = math.hypot(a.own_error, b.own_error)
+        assert abs(a.value - b.value) <= 4 * error + (0.0 if error else 1e-9), a.method
+        assert (a.value != b.value) == (error > 0), a.method
+
+
 def test_workers_change_nothing_but_the_time(tmp_path):
     names = ["gaussian", "semicircle"]
     found = [run_demo(tmp_path / str(n), models=names, size=SMALL, workers=n) for n in (1, 2)]

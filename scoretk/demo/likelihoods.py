@@ -53,25 +53,28 @@ class Likelihood:
         return f"{self.model}  {self.method}  {self.value:.3f} ± {self.rows_error:.3f} {self.unit}"
 
 
-def likelihoods(name: str, model: Any, rows: Tensor, digits: bool, chains: int = 256) -> Iterator[Likelihood]:
+def likelihoods(
+    name: str, model: Any, rows: Tensor, digits: bool, chains: int = 256, seed: int = 0
+) -> Iterator[Likelihood]:
     """The ways in which this model's density can be had here, at held-out rows `(n, *event_shape)`.
 
-    Arguments: name; model; rows; digits, whether they are images; chains of annealed importance sampling.
+    Arguments: name; model; rows; digits, whether they are images; chains of annealed importance sampling; seed,
+        of all that the methods draw.
     """
     density = getattr(model, "marginal", model)
     unit = "nats" if not digits else "bits/pixel" if "states" in offers(density) else "bits/dim"
     in_unit = 1 / (math.log(2) * rows[0].numel()) if digits else 1.0  # of a nat
-    ways = list(_ways(density, rows, not digits or name in CHECKED, chains))
+    ways = list(_ways(density, rows, not digits or name in CHECKED, chains, seed))
     if not ways:
         yield Likelihood(name, "none", None, None, None, unit, _why_not(density))
     for way in ways:
         x = rows[: way.rows]
         if unit == "bits/dim":
             cells = ((x + 1) * (LEVELS - 1) / 2).round()
-            found = bits_per_dim(way.field, cells, levels=LEVELS, interval=INTERVAL, **way.options)
+            found = bits_per_dim(way.field, cells, levels=LEVELS, interval=INTERVAL, seed=seed, **way.options)
             value, own = found.value.double(), found.stderr.double()
         else:
-            found = log_prob(way.field, x, **way.options)
+            found = log_prob(way.field, x, seed=seed, **way.options)
             sign = -in_unit if digits else 1.0
             value, own = sign * found.value.double(), in_unit * found.stderr.double()
         yield _summed(name, way, value, own, in_unit, unit)
@@ -104,7 +107,7 @@ class _Way:
     warning: str = ""
 
 
-def _ways(density: Any, rows: Tensor, check: bool, chains: int) -> Iterator[_Way]:
+def _ways(density: Any, rows: Tensor, check: bool, chains: int, seed: int) -> Iterator[_Way]:
     """One way, and where there are more and they are to be checked, all."""
     has, dim = offers(density), rows[0].numel()
     if tuple(density.event_shape) != tuple(rows.shape[1:]):
@@ -132,7 +135,7 @@ def _ways(density: Any, rows: Tensor, check: bool, chains: int) -> Iterator[_Way
     if "energy" in has and (check or not known):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            log_z = log_partition(density, chains=chains)
+            log_z = log_partition(density, chains=chains, seed=seed)
         warning = " ".join(str(w.message) for w in caught)
         normalised = Normalised(density, float(log_z.value))
         yield _Way("annealed importance sampling", normalised, {}, None, float(log_z.stderr), warning)

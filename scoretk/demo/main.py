@@ -97,7 +97,7 @@ def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Part:
     if real.rows is not None:
         panels.append(("real digits, held out" if digits else f"{spec.name}: exact draws", real.rows))
         rows = real.rows[: size.likelihood_rows]
-        found.likelihoods += likelihoods(spec.name, model, rows, digits, size.annealed)
+        found.likelihoods += likelihoods(spec.name, model, rows, digits, size.annealed, seed)
     for cell in (*_exact(model, digits, size), *cells(model, size)):
         row, x = _run(spec, cell, partial(_images, model) if digits else _same, real, seed)
         found.rows.append(row)
