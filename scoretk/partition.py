@@ -60,6 +60,7 @@ __all__ = ["Normalised", "find_ladder", "log_partition"]
 SHARE = 0.9
 SPREAD = 0.5
 """The variance of the log weights that annealed importance sampling's ladder is refined to."""
+NOTHING = -10.0
 PILOT_MOVES = 5
 MOST_LEVELS = 5000
 MOST_MOVES = 20
@@ -284,7 +285,7 @@ def find_ladder(
     wanted = (
         levels
         if levels is not None
-        else (ladder.levels * max(1, math.ceil(pilot.variance / SPREAD)) if refine else None)
+        else (min(ladder.levels * max(1, math.ceil(pilot.variance / SPREAD)), MOST_LEVELS) if refine else None)
     )
     return (ladder if wanted is None else _stretched(ladder, wanted)), Cost(pilot.cost)
 
@@ -319,7 +320,7 @@ class _Pilot:
             )
         upper = self._upper(gain, dead)
         log_weight = torch.where(dead, -torch.inf, gain(upper)[0].double())
-        self.variance += float(log_weight[~dead].var()) if int((~dead).sum()) > 1 else 0.0
+        self.variance += _variance(log_weight[~dead])
         u = self.noise.uniform(k, Stream.SWAP, (), torch.float64)[:1]
         self.x = self.x[resampled(log_weight[None], u)[0][0]]
         self.weights.append(1.0 if upper > 1 - 1e-9 else upper)
@@ -376,6 +377,14 @@ class _Pilot:
         sizes = None if self.size is None else tuple(self.sizes)
         scales = None if self.discrete else torch.stack(self.scales)
         return Ladder(tuple(self.weights), sizes, scales, tuple(self.moves[1:]))
+
+
+def _variance(log_weight: Tensor) -> float:
+    """Of log weights, those that are too small to count taken as `NOTHING`: how far below they are says nothing of the rest."""
+    if len(log_weight) < 2:
+        return 0.0
+    relative = log_weight - (log_weight.logsumexp(0) - math.log(len(log_weight)))
+    return float(relative.clamp(min=NOTHING).var())
 
 
 def _stretched(ladder: Ladder, levels: int) -> Ladder:

@@ -1,6 +1,7 @@
 """Log partition functions: right within their standard errors, which are themselves right; chains that stay themselves."""
 
 import math
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -9,9 +10,9 @@ from scipy.stats import chi2
 from torch import distributions as td
 
 import scoretk as stk
-from scoretk.families.analytic import Semicircle
+from scoretk.families.analytic import Funnel, Semicircle
 from scoretk.fields import NormalBase
-from scoretk.partition import find_ladder
+from scoretk.partition import _variance, find_ladder
 from scoretk.solvers.importance import log_gain, resampled
 from tests.evidence import FALSE_ALARM, z_limit
 
@@ -203,3 +204,14 @@ class Semicircle2:
 
     def energy(self, x):
         return -torch.log1p(-x.square()).sum(1) / 2
+
+
+@pytest.mark.filterwarnings("ignore:log_partition")
+def test_what_does_not_count_makes_no_ladder_long():
+    """From a Gaussian the funnel's log weights have tails of thousands, which once asked for 17,000 levels at this seed."""
+    found = stk.log_partition(Funnel(10, 3.0), chains=64, pilot=128, seed=1)
+    levels = int(re.search(r"(\d+) levels", found.method)[1])
+    assert levels < 1000
+    tailed = torch.cat([torch.randn(1000, generator=torch.Generator().manual_seed(0)) / 10, torch.full((10,), -1e4)])
+    assert _variance(tailed) == pytest.approx(0.01 + 0.01 * 0.99 * 10**2, rel=0.2)
+    assert _variance(tailed[:1]) == 0
