@@ -54,7 +54,7 @@ WALK_LEVEL = 0.5
 
 BEST_ACCEPTANCE = 0.574
 ISLAND = 40
-DEPTH = 5
+DEPTH, MOST = 5, 16
 REPLICAS = 4
 SMOOTHED_LABEL = "smoothed"
 PLANE = 2
@@ -216,8 +216,8 @@ def _preconditioned(view: _View, size: Size) -> Iterator[Cell]:
     yield _cell(view, "preconditioned-langevin", "", made, chains=size.chains, steps=size.steps, warmup=size.steps // 4)
 
 
-def _tuned(solver: str, make: Callable[[], Any], view: _View, size: Size) -> Iterator[Cell]:
-    yield _cell(view, solver, "", make, chains=size.chains, steps=size.trajectories, warmup=size.trajectories)
+def _tuned(solver: str, make: Callable[[], Any], view: _View, size: Size, setting: str = "") -> Iterator[Cell]:
+    yield _cell(view, solver, setting, make, chains=size.chains, steps=size.trajectories, warmup=size.trajectories)
 
 
 def _nuts(view: _View, size: Size) -> Iterator[Cell]:
@@ -298,7 +298,9 @@ SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "chees": partial(_tuned, "chees", ChEES),
     "nuts": _nuts,
     "mclmc": partial(_tuned, "mclmc", MCLMC),
-    "adjusted-mclmc": partial(_tuned, "adjusted-mclmc", AdjustedMCLMC),
+    "adjusted-mclmc": partial(
+        _tuned, "adjusted-mclmc", partial(AdjustedMCLMC, most=MOST), setting=f"up to {MOST} steps"
+    ),
     "gibbs-with-gradients": partial(_discrete, "gibbs-with-gradients", GibbsWithGradients),
     "discrete-langevin": partial(_discrete, "discrete-langevin", partial(DiscreteLangevin, 0.5)),
     "block-gibbs": partial(_discrete, "block-gibbs", BlockGibbs),

@@ -35,7 +35,7 @@ BUILT_IN = "scoretk"
 DECODING_SEED = 321
 ONE_CLASS = {"digits-flow-classes": 8}
 """Models of one class of digits."""
-SLOW = frozenset({"digits-nade", "digits-pixelcnn", "digits-realnvp", "digits-spline"})
+SLOW = frozenset({"digits-made", "digits-nade", "digits-pixelcnn", "digits-realnvp", "digits-spline"})
 """Models whose gradient takes several times as long as others'."""
 
 
