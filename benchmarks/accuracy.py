@@ -179,7 +179,7 @@ def by_scoretk_of_velocity(method: str, model: Model, x: Tensor, levels: Tensor)
     return stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=times[0] * x).final / times[-1]
 
 
-OF_VELOCITY = ("midpoint", "trapezoid", "rk4", "rk4_38", "ralston_4")
+OF_VELOCITY = ("rk4_38", "ralston_4")
 
 
 def scoretk() -> Iterator[tuple[str, Setting]]:

@@ -1,9 +1,9 @@
 """Pieces that act on the row axis: axis 0 of `x` of shape `(batch, *event_shape)` holds one chain or sample a row.
 
 Everything here treats rows independently, so that a row's result does not depend on its neighbours. To the bit: torch's own
-`logaddexp`, `sigmoid`, `softplus` and `pow` take another way, with another last bit, for the few entries that do not fill a
-vector at the end of a tensor, so that a row would change with how many come before it. `exp`, `log`, `log1p` and `sqrt` do
-not.
+`logaddexp`, `sigmoid`, `softplus`, `exp2` and `pow` take another way, with another last bit, for the few entries that do
+not fill a vector at the end of a tensor, so that a row would change with how many come before it. `exp`, `log`, `log1p` and
+`sqrt` do not.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def power(x: Tensor, exponent: float) -> Tensor:
 
 def sigmoid(x: Tensor) -> Tensor:
     """`1 / (1 + exp(-x))`."""
-    return 1 / (1 + torch.exp(-x))
+    return torch.exp(-softplus(-x))  # its gradient has no overflow
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -23,14 +23,15 @@ Its bias is of order eps^2 and bounded, on a Gaussian, by the variance of W per 
 
     eps <- eps (1 + w_n (xi_n - 1))^(-1/6),    w_n = max(2 / (n + 1), 1 / 75),    each chain's part at most 64: eps at most halves
 
-What the rounding of E alone makes of W does not count.
+What rounding alone makes of W, two energies being known to a unit in the last place each, does not count.
 
 `AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact at any step size.
 
 A velocity of length one never hurries: from afar it would take all of warmup to arrive, and where the energy is large its
-error W is rounding. So the first steps of warmup, those before the windows, are Hamiltonian Monte Carlo with as many
-gradients, whose step size (tuned as HMC's, to an acceptance of .8) times the root of d times the drifts of a step is where
-eps begins.
+error W is rounding. So, where eps is to be tuned in a warmup of at least 20 steps, the first of them, those before the
+windows, are Hamiltonian Monte Carlo with as many gradients, whose step size (tuned to an acceptance of .8) times the root of
+d times the drifts of a step is where eps begins. Chains beyond those that tune take that share of the eps which these ended
+with, halved where it does not move them.
 
 References: Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023); Robnik, Seljak, "Fluctuation
 without dissipation: microcanonical Langevin Monte Carlo" (2024); Robnik, Cohn-Gordon, Seljak, "Metropolis adjusted
@@ -89,8 +90,6 @@ METRICS = ("none", "diagonal")
 MEMORY, MOST_CHANGE = 75, 64.0
 FIRST_STEPS = 10
 APPROACH_ACCEPT = 0.8
-ROUNDING = 0.41
-"""The root mean square of the error of a difference, in units in the last place of its two terms: 1 / sqrt(6)."""
 
 
 class MCLMCState(NamedTuple):
@@ -355,23 +354,31 @@ class MCLMC(_Isokinetic):
         if isinstance(tuning, Following):
             return new, info, Following(idle)
         if self.step_size is None:
-            rounding = ROUNDING * torch.finfo(new.energy.dtype).eps * new.energy.double()
-            square = info["energy_error"].double().square() - rounding.square()
-            xi = square / (self.energy_variance * new.x.shape[1:].numel())
-            xi = torch.where(moved, xi, torch.inf)[alive & (tuning.idle <= PATIENCE)]
-            tuning, size = _resized(tuning, xi, float(new.step_size))
+            usual, aim = alive & (tuning.idle <= PATIENCE), self.energy_variance * new.x.shape[1:].numel()
+            xi = torch.where(moved, info["energy_error"].double().square() / aim, torch.inf)
+            tuning, size = _resized(tuning, xi[usual], _rounding(new.energy)[usual] / aim, float(new.step_size))
             new = new._replace(step_size=_number(size))
         new, tuning, ended = self._learn(new, tuning._replace(idle=idle), alive, step, warmup)
         return new, info, tuning._replace(averaging=restart(float(new.step_size))) if ended else tuning
 
 
-def _resized(tuning: Tuning, xi: Tensor, size: float) -> tuple[Tuning, float]:
-    """The next step size of warmup, from this one and the xi of the chains that took it; of `averaging` it uses n alone."""
+def _rounding(energy: Tensor) -> Tensor:
+    """The mean square of the error that rounding two energies of this size makes in their difference."""
+    size = energy.abs()
+    return (torch.nextafter(size, torch.full_like(size, torch.inf)) - size).double().square() / 6
+
+
+def _resized(tuning: Tuning, xi: Tensor, rounding: Tensor, size: float) -> tuple[Tuning, float]:
+    """The next step size of warmup, from this one and the xi of the chains that took it, and what rounding adds to each.
+
+    Where it is mostly rounding the step does not grow: how long it may be cannot be seen. Of `averaging` it uses n alone.
+    """
     if not len(xi):
         return tuning, size
     *before, n = tuning.averaging.tolist()
     n += 1
-    pooled = max(float(xi.clamp(max=MOST_CHANGE).mean()), 1 / MOST_CHANGE)
+    pooled = float((torch.minimum(xi, MOST_CHANGE + rounding) - rounding).mean())
+    pooled = max(pooled, 1.0 if float(rounding.mean()) > 1 else 1 / MOST_CHANGE)
     size *= (1 + max(2 / (n + 1), 1 / MEMORY) * (pooled - 1)) ** (-1 / 6)
     return tuning._replace(averaging=torch.tensor([*before, n], dtype=torch.float64)), size
 
@@ -432,6 +439,11 @@ class AdjustedMCLMC(_Isokinetic):
         """Whether warmup tunes anything."""
         return self.step_size is None or self.metric != "none" or (self.length is None and self.leapfrogs is None)
 
+    @property
+    def _first_steps(self) -> int:
+        """How many steps a trajectory has before its length is known."""
+        return min(FIRST_STEPS, self.most)
+
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
         tunables = self._tunables(x, 0.0)  # not known: trajectories have FIRST_STEPS steps
         return HMCState(x, *field.energy_and_grad(x), *tunables)
@@ -444,7 +456,7 @@ class AdjustedMCLMC(_Isokinetic):
         if self.leapfrogs is not None:
             return self._trajectory(field, state, noise, eps, self.leapfrogs)
         length = float(state.length)
-        steps = min(math.ceil(length / float(state.step_size)), self.most) if length else FIRST_STEPS
+        steps = min(math.ceil(length / float(state.step_size)), self.most) if length else self._first_steps
         return self._trajectory(field, state, noise, eps, steps)
 
     def _trajectory(
@@ -473,7 +485,7 @@ class AdjustedMCLMC(_Isokinetic):
     ) -> tuple[HMCState, Info, Tuning | Following]:  # fmt: skip
         """As `MCLMC.adapt`; the step size by dual averaging on the acceptance."""
         if self.step_size is None and step < approach(warmup):
-            leapfrogs, last = (self.leapfrogs or FIRST_STEPS) * self._gradients, step == approach(warmup) - 1
+            leapfrogs, last = (self.leapfrogs or self._first_steps) * self._gradients, step == approach(warmup) - 1
             state, accept, error, tuning = self._approach(field, state, tuning, noise, alive, leapfrogs, last)
             return state, self._reported(state, accept, error, leapfrogs), tuning
         eps = state.step_size.to(state.x.dtype) * shortening(tuning.idle, state.x.dtype)

@@ -34,7 +34,7 @@ from scoretk.solvers.adaptive import ADAPTIVE, integrate
 from scoretk.solvers.adjoint import Solved, Way, with_adjoint
 from scoretk.solvers.base import Info, read_row
 from scoretk.solvers.rowwise import PAIRS, VelocityOf, integrate_rows
-from scoretk.solvers.tableaus import LINEAR, METHODS, RungeKutta, Tableau, tableau
+from scoretk.solvers.tableaus import METHODS, RungeKutta, Tableau, tableau
 
 __all__ = ["ProbabilityFlow", "velocity_determinate"]
 
@@ -87,8 +87,9 @@ class ProbabilityFlow:
     `grad="adjoint"` asks (see `scoretk.solvers.adjoint`).
 
     The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it ends at sigma = 0) and
-    "midpoint", and four (three) for "rk4", "rk4_38" and "ralston_4". But "heun" they take all stages to the end where the model
-    predicts the velocity on the linear path, which has a value there.
+    "midpoint", and four (three) for "rk4", "rk4_38" and "ralston_4". The last two ask a model that predicts the velocity on the
+    linear path at t = 1 as well, and then have four to the end; a velocity that has no value there, such as `(data - x) / (1 -
+    t)`, is for the others.
 
     "adams_3" is the most accurate choice that is also stable where steps are few; from about 16 steps "adams_pc_3" is more
     accurate still, from about 36 evaluations "ralston_4" where a model's own velocity leads to sigma = 0. For data much
@@ -178,11 +179,10 @@ class ProbabilityFlow:
         return tableau(self.method, self._path(field), self.times(field), self.denoise)
 
     def _path(self, field: TimedField) -> GaussianPath | None:
-        """The path to convert predictions on; None where a Runge-Kutta method can take the field's own velocity as it is."""
-        if field.source != "velocity" or not isinstance(field.path, Linear):
+        """The path to convert predictions on; None where the method takes the field's velocity as it is, also at sigma = 0."""
+        if self.denoise or field.source != "velocity" or type(field.path) is not Linear:
             return field.path
-        method = METHODS[self.method]
-        return None if isinstance(method, RungeKutta) and method.form == LINEAR else field.path
+        return None if getattr(METHODS[self.method], "to_the_end", False) else field.path
 
     def _interval(self, field: TimedField, state: IntervalState) -> tuple[IntervalState, Info]:
         start, end = state.times[int(state.step) :][:2].tolist()

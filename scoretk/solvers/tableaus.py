@@ -29,9 +29,9 @@ corrected, because the correction of narrow data would grow from step to step. `
 first order on steps from alpha = 0 or to sigma = 0.
 
 Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have it. "rk4_38" is Kutta's 3/8
-rule, "ralston_4" the rule of four stages with the least bound on its error. On a step to sigma = 0 they give way to one without a
-stage there (`closing`), unless the model itself says F there: a velocity on the linear path, `w = t`, `F = velocity`, or one
-without a Gaussian path, which counts as such.
+rule, "ralston_4" the rule of four stages with the least bound on its error. On a step to sigma = 0 they give way to one without
+a stage there (`closing`). Not so the last two where the model itself says F, a velocity on the linear path, `w = t`: it is
+asked at t = 1. A velocity without a Gaussian path counts as the linear path's, and is asked there by all.
 
 References: Song, Meng, Ermon, "Denoising diffusion implicit models" (2021). Karras, Aittala, Aila, Laine, "Elucidating the
 design space of diffusion-based generative models" (2022). Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided
@@ -56,7 +56,7 @@ from torch import Tensor
 from scoretk.errors import SingularConversion
 from scoretk.fields.paths import GaussianPath
 
-__all__ = ["LINEAR", "METHODS", "Knot", "Multistep", "RungeKutta", "Tableau", "knots", "tableau"]
+__all__ = ["METHODS", "Knot", "Multistep", "RungeKutta", "Tableau", "knots", "tableau"]
 
 LARGEST_WEIGHTS = 10.0
 LONGEST_CORRECTED = 4.0
@@ -183,13 +183,15 @@ class Multistep:
 class RungeKutta:
     """Explicit stages within a step: `nodes` c_i; `stages`, one row of weights for every next stage and for the step.
 
-    `closing` steps to sigma = 0, where a stage at the end of the step has no value.
+    `closing` steps to sigma = 0, where a stage at the end of the step has no value; with `to_the_end` not where the model itself
+    says the velocity, which then has to have one.
     """
 
     form: Form
     nodes: tuple[float, ...]
     stages: tuple[tuple[float, ...], ...]
     closing: RungeKutta | None = None
+    to_the_end: bool = False
 
     @property
     def memory(self) -> int:
@@ -271,6 +273,7 @@ METHODS: dict[str, Multistep | RungeKutta] = {
         (0.0, 1 / 3, 2 / 3, 1.0),
         ((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
         _THIRD,
+        to_the_end=True,
     ),
     "ralston_4": RungeKutta(
         LINEAR,
@@ -287,6 +290,7 @@ METHODS: dict[str, Multistep | RungeKutta] = {
             ),
         ),
         _THIRD,
+        to_the_end=True,
     ),
     "dpmpp_2m": Multistep(2, DATA, mean=midpoint_mean),
     **{f"multistep_{k}": Multistep(k, DATA) for k in (2, 3, 4)},
