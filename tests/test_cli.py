@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -96,10 +97,16 @@ def test_ctrl_c_saves_and_exits_130(tmp_path):
         sys.executable, "-m", "scoretk.cli", "sample", "eight-schools", "--solver", "mala", "--set", "step_size=0.1",
         "--chains", "16", "--steps", "100000000", "--keep", "moments", "--checkpoint", str(saved),
     ]  # fmt: skip
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    time.sleep(6)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=30)
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in a shell's background
+    child = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heeded
+    )  # fmt: skip
+    try:
+        time.sleep(6)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
     assert child.returncode == 130, err
     assert saved.exists()
     assert "goes on from there" in err
