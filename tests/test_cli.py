@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -91,16 +90,21 @@ def test_a_run_that_fails_is_1(capsys):
     assert "failed" in err
 
 
+HEEDED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in a shell's background, which ignores it
+from scoretk.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_ctrl_c_saves_and_exits_130(tmp_path):
     saved = tmp_path / "run.ckpt"
     command = [
-        sys.executable, "-m", "scoretk.cli", "sample", "eight-schools", "--solver", "mala", "--set", "step_size=0.1",
+        sys.executable, "-c", HEEDED, "sample", "eight-schools", "--solver", "mala", "--set", "step_size=0.1",
         "--chains", "16", "--steps", "100000000", "--keep", "moments", "--checkpoint", str(saved),
     ]  # fmt: skip
-    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in a shell's background
-    child = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heeded
-    )  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         time.sleep(6)
         child.send_signal(signal.SIGINT)
