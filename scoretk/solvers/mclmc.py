@@ -23,7 +23,7 @@ Its bias is of order eps^2 and bounded, on a Gaussian, by the variance of W per 
 
     eps <- eps (1 + w_n (xi_n - 1))^(-1/6),    w_n = max(2 / (n + 1), 1 / 75),    each chain's part at most 64: eps at most halves
 
-What rounding alone makes of W, two energies being known to a unit in the last place each, does not count.
+What rounding alone makes of W, two energies being known to half a unit in the last place each, does not count.
 
 `AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact at any step size.
 
