@@ -19,7 +19,7 @@ from tests.test_cli import run
 
 SMALL = Size(chains=24, steps=20, trajectories=5, rounds=2, likelihood_rows=3, annealed=32)
 MODELS = (
-    "digits-energy", "digits-flow", "digits-flow-classes", "digits-fvsbn", "digits-gan", "digits-latent-energy", "digits-nice",
+    "digits-energy", "digits-flow", "digits-flow-classes", "digits-fvsbn", "digits-gan", "digits-latent-energy", "digits-realnvp",
     "eight-schools", "ising", "ring-mixture", "semicircle",
 )  # fmt: skip
 
@@ -33,7 +33,7 @@ def demo(tmp_path_factory):
 def test_every_model_meets_every_solver(demo):
     rows = demo[1].rows
     assert {(r.model, r.solver) for r in rows if r.solver != "draw"} == {(m, s) for m in MODELS for s in SOLVERS}
-    assert {r.model for r in rows if r.solver == "draw"} == {"digits-fvsbn", "digits-gan", "digits-nice"}
+    assert {r.model for r in rows if r.solver == "draw"} == {"digits-fvsbn", "digits-gan", "digits-realnvp"}
     for row in rows:
         assert bool(row.reason) == (row.chains == 0), row
         assert row.reason or row.evaluations > 0 or row.solver == "draw", row
@@ -109,7 +109,7 @@ def test_likelihoods_are_stable_from_seed_to_seed(name):
 
 
 def test_workers_change_nothing_but_the_time(tmp_path):
-    names = ["gaussian", "semicircle"]
+    names = ["ising", "semicircle"]
     found = [run_demo(tmp_path / str(n), models=names, size=SMALL, workers=n) for n in (1, 2)]
     one, two = ([dataclasses.replace(row, seconds=0) for row in f.rows] for f in found)
     assert repr(one) == repr(two)

@@ -178,7 +178,9 @@ def _child(tmp_path, *args):
     return [sys.executable, str(script), *map(str, args)]
 
 
-@pytest.mark.parametrize(("keep", "kills"), [("all", 14), ("moments", 7)])
+@pytest.mark.parametrize(
+    ("keep", "kills"), [("all", 5), ("moments", 5), pytest.param("all", 14, marks=pytest.mark.slow)]
+)
 def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_path, keep, kills):
     straight = stk.sample(
         stk.Energy(lambda x: (x * x).sum(1) / 2 + (x**4).sum(1) / 40, (3,)), stk.MALA(0.3), chains=7, steps=900, warmup=20,

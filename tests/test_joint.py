@@ -227,6 +227,7 @@ def test_the_joint_test_catches_a_missing_correction(monkeypatch, model, solver)
 
 DATA_SETS, RANKS, WARMUP, THIN = 1024, 8, 100, 12  # as many steps from draw to draw as make them all but independent
 BY_DEFAULT, HMC = None, stk.HMC(leapfrogs=6, pilot=DATA_SETS)
+BOUNDED = stk.ChEES(most=16)  # a mutant's law may have no end, and no trajectory then a good length
 
 
 def calibration(model, field, solver):
@@ -256,7 +257,7 @@ def test_posteriors_are_calibrated_by_hmc():
 @pytest.mark.parametrize("wrong", [narrow_prior, without_jacobian])
 @pytest.mark.parametrize("name", MODELS)
 def test_calibration_catches_a_wrong_energy(name, wrong):
-    assert max(calibration(MODELS[name], wrong(MODELS[name]), BY_DEFAULT)) > 1.5
+    assert max(calibration(MODELS[name], wrong(MODELS[name]), BOUNDED)) > 1.5
 
 
 @pytest.mark.parametrize("name", MODELS)
