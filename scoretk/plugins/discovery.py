@@ -70,8 +70,9 @@ def discover(group: str) -> list[Entry | Broken]:
 def read_entries(name: str, group: str) -> list[Entry]:
     """What the distribution of this normalised name registers in the group. Raises what reading it raises."""
     dist = distribution(name)  # of several on sys.path the first, which need not be the one that led here
+    version = dist.version  # every look at it reads and parses a whole file
     points = dist.entry_points.select(group=group)
-    return [Entry(f"{name}/{point.name}", point.name, name, dist.version, point.value) for point in points]
+    return [Entry(f"{name}/{point.name}", point.name, name, version, point.value) for point in points]
 
 
 def _read(dist: Distribution, group: str) -> list[Entry] | list[Broken]:
