@@ -19,6 +19,7 @@ from scoretk.families.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from scoretk.solvers.discrete import DiscreteLangevin, GibbsWithGradients
 from tests.evidence import FALSE_ALARM, z_limit
+from tests.marks import slow_but
 from tests.test_discrete import all_states, distance
 from tests.test_langevin import one_step_from_exact
 
@@ -295,7 +296,7 @@ def digits():
     return load_digits()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "digits-fvsbn", "digits-made"))
 def test_shipped_models_obey_the_laws_and_claim_what_they_offer(name, shipped_models):
     field = shipped_models[name]
     assert field.provides == SPECS[name].provides

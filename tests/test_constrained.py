@@ -12,6 +12,7 @@ from scoretk.conformance import check_model
 from scoretk.fields import Constrained
 from scoretk.noise import Noise
 from tests.evidence import assert_mean, mean_z, z_limit
+from tests.marks import slow_but
 
 ALPHA = torch.tensor([2.0, 3.0, 4.0])
 DIRICHLET = td.Dirichlet(ALPHA)
@@ -86,7 +87,7 @@ class WithHalfTheJacobian(Constrained):
         return super()._jacobian(z, x) / 2
 
 
-@pytest.mark.parametrize("wrong", [WithoutJacobian, WithHalfTheJacobian])
+@pytest.mark.parametrize("wrong", slow_but([WithoutJacobian, WithHalfTheJacobian], WithHalfTheJacobian))
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_jacobian_is_caught(name, wrong):
     right = of(name)

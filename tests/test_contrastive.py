@@ -8,6 +8,7 @@ from torch import nn
 
 import scoretk as stk
 from tests.evidence import mean_z, z_limit
+from tests.marks import slow_but
 
 
 class GaussianEnergy(nn.Module):
@@ -41,7 +42,7 @@ def gradients(start, dim, solver=None, steps=60, repeats=40, n=500):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 8])
+@pytest.mark.parametrize("dim", slow_but([1, 2, 8], 2))
 @pytest.mark.parametrize("start", ["data", "noise"])
 def test_long_chains_give_the_exact_gradient(start, dim):
     z = mean_z(gradients(start, dim), torch.zeros(dim + 1))

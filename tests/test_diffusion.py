@@ -34,6 +34,7 @@ from scoretk.learn.losses import denoising_score_matching, prediction_error
 from scoretk.plugins.models import build
 from scoretk.solvers.annealed import AnnealedLangevin, ncsnv2_ladder
 from tests.evidence import assert_distribution, ks_p, mean_z, z_limit
+from tests.marks import slow_but
 
 MODELS = {model.name: model for model in (*VARIANTS, DIGITS_NCSN, DIGITS_NCSNV2)}
 SPECS = {name: getattr(specs, name.replace("-", "_")) for name in MODELS}
@@ -211,7 +212,7 @@ LEARNERS = [
 ]  # which learn as digits-ve does
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", slow_but(LEARNERS, "digits-edm", "digits-class-diffusion", "digits-ncsnv2"))
 def test_training_learns_what_a_gaussian_does_not_know(name, tmp_path):
     """Two narrow clusters: after a short training the denoiser is much nearer to the exact one than the Gaussian answer is."""
     centres = torch.tensor([[-1.0, -1.0, -1, -1, -1], [1.0, 1.0, 1, 1, 1]])
@@ -273,7 +274,7 @@ def test_a_ladder_upside_down_is_refused():
 # shipped weights
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm", "digits-ve", "digits-ncsn", "digits-ncsnv2"))
 def test_shipped_models_keep_every_law(name):
     assert {c.check: c.detail for c in check_model(SPECS[name]) if c.status == "failed"} == {}
 
@@ -307,7 +308,7 @@ def test_the_shipped_ladders_are_as_near_and_as_wide_as_the_published_ones(digit
     torch.testing.assert_close(*untold)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm", "digits-diffusion", "digits-ncsnv2"))
 def test_samples_are_good(name, digits, classifier):
     own = {"digits-ncsn": AnnealedLangevin.ncsn(), "digits-ncsnv2": AnnealedLangevin.ncsnv2(digits.train, 0.05, 20)}
     solver = own.get(name, stk.ProbabilityFlow("heun", steps=20))

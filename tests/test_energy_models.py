@@ -170,6 +170,7 @@ def test_normalised_fields_have_densities():
         Normalised(stk.Score(lambda x: -x, (2,)), 0.0)
 
 
+@pytest.mark.slow
 def test_the_shipped_energy_has_one_log_z_by_two_ways_and_its_bits(digits):
     field = digits_energy.build()
     ais = stk.log_partition(field, chains=256, pilot=128, seed=1)

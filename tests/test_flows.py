@@ -17,6 +17,7 @@ from scoretk.families.networks import fresh, spread_of
 from scoretk.families.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from tests.evidence import FALSE_ALARM, assert_distribution, assert_mean, ks_p, mean_z, z_limit
+from tests.marks import slow_but
 
 pytest.importorskip("zuko")
 
@@ -174,7 +175,7 @@ def test_ffjord_claims_no_score():
         stk.sample(field, stk.AnnealedLangevin(), chains=2)
 
 
-@every
+@pytest.mark.parametrize("name", slow_but(EVERY, "digits-nice", "digits-realnvp", "digits-ffjord"))
 def test_it_keeps_the_laws(name):
     failed = [result for result in check_model(SPECS[name]) if result.status == "failed"]
     assert not failed, failed

@@ -15,6 +15,7 @@ from scoretk.fields import NormalBase
 from scoretk.partition import _variance, find_ladder
 from scoretk.solvers.importance import log_gain, resampled
 from tests.evidence import FALSE_ALARM, z_limit
+from tests.marks import slow_but
 
 SHIFTED = stk.Energy(lambda x: (x - 2).square().sum(1) / 0.18, (3,))
 SHIFTED_LOG_Z = 1.5 * math.log(2 * math.pi * 0.09)
@@ -43,7 +44,7 @@ def test_log_z_is_right(name, method):
     assert estimate.status == stk.Status.OK
 
 
-@pytest.mark.parametrize("method", ["ais", "smc"])
+@pytest.mark.parametrize("method", slow_but(["ais", "smc"], "smc"))
 def test_the_standard_error_is_calibrated(method):
     run = {"base": NormalBase((3,)), "method": method, "chains": 512, "island": 32, "levels": 30, "pilot": 64}
     z = torch.tensor([z_score(stk.log_partition(SHIFTED, seed=s, **run), SHIFTED_LOG_Z) for s in range(30)])

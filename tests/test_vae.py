@@ -323,6 +323,7 @@ def test_training_refuses_bad_data(bad):
         vae.BINARY.train(bad, steps=1)
 
 
+@pytest.mark.slow
 def test_two_estimates_of_the_likelihood_of_test_images_agree(models, digits):
     x = digits.test[:3]
     marginal = replace(models["digits-vae"].marginal, draws=4000)
@@ -335,6 +336,7 @@ def test_two_estimates_of_the_likelihood_of_test_images_agree(models, digits):
     assert bool((elbo.value < first.value).all())
 
 
+@pytest.mark.slow
 def test_the_learned_prior_has_one_partition_function_by_two_ways(models):
     model = models["digits-latent-energy"]
     kernel = stk.HMC(0.3, leapfrogs=8, metric="none")

@@ -1,0 +1,8 @@
+"""Which cases of a test run each time, and which with `-m slow` only."""
+
+import pytest
+
+
+def slow_but(cases, *quick):
+    """Parameters of a test: those that are not said to be quick are marked slow."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
