@@ -356,7 +356,7 @@ def test_real_likelihoods_beat_the_gaussian_with_the_datas_covariance(name, ship
     assert_less(found, gaussian - 0.3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "digits-fvsbn", "digits-nade", "digits-made"))
 def test_samples_are_near_test_digits_of_all_classes_and_no_copies(name, shipped_models, digits):
     train, test = ((x > -1).float() if name in BINARY else x for x in (digits.train, digits.test))
     x = shipped_models[name].draw(720, stk.Noise(1, 720))

@@ -81,7 +81,7 @@ def test_stein_raises_false_alarms_at_its_level_on_a_mixture() -> None:
     assert low <= sum(r.rejected for r in found) <= high
 
 
-@pytest.mark.parametrize(("n", "m", "d"), [(40, 40, 2), (60, 30, 10)])
+@pytest.mark.parametrize(("n", "m", "d"), [(40, 40, 2), pytest.param(60, 30, 10, marks=pytest.mark.slow)])
 @two_sample
 def test_two_samples_of_one_law_raise_false_alarms_at_the_level(name: str, n: int, m: int, d: int) -> None:
     repeats = 300

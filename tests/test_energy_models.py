@@ -97,6 +97,7 @@ def test_the_shipped_jem_classifies_held_out_digits(shipped_jem, digits):
     assert turned < 0.8  # the test can fail
 
 
+@pytest.mark.slow
 def test_the_shipped_jem_draws_good_digits_of_all_and_of_each_class(shipped_jem, digits):
     draws = stk.sample(shipped_jem, stk.ULA(0.005), chains=360, steps=1000, keep="last", seed=1)
     assert not draws.failures

@@ -31,6 +31,7 @@ from scoretk.fields import Constrained, resolve
 from scoretk.solvers import hmc, metropolis, nuts
 from scoretk.streams import Stream
 from tests.evidence import FALSE_ALARM, z_limit
+from tests.marks import slow_but
 from tests.test_nuts import ignores_weights
 
 PRIOR, DATA = Stream.USER, Stream.USER + 1
@@ -254,13 +255,13 @@ def test_posteriors_are_calibrated_by_hmc():
     assert max(calibration(MODELS["hierarchy"], posterior(MODELS["hierarchy"]), HMC)) < 1
 
 
-@pytest.mark.parametrize("wrong", [narrow_prior, without_jacobian])
+@pytest.mark.parametrize("wrong", slow_but([narrow_prior, without_jacobian], narrow_prior))
 @pytest.mark.parametrize("name", MODELS)
 def test_calibration_catches_a_wrong_energy(name, wrong):
     assert max(calibration(MODELS[name], wrong(MODELS[name]), BOUNDED)) > 1.5
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "mixture"))
 def test_only_the_likelihoods_rank_shows_that_data_are_ignored(name):
     *parameters, likelihood = calibration(MODELS[name], without_data(MODELS[name]), BY_DEFAULT)
     assert max(parameters) < 1

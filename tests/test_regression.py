@@ -15,6 +15,7 @@ from scoretk.conformance import parametrize_with_checks
 from scoretk.families import regression
 from scoretk.families.regression import linear_regression, logistic_regression
 from tests.evidence import mean_z, z_limit
+from tests.marks import slow_but
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 BOTH = pytest.mark.parametrize("target", [linear_regression(), logistic_regression()], ids=lambda f: type(f).__name__)
@@ -202,7 +203,7 @@ def test_logistic_posterior_agrees_with_importance_sampling():
 # ------------------------------------------------------------------------------------------------------------ the examples
 
 
-@pytest.mark.parametrize("name", ["ar5", "garch", "gaussian_process", "mixture"])
+@pytest.mark.parametrize("name", slow_but(["ar5", "garch", "gaussian_process", "mixture"], "ar5", "garch", "mixture"))
 def test_examples_recover_the_truth(name, capsys):
     example(name).main(steps=100, warmup=200)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
