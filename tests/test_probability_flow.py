@@ -14,6 +14,7 @@ from scoretk import grids
 from scoretk.families.mixture import gaussian, ring_mixture
 from scoretk.grids import GRIDS
 from scoretk.solvers import tableaus
+from tests.marks import slow_but
 from tests.test_fields import PATHS
 
 FIXED = tuple(tableaus.METHODS)
@@ -315,6 +316,19 @@ def test_ends_are_ordinary_points(method):
             assert bool(final.isfinite().all())
             if method != "heun" or grid == "logistic":  # Heun's method in sigma/alpha is not made for such long steps
                 assert float((final - exact).norm(dim=1).max()) < bound, (path, grid)
+
+
+@pytest.mark.parametrize("path", slow_but(PATHS, stk.Linear()), ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("method", FIXED)
+def test_the_final_law_is_right_from_the_path_s_own_start(path, method):
+    """Equal steps, from alpha = 0 too: on Gaussian data a run is a line in its start, its slope the final std. No Monte Carlo."""
+    mean, std = 1.5, 0.4
+    (a0, s0), (a1, s1) = ((float(v) for v in path(t)[:2]) for t in (0.0, 1.0))
+    start = a0 * mean + math.hypot(a0 * std, s0) * torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    field = gaussian(dim=1, mean=mean, std=std).noised(path)
+    low, high = stk.sample(field, stk.ProbabilityFlow(method, 100, "uniform"), init=start).final.flatten().tolist()
+    assert (low + high) / 2 == pytest.approx(a1 * mean, abs=1e-9)
+    assert (high - low) / 2 == pytest.approx(math.hypot(a1 * std, s1), rel={1: 0.08, 2: 0.03}.get(ORDER[method], 0.02))
 
 
 def second_order_to_the_end(nodes, now, after, form):

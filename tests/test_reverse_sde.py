@@ -47,13 +47,13 @@ def ddim(alpha, sigma, a, s, x, data, z, eta):
     return a * data + math.sqrt(s**2 - tau**2) * e + tau * z
 
 
-def reverse_diffusion(alpha, sigma, a, s, x, data, z, eta):
-    """Song et al. (2021), the reverse diffusion sampler of the VE SDE, on x/alpha; eta as in their equation for any a(t)."""
-    if alpha == 0 or s == 0:
-        return ddpm(alpha, sigma, a, s, x, data, z)
-    v, after, y = (sigma / alpha) ** 2, (s / a) ** 2, x / alpha
-    score = (data - y) / v
-    return a * (y + (1 + eta**2) / 2 * (v - after) * score + eta * math.sqrt(v - after) * z)
+def scaled_euler_maruyama(alpha, sigma, a, s, x, data, z, eta):
+    """Euler-Maruyama for `dy = (1 + eta^2) / 2 (y - D) dv / v + eta dW_v`, v = (sigma/alpha)^2 falling, from D on, in units of
+    sqrt(v); then divided by the standard deviation that it gives a unit of noise, which is to be one unit of the new level."""
+    elapsed = 1 - (s * alpha / (sigma * a)) ** 2
+    kept, new = 1 - (1 + eta**2) / 2 * elapsed, eta * math.sqrt(elapsed)
+    e = (x - alpha * data) / sigma
+    return a * data + s * (kept * e + new * z) / math.sqrt(kept**2 + new**2)
 
 
 def sde_dpmpp_2m(alpha, sigma, a, s, x, data, z, eta, before=None, old=None):
@@ -68,10 +68,11 @@ def sde_dpmpp_2m(alpha, sigma, a, s, x, data, z, eta, before=None, old=None):
     return s / sigma * math.exp(-n) * x - a * math.expm1(-h - n) * data + s * math.sqrt(-math.expm1(-2 * n)) * z
 
 
-TEXTBOOK = {"euler": reverse_diffusion, "ancestral": ddpm, "ddim": ddim, "dpmpp_2m": sde_dpmpp_2m}
+TEXTBOOK = {"euler": scaled_euler_maruyama, "ancestral": ddpm, "ddim": ddim, "dpmpp_2m": sde_dpmpp_2m}
 CASES = [
     ("euler", 1.0),
     ("euler", 0.6),
+    ("euler", 0.0),
     ("ancestral", 1.0),
     ("ddim", 1.0),
     ("ddim", 0.6),
@@ -133,22 +134,22 @@ def test_ancestral_is_the_solution_of_the_sde_in_t_while_the_prediction_stays(pa
 # Exact moments of a whole run on Gaussian data, from the rows that the solver reads: no Monte Carlo
 
 
-def exact_moments(solver, path, rows=slice(None), start=None):
-    """Mean and variance of x after the rows, from the exact law at time `start` (the first row's), and the last row's t."""
-    field = resolve(DATA.noised(path), solver.needs, timed=True)
-    table = solver.init(field, torch.zeros(1, 1), None).table[rows].tolist()
-    alpha, sigma = (float(v) for v in path(table[0][0] if start is None else start)[:2])
-    mean = torch.tensor([alpha * MEAN, 0.0], dtype=torch.float64)
-    cov = torch.diag(torch.tensor([(alpha * STD) ** 2 + sigma**2, 0.0], dtype=torch.float64))
-    for t, a, b, c, spread, _ in table:
-        alpha, sigma = (float(v) for v in path(t)[:2])
-        gain = alpha * STD**2 / ((alpha * STD) ** 2 + sigma**2)
-        shift = (1 - gain * alpha) * MEAN
-        move = torch.tensor([[a + b * gain, c], [gain, 0.0]], dtype=torch.float64)
-        mean = move @ mean + torch.tensor([b * shift, shift], dtype=torch.float64)
-        cov = move @ cov @ move.T
-        cov[0, 0] += spread**2
-    return float(mean[0]), float(cov[0, 0])
+def exact_moments(solver, path, rows=slice(None), start=None, data=(MEAN, STD)):
+    """Mean and variance of x after the rows, from the exact law at time `start` (the first row's): the recursion of
+    `(x, D_before)`, whose moments are m, l, Var x, Cov(x, D_before), Var D_before."""
+    mean, std = data
+    field = resolve(gaussian(dim=1, mean=mean, std=std).noised(path), solver.needs, timed=True)
+    table = solver.init(field, torch.zeros(1, 1), None).table[rows]
+    times = torch.cat([table[:1, 0] if start is None else torch.tensor([start], dtype=torch.float64), table[:, 0]])
+    (alpha, *alphas), (sigma, *sigmas) = path.alpha(times).tolist(), path.sigma(times).tolist()
+    m, last, xx, xl, ll = alpha * mean, 0.0, (alpha * std) ** 2 + sigma**2, 0.0, 0.0
+    for (_, a, b, c, spread, _), alpha, sigma in zip(table.tolist(), alphas, sigmas, strict=True):
+        gain = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)  # D = gain x + shift
+        shift = (1 - gain * alpha) * mean
+        g = a + b * gain
+        m, last = g * m + b * shift + c * last, gain * m + shift
+        xx, xl, ll = g**2 * xx + 2 * g * c * xl + c**2 * ll + spread**2, gain * (g * xx + c * xl), gain**2 * xx
+    return m, xx
 
 
 COUNTS = (20, 40, 80, 160, 320)
@@ -167,8 +168,9 @@ def variance_errors(make, path):
     return errors
 
 
-def slope(errors):
-    a, b = torch.tensor(COUNTS).double().log(), torch.tensor(errors).log()
+def slope(errors, counts=COUNTS):
+    """The fitted rate at which the errors fall with the steps."""
+    a, b = torch.tensor(counts).double().log(), torch.tensor(errors).double().abs().log()
     return -float(((a - a.mean()) * (b - b.mean())).sum() / ((a - a.mean()) ** 2).sum())
 
 
@@ -221,11 +223,116 @@ def test_the_textbook_catches_wrong_steps(monkeypatch, mutant):
     assert float((way - recursion(path, solver, x, 4, ddpm)).abs().max()) > 0.1
 
 
-def test_the_noise_of_the_old_level_makes_ancestral_euler(monkeypatch):
-    """Why no rate can tell that mutant of a first-order method: it is another method. (With a memory it is wrong.)"""
+def _euler_maruyama(before, now, after, eta):
+    """As it stands in the clock s^2: with eta = 1 the reverse diffusion sampler of Song et al."""
+    if now.alpha == 0 or after.sigma == 0:
+        return reverse_sde._ancestral(before, now, after, eta)
+    elapsed, scale = 1 - (after.sigma * now.alpha / (now.sigma * after.alpha)) ** 2, after.alpha / now.alpha
+    gone = (1 + eta**2) / 2 * elapsed
+    return scale * (1 - gone), after.alpha * gone, 0.0, scale * now.sigma * eta * math.sqrt(elapsed)
+
+
+def test_the_noise_of_the_old_level_makes_ancestral_the_reverse_diffusion_sampler(monkeypatch):
+    """Why no rate can tell that mutant of a first-order method where alpha(0) > 0: it is another method. (With a memory it is
+    wrong.)"""
     monkeypatch.setattr(reverse_sde, "_renewed", _old_sigma)
+    monkeypatch.setitem(reverse_sde.METHODS, "euler", _euler_maruyama)
     errors = [variance_errors(lambda times, m=m: ReverseSDE(m, grid=times), stk.EDM()) for m in ("ancestral", "euler")]
     assert errors[0] == pytest.approx(errors[1], rel=1e-6)
+
+
+# The right law as steps grow, from the path's own start, on the grids that users get
+
+MANY = (200, 400, 800)
+FROM_ALPHA_0 = [path for path in PATHS if float(path.alpha(0.0)) == 0]
+WIDER = (1.5, 0.4)
+"""Mean and standard deviation of the data."""
+
+
+def final_errors(make, path, data=WIDER, counts=MANY):
+    """Relative errors of the final variance by step count; the mean is exact."""
+    alpha, sigma, errors = float(path.alpha(1.0)), float(path.sigma(1.0)), []
+    for steps in counts:
+        mean, variance = exact_moments(make(steps), path, data=data)
+        assert mean == pytest.approx(alpha * data[0], abs=1e-10)
+        errors.append(variance / ((alpha * data[1]) ** 2 + sigma**2) - 1)
+    return errors
+
+
+def converges(errors, order, counts=MANY):
+    """At the stated rate, to 5 % (first order) or .5 % (second) at 800 steps, which leaves grids not made for it some room."""
+    return slope(errors, counts) > order - 0.3 and abs(errors[-1]) < {1: 0.05, 2: 0.005}[order]
+
+
+def law(method, path, eta, grid=None):
+    return final_errors(lambda steps: ReverseSDE(method, steps, grid=grid, eta=eta), path)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=name)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_the_final_law_is_right_as_steps_grow(path, method, eta):
+    errors = law(method, path, eta)
+    assert converges(errors, ORDER[method]), (slope(errors, MANY), errors)
+
+
+@pytest.mark.parametrize("path", FROM_ALPHA_0, ids=name)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("eta", [0.0, 0.03, 0.3, 1.0])
+def test_the_final_law_is_right_after_equal_steps_from_alpha_0(path, method, eta):
+    """The first levels then are in the ratios 0, 1/2, 2/3, ... whatever the number of steps: second order but for a logarithm."""
+    errors = law(method, path, eta, "uniform")
+    if ORDER[method] == 2:
+        errors = [error / math.log(n) for error, n in zip(errors, MANY, strict=True)]
+    assert converges(errors, ORDER[method]), (slope(errors, MANY), errors)
+
+
+@pytest.mark.parametrize("method", METHODS[:3])
+@pytest.mark.parametrize("path", FROM_ALPHA_0, ids=name)
+def test_a_run_of_the_toolkit_has_that_law(path, method):
+    """With eta = 0 a run is a line in its start, whose slope is the final standard deviation: no Monte Carlo."""
+    field = gaussian(dim=1, mean=WIDER[0], std=WIDER[1]).noised(path)
+    ends = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    low, high = stk.sample(field, ReverseSDE(method, 400, eta=0.0), init=ends).final.flatten().tolist()
+    assert (low + high) / 2 == pytest.approx(WIDER[0], abs=1e-9)
+    assert (high - low) / 2 == pytest.approx(WIDER[1], rel=0.01)
+
+
+def _first_step_of_another_scale(before, now, after, eta):
+    a, b, c, spread = reverse_sde._ancestral(before, now, after, eta)
+    return (1.1 * a, b, c, spread) if now.alpha == 0 else (a, b, c, spread)
+
+
+def _noise_off_by_sqrt_2(before, now, after, eta):
+    a, b, c, spread = reverse_sde._ancestral(before, now, after, eta)
+    return a, b, c, math.sqrt(2) * spread
+
+
+@pytest.mark.parametrize(
+    ("wrong", "eta"),
+    [
+        (_euler_maruyama, 0.0), (_euler_maruyama, 0.3), (_first_step_of_another_scale, 0.0),
+        (_noise_off_by_sqrt_2, 0.3), (_noise_off_by_sqrt_2, 1.0),
+    ],
+)  # fmt: skip
+def test_the_final_law_catches_wrong_scales_of_the_noise(monkeypatch, wrong, eta):
+    monkeypatch.setitem(reverse_sde.METHODS, "ancestral", wrong)
+    caught = [not converges(law("ancestral", stk.Linear(), eta, grid), 1) for grid in (None, "uniform")]
+    assert any(caught), caught
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_corrections_leave_the_final_law_their_own_share(eta):
+    """However many steps: within r^2 / (1 - r^2) of the variance, and what the steps themselves leave."""
+    snr = 0.16
+    corrected, plain = (
+        final_errors(
+            lambda n, c=c: ReverseSDE("ancestral", n, eta=eta, corrector=c, snr=snr), stk.Linear(), counts=(800, 3200)
+        )
+        for c in (1, 0)
+    )
+    for with_it, without in zip(corrected, plain, strict=True):
+        assert abs(with_it) < snr**2 / (1 - snr**2) + abs(without)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +368,8 @@ class Reversed(ReverseSDE):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name)
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", METHODS)
 def test_without_noise_it_is_the_probability_flow(path, method):
-    """But for "euler", whose clock is s^2 where the flow's is s."""
     twin = "dpmpp_2m" if method == "dpmpp_2m" else "euler"
     field = ring_mixture().noised(path)
     ours = stk.sample(field, ReverseSDE(method, 12, eta=0.0, denoise=True), chains=6, dtype=torch.float64).final

@@ -11,15 +11,19 @@ eta = 1 the reverse of the diffusion `dx = (alpha'/alpha) x dt + g dW`. In the c
 
 whatever the path. With D and `e = (x - alpha D) / sigma` predicted at s, and `q = s'/s`, a step to s' is
 
-    Euler       Euler-Maruyama in the clock s^2, in which the noise is uniform: `y' = y - (1 + eta^2) (1 - q^2) (y - D) / 2
-                + eta sqrt(s^2 - s'^2) z`. With eta = 1 the reverse diffusion sampler of Song et al.
-    others      a part k of the noise is kept and the rest is new: `x' = alpha' D + sigma' (k e + sqrt(1 - k^2) z)`
+    all         a part k of the noise is kept and the rest is new: `x' = alpha' D + sigma' (k e + sqrt(1 - k^2) z)`
     ancestral   k = q^(eta^2), the exact solution while D stays as it is. With eta = 1 DDPM, a draw of q(x' | x, x_1 = D)
     DDIM        k^2 = 1 - eta^2 (1 - q^2). With eta = 1 and with eta = 0 the same as ancestral
+    Euler       k : sqrt(1 - k^2) = g : eta sqrt(1 - q^2), g = 1 - (1 + eta^2) (1 - q^2) / 2: Euler-Maruyama in the clock s^2,
+                in which the noise is uniform, `y' = D + s (g e + eta sqrt(1 - q^2) z)`, scaled to the level reached
     DPM++(2M)   ancestral with D at the middle of the step, extrapolated in log(alpha/sigma) from the two predictions before:
-                SDE-DPM-Solver++(2M). First order on the first step, after alpha = 0 and to sigma' = 0
+                SDE-DPM-Solver++(2M). First order on the first step, after alpha = 0 and to sigma' = 0. On equal steps of t
+                from alpha = 0, which are long in that logarithm however many, its error is `h^2 log(1/h)`
 
-so that a step to sigma' = 0 returns D without noise and one from alpha = 0 is bounded (Euler takes these two as ancestral).
+so that a step to sigma' = 0 returns D without noise, one from alpha = 0 is bounded, and where the data are small beside the noise
+its scale is right however long the steps. Euler-Maruyama as it stands (with eta = 1 the reverse diffusion sampler of Song et
+al.) makes `(1 + eta^2)^2 (1 - q^2)^2 / 4` of s^2 too much a step. After alpha = 0 the first ratios q are about 0, 1/2, 2/3, 3/4,
+... on a grid however fine, and what they add is forgotten as `q^(2 eta^2)` only: with eta = 0 never.
 Written in x, each is `x' = a x + b D + c D_before + d z` with numbers from alpha and sigma alone, a row of a table an evaluation.
 
 A corrector makes Langevin steps `y' = y + h score_y + sqrt(2 h) z` at the level just reached, with Song et al.'s rule for a
@@ -27,6 +31,7 @@ signal-to-noise ratio r, `h = 2 (r |z| / |score_y|)^2`. They take the norms in t
 on its neighbours. With n entries in a sample
 
     level     the norms that pure noise has, sqrt(n) and sqrt(n)/s:  h = 2 r^2 s^2, the same for all
+              In the law of level s it leaves up to r^2 / (1 - r^2) of the variance too much, which more steps do not mend
     sample    the sample's own score:  h = 2 r^2 n / |score_y|^2, and at most s^2, as no density of level s is more curved than
               1/s^2. A step size that depends on y holds its density only up to a share 2/n of the variance, however small r:
               for images, not for the plane. (The sample's own |z| would add as much again.)
@@ -87,8 +92,8 @@ class ReverseSDE:
 
     Arguments: method, "euler", "ancestral" (DDPM), "ddim" or "dpmpp_2m"; steps, intervals of the grid (the closing one of
     `denoise` among them); grid, as in `ProbabilityFlow`; eta >= 0, the noise in units of the reverse diffusion's own, the
-    same in all methods (at most 1 in "ddim"; 0: no noise, which but for "euler" is the `ProbabilityFlow` of "euler" or
-    "dpmpp_2m"; code that scales the square of the noise has eta^2 under this name); corrector, Langevin steps at each
+    same in all methods (at most 1 in "ddim"; 0: no noise, which is the `ProbabilityFlow` of "euler" or "dpmpp_2m"; code that
+    scales the square of the noise has eta^2 under this name); corrector, Langevin steps at each
     level, for methods without a memory; snr, their signal-to-noise ratio r; rule, "level" or "sample", whose norms their
     step size follows; denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0.
 
@@ -208,12 +213,9 @@ def _renewed(now: Knot, after: Knot, kept: float) -> Weights:
 
 
 def _euler(before: Knot | None, now: Knot, after: Knot, eta: float) -> Weights:
-    if now.alpha == 0 or after.sigma == 0:
-        return _ancestral(before, now, after, eta)
     elapsed = 1 - _ratio(now, after) ** 2
-    scale = after.alpha / now.alpha
-    gone = (1 + eta**2) / 2 * elapsed
-    return scale * (1 - gone), after.alpha * gone, 0.0, scale * now.sigma * eta * math.sqrt(elapsed)
+    kept, renewed = 1 - (1 + eta**2) / 2 * elapsed, eta * math.sqrt(elapsed)
+    return _renewed(now, after, kept / math.hypot(kept, renewed))
 
 
 def _ancestral(before: Knot | None, now: Knot, after: Knot, eta: float) -> Weights:
