@@ -10,30 +10,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.arrays import aligned
 from scoretk.errors import InvalidArgument, UnknownName
 
 __all__ = ["count", "finite", "option", "positive", "tensor_like"]
 
 
 def count(name: str, value: Any, *, least: int = 0) -> int:
-    """An integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+    """An integer of at least `least`, and of 64 bits as tensors count."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
         raise InvalidArgument(name, value, f"an integer of at least {least}")
     return int(value)
 
 
 def finite(name: str, value: Any) -> float:
     """A finite real number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    number = _real(value)
+    if number is None or not math.isfinite(number):
         raise InvalidArgument(name, value, "a finite number")
-    return float(value)
+    return number
 
 
 def positive(name: str, value: Any) -> float:
     """A positive finite real number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+    number = _real(value)
+    if number is None or not 0 < number < math.inf:
         raise InvalidArgument(name, value, "a positive finite number")
-    return float(value)
+    return number
+
+
+def _real(value: Any) -> float | None:
+    """A real number as a float, None where it is none; infinite beyond the range of floats."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def option(name: str, value: Any, known: Iterable[str]) -> str:
@@ -47,7 +60,10 @@ def option(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def tensor_like(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
-    """A real floating tensor of this shape (None: any size there), finite throughout. Integers become float32."""
+    """A real floating tensor of this shape (None: any size there), finite throughout. Integers become float32.
+
+    It is `aligned`, so that no result depends on where in memory the caller's numbers lie.
+    """
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -62,4 +78,4 @@ def tensor_like(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
         tensor = tensor.to(torch.get_default_dtype())
     if not bool(torch.isfinite(tensor).all()):
         raise InvalidArgument(name, value, "finite numbers", "It holds NaN or infinity")
-    return tensor
+    return aligned(tensor)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,19 @@ import torch
 from torch import Tensor
 
 from scoretk.arguments import option
+from scoretk.core.arrays import fresh
+from scoretk.core.files import file_to_read
 from scoretk.errors import InvalidArgument
 
 __all__ = ["ENDINGS", "read_array"]
 
 ENDINGS = (".npy", ".npz", ".csv")
+
+_UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
+    RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
+"""What numpy and the archive reader raise over files that are not what they say: the header of an .npy is Python source."""
 
 
 def read_array(
@@ -28,19 +39,21 @@ def read_array(
         of an .npz that holds several; argument, what the file is given for; axes, how many the array has at least.
     Raises: `InvalidArgument`, `UnknownName`.
     """
-    file = Path(path)
+    file = file_to_read(argument, path, "the path of a file of numbers")
     if file.suffix not in ENDINGS:
         raise InvalidArgument(argument, str(path), f"a file that ends in {', '.join(ENDINGS)}")
     try:
         found = _table(file) if file.suffix == ".csv" else np.load(file, allow_pickle=False)
         array = _member(found, name) if isinstance(found, np.lib.npyio.NpzFile) else found
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InvalidArgument(argument, str(path), "a file of numbers that can be read", str(error)) from error
-    if array.dtype.kind not in "fiub":
-        raise InvalidArgument(argument, str(path), "real numbers", f"It holds {array.dtype}")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise InvalidArgument(
+            argument, str(path), "real numbers", f"It holds {getattr(array, 'dtype', type(array).__name__)}"
+        )
     if array.ndim < axes:
         raise InvalidArgument(argument, f"shape {array.shape}", "rows, (n, *event_shape)", "One number a row is (n, 1)")
-    return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.float64 else array.astype(np.float32)))
+    return fresh(torch.from_numpy(array.astype(np.float64 if array.dtype == np.float64 else np.float32)))
 
 
 def _table(file: Path) -> Any:

@@ -1,34 +1,32 @@
-"""Checkpoints: a run's whole moment in one safetensors file with a checksum, written atomically; never pickle.
+"""Checkpoints: a run's whole moment in one sealed file (`core.sealed`), written atomically; never pickle.
 
-The file's metadata hold one JSON header: format, fingerprint of the run's settings, position, SHA-256 of the tensors.
-A new checkpoint is written beside the old one, flushed to the disk and then put in its place, so that a kill at any
-moment leaves one whole file. A damaged, truncated or foreign file is refused and left untouched.
+The header holds the run's settings, which tell it from others, and its position. A file that is damaged, truncated, foreign, or
+does not fit the run that takes it up is refused and left untouched: nothing is written before all of it is checked.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.arguments import positive
-from scoretk.errors import CheckpointError, InvalidArgument
+from scoretk.core.files import file_to_write
+from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
+from scoretk.errors import CheckpointError
 
-__all__ = ["Checkpoint", "read", "tensor_digest", "weights_digest", "write", "write_atomically"]
+__all__ = ["Checkpoint", "check_header", "is_count", "read", "tensor_digest", "unfit", "weights_digest", "write"]
 
-FORMAT = 1
+ADVICE = "It is left untouched: move it away or name another path to start afresh"
 
 _KNOWN: Any = WeakTensorKeyDictionary()
 """Digests of weights, with what they looked like then."""
@@ -47,13 +45,8 @@ class Checkpoint:
     _due: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str | os.PathLike):
-            raise InvalidArgument("checkpoint", self.path, "a path or a scoretk.Checkpoint")
+        file_to_write("checkpoint", self.path, "the path of a file (or a scoretk.Checkpoint)")
         positive("every", self.every)
-        if self.file.is_dir():
-            raise InvalidArgument("checkpoint", str(self.path), "the path of a file, not of a folder")
-        if not self.file.parent.is_dir():
-            raise InvalidArgument("checkpoint", str(self.path), "a path in a folder that exists")
 
     @property
     def file(self) -> Path:
@@ -102,62 +95,68 @@ def weights_digest(weights: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step: whole or not at all, on the disk when this returns. Raises `OSError`."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: str = "run") -> None:
+    """Write a checkpoint. Raises `CheckpointError` where that cannot be done; what was there before stays."""
     try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-    with contextlib.suppress(OSError):  # not every file system lets a folder be flushed
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write a checkpoint. Raises `CheckpointError` where the disk refuses; what was there before stays."""
-    plain = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-    full = header | {"format": FORMAT, "sha256": tensor_digest(plain)}
-    try:
-        write_atomically(path, to_bytes(plain, {"scoretk": json.dumps(full, sort_keys=True)}))
-    except OSError as error:
+        write_sealed(path, kind, tensors, header)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {error}. An older one there is untouched"
         ) from error
 
 
-def read(path: Path, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path, settings: dict[str, Any], kind: str = "run") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of a checkpoint of the run with these settings.
 
     Raises: `CheckpointError` where the file is damaged, truncated, no checkpoint, or another run's, with the settings
     in which they differ. The file is only read.
     """
-    advice = "It is left untouched: move it away or name another path to start afresh"
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("scoretk", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}. {advice}") from error
-    if not isinstance(header, dict) or "settings" not in header:
-        raise CheckpointError(f"{path} is a safetensors file but no checkpoint of a scoretk run. {advice}")
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {header.get('format')}, this version reads {FORMAT}. {advice}"
-        )
-    if tensor_digest(tensors) != header.get("sha256"):
-        raise CheckpointError(f"{path} is damaged: its checksum does not fit. {advice}")
-    theirs = header["settings"]
-    other = [f"{k}: {theirs.get(k)!r} there, {v!r} here" for k, v in settings.items() if theirs.get(k) != v]
+        tensors, header = read_sealed(path, kind)
+    except Unreadable as error:
+        raise CheckpointError(f"{path} cannot be read as the checkpoint of a {kind}: {error}. {ADVICE}") from error
+    theirs, settings = header.get("settings"), json.loads(json.dumps(settings))  # tuples become lists, as in a file
+    if not isinstance(theirs, dict):
+        raise unfit(path, "it holds no settings")
+    other = list(_differences(theirs, settings))
     if other:
-        raise CheckpointError(f"{path} belongs to another run ({'; '.join(other)}). {advice}")
+        raise CheckpointError(f"{path} belongs to another run ({'; '.join(other)}). {ADVICE}")
     return tensors, header
+
+
+def unfit(path: Path, why: object) -> CheckpointError:
+    """The error for a checkpoint that is whole but not what this run could have written."""
+    return CheckpointError(f"{path} does not fit this run: {why}. {ADVICE}")
+
+
+def check_header(found: Any, **checks: Callable[[Any], bool]) -> dict[str, Any]:
+    """A dict with these keys and no others, each of whose values passes its check. Raises `ValueError`."""
+    if not isinstance(found, dict) or found.keys() != checks.keys():
+        keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"expected the entries {sorted(checks)}, got {keys}")
+    for name, holds in checks.items():
+        if not holds(found[name]):
+            raise ValueError(f"{name} cannot be {found[name]!r:.80}")
+    return found
+
+
+def is_count(value: Any, most: int = 2**63 - 1) -> bool:
+    """Whether a value is an integer from 0 to `most`."""
+    return type(value) is int and 0 <= value <= most
+
+
+def _differences(theirs: Any, ours: Any, name: str = "") -> Iterator[str]:
+    """Where two plain values differ, entry by entry; 1, 1.0 and True differ, NaN is equal to itself."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in [*ours, *sorted(theirs.keys() - ours.keys())]:
+            entry = f"{name}.{key}" if name else key
+            if key in theirs and key in ours:
+                yield from _differences(theirs[key], ours[key], entry)
+            else:
+                yield f"{entry}: {_shown(theirs, key)} there, {_shown(ours, key)} here"
+    elif json.dumps(theirs, sort_keys=True) != json.dumps(ours, sort_keys=True):
+        yield f"{name}: {theirs!r:.200} there, {ours!r:.200} here"
+
+
+def _shown(settings: dict[str, Any], name: str) -> str:
+    return f"{settings[name]!r:.200}" if name in settings else "nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from collections.abc import Mapping
@@ -12,13 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+import torch
 from torch import Tensor
 
 from scoretk.arguments import count
-from scoretk.checkpoint import write_atomically
-from scoretk.errors import InvalidArgument, OutputExists, Status
+from scoretk.core.files import file_to_read, file_to_write, write_atomically
+from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
+from scoretk.errors import InvalidArgument, MissingDependency, OutputExists, ScoretkError, Status
 from scoretk.summary import Summary, arviz, divergent_draws, summarise
 
 __all__ = ["FORMATS", "Cost", "Draws", "check_output"]
@@ -27,6 +28,10 @@ ARVIZ_NAMES = {
     "accept": "acceptance_rate", "hamiltonian": "energy", "leapfrogs": "n_steps", "depth": "tree_depth",
 }  # fmt: skip
 FORMATS = (".safetensors", ".nc", ".npy")
+KIND = "draws"
+OUTCOME = ("status", "failed_at")
+PLAIN = {"x", "final", "mean", "var", *OUTCOME}
+"""The tensors of draws, beside statistics and what was tuned."""
 
 
 class Cost(dict[str, int]):
@@ -134,42 +139,45 @@ class Draws:
         an unwritable place. A file that exists is replaced whole or not at all.
         """
         target = check_output(path, force)
-        writers = {".safetensors": self._safetensors, ".nc": self._netcdf, ".npy": self._npy}
         try:
-            write_atomically(target, writers[target.suffix]())
+            if target.suffix == ".safetensors":
+                named, header = self._parts()
+                write_sealed(target, KIND, named, header)
+            else:
+                write_atomically(target, self._netcdf() if target.suffix == ".nc" else self._npy())
+        except ScoretkError:
+            raise
         except OSError as error:
             raise InvalidArgument("path", str(target), "a place that can be written", str(error)) from error
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise InvalidArgument("draws", self._shapes(), "draws of tensors and plain values", str(error)) from error
         return target
 
     @staticmethod
     def load(path: str | Path) -> Draws:
         """Draws from a `.safetensors` file that `save` wrote. Raises `InvalidArgument` for anything else."""
+        file = file_to_read("path", path, "the path of a .safetensors file of draws")
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("scoretk_draws", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InvalidArgument("path", str(path), "a .safetensors file of draws", str(error)) from error
-        if not isinstance(header, dict):
-            raise InvalidArgument("path", str(path), "a file that Draws.save wrote")
-        stats = {name[6:]: value for name, value in tensors.items() if name.startswith("stats/")}
-        tuned = {name[6:]: value for name, value in tensors.items() if name.startswith("tuned/")}
-        plain = {name: value for name, value in tensors.items() if "/" not in name}
-        return Draws(
-            x=plain.get("x"), final=plain["final"], status=plain["status"], failed_at=plain["failed_at"], stats=stats,
-            cost=Cost(header["cost"]), provenance=header["provenance"], mean=plain.get("mean"), var=plain.get("var"),
-            tuned=tuned,
-        )  # fmt: skip
+            tensors, header = read_sealed(file, KIND, _unsealed)
+            return _draws(tensors, header)
+        except (Unreadable, ValueError, TypeError, KeyError) as error:
+            raise InvalidArgument(
+                "path", str(path), "a .safetensors file of draws that Draws.save wrote", str(error)
+            ) from error
 
-    def _safetensors(self) -> bytes:
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors by name, and all else."""
         named: Mapping[str, Tensor | None] = {
             "x": self.x, "final": self.final, "status": self.status, "failed_at": self.failed_at, "mean": self.mean,
             "var": self.var, **{f"stats/{name}": value for name, value in self.stats.items()},
             **{f"tuned/{name}": value for name, value in self.tuned.items()},
         }  # fmt: skip
-        tensors = {n: v.detach().to("cpu", copy=True).contiguous() for n, v in named.items() if v is not None}
-        header = json.dumps({"cost": dict(self.cost), "provenance": self.provenance}, sort_keys=True)
-        return to_bytes(tensors, {"scoretk_draws": header})
+        return {n: v for n, v in named.items() if v is not None}, {
+            "cost": dict(self.cost), "provenance": self.provenance,
+        }  # fmt: skip
+
+    def _shapes(self) -> dict[str, Any]:
+        return {name: tuple(getattr(value, "shape", ())) for name, value in vars(self).items() if name in PLAIN}
 
     def _npy(self) -> bytes:
         if self.x is None:
@@ -185,17 +193,58 @@ class Draws:
             return file.read_bytes()
 
 
+def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The header of draws that were saved before files had seals."""
+    if set(metadata) != {"scoretk_draws"}:
+        raise Unreadable("it holds no draws")
+    return plain_json(metadata["scoretk_draws"])
+
+
+def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
+    """Draws from their parts. Raises `ValueError`, `TypeError` or `KeyError` where they are not those of draws."""
+    if not isinstance(header, dict) or header.keys() != {"cost", "provenance"}:
+        raise ValueError("its header has other entries than cost and provenance")
+    cost, provenance = header["cost"], header["provenance"]
+    if not isinstance(cost, dict) or not all(type(n) is int and n >= 0 for n in cost.values()):
+        raise ValueError("its cost is no number of evaluations by kind")
+    if not isinstance(provenance, dict):
+        raise ValueError("its provenance is no dict")
+    plain = {name: value for name, value in tensors.items() if "/" not in name}
+    parts = {kind: {n[6:]: v for n, v in tensors.items() if n.startswith(f"{kind}/")} for kind in ("stats", "tuned")}
+    if len(plain) + sum(map(len, parts.values())) < len(tensors) or not {"final", *OUTCOME} <= plain.keys() <= PLAIN:
+        raise ValueError(f"it holds {', '.join(sorted(tensors))}")
+    chains, event = plain["final"].shape[:1], plain["final"].shape[1:]
+    for name, value in plain.items():
+        shape = {"x": (*chains, *value.shape[1:2], *event), **dict.fromkeys(OUTCOME, tuple(chains))}.get(
+            name, (*chains, *event)
+        )
+        kind_fits = value.dtype == torch.int64 if name in OUTCOME else value.is_floating_point()
+        if not chains or tuple(value.shape) != shape or not kind_fits:
+            raise ValueError(f"{name} has shape {tuple(value.shape)} and {value.dtype}")
+    if not bool(torch.isin(plain["status"], torch.tensor([int(code) for code in Status])).all()):
+        raise ValueError("status holds a code that there is not")
+    for name, value in parts["stats"].items():
+        if value.shape[:1] != chains:
+            raise ValueError(f"the statistic {name} has shape {tuple(value.shape)}")
+    return Draws(
+        x=plain.get("x"), final=plain["final"], status=plain["status"], failed_at=plain["failed_at"],
+        mean=plain.get("mean"), var=plain.get("var"), cost=Cost(cost), provenance=provenance, **parts,
+    )  # fmt: skip
+
+
 def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMATS) -> Path:
     """The path to write to. Raises what `Draws.save` raises, before a run has spent anything."""
-    target = Path(path)
+    target = file_to_write("path", path)
     if target.suffix not in endings:
         raise InvalidArgument("path", str(path), f"a file name that ends in {', '.join(endings)}")
+    if target.suffix == ".nc":
+        arviz("a .nc file")
+        if importlib.util.find_spec("h5netcdf") is None:
+            raise MissingDependency("h5netcdf", "arviz", "a .nc file")
     if target.exists() and not force:
         raise OutputExists(
             f"{target} exists and is kept: choose another name, or overwrite it with force=True (--force)"
         )
-    if not target.parent.is_dir():
-        raise InvalidArgument("path", str(path), "a path in a folder that exists")
     return target
 
 

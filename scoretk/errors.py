@@ -147,10 +147,13 @@ def near_match(name: str, known: Iterable[str]) -> str:
 
 
 def _short(value: object) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"{type(value).__name__} of shape {tuple(shape)}, {getattr(value, 'dtype', '')}"
-    text = repr(value)
+    try:
+        shape = getattr(value, "shape", None)
+        if shape is not None:
+            return f"{type(value).__name__} of shape {tuple(shape)}, {getattr(value, 'dtype', '')}"
+        text = repr(value)
+    except Exception:  # noqa: BLE001 (an integer of 5000 digits, or an object whose repr fails: the message must not)
+        return f"an object of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.checkpoint import Checkpoint, read
+from scoretk.checkpoint import Checkpoint, check_header, is_count, read, unfit
 from scoretk.drive import Moment, Schedule, begin, drive, state_leaves, tuned_leaves, with_leaves
-from scoretk.errors import CheckpointError
+from scoretk.errors import CheckpointError, Status
 from scoretk.progress import Progress
 from scoretk.record import Record, Recorder
 from scoretk.solvers.base import adapts
@@ -73,7 +73,7 @@ def run_batches(
     With a checkpoint the run is saved when due, at its end, and when anything stops it (Ctrl-C, a model's error); where
     the file exists already the run goes on from it. Raises what `drive` and `checkpoint.read` raise.
     """
-    run = _resume(batches, solver, checkpoint, settings)
+    run = _resume(batches, solver, recorder, checkpoint, settings)
     total = sum(b.schedule.total for b in batches)
     with Progress(progress, total) as shown, _saved_on_exit(run, recorder, batches, checkpoint, settings):
         for batch in batches[len(run.done) :]:
@@ -161,40 +161,147 @@ def _save(
     checkpoint.save(tensors, header)
 
 
-def _resume(batches: list[Batch], solver: Any, checkpoint: Checkpoint | None, settings: dict[str, Any]) -> _Run:
+def _resume(
+    batches: list[Batch], solver: Any, recorder: Recorder, checkpoint: Checkpoint | None, settings: dict[str, Any]
+) -> _Run:
+    """The run as a checkpoint has it; all of it is held to what this run could have written before any of it is used.
+
+    Raises: `CheckpointError`; the file is only read.
+    """
     if checkpoint is None or not checkpoint.file.exists():
         return _Run()
     tensors, header = read(checkpoint.file, settings)
-    done = []
-    for i, evaluations in enumerate(header["evaluations"]):
-        part = _under(tensors, f"done/{i}/", batches[i])
-        record = Record.from_flat({n[7:]: v for n, v in part.items() if n.startswith("record/")})
-        tuned = {n[6:]: v for n, v in part.items() if n.startswith("tuned/")}
-        done.append(Finished(part["final"], part["status"], part["failed_at"], record, evaluations, tuned))
-    if header["now"] is None:
-        return _Run(done)
-    batch = batches[len(done)]
-    now = _under(tensors, "now/", batch)
-    template = _begin(solver, batch, done)  # for its structure and its devices
-    leaves = {n: now[f"state/{n}"].to(v.device) for n, v in state_leaves(template.state).items()}
-    record = Record.from_flat({n[7:]: v for n, v in now.items() if n.startswith("record/")})
-    moment = Moment(
-        with_leaves(template.state, leaves), now["status"], now["failed_at"], header["now"]["step"],
-        _with_room(record, batch.schedule, header["now"]["step"]), header["now"]["evaluations"],
-        _restored(template.tuning, {n[7:]: v for n, v in now.items() if n.startswith("tuning/")}),
+    try:
+        evaluations, now = _positions(header, batches)
+        saved = _Saved(tensors)
+        done = [
+            _read_finished(saved.under(f"done/{i}/"), batch, spent)
+            for i, (batch, spent) in enumerate(zip(batches, evaluations, strict=False))
+        ]
+        run, batch = _Run(done), batches[0]
+        if now is None:
+            template = begin(solver, batch.bound, batch.start(), batch.noise)
+        else:
+            batch = batches[len(done)]
+            template = _begin(solver, batch, done)  # for its structure, shapes and devices
+            run.moment = _read_moment(saved.under("now/"), batch, template, **now)
+        saved.nothing_left()
+        _check_positions(run, recorder.position(template.state.x))
+    except (ValueError, KeyError, TypeError) as error:
+        raise unfit(checkpoint.file, error) from error
+    return run
+
+
+def _check_positions(run: _Run, like: Tensor) -> None:
+    """Hold every position that a run keeps to the dtype and event shape of one, x. Raises `ValueError`."""
+    records = [f.record.tensors for f in run.done] + ([run.moment.record.tensors] if run.moment else [])
+    positions = [f.final for f in run.done] + [t["x"].flatten(0, 1) for t in records if "x" in t]
+    moments = [value for t in records for name, value in t.items() if name != "x"]  # in float64 where the device has it
+    wrong = [x for x in positions if x.dtype != like.dtype] + [x for x in moments if not x.is_floating_point()]
+    wrong += [x for x in positions + moments if x.shape[1:] != like.shape[1:]]
+    for x in wrong:
+        raise ValueError(f"it keeps {x.dtype} of shape {tuple(x.shape)} where x is {like.dtype} of {tuple(like.shape)}")
+
+
+def _positions(header: dict[str, Any], batches: list[Batch]) -> tuple[list[int], dict[str, int] | None]:
+    """The evaluations of each batch that is done, and where the one in flight is. Raises `ValueError`."""
+    check_header(
+        header,
+        settings=lambda value: True,
+        evaluations=lambda value: isinstance(value, list) and len(value) <= len(batches) and all(map(is_count, value)),
+        now=lambda value: value is None or isinstance(value, dict),
+    )
+    evaluations, now = header["evaluations"], header["now"]
+    if now is None:
+        return evaluations, None
+    if len(evaluations) == len(batches):
+        raise ValueError("all batches are done and one is in flight")
+    total = batches[len(evaluations)].schedule.total
+    return evaluations, check_header(now, step=lambda value: is_count(value, total), evaluations=is_count)
+
+
+class _Saved:
+    """The tensors of a checkpoint: each is taken once, in the shape and dtype that it has to have."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.left = dict(tensors)
+
+    def under(self, prefix: str) -> _Saved:
+        """Those whose names begin with a prefix, by the rest of their names; they are taken from here."""
+        names = [name for name in self.left if name.startswith(prefix)]
+        return _Saved({name[len(prefix) :]: self.left.pop(name) for name in names})
+
+    def take(self, name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+        """One tensor, with the dtype and on the device of another, and with its shape unless another is named."""
+        if name not in self.left:
+            raise ValueError(f"it has no {name}")
+        value, shape = self.left.pop(name), tuple(like.shape) if shape is None else shape
+        if value.dtype != like.dtype or tuple(value.shape) != shape:
+            raise ValueError(f"{name} is {value.dtype} of shape {tuple(value.shape)}, not {like.dtype} of {shape}")
+        return value.to(like.device)
+
+    def take_all(self, chains: int, axes: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+        """All that is left, by name, each with the chains on one of these axes."""
+        for name, value in self.left.items():
+            if not any(value.ndim > axis and value.shape[axis] == chains for axis in axes):
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, for {chains} chains")
+        taken, self.left = {name: value.to(device) for name, value in self.left.items()}, {}
+        return taken
+
+    def nothing_left(self) -> None:
+        if self.left:
+            raise ValueError(f"it holds {', '.join(sorted(self.left)[:3])} beside what belongs into it")
+
+
+def _read_outcome(saved: _Saved, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
+    """Status and step of failure of every chain of a batch of which so many steps are done."""
+    status, failed_at = (saved.take(name, batch.noise.chains) for name in ("status", "failed_at"))
+    known = torch.tensor([int(code) for code in Status], device=status.device)
+    if not bool(torch.isin(status, known).all()):
+        raise ValueError("status holds a code that there is not")
+    if not bool(((failed_at >= -1) & (failed_at <= steps)).all()):
+        raise ValueError("failed_at holds a step that there is not")
+    return status, failed_at
+
+
+def _read_record(saved: _Saved, batch: Batch, kept: int) -> Record:
+    """What was kept of a batch: draws `(kept, chains, *event)`, or the last, or moments; and statistics."""
+    chains, device = len(batch.noise.chains), batch.noise.chains.device
+    record = Record.from_flat(saved.take_all(chains, (0, 1), device))
+    if not record.tensors.keys() <= {"x", "mean", "m2"}:
+        raise ValueError(f"it keeps {', '.join(sorted(record.tensors))}")
+    x = record.tensors.get("x")
+    if x is not None and (x.ndim < 2 or x.shape[1] != chains or len(x) not in (1, kept)):
+        raise ValueError(f"it keeps draws of shape {tuple(x.shape)} of {chains} chains, where {kept} are kept")
+    return record
+
+
+def _read_finished(saved: _Saved, batch: Batch, evaluations: int) -> Finished:
+    chains, device, total = len(batch.noise.chains), batch.noise.chains.device, batch.schedule.total
+    status, failed_at = _read_outcome(saved, batch, total)
+    record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(total))
+    tuned = {name: value.to(device) for name, value in saved.under("tuned/").left.items()}
+    final = saved.take_all(chains, (0,), device)
+    if final.keys() != {"final"}:
+        raise ValueError(f"a batch that is done has {', '.join(sorted(final)) or 'no final position'}")
+    return Finished(final["final"], status, failed_at, record, evaluations, tuned)
+
+
+def _read_moment(saved: _Saved, batch: Batch, template: Moment, step: int, evaluations: int) -> Moment:
+    status, failed_at = _read_outcome(saved, batch, step)
+    record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(step))
+    state, tuning = saved.under("state/"), saved.under("tuning/")
+    leaves = {name: state.take(name, value) for name, value in state_leaves(template.state).items()}
+    restored = None
+    if template.tuning is not None and tuning.left:
+        like = state_leaves(template.tuning)
+        restored = with_leaves(template.tuning, {name: tuning.take(name, value) for name, value in like.items()})
+    for part in (saved, state, tuning):
+        part.nothing_left()
+    return Moment(
+        with_leaves(template.state, leaves), status, failed_at, step, _with_room(record, batch.schedule, step),
+        evaluations, restored,
     )  # fmt: skip
-    return _Run(done, moment)
-
-
-def _restored(template: Any, leaves: dict[str, Tensor]) -> Any:
-    if template is None or not leaves:
-        return None
-    return with_leaves(template, {n: leaves[n].to(v.device) for n, v in state_leaves(template).items()})
-
-
-def _under(tensors: dict[str, Tensor], prefix: str, batch: Batch) -> dict[str, Tensor]:
-    device = batch.noise.chains.device
-    return {n[len(prefix) :]: v.to(device) for n, v in tensors.items() if n.startswith(prefix)}
 
 
 def _with_room(record: Record, schedule: Schedule, step: int) -> Record:

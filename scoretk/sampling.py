@@ -14,6 +14,7 @@ from torch import Tensor
 import scoretk
 from scoretk.arguments import count, option, tensor_like
 from scoretk.checkpoint import Checkpoint, tensor_digest, weights_digest
+from scoretk.core.arrays import aligned
 from scoretk.draws import Cost, Draws
 from scoretk.drive import Schedule
 from scoretk.errors import InvalidArgument
@@ -264,7 +265,7 @@ def _batch(
 
     def begin_at() -> Tensor:
         if start is not None:
-            return _tracked(start[part])
+            return _tracked(aligned(start[part]))
         x = _initial(model, own, place)
         scaled = getattr(solver, "start", None)
         return _tracked(x if scaled is None else scaled(bound, x, own))

@@ -6,19 +6,18 @@ from) stays float32. No pickle is ever loaded.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from scoretk.checkpoint import write_atomically
+from scoretk.checkpoint import check_header
+from scoretk.core.files import file_to_read, file_to_write
+from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
 from scoretk.errors import InvalidArgument
 from scoretk.families.networks import Spread
 
@@ -26,6 +25,8 @@ __all__ = ["SHIPPED", "Stored", "read_weights", "shipped", "write_weights"]
 
 SHIPPED = Path(__file__).parent / "weights"
 """The folder of the weights that come with the package."""
+
+KIND = "weights"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Stored:
         return Spread(*(self.weights.get(name) for name in Spread._fields))  # type: ignore[arg-type]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file that the model's parameter `weights` takes, atomically. Raises `OSError`."""
+        """Write the file that the model's parameter `weights` takes, atomically. Raises `InvalidArgument`."""
         write_weights(path, self)
 
     def into(self, make: Callable[[], nn.Module]) -> nn.Module:
@@ -66,11 +67,14 @@ def shipped(model: str) -> Path:
 
 
 def write_weights(path: str | os.PathLike[str], stored: Stored) -> None:
-    """Write a network's weights, atomically."""
+    """Write a network's weights, atomically. Raises `InvalidArgument`."""
     half = {name: t.half() if _is_parameter(name) else t for name, t in stored.weights.items()}
     header = {"model": stored.model, "settings": stored.settings, "notes": stored.notes}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in half.items()}
-    write_atomically(Path(path), to_bytes(tensors, {"scoretk": json.dumps(header, sort_keys=True)}))
+    file = file_to_write("path", path)
+    try:
+        write_sealed(file, KIND, half, header)
+    except (OSError, ValueError) as error:
+        raise InvalidArgument("path", str(file), "a place that can be written", str(error)) from error
 
 
 def read_weights(path: str | os.PathLike[str] | None, model: str) -> Stored:
@@ -80,15 +84,17 @@ def read_weights(path: str | os.PathLike[str] | None, model: str) -> Stored:
     """
     expected = f"the path of weights of {model}"
     path = shipped(model) if path is None else path
-    if not isinstance(path, str | os.PathLike):
-        raise InvalidArgument("weights", path, expected)
+    file = file_to_read("weights", path, expected)
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["scoretk"])
-            weights = {name: file.get_tensor(name).float() for name in sorted(file.keys())}
-        stored = Stored(header["model"], header["settings"], weights, header["notes"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        tensors, header = read_sealed(file, KIND, _unsealed)
+        check_header(
+            header, model=lambda v: isinstance(v, str), settings=lambda v: isinstance(v, dict),
+            notes=lambda v: isinstance(v, dict),
+        )  # fmt: skip
+        weights = {name: value.float() for name, value in tensors.items()}
+    except (Unreadable, ValueError) as error:
         raise InvalidArgument("weights", str(path), expected, f"{type(error).__name__}: {error}") from error
+    stored = Stored(header["model"], header["settings"], weights, header["notes"])
     if stored.model != model:
         raise InvalidArgument("weights", str(path), expected, f"These are weights of {stored.model}")
     return stored
@@ -96,3 +102,10 @@ def read_weights(path: str | os.PathLike[str] | None, model: str) -> Stored:
 
 def _is_parameter(name: str) -> bool:
     return name not in (*Spread._fields, "start")
+
+
+def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The header of weights that were saved before files had seals."""
+    if set(metadata) != {"scoretk"}:
+        raise Unreadable("it holds no weights")
+    return plain_json(metadata["scoretk"])

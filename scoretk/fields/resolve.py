@@ -2,7 +2,8 @@
 
 A field implements its native methods only. `resolve` wraps it in a `StaticField` or `TimedField` that has the methods
 asked for, derived where mathematics allows (score from energy by autograd, any prediction from any other on a Gaussian
-path), binds the condition rows, and refuses the rest with the bridge that would help.
+path), binds the condition rows, and refuses the rest with the bridge that would help. Whatever the native methods are asked is
+`aligned` in memory, wherever a solver took it from.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.arrays import aligned, aligned_values
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.convert import convert, row_coefficients
 from scoretk.fields.gradient import grad_energy
@@ -51,22 +53,22 @@ class StaticField(Parts):
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x)`, `(batch,)`."""
-        return self.native.energy(x, **self.cond, **cond)
+        return self.native.energy(aligned(x), **self.cond, **cond)
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x: the field's own, else `-grad E` by autograd."""
         if "score" in offers(self.native):
-            return self.native.score(x, **self.cond, **cond)
+            return self.native.score(aligned(x), **self.cond, **cond)
         return -grad_energy(lambda y: self.energy(y, **cond), x)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)` and `grad E(x) = -score(x)`, in one evaluation where the field allows."""
         own = getattr(self.native, "energy_and_grad", None)
         if own is not None:
-            return own(x, **self.cond, **cond)
+            return own(aligned(x), **self.cond, **cond)
         if "score" in offers(self.native):
             return self.energy(x, **cond), -self.score(x, **cond)
-        return grad_energy(lambda y: self.energy(y, **cond), x)
+        return grad_energy(lambda y: self.energy(y, **cond), aligned(x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +98,7 @@ class TimedField(Parts):
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The native prediction, like x: what `source` names."""
+        x, t = aligned(x), aligned(t) if isinstance(t, Tensor) else t
         own = getattr(self.native, "predict", None)
         if own is not None:
             return own(x, t, **self.cond)
@@ -188,6 +191,7 @@ def resolve(
             "field", field, "a field (something with event_shape and energy, score or velocity)",
             "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity",
         )  # fmt: skip
+    rows = aligned_values(rows)
     if timed is None:
         timed = is_timed(field)
     if timed:

@@ -1,7 +1,7 @@
 """A training's whole moment in one file: nested plain values and tensors, through `scoretk.checkpoint`, never pickle.
 
 Dicts, lists, tuples, tensors, None, booleans, numbers and strings come back as they were, so that any optimiser's state fits.
-The structure is JSON; it is kept among the tensors, which the checkpoint's checksum covers.
+The structure is JSON, kept among the tensors.
 """
 
 from __future__ import annotations
@@ -16,41 +16,46 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from scoretk.checkpoint import Checkpoint, read, write
+from scoretk.checkpoint import check_header, read, unfit, write
+from scoretk.core.arrays import fresh
+from scoretk.core.files import file_to_write
+from scoretk.core.sealed import plain_json
 from scoretk.errors import CheckpointError
 
 __all__ = ["checkpoint_file", "from_tensors", "packed", "read_moment", "to_tensors", "unpacked", "write_moment"]
 
 STRUCTURE = "structure"
+KINDS = {"list": list, "tuple": tuple}
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:
     """The path, checked: a file in a folder that exists. Raises `InvalidArgument`."""
-    return Checkpoint(path).file
+    return file_to_write("checkpoint", path)
 
 
 def write_moment(path: Path, moment: Any, settings: dict[str, Any]) -> None:
     """Write a moment atomically; settings, plain values, tell the run from others. Raises `CheckpointError`."""
-    write(path, to_tensors(moment), {"settings": _plain(settings)})
+    write(path, to_tensors(moment), {"settings": _plain(settings)}, "fit")
 
 
 def read_moment(path: Path, settings: dict[str, Any]) -> Any:
     """What `write_moment` wrote. Raises `CheckpointError` as `scoretk.checkpoint.read`; the file is only read."""
-    tensors, _ = read(path, _plain(settings))
+    tensors, header = read(path, _plain(settings), "fit")
     try:
+        check_header(header, settings=lambda value: True)
         return from_tensors(tensors)
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} holds no moment of a training. It is left untouched") from error
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise unfit(path, f"it holds no moment of a training ({error})") from error
 
 
 def packed(value: Any) -> bytes:
-    """A nested value as bytes."""
-    return to_bytes({name: t.detach().to("cpu", copy=True).contiguous() for name, t in to_tensors(value).items()})
+    """A nested value as bytes, to send to other processes."""
+    return to_bytes({name: fresh(t.detach().to("cpu")) for name, t in to_tensors(value).items()})
 
 
 def unpacked(content: bytes) -> Any:
     """The inverse of `packed`."""
-    return from_tensors(from_bytes(content))
+    return from_tensors({name: fresh(t) for name, t in from_bytes(content).items()})
 
 
 def to_tensors(value: Any) -> dict[str, Tensor]:
@@ -62,8 +67,15 @@ def to_tensors(value: Any) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `to_tensors`."""
-    return _whole(json.loads(tensors[STRUCTURE].numpy().tobytes()), tensors)
+    """The inverse of `to_tensors`. Raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+    structure = tensors[STRUCTURE]
+    if structure.dtype != torch.uint8 or structure.ndim != 1:
+        raise ValueError("its structure is no text")
+    left = {name: value for name, value in tensors.items() if name != STRUCTURE}
+    value = _whole(plain_json(structure.numpy().tobytes()), left)
+    if left:
+        raise ValueError(f"its structure does not name {', '.join(sorted(left)[:3])}")
+    return value
 
 
 def _skeleton(value: Any, tensors: list[Tensor]) -> Any:
@@ -85,10 +97,10 @@ def _whole(json_value: Any, tensors: dict[str, Tensor]) -> Any:
         return json_value
     kind, content = json_value
     if kind == "tensor":
-        return tensors[str(content)]
+        return tensors.pop(str(content))
     if kind == "dict":
         return {_whole(k, tensors): _whole(v, tensors) for k, v in content}
-    return (tuple if kind == "tuple" else list)(_whole(v, tensors) for v in content)
+    return KINDS[kind](_whole(v, tensors) for v in content)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from scoretk.arguments import count, tensor_like
-from scoretk.checkpoint import tensor_digest
+from scoretk.checkpoint import is_count, tensor_digest
+from scoretk.core.arrays import aligned
 from scoretk.errors import CheckpointError, InvalidArgument, ScoretkError
 from scoretk.learn import processes
 from scoretk.learn.recipe import Fit, Loss, Numbers, Player, Progress, Recipe
@@ -112,7 +113,7 @@ class Training:
                 for i, generator in enumerate(self.randomness):
                     generator.manual_seed(derive(self.seed, self.turns, part, i))
             with self.states.of(part):
-                value, numbers = _mean(loss(slices[part], self.randomness[0]))
+                value, numbers = _mean(loss(aligned(slices[part]), self.randomness[0]))
             value = value * (len(slices[part]) / len(batch))
             if bool(torch.isfinite(value)):
                 value.backward(inputs=parameters)
@@ -173,18 +174,24 @@ class Training:
                 optimiser.load_state_dict(its)
             _set_states([self.generator, *self.randomness], moment["generators"])
             self.states.restore(moment["states"])
-            self.step, self.turns = moment["step"], moment["turns"]
-            self.stale, self.lowest = moment["stale"], moment["lowest"]
+            self.step, self.turns, self.stale = (_number(moment, name) for name in ("step", "turns", "stale"))
+            self.lowest = float(moment["lowest"])
             weights, step, history = moment["best"]
             places = {name: value.device for name, value in self.module.state_dict().items()}
             weights = {name: value.to(places[name]) for name, value in weights.items()}
             self.best = Fit(weights, step, [Progress(*values) for values in history])
             self.average.load_state_dict(moment["average"])
             self.module.load_state_dict(moment["weights"])
-        except (KeyError, ValueError, TypeError, RuntimeError, ScoretkError) as error:
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError, ScoretkError) as error:
             raise CheckpointError(
                 f"the checkpoint does not fit this training: {error}. It is left untouched"
             ) from error
+
+
+def _number(moment: dict[str, Any], name: str) -> int:
+    if not is_count(moment[name]):
+        raise ValueError(f"{name} cannot be {moment[name]!r:.80}")
+    return moment[name]
 
 
 def _split(rows: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from scoretk.arguments import positive
+from scoretk.core.arrays import aligned
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
@@ -196,4 +197,4 @@ class BlockGibbs:
 
     def step(self, field: StaticField, state: SweepState, noise: NoiseSource) -> tuple[SweepState, Info]:
         u = noise.uniform(state.step, Stream.PROPOSAL, tuple(field.native.gibbs_shape), state.x.dtype)
-        return SweepState(field.native.gibbs(state.x, u, **field.cond), state.step + 1), {}
+        return SweepState(field.native.gibbs(aligned(state.x), aligned(u), **field.cond), state.step + 1), {}

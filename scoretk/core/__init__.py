@@ -1,0 +1,1 @@
+"""What every floor uses: arrays in memory, files on the disk."""

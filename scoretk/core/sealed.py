@@ -1,0 +1,133 @@
+"""Tensors and a header of plain values in one safetensors file, every byte of which a checksum covers; never pickle.
+
+A safetensors file is a length, a JSON text that says where each tensor lies, and the tensors' bytes. Its metadata have one entry,
+
+    {"format": 1, "kind": "run", "seal": SHA-256, "header": {...}}
+
+where the seal is that of the whole file, its own 64 digits as zeros. So no bit of the file can change unnoticed: a changed seal
+does not fit the rest, and a change of anything else does not fit the seal. What is read lies in fresh memory (`core.arrays`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from scoretk.core.arrays import fresh
+from scoretk.core.files import is_regular, write_atomically
+
+__all__ = ["Unreadable", "plain_json", "read_sealed", "write_sealed"]
+
+FORMAT = 1
+METADATA = "scoretk"
+KEYS = {"format", "kind", "seal", "header"}
+BLANK = b"0" * 64
+LONGEST_JSON = 100_000_000
+"""Bytes, the most that the reader of safetensors takes."""
+
+CHUNK = 1 << 24
+
+_DAMAGE = (
+    SafetensorError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError,
+    MemoryError,
+)  # fmt: skip
+"""What reading a file that is not what it says may raise; `RecursionError` is a `RuntimeError`."""
+
+
+class Unreadable(ValueError):
+    """A file is damaged, cannot be read, or is none of the kind asked for. The message says which."""
+
+
+def write_sealed(path: Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write a file atomically (`core.files`); what was there stays until the new one is whole.
+
+    Arguments: path; kind, what is in it, such as "run"; tensors by name; header, plain values.
+    Raises: `OSError` where the disk refuses, `ValueError` for what cannot be put into such a file.
+    """
+    placeholder = hashlib.sha256(os.urandom(32)).hexdigest()  # found again in the text, whatever else is in it
+    try:
+        about = {"format": FORMAT, "kind": kind, "seal": placeholder, "header": dict(header)}
+        plain = {name: fresh(value.detach().to("cpu")) for name, value in tensors.items()}
+        content = to_bytes(plain, {METADATA: json.dumps(about, sort_keys=True)})
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    end = 8 + int.from_bytes(content[:8], "little")
+    body = memoryview(content)[end:]
+    text = content[:end].replace(placeholder.encode(), BLANK)
+    digest = hashlib.sha256(text)
+    digest.update(body)
+    sealed = content[:end].replace(placeholder.encode(), digest.hexdigest().encode())
+    write_atomically(path, sealed, body)
+
+
+def read_sealed(
+    path: Path, kind: str, unsealed: Callable[[Mapping[str, str]], dict[str, Any]] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, in fresh memory, and header of a file that `write_sealed` wrote. The file is only read.
+
+    Arguments: path; kind; unsealed, for files from before there were seals: makes their header of their metadata, or raises
+        `ValueError` where they are none of those.
+    Raises: `Unreadable`.
+    """
+    try:
+        if not is_regular(path):
+            raise Unreadable("it is no file")
+        with open(path, "rb") as file:
+            head = file.read(8)
+            length = int.from_bytes(head, "little")
+            if length > min(LONGEST_JSON, os.fstat(file.fileno()).st_size):
+                raise Unreadable("it is no safetensors file, or truncated")
+            text = file.read(length)
+            header, seal = _header(text, kind, unsealed)
+            if seal is not None:
+                digest = hashlib.sha256(head + text.replace(seal, BLANK))
+                while part := file.read(CHUNK):
+                    digest.update(part)
+                if text.count(seal) != 1 or digest.hexdigest().encode() != seal:
+                    raise Unreadable("it is damaged: its checksum does not fit")
+        with safe_open(path, framework="pt") as opened:
+            return {name: fresh(opened.get_tensor(name)) for name in sorted(opened.keys())}, header
+    except Unreadable:
+        raise
+    except _DAMAGE as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def plain_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises `ValueError`, also for an object that has a key twice."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key stands twice in one JSON object")
+    return made
+
+
+def _header(
+    text: bytes, kind: str, unsealed: Callable[[Mapping[str, str]], dict[str, Any]] | None
+) -> tuple[dict[str, Any], bytes | None]:
+    """The header, and the seal; None of a file from before there were seals."""
+    metadata = plain_json(text).get("__metadata__", {})
+    about = plain_json(metadata[METADATA]) if set(metadata) == {METADATA} else None
+    if not isinstance(about, dict) or set(about) != KEYS:
+        if unsealed is None:
+            raise Unreadable(f"it is a safetensors file but holds no {kind} that scoretk wrote")
+        return unsealed(metadata), None
+    if type(about["format"]) is not int or about["format"] != FORMAT:
+        raise Unreadable(f"it has format {about['format']!r:.40}, this version reads {FORMAT}")
+    if about["kind"] != kind:
+        raise Unreadable(f"it belongs to another run: it holds {about['kind']!r:.40}, not {kind!r}")
+    seal, header = about["seal"], about["header"]
+    if not isinstance(seal, str) or len(seal) != 64 or not isinstance(header, dict):
+        raise Unreadable("its metadata are not those of a sealed file")
+    return header, seal.encode()

@@ -1,0 +1,365 @@
+"""Files: every byte counts, whatever is wrong is told and the file stays as it was; paths are checked before a run."""
+
+import json
+import math
+import os
+import random
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+import scoretk as stk
+from scoretk.arrays import read_array
+from scoretk.core import files, sealed
+from scoretk.families.stored import Stored, read_weights
+from scoretk.learn import Recipe, fit
+
+FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+FLIPS = 1000
+
+
+class Stop(Exception):
+    """Ends a run in the middle."""
+
+
+def run(path, **changes):
+    options = {"chains": 3, "steps": 12, "warmup": 4, "batch": 2, "seed": 1} | changes
+    return stk.sample(FIELD, stk.HMC(leapfrogs=2), checkpoint=path, **options)
+
+
+def stopped_run(path):
+    """A checkpoint with one batch done and another in flight."""
+    calls = []
+
+    def energy(x):
+        calls.append(len(x))
+        if sum(n == 1 for n in calls) > 20:
+            raise Stop
+        return x.square().sum(1) / 2
+
+    with pytest.raises(Stop):
+        stk.sample(
+            stk.Energy(energy, (2,)), stk.ULA(0.1), checkpoint=path, chains=3, steps=40, batch=2, seed=1
+        )  # fmt: skip
+
+
+def resumed(path):
+    calls = []
+
+    def energy(x):
+        calls.append(len(x))
+        if sum(n == 1 for n in calls) > 20:
+            raise Stop
+        return x.square().sum(1) / 2
+
+    return stk.sample(stk.Energy(energy, (2,)), stk.ULA(0.1), checkpoint=path, chains=3, steps=40, batch=2, seed=1)
+
+
+def training(path):
+    net = torch.nn.utils.skip_init(torch.nn.Linear, 2, 1)
+    net.load_state_dict({"weight": torch.tensor([[0.5, -0.2]]), "bias": torch.tensor([0.1])})
+    data = torch.linspace(-1, 1, 24).reshape(12, 2)
+    recipe = Recipe(steps=4, batch=4, evaluations=2, held_out=0.25, repeats=1)
+    return fit(net, lambda x, _: net(x).square().sum(1), data, recipe, checkpoint=path)
+
+
+def draws():
+    return stk.sample(FIELD, stk.ULA(0.1), chains=2, steps=3)
+
+
+WRITERS = {
+    "run": run,
+    "run in flight": stopped_run,
+    "fit": training,
+    "draws": lambda path: draws().save(path, force=True),
+    "weights": lambda path: Stored("m", {"width": 3}, {"a": torch.ones(2, 3), "mean": torch.zeros(2)}).save(path),
+}
+READERS = {
+    "run": run,
+    "run in flight": resumed,
+    "fit": training,
+    "draws": stk.Draws.load,
+    "weights": lambda path: read_weights(path, "m"),
+}
+REFUSED = {"draws": stk.InvalidArgument, "weights": stk.InvalidArgument}
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def written(request, tmp_path_factory):
+    """The kind of a file, its path and its bytes."""
+    path = tmp_path_factory.mktemp("sealed") / "file.safetensors"
+    WRITERS[request.param](path)
+    return request.param, path, path.read_bytes()
+
+
+def accepted(kind, path, content):
+    """Whether a file with this content is read; where it is refused, it is so as it should and stays as it was."""
+    path.write_bytes(content)
+    try:
+        READERS[kind](path)
+    except REFUSED.get(kind, stk.CheckpointError):
+        assert path.read_bytes() == content
+        assert [f.name for f in path.parent.iterdir()] == [path.name]
+        return False
+    return True
+
+
+class TestEveryByteCounts:
+    def test_no_flipped_bit_is_accepted(self, written):
+        kind, path, whole = written
+        chance, found = random.Random(5), []
+        header = 8 + int.from_bytes(whole[:8], "little")
+        for i in range(FLIPS // len(WRITERS)):
+            at, content = chance.randrange(8 * (header if i % 2 else len(whole))), bytearray(whole)
+            content[at // 8] ^= 1 << at % 8
+            if accepted(kind, path, bytes(content)):
+                found.append(at)
+        assert found == []
+
+    @pytest.mark.slow
+    def test_no_bit_at_all_can_flip(self, written):
+        kind, path, whole = written
+        for at in range(8 * len(whole)):
+            content = bytearray(whole)
+            content[at // 8] ^= 1 << at % 8
+            assert not accepted(kind, path, bytes(content)), at
+
+    def test_nothing_cut_appended_or_swapped_is_accepted(self, written):
+        kind, path, whole = written
+        half = len(whole) // 2
+        for content in (
+            b"",
+            whole[:4],
+            whole[:half],
+            whole[:-1],
+            whole + b"\0",
+            whole[half:] + whole[:half],
+            b"{}" * 40,
+        ):
+            assert not accepted(kind, path, content)
+        path.write_bytes(whole)
+
+    def test_what_was_written_is_read(self, written):
+        kind, path, whole = written
+        if kind != "run in flight":
+            assert accepted(kind, path, whole)
+
+    def test_a_seal_over_the_tensors_alone_would_be_seen(self, tmp_path, monkeypatch):
+        """The mutant: as it was, with the header outside the checksum."""
+        path = tmp_path / "c"
+        run(path)
+        whole = path.read_bytes()
+        text = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+        monkeypatch.setattr(sealed, "_header", lambda text, kind, _: (sealed_header(text), None))
+        moved = text.replace(b'\\"evaluations\\": [', b'\\"evaluations\\": [9')
+        assert moved != text
+        content = (len(moved)).to_bytes(8, "little") + moved + whole[8 + len(text) :]
+        assert accepted("run", path, content)
+
+
+def sealed_header(text):
+    return json.loads(json.loads(text)["__metadata__"]["scoretk"])["header"]
+
+
+def reseal(path, change, tensors=None):
+    """The file again, with a valid seal over a header that somebody changed by hand."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["scoretk"])
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    header = change(about["header"])
+    if tensors is not None:
+        tensors(found)
+    return sealed_bytes(about["kind"], found, header)
+
+
+def sealed_bytes(kind, tensors, header, about=None):
+    import hashlib
+
+    about = {"format": 1, "kind": kind, "header": header} | (about or {})
+    text = json.dumps(about | {"seal": "0" * 64}) if not isinstance(header, bytes) else header.decode()
+    content = save(tensors, {"scoretk": text})
+    return content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode())
+
+
+ODD = [
+    None, True, False, -1, 10**6, 2**63, 10**400, 0.5, 1.0, math.nan, math.inf, -math.inf, "", "12", "nan", [], [1], [[]],
+    {}, {"step": 1}, "\0", -0.0, [None], [-1], [True], [1.5], ["1"], [10**30], [1] * 50, {"": {}}, [[[[[[1]]]]]],
+]  # fmt: skip
+
+
+def forged(header):
+    """Headers that a hand could have made of one of a run in flight."""
+    for key in header:
+        yield {k: v for k, v in header.items() if k != key}
+        yield header | {key + " ": header[key]}
+        for odd in ODD:
+            if not (key == "evaluations" and odd == [1]):  # which could be, of another field
+                yield header | {key: odd}
+    for key in header["now"]:
+        yield header | {"now": {k: v for k, v in header["now"].items() if k != key}}
+        for odd in ODD:
+            if not (key == "evaluations" and type(odd) is int and 0 <= odd < 2**63):
+                yield header | {"now": header["now"] | {key: odd}}
+    for key in header["settings"]:
+        yield header | {"settings": {k: v for k, v in header["settings"].items() if k != key}}
+        yield header | {"settings": header["settings"] | {key: [header["settings"][key]]}}
+    yield header | {"settings": header["settings"] | {"more": 1}}
+    yield from (header | {"more": 1}, [], 3, "text", None, [header], {"settings": header["settings"]})
+
+
+class TestHeadersMadeByHand:
+    def test_none_is_accepted_and_nothing_leaks(self, tmp_path):
+        path = tmp_path / "c"
+        stopped_run(path)
+        seen = []
+        reseal(path, lambda header: seen.append(header) or header)
+        headers = list(forged(seen[0]))
+        assert len(headers) >= 200
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        wrong = [h for h in headers if accepted("run in flight", path, sealed_bytes("run", tensors, h))]
+        assert wrong == []
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"format": 1, "kind": "run", "header": {}, "header": {}, "seal": "%s"}', "[]", "{", "null", "NaN", "3",
+            '{"format": true, "kind": "run", "header": {}, "seal": "%s"}', "[" * 5000, '{"seal": "%s"}', "",
+            '{"format": 2, "kind": "run", "header": {}, "seal": "%s"}', '{"format": 1, "kind": "run", "header": {}, "seal": 7}',
+            '{"format": 1, "kind": {}, "header": {}, "seal": "%s"}', "9" * 9000,
+        ],
+    )  # fmt: skip
+    def test_what_is_no_header_is_refused(self, tmp_path, text):
+        content = sealed_bytes("run", {"x": torch.zeros(2)}, text.replace("%s", "0" * 64).encode())
+        assert not accepted("run", tmp_path / "c", content)
+        assert not accepted("draws", tmp_path / "c", content)
+
+    @pytest.mark.parametrize("kind", ["run in flight", "draws", "fit"])
+    def test_tensors_that_do_not_fit_are_refused(self, tmp_path, kind):
+        path = tmp_path / "file.safetensors"
+        WRITERS[kind](path)
+        whole = path.read_bytes()
+
+        def refused(change):
+            path.write_bytes(whole)
+            return not accepted(kind, path, reseal(path, lambda header: header, change))
+
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        structure = [name for name in found if not (kind == "fit" and name != "structure")]
+        for name in structure:
+            value = found[name]
+            others = {"longer": torch.cat([value, value]) if value.ndim else value[None], "deeper": value[None]}
+            if "record" not in name and name != "x":
+                others["of another kind"] = value.to(torch.int32)
+                assert refused(lambda tensors, n=name: tensors.pop(n)), name
+            for how, other in others.items():
+                assert refused(lambda tensors, n=name, o=other: tensors.update({n: o})), (name, how)
+        assert refused(lambda tensors: tensors.update({"more": torch.zeros(2)}))
+
+
+class TestPlaces:
+    """What can be told of a path is told before the run."""
+
+    def makers(self, path):
+        yield lambda: stk.sample(FIELD, stk.ULA(0.1), chains=2, steps=2, checkpoint=path)
+        yield lambda: stk.Checkpoint(path)
+        yield lambda: training(path)
+        yield lambda: draws().save(path, force=True)
+        yield lambda: stk.Draws.load(path)
+        yield lambda: read_weights(path, "m")
+        yield lambda: read_array(path)
+        yield lambda: Stored("m", {}, {"a": torch.ones(1)}).save(path)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["a\0b", "n" * 300, "x/", "file/through", "loop", "folder", "nowhere/x", "\ud800", "", b"bytes", 3, ("a",)],
+        ids=lambda n: repr(n)[:16],
+    )
+    def test_what_cannot_be_a_file_is_refused_at_once(self, tmp_path, name):
+        (tmp_path / "file").write_bytes(b"")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        path = f"{tmp_path}/{name}" if isinstance(name, str) and name else name
+        if name == "folder":
+            (tmp_path / "folder.npy").mkdir()
+        for make in self.makers(path):
+            with pytest.raises(stk.InvalidArgument):
+                make()
+
+    @pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+    def test_what_is_no_file_is_refused_at_once_and_not_waited_for(self, tmp_path, monkeypatch, kind):
+        monkeypatch.chdir(tmp_path)  # a socket's path is short
+        endings = (".safetensors", ".npy", ".csv", ".npz", "")
+        for path in (Path("x" + ending) for ending in endings):
+            if kind == "fifo":
+                os.mkfifo(path)
+            elif kind == "socket":
+                with socket.socket(socket.AF_UNIX) as bound:
+                    bound.bind(str(path))
+            else:
+                path.symlink_to("/dev/zero")
+            for make in self.makers(path):
+                with pytest.raises(stk.InvalidArgument):
+                    make()
+
+    def test_a_name_as_long_as_there_are_is_written(self, tmp_path):
+        path = tmp_path / ("n" * 255)
+        assert torch.equal(run(path).x, run(path).x)
+
+    def test_a_link_is_followed_and_stays(self, tmp_path):
+        (tmp_path / "there").mkdir()
+        link, target = tmp_path / "c", tmp_path / "there" / "target"
+        link.symlink_to(target)  # dangling at first
+        first = run(link).x
+        assert link.is_symlink()
+        assert target.is_file()
+        inode = target.stat().st_ino
+        assert torch.equal(run(link).x, first)
+        assert link.is_symlink()
+        assert target.stat().st_ino != inode
+        assert os.listdir(tmp_path / "there") == ["target"]
+
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+    def test_permissions_are_kept(self, tmp_path, mode):
+        path = tmp_path / "c"
+        run(path)
+        path.chmod(mode)
+        run(path)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+    def test_what_a_killed_run_left_is_cleared_and_that_of_a_living_one_is_not(self, tmp_path):
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        try:
+            path = tmp_path / "c"
+            stays = [f".c.{alive.pid}.tmp", ".cc.1.tmp", ".c.tmp", ".c.12x.tmp", f"c.{gone.pid}.tmp"]
+            goes = [f".c.{gone.pid}.tmp", f".c.{os.getpid()}.tmp", ".c.99999999999999999999999.tmp"]
+            for name in stays + goes:
+                (tmp_path / name).write_bytes(b"part")
+            run(path)
+            assert sorted(os.listdir(tmp_path)) == sorted(["c", *stays])
+        finally:
+            alive.communicate(b"\n")
+
+    def test_a_disk_that_refuses_leaves_the_old_file(self, tmp_path, monkeypatch):
+        path = tmp_path / "c"
+        run(path)
+        before = path.read_bytes()
+
+        def full(*args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(files.os, "fsync", full)
+        with pytest.raises(stk.CheckpointError, match="No space left"):
+            run(path)
+        assert path.read_bytes() == before
+        assert os.listdir(tmp_path) == ["c"]
