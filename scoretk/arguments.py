@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Integral, Real
+from numbers import Real
+from operator import index
 from typing import Any
 
 import torch
@@ -13,14 +14,38 @@ from torch import Tensor
 from scoretk.core.arrays import aligned
 from scoretk.errors import InvalidArgument, UnknownName
 
-__all__ = ["count", "finite", "option", "positive", "tensor_like"]
+__all__ = ["count", "counts", "finite", "integer", "is_integer", "option", "positive", "tensor_like"]
+
+
+def is_integer(value: Any) -> bool:
+    """Whether this is one integer: Python's, numpy's, or a tensor or an array of no dimension. Truth values are none."""
+    if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or getattr(value, "dtype", None) is torch.bool:
+        return False
+    try:
+        index(value)
+    except (TypeError, RuntimeError):  # torch's for a tensor without a value, such as one on "meta"
+        return False
+    return True
+
+
+def integer(name: str, value: Any, least: int = 0, below: int = 2**63) -> int:
+    """A plain integer in [least, below), from any that `is_integer` knows."""
+    if not is_integer(value) or not least <= (number := index(value)) < below:
+        raise InvalidArgument(name, value, f"an integer in [{least}, 2**{below.bit_length() - 1})")
+    return number
 
 
 def count(name: str, value: Any, *, least: int = 0) -> int:
-    """An integer of at least `least`, and of 64 bits as tensors count."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
+    """A plain integer of at least `least`, and of 64 bits as tensors count."""
+    if not is_integer(value) or not least <= (number := index(value)) < 2**63:
         raise InvalidArgument(name, value, f"an integer of at least {least}")
-    return int(value)
+    return number
+
+
+def counts(owner: Any, **least: int) -> None:
+    """The attributes of these names, of a frozen dataclass in `__post_init__`, become plain integers of at least so much."""
+    for name, bound in least.items():
+        object.__setattr__(owner, name, count(name, getattr(owner, name), least=bound))
 
 
 def finite(name: str, value: Any) -> float:

@@ -30,8 +30,10 @@ ARVIZ_NAMES = {
 FORMATS = (".safetensors", ".nc", ".npy")
 KIND = "draws"
 OUTCOME = ("status", "failed_at")
-PLAIN = {"x", "final", "mean", "var", *OUTCOME}
+PLAIN = {"x", "final", "mean", "var", "chains", *OUTCOME}
 """The tensors of draws, beside statistics and what was tuned."""
+WITHOUT_IDS = {"ids": False}
+"""Said in the header of draws whose chains had no ids: of a file without a seal, and in none of another."""
 
 
 class Cost(dict[str, int]):
@@ -58,7 +60,7 @@ class Draws:
     failed_at, `(chains,)`: a `Status` code, and the step at which the chain failed, -1 where all is well; stats, by
     name, `(chains, kept)` beside `x`, or `(chains,)` averages where only the last draw or moments were kept; cost;
     provenance, plain values that tell how to make the same draws again; tuned, by name what warmup tuned, such as
-    "step_size" and "scale".
+    "step_size" and "scale"; chains, `(chains,)`, the id of each chain, which its noise hangs on.
     """
 
     x: Tensor | None
@@ -71,6 +73,11 @@ class Draws:
     mean: Tensor | None = None
     var: Tensor | None = None
     tuned: dict[str, Tensor] = field(default_factory=dict)
+    chains: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.chains is None:
+            self.chains = torch.arange(len(self.final))
 
     @property
     def ok(self) -> Tensor:
@@ -111,6 +118,7 @@ class Draws:
             return az.from_dict(
                 posterior={"x": _numpy(self.x)},
                 sample_stats=stats,
+                coords={"chain": _numpy(self.chains)},
                 attrs={"scoretk": json.dumps(self.provenance)},
             )
 
@@ -169,7 +177,7 @@ class Draws:
         """The tensors by name, and all else."""
         named: Mapping[str, Tensor | None] = {
             "x": self.x, "final": self.final, "status": self.status, "failed_at": self.failed_at, "mean": self.mean,
-            "var": self.var, **{f"stats/{name}": value for name, value in self.stats.items()},
+            "var": self.var, "chains": self.chains, **{f"stats/{name}": value for name, value in self.stats.items()},
             **{f"tuned/{name}": value for name, value in self.tuned.items()},
         }  # fmt: skip
         return {n: v for n, v in named.items() if v is not None}, {
@@ -197,11 +205,13 @@ def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The header of draws that were saved before files had seals."""
     if set(metadata) != {"scoretk_draws"}:
         raise Unreadable("it holds no draws")
-    return plain_json(metadata["scoretk_draws"])
+    header = plain_json(metadata["scoretk_draws"])
+    return header | WITHOUT_IDS if isinstance(header, dict) else header
 
 
 def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
     """Draws from their parts. Raises `ValueError`, `TypeError` or `KeyError` where they are not those of draws."""
+    named = not isinstance(header, dict) or header.pop("ids", True)
     if not isinstance(header, dict) or header.keys() != {"cost", "provenance"}:
         raise ValueError("its header has other entries than cost and provenance")
     cost, provenance = header["cost"], header["provenance"]
@@ -209,16 +219,16 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
         raise ValueError("its cost is no number of evaluations by kind")
     if not isinstance(provenance, dict):
         raise ValueError("its provenance is no dict")
+    needed = {"final", *OUTCOME, *(["chains"] if named else [])}
     plain = {name: value for name, value in tensors.items() if "/" not in name}
     parts = {kind: {n[6:]: v for n, v in tensors.items() if n.startswith(f"{kind}/")} for kind in ("stats", "tuned")}
-    if len(plain) + sum(map(len, parts.values())) < len(tensors) or not {"final", *OUTCOME} <= plain.keys() <= PLAIN:
+    if len(plain) + sum(map(len, parts.values())) < len(tensors) or not needed <= plain.keys() <= PLAIN:
         raise ValueError(f"it holds {', '.join(sorted(tensors))}")
     chains, event = plain["final"].shape[:1], plain["final"].shape[1:]
     for name, value in plain.items():
-        shape = {"x": (*chains, *value.shape[1:2], *event), **dict.fromkeys(OUTCOME, tuple(chains))}.get(
-            name, (*chains, *event)
-        )
-        kind_fits = value.dtype == torch.int64 if name in OUTCOME else value.is_floating_point()
+        whole = name in (*OUTCOME, "chains")
+        shape = tuple(chains) if whole else (*chains, *(value.shape[1:2] if name == "x" else ()), *event)
+        kind_fits = value.dtype == torch.int64 if whole else value.is_floating_point()
         if not chains or tuple(value.shape) != shape or not kind_fits:
             raise ValueError(f"{name} has shape {tuple(value.shape)} and {value.dtype}")
     if not bool(torch.isin(plain["status"], torch.tensor([int(code) for code in Status])).all()):
@@ -226,10 +236,7 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
     for name, value in parts["stats"].items():
         if value.shape[:1] != chains:
             raise ValueError(f"the statistic {name} has shape {tuple(value.shape)}")
-    return Draws(
-        x=plain.get("x"), final=plain["final"], status=plain["status"], failed_at=plain["failed_at"],
-        mean=plain.get("mean"), var=plain.get("var"), cost=Cost(cost), provenance=provenance, **parts,
-    )  # fmt: skip
+    return Draws(cost=Cost(cost), provenance=provenance, **parts, **{"x": None} | plain)  # type: ignore[arg-type]
 
 
 def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMATS) -> Path:

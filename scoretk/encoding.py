@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, option, positive, tensor_like
+from scoretk.arguments import count, counts, option, positive, tensor_like
 from scoretk.draws import Cost
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
@@ -139,10 +139,10 @@ class Solve:
                     name, value, f"nothing: {self.method} chooses its own steps", f"Or a method of {', '.join(FIXED)}"
                 )
         if self.steps is not None:
-            count("steps", self.steps, least=1)
+            counts(self, steps=1)
         positive("rtol", self.rtol)
         positive("atol", self.atol)
-        count("max_steps", self.max_steps, least=1)
+        counts(self, max_steps=1)
 
     def describe(self, flow: Flow) -> str:
         """The method, its steps, and where it begins."""

@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.arguments import integer
 from scoretk.errors import InvalidArgument
 from scoretk.streams import Stream
 
@@ -134,9 +135,9 @@ def derive(seed: int, *indices: int) -> int:
     Arguments: seed, in [0, 2^64); indices, each in [0, 2^64).
     Returns: an integer in [0, 2^64).
     """
-    seed = _integer("seed", seed, 2**64)
+    seed = integer("seed", seed, below=2**64)
     for index in indices:
-        index = _integer("indices", index, 2**64)
+        index = integer("indices", index, below=2**64)
         low, high, *_ = philox4x32((index & MASK, index >> 32, 0, _Kind.SEED << 24), (seed & MASK, seed >> 32))
         seed = low | high << 32
     return seed
@@ -180,10 +181,10 @@ class Noise:
         dtype: torch.dtype = torch.float32,
         window: int | None = None,
     ) -> None:
-        self.seed = _integer("seed", seed, 2**64)
+        self.seed = integer("seed", seed, below=2**64)
         self.chains = _chain_ids(chains, device)
         self.dtype = _dtype(dtype)
-        self.window = None if window is None else _integer("window", window, 2**32, least=1)
+        self.window = None if window is None else integer("window", window, 1, 2**32)
         self._bind()
 
     def _bind(self) -> None:
@@ -248,7 +249,7 @@ class Noise:
                 return self._inline(kind, step, stream, shape, dtype)
             step = int(step)
         elif type(step) is not int:
-            step = _integer("step", step, 2**32)
+            step = integer("step", step, below=2**32)
         shape = shape if type(shape) is tuple else _shape(shape)
         asked = (kind, stream, shape, dtype)
         found = self._windows.get(asked)
@@ -276,7 +277,7 @@ class Noise:
     def _ahead(self, asked: tuple[_Kind, int, tuple[int, ...], torch.dtype | None], step: int) -> Tensor:
         """Make the window in which this step lies, and keep it."""
         kind, stream, shape, dtype = asked
-        step = _integer("step", step, 2**32)
+        step = integer("step", step, below=2**32)
         word, shape = _stream_word(kind, stream), _shape(shape)
         n, dtype = math.prod(shape), _dtype(self.dtype if dtype is None else dtype)
         start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window)
@@ -423,14 +424,8 @@ def _signs(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype) ->
 TRANSFORMS = {_Kind.NORMAL: _normals, _Kind.UNIFORM: _uniforms, _Kind.RADEMACHER: _signs}
 
 
-def _integer(name: str, value: Any, limit: int, least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < limit:
-        raise InvalidArgument(name, value, f"an integer in [{least}, 2**{limit.bit_length() - 1})")
-    return int(value)
-
-
 def _stream_word(kind: _Kind, stream: int) -> int:
-    return _integer("stream", stream, STREAMS) | int(kind) << 24
+    return integer("stream", stream, below=STREAMS) | int(kind) << 24
 
 
 def _step_tensor(step: Tensor) -> None:
@@ -455,7 +450,7 @@ def _shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _chain_ids(chains: int | Tensor | range, device: torch.device | str | None) -> Tensor:
-    if isinstance(chains, Tensor):
+    if isinstance(chains, Tensor) and chains.ndim:
         if chains.ndim != 1 or chains.is_floating_point() or chains.is_complex() or chains.dtype == torch.bool:
             raise InvalidArgument("chains", chains, "an integer tensor of shape (chains,)")
         ids = chains.to(device=device, dtype=torch.int64)
@@ -463,7 +458,7 @@ def _chain_ids(chains: int | Tensor | range, device: torch.device | str | None) 
         low, high = int(low), int(high)
     else:
         if not isinstance(chains, range):
-            chains = range(_integer("chains", chains, 2**32 + 1))
+            chains = range(integer("chains", chains, below=2**32 + 1))
         low, high = (min(chains[0], chains[-1]), max(chains[0], chains[-1])) if chains else (0, 0)
     if low < 0 or high >= 2**32:
         raise InvalidArgument("chains", chains, "chain ids in [0, 2**32)", f"They reach from {low} to {high}")

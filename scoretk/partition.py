@@ -37,7 +37,7 @@ from scoretk.likelihood import Estimate
 from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise, derive
 from scoretk.sampling import sample
-from scoretk.solvers.base import Solver
+from scoretk.solvers.base import Solver, check_settled
 from scoretk.solvers.discrete import BlockGibbs, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import (
@@ -173,6 +173,7 @@ def log_partition(
     if getattr(inner, "step_size", 1.0) is None:
         inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
     check_kernel(inner, sweeps=True)
+    check_settled("kernel", inner)  # before the pilot spends anything
     resolve(field, inner.needs, timed=False)
     ladder, spent = find_ladder(
         field, start, kernel=inner, moves=moves, levels=levels, refine=method == "ais",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import scoretk
-from scoretk.arguments import count, option, tensor_like
+from scoretk.arguments import count, integer, option, tensor_like
 from scoretk.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.core.arrays import aligned
 from scoretk.draws import Cost, Draws
@@ -33,12 +33,13 @@ __all__ = ["sample"]
 
 DEFAULT_CHAINS = 1024
 DEFAULT_WARMUP = 500
+MOST_CHAINS = 2**32
 
 
 def sample(
     field: Any,
     solver: Solver | None = None,
-    chains: int | None = None,
+    chains: int | range | None = None,
     steps: int | None = None,
     warmup: int | None = None,
     thin: int | None = None,
@@ -64,12 +65,13 @@ def sample(
         field: a field, or the name of a registered model.
         solver: such as `HMC()`, `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`. By default `ChEES()` for an energy, which
             tunes itself, `GibbsWithGradients()` for discrete states, and `ProbabilityFlow()` for a field in time.
-        chains: how many; by default as many as `init` has rows, else 1024.
+        chains: how many, or which: `range(8, 16)` gives chains 8 to 15 of a run of 16. By default as many as `init` has rows,
+            else 1024. Where warmup tunes the solver, the first chains of that run do (its `pilot`), in the range or not.
         steps, warmup, thin: for kernels, which run warmup + steps steps and keep steps // thin draws (defaults 1000, 0,
             1). Solvers that tune themselves do so in warmup (default 500). Solvers with a grid of their own refuse them.
         seed: in [0, 2^64).
-        init: where the chains start, `(chains, *event_shape)`, for a `constrained` field in the user's space. By default a
-            timed field's `base`, a static field's own `initial(n, noise)`, else N(0, I).
+        init: where the chains start, a row for each chain asked for, `(chains, *event_shape)`, for a `constrained` field in
+            the user's space. By default a timed field's `base`, a static field's own `initial(n, noise)`, else N(0, I).
         cond: condition values by name, one row a chain; they reach the model as keyword arguments.
         keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or "moments".
         grad: whether gradients flow through the run (from `init`, `cond` and the model's parameters to the draws);
@@ -96,10 +98,11 @@ def sample(
     solver = _by_adjoint(solver) if grad == "adjoint" else solver
     place = _place(model, init, device, dtype)
     start = _start(model, init, place)
-    n = _chains(chains, start)
-    rows = _condition_rows(cond, n, place)
-    noise = _noise(seed, n, place)
-    size = n if batch is None else count("batch", batch, least=1)
+    ids = _chains(chains, start)
+    rows = _condition_rows(cond, len(ids), place)
+    size = len(ids) if batch is None else count("batch", batch, least=1)
+    parts = _parts(ids, size, solver)
+    _check_pilot(parts, solver, start, rows)
     saved = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)
     recorder = _recorder(model, keep)
 
@@ -108,23 +111,32 @@ def sample(
             _batch(
                 model,
                 solver,
-                noise,
-                slice(i, j),
+                Noise(seed, part.ids, device=place.device, dtype=place.dtype),
+                part,
                 start,
                 rows,
                 (steps, warmup, thin, keep),
                 place,
             )
-            for i, j in _slices(n, size, solver)
+            for part in parts
         ]
         settings = _settings(
-            origin, model, solver, n, seed, keep, size, place, batches[0].schedule, start, rows, compile
+            origin, model, solver, ids, seed, keep, size, place, batches[-1].schedule, start, rows, compile
         )
         done = run_batches(
             batches, solver, recorder, compiled=compile, recompute=grad == "checkpoint", on_failure=on_failure, checkpoint=saved,
             settings=settings, progress=progress,
         )  # fmt: skip
-    return _draws(done, solver, keep, batches[0].schedule, settings)
+    return _draws(ids, parts, batches, done, solver, keep, settings)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch: the ids of its chains; which of its rows are asked for, and which rows of what was given belong to these."""
+
+    ids: range
+    returned: slice
+    given: slice
 
 
 @dataclass(frozen=True)
@@ -168,10 +180,34 @@ def _default_solver(model: Any) -> Solver:
     )  # fmt: skip
 
 
-def _slices(chains: int, batch: int, solver: Solver) -> list[tuple[int, int]]:
-    """The batches, as rows from and to: the chains that tune the solver are the first."""
-    first = min(chains, solver.pilot) if isinstance(solver, TunedSolver) and solver.adapts else min(chains, batch)
-    return [(0, first), *((i, min(i + batch, chains)) for i in range(first, chains, batch))]
+def _parts(ids: range, batch: int, solver: Solver) -> list[_Part]:
+    """The batches. The chains that tune the solver are the first of the run, whether they are asked for or not."""
+    parts, begun = [], 0
+    if isinstance(solver, TunedSolver) and solver.adapts:
+        pilot = range(min(ids[-1] + 1, solver.pilot))
+        begun = len(range(ids.start, min(ids.stop, pilot.stop), ids.step))
+        first = min(ids.start, pilot.stop)
+        parts.append(
+            _Part(
+                pilot, slice(first, first + (begun - 1) * ids.step + 1 if begun else first, ids.step), slice(0, begun)
+            )
+        )
+    for i in range(begun, len(ids), batch):
+        j = min(i + batch, len(ids))
+        parts.append(_Part(ids[i:j], slice(0, j - i), slice(i, j)))
+    return parts
+
+
+def _check_pilot(parts: list[_Part], solver: Solver, start: Tensor | None, rows: dict[str, Tensor]) -> None:
+    """Refuse a start or conditions that chains beside those asked for would need too."""
+    first = parts[0]
+    if len(first.ids) == len(first.ids[first.returned]) or (start is None and not rows):
+        return
+    raise InvalidArgument(
+        "init" if start is not None else "cond", start if start is not None else rows,
+        f"none with chains that others tune for: {type(solver).__name__} is tuned by chains 0 to {len(first.ids) - 1}",
+        "Give the rows of all, with chains from 0 on, or the solver its step_size (and length) and metric='none'",
+    )  # fmt: skip
 
 
 def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None:
@@ -228,13 +264,21 @@ def _recorder(model: Any, keep: str) -> Recorder:
     return RECORDERS[keep] if constrain is None else Constraining(RECORDERS[keep], constrain)
 
 
-def _chains(chains: int | None, start: Tensor | None) -> int:
-    if chains is None:
-        return DEFAULT_CHAINS if start is None else len(start)
-    n = count("chains", chains, least=1)
-    if start is not None and len(start) != n:
-        raise InvalidArgument("init", start, f"one row a chain, {n} rows for chains={n}")
-    return n
+def _chains(chains: int | range | None, start: Tensor | None) -> range:
+    """The ids of the chains."""
+    if isinstance(chains, range):
+        if not chains or chains.step < 0 or chains.start < 0 or chains[-1] >= MOST_CHAINS:
+            raise InvalidArgument("chains", chains, "a rising range of ids in [0, 2**32), not empty")
+        ids = chains
+    elif chains is None:
+        ids = range(DEFAULT_CHAINS if start is None else len(start))
+    else:
+        ids = range(integer("chains", chains, 1, MOST_CHAINS))
+    if not ids:
+        raise InvalidArgument("init", start, "at least one row")
+    if start is not None and len(start) != len(ids):
+        raise InvalidArgument("init", start, f"one row a chain, {len(ids)} rows for chains={chains}")
+    return ids
 
 
 def _condition_rows(cond: Mapping[str, Tensor] | None, chains: int, place: _Place) -> dict[str, Tensor]:
@@ -250,27 +294,23 @@ def _condition_rows(cond: Mapping[str, Tensor] | None, chains: int, place: _Plac
     return rows
 
 
-def _noise(seed: int, chains: int, place: _Place) -> Noise:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InvalidArgument("seed", seed, "an integer in [0, 2**64)")
-    return Noise(seed, chains, device=place.device, dtype=place.dtype)
-
-
 def _batch(
-    model: Any, solver: Any, noise: Noise, part: slice, start: Tensor | None, rows: dict[str, Tensor],
+    model: Any, solver: Any, noise: Noise, part: _Part, start: Tensor | None, rows: dict[str, Tensor],
     asked: tuple[int | None, int | None, int | None, str], place: _Place,
 ) -> Batch:  # fmt: skip
-    own = noise.select(part)
-    bound = resolve(model, solver.needs, {name: value[part] for name, value in rows.items()}, timed=solver.timed)
+    bound = resolve(model, solver.needs, {name: value[part.given] for name, value in rows.items()}, timed=solver.timed)
 
     def begin_at() -> Tensor:
         if start is not None:
-            return _tracked(aligned(start[part]))
-        x = _initial(model, own, place)
+            return _tracked(aligned(start[part.given]))
+        x = _initial(model, noise, place)
         scaled = getattr(solver, "start", None)
-        return _tracked(x if scaled is None else scaled(bound, x, own))
+        return _tracked(x if scaled is None else scaled(bound, x, noise))
 
-    return Batch(bound, own, begin_at, _schedule(solver, bound, *asked))
+    schedule = _schedule(solver, bound, *asked)
+    if not part.ids[part.returned]:  # these only tune
+        schedule = Schedule(schedule.warmup, schedule.warmup, schedule.thin)
+    return Batch(bound, noise, begin_at, schedule)
 
 
 def _tracked(x: Tensor) -> Tensor:
@@ -330,14 +370,15 @@ def _schedule(
 
 
 def _settings(
-    origin: str, model: Any, solver: Any, chains: int, seed: int, keep: str, batch: int, place: _Place,
+    origin: str, model: Any, solver: Any, ids: range, seed: int, keep: str, batch: int, place: _Place,
     schedule: Schedule, start: Tensor | None, rows: dict[str, Tensor], compiled: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
     return {
         "model": origin, "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
-        "solver": repr(solver), "chains": chains, "seed": seed, "steps": schedule.total - schedule.warmup,
-        "warmup": schedule.warmup, "thin": schedule.thin, "keep": keep, "batch": min(batch, chains),
+        "solver": repr(solver), "chains": len(ids) if ids == range(len(ids)) else repr(ids),
+        "seed": integer("seed", seed, below=2**64), "steps": schedule.total - schedule.warmup,
+        "warmup": schedule.warmup, "thin": schedule.thin, "keep": keep, "batch": min(batch, len(ids)),
         "device": place.device.type, "dtype": str(place.dtype).removeprefix("torch."), "compile": compiled,
         "init": None if start is None else tensor_digest({"init": start})[:16],
         "cond": tensor_digest(rows)[:16] if rows else None,
@@ -345,33 +386,45 @@ def _settings(
     }  # fmt: skip
 
 
-def _draws(done: list[Finished], solver: Any, keep: str, schedule: Schedule, settings: dict[str, Any]) -> Draws:
-    chains, steps = settings["chains"], schedule.total
-    cost = {kind: chains * n for kind, n in solver.init_cost.items()}
-    for kind, n in solver.step_cost.items():
-        cost[kind] = cost.get(kind, 0) + chains * n * steps
+def _draws(
+    ids: range, parts: list[_Part], batches: list[Batch], done: list[Finished], solver: Any, keep: str, settings: dict[str, Any]
+) -> Draws:  # fmt: skip
+    cost: dict[str, int] = {}
+    for batch, part in zip(batches, parts, strict=True):
+        for kind, n in solver.init_cost.items():
+            cost[kind] = cost.get(kind, 0) + len(part.ids) * n
+        for kind, n in solver.step_cost.items():
+            cost[kind] = cost.get(kind, 0) + len(part.ids) * n * batch.schedule.total
     varying = sum(f.evaluations for f in done)
     if varying:
         for kind in getattr(solver, "varying", (min(solver.needs),)):
             cost[kind] = cost.get(kind, 0) + varying
+    asked = [(f, part.returned) for f, part in zip(done, parts, strict=True) if part.ids[part.returned]]
+    first, kept = asked[0][0].record, batches[-1].schedule.kept_before(batches[-1].schedule.total)
     joined = {
-        name: torch.cat([f.record.tensors[name] for f in done], _chain_axis(name)) for name in done[0].record.tensors
+        name: _joined([(f.record.tensors[name], r) for f, r in asked], _chain_axis(name)) for name in first.tensors
     }
-    kept = schedule.kept_before(steps)
     stats = {}
-    for name in done[0].record.stats:
-        axis = 1 if keep == "all" else 0
-        value = torch.cat([f.record.stats[name] for f in done], axis)
+    for name in first.stats:
+        value = _joined([(f.record.stats[name], r) for f, r in asked], 1 if keep == "all" else 0)
         stats[name] = value.movedim(0, 1) if keep == "all" else value / kept
     m2 = joined.get("m2")
     return Draws(
         x=joined["x"].movedim(0, 1) if "x" in joined else None,
-        final=torch.cat([f.final for f in done]),
-        status=torch.cat([f.status for f in done]),
-        failed_at=torch.cat([f.failed_at for f in done]),
+        final=_joined([(f.final, r) for f, r in asked]),
+        status=_joined([(f.status, r) for f, r in asked]),
+        failed_at=_joined([(f.failed_at, r) for f, r in asked]),
         stats=stats, cost=Cost(cost), provenance=settings, tuned=done[0].tuned,
-        mean=joined.get("mean"), var=None if m2 is None else m2 / max(kept - 1, 1),
+        mean=joined.get("mean"), var=None if m2 is None else m2 / (kept - 1),  # of one draw NaN: it has none
+        chains=torch.arange(ids.start, ids.stop, ids.step),
     )  # fmt: skip
+
+
+def _joined(parts: list[tuple[Tensor, slice]], axis: int = 0) -> Tensor:
+    """The rows asked for, joined along the chains' axis."""
+    if all(value.shape[axis] == len(range(*rows.indices(value.shape[axis]))) for value, rows in parts):
+        return torch.cat([value for value, _ in parts], axis)
+    return torch.cat([value[(slice(None),) * axis + (rows,)] for value, rows in parts], axis)
 
 
 def _chain_axis(name: str) -> int:

@@ -20,6 +20,7 @@ from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
 from tests.test_langevin import one_step_from_exact
 
 CHAINS = 40_000
+MORE = 60_000
 FORBIDDEN = {"infinite": math.inf, "nan": math.nan}
 
 
@@ -96,7 +97,7 @@ def distance(x, field, probability):
 @pytest.mark.parametrize("name", TARGETS)
 def test_exact_draws_stay_exact(name, kernel):
     target, size = TARGETS[name]
-    x = one_step_from_exact(solvers(size)[kernel], target, seed=3, chains=CHAINS)
+    x = one_step_from_exact(solvers(size)[kernel], target, seed=3, chains=MORE)
     assert distance(x, target, law(target)) < 1
 
 
@@ -159,7 +160,7 @@ class AcceptsNaN:
     """Takes a ratio that is not a number for a yes."""
 
     def apply(self, patch):
-        def metropolis(current, proposed, ratio, step, noise):
+        def metropolis(current, proposed, ratio, step, noise, *rest):
             u = noise.uniform(step, stk.Stream.ACCEPT, (), ratio.dtype)
             x = torch.where(~(u.log() >= ratio)[:, None], proposed.x, current.x)
             return proposed._replace(x=x), ratio
@@ -173,7 +174,7 @@ class AcceptsNaN:
 def test_invariance_catches_wrong_kernels(monkeypatch, name, kernel, mutant):
     mutant().apply(monkeypatch)
     target, size = TARGETS[name]
-    x = one_step_from_exact(solvers(size)[kernel], target, seed=3, chains=CHAINS)
+    x = one_step_from_exact(solvers(size)[kernel], target, seed=3, chains=MORE)
     assert distance(x, target, law(target)) > 2
 
 

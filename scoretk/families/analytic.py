@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, positive
+from scoretk.arguments import counts, positive
 from scoretk.fields import NoiseSource
 from scoretk.streams import Stream
 
@@ -29,7 +29,7 @@ class Funnel:
     provides = frozenset({"energy", "log_prob", "draw"})
 
     def __post_init__(self) -> None:
-        count("dim", self.dim, least=2)
+        counts(self, dim=2)
         positive("scale", self.scale)
 
     @property

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scoretk.arguments import count, finite, tensor_like
+from scoretk.arguments import count, counts, finite, tensor_like
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields import NoiseSource
 from scoretk.fields.base import UniformStates
@@ -119,7 +119,7 @@ class Ising(_Lattice):
     states = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        count("size", self.size, least=2)
+        counts(self, size=2)
         finite("coupling", self.coupling)
         finite("field", self.field)
 
@@ -143,8 +143,7 @@ class Potts(_Lattice):
     field = 0.0
 
     def __post_init__(self) -> None:
-        count("size", self.size, least=2)
-        count("colours", self.colours, least=2)
+        counts(self, size=2, colours=2)
         finite("coupling", self.coupling)
 
     @property

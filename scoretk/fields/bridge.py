@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scoretk.arguments import finite
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
@@ -120,6 +121,6 @@ def bridge(start: Any, end: Any, weight: float) -> Bridge:
             raise InvalidArgument(name, field_name(field), "a static field with an energy")
     if tuple(start.event_shape) != tuple(end.event_shape):
         raise InvalidArgument("end", tuple(end.event_shape), f"the event shape of start, {tuple(start.event_shape)}")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+    if not 0 <= finite("weight", weight) <= 1:
         raise InvalidArgument("weight", weight, "a number in [0, 1]")
     return Bridge(start, end, weight)

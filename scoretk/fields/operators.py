@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoretk.arguments import count, positive, tensor_like
+from scoretk.arguments import counts, positive, tensor_like
 from scoretk.errors import InvalidArgument
 from scoretk.rows import row_sum
 
@@ -69,7 +69,7 @@ class Downsample:
     factor: int
 
     def __post_init__(self) -> None:
-        count("factor", self.factor, least=1)
+        counts(self, factor=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.ndim < 3 or x.shape[-1] % self.factor or x.shape[-2] % self.factor:

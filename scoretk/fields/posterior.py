@@ -36,7 +36,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, option, positive
+from scoretk.arguments import counts, option, positive
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import Base
 from scoretk.fields.convert import check_time
@@ -95,7 +95,7 @@ class MMPS:
     differentiates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        count("iterations", self.iterations, least=1)
+        counts(self, iterations=1)
 
     def shift(self, likelihood: LinearGaussian, prior: Denoised, cond: dict[str, Tensor]) -> Tensor:
         """`V A^T (R + A V A^T)^-1 r`, like x."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.arguments import is_integer
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.convert import check_prediction, check_time, convert
@@ -33,11 +34,9 @@ __all__ = [
 
 
 def _shape(event_shape: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(event_shape, Sequence) or not all(
-        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in event_shape
-    ):
+    if not isinstance(event_shape, Sequence) or not all(is_integer(n) and n > 0 for n in event_shape):
         raise InvalidArgument("event_shape", event_shape, "a tuple of positive integers, such as (2,) or (1, 8, 8)")
-    return tuple(event_shape)
+    return tuple(map(int, event_shape))
 
 
 def _callable(name: str, value: object) -> None:

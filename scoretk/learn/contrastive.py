@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, tensor_like
+from scoretk.arguments import count, counts, finite, tensor_like
 from scoretk.drive import Moment, Schedule, begin, drive
 from scoretk.errors import ChainFailure, InvalidArgument, Status
 from scoretk.fields.resolve import resolve
@@ -26,7 +26,7 @@ from scoretk.modules import left_as_found
 from scoretk.noise import Noise, derive
 from scoretk.record import KeepLast
 from scoretk.rows import select_rows
-from scoretk.solvers.base import Solver, is_grid
+from scoretk.solvers.base import Solver, check_settled, is_grid
 from scoretk.streams import Stream
 
 __all__ = ["CDStep", "ContrastiveDivergence", "ReplayBuffer"]
@@ -53,7 +53,7 @@ class ReplayBuffer:
 
     def __init__(self, size: int, refresh: float = 0.05) -> None:
         self.size = count("size", size, least=1)
-        if isinstance(refresh, bool) or not isinstance(refresh, int | float) or not 0 <= refresh <= 1:
+        if not 0 <= finite("refresh", refresh) <= 1:
             raise InvalidArgument("refresh", refresh, "a share in [0, 1]")
         self.refresh = float(refresh)
         self.samples: Tensor | None = None
@@ -113,9 +113,9 @@ class ReplayBuffer:
 class ContrastiveDivergence:
     """`loss, negatives = cd(field, batch)`: `mean E(batch) - mean E(negatives)`, whose gradient is CD's.
 
-    Arguments: solver, a kernel such as `ULA` or `MALA`; steps, how many a call; start, "data" (CD-k), "noise", or a
-    `ReplayBuffer` (persistent CD); seed; energy_decay, weight of `mean E(batch)^2 + mean E(negatives)^2`, which holds
-    the energy's free constant and scale (Du, Mordatch 2019).
+    Arguments: solver, a kernel such as `ULA` or `MALA`, with nothing left to tune: a call has no warmup; steps, how many a
+    call; start, "data" (CD-k), "noise", or a `ReplayBuffer` (persistent CD); seed; energy_decay, weight of
+    `mean E(batch)^2 + mean E(negatives)^2`, which holds the energy's free constant and scale (Du, Mordatch 2019).
 
     Each call makes its own noise from the seed and its number, so training can be repeated and resumed exactly
     (`state_dict`). Chains that fail are left out of the loss and start anew, and are counted in `last`. `last` tells of
@@ -132,7 +132,8 @@ class ContrastiveDivergence:
     def __post_init__(self) -> None:
         if is_grid(self.solver):
             raise InvalidArgument("solver", self.solver, "a kernel that can run for ever, such as ULA or MALA")
-        count("steps", self.steps, least=1)
+        check_settled("solver", self.solver)
+        counts(self, steps=1)
         if not isinstance(self.start, ReplayBuffer) and self.start not in ("data", "noise"):
             raise InvalidArgument("start", self.start, "'data', 'noise' or a ReplayBuffer")
         derive(self.seed, 0)  # refuses what is no seed

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from scoretk.arguments import count, finite, option, positive
+from scoretk.arguments import counts, finite, option, positive
 from scoretk.errors import InvalidArgument
 
 __all__ = ["Fit", "Loss", "MakeOptimiser", "Numbers", "Player", "Progress", "Recipe"]
@@ -68,8 +68,7 @@ class Recipe:
     parts: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "repeats", "evaluations"):
-            count(name, getattr(self, name), least=1)
+        counts(self, steps=1, batch=1, repeats=1, evaluations=1)
         for name in ("learning_rate", "clip"):
             positive(name, getattr(self, name))
         for name in ("decay", "held_out"):
@@ -78,7 +77,7 @@ class Recipe:
         option("schedule", self.schedule, ("cosine", "constant"))
         for name in ("patience", "parts"):
             if getattr(self, name) is not None:
-                count(name, getattr(self, name), least=1)
+                counts(self, **{name: 1})
         if self.patience is not None and self.held_out == 0:
             raise InvalidArgument("patience", self.patience, "None where no rows are held out")
 
@@ -111,7 +110,7 @@ class Player:
     optimiser: MakeOptimiser | None = None
 
     def __post_init__(self) -> None:
-        count("steps", self.steps, least=1)
+        counts(self, steps=1)
 
 
 @dataclass

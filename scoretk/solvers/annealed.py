@@ -32,7 +32,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, positive, tensor_like
+from scoretk.arguments import count, counts, is_integer, positive, tensor_like
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import EDM, VE, GaussianPath
 from scoretk.fields.protocols import NoiseSource
@@ -183,12 +183,12 @@ class AnnealedLangevin:
     step_cost: ClassVar[dict[str, int]] = {"score": 1}
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, int):
-            count("levels", self.levels, least=1)
+        if isinstance(self.levels, bool) or is_integer(self.levels):
+            counts(self, levels=1)
         else:
-            ladder = _ladder(self.levels)
+            ladder = _ladder(self.levels)  # type: ignore[arg-type]
             object.__setattr__(self, "levels", tuple(ladder.tolist()))
-        count("steps_per_level", self.steps_per_level, least=1)
+        counts(self, steps_per_level=1)
         if self.step_size is not None:
             positive("step_size", self.step_size)
 

@@ -19,9 +19,21 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 
-__all__ = ["GridSolver", "Info", "Solver", "State", "TunedSolver", "adapts", "is_grid", "is_planned", "read_row"]
+__all__ = [
+    "GridSolver",
+    "Info",
+    "Solver",
+    "State",
+    "TunedSolver",
+    "adapts",
+    "check_settled",
+    "is_grid",
+    "is_planned",
+    "read_row",
+]
 
 Info = dict[str, Tensor]
 
@@ -124,6 +136,15 @@ def is_planned(solver: Any) -> bool:
 def adapts(solver: Any) -> bool:
     """Whether warmup tunes the solver."""
     return bool(getattr(solver, "adapts", False))
+
+
+def check_settled(name: str, solver: Any) -> None:
+    """Raises `InvalidArgument` for a solver that warmup would have to tune: where there is none, its settings mean nothing."""
+    if adapts(solver):
+        raise InvalidArgument(
+            name, solver, "one with nothing to tune, as there is no warmup here",
+            "Give it what warmup would find: its step_size (and length) and metric='none', as in HMC(0.3, metric='none')",
+        )  # fmt: skip
 
 
 def read_row(table: Tensor, index: Tensor) -> Any:

@@ -5,17 +5,27 @@ field on the real numbers around them, whose score s = grad log p estimates by h
 
     d_ik = <v_k - x_i, s_i>,        (v_k - x_i) s_i for numbers, s_ik - <x_i, s_i> for one-hot rows
 
-    Gibbs with gradients    one site:   q(i, k | x) = softmax of d_ik / (2 T) over all i, k with v_k != x_i
-    discrete Langevin       all sites:  q_i(k | x)  = softmax over k of d_ik / (2 T) - |v_k - x_i|^2 / (2 alpha)
+    Gibbs with gradients    one site:   q(i, k | x; s) = softmax of d_ik / (2 T) over all i, k with v_k != x_i
+    discrete Langevin       all sites:  q_i(k | x)     = softmax over k of d_ik / (2 T) - |v_k - x_i|^2 / (2 alpha)
 
-    accept with probability min(1, exp((E(x) - E(x')) / T + log q(x | x') - log q(x' | x)))
+    accept with probability min(1, r),    log r = (E(x) - E(x')) / T + log q(x | x') - log q(x' | x)
+
+Gibbs with gradients always changes something. Where the law is nearly flat it would have period two: after an even number of
+steps only half of the states could be reached. So it makes one change or, with equal probability, two, the second from where
+the first led and with the same score, x -> y -> x', where x' may be x again; and r is that of this path and its reverse,
+
+    q(x' | x) = q(y | x; s(x)) q(x' | y; s(x)),    q(x | x') = q(y | x'; s(x')) q(x | y; s(x')).
+
+Discrete Langevin alternates where the relaxation overrates what changes at all sites are worth, as `c |x|^2` does on states of
+equal |x|: it decides in part by Barker's rule (`scoretk.solvers.metropolis`).
 
 Exact for `p^(1/T)` on the states, however good or bad the relaxation is. Discrete Langevin unadjusted is biased; the bias
 vanishes with alpha where E is quadratic. A solver reads the states from the field's attribute `states`: a tuple of numbers, or
 "one-hot". Block Gibbs is a sweep of the field's own, `gibbs(x, u)` from uniforms u `(chains, *gibbs_shape)`.
 
 References: Grathwohl, Swersky, Hashemi, Duvenaud, Maddison, "Oops I took a gradient: scalable sampling for discrete
-distributions" (2021); Zhang, Liu, Liu, "A Langevin-like sampler for discrete distributions" (2022).
+distributions" (2021); Sun, Dai, Xia, Ramamurthy, "Path auxiliary proposal for MCMC in discrete space" (2022), for several changes
+with one score; Zhang, Liu, Liu, "A Langevin-like sampler for discrete distributions" (2022).
 """
 
 from __future__ import annotations
@@ -32,12 +42,17 @@ from scoretk.core.arrays import aligned
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
-from scoretk.fields.states import ONE_HOT, States, by_site, check_states, labels, layout, pick, place, values, weigh
+from scoretk.fields.states import ONE_HOT, States, by_site, check_states, labels, pick, place, values, weigh
 from scoretk.solvers.base import Info
 from scoretk.solvers.metropolis import metropolis
 from scoretk.streams import Stream
 
 __all__ = ["BlockGibbs", "DiscreteLangevin", "GibbsWithGradients"]
+
+TWICE = 0.5
+"""How often Gibbs with gradients makes two changes; design.md has what else was measured."""
+BARKER = 0.25
+"""The share of Barker's rule in discrete Langevin: at most an eighth of its moves, and no eigenvalue near -1 (below -3/4)."""
 
 
 def _changes(grad: Tensor, label: Tensor, states: States) -> Tensor:
@@ -81,7 +96,7 @@ class SweepState(NamedTuple):
 
 @dataclass(frozen=True)
 class GibbsWithGradients:
-    """Gibbs with gradients: one site a step changes, likelier where the score says that it pays.
+    """Gibbs with gradients: one change or two a step, likelier where the score says that they pay.
 
     Arguments: temperature T > 0, the target being `p^(1/T)`. Reports "accept", the acceptance probability, and "energy". A
     proposal with NaN or infinite energy or gradient is rejected.
@@ -105,17 +120,18 @@ class GibbsWithGradients:
 
     def step(self, field: StaticField, state: DiscreteState, noise: NoiseSource) -> tuple[DiscreteState, Info]:
         states, shape, dtype = field.native.states, field.event_shape, state.x.dtype
-        k = layout(states, shape)[1]
         here = labels(state.x, states)
-        forward = self.log_q(state.grad, here, states)
-        entry = pick(forward, noise.uniform(state.step, Stream.PROPOSAL, (), dtype))[:, None]
-        site = entry // k
-        there = here.scatter(1, site, entry % k)
+        first, second, coin = noise.uniform(state.step, Stream.PROPOSAL, (3,), dtype).unbind(1)
+        between, there_by = self._changed(state.grad, here, first, states)
+        beyond, further_by = self._changed(state.grad, between, second, states)
+        twice = coin < TWICE
+        there = torch.where(twice[:, None], beyond, between)
         x = place(there, states, shape, dtype)
         proposed = DiscreteState(x, *field.energy_and_grad(x), state.step + 1)
-        backward = self.log_q(proposed.grad, there, states)
-        gain = backward.gather(1, site * k + here.gather(1, site)) - forward.gather(1, entry)
-        log_ratio = (state.energy - proposed.energy) / self.temperature + gain.squeeze(1)
+        back_by = self._log_q_of(proposed.grad, there, between, states)
+        home_by = self._log_q_of(proposed.grad, between, here, states)
+        gain = home_by - there_by + torch.where(twice, back_by - further_by, 0.0)
+        log_ratio = (state.energy - proposed.energy) / self.temperature + gain
         chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise)
         return chosen, {"accept": probability, "energy": chosen.energy}
 
@@ -123,6 +139,20 @@ class GibbsWithGradients:
         """`log q(i, k | x)`, entry `i k + k'` for state k' of site i: `(chains, sites k)`, -inf for staying."""
         logits = _changes(grad, label, states) / (2 * self.temperature)
         return torch.log_softmax(logits.scatter(-1, label[..., None], -inf).flatten(1), -1)
+
+    def _changed(self, grad: Tensor, label: Tensor, u: Tensor, states: States) -> tuple[Tensor, Tensor]:
+        """The labels after one change, picked by uniforms u `(chains,)`, and its log probability `(chains,)`."""
+        log_q = self.log_q(grad, label, states)
+        k = log_q.shape[1] // label.shape[1]
+        entry = pick(log_q, u)[:, None]
+        return label.scatter(1, entry // k, entry % k), log_q.gather(1, entry).squeeze(1)
+
+    def _log_q_of(self, grad: Tensor, label: Tensor, target: Tensor, states: States) -> Tensor:
+        """The log probability `(chains,)` of the change to labels that differ at one site; -inf where they do not differ."""
+        log_q = self.log_q(grad, label, states)
+        k = log_q.shape[1] // label.shape[1]
+        site = (label != target).byte().argmax(1, keepdim=True)
+        return log_q.gather(1, site * k + target.gather(1, site)).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -172,7 +202,7 @@ class DiscreteLangevin:
         backward = self.log_q(x, proposed.grad, there, states)
         gain = backward.gather(-1, here[..., None]) - forward.gather(-1, there[..., None])
         log_ratio = (state.energy - proposed.energy) / self.temperature + gain.flatten(1).sum(1)
-        chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise)
+        chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise, BARKER)
         return chosen, {"accept": probability, "energy": chosen.energy}
 
     def log_q(self, x: Tensor, grad: Tensor, label: Tensor, states: States) -> Tensor:

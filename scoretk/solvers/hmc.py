@@ -32,7 +32,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, finite, option, positive
+from scoretk.arguments import counts, finite, option, positive
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
@@ -196,7 +196,7 @@ class Hamiltonian:
         option("metric", self.metric, METRICS)
         if not 0 < finite("accept", self.accept) < 1:
             raise InvalidArgument("accept", self.accept, "a rate between 0 and 1")
-        count("pilot", self.pilot, least=1)
+        counts(self, pilot=1)
 
     @property
     def _dense(self) -> bool:
@@ -346,7 +346,7 @@ class HMC(Stepping):
 
     def __post_init__(self) -> None:
         self._check()
-        count("leapfrogs", self.leapfrogs, least=1)
+        counts(self, leapfrogs=1)
         if not 0 <= finite("jitter", self.jitter) < 1:
             raise InvalidArgument("jitter", self.jitter, "a number in [0, 1)")
 
@@ -420,7 +420,7 @@ class ChEES(Hamiltonian):
         if self.length is not None:
             positive("length", self.length)
         positive("learning_rate", self.learning_rate)
-        count("most", self.most, least=1)
+        counts(self, most=1)
 
     @property
     def adapts(self) -> bool:

@@ -28,14 +28,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, finite
+from scoretk.arguments import counts, finite
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource, field_name, offers
 from scoretk.fields.resolve import StaticField
 from scoretk.rows import select_rows
-from scoretk.solvers.base import Info, Solver, adapts
+from scoretk.solvers.base import Info, Solver, check_settled
 from scoretk.solvers.hmc import HMC
 from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
 from scoretk.streams import Stream
@@ -200,13 +200,9 @@ class AIS:
     capturable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        count("levels", self.levels, least=1)
-        count("moves", self.moves, least=1)
+        counts(self, levels=1, moves=1)
         check_kernel(self.kernel, sweeps=True)
-        if adapts(self.kernel):
-            raise InvalidArgument(
-                "kernel", self.kernel, "a kernel with nothing to tune", "Such as HMC(0.3, metric='none')"
-            )
+        check_settled("kernel", self.kernel)
         if self.ladder is not None and not isinstance(self.ladder, Ladder):
             raise InvalidArgument("ladder", self.ladder, "a Ladder, or None")
         if self.base is not None and not {"energy", "draw"} <= offers(self.base):
@@ -290,13 +286,19 @@ class SMC(AIS):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count("island", self.island, least=2)
+        counts(self, island=2)
         if not 0 <= finite("threshold", self.threshold) <= 1:
             raise InvalidArgument("threshold", self.threshold, "a share between 0 and 1")
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
         if len(x) % self.island:
             raise InvalidArgument("chains", len(x), f"whole islands: a multiple of island = {self.island}, as is batch")
+        first = noise.chains[:: self.island, None]
+        whole = first + torch.arange(self.island, device=first.device)
+        if bool((first % self.island).any()) or not torch.equal(noise.chains, whole.flatten()):
+            raise InvalidArgument(
+                "chains", noise.chains, f"whole islands: chains {self.island} i to {self.island} (i + 1) - 1"
+            )
         return super().init(field, x, noise)
 
     def _resample(self, state: AISState, noise: NoiseSource) -> AISState:

@@ -51,7 +51,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, finite, option, positive
+from scoretk.arguments import counts, finite, option, positive
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
@@ -183,7 +183,7 @@ class _Isokinetic:
                 positive(name, getattr(self, name))
         option("metric", self.metric, METRICS)
         option("integrator", self.integrator, INTEGRATORS)
-        count("pilot", self.pilot, least=1)
+        counts(self, pilot=1)
 
     @property
     def _gradients(self) -> int:
@@ -410,14 +410,14 @@ class AdjustedMCLMC(_Isokinetic):
     def __post_init__(self) -> None:
         self._check()
         if self.leapfrogs is not None:
-            count("leapfrogs", self.leapfrogs, least=1)
+            counts(self, leapfrogs=1)
             if self.length is not None:
                 raise InvalidArgument("length", self.length, "None together with leapfrogs, which makes it N times eps")
         if not 0 <= finite("jitter", self.jitter) < 1:
             raise InvalidArgument("jitter", self.jitter, "a number in [0, 1)")
         if not 0 < finite("accept", self.accept) < 1:
             raise InvalidArgument("accept", self.accept, "a rate between 0 and 1")
-        count("most", self.most, least=1)
+        counts(self, most=1)
 
     @property
     def capturable(self) -> bool:

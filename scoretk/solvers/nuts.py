@@ -33,7 +33,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count
+from scoretk.arguments import counts
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.rows import across, finite_rows, log_add_exp, row_dot, select_rows
@@ -225,7 +225,7 @@ class NUTS(Stepping):
 
     def __post_init__(self) -> None:
         self._check()
-        count("max_depth", self.max_depth, least=1)
+        counts(self, max_depth=1)
 
     def _stepped(self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor) -> tuple[HMCState, Info]:
         """A step with this step size, `()` or `(chains,)`."""

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, option, positive
+from scoretk.arguments import counts, option, positive
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.paths import GaussianPath, Linear
@@ -111,10 +111,10 @@ class ProbabilityFlow:
     def __post_init__(self) -> None:
         option("method", self.method, (*METHODS, *SELF_STEPPING))
         if self.steps is not None:
-            count("steps", self.steps, least=1)
+            counts(self, steps=1)
         positive("rtol", self.rtol)
         positive("atol", self.atol)
-        count("max_steps", self.max_steps, least=1)
+        counts(self, max_steps=1)
         if self.adjoint and not self.adaptive:
             raise InvalidArgument("adjoint", True, f"an adaptive method, one of {', '.join(SELF_STEPPING)}")
         if self.grid is not None and not isinstance(self.grid, str):

@@ -54,7 +54,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, finite, option, positive
+from scoretk.arguments import counts, finite, option, positive
 from scoretk.errors import InvalidArgument, SingularConversion
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import NoiseSource
@@ -117,10 +117,11 @@ class ReverseSDE:
 
     def __post_init__(self) -> None:
         option("method", self.method, METHODS)
-        count("steps", self.steps, least=1)
+        counts(self, steps=1)
         if not 0 <= finite("eta", self.eta) <= (1 if self.method == "ddim" else math.inf):
             raise InvalidArgument("eta", self.eta, "a number of at least 0, and at most 1 with method='ddim'")
-        if count("corrector", self.corrector) and self.method == "dpmpp_2m":
+        counts(self, corrector=0)
+        if self.corrector and self.method == "dpmpp_2m":
             raise InvalidArgument(
                 "corrector", self.corrector, "0 with method='dpmpp_2m', whose memory is of a path without corrections",
                 "Take method='ancestral'",

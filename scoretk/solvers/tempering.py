@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scoretk.arguments import count, finite
+from scoretk.arguments import counts, finite
 from scoretk.errors import InvalidArgument
 from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource
@@ -198,7 +198,7 @@ class ParallelTempering:
             raise InvalidArgument(
                 "kernel", self.kernel, "a kernel at temperature 1", "Temper the field: scoretk.tempered"
             )
-        count("replicas", self.replicas, least=2)
+        counts(self, replicas=2)
         if finite("hottest", self.hottest) <= 1:
             raise InvalidArgument("hottest", self.hottest, "a temperature above 1")
         if self.temperatures is not None:
@@ -208,8 +208,7 @@ class ParallelTempering:
             if len(rising) < 2 or rising[0] != 1 or any(low >= high for low, high in pairwise(rising)):
                 raise InvalidArgument("temperatures", rising, "two numbers or more that begin with 1 and rise")
             object.__setattr__(self, "temperatures", rising)
-        count("kernel_steps", self.kernel_steps, least=1)
-        count("pilot", self.pilot, least=1)
+        counts(self, kernel_steps=1, pilot=1)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -1,0 +1,157 @@
+"""Chains have ids: those of a range are those of a whole run, to the bit, and say who they are."""
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk import sampling
+from scoretk.families.mixture import gaussian, ring_mixture
+
+
+def bumpy(x):
+    return (x.square() / 2 + x.cos()).sum(1)
+
+
+FIELD = stk.Energy(bumpy, (2,))
+TUNED = {"steps": 12, "warmup": 30, "seed": 5, "thin": 2}
+SOLVERS = [
+    (stk.ULA(0.1), FIELD, {"steps": 6}), (stk.HMC(0.3, 3, metric="none"), FIELD, {"steps": 6, "warmup": 2}),
+    (stk.HMC(leapfrogs=3), FIELD, TUNED), (stk.ChEES(pilot=10), FIELD, TUNED), (stk.ChEES(pilot=4), FIELD, TUNED),
+    (stk.ChEES(pilot=12), FIELD, TUNED | {"keep": "last"}), (stk.NUTS(pilot=6), FIELD, TUNED | {"keep": "moments"}),
+    (stk.ParallelTempering(replicas=3, pilot=6), FIELD, TUNED), (stk.ProbabilityFlow(steps=5), ring_mixture(), {}),
+    (stk.AIS(levels=4), FIELD, {}), (stk.GibbsWithGradients(), "ising", {"steps": 5}),
+    (stk.SMC(levels=4, island=4), FIELD, {"keep": "all"}),
+]  # fmt: skip
+
+
+def timed(solver, field):
+    return stk.smoothed(gaussian(2), stk.VP()) if isinstance(solver, stk.ProbabilityFlow) else field
+
+
+def same(part, whole, rows):
+    for name in ("x", "final", "status", "failed_at", "mean", "var"):
+        ours, theirs = getattr(part, name), getattr(whole, name)
+        assert (ours is None) is (theirs is None)
+        assert ours is None or torch.equal(ours, theirs[rows]), name
+    assert part.stats.keys() == whole.stats.keys()
+    for name, value in part.stats.items():
+        assert torch.equal(value.nan_to_num(), whole.stats[name][rows].nan_to_num()), name
+    assert torch.equal(part.chains, whole.chains[rows])
+    for name, value in part.tuned.items():
+        assert torch.equal(value, whole.tuned[name]), name
+
+
+@pytest.mark.parametrize("batch", [4, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("solver", "field", "run"), SOLVERS, ids=lambda v: repr(v)[:40])
+def test_a_range_is_a_part_of_the_whole_run(solver, field, run, batch):
+    field = timed(solver, field)
+    whole = stk.sample(field, solver, chains=16, batch=batch, **run)
+    assert whole.chains.tolist() == list(range(16))
+    same(stk.sample(field, solver, chains=range(8, 16), batch=batch, **run), whole, slice(8, 16))
+
+
+@pytest.mark.parametrize("ids", [range(16), range(0, 16, 3), range(1, 16, 7), range(15, 16)], ids=repr)
+@pytest.mark.parametrize("solver", [stk.ULA(0.1), stk.ChEES(pilot=4)], ids=repr)
+def test_any_rising_range_will_do(solver, ids):
+    run = {"steps": 4, "warmup": 10, "seed": 2}
+    whole = stk.sample(FIELD, solver, chains=16, **run)
+    part = stk.sample(FIELD, solver, chains=ids, **run)
+    if isinstance(solver, stk.ULA) or ids[-1] == 15:
+        same(part, whole, slice(ids.start, ids.stop, ids.step))
+
+
+def test_rows_instead_of_ids_are_caught(monkeypatch):
+    """The mutant: the noise of the first chains for any."""
+    whole = stk.sample(FIELD, stk.ULA(0.1), chains=16, steps=3)
+    monkeypatch.setattr(sampling, "Noise", lambda seed, ids, **kind: stk.Noise(seed, len(ids), **kind))
+    wrong = stk.sample(FIELD, stk.ULA(0.1), chains=range(8, 16), steps=3)
+    assert not torch.equal(wrong.x, whole.x[8:])
+
+
+def test_starts_and_conditions_have_a_row_for_each_chain_in_the_range():
+    start, shift = torch.arange(32.0).reshape(16, 2) / 8, torch.arange(16.0)
+    field = stk.Energy(lambda x, shift: ((x - shift[:, None]) ** 2).sum(1), (2,))
+    run = {"steps": 3, "seed": 1}
+    whole = stk.sample(field, stk.MALA(0.1), init=start, cond={"shift": shift}, **run)
+    part = {"init": start[8:], "cond": {"shift": shift[8:]}}
+    same(stk.sample(field, stk.MALA(0.1), chains=range(8, 16), **part, **run), whole, slice(8, 16))
+    with pytest.raises(stk.InvalidArgument, match=r"^init: expected one row a chain, 7 rows"):
+        stk.sample(field, stk.MALA(0.1), chains=range(9, 16), **part, **run)
+
+
+@pytest.mark.parametrize(
+    "given", [{"init": torch.zeros(8, 2)}, {"cond": {"c": torch.zeros(8)}}], ids=lambda g: next(iter(g))
+)
+def test_a_pilot_without_rows_is_refused(given):
+    field = stk.Energy(lambda x, c=None: x.square().sum(1), (2,))
+    run = {"steps": 3, "warmup": 5}
+    with pytest.raises(stk.InvalidArgument, match=rf"^{next(iter(given))}: .*tuned by chains 0 to 15"):
+        stk.sample(field, stk.ChEES(), chains=range(8, 16), **given, **run)
+    stk.sample(field, stk.ChEES(), chains=range(8), **given, **run)
+    stk.sample(field, stk.HMC(0.1, metric="none"), chains=range(8, 16), **given, **run)
+
+
+def test_what_the_pilot_cost_is_counted():
+    run = {"steps": 4, "warmup": 10, "seed": 2}
+    solver = stk.HMC(leapfrogs=2, pilot=6)
+    far, whole = (stk.sample(FIELD, solver, chains=ids, **run).cost["energy"] for ids in (range(8, 16), 16))
+    assert whole - far == 2 * 15 + 6 * 4  # chains 6 and 7, and the pilot's steps after warmup
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        range(0),
+        range(5, 5),
+        range(3, -1, -1),
+        range(-2, 4),
+        range(2**32 - 1, 2**32 + 1),
+        [1, 2],
+        torch.arange(3),
+        (0, 4),
+    ],
+)
+def test_what_is_no_range_of_chains_is_refused(wrong):
+    with pytest.raises(stk.InvalidArgument, match=r"^chains: "):
+        stk.sample(FIELD, stk.ULA(0.1), chains=wrong, steps=1)
+
+
+def test_the_last_id_there_is():
+    draws = stk.sample(FIELD, stk.ULA(0.1), chains=range(2**32 - 2, 2**32), steps=1)
+    assert draws.chains.tolist() == [2**32 - 2, 2**32 - 1]
+
+
+def test_failures_name_the_chain():
+    field = stk.Energy(lambda x: torch.where(x[:, 0] > 0.5, torch.nan, 0.0) + x.square().sum(1), (2,))
+    whole = stk.sample(field, stk.ULA(0.1), chains=16, steps=5)
+    first = int(whole.chains[8:][~whole.ok[8:]][0])
+    with pytest.raises(stk.ChainFailure) as failure:
+        stk.sample(field, stk.ULA(0.1), chains=range(8, 16), steps=5, on_failure="raise")
+    assert failure.value.chains[0] == first
+
+
+def test_ids_are_saved_and_tell_checkpoints_apart(tmp_path):
+    run = {"steps": 3, "checkpoint": tmp_path / "run"}
+    draws = stk.sample(FIELD, stk.ULA(0.1), chains=range(8, 16), **run)
+    assert draws.provenance["chains"] == "range(8, 16)"
+    assert torch.equal(stk.Draws.load(draws.save(tmp_path / "a.safetensors")).chains, draws.chains)
+    assert torch.equal(stk.sample(FIELD, stk.ULA(0.1), chains=range(8, 16), **run).x, draws.x)
+    for other in (8, range(8), range(9, 17), range(8, 24, 2)):
+        with pytest.raises(stk.CheckpointError, match="chains"):
+            stk.sample(FIELD, stk.ULA(0.1), chains=other, **run)
+
+
+def test_islands_are_those_of_the_whole_run():
+    with pytest.raises(stk.InvalidArgument, match=r"^chains: .*whole islands"):
+        stk.sample(FIELD, stk.SMC(levels=3, island=4), chains=range(2, 10))
+    with pytest.raises(stk.InvalidArgument, match=r"^chains: .*whole islands"):
+        stk.sample(FIELD, stk.SMC(levels=3, island=4), chains=range(0, 16, 2))
+
+
+def test_one_draw_has_no_variance():
+    moments = stk.sample(FIELD, stk.ULA(0.1), chains=3, steps=1, keep="moments")
+    assert bool(moments.var.isnan().all())
+    assert torch.equal(moments.mean, moments.final.double())
+    many = stk.sample(FIELD, stk.ULA(0.1), chains=3, steps=2, keep="moments")
+    every = stk.sample(FIELD, stk.ULA(0.1), chains=3, steps=2)
+    torch.testing.assert_close(many.var, every.x.double().var(1))
