@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as again
 
 from scoretk.compiling import compiled
+from scoretk.core.anatomy import left_as_found
 from scoretk.errors import ChainFailure, Status
 from scoretk.fields.resolve import StaticField, TimedField
-from scoretk.modules import left_as_found
 from scoretk.record import Record, Recorder, masked
 from scoretk.rows import finite_rows, select_rows
 from scoretk.solvers.base import Info, is_planned

@@ -35,12 +35,12 @@ import torch
 from torch import Tensor
 
 from scoretk.arguments import count, counts, option, positive, tensor_like
+from scoretk.core.anatomy import left_as_found
 from scoretk.draws import Cost
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.resolve import TimedField, resolve
 from scoretk.grids import grid as times_of
-from scoretk.modules import left_as_found
 from scoretk.rows import finite_rows, row_dot, select_rows
 from scoretk.solvers.adaptive import ADAPTIVE, Integral, integrate
 

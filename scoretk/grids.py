@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from scoretk.arguments import count, option
+from scoretk.core.anatomy import left_as_found
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import GaussianPath, Tabulated
 from scoretk.fields.resolve import resolve
-from scoretk.modules import left_as_found
 from scoretk.noise import Noise
 
 __all__ = [

@@ -37,12 +37,12 @@ import torch
 from torch import Tensor
 
 from scoretk.arguments import count, finite, option, tensor_like
+from scoretk.core.anatomy import left_as_found
 from scoretk.draws import Cost
 from scoretk.encoding import Flow, Solve
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, resolve
-from scoretk.modules import left_as_found
 from scoretk.noise import Noise, derive
 from scoretk.streams import Stream
 

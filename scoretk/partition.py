@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from scoretk.arguments import count, finite, option
+from scoretk.core.anatomy import left_as_found, state_like
 from scoretk.draws import Cost
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.base import plain_base
@@ -34,7 +35,6 @@ from scoretk.fields.distribution import from_distribution
 from scoretk.fields.protocols import field_name, offers
 from scoretk.fields.resolve import StaticField, resolve, static
 from scoretk.likelihood import Estimate
-from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise, derive
 from scoretk.sampling import sample
 from scoretk.solvers.base import Solver, check_settled
@@ -273,7 +273,7 @@ def find_ladder(
     """
     if levels is not None:
         count("levels", levels, least=1)
-    hint = next(iter(field_tensors(field)), None)
+    hint = next(iter(state_like(field)), None)
     device = torch.device(device) if device is not None else (hint.device if hint is not None else torch.device("cpu"))
     dtype = dtype or (hint.dtype if hint is not None and hint.is_floating_point() else torch.get_default_dtype())
     with left_as_found(field), torch.no_grad():

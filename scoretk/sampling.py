@@ -14,13 +14,13 @@ from torch import Tensor
 import scoretk
 from scoretk.arguments import count, integer, option, tensor_like
 from scoretk.checkpoint import Checkpoint, tensor_digest, weights_digest
+from scoretk.core.anatomy import field_tensors, left_as_found, state_like
 from scoretk.core.arrays import aligned
 from scoretk.draws import Cost, Draws
 from scoretk.drive import Schedule
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import StaticField, TimedField, resolve
-from scoretk.modules import field_tensors, left_as_found
 from scoretk.noise import Noise
 from scoretk.plugins import find_model, load
 from scoretk.record import RECORDERS, Constraining, Recorder
@@ -230,7 +230,7 @@ def _by_adjoint(solver: Solver) -> Solver:
 
 def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
     """Device and dtype of the state: as asked, else as `init`, else as the model, else torch's defaults."""
-    hints = ([init] if isinstance(init, Tensor) else []) + field_tensors(model)
+    hints = ([init] if isinstance(init, Tensor) else []) + state_like(model)
     try:
         found = torch.device(device) if device is not None else (hints[0].device if hints else torch.device("cpu"))
         torch.empty(0, device=found)

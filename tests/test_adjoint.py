@@ -1,6 +1,7 @@
 """Gradients by the adjoint equation: against finite differences, the plain graph and closed forms; memory; every refusal."""
 
 import math
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -254,16 +255,29 @@ def test_weights_changed_before_the_way_back_are_noticed():
 
 
 def test_a_dependence_that_the_field_hides_is_refused():
-    class Hidden(torch.nn.Module):
+    hidden = threading.local()  # whose attributes are not to be seen from outside its thread
+    hidden.weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+
+    with pytest.raises(stk.InvalidArgument, match=r"shape \(3,\) is hidden"):
+        run("adjoint", net=lambda x, t, shift: x * hidden.weight)
+
+
+def test_what_a_module_holds_unregistered_is_shown():
+    class Unregistered(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.parts = [torch.ones(3, dtype=torch.float64, requires_grad=True)]
 
         def forward(self, x, t, shift):
-            return x * self.parts[0]
+            alpha, sigma = PATHS[0].alpha(t)[:, None], PATHS[0].sigma(t)[:, None]
+            return alpha * x + sigma**2 * self.parts[0]  # of N(1, 1)
 
-    with pytest.raises(stk.InvalidArgument, match=r"shape \(3,\) is hidden"):
-        run("adjoint", net=Hidden())
+    def gradient(grad):
+        net = Unregistered()
+        run(grad, net=net)[0].final.square().sum().backward()
+        return net.parts[0].grad
+
+    assert torch.allclose(gradient("adjoint"), gradient(True), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from scoretk.conformance.laws import LAWS, Law
 from scoretk.conformance.subject import Case, NotApplicable, Subject, Violation
+from scoretk.core.anatomy import left_as_found
 from scoretk.errors import InvalidArgument, MissingDependency
 from scoretk.fields.protocols import offers
-from scoretk.modules import left_as_found
 from scoretk.plugins import ModelSpec, describe, find_model, load
 from scoretk.plugins.models import build
 

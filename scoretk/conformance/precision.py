@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretk.conformance.subject import Case, Subject
-from scoretk.modules import modules_of
+from scoretk.core.anatomy import modules_of
 
 __all__ = ["in_float64"]
 
@@ -21,7 +21,7 @@ FINE, COARSE = 1e-5, 2e-2
 @contextmanager
 def in_float64(s: Subject, case: Case) -> Iterator[tuple[Subject, float]]:
     """The subject in float64 and the tolerance that its energy allows; as it is where float64 does not go through."""
-    held = [t for m in modules_of(s.field) for t in (*m.parameters(), *m.buffers())]
+    held = [t for m in modules_of(s.field) for t in (*m.parameters(False), *m.buffers(False))]
     single = [(t, t.data) for t in held if t.is_floating_point()]
     try:
         for tensor, data in single:

@@ -11,8 +11,8 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
+from scoretk.core.anatomy import state_like
 from scoretk.fields.protocols import is_timed, offers
-from scoretk.modules import field_tensors
 from scoretk.noise import Noise
 from scoretk.streams import Stream
 
@@ -59,7 +59,7 @@ class Subject:
     @classmethod
     def all_of(cls, model: Any, claims: frozenset[str], cond: Mapping[str, Tensor]) -> list[Subject]:
         """The field in its own dtype and device; in both dtypes where it holds no tensors that fix one."""
-        held = field_tensors(model)
+        held = state_like(model)
         dtypes = [held[0].dtype] if held and held[0].dtype in TOLERANCE else list(TOLERANCE)
         device = held[0].device if held else torch.device("cpu")
         return [cls(model, claims, dtype, device, cond) for dtype in dtypes]

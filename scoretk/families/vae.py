@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch import distributions as td
 
 from scoretk.arguments import count, finite, option, tensor_like
+from scoretk.core.anatomy import left_as_found
 from scoretk.draws import Cost
 from scoretk.encoding import interpolate
 from scoretk.errors import InvalidArgument, MissingCapability, Status
@@ -51,7 +52,6 @@ from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
 from scoretk.learn.fitting import Progress, Recipe, fit
 from scoretk.learn.likelihoods import negative_elbo, negative_iwae, reparametrised
 from scoretk.likelihood import Estimate
-from scoretk.modules import left_as_found
 from scoretk.noise import Noise, derive
 from scoretk.partition import log_partition
 from scoretk.rows import select_rows

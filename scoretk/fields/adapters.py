@@ -1,8 +1,12 @@
-"""Foreign conventions, converted once at the edge: integer timesteps, sigma as time, time that runs the other way."""
+"""Foreign conventions, converted once at the edge: integer timesteps, sigma as time, time that runs the other way.
+
+What calls a network in its own convention is a small object, not a local function, so that the fields can be pickled.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +16,41 @@ from scoretk.fields.paths import EDM, VE, GaussianPath, Tabulated
 from scoretk.fields.wrappers import Diffusion, Velocity
 
 __all__ = ["from_reversed_time", "from_sigmas", "from_timesteps"]
+
+
+@dataclass(frozen=True, eq=False)
+class _OnTimesteps:
+    """A network called with the timestep of t: `net(x, k(t))`."""
+
+    net: Callable[..., Tensor]
+    path: Tabulated
+    integer: bool
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        k = self.path.timestep(t)
+        return self.net(x, k.round().long().clamp(0, self.path.steps - 1) if self.integer else k, **cond)
+
+
+@dataclass(frozen=True, eq=False)
+class _OnSigmas:
+    """A network called with the noise level of t: `net(x, sigma(t))`."""
+
+    net: Callable[..., Tensor]
+    path: EDM | VE
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return self.net(x, self.path.sigma(t), **cond)
+
+
+@dataclass(frozen=True, eq=False)
+class _OnReversedTime:
+    """A network called with the time that runs the other way: `sign net(x, 1 - t)`."""
+
+    net: Callable[..., Tensor]
+    sign: float
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return self.sign * self.net(x, 1 - t, **cond)
 
 
 def from_timesteps(
@@ -31,12 +70,7 @@ def from_timesteps(
     never below 0), or in the dtype of x and unrounded where `integer=False`; alphas_cumprod `(N,)`; event_shape; predicts.
     """
     path = Tabulated(torch.as_tensor(alphas_cumprod))
-
-    def adapted(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        k = path.timestep(t)
-        return net(x, k.round().long().clamp(0, path.steps - 1) if integer else k, **cond)
-
-    return Diffusion(adapted, tuple(event_shape), path, predicts)
+    return Diffusion(_OnTimesteps(net, path, integer), tuple(event_shape), path, predicts)
 
 
 def from_sigmas(
@@ -53,11 +87,7 @@ def from_sigmas(
     path = EDM() if path is None else path
     if not isinstance(path, EDM | VE):
         raise InvalidArgument("path", path, "a variance-exploding path, EDM or VE, on which sigma is the noise level")
-
-    def adapted(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return net(x, path.sigma(t), **cond)
-
-    return Diffusion(adapted, tuple(event_shape), path, predicts)
+    return Diffusion(_OnSigmas(net, path), tuple(event_shape), path, predicts)
 
 
 def from_reversed_time(
@@ -74,11 +104,7 @@ def from_reversed_time(
     Arguments: net, called as `net(x, s, **cond)`; path, in this package's time (None, with predicts "velocity", for a
     `Velocity` from `base`); predicts; base.
     """
-    sign = -1.0 if predicts == "velocity" else 1.0
-
-    def adapted(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return sign * net(x, 1 - t, **cond)
-
+    adapted = _OnReversedTime(net, -1.0 if predicts == "velocity" else 1.0)
     if path is None:
         if predicts != "velocity":
             raise InvalidArgument("path", path, f"the Gaussian path on which the network predicts {predicts}")

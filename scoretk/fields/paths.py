@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,9 @@ def _tensor(value: Time) -> Tensor:
 
 class GaussianPath(ABC):
     """`x_t = alpha(t) x_1 + sigma(t) eps`. A path of your own gives the four functions and `t`."""
+
+    steers: ClassVar[bool] = True
+    """Its numbers steer a solve: they are float64 whatever the state is (`scoretk.core.anatomy.state_like`)."""
 
     @abstractmethod
     def alpha(self, t: Time) -> Tensor:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from scoretk.arguments import count, counts, finite, tensor_like
+from scoretk.core.anatomy import left_as_found
 from scoretk.drive import Moment, Schedule, begin, drive
 from scoretk.errors import ChainFailure, InvalidArgument, Status
 from scoretk.fields.resolve import resolve
-from scoretk.modules import left_as_found
 from scoretk.noise import Noise, derive
 from scoretk.record import KeepLast
 from scoretk.rows import select_rows

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scoretk.core.anatomy import field_tensors, left_as_found
 from scoretk.errors import InvalidArgument, ScoretkError, Status
 from scoretk.fields.resolve import TimedField
-from scoretk.modules import field_tensors, left_as_found
 from scoretk.rows import across
 from scoretk.solvers.rowwise import Velocity, integrate_rows
 

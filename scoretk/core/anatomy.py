@@ -1,0 +1,497 @@
+"""What a field is made of: one walk, to any depth, each object once.
+
+A field is a graph of Python objects. Its *parts* are what its evaluation can reach: attributes (`__dict__` and `__slots__`), the
+items and keys of containers, what a partial, a bound method or a wrapper holds, a function's closure, defaults and code, the
+globals that the code names and, in modules, the attributes that it names, an object's class with its methods and attributes.
+`walk` goes over them breadth first and without recursion: depth has no limit, and each object is known by the shortest way to it.
+
+From the walk come the networks that are held in eval mode (`left_as_found`), device and dtype of the state (`state_like`), and
+what tells one field from another (`scoretk.core.identity`).
+
+Where it ends. Code of torch, numpy, the standard library and this package is *known*: it is what its name says, and what it names
+is its own affair; but what it holds (closures, defaults, bound arguments, attributes) is the user's and is followed. An installed
+package is followed within itself. What cannot be looked into (locks, files, handles of C libraries) has no parts.
+
+Nothing that the walk finds is kept for the next: attributes may be rebound, and to see that none was takes as long as to walk
+again. Kept is what cannot change: the names in a code object, and how objects of a class are taken apart.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import dis
+import functools
+import sys
+import sysconfig
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import (
+    AsyncGeneratorType,
+    BuiltinFunctionType,
+    CellType,
+    ClassMethodDescriptorType,
+    CodeType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    GenericAlias,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    TracebackType,
+    UnionType,
+    WrapperDescriptorType,
+)
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "ATOMS",
+    "PLAIN",
+    "Names",
+    "field_tensors",
+    "is_known",
+    "key_of",
+    "left_as_found",
+    "modules_of",
+    "names_in",
+    "parts",
+    "state_like",
+    "walk",
+]
+
+PLAIN: frozenset[type] = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
+"""Types whose values are what they are."""
+
+_DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType)
+ATOMS: tuple[type, ...] = (
+    *PLAIN, bytearray, range, slice, type(NotImplemented), torch.dtype, torch.device, torch.Size, torch.layout,
+    torch.memory_format, torch.Generator, np.dtype, np.generic, np.ufunc, np.random.Generator, np.random.RandomState, CodeType,
+    *_DESCRIPTORS, WrapperDescriptorType, MethodDescriptorType, ClassMethodDescriptorType, GenericAlias, UnionType, GeneratorType,
+    CoroutineType, AsyncGeneratorType, FrameType, TracebackType,
+)  # fmt: skip
+"""Types without parts, those of plain values among them."""
+
+MANY = 256
+"""How many plain entries of a dictionary are parts of their own."""
+
+Part = tuple[str, Any]
+"""How a part is reached from its whole, much as one would write it, such as `.weight` or `[3]`; and the part."""
+
+_PACKAGES = frozenset({"torch", "numpy", "functorch", "scoretk"})
+_HANDLES = frozenset({
+    "_asyncio", "_io", "_thread", "asyncio", "concurrent", "ctypes", "io", "logging", "mmap", "multiprocessing", "queue",
+    "selectors", "socket", "subprocess", "tempfile", "threading", "unittest",
+})  # fmt: skip
+"""Modules of the standard library whose objects are handles of the process."""
+
+_UNLOOKED = frozenset({
+    "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__", "__classcell__",
+    "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__match_args__", "__module__",
+    "__orig_bases__", "__parameters__", "__qualname__", "__slots__", "__static_attributes__", "__type_params__", "__weakref__",
+    "_abc_impl",
+})  # fmt: skip
+"""What stands in the namespace of a class and has no say in what its objects do."""
+
+_REGISTERS = ("_parameters", "_buffers", "_modules")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_TORCHS = frozenset(nn.Module().__dict__)
+"""The attributes that torch gives to each module: registers, hooks, `training`."""
+
+_COMPILED = "_torchdynamo_orig_callable"
+
+
+class Names(NamedTuple):
+    """What a code object, with those nested in it, refers to: globals that it loads, modules that it imports, and the names of
+    the attributes that it may ask for (those in strings among them, for `getattr`).
+    """
+
+    globals: tuple[str, ...]
+    imports: tuple[str, ...]
+    attributes: frozenset[str]
+
+
+_NOTHING = Names((), (), frozenset())
+_NAMES: weakref.WeakKeyDictionary[CodeType, Names] = weakref.WeakKeyDictionary()
+
+
+class _Seen(NamedTuple):
+    """A module as some code sees it: those of its attributes are parts that the code names."""
+
+    module: ModuleType
+    names: frozenset[str]
+
+
+# --- whose code it is, and what it names
+
+
+def is_known(value: Any) -> bool:
+    """Whether a class or function is what its name says: that of torch, numpy, the standard library, this package."""
+    return _whose(_home(value)) == "known"
+
+
+def _home(value: Any) -> str:
+    """The module whose code a class or function is. (One that wraps another bears its name, but has globals of its own.)"""
+    module = (
+        value.__globals__.get("__name__") if isinstance(value, FunctionType) else getattr(value, "__module__", None)
+    )
+    return module if isinstance(module, str) else ""
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _whose(module: Any) -> str:
+    """Whose the code of a module of this name is: "known", "installed" or "own"."""
+    top = _top(module) if isinstance(module, str) else ""
+    return _whose_package(top, getattr(sys.modules.get(top), "__file__", None))
+
+
+@functools.lru_cache(maxsize=4096)
+def _whose_package(top: str, file: str | None) -> str:
+    if top in _PACKAGES:
+        return "known"
+    folders = Path(file).parents if isinstance(file, str) else ()
+    if any(folder.name in ("site-packages", "dist-packages") for folder in folders):
+        return "installed"
+    standard = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    return "known" if top in sys.stdlib_module_names and (file is None or standard & {*folders}) else "own"
+
+
+def names_in(code: CodeType) -> Names:
+    """What a code object refers to by name."""
+    known = _NAMES.get(code)
+    if known is None:
+        nested = [code]
+        for inner in nested:  # comprehensions, lambdas, functions and classes within
+            nested += [constant for constant in inner.co_consts if isinstance(constant, CodeType)]
+        steps = [step for inner in nested for step in dis.get_instructions(inner)]
+        loaded = dict.fromkeys(s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+        imported = dict.fromkeys(s.argval for s in steps if s.opname == "IMPORT_NAME")
+        texts = (c for inner in nested for c in inner.co_consts if isinstance(c, str) and c.isidentifier())
+        attributes = frozenset((*(n for inner in nested for n in inner.co_names), *texts))
+        known = _NAMES[code] = Names(tuple(loaded), tuple(imported), attributes)
+    return known
+
+
+# --- the parts of one object
+
+Splitter = Callable[[Any], list[Part]]
+
+
+def parts(value: Any) -> list[Part]:
+    """What one object is directly made of, each part with how it is reached. Lists of plain values alone have no parts."""
+    kind = type(value)
+    return (_SPLITTERS.get(kind) or _splitter(kind))(value)
+
+
+def _none(value: Any) -> list[Part]:
+    return []
+
+
+def _attributes(value: Any) -> list[Part]:
+    return [("." + str(name), item) for name, item in object.__getattribute__(value, "__dict__").items()]
+
+
+def _slots_of(names: tuple[str, ...]) -> Splitter:
+    def split(value: Any) -> list[Part]:
+        found = []
+        for name in names:
+            with suppress(AttributeError):  # a slot that is still empty
+                found.append(("." + name, object.__getattribute__(value, name)))
+        return found
+
+    return split
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    """The attributes of a class's objects that are no entries of their `__dict__`, by the names that the class has for them."""
+    return tuple(
+        name
+        for base in kind.__mro__
+        if "__slots__" in vars(base)
+        for name, value in vars(base).items()
+        if isinstance(value, MemberDescriptorType)
+    )
+
+
+def _of_mapping(value: Mapping[Any, Any]) -> list[Part]:
+    pairs = list(value.items())
+    if len(pairs) > MANY and {type(v) for pair in pairs for v in pair} <= PLAIN:
+        return []
+    found = []
+    for i, (key, item) in enumerate(pairs):
+        plain = type(key) in PLAIN
+        found.append((f"[{key!r}]" if plain else f"[{i}]", item))
+        if not plain:
+            found.append((f".keys()[{i}]", key))
+    return found
+
+
+def _of_items(value: Iterable[Any]) -> list[Part]:
+    items = list(value)
+    return [] if {*map(type, items)} <= PLAIN else [(f"[{i}]", item) for i, item in enumerate(items)]
+
+
+def _of_array(value: np.ndarray) -> list[Part]:
+    return _of_items(value.ravel()) if value.dtype == object else []
+
+
+def _of_proxy(value: Any) -> list[Part]:
+    try:
+        return [("()", value.__repr__.__self__)]  # of which Python has no other way to ask
+    except ReferenceError:
+        return []
+
+
+def _pickled(value: Any) -> list[Part]:
+    """The pieces from which an object of C code says that it could be made again; none where it does not say."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reduce = copyreg.dispatch_table.get(type(value))
+            made = reduce(value) if reduce is not None else value.__reduce_ex__(2)
+    except Exception:  # noqa: BLE001 (whatever its author raises: it cannot be taken apart)
+        return []
+    return [(f".__reduce__()[{i}]", piece) for i, piece in enumerate(made)] if isinstance(made, tuple) else []
+
+
+def _of_cell(value: CellType) -> list[Part]:
+    try:
+        return [(".cell_contents", value.cell_contents)]
+    except ValueError:  # still empty
+        return []
+
+
+def _of_function(value: FunctionType) -> list[Part]:
+    """Closure, defaults, attributes, and what it names: all globals of one's own code, some of an installed package's."""
+    attributes, code, home = vars(value), value.__code__, value.__globals__
+    if _COMPILED in attributes:  # the rest is the compiler's
+        return [("." + _COMPILED, attributes[_COMPILED])]
+    whose = _whose(home.get("__name__"))
+    names = names_in(code) if whose != "known" else _NOTHING
+    found: list[Part] = []
+    for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
+        found += [("." + name, _seen_by(names, content)) for _, content in _of_cell(cell)]
+    found += [(f".__defaults__[{i}]", v) for i, v in enumerate(value.__defaults__ or ())]
+    found += [(f".__kwdefaults__[{k!r}]", v) for k, v in (value.__kwdefaults__ or {}).items()]
+    found += [("." + str(k), v) for k, v in attributes.items()]
+    for name in names.globals:
+        if name in home and (whose == "own" or _within(home["__name__"], home[name])):
+            found.append(("." + name, _seen_by(names, home[name])))
+    if whose == "own":
+        found += [
+            ("." + name, _Seen(sys.modules[name], names.attributes)) for name in names.imports if name in sys.modules
+        ]
+    return found
+
+
+def _within(package: str, value: Any) -> bool:
+    """Whether an installed package's code is followed to what it names: to its data, and to its own functions and classes."""
+    if isinstance(value, FunctionType | type):
+        return _top(_home(value)) == _top(package)
+    return isinstance(value, nn.Module | Tensor | np.ndarray) or type(value) in PLAIN
+
+
+def _seen_by(names: Names, value: Any) -> Any:
+    return _Seen(value, names.attributes) if isinstance(value, ModuleType) else value
+
+
+def _of_seen(value: _Seen) -> list[Part]:
+    if _whose(value.module.__name__) != "own":
+        return []
+    own = vars(value.module)
+    return [
+        ("." + name, _Seen(own[name], value.names) if isinstance(own[name], ModuleType) else own[name])
+        for name in sorted(value.names & own.keys())
+    ]
+
+
+def _of_class(value: type) -> list[Part]:
+    if _whose(value.__module__) == "known":
+        return []
+    own = vars(value)
+    found = [
+        ("." + name, item) for name, item in own.items() if name not in _UNLOOKED and type(item) not in _DESCRIPTORS
+    ]
+    return found + [(f".__mro__[{i}]", base) for i, base in enumerate(value.__mro__) if i and base is not object]
+
+
+def _of_nn_module(value: nn.Module) -> list[Part]:
+    own = value.__dict__
+    found = [("." + name, item) for name, item in own.items() if name not in _TORCHS]
+    for register in _REGISTERS:
+        found += [("." + name, item) for name, item in own[register].items() if item is not None]
+    for name in _HOOKS:
+        if own.get(name):
+            found += [(f".{name}[{i}]", hook) for i, hook in enumerate(own[name].values())]  # their keys are counters
+    return found
+
+
+def _of_compiled_module(value: nn.Module) -> list[Part]:
+    return [("._orig_mod", value._modules["_orig_mod"])]
+
+
+def _of_traced(value: Any) -> list[Part]:
+    """Of `torch.fx.GraphModule`: its graph is the code, which is among the attributes."""
+    return [part for part in _of_nn_module(value) if part[0] not in ("._graph", ".meta")]
+
+
+def _of_script(value: Any) -> list[Part]:
+    held = {
+        name: item for register in _REGISTERS for name, item in getattr(value, register).items() if item is not None
+    }
+    kind = value._concrete_type
+    others = [name for name in kind.get_attributes() if name not in held and name != "training"]
+    found = held | {name: getattr(value, name, None) for name in others} | kind.get_constants()
+    return [("." + name, item) for name, item in found.items()]
+
+
+def _splitter(kind: type) -> Splitter:
+    """How objects of a class are taken apart, found once for each class."""
+    split = next((_KINDS[base] for base in kind.__mro__ if base in _KINDS), None)
+    if kind.__module__ == "torch._dynamo.eval_frame" and issubclass(kind, nn.Module):
+        split = _of_compiled_module
+    elif issubclass(kind, torch.jit.ScriptModule):
+        split = _of_script
+    elif issubclass(kind, type):
+        split = _of_class
+    elif _whose(kind.__module__) == "known" and _top(kind.__module__) in _HANDLES:
+        split = _none
+    elif split is None and issubclass(kind, Mapping):
+        split = _of_mapping
+    whole = _with_attributes(kind, split)
+    _SPLITTERS[kind] = whole
+    return whole
+
+
+def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
+    """The splitter of what a class inherits, with its objects' attributes and the class itself where these are not known."""
+    if kind in _KINDS or split in (_none, _of_class, _of_compiled_module, _of_script):
+        return split or _none
+    also: list[Splitter] = [] if split is None else [split]
+    slots = _slots(kind)
+    if kind.__dictoffset__ and not issubclass(kind, nn.Module):
+        also.append(_attributes)
+    if slots:
+        also.append(_slots_of(slots))
+    if not also:
+        also.append(_pickled)
+    if _whose(kind.__module__) != "known":
+        also.append(lambda v: [(".__class__", type(v))])
+    return also[0] if len(also) == 1 else lambda value: [part for one in also for part in one(value)]
+
+
+_KINDS: dict[type, Splitter] = {
+    **dict.fromkeys(ATOMS, _none),
+    Tensor: _none, ModuleType: _none,
+    np.ndarray: _of_array,
+    nn.Module: _of_nn_module, torch.fx.GraphModule: _of_traced,
+    dict: _of_mapping, MappingProxyType: _of_mapping,
+    list: _of_items, tuple: _of_items, set: _of_items, frozenset: _of_items, deque: _of_items,
+    functools.partial: lambda v: [(".func", v.func), (".args", v.args), (".keywords", v.keywords), *_attributes(v)],
+    functools.partialmethod: lambda v: [(".func", v.func), (".args", v.args), (".keywords", v.keywords)],
+    CellType: _of_cell,
+    FunctionType: _of_function,
+    MethodType: lambda v: [(".__self__", v.__self__), (".__func__", v.__func__)],
+    BuiltinFunctionType: lambda v: [] if isinstance(v.__self__, ModuleType | None) else [(".__self__", v.__self__)],
+    MethodWrapperType: lambda v: [(".__self__", v.__self__)],
+    property: lambda v: [(".fget", v.fget)],
+    classmethod: lambda v: [(".__func__", v.__func__)],
+    staticmethod: lambda v: [(".__func__", v.__func__)],
+    weakref.ReferenceType: lambda v: [("()", v())],
+    weakref.ProxyType: _of_proxy, weakref.CallableProxyType: _of_proxy,
+    _Seen: _of_seen,
+}  # fmt: skip
+_SPLITTERS: weakref.WeakKeyDictionary[type, Splitter] = weakref.WeakKeyDictionary()
+
+
+# --- the walk
+
+
+def walk(value: Any) -> list[Any]:
+    """Everything that a value is made of, itself first, the nearest before the farther, each object once."""
+    found, seen = [value], {key_of(value)}
+    for item in found:  # which grows on the way; it holds all that was seen, so that no id is used twice
+        kind = type(item)
+        for _, part in (_SPLITTERS.get(kind) or _splitter(kind))(item):
+            if type(part) not in PLAIN and (key := key_of(part)) not in seen:
+                seen.add(key)
+                found.append(part)
+    return found
+
+
+def key_of(part: Any) -> Any:
+    """What tells a part from others as long as both are alive."""
+    return id(part) if type(part) is not _Seen else (id(part.module), part.names)
+
+
+def modules_of(value: Any) -> list[nn.Module]:
+    """All torch modules that a field calls or holds, with those within them."""
+    return [item for item in walk(value) if isinstance(item, nn.Module)]
+
+
+def field_tensors(value: Any) -> list[Tensor]:
+    """The floating tensors that a field holds: the parameters of its modules, their buffers, then all others."""
+    return [tensor for group in _tensors(walk(value)) for tensor in group]
+
+
+def _tensors(found: list[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The floating tensors among the things found: parameters, modules' buffers, others."""
+    floating = {id(item): item for item in found if isinstance(item, Tensor) and item.is_floating_point()}
+    buffers = {id(b) for item in found if isinstance(item, nn.Module) for b in item._buffers.values()}
+    groups: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for key, tensor in floating.items():
+        groups[0 if isinstance(tensor, nn.Parameter) else 1 if key in buffers else 2].append(tensor)
+    return groups
+
+
+def state_like(value: Any) -> list[Tensor]:
+    """The tensors that tell device and dtype of a field's state, where it holds any.
+
+    They are the floating parameters of its networks; where it has none, its modules' buffers; where it has none, the other
+    floating tensors that it holds. A schedule is no such hint: neither what an object holds that says of itself `steers = True`
+    (a `GaussianPath`), nor a table of the same shape as one of its own.
+    """
+    found = walk(value)
+    parameters, buffers, others = _tensors(found)
+    if parameters or buffers:
+        return parameters or buffers
+    schedules = {t.shape for item in found if _steers(item) for t in walk(item) if isinstance(t, Tensor)}
+    return [t for t in others if t.shape not in schedules] if schedules else others
+
+
+def _steers(item: Any) -> bool:
+    return getattr(type(item), "steers", False) is True
+
+
+@contextmanager
+def left_as_found(value: Any, grad: bool = False) -> Iterator[None]:
+    """Hold a field's modules in eval mode, their parameters without gradients (unless `grad`), and restore both after."""
+    modules = modules_of(value)
+    training = [m for m in modules if m.training]
+    wanting = [] if grad else [p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad]
+    try:
+        for m in training:
+            m.training = False
+        for p in wanting:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for m in training:
+            m.training = True
+        for p in wanting:
+            p.requires_grad_(True)
