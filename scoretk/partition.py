@@ -34,6 +34,7 @@ from scoretk.fields.bridge import states_of
 from scoretk.fields.distribution import from_distribution
 from scoretk.fields.protocols import field_name, offers
 from scoretk.fields.resolve import StaticField, resolve, static
+from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.likelihood import Estimate
 from scoretk.noise import Noise, derive
 from scoretk.sampling import sample
@@ -75,7 +76,7 @@ FEW, FEW_ISLANDS = 0.05, 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Normalised:
+class Normalised(Wrapped):
     """A static field with an energy, and `log_prob(x) = -E(x) - log Z`: so that `bits_per_dim` and the like serve it.
 
     Arguments: field; log_z, a number, such as `float(log_partition(field).value)`. Its standard error, which all rows share, is
@@ -85,28 +86,17 @@ class Normalised:
     field: Any
     log_z: float
 
+    kind = Kind.SAME
+    computed = frozenset({"energy", "score", "log_prob"})
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        return (self.field,)
+
     def __post_init__(self) -> None:
         resolve(self.field, {"energy"} | ({"states"} & offers(self.field)), timed=False)
+        super().__post_init__()
         finite("log_z", self.log_z)
-
-    @property
-    def provides(self) -> frozenset[str]:
-        """Energy, score and `log_prob`; states where the field has them."""
-        return frozenset({"energy", "score", "log_prob"}) | ({"states"} & offers(self.field))
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.field.event_shape)
-
-    @property
-    def states(self) -> Any:
-        """Those of the field, None where it is not discrete."""
-        return states_of(self.field)
-
-    @property
-    def initial(self) -> Any:
-        """The field's own start, where it has one."""
-        return self.field.initial
 
     def energy(self, x: Tensor) -> Tensor:
         """The field's, `(batch,)`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import DistributionField, from_distribution
 from scoretk.fields.protocols import Drawable, NoiseSource
-from scoretk.fields.states import layout
+from scoretk.fields.states import layout, uniform_states
 from scoretk.rows import row_sum
 from scoretk.streams import Stream
 
@@ -100,8 +100,8 @@ class UniformStates:
         return x.new_full((len(x),), -sites * math.log(kinds))
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """The field's own uniform start, `(n, *event_shape)`."""
-        return self.field.initial(n, noise)
+        """Every site uniform over the states, wherever the field itself likes to start: `(n, *event_shape)`."""
+        return uniform_states(self.field.states, self.event_shape, noise)
 
 
 def standard_normal(event_shape: tuple[int, ...], std: float = 1.0) -> NormalBase:

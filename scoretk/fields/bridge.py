@@ -14,29 +14,29 @@ from scoretk.arguments import finite
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
+from scoretk.fields.wrapped import Kind, Wrapped, check_within
 from scoretk.rows import across
 
 __all__ = ["Bridge", "Stretched", "bridge", "states_of"]
 
 
 @dataclass(frozen=True, eq=False)
-class Bridge:
-    """`(1 - w) E_start + w E_end`; w a number, or one value a row. Where start is None its energy is 0 everywhere."""
+class Bridge(Wrapped):
+    """`(1 - w) E_start + w E_end`; w a number, or one value a row. Where start is None its energy is 0 everywhere.
+
+    It lives where its end does: the start's law, of a base, is one of the solver's space.
+    """
 
     start: Any
     end: Any
     weight: float | Tensor
 
-    provides = frozenset({"energy", "score"})
+    kind = Kind.BLEND
+    computed = frozenset({"energy", "score"})
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.end.event_shape)
-
-    @property
-    def states(self) -> Any:
-        """Those of the end, None where it is not discrete."""
-        return states_of(self.end)
+    def inner(self) -> tuple[Any, ...]:
+        return (self.end,)
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`(1 - w) E_start(x) + w E_end(x)`, `(batch,)`."""
@@ -74,22 +74,18 @@ class Bridge:
 
 
 @dataclass(frozen=True, eq=False)
-class Stretched:
+class Stretched(Wrapped):
     """A field in coordinates y with `x = scale y`; scale a number or a tensor that broadcasts over x."""
 
     field: Any
     scale: float | Tensor
 
-    provides = frozenset({"energy", "score"})
+    kind = Kind.VIEW
+    computed = frozenset({"energy", "score"})
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.field.event_shape)
-
-    @property
-    def states(self) -> Any:
-        """Those of the field, None where it is not discrete."""
-        return states_of(self.field)
+    def inner(self) -> tuple[Any, ...]:
+        return (self.field,)
 
     def energy(self, y: Tensor, **cond: Tensor) -> Tensor:
         """`E(scale y)`, `(batch,)`; the constant of the change of variables is left out."""
@@ -113,7 +109,9 @@ def states_of(field: Any) -> Any:
 def bridge(start: Any, end: Any, weight: float) -> Bridge:
     """The geometric bridge between two static fields: `p_start^(1 - w) p_end^w`.
 
-    Arguments: start and end, static fields with energies and one event shape; weight w in [0, 1].
+    Arguments: start and end, static fields with energies and one event shape; weight w in [0, 1]. Where the end is `constrained`
+    the bridge is too, and the start a law of its free space, such as N(0, I), or `constrained` alike. Where the end has discrete
+    states the start has the same, or none: then it is an energy on them.
     Raises: `InvalidArgument` where they do not fit together.
     """
     for name, field in (("start", start), ("end", end)):
@@ -123,4 +121,5 @@ def bridge(start: Any, end: Any, weight: float) -> Bridge:
         raise InvalidArgument("end", tuple(end.event_shape), f"the event shape of start, {tuple(start.event_shape)}")
     if not 0 <= finite("weight", weight) <= 1:
         raise InvalidArgument("weight", weight, "a number in [0, 1]")
+    check_within("start", start, end)
     return Bridge(start, end, weight)

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from scoretk.arguments import finite, positive
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.alike import alike
 from scoretk.fields.base import Base, NormalBase, standard_normal
 from scoretk.fields.convert import check_time
 from scoretk.fields.gradient import grad_energy
@@ -48,6 +49,7 @@ from scoretk.fields.paths import GaussianPath
 from scoretk.fields.posterior import _earliest, _informed, _split
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, gaussian_path, prediction, static
+from scoretk.fields.wrapped import Kind, Wrapped, shared_map
 from scoretk.fields.wrappers import GaussianPathField, check_rows
 from scoretk.rows import across
 
@@ -63,6 +65,10 @@ def tempered(field: object, temperature: float) -> object:
     temperature T > 0. `tempered(field, 1)` is the field itself in other clothes.
     """
     weight = 1 / positive("temperature", temperature)
+    _fitting("field", (field,), "tempered")
+    space = shared_map("field", (field,))
+    if space is not None:
+        return space.around(tempered(space.field, temperature))
     return _PoweredTimed((field,), weight) if is_timed(field) else _Powered((field,), weight)
 
 
@@ -72,7 +78,12 @@ def product(*fields: object) -> object:
     Arguments: fields, all static or all timed on one and the same Gaussian path (see the module's caveat), with one event shape.
     Raises: `InvalidArgument` where they do not fit together.
     """
-    return _PoweredTimed(fields, 1.0) if _fitting(fields, "product") else _Powered(fields, 1.0)
+    if _fitting("fields", fields, "product"):
+        return _PoweredTimed(fields, 1.0)
+    space = shared_map("fields", fields)
+    if space is not None:
+        return space.around(product(*(f.field for f in fields)))  # type: ignore[attr-defined]
+    return _Powered(fields, 1.0)
 
 
 def mixture(fields: Sequence[object], weights: Sequence[float], log_partition: Sequence[float] | None = None) -> object:
@@ -88,7 +99,10 @@ def mixture(fields: Sequence[object], weights: Sequence[float], log_partition: S
             `scoretk.log_partition` estimates; an error in it shifts its component's weight by as much.
     Raises: `InvalidArgument`; `MissingCapability` for a component without a normalised density.
     """
-    timed, members = _fitting(fields, "mixture"), tuple(fields)
+    timed, members = _fitting("fields", fields, "mixture"), tuple(fields)
+    space = shared_map("fields", members)
+    if space is not None:
+        return space.around(mixture([f.field for f in members], weights, log_partition))  # type: ignore[attr-defined]
     shares = [positive("weights", w) for w in _numbers("weights", weights, len(members))]
     logs = tuple(math.log(w / math.fsum(shares)) for w in shares)
     if timed:
@@ -142,21 +156,29 @@ def guided(
             "unconditional, null", (unconditional, null), "exactly one of the two, or a field with a `null` of its own"
         )
     other = field if unconditional is None else unconditional
+    for name, one in (("field", field), ("unconditional", other)):
+        if isinstance(one, type) or not hasattr(one, "event_shape"):
+            raise InvalidArgument(name, one, "a field")
     if is_timed(field) != is_timed(other):
         raise InvalidArgument("unconditional", other, "timed as the field is (or static as it is)")
     if tuple(field.event_shape) != tuple(other.event_shape):  # type: ignore[attr-defined]
         raise InvalidArgument("unconditional", other, f"the field's event shape {tuple(field.event_shape)}")  # type: ignore[attr-defined]
     if not 0 <= finite("rescale", rescale) <= 1:
         raise InvalidArgument("rescale", rescale, "a number in [0, 1]")
-    values, apart = dict(null or {}), unconditional is not None
+    values, apart = _null(null), unconditional is not None
     if not is_timed(field):
         if interval is not None or rescale:
             raise InvalidArgument("interval, rescale", (interval, rescale), "None and 0 for a static field")
-        return _GuidedStatic(field, other, float(weight), values, apart)
+        space = shared_map("unconditional", (field, other))
+        if space is None:
+            return _GuidedStatic(field, other, float(weight), values, apart)
+        pair = (space.field, other.field if apart else None)  # type: ignore[attr-defined]
+        return space.around(guided(pair[0], weight, pair[1], None if apart else values))
+    gaussian_path(field, "guidance")
     ours, theirs = prediction(field), prediction(other)
-    if ours != theirs:
+    if not alike(ours, theirs):
         raise InvalidArgument(
-            "unconditional", other, f"a model that predicts {ours[0]} on {ours[1]}, as the field does"
+            "unconditional", theirs, f"a model that predicts {ours[0]} on the field's path, {type(ours[1]).__name__}"
         )
     if rescale and math.prod(field.event_shape) < 2:  # type: ignore[attr-defined]
         raise InvalidArgument("rescale", rescale, "0 for an event of one entry, which has no standard deviation")
@@ -193,23 +215,38 @@ def classifier_guided(
     return _Classified(field, log_prob, finite("weight", weight), names, _interval(interval))
 
 
-def _fitting(fields: Sequence[Any], name: str) -> bool:
+def _fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
     """Whether the fields are timed. Raises `InvalidArgument` unless they are fields that fit together."""
-    if not isinstance(fields, Sequence) or not fields:
-        raise InvalidArgument("fields", fields, "at least one field")
-    shapes = {tuple(f.event_shape) if hasattr(f, "event_shape") else None for f in fields}
-    if len(shapes) > 1 or None in shapes:
-        raise InvalidArgument("fields", shapes, "fields of one event shape")
+    if not isinstance(fields, Sequence) or isinstance(fields, str) or not fields:
+        raise InvalidArgument(argument, fields, "at least one field")
+    for f in fields:
+        if isinstance(f, type) or not hasattr(f, "event_shape"):
+            raise InvalidArgument(argument, f, "a field", "Such as scoretk.Energy(fn, event_shape)")
+    shapes = {tuple(f.event_shape) for f in fields}
+    if len(shapes) > 1:
+        raise InvalidArgument(argument, shapes, "fields of one event shape")
     timed = {is_timed(f) for f in fields}
     if len(timed) > 1:
         hint = "Take field.at(t) of the timed ones, or leave time out"
-        raise InvalidArgument("fields", fields, "all static or all timed", hint)
+        raise InvalidArgument(argument, fields, "all static or all timed", hint)
     if not timed.pop():
         return False
-    paths = {repr(gaussian_path(f, name)) for f in fields}
-    if len(paths) > 1:
-        raise InvalidArgument("fields", paths, "timed fields on one Gaussian path")
+    paths = [gaussian_path(f, purpose) for f in fields]
+    if not all(alike(paths[0], path) for path in paths[1:]):
+        raise InvalidArgument(argument, paths, "timed fields on one Gaussian path")
     return True
+
+
+def _null(values: Any) -> dict[str, Any]:
+    """Condition values that stand for none, by name. Raises `InvalidArgument` where one could be no condition."""
+    if not isinstance(values, Mapping | None) or not all(isinstance(name, str) for name in values or {}):
+        raise InvalidArgument("null", values, "a mapping of names to condition values, None to leave one out")
+    for name, value in (values or {}).items():
+        try:
+            torch.as_tensor(0 if value is None else value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidArgument(f"null[{name!r}]", value, "a number, a tensor, or None", str(error)) from error
+    return dict(values or {})
 
 
 def _numbers(name: str, values: Any, n: int) -> list[Any]:
@@ -241,18 +278,20 @@ def _interval(value: Any) -> Interval | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Powered:
+class _Powered(Wrapped):
     """`weight * sum of energies`; scores likewise."""
 
     fields: tuple[Any, ...]
     weight: float
 
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.fields[0].event_shape)
+    kind = Kind.POWER
 
     @property
-    def provides(self) -> frozenset[str]:
+    def inner(self) -> tuple[Any, ...]:
+        return self.fields
+
+    @property
+    def computed(self) -> frozenset[str]:
         shared = frozenset.intersection(*(offers(f) for f in self.fields)) & {"energy", "score"}
         return shared | ({"score"} if all(offers(f) & {"energy", "score"} for f in self.fields) else frozenset())
 
@@ -273,26 +312,29 @@ class _Powered:
 
 
 @dataclass(frozen=True, eq=False)
-class _Mixture:
+class _Mixture(Wrapped):
     """`sum_i w_i p_i`, `p_i` of log density `log_prob`, or `-E_i - log Z_i` where the constants are given."""
 
     fields: tuple[Any, ...]
     log_weights: tuple[float, ...]
     log_partition: tuple[float, ...] | None = None
 
-    provides = frozenset({"energy", "score", "log_prob"})
+    kind = Kind.MIXTURE
+    computed = frozenset({"energy", "score", "log_prob"})
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.fields[0].event_shape)
+    def inner(self) -> tuple[Any, ...]:
+        return self.fields
 
     def joint(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`log(w_i p_i(x))`, `(batch, fields)`."""
+        """`log(w_i p_i(x))`, `(batch, fields)`. Where one is NaN, as outside a support, and not all are, its density is 0."""
         if self.log_partition is None:
             logs = [f.log_prob(x, **cond) for f in self.fields]
         else:
             logs = [-f.energy(x, **cond) - z for f, z in zip(self.fields, self.log_partition, strict=True)]
-        return torch.stack([p + w for p, w in zip(logs, self.log_weights, strict=True)], 1)
+        joint = torch.stack([p + w for p, w in zip(logs, self.log_weights, strict=True)], 1)
+        absent = joint.isnan()
+        return torch.where(absent & ~absent.all(1, keepdim=True), -torch.inf, joint)
 
     def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
         """Normalised log density, `(batch,)`."""
@@ -325,22 +367,16 @@ def _shared(joint: Tensor, values: Iterable[Tensor]) -> Tensor:
     )
 
 
-class _SamePath(GaussianPathField):
-    """A timed combination: path, base and event shape are those of its first field."""
-
-    first: Any
+class _SamePath(Wrapped, GaussianPathField):
+    """A timed combination: the path is that of its fields."""
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.first.event_shape)
+    def computed(self) -> frozenset[str]:
+        return GaussianPathField.provides - {"base"}
 
     @property
     def path(self) -> GaussianPath:  # type: ignore[override]
-        return gaussian_path(self.first, "this combination")
-
-    @property
-    def base(self) -> Base:
-        return self.first.base
+        return gaussian_path(self.inner[0], "this combination")
 
 
 class _OfMany(_SamePath):
@@ -349,8 +385,8 @@ class _OfMany(_SamePath):
     fields: tuple[Any, ...]
 
     @property
-    def first(self) -> Any:
-        return self.fields[0]
+    def inner(self) -> tuple[Any, ...]:
+        return self.fields
 
     def views(self, cond: dict[str, Tensor]) -> list[TimedField]:
         """The fields as solvers see them, the condition rows bound."""
@@ -363,15 +399,23 @@ class _PoweredTimed(_OfMany):
 
     fields: tuple[Any, ...]
     weight: float
+
+    kind = Kind.POWER
     predicts = "score"
 
     @property
-    def base(self) -> Base:
-        """The power of the product of the bases: of N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2))."""
-        bases = [f.base for f in self.fields]
-        if not all(isinstance(b, NormalBase) for b in bases):
+    def base(self) -> Base | None:
+        """The power of the product of the bases: of N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2)); of others None."""
+        bases: list[Any] = [getattr(f, "base", None) for f in self.fields]
+        if self.weight == 1 and len(bases) == 1:
             return bases[0]
+        if not all(isinstance(b, NormalBase) for b in bases):
+            return None
         return standard_normal(self.event_shape, (self.weight * sum(b.std**-2 for b in bases)) ** -0.5)
+
+    @property
+    def computed(self) -> frozenset[str]:
+        return super().computed | (frozenset() if self.base is None else frozenset({"base"}))
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
         """`weight sum_i score_i(x, t)`, like x."""
@@ -388,6 +432,8 @@ class _MixtureTimed(_OfMany):
 
     fields: tuple[Any, ...]
     log_weights: tuple[float, ...]
+
+    kind = Kind.MIXTURE
     predicts = "data"
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
@@ -412,12 +458,36 @@ def _score_at(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
     return field.score(x, t) if own is None else own(x, t, **field.cond)
 
 
-def _unconditioned(cond: dict[str, Tensor], null: dict[str, Any], apart: bool) -> dict[str, Any]:
-    """What the unconditional model is called with: its own nothing, or the caller's values with the nulls put in."""
+def _unconditioned(x: Tensor, cond: dict[str, Tensor], null: dict[str, Any], apart: bool) -> dict[str, Any]:
+    """What the unconditional model is called with: its own nothing, or the caller's values with the nulls put in, as rows."""
     if apart:
         return {}
-    replaced = {name: null.get(name, value) for name, value in cond.items()} | null
-    return {name: value for name, value in replaced.items() if value is not None}
+    kept = {name: value for name, value in cond.items() if name not in null}
+    return kept | {n: _null_rows(n, v, cond.get(n), x) for n, v in null.items() if v is not None}
+
+
+def _null_rows(name: str, value: Any, given: Tensor | None, x: Tensor) -> Tensor:
+    """A null as one value a row of x: in shape, dtype and device as what it stands in for, where that is given.
+
+    Without it, a tensor that has a row for each of x is taken as it is, and a floating number is of the dtype of x.
+    """
+    own = torch.as_tensor(value)
+    if given is None:
+        dtype = own.dtype if isinstance(value, Tensor) or not own.is_floating_point() else x.dtype
+        own = own.to(x.device, dtype)
+        return own if own.ndim and len(own) == len(x) else own.expand(len(x), *own.shape)
+    if own.dtype != given.dtype and not torch.can_cast(own.dtype, given.dtype):
+        whole = own.to(given.dtype)
+        if not torch.equal(whole.to(own.dtype), own):
+            raise InvalidArgument(
+                f"null[{name!r}]", value, f"a value that {given.dtype} holds, as the condition is of that"
+            )
+        own = whole
+    try:
+        return own.to(given.device, given.dtype).expand(given.shape)
+    except RuntimeError as error:
+        shape = f"a number, or shape {tuple(given.shape[1:])} as a row of the condition"
+        raise InvalidArgument(f"null[{name!r}]", value, shape) from error
 
 
 class _Steered(_SamePath):
@@ -447,12 +517,32 @@ class _Steered(_SamePath):
         raise NotImplementedError
 
 
+class _Blend(Wrapped):
+    """What guided fields share: the two fields, and what the second is told in place of the condition."""
+
+    first: Any
+    other: Any
+    nulls: dict[str, Any]
+    apart: bool
+
+    kind = Kind.BLEND
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        return (self.first, self.other) if self.apart else (self.first,)
+
+    @property
+    def null(self) -> Any:
+        """What stands for no condition: what this guidance takes for it, or with a model of its own for that the first's."""
+        return getattr(self.first, "null", None) if self.apart else self.nulls
+
+
 @dataclass(frozen=True, eq=False)
-class _Guided(_Steered):
+class _Guided(_Blend, _Steered):
     first: Any
     other: Any
     weight: float
-    null: dict[str, Any]
+    nulls: dict[str, Any]
     apart: bool
     interval: Interval | None
     rescale: float
@@ -468,7 +558,7 @@ class _Guided(_Steered):
     def steered(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
         """`u + weight (c - u)`, rescaled, like x."""
         c = self.plain(x, t, cond)
-        u = TimedField(self.other, self.path, _unconditioned(cond, self.null, self.apart)).predict(x, t)
+        u = TimedField(self.other, self.path, _unconditioned(x, cond, self.nulls, self.apart)).predict(x, t)
         g = u + self.weight * (c - u)
         if not self.rescale:
             return g
@@ -480,7 +570,7 @@ class _Guided(_Steered):
         """The static field of time t: guided energies, where both have them and guidance is the plain one."""
         if self.interval is not None or self.rescale:
             return super().at(t)
-        return _GuidedStatic(self.first.at(t), self.other.at(t), self.weight, self.null, self.apart)
+        return _GuidedStatic(self.first.at(t), self.other.at(t), self.weight, self.nulls, self.apart)
 
 
 @dataclass(frozen=True, eq=False)
@@ -488,13 +578,20 @@ class _Classified(_Steered):
     """The first field's denoiser, shifted by `weight (sigma^2 / alpha) grad log p(y | x_t)`; near alpha = 0 as `posterior`."""
 
     first: Any
-    log_prob: Callable[..., Tensor]
+    classifier: Callable[..., Tensor]
     weight: float
     measured: frozenset[str]
     interval: Interval | None
+
+    kind = Kind.TILT
     predicts = "data"
 
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        return (self.first,)
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         earliest = {dtype: _earliest(self.path, dtype) for dtype in (torch.float32, torch.float64)}
         object.__setattr__(self, "_earliest", earliest)
 
@@ -509,7 +606,7 @@ class _Classified(_Steered):
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         hint = "A classifier gives one number a row: the log probability of the class wanted"
         slope = -grad_energy(
-            lambda z: -check_rows("log_prob", self.log_prob(z, times, **own), z.shape[:1], hint).to(z.dtype), x
+            lambda z: -check_rows("log_prob", self.classifier(z, times, **own), z.shape[:1], hint).to(z.dtype), x
         )[1]
         exact = torch.as_tensor(t, dtype=torch.float64)
         gain = (self.weight * path.sigma(exact) ** 2 / path.alpha(exact)).to(x)
@@ -517,26 +614,22 @@ class _Classified(_Steered):
 
 
 @dataclass(frozen=True, eq=False)
-class _GuidedStatic:
+class _GuidedStatic(_Blend):
     """Static guidance: energies, hence scores, combined as `u + weight (c - u)`: `p_u^(1 - w) p_c^w`."""
 
     first: Any
     other: Any
     weight: float
-    null: dict[str, Any]
+    nulls: dict[str, Any]
     apart: bool
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.first.event_shape)
-
-    @property
-    def provides(self) -> frozenset[str]:
+    def computed(self) -> frozenset[str]:
         return offers(self.first) & offers(self.other) & {"energy", "score"}
 
     def _blend(self, name: str, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
         c = getattr(static(self.first), name)(x, **cond)
-        u = getattr(static(self.other), name)(x, **_unconditioned(cond, self.null, self.apart))
+        u = getattr(static(self.other), name)(x, **_unconditioned(x, cond, self.nulls, self.apart))
         return u + self.weight * (c - u)
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:

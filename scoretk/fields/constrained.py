@@ -13,7 +13,8 @@ language" (2017).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from scoretk.arguments import count
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
+from scoretk.fields.wrapped import Kind, Wrapped
 
 __all__ = ["Constrained", "constrained", "ordered"]
 
@@ -116,7 +118,7 @@ def _inside(constraint: Any, x: Tensor) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Constrained:
+class Constrained(Wrapped):
     """A static field in free space; `constrain` and `unconstrain` go to the user's space and back.
 
     Attributes: field, in the user's space; transform, from free space to it; event_shape, of free z; constraint.
@@ -124,13 +126,23 @@ class Constrained:
 
     field: Any
     transform: Any
-    event_shape: tuple[int, ...]
+    event_shape: tuple[int, ...] = dataclass_field()
     constraint: Any
 
+    kind = Kind.MOVED
+
     @property
-    def provides(self) -> frozenset[str]:
+    def inner(self) -> tuple[Any, ...]:
+        return (self.field,)
+
+    @property
+    def computed(self) -> frozenset[str]:
         """An energy and its score; `log_prob` and `draw` where the user's field has them."""
         return frozenset({"energy", "score"}) | (offers(self.field) & {"log_prob", "draw"})
+
+    def around(self, field: Any) -> Constrained:
+        """Another field of the user's space, seen through the same map."""
+        return replace(self, field=field)
 
     @property
     def constrained_shape(self) -> tuple[int, ...]:

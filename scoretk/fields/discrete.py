@@ -6,6 +6,7 @@ Where the states number 2^20 at most the law is enumerated, and `log_prob` and `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
 from scoretk.fields.resolve import StaticField
-from scoretk.fields.states import States, check_states, layout, place
+from scoretk.fields.states import States, check_states, layout, place, uniform_states
+from scoretk.fields.wrapped import Kind, Wrapped, check_within
 from scoretk.streams import Stream
 
 __all__ = ["Discrete", "DiscreteField"]
@@ -44,9 +46,7 @@ class DiscreteField:
 
     def initial(self, n: int, noise: NoiseSource) -> Tensor:
         """Every site uniform over the states, `(n, *event_shape)`."""
-        sites, k = layout(self.states, self.event_shape)
-        u = noise.uniform(0, Stream.START, (sites,))
-        return place((u * k).long().clamp(max=k - 1), self.states, self.event_shape, u.dtype)
+        return uniform_states(self.states, self.event_shape, noise)
 
     def exact_log_partition(self) -> float:
         """`log sum_x exp(-E(x))` over all states. Raises `MissingCapability` where they are more than 2^20."""
@@ -92,7 +92,7 @@ class DiscreteField:
 
 
 @dataclass(frozen=True, eq=False)
-class Discrete(DiscreteField):
+class Discrete(DiscreteField, Wrapped):
     """A static field whose sites take these states only, such as `Discrete(Energy(fn, (5,)), states=(0.0, 1.0, 2.0))`.
 
     Arguments: field, static, with an energy; states, a tuple of the numbers that every site can take, or "one-hot" where the last
@@ -100,15 +100,31 @@ class Discrete(DiscreteField):
     """
 
     field: Any
-    states: States
+    states: States = dataclass_field()
+
+    kind = Kind.RESTRICTED
+    provides = Wrapped.provides
+
+    @property
+    def computed(self) -> frozenset[str]:
+        return super().provides
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        return (self.field,)
 
     def __post_init__(self) -> None:
         if not hasattr(self.field, "event_shape") or is_timed(self.field) or "energy" not in offers(self.field):
-            raise InvalidArgument("field", self.field, "a static field with an energy", "Such as scoretk.Energy")
-        check_states(self.states, self.event_shape)
+            raise InvalidArgument(
+                "field", field_name(self.field), "a static field with an energy", "Such as scoretk.Energy"
+            )
+        super().__post_init__()
+        check_states(self.states, tuple(self.field.event_shape))
+        check_within("field", self.field, self)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
+        """That of the field."""
         return tuple(self.field.event_shape)
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:

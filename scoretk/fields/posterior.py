@@ -38,13 +38,13 @@ from torch import Tensor
 
 from scoretk.arguments import counts, option, positive
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.base import Base
 from scoretk.fields.convert import check_time
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.operators import LinearGaussian, value_and_pullback
 from scoretk.fields.paths import GaussianPath
-from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
+from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, gaussian_path, static
+from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
 from scoretk.fields.wrappers import GaussianPathField, check_rows
 from scoretk.rows import across, row_dot, select_rows
 
@@ -196,7 +196,7 @@ def posterior(
     method: str | Method | None = None,
     *,
     measured: str | Iterable[str] = (),
-) -> _Posterior | _TimedPosterior:
+) -> Any:
     """The posterior of a prior and a likelihood, as a field: see the module's docstring.
 
     Arguments:
@@ -215,6 +215,14 @@ def posterior(
             "prior", prior, "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)"
         )
     names = frozenset({measured} if isinstance(measured, str) else measured)
+    if hasattr(likelihood, "event_shape"):
+        if shared_map("prior, likelihood", (prior, likelihood)) is not None:
+            likelihood = likelihood.field
+        else:
+            check_within("likelihood", likelihood, prior)
+    space = shared_map("prior", (prior,))
+    if space is not None:
+        return space.around(posterior(space.field, likelihood, method, measured=names))
     law = _likelihood(likelihood, names, tuple(prior.event_shape))
     if is_timed(prior):
         return _TimedPosterior(prior, law, _method(method, law), gaussian_path(prior, "posterior"))
@@ -282,25 +290,22 @@ def _slope(likelihood: Any, x: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor,
 
 
 @dataclass(frozen=True, eq=False)
-class _Posterior:
+class _Posterior(Wrapped):
     """`E(x) - log L(x)`, E the prior's energy."""
 
     prior: Any
     likelihood: LinearGaussian | _Likelihood
 
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.prior.event_shape)
+    kind = Kind.TILT
 
     @property
-    def provides(self) -> frozenset[str]:
+    def inner(self) -> tuple[Any, ...]:
+        return (self.prior,)
+
+    @property
+    def computed(self) -> frozenset[str]:
         """A score, and an energy where the prior has one."""
         return frozenset({"score"}) | (offers(self.prior) & {"energy"})
-
-    @property
-    def initial(self) -> Callable[[int, NoiseSource], Tensor] | None:
-        """The start of the prior, or None where it has none."""
-        return getattr(self.prior, "initial", None)
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x) - log L(x)`, `(batch,)`. Raises `MissingCapability` where the prior has no energy."""
@@ -324,8 +329,8 @@ class _Posterior:
 
 
 @dataclass(frozen=True, eq=False)
-class _TimedPosterior(GaussianPathField):
-    """The prior's denoiser, shifted by the method."""
+class _TimedPosterior(Wrapped, GaussianPathField):
+    """The prior's denoiser, shifted by the method; where alpha(0) = 0 it says nothing there, and the base is the prior's."""
 
     prior: Any
     likelihood: LinearGaussian | _Likelihood
@@ -333,18 +338,17 @@ class _TimedPosterior(GaussianPathField):
     path: GaussianPath
     predicts: str = "data"
 
+    kind = Kind.TILT
+    computed = GaussianPathField.provides - {"base"}
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        return (self.prior,)
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         earliest = {dtype: _earliest(self.path, dtype) for dtype in (torch.float32, torch.float64)}
         object.__setattr__(self, "_earliest", earliest)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.prior.event_shape)
-
-    @property
-    def base(self) -> Base:
-        """The prior's."""
-        return self.prior.base
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
         """`D_y`, like x."""

@@ -48,6 +48,7 @@ from scoretk.fields.convert import check_time
 from scoretk.fields.paths import VP, GaussianPath
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
+from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import GaussianPathField
 from scoretk.noise import Noise, derive
 from scoretk.rows import across, finite_rows, row_dot, row_sum, select_rows
@@ -145,7 +146,7 @@ def _reference(value: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class Smoothed(GaussianPathField):
+class Smoothed(Wrapped, GaussianPathField):
     """A static field on a Gaussian path, its denoiser estimated; made by `smoothed`.
 
     Attributes: field; path; mean and std of the reference; directions `(1 + S, K/2, *event_shape)`, the normals; step_size h;
@@ -160,11 +161,13 @@ class Smoothed(GaussianPathField):
     step_size: float
     weighted: bool
 
+    kind = Kind.NOISED
+    computed = GaussianPathField.provides
     predicts = "data"
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.field.event_shape)
+    def inner(self) -> tuple[Any, ...]:
+        return (self.field,)
 
     @property
     def base(self) -> NormalBase:

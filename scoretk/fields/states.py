@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from scoretk.errors import InvalidArgument
+from scoretk.streams import Stream
 
-__all__ = ["ONE_HOT", "States", "by_site", "check_states", "labels", "layout", "pick", "place", "values", "weigh"]
+__all__ = [
+    "ONE_HOT", "States", "by_site", "check_states", "labels", "layout", "pick", "place", "uniform_states", "values", "weigh",
+]  # fmt: skip
 
 States = tuple[float, ...] | str
 ONE_HOT = "one-hot"
@@ -39,6 +42,13 @@ def layout(states: States, event_shape: tuple[int, ...]) -> tuple[int, int]:
     if isinstance(states, str):
         return prod(event_shape[:-1]), event_shape[-1]
     return prod(event_shape), len(states)
+
+
+def uniform_states(states: States, event_shape: tuple[int, ...], noise: Any) -> Tensor:
+    """Every site uniform over the states, a row for each of the noise's chains: `(chains, *event_shape)`."""
+    sites, k = layout(states, event_shape)
+    u = noise.uniform(0, Stream.START, (sites,))
+    return place((u * k).long().clamp(max=k - 1), states, event_shape, u.dtype)
 
 
 def weigh(s: Tensor, states: States) -> Tensor:

@@ -20,6 +20,7 @@ from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.convert import check_prediction, check_time, convert
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import VP, GaussianPath, Linear
+from scoretk.fields.wrapped import Kind, Wrapped
 
 __all__ = [
     "At",
@@ -143,7 +144,7 @@ class GaussianPathField:
 
 
 @dataclass(frozen=True, eq=False)
-class At:
+class At(Wrapped):
     """A timed field held at one time: a static field with the score of `p_t`, and its density where the field says it.
 
     A field says it as `log_prob_at(x, t, **cond)`, `log p_t(x)`, normalised, `(batch,)`.
@@ -152,15 +153,17 @@ class At:
     field: object
     t: float | Tensor
 
+    kind = Kind.MOMENT
+
     @property
-    def provides(self) -> frozenset[str]:
+    def inner(self) -> tuple[Any, ...]:
+        return (self.field,)
+
+    @property
+    def computed(self) -> frozenset[str]:
         """A score; with `log_prob_at` log_prob and energy as well."""
         known = callable(getattr(self.field, "log_prob_at", None))
         return frozenset({"score", "log_prob", "energy"} if known else {"score"})
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.field.event_shape  # type: ignore[attr-defined]
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p_t(x)`, like x."""

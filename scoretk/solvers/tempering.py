@@ -46,6 +46,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
+from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.rows import across
 from scoretk.solvers.base import Info, Solver, adapts
 from scoretk.solvers.hmc import HMC
@@ -107,22 +108,18 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluated:
+class Evaluated(Wrapped):
     """A field at rows where its energy and gradient are known: a kernel that starts there costs nothing."""
 
     field: Any
     here: tuple[Tensor, Tensor]
 
-    provides = frozenset({"energy", "score"})
+    kind = Kind.VIEW
+    computed = frozenset({"energy", "score"})
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.field.event_shape)
-
-    @property
-    def states(self) -> Any:
-        """Those of the field, None where it is not discrete."""
-        return states_of(self.field)
+    def inner(self) -> tuple[Any, ...]:
+        return (self.field,)
 
     def energy(self, x: Tensor) -> Tensor:
         """The known energy, `(batch,)`."""

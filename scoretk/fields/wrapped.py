@@ -1,0 +1,275 @@
+r"""What a field made of fields keeps of them: one rule for every optional capability and every kind of wrapper.
+
+A wrapper makes a law of laws. What its fields can do beyond energy and score falls into two sorts:
+
+- *Where a law lives* (`SPACE`) is part of what it is: the discrete `states`, and the map `constrain` from the space of the solver
+  to that of the user. A wrapper keeps it or cannot be made: left out, every solver would sample another law without a word.
+- *What can be done with a law* may be kept, or done anew by the wrapper's own method; else it is refused where it is asked for.
+
+A wrapper says what it does to the law (`Kind`), and `RULES` what follows for each capability. What `RULES` does not name for a
+kind is refused, so that a new capability is never passed on by accident.
+
+A law in the user's space is combined *there*: a field over a map has `around(field)`, the same map around another field, and
+
+    tempered(constrained(f, c), T) = constrained(tempered(f, T), c),    product(constrained(f, c), constrained(g, c)) = ...
+
+so that the Jacobian is neither tempered nor counted twice (`shared_map`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from functools import cached_property
+from typing import Any, ClassVar
+
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.alike import alike
+from scoretk.fields.protocols import CAPABILITIES, field_name, offers
+
+__all__ = ["NATIVE", "RULES", "SPACE", "Kind", "Rule", "Wrapped", "check_within", "shared_map"]
+
+
+class Kind(Enum):
+    """What a wrapper does to the law of its fields."""
+
+    SAME = auto()
+    """The same law: a known normalisation."""
+    VIEW = auto()
+    """What a solver shows another solver of a field: other coordinates, known values."""
+    POWER = auto()
+    """Powers and products, `prod p_i^(a_i)` where the a_i do not add up to 1."""
+    BLEND = auto()
+    """Geometric means, `prod p_i^(a_i)` with a_i that add up to 1: bridges, guidance."""
+    TILT = auto()
+    """A law times a factor that is no law: posteriors."""
+    MIXTURE = auto()
+    """`sum_i w_i p_i`."""
+    MOMENT = auto()
+    """A field in time, held at one time."""
+    NOISED = auto()
+    """A static field as the end of a field in time."""
+    RESTRICTED = auto()
+    """A law on real numbers, restricted to states."""
+    MOVED = auto()
+    """A law in the user's space, seen from free space."""
+
+
+class Rule(Enum):
+    """What becomes of a capability."""
+
+    KEEP = auto()
+    """That of those fields that have it; they must agree."""
+    SHARE = auto()
+    """As `KEEP`, and either all have it or none."""
+    FIRST = auto()
+    """That of the first field that has it: any of them will do."""
+    OWN = auto()
+    """What the wrapper makes of it itself; refused where it makes nothing."""
+    REFUSE = auto()
+    """Not the wrapper's: refused where it is asked for."""
+    BAR = auto()
+    """Of a law's `SPACE`: a field that has it cannot be wrapped so."""
+
+
+_COMBINED = (Kind.POWER, Kind.BLEND, Kind.TILT, Kind.MIXTURE)
+
+NATIVE = frozenset({
+    "at", "denoise", "energy", "energy_and_grad", "event_shape", "native", "path", "predict", "predicts", "provides", "score",
+    "velocity",
+})  # fmt: skip
+"""What makes a field a field. Every wrapper has of these what it makes itself, and nothing by a rule."""
+
+
+def _rules(rule: Rule, *kinds: Kind, **others: Rule) -> Mapping[Kind, Rule]:
+    """One rule for some kinds, others by name; all that are not named refuse."""
+    return dict.fromkeys(Kind, Rule.REFUSE) | dict.fromkeys(kinds, rule) | {Kind[k]: r for k, r in others.items()}
+
+
+_MAP = _rules(
+    Rule.KEEP, Kind.SAME, Kind.BLEND, Kind.MOMENT, Kind.NOISED,
+    MIXTURE=Rule.SHARE, POWER=Rule.BAR, TILT=Rule.BAR, RESTRICTED=Rule.BAR, MOVED=Rule.OWN,
+)  # fmt: skip
+
+RULES: Mapping[str, Mapping[Kind, Rule]] = {
+    "states": _rules(
+        Rule.KEEP, Kind.SAME, Kind.VIEW, Kind.POWER, Kind.BLEND, Kind.TILT,
+        MIXTURE=Rule.SHARE, RESTRICTED=Rule.OWN, MOMENT=Rule.BAR, NOISED=Rule.BAR, MOVED=Rule.BAR,
+    ),
+    "constrain": _MAP, "unconstrain": _MAP, "constrained_shape": _MAP,
+    "around": _rules(Rule.OWN, Kind.MOVED),
+    # a start is only a start: any point of the space will do
+    "initial": _rules(Rule.FIRST, Kind.SAME, *_COMBINED, RESTRICTED=Rule.OWN, MOVED=Rule.OWN),
+    # of what draws hold, which is in the user's space
+    "decode": _rules(Rule.KEEP, Kind.SAME, *_COMBINED, Kind.NOISED, Kind.RESTRICTED, Kind.MOVED),
+    "null": _rules(Rule.KEEP, Kind.SAME, *_COMBINED, Kind.MOMENT, Kind.NOISED, Kind.RESTRICTED, Kind.MOVED),
+    "base": _rules(Rule.SHARE, Kind.SAME, *_COMBINED, NOISED=Rule.OWN),
+    "draw": _rules(Rule.KEEP, Kind.SAME, RESTRICTED=Rule.OWN, MOVED=Rule.OWN),
+    "log_prob": _rules(Rule.OWN, Kind.SAME, Kind.MIXTURE, Kind.MOMENT, Kind.RESTRICTED, Kind.MOVED),
+    "log_prob_at": _rules(Rule.OWN, Kind.MIXTURE),
+    "exact_log_partition": _rules(Rule.KEEP, Kind.SAME, RESTRICTED=Rule.OWN),
+    "estimate_log_prob": _rules(Rule.REFUSE),
+    "gibbs": _rules(Rule.KEEP, Kind.SAME), "gibbs_shape": _rules(Rule.KEEP, Kind.SAME),
+    "between": _rules(Rule.KEEP, Kind.SAME),
+    "noised": _rules(Rule.REFUSE),
+}  # fmt: skip
+"""What becomes of each optional capability under each kind of wrapper."""
+
+SPACE = ("states", "constrain")
+"""The capabilities that say where a law lives."""
+
+_BRIDGES = {
+    "states": "Take a field on real numbers, or one on the same states",
+    "constrain": "Combine the fields in the user's space, and then constrain the result, all of them by one constraint",
+    "base": "Give the chains their start: init=",
+    "decode": "Decode with the `decode` of one of its fields",
+    "draw": "Sample it with a solver",
+    "log_prob": "A normalised density needs the partition function: scoretk.log_partition, and scoretk.Normalised",
+    "gibbs": "GibbsWithGradients and DiscreteLangevin need an energy only",
+}
+
+
+class NotKept(MissingCapability, AttributeError):
+    """A capability that a wrapper does not have: to `getattr` and `hasattr` an attribute that is missing."""
+
+
+class Wrapped:
+    """A field made of fields: its optional capabilities by `RULES`. A subclass gives `kind`, `inner` and `computed`."""
+
+    kind: ClassVar[Kind]
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        """The fields whose capabilities these are."""
+        raise NotImplementedError  # abstract: this class is a mixin for frozen dataclasses
+
+    @property
+    def computed(self) -> frozenset[str]:
+        """The capabilities of `CAPABILITIES` that the wrapper computes by itself."""
+        raise NotImplementedError
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        kind = getattr(cls, "kind", None)
+        for name, rules in RULES.items():
+            if kind is not None and _defines(cls, name) and rules[kind] in (Rule.REFUSE, Rule.BAR):
+                raise TypeError(
+                    f"{cls.__name__} defines {name}, which a wrapper of kind {kind.name} refuses: see RULES"
+                )
+
+    def __post_init__(self) -> None:
+        """Refuse fields whose laws live where this wrapper cannot keep them."""
+        for name in SPACE:
+            _check_space(self, name)
+
+    @cached_property
+    def event_shape(self) -> tuple[int, ...]:
+        """That of its fields."""
+        return tuple(self.inner[0].event_shape)
+
+    def _provides(self) -> frozenset[str]:
+        """What it computes itself, and what is left to it of its fields."""
+        own = frozenset(n for n in RULES if _defines(type(self), n) or n in vars(self))
+        return self.computed | {n for n in CAPABILITIES if n in RULES and n not in own and _kept(self, n) is not None}
+
+    provides: frozenset[str] = cached_property(_provides)  # type: ignore[assignment]
+
+
+class _ByRule:
+    """A capability that a wrapper has by `RULES`, unless its class or the wrapper itself has one of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.__doc__ = f"`{name}` by `RULES`."
+
+    def __get__(self, wrapper: Wrapped | None, owner: type) -> Any:
+        if wrapper is None:
+            return self
+        found = _kept(wrapper, self.name)
+        if found is None:
+            bridge = _BRIDGES.get(self.name, "Ask one of its fields")
+            raise NotKept(field_name(wrapper), offers(wrapper), {self.name}, bridge)
+        return found
+
+
+for _name in RULES:
+    setattr(Wrapped, _name, _ByRule(_name))
+
+
+def _defines(cls: type, name: str) -> bool:
+    return not isinstance(getattr(cls, name), _ByRule)
+
+
+def _kept(wrapper: Wrapped, name: str) -> Any:
+    """A capability by its rule; None where there is none."""
+    rule = RULES[name][wrapper.kind]
+    if rule not in (Rule.KEEP, Rule.SHARE, Rule.FIRST):
+        return None
+    held = _held(wrapper, name)
+    some = bool(held) and (rule is not Rule.SHARE or len(held) == len(wrapper.inner))
+    return held[0] if some and (rule is Rule.FIRST or _agree(held)) else None
+
+
+def _held(wrapper: Wrapped, name: str) -> list[Any]:
+    """What the wrapper's fields have of a capability."""
+    return [value for value in (_of(f, name) for f in wrapper.inner) if value is not None]
+
+
+def _of(field: Any, name: str) -> Any:
+    native = getattr(field, "native", field)  # the field behind a solver's view of it
+    if isinstance(getattr(type(native), name, None), _ByRule) and name not in vars(native):
+        return _kept(native, name)  # as reading it, without the making of an error
+    return getattr(native, name, None)
+
+
+def _agree(values: Sequence[Any]) -> bool:
+    first, *others = map(_meaning, values)
+    return all(alike(first, other) for other in others)
+
+
+def _meaning(value: Any) -> Any:
+    """What is compared of a capability: of the maps to and from the user's space the constraint, whatever field it is around."""
+    owner = getattr(value, "__self__", None)
+    constraint = getattr(owner, "constraint", None)
+    if owner is None or constraint is None:
+        return value
+    return type(owner), value.__name__, constraint, tuple(owner.event_shape)
+
+
+def _check_space(wrapper: Wrapped, name: str) -> None:
+    rule = RULES[name][wrapper.kind]
+    if rule not in (Rule.KEEP, Rule.SHARE, Rule.BAR):
+        return
+    held = _held(wrapper, name)
+    if not held or (rule is not Rule.BAR and _kept(wrapper, name) is not None):
+        return
+    names = ", ".join(field_name(getattr(f, "native", f)) for f in wrapper.inner)
+    wanted = f"fields without {name!r}" if rule is Rule.BAR else f"fields whose {name!r} is one and the same"
+    raise InvalidArgument("field", names, wanted, _BRIDGES[name])
+
+
+def check_within(argument: str, field: Any, law: Any) -> None:
+    """Raises `InvalidArgument` where a field lives in another space than a law that it joins: it may say nothing, or the same."""
+    for name in SPACE:
+        own = _of(field, name)
+        if own is not None and not _agree([own, _of(law, name)]):
+            raise InvalidArgument(
+                argument, field_name(field), f"a field without {name!r}, or of the same", _BRIDGES[name]
+            )
+
+
+def shared_map(argument: str, fields: Sequence[Any]) -> Any:
+    """The map from free space that all the fields are seen through, as a field over it; None where none is.
+
+    Raises `InvalidArgument` where some are and others are not, or by another constraint.
+    """
+    moved = [f for f in fields if callable(getattr(f, "around", None))]
+    if not moved:
+        return None
+    if len(moved) < len(fields) or not _agree([f.constraint for f in moved]):
+        shown = [getattr(f, "constraint", None) for f in fields]
+        raise InvalidArgument(
+            argument, shown, "fields under one and the same constraint",
+            "Their laws live in different spaces: constrain all of them, and by the same",
+        )  # fmt: skip
+    return moved[0]
