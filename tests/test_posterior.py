@@ -1,8 +1,10 @@
 """Posteriors against exact ones: the linear-Gaussian problem at every time of every path, mixtures, operators, rows, digits."""
 
 import math
+import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -376,16 +378,19 @@ def test_dps_is_pigdm_on_a_residual_of_the_expected_size_and_no_stronger_on_a_la
     assert float(shift(DPS(), 0).abs().max()) == 0
 
 
-def test_dps_of_any_likelihood_is_its_gradient_at_the_denoised():
-    """`D_y = D + V grad log L(D)`, V of the Gaussian field known."""
+def test_dps_of_any_likelihood_steps_to_the_maximum_on_its_line():
+    """`D_y = D + s V g` with `s = g V g / (g V g + p H p)`: V of the Gaussian field known, of a quadratic log L g and H too."""
     path, x, t = stk.VP(), points((2,)), 0.6
     alpha, sigma = (float(f(t)) for f in (path.alpha, path.sigma))
     covariance = torch.linalg.inv(torch.linalg.inv(COVARIANCE) + (alpha / sigma) ** 2 * torch.eye(2).double())
-    prior = GaussianField(COVARIANCE, path)
-    field = posterior(prior, lambda z, c: -c * z.pow(4).sum(1), measured=("c",))
+    prior, curvature = GaussianField(COVARIANCE, path), torch.tensor([[300.0, 40.0], [40.0, 20.0]]).double()
+    field = posterior(prior, lambda z, c: -c * ((z @ curvature) * z).sum(1) / 2, measured=("c",))
     c, data = torch.rand(5, generator=torch.Generator().manual_seed(0)).double(), prior.denoise(x, t)
-    exact = data + -4 * c[:, None] * data**3 @ covariance
-    torch.testing.assert_close(field.denoise(x, t, c=c), exact, rtol=1e-10, atol=1e-10)
+    gradient = -c[:, None] * data @ curvature
+    p = gradient @ covariance
+    rise, bend = (gradient * p).sum(1), c * ((p @ curvature) * p).sum(1)
+    exact = data + (rise / (rise + bend))[:, None] * p
+    torch.testing.assert_close(field.denoise(x, t, c=c), exact, rtol=1e-8, atol=1e-10)
 
 
 def test_the_measured_pixels_are_replaced():
@@ -482,3 +487,282 @@ def test_a_timed_prior_needs_a_path():
     flow = stk.Velocity(lambda x, t: x, (2,), base=torch.zeros(3, 2))
     with pytest.raises(stk.MissingCapability, match="Gaussian path"):
         posterior(flow, SUM)
+
+
+# What autograd does not see. The prior's denoiser on VP is alpha x: N(0, I)
+
+VP = stk.VP()
+ONE = torch.tensor([2.0])
+
+
+def first(x):
+    return x[:, :1] * 1.0
+
+
+def back(w):
+    return torch.cat([w, torch.zeros_like(w)], 1)
+
+
+class ReturnsNone(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return first(x)
+
+    @staticmethod
+    def backward(ctx, w):
+        return None
+
+
+def denoiser(x, t):
+    return VP.alpha(t)[:, None] * x
+
+
+def noise_of(x, t):
+    return VP.sigma(t)[:, None] * x
+
+
+def unit_prior(net=denoiser, predicts="data"):
+    return stk.Diffusion(net, (2,), VP, predicts)
+
+
+CUTS = {
+    "no_grad": torch.no_grad(), "inference_mode": torch.inference_mode(), "detach": lambda f: lambda x, *t: f(x.detach(), *t),
+    "data": lambda f: lambda x, *t: f(x.data, *t),
+    "numpy": lambda f: lambda x, *t: f(torch.from_numpy(x.detach().numpy()), *t),
+    "numpy of a graph": lambda f: lambda x, *t: f(torch.from_numpy(x.numpy()), *t),
+    "one part": lambda f: lambda x, *t: f(torch.cat([x[:, :1].detach(), x[:, 1:]], 1), *t),
+    "half": lambda f: lambda x, *t: f(x, *t) / 2 + f(x.detach(), *t) / 2,
+}  # fmt: skip
+WAYS_OUT = {"operator": "adjoint=f", "prior": "method='replacement'", "likelihood": "LinearGaussian"}
+
+
+def seen(x):
+    return -(x[:, 0] - 2).square() / 0.02
+
+
+def law_of_the_first(field, chains=2000, **options):
+    """z scores of the first coordinate's mean and second moment against NUMBERS; the second is N(0, 1)."""
+    draws = stk.sample(field, stk.ProbabilityFlow(**options), chains=chains)
+    assert not draws.failures
+    x = draws.final[:, :1].double()
+    return torch.cat([mean_z(x, 1.980198), mean_z((x - 1.980198).square(), 0.0995037**2)])
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_what_cuts_the_gradient_is_refused_with_the_way_out(cut):
+    """An operator when the posterior is made; a prior and a callable likelihood, timed and static, at the first call."""
+    wrap, x = CUTS[cut], points((2,)).float()
+    static_prior, linear = stk.Energy(lambda z: z.square().sum(1) / 2, (2,)), LinearGaussian(first, ONE, 0.1)
+    refused = {
+        "operator": [
+            lambda: posterior(unit_prior(), LinearGaussian(wrap(first), ONE, 0.1)),
+            lambda: posterior(static_prior, LinearGaussian(wrap(first), ONE, 0.1)),
+            lambda: posterior(unit_prior(), LinearGaussian(wrap(first), "y", 0.1)),
+        ],
+        "prior": [
+            *(
+                lambda m=m, n=n, p=p: posterior(unit_prior(wrap(n), p), linear, m).denoise(x, 0.3)
+                for m in ("mmps", "pigdm", "dps")
+                for n, p in ((denoiser, "data"), (noise_of, "noise"))
+            ),
+            lambda: posterior(unit_prior(wrap(denoiser)), seen).denoise(x, 0.3),
+        ],
+        "likelihood": [
+            lambda: posterior(unit_prior(), wrap(seen)).denoise(x, 0.3),
+            lambda: posterior(static_prior, wrap(seen)).score(x),
+            lambda: stk.sample(posterior(static_prior, wrap(seen)), stk.HMC(), chains=4, steps=5),
+        ],
+    }
+    for what, calls in refused.items():
+        for call in calls:
+            with pytest.raises(stk.InvalidArgument, match=f"(?s){what}: .*{WAYS_OUT[what]}"):
+                call()
+
+
+def test_a_function_without_a_backward_is_refused():
+    with pytest.raises(stk.InvalidArgument, match="adjoint=f"):
+        posterior(unit_prior(), LinearGaussian(ReturnsNone.apply, ONE, 0.1))
+    with pytest.raises(stk.InvalidArgument, match=r"each row by itself|linear"):
+        posterior(unit_prior(), LinearGaussian(lambda x: first(x) - first(x).mean(0), ONE, 0.1))
+
+
+def test_reading_a_cut_as_zero_returns_the_prior(monkeypatch):
+    """The mutant: without the dot-product test the posterior's mean is the prior's, without a word."""
+    monkeypatch.setattr(LinearGaussian, "_check_adjoint", lambda *_: None)
+    monkeypatch.setattr(LinearGaussian, "adjoint", lambda self, w, x: torch.zeros_like(x))
+    field = posterior(unit_prior(), LinearGaussian(torch.no_grad()(first), ONE, 0.1))
+    assert law_of_the_first(field).abs().max() > 10 * z_limit(2)
+
+
+def network(activation):
+    return torch.nn.Sequential(
+        torch.nn.Linear(2, 64), activation, torch.nn.Linear(64, 64), activation, torch.nn.Linear(64, 2)
+    )
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def noisy(x):
+    return x + 0.1 * torch.rand(x.shape, generator=GENERATOR, dtype=x.dtype)
+
+
+SEEN_THROUGH = {
+    "relu": lambda: network(torch.nn.ReLU()), "gelu": lambda: network(torch.nn.GELU()),
+    "max": lambda: lambda x: torch.maximum(x, -2 * x), "steep": lambda: lambda x: torch.tanh(100 * x),
+    "noisy": lambda: noisy,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("net", SEEN_THROUGH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_false_alarm_where_nothing_is_cut(net, dtype):
+    """Kinks, steep places; also noise of a function's own, of which differences tell nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        f = SEEN_THROUGH[net]()
+    f = f.to(dtype) if isinstance(f, torch.nn.Module) else f
+    field = posterior(unit_prior(lambda x, t: f(x)), LinearGaussian(first, ONE.to(dtype), 0.1))
+    assert bool(field.denoise(points((2,)).to(dtype), 0.4).isfinite().all())
+    field = posterior(gaussian(dim=2), lambda x: -f(x).square().sum(1) / 2)
+    assert bool(field.score(points((2,)).to(dtype)).isfinite().all())
+
+
+def test_a_prior_of_one_point_is_no_cut():
+    field = posterior(unit_prior(lambda x, t: torch.ones_like(x)), LinearGaussian(first, ONE, 0.1))
+    assert torch.equal(field.denoise(points((2,)).float(), 0.4), torch.ones(5, 2))
+
+
+ADJOINTS = {
+    "no_grad": (torch.no_grad()(first), back),
+    "inference_mode": (torch.inference_mode()(first), torch.inference_mode()(back)),
+    "numpy": (
+        lambda x: torch.from_numpy(x.numpy()[:, :1] * 1.0),
+        lambda w: torch.from_numpy(np.concatenate([w.numpy(), 0 * w.numpy()], 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ADJOINTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adjoint_that_is_given_serves_in_place_of_autograd(kind, method):
+    """Value and derivatives are to the bit, or to rounding, those of the operator that autograd sees through."""
+    operator, adjoint = ADJOINTS[kind]
+    plain = posterior(unit_prior(), LinearGaussian(first, "y", 0.1), method)
+    given = posterior(unit_prior(), LinearGaussian(operator, "y", 0.1, adjoint=adjoint), method)
+    results = []
+    for field in (plain, given):
+        x, y = points((2,), 3).requires_grad_(), points((1,), 3, seed=9).requires_grad_()
+        value = field.denoise(x, 0.4, y=y)
+        results.append((value, *torch.autograd.grad(value.square().sum(), (x, y))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    static_fields = [
+        posterior(gaussian(dim=2), LinearGaussian(f, ONE.double(), 0.1, adjoint=a))
+        for f, a in ((first, None), (operator, adjoint))
+    ]
+    for ours, theirs in zip(*(f.energy_and_grad(points((2,))) for f in static_fields), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_the_law_through_an_adjoint_and_of_a_callable_is_that_of_numbers():
+    for likelihood in (LinearGaussian(torch.no_grad()(first), ONE, 0.1, adjoint=back), seen):
+        assert law_of_the_first(posterior(unit_prior(), likelihood), steps=64).abs().max() < z_limit(2)
+
+
+def fourier(x):
+    return torch.fft.fft(x.reshape(len(x), -1), norm="ortho")[:, 1:4]
+
+
+def fourier_adjoint(w, sign=1):
+    padded = torch.nn.functional.pad(w, (1, 5 - 4))
+    return (torch.fft.ifft if sign > 0 else torch.fft.fft)(padded, norm="ortho").real
+
+
+COMPLEX_Y = torch.tensor([1 + 2j, -0.5j, 0.3 + 0.1j], dtype=torch.complex128)
+
+
+@pytest.mark.parametrize("operator", ["autograd", "adjoint", "matrix"])
+def test_complex_measurements_are_pairs_of_real_ones(operator):
+    """The posterior of a Gaussian prior from Fourier coefficients, by MMPS and statically, is that of the real 6 x 5 problem."""
+    dense = fourier(torch.eye(5, dtype=torch.float64)).mT.contiguous()
+    likelihood = {
+        "autograd": lambda y: LinearGaussian(fourier, y, 0.3),
+        "adjoint": lambda y: LinearGaussian(torch.no_grad()(fourier), y, 0.3, adjoint=fourier_adjoint),
+        "matrix": lambda y: LinearGaussian(dense, y, 0.3),
+    }[operator]
+    real = torch.view_as_real(dense).movedim(-1, 0).reshape(6, 5)
+    pairs = LinearGaussian(real, torch.cat([COMPLEX_Y.real, COMPLEX_Y.imag]), 0.3)
+    x, prior = points((5,)), gaussian(dim=5, std=0.7)
+    for method in METHODS:
+        ours = posterior(prior.noised(stk.Linear()), likelihood(COMPLEX_Y), method).denoise(x, 0.4)
+        named = posterior(prior.noised(stk.Linear()), likelihood("y"), method).denoise(x, 0.4, y=COMPLEX_Y.expand(5, 3))
+        exact = posterior(prior.noised(stk.Linear()), pairs, method).denoise(x, 0.4)
+        torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(named, exact, rtol=1e-9, atol=1e-9)
+    ours, exact = (posterior(prior, law).energy_and_grad(x) for law in (likelihood(COMPLEX_Y), pairs))
+    torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-10)
+
+
+def test_adjoints_that_are_not_and_numbers_of_the_wrong_kind_are_refused():
+    cut, prior = torch.no_grad()(fourier), gaussian(dim=5)
+    wrong = {
+        "twice": lambda w: 2 * fourier_adjoint(w), "shape": lambda w: w.real, "no tensor": lambda w: None,
+        "not conjugate": lambda w: fourier_adjoint(w, sign=-1), "imaginary": lambda w: fourier_adjoint(1j * w),
+        "fails": lambda w: w @ w,
+    }  # fmt: skip
+    for adjoint in wrong.values():
+        with pytest.raises(stk.InvalidArgument, match="adjoint: "):
+            posterior(prior, LinearGaussian(cut, COMPLEX_Y, 0.3, adjoint=adjoint))
+    for operator, y in ((fourier, COMPLEX_Y.real), (lambda x: fourier(x).real, COMPLEX_Y)):
+        with pytest.raises(stk.InvalidArgument, match=r"y: expected (real|complex) numbers"):
+            posterior(prior, LinearGaussian(operator, y, 0.3))
+    named = posterior(prior, LinearGaussian(fourier, "y", 0.3))
+    with pytest.raises(stk.InvalidArgument, match="y: expected complex numbers"):
+        named.energy(points((5,)), y=COMPLEX_Y.real.expand(5, 3))
+    with pytest.raises(stk.InvalidArgument, match="adjoint: expected None, or a callable"):
+        LinearGaussian(first, ONE, 0.1, adjoint=3)
+
+
+SOLVABLE = {
+    "narrow": lambda x: -(x[:, 0] - 2).square() / (2 * 1e-3**2),
+    "all entries": lambda x: -(x - 2).square().sum(1) / (2 * 1e-3**2),
+    "squares": lambda x: -(x.square().sum(1) - 1).square() / (2 * 1e-2**2),
+    "exponential": lambda x: -(x[:, 0].exp() - 5).square() / (2 * 1e-2**2),
+    "Laplace": lambda x: -(x[:, 0] - 2).abs() / 1e-3,
+    "wall": lambda x: torch.where(x[:, 0] > -5, -(x[:, 0] - 2).square() / (2 * 1e-3**2), -torch.inf),
+}
+RESIDUAL = {
+    "squares": lambda x: x.square().sum(1) - 1, "exponential": lambda x: x[:, 0] - math.log(5),
+    "all entries": lambda x: (x - 2).abs().amax(1),
+}  # fmt: skip
+
+
+def residual_of(case, method, **options):
+    draws = stk.sample(posterior(unit_prior(), SOLVABLE[case]), stk.ProbabilityFlow(method, 32, **options), chains=200)
+    return draws, RESIDUAL.get(case, lambda x: x[:, 0] - 2)(draws.final).abs()
+
+
+@pytest.mark.parametrize("case", SOLVABLE)
+def test_a_callable_likelihood_of_a_solvable_problem_is_met(case):
+    """Whatever its scale: the step is that of its own curvature. The mutant, `V g` as it is, leaves every scale."""
+    for method in ("adams_3", "euler", "dpmpp_2m"):
+        draws, residual = residual_of(case, method)
+        assert not draws.failures
+        assert float(residual.median()) < 0.05
+        assert float(residual.amax()) < 0.5
+
+
+def test_a_gradient_that_is_not_normalised_leaves_every_scale(monkeypatch):
+    def plain(likelihood, prior, spread, cond):
+        return prior.covariance(likelihood.slope(prior.data, **cond)[1])
+
+    monkeypatch.setattr(sys.modules[DPS.__module__], "_uphill", plain)
+    draws, residual = residual_of("narrow", "adams_3")
+    assert draws.failures or float(residual.amax()) > 1e3
+
+
+def test_gradients_pass_through_a_callable_likelihood():
+    field = posterior(mixture((3,)).noised(stk.Linear()), lambda z, y: -(z.cos() - y).square().sum(1), measured="y")
+    x, y = points((3,), 2).requires_grad_(), points((3,), 2, seed=9).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: field.denoise(a, 0.4, y=b), (x, y), atol=1e-4, rtol=1e-3)

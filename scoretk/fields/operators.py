@@ -1,40 +1,49 @@
 r"""Linear measurements with Gaussian noise, `y = A x + std eps`, and the operators A that images are measured with.
 
 An operator is any linear callable of rows, `A(x)`: `(batch, *event_shape) -> (batch, *measured)`. Its adjoint is the pullback
-of A, which autograd gives exactly, and which is the same wherever it is taken.
+of A, which autograd gives exactly and which is the same wherever it is taken; of an operator that autograd cannot see through it
+is given. Either is held to `<A x, w> = <x, A^T w>` before it is used.
+
+Complex measurements (MRI) are pairs of real ones: A x in `C^m` is taken for its real and imaginary parts in `R^2m`, each with
+noise of its own of standard deviation std, and so the adjoint for the real part of `A^H w`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from scoretk.arguments import counts, positive, tensor_like
-from scoretk.errors import InvalidArgument
-from scoretk.rows import row_sum
+from scoretk.errors import InvalidArgument, ScoretkError
+from scoretk.fields.derivatives import probes, value_and_pullback
+from scoretk.rows import row_dot, row_sum
 
 __all__ = ["Blur", "Downsample", "LinearGaussian", "Mask", "Matrix", "value_and_pullback"]
 
 PROBE = -2.0
-"""What a probe is multiplied with, and its image must be: negative, so that neither |x| nor a ReLU passes for linear."""
+"""The weight of one probe in the sum of two that A must respect: negative, so that neither |x| nor a ReLU passes for linear."""
+
+Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """`A x = matrix x`, x flattened: `(batch, *event_shape) -> (batch, m)`. Arguments: matrix `(m, d)`."""
+    """`A x = matrix x`, x flattened: `(batch, *event_shape) -> (batch, m)`. Arguments: matrix `(m, d)`, real or complex."""
 
     matrix: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "matrix", tensor_like("matrix", self.matrix, (None, None)))
+        object.__setattr__(self, "matrix", _numbers("matrix", self.matrix, (None, None)))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), -1) @ self.matrix.to(x).T
+        matrix = self.matrix.to(x.device, x.dtype.to_complex() if self.matrix.is_complex() else x.dtype)
+        return x.reshape(len(x), -1).to(matrix) @ matrix.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,32 +110,54 @@ class Blur:
         return functional.conv2d(planes, self.kernel.to(x)[None, None], padding="same").reshape(x.shape)
 
 
-@dataclass(frozen=True, eq=False)
+class _Linear(torch.autograd.Function):
+    """`A x` of a map that autograd does not see, with its adjoint as derivative; of both in turn, as often as is liked."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Map, back: Map) -> Tensor:
+        ctx.there, ctx.back = there, back
+        return there(x)
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor, None, None]:
+        return _Linear.apply(w, ctx.back, ctx.there), None, None
+
+
+@dataclass(frozen=True, eq=False, init=False)
 class LinearGaussian:
     r"""The likelihood of `y = A x + std eps`, `eps ~ N(0, I)`.
 
     Arguments:
         operator: A, a linear callable of rows, `(batch, *event_shape) -> (batch, *measured)`, such as `Mask(mask)`,
-            `Downsample(2)`, `Blur(kernel)`, or a matrix `(m, d)` that acts on the flattened event.
-        y: what was measured, of shape `measured`, the same for all chains; or the name of the condition that holds one
-            measurement a chain, `sample(..., cond={name: (chains, *measured)})`.
-        std: the standard deviation of the noise of each entry of y.
+            `Downsample(2)`, `Blur(kernel)`, or a matrix `(m, d)` that acts on the flattened event; its values real or complex.
+        y: what was measured, of shape `measured`, the same for all chains, complex where the operator's values are; or the name
+            of the condition that holds one measurement a chain, `sample(..., cond={name: (chains, *measured)})`.
+        std: the standard deviation of the noise of each entry of y; of a complex entry, of its real and of its imaginary part.
+        adjoint: `A^T`, `(batch, *measured) -> (batch, *event_shape)`, of a complex operator the conjugate transpose `A^H`, kept
+            as `transposed`; None: by autograd. An operator that runs under `torch.no_grad` or in numpy needs it.
     Raises: `InvalidArgument`.
     """
 
-    operator: Callable[[Tensor], Tensor] | Tensor
-    y: Tensor | Sequence[float] | str
+    operator: Map
+    y: Tensor | str
     std: float
+    transposed: Map | None
+    _pairs: bool | None = field(repr=False)
 
-    def __post_init__(self) -> None:
-        if isinstance(self.operator, Tensor):
-            object.__setattr__(self, "operator", Matrix(self.operator))
-        if not callable(self.operator):
-            raise InvalidArgument("operator", self.operator, "a linear callable, or a matrix (m, d)")
-        if not isinstance(self.y, str):
-            y = torch.as_tensor(self.y)
-            object.__setattr__(self, "y", tensor_like("y", y, tuple(y.shape)))
-        positive("std", self.std)
+    def __init__(
+        self, operator: Map | Tensor, y: Tensor | Sequence[float] | str, std: float, adjoint: Map | None = None
+    ) -> None:
+        chosen = Matrix(operator) if isinstance(operator, Tensor) else operator
+        if not callable(chosen):
+            raise InvalidArgument("operator", operator, "a linear callable, or a matrix (m, d)")
+        if not (adjoint is None or callable(adjoint)):
+            raise InvalidArgument("adjoint", adjoint, "None, or a callable w -> A^T w")
+        measured = y if isinstance(y, str) else _numbers("y", y, None)
+        positive("std", std)
+        pairs = None if isinstance(measured, str) else measured.is_complex()
+        values = {"operator": chosen, "y": measured, "std": std, "transposed": adjoint, "_pairs": pairs}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def measured(self) -> frozenset[str]:
@@ -134,21 +165,31 @@ class LinearGaussian:
         return frozenset({self.y}) if isinstance(self.y, str) else frozenset()
 
     def forward(self, x: Tensor) -> Tensor:
-        """`A x`, `(batch, *measured)`."""
-        return self.operator(x)  # type: ignore[operator]
+        """`A x`, `(batch, *measured)`; complex numbers as pairs, `(batch, *measured, 2)`."""
+        return _as_real(self._image(x))
 
     def adjoint(self, w: Tensor, x: Tensor) -> Tensor:
-        """`A^T w`, `(batch, *measured) -> (batch, *event_shape)`, like x, whose values play no part."""
-        keep = w.requires_grad and torch.is_grad_enabled()
-        return value_and_pullback(self.forward, torch.zeros_like(x), keep=keep)[1](w)
+        """`A^T w`, shaped as `forward` has it, to `(batch, *event_shape)`, like x, whose values play no part."""
+        if self.transposed is None:
+            keep = w.requires_grad and torch.is_grad_enabled()
+            return value_and_pullback(self.forward, torch.zeros_like(x), keep=keep)[1](w)
+        if torch.compiler.is_compiling() or not (w.requires_grad and torch.is_grad_enabled()):
+            return self._back(w.detach(), x)
+        return _Linear.apply(w, lambda v: self._back(v, x), lambda v: _as_real(self._seen(v)))
 
     def residual(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`y - A x`, `(batch, *measured)`."""
-        image = self.forward(x)
-        y = (cond[self.y] if isinstance(self.y, str) else self.y[None]).to(image)  # type: ignore[call-overload]
+        """`y - A x`, `(batch, *measured)`; complex numbers as pairs, `(batch, *measured, 2)`."""
+        image = self._image(x)
+        y = cond[self.y] if isinstance(self.y, str) else self.y[None]
+        if y.is_complex() != image.is_complex():
+            kinds = ("real", "complex") if image.is_complex() else ("complex", "real")
+            raise InvalidArgument(
+                "y", y[0], f"{kinds[1]} numbers, as the operator measures them, not {kinds[0]} ones",
+                "A magnitude is no linear measurement: give the operator's own complex values, or an operator that ends in .real",
+            )  # fmt: skip
         if y.shape[1:] != image.shape[1:]:
             raise InvalidArgument("y", y[0], f"the shape of what the operator measures, {tuple(image.shape[1:])}")
-        return y - image
+        return _as_real(y.to(image)) - _as_real(image)
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log N(y; A x, std^2 I)`, `(batch,)`."""
@@ -156,46 +197,117 @@ class LinearGaussian:
         entries = math.prod(z.shape[1:])
         return -row_sum(z.square()) / 2 - entries * math.log(self.std * math.sqrt(2 * math.pi))
 
+    def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`log L(x)`, `(batch,)`, and its gradient `A^T (y - A x) / std^2`, like x; differentiable where x asks for gradients."""
+        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
+            pulled = self.adjoint(self.residual(x, **cond), x) / self.std**2
+            return self.log_likelihood(x, **cond), pulled
+
     def check(self, event_shape: tuple[int, ...]) -> None:
-        """Raise `InvalidArgument` unless the operator takes such events, is linear, and y has the shape of what it measures."""
-        like = self.y if isinstance(self.y, Tensor) else torch.empty(0)
-        entries = torch.arange(1, math.prod(event_shape) + 1, dtype=like.dtype, device=like.device)
-        probe = entries.cos().reshape(1, *event_shape)
+        """Raise `InvalidArgument` unless the operator takes such events to the likes of y, row by row, linearly."""
+        dtype = torch.get_default_dtype() if isinstance(self.y, str) else self.y.abs().dtype
+        device = None if isinstance(self.y, str) else self.y.device
+        u, v = probes(torch.empty((1, *event_shape), dtype=dtype, device=device), 2, 0)
+        stacked = torch.stack([u, v, u + PROBE * v])
         with torch.no_grad():
             try:
-                image, scaled = self.forward(probe), self.forward(PROBE * probe)
-            except (RuntimeError, IndexError) as error:
+                image, alone = self.forward(stacked), self.forward(stacked[:1])
+            except ScoretkError:
+                raise
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 takes = f"a map of events of shape {event_shape}, with a batch axis before it"
                 raise InvalidArgument("operator", self.operator, takes, str(error)) from error
-        if image.shape[:1] != (1,):
-            shape = tuple(image.shape)
+        if (image.shape[:1], alone.shape[:1]) != ((3,), (1,)):
+            shape = tuple(alone.shape)
             raise InvalidArgument(
                 "operator", self.operator, "one that keeps the batch axis", f"One event became {shape}"
             )
-        if not torch.allclose(scaled, PROBE * image, rtol=1e-3, atol=1e-5):
+        close = 4 * torch.finfo(dtype).eps ** 0.5
+        size = image.abs().amax()
+        if not bool((image[0] + PROBE * image[1] - image[2]).abs().amax() <= close * size):
             raise InvalidArgument("operator", self.operator, "a linear map", "A x + b is one of y - b")
+        if not bool((image[:1] - alone).abs().amax() <= close * size):
+            hint = "A row's image depends on the rows beside it"
+            raise InvalidArgument("operator", self.operator, "a map of each row by itself", hint)
         if not isinstance(self.y, str):
-            self.residual(probe)
+            with torch.no_grad():
+                self.residual(stacked[:1])
+        self._check_adjoint(stacked[:2], image[:2], close)
+
+    def _check_adjoint(self, x: Tensor, image: Tensor, close: float) -> None:
+        """The dot-product test, `<A x, w> = <x, A^T w>`, with w standard normal, so that either is of the size of |A x|."""
+        w = probes(image, len(image), 1)
+        try:
+            back = self.adjoint(w, x)
+        except InvalidArgument as error:
+            if self.transposed is not None:
+                raise
+            raise self._without_adjoint("Autograd sees nothing of it") from error
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise self._without_adjoint(str(error).splitlines()[0]) from error
+        there, here = row_dot(image.double(), w.double()), row_dot(x.double(), back.double())
+        if not bool(((there - here).abs() <= close * row_dot(image, image).sqrt()).all()):
+            raise self._without_adjoint(
+                f"<A x, w> is {float(there[0]):.6g} and <x, A^T w> {float(here[0]):.6g} for one x and w"
+            )
+
+    def _without_adjoint(self, found: str) -> InvalidArgument:
+        if self.transposed is not None:
+            hint = f"{found}. Of a complex operator it is the conjugate transpose"
+            return InvalidArgument("adjoint", self.transposed, "the adjoint of the operator, A^T w like x", hint)
+        hint = (
+            f"{found}: part of it runs under torch.no_grad, behind detach, or in numpy. "
+            "Give its adjoint: LinearGaussian(..., adjoint=f), f(w) = A^T w"
+        )
+        return InvalidArgument("operator", self.operator, "a map that torch can differentiate with respect to x", hint)
+
+    def _complex(self, x: Tensor) -> bool:
+        """Whether the operator's values are complex: as y is, or, of a y that is still to come, as one image is."""
+        if self._pairs is None:
+            with torch.no_grad():
+                object.__setattr__(self, "_pairs", self.operator(torch.zeros_like(x[:1])).is_complex())
+        return self._pairs  # type: ignore[return-value]
+
+    def _image(self, x: Tensor) -> Tensor:
+        """`A x`, as the operator gives it, its derivative by the adjoint where one is given."""
+        if self.transposed is None:
+            return self.operator(x)
+        if torch.compiler.is_compiling() or not (x.requires_grad and torch.is_grad_enabled()):
+            return self._seen(x)
+        image = _Linear.apply(x, lambda v: _as_real(self._seen(v)), lambda w: self._back(w, x))
+        return torch.view_as_complex(image) if self._complex(x) else image
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """The operator where no graph is wanted of it; a tensor that autograd may keep."""
+        image = self.operator(x.detach())
+        return image.clone() if image.is_inference() else image
+
+    def _back(self, w: Tensor, x: Tensor) -> Tensor:
+        """The adjoint that was given, of w as `forward` shapes it; like x."""
+        assert self.transposed is not None
+        with torch.no_grad():
+            w = w.detach()
+            back = self.transposed(torch.view_as_complex(w.contiguous()) if self._complex(x) else w)
+        if not isinstance(back, Tensor) or back.shape != x.shape:
+            shape = tuple(back.shape) if isinstance(back, Tensor) else type(back).__name__
+            raise InvalidArgument("adjoint", self.transposed, f"A^T w of shape {tuple(x.shape)}", f"It gave {shape}")
+        back = back.real if back.is_complex() else back
+        return (back.clone() if back.is_inference() else back).to(x)
 
 
-def value_and_pullback(
-    f: Callable[[Tensor], Tensor], x: Tensor, *, keep: bool
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """`f(x)` and `v -> J^T v` with `J = df/dx`, row by row and as often as is liked, for one evaluation of f.
+def _as_real(values: Tensor) -> Tensor:
+    """Complex numbers as pairs, `(...) -> (..., 2)`; real ones as they are."""
+    return torch.view_as_real(values) if values.is_complex() else values
 
-    Arguments: keep, whether both are differentiable themselves; otherwise no graph outlives the pullback.
-    """
-    if torch.compiler.is_compiling():
-        pulled = torch.func.vjp(f, x)
-        return pulled[0], lambda v: pulled[1](v)[0]
-    with torch.enable_grad():
-        y = x if x.requires_grad and keep else x.detach().requires_grad_()
-        value = f(y)
-    if not value.requires_grad:  # it does not depend on x
-        return value, lambda v: torch.zeros_like(x)
 
-    def pullback(v: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(value, y, v, retain_graph=True, create_graph=keep, materialize_grads=True)
-        return gradient
-
-    return value if keep else value.detach(), pullback
+def _numbers(name: str, value: Any, shape: tuple[int | None, ...] | None) -> Tensor:
+    """As `tensor_like`, of any shape where that is None, and complex where the value is."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgument(name, value, "a tensor or something that becomes one", str(error)) from error
+    shape = tuple(tensor.shape) if shape is None else shape
+    if not tensor.is_complex():
+        return tensor_like(name, tensor, shape)
+    tensor_like(name, torch.view_as_real(tensor), (*shape, 2))
+    return tensor

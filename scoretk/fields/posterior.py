@@ -13,6 +13,8 @@ A method is an approximation of `p(y | x_t)`. With `r = y - A D`, R = std^2 I an
     PiGDM         D_y = D + V A^T (R + v A A^T)^-1 r           exact for Gaussian priors N(m, spread^2 I)
     Replacement   D_y = D + v A^T (R + v A A^T)^-1 r           likewise; no derivative of the denoiser
     DPS           D_y = D + V A^T r  scale sqrt(m) / |r|_K     |r|_K^2 = r^T (R + v A A^T) r, m entries of y
+                  D_y = D + V g  scale g^T V g / (g^T V g + p^T H p)     for any other L: g and -H the gradient and the Hessian of
+                                                                         log L at D, p = V g; exact for Gaussians and one entry
 
 Each row is on its own: its norm, its iterations. At sigma = 0, V and v vanish and `D_y = D`. At alpha = 0 it is J that vanishes,
 and V does not. As `p(x_1 | x_t) ~ p(x_1) exp(l x_1 - (alpha / sigma)^2 |x_1|^2 / 2)` with `l = alpha x_t / sigma^2`, alpha/sigma
@@ -32,6 +34,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -39,8 +42,9 @@ from torch import Tensor
 from scoretk.arguments import counts, option, positive
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.convert import check_time
+from scoretk.fields.derivatives import check_derivative, probes, value_and_pullback
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.operators import LinearGaussian, value_and_pullback
+from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, gaussian_path, static
@@ -52,6 +56,10 @@ __all__ = ["DPS", "METHODS", "MMPS", "PiGDM", "Replacement", "posterior"]
 
 PIGDM_ITERATIONS = 64
 """Of the solves without the network: at most so many, and none after the residual has reached the rounding."""
+DERIVATIVE_ROWS = 8
+"""In how many rows the derivatives of the prior and of the likelihood are looked at."""
+CUTS = 12
+"""How often a step up a log-likelihood is cut to a quarter at most."""
 
 
 class Denoised(NamedTuple):
@@ -155,13 +163,22 @@ class Replacement:
 class DPS:
     """Diffusion posterior sampling: the likelihood at D, `p(y | x_t) ~ L(D)`.
 
-    For any log-likelihood `D_y = D + scale V grad log L(D)`. For a `LinearGaussian` one the residual has, as in the paper, its
-    norm taken out, row by row: the gradient is that of `-zeta |y - A D|`. The paper leaves the size zeta to the user; here
+    For a `LinearGaussian` likelihood the residual has, as in the paper, its norm taken out, row by row: the gradient is that of
+    `-zeta |y - A D|`. The paper leaves the size zeta to the user; here
 
         zeta = scale sqrt(m) |r| / |r|_K,      |r|_K^2 = std^2 |r|^2 + v |A^T r|^2,
 
     with which scale 1 is the force of PiGDM on a residual of the expected size (`|r|^2 = m k` where `K = k I`), and a residual n
     times as large is pulled as much, not n times as much. One product with the transposed Jacobian an evaluation.
+
+    Any other log-likelihood is stepped up from D in the direction `p = V g`, g its gradient there, as far as the posterior of x_1
+    given x_t has its maximum on that line,
+
+        s maximises  log L(D + s p) - s^2 g^T V g / 2:      s = g^T V g / (g^T V g + p^T H p),
+
+    where H, the curvature of -log L, counts where it is positive and is seen from D to as far as x_1 is spread, and a step that
+    lowers what it should raise is cut to a quarter until it does not. `D_y = D + scale s p`, Kalman's update of a single linear
+    measurement; `V g` alone would overshoot by v / std^2. Two gradients of log L and one value or more an evaluation.
 
     Arguments: scale; spread, the standard deviation of the data.
     """
@@ -176,9 +193,9 @@ class DPS:
         positive("spread", self.spread)
 
     def shift(self, likelihood: Any, prior: Denoised, cond: dict[str, Tensor]) -> Tensor:
-        """`V A^T r scale sqrt(m) / |r|_K`, or `scale V grad log L(D)`, like x."""
+        """`V A^T r scale sqrt(m) / |r|_K`, or `scale s V grad log L(D)`, like x."""
         if not isinstance(likelihood, LinearGaussian):
-            return self.scale * prior.covariance(_slope(likelihood, prior.data, cond)[1])
+            return self.scale * _uphill(likelihood, prior, self.spread, cond)
         residual = likelihood.residual(prior.data, **cond)
         pulled = likelihood.adjoint(residual, prior.data)
         v = prior.variance(self.spread, pulled).flatten()
@@ -245,8 +262,48 @@ class _Likelihood:
         hint = "A log-likelihood gives one number a row: sum over the event axes, keep the batch axis"
         return check_rows("log_likelihood", self.fn(x, **cond), x.shape[:1], hint).to(x.dtype)
 
+    def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`log L(x)` and its gradient, by autograd. The first call sees whether that is the derivative of the values."""
+        if _is_new(self):
+            here, rows = x[:DERIVATIVE_ROWS], {name: value[:DERIVATIVE_ROWS] for name, value in cond.items()}
+            hint = (
+                "Write it in torch operations on x; for a linear measurement take "
+                "LinearGaussian(operator, y, std, adjoint=f), f(w) = A^T w"
+            )
+            check_derivative(lambda z: self.log_likelihood(z, **rows), here, "likelihood", self.fn, hint)
+            _EXAMINED.add(self)
+        value, gradient = grad_energy(lambda z: -self.log_likelihood(z, **cond), x)
+        return -value, -gradient
 
-def _likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, ...]) -> LinearGaussian | _Likelihood:
+
+@dataclass(frozen=True, eq=False)
+class _FieldLikelihood:
+    """`-E`, with the energy of a static field and its own gradient, and the names of the condition values that are its own."""
+
+    field: Any
+    measured: frozenset[str]
+
+    def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`-E(x)`, `(batch,)`."""
+        return -static(self.field).energy(x, **cond)
+
+    def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`-E(x)` and its gradient."""
+        energy, gradient = static(self.field).energy_and_grad(x, **cond)
+        return -energy, -gradient
+
+
+Likelihood = LinearGaussian | _Likelihood | _FieldLikelihood
+
+_EXAMINED: WeakSet[Any] = WeakSet()
+"""The likelihoods and posteriors whose derivatives have been looked at."""
+
+
+def _is_new(value: Any) -> bool:
+    return value not in _EXAMINED and not torch.compiler.is_compiling()
+
+
+def _likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, ...]) -> Likelihood:
     if isinstance(value, LinearGaussian):
         if measured:
             raise InvalidArgument("measured", set(measured), "nothing with a LinearGaussian", "Its y may be a name")
@@ -257,13 +314,13 @@ def _likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, ..
             raise InvalidArgument(
                 "likelihood", field_name(value), f"a static field with an energy and event shape {event_shape}"
             )
-        return _Likelihood(lambda x, **cond: -value.energy(x, **cond), measured)
+        return _FieldLikelihood(value, measured)
     if not callable(value):
         raise InvalidArgument("likelihood", value, "a LinearGaussian, a callable log_likelihood(x), or a static field")
     return _Likelihood(value, measured)
 
 
-def _method(value: str | Method | None, likelihood: LinearGaussian | _Likelihood) -> Method:
+def _method(value: str | Method | None, likelihood: Likelihood) -> Method:
     linear = isinstance(likelihood, LinearGaussian)
     if value is None:
         value = "mmps" if linear else "dps"
@@ -283,18 +340,12 @@ def _split(cond: dict[str, Tensor], own: frozenset[str]) -> tuple[dict[str, Tens
     return {n: v for n, v in cond.items() if n in own}, {n: v for n, v in cond.items() if n not in own}
 
 
-def _slope(likelihood: Any, x: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """`log L` and its gradient."""
-    value, gradient = grad_energy(lambda z: -likelihood.log_likelihood(z, **cond), x)
-    return -value, -gradient
-
-
 @dataclass(frozen=True, eq=False)
 class _Posterior(Wrapped):
     """`E(x) - log L(x)`, E the prior's energy."""
 
     prior: Any
-    likelihood: LinearGaussian | _Likelihood
+    likelihood: Likelihood
 
     kind = Kind.TILT
 
@@ -318,13 +369,13 @@ class _Posterior(Wrapped):
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`score(x) + grad log L(x)`, like x."""
         own, others = _split(cond, self.likelihood.measured)
-        return static(self.prior).score(x, **others) + _slope(self.likelihood, x, own)[1]
+        return static(self.prior).score(x, **others) + self.likelihood.slope(x, **own)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """The energy and its gradient, prior and likelihood evaluated once."""
         own, others = _split(cond, self.likelihood.measured)
         energy, gradient = static(self.prior).energy_and_grad(x, **others)
-        value, slope = _slope(self.likelihood, x, own)
+        value, slope = self.likelihood.slope(x, **own)
         return energy - value, gradient - slope
 
 
@@ -333,7 +384,7 @@ class _TimedPosterior(Wrapped, GaussianPathField):
     """The prior's denoiser, shifted by the method; where alpha(0) = 0 it says nothing there, and the base is the prior's."""
 
     prior: Any
-    likelihood: LinearGaussian | _Likelihood
+    likelihood: Likelihood
     method: Method
     path: GaussianPath
     predicts: str = "data"
@@ -356,6 +407,8 @@ class _TimedPosterior(Wrapped, GaussianPathField):
         own, others = _split(cond, self.likelihood.measured)
         x, t = _informed(self.path, x, t, self._earliest[x.dtype])  # type: ignore[attr-defined]
         prior = TimedField(self.prior, self.path, others)
+        if self.method.differentiates and len(x) and _is_new(self):
+            self._look_at(x, others)
         alpha, sigma = (f(torch.as_tensor(t, dtype=torch.float64)) for f in (self.path.alpha, self.path.sigma))
         gain = across((sigma**2 / alpha).to(x), x)
         if self.method.differentiates:
@@ -365,6 +418,16 @@ class _TimedPosterior(Wrapped, GaussianPathField):
             data, pullback = prior.denoise(x, t), _no_derivative
         point = Denoised(data, lambda u: gain * pullback(u), alpha, sigma)
         return data + self.method.shift(self.likelihood, point, own)
+
+    def _look_at(self, x: Tensor, cond: dict[str, Tensor]) -> None:
+        """See whether autograd has the derivative of the prior's denoiser, where signal and noise are alike."""
+        t = float(self.path.t(0.0).clamp(0, 1))
+        rows = torch.arange(DERIVATIVE_ROWS, device=x.device) % len(x)
+        prior = TimedField(self.prior, self.path, {name: value[rows] for name, value in cond.items()})
+        size = math.hypot(float(self.path.alpha(t)), float(self.path.sigma(t)))
+        hint = "Let torch see through its network; or take method='replacement', which asks for no derivative of it"
+        check_derivative(lambda z: prior.denoise(z, t), size * probes(x, DERIVATIVE_ROWS, 0), "prior", self.prior, hint)
+        _EXAMINED.add(self)
 
 
 def _no_derivative(u: Tensor) -> Tensor:
@@ -385,6 +448,37 @@ def _informed(path: GaussianPath, x: Tensor, t: float | Tensor, earliest: float)
     tilt = (path.alpha(s) / path.sigma(s) ** 2 for s in (exact, later))
     kept = torch.where(exact < earliest, next(tilt) / next(tilt), 1.0)
     return across(kept.to(x), x) * x, t.clamp(min=earliest) if isinstance(t, Tensor) else earliest
+
+
+def _uphill(likelihood: Any, prior: Denoised, spread: float, cond: dict[str, Tensor]) -> Tensor:
+    """`s p`, like x: how far the log-likelihood is followed from D in the direction `p = V g`; see `DPS`."""
+    value, gradient = likelihood.slope(prior.data, **cond)
+    direction = prior.covariance(gradient)
+    rise, length = row_dot(gradient, direction), row_dot(direction, direction).sqrt()
+    reach = (prior.variance(spread, direction).flatten() * math.prod(direction.shape[1:])).sqrt()
+    tiny = torch.finfo(length.dtype).tiny
+    part = (reach / length.clamp(min=tiny)).clamp(max=1.0)
+    ahead = likelihood.slope(prior.data + across(part, direction) * direction, **cond)[1]
+    bend = row_dot(gradient - ahead, direction) / part.clamp(min=tiny)
+    share = torch.where(rise > 0, rise / (rise + torch.where(bend > 0, bend, 0.0)).clamp(min=tiny), 0.0)
+    return across(share * _kept(likelihood, prior.data, direction, share, rise, value, cond), direction) * direction
+
+
+def _kept(
+    likelihood: Any, data: Tensor, p: Tensor, share: Tensor, rise: Tensor, value: Tensor, cond: dict[str, Tensor]
+) -> Tensor:
+    """By what a step `share p` is cut, `(batch,)`: to a quarter, until the posterior on its line is no lower than at D."""
+    looks = data.device.type == "cpu" and not torch.compiler.is_compiling()
+    kept, rounding = torch.ones_like(rise), 8 * torch.finfo(rise.dtype).eps * value.abs()
+    with torch.no_grad():
+        for _ in range(CUTS):
+            s = kept * share
+            gain = likelihood.log_likelihood(data + across(s, p) * p, **cond) - value - s**2 * rise / 2
+            higher = (gain >= -rounding) | (s == 0)
+            if looks and bool(higher.all()):
+                break
+            kept = torch.where(higher, kept, kept / 4)
+    return kept
 
 
 def _pulled(likelihood: LinearGaussian, prior: Denoised, spread: float, cond: dict[str, Tensor]) -> Tensor:

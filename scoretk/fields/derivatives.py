@@ -1,0 +1,109 @@
+r"""Derivatives by autograd, and whether they are those of the function: what cuts a graph is refused, not read as zero.
+
+A function f of rows may leave the graph on its way (`torch.no_grad`, `detach`, `.data`, numpy, an inference mode, an
+`autograd.Function` that returns None), in whole or in one of its parts, and autograd then says nothing, or too little, of how
+it depends on x. With random v and w, autograd's and the central difference's
+
+    told = <J^T w, v>,      seen(h) = <w, (f(x + h v) - f(x - h v)) / (2 h)>
+
+agree for a smooth f. They are taken to differ in a row only where the difference quotient knows better: where `seen(h)` and
+`seen(2h)` agree with each other ten times as well as with `told`, and by more than rounding. A function with kinks within h, or
+with noise of its own, is thus left alone.
+
+Reference: Griewank, Walther, "Evaluating derivatives" (2008): products with J and J^T, and tests of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+from scoretk.noise import Noise
+from scoretk.rows import row_dot, row_sum
+from scoretk.streams import Stream
+
+__all__ = ["check_derivative", "probes", "value_and_pullback"]
+
+CLEAR, TOLERANCE, ROUNDINGS = 10.0, 0.05, 16.0
+
+
+def probes(like: Tensor, n: int, which: int) -> Tensor:
+    """n rows of standard normal noise of the toolkit's own, shaped like a row of this tensor: the same each time."""
+    noise = Noise(which, n, device=like.device, dtype=like.dtype)
+    return noise.normal(0, Stream.PROBE, tuple(like.shape[1:]), like.dtype)
+
+
+def value_and_pullback(
+    f: Callable[[Tensor], Tensor], x: Tensor, *, keep: bool
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """`f(x)` and `v -> J^T v` with `J = df/dx`, row by row and as often as is liked, for one evaluation of f.
+
+    Arguments: keep, whether both are differentiable themselves; otherwise no graph outlives the pullback.
+    Raises: `InvalidArgument` where f depends on x and autograd does not see it.
+    """
+    if torch.compiler.is_compiling():
+        pulled = torch.func.vjp(f, x)
+        return pulled[0], lambda v: pulled[1](v)[0]
+    with torch.enable_grad():
+        y = x if x.requires_grad and keep else x.detach().requires_grad_()
+        value = f(y)
+    if not value.requires_grad:
+        with torch.no_grad():
+            elsewhere = f(x.detach() + (1 + x.detach().abs()))
+        if not torch.equal(elsewhere, value):
+            raise InvalidArgument("f", f, "a function that torch can differentiate with respect to x", _why())
+        return value, lambda v: torch.zeros_like(x)
+
+    def pullback(v: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(value, y, v, retain_graph=True, create_graph=keep, materialize_grads=True)
+        return gradient
+
+    return value if keep else value.detach(), pullback
+
+
+def check_derivative(f: Callable[[Tensor], Tensor], x: Tensor, what: str, owner: object, hint: str) -> None:
+    """Raise `InvalidArgument` where autograd's derivative of f at x is not that of its values: see the module's docstring.
+
+    Arguments: f, `(rows, *event) -> (rows, *out)`, its rows independent; x `(rows, *event)`; what and owner, the argument that
+    is to blame and its value; hint, the way out. Costs six evaluations of f on these rows, four of them without a graph.
+    """
+    x = x.detach()
+    with torch.no_grad():
+        value = f(x)
+    w, v = probes(value, len(value), 1), probes(x, len(x), 2)
+    told = row_dot(_pulled(f, x, w, what, owner, hint), v)
+    scale = x.square().mean().sqrt()
+    step = torch.finfo(x.dtype).eps ** (1 / 3) * torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
+    with torch.no_grad():
+        near, far = (row_dot(w, f(x + h * v) - f(x - h * v)) / (2 * h) for h in (step, 2 * step))
+    off, unsure, size = (told - near).abs(), (near - far).abs(), told.abs() + near.abs()
+    rounding = ROUNDINGS * torch.finfo(x.dtype).eps * row_sum((w * value).abs()) / step
+    wrong = (off > CLEAR * unsure) & (off > TOLERANCE * size) & (off > rounding)
+    if int(wrong.sum()) * 2 > len(x):
+        row = int(wrong.to(torch.int8).argmax())
+        expected = "what torch can differentiate with respect to x"
+        found = f"Along one direction autograd says {float(told[row]):.4g}, its values {float(near[row]):.4g}"
+        raise InvalidArgument(what, owner, expected, f"{found}: {_why()}. {hint}")
+
+
+def _pulled(f: Callable[[Tensor], Tensor], x: Tensor, w: Tensor, what: str, owner: object, hint: str) -> Tensor:
+    """`J^T w`; zero where nothing of f is in the graph."""
+    try:
+        with torch.enable_grad():
+            y = x.clone().requires_grad_()
+            value = f(y)
+            if not value.requires_grad:
+                return torch.zeros_like(x)
+            return torch.autograd.grad(value, y, w, allow_unused=True, materialize_grads=True)[0]
+    except RuntimeError as error:  # without a graph it has just been evaluated
+        expected = "what torch can differentiate with respect to x"
+        raise InvalidArgument(what, owner, expected, f"{str(error).splitlines()[0]} {hint}") from error
+
+
+def _why() -> str:
+    if torch.is_inference_mode_enabled():
+        return "torch.inference_mode() forbids all gradients: use torch.no_grad(), which does not"
+    return "part of it runs under torch.no_grad, behind detach, or in numpy"
