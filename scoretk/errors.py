@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import IntEnum
+from reprlib import Repr
 from typing import Any
 
 __all__ = [
@@ -32,6 +33,16 @@ __all__ = [
 ]
 
 
+SHOWN, LONGEST = 80, 2000
+"""How many characters a message shows of a value, and how many it has at most."""
+
+_REPR = Repr()  # which stops where the beginning is known: the repr of a long list takes as long as the list
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * SHOWN
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdeque = _REPR.maxarray = (
+    SHOWN
+)
+
+
 class Status(IntEnum):
     """What became of one chain. `draws.status` holds these codes, `draws.failed_at` the step (-1 where all is well)."""
 
@@ -45,7 +56,13 @@ class Status(IntEnum):
 
 
 class ScoretkError(Exception):
-    """Base of every error that scoretk raises on purpose. All can be pickled, so that they come back from processes."""
+    """Base of every error that scoretk raises on purpose. All can be pickled, so that they come back from processes.
+
+    A message has at most `LONGEST` characters, whatever the repr of a value or another library puts into it.
+    """
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(_cut(part, LONGEST) if isinstance(part, str) else part for part in parts))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
@@ -146,15 +163,19 @@ def near_match(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def _short(value: object) -> str:
+    """How a message shows a value: an array by its shape, all else by the beginning of its repr."""
     try:
         shape = getattr(value, "shape", None)
-        if shape is not None:
-            return f"{type(value).__name__} of shape {tuple(shape)}, {getattr(value, 'dtype', '')}"
-        text = repr(value)
+        if isinstance(shape, tuple):
+            return _cut(f"{type(value).__name__} of shape {tuple(shape)}, {getattr(value, 'dtype', '')}", SHOWN)
+        return _cut(_REPR.repr(value), SHOWN)
     except Exception:  # noqa: BLE001 (an integer of 5000 digits, or an object whose repr fails: the message must not)
         return f"an object of type {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _listing(names: Iterable[str]) -> str:

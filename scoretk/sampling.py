@@ -25,7 +25,7 @@ from scoretk.noise import Noise
 from scoretk.plugins import find_model, load
 from scoretk.record import RECORDERS, Constraining, Recorder
 from scoretk.runs import Batch, Finished, run_batches
-from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
+from scoretk.solvers import AnnealedLangevin, ChEES, GibbsWithGradients, ProbabilityFlow
 from scoretk.solvers.base import Solver, TunedSolver, adapts, is_grid
 from scoretk.streams import Stream
 
@@ -92,6 +92,7 @@ def sample(
     model, origin = _model(field)
     solver = _default_solver(model) if solver is None else solver
     _check_solver(solver)
+    _check_temperature(model, solver)
     keep = option("keep", keep if keep is not None else ("last" if is_grid(solver) else "all"), RECORDERS)
     option("on_failure", on_failure, ("flag", "raise"))
     _check_modes(grad=grad, compile=compile, checkpoint=checkpoint)
@@ -158,6 +159,18 @@ def _model(field: Any) -> tuple[Any, str]:
 
 def _event_shape(model: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in model.event_shape)
+
+
+def _check_temperature(model: Any, solver: Any) -> None:
+    """Refuse what would be `(p(x) |dx/dz|)^(1/T)`: a solver's temperature is that of the space in which it works."""
+    if is_timed(model) or getattr(model, "constrain", None) is None:
+        return
+    ladder = solver.levels if isinstance(solver, AnnealedLangevin) and not isinstance(solver.levels, int) else (1.0,)
+    if getattr(solver, "temperature", ladder[-1]) != 1:
+        raise InvalidArgument(
+            "solver", solver, "a solver that ends at temperature 1, as the field is sampled in free space",
+            "Temper the field, in the user's space: scoretk.tempered(field, temperature)",
+        )  # fmt: skip
 
 
 def _check_solver(solver: Any) -> None:
@@ -252,7 +265,7 @@ def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
     """Where the user wants the chains to start, in the space that the solver works in."""
     if init is None:
         return None
-    if not hasattr(model, "unconstrain"):
+    if is_timed(model) or not hasattr(model, "unconstrain"):  # a flow starts from latents, which live in its own space
         return tensor_like("init", init, (None, *_event_shape(model))).to(place.device, place.dtype)
     given = tensor_like("init", init, (None, *model.constrained_shape)).to(place.device, place.dtype)
     return tensor_like("init", model.unconstrain(given), (None, *_event_shape(model)))

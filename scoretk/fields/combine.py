@@ -476,7 +476,7 @@ def _null_rows(name: str, value: Any, given: Tensor | None, x: Tensor) -> Tensor
         dtype = own.dtype if isinstance(value, Tensor) or not own.is_floating_point() else x.dtype
         own = own.to(x.device, dtype)
         return own if own.ndim and len(own) == len(x) else own.expand(len(x), *own.shape)
-    if own.dtype != given.dtype and not torch.can_cast(own.dtype, given.dtype):
+    if own.dtype != given.dtype and not given.is_floating_point():
         whole = own.to(given.dtype)
         if not torch.equal(whole.to(own.dtype), own):
             raise InvalidArgument(

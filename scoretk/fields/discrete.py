@@ -138,3 +138,10 @@ class Discrete(DiscreteField, Wrapped):
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """Both for the price of one where the field allows."""
         return StaticField(self.field).energy_and_grad(x, **cond)
+
+    def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """Log probability of states, `(batch,)`. Raises as `exact_log_partition`, and for a law of its own in each row."""
+        if cond:
+            bridge = "One law is enumerated, not one a row: bind the condition in the energy"
+            raise MissingCapability(field_name(self), self.provides, {"log_prob under conditions"}, bridge)
+        return super().log_prob(x)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoretk.errors import InvalidArgument
+from scoretk.fields.answers import written_into
 from scoretk.rows import across
 
 __all__ = ["grad_energy"]
@@ -34,7 +35,13 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
     keep = x.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
         y = x if keep else x.detach().requires_grad_()
-        values = energy(y)
+        try:
+            values = energy(y)
+        except RuntimeError as error:  # among them autograd's, of a leaf that is written into
+            written = written_into("energy", energy, x)
+            if written is None:
+                raise
+            raise written from error
         if not values.requires_grad:
             hint = "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead"
             if torch.is_inference_mode_enabled():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.answers import check_rows, check_unwritten, writes
 from scoretk.fields.convert import convert, row_coefficients
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
@@ -26,6 +27,8 @@ from scoretk.fields.protocols import field_name, is_timed, offers
 
 __all__ = ["Parts", "StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
 
+_ENERGY = "An energy gives one number a row: sum over the event axes, keep the batch axis"
+_LIKE = "It is shaped like x"
 _NATIVE_OF = {"velocity": "velocity", "denoise": "data", "score": "score"}
 
 
@@ -53,19 +56,31 @@ class StaticField(Parts):
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x)`, `(batch,)`."""
-        return self.native.energy(aligned(x), **self.cond, **cond)
+        x = aligned(x)
+        before = writes(x)
+        energy = self.native.energy(x, **self.cond, **cond)
+        check_unwritten("energy", x, before)
+        return check_rows("energy", energy, x.shape[:1], _ENERGY)
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x: the field's own, else `-grad E` by autograd."""
         if "score" in offers(self.native):
-            return self.native.score(aligned(x), **self.cond, **cond)
+            x = aligned(x)
+            before = writes(x)
+            score = self.native.score(x, **self.cond, **cond)
+            check_unwritten("score", x, before)
+            return check_rows("score", score, x.shape, _LIKE)
         return -grad_energy(lambda y: self.energy(y, **cond), x)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)` and `grad E(x) = -score(x)`, in one evaluation where the field allows."""
         own = getattr(self.native, "energy_and_grad", None)
         if own is not None:
-            return own(aligned(x), **self.cond, **cond)
+            x = aligned(x)
+            before = writes(x)
+            energy, gradient = own(x, **self.cond, **cond)
+            check_unwritten("energy_and_grad", x, before)
+            return check_rows("energy", energy, x.shape[:1], _ENERGY), check_rows("gradient", gradient, x.shape, _LIKE)
         if "score" in offers(self.native):
             return self.energy(x, **cond), -self.score(x, **cond)
         return grad_energy(lambda y: self.energy(y, **cond), aligned(x))
@@ -99,11 +114,13 @@ class TimedField(Parts):
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The native prediction, like x: what `source` names."""
         x, t = aligned(x), aligned(t) if isinstance(t, Tensor) else t
-        own = getattr(self.native, "predict", None)
-        if own is not None:
-            return own(x, t, **self.cond)
-        method = next(m for m, name in _NATIVE_OF.items() if name == self.source)
-        return getattr(self.native, method)(x, t, **self.cond)
+        before = writes(x)
+        ask = getattr(self.native, "predict", None)
+        if ask is None:
+            ask = getattr(self.native, next(m for m, name in _NATIVE_OF.items() if name == self.source))
+        value = ask(x, t, **self.cond)
+        check_unwritten(self.source, x, before)
+        return check_rows(self.source, value, x.shape, _LIKE)
 
     def to(self, target: str, x: Tensor, t: float | Tensor) -> Tensor:
         """The prediction `target` (one of data, noise, score, velocity, v), like x."""

@@ -66,6 +66,8 @@ class Rule(Enum):
     """That of the first field that has it: any of them will do."""
     OWN = auto()
     """What the wrapper makes of it itself; refused where it makes nothing."""
+    ANEW = auto()
+    """As `OWN`, of fields that have none: of a law's `SPACE`, one that has it cannot be wrapped so."""
     REFUSE = auto()
     """Not the wrapper's: refused where it is asked for."""
     BAR = auto()
@@ -75,10 +77,10 @@ class Rule(Enum):
 _COMBINED = (Kind.POWER, Kind.BLEND, Kind.TILT, Kind.MIXTURE)
 
 NATIVE = frozenset({
-    "at", "denoise", "energy", "energy_and_grad", "event_shape", "native", "path", "predict", "predicts", "provides", "score",
-    "velocity",
+    "at", "constraint", "denoise", "energy", "energy_and_grad", "event_shape", "native", "path", "predict", "predicts",
+    "provides", "score", "velocity",
 })  # fmt: skip
-"""What makes a field a field. Every wrapper has of these what it makes itself, and nothing by a rule."""
+"""What makes a field a field, and a map a map. Every wrapper has of these what it makes itself, and nothing by a rule."""
 
 
 def _rules(rule: Rule, *kinds: Kind, **others: Rule) -> Mapping[Kind, Rule]:
@@ -88,7 +90,7 @@ def _rules(rule: Rule, *kinds: Kind, **others: Rule) -> Mapping[Kind, Rule]:
 
 _MAP = _rules(
     Rule.KEEP, Kind.SAME, Kind.BLEND, Kind.MOMENT, Kind.NOISED,
-    MIXTURE=Rule.SHARE, POWER=Rule.BAR, TILT=Rule.BAR, RESTRICTED=Rule.BAR, MOVED=Rule.OWN,
+    MIXTURE=Rule.SHARE, POWER=Rule.BAR, TILT=Rule.BAR, RESTRICTED=Rule.BAR, MOVED=Rule.ANEW,
 )  # fmt: skip
 
 RULES: Mapping[str, Mapping[Kind, Rule]] = {
@@ -111,7 +113,7 @@ RULES: Mapping[str, Mapping[Kind, Rule]] = {
     "estimate_log_prob": _rules(Rule.REFUSE),
     "gibbs": _rules(Rule.KEEP, Kind.SAME), "gibbs_shape": _rules(Rule.KEEP, Kind.SAME),
     "between": _rules(Rule.KEEP, Kind.SAME),
-    "noised": _rules(Rule.REFUSE),
+    "noised": _rules(Rule.REFUSE), "marginal": _rules(Rule.REFUSE), "observe": _rules(Rule.REFUSE),
 }  # fmt: skip
 """What becomes of each optional capability under each kind of wrapper."""
 
@@ -238,13 +240,14 @@ def _meaning(value: Any) -> Any:
 
 def _check_space(wrapper: Wrapped, name: str) -> None:
     rule = RULES[name][wrapper.kind]
-    if rule not in (Rule.KEEP, Rule.SHARE, Rule.BAR):
+    if rule in (Rule.OWN, Rule.REFUSE):
         return
     held = _held(wrapper, name)
-    if not held or (rule is not Rule.BAR and _kept(wrapper, name) is not None):
+    if not held or _kept(wrapper, name) is not None:
         return
     names = ", ".join(field_name(getattr(f, "native", f)) for f in wrapper.inner)
-    wanted = f"fields without {name!r}" if rule is Rule.BAR else f"fields whose {name!r} is one and the same"
+    apart = rule in (Rule.BAR, Rule.ANEW)
+    wanted = f"fields without {name!r}" if apart else f"fields whose {name!r} is one and the same"
     raise InvalidArgument("field", names, wanted, _BRIDGES[name])
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scoretk.arguments import is_integer
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.answers import check_rows
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.convert import check_prediction, check_time, convert
 from scoretk.fields.gradient import grad_energy
@@ -43,13 +44,6 @@ def _shape(event_shape: Sequence[int]) -> tuple[int, ...]:
 def _callable(name: str, value: object) -> None:
     if not callable(value):
         raise InvalidArgument(name, value, "a callable")
-
-
-def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint: str) -> Tensor:
-    """The model's answer, refused with a clear error where it is no tensor of this shape."""
-    if not isinstance(got, Tensor) or got.shape != shape:
-        raise InvalidArgument(what, got, f"a tensor of shape {tuple(shape)}", hint)
-    return got
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,249 @@
+"""What a field answers is checked where it enters, messages are bounded, and parts are compared by value."""
+
+import pickle
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import constraints
+
+import scoretk as stk
+from scoretk.errors import LONGEST, SHOWN, InvalidArgument, UnknownName
+from scoretk.fields.alike import alike
+from scoretk.fields.answers import check_rows
+from tests.marks import slow_but
+
+
+def overwritten(x):
+    x[:, 0] = 0
+    return x.square().sum(1)
+
+
+def shifted(x):
+    with torch.no_grad():
+        x.mul_(1.5)
+    return x.square().sum(1)
+
+
+class Raw:
+    """A field of somebody's own, with an energy of whatever kind."""
+
+    event_shape = (2,)
+
+    def __init__(self, energy):
+        self.energy = energy
+
+
+ENERGIES = {
+    "complex": lambda x: x.square().sum(1).to(torch.complex64),
+    "whole": lambda x: (x > 0).sum(1),
+    "bool": lambda x: (x > 0).any(1),
+    "one for all": lambda x: x.square().sum(),
+    "one an entry": lambda x: x.square(),
+    "a column": lambda x: x.square().sum(1, keepdim=True),
+    "a list": lambda x: [0.0] * len(x),
+    "nothing": lambda x: None,
+    "overwrites x": overwritten,
+    "shifts x": shifted,
+}
+WRONG = {
+    f"{kind} {name}": make(fn)
+    for kind, make in (("energy", lambda fn: stk.Energy(fn, (2,))), ("raw", Raw))
+    for name, fn in ENERGIES.items()
+} | {
+    "complex score": stk.Score(lambda x: -x.to(torch.complex64), (2,)),
+    "whole score": stk.Score(lambda x: -x.long(), (2,)),
+    "score one for all": stk.Score(lambda x: -x.sum(0), (2,)),
+    "score overwrites x": stk.Score(lambda x: x.neg_(), (2,)),
+    "network overwrites x": stk.Diffusion(lambda x, t: x.mul_(0.5), (2,)),
+    "complex network": stk.Diffusion(lambda x, t: x.to(torch.complex64), (2,)),
+    "velocity overwrites x": stk.Velocity(lambda x, t: x.mul_(0.5), (2,)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.parametrize("compile", slow_but([False, True], False))
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_answers_are_refused(name, compile):
+    field = WRONG[name]
+    run = {"steps": 3, "chains": 4, "compile": compile}
+    if stk.fields.is_timed(field):
+        solver, run = stk.ProbabilityFlow(steps=3), {"chains": 4, "compile": compile}
+    else:
+        solver = stk.ULA(0.01) if isinstance(field, stk.Score) else stk.HMC(0.1, metric="none")
+    with pytest.raises(InvalidArgument):
+        stk.sample(field, solver, **run)
+
+
+def test_the_mutant_that_does_not_look_at_x_walks_off(monkeypatch):
+    """What the count of writes prevents: a run that accepts a field which moves its chains."""
+    field = stk.Energy(shifted, (2,))
+    monkeypatch.setattr(import_module("scoretk.fields.resolve"), "check_unwritten", lambda *args: None)
+    stk.sample(field, stk.HMC(0.1, metric="none"), steps=3, chains=4)
+    monkeypatch.undo()
+    with pytest.raises(InvalidArgument, match="in place"):
+        stk.sample(field, stk.HMC(0.1, metric="none"), steps=3, chains=4)
+
+
+def test_half_precision_is_an_answer_and_inference_mode_a_place_to_ask():
+    field = stk.Score(lambda x: -x.half(), (2,))
+    assert stk.sample(field, stk.ULA(0.01), steps=2, chains=3).ok.all()
+    with torch.inference_mode():
+        assert stk.fields.resolve(field, {"score"}).score(torch.ones(3, 2)).dtype == torch.float32
+
+
+def test_a_sparse_answer_is_refused():
+    with pytest.raises(InvalidArgument, match="energy"):
+        check_rows("energy", torch.zeros(3).to_sparse(), (3,), "")
+
+
+# Messages
+
+
+class Unspeakable:
+    def __repr__(self):
+        raise RuntimeError("not even its name")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [list(range(10**6)), "a" * 10**6, 10**5000, Unspeakable(), {"a": torch.zeros(10**5)}, [["b" * 99] * 99] * 99],
+    ids=["list", "text", "integer", "unspeakable", "tensor", "nested"],
+)
+def test_a_message_shows_the_beginning_of_a_value(value):
+    assert len(str(InvalidArgument("x", value, "something else"))) < SHOWN + 40
+
+
+def test_no_message_is_long():
+    for error in (InvalidArgument("x", 3, "y" * 10**5, "z" * 10**5), UnknownName("model", "x", map(str, range(10**4)))):
+        assert len(str(error)) <= LONGEST
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    table = torch.linspace(0.9999, 0.01, 1000)
+    f, g = (stk.from_timesteps(lambda x, k: x, t, (2,)) for t in (table, table * 0.999))
+    for call in (lambda: stk.product(f, g), lambda: stk.guided(f, 2.0, g), lambda: stk.mixture([f, g], [1, 1])):
+        with pytest.raises(InvalidArgument) as caught:
+            call()
+        assert len(str(caught.value)) < 300
+
+
+# Equal by value
+
+
+def tables():
+    """Tables whose reprs are equal, as torch shows a long tensor's ends only, and whose middles are not."""
+    one = torch.linspace(0.9999, 0.01, 2000, dtype=torch.float64)
+    other = one.clone()
+    other[1000] = (one[999] + one[1000]) / 2
+    assert repr(stk.Tabulated(one)) == repr(stk.Tabulated(other))
+    return one, other
+
+
+def on(table):
+    return stk.from_timesteps(lambda x, k: x, table, (2,))
+
+
+def test_fields_on_equal_tables_go_together_and_others_do_not():
+    one, other = tables()
+    for make in (stk.product, lambda f, g: stk.guided(f, 2.0, g)):
+        make(on(one), on(one.clone()))
+        with pytest.raises(InvalidArgument):
+            make(on(one), on(other))
+    with pytest.raises(InvalidArgument):
+        stk.product(on(one), on(one.float()[:1000]))
+    stk.product(stk.Diffusion(torch.sin, (2,), stk.VP()), stk.Diffusion(torch.cos, (2,), stk.VP()))
+
+
+class Slow(stk.VP):
+    """A path whose repr is that of another, and which is not it."""
+
+    def __repr__(self):
+        return repr(stk.VP())
+
+
+def test_a_path_is_not_what_it_is_called():
+    with pytest.raises(InvalidArgument):
+        stk.product(stk.Diffusion(torch.sin, (2,), stk.VP()), stk.Diffusion(torch.sin, (2,), Slow()))
+
+
+def test_alike():
+    with torch.random.fork_rng():
+        layer, other, table = nn.Linear(2, 2), nn.Linear(2, 2), torch.arange(3.0)
+    for a, b, same in (
+        (table, table.clone(), True), (table, table.double(), False), (table, table + 1, False),
+        (constraints.interval(0, 1), constraints.interval(0, 1), True),
+        (constraints.interval(0, 1), constraints.interval(0, 2), False),
+        (constraints.positive, constraints.nonnegative, False), ((constraints.simplex, 3), (constraints.simplex, 3), True),
+        (stk.Tabulated(1 - table / 4 - 0.1), stk.Tabulated(1 - table / 4 - 0.1), True), (stk.VP(), stk.SubVP(), False),
+        (layer, layer, True), (layer, other, False), (layer.forward, layer.forward, True),
+        ({"a": table}, {"a": table.clone()}, True), ({"a": table}, {"b": table}, False), ([1, 2], [1, 2, 3], False),
+        (1, 1.0, False),
+        (None, None, True), (table.numpy(), table.numpy().copy(), True), (len, len, True), (len, max, False),
+    ):  # fmt: skip
+        assert alike(a, b) is same, (a, b)
+    loop = [1]
+    loop.append(loop)
+    again = [1]
+    again.append(again)
+    assert alike(loop, again)
+
+
+# Nulls are rows
+
+
+class Told(nn.Module):
+    """A network that looks at what it is told, row by row."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, t, y=None):
+        self.seen.append(y)
+        return x if y is None else x + y.reshape(len(x), -1)[:, :1].to(x)
+
+
+def told(null, cond):
+    net = Told()
+    field = stk.guided(stk.Diffusion(net, (2,)), 2.0, null=null)
+    chains = 5 if cond is None else None
+    run = {} if cond is None else {"cond": {"y": cond}}
+    stk.sample(field, stk.ProbabilityFlow("euler", steps=1), chains=chains or len(cond), **run)
+    return net.seen[1]
+
+
+DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_null_is_put_in_as_rows_of_the_condition_s_dtype(dtype):
+    cond = torch.arange(5).to(dtype)
+    seen = told({"y": 10}, cond)
+    assert seen.shape == (5,)
+    assert seen.dtype == (dtype if not dtype.is_floating_point else torch.float32)
+    assert seen.tolist() == [10] * 5
+    for null in (10.0, torch.tensor(10), torch.tensor([10])):
+        assert told({"y": null}, cond).tolist() == [10] * 5
+
+
+def test_nulls_of_other_shapes():
+    cond = torch.ones(5, 3)
+    assert told({"y": torch.arange(3)}, cond).tolist() == [[0.0, 1.0, 2.0]] * 5
+    assert told({"y": 0}, cond).shape == (5, 3)
+    assert told({"y": True}, torch.zeros(5, dtype=torch.bool)).tolist() == [True] * 5
+    assert told({"y": None}, cond) is None
+    assert told({"y": 3}, None).tolist() == [3] * 5  # c is told nothing, u is
+    assert told({"y": 0.5}, None).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("null", "cond"),
+    [
+        ({"y": 1.5}, torch.ones(5, dtype=torch.int64)), ({"y": 300}, torch.ones(5, dtype=torch.uint8)),
+        ({"y": -1}, torch.ones(5, dtype=torch.uint8)), ({"y": torch.zeros(3)}, torch.ones(5)), ({"y": "none"}, torch.ones(5)),
+        ("y", torch.ones(5)), ({1: 2}, torch.ones(5)),
+    ],
+)  # fmt: skip
+def test_a_null_that_the_condition_cannot_hold_is_refused(null, cond):
+    with pytest.raises(InvalidArgument, match="null"):
+        told(null, cond)
