@@ -53,6 +53,8 @@ class Status(IntEnum):
     """Left the region in which the solver's numbers mean anything, while still finite."""
     MAX_STEPS = 3
     """An adaptive solver used up its steps before it reached the end."""
+    UNTRUSTED = 4
+    """An estimate whose standard error is not to be trusted."""
 
 
 class ScoretkError(Exception):

@@ -2,15 +2,18 @@ r"""Log partition functions: `log Z`, `Z = int exp(-E(x)) dx`, by annealed impor
 
 A pilot, a population that is resampled at every level, finds the ladder: each next weight so that the effective share of the
 population stays at .9, the kernel's step size at each level by its acceptance, its units by the population's spread, and how
-often it moves by how soon the gains of log weight are forgotten. Then the
-ladder is frozen and the run proper uses noise of its own, so that the mean weight is unbiased whatever the pilot found.
+often it moves by how soon the gains of log weight are forgotten. Then the ladder is frozen and the run proper uses noise of its
+own, so that the mean weight is unbiased whatever the pilot found.
 
     log Z = log Z_base + log mean_c w_c,    stderr = sd(w) / (mean(w) sqrt(n))
 
-over independent chains (annealed importance sampling) or independent islands of chains (sequential Monte Carlo).
+over independent chains (annealed importance sampling) or, for sequential Monte Carlo, over *families*: n is the number of
+chains, w the summed weights of all that descend from one of them, 0 where none does. Resampled weights are not independent, those
+of different families nearly are.
 
-References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasra, "Sequential Monte Carlo samplers" (2006);
-Zhou, Johansen, Aston, "Toward automatic model comparison: an adaptive sequential Monte Carlo approach" (2016), for the ladder.
+References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasra, "Sequential Monte Carlo samplers" (2006); Lee,
+Whiteley, "Variance estimation in the particle filter" (2018), for the families; Zhou, Johansen, Aston, "Toward automatic model
+comparison: an adaptive sequential Monte Carlo approach" (2016), for the ladder.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -27,7 +31,7 @@ from torch.distributions import Independent, Normal
 
 from scoretk.arguments import count, finite, option
 from scoretk.core.anatomy import left_as_found, state_like
-from scoretk.draws import Cost
+from scoretk.draws import Cost, Draws
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import states_of
@@ -72,7 +76,15 @@ WIDER = 1.5
 LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
 """The short run whose moments make the base; its trajectories are held short."""
 TARGET_ACCEPT = 0.8
-FEW, FEW_ISLANDS = 0.05, 0.5
+LARGE = 0.15
+"""The largest standard error to be trusted, in nats. It is that of 45 independent weights of equal size among many of none: with
+fewer the mean of so skewed a law is not normal, and the largest weights are likely not among those seen."""
+ISLAND = 256
+FALSE_ALARM = 1e-4
+"""How often the check of an honest run fails."""
+STUCK = 2.0
+QUARTILES = 1.349
+"""The distance between a standard normal's quartiles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +136,9 @@ def log_partition(
     levels: int | None = None,
     kernel: Solver | None = None,
     moves: int = 1,
-    island: int = 64,
+    island: int | None = None,
     pilot: int = 256,
+    check: bool = True,
     seed: int = 0,
     batch: int | None = None,
     device: str | torch.device | None = None,
@@ -146,19 +159,24 @@ def log_partition(
             `BlockGibbs` where the field has a path of its own from the base (a Boltzmann machine, a lattice), else
             `GibbsWithGradients`.
         moves: steps of the kernel at each level, at least: where the pilot finds it slow to forget, up to 20.
-        island: how many chains are resampled together.
+        island: how many chains are resampled together; by default 256, or all where they are fewer.
         pilot: how many chains find the ladder.
+        check: whether the weighted draws are compared with a short tuned Hamiltonian run, where states are continuous.
         seed, batch, device, dtype, progress: as for `sample`.
 
-    Returns: `Estimate`, value and stderr of shape (). Warns where few chains carry the weight: then the standard error is not to
-    be trusted, and more levels, more moves or another base are needed.
+    Returns: `Estimate`, value and stderr of shape (). Where few chains carry the weight, the kernel is too slow for the ladder,
+    or the check fails, the standard error is not to be trusted: it warns, says so in `method`, and `status` is `UNTRUSTED`.
     Raises: `InvalidArgument`; `MissingCapability` where there is no energy, or the base cannot be drawn from.
     """
     option("method", method, ("ais", "smc"))
     count("chains", chains, least=2)
-    if method == "smc" and (chains % count("island", island, least=2) or chains < 2 * island):
-        raise InvalidArgument("chains", chains, f"at least two whole islands of {island}")
-    start = _base(field, base, seed, device, dtype)
+    island = min(chains, ISLAND) if island is None else count("island", island, least=2)
+    if method == "smc" and chains % island:
+        raise InvalidArgument("chains", chains, f"whole islands of {island}: a multiple of it")
+    look = (
+        None if states_of(field) is not None or (base is not None and not check) else _look(field, seed, device, dtype)
+    )
+    start = _base(field, base, look)
     inner = _default_kernel(field, start) if kernel is None else kernel
     if getattr(inner, "step_size", 1.0) is None:
         inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
@@ -176,34 +194,25 @@ def log_partition(
         field, run, chains=chains, seed=seed, batch=batch, device=device, dtype=dtype, progress=progress, keep="all"
     )
     log_weight = torch.where(draws.ok, draws.stats["log_weight"][:, -1].double(), torch.nan)
-    groups = log_weight if method == "ais" else log_weight.reshape(-1, island).logsumexp(1) - math.log(island)
-    value, stderr, effective = _log_mean(groups)
-    if effective < (FEW if method == "ais" else FEW_ISLANDS) * len(groups):
-        warnings.warn(
-            f"log_partition: {effective:.1f} of {len(groups)} weights count, too few for the standard error to be trusted; use "
-            f"more levels than {ladder.levels}, more moves, or a base nearer to the field", stacklevel=2,
-        )  # fmt: skip
-    slow = sum(moves >= MOST_MOVES for moves in ladder.moves or ())
-    if slow:
-        warnings.warn(
-            f"log_partition: at {slow} of {ladder.levels} levels the kernel had not forgotten where it was after {MOST_MOVES} "
-            "steps, so that regions may be missing and the standard error too small; use another kernel, more moves or base",
-            stacklevel=2,
-        )
+    value, stderr, effective = _log_mean(_families(log_weight, draws.stats["ancestor"][:, -1]))
+    apart = _disagreement(look, draws, log_weight) if look is not None and check else 0.0
+    doubts = _doubts(float(stderr), apart, ladder)
+    for doubt in doubts:
+        warnings.warn(f"log_partition: {doubt}", stacklevel=2)
     known = _log_z(start, draws.final.dtype, draws.final.device, seed)
     cost = Cost(draws.cost)
     for kind, n in spent.items():
         cost[kind] = cost.get(kind, 0) + n
     ratio = "" if known is not None else "ratio to the base, "
-    unit = "chains" if method == "ais" else f"islands of {island} chains"
-    how = f"{method.upper()} ({ratio}{ladder.levels} levels, effective {effective:.0f} of {len(groups)} {unit})"
-    status = torch.tensor(int(Status.OK if bool(draws.ok.all()) else Status.NONFINITE))
-    return Estimate(value + (known or 0.0), stderr, how, cost, status)
+    how = f"{method.upper()} ({ratio}{ladder.levels} levels, effective {effective:.0f} of {chains} chains)"
+    how += ", not to be trusted" if doubts else ""
+    status = Status.NONFINITE if not bool(draws.ok.all()) else Status.UNTRUSTED if doubts else Status.OK
+    return Estimate(value + (known or 0.0), stderr, how, cost, torch.tensor(int(status)))
 
 
-def _base(field: Any, base: Any, seed: int, device: Any, dtype: Any) -> Any:
+def _base(field: Any, base: Any, look: Draws | None) -> Any:
     if base is None:
-        return plain_base(field) if states_of(field) is not None else _fitted(field, seed, device, dtype)
+        return plain_base(field) if look is None else _fitted(field, look)
     if not {"energy", "draw"} <= offers(base):
         raise MissingCapability(
             field_name(base), offers(base), {"energy", "draw"}, "The base must be one that can be drawn from exactly"
@@ -213,19 +222,56 @@ def _base(field: Any, base: Any, seed: int, device: Any, dtype: Any) -> Any:
     return base
 
 
-def _fitted(field: Any, seed: int, device: Any, dtype: Any) -> Any:
-    """A Gaussian with the means of a short tuned run and 1.5 times its standard deviations; N(0, I) where that run fails."""
-    look = sample(
+def _look(field: Any, seed: int, device: Any, dtype: Any) -> Draws:
+    """A short tuned run."""
+    return sample(
         field, ChEES(most=LOOK_LEAPFROGS), chains=LOOK_CHAINS, steps=LOOK_STEPS, warmup=LOOK_WARMUP, seed=derive(seed, 2),
         device=device, dtype=dtype, progress=False,
     )  # fmt: skip
+
+
+def _free(field: Any, x: Tensor) -> Tensor:
+    """Draws `(n, *event)` in the space that the kernels work in."""
+    to_free = getattr(field, "unconstrain", None)
+    return x if to_free is None else to_free(x)
+
+
+def _fitted(field: Any, look: Draws) -> Any:
+    """A Gaussian with the means of the short run and 1.5 times its standard deviations; N(0, I) where that run fails."""
     assert look.x is not None
-    x = look.x[look.ok].double().flatten(0, 1)
+    x = _free(field, look.x[look.ok].double().flatten(0, 1))
     if len(x) < LOOK_STEPS:
         return plain_base(field)
     spread = (WIDER * x.std(0)).clamp(min=torch.finfo(torch.float32).tiny)
     law = Independent(Normal(x.mean(0), spread), x.ndim - 1)
     return from_distribution(law)
+
+
+def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
+    """How far the weighted draws are from the short run, the largest |z| in units of `z`'s limit: above 1 they are of two laws.
+
+    Compared are the means of each coordinate u, in units of its quartiles and cut at 3 so that no tail decides, and of u^2; where
+    the short run's own chains agree, R-hat below 2: of what it is stuck in it knows nothing. A region that the annealed chains
+    never find leaves no trace in their weights, but one here.
+    """
+    assert look.x is not None
+    known = look.x[look.ok].double()
+    ours, theirs = draws.final.double().reshape(len(draws.final), -1), known.reshape(*known.shape[:2], -1)
+    if len(theirs) < 2:
+        return 0.0
+    low, centre, high = torch.quantile(theirs.flatten(0, 1), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), 0)
+    unit = ((high - low) / QUARTILES).clamp(min=torch.finfo(torch.float64).tiny)
+    u, v = (((x - centre) / unit).clamp(-3, 3) for x in (ours, theirs))
+    ours, theirs = torch.cat([u, u.square()], -1), torch.cat([v, v.square()], -1)
+    chains = theirs.mean(1)
+    between, within = chains.var(0), theirs.var(1).mean(0)
+    weight = torch.softmax(log_weight, 0)[:, None]
+    mean = (weight * ours).sum(0)
+    family = torch.zeros_like(ours).index_add_(0, draws.stats["ancestor"][:, -1], weight * (ours - mean))
+    z = (chains.mean(0) - mean) / (between / len(chains) + family.square().sum(0)).sqrt()
+    judged = z[(between < within * (STUCK**2 - 1)) & z.isfinite()]
+    limit = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * max(len(judged), 1)))
+    return float(judged.abs().max()) / limit if len(judged) else 0.0
 
 
 def _default_kernel(field: Any, base: Any) -> Any:
@@ -242,6 +288,38 @@ def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> fl
         return None
     x = base.draw(1, Noise(seed, 1, device=device, dtype=torch.float64)).double()
     return -float(base.log_prob(x) + base.energy(x))
+
+
+def _families(log_weight: Tensor, ancestor: Tensor) -> Tensor:
+    """The log of each ancestor's summed weights, `(chains,)`: -inf for those that have no descendants.
+
+    Resampled weights are not independent, but those of different ancestors nearly are: their spread is that of the estimate.
+    """
+    top = log_weight.max().clamp(min=torch.finfo(log_weight.dtype).min)
+    summed = torch.zeros_like(log_weight).index_add_(0, ancestor, (log_weight - top).exp())
+    return summed.log() + top
+
+
+def _doubts(stderr: float, apart: float, ladder: Ladder) -> list[str]:
+    """Why a standard error is not to be trusted; empty where it is."""
+    doubts = []
+    if apart > 1:
+        doubts.append(
+            "the weighted draws disagree with a Hamiltonian run of the field, so that regions may be missing and the standard "
+            f"error too small; use more levels than {ladder.levels}, more moves, another kernel or base"
+        )
+    if not stderr <= LARGE:
+        doubts.append(
+            f"the standard error is {stderr:.2g}, above {LARGE}: so few weights count that neither it nor the value is to be "
+            f"trusted; use more levels than {ladder.levels}, more moves, more chains, or a base nearer to the field"
+        )
+    slow = sum(moves >= MOST_MOVES for moves in ladder.moves or ())
+    if slow:
+        doubts.append(
+            f"at {slow} of {ladder.levels} levels the kernel had not forgotten where it was after {MOST_MOVES} steps, so that "
+            "regions may be missing and the standard error too small; use another kernel, more moves or base"
+        )
+    return doubts
 
 
 def _log_mean(log_weight: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -95,11 +95,12 @@ class Ladder:
 
 
 class AISState(NamedTuple):
-    """Position, log weight `(chains,)`, whether the weight is 0 `(chains,)`, and the index of the next level."""
+    """Position, log weight, whether the weight is 0, the chain it descends from, all `(chains,)`, and the next level's index."""
 
     x: Tensor
     log_weight: Tensor
     dead: Tensor
+    ancestor: Tensor
     step: Tensor
 
 
@@ -187,7 +188,8 @@ class AIS:
     Arguments: levels n, spaced as `(k/n)^3`, unless a `ladder` says more (`log_partition` tunes one); base, a static field with
     `energy` and `draw`, by default N(0, I), or uniform over discrete states; kernel, exact, with a step size of its own;
     moves of it at each level.
-    Reports "log_weight" (at the last level that of the final draw) and "accept".
+    Reports "log_weight" (at the last level that of the final draw), "accept", and "ancestor", the chain whose first draw this one
+    descends from (its own number, unless it was resampled).
     """
 
     levels: int = 100
@@ -253,7 +255,7 @@ class AIS:
         check_path(self.kernel, field, self._base(field))
         log_weight = torch.zeros(len(x), dtype=torch.float64 if x.device.type != "mps" else x.dtype, device=x.device)
         dead = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        return AISState(x, log_weight, dead, torch.zeros((), dtype=torch.int64))
+        return AISState(x, log_weight, dead, noise.chains.to(x.device), torch.zeros((), dtype=torch.int64))
 
     def step(self, field: StaticField, state: AISState, noise: NoiseSource) -> tuple[AISState, Info]:
         k, ladder, base = int(state.step), self._ladder, self._base(field)
@@ -267,7 +269,8 @@ class AIS:
         inner = NestedNoise(noise, k * max(self.moves, *(ladder.moves or (1,))))
         x, accept, spent = move(kernel, kernel_at(field, base, upper, scale), weighed.x, scale, inner, moves)
         shown = torch.where(weighed.dead, -torch.inf, weighed.log_weight)
-        return weighed._replace(x=x, step=state.step + 1), {"log_weight": shown, "accept": accept, "evaluations": spent}
+        info = {"log_weight": shown, "accept": accept, "ancestor": weighed.ancestor, "evaluations": spent}
+        return weighed._replace(x=x, step=state.step + 1), info
 
     def _resample(self, state: AISState, noise: NoiseSource) -> AISState:
         return state
@@ -317,5 +320,6 @@ class SMC(AIS):
             select_rows(renewed, state.x[rows], state.x),
             torch.where(renewed, mean.expand(-1, n).flatten(), state.log_weight),
             state.dead & ~renewed,
+            torch.where(renewed, state.ancestor[rows], state.ancestor),
             state.step,
         )
