@@ -14,7 +14,7 @@ from scoretk.arguments import finite
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
-from scoretk.fields.wrapped import Kind, Wrapped, check_within
+from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
 from scoretk.rows import across
 
 __all__ = ["Bridge", "Stretched", "bridge", "states_of"]
@@ -106,7 +106,7 @@ def states_of(field: Any) -> Any:
     return getattr(getattr(field, "native", field), "states", None)
 
 
-def bridge(start: Any, end: Any, weight: float) -> Bridge:
+def bridge(start: Any, end: Any, weight: float) -> Any:
     """The geometric bridge between two static fields: `p_start^(1 - w) p_end^w`.
 
     Arguments: start and end, static fields with energies and one event shape; weight w in [0, 1]. Where the end is `constrained`
@@ -121,5 +121,9 @@ def bridge(start: Any, end: Any, weight: float) -> Bridge:
         raise InvalidArgument("end", tuple(end.event_shape), f"the event shape of start, {tuple(start.event_shape)}")
     if not 0 <= finite("weight", weight) <= 1:
         raise InvalidArgument("weight", weight, "a number in [0, 1]")
+    space = shared_map("start", (start,))
+    if space is not None:
+        shared_map("start, end", (start, end))
+        return space.around(bridge(space.field, end.field, weight))
     check_within("start", start, end)
     return Bridge(start, end, weight)
