@@ -11,6 +11,7 @@ the moment before the block or the one after it.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ UNROLL_VALUES = 1 << 18
 KINDS = 6
 """How many functions are compiled at most for steps of different length; those have to cover so much of a run."""
 COVERED = 0.9
+ATTEMPTS = 100
+"""How often a chain is started anew whose energy or score is not finite."""
 
 
 @dataclass(frozen=True)
@@ -136,19 +139,31 @@ def _select_state(chosen: Tensor, new: Any, old: Any) -> Any:
 
 
 def begin(
-    solver: Any, bound: Any, x: Tensor, noise: Any, *, tunes: bool = False, tuned: dict[str, Tensor] | None = None
-) -> Moment:
+    solver: Any, bound: Any, x: Tensor, noise: Any, *, tunes: bool = False, tuned: dict[str, Tensor] | None = None,
+    again: Callable[[int], Tensor] | None = None,
+) -> Moment:  # fmt: skip
     """The moment before the first step. A chain whose energy or score is not finite at the start is `NONFINITE`, at 0.
 
-    Arguments: tunes, whether warmup is to tune the solver; tuned, what other chains have tuned for these.
+    Arguments: tunes, whether warmup is to tune the solver; tuned, what other chains have tuned for these; again, the start
+    that an attempt makes, by its number, for chains that are not finite at the one before; None to take x as it is.
     """
     state = solver.init(bound, x, noise)
-    finite = _finite_chains(state)
+    finite, attempts = _finite_chains(state), 0
+    while again is not None and attempts < ATTEMPTS and not bool(finite.all()):
+        attempts += 1
+        x = select_rows(finite, x, again(attempts))
+        state = solver.init(bound, x, noise)
+        finite = _finite_chains(state)
+    if attempts == ATTEMPTS and not bool(finite.all()):
+        warnings.warn(
+            f"{int((~finite).sum())} of {len(x)} chains found no start with a finite energy and score in {ATTEMPTS} attempts, "
+            "and are flagged; give them one: init=", stacklevel=2,
+        )  # fmt: skip
     status = torch.where(finite, int(Status.OK), int(Status.NONFINITE))
-    moment = Moment(state, status, torch.where(finite, -1, 0))
+    moment = Moment(state, status, torch.where(finite, -1, 0), evaluations=attempts * len(x))
     if tunes and bool(finite.any()):
         moment.state, moment.tuning, spent = solver.begin_tuning(bound, state, noise, finite)
-        moment.evaluations = spent * len(x)
+        moment.evaluations += spent * len(x)
     if tuned is not None:
         moment.state = state._replace(**{name: value.clone() for name, value in tuned.items()})
         moment.tuning = solver.begin_following(state)

@@ -41,8 +41,11 @@ from scoretk.core.anatomy import left_as_found
 from scoretk.draws import Cost
 from scoretk.encoding import Flow, Solve
 from scoretk.errors import InvalidArgument, MissingCapability, Status
+from scoretk.fields.constrained import users_shape
+from scoretk.fields.distribution import as_field
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, resolve
+from scoretk.fields.validation import rejecting
 from scoretk.noise import Noise, derive
 from scoretk.streams import Stream
 
@@ -88,24 +91,27 @@ def log_prob(
     sigma = 0 where the field does not determine its rate (one that predicts the data) the end correction of
     `scoretk.encoding` is made; Song et al. (2021) make none, and so have the density of data noised by sigma = 1e-3.
 
-    Arguments: field, with `log_prob` of its own (used as it is) or timed with a base that has a density; x `(batch,
-    *event_shape)`; cond, one row a row of x; method, steps, grid, rtol, atol and max_steps of the solve as in `encode`;
-    trace, "exact", "hutchinson" or "hutch++" (None: exact up to 32 dimensions, else Hutchinson's); probes, how many products
-    with the Jacobian an estimate may take (Hutch++ has a third each for the range and for the trace in it); probe_law,
-    "rademacher" or "gaussian"; seed, of the probes.
+    Arguments: field, with `log_prob` of its own (used as it is), a torch distribution, or timed with a base that has a density;
+    x `(batch, *event_shape)`, of a `constrained` field in the user's space, as draws are, and so is the density; cond, one row
+    a row of x; method, steps, grid, rtol, atol and max_steps of the solve as in `encode`; trace, "exact", "hutchinson" or
+    "hutch++" (None: exact up to 32 dimensions, else Hutchinson's); probes, how many products with the Jacobian an estimate may
+    take (Hutch++ has a third each for the range and for the trace in it); probe_law, "rademacher" or "gaussian"; seed, of the
+    probes.
     Returns: `Estimate` with value and stderr of shape `(batch,)`, NaN where the row's status is not OK; the standard error
     is that of the probes, 0 where nothing is estimated; the error of the solve is not in it.
     Raises: `MissingCapability` where the field has no normalised density; `InvalidArgument`.
     """
+    field = as_field(field)
     if not hasattr(field, "event_shape"):
         resolve(field, ())
-    rows = tensor_like("x", x, (None, *field.event_shape))
+    rows = tensor_like("x", x, (None, *users_shape(field)))
     solve = Solve(method, steps, grid, rtol, atol, max_steps)
     option("trace", trace or "exact", ("exact", "hutchinson", "hutch++"))
     option("probe_law", probe_law, ("rademacher", "gaussian"))
     if "log_prob" in offers(field):
         with left_as_found(field), torch.no_grad():
-            value = field.log_prob(rows, **(cond or {}))
+            exact = field.users_log_prob if hasattr(field, "constrained_shape") else field.log_prob
+            value = rejecting(exact, rows, cond or {}, -torch.inf)
         status = torch.where(value.isnan(), int(Status.NONFINITE), int(Status.OK))
         return Estimate(value, torch.zeros_like(value), "exact", Cost(log_prob=len(rows)), status)
     own = getattr(field, "estimate_log_prob", None)
@@ -165,9 +171,10 @@ def bits_per_dim(
         raise InvalidArgument("interval", interval, "(low, high) with low < high")
     count("levels", levels, least=2)
     count("draws", draws, least=2)
+    field = as_field(field)
     if not hasattr(field, "event_shape"):
         resolve(field, ())
-    cells = tensor_like("x", x, (None, *field.event_shape))
+    cells = tensor_like("x", x, (None, *users_shape(field)))
     if not bool(((cells == cells.floor()) & (cells >= 0) & (cells < levels)).all()):
         raise InvalidArgument(
             "x", x, f"whole numbers from 0 to {levels - 1}", f"Of data in [0, 1]: (x * {levels - 1}).round()"

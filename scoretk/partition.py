@@ -34,8 +34,9 @@ from scoretk.core.anatomy import left_as_found, state_like
 from scoretk.draws import Cost, Draws
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.base import plain_base
-from scoretk.fields.bridge import states_of
-from scoretk.fields.distribution import from_distribution
+from scoretk.fields.bridge import Stretched, states_of
+from scoretk.fields.constrained import Constrained
+from scoretk.fields.distribution import as_field, from_distribution, in_free_space
 from scoretk.fields.protocols import field_name, offers
 from scoretk.fields.resolve import StaticField, resolve, static
 from scoretk.fields.wrapped import Kind, Wrapped
@@ -126,6 +127,10 @@ class Normalised(Wrapped):
         """`-E(x) - log Z`, `(batch,)`."""
         return -self.energy(x) - self.log_z
 
+    def users_log_prob(self, x: Tensor) -> Tensor:
+        """That of a field under a constraint in the user's space, `(batch,)`; `-inf` outside."""
+        return -self.field.users_energy(x) - self.log_z
+
 
 def log_partition(
     field: Any,
@@ -149,9 +154,10 @@ def log_partition(
 
     Arguments:
         field: static, with an energy.
-        base: where the annealing begins: a static field with `energy` and `draw`. By default a Gaussian with the means of a short
-            run of `ChEES` and 1.5 times its standard deviations; for discrete states the uniform law. Where it has `log_prob`
-            its own log Z is known and counted in; where not, the value is `log Z - log Z_base`.
+        base: where the annealing begins: a static field with `energy` and `draw`, or a torch distribution; of a field under
+            a constraint a law of free space, or a distribution with the same support. By default a Gaussian with the means of a
+            short run of `ChEES` and 1.5 times its standard deviations; for discrete states the uniform law. Where it has
+            `log_prob` its own log Z is known and counted in; where not, the value is `log Z - log Z_base`.
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
         chains: how many; for "smc" whole islands.
         levels: how many levels the ladder has; by default as many as the pilot finds it to need.
@@ -168,6 +174,7 @@ def log_partition(
     or the check fails, the standard error is not to be trusted: it warns, says so in `method`, and `status` is `UNTRUSTED`.
     Raises: `InvalidArgument`; `MissingCapability` where there is no energy, or the base cannot be drawn from.
     """
+    field, base = _in_free_space(field, base)
     option("method", method, ("ais", "smc"))
     count("chains", chains, least=2)
     island = min(chains, ISLAND) if island is None else count("island", island, least=2)
@@ -210,6 +217,16 @@ def log_partition(
     return Estimate(value + (known or 0.0), stderr, how, cost, torch.tensor(int(status)))
 
 
+def _in_free_space(field: Any, base: Any) -> tuple[Any, Any]:
+    """Field and base in the space that the kernels work in, and without a map from it, so that draws stay there."""
+    field, base = in_free_space(field), as_field(base)
+    if not isinstance(field, Constrained):
+        return field, base
+    if getattr(base, "support", None) is not None:
+        base = Constrained(base, field.transform, field.event_shape, field.constraint)
+    return Stretched(field, 1.0), base
+
+
 def _base(field: Any, base: Any, look: Draws | None) -> Any:
     if base is None:
         return plain_base(field) if look is None else _fitted(field, look)
@@ -230,16 +247,10 @@ def _look(field: Any, seed: int, device: Any, dtype: Any) -> Draws:
     )  # fmt: skip
 
 
-def _free(field: Any, x: Tensor) -> Tensor:
-    """Draws `(n, *event)` in the space that the kernels work in."""
-    to_free = getattr(field, "unconstrain", None)
-    return x if to_free is None else to_free(x)
-
-
 def _fitted(field: Any, look: Draws) -> Any:
     """A Gaussian with the means of the short run and 1.5 times its standard deviations; N(0, I) where that run fails."""
     assert look.x is not None
-    x = _free(field, look.x[look.ok].double().flatten(0, 1))
+    x = look.x[look.ok].double().flatten(0, 1)
     if len(x) < LOOK_STEPS:
         return plain_base(field)
     spread = (WIDER * x.std(0)).clamp(min=torch.finfo(torch.float32).tiny)

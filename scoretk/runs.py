@@ -28,6 +28,8 @@ class Batch:
     noise: Any
     start: Callable[[], Tensor]
     schedule: Schedule
+    again: Callable[[int], Tensor] | None = None
+    """Another attempt at a start, by its number from 1; None where chains that cannot start there are the user's."""
 
 
 @dataclass
@@ -95,7 +97,9 @@ def _begin(solver: Any, batch: Batch, done: list[Finished]) -> Moment:
     """The first batch of a solver that warmup tunes learns; the others take over what it has learned."""
     warms = adapts(solver) and batch.schedule.warmup > 0
     tuned = done[0].tuned if warms and done else None
-    return begin(solver, batch.bound, batch.start(), batch.noise, tunes=warms and not done, tuned=tuned)
+    return begin(
+        solver, batch.bound, batch.start(), batch.noise, tunes=warms and not done, tuned=tuned, again=batch.again
+    )
 
 
 def _finish(moment: Moment, schedule: Schedule, recorder: Recorder, tuned: bool) -> Finished:

@@ -19,6 +19,7 @@ from scoretk.core.arrays import aligned
 from scoretk.draws import Cost, Draws
 from scoretk.drive import Schedule
 from scoretk.errors import InvalidArgument
+from scoretk.fields.distribution import in_free_space
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.noise import Noise
@@ -34,6 +35,8 @@ __all__ = ["sample"]
 DEFAULT_CHAINS = 1024
 DEFAULT_WARMUP = 500
 MOST_CHAINS = 2**32
+STEPS_A_START = 1 << 16
+"""Steps of the noise's START stream that an attempt at a start may take."""
 
 
 def sample(
@@ -62,7 +65,8 @@ def sample(
     function of the seed and its number. The model is left as found, and torch's global RNG is not touched.
 
     Arguments:
-        field: a field, or the name of a registered model.
+        field: a field, the name of a registered model, or a `torch.distributions.Distribution`, which is sampled in free space
+            where it has a support.
         solver: such as `HMC()`, `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`. By default `ChEES()` for an energy, which
             tunes itself, `GibbsWithGradients()` for discrete states, and `ProbabilityFlow()` for a field in time.
         chains: how many, or which: `range(8, 16)` gives chains 8 to 15 of a run of 16. By default as many as `init` has rows,
@@ -71,7 +75,9 @@ def sample(
             1). Solvers that tune themselves do so in warmup (default 500). Solvers with a grid of their own refuse them.
         seed: in [0, 2^64).
         init: where the chains start, a row for each chain asked for, `(chains, *event_shape)`, for a `constrained` field in
-            the user's space. By default a timed field's `base`, a static field's own `initial(n, noise)`, else N(0, I).
+            the user's space. By default a timed field's `base`, a static field's own `initial(n, noise)`, else N(0, I). Chains
+            that so get an infinite energy start again, up to 100 times, from N(0, s^2 I) of smaller and larger s; those that
+            `init` starts there are flagged.
         cond: condition values by name, one row a chain; they reach the model as keyword arguments.
         keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or "moments".
         grad: whether gradients flow through the run (from `init`, `cond` and the model's parameters to the draws);
@@ -154,7 +160,7 @@ def _model(field: Any) -> tuple[Any, str]:
         return load(field), find_model(field).id
     if not hasattr(field, "event_shape"):
         resolve(field, ())  # raises, with the way to wrap it
-    return field, field_name(field)
+    return in_free_space(field), field_name(field)
 
 
 def _event_shape(model: Any) -> tuple[int, ...]:
@@ -313,17 +319,59 @@ def _batch(
 ) -> Batch:  # fmt: skip
     bound = resolve(model, solver.needs, {name: value[part.given] for name, value in rows.items()}, timed=solver.timed)
 
-    def begin_at() -> Tensor:
+    def begin_at(attempt: int = 0) -> Tensor:
         if start is not None:
             return _tracked(aligned(start[part.given]))
-        x = _initial(model, noise, place)
+        drawn = noise if attempt == 0 else Later(_step_by_step(noise), attempt)
+        x = _initial(model, drawn, place, _spread(attempt))
         scaled = getattr(solver, "start", None)
-        return _tracked(x if scaled is None else scaled(bound, x, noise))
+        return _tracked(x if scaled is None else scaled(bound, x, drawn))
 
     schedule = _schedule(solver, bound, *asked)
     if not part.ids[part.returned]:  # these only tune
         schedule = Schedule(schedule.warmup, schedule.warmup, schedule.thin)
-    return Batch(bound, noise, begin_at, schedule)
+    again = begin_at if start is None and not is_timed(model) else None
+    return Batch(bound, noise, begin_at, schedule, again)
+
+
+@dataclass(frozen=True)
+class Later:
+    """A chain's noise for another attempt at a start."""
+
+    noise: Noise
+    attempt: int
+
+    @property
+    def chains(self) -> Tensor:
+        return self.noise.chains
+
+    def _step(self, step: int | Tensor) -> int | Tensor:
+        return self.attempt * STEPS_A_START + step
+
+    def normal(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
+        """As `Noise.normal`, of the attempt's own steps."""
+        return self.noise.normal(self._step(step), stream, shape, dtype)
+
+    def uniform(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
+        """As `Noise.uniform`."""
+        return self.noise.uniform(self._step(step), stream, shape, dtype)
+
+    def rademacher(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
+        """As `Noise.rademacher`."""
+        return self.noise.rademacher(self._step(step), stream, shape, dtype)
+
+
+def _step_by_step(noise: Noise) -> Noise:
+    """The same noise, made for one step at a time: attempts are far apart."""
+    own = noise.select(slice(None))
+    own.window = 1
+    return own
+
+
+def _spread(attempt: int) -> float:
+    """The standard deviation of an attempt at a start: 1, 1/2, 2, 1/4, 4, .., 2^-8, 2^8, and again."""
+    power = (attempt % 17 + 1) // 2
+    return 2.0 ** (power if attempt % 17 % 2 == 0 else -power)
 
 
 def _tracked(x: Tensor) -> Tensor:
@@ -331,8 +379,8 @@ def _tracked(x: Tensor) -> Tensor:
     return x.detach().requires_grad_() if torch.is_grad_enabled() and not x.requires_grad else x
 
 
-def _initial(model: Any, noise: Noise, place: _Place) -> Tensor:
-    """Where the chains of a field start that is given no `init`."""
+def _initial(model: Any, noise: Noise | Later, place: _Place, spread: float = 1.0) -> Tensor:
+    """Where the chains of a field start that is given no `init`; spread, the standard deviation of a start from noise."""
     n, shape = len(noise.chains), _event_shape(model)
     if is_timed(model):
         base = getattr(model, "base", None)
@@ -343,6 +391,7 @@ def _initial(model: Any, noise: Noise, place: _Place) -> Tensor:
         x = model.initial(n, noise)
     else:
         x = noise.normal(0, Stream.START, shape, place.dtype)
+        x = x if spread == 1 else spread * x
     if x.shape != (n, *shape):
         raise InvalidArgument("init", x, f"shape {(n, *shape)} from the field's own start")
     return x.to(place.device, place.dtype)

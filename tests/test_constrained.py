@@ -146,7 +146,14 @@ def test_density_and_exact_draws_of_the_users_field_are_taken_along():
     z = field.draw(20_000, Noise(3, 20_000))
     assert_mean(z, 0.5)
     assert_mean((z - 0.5) ** 2, 4.0)
-    assert torch.allclose(stk.log_prob(field, z[:9]).value, td.Normal(0.5, 2.0).log_prob(z[:9]), atol=1e-5)
+    assert torch.allclose(field.log_prob(z[:9]), td.Normal(0.5, 2.0).log_prob(z[:9]), atol=1e-5)
+
+
+def test_log_prob_takes_what_draws_hold():
+    field = stk.constrained(stk.from_distribution(DIRICHLET), constraints.simplex)
+    x = stk.sample(field, stk.MALA(0.05), chains=4, steps=3, seed=1).final
+    assert torch.allclose(stk.log_prob(field, x).value, DIRICHLET.log_prob(x), rtol=1e-4)
+    assert bool((stk.log_prob(field, x + 0.1).value == -torch.inf).all())
 
 
 def test_conformance():

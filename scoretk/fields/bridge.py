@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoretk.arguments import finite
 from scoretk.errors import InvalidArgument
+from scoretk.fields.distribution import in_one_space
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
@@ -114,6 +115,7 @@ def bridge(start: Any, end: Any, weight: float) -> Any:
     states the start has the same, or none: then it is an energy on them.
     Raises: `InvalidArgument` where they do not fit together.
     """
+    start, end = in_one_space((start, end))
     for name, field in (("start", start), ("end", end)):
         if not hasattr(field, "event_shape") or is_timed(field) or "energy" not in offers(field):
             raise InvalidArgument(name, field_name(field), "a static field with an energy")

@@ -44,6 +44,7 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.alike import alike
 from scoretk.fields.base import Base, NormalBase, standard_normal
 from scoretk.fields.convert import check_time
+from scoretk.fields.distribution import in_one_space
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.posterior import _earliest, _informed, _split
@@ -65,6 +66,7 @@ def tempered(field: object, temperature: float) -> object:
     temperature T > 0. `tempered(field, 1)` is the field itself in other clothes.
     """
     weight = 1 / positive("temperature", temperature)
+    (field,) = in_one_space((field,))
     _fitting("field", (field,), "tempered")
     space = shared_map("field", (field,))
     if space is not None:
@@ -78,6 +80,7 @@ def product(*fields: object) -> object:
     Arguments: fields, all static or all timed on one and the same Gaussian path (see the module's caveat), with one event shape.
     Raises: `InvalidArgument` where they do not fit together.
     """
+    fields = in_one_space(fields)
     if _fitting("fields", fields, "product"):
         return _PoweredTimed(fields, 1.0)
     space = shared_map("fields", fields)
@@ -99,17 +102,19 @@ def mixture(fields: Sequence[object], weights: Sequence[float], log_partition: S
             `scoretk.log_partition` estimates; an error in it shifts its component's weight by as much.
     Raises: `InvalidArgument`; `MissingCapability` for a component without a normalised density.
     """
+    if isinstance(fields, Sequence) and not isinstance(fields, str):
+        fields = in_one_space(fields, all_alike=True)
     timed, members = _fitting("fields", fields, "mixture"), tuple(fields)
     space = shared_map("fields", members)
     if space is not None:
-        return space.around(mixture([f.field for f in members], weights, log_partition))  # type: ignore[attr-defined]
+        return space.around(mixture([f.field for f in members], weights, log_partition))
     shares = [positive("weights", w) for w in _numbers("weights", weights, len(members))]
     logs = tuple(math.log(w / math.fsum(shares)) for w in shares)
     if timed:
         if log_partition is not None:
             raise InvalidArgument("log_partition", log_partition, "None for timed fields, whose constants vary with t")
         for f in members:
-            _demand(f, f.at(0.5), "log_prob", "at(t)")  # type: ignore[attr-defined]
+            _demand(f, f.at(0.5), "log_prob", "at(t)")
         return _MixtureTimed(members, logs)
     if log_partition is None:
         for f in members:
@@ -155,7 +160,7 @@ def guided(
         raise InvalidArgument(
             "unconditional, null", (unconditional, null), "exactly one of the two, or a field with a `null` of its own"
         )
-    other = field if unconditional is None else unconditional
+    field, other = in_one_space((field, field if unconditional is None else unconditional))
     for name, one in (("field", field), ("unconditional", other)):
         if isinstance(one, type) or not hasattr(one, "event_shape"):
             raise InvalidArgument(name, one, "a field")
@@ -172,7 +177,7 @@ def guided(
         space = shared_map("unconditional", (field, other))
         if space is None:
             return _GuidedStatic(field, other, float(weight), values, apart)
-        pair = (space.field, other.field if apart else None)  # type: ignore[attr-defined]
+        pair = (space.field, other.field if apart else None)
         return space.around(guided(pair[0], weight, pair[1], None if apart else values))
     gaussian_path(field, "guidance")
     ours, theirs = prediction(field), prediction(other)

@@ -1,5 +1,9 @@
 """A field from a `torch.distributions.Distribution`: energy, score, `log_prob`, and `draw` where it can be exact.
 
+The field is one of the user's space. Where the distribution lives on a part of it (a simplex, positive numbers, correlations),
+solvers get it in free space (`in_free_space`), in coordinates that lose no digits (`scoretk.fields.freelaws`), and draws come
+back in the user's.
+
 `draw` must be a pure function of this package's noise, so it exists only where the distribution is an explicit
 transform of uniforms and normals: location-scale families, everything with an inverse distribution function, and
 mixtures, transforms and reinterpretations of those.
@@ -7,8 +11,8 @@ mixtures, transforms and reinterpretations of those.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
@@ -17,21 +21,29 @@ from torch import Tensor
 from torch import distributions as td
 
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.constrained import Constrained
+from scoretk.fields.freelaws import FreeLaw, free_law, log_density, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import NoiseSource
-from scoretk.rows import across, row_sum
+from scoretk.fields.protocols import NoiseSource, is_timed
+from scoretk.fields.supports import Bijection, Real
+from scoretk.rows import row_sum
 from scoretk.streams import Stream
 
-__all__ = ["DistributionField", "from_distribution"]
+__all__ = ["DistributionField", "as_field", "from_distribution", "in_free_space", "in_one_space"]
 
 
 @dataclass(frozen=True, eq=False)
 class DistributionField:
-    """The static field of a distribution. Outside the support the energy is `inf`, never an exception."""
+    """The static field of a distribution. Outside the support the energy is `inf`, never an exception.
+
+    Attributes: distribution; provides; support, the bijection from free space, None where the distribution is one of all of R^d.
+    """
 
     distribution: td.Distribution
     provides: frozenset[str]
-    _inside: Tensor | None = field(default=None, repr=False)  # a point of the support; None where that is all of R^d
+    support: Bijection | None = None
+    _law: Any = field(default=None, repr=False)  # the distribution without torch's checks
+    _free: FreeLaw | None = field(default=None, repr=False)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -41,13 +53,7 @@ class DistributionField:
         """Normalised log density, `(batch, *event_shape) -> (batch,)`; `-inf` outside the support."""
         if len(x) == 0:  # which torch's own support checks cannot take
             return row_sum(x)
-        if self._inside is None:
-            return self.distribution.log_prob(x)
-        inside = self.distribution.support.check(x)  # type: ignore[union-attr]
-        # the point put in for rows outside keeps NaN out of the gradient of the rows inside
-        y = torch.where(across(inside, x), x, self._inside.to(x))
-        density = self.distribution.log_prob(y) + 0 * row_sum(y)  # so that a constant density has a gradient: zero
-        return torch.where(inside, density, -torch.inf)
+        return log_density(self._law, x)
 
     def energy(self, x: Tensor) -> Tensor:
         """`-log_prob(x)`, `(batch,)`."""
@@ -60,6 +66,26 @@ class DistributionField:
     def score(self, x: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
         return -self.energy_and_grad(x)[1]
+
+    @property
+    def initial(self) -> Callable[[int, NoiseSource], Tensor] | None:
+        """A start inside the support, N(0, I) in free space; None where the distribution is one of all of R^d."""
+        if self._free is None:
+            return None
+        space, shape = self._free.space, self.event_shape
+        return lambda n, noise: space.constrain(noise.normal(0, Stream.START, space.free_shape(shape)))
+
+    def in_free_space(self) -> Any:
+        """The field as solvers get it: in free space where the distribution has a support of its own."""
+        if self.support is None:
+            return self
+        assert self._free is not None
+        space, free = self._free.space, self._free.log_density
+        return Constrained(self.bare(), space, space.free_shape(self.event_shape), self.distribution.support, free)
+
+    def bare(self) -> DistributionField:
+        """The same field without its support: for what is itself put under it."""
+        return replace(self, support=None, _free=None)
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples, `(n, *event_shape)`. Raises `MissingCapability` where no explicit transform is known."""
@@ -74,6 +100,9 @@ class DistributionField:
 def from_distribution(distribution: td.Distribution) -> DistributionField:
     """A field with energy, score and `log_prob` from a torch distribution, and `draw` where an explicit transform exists.
 
+    Where it has a support it is sampled in free space: chains start inside, and draws are inside. A von Mises distribution, whose
+    density repeats for ever, is taken on [-pi, pi].
+
     Arguments: distribution, continuous, with `batch_shape == ()`; its `event_shape` is the field's.
     Raises: `InvalidArgument` for anything else, with the wrapping that makes it right.
     """
@@ -84,27 +113,72 @@ def from_distribution(distribution: td.Distribution) -> DistributionField:
             "distribution", distribution, "an empty batch_shape",
             f"Wrap it: Independent(distribution, {len(distribution.batch_shape)}) makes the batch one event",
         )  # fmt: skip
-    if distribution.support is None or distribution.support.is_discrete:
-        raise InvalidArgument("distribution", distribution, "a continuous distribution with a support")
+    if _discrete(distribution):
+        raise InvalidArgument(
+            "distribution", distribution, "a continuous distribution",
+            "For discrete states: scoretk.Discrete(scoretk.Energy(lambda x: -distribution.log_prob(x), event_shape), states)",
+        )  # fmt: skip
     provides = {"energy", "score", "log_prob"} | ({"draw"} if _explicit(distribution) else set())
-    return DistributionField(distribution, frozenset(provides), _interior(distribution))
+    law = unvalidated(distribution)
+    try:
+        support, free = support_of(law), free_law(law)
+        free.space.free_shape(tuple(distribution.event_shape))
+    except (NotImplementedError, ValueError, RuntimeError, TypeError, AssertionError) as error:
+        raise InvalidArgument(
+            "distribution", distribution, "a distribution with a known bijection from free space onto its support",
+            f"{error}; or write its energy: scoretk.constrained(scoretk.Energy(fn, event_shape), constraint)",
+        ) from error  # fmt: skip
+    if isinstance(support, Real):
+        return DistributionField(distribution, frozenset(provides), None, law)
+    return DistributionField(distribution, frozenset(provides), support, law, free)
 
 
-def _interior(distribution: td.Distribution) -> Tensor | None:
-    """A point inside the support, None where every point is."""
-    if isinstance(distribution, td.MixtureSameFamily):
-        return _interior_of(distribution.component_distribution.support, distribution.event_shape)
-    return _interior_of(distribution.support, distribution.event_shape)
+def as_field(value: Any) -> Any:
+    """A distribution as its field; anything else as it is."""
+    return from_distribution(value) if isinstance(value, td.Distribution) else value
 
 
-def _interior_of(support: Any, event_shape: torch.Size) -> Tensor | None:
-    base = support
-    while hasattr(base, "base_constraint"):
-        base = base.base_constraint
-    if base in (td.constraints.real, td.constraints.real_vector):
-        return None
-    to_support = td.biject_to(support)
-    return to_support(torch.zeros(to_support.inverse_shape(event_shape)))
+def in_free_space(value: Any) -> Any:
+    """A field, or a distribution, as solvers get it: one that says that it lives on a support, in free space."""
+    field = as_field(value)
+    own = getattr(field, "in_free_space", None)
+    return own() if callable(own) else field
+
+
+def in_one_space(fields: Sequence[Any], *, all_alike: bool = False) -> tuple[Any, ...]:
+    """Fields, or distributions, to be combined: those of the user's space beside one on a support are put under it.
+
+    Arguments: fields; all_alike, whether only fields that all have a support are put under it, as mixtures of laws with and
+    without live where any of them does.
+    """
+    made = tuple(as_field(f) for f in fields)
+    supported = [f for f in made if isinstance(f, DistributionField) and f.support is not None]
+    moved = [f for f in made if callable(getattr(f, "around", None))]
+    if not supported:
+        return made
+    if all_alike and len(supported) + len(moved) < len(made):
+        return tuple(f.bare() if f in supported else f for f in made)
+    first, support = supported[0], supported[0].support
+    assert support is not None
+    shape = support.free_shape(first.event_shape)
+    space = Constrained(first.bare(), support, shape, first.distribution.support)
+
+    def put(f: Any) -> Any:
+        if isinstance(f, DistributionField) and f.support is not None:
+            free = f.support.free_shape(f.event_shape)
+            return Constrained(f.bare(), f.support, free, f.distribution.support)
+        known = moved or is_timed(f) or tuple(getattr(f, "event_shape", ())) != first.event_shape
+        return f if known else space.around(f)
+
+    return tuple(put(f) for f in made)
+
+
+def _discrete(distribution: td.Distribution) -> bool:
+    try:
+        support = distribution.support
+    except NotImplementedError:
+        return False
+    return support is not None and bool(support.is_discrete)
 
 
 class _Draws:

@@ -43,11 +43,13 @@ from scoretk.arguments import counts, option, positive
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.convert import check_time
 from scoretk.fields.derivatives import check_derivative, probes, value_and_pullback
+from scoretk.fields.distribution import in_one_space
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, gaussian_path, static
+from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
 from scoretk.fields.wrappers import GaussianPathField, check_rows
 from scoretk.rows import across, row_dot, select_rows
@@ -227,6 +229,11 @@ def posterior(
             `LinearGaussian` names its own.
     Raises: `InvalidArgument`, `UnknownName`; `MissingCapability` for a timed prior that has no Gaussian path.
     """
+    prior, likelihood = (
+        in_one_space((prior, likelihood))
+        if hasattr(likelihood, "event_shape")
+        else (*in_one_space((prior,)), likelihood)
+    )
     if not hasattr(prior, "event_shape"):
         raise InvalidArgument(
             "prior", prior, "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)"
@@ -260,7 +267,8 @@ class _Likelihood:
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log L(x)`, `(batch,)`."""
         hint = "A log-likelihood gives one number a row: sum over the event axes, keep the batch axis"
-        return check_rows("log_likelihood", self.fn(x, **cond), x.shape[:1], hint).to(x.dtype)
+        found = rejecting(self.fn, x, cond, -torch.inf)
+        return check_rows("log_likelihood", found, x.shape[:1], hint).to(x.dtype)
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`log L(x)` and its gradient, by autograd. The first call sees whether that is the derivative of the values."""

@@ -21,9 +21,11 @@ from scoretk.core.arrays import aligned, aligned_values
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, check_unwritten, writes
 from scoretk.fields.convert import convert, row_coefficients
+from scoretk.fields.distribution import in_free_space
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.validation import rejecting
 
 __all__ = ["Parts", "StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
 
@@ -58,7 +60,7 @@ class StaticField(Parts):
         """`E(x)`, `(batch,)`."""
         x = aligned(x)
         before = writes(x)
-        energy = self.native.energy(x, **self.cond, **cond)
+        energy = rejecting(self.native.energy, x, self.cond | cond, torch.inf)
         check_unwritten("energy", x, before)
         return check_rows("energy", energy, x.shape[:1], _ENERGY)
 
@@ -67,7 +69,7 @@ class StaticField(Parts):
         if "score" in offers(self.native):
             x = aligned(x)
             before = writes(x)
-            score = self.native.score(x, **self.cond, **cond)
+            score = rejecting(self.native.score, x, self.cond | cond, torch.nan)
             check_unwritten("score", x, before)
             return check_rows("score", score, x.shape, _LIKE)
         return -grad_energy(lambda y: self.energy(y, **cond), x)[1]
@@ -78,7 +80,7 @@ class StaticField(Parts):
         if own is not None:
             x = aligned(x)
             before = writes(x)
-            energy, gradient = own(x, **self.cond, **cond)
+            energy, gradient = rejecting(own, x, self.cond | cond, torch.inf, torch.nan)
             check_unwritten("energy_and_grad", x, before)
             return check_rows("energy", energy, x.shape[:1], _ENERGY), check_rows("gradient", gradient, x.shape, _LIKE)
         if "score" in offers(self.native):
@@ -197,11 +199,12 @@ def resolve(
 ) -> StaticField | TimedField:
     """What a solver receives for `field`: the methods named in `needs`, derived where that is possible.
 
-    Arguments: field; needs, names among energy, score, velocity, denoise; cond, condition values with one row a chain;
-    timed, whether the solver works in time (None: as the field is).
+    Arguments: field, or a torch distribution, in free space where it has a support; needs, names among energy, score, velocity,
+    denoise; cond, condition values with one row a chain; timed, whether the solver works in time (None: as the field is).
     Raises: `MissingCapability` saying what is offered, what is needed and what would bridge the two;
     `InvalidArgument` for something that is no field.
     """
+    field = in_free_space(field)
     wanted, rows = frozenset(needs), dict(cond or {})
     if not hasattr(field, "event_shape"):
         raise InvalidArgument(

@@ -230,12 +230,12 @@ def _agree(values: Sequence[Any]) -> bool:
 
 
 def _meaning(value: Any) -> Any:
-    """What is compared of a capability: of the maps to and from the user's space the constraint, whatever field it is around."""
+    """What is compared of a capability: of the maps to and from the user's space the bijection, whatever field it is around."""
     owner = getattr(value, "__self__", None)
-    constraint = getattr(owner, "constraint", None)
-    if owner is None or constraint is None:
+    transform = getattr(owner, "transform", None)
+    if owner is None or transform is None:
         return value
-    return type(owner), value.__name__, constraint, tuple(owner.event_shape)
+    return type(owner), value.__name__, transform, tuple(owner.event_shape)
 
 
 def _check_space(wrapper: Wrapped, name: str) -> None:
@@ -269,7 +269,7 @@ def shared_map(argument: str, fields: Sequence[Any]) -> Any:
     moved = [f for f in fields if callable(getattr(f, "around", None))]
     if not moved:
         return None
-    if len(moved) < len(fields) or not _agree([f.constraint for f in moved]):
+    if len(moved) < len(fields) or not _agree([f.transform for f in moved]):
         shown = [getattr(f, "constraint", None) for f in fields]
         raise InvalidArgument(
             argument, shown, "fields under one and the same constraint",

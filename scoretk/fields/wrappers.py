@@ -21,6 +21,7 @@ from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.convert import check_prediction, check_time, convert
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import VP, GaussianPath, Linear
+from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import Kind, Wrapped
 
 __all__ = [
@@ -65,7 +66,7 @@ class Energy:
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x)`, `(batch, *event_shape) -> (batch,)`."""
         hint = "An energy gives one number a row: sum over the event axes, keep the batch axis"
-        return check_rows("energy", self.fn(x, **cond), x.shape[:1], hint).to(x.dtype)
+        return check_rows("energy", rejecting(self.fn, x, cond, torch.inf), x.shape[:1], hint).to(x.dtype)
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`-grad E(x)`, like x."""
@@ -91,7 +92,8 @@ class Score:
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
-        return check_rows("score", self.fn(x, **cond), x.shape, "A score is shaped like x").to(x.dtype)
+        score = rejecting(self.fn, x, cond, torch.nan)
+        return check_rows("score", score, x.shape, "A score is shaped like x").to(x.dtype)
 
 
 class GaussianPathField:

@@ -1,0 +1,582 @@
+r"""Bijections from free space onto supports, by constraint, that resolve both ends of a support as far as the dtype can.
+
+A bijection T takes free z to x in the user's space. torch's own (`biject_to`) clamp at `1 - eps` where 0 resolves to 1e-38, so
+that mass at one end is kept and at the other cut; here each x is computed from the nearer end, on a simplex and for correlations
+from logarithms:
+
+    x > a                 a + exp(z)
+    a < x < b             a + (b - a) s(z) for z < 0, else b - (b - a) s(-z),       s(z) = 1 / (1 + exp(-z))
+    simplex               log x = log softmax(V z), V orthonormal, its columns orthogonal to (1, .., 1): symmetric in the entries
+    Cholesky factors      L_ii = exp(z_ii); of correlations L_ij = tanh(z_ij) prod_(k<j) sech(z_ik), the last without tanh
+    positive definite     x = L L^T
+
+What rounds onto an end comes back as the last number inside, so that x is always in the support.
+
+References: Carpenter et al., "Stan: a probabilistic programming language" (2017); Egozcue, Pawlowsky-Glahn, Mateu-Figueras,
+Barcelo-Vidal, "Isometric logratio transformations for compositional data analysis" (2003); Lewandowski, Kurowicka, Joe,
+"Generating random correlation matrices based on vines and extended onion method" (2009).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints, transforms
+from torch.nn.functional import logsigmoid
+
+__all__ = [
+    "REAL",
+    "Above",
+    "Below",
+    "Between",
+    "Bijection",
+    "Joined",
+    "Real",
+    "Simplex",
+    "bijection",
+    "ordered",
+    "trailing_sum",
+]
+
+Bound = float | Tensor
+Shape = tuple[int, ...]
+
+
+class Bijection(Protocol):
+    """From free z `(batch, .., *free)` onto x `(batch, .., *event)`; an event has `event_dim` axes, those before are kept."""
+
+    @property
+    def event_dim(self) -> int: ...
+
+    def free_shape(self, shape: Shape) -> Shape:
+        """The shape of z for x of this shape, without the batch. Raises `ValueError` where no such x is in the support."""
+        ...
+
+    def constrain(self, z: Tensor) -> Tensor: ...
+
+    def unconstrain(self, x: Tensor) -> Tensor: ...
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        """`log |det dx/dz|`, `(batch, ..)`."""
+        ...
+
+    def clamped(self, x: Tensor) -> Tensor:
+        """x, or where it has rounded onto an end of the support, the last number inside."""
+        ...
+
+    def contains(self, x: Tensor) -> Tensor:
+        """Which x are in the support, `(batch, ..)` of bool."""
+        ...
+
+
+@dataclass(frozen=True)
+class Real:
+    """All numbers: x = z."""
+
+    event_dim = 0
+
+    def free_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def constrain(self, z: Tensor) -> Tensor:
+        return z
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.zeros_like(z)
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return x.clamp(torch.finfo(x.dtype).min, torch.finfo(x.dtype).max)
+
+    def contains(self, x: Tensor) -> Tensor:
+        return ~x.isnan()
+
+
+REAL = Real()
+
+
+def _nexts(bound: Bound, upwards: bool) -> dict[torch.dtype, float]:
+    """The next number after a bound, by dtype; nothing where it is a tensor, whose next is worked out where it is needed."""
+    if isinstance(bound, Tensor):
+        return {}
+    return {dtype: float(_next(torch.tensor(bound, dtype=dtype), upwards)) for dtype in (torch.float32, torch.float64)}
+
+
+def _next(bound: Tensor, upwards: bool) -> Tensor:
+    """The next number of the dtype after a bound; after zero the smallest normal one: some devices flush those below to zero."""
+    tiny = torch.finfo(bound.dtype).tiny
+    beyond = torch.nextafter(bound, torch.full_like(bound, math.inf if upwards else -math.inf))
+    return torch.where(bound == 0, tiny if upwards else -tiny, beyond)
+
+
+def _at_least(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tensor:
+    """x, at least the next number after the bound."""
+    return torch.maximum(x, _next(bound.to(x), True)) if isinstance(bound, Tensor) else x.clamp(min=nexts[x.dtype])
+
+
+def _at_most(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tensor:
+    return torch.minimum(x, _next(bound.to(x), False)) if isinstance(bound, Tensor) else x.clamp(max=nexts[x.dtype])
+
+
+def _as(bound: Bound, like: Tensor) -> Bound:
+    return bound.to(like) if isinstance(bound, Tensor) else bound
+
+
+@dataclass(frozen=True, eq=False)
+class Above:
+    """Numbers above a bound: `x = a + exp(z)`."""
+
+    lower: Bound
+    event_dim = 0
+    _low: ClassVar[dict[torch.dtype, float]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_low", _nexts(self.lower, True))
+
+    def free_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def constrain(self, z: Tensor) -> Tensor:
+        return self.clamped(_as(self.lower, z) + z.exp())
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return _at_least(x, self.lower, self._low).clamp(max=torch.finfo(x.dtype).max)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        return (x - _as(self.lower, x)).log()
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return z
+
+    def contains(self, x: Tensor) -> Tensor:
+        return x >= _as(self.lower, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Below:
+    """Numbers below a bound: `x = b - exp(z)`."""
+
+    upper: Bound
+    event_dim = 0
+    _high: ClassVar[dict[torch.dtype, float]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_high", _nexts(self.upper, False))
+
+    def free_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def constrain(self, z: Tensor) -> Tensor:
+        return self.clamped(_as(self.upper, z) - z.exp())
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return _at_most(x, self.upper, self._high).clamp(min=torch.finfo(x.dtype).min)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        return (_as(self.upper, x) - x).log()
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return z
+
+    def contains(self, x: Tensor) -> Tensor:
+        return x <= _as(self.upper, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Between:
+    """Numbers between two bounds, each x computed from the nearer one."""
+
+    lower: Bound
+    upper: Bound
+    event_dim = 0
+    _low: ClassVar[dict[torch.dtype, float]]
+    _high: ClassVar[dict[torch.dtype, float]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_low", _nexts(self.lower, True))
+        object.__setattr__(self, "_high", _nexts(self.upper, False))
+
+    def free_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def constrain(self, z: Tensor) -> Tensor:
+        low, high = _as(self.lower, z), _as(self.upper, z)
+        width = high - low
+        return self.clamped(torch.where(z < 0, low + width * torch.sigmoid(z), high - width * torch.sigmoid(-z)))
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return _at_most(_at_least(x, self.lower, self._low), self.upper, self._high)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        return (x - _as(self.lower, x)).log() - (_as(self.upper, x) - x).log()
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        width = _as(self.upper, z) - _as(self.lower, z)
+        return logsigmoid(z) + logsigmoid(-z) + (width.log() if isinstance(width, Tensor) else math.log(width))
+
+    def contains(self, x: Tensor) -> Tensor:
+        return (x >= _as(self.lower, x)) & (x <= _as(self.upper, x))
+
+
+@dataclass(frozen=True)
+class Simplex:
+    """Positive numbers on the last axis that add up to one; the density is one of all entries but the last."""
+
+    event_dim = 1
+
+    def free_shape(self, shape: Shape) -> Shape:
+        if not shape or shape[-1] < 2:
+            raise ValueError("a simplex has at least two entries")
+        return (*shape[:-1], shape[-1] - 1)
+
+    def log_x(self, z: Tensor) -> Tensor:
+        """`log softmax(V z)`. Column j of V is `(1, .., 1, -j, 0, .., 0) / sqrt(j (j + 1))`, j ones."""
+        j = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
+        share = z / (j * (j + 1)).sqrt()
+        zero = torch.zeros_like(z[..., :1])
+        after = torch.cat([share.flip(-1).cumsum(-1).flip(-1), zero], -1)
+        return torch.log_softmax(after - torch.cat([zero, j * share], -1), -1)
+
+    def constrain(self, z: Tensor) -> Tensor:
+        return self.clamped(self.log_x(z).exp())
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return x.clamp(min=torch.finfo(x.dtype).tiny)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        y = x.log()
+        j = torch.arange(1, x.shape[-1], dtype=x.dtype, device=x.device)
+        return (y[..., :-1].cumsum(-1) - j * y[..., 1:]) / (j * (j + 1)).sqrt()
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.log_x(z).sum(-1) + 0.5 * math.log(z.shape[-1] + 1)
+
+    def contains(self, x: Tensor) -> Tensor:
+        rounding = max(1e-6, 8 * torch.finfo(x.dtype).eps * x.shape[-1])
+        return (x >= 0).all(-1) & ((x.sum(-1) - 1).abs() < rounding)
+
+
+def _side(entries: int, diagonal: bool) -> int:
+    """The side of the square whose lower triangle has so many entries."""
+    side = (math.isqrt(8 * entries + 1) + (-1 if diagonal else 1)) // 2
+    assert side * (side + (1 if diagonal else -1)) // 2 == entries
+    return side
+
+
+def _square(shape: Shape) -> int:
+    if len(shape) < 2 or shape[-1] != shape[-2]:
+        raise ValueError("square matrices on the last two axes")
+    return shape[-1]
+
+
+def _filled(entries: Tensor, diagonal: bool) -> Tensor:
+    """Lower triangles `(.., n, n)` with these entries, row after row."""
+    n = _side(entries.shape[-1], diagonal)
+    rows, columns = torch.tril_indices(n, n, 0 if diagonal else -1, device=entries.device)
+    matrix = entries.new_zeros((*entries.shape[:-1], n, n))
+    matrix[..., rows, columns] = entries
+    return matrix
+
+
+def _taken(matrix: Tensor, diagonal: bool) -> Tensor:
+    rows, columns = torch.tril_indices(matrix.shape[-2], matrix.shape[-1], 0 if diagonal else -1, device=matrix.device)
+    return matrix[..., rows, columns]
+
+
+def _log_sech(z: Tensor) -> Tensor:
+    return math.log(2) - z.abs() - torch.log1p(torch.exp(-2 * z.abs()))
+
+
+@dataclass(frozen=True)
+class CorrelationCholesky:
+    """Cholesky factors of correlation matrices: rows of unit length. The density is one of the entries below the diagonal."""
+
+    event_dim = 2
+
+    def free_shape(self, shape: Shape) -> Shape:
+        if (n := _square(shape)) < 2:
+            raise ValueError("a correlation needs two entries")
+        return (*shape[:-2], n * (n - 1) // 2)
+
+    def _log_rest(self, partial: Tensor) -> Tensor:
+        """`sum_(k<j) log sech(z_ik)`, half the logarithm of what the first j - 1 entries leave of row i."""
+        steps = _log_sech(partial)
+        return steps.cumsum(-1) - steps
+
+    def log_diagonal(self, z: Tensor) -> Tensor:
+        """`log L_ii`, `(.., n)`."""
+        return self._log_rest(_filled(z, diagonal=False)).diagonal(dim1=-2, dim2=-1)
+
+    def constrain(self, z: Tensor) -> Tensor:
+        partial = _filled(z, diagonal=False)
+        rest = self._log_rest(partial).exp().clamp(min=torch.finfo(z.dtype).tiny)
+        return torch.tanh(partial) * rest + torch.diag_embed(rest.diagonal(dim1=-2, dim2=-1))
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        rest = (
+            x.square().flip(-1).cumsum(-1).flip(-1).sqrt()
+        )  # of the entries from j on, from the small end: the diagonal
+        return _taken(torch.asinh(x[..., :-1] / rest[..., 1:]), diagonal=False)
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        partial = _filled(z, diagonal=False)
+        return _taken(2 * _log_sech(partial) + self._log_rest(partial), diagonal=False).sum(-1)
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return x
+
+    def contains(self, x: Tensor) -> Tensor:
+        return constraints.corr_cholesky.check(x)
+
+
+@dataclass(frozen=True)
+class LowerCholesky:
+    """Lower triangles with a positive diagonal. The density is one of the entries that are not zero."""
+
+    event_dim = 2
+
+    def free_shape(self, shape: Shape) -> Shape:
+        n = _square(shape)
+        return (*shape[:-2], n * (n + 1) // 2)
+
+    def constrain(self, z: Tensor) -> Tensor:
+        return self._factor(z)
+
+    def _factor(self, z: Tensor) -> Tensor:
+        free, limits = _filled(z, diagonal=True), torch.finfo(z.dtype)
+        return free.tril(-1) + torch.diag_embed(self.log_diagonal(z).exp().clamp(limits.tiny, limits.max))
+
+    def log_diagonal(self, z: Tensor) -> Tensor:
+        """`log L_ii`, `(.., n)`."""
+        return _filled(z, diagonal=True).diagonal(dim1=-2, dim2=-1)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        diagonal = x.diagonal(dim1=-2, dim2=-1)
+        return _taken(x.tril(-1) + torch.diag_embed(diagonal.log()), diagonal=True)
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.log_diagonal(z).sum(-1)
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return x
+
+    def contains(self, x: Tensor) -> Tensor:
+        return constraints.lower_cholesky.check(x)
+
+
+@dataclass(frozen=True)
+class PositiveDefinite:
+    """Symmetric positive definite matrices `L L^T`. The density is one of the entries on and below the diagonal."""
+
+    event_dim = 2
+    factor = LowerCholesky()
+
+    def free_shape(self, shape: Shape) -> Shape:
+        return self.factor.free_shape(shape)
+
+    def constrain(self, z: Tensor) -> Tensor:
+        low = self.factor.constrain(z)
+        return (low[..., :, None, :] * low[..., None, :, :]).sum(-1)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        low, failed = torch.linalg.cholesky_ex(x)
+        return self.factor.unconstrain(torch.where(failed[..., None, None] == 0, low, torch.nan))
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        logs = self.factor.log_diagonal(z)
+        n = logs.shape[-1]
+        return n * math.log(2) + (logs * torch.arange(n + 1, 1, -1, dtype=z.dtype, device=z.device)).sum(-1)
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return x
+
+    def contains(self, x: Tensor) -> Tensor:
+        return constraints.positive_definite.check(x)
+
+
+class _Ordered(constraints.Constraint):
+    """Vectors whose entries increase strictly."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        """Which vectors `(..., k)` increase, `(...)` of bool."""
+        return (value[..., 1:] > value[..., :-1]).all(-1)
+
+
+ordered = _Ordered()
+"""Strictly increasing vectors, as a constraint beside those of `torch.distributions.constraints`."""
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """`x_1 = z_1, x_k = x_(k-1) + exp(z_k)`."""
+
+    event_dim = 1
+
+    def free_shape(self, shape: Shape) -> Shape:
+        if not shape:
+            raise ValueError("vectors on the last axis")
+        return shape
+
+    def constrain(self, z: Tensor) -> Tensor:
+        return torch.cat([z[..., :1], z[..., 1:].exp()], -1).cumsum(-1)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        return torch.cat([x[..., :1], x.diff(dim=-1).log()], -1)
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return z[..., 1:].sum(-1)
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return x
+
+    def contains(self, x: Tensor) -> Tensor:
+        return ordered.check(x)
+
+
+class Joined:
+    """Bijections side by side on a vector: each maps so many free entries to so many of the user's, not always as many.
+
+    Arguments: pairs of a constraint and how many entries of the user's vector it holds.
+    """
+
+    event_dim = 1
+
+    def __init__(self, parts: Sequence[tuple[constraints.Constraint, int]]) -> None:
+        self.parts = [bijection(constraint) for constraint, _ in parts]
+        self.lengths = [length for _, length in parts]
+        self.free = [math.prod(part.free_shape((n,))) for part, n in zip(self.parts, self.lengths, strict=True)]
+
+    def free_shape(self, shape: Shape) -> Shape:
+        if not shape or shape[-1] != sum(self.lengths):
+            raise ValueError(f"the parts hold {sum(self.lengths)} entries")
+        return (*shape[:-1], sum(self.free))
+
+    def constrain(self, z: Tensor) -> Tensor:
+        split = z.split(self.free, -1)
+        return torch.cat([part.constrain(one) for part, one in zip(self.parts, split, strict=True)], -1)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        split = x.split(self.lengths, -1)
+        return torch.cat([part.unconstrain(one) for part, one in zip(self.parts, split, strict=True)], -1)
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        pairs = zip(self.parts, z.split(self.free, -1), x.split(self.lengths, -1), strict=True)
+        found = [trailing_sum(part.log_jacobian(a, b), 1 - part.event_dim) for part, a, b in pairs]
+        return torch.stack(found).sum(0)
+
+    def clamped(self, x: Tensor) -> Tensor:
+        split = x.split(self.lengths, -1)
+        return torch.cat([part.clamped(one) for part, one in zip(self.parts, split, strict=True)], -1)
+
+    def contains(self, x: Tensor) -> Tensor:
+        pairs = zip(self.parts, x.split(self.lengths, -1), strict=True)
+        found = [part.contains(one) for part, one in pairs]
+        return torch.stack(
+            [inside if part.event_dim else inside.all(-1) for part, inside in zip(self.parts, found, strict=True)]
+        ).all(0)
+
+
+@dataclass(frozen=True, eq=False)
+class OfTorch:
+    """Any other constraint for which torch has a bijection."""
+
+    constraint: Any
+    transform: Any
+
+    @property
+    def event_dim(self) -> int:
+        return int(self.transform.codomain.event_dim)
+
+    def free_shape(self, shape: Shape) -> Shape:
+        free = tuple(self.transform.inverse_shape(torch.Size(shape)))
+        if self.transform(torch.zeros((1, *free))).shape != (1, *shape):
+            raise ValueError(f"no events of shape {shape}")
+        return free
+
+    def constrain(self, z: Tensor) -> Tensor:
+        return self.transform(z)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        return self.transform.inv(x)
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.transform.log_abs_det_jacobian(z, x)
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return x
+
+    def contains(self, x: Tensor) -> Tensor:
+        try:
+            return self.constraint.check(x)
+        except RuntimeError:  # torch's `cat` of constraints on entries and on vectors
+            back = self.transform(self.transform.inv(x))
+            near = torch.isclose(back, x, rtol=1e-4, atol=0.0)
+            return near.flatten(-self.event_dim).all(-1) if self.event_dim else near
+
+
+def trailing_sum(values: Tensor, axes: int) -> Tensor:
+    """The sum over so many of the last axes."""
+    return values if axes <= 0 else values.flatten(-axes).sum(-1)
+
+
+_MADE: dict[type, Any] = {
+    constraints.greater_than: lambda c: Above(c.lower_bound),
+    constraints.greater_than_eq: lambda c: Above(c.lower_bound),
+    constraints.less_than: lambda c: Below(c.upper_bound),
+    constraints.interval: lambda c: Between(c.lower_bound, c.upper_bound),
+    constraints.half_open_interval: lambda c: Between(c.lower_bound, c.upper_bound),
+    constraints.independent: lambda c: bijection(c.base_constraint),
+    type(constraints.real): lambda c: REAL,
+    type(constraints.simplex): lambda c: Simplex(),
+    type(constraints.corr_cholesky): lambda c: CorrelationCholesky(),
+    type(constraints.lower_cholesky): lambda c: LowerCholesky(),
+    type(constraints.positive_definite): lambda c: PositiveDefinite(),
+    _Ordered: lambda c: Ordered(),
+}
+
+
+def bijection(constraint: Any) -> Bijection:
+    """The bijection onto a constraint's support; for pairs of a constraint and a number of entries, side by side on a vector.
+
+    Raises: `ValueError` or `NotImplementedError` where there is none.
+    """
+    if isinstance(constraint, tuple):
+        return Joined(constraint)
+    if isinstance(constraint, constraints.cat) and constraint.dim == -1:
+        return Joined(list(zip(constraint.cseq, constraint.lengths, strict=True)))
+    made = _MADE.get(type(constraint))
+    return made(constraint) if made is not None else OfTorch(constraint, biject_to(constraint))
+
+
+@biject_to.register(_Ordered)
+def _for_torch(constraint: _Ordered) -> transforms.Transform:
+    return _OrderedTransform()
+
+
+class _OrderedTransform(transforms.Transform):
+    """`Ordered` for torch's own combinations of constraints."""
+
+    domain, codomain, bijective = constraints.real_vector, ordered, True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _OrderedTransform)
+
+    __hash__ = transforms.Transform.__hash__
+
+    def _call(self, z: Tensor) -> Tensor:
+        return Ordered().constrain(z)
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        return Ordered().unconstrain(x)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return Ordered().log_jacobian(x, y)

@@ -1,0 +1,144 @@
+"""Values that `torch.distributions` refuses are points outside a support: rejections of their rows, not errors of a run.
+
+torch's distributions check what they are given, parameters and values, and raise `ValueError` for the whole batch where one row
+of it is NaN or outside a support: a proposal far out, a scale that has underflown. The density there is zero. So where an
+evaluation is refused, the rows at fault are replaced by a row that is not, the batch is asked again, and they get what zero
+density means.
+
+Turning the checks off instead would change laws: `Exponential(1.0).log_prob(-1.0)` is then 1, and rises for ever. For the same
+reason the checks are on while a field is asked, also where the default has been turned off, as any use of `torch.compile` does
+for the whole process; a distribution that was given `validate_args=False` stays as it is.
+
+An evaluation that is refused is repeated, once for each distribution that refuses; what a run counts is what its solver asked
+for. An error that does not come from x (data outside a support, a scale that is negative for every x) is the user's, and is
+raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from scoretk.rows import across, row_sum
+
+__all__ = ["rejecting"]
+
+
+def rejecting(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], *refused: float) -> Any:
+    """`evaluate(x, **cond)`, with what torch's distributions refuse replaced row by row.
+
+    Arguments: evaluate, of independent rows, gives a tensor or a tuple of them, a row each; x `(batch, *event_shape)`; cond, one
+    row a row of x; refused, what the rows get that are refused, a number for each tensor.
+    """
+    if torch.compiler.is_compiling():  # which leaves the checks out
+        return evaluate(x, **cond)
+    with _checking():
+        try:
+            return evaluate(x, **cond)
+        except ValueError as error:
+            outside, made = _without_refused(evaluate, x, cond, error)
+    if made is None:  # each row is refused
+        made = tuple(row_sum(x) if k == 0 else torch.zeros_like(x) for k in range(len(refused)))
+    parts = made if isinstance(made, tuple) else (made,)
+    filled = tuple(torch.where(across(outside, v), r, v) for v, r in zip(parts, refused, strict=True))
+    return filled if len(refused) > 1 else filled[0]
+
+
+@contextmanager
+def _checking() -> Iterator[None]:
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(True)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+def _without_refused(
+    evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], error: ValueError
+) -> tuple[Tensor, Any]:
+    """Which rows are refused, `(batch,)`, and the evaluation with others in their place; None where there are no others.
+
+    Raises the error where it does not come from x.
+    """
+    outside = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    while True:
+        found = _rows_at_fault(error, len(x))
+        if found is None or not bool((found & ~outside).any()):
+            found = _found_by_halves(evaluate, x, cond, (~outside).nonzero().flatten())
+        outside = outside | found.to(outside.device)
+        if bool(outside.all()):
+            _raise_unless_of_x(evaluate, x, cond, error)
+            return outside, None
+        try:
+            return outside, _evaluated_elsewhere(evaluate, x, cond, outside)
+        except ValueError as another:
+            error = another
+
+
+def _check_of(error: ValueError) -> dict[str, Any] | None:
+    """What torch's check knew that raised the error: `value`, and `valid` where it is told; None for any other error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not str(trace.tb_frame.f_globals.get("__name__")).startswith("torch.distributions."):
+        return None
+    known = trace.tb_frame.f_locals
+    general = trace.tb_frame.f_globals["__name__"] == Distribution.__module__
+    return known if "valid" in known or not general else None  # else it is about shapes
+
+
+def _rows_at_fault(error: ValueError, rows: int) -> Tensor | None:
+    """Which rows a check has refused, `(rows,)`; None where it does not tell. Raises the error where it was no such check."""
+    known = _check_of(error)
+    if known is None:
+        raise error
+    valid = known.get("valid")
+    if not isinstance(valid, Tensor) or valid.ndim == 0 or len(valid) != rows:
+        return None
+    return ~valid.reshape(rows, -1).all(1)
+
+
+def _found_by_halves(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    """Which of these rows are refused, by asking for parts of the batch."""
+    outside = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    parts = [rows]
+    while parts:
+        part = parts.pop()
+        try:
+            evaluate(x[part], **{name: value[part] for name, value in cond.items()})
+        except ValueError as error:
+            if _check_of(error) is None:
+                raise
+            if len(part) == 1:
+                outside[part] = True
+            else:
+                parts += part.tensor_split(2)
+    return outside
+
+
+def _evaluated_elsewhere(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], outside: Tensor) -> Any:
+    """The evaluation with the first row that is inside in the place of those outside."""
+    first = int((~outside).nonzero()[0])
+
+    def moved(values: Tensor) -> Tensor:
+        return torch.where(across(outside, values), values[first].detach(), values)
+
+    return evaluate(moved(x), **{name: moved(value) for name, value in cond.items()})
+
+
+def _raise_unless_of_x(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], error: ValueError) -> None:
+    """Raise the error unless the value that is refused depends on x."""
+    with torch.enable_grad():
+        try:
+            evaluate(x.detach().requires_grad_(), **cond)
+        except ValueError as again:
+            known = _check_of(again) or {}
+            if isinstance(known.get("value"), Tensor) and known["value"].requires_grad:
+                return
+    raise error

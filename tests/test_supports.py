@@ -1,0 +1,348 @@
+"""Distributions and supports: laws in free space, both ends of a support, refusals as rejections, starts inside."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import distributions as td
+from torch.autograd.functional import jacobian
+from torch.distributions import biject_to, constraints
+
+import scoretk as stk
+from scoretk.fields.distribution import in_free_space
+
+
+def t(*values):
+    return torch.tensor(values if len(values) > 1 else values[0], dtype=torch.float64)
+
+
+def mixed(components):
+    return td.MixtureSameFamily(td.Categorical(t(0.3, 0.7)), components)
+
+
+PAIR = torch.tensor([[0.3, 1.0, 2.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+LAWS = {
+    "Beta": td.Beta(t(0.3), t(2.0)),
+    "Chi2": td.Chi2(t(3.0)),
+    "ContinuousBernoulli": td.ContinuousBernoulli(t(0.3)),
+    "Dirichlet": td.Dirichlet(t(0.3, 1.0, 2.0)),
+    "Exponential": td.Exponential(t(2.0)),
+    "FisherSnedecor": td.FisherSnedecor(t(3.0), t(5.0)),
+    "Gamma": td.Gamma(t(0.4), t(2.0)),
+    "HalfCauchy": td.HalfCauchy(t(2.0)),
+    "HalfNormal": td.HalfNormal(t(2.0)),
+    "InverseGamma": td.InverseGamma(t(2.0), t(1.0)),
+    "Kumaraswamy": td.Kumaraswamy(t(0.5), t(2.0)),
+    "LKJCholesky": td.LKJCholesky(4, t(0.7)),
+    "LogisticNormal": td.LogisticNormal(t(0.0, 1.0), t(1.0, 2.0)),
+    "LogNormal": td.LogNormal(t(0.5), t(2.0)),
+    "Pareto": td.Pareto(t(2.0), t(1.5)),
+    "RelaxedBernoulli": td.RelaxedBernoulli(t(0.7), logits=t(0.3)),
+    "RelaxedOneHotCategorical": td.RelaxedOneHotCategorical(t(0.7), logits=t(0.3, 1.0, 2.0)),
+    "Uniform": td.Uniform(t(10.0), t(11.0)),
+    "VonMises": td.VonMises(t(3.0), t(2.0)),
+    "Weibull": td.Weibull(t(2.0), t(0.7)),
+    "Wishart": td.Wishart(t(4.0), covariance_matrix=torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)),
+    "independent": td.Independent(td.Beta(t(0.3, 2.0), t(2.0, 1.0)), 1),
+    "independent simplices": td.Independent(td.Dirichlet(PAIR), 1),
+    "moved": td.TransformedDistribution(td.Gamma(t(2.0), t(1.0)), [td.AffineTransform(t(5.0), t(2.0))]),
+    "turned": td.Independent(
+        td.TransformedDistribution(td.Gamma(t(2.0, 3.0), t(1.0)), [td.AffineTransform(t(5.0), t(-2.0))]), 1
+    ),
+    "mixture": mixed(td.Beta(t(0.3, 2.0), t(2.0, 1.0))),
+    "mixture of simplices": mixed(td.Dirichlet(PAIR)),
+    "mixture of vectors": mixed(td.Independent(td.LogNormal(PAIR, t(1.0)), 1)),
+    "mixture of transforms apart": mixed(td.Weibull(t(0.3, 2.0), t(2.0, 1.0))),
+    "mixture of supports apart": mixed(td.Pareto(t(1.0, 2.0), t(2.0, 1.0))),
+    "mixture on the circle": mixed(td.VonMises(t(1.0, 2.0), t(2.0, 4.0))),
+}
+INTERVALS = mixed(
+    td.Uniform(t(1.0, 1.5), t(2.0, 4.0))
+)  # whose density torch itself refuses where only one component has any
+REAL = {
+    "Normal": td.Normal(t(0.0), t(1.0)), "Gumbel": td.Gumbel(t(0.0), t(1.0)), "StudentT": td.StudentT(t(3.0)),
+    "Laplace": td.Laplace(t(0.0), t(1.0)), "Cauchy": td.Cauchy(t(0.0), t(1.0)),
+}  # fmt: skip
+
+
+def coordinates(name, x):
+    """Of one event, the entries that its density is one of."""
+    if name == "LKJCholesky":
+        return torch.ones(x.shape).tril(-1).bool()
+    if name == "Wishart":
+        return torch.ones(x.shape).tril().bool()
+    chosen = torch.ones(x.shape, dtype=torch.bool)
+    if name in ("Dirichlet", "LogisticNormal", "RelaxedOneHotCategorical") or "simplices" in name:
+        chosen[..., -1] = False
+    return chosen
+
+
+def gaps(name, law, z, energy):
+    """By how much the energy at z is not that of the density in the user's space and the determinant of the map, found anew."""
+    view, found = in_free_space(law), []
+    for row in z:
+        x = view.constrain(row[None])[0]
+        slopes = jacobian(lambda v: view.constrain(v[None])[0], row)[coordinates(name, x)]
+        truth = law.log_prob(x) + slopes.reshape(row.numel(), -1).det().abs().log()
+        found.append(float(-energy(row[None])[0] - truth))
+    return torch.tensor(found)
+
+
+def points(law, rows=4):
+    return stk.Noise(7, rows, dtype=torch.float64).normal(0, 0, in_free_space(law).event_shape)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_the_law_in_free_space_is_the_distribution(name):
+    law = LAWS[name]
+    view, z = in_free_space(law), points(law)
+    x = view.constrain(z)
+    assert torch.allclose(view.unconstrain(x), z, rtol=1e-9, atol=1e-9)
+    assert gaps(name, law, z, view.energy).abs().max() < 1e-9
+    assert (
+        gaps(name, law, z, lambda v: stk.from_distribution(law).energy(x0 := view.constrain(v)) - view._jacobian(v, x0))
+        .abs()
+        .max()
+        < 1e-9
+    )
+    assert torch.allclose(stk.log_prob(law, x).value, law.log_prob(x))
+    without = gaps(name, law, z, lambda v: stk.from_distribution(law).energy(view.constrain(v)))  # mutant: no Jacobian
+    assert without.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_distribution_of_all_numbers_is_sampled_as_it_is(name):
+    field = stk.from_distribution(REAL[name])
+    assert in_free_space(field) is field
+    assert field.energy(t(math.nan, 0.0)).isfinite().tolist() == [False, True]
+
+
+def test_outside_the_support_the_density_is_zero_whatever_torch_makes_of_it():
+    outside = {
+        "Exponential": -1.0, "Gamma": -1.0, "Pareto": 1.0, "Uniform": 9.0, "moved": 4.0, "Beta": 2.0, "VonMises": 4.0,
+        "HalfNormal": -1.0, "Weibull": -1.0,
+    }  # fmt: skip
+    for name, x in outside.items():
+        assert float(stk.log_prob(LAWS[name], t(x)[None]).value) == -torch.inf, name
+    found = stk.log_prob(INTERVALS, t(0.5, 1.2, 1.8, 2.5)).value
+    assert torch.allclose(found.exp(), t(0.0, 0.3, 0.3 + 0.7 / 2.5, 0.7 / 2.5))
+    # between the edges of two components only one of them has density
+    inside = stk.log_prob(LAWS["mixture of supports apart"], t(1.5)[None]).value
+    assert float(inside) == pytest.approx(math.log(0.3) + float(td.Pareto(t(1.0), t(2.0)).log_prob(t(1.5))))
+
+
+def test_what_cannot_be_sampled_is_refused_with_the_way_out():
+    cases = [
+        (td.Bernoulli(0.3), "Discrete"), (td.Poisson(3.0), "Discrete"), (td.Normal(torch.zeros(3), 1.0), "Independent"),
+        (td.Gamma(torch.ones(2, 2), 1.0), r"Independent\(distribution, 2\)"),
+    ]  # fmt: skip
+    for law, way in cases:
+        for call in (stk.sample, stk.from_distribution, stk.log_partition):
+            with pytest.raises(stk.ScoretkError, match=way):
+                call(law)
+
+
+def test_combinations_of_distributions_act_in_the_users_space():
+    gamma, beta = td.Gamma(t(3.0), t(2.0)), LAWS["Beta"]
+    x = t(0.3, 0.7)
+    wall = stk.Energy(lambda v: torch.where(v < 1.0, v, torch.inf), ())
+    cases = {
+        "tempered": (stk.tempered(gamma, 2.0), lambda v: gamma.log_prob(v) / 2),
+        "product with an energy": (stk.product(gamma, wall), lambda v: gamma.log_prob(v) - v),
+        "product of two": (stk.product(gamma, LAWS["LogNormal"]), lambda v: gamma.log_prob(v) + LAWS["LogNormal"].log_prob(v)),
+        "mixture": (stk.mixture([beta, LAWS["Kumaraswamy"]], [0.5, 0.5]), None),
+        "posterior": (stk.posterior(gamma, lambda v: -((v - 1) ** 2)), lambda v: gamma.log_prob(v) - (v - 1) ** 2),
+    }  # fmt: skip
+    for name, (field, log_density) in cases.items():
+        assert bool(field.constrain(t(-3.0, 3.0)).gt(0).all()), name  # sampled in free space
+        if log_density is not None:
+            z = field.unconstrain(x)
+            jacobian_ = field.transform.log_jacobian(z, x)
+            assert torch.allclose(-field.energy(z), log_density(x) + jacobian_), name
+    apart = stk.mixture([gamma, td.Normal(t(0.0), t(1.0))], [0.5, 0.5])  # a law of all numbers
+    both = (gamma.log_prob(t(1.0)).exp() + td.Normal(t(0.0), t(1.0)).log_prob(t(1.0)).exp()) / 2
+    assert torch.allclose(apart.log_prob(t(-1.0, 1.0)).exp()[1], both)
+    assert bool(apart.log_prob(t(-1.0, 1.0)).isfinite().all())
+    with pytest.raises(stk.InvalidArgument, match="constrain"):
+        stk.product(gamma, beta)
+
+
+# --- edges ---------------------------------------------------------------------------------------------------------------
+
+
+def grid_mass(density, z):
+    """The integral of a density over a line, by the trapezoid rule."""
+    return float(torch.trapezoid(density, z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("a", "b"), [(0.1, 0.1), (0.05, 0.3)])
+def test_mass_at_both_ends_is_there_in_every_dtype(a, b, dtype):
+    """Of Beta(a, b) all of the mass, and the right share below 1/2, also in float32, which ends at 1 - 6e-8."""
+    law = td.Beta(torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype))
+    z = torch.linspace(-400, 400, 80_001, dtype=dtype)
+    view = in_free_space(law)
+    density = torch.exp(-view.energy(z)).double()
+    assert grid_mass(density, z.double()) == pytest.approx(1, abs=1e-4)
+    below = grid_mass(torch.where(z < 0, density, 0.0), z.double())
+    assert below == pytest.approx(float(stats.beta(a, b).cdf(0.5)), abs=1e-3)
+    x = view.constrain(z)
+    assert bool(((x > 0) & (x < 1)).all())
+    # mutant: torch's own sigmoid and the density of x
+    own, last = biject_to(constraints.unit_interval), 1 - torch.finfo(dtype).eps
+    y = own(z)
+    cut = torch.exp(law.log_prob(y.clamp(torch.finfo(dtype).tiny, last)) + own.log_abs_det_jacobian(z, y)).double()
+    if dtype is torch.float32:
+        assert abs(grid_mass(cut, z.double()) - 1) > 0.01
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        constraints.positive, constraints.unit_interval, constraints.interval(10.0, 11.0), constraints.less_than(3.0),
+        constraints.simplex, constraints.corr_cholesky, constraints.lower_cholesky, constraints.positive_definite, stk.ordered,
+        constraints.greater_than(torch.tensor([1.0, 2.0, 3.0])),
+    ],
+    ids=lambda c: type(c).__name__,
+)  # fmt: skip
+def test_far_out_draws_are_inside(constraint):
+    shape = (3, 3) if constraint.event_dim == 2 else (3,)
+    field = stk.constrained(stk.Energy(lambda x: x.flatten(1).square().sum(1), shape), constraint)
+    spread = 1.0 if constraint is constraints.positive_definite else 30.0  # beyond, a product of factors is singular
+    z = spread * stk.Noise(3, 256).normal(0, 0, field.event_shape)
+    x = field.constrain(z)
+    if constraint is not stk.ordered:  # where a gap is lost beside a large number
+        assert bool(constraint.check(x).all())
+    assert bool(x.isfinite().all())
+    assert bool(field.unconstrain(field.constrain(z / spread)).isfinite().all())
+
+
+def test_entries_of_a_simplex_are_alike():
+    """Dirichlet(.1, .1, .1): each permutation of the entries has the same density in free space, and torch's own way has not."""
+    law = td.Dirichlet(torch.full((3,), 0.1))
+    view = in_free_space(law)
+    x = torch.tensor([[1e-20, 1e-12, 1.0], [1.0, 1e-20, 1e-12], [1e-12, 1.0, 1e-20]])
+    z = view.unconstrain(x)
+    assert torch.allclose(view.constrain(z), x)
+    assert float(view.energy(z).std()) < 1e-4
+    torchs = biject_to(constraints.simplex)
+    again = torchs(torchs.inv(x))
+    assert not torch.allclose(again[:, :2], x[:, :2], rtol=0.1)  # the mutant
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------------
+
+
+def refusing(x):
+    """Two distributions that refuse other rows, one a parameter and one a value."""
+    scale = td.Exponential(1.0).log_prob(x[:, 0]) + td.Normal(0.0, x[:, 1]).log_prob(x[:, 0])
+    return -scale
+
+
+ROWS = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -2.0], [math.nan, 1.0], [2.0, 3.0]])
+
+
+def test_refused_values_are_rejections_of_their_rows():
+    field = stk.Energy(refusing, (2,))
+    energy, gradient = field.energy_and_grad(ROWS)
+    alone = [field.energy_and_grad(ROWS[i : i + 1]) for i in (0, 4)]
+    assert energy.isfinite().tolist() == [True, False, False, False, True]
+    assert energy[1:4].tolist() == [math.inf] * 3
+    assert torch.equal(energy[[0, 4]], torch.cat([e for e, _ in alone]))
+    assert torch.equal(gradient[[0, 4]], torch.cat([g for _, g in alone]))
+    assert bool(gradient[1:4].isnan().all())
+    with pytest.raises(ValueError, match="found invalid values"):  # the mutant: nothing caught
+        refusing(ROWS)
+    assert field.energy(ROWS[1:4]).tolist() == [math.inf] * 3  # every row
+
+
+def test_where_a_check_does_not_tell_the_rows_they_are_found_by_halves():
+    def turned(x):  # the rows on the last axis
+        return -td.Independent(td.Exponential(torch.ones(1, 1)), 0).log_prob(x.T).sum(0)
+
+    def uniform(x):
+        return -td.Uniform(torch.zeros(len(x)), x[:, 1]).log_prob(torch.zeros(len(x)))
+
+    x = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [3.0, 2.0], [1.0, -1.0], [0.5, 0.5], [1.0, 1.0], [1.0, 2.0]])
+    assert stk.Energy(turned, (2,)).energy(x).isfinite().tolist() == [True, False, True, False, True, True, True]
+    assert stk.Energy(uniform, (2,)).energy(x).isfinite().tolist() == [True, True, True, False, True, True, True]
+
+
+def test_errors_that_do_not_come_from_x_are_raised():
+    wrong = {
+        "satisfy": lambda x: -td.Normal(0.0, -1.0).log_prob(x).sum(1),
+        "within the support": lambda x: x.sum(1) - td.Exponential(1.0).log_prob(torch.tensor(-1.0)),
+        "broadcastable": lambda x: -td.Normal(torch.zeros(3), 1.0).log_prob(x).sum(1),
+        "mine": lambda x: raises(ValueError("mine")),
+    }
+    for words, fn in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            stk.sample(stk.Energy(fn, (2,)), stk.MALA(0.1), chains=4, steps=2)
+
+
+def raises(error):
+    raise error
+
+
+def test_checks_are_on_in_a_run_whatever_the_default_and_as_they_were_afterwards():
+    before = td.Distribution._validate_args
+    try:
+        for default in (True, False):  # torch.compile turns it off for a whole process
+            td.Distribution.set_default_validate_args(default)
+            assert (
+                float(stk.Energy(lambda x: -td.Exponential(1.0).log_prob(x)[:, 0], (1,)).energy(-torch.ones(1, 1)))
+                == math.inf
+            )
+            assert td.Distribution._validate_args is default
+    finally:
+        td.Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        stk.HMC(5.0, leapfrogs=5, metric="none"), stk.NUTS(2.0, metric="none"),
+        stk.ParallelTempering(temperatures=(1.0, 4.0), kernel=stk.HMC(2.0, leapfrogs=3, metric="none")),
+    ],
+    ids=lambda s: type(s).__name__,
+)  # fmt: skip
+def test_runs_outlive_refusals(solver):
+    """A prior from torch beside a wall, and an energy that checks its values, under steps that leave every support."""
+    pyro = stk.Energy(lambda x: -td.Normal(0.0, 1.0).log_prob(x).sum(1) - td.HalfNormal(1.0).log_prob(x[:, 0]), (2,))
+    wall = stk.Energy(lambda x: torch.where(x[:, 0] < 1, x.square().sum(1), torch.inf) * 1e20, (2,))
+    prior = stk.from_distribution(td.Independent(td.Normal(torch.zeros(2), 1.0), 1))
+    for field in (pyro, stk.product(prior, wall)):
+        draws = stk.sample(field, solver, chains=16, steps=10, seed=2, init=torch.full((16, 2), 0.5))
+        assert draws.ok.all()
+        assert bool(draws.x.isfinite().all())
+
+
+# --- starts --------------------------------------------------------------------------------------------------------------
+
+
+def box(low, high, shape=(1,)):
+    """A flat energy that is infinite outside an interval, with no constraint said."""
+    return stk.Energy(lambda x: torch.where((x > low) & (x < high), 0 * x, torch.inf).sum(1), shape)
+
+
+def test_chains_that_we_start_outside_start_again():
+    for field in (box(3.0, 9.0), box(-0.01, 0.01), box(0.0, 5.0, (3,))):
+        draws = stk.sample(field, stk.MALA(1e-6), chains=64, steps=1, seed=3)
+        assert draws.ok.all()
+    run = {"steps": 3, "seed": 3}
+    whole = stk.sample(box(0.0, 5.0, (3,)), stk.MALA(0.01), chains=32, **run)
+    parts = stk.sample(box(0.0, 5.0, (3,)), stk.MALA(0.01), chains=32, batch=5, **run)
+    assert torch.equal(whole.x, parts.x)  # chain c is the same chain
+    assert whole.cost["energy"] > 32 * (1 + 3)  # and what the starts took is counted
+    sound = stk.sample(box(-50.0, 50.0), stk.MALA(0.01), chains=32, **run)
+    assert sound.cost["energy"] == 32 * (1 + 3)
+
+
+def test_starts_of_the_users_stay_flagged_and_hopeless_ones_are_told():
+    init = torch.tensor([[10.5], [3.0], [10.2]])
+    draws = stk.sample(box(10.0, 11.0), stk.MALA(1e-6), init=init, steps=2)
+    assert draws.ok.tolist() == [True, False, True]
+    with pytest.warns(UserWarning, match="init="):
+        draws = stk.sample(stk.Energy(lambda x: x.sum(1) * math.inf, (2,)), stk.MALA(0.1), chains=3, steps=2)
+    assert draws.ok.tolist() == [False] * 3
