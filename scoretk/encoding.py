@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -41,12 +41,14 @@ from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.resolve import TimedField, resolve
 from scoretk.grids import grid as times_of
-from scoretk.rows import finite_rows, row_dot, select_rows
-from scoretk.solvers.adaptive import ADAPTIVE, Integral, integrate
+from scoretk.rows import across, finite_rows, row_dot, select_rows
+from scoretk.solvers.adaptive import ADAPTIVE, integrate
+from scoretk.solvers.rowwise import PAIRS, integrate_rows
 
-__all__ = ["FIXED", "Flow", "Latents", "Solve", "encode", "interpolate"]
+__all__ = ["FIXED", "Flow", "Latents", "Rate", "Solve", "condition_rows", "encode", "interpolate", "parts"]
 
-Rate = Callable[[Tensor, float], Tensor]
+Rate = Callable[[Tensor, float | Tensor], Tensor]
+"""`(z, phi) -> like z`, phi a number or one a row."""
 
 CLOSEST = 1e-3
 """How far in phi, hence in sigma/alpha, from an end without a determinate rate an adaptive solve begins: where Song et al. (2021)
@@ -102,6 +104,10 @@ class Flow:
         path = self.field.path
         return path is None or all(bool(c.isfinite()) for c in coefficients(path, 1.0, self.field.source, "v"))
 
+    def of(self, rows: Tensor) -> Flow:
+        """The flow of some of the rows, `(k,)`, which have their own conditions."""
+        return Flow(replace(self.field, cond={name: value[rows] for name, value in self.field.cond.items()}))
+
     def time(self, angle: float) -> float:
         """t at this angle, exact at the ends."""
         path, (noise, data) = self.field.path, self.ends
@@ -111,12 +117,24 @@ class Flow:
             return 0.0 if angle <= noise else 1.0
         return min(max(float(path.t(2 * math.log(math.tan(angle)))), 0.0), 1.0)
 
-    def rate(self, z: Tensor, angle: float) -> Tensor:
-        """`dz/dphi`, like z."""
-        t = self.time(angle)
-        if self.field.path is None:
+    def times(self, angles: Tensor) -> Tensor:
+        """As `time`, of angles `(rows,)`."""
+        path, (noise, data) = self.field.path, self.ends
+        if path is None:
+            return angles
+        inside = path.t(2 * angles.clamp(noise, data).tan().log()).clamp(0, 1)
+        return torch.where(angles <= noise, 0.0, torch.where(angles >= data, 1.0, inside))
+
+    def rate(self, z: Tensor, angle: float | Tensor) -> Tensor:
+        """`dz/dphi`, like z, at an angle or at one a row."""
+        t = self.times(angle) if isinstance(angle, Tensor) else self.time(angle)
+        path = self.field.path
+        if path is None:
             return self.field.velocity(z, t)
-        rho = self.radius(t)
+        if not isinstance(t, Tensor):
+            rho: Any = self.radius(t)
+        else:
+            rho = across(torch.hypot(path.alpha(t), path.sigma(t)).to(z.dtype), z)
         return -self.field.to("v", rho * z, t) / rho
 
 
@@ -132,9 +150,9 @@ class Solve:
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        option("method", self.method, (*ADAPTIVE, *FIXED))
+        option("method", self.method, (*PAIRS, *(name for name in ADAPTIVE if name not in PAIRS), *FIXED))
         for name, value in (("steps", self.steps), ("grid", self.grid)):
-            if value is not None and self.method in ADAPTIVE:
+            if value is not None and self.adaptive:
                 raise InvalidArgument(
                     name, value, f"nothing: {self.method} chooses its own steps", f"Or a method of {', '.join(FIXED)}"
                 )
@@ -144,14 +162,19 @@ class Solve:
         positive("atol", self.atol)
         counts(self, max_steps=1)
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method chooses its own steps."""
+        return self.method not in FIXED
+
     def describe(self, flow: Flow) -> str:
         """The method, its steps, and where it begins."""
-        steps = "" if self.method in ADAPTIVE else f", {len(self.angles(flow)) - 1} steps"
+        steps = "" if self.adaptive else f", {len(self.angles(flow)) - 1} steps"
         return f"{self.method}{steps}{'' if flow.determinate else ', end corrected'}"
 
     def angles(self, flow: Flow) -> list[float]:
         """Where to stop on the way from data to noise."""
-        if self.method in ADAPTIVE:
+        if self.adaptive:
             noise, data = flow.ends
             return [data, noise] if flow.determinate else [data, data - CLOSEST, noise]
         times = times_of(self.grid, flow.field.path, 32 if self.steps is None else self.steps)
@@ -159,23 +182,31 @@ class Solve:
             raise InvalidArgument("grid", times, "times from 0 to 1")
         return [flow.angle(t) for t in reversed(times.tolist())]
 
-    def run(self, flow: Flow, rate: Rate, start: Tensor) -> Integral:
-        """Integrate `rate(y, phi) -> like y`, rows y `(batch, ...)`, from the data end to the noise end."""
+    def run(self, flow: Flow, rate_of: Callable[[Tensor], Rate], start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Integrate rows `(batch, ...)` from the data end to the noise end.
+
+        Arguments: flow; rate_of, the rate `rate(y, phi) -> like y` of some of the rows, `(k,)`; start, the rows y there.
+        Returns: the rows at the other end; their `Status` codes and evaluations, both `(batch,)`.
+        """
         angles, y, opening = self.angles(flow), start, 0
+        rate = rate_of(torch.arange(len(y), device=y.device))
         if not flow.determinate:
             y, angles, opening = corrected_end(rate, start, angles), angles[1:], 1
         alive = finite_rows(y)
         y = select_rows(alive, y, torch.zeros_like(y))
-        if self.method in ADAPTIVE:
-            y, status, calls = integrate(
-                rate, y, angles[0], angles[-1],
-                method=self.method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps,
-            )  # fmt: skip
+        limits = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps}
+        made: int | Tensor
+        if self.method in PAIRS:  # each row with steps of its own, so that it is the same in any batch
+            found = integrate_rows(rate, y, angles[0], angles[-1], select=rate_of, **limits)  # type: ignore[arg-type]
+            y, status, made = found.x, found.status, found.evaluations
+        elif self.adaptive:
+            y, status, made = integrate(rate, y, angles[0], angles[-1], **limits)  # type: ignore[arg-type]
         else:
-            y, calls = _runge_kutta(self.method, rate, y, angles)
+            y, made = _runge_kutta(self.method, rate, y, angles)
             status = torch.full((len(y),), int(Status.OK), device=y.device)
         alive = alive & finite_rows(y)
-        return Integral(y, torch.where(alive, status, int(Status.NONFINITE)), calls + opening)
+        calls = torch.zeros(len(y), dtype=torch.int64, device=y.device) + made + opening
+        return y, torch.where(alive, status, int(Status.NONFINITE)), calls
 
 
 def corrected_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
@@ -209,26 +240,51 @@ def encode(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 10_000,
+    batch: int | None = None,
 ) -> Latents:
     """The latents of data: the rows of x taken along the probability flow from t = 1 back to t = 0.
 
     The way back is `stk.sample(field, stk.ProbabilityFlow(...), init=latents.x, cond=cond)`; the round trip is exact up to the
     error of the two solves. Latents of data follow the field's `base`.
 
-    Arguments: field, timed; x `(batch, *event_shape)`; cond, one row a row of x; method, adaptive ("dopri5", "dopri8",
-    "bosh3", "fehlberg2", "adaptive_heun") with rtol, atol and max_steps, or fixed ("euler", "heun", "rk4": order 1, 2, 4) with
-    steps (default 32) and grid as `ProbabilityFlow` has them.
+    Arguments: field, timed; x `(rows, *event_shape)`; cond, one row a row of x; method, adaptive ("dopri5", "tsit5", "bosh3",
+    each row with its own steps; "dopri8", "fehlberg2", "adaptive_heun", whose steps a batch shares) with rtol, atol and
+    max_steps, or fixed ("euler", "heun", "rk4": order 1, 2, 4) with steps (default 32) and grid as `ProbabilityFlow` has them;
+    batch, rows at a time, for memory: the latents are the same, where a batch shares its steps to the tolerances.
     Returns: `Latents`; a row that failed is NaN and has its status.
     Raises: `MissingCapability` for a field that is not timed; `InvalidArgument`.
     """
     bound = resolve(field, {"velocity"}, cond, timed=True)
     assert isinstance(bound, TimedField)
     rows = tensor_like("x", x, (None, *bound.event_shape))
+    condition_rows(cond, len(rows))
     solve, flow = Solve(method, steps, grid, rtol, atol, max_steps), Flow(bound)
     with left_as_found(field), torch.no_grad():
-        z, status, calls = solve.run(flow, flow.rate, rows / flow.radius(1.0))
-        latents = select_rows(status == int(Status.OK), flow.radius(0.0) * z, torch.full_like(z, torch.nan))
-    return Latents(latents, status, solve.describe(flow), Cost(velocity=calls * len(rows)))
+        found = [_encoded(solve, flow, rows, part) for part in parts(len(rows), batch)]
+    latents, status, calls = (torch.cat(values) for values in zip(*found, strict=True))
+    return Latents(latents, status, solve.describe(flow), Cost(velocity=int(calls.sum())))
+
+
+def _encoded(solve: Solve, flow: Flow, x: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of these rows of x, their status and evaluations."""
+    places = torch.arange(len(x), device=x.device)[part]
+    z, status, calls = solve.run(flow, lambda rows: flow.of(places[rows]).rate, x[part] / flow.radius(1.0))
+    latents = select_rows(status == int(Status.OK), flow.radius(0.0) * z, torch.full_like(z, torch.nan))
+    return latents, status, calls
+
+
+def parts(n: int, batch: int | None) -> list[slice]:
+    """n rows, so many at a time; all at once where batch is None, or where there are none."""
+    size = n if batch is None else count("batch", batch, least=1)
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)] if n else [slice(0, 0)]
+
+
+def condition_rows(cond: Mapping[str, Tensor] | None, n: int) -> dict[str, Tensor]:
+    """Conditions with one row a row of x, of which there are n. Raises `InvalidArgument`."""
+    for name, value in (cond or {}).items():
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != n:
+            raise InvalidArgument(f"cond[{name!r}]", value, f"a tensor with one row a row of x, {n} rows")
+    return dict(cond or {})
 
 
 def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:

@@ -31,15 +31,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, finite, option, tensor_like
+from scoretk.arguments import count, finite, integer, is_integer, option, tensor_like
 from scoretk.core.anatomy import left_as_found
 from scoretk.draws import Cost
-from scoretk.encoding import Flow, Solve
+from scoretk.encoding import Flow, Rate, Solve, condition_rows, parts
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.constrained import users_shape
 from scoretk.fields.distribution import as_field
@@ -84,6 +85,8 @@ def log_prob(
     probes: int = 8,
     probe_law: str = "rademacher",
     seed: int = 0,
+    rows: int | range | Tensor | None = None,
+    batch: int | None = None,
 ) -> Estimate:
     """Log density of the rows of x, in nats.
 
@@ -96,7 +99,11 @@ def log_prob(
     a row of x; method, steps, grid, rtol, atol and max_steps of the solve as in `encode`; trace, "exact", "hutchinson" or
     "hutch++" (None: exact up to 32 dimensions, else Hutchinson's); probes, how many products with the Jacobian an estimate may
     take (Hutch++ has a third each for the range and for the trace in it); probe_law, "rademacher" or "gaussian"; seed, of the
-    probes.
+    probes; rows, the ids that the probes of each row hang on: a number, that of the first row, a range or an integer tensor
+    `(batch,)`, by default 0, 1, 2, .... A row has the same probes with the same id in any batch, and rows scored apart have
+    independent ones where their ids differ: pass `rows=i` with `x[i : i + 1]`. batch, rows at a time, for memory: the values
+    are the same (with the methods of `encode` whose steps a batch shares, to the tolerances; where a network's matrix products
+    round by the batch, to rounding).
     Returns: `Estimate` with value and stderr of shape `(batch,)`, NaN where the row's status is not OK; the standard error
     is that of the probes, 0 where nothing is estimated; the error of the solve is not in it.
     Raises: `MissingCapability` where the field has no normalised density; `InvalidArgument`.
@@ -104,41 +111,101 @@ def log_prob(
     field = as_field(field)
     if not hasattr(field, "event_shape"):
         resolve(field, ())
-    rows = tensor_like("x", x, (None, *users_shape(field)))
+    points = tensor_like("x", x, (None, *users_shape(field)))
+    ids, given = row_ids(rows, points), condition_rows(cond, len(points))
     solve = Solve(method, steps, grid, rtol, atol, max_steps)
     option("trace", trace or "exact", ("exact", "hutchinson", "hutch++"))
     option("probe_law", probe_law, ("rademacher", "gaussian"))
-    if "log_prob" in offers(field):
-        with left_as_found(field), torch.no_grad():
-            exact = field.users_log_prob if hasattr(field, "constrained_shape") else field.log_prob
-            value = rejecting(exact, rows, cond or {}, -torch.inf)
+    score = _own_density(field, seed, plain=rows is None and batch is None) or _flow_density(
+        field, solve, trace, probes, probe_law, seed
+    )
+    with left_as_found(field), torch.no_grad():
+        return _joined(
+            [
+                score(points[part], ids[part], {name: value[part] for name, value in given.items()})
+                for part in parts(len(points), batch)
+            ]
+        )
+
+
+Scorer = Callable[[Tensor, Tensor, dict[str, Tensor]], Estimate]
+"""Of rows of x, their ids and their conditions."""
+
+
+def row_ids(rows: int | range | Tensor | None, x: Tensor) -> Tensor:
+    """The ids of the rows of x, `(batch,)`, from what `rows=` takes in `log_prob`. Raises `InvalidArgument`."""
+    if rows is None or is_integer(rows):
+        first = 0 if rows is None else integer("rows", rows, below=2**32)
+        rows = range(first, first + len(x))
+    if not isinstance(rows, range | Tensor) or len(rows) != len(x):
+        expected = f"a number, or a range or an integer tensor of {len(x)} ids, one a row of x"
+        raise InvalidArgument("rows", rows, expected)
+    try:
+        return Noise(0, rows, device=x.device).chains
+    except InvalidArgument as error:
+        raise InvalidArgument("rows", rows, "ids in [0, 2**32)") from error
+
+
+def _own_density(field: Any, seed: int, *, plain: bool) -> Scorer | None:
+    """The field's own density, or its own estimate; None where it has neither."""
+
+    def exact(x: Tensor, ids: Tensor, cond: dict[str, Tensor]) -> Estimate:
+        known = field.users_log_prob if hasattr(field, "constrained_shape") else field.log_prob
+        value = rejecting(known, x, cond, -torch.inf)
         status = torch.where(value.isnan(), int(Status.NONFINITE), int(Status.OK))
-        return Estimate(value, torch.zeros_like(value), "exact", Cost(log_prob=len(rows)), status)
+        return Estimate(value, torch.zeros_like(value), "exact", Cost(log_prob=len(x)), status)
+
+    if "log_prob" in offers(field):
+        return exact
     own = getattr(field, "estimate_log_prob", None)
-    if callable(own):
-        with left_as_found(field), torch.no_grad():
-            return own(rows, seed=seed, **(cond or {}))
+    if not callable(own):
+        return None
+    by_row = "rows" in signature(own).parameters
+    if not (by_row or plain):
+        raise InvalidArgument(
+            "rows, batch", field_name(field), "a field whose estimate_log_prob takes rows=, the ids of the rows",
+            "Without, rows scored apart would share their noise",
+        )  # fmt: skip
+    return lambda x, ids, cond: own(x, seed=seed, **({"rows": ids} if by_row else {}), **cond)
+
+
+def _flow_density(field: Any, solve: Solve, trace: str | None, probes: int, probe_law: str, seed: int) -> Scorer:
+    """The density by the probability flow. Raises `MissingCapability` where there is none."""
     if not is_timed(field):
         raise MissingCapability(
             field_name(field), offers(field), {"log_prob"},
             "Its energy is known up to a constant only: a normalised density needs the partition function",
         )  # fmt: skip
-    bound = resolve(field, {"velocity"}, cond, timed=True)
-    assert isinstance(bound, TimedField)
-    if not callable(getattr(bound.base, "log_prob", None)):
+    base = getattr(field, "base", None)
+    if not callable(getattr(base, "log_prob", None)):
         raise MissingCapability(
             field_name(field), offers(field), {"log_prob"},
             "The flow's base has no density: give Velocity(base=...) a distribution rather than samples",
         )  # fmt: skip
-    if trace is None:
-        trace = "exact" if math.prod(bound.event_shape) <= EXACT_TRACE_UP_TO else "hutchinson"
-    directions = sketch = None
-    if trace != "exact":
-        directions, sketch = _probes(seed, rows, probes, probe_law, sketched=trace == "hutch++")
-    with left_as_found(field), torch.no_grad():
-        _check_differentiable(bound, rows)
-        how = "exact trace" if directions is None else f"{len(directions)} {probe_law.capitalize()} probes"
-        return _by_flow(bound, rows, directions, sketch, solve, how)
+    exact = (trace or "exact") == "exact" and (trace is not None or math.prod(field.event_shape) <= EXACT_TRACE_UP_TO)
+
+    def score(x: Tensor, ids: Tensor, cond: dict[str, Tensor]) -> Estimate:
+        bound = resolve(field, {"velocity"}, cond, timed=True)
+        assert isinstance(bound, TimedField)
+        _check_differentiable(bound, x)
+        if exact:
+            return _by_flow(bound, x, None, None, solve, "exact trace")
+        drawn = _probes(Noise(seed, ids, dtype=x.dtype), x, probes, probe_law, sketched=trace == "hutch++")
+        return _by_flow(bound, x, *drawn, solve, f"{len(drawn[0])} {probe_law.capitalize()} probes")
+
+    return score
+
+
+def _joined(found: list[Estimate]) -> Estimate:
+    """Estimates of some rows after another as one."""
+    first = found[0]
+    if len(found) == 1:
+        return first
+    methods = sorted({f.method for f in found})
+    how = methods[0] if len(methods) == 1 else f"{first.method}; and so on, in {len(found)} batches"
+    cost = Cost({kind: sum(f.cost[kind] for f in found) for kind in first.cost})
+    status = torch.cat([f.status.expand(len(f.value)) for f in found])
+    return Estimate(torch.cat([f.value for f in found]), torch.cat([f.stderr for f in found]), how, cost, status)
 
 
 def bits_per_dim(
@@ -149,6 +216,7 @@ def bits_per_dim(
     interval: tuple[float, float] = (0.0, 1.0),
     draws: int = 2,
     seed: int = 0,
+    rows: int | range | Tensor | None = None,
     **options: Any,
 ) -> Estimate:
     """Bits per dimension of quantised data, by uniform dequantisation.
@@ -161,8 +229,8 @@ def bits_per_dim(
     second term is 8 for 256 levels in [0, 1], 7 in [-1, 1].
 
     Arguments: field, as in `log_prob`, a density over `interval`; x `(batch, *event_shape)`, whole numbers in [0, levels);
-    interval, (low, high), where the field has its data; draws, of u (and of probes) a row, at least 2; seed, of both; options,
-    any other of `log_prob`, such as `trace`, `probes`, `method` and `cond`.
+    interval, (low, high), where the field has its data; draws, of u (and of probes) a row, at least 2; seed, of both; rows, the
+    ids that both hang on, as in `log_prob`; options, any other of it, such as `trace`, `probes`, `method`, `cond` and `batch`.
     Returns: `Estimate` with value and stderr of shape `(batch,)`, from the draws' spread; NaN where a draw failed.
     Raises: as `log_prob`.
     """
@@ -179,21 +247,30 @@ def bits_per_dim(
         raise InvalidArgument(
             "x", x, f"whole numbers from 0 to {levels - 1}", f"Of data in [0, 1]: (x * {levels - 1}).round()"
         )
-    found = []
+    found, ids = [], row_ids(rows, cells)
     for i in range(draws):
         own = derive(seed, i)
-        noise = Noise(own, len(cells), device=cells.device, dtype=cells.dtype)
-        u = noise.uniform(0, Stream.START, tuple(cells.shape[1:]), cells.dtype)
-        found.append(log_prob(field, low + (high - low) * (cells + u) / levels, seed=own, **options))
+        u = Noise(own, ids, dtype=cells.dtype).uniform(0, Stream.START, tuple(cells.shape[1:]), cells.dtype)
+        found.append(
+            log_prob(
+                field,
+                low + (high - low) * (cells + u) / levels,
+                seed=own,
+                rows=None if rows is None else ids,
+                **options,
+            )
+        )
     bits = -torch.stack([f.value for f in found]) / (math.prod(cells.shape[1:]) * math.log(2))
     cost = Cost({kind: sum(f.cost[kind] for f in found) for kind in found[0].cost})
     how = f"{found[0].method}, {draws} dequantisations to {levels} levels of [{low:g}, {high:g}]"
     status = torch.stack([f.status for f in found]).amax(0)
-    return Estimate(bits.mean(0) + math.log2(levels / (high - low)), bits.std(0) / math.sqrt(draws), how, cost, status)
+    return Estimate(
+        bits.mean(0) + math.log2(levels / (high - low)), _standard_error(bits.T.contiguous()), how, cost, status
+    )
 
 
 def _probes(
-    seed: int, x: Tensor, n: int, law: str = "rademacher", *, sketched: bool = False
+    noise: Noise, x: Tensor, n: int, law: str = "rademacher", *, sketched: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """n probes a row of x, `(n, batch, *event_shape)`; where `sketched` fewer, and those to find the range with.
 
@@ -201,22 +278,21 @@ def _probes(
     """
     count("probes", n, least=4 if sketched else 2)
     range_of = min(n // 3, math.prod(x.shape[1:])) if sketched else 0
-    noise = Noise(seed, len(x), device=x.device, dtype=x.dtype)
     draw = noise.rademacher if law == "rademacher" else noise.normal
     drawn = draw(0, Stream.PROBE, (n - range_of, *x.shape[1:]), x.dtype).movedim(1, 0)
     return drawn[range_of:], drawn[:range_of] if sketched else None
 
 
 def divergence(
-    velocity: Callable[[Tensor, float], Tensor],
+    velocity: Callable[[Tensor, Any], Tensor],
     x: Tensor,
-    t: float,
+    t: float | Tensor,
     directions: Tensor | None,
     sketch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`u(x, t)`, like x, and its divergence `(k, batch)`: one exact row, or one estimate a probe.
 
-    Arguments: velocity, `(x, t) -> like x`, rows independent; directions, probes `(k, batch, *event)` or None for the
+    Arguments: velocity, `(x, t) -> like x`, rows independent; t; directions, probes `(k, batch, *event)` or None for the
     exact trace; sketch, `(r, batch, *event)`, for Hutch++.
     """
     with torch.enable_grad():
@@ -247,9 +323,15 @@ def products(u: Tensor, y: Tensor, directions: Tensor) -> Tensor:
         return torch.stack([pulled(e, False) for e in directions])
 
 
+def _standard_error(values: Tensor) -> Tensor:
+    """Of the mean of each row's values `(batch, k)`. Not by torch's `std`, which rounds a row by how many stand beside it."""
+    k = values.shape[1]
+    return ((values - values.mean(1, keepdim=True)).square().sum(1) / ((k - 1) * k)).sqrt()
+
+
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner products over the event axes: `(k, batch, *event_shape), like -> (k, batch)`."""
-    return (a * b).reshape(*a.shape[:2], -1).sum(-1)
+    return (a * b).flatten(2).sum(-1) if a.ndim > 2 else a * b
 
 
 def _exact_trace(u: Tensor, y: Tensor) -> Tensor:
@@ -276,7 +358,7 @@ def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor) -> Tenso
 
 def _columns(vectors: Tensor) -> Tensor:
     """`(k, batch, *event_shape) -> (batch, d, k)`."""
-    return vectors.reshape(*vectors.shape[:2], -1).permute(1, 2, 0)
+    return vectors.flatten(2).permute(1, 2, 0)
 
 
 def _check_differentiable(bound: TimedField, x: Tensor) -> None:
@@ -296,9 +378,15 @@ def _by_flow(
     flow, batch, d = Flow(bound), len(x), math.prod(bound.event_shape)
     k = 1 if directions is None else len(directions)
 
-    def augmented(state: Tensor, angle: float) -> Tensor:
-        u, traces = divergence(flow.rate, state[:, :d].reshape(x.shape), angle, directions, sketch)
-        return torch.cat([u.reshape(batch, d), traces.T], 1)
+    def augmented(rows: Tensor) -> Rate:
+        rate = flow.of(rows).rate
+        own, seen = (None if probes is None else probes[:, rows] for probes in (directions, sketch))
+
+        def both(state: Tensor, angle: float | Tensor) -> Tensor:
+            u, traces = divergence(rate, state[:, :d].reshape(len(state), *x.shape[1:]), angle, own, seen)
+            return torch.cat([u.reshape(len(state), d), traces.T], 1)
+
+        return both
 
     noise, data = flow.radius(0.0), flow.radius(1.0)
     start = torch.cat([x.reshape(batch, d) / data, x.new_zeros((batch, k))], 1)
@@ -306,10 +394,11 @@ def _by_flow(
     # each probe's integral, from data to noise, is an estimate of its own; the base's density is common to all
     base = bound.base.log_prob(noise * state[:, :d].reshape(x.shape)) + d * math.log(noise / data)
     value = base + state[:, d:].mean(1)
-    stderr = torch.zeros_like(value) if directions is None else state[:, d:].std(1) / math.sqrt(k)
+    stderr = torch.zeros_like(value) if directions is None else _standard_error(state[:, d:])
     status = torch.where((status == int(Status.OK)) & value.isnan(), int(Status.NONFINITE), status)
     value, stderr = (v.where(status == int(Status.OK), torch.nan) for v in (value, stderr))
     products_each = d if directions is None else k + (0 if sketch is None else 2 * len(sketch))
-    cost = Cost(velocity=(calls + 1) * batch, vjp=calls * batch * products_each)
+    made = int(calls.sum())
+    cost = Cost(velocity=made + batch, vjp=made * products_each)
     rank = "" if sketch is None else f" beyond a range of {len(sketch)}"
     return Estimate(value, stderr, f"probability flow ({solve.describe(flow)}, {how}{rank})", cost, status)

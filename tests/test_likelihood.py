@@ -201,7 +201,7 @@ def test_drawn_probes_and_their_standard_error(law, variance, monkeypatch):
     seeds, fixed = itertools.count(), likelihood.divergence
 
     def redrawn(u, y, t, directions, sketch=None):
-        return fixed(u, y, t, likelihood._probes(next(seeds), y, k, law)[0])
+        return fixed(u, y, t, likelihood._probes(stk.Noise(next(seeds), len(y), dtype=y.dtype), y, k, law)[0])
 
     monkeypatch.setattr(likelihood, "divergence", redrawn)
     wrong = stk.log_prob(field, x, **settings)
@@ -223,7 +223,7 @@ def test_hutch_pp_is_unbiased_for_every_sketch_and_exact_on_a_low_rank():
     spread = {}
     for name, matrix in {"low rank": left @ right.T, "identity": level, "both": left @ right.T / d + small}.items():
         for trace in ("hutchinson", "hutch++"):
-            e, s = likelihood._probes(3, x, 12, sketched=trace == "hutch++")
+            e, s = likelihood._probes(stk.Noise(3, len(x), dtype=x.dtype), x, 12, sketched=trace == "hutch++")
             found = divergence(lambda y, t, m=matrix: y @ m.T, x, 0.0, e, s)[1].mean(0) - matrix.trace()
             spread[name, trace] = float(found.square().mean().sqrt())
             assert_mean(found, 0.0) if spread[name, trace] > 1e-9 else None
@@ -261,7 +261,7 @@ def test_products_vectorised_and_one_by_one_are_the_same():
     ])  # fmt: skip
     for model in (vectorised, looped):
         torch.testing.assert_close(divergence(model, x, 0.0, None)[1][0], trace, rtol=1e-12, atol=1e-12)
-    e, s = likelihood._probes(0, x, 9, sketched=True)
+    e, s = likelihood._probes(stk.Noise(0, len(x), dtype=x.dtype), x, 9, sketched=True)
     for sketch in (None, s):
         both = [divergence(model, x, 0.0, e, sketch)[1] for model in (vectorised, looped)]
         torch.testing.assert_close(*both, rtol=1e-12, atol=1e-12)

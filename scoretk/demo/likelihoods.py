@@ -154,9 +154,9 @@ class _Annealed:
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.marginal.event_shape)
 
-    def estimate_log_prob(self, x: Tensor, *, seed: int = 0) -> Estimate:
+    def estimate_log_prob(self, x: Tensor, *, seed: int = 0, rows: int | range | Tensor | None = None) -> Estimate:
         """`log p(x)`, an estimate a row."""
-        return self.marginal.annealed_log_prob(x, chains=self.chains, pilot=min(64, self.chains), seed=seed)
+        return self.marginal.annealed_log_prob(x, chains=self.chains, pilot=min(64, self.chains), seed=seed, rows=rows)
 
 
 def _why_not(density: Any) -> str:

@@ -51,7 +51,7 @@ from scoretk.fields.protocols import field_name, offers
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
 from scoretk.learn.fitting import Progress, Recipe, fit
 from scoretk.learn.likelihoods import negative_elbo, negative_iwae, reparametrised
-from scoretk.likelihood import Estimate
+from scoretk.likelihood import Estimate, row_ids
 from scoretk.noise import Noise, derive
 from scoretk.partition import log_partition
 from scoretk.rows import select_rows
@@ -167,37 +167,40 @@ class VAE:
         """The model of the data, p(x); `dataclasses.replace(vae.marginal, draws=...)` has other accuracy."""
         return Marginal(self)
 
-    def elbo(self, x: Tensor, *, draws: int = 64, seed: int = 0) -> Estimate:
+    def elbo(self, x: Tensor, *, draws: int = 64, seed: int = 0, rows: int | range | Tensor | None = None) -> Estimate:
         """The evidence lower bound, `E_q log(p(x, z) / q(z | x)) <= log p(x)`, in nats.
 
-        Arguments: x `(batch, *data_shape)`; draws of q a row, at least 2; seed.
+        Arguments: x `(batch, *data_shape)`; draws of q a row, at least 2; seed; rows, ids as in `scoretk.log_prob`.
         Returns: `Estimate`, value and stderr `(batch,)`.
         """
-        log_w = self.log_weights(x, draws=draws, seed=seed)
+        log_w = self.log_weights(x, draws=draws, seed=seed, rows=rows)
         spread = ((log_w - log_w.mean(0)).square().sum(0) / (draws * (draws - 1))).sqrt()
         return _estimate(self, log_w.mean(0), spread, f"ELBO ({draws} draws)", log_w.numel())
 
-    def log_weights(self, x: Tensor, *, draws: int, newton: int = 0, seed: int = 0) -> Tensor:
+    def log_weights(
+        self, x: Tensor, *, draws: int, newton: int = 0, seed: int = 0, rows: int | range | Tensor | None = None
+    ) -> Tensor:
         """`log w_k = log p~(z_k) + log p(x | z_k) - log q(z_k)`, p~ the prior, normalised or not.
 
         Arguments: x `(batch, *data_shape)`; draws, how many a row, at least 2; newton, 0 for q the encoder, else q is half
-            the encoder and half a normal at a mode of the posterior that so many Newton steps found; seed.
+            the encoder and half a normal at a mode of the posterior that so many Newton steps found; seed; rows, ids as in
+            `scoretk.log_prob`.
         Returns: `(draws, batch)`; the mean of w is `Z p(x)` with Z that of p~ (`log_z`).
         """
-        rows, k = self.data_rows(x), count("draws", draws, least=2)
-        if not len(rows):
-            return rows.new_zeros((k, 0))
-        noise = Noise(seed, len(rows), device=rows.device, dtype=rows.dtype)
-        together = 2 * max(1, AT_ONCE // (2 * len(rows)))
+        data, k = self.data_rows(x), count("draws", draws, least=2)
+        noise = Noise(seed, row_ids(rows, data), dtype=data.dtype)
+        if not len(data):
+            return data.new_zeros((k, 0))
+        together = 2 * max(1, AT_ONCE // (2 * len(data)))
         with left_as_found(self), torch.no_grad():
-            laws, found = [self.encoder(rows)], []
+            laws, found = [self.encoder(data)], []
             if count("newton", newton):
-                laws.append(_laplace(self, rows, laws[0].mean, newton))
+                laws.append(_laplace(self, data, laws[0].mean, newton))
             for first in range(0, k, together):  # one step of the noise a draw: row i has the same draws in any batch
                 steps = range(first, min(first + together, k))
                 normals = torch.stack([noise.normal(s, Stream.PROBE, self.event_shape) for s in steps])
                 z = torch.cat([reparametrised(law, normals[i :: len(laws)]) for i, law in enumerate(laws)])
-                found.append(self._log_joint(rows, z) - _log_mixed([law.log_prob(z) for law in laws], k))
+                found.append(self._log_joint(data, z) - _log_mixed([law.log_prob(z) for law in laws], k))
             return torch.cat(found)
 
     def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:
@@ -340,39 +343,43 @@ class Marginal:
         """Exact draws, without gradients: z of the prior, then x of the decoder, its noise included. `(n, *data_shape)`."""
         return self.vae.observe(self.vae.draw(n, noise), noise)
 
-    def estimate_log_prob(self, x: Tensor, *, seed: int = 0) -> Estimate:
+    def estimate_log_prob(self, x: Tensor, *, seed: int = 0, rows: int | range | Tensor | None = None) -> Estimate:
         """What `scoretk.log_prob` asks for: `importance_log_prob`."""
-        return self.importance_log_prob(x, seed=seed)
+        return self.importance_log_prob(x, seed=seed, rows=rows)
 
-    def importance_log_prob(self, x: Tensor, *, seed: int = 0) -> Estimate:
+    def importance_log_prob(self, x: Tensor, *, seed: int = 0, rows: int | range | Tensor | None = None) -> Estimate:
         """`log (1/K sum_k w_k)`, in nats: log p(x) but for a bias of half its squared standard error, downwards.
 
         The standard error is the delta method's. Half of the draws are the encoder's and half those of a normal at a mode of
         the posterior, since an encoder alone, narrower than the posterior and not correlated, leaves few weights that count.
         Where few still do (the method says how many, in the worst row) more draws are needed, or `annealed_log_prob`.
         Reference: Burda, Grosse, Salakhutdinov (2016).
-        Arguments: x `(batch, *data_shape)`; seed. Returns: `Estimate`, value and stderr `(batch,)`.
+        Arguments: x `(batch, *data_shape)`; seed; rows, the ids that each row's draws hang on, as in `scoretk.log_prob`.
+        Returns: `Estimate`, value and stderr `(batch,)`.
         """
-        log_w = self.vae.log_weights(x, draws=self.draws, newton=self.newton, seed=seed)
+        log_w = self.vae.log_weights(x, draws=self.draws, newton=self.newton, seed=seed, rows=rows)
         value, stderr, effective = _log_mean(log_w)
         least = f", at least {float(effective.min()):.0f} effective" if len(effective) else ""
         how = f"importance-weighted ({self.draws} draws{least})"
         return _estimate(self.vae, value, stderr, how, log_w.numel())
 
-    def annealed_log_prob(self, x: Tensor, *, chains: int = 64, seed: int = 0, **options: Any) -> Estimate:
+    def annealed_log_prob(
+        self, x: Tensor, *, chains: int = 64, seed: int = 0, rows: int | range | Tensor | None = None, **options: Any
+    ) -> Estimate:
         """log p(x) as the partition function of the posterior, by annealed importance sampling from the prior.
 
         Reference: Wu, Burda, Salakhutdinov, Grosse (2017).
-        Arguments: x `(batch, *data_shape)`; chains a row; seed; options of `scoretk.log_partition`.
+        Arguments: x `(batch, *data_shape)`; chains a row; seed; rows, ids as in `scoretk.log_prob`; options of
+        `scoretk.log_partition`.
         Returns: `Estimate`, value and stderr `(batch,)`, in nats.
         """
-        rows = self.vae.data_rows(x)
+        data = self.vae.data_rows(x)
         base = (
             self.vae.prior if {"draw", "log_prob"} <= offers(self.vae.prior) else standard_normal(self.vae.event_shape)
         )
         found = [
             log_partition(self.vae.posterior(row), base, chains=chains, seed=derive(seed, i), **options)
-            for i, row in enumerate(rows)
+            for i, row in zip(row_ids(rows, data).tolist(), data, strict=True)
         ]
         value, stderr = (torch.stack([getattr(f, name) for f in found]) for name in ("value", "stderr"))
         spent = sum(f.cost.total for f in found)
