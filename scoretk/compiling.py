@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
 
-__all__ = ["compiled"]
+from scoretk.errors import ScoretkError
+
+__all__ = ["Uncompilable", "compiled"]
 
 KEPT = 64
 LIMIT_HIT = "FailOnRecompileLimitHit"  # by name: importing its home takes a second
+COMPILER = ("torch._dynamo", "torch._functorch", "torch._inductor", "torch._subclasses", "torch.fx")
+"""Where the compiler's own errors are at home. What a model raises while it is traced comes as one of them too."""
+OWN = (str(Path(__file__).parent), *torch.__path__)
+FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 _copies: OrderedDict[Hashable, CodeType] = OrderedDict()
+
+
+class Uncompilable(ScoretkError, RuntimeError):
+    """The compiler cannot take a function: its message says why, and at which line that is not of torch or this package."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{_place(error)}: {_reason(error)}")
 
 
 def compiled(method: Any, key: Hashable) -> Callable[..., Any]:
@@ -22,21 +37,25 @@ def compiled(method: Any, key: Hashable) -> Callable[..., Any]:
 
     The compiler keeps what it has made, and a small limit on how much, by code object. So each key (what tells one kind of
     run from another) has a copy of the code of its own: equal runs find their compiled function again, and different ones do
-    not use up each other's limit. A kind that reaches it all the same starts afresh. The last 64 kinds are remembered.
+    not use up each other's limit. A kind that reaches it all the same starts afresh, once. The last 64 kinds are remembered.
+
+    Raises: `Uncompilable` from a call that the compiler fails at; where it is the model that fails, the method itself does too.
     """
     full_key = (method.__func__, key)
-    function = _compile(method, full_key)
+    function, afresh = _compile(method, full_key), False
 
     def run(*arguments: Any) -> Any:
-        nonlocal function
+        nonlocal function, afresh
         try:
             return function(*arguments)
         except Exception as error:
-            if type(error).__name__ != LIMIT_HIT:
+            if type(error).__name__ == LIMIT_HIT and not afresh:
+                _copies.pop(full_key, None)
+                function, afresh = _compile(method, full_key), True
+                return run(*arguments)
+            if not any(kind.__module__.startswith(COMPILER) for kind in type(error).__mro__):
                 raise
-            _copies.pop(full_key, None)
-            function = _compile(method, full_key)
-            return function(*arguments)
+            raise Uncompilable(error) from error
 
     return run
 
@@ -48,3 +67,20 @@ def _compile(method: Any, key: Hashable) -> Callable[..., Any]:
         _copies.popitem(last=False)
     own = FunctionType(code, method.__globals__, method.__name__, closure=method.__closure__)
     return torch.compile(MethodType(own, method.__self__), fullgraph=True, dynamic=False)
+
+
+def _place(error: Exception) -> str:
+    """The last line of the user's among those that the compiler was tracing, else the last of any."""
+    known = getattr(error, "real_stack", None) or ()
+    frames: list[Any] = [(f.filename, f.lineno, f.name) for f in known] or FRAME.findall(str(error))
+    theirs = [frame for frame in frames if not str(frame[0]).startswith(OWN)]
+    if not frames:
+        return "the compiler"
+    file, line, name = (theirs or frames)[-1]
+    return f"{file}:{line} in {name}"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the compiler says that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

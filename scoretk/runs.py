@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoretk.checkpoint import Checkpoint, check_header, is_count, read, unfit
+from scoretk.compiling import Uncompilable
 from scoretk.drive import Moment, Schedule, begin, drive, state_leaves, tuned_leaves, with_leaves
 from scoretk.errors import CheckpointError, Status
 from scoretk.progress import Progress
@@ -77,20 +79,42 @@ def run_batches(
     """
     run = _resume(batches, solver, recorder, checkpoint, settings)
     total = sum(b.schedule.total for b in batches)
+    compiler = _Compiler(compiled)
     with Progress(progress, total) as shown, _saved_on_exit(run, recorder, batches, checkpoint, settings):
         for batch in batches[len(run.done) :]:
             run.moment = run.moment or _begin(solver, batch, run.done)
             before = sum(b.schedule.total for b in batches[: len(run.done)])
-            for moment in drive(
-                solver, batch.bound, batch.noise, run.moment, batch.schedule, recorder,
-                compiled=compiled, recompute=recompute, on_failure=on_failure,
-            ):  # fmt: skip
+            for moment in _driven(run, solver, batch, recorder, compiler, recompute=recompute, on_failure=on_failure):
                 run.moment = moment
                 shown.update(before + moment.step, _failed(run))
                 if checkpoint and checkpoint.due():
                     _save(run, recorder, batches, checkpoint, settings)
             run.done, run.moment = [*run.done, _finish(run.moment, batch.schedule, recorder, adapts(solver))], None
     return run.done
+
+
+@dataclass
+class _Compiler:
+    """Whether the run is compiled, until the compiler fails."""
+
+    used: bool
+
+
+def _driven(
+    run: _Run, solver: Any, batch: Batch, recorder: Recorder, compiler: _Compiler, *, recompute: bool, on_failure: str
+) -> Iterator[Moment]:
+    """The moments of a batch from the run's own on. Where the compiler cannot take the field, a warning, and eagerly on."""
+    how: dict[str, Any] = {"recompute": recompute, "on_failure": on_failure}
+    while True:
+        assert run.moment is not None
+        try:
+            yield from drive(
+                solver, batch.bound, batch.noise, run.moment, batch.schedule, recorder, compiled=compiler.used, **how
+            )
+            return
+        except Uncompilable as failure:
+            compiler.used = False
+            warnings.warn(f"compile=True: not compiled, the run goes on eagerly. {failure}", stacklevel=4)
 
 
 def _begin(solver: Any, batch: Batch, done: list[Finished]) -> Moment:

@@ -86,7 +86,8 @@ def sample(
             adjoint equation on the way back: the gradients to the solver's tolerance.
         batch: chains at a time, for memory; the draws are the same. The chains that tune a solver, its `pilot`, run together.
         device, dtype: of the state, float32 or float64; by default those of `init`, else of the model.
-        compile: whether to compile the step with torch.compile.
+        compile: whether to compile the step with torch.compile. Where the compiler cannot take the field (data-dependent
+            control flow, a call to other libraries), a warning names the line, and the run goes on as without.
         checkpoint: a path, or a `Checkpoint`, to save the run to and to go on from.
         progress: True, False, or None for a progress line on a terminal.
         on_failure: "flag" marks failed chains in `draws.status`; "raise" stops with `ChainFailure`.

@@ -364,7 +364,10 @@ class Tabulated(GaussianPath):
         """The cubic of the cell of t, coefficients `(4, ...)`, and how far t lies before the knot to its right, in cells."""
         table: Tensor = self._cubics.to(t.device, t.dtype)  # type: ignore[attr-defined]
         cell = (t * self.steps).floor().long().clamp(0, self.steps - 1)
-        return table[:, cell], (cell + 1).to(t.dtype) - t * self.steps
+        chosen = table.index_select(1, cell.flatten()).reshape(
+            4, *cell.shape
+        )  # a 0-d index is a number to the compiler
+        return chosen, (cell + 1).to(t.dtype) - t * self.steps
 
     def _log_alpha(self, t: Time) -> Tensor:
         (c0, c1, c2, c3), v = self._cell(_tensor(t))

@@ -1,0 +1,195 @@
+"""`compile=True` with fields that the compiler cannot take: a warning that names the line, and the bits of an eager run."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk import compiling
+from scoretk.compiling import Uncompilable, compiled
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+STEPS = {"chains": 3, "steps": 12, "seed": 2}
+
+
+def talks(x):
+    print(end="")  # TALKS
+    return x.square().sum(1) / 2
+
+
+def branches(x):
+    if x.sum() > 1e9:  # BRANCHES
+        return x.sum(1)
+    return x.square().sum(1) / 2
+
+
+def counts(x):
+    return x.square().sum(1) / 2 if x.sum().item() < 1e9 else x.sum(1)  # COUNTS
+
+
+def leaves_torch(x):
+    nothing = np.fromiter(itertools.chain([0.0]), dtype=np.float32)  # LEAVES_TORCH
+    return torch.from_numpy(nothing).to(x) + x.square().sum(1) / 2
+
+
+FIELDS = [talks, branches, counts, leaves_torch]
+SOLVERS = [
+    stk.ULA(0.1), stk.HMC(0.2, 3, metric="none"), stk.ChEES(0.2, 0.5, metric="none"), stk.NUTS(0.2, metric="none"),
+    stk.ChEES(),
+]  # fmt: skip
+
+
+def line_of(function):
+    source = Path(__file__).read_text().splitlines()
+    return next(i for i, text in enumerate(source, 1) if text.endswith(f"# {function.__name__.upper()}"))
+
+
+def test_the_lines_are_found():
+    assert [line_of(f) for f in FIELDS] == sorted({line_of(f) for f in FIELDS})
+
+
+SLOW = pytest.mark.slow
+CASES = [(branches, SOLVERS[0]), (branches, SOLVERS[-1])]
+CASES += [pytest.param(f, SOLVERS[0], marks=SLOW) for f in FIELDS if f is not branches]
+CASES += [pytest.param(branches, solver, marks=SLOW) for solver in SOLVERS[1:-1]]
+
+
+@pytest.mark.parametrize(("energy", "solver"), CASES, ids=lambda v: getattr(v, "__name__", repr(v)[:12]))
+def test_what_the_compiler_cannot_take_runs_eagerly(energy, solver):
+    field = stk.Energy(energy, (2,))
+    run = STEPS | ({"warmup": 20} if getattr(solver, "adapts", False) else {})
+    eager = stk.sample(field, solver, **run)
+    with pytest.warns(UserWarning, match=rf"test_compiling\.py:{line_of(energy)} in {energy.__name__}") as told:
+        draws = stk.sample(field, solver, compile=True, **run)
+    (ours,) = (w for w in told if w.category is UserWarning)  # besides torch's own
+    assert ours.filename == __file__
+    assert torch.equal(draws.x, eager.x)
+    assert draws.cost == eager.cost
+    for name, value in eager.stats.items():
+        assert torch.equal(draws.stats[name], value), name
+
+
+def test_batches_are_told_once():
+    with pytest.warns(UserWarning, match="not compiled") as told:
+        draws = stk.sample(stk.Energy(branches, (2,)), stk.ULA(0.1), compile=True, batch=1, **STEPS)
+    assert len([w for w in told if w.category is UserWarning]) == 1
+    assert torch.equal(draws.x, stk.sample(stk.Energy(branches, (2,)), stk.ULA(0.1), **STEPS).x)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        stk.ProbabilityFlow("dopri5"),
+        *(pytest.param(s, marks=SLOW) for s in (stk.ProbabilityFlow(steps=16), stk.ReverseSDE(steps=16))),
+    ],
+    ids=lambda s: repr(s)[:24],
+)
+def test_fields_in_time_too(solver):
+    def denoise(x, t):
+        if x.sum() > 1e9:
+            return x
+        return x / 2
+
+    field = stk.Diffusion(denoise, (2,), stk.VP(), "data")
+    with pytest.warns(UserWarning, match=r"test_compiling\.py:\d+ in denoise"):
+        draws = stk.sample(field, solver, chains=3, compile=True)
+    assert torch.equal(draws.final, stk.sample(field, solver, chains=3).final)
+
+
+@pytest.mark.filterwarnings("ignore:compile=True")
+def test_a_models_own_error_is_raised_as_it_is():
+    def broken(x):
+        if len(x) == 3 and x.square().sum() >= 0:
+            raise ZeroDivisionError("of the model")
+        return x.sum(1)
+
+    with pytest.raises(ZeroDivisionError, match="of the model"):
+        stk.sample(stk.Energy(broken, (2,)), stk.ULA(0.1), compile=True, **STEPS)
+
+
+def test_a_checkpoint_goes_on(tmp_path):
+    field, run = stk.Energy(branches, (2,)), STEPS | {"compile": True, "checkpoint": tmp_path / "run"}
+    with pytest.warns(UserWarning, match="not compiled"):
+        draws = stk.sample(field, stk.ULA(0.1), **run)
+    assert torch.equal(stk.sample(field, stk.ULA(0.1), **run).x, draws.x)
+
+
+class Doubles:
+    """Something with a method that a test compiles."""
+
+    def twice(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize(
+    "module", ["torch._dynamo.exc", "torch._inductor.exc", "torch.fx.experimental.symbolic_shapes"]
+)
+def test_every_error_of_the_compilers_is_told_from_a_models(monkeypatch, module):
+    ours = type("Backend", (RuntimeError,), {"__module__": module})
+
+    def fails(method, key):
+        def call(*arguments):
+            raise ours('no compiler\n  File "/home/a/model.py", line 7, in energy')
+
+        return call
+
+    monkeypatch.setattr(compiling, "_compile", fails)
+    with pytest.raises(Uncompilable, match=r"^/home/a/model\.py:7 in energy: no compiler$"):
+        compiled(Doubles().twice, module)(torch.ones(2))
+    draws = stk.sample(stk.Energy(lambda x: x.square().sum(1), (2,)), stk.ULA(0.1), **STEPS)
+    with pytest.warns(UserWarning, match=r"model\.py:7"):
+        again = stk.sample(stk.Energy(lambda x: x.square().sum(1), (2,)), stk.ULA(0.1), compile=True, **STEPS)
+    assert torch.equal(again.x, draws.x)
+
+
+def test_what_changes_at_every_call_is_not_compiled_for_ever(monkeypatch):
+    hit = type(compiling.LIMIT_HIT, (RuntimeError,), {"__module__": "torch._dynamo.exc"})
+    made = []
+
+    def limited(method, key):
+        made.append(key)
+
+        def call(*arguments):
+            raise hit("recompile_limit reached")
+
+        return call
+
+    monkeypatch.setattr(compiling, "_compile", limited)
+    with pytest.raises(Uncompilable, match="recompile_limit reached"):
+        compiled(Doubles().twice, "key")(torch.ones(2))
+    assert len(made) == 2
+
+
+def test_without_the_way_back_the_run_would_end(monkeypatch):
+    """The mutant: the compiler's error ends the run, as it did."""
+    monkeypatch.setattr("scoretk.runs.Uncompilable", KeyboardInterrupt)
+    with pytest.raises(Uncompilable, match="branches"):
+        stk.sample(stk.Energy(branches, (2,)), stk.ULA(0.1), compile=True, **STEPS)
+
+
+TABLE = torch.cumprod(1 - torch.linspace(1e-3, 0.2, 50, dtype=torch.float64), 0)
+
+
+@pytest.mark.parametrize("t", [0.3, pytest.param([0.0, 0.31, 1.0], marks=SLOW)], ids=["scalar", "rows"])
+def test_a_table_is_one_graph(t):
+    path, time = stk.Tabulated(TABLE), torch.tensor(t, dtype=torch.float64)
+    graph = torch.compile(lambda t: tuple(path(t)), fullgraph=True, backend="aot_eager")
+    for compiled_value, eager in zip(graph(time), path(time), strict=True):
+        torch.testing.assert_close(compiled_value, eager)
+
+
+SHIFTS = torch.linspace(0, 0.5, 50)
+TIMED = [stk.ProbabilityFlow(steps=4), stk.ProbabilityFlow("dopri5"), stk.ReverseSDE(steps=4), stk.AnnealedLangevin(3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", TIMED, ids=lambda s: repr(s)[:24])
+def test_networks_on_timesteps_are_compiled(solver):
+    """Without a warning, which the tests take for an error; the network looks its timestep up in a table."""
+    field = stk.from_timesteps(lambda x, k: x * SHIFTS.to(x)[k][:, None], TABLE, (2,))
+    run = {"chains": 3, "dtype": torch.float64, "seed": 1}
+    eager, fast = (stk.sample(field, solver, compile=c, **run).final for c in (False, True))
+    torch.testing.assert_close(fast, eager, rtol=1e-6, atol=1e-6)
