@@ -2,7 +2,8 @@
 
 The driver owns `(state, status, failed_at)`. After each step, row by row: a chain that was well and whose new state is
 finite moves on; a chain whose new state is not finite keeps its last finite one, is marked with a `Status` and the step,
-and stays there; a chain marked earlier stays where it is. Solvers need no code for any of this.
+and stays there; a chain marked earlier stays where it is. On a grid, whose run has no acceptance that could turn it back, so
+does a chain that leaves every scale that the path and its own start know (`reach_of`). Solvers need no code for any of this.
 
 Everything that a run is at a moment is one `Moment`, replaced whole after each block of steps: an interrupt finds either
 the moment before the block or the one after it.
@@ -28,12 +29,17 @@ from scoretk.errors import ChainFailure, Status
 from scoretk.fields.resolve import StaticField, TimedField
 from scoretk.record import Record, Recorder, masked
 from scoretk.rows import finite_rows, select_rows
-from scoretk.solvers.base import Info, is_planned
+from scoretk.solvers.base import Info, is_grid, is_planned
 from scoretk.tape import Tape, requests
 
 __all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "tuned_leaves", "with_leaves"]
 
 BLOCK_SECONDS = 0.1
+BEYOND_PATH, BEYOND_START = 1e7, 1e15
+"""How far beyond the scales of its path and its start a chain is `DIVERGED`; where there is no path, how far beyond its start.
+
+1e7 units of noise are what float32 resolves of it: farther out a state on a path says nothing of its noise.
+"""
 UNROLL = 8
 UNROLL_VALUES = 1 << 18
 KINDS = 6
@@ -73,7 +79,7 @@ class Schedule:
 
 @dataclass
 class Moment:
-    """All that a run is after `step` steps."""
+    """All that a run is after `step` steps. `reach` `(chains,)` follows from the start; see `reach_of`."""
 
     state: Any
     status: Tensor
@@ -82,6 +88,7 @@ class Moment:
     record: Record = field(default_factory=Record)
     evaluations: int = 0
     tuning: Any = None
+    reach: Tensor | None = None
 
 
 def state_leaves(state: Any) -> dict[str, Tensor]:
@@ -160,7 +167,9 @@ def begin(
             "and are flagged; give them one: init=", stacklevel=2,
         )  # fmt: skip
     status = torch.where(finite, int(Status.OK), int(Status.NONFINITE))
-    moment = Moment(state, status, torch.where(finite, -1, 0), evaluations=attempts * len(x))
+    moment = Moment(
+        state, status, torch.where(finite, -1, 0), evaluations=attempts * len(x), reach=reach_of(solver, bound, state.x)
+    )
     if tunes and bool(finite.any()):
         moment.state, moment.tuning, spent = solver.begin_tuning(bound, state, noise, finite)
         moment.evaluations += spent * len(x)
@@ -170,30 +179,56 @@ def begin(
     return moment
 
 
+def reach_of(solver: Any, bound: Any, x: Tensor) -> Tensor | None:
+    """The largest entry, `(chains,)`, that x may have on a grid that starts at x; None where the solver has no grid.
+
+    On a path `x_t = alpha x_1 + sigma eps` of a field in time, `BEYOND_PATH` times the largest of alpha, sigma and |x|.
+    """
+    if not is_grid(solver):
+        return None
+    scale = x.detach().reshape(len(x), -1).abs().amax(1).nan_to_num(0.0, posinf=0.0).clamp(min=1.0)
+    if not isinstance(bound, TimedField):
+        return BEYOND_START * scale
+    known = (
+        [] if bound.path is None else [float(f(t)) for f in (bound.path.alpha, bound.path.sigma) for t in (0.0, 1.0)]
+    )
+    return BEYOND_PATH * scale.clamp(min=max(known, default=1.0))
+
+
+def _within(x: Tensor, reach: Tensor) -> Tensor:
+    """Which chains are within reach, `(chains,)` of bool; those that are not finite are not."""
+    return x.reshape(len(x), -1).abs().amax(1) <= reach
+
+
 def tuned_leaves(state: Any) -> dict[str, Tensor]:
     """What warmup has tuned: the leaves that all chains share, but the step's index."""
     shared: frozenset[str] = getattr(state, "shared", frozenset()) - {"step"}
     return {name: value for name, value in state_leaves(state).items() if name in shared}
 
 
-def settle(new: Any, old: Any, info: Info, status: Tensor, failed_at: Tensor, step: int | Tensor) -> tuple[Any, ...]:
+def settle(
+    new: Any, old: Any, info: Info, status: Tensor, failed_at: Tensor, step: int | Tensor, reach: Tensor | None = None
+) -> tuple[Any, ...]:
     """Row by row accept the new state or keep the old one; see the module's docstring. No synchronisation."""
     alive, finite = status == int(Status.OK), _finite_chains(new)
     code = info.get("status", torch.zeros_like(status)).to(status.dtype)
     code = torch.where(finite | (code != int(Status.OK)), code, int(Status.NONFINITE))
+    sound = finite
+    if reach is not None:
+        sound = finite & _within(new.x, reach)
+        code = torch.where(sound | (code != int(Status.OK)), code, int(Status.DIVERGED))
     failed = alive & (code != int(Status.OK))
-    state = _select_state(alive & finite, new, old)
+    state = _select_state(alive & sound, new, old)
     stats = masked({n: v for n, v in info.items() if n not in ("status", "evaluations")}, alive & ~failed)
     return state, torch.where(failed, code, status), torch.where(failed, step, failed_at), stats
 
 
 def _one(
-    solver: Any, bound: Any, noise: Any, moment: tuple[Any, Tensor, Tensor], step: Any, probe: bool
+    solver: Any, bound: Any, noise: Any, moment: tuple[Any, Tensor, Tensor, Tensor | None], step: Any, probe: bool
 ) -> tuple[Any, ...]:
     """One step and its settling: (state, status, failed_at, stats, evaluations)."""
-    old, status, failed_at = moment
-    new, info = solver.step(bound, old, noise)
-    return _settled(new, info, old, status, failed_at, step, probe)
+    new, info = solver.step(bound, moment[0], noise)
+    return _settled(new, info, moment, step, probe)
 
 
 def _one_as_found(solver: Any, bound: Any, *rest: Any) -> tuple[Any, ...]:
@@ -203,13 +238,14 @@ def _one_as_found(solver: Any, bound: Any, *rest: Any) -> tuple[Any, ...]:
 
 
 def _settled(
-    new: Any, info: Info, old: Any, status: Tensor, failed_at: Tensor, step: Any, probe: bool
+    new: Any, info: Info, moment: tuple[Any, Tensor, Tensor, Tensor | None], step: Any, probe: bool
 ) -> tuple[Any, ...]:
+    old, status, failed_at, reach = moment
     evaluations = info.get("evaluations")
-    if probe and "status" not in info and _all_finite(new):
+    if probe and "status" not in info and _all_finite(new) and (reach is None or bool(_within(new.x, reach).all())):
         stats = {n: v for n, v in info.items() if n != "evaluations"} if evaluations is not None else info
         return new, status, failed_at, stats, evaluations
-    return (*settle(new, old, info, status, failed_at, step), evaluations)
+    return (*settle(new, old, info, status, failed_at, step, reach), evaluations)
 
 
 class _Eager:
@@ -234,13 +270,14 @@ class _Eager:
             if tuning is not None and step < warmup:
                 alive = status == int(Status.OK)
                 new, info, tuning = self.solver.adapt(self.bound, state, tuning, self.noise, alive, step, warmup)
-                state, status, failed_at, stats, used = _settled(new, info, state, status, failed_at, step, probe)
+                now = (state, status, failed_at, moment.reach)
+                state, status, failed_at, stats, used = _settled(new, info, now, step, probe)
             else:
-                now = (self.solver, self.fast, self.noise, (state, status, failed_at), step, probe)
+                arguments = (self.solver, self.fast, self.noise, (state, status, failed_at, moment.reach), step, probe)
                 made = (
-                    _one(*now)
+                    _one(*arguments)
                     if not self.recompute
-                    else again(_one_as_found, *now, use_reentrant=False, preserve_rng_state=False)
+                    else again(_one_as_found, *arguments, use_reentrant=False, preserve_rng_state=False)
                 )
                 state, status, failed_at, stats, used = made
             probe = probe and (status is before or not bool(status.any()))
@@ -249,7 +286,7 @@ class _Eager:
             if self.schedule.keeps(step):
                 record = self.recorder.add(record, state.x, stats, kept, total)
                 kept += 1
-        return Moment(state, status, failed_at, moment.step + steps, record, evaluations, tuning)
+        return Moment(state, status, failed_at, moment.step + steps, record, evaluations, tuning, moment.reach)
 
 
 class _Compiled(_Eager):
@@ -288,14 +325,15 @@ class _Compiled(_Eager):
         return [length for length, _ in common] if sum(n for _, n in common) >= COVERED * seen.total() else []
 
     def _run(
-        self, state: Any, status: Tensor, failed_at: Tensor, step: Tensor, values: list[Tensor], length: int | None
+        self, now: tuple[Any, Tensor, Tensor, Tensor | None], step: Tensor, values: list[Tensor], length: int | None
     ) -> Any:
         """The steps of one call: the last state, and position, statistics and evaluations of each step."""
         assert self._tape is not None
         solver = self.solver if length is None else self.solver.taking(length)
+        state, status, failed_at, reach = now
         xs, infos = [], []
         for i in range(self._tape.length):
-            player, now = self._tape.player(values, i), (state, status, failed_at)
+            player, now = self._tape.player(values, i), (state, status, failed_at, reach)
             state, status, failed_at, stats, used = _one(solver, self.bound, player, now, step + i, False)
             xs.append(state.x)
             infos.append(stats if used is None else stats | {"evaluations": used.sum()})
@@ -329,7 +367,7 @@ class _Compiled(_Eager):
             if function is None:
                 break
             state, status, failed_at, counter, xs, stats = function(
-                state, status, failed_at, counter, tape.read(step), length
+                (state, status, failed_at, moment.reach), counter, tape.read(step), length
             )
             if "evaluations" in stats:
                 evaluations += int(stats.pop("evaluations").sum())
@@ -338,7 +376,7 @@ class _Compiled(_Eager):
                 record = self.recorder.extend(record, xs, stats, chosen, kept, total)
                 kept += len(chosen)
             step += span
-        return Moment(state, status, failed_at, step, record, evaluations, moment.tuning)
+        return Moment(state, status, failed_at, step, record, evaluations, moment.tuning, moment.reach)
 
 
 @dataclass(frozen=True, eq=False)

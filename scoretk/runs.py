@@ -328,7 +328,7 @@ def _read_moment(saved: _Saved, batch: Batch, template: Moment, step: int, evalu
         part.nothing_left()
     return Moment(
         with_leaves(template.state, leaves), status, failed_at, step, _with_room(record, batch.schedule, step),
-        evaluations, restored,
+        evaluations, restored, template.reach,
     )  # fmt: skip
 
 
