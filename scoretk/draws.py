@@ -125,13 +125,15 @@ class Draws:
     def summary(self, most: int = 100) -> Summary:
         """Means, Monte-Carlo errors, effective sample sizes, R-hat, and a plain verdict with the most likely fixes.
 
+        All coordinates are judged, by tests with stated rates of false alarms (docs/diagnostics.md).
+
         Arguments: most, how many coordinates get a row. Print what is returned.
-        Raises: `MissingDependency` without ArviZ; `InvalidArgument` where draws were not kept.
+        Raises: `InvalidArgument` where draws were not kept.
         """
         if self.x is None:
             raise InvalidArgument("keep", "moments", "'all': a summary needs the draws themselves")
-        stats = {name: value for name, value in self.stats.items() if value.ndim == 2}
-        return summarise(self.x, self.status, self.failed_at, stats, count("most", most, least=1))
+        rows, solver = count("most", most, least=1), str(self.provenance.get("solver", ""))
+        return summarise(self.x, self.status, self.failed_at, self.stats, rows, solver)
 
     @property
     def divergent(self) -> Tensor:

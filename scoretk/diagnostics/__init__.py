@@ -1,6 +1,6 @@
 """Diagnostics: convergence of chains, distances between samples, tests of samples against laws, and quality beside real data."""
 
-from scoretk.diagnostics.convergence import bfmi, ess, mcse, rhat
+from scoretk.diagnostics.convergence import bfmi, ess, mcse, nested_rhat, rhat
 from scoretk.diagnostics.discrepancies import (
     TestResult,
     classifier_test,
@@ -25,6 +25,7 @@ __all__ = [
     "mcse",
     "mmd",
     "mmd_test",
+    "nested_rhat",
     "rhat",
     "sliced_wasserstein",
     "sliced_wasserstein_test",
