@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -25,7 +26,7 @@ ENDINGS = (".npy", ".npz", ".csv")
 
 _UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
-    RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+    RuntimeError, UserWarning, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
 )  # fmt: skip
 """What numpy and the archive reader raise over files that are not what they say: the header of an .npy is Python source."""
 
@@ -43,8 +44,9 @@ def read_array(
     if file.suffix not in ENDINGS:
         raise InvalidArgument(argument, str(path), f"a file that ends in {', '.join(ENDINGS)}")
     try:
-        found = _table(file) if file.suffix == ".csv" else np.load(file, allow_pickle=False)
-        array = _member(found, name) if isinstance(found, np.lib.npyio.NpzFile) else found
+        array = _table(file) if file.suffix == ".csv" else _stored(file, name)
+    except InvalidArgument:
+        raise
     except _UNREADABLE as error:
         raise InvalidArgument(argument, str(path), "a file of numbers that can be read", str(error)) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
@@ -53,13 +55,28 @@ def read_array(
         )
     if array.ndim < axes:
         raise InvalidArgument(argument, f"shape {array.shape}", "rows, (n, *event_shape)", "One number a row is (n, 1)")
-    return fresh(torch.from_numpy(array.astype(np.float64 if array.dtype == np.float64 else np.float32)))
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # what float64 does not hold is not finite: for the caller to refuse
+        wide = array.dtype.kind == "f" and array.dtype.itemsize > 4
+        return fresh(torch.from_numpy(array.astype(np.float64 if wide else np.float32)))
+
+
+def _stored(file: Path, name: str | None) -> Any:
+    with open(file, "rb") as opened:
+        found = np.load(opened, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            return found
+        with found:
+            return _member(found, name)
 
 
 def _table(file: Path) -> Any:
     with open(file, encoding="utf-8-sig") as lines:
         first = lines.readline()
-    return np.loadtxt(file, delimiter=",", skiprows=0 if _is_numeric(first) else 1, ndmin=2, encoding="utf-8-sig")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="loadtxt: input contained no data")
+        return np.loadtxt(file, delimiter=",", skiprows=0 if _is_numeric(first) else 1, ndmin=2, encoding="utf-8-sig")
 
 
 def _is_numeric(line: str) -> bool:

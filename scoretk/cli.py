@@ -25,6 +25,7 @@ from scoretk.errors import (
     OutputExists,
     ScoretkError,
     UnknownName,
+    printable,
 )
 from scoretk.plugins import Broken, describe, list_models, list_solvers, load, load_solver_class, train, verify
 
@@ -47,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ScoretkError as error:
         return _complain(error, FAILED)
     except KeyboardInterrupt as error:
-        print("interrupted", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+        _say("interrupted", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
         return INTERRUPTED
 
 
 def _complain(error: BaseException, code: int) -> int:
-    print(f"scoretk: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+    _say(f"scoretk: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
     return code
 
 
@@ -123,9 +124,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _say(*lines: object, sep: str = " ", file: Any = None) -> None:
+    """Print to a terminal of any encoding; what would control it, from whatever plugin or file, is escaped."""
+    stream = sys.stdout if file is None else file
+    text = sep.join(printable(line, keep="\n\t") for line in lines)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
 def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    print()
+    _say(json.dumps(value, indent=2))
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -139,8 +147,11 @@ def _list(options: argparse.Namespace) -> int:
     else:
         width = max((len(e.id) for e in found), default=0)
         for entry in found:
-            state = f"BROKEN at {entry.stage}: {entry.error}" if isinstance(entry, Broken) else "ok" * options.verify
-            print(f"{entry.id:{width}}  {entry.version:10}  {state}".rstrip())
+            if isinstance(entry, Broken):
+                state = f"BROKEN at {entry.stage}: {' | '.join(entry.error.splitlines())}"
+            else:
+                state = entry.needs or "ok" * options.verify
+            _say(f"{entry.id:{width}}  {entry.version:10}  {state}".rstrip())
     return FAILED if broken and options.verify else DONE
 
 
@@ -157,9 +168,9 @@ def _matrix(options: argparse.Namespace, found: Sequence[Any]) -> int:
         table = matrix(specs)
         _print_json({s: {m: dataclasses.asdict(u) for m, u in row.items()} for s, row in table.items()})
     else:
-        print(matrix_text(specs))
+        _say(matrix_text(specs))
     for message in broken:
-        print(message, file=sys.stderr)
+        _say(message, file=sys.stderr)
     return DONE
 
 
@@ -170,7 +181,7 @@ def _describe(options: argparse.Namespace) -> int:
     else:
         for key, value in spec.items():
             shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-            print(f"{key:12} {', '.join(shown) if key == 'provides' else shown}")
+            _say(f"{key:12} {', '.join(shown) if key == 'provides' else shown}")
     return DONE
 
 
@@ -189,16 +200,16 @@ def _check(options: argparse.Namespace) -> int:
         _print_json([dataclasses.asdict(r) for r in results])
     else:
         for r in results:
-            print(f"{r.status:8} {r.check}" + (f": {r.detail}" if r.detail else ""))
-        print(f"{len(results) - len(failed)} of {len(results)} laws hold for {options.name}")
+            _say(f"{r.status:8} {r.check}" + (f": {r.detail}" if r.detail else ""))
+        _say(f"{len(results) - len(failed)} of {len(results)} laws hold for {options.name}")
     return FAILED if failed else DONE
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from scoretk.draws import check_output
+    from scoretk.draws import FORMATS, check_output
 
-    if options.output:
-        check_output(options.output, options.force)
+    if options.output:  # moments are no draws, which the other formats hold
+        check_output(options.output, options.force, FORMATS[:1] if options.keep == "moments" else FORMATS)
     parameters = _assignments("--param", options.param)
     describe(options.name)
     settings = _assignments("--set", options.set)
@@ -231,7 +242,7 @@ def _sample(options: argparse.Namespace) -> int:
     written = str(draws.save(options.output, options.force)) if options.output else None
     _report(options, draws, written)
     if not bool(draws.ok.any()):
-        print("scoretk: every chain failed", file=sys.stderr)
+        _say("scoretk: every chain failed", file=sys.stderr)
         return FAILED
     return DONE
 
@@ -254,13 +265,13 @@ def _fit(options: argparse.Namespace) -> int:
             return DONE
     try:
         trained.save(output)
-    except OSError as error:
+    except OSError as error:  # of a plugin's own
         raise InvalidArgument("output", str(output), "a place that can be written", str(error)) from error
     if options.json:
         _print_json({"model": options.name, "output": str(output), "seed": options.seed, "settings": settings})
     else:
-        print(f"written  {output}")
-        print(f"load it  scoretk.load({options.name!r}, weights={str(output)!r})")
+        _say(f"written  {output}")
+        _say(f"load it  scoretk.load({options.name!r}, weights={str(output)!r})")
     return DONE
 
 
@@ -275,7 +286,7 @@ def _inverse(options: argparse.Namespace) -> int:
         _print_json([dataclasses.asdict(row) for row in rows])
         return DONE
     print_restored(rows)
-    print(
+    _say(
         f"\ndemo done: {len({r.problem for r in rows})} inverse problems, {sum(bool(r.model) for r in rows)} runs, "
         f"{time.perf_counter() - started:.0f} s; pictures and inverse.json in {options.output}/"
     )
@@ -297,14 +308,14 @@ def _demo(options: argparse.Namespace) -> int:
     print_tables(demo)
     runs, none = sum(not r.reason for r in demo.rows), sum(bool(r.reason) for r in demo.rows)
     counted = f"{len({r.model for r in demo.rows})} models, {runs} runs, {none} cells without one"
-    print(
+    _say(
         f"\ndemo done: {counted}, {time.perf_counter() - started:.0f} s; tables and pictures in {options.output}/index.html"
     )
     return DONE
 
 
 def _show_progress(progress: Any) -> None:
-    print(progress, file=sys.stderr)
+    _say(progress, file=sys.stderr)
 
 
 def _report(options: argparse.Namespace, draws: Any, written: str | None) -> None:
@@ -318,18 +329,18 @@ def _report(options: argparse.Namespace, draws: Any, written: str | None) -> Non
     if options.json:
         _print_json(summary)
         return
-    print(f"draws    {' x '.join(map(str, shape))} (chains x kept x event)")
-    print("chains   " + (", ".join(f"{n} {name}" for name, n in draws.failures.items()) or "all well"))
+    _say(f"draws    {' x '.join(map(str, shape))} (chains x kept x event)")
+    _say("chains   " + (", ".join(f"{n} {name}" for name, n in draws.failures.items()) or "all well"))
     for name, value in averages.items():
-        print(f"{name:8} {value:.4g}")
+        _say(f"{name:8} {value:.4g}")
     if tuned:
-        print("tuned    " + ", ".join(f"{name} {value:.4g}" for name, value in tuned.items()))
-    print("cost     " + ", ".join(f"{n:,} {kind}" for kind, n in draws.cost.items()))
+        _say("tuned    " + ", ".join(f"{name} {value:.4g}" for name, value in tuned.items()))
+    _say("cost     " + ", ".join(f"{n:,} {kind}" for kind, n in draws.cost.items()))
     if draws.x is not None and draws.x.shape[1] >= ENOUGH_TO_JUDGE:
         with contextlib.suppress(MissingDependency):
-            print(f"verdict  {draws.summary(most=JUDGED).verdict}")
+            _say(f"verdict  {draws.summary(most=JUDGED).verdict}")
     if written:
-        print(f"written  {written}")
+        _say(f"written  {written}")
 
 
 def _assignments(flag: str, pairs: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from enum import IntEnum
 from reprlib import Repr
 from typing import Any
+from unicodedata import category
 
 __all__ = [
     "AmbiguousName",
@@ -30,6 +31,7 @@ __all__ = [
     "Status",
     "UnknownName",
     "near_match",
+    "printable",
 ]
 
 
@@ -167,6 +169,20 @@ def near_match(name: str, known: Iterable[str]) -> str:
 
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def printable(text: object, keep: str = "") -> str:
+    """A text as a terminal may be sent it: characters that control one, or that no encoding knows, as escapes.
+
+    Arguments: text; keep, those that stay, such as "\\n".
+    """
+    return "".join(
+        c if c in keep or category(c) not in _UNPRINTABLE else c.encode("unicode_escape").decode() for c in str(text)
+    )
+
+
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Control and format characters (escape sequences; marks that turn the direction of writing), surrogates, line separators."""
 
 
 def _short(value: object) -> str:

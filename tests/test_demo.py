@@ -3,7 +3,13 @@
 import dataclasses
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +179,50 @@ def test_what_is_not_finite_is_null_in_json():
 def test_nothing_is_judged_where_every_chain_failed():
     schools = stk.load("eight-schools")
     assert judge(torch.empty(0, 10), reference(schools, 20, digits=False)) == Quality()
+
+
+INTERRUPTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it is ignored
+from scoretk.cli import main
+sys.exit(main(["demo", "--workers", "2", "-o", sys.argv[1]]))
+"""
+
+
+def of_session(session):
+    """The processes of a session that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has ended meanwhile
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("end", ["interrupted", "killed"])
+def test_no_process_outlives_the_demo(tmp_path, end):
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(of_session(child.pid)) < 4 and time.monotonic() < deadline:  # it, two workers, and their tracker
+            time.sleep(0.2)
+        time.sleep(10)
+        assert len(of_session(child.pid)) >= 4
+        child.send_signal(signal.SIGINT if end == "interrupted" else signal.SIGKILL)
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == (130 if end == "interrupted" else -signal.SIGKILL), err
+        deadline = time.monotonic() + 60
+        while of_session(child.pid) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert of_session(child.pid) == []
+    finally:
+        for process in of_session(child.pid):
+            os.kill(process, signal.SIGKILL)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +66,16 @@ def run_demo(
     target = _folder(folder)
     specs = [describe(name) for name in models] if models is not None else _built_in()
     demo, plane = Demo(), list[tuple[str, Tensor]]()
-    for part in _parts(partial(_one_model, target, size or Size(), seed), specs, count("workers", workers, least=1)):
-        demo.rows += part.found.rows
-        demo.likelihoods += part.found.likelihoods
-        demo.pictures += part.found.pictures
-        plane += part.plane
-        if report is not None:
-            for line in (*part.found.rows, *part.found.likelihoods):
-                report(line)
+    work = partial(_one_model, target, size or Size(), seed)
+    with closing(_parts(work, specs, count("workers", workers, least=1))) as parts:
+        for part in parts:
+            demo.rows += part.found.rows
+            demo.likelihoods += part.found.likelihoods
+            demo.pictures += part.found.pictures
+            plane += part.plane
+            if report is not None:
+                for line in (*part.found.rows, *part.found.likelihoods):
+                    report(line)
     if plane:
         plane_sheet(target / "plane.png", plane)
         demo.pictures.append("plane.png")
@@ -77,14 +84,35 @@ def run_demo(
     return demo
 
 
-def _parts(work: Callable[[ModelSpec], _Part], specs: list[ModelSpec], workers: int) -> Iterator[_Part]:
-    """Each model's part, in the order of the models."""
+def _parts(work: Callable[[ModelSpec], _Part], specs: list[ModelSpec], workers: int) -> Generator[_Part]:
+    """Each model's part, in the order of the models.
+
+    No process outlives this one: each holds the reading end of a pipe, and leaves when the writing end is closed, by whatever
+    stops the run (Ctrl-C, an error) or by the death of this process.
+    """
     if workers == 1:
         yield from map(work, specs)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads may hang
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(work, specs)
+    ended, running = spawn.Pipe(duplex=False)
+    with ended, running, ProcessPoolExecutor(workers, mp_context=spawn, initializer=_worker, initargs=(ended,)) as pool:
+        try:
+            yield from pool.map(work, specs)
+        except BaseException:
+            running.close()
+            raise
+
+
+def _worker(ended: Connection) -> None:
+    """Make a process one that works in one thread, leaves Ctrl-C to the first process, and goes when that goes."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def leave() -> None:
+        wait([ended])
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
 
 
 def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Part:

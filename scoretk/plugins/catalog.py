@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from pkgutil import resolve_name
 from typing import Any
 
-from scoretk.errors import AmbiguousName, BrokenPlugin, InvalidArgument, ScoretkError, UnknownName
+from scoretk.errors import (
+    AmbiguousName,
+    BrokenPlugin,
+    InvalidArgument,
+    MissingDependency,
+    ScoretkError,
+    UnknownName,
+)
+from scoretk.plugins.containment import contained
 from scoretk.plugins.discovery import Broken, Entry, discover, normalised, read_entries
 
 __all__ = ["Catalog", "pointed_at"]
@@ -48,22 +56,25 @@ class Catalog:
 
     @contextmanager
     def isolated(self, entry: Entry, stage: str, given: Mapping[str, Any] | None = None) -> Iterator[None]:
-        """Run plugin code: whatever it raises becomes a `Broken` record and a `BrokenPlugin` caused by it.
+        """Run plugin code: whatever it raises becomes a `Broken` record and a `BrokenPlugin` caused by it, and whatever it
+        does to this process is undone (`containment`).
 
         With arguments `given` by the caller nothing is recorded, as they may be at fault and not the plugin; and a
-        `ScoretkError` that refuses them passes as it is.
+        `ScoretkError` that refuses them passes as it is. So does a `MissingDependency`, which is no fault of the plugin,
+        and Ctrl-C, but no `KeyboardInterrupt` that the code raises by itself.
         """
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # SystemExit, and what extension modules and test runners derive from it
-            if given and isinstance(error, ScoretkError):
-                raise
-            broken = Broken.by(error, entry, stage)
-            if not given:
-                self._met[entry.id] = broken
-            raise BrokenPlugin(f"{broken}{_blame(given)}") from error
+        with contained() as interrupts:
+            try:
+                yield
+            except BaseException as error:  # SystemExit, and what extension modules and test runners derive from it
+                if interrupts.pressed and isinstance(error, KeyboardInterrupt):
+                    raise
+                if isinstance(error, MissingDependency) or (given and isinstance(error, ScoretkError)):
+                    raise
+                broken = Broken.by(error, entry, stage)
+                if not given:
+                    self._met[entry.id] = broken
+                raise BrokenPlugin(f"{broken}{_blame(given)}") from error
         if not given and entry.id in self._met and self._met[entry.id].stage == stage:
             del self._met[entry.id]
 

@@ -7,22 +7,32 @@ of its entry point. Where sys.path holds a distribution twice the first one coun
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, distribution, distributions
 from traceback import format_exception_only
 
+from scoretk.errors import printable
+
 __all__ = ["Broken", "Entry", "discover", "normalised", "read_entries"]
+
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A plugin as its metadata shows it. `value` is the object it points at, "module:attribute"."""
+    """A plugin as its metadata shows it. `value` is the object it points at, "module:attribute".
+
+    `needs` tells, of a model that was verified, which optional package it lacks here. Characters that would control a
+    terminal are escaped in all of them.
+    """
 
     id: str
     name: str
     distribution: str
     version: str
     value: str
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Broken:
     @classmethod
     def by(cls, error: BaseException, entry: Entry, stage: str) -> Broken:
         """The record of a failure. It keeps the error's text only, so that no model lives on in a traceback."""
-        text = "".join(format_exception_only(error)).strip()
+        text = printable("".join(format_exception_only(error)).strip(), keep="\n\t")
         return cls(entry.id, entry.distribution, entry.version, stage, text)
 
     def __str__(self) -> str:
@@ -63,27 +73,44 @@ def discover(group: str) -> list[Entry | Broken]:
     found: dict[str, Entry | Broken] = {}
     for dist in distributions():
         for item in _read(dist, group):
-            found.setdefault(item.id, item)
+            first = found.setdefault(item.id, item)
+            if first is not item and item.distribution == UNKNOWN:  # of several without a name none hides another
+                found[f"{item.id} {len(found)}"] = replace(item, id=f"{item.id} {len(found)}")
     return [found[id] for id in sorted(found)]
 
 
 def read_entries(name: str, group: str) -> list[Entry]:
     """What the distribution of this normalised name registers in the group. Raises what reading it raises."""
     dist = distribution(name)  # of several on sys.path the first, which need not be the one that led here
-    version = dist.version  # every look at it reads and parses a whole file
+    version = _version(dist)
     points = dist.entry_points.select(group=group)
-    return [Entry(f"{name}/{point.name}", point.name, name, version, point.value) for point in points]
+    return [
+        Entry(f"{name}/{printable(point.name)}", printable(point.name), name, version, printable(point.value))
+        for point in points
+    ]
+
+
+def _version(dist: Distribution) -> str:
+    """The distribution's version: every look at it reads and parses a whole file."""
+    try:
+        found = dist.metadata["Version"]
+    except KeyError:  # as later versions of Python have it
+        found = None
+    return UNKNOWN if found is None else printable(found)
 
 
 def _read(dist: Distribution, group: str) -> list[Entry] | list[Broken]:
     if not _may_register(dist, group):
         return []
-    name = version = "unknown"
+    name = version = UNKNOWN
     try:
-        version, name = dist.version, normalised(dist.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that lack an entry
+            version = _version(dist)
+            name = printable(normalised(dist.metadata["Name"]))
         return read_entries(name, group)
     except Exception as error:  # noqa: BLE001 (one damaged distribution must not hide the others)
-        error.add_note(f"in {dist.locate_file('')}")
+        error.add_note(f"in {getattr(dist, '_path', None) or dist.locate_file('')}")
         return [Broken.by(error, Entry(f"{name}/*", "*", name, version, ""), "list")]
 
 

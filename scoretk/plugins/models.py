@@ -5,10 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from scoretk.errors import BrokenPlugin, InvalidArgument, MissingCapability, near_match
+from scoretk.errors import (
+    BrokenPlugin,
+    InvalidArgument,
+    MissingCapability,
+    MissingDependency,
+    ScoretkError,
+    near_match,
+)
 from scoretk.plugins.catalog import Catalog, pointed_at
+from scoretk.plugins.containment import outside
 from scoretk.plugins.discovery import Broken, Entry
 from scoretk.plugins.spec import CAPABILITIES, ModelSpec
 
@@ -83,7 +92,8 @@ def train(
             raise InvalidArgument("checkpoint", checkpoint, f"None, as the trainer of {entry.id} keeps no checkpoints")
         settings = {**settings, "checkpoint": checkpoint}
     with _MODELS.isolated(entry, "train", {"seed": seed, **settings}):
-        trained = trainer(data, seed=seed, report=report, **settings)
+        told = None if report is None else outside(report)
+        trained = trainer(data, seed=seed, report=told, **settings)
         if not callable(getattr(trained, "save", None)):
             raise TypeError(f"{spec.trainer} returned {trained!r:.80}, which has no save(path)")
     return trained
@@ -100,11 +110,19 @@ def build(spec: ModelSpec, /, **parameters: Any) -> Any:
 
 
 def verify() -> list[Entry | Broken]:
-    """All registered models after each has been taken through every stage; those that failed are `Broken`."""
+    """All registered models after each has been taken through every stage; those that failed are `Broken`.
+
+    A model that only lacks an optional package is not: its entry says what it `needs`.
+    """
+    needs = dict[str, str]()
     for item in list_models():
-        with suppress(BrokenPlugin):  # the next listing shows it
+        try:
             load(item.id)
-    return list_models()
+        except MissingDependency as error:
+            needs[item.id] = str(error)
+        except ScoretkError:  # the next listing shows it
+            pass
+    return [replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e for e in list_models()]
 
 
 def _spec(entry: Entry) -> ModelSpec:
@@ -118,7 +136,7 @@ def _spec(entry: Entry) -> ModelSpec:
 
 
 def _trains(entry: Entry) -> bool:
-    with suppress(BrokenPlugin):
+    with suppress(BrokenPlugin, MissingDependency):
         return _spec(entry).trainer is not None
     return False
 

@@ -19,16 +19,17 @@ References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts, finite
+from scoretk.arguments import count, counts, finite, positive, tensor_like
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import Bridge, Stretched, states_of
@@ -72,10 +73,24 @@ class Ladder:
     moves: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        b = self.weights
+        b = tuple(finite("weights", w) for w in _several("weights", self.weights))
         rises = len(b) > 1 and all(lower < upper for lower, upper in pairwise(b))
         if not rises or b[0] != 0 or b[-1] != 1:
-            raise InvalidArgument("weights", b, "numbers that rise from 0 to 1")
+            raise InvalidArgument("weights", self.weights, "numbers that rise from 0 to 1")
+        object.__setattr__(self, "weights", b)
+        for name, check in (("step_sizes", positive), ("moves", partial(count, least=1))):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            values = tuple(check(name, value) for value in _several(name, given))
+            if len(values) != self.levels:
+                raise InvalidArgument(name, given, f"None or one a level, {self.levels}")
+            object.__setattr__(self, name, values)
+        if self.scales is not None:
+            scales = self.scales
+            shape = tuple(scales.shape) if isinstance(scales, Tensor) else ()
+            if shape[:1] != (self.levels,) or not bool((tensor_like("scales", scales, shape) > 0).all()):
+                raise InvalidArgument("scales", scales, f"None or positive numbers ({self.levels}, *event_shape)")
 
     def __repr__(self) -> str:
         digest = hashlib.sha256(repr((self.weights, self.step_sizes, self.moves)).encode())
@@ -91,7 +106,14 @@ class Ladder:
     @staticmethod
     def plain(levels: int) -> Ladder:
         """Levels for the kernel's own step size, crowded towards the base."""
+        count("levels", levels, least=1)
         return Ladder(tuple((k / levels) ** POWER for k in range(levels + 1)))
+
+
+def _several(name: str, values: Any) -> Sequence[Any]:
+    if isinstance(values, Sequence) and not isinstance(values, str | bytes):
+        return values
+    raise InvalidArgument(name, values, "a tuple of numbers")
 
 
 class AISState(NamedTuple):
