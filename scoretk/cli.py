@@ -27,7 +27,17 @@ from scoretk.errors import (
     UnknownName,
     printable,
 )
-from scoretk.plugins import Broken, describe, list_models, list_solvers, load, load_solver_class, train, verify
+from scoretk.plugins import (
+    Broken,
+    describe,
+    describe_all,
+    list_models,
+    list_solvers,
+    load,
+    load_solver_class,
+    train,
+    verify,
+)
 
 __all__ = ["main"]
 
@@ -137,10 +147,10 @@ def _print_json(value: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
+    if options.matrix:
+        return _matrix(options)
     found = verify() if options.verify else list_models()
     broken = [e for e in found if isinstance(e, Broken)]
-    if options.matrix:
-        return _matrix(options, found)
     if options.json:
         rows = [dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in found]
         _print_json({"models": rows, "solvers": [dataclasses.asdict(s) for s in list_solvers()]})
@@ -155,22 +165,18 @@ def _list(options: argparse.Namespace) -> int:
     return FAILED if broken and options.verify else DONE
 
 
-def _matrix(options: argparse.Namespace, found: Sequence[Any]) -> int:
+def _matrix(options: argparse.Namespace) -> int:
     from scoretk.matrix import matrix, matrix_text
 
-    specs, broken = {}, []
-    for entry in found:
-        try:
-            specs[entry.id.removeprefix("scoretk/")] = describe(entry.id)
-        except ScoretkError as error:
-            broken.append(str(error))
+    found = {name.removeprefix("scoretk/"): spec for name, spec in describe_all().items()}
+    specs = {name: spec for name, spec in found.items() if not isinstance(spec, ScoretkError)}
     if options.json:
         table = matrix(specs)
         _print_json({s: {m: dataclasses.asdict(u) for m, u in row.items()} for s, row in table.items()})
     else:
         _say(matrix_text(specs))
-    for message in broken:
-        _say(message, file=sys.stderr)
+    for error in (spec for spec in found.values() if isinstance(spec, ScoretkError)):
+        _say(error, file=sys.stderr)
     return DONE
 
 

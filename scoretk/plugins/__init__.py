@@ -1,7 +1,7 @@
 """How models and solvers of other packages are found, without importing them or torch."""
 
 from scoretk.plugins.discovery import Broken, Entry
-from scoretk.plugins.models import describe, find_model, list_models, load, train, verify
+from scoretk.plugins.models import describe, describe_all, find_model, list_models, load, train, verify
 from scoretk.plugins.solvers import list_solvers, load_solver_class
 from scoretk.plugins.spec import CAPABILITIES, INTERFACES, ModelSpec
 
@@ -12,6 +12,7 @@ __all__ = [
     "Entry",
     "ModelSpec",
     "describe",
+    "describe_all",
     "find_model",
     "list_models",
     "list_solvers",

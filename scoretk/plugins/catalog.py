@@ -32,6 +32,7 @@ class Catalog:
     def __init__(self, group: str, kind: str) -> None:
         self.group, self.kind = group, kind
         self._met: dict[str, Broken] = {}
+        self._surveys = False
 
     def listing(self) -> list[Entry | Broken]:
         """All plugins sorted by id, from metadata alone; `Broken` where that, or an earlier use of one, failed."""
@@ -61,13 +62,13 @@ class Catalog:
 
         With arguments `given` by the caller nothing is recorded, as they may be at fault and not the plugin; and a
         `ScoretkError` that refuses them passes as it is. So does a `MissingDependency`, which is no fault of the plugin,
-        and Ctrl-C, but no `KeyboardInterrupt` that the code raises by itself.
+        and `KeyboardInterrupt`, but in a `survey` only where the user pressed Ctrl-C.
         """
         with contained() as interrupts:
             try:
                 yield
             except BaseException as error:  # SystemExit, and what extension modules and test runners derive from it
-                if interrupts.pressed and isinstance(error, KeyboardInterrupt):
+                if isinstance(error, KeyboardInterrupt) and (interrupts.pressed or not self._surveys):
                     raise
                 if isinstance(error, MissingDependency) or (given and isinstance(error, ScoretkError)):
                     raise
@@ -77,6 +78,15 @@ class Catalog:
                 raise BrokenPlugin(f"{broken}{_blame(given)}") from error
         if not given and entry.id in self._met and self._met[entry.id].stage == stage:
             del self._met[entry.id]
+
+    @contextmanager
+    def survey(self) -> Iterator[None]:
+        """Go through plugins that nobody asked for one by one: none of them may end that, by a `KeyboardInterrupt` either."""
+        before, self._surveys = self._surveys, True
+        try:
+            yield
+        finally:
+            self._surveys = before
 
     def _refuse_unreadable(self, name: str, unreadable: list[Broken]) -> None:
         for broken in unreadable:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from scoretk.errors import (
-    BrokenPlugin,
     InvalidArgument,
     MissingCapability,
     MissingDependency,
@@ -21,7 +19,7 @@ from scoretk.plugins.containment import outside
 from scoretk.plugins.discovery import Broken, Entry
 from scoretk.plugins.spec import CAPABILITIES, ModelSpec
 
-__all__ = ["build", "describe", "find_model", "list_models", "load", "train", "verify"]
+__all__ = ["build", "describe", "describe_all", "find_model", "list_models", "load", "train", "verify"]
 
 _MODELS = Catalog("scoretk.models", "model")
 
@@ -78,7 +76,8 @@ def train(
     entry = _MODELS.find(name)
     spec = _spec(entry)
     if spec.trainer is None:
-        trainable = ", ".join(e.id for e in list_models() if isinstance(e, Entry) and _trains(e)) or "none"
+        specs = describe_all()
+        trainable = ", ".join(i for i, s in specs.items() if isinstance(s, ModelSpec) and s.trainer) or "none"
         raise MissingCapability(
             entry.id, spec.provides, ["trainer"], f"It cannot be trained. Trainable here: {trainable}"
         )
@@ -109,19 +108,32 @@ def build(spec: ModelSpec, /, **parameters: Any) -> Any:
     return field
 
 
+def describe_all() -> dict[str, ModelSpec | ScoretkError]:
+    """What every registered model's plugin says about it, by id; where that fails, why."""
+    found: dict[str, ModelSpec | ScoretkError] = {}
+    with _MODELS.survey():
+        for item in list_models():
+            try:
+                found[item.id] = describe(item.id)
+            except ScoretkError as error:
+                found[item.id] = error
+    return found
+
+
 def verify() -> list[Entry | Broken]:
     """All registered models after each has been taken through every stage; those that failed are `Broken`.
 
     A model that only lacks an optional package is not: its entry says what it `needs`.
     """
     needs = dict[str, str]()
-    for item in list_models():
-        try:
-            load(item.id)
-        except MissingDependency as error:
-            needs[item.id] = str(error)
-        except ScoretkError:  # the next listing shows it
-            pass
+    with _MODELS.survey():
+        for item in list_models():
+            try:
+                load(item.id)
+            except MissingDependency as error:
+                needs[item.id] = str(error)
+            except ScoretkError:  # the next listing shows it
+                pass
     return [replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e for e in list_models()]
 
 
@@ -133,12 +145,6 @@ def _spec(entry: Entry) -> ModelSpec:
         if spec.name != entry.name:
             raise ValueError(f"the entry point's key is {entry.name!r} but its spec's name is {spec.name!r}")
     return spec
-
-
-def _trains(entry: Entry) -> bool:
-    with suppress(BrokenPlugin, MissingDependency):
-        return _spec(entry).trainer is not None
-    return False
 
 
 def _refuse_unknown(given: dict[str, Any], known: list[str], expected: str) -> None:
