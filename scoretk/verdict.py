@@ -47,7 +47,18 @@ from scoretk.mixing import (
 )
 from scoretk.solvers import SOLVERS, is_grid
 
-__all__ = ["FEW_EFFECTIVE", "HIGH_R_HAT", "RATE", "Chains", "Finding", "Sampler", "findings", "judge"]
+__all__ = [
+    "FEW_EFFECTIVE",
+    "HIGH_R_HAT",
+    "RATE",
+    "Chains",
+    "Finding",
+    "Sampler",
+    "different",
+    "findings",
+    "judge",
+    "kish",
+]
 
 RATE = 1e-3
 HIGH_R_HAT, FEW_R_HAT = 1.01, 1.1
@@ -507,16 +518,24 @@ def _values(own: Chains, x: Array, sampler: Sampler) -> Iterator[Finding]:
 
 def _copies(x: Array, own: Chains) -> Iterator[Finding]:
     if len(x) > 1 and own.judged.any() and not own.lattice[own.judged].all():
-        distinct = _distinct(x[:, -1])
-        if distinct <= len(x) / 2:
+        ones = different(x[:, -1])
+        if ones is not None and ones <= len(x) / 2:
             yield Finding(
-                f"the last draws of {len(x)} chains are {distinct} different ones",
+                f"the last draws of {len(x)} chains are {ones} different ones",
                 "chains are copies of each other: give each its own start and number", "copies",
             )  # fmt: skip
 
 
-def _distinct(rows: Array) -> int:
-    return len(np.unique(np.ascontiguousarray(rows.reshape(len(rows), -1)), axis=0))
+def different(rows: Array) -> int | None:
+    """How many of the rows `(n, ...)` are different; None where equal ones are no wonder, as numbers lie on a lattice.
+
+    They do where all are integers, or where there are more rows than values of any coordinate.
+    """
+    flat = np.ascontiguousarray(rows.reshape(len(rows), -1))
+    ones = len(np.unique(flat, axis=0))
+    some = np.sort(flat[:, :64], axis=0)
+    values = 1 + (some[1:] != some[:-1]).sum(0).max(initial=0)
+    return None if ones > values or bool((some == np.round(some)).all()) else ones
 
 
 def _few(own: Chains, troubled: bool, stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
@@ -576,11 +595,10 @@ def _independent(x: Array, names: list[str], stats: Mapping[str, Array], sampler
                 f"the weights of {len(x)} draws are worth {worth:.1f} equally weighted ones",
                 f"{more}, or {sampler.smaller_steps.replace('smaller', 'better')}", "weights",
             )  # fmt: skip
-    flat = x[:, -1]
-    continuous = sampler.discrete is not True and len(np.unique(flat[:, :1024])) > FEW_VALUES
-    if len(flat) > 1 and continuous and (distinct := _distinct(flat)) <= len(flat) / 2:
+    ones = None if sampler.discrete or len(x) < 2 else different(x[:, -1])
+    if ones is not None and ones <= len(x) / 2:
         yield Finding(
-            f"{len(flat)} draws are {distinct} different ones, many times over",
+            f"{len(x)} draws are {ones} different ones, many times over",
             "they were resampled from a handful: use more levels, or moves between them", "copies",
         )  # fmt: skip
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.demo.cells import Size, cells
+from scoretk.demo.cells import Cell, Size, cells
 from scoretk.demo.likelihoods import likelihoods
-from scoretk.demo.main import _built_in, run_demo
+from scoretk.demo.main import _built_in, _run, run_demo
 from scoretk.demo.quality import Quality, judge, reference
 from scoretk.demo.rows import Demo, Row
+from scoretk.demo.table import tables
 from scoretk.solvers import SOLVERS
 from tests.test_cli import run
 
@@ -54,6 +55,31 @@ def test_what_is_empty_is_empty_for_a_reason(demo):
     assert ("ising", "smc") not in empty
     assert ("digits-flow", "ula") not in empty
     assert empty[("digits-flow-classes", "ula")] == "no score"
+
+
+def test_draws_that_are_shown_many_times_over_are_marked():
+    """Resampled from a handful: in the table, on the page and over the picture."""
+    handful = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+
+    def drawn(copies):
+        def run(seed):
+            status = torch.zeros(90, dtype=torch.int64)
+            x = (
+                handful[torch.arange(90) % 3]
+                if copies
+                else torch.randn(90, 2, generator=torch.Generator().manual_seed(seed))
+            )
+            return stk.Draws(x=x[:, None], final=x, status=status, failed_at=status - 1)
+
+        return Cell("ais", "resampled", run)
+
+    rows = []
+    for copies in (True, False):
+        real = reference(stk.load("ring-mixture"), 90, digits=False)
+        rows.append(_run(stk.describe("ring-mixture"), drawn(copies), lambda x: x, real, 1)[0])
+    assert rows[0].shown == "resampled [3 different draws, shown as 90]"
+    assert rows[1].shown == "resampled"
+    assert "3 different draws" in str(tables(Demo(rows=rows))[1].lines)
 
 
 def test_failed_chains_are_in_the_table(demo):

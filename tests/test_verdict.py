@@ -13,7 +13,6 @@ from scoretk.families.mixture import gaussian
 from scoretk.verdict import RATE, Sampler
 from tests.verdicts import BROKEN, REAL, SYNTHETIC, Run, autoregressive, drawn, independent, normal, ornstein, rate
 
-FEW = 100
 BY_NAME = {run.name: run for run in BROKEN}
 DRIFTS, DIFFERS = "ULA on its way to 100", "half of the chains at twice the spread"
 
@@ -223,6 +222,13 @@ def test_copies_among_resampled_draws_are_found():
     assert [finding.kind for finding in draws.summary().findings] == ["copies"]
 
 
+def test_equal_states_are_no_copies():
+    spins = torch.randint(2, (200, 16), generator=torch.Generator().manual_seed(0)).mul(2).sub(1).numpy()
+    assert verdict.different(spins[:, :4].astype(np.float32)) is None
+    assert verdict.different(0.3 * spins[:, :4]) is None
+    assert verdict.different(normal(0, 20, 3)[torch.arange(200) % 20].numpy()) == 20
+
+
 def test_a_last_draw_of_each_chain_is_not_called_fine():
     assert not stk.sample(gaussian(2), stk.ULA(0.1), chains=64, steps=50, keep="last").summary().ok
 
@@ -259,7 +265,7 @@ def test_a_summary_without_folding_misses_what_is_in_the_spread(monkeypatch):
 def test_a_summary_of_a_hundred_coordinates_misses_the_one(monkeypatch):
     run = Run("one of 300", lambda seed: autoregressive(seed, 32, 100, 300, 0.3) + drifting_at(218))
     assert "drift" in kinds(run)
-    chosen = np.unique(np.linspace(0, 299, FEW).round().astype(int))
+    chosen = np.unique(np.linspace(0, 299, 100).round().astype(int))
     assert 218 not in chosen
     judge = verdict.judge
     monkeypatch.setattr(verdict, "judge", lambda x, names, discrete: judge(x[:, :, chosen], [names[i] for i in chosen], discrete)

@@ -33,6 +33,7 @@ from scoretk.families.digits_data import EVENT_SHAPE
 from scoretk.fields.protocols import is_timed, offers
 from scoretk.noise import Noise
 from scoretk.plugins import Entry, ModelSpec, describe, list_models, load
+from scoretk.verdict import different
 
 __all__ = ["run_demo"]
 
@@ -130,7 +131,7 @@ def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Part:
         row, x = _run(spec, cell, partial(_images, model) if digits else _same, real, seed)
         found.rows.append(row)
         if x is not None and len(x):
-            panels.append((f"{spec.name}: {cell.solver} {cell.setting}".rstrip(), x))
+            panels.append((f"{spec.name}: {cell.solver} {row.shown}".rstrip(), x))
     if digits:
         found.pictures.append(f"{spec.name}.png")
         digit_sheet(target / found.pictures[0], panels)
@@ -208,10 +209,11 @@ def _run(
     except (InvalidArgument, MissingCapability) as error:  # a shape or a field that these settings refuse
         return dataclasses.replace(row, reason=str(error).split(". ")[0]), None
     seconds = time.perf_counter() - started
-    x = shown(cell.finish(draws.final[draws.ok]))
+    well = draws.final[draws.ok]
+    x = shown(cell.finish(well))
     x = x[torch.isfinite(x).flatten(1).all(1)]
     done = dataclasses.replace(
         row, quality=judge(x, real), evaluations=sum(draws.cost.values()), seconds=seconds, chains=len(draws.status),
-        failed=len(draws.status) - len(x),
+        failed=len(draws.status) - len(x), different=different(well.detach().cpu().numpy()) if len(well) else None,
     )  # fmt: skip
     return done, x

@@ -14,7 +14,7 @@ __all__ = ["Demo", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of samples; `reason` says why there is no run."""
+    """One line of the table of samples; `reason` says why there is no run, `different` how many different draws there are."""
 
     model: str
     family: str
@@ -26,9 +26,18 @@ class Row:
     chains: int = 0
     failed: int = 0
     reason: str = ""
+    different: int | None = None
+
+    @property
+    def shown(self) -> str:
+        """The setting, and where few draws are shown many times over, how few."""
+        n = self.chains - self.failed
+        if self.different is None or self.different > n / 2:
+            return self.setting
+        return f"{self.setting} [{self.different} different draws, shown as {n}]".lstrip()
 
     def __str__(self) -> str:
-        done = f"-- {self.reason}" if self.reason else f"{self.setting}  {self.seconds:.1f} s"
+        done = f"-- {self.reason}" if self.reason else f"{self.shown}  {self.seconds:.1f} s"
         return f"{self.model}  {self.solver}  {done}"
 
 

@@ -31,7 +31,8 @@ distance: sliced Wasserstein to held-out rows (digits) or to exact draws, over t
   the largest error of a posterior mean in standard errors. MMD^2: with its noise floor.
 balance: entropy of the classes that a classifier sees, over log 10; confidence: its mean top probability, less that on
   real images; copies: share nearer to a training image than 99 % of the held-out ones are.
-failed: chains that are flagged and left out."""
+failed: chains that are flagged and left out.
+[k different draws, shown as n]: resampled from a handful, each many times over: its measures are those of k draws."""
 
 LIKELIHOODS = ("family", "model", "method", "value", "± rows", "± method", "unit", "note")
 LIKELIHOODS_LEGEND = """\
@@ -68,7 +69,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     found = "" if q.mmd is None else f"{q.mmd:.4f} ({q.mmd_floor:.4f})"
     confidence = None if q.confidence is None or q.real_confidence is None else q.confidence - q.real_confidence
     return (
-        *names, row.setting, distance, found, _number(q.balance, ".3f"), _number(confidence, "+.3f"), _number(q.copied, ".3f"),
+        *names, row.shown, distance, found, _number(q.balance, ".3f"), _number(confidence, "+.3f"), _number(q.copied, ".3f"),
         f"{row.evaluations:,}", f"{row.seconds:.1f}", f"{row.failed} of {row.chains}" if row.failed else "0",
     )  # fmt: skip
 
