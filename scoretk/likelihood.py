@@ -39,6 +39,7 @@ from torch import Tensor
 
 from scoretk.arguments import count, finite, integer, is_integer, option, tensor_like
 from scoretk.core.anatomy import left_as_found
+from scoretk.core.arrays import aligned, aligned_values
 from scoretk.draws import Cost
 from scoretk.encoding import Flow, Rate, Solve, condition_rows, parts
 from scoretk.errors import InvalidArgument, MissingCapability, Status
@@ -122,7 +123,7 @@ def log_prob(
     with left_as_found(field), torch.no_grad():
         return _joined(
             [
-                score(points[part], ids[part], {name: value[part] for name, value in given.items()})
+                score(aligned(points[part]), ids[part], aligned_values({n: value[part] for n, value in given.items()}))
                 for part in parts(len(points), batch)
             ]
         )

@@ -129,6 +129,7 @@ def test_log_prob_and_encode(ask):
     for lay in (torch.clone, *LAYOUTS.values()):
         model = Timed()
         value = ask(model, lay(x))
+        stk.encode(model, lay(x), batch=3, cond={"c": lay(x)}, method="euler", steps=2)
         assert all(model.seen)
         wanted = value if wanted is None else wanted
         assert torch.equal(value, wanted)
@@ -138,14 +139,15 @@ def test_what_has_its_own_log_prob_and_contrastive_divergence():
     class Own(Static):
         provides = frozenset({"energy", "log_prob"})
 
-        def log_prob(self, x):
-            self.note(x)
+        def log_prob(self, x, c=None):
+            self.note(x, c)
             return -self.energy(x)
 
     x = stk.Noise(1, 11).normal(0, 0, (7,))
     for lay in LAYOUTS.values():
         model = Own()
         assert torch.equal(stk.log_prob(model, lay(x)).value, stk.log_prob(Own(), x).value)
+        stk.log_prob(model, lay(x), batch=3, cond={"c": lay(x)})
         for start in ("data", "noise", stk.ReplayBuffer(16)):
             cd = stk.ContrastiveDivergence(stk.ULA(0.1), steps=2, start=start)
             for _ in range(2):
