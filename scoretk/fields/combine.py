@@ -302,9 +302,9 @@ class _Powered(Wrapped):
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`weight sum_i E_i(x)`, `(batch,)`. Raises `MissingCapability` where one of the fields has no energy."""
-        for f in self.fields:
-            if "energy" not in offers(f):
-                raise MissingCapability(field_name(f), offers(f), {"energy"}, "A score alone does not give an energy.")
+        if "energy" not in self.provides:
+            f = next(f for f in self.fields if "energy" not in offers(f))
+            raise MissingCapability(field_name(f), offers(f), {"energy"}, "A score alone does not give an energy.")
         return self.weight * reduce(add, (f.energy(x, **cond) for f in self.fields))
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
