@@ -78,7 +78,7 @@ _COMBINED = (Kind.POWER, Kind.BLEND, Kind.TILT, Kind.MIXTURE)
 
 NATIVE = frozenset({
     "at", "constraint", "denoise", "energy", "energy_and_grad", "event_shape", "native", "path", "predict", "predicts",
-    "provides", "score", "velocity",
+    "provides", "score", "transform", "velocity",
 })  # fmt: skip
 """What makes a field a field, and a map a map. Every wrapper has of these what it makes itself, and nothing by a rule."""
 
@@ -99,7 +99,7 @@ RULES: Mapping[str, Mapping[Kind, Rule]] = {
         MIXTURE=Rule.SHARE, RESTRICTED=Rule.OWN, MOMENT=Rule.BAR, NOISED=Rule.BAR, MOVED=Rule.BAR,
     ),
     "constrain": _MAP, "unconstrain": _MAP, "constrained_shape": _MAP,
-    "around": _rules(Rule.OWN, Kind.MOVED),
+    "around": _rules(Rule.OWN, Kind.MOVED), "in_free_space": _rules(Rule.REFUSE), "support": _rules(Rule.REFUSE),
     # a start is only a start: any point of the space will do
     "initial": _rules(Rule.FIRST, Kind.SAME, *_COMBINED, RESTRICTED=Rule.OWN, MOVED=Rule.OWN),
     # of what draws hold, which is in the user's space
