@@ -11,6 +11,7 @@ from torch.distributions import biject_to, constraints
 
 import scoretk as stk
 from scoretk.fields.distribution import in_free_space
+from tests.evidence import FALSE_ALARM, ks_p, mean_z, z_limit
 
 
 def t(*values):
@@ -346,3 +347,37 @@ def test_starts_of_the_users_stay_flagged_and_hopeless_ones_are_told():
     with pytest.warns(UserWarning, match="init="):
         draws = stk.sample(stk.Energy(lambda x: x.sum(1) * math.inf, (2,)), stk.MALA(0.1), chains=3, steps=2)
     assert draws.ok.tolist() == [False] * 3
+
+
+SAMPLED = {
+    "Uniform": (td.Uniform(10.0, 11.0), stats.uniform(10, 1).cdf),
+    "Beta": (td.Beta(t(0.1), t(0.1)), stats.beta(0.1, 0.1).cdf),  # in float32 a tenth of the draws are the last number
+    "Gamma": (td.Gamma(0.5, 2.0), stats.gamma(0.5, scale=0.5).cdf),
+    "HalfNormal": (td.HalfNormal(2.0), stats.halfnorm(scale=2).cdf),
+    "Kumaraswamy": (td.Kumaraswamy(torch.tensor(0.5), torch.tensor(0.2)), lambda x: 1 - (1 - x**0.5) ** 0.2),
+    "Weibull": (td.Weibull(1.0, 0.2), stats.weibull_min(0.2).cdf),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLED)
+def test_draws_follow_the_distribution(name):
+    law, cdf = SAMPLED[name]
+    draws = stk.sample(law, stk.NUTS(), chains=1000, steps=60, warmup=200, seed=4, keep="last")
+    assert draws.ok.all()
+    assert ks_p(draws.final, cdf) > FALSE_ALARM
+
+
+@pytest.mark.slow
+def test_half_of_a_symmetric_law_is_below_its_middle_in_float32():
+    draws = stk.sample(td.Beta(0.1, 0.1), stk.NUTS(), chains=1000, steps=60, warmup=200, seed=4, keep="last")
+    assert draws.final.dtype is torch.float32
+    assert abs(mean_z((draws.final < 0.5).double(), 0.5)) < z_limit()
+
+
+@pytest.mark.slow
+def test_a_sparse_simplex_has_its_law_by_way_of_a_users_energy_too():
+    law = td.Dirichlet(torch.full((3,), 0.1))
+    for field in (law, stk.constrained(stk.Energy(lambda x: -law.log_prob(x), (3,)), constraints.simplex)):
+        draws = stk.sample(field, stk.NUTS(), chains=1000, steps=60, warmup=200, seed=4, keep="last")
+        assert mean_z(draws.final, torch.full((3,), 1 / 3)).abs().max() < z_limit(3)
