@@ -21,10 +21,23 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.arguments import positive
 from scoretk.core.files import file_to_write
+from scoretk.core.identity import tensor_value
 from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
 from scoretk.errors import CheckpointError
 
-__all__ = ["Checkpoint", "check_header", "is_count", "read", "tensor_digest", "unfit", "weights_digest", "write"]
+__all__ = [
+    "Checkpoint",
+    "another",
+    "check_header",
+    "check_settings",
+    "is_count",
+    "load",
+    "read",
+    "tensor_digest",
+    "unfit",
+    "weights_digest",
+    "write",
+]
 
 ADVICE = "It is left untouched: move it away or name another path to start afresh"
 
@@ -83,8 +96,10 @@ def weights_digest(weights: Iterable[Tensor]) -> str:
     """SHA-256 over tensors that live long, such as a model's weights: each is read whole once, and again when it has changed."""
     digest = hashlib.sha256()
     for tensor in weights:
-        if tensor.is_inference():  # of those torch does not count the changes
-            digest.update(tensor_digest({"": tensor}).encode())
+        if tensor.is_inference() or tensor.is_meta or tensor.layout is not torch.strided:
+            digest.update(
+                tensor_value(tensor).encode()
+            )  # of those torch does not count the changes, or they have no address
             continue
         # the sum sees what the counter does not: changes by way of `.data`
         mark = (tensor._version, tensor.data_ptr(), float(tensor.detach().sum()))
@@ -111,17 +126,32 @@ def read(path: Path, settings: dict[str, Any], kind: str = "run") -> tuple[dict[
     Raises: `CheckpointError` where the file is damaged, truncated, no checkpoint, or another run's, with the settings
     in which they differ. The file is only read.
     """
+    tensors, header = load(path, kind)
+    if not isinstance(header.get("settings"), dict):
+        raise unfit(path, "it holds no settings")
+    check_settings(path, header["settings"], settings)
+    return tensors, header
+
+
+def load(path: Path, kind: str = "run") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a checkpoint, whosever it is. Raises `CheckpointError`; the file is only read."""
     try:
-        tensors, header = read_sealed(path, kind)
+        return read_sealed(path, kind)
     except Unreadable as error:
         raise CheckpointError(f"{path} cannot be read as the checkpoint of a {kind}: {error}. {ADVICE}") from error
-    theirs, settings = header.get("settings"), json.loads(json.dumps(settings))  # tuples become lists, as in a file
-    if not isinstance(theirs, dict):
-        raise unfit(path, "it holds no settings")
-    other = list(_differences(theirs, settings))
+
+
+def check_settings(path: Path, theirs: dict[str, Any], ours: dict[str, Any], more: Iterable[str] = ()) -> None:
+    """Refuse a checkpoint with other settings, or with more that differs. Raises `CheckpointError`, which says what does."""
+    ours = json.loads(json.dumps(ours))  # tuples become lists, as in a file
+    other = [*_differences(theirs, ours), *more]
     if other:
-        raise CheckpointError(f"{path} belongs to another run ({'; '.join(other)}). {ADVICE}")
-    return tensors, header
+        raise another(path, other)
+
+
+def another(path: Path, differences: Iterable[str]) -> CheckpointError:
+    """The error for another run's checkpoint."""
+    return CheckpointError(f"{path} belongs to another run ({'; '.join(differences)}). {ADVICE}")
 
 
 def unfit(path: Path, why: object) -> CheckpointError:

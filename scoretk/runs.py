@@ -6,20 +6,27 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretk.checkpoint import Checkpoint, check_header, is_count, read, unfit
+from scoretk.checkpoint import Checkpoint, another, check_header, check_settings, is_count, load, unfit
 from scoretk.compiling import Uncompilable
-from scoretk.drive import Moment, Schedule, begin, drive, state_leaves, tuned_leaves, with_leaves
+from scoretk.core.identity import Identity, differences, is_summary
+from scoretk.drive import UNROLL, Moment, Schedule, begin, drive, state_leaves, tuned_leaves, with_leaves
 from scoretk.errors import CheckpointError, Status
 from scoretk.progress import Progress
 from scoretk.record import Record, Recorder
 from scoretk.solvers.base import adapts
+from scoretk.witness import contradiction, witness
 
-__all__ = ["Batch", "Finished", "run_batches"]
+__all__ = ["Batch", "Finished", "Saving", "run_batches"]
+
+CALL = UNROLL
+"""Compiled calls start and end at multiples of so many steps."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +52,29 @@ class Finished:
     evaluations: int
     tuned: dict[str, Tensor] = field(default_factory=dict)
 
-    def flat(self) -> dict[str, Tensor]:
-        """All tensors by name."""
-        own = {"final": self.final, "status": self.status, "failed_at": self.failed_at}
-        tuned = {f"tuned/{n}": v for n, v in self.tuned.items()}
-        return own | tuned | {f"record/{n}": v for n, v in self.record.flat().items()}
-
 
 @dataclass
 class _Run:
-    """A run in flight: the batches that are done and the moment of the one that is not."""
+    """A run in flight: by the number of a batch its moment, once it has begun and as long as it is needed; and what the run has
+    changed of what the field is made of, before it was taken up.
+    """
 
-    done: list[Finished] = field(default_factory=list)
-    moment: Moment | None = None
+    moments: dict[int, Moment] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a run is saved, and what tells it from others.
+
+    Arguments: checkpoint; settings, plain values; identity, of the field and the solver; extends, whether a run of fewer steps
+    may be gone on with, which it may not where the solver's grid decides how many there are.
+    """
+
+    checkpoint: Checkpoint
+    settings: dict[str, Any]
+    identity: Identity
+    extends: bool
 
 
 def run_batches(
@@ -68,8 +85,7 @@ def run_batches(
     compiled: bool,
     recompute: bool,
     on_failure: str,
-    checkpoint: Checkpoint | None,
-    settings: dict[str, Any],
+    saving: Saving | None,
     progress: bool | None,
 ) -> list[Finished]:
     """Run every batch to its end.
@@ -77,20 +93,25 @@ def run_batches(
     With a checkpoint the run is saved when due, at its end, and when anything stops it (Ctrl-C, a model's error); where
     the file exists already the run goes on from it. Raises what `drive` and `checkpoint.read` raise.
     """
-    run = _resume(batches, solver, recorder, checkpoint, settings)
-    total = sum(b.schedule.total for b in batches)
+    run = _resume(batches, solver, recorder, saving)
+    total, finished = sum(b.schedule.total for b in batches), list[Finished]()
     compiler = _Compiler(compiled)
-    with Progress(progress, total) as shown, _saved_on_exit(run, recorder, batches, checkpoint, settings):
-        for batch in batches[len(run.done) :]:
-            run.moment = run.moment or _begin(solver, batch, run.done)
-            before = sum(b.schedule.total for b in batches[: len(run.done)])
-            for moment in _driven(run, solver, batch, recorder, compiler, recompute=recompute, on_failure=on_failure):
-                run.moment = moment
-                shown.update(before + moment.step, _failed(run))
-                if checkpoint and checkpoint.due():
-                    _save(run, recorder, batches, checkpoint, settings)
-            run.done, run.moment = [*run.done, _finish(run.moment, batch.schedule, recorder, adapts(solver))], None
-    return run.done
+    with Progress(progress, total) as shown, _saved_on_exit(run, solver, recorder, batches, saving):
+        for i, batch in enumerate(batches):
+            if i not in run.moments:
+                run.moments[i] = _begin(solver, batch, finished[0].tuned if finished else None)
+            for moment in _driven(
+                run, i, solver, batch, recorder, compiler, recompute=recompute, on_failure=on_failure
+            ):
+                run.moments[i] = moment
+                failed = sum(int((status != 0).sum()) for status in (*(f.status for f in finished), moment.status))
+                shown.update(sum(b.schedule.total for b in batches[:i]) + moment.step, failed)
+                if saving and saving.checkpoint.due():
+                    _save(run, recorder, batches, saving, _asked(run, solver, batches))
+            finished.append(_finish(run.moments[i], batch.schedule, recorder, adapts(solver)))
+            if saving is None:
+                del run.moments[i]  # and with it the memory of its state
+    return finished
 
 
 @dataclass
@@ -101,15 +122,29 @@ class _Compiler:
 
 
 def _driven(
-    run: _Run, solver: Any, batch: Batch, recorder: Recorder, compiler: _Compiler, *, recompute: bool, on_failure: str
+    run: _Run,
+    i: int,
+    solver: Any,
+    batch: Batch,
+    recorder: Recorder,
+    compiler: _Compiler,
+    *,
+    recompute: bool,
+    on_failure: str,
 ) -> Iterator[Moment]:
     """The moments of a batch from the run's own on. Where the compiler cannot take the field, a warning, and eagerly on."""
     how: dict[str, Any] = {"recompute": recompute, "on_failure": on_failure}
     while True:
-        assert run.moment is not None
         try:
             yield from drive(
-                solver, batch.bound, batch.noise, run.moment, batch.schedule, recorder, compiled=compiler.used, **how
+                solver,
+                batch.bound,
+                batch.noise,
+                run.moments[i],
+                batch.schedule,
+                recorder,
+                compiled=compiler.used,
+                **how,
             )
             return
         except Uncompilable as failure:
@@ -117,16 +152,14 @@ def _driven(
             warnings.warn(f"compile=True: not compiled, the run goes on eagerly. {failure}", stacklevel=4)
 
 
-def _begin(solver: Any, batch: Batch, done: list[Finished]) -> Moment:
-    """The first batch of a solver that warmup tunes learns; the others take over what it has learned."""
+def _begin(solver: Any, batch: Batch, tuned: dict[str, Tensor] | None) -> Moment:
+    """The first batch of a solver that warmup tunes learns; the others take over what it has tuned."""
     warms = adapts(solver) and batch.schedule.warmup > 0
-    tuned = done[0].tuned if warms and done else None
-    return begin(
-        solver, batch.bound, batch.start(), batch.noise, tunes=warms and not done, tuned=tuned, again=batch.again
-    )
+    tunes, taken = warms and tuned is None, tuned if warms else None
+    return begin(solver, batch.bound, batch.start(), batch.noise, tunes=tunes, tuned=taken, again=batch.again)
 
 
-def _finish(moment: Moment, schedule: Schedule, recorder: Recorder, tuned: bool) -> Finished:
+def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) -> Finished:
     kept = schedule.kept_before(schedule.total)
     failed_at = moment.failed_at
     if schedule.milestones is not None:
@@ -137,115 +170,130 @@ def _finish(moment: Moment, schedule: Schedule, recorder: Recorder, tuned: bool)
     return Finished(recorder.position(moment.state.x), moment.status, failed_at, record, moment.evaluations, leaves)
 
 
-def _failed(run: _Run) -> int:
-    now = int((run.moment.status != 0).sum()) if run.moment else 0
-    return now + sum(int((f.status != 0).sum()) for f in run.done)
-
-
 @contextmanager
 def _saved_on_exit(
-    run: _Run,
-    recorder: Recorder,
-    batches: list[Batch],
-    checkpoint: Checkpoint | None,
-    settings: dict[str, Any],
+    run: _Run, solver: Any, recorder: Recorder, batches: list[Batch], saving: Saving | None
 ) -> Iterator[None]:
     """Save at the end, and also when something stops the run; then that something goes on its way."""
-    if checkpoint is None:
+    if saving is None:
         yield
         return
-    checkpoint.begin()
+    saving.checkpoint.begin()
     try:
         yield
     except BaseException as error:
         if not isinstance(error, CheckpointError):
             try:
-                _save(run, recorder, batches, checkpoint, settings)
-                error.add_note(f"The run so far is in {checkpoint.path}: the same call goes on from there.")
+                _save(run, recorder, batches, saving, _asked_at_last(run, solver, batches))
+                error.add_note(f"The run so far is in {saving.checkpoint.path}: the same call goes on from there.")
             except CheckpointError as second:
                 error.add_note(str(second))
         raise
-    _save(run, recorder, batches, checkpoint, settings)
+    _save(run, recorder, batches, saving, _asked_at_last(run, solver, batches))
 
 
-def _save(
-    run: _Run, recorder: Recorder, batches: list[Batch], checkpoint: Checkpoint, settings: dict[str, Any]
-) -> None:
-    tensors = {f"done/{i}/{n}": v for i, f in enumerate(run.done) for n, v in f.flat().items()}
-    header: dict[str, Any] = {
-        "settings": settings,
-        "evaluations": [f.evaluations for f in run.done],
-        "now": None,
-    }
-    if run.moment is not None:
-        m, schedule = run.moment, batches[len(run.done)].schedule
-        record = recorder.filled(m.record, schedule.kept_before(m.step))
-        tensors |= {f"now/state/{n}": v for n, v in state_leaves(m.state).items()}
-        tensors |= {f"now/record/{n}": v for n, v in record.flat().items()}
-        tensors |= {"now/status": m.status, "now/failed_at": m.failed_at}
-        if m.tuning is not None:
-            tensors |= {f"now/tuning/{n}": v for n, v in state_leaves(m.tuning).items()}
-        header["now"] = {"step": m.step, "evaluations": m.evaluations}
-    checkpoint.save(tensors, header)
+def _asked(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
+    """What the field says at the last moment. Raises what the model raises."""
+    if not run.moments:
+        return {}
+    i, moment = max(run.moments.items(), key=lambda item: item[0])
+    return witness(batches[i].bound, solver.needs, moment.state.x)
 
 
-def _resume(
-    batches: list[Batch], solver: Any, recorder: Recorder, checkpoint: Checkpoint | None, settings: dict[str, Any]
-) -> _Run:
+def _asked_at_last(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
+    """As `_asked` when the run is over: a model that fails then takes nothing of the run with it."""
+    try:
+        return _asked(run, solver, batches)
+    except Exception:  # noqa: BLE001 (whatever a model raises)
+        return {}
+
+
+def _save(run: _Run, recorder: Recorder, batches: list[Batch], saving: Saving, said: dict[str, Tensor]) -> None:
+    """Write all moments, each under the number of its batch, and what the field says at the last one."""
+    tensors = {f"witness/{name}": value for name, value in said.items()}
+    for i, m in run.moments.items():
+        batch, record = batches[i], recorder.filled(m.record, batches[i].schedule.kept_before(m.step))
+        parts = {"state": state_leaves(m.state), "record": record.flat()}
+        if m.tuning is not None and m.step < batch.schedule.warmup:
+            parts["tuning"] = state_leaves(m.tuning)
+        tensors |= {f"{i}/{kind}/{name}": v for kind, part in parts.items() for name, v in part.items()}
+        tensors |= {f"{i}/status": m.status, f"{i}/failed_at": m.failed_at}
+    saving.checkpoint.save(
+        tensors,
+        {
+            "settings": saving.settings,
+            "identity": saving.identity.summary({*run.changed, *saving.identity.changing()}),
+            "batches": [{"step": m.step, "evaluations": m.evaluations} for m in run.moments.values()],
+        },
+    )
+
+
+def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Saving | None) -> _Run:
     """The run as a checkpoint has it; all of it is held to what this run could have written before any of it is used.
 
     Raises: `CheckpointError`; the file is only read.
     """
-    if checkpoint is None or not checkpoint.file.exists():
+    if saving is None or not saving.checkpoint.file.exists():
         return _Run()
-    tensors, header = read(checkpoint.file, settings)
+    path = saving.checkpoint.file
+    tensors, header = load(path)
+    run = _Run()
     try:
-        evaluations, now = _positions(header, batches)
+        check_header(
+            header, settings=lambda v: isinstance(v, dict), identity=is_summary,
+            batches=lambda v: isinstance(v, list) and len(v) <= len(batches),
+        )  # fmt: skip
+        _check_whose(path, header, saving)
+        run.changed = header["identity"]["changing"]
         saved = _Saved(tensors)
-        done = [
-            _read_finished(saved.under(f"done/{i}/"), batch, spent)
-            for i, (batch, spent) in enumerate(zip(batches, evaluations, strict=False))
-        ]
-        run, batch = _Run(done), batches[0]
-        if now is None:
-            template = begin(solver, batch.bound, batch.start(), batch.noise)
-        else:
-            batch = batches[len(done)]
-            template = _begin(solver, batch, done)  # for its structure, shapes and devices
-            run.moment = _read_moment(saved.under("now/"), batch, template, **now)
+        said = saved.under("witness/").left
+        for i, (batch, position) in enumerate(zip(batches, header["batches"], strict=False)):
+            most = min(batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"])
+            check_header(position, step=partial(is_count, most=most), evaluations=is_count)
+            tuned = tuned_leaves(run.moments[0].state) if i else None
+            run.moments[i] = _read_moment(saved.under(f"{i}/"), solver, recorder, batch, tuned, **position)
         saved.nothing_left()
-        _check_positions(run, recorder.position(template.state.x))
+        other = contradiction(batch.bound, solver.needs, _held(said, run.moments[i].state.x)) if run.moments else None
     except (ValueError, KeyError, TypeError) as error:
-        raise unfit(checkpoint.file, error) from error
+        raise unfit(path, error) from error
+    if other is not None:
+        raise another(path, [other])
     return run
 
 
-def _check_positions(run: _Run, like: Tensor) -> None:
-    """Hold every position that a run keeps to the dtype and event shape of one, x. Raises `ValueError`."""
-    records = [f.record.tensors for f in run.done] + ([run.moment.record.tensors] if run.moment else [])
-    positions = [f.final for f in run.done] + [t["x"].flatten(0, 1) for t in records if "x" in t]
-    moments = [value for t in records for name, value in t.items() if name != "x"]  # in float64 where the device has it
-    wrong = [x for x in positions if x.dtype != like.dtype] + [x for x in moments if not x.is_floating_point()]
-    wrong += [x for x in positions + moments if x.shape[1:] != like.shape[1:]]
-    for x in wrong:
-        raise ValueError(f"it keeps {x.dtype} of shape {tuple(x.shape)} where x is {like.dtype} of {tuple(like.shape)}")
+def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
+    """Refuse another run's checkpoint: with other settings, of another field or solver, or longer than this run."""
+    theirs, ours = dict(header["settings"]), saving.settings
+    before, asked = theirs.get("steps"), ours["steps"]
+    if saving.extends and is_count(before) and before != asked:
+        if before > asked:
+            raise CheckpointError(
+                f"{path} is of a run of {before} steps, and steps={asked} asks for fewer: a run can be extended, not shortened. "
+                f"Ask for {before} or more, or move the file away to start afresh"
+            )
+        loose = [b["step"] for b in header["batches"] if b["step"] % CALL and b["step"] == before + theirs["warmup"]]
+        if ours["compile"] and loose:
+            raise CheckpointError(
+                f"{path} ends after {loose[0]} steps: a compiled run is extended from a multiple of {CALL} steps, since the "
+                "last few are not made by compiled code. Start afresh at another path"
+            )
+        theirs["steps"] = asked
+    summary = saving.identity.summary(header["identity"]["changing"])
+    check_settings(path, theirs, ours, differences(header["identity"], summary))
 
 
-def _positions(header: dict[str, Any], batches: list[Batch]) -> tuple[list[int], dict[str, int] | None]:
-    """The evaluations of each batch that is done, and where the one in flight is. Raises `ValueError`."""
-    check_header(
-        header,
-        settings=lambda value: True,
-        evaluations=lambda value: isinstance(value, list) and len(value) <= len(batches) and all(map(is_count, value)),
-        now=lambda value: value is None or isinstance(value, dict),
-    )
-    evaluations, now = header["evaluations"], header["now"]
-    if now is None:
-        return evaluations, None
-    if len(evaluations) == len(batches):
-        raise ValueError("all batches are done and one is in flight")
-    total = batches[len(evaluations)].schedule.total
-    return evaluations, check_header(now, step=lambda value: is_count(value, total), evaluations=is_count)
+def _held(said: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """What a field is said to have answered, where it has the form of such answers. Raises `ValueError`."""
+    if not said:
+        return said
+    rows, at = said.get("rows"), said.get("x")
+    if rows is None or at is None or rows.dtype != torch.int64:
+        raise ValueError("what the field has answered is not there as a whole")
+    if at.dtype != x.dtype or at.shape != (len(rows), *x.shape[1:]):
+        raise ValueError("what the field has answered is not kept as it should be")
+    if not bool(((rows >= 0) & (rows < len(x))).all()):
+        raise ValueError("what the field has answered is of chains that there are not")
+    return {name: value.to(x.device) for name, value in said.items()}
 
 
 class _Saved:
@@ -304,18 +352,14 @@ def _read_record(saved: _Saved, batch: Batch, kept: int) -> Record:
     return record
 
 
-def _read_finished(saved: _Saved, batch: Batch, evaluations: int) -> Finished:
-    chains, device, total = len(batch.noise.chains), batch.noise.chains.device, batch.schedule.total
-    status, failed_at = _read_outcome(saved, batch, total)
-    record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(total))
-    tuned = {name: value.to(device) for name, value in saved.under("tuned/").left.items()}
-    final = saved.take_all(chains, (0,), device)
-    if final.keys() != {"final"}:
-        raise ValueError(f"a batch that is done has {', '.join(sorted(final)) or 'no final position'}")
-    return Finished(final["final"], status, failed_at, record, evaluations, tuned)
-
-
-def _read_moment(saved: _Saved, batch: Batch, template: Moment, step: int, evaluations: int) -> Moment:
+def _read_moment(
+    saved: _Saved, solver: Any, recorder: Recorder, batch: Batch, tuned: dict[str, Tensor] | None, step: int, evaluations: int
+) -> Moment:  # fmt: skip
+    """The moment of a batch: all of it has the form that a run of this field and solver has."""
+    if step < batch.schedule.warmup:
+        template = _begin(solver, batch, tuned)
+    else:
+        template = begin(solver, batch.bound, batch.start(), batch.noise, again=batch.again)
     status, failed_at = _read_outcome(saved, batch, step)
     record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(step))
     state, tuning = saved.under("state/"), saved.under("tuning/")
@@ -326,15 +370,32 @@ def _read_moment(saved: _Saved, batch: Batch, template: Moment, step: int, evalu
         restored = with_leaves(template.tuning, {name: tuning.take(name, value) for name, value in like.items()})
     for part in (saved, state, tuning):
         part.nothing_left()
+    _check_positions(record, recorder.position(template.state.x))
     return Moment(
         with_leaves(template.state, leaves), status, failed_at, step, _with_room(record, batch.schedule, step),
         evaluations, restored, template.reach,
     )  # fmt: skip
 
 
+def _check_positions(record: Record, like: Tensor) -> None:
+    """Hold every position that is kept to the dtype and event shape of one. Raises `ValueError`."""
+    for name, value in record.tensors.items():
+        rows = value.flatten(0, 1) if name == "x" else value  # moments are in float64 where the device has it
+        fits = rows.dtype == like.dtype if name == "x" else rows.is_floating_point()
+        if not fits or rows.shape[1:] != like.shape[1:]:
+            raise ValueError(
+                f"it keeps {rows.dtype} of shape {tuple(rows.shape)} where x is {like.dtype} of {tuple(like.shape)}"
+            )
+
+
 def _with_room(record: Record, schedule: Schedule, step: int) -> Record:
-    """A record of all draws, which was saved as far as it was filled, with room for the rest."""
+    """A record of all draws, which was saved as far as it was filled, with room for the rest.
+
+    Where none of them is to be kept, as the last draw of a shorter run is not, nothing.
+    """
     kept, total = schedule.kept_before(step), schedule.kept_before(schedule.total)
+    if not kept:
+        return Record()
     if "x" not in record.tensors or len(record.tensors["x"]) != kept or "mean" in record.tensors or kept == total:
         return record
     return Record(*({n: _grown(v, total) for n, v in part.items()} for part in (record.tensors, record.stats)))

@@ -16,6 +16,7 @@ from scoretk.arguments import count, integer, option, tensor_like
 from scoretk.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.core.anatomy import field_tensors, left_as_found, state_like
 from scoretk.core.arrays import aligned
+from scoretk.core.identity import Identity, without_addresses
 from scoretk.draws import Cost, Draws
 from scoretk.drive import Schedule
 from scoretk.errors import InvalidArgument
@@ -25,7 +26,7 @@ from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.noise import Noise
 from scoretk.plugins import find_model, load
 from scoretk.record import RECORDERS, Constraining, Recorder
-from scoretk.runs import Batch, Finished, run_batches
+from scoretk.runs import Batch, Finished, Saving, run_batches
 from scoretk.solvers import AnnealedLangevin, ChEES, GibbsWithGradients, ProbabilityFlow
 from scoretk.solvers.base import Solver, TunedSolver, adapts, is_grid
 from scoretk.streams import Stream
@@ -129,11 +130,26 @@ def sample(
             for part in parts
         ]
         settings = _settings(
-            origin, model, solver, ids, seed, keep, size, place, batches[-1].schedule, start, rows, compile
+            without_addresses(origin),
+            model,
+            solver,
+            ids,
+            seed,
+            keep,
+            size,
+            place,
+            batches[-1].schedule,
+            start,
+            rows,
+            compile,
         )
+        saving = None
+        if saved is not None:
+            told = {name: value for name, value in settings.items() if name != "weights"}  # which the identity holds
+            saving = Saving(saved, told, Identity(field=model, solver=solver), extends=not is_grid(solver))
         done = run_batches(
-            batches, solver, recorder, compiled=compile, recompute=grad == "checkpoint", on_failure=on_failure, checkpoint=saved,
-            settings=settings, progress=progress,
+            batches, solver, recorder, compiled=compile, recompute=grad == "checkpoint", on_failure=on_failure,
+            saving=saving, progress=progress,
         )  # fmt: skip
     return _draws(ids, parts, batches, done, solver, keep, settings)
 
@@ -432,6 +448,16 @@ def _schedule(
     return Schedule(first + n, first, every)
 
 
+def _torch_state(device: str) -> dict[str, Any]:
+    """What torch has been told that changes what a model computes. (How many threads it has changes the last bits only.)"""
+    half = torch.is_autocast_enabled(device) if torch.amp.is_autocast_available(device) else False
+    return {
+        "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "autocast": str(torch.get_autocast_dtype(device)).removeprefix("torch.") if half else None,
+        "float32_matmul": torch.get_float32_matmul_precision(),
+    }  # fmt: skip
+
+
 def _settings(
     origin: str, model: Any, solver: Any, ids: range, seed: int, keep: str, batch: int, place: _Place,
     schedule: Schedule, start: Tensor | None, rows: dict[str, Tensor], compiled: bool,
@@ -439,12 +465,13 @@ def _settings(
     """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
     return {
         "model": origin, "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
-        "solver": repr(solver), "chains": len(ids) if ids == range(len(ids)) else repr(ids),
+        "solver": without_addresses(repr(solver)), "chains": len(ids) if ids == range(len(ids)) else repr(ids),
         "seed": integer("seed", seed, below=2**64), "steps": schedule.total - schedule.warmup,
         "warmup": schedule.warmup, "thin": schedule.thin, "keep": keep, "batch": min(batch, len(ids)),
         "device": place.device.type, "dtype": str(place.dtype).removeprefix("torch."), "compile": compiled,
         "init": None if start is None else tensor_digest({"init": start})[:16],
         "cond": tensor_digest(rows)[:16] if rows else None,
+        "torch_state": _torch_state(place.device.type),
         "scoretk": scoretk.__version__, "torch": str(torch.__version__), "python": platform.python_version(),
     }  # fmt: skip
 

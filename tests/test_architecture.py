@@ -12,7 +12,7 @@ import scoretk
 ROOT = Path(scoretk.__file__).parent
 LEVELS = [
     {"errors"}, {"core"}, {"arguments", "streams", "rows", "compiling", "noise", "mixing"}, {"plugins"}, {"fields"},
-    {"grids", "progress"}, {"solvers", "tape"}, {"arrays", "record", "checkpoint", "verdict", "summary"}, {"drive"},
+    {"grids", "progress"}, {"solvers", "tape"}, {"arrays", "record", "checkpoint", "verdict", "summary", "witness"}, {"drive"},
     {"draws", "runs"}, {"sampling", "likelihood", "encoding", "matrix"}, {"partition"}, {"learn", "diagnostics"},
     {"families"}, {"conformance", "demo"}, {"cli"},
 ]  # fmt: skip

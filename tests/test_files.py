@@ -158,7 +158,7 @@ class TestEveryByteCounts:
         whole = path.read_bytes()
         text = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
         monkeypatch.setattr(sealed, "_header", lambda text, kind, _: (sealed_header(text), None))
-        moved = text.replace(b'\\"evaluations\\": [', b'\\"evaluations\\": [9')
+        moved = text.replace(b'\\"evaluations\\": ', b'\\"evaluations\\": 9')
         assert moved != text
         content = (len(moved)).to_bytes(8, "little") + moved + whole[8 + len(text) :]
         assert accepted("run", path, content)
@@ -200,13 +200,21 @@ def forged(header):
         yield {k: v for k, v in header.items() if k != key}
         yield header | {key + " ": header[key]}
         for odd in ODD:
-            if not (key == "evaluations" and odd == [1]):  # which could be, of another field
-                yield header | {key: odd}
-    for key in header["now"]:
-        yield header | {"now": {k: v for k, v in header["now"].items() if k != key}}
+            yield header | {key: odd}
+    *before, now = header["batches"]
+    yield header | {"batches": [*before, now, now]}
+    yield header | {"batches": before}
+    for key in now:
+        yield header | {"batches": [*before, {k: v for k, v in now.items() if k != key}]}
         for odd in ODD:
             if not (key == "evaluations" and type(odd) is int and 0 <= odd < 2**63):
-                yield header | {"now": header["now"] | {key: odd}}
+                yield header | {"batches": [*before, now | {key: odd}]}
+    for key in (known := header["identity"]):
+        yield header | {"identity": {k: v for k, v in known.items() if k != key}}
+        yield from (header | {"identity": known | {key: odd}} for odd in ODD)
+    for key in known["parts"]:
+        yield header | {"identity": known | {"parts": known["parts"] | {key: "forged"}}}
+    yield header | {"identity": known | {"changing": [*known["changing"], "field.fn"]}}
     for key in header["settings"]:
         yield header | {"settings": {k: v for k, v in header["settings"].items() if k != key}}
         yield header | {"settings": header["settings"] | {key: [header["settings"][key]]}}

@@ -302,22 +302,22 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     class Stop(Exception):
         pass
 
-    calls = [0]
+    calls = [0, -1]
 
     def energy(x):
         calls[0] += 1
-        if calls[0] == limit:
+        if calls[0] == calls[1]:
             raise Stop
         return (x.square() * torch.tensor([1.0, 9.0]).to(x)).sum(1) / 2
 
     run = {"chains": 6, "steps": 20, "warmup": 40, "seed": 6, "dtype": torch.float64, "batch": 2}
-    solver, limit, field = NUTS(pilot=4), -1, stk.Energy(energy, (2,))
+    solver, field = NUTS(pilot=4), stk.Energy(energy, (2,))
     undisturbed = stk.sample(field, solver, **run)
     path = tmp_path / "run.ckpt"
-    calls[0], limit = 0, calls[0] * stop // 60
+    calls[:] = 0, calls[0] * stop // 60
     with pytest.raises(Stop):
         stk.sample(field, solver, checkpoint=stk.Checkpoint(path, every=1e-9), **run)
-    limit = -1
+    calls[1] = -1
     resumed = stk.sample(field, solver, checkpoint=path, **run)
     assert torch.equal(resumed.x, undisturbed.x)
     assert torch.equal(resumed.tuned["scale"], undisturbed.tuned["scale"])

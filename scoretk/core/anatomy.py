@@ -28,6 +28,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import (
     AsyncGeneratorType,
@@ -60,6 +61,7 @@ from torch import Tensor, nn
 __all__ = [
     "ATOMS",
     "PLAIN",
+    "ModuleView",
     "Names",
     "field_tensors",
     "is_known",
@@ -127,7 +129,8 @@ _NOTHING = Names((), (), frozenset())
 _NAMES: weakref.WeakKeyDictionary[CodeType, Names] = weakref.WeakKeyDictionary()
 
 
-class _Seen(NamedTuple):
+@dataclass(frozen=True)
+class ModuleView:
     """A module as some code sees it: those of its attributes are parts that the code names."""
 
     module: ModuleType
@@ -294,7 +297,9 @@ def _of_function(value: FunctionType) -> list[Part]:
             found.append(("." + name, _seen_by(names, home[name])))
     if whose == "own":
         found += [
-            ("." + name, _Seen(sys.modules[name], names.attributes)) for name in names.imports if name in sys.modules
+            ("." + name, ModuleView(sys.modules[name], names.attributes))
+            for name in names.imports
+            if name in sys.modules
         ]
     return found
 
@@ -307,15 +312,15 @@ def _within(package: str, value: Any) -> bool:
 
 
 def _seen_by(names: Names, value: Any) -> Any:
-    return _Seen(value, names.attributes) if isinstance(value, ModuleType) else value
+    return ModuleView(value, names.attributes) if isinstance(value, ModuleType) else value
 
 
-def _of_seen(value: _Seen) -> list[Part]:
+def _of_seen(value: ModuleView) -> list[Part]:
     if _whose(value.module.__name__) != "own":
         return []
     own = vars(value.module)
     return [
-        ("." + name, _Seen(own[name], value.names) if isinstance(own[name], ModuleType) else own[name])
+        ("." + name, ModuleView(own[name], value.names) if isinstance(own[name], ModuleType) else own[name])
         for name in sorted(value.names & own.keys())
     ]
 
@@ -414,7 +419,7 @@ _KINDS: dict[type, Splitter] = {
     staticmethod: lambda v: [(".__func__", v.__func__)],
     weakref.ReferenceType: lambda v: [("()", v())],
     weakref.ProxyType: _of_proxy, weakref.CallableProxyType: _of_proxy,
-    _Seen: _of_seen,
+    ModuleView: _of_seen,
 }  # fmt: skip
 _SPLITTERS: weakref.WeakKeyDictionary[type, Splitter] = weakref.WeakKeyDictionary()
 
@@ -436,7 +441,7 @@ def walk(value: Any) -> list[Any]:
 
 def key_of(part: Any) -> Any:
     """What tells a part from others as long as both are alive."""
-    return id(part) if type(part) is not _Seen else (id(part.module), part.names)
+    return id(part) if type(part) is not ModuleView else (id(part.module), part.names)
 
 
 def modules_of(value: Any) -> list[nn.Module]:

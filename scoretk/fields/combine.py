@@ -65,13 +65,13 @@ def tempered(field: object, temperature: float) -> object:
     Arguments: field, static, or timed on a Gaussian path (then its scores are tempered; see the module's caveat);
     temperature T > 0. `tempered(field, 1)` is the field itself in other clothes.
     """
-    weight = 1 / positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     (field,) = in_one_space((field,))
     _fitting("field", (field,), "tempered")
     space = shared_map("field", (field,))
     if space is not None:
         return space.around(tempered(space.field, temperature))
-    return _PoweredTimed((field,), weight) if is_timed(field) else _Powered((field,), weight)
+    return _PoweredTimed((field,), temperature) if is_timed(field) else _Powered((field,), temperature)
 
 
 def product(*fields: object) -> object:
@@ -284,12 +284,17 @@ def _interval(value: Any) -> Interval | None:
 
 @dataclass(frozen=True, eq=False)
 class _Powered(Wrapped):
-    """`weight * sum of energies`; scores likewise."""
+    """`weight * sum of energies`, weight 1 / T; scores likewise."""
 
     fields: tuple[Any, ...]
-    weight: float
+    temperature: float
 
     kind = Kind.POWER
+
+    @property
+    def weight(self) -> float:
+        """`1 / T`."""
+        return 1 / self.temperature
 
     @property
     def inner(self) -> tuple[Any, ...]:
@@ -400,13 +405,18 @@ class _OfMany(_SamePath):
 
 @dataclass(frozen=True, eq=False)
 class _PoweredTimed(_OfMany):
-    """`weight * sum of scores` at each time."""
+    """`weight * sum of scores` at each time, weight 1 / T."""
 
     fields: tuple[Any, ...]
-    weight: float
+    temperature: float
 
     kind = Kind.POWER
     predicts = "score"
+
+    @property
+    def weight(self) -> float:
+        """`1 / T`."""
+        return 1 / self.temperature
 
     @property
     def base(self) -> Base | None:
@@ -428,7 +438,7 @@ class _PoweredTimed(_OfMany):
 
     def at(self, t: float | Tensor) -> _Powered:  # type: ignore[override]
         """The static combination of the fields at time t, with an energy where they have one."""
-        return _Powered(tuple(f.at(t) for f in self.fields), self.weight)
+        return _Powered(tuple(f.at(t) for f in self.fields), self.temperature)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,314 @@
+"""What tells one field, or one solver, from another: everything that decides what it answers, as text.
+
+An `Identity` is a map from ways to values. A way is how the walk (`scoretk.core.anatomy`) first comes to an object, such as
+`field.fn.scale`; the value is what the object is apart from its parts: a number as it is, of an array dtype, shape and SHA-256,
+of a function its code (instructions, names and constants; no file names or line numbers), of a container its kind and keys. No
+entry depends on the process that made it: neither addresses nor hashes of objects count, and the items of sets are put in order.
+Known classes and functions (torch's, numpy's, ...) are their names. Of what cannot be looked into (locks, files, handles of C
+libraries, random generators) only the kind counts: what differs within is for the second net to see, the field's own answers.
+
+Some of what a field is made of may change while a run goes on: a count of its calls, a list of what it has seen, a cache. What a
+run itself has changed does not tell it from another; `changing` finds it, and it is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoretk.core.anatomy import PLAIN, ModuleView, Part, is_known, key_of, parts
+
+__all__ = ["Identity", "differences", "is_summary", "tensor_value", "without_addresses"]
+
+SHOWN = 60
+"""How many characters of a value are kept as they are; of a longer one the beginning and a digest."""
+
+KEPT = 256
+"""How many entries of a summary are kept one by one, the nearest; the others are summed up by what they are parts of."""
+
+FEW = 4
+"""How many numbers of an array are shown."""
+
+NAMED = 5
+"""How many differences are named."""
+
+_CONTAINERS = (Mapping, list, tuple, set, frozenset, deque)
+_WRITTEN = (bytearray, range, slice, torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
+"""Objects that are what their repr says."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_MANGLED = re.compile(r"___torch_mangle_\d+\.")
+
+
+@dataclass(frozen=True)
+class _Same:
+    """An object met again, by the way on which it was met first."""
+
+    way: str
+
+
+class Identity:
+    """What some named things are made of.
+
+    Attributes: values, text by way, the nearest first.
+    """
+
+    def __init__(self, **things: Any) -> None:
+        self._things = things
+        found = _found(things)
+        self.values = {way: _value(item) for way, item in found}
+        self._marks = {way: _mark(item) for way, item in found}
+
+    def changing(self) -> list[str]:
+        """The ways of what has changed since; with `*`, for all within, of containers and of what is new."""
+        found = dict(_found(self._things))
+        changed = [
+            way + "*" if isinstance(item, _CONTAINERS) else way
+            for way, item in found.items()
+            if way in self._marks and _mark(item) != self._marks[way] and _value(item) != self.values[way]
+        ]
+        return _outermost(changed + [way + "*" for way in found if way not in self._marks])
+
+    def summary(self, changing: Iterable[str] = ()) -> dict[str, Any]:
+        """Plain values of bounded size: a digest of every entry but those that change, and the nearest of them by their ways."""
+        ways = sorted(changing)
+        kept = [(way, value) for way, value in self.values.items() if not _among(way, ways)]
+        digest = _digest(json.dumps([sorted(kept), ways]).encode())
+        rest: dict[str, list[str]] = {}
+        for way, value in kept[KEPT:]:
+            rest.setdefault(".".join(way.split(".")[:2])[:SHOWN], []).append(f"{way}: {value}")
+        summed = {f"within {way}": _digest("\n".join(values).encode()) for way, values in list(rest.items())[:KEPT]}
+        return {
+            "digest": digest,
+            "parts": {_short(way): value for way, value in kept[:KEPT]} | summed,
+            "changing": ways,
+        }
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """In what two summaries differ, `way: value there, value here`; nothing where they are equal."""
+    if theirs == ours:
+        return []
+    there, here = theirs["parts"], ours["parts"]
+    ways = [way for way in {**here, **there} if there.get(way) != here.get(way)]
+    found = [f"{way}: {there.get(way, 'nothing')} there, {here.get(way, 'nothing')} here" for way in ways]
+    more = len(found) - NAMED
+    return [*found[:NAMED], *([f"and {more} more"] if more > 0 else [])] or [
+        "what it is made of, deeper than is kept by name"
+    ]
+
+
+def is_summary(value: Any) -> bool:
+    """Whether a value has the form of `Identity.summary`."""
+    if not isinstance(value, dict) or value.keys() != {"digest", "parts", "changing"}:
+        return False
+    texts = value["changing"]
+    return isinstance(value["parts"], dict) and isinstance(texts, list) and all(isinstance(way, str) for way in texts)
+
+
+def without_addresses(text: str) -> str:
+    """A text without the addresses that Python puts into the names of objects: they differ from process to process."""
+    return _ADDRESS.sub("", text)
+
+
+def _found(things: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """All objects by the way on which they are first met, the nearest first; of one that is met again, that it is the same."""
+    found, seen = list(things.items()), {key_of(item): name for name, item in things.items()}
+    for way, item in found:  # which grows on the way; it holds all that was seen, so that no id is used twice
+        for label, part in [] if type(item) in PLAIN or type(item) is _Same else _in_order(item):
+            there = way + label
+            if type(part) in PLAIN:
+                found.append((there, part))
+            elif (key := key_of(part)) in seen:
+                found.append((there, _Same(seen[key])))
+            else:
+                seen[key] = there
+                found.append((there, part))
+    return found
+
+
+def _in_order(item: Any) -> list[Part]:
+    """The parts of an object, in an order that does not depend on the process."""
+    found = parts(item)
+    if isinstance(item, set | frozenset):
+        members = sorted((Identity(item=part).summary()["digest"], part) for _, part in found)
+        return [(f"[{i}]", part) for i, (_, part) in enumerate(members)]
+    return sorted(found, key=lambda part: part[0])
+
+
+def _among(way: str, ways: Iterable[str]) -> bool:
+    return any(way == other or (other.endswith("*") and _is_within(way, other[:-1])) for other in ways)
+
+
+def _is_within(way: str, whole: str) -> bool:
+    return way == whole or (way.startswith(whole) and way[len(whole)] in ".[(")
+
+
+def _outermost(ways: Iterable[str]) -> list[str]:
+    """The ways without those that lie within another of them."""
+    found: list[str] = []
+    for way in sorted(set(ways), key=len):
+        if not _among(way.removesuffix("*"), [other for other in found if other != way]):
+            found.append(way)
+    return sorted(found)
+
+
+# --- what one object is, apart from its parts
+
+
+def _mark(item: Any) -> Any:
+    """What shows that an object may have changed: of a tensor torch's count of its changes, of all else the value."""
+    if isinstance(item, Tensor) and not item.is_inference():
+        return id(item), item._version
+    return _value(item)
+
+
+def _value(item: Any) -> str:
+    """An object in words that mean the same in every process."""
+    kind = type(item)
+    if kind in PLAIN:
+        return _short(repr(item))
+    if kind is _Same:
+        return f"the same as {_short(item.way)}"
+    if kind is ModuleView:
+        return f"module {item.module.__name__}"
+    if isinstance(item, Tensor):
+        return tensor_value(item)
+    if isinstance(item, np.ndarray | np.generic):
+        return _of_array(np.asarray(item))
+    if isinstance(item, FunctionType):
+        name = f"{item.__globals__.get('__name__')}.{item.__code__.co_qualname}"
+        return f"function {name}" if is_known(item) else _of_code(item.__code__)
+    if isinstance(item, CodeType):
+        return _of_code(item)
+    if isinstance(item, type):
+        return f"class {_name(item)}" if is_known(item) else "class"
+    if isinstance(item, BuiltinFunctionType | np.ufunc | ModuleType):
+        return f"{kind.__name__} {_name(item)}"
+    if isinstance(item, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        return f"{kind.__name__} {_digest(_script(item).encode())}"
+    return f"{_name(kind) if is_known(kind) else 'object'}{_content(item)}"
+
+
+def _content(item: Any) -> str:
+    """What containers have beside their items, and plain items themselves; nothing of other objects."""
+    if isinstance(item, Mapping):
+        keys = [repr(k) if type(k) in PLAIN else "object" for k in item]
+        if parts(item) or not item:
+            return f" of {len(keys)} with keys {_short(', '.join(keys))}"
+        return f" of {len(keys)}: {_short(repr(dict(item)))}"
+    if isinstance(item, nn.Module):
+        return f" of {_short(', '.join(item._modules))}" if item._modules else ""
+    if isinstance(item, set | frozenset):
+        return (
+            f" of {len(item)}: {_short(', '.join(sorted(map(repr, item))))}" if not parts(item) else f" of {len(item)}"
+        )
+    if isinstance(item, list | tuple | deque):
+        return f" of {len(item)}: {_short(repr(list(item)))}" if not parts(item) else f" of {len(item)}"
+    if isinstance(
+        item, bytearray | range | slice | torch.dtype | torch.device | torch.layout | torch.memory_format | np.dtype
+    ):
+        return f" {_short(without_addresses(repr(item)))}"
+    return ""
+
+
+def _name(item: Any) -> str:
+    owner = getattr(item, "__objclass__", None) or getattr(item, "__self__", None)
+    home = getattr(item, "__module__", None) or (type(owner).__name__ if owner is not None else "")
+    return f"{home}.{getattr(item, '__qualname__', None) or getattr(item, '__name__', '')}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {_digest(text.encode())}"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _of_code(code: CodeType) -> str:
+    """Its digest, with its numbers and strings to be read."""
+    constants = [c for c in code.co_consts if type(c) in PLAIN and c is not None]
+    return f"code {_digest(repr(_code(code)).encode())[:16]} with {_short(', '.join(map(repr, constants)) or 'no constants')}"
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    """All of a code object that decides what it does, and of those nested in it."""
+    return (
+        code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_argcount, code.co_flags,
+        code.co_posonlyargcount, code.co_kwonlyargcount, code.co_exceptiontable, *map(_constant, code.co_consts),
+    )  # fmt: skip
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return _code(value)
+    if isinstance(value, tuple):
+        return tuple(map(_constant, value))
+    if isinstance(value, frozenset):
+        return "frozenset", *sorted(repr(_constant(v)) for v in value)
+    return repr(value)
+
+
+def _of_array(array: np.ndarray) -> str:
+    what = f"array {array.dtype.str} {array.shape}"
+    if array.dtype == object:
+        return what if parts(array) else f"{what} {_short(repr(array.ravel().tolist()))}"
+    shown = f" {array.ravel().tolist()!r}" if array.size <= FEW and array.dtype.kind in "biufc" else ""
+    return f"{what}{_short(shown)} {_digest(np.ascontiguousarray(array).tobytes())}"
+
+
+def tensor_value(tensor: Tensor) -> str:
+    """Its dtype, shape and digest, with its numbers where they are few."""
+    what = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    try:
+        held = [_bytes(part) for part in _strided(tensor.detach())]
+        few = tensor.numel() <= FEW and tensor.layout is torch.strided and not tensor.is_quantized
+        shown = f" {tensor.detach().tolist()!r}" if few else ""
+    except (RuntimeError, NotImplementedError, TypeError):
+        return f"{what} without numbers that can be read"
+    return f"{what}{_short(shown)} {_digest(b''.join(held))}"
+
+
+def _strided(tensor: Tensor) -> list[Tensor]:
+    """The strided tensors that a tensor of any layout consists of."""
+    if tensor.is_quantized:
+        per_channel = tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+        own = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()) if per_channel else ()
+        scalars = () if per_channel else (torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64),)
+        return [tensor.int_repr(), *own, *scalars]
+    if tensor.layout is torch.sparse_coo:
+        whole = tensor.coalesce()
+        return [whole.indices(), whole.values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    return [tensor.to_dense() if tensor.layout is not torch.strided else tensor]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    plain = tensor.to("cpu").resolve_conj().resolve_neg()
+    flat = plain.new_empty(plain.numel()).copy_(plain.reshape(-1))  # of stride 1, which an expanded tensor is not
+    return (
+        f"{plain.dtype}{tuple(plain.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()
+    )  # numpy has no bfloat16
+
+
+def _script(item: Any) -> str:
+    """The code of a scripted module or function, without numbers that count what was compiled before."""
+    methods = item._c._method_names() if isinstance(item, torch.jit.ScriptModule) else []
+    texts = [getattr(item, name).code for name in sorted(methods)] or [getattr(item, "code", "")]
+    return _MANGLED.sub("", "\n".join(texts))

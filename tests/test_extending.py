@@ -1,0 +1,80 @@
+"""A finished run is extended by a larger `steps`, to the bits of a run that never stopped."""
+
+import functools
+
+import pytest
+import torch
+
+import scoretk as stk
+
+FIELD = stk.Energy(lambda x: x.square().sum(1) / 2 + (x**4).sum(1) / 40, (2,))
+SOLVERS = {
+    "ula": stk.ULA(0.1),
+    "hmc": stk.HMC(leapfrogs=2, pilot=4),
+    "tempering": stk.ParallelTempering(stk.MALA(0.1), replicas=3),
+}
+
+
+def assert_equal(a, b):
+    for name in ("x", "final", "mean", "var", "status", "failed_at"):
+        one, other = getattr(a, name), getattr(b, name)
+        assert one is other is None or torch.equal(one, other), name
+    assert a.stats.keys() == b.stats.keys()
+    assert all(torch.equal(a.stats[n], b.stats[n]) for n in a.stats)
+    assert all(torch.equal(a.tuned[n], b.tuned[n]) for n in b.tuned)
+    assert (a.cost, a.provenance) == (b.cost, b.provenance)
+
+
+@pytest.mark.parametrize("keep", ["all", "last", "moments"])
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_an_extended_run_has_the_bits_of_an_undisturbed_one(tmp_path, solver, batch, keep):
+    more = {"thin": 3} if keep == "all" else {}
+    run = functools.partial(
+        stk.sample, FIELD, SOLVERS[solver], chains=8, batch=batch, keep=keep, warmup=30, seed=3, **more
+    )
+    run(steps=20, checkpoint=tmp_path / "c")
+    run(steps=31, checkpoint=tmp_path / "c")
+    assert_equal(run(steps=50, checkpoint=tmp_path / "c"), run(steps=50))
+
+
+def test_a_run_stopped_on_its_way_is_extended_too(tmp_path):
+    class Stop(Exception):
+        pass
+
+    left = [60]
+
+    def energy(x):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Stop
+        return FIELD.fn(x)
+
+    run = functools.partial(stk.sample, stk.Energy(energy, (2,)), stk.ULA(0.1), chains=5, batch=2, seed=1)
+    with pytest.raises(Stop):
+        run(steps=40, checkpoint=tmp_path / "c")
+    left[0] = -1
+    assert_equal(run(steps=70, checkpoint=tmp_path / "c"), run(steps=70))
+
+
+def test_a_run_is_not_shortened(tmp_path):
+    run = functools.partial(stk.sample, FIELD, stk.ULA(0.1), chains=2, checkpoint=tmp_path / "c")
+    run(steps=20)
+    content = (tmp_path / "c").read_bytes()
+    with pytest.raises(
+        stk.CheckpointError, match="20 steps, and steps=10 asks for fewer: a run can be extended, not shortened"
+    ):
+        run(steps=10)
+    with pytest.raises(stk.CheckpointError, match="warmup: 0 there, 5 here"):
+        run(steps=20, warmup=5)
+    with pytest.raises(stk.CheckpointError, match="thin: 1 there, 2 here"):
+        run(steps=40, thin=2)
+    assert (tmp_path / "c").read_bytes() == content
+
+
+@pytest.mark.parametrize("make", [stk.ReverseSDE, stk.ProbabilityFlow])
+def test_a_solver_with_a_grid_of_its_own_is_not_extended(tmp_path, make):
+    field = stk.Diffusion(lambda x, t: 0.5 * x, (2,), predicts="data")
+    stk.sample(field, make(steps=4), chains=2, checkpoint=tmp_path / "c")
+    with pytest.raises(stk.CheckpointError, match=r"steps: 4 there, 8 here"):
+        stk.sample(field, make(steps=8), chains=2, checkpoint=tmp_path / "c")

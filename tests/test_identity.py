@@ -1,0 +1,476 @@
+"""Whose checkpoint it is: another model's is refused with what differs, an equal run's is taken up, also in a fresh process."""
+
+# ruff: noqa: B008, E501, PLW0108, RUF043 (numbers in defaults and in lambdas are what is told apart)
+import functools
+import json
+import os
+import subprocess
+import sys
+import threading
+import types
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk import runs
+from scoretk.core import anatomy, identity
+
+ROOT = Path(__file__).parent.parent
+
+
+def squares(x):
+    return x.square().sum(1) / 2
+
+
+def energy(fn):
+    return stk.Energy(fn, (2,))
+
+
+def code(text, **names):
+    """The function f of a text."""
+    names["__name__"] = "elsewhere"
+    exec(text, names)
+    return names["f"]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    scale: object
+
+    def __call__(self, x):
+        return squares(x) * torch.as_tensor(self.scale).to(x).sum()
+
+    def method(self, x):
+        return self(x)
+
+
+class Slotted:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, x):
+        return squares(x) * self.scale
+
+
+class Net(torch.nn.Module):
+    def __init__(self, scale=1.0, offset=0.0):
+        super().__init__()
+        self.net = torch.nn.utils.skip_init(torch.nn.Linear, 2, 2)
+        self.net.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        self.register_buffer("offset", torch.tensor(offset))
+        self.scale, self.unregistered = scale, [torch.ones(2)]
+
+    def forward(self, x, t=None):
+        return (self.net(x) - self.offset) * self.scale
+
+
+class Sign(Net):
+    def forward(self, x, t=None):
+        return (self.net(x) + self.offset) * self.scale
+
+
+def net_with(change):
+    net = Net()
+    change(net)
+    return energy(lambda x: squares(net(x)))
+
+
+class Mode(Enum):
+    FLAT = 1
+    STEEP = 2
+
+
+def with_class_attribute(value):
+    kind = type("Model", (Scaled,), {"factor": value, "__call__": lambda self, x: squares(x) * self.factor})
+    return kind(1.0)
+
+
+def as_module(value):
+    module = types.ModuleType("helpers_of_identity")
+    module.scale = value
+    return code("def f(x): return x.square().sum(1) * helpers.scale", helpers=module)
+
+
+def nested(value):
+    call = Scaled(value)
+    for _ in range(12):
+        call = functools.partial(lambda inner, x: inner(x), types.SimpleNamespace(run=call).run)
+    return call
+
+
+def diffusion(path=None, predicts="data", net=None):
+    return stk.Diffusion(net or (lambda x, t: 0.5 * x), (2,), path or stk.VP(), predicts)
+
+
+def distribution(loc, scale=1.0):
+    return torch.distributions.Independent(torch.distributions.Normal(torch.tensor([loc, 0.0]), scale), 1)
+
+
+BITS = torch.tensor([True, False])
+CASES = {
+    "temperature": (lambda v: stk.tempered(energy(squares), v), 1.0, 25.0),
+    "temperature of a timed field": (lambda v: stk.tempered(diffusion(), v), 1.0, 2.0),
+    "support": (lambda v: stk.constrained(energy(squares), v), torch.distributions.constraints.positive, torch.distributions.constraints.unit_interval),
+    "bounds of a support": (lambda v: stk.constrained(energy(squares), torch.distributions.constraints.greater_than(v)), 0.0, 1.0),
+    "constant": (lambda v: energy(code(f"f = lambda x: x.square().sum(1) / {v}")), 2, 50),
+    "constant of another type": (lambda v: energy(code(f"f = lambda x: x.square().sum(1) / {v}")), 2, 2.0),
+    "constant in a comprehension": (lambda v: energy(code(f"f = lambda x: sum([y * {v} for y in x.square().T])")), 2, 50),
+    "constant in a nested function": (
+        lambda v: energy(code(f"def f(x):\n def g(y): return (lambda z: z * {v})(y)\n return g(x.square().sum(1))")), 2, 50),
+    "operator": (lambda v: energy(code(f"f = lambda x: (x.square() {v} x.abs()).sum(1)")), "+", "*"),
+    "method asked for": (lambda v: energy(code(f"f = lambda x: x.{v}().sum(1)")), "square", "cosh"),
+    "closure": (lambda v: energy(lambda x: squares(x) * v), 1.0, 25.0),
+    "closure over a tensor": (lambda v: energy(lambda x: squares(x * v)), torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])),
+    "closure over an array": (lambda v: energy(lambda x: squares(x) * float(v.sum())), np.arange(3.0), np.arange(3.0) + 1e-12),
+    "closure over a string": (lambda v: energy(lambda x: squares(x) * len(v)), "one", "three"),
+    "closure over an enum": (lambda v: energy(lambda x: squares(x) * v.value), Mode.FLAT, Mode.STEEP),
+    "closure over a function": (lambda v: energy(lambda x: v(x).sum(1)), torch.cosh, torch.square),
+    "closure over a builtin": (lambda v: energy(lambda x: squares(x) * v(1, 2)), max, min),
+    "closure over a set": (lambda v: energy(lambda x: squares(x) * len(v)), {"a", "b", (1, "c")}, {"a", "b", (1, "d")}),
+    "closure over a dict": (lambda v: energy(lambda x: squares(x) * v["a"]), {"a": 1.0, "b": 2}, {"a": 2.0, "b": 1}),
+    "order of a dict": (lambda v: energy(lambda x: squares(x) * next(iter(v.values()))), {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0}),
+    "long list": (lambda v: energy(lambda x: squares(x) * v[7]), list(range(5000)), [*range(4999), -1]),
+    "global": (lambda v: energy(code("f = lambda x: x.square().sum(1) * scale", scale=v)), 1.0, 25.0),
+    "global array": (lambda v: energy(code("f = lambda x: (x * scale).square().sum(1)", scale=v)), torch.ones(2), torch.tensor([1.0, 2.0])),
+    "global function": (lambda v: energy(code("f = lambda x: g(x)", g=v)), squares, lambda x: squares(x) * 2),
+    "global module": (lambda v: energy(as_module(v)), 1.0, 25.0),
+    "default": (lambda v: energy(lambda x, scale=v: squares(x) * scale), 1.0, 25.0),
+    "keyword default": (lambda v: energy(functools.partial(code("def f(x, *, scale=s): return x.square().sum(1) * scale", s=v))), 1.0, 25.0),
+    "partial": (lambda v: energy(functools.partial(lambda scale, x: squares(x) * scale, v)), 1.0, 25.0),
+    "partial keyword": (lambda v: energy(functools.partial(lambda x, scale: squares(x) * scale, scale=v)), 1.0, 25.0),
+    "attribute": (lambda v: energy(Scaled(v)), 1.0, 25.0), "attribute of attributes": (lambda v: energy(nested(v)), 1.0, 25.0),
+    "slot": (lambda v: energy(Slotted(v)), 1.0, 25.0), "bound method": (lambda v: energy(Scaled(v).method), 1.0, 25.0),
+    "class attribute": (lambda v: energy(with_class_attribute(v)), 1.0, 25.0),
+    "weight": (lambda v: net_with(lambda n: n.net.weight.data.fill_(v)), 1.0, 1.0000001),
+    "weights in another order": (lambda v: net_with(lambda n: n.net.weight.data.copy_(v)), torch.eye(2), torch.eye(2).flip(0)),
+    "buffer": (lambda v: energy(lambda x, n=Net(offset=v): squares(n(x))), 0.0, 1.0),
+    "attribute of a module": (lambda v: energy(lambda x, n=Net(v): squares(n(x))), 1, 3),
+    "unregistered tensor": (lambda v: net_with(lambda n: n.unregistered[0].fill_(v)), 1.0, 2.0),
+    "class of a module": (lambda v: energy(lambda x, n=v(): squares(n(x))), Net, Sign),
+    "hook": (lambda v: net_with(lambda n: n.register_forward_hook(lambda m, i, out, s=v: out * s)), 1.0, 2.0),
+    "replaced method": (lambda v: net_with(lambda n: setattr(n, "forward", v)), lambda x: x, lambda x: 2 * x),
+    "order of modules": (
+        lambda v: energy(lambda x, n=torch.nn.Sequential(dict(v) if False else __import__("collections").OrderedDict(v)): squares(n(x))),
+        [("a", torch.nn.Tanh()), ("b", torch.nn.ReLU())], [("b", torch.nn.ReLU()), ("a", torch.nn.Tanh())]),
+    **{
+        f"tensor of {dtype}": (
+            lambda v, dtype=dtype: energy(lambda x, a=torch.tensor(v).to(dtype): squares(x) * a.to(torch.complex64).abs().sum()), [0, 1], [1, 1])
+        for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.int64, torch.bool, torch.complex64, torch.uint8)
+    },
+    "sparse tensor": (lambda v: energy(lambda x, a=torch.tensor(v).to_sparse(): squares(x) * a.to_dense().sum()), [0.0, 1.0], [1.0, 0.0]),
+    "quantised tensor": (
+        lambda v: energy(lambda x, a=torch.quantize_per_tensor(torch.ones(2), v, 0, torch.qint8): squares(x) * a.dequantize().sum()), 0.1, 0.2),
+    "distribution": (lambda v: stk.from_distribution(distribution(v)), 0.0, 3.0),
+    "scale of a distribution": (lambda v: stk.from_distribution(distribution(0.0, v)), 1.0, 3.0),
+    "path": (lambda v: diffusion(v), stk.VP(), stk.Linear()), "path's parameter": (lambda v: diffusion(stk.VP(beta_max=v)), 20.0, 10.0),
+    "predicts": (lambda v: diffusion(predicts=v), "data", "v"),
+    "timesteps": (lambda v: stk.from_timesteps(lambda x, k: 0.5 * x, torch.linspace(0.99, v, 20), (2,), "data"), 0.01, 0.02),
+    "guidance": (lambda v: stk.guided(diffusion(), v, diffusion(net=lambda x, t: 0.4 * x)), 1.0, 3.0),
+    "observation": (
+        lambda v: stk.posterior(diffusion(), stk.LinearGaussian(torch.tensor([[1.0, 0.0]]), torch.tensor([v]), 0.1)), 1.0, 2.0),
+    "std of an observation": (
+        lambda v: stk.posterior(diffusion(), stk.LinearGaussian(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), v)), 0.1, 0.2),
+    "factors of a product": (lambda v: stk.product(energy(squares), energy(Scaled(v))), 1.0, 2.0),
+    "scripted": (lambda v: energy(lambda x, s=torch.jit.script(Script(v)): s(x)), 1.0, 2.0),
+}  # fmt: skip
+
+
+class Script(torch.nn.Module):
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.square().sum(1) * self.scale
+
+
+def sampled(field, path, solver=None, **options):
+    timed = hasattr(field, "at")
+    solver = solver or (stk.ReverseSDE(steps=3) if timed else stk.ULA(0.01))
+    run = {"chains": 3} | ({} if timed else {"steps": 4}) | options
+    return stk.sample(field, solver, checkpoint=path, **run)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize")  # both torch's own
+def test_another_models_checkpoint_is_refused_and_an_equal_ones_taken_up(tmp_path, case):
+    make, one, other = CASES[case]
+    first = sampled(make(one), tmp_path / "c")
+    content = (tmp_path / "c").read_bytes()
+    with pytest.raises(stk.CheckpointError, match="there, .* here"):
+        sampled(make(other), tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == content
+    assert torch.equal(sampled(make(one), tmp_path / "c").final, first.final)
+
+
+def digests():
+    return {name: identity.Identity(field=make(one)).summary()["digest"] for name, (make, one, _) in CASES.items()}
+
+
+def in_a_fresh_process(script, *arguments):
+    """What a script prints, in a process whose hashes of strings are others."""
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    changed = os.environ | {"PYTHONHASHSEED": "1"}
+    return subprocess.run(command, cwd=ROOT, env=changed, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize")
+def test_equal_models_have_one_identity_in_every_process():
+    told = in_a_fresh_process("import json; from tests import test_identity as t; print(json.dumps(t.digests()))")
+    assert json.loads(told) == digests()
+
+
+GOES_ON = """
+import sys, torch, scoretk as stk
+names, calls = {"b", "a", (1, "c")}, []
+def run(path, steps):
+    def energy(x, scale=torch.tensor(2.0)):
+        calls.append(len(x))
+        return x.square().sum(1) * scale * len(names)
+    return stk.sample(stk.Energy(energy, (2,)), stk.HMC(leapfrogs=2), chains=4, steps=steps, warmup=30, seed=3, checkpoint=path).x
+"""
+
+
+def test_a_run_goes_on_and_is_extended_in_a_fresh_process(tmp_path):
+    names: dict = {"__name__": "__main__"}
+    exec(GOES_ON, names)
+    first, whole = names["run"](tmp_path / "c", 20), names["run"](tmp_path / "d", 40)
+    then = (
+        "x = run(sys.argv[1], 20); again = len(calls); y = run(sys.argv[1], 40);"
+        "print(x.double().sum().item().hex(), again, y.double().sum().item().hex())"
+    )
+    x, again, y = in_a_fresh_process(GOES_ON + then, str(tmp_path / "c")).split()
+    assert x == first.double().sum().item().hex()
+    assert int(again) < 10  # it was not run again
+    assert y == whole.double().sum().item().hex()
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("temperature", r"field\.temperature: 1\.0 there, 25\.0 here"), ("closure", r"field\.fn\.v: 1\.0 there, 25\.0 here"),
+        ("global", r"field\.fn\.scale: 1\.0 there, 25\.0 here"), ("attribute", r"field\.fn\.scale: 1\.0 there"),
+        ("constant", r"with 1, 2 there, .*with 1, 50 here"), ("path's parameter", r"field\.path\.beta_max: 20\.0 there, 10\.0 here"),
+        ("predicts", r"field\.predicts: 'data' there, 'v' here"), ("observation", r"\[1\.0\].* there, .*\[2\.0\].* here"),
+        ("attribute of a module", r"scale: 1 there, 3 here"),
+    ],
+)  # fmt: skip
+def test_the_error_says_what_differs(tmp_path, case, said):
+    make, one, other = CASES[case]
+    sampled(make(one), tmp_path / "c")
+    with pytest.raises(stk.CheckpointError, match=said):
+        sampled(make(other), tmp_path / "c")
+
+
+class MySolver:
+    """A solver of one's own, with a function in its closure."""
+
+    needs, timed, init_cost, step_cost, capturable = frozenset({"score"}), False, {"score": 1}, {"score": 1}, False
+
+    def __init__(self, rule):
+        self.rule, self.inner = rule, stk.ULA(0.01)
+
+    def init(self, field, x, noise):
+        return self.inner.init(field, x, noise)
+
+    def step(self, field, state, noise):
+        state, info = self.inner.step(field, state, noise)
+        return state._replace(x=self.rule(state.x)), info
+
+
+SOLVERS = {
+    "temperature": (lambda v: stk.ULA(0.01, temperature=v), 1.0, 2.0), "step size": (stk.ULA, 0.01, 0.02),
+    "one's own": (lambda v: MySolver(lambda x: x * v), 1.0, 0.5), "kernel": (lambda v: stk.ParallelTempering(stk.MALA(v)), 0.1, 0.2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SOLVERS)
+def test_another_solvers_checkpoint_is_refused(tmp_path, case):
+    make, one, other = SOLVERS[case]
+    run = functools.partial(sampled, energy(squares), tmp_path / "c")
+    first = run(make(one))
+    assert torch.equal(run(make(one)).x, first.x)
+    with pytest.raises(stk.CheckpointError, match="there, .* here"):
+        run(make(other))
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        ({"init": torch.zeros(3, 2)}, {"init": torch.ones(3, 2)}), ({"seed": 1}, {"seed": 2}), ({}, {"dtype": torch.float64}),
+        ({"cond": {"c": torch.tensor([1, 2, 3])}}, {"cond": {"c": torch.tensor([1, 3, 2])}}), ({}, {"chains": range(1, 4)}),
+        ({"cond": {"c": torch.tensor([1, 2, 3])}}, {"cond": {"d": torch.tensor([1, 2, 3])}}),
+    ],
+)  # fmt: skip
+def test_other_settings_are_refused(tmp_path, options, other):
+    field = energy(lambda x, c=None, d=None: squares(x) * (1 if c is None else c.to(x)))
+    sampled(field, tmp_path / "c", **options)
+    with pytest.raises(stk.CheckpointError, match="there, .* here"):
+        sampled(field, tmp_path / "c", **(options | other))
+
+
+def test_what_torch_has_been_told_belongs_to_the_run(tmp_path):
+    field = energy(lambda x: squares(x) + 0 * torch.ones(1).to(x))
+    sampled(field, tmp_path / "c", dtype=torch.float32)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(stk.CheckpointError, match="default_dtype: 'float32' there, 'float64' here"):
+            sampled(field, tmp_path / "c", dtype=torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(stk.CheckpointError, match="autocast: None there, 'bfloat16'"),
+    ):
+        sampled(field, tmp_path / "c")
+
+
+class TestWhatChanges:
+    """What a run itself changes does not tell it from another, and hides nothing else."""
+
+    def field(self, scale=1.0):
+        calls, state, cache = [], types.SimpleNamespace(count=0, scale=scale), {}
+
+        def fn(x):
+            calls.append(len(x))
+            state.count += 1
+            cache[state.count % 5] = x
+            state.lazily = torch.ones(1)
+            return squares(x) * state.scale
+
+        return energy(fn)
+
+    def test_counts_and_caches_do_not_matter(self, tmp_path):
+        field = self.field()
+        first = sampled(field, tmp_path / "c")
+        assert torch.equal(sampled(field, tmp_path / "c").x, first.x)
+        assert torch.equal(sampled(self.field(), tmp_path / "c").x, first.x)
+
+    def test_what_stands_beside_them_does(self, tmp_path):
+        sampled(self.field(), tmp_path / "c")
+        with pytest.raises(stk.CheckpointError, match=r"state\.scale: 1\.0 there, 2\.0 here"):
+            sampled(self.field(2.0), tmp_path / "c")
+
+    def test_a_network_that_is_met_by_another_way_is_still_held_to(self, tmp_path):
+        def made(scale):
+            holder = types.SimpleNamespace(net=Net(scale))
+
+            def fn(x):
+                holder.again = holder.net  # a way that was not there before, and comes first
+                return squares(holder.net(x))
+
+            return energy(fn)
+
+        sampled(made(1), tmp_path / "c")
+        with pytest.raises(stk.CheckpointError, match="1 there, 3 here"):
+            sampled(made(3), tmp_path / "c")
+
+
+def hidden(scale):
+    """A field whose scale no walk can see."""
+    box = threading.local()
+    box.scale = scale
+    return energy(lambda x: squares(x) * box.scale)
+
+
+class TestTheSecondNet:
+    def test_answers_are_compared_where_nothing_else_differs(self, tmp_path):
+        first = sampled(hidden(1.0), tmp_path / "c")
+        assert torch.equal(sampled(hidden(1.0), tmp_path / "c").x, first.x)
+        with pytest.raises(stk.CheckpointError, match=r"score at the saved state: .* there, .* here"):
+            sampled(hidden(2.0), tmp_path / "c")
+
+    @pytest.mark.parametrize(
+        "solver", [stk.MALA(0.1), stk.HMC(leapfrogs=2), stk.ParallelTempering(stk.MALA(0.1), replicas=2)]
+    )
+    def test_with_every_kind_of_state(self, tmp_path, solver):
+        sampled(hidden(1.0), tmp_path / "c", solver, warmup=10)
+        with pytest.raises(stk.CheckpointError, match="at the saved state"):
+            sampled(hidden(1.01), tmp_path / "c", solver, warmup=10)
+
+    def test_a_timed_field_with_conditions(self, tmp_path):
+        def field(scale):
+            box = threading.local()
+            box.scale = scale
+            return stk.Diffusion(lambda x, t, c: 0.5 * x * c[:, None] * box.scale, (2,), predicts="data")
+
+        cond = {"c": torch.tensor([1.0, 2.0, 3.0])}
+        first = sampled(field(1.0), tmp_path / "c", cond=cond)
+        assert torch.equal(sampled(field(1.0), tmp_path / "c", cond=cond).final, first.final)
+        with pytest.raises(stk.CheckpointError, match="denoise at the saved state"):
+            sampled(field(0.9), tmp_path / "c", cond=cond)
+
+    def test_rounding_is_no_difference(self, tmp_path):
+        sampled(hidden(1.0), tmp_path / "c")
+        sampled(hidden(1.0 + 1e-6), tmp_path / "c")
+
+    def test_without_it_another_models_draws_come_back(self, tmp_path, monkeypatch):
+        """The mutant: the net is off."""
+        monkeypatch.setattr(runs, "contradiction", lambda *_: None)
+        first = sampled(hidden(1.0), tmp_path / "c")
+        assert torch.equal(sampled(hidden(25.0), tmp_path / "c").x, first.x)
+
+    def test_a_model_that_fails_takes_nothing_with_it(self, tmp_path):
+        left = [9]
+
+        def fn(x):
+            left[0] -= 1
+            if left[0] < 0:
+                raise ValueError("out of order")
+            return squares(x)
+
+        with pytest.raises(ValueError, match="out of order"):
+            sampled(energy(fn), tmp_path / "c", steps=50)
+        left[0] = 1000
+        assert torch.equal(
+            sampled(energy(fn), tmp_path / "c", steps=50).x, sampled(energy(squares), tmp_path / "d", steps=50).x
+        )  # fmt: skip
+
+
+class TestMutants:
+    """An identity that leaves something out lets another model pass; the second net is asked to look away."""
+
+    @pytest.mark.parametrize(
+        ("place", "name", "mutant", "case"),
+        [
+            (identity, "_constant", lambda value: "constant", "constant of another type"),
+            (identity, "_of_array", lambda array: "array", "closure over an array"),
+            (identity, "tensor_value", lambda tensor: "tensor", "tensor of torch.int64"),
+            (identity, "_content", lambda item: "", "order of a dict"),
+            (anatomy, "_seen_by", lambda names, value: None, "global"),
+            (anatomy, "_within", lambda *_: False, None),
+        ],
+        ids=lambda v: v if isinstance(v, str) else "",
+    )
+    def test_it_would_be_seen(self, monkeypatch, place, name, mutant, case):
+        if case is None:
+            return
+        make, one, other = CASES[case]
+
+        def same():
+            return not identity.differences(*(identity.Identity(field=make(v)).summary() for v in (one, other)))
+
+        assert not same()
+        monkeypatch.setattr(place, name, mutant)
+        if name == "_constant":
+            monkeypatch.setattr(
+                identity, "_of_code", lambda code: identity._digest(repr(identity._code(code)).encode())
+            )
+        assert same()
+
+
+def test_a_summary_is_bounded_and_covers_all():
+    many = {f"name {i}": [float(i), {"deep": torch.tensor(float(i))}] for i in range(3000)}
+    one = identity.Identity(field=many).summary()
+    assert len(json.dumps(one)) < 100_000
+    many["name 2999"][1]["deep"] = torch.tensor(0.5)
+    other = identity.Identity(field=many).summary()
+    assert one["digest"] != other["digest"]
+    assert identity.differences(one, other)
