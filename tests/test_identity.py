@@ -218,7 +218,9 @@ def in_a_fresh_process(script, *arguments):
     """What a script prints, in a process whose hashes of strings are others."""
     command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
     changed = os.environ | {"PYTHONHASHSEED": "1"}
-    return subprocess.run(command, cwd=ROOT, env=changed, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, cwd=ROOT, env=changed, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+    return done.stdout
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize")

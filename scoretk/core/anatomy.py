@@ -167,6 +167,8 @@ def _whose(module: Any) -> str:
 def _whose_package(top: str, file: str | None) -> str:
     if top in _PACKAGES:
         return "known"
+    if top == "__main__":  # also where what was started is an installed program, such as a notebook or a test runner
+        return "own"
     folders = Path(file).parents if isinstance(file, str) else ()
     if any(folder.name in ("site-packages", "dist-packages") for folder in folders):
         return "installed"
