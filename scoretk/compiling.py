@@ -6,6 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
+from sysconfig import get_path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -20,6 +21,7 @@ LIMIT_HIT = "FailOnRecompileLimitHit"  # by name: importing its home takes a sec
 COMPILER = ("torch._dynamo", "torch._functorch", "torch._inductor", "torch._subclasses", "torch.fx")
 """Where the compiler's own errors are at home. What a model raises while it is traced comes as one of them too."""
 OWN = (str(Path(__file__).parent), *torch.__path__)
+STANDARD, INSTALLED = (get_path(name) for name in ("stdlib", "purelib"))
 FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 _copies: OrderedDict[Hashable, CodeType] = OrderedDict()
@@ -73,11 +75,16 @@ def _place(error: Exception) -> str:
     """The last line of the user's among those that the compiler was tracing, else the last of any."""
     known = getattr(error, "real_stack", None) or ()
     frames: list[Any] = [(f.filename, f.lineno, f.name) for f in known] or FRAME.findall(str(error))
-    theirs = [frame for frame in frames if not str(frame[0]).startswith(OWN)]
+    theirs = [frame for frame in frames if not _ours(str(frame[0]))]
     if not frames:
         return "the compiler"
     file, line, name = (theirs or frames)[-1]
     return f"{file}:{line} in {name}"
+
+
+def _ours(file: str) -> bool:
+    """Whether this file is torch's, this package's, or Python's own."""
+    return file.startswith(OWN) or (file.startswith(STANDARD) and not file.startswith(INSTALLED))
 
 
 def _reason(error: Exception) -> str:

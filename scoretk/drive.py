@@ -399,7 +399,11 @@ class _FusedTimed(TimedField):
     fuses = True
 
     def fused(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return _fused(self, TimedField(self.native, self.path, self.cond), function, arguments)
+        plain = TimedField(self.native, self.path, self.cond)
+        plain.__dict__["source"] = (
+            self.source
+        )  # looked up here: the compiler takes no cached property that is not filled yet
+        return _fused(self, plain, function, arguments)
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self.fused(

@@ -186,7 +186,7 @@ TIMED = [stk.ProbabilityFlow(steps=4), stk.ProbabilityFlow("dopri5"), stk.Revers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", TIMED, ids=lambda s: repr(s)[:24])
+@pytest.mark.parametrize("solver", TIMED, ids=["flow", "dopri5", "sde", "annealed"])
 def test_networks_on_timesteps_are_compiled(solver):
     """Without a warning, which the tests take for an error; the network looks its timestep up in a table."""
     field = stk.from_timesteps(lambda x, k: x * SHIFTS.to(x)[k][:, None], TABLE, (2,))
