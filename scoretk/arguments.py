@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from numbers import Real
 from operator import index
 from typing import Any
@@ -14,7 +15,28 @@ from torch import Tensor
 from scoretk.core.arrays import aligned
 from scoretk.errors import InvalidArgument, UnknownName
 
-__all__ = ["count", "counts", "finite", "integer", "is_integer", "option", "positive", "tensor_like"]
+__all__ = [
+    "conditions",
+    "count",
+    "counts",
+    "device",
+    "event_shape",
+    "finite",
+    "flag",
+    "flags",
+    "function",
+    "integer",
+    "is_integer",
+    "names",
+    "numbers",
+    "option",
+    "pair",
+    "positive",
+    "tensor_like",
+]
+
+
+MOST = torch.finfo(torch.float32).max
 
 
 def is_integer(value: Any) -> bool:
@@ -57,16 +79,64 @@ def finite(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
-    """A positive finite real number."""
+    """A positive real number that float32 holds."""
     number = _real(value)
-    if number is None or not 0 < number < math.inf:
+    if number is None or not 0 < number < MOST:
         raise InvalidArgument(name, value, "a positive finite number")
     return number
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InvalidArgument(name, value, "True or False")
+    return value
+
+
+def flags(owner: Any, *names: str) -> None:
+    """The attributes of these names, of a dataclass in `__post_init__`, are True or False."""
+    for name in names:
+        flag(name, getattr(owner, name))
+
+
+def device(name: str, value: Any) -> torch.device:
+    """A device on which tensors can be made here."""
+    try:
+        found = torch.device(value)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise InvalidArgument(name, value, "a torch device of this machine", str(error).split("\n")[0]) from error
+    if found.type == "meta":
+        raise InvalidArgument(name, value, "a device that holds numbers")
+    return found
+
+
+def names(argument: str, value: Any) -> frozenset[str]:
+    """One name, or several."""
+    several = isinstance(value, Iterable) and not isinstance(value, str | Tensor)
+    found = list(value) if several else [value]
+    if not all(isinstance(name, str) for name in found):
+        raise InvalidArgument(argument, value, "a name, or names")
+    return frozenset(found)
+
+
+def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
+    """Condition values: tensors by name, each of so many rows; None for none."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise InvalidArgument("cond", value, "a mapping of names to tensors")
+    for name, given in value.items():
+        if not isinstance(given, Tensor) or (rows is not None and given.shape[:1] != (rows,)):
+            raise InvalidArgument(f"cond[{name!r}]", given, f"a tensor of {'rows' if rows is None else f'{rows} rows'}")
+    return dict(value)
+
+
 def _real(value: Any) -> float | None:
     """A real number as a float, None where it is none; infinite beyond the range of floats."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if (
+        isinstance(value, bool) or not isinstance(value, Real) or isinstance(value, Fraction)
+    ):  # which torch does not take
         return None
     try:
         return float(value)
@@ -84,15 +154,47 @@ def option(name: str, value: Any, known: Iterable[str]) -> str:
     return value
 
 
+def function(name: str, value: Any, form: str) -> Any:
+    """Something that can be called, in the form that the message shows; no class in place of its object."""
+    if not callable(value) or isinstance(value, type):
+        raise InvalidArgument(name, value, f"a callable {form}")
+    return value
+
+
+def event_shape(value: Any, name: str = "event_shape") -> tuple[int, ...]:
+    """The shape of one event, of positive sizes."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(is_integer(n) and n > 0 for n in value):
+        raise InvalidArgument(name, value, "a tuple of positive integers, such as (2,) or (1, 8, 8)")
+    return tuple(map(index, value))
+
+
+def pair(name: str, value: Any) -> tuple[float, float]:
+    """Two finite numbers, the first below the second."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise InvalidArgument(name, value, "two numbers (low, high)")
+    low, high = (finite(name, end) for end in value)
+    if not low < high:
+        raise InvalidArgument(name, value, "(low, high) with low < high")
+    return low, high
+
+
+def numbers(name: str, value: Any) -> Tensor:
+    """A dense tensor with values, of any kind and shape, from whatever torch takes for one."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidArgument(name, value, "a tensor or something that becomes one", str(error)) from error
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise InvalidArgument(name, value, "a dense tensor with values, neither sparse nor quantised nor on 'meta'")
+    return tensor
+
+
 def tensor_like(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
     """A real floating tensor of this shape (None: any size there), finite throughout. Integers become float32.
 
     It is `aligned`, so that no result depends on where in memory the caller's numbers lie.
     """
-    try:
-        tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgument(name, value, "a tensor or something that becomes one", str(error)) from error
+    tensor = numbers(name, value)
     fits = tensor.ndim == len(shape) and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=True))
     if not fits:
         wanted = ", ".join("any" if s is None else str(s) for s in shape)

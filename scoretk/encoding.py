@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, counts, option, positive, tensor_like
+from scoretk.arguments import conditions, count, counts, option, positive, tensor_like
 from scoretk.core.anatomy import left_as_found
 from scoretk.draws import Cost
 from scoretk.errors import InvalidArgument, Status
@@ -45,7 +45,7 @@ from scoretk.rows import across, finite_rows, row_dot, select_rows
 from scoretk.solvers.adaptive import ADAPTIVE, integrate
 from scoretk.solvers.rowwise import PAIRS, integrate_rows
 
-__all__ = ["FIXED", "Flow", "Latents", "Rate", "Solve", "condition_rows", "encode", "interpolate", "parts"]
+__all__ = ["FIXED", "Flow", "Latents", "Rate", "Solve", "encode", "interpolate", "parts"]
 
 Rate = Callable[[Tensor, float | Tensor], Tensor]
 """`(z, phi) -> like z`, phi a number or one a row."""
@@ -257,7 +257,7 @@ def encode(
     bound = resolve(field, {"velocity"}, cond, timed=True)
     assert isinstance(bound, TimedField)
     rows = tensor_like("x", x, (None, *bound.event_shape))
-    condition_rows(cond, len(rows))
+    conditions(cond, len(rows))
     solve, flow = Solve(method, steps, grid, rtol, atol, max_steps), Flow(bound)
     with left_as_found(field), torch.no_grad():
         found = [_encoded(solve, flow, rows, part) for part in parts(len(rows), batch)]
@@ -277,14 +277,6 @@ def parts(n: int, batch: int | None) -> list[slice]:
     """n rows, so many at a time; all at once where batch is None, or where there are none."""
     size = n if batch is None else count("batch", batch, least=1)
     return [slice(i, min(i + size, n)) for i in range(0, n, size)] if n else [slice(0, 0)]
-
-
-def condition_rows(cond: Mapping[str, Tensor] | None, n: int) -> dict[str, Tensor]:
-    """Conditions with one row a row of x, of which there are n. Raises `InvalidArgument`."""
-    for name, value in (cond or {}).items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != n:
-            raise InvalidArgument(f"cond[{name!r}]", value, f"a tensor with one row a row of x, {n} rows")
-    return dict(cond or {})
 
 
 def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:

@@ -216,7 +216,7 @@ def grid(spec: str | Sequence[float] | Tensor | None, path: GaussianPath | None,
         return _NAMED[spec](path, steps)
     try:
         times = torch.as_tensor(spec, dtype=torch.float64, device="cpu").flatten()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InvalidArgument("grid", spec, f"one of {', '.join(GRIDS)} or times in [0, 1]") from error
     inside = len(times) >= 2 and bool((times.diff() > 0).all()) and float(times[0]) >= 0 and float(times[-1]) <= 1
     if not inside:

@@ -37,11 +37,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, finite, integer, is_integer, option, tensor_like
+from scoretk.arguments import conditions, count, integer, is_integer, option, pair, tensor_like
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.draws import Cost
-from scoretk.encoding import Flow, Rate, Solve, condition_rows, parts
+from scoretk.encoding import Flow, Rate, Solve, parts
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.constrained import users_shape
 from scoretk.fields.distribution import as_field
@@ -113,7 +113,7 @@ def log_prob(
     if not hasattr(field, "event_shape"):
         resolve(field, ())
     points = tensor_like("x", x, (None, *users_shape(field)))
-    ids, given = row_ids(rows, points), condition_rows(cond, len(points))
+    ids, given = row_ids(rows, points), conditions(cond, len(points))
     solve = Solve(method, steps, grid, rtol, atol, max_steps)
     option("trace", trace or "exact", ("exact", "hutchinson", "hutch++"))
     option("probe_law", probe_law, ("rademacher", "gaussian"))
@@ -235,9 +235,7 @@ def bits_per_dim(
     Returns: `Estimate` with value and stderr of shape `(batch,)`, from the draws' spread; NaN where a draw failed.
     Raises: as `log_prob`.
     """
-    low, high = (finite("interval", end) for end in interval)
-    if not low < high:
-        raise InvalidArgument("interval", interval, "(low, high) with low < high")
+    low, high = pair("interval", interval)
     count("levels", levels, least=2)
     count("draws", draws, least=2)
     field = as_field(field)

@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.arguments import device as as_device
 from scoretk.arguments import integer
 from scoretk.errors import InvalidArgument
 from scoretk.streams import Stream
@@ -182,7 +183,7 @@ class Noise:
         window: int | None = None,
     ) -> None:
         self.seed = integer("seed", seed, below=2**64)
-        self.chains = _chain_ids(chains, device)
+        self.chains = _chain_ids(chains, None if device is None else as_device("device", device))
         self.dtype = _dtype(dtype)
         self.window = None if window is None else integer("window", window, 1, 2**32)
         self._bind()

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from scoretk.arguments import count, finite, option
+from scoretk.arguments import count, finite, flag, option
 from scoretk.core.anatomy import left_as_found, state_like
 from scoretk.draws import Cost, Draws
 from scoretk.errors import InvalidArgument, MissingCapability, Status
@@ -176,7 +176,8 @@ def log_partition(
     """
     field, base = _in_free_space(field, base)
     option("method", method, ("ais", "smc"))
-    count("chains", chains, least=2)
+    chains, pilot = count("chains", chains, least=2), count("pilot", pilot, least=16)
+    moves, check = count("moves", moves, least=1), flag("check", check)
     island = min(chains, ISLAND) if island is None else count("island", island, least=2)
     if method == "smc" and chains % island:
         raise InvalidArgument("chains", chains, f"whole islands of {island}: a multiple of it")
@@ -192,9 +193,9 @@ def log_partition(
     resolve(field, inner.needs, timed=False)
     ladder, spent = find_ladder(
         field, start, kernel=inner, moves=moves, levels=levels, refine=method == "ais",
-        chains=count("pilot", pilot, least=16), seed=derive(seed, 1), device=device, dtype=dtype,
+        chains=pilot, seed=derive(seed, 1), device=device, dtype=dtype,
     )  # fmt: skip
-    run = AIS(base=start, kernel=inner, moves=count("moves", moves, least=1), ladder=ladder)
+    run = AIS(base=start, kernel=inner, moves=moves, ladder=ladder)
     if method == "smc":
         run = SMC(base=start, kernel=inner, moves=moves, ladder=ladder, island=island)
     draws = sample(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import scoretk
-from scoretk.arguments import count, integer, option, tensor_like
+from scoretk.arguments import conditions, count, flag, integer, option, tensor_like
+from scoretk.arguments import device as as_device
 from scoretk.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.core.anatomy import field_tensors, left_as_found, state_like
 from scoretk.core.arrays import aligned
@@ -247,9 +248,8 @@ def _check_pilot(parts: list[_Part], solver: Solver, start: Tensor | None, rows:
 
 
 def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None:
-    if not isinstance(compile, bool):
-        raise InvalidArgument("compile", compile, "True or False")
-    if not isinstance(grad, bool) and grad not in ("checkpoint", "adjoint"):
+    flag("compile", compile)
+    if not isinstance(grad, bool) and not (isinstance(grad, str) and grad in ("checkpoint", "adjoint")):
         raise InvalidArgument("grad", grad, "True, False, 'checkpoint' or 'adjoint'")
     if grad and (compile or checkpoint is not None):
         raise InvalidArgument("grad", grad, "grad=False together with compile or checkpoint: neither keeps a graph")
@@ -267,11 +267,7 @@ def _by_adjoint(solver: Solver) -> Solver:
 def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
     """Device and dtype of the state: as asked, else as `init`, else as the model, else torch's defaults."""
     hints = ([init] if isinstance(init, Tensor) else []) + state_like(model)
-    try:
-        found = torch.device(device) if device is not None else (hints[0].device if hints else torch.device("cpu"))
-        torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise InvalidArgument("device", device, "a torch device of this machine", str(error).split("\n")[0]) from error
+    found = as_device("device", device if device is not None else (hints[0].device if hints else "cpu"))
     usable = (torch.float32, torch.float64)
     if dtype is None:
         kinds = [t.dtype for t in hints if t.dtype in usable]
@@ -318,14 +314,8 @@ def _chains(chains: int | range | None, start: Tensor | None) -> range:
 
 
 def _condition_rows(cond: Mapping[str, Tensor] | None, chains: int, place: _Place) -> dict[str, Tensor]:
-    if cond is None:
-        return {}
-    if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
-        raise InvalidArgument("cond", cond, "a mapping of names to tensors")
     rows = {}
-    for name, value in cond.items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != chains:
-            raise InvalidArgument(f"cond[{name!r}]", value, f"a tensor with one row a chain, {chains} rows")
+    for name, value in conditions(cond, chains).items():
         rows[name] = value.to(place.device, place.dtype if value.is_floating_point() else value.dtype)
     return rows
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from scoretk.arguments import event_shape as as_event_shape
+from scoretk.arguments import function, numbers
 from scoretk.errors import InvalidArgument
+from scoretk.fields.convert import check_prediction
 from scoretk.fields.paths import EDM, VE, GaussianPath, Tabulated
 from scoretk.fields.wrappers import Diffusion, Velocity
 
@@ -69,8 +71,11 @@ def from_timesteps(
     Arguments: net, called as `net(x, k, **cond)` with k of shape `(batch,)`, int64 (rounded to the nearest timestep, and
     never below 0), or in the dtype of x and unrounded where `integer=False`; alphas_cumprod `(N,)`; event_shape; predicts.
     """
-    path = Tabulated(torch.as_tensor(alphas_cumprod))
-    return Diffusion(_OnTimesteps(net, path, integer), tuple(event_shape), path, predicts)
+    if not isinstance(integer, bool):
+        raise InvalidArgument("integer", integer, "True or False")
+    path = Tabulated(numbers("alphas_cumprod", alphas_cumprod))
+    function("net", net, "net(x, k, **cond)")
+    return Diffusion(_OnTimesteps(net, path, integer), as_event_shape(event_shape), path, predicts)
 
 
 def from_sigmas(
@@ -87,7 +92,9 @@ def from_sigmas(
     path = EDM() if path is None else path
     if not isinstance(path, EDM | VE):
         raise InvalidArgument("path", path, "a variance-exploding path, EDM or VE, on which sigma is the noise level")
-    return Diffusion(_OnSigmas(net, path), tuple(event_shape), path, predicts)
+    return Diffusion(
+        _OnSigmas(function("net", net, "net(x, sigma, **cond)"), path), as_event_shape(event_shape), path, predicts
+    )
 
 
 def from_reversed_time(
@@ -104,9 +111,11 @@ def from_reversed_time(
     Arguments: net, called as `net(x, s, **cond)`; path, in this package's time (None, with predicts "velocity", for a
     `Velocity` from `base`); predicts; base.
     """
+    function("net", net, "net(x, s, **cond)")
+    check_prediction(predicts)
     adapted = _OnReversedTime(net, -1.0 if predicts == "velocity" else 1.0)
     if path is None:
         if predicts != "velocity":
             raise InvalidArgument("path", path, f"the Gaussian path on which the network predicts {predicts}")
-        return Velocity(adapted, tuple(event_shape), base)
-    return Diffusion(adapted, tuple(event_shape), path, predicts)
+        return Velocity(adapted, as_event_shape(event_shape), base)
+    return Diffusion(adapted, as_event_shape(event_shape), path, predicts)

@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import finite, positive
+from scoretk.arguments import finite, names, positive
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.alike import alike
 from scoretk.fields.base import Base, NormalBase, standard_normal
@@ -215,9 +215,9 @@ def classifier_guided(
         raise InvalidArgument("field", field, "a timed field", "For a static one: posterior(field, log_likelihood)")
     if not callable(log_prob):
         raise InvalidArgument("log_prob", log_prob, "a callable log_prob(x, t) -> (batch,)")
-    names = frozenset({measured} if isinstance(measured, str) else measured)
+    taken = names("measured", measured)
     gaussian_path(field, "classifier guidance")
-    return _Classified(field, log_prob, finite("weight", weight), names, _interval(interval))
+    return _Classified(field, log_prob, finite("weight", weight), taken, _interval(interval))
 
 
 def _fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:

@@ -21,7 +21,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from scoretk.errors import InvalidArgument, SingularConversion, UnknownName
+from scoretk.arguments import option
+from scoretk.errors import InvalidArgument, SingularConversion
 from scoretk.fields.paths import GaussianPath
 from scoretk.rows import across
 
@@ -33,9 +34,8 @@ _Pair = tuple[Tensor, Tensor]
 
 
 def check_prediction(name: str) -> None:
-    """Raise `UnknownName` unless `name` is one of `PREDICTIONS`."""
-    if name not in PREDICTIONS:
-        raise UnknownName("prediction", name, PREDICTIONS)
+    """Raise `UnknownName` unless `name` is one of `PREDICTIONS`, `InvalidArgument` where it is no name."""
+    option("prediction", name, PREDICTIONS)
 
 
 def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str) -> _Pair:

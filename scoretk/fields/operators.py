@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoretk.arguments import counts, positive, tensor_like
+from scoretk.arguments import counts, numbers, positive, tensor_like
 from scoretk.errors import InvalidArgument, ScoretkError
 from scoretk.fields.derivatives import probes, value_and_pullback
 from scoretk.rows import row_dot, row_sum
@@ -56,7 +56,7 @@ class Mask:
     mask: Tensor
 
     def __post_init__(self) -> None:
-        mask = torch.as_tensor(self.mask)
+        mask = numbers("mask", self.mask)
         if mask.dtype is not torch.bool or not bool(mask.any()):
             raise InvalidArgument(
                 "mask", self.mask, "a tensor of bool, True where x is measured, and not False throughout"

@@ -342,7 +342,7 @@ class Tabulated(GaussianPath):
     def __post_init__(self) -> None:
         try:
             table = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).detach().cpu().flatten()
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InvalidArgument("alphas_cumprod", self.alphas_cumprod, "a sequence of numbers", str(error)) from error
         decreasing = len(table) >= 2 and bool((table.diff() < 0).all()) and bool((table > 0).all())
         if not (decreasing and float(table[0]) < 1):

@@ -39,7 +39,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts, option, positive
+from scoretk.arguments import counts, names, option, positive
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.convert import check_time
 from scoretk.fields.derivatives import check_derivative, probes, value_and_pullback
@@ -238,7 +238,7 @@ def posterior(
         raise InvalidArgument(
             "prior", prior, "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)"
         )
-    names = frozenset({measured} if isinstance(measured, str) else measured)
+    taken = names("measured", measured)
     if hasattr(likelihood, "event_shape"):
         if shared_map("prior, likelihood", (prior, likelihood)) is not None:
             likelihood = likelihood.field
@@ -246,8 +246,8 @@ def posterior(
             check_within("likelihood", likelihood, prior)
     space = shared_map("prior", (prior,))
     if space is not None:
-        return space.around(posterior(space.field, likelihood, method, measured=names))
-    law = _likelihood(likelihood, names, tuple(prior.event_shape))
+        return space.around(posterior(space.field, likelihood, method, measured=taken))
+    law = _likelihood(likelihood, taken, tuple(prior.event_shape))
     if is_timed(prior):
         return _TimedPosterior(prior, law, _method(method, law), gaussian_path(prior, "posterior"))
     if not offers(prior) & {"energy", "score"}:

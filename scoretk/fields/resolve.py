@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.arguments import conditions
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, check_unwritten, writes
@@ -205,7 +206,7 @@ def resolve(
     `InvalidArgument` for something that is no field.
     """
     field = in_free_space(field)
-    wanted, rows = frozenset(needs), dict(cond or {})
+    wanted, rows = frozenset(needs), conditions(cond)
     if not hasattr(field, "event_shape"):
         raise InvalidArgument(
             "field", field, "a field (something with event_shape and energy, score or velocity)",

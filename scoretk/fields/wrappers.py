@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import is_integer
+from scoretk.arguments import event_shape as as_event_shape
+from scoretk.arguments import function
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows
 from scoretk.fields.base import Base, as_base, standard_normal
@@ -36,17 +37,6 @@ __all__ = [
 ]
 
 
-def _shape(event_shape: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(event_shape, Sequence) or not all(is_integer(n) and n > 0 for n in event_shape):
-        raise InvalidArgument("event_shape", event_shape, "a tuple of positive integers, such as (2,) or (1, 8, 8)")
-    return tuple(map(int, event_shape))
-
-
-def _callable(name: str, value: object) -> None:
-    if not callable(value):
-        raise InvalidArgument(name, value, "a callable")
-
-
 @dataclass(frozen=True, eq=False)
 class Energy:
     """A static field from `fn(x, **cond) -> (batch,)`, the energy `E(x) = -log p(x) + const`.
@@ -60,8 +50,8 @@ class Energy:
     provides = frozenset({"energy", "score"})
 
     def __post_init__(self) -> None:
-        _callable("fn", self.fn)
-        object.__setattr__(self, "event_shape", _shape(self.event_shape))
+        function("fn", self.fn, "fn(x, **cond)")
+        object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x)`, `(batch, *event_shape) -> (batch,)`."""
@@ -87,8 +77,8 @@ class Score:
     provides = frozenset({"score"})
 
     def __post_init__(self) -> None:
-        _callable("fn", self.fn)
-        object.__setattr__(self, "event_shape", _shape(self.event_shape))
+        function("fn", self.fn, "fn(x, **cond)")
+        object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
@@ -201,8 +191,8 @@ class Diffusion(GaussianPathField):
     null: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        _callable("net", self.net)
-        object.__setattr__(self, "event_shape", _shape(self.event_shape))
+        function("net", self.net, "net(x, t, **cond)")
+        object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
         check_prediction(self.predicts)
         if not isinstance(self.path, GaussianPath):
             raise InvalidArgument("path", self.path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()")
@@ -233,9 +223,9 @@ class Velocity(GaussianPathField):
     path: GaussianPath | None  # type: ignore[assignment]
 
     def __init__(self, net: Callable[..., Tensor], event_shape: Sequence[int], base: object = None) -> None:
-        _callable("net", net)
+        function("net", net, "net(x, t, **cond)")
         self.net = net
-        self.event_shape = _shape(event_shape)
+        self.event_shape = as_event_shape(event_shape)
         self.path = Linear() if base is None else None
         self.base = standard_normal(self.event_shape) if base is None else as_base(base, self.event_shape)
 

@@ -32,7 +32,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, counts, is_integer, positive, tensor_like
+from scoretk.arguments import count, counts, finite, flags, function, is_integer, numbers, positive, tensor_like
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import EDM, VE, GaussianPath
 from scoretk.fields.protocols import NoiseSource
@@ -60,9 +60,17 @@ def largest_distance(data: Tensor) -> float:
 
     Arguments: data `(n, *event_shape)`; the work grows as n^2: of very many points give a sample.
     """
-    points = torch.as_tensor(data).flatten(1)
+    points = _rows(data).flatten(1)
     blocks = (points - points.mean(0)).split(BLOCK)
     return max(float(torch.cdist(a, b).max()) for i, a in enumerate(blocks) for b in blocks[i:])
+
+
+def _rows(data: Any) -> Tensor:
+    """Data of at least one axis beside that of the rows, at least two rows."""
+    rows = tensor_like("data", data, (None,) * max(numbers("data", data).ndim, 2))
+    if len(rows) < 2:
+        raise InvalidArgument("data", data, "at least two rows")
+    return rows if rows.dtype is torch.float64 else rows.float()  # distances are not made of half precision
 
 
 def ncsnv2_overlap(ratio: float, dim: int) -> float:
@@ -70,6 +78,9 @@ def ncsnv2_overlap(ratio: float, dim: int) -> float:
 
     Arguments: ratio, gamma >= 1 of neighbouring levels; dim, D. Near 1 at gamma = 1.
     """
+    if finite("ratio", ratio) < 1:
+        raise InvalidArgument("ratio", ratio, "a number of at least 1")
+    count("dim", dim, least=1)
     shift = math.sqrt(2 * dim) * (ratio - 1)
     return (math.erf((shift + 3 * ratio) / math.sqrt(2)) - math.erf((shift - 3 * ratio) / math.sqrt(2))) / 2
 
@@ -98,7 +109,7 @@ def ncsnv2_ladder(data: Tensor, sigma_min: float = 0.01, *, overlap: float = 0.5
     Arguments: data `(n, *event_shape)`, or a sample of them; sigma_min, the last level (.01 for pixels in [0, 1]); overlap, that
     of neighbouring levels; ratio, theirs, instead of technique 2. It is an upper limit, as L is whole.
     """
-    data = tensor_like("data", data, (None,) * max(torch.as_tensor(data).ndim, 2))
+    data = _rows(data)
     high, low = largest_distance(data), positive("sigma_min", sigma_min)
     if not low < high:
         raise InvalidArgument("sigma_min", low, f"less than {high:.3g}, the largest distance between two data points")
@@ -115,11 +126,12 @@ def unconditional(net: Callable[..., Tensor], event_shape: Sequence[int], path: 
     """
     if not isinstance(path, VE | EDM):
         raise InvalidArgument("path", path, "a variance-exploding path, EDM or VE, on which sigma is the noise level")
+    function("net", net, "net(x, **cond), like x")
 
     def noise(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         return -net(x, **cond)  # e = -sigma score
 
-    return Diffusion(noise, tuple(event_shape), path, "noise")
+    return Diffusion(noise, event_shape, path, "noise")  # type: ignore[arg-type]
 
 
 def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> float:
@@ -131,7 +143,9 @@ def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> 
     Arguments: sigmas, the decreasing geometric ladder; steps_per_level T >= 1. Returns eps.
     Reference: Song, Ermon, "Improved techniques for training score-based generative models" (2020).
     """
-    ladder = torch.as_tensor(sigmas, dtype=torch.float64)
+    ladder = tensor_like("sigmas", sigmas, (None,)).double()
+    if not len(ladder) or not bool((ladder > 0).all()) or not bool((ladder.diff() < 0).all()):
+        raise InvalidArgument("sigmas", sigmas, "a decreasing ladder of positive levels")
     steps = count("steps_per_level", steps_per_level, least=1)
     last = float(ladder[-1])
     gamma = float(ladder[-2] / ladder[-1]) if len(ladder) > 1 else 1.0
@@ -183,6 +197,7 @@ class AnnealedLangevin:
     step_cost: ClassVar[dict[str, int]] = {"score": 1}
 
     def __post_init__(self) -> None:
+        flags(self, "denoise")
         if isinstance(self.levels, bool) or is_integer(self.levels):
             counts(self, levels=1)
         else:

@@ -37,7 +37,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import positive
+from scoretk.arguments import flags, positive
 from scoretk.core.arrays import aligned
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
@@ -181,6 +181,7 @@ class DiscreteLangevin:
         return self.adjusted
 
     def __post_init__(self) -> None:
+        flags(self, "adjusted")
         positive("step_size", self.step_size)
         positive("temperature", self.temperature)
         if not isinstance(self.adjusted, bool):

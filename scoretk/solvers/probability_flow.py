@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts, option, positive
+from scoretk.arguments import counts, flags, option, positive
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.paths import GaussianPath, Linear
@@ -110,6 +110,7 @@ class ProbabilityFlow:
 
     def __post_init__(self) -> None:
         option("method", self.method, (*METHODS, *SELF_STEPPING))
+        flags(self, "denoise", "adjoint")
         if self.steps is not None:
             counts(self, steps=1)
         positive("rtol", self.rtol)

@@ -54,7 +54,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts, finite, option, positive
+from scoretk.arguments import counts, finite, flags, option, positive
 from scoretk.errors import InvalidArgument, SingularConversion
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import NoiseSource
@@ -117,6 +117,7 @@ class ReverseSDE:
 
     def __post_init__(self) -> None:
         option("method", self.method, METHODS)
+        flags(self, "denoise")
         counts(self, steps=1)
         if not 0 <= finite("eta", self.eta) <= (1 if self.method == "ddim" else math.inf):
             raise InvalidArgument("eta", self.eta, "a number of at least 0, and at most 1 with method='ddim'")
