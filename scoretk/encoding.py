@@ -17,6 +17,9 @@ phi_1, is the trapezoid rule with that limit, `z + (phi_1 - pi/2) / 2 rate(z, ph
 (pi/2 - phi_1)^4. Song et al. (2021) start at phi_1 from x as it is, which takes the data for data noised by sigma(phi_1), an
 error of second order.
 
+A model's own velocity, such as `(data - x) / (1 - t)`, may have no value at t = 1 and is not asked there: the first step, of a
+length h so short that h^3 is below the tolerance, is `z + h rate(z + h/2 rate(z, phi_1), phi_1/2)`, phi_1/2 half way.
+
 References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
 differential equations" (2021); Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): the
 angle and v; Shoemake, "Animating rotation with quaternion curves" (1985); White, "Sampling generative networks" (2016).
@@ -39,6 +42,8 @@ from scoretk.core.anatomy import left_as_found
 from scoretk.draws import Cost
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
+from scoretk.fields.derivatives import check_derivative
+from scoretk.fields.protocols import field_name
 from scoretk.fields.resolve import TimedField, resolve
 from scoretk.grids import grid as times_of
 from scoretk.rows import across, finite_rows, row_dot, select_rows
@@ -53,6 +58,9 @@ Rate = Callable[[Tensor, float | Tensor], Tensor]
 CLOSEST = 1e-3
 """How far in phi, hence in sigma/alpha, from an end without a determinate rate an adaptive solve begins: where Song et al. (2021)
 do on VP, 1e-5 from the end in t. Nearer, `x - alpha D` would be lost in float32."""
+
+LOOKED_AT = 8
+"""In how many rows it is seen whether autograd has the derivative of a model."""
 
 FIXED: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
     "euler": (((),), (1.0,)),
@@ -107,6 +115,12 @@ class Flow:
     def of(self, rows: Tensor) -> Flow:
         """The flow of some of the rows, `(k,)`, which have their own conditions."""
         return Flow(replace(self.field, cond={name: value[rows] for name, value in self.field.cond.items()}))
+
+    @cached_property
+    def unasked(self) -> bool:
+        """Whether the field is not asked at the data end, as its prediction may have no value there."""
+        path = self.field.path
+        return self.field.source == "velocity" and (path is None or float(path.sigma(1.0)) == 0)
 
     def time(self, angle: float) -> float:
         """t at this angle, exact at the ends."""
@@ -169,11 +183,18 @@ class Solve:
 
     def describe(self, flow: Flow) -> str:
         """The method, its steps, and where it begins."""
-        steps = "" if self.adaptive else f", {len(self.angles(flow)) - 1} steps"
+        steps = "" if self.adaptive else f", {len(self._angles(flow)) - 1} steps"
         return f"{self.method}{steps}{'' if flow.determinate else ', end corrected'}"
 
     def angles(self, flow: Flow) -> list[float]:
-        """Where to stop on the way from data to noise."""
+        """Where to stop on the way from data to noise; first, where a field is not asked at the data, a short way off."""
+        found = self._angles(flow)
+        if not flow.unasked:
+            return found
+        near = min(CLOSEST, max(0.1 * math.sqrt(self.atol), 1e-5), (found[0] - found[1]) / 2)
+        return [found[0], found[0] - near, *found[1:]]
+
+    def _angles(self, flow: Flow) -> list[float]:
         if self.adaptive:
             noise, data = flow.ends
             return [data, noise] if flow.determinate else [data, data - CLOSEST, noise]
@@ -190,7 +211,9 @@ class Solve:
         """
         angles, y, opening = self.angles(flow), start, 0
         rate = rate_of(torch.arange(len(y), device=y.device))
-        if not flow.determinate:
+        if flow.unasked:
+            y, angles, opening = short_of_the_end(rate, start, angles), angles[1:], 2
+        elif not flow.determinate:
             y, angles, opening = corrected_end(rate, start, angles), angles[1:], 1
         alive = finite_rows(y)
         y = select_rows(alive, y, torch.zeros_like(y))
@@ -212,6 +235,12 @@ class Solve:
 def corrected_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
     """From an end at sigma = 0 to the next angle, by the trapezoid rule with the rate's limit there, 0."""
     return y + (angles[1] - angles[0]) / 2 * rate(y, angles[1])
+
+
+def short_of_the_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
+    """From an end where the field is not asked to the next angle, by the midpoint rule, its first stage at the next angle."""
+    half = (angles[1] - angles[0]) / 2
+    return y + 2 * half * rate(y + half * rate(y, angles[1]), angles[0] + half)
 
 
 def _runge_kutta(method: str, rate: Rate, y: Tensor, angles: Sequence[float]) -> tuple[Tensor, int]:
@@ -251,7 +280,8 @@ def encode(
     each row with its own steps; "dopri8", "fehlberg2", "adaptive_heun", whose steps a batch shares) with rtol, atol and
     max_steps, or fixed ("euler", "heun", "rk4": order 1, 2, 4) with steps (default 32) and grid as `ProbabilityFlow` has them;
     batch, rows at a time, for memory: the latents are the same, where a batch shares its steps to the tolerances.
-    Returns: `Latents`; a row that failed is NaN and has its status.
+    Returns: `Latents`; a row that failed is NaN and has its status. Where x or a condition requires gradients (and autograd is
+    on) so do the latents, to these and to the field's parameters: those of the steps that the solve took.
     Raises: `MissingCapability` for a field that is not timed; `InvalidArgument`.
     """
     bound = resolve(field, {"velocity"}, cond, timed=True)
@@ -259,9 +289,13 @@ def encode(
     rows = tensor_like("x", x, (None, *bound.event_shape))
     conditions(cond, len(rows))
     solve, flow = Solve(method, steps, grid, rtol, atol, max_steps), Flow(bound)
-    with left_as_found(field), torch.no_grad():
+    asked = asks_for_gradients(rows, cond)
+    with left_as_found(field, grad=asked), torch.set_grad_enabled(asked):
+        if asked:
+            check_differentiable(bound, rows)
         found = [_encoded(solve, flow, rows, part) for part in parts(len(rows), batch)]
     latents, status, calls = (torch.cat(values) for values in zip(*found, strict=True))
+    given_gradients(latents, asked, field)
     return Latents(latents, status, solve.describe(flow), Cost(velocity=int(calls.sum())))
 
 
@@ -277,6 +311,30 @@ def parts(n: int, batch: int | None) -> list[slice]:
     """n rows, so many at a time; all at once where batch is None, or where there are none."""
     size = n if batch is None else count("batch", batch, least=1)
     return [slice(i, min(i + size, n)) for i in range(0, n, size)] if n else [slice(0, 0)]
+
+
+def asks_for_gradients(x: Tensor, cond: Mapping[str, Tensor] | None) -> bool:
+    """Whether the caller wants gradients: x or a condition requires them, and autograd is on."""
+    given = (x, *(value for value in (cond or {}).values() if isinstance(value, Tensor)))
+    return torch.is_grad_enabled() and any(value.requires_grad for value in given)
+
+
+def check_differentiable(bound: TimedField, x: Tensor) -> None:
+    """Refuse a model whose prediction depends on x behind autograd's back: its derivative would be wrong, silently."""
+    few = {name: value[:LOOKED_AT] for name, value in bound.cond.items()}
+    part = TimedField(bound.native, bound.path, few)
+    hint = "Its network detaches x, or runs under no_grad or in numpy"
+    check_derivative(lambda z: part.predict(z, 0.5), x[:LOOKED_AT], "field", bound.native, hint)
+
+
+def given_gradients(found: Tensor, asked: bool, field: object) -> Tensor:
+    """What was found. Raises `InvalidArgument` where gradients were asked for and it has none."""
+    if asked and not found.requires_grad:
+        raise InvalidArgument(
+            "x", found, f"rows that require no gradients, as {field_name(field)} gives none",
+            "Its computation is cut from the graph (torch.no_grad, detach, numpy): take x.detach()",
+        )  # fmt: skip
+    return found
 
 
 def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:

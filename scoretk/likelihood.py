@@ -41,7 +41,7 @@ from scoretk.arguments import conditions, count, integer, is_integer, option, pa
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.draws import Cost
-from scoretk.encoding import Flow, Rate, Solve, parts
+from scoretk.encoding import Flow, Rate, Solve, asks_for_gradients, check_differentiable, given_gradients, parts
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.constrained import users_shape
 from scoretk.fields.distribution import as_field
@@ -106,7 +106,9 @@ def log_prob(
     are the same (with the methods of `encode` whose steps a batch shares, to the tolerances; where a network's matrix products
     round by the batch, to rounding).
     Returns: `Estimate` with value and stderr of shape `(batch,)`, NaN where the row's status is not OK; the standard error
-    is that of the probes, 0 where nothing is estimated; the error of the solve is not in it.
+    is that of the probes, 0 where nothing is estimated; the error of the solve is not in it. Where x or a condition requires
+    gradients (and autograd is on) so does the value, to these and to the field's parameters: those of the steps that the solve
+    took, with all of them in memory. Otherwise nothing is kept for gradients.
     Raises: `MissingCapability` where the field has no normalised density; `InvalidArgument`.
     """
     field = as_field(field)
@@ -120,13 +122,16 @@ def log_prob(
     score = _own_density(field, seed, plain=rows is None and batch is None) or _flow_density(
         field, solve, trace, probes, probe_law, seed
     )
-    with left_as_found(field), torch.no_grad():
-        return _joined(
+    asked = asks_for_gradients(points, cond)
+    with left_as_found(field, grad=asked), torch.set_grad_enabled(asked):
+        found = _joined(
             [
                 score(aligned(points[part]), ids[part], aligned_values({n: value[part] for n, value in given.items()}))
                 for part in parts(len(points), batch)
             ]
         )
+    given_gradients(found.value, asked, field)
+    return found
 
 
 Scorer = Callable[[Tensor, Tensor, dict[str, Tensor]], Estimate]
@@ -188,7 +193,7 @@ def _flow_density(field: Any, solve: Solve, trace: str | None, probes: int, prob
     def score(x: Tensor, ids: Tensor, cond: dict[str, Tensor]) -> Estimate:
         bound = resolve(field, {"velocity"}, cond, timed=True)
         assert isinstance(bound, TimedField)
-        _check_differentiable(bound, x)
+        check_differentiable(bound, x)
         if exact:
             return _by_flow(bound, x, None, None, solve, "exact trace")
         drawn = _probes(Noise(seed, ids, dtype=x.dtype), x, probes, probe_law, sketched=trace == "hutch++")
@@ -292,29 +297,32 @@ def divergence(
     """`u(x, t)`, like x, and its divergence `(k, batch)`: one exact row, or one estimate a probe.
 
     Arguments: velocity, `(x, t) -> like x`, rows independent; t; directions, probes `(k, batch, *event)` or None for the
-    exact trace; sketch, `(r, batch, *event)`, for Hutch++.
+    exact trace; sketch, `(r, batch, *event)`, for Hutch++. Differentiable where autograd is on.
     """
+    keep = torch.is_grad_enabled()
     with torch.enable_grad():
-        y = x.detach().requires_grad_()
+        y = x if keep and x.requires_grad else x.detach().requires_grad_()
         u = velocity(y, t)
         if not u.requires_grad:  # a velocity that does not depend on x
             return u, x.new_zeros((1 if directions is None else len(directions), len(x)))
         if directions is None:
-            traces = _exact_trace(u, y)[None]
+            traces = _exact_trace(u, y, keep)[None]
         elif sketch is None:
-            traces = _inner(products(u, y, directions), directions)
+            traces = _inner(products(u, y, directions, keep), directions)
         else:
-            traces = _hutch_pp(u, y, directions, sketch)
-    return u.detach(), traces
+            traces = _hutch_pp(u, y, directions, sketch, keep)
+    return (u, traces) if keep else (u.detach(), traces.detach())
 
 
-def products(u: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    """`e^T du/dy` for every direction e, `(k, batch, *event_shape)`: vectorised, or one by one where a model cannot be."""
+def products(u: Tensor, y: Tensor, directions: Tensor, keep: bool = False) -> Tensor:
+    """`e^T du/dy` for every direction e, `(k, batch, *event_shape)`: vectorised, or one by one where a model cannot be.
+
+    Arguments: keep, whether the products are differentiable themselves.
+    """
 
     def pulled(e: Tensor, together: bool) -> Tensor:
-        return torch.autograd.grad(
-            u, y, e, retain_graph=True, is_grads_batched=together, allow_unused=True, materialize_grads=True
-        )[0]
+        how = {"is_grads_batched": together, "create_graph": keep, "allow_unused": True, "materialize_grads": True}
+        return torch.autograd.grad(u, y, e, retain_graph=True, **how)[0]
 
     try:
         return torch.cat([pulled(part, True) for part in directions.split(ABREAST)])
@@ -333,23 +341,24 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(2).sum(-1) if a.ndim > 2 else a * b
 
 
-def _exact_trace(u: Tensor, y: Tensor) -> Tensor:
+def _exact_trace(u: Tensor, y: Tensor, keep: bool) -> Tensor:
     d = math.prod(y.shape[1:])
     basis = torch.eye(d, dtype=y.dtype, device=y.device).reshape(d, 1, *y.shape[1:]).expand(d, *y.shape)
-    return torch.stack([_inner(products(u, y, part), part).sum(0) for part in basis.split(ABREAST)]).sum(0)
+    return torch.stack([_inner(products(u, y, part, keep), part).sum(0) for part in basis.split(ABREAST)]).sum(0)
 
 
-def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor) -> Tensor:
+def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor, keep: bool) -> Tensor:
     """Hutch++ for `J^T`, which has the trace of J: `(k, batch)`, the trace in the sketched range in each.
 
-    The term in c takes out what a multiple of the identity adds to the variance, as signs do until they are projected.
+    Whatever the basis the estimate is unbiased, and so is its gradient with the basis held fixed. The term in c takes out what
+    a multiple of the identity adds to the variance, as signs do until they are projected.
     """
-    seen = products(u, y, sketch)
-    basis = torch.linalg.qr(_columns(seen)).Q  # (batch, d, r)
+    seen = products(u, y, sketch, keep)
+    basis = torch.linalg.qr(_columns(seen)).Q.detach()  # (batch, d, r)
     probes = _columns(directions)
     rest = probes - basis @ (basis.mT @ probes)
     both = torch.cat([basis, rest], 2).permute(2, 0, 1).reshape(-1, *y.shape)
-    within, beyond = _inner(products(u, y, both), both).split([len(sketch), len(directions)])
+    within, beyond = _inner(products(u, y, both, keep), both).split([len(sketch), len(directions)])
     norms, known = rest.square().sum(1).T, basis.shape[1] - basis.shape[2]
     others = (norms.sum(0) - norms).clamp(min=torch.finfo(norms.dtype).tiny)
     return within.sum(0) + beyond - (beyond.sum(0) - beyond) / others * (norms - known)
@@ -358,17 +367,6 @@ def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor) -> Tenso
 def _columns(vectors: Tensor) -> Tensor:
     """`(k, batch, *event_shape) -> (batch, d, k)`."""
     return vectors.flatten(2).permute(1, 2, 0)
-
-
-def _check_differentiable(bound: TimedField, x: Tensor) -> None:
-    """Refuse a model whose prediction depends on x behind autograd's back: its divergence would be wrong, silently."""
-    with torch.enable_grad():
-        known = bound.predict(x.detach().requires_grad_(), 0.5)
-    if not known.requires_grad and not torch.equal(bound.predict(x + 1, 0.5), known):
-        raise InvalidArgument(
-            "field", field_name(bound.native), "a prediction that torch can differentiate with respect to x",
-            "Its network detaches x, or runs under no_grad or in numpy",
-        )  # fmt: skip
 
 
 def _by_flow(

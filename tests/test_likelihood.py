@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -399,3 +400,83 @@ def test_wrong_settings_say_so():
     hidden = stk.Velocity(lambda x, t: x.detach() * 2, (2,))
     with pytest.raises(stk.InvalidArgument, match="differentiate"):
         stk.log_prob(hidden, x)
+
+
+# Gradients
+
+
+def of_x(f, x):
+    """What autograd says of f at x, and central differences."""
+    x = x.clone().requires_grad_()
+    (told,) = torch.autograd.grad(f(x).sum(), x)
+    seen, h = torch.zeros_like(told), 1e-5
+    with torch.no_grad():
+        for i in range(x[0].numel()):
+            v = h * torch.eye(x[0].numel(), dtype=x.dtype)[i].reshape(x.shape[1:])
+            seen[:, i] = (f(x + v) - f(x - v)) / (2 * h)
+    return told, seen
+
+
+@pytest.mark.parametrize("path", slow_but([stk.VP(), stk.Linear(), stk.VE(0.01, 50.0)], stk.Linear()), ids=repr)
+def test_a_density_s_gradient_is_that_of_its_values(path):
+    """By steps that do not depend on x exactly; by adaptive ones to their tolerance that of the model's density."""
+    field, x = blob((2,), 0.7).noised(path), rows_of((2,), s=0.7, n=3)
+    told, seen = of_x(lambda v: stk.log_prob(field, v, method="rk4", steps=16).value, x)
+    torch.testing.assert_close(told, seen, rtol=1e-5, atol=1e-6)
+    told, _ = of_x(lambda v: stk.log_prob(field, v, rtol=1e-8, atol=1e-8).value, x)
+    _, exact = of_x(lambda v: blob_log_prob(path, v, 0.7), x)
+    torch.testing.assert_close(told, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_latents_of_estimates_of_conditions_and_of_parameters():
+    x, scale = rows_of((2,), n=3), torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64, requires_grad=True)
+    weight = torch.nn.Parameter(torch.tensor([[0.3, 0.1], [-0.2, 0.4]], dtype=torch.float64))
+    field = stk.Velocity(lambda x, t, c: c[:, None] * (x @ weight.T), (2,))
+    told, seen = of_x(lambda v: stk.encode(field, v, cond={"c": scale}, method="rk4", steps=8).x.sum(1), x)
+    torch.testing.assert_close(told, seen, rtol=1e-6, atol=1e-7)
+    for trace in ("exact", "hutchinson"):
+        told, seen = of_x(
+            lambda v, t=trace: stk.log_prob(field, v, cond={"c": scale}, method="rk4", steps=8, trace=t).value, x
+        )
+        torch.testing.assert_close(told, seen, rtol=1e-5, atol=1e-6)
+    value = stk.log_prob(field, x, cond={"c": scale}, trace="hutch++", probes=6).value
+    for gradient in torch.autograd.grad(value.sum(), (scale, weight)):
+        assert bool((gradient.isfinite() & (gradient != 0)).all())
+    assert weight.requires_grad
+
+
+def test_gradients_are_kept_only_where_asked_and_refused_where_there_are_none():
+    known, x = blob((2,), 0.7), rows_of((2,), n=3)
+    for field in (known, known.noised(stk.VP())):
+        assert not stk.log_prob(field, x).value.requires_grad
+        with torch.no_grad():
+            assert not stk.log_prob(field, x.clone().requires_grad_()).value.requires_grad
+    told, _ = of_x(lambda v: stk.log_prob(known, v).value, x)
+    assert bool((told != 0).all())
+    cut = stk.Velocity(torch.no_grad()(lambda x, t: -x), (2,))
+    part = stk.Velocity(lambda x, t: torch.cat([-x[:, :1].detach(), -x[:, 1:]], 1), (2,))
+    asking = x.clone().requires_grad_()
+    for field in (cut, part):
+        for call in (stk.log_prob, stk.encode):
+            with pytest.raises(stk.InvalidArgument, match="differentiate"):
+                call(field, asking)
+        with pytest.raises(stk.InvalidArgument, match="differentiate"):
+            stk.log_prob(field, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Silent:
+    """A density computed outside of the graph."""
+
+    event_shape: tuple = (2,)
+    provides = frozenset({"log_prob"})
+
+    @torch.no_grad()
+    def log_prob(self, x):
+        return -x.square().sum(1)
+
+
+def test_a_density_that_gives_no_gradient_says_so():
+    with pytest.raises(stk.InvalidArgument, match=r"x\.detach"):
+        stk.log_prob(Silent(), rows_of((2,), n=3).requires_grad_())
+    assert stk.log_prob(Silent(), rows_of((2,), n=3)).value.shape == (3,)

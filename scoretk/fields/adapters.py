@@ -70,10 +70,16 @@ def from_timesteps(
 
     Arguments: net, called as `net(x, k, **cond)` with k of shape `(batch,)`, int64 (rounded to the nearest timestep, and
     never below 0), or in the dtype of x and unrounded where `integer=False`; alphas_cumprod `(N,)`; event_shape; predicts.
+    Raises: `InvalidArgument`, also for noise or score of a table that ends at 0, where they say nothing of the data.
     """
     if not isinstance(integer, bool):
         raise InvalidArgument("integer", integer, "True or False")
     path = Tabulated(numbers("alphas_cumprod", alphas_cumprod))
+    if predicts in ("noise", "score") and float(path.alpha(0.0)) == 0:
+        raise InvalidArgument(
+            "predicts", predicts, "'data', 'v' or 'velocity' with alphas_cumprod that end at 0: there x_t is all noise",
+            "A model of the noise was trained on a table that ends above 0: give that one",
+        )  # fmt: skip
     function("net", net, "net(x, k, **cond)")
     return Diffusion(_OnTimesteps(net, path, integer), as_event_shape(event_shape), path, predicts)
 

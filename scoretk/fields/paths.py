@@ -43,6 +43,8 @@ __all__ = ["EDM", "VE", "VP", "Cosine", "GaussianPath", "Interpolant", "Linear",
 
 Time = float | Tensor
 
+STEEPEST = 1.9
+"""The most by which log alpha may rise in an interval at the end of the first, so that a parabola from alpha = 0 is monotone."""
 BISECTIONS = 60
 """Halvings of a cell that leave less of it than float64 resolves."""
 
@@ -333,8 +335,13 @@ class Tabulated(GaussianPath):
     sigma = 0), one step below k = 0. Between the tabulated times log alpha is a cubic in t, monotone and with a continuous
     derivative, so that adaptive solvers meet no kinks.
 
-    Arguments: alphas_cumprod, a sequence or tensor of shape (N,), decreasing, in (0, 1).
-    Reference: Fritsch, Butland, "A method for constructing local monotone piecewise cubic interpolants" (1984).
+    A table that ends at 0 (zero terminal signal-to-noise ratio) has alpha(0) = 0. Within its first interval alpha is a parabola
+    from 0, `alpha_1 u (2 - s + (s - 1) u)` with u = N t, that meets the cubic beyond with its slope s. A model that predicts the
+    noise or the score knows nothing of the data there; one that predicts the data, v or the velocity does.
+
+    Arguments: alphas_cumprod, a sequence or tensor of shape (N,), decreasing, in (0, 1), the last one 0 or more.
+    References: Fritsch, Butland, "A method for constructing local monotone piecewise cubic interpolants" (1984); Lin, Liu, Li,
+    Yang, "Common diffusion noise schedules and sample steps are flawed" (2024), for tables that end at 0.
     """
 
     alphas_cumprod: Tensor
@@ -344,12 +351,23 @@ class Tabulated(GaussianPath):
             table = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).detach().cpu().flatten()
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InvalidArgument("alphas_cumprod", self.alphas_cumprod, "a sequence of numbers", str(error)) from error
-        decreasing = len(table) >= 2 and bool((table.diff() < 0).all()) and bool((table > 0).all())
-        if not (decreasing and float(table[0]) < 1):
-            raise InvalidArgument("alphas_cumprod", self.alphas_cumprod, "at least two decreasing numbers in (0, 1)")
+        decreasing = len(table) >= 2 and bool((table.diff() < 0).all()) and float(table[-1]) >= 0
+        if not (decreasing and float(table[0]) < 1 and float(table[1]) > 0):
+            raise InvalidArgument(
+                "alphas_cumprod",
+                self.alphas_cumprod,
+                "at least two decreasing numbers in (0, 1), of which only a third may be 0",
+            )
         object.__setattr__(self, "alphas_cumprod", table)
         # knots in increasing t: t = 0 (k = N - 1), 1/N, ..., 1 (the data)
-        object.__setattr__(self, "_cubics", _monotone_cubics(torch.cat([table.log().flip(0) / 2, table.new_zeros(1)])))
+        knots, silent = torch.cat([table.log().flip(0) / 2, table.new_zeros(1)]), float(table[-1]) == 0
+        cubics = _monotone_cubics(knots[1:], steepest=STEEPEST) if silent else _monotone_cubics(knots)
+        object.__setattr__(self, "_parabola", None)
+        if silent:
+            s = -float(cubics[1, 0] + 2 * cubics[2, 0] + 3 * cubics[3, 0])
+            object.__setattr__(self, "_parabola", (float(knots[1]), 2 - s, s - 1))
+            cubics = torch.cat([torch.tensor([[float(knots[1])], [0], [0], [0]]).to(cubics), cubics], 1)
+        object.__setattr__(self, "_cubics", cubics)
 
     @property
     def steps(self) -> int:
@@ -370,18 +388,27 @@ class Tabulated(GaussianPath):
         return chosen, (cell + 1).to(t.dtype) - t * self.steps
 
     def _log_alpha(self, t: Time) -> Tensor:
-        (c0, c1, c2, c3), v = self._cell(_tensor(t))
-        return c0 + v * (c1 + v * (c2 + v * c3))  # from the right, so that alpha = 1 exactly at t = 1
-
-    def _slope(self, t: Time) -> Tensor:
-        (_, c1, c2, c3), v = self._cell(_tensor(t))
-        return -self.steps * (c1 + v * (2 * c2 + v * 3 * c3))
+        t = _tensor(t)
+        (c0, c1, c2, c3), v = self._cell(t)
+        cubic = c0 + v * (c1 + v * (c2 + v * c3))  # from the right, so that alpha = 1 exactly at t = 1
+        if self._parabola is None:  # type: ignore[attr-defined]
+            return cubic
+        first, linear, square = self._parabola  # type: ignore[attr-defined]
+        u = (t * self.steps).clamp(max=1)
+        return torch.where(u < 1, first + torch.log(u * (linear + square * u)), cubic)
 
     def alpha(self, t: Time) -> Tensor:
         return self._log_alpha(t).exp()
 
     def dalpha(self, t: Time) -> Tensor:
-        return self.alpha(t) * self._slope(t)
+        t = _tensor(t)
+        (_, c1, c2, c3), v = self._cell(t)
+        cubic = -self.steps * (c1 + v * (2 * c2 + v * 3 * c3)) * self.alpha(t)
+        if self._parabola is None:  # type: ignore[attr-defined]
+            return cubic
+        first, linear, square = self._parabola  # type: ignore[attr-defined]
+        u = t * self.steps
+        return torch.where(u < 1, self.steps * math.exp(first) * (linear + 2 * square * u), cubic)
 
     def sigma(self, t: Time) -> Tensor:
         return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)).clamp(max=0))
@@ -405,19 +432,25 @@ class Tabulated(GaussianPath):
             v = (low + high) / 2
             before = c0 + v * (c1 + v * (c2 + v * c3)) > log_alpha
             low, high = torch.where(before, v, low), torch.where(before, high, v)
-        return (cell + 1 - (low + high) / 2) / self.steps
+        u = cell + 1 - (low + high) / 2
+        if self._parabola is not None:  # type: ignore[attr-defined]
+            first, linear, square = self._parabola  # type: ignore[attr-defined]
+            y = torch.exp((log_alpha - first).clamp(max=0))
+            u = torch.where(cell == 0, 2 * y / (linear + torch.sqrt(linear**2 + 4 * square * y)), u)
+        return u / self.steps
 
 
-def _monotone_cubics(knots: Tensor) -> Tensor:
+def _monotone_cubics(knots: Tensor, steepest: float = math.inf) -> Tensor:
     """Coefficients `(4, cells)` of increasing cubics through increasing knots, in v, the distance before the right knot.
 
     The slope at a knot is the harmonic mean of its neighbours' (the ends': extrapolated, and kept between a third and three
-    times their cell's), which keeps each cubic monotone.
+    times their cell's, the first's at most `steepest`), which keeps each cubic monotone.
     """
     rise = knots.diff()
     inner = 2 * rise[:-1] * rise[1:] / (rise[:-1] + rise[1:])
-    ends = [((3 * a - b) / 2).clamp(a / 3, 3 * a) for a, b in ((rise[0], rise[1]), (rise[-1], rise[-2]))]
-    slopes = torch.cat([ends[0][None], inner, ends[1][None]])
+    pairs = ((rise[0], rise[min(1, len(rise) - 1)]), (rise[-1], rise[max(-2, -len(rise))]))
+    ends = [((3 * a - b) / 2).clamp(a / 3, 3 * a) for a, b in pairs]
+    slopes = torch.cat([ends[0].clamp(max=steepest)[None], inner, ends[1][None]])
     excess = slopes[1:] - rise
     c3 = slopes[1:] - slopes[:-1] - 2 * excess
     return torch.stack([knots[1:], -slopes[1:], excess - c3, c3])

@@ -89,7 +89,7 @@ class ProbabilityFlow:
     The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it ends at sigma = 0) and
     "midpoint", and four (three) for "rk4", "rk4_38" and "ralston_4". The last two ask a model that predicts the velocity on the
     linear path at t = 1 as well, and then have four to the end; a velocity that has no value there, such as `(data - x) / (1 -
-    t)`, is for the others.
+    t)`, is for the others (without a Gaussian path not for "rk4"). Adaptive methods do not ask there.
 
     "adams_3" is the most accurate choice that is also stable where steps are few; from about 16 steps "adams_pc_3" is more
     accurate still, from about 36 evaluations "ralston_4" where a model's own velocity leads to sigma = 0. For data much
@@ -188,14 +188,22 @@ class ProbabilityFlow:
     def _interval(self, field: TimedField, state: IntervalState) -> tuple[IntervalState, Info]:
         start, end = state.times[int(state.step) :][:2].tolist()
         closes = int(state.step) == len(state.times) - 2 and self._closes_apart(field, end)
-        reached = self._last_inside(field, end) if closes else end
+        reached = self._last_inside(field, end, state.x.dtype) if closes else end
         x, status, evaluations = self._solved(field, state.x, start, max(start, reached))
         if closes:
-            assert field.path is not None
-            closed = float(field.path.alpha(end)) * field.denoise(x, max(start, reached))
+            closed, calls = self._closed(field, x, max(start, reached), end)
             x = select_rows((status == Status.OK) & finite_rows(closed), closed, x)
             status = torch.where((status == Status.OK) & ~finite_rows(closed), int(Status.NONFINITE), status)
-        return state._replace(x=x, step=state.step + 1), {"status": status, "evaluations": evaluations + int(closes)}
+            evaluations = evaluations + calls
+        return state._replace(x=x, step=state.step + 1), {"status": status, "evaluations": evaluations}
+
+    def _closed(self, field: TimedField, x: Tensor, start: float, end: float) -> tuple[Tensor, int]:
+        """x at the end, which is not asked, and the evaluations: by the midpoint of the velocity, or the denoised x."""
+        if field.source == "velocity" and _bounded(field, end):
+            half = (end - start) / 2
+            return x + 2 * half * field.velocity(x + half * field.velocity(x, start), start + half), 2
+        assert field.path is not None
+        return float(field.path.alpha(end)) * field.denoise(x, start), 1
 
     def _solved(self, field: TimedField, x: Tensor, start: float, end: float) -> Solved:
         if not (self.adjoint and torch.is_grad_enabled()):
@@ -218,18 +226,26 @@ class ProbabilityFlow:
         return found.x, found.status, found.evaluations
 
     def _closes_apart(self, field: TimedField, end: float) -> bool:
-        """Whether the run ends with a first-order step to sigma = 0 of its own: asked for, or the velocity has no value there."""
-        if field.path is None:
-            return False
-        sigma = float(field.path.sigma(end))
-        return self.denoise if sigma > 0 else not velocity_determinate(field, end)
+        """Whether the run ends with a step of its own to sigma = 0: asked for, or the velocity there may have no value.
 
-    def _last_inside(self, field: TimedField, end: float) -> float:
+        A model's own velocity, such as `(data - x) / (1 - t)`, is not asked there.
+        """
+        if field.path is None:
+            return end == 1
+        sigma = float(field.path.sigma(end))
+        return self.denoise if sigma > 0 else field.source == "velocity" or not velocity_determinate(field, end)
+
+    def _last_inside(self, field: TimedField, end: float, dtype: torch.dtype) -> float:
         """Where the closing step starts: the end itself, or, where sigma is 0 there, a level whose square is below atol."""
-        assert field.path is not None
-        if float(field.path.sigma(end)) > 0:
-            return end
-        return float(field.path.t(-2 * math.log(0.1 * math.sqrt(self.atol))))
+        level = max(0.1 * math.sqrt(self.atol), 64 * torch.finfo(dtype).eps)
+        if field.path is None:
+            return end - level
+        return end if float(field.path.sigma(end)) > 0 else float(field.path.t(-2 * math.log(level)))
+
+
+def _bounded(field: TimedField, t: float) -> bool:
+    """Whether the velocity of a smooth field is bounded at t: not where sigma' is infinite."""
+    return field.path is None or bool(field.path.dsigma(t).isfinite())
 
 
 def _velocity_of(field: TimedField, batch: Tensor, start: float, rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -31,7 +31,7 @@ first order on steps from alpha = 0 or to sigma = 0.
 Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have it. "rk4_38" is Kutta's 3/8
 rule, "ralston_4" the rule of four stages with the least bound on its error. On a step to sigma = 0 they give way to one without
 a stage there (`closing`). Not so the last two where the model itself says F, a velocity on the linear path, `w = t`: it is
-asked at t = 1. A velocity without a Gaussian path counts as the linear path's, and is asked there by all.
+asked at t = 1. A velocity without a Gaussian path counts as the linear path's, and is asked there by all of four stages.
 
 References: Song, Meng, Ermon, "Denoising diffusion implicit models" (2021). Karras, Aittala, Aila, Laine, "Elucidating the
 design space of diffusion-based generative models" (2022). Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided
@@ -208,7 +208,8 @@ class RungeKutta:
         return [self._interval(now, after, path) for now, after in pairwise(grid)]
 
     def _interval(self, now: Knot, after: Knot, path: GaussianPath | None) -> list[list[float]]:
-        rule = self.closing if path is not None and after.sigma == 0 and self.closing else self
+        kept = path is None and len(self.nodes) == 4
+        rule = self.closing if after.sigma == 0 and self.closing and not kept else self
         form = LINEAR if path is None else rule.form if rule.form.scale(now) > 0 else DATA
         stops = [_between(now, after, c, form, path) for c in rule.nodes]
         rows = []
