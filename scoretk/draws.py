@@ -55,12 +55,13 @@ class Cost(dict[str, int]):
 class Draws:
     """The outcome of `sample`.
 
-    Attributes: x, `(chains, kept, *event_shape)`, None where only moments were kept; final, the last position,
-    `(chains, *event_shape)`; mean and var (of n - 1), `(chains, *event_shape)`, where moments were kept; status and
-    failed_at, `(chains,)`: a `Status` code, and the step at which the chain failed, -1 where all is well; stats, by
-    name, `(chains, kept)` beside `x`, or `(chains,)` averages where only the last draw or moments were kept; cost;
-    provenance, plain values that tell how to make the same draws again; tuned, by name what warmup tuned, such as
-    "step_size" and "scale"; chains, `(chains,)`, the id of each chain, which its noise hangs on.
+    Attributes: x, `(chains, kept, *event_shape)`, None where only moments were kept; final, the last position, `(chains,
+    *event_shape)`; mean and var (of n - 1), `(chains, *event_shape)`, where moments were kept; status and failed_at,
+    `(chains,)`: a `Status` code, and the step at which the chain failed, -1 where all is well; stats, by name, `(chains,
+    kept)` beside `x`, or `(chains,)` averages where only the last draw or moments were kept; cost; provenance, plain
+    values that tell how to make the same draws again; tuned, by name what warmup tuned, such as "step_size" and "scale",
+    which `solver.tuned_by(draws)` gives back to a solver; chains, `(chains,)`, the id of each chain, which its noise
+    hangs on.
     """
 
     x: Tensor | None

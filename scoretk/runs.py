@@ -20,7 +20,7 @@ from scoretk.drive import UNROLL, Moment, Schedule, begin, drive, state_leaves, 
 from scoretk.errors import CheckpointError, Status
 from scoretk.progress import Progress
 from scoretk.record import Record, Recorder
-from scoretk.solvers.base import adapts
+from scoretk.solvers.base import adapts, is_tuned
 from scoretk.witness import contradiction, witness
 
 __all__ = ["Batch", "Finished", "Saving", "run_batches"]
@@ -108,7 +108,7 @@ def run_batches(
                 shown.update(sum(b.schedule.total for b in batches[:i]) + moment.step, failed)
                 if saving and saving.checkpoint.due():
                     _save(run, recorder, batches, saving, _asked(run, solver, batches))
-            finished.append(_finish(run.moments[i], batch.schedule, recorder, adapts(solver)))
+            finished.append(_finish(run.moments[i], batch.schedule, recorder, is_tuned(solver)))
             if saving is None:
                 del run.moments[i]  # and with it the memory of its state
     return finished

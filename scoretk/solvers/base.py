@@ -32,6 +32,7 @@ __all__ = [
     "check_settled",
     "is_grid",
     "is_planned",
+    "is_tuned",
     "read_row",
 ]
 
@@ -145,6 +146,11 @@ def check_settled(name: str, solver: Any) -> None:
             name, solver, "one with nothing to tune, as there is no warmup here",
             "Give it what warmup would find: its step_size (and length) and metric='none', as in HMC(0.3, metric='none')",
         )  # fmt: skip
+
+
+def is_tuned(solver: Any) -> bool:
+    """Whether what its chains share was tuned: by this run's warmup, or by another's that was given back to it."""
+    return adapts(solver) or bool(getattr(solver, "given_back", False))
 
 
 def read_row(table: Tensor, index: Tensor) -> Any:

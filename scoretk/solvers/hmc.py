@@ -39,6 +39,7 @@ from scoretk.fields.resolve import StaticField
 from scoretk.rows import across, row_dot
 from scoretk.solvers.base import Info
 from scoretk.solvers.metropolis import decide
+from scoretk.solvers.tuned import Tunable
 from scoretk.solvers.tuning import (
     METRICS,
     PATIENCE,
@@ -177,7 +178,7 @@ def arrive_and_decide(
     return chosen, info, end
 
 
-class Hamiltonian:
+class Hamiltonian(Tunable):
     """What `HMC` and `ChEES` share: start, one trajectory with its decision, and tuning."""
 
     step_size: float | None

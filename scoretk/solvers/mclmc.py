@@ -59,6 +59,7 @@ from scoretk.rows import across, finite_rows, log_add_exp, row_dot, select_rows
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import DIVERGENCE, SHARED, HMCState, Point, leapfrog
 from scoretk.solvers.metropolis import metropolis
+from scoretk.solvers.tuned import Tunable
 from scoretk.solvers.tuning import (
     PATIENCE,
     Following,
@@ -162,7 +163,7 @@ def isokinetic(
     return Trajectory(Point(x, energy, gradient), u, energy - start.energy + kinetic + change)
 
 
-class _Isokinetic:
+class _Isokinetic(Tunable):
     """What `MCLMC` and `AdjustedMCLMC` share: start, and scales and length from the moments of warmup's windows."""
 
     step_size: float | None

@@ -51,6 +51,7 @@ from scoretk.rows import across
 from scoretk.solvers.base import Info, Solver, adapts
 from scoretk.solvers.hmc import HMC
 from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
+from scoretk.solvers.tuned import Tunable
 from scoretk.solvers.tuning import (
     Following,
     next_idle,
@@ -160,7 +161,7 @@ def window_ends(step: int, warmup: int) -> bool:
 
 
 @dataclass(frozen=True)
-class ParallelTempering:
+class ParallelTempering(Tunable):
     """Parallel tempering over an exact kernel, for laws whose modes are far apart.
 
     Arguments: kernel, such as HMC, NUTS or MALA, or GibbsWithGradients for discrete states, where nothing is stretched; its step

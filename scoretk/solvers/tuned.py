@@ -1,0 +1,139 @@
+"""What a warmup has tuned, given back to a solver: `solver.tuned_by(draws)` goes on with the same step size, scales and length.
+
+What warmup tunes are leaves of the state that all chains share (`scoretk.solvers.base.TunedSolver`); draws carry them as
+`draws.tuned`. A solver that has them back starts from `init` with these leaves in place of its own, has nothing left to tune, and
+so runs without warmup: `stk.sample(field, solver.tuned_by(draws), init=draws.final, warmup=0)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+from scoretk.fields.protocols import NoiseSource
+from scoretk.solvers.base import Info, is_planned
+
+__all__ = ["PlannedTuned", "Tunable", "Tuned"]
+
+
+class Tunable:
+    """What solvers have that warmup tunes."""
+
+    def tuned_by(self, draws: Any) -> Tuned | PlannedTuned:
+        """This solver with what the warmup of some draws has tuned, and so with nothing to tune.
+
+        The tuned values count, whatever step size, length or metric the solver itself names; all else is as the solver says.
+
+        Arguments: draws, of a run of a solver of this class on events of the same shape; also draws of a run that had them given
+            back, and draws that were saved and loaded.
+        Raises: `InvalidArgument` where they were not tuned, or by another solver; in `init`, where the shapes do not fit.
+        """
+        values, provenance = getattr(draws, "tuned", None), getattr(draws, "provenance", None)
+        if not isinstance(values, Mapping) or not isinstance(provenance, Mapping):
+            raise InvalidArgument("draws", draws, "draws, as scoretk.sample returns them")
+        theirs = str(provenance.get("solver", "")).partition("(")[0]
+        if theirs != type(self).__name__ or not values:
+            raise InvalidArgument(
+                "draws", f"{sorted(values)} tuned for {theirs or 'no solver'}",
+                f"draws of a {type(self).__name__} whose warmup has tuned something",
+                "A step size means another thing to another solver: let each tune its own",
+            )  # fmt: skip
+        return (PlannedTuned if is_planned(self) else Tuned)(self, dict(values))
+
+
+class _GivenBack:
+    """A solver, and the values of the leaves of its state that a warmup has tuned."""
+
+    solver: Any
+    values: dict[str, Tensor]
+
+    given_back: ClassVar[bool] = True
+
+    def __repr__(self) -> str:
+        shown = {n: f"{float(v):.6g}" if v.ndim == 0 else f"{tuple(v.shape)}" for n, v in sorted(self.values.items())}
+        return f"{self.solver!r}.tuned_by({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the solver needs."""
+        return self.solver.needs
+
+    @property
+    def timed(self) -> bool | None:
+        """Whether the solver works on fields in time."""
+        return self.solver.timed
+
+    @property
+    def init_cost(self) -> Mapping[str, int]:
+        """What the solver's `init` costs."""
+        return self.solver.init_cost
+
+    @property
+    def step_cost(self) -> Mapping[str, int]:
+        """What each of the solver's steps costs."""
+        return self.solver.step_cost
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """What the solver's reported evaluations are of."""
+        return getattr(self.solver, "varying", (min(self.needs),))
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the solver's step can be captured."""
+        return self.solver.capturable
+
+    @property
+    def weight(self) -> int:
+        """How many evaluations long a step is, for unrolling compiled steps."""
+        return getattr(self.solver, "weight", 1)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the solver leaves its target as it is."""
+        return getattr(self.solver, "exact", True)
+
+    def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
+        """The solver's state at x, with the tuned values. Raises `InvalidArgument` where these do not fit it."""
+        state = self.solver.init(field, x, noise)
+        own = {name: getattr(state, name) for name in state.shared - {"step"}}
+        shapes = {name: tuple(value.shape) for name, value in own.items()}
+        given = {name: tuple(value.shape) for name, value in self.values.items()}
+        if given != shapes:
+            raise InvalidArgument(
+                "tuned_by", given, f"tuned values of shapes {shapes}",
+                "Give back those of a run on the same field, with the same metric",
+            )  # fmt: skip
+        return state._replace(**{name: self.values[name].to(value, copy=True) for name, value in own.items()})
+
+    def step(self, field: Any, state: Any, noise: NoiseSource) -> tuple[Any, Info]:
+        """The solver's own step: it reads what is tuned from the state."""
+        return self.solver.step(field, state, noise)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tuned(_GivenBack):
+    """A solver with tuned values."""
+
+    solver: Any
+    values: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PlannedTuned(_GivenBack):
+    """A solver with tuned values that knows the length of its steps ahead (`scoretk.solvers.base.PlannedSolver`)."""
+
+    solver: Any
+    values: dict[str, Tensor]
+
+    def ahead(self, state: Any) -> Callable[[int], int]:
+        """How long a step is, by its index, from this state on."""
+        return self.solver.ahead(state)
+
+    def taking(self, length: int) -> Any:
+        """What has a step of that length."""
+        return self.solver.taking(length)

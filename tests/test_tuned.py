@@ -1,0 +1,109 @@
+"""What warmup tuned is given back to a solver, which then goes on without warmup."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.solvers import tuned
+
+SCALES = torch.tensor([1.0, 10.0, 0.1])
+FIELD = stk.Energy(lambda x: (x / SCALES.to(x)).square().sum(1) / 2, (3,))
+SOLVERS = {
+    "HMC": stk.HMC(leapfrogs=4), "HMC dense": stk.HMC(leapfrogs=4, metric="dense"), "ChEES": stk.ChEES(most=20),
+    "NUTS": stk.NUTS(max_depth=3), "MCLMC": stk.MCLMC(), "AdjustedMCLMC": stk.AdjustedMCLMC(most=10),
+    "PreconditionedLangevin": stk.PreconditionedLangevin(), "unadjusted": stk.PreconditionedLangevin(adjusted=False),
+    "ParallelTempering": stk.ParallelTempering(stk.HMC(leapfrogs=2, metric="none"), replicas=3),
+}  # fmt: skip
+RUN = {"chains": 8, "seed": 1}
+
+
+def warmed(solver, **options):
+    return stk.sample(FIELD, solver, steps=4, warmup=60, **(RUN | options))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_run_goes_on_with_what_was_tuned(name, tmp_path):
+    solver = SOLVERS[name]
+    first = warmed(solver)
+    again = solver.tuned_by(stk.Draws.load(first.save(tmp_path / "d.safetensors")))
+    more = stk.sample(FIELD, again, init=first.final, steps=6, warmup=0, seed=2)
+    assert more.ok.all()
+    assert more.tuned.keys() == first.tuned.keys()
+    assert all(torch.equal(more.tuned[n], first.tuned[n]) for n in first.tuned)
+    third = stk.sample(FIELD, solver.tuned_by(more), init=first.final, steps=6, seed=2)  # warmup is 0 by itself
+    assert torch.equal(third.x, more.x)
+
+
+GIVEN = {
+    "HMC": (stk.HMC(leapfrogs=3, metric="none"), ("step_size",)),
+    "NUTS": (stk.NUTS(metric="none", max_depth=3), ("step_size",)),
+    "ChEES": (stk.ChEES(metric="none", most=20), ("step_size", "length")),
+    "MCLMC": (stk.MCLMC(metric="none"), ("step_size", "length")),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("mutant", [False, True])
+def test_it_is_the_solver_with_these_settings_to_the_bit(name, mutant, monkeypatch):
+    """The mutant: what was tuned is not put into the state."""
+    solver, names = GIVEN[name]
+    first = warmed(solver)
+    same = replace(solver, **{n: float(first.tuned[n]) for n in names})
+    if mutant:
+        monkeypatch.setattr(tuned._GivenBack, "init", lambda self, field, x, noise: self.solver.init(field, x, noise))
+    runs = [stk.sample(FIELD, s, init=first.final, steps=5, seed=2).x for s in (same, solver.tuned_by(first))]
+    assert torch.equal(*runs) is not mutant
+
+
+def test_scales_are_used():
+    first = stk.sample(FIELD, stk.HMC(), chains=64, steps=1, warmup=200)
+    assert first.tuned["scale"].log().sub(SCALES.log()).abs().max() < 0.3
+    more = stk.sample(FIELD, stk.HMC().tuned_by(first), init=first.final, steps=20)
+    assert more.stats["accept"].mean() > 0.6
+
+
+def test_settings_that_nothing_tunes_may_be_others():
+    first = warmed(stk.HMC(leapfrogs=4))
+    more = stk.sample(FIELD, stk.HMC(leapfrogs=7).tuned_by(first), init=first.final, steps=3)
+    assert more.cost["score"] == 8 * (1 + 3 * 7)
+
+
+def test_what_does_not_fit_is_refused():
+    first = warmed(stk.HMC(leapfrogs=4))
+    for draws in (
+        stk.sample(FIELD, stk.ULA(0.001), chains=2, steps=2),
+        warmed(stk.NUTS(max_depth=3)),
+        warmed(stk.HMC(0.1, metric="none")),
+    ):
+        with pytest.raises(stk.InvalidArgument, match=r"draws of a HMC whose warmup has tuned something"):
+            stk.HMC().tuned_by(draws)
+    for other in (3, None, {"step_size": torch.ones(())}):
+        with pytest.raises(stk.InvalidArgument, match=r"as scoretk\.sample returns them"):
+            stk.HMC().tuned_by(other)
+    with pytest.raises(stk.InvalidArgument, match="tuned values of shapes"):
+        stk.sample(stk.Energy(lambda x: x.square().sum(1), (2,)), stk.HMC().tuned_by(first), chains=2, steps=2)
+    with pytest.raises(stk.InvalidArgument, match="the same metric"):
+        stk.sample(FIELD, stk.HMC(metric="dense").tuned_by(first), chains=2, steps=2)
+
+
+def test_it_goes_on_from_a_checkpoint_and_no_other_scales_take_it_up(tmp_path):
+    first, other = warmed(stk.HMC(leapfrogs=4)), warmed(stk.HMC(leapfrogs=4), seed=5)
+    run = {"init": first.final, "seed": 2, "checkpoint": tmp_path / "c"}
+    stk.sample(FIELD, stk.HMC().tuned_by(first), steps=5, **run)
+    more = stk.sample(FIELD, stk.HMC().tuned_by(first), steps=9, **run)
+    assert torch.equal(more.x, stk.sample(FIELD, stk.HMC().tuned_by(first), init=first.final, steps=9, seed=2).x)
+    with pytest.raises(stk.CheckpointError, match=r"there, .* here"):
+        stk.sample(FIELD, stk.HMC().tuned_by(other), steps=9, **run)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.parametrize("name", ["HMC", "ChEES"])
+def test_compiled_it_agrees_with_eager(name):
+    first = warmed(SOLVERS[name])
+    eager, compiled = (
+        stk.sample(FIELD, SOLVERS[name].tuned_by(first), init=first.final, steps=16, compile=c).x for c in (False, True)
+    )
+    assert torch.allclose(eager, compiled, rtol=1e-3, atol=1e-3)
