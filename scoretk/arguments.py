@@ -129,6 +129,7 @@ def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
     for name, given in value.items():
         if not isinstance(given, Tensor) or (rows is not None and given.shape[:1] != (rows,)):
             raise InvalidArgument(f"cond[{name!r}]", given, f"a tensor of {'rows' if rows is None else f'{rows} rows'}")
+        numbers(f"cond[{name!r}]", given)
     return dict(value)
 
 
@@ -184,8 +185,10 @@ def numbers(name: str, value: Any) -> Tensor:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InvalidArgument(name, value, "a tensor or something that becomes one", str(error)) from error
-    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
-        raise InvalidArgument(name, value, "a dense tensor with values, neither sparse nor quantised nor on 'meta'")
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta or tensor.is_quantized:
+        raise InvalidArgument(
+            name, value, "a dense tensor with values, neither sparse, nested nor quantised, nor on 'meta'"
+        )
     return tensor
 
 

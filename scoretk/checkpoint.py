@@ -64,7 +64,7 @@ class Checkpoint:
     @property
     def file(self) -> Path:
         """The path, as a `Path`."""
-        return Path(self.path)
+        return Path(os.fsdecode(self.path))
 
     def begin(self) -> None:
         """Start the clock."""

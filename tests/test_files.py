@@ -1,5 +1,6 @@
 """Files: every byte counts, whatever is wrong is told and the file stays as it was; paths are checked before a run."""
 
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -371,3 +373,35 @@ class TestPlaces:
             run(path)
         assert path.read_bytes() == before
         assert os.listdir(tmp_path) == ["c"]
+
+
+def bytes_of(save, *arrays, **named):
+    buffer = io.BytesIO()
+    save(buffer, *arrays, **named)
+    return buffer.getvalue()
+
+
+ARRAYS = {
+    ".npy": [
+        bytes_of(np.save, a) for a in (np.ones((3, 2)), np.ones((3, 2), "i4"), np.ones((2, 2), "c8"), np.array(["a"]))
+    ],
+    ".npz": [bytes_of(np.savez, a=np.ones((3, 2))), bytes_of(np.savez_compressed, a=np.ones((2, 2)), b=np.ones(3))],
+    ".csv": [b"1,2\n3,4\n", b"a,b\n1,2\n", b"\xff\xfe1,2", b"1,2\n3\n", b"", b"a,b\n", b"1,,2\n", b"1,2\x00\n"],
+}
+
+
+@pytest.mark.parametrize("ending", ARRAYS)
+def test_a_users_array_is_read_or_refused_whatever_is_in_the_file(tmp_path, ending):
+    chance, path, read = random.Random(7), tmp_path / f"x{ending}", 0
+    for _ in range(200):
+        content = bytearray(chance.choice(ARRAYS[ending]))
+        for _ in range(chance.choice((0, 1, 1, 3))):
+            if content:
+                content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(content[: chance.choice((None, None, len(content) // 2))])
+        try:
+            found = read_array(path, chance.choice((None, "a", "b")))
+        except stk.ScoretkError:
+            continue
+        read += found.dtype in (torch.float32, torch.float64) and found.ndim >= 2
+    assert read > 0

@@ -1,0 +1,76 @@
+"""Arguments that no function can serve are refused by name: numbers beyond every range, tensors without numbers, odd ladders."""
+
+import math
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.arguments import count, finite, positive, tensor_like
+
+HUGE = 10**400
+FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+
+
+def quick(**options):
+    return stk.sample(FIELD, stk.ULA(0.1), **({"chains": 2, "steps": 2} | options))
+
+
+@pytest.mark.parametrize(
+    "value", [HUGE, -HUGE, pytest.param(10**5000, id="5000 digits"), math.nan, math.inf, "1", None, 1j, True, [1]]
+)
+@pytest.mark.parametrize("check", [count, finite, positive])
+def test_a_number_is_finite_and_of_a_size_that_tensors_count(check, value):
+    with pytest.raises(stk.InvalidArgument, match=r"^n: expected"):
+        check("n", value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda n=n: quick(**{n: HUGE}) for n in ("chains", "steps", "warmup", "thin", "batch", "seed")),
+        lambda: stk.ULA(HUGE), lambda: stk.HMC(leapfrogs=HUGE), lambda: stk.VP(HUGE, HUGE), lambda: stk.tempered(FIELD, HUGE),
+        lambda: stk.ProbabilityFlow(steps=HUGE), lambda: stk.Checkpoint("c", every=HUGE), lambda: stk.ReplayBuffer(HUGE),
+        lambda: stk.ReplayBuffer(8, refresh=HUGE), lambda: quick(init=HUGE), lambda: quick(init=[[HUGE, 1]]),
+    ],
+)  # fmt: skip
+def test_an_integer_beyond_every_range_is_an_invalid_argument(make):
+    with pytest.raises(stk.InvalidArgument):
+        make()
+
+
+NOT_DENSE = {
+    "sparse": torch.eye(2).to_sparse(),
+    "meta": torch.zeros(2, 2, device="meta"),
+    "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(2)], layout=torch.jagged),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_DENSE)
+def test_a_tensor_holds_its_numbers_one_by_one(kind):
+    value = NOT_DENSE[kind]
+    for make in (lambda: quick(init=value), lambda: quick(cond={"a": value}), lambda: tensor_like("x", value, (2, 2))):
+        with pytest.raises(stk.InvalidArgument):
+            make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda v=v: stk.Ladder(v) for v in (True, None, 3, "01", (0, 1, 1), (0, math.nan, 1), (0.1, 1), (), (0, HUGE))),
+        *(lambda v=v: stk.Ladder((0, 1), step_sizes=v) for v in (1.0, (0.0,), (1.0, 2.0), ("a",), torch.ones(1))),
+        *(lambda v=v: stk.Ladder((0, 1), moves=v) for v in (1, (True,), (0,), (1, 2), (1.5,))),
+        *(lambda v=v: stk.Ladder((0, 1), scales=v) for v in (1.0, torch.ones(2, 2), torch.zeros(1, 2), NOT_DENSE["meta"])),
+        lambda: stk.Ladder.plain(0), lambda: stk.Ladder.plain(True), lambda: stk.Ladder.plain(HUGE),
+    ],
+)  # fmt: skip
+def test_a_ladder_rises_and_has_one_of_all_a_level(make):
+    with pytest.raises(stk.InvalidArgument):
+        make()
+
+
+def test_a_sound_ladder_is_taken():
+    made = stk.Ladder([0, 0.5, 1], step_sizes=(1, 2), scales=torch.ones(2, 3), moves=[1, 2])
+    assert made.weights == (0.0, 0.5, 1.0)
+    assert made.step_sizes == (1.0, 2.0)
+    assert made.levels == len(stk.Ladder.plain(2).weights) - 1 == 2
