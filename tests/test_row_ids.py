@@ -161,9 +161,7 @@ def test_conditions_are_split_with_the_rows():
     for ask in (stk.encode, stk.log_prob):
         whole, parts = ask(field, x, cond={"c": c}), ask(field, x, cond={"c": c}, batch=2)
         assert torch.equal(*(v.x if hasattr(v, "x") else v.value for v in (whole, parts)))
-        with pytest.raises(
-            stk.InvalidArgument, match=r"^cond\['c'\]: expected a tensor with one row a row of x, 5 rows"
-        ):
+        with pytest.raises(stk.InvalidArgument, match=r"^cond\['c'\]: expected a tensor .*5 rows"):
             ask(field, x, cond={"c": c[:3]})
 
 
