@@ -42,7 +42,7 @@ def same(part, whole, rows):
 
 
 @pytest.mark.parametrize("batch", [4, pytest.param(None, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("solver", "field", "run"), SOLVERS, ids=lambda v: repr(v)[:40])
+@pytest.mark.parametrize(("solver", "field", "run"), SOLVERS, ids=lambda v: repr(v).split(" at 0x")[0][:40])
 def test_a_range_is_a_part_of_the_whole_run(solver, field, run, batch):
     field = timed(solver, field)
     whole = stk.sample(field, solver, chains=16, batch=batch, **run)
