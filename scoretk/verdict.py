@@ -153,6 +153,12 @@ class Sampler:
         return "a smaller step size" if not self.text else "another solver"
 
     @property
+    def finer(self) -> str:
+        """How a solver with a grid of its own goes in smaller steps."""
+        ways = [name for name in ("levels", "steps", "steps_per_level", "moves") if name in self.settings]
+        return f"more {' or '.join(ways)}" if ways else "a finer grid"
+
+    @property
     def tempering(self) -> str:
         """What leads chains between modes."""
         if self.name == "ParallelTempering":
@@ -355,8 +361,8 @@ def _failures(status: Tensor, failed_at: Tensor, sampler: Sampler) -> Iterator[F
             if code is Status.MAX_STEPS:
                 fix = "raise max_steps, or rtol and atol"
             else:
-                steps = "more steps or float64" if sampler.independent else f"{sampler.smaller_steps}, float64"
-                fix = f"use {steps}, or a start inside the support"
+                steps = sampler.finer if sampler.independent else sampler.smaller_steps
+                fix = f"use {steps}, float64, or a start inside the support"
             yield Finding(
                 f"{int(failed.sum())} of {len(status)} chains are {code.name}, the first at step {first}",
                 f"they are left out here. {fix[0].upper()}{fix[1:]}", "failed",
@@ -589,11 +595,9 @@ def _independent(x: Array, names: list[str], stats: Mapping[str, Array], sampler
     if weight is not None:
         worth = kish(weight)
         if worth < min(FEW_WEIGHTS, len(x) / 2):
-            ways = [name for name in ("levels", "moves") if name in sampler.settings]
-            more = f"use more {' or '.join(ways)}" if ways else "use a longer path to the target"
             yield Finding(
                 f"the weights of {len(x)} draws are worth {worth:.1f} equally weighted ones",
-                f"{more}, or {sampler.smaller_steps.replace('smaller', 'better')}", "weights",
+                f"use {sampler.finer}, or a kernel that moves further at each", "weights",
             )  # fmt: skip
     ones = None if sampler.discrete or len(x) < 2 else different(x[:, -1])
     if ones is not None and ones <= len(x) / 2:
