@@ -126,11 +126,12 @@ class TestEveryByteCounts:
         assert found == []
 
     @pytest.mark.slow
-    def test_no_bit_at_all_can_flip(self, written):
+    def test_no_byte_at_all_can_change(self, written):
         kind, path, whole = written
-        for at in range(8 * len(whole)):
+        chance = random.Random(6)
+        for at in range(len(whole)):
             content = bytearray(whole)
-            content[at // 8] ^= 1 << at % 8
+            content[at] ^= 1 << chance.randrange(8)
             assert not accepted(kind, path, bytes(content)), at
 
     def test_nothing_cut_appended_or_swapped_is_accepted(self, written):
