@@ -1,6 +1,7 @@
 """Whose checkpoint it is: another model's is refused with what differs, an equal run's is taken up, also in a fresh process."""
 
 # ruff: noqa: B008, E501, PLW0108, RUF043 (numbers in defaults and in lambdas are what is told apart)
+import collections
 import functools
 import json
 import os
@@ -157,7 +158,7 @@ CASES = {
     "hook": (lambda v: net_with(lambda n: n.register_forward_hook(lambda m, i, out, s=v: out * s)), 1.0, 2.0),
     "replaced method": (lambda v: net_with(lambda n: setattr(n, "forward", v)), lambda x: x, lambda x: 2 * x),
     "order of modules": (
-        lambda v: energy(lambda x, n=torch.nn.Sequential(dict(v) if False else __import__("collections").OrderedDict(v)): squares(n(x))),
+        lambda v: energy(lambda x, n=torch.nn.Sequential(collections.OrderedDict(v)): squares(n(x))),
         [("a", torch.nn.Tanh()), ("b", torch.nn.ReLU())], [("b", torch.nn.ReLU()), ("a", torch.nn.Tanh())]),
     **{
         f"tensor of {dtype}": (
@@ -182,6 +183,76 @@ CASES = {
 }  # fmt: skip
 
 
+Pair = collections.namedtuple("Pair", "scale name")
+
+
+class Numbers(list):
+    pass
+
+
+class Options(dict):
+    pass
+
+
+CASES |= {
+    "named tuple": (lambda v: energy(lambda x: squares(x) * v.scale), Pair(1.0, "a"), Pair(25.0, "a")),
+    "list of one's own": (lambda v: energy(lambda x: squares(x) * v[0]), Numbers([1.0]), Numbers([25.0])),
+    "dict of one's own": (lambda v: energy(lambda x: squares(x) * v["a"]), Options(a=1.0), Options(a=25.0)),
+    "memo": (lambda v: energy(functools.lru_cache(lambda x: squares(x) * v)), 1.0, 25.0),
+    "dispatch": (lambda v: energy(dispatched(v)), 1.0, 25.0), "cached property": (lambda v: energy(Lazy(v)), 1.0, 25.0),
+    "property": (lambda v: energy(lambda x: squares(x) * of_property(v).scale), 1.0, 25.0),
+    "vmap": (lambda v: energy(torch.func.vmap(lambda x: x.square().sum() * v)), 1.0, 25.0),
+    "field of one's own": (lambda v: own_field(v), 1.0, 25.0),
+    "likelihood": (lambda v: stk.posterior(diffusion(), lambda x: -(x - v).square().sum(1)), 1.0, 2.0),
+    "smoothing": (lambda v: stk.smoothed(energy(squares), stk.VP(beta_max=v)), 20.0, 10.0),
+    "base": (lambda v: stk.Velocity(lambda x, t: -x, (2,), torch.full((3, 2), v)), 1.0, 2.0),
+}  # fmt: skip
+
+
+def dispatched(scale):
+    @functools.singledispatch
+    def fn(x):
+        raise NotImplementedError
+
+    fn.register(torch.Tensor, lambda x: squares(x) * scale)
+    return fn
+
+
+class Lazy:
+    def __init__(self, scale):
+        self.given = scale
+
+    @functools.cached_property
+    def scale(self):
+        return torch.tensor(self.given)
+
+    def __call__(self, x):
+        return squares(x) * self.scale
+
+
+def of_property(value):
+    class Model:
+        @property
+        def scale(self):
+            return value
+
+    return Model()
+
+
+def own_field(value):
+    class Base:
+        event_shape = (2,)
+
+        def energy(self, x):
+            return squares(x) * self.scale()
+
+    class Field(Base):
+        def scale(self):
+            return value
+
+    return Field()
+
+
 class Script(torch.nn.Module):
     def __init__(self, scale: float):
         super().__init__()
@@ -193,7 +264,8 @@ class Script(torch.nn.Module):
 
 def sampled(field, path, solver=None, **options):
     timed = hasattr(field, "at")
-    solver = solver or (stk.ReverseSDE(steps=3) if timed else stk.ULA(0.01))
+    usual = stk.ProbabilityFlow(steps=3) if isinstance(field, stk.Velocity) else stk.ReverseSDE(steps=3)
+    solver = solver or (usual if timed else stk.ULA(0.01))
     run = {"chains": 3} | ({} if timed else {"steps": 4}) | options
     return stk.sample(field, solver, checkpoint=path, **run)
 

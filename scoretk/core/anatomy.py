@@ -60,6 +60,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "ATOMS",
+    "MANY",
     "PLAIN",
     "ModuleView",
     "Names",

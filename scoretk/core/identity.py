@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoretk.core.anatomy import PLAIN, ModuleView, Part, is_known, key_of, parts
+from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_known, key_of, parts
 
 __all__ = ["Identity", "differences", "is_summary", "tensor_value", "without_addresses"]
 
@@ -203,23 +203,22 @@ def _value(item: Any) -> str:
 def _content(item: Any) -> str:
     """What containers have beside their items, and plain items themselves; nothing of other objects."""
     if isinstance(item, Mapping):
-        keys = [repr(k) if type(k) in PLAIN else "object" for k in item]
-        if parts(item) or not item:
-            return f" of {len(keys)} with keys {_short(', '.join(keys))}"
-        return f" of {len(keys)}: {_short(repr(dict(item)))}"
+        if len(item) > MANY and _are_plain([*item.keys(), *item.values()]):
+            return f" of {len(item)}: {_short(repr(dict(item)))}"
+        return f" of {len(item)} with keys {_short(', '.join(repr(k) if type(k) in PLAIN else 'object' for k in item))}"
     if isinstance(item, nn.Module):
         return f" of {_short(', '.join(item._modules))}" if item._modules else ""
     if isinstance(item, set | frozenset):
-        return (
-            f" of {len(item)}: {_short(', '.join(sorted(map(repr, item))))}" if not parts(item) else f" of {len(item)}"
-        )
+        return f" of {len(item)}" + (f": {_short(', '.join(sorted(map(repr, item))))}" if _are_plain(item) else "")
     if isinstance(item, list | tuple | deque):
-        return f" of {len(item)}: {_short(repr(list(item)))}" if not parts(item) else f" of {len(item)}"
-    if isinstance(
-        item, bytearray | range | slice | torch.dtype | torch.device | torch.layout | torch.memory_format | np.dtype
-    ):
+        return f" of {len(item)}" + (f": {_short(repr(list(item)))}" if _are_plain(item) else "")
+    if isinstance(item, _WRITTEN):
         return f" {_short(without_addresses(repr(item)))}"
     return ""
+
+
+def _are_plain(items: Iterable[Any]) -> bool:
+    return {*map(type, items)} <= PLAIN
 
 
 def _name(item: Any) -> str:
