@@ -89,9 +89,11 @@ def is_timed(field: object) -> bool:
 
 
 def offers(field: object) -> frozenset[str]:
-    """Names in `CAPABILITIES` that the field offers: what it has, and of that what its own `provides` says where it has one."""
-    declared = getattr(field, "provides", CAPABILITIES)
-    return frozenset(name for name in declared if getattr(field, name, None) is not None)
+    """Names in `CAPABILITIES` that the field offers: its own `provides` where it has one, else what it has."""
+    declared = getattr(field, "provides", None)
+    if declared is not None:
+        return frozenset(declared)
+    return frozenset(name for name in CAPABILITIES if getattr(field, name, None) is not None)
 
 
 def field_name(field: object) -> str:

@@ -228,6 +228,12 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
             "It is a field in time: field.at(t) is its static field at time t, near 1 for the data; or use a solver that "
             "works in time, such as ProbabilityFlow or AnnealedLangevin",
         )  # fmt: skip
+    absent = {name for name in has & {"energy", "score"} if not callable(getattr(field, name, None))}
+    if absent:
+        hint = "A spec is no model yet: scoretk.load(its name) makes one; else give the class what its `provides` says"
+        raise MissingCapability(
+            field_name(field), has - absent, needs, f"It claims {', '.join(sorted(absent))}. {hint}"
+        )
     derivable = has | ({"score"} if "energy" in has else frozenset())
     if not needs <= derivable:
         bridge = {
