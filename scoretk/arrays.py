@@ -40,7 +40,7 @@ def read_array(
         of an .npz that holds several; argument, what the file is given for; axes, how many the array has at least.
     Raises: `InvalidArgument`, `UnknownName`.
     """
-    file = file_to_read(argument, path, "the path of a file of numbers")
+    file = file_to_read(argument, path, f"the path of a file of numbers ({', '.join(ENDINGS)})")
     if file.suffix not in ENDINGS:
         raise InvalidArgument(argument, str(path), f"a file that ends in {', '.join(ENDINGS)}")
     try:
