@@ -43,6 +43,8 @@ def is_integer(value: Any) -> bool:
     """Whether this is one integer: Python's, numpy's, or a tensor or an array of no dimension. Truth values are none."""
     if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or getattr(value, "dtype", None) is torch.bool:
         return False
+    if isinstance(value, int):  # the compiler does not take `index` of an enumeration's member
+        return True
     try:
         index(value)
     except (TypeError, RuntimeError):  # torch's for a tensor without a value, such as one on "meta"
@@ -52,7 +54,7 @@ def is_integer(value: Any) -> bool:
 
 def integer(name: str, value: Any, least: int = 0, below: int = 2**63) -> int:
     """A plain integer in [least, below), from any that `is_integer` knows."""
-    if not is_integer(value) or not least <= (number := index(value)) < below:
+    if not is_integer(value) or not least <= (number := int(value)) < below:
         raise InvalidArgument(name, value, f"an integer in [{least}, 2**{below.bit_length() - 1})")
     return number
 
