@@ -327,7 +327,9 @@ def test_a_step_too_large_is_flagged_or_rejected(name, dtype):
     draws = sample(QUARTIC, WILD[name], init)
     assert bool(draws.x.isfinite().all())
     if name in UNADJUSTED:
-        assert draws.failures == {"NONFINITE": 4}
+        beyond = stk.Status.DIVERGED.name if name == "annealed-langevin" else "NONFINITE"  # which a grid may be before
+        assert sum(draws.failures.values()) == 4
+        assert set(draws.failures) <= {beyond, "NONFINITE"}
         assert bool((draws.final.abs() >= 30).all())
     else:
         assert draws.failures == {}

@@ -135,8 +135,8 @@ def without_correction(monkeypatch):
     """Every finite proposal is taken, though the right probability reported; NUTS chooses among its points without weights."""
     right = metropolis.decide
 
-    def decide(current, proposed, log_ratio, u):
-        return right(current, proposed, log_ratio * 0, u)[0], right(current, proposed, log_ratio, u)[1]
+    def decide(current, proposed, log_ratio, u, *barker):
+        return right(current, proposed, log_ratio * 0, u, *barker)[0], right(current, proposed, log_ratio, u, *barker)[1]
 
     for module in (metropolis, hmc):
         monkeypatch.setattr(module, "decide", decide)
