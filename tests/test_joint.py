@@ -136,7 +136,9 @@ def without_correction(monkeypatch):
     right = metropolis.decide
 
     def decide(current, proposed, log_ratio, u, *barker):
-        return right(current, proposed, log_ratio * 0, u, *barker)[0], right(current, proposed, log_ratio, u, *barker)[1]
+        return right(current, proposed, log_ratio * 0, u, *barker)[0], right(current, proposed, log_ratio, u, *barker)[
+            1
+        ]
 
     for module in (metropolis, hmc):
         monkeypatch.setattr(module, "decide", decide)
