@@ -345,7 +345,7 @@ def test_a_wrong_index_is_refused(index: object) -> None:
         torch.tensor([2**32]),
         torch.tensor([0.0]),
         torch.tensor([True]),
-        torch.tensor(3),
+        torch.tensor(3.0),
         torch.zeros(2, 2, dtype=torch.int64),
     ],
 )
