@@ -46,8 +46,6 @@ from scoretk.solvers.tuning import (
     Following,
     Tuning,
     accumulate,
-    approach,
-    begin_following,
     begin_tuning,
     first_step_size,
     harmonic_acceptance,
@@ -59,7 +57,6 @@ from scoretk.solvers.tuning import (
     shortening,
     window_end,
 )
-from scoretk.solvers.warmup.approach import Place, Stride, beside, common_stride, stride
 from scoretk.streams import Stream
 
 __all__ = ["HMC", "ChEES", "HMCState", "Hamiltonian", "Point", "Stepping", "Trajectory", "leapfrog"]
@@ -72,8 +69,6 @@ STRETCH = 1.4
 """How much longer trajectories are after warmup than at the maximum of the criterion. It sees squares only; along a Gaussian
 direction means and squares together have the most effective draws a gradient at 1.4 times that length.
 """
-FIRST_LEAPFROGS = 2
-"""How long trajectories are at first, in steps, before their length is tuned."""
 SHARED = frozenset({"step", "step_size", "scale", "length"})
 
 
@@ -247,38 +242,7 @@ class Hamiltonian(Tunable):
 
     def begin_following(self, state: HMCState) -> Following:
         """Nothing learned: the others' step size, scales and length are there."""
-        return begin_following(state.x)
-
-    def _approaches(self, step: int, warmup: int) -> bool:
-        """Whether this step of warmup is one in which each chain goes its own way."""
-        return self._eps is None and step < approach(warmup)
-
-    def _approach(
-        self,
-        field: StaticField,
-        state: HMCState,
-        tuning: Any,
-        noise: NoiseSource,
-        alive: Tensor,
-        step: int,
-        warmup: int,
-    ) -> tuple[HMCState, Info, Any]:
-        """Such a step; with the last of them common step size and scales are there."""
-        steps, own = approach(warmup), Stride(tuning.log_size, tuning.log_curvature)
-        here = Place(state.x, state.energy, state.grad)
-        place, own, report = stride(field, here, own, noise, state.step, step, steps)
-        state = state._replace(**place._asdict(), step=state.step + 1)
-        info = {
-            "accept": report.accept,
-            "energy": place.energy,
-            "diverging": ~(report.error.abs() < DIVERGENCE),
-            "evaluations": beside(self, report.gradients, alive),
-        }
-        tuning = tuning._replace(**own._asdict())
-        if isinstance(tuning, Following) or step < steps - 1:
-            return state, info, tuning
-        size, scale = common_stride(own, alive, self.metric, state.scale)
-        return state._replace(step_size=_number(size), scale=scale), info, tuning._replace(averaging=restart(size))
+        return Following(torch.zeros(len(state.x), dtype=torch.int64, device=state.x.device))
 
     def _pooled(self, tuning: Tuning, info: Info, alive: Tensor) -> float:
         """The acceptance that the step size is tuned by."""
@@ -351,13 +315,11 @@ class Stepping(Hamiltonian):
         warmup: int,
     ) -> tuple[HMCState, Info, Tuning | Following]:
         """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
-        if self._approaches(step, warmup):
-            return self._approach(field, state, tuning, noise, alive, step, warmup)
         dtype = state.x.dtype
         eps = state.step_size.to(dtype) * shortening(tuning.idle, dtype)
         state, info = self._stepped(field, state, noise, eps)
         if isinstance(tuning, Following):
-            return state, info, tuning._replace(idle=next_idle(tuning.idle, info["accept"]))
+            return state, info, Following(next_idle(tuning.idle, info["accept"]))
         state, tuning = self._tuned(state, tuning, info, alive, step, warmup)
         return state, info, tuning
 
@@ -427,8 +389,6 @@ class ChEESTuning(NamedTuple):
     mean: Tensor
     deviations: Tensor
     idle: Tensor
-    log_size: Tensor
-    log_curvature: Tensor
     ascent: Tensor
     slowest: Tensor
 
@@ -521,15 +481,10 @@ class ChEES(Hamiltonian):
         step: int, warmup: int,
     ) -> tuple[HMCState, Info, ChEESTuning | Following]:  # fmt: skip
         """As `HMC.adapt`; also the trajectory length."""
-        if self._approaches(step, warmup):
-            state, info, tuning = self._approach(field, state, tuning, noise, alive, step, warmup)
-            if self.length is None and not isinstance(tuning, Following):
-                state = state._replace(length=FIRST_LEAPFROGS * state.step_size)
-            return state, info, tuning
         before = state
         state, info, end, time = self._halton_step(field, state, noise, shortening(tuning.idle, state.x.dtype))
         if isinstance(tuning, Following):
-            return state, info, tuning._replace(idle=next_idle(tuning.idle, info["accept"]))
+            return state, info, Following(next_idle(tuning.idle, info["accept"]))
         if self.length is None:
             usual = alive & (info["accept"] > 0) & (tuning.idle <= PATIENCE)
             tuning, slope = self._slope(tuning, before, end, time, info["accept"], usual)
@@ -537,26 +492,8 @@ class ChEES(Hamiltonian):
                 tuning, slope, float(state.step_size), float(state.length), step == warmup - 1
             )
             state = state._replace(length=_number(length))
-        known = state.scale
         state, tuning = self._tuned(state, tuning, info, alive, step, warmup)  # type: ignore[arg-type, assignment]
-        return state, info, tuning if state.scale is known else self._rescaled(tuning, known, state.scale)
-
-    def _rescaled(self, tuning: ChEESTuning, before: Tensor, after: Tensor) -> ChEESTuning:
-        """The slowest direction in the space of new scales, and Adam's moments, as the slope is of the fourth order in lengths.
-
-        Else a first slope in units a hundred times too small would stand in the second moment for a thousand steps.
-        """
-        variance = tuning.slowest.norm()
-        along = (tuning.slowest / variance).to(before.dtype).reshape(1, *self._shape(before))
-        turned = unstretch(after, stretch(before, along, self._dense), self._dense).flatten().to(tuning.slowest)
-        factor = float(turned.square().sum())
-        first, second, n, average = tuning.ascent.tolist()
-        ascent = torch.tensor([first * factor**2, second * factor**4, n, average], dtype=torch.float64)
-        return tuning._replace(slowest=turned * variance * math.sqrt(factor), ascent=ascent)
-
-    def _shape(self, scale: Tensor) -> tuple[int, ...]:
-        """The shape of an event, or the number of its entries where scales are dense."""
-        return tuple(scale.shape[:1]) if self._dense else tuple(scale.shape)
+        return state, info, tuning
 
     def _slope(
         self, tuning: ChEESTuning, before: HMCState, end: Trajectory, time: float, accept: Tensor, usual: Tensor

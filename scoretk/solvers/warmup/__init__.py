@@ -1,1 +1,0 @@
-"""What warmup does before a kernel's own steps can be tuned."""
