@@ -482,8 +482,8 @@ NOT_OF_FIELDS = frozenset({
     "__dict__", "__file__", "__module__", "__notes__", "__qualname__", "__self__", "_fields", "_make", "base_constraint", "dtype",
     "load_state_dict", "ndim", "real_stack", "save", "shape", "state_dict", "steers", "variable", "zero_start",
     # of solvers, their states, methods and losses
-    "adapts", "exact", "for_part", "given_back", "init", "kind", "milestones", "shared", "shift", "start", "step", "step_size", "temperature",
-    "to_the_end", "varying", "weight",
+    "adapts", "exact", "for_part", "given_back", "init", "kind", "milestones", "shared", "shift", "start", "step", "step_size",
+    "temperature", "to_the_end", "varying", "weight",
     "provenance", "tuned",  # of draws
     "cond",  # of the view of a field that solvers have
     "prior",  # the demo's, of built-in models
