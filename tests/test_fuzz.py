@@ -58,7 +58,7 @@ def calls(draw):
     return name, positional, keywords
 
 
-THEIRS = re.compile(r"\b(fn|net|operator|adjoint|log_prob|log_likelihood)\(")
+THEIRS = re.compile(r"\b(fn|net|operator|log_likelihood)\(")
 
 
 def of_the_caller(error):
