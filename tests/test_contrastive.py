@@ -160,3 +160,11 @@ def test_the_model_keeps_its_mode_and_only_the_loss_has_a_graph():
 def test_wrong_arguments(options, named):
     with pytest.raises(stk.InvalidArgument, match=named):
         stk.ContrastiveDivergence(**({"solver": stk.ULA(0.1)} | options))
+
+
+@pytest.mark.parametrize(
+    "solver", [stk.HMC(), stk.ChEES(), stk.NUTS(), stk.MCLMC(), stk.PreconditionedLangevin()], ids=repr
+)
+def test_what_warmup_would_tune_is_refused(solver):
+    with pytest.raises(stk.InvalidArgument, match="nothing to tune"):
+        stk.ContrastiveDivergence(solver)
