@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from scoretk.noise import Noise
+from scoretk.core.noise import Noise
 
 SHAPES = ((1_000, (1_000,)), (10_000, (100,)), (250_000, (4,)), (500_000, (2,)), (1_000_000, (1,)))
 CALLS = ((10, (2,)), (1_000, (2,)), (10_000, (2,)), (1_024, (64,)))

@@ -1,345 +1,37 @@
 """scoretk: one sampler and score toolkit for every generative model family.
 
-A model offers a *field* (an energy, a score or a velocity); one solver layer samples from it. The public names below
-are loaded on first use, so that listing plugins, printing help or importing the package needs no torch.
+A model offers a *field* (an energy, a score or a velocity); one solver layer samples from it. The public names are written once,
+in the stub beside this file, and loaded on first use, so that listing plugins or importing the package needs no torch.
 """
 
-from __future__ import annotations
-
+import ast
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-__version__ = "0.1.0"
+from scoretk.core.moved import Moved
 
-_NAMES = {
-    "encoding": (
-        "Latents",
-        "encode",
-        "interpolate",
-    ),
-    "summary": (
-        "Finding",
-        "Summary",
-    ),
-    "partition": ("log_partition",),
-    "checkpoint": ("Checkpoint",),
-    "draws": (
-        "Cost",
-        "Draws",
-    ),
-    "errors": (
-        "AmbiguousName",
-        "BrokenPlugin",
-        "ChainFailure",
-        "CheckpointError",
-        "FitFailure",
-        "InvalidArgument",
-        "MissingCapability",
-        "MissingDependency",
-        "OutputExists",
-        "ScoretkError",
-        "SingularConversion",
-        "Status",
-        "UnknownName",
-    ),
-    "fields": (
-        "Blur",
-        "Cosine",
-        "DPS",
-        "Diffusion",
-        "Discrete",
-        "Downsample",
-        "EDM",
-        "Energy",
-        "Interpolant",
-        "Linear",
-        "LinearGaussian",
-        "MMPS",
-        "Mask",
-        "Matrix",
-        "PiGDM",
-        "Replacement",
-        "Score",
-        "SubVP",
-        "Tabulated",
-        "VE",
-        "VP",
-        "Velocity",
-        "bridge",
-        "classifier_guided",
-        "constrained",
-        "from_distribution",
-        "from_reversed_time",
-        "from_sigmas",
-        "from_timesteps",
-        "guided",
-        "mixture",
-        "ordered",
-        "posterior",
-        "product",
-        "smoothed",
-        "tempered",
-    ),
-    "learn": (
-        "ContrastiveDivergence",
-        "ReplayBuffer",
-    ),
-    "likelihood": (
-        "Estimate",
-        "bits_per_dim",
-        "log_prob",
-    ),
-    "noise": ("Noise",),
-    "plugins": (
-        "Broken",
-        "ModelSpec",
-        "describe",
-        "list_models",
-        "load",
-        "train",
-    ),
-    "sampling": ("sample",),
-    "solvers": (
-        "AIS",
-        "AdjustedMCLMC",
-        "AnnealedLangevin",
-        "BlockGibbs",
-        "ChEES",
-        "DiscreteLangevin",
-        "GHMC",
-        "GibbsWithGradients",
-        "HMC",
-        "Ladder",
-        "MALA",
-        "MCLMC",
-        "NUTS",
-        "ParallelTempering",
-        "PreconditionedLangevin",
-        "ProbabilityFlow",
-        "ReverseSDE",
-        "SMC",
-        "SOLVERS",
-        "ULA",
-        "Underdamped",
-        "largest_distance",
-        "ncsnv2_ladder",
-        "ncsnv2_overlap",
-        "ncsnv2_ratio",
-        "ncsnv2_step_size",
-        "unconditional",
-    ),
-    "streams": ("Stream",),
+_HOME = {
+    alias.name: str(node.module)
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
 }
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
+"""In which module each public name is; the package's own name: it is a module itself."""
 
-if TYPE_CHECKING:
-    from scoretk.checkpoint import Checkpoint
-    from scoretk.draws import Cost, Draws
-    from scoretk.encoding import Latents, encode, interpolate
-    from scoretk.errors import (
-        AmbiguousName,
-        BrokenPlugin,
-        ChainFailure,
-        CheckpointError,
-        FitFailure,
-        InvalidArgument,
-        MissingCapability,
-        MissingDependency,
-        OutputExists,
-        ScoretkError,
-        SingularConversion,
-        Status,
-        UnknownName,
-    )
-    from scoretk.fields import (
-        DPS,
-        EDM,
-        MMPS,
-        VE,
-        VP,
-        Blur,
-        Cosine,
-        Diffusion,
-        Discrete,
-        Downsample,
-        Energy,
-        Interpolant,
-        Linear,
-        LinearGaussian,
-        Mask,
-        Matrix,
-        PiGDM,
-        Replacement,
-        Score,
-        SubVP,
-        Tabulated,
-        Velocity,
-        bridge,
-        classifier_guided,
-        constrained,
-        from_distribution,
-        from_reversed_time,
-        from_sigmas,
-        from_timesteps,
-        guided,
-        mixture,
-        ordered,
-        posterior,
-        product,
-        smoothed,
-        tempered,
-    )
-    from scoretk.learn import ContrastiveDivergence, ReplayBuffer
-    from scoretk.likelihood import Estimate, bits_per_dim, log_prob
-    from scoretk.noise import Noise
-    from scoretk.partition import log_partition
-    from scoretk.plugins import Broken, ModelSpec, describe, list_models, load, train
-    from scoretk.sampling import sample
-    from scoretk.solvers import (
-        AIS,
-        GHMC,
-        HMC,
-        MALA,
-        MCLMC,
-        NUTS,
-        SMC,
-        SOLVERS,
-        ULA,
-        AdjustedMCLMC,
-        AnnealedLangevin,
-        BlockGibbs,
-        ChEES,
-        DiscreteLangevin,
-        GibbsWithGradients,
-        Ladder,
-        ParallelTempering,
-        PreconditionedLangevin,
-        ProbabilityFlow,
-        ReverseSDE,
-        Underdamped,
-        largest_distance,
-        ncsnv2_ladder,
-        ncsnv2_overlap,
-        ncsnv2_ratio,
-        ncsnv2_step_size,
-        unconditional,
-    )
-    from scoretk.streams import Stream
-    from scoretk.summary import Finding, Summary
+_MODULES = {"conformance", "diagnostics", "grids", "learn"}
+"""The public modules: they are loaded when asked for, `from scoretk import *` leaves them alone."""
 
-__all__ = [
-    "AIS",
-    "DPS",
-    "EDM",
-    "GHMC",
-    "HMC",
-    "MALA",
-    "MCLMC",
-    "MMPS",
-    "NUTS",
-    "SMC",
-    "SOLVERS",
-    "ULA",
-    "VE",
-    "VP",
-    "AdjustedMCLMC",
-    "AmbiguousName",
-    "AnnealedLangevin",
-    "BlockGibbs",
-    "Blur",
-    "Broken",
-    "BrokenPlugin",
-    "ChEES",
-    "ChainFailure",
-    "Checkpoint",
-    "CheckpointError",
-    "ContrastiveDivergence",
-    "Cosine",
-    "Cost",
-    "Diffusion",
-    "Discrete",
-    "DiscreteLangevin",
-    "Downsample",
-    "Draws",
-    "Energy",
-    "Estimate",
-    "Finding",
-    "FitFailure",
-    "GibbsWithGradients",
-    "Interpolant",
-    "InvalidArgument",
-    "Ladder",
-    "Latents",
-    "Linear",
-    "LinearGaussian",
-    "Mask",
-    "Matrix",
-    "MissingCapability",
-    "MissingDependency",
-    "ModelSpec",
-    "Noise",
-    "OutputExists",
-    "ParallelTempering",
-    "PiGDM",
-    "PreconditionedLangevin",
-    "ProbabilityFlow",
-    "Replacement",
-    "ReplayBuffer",
-    "ReverseSDE",
-    "Score",
-    "ScoretkError",
-    "SingularConversion",
-    "Status",
-    "Stream",
-    "SubVP",
-    "Summary",
-    "Tabulated",
-    "Underdamped",
-    "UnknownName",
-    "Velocity",
-    "__version__",
-    "bits_per_dim",
-    "bridge",
-    "classifier_guided",
-    "constrained",
-    "describe",
-    "encode",
-    "from_distribution",
-    "from_reversed_time",
-    "from_sigmas",
-    "from_timesteps",
-    "guided",
-    "interpolate",
-    "largest_distance",
-    "list_models",
-    "load",
-    "log_partition",
-    "log_prob",
-    "mixture",
-    "ncsnv2_ladder",
-    "ncsnv2_overlap",
-    "ncsnv2_ratio",
-    "ncsnv2_step_size",
-    "ordered",
-    "posterior",
-    "product",
-    "sample",
-    "smoothed",
-    "tempered",
-    "train",
-    "unconditional",
-]
+__all__ = sorted(_HOME.keys() - _MODULES)  # noqa: PLE0605
 
-
-_MODULES = ("conformance", "diagnostics", "grids", "learn")
+sys.meta_path.append(Moved())
 
 
 def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        return import_module(f"scoretk.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'scoretk' has no attribute {name!r}")
-    value = getattr(import_module(f"scoretk.{_HOME[name]}"), name)
+    home = _HOME[name]
+    value = import_module(f"{home}.{name}") if name in _MODULES else getattr(import_module(home), name)
     globals()[name] = value
     return value
 

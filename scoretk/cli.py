@@ -166,7 +166,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _matrix(options: argparse.Namespace) -> int:
-    from scoretk.matrix import matrix, matrix_text
+    from scoretk.solvers.matrix import matrix, matrix_text
 
     found = {name.removeprefix("scoretk/"): spec for name, spec in describe_all().items()}
     specs = {name: spec for name, spec in found.items() if not isinstance(spec, ScoretkError)}
@@ -212,7 +212,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from scoretk.draws import FORMATS, check_output
+    from scoretk.run.draws import FORMATS, check_output
 
     if options.output:  # moments are no draws, which the other formats hold
         check_output(options.output, options.force, FORMATS[:1] if options.keep == "moments" else FORMATS)
@@ -225,7 +225,7 @@ def _sample(options: argparse.Namespace) -> int:
 
     import torch
 
-    from scoretk.sampling import sample
+    from scoretk.inference.sampling import sample
 
     field = load(options.name, **parameters) if parameters else options.name
     names = (
@@ -255,9 +255,9 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _fit(options: argparse.Namespace) -> int:
     describe(options.name)
-    from scoretk.arrays import read_array
-    from scoretk.draws import check_output
+    from scoretk.core.arrayfiles import read_array
     from scoretk.learn.processes import joined, rank
+    from scoretk.run.draws import check_output
 
     output = check_output(
         options.output or f"{options.name.rpartition('/')[2]}.safetensors", options.force, (".safetensors",)

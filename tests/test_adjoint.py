@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.solvers import adjoint, probability_flow, rowwise
+from scoretk.ode import adjoint, rowwise
+from scoretk.solvers import probability_flow
 from scoretk.solvers.probability_flow import SELF_STEPPING
 
 TIGHT, USUAL = {"rtol": 1e-10, "atol": 1e-10}, {"rtol": 1e-6, "atol": 1e-6}

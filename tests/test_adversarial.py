@@ -9,11 +9,12 @@ from scipy.stats import t as student
 import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
-from scoretk.families import specs
-from scoretk.families.adversarial import GAN, WGAN, GeneratorPrior, LatentEnergy, calibrate
-from scoretk.families.digits_data import load_digits
-from scoretk.families.stored import read_weights, shipped
 from scoretk.learn.adversarial import DIVERGENCES, f_gan_critic, gradient_penalty
+from scoretk.models import specs
+from scoretk.models.digits.adversarial import GAN, WGAN
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.stored import read_weights, shipped
+from scoretk.models.latent.energies import GeneratorPrior, LatentEnergy, calibrate
 from scoretk.plugins import models
 from tests.evidence import FALSE_ALARM, assert_mean, assert_second_moment, mean_z, z_limit
 

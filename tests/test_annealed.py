@@ -9,9 +9,9 @@ import torch
 from scipy.stats import norm
 
 import scoretk as stk
-from scoretk.families.digits_data import load_digits
-from scoretk.families.mixture import gaussian, ring_mixture
 from scoretk.fields.resolve import resolve
+from scoretk.models.digits.data import load_digits
+from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.solvers import annealed
 from scoretk.solvers.annealed import (
     AnnealedLangevin,

@@ -1,49 +1,122 @@
-"""The layout holds: imports point one way, nothing of the package is imported inside functions, light things stay light."""
+"""The layout holds: few rooms, imports point one way, no circles, nothing imported inside functions, light things light."""
 
 import ast
 import subprocess
 import sys
+import warnings
+from functools import cache
+from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import scoretk
+from scoretk.core.moved import MOVED
 
 ROOT = Path(scoretk.__file__).parent
-LEVELS = [
-    {"errors"}, {"core"}, {"arguments", "streams", "rows", "compiling", "noise", "mixing"}, {"plugins"}, {"fields"},
-    {"grids", "progress"}, {"solvers", "tape"}, {"arrays", "record", "checkpoint", "verdict", "summary", "witness"}, {"drive"},
-    {"draws", "runs"}, {"sampling", "likelihood", "encoding", "matrix"}, {"partition"}, {"learn", "diagnostics"},
-    {"families"}, {"conformance", "demo"}, {"cli"},
-]  # fmt: skip
-LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-FILES = sorted(ROOT.rglob("*.py"))
+LOOSE = {"__init__", "errors", "_version", "cli"}
+FLOORS = [
+    "errors",
+    "_version",
+    "core",
+    "plugins",
+    "fields",
+    "ode",
+    "solvers",
+    "diagnostics",
+    "run",
+    "inference",
+    "learn",
+]
+FLOORS += ["models", "adapters", "conformance", "demo", "cli", "__init__"]
+"""A module imports from its own floor and from those before it; `plugins` from `errors` alone."""
+MOST_ROOMS = 16
 
 
-def top(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def name_of(path):
+    parts = [ROOT.name, *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(f): f for f in sorted(ROOT.rglob("*.py"))}
 
 
 def imported(node):
-    if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "scoretk":
-        return [node.module] if node.module != "scoretk" else [f"scoretk.{a.name}" for a in node.names]
+    """The names that an import of any form asks for, those of relative imports without their package."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "a relative import"
+        return [f"{node.module}.{alias.name}" for alias in node.names]
     return []
 
 
-@pytest.mark.parametrize(
-    "path", [f for f in FILES if top(f) not in ("__init__",)], ids=lambda f: str(f.relative_to(ROOT))
-)
-def test_imports_point_one_way_and_stand_at_the_top(path):
-    tree = ast.parse(path.read_text())
-    inside = [n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if imported(n)]
-    if top(path) != "cli":
-        assert not inside, "an import of the package's own modules inside a function"
-    assert top(path) in LEVEL, "a new module: give it its place in LEVELS"
-    for node in ast.walk(tree):
-        for name in imported(node):
-            part = name.split(".")[1]
-            if part in LEVEL:
-                assert LEVEL[part] <= LEVEL[top(path)], f"{path.name} imports {name}"
+def module_of(name):
+    """The module of the package that a dotted name is of, None for other packages'."""
+    while name and name not in FILES:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+@cache
+def arrows():
+    """From each module to those of the package that it imports."""
+    found = {}
+    for name, path in FILES.items():
+        asked = {module_of(i) for node in ast.walk(ast.parse(path.read_text())) for i in imported(node)}
+        found[name] = asked - {name, None}
+    return found
+
+
+def room(name):
+    return (*name.split("."), "__init__")[1]
+
+
+def test_few_rooms_and_no_module_loose():
+    assert {f.stem for f in ROOT.glob("*.py")} == LOOSE
+    assert {room(name) for name in FILES} <= set(FLOORS), "a new room: give it its floor"
+    assert len([d for d in ROOT.iterdir() if (d / "__init__.py").exists()]) <= MOST_ROOMS
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_one_way(name):
+    for other in arrows()[name]:
+        assert other != ROOT.name, "the package's own root"
+        assert FLOORS.index(room(other)) <= FLOORS.index(room(name)), f"{name} imports {other}"
+        assert room(name) != "plugins" or room(other) in ("plugins", "errors"), f"{name} imports {other}"
+
+
+def test_nothing_runs_in_a_circle():
+    tuple(TopologicalSorter(arrows()).static_order())  # raises CycleError
+
+
+def test_a_circle_would_be_found():
+    circle = {"a": {"b"}, "b": {"c"}, "c": {"a"}}
+    with pytest.raises(ValueError, match="cycle"):
+        tuple(TopologicalSorter(circle).static_order())
+    node = ast.parse("import scoretk.run.drive").body[0]
+    assert [module_of(i) for i in imported(node)] == ["scoretk.run.drive"]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room(name) != "cli"])
+def test_imports_stand_at_the_top(name):
+    tree = ast.parse(FILES[name].read_text())
+    inside = {i for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) for i in imported(n)}
+    assert not {i for i in inside if module_of(i)}, "an import of the package's own modules inside a function"
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_old_paths_lead_to_the_new_ones_for_a_release(old):
+    for home in MOVED[old].split():
+        module = import_module(f"scoretk.{home}")
+        forward = import_module(f"scoretk.{old}")
+        for name in getattr(module, "__all__", ()):
+            with pytest.warns(DeprecationWarning, match=rf"scoretk\.{old}\.{name} is now scoretk\."):
+                found = getattr(forward, name)
+            assert found is getattr(module, name) or len(MOVED[old].split()) > 1
+        with warnings.catch_warnings(), pytest.raises(AttributeError, match="no_such_name"):
+            forward.no_such_name  # noqa: B018
 
 
 def in_a_fresh_process(code):
@@ -63,7 +136,10 @@ def test_the_public_names_need_nothing_slow():
 
 
 def test_every_public_name_exists():
-    assert set(scoretk.__all__) == {"__version__", *scoretk._HOME}
+    assert set(scoretk.__all__) == scoretk._HOME.keys() - scoretk._MODULES
+    assert "__version__" in scoretk.__all__
+    for name in scoretk._MODULES:
+        assert getattr(scoretk, name).__name__.startswith("scoretk.")
     for name in scoretk.__all__:
         assert getattr(scoretk, name) is not None
     with pytest.raises(AttributeError):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.arguments import count, finite, positive, tensor_like
+from scoretk.core.arguments import count, finite, positive, tensor_like
 
 HUGE = 10**400
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))

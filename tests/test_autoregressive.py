@@ -11,11 +11,12 @@ from scipy.stats import chi2
 import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, copies, sliced_wasserstein
-from scoretk.families import autoregressive as ar
-from scoretk.families import specs
-from scoretk.families.digits_data import load_digits
-from scoretk.families.networks import Spread, fresh
-from scoretk.families.stored import read_weights, shipped
+from scoretk.models import specs
+from scoretk.models.digits import autoregressive as networks
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.networks import Spread, fresh
+from scoretk.models.digits.stored import read_weights, shipped
+from scoretk.models.latent import autoregressive as ar
 from scoretk.plugins.models import build
 from scoretk.solvers.discrete import DiscreteLangevin, GibbsWithGradients
 from tests.evidence import FALSE_ALARM, z_limit
@@ -24,16 +25,21 @@ from tests.test_discrete import all_states, distance
 from tests.test_langevin import one_step_from_exact
 
 CHAINS = 20_000
-MODELS = {"digits-fvsbn": ar.FVSBN, "digits-nade": ar.NADE, "digits-made": ar.MADE, "digits-pixelcnn": ar.PIXELCNN}
+MODELS = {
+    "digits-fvsbn": networks.FVSBN,
+    "digits-nade": networks.NADE,
+    "digits-made": networks.MADE,
+    "digits-pixelcnn": networks.PIXELCNN,
+}
 BINARY, REAL = ("digits-fvsbn", "digits-nade"), ("digits-made", "digits-pixelcnn")
 NEAR = {"digits-fvsbn": 1.3, "digits-nade": 1.3, "digits-made": 1.5, "digits-pixelcnn": 1.5}
 """Sliced Wasserstein distance to test images, over that of real ones, that the shipped models stay below."""
 SPECS = {spec.name: spec for spec in (specs.digits_fvsbn, specs.digits_nade, specs.digits_made, specs.digits_pixelcnn)}
 BACKBONES = {
-    "fvsbn": lambda shape, outputs: ar.SigmoidBelief(math.prod(shape)),
-    "nade": lambda shape, outputs: ar.SharedHidden(math.prod(shape), 7),
-    "made": lambda shape, outputs: ar.MaskedMLP(math.prod(shape), 16, 3, outputs, 0.1),
-    "pixelcnn": lambda shape, outputs: ar.MaskedConvolutions(shape, 6, 2, outputs, 0.1),
+    "fvsbn": lambda shape, outputs: networks.SigmoidBelief(math.prod(shape)),
+    "nade": lambda shape, outputs: networks.SharedHidden(math.prod(shape), 7),
+    "made": lambda shape, outputs: networks.MaskedMLP(math.prod(shape), 16, 3, outputs, 0.1),
+    "pixelcnn": lambda shape, outputs: networks.MaskedConvolutions(shape, 6, 2, outputs, 0.1),
 }
 
 
@@ -61,7 +67,9 @@ def binary_law(name, seed=0):
 
 def real(name, shape=(2,), components=2):
     spread = Spread(torch.tensor(0.5).double(), None, torch.tensor(0.8).double())
-    return ar.Autoregressive(ar.Logistics(backbone(name, shape, 3 * components, scale=0.6), spread), shape)
+    return ar.Autoregressive(
+        ar.Logistics(backbone(name, shape, 3 * components, scale=0.6), spread.mean, spread.std), shape
+    )
 
 
 def noise(n=CHAINS, seed=0):
@@ -90,7 +98,7 @@ def test_a_site_sees_all_sites_before_it_and_no_other(name):
 
 @pytest.mark.parametrize("name", ["fvsbn", "made", "pixelcnn"])
 def test_a_mask_that_lets_a_site_see_itself_is_caught(monkeypatch, name):
-    monkeypatch.setattr(ar, "_sees", lambda order, inputs, equals: order[:, None] >= inputs)
+    monkeypatch.setattr(networks, "_sees", lambda order, inputs, equals: order[:, None] >= inputs)
     assert bool(dependence(backbone(name, (3, 4)), 12).diagonal().any())
     if name == "fvsbn":
         assert abs(binary_law(name).sum() - 1) > 1e-3
@@ -125,7 +133,7 @@ def test_draws_of_binary_sites_follow_the_enumerated_law(monkeypatch, name):
     assert distance(target.draw(CHAINS, noise()), binary(name, seed=1), binary_law(name, seed=1)) > 2
     if name == "fvsbn":
         right = torch.sigmoid
-        monkeypatch.setattr(ar.torch, "sigmoid", lambda a: right(1.2 * a))
+        monkeypatch.setattr(networks.torch, "sigmoid", lambda a: right(1.2 * a))
         assert distance(target.draw(CHAINS, noise()), target, probability) > 2
 
 
@@ -184,7 +192,7 @@ def test_density_of_two_pixels_integrates_to_one_and_draws_follow_it(monkeypatch
     assert in_limits(one_step_from_exact(stk.MALA(0.2), target, seed=3, chains=CHAINS), probability) < 1
     if name == "made":
         right = torch.logit
-        monkeypatch.setattr(ar.torch, "logit", lambda u: 1.1 * right(u))
+        monkeypatch.setattr(networks.torch, "logit", lambda u: 1.1 * right(u))
         assert in_limits(target.draw(CHAINS, noise()), probability) > 1.5
 
 
@@ -214,7 +222,7 @@ def test_far_points_and_constant_sites_are_finite():
     x = torch.tensor([[1e4, -1e4], [0.0, 1e6]], dtype=torch.float64)
     assert bool(torch.isfinite(field.log_prob(x)).all())
     data = torch.cat([torch.ones(64, 1), torch.randn(64, 1, generator=torch.Generator().manual_seed(0))], 1)
-    stored = ar.MADE.train(data, steps=30, bin=0.0, width=8)
+    stored = networks.MADE.train(data, steps=30, bin=0.0, width=8)
     assert all(bool(torch.isfinite(w).all()) for w in stored.weights.values())
 
 
@@ -280,7 +288,7 @@ def test_training_refuses_bad_settings(name, setting):
 
 def test_weights_of_another_model_are_refused():
     with pytest.raises(stk.InvalidArgument, match="digits-nade"):
-        ar.FVSBN.build(shipped("digits-nade"))
+        networks.FVSBN.build(shipped("digits-nade"))
 
 
 # The shipped models
@@ -348,7 +356,7 @@ def test_binary_likelihoods_rank_as_published(shipped_models, digits):
 def test_real_likelihoods_beat_the_gaussian_with_the_datas_covariance(name, shipped_models, digits):
     bits = partial(stk.bits_per_dim, x=((digits.test + 1) * 8).round(), levels=17, interval=(-1.0625, 1.0625))
     rows = digits.train.double().flatten(1)
-    covariance = rows.T.cov(correction=0) + ar.MADE.train.__kwdefaults__["bin"] ** 2 / 12 * torch.eye(64)
+    covariance = rows.T.cov(correction=0) + networks.MADE.train.__kwdefaults__["bin"] ** 2 / 12 * torch.eye(64)
     normal = torch.distributions.MultivariateNormal(rows.mean(0).float(), covariance.float())
     gaussian = bits(OfVectors(stk.fields.from_distribution(normal))).value
     assert 2.8 < float(gaussian.mean()) < 3.1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.families.mixture import gaussian
+from scoretk.models.targets.mixture import gaussian
 
 UNSTABLE = [
     stk.ProbabilityFlow("euler", 50), stk.ProbabilityFlow("heun", 50), stk.ProbabilityFlow("adams_3", 50),
@@ -46,7 +46,7 @@ def test_a_blow_up_without_a_path_is_diverged():
 
 def test_without_reach_a_blow_up_is_an_answer(monkeypatch):
     """The mutant: 1e15 and more, and nothing said."""
-    monkeypatch.setattr("scoretk.drive.reach_of", lambda *_: None)
+    monkeypatch.setattr("scoretk.run.drive.reach_of", lambda *_: None)
     draws = stk.sample(
         growing(stk.VP()), UNSTABLE[0], chains=3, cond={"grow": torch.ones(3, dtype=torch.bool)}, dtype=torch.float64
     )

@@ -9,11 +9,11 @@ from scipy.stats import chi2
 import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
-from scoretk.families import boltzmann
-from scoretk.families.boltzmann import METHODS, Tempered, TemperedDivergence
-from scoretk.families.digits_data import binarised, load_digits
-from scoretk.families.discrete import RBM, IndependentUnits, ising, potts, rbm
-from scoretk.families.specs import digits_rbm
+from scoretk.models.digits import boltzmann
+from scoretk.models.digits.boltzmann import METHODS, Tempered, TemperedDivergence
+from scoretk.models.digits.data import binarised, load_digits
+from scoretk.models.specs import digits_rbm
+from scoretk.models.targets.lattices import RBM, IndependentUnits, ising, potts, rbm
 from scoretk.plugins.models import build
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
 from tests.test_discrete import all_states, distance, law

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk import sampling
-from scoretk.families.mixture import gaussian, ring_mixture
+from scoretk.inference import sampling
+from scoretk.models.targets.mixture import gaussian, ring_mixture
 
 
 def bumpy(x):

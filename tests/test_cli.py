@@ -93,7 +93,7 @@ def test_a_run_that_fails_is_1(capsys):
 HEEDED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in a shell's background, which ignores it
-from scoretk.checkpoint import Checkpoint
+from scoretk.run.checkpoint import Checkpoint
 from scoretk.cli import main
 begin = Checkpoint.begin
 Checkpoint.begin = lambda self: (begin(self), print("begun", flush=True))  # so that the test need not guess when

@@ -8,10 +8,10 @@ import torch
 import scoretk as stk
 from scoretk.conformance import parametrize_with_checks
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.families.mixture import GaussianMixture, gaussian
 from scoretk.fields import combine, resolve
 from scoretk.fields.combine import classifier_guided, guided, mixture, product, tempered
 from scoretk.fields.gradient import grad_energy
+from scoretk.models.targets.mixture import GaussianMixture, gaussian
 from tests.evidence import mean_z, z_limit
 from tests.test_fields import PATHS
 

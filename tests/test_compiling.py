@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk import compiling
-from scoretk.compiling import Uncompilable, compiled
+from scoretk.core import compiling
+from scoretk.core.compiling import Uncompilable, compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
 STEPS = {"chains": 3, "steps": 12, "seed": 2}
@@ -165,7 +165,7 @@ def test_what_changes_at_every_call_is_not_compiled_for_ever(monkeypatch):
 
 def test_without_the_way_back_the_run_would_end(monkeypatch):
     """The mutant: the compiler's error ends the run, as it did."""
-    monkeypatch.setattr("scoretk.runs.Uncompilable", KeyboardInterrupt)
+    monkeypatch.setattr("scoretk.run.batches.Uncompilable", KeyboardInterrupt)
     with pytest.raises(Uncompilable, match="branches"):
         stk.sample(stk.Energy(branches, (2,)), stk.ULA(0.1), compile=True, **STEPS)
 

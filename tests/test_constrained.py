@@ -9,8 +9,8 @@ from torch.distributions import constraints
 
 import scoretk as stk
 from scoretk.conformance import check_model
+from scoretk.core.noise import Noise
 from scoretk.fields import Constrained
-from scoretk.noise import Noise
 from tests.evidence import assert_mean, mean_z, z_limit
 from tests.marks import slow_but
 

@@ -300,7 +300,7 @@ def test_what_needs_arviz_is_refused_before_the_run(capsys, tmp_path, monkeypatc
     def ran(*_, **__):
         raise AssertionError("it ran")
 
-    monkeypatch.setattr("scoretk.sampling.sample", ran)
+    monkeypatch.setattr("scoretk.inference.sampling.sample", ran)
     monkeypatch.setitem(sys.modules, "arviz", None)
     assert cli.main(["sample", "gaussian", "-o", str(tmp_path / "a.nc")]) == 1
     assert "scoretk[arviz]" in capsys.readouterr().err

@@ -13,8 +13,11 @@ from torch import distributions as td
 import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
-from scoretk.families import specs
-from scoretk.families.diffusion import (
+from scoretk.fields.combine import guided
+from scoretk.learn.losses import denoising_score_matching, prediction_error
+from scoretk.models import specs
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.diffusion import (
     DIGITS_CLASS,
     DIGITS_DIFFUSION,
     DIGITS_EDM,
@@ -24,13 +27,10 @@ from scoretk.families.diffusion import (
     log_normal,
     uniform,
 )
-from scoretk.families.digits_data import load_digits
-from scoretk.families.mixture import GaussianMixture, gaussian
-from scoretk.families.ncsn import DIGITS_NCSN, DIGITS_NCSNV2
-from scoretk.families.networks import EDMNetwork, PathNetwork, Spread, TimeMLP, fresh, spread_of
-from scoretk.families.stored import read_weights, shipped
-from scoretk.fields.combine import guided
-from scoretk.learn.losses import denoising_score_matching, prediction_error
+from scoretk.models.digits.ncsn import DIGITS_NCSN, DIGITS_NCSNV2
+from scoretk.models.digits.networks import EDMNetwork, PathNetwork, Spread, TimeMLP, fresh, spread_of
+from scoretk.models.digits.stored import read_weights, shipped
+from scoretk.models.targets.mixture import GaussianMixture, gaussian
 from scoretk.plugins.models import build
 from scoretk.solvers.annealed import AnnealedLangevin, ncsnv2_ladder
 from tests.evidence import assert_distribution, ks_p, mean_z, z_limit

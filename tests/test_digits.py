@@ -5,7 +5,7 @@ import torch
 
 import scoretk as stk
 from scoretk.diagnostics import Classifier, copies, sliced_wasserstein
-from scoretk.families.digits_data import load_digits
+from scoretk.models.digits.data import load_digits
 
 SEEDS = range(5)
 

@@ -11,9 +11,9 @@ from scipy.stats import chi2
 
 import scoretk as stk
 from scoretk.conformance import check_model
-from scoretk.families.discrete import RBM, Ising, Potts, ising, potts, rbm
 from scoretk.fields import Discrete
 from scoretk.fields.states import labels, pick
+from scoretk.models.targets.lattices import RBM, Ising, Potts, ising, potts, rbm
 from scoretk.solvers import discrete
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import scoretk as stk
-from scoretk import checkpoint
-from scoretk.families.mixture import gaussian, ring_mixture
+from scoretk.models.targets.mixture import gaussian, ring_mixture
+from scoretk.run import checkpoint
 
 # An energy whose gradient is elementwise, so that rows agree to the bit whatever the batch
 QUADRATIC = stk.Energy(lambda x: (x * x).sum(1) / 2 + (x**4).sum(1) / 40, (3,))

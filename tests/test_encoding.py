@@ -7,9 +7,9 @@ import torch
 from scipy.stats import norm
 
 import scoretk as stk
-from scoretk.encoding import encode, interpolate
-from scoretk.families.mixture import GaussianMixture, gaussian, ring_mixture
 from scoretk.fields import resolve
+from scoretk.inference.encoding import encode, interpolate
+from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import assert_distribution, ks_p
 from tests.marks import slow_but
 from tests.test_fields import PATHS

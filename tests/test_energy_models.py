@@ -8,12 +8,13 @@ import torch
 import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
-from scoretk.families import digits_energy, jem
-from scoretk.families.digits_data import load_digits
-from scoretk.families.mixture import gaussian
-from scoretk.families.networks import ConfinedEnergy, EnergyMLP, fresh, spread_of
-from scoretk.families.specs import digits_jem
-from scoretk.partition import Normalised
+from scoretk.inference.partition import Normalised
+from scoretk.models.digits import energy as digits_energy
+from scoretk.models.digits import jem
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.networks import ConfinedEnergy, EnergyMLP, fresh, spread_of
+from scoretk.models.specs import digits_jem
+from scoretk.models.targets.mixture import gaussian
 from scoretk.plugins.models import build
 from tests.evidence import z_limit
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import scoretk as stk
-from scoretk.drive import begin, settle
+from scoretk.core.rows import across
 from scoretk.fields import resolve
-from scoretk.rows import across
+from scoretk.run.drive import begin, settle
 from scoretk.solvers import SOLVERS, is_grid
 from tests import mutants
 

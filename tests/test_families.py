@@ -7,14 +7,14 @@ import torch
 from scipy.stats import norm, semicircular
 
 import scoretk as stk
-from scoretk.families import digits_energy
-from scoretk.families.analytic import EightSchools, Funnel, Semicircle
-from scoretk.families.diffusion import DIGITS_DIFFUSION
-from scoretk.families.flow_matching import FLOW
-from scoretk.families.mixture import GaussianMixture, gaussian, ring_mixture
-from scoretk.families.networks import PathNetwork, TimeMLP, fresh, spread_of
-from scoretk.families.stored import read_weights, shipped, write_weights
-from scoretk.families.training import prepare
+from scoretk.models.digits import energy as digits_energy
+from scoretk.models.digits.diffusion import DIGITS_DIFFUSION
+from scoretk.models.digits.flow_matching import FLOW
+from scoretk.models.digits.networks import PathNetwork, TimeMLP, fresh, spread_of
+from scoretk.models.digits.stored import read_weights, shipped, write_weights
+from scoretk.models.digits.training import prepare
+from scoretk.models.targets.analytic import EightSchools, Funnel, Semicircle
+from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import assert_distribution, assert_mean, assert_second_moment, ks_p, mean_z, z_limit
 
 N = 40_000

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.families.mixture import GaussianMixture, ring_mixture
 from scoretk.fields import PREDICTIONS, coefficients, convert, resolve
+from scoretk.models.targets.mixture import GaussianMixture, ring_mixture
 
 PATHS = [
     stk.Linear(),

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import scoretk as stk
-from scoretk.arrays import read_array
 from scoretk.core import files, sealed
-from scoretk.families.stored import Stored, read_weights
+from scoretk.core.arrayfiles import read_array
 from scoretk.learn import Recipe, fit
+from scoretk.models.digits.stored import Stored, read_weights
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
 FLIPS = 1000

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.arrays import read_array
-from scoretk.families.flow_matching import FromNoise
-from scoretk.families.stored import Stored, read_weights
+from scoretk.core.arrayfiles import read_array
+from scoretk.models.digits.flow_matching import FromNoise
+from scoretk.models.digits.stored import Stored, read_weights
 from scoretk.plugins.models import train
 from tests.test_cli import run
 

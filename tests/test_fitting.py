@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import scoretk as stk
-from scoretk.families.flow_matching import FLOW
-from scoretk.families.stored import read_weights
 from scoretk.learn import Player, Recipe, fit
 from scoretk.learn.resume import from_tensors, packed, to_tensors, unpacked
+from scoretk.models.digits.flow_matching import FLOW
+from scoretk.models.digits.stored import read_weights
 from tests.trainings import KINDS, PARTED, RECIPE, contrastive, deterministic, game, network, noisy, rows
 
 ROOT = Path(__file__).parent.parent

@@ -9,11 +9,11 @@ import torch
 import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, copies, sliced_wasserstein
-from scoretk.families import specs
-from scoretk.families.digits_data import load_digits
-from scoretk.families.flow_matching import CLASSES, FLOW, INTERPOLANT, OPTIMAL, Units
-from scoretk.families.stored import read_weights, shipped
 from scoretk.learn.losses import flow_matching, prediction_error, stratified
+from scoretk.models import specs
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.flow_matching import CLASSES, FLOW, INTERPOLANT, OPTIMAL, Units
+from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from tests.evidence import assert_mean, ks_p, mean_z, z_limit
 

@@ -10,11 +10,20 @@ from scipy.stats import norm
 import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
-from scoretk.families import specs
-from scoretk.families.digits_data import load_digits
-from scoretk.families.flows import FFJORD, MAF, NICE, REALNVP, SPLINE, ContinuousNetwork, FlowNetwork, NormalizingFlow
-from scoretk.families.networks import fresh, spread_of
-from scoretk.families.stored import read_weights, shipped
+from scoretk.models import specs
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.flows import (
+    FFJORD,
+    MAF,
+    NICE,
+    REALNVP,
+    SPLINE,
+    ContinuousNetwork,
+    FlowNetwork,
+    NormalizingFlow,
+)
+from scoretk.models.digits.networks import fresh, spread_of
+from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from tests.evidence import FALSE_ALARM, assert_distribution, assert_mean, ks_p, mean_z, z_limit
 from tests.marks import slow_but

@@ -7,14 +7,16 @@ import torch
 from scipy.stats import norm, semicircular
 
 import scoretk as stk
-from scoretk import drive, tape
-from scoretk.drive import begin
-from scoretk.families.analytic import EightSchools, Funnel, Semicircle
-from scoretk.families.mixture import gaussian, ring_mixture
 from scoretk.fields import resolve
-from scoretk.record import RECORDERS
+from scoretk.models.targets.analytic import EightSchools, Funnel, Semicircle
+from scoretk.models.targets.mixture import gaussian, ring_mixture
+from scoretk.run import capture as tape
+from scoretk.run import drive
+from scoretk.run.capture import Tape
+from scoretk.run.drive import begin
+from scoretk.run.record import RECORDERS
 from scoretk.solvers.hmc import Point, halton, leapfrog
-from scoretk.solvers.tuning import (
+from scoretk.solvers.warmup.tuning import (
     accumulate,
     begin_tuning,
     first_step_size,
@@ -24,7 +26,6 @@ from scoretk.solvers.tuning import (
     scales,
     window_end,
 )
-from scoretk.tape import Tape
 from tests import mutants
 from tests.evidence import assert_distribution, assert_second_moment, ks_p, mean_z, z_limit
 from tests.test_langevin import one_step_from_exact, ring_statistics
@@ -347,7 +348,7 @@ def test_a_chain_that_starts_far_out_comes_along(solver, chain):
 
 @pytest.mark.parametrize("chain", [7, 50])
 def test_with_the_common_step_it_would_stay_there(monkeypatch, chain):
-    monkeypatch.setattr("scoretk.solvers.tuning.HALVINGS", 0)
+    monkeypatch.setattr("scoretk.solvers.warmup.tuning.HALVINGS", 0)
     draws = stk.sample(stk.Energy(steep, (2,)), stk.HMC(pilot=32), init=one_far_out(chain), steps=50, seed=1)
     assert draws.x[chain].std(0).max() == 0
 

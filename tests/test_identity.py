@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk import runs
 from scoretk.core import anatomy, identity
+from scoretk.run import batches as runs
 
 ROOT = Path(__file__).parent.parent
 

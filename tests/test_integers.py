@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.arguments import count, integer, is_integer
-from scoretk.families.mixture import ring_mixture
+from scoretk.core.arguments import count, integer, is_integer
+from scoretk.models.targets.mixture import ring_mixture
 
 KINDS = [int, np.int64, np.int32, np.uint8, np.array, torch.tensor, lambda n: torch.tensor(n, dtype=torch.int32)]
 NONE = [

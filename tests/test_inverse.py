@@ -8,7 +8,7 @@ import torch
 
 import scoretk as stk
 from scoretk.demo.inverse import HEAD, PROBLEMS, agreement, linear_estimate, lines_of, run_inverse
-from scoretk.families.digits_data import EVENT_SHAPE, load_digits
+from scoretk.models.digits.data import EVENT_SHAPE, load_digits
 from tests.test_cli import run
 
 DIM = math.prod(EVENT_SHAPE)

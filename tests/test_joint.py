@@ -27,9 +27,10 @@ from scipy.stats import chisquare
 from torch.distributions import constraints
 
 import scoretk as stk
+from scoretk.core.streams import Stream
 from scoretk.fields import Constrained, resolve
-from scoretk.solvers import hmc, metropolis, nuts
-from scoretk.streams import Stream
+from scoretk.solvers import hmc, nuts
+from scoretk.solvers.parts import metropolis
 from tests.evidence import FALSE_ALARM, z_limit
 from tests.marks import slow_but
 from tests.test_nuts import ignores_weights

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import scoretk as stk
-from scoretk.families.mixture import gaussian
 from scoretk.learn.fitting import Recipe, fit
 from scoretk.learn.losses import denoising_score_matching, flow_matching, noise_prediction, stratified
+from scoretk.models.targets.mixture import gaussian
 from tests.evidence import assert_mean, mean_z, z_limit
 
 N, MEAN, STD = 200_000, 0.7, 0.5

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk import likelihood
-from scoretk.encoding import FIXED
-from scoretk.families.mixture import GaussianMixture, gaussian, ring_mixture
-from scoretk.likelihood import bits_per_dim, divergence, products
+from scoretk.inference import likelihood
+from scoretk.inference.encoding import FIXED
+from scoretk.inference.likelihood import bits_per_dim, divergence, products
+from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import assert_mean, assert_second_moment, mean_z, z_limit
 from tests.marks import slow_but
 from tests.test_fields import PATHS
@@ -93,7 +93,7 @@ def test_the_end_correction(s, settings, bound, monkeypatch):
         return float((stk.log_prob(field, x, **settings).value - truth).abs().max())
 
     assert error() < bound
-    monkeypatch.setattr("scoretk.encoding.corrected_end", lambda rate, y, angles: y)
+    monkeypatch.setattr("scoretk.inference.encoding.corrected_end", lambda rate, y, angles: y)
     assert error() > 20 * bound
 
 

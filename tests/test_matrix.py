@@ -8,8 +8,8 @@ import torch
 
 import scoretk as stk
 from scoretk.cli import main
-from scoretk.matrix import CONTRASTIVE, matrix, use
 from scoretk.solvers import SOLVERS
+from scoretk.solvers.matrix import CONTRASTIVE, matrix, use
 
 MODELS = [
     "gaussian", "funnel", "ising", "rbm", "semicircle", "digits-flow", "digits-diffusion", "eight-schools",

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.drive import begin
-from scoretk.families.analytic import Funnel
-from scoretk.families.mixture import gaussian, ring_mixture
+from scoretk.core.rows import select_rows
+from scoretk.core.streams import Stream
 from scoretk.fields import resolve
-from scoretk.rows import select_rows
+from scoretk.models.targets.analytic import Funnel
+from scoretk.models.targets.mixture import gaussian, ring_mixture
+from scoretk.run.drive import begin
 from scoretk.solvers import mclmc
 from scoretk.solvers.hmc import Point
 from scoretk.solvers.mclmc import INTEGRATORS, MCLMC, AdjustedMCLMC, direction, isokinetic, turn
-from scoretk.streams import Stream
 from tests.evidence import assert_distribution, assert_mean, ks_p, mean_z, z_limit
 from tests.test_langevin import one_step_from_exact, ring_statistics
 

@@ -220,7 +220,7 @@ class TestMutants:
 
     @pytest.fixture(autouse=True)
     def _no_copy(self, monkeypatch):
-        for name in ("scoretk.arguments", "scoretk.sampling", "scoretk.fields.resolve"):
+        for name in ("scoretk.core.arguments", "scoretk.inference.sampling", "scoretk.fields.resolve"):
             monkeypatch.setattr(sys.modules[name], "aligned", lambda x: x)
         monkeypatch.setattr(sys.modules["scoretk.fields.resolve"], "aligned_values", dict)
 

@@ -15,9 +15,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from scoretk import noise as module
+from scoretk.core import noise as module
+from scoretk.core.noise import Noise, Stream, derive, philox4x32
 from scoretk.errors import InvalidArgument
-from scoretk.noise import Noise, Stream, derive, philox4x32
 
 ALARM = 1e-6
 FLOATS = (torch.float32, torch.float64)

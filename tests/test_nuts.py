@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.drive import begin
-from scoretk.families.analytic import EightSchools, Funnel, Semicircle
-from scoretk.families.mixture import gaussian, ring_mixture
+from scoretk.core.streams import Stream
 from scoretk.fields import resolve
+from scoretk.models.targets.analytic import EightSchools, Funnel, Semicircle
+from scoretk.models.targets.mixture import gaussian, ring_mixture
+from scoretk.run.drive import begin
 from scoretk.solvers import nuts
 from scoretk.solvers.nuts import NUTS, End
-from scoretk.streams import Stream
 from tests.evidence import assert_second_moment, mean_z, z_limit
 from tests.test_hamiltonian import CHAINS, CORRELATED, ILL, TARGETS, correlated, steep
 from tests.test_langevin import one_step_from_exact

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import distributions as td
 
 import scoretk as stk
-from scoretk.families.mixture import GaussianMixture, gaussian
+from scoretk.core.rows import row_dot, row_sum
 from scoretk.fields.convert import PREDICTIONS
 from scoretk.learn.adversarial import (
     DIVERGENCES,
@@ -36,7 +36,7 @@ from scoretk.learn.noise_contrastive import flow_contrastive, noise_contrastive
 from scoretk.learn.sampler_divergence import nearest_neighbour_entropy, sampler_divergence
 from scoretk.learn.score_matching import implicit_score_matching, sliced_score_matching
 from scoretk.learn.weightings import WEIGHTINGS, weighting
-from scoretk.rows import row_dot, row_sum
+from scoretk.models.targets.mixture import GaussianMixture, gaussian
 
 DIMS = (1, 2, 8)
 LIMIT = 4.0

@@ -10,9 +10,9 @@ from scipy.stats import chi2
 from torch import distributions as td
 
 import scoretk as stk
-from scoretk.families.analytic import Funnel, Semicircle
 from scoretk.fields import NormalBase
-from scoretk.partition import _variance, find_ladder
+from scoretk.inference.partition import _variance, find_ladder
+from scoretk.models.targets.analytic import Funnel, Semicircle
 from scoretk.solvers.importance import log_gain, resampled
 from tests.evidence import FALSE_ALARM, z_limit
 
@@ -61,7 +61,7 @@ def by_islands(log_weight, ancestor):
 
 
 def test_families_not_chains_are_independent(monkeypatch):
-    monkeypatch.setattr("scoretk.partition._families", by_islands)
+    monkeypatch.setattr("scoretk.inference.partition._families", by_islands)
     run = {"base": NormalBase((3,)), "method": "smc", "chains": 512, "levels": 15, "pilot": 32, "check": False}
     z = [z_score(stk.log_partition(SHIFTED, seed=s, **run), SHIFTED_LOG_Z) for s in range(6)]
     assert not mean_square_is_one(z)
@@ -148,7 +148,7 @@ class NoDecision(stk.HMC):
 
 
 def test_mutants_are_caught(monkeypatch):
-    monkeypatch.setattr("scoretk.partition.AIS", WeighsAfterMoving)
+    monkeypatch.setattr("scoretk.inference.partition.AIS", WeighsAfterMoving)
     assert abs(z_score(stk.log_partition(SHIFTED, seed=4, levels=30, chains=4096), SHIFTED_LOG_Z)) > z_limit(1)
     monkeypatch.undo()
     wild = stk.AIS(kernel=NoDecision(1.5, leapfrogs=2, metric="none"), levels=30)

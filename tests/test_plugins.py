@@ -241,7 +241,7 @@ def test_list_shows_every_plugin_and_runs_none(site, tmp_path):
     assert answer["listed"] == expected
     assert answer["ids"] == sorted(answer["ids"])
     assert {"scoretk/gaussian", "scoretk/ring-mixture"} < set(answer["ids"])
-    heavy = {"torch", "numpy", "scoretk.fields", "scoretk.families", *map(module_of, DISTRIBUTIONS)}
+    heavy = {"torch", "numpy", "scoretk.fields", "scoretk.models", *map(module_of, DISTRIBUTIONS)}
     assert not heavy & set(answer["modules"])
 
 

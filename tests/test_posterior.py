@@ -10,11 +10,11 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import scoretk as stk
-from scoretk.families.digits_data import load_digits
-from scoretk.families.mixture import GaussianMixture, gaussian, ring_mixture
 from scoretk.fields import GaussianPathField, standard_normal
 from scoretk.fields.operators import Blur, Downsample, LinearGaussian, Mask, Matrix
 from scoretk.fields.posterior import DPS, METHODS, MMPS, PiGDM, Replacement, posterior
+from scoretk.models.digits.data import load_digits
+from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import mean_z, z_limit
 from tests.test_fields import PATHS, TIMES, mixture
 

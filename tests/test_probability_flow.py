@@ -10,10 +10,9 @@ import torch
 from scipy.integrate import quad, solve_ivp
 
 import scoretk as stk
-from scoretk import grids
-from scoretk.families.mixture import gaussian, ring_mixture
-from scoretk.grids import GRIDS
-from scoretk.solvers import tableaus
+from scoretk.models.targets.mixture import gaussian, ring_mixture
+from scoretk.ode import grids, tableaus
+from scoretk.ode.grids import GRIDS
 from tests.marks import slow_but
 from tests.test_fields import PATHS
 

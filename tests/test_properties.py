@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scoretk as stk
-from scoretk.families.mixture import ring_mixture
+from scoretk.models.targets.mixture import ring_mixture
 
 settings.register_profile("scoretk", deadline=None, database=None, derandomize=True, max_examples=80)
 settings.load_profile("scoretk")

@@ -12,8 +12,8 @@ from torch.distributions import Bernoulli, HalfNormal, MultivariateNormal, Norma
 
 import scoretk as stk
 from scoretk.conformance import parametrize_with_checks
-from scoretk.families import regression
-from scoretk.families.regression import linear_regression, logistic_regression
+from scoretk.models.targets import regression
+from scoretk.models.targets.regression import linear_regression, logistic_regression
 from tests.evidence import mean_z, z_limit
 from tests.marks import slow_but
 

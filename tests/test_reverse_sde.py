@@ -7,13 +7,13 @@ import torch
 from scipy.integrate import solve_ivp
 
 import scoretk as stk
+from scoretk.core.noise import Noise
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, UnknownName
-from scoretk.families.mixture import gaussian, ring_mixture
 from scoretk.fields import GaussianPath, resolve
-from scoretk.noise import Noise
+from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.solvers import reverse_sde
 from scoretk.solvers.reverse_sde import ReverseSDE
-from scoretk.streams import Stream
 from tests.evidence import mean_z, z_limit
 from tests.marks import slow_but
 from tests.test_fields import PATHS

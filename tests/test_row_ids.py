@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk import likelihood
 from scoretk.errors import Status
-from scoretk.families.mixture import GaussianMixture, ring_mixture
+from scoretk.inference import likelihood
+from scoretk.models.targets.mixture import GaussianMixture, ring_mixture
 from tests.evidence import assert_mean
 
 FIELD = ring_mixture().noised(stk.VP())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from scoretk import rows
+from scoretk.core import rows
 
 DTYPES = [torch.float32, torch.float64]
 OURS = {

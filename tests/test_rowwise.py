@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import scoretk as stk
 from scoretk.errors import InvalidArgument, Status, UnknownName
-from scoretk.families.mixture import ring_mixture
 from scoretk.fields.resolve import resolve
-from scoretk.solvers import rowwise
-from scoretk.solvers.adaptive import integrate
-from scoretk.solvers.rowwise import PAIRS, integrate_rows
+from scoretk.models.targets.mixture import ring_mixture
+from scoretk.ode import rowwise
+from scoretk.ode.adaptive import integrate
+from scoretk.ode.rowwise import PAIRS, integrate_rows
 
 METHODS = tuple(PAIRS)
 OK, NONFINITE, DIVERGED, MAX_STEPS = (int(s) for s in (Status.OK, Status.NONFINITE, Status.DIVERGED, Status.MAX_STEPS))

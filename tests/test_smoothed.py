@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.families.analytic import Semicircle
-from scoretk.families.mixture import GaussianMixture, gaussian, ring_mixture
 from scoretk.fields.smoothed import Smoothed, smoothed
+from scoretk.models.targets.analytic import Semicircle
+from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import assert_mean, mean_z, z_limit
 
 GAUSSIAN, RING = gaussian(dim=2, mean=[0.7, -0.3], std=0.5), ring_mixture()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.families.mixture import gaussian
-from scoretk.summary import COLUMNS, summarise
+from scoretk.diagnostics.summary import COLUMNS, summarise
+from scoretk.models.targets.mixture import gaussian
 
 matplotlib.use("Agg")
 

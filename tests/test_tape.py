@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.compiling import compiled
+from scoretk.core.compiling import compiled
 from scoretk.fields.resolve import resolve
-from scoretk.tape import Request, Tape, requests
+from scoretk.run.capture import Request, Tape, requests
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"

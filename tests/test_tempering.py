@@ -12,14 +12,14 @@ from scipy.stats import chisquare, kstest, norm
 from torch.nn.functional import one_hot, pad
 
 import scoretk as stk
-from scoretk.drive import begin
-from scoretk.families.analytic import Semicircle
-from scoretk.families.discrete import Ising, Potts
-from scoretk.families.mixture import GaussianMixture, gaussian, ring_mixture
+from scoretk.core.streams import Stream
 from scoretk.fields import Bridge, resolve
+from scoretk.models.targets.analytic import Semicircle
+from scoretk.models.targets.lattices import Ising, Potts
+from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
+from scoretk.run.drive import begin
 from scoretk.solvers.mala import MALAState
 from scoretk.solvers.tempering import ParallelTempering, even_ladder, swap_log_ratio, window_ends
-from scoretk.streams import Stream
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
 from tests.test_discrete import all_states, distance, law
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.solvers import tuned
+from scoretk.solvers.warmup import tuned
 
 SCALES = torch.tensor([1.0, 10.0, 0.1])
 FIELD = stk.Energy(lambda x: (x / SCALES.to(x)).square().sum(1) / 2, (3,))

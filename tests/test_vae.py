@@ -11,10 +11,12 @@ from torch import distributions as td
 import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
-from scoretk.families import specs, vae
-from scoretk.families.digits_data import load_digits
-from scoretk.families.stored import read_weights, shipped
-from scoretk.partition import log_partition
+from scoretk.inference.partition import log_partition
+from scoretk.models import specs
+from scoretk.models.digits import vae as recipes
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.stored import read_weights, shipped
+from scoretk.models.latent import vae
 from scoretk.plugins.models import build
 from tests.evidence import assert_mean, assert_second_moment, mean_z, z_limit
 
@@ -25,7 +27,7 @@ STD = 0.4
 PRECISION = torch.eye(2, dtype=torch.float64) + WEIGHT.T @ WEIGHT / STD**2
 COVARIANCE = WEIGHT @ WEIGHT.T + STD**2 * torch.eye(4, dtype=torch.float64)
 MARGINAL = td.MultivariateNormal(CENTRE, COVARIANCE)
-VARIANTS = {v.model: v for v in (vae.GAUSSIAN, vae.BINARY, vae.LATENT_ENERGY)}
+VARIANTS = {v.model: v for v in (recipes.GAUSSIAN, recipes.BINARY, recipes.LATENT_ENERGY)}
 
 
 def normal(mean, std, axes):
@@ -302,9 +304,9 @@ def test_latents_are_of_the_dtype_of_images(models):
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_short_training_round_trips_and_repeats(variant, tmp_path):
     rows = 3 * torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0)) + 10
-    rows = (rows > 10).float() if variant is vae.BINARY else rows
+    rows = (rows > 10).float() if variant is recipes.BINARY else rows
     settings = {"steps": 3, "width": 8, "latent": 2} | (
-        {"chains": 50} if variant is vae.LATENT_ENERGY else {"bin": 0.0}
+        {"chains": 50} if variant is recipes.LATENT_ENERGY else {"bin": 0.0}
     )
     stored, again = (variant.train(rows, **settings) for _ in range(2))
     assert all(torch.equal(stored.weights[name], again.weights[name]) for name in stored.weights)
@@ -320,7 +322,7 @@ def test_a_short_training_round_trips_and_repeats(variant, tmp_path):
 @pytest.mark.parametrize("bad", [torch.zeros(5, 2), torch.full((4, 2), math.nan), "x", torch.rand(5, 2)])
 def test_training_refuses_bad_data(bad):
     with pytest.raises(stk.InvalidArgument, match="data"):
-        vae.BINARY.train(bad, steps=1)
+        recipes.BINARY.train(bad, steps=1)
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 
 import scoretk as stk
-from scoretk import mixing, verdict
-from scoretk.families.mixture import gaussian
-from scoretk.verdict import RATE, Sampler
+from scoretk.diagnostics import mixing, verdict
+from scoretk.diagnostics.verdict import RATE, Sampler
+from scoretk.models.targets.mixture import gaussian
 from tests.verdicts import BROKEN, REAL, SYNTHETIC, Run, autoregressive, drawn, independent, normal, ornstein, rate
 
 BY_NAME = {run.name: run for run in BROKEN}

@@ -14,10 +14,10 @@ import torch
 
 import scoretk as stk
 from scoretk.diagnostics import sliced_wasserstein
-from scoretk.families.digits_data import binarised, load_digits
-from scoretk.families.stored import read_weights, shipped
 from scoretk.fields.protocols import is_timed, offers
-from scoretk.partition import Normalised
+from scoretk.inference.partition import Normalised
+from scoretk.models.digits.data import binarised, load_digits
+from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.plugins.catalog import pointed_at
 from tests.test_cli import run
 from tests.test_fit import TRAINABLE

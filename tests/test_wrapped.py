@@ -16,11 +16,11 @@ from torch.distributions import constraints
 
 import scoretk as stk
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.families.discrete import Ising
-from scoretk.families.mixture import gaussian
 from scoretk.fields import CAPABILITIES, NormalBase, offers, resolve, standard_normal, wrapped
 from scoretk.fields.wrapped import NATIVE, RULES, Kind, Rule, Wrapped
-from scoretk.partition import Normalised
+from scoretk.inference.partition import Normalised
+from scoretk.models.targets.lattices import Ising
+from scoretk.models.targets.mixture import gaussian
 from tests.evidence import assert_mean, z_limit
 from tests.marks import slow_but
 

@@ -14,9 +14,9 @@ from torch import distributed, nn
 
 import scoretk as stk
 from scoretk import cli
-from scoretk.families.networks import Dropout, fresh
 from scoretk.learn import Player, Recipe, fit, flow_matching
 from scoretk.learn.processes import joined, rank
+from scoretk.models.digits.networks import Dropout, fresh
 
 STEPS = 12
 RECIPE = Recipe(STEPS, batch=16, learning_rate=0.02, evaluations=6)

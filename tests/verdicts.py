@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import scoretk as stk
-from scoretk.families.mixture import gaussian
-from scoretk.summary import Summary
+from scoretk.diagnostics.summary import Summary
+from scoretk.models.targets.mixture import gaussian
 
 __all__ = ["BROKEN", "REAL", "SYNTHETIC", "Run"]
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from scoretk.conformance.precision import in_float64
 from scoretk.conformance.subject import Case, NotApplicable, Subject, close, demand
+from scoretk.core.rows import finite_rows, row_dot
 from scoretk.errors import MissingCapability, SingularConversion
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import CAPABILITIES, is_timed, offers
 from scoretk.fields.resolve import StaticField, TimedField, resolve
-from scoretk.rows import finite_rows, row_dot
 
 __all__ = ["LAWS", "Law"]
 

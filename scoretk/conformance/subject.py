@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from scoretk.core.anatomy import state_like
+from scoretk.core.noise import Noise
+from scoretk.core.streams import Stream
 from scoretk.fields.protocols import is_timed, offers
-from scoretk.noise import Noise
-from scoretk.streams import Stream
 
 __all__ = ["Case", "NotApplicable", "Subject", "Violation", "close", "demand"]
 

@@ -1,6 +1,6 @@
 """The cells of the table: which solver serves which model, in which view of it, with which settings.
 
-A *view* is what of a model a solver works on (`scoretk.matrix` says which): the field itself; a static field with Gaussian
+A *view* is what of a model a solver works on (`solvers.matrix` says which): the field itself; a static field with Gaussian
 noise put on it, exactly where its family can (`noised`), else estimated (`scoretk.smoothed`); one noise level of a timed
 field (`at`), from which a last denoising step leads to the data (walk-jump sampling: Saremi, Hyvärinen, "Neural empirical
 Bayes", 2019).
@@ -21,8 +21,7 @@ from scoretk.fields.paths import VP
 from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import resolve
 from scoretk.fields.smoothed import smoothed
-from scoretk.matrix import AT, SMOOTHED, use
-from scoretk.sampling import sample
+from scoretk.inference.sampling import sample
 from scoretk.solvers import (
     AIS,
     GHMC,
@@ -46,6 +45,7 @@ from scoretk.solvers import (
     Underdamped,
 )
 from scoretk.solvers.importance import resampled
+from scoretk.solvers.matrix import AT, SMOOTHED, use
 
 __all__ = ["Cell", "Size", "cells"]
 

@@ -32,18 +32,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from scoretk.core.noise import Noise
+from scoretk.core.streams import Stream
 from scoretk.demo.pictures import restored_sheet
 from scoretk.diagnostics import Classifier
 from scoretk.errors import InvalidArgument
-from scoretk.families.digits_data import EVENT_SHAPE, load_digits
 from scoretk.fields.operators import Downsample, LinearGaussian, Mask
 from scoretk.fields.posterior import DPS, MMPS, PiGDM, Replacement, posterior
 from scoretk.fields.protocols import is_timed
-from scoretk.noise import Noise
+from scoretk.inference.sampling import sample
+from scoretk.models.digits.data import EVENT_SHAPE, load_digits
 from scoretk.plugins import load
-from scoretk.sampling import sample
 from scoretk.solvers import HMC, MALA, ProbabilityFlow, ReverseSDE
-from scoretk.streams import Stream
 
 __all__ = [
     "HEAD",

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from scoretk.fields.paths import VP
 from scoretk.fields.protocols import is_timed, offers
-from scoretk.likelihood import Estimate, bits_per_dim, log_prob
-from scoretk.partition import Normalised, log_partition
+from scoretk.inference.likelihood import Estimate, bits_per_dim, log_prob
+from scoretk.inference.partition import Normalised, log_partition
 
 __all__ = ["Likelihood", "likelihoods"]
 

@@ -21,19 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count
+from scoretk.core.arguments import count
+from scoretk.core.noise import Noise
 from scoretk.demo.cells import Cell, Size, cells
 from scoretk.demo.likelihoods import likelihoods
 from scoretk.demo.page import write_page
 from scoretk.demo.pictures import digit_sheet, plane_sheet
 from scoretk.demo.quality import Reference, judge, reference
 from scoretk.demo.rows import Demo, Row
+from scoretk.diagnostics.verdict import different
 from scoretk.errors import InvalidArgument, MissingCapability, Status
-from scoretk.families.digits_data import EVENT_SHAPE
 from scoretk.fields.protocols import is_timed, offers
-from scoretk.noise import Noise
+from scoretk.models.digits.data import EVENT_SHAPE
 from scoretk.plugins import Entry, ModelSpec, describe, list_models, load
-from scoretk.verdict import different
 
 __all__ = ["run_demo"]
 

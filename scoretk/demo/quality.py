@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.noise import Noise
 from scoretk.diagnostics import Classifier, copies, mmd, sliced_wasserstein
-from scoretk.families.analytic import EightSchools
-from scoretk.families.digits_data import Digits, binarised, load_digits
 from scoretk.fields.protocols import offers
-from scoretk.noise import Noise
-from scoretk.sampling import sample
+from scoretk.inference.sampling import sample
+from scoretk.models.digits.data import Digits, binarised, load_digits
+from scoretk.models.targets.analytic import EightSchools
 from scoretk.solvers import BlockGibbs, ChEES
 
 __all__ = ["Quality", "judge", "reference"]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoretk import mixing
-from scoretk.arguments import count, option
+from scoretk.core.arguments import count, option
+from scoretk.diagnostics import mixing
 from scoretk.errors import InvalidArgument
 
 __all__ = ["bfmi", "ess", "mcse", "nested_rhat", "rhat"]

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, option, positive
+from scoretk.core.arguments import count, option, positive
 from scoretk.diagnostics.distances import _generator, _matching, _pair, sample_rows
 from scoretk.errors import InvalidArgument, MissingDependency
 

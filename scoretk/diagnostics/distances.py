@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, positive
+from scoretk.core.arguments import count, positive
 from scoretk.errors import InvalidArgument
 
 __all__ = ["mmd", "sample_rows", "sliced_wasserstein"]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import finite
+from scoretk.core.arguments import finite
 from scoretk.diagnostics.distances import sample_rows
 from scoretk.errors import InvalidArgument, MissingDependency
 

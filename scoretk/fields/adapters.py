@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scoretk.arguments import event_shape as as_event_shape
-from scoretk.arguments import function, numbers
+from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.arguments import function, numbers
 from scoretk.errors import InvalidArgument
 from scoretk.fields.convert import check_prediction
 from scoretk.fields.paths import EDM, VE, GaussianPath, Tabulated

@@ -9,12 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoretk.core.rows import row_sum
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import DistributionField, from_distribution
 from scoretk.fields.protocols import Drawable, NoiseSource
 from scoretk.fields.states import layout, uniform_states
-from scoretk.rows import row_sum
-from scoretk.streams import Stream
 
 __all__ = ["Base", "EmpiricalBase", "NormalBase", "UniformStates", "as_base", "plain_base", "standard_normal"]
 

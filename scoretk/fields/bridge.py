@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from scoretk.arguments import finite
+from scoretk.core.arguments import finite
+from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import in_one_space
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
-from scoretk.rows import across
 
 __all__ = ["Bridge", "Stretched", "bridge", "states_of"]
 

@@ -39,7 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import finite, names, positive
+from scoretk.core.arguments import finite, names, positive
+from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.alike import alike
 from scoretk.fields.base import Base, NormalBase, standard_normal
@@ -52,7 +53,6 @@ from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, gaussian_path, prediction, static
 from scoretk.fields.wrapped import Kind, Wrapped, shared_map
 from scoretk.fields.wrappers import GaussianPathField, check_rows
-from scoretk.rows import across
 
 __all__ = ["classifier_guided", "guided", "mixture", "product", "tempered"]
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from scoretk.arguments import count
+from scoretk.core.arguments import count
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers

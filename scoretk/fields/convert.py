@@ -21,10 +21,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from scoretk.arguments import option
+from scoretk.core.arguments import option
+from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument, SingularConversion
 from scoretk.fields.paths import GaussianPath
-from scoretk.rows import across
 
 __all__ = ["PREDICTIONS", "check_prediction", "coefficients", "convert", "row_coefficients"]
 

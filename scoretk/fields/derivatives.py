@@ -20,10 +20,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoretk.core.noise import Noise
+from scoretk.core.rows import row_dot, row_sum
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
-from scoretk.noise import Noise
-from scoretk.rows import row_dot, row_sum
-from scoretk.streams import Stream
 
 __all__ = ["check_derivative", "probes", "value_and_pullback"]
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.states import States, check_states, layout, place, uniform_states
 from scoretk.fields.wrapped import Kind, Wrapped, check_within
-from scoretk.streams import Stream
 
 __all__ = ["Discrete", "DiscreteField"]
 

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from scoretk.core.rows import row_sum
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.freelaws import FreeLaw, free_law, log_density, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource, is_timed
 from scoretk.fields.supports import Bijection, Real
-from scoretk.rows import row_sum
-from scoretk.streams import Stream
 
 __all__ = ["DistributionField", "as_field", "from_distribution", "in_free_space", "in_one_space"]
 

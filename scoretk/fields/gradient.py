@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.answers import written_into
-from scoretk.rows import across
 
 __all__ = ["grad_energy"]
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoretk.arguments import counts, numbers, positive, tensor_like
+from scoretk.core.arguments import counts, numbers, positive, tensor_like
+from scoretk.core.rows import row_dot, row_sum
 from scoretk.errors import InvalidArgument, ScoretkError
 from scoretk.fields.derivatives import probes, value_and_pullback
-from scoretk.rows import row_dot, row_sum
 
 __all__ = ["Blur", "Downsample", "LinearGaussian", "Mask", "Matrix", "value_and_pullback"]
 

@@ -35,9 +35,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import finite, positive
+from scoretk.core.arguments import finite, positive
+from scoretk.core.rows import power, sigmoid, softplus
 from scoretk.errors import InvalidArgument
-from scoretk.rows import power, sigmoid, softplus
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "GaussianPath", "Interpolant", "Linear", "PathPoint", "SubVP", "Tabulated"]
 

@@ -39,7 +39,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts, names, option, positive
+from scoretk.core.arguments import counts, names, option, positive
+from scoretk.core.rows import across, row_dot, select_rows
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.convert import check_time
 from scoretk.fields.derivatives import check_derivative, probes, value_and_pullback
@@ -52,7 +53,6 @@ from scoretk.fields.resolve import TimedField, gaussian_path, static
 from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
 from scoretk.fields.wrappers import GaussianPathField, check_rows
-from scoretk.rows import across, row_dot, select_rows
 
 __all__ = ["DPS", "METHODS", "MMPS", "PiGDM", "Replacement", "posterior"]
 

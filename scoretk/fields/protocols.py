@@ -64,7 +64,7 @@ class Timed(Field, Protocol):
 
 
 class NoiseSource(Protocol):
-    """What `draw` and the solvers ask of `scoretk.noise.Noise`."""
+    """What `draw` and the solvers ask of `scoretk.core.noise.Noise`."""
 
     @property
     def chains(self) -> Tensor: ...

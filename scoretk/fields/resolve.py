@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import conditions
+from scoretk.core.arguments import conditions
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, check_unwritten, writes

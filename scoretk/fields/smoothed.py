@@ -41,7 +41,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, option, positive, tensor_like
+from scoretk.core.arguments import count, option, positive, tensor_like
+from scoretk.core.noise import Noise, derive
+from scoretk.core.rows import across, finite_rows, row_dot, row_sum, select_rows
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import NormalBase, standard_normal
 from scoretk.fields.convert import check_time
@@ -50,9 +53,6 @@ from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import GaussianPathField
-from scoretk.noise import Noise, derive
-from scoretk.rows import across, finite_rows, row_dot, row_sum, select_rows
-from scoretk.streams import Stream
 
 __all__ = ["Denoised", "Smoothed", "smoothed"]
 

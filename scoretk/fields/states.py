@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
-from scoretk.streams import Stream
 
 __all__ = [
     "ONE_HOT", "States", "by_site", "check_states", "labels", "layout", "pick", "place", "uniform_states", "values", "weigh",

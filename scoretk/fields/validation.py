@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scoretk.rows import across, row_sum
+from scoretk.core.rows import across, row_sum
 
 __all__ = ["rejecting"]
 

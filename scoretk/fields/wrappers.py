@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.arguments import event_shape as as_event_shape
-from scoretk.arguments import function
+from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.arguments import function
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows
 from scoretk.fields.base import Base, as_base, standard_normal

@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scoretk.arguments import option
+from scoretk.core.arguments import option
+from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.wrappers import check_rows
-from scoretk.rows import across
 
 __all__ = [
     "DIVERGENCES",

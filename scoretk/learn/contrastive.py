@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, counts, finite, tensor_like
 from scoretk.core.anatomy import left_as_found
-from scoretk.drive import Moment, Schedule, begin, drive
+from scoretk.core.arguments import count, counts, finite, tensor_like
+from scoretk.core.noise import Noise, derive
+from scoretk.core.rows import select_rows
+from scoretk.core.streams import Stream
 from scoretk.errors import ChainFailure, InvalidArgument, Status
 from scoretk.fields.resolve import resolve
-from scoretk.noise import Noise, derive
-from scoretk.record import KeepLast
-from scoretk.rows import select_rows
+from scoretk.run.drive import Moment, Schedule, begin, drive
+from scoretk.run.record import KeepLast
 from scoretk.solvers.base import Solver, check_settled, is_grid
-from scoretk.streams import Stream
 
 __all__ = ["CDStep", "ContrastiveDivergence", "ReplayBuffer"]
 

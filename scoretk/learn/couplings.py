@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoretk.arguments import tensor_like
+from scoretk.core.arguments import tensor_like
 from scoretk.errors import InvalidArgument, MissingDependency
 
 __all__ = ["COUPLINGS", "independent_coupling", "optimal_coupling"]

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoretk.core.rows import across, row_sum
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
 from scoretk.fields.convert import check_prediction
-from scoretk.rows import across, row_sum
 
 __all__ = ["denoising_score_matching", "flow_matching", "noise_prediction", "prediction_error", "stratified"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from scoretk.arguments import counts, finite, option, positive
+from scoretk.core.arguments import counts, finite, option, positive
 from scoretk.errors import InvalidArgument
 
 __all__ = ["Fit", "Loss", "MakeOptimiser", "Numbers", "Player", "Progress", "Recipe"]

@@ -1,4 +1,4 @@
-"""A training's whole moment in one file: nested plain values and tensors, through `scoretk.checkpoint`, never pickle.
+"""A training's whole moment in one file: nested plain values and tensors, through `scoretk.run.checkpoint`, never pickle.
 
 Dicts, lists, tuples, tensors, None, booleans, numbers and strings come back as they were, so that any optimiser's state fits.
 The structure is JSON, kept among the tensors.
@@ -16,11 +16,11 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from scoretk.checkpoint import check_header, read, unfit, write
 from scoretk.core.arrays import fresh
 from scoretk.core.files import file_to_write
 from scoretk.core.sealed import plain_json
 from scoretk.errors import CheckpointError
+from scoretk.run.checkpoint import check_header, read, unfit, write
 
 __all__ = ["checkpoint_file", "from_tensors", "packed", "read_moment", "to_tensors", "unpacked", "write_moment"]
 
@@ -39,7 +39,7 @@ def write_moment(path: Path, moment: Any, settings: dict[str, Any]) -> None:
 
 
 def read_moment(path: Path, settings: dict[str, Any]) -> Any:
-    """What `write_moment` wrote. Raises `CheckpointError` as `scoretk.checkpoint.read`; the file is only read."""
+    """What `write_moment` wrote. Raises `CheckpointError` as `scoretk.run.checkpoint.read`; the file is only read."""
     tensors, header = read(path, _plain(settings), "fit")
     try:
         check_header(header, settings=lambda value: True)

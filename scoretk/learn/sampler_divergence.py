@@ -23,9 +23,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoretk.core.rows import row_dot
 from scoretk.errors import InvalidArgument
 from scoretk.fields.gradient import grad_energy
-from scoretk.rows import row_dot
 
 __all__ = ["nearest_neighbour_entropy", "sampler_divergence"]
 

@@ -19,9 +19,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoretk.core.rows import row_dot
 from scoretk.errors import InvalidArgument
 from scoretk.fields.wrappers import check_rows
-from scoretk.rows import row_dot
 
 __all__ = ["implicit_score_matching", "sliced_score_matching"]
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from scoretk.arguments import count, tensor_like
-from scoretk.checkpoint import is_count, tensor_digest
+from scoretk.core.arguments import count, tensor_like
 from scoretk.core.arrays import aligned
+from scoretk.core.noise import derive
 from scoretk.errors import CheckpointError, InvalidArgument, ScoretkError
 from scoretk.learn import processes
 from scoretk.learn.recipe import Fit, Loss, Numbers, Player, Progress, Recipe
 from scoretk.learn.states import States
-from scoretk.noise import derive
+from scoretk.run.checkpoint import is_count, tensor_digest
 
 __all__ = ["NotFinite", "Training"]
 

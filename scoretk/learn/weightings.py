@@ -27,7 +27,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from scoretk.arguments import option
+from scoretk.core.arguments import option
 from scoretk.fields import GaussianPath
 from scoretk.fields.paths import PathPoint
 

@@ -32,15 +32,15 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, counts, finite, flags, function, is_integer, numbers, positive, tensor_like
+from scoretk.core.arguments import count, counts, finite, flags, function, is_integer, numbers, positive, tensor_like
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import EDM, VE, GaussianPath
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
 from scoretk.fields.wrappers import Diffusion
-from scoretk.grids import LARGEST_LEVEL, SMALLEST_LEVEL, levels
+from scoretk.ode.grids import LARGEST_LEVEL, SMALLEST_LEVEL, levels
 from scoretk.solvers.base import Info, read_row
-from scoretk.streams import Stream
 
 __all__ = [
     "AnnealedLangevin",

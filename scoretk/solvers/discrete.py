@@ -17,7 +17,7 @@ the first led and with the same score, x -> y -> x', where x' may be x again; an
     q(x' | x) = q(y | x; s(x)) q(x' | y; s(x)),    q(x | x') = q(y | x'; s(x')) q(x | y; s(x')).
 
 Discrete Langevin alternates where the relaxation overrates what changes at all sites are worth, as `c |x|^2` does on states of
-equal |x|: it decides in part by Barker's rule (`scoretk.solvers.metropolis`).
+equal |x|: it decides in part by Barker's rule (`scoretk.solvers.parts.metropolis`).
 
 Exact for `p^(1/T)` on the states, however good or bad the relaxation is. Discrete Langevin unadjusted is biased; the bias
 vanishes with alpha where E is quadratic. A solver reads the states from the field's attribute `states`: a tuple of numbers, or
@@ -37,15 +37,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import flags, positive
+from scoretk.core.arguments import flags, positive
 from scoretk.core.arrays import aligned
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.states import ONE_HOT, States, by_site, check_states, labels, pick, place, values, weigh
 from scoretk.solvers.base import Info
-from scoretk.solvers.metropolis import metropolis
-from scoretk.streams import Stream
+from scoretk.solvers.parts.metropolis import metropolis
 
 __all__ = ["BlockGibbs", "DiscreteLangevin", "GibbsWithGradients"]
 

@@ -32,15 +32,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts, finite, option, positive
+from scoretk.core.arguments import counts, finite, option, positive
+from scoretk.core.rows import across, row_dot
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
-from scoretk.rows import across, row_dot
 from scoretk.solvers.base import Info
-from scoretk.solvers.metropolis import decide
-from scoretk.solvers.tuned import Tunable
-from scoretk.solvers.tuning import (
+from scoretk.solvers.parts.metropolis import decide
+from scoretk.solvers.warmup.tuned import Tunable
+from scoretk.solvers.warmup.tuning import (
     METRICS,
     PATIENCE,
     Following,
@@ -57,7 +58,6 @@ from scoretk.solvers.tuning import (
     shortening,
     window_end,
 )
-from scoretk.streams import Stream
 
 __all__ = ["HMC", "ChEES", "HMCState", "Hamiltonian", "Point", "Stepping", "Trajectory", "leapfrog"]
 

@@ -29,17 +29,17 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import count, counts, finite, positive, tensor_like
+from scoretk.core.arguments import count, counts, finite, positive, tensor_like
+from scoretk.core.rows import select_rows
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource, field_name, offers
 from scoretk.fields.resolve import StaticField
-from scoretk.rows import select_rows
 from scoretk.solvers.base import Info, Solver, check_settled
 from scoretk.solvers.hmc import HMC
-from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
-from scoretk.streams import Stream
+from scoretk.solvers.parts.nested import NestedNoise, check_kernel, with_step_size
 
 __all__ = [
     "AIS",

@@ -51,16 +51,17 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts, finite, option, positive
+from scoretk.core.arguments import counts, finite, option, positive
+from scoretk.core.rows import across, finite_rows, log_add_exp, row_dot, select_rows
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
-from scoretk.rows import across, finite_rows, log_add_exp, row_dot, select_rows
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import DIVERGENCE, SHARED, HMCState, Point, leapfrog
-from scoretk.solvers.metropolis import metropolis
-from scoretk.solvers.tuned import Tunable
-from scoretk.solvers.tuning import (
+from scoretk.solvers.parts.metropolis import metropolis
+from scoretk.solvers.warmup.tuned import Tunable
+from scoretk.solvers.warmup.tuning import (
     PATIENCE,
     Following,
     Tuning,
@@ -76,7 +77,6 @@ from scoretk.solvers.tuning import (
     shortening,
     window_end,
 )
-from scoretk.streams import Stream
 
 __all__ = ["INTEGRATORS", "MCLMC", "AdjustedMCLMC"]
 

@@ -33,14 +33,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts
+from scoretk.core.arguments import counts
+from scoretk.core.rows import across, finite_rows, log_add_exp, row_dot, select_rows
+from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
-from scoretk.rows import across, finite_rows, log_add_exp, row_dot, select_rows
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import DIVERGENCE, HMCState, Point, Stepping, leapfrog
-from scoretk.solvers.nested import NestedNoise
-from scoretk.streams import Stream
+from scoretk.solvers.parts.nested import NestedNoise
 
 __all__ = ["NUTS"]
 

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
-from scoretk.rows import across
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import HMCState, Stepping
 

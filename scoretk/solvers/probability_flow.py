@@ -2,8 +2,8 @@ r"""The probability-flow ODE, from p_init at t = 0 to data at t = 1.
 
     dx/dt = velocity(x, t) = alpha' D(x, t) + sigma' e(x, t)
 
-Fixed grids run through the tables of `scoretk.solvers.tableaus`, one row an evaluation. Adaptive methods give each sample steps
-of its own (`scoretk.solvers.rowwise`), or are torchdiffeq's, with an error norm under which every sample meets the tolerance
+Fixed grids run through the tables of `scoretk.ode.tableaus`, one row an evaluation. Adaptive methods give each sample steps
+of its own (`scoretk.ode.rowwise`), or are torchdiffeq's, with an error norm under which every sample meets the tolerance
 whatever its neighbours are. Neither evaluates outside the interval.
 
 References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
@@ -22,19 +22,19 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts, flags, option, positive
+from scoretk.core.arguments import counts, flags, option, positive
+from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.paths import GaussianPath, Linear
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
-from scoretk.grids import grid
-from scoretk.rows import finite_rows, select_rows
-from scoretk.solvers.adaptive import ADAPTIVE, integrate
-from scoretk.solvers.adjoint import Solved, Way, with_adjoint
+from scoretk.ode.adaptive import ADAPTIVE, integrate
+from scoretk.ode.adjoint import Solved, Way, with_adjoint
+from scoretk.ode.grids import grid
+from scoretk.ode.rowwise import PAIRS, VelocityOf, integrate_rows
+from scoretk.ode.tableaus import METHODS, RungeKutta, Tableau, tableau
 from scoretk.solvers.base import Info, read_row
-from scoretk.solvers.rowwise import PAIRS, VelocityOf, integrate_rows
-from scoretk.solvers.tableaus import METHODS, RungeKutta, Tableau, tableau
 
 __all__ = ["ProbabilityFlow", "velocity_determinate"]
 
@@ -77,14 +77,14 @@ class ProbabilityFlow:
 
     Arguments: method, a fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint", "rk4", "rk4_38",
     "ralston_4", "dpmpp_2m", "adams_2" to "_4", "adams_pc_2", "_3", "multistep_2" to "_4", "noise_multistep_2" to "_4",
-    "unipc_2", "_3" (see `scoretk.solvers.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps of
+    "unipc_2", "_3" (see `scoretk.ode.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps of
     its own, or torchdiffeq's "dopri8", "fehlberg2" or "adaptive_heun", where the hardest sample sets the step of all; steps,
     intervals of the grid (the closing one of `denoise` among them); grid, None (logistic; uniform in t on a table and without a
     path), a name in `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt` finds; denoise, whether
     a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0; rtol, atol and max_steps, for adaptive methods:
     `|error| <= atol + rtol |x|` in root mean square over each sample, and the most steps an interval may take. Adaptive methods
     walk the grid's intervals (default: one); adjoint, whether gradients go back through them by the adjoint equation, as
-    `grad="adjoint"` asks (see `scoretk.solvers.adjoint`).
+    `grad="adjoint"` asks (see `scoretk.ode.adjoint`).
 
     The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it ends at sigma = 0) and
     "midpoint", and four (three) for "rk4", "rk4_38" and "ralston_4". The last two ask a model that predicts the velocity on the

@@ -54,16 +54,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import counts, finite, flags, option, positive
+from scoretk.core.arguments import counts, finite, flags, option, positive
+from scoretk.core.rows import across, row_sum
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, SingularConversion
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField, gaussian_path
-from scoretk.grids import grid
-from scoretk.rows import across, row_sum
+from scoretk.ode.grids import grid
+from scoretk.ode.tableaus import Knot, knots
 from scoretk.solvers.base import Info, read_row
-from scoretk.solvers.tableaus import Knot, knots
-from scoretk.streams import Stream
 
 __all__ = ["ReverseSDE"]
 

@@ -41,18 +41,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scoretk.arguments import counts, finite
+from scoretk.core.arguments import counts, finite
+from scoretk.core.rows import across
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.wrapped import Kind, Wrapped
-from scoretk.rows import across
 from scoretk.solvers.base import Info, Solver, adapts
 from scoretk.solvers.hmc import HMC
-from scoretk.solvers.nested import NestedNoise, check_kernel, with_step_size
-from scoretk.solvers.tuned import Tunable
-from scoretk.solvers.tuning import (
+from scoretk.solvers.parts.nested import NestedNoise, check_kernel, with_step_size
+from scoretk.solvers.warmup.tuned import Tunable
+from scoretk.solvers.warmup.tuning import (
     Following,
     next_idle,
     next_step_size,
@@ -60,7 +61,6 @@ from scoretk.solvers.tuning import (
     restart,
     shortening,
 )
-from scoretk.streams import Stream
 
 __all__ = ["ParallelTempering", "even_ladder", "swap_log_ratio"]
 

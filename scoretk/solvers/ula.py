@@ -23,12 +23,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import finite, positive
+from scoretk.core.arguments import finite, positive
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
-from scoretk.streams import Stream
 
 __all__ = ["ULA"]
 

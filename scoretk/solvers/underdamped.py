@@ -25,13 +25,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.arguments import positive
+from scoretk.core.arguments import positive
+from scoretk.core.rows import row_dot
+from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
-from scoretk.rows import row_dot
 from scoretk.solvers.base import Info
-from scoretk.solvers.metropolis import metropolis
-from scoretk.streams import Stream
+from scoretk.solvers.parts.metropolis import metropolis
 
 __all__ = ["GHMC", "Underdamped"]
 

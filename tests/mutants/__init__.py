@@ -5,12 +5,12 @@ from math import exp, sqrt
 
 import torch
 
+from scoretk.core.streams import Stream
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import HMC, HMCState, Point, leapfrog
 from scoretk.solvers.mala import MALA, MALAState
 from scoretk.solvers.ula import ULA, ULAState
 from scoretk.solvers.underdamped import GHMC, GHMCState, Underdamped, UnderdampedState
-from scoretk.streams import Stream
 
 
 @dataclass(frozen=True)

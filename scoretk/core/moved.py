@@ -1,0 +1,97 @@
+"""Old import paths, kept for one release: each name is found where it now lives, with a `DeprecationWarning` that says where."""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+__all__ = ["MOVED", "Moved"]
+
+MOVED = {
+    "arguments": "core.arguments",
+    "rows": "core.rows",
+    "noise": "core.noise",
+    "streams": "core.streams",
+    "compiling": "core.compiling",
+    "arrays": "core.arrayfiles",
+    "grids": "ode.grids",
+    "solvers.tableaus": "ode.tableaus",
+    "solvers.rowwise": "ode.rowwise",
+    "solvers.adaptive": "ode.adaptive",
+    "solvers.adjoint": "ode.adjoint",
+    "matrix": "solvers.matrix",
+    "solvers.metropolis": "solvers.parts.metropolis",
+    "solvers.nested": "solvers.parts.nested",
+    "solvers.tuning": "solvers.warmup.tuning",
+    "solvers.tuned": "solvers.warmup.tuned",
+    "mixing": "diagnostics.mixing",
+    "verdict": "diagnostics.verdict",
+    "summary": "diagnostics.summary",
+    "record": "run.record",
+    "checkpoint": "run.checkpoint",
+    "witness": "run.witness",
+    "drive": "run.drive",
+    "draws": "run.draws",
+    "runs": "run.batches",
+    "progress": "run.progress",
+    "tape": "run.capture",
+    "sampling": "inference.sampling",
+    "encoding": "inference.encoding",
+    "likelihood": "inference.likelihood",
+    "partition": "inference.partition",
+    "families": "models",
+    "families.specs": "models.specs",
+    "families.mixture": "models.targets.mixture",
+    "families.analytic": "models.targets.analytic",
+    "families.regression": "models.targets.regression",
+    "families.discrete": "models.targets.lattices",
+    "families.vae": "models.latent.vae models.digits.vae",
+    "families.autoregressive": "models.latent.autoregressive models.digits.autoregressive",
+    "families.networks": "models.digits.networks",
+    "families.digits_data": "models.digits.data",
+    "families.stored": "models.digits.stored",
+    "families.training": "models.digits.training",
+    "families.digits_energy": "models.digits.energy",
+    "families.adversarial": "models.digits.adversarial models.latent.energies",
+    "families.boltzmann": "models.digits.boltzmann",
+    "families.diffusion": "models.digits.diffusion",
+    "families.flow_matching": "models.digits.flow_matching",
+    "families.flows": "models.digits.flows",
+    "families.jem": "models.digits.jem",
+    "families.ncsn": "models.digits.ncsn",
+}
+"""Where the modules of release 0.1 went, from the package's root; several, where a module has been divided."""
+
+
+class Moved(MetaPathFinder, Loader):
+    """Finds modules by their old paths, behind all other finders."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        root, _, old = fullname.partition(".")
+        if root != __package__.partition(".")[0] or old not in MOVED:
+            return None
+        return ModuleSpec(fullname, self, is_package=any(name.startswith(f"{old}.") for name in MOVED))
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Forward(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing runs: names are looked up when they are asked for."""
+
+
+class _Forward(ModuleType):
+    """A module of which only the old path is left."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        root, _, old = self.__name__.partition(".")
+        for home in (f"{root}.{new}" for new in MOVED[old].split()):
+            value = getattr(import_module(home), name, self)
+            if value is not self:
+                warnings.warn(f"{self.__name__}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2)
+                return value
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")

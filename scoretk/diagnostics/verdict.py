@@ -1,0 +1,624 @@
+r"""What is wrong with a run's draws, and the most likely fix: all coordinates judged, at a stated rate of false alarms.
+
+Each coordinate is looked at in three ways, by the tests of `mixing`:
+
+    place    its normal scores: where chains are
+    spread   its folded normal scores, of |x - median|: how wide they are
+    turn     its normal scores times (-1)^t: whether chains go on turning between two classes of states
+
+Where the kernel reports an energy, that is judged as one coordinate more, and so is, of states on two values, the parity of how
+many sites are in the second one. On chains of one law that forget their start, a test of a kind (drift, disagreement, memory,
+outlying chains, turning) raises a finding with probability `RATE` at most, over all coordinates and ways together (Bonferroni).
+
+Of very many values a coordinate is judged by draws that are an odd number of steps apart, which keeps period two visible.
+
+Chains have period two, and no other, where they are reversible: all eigenvalues of their transitions are real, and -1 is the only
+one besides 1 that does not decay. A sampler that is antithetic on purpose is not blamed: what it turns dies out along the chain.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from scoretk.diagnostics.mixing import (
+    alternation,
+    between,
+    drift,
+    effective,
+    flipped,
+    fold,
+    memory,
+    normal_scores,
+    outlying,
+    r_hat,
+    split,
+    tail_effective,
+    z_limit,
+)
+from scoretk.errors import Status
+from scoretk.solvers import SOLVERS, is_grid
+
+__all__ = [
+    "FEW_EFFECTIVE",
+    "HIGH_R_HAT",
+    "RATE",
+    "Chains",
+    "Finding",
+    "Sampler",
+    "different",
+    "findings",
+    "judge",
+    "kish",
+]
+
+RATE = 1e-3
+HIGH_R_HAT, FEW_R_HAT = 1.01, 1.1
+"""Above the first R-hat is too large where chains of one law would not have it, above the second also where draws are few."""
+SLACK = 2.0
+"""How many times what one law would have the variance of chains' means must be, where it is known from within chains only."""
+FEW_EFFECTIVE = 400
+SPREAD_OF_EFFECTIVE = 6.0
+"""Variance of an estimate of effective draws, as a share of its square, times their number: of independent draws."""
+LOW_BFMI = 0.3
+STRAY = 0.002
+"""The share of trajectories that may diverge here and there without a finding."""
+LOW_ACCEPT, HIGH_ACCEPT = 0.1, 0.995
+FEW_VALUES = 16
+"""A coordinate of so few values, or of integers, is discrete."""
+ATOM, ATOM_VISITS = 0.005, 5
+COINCIDENCE = 5e-4
+STILL, CROWD = 0.2, 5.0
+"""Of which share of a run a chain stands still, and by how many standard deviations more of them do than chance has it."""
+FEW_WEIGHTS = 100
+BUDGET, LEAST, CHUNK = 1 << 23, 1 << 13, 1 << 21
+"""Values that are judged, in all and of a coordinate at least, and how many are looked at together."""
+Array = Any
+PLACE, SPREAD, TURN = "place", "spread", "turn"
+DISCRETE = ("GibbsWithGradients", "DiscreteLangevin", "BlockGibbs")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, and the most likely fix; kind, one word for it."""
+
+    problem: str
+    fix: str
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.fix}"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What made the draws, as far as its `repr` tells: its class, the names of its settings and of its kernel's.
+
+    An empty text is a sampler that nothing is known of.
+    """
+
+    text: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its class."""
+        return self.text.split("(")[0]
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """Its own settings."""
+        depth, names = 0, set[str]()
+        for part in re.finditer(r"[(\[{]|[)\]}]|(\w+)=", self.text):
+            depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(part.group(), 0)
+            if part.group(1) and depth == 1:
+                names.add(part.group(1))
+        return frozenset(names)
+
+    @property
+    def kernel(self) -> Sampler:
+        """The kernel inside it, where it has one."""
+        found = re.search(r"\bkernel=(\w+\()", self.text)
+        return Sampler(self.text[found.start(1) :]) if found else Sampler()
+
+    @property
+    def independent(self) -> bool:
+        """Whether it carries its own grid and ends, so that its draws are not a chain."""
+        kind = next((kind for kind in SOLVERS.values() if kind.__name__ == self.name), None)
+        return kind is not None and is_grid(kind)
+
+    @property
+    def discrete(self) -> bool | None:
+        """Whether its states are discrete; None where that cannot be said."""
+        if not self.text:
+            return None
+        return any(name in (self.name, self.kernel.name) for name in DISCRETE)
+
+    @property
+    def smaller_steps(self) -> str:
+        """How it makes smaller steps."""
+        if "step_size" in self.settings and "accept" in self.settings:
+            return "a higher accept (.95) or a smaller step_size"
+        if "step_size" in self.settings:
+            return "a smaller step_size"
+        if "step_size" in self.kernel.settings:
+            return "a kernel with a smaller step_size"
+        return "a smaller step size" if not self.text else "another solver"
+
+    @property
+    def finer(self) -> str:
+        """How a solver with a grid of its own goes in smaller steps."""
+        ways = [name for name in ("levels", "steps", "steps_per_level", "moves") if name in self.settings]
+        return f"more {' or '.join(ways)}" if ways else "a finer grid"
+
+    @property
+    def tempering(self) -> str:
+        """What leads chains between modes."""
+        if self.name == "ParallelTempering":
+            return "more replicas, a hotter `hottest`, or more kernel_steps"
+        if self.discrete:
+            return "ParallelTempering(kernel=GibbsWithGradients()), or SMC with that kernel"
+        return "ParallelTempering or SMC, or AnnealedLangevin where there is a score only"
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What the tests found, by coordinate `(d,)` and, in the dicts, by way of looking.
+
+    Attributes: names; constant, at one value in all chains; still, each chain at one value of its own; broken, how many draws
+    are not finite; lattice, of few values; bulk and tail, effective draws; atom, `(share, value)` of the value that most moves
+    lead to; coincidence, how probable it is that two moves lead to one value; drift, `(z, by how much)`; memory, `(z, nested
+    R-hat)`; between, `(z, R-hat)`; apart, the chains that stand apart `(chains,)`.
+    """
+
+    names: list[str]
+    constant: Array
+    still: Array
+    broken: Array
+    lattice: Array
+    bulk: Array
+    tail: Array
+    atom: tuple[Array, Array]
+    coincidence: Array
+    drift: dict[str, tuple[Array, Array]] = dataclass_field(default_factory=dict)
+    memory: dict[str, tuple[Array, Array]] = dataclass_field(default_factory=dict)
+    between: dict[str, tuple[Array, Array]] = dataclass_field(default_factory=dict)
+    apart: dict[str, Array] = dataclass_field(default_factory=dict)
+
+    @property
+    def judged(self) -> Array:
+        """Coordinates that move."""
+        return ~self.constant & (self.broken == 0)
+
+
+def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK) -> Chains:
+    """Test draws `(chains, n, d)`, n >= 4, a few coordinates at a time.
+
+    Arguments: names of the coordinates; discrete, whether their states are, None where that shows in the draws only.
+    """
+    chains, n, d = x.shape
+    values = max(BUDGET // max(d, 1), LEAST)
+    stride = max(1, math.ceil(chains * n / values))
+    stride = min(stride + 1 - stride % 2, max(1, (n // 16 - 1) | 1))
+    size = max(1, chunk // max(chains * n // stride, 1))
+    parts = [_judge_some(x[:, :, i : i + size], stride, d, discrete) for i in range(0, d, size)]
+
+    def joined(*path: Any) -> Array:
+        found: list[Any] = parts
+        for key in path:
+            found = [part[key] for part in found]
+        return np.concatenate(found)
+
+    def by_way(kind: str) -> dict[str, tuple[Array, Array]]:
+        return {way: (joined(kind, way, 0), joined(kind, way, 1)) for way in (PLACE, SPREAD, TURN)}
+
+    return Chains(
+        names, constant=joined("constant"), still=joined("still"), broken=joined("broken"), lattice=joined("lattice"),
+        bulk=joined("bulk"), tail=joined("tail"), atom=(joined("atom", 0), joined("atom", 1)), coincidence=joined("coincidence"),
+        drift=by_way("drift"), memory=by_way("memory"), between=by_way("between"),
+        apart={way: np.any([part["apart"][way] for part in parts], 0) for way in (PLACE, SPREAD)},
+    )  # fmt: skip
+
+
+def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[str, Any]:
+    """What is found of some of d coordinates, `(chains, n, some)`."""
+    broken = _not_finite(x)
+    v = np.ascontiguousarray(x[:, ::stride].transpose(2, 0, 1), dtype=np.float64)
+    v[broken > 0] = 0.0
+    still = (v == v[:, :, :1]).all((1, 2))
+    for i in np.flatnonzero(still & (stride > 1)):
+        still[i] = bool((x[:, :, i] == x[:, :1, i]).all())
+    constant = still & (v[:, :, 0] == v[:, :1, 0]).all(1)
+    still &= ~constant
+    lattice, atom, coincidence = _ties(v, discrete)
+    scores, folded = normal_scores(v), normal_scores(fold(v))
+    ways = {PLACE: scores, SPREAD: folded, TURN: flipped(scores)}
+    centres = {PLACE: None, SPREAD: None, TURN: 0.0}
+    outer = -NormalDist().inv_cdf(math.sqrt(RATE / (4 * d * len(x))))
+    halves = {way: split(value) for way, value in ways.items()}
+    ranked = split(v)
+    return {
+        "constant": constant, "still": still, "broken": broken, "lattice": lattice, "atom": atom, "coincidence": coincidence,
+        "bulk": effective(normal_scores(ranked)), "tail": tail_effective(v),
+        "drift": {
+            PLACE: drift(scores, lattice), SPREAD: drift(folded, lattice), TURN: alternation(scores, lattice),
+        },
+        "memory": {way: memory(value) for way, value in ways.items()},
+        "between": {way: (between(value, SLACK, centres[way]), r_hat(value)) for way, value in halves.items()},
+        "apart": {
+            way: (outlying(ways[way], outer) & ~lattice[:, None] & ~constant[:, None]).any(0) for way in (PLACE, SPREAD)
+        },
+    }  # fmt: skip
+
+
+def _not_finite(x: Array) -> Array:
+    """How many of each coordinate's draws `(chains, n, d)` are not finite; counted where their sum is not."""
+    with np.errstate(all="ignore"):
+        counts = (~np.isfinite(x.sum((0, 1), dtype=np.float64))).astype(int)
+    for i in np.flatnonzero(counts):
+        counts[i] = np.count_nonzero(~np.isfinite(x[:, :, i]))
+    return counts
+
+
+def _ties(v: Array, discrete: bool | None) -> tuple[Array, tuple[Array, Array], Array]:
+    """Which coordinates `(d, chains, n)` are discrete; the share of moves that lead to one value, and it; coincidences of moves.
+
+    A chain that stays where it is does not count again: it is the moves to an equal value that a continuous law has none of.
+    """
+    d, chains, _ = v.shape
+    lattice, share, value, coincidence = np.zeros(d, bool), np.zeros(d), np.zeros(d), np.zeros(d)
+    ordered = np.sort(v.reshape(d, -1), 1)
+    total = ordered.shape[1]
+    for i, row in enumerate(ordered):
+        edges = np.flatnonzero(np.concatenate([[True], row[1:] != row[:-1], [True]]))
+        if len(edges) > total:  # no two equal
+            continue
+        runs = np.diff(edges)
+        lattice[i] = len(runs) <= FEW_VALUES or bool((row == np.round(row)).all()) if discrete is None else discrete
+        often = runs.max() >= ATOM * total / 2
+        if lattice[i] or len(runs) == 1 or not (often or np.square(runs.astype(float)).sum() > COINCIDENCE * total**2):
+            continue
+        moved = v[i, :, 1:] != v[i, :, :-1]
+        to = v[i, :, 1:][moved]
+        if to.size < 2:
+            continue
+        found, counts = np.unique(to, return_counts=True)
+        coincidence[i] = float((counts * (counts - 1.0)).sum() / (to.size * (to.size - 1.0)))
+        most = int(counts.argmax())
+        kept = found[most], int(counts[most])
+        ends = int(((v[i] == row[edges[runs.argmax()]]).all(1)).sum())  # chains that never leave it
+        if ends > 1:
+            kept = row[edges[runs.argmax()]], ends + int((to == row[edges[runs.argmax()]]).sum())
+        if kept[1] >= ATOM_VISITS:
+            share[i], value[i] = max(kept[1] / to.size, ends / chains), kept[0]
+    return lattice, (share, value), coincidence
+
+
+def findings(
+    x: Array, names: list[str], status: Tensor, failed_at: Tensor, stats: Mapping[str, Array], sampler: Sampler
+) -> tuple[Finding, ...]:
+    """What is wrong with the draws `(chains, n, d)` of the chains that are well; stats `(chains, n)` of them."""
+    found = [*_failures(status, failed_at, sampler)]
+    if not x.size:
+        return (*found, Finding("there are no draws to judge", "see above why the chains failed", "nothing"))
+    if sampler.independent:
+        return (*found, *_independent(x, names, stats, sampler))
+    if x.shape[1] < 4:
+        found += _broken(_not_finite(x), names)
+        return (*found, Finding(
+            f"{names[0]} cannot be judged, nor can others: {x.shape[1]} draws of a chain say nothing about it",
+            "keep at least four of each chain, with keep='all'", "unjudged",
+        ))  # fmt: skip
+    extra, extra_names = _extras(x, stats, sampler)
+    own = judge(x, names, sampler.discrete)
+    others = [judge(value[:, :, None], [name], None) for name, value in zip(extra_names, extra, strict=True)]
+    all_judged = [own, *others]
+    comparisons = 2 * sum(int(part.judged.sum()) for part in all_judged)
+    found += _broken(own.broken, names)
+    if own.constant.all():
+        found.append(Finding(
+            f"{names[0]} cannot be judged: every coordinate is at one value in all draws",
+            f"nothing has moved: use another start, or {sampler.smaller_steps}", "unjudged",
+        ))  # fmt: skip
+        return tuple(found)
+    found += _movement(x, own, stats, sampler)
+    found += _convergence(all_judged, z_limit(RATE, 2 * comparisons), sampler)
+    found += _parity(extra_names, others)
+    found += _values(own, x, sampler)
+    found += _copies(x, own)
+    found += _few(own, bool(found), stats, sampler)
+    found += _hamiltonian(x, names, stats, sampler)
+    return tuple(found)
+
+
+def _extras(x: Array, stats: Mapping[str, Array], sampler: Sampler) -> tuple[list[Array], list[str]]:
+    """What is judged beside the coordinates, `(chains, n)` each."""
+    values, names = [], []
+    energy = stats.get("energy")
+    if energy is not None and energy.ndim == 2 and np.isfinite(energy).all():
+        values.append(energy)
+        names.append("energy")
+    if sampler.discrete is not False and x.shape[2] > 1:
+        low, high = x[0].min(), x[0].max()
+        if low < high and all(((chain == low) | (chain == high)).all() for chain in x):
+            values.append(((x == high).sum(2) % 2).astype(np.float64))
+            names.append("parity")
+    return values, names
+
+
+def _failures(status: Tensor, failed_at: Tensor, sampler: Sampler) -> Iterator[Finding]:
+    for code in Status:
+        failed = status == int(code)
+        if code is not Status.OK and bool(failed.any()):
+            first = int(failed_at[failed].min())
+            if code is Status.MAX_STEPS:
+                fix = "raise max_steps, or rtol and atol"
+            else:
+                steps = sampler.finer if sampler.independent else sampler.smaller_steps
+                fix = f"use {steps}, float64, or a start inside the support"
+            yield Finding(
+                f"{int(failed.sum())} of {len(status)} chains are {code.name}, the first at step {first}",
+                f"they are left out here. {fix[0].upper()}{fix[1:]}", "failed",
+            )  # fmt: skip
+
+
+def _broken(counts: Array, names: list[str]) -> Iterator[Finding]:
+    if counts.any():
+        worst = int(counts.argmax())
+        yield Finding(
+            f"{int(counts.sum())} numbers among the draws are not finite, {int(counts[worst])} of them of {names[worst]}",
+            "they are outside of what the dtype holds: use float64, other units, or a model that is bounded there", "broken",
+        )  # fmt: skip
+
+
+def _movement(x: Array, own: Chains, stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
+    same = np.ones((x.shape[0], x.shape[1] - 1), bool)
+    for i in range(x.shape[2]):
+        if not same.any():
+            break
+        same &= x[:, 1:, i] == x[:, :-1, i]
+    run = _longest_run(same)
+    moving = same[run < same.shape[1]]
+    rate = float(moving.mean()) if moving.size else 1.0
+    by_chance = same.size * rate**run if rate < 1 else np.where(run == same.shape[1], 0.0, 1.0)
+    stuck = (run >= max(STILL * same.shape[1], 1)) & (by_chance < RATE)
+    whole = run == same.shape[1]
+    expected = len(x) * float(same.mean()) ** same.shape[1]
+    if whole.sum() > expected + CROWD * math.sqrt(expected) + 3:  # more than chance keeps in place in so few steps
+        stuck |= whole
+    if own.lattice[own.judged].all():  # a state may be so probable that chains stay: where they stay is what counts
+        stuck &= whole.all()
+    never = stuck & whole
+    fix = f"use a longer warmup, another start, or {sampler.smaller_steps}"
+    if never.any():
+        yield Finding(f"{int(never.sum())} chains never moved", fix, "stuck")
+    if (stuck & ~never).any():
+        longest = int(run[stuck & ~never].max())
+        yield Finding(
+            f"{int((stuck & ~never).sum())} chains stood still, for up to {longest} draws at a time", fix, "stuck"
+        )
+    if own.still.any() and not never.all():
+        yield Finding(
+            f"{_listed(own.names, own.still)} never moved in any chain, and chains differ there",
+            "the solver does not move it: its gradient is 0 or its step too small for the dtype", "stuck",
+        )  # fmt: skip
+    accept = stats.get("accept")
+    if accept is not None and np.isfinite(accept).any() and float(np.nanmean(accept)) < LOW_ACCEPT:
+        yield Finding(
+            f"only {float(np.nanmean(accept)):.1%} of the proposals are accepted",
+            f"use {sampler.smaller_steps}",
+            "accept",
+        )
+
+
+def _longest_run(flags: Array) -> Array:
+    """The longest run of true values in each row."""
+    place = np.arange(1, flags.shape[1] + 1)
+    return (
+        (place - np.maximum.accumulate(np.where(flags, 0, place), 1)).max(1) if flags.shape[1] else np.zeros(len(flags))
+    )
+
+
+def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterator[Finding]:
+    """Drift, disagreement, memory, chains that stand apart, turning: each that is too large."""
+    names = [name for part in parts for name in part.names]
+    judged = np.concatenate([part.judged for part in parts])
+
+    few = judged & (np.concatenate([np.fmin(part.bulk, part.tail) for part in parts]) < FEW_EFFECTIVE)
+
+    def of(kind: str, way: str) -> tuple[Array, Array]:
+        z, size = (np.concatenate([getattr(part, kind)[way][i] for part in parts]) for i in (0, 1))
+        return np.where(judged, np.nan_to_num(z, nan=0.0, posinf=1e300, neginf=-1e300), 0.0), size
+
+    drifting, troubled = False, np.zeros(len(names), bool)
+    for way, what in ((PLACE, "where they are"), (SPREAD, "how widely they are spread")):
+        z, by = of("drift", way)
+        found = np.abs(z) > limit
+        troubled |= found
+        if found.any():
+            drifting, worst = True, int(np.abs(z).argmax())
+            yield Finding(
+                f"the chains drift together in {what}: from the first half of the draws to the second by {by[worst]:+.2g} "
+                f"normal scores in {_listed(names, found, worst)} (z = {abs(z[worst]):.3g})",
+                "they are on their way still: use a longer warmup and more steps", "drift",
+            )  # fmt: skip
+    settled = (
+        "where they are on their way, use more warmup and steps; where they sit in different modes, more chains do not help: "
+        f"use {sampler.tempering}"
+    )
+    fix = "use more warmup and steps" if drifting else settled
+    for way, name, where in ((PLACE, "R-hat", ""), (SPREAD, "folded R-hat", " in spread")):
+        z, value = of("between", way)
+        remembered, nested = of("memory", way)
+        drifts = np.abs(of("drift", way)[0]) > limit
+        value = np.where(np.isnan(value) & (z > limit), np.inf, np.where(np.isnan(value), 1.0, value))
+        told = (z > limit) | (remembered > limit) | drifts
+        found = judged & ((value > HIGH_R_HAT) & told | (value > FEW_R_HAT) & few)
+        troubled |= found | (remembered > limit)
+        if found.any():
+            worst = int(np.where(found, value, 0).argmax())
+            more = f" ({int(found.sum())} coordinates)" if found.sum() > 1 else ""
+            yield Finding(
+                f"the chains disagree{where}, {name} of {names[worst]} is {value[worst]:.3f}{more}",
+                fix, "disagree",
+            )  # fmt: skip
+        found = remembered > limit
+        if found.any():
+            worst = int(remembered.argmax())
+            yield Finding(
+                f"the chains have not forgotten where they were, nested {name} of {_listed(names, found, worst)} is "
+                f"{nested[worst]:.3f} (z = {remembered[worst]:.3g})", fix, "memory",
+            )  # fmt: skip
+    apart = np.any([part.apart[way] for part in parts for way in (PLACE, SPREAD)], 0)
+    if apart.any():
+        yield Finding(
+            f"{int(apart.sum())} of {len(apart)} chains stand apart from the others all along, the first is chain "
+            f"{int(apart.argmax())}", fix, "apart",
+        )  # fmt: skip
+    turning = np.max([np.abs(of("drift", TURN)[0]), of("between", TURN)[0], of("memory", TURN)[0]], 0) > limit
+    turning &= ~troubled  # of chains that are not stationary it says nothing
+    if turning.any():
+        yield Finding(
+            f"the chains alternate: draws at even and at odd places differ in {_listed(names, turning)}",
+            "the kernel has period two. Use one that may stay where it is"
+            + (", such as DiscreteLangevin" if sampler.discrete and sampler.name != "DiscreteLangevin" else ""), "period",
+        )  # fmt: skip
+
+
+def _parity(names: list[str], parts: list[Chains]) -> Iterator[Finding]:
+    if any(name == "parity" and part.constant.all() for name, part in zip(names, parts, strict=True)):
+        yield Finding(
+            "all draws have the same parity of sites in one state",
+            "the kernel changes one site at each step and the thinning is even: use an odd thin, or a kernel that may stay",
+            "period",
+        )
+
+
+def _values(own: Chains, x: Array, sampler: Sampler) -> Iterator[Finding]:
+    share, value = own.atom
+    found = (share > ATOM) & own.judged & ~own.still
+    if found.any():
+        worst = int(np.where(found, share, 0).argmax())
+        clamp = "a clamp (box) of the solver" if "box" in sampler.settings else "a clamp"
+        yield Finding(
+            f"{share[worst]:.1%} of the moves lead to exactly {value[worst]:.6g} in {_listed(own.names, found, worst)}",
+            f"{clamp}, or the edge of what the dtype resolves, beyond which mass is lost. Use float64, or other coordinates",
+            "clamp",
+        )
+    grid = (own.coincidence > COINCIDENCE) & own.judged & ~found
+    if grid.any():
+        yield Finding(
+            f"draws of {_listed(own.names, grid)} lie on a grid: two are equal with probability "
+            f"{float(own.coincidence[grid].max()):.1e}",
+            "the dtype does not resolve them, and chains stall there: use float64, or subtract what is large and constant",
+            "grid",
+        )
+
+
+def _copies(x: Array, own: Chains) -> Iterator[Finding]:
+    if len(x) > 1 and own.judged.any() and not own.lattice[own.judged].all():
+        ones = different(x[:, -1])
+        if ones is not None and ones <= len(x) / 2:
+            yield Finding(
+                f"the last draws of {len(x)} chains are {ones} different ones",
+                "chains are copies of each other: give each its own start and number", "copies",
+            )  # fmt: skip
+
+
+def different(rows: Array) -> int | None:
+    """How many of the rows `(n, ...)` are different; None where equal ones are no wonder, as numbers lie on a lattice.
+
+    They do where all are integers, or where there are more rows than values of any coordinate.
+    """
+    flat = np.ascontiguousarray(rows.reshape(len(rows), -1))
+    ones = len(np.unique(flat, axis=0))
+    some = np.sort(flat[:, :64], axis=0)
+    values = 1 + (some[1:] != some[:-1]).sum(0).max(initial=0)
+    return None if ones > values or bool((some == np.round(some)).all()) else ones
+
+
+def _few(own: Chains, troubled: bool, stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
+    sizes = np.where(own.judged & ~own.still, np.fmin(own.bulk, own.tail), np.inf)
+    worst = int(sizes.argmin())
+    least = float(sizes[worst])
+    noise = z_limit(RATE, 2 * int(own.judged.sum())) * math.sqrt(SPREAD_OF_EFFECTIVE / FEW_EFFECTIVE)
+    if least * (1 + noise) < FEW_EFFECTIVE:
+        kind = "ess_bulk" if own.bulk[worst] <= own.tail[worst] else "ess_tail"
+        fix = f"use about {math.ceil(FEW_EFFECTIVE / max(least, 1))} times the steps or the chains"
+        if troubled:
+            fix = "more of the same does not help before what is said above is mended"
+        elif "step_size" in sampler.settings and float(np.nanmean(stats.get("accept", np.zeros(1)))) > HIGH_ACCEPT:
+            fix += ", or a larger step_size: nearly all proposals are accepted"
+        yield Finding(f"few effective draws, {kind} of {own.names[worst]} is {least:.0f}", fix, "few")
+
+
+def _hamiltonian(x: Array, names: list[str], stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
+    diverging = stats.get("diverging")
+    if diverging is not None and diverging.ndim == 2 and diverging.mean() > STRAY:
+        diverging = diverging.astype(bool)
+        there = x[diverging].astype(np.float64).mean(0)
+        with np.errstate(all="ignore"):
+            far = np.abs(there - x.mean((0, 1), dtype=np.float64)) / (x.std((0, 1), dtype=np.float64) + 1e-300)
+        most = int(np.nan_to_num(far).argmax())
+        aim = (
+            "aim at a higher acceptance (accept=0.95), or " if "accept" in sampler.settings or not sampler.text else ""
+        )
+        aim = aim or (f"use {sampler.smaller_steps}, or " if "step_size" in sampler.settings else "")
+        yield Finding(
+            f"{int(diverging.sum())} trajectories diverged ({diverging.mean():.2%}), about where {names[most]} is "
+            f"{there[most]:.3g}",
+            f"{aim}write the model in coordinates without such narrow parts", "diverging",
+        )  # fmt: skip
+    energy = stats.get("hamiltonian")
+    if energy is not None and energy.ndim == 2 and energy.shape[1] > 2:
+        with np.errstate(all="ignore"):
+            bfmi = np.square(np.diff(energy, axis=1)).mean(1) / energy.var(axis=1)
+        low = int((bfmi < LOW_BFMI).sum())
+        if low > 0.05 * len(bfmi):
+            yield Finding(
+                f"the energy explores slowly, E-BFMI is below {LOW_BFMI} in {low} of {len(bfmi)} chains",
+                "the tails are heavy: write the model in other coordinates", "energy",
+            )  # fmt: skip
+
+
+def _independent(x: Array, names: list[str], stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
+    """Of draws that are no chains: weights, copies, numbers that are not finite."""
+    yield from _broken(_not_finite(x), names)
+    weight = stats.get("log_weight")
+    if weight is not None:
+        worth = kish(weight)
+        if worth < min(FEW_WEIGHTS, len(x) / 2):
+            yield Finding(
+                f"the weights of {len(x)} draws are worth {worth:.1f} equally weighted ones",
+                f"use {sampler.finer}, or a kernel that moves further at each", "weights",
+            )  # fmt: skip
+    ones = None if sampler.discrete or len(x) < 2 else different(x[:, -1])
+    if ones is not None and ones <= len(x) / 2:
+        yield Finding(
+            f"{len(x)} draws are {ones} different ones, many times over",
+            "they were resampled from a handful: use more levels, or moves between them", "copies",
+        )  # fmt: skip
+
+
+def kish(log_weight: Array) -> float:
+    """How many equally weighted draws weighted ones are worth, `(sum w)^2 / sum w^2`; 0 where no weight is above 0."""
+    flat = np.asarray(log_weight, dtype=np.float64).ravel()
+    top = flat.max(initial=-np.inf)
+    if not np.isfinite(top):
+        return 0.0
+    w = np.exp(flat - top)
+    return float(w.sum() ** 2 / np.square(w).sum())
+
+
+def _listed(names: list[str], found: Array, worst: int | None = None) -> str:
+    """The worst coordinate, and how many more."""
+    worst = int(found.argmax()) if worst is None else worst
+    others = int(found.sum()) - 1
+    return names[worst] if others < 1 else f"{names[worst]} and {others} other{'s' if others > 1 else ''}"

@@ -1,1 +1,0 @@
-"""The built-in models, one family a file, registered as plugins in `specs`."""

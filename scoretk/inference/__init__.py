@@ -1,0 +1,1 @@
+"""What a user asks of a field: samples, latents, likelihoods, normalising constants."""

@@ -1,0 +1,370 @@
+r"""The probability flow from data to noise: `encode`, and `interpolate` between latents.
+
+A Gaussian path in polar coordinates, and x in units of the radius,
+
+    alpha = rho sin(phi),    sigma = rho cos(phi),    z = x / rho,
+
+has the flow, whatever the path,
+
+    dz/dphi = cos(phi) D - sin(phi) e = -v / rho,
+
+from phi near 0 (noise) to phi = pi/2 (sigma = 0, the data). The rate is bounded at both ends, also where the velocity in t
+is not (sigma' of VP), so that ends are ordinary points. Without a Gaussian path the flow is taken in t, with rho = 1.
+
+The end correction: a field that predicts the data does not determine `e = (x - alpha D) / sigma` at sigma = 0. But
+`e = -sigma score`, so for data with a density e vanishes there, in proportion to sigma. From such an end the first step, to
+phi_1, is the trapezoid rule with that limit, `z + (phi_1 - pi/2) / 2 rate(z, phi_1)`, which leaves an error of order
+(pi/2 - phi_1)^4. Song et al. (2021) start at phi_1 from x as it is, which takes the data for data noised by sigma(phi_1), an
+error of second order.
+
+A model's own velocity, such as `(data - x) / (1 - t)`, may have no value at t = 1 and is not asked there: the first step, of a
+length h so short that h^3 is below the tolerance, is `z + h rate(z + h/2 rate(z, phi_1), phi_1/2)`, phi_1/2 half way.
+
+References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
+differential equations" (2021); Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): the
+angle and v; Shoemake, "Animating rotation with quaternion curves" (1985); White, "Sampling generative networks" (2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.core.anatomy import left_as_found
+from scoretk.core.arguments import conditions, count, counts, option, positive, tensor_like
+from scoretk.core.rows import across, finite_rows, row_dot, select_rows
+from scoretk.errors import InvalidArgument, Status
+from scoretk.fields.convert import coefficients
+from scoretk.fields.derivatives import check_derivative
+from scoretk.fields.protocols import field_name
+from scoretk.fields.resolve import TimedField, resolve
+from scoretk.ode.adaptive import ADAPTIVE, integrate
+from scoretk.ode.grids import grid as times_of
+from scoretk.ode.rowwise import PAIRS, integrate_rows
+from scoretk.run.draws import Cost
+
+__all__ = ["FIXED", "Flow", "Latents", "Rate", "Solve", "encode", "interpolate", "parts"]
+
+Rate = Callable[[Tensor, float | Tensor], Tensor]
+"""`(z, phi) -> like z`, phi a number or one a row."""
+
+CLOSEST = 1e-3
+"""How far in phi, hence in sigma/alpha, from an end without a determinate rate an adaptive solve begins: where Song et al. (2021)
+do on VP, 1e-5 from the end in t. Nearer, `x - alpha D` would be lost in float32."""
+
+LOOKED_AT = 8
+"""In how many rows it is seen whether autograd has the derivative of a model."""
+
+FIXED: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
+    "euler": (((),), (1.0,)),
+    "heun": (((), (1.0,)), (0.5, 0.5)),
+    "rk4": (((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+"""Explicit Runge-Kutta methods: the rows of their matrix, and the weights."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What `encode` found: latents x at t = 0, `(batch, *event_shape)`, NaN where `status`, `(batch,)`, is not OK."""
+
+    x: Tensor
+    status: Tensor
+    method: str
+    cost: Cost
+
+    @property
+    def ok(self) -> Tensor:
+        """Which rows are well, `(batch,)` of bool."""
+        return self.status == int(Status.OK)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The probability flow of a field in its angle, as the module's docstring has it."""
+
+    field: TimedField
+
+    def angle(self, t: float) -> float:
+        """phi at time t; t itself where there is no Gaussian path."""
+        path = self.field.path
+        return t if path is None else math.atan2(float(path.alpha(t)), float(path.sigma(t)))
+
+    def radius(self, t: float) -> float:
+        """rho at time t: `x = rho z`."""
+        path = self.field.path
+        return 1.0 if path is None else math.hypot(float(path.alpha(t)), float(path.sigma(t)))
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The angles of noise and data."""
+        return self.angle(0.0), self.angle(1.0)
+
+    @cached_property
+    def determinate(self) -> bool:
+        """Whether the field's prediction determines the rate at the data end."""
+        path = self.field.path
+        return path is None or all(bool(c.isfinite()) for c in coefficients(path, 1.0, self.field.source, "v"))
+
+    def of(self, rows: Tensor) -> Flow:
+        """The flow of some of the rows, `(k,)`, which have their own conditions."""
+        return Flow(replace(self.field, cond={name: value[rows] for name, value in self.field.cond.items()}))
+
+    @cached_property
+    def unasked(self) -> bool:
+        """Whether the field is not asked at the data end, as its prediction may have no value there."""
+        path = self.field.path
+        return self.field.source == "velocity" and (path is None or float(path.sigma(1.0)) == 0)
+
+    def time(self, angle: float) -> float:
+        """t at this angle, exact at the ends."""
+        path, (noise, data) = self.field.path, self.ends
+        if path is None:
+            return angle
+        if angle <= noise or angle >= data:
+            return 0.0 if angle <= noise else 1.0
+        return min(max(float(path.t(2 * math.log(math.tan(angle)))), 0.0), 1.0)
+
+    def times(self, angles: Tensor) -> Tensor:
+        """As `time`, of angles `(rows,)`."""
+        path, (noise, data) = self.field.path, self.ends
+        if path is None:
+            return angles
+        inside = path.t(2 * angles.clamp(noise, data).tan().log()).clamp(0, 1)
+        return torch.where(angles <= noise, 0.0, torch.where(angles >= data, 1.0, inside))
+
+    def rate(self, z: Tensor, angle: float | Tensor) -> Tensor:
+        """`dz/dphi`, like z, at an angle or at one a row."""
+        t = self.times(angle) if isinstance(angle, Tensor) else self.time(angle)
+        path = self.field.path
+        if path is None:
+            return self.field.velocity(z, t)
+        if not isinstance(t, Tensor):
+            rho: Any = self.radius(t)
+        else:
+            rho = across(torch.hypot(path.alpha(t), path.sigma(t)).to(z.dtype), z)
+        return -self.field.to("v", rho * z, t) / rho
+
+
+@dataclass(frozen=True)
+class Solve:
+    """How a flow is followed from data to noise: by an adaptive method, or by one of `FIXED` along a grid."""
+
+    method: str = "dopri5"
+    steps: int | None = None
+    grid: str | Sequence[float] | None = None
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        option("method", self.method, (*PAIRS, *(name for name in ADAPTIVE if name not in PAIRS), *FIXED))
+        for name, value in (("steps", self.steps), ("grid", self.grid)):
+            if value is not None and self.adaptive:
+                raise InvalidArgument(
+                    name, value, f"nothing: {self.method} chooses its own steps", f"Or a method of {', '.join(FIXED)}"
+                )
+        if self.steps is not None:
+            counts(self, steps=1)
+        positive("rtol", self.rtol)
+        positive("atol", self.atol)
+        counts(self, max_steps=1)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method chooses its own steps."""
+        return self.method not in FIXED
+
+    def describe(self, flow: Flow) -> str:
+        """The method, its steps, and where it begins."""
+        steps = "" if self.adaptive else f", {len(self._angles(flow)) - 1} steps"
+        return f"{self.method}{steps}{'' if flow.determinate else ', end corrected'}"
+
+    def angles(self, flow: Flow) -> list[float]:
+        """Where to stop on the way from data to noise; first, where a field is not asked at the data, a short way off."""
+        found = self._angles(flow)
+        if not flow.unasked:
+            return found
+        near = min(CLOSEST, max(0.1 * math.sqrt(self.atol), 1e-5), (found[0] - found[1]) / 2)
+        return [found[0], found[0] - near, *found[1:]]
+
+    def _angles(self, flow: Flow) -> list[float]:
+        if self.adaptive:
+            noise, data = flow.ends
+            return [data, noise] if flow.determinate else [data, data - CLOSEST, noise]
+        times = times_of(self.grid, flow.field.path, 32 if self.steps is None else self.steps)
+        if float(times[0]) != 0 or float(times[-1]) != 1:
+            raise InvalidArgument("grid", times, "times from 0 to 1")
+        return [flow.angle(t) for t in reversed(times.tolist())]
+
+    def run(self, flow: Flow, rate_of: Callable[[Tensor], Rate], start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Integrate rows `(batch, ...)` from the data end to the noise end.
+
+        Arguments: flow; rate_of, the rate `rate(y, phi) -> like y` of some of the rows, `(k,)`; start, the rows y there.
+        Returns: the rows at the other end; their `Status` codes and evaluations, both `(batch,)`.
+        """
+        angles, y, opening = self.angles(flow), start, 0
+        rate = rate_of(torch.arange(len(y), device=y.device))
+        if flow.unasked:
+            y, angles, opening = short_of_the_end(rate, start, angles), angles[1:], 2
+        elif not flow.determinate:
+            y, angles, opening = corrected_end(rate, start, angles), angles[1:], 1
+        alive = finite_rows(y)
+        y = select_rows(alive, y, torch.zeros_like(y))
+        limits = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps}
+        made: int | Tensor
+        if self.method in PAIRS:  # each row with steps of its own, so that it is the same in any batch
+            found = integrate_rows(rate, y, angles[0], angles[-1], select=rate_of, **limits)  # type: ignore[arg-type]
+            y, status, made = found.x, found.status, found.evaluations
+        elif self.adaptive:
+            y, status, made = integrate(rate, y, angles[0], angles[-1], **limits)  # type: ignore[arg-type]
+        else:
+            y, made = _runge_kutta(self.method, rate, y, angles)
+            status = torch.full((len(y),), int(Status.OK), device=y.device)
+        alive = alive & finite_rows(y)
+        calls = torch.zeros(len(y), dtype=torch.int64, device=y.device) + made + opening
+        return y, torch.where(alive, status, int(Status.NONFINITE)), calls
+
+
+def corrected_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
+    """From an end at sigma = 0 to the next angle, by the trapezoid rule with the rate's limit there, 0."""
+    return y + (angles[1] - angles[0]) / 2 * rate(y, angles[1])
+
+
+def short_of_the_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
+    """From an end where the field is not asked to the next angle, by the midpoint rule, its first stage at the next angle."""
+    half = (angles[1] - angles[0]) / 2
+    return y + 2 * half * rate(y + half * rate(y, angles[1]), angles[0] + half)
+
+
+def _runge_kutta(method: str, rate: Rate, y: Tensor, angles: Sequence[float]) -> tuple[Tensor, int]:
+    rows, weights = FIXED[method]
+    for now, after in pairwise(angles):
+        slopes: list[Tensor] = []
+        for row in rows:
+            at = y + (after - now) * _combined(row, slopes) if row else y
+            slopes.append(rate(at, (1 - sum(row)) * now + sum(row) * after))
+        y = y + (after - now) * _combined(weights, slopes)
+    return y, len(rows) * (len(angles) - 1)
+
+
+def _combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    return torch.stack([w * k for w, k in zip(weights, slopes, strict=True) if w]).sum(0)
+
+
+def encode(
+    field: Any,
+    x: Tensor,
+    *,
+    cond: Mapping[str, Tensor] | None = None,
+    method: str = "dopri5",
+    steps: int | None = None,
+    grid: str | Sequence[float] | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = 10_000,
+    batch: int | None = None,
+) -> Latents:
+    """The latents of data: the rows of x taken along the probability flow from t = 1 back to t = 0.
+
+    The way back is `stk.sample(field, stk.ProbabilityFlow(...), init=latents.x, cond=cond)`; the round trip is exact up to the
+    error of the two solves. Latents of data follow the field's `base`.
+
+    Arguments: field, timed; x `(rows, *event_shape)`; cond, one row a row of x; method, adaptive ("dopri5", "tsit5", "bosh3",
+    each row with its own steps; "dopri8", "fehlberg2", "adaptive_heun", whose steps a batch shares) with rtol, atol and
+    max_steps, or fixed ("euler", "heun", "rk4": order 1, 2, 4) with steps (default 32) and grid as `ProbabilityFlow` has them;
+    batch, rows at a time, for memory: the latents are the same, where a batch shares its steps to the tolerances.
+    Returns: `Latents`; a row that failed is NaN and has its status. Where x or a condition requires gradients (and autograd is
+    on) so do the latents, to these and to the field's parameters: those of the steps that the solve took.
+    Raises: `MissingCapability` for a field that is not timed; `InvalidArgument`.
+    """
+    bound = resolve(field, {"velocity"}, cond, timed=True)
+    assert isinstance(bound, TimedField)
+    rows = tensor_like("x", x, (None, *bound.event_shape))
+    conditions(cond, len(rows))
+    solve, flow = Solve(method, steps, grid, rtol, atol, max_steps), Flow(bound)
+    asked = asks_for_gradients(rows, cond)
+    with left_as_found(field, grad=asked), torch.set_grad_enabled(asked):
+        if asked:
+            check_differentiable(bound, rows)
+        found = [_encoded(solve, flow, rows, part) for part in parts(len(rows), batch)]
+    latents, status, calls = (torch.cat(values) for values in zip(*found, strict=True))
+    given_gradients(latents, asked, field)
+    return Latents(latents, status, solve.describe(flow), Cost(velocity=int(calls.sum())))
+
+
+def _encoded(solve: Solve, flow: Flow, x: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of these rows of x, their status and evaluations."""
+    places = torch.arange(len(x), device=x.device)[part]
+    z, status, calls = solve.run(flow, lambda rows: flow.of(places[rows]).rate, x[part] / flow.radius(1.0))
+    latents = select_rows(status == int(Status.OK), flow.radius(0.0) * z, torch.full_like(z, torch.nan))
+    return latents, status, calls
+
+
+def parts(n: int, batch: int | None) -> list[slice]:
+    """n rows, so many at a time; all at once where batch is None, or where there are none."""
+    size = n if batch is None else count("batch", batch, least=1)
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)] if n else [slice(0, 0)]
+
+
+def asks_for_gradients(x: Tensor, cond: Mapping[str, Tensor] | None) -> bool:
+    """Whether the caller wants gradients: x or a condition requires them, and autograd is on."""
+    given = (x, *(value for value in (cond or {}).values() if isinstance(value, Tensor)))
+    return torch.is_grad_enabled() and any(value.requires_grad for value in given)
+
+
+def check_differentiable(bound: TimedField, x: Tensor) -> None:
+    """Refuse a model whose prediction depends on x behind autograd's back: its derivative would be wrong, silently."""
+    few = {name: value[:LOOKED_AT] for name, value in bound.cond.items()}
+    part = TimedField(bound.native, bound.path, few)
+    hint = "Its network detaches x, or runs under no_grad or in numpy"
+    check_derivative(lambda z: part.predict(z, 0.5), x[:LOOKED_AT], "field", bound.native, hint)
+
+
+def given_gradients(found: Tensor, asked: bool, field: object) -> Tensor:
+    """What was found. Raises `InvalidArgument` where gradients were asked for and it has none."""
+    if asked and not found.requires_grad:
+        raise InvalidArgument(
+            "x", found, f"rows that require no gradients, as {field_name(field)} gives none",
+            "Its computation is cut from the graph (torch.no_grad, detach, numpy): take x.detach()",
+        )  # fmt: skip
+    return found
+
+
+def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:
+    """Points on the way from latents a to latents b: along the great circle, at equal angles.
+
+    With `u` the unit vectors and `Omega` the angle between them,
+
+        (sin((1 - w) Omega) u_a + sin(w Omega) u_b) / sin(Omega)  times  (1 - w) |a| + w |b|,    w = 0, ..., 1.
+
+    The norm goes from |a| to |b| in equal parts, so it is kept where both are the same. In many dimensions latents from
+    N(0, s^2 I) have norms near s sqrt(d), which a straight line would leave: half way it falls to s sqrt(d / 2).
+
+    Arguments: a and b, `(batch, *event_shape)`; n, how many points, at least 2, the ends among them.
+    Returns: `(batch, n, *event_shape)`; `.flatten(0, 1)` is an `init` for `stk.sample`.
+    Raises: `InvalidArgument` where a row is zero or b points opposite to a, so that no shortest way is determined.
+    """
+    if not isinstance(a, Tensor) or a.ndim == 0:
+        raise InvalidArgument("a", a, "latents (batch, *event_shape)")
+    start, end = tensor_like("a", a, tuple(a.shape)), tensor_like("b", b, tuple(a.shape))
+    count("n", n, least=2)
+    w = torch.linspace(0, 1, n, dtype=start.dtype, device=start.device)
+    rows = [v.reshape(len(v), 1, math.prod(v.shape[1:])) for v in (start, end)]
+    norms = [row_dot(v, v).sqrt().reshape(-1, 1, 1) for v in rows]
+    first, last = (v / norm for v, norm in zip(rows, norms, strict=True))
+    apart, along = (row_dot(v, v).sqrt().reshape(-1, 1, 1) for v in (first - last, first + last))
+    if not bool((along > math.sqrt(torch.finfo(start.dtype).eps)).all()):
+        raise InvalidArgument("a, b", start, "rows that are not zero, and not opposite to each other")
+    omega = 2 * torch.atan2(apart, along)
+    share = w[:, None]
+    # sin(w Omega) / sin(Omega) by sinc, whose limit w at Omega = 0 is exact
+    parts = [s * torch.sinc(s * omega / math.pi) / torch.sinc(omega / math.pi) for s in (1 - share, share)]
+    points = (parts[0] * first + parts[1] * last) * torch.lerp(norms[0], norms[1], share)
+    return points.reshape(len(start), n, *start.shape[1:])

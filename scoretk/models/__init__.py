@@ -1,0 +1,1 @@
+"""The built-in models, registered as plugins in `specs`."""

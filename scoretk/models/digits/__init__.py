@@ -1,0 +1,1 @@
+"""Models of scikit-learn's handwritten digits: networks, recipes and weights."""

@@ -1,0 +1,275 @@
+r"""digits-gan and digits-wgan: a generator's latent space as a field, its energy corrected by the critic it was trained with.
+
+The field is `models.latent.energies.LatentEnergy`: N(0, I) over the latents, corrected by the calibrated critic.
+
+The game is f-GAN's or Wasserstein's (`learn.adversarial`), with noise of standard deviation `smoothing` on data and draws,
+so that both have densities. The averaged generator is kept, and the critic trained on against it. All is computed in standard
+units, y = (x - mean) / std, with one mean an entry and one std for all. There
+
+    G(z) = c(A z + F(z)),    c(u) = low + softplus(u - low) - softplus(u - high)
+
+A the data's first principal components, so that the start is the Gaussian closest to them; F a network that starts at
+zero; c a soft clip of each entry to its range in the data, with corners as wide as the noise.
+
+References: Goodfellow et al., "Generative adversarial nets" (2014); Nowozin, Cseke, Tomioka, "f-GAN" (2016); Gulrajani,
+Ahmed, Arjovsky, Dumoulin, Courville, "Improved training of Wasserstein GANs" (2017); Mescheder, Geiger, Nowozin, "Which
+training methods for GANs do actually converge?" (2018), for the penalty on slopes; Azadi, Olsson, Darrell, Goodfellow, Odena,
+"Discriminator rejection sampling" (2019), which calibrates too; Che, Zhang, Sohl-Dickstein, Larochelle, Paull, Cao, Bengio,
+"Your GAN is secretly an energy-based model and you should use discriminator driven latent sampling" (2020).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu, softplus
+
+from scoretk.core.arguments import count, option
+from scoretk.learn.adversarial import (
+    DIVERGENCES,
+    f_gan_critic,
+    f_gan_generator,
+    gradient_penalty,
+    wasserstein_critic,
+    wasserstein_generator,
+)
+from scoretk.learn.fitting import Player, Progress, Recipe, fit
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.networks import EnergyMLP, fresh, zero_start
+from scoretk.models.digits.stored import Stored, read_weights
+from scoretk.models.digits.training import notes, prepare
+from scoretk.models.latent.energies import LatentEnergy, calibrate
+
+__all__ = ["GAN", "WGAN"]
+
+Loss = Callable[[Tensor, torch.Generator], Tensor]
+Report = Callable[[Progress], Any] | None
+
+HELD_OUT = 0.1
+"""The share of the data that only the calibration sees."""
+CALIBRATION_DRAWS = 20_000
+
+
+class Generator(nn.Module):
+    """`G(z) = c(A z + F(z))` of the module's docstring, in standard units, `(batch, latent) -> (batch, dim)`.
+
+    Arguments: latent and dim; width and blocks of F; corner, the width of c's corners.
+    """
+
+    axes: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, latent: int, dim: int, width: int, blocks: int, corner: float) -> None:
+        super().__init__()
+        self.corner = corner
+        self.enter = nn.Linear(latent, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(blocks)])
+        self.blocks = nn.ModuleList([nn.Linear(width, width) for _ in range(blocks)])
+        self.leave = zero_start(nn.Linear(width, dim))
+        for name, shape in (("axes", (dim, latent)), ("low", (dim,)), ("high", (dim,))):
+            self.register_buffer(name, torch.zeros(shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """`(batch, latent) -> (batch, dim)`."""
+        h = silu(self.enter(z))
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            h = h + silu(block(norm(h)))
+        u, sharpness = z @ self.axes.T + self.leave(h), 1 / self.corner
+        return self.low + softplus(u - self.low, sharpness) - softplus(u - self.high, sharpness)
+
+
+class Pair(nn.Module):
+    """Generator and critic in standard units, the mean `(dim,)` and std of the data, and the calibration `(a, b)`."""
+
+    mean: Tensor
+    std: Tensor
+    calibration: Tensor
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.shape = tuple(settings["event_shape"])
+        dim, latent, width = math.prod(self.shape), settings["latent"], settings["width"]
+        self.generator = Generator(latent, dim, width, settings["blocks"], settings["smoothing"])
+        self.critic = EnergyMLP(dim, settings["critic_width"], settings["critic_blocks"])
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+
+    def generate(self, z: Tensor) -> Tensor:
+        """Images, `(batch, latent) -> (batch, *event_shape)`."""
+        return (self.mean + self.std * self.generator(z.to(self.mean))).reshape(len(z), *self.shape).to(z)
+
+    def log_ratio(self, x: Tensor) -> Tensor:
+        """`a V(x) + b`, an estimate of log p/q, `(batch, *event_shape) -> (batch,)`."""
+        a, b = self.calibration
+        return a * self.critic((x.to(self.mean).flatten(1) - self.mean) / self.std) + b
+
+    @torch.no_grad()
+    def start(self, rows: Tensor) -> None:
+        """Take mean, std, range and principal components from data `(n, *event_shape)`."""
+        flat, made = rows.flatten(1).double(), self.generator
+        std = flat.var(0, correction=0).mean().sqrt()
+        y = (flat - flat.mean(0)) / std
+        spread, axes = torch.linalg.svd(y / math.sqrt(len(y)), full_matrices=False)[1:]
+        used = min(len(spread), made.axes.shape[1])
+        made.axes.zero_()[:, :used] = (axes.T * spread)[:, :used]
+        made.low.copy_(y.amin(0)), made.high.copy_(y.amax(0))
+        self.mean.copy_(flat.mean(0)), self.std.copy_(std), self.calibration.copy_(torch.tensor([1.0, 0.0]))
+
+    def standard(self, rows: Tensor) -> Tensor:
+        """Data `(n, *event_shape)` in standard units, `(n, dim)`."""
+        return (rows.flatten(1) - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class _Game:
+    """What both models share: `build`, and training with a pair of losses."""
+
+    model: str
+
+    def build(self, weights: str | os.PathLike[str] | None = None) -> LatentEnergy:
+        """The latent energy with these weights, by default the shipped ones.
+
+        Raises: `InvalidArgument` where the file holds no weights of this model.
+        """
+        stored = read_weights(weights, self.model)
+        pair = stored.into(lambda: Pair(stored.settings))
+        assert isinstance(pair, Pair)
+        return LatentEnergy(pair.generate, pair.log_ratio, (stored.settings["latent"],), pair.shape)
+
+    def default_data(self) -> Tensor:
+        """What the shipped weights were trained on: the digits' training images, `(1437, 1, 8, 8)`."""
+        return load_digits().train
+
+    def _fit(
+        self, data: Tensor | None, losses: Callable[[Pair], tuple[CriticLoss, GeneratorLoss]], seed: int, report: Report,
+        checkpoint: str | os.PathLike[str] | None, **chosen: Any,
+    ) -> Stored:  # fmt: skip
+        """The game, then the critic against the averaged generator, then its calibration."""
+        ready = prepare(self.default_data() if data is None else data, chosen["smoothing"])
+        made = notes(self.model, data is None, seed, **chosen)
+        settings = {"event_shape": list(ready.rows.shape[1:]), **{name: chosen[name] for name in _SHAPING}}
+        generator = torch.Generator().manual_seed(count("seed", seed))
+        pair = fresh(lambda: Pair(settings), generator)
+        pair.start(ready.rows)
+        rows = pair.standard(ready.rows)[torch.randperm(len(ready.rows), generator=generator)]
+        held = max(1, round(HELD_OUT * len(rows)))
+        of_critic, of_generator = losses(pair)
+
+        def blurred(y: Tensor, g: torch.Generator) -> Tensor:
+            return y + chosen["smoothing"] * torch.randn(y.shape, generator=g)
+
+        def draws(n: int, g: torch.Generator) -> Tensor:
+            return blurred(pair.generator(torch.randn(n, settings["latent"], generator=g)), g)
+
+        def critic_loss(x: Tensor, g: torch.Generator) -> Tensor:
+            with torch.no_grad():
+                y = draws(len(x), g)
+            return of_critic(blurred(x, g), y, g)
+
+        def generator_loss(x: Tensor, g: torch.Generator) -> Tensor:
+            return of_generator(draws(len(x), g))
+
+        recipe = partial(Recipe, batch=128, betas=(0.0, 0.99), weight_decay=0.0, clip=1e3, held_out=0.0)
+        players = [
+            Player("critic", pair.critic, critic_loss, steps=chosen["critic_steps"]),
+            Player("generator", pair.generator, generator_loss),
+        ]
+        game = recipe(chosen["steps"], learning_rate=chosen["learning_rate"])
+        fit(pair, players, rows[held:], game, seed=seed, report=report, checkpoint=checkpoint, settings=made)
+        if chosen["refine"]:
+            refine = recipe(chosen["refine"], learning_rate=1e-3, decay=0.99)
+            fit(pair.critic, critic_loss, rows[held:], refine, seed=seed, report=report)
+        with torch.no_grad():
+            z = torch.randn(CALIBRATION_DRAWS, settings["latent"], generator=generator)
+            found = calibrate(pair.critic(rows[:held]), pair.critic(pair.generator(z)))
+        pair.calibration.copy_(torch.tensor(found))
+        return Stored(self.model, settings, pair.state_dict(), made)
+
+
+CriticLoss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+GeneratorLoss = Callable[[Tensor], Tensor]
+
+_SHAPING = ("latent", "width", "blocks", "critic_width", "critic_blocks", "smoothing")
+"""The settings that say what the networks are."""
+
+
+@dataclass(frozen=True)
+class _FGan(_Game):
+    """The game of an f-divergence."""
+
+    def train(
+        self, data: Tensor | None = None, *, seed: int = 0, divergence: str = "gan", steps: int = 2000, refine: int = 2000,
+        smoothing: float = 0.25, penalty: float = 0.05, latent: int = 64, width: int = 128, blocks: int = 2,
+        critic_width: int = 160, critic_blocks: int = 1, critic_steps: int = 1, learning_rate: float = 3e-4,
+        report: Report = None, checkpoint: str | os.PathLike[str] | None = None,
+    ) -> Stored:  # fmt: skip
+        """Fit generator and critic to data.
+
+        Arguments: data `(n, *event_shape)`, None for the digits; seed; divergence, a name in `DIVERGENCES`, whose
+            non-saturating form the generator descends; steps of the game; refine, steps of the critic alone after it;
+            smoothing, the standard deviation of the noise on data and draws, over the data's own; penalty, weight of the
+            critic's mean squared slope at the data (R1); latent, dimensions; width and blocks of the generator;
+            critic_width, critic_blocks and critic_steps, the last for each step of the generator; learning_rate; report,
+            called after each evaluation; checkpoint, a file to save the game to and to go on from.
+        Returns: the averaged weights of the last step, the critic's calibrated on a held-out tenth of the rows.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        """
+        option("divergence", divergence, DIVERGENCES)
+
+        def losses(pair: Pair) -> tuple[CriticLoss, GeneratorLoss]:
+            def of_critic(x: Tensor, y: Tensor, _: torch.Generator) -> Tensor:
+                slopes = gradient_penalty(pair.critic, x, 0.0).mean()
+                return f_gan_critic(pair.critic, x, y, divergence) + penalty / 2 * slopes
+
+            return of_critic, lambda y: f_gan_generator(pair.critic, y, divergence)
+
+        return self._fit(
+            data, losses, seed, report, checkpoint, divergence=divergence, steps=steps, refine=refine, smoothing=smoothing,
+            penalty=penalty, latent=latent, width=width, blocks=blocks, critic_width=critic_width,
+            critic_blocks=critic_blocks, critic_steps=critic_steps, learning_rate=learning_rate,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Wasserstein(_Game):
+    """The game of the Wasserstein distance, with a penalty on slopes other than 1."""
+
+    def train(
+        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 1500, refine: int = 1000, smoothing: float = 0.25,
+        penalty: float = 10.0, latent: int = 64, width: int = 128, blocks: int = 2, critic_width: int = 160,
+        critic_blocks: int = 1, critic_steps: int = 3, learning_rate: float = 3e-4, report: Report = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ) -> Stored:  # fmt: skip
+        """Fit generator and critic to data.
+
+        Arguments: as of `GAN.train`, but penalty, the weight of `(|grad V| - 1)^2` between data and draws.
+        Returns: the averaged weights of the last step, the critic's calibrated on a held-out tenth of the rows.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        """
+
+        def losses(pair: Pair) -> tuple[CriticLoss, GeneratorLoss]:
+            def of_critic(x: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
+                return wasserstein_critic(pair.critic, x, y, torch.rand(len(x), generator=g), penalty)
+
+            return of_critic, lambda y: wasserstein_generator(pair.critic, y)
+
+        return self._fit(
+            data, losses, seed, report, checkpoint, steps=steps, refine=refine, smoothing=smoothing, penalty=penalty,
+            latent=latent, width=width, blocks=blocks, critic_width=critic_width, critic_blocks=critic_blocks,
+            critic_steps=critic_steps, learning_rate=learning_rate,
+        )  # fmt: skip
+
+
+GAN = _FGan("digits-gan")
+"""digits-gan: "gan" by default, or any other of `learn.adversarial.DIVERGENCES`."""
+WGAN = _Wasserstein("digits-wgan")
+"""digits-wgan: Wasserstein with gradient penalty."""

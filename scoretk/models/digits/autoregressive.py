@@ -1,0 +1,357 @@
+r"""digits-fvsbn, -nade, -made and -pixelcnn: autoregressive networks of handwritten digits.
+
+    digits-fvsbn     a = b + L x, L strictly lower triangular                     a fully visible sigmoid belief network
+    digits-nade      a_i = b_i + V_i . sigmoid(c + W_{.,<i} x_{<i})               one hidden layer, its weights shared
+    digits-made      an MLP whose hidden units each see the sites up to their own
+    digits-pixelcnn  convolutions whose kernels see the pixels above, and those to the left
+
+Sites of the first two are binary, those of the other two real (`models.latent.autoregressive`).
+
+References: Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?" (1996); Larochelle, Murray,
+"The neural autoregressive distribution estimator" (2011); Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for
+distribution estimation" (2015); van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel recurrent neural networks" (2016).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, linear, silu
+
+from scoretk.core.arguments import count, finite
+from scoretk.errors import InvalidArgument
+from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.models.digits.data import binarised, load_digits
+from scoretk.models.digits.networks import Dropout, Spread, fresh
+from scoretk.models.digits.stored import Stored, read_weights
+from scoretk.models.digits.training import dequantised, notes, prepare
+from scoretk.models.latent.autoregressive import Autoregressive, Backbone, Bernoullis, BinaryAutoregressive, Logistics
+
+__all__ = ["FVSBN", "MADE", "NADE", "PIXELCNN"]
+
+File = str | os.PathLike[str] | None
+Report = Callable[[Progress], Any] | None
+
+
+def _sees(order: Tensor, of_inputs: Tensor, *, equals: bool) -> Tensor:
+    """Which inputs a unit is connected with: those that come before it, and its `equals` where told. `(units, inputs)`."""
+    return order[:, None] >= of_inputs if equals else order[:, None] > of_inputs
+
+
+def _masked(layer: Any, x: Tensor, seen: Tensor) -> Tensor:
+    return linear(x, layer.weight * seen, layer.bias)
+
+
+class SigmoidBelief(Backbone):
+    """Logistic regression of each site on those before it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, d) -> (batch, d, 1)`."""
+        site = torch.arange(x.shape[1], device=x.device)
+        return _masked(self.layer, x, _sees(site, site, equals=False))[..., None]
+
+
+class SharedHidden(Backbone):
+    """NADE's hidden layer for each site, of the sites before it; `width` units."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(dim, width), nn.Linear(width, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, d) -> (batch, d, 1)`."""
+        before = (x[..., None] * self.enter.weight.T)[:, :-1].cumsum(1)
+        before = nn.functional.pad(before, (0, 0, 1, 0))  # the first site sees none
+        hidden = torch.sigmoid(self.enter.bias + before)
+        return ((hidden * self.leave.weight).sum(2) + self.leave.bias)[..., None]
+
+    def at(self, x: Tensor, i: int) -> Tensor:
+        """The numbers of site i alone, for a dth of the work."""
+        hidden = torch.sigmoid(linear(x[:, :i], self.enter.weight[:, :i], self.enter.bias))
+        return linear(hidden, self.leave.weight[i : i + 1], self.leave.bias[i : i + 1])
+
+
+class MaskedMLP(Backbone):
+    """A residual MLP in which hidden unit j sees sites up to number j mod (d - 1), and a site the units of those before it."""
+
+    def __init__(self, dim: int, width: int, layers: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.enter = nn.Linear(dim, width)
+        self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(layers - 1)])
+        self.dropout = Dropout(dropout)
+        self.leave = nn.Linear(width, dim * outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, d) -> (batch, d, outputs)`."""
+        h, last = self._units(x)
+        d, outputs = x.shape[1], self.leave.out_features // x.shape[1]
+        site = torch.arange(d, device=x.device).repeat_interleave(outputs)
+        return _masked(self.leave, h, _sees(site, last, equals=False)).unflatten(1, (d, outputs))
+
+    def at(self, x: Tensor, i: int) -> Tensor:
+        """The numbers of site i alone, without the outputs of the others."""
+        h, last = self._units(x)
+        outputs = self.leave.out_features // x.shape[1]
+        own = slice(i * outputs, (i + 1) * outputs)
+        return linear(h * (last < i), self.leave.weight[own], self.leave.bias[own])
+
+    def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The last hidden layer, `(batch, width)`, and the last site that each unit sees, `(width,)`."""
+        site = torch.arange(x.shape[1], device=x.device)
+        last = torch.arange(self.enter.out_features, device=x.device) % max(1, x.shape[1] - 1)
+        h = silu(_masked(self.enter, x, _sees(last, site, equals=True)))
+        for layer in self.hidden:
+            h = h + silu(_masked(layer, self.dropout(h), _sees(last, last, equals=True)))
+        return self.dropout(h), last
+
+
+class _MaskedConv(nn.Linear):
+    """A convolution, its kernel k x k with k odd, that sees the pixels before each; and the pixel itself where `equals`."""
+
+    def __init__(self, channels: int, width: int, k: int, equals: bool) -> None:
+        super().__init__(channels * k * k, width)
+        self.k, self.equals = k, equals
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, channels, rows, columns) -> (batch, width, rows, columns)`."""
+        if self.k == 1 and self.equals:  # nothing to hide
+            return conv2d(x, self.weight[..., None, None], self.bias)
+        places = torch.arange(self.k**2, device=x.device)
+        seen = _sees(places[self.k**2 // 2, None], places, equals=self.equals)
+        kernel = self.weight.unflatten(1, (-1, self.k**2)) * seen
+        return conv2d(x, kernel.unflatten(2, (self.k, self.k)), self.bias, padding=self.k // 2)
+
+
+class _Block(nn.Module):
+    """The residual block of the PixelCNN: 1 x 1 to half the width, masked 3 x 3, 1 x 1 back."""
+
+    def __init__(self, width: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        half = max(1, width // 2)
+        self.narrow = _MaskedConv(width, half, 1, equals=True)
+        self.middle = _MaskedConv(half, half, 3, equals=True)
+        self.widen = _MaskedConv(half, width, 1, equals=True)
+        self.dropout = Dropout(dropout, seed)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """`(batch, width, rows, columns)`, like it."""
+        return h + self.widen(self.dropout(silu(self.middle(silu(self.narrow(silu(h)))))))
+
+
+class MaskedConvolutions(Backbone):
+    """The PixelCNN, for events of any shape: their last axis are columns, all others one below another the rows.
+
+    A first 7 x 7 kernel of earlier pixels, then residual blocks; stacked, the kernels miss some pixels to the upper right. A
+    number for each channel and pixel is learned too, as the digits stand in the middle of their images.
+    """
+
+    def __init__(self, shape: tuple[int, ...], width: int, blocks: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.columns = shape[-1]
+        self.enter = _MaskedConv(1, width, 7, equals=False)
+        self.place = nn.Linear(math.prod(shape), width)
+        self.blocks = nn.ModuleList([_Block(width, dropout, seed) for seed in range(blocks)])
+        self.leave = _MaskedConv(width, outputs, 1, equals=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, d) -> (batch, d, outputs)`, also of the first rows of the image alone."""
+        places = (self.place.weight + self.place.bias[:, None])[:, : x.shape[1]]
+        h = self.enter(x.unflatten(1, (1, -1, self.columns))) + places.unflatten(1, (-1, self.columns))
+        for block in self.blocks:
+            h = block(h)
+        return self.leave(silu(h)).flatten(2).movedim(1, 2)
+
+    def at(self, x: Tensor, i: int) -> Tensor:
+        """The numbers of site i alone, from the image down to its row."""
+        return self(x[:, : (i // self.columns + 1) * self.columns])[:, i]
+
+
+class _Model:
+    """What the models share: weights in, a field out, and maximum likelihood. Subclasses: kinds of data, then models."""
+
+    name: str
+    field: Callable[[Any, tuple[int, ...]], Any]
+    learning_rate = 1e-3
+    batch = 256
+
+    def build(self, weights: File = None) -> Any:
+        """The field with these weights, by default the shipped ones.
+
+        Raises: `InvalidArgument` where the file holds no weights of this model.
+        """
+        stored = read_weights(weights, self.name)
+        network = stored.into(lambda: self._conditionals(self._backbone(stored.settings), stored.spread))
+        return self.field(network, tuple(stored.settings["event_shape"]))
+
+    def default_data(self) -> Tensor:
+        """What the shipped weights were trained on: the digits' training images, `(1437, 1, 8, 8)`."""
+        return load_digits().train
+
+    def _fit(self, data: Tensor | None, seed: int, report: Report, checkpoint: File, **settings: Any) -> Stored:
+        """The weights of the highest likelihood on a held-out tenth of the rows; the bin's noise on both."""
+        rows = prepare(self.default_data() if data is None else data, 1.0).rows
+        self._admit(rows)
+        _check(settings)
+        made, width = notes(self.name, data is None, seed, **settings), settings.get("bin", 0.0)
+        settings["event_shape"] = list(rows.shape[1:])
+        backbone = fresh(lambda: self._backbone(settings), torch.Generator().manual_seed(seed))
+        network: Any = self._conditionals(backbone, Spread(rows.mean(), None, rows.std()))
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            x = dequantised(rows, width, generator)
+            return -network.log_prob(x.flatten(1)) / x[0].numel()
+
+        recipe = Recipe(settings["steps"], self.batch, self.learning_rate, weight_decay=settings["weight_decay"])
+        done = fit(network, loss, rows, recipe, seed=seed, report=report, checkpoint=checkpoint, settings=made)
+        return Stored(self.name, settings, done.weights, made)
+
+    def _admit(self, rows: Tensor) -> None:
+        """Raises `InvalidArgument` for data that are not of this kind."""
+
+    def _conditionals(self, backbone: Backbone, spread: Spread) -> nn.Module:
+        """The kind of its sites."""
+        raise NotImplementedError
+
+    def _backbone(self, settings: dict[str, Any]) -> Backbone:
+        """Untrained."""
+        raise NotImplementedError
+
+
+def _check(settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if name == "dropout" and not 0 <= finite(name, value) < 1:
+            raise InvalidArgument(name, value, "a share in [0, 1)")
+        if name in ("bin", "weight_decay") and not finite(name, value) >= 0:
+            raise InvalidArgument(name, value, "a number of at least 0")
+        if name in ("width", "layers", "blocks", "components"):
+            count(name, value, least=1)
+
+
+class _Binary(_Model):
+    """Models of binary sites."""
+
+    field = BinaryAutoregressive
+    learning_rate = 1e-2
+    batch = 128
+
+    def default_data(self) -> Tensor:
+        """The digits' training images, 1 where there is ink and 0 elsewhere, `(1437, 1, 8, 8)`."""
+        return binarised(load_digits().train)
+
+    def _admit(self, rows: Tensor) -> None:
+        if not bool(((rows == 0) | (rows == 1)).all()):
+            raise InvalidArgument("data", rows, "zeros and ones", "Of images with levels: (images > threshold).float()")
+
+    def _conditionals(self, backbone: Backbone, spread: Spread) -> nn.Module:
+        return Bernoullis(backbone)
+
+
+class _Real(_Model):
+    """Models of real sites."""
+
+    field = Autoregressive
+    learning_rate = 2e-3
+
+    def _conditionals(self, backbone: Backbone, spread: Spread) -> nn.Module:
+        return Logistics(backbone, spread.mean, spread.std)
+
+
+class _FVSBN(_Binary):
+    """digits-fvsbn."""
+
+    name = "digits-fvsbn"
+
+    def train(
+        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 2000, weight_decay: float = 0.1,
+        report: Report = None, checkpoint: File = None,
+    ) -> Stored:  # fmt: skip
+        """Fit the model to data.
+
+        Arguments: data of zeros and ones `(n, *event_shape)`, None for the digits; seed; steps of the optimiser;
+            weight_decay; report, called after each evaluation; checkpoint, a file to save to and to go on from.
+        Returns: the weights that make a held-out tenth of the rows likeliest.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        """
+        return self._fit(data, seed, report, checkpoint, steps=steps, weight_decay=weight_decay)
+
+    def _backbone(self, settings: dict[str, Any]) -> Backbone:
+        return SigmoidBelief(math.prod(settings["event_shape"]))
+
+
+class _NADE(_Binary):
+    """digits-nade."""
+
+    name = "digits-nade"
+
+    def train(
+        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 1500, width: int = 128,
+        weight_decay: float = 0.1, report: Report = None, checkpoint: File = None,
+    ) -> Stored:  # fmt: skip
+        """Fit the model to data. Arguments as `FVSBN.train`; width, hidden units."""
+        return self._fit(data, seed, report, checkpoint, steps=steps, width=width, weight_decay=weight_decay)
+
+    def _backbone(self, settings: dict[str, Any]) -> Backbone:
+        return SharedHidden(math.prod(settings["event_shape"]), settings["width"])
+
+
+class _MADE(_Real):
+    """digits-made."""
+
+    name = "digits-made"
+
+    def train(
+        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 4000, bin: float = 0.125, width: int = 128,
+        layers: int = 2, components: int = 3, dropout: float = 0.2, weight_decay: float = 0.1, report: Report = None,
+        checkpoint: File = None,
+    ) -> Stored:  # fmt: skip
+        """Fit the model to data.
+
+        Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; bin, the width of the data's
+            bins, in which each number is spread evenly, 0 for data that are continuous; width and number of the hidden
+            layers; components of each site's mixture; dropout, the share of hidden units dropped in training;
+            weight_decay; report, called after each evaluation; checkpoint, a file to save to and to go on from.
+        Returns: the weights that make a held-out tenth of the rows likeliest.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        """
+        return self._fit(
+            data, seed, report, checkpoint, steps=steps, bin=bin, width=width, layers=layers, components=components,
+            dropout=dropout, weight_decay=weight_decay,
+        )  # fmt: skip
+
+    def _backbone(self, settings: dict[str, Any]) -> Backbone:
+        dim, outputs = math.prod(settings["event_shape"]), 3 * settings["components"]
+        return MaskedMLP(dim, settings["width"], settings["layers"], outputs, settings["dropout"])
+
+
+class _PixelCNN(_Real):
+    """digits-pixelcnn."""
+
+    name = "digits-pixelcnn"
+    batch = 64
+
+    def train(
+        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 2000, bin: float = 0.125, width: int = 64,
+        blocks: int = 3, components: int = 5, dropout: float = 0.2, weight_decay: float = 0.1, report: Report = None,
+        checkpoint: File = None,
+    ) -> Stored:  # fmt: skip
+        """Fit the model to data. Arguments as `MADE.train`; width, channels; blocks, residual ones."""
+        return self._fit(
+            data, seed, report, checkpoint, steps=steps, bin=bin, width=width, blocks=blocks, components=components,
+            dropout=dropout, weight_decay=weight_decay,
+        )  # fmt: skip
+
+    def _backbone(self, settings: dict[str, Any]) -> Backbone:
+        shape, outputs = tuple(settings["event_shape"]), 3 * settings["components"]
+        return MaskedConvolutions(shape, settings["width"], settings["blocks"], outputs, settings["dropout"])
+
+
+FVSBN, NADE, MADE, PIXELCNN = _FVSBN(), _NADE(), _MADE(), _PixelCNN()

@@ -1,0 +1,236 @@
+r"""Diffusion models of scikit-learn's handwritten digits: one recipe, and what each variant of it chooses.
+
+Data seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, and a network that learns one of the predictions of
+`scoretk.fields.convert` by regression, at times t of density q and with weights w,
+
+    E_t w(t) |net(x_t, t) - y(x_1, eps, t)|^2 / d
+
+    variant                  path       predicts   times and weights
+    digits-diffusion         VP         noise      balanced
+    digits-subvp             sub-VP     noise      balanced
+    digits-ve                VE         score      balanced
+    digits-edm               EDM        data       log-normal sigma, 1 / c_out^2, in EDM's preconditioning
+    digits-v                 cosine     v          uniform, 1
+    digits-class-diffusion   VP         noise      balanced; given the class, or for some rows not
+
+where "balanced" lets every noise level count alike for data of standard deviation s: `a = atan2(alpha s, sigma)` is uniform on
+(0, pi / 2), and the weight is that of v, in units of s. The recipe serves any array of real numbers; the shipped weights are its
+outcome on the digits' training images. Balanced, the preconditioned network learns the same function on every path.
+
+References: Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020): noise; Song, Sohl-Dickstein, Kingma, Kumar,
+Ermon, Poole, "Score-based generative modeling through stochastic differential equations" (2021): VP, sub-VP, VE; Karras,
+Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models" (2022): EDM; Salimans, Ho,
+"Progressive distillation for fast sampling of diffusion models" (2022): v; Nichol, Dhariwal, "Improved denoising diffusion
+probabilistic models" (2021): cosine; Ho, Salimans, "Classifier-free diffusion guidance" (2022): the class left out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.core.arguments import finite
+from scoretk.errors import InvalidArgument
+from scoretk.fields import EDM, VE, VP, Cosine, Diffusion, GaussianPath, SubVP
+from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.losses import prediction_error, stratified
+from scoretk.learn.weightings import weighting
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.networks import EDMNetwork, PathNetwork, TimeMLP, fresh
+from scoretk.models.digits.stored import Stored, read_weights
+from scoretk.models.digits.training import Prepared, labelled, notes, prepare
+from scoretk.run.checkpoint import tensor_digest
+
+__all__ = [
+    "DIGITS_CLASS",
+    "DIGITS_DIFFUSION",
+    "DIGITS_EDM",
+    "DIGITS_SUBVP",
+    "DIGITS_V",
+    "DIGITS_VE",
+    "VARIANTS",
+    "ClassConditional",
+    "Variant",
+    "balanced",
+    "log_normal",
+    "uniform",
+]
+
+File = str | os.PathLike[str]
+Levels = Callable[[Tensor, GaussianPath, str, float], tuple[Tensor, Tensor]]
+"""`(u, path, predicts, s) -> (t, weight)`, all `(batch,)`; u uniform on [0, 1)."""
+
+Condition = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
+"""`(indices of rows, generator) -> cond` to train with."""
+
+P_MEAN, P_STD = -1.2, 1.2
+"""Of log sigma, as EDM draws it."""
+
+
+def balanced(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Tensor, Tensor]:
+    """Times at which the angle `atan2(alpha s, sigma)` is `pi u / 2`, and the weight `1 + (sigma / (alpha s))^2` of the noise."""
+    ratio = torch.tan(torch.pi / 2 * u.double().clamp(0.002, 0.998))  # the path's own ends are not at 0 and 1
+    t = path.t(2 * torch.log(ratio / s)).clamp(0, 1)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    weight = 1 + (sigma / (alpha * s)).square()
+    if predicts != "noise":
+        weight = weight / weighting(predicts, path, t)
+    return t.to(u), weight.to(u)
+
+
+def uniform(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Tensor, Tensor]:
+    """Uniform times, equal weights."""
+    return u, torch.ones_like(u)
+
+
+def log_normal(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Tensor, Tensor]:
+    """EDM's: `log sigma ~ N(P_mean, P_std^2)` within the path, and the weight `1 / c_out^2` of the data."""
+    normal = torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
+    t = path.t(-2 * (P_MEAN + P_STD * normal)).clamp(0, 1)
+    sigma = path.sigma(t)
+    return t.to(u), ((sigma**2 + s**2) / (sigma * s) ** 2).to(u)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One diffusion model: its path and prediction, how its times are drawn and weighted, its network.
+
+    Arguments: name, of the model; path; predicts; levels; network, made of `(backbone, path, predicts, spread)`; width and
+    blocks of the backbone where training is not told.
+    """
+
+    name: str
+    path: GaussianPath
+    predicts: str
+    levels: Levels = balanced
+    network: type[PathNetwork] | type[EDMNetwork] = PathNetwork
+    width: int = 144
+    blocks: int = 2
+
+    def build(self, weights: str | os.PathLike[str] | None = None) -> Diffusion:
+        """The diffusion model with these weights, by default the shipped ones.
+
+        Raises: `InvalidArgument` where the file holds no weights of this model.
+        """
+        stored = read_weights(weights, self.name)
+        settings = stored.settings
+        network = stored.into(lambda: self.network(_backbone(settings), self.path, self.predicts, stored.spread))
+        null = {"label": None} if "classes" in settings else None
+        return Diffusion(network, tuple(settings["event_shape"]), self.path, self.predicts, null)
+
+    def train(
+        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 6000, smoothing: float = 0.06,
+        width: int | None = None, blocks: int | None = None, dropout: float = 0.3,
+        report: Callable[[Progress], Any] | None = None, checkpoint: File | None = None,
+    ) -> Stored:  # fmt: skip
+        """Fit the diffusion model to data.
+
+        Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; smoothing, the standard
+            deviation of the noise that is put on the data (against their discreteness, and against learning them by heart)
+            over their own; width, blocks and dropout of the network, None for the variant's; report, called after each
+            evaluation; checkpoint, a file to save to and to go on from.
+        Returns: the weights of the lowest loss on a held-out tenth of the rows.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        """
+        ready = prepare(load_digits().train if data is None else data, smoothing)
+        chosen = self.sized(width, blocks, dropout)
+        settings = {"event_shape": list(ready.rows.shape[1:]), **chosen}
+        made = notes(self.name, data is None, seed, steps=steps, smoothing=smoothing, **chosen)
+        weights = self.fitted(ready, settings, lambda index, generator: {}, made, report=report, checkpoint=checkpoint)
+        return Stored(self.name, settings, weights, made)
+
+    def fitted(
+        self, ready: Prepared, settings: dict[str, Any], condition: Condition, made: dict[str, Any],
+        labels: Tensor | None = None, **options: Any,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The recipe: the weights that `train` stores. made, its notes; labels, what condition tells of; options of `fit`."""
+        backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(made["seed"]))
+        network = self.network(backbone, self.path, self.predicts, ready.spread)
+        scale = float(ready.spread.std.square().mean().sqrt())
+
+        def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+            x = ready.blurred(ready.rows[index.long()], generator)
+            noise = torch.randn(x.shape, generator=generator)
+            t, weight = self.levels(stratified(len(x), generator), self.path, self.predicts, scale)
+            given = partial(network, **condition(index.long(), generator))
+            return weight * prediction_error(given, x, t, noise, self.path, self.predicts)
+
+        rows = torch.arange(len(ready.rows), dtype=torch.float64)  # their numbers, so that labels go with them
+        shown = {"rows": ready.rows} | ({} if labels is None else {"labels": labels})
+        options["settings"] = made | {"data": tensor_digest(shown)}
+        return fit(network, loss, rows, Recipe(made["steps"]), seed=made["seed"], **options).weights
+
+    def sized(self, width: int | None, blocks: int | None, dropout: float) -> dict[str, Any]:
+        """The backbone's settings, the variant's own in place of None."""
+        own = self.width if width is None else width, self.blocks if blocks is None else blocks
+        return {"width": own[0], "blocks": own[1], "dropout": dropout}
+
+
+@dataclass(frozen=True)
+class ClassConditional:
+    """A variant told the class of what it learns, and for a share of the rows not: model and guide of itself.
+
+    `cond={"label": (chains,)}` holds whole numbers, -1 for no class in particular; without cond there is none.
+    `scoretk.guided(field, weight)` guides it.
+
+    Reference: Ho, Salimans, "Classifier-free diffusion guidance" (2022).
+    """
+
+    of: Variant
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.of.name
+
+    def build(self, weights: str | os.PathLike[str] | None = None) -> Diffusion:
+        """As `Variant.build`."""
+        return self.of.build(weights)
+
+    def train(
+        self, data: Tensor | None = None, *, labels: Tensor | File | None = None, seed: int = 0, steps: int = 6000,
+        smoothing: float = 0.06, width: int | None = None, blocks: int | None = None, dropout: float = 0.3,
+        unlabelled: float = 0.15, report: Callable[[Progress], Any] | None = None, checkpoint: File | None = None,
+    ) -> Stored:  # fmt: skip
+        """Fit the model to data and their labels.
+
+        Arguments: as `Variant.train`; labels `(n,)` of data of your own, whole numbers from 0, or -1 where unknown, or
+            a file of them such as `scoretk fit --data` takes; unlabelled, the share of rows that are shown without theirs.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        """
+        ready, known = labelled(data, labels, smoothing, least=-1)
+        if not 0 <= finite("unlabelled", unlabelled) < 1:
+            raise InvalidArgument("unlabelled", unlabelled, "a share in [0, 1)")
+        chosen = self.of.sized(width, blocks, dropout)
+        settings = {"event_shape": list(ready.rows.shape[1:]), "classes": int(known.max()) + 1, **chosen}
+
+        def condition(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            hidden = torch.rand(len(index), generator=generator) < unlabelled
+            return {"label": known[index].masked_fill(hidden, -1)}
+
+        asked = chosen | {"unlabelled": unlabelled} | ({} if data is None else {"labels": "FILE"})
+        made = notes(self.name, data is None, seed, steps=steps, smoothing=smoothing, **asked)
+        weights = self.of.fitted(ready, settings, condition, made, known, report=report, checkpoint=checkpoint)
+        return Stored(self.name, settings, weights, made)
+
+
+DIGITS_DIFFUSION = Variant("digits-diffusion", VP(), "noise", width=256, blocks=3)
+DIGITS_SUBVP = Variant("digits-subvp", SubVP(), "noise")
+DIGITS_VE = Variant("digits-ve", VE(), "score")
+DIGITS_EDM = Variant("digits-edm", EDM(), "data", log_normal, EDMNetwork)
+DIGITS_V = Variant("digits-v", Cosine(), "v", uniform)
+DIGITS_CLASS = ClassConditional(Variant("digits-class-diffusion", VP(), "noise"))
+
+VARIANTS = (DIGITS_DIFFUSION, DIGITS_SUBVP, DIGITS_VE, DIGITS_EDM, DIGITS_V, DIGITS_CLASS)
+
+
+def _backbone(settings: dict[str, Any]) -> TimeMLP:
+    dim = math.prod(settings["event_shape"])
+    return TimeMLP(dim, settings["width"], settings["blocks"], settings["dropout"], classes=settings.get("classes", 0))

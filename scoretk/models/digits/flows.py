@@ -1,0 +1,508 @@
+r"""Normalizing flows on scikit-learn's handwritten digits: NICE, real NVP, MAF, neural splines, and a continuous flow.
+
+A flow is an invertible f from data to standard normals, so that
+
+    log p(x) = log N(f(x); 0, I) + log |det df/dx|,        x = f^-1(z) with z ~ N(0, I) is an exact draw.
+
+Here f is whitening, `u = U s^-1 U^T (x - m)`, which turns pixels as little as it can, and then steps that are the identity before
+training, so that the flow starts as the Gaussian with the data's mean m and covariance `U diag(s^2) U^T`. A step changes each
+coordinate by an increasing function, an addition, an affine function or a rational-quadratic spline, whose parameters a
+network makes of other coordinates: in a coupling one half of them from the other half; in an autoregressive step each from
+those before it, by masked weights. The transforms are zuko's, their networks our own.
+
+digits-ffjord is a flow in time, `du/dt = F(u, t)` from normals at t = 0 to whitened data at t = 1. In data space that is
+
+    x_t = t m + U s^t U^T u_t,        dx/dt = m + U [log(s) s^t U^T u + s^t U^T F(u, t)],
+
+again exactly the data's Gaussian where F = 0. It is trained by maximum likelihood through the package's own solver, along
+
+    d/dt (u, l, k) = (F, e^T (dF/du) e, -|F|^2)    back from (u_1, 0, 0),        log p(x) = log N(u_0; 0, I) + l_0 - sum log s,
+
+with e fixed random signs for a solve, and k_0, the way's kinetic energy, held small: straight ways need few steps. Its path is
+no Gaussian one, so it has a velocity, a base and hence a density, but neither score nor denoiser.
+
+References: Dinh, Krueger, Bengio, "NICE: non-linear independent components estimation" (2015); Dinh, Sohl-Dickstein, Bengio,
+"Density estimation using real NVP" (2017); Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution
+estimation" (2015); Papamakarios, Pavlakou, Murray, "Masked autoregressive flow for density estimation" (2017); Durkan,
+Bekasov, Murray, Papamakarios, "Neural spline flows" (2019); Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud, "FFJORD:
+free-form continuous dynamics for scalable reversible generative models" (2019); Finlay, Jacobsen, Nurbekyan, Oberman, "How to
+train your neural ODE: the world of Jacobian and kinetic regularization" (2020); Rozet et al., "Zuko: normalizing flows in
+PyTorch" (2022).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+from scoretk.core.arguments import count, finite
+from scoretk.core.streams import Stream
+from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.fields import NoiseSource, Velocity
+from scoretk.fields.base import standard_normal
+from scoretk.fields.gradient import grad_energy
+from scoretk.inference.sampling import sample
+from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.likelihoods import negative_log_likelihood
+from scoretk.models.digits.data import load_digits
+from scoretk.models.digits.networks import HARMONICS, Dropout, OnSpread, Spread, fresh, spread_of, zero_start
+from scoretk.models.digits.stored import Stored, read_weights
+from scoretk.models.digits.training import dequantised, notes, prepare
+from scoretk.solvers import ProbabilityFlow
+
+__all__ = [
+    "FFJORD",
+    "MAF",
+    "NICE",
+    "REALNVP",
+    "SPLINE",
+    "Continuous",
+    "ContinuousNetwork",
+    "FlowNetwork",
+    "NormalizingFlow",
+    "Stepwise",
+    "default_data",
+]
+
+BINS = 8
+PARAMETERS = {"additive": 1, "affine": 2, "spline": 3 * BINS - 1}
+"""How many numbers a univariate function takes."""
+
+KNOTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+"""Where the continuous flow's network sees soft steps of each coordinate."""
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer in which output i sees input j where its degree is at least that of j: `degrees_i >= degrees_j`."""
+
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        super().__init__(len(inputs), len(outputs))
+        self.degrees = tuple(inputs), tuple(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, inputs) -> (batch, outputs)`."""
+        return linear(x, self.weight * _mask(*self.degrees, x.device), self.bias)
+
+
+@lru_cache(maxsize=256)
+def _mask(inputs: tuple[int, ...], outputs: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which output sees which input, `(outputs, inputs)` of bool."""
+    with torch.inference_mode(False):  # so that autograd may use what inference mode made
+        return torch.tensor(outputs, device=device)[:, None] >= torch.tensor(inputs, device=device)
+
+
+class Conditioner(nn.Module):
+    """A residual MLP that makes parameters for each output from the inputs of a lower degree only, zero at the start.
+
+    With one degree throughout, as in a coupling, its hidden units are smooth rectifiers; with several bounded ones, as each
+    coordinate of a draw feeds all that follow, and what grows with them could explode.
+
+    Arguments: inputs and outputs, their degrees; parameters, how many for each output; width; blocks; dropout; seed, of the
+    dropout.
+    """
+
+    def __init__(
+        self, inputs: Sequence[int], outputs: Sequence[int], parameters: int, width: int, blocks: int, dropout: float, seed: int
+    ) -> None:  # fmt: skip
+        super().__init__()
+        hidden = [k % max(outputs) for k in range(width)]
+        self.shape, self.activation = (len(outputs), parameters), silu if max(outputs) == 1 else torch.tanh
+        self.enter = MaskedLinear(inputs, hidden)
+        self.blocks = nn.ModuleList([MaskedLinear(hidden, hidden) for _ in range(blocks)])
+        self.dropouts = nn.ModuleList([Dropout(dropout, seed + i) for i in range(blocks + 1)])
+        self.leave = zero_start(MaskedLinear(hidden, [degree - 1 for degree in outputs for _ in range(parameters)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, inputs) -> (batch, outputs, parameters)`."""
+        first, *others = self.dropouts
+        h = first(self.activation(self.enter(x)))
+        for block, dropout in zip(self.blocks, others, strict=True):
+            h = h + dropout(self.activation(block(h)))
+        return self.leave(h).unflatten(1, self.shape)
+
+
+class Step(nn.Module):
+    """A coupling, or an autoregressive step.
+
+    Arguments: kind, of the univariate functions, a name in `PARAMETERS`; kept, which coordinates a coupling keeps and makes the
+    others' functions of, None for an autoregressive step; order, the places of the coordinates in such a step; the others
+    as `Conditioner` has them.
+    """
+
+    def __init__(
+        self, kind: str, kept: Sequence[bool] | None, order: Sequence[int], width: int, blocks: int, dropout: float, seed: int
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.kind, self.kept, self.order = kind, kept, order
+        inputs = order if kept is None else [0 for keep in kept if keep]
+        outputs = order if kept is None else [1 for keep in kept if not keep]
+        self.conditioner = Conditioner(inputs, outputs, PARAMETERS[kind], width, blocks, dropout, seed)
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The step towards the normals, and its log determinant: `(batch, d) -> (batch, d), (batch,)`."""
+        z, ladj = self._transform().call_and_ladj(u)
+        return z, ladj.sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """The step back, `(batch, d)` both. An autoregressive one knows one coordinate more after each pass."""
+        if self.kept is not None:
+            return self._transform().inv(z)
+        u, order = torch.zeros_like(z), torch.tensor(self.order, device=z.device)
+        for place in range(len(self.order)):  # and not all at once, as zuko does: what is not known yet could overflow
+            u = torch.where(order == place, self._univariate(u).inv(z), u)
+        return u
+
+    def _transform(self) -> Any:
+        zuko = _transforms()
+        if self.kept is None:
+            return zuko.AutoregressiveTransform(self._univariate, len(self.order))
+        device = self.conditioner.enter.weight.device
+        return zuko.CouplingTransform(self._univariate, torch.tensor(self.kept, device=device))
+
+    def _univariate(self, x: Tensor) -> Any:
+        """The functions of the outputs, given the inputs x `(batch, inputs)`."""
+        zuko, parameters = _transforms(), self.conditioner(x)
+        if self.kind == "additive":
+            return zuko.AdditiveTransform(parameters[..., 0])
+        if self.kind == "affine":
+            return zuko.MonotonicAffineTransform(*parameters.unbind(-1))
+        return zuko.MonotonicRQSTransform(*parameters.split([BINS, BINS, BINS - 1], -1))
+
+
+class Scaling(nn.Module):
+    """A factor for each coordinate, as additions keep volumes. A layer of the input 1, so that `fresh` starts it at zero."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.log = zero_start(nn.Linear(1, dim))
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """`(batch, d) -> (batch, d), (batch,)`."""
+        logarithm = self._logarithm
+        return u * logarithm.exp(), logarithm.sum().expand(len(u))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """`(batch, d)` both."""
+        return z * (-self._logarithm).exp()
+
+    @property
+    def _logarithm(self) -> Tensor:
+        return self.log(self.log.weight.new_ones(1))
+
+
+class FlowNetwork(OnSpread):
+    """The flow from data to normals: whitening, then steps."""
+
+    def __init__(self, steps: nn.ModuleList, spread: Spread) -> None:
+        super().__init__(spread)
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z = f(x) and log |det df/dx|: `(batch, *event_shape) -> (batch, d), (batch,)`."""
+        z = self._out_of(self._into(x.to(self.mean).flatten(1) - self.mean) / self.std)
+        total = -self.std.log().sum().expand(len(z))
+        for step in self.steps:
+            z, ladj = step(z)
+            total = total + ladj
+        return z, total
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """`f^-1(z)`, `(batch, d)` both."""
+        u = z.to(self.mean)
+        step: Any
+        for step in reversed(self.steps):
+            u = step.inverse(u)
+        return self._unwhitened(u)
+
+    def gaussian(self, z: Tensor) -> Tensor:
+        """Normals given the data's mean and covariance, like z: `f^-1` without its steps."""
+        return self._unwhitened(z.to(self.mean).flatten(1)).reshape(z.shape).to(z.dtype)
+
+    def _unwhitened(self, u: Tensor) -> Tensor:
+        return self.mean + self._out_of(self._into(u) * self.std)
+
+
+@dataclass(frozen=True, eq=False)
+class NormalizingFlow:
+    """A field from a flow of the event's coordinates: everything is exact, the density and the draws."""
+
+    network: FlowNetwork
+    event_shape: tuple[int, ...]
+
+    provides = frozenset({"energy", "score", "log_prob", "draw", "decode"})
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """`log N(f(x); 0, I) + log |det df/dx|`, `(batch,)`."""
+        z, ladj = self.network(x)
+        return (_normal_log_prob(z) + ladj).to(x.dtype)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """`-log p(x)`, `(batch,)`."""
+        return -self.log_prob(x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """`grad log p(x)`, like x."""
+        return -self.energy_and_grad(x)[1]
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy and its gradient."""
+        return grad_energy(self.energy, x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """f(x), the latents of data, like x."""
+        return self.network(x)[0].reshape(x.shape).to(x.dtype)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """`f^-1(z)`, data of latents, like z."""
+        return self.network.inverse(z.flatten(1)).reshape(z.shape).to(z.dtype)
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """Exact samples, the data of standard normal latents, `(n, *event_shape)`."""
+        with torch.no_grad():
+            return self.decode(noise.normal(0, Stream.START, self.event_shape))
+
+    def initial(self, n: int, noise: NoiseSource) -> Tensor:
+        """Where chains start: draws of the data's Gaussian, drawn in by half, `(n, *event_shape)`.
+
+        Far out, as at N(0, I) in the pixels, the energy of affine couplings is too steep for any step.
+        """
+        with torch.no_grad():
+            return self.network.gaussian(noise.normal(0, Stream.START, self.event_shape) / 2)
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """A flow of steps as a model: its name, the kind of its functions, how its steps see each other, and its defaults."""
+
+    model: str
+    kind: str
+    autoregressive: bool
+    layers: int
+    width: int
+    blocks: int
+    dropout: float
+    steps: int
+
+    def build(self, weights: str | os.PathLike[str] | None = None) -> NormalizingFlow:
+        """The flow with these weights, by default the shipped ones.
+
+        Raises: `InvalidArgument` where the file holds no weights of this model; `MissingDependency` without zuko.
+        """
+        _transforms()
+        stored = read_weights(weights, self.model)
+        network = stored.into(lambda: FlowNetwork(self._steps(stored.settings), stored.spread))
+        return NormalizingFlow(network, tuple(stored.settings["event_shape"]))  # type: ignore[arg-type]
+
+    def train(
+        self, data: Tensor | None = None, *, seed: int = 0, steps: int | None = None, bin: float = 0.125,
+        layers: int | None = None, width: int | None = None, blocks: int | None = None, dropout: float | None = None,
+        report: Callable[[Progress], Any] | None = None, checkpoint: str | os.PathLike[str] | None = None,
+    ) -> Stored:  # fmt: skip
+        """Fit the flow to data by maximum likelihood.
+
+        Arguments: data `(n, *event_shape)` of at least two numbers a row, None for the digits; seed; steps of the optimiser;
+            bin, the distance of the data's levels, over which they are spread evenly, 0 for data that are continuous
+            already; layers, how many steps the flow has; width, blocks and dropout of their networks; report, called
+            after each evaluation; checkpoint, a file to save to and to go on from. Other settings, None: the model's own.
+        Returns: the weights of the lowest loss on a held-out tenth of the rows.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`; `MissingDependency` without zuko.
+        """
+        _transforms()
+        rows, spread = _prepared(data, bin)
+        chosen = {
+            name: getattr(self, name) if value is None else value
+            for name, value in {"layers": layers, "width": width, "blocks": blocks, "dropout": dropout}.items()
+        }
+        settings = {"event_shape": list(rows.shape[1:]), **chosen}
+        generator = torch.Generator().manual_seed(seed)
+        network = FlowNetwork(fresh(lambda: self._steps(settings), generator), spread)
+        flow, dim = NormalizingFlow(network, tuple(rows.shape[1:])), math.prod(rows.shape[1:])
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            return negative_log_likelihood(flow.log_prob, dequantised(rows, bin, generator)) / dim
+
+        steps = self.steps if steps is None else steps
+        made = notes(self.model, data is None, seed, steps=steps, bin=bin, **chosen)
+        done = fit(network, loss, rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made)
+        return Stored(self.model, settings, done.weights, made)
+
+    def _steps(self, settings: dict[str, Any]) -> nn.ModuleList:
+        dim, places = math.prod(settings["event_shape"]), range(math.prod(settings["event_shape"]))
+        network = settings["width"], settings["blocks"], settings["dropout"]
+        steps: list[nn.Module] = []
+        for i in range(settings["layers"]):
+            kept = None if self.autoregressive else [_half(place, i, dim) for place in places]
+            steps.append(Step(self.kind, kept, places if i % 2 == 0 else places[::-1], *network, seed=16 * i))
+        return nn.ModuleList([*steps, *([Scaling(dim)] if self.kind == "additive" else [])])
+
+
+NICE = Stepwise("digits-nice", "additive", False, layers=6, width=64, blocks=1, dropout=0.1, steps=2000)
+REALNVP = Stepwise("digits-realnvp", "affine", False, layers=6, width=80, blocks=1, dropout=0.2, steps=2000)
+MAF = Stepwise("digits-maf", "affine", True, layers=4, width=96, blocks=0, dropout=0.1, steps=2000)
+SPLINE = Stepwise("digits-spline", "spline", False, layers=4, width=48, blocks=1, dropout=0.2, steps=1000)
+
+
+class Drift(nn.Module):
+    """F(u, t), zero at the start: an MLP of the coordinates and of soft steps of each, plus a linear function of the same.
+
+    The steps, `tanh(3 (u_i - k))`, let one coordinate's own law be sharp, as that of a pixel that is mostly black is. The time
+    scales and shifts the hidden layers.
+    """
+
+    def __init__(self, dim: int, width: int, features: int = 32) -> None:
+        super().__init__()
+        seen = dim * (1 + len(KNOTS))
+        self.time = nn.Linear(2 * HARMONICS, features)
+        self.enter = nn.Linear(seen, width)
+        self.inner = nn.Linear(width, width)
+        self.modulations = nn.ModuleList([zero_start(nn.Linear(features, 2 * width)) for _ in range(2)])
+        self.leave = zero_start(nn.Linear(width, dim))
+        self.direct = zero_start(nn.Linear(seen, dim))
+
+    def forward(self, u: Tensor, t: Tensor) -> Tensor:
+        """`(batch, dim), (batch,) -> (batch, dim)`."""
+        phase = math.pi * t[:, None] * torch.arange(1, HARMONICS + 1, dtype=u.dtype, device=u.device)
+        features = silu(self.time(torch.cat([phase.cos(), phase.sin()], 1)))
+        (scale, shift), (inner_scale, inner_shift) = (layer(features).chunk(2, 1) for layer in self.modulations)
+        steps = torch.tanh(3 * (u[:, :, None] - torch.tensor(KNOTS, dtype=u.dtype, device=u.device)))
+        seen = torch.cat([u, steps.flatten(1)], 1)
+        h = silu(self.enter(seen) * (1 + scale) + shift)
+        h = h + silu(self.inner(h) * (1 + inner_scale) + inner_shift)
+        return self.leave(h) + self.direct(seen)
+
+
+class ContinuousNetwork(OnSpread):
+    """The velocity dx/dt of the flow in time, from that of whitened coordinates, `F(u, t)`."""
+
+    def __init__(self, drift: nn.Module, spread: Spread) -> None:
+        super().__init__(spread)
+        self.drift = drift
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """`(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
+        time, rate = t.to(self.mean)[:, None], self.std.log()
+        at, scale = self._into(x.to(self.mean).flatten(1) - time * self.mean), (time * rate).exp()
+        moved = rate * at + scale * self._into(self.drift(self._out_of(at / scale), time[:, 0]))
+        return (self.mean + self._out_of(moved)).reshape(x.shape)
+
+    def solved(self, x: Tensor, signs: Tensor, solver: ProbabilityFlow) -> tuple[Tensor, Tensor]:
+        """`log p(x)` by these probes `(batch, d)`, and the kinetic energy: `(batch,)` both. Differentiable in the weights."""
+        dim = x[0].numel()
+
+        def back(state: Tensor, t: Tensor, signs: Tensor) -> Tensor:
+            kept = torch.is_grad_enabled()
+            with torch.enable_grad():
+                u = state[:, :dim] if kept else state[:, :dim].detach().requires_grad_()
+                rate = self.drift(u, 1 - t)
+                (product,) = torch.autograd.grad(rate, u, signs, create_graph=kept)
+            trace, kinetic = (signs * product).sum(1, keepdim=True), rate.square().sum(1, keepdim=True)
+            return -torch.cat([rate, trace, -kinetic], 1)
+
+        start = self._out_of(self._into(x.to(self.mean).flatten(1) - self.mean) / self.std)
+        start, shape = torch.cat([start, start.new_zeros(len(x), 2)], 1), (dim + 2,)
+        field = Velocity(back, shape, base=standard_normal(shape))  # with a base of its own, so on no Gaussian path
+        grad = torch.is_grad_enabled()
+        end = sample(field, solver, chains=len(x), init=start, cond={"signs": signs}, grad=grad).final
+        return _normal_log_prob(end[:, :dim]) + end[:, dim] - self.std.log().sum(), end[:, dim + 1]
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """The continuous flow as a model."""
+
+    model: str
+
+    def build(self, weights: str | os.PathLike[str] | None = None) -> Velocity:
+        """The flow with these weights, by default the shipped ones: a velocity from N(0, I), of no Gaussian path.
+
+        Raises: `InvalidArgument` where the file holds no weights of this model.
+        """
+        stored = read_weights(weights, self.model)
+        shape = tuple(stored.settings["event_shape"])
+        network = stored.into(lambda: ContinuousNetwork(self._drift(stored.settings), stored.spread))
+        return Velocity(network, shape, base=standard_normal(shape))
+
+    def train(
+        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 800, bin: float = 0.125, width: int = 96,
+        intervals: int = 3, kinetic: float = 0.01, report: Callable[[Progress], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ) -> Stored:  # fmt: skip
+        """Fit the flow to data by maximum likelihood, through the solver.
+
+        Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; bin, the distance of the
+            data's levels, over which they are spread evenly, 0 for data that are continuous already; width of the network;
+            intervals of the solver ("rk4") in training; kinetic, the weight of the kinetic energy; report, called after
+            each evaluation; checkpoint, a file to save to and to go on from.
+        Returns: the weights of the lowest loss on a held-out tenth of the rows.
+        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        """
+        rows, spread = _prepared(data, bin)
+        settings = {"event_shape": list(rows.shape[1:]), "width": width}
+        drift = fresh(lambda: self._drift(settings), torch.Generator().manual_seed(seed))
+        network, solver = ContinuousNetwork(drift, spread), ProbabilityFlow("rk4", intervals)
+        dim = math.prod(rows.shape[1:])
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            x = dequantised(rows, bin, generator)
+            signs = 2.0 * torch.randint(2, (len(x), dim), generator=generator) - 1
+            value, energy = network.solved(x, signs, solver)
+            return (kinetic * energy - value) / dim
+
+        recipe = Recipe(steps, batch=128, repeats=2, evaluations=10)
+        made = notes(
+            self.model, data is None, seed, steps=steps, bin=bin, width=width, intervals=intervals, kinetic=kinetic
+        )  # fmt: skip
+        done = fit(network, loss, rows, recipe, seed=seed, report=report, checkpoint=checkpoint, settings=made)
+        return Stored(self.model, settings, done.weights, made)
+
+    @staticmethod
+    def _drift(settings: dict[str, Any]) -> Drift:
+        return Drift(math.prod(settings["event_shape"]), settings["width"])
+
+
+FFJORD = Continuous("digits-ffjord")
+
+
+def default_data() -> Tensor:
+    """What the shipped weights were trained on: the digits' training images, `(1437, 1, 8, 8)`."""
+    return load_digits().train
+
+
+def _transforms() -> Any:
+    """zuko's transforms, imported when a flow is first asked for."""
+    try:
+        from zuko import transforms
+    except ImportError as error:
+        raise MissingDependency("zuko", "flows", "A normalizing flow") from error
+    return transforms
+
+
+def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, Spread]:
+    """The rows, and their spread once they are spread out over bins."""
+    if finite("bin", bin) < 0:
+        raise InvalidArgument("bin", bin, "the distance of the data's levels, or 0 for continuous data")
+    rows = prepare(default_data() if data is None else data, 1.0).rows
+    count("numbers in a row of data", math.prod(rows.shape[1:]), least=2)
+    spread = spread_of(rows, bin / math.sqrt(12))
+    if not float(spread.std.min()) > 1e-6 * float(spread.std.max()):
+        hint = "Or give bin, the distance of their levels"
+        raise InvalidArgument("data", rows, "rows that vary in every direction", hint)
+    return rows, spread
+
+
+def _half(place: int, layer: int, dim: int) -> bool:
+    """Which coordinates a coupling keeps: those with a bit of their place set, then the others; layer by layer other bits."""
+    return (place >> layer // 2 % (dim - 1).bit_length()) % 2 == layer % 2
+
+
+def _normal_log_prob(z: Tensor) -> Tensor:
+    """`log N(z; 0, I)`, `(batch, d) -> (batch,)`."""
+    return -(z.square() + math.log(2 * math.pi)).sum(1) / 2

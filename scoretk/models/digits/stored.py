@@ -1,0 +1,111 @@
+"""Trained weights in safetensors files: the tensors, and as metadata how to build their network and where they came from.
+
+Parameters are stored as float16 and computed with as float32; what a model takes from the data (statistics; rows to start
+from) stays float32. No pickle is ever loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoretk.core.files import file_to_read, file_to_write
+from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
+from scoretk.errors import InvalidArgument
+from scoretk.models.digits.networks import Spread
+from scoretk.run.checkpoint import check_header
+
+__all__ = ["SHIPPED", "Stored", "read_weights", "shipped", "write_weights"]
+
+SHIPPED = Path(__file__).parent / "weights"
+"""The folder of the weights that come with the package."""
+
+KIND = "weights"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A trained network: the model's name, what builds it (plain values), its state dict, and notes on its making."""
+
+    model: str
+    settings: dict[str, Any]
+    weights: dict[str, Tensor]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spread(self) -> Spread:
+        """The Gaussian that the network starts from."""
+        return Spread(*(self.weights.get(name) for name in Spread._fields))  # type: ignore[arg-type]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file that the model's parameter `weights` takes, atomically. Raises `InvalidArgument`."""
+        write_weights(path, self)
+
+    def into(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """The module that `make` builds, in eval mode with these weights.
+
+        Raises: `InvalidArgument` where they do not fit.
+        """
+        with torch.device("meta"):  # no memory, no random numbers
+            module = make()
+        try:
+            module.load_state_dict(self.weights, assign=True)
+        except RuntimeError as error:
+            raise InvalidArgument("weights", sorted(self.weights), f"weights of {self.model}", str(error)) from error
+        return module.eval()
+
+
+def shipped(model: str) -> Path:
+    """The file of a built-in model's weights."""
+    return SHIPPED / f"{model}.safetensors"
+
+
+def write_weights(path: str | os.PathLike[str], stored: Stored) -> None:
+    """Write a network's weights, atomically. Raises `InvalidArgument`."""
+    half = {name: t.half() if _is_parameter(name) else t for name, t in stored.weights.items()}
+    header = {"model": stored.model, "settings": stored.settings, "notes": stored.notes}
+    file = file_to_write("path", path)
+    try:
+        write_sealed(file, KIND, half, header)
+    except (OSError, ValueError) as error:
+        raise InvalidArgument("path", str(file), "a place that can be written", str(error)) from error
+
+
+def read_weights(path: str | os.PathLike[str] | None, model: str) -> Stored:
+    """Read what `write_weights` wrote; None for the weights that come with the package.
+
+    Raises: `InvalidArgument` where the file does not exist, is no such file, or holds another model's weights.
+    """
+    expected = f"the path of weights of {model}"
+    path = shipped(model) if path is None else path
+    file = file_to_read("weights", path, expected)
+    try:
+        tensors, header = read_sealed(file, KIND, _unsealed)
+        check_header(
+            header, model=lambda v: isinstance(v, str), settings=lambda v: isinstance(v, dict),
+            notes=lambda v: isinstance(v, dict),
+        )  # fmt: skip
+        weights = {name: value.float() for name, value in tensors.items()}
+    except (Unreadable, ValueError) as error:
+        raise InvalidArgument("weights", str(path), expected, f"{type(error).__name__}: {error}") from error
+    stored = Stored(header["model"], header["settings"], weights, header["notes"])
+    if stored.model != model:
+        raise InvalidArgument("weights", str(path), expected, f"These are weights of {stored.model}")
+    return stored
+
+
+def _is_parameter(name: str) -> bool:
+    return name not in (*Spread._fields, "start")
+
+
+def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The header of weights that were saved before files had seals."""
+    if set(metadata) != {"scoretk"}:
+        raise Unreadable("it holds no weights")
+    return plain_json(metadata["scoretk"])

@@ -1,0 +1,1 @@
+"""Fields that users make of their own parts: variational autoencoders, autoregressive models."""

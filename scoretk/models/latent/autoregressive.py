@@ -1,0 +1,168 @@
+r"""Autoregressive models: each site given those before it, in row-major order, so that density and draws are exact.
+
+    log p(x) = sum_i log p(x_i | a_i),    a_i = a_i(x_1, .., x_{i-1}),    x_i = F^-1(u_i | a_i) one site after the other
+
+A backbone gives all a_i in one pass, connections masked so that a_i sees no site from i on; a draw takes a pass a site. Binary
+sites have `p(x_i = 1) = sigmoid(a_i)`; their energy holds for real x as well, so that a score exists. Real sites have
+`p(x_i) = sum_k w_k logistic(x_i; m_k, s_k)`.
+
+References: Larochelle, Murray, "The neural autoregressive distribution estimator" (2011); Salimans, Karpathy, Chen, Kingma,
+"PixelCNN++: improving the PixelCNN with discretized logistic mixture likelihood and other modifications" (2017).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
+
+from scoretk.core.streams import Stream
+from scoretk.fields import NoiseSource
+from scoretk.fields.discrete import DiscreteField
+from scoretk.fields.gradient import grad_energy
+from scoretk.fields.states import pick
+
+__all__ = ["Autoregressive", "Backbone", "Bernoullis", "BinaryAutoregressive", "Logistics"]
+
+SCALES = 7.0
+"""A logistic's log scale, in standard deviations of the data, stays within this of 0: so that no density is unbounded."""
+
+
+# Fields
+
+
+class _Ancestral:
+    """What fields of conditionals have: density, energy and score of all sites at once, and draws site by site."""
+
+    network: Any  # Bernoullis or Logistics
+    shape: tuple[int, ...]
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """`sum_i log p(x_i | x_<i)`, normalised, `(batch,)`."""
+        return self.network.log_prob(x.flatten(1)).to(x.dtype)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """`-log p(x)`, `(batch,)`."""
+        return -self.log_prob(x)
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(x)` and `grad E(x)` for the price of one of each."""
+        return grad_energy(self.energy, x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """`-grad E(x)`, like x."""
+        return -self.energy_and_grad(x)[1]
+
+    @torch.no_grad()
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """Exact samples `(n, *event_shape)` by inverse cdf, without gradients; as many passes as there are sites."""
+        sites = math.prod(self.event_shape)
+        u = noise.uniform(0, Stream.START, (sites, self.network.uniforms))
+        x = u.new_zeros(n, sites)
+        for i in range(sites):
+            x[:, i] = self.network.site(x, i, u[:, i])
+        return x.reshape(n, *self.event_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Autoregressive(_Ancestral):
+    """The static field of real sites, each given those before it. Arguments: network; shape, of one x."""
+
+    network: Logistics
+    shape: tuple[int, ...]
+
+    provides = frozenset({"energy", "score", "log_prob", "draw"})
+
+
+@dataclass(frozen=True, eq=False)
+class BinaryAutoregressive(_Ancestral, DiscreteField):
+    """The field of sites 0 or 1, each given those before it. Arguments: network; shape, of one x."""
+
+    network: Bernoullis
+    shape: tuple[int, ...]
+
+    states = (0.0, 1.0)
+    provides = frozenset({"energy", "score", "states", "log_prob", "draw"})
+
+    def exact_log_partition(self) -> float:
+        """0: the energy is normalised, however many states there are."""
+        return 0.0
+
+
+# Conditionals: what the numbers a_i of a site mean
+
+
+class Backbone(nn.Module):
+    """A module `(batch, d) -> (batch, d, outputs)`; the numbers of site i are functions of the sites before i."""
+
+    def at(self, x: Tensor, i: int) -> Tensor:
+        """The numbers of site i alone, `(batch, d) -> (batch, outputs)`."""
+        return self(x)[:, i]
+
+
+class Bernoullis(nn.Module):
+    """`p(x_i = 1 | x_<i) = sigmoid(a_i)`, with `backbone(rows) -> a`, `(batch, d) -> (batch, d, 1)`."""
+
+    uniforms = 1
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """`sum_i x_i a_i - log(1 + exp a_i)`, `(batch, d) -> (batch,)`."""
+        rows = rows.to(next(self.parameters()))
+        a = self.backbone(rows).squeeze(2)
+        return (rows * a - softplus(a)).sum(1)
+
+    def site(self, rows: Tensor, i: int, u: Tensor) -> Tensor:
+        """Site i given those before it, of uniforms `(batch, 1)`: `(batch,)`."""
+        a = self.backbone.at(rows.to(next(self.parameters())), i)
+        return (u < torch.sigmoid(a)).squeeze(1).to(rows)
+
+
+class Logistics(nn.Module):
+    """`p(x_i | x_<i)`: a mixture of logistics in `y_i = (x_i - mean) / std`, weights, means and scales from the backbone.
+
+    Arguments: backbone, `(batch, d) -> (batch, d, 3 k)` for k components; mean and std of the sites, `()`.
+    """
+
+    uniforms = 2
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """`sum_i log sum_k w_k logistic(x_i; m_k, s_k)`, `(batch, d) -> (batch,)`."""
+        y = (rows.to(self.mean) - self.mean) / self.std
+        logits, means, scales = self._mixture(self.backbone(y))
+        z = (y[..., None] - means) / scales
+        each = logits.log_softmax(-1) + logsigmoid(z) + logsigmoid(-z) - scales.log()
+        return (each.logsumexp(-1) - self.std.log()).sum(1)
+
+    def site(self, rows: Tensor, i: int, u: Tensor) -> Tensor:
+        """Site i given those before it: the first of the uniforms `(batch, 2)` picks the component. `(batch,)`."""
+        logits, means, scales = self._mixture(self.backbone.at((rows.to(self.mean) - self.mean) / self.std, i))
+        k = pick(logits, u[:, 0].to(logits))[:, None]
+        y = means.gather(1, k) + scales.gather(1, k) * torch.logit(u[:, 1:]).to(logits)  # u below 1 could round to 1
+        return (self.mean + self.std * y).squeeze(1).to(rows)
+
+    def _mixture(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the weights, means and scales, `(..., 3 k)` to `(..., k)`; means one apart where the backbone says 0."""
+        logits, means, scales = numbers.chunk(3, -1)
+        k = logits.shape[-1]
+        apart = torch.arange(k, device=numbers.device) - (k - 1) / 2
+        return logits, means + apart, (SCALES * torch.tanh(scales / SCALES)).exp()

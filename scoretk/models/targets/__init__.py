@@ -1,0 +1,1 @@
+"""Laws that are known: analytic, Bayesian and discrete ones."""

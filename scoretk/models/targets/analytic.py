@@ -1,0 +1,136 @@
+"""Static targets whose truth is known: a funnel, a semicircle that is NaN outside its support, and eight schools."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.core.arguments import counts, positive
+from scoretk.core.streams import Stream
+from scoretk.fields import NoiseSource
+
+__all__ = ["EightSchools", "Funnel", "Schools", "Semicircle", "eight_schools", "funnel", "semicircle"]
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Neal's funnel: `x_0 ~ N(0, scale^2)`, the others `N(0, exp(x_0))`.
+
+    Reference: Neal, "Slice sampling" (2003).
+    """
+
+    dim: int = 10
+    scale: float = 3.0
+
+    provides = frozenset({"energy", "log_prob", "draw"})
+
+    def __post_init__(self) -> None:
+        counts(self, dim=2)
+        positive("scale", self.scale)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """`x_0^2 / (2 scale^2) + exp(-x_0) |x_rest|^2 / 2 + (d - 1) x_0 / 2`, `(batch,)`."""
+        neck, rest = x[:, 0], x[:, 1:]
+        spread = torch.exp(-neck) * rest.square().sum(1)
+        return neck.square() / (2 * self.scale**2) + spread / 2 + (self.dim - 1) * neck / 2
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Normalised log density, `(batch,)`."""
+        return -self.energy(x) - self.dim / 2 * math.log(2 * math.pi) - math.log(self.scale)
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """Exact samples, `(n, dim)`."""
+        z = noise.normal(0, Stream.START, (self.dim,))
+        neck = self.scale * z[:, :1]
+        return torch.cat([neck, torch.exp(neck / 2) * z[:, 1:]], 1)
+
+
+@dataclass(frozen=True)
+class Semicircle:
+    """`p(x) = 2/pi sqrt(1 - x^2)` on (-1, 1); outside the energy is NaN, as it is for many hand-written targets."""
+
+    provides = frozenset({"energy", "log_prob", "draw"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (1,)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """`-log(1 - x^2) / 2`, `(batch,)`; NaN outside (-1, 1)."""
+        return -torch.log1p(-x[:, 0].square()) / 2
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Normalised log density, `(batch,)`; NaN outside (-1, 1)."""
+        return math.log(2 / math.pi) - self.energy(x)
+
+    def initial(self, n: int, noise: NoiseSource) -> Tensor:
+        """Starts well inside the support, away from the edges' infinite gradients: uniform on (-1/2, 1/2), `(n, 1)`."""
+        return noise.uniform(0, Stream.START, (1,)) - 0.5
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """Exact samples: the first coordinate of a uniform point of the disc, `(n, 1)`."""
+        u = noise.uniform(0, Stream.START, (2,))
+        return u[:, :1].sqrt() * torch.cos(2 * math.pi * u[:, 1:])
+
+
+class Schools(NamedTuple):
+    """The model's own parameters: mu and tau `(batch,)`, theta `(batch, 8)`."""
+
+    mu: Tensor
+    tau: Tensor
+    theta: Tensor
+
+
+@dataclass(frozen=True)
+class EightSchools:
+    """Eight schools, non-centred, in unconstrained coordinates `x = (mu, log tau, theta_raw_1..8)`.
+
+        y_j ~ N(theta_j, s_j^2),  theta = mu + tau theta_raw,  theta_raw ~ N(0, 1),  mu ~ N(0, 5^2),  tau ~ half-Cauchy(5)
+
+    Reference: Rubin, "Estimation in parallel randomized experiments" (1981), whose data these are.
+    """
+
+    provides = frozenset({"energy"})
+
+    effects = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
+    errors = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (10,)
+
+    def parameters(self, x: Tensor) -> Schools:
+        """mu, tau and theta of positions `(..., 10)`."""
+        mu, tau = x[..., 0], x[..., 1].exp()
+        return Schools(mu, tau, mu[..., None] + tau[..., None] * x[..., 2:])
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Negative log posterior up to a constant, with the Jacobian of `tau = exp(x_1)`, `(batch,)`."""
+        mu, tau, theta = self.parameters(x)
+        standard = (x.new_tensor(self.effects) - theta) / x.new_tensor(self.errors)
+        likelihood = standard.square().sum(-1) / 2
+        prior = mu.square() / 50 + torch.log1p(tau.square() / 25) + x[..., 2:].square().sum(-1) / 2
+        return likelihood + prior - x[..., 1]
+
+
+def funnel(dim: int = 10, scale: float = 3.0) -> Funnel:
+    """Neal's funnel."""
+    return Funnel(dim, scale)
+
+
+def semicircle() -> Semicircle:
+    """The semicircle law."""
+    return Semicircle()
+
+
+def eight_schools() -> EightSchools:
+    """The eight-schools posterior."""
+    return EightSchools()

@@ -1,0 +1,140 @@
+r"""Mixtures of isotropic Gaussians, exact at every time of every Gaussian path: the truth that solvers are tested against.
+
+    p(x) = sum_k w_k N(x; m_k, s_k^2 I),      p_t(x) = sum_k w_k N(x; alpha m_k, (alpha^2 s_k^2 + sigma^2) I)
+    E[x_1 | x_t = x] = sum_k r_k(x) (m_k + alpha s_k^2 / (alpha^2 s_k^2 + sigma^2) (x - alpha m_k))
+
+with `r_k(x)` the posterior weights of the components.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoretk.core.arguments import positive
+from scoretk.core.streams import Stream
+from scoretk.errors import InvalidArgument
+from scoretk.fields import GaussianPath, GaussianPathField, NoiseSource, NormalBase, standard_normal
+
+__all__ = ["GaussianMixture", "NoisedMixture", "gaussian", "ring_mixture"]
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """A static field: `sum_k w_k N(m_k, s_k^2 I)`.
+
+    Arguments: means `(k, *event_shape)`; stds and weights `(k,)`, the weights positive, normalised here.
+    """
+
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+
+    provides = frozenset({"energy", "score", "log_prob", "draw"})
+
+    def __post_init__(self) -> None:
+        for name in ("means", "stds", "weights"):
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
+        k = len(self.means)
+        if self.stds.shape != (k,) or self.weights.shape != (k,):
+            raise InvalidArgument("stds, weights", (self.stds, self.weights), f"shape ({k},), one a component")
+        if not bool((self.stds > 0).all() and (self.weights > 0).all()):
+            raise InvalidArgument("stds, weights", (self.stds, self.weights), "positive numbers")
+        object.__setattr__(self, "weights", self.weights / self.weights.sum())
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.means.shape[1:])
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Normalised log density, `(batch,)`."""
+        return self._parts(x, x.new_ones(()), x.new_zeros(()))[0]
+
+    def energy(self, x: Tensor) -> Tensor:
+        """`-log p(x)`, `(batch,)`."""
+        return -self.log_prob(x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """`grad log p(x)`, like x."""
+        return self._parts(x, x.new_ones(()), x.new_zeros(()))[1]
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """Exact samples `m_k + s_k z` with k drawn by the weights, `(n, *event_shape)`."""
+        u = noise.uniform(0, Stream.START, (), torch.float64)
+        k = (u[:, None] > self.weights.cumsum(0)[:-1].to(u)).sum(1)
+        z = noise.normal(0, Stream.START, self.event_shape)
+        return self.means.to(z)[k] + self.stds.to(z)[k].reshape(-1, *[1] * (z.ndim - 1)) * z
+
+    def noised(self, path: GaussianPath) -> NoisedMixture:
+        """The exact timed field of this density on a Gaussian path."""
+        return NoisedMixture(self, path)
+
+    def _parts(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`log p_t`, score and denoiser at x; alpha and sigma are scalars or one value a row."""
+        d = math.prod(self.event_shape)
+        means, s2 = self.means.to(x).reshape(1, -1, d), self.stds.to(x).square()[None]
+        a, s = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
+        variance = a**2 * s2 + s**2
+        off = x.reshape(-1, 1, d) - a[..., None] * means
+        logits = self.weights.to(x).log() - off.square().sum(-1) / (2 * variance)
+        logits = logits - d / 2 * torch.log(2 * math.pi * variance)
+        shares = torch.softmax(logits, 1)[..., None]
+        score = -(shares * off / variance[..., None]).sum(1)
+        data = (shares * (means + (a * s2 / variance)[..., None] * off)).sum(1)
+        return torch.logsumexp(logits, 1), score.reshape(x.shape), data.reshape(x.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class NoisedMixture(GaussianPathField):
+    """The exact timed field of a mixture on a path: its denoiser in closed form, also where alpha or sigma is 0."""
+
+    mixture: GaussianMixture
+    path: GaussianPath
+    predicts: str = "data"
+
+    provides = frozenset({"denoise", "score", "velocity", "base"})
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.mixture.event_shape
+
+    @property
+    def base(self) -> NormalBase:
+        """N(0, sigma(0)^2 I)."""
+        return standard_normal(self.event_shape, float(self.path.sigma(0.0)))
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`E[x_1 | x_t = x]`, like x."""
+        return self._at(x, t)[2]
+
+    def score(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`grad log p_t(x)`, like x."""
+        return self._at(x, t)[1]
+
+    def log_prob_at(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """`log p_t(x)`, `(batch,)`."""
+        return self._at(x, t)[0]
+
+    def _at(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        exact = torch.as_tensor(t, dtype=torch.float64)
+        return self.mixture._parts(x, self.path.alpha(exact).to(x), self.path.sigma(exact).to(x))
+
+
+def ring_mixture(components: int = 8, radius: float = 2.0, std: float = 0.25) -> GaussianMixture:
+    """Equal Gaussians on a circle in the plane, by default 8 of std 0.25 at radius 2."""
+    positive("radius", radius)
+    positive("std", std)
+    angle = 2 * math.pi * torch.arange(components, dtype=torch.float64) / components
+    means = radius * torch.stack([angle.cos(), angle.sin()], 1)
+    return GaussianMixture(means, torch.full((components,), std), torch.ones(components))
+
+
+def gaussian(dim: int = 2, mean: float | Sequence[float] = 0.0, std: float = 1.0) -> GaussianMixture:
+    """N(mean, std^2 I) in `dim` dimensions."""
+    positive("std", std)
+    center = torch.as_tensor(mean, dtype=torch.float64).expand(dim)
+    return GaussianMixture(center[None].clone(), torch.tensor([std]), torch.ones(1))

@@ -1,0 +1,192 @@
+"""Checkpoints: a run's whole moment in one sealed file (`core.sealed`), written atomically; never pickle.
+
+The header holds the run's settings, which tell it from others, and its position. A file that is damaged, truncated, foreign, or
+does not fit the run that takes it up is refused and left untouched: nothing is written before all of it is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from scoretk.core.arguments import positive
+from scoretk.core.files import file_to_write
+from scoretk.core.identity import tensor_value
+from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
+from scoretk.errors import CheckpointError
+
+__all__ = [
+    "Checkpoint",
+    "another",
+    "check_header",
+    "check_settings",
+    "is_count",
+    "load",
+    "read",
+    "tensor_digest",
+    "unfit",
+    "weights_digest",
+    "write",
+]
+
+ADVICE = "It is left untouched: move it away or name another path to start afresh"
+
+_KNOWN: Any = WeakTensorKeyDictionary()
+"""Digests of weights, with what they looked like then."""
+
+
+@dataclass
+class Checkpoint:
+    """Where and how often a run is saved.
+
+    Arguments: path of the file, its folder existing; every, seconds between writes (a write that is slow widens it, so
+    that saving never takes more than a twentieth of the time). A run given a checkpoint that exists goes on from there.
+    """
+
+    path: str | os.PathLike[str]
+    every: float = 30.0
+    _due: float = field(default=0.0, repr=False)
+
+    def __post_init__(self) -> None:
+        file_to_write("checkpoint", self.path, "the path of a file (or a scoretk.Checkpoint)")
+        positive("every", self.every)
+
+    @property
+    def file(self) -> Path:
+        """The path, as a `Path`."""
+        return Path(os.fsdecode(self.path))
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self._due = time.monotonic() + self.every
+
+    def due(self) -> bool:
+        """Whether it is time for the next write."""
+        return time.monotonic() >= self._due
+
+    def save(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Write and set the time of the next write. Raises `CheckpointError` where that fails; the old file stays."""
+        started = time.monotonic()
+        write(self.file, tensors, header)
+        self._due = time.monotonic() + max(self.every, 20 * (time.monotonic() - started))
+
+
+def tensor_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu")
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        flat = value.new_empty(value.numel()).copy_(value.reshape(-1))  # of stride 1, which an expanded value is not
+        digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+    return digest.hexdigest()
+
+
+def weights_digest(weights: Iterable[Tensor]) -> str:
+    """SHA-256 over tensors that live long, such as a model's weights: each is read whole once, and again when it has changed."""
+    digest = hashlib.sha256()
+    for tensor in weights:
+        if tensor.is_inference() or tensor.is_meta or tensor.layout is not torch.strided:
+            digest.update(
+                tensor_value(tensor).encode()
+            )  # of those torch does not count the changes, or they have no address
+            continue
+        # the sum sees what the counter does not: changes by way of `.data`
+        mark = (tensor._version, tensor.data_ptr(), float(tensor.detach().sum()))
+        known = _KNOWN.get(tensor)
+        if known is None or known[0] != mark:
+            known = _KNOWN[tensor] = (mark, tensor_digest({"": tensor}))
+        digest.update(known[1].encode())
+    return digest.hexdigest()
+
+
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: str = "run") -> None:
+    """Write a checkpoint. Raises `CheckpointError` where that cannot be done; what was there before stays."""
+    try:
+        write_sealed(path, kind, tensors, header)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot write the checkpoint {path}: {error}. An older one there is untouched"
+        ) from error
+
+
+def read(path: Path, settings: dict[str, Any], kind: str = "run") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a checkpoint of the run with these settings.
+
+    Raises: `CheckpointError` where the file is damaged, truncated, no checkpoint, or another run's, with the settings
+    in which they differ. The file is only read.
+    """
+    tensors, header = load(path, kind)
+    if not isinstance(header.get("settings"), dict):
+        raise unfit(path, "it holds no settings")
+    check_settings(path, header["settings"], settings)
+    return tensors, header
+
+
+def load(path: Path, kind: str = "run") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a checkpoint, whosever it is. Raises `CheckpointError`; the file is only read."""
+    try:
+        return read_sealed(path, kind)
+    except Unreadable as error:
+        raise CheckpointError(f"{path} cannot be read as the checkpoint of a {kind}: {error}. {ADVICE}") from error
+
+
+def check_settings(path: Path, theirs: dict[str, Any], ours: dict[str, Any], more: Iterable[str] = ()) -> None:
+    """Refuse a checkpoint with other settings, or with more that differs. Raises `CheckpointError`, which says what does."""
+    ours = json.loads(json.dumps(ours))  # tuples become lists, as in a file
+    other = [*_differences(theirs, ours), *more]
+    if other:
+        raise another(path, other)
+
+
+def another(path: Path, differences: Iterable[str]) -> CheckpointError:
+    """The error for another run's checkpoint."""
+    return CheckpointError(f"{path} belongs to another run ({'; '.join(differences)}). {ADVICE}")
+
+
+def unfit(path: Path, why: object) -> CheckpointError:
+    """The error for a checkpoint that is whole but not what this run could have written."""
+    return CheckpointError(f"{path} does not fit this run: {why}. {ADVICE}")
+
+
+def check_header(found: Any, **checks: Callable[[Any], bool]) -> dict[str, Any]:
+    """A dict with these keys and no others, each of whose values passes its check. Raises `ValueError`."""
+    if not isinstance(found, dict) or found.keys() != checks.keys():
+        keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"expected the entries {sorted(checks)}, got {keys}")
+    for name, holds in checks.items():
+        if not holds(found[name]):
+            raise ValueError(f"{name} cannot be {found[name]!r:.80}")
+    return found
+
+
+def is_count(value: Any, most: int = 2**63 - 1) -> bool:
+    """Whether a value is an integer from 0 to `most`."""
+    return type(value) is int and 0 <= value <= most
+
+
+def _differences(theirs: Any, ours: Any, name: str = "") -> Iterator[str]:
+    """Where two plain values differ, entry by entry; 1, 1.0 and True differ, NaN is equal to itself."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in [*ours, *sorted(theirs.keys() - ours.keys())]:
+            entry = f"{name}.{key}" if name else key
+            if key in theirs and key in ours:
+                yield from _differences(theirs[key], ours[key], entry)
+            else:
+                yield f"{entry}: {_shown(theirs, key)} there, {_shown(ours, key)} here"
+    elif json.dumps(theirs, sort_keys=True) != json.dumps(ours, sort_keys=True):
+        yield f"{name}: {theirs!r:.200} there, {ours!r:.200} here"
+
+
+def _shown(settings: dict[str, Any], name: str) -> str:
+    return f"{settings[name]!r:.200}" if name in settings else "nothing"

@@ -1,0 +1,1 @@
+"""Parts that several solvers are made of."""

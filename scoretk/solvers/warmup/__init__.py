@@ -1,0 +1,1 @@
+"""What warmup learns: step sizes, scales, lengths of trajectories."""
