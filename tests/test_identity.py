@@ -2,6 +2,8 @@
 
 # ruff: noqa: B008, E501, PLW0108, RUF043 (numbers in defaults and in lambdas are what is told apart)
 import collections
+import contextvars
+import datetime
 import functools
 import json
 import os
@@ -10,7 +12,7 @@ import sys
 import threading
 import types
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntFlag
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from scoretk.core import anatomy, identity
 from scoretk.run import batches as runs
 
 ROOT = Path(__file__).parent.parent
+TORCHS_OWN = ("ignore::DeprecationWarning", "ignore:torch.quantize", "ignore:The PyTorch API of nested tensors")
 
 
 def squares(x):
@@ -209,6 +212,99 @@ CASES |= {
 }  # fmt: skip
 
 
+class Number(float):
+    pass
+
+
+class Word(str):
+    pass
+
+
+class Day(datetime.date):
+    pass
+
+
+class Bits(IntFlag):
+    LOW = 1
+    HIGH = 2
+
+
+class Marked(torch.Tensor):
+    pass
+
+
+def with_metaclass(value):
+    class Kind(type):
+        scale = value
+
+    class Model(metaclass=Kind):
+        def __call__(self, x):
+            return squares(x) * type(self).scale
+
+    return Model()
+
+
+def marked(tensor, value):
+    tensor.scale = value
+    return tensor
+
+
+def with_backward_hook(value):
+    net = Net()
+    net.register_full_backward_hook(lambda module, into, out: (into[0] * value,))
+    return net
+
+
+def patched(module, value):
+    """A module of another's, in which something was put."""
+    module.put_by_a_test = value
+    return code("def f(x): return x.square().sum(1) * helpers.put_by_a_test", helpers=module)
+
+
+def with_function(module, value):
+    module.put_by_a_test = lambda x: squares(x) * value
+    return module
+
+
+def exported(value):
+    class Halves(torch.nn.Module):
+        def forward(self, x):
+            return x.square().sum(1) * value
+
+    sizes = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(Halves(), (torch.zeros(3, 2),), dynamic_shapes=sizes).module()
+
+
+CASES |= {
+    "number of one's own": (lambda v: energy(lambda x: squares(x) * v), Number(1.0), Number(25.0)),
+    "string of one's own": (lambda v: energy(lambda x: squares(x) * len(v)), Word("a"), Word("bc")),
+    "date of one's own": (lambda v: energy(lambda x: squares(x) * v.day), Day(2000, 1, 1), Day(2000, 1, 2)),
+    "flag": (lambda v: energy(lambda x: squares(x) * int(v)), Bits.LOW, Bits.HIGH),
+    "view of memory": (lambda v: energy(lambda x: squares(x) * v[0]), memoryview(b"a"), memoryview(b"b")),
+    "default of a dict": (lambda v: energy(lambda x, d=collections.defaultdict(lambda: v): squares(x) * d["a"]), 1.0, 25.0),
+    "context variable": (lambda v: energy(lambda x, c=contextvars.ContextVar("c", default=v): squares(x) * c.get()), 1.0, 25.0),
+    "metaclass": (lambda v: energy(with_metaclass(v)), 1.0, 25.0),
+    "attribute of a tensor": (lambda v: energy(lambda x, t=marked(torch.ones(2), v): squares(x) * t.scale), 1.0, 25.0),
+    "attribute of a tensor of one's own": (
+        lambda v: energy(lambda x, t=marked(torch.ones(2).as_subclass(Marked), v): squares(x) * t.scale), 1.0, 25.0,
+    ),
+    "nested tensor": (
+        lambda v: energy(lambda x, t=torch.nested.nested_tensor([torch.ones(2), torch.full((3,), v)]): squares(x) * t.unbind()[1].sum()),
+        1.0, 25.0,
+    ),
+    "numbers of eight bits": (
+        lambda v: energy(lambda x, t=torch.full((2,), v).to(torch.float8_e4m3fn): squares(x) * t.float().sum()), 1.0, 2.0,
+    ),
+    "traced": (lambda v: energy(torch.jit.trace(lambda x: x.square().sum(1) * v, torch.zeros(3, 2))), 1.0, 25.0),
+    "exported": (lambda v: energy(exported(v)), 1.0, 25.0),
+    "backward hook": (lambda v: energy(lambda x, n=with_backward_hook(v): squares(n(x))), 1.0, 2.0),
+    "number put into torch": (lambda v: energy(patched(torch, v)), 1.0, 25.0),
+    "function put into torch": (
+        lambda v: energy(code("def f(x): return F.put_by_a_test(x)", F=with_function(torch.nn.functional, v))), 1.0, 25.0,
+    ),
+}  # fmt: skip
+
+
 def dispatched(scale):
     @functools.singledispatch
     def fn(x):
@@ -271,7 +367,7 @@ def sampled(field, path, solver=None, **options):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize")  # both torch's own
+@pytest.mark.filterwarnings(*TORCHS_OWN)
 def test_another_models_checkpoint_is_refused_and_an_equal_ones_taken_up(tmp_path, case):
     make, one, other = CASES[case]
     first = sampled(make(one), tmp_path / "c")
@@ -295,7 +391,7 @@ def in_a_fresh_process(script, *arguments):
     return done.stdout
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize")
+@pytest.mark.filterwarnings(*TORCHS_OWN)
 def test_equal_models_have_one_identity_in_every_process():
     told = in_a_fresh_process("import json; from tests import test_identity as t; print(json.dumps(t.digests()))")
     assert json.loads(told) == digests()
@@ -511,6 +607,7 @@ class TestTheSecondNet:
 class TestMutants:
     """An identity that leaves something out lets another model pass; the second net is asked to look away."""
 
+    @pytest.mark.filterwarnings(*TORCHS_OWN)
     @pytest.mark.parametrize(
         ("place", "name", "mutant", "case"),
         [
@@ -520,6 +617,8 @@ class TestMutants:
             (identity, "_content", lambda item: "", "order of a dict"),
             (anatomy, "_seen_by", lambda names, value: None, "global"),
             (anatomy, "_within", lambda *_: False, None),
+            (anatomy, "_is_followed", lambda *_: False, "number put into torch"),
+            (identity, "_held_constants", lambda graph: [], "traced"),
         ],
         ids=lambda v: v if isinstance(v, str) else "",
     )

@@ -579,6 +579,91 @@ def test_what_cuts_the_gradient_is_refused_with_the_way_out(cut):
                 call()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_measurements_whose_squares_overflow_are_failures_and_not_the_prior(method):
+    """float32 holds 1e20 and not its square; nor do conjugate gradients go on from a product that is infinite."""
+    field = posterior(unit_prior(), LinearGaussian(first, torch.tensor([1e20]), 0.1), method)
+    assert not bool(field.denoise(points((2,)).float(), 0.3).isfinite().all(1).any())
+    assert stk.sample(field, stk.ProbabilityFlow("euler", 4), chains=3).failures == {"NONFINITE": 3}
+    far = posterior(unit_prior(), LinearGaussian(lambda x: 1e20 * first(x), torch.tensor([1e20]), 1e19), method)
+    assert stk.sample(far, stk.ProbabilityFlow("euler", 4), chains=3).failures == {"NONFINITE": 3}
+
+
+def early(f):
+    return lambda x, t: torch.where(t[:, None] < 0.5, f(x.detach(), t), f(x, t))
+
+
+def late(f):
+    return lambda x, t: torch.where(t[:, None] > 0.9, f(x.detach(), t), f(x, t))
+
+
+def step(x):
+    return (16 * x).round() / 16
+
+
+STEPS = {
+    "prior": lambda: posterior(unit_prior(lambda x, t: denoiser(step(x), t)), LinearGaussian(first, ONE, 0.1)),
+    "one coordinate of the prior": lambda: posterior(
+        unit_prior(lambda x, t: denoiser(torch.cat([step(first(x)), x[:, 1:]], 1), t)), LinearGaussian(first, ONE, 0.1)
+    ),
+    "likelihood": lambda: posterior(unit_prior(), lambda x: seen(step(x))),
+    "sign": lambda: posterior(unit_prior(), lambda x: 5 * x[:, 0].sign()),
+    "one coordinate": lambda: posterior(unit_prior(), lambda x: seen(step(x)) - x[:, 1].square()),
+    "field": lambda: posterior(unit_prior(), stk.Energy(lambda x: -seen(step(x)) + 0 * x.sum(1), (2,))),
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_what_goes_in_steps_has_no_derivative_to_follow(kind):
+    """Autograd says 0 rightly, and the posterior would be the prior."""
+    with pytest.raises(stk.InvalidArgument, match=r"(?s)(prior|likelihood): .*in steps"):
+        STEPS[kind]().denoise(points((2,)).float(), 0.3)
+
+
+def test_a_static_posterior_of_steps_is_that_of_its_energy():
+    field = posterior(stk.Energy(lambda z: z.square().sum(1) / 2, (2,)), lambda x: 5 * x[:, 0].sign() + 0 * x.sum(1))
+    assert bool(field.score(points((2,)).float()).isfinite().all())
+
+
+@pytest.mark.parametrize("cut", [early, late])
+def test_a_prior_that_is_cut_at_some_times_is_refused(cut):
+    with pytest.raises(stk.InvalidArgument, match="replacement"):
+        posterior(unit_prior(cut(denoiser)), LinearGaussian(first, ONE, 0.1)).denoise(points((2,)).float(), 0.3)
+
+
+def test_mutants_at_one_time_and_without_a_look_for_steps(monkeypatch):
+    """Signal and noise alike tell nothing of other times; and steps then make the posterior the prior."""
+    module = sys.modules["scoretk.fields.posterior"]
+    monkeypatch.setattr(module, "LOG_SNR", (0.0,))
+    monkeypatch.setattr(module, "check_no_steps", lambda *_: None)
+    for field in (STEPS["prior"](), posterior(unit_prior(late(denoiser)), LinearGaussian(first, ONE, 0.1))):
+        assert law_of_the_first(field).abs().max() > 2 * z_limit(2)
+
+
+class Misled(ReturnsNone):
+    @staticmethod
+    def backward(ctx, w):
+        return torch.zeros(len(w), 2)
+
+
+def test_the_energy_of_a_likelihood_is_held_to_its_gradient():
+    """A field as likelihood, by autograd or by a gradient of its own."""
+    wrong = stk.Energy(lambda x: (Misled.apply(x) - 2).square().sum(1) / 0.02, (2,))
+    for prior in (unit_prior(), stk.Energy(lambda z: z.square().sum(1) / 2, (2,))):
+        field = posterior(prior, wrong)
+        with pytest.raises(stk.InvalidArgument, match="likelihood"):
+            field.score(points((2,)).float(), *([0.3] if prior.provides >= {"base"} else []))
+
+
+@pytest.mark.parametrize(
+    "given", [lambda x: x.numpy()[:, :1], lambda x: [first(x)], lambda x: None, lambda x: x.astype("f4")]
+)
+@pytest.mark.parametrize("adjoint", [None, back])
+def test_an_operator_that_gives_no_tensor_is_refused(given, adjoint):
+    with pytest.raises(stk.InvalidArgument, match="operator"):
+        posterior(unit_prior(), LinearGaussian(given, ONE, 0.1, adjoint=adjoint))
+
+
 def test_a_function_without_a_backward_is_refused():
     with pytest.raises(stk.InvalidArgument, match="adjoint=f"):
         posterior(unit_prior(), LinearGaussian(ReturnsNone.apply, ONE, 0.1))

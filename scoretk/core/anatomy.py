@@ -25,11 +25,13 @@ import sys
 import sysconfig
 import warnings
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import (
     AsyncGeneratorType,
     BuiltinFunctionType,
@@ -81,9 +83,9 @@ PLAIN: frozenset[type] = frozenset({type(None), bool, int, float, complex, str, 
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType)
 ATOMS: tuple[type, ...] = (
     *PLAIN, bytearray, range, slice, type(NotImplemented), torch.dtype, torch.device, torch.Size, torch.layout,
-    torch.memory_format, torch.Generator, np.dtype, np.generic, np.ufunc, np.random.Generator, np.random.RandomState, CodeType,
-    *_DESCRIPTORS, WrapperDescriptorType, MethodDescriptorType, ClassMethodDescriptorType, GenericAlias, UnionType, GeneratorType,
-    CoroutineType, AsyncGeneratorType, FrameType, TracebackType,
+    torch.memory_format, torch.Generator, np.dtype, np.generic, np.ufunc, np.random.Generator, np.random.RandomState, Random,
+    memoryview, CodeType, *_DESCRIPTORS, WrapperDescriptorType, MethodDescriptorType, ClassMethodDescriptorType, GenericAlias,
+    UnionType, GeneratorType, CoroutineType, AsyncGeneratorType, FrameType, TracebackType,
 )  # fmt: skip
 """Types without parts, those of plain values among them."""
 
@@ -109,11 +111,13 @@ _UNLOOKED = frozenset({
 """What stands in the namespace of a class and has no say in what its objects do."""
 
 _REGISTERS = ("_parameters", "_buffers", "_modules")
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _TORCHS = frozenset(nn.Module().__dict__)
 """The attributes that torch gives to each module: registers, hooks, `training`."""
 
 _COMPILED = "_torchdynamo_orig_callable"
+_STATED = ("__reduce_ex__", "__reduce__", "__getnewargs_ex__", "__getnewargs__")
+"""Methods by which a class says what its objects are made of."""
 
 
 class Names(NamedTuple):
@@ -256,6 +260,10 @@ def _of_array(value: np.ndarray) -> list[Part]:
     return _of_items(value.ravel()) if value.dtype == object else []
 
 
+def _of_tensor(value: Tensor) -> list[Part]:
+    return [] if value.is_nested else _attributes(value)  # whose sizes count the nested tensors of the process
+
+
 def _of_proxy(value: Any) -> list[Part]:
     try:
         return [("()", value.__repr__.__self__)]  # of which Python has no other way to ask
@@ -273,6 +281,17 @@ def _pickled(value: Any) -> list[Part]:
     except Exception:  # noqa: BLE001 (whatever its author raises: it cannot be taken apart)
         return []
     return [(f".__reduce__()[{i}]", piece) for i, piece in enumerate(made)] if isinstance(made, tuple) else []
+
+
+def _of_default(value: defaultdict[Any, Any]) -> list[Part]:
+    return [(".default_factory", value.default_factory), *_of_mapping(value)]
+
+
+def _of_variable(value: ContextVar[Any]) -> list[Part]:
+    try:
+        return [(".get()", value.get())]
+    except LookupError:  # it has no value here
+        return []
 
 
 def _of_cell(value: CellType) -> list[Part]:
@@ -319,23 +338,39 @@ def _seen_by(names: Names, value: Any) -> Any:
 
 
 def _of_seen(value: ModuleView) -> list[Part]:
-    if _whose(value.module.__name__) != "own":
-        return []
-    own = vars(value.module)
-    return [
-        ("." + name, ModuleView(own[name], value.names) if isinstance(own[name], ModuleType) else own[name])
-        for name in sorted(value.names & own.keys())
-    ]
+    """The attributes that are named: of one's own module all; of another's its data, its functions where it is followed, and
+    what is one's own and was put there.
+    """
+    module, held = value.module.__name__, vars(value.module)
+    whose = _whose(module)
+    found: list[Part] = []
+    for name in sorted(name for name in value.names if name in held):
+        item = held[name]
+        if isinstance(item, ModuleType):
+            found.append(("." + name, ModuleView(item, value.names)))
+        elif whose == "own" or _is_followed(item, module if whose == "installed" else None):
+            found.append(("." + name, item))
+    return found
+
+
+def _is_followed(value: Any, package: str | None) -> bool:
+    """Whether what another's module holds is followed: where `package` is None, all its own functions are known."""
+    if isinstance(value, FunctionType | type):
+        return _whose(_home(value)) == "own" or (
+            package is not None and isinstance(value, FunctionType) and _top(_home(value)) == _top(package)
+        )
+    return isinstance(value, nn.Module | Tensor | np.ndarray) or type(value) in PLAIN
 
 
 def _of_class(value: type) -> list[Part]:
     if _whose(value.__module__) == "known":
         return []
-    own = vars(value)
+    own, meta = vars(value), type(value)
     found = [
         ("." + name, item) for name, item in own.items() if name not in _UNLOOKED and type(item) not in _DESCRIPTORS
     ]
-    return found + [(f".__mro__[{i}]", base) for i, base in enumerate(value.__mro__) if i and base is not object]
+    found += [(f".__mro__[{i}]", base) for i, base in enumerate(value.__mro__) if i and base is not object]
+    return found if _whose(meta.__module__) == "known" else [*found, (".__class__", meta)]
 
 
 def _of_nn_module(value: nn.Module) -> list[Part]:
@@ -354,8 +389,10 @@ def _of_compiled_module(value: nn.Module) -> list[Part]:
 
 
 def _of_traced(value: Any) -> list[Part]:
-    """Of `torch.fx.GraphModule`: its graph is the code, which is among the attributes."""
-    return [part for part in _of_nn_module(value) if part[0] not in ("._graph", ".meta")]
+    """Of `torch.fx.GraphModule`: its graph is the code, which is among the attributes; the ranges of sizes that an export noted
+    decide nothing, and their symbols' dictionaries are in the order of hashes.
+    """
+    return [part for part in _of_nn_module(value) if part[0] not in ("._graph", ".meta", ".range_constraints")]
 
 
 def _of_script(value: Any) -> list[Part]:
@@ -371,19 +408,33 @@ def _of_script(value: Any) -> list[Part]:
 def _splitter(kind: type) -> Splitter:
     """How objects of a class are taken apart, found once for each class."""
     split = next((_KINDS[base] for base in kind.__mro__ if base in _KINDS), None)
+    known = _whose(kind.__module__) == "known"
+    if split is _none and not known:
+        split = None  # one's own kind of a number
     if kind.__module__ == "torch._dynamo.eval_frame" and issubclass(kind, nn.Module):
         split = _of_compiled_module
     elif issubclass(kind, torch.jit.ScriptModule):
         split = _of_script
     elif issubclass(kind, type):
         split = _of_class
-    elif _whose(kind.__module__) == "known" and _top(kind.__module__) in _HANDLES:
+    elif known and _top(kind.__module__) in _HANDLES:
         split = _none
     elif split is None and issubclass(kind, Mapping):
         split = _of_mapping
+    elif split is None and not known and _is_stated(kind):
+        split = _pickled
     whole = _with_attributes(kind, split)
     _SPLITTERS[kind] = whole
     return whole
+
+
+def _is_stated(kind: type) -> bool:
+    """Whether a known class says what objects of one's own class are made of, as what is beneath a subclass of `float` does."""
+    for name in _STATED:
+        owner = next(base for base in kind.__mro__ if name in vars(base) or base is object)
+        if owner is not object:
+            return _whose(owner.__module__) == "known"
+    return False
 
 
 def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
@@ -392,7 +443,7 @@ def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
         return split or _none
     also: list[Splitter] = [] if split is None else [split]
     slots = _slots(kind)
-    if kind.__dictoffset__ and not issubclass(kind, nn.Module):
+    if kind.__dictoffset__ and not issubclass(kind, nn.Module | Tensor):
         also.append(_attributes)
     if slots:
         also.append(_slots_of(slots))
@@ -405,14 +456,14 @@ def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
 
 _KINDS: dict[type, Splitter] = {
     **dict.fromkeys(ATOMS, _none),
-    Tensor: _none, ModuleType: _none,
+    Tensor: _of_tensor, ModuleType: _none,
     np.ndarray: _of_array,
     nn.Module: _of_nn_module, torch.fx.GraphModule: _of_traced,
-    dict: _of_mapping, MappingProxyType: _of_mapping,
+    dict: _of_mapping, MappingProxyType: _of_mapping, defaultdict: _of_default,
     list: _of_items, tuple: _of_items, set: _of_items, frozenset: _of_items, deque: _of_items,
     functools.partial: lambda v: [(".func", v.func), (".args", v.args), (".keywords", v.keywords), *_attributes(v)],
     functools.partialmethod: lambda v: [(".func", v.func), (".args", v.args), (".keywords", v.keywords)],
-    CellType: _of_cell,
+    CellType: _of_cell, ContextVar: _of_variable,
     FunctionType: _of_function,
     MethodType: lambda v: [(".__self__", v.__self__), (".__func__", v.__func__)],
     BuiltinFunctionType: lambda v: [] if isinstance(v.__self__, ModuleType | None) else [(".__self__", v.__self__)],

@@ -184,6 +184,8 @@ def _value(item: Any) -> str:
         return f"module {item.module.__name__}"
     if isinstance(item, Tensor):
         return tensor_value(item)
+    if isinstance(item, memoryview):
+        return f"memoryview {item.format} {item.shape} {_digest(item.tobytes())}"
     if isinstance(item, np.ndarray | np.generic):
         return _of_array(np.asarray(item))
     if isinstance(item, FunctionType):
@@ -269,10 +271,17 @@ def _of_array(array: np.ndarray) -> str:
 
 def tensor_value(tensor: Tensor) -> str:
     """Its dtype, shape and digest, with its numbers where they are few."""
-    what = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    # the lengths of the rows of a nested tensor are among its numbers: as a shape it has none, or one that counts tensors
+    shape = (
+        ("nested", tensor.shape[0] if tensor.layout is torch.jagged else tensor.size(0))
+        if tensor.is_nested
+        else tuple(tensor.shape)
+    )
+    what = f"{str(tensor.dtype).removeprefix('torch.')} {shape}"
     try:
         held = [_bytes(part) for part in _strided(tensor.detach())]
-        few = tensor.numel() <= FEW and tensor.layout is torch.strided and not tensor.is_quantized
+        plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
+        few = plain and tensor.numel() <= FEW
         shown = f" {tensor.detach().tolist()!r}" if few else ""
     except (RuntimeError, NotImplementedError, TypeError):
         return f"{what} without numbers that can be read"
@@ -281,6 +290,8 @@ def tensor_value(tensor: Tensor) -> str:
 
 def _strided(tensor: Tensor) -> list[Tensor]:
     """The strided tensors that a tensor of any layout consists of."""
+    if tensor.is_nested:
+        return list(tensor.unbind())
     if tensor.is_quantized:
         per_channel = tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
         own = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()) if per_channel else ()
@@ -293,8 +304,6 @@ def _strided(tensor: Tensor) -> list[Tensor]:
         return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    if tensor.is_nested:
-        return list(tensor.unbind())
     return [tensor.to_dense() if tensor.layout is not torch.strided else tensor]
 
 
@@ -307,7 +316,16 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _script(item: Any) -> str:
-    """The code of a scripted module or function, without numbers that count what was compiled before."""
+    """The code of a scripted module or function, without numbers that count what was compiled before, and the tensors that the
+    code names by number only.
+    """
     methods = item._c._method_names() if isinstance(item, torch.jit.ScriptModule) else []
-    texts = [getattr(item, name).code for name in sorted(methods)] or [getattr(item, "code", "")]
-    return _MANGLED.sub("", "\n".join(texts))
+    made = [getattr(item, name) for name in sorted(methods)] or [item]
+    texts = [_MANGLED.sub("", one.code) for one in made if hasattr(one, "code")]
+    held = [_held_constants(one.graph if methods else one.inlined_graph) for one in made if hasattr(one, "code")]
+    return "\n".join([*texts, *(tensor_value(value) for values in held for value in values)])
+
+
+def _held_constants(graph: Any) -> list[Tensor]:
+    nodes = graph.findAllNodes("prim::Constant", recurse=True)
+    return [node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t"]

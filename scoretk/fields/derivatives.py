@@ -10,24 +10,33 @@ agree for a smooth f. They are taken to differ in a row only where the differenc
 `seen(2h)` agree with each other ten times as well as with `told`, and by more than rounding. A function with kinks within h, or
 with noise of its own, is thus left alone.
 
+A step function (rounding, a sign, an index of the largest entry) has the derivative that autograd says, zero, and what follows
+the derivative does not see it. It is told by what no place shows a derivative of and moves the values all the same.
+
 Reference: Griewank, Walther, "Evaluating derivatives" (2008): products with J and J^T, and tests of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from scoretk.core.noise import Noise
-from scoretk.core.rows import row_dot, row_sum
+from scoretk.core.rows import across, row_dot, row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 
-__all__ = ["check_derivative", "probes", "value_and_pullback"]
+__all__ = ["check_derivative", "check_no_steps", "probes", "value_and_pullback"]
 
+Map = Callable[[Tensor], Tensor]
 CLEAR, TOLERANCE, ROUNDINGS = 10.0, 0.05, 16.0
+PLACES, ALL_PLACES = 24, 480
+"""At how many places a derivative of zero is looked at, and at how many before a function is said to go in steps."""
+NEAREST, FARTHEST = 1e-3, 10.0
+"""The sizes of these places: a steep sigmoid has its derivative about one of them only."""
 
 
 def probes(like: Tensor, n: int, which: int) -> Tensor:
@@ -64,17 +73,19 @@ def value_and_pullback(
     return value if keep else value.detach(), pullback
 
 
-def check_derivative(f: Callable[[Tensor], Tensor], x: Tensor, what: str, owner: object, hint: str) -> None:
+def check_derivative(f: Map, x: Tensor, what: str, owner: object, hint: str, gradient: Map | None = None) -> None:
     """Raise `InvalidArgument` where autograd's derivative of f at x is not that of its values: see the module's docstring.
 
     Arguments: f, `(rows, *event) -> (rows, *out)`, its rows independent; x `(rows, *event)`; what and owner, the argument that
-    is to blame and its value; hint, the way out. Costs six evaluations of f on these rows, four of them without a graph.
+    is to blame and its value; hint, the way out; gradient, of an f with one number a row, where it is not autograd's.
+    Costs six evaluations of f on these rows, four of them without a graph.
     """
     x = x.detach()
     with torch.no_grad():
         value = f(x)
     w, v = probes(value, len(value), 1), probes(x, len(x), 2)
-    told = row_dot(_pulled(f, x, w, what, owner, hint), v)
+    pull = _pulled(f, what, owner, hint) if gradient is None else _weighted(gradient, what, owner, hint)
+    told = row_dot(pull(x, w), v)
     scale = x.square().mean().sqrt()
     step = torch.finfo(x.dtype).eps ** (1 / 3) * torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
     with torch.no_grad():
@@ -89,18 +100,62 @@ def check_derivative(f: Callable[[Tensor], Tensor], x: Tensor, what: str, owner:
         raise InvalidArgument(what, owner, expected, f"{found}: {_why()}. {hint}")
 
 
-def _pulled(f: Callable[[Tensor], Tensor], x: Tensor, w: Tensor, what: str, owner: object, hint: str) -> Tensor:
-    """`J^T w`; zero where nothing of f is in the graph."""
-    try:
-        with torch.enable_grad():
-            y = x.clone().requires_grad_()
-            value = f(y)
-            if not value.requires_grad:
-                return torch.zeros_like(x)
-            return torch.autograd.grad(value, y, w, allow_unused=True, materialize_grads=True)[0]
-    except RuntimeError as error:  # without a graph it has just been evaluated
-        expected = "what torch can differentiate with respect to x"
-        raise InvalidArgument(what, owner, expected, f"{str(error).splitlines()[0]} {hint}") from error
+def check_no_steps(f: Map, like: Tensor, what: str, owner: object, hint: str, gradient: Map | None = None) -> None:
+    """Raise `InvalidArgument` where f depends on coordinates of x of which it has no derivative anywhere.
+
+    Values at two places differ in these coordinates, and no place of many has a derivative. Costs one evaluation where each
+    coordinate has one, two where f is constant in some.
+
+    Arguments: f, `(rows, *event) -> (rows, *out)` for any number of rows, at places of size 1; like `(1, *event)`, of the dtype
+    and on the device of these; what, owner, hint and gradient as in `check_derivative`.
+    """
+    pull = _pulled(f, what, owner, hint) if gradient is None else _weighted(gradient, what, owner, hint)
+    for n in (PLACES, ALL_PLACES):
+        z = probes(like, n, 3)
+        x = across(torch.logspace(math.log10(NEAREST), math.log10(FARTHEST), n).to(z), z) * z
+        with torch.no_grad():
+            value = f(x).nan_to_num()
+        blind = (pull(x, probes(value, n, 1)) == 0).all(0)
+        if not bool(blind.any()):
+            return
+        with torch.no_grad():
+            elsewhere, again = f(torch.where(blind, x.flip(0), x)).nan_to_num(), f(x).nan_to_num()
+        if torch.equal(elsewhere, value) or not torch.equal(again, value):  # constant, or noisy by itself
+            return
+    raise InvalidArgument(
+        what, owner, "what has a derivative with respect to x", f"It goes in steps, flat between. {hint}"
+    )
+
+
+def _pulled(f: Map, what: str, owner: object, hint: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """`(x, w) -> J^T w`; zero where nothing of f is in the graph."""
+
+    def pull(x: Tensor, w: Tensor) -> Tensor:
+        try:
+            with torch.enable_grad():
+                y = x.clone().requires_grad_()
+                value = f(y)
+                if not value.requires_grad:
+                    return torch.zeros_like(x)
+                return torch.autograd.grad(value, y, w, allow_unused=True, materialize_grads=True)[0]
+        except RuntimeError as error:  # without a graph it has just been evaluated
+            expected = "what torch can differentiate with respect to x"
+            raise InvalidArgument(what, owner, expected, f"{str(error).splitlines()[0]} {hint}") from error
+
+    return pull
+
+
+def _weighted(gradient: Map, what: str, owner: object, hint: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """`(x, w) -> w grad f`, of one number a row."""
+
+    def pull(x: Tensor, w: Tensor) -> Tensor:
+        try:
+            return across(w, x) * gradient(x)
+        except InvalidArgument as error:
+            expected = "what torch can differentiate with respect to x"
+            raise InvalidArgument(what, owner, expected, f"{_why()}. {hint}") from error
+
+    return pull
 
 
 def _why() -> str:

@@ -39,19 +39,32 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
             values = energy(y)
         except RuntimeError as error:  # among them autograd's, of a leaf that is written into
             written = written_into("energy", energy, x)
+            if written is None and "requires grad" in str(
+                error
+            ):  # torch's, of a number or an array taken out of the graph
+                written = _without_gradient(energy)
             if written is None:
                 raise
             raise written from error
         if not values.requires_grad:
-            hint = "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead"
-            if torch.is_inference_mode_enabled():
-                hint = "torch.inference_mode() forbids all gradients: use torch.no_grad(), which does not"
-            raise InvalidArgument("energy", values, "an energy that torch can differentiate with respect to x", hint)
+            raise _without_gradient(values)
         summed = values.sum()
-        (gradient,) = torch.autograd.grad(summed, y, create_graph=keep)
+        try:
+            (gradient,) = torch.autograd.grad(summed, y, create_graph=keep, allow_unused=True)
+        except NotImplementedError as error:  # a Function without a backward
+            raise _without_gradient(values) from error
+        if gradient is None:  # a graph, and x is not in it
+            raise _without_gradient(values)
     if summed.device.type != "cpu" or not math.isfinite(summed.item()):  # on the CPU the host may look first
         gradient = _only_where_finite(gradient, values if keep else values.detach())
     return values if keep else values.detach(), gradient
+
+
+def _without_gradient(energy: object) -> InvalidArgument:
+    hint = "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead"
+    if torch.is_inference_mode_enabled():
+        hint = "torch.inference_mode() forbids all gradients: use torch.no_grad(), which does not"
+    return InvalidArgument("energy", energy, "an energy that torch can differentiate with respect to x", hint)
 
 
 def _only_where_finite(gradient: Tensor, values: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ PROBE = -2.0
 """The weight of one probe in the sum of two that A must respect: negative, so that neither |x| nor a ReLU passes for linear."""
 
 Map = Callable[[Tensor], Tensor]
+RAISED = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What a callable raises that is not made for the events, or the measurements, that it is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +216,7 @@ class LinearGaussian:
                 image, alone = self.forward(stacked), self.forward(stacked[:1])
             except ScoretkError:
                 raise
-            except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            except RAISED as error:
                 takes = f"a map of events of shape {event_shape}, with a batch axis before it"
                 raise InvalidArgument("operator", self.operator, takes, str(error)) from error
         if (image.shape[:1], alone.shape[:1]) != ((3,), (1,)):
@@ -243,7 +245,7 @@ class LinearGaussian:
             if self.transposed is not None:
                 raise
             raise self._without_adjoint("Autograd sees nothing of it") from error
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        except RAISED as error:
             raise self._without_adjoint(str(error).splitlines()[0]) from error
         there, here = row_dot(image.double(), w.double()), row_dot(x.double(), back.double())
         if not bool(((there - here).abs() <= close * row_dot(image, image).sqrt()).all()):
@@ -265,21 +267,31 @@ class LinearGaussian:
         """Whether the operator's values are complex: as y is, or, of a y that is still to come, as one image is."""
         if self._pairs is None:
             with torch.no_grad():
-                object.__setattr__(self, "_pairs", self.operator(torch.zeros_like(x[:1])).is_complex())
+                object.__setattr__(self, "_pairs", self._applied(torch.zeros_like(x[:1])).is_complex())
         return self._pairs  # type: ignore[return-value]
 
     def _image(self, x: Tensor) -> Tensor:
         """`A x`, as the operator gives it, its derivative by the adjoint where one is given."""
         if self.transposed is None:
-            return self.operator(x)
+            return self._applied(x)
         if torch.compiler.is_compiling() or not (x.requires_grad and torch.is_grad_enabled()):
             return self._seen(x)
         image = _Linear.apply(x, lambda v: _as_real(self._seen(v)), lambda w: self._back(w, x))
         return torch.view_as_complex(image) if self._complex(x) else image
 
+    def _applied(self, x: Tensor) -> Tensor:
+        """What the operator makes of x, which has to be a tensor."""
+        image = self.operator(x)
+        if not isinstance(image, Tensor):
+            hint = (
+                f"It gave {type(image).__name__}. One that works in numpy gives torch.from_numpy(...), and its adjoint"
+            )
+            raise InvalidArgument("operator", self.operator, "a map from tensors to tensors", hint)
+        return image
+
     def _seen(self, x: Tensor) -> Tensor:
         """The operator where no graph is wanted of it; a tensor that autograd may keep."""
-        image = self.operator(x.detach())
+        image = self._applied(x.detach())
         return image.clone() if image.is_inference() else image
 
     def _back(self, w: Tensor, x: Tensor) -> Tensor:

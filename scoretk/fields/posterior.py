@@ -31,7 +31,7 @@ gradients for solving linear systems" (1952).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 from weakref import WeakSet
@@ -43,7 +43,7 @@ from scoretk.core.arguments import counts, names, option, positive
 from scoretk.core.rows import across, row_dot, select_rows
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.convert import check_time
-from scoretk.fields.derivatives import check_derivative, probes, value_and_pullback
+from scoretk.fields.derivatives import check_derivative, check_no_steps, probes, value_and_pullback
 from scoretk.fields.distribution import in_one_space
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.operators import LinearGaussian
@@ -60,6 +60,8 @@ PIGDM_ITERATIONS = 64
 """Of the solves without the network: at most so many, and none after the residual has reached the rounding."""
 DERIVATIVE_ROWS = 8
 """In how many rows the derivatives of the prior and of the likelihood are looked at."""
+LOG_SNR = (-4.0, 0.0, 4.0)
+"""At which log(alpha^2 / sigma^2), as the path has them, the prior's are."""
 CUTS = 12
 """How often a step up a log-likelihood is cut to a quarter at most."""
 
@@ -203,6 +205,7 @@ class DPS:
         v = prior.variance(self.spread, pulled).flatten()
         norm = (likelihood.std**2 * row_dot(residual, residual) + v * row_dot(pulled, pulled)).sqrt()
         weight = self.scale * math.sqrt(math.prod(residual.shape[1:])) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        weight = torch.where(norm.isfinite(), weight, torch.nan)  # and not 0, which would leave the prior as it is
         return prior.covariance(across(weight, pulled) * pulled)
 
 
@@ -261,25 +264,23 @@ def posterior(
 class _Likelihood:
     """A callable `log_likelihood(x, **cond)` and the names of the condition values that are its own."""
 
-    fn: Callable[..., Tensor]
+    of: Callable[..., Tensor]
     measured: frozenset[str]
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log L(x)`, `(batch,)`."""
         hint = "A log-likelihood gives one number a row: sum over the event axes, keep the batch axis"
-        found = rejecting(self.fn, x, cond, -torch.inf)
+        found = rejecting(self.of, x, cond, -torch.inf)
         return check_rows("log_likelihood", found, x.shape[:1], hint).to(x.dtype)
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`log L(x)` and its gradient, by autograd. The first call sees whether that is the derivative of the values."""
         if _is_new(self):
-            here, rows = x[:DERIVATIVE_ROWS], {name: value[:DERIVATIVE_ROWS] for name, value in cond.items()}
-            hint = (
-                "Write it in torch operations on x; for a linear measurement take "
-                "LinearGaussian(operator, y, std, adjoint=f), f(w) = A^T w"
-            )
-            check_derivative(lambda z: self.log_likelihood(z, **rows), here, "likelihood", self.fn, hint)
-            _EXAMINED.add(self)
+            _look_along(self, x, cond)
+        return self.gradient(x, **cond)
+
+    def gradient(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """As `slope`, unexamined."""
         value, gradient = grad_energy(lambda z: -self.log_likelihood(z, **cond), x)
         return -value, -gradient
 
@@ -288,16 +289,22 @@ class _Likelihood:
 class _FieldLikelihood:
     """`-E`, with the energy of a static field and its own gradient, and the names of the condition values that are its own."""
 
-    field: Any
+    of: Any
     measured: frozenset[str]
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`-E(x)`, `(batch,)`."""
-        return -static(self.field).energy(x, **cond)
+        return -static(self.of).energy(x, **cond)
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`-E(x)` and its gradient."""
-        energy, gradient = static(self.field).energy_and_grad(x, **cond)
+        """`-E(x)` and its gradient. The first call sees whether that is the derivative of the values."""
+        if _is_new(self):
+            _look_along(self, x, cond)
+        return self.gradient(x, **cond)
+
+    def gradient(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """As `slope`, unexamined."""
+        energy, gradient = static(self.of).energy_and_grad(x, **cond)
         return -energy, -gradient
 
 
@@ -309,6 +316,34 @@ _EXAMINED: WeakSet[Any] = WeakSet()
 
 def _is_new(value: Any) -> bool:
     return value not in _EXAMINED and not torch.compiler.is_compiling()
+
+
+IN_TORCH = (
+    "Write it in torch operations on x; for a linear measurement take "
+    "LinearGaussian(operator, y, std, adjoint=f), f(w) = A^T w"
+)
+
+
+def _look_along(likelihood: _Likelihood | _FieldLikelihood, x: Tensor, cond: dict[str, Tensor]) -> None:
+    """See whether the likelihood's gradient at some of the rows x is the derivative of its values."""
+    rows = {name: value[:DERIVATIVE_ROWS] for name, value in cond.items()}
+    check_derivative(
+        lambda z: likelihood.log_likelihood(z, **rows), x[:DERIVATIVE_ROWS], "likelihood", likelihood.of, IN_TORCH,
+        lambda z: likelihood.gradient(z, **rows)[1],
+    )  # fmt: skip
+    _EXAMINED.add(likelihood)
+
+
+def _look_for_steps(likelihood: _Likelihood | _FieldLikelihood, x: Tensor, cond: dict[str, Tensor]) -> None:
+    """See whether the likelihood depends on x in steps, which what follows its gradient does not see."""
+
+    def rows(z: Tensor) -> dict[str, Tensor]:
+        return {name: value[torch.arange(len(z), device=x.device) % len(x)] for name, value in cond.items()}
+
+    check_no_steps(
+        lambda z: likelihood.log_likelihood(z, **rows(z)), x[:1], "likelihood", likelihood.of, IN_TORCH,
+        lambda z: likelihood.gradient(z, **rows(z))[1],
+    )  # fmt: skip
 
 
 def _likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, ...]) -> Likelihood:
@@ -428,13 +463,27 @@ class _TimedPosterior(Wrapped, GaussianPathField):
         return data + self.method.shift(self.likelihood, point, own)
 
     def _look_at(self, x: Tensor, cond: dict[str, Tensor]) -> None:
-        """See whether autograd has the derivative of the prior's denoiser, where signal and noise are alike."""
-        t = float(self.path.t(0.0).clamp(0, 1))
-        rows = torch.arange(DERIVATIVE_ROWS, device=x.device) % len(x)
-        prior = TimedField(self.prior, self.path, {name: value[rows] for name, value in cond.items()})
-        size = math.hypot(float(self.path.alpha(t)), float(self.path.sigma(t)))
+        """See whether autograd has the derivative of the prior's denoiser, and whether that moves in steps.
+
+        Where the signal is less than the noise, as large, and more: at another time a model may be another one.
+        """
+        times = [float(self.path.t(r).clamp(0, 1)) for r in LOG_SNR]
         hint = "Let torch see through its network; or take method='replacement', which asks for no derivative of it"
-        check_derivative(lambda z: prior.denoise(z, t), size * probes(x, DERIVATIVE_ROWS, 0), "prior", self.prior, hint)
+
+        def denoised(times: Sequence[float]) -> Callable[[Tensor], Tensor]:
+            """D of rows of size 1, brought to the size of `x_t`, at these times in turn."""
+
+            def f(z: Tensor) -> Tensor:
+                turn = torch.arange(len(z), device=z.device)
+                t = torch.tensor(times, dtype=torch.float64, device=z.device)[turn % len(times)]
+                prior = TimedField(self.prior, self.path, {name: value[turn % len(x)] for name, value in cond.items()})
+                return prior.denoise(across(torch.hypot(self.path.alpha(t), self.path.sigma(t)).to(z), z) * z, t)
+
+            return f
+
+        for t in times:
+            check_derivative(denoised([t]), probes(x, DERIVATIVE_ROWS, 0), "prior", self.prior, hint)
+        check_no_steps(denoised(times), x[:1], "prior", self.prior, hint)
         _EXAMINED.add(self)
 
 
@@ -460,7 +509,10 @@ def _informed(path: GaussianPath, x: Tensor, t: float | Tensor, earliest: float)
 
 def _uphill(likelihood: Any, prior: Denoised, spread: float, cond: dict[str, Tensor]) -> Tensor:
     """`s p`, like x: how far the log-likelihood is followed from D in the direction `p = V g`; see `DPS`."""
+    unknown = _is_new(likelihood)
     value, gradient = likelihood.slope(prior.data, **cond)
+    if unknown:
+        _look_for_steps(likelihood, prior.data, cond)
     direction = prior.covariance(gradient)
     rise, length = row_dot(gradient, direction), row_dot(direction, direction).sqrt()
     reach = (prior.variance(spread, direction).flatten() * math.prod(direction.shape[1:])).sqrt()
@@ -505,11 +557,13 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iteratio
     """w with `K w = b`, each row a system of its own, from w = 0: the iterate of the smallest residual.
 
     Arguments: product, `w -> K w`; b, `(batch, ...)`; iterations, the most of them; least, a positive lower bound of the
-    eigenvalues of K. A row is done when its residual is down to the rounding, or a direction's curvature below `least / 2`.
+    eigenvalues of K. A row is done when its residual is down to the rounding, or a direction's curvature below `least / 2`; it is
+    NaN where the dtype does not hold the squares of b, or its products.
     """
     w = best = torch.zeros_like(b)
     residual = direction = b
     square = smallest = row_dot(b, b)
+    held = square.isfinite()
     goal, going = square * torch.finfo(b.dtype).eps ** 2, square > 0
     looks = b.device.type == "cpu" and not torch.compiler.is_compiling()
     for _ in range(iterations):
@@ -517,6 +571,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iteratio
             break
         image = product(direction)
         curvature = row_dot(direction, image)
+        held = held & curvature.isfinite()
         going = going & (curvature > least / 2 * row_dot(direction, direction))
         step = across(torch.where(going, square / curvature.where(going, 1.0), 0.0), b)
         w, residual = w + step * direction, residual - step * image
@@ -524,4 +579,4 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iteratio
         best, smallest = select_rows(square < smallest, w, best), torch.minimum(square, smallest)
         direction = residual + across(square / before.where(going, 1.0), b) * direction
         going = going & (square > goal)
-    return best
+    return select_rows(held, best, torch.full_like(best, torch.nan))

@@ -96,18 +96,26 @@ def weights_digest(weights: Iterable[Tensor]) -> str:
     """SHA-256 over tensors that live long, such as a model's weights: each is read whole once, and again when it has changed."""
     digest = hashlib.sha256()
     for tensor in weights:
-        if tensor.is_inference() or tensor.is_meta or tensor.layout is not torch.strided:
-            digest.update(
-                tensor_value(tensor).encode()
-            )  # of those torch does not count the changes, or they have no address
+        mark = _mark(tensor)
+        if mark is None:
+            digest.update(tensor_value(tensor).encode())
             continue
-        # the sum sees what the counter does not: changes by way of `.data`
-        mark = (tensor._version, tensor.data_ptr(), float(tensor.detach().sum()))
         known = _KNOWN.get(tensor)
         if known is None or known[0] != mark:
             known = _KNOWN[tensor] = (mark, tensor_digest({"": tensor}))
         digest.update(known[1].encode())
     return digest.hexdigest()
+
+
+def _mark(tensor: Tensor) -> Any:
+    """What shows that a tensor has changed; None where torch does not count the changes, or it has no address or no sum."""
+    if tensor.is_inference() or tensor.is_meta or tensor.is_nested or tensor.layout is not torch.strided:
+        return None
+    try:
+        total = float(tensor.detach().sum())  # which sees what the counter does not: changes by way of `.data`
+    except (RuntimeError, NotImplementedError):  # as of numbers of eight bits
+        return None
+    return tensor._version, tensor.data_ptr(), total
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: str = "run") -> None:
