@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import scoretk
-from scoretk.arguments import conditions, count, flag, integer, option, tensor_like
+from scoretk.arguments import conditions, count, flag, float_dtype, integer, option, tensor_like
 from scoretk.arguments import device as as_device
 from scoretk.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.core.anatomy import field_tensors, left_as_found, state_like
@@ -272,12 +272,8 @@ def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
     if dtype is None:
         kinds = [t.dtype for t in hints if t.dtype in usable]
         dtype = kinds[0] if kinds else (torch.get_default_dtype() if not hints else torch.float32)
-    if dtype not in usable:
-        raise InvalidArgument(
-            "dtype", dtype, "torch.float32 or torch.float64",
-            "The network may compute in a lower precision; a chain's state stalls in it",
-        )  # fmt: skip
-    return _Place(found, dtype)
+    advice = "The network may compute in a lower precision; a chain's state stalls in it"
+    return _Place(found, float_dtype("dtype", dtype, advice))
 
 
 def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:

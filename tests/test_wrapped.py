@@ -483,7 +483,7 @@ NOT_OF_FIELDS = frozenset({
     "load_state_dict", "ndim", "real_stack", "save", "shape", "state_dict", "steers", "variable", "zero_start",
     # of solvers, their states, methods and losses
     "adapts", "exact", "for_part", "given_back", "init", "kind", "milestones", "shared", "shift", "start", "step", "step_size",
-    "temperature", "to_the_end", "varying", "weight",
+    "temperature", "varying", "weight",
     "provenance", "tuned",  # of draws
     "cond",  # of the view of a field that solvers have
     "prior",  # the demo's, of built-in models

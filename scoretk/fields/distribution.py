@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from scoretk.core.anatomy import state_like
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.freelaws import FreeLaw, free_law, log_density, support_of, unvalidated
@@ -122,15 +123,22 @@ def from_distribution(distribution: td.Distribution) -> DistributionField:
     law = unvalidated(distribution)
     try:
         support, free = support_of(law), free_law(law)
-        free.space.free_shape(tuple(distribution.event_shape))
+        free.log_density(_origin(distribution, free.space))  # a transform that is not bijective leaves none
     except (NotImplementedError, ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise InvalidArgument(
-            "distribution", distribution, "a distribution with a known bijection from free space onto its support",
-            f"{error}; or write its energy: scoretk.constrained(scoretk.Energy(fn, event_shape), constraint)",
+            "distribution", distribution, "a distribution with a density and a known bijection from free space onto its support",
+            f"{str(error) or type(error).__name__}; or write its energy: "
+            "scoretk.constrained(scoretk.Energy(fn, event_shape), constraint)",
         ) from error  # fmt: skip
     if isinstance(support, Real):
         return DistributionField(distribution, frozenset(provides), None, law)
     return DistributionField(distribution, frozenset(provides), support, law, free)
+
+
+def _origin(distribution: td.Distribution, space: Bijection) -> Tensor:
+    """z = 0, one row, where the distribution's own tensors are."""
+    hint = next(iter(state_like(distribution)), torch.zeros(()))
+    return torch.zeros((1, *space.free_shape(tuple(distribution.event_shape))), dtype=hint.dtype, device=hint.device)
 
 
 def as_field(value: Any) -> Any:
