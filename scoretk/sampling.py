@@ -21,6 +21,7 @@ from scoretk.core.identity import Identity, without_addresses
 from scoretk.draws import Cost, Draws
 from scoretk.drive import Schedule
 from scoretk.errors import InvalidArgument
+from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import StaticField, TimedField, resolve
@@ -450,7 +451,8 @@ def _settings(
 ) -> dict[str, Any]:  # fmt: skip
     """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
     return {
-        "model": origin, "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
+        "model": origin, "exact_ends": isinstance(model, Constrained) and model.log_density is not None,
+        "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
         "solver": without_addresses(repr(solver)), "chains": len(ids) if ids == range(len(ids)) else repr(ids),
         "seed": integer("seed", seed, below=2**64), "steps": schedule.total - schedule.warmup,
         "warmup": schedule.warmup, "thin": schedule.thin, "keep": keep, "batch": min(batch, len(ids)),
