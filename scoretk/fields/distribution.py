@@ -88,6 +88,10 @@ class DistributionField:
         """The same field without its support: for what is itself put under it."""
         return replace(self, support=None, _free=None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its distribution: the law in free space is functions that are made anew."""
+        return _made_again, (self.distribution, self.support is None)
+
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples, `(n, *event_shape)`. Raises `MissingCapability` where no explicit transform is known."""
         if "draw" not in self.provides:
@@ -133,6 +137,11 @@ def from_distribution(distribution: td.Distribution) -> DistributionField:
     if isinstance(support, Real):
         return DistributionField(distribution, frozenset(provides), None, law)
     return DistributionField(distribution, frozenset(provides), support, law, free)
+
+
+def _made_again(distribution: td.Distribution, bare: bool) -> DistributionField:
+    made = from_distribution(distribution)
+    return made.bare() if bare else made
 
 
 def _origin(distribution: td.Distribution, space: Bijection) -> Tensor:
