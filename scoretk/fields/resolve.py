@@ -21,6 +21,7 @@ from scoretk.arguments import conditions
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, unwritten
+from scoretk.fields.conditions import taken
 from scoretk.fields.convert import convert, row_coefficients
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.gradient import grad_energy
@@ -201,7 +202,7 @@ def resolve(
     Arguments: field, or a torch distribution, in free space where it has a support; needs, names among energy, score, velocity,
     denoise; cond, condition values with one row a chain; timed, whether the solver works in time (None: as the field is).
     Raises: `MissingCapability` saying what is offered, what is needed and what would bridge the two;
-    `InvalidArgument` for something that is no field.
+    `InvalidArgument` for something that is no field, and for conditions that the field has no name for.
     """
     field = in_free_space(field)
     wanted, rows = frozenset(needs), conditions(cond)
@@ -211,6 +212,13 @@ def resolve(
             "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity",
         )  # fmt: skip
     rows = aligned_values(rows)
+    takes = taken(field) if rows else None
+    if takes is not None and not rows.keys() <= takes:
+        raise InvalidArgument(
+            "cond",
+            ", ".join(sorted(rows)),
+            f"the conditions that {field_name(field)} takes: {', '.join(sorted(takes)) or 'none'}",
+        )
     if timed is None:
         timed = is_timed(field)
     if timed:
