@@ -11,7 +11,7 @@ from torch.distributions import constraints
 import scoretk as stk
 from scoretk.errors import LONGEST, SHOWN, InvalidArgument, UnknownName
 from scoretk.fields.alike import alike
-from scoretk.fields.answers import check_rows
+from scoretk.fields.answers import check_rows, unwritten
 from tests.marks import slow_but
 
 
@@ -23,6 +23,21 @@ def overwritten(x):
 def shifted(x):
     with torch.no_grad():
         x.mul_(1.5)
+    return x.square().sum(1)
+
+
+def through_numpy(x):
+    x.detach().numpy()[:] *= 0.5
+    return x.square().sum(1)
+
+
+def through_data(x):
+    x.data.mul_(0.5)
+    return x.square().sum(1)
+
+
+def another_memory(x):
+    x.data = x.data * 0.5
     return x.square().sum(1)
 
 
@@ -46,6 +61,10 @@ ENERGIES = {
     "nothing": lambda x: None,
     "overwrites x": overwritten,
     "shifts x": shifted,
+    "on no device": lambda x: torch.zeros(len(x), device="meta"),
+    "shifts x through numpy": through_numpy,
+    "shifts x.data": through_data,
+    "has another x.data": another_memory,
 }
 WRONG = {
     f"{kind} {name}": make(fn)
@@ -76,14 +95,44 @@ def test_wrong_answers_are_refused(name, compile):
         stk.sample(field, solver, **run)
 
 
+WRITERS = (shifted, through_numpy, through_data, another_memory)
+NORMAL = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+AROUND = {
+    "nothing": lambda fn: stk.Energy(fn, (2,)),
+    "tempered": lambda fn: stk.tempered(stk.Energy(fn, (2,)), 2.0),
+    "product": lambda fn: stk.product(NORMAL, stk.Energy(fn, (2,))),
+    "constrained": lambda fn: stk.constrained(stk.Energy(fn, (2,)), constraints.positive),
+    "likelihood": lambda fn: stk.posterior(NORMAL, lambda x: -fn(x)),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_written_into_is_seen_within_wrappers_too(around, monkeypatch):
+    for fn in WRITERS:
+        with pytest.raises(InvalidArgument, match="in place"):
+            stk.sample(AROUND[around](fn), stk.ULA(0.01), steps=3, chains=4)
+    with monkeypatch.context() as mutant:  # whose questions are all as if put before
+        resolve = import_module("scoretk.fields.resolve")
+        mutant.setattr(resolve, "unwritten", lambda what, evaluate, x, asked=None: unwritten(what, evaluate, x))
+        for fn in WRITERS[1:] if around != "likelihood" else ():  # whose derivative is looked at beside
+            assert stk.sample(AROUND[around](fn), stk.ULA(0.01), steps=3, chains=4).ok.all()
+
+
 def test_the_mutant_that_does_not_look_at_x_walks_off(monkeypatch):
     """What the count of writes prevents: a run that accepts a field which moves its chains."""
     field = stk.Energy(shifted, (2,))
-    monkeypatch.setattr(import_module("scoretk.fields.resolve"), "check_unwritten", lambda *args: None)
+    for module in ("resolve", "wrappers"):
+        home = import_module(f"scoretk.fields.{module}")
+        monkeypatch.setattr(home, "unwritten", lambda what, evaluate, x, asked=None: evaluate(x))
     stk.sample(field, stk.HMC(0.1, metric="none"), steps=3, chains=4)
     monkeypatch.undo()
     with pytest.raises(InvalidArgument, match="in place"):
         stk.sample(field, stk.HMC(0.1, metric="none"), steps=3, chains=4)
+
+
+def test_a_start_that_is_not_finite_is_no_write():
+    answered = unwritten("energy", lambda x: x.sum(1), torch.full((2, 2), torch.nan), asked=set())
+    assert answered.isnan().all()
 
 
 def test_half_precision_is_an_answer_and_inference_mode_a_place_to_ask():

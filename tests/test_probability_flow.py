@@ -40,7 +40,7 @@ def test_errors_on_the_ring_are_those_of_the_best():
     exact = stk.sample(field, stk.ProbabilityFlow("dopri8", rtol=1e-11, atol=1e-11, denoise=True), init=x).final
     for method, steps, evaluations, error in (
         ("heun", 18, 35, 0.042), ("heun", 36, 71, 8e-3), ("trapezoid", 18, 35, 2.5e-3), ("trapezoid", 36, 71, 7e-4),
-        ("rk4", 10, 39, 1e-4),
+        ("rk4", 10, 37, 1e-4),
         ("dpmpp_2m", 18, 18, 0.069), ("dpmpp_2m", 36, 36, 0.0115), ("euler", 18, 18, 0.115), ("adams_3", 10, 10, 0.011),
         ("adams_3", 20, 20, 7e-4), ("adams_3", 36, 36, 1e-4), ("adams_3", 72, 72, 1.5e-5), ("adams_4", 20, 20, 6e-4),
     ):  # fmt: skip
@@ -60,28 +60,58 @@ def linear_velocity(x, t):
 
 
 @pytest.mark.parametrize(("method", "most"), [("rk4_38", 3e-6), ("ralston_4", 1.5e-6)])
-def test_a_velocity_model_keeps_all_stages_to_the_end(method, most):
-    """72 evaluations on the linear path, to sigma = 0: the order is not lowered where the model's own answer has a value."""
+def test_four_stages_keep_their_order_to_the_end(method, most, monkeypatch):
+    """72 evaluations on the linear path, to sigma = 0, of a velocity and of a denoiser, which is not asked there."""
     ring, field = ring_mixture().noised(stk.Linear()), stk.Velocity(linear_velocity, (2,))
     x = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = stk.sample(ring, stk.ProbabilityFlow("dopri5", rtol=1e-11, atol=1e-11), init=x).final
-    draws = stk.sample(field, stk.ProbabilityFlow(method, steps=18, grid="uniform"), init=x)
-    assert draws.cost["velocity"] == 64 * 72
-    kept = float((draws.final - exact).norm(dim=1).median())
+
+    def error(field):
+        tableaus._along.cache_clear()
+        draws = stk.sample(field, stk.ProbabilityFlow(method, steps=18, grid="uniform"), init=x)
+        return float((draws.final - exact).norm(dim=1).median()), draws.cost
+
+    kept, cost = error(field)
     assert kept < most
-    lowered = stk.sample(ring, stk.ProbabilityFlow(method, steps=18, grid="uniform"), init=x)
-    assert lowered.cost["velocity"] == 64 * 71
-    assert float((lowered.final - exact).norm(dim=1).median()) > 1.5 * kept
+    assert cost["velocity"] == 64 * 72
+    assert error(ring)[0] == pytest.approx(kept, rel=1e-3)
+    heun = tableaus.RungeKutta(tableaus.LINEAR, (0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3), (1 / 4, 0.0, 3 / 4)))
+    lowered = replace(tableaus.METHODS[method], closing=heun)
+    monkeypatch.setitem(tableaus.METHODS, method, lowered)  # mutant: a closing step of third order with a larger error
+    assert error(ring)[0] > 5 * kept
+    tableaus._along.cache_clear()
 
 
-@pytest.mark.parametrize("method", ["trapezoid", "midpoint", "rk4", "heun", "adams_3"])
-def test_a_velocity_without_a_value_at_the_end_is_not_asked_there(method):
-    """`(data - x) / (1 - t)`, as a model of the data makes it."""
-    field = stk.Velocity(lambda x, t: (0.5 - x) / (1 - t[:, None]), (2,))
-    draws = stk.sample(field, stk.ProbabilityFlow(method, 8), chains=5)
+ENDLESS = {
+    "velocity": None,
+    "base": torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1),
+}
+OF_VELOCITY = [name for name, method in tableaus.METHODS.items() if method.of_velocity]
+
+
+@pytest.mark.parametrize("base", ENDLESS)
+@pytest.mark.parametrize("method", [*OF_VELOCITY, "dopri5", "tsit5", "bosh3", "dopri8", "fehlberg2", "adaptive_heun"])
+def test_a_velocity_without_a_value_at_the_end_is_not_asked_there(method, base, monkeypatch):
+    """`(data - x) / (1 - t)`, as a model of the data makes it: on the linear path, and from a base of its own."""
+    latest = []
+
+    def velocity(x, t):
+        latest.append(float(t.max()))
+        return (0.5 - x) / (1 - t[:, None])
+
+    field = stk.Velocity(velocity, (2,), ENDLESS[base])
+    solver = stk.ProbabilityFlow(method, 8) if method in tableaus.METHODS else stk.ProbabilityFlow(method)
+    draws = stk.sample(field, solver, chains=5)
     assert draws.failures == {}
+    assert max(latest) < 1
     torch.testing.assert_close(draws.final, torch.full((5, 2), 0.5))
-    assert stk.sample(field, stk.ProbabilityFlow("rk4_38", 8), chains=5).failures == {"NONFINITE": 5}
+    if base == "base" and getattr(tableaus.METHODS.get(method), "closing", None):
+        tableaus._along.cache_clear()
+        monkeypatch.setitem(tableaus.METHODS, method, replace(tableaus.METHODS[method], closing=None))
+        assert stk.sample(field, solver, chains=5).failures == {
+            "NONFINITE": 5
+        }  # mutant: the last step is like the others
+        tableaus._along.cache_clear()
 
 
 @pytest.mark.parametrize("method", ["trapezoid", "rk4", "rk4_38", "ralston_4", "heun", "adams_3"])

@@ -283,3 +283,43 @@ def test_a_summary_that_does_not_turn_misses_period_two(monkeypatch):
     monkeypatch.setattr(verdict, "flipped", lambda x: x)
     monkeypatch.setattr(verdict, "alternation", verdict.drift)
     assert not kinds(BY_NAME["bits that alternate"])
+
+
+def few_far_draws(seed: int) -> torch.Tensor:
+    """Chains that have come from 50 standard deviations away within 1 % of the draws, with them the mean is .5 too large."""
+    x = autoregressive(seed, 64, 300, 2, 0.5)
+    x[:, :3] += 50
+    return x
+
+
+def test_a_few_draws_from_far_away_drift_in_their_mean_only(monkeypatch):
+    """The mutant: by ranks alone nothing is found, and the mean's error is said to be .06."""
+    found = drawn(few_far_draws(3)).summary()
+    assert {f.kind for f in found.findings} == {"drift"}
+    assert "their mean" in found.verdict
+    monkeypatch.setattr(verdict, "drift", lambda v, lattice: mixing.drift(mixing.normal_scores(v), lattice))
+    blind = drawn(few_far_draws(3)).summary()
+    assert blind.ok
+    assert blind.rows["x[0]"]["mean"] > 5 * blind.rows["x[0]"]["mcse_mean"]
+
+
+@pytest.mark.parametrize(("dtype", "far", "said"), [
+    (torch.float32, 3e38, True), (torch.float32, -1e20, True), (torch.float32, 1e18, False), (torch.float64, 1e20, False),
+    (torch.float64, 1e200, True), (torch.float32, -math.inf, True), (torch.float32, math.nan, True),
+])  # fmt: skip
+def test_numbers_whose_squares_the_dtype_does_not_hold_are_said(dtype, far, said):
+    x = autoregressive(3, 8, 1000, 2, 0.5).to(dtype)
+    x[0, 5, 1] = far
+    assert ("broken" in {f.kind for f in drawn(x).summary().findings}) == said
+
+
+def test_rounding_at_an_end_is_no_clamp_where_the_law_is_known_in_free_space():
+    """Beta(.1, .1) has a tenth of its mass nearer to 1 than float32 tells: exact by the density of z, lost by that of x."""
+    beta = torch.distributions.Beta(torch.tensor(0.1), torch.tensor(0.1))
+    steady = stk.HMC(1.0, leapfrogs=4, metric="none")
+    exact = stk.sample(beta, steady, chains=64, steps=300, warmup=50, seed=1)
+    by_x = stk.constrained(stk.Energy(lambda x: -beta.log_prob(x), ()), torch.distributions.constraints.unit_interval)
+    for draws, clamped in ((exact, False), (stk.sample(by_x, steady, chains=64, steps=300, warmup=50, seed=1), True)):
+        assert ("clamp" in {f.kind for f in draws.summary().findings}) == clamped
+    exact.provenance["exact_ends"] = False
+    assert "clamp" in {f.kind for f in exact.summary().findings}

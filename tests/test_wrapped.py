@@ -483,7 +483,7 @@ NOT_OF_FIELDS = frozenset({
     "load_state_dict", "ndim", "real_stack", "save", "shape", "state_dict", "steers", "variable", "zero_start",
     # of solvers, their states, methods and losses
     "adapts", "exact", "for_part", "given_back", "init", "kind", "milestones", "shared", "shift", "start", "step", "step_size",
-    "temperature", "to_the_end", "varying", "weight",
+    "temperature", "varying", "weight",
     "provenance", "tuned",  # of draws
     "cond",  # of the view of a field that solvers have
     "prior",  # the demo's, of built-in models
@@ -519,3 +519,64 @@ def test_what_is_asked_of_fields_is_in_the_table():
     assert not unknown, "a capability that wrappers know nothing of: give it its rules in fields/wrapped.py"
     assert set(CAPABILITIES) <= {*RULES, *NATIVE}
     assert {"constrain", "between", "null", "gibbs_shape", "estimate_log_prob"} <= {name for name, _ in asked()}
+
+
+# --- conditions: of several fields each is told its own
+
+
+def pulled(x, y):
+    return (x - y[:, None]).square().sum(1) / 2
+
+
+class Pulled(torch.nn.Module):
+    def forward(self, x, y):
+        return pulled(x, y)
+
+
+def free(x):
+    return x.square().sum(1) / 2
+
+
+COND = {"y": torch.tensor([1.0, -2.0, 0.5])}
+TOLD = {
+    "product": lambda e, f: (stk.product(e, f), lambda a, b: a + b),
+    "product of products": lambda e, f: (
+        stk.product(stk.tempered(e, 2.0), stk.product(f, f)),
+        lambda a, b: a / 2 + 2 * b,
+    ),
+    "bridge": lambda e, f: (stk.bridge(f, e, 0.3), lambda a, b: 0.3 * a + 0.7 * b),
+    "mixture": lambda e, f: (
+        stk.mixture([e, f], [0.5, 0.5], log_partition=[0.0, 0.0]),
+        lambda a, b: math.log(2) - torch.logaddexp(-a, -b),
+    ),
+}
+
+
+@pytest.mark.parametrize("fn", [pulled, Pulled()], ids=["function", "module"])
+@pytest.mark.parametrize("case", TOLD)
+def test_each_field_is_told_the_conditions_that_it_takes(case, fn):
+    e, f = stk.Energy(fn, (2,)), stk.Energy(free, (2,))
+    x = torch.linspace(-1, 2, 6).reshape(3, 2)
+    field, law = TOLD[case](e, f)
+    torch.testing.assert_close(field.energy(x, **COND), law(pulled(x, **COND), free(x)))
+    bound = resolve(field, {"energy", "score"}, COND)
+    slope = torch.func.grad(lambda z: law(pulled(z, **COND), free(z)).sum())(x)
+    torch.testing.assert_close(bound.score(x), -slope)
+    torch.testing.assert_close(bound.energy_and_grad(x)[1], slope)
+
+
+def test_all_told_all_is_the_mutant(monkeypatch):
+    monkeypatch.setattr("scoretk.fields.combine.taken", lambda field: None)
+    field = stk.product(stk.Energy(pulled, (2,)), stk.Energy(free, (2,)))
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        field.energy(torch.zeros(3, 2), **COND)
+
+
+@pytest.mark.parametrize("make", [lambda f: f, lambda f: stk.product(f, f), lambda f: td.Normal(0.0, 1.0)])
+def test_conditions_that_no_field_takes_are_refused(make):
+    field = make(stk.Energy(free, (2,)))
+    with pytest.raises(stk.InvalidArgument, match=r"cond: expected the conditions that .* takes: none, got 'y'"):
+        stk.sample(field, stk.MALA(0.1), chains=3, steps=1, cond=COND)
+    assert resolve(stk.Energy(lambda x, **cond: free(x), (2,)), {"energy"}, COND).energy(torch.zeros(3, 2)).shape == (
+        3,
+    )

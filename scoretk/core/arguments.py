@@ -24,6 +24,7 @@ __all__ = [
     "finite",
     "flag",
     "flags",
+    "float_dtype",
     "function",
     "integer",
     "is_integer",
@@ -145,6 +146,13 @@ def _real(value: Any) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def float_dtype(name: str, value: Any, advice: str = "") -> torch.dtype:
+    """torch.float32 or torch.float64."""
+    if not isinstance(value, torch.dtype) or value not in (torch.float32, torch.float64):
+        raise InvalidArgument(name, value, "torch.float32 or torch.float64", advice)
+    return value
 
 
 def option(name: str, value: Any, known: Iterable[str]) -> str:

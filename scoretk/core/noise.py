@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import device as as_device
-from scoretk.core.arguments import integer
+from scoretk.core.arguments import float_dtype, integer
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 
@@ -184,7 +184,7 @@ class Noise:
     ) -> None:
         self.seed = integer("seed", seed, below=2**64)
         self.chains = _chain_ids(chains, None if device is None else as_device("device", device))
-        self.dtype = _dtype(dtype)
+        self.dtype = float_dtype("dtype", dtype, "Convert the noise afterwards")
         self.window = None if window is None else integer("window", window, 1, 2**32)
         self._bind()
 
@@ -265,7 +265,10 @@ class Noise:
         step = self._zero + step  # (), or (w, 1, 1) for the noise of w steps
         rows = (*step.shape[:1], len(self.chains))
         word, shape = _stream_word(kind, stream), _shape(shape)
-        n, dtype = math.prod(shape), _dtype(self.dtype if dtype is None else dtype)
+        n, dtype = (
+            math.prod(shape),
+            float_dtype("dtype", self.dtype if dtype is None else dtype, "Convert the noise afterwards"),
+        )
         if not n or not len(self.chains):
             return self.chains.new_zeros((*rows, *shape), dtype=dtype)
         # Without this the compiler folds the products of an arange into its index arithmetic, which has too few bits.
@@ -280,7 +283,10 @@ class Noise:
         kind, stream, shape, dtype = asked
         step = integer("step", step, below=2**32)
         word, shape = _stream_word(kind, stream), _shape(shape)
-        n, dtype = math.prod(shape), _dtype(self.dtype if dtype is None else dtype)
+        n, dtype = (
+            math.prod(shape),
+            float_dtype("dtype", self.dtype if dtype is None else dtype, "Convert the noise afterwards"),
+        )
         start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window)
         with torch.inference_mode(False), torch.no_grad():  # so that autograd may use what inference mode made
             values = _generate(kind, self._key, word, range(start, stop), self.chains, n, dtype)
@@ -432,12 +438,6 @@ def _stream_word(kind: _Kind, stream: int) -> int:
 def _step_tensor(step: Tensor) -> None:
     if step.ndim or step.dtype != torch.int64:
         raise InvalidArgument("step", step, "an integer or an int64 tensor of shape ()")
-
-
-def _dtype(dtype: torch.dtype) -> torch.dtype:
-    if dtype not in (torch.float32, torch.float64):
-        raise InvalidArgument("dtype", dtype, "torch.float32 or torch.float64", "Convert the noise afterwards")
-    return dtype
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:

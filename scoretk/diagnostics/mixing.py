@@ -200,7 +200,8 @@ def drift(x: Array, lattice: Array) -> tuple[Array, Array]:
     Arguments: lattice `(d,)` of bool, coordinates of few values, for which `_paired` has a bound of its own.
     """
     half = x.shape[2] // 2
-    return _paired(x[:, :, x.shape[2] - half :].mean(2) - x[:, :, :half].mean(2), lattice)
+    with np.errstate(all="ignore"):
+        return _paired(x[:, :, x.shape[2] - half :].mean(2) - x[:, :, :half].mean(2), lattice)
 
 
 def alternation(x: Array, lattice: Array) -> tuple[Array, Array]:

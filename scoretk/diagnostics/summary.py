@@ -92,13 +92,14 @@ def arviz(purpose: str) -> Any:
 
 
 def summarise(
-    x: Tensor, status: Tensor, failed_at: Tensor, stats: Mapping[str, Tensor], most: int = MOST, solver: str = ""
-) -> Summary:
+    x: Tensor, status: Tensor, failed_at: Tensor, stats: Mapping[str, Tensor], most: int = MOST, solver: str = "",
+    exact_ends: bool = False,
+) -> Summary:  # fmt: skip
     """The summary of draws x `(chains, draws, *event_shape)`.
 
     Arguments: status and failed_at `(chains,)`; stats by name, `(chains, draws)`, or `(chains,)` where only the last draw was
     kept; most, how many coordinates get a row: evenly spaced ones where there are more; solver, its `repr`, so that advice
-    names its own settings.
+    names its own settings; exact_ends, whether x is what the dtype holds of draws that were made in finer coordinates.
     """
     sampler = Sampler(solver)
     well = (status == int(Status.OK)).cpu()
@@ -119,7 +120,7 @@ def summarise(
         if flat.size
         else {}
     )
-    found = findings(flat, names, status, failed_at, reported, sampler)
+    found = findings(flat, names, status, failed_at, reported, sampler, exact_ends)
     return Summary(rows, found, len(flat), flat.shape[1], len(names) - len(chosen), sampler.independent)
 
 

@@ -6,6 +6,8 @@ Each coordinate is looked at in three ways, by the tests of `mixing`:
     spread   its folded normal scores, of |x - median|: how wide they are
     turn     its normal scores times (-1)^t: whether chains go on turning between two classes of states
 
+For drift, its values are a fourth: ranks bound what a few draws of a start far away weigh, and a mean does not.
+
 Where the kernel reports an energy, that is judged as one coordinate more, and so is, of states on two values, the parity of how
 many sites are in the second one. On chains of one law that forget their start, a test of a kind (drift, disagreement, memory,
 outlying chains, turning) raises a finding with probability `RATE` at most, over all coordinates and ways together (Bonferroni).
@@ -82,7 +84,7 @@ FEW_WEIGHTS = 100
 BUDGET, LEAST, CHUNK = 1 << 23, 1 << 13, 1 << 21
 """Values that are judged, in all and of a coordinate at least, and how many are looked at together."""
 Array = Any
-PLACE, SPREAD, TURN = "place", "spread", "turn"
+PLACE, SPREAD, TURN, VALUE = "place", "spread", "turn", "value"
 DISCRETE = ("GibbsWithGradients", "DiscreteLangevin", "BlockGibbs")
 
 
@@ -217,7 +219,7 @@ def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK)
         return np.concatenate(found)
 
     def by_way(kind: str) -> dict[str, tuple[Array, Array]]:
-        return {way: (joined(kind, way, 0), joined(kind, way, 1)) for way in (PLACE, SPREAD, TURN)}
+        return {way: (joined(kind, way, 0), joined(kind, way, 1)) for way in parts[0][kind]}
 
     return Chains(
         names, constant=joined("constant"), still=joined("still"), broken=joined("broken"), lattice=joined("lattice"),
@@ -229,7 +231,7 @@ def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK)
 
 def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[str, Any]:
     """What is found of some of d coordinates, `(chains, n, some)`."""
-    broken = _not_finite(x)
+    broken = _not_held(x)
     v = np.ascontiguousarray(x[:, ::stride].transpose(2, 0, 1), dtype=np.float64)
     v[broken > 0] = 0.0
     still = (v == v[:, :, :1]).all((1, 2))
@@ -249,6 +251,7 @@ def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[st
         "bulk": effective(normal_scores(ranked)), "tail": tail_effective(v),
         "drift": {
             PLACE: drift(scores, lattice), SPREAD: drift(folded, lattice), TURN: alternation(scores, lattice),
+            VALUE: drift(v, lattice),
         },
         "memory": {way: memory(value) for way, value in ways.items()},
         "between": {way: (between(value, SLACK, centres[way]), r_hat(value)) for way, value in halves.items()},
@@ -258,12 +261,12 @@ def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[st
     }  # fmt: skip
 
 
-def _not_finite(x: Array) -> Array:
-    """How many of each coordinate's draws `(chains, n, d)` are not finite; counted where their sum is not."""
-    with np.errstate(all="ignore"):
-        counts = (~np.isfinite(x.sum((0, 1), dtype=np.float64))).astype(int)
+def _not_held(x: Array) -> Array:
+    """How many of each coordinate's draws `(chains, n, d)` are not finite, or have squares that are not in the dtype."""
+    most = float(np.finfo(np.promote_types(x.dtype, np.float32)).max) ** 0.5
+    counts = (~(np.maximum(x.max((0, 1)), -x.min((0, 1))) <= most)).astype(int)
     for i in np.flatnonzero(counts):
-        counts[i] = np.count_nonzero(~np.isfinite(x[:, :, i]))
+        counts[i] = np.count_nonzero(~(np.abs(x[:, :, i]) <= most))
     return counts
 
 
@@ -302,16 +305,21 @@ def _ties(v: Array, discrete: bool | None) -> tuple[Array, tuple[Array, Array], 
 
 
 def findings(
-    x: Array, names: list[str], status: Tensor, failed_at: Tensor, stats: Mapping[str, Array], sampler: Sampler
-) -> tuple[Finding, ...]:
-    """What is wrong with the draws `(chains, n, d)` of the chains that are well; stats `(chains, n)` of them."""
+    x: Array, names: list[str], status: Tensor, failed_at: Tensor, stats: Mapping[str, Array], sampler: Sampler,
+    exact_ends: bool = False,
+) -> tuple[Finding, ...]:  # fmt: skip
+    """What is wrong with the draws `(chains, n, d)` of the chains that are well; stats `(chains, n)` of them.
+
+    Arguments: exact_ends, whether x is what the dtype holds of draws that were made in finer coordinates: then equal values
+    at an end are rounding, and no mass is lost.
+    """
     found = [*_failures(status, failed_at, sampler)]
     if not x.size:
         return (*found, Finding("there are no draws to judge", "see above why the chains failed", "nothing"))
     if sampler.independent:
         return (*found, *_independent(x, names, stats, sampler))
     if x.shape[1] < 4:
-        found += _broken(_not_finite(x), names)
+        found += _broken(_not_held(x), names)
         return (*found, Finding(
             f"{names[0]} cannot be judged, nor can others: {x.shape[1]} draws of a chain say nothing about it",
             "keep at least four of each chain, with keep='all'", "unjudged",
@@ -320,7 +328,7 @@ def findings(
     own = judge(x, names, sampler.discrete)
     others = [judge(value[:, :, None], [name], None) for name, value in zip(extra_names, extra, strict=True)]
     all_judged = [own, *others]
-    comparisons = 2 * sum(int(part.judged.sum()) for part in all_judged)
+    comparisons = 3 * sum(int(part.judged.sum()) for part in all_judged)
     found += _broken(own.broken, names)
     if own.constant.all():
         found.append(Finding(
@@ -331,7 +339,7 @@ def findings(
     found += _movement(x, own, stats, sampler)
     found += _convergence(all_judged, z_limit(RATE, 2 * comparisons), sampler)
     found += _parity(extra_names, others)
-    found += _values(own, x, sampler)
+    found += [] if exact_ends else _values(own, sampler)
     found += _copies(x, own)
     found += _few(own, bool(found), stats, sampler)
     found += _hamiltonian(x, names, stats, sampler)
@@ -373,7 +381,8 @@ def _broken(counts: Array, names: list[str]) -> Iterator[Finding]:
     if counts.any():
         worst = int(counts.argmax())
         yield Finding(
-            f"{int(counts.sum())} numbers among the draws are not finite, {int(counts[worst])} of them of {names[worst]}",
+            f"{int(counts.sum())} numbers among the draws are not finite, or have squares that are not, {int(counts[worst])} "
+            f"of them of {names[worst]}",
             "they are outside of what the dtype holds: use float64, other units, or a model that is bounded there", "broken",
         )  # fmt: skip
 
@@ -438,15 +447,18 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
         return np.where(judged, np.nan_to_num(z, nan=0.0, posinf=1e300, neginf=-1e300), 0.0), size
 
     drifting, troubled = False, np.zeros(len(names), bool)
-    for way, what in ((PLACE, "where they are"), (SPREAD, "how widely they are spread")):
+    for way, what, unit in (
+        (PLACE, "where they are", " normal scores"), (SPREAD, "how widely they are spread", " normal scores"),
+        (VALUE, "their mean", ""),
+    ):  # fmt: skip
         z, by = of("drift", way)
         found = np.abs(z) > limit
         troubled |= found
-        if found.any():
+        if found.any() and not (drifting and way == VALUE):
             drifting, worst = True, int(np.abs(z).argmax())
             yield Finding(
-                f"the chains drift together in {what}: from the first half of the draws to the second by {by[worst]:+.2g} "
-                f"normal scores in {_listed(names, found, worst)} (z = {abs(z[worst]):.3g})",
+                f"the chains drift together in {what}: from the first half of the draws to the second by {by[worst]:+.2g}{unit} "
+                f"in {_listed(names, found, worst)} (z = {abs(z[worst]):.3g})",
                 "they are on their way still: use a longer warmup and more steps", "drift",
             )  # fmt: skip
     settled = (
@@ -501,7 +513,7 @@ def _parity(names: list[str], parts: list[Chains]) -> Iterator[Finding]:
         )
 
 
-def _values(own: Chains, x: Array, sampler: Sampler) -> Iterator[Finding]:
+def _values(own: Chains, sampler: Sampler) -> Iterator[Finding]:
     share, value = own.atom
     found = (share > ATOM) & own.judged & ~own.still
     if found.any():
@@ -590,7 +602,7 @@ def _hamiltonian(x: Array, names: list[str], stats: Mapping[str, Array], sampler
 
 def _independent(x: Array, names: list[str], stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
     """Of draws that are no chains: weights, copies, numbers that are not finite."""
-    yield from _broken(_not_finite(x), names)
+    yield from _broken(_not_held(x), names)
     weight = stats.get("log_weight")
     if weight is not None:
         worth = kish(weight)

@@ -1,14 +1,16 @@
 """What a field answers, checked where it enters: shape, numbers, and that the question was left as it was.
 
 A complex energy has no order, an integer one no gradient, and a field that writes into its x moves the chain: none of them fails
-by itself, all of them sample something else. The checks look at shapes, dtypes and torch's count of writes, never at values, so
-that they cost no synchronisation; in compiled code they are made when it is traced, and writes are not seen.
+by itself, all of them sample something else. The checks look at shapes, dtypes and torch's count of writes, and at values where a
+question is put for the first time, so that a run does not stall; in compiled code they are made when it is traced, and writes
+are not seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,12 +18,15 @@ from torch import Tensor
 
 from scoretk.errors import InvalidArgument
 
-__all__ = ["check_rows", "check_unwritten", "writes", "written_into"]
+__all__ = ["check_rows", "unwritten", "written_into"]
+
+_CLOSELY: ContextVar[bool] = ContextVar("closely", default=False)
+"""Whether the values of what is asked are compared, before and after."""
 
 
 def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint: str) -> Tensor:
     """The model's answer, refused with a clear error where it is no tensor of this shape, or not of real floating numbers."""
-    if not isinstance(got, Tensor) or got.shape != shape or got.layout is not torch.strided:
+    if not isinstance(got, Tensor) or got.shape != shape or got.layout is not torch.strided or got.is_meta:
         raise InvalidArgument(what, got, f"a tensor of shape {tuple(shape)}", hint)
     if not got.is_floating_point():
         raise InvalidArgument(
@@ -31,15 +36,37 @@ def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint
     return got
 
 
-def writes(x: Tensor) -> int:
-    """How often x has been written into, as torch counts it for autograd; 0 where it does not count."""
-    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+def unwritten(what: str, evaluate: Callable[[Tensor], Any], x: Tensor, *, asked: set[str] | None = None) -> Any:
+    """`evaluate(x)`, refused with `InvalidArgument` where that has written into x.
 
-
-def check_unwritten(what: str, x: Tensor, before: int) -> None:
-    """Raise `InvalidArgument` where x has been written into since `writes(x)` was `before`."""
-    if writes(x) != before:
+    Seen are torch's own writes, which it counts, at every call. What goes past it (numpy on x's memory, `x.data`) shows in the
+    values alone: they are compared where `asked`, the questions that were put before, does not hold this one, for x and for
+    whatever is made of it and asked in turn meanwhile.
+    """
+    if torch.compiler.is_compiling():
+        return evaluate(x)
+    if asked is not None and what not in asked:
+        asked.add(what)
+        closely = _CLOSELY.set(True)
+        try:
+            return unwritten(what, evaluate, x)
+        finally:
+            _CLOSELY.reset(closely)
+    kept = x.detach().clone() if _CLOSELY.get() else None
+    before = _writes(x)
+    answer = evaluate(x)
+    if _writes(x) != before or not (kept is None or _same(kept, x.detach())):
         raise _written(what, x)
+    return answer
+
+
+def _writes(x: Tensor) -> int:
+    """How often x has been written into, as torch counts it for autograd; 0 where it does not count."""
+    return 0 if x.is_inference() else x._version
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def written_into(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> InvalidArgument | None:
@@ -47,7 +74,7 @@ def written_into(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> Inv
     spare = x.detach().clone()
     with suppress(Exception), torch.no_grad():  # what matters is whether it wrote before it failed
         evaluate(spare)
-    return _written(what, x) if writes(spare) else None
+    return _written(what, x) if _writes(spare) else None
 
 
 def _written(what: str, x: Tensor) -> InvalidArgument:

@@ -13,6 +13,7 @@ from torch import Tensor
 from scoretk.core.arguments import finite
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
+from scoretk.fields.conditions import Names, own, taken
 from scoretk.fields.distribution import in_one_space
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
@@ -31,6 +32,8 @@ class Bridge(Wrapped):
     start: Any
     end: Any
     weight: float | Tensor
+    takes: tuple[Names, Names] = (None, None)
+    """The conditions that start and end take; None where they get all."""
 
     kind = Kind.BLEND
     computed = frozenset({"energy", "score"})
@@ -41,24 +44,27 @@ class Bridge(Wrapped):
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`(1 - w) E_start(x) + w E_end(x)`, `(batch,)`."""
+        of_start, of_end = own(self.takes, cond)
         return self._mixed(
-            None if self._alone(self.start, 1) else static(self.start).energy(x, **cond),
-            None if self._alone(self.end, 0) else static(self.end).energy(x, **cond),
+            None if self._alone(self.start, 1) else static(self.start).energy(x, **of_start),
+            None if self._alone(self.end, 0) else static(self.end).energy(x, **of_end),
             x,
         )
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`(1 - w) score_start(x) + w score_end(x)`, like x."""
+        of_start, of_end = own(self.takes, cond)
         return self._mixed(
-            None if self._alone(self.start, 1) else static(self.start).score(x, **cond),
-            None if self._alone(self.end, 0) else static(self.end).score(x, **cond),
+            None if self._alone(self.start, 1) else static(self.start).score(x, **of_start),
+            None if self._alone(self.end, 0) else static(self.end).score(x, **of_end),
             x,
         )
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)` and `grad E(x)`, each field evaluated once."""
-        start = (None, None) if self._alone(self.start, 1) else static(self.start).energy_and_grad(x, **cond)
-        end = (None, None) if self._alone(self.end, 0) else static(self.end).energy_and_grad(x, **cond)
+        of_start, of_end = own(self.takes, cond)
+        start = (None, None) if self._alone(self.start, 1) else static(self.start).energy_and_grad(x, **of_start)
+        end = (None, None) if self._alone(self.end, 0) else static(self.end).energy_and_grad(x, **of_end)
         return self._mixed(start[0], end[0], x), self._mixed(start[1], end[1], x)
 
     def _alone(self, field: Any, other: float) -> bool:
@@ -128,4 +134,4 @@ def bridge(start: Any, end: Any, weight: float) -> Any:
         shared_map("start, end", (start, end))
         return space.around(bridge(space.field, end.field, weight))
     check_within("start", start, end)
-    return Bridge(start, end, weight)
+    return Bridge(start, end, weight, (taken(start), taken(end)))

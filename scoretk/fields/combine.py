@@ -44,6 +44,7 @@ from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.alike import alike
 from scoretk.fields.base import Base, NormalBase, standard_normal
+from scoretk.fields.conditions import Names, own, taken
 from scoretk.fields.convert import check_time
 from scoretk.fields.distribution import in_one_space
 from scoretk.fields.gradient import grad_energy
@@ -282,8 +283,27 @@ def _interval(value: Any) -> Interval | None:
     return low, high
 
 
+class _Members(Wrapped):
+    """A combination of fields, each of which is told the conditions that it takes."""
+
+    fields: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        takes: tuple[Names, ...] = tuple(map(taken, self.fields))  # here, as the compiler reads no signatures
+        object.__setattr__(self, "takes", takes)
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        return self.fields
+
+    def told(self, cond: dict[str, Tensor]) -> Iterable[tuple[Any, dict[str, Tensor]]]:
+        """Each field with its conditions."""
+        return zip(self.fields, own(self.takes, cond), strict=True)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True, eq=False)
-class _Powered(Wrapped):
+class _Powered(_Members):
     """`weight * sum of energies`, weight 1 / T; scores likewise."""
 
     fields: tuple[Any, ...]
@@ -297,10 +317,6 @@ class _Powered(Wrapped):
         return 1 / self.temperature
 
     @property
-    def inner(self) -> tuple[Any, ...]:
-        return self.fields
-
-    @property
     def computed(self) -> frozenset[str]:
         shared = frozenset.intersection(*(offers(f) for f in self.fields)) & {"energy", "score"}
         return shared | ({"score"} if all(offers(f) & {"energy", "score"} for f in self.fields) else frozenset())
@@ -310,11 +326,11 @@ class _Powered(Wrapped):
         if "energy" not in self.provides:
             f = next(f for f in self.fields if "energy" not in offers(f))
             raise MissingCapability(field_name(f), offers(f), {"energy"}, "A score alone does not give an energy.")
-        return self.weight * reduce(add, (f.energy(x, **cond) for f in self.fields))
+        return self.weight * reduce(add, (f.energy(x, **own) for f, own in self.told(cond)))
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`weight sum_i score_i(x)`, like x."""
-        return self.weight * reduce(add, (static(f).score(x, **cond) for f in self.fields))
+        return self.weight * reduce(add, (static(f).score(x, **own) for f, own in self.told(cond)))
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)` and `grad E(x)` for the price of one of each."""
@@ -322,7 +338,7 @@ class _Powered(Wrapped):
 
 
 @dataclass(frozen=True, eq=False)
-class _Mixture(Wrapped):
+class _Mixture(_Members):
     """`sum_i w_i p_i`, `p_i` of log density `log_prob`, or `-E_i - log Z_i` where the constants are given."""
 
     fields: tuple[Any, ...]
@@ -332,16 +348,12 @@ class _Mixture(Wrapped):
     kind = Kind.MIXTURE
     computed = frozenset({"energy", "score", "log_prob"})
 
-    @property
-    def inner(self) -> tuple[Any, ...]:
-        return self.fields
-
     def joint(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log(w_i p_i(x))`, `(batch, fields)`. Where one is NaN, as outside a support, and not all are, its density is 0."""
         if self.log_partition is None:
-            logs = [f.log_prob(x, **cond) for f in self.fields]
+            logs = [f.log_prob(x, **own) for f, own in self.told(cond)]
         else:
-            logs = [-f.energy(x, **cond) - z for f, z in zip(self.fields, self.log_partition, strict=True)]
+            logs = [-f.energy(x, **own) - z for (f, own), z in zip(self.told(cond), self.log_partition, strict=True)]
         joint = torch.stack([p + w for p, w in zip(logs, self.log_weights, strict=True)], 1)
         absent = joint.isnan()
         return torch.where(absent & ~absent.all(1, keepdim=True), -torch.inf, joint)
@@ -361,7 +373,7 @@ class _Mixture(Wrapped):
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`-log p(x)` and its gradient."""
         joint = self.joint(x, **cond)
-        return -torch.logsumexp(joint, 1), -_shared(joint, [self._score(f, x, cond) for f in self.fields])
+        return -torch.logsumexp(joint, 1), -_shared(joint, [self._score(f, x, own) for f, own in self.told(cond)])
 
     def _score(self, field: Any, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
         if offers(field) & {"energy", "score"}:
@@ -389,18 +401,12 @@ class _SamePath(Wrapped, GaussianPathField):
         return gaussian_path(self.inner[0], "this combination")
 
 
-class _OfMany(_SamePath):
+class _OfMany(_Members, _SamePath):
     """A timed combination of several fields alike."""
-
-    fields: tuple[Any, ...]
-
-    @property
-    def inner(self) -> tuple[Any, ...]:
-        return self.fields
 
     def views(self, cond: dict[str, Tensor]) -> list[TimedField]:
         """The fields as solvers see them, the condition rows bound."""
-        return [TimedField(f, gaussian_path(f, "this combination"), cond) for f in self.fields]
+        return [TimedField(f, gaussian_path(f, "this combination"), own) for f, own in self.told(cond)]
 
 
 @dataclass(frozen=True, eq=False)

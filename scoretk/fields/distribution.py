@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from scoretk.core.anatomy import state_like
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
@@ -87,6 +88,10 @@ class DistributionField:
         """The same field without its support: for what is itself put under it."""
         return replace(self, support=None, _free=None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its distribution: the law in free space is functions that are made anew."""
+        return _made_again, (self.distribution, self.support is None)
+
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples, `(n, *event_shape)`. Raises `MissingCapability` where no explicit transform is known."""
         if "draw" not in self.provides:
@@ -122,15 +127,27 @@ def from_distribution(distribution: td.Distribution) -> DistributionField:
     law = unvalidated(distribution)
     try:
         support, free = support_of(law), free_law(law)
-        free.space.free_shape(tuple(distribution.event_shape))
+        free.log_density(_origin(distribution, free.space))  # a transform that is not bijective leaves none
     except (NotImplementedError, ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise InvalidArgument(
-            "distribution", distribution, "a distribution with a known bijection from free space onto its support",
-            f"{error}; or write its energy: scoretk.constrained(scoretk.Energy(fn, event_shape), constraint)",
+            "distribution", distribution, "a distribution with a density and a known bijection from free space onto its support",
+            f"{str(error) or type(error).__name__}; or write its energy: "
+            "scoretk.constrained(scoretk.Energy(fn, event_shape), constraint)",
         ) from error  # fmt: skip
     if isinstance(support, Real):
         return DistributionField(distribution, frozenset(provides), None, law)
     return DistributionField(distribution, frozenset(provides), support, law, free)
+
+
+def _made_again(distribution: td.Distribution, bare: bool) -> DistributionField:
+    made = from_distribution(distribution)
+    return made.bare() if bare else made
+
+
+def _origin(distribution: td.Distribution, space: Bijection) -> Tensor:
+    """z = 0, one row, where the distribution's own tensors are."""
+    hint = next(iter(state_like(distribution)), torch.zeros(()))
+    return torch.zeros((1, *space.free_shape(tuple(distribution.event_shape))), dtype=hint.dtype, device=hint.device)
 
 
 def as_field(value: Any) -> Any:

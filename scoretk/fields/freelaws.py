@@ -77,6 +77,8 @@ def support_of(d: Any) -> Bijection:
         return _hull(d.component_distribution)
     if isinstance(d, td.VonMises):
         return Between(-math.pi, math.pi)
+    if isinstance(d, td.GeneralizedPareto):
+        return _tail(d)
     return bijection(d.support)
 
 
@@ -130,7 +132,9 @@ def log_density(d: Any, x: Tensor) -> Tensor:
     spread = inside.reshape(*inside.shape, *(1 for _ in range(lead)))
     middle = space.constrain(x.new_zeros(space.free_shape(tuple(x.shape))))
     y = torch.where(spread, x, middle)
-    value = d.log_prob(y) + 0 * trailing_sum(y, lead)  # so that a constant density has a gradient: zero
+    # torch's own generalised Pareto takes no float64
+    own = _tail(d).log_density(y) if isinstance(d, td.GeneralizedPareto) else d.log_prob(y)
+    value = own + 0 * trailing_sum(y, lead)  # so that a constant density has a gradient: zero
     return torch.where(inside, value, -torch.inf)
 
 
@@ -329,15 +333,66 @@ def _(d: td.FisherSnedecor) -> FreeLaw:
     return FreeLaw(Above(0.0), lambda z: a * (z + log_ratio) - (a + b) * -logsigmoid(-z - log_ratio) - log_beta)
 
 
+@dataclass(frozen=True, eq=False)
+class _Tail:
+    """`x = loc + scale (e^(c w) - 1) / c`, w = e^z, and `loc + scale w` for c = 0: generalised Pareto from exponential w.
+
+    Its density is `exp(-(1 + c) w) / scale`, for c < 0 on an interval that ends at `loc - scale / c`.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    c: Tensor
+    event_dim = 0
+
+    def _parts(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """loc, scale, whether c is 0, and c, or another number there, so that no branch that is not taken divides by 0."""
+        loc, scale, c = (value.to(like) for value in (self.loc, self.scale, self.c))
+        return loc, scale, c == 0, torch.where(c == 0, 1.0, c)
+
+    def _within(self, like: Tensor) -> Between:
+        loc, scale, flat, c = self._parts(like)
+        return Between(loc, torch.where(flat | (c > 0), torch.inf, loc - scale / c))
+
+    def free_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def constrain(self, z: Tensor) -> Tensor:
+        loc, scale, flat, c = self._parts(z)
+        w = z.exp()
+        y = torch.where(flat, w, torch.expm1(c * torch.where(flat, 0.0, w)) / c)
+        return self.clamped(loc + scale * y)
+
+    def w(self, x: Tensor) -> Tensor:
+        """The exponential variable of x."""
+        loc, scale, flat, c = self._parts(x)
+        y = (x - loc) / scale
+        return torch.where(flat, y, torch.log1p(c * torch.where(flat, 0.0, y)) / c)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        return self.w(x).log()
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Of x in the support."""
+        return -self.scale.to(x).log() - (1 + self.c.to(x)) * self.w(x)
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return z + self.scale.to(z).log() + self.c.to(z) * z.exp()
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return self._within(x).clamped(x)
+
+    def contains(self, x: Tensor) -> Tensor:
+        return self._within(x).contains(x)
+
+
+def _tail(d: td.GeneralizedPareto) -> _Tail:
+    return _Tail(d.loc, d.scale, d.concentration)
+
+
 @free_law.register
 def _(d: td.GeneralizedPareto) -> FreeLaw:
-    if not bool((d.concentration > 0).all()):
-        return _by_x(d)
-    c = d.concentration  # of y = (x - loc) / scale the density is (1 + c y)^(-1 - 1/c)
-    return FreeLaw(
-        _Image(Above(0.0), (td.AffineTransform(d.loc, d.scale),), Above(d.loc)),
-        lambda z: z + (1 + 1 / c) * logsigmoid(-z - c.log()),
-    )
+    return FreeLaw(_tail(d), lambda z: z - z.exp())
 
 
 @free_law.register

@@ -42,6 +42,7 @@ from torch import Tensor
 from scoretk.core.arguments import counts, names, option, positive
 from scoretk.core.rows import across, row_dot, select_rows
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.answers import check_rows, unwritten
 from scoretk.fields.convert import check_time
 from scoretk.fields.derivatives import check_derivative, check_no_steps, probes, value_and_pullback
 from scoretk.fields.distribution import in_one_space
@@ -52,7 +53,7 @@ from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, gaussian_path, static
 from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
-from scoretk.fields.wrappers import GaussianPathField, check_rows
+from scoretk.fields.wrappers import GaussianPathField
 
 __all__ = ["DPS", "METHODS", "MMPS", "PiGDM", "Replacement", "posterior"]
 
@@ -270,7 +271,7 @@ class _Likelihood:
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log L(x)`, `(batch,)`."""
         hint = "A log-likelihood gives one number a row: sum over the event axes, keep the batch axis"
-        found = rejecting(self.of, x, cond, -torch.inf)
+        found = unwritten("log_likelihood", lambda y: rejecting(self.of, y, cond, -torch.inf), x)
         return check_rows("log_likelihood", found, x.shape[:1], hint).to(x.dtype)
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from scoretk.core.arguments import conditions
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.answers import check_rows, check_unwritten, writes
+from scoretk.fields.answers import check_rows, unwritten
+from scoretk.fields.conditions import taken
 from scoretk.fields.convert import convert, row_coefficients
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.gradient import grad_energy
@@ -52,26 +53,27 @@ class StaticField(Parts):
 
     native: Any
     cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
+    asked: set[str] = dataclass_field(default_factory=set, repr=False)  # what it has been asked before
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.native.event_shape)
 
+    def _ask(self, what: str, evaluate: Callable[..., Any], x: Tensor, cond: dict[str, Tensor], *refused: float) -> Any:
+        rows = self.cond | cond
+        return unwritten(what, lambda y: rejecting(evaluate, y, rows, *refused), x, asked=self.asked)
+
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x)`, `(batch,)`."""
         x = aligned(x)
-        before = writes(x)
-        energy = rejecting(self.native.energy, x, self.cond | cond, torch.inf)
-        check_unwritten("energy", x, before)
+        energy = self._ask("energy", self.native.energy, x, cond, torch.inf)
         return check_rows("energy", energy, x.shape[:1], _ENERGY)
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x: the field's own, else `-grad E` by autograd."""
         if "score" in offers(self.native):
             x = aligned(x)
-            before = writes(x)
-            score = rejecting(self.native.score, x, self.cond | cond, torch.nan)
-            check_unwritten("score", x, before)
+            score = self._ask("score", self.native.score, x, cond, torch.nan)
             return check_rows("score", score, x.shape, _LIKE)
         return -grad_energy(lambda y: self.energy(y, **cond), x)[1]
 
@@ -80,9 +82,7 @@ class StaticField(Parts):
         own = getattr(self.native, "energy_and_grad", None)
         if own is not None:
             x = aligned(x)
-            before = writes(x)
-            energy, gradient = rejecting(own, x, self.cond | cond, torch.inf, torch.nan)
-            check_unwritten("energy_and_grad", x, before)
+            energy, gradient = self._ask("energy_and_grad", own, x, cond, torch.inf, torch.nan)
             return check_rows("energy", energy, x.shape[:1], _ENERGY), check_rows("gradient", gradient, x.shape, _LIKE)
         if "score" in offers(self.native):
             return self.energy(x, **cond), -self.score(x, **cond)
@@ -99,6 +99,7 @@ class TimedField(Parts):
     native: Any
     path: GaussianPath | None
     cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
+    asked: set[str] = dataclass_field(default_factory=set, repr=False)  # what it has been asked before
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -117,12 +118,10 @@ class TimedField(Parts):
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The native prediction, like x: what `source` names."""
         x, t = aligned(x), aligned(t) if isinstance(t, Tensor) else t
-        before = writes(x)
         ask = getattr(self.native, "predict", None)
         if ask is None:
             ask = getattr(self.native, next(m for m, name in _NATIVE_OF.items() if name == self.source))
-        value = ask(x, t, **self.cond)
-        check_unwritten(self.source, x, before)
+        value = unwritten(self.source, lambda y: ask(y, t, **self.cond), x, asked=self.asked)
         return check_rows(self.source, value, x.shape, _LIKE)
 
     def to(self, target: str, x: Tensor, t: float | Tensor) -> Tensor:
@@ -203,7 +202,7 @@ def resolve(
     Arguments: field, or a torch distribution, in free space where it has a support; needs, names among energy, score, velocity,
     denoise; cond, condition values with one row a chain; timed, whether the solver works in time (None: as the field is).
     Raises: `MissingCapability` saying what is offered, what is needed and what would bridge the two;
-    `InvalidArgument` for something that is no field.
+    `InvalidArgument` for something that is no field, and for conditions that the field has no name for.
     """
     field = in_free_space(field)
     wanted, rows = frozenset(needs), conditions(cond)
@@ -213,6 +212,13 @@ def resolve(
             "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity",
         )  # fmt: skip
     rows = aligned_values(rows)
+    takes = taken(field) if rows else None
+    if takes is not None and not rows.keys() <= takes:
+        raise InvalidArgument(
+            "cond",
+            ", ".join(sorted(rows)),
+            f"the conditions that {field_name(field)} takes: {', '.join(sorted(takes)) or 'none'}",
+        )
     if timed is None:
         timed = is_timed(field)
     if timed:

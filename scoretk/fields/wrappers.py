@@ -17,7 +17,7 @@ from torch import Tensor
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.answers import check_rows
+from scoretk.fields.answers import check_rows, unwritten
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.convert import check_prediction, check_time, convert
 from scoretk.fields.gradient import grad_energy
@@ -56,7 +56,8 @@ class Energy:
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x)`, `(batch, *event_shape) -> (batch,)`."""
         hint = "An energy gives one number a row: sum over the event axes, keep the batch axis"
-        return check_rows("energy", rejecting(self.fn, x, cond, torch.inf), x.shape[:1], hint).to(x.dtype)
+        energy = unwritten("energy", lambda y: rejecting(self.fn, y, cond, torch.inf), x)
+        return check_rows("energy", energy, x.shape[:1], hint).to(x.dtype)
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`-grad E(x)`, like x."""
@@ -82,7 +83,7 @@ class Score:
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
-        score = rejecting(self.fn, x, cond, torch.nan)
+        score = unwritten("score", lambda y: rejecting(self.fn, y, cond, torch.nan), x)
         return check_rows("score", score, x.shape, "A score is shaped like x").to(x.dtype)
 
 
@@ -172,7 +173,8 @@ def _call_network(
         times = torch.full(x.shape[:1], t, dtype=x.dtype, device=x.device)
     else:
         times = t.to(x.device, x.dtype).expand(x.shape[:1])
-    return check_rows(name, net(x, times, **cond), x.shape, "A timed model's prediction is shaped like x").to(x.dtype)
+    prediction = unwritten(name, lambda y: net(y, times, **cond), x)
+    return check_rows(name, prediction, x.shape, "A timed model's prediction is shaped like x").to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from scoretk.core.anatomy import left_as_found, state_like
-from scoretk.core.arguments import count, finite, flag, option
+from scoretk.core.arguments import count, finite, flag, float_dtype, option
+from scoretk.core.arguments import device as as_device
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status
@@ -178,6 +179,8 @@ def log_partition(
     option("method", method, ("ais", "smc"))
     chains, pilot = count("chains", chains, least=2), count("pilot", pilot, least=16)
     moves, check = count("moves", moves, least=1), flag("check", check)
+    device = None if device is None else as_device("device", device)
+    dtype = None if dtype is None else float_dtype("dtype", dtype)
     island = min(chains, ISLAND) if island is None else count("island", island, least=2)
     if method == "smc" and chains % island:
         raise InvalidArgument("chains", chains, f"whole islands of {island}: a multiple of it")

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from scoretk._version import __version__
 from scoretk.core.anatomy import field_tensors, left_as_found, state_like
-from scoretk.core.arguments import conditions, count, flag, integer, option, tensor_like
+from scoretk.core.arguments import conditions, count, flag, float_dtype, integer, option, tensor_like
 from scoretk.core.arguments import device as as_device
 from scoretk.core.arrays import aligned
 from scoretk.core.identity import Identity, without_addresses
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
+from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import StaticField, TimedField, resolve
@@ -272,12 +273,8 @@ def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
     if dtype is None:
         kinds = [t.dtype for t in hints if t.dtype in usable]
         dtype = kinds[0] if kinds else (torch.get_default_dtype() if not hints else torch.float32)
-    if dtype not in usable:
-        raise InvalidArgument(
-            "dtype", dtype, "torch.float32 or torch.float64",
-            "The network may compute in a lower precision; a chain's state stalls in it",
-        )  # fmt: skip
-    return _Place(found, dtype)
+    advice = "The network may compute in a lower precision; a chain's state stalls in it"
+    return _Place(found, float_dtype("dtype", dtype, advice))
 
 
 def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
@@ -454,7 +451,8 @@ def _settings(
 ) -> dict[str, Any]:  # fmt: skip
     """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
     return {
-        "model": origin, "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
+        "model": origin, "exact_ends": isinstance(model, Constrained) and model.log_density is not None,
+        "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
         "solver": without_addresses(repr(solver)), "chains": len(ids) if ids == range(len(ids)) else repr(ids),
         "seed": integer("seed", seed, below=2**64), "steps": schedule.total - schedule.warmup,
         "warmup": schedule.warmup, "thin": schedule.thin, "keep": keep, "batch": min(batch, len(ids)),

@@ -134,7 +134,8 @@ class Draws:
         if self.x is None:
             raise InvalidArgument("keep", "moments", "'all': a summary needs the draws themselves")
         rows, solver = count("most", most, least=1), str(self.provenance.get("solver", ""))
-        return summarise(self.x, self.status, self.failed_at, self.stats, rows, solver)
+        exact = self.provenance.get("exact_ends") is True
+        return summarise(self.x, self.status, self.failed_at, self.stats, rows, solver, exact)
 
     @property
     def divergent(self) -> Tensor:

@@ -26,7 +26,6 @@ from scoretk.core.arguments import counts, flags, option, positive
 from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
-from scoretk.fields.paths import GaussianPath, Linear
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
 from scoretk.ode.adaptive import ADAPTIVE, integrate
@@ -87,12 +86,11 @@ class ProbabilityFlow:
     `grad="adjoint"` asks (see `scoretk.ode.adjoint`).
 
     The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it ends at sigma = 0) and
-    "midpoint", and four (three) for "rk4", "rk4_38" and "ralston_4". The last two ask a model that predicts the velocity on the
-    linear path at t = 1 as well, and then have four to the end; a velocity that has no value there, such as `(data - x) / (1 -
-    t)`, is for the others (without a Gaussian path not for "rk4"). Adaptive methods do not ask there.
+    "midpoint", and four for "rk4", "rk4_38" and "ralston_4". No method asks a model where sigma is 0, and the closing step of
+    `denoise` asks it at the end of its path alone.
 
     "adams_3" is the most accurate choice that is also stable where steps are few; from about 16 steps "adams_pc_3" is more
-    accurate still, from about 36 evaluations "ralston_4" where a model's own velocity leads to sigma = 0. For data much
+    accurate still, from about 36 evaluations "ralston_4" where the steps lead evenly in w to sigma = 0. For data much
     narrower than the last levels and fewer than ten steps, "dpmpp_2m".
     """
 
@@ -169,7 +167,7 @@ class ProbabilityFlow:
     def _evaluation(self, field: TimedField, state: FlowState) -> tuple[FlowState, Info]:
         t, p, q, *weights = read_row(state.table, state.step)
         width = len(weights) // 2
-        prediction = field.to("velocity" if self._path(field) is None else "data", state.ahead, t)
+        prediction = field.to("velocity" if field.path is None else "data", state.ahead, t)
         values = (state.x, _combine((p, q), (state.ahead, prediction)), *state.past)
         x = ahead = _combine(weights[:width], values)
         if isinstance(METHODS[self.method], RungeKutta):
@@ -177,13 +175,7 @@ class ProbabilityFlow:
         return FlowState(x, ahead, values[1:-1], state.table, state.step + 1), {}
 
     def _tableau(self, field: TimedField) -> Tableau:
-        return tableau(self.method, self._path(field), self.times(field), self.denoise)
-
-    def _path(self, field: TimedField) -> GaussianPath | None:
-        """The path to convert predictions on; None where the method takes the field's velocity as it is, also at sigma = 0."""
-        if self.denoise or field.source != "velocity" or type(field.path) is not Linear:
-            return field.path
-        return None if getattr(METHODS[self.method], "to_the_end", False) else field.path
+        return tableau(self.method, field.path, self.times(field), self.denoise)
 
     def _interval(self, field: TimedField, state: IntervalState) -> tuple[IntervalState, Info]:
         start, end = state.times[int(state.step) :][:2].tolist()
