@@ -43,6 +43,7 @@ from scoretk.core.arguments import finite, names, positive
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.alike import alike
+from scoretk.fields.answers import check_rows
 from scoretk.fields.base import Base, NormalBase, standard_normal
 from scoretk.fields.conditions import Names, own, taken
 from scoretk.fields.convert import check_time
@@ -53,7 +54,7 @@ from scoretk.fields.posterior import _earliest, _informed, _split
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, gaussian_path, prediction, static
 from scoretk.fields.wrapped import Kind, Wrapped, shared_map
-from scoretk.fields.wrappers import GaussianPathField, check_rows
+from scoretk.fields.wrappers import GaussianPathField
 
 __all__ = ["classifier_guided", "guided", "mixture", "product", "tempered"]
 
