@@ -1,0 +1,1 @@
+"""What warmup does before a kernel's own steps can be tuned."""
