@@ -349,6 +349,9 @@ def test_a_chain_that_starts_far_out_comes_along(solver, chain):
 @pytest.mark.parametrize("chain", [7, 50])
 def test_with_the_common_step_it_would_stay_there(monkeypatch, chain):
     monkeypatch.setattr("scoretk.solvers.warmup.tuning.HALVINGS", 0)
+    """The mutant: no chain halves its step, and none goes its own way."""
+    monkeypatch.setattr("scoretk.solvers.warmup.tuning.HALVINGS", 0)
+    monkeypatch.setattr("scoretk.solvers.hmc.begins_far", lambda field, place, *_: (torch.zeros(len(place.x)) > 0, 0))
     draws = stk.sample(stk.Energy(steep, (2,)), stk.HMC(pilot=32), init=one_far_out(chain), steps=50, seed=1)
     assert draws.x[chain].std(0).max() == 0
 

@@ -33,13 +33,14 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import counts, finite, option, positive
-from scoretk.core.rows import across, row_dot
+from scoretk.core.rows import across, row_dot, select_rows
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import decide
+from scoretk.solvers.warmup.approach import Place, Stride, begins_far, beside, common_stride, stride
 from scoretk.solvers.warmup.tuned import Tunable
 from scoretk.solvers.warmup.tuning import (
     METRICS,
@@ -47,6 +48,8 @@ from scoretk.solvers.warmup.tuning import (
     Following,
     Tuning,
     accumulate,
+    approach,
+    begin_following,
     begin_tuning,
     first_step_size,
     harmonic_acceptance,
@@ -69,6 +72,8 @@ STRETCH = 1.4
 """How much longer trajectories are after warmup than at the maximum of the criterion. It sees squares only; along a Gaussian
 direction means and squares together have the most effective draws a gradient at 1.4 times that length.
 """
+FIRST_LEAPFROGS = 2
+"""How long trajectories are at first after an approach, in steps, before their length is tuned."""
 SHARED = frozenset({"step", "step_size", "scale", "length"})
 
 
@@ -242,7 +247,106 @@ class Hamiltonian(Tunable):
 
     def begin_following(self, state: HMCState) -> Following:
         """Nothing learned: the others' step size, scales and length are there."""
-        return Following(torch.zeros(len(state.x), dtype=torch.int64, device=state.x.device))
+        return begin_following(state.x)
+
+    def adapt(
+        self,
+        field: StaticField,
+        state: HMCState,
+        tuning: Any,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[HMCState, Info, Any]:
+        """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
+        arguments, spent = (noise, alive, step, warmup), 0
+        if self._eps is not None or step >= approach(warmup):
+            return self._adapted(field, state, tuning, *arguments)
+        if step == 0:
+            far, spent = self._begins_far(field, state, tuning, noise, alive)
+            tuning = tuning._replace(far=far)
+        if bool(tuning.far.all()):
+            made = self._approach(field, state, tuning, *arguments)
+        elif not bool(tuning.far.any()):
+            made = self._adapted(field, state, tuning, *arguments)
+        else:
+            made = self._mixed(field, state, tuning, *arguments)
+        return (made[0], self._also(made[1], spent), made[2]) if spent else made
+
+    def _adapted(
+        self,
+        field: StaticField,
+        state: HMCState,
+        tuning: Any,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[HMCState, Info, Any]:
+        """As `adapt`, with the step size and the scales that all chains have in common."""
+        raise NotImplementedError
+
+    def _begins_far(
+        self, field: StaticField, state: HMCState, tuning: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[Tensor, int]:
+        """Which chains go their own way, `(chains,)`: of those that tune all or none, by the majority of those that are well."""
+        far, spent = begins_far(field, Place(state.x, state.energy, state.grad), noise, state.step)
+        if not isinstance(tuning, Following):
+            far = torch.full_like(far, bool(2 * (far & alive).sum() > alive.sum()))
+        return far, spent
+
+    def _mixed(
+        self,
+        field: StaticField,
+        state: HMCState,
+        tuning: Following,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[HMCState, Info, Following]:
+        """A step of chains that follow, some of them in their own way, each as in a batch of its kind."""
+        own, ours, learned = self._approach(field, state, tuning, noise, alive, step, warmup)
+        common, theirs, idle = self._adapted(field, state, tuning, noise, alive, step, warmup)
+        place = {name: select_rows(tuning.far, getattr(own, name), getattr(common, name)) for name in Place._fields}
+        info = {name: torch.where(tuning.far, ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
+        counted = self._also(theirs, 0)["evaluations"] - beside(self, 0, alive)  # all gradients of the common step
+        info["evaluations"] = ours["evaluations"] + counted
+        idle = torch.where(tuning.far, tuning.idle, idle.idle)
+        return common._replace(**place), info, learned._replace(idle=idle)
+
+    def _also(self, info: Info, gradients: int) -> Info:
+        """So many gradients a chain more than a step reports."""
+        known = info.get("evaluations", torch.zeros_like(info["accept"], dtype=torch.int64))
+        return info | {"evaluations": known + gradients}
+
+    def _approach(
+        self,
+        field: StaticField,
+        state: HMCState,
+        tuning: Any,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[HMCState, Info, Any]:
+        """As `adapt`, each chain in its own way; with the last such step common step size and scales are there."""
+        steps, own = approach(warmup), Stride(tuning.log_size, tuning.log_curvature)
+        here = Place(state.x, state.energy, state.grad)
+        place, own, report = stride(field, here, own, noise, state.step, step, steps)
+        state = state._replace(**place._asdict(), step=state.step + 1)
+        info = {
+            "accept": report.accept,
+            "energy": place.energy,
+            "diverging": ~(report.error.abs() < DIVERGENCE),
+            "evaluations": beside(self, report.gradients, alive),
+        }
+        tuning = tuning._replace(**own._asdict())
+        if isinstance(tuning, Following) or step < steps - 1:
+            return state, info, tuning
+        size, scale = common_stride(own, alive, self.metric, state.scale)
+        return state._replace(step_size=_number(size), scale=scale), info, tuning._replace(averaging=restart(size))
 
     def _pooled(self, tuning: Tuning, info: Info, alive: Tensor) -> float:
         """The acceptance that the step size is tuned by."""
@@ -304,7 +408,7 @@ class Stepping(Hamiltonian):
         size, spent = self._first(field, state, noise, alive)
         return state._replace(step_size=_number(size)), begin_tuning(state.x, size, self.metric), spent
 
-    def adapt(
+    def _adapted(
         self,
         field: StaticField,
         state: HMCState,
@@ -314,12 +418,12 @@ class Stepping(Hamiltonian):
         step: int,
         warmup: int,
     ) -> tuple[HMCState, Info, Tuning | Following]:
-        """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
+        """As `Hamiltonian._adapted`."""
         dtype = state.x.dtype
         eps = state.step_size.to(dtype) * shortening(tuning.idle, dtype)
         state, info = self._stepped(field, state, noise, eps)
         if isinstance(tuning, Following):
-            return state, info, Following(next_idle(tuning.idle, info["accept"]))
+            return state, info, tuning._replace(idle=next_idle(tuning.idle, info["accept"]))
         state, tuning = self._tuned(state, tuning, info, alive, step, warmup)
         return state, info, tuning
 
@@ -389,6 +493,9 @@ class ChEESTuning(NamedTuple):
     mean: Tensor
     deviations: Tensor
     idle: Tensor
+    far: Tensor
+    log_size: Tensor
+    log_curvature: Tensor
     ascent: Tensor
     slowest: Tensor
 
@@ -476,15 +583,31 @@ class ChEES(Hamiltonian):
         tuning = ChEESTuning(*begin_tuning(state.x, size, self.metric), ascent, slowest)
         return state._replace(step_size=_number(size), length=_number(length)), tuning, spent
 
-    def adapt(
+    def _approach(
+        self,
+        field: StaticField,
+        state: HMCState,
+        tuning: Any,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[HMCState, Info, Any]:
+        """As `Hamiltonian._approach`; the length starts with the step size that it has found."""
+        state, info, tuning = super()._approach(field, state, tuning, noise, alive, step, warmup)
+        if self.length is None and not isinstance(tuning, Following):
+            state = state._replace(length=FIRST_LEAPFROGS * state.step_size)
+        return state, info, tuning
+
+    def _adapted(
         self, field: StaticField, state: HMCState, tuning: ChEESTuning | Following, noise: NoiseSource, alive: Tensor,
         step: int, warmup: int,
     ) -> tuple[HMCState, Info, ChEESTuning | Following]:  # fmt: skip
-        """As `HMC.adapt`; also the trajectory length."""
+        """As `Hamiltonian._adapted`; also the trajectory length."""
         before = state
         state, info, end, time = self._halton_step(field, state, noise, shortening(tuning.idle, state.x.dtype))
         if isinstance(tuning, Following):
-            return state, info, Following(next_idle(tuning.idle, info["accept"]))
+            return state, info, tuning._replace(idle=next_idle(tuning.idle, info["accept"]))
         if self.length is None:
             usual = alive & (info["accept"] > 0) & (tuning.idle <= PATIENCE)
             tuning, slope = self._slope(tuning, before, end, time, info["accept"], usual)
@@ -492,8 +615,27 @@ class ChEES(Hamiltonian):
                 tuning, slope, float(state.step_size), float(state.length), step == warmup - 1
             )
             state = state._replace(length=_number(length))
+        known = state.scale
         state, tuning = self._tuned(state, tuning, info, alive, step, warmup)  # type: ignore[arg-type, assignment]
-        return state, info, tuning
+        came_far = bool(tuning.far.any()) and state.scale is not known
+        return state, info, self._rescaled(tuning, known, state.scale) if came_far else tuning
+
+    def _rescaled(self, tuning: ChEESTuning, before: Tensor, after: Tensor) -> ChEESTuning:
+        """The slowest direction in the space of new scales, and Adam's moments, as the slope is of the fourth order in lengths.
+
+        Else a first slope in units a hundred times too small would stand in the second moment for a thousand steps.
+        """
+        variance = tuning.slowest.norm()
+        along = (tuning.slowest / variance).to(before.dtype).reshape(1, *self._shape(before))
+        turned = unstretch(after, stretch(before, along, self._dense), self._dense).flatten().to(tuning.slowest)
+        factor = float(turned.square().sum())
+        first, second, n, average = tuning.ascent.tolist()
+        ascent = torch.tensor([first * factor**2, second * factor**4, n, average], dtype=torch.float64)
+        return tuning._replace(slowest=turned * variance * math.sqrt(factor), ascent=ascent)
+
+    def _shape(self, scale: Tensor) -> tuple[int, ...]:
+        """The shape of an event, or the number of its entries where scales are dense."""
+        return tuple(scale.shape[:1]) if self._dense else tuple(scale.shape)
 
     def _slope(
         self, tuning: ChEESTuning, before: HMCState, end: Trajectory, time: float, accept: Tensor, usual: Tensor

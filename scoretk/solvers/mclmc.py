@@ -29,9 +29,8 @@ What rounding alone makes of W, two energies being known to half a unit in the l
 
 A velocity of length one never hurries: from afar it would take all of warmup to arrive, and where the energy is large its
 error W is rounding. So, where eps is to be tuned in a warmup of at least 20 steps, the first of them, those before the
-windows, are Hamiltonian Monte Carlo with as many gradients, whose step size (tuned to an acceptance of .8) times the root of
-d times the drifts of a step is where eps begins. Chains beyond those that tune take that share of the eps which these ended
-with, halved where it does not move them.
+windows, are Hamiltonian, each chain's in its own way (`warmup.approach`), and the step size that they find times the root of d
+times the drifts of a step is where eps begins.
 
 References: Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023); Robnik, Seljak, "Fluctuation
 without dissipation: microcanonical Langevin Monte Carlo" (2024); Robnik, Cohn-Gordon, Seljak, "Metropolis adjusted
@@ -60,6 +59,7 @@ from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import DIVERGENCE, SHARED, HMCState, Point, leapfrog
 from scoretk.solvers.parts.metropolis import metropolis
+from scoretk.solvers.warmup.approach import Place, Report, Stride, beside, common_stride, stride
 from scoretk.solvers.warmup.tuned import Tunable
 from scoretk.solvers.warmup.tuning import (
     PATIENCE,
@@ -67,6 +67,7 @@ from scoretk.solvers.warmup.tuning import (
     Tuning,
     accumulate,
     approach,
+    begin_following,
     begin_tuning,
     first_step_size,
     next_idle,
@@ -205,7 +206,7 @@ class _Isokinetic(Tunable):
 
     def begin_following(self, state: MCLMCState | HMCState) -> Following:
         """Nothing learned: the others' step size, scales and length are there."""
-        return Following(torch.zeros(len(state.x), dtype=torch.int64, device=state.x.device))
+        return begin_following(state.x)
 
     def begin_tuning(self, field: StaticField, state: S, noise: NoiseSource, alive: Tensor) -> tuple[S, Tuning, int]:
         """The state with a first step size, nothing learned yet, and the evaluations that this took a chain."""
@@ -235,21 +236,24 @@ class _Isokinetic(Tunable):
         chosen, probability = metropolis(here, end.point, -end.error, state.step, noise)
         return state._replace(**chosen._asdict(), step=state.step + 1), probability, end.error
 
+    def _approaches(self, step: int, warmup: int) -> bool:
+        """Whether this step of warmup is one in which each chain goes its own way."""
+        return self.step_size is None and step < approach(warmup)
+
     def _approach(
-        self, field: StaticField, state: S, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor,
-        leapfrogs: int, last: bool,
-    ) -> tuple[S, Tensor, Tensor, Tuning | Following]:  # fmt: skip
-        """A step of warmup's first part, its acceptance probability and error `(chains,)`, and what is learned from it."""
-        size = state.step_size.to(state.x.dtype) / self._reach(state)
-        eps = across(size * shortening(tuning.idle, state.x.dtype), state.x)
-        state, accept, error = self._hamiltonian(field, state, noise, eps, leapfrogs)
-        idle = next_idle(tuning.idle, accept)
-        if isinstance(tuning, Following):
-            return state, accept, error, Following(idle)
-        rate = pooled_acceptance(tuning.idle, accept, alive)
-        tuning, found = next_step_size(tuning._replace(idle=idle), rate, APPROACH_ACCEPT, last)
-        tuning = tuning._replace(averaging=restart(found)) if last else tuning
-        return state._replace(step_size=_number(found)), accept, error, tuning
+        self, field: StaticField, state: S, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor, step: int,
+        warmup: int,
+    ) -> tuple[S, Report, Tuning | Following]:  # fmt: skip
+        """Such a step, what there is to report, and what is learned; with the last common step size and scales are there."""
+        steps, own = approach(warmup), Stride(tuning.log_size, tuning.log_curvature)
+        here = Place(state.x, state.energy, state.grad)
+        place, own, report = stride(field, here, own, noise, state.step, step, steps)
+        state, tuning = state._replace(**place._asdict(), step=state.step + 1), tuning._replace(**own._asdict())
+        if isinstance(tuning, Following) or step < steps - 1:
+            return state, report, tuning
+        size, scale = common_stride(own, alive, self.metric, state.scale)
+        size *= self._reach(state)
+        return state._replace(step_size=_number(size), scale=scale), report, tuning._replace(averaging=restart(size))
 
     def _learn(self, state: S, tuning: Tuning, alive: Tensor, step: int, warmup: int) -> tuple[S, Tuning, bool]:
         """Scales and length after a step of warmup, and whether a window has ended with it, so that the step size is new."""
@@ -341,10 +345,10 @@ class MCLMC(_Isokinetic):
         step: int, warmup: int,
     ) -> tuple[MCLMCState, Info, Tuning | Following]:  # fmt: skip
         """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
-        if self.step_size is None and step < approach(warmup):
-            last = step == approach(warmup) - 1
-            new, _, error, learned = self._approach(field, state, tuning, noise, alive, self._gradients, last)
-            return new, {"energy": new.energy, "energy_error": error}, learned
+        if self._approaches(step, warmup):
+            new, report, learned = self._approach(field, state, tuning, noise, alive, step, warmup)
+            spent = beside(self, report.gradients, alive)
+            return new, {"energy": new.energy, "energy_error": report.error, "evaluations": spent}, learned
         eps = state.step_size.to(state.x.dtype) * shortening(tuning.idle, state.x.dtype)
         new, info = self._stepped(field, state, noise, eps)
         own = ("x", "velocity", "energy", "grad")
@@ -353,7 +357,7 @@ class MCLMC(_Isokinetic):
         new, idle = new._replace(**held), next_idle(tuning.idle, moved.to(eps.dtype))
         info = {"energy": new.energy, "energy_error": info["energy_error"]}
         if isinstance(tuning, Following):
-            return new, info, Following(idle)
+            return new, info, tuning._replace(idle=idle)
         if self.step_size is None:
             usual, aim = alive & (tuning.idle <= PATIENCE), self.energy_variance * new.x.shape[1:].numel()
             xi = torch.where(moved, info["energy_error"].double().square() / aim, torch.inf)
@@ -485,15 +489,15 @@ class AdjustedMCLMC(_Isokinetic):
         step: int, warmup: int,
     ) -> tuple[HMCState, Info, Tuning | Following]:  # fmt: skip
         """As `MCLMC.adapt`; the step size by dual averaging on the acceptance."""
-        if self.step_size is None and step < approach(warmup):
-            leapfrogs, last = (self.leapfrogs or self._first_steps) * self._gradients, step == approach(warmup) - 1
-            state, accept, error, tuning = self._approach(field, state, tuning, noise, alive, leapfrogs, last)
-            return state, self._reported(state, accept, error, leapfrogs), tuning
+        if self._approaches(step, warmup):
+            state, report, tuning = self._approach(field, state, tuning, noise, alive, step, warmup)
+            info = self._reported(state, report.accept, report.error, report.gradients)
+            return state, info | {"evaluations": beside(self, report.gradients, alive)}, tuning
         eps = state.step_size.to(state.x.dtype) * shortening(tuning.idle, state.x.dtype)
         state, info = self._stepped(field, state, noise, eps)
         idle = next_idle(tuning.idle, info["accept"])
         if isinstance(tuning, Following):
-            return state, info, Following(idle)
+            return state, info, tuning._replace(idle=idle)
         if self.step_size is None:
             rate = pooled_acceptance(tuning.idle, info["accept"], alive)
             tuning, size = next_step_size(tuning, rate, self.accept, step == warmup - 1)

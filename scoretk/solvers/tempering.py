@@ -54,7 +54,6 @@ from scoretk.solvers.hmc import HMC
 from scoretk.solvers.parts.nested import NestedNoise, check_kernel, with_step_size
 from scoretk.solvers.warmup.tuned import Tunable
 from scoretk.solvers.warmup.tuning import (
-    Following,
     next_idle,
     next_step_size,
     pooled_acceptance,
@@ -99,6 +98,12 @@ class TemperingTuning(NamedTuple):
     idle: Tensor
     rejections: Tensor
     rounds: Tensor
+
+
+class TemperingFollowing(NamedTuple):
+    """What a chain remembers in warmup that takes over what others have tuned: `idle` `(chains, K)`."""
+
+    idle: Tensor
 
 
 class Seen(NamedTuple):
@@ -278,25 +283,25 @@ class ParallelTempering(Tunable):
         tuning = TemperingTuning(restart(float(state.step_size)), self._not_idle(state), zeros[1:], zeros[0])
         return state, tuning, spent * k
 
-    def begin_following(self, state: TemperingState) -> Following:
+    def begin_following(self, state: TemperingState) -> TemperingFollowing:
         """Nothing learned: the others' step size and ladder are there."""
-        return Following(self._not_idle(state))
+        return TemperingFollowing(self._not_idle(state))
 
     def adapt(
         self,
         field: StaticField,
         state: TemperingState,
-        tuning: TemperingTuning | Following,
+        tuning: TemperingTuning | TemperingFollowing,
         noise: NoiseSource,
         alive: Tensor,
         step: int,
         warmup: int,
-    ) -> tuple[TemperingState, Info, TemperingTuning | Following]:
+    ) -> tuple[TemperingState, Info, TemperingTuning | TemperingFollowing]:
         """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
         state, info, seen = self._stepped(field, state, noise, shortening(tuning.idle, state.energy.dtype))
         idle = next_idle(tuning.idle, seen.accept)
-        if isinstance(tuning, Following):
-            return state, info, Following(idle)
+        if isinstance(tuning, TemperingFollowing):
+            return state, info, TemperingFollowing(idle)
         if self._tunes_step_size:
             kernel: Any = self.kernel
             rate = pooled_acceptance(tuning.idle, seen.accept, alive[:, None])

@@ -1,1 +1,1 @@
-"""What warmup learns: step sizes, scales, lengths of trajectories."""
+"""What warmup learns: an approach from afar, step sizes, scales, lengths of trajectories."""

@@ -8,9 +8,10 @@ Step size. With the acceptance a_m of warmup step m, pooled over chains, and the
 the last being what is kept, mu = log eps_0. (The usual .05 and mu = log(10 eps_0) suit the noise of one chain. Here they threw
 the step size about so much that, fifty steps after a window, an acceptance of .574 was missed by .18; these miss by .02.)
 
-Scales. Windows that double in length, as Stan's: after the first steps, which only approach the target, each window's
-pooled covariance C (Chan's update) of n draws gives the scales S for the next, shrunk to `(n C + 5e-3 S^2) / (n + 5)`, S those
-so far; the step size then starts anew. The last steps tune the step size alone.
+Scales. In the first steps chains only approach the target, those that begin far off each in its own way (`warmup.approach`),
+which leaves scales and a step size to go on with. Then windows that double in length, as Stan's: each window's pooled covariance
+C (Chan's update) of n draws gives the scales S for the next, shrunk to `(n C + 5e-3 S^2) / (n + 5)`, S those so far; then the
+step size starts anew. The last steps tune the step size alone.
 
 All chains that tune share what they learn: a few steps of many chains say as much as many steps of one. But a mean over chains
 does not see the few that sit far out, where the common step is too long for them. So, in warmup, each chain that was unlikely to
@@ -30,6 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.solvers.warmup.approach import begin_strides
+
 __all__ = [
     "METRICS",
     "PATIENCE",
@@ -37,6 +40,7 @@ __all__ = [
     "Tuning",
     "accumulate",
     "approach",
+    "begin_following",
     "begin_tuning",
     "first_step_size",
     "harmonic_acceptance",
@@ -60,7 +64,8 @@ class Tuning(NamedTuple):
     """What tuning remembers: of dual averaging `(5,)` mu, log eps_m, log eps, H, m; of the window draws, mean, deviations.
 
     `deviations` is the sum of squared deviations, like the event, or of their outer products, `(d, d)`; `idle` `(chains,)` is
-    how many steps longer than allowed for each chain was unlikely to move, and so how often its step is halved.
+    how many steps longer than allowed for each chain was unlikely to move, and so how often its step is halved; `far` `(chains,)`
+    says which chains go their own way in the first steps, `log_size` and `log_curvature` are the `Stride` of each on it.
     """
 
     averaging: Tensor
@@ -68,12 +73,18 @@ class Tuning(NamedTuple):
     mean: Tensor
     deviations: Tensor
     idle: Tensor
+    far: Tensor
+    log_size: Tensor
+    log_curvature: Tensor
 
 
 class Following(NamedTuple):
-    """What a chain remembers in warmup that takes over what others have tuned: `idle` `(chains,)`, as in `Tuning`."""
+    """What a chain remembers in warmup that takes over what others have tuned, as in `Tuning`."""
 
     idle: Tensor
+    far: Tensor
+    log_size: Tensor
+    log_curvature: Tensor
 
 
 def begin_tuning(x: Tensor, step_size: float, metric: str) -> Tuning:
@@ -81,8 +92,13 @@ def begin_tuning(x: Tensor, step_size: float, metric: str) -> Tuning:
     shape = x.shape[1:]
     square = (shape.numel(), shape.numel()) if metric == "dense" else shape
     mean, deviations = (x.new_zeros(size, dtype=torch.float64) for size in (shape, square))
+    return Tuning(restart(step_size), torch.zeros((), dtype=torch.float64), mean, deviations, *begin_following(x))
+
+
+def begin_following(x: Tensor) -> Following:
+    """Nothing learned by chains at x `(chains, *event_shape)`, which take over what others have tuned."""
     idle = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return Tuning(restart(step_size), torch.zeros((), dtype=torch.float64), mean, deviations, idle)
+    return Following(idle, torch.zeros_like(idle, dtype=torch.bool), *begin_strides(x))
 
 
 def restart(step_size: float) -> Tensor:

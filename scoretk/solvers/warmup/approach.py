@@ -1,0 +1,217 @@
+r"""The first steps of warmup from far off: each chain finds its own way to where the target has its mass.
+
+A chain starts where the energy may be 1e8 and steeper in one coordinate than in another by as much, and other chains start
+elsewhere: no step size and no scales serve all, nor one chain for long. So until the windows begin each chain has its own step
+size eps and scales S = h^(-1/2), h a curvature for each coordinate i, from the leapfrog steps dx that it takes itself:
+
+    log h_i <- log h_i + w (log |dg_i| - log |dx_i| - log h_i),    dg the change of the gradient of the energy.
+
+Secants say what a step may be also where the chain is only passing, when its spread says nothing, and in logarithms they keep up
+with a curvature that falls by e a step. A difference that rounding hides is a bound on h, and may only lower it. The step size
+follows the acceptance a, log eps <- log eps + gamma (a - .8).
+
+Trajectories are Hamiltonian, with a new momentum each. What is gained on the way down is not kept: kinetic energy K counts up to
+c = (sqrt(d) + 3)^2 / 2, about the most that a momentum drawn from N(0, I) has, so that with U = E + min(K, c)
+
+    a = min(1, exp(U - U')),
+
+which is Metropolis' rule where the target's mass is, and elsewhere accepts what leads down, whatever the error of the integrator
+(a relative error of 1e-6 is an error of 100 where the energy is 1e8, and in float32 rounding alone is 10).
+
+The first trajectory is long and keeps what it gains: within a box of 4 (1 + |x|) about its start it leaves what is steep.
+(Where the energy is like x^400, as that of a moving average which cannot be inverted, short steps end on the floor of a valley
+1e-8 wide, from which there is no way on. A long orbit spends its time where it is flat.) Then each step of warmup has
+`LEAPFROGS` gradients: first as single steps, which adapt fastest, then as trajectories of 2, 4 and 8.
+
+These steps do not leave the target as it is: where a step learns from where it leads, chains gather where steps are long. (In the
+mouth of Neal's funnel: x_0 had a mean of 1.6 after them, of a standard deviation of 3.) So they are for chains that a common
+step does not bring along: those that lose `FAR` a coordinate or more of their energy in 24 single steps, tried first and
+not kept, as from 8 standard deviations off. Chains that tune go by their majority, all or none; one that follows, by itself.
+
+What a chain learns is its own, so chains that tune and chains that follow arrive alike. At the end the medians over chains
+of log eps and log S are where the common tuning begins.
+
+References: Hoffman, Gelman, "The No-U-Turn sampler" (2014), for the acceptance aimed at; Barzilai, Borwein, "Two-point step size
+gradient methods" (1988), for secants in place of curvatures.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.core.rows import across, finite_rows, row_dot, select_rows
+from scoretk.core.streams import Stream
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.resolve import StaticField
+
+__all__ = ["LEAPFROGS", "Place", "Report", "Stride", "begin_strides", "begins_far", "beside", "common_stride", "stride"]
+
+LEAPFROGS = 8
+FIRST = 3
+BOX = 4.0
+MEMORY = 0.2
+FIRST_MEMORY = 3.0
+GAIN, ACCEPT = 0.5, 0.8
+JITTER = 0.25
+PROBE = 1e-3
+ROUNDING = 16
+TRIALS = 3
+FAR = 32.0
+
+
+class Place(NamedTuple):
+    """Where a chain is: position, its energy `(chains,)` and the gradient of its energy."""
+
+    x: Tensor
+    energy: Tensor
+    grad: Tensor
+
+
+class Stride(NamedTuple):
+    """How far each chain may step: logarithms of its step size `(chains,)` and of the curvatures h, like x."""
+
+    log_size: Tensor
+    log_curvature: Tensor
+
+
+class Report(NamedTuple):
+    """Of a step: acceptance and change of U `(chains,)` of its last trajectory, and the gradients evaluated a chain."""
+
+    accept: Tensor
+    error: Tensor
+    gradients: int
+
+
+def begin_strides(x: Tensor) -> Stride:
+    """Nothing known yet."""
+    return Stride(x.new_zeros(len(x)), torch.zeros_like(x))
+
+
+def common_stride(own: Stride, alive: Tensor, metric: str, before: Tensor) -> tuple[float, Tensor]:
+    """The step size and the scales that all chains have next, from the medians over those that are well.
+
+    Arguments: own; alive `(chains,)` of bool; metric, "diagonal", "dense", or "none" for scales that stay as they are; before,
+    the scales so far, which also stay where no chain is well.
+    """
+    usable = alive & finite_rows(own.log_curvature) & own.log_size.isfinite()
+    if not bool(usable.any()):
+        return 1.0, before
+    log_size, log_curvature = (v[usable].double().median(0).values for v in own)
+    size, scale = float(log_size.exp()), (-log_curvature / 2).exp()
+    if metric == "none":
+        return size * float(scale.min()), before
+    return size, (torch.diag(scale.flatten()) if metric == "dense" else scale).to(before.dtype)
+
+
+def beside(solver: Any, gradients: int, like: Tensor) -> Tensor:
+    """How many gradients a step took more than the solver's `step_cost` counts for each, or fewer, `(chains,)`."""
+    return torch.full_like(like, gradients - int(solver.step_cost.get("score", 0)), dtype=torch.int64)
+
+
+def lengths(step: int, steps: int) -> tuple[int, int]:
+    """How many trajectories step `step` of so many has, and of how many leapfrog steps."""
+    if step == 0:
+        return 1, FIRST * steps
+    leapfrogs = 2 ** max(5 * step // steps - 1, 0)
+    return LEAPFROGS // leapfrogs, leapfrogs
+
+
+def stride(
+    field: StaticField, place: Place, own: Stride, noise: NoiseSource, index: Tensor, step: int, steps: int
+) -> tuple[Place, Stride, Report]:
+    """Step `step` of so many that approach the target, under the noise of `index`."""
+    x, spent = place.x, 0
+    if step == 0:
+        own, spent = own._replace(log_curvature=_probed(field, place, noise, index)), 1
+    trajectories, leapfrogs = lengths(step, steps)
+    memory, box = (min(MEMORY, FIRST_MEMORY / leapfrogs), BOX * (1 + x.abs())) if step == 0 else (MEMORY, None)
+    place, own, accept, error = _own_way(field, place, own, noise, index, trajectories, leapfrogs, memory, box)
+    return place, own, Report(accept, error, spent + trajectories * leapfrogs)
+
+
+def begins_far(field: StaticField, place: Place, noise: NoiseSource, index: Tensor) -> tuple[Tensor, int]:
+    """Whether each chain, `(chains,)`, is far from where the target has its mass, and the gradients that this took a chain.
+
+    It is where single steps, tried and not kept, take more than `FAR` a coordinate off its energy, or where this is not finite.
+    """
+    there, own = place, Stride(place.x.new_zeros(len(place.x)), _probed(field, place, noise, index))
+    for i in range(TRIALS):
+        there, own, *_ = _own_way(field, there, own, noise, index + i, LEAPFROGS, 1, MEMORY, None)
+    return ~(place.energy - there.energy <= FAR * place.x.shape[1:].numel()), 1 + TRIALS * LEAPFROGS
+
+
+def _own_way(
+    field: StaticField, place: Place, own: Stride, noise: NoiseSource, index: Tensor, trajectories: int, leapfrogs: int,
+    memory: float, box: Tensor | None,
+) -> tuple[Place, Stride, Tensor, Tensor]:  # fmt: skip
+    """Each chain's place and stride after so many trajectories, and acceptance and change of U of the last, `(chains,)`.
+
+    Arguments: as for `_trajectory`.
+    """
+    x = place.x
+    momenta = noise.normal(index, Stream.PROPOSAL, (trajectories, *x.shape[1:]), x.dtype)
+    factors = 1 + JITTER * (2 * noise.uniform(index, Stream.LENGTH, (trajectories,), x.dtype) - 1)
+    u = noise.uniform(index, Stream.ACCEPT, (trajectories,), x.dtype)
+    for i in range(trajectories):
+        eps = own.log_size.exp() * factors[:, i]
+        end, log_curvature, error = _trajectory(field, place, own, momenta[:, i], eps, leapfrogs, memory, box)
+        accept = torch.where(error.isnan(), 0.0, (-error).clamp(max=0).exp())
+        moved = u[:, i] < accept
+        place = Place(*(select_rows(moved, new, old) for new, old in zip(end, place, strict=True)))
+        log_curvature = select_rows(moved, log_curvature, own.log_curvature)
+        own = Stride(own.log_size + GAIN * (accept - ACCEPT), log_curvature)
+    return place, own, accept, error
+
+
+def _trajectory(
+    field: StaticField, start: Place, own: Stride, momentum: Tensor, eps: Tensor, leapfrogs: int, memory: float,
+    box: Tensor | None,
+) -> tuple[Place, Tensor, Tensor]:  # fmt: skip
+    """Its end, the curvatures learned on it, and U' - U `(chains,)`, NaN where the end is not finite.
+
+    Arguments: box, like x, how far a chain may go from its start: where it would leave, its trajectory ends; None for no bound.
+    """
+    scale, size = (-own.log_curvature / 2).exp(), across(eps, start.x)
+    here, p, log_curvature, going = start, momentum, own.log_curvature, None
+    for _ in range(leapfrogs):
+        half = p - size / 2 * scale * here.grad
+        x = here.x + size * scale * half
+        there = Place(x, *field.energy_and_grad(x))
+        after = half - size / 2 * scale * there.grad
+        learned = log_curvature + memory * (_log_secant(here, there, log_curvature) - log_curvature)
+        if box is None:
+            here, p, log_curvature = there, after, learned
+            continue
+        inside = ((x - start.x).abs() <= box).reshape(len(x), -1).all(1)
+        going = inside if going is None else going & inside
+        here = Place(*(select_rows(going, new, old) for new, old in zip(there, here, strict=True)))
+        p, log_curvature = select_rows(going, after, p), select_rows(going, learned, log_curvature)
+    error = here.energy - start.energy + _counted(p) - _counted(momentum)
+    sound = finite_rows(here.x) & finite_rows(here.grad) & here.energy.isfinite()
+    return here, log_curvature, torch.where(sound, error, torch.nan)
+
+
+def _counted(p: Tensor) -> Tensor:
+    """`min(K, c)`, `(chains,)`."""
+    most = (p.shape[1:].numel() ** 0.5 + 3) ** 2 / 2
+    return (row_dot(p, p) / 2).nan_to_num(most).clamp(max=most)
+
+
+def _log_secant(here: Place, there: Place, known: Tensor) -> Tensor:
+    """`log |dg| - log |dx|` between two places; where rounding hides one of them, no more than what is known."""
+    unit = ROUNDING * torch.finfo(here.x.dtype).eps
+    rise, least_rise = (there.grad - here.grad).abs(), unit * here.grad.abs()
+    run, least_run = (there.x - here.x).abs(), unit * here.x.abs()
+    found = torch.maximum(rise, least_rise).log() - torch.maximum(run, least_run).log()
+    found = torch.where((rise > least_rise) & (run > least_run), found, torch.minimum(found, known))
+    return torch.where(found.isfinite(), found, known)
+
+
+def _probed(field: StaticField, place: Place, noise: NoiseSource, index: Tensor) -> Tensor:
+    """Log curvatures from a small step in a random direction, like x; 0 where there is no telling."""
+    x = place.x + PROBE * noise.normal(index, Stream.PROBE, tuple(place.x.shape[1:]), place.x.dtype)
+    there = Place(x, *field.energy_and_grad(x))
+    return _log_secant(place, there, torch.full_like(x, torch.inf)).nan_to_num(0.0, posinf=0.0, neginf=0.0)
