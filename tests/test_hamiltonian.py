@@ -348,7 +348,6 @@ def test_a_chain_that_starts_far_out_comes_along(solver, chain):
 
 @pytest.mark.parametrize("chain", [7, 50])
 def test_with_the_common_step_it_would_stay_there(monkeypatch, chain):
-    monkeypatch.setattr("scoretk.solvers.warmup.tuning.HALVINGS", 0)
     """The mutant: no chain halves its step, and none goes its own way."""
     monkeypatch.setattr("scoretk.solvers.warmup.tuning.HALVINGS", 0)
     monkeypatch.setattr("scoretk.solvers.hmc.begins_far", lambda field, place, *_: (torch.zeros(len(place.x)) > 0, 0))
