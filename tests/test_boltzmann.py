@@ -10,7 +10,7 @@ import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
 from scoretk.models.digits import boltzmann
-from scoretk.models.digits.boltzmann import METHODS, Tempered, TemperedDivergence
+from scoretk.models.digits.boltzmann import NEGATIVES, Tempered, TemperedDivergence
 from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.specs import digits_rbm
 from scoretk.models.targets.lattices import RBM, IndependentUnits, ising, potts, rbm
@@ -171,7 +171,7 @@ def test_tempered_chains_go_on_from_their_state_and_parts_have_noise_of_their_ow
             assert torch.equal(negatives(divergence), negatives(late))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NEGATIVES)
 def test_training_learns_the_law_of_tiny_data_and_round_trips(method, tmp_path):
     states = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]).reshape(4, 2, 2)
     data = states[torch.arange(256) % 4]  # pixels in equal pairs: four of sixteen states

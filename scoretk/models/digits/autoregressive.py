@@ -25,11 +25,11 @@ from torch.nn.functional import conv2d, linear, silu
 
 from scoretk.core.arguments import count, finite
 from scoretk.errors import InvalidArgument
-from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.fitting import Progress, Recipe
 from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.digits.networks import Dropout, Spread, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import dequantised, notes, prepare
+from scoretk.models.digits.training import Training, dequantised, prepare
 from scoretk.models.latent.autoregressive import Autoregressive, Backbone, Bernoullis, BinaryAutoregressive, Logistics
 
 __all__ = ["FVSBN", "MADE", "NADE", "PIXELCNN"]
@@ -201,9 +201,8 @@ class _Model:
         rows = prepare(self.default_data() if data is None else data, 1.0).rows
         self._admit(rows)
         _check(settings)
-        made, width = notes(self.name, data is None, seed, **settings), settings.get("bin", 0.0)
-        settings["event_shape"] = list(rows.shape[1:])
-        backbone = fresh(lambda: self._backbone(settings), torch.Generator().manual_seed(seed))
+        built, width = {**settings, "event_shape": list(rows.shape[1:])}, settings.get("bin", 0.0)
+        backbone = fresh(lambda: self._backbone(built), torch.Generator().manual_seed(seed))
         network: Any = self._conditionals(backbone, Spread(rows.mean(), None, rows.std()))
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -211,8 +210,8 @@ class _Model:
             return -network.log_prob(x.flatten(1)) / x[0].numel()
 
         recipe = Recipe(settings["steps"], self.batch, self.learning_rate, weight_decay=settings["weight_decay"])
-        done = fit(network, loss, rows, recipe, seed=seed, report=report, checkpoint=checkpoint, settings=made)
-        return Stored(self.name, settings, done.weights, made)
+        training = Training(self.name, data is None, seed, report, checkpoint)
+        return training.fitted(network, loss, rows, recipe, built, **settings)
 
     def _admit(self, rows: Tensor) -> None:
         """Raises `InvalidArgument` for data that are not of this kind."""

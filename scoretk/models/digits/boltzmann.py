@@ -41,17 +41,17 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.discrete import DiscreteField
 from scoretk.inference.sampling import sample
 from scoretk.learn.contrastive import CDStep, ContrastiveDivergence, ReplayBuffer
-from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.fitting import Progress, Recipe
 from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import notes
+from scoretk.models.digits.training import Training
 from scoretk.models.targets.lattices import RBM, IndependentUnits
 from scoretk.solvers import BlockGibbs
 
-__all__ = ["METHODS", "Tempered", "TemperedDivergence", "build", "default_data", "train"]
+__all__ = ["NEGATIVES", "Tempered", "TemperedDivergence", "build", "default_data", "train"]
 
 MODEL = "digits-rbm"
-METHODS = ("cd", "persistent", "tempered")
+NEGATIVES = ("cd", "persistent", "tempered")
 INITIAL_SCALE = 0.01
 """The standard deviation of the weights at the start (Hinton 2010)."""
 
@@ -87,7 +87,7 @@ def train(
     Raises: `InvalidArgument`, `UnknownName`, `FitFailure`, `CheckpointError`.
     """
     rows = _states(default_data() if data is None else data)
-    option("method", method, METHODS)
+    option("method", method, NEGATIVES)
     count("replicas", replicas, least=2)
     shape, units = tuple(rows.shape[1:]), IndependentUnits.of(rows)
     network = Parameters(shape, count("hidden", hidden, least=1))
@@ -102,15 +102,23 @@ def train(
     recipe = Recipe(
         steps, batch=batch, learning_rate=learning_rate, betas=(0.5, 0.99), weight_decay=decay, clip=10.0, held_out=0.0
     )
-    made = notes(
-        MODEL, data is None, seed, steps=steps, method=method, hidden=hidden, sweeps=sweeps, chains=chains,
-        replicas=replicas, learning_rate=learning_rate, decay=decay,
-    )  # fmt: skip
-    done = fit(
-        network, lambda x, _: divergence(network.machine, x).loss, rows, recipe, seed=seed, report=report,
-        checkpoint=checkpoint, state=divergence, settings=made,
-    )  # fmt: skip
-    return Stored(MODEL, {"event_shape": list(shape), "hidden": hidden}, done.weights, made)
+    training = Training(MODEL, data is None, seed, report, checkpoint)
+    return training.fitted(
+        network,
+        lambda x, _: divergence(network.machine, x).loss,
+        rows,
+        recipe,
+        {"event_shape": list(shape), "hidden": hidden},
+        state=divergence,
+        steps=steps,
+        method=method,
+        hidden=hidden,
+        sweeps=sweeps,
+        chains=chains,
+        replicas=replicas,
+        learning_rate=learning_rate,
+        decay=decay,
+    )
 
 
 class Parameters(nn.Module):

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,12 +32,12 @@ from scoretk.core.arrayfiles import read_array
 from scoretk.errors import InvalidArgument
 from scoretk.fields import Diffusion, GaussianPath, Interpolant, Linear, Velocity, standard_normal
 from scoretk.learn.couplings import COUPLINGS, optimal_coupling
-from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.fitting import Progress, Recipe
 from scoretk.learn.losses import flow_matching, prediction_error, stratified
 from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import PathNetwork, Spread, TimeMLP, fresh, spread_of
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import notes, prepare
+from scoretk.models.digits.training import Training, prepare
 from scoretk.models.targets.mixture import GaussianMixture
 from scoretk.run.checkpoint import tensor_digest
 
@@ -79,7 +79,7 @@ class FromNoise:
         Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`; `MissingDependency` for optimal coupling without POT.
         """
         ready, couple = prepare(load_digits().train if data is None else data, smoothing), COUPLINGS[self.coupling]
-        asked = {
+        asked: dict[str, Any] = {
             "steps": steps, "smoothing": smoothing, "width": self.width if width is None else width, "blocks": blocks,
             "dropout": dropout,
         }  # fmt: skip
@@ -91,11 +91,8 @@ class FromNoise:
             start = torch.randn(x.shape, generator=generator)
             return flow_matching(network, x, stratified(len(x), generator), couple(start, x))
 
-        made = notes(self.model, data is None, seed, **asked)
-        done = fit(
-            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made
-        )
-        return Stored(self.model, settings, done.weights, made)
+        training = Training(self.model, data is None, seed, report, checkpoint)
+        return training.fitted(network, loss, ready.rows, Recipe(steps), settings, **asked)
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class Interpolated:
         Other arguments, what is returned and what is raised: as `FromNoise.train`.
         """
         ready, path = prepare(load_digits().train if data is None else data, smoothing), Interpolant(bulge)
-        asked = {
+        asked: dict[str, Any] = {
             "bulge": bulge, "steps": steps, "smoothing": smoothing, "width": width, "blocks": blocks, "dropout": dropout,
         }  # fmt: skip
         settings = _settings(ready.rows, asked) | {"bulge": path.bulge}
@@ -133,11 +130,8 @@ class Interpolated:
             noise = torch.randn(x.shape, generator=generator)
             return prediction_error(network, x, stratified(len(x), generator), noise, path, "velocity")
 
-        made = notes(self.model, data is None, seed, **asked)
-        done = fit(
-            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made
-        )
-        return Stored(self.model, settings, done.weights, made)
+        training = Training(self.model, data is None, seed, report, checkpoint)
+        return training.fitted(network, loss, ready.rows, Recipe(steps), settings, **asked)
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,7 @@ class BetweenData:
         before, ready = prepare(first, blur), prepare(last, smoothing)
         units = Units.of(before.rows, before.std)
         ends = {"source": source, "target": target} if data is None else {"start": "FILE"}
-        asked = ends | {
+        asked: dict[str, Any] = ends | {
             "blur": blur, "steps": steps, "smoothing": smoothing, "width": width, "blocks": blocks, "dropout": dropout,
         }  # fmt: skip
         settings = _settings(ready.rows, asked) | {"std": before.std}
@@ -186,12 +180,17 @@ class BetweenData:
             x_0, x = units.into(before.blurred(chosen, generator)), units.into(ready.blurred(rows, generator))
             return flow_matching(network, x, stratified(len(x), generator), optimal_coupling(x_0, x))
 
-        made = notes(self.model, data is None, seed, **asked)
-        done = fit(
-            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint,
-            settings=made | {"start": tensor_digest({"start": before.rows})},
-        )  # fmt: skip
-        return Stored(self.model, settings, done.weights | {"start": before.rows}, made)
+        training = Training(self.model, data is None, seed, report, checkpoint)
+        stored = training.fitted(
+            network,
+            loss,
+            ready.rows,
+            Recipe(steps),
+            settings,
+            tell={"start": tensor_digest({"start": before.rows})},
+            **asked,
+        )
+        return replace(stored, weights=stored.weights | {"start": before.rows})
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,12 +50,12 @@ from scoretk.fields import NoiseSource, Velocity
 from scoretk.fields.base import standard_normal
 from scoretk.fields.gradient import grad_energy
 from scoretk.inference.sampling import sample
-from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.fitting import Progress, Recipe
 from scoretk.learn.likelihoods import negative_log_likelihood
 from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import HARMONICS, Dropout, OnSpread, Spread, fresh, spread_of, zero_start
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import dequantised, notes, prepare
+from scoretk.models.digits.training import Training, dequantised, prepare
 from scoretk.solvers import ProbabilityFlow
 
 __all__ = [
@@ -317,7 +317,7 @@ class Stepwise:
         """
         _transforms()
         rows, spread = _prepared(data, bin)
-        chosen = {
+        chosen: dict[str, Any] = {
             name: getattr(self, name) if value is None else value
             for name, value in {"layers": layers, "width": width, "blocks": blocks, "dropout": dropout}.items()
         }
@@ -330,9 +330,8 @@ class Stepwise:
             return negative_log_likelihood(flow.log_prob, dequantised(rows, bin, generator)) / dim
 
         steps = self.steps if steps is None else steps
-        made = notes(self.model, data is None, seed, steps=steps, bin=bin, **chosen)
-        done = fit(network, loss, rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made)
-        return Stored(self.model, settings, done.weights, made)
+        training = Training(self.model, data is None, seed, report, checkpoint)
+        return training.fitted(network, loss, rows, Recipe(steps), settings, steps=steps, bin=bin, **chosen)
 
     def _steps(self, settings: dict[str, Any]) -> nn.ModuleList:
         dim, places = math.prod(settings["event_shape"]), range(math.prod(settings["event_shape"]))
@@ -457,11 +456,19 @@ class Continuous:
             return (kinetic * energy - value) / dim
 
         recipe = Recipe(steps, batch=128, repeats=2, evaluations=10)
-        made = notes(
-            self.model, data is None, seed, steps=steps, bin=bin, width=width, intervals=intervals, kinetic=kinetic
-        )  # fmt: skip
-        done = fit(network, loss, rows, recipe, seed=seed, report=report, checkpoint=checkpoint, settings=made)
-        return Stored(self.model, settings, done.weights, made)
+        training = Training(self.model, data is None, seed, report, checkpoint)
+        return training.fitted(
+            network,
+            loss,
+            rows,
+            recipe,
+            settings,
+            steps=steps,
+            bin=bin,
+            width=width,
+            intervals=intervals,
+            kinetic=kinetic,
+        )
 
     @staticmethod
     def _drift(settings: dict[str, Any]) -> Drift:

@@ -31,11 +31,11 @@ from torch.nn.functional import cross_entropy
 from scoretk.errors import InvalidArgument
 from scoretk.fields.gradient import grad_energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
-from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.fitting import Progress, Recipe
 from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import ConfinedEnergy, EnergyMLP, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import labelled, notes
+from scoretk.models.digits.training import Training, labelled
 from scoretk.run.checkpoint import tensor_digest
 from scoretk.solvers import ULA
 
@@ -130,16 +130,27 @@ def train(
         real, made = field.classify(x), field.classify(negatives)
         return gap + weight * cross_entropy(real, classes[rows]) + decay * (real.square().mean() + made.square().mean())
 
-    made = notes(
-        MODEL, data is None, seed, steps=steps, smoothing=smoothing, width=width, blocks=blocks, chain_steps=chain_steps,
-        step_size=step_size, chains=chains, refresh=refresh, weight=weight, decay=decay,
-        **({} if data is None else {"labels": "FILE"}),
-    )  # fmt: skip
-    done = fit(
-        network, loss, torch.arange(len(ready.rows)).double(), recipe, seed=seed, report=report, checkpoint=checkpoint,
-        state=divergence, settings=made | {"data": tensor_digest({"rows": ready.rows, "labels": classes})},
-    )  # fmt: skip
-    return Stored(MODEL, settings, done.weights, made)
+    training = Training(MODEL, data is None, seed, report, checkpoint)
+    return training.fitted(
+        network,
+        loss,
+        torch.arange(len(ready.rows)).double(),
+        recipe,
+        settings,
+        state=divergence,
+        tell={"data": tensor_digest({"rows": ready.rows, "labels": classes})},
+        steps=steps,
+        smoothing=smoothing,
+        width=width,
+        blocks=blocks,
+        chain_steps=chain_steps,
+        step_size=step_size,
+        chains=chains,
+        refresh=refresh,
+        weight=weight,
+        decay=decay,
+        **{} if data is None else {"labels": "FILE"},
+    )
 
 
 def _backbone(settings: dict[str, Any]) -> EnergyMLP:

@@ -34,12 +34,12 @@ from torch import Tensor
 from scoretk.core.arguments import count, positive
 from scoretk.errors import InvalidArgument
 from scoretk.fields import VE, Diffusion
-from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.fitting import Progress, Recipe
 from scoretk.learn.losses import denoising_score_matching
 from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import PathNetwork, TimeMLP, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import notes, prepare
+from scoretk.models.digits.training import Training, prepare
 from scoretk.solvers.annealed import largest_distance, ncsnv2_ratio, unconditional
 
 __all__ = ["DIGITS_NCSN", "DIGITS_NCSNV2", "Variant"]
@@ -99,11 +99,10 @@ class Variant:
             return denoising_score_matching(lambda y: field.score(y, times[level]), x, noise, ladder[level])
 
         chosen = {name: value for name, value in settings.items() if name != "event_shape"}
-        made = notes(self.name, data is None, seed, steps=steps, smoothing=smoothing, **chosen)
-        done = fit(
-            network, loss, ready.rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made
+        training = Training(self.name, data is None, seed, report, checkpoint)
+        return training.fitted(
+            network, loss, ready.rows, Recipe(steps), settings, steps=steps, smoothing=smoothing, **chosen
         )
-        return Stored(self.name, settings, done.weights, made)
 
     def _ladder(self, rows: Tensor, low: float | None, high: float | None, levels: int | None) -> dict[str, Any]:
         """The settings of the ladder: its ends and how many levels."""

@@ -1,21 +1,30 @@
-"""What the trained families share: data made ready for training, and notes on how weights were made."""
+"""What the trained families share: data made ready, the fit, and notes on how weights were made."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoretk._version import __version__
 from scoretk.core.arguments import finite, tensor_like
 from scoretk.core.arrayfiles import read_array
 from scoretk.errors import InvalidArgument
+from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.recipe import Loss
 from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import Spread, spread_of
+from scoretk.models.digits.stored import Stored
 
-__all__ = ["Prepared", "dequantised", "labelled", "notes", "prepare"]
+__all__ = ["File", "Prepared", "Report", "Training", "dequantised", "labelled", "notes", "prepare"]
+
+File = str | os.PathLike[str] | None
+Report = Callable[[Progress], Any] | None
 
 
 class Prepared(NamedTuple):
@@ -73,6 +82,37 @@ def labelled(data: Any, labels: Any, smoothing: float, *, least: int = 0) -> tup
     if known.shape != (n,) or not torch.equal(whole.to(known), known) or whole.min() < least or whole.max() < 0:
         raise InvalidArgument("labels", labels, f"a whole number from 0{unknown}, for each of the {n} rows of data")
     return ready, whole
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as its caller asks for it.
+
+    Arguments: model, its name; own, whether the data are the model's own; seed; report, called after each evaluation;
+    checkpoint, a file to save to and to go on from.
+    """
+
+    model: str
+    own: bool
+    seed: int
+    report: Report
+    checkpoint: File
+
+    def fitted(
+        self, network: nn.Module, loss: Loss, rows: Tensor, recipe: Recipe, settings: dict[str, Any], *,
+        state: Any = None, tell: Mapping[str, Any] = MappingProxyType({}), **asked: Any,
+    ) -> Stored:  # fmt: skip
+        """The weights that `scoretk.learn.fit` finds, with what builds their network again and what repeats their making.
+
+        Arguments: network, loss, rows, recipe and state as of `fit`; settings, what builds the network; tell, what else tells
+            this training's checkpoint from others'; asked, the settings of the trainer.
+        """
+        made = notes(self.model, self.own, self.seed, **asked)
+        done = fit(
+            network, loss, rows, recipe, seed=self.seed, report=self.report, checkpoint=self.checkpoint, state=state,
+            settings=made | dict(tell),
+        )  # fmt: skip
+        return Stored(self.model, settings, done.weights, made)
 
 
 def notes(model: str, own: bool, seed: int, **settings: Any) -> dict[str, Any]:

@@ -28,12 +28,12 @@ from torch import distributions as td
 from scoretk.core.arguments import count, finite
 from scoretk.fields import Energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
-from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.fitting import Progress, Recipe
 from scoretk.learn.likelihoods import negative_elbo, negative_iwae, reparametrised
 from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.digits.networks import ConfinedEnergy, Dropout, EnergyMLP, Spread, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import dequantised, notes, prepare
+from scoretk.models.digits.training import Training, dequantised, prepare
 from scoretk.models.latent.vae import VAE, check_states
 from scoretk.solvers import ULA
 
@@ -162,11 +162,20 @@ class Variant:
                 return negative_elbo(x, network.posterior(x), network.likelihood, unit, normals, exact_kl=True)
             return negative_iwae(x, network.posterior(x), network.likelihood, unit, normals)
 
-        made = notes(
-            self.model, data is None, seed, steps=steps, latent=latent, width=width, dropout=dropout, draws=draws, bin=bin
-        )  # fmt: skip
-        done = fit(network, loss, rows, Recipe(steps), seed=seed, report=report, checkpoint=checkpoint, settings=made)
-        return Stored(self.model, network.settings, done.weights, made)
+        training = Training(self.model, data is None, seed, report, checkpoint)
+        return training.fitted(
+            network,
+            loss,
+            rows,
+            Recipe(steps),
+            network.settings,
+            steps=steps,
+            latent=latent,
+            width=width,
+            dropout=dropout,
+            draws=draws,
+            bin=bin,
+        )
 
 
 @dataclass(frozen=True)
@@ -208,14 +217,26 @@ class LearnedPrior:
 
         recipe = Recipe(steps, held_out=0.0)
         recipe = replace(recipe, batch=min(recipe.batch, chains))
-        made = notes(
-            self.model, data is None, seed, steps=steps, latent=latent, width=width, dropout=dropout, prior_width=prior_width,
-            chain_steps=chain_steps, step_size=step_size, chains=chains, refresh=refresh, decay=decay, bin=bin,
-        )  # fmt: skip
-        done = fit(
-            network, loss, rows, recipe, seed=seed, report=report, checkpoint=checkpoint, state=divergence, settings=made,
-        )  # fmt: skip
-        return Stored(self.model, network.settings, done.weights, made)
+        training = Training(self.model, data is None, seed, report, checkpoint)
+        return training.fitted(
+            network,
+            loss,
+            rows,
+            recipe,
+            network.settings,
+            state=divergence,
+            steps=steps,
+            latent=latent,
+            width=width,
+            dropout=dropout,
+            prior_width=prior_width,
+            chain_steps=chain_steps,
+            step_size=step_size,
+            chains=chains,
+            refresh=refresh,
+            decay=decay,
+            bin=bin,
+        )
 
 
 GAUSSIAN = Variant("digits-vae", binary=False)
