@@ -221,7 +221,9 @@ def draws_of(field):
     return stk.sample(field, stk.ULA(0.01), chains=4, steps=3, seed=1).x
 
 
-@pytest.mark.parametrize("hiding", [pytest.param(h, marks=pytest.mark.slow) if h == "compiled" else h for h in HIDING])
+@pytest.mark.parametrize(
+    "hiding", [pytest.param(h, marks=pytest.mark.compiled) if h == "compiled" else h for h in HIDING]
+)
 def test_a_network_is_held_in_eval_mode_wherever_it_is(hiding):
     net = network()
     field = energy_of(HIDING[hiding](net))
