@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow lint types clean
+.PHONY: demo test compiled slow lint types clean
 
 demo: $(STAMP)
 	$(BIN)/scoretk demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
+
+compiled: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m 'compiled and not slow'
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -191,13 +191,25 @@ from scoretk.plugins import (
     ModelSpec as ModelSpec,
 )
 from scoretk.plugins import (
+    SolverSpec as SolverSpec,
+)
+from scoretk.plugins import (
     describe as describe,
+)
+from scoretk.plugins import (
+    describe_solver as describe_solver,
 )
 from scoretk.plugins import (
     list_models as list_models,
 )
 from scoretk.plugins import (
+    list_solvers as list_solvers,
+)
+from scoretk.plugins import (
     load as load,
+)
+from scoretk.plugins import (
+    load_solver as load_solver,
 )
 from scoretk.plugins import (
     train as train,

@@ -29,14 +29,19 @@ from scoretk.errors import (
 )
 from scoretk.plugins import (
     Broken,
+    Entry,
     describe,
     describe_all,
+    describe_solver,
+    find_model,
+    find_solver,
     list_models,
     list_solvers,
     load,
-    load_solver_class,
+    load_solver,
     train,
     verify,
+    verify_solvers,
 )
 
 __all__ = ["main"]
@@ -73,15 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    listing = commands.add_parser("list", help="the registered models, from metadata alone")
-    listing.add_argument("--verify", action="store_true", help="import and build each of them as well")
+    listing = commands.add_parser("list", help="the registered models and solvers, from metadata alone")
+    listing.add_argument("--verify", action="store_true", help="import each of them as well, and build the models")
     listing.add_argument(
         "--matrix", action="store_true", help="which solver serves which of them, and why not the others"
     )
     listing.set_defaults(run=_list)
 
-    one = commands.add_parser("describe", help="what a plugin says about its model")
+    one = commands.add_parser("describe", help="what a plugin says about its model or solver")
     one.add_argument("name")
+    _add_kind(one)
     one.set_defaults(run=_describe)
 
     check = commands.add_parser("check", help="hold a model to the laws of a field")
@@ -150,19 +156,29 @@ def _list(options: argparse.Namespace) -> int:
     if options.matrix:
         return _matrix(options)
     found = verify() if options.verify else list_models()
-    broken = [e for e in found if isinstance(e, Broken)]
+    solvers = verify_solvers() if options.verify else list_solvers()
+    broken = [e for e in (*found, *solvers) if isinstance(e, Broken)]
     if options.json:
-        rows = [dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in found]
-        _print_json({"models": rows, "solvers": [dataclasses.asdict(s) for s in list_solvers()]})
+        named = {"models": found, "solvers": solvers}
+        _print_json({
+            kind: [dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in entries]
+            for kind, entries in named.items()
+        })  # fmt: skip
     else:
-        width = max((len(e.id) for e in found), default=0)
-        for entry in found:
-            if isinstance(entry, Broken):
-                state = f"BROKEN at {entry.stage}: {' | '.join(entry.error.splitlines())}"
-            else:
-                state = entry.needs or "ok" * options.verify
-            _say(f"{entry.id:{width}}  {entry.version:10}  {state}".rstrip())
+        _say_entries(found, options.verify)
+        _say("\nsolvers")
+        _say_entries(solvers, options.verify)
     return FAILED if broken and options.verify else DONE
+
+
+def _say_entries(entries: Sequence[Entry | Broken], verified: bool) -> None:
+    width = max((len(e.id) for e in entries), default=0)
+    for entry in entries:
+        if isinstance(entry, Broken):
+            state = f"BROKEN at {entry.stage}: {' | '.join(entry.error.splitlines())}"
+        else:
+            state = entry.needs or "ok" * verified
+        _say(f"{entry.id:{width}}  {entry.version:10}  {state}".rstrip())
 
 
 def _matrix(options: argparse.Namespace) -> int:
@@ -181,14 +197,44 @@ def _matrix(options: argparse.Namespace) -> int:
 
 
 def _describe(options: argparse.Namespace) -> int:
-    spec = describe(options.name).as_dict()
+    kind = _kind(options)
+    spec = (describe(options.name) if kind == "model" else describe_solver(options.name)).as_dict()
     if options.json:
         _print_json(spec)
     else:
         for key, value in spec.items():
             shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-            _say(f"{key:12} {', '.join(shown) if key == 'provides' else shown}")
+            listed = isinstance(shown, list) and key != "event_shape"
+            _say(f"{key:12} {(', '.join(shown) or 'none') if listed else shown}")
     return DONE
+
+
+def _add_kind(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--kind", choices=tuple(_FINDERS), help="where a model and a solver have the same name")
+
+
+_FINDERS = {"model": find_model, "solver": find_solver}
+
+
+def _kind(options: argparse.Namespace) -> str:
+    """Whether the name is that of a model or of a solver."""
+    if options.kind:
+        _FINDERS[options.kind](options.name)
+        return str(options.kind)
+    unknown: list[str] = []
+    found = []
+    for kind, find in _FINDERS.items():
+        try:
+            find(options.name)
+        except UnknownName as error:
+            unknown += error.known
+        else:
+            found.append(kind)
+    if len(found) > 1:
+        raise InvalidArgument("--kind", None, "model or solver", f"{options.name!r} is the name of one of each")
+    if not found:
+        raise UnknownName("model or solver", options.name, unknown)
+    return found[0]
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -221,7 +267,7 @@ def _sample(options: argparse.Namespace) -> int:
     settings = _assignments("--set", options.set)
     if settings and options.solver is None:
         raise InvalidArgument("--set", options.set, "the solver that it is for, by --solver")
-    solver = None if options.solver is None else _solver(options.solver, settings)
+    solver = None if options.solver is None else load_solver(options.solver, **settings)
 
     import torch
 
@@ -361,29 +407,6 @@ def _assignments(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             values[name] = text
     return values
-
-
-def _solver(name: str, options: dict[str, Any]) -> Any:
-    from scoretk.solvers import SOLVERS
-
-    if name not in SOLVERS:
-        registered = [entry.id for entry in list_solvers()]
-        if name not in registered and name not in {i.rpartition("/")[2] for i in registered}:
-            raise UnknownName("solver", name, [*SOLVERS, *registered])
-    made: Any = SOLVERS[name] if name in SOLVERS else load_solver_class(name)
-    if dataclasses.is_dataclass(made):
-        known = {f.name: f for f in dataclasses.fields(made)}
-        for option in options:
-            if option not in known:
-                raise UnknownName(f"option of {name}", option, known)
-        if isinstance(options.get("kernel"), str):
-            options = options | {"kernel": _solver(options["kernel"], {})}
-        needed = [
-            n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING and n not in options
-        ]
-        if needed:
-            raise InvalidArgument("--set", options, f"{', '.join(f'{n}=VALUE' for n in needed)} for {name}")
-    return made(**options)
 
 
 if __name__ == "__main__":

@@ -221,13 +221,19 @@ def draws_of(field):
     return stk.sample(field, stk.ULA(0.01), chains=4, steps=3, seed=1).x
 
 
-@pytest.mark.parametrize("hiding", [pytest.param(h, marks=pytest.mark.slow) if h == "compiled" else h for h in HIDING])
+@pytest.mark.parametrize(
+    "hiding", [pytest.param(h, marks=pytest.mark.compiled) if h == "compiled" else h for h in HIDING]
+)
 def test_a_network_is_held_in_eval_mode_wherever_it_is(hiding):
     net = network()
     field = energy_of(HIDING[hiding](net))
     assert torch.equal(draws_of(field), draws_of(field))
     assert all(m.training for m in net.modules())
     assert all(p.requires_grad for p in net.parameters())
+
+
+CORRECTED = stk.ReverseSDE("ancestral", 3, corrector=1)
+"""A solver in time for all fields: without corrections powers and products are refused."""
 
 
 def test_the_issues_pipeline_behind_nested_fields():
@@ -237,7 +243,7 @@ def test_the_issues_pipeline_behind_nested_fields():
     field = stk.product(f, stk.tempered(stk.product(f, f), 2.0))
 
     def ends():
-        return stk.sample(field, stk.ReverseSDE(steps=4), chains=3).final
+        return stk.sample(field, CORRECTED, chains=3).final
 
     assert torch.equal(ends(), ends())
     assert net.training
@@ -354,7 +360,7 @@ DTYPES = {
 @pytest.mark.parametrize("case", DTYPES)
 def test_the_dtype_of_the_state(case):
     field, dtype = DTYPES[case]
-    solver = stk.ReverseSDE(steps=3) if hasattr(field, "at") else stk.ULA(0.01)
+    solver = CORRECTED if hasattr(field, "at") else stk.ULA(0.01)
     more = {} if hasattr(field, "at") else {"steps": 2}
     assert stk.sample(field, solver, chains=2, **more).final.dtype is dtype
 
@@ -409,5 +415,5 @@ ADAPTED = [
 @pytest.mark.parametrize("field", ADAPTED)
 def test_adapted_fields_go_through_pickle(field):
     again = pickle.loads(pickle.dumps(field))
-    solver = stk.ReverseSDE(steps=3)
+    solver = CORRECTED
     assert torch.equal(stk.sample(again, solver, chains=3).final, stk.sample(field, solver, chains=3).final)

@@ -12,7 +12,6 @@ import scoretk as stk
 from scoretk.errors import LONGEST, SHOWN, InvalidArgument, UnknownName
 from scoretk.fields.alike import alike
 from scoretk.fields.answers import check_rows, unwritten
-from tests.marks import slow_but
 
 
 def overwritten(x):
@@ -82,7 +81,7 @@ WRONG = {
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
-@pytest.mark.parametrize("compile", slow_but([False, True], False))
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])])
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_answers_are_refused(name, compile):
     field = WRONG[name]

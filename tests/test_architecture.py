@@ -30,7 +30,7 @@ FLOORS = [
     "learn",
 ]
 FLOORS += ["models", "adapters", "conformance", "demo", "cli", "__init__"]
-"""A module imports from its own floor and from those before it; `plugins` from `errors` alone."""
+"""A module imports from its own floor and from those before it; `plugins` from `errors` and `_version` alone."""
 MOST_ROOMS = 16
 
 
@@ -84,7 +84,7 @@ def test_imports_point_one_way(name):
     for other in arrows()[name]:
         assert other != ROOT.name, "the package's own root"
         assert FLOORS.index(room(other)) <= FLOORS.index(room(name)), f"{name} imports {other}"
-        assert room(name) != "plugins" or room(other) in ("plugins", "errors"), f"{name} imports {other}"
+        assert room(name) != "plugins" or room(other) in ("plugins", "errors", "_version"), f"{name} imports {other}"
 
 
 def test_nothing_runs_in_a_circle():

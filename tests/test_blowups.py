@@ -83,6 +83,7 @@ def test_a_run_that_was_stopped_diverges_at_the_same_step(tmp_path):
     assert torch.equal(resumed.final, straight.final)
 
 
+@pytest.mark.compiled
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
 def test_a_compiled_run_diverges_at_the_same_step():

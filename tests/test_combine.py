@@ -198,6 +198,13 @@ def walked(field, steps=10, chains=CHAINS):
     return x
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Flows of products, which are refused, as they would be."""
+    monkeypatch.setattr(combine._PoweredTimed, "flows", True)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_metropolis_corrections_on_the_energies_of_each_time_make_a_product_right():
     """Six statistics within the limit of a false-alarm rate of 1e-6; plain sampling is more than two limits off."""
     assert off(walked(EXPERTS)).max() < z_limit(6)
@@ -212,6 +219,7 @@ def test_the_walk_catches_another_density(wrong):
     assert off(walked(field)).max() > 2 * z_limit(6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_langevin_corrections_move_the_draws_to_the_exact_product():
     """Plain sampling misses a quarter of the variance; ten corrections at each level all but what the step size accounts for."""
     plain, error = shortfall(stk.ReverseSDE("ancestral", steps=50))

@@ -110,7 +110,6 @@ def test_the_jacobian_is_that_of_the_map(name):
     assert torch.allclose(field.unconstrain(x), z)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
 def test_ways_of_keeping_draws_agree_and_resume(tmp_path):
     field, run = of("ordered"), {"chains": 6, "steps": 40, "warmup": 20, "seed": 2, "batch": 4}
     whole = stk.sample(field, stk.MALA(0.1), **run)
@@ -121,7 +120,14 @@ def test_ways_of_keeping_draws_agree_and_resume(tmp_path):
     assert torch.allclose(moments.var, whole.x.double().var(1))
     again = stk.sample(field, stk.MALA(0.1), checkpoint=tmp_path / "run.ckpt", **run)
     assert torch.equal(again.x, whole.x)
-    assert torch.allclose(stk.sample(field, stk.MALA(0.1), compile=True, **run).x, whole.x, atol=1e-4)
+
+
+@pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+def test_compiled_agrees_with_eager():
+    run = {"chains": 6, "steps": 16, "seed": 2}
+    eager, compiled = (stk.sample(of("ordered"), stk.MALA(0.1), compile=c, **run).x for c in (False, True))
+    assert torch.allclose(compiled, eager, atol=1e-4)
 
 
 def test_a_start_is_given_in_the_users_space():

@@ -389,6 +389,7 @@ def test_chains_do_not_depend_on_the_batch(kernel, field, dtype):
     assert bool((whole.x[:, 1:] != whole.x[:, :-1]).flatten(1).any(1).all())
 
 
+@pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
 @pytest.mark.parametrize(("kernel", "field"), KERNELS, ids=lambda value: type(value).__name__)
 def test_a_step_is_one_graph(kernel, field):
@@ -401,6 +402,7 @@ def test_a_step_is_one_graph(kernel, field):
         assert torch.equal(traced.x, state.x)
 
 
+@pytest.mark.compiled
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(("kernel", "field"), KERNELS, ids=lambda value: type(value).__name__)

@@ -78,7 +78,9 @@ def test_evaluations_are_counted():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
-@pytest.mark.parametrize("solver", [stk.ULA(0.05), stk.MALA(0.1)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [stk.ULA(0.05), pytest.param(stk.MALA(0.1), marks=pytest.mark.compiled)], ids=lambda s: type(s).__name__
+)
 def test_compiled_steps_agree_with_eager_ones(solver):
     ring = stk.Energy(lambda x: (x * x).sum(1) / 2, (2,))
     eager = stk.sample(ring, solver, chains=5, steps=12, seed=2)

@@ -285,6 +285,7 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     assert torch.equal(resumed.tuned["scale"], undisturbed.tuned["scale"])
 
 
+@pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
 def test_compiled_agrees_with_eager():
     run = {"chains": 4, "steps": 10, "warmup": 30, "seed": 2, "dtype": torch.float64}
@@ -361,6 +362,7 @@ def one_far_out(chain):
     return init
 
 
+@pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
 @pytest.mark.parametrize("solver", [stk.ChEES(), stk.NUTS(max_depth=4)], ids=["chees", "nuts"])
 def test_what_cannot_be_captured_whole_is_compiled_in_parts(solver):
@@ -373,7 +375,7 @@ def test_what_cannot_be_captured_whole_is_compiled_in_parts(solver):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.compiled)])
 def test_a_step_of_the_users_own_is_not_passed_over(compiled):
     class Mirrored(stk.ChEES):
         def step(self, field, state, noise):
@@ -391,6 +393,7 @@ def hole(x):
     return torch.where(x[:, 0] < 5, energy, torch.nan)
 
 
+@pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
 @pytest.mark.parametrize("kinds", [6, 1, 0], ids=["all lengths", "a length without function", "parts"])
 def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):

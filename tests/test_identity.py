@@ -360,7 +360,9 @@ class Script(torch.nn.Module):
 
 def sampled(field, path, solver=None, **options):
     timed = hasattr(field, "at")
-    usual = stk.ProbabilityFlow(steps=3) if isinstance(field, stk.Velocity) else stk.ReverseSDE(steps=3)
+    usual = (
+        stk.ProbabilityFlow(steps=3) if isinstance(field, stk.Velocity) else stk.ReverseSDE("ancestral", 3, corrector=1)
+    )
     solver = solver or (usual if timed else stk.ULA(0.01))
     run = {"chains": 3} | ({} if timed else {"steps": 4}) | options
     return stk.sample(field, solver, checkpoint=path, **run)

@@ -197,6 +197,7 @@ def test_a_step_on_the_device_gives_the_same(kind: str, device) -> None:
         torch.testing.assert_close(inline, getattr(noise, kind)(step, 1, (7,)), rtol=0, atol=2e-6)
 
 
+@pytest.mark.compiled
 @COMPILES
 @pytest.mark.parametrize("shape", [(2,), (13,)])
 def test_compiled_noise_is_the_same_and_serves_every_step_and_seed(shape: tuple[int, ...], device) -> None:
@@ -219,6 +220,7 @@ def test_compiled_noise_is_the_same_and_serves_every_step_and_seed(shape: tuple[
                     assert torch.equal(ours, plain)
 
 
+@pytest.mark.compiled
 @COMPILES
 def test_compiled_noise_takes_the_step_as_a_python_integer(device) -> None:
     noise = Noise(LARGE, 40, device=device)

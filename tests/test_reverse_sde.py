@@ -578,6 +578,7 @@ class Given:
         return self.z
 
 
+@pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
 @pytest.mark.parametrize("solver", [VARIANTS[3], VARIANTS[5]], ids=repr)
 def test_one_compiled_step_serves_every_row(solver):

@@ -62,6 +62,7 @@ def test_listening_finds_what_is_asked_for_the_steps_own_index():
     assert requests(stk.ULA(0.1), field, start, noise, 0)[1]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("keep", ["all", "last", "moments"])
 def test_compiled_with_a_tape_is_the_eager_run(keep):
     run = {"chains": 3, "steps": 30, "warmup": 5, "thin": 3, "keep": keep, "seed": 8, "dtype": torch.float64}
@@ -73,6 +74,7 @@ def test_compiled_with_a_tape_is_the_eager_run(keep):
     torch.testing.assert_close(compiled.stats["sum"], eager.stats["sum"])
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("shape", [(), (3, 5)])
 @pytest.mark.parametrize("method", ["normal", "uniform", "rademacher"])
 def test_a_tape_reads_the_noise_of_any_window(method, shape):
@@ -92,6 +94,7 @@ class Adder:
         return x + self.amount
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("key", [lambda amount: amount, lambda amount: "one key"], ids=["own key", "one key"])
 def test_many_kinds_of_runs_do_not_use_up_the_compilers_limit(key):
     x = torch.zeros(2)
@@ -99,6 +102,7 @@ def test_many_kinds_of_runs_do_not_use_up_the_compilers_limit(key):
         torch.testing.assert_close(compiled(Adder(float(amount)).add, key(amount))(x), x + amount)
 
 
+@pytest.mark.compiled
 def test_an_equal_run_does_not_compile_again():
     def once():
         field = stk.Score(lambda x: -2 * x, (3,))

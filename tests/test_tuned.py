@@ -98,6 +98,7 @@ def test_it_goes_on_from_a_checkpoint_and_no_other_scales_take_it_up(tmp_path):
         stk.sample(FIELD, stk.HMC().tuned_by(other), steps=9, **run)
 
 
+@pytest.mark.compiled
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
 @pytest.mark.parametrize("name", ["HMC", "ChEES"])

@@ -11,7 +11,9 @@ All of them commute with time: `product(f, g).at(t)` is `product(f.at(t), g.at(t
 density of t = 1? Noising is linear: of a *mixture* they are, and every solver in time samples it. Noising commutes with neither
 powers nor products: `p_t^(1/T)` is not `(p^(1/T))_t`, `p_t q_t` is not `(p q)_t`, nor is guidance, `c_t^w u_t^(1-w)`. These are a
 sequence of densities that ends in the right one, but that no flow or reverse SDE of their scores follows: however fine the grid,
-the samples are of another density. Langevin corrections at each time make it right (Du et al.):
+the samples are of another density. For N(0, .5^2)^(1/2), of standard deviation .707, VP's flow ends at 13.8: so it is refused for
+powers and products (`wrapped.check_flow`), and for guidance, where it is common practice, it is not. Langevin corrections at each
+time make it right (Du et al.):
 
     ReverseSDE("ancestral", corrector=k), AnnealedLangevin    scores only; biased by the step size, for which a product of n
                                                               experts at a level is up to n times as curved as one
@@ -419,6 +421,11 @@ class _PoweredTimed(_OfMany):
 
     kind = Kind.POWER
     predicts = "score"
+
+    @property
+    def flows(self) -> bool:
+        """Only as the field itself in other clothes."""
+        return self.weight == 1 and len(self.fields) == 1
 
     @property
     def weight(self) -> float:

@@ -14,6 +14,10 @@ A law in the user's space is combined *there*: a field over a map has `around(fi
     tempered(constrained(f, c), T) = constrained(tempered(f, T), c),    product(constrained(f, c), constrained(g, c)) = ...
 
 so that the Jacobian is neither tempered nor counted twice (`shared_map`).
+
+*In time* a wrapper makes a density at each t of those of its fields. The probability flow and the reverse SDE lead from one to
+the next only where they are the noised densities of the law at t = 1: where what the wrapper does commutes with noising, as
+mixing does, and powers and products do not, `(p_t)^(1/T)` is not `(p^(1/T))_t` (`FLOWS`, `check_flow`).
 """
 
 from __future__ import annotations
@@ -25,9 +29,9 @@ from typing import Any, ClassVar
 
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.alike import alike
-from scoretk.fields.protocols import CAPABILITIES, field_name, offers
+from scoretk.fields.protocols import CAPABILITIES, field_name, is_timed, offers
 
-__all__ = ["NATIVE", "RULES", "SPACE", "Kind", "Rule", "Wrapped", "check_within", "shared_map"]
+__all__ = ["FLOWS", "NATIVE", "RULES", "SPACE", "Kind", "Rule", "Wrapped", "check_flow", "check_within", "shared_map"]
 
 
 class Kind(Enum):
@@ -120,6 +124,12 @@ RULES: Mapping[str, Mapping[Kind, Rule]] = {
 SPACE = ("states", "constrain")
 """The capabilities that say where a law lives."""
 
+FLOWS = frozenset(Kind) - {Kind.POWER}
+"""The kinds whose densities in time a flow follows.
+
+Guidance and posterior methods are among them, approximations that are used as flows: their docstrings say what is lost.
+"""
+
 _BRIDGES = {
     "states": "Take a field on real numbers, or one on the same states",
     "constrain": "Combine the fields in the user's space, and then constrain the result, all of them by one constraint",
@@ -163,6 +173,11 @@ class Wrapped:
         """Refuse fields whose laws live where this wrapper cannot keep them."""
         for name in SPACE:
             _check_space(self, name)
+
+    @property
+    def flows(self) -> bool:
+        """Whether its densities in time are the noised ones of its law, where those of its fields are of theirs."""
+        return self.kind in FLOWS
 
     @cached_property
     def event_shape(self) -> tuple[int, ...]:
@@ -259,6 +274,40 @@ def check_within(argument: str, field: Any, law: Any) -> None:
             raise InvalidArgument(
                 argument, field_name(field), f"a field without {name!r}, or of the same", _BRIDGES[name]
             )
+
+
+def check_flow(field: Any) -> None:
+    """Refuse a field in time whose probability flow would lead to another law than its own.
+
+    Args:
+        field: A field in time, or a solver's view of one. Fields inside it are looked at to any depth, static ones are not:
+            `smoothed(tempered(f, T))` is noised as a whole.
+
+    Raises:
+        MissingCapability: It is, or is made of, a power or a product of fields in time.
+
+    References:
+        Du, Durkan, Strudel, Tenenbaum, Dieleman, Fergus, Sohl-Dickstein, Doucet, Grathwohl, "Reduce,
+        reuse, recycle: compositional generation with energy-based diffusion models and MCMC" (2023).
+    """
+    found = _without_flow(field)
+    if found is not None:
+        raise MissingCapability(
+            field_name(found), offers(found), {"a flow from each time to the next"},
+            "Powers and products of noised densities are not the noised power or product: their flow ends in another law. "
+            "Take AnnealedLangevin(), ReverseSDE('ancestral', corrector=n), or a kernel such as MALA on field.at(t); where the "
+            "fields are known without noise, smoothed(...) of their power or product",
+        )  # fmt: skip
+
+
+def _without_flow(field: Any) -> Any:
+    """The first part of a field in time that no flow follows; None where there is none."""
+    field = getattr(field, "native", field)
+    if not isinstance(field, Wrapped) or not is_timed(field):
+        return None
+    if not field.flows:
+        return field
+    return next((part for part in map(_without_flow, field.inner) if part is not None), None)
 
 
 def shared_map(argument: str, fields: Sequence[Any]) -> Any:

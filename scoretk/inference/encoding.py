@@ -45,6 +45,7 @@ from scoretk.fields.convert import coefficients
 from scoretk.fields.derivatives import check_derivative
 from scoretk.fields.protocols import field_name
 from scoretk.fields.resolve import TimedField, resolve
+from scoretk.fields.wrapped import check_flow
 from scoretk.ode.adaptive import ADAPTIVE, integrate
 from scoretk.ode.grids import grid as times_of
 from scoretk.ode.rowwise import PAIRS, integrate_rows
@@ -282,8 +283,9 @@ def encode(
     batch, rows at a time, for memory: the latents are the same, where a batch shares its steps to the tolerances.
     Returns: `Latents`; a row that failed is NaN and has its status. Where x or a condition requires gradients (and autograd is
     on) so do the latents, to these and to the field's parameters: those of the steps that the solve took.
-    Raises: `MissingCapability` for a field that is not timed; `InvalidArgument`.
+    Raises: `MissingCapability` for a field that is not timed, or that no flow follows (powers, products); `InvalidArgument`.
     """
+    check_flow(field)
     bound = resolve(field, {"velocity"}, cond, timed=True)
     assert isinstance(bound, TimedField)
     rows = tensor_like("x", x, (None, *bound.event_shape))

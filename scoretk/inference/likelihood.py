@@ -48,6 +48,7 @@ from scoretk.fields.distribution import as_field
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, resolve
 from scoretk.fields.validation import rejecting
+from scoretk.fields.wrapped import check_flow
 from scoretk.inference.encoding import (
     Flow,
     Rate,
@@ -190,6 +191,7 @@ def _flow_density(field: Any, solve: Solve, trace: str | None, probes: int, prob
             field_name(field), offers(field), {"log_prob"},
             "Its energy is known up to a constant only: a normalised density needs the partition function",
         )  # fmt: skip
+    check_flow(field)
     base = getattr(field, "base", None)
     if not callable(getattr(base, "log_prob", None)):
         raise MissingCapability(

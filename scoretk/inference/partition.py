@@ -60,7 +60,7 @@ from scoretk.solvers.importance import (
     rising,
     sweeps_between,
 )
-from scoretk.solvers.parts.nested import NestedNoise, check_kernel, with_step_size
+from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 
 __all__ = ["Normalised", "find_ladder", "log_partition"]
 
@@ -140,7 +140,7 @@ def log_partition(
     method: str = "ais",
     chains: int = 1024,
     levels: int | None = None,
-    kernel: Solver | None = None,
+    kernel: Solver | str | None = None,
     moves: int = 1,
     island: int | None = None,
     pilot: int = 256,
@@ -162,8 +162,8 @@ def log_partition(
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
         chains: how many; for "smc" whole islands.
         levels: how many levels the ladder has; by default as many as the pilot finds it to need.
-        kernel: an exact kernel; by default HMC with 2 leapfrog steps, about a quarter of a period; for discrete states
-            `BlockGibbs` where the field has a path of its own from the base (a Boltzmann machine, a lattice), else
+        kernel: an exact kernel, or its name; by default HMC with 2 leapfrog steps, about a quarter of a period; for discrete
+            states `BlockGibbs` where the field has a path of its own from the base (a Boltzmann machine, a lattice), else
             `GibbsWithGradients`.
         moves: steps of the kernel at each level, at least: where the pilot finds it slow to forget, up to 20.
         island: how many chains are resampled together; by default 256, or all where they are fewer.
@@ -188,10 +188,9 @@ def log_partition(
         None if states_of(field) is not None or (base is not None and not check) else _look(field, seed, device, dtype)
     )
     start = _base(field, base, look)
-    inner = _default_kernel(field, start) if kernel is None else kernel
+    inner = _default_kernel(field, start) if kernel is None else as_kernel(kernel, sweeps=True)
     if getattr(inner, "step_size", 1.0) is None:
         inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
-    check_kernel(inner, sweeps=True)
     check_settled("kernel", inner)  # before the pilot spends anything
     resolve(field, inner.needs, timed=False)
     ladder, spent = find_ladder(

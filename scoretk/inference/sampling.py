@@ -24,7 +24,7 @@ from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import StaticField, TimedField, resolve
-from scoretk.plugins import find_model, load
+from scoretk.plugins import as_solver, find_model, load
 from scoretk.run.batches import Batch, Finished, Saving, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
@@ -44,7 +44,7 @@ STEPS_A_START = 1 << 16
 
 def sample(
     field: Any,
-    solver: Solver | None = None,
+    solver: Solver | str | None = None,
     chains: int | range | None = None,
     steps: int | None = None,
     warmup: int | None = None,
@@ -70,8 +70,9 @@ def sample(
     Arguments:
         field: a field, the name of a registered model, or a `torch.distributions.Distribution`, which is sampled in free space
             where it has a support.
-        solver: such as `HMC()`, `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`. By default `ChEES()` for an energy, which
-            tunes itself, `GibbsWithGradients()` for discrete states, and `ProbabilityFlow()` for a field in time.
+        solver: such as `HMC()`, `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`; or the name of a registered one, "hmc" or
+            "my-package/my-kernel", which means its class with the defaults. By default `ChEES()` for an energy, which tunes
+            itself, `GibbsWithGradients()` for discrete states, and `ProbabilityFlow()` for a field in time.
         chains: how many, or which: `range(8, 16)` gives chains 8 to 15 of a run of 16. By default as many as `init` has rows,
             else 1024. Where warmup tunes the solver, the first chains of that run do (its `pilot`), in the range or not.
         steps, warmup, thin: for kernels, which run warmup + steps steps and keep steps // thin draws (defaults 1000, 0,
@@ -100,8 +101,7 @@ def sample(
         solver needs, `CheckpointError`, and `ChainFailure` with on_failure="raise".
     """
     model, origin = _model(field)
-    solver = _default_solver(model) if solver is None else solver
-    _check_solver(solver)
+    solver = _default_solver(model) if solver is None else as_solver("solver", solver)
     _check_temperature(model, solver)
     keep = option("keep", keep if keep is not None else ("last" if is_grid(solver) else "all"), RECORDERS)
     option("on_failure", on_failure, ("flag", "raise"))
@@ -196,13 +196,6 @@ def _check_temperature(model: Any, solver: Any) -> None:
             "solver", solver, "a solver that ends at temperature 1, as the field is sampled in free space",
             "Temper the field, in the user's space: scoretk.tempered(field, temperature)",
         )  # fmt: skip
-
-
-def _check_solver(solver: Any) -> None:
-    if isinstance(solver, type) or not (
-        callable(getattr(solver, "init", None)) and callable(getattr(solver, "step", None))
-    ):
-        raise InvalidArgument("solver", solver, "a solver object", "Such as scoretk.MALA(step_size=0.1)")
 
 
 def _default_solver(model: Any) -> Solver:

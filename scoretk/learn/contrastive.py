@@ -25,9 +25,10 @@ from scoretk.core.rows import select_rows
 from scoretk.core.streams import Stream
 from scoretk.errors import ChainFailure, InvalidArgument, Status
 from scoretk.fields.resolve import resolve
+from scoretk.plugins import as_solver
 from scoretk.run.drive import Moment, Schedule, begin, drive
 from scoretk.run.record import KeepLast
-from scoretk.solvers.base import Solver, check_settled, is_grid
+from scoretk.solvers.base import check_settled, is_grid
 
 __all__ = ["CDStep", "ContrastiveDivergence", "ReplayBuffer"]
 
@@ -113,8 +114,8 @@ class ReplayBuffer:
 class ContrastiveDivergence:
     """`loss, negatives = cd(field, batch)`: `mean E(batch) - mean E(negatives)`, whose gradient is CD's.
 
-    Arguments: solver, a kernel such as `ULA` or `MALA`, with nothing left to tune: a call has no warmup; steps, how many a
-    call; start, "data" (CD-k), "noise", or a `ReplayBuffer` (persistent CD); seed; energy_decay, weight of
+    Arguments: solver, a kernel such as `ULA` or `MALA`, or its name, with nothing left to tune: a call has no warmup; steps, how
+    many a call; start, "data" (CD-k), "noise", or a `ReplayBuffer` (persistent CD); seed; energy_decay, weight of
     `mean E(batch)^2 + mean E(negatives)^2`, which holds the energy's free constant and scale (Du, Mordatch 2019).
 
     Each call makes its own noise from the seed and its number, so training can be repeated and resumed exactly
@@ -123,13 +124,14 @@ class ContrastiveDivergence:
     has it; "failed", a number of chains; "buffer_age", mean reads.
     """
 
-    solver: Solver
+    solver: Any
     steps: int = 20
     start: str | ReplayBuffer = "data"
     seed: int = 0
     energy_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        self.solver = as_solver("solver", self.solver)
         if is_grid(self.solver):
             raise InvalidArgument("solver", self.solver, "a kernel that can run for ever, such as ULA or MALA")
         check_settled("solver", self.solver)

@@ -2,7 +2,16 @@
 
 from scoretk.plugins.discovery import Broken, Entry
 from scoretk.plugins.models import describe, describe_all, find_model, list_models, load, train, verify
-from scoretk.plugins.solvers import list_solvers, load_solver_class
+from scoretk.plugins.solvers import (
+    SolverSpec,
+    as_solver,
+    describe_solver,
+    find_solver,
+    list_solvers,
+    load_solver,
+    load_solver_class,
+    verify_solvers,
+)
 from scoretk.plugins.spec import CAPABILITIES, INTERFACES, ModelSpec
 
 __all__ = [
@@ -11,13 +20,19 @@ __all__ = [
     "Broken",
     "Entry",
     "ModelSpec",
+    "SolverSpec",
+    "as_solver",
     "describe",
     "describe_all",
+    "describe_solver",
     "find_model",
+    "find_solver",
     "list_models",
     "list_solvers",
     "load",
+    "load_solver",
     "load_solver_class",
     "train",
     "verify",
+    "verify_solvers",
 ]

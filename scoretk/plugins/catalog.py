@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pkgutil import resolve_name
+from types import MappingProxyType
 from typing import Any
 
+from scoretk._version import __version__
 from scoretk.errors import (
     AmbiguousName,
     BrokenPlugin,
@@ -27,16 +29,25 @@ class Catalog:
     """The plugins of one entry-point group, and which of them this process has met and found broken.
 
     Metadata is read afresh each time, and a plugin that failed is tried again when it is asked for again.
+
+    Args:
+        group: the entry-point group.
+        kind: what a plugin of it is called in errors.
+        built_in: this package's own by name, "module:attribute", where they stand in a table and not in its metadata.
     """
 
-    def __init__(self, group: str, kind: str) -> None:
+    def __init__(self, group: str, kind: str, built_in: Mapping[str, str] = MappingProxyType({})) -> None:
         self.group, self.kind = group, kind
+        self._own = [Entry(f"{BUILT_IN}/{n}", n, BUILT_IN, __version__, value) for n, value in built_in.items()]
         self._met: dict[str, Broken] = {}
         self._surveys = False
 
     def listing(self) -> list[Entry | Broken]:
         """All plugins sorted by id, from metadata alone; `Broken` where that, or an earlier use of one, failed."""
-        return [self._met.get(item.id, item) for item in discover(self.group)]
+        return [self._met.get(item.id, item) for item in self._all()]
+
+    def _all(self) -> list[Entry | Broken]:
+        return sorted([*self._own, *discover(self.group)], key=lambda item: item.id)
 
     def find(self, name: str) -> Entry:
         """The plugin of this full id or short name. A built-in's short name always means the built-in.
@@ -45,7 +56,7 @@ class Catalog:
         """
         if not isinstance(name, str):
             raise InvalidArgument("name", name, f"the name of a {self.kind}")
-        found = discover(self.group)
+        found = self._all()
         entries = [item for item in found if isinstance(item, Entry)]
         claims = _claims(name, entries)
         if len(claims) > 1:

@@ -1,15 +1,88 @@
-"""Solvers of third parties: an entry point in `scoretk.solvers` points at a solver class."""
+"""Solvers by name: those of this package, and those that others register in the entry-point group `scoretk.solvers`.
+
+An entry point's value points at a solver class. A name means that class with its defaults; where a setting has none,
+`load_solver` takes it as a keyword. Listing imports neither the classes nor torch.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
+from scoretk.errors import InvalidArgument, MissingDependency, ScoretkError, near_match
 from scoretk.plugins.catalog import Catalog, pointed_at
 from scoretk.plugins.discovery import Broken, Entry
 
-__all__ = ["list_solvers", "load_solver_class"]
+__all__ = [
+    "BUILT_IN_SOLVERS",
+    "SolverSpec",
+    "as_solver",
+    "describe_solver",
+    "find_solver",
+    "list_solvers",
+    "load_solver",
+    "load_solver_class",
+    "verify_solvers",
+]
 
-_SOLVERS = Catalog("scoretk.solvers", "solver")
+BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType({
+    "ula": "scoretk.solvers.ula:ULA",
+    "mala": "scoretk.solvers.mala:MALA",
+    "preconditioned-langevin": "scoretk.solvers.preconditioned:PreconditionedLangevin",
+    "underdamped": "scoretk.solvers.underdamped:Underdamped",
+    "ghmc": "scoretk.solvers.underdamped:GHMC",
+    "hmc": "scoretk.solvers.hmc:HMC",
+    "chees": "scoretk.solvers.hmc:ChEES",
+    "nuts": "scoretk.solvers.nuts:NUTS",
+    "mclmc": "scoretk.solvers.mclmc:MCLMC",
+    "adjusted-mclmc": "scoretk.solvers.mclmc:AdjustedMCLMC",
+    "gibbs-with-gradients": "scoretk.solvers.discrete:GibbsWithGradients",
+    "discrete-langevin": "scoretk.solvers.discrete:DiscreteLangevin",
+    "block-gibbs": "scoretk.solvers.discrete:BlockGibbs",
+    "parallel-tempering": "scoretk.solvers.tempering:ParallelTempering",
+    "ais": "scoretk.solvers.importance:AIS",
+    "smc": "scoretk.solvers.importance:SMC",
+    "annealed-langevin": "scoretk.solvers.annealed:AnnealedLangevin",
+    "reverse-sde": "scoretk.solvers.reverse_sde:ReverseSDE",
+    "probability-flow": "scoretk.solvers.probability_flow:ProbabilityFlow",
+})  # fmt: skip
+"""The one table of this package's solvers, by name, in the order in which they are shown."""
+
+_SOLVERS = Catalog("scoretk.solvers", "solver", BUILT_IN_SOLVERS)
+
+
+@dataclass(frozen=True)
+class SolverSpec:
+    """What a solver class says about itself, in plain values.
+
+    Args:
+        id: the canonical id, `distribution/name`.
+        solver: the class, "module:Class".
+        summary: the first line of its docstring.
+        settings: the defaults of its settings by name.
+        required: the settings without a default.
+        needs: the field's methods that it calls, with default settings; None where those needed are not known.
+        timed: whether it works on fields in time (True), on static ones (False), or on both (None).
+    """
+
+    id: str
+    solver: str
+    summary: str
+    settings: Mapping[str, Any]
+    required: tuple[str, ...]
+    needs: tuple[str, ...] | None
+    timed: bool | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same ready for JSON; a default that is no plain value as its `repr`."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["settings"] = {name: _plain(value) for name, value in self.settings.items()}
+        plain["required"] = list(self.required)
+        plain["needs"] = None if self.needs is None else list(self.needs)
+        return plain
 
 
 def list_solvers() -> list[Entry | Broken]:
@@ -17,12 +90,120 @@ def list_solvers() -> list[Entry | Broken]:
     return _SOLVERS.listing()
 
 
+def find_solver(name: str) -> Entry:
+    """The entry of a solver by its full id or its short name, from metadata alone.
+
+    Raises:
+        UnknownName: nothing has this name; the nearest is told.
+        AmbiguousName: several packages' solvers have this short name.
+        BrokenPlugin: the distribution's metadata cannot be read.
+    """
+    return _SOLVERS.find(name)
+
+
 def load_solver_class(name: str) -> type[Any]:
     """The class of a registered solver, by its full id or its short name.
 
     Raises: `UnknownName`, `AmbiguousName`; `BrokenPlugin` where it cannot be imported or is no solver class.
     """
+    return _class(_SOLVERS.find(name))
+
+
+def load_solver(name: str, /, **settings: Any) -> Any:
+    """The solver of this name with these settings, its defaults for the others.
+
+    Args:
+        name: a full id ("my-package/my-kernel") or a short name ("mala").
+        settings: keyword arguments of the class; `kernel` may be a name itself.
+
+    Returns:
+        The solver object.
+
+    Raises:
+        UnknownName, AmbiguousName, BrokenPlugin: as `load_solver_class`.
+        InvalidArgument: a setting that the class does not have, one without a default that is not given, or what the
+            class itself refuses.
+    """
     entry = _SOLVERS.find(name)
+    kind = _class(entry)
+    with _SOLVERS.isolated(entry, "load"):
+        known = _settings(kind)
+    for unknown in sorted(settings.keys() - known.keys()):
+        if not _takes_any(kind):
+            hint = f"It takes {', '.join(known) or 'none'}"
+            raise InvalidArgument(unknown, settings[unknown], f"a setting of {name}{near_match(unknown, known)}", hint)
+    missing = [n for n, default in known.items() if default is MISSING and n not in settings]
+    if missing:
+        wanted = ", ".join(f"{n}=VALUE" for n in missing)
+        raise InvalidArgument(
+            "solver", name, f"{wanted} for {name}, as {'these have' if len(missing) > 1 else 'this has'} no default",
+            f"Give a solver object, {_spelled(entry, kind)}({wanted})",
+        )  # fmt: skip
+    with _SOLVERS.isolated(entry, "load", settings):
+        return kind(**settings)
+
+
+def describe_solver(name: str) -> SolverSpec:
+    """What a solver's class says about itself; imports its module only.
+
+    Raises:
+        UnknownName, AmbiguousName, BrokenPlugin: as `load_solver_class`.
+    """
+    entry = _SOLVERS.find(name)
+    kind = _class(entry)
+    with _SOLVERS.isolated(entry, "describe"):
+        known = _settings(kind)
+        required = tuple(n for n, default in known.items() if default is MISSING)
+        shown = kind if required else kind()  # what depends on settings is a property of an object
+        needs, timed = (None if isinstance(v, property) else v for v in (shown.needs, shown.timed))
+        lines = (inspect.getdoc(kind) or "").strip().splitlines() or [""]
+        return SolverSpec(
+            id=entry.id,
+            solver=f"{kind.__module__}:{kind.__qualname__}",
+            summary=lines[0],
+            settings={n: default for n, default in known.items() if default is not MISSING},
+            required=required,
+            needs=None if needs is None else tuple(sorted(needs)),
+            timed=timed,
+        )
+
+
+def verify_solvers() -> list[Entry | Broken]:
+    """All registered solvers after the class of each has been imported; those that failed are `Broken`.
+
+    One that only lacks an optional package is not: its entry says what it `needs`.
+    """
+    needs = dict[str, str]()
+    with _SOLVERS.survey():
+        for item in list_solvers():
+            try:
+                load_solver_class(item.id)
+            except MissingDependency as error:
+                needs[item.id] = str(error)
+            except ScoretkError:  # the next listing shows it
+                pass
+    return [replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e for e in list_solvers()]
+
+
+def as_solver(argument: str, value: Any) -> Any:
+    """The solver that an argument means: a solver object as it is, a name as `load_solver` reads it.
+
+    Args:
+        argument: the argument's name, for errors.
+        value: a solver object, or the name of a registered solver.
+
+    Raises:
+        InvalidArgument: what is neither; also as `load_solver`.
+        UnknownName, AmbiguousName, BrokenPlugin: as `load_solver`.
+    """
+    if isinstance(value, str):
+        return load_solver(value)
+    if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in ("init", "step")):
+        raise InvalidArgument(argument, value, "a solver object or the name of one", "Such as scoretk.HMC(), or 'hmc'")
+    return value
+
+
+def _class(entry: Entry) -> type[Any]:
     with _SOLVERS.isolated(entry, "load"):
         solver = pointed_at(entry.value)
         if not isinstance(solver, type):
@@ -31,3 +212,35 @@ def load_solver_class(name: str) -> type[Any]:
         if lacking:
             raise TypeError(f"{entry.value} is no solver class: it has no {' and no '.join(lacking)}")
     return solver
+
+
+def _settings(kind: type[Any]) -> dict[str, Any]:
+    """The settings of a class and their defaults, `MISSING` where there is none."""
+    if is_dataclass(kind):
+        return {
+            f.name: f.default_factory() if f.default_factory is not MISSING else f.default
+            for f in fields(kind) if f.init
+        }  # fmt: skip
+    return {
+        name: MISSING if p.default is p.empty else p.default
+        for name, p in inspect.signature(kind).parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def _takes_any(kind: type[Any]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(kind).parameters.values())
+
+
+def _spelled(entry: Entry, kind: type[Any]) -> str:
+    return (
+        f"scoretk.{kind.__name__}" if entry.value == BUILT_IN_SOLVERS.get(entry.name) else entry.value.replace(":", ".")
+    )
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return repr(value)

@@ -1,5 +1,9 @@
-"""The solvers, one a file, and the one table of them. Third-party solvers register in the group `scoretk.solvers`."""
+"""The solvers, one a file. The one table of them is `scoretk.plugins.solvers`, so that they are listed without torch."""
 
+from typing import Any
+
+from scoretk.plugins.catalog import pointed_at
+from scoretk.plugins.solvers import BUILT_IN_SOLVERS
 from scoretk.solvers.annealed import (
     AnnealedLangevin,
     largest_distance,
@@ -58,24 +62,5 @@ __all__ = [
     "unconditional",
 ]
 
-SOLVERS: dict[str, type] = {
-    "ula": ULA,
-    "mala": MALA,
-    "preconditioned-langevin": PreconditionedLangevin,
-    "underdamped": Underdamped,
-    "ghmc": GHMC,
-    "hmc": HMC,
-    "chees": ChEES,
-    "nuts": NUTS,
-    "mclmc": MCLMC,
-    "adjusted-mclmc": AdjustedMCLMC,
-    "gibbs-with-gradients": GibbsWithGradients,
-    "discrete-langevin": DiscreteLangevin,
-    "block-gibbs": BlockGibbs,
-    "parallel-tempering": ParallelTempering,
-    "ais": AIS,
-    "smc": SMC,
-    "annealed-langevin": AnnealedLangevin,
-    "reverse-sde": ReverseSDE,
-    "probability-flow": ProbabilityFlow,
-}
+SOLVERS: dict[str, type[Any]] = {name: pointed_at(value) for name, value in BUILT_IN_SOLVERS.items()}
+"""The solvers of this package by name, in the order in which they are shown."""

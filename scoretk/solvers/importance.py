@@ -37,9 +37,9 @@ from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource, field_name, offers
 from scoretk.fields.resolve import StaticField
-from scoretk.solvers.base import Info, Solver, check_settled
+from scoretk.solvers.base import Info, check_settled
 from scoretk.solvers.hmc import HMC
-from scoretk.solvers.parts.nested import NestedNoise, check_kernel, with_step_size
+from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 
 __all__ = [
     "AIS",
@@ -208,15 +208,15 @@ class AIS:
     """Annealed importance sampling: weighted draws of a static energy, from draws of a base.
 
     Arguments: levels n, spaced as `(k/n)^3`, unless a `ladder` says more (`log_partition` tunes one); base, a static field with
-    `energy` and `draw`, by default N(0, I), or uniform over discrete states; kernel, exact, with a step size of its own;
-    moves of it at each level.
+    `energy` and `draw`, by default N(0, I), or uniform over discrete states; kernel, exact, with a step size of its own, or
+    its name; moves of it at each level.
     Reports "log_weight" (at the last level that of the final draw), "accept", and "ancestor", the chain whose first draw this one
     descends from (its own number, unless it was resampled).
     """
 
     levels: int = 100
     base: Any = None
-    kernel: Solver = dataclass_field(default_factory=lambda: HMC(0.3, leapfrogs=2, metric="none"))
+    kernel: Any = dataclass_field(default_factory=lambda: HMC(0.3, leapfrogs=2, metric="none"))
     moves: int = 1
     ladder: Ladder | None = None
 
@@ -225,7 +225,7 @@ class AIS:
 
     def __post_init__(self) -> None:
         counts(self, levels=1, moves=1)
-        check_kernel(self.kernel, sweeps=True)
+        object.__setattr__(self, "kernel", as_kernel(self.kernel, sweeps=True))
         check_settled("kernel", self.kernel)
         if self.ladder is not None and not isinstance(self.ladder, Ladder):
             raise InvalidArgument("ladder", self.ladder, "a Ladder, or None")

@@ -28,6 +28,7 @@ from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
+from scoretk.fields.wrapped import check_flow
 from scoretk.ode.adaptive import ADAPTIVE, integrate
 from scoretk.ode.adjoint import Solved, Way, with_adjoint
 from scoretk.ode.grids import grid
@@ -154,6 +155,7 @@ class ProbabilityFlow:
         return (True,) * (len(self.times(field)) - 1) if self.adaptive else self._tableau(field).milestones
 
     def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> FlowState | IntervalState:
+        check_flow(field)
         start = torch.zeros((), dtype=torch.int64)
         if self.adaptive:
             return IntervalState(x, self.times(field), start)

@@ -61,6 +61,7 @@ from scoretk.errors import InvalidArgument, SingularConversion
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField, gaussian_path
+from scoretk.fields.wrapped import check_flow
 from scoretk.ode.grids import grid
 from scoretk.ode.tableaus import Knot, knots
 from scoretk.solvers.base import Info, read_row
@@ -94,8 +95,9 @@ class ReverseSDE:
     `denoise` among them); grid, as in `ProbabilityFlow`; eta >= 0, the noise in units of the reverse diffusion's own, the
     same in all methods (at most 1 in "ddim"; 0: no noise, which is the `ProbabilityFlow` of "euler" or "dpmpp_2m"; code that
     scales the square of the noise has eta^2 under this name); corrector, Langevin steps at each
-    level, for methods without a memory; snr, their signal-to-noise ratio r; rule, "level" or "sample", whose norms their
-    step size follows; denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0.
+    level, for methods without a memory (without any, powers and products of fields are refused); snr, their signal-to-noise
+    ratio r; rule, "level" or "sample", whose norms their step size follows; denoise, whether a path that ends above sigma = 0
+    (VE, EDM) gets a last step to sigma = 0.
 
     Each interval takes one evaluation, and `corrector` more where it ends above sigma = 0.
     """
@@ -146,7 +148,10 @@ class ReverseSDE:
         return tuple(i == len(rows) - 1 for rows in self._intervals(field) for i in range(len(rows)))
 
     def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> SDEState:
-        rows = [row for interval in self._intervals(field) for row in interval]
+        intervals = self._intervals(field)
+        rows = [row for interval in intervals for row in interval]
+        if len(rows) == len(intervals):  # no corrections, be it that all levels are at sigma = 0
+            check_flow(field)
         table = torch.tensor(rows, dtype=torch.float64)
         return SDEState(x, torch.zeros_like(x), table, torch.zeros((), dtype=torch.int64))
 

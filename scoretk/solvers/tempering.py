@@ -49,9 +49,9 @@ from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.wrapped import Kind, Wrapped
-from scoretk.solvers.base import Info, Solver, adapts
+from scoretk.solvers.base import Info, adapts
 from scoretk.solvers.hmc import HMC
-from scoretk.solvers.parts.nested import NestedNoise, check_kernel, with_step_size
+from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 from scoretk.solvers.warmup.tuned import Tunable
 from scoretk.solvers.warmup.tuning import (
     next_idle,
@@ -169,10 +169,11 @@ def window_ends(step: int, warmup: int) -> bool:
 class ParallelTempering(Tunable):
     """Parallel tempering over an exact kernel, for laws whose modes are far apart.
 
-    Arguments: kernel, such as HMC, NUTS or MALA, or GibbsWithGradients for discrete states, where nothing is stretched; its step
-    size, where None, is tuned in warmup for all replicas together. replicas, K, from temperature 1 to the hottest, at first in
-    equal ratios; warmup then finds the ladder. At temperature T a barrier of height T is crossed easily; `p^(1/T)` must have a
-    finite integral. (With 20, eight replicas swap one time in ten in 64 dimensions; with 100, one in a hundred.) temperatures, 1
+    Arguments: kernel, or its name, such as HMC, NUTS or MALA, or GibbsWithGradients for discrete states, where nothing is
+    stretched; its step size, where None, is tuned in warmup for all replicas together. replicas, K, from temperature 1 to the
+    hottest, at first in equal ratios; warmup then finds the ladder. At temperature T a barrier of height T is crossed easily;
+    `p^(1/T)` must have a finite integral.
+    (With 20, eight replicas swap one time in ten in 64 dimensions; with 100, one in a hundred.) temperatures, 1
     and rising: a ladder that stays as it is, in place of both. kernel_steps between swaps; pilot, how many chains (the first
     ones) tune for all.
 
@@ -182,7 +183,7 @@ class ParallelTempering(Tunable):
     state does not hold energy and gradient.
     """
 
-    kernel: Solver = dataclass_field(default_factory=lambda: HMC(leapfrogs=5, metric="none"))
+    kernel: Any = dataclass_field(default_factory=lambda: HMC(leapfrogs=5, metric="none"))
     replicas: int = 8
     hottest: float = 20.0
     temperatures: tuple[float, ...] | None = None
@@ -193,7 +194,7 @@ class ParallelTempering(Tunable):
     capturable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_kernel(self.kernel)
+        object.__setattr__(self, "kernel", as_kernel(self.kernel))
         if adapts(with_step_size(self.kernel, 1.0)):
             advice = "Such as HMC(leapfrogs=5, metric='none')"
             raise InvalidArgument("kernel", self.kernel, "a kernel with nothing to tune but its step size", advice)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
+from scoretk.plugins import load_solver
 from scoretk.solvers.base import Solver, is_grid
 
-__all__ = ["NestedNoise", "check_kernel", "with_step_size"]
+__all__ = ["NestedNoise", "as_kernel", "with_step_size"]
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,30 @@ class NestedNoise:
         return values.movedim(-1, 1).flatten(0, 1)
 
 
-def check_kernel(kernel: Any, *, sweeps: bool = False) -> None:
-    """Raises `InvalidArgument` where `kernel` cannot run inside another solver: it must be exact, at temperature 1.
+def as_kernel(kernel: Any, *, sweeps: bool = False) -> Any:
+    """The kernel that runs inside another solver: it must be exact, at temperature 1.
 
-    Arguments: sweeps, whether one that asks the field for its `gibbs` and no energy will do.
+    Args:
+        kernel: a solver object, or the name of a registered solver.
+        sweeps: whether one that asks the field for its `gibbs` and no energy will do.
+
+    Raises:
+        InvalidArgument: where it cannot run there.
+        UnknownName, AmbiguousName, BrokenPlugin: as `scoretk.load_solver`.
     """
+    kernel = load_solver(kernel) if isinstance(kernel, str) else kernel
     kinds = {"energy", "gibbs"} if sweeps else {"energy"}
-    fits = isinstance(kernel, Solver) and not is_grid(kernel) and bool(kinds & kernel.needs)
+    fits = (
+        isinstance(kernel, Solver)
+        and not isinstance(kernel, type)
+        and not is_grid(kernel)
+        and bool(kinds & kernel.needs)
+    )
     if not fits or not getattr(kernel, "exact", True) or getattr(kernel, "temperature", 1.0) != 1:
         raise InvalidArgument(
             "kernel", kernel, "a kernel with a Metropolis decision, at temperature 1", "Such as HMC(step_size=0.3)"
         )
+    return kernel
 
 
 def with_step_size(kernel: Any, step_size: float | None) -> Any:
