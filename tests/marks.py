@@ -6,3 +6,8 @@ import pytest
 def slow_but(cases, *quick):
     """Parameters of a test: those that are not said to be quick are marked slow."""
     return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
+def slow_rows_but(rows, *quick):
+    """The same where a case is a row of several parameters."""
+    return [row if row in quick else pytest.param(*row, marks=pytest.mark.slow) for row in rows]

@@ -17,6 +17,7 @@ from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.models.latent.energies import GeneratorPrior, LatentEnergy, calibrate
 from scoretk.plugins import models
 from tests.evidence import FALSE_ALARM, assert_mean, assert_second_moment, mean_z, z_limit
+from tests.marks import slow_but
 
 GAMES = {"digits-gan": GAN, "digits-wgan": WGAN}
 DATA = torch.distributions.Normal(torch.tensor(1.0, dtype=torch.float64), 1.0)
@@ -153,7 +154,7 @@ def test_training_refuses_an_unknown_divergence_and_another_models_weights():
         WGAN.build(shipped("digits-gan"))
 
 
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", slow_but(GAMES, "digits-gan"))
 def test_the_built_models_keep_the_laws(name):
     field = models.build(getattr(specs, name.replace("-", "_")))
     for subject in (field, field.prior, field.critic):
@@ -170,6 +171,7 @@ def test_shipped_weights_are_small_and_tell_how_they_were_made():
         assert read_weights(shipped(name), name).notes["command"].startswith(f"scoretk fit {name} --seed 0")
 
 
+@pytest.mark.slow
 def test_langevin_on_the_latent_energy_improves_on_the_generator():
     """Sixteen pairs of 360 samples, paired by their start, each pair's distances by directions of its own.
 

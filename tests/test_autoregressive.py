@@ -304,7 +304,7 @@ def digits():
     return load_digits()
 
 
-@pytest.mark.parametrize("name", slow_but(MODELS, "digits-fvsbn", "digits-made"))
+@pytest.mark.parametrize("name", slow_but(MODELS, "digits-fvsbn"))
 def test_shipped_models_obey_the_laws_and_claim_what_they_offer(name, shipped_models):
     field = shipped_models[name]
     assert field.provides == SPECS[name].provides

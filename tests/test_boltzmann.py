@@ -16,6 +16,7 @@ from scoretk.models.specs import digits_rbm
 from scoretk.models.targets.lattices import RBM, IndependentUnits, ising, potts, rbm
 from scoretk.plugins.models import build
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
+from tests.marks import slow_but
 from tests.test_discrete import all_states, distance, law
 from tests.test_langevin import one_step_from_exact
 from tests.test_partition import z_score
@@ -142,9 +143,18 @@ def test_the_law_catches_swaps_without_a_decision():
     assert distance(one_step_from_exact(stk.BlockGibbs(), wrong, seed=3), wrong, law(wrong)) > 2
 
 
-def test_tempered_fields_and_machines_of_any_shape_obey_the_laws():
-    for field in (Tempered(TINY, UNITS, 3), machine(), UNITS, build(digits_rbm)):
-        assert [r for r in check_model(field) if r.status == "failed"] == []
+FIELDS = {
+    "tempered": lambda: Tempered(TINY, UNITS, 3),
+    "units": lambda: UNITS,
+    "machine": machine,
+    "shipped": lambda: build(digits_rbm),
+}
+
+
+@pytest.mark.parametrize("name", slow_but(FIELDS, "tempered", "units"))
+def test_tempered_fields_and_machines_of_any_shape_obey_the_laws(name):
+    field = FIELDS[name]()
+    assert [r for r in check_model(field) if r.status == "failed"] == []
 
 
 def test_tempered_negatives_follow_a_machine_that_stays():
@@ -171,7 +181,7 @@ def test_tempered_chains_go_on_from_their_state_and_parts_have_noise_of_their_ow
             assert torch.equal(negatives(divergence), negatives(late))
 
 
-@pytest.mark.parametrize("method", NEGATIVES)
+@pytest.mark.parametrize("method", slow_but(NEGATIVES, "persistent"))
 def test_training_learns_the_law_of_tiny_data_and_round_trips(method, tmp_path):
     states = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]).reshape(4, 2, 2)
     data = states[torch.arange(256) % 4]  # pixels in equal pairs: four of sixteen states
@@ -199,6 +209,7 @@ def test_training_repeats_and_refuses_what_is_not_binary():
         RBM(torch.zeros(6, 2), torch.zeros(1, 5), torch.zeros(2))
 
 
+@pytest.mark.slow
 def test_the_shipped_machine_is_a_good_model_of_held_out_digits():
     field, digits = build(digits_rbm), load_digits()
     seen, held_out = binarised(digits.train), binarised(digits.test)

@@ -88,7 +88,7 @@ class WithHalfTheJacobian(Constrained):
 
 
 @pytest.mark.parametrize("wrong", slow_but([WithoutJacobian, WithHalfTheJacobian], WithHalfTheJacobian))
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(CASES, "positive", "interval", "simplex", "scalar"))
 def test_a_wrong_jacobian_is_caught(name, wrong):
     right = of(name)
     draws = stk.sample(

@@ -1,5 +1,6 @@
 """Contrastive divergence against the exact gradient of a Gaussian energy; the buffer's lineages; failures not hidden."""
 
+import functools
 import math
 
 import pytest
@@ -27,6 +28,7 @@ def data(n, dim, seed=0):
     return 1.3 * torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.2
 
 
+@functools.cache
 def gradients(start, dim, solver=None, steps=60, repeats=40, n=500):
     """CD's gradient minus the exact one, a row a repeat: for mu and log s."""
     rows = []

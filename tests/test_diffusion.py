@@ -212,7 +212,7 @@ LEARNERS = [
 ]  # which learn as digits-ve does
 
 
-@pytest.mark.parametrize("name", slow_but(LEARNERS, "digits-edm", "digits-class-diffusion", "digits-ncsnv2"))
+@pytest.mark.parametrize("name", slow_but(LEARNERS, "digits-edm"))
 def test_training_learns_what_a_gaussian_does_not_know(name, tmp_path):
     """Two narrow clusters: after a short training the denoiser is much nearer to the exact one than the Gaussian answer is."""
     centres = torch.tensor([[-1.0, -1.0, -1, -1, -1], [1.0, 1.0, 1, 1, 1]])
@@ -274,7 +274,7 @@ def test_a_ladder_upside_down_is_refused():
 # shipped weights
 
 
-@pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm", "digits-ve", "digits-ncsn", "digits-ncsnv2"))
+@pytest.mark.parametrize("name", slow_but(MODELS, "digits-ve", "digits-ncsn"))
 def test_shipped_models_keep_every_law(name):
     assert {c.check: c.detail for c in check_model(SPECS[name]) if c.status == "failed"} == {}
 
@@ -308,7 +308,7 @@ def test_the_shipped_ladders_are_as_near_and_as_wide_as_the_published_ones(digit
     torch.testing.assert_close(*untold)
 
 
-@pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm", "digits-diffusion", "digits-ncsnv2"))
+@pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm"))
 def test_samples_are_good(name, digits, classifier):
     own = {"digits-ncsn": AnnealedLangevin.ncsn(), "digits-ncsnv2": AnnealedLangevin.ncsnv2(digits.train, 0.05, 20)}
     solver = own.get(name, stk.ProbabilityFlow("heun", steps=20))

@@ -63,7 +63,7 @@ def limits(repeats: int) -> tuple[int, int]:
     return int(binom.ppf(FALSE_ALARM / 2, repeats, LEVEL)), int(binom.isf(FALSE_ALARM / 2, repeats, LEVEL))
 
 
-@pytest.mark.parametrize(("n", "d"), [(60, 1), (100, 20)])
+@pytest.mark.parametrize(("n", "d"), [(60, 1), pytest.param(100, 20, marks=pytest.mark.slow)])
 def test_stein_raises_false_alarms_at_its_level(n: int, d: int) -> None:
     repeats = 1000
     low, high = limits(repeats)

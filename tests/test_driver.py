@@ -181,7 +181,7 @@ def _child(tmp_path, *args):
 
 
 @pytest.mark.parametrize(
-    ("keep", "kills"), [("all", 5), *(pytest.param(keep, 14, marks=pytest.mark.slow) for keep in ("all", "moments"))]
+    ("keep", "kills"), [("all", 2), *(pytest.param(keep, 14, marks=pytest.mark.slow) for keep in ("all", "moments"))]
 )
 def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_path, keep, kills):
     straight = stk.sample(
@@ -207,7 +207,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_p
         child.send_signal(signal.SIGKILL)
         child.communicate()
         killed += 1
-    assert killed >= 5, "the run ended before it could be killed a few times"
+    assert killed >= min(kills, 5), "the run ended before it could be killed a few times"
     subprocess.run(command, check=True)
     resumed = stk.Draws.load(out)
     for name in ("x", "mean", "var", "final", "status", "failed_at"):

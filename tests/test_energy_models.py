@@ -17,6 +17,7 @@ from scoretk.models.specs import digits_jem
 from scoretk.models.targets.mixture import gaussian
 from scoretk.plugins.models import build
 from tests.evidence import z_limit
+from tests.marks import slow_but
 
 FLOOR = 0.061
 LABELS = torch.arange(10)
@@ -65,10 +66,11 @@ def test_a_label_of_no_class_has_no_density_and_each_row_needs_one():
         field.energy(x, torch.tensor([1]))
 
 
-def test_jem_obeys_the_laws_with_and_without_labels(shipped_jem):
-    for cond in (None, {"label": LABELS}):
-        for field in (shipped_jem, random_jem(10)):
-            assert [r for r in check_model(field, cond=cond) if r.status == "failed"] == []
+@pytest.mark.parametrize("cond", [None, {"label": LABELS}], ids=["without labels", "with labels"])
+@pytest.mark.parametrize("weights", slow_but(["random", "shipped"], "random"))
+def test_jem_obeys_the_laws_with_and_without_labels(shipped_jem, weights, cond):
+    field = shipped_jem if weights == "shipped" else random_jem(10)
+    assert [r for r in check_model(field, cond=cond) if r.status == "failed"] == []
 
 
 def test_a_short_training_round_trips_and_repeats(tmp_path):

@@ -11,12 +11,16 @@ from scoretk.core.arrayfiles import read_array
 from scoretk.models.digits.flow_matching import FromNoise
 from scoretk.models.digits.stored import Stored, read_weights
 from scoretk.plugins.models import train
+from tests.marks import slow_but, slow_rows_but
 from tests.test_cli import run
 
 SHORT = ("--set", "steps=3", "--set", "width=16")
 TRAINABLE = [e.name for e in stk.list_models() if e.id.startswith("scoretk/") and stk.describe(e.id).trainer]
 BINARY = ["digits-fvsbn", "digits-nade", "digits-rbm", "digits-vae-binary"]
 LABELLED = ["digits-class-diffusion", "digits-jem"]
+OF_EACH_FAMILY = {stk.describe(name).family: name for name in reversed(TRAINABLE)}.values()
+EVERY = slow_but(TRAINABLE, *OF_EACH_FAMILY, "digits-class-diffusion", "digits-flow-classes")
+"""By default a model a family, and those that take labels or a start: what a fit asks of a trainer is the family's."""
 
 CHAINS = {"chains": 30, "chain_steps": 2}
 LATENT = {"width": 8, "latent": 2}
@@ -75,7 +79,7 @@ def natural_solver(spec):
     return "ula", "--set", "step_size=0.01", "--steps", 3
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", EVERY)
 def test_fit_writes_weights_of_a_users_data_that_load_takes(capsys, tmp_path, name):
     (data, settings, shape), out = of_a_user(tmp_path, name), tmp_path / "w.safetensors"
     code, printed, told = run(capsys, *command(name, data, settings, "-o", out, "--json"))
@@ -109,9 +113,10 @@ KILLED += [
     (name, 5, {}) for name in ("digits-gan", "digits-wgan")
 ]  # the critic's turn alone, after the game's four steps
 KILLED += [("digits-rbm", 2, {"method": method}) for method in ("cd", "tempered")]
+QUICK = [(name, 2, {}) for name in OF_EACH_FAMILY] + [("digits-gan", 5, {}), ("digits-rbm", 2, {"method": "tempered"})]
 
 
-@pytest.mark.parametrize(("name", "evaluations", "more"), KILLED)
+@pytest.mark.parametrize(("name", "evaluations", "more"), slow_rows_but(KILLED, *QUICK))
 def test_a_killed_fit_goes_on_from_its_checkpoint(capsys, tmp_path, name, evaluations, more):
     (data, settings, _), saved, out = of_a_user(tmp_path, name), tmp_path / "c", tmp_path / "w.safetensors"
     settings, array, seen = settings | more, read_array(data), []
@@ -130,7 +135,7 @@ def test_a_killed_fit_goes_on_from_its_checkpoint(capsys, tmp_path, name, evalua
     assert out.read_bytes() == (tmp_path / "straight.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_checkpoint_serves_no_other_run(capsys, tmp_path, name):
     (data, settings, _), saved, out = of_a_user(tmp_path, name), tmp_path / "c", tmp_path / "w.safetensors"
     fit = command(name, data, settings | {"steps": 1} | ({"refine": 1} if "refine" in settings else {}))
@@ -190,7 +195,7 @@ def test_a_trainer_without_checkpoints_says_so(capsys, tmp_path, monkeypatch):
     assert run(capsys, "fit", "digits-flow")[0] == 0
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", EVERY)
 def test_without_data_the_models_own_are_used(name):
     stored = stk.train(name, steps=1, **SMALL.get(name, {"width": 8}))
     assert stored.settings.get("data_shape", stored.settings.get("event_shape")) == [1, 8, 8]

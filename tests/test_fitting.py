@@ -18,9 +18,11 @@ from scoretk.learn import Player, Recipe, fit
 from scoretk.learn.resume import from_tensors, packed, to_tensors, unpacked
 from scoretk.models.digits.flow_matching import FLOW
 from scoretk.models.digits.stored import read_weights
+from tests.marks import slow_but
 from tests.trainings import KINDS, PARTED, RECIPE, contrastive, deterministic, game, network, noisy, rows
 
 ROOT = Path(__file__).parent.parent
+WHOLE = replace(PARTED, parts=1)
 
 
 def equal(a, b):
@@ -52,7 +54,7 @@ def stop_after(step):
 
 
 class TestResume:
-    @pytest.mark.parametrize("recipe", [replace(PARTED, parts=1), PARTED], ids=["whole", "parts"])
+    @pytest.mark.parametrize("recipe", slow_but([WHOLE, PARTED], PARTED), ids=["whole", "parts"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(self, tmp_path, kind, recipe):
         straight = KINDS[kind](recipe)

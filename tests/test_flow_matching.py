@@ -16,6 +16,7 @@ from scoretk.models.digits.flow_matching import CLASSES, FLOW, INTERPOLANT, OPTI
 from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from tests.evidence import assert_mean, ks_p, mean_z, z_limit
+from tests.marks import slow_but
 
 NEW = {"digits-flow-ot": OPTIMAL, "digits-flow-classes": CLASSES, "digits-interpolant": INTERPOLANT}
 SPECS = {spec.name: spec for spec in (specs.digits_flow_ot, specs.digits_flow_classes, specs.digits_interpolant)}
@@ -189,7 +190,7 @@ def test_other_classes_and_other_bulges_can_be_asked_for(tmp_path, digits):
         INTERPOLANT.train(rows(), bulge=-1.0, steps=1)
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", slow_but(NEW, "digits-flow-classes"))
 def test_conformance(name):
     failed = [r for r in check_model(build(SPECS[name])) if r.status == "failed"]
     assert not failed, failed
@@ -211,7 +212,7 @@ def test_units_are_those_of_the_starts():
     torch.testing.assert_close(inside.var(), torch.tensor(1.0), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("variant", NEW.values(), ids=NEW)
+@pytest.mark.parametrize("variant", slow_but(NEW.values(), INTERPOLANT), ids=NEW)
 def test_the_density_is_normalised_and_that_of_the_draws(variant, tmp_path):
     """In the plane: log_prob on a grid adds up to 1, and its first marginal is the distribution of the draws."""
     trained(variant, steps=60, blocks=1).save(tmp_path / "w.safetensors")

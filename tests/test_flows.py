@@ -184,7 +184,7 @@ def test_ffjord_claims_no_score():
         stk.sample(field, stk.AnnealedLangevin(), chains=2)
 
 
-@pytest.mark.parametrize("name", slow_but(EVERY, "digits-nice", "digits-realnvp", "digits-ffjord"))
+@pytest.mark.parametrize("name", slow_but(EVERY, "digits-realnvp", "digits-ffjord"))
 def test_it_keeps_the_laws(name):
     failed = [result for result in check_model(SPECS[name]) if result.status == "failed"]
     assert not failed, failed

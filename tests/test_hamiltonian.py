@@ -339,15 +339,21 @@ def steep(x):
     return (x.exp() - x).sum(1)
 
 
-@pytest.mark.parametrize("chain", [7, 50])  # one of the pilot, and one that takes over what the pilot has tuned
-@pytest.mark.parametrize("solver", [stk.ChEES(pilot=32), stk.HMC(pilot=32)])
+@pytest.mark.parametrize(
+    ("solver", "chain"),  # one of the pilot, and one that takes over what the pilot has tuned
+    [
+        (stk.HMC(pilot=32), 7), (stk.ChEES(pilot=32), 50),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((stk.HMC(pilot=32), 50), (stk.ChEES(pilot=32), 7))),
+    ],
+    ids=lambda v: v if isinstance(v, int) else type(v).__name__,
+)  # fmt: skip
 def test_a_chain_that_starts_far_out_comes_along(solver, chain):
     draws = stk.sample(stk.Energy(steep, (2,)), solver, init=one_far_out(chain), steps=50, seed=1)
     assert draws.x[chain].std(0).min() > 0.3
     assert draws.stats["accept"][chain].mean() > 0.3
 
 
-@pytest.mark.parametrize("chain", [7, 50])
+@pytest.mark.parametrize("chain", [7, pytest.param(50, marks=pytest.mark.slow)])
 def test_with_the_common_step_it_would_stay_there(monkeypatch, chain):
     """The mutant: no chain halves its step, and none goes its own way."""
     monkeypatch.setattr("scoretk.solvers.warmup.tuning.HALVINGS", 0)
@@ -456,6 +462,6 @@ def test_no_unit_is_preferred():
     """Scales far below and above 1 are found as well as 1 is."""
     sd = torch.tensor([1e-4, 1.0, 1e4], dtype=torch.float64)
     field = stk.Energy(lambda x: (x / sd.to(x)).square().sum(1) / 2, (3,))
-    draws = stk.sample(field, chains=64, steps=200, warmup=1000, seed=3, dtype=torch.float64)
+    draws = stk.sample(field, chains=64, steps=100, warmup=500, seed=3, dtype=torch.float64)
     assert torch.allclose(draws.tuned["scale"].double() / sd, torch.ones(3, dtype=torch.float64), rtol=0.2)
     assert torch.allclose(draws.x.std((0, 1)) / sd, torch.ones(3, dtype=torch.float64), rtol=0.1)

@@ -249,7 +249,7 @@ def calibration(model, field, solver):
     return [math.log(max(len(p) * value, 1e-300)) / math.log(FALSE_ALARM) for value in p]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "mixture"))
 def test_posteriors_are_calibrated_by_default(name):
     assert max(calibration(MODELS[name], posterior(MODELS[name]), BY_DEFAULT)) < 1
 
@@ -259,7 +259,7 @@ def test_posteriors_are_calibrated_by_hmc():
 
 
 @pytest.mark.parametrize("wrong", slow_but([narrow_prior, without_jacobian], narrow_prior))
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "mixture"))
 def test_calibration_catches_a_wrong_energy(name, wrong):
     assert max(calibration(MODELS[name], wrong(MODELS[name]), BOUNDED)) > 1.5
 

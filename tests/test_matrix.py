@@ -1,7 +1,7 @@
 """The matrix of models and solvers tells the truth: what it says works, what it says does not is refused."""
 
 import json
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -10,12 +10,16 @@ import scoretk as stk
 from scoretk.cli import main
 from scoretk.solvers import SOLVERS
 from scoretk.solvers.matrix import CONTRASTIVE, matrix, use
+from tests.marks import slow_but
 
 MODELS = [
     "gaussian", "funnel", "ising", "rbm", "semicircle", "digits-flow", "digits-diffusion", "eight-schools",
     "digits-made", "digits-fvsbn", "digits-vae", "digits-realnvp", "digits-ffjord", "digits-gan", "digits-rbm", "digits-jem",
     "digits-ncsnv2",
 ]  # fmt: skip
+SAME = {"digits-diffusion": "digits-flow", "digits-ncsnv2": "digits-flow", "digits-rbm": "rbm"}
+"""Models that offer what another one does."""
+OF_EACH_KIND = [model for model in MODELS if model not in SAME]
 ARGUMENTS = {
     "ula": (1e-4,), "mala": (1e-3,), "underdamped": (1e-2,), "ghmc": (1e-2,), "discrete-langevin": (0.5,),
     "reverse-sde": ("ancestral", 4), "probability-flow": ("euler", 4), "annealed-langevin": ([2.0, 1.0], 2, 1e-4), "ais": (3,),
@@ -29,12 +33,13 @@ def solver(name, kernel=None):
     return SOLVERS[name](*ARGUMENTS.get(name, ()), **options)
 
 
+@cache
 def table():
     return matrix({name: stk.describe(name) for name in MODELS})
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", slow_but(MODELS, *OF_EACH_KIND))
 def test_what_it_says_works_and_what_not_is_refused(model, name):
     said, field = table()[name][model], stk.load(model)
     if (model, name) == ("ising", "block-gibbs"):
@@ -59,6 +64,11 @@ def test_what_it_says_works_and_what_not_is_refused(model, name):
     assert draws.final.shape == (4, *field.event_shape)
     assert draws.final.isfinite().all()
     assert not model.startswith("digits") or not draws.failures
+
+
+def test_what_is_left_to_the_slow_run_offers_what_another_model_does():
+    for model, other in SAME.items():
+        assert stk.describe(model).provides == stk.describe(other).provides
 
 
 def test_no_cell_is_empty_without_a_reason():

@@ -463,10 +463,10 @@ def test_chains_that_start_far_out_come_along(solver):
     assert float(draws.x[[7, 40]].std(1).min()) > 0.3
 
 
-AFAR = [(100.0, 1.0, 100), (0.0, 1e-3, 2)]
+AFAR = [(0.0, 1e-3, 2)]
 AFAR += [
     pytest.param(*case, marks=pytest.mark.slow)
-    for case in ((100.0, 1.0, 2), (1e4, 1.0, 10), (0.0, 1e3, 10), (5.0, 1e-4, 50))
+    for case in ((100.0, 1.0, 100), (100.0, 1.0, 2), (1e4, 1.0, 10), (0.0, 1e3, 10), (5.0, 1e-4, 50))
 ]
 
 

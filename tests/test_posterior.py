@@ -16,6 +16,7 @@ from scoretk.fields.posterior import DPS, METHODS, MMPS, PiGDM, Replacement, pos
 from scoretk.models.digits.data import load_digits
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import mean_z, z_limit
+from tests.marks import slow_but
 from tests.test_fields import PATHS, TIMES, mixture
 
 # the problem of NUMBERS: prior N(0, diag(1, 4)), y = x_1 + x_2 + .5 e, y = 2
@@ -114,6 +115,9 @@ def denoiser_error(path, t, method, prior=COVARIANCE):
     return float((field.denoise(x, t) - exact.denoise(x, t)).abs().max())
 
 
+EXACT = slow_but([MMPS(), PiGDM(0.7), Replacement(0.7)], PiGDM(0.7), Replacement(0.7))
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
 class TestLinearGaussian:
     def test_mmps_is_exact_at_every_time(self, path):
@@ -141,7 +145,7 @@ class TestLinearGaussian:
         for i, t in enumerate(TIMES):
             torch.testing.assert_close(field.denoise(x[i : i + 1], t)[0], together[i], rtol=0, atol=1e-10)
 
-    @pytest.mark.parametrize("method", [MMPS(), PiGDM(0.7), Replacement(0.7)], ids=lambda m: type(m).__name__)
+    @pytest.mark.parametrize("method", EXACT, ids=lambda m: type(m).__name__)
     def test_isotropic_gaussians_are_exact_for_three_methods(self, path, method):
         prior = 0.49 * torch.eye(2, dtype=torch.float64)
         for t in TIMES:
@@ -175,7 +179,9 @@ def moments_z(draws):
     return torch.cat([mean_z(off, torch.zeros(3)), mean_z(off.square(), variance)]).abs().max()
 
 
-@pytest.mark.parametrize("path", [stk.Linear(), stk.VP(), stk.EDM()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "path", slow_but([stk.Linear(), stk.VP(), stk.EDM()], stk.VP()), ids=lambda p: type(p).__name__
+)
 def test_draws_by_the_probability_flow_are_those_of_the_posterior(path):
     prior, solver = GaussianField(COVARIANCE, path), stk.ProbabilityFlow(steps=64)
     draws = stk.sample(posterior(prior, SUM), solver, chains=8192, dtype=torch.float64)
@@ -343,7 +349,7 @@ class BatchWideDPS:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(3,), (), (2, 4, 4)], ids=str)
+@pytest.mark.parametrize("shape", slow_but([(3,), (), (2, 4, 4)], (), (2, 4, 4)), ids=str)
 def test_a_row_is_alone_as_in_any_batch(method, shape):
     """And one measurement a chain, through `cond`, is that measurement for its chain."""
     prior, x = mixture(shape).noised(stk.Linear()), points(shape, 6)

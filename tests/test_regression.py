@@ -150,7 +150,7 @@ def exact_linear_moments(jacobian=True):
 
 
 def test_linear_posterior_is_exact():
-    draws = stk.sample(linear_regression(), chains=256, steps=1000, warmup=300, seed=1)
+    draws = stk.sample(linear_regression(), chains=256, steps=400, warmup=300, seed=1)
     assert draws.failures == {}
     mean, variance = exact_linear_moments()
     x = draws.x.double()

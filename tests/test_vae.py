@@ -19,6 +19,7 @@ from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.models.latent import vae
 from scoretk.plugins.models import build
 from tests.evidence import assert_mean, assert_second_moment, mean_z, z_limit
+from tests.marks import slow_but, slow_rows_but
 
 N = 20_000
 WEIGHT = torch.tensor([[1.0, 0.5], [-0.5, 1.0], [0.3, -0.8], [0.0, 0.6]], dtype=torch.float64)
@@ -275,7 +276,7 @@ def test_specs_build_their_models():
         assert (spec.name, spec.event_shape) == (VARIANTS[spec.name].model, build(spec).event_shape)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", slow_but(VARIANTS, "digits-vae"))
 def test_the_laws_hold(name, models, digits):
     model = models[name]
     x = (digits.test[:4] > -1).float() if name == "digits-vae-binary" else digits.test[:4]
@@ -349,7 +350,9 @@ def test_the_learned_prior_has_one_partition_function_by_two_ways(models):
     assert float(model.log_z.stderr) < 0.1
 
 
-@pytest.mark.parametrize(("name", "most"), [("digits-vae", 2.5), ("digits-latent-energy", 2.55)])
+@pytest.mark.parametrize(
+    ("name", "most"), slow_rows_but([("digits-vae", 2.5), ("digits-latent-energy", 2.55)], ("digits-vae", 2.5))
+)
 def test_bits_per_dim_of_test_images(name, most, models, digits):
     cells, on = (digits.test[:120] + 1) * 8, {"levels": 17, "interval": (-1.0625, 1.0625)}
     found = stk.bits_per_dim(replace(models[name].marginal, draws=200), cells, **on)
