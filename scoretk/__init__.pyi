@@ -302,3 +302,4 @@ from scoretk.solvers import (
 from scoretk.solvers import (
     unconditional as unconditional,
 )
+from scoretk.solvers.barker import Barker as Barker

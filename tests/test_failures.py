@@ -17,35 +17,20 @@ import scoretk as stk
 from scoretk.core.rows import across
 from scoretk.fields import resolve
 from scoretk.run.drive import begin, settle
-from scoretk.solvers import SOLVERS, is_grid
+from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
 from tests import mutants
 
 CHAINS, STEPS, SEED, EDGE = 48, 24, 3, 1.5
 NAN, INF = float("nan"), float("inf")
 
+EVERY = {name: solver for name, solver in EXAMPLES.items() if solver.timed is not True}
 UNADJUSTED = {
-    "ula": stk.ULA(0.2),
     "preconditioned-langevin unadjusted": stk.PreconditionedLangevin(0.2, metric="none", adjusted=False),
-    "underdamped": stk.Underdamped(0.4),
-    "mclmc": stk.MCLMC(0.5, length=1.0, metric="none"),
-    "annealed-langevin": stk.AnnealedLangevin(levels=(2.0, 1.0), steps_per_level=STEPS // 2, step_size=0.2),
     "discrete-langevin unadjusted": stk.DiscreteLangevin(1.0, adjusted=False),
-    "block-gibbs": stk.BlockGibbs(),
-}
-METROPOLIS = {
-    "mala": stk.MALA(0.3),
-    "preconditioned-langevin": stk.PreconditionedLangevin(0.3, metric="none"),
-    "ghmc": stk.GHMC(0.5),
-    "hmc": stk.HMC(0.5, leapfrogs=3, metric="none"),
-    "chees": stk.ChEES(0.5, length=1.5, metric="none"),
-    "adjusted-mclmc": stk.AdjustedMCLMC(0.5, leapfrogs=3, metric="none"),
-    "nuts": stk.NUTS(0.5, metric="none", max_depth=4),
-    "parallel-tempering": stk.ParallelTempering(stk.HMC(0.5, leapfrogs=3, metric="none"), temperatures=(1.0, 2.0, 4.0)),
-    "gibbs-with-gradients": stk.GibbsWithGradients(),
-    "discrete-langevin": stk.DiscreteLangevin(1.0),
-}
-WEIGHTED = {"ais": stk.AIS(levels=STEPS), "smc": stk.SMC(levels=STEPS, island=8)}
-EVERY = UNADJUSTED | METROPOLIS | WEIGHTED
+} | {name: EVERY[name] for name in ("ula", "underdamped", "mclmc", "annealed-langevin", "block-gibbs")}
+WEIGHTED = {name: EVERY[name] for name in ("ais", "smc")}
+METROPOLIS = {name: solver for name, solver in EVERY.items() if name not in UNADJUSTED | WEIGHTED}
+EVERY = EVERY | UNADJUSTED
 DISCRETE = [name for name, solver in EVERY.items() if "states" in solver.needs]
 PARTLY = ["nuts", "parallel-tempering"]  # of whose trajectories or replicas a part may be sound
 LATE = ["annealed-langevin", "block-gibbs"]  # which look at a place only when they leave it, or never

@@ -10,8 +10,9 @@ import torch
 import scoretk as stk
 from scoretk.cli import main
 from scoretk.plugins import as_solver, verify_solvers
-from scoretk.solvers import SOLVERS
-from scoretk.solvers.base import Solver
+from scoretk.plugins.solvers import SOLVER_PROTOCOL
+from scoretk.solvers import EXAMPLES, SOLVERS
+from scoretk.solvers.base import Solver, Traits, traits
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
 SPINS = stk.Discrete(stk.Energy(lambda x: x.sum(1), (2,)), (0.0, 1.0))
@@ -57,6 +58,7 @@ def site(tmp_path, monkeypatch):
 def test_the_table_holds_every_public_solver_once():
     """A solver is what can be made, stepped and named: no class of the public names that is one is left out of the table."""
     assert len(set(SOLVERS.values())) == len(SOLVERS)
+    assert {name: type(solver) for name, solver in EXAMPLES.items()} == SOLVERS
     public = {v for n in stk.__all__ if isinstance(v := getattr(stk, n), type) and callable(getattr(v, "step", None))}
     assert {kind for kind in public if not getattr(kind, "_is_protocol", False)} == set(SOLVERS.values())
 
@@ -75,6 +77,38 @@ def test_every_name_means_its_class_with_the_defaults(name):
         stk.load_solver(name)
     given = dict.fromkeys(spec.required, 0.25)
     assert stk.load_solver(name, **given) == SOLVERS[name](**given)
+
+
+def test_the_protocol_is_written_once_and_what_lacks_some_of_it_is_told():
+    assert {n for n in vars(Solver) if not n.startswith("_")} == set(SOLVER_PROTOCOL)
+
+    class Half:
+        needs, timed, capturable, step_cost = frozenset({"score"}), False, True, {}
+
+        def init(self, field, x, noise): ...
+
+        def step(self, field, state, noise): ...
+
+    with pytest.raises(stk.InvalidArgument, match="It has no init_cost"):
+        stk.sample(FIELD, Half(), chains=2)
+
+
+def test_what_a_solver_says_of_itself_counts_and_the_rest_has_its_default():
+    """Each of `Traits` reaches what asks for it; `tuned_by` and nested solvers pass on what theirs say."""
+
+    class Quiet:
+        needs = frozenset({"score", "energy"})
+
+    assert traits(Quiet()) == Traits(varying=("energy",))
+    assert traits(stk.HMC()).varying == ("score",) == traits(stk.AIS()).varying
+    assert not traits(stk.MCLMC()).exact
+    assert not traits(stk.DiscreteLangevin(1.0, adjusted=False)).exact
+    assert traits(stk.ULA(0.1, temperature=2.0)).temperature == 2
+    assert traits(stk.AnnealedLangevin((3.0, 2.0), 1, 0.1)).temperature == 2
+    assert traits(stk.AnnealedLangevin(4, 1, 0.1)).temperature == 1
+    tuned = stk.MCLMC().tuned_by(stk.sample(FIELD, stk.MCLMC(), chains=4, steps=1, warmup=4))
+    assert traits(tuned).given_back
+    assert not traits(tuned).exact
 
 
 def test_a_name_goes_wherever_a_solver_goes():

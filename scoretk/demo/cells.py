@@ -24,6 +24,7 @@ from scoretk.fields.smoothed import smoothed
 from scoretk.inference.sampling import sample
 from scoretk.solvers import (
     AIS,
+    EXAMPLES,
     GHMC,
     HMC,
     MALA,
@@ -34,9 +35,7 @@ from scoretk.solvers import (
     ULA,
     AdjustedMCLMC,
     AnnealedLangevin,
-    BlockGibbs,
     ChEES,
-    DiscreteLangevin,
     GibbsWithGradients,
     ParallelTempering,
     PreconditionedLangevin,
@@ -46,6 +45,7 @@ from scoretk.solvers import (
 )
 from scoretk.solvers.importance import resampled
 from scoretk.solvers.matrix import AT, SMOOTHED, use
+from scoretk.solvers.parts.nested import with_step_size
 
 __all__ = ["Cell", "Size", "cells"]
 
@@ -104,10 +104,12 @@ def cells(field: Any, size: Size) -> Iterator[Cell]:
         found = use(offers(field), name)
         if found.way is None:
             yield Cell(name, "", reason=found.reason)
-        elif name not in SETTINGS:
-            yield Cell(name, "", reason="no settings for it in the demo")
-        else:
+        elif name in SETTINGS:
             yield from SETTINGS[name](views.of(found.way), size)
+        elif name in EXAMPLES:
+            yield _example(name, views.of(found.way), size)
+        else:
+            yield Cell(name, "", reason="no settings for it in the demo")
 
 
 @dataclass(frozen=True)
@@ -207,13 +209,18 @@ def _ghmc(view: _View, size: Size) -> Iterator[Cell]:
     yield _cell(view, "ghmc", "", lambda: GHMC(math.sqrt(view.step_size / 2)), chains=size.chains, steps=size.steps)
 
 
-def _mala(view: _View, size: Size) -> Iterator[Cell]:
-    yield _cell(view, "mala", "", lambda: MALA(view.step_size), chains=size.chains, steps=size.steps)
-
-
 def _preconditioned(view: _View, size: Size) -> Iterator[Cell]:
     made = PreconditionedLangevin
     yield _cell(view, "preconditioned-langevin", "", made, chains=size.chains, steps=size.steps, warmup=size.steps // 4)
+
+
+def _example(name: str, view: _View, size: Size) -> Cell:
+    """A kernel as its example has it, with the view's step size where it takes one, in squared units of x."""
+
+    def made() -> Any:
+        return EXAMPLES[name] if view.discrete else with_step_size(EXAMPLES[name], view.step_size)
+
+    return _cell(view, name, "", made, chains=size.chains, steps=size.steps)
 
 
 def _tuned(solver: str, make: Callable[[], Any], view: _View, size: Size, setting: str = "") -> Iterator[Cell]:
@@ -256,10 +263,6 @@ def _tempering(view: _View, size: Size) -> Iterator[Cell]:
     yield _cell(view, "parallel-tempering", f"{REPLICAS} temperatures", made, **runs)
 
 
-def _discrete(solver: str, make: Callable[[], Any], view: _View, size: Size) -> Iterator[Cell]:
-    yield _cell(view, solver, "", make, chains=size.chains, steps=size.steps)
-
-
 def _annealed(view: _View, size: Size) -> Iterator[Cell]:
     if is_timed(view.field):
         yield _cell(view, "annealed-langevin", "40 levels", lambda: AnnealedLangevin(40, 5), chains=size.chains)
@@ -288,9 +291,9 @@ def _reverse_sde(view: _View, size: Size) -> Iterator[Cell]:
         yield _cell(view, "reverse-sde", f"{method} {steps}", partial(ReverseSDE, method, steps), chains=size.chains)
 
 
+# Of those that are not here, the example will do.
 SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "ula": _ula,
-    "mala": _mala,
     "preconditioned-langevin": _preconditioned,
     "underdamped": _underdamped,
     "ghmc": _ghmc,
@@ -301,9 +304,6 @@ SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "adjusted-mclmc": partial(
         _tuned, "adjusted-mclmc", partial(AdjustedMCLMC, most=MOST), setting=f"up to {MOST} steps"
     ),
-    "gibbs-with-gradients": partial(_discrete, "gibbs-with-gradients", GibbsWithGradients),
-    "discrete-langevin": partial(_discrete, "discrete-langevin", partial(DiscreteLangevin, 0.5)),
-    "block-gibbs": partial(_discrete, "block-gibbs", BlockGibbs),
     "parallel-tempering": _tempering,
     "ais": partial(_weighted, "ais"),
     "smc": partial(_weighted, "smc"),

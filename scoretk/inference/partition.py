@@ -45,7 +45,7 @@ from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.inference.likelihood import Estimate
 from scoretk.inference.sampling import sample
 from scoretk.run.draws import Cost, Draws
-from scoretk.solvers.base import Solver, check_settled
+from scoretk.solvers.base import Solver, check_settled, traits
 from scoretk.solvers.discrete import BlockGibbs, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import (
@@ -413,7 +413,7 @@ class _Pilot:
             inner = NestedNoise(self.noise, k * MOST_MOVES + made)
             target = kernel_at(self.field, self.base, self.weights[-1], scale)
             self.x, accept, spent = move(with_step_size(self.kernel, self.size), target, self.x, scale, inner, 1)
-            self._count({name: int(spent.sum()) for name in getattr(self.kernel, "varying", ())})
+            self._count({name: int(spent.sum()) for name in traits(self.kernel).varying})
             if self.size is not None:
                 self.size *= math.exp((float(accept.mean()) - TARGET_ACCEPT) / (1 + made))
             made += 1

@@ -30,8 +30,8 @@ from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
 from scoretk.run.drive import Schedule
 from scoretk.run.record import RECORDERS, Constraining, Recorder
-from scoretk.solvers import AnnealedLangevin, ChEES, GibbsWithGradients, ProbabilityFlow
-from scoretk.solvers.base import Solver, TunedSolver, adapts, is_grid
+from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
+from scoretk.solvers.base import Solver, TunedSolver, adapts, is_grid, traits
 
 __all__ = ["sample"]
 
@@ -190,8 +190,7 @@ def _check_temperature(model: Any, solver: Any) -> None:
     """Refuse what would be `(p(x) |dx/dz|)^(1/T)`: a solver's temperature is that of the space in which it works."""
     if is_timed(model) or getattr(model, "constrain", None) is None:
         return
-    ladder = solver.levels if isinstance(solver, AnnealedLangevin) and not isinstance(solver.levels, int) else (1.0,)
-    if getattr(solver, "temperature", ladder[-1]) != 1:
+    if traits(solver).temperature != 1:
         raise InvalidArgument(
             "solver", solver, "a solver that ends at temperature 1, as the field is sampled in free space",
             "Temper the field, in the user's space: scoretk.tempered(field, temperature)",
@@ -319,10 +318,9 @@ def _batch(
     def begin_at(attempt: int = 0) -> Tensor:
         if start is not None:
             return _tracked(aligned(start[part.given]))
-        drawn = noise if attempt == 0 else Later(_step_by_step(noise), attempt)
+        drawn: Any = noise if attempt == 0 else Later(_step_by_step(noise), attempt)
         x = _initial(model, drawn, place, _spread(attempt))
-        scaled = getattr(solver, "start", None)
-        return _tracked(x if scaled is None else scaled(bound, x, drawn))
+        return _tracked(traits(solver).start(bound, x, drawn))
 
     schedule = _schedule(solver, bound, *asked)
     if not part.ids[part.returned]:  # these only tune
@@ -468,7 +466,7 @@ def _draws(
             cost[kind] = cost.get(kind, 0) + len(part.ids) * n * batch.schedule.total
     varying = sum(f.evaluations for f in done)
     if varying:
-        for kind in getattr(solver, "varying", (min(solver.needs),)):
+        for kind in traits(solver).varying:
             cost[kind] = cost.get(kind, 0) + varying
     asked = [(f, part.returned) for f, part in zip(done, parts, strict=True) if part.ids[part.returned]]
     first, kept = asked[0][0].record, batches[-1].schedule.kept_before(batches[-1].schedule.total)

@@ -18,6 +18,7 @@ from scoretk.plugins.discovery import Broken, Entry
 
 __all__ = [
     "BUILT_IN_SOLVERS",
+    "SOLVER_PROTOCOL",
     "SolverSpec",
     "as_solver",
     "describe_solver",
@@ -31,6 +32,7 @@ __all__ = [
 BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType({
     "ula": "scoretk.solvers.ula:ULA",
     "mala": "scoretk.solvers.mala:MALA",
+    "barker": "scoretk.solvers.barker:Barker",
     "preconditioned-langevin": "scoretk.solvers.preconditioned:PreconditionedLangevin",
     "underdamped": "scoretk.solvers.underdamped:Underdamped",
     "ghmc": "scoretk.solvers.underdamped:GHMC",
@@ -50,6 +52,9 @@ BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType({
     "probability-flow": "scoretk.solvers.probability_flow:ProbabilityFlow",
 })  # fmt: skip
 """The one table of this package's solvers, by name, in the order in which they are shown."""
+
+SOLVER_PROTOCOL = ("needs", "timed", "init_cost", "step_cost", "capturable", "init", "step")
+"""What every solver object has: `scoretk.solvers.base.Solver` says what it means."""
 
 _SOLVERS = Catalog("scoretk.solvers", "solver", BUILT_IN_SOLVERS)
 
@@ -198,8 +203,12 @@ def as_solver(argument: str, value: Any) -> Any:
     """
     if isinstance(value, str):
         return load_solver(value)
-    if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in ("init", "step")):
+    lacking = [name for name in SOLVER_PROTOCOL if not hasattr(value, name)]
+    if isinstance(value, type) or {"init", "step"} & set(lacking):
         raise InvalidArgument(argument, value, "a solver object or the name of one", "Such as scoretk.HMC(), or 'hmc'")
+    if lacking:
+        having = f"a solver, which has {', '.join(SOLVER_PROTOCOL)}"
+        raise InvalidArgument(argument, value, having, f"It has no {' and no '.join(lacking)}")
     return value
 
 

@@ -15,6 +15,7 @@ from scoretk.solvers.annealed import (
 )
 from scoretk.solvers.base import GridSolver, Info, Solver, State, is_grid
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
+from scoretk.solvers.examples import EXAMPLES
 from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import AIS, SMC, Ladder
 from scoretk.solvers.mala import MALA
@@ -29,6 +30,7 @@ from scoretk.solvers.underdamped import GHMC, Underdamped
 
 __all__ = [
     "AIS",
+    "EXAMPLES",
     "GHMC",
     "HMC",
     "MALA",

@@ -222,6 +222,11 @@ class AnnealedLangevin:
         """NCSNv2's for these data, by its techniques 1, 2 and 4; arguments are those of `ncsnv2_ladder`."""
         return cls(ncsnv2_ladder(data, sigma_min, **options), steps_per_level)  # type: ignore[arg-type]
 
+    @property
+    def temperature(self) -> float:
+        """The temperature at which it ends on a static field."""
+        return 1.0 if isinstance(self.levels, int) else float(self.levels[-1])
+
     def ladder(self, field: Any) -> Tensor:
         """The decreasing levels, `(L,)` in float64: sigma/alpha, or temperatures."""
         if not isinstance(self.levels, int):

@@ -9,11 +9,15 @@ live on the CPU in eager mode, so that reading them never stalls a device, and o
 
 `info` is a dict of per-chain tensors, `(chains,)`. Two names mean something to the driver: "status" (a `Status` code to
 freeze the chain with) and "evaluations" (where the cost varies from chain to chain and step to step).
+
+`Solver` is what every solver has; `GridSolver` and `TunedSolver` are what some have besides; `Traits` is what a solver may say of
+itself, and what holds where it says nothing. The rest of the code asks a solver for nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -27,6 +31,7 @@ __all__ = [
     "Info",
     "Solver",
     "State",
+    "Traits",
     "TunedSolver",
     "adapts",
     "check_settled",
@@ -34,6 +39,7 @@ __all__ = [
     "is_planned",
     "is_tuned",
     "read_row",
+    "traits",
 ]
 
 Info = dict[str, Tensor]
@@ -120,6 +126,36 @@ class GridSolver(Solver, Protocol):
         """One entry a step: whether that step completes an interval of the grid (so that its x is on the way)."""
 
 
+def _unmoved(field: Any, x: Tensor, noise: NoiseSource) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a solver may say of itself, as attributes of these names; here is what holds where it says nothing.
+
+    Args:
+        exact: whether a step leaves the target's law as it is. Only such kernels run inside other solvers.
+        temperature: T of the law `p^(1/T)` that it ends with.
+        varying: the kinds of evaluations that `info["evaluations"]` counts, each as often; by default the first of `needs`.
+        given_back: whether what its chains share was tuned by the warmup of another run.
+        start: `start(field, x, noise) -> x`, where the chains start that have no `init`, from where the field would start
+            them; by default there.
+    """
+
+    varying: tuple[str, ...]
+    exact: bool = True
+    temperature: float = 1.0
+    given_back: bool = False
+    start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved
+
+
+def traits(solver: Any) -> Traits:
+    """What the solver says of itself, and the defaults for the rest."""
+    said = {f.name: getattr(solver, f.name) for f in fields(Traits) if hasattr(solver, f.name)}
+    return Traits(**{"varying": (min(solver.needs),)} | said)
+
+
 def is_grid(solver: Any) -> bool:
     """Whether the solver carries its own grid, and so takes no steps, warmup or thin."""
     return callable(getattr(solver, "milestones", None))
@@ -150,7 +186,7 @@ def check_settled(name: str, solver: Any) -> None:
 
 def is_tuned(solver: Any) -> bool:
     """Whether what its chains share was tuned: by this run's warmup, or by another's that was given back to it."""
-    return adapts(solver) or bool(getattr(solver, "given_back", False))
+    return adapts(solver) or traits(solver).given_back
 
 
 def read_row(table: Tensor, index: Tensor) -> Any:

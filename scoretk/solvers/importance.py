@@ -37,7 +37,7 @@ from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource, field_name, offers
 from scoretk.fields.resolve import StaticField
-from scoretk.solvers.base import Info, check_settled
+from scoretk.solvers.base import Info, check_settled, traits
 from scoretk.solvers.hmc import HMC
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 
@@ -240,7 +240,7 @@ class AIS:
     @property
     def varying(self) -> tuple[str, ...]:
         """What the kernel's reported evaluations are of."""
-        return getattr(self.kernel, "varying", (min(self.kernel.needs),))
+        return traits(self.kernel).varying
 
     @property
     def _ladder(self) -> Ladder:

@@ -49,7 +49,7 @@ from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.wrapped import Kind, Wrapped
-from scoretk.solvers.base import Info, adapts
+from scoretk.solvers.base import Info, adapts, traits
 from scoretk.solvers.hmc import HMC
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 from scoretk.solvers.warmup.tuned import Tunable
@@ -198,7 +198,7 @@ class ParallelTempering(Tunable):
         if adapts(with_step_size(self.kernel, 1.0)):
             advice = "Such as HMC(leapfrogs=5, metric='none')"
             raise InvalidArgument("kernel", self.kernel, "a kernel with nothing to tune but its step size", advice)
-        if getattr(self.kernel, "temperature", 1.0) != 1:
+        if traits(self.kernel).temperature != 1:
             raise InvalidArgument(
                 "kernel", self.kernel, "a kernel at temperature 1", "Temper the field: scoretk.tempered"
             )
@@ -222,7 +222,7 @@ class ParallelTempering(Tunable):
     @property
     def varying(self) -> tuple[str, ...]:
         """What the kernel's reported evaluations are of."""
-        return getattr(self.kernel, "varying", (min(self.kernel.needs),))
+        return traits(self.kernel).varying
 
     @property
     def init_cost(self) -> Mapping[str, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.plugins import load_solver
-from scoretk.solvers.base import Solver, is_grid
+from scoretk.solvers.base import Solver, is_grid, traits
 
 __all__ = ["NestedNoise", "as_kernel", "with_step_size"]
 
@@ -68,7 +68,7 @@ def as_kernel(kernel: Any, *, sweeps: bool = False) -> Any:
         and not is_grid(kernel)
         and bool(kinds & kernel.needs)
     )
-    if not fits or not getattr(kernel, "exact", True) or getattr(kernel, "temperature", 1.0) != 1:
+    if not fits or not traits(kernel).exact or traits(kernel).temperature != 1:
         raise InvalidArgument(
             "kernel", kernel, "a kernel with a Metropolis decision, at temperature 1", "Such as HMC(step_size=0.3)"
         )

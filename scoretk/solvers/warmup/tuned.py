@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.base import Info, is_planned
+from scoretk.solvers.base import Info, is_planned, traits
 
 __all__ = ["PlannedTuned", "Tunable", "Tuned"]
 
@@ -80,7 +80,7 @@ class _GivenBack:
     @property
     def varying(self) -> tuple[str, ...]:
         """What the solver's reported evaluations are of."""
-        return getattr(self.solver, "varying", (min(self.needs),))
+        return traits(self.solver).varying
 
     @property
     def capturable(self) -> bool:
@@ -95,7 +95,12 @@ class _GivenBack:
     @property
     def exact(self) -> bool:
         """Whether the solver leaves its target as it is."""
-        return getattr(self.solver, "exact", True)
+        return traits(self.solver).exact
+
+    @property
+    def temperature(self) -> float:
+        """The temperature at which the solver ends."""
+        return traits(self.solver).temperature
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
         """The solver's state at x, with the tuned values. Raises `InvalidArgument` where these do not fit it."""
