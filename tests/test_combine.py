@@ -8,8 +8,9 @@ import torch
 import scoretk as stk
 from scoretk.conformance import parametrize_with_checks
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields import combine, resolve
-from scoretk.fields.combine import classifier_guided, guided, mixture, product, tempered
+from scoretk.fields import resolve
+from scoretk.fields.combine import classifier, classifier_guided, guided, mixture, product, tempered
+from scoretk.fields.combine.powers import PoweredTimed
 from scoretk.fields.gradient import grad_energy
 from scoretk.models.targets.mixture import GaussianMixture, gaussian
 from tests.evidence import mean_z, z_limit
@@ -201,7 +202,7 @@ def walked(field, steps=10, chains=CHAINS):
 @pytest.fixture
 def unchecked(monkeypatch):
     """Flows of products, which are refused, as they would be."""
-    monkeypatch.setattr(combine._PoweredTimed, "flows", True)
+    monkeypatch.setattr(PoweredTimed, "flows", True)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -365,9 +366,9 @@ def test_draws_of_each_class_and_mutants(monkeypatch, method):
         return torch.log_softmax(each, 1).gather(1, label[:, None])[:, 0]
 
     if method == "half the gradient":
-        monkeypatch.setattr(combine, "grad_energy", lambda e, x: (None, grad_energy(e, x)[1] / 2))
+        monkeypatch.setattr(classifier, "grad_energy", lambda e, x: (None, grad_energy(e, x)[1] / 2))
     if method == "wrong sign":
-        monkeypatch.setattr(combine, "grad_energy", lambda e, x: (None, -grad_energy(e, x)[1]))
+        monkeypatch.setattr(classifier, "grad_energy", lambda e, x: (None, -grad_energy(e, x)[1]))
     label = torch.arange(3000) % 2
     field = classifier_guided(mixture(noised, [0.5, 0.5]), log_prob, measured="label")
     draws = stk.sample(field, stk.ReverseSDE(steps=60), chains=3000, cond={"label": label}, seed=2, dtype=torch.float64)

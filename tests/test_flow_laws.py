@@ -5,7 +5,9 @@ import torch
 
 import scoretk as stk
 from scoretk.errors import MissingCapability
-from scoretk.fields import combine, wrapped
+from scoretk.fields import wrapped
+from scoretk.fields.combine.mixtures import MixtureTimed
+from scoretk.fields.combine.powers import PoweredTimed
 from scoretk.models.targets.mixture import gaussian
 from tests.evidence import assert_second_moment, z_limit
 
@@ -29,7 +31,7 @@ WITHIN = {
     "guided by": stk.guided(stk.tempered(F, 1.0), 1.5, stk.product(F, G)),
     "posterior": stk.posterior(stk.product(F, G), NEAR),
     "by a classifier": stk.classifier_guided(stk.tempered(F, 2.0), lambda x, t: -x.square().sum(1)),
-    "mixture": combine._MixtureTimed((F, stk.tempered(G, 2.0)), (-0.7, -0.7)),
+    "mixture": MixtureTimed((F, stk.tempered(G, 2.0)), (-0.7, -0.7)),
     "four deep": stk.guided(stk.posterior(stk.guided(stk.product(F), 2.0, stk.product(F, G)), NEAR), 1.5, F),
 }
 KEPT = {
@@ -128,7 +130,7 @@ class TestMutants:
     """Without the rule, or with half of it, runs end far off, and nothing says so."""
 
     def test_without_the_rule(self, monkeypatch):
-        monkeypatch.setattr(combine._PoweredTimed, "flows", True)
+        monkeypatch.setattr(PoweredTimed, "flows", True)
         ends = {}
         for name, (field, std) in POWERS.items():
             run = stk.sample(field, stk.ProbabilityFlow(), chains=512, dtype=torch.float64)
@@ -152,7 +154,7 @@ class TestMutants:
 
 
 def test_a_wrapper_of_powers_made_elsewhere_is_refused_by_its_kind():
-    class Cubed(combine._PoweredTimed):
+    class Cubed(PoweredTimed):
         flows = wrapped.Wrapped.flows
 
     assert not Cubed((F,), 1.0).flows

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 import scoretk as stk
 from scoretk.fields import GaussianPathField, standard_normal
 from scoretk.fields.operators import Blur, Downsample, LinearGaussian, Mask, Matrix
-from scoretk.fields.posterior import DPS, METHODS, MMPS, PiGDM, Replacement, posterior
+from scoretk.fields.posterior import DPS, MMPS, POSTERIOR_METHODS, PiGDM, Replacement, posterior
 from scoretk.models.digits.data import load_digits
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import mean_z, z_limit
@@ -156,7 +156,7 @@ class TestLinearGaussian:
 
 def test_ends_are_finite_in_float32():
     for path in PATHS:
-        for method in METHODS:
+        for method in POSTERIOR_METHODS:
             field = posterior(mixture((2,)).noised(path), LinearGaussian(ROW.float(), Y.float(), 0.1), method)
             for t in (0.0, 1.0):
                 data = field.denoise(points((2,)).float(), t)
@@ -348,7 +348,31 @@ class BatchWideDPS:
         return prior.covariance(likelihood.adjoint(residual, prior.data)) / residual.norm()
 
 
-@pytest.mark.parametrize("method", METHODS)
+class Barely:
+    """A method that says nothing of itself but what it adds: nothing."""
+
+    def shift(self, likelihood, prior, cond):
+        return 0 * prior.data
+
+
+class OfLinear(Barely):
+    differentiates, linear = False, True
+
+
+def test_a_method_is_one_by_what_it_says_of_itself(monkeypatch):
+    """No class is known beforehand: a name is a line in the table, and who is for linear measurements says so."""
+    prior, seen = mixture((2,)).noised(stk.Linear()), LinearGaussian(Matrix(torch.eye(2).double()), [0.0, 0.0], 0.5)
+    monkeypatch.setitem(POSTERIOR_METHODS, "linear", OfLinear)
+    x = points((2,))
+    for method in (Barely(), OfLinear(), "linear"):
+        torch.testing.assert_close(posterior(prior, seen, method).denoise(x, 0.5), prior.denoise(x, 0.5))
+    posterior(prior, lambda x: -x.square().sum(1), Barely())
+    for method in (OfLinear(), "linear", "mmps", "pigdm", "replacement", MMPS()):
+        with pytest.raises(stk.InvalidArgument, match="no LinearGaussian"):
+            posterior(prior, lambda x: -x.square().sum(1), method)
+
+
+@pytest.mark.parametrize("method", POSTERIOR_METHODS)
 @pytest.mark.parametrize("shape", slow_but([(3,), (), (2, 4, 4)], (), (2, 4, 4)), ids=str)
 def test_a_row_is_alone_as_in_any_batch(method, shape):
     """And one measurement a chain, through `cond`, is that measurement for its chain."""
@@ -409,7 +433,7 @@ def test_the_measured_pixels_are_replaced():
     assert torch.equal(data[:, ~mask], prior.denoise(x, 0.4)[:, ~mask])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", POSTERIOR_METHODS)
 def test_gradients_pass(method):
     """In x and in the measurements, against finite differences."""
     field = posterior(mixture((3,)).noised(stk.Linear()), LinearGaussian(points((3,), 2), "y", 0.3), method)
@@ -585,7 +609,7 @@ def test_what_cuts_the_gradient_is_refused_with_the_way_out(cut):
                 call()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", POSTERIOR_METHODS)
 def test_measurements_whose_squares_overflow_are_failures_and_not_the_prior(method):
     """float32 holds 1e20 and not its square; nor do conjugate gradients go on from a product that is infinite."""
     field = posterior(unit_prior(), LinearGaussian(first, torch.tensor([1e20]), 0.1), method)
@@ -639,7 +663,7 @@ def test_a_prior_that_is_cut_at_some_times_is_refused(cut):
 
 def test_mutants_at_one_time_and_without_a_look_for_steps(monkeypatch):
     """Signal and noise alike tell nothing of other times; and steps then make the posterior the prior."""
-    module = sys.modules["scoretk.fields.posterior"]
+    module = sys.modules["scoretk.fields.posterior.timed"]
     monkeypatch.setattr(module, "LOG_SNR", (0.0,))
     monkeypatch.setattr(module, "check_no_steps", lambda *_: None)
     for field in (STEPS["prior"](), posterior(unit_prior(late(denoiser)), LinearGaussian(first, ONE, 0.1))):
@@ -735,7 +759,7 @@ ADJOINTS = {
 
 
 @pytest.mark.parametrize("kind", ADJOINTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", POSTERIOR_METHODS)
 def test_an_adjoint_that_is_given_serves_in_place_of_autograd(kind, method):
     """Value and derivatives are to the bit, or to rounding, those of the operator that autograd sees through."""
     operator, adjoint = ADJOINTS[kind]
@@ -785,7 +809,7 @@ def test_complex_measurements_are_pairs_of_real_ones(operator):
     real = torch.view_as_real(dense).movedim(-1, 0).reshape(6, 5)
     pairs = LinearGaussian(real, torch.cat([COMPLEX_Y.real, COMPLEX_Y.imag]), 0.3)
     x, prior = points((5,)), gaussian(dim=5, std=0.7)
-    for method in METHODS:
+    for method in POSTERIOR_METHODS:
         ours = posterior(prior.noised(stk.Linear()), likelihood(COMPLEX_Y), method).denoise(x, 0.4)
         named = posterior(prior.noised(stk.Linear()), likelihood("y"), method).denoise(x, 0.4, y=COMPLEX_Y.expand(5, 3))
         exact = posterior(prior.noised(stk.Linear()), pairs, method).denoise(x, 0.4)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,7 +46,7 @@ class Matrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         matrix = self.matrix.to(x.device, x.dtype.to_complex() if self.matrix.is_complex() else x.dtype)
-        return x.reshape(len(x), -1).to(matrix) @ matrix.T
+        return rearrange(x, "batch ... -> batch (...)").to(matrix) @ matrix.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ class Mask:
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.mask.shape:
             raise InvalidArgument("mask", self.mask, f"the shape of an event, {tuple(x.shape[1:])}")
-        rows = x.reshape(len(x), self.mask.numel())
+        rows = rearrange(x, "batch ... -> batch (...)")
         return rows.index_select(1, self._entries.to(x.device))  # type: ignore[attr-defined]
 
 
@@ -85,7 +86,7 @@ class Downsample:
     def __call__(self, x: Tensor) -> Tensor:
         if x.ndim < 3 or x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise InvalidArgument("factor", self.factor, f"a divisor of height and width of {tuple(x.shape[1:])}")
-        return x.unflatten(-1, (-1, self.factor)).unflatten(-3, (-1, self.factor)).mean((-3, -1))
+        return reduce(x, "... (h a) (w b) -> ... h w", "mean", a=self.factor, b=self.factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ class Blur:
             raise InvalidArgument(
                 "kernel", self.kernel, f"images (..., h, w), but an event has shape {tuple(x.shape[1:])}"
             )
-        planes = x.reshape(-1, 1, *x.shape[-2:])
+        planes = rearrange(x, "... h w -> (...) 1 h w")
         return functional.conv2d(planes, self.kernel.to(x)[None, None], padding="same").reshape(x.shape)
 
 

@@ -1,0 +1,80 @@
+"""What combinations share: fields that fit together, each told its own conditions, on one path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+from scoretk.fields.alike import alike
+from scoretk.fields.conditions import Names, own, taken
+from scoretk.fields.paths import GaussianPath
+from scoretk.fields.protocols import is_timed
+from scoretk.fields.resolve import TimedField, gaussian_path
+from scoretk.fields.wrapped import Wrapped
+from scoretk.fields.wrappers import GaussianPathField
+
+__all__ = ["Members", "OfMany", "SamePath", "fitting"]
+
+
+def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
+    """Whether the fields are timed. Raises `InvalidArgument` unless they are fields that fit together."""
+    if not isinstance(fields, Sequence) or isinstance(fields, str) or not fields:
+        raise InvalidArgument(argument, fields, "at least one field")
+    for f in fields:
+        if isinstance(f, type) or not hasattr(f, "event_shape"):
+            raise InvalidArgument(argument, f, "a field", "Such as scoretk.Energy(fn, event_shape)")
+    shapes = {tuple(f.event_shape) for f in fields}
+    if len(shapes) > 1:
+        raise InvalidArgument(argument, shapes, "fields of one event shape")
+    timed = {is_timed(f) for f in fields}
+    if len(timed) > 1:
+        hint = "Take field.at(t) of the timed ones, or leave time out"
+        raise InvalidArgument(argument, fields, "all static or all timed", hint)
+    if not timed.pop():
+        return False
+    paths = [gaussian_path(f, purpose) for f in fields]
+    if not all(alike(paths[0], path) for path in paths[1:]):
+        raise InvalidArgument(argument, paths, "timed fields on one Gaussian path")
+    return True
+
+
+class Members(Wrapped):
+    """A combination of fields, each of which is told the conditions that it takes."""
+
+    fields: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        takes: tuple[Names, ...] = tuple(map(taken, self.fields))  # here, as the compiler reads no signatures
+        object.__setattr__(self, "takes", takes)
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        return self.fields
+
+    def told(self, cond: dict[str, Tensor]) -> Iterable[tuple[Any, dict[str, Tensor]]]:
+        """Each field with its conditions."""
+        return zip(self.fields, own(self.takes, cond), strict=True)  # type: ignore[attr-defined]
+
+
+class SamePath(Wrapped, GaussianPathField):
+    """A timed combination: the path is that of its fields."""
+
+    @property
+    def computed(self) -> frozenset[str]:
+        return GaussianPathField.provides - {"base"}
+
+    @property
+    def path(self) -> GaussianPath:  # type: ignore[override]
+        return gaussian_path(self.inner[0], "this combination")
+
+
+class OfMany(Members, SamePath):
+    """A timed combination of several fields alike."""
+
+    def views(self, cond: dict[str, Tensor]) -> list[TimedField]:
+        """The fields as solvers see them, the condition rows bound."""
+        return [TimedField(f, gaussian_path(f, "this combination"), own) for f, own in self.told(cond)]

@@ -1,0 +1,157 @@
+"""`mixture`: `sum_i w_i p_i`, of normalised densities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.core.arguments import finite, positive
+from scoretk.core.rows import across
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.combine.members import Members, OfMany, fitting
+from scoretk.fields.distribution import in_one_space
+from scoretk.fields.gradient import grad_energy
+from scoretk.fields.protocols import field_name, offers
+from scoretk.fields.resolve import static
+from scoretk.fields.wrapped import Kind, shared_map
+
+__all__ = ["Mixture", "MixtureTimed", "mixture"]
+
+
+def mixture(fields: Sequence[object], weights: Sequence[float], log_partition: Sequence[float] | None = None) -> object:
+    """The mixture `sum_i w_i p_i`: densities add up, and scores and denoisers in the shares `w_i p_i(x) / sum_j w_j p_j(x)`.
+
+    Shares compare densities, so that each must be normalised: energies known up to a constant do not mix, nor do scores.
+
+    Arguments:
+        fields: all static, each with `log_prob`; or all timed on one and the same Gaussian path, each with `log_prob` in its
+            `at(t)`, and then the result is the exactly noised mixture. One event shape.
+        weights: w, positive; normalised here.
+        log_partition: for static fields with an energy E_i instead, the `log Z_i` of `p_i = exp(-E_i) / Z_i`, such as
+            `scoretk.log_partition` estimates; an error in it shifts its component's weight by as much.
+    Raises: `InvalidArgument`; `MissingCapability` for a component without a normalised density.
+    """
+    if isinstance(fields, Sequence) and not isinstance(fields, str):
+        fields = in_one_space(fields, all_alike=True)
+    timed, members = fitting("fields", fields, "mixture"), tuple(fields)
+    space = shared_map("fields", members)
+    if space is not None:
+        return space.around(mixture([f.field for f in members], weights, log_partition))
+    shares = [positive("weights", w) for w in _numbers("weights", weights, len(members))]
+    logs = tuple(math.log(w / math.fsum(shares)) for w in shares)
+    if timed:
+        if log_partition is not None:
+            raise InvalidArgument("log_partition", log_partition, "None for timed fields, whose constants vary with t")
+        for f in members:
+            _demand(f, f.at(0.5), "log_prob", "at(t)")
+        return MixtureTimed(members, logs)
+    if log_partition is None:
+        for f in members:
+            _demand(f, f, "log_prob", "the field")
+        return Mixture(members, logs)
+    constants = tuple(finite("log_partition", v) for v in _numbers("log_partition", log_partition, len(members)))
+    for f in members:
+        _demand(f, f, "energy", "the field")
+    return Mixture(members, logs, constants)
+
+
+def _numbers(name: str, values: Any, n: int) -> list[Any]:
+    listed = values.tolist() if isinstance(values, Tensor) else values
+    if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != n:
+        raise InvalidArgument(name, values, f"{n} numbers, one a field")
+    return list(listed)
+
+
+def _demand(field: Any, asked: Any, what: str, where: str) -> None:
+    if what not in offers(asked):
+        raise MissingCapability(
+            field_name(field), offers(asked), {what},
+            f"A mixture compares normalised densities: {where} needs {what}. For static energies give log_partition; without "
+            "densities draw from each field the share of the samples that is its weight, which is exact",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture(Members):
+    """`sum_i w_i p_i`, `p_i` of log density `log_prob`, or `-E_i - log Z_i` where the constants are given."""
+
+    fields: tuple[Any, ...]
+    log_weights: tuple[float, ...]
+    log_partition: tuple[float, ...] | None = None
+
+    kind = Kind.MIXTURE
+    computed = frozenset({"energy", "score", "log_prob"})
+
+    def joint(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`log(w_i p_i(x))`, `(batch, fields)`. Where one is NaN, as outside a support, and not all are, its density is 0."""
+        if self.log_partition is None:
+            logs = [f.log_prob(x, **own) for f, own in self.told(cond)]
+        else:
+            logs = [-f.energy(x, **own) - z for (f, own), z in zip(self.told(cond), self.log_partition, strict=True)]
+        joint = torch.stack([p + w for p, w in zip(logs, self.log_weights, strict=True)], 1)
+        absent = joint.isnan()
+        return torch.where(absent & ~absent.all(1, keepdim=True), -torch.inf, joint)
+
+    def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """Normalised log density, `(batch,)`."""
+        return torch.logsumexp(self.joint(x, **cond), 1)
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`-log p(x)`, `(batch,)`."""
+        return -self.log_prob(x, **cond)
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`sum_i r_i score_i(x)`, like x."""
+        return -self.energy_and_grad(x, **cond)[1]
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`-log p(x)` and its gradient."""
+        joint = self.joint(x, **cond)
+        return -torch.logsumexp(joint, 1), -_shared(joint, [self._score(f, x, own) for f, own in self.told(cond)])
+
+    def _score(self, field: Any, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        if offers(field) & {"energy", "score"}:
+            return static(field).score(x, **cond)
+        return -grad_energy(lambda y: -field.log_prob(y, **cond), x)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureTimed(OfMany):
+    """The noised mixture: denoisers in the shares of the noised densities."""
+
+    fields: tuple[Any, ...]
+    log_weights: tuple[float, ...]
+
+    kind = Kind.MIXTURE
+    predicts = "data"
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`sum_i r_i D_i(x, t)`, like x."""
+        return _shared(self.at(t).joint(x, **cond), [f.denoise(x, t) for f in self.views(cond)])
+
+    def score(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`sum_i r_i score_i(x, t)`, like x: also at sigma = 0 where the fields' own are."""
+        return self.at(t).score(x, **cond)
+
+    def log_prob_at(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`log p_t(x)`, `(batch,)`."""
+        return self.at(t).log_prob(x, **cond)
+
+    def at(self, t: float | Tensor) -> Mixture:  # type: ignore[override]
+        """The static mixture of the fields at time t, normalised."""
+        return Mixture(tuple(f.at(t) for f in self.fields), self.log_weights)
+
+
+def _shared(joint: Tensor, values: Iterable[Tensor]) -> Tensor:
+    """`sum_i r_i v_i`, the shares `r = softmax(joint)`, like v; what has no share may be infinite."""
+    shares = torch.softmax(joint, 1).unbind(1)
+    return reduce(
+        add, (torch.where(across(r, v) == 0, 0, across(r, v) * v) for r, v in zip(shares, values, strict=True))
+    )

@@ -1,0 +1,136 @@
+"""`tempered` and `product`: `p^(1/T)`, and `p_f p_g ...`, the product of experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+from torch import Tensor
+
+from scoretk.core.arguments import positive
+from scoretk.errors import MissingCapability
+from scoretk.fields.base import Base, NormalBase, standard_normal
+from scoretk.fields.combine.members import Members, OfMany, fitting
+from scoretk.fields.distribution import in_one_space
+from scoretk.fields.gradient import grad_energy
+from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.resolve import TimedField, static
+from scoretk.fields.wrapped import Kind, shared_map
+
+__all__ = ["Powered", "PoweredTimed", "product", "tempered"]
+
+
+def tempered(field: object, temperature: float) -> object:
+    """The field of `p^(1/T)`: energy and score divided by T.
+
+    Arguments: field, static, or timed on a Gaussian path (then its scores are tempered; see the caveat of the package);
+    temperature T > 0. `tempered(field, 1)` is the field itself in other clothes.
+    """
+    temperature = positive("temperature", temperature)
+    (field,) = in_one_space((field,))
+    fitting("field", (field,), "tempered")
+    space = shared_map("field", (field,))
+    if space is not None:
+        return space.around(tempered(space.field, temperature))
+    return PoweredTimed((field,), temperature) if is_timed(field) else Powered((field,), temperature)
+
+
+def product(*fields: object) -> object:
+    """The product of experts: energies and scores add up.
+
+    Arguments: fields, all static or all timed on one and the same Gaussian path (see the caveat of the package), with one event
+    shape.
+    Raises: `InvalidArgument` where they do not fit together.
+    """
+    fields = in_one_space(fields)
+    if fitting("fields", fields, "product"):
+        return PoweredTimed(fields, 1.0)
+    space = shared_map("fields", fields)
+    if space is not None:
+        return space.around(product(*(f.field for f in fields)))  # type: ignore[attr-defined]
+    return Powered(fields, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Powered(Members):
+    """`weight * sum of energies`, weight 1 / T; scores likewise."""
+
+    fields: tuple[Any, ...]
+    temperature: float
+
+    kind = Kind.POWER
+
+    @property
+    def weight(self) -> float:
+        """`1 / T`."""
+        return 1 / self.temperature
+
+    @property
+    def computed(self) -> frozenset[str]:
+        shared = frozenset.intersection(*(offers(f) for f in self.fields)) & {"energy", "score"}
+        return shared | ({"score"} if all(offers(f) & {"energy", "score"} for f in self.fields) else frozenset())
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`weight sum_i E_i(x)`, `(batch,)`. Raises `MissingCapability` where one of the fields has no energy."""
+        if "energy" not in self.provides:
+            f = next(f for f in self.fields if "energy" not in offers(f))
+            raise MissingCapability(field_name(f), offers(f), {"energy"}, "A score alone does not give an energy.")
+        return self.weight * reduce(add, (f.energy(x, **own) for f, own in self.told(cond)))
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`weight sum_i score_i(x)`, like x."""
+        return self.weight * reduce(add, (static(f).score(x, **own) for f, own in self.told(cond)))
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(x)` and `grad E(x)` for the price of one of each."""
+        return grad_energy(lambda y: self.energy(y, **cond), x)
+
+
+@dataclass(frozen=True, eq=False)
+class PoweredTimed(OfMany):
+    """`weight * sum of scores` at each time, weight 1 / T."""
+
+    fields: tuple[Any, ...]
+    temperature: float
+
+    kind = Kind.POWER
+    predicts = "score"
+
+    @property
+    def flows(self) -> bool:
+        """Only as the field itself in other clothes."""
+        return self.weight == 1 and len(self.fields) == 1
+
+    @property
+    def weight(self) -> float:
+        """`1 / T`."""
+        return 1 / self.temperature
+
+    @property
+    def base(self) -> Base | None:
+        """The power of the product of the bases: of N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2)); of others None."""
+        bases: list[Any] = [getattr(f, "base", None) for f in self.fields]
+        if self.weight == 1 and len(bases) == 1:
+            return bases[0]
+        if not all(isinstance(b, NormalBase) for b in bases):
+            return None
+        return standard_normal(self.event_shape, (self.weight * sum(b.std**-2 for b in bases)) ** -0.5)
+
+    @property
+    def computed(self) -> frozenset[str]:
+        return super().computed | (frozenset() if self.base is None else frozenset({"base"}))
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`weight sum_i score_i(x, t)`, like x."""
+        return self.weight * reduce(add, (_score_at(f, x, t) for f in self.views(cond)))
+
+    def at(self, t: float | Tensor) -> Powered:  # type: ignore[override]
+        """The static combination of the fields at time t, with an energy where they have one."""
+        return Powered(tuple(f.at(t) for f in self.fields), self.temperature)
+
+
+def _score_at(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
+    own = getattr(field.native, "score", None)  # where it is exact at sigma = 0, and a conversion would not be
+    return field.score(x, t) if own is None else own(x, t, **field.cond)

@@ -1,0 +1,103 @@
+"""`posterior`: a prior and a likelihood made one field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from scoretk.core.arguments import names, option
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.distribution import in_one_space
+from scoretk.fields.operators import LinearGaussian
+from scoretk.fields.posterior.dps import DPS
+from scoretk.fields.posterior.likelihoods import Likelihood, as_likelihood
+from scoretk.fields.posterior.method import Method, trait
+from scoretk.fields.posterior.mmps import MMPS
+from scoretk.fields.posterior.pigdm import PiGDM
+from scoretk.fields.posterior.replacement import Replacement
+from scoretk.fields.posterior.static import Posterior
+from scoretk.fields.posterior.timed import TimedPosterior
+from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.resolve import gaussian_path
+from scoretk.fields.wrapped import check_within, shared_map
+
+__all__ = ["POSTERIOR_METHODS", "posterior"]
+
+
+POSTERIOR_METHODS: dict[str, Callable[[], Method]] = {
+    "mmps": MMPS,
+    "pigdm": PiGDM,
+    "dps": DPS,
+    "replacement": Replacement,
+}
+"""The methods for priors in time by name: a new one is its own file and a line here."""
+
+
+def posterior(
+    prior: Any,
+    likelihood: Any,
+    method: str | Method | None = None,
+    *,
+    measured: str | Iterable[str] = (),
+) -> Any:
+    """The posterior of a prior and a likelihood, as a field: see the docstring of `scoretk.fields.posterior`.
+
+    Arguments:
+        prior: a static field, whose posterior is exact: energies, or scores, add up; or a timed field on a Gaussian path,
+            whose posterior is timed and starts from the same `base`. `prior.at(t)` is static.
+        likelihood: `LinearGaussian(operator, y, std)`; a callable `log_likelihood(x, **cond) -> (batch,)`; or a static field
+            with an energy, `-log L`.
+        method: for a timed prior, "mmps" (the default for a `LinearGaussian`), "pigdm", "replacement" or "dps" (the default,
+            and the only one, for any other likelihood), or an object with settings, such as `MMPS(iterations=10)`.
+        measured: the names of the condition values that a callable likelihood takes; all others go to the prior alone. A
+            `LinearGaussian` names its own.
+    Raises: `InvalidArgument`, `UnknownName`; `MissingCapability` for a timed prior that has no Gaussian path.
+    """
+    prior, likelihood = (
+        in_one_space((prior, likelihood))
+        if hasattr(likelihood, "event_shape")
+        else (*in_one_space((prior,)), likelihood)
+    )
+    if not hasattr(prior, "event_shape"):
+        raise InvalidArgument(
+            "prior", prior, "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)"
+        )
+    taken = names("measured", measured)
+    if hasattr(likelihood, "event_shape"):
+        if shared_map("prior, likelihood", (prior, likelihood)) is not None:
+            likelihood = likelihood.field
+        else:
+            check_within("likelihood", likelihood, prior)
+    space = shared_map("prior", (prior,))
+    if space is not None:
+        return space.around(posterior(space.field, likelihood, method, measured=taken))
+    law = as_likelihood(likelihood, taken, tuple(prior.event_shape))
+    if is_timed(prior):
+        return TimedPosterior(prior, law, as_method(method, law), gaussian_path(prior, "posterior"))
+    if not offers(prior) & {"energy", "score"}:
+        raise MissingCapability(field_name(prior), offers(prior), {"energy"}, "A prior needs an energy or a score")
+    if method is not None:
+        raise InvalidArgument("method", method, "None for a static prior, whose posterior needs no approximation")
+    return Posterior(prior, law)
+
+
+def as_method(value: str | Method | None, likelihood: Likelihood) -> Method:
+    """The method for a likelihood, by its name in `POSTERIOR_METHODS` or as an object; None: the usual one.
+
+    Args:
+        value: As `posterior` takes it.
+        likelihood: What it is to be used with.
+
+    Raises:
+        InvalidArgument: No method, or one for linear measurements alone with another likelihood.
+        UnknownName: No method has this name.
+    """
+    linear = isinstance(likelihood, LinearGaussian)
+    if value is None:
+        value = "mmps" if linear else "dps"
+    method = POSTERIOR_METHODS[option("method", value, POSTERIOR_METHODS)]() if isinstance(value, str) else value
+    if isinstance(method, type) or not callable(getattr(method, "shift", None)):
+        raise InvalidArgument("method", value, "a method, such as scoretk.MMPS(iterations=10)")
+    if not linear and trait(method, "linear"):
+        raise InvalidArgument("method", value, "'dps' for a likelihood that is no LinearGaussian")
+    return method

@@ -1,0 +1,59 @@
+"""The linear systems that methods solve, each row one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoretk.core.rows import across, row_dot, select_rows
+from scoretk.fields.operators import LinearGaussian
+from scoretk.fields.posterior.method import PriorMoments
+
+__all__ = ["conjugate_gradients", "pulled_residual"]
+
+
+PIGDM_ITERATIONS = 64
+"""Of the solves without the network: at most so many, and none after the residual has reached the rounding."""
+
+
+def pulled_residual(likelihood: LinearGaussian, prior: PriorMoments, spread: float, cond: dict[str, Tensor]) -> Tensor:
+    """`A^T (R + v A A^T)^-1 r`, like x."""
+    residual = likelihood.residual(prior.data, **cond)
+    v = prior.variance(spread, residual)
+
+    def covariance(w: Tensor) -> Tensor:
+        return likelihood.std**2 * w + v * likelihood.forward(likelihood.adjoint(w, prior.data))
+
+    w = conjugate_gradients(covariance, residual, PIGDM_ITERATIONS, likelihood.std**2)
+    return likelihood.adjoint(w, prior.data)
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, least: float) -> Tensor:
+    """w with `K w = b`, each row a system of its own, from w = 0: the iterate of the smallest residual.
+
+    Arguments: product, `w -> K w`; b, `(batch, ...)`; iterations, the most of them; least, a positive lower bound of the
+    eigenvalues of K. A row is done when its residual is down to the rounding, or a direction's curvature below `least / 2`; it is
+    NaN where the dtype does not hold the squares of b, or its products.
+    """
+    w = best = torch.zeros_like(b)
+    residual = direction = b
+    square = smallest = row_dot(b, b)
+    held = square.isfinite()
+    goal, going = square * torch.finfo(b.dtype).eps ** 2, square > 0
+    looks = b.device.type == "cpu" and not torch.compiler.is_compiling()
+    for _ in range(iterations):
+        if looks and not bool(going.any()):
+            break
+        image = product(direction)
+        curvature = row_dot(direction, image)
+        held = held & curvature.isfinite()
+        going = going & (curvature > least / 2 * row_dot(direction, direction))
+        step = across(torch.where(going, square / curvature.where(going, 1.0), 0.0), b)
+        w, residual = w + step * direction, residual - step * image
+        before, square = square, row_dot(residual, residual)
+        best, smallest = select_rows(square < smallest, w, best), torch.minimum(square, smallest)
+        direction = residual + across(square / before.where(going, 1.0), b) * direction
+        going = going & (square > goal)
+    return select_rows(held, best, torch.full_like(best, torch.nan))

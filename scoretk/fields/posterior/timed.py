@@ -1,0 +1,98 @@
+"""The posterior of a prior in time: its denoiser, shifted by a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.core.rows import across
+from scoretk.fields.convert import check_time
+from scoretk.fields.derivatives import check_derivative, check_no_steps, probes, value_and_pullback
+from scoretk.fields.paths import GaussianPath
+from scoretk.fields.posterior.early import earliest_time, informed
+from scoretk.fields.posterior.examined import DERIVATIVE_ROWS, EXAMINED, is_new
+from scoretk.fields.posterior.likelihoods import Likelihood, split
+from scoretk.fields.posterior.method import Method, PriorMoments, trait
+from scoretk.fields.resolve import TimedField
+from scoretk.fields.wrapped import Kind, Wrapped
+from scoretk.fields.wrappers import GaussianPathField
+
+__all__ = ["TimedPosterior"]
+
+
+LOG_SNR = (-4.0, 0.0, 4.0)
+"""At which log(alpha^2 / sigma^2), as the path has them, the prior's are."""
+
+
+@dataclass(frozen=True, eq=False)
+class TimedPosterior(Wrapped, GaussianPathField):
+    """The prior's denoiser, shifted by the method; where alpha(0) = 0 it says nothing there, and the base is the prior's."""
+
+    prior: Any
+    likelihood: Likelihood
+    method: Method
+    path: GaussianPath
+    predicts: str = "data"
+
+    kind = Kind.TILT
+    computed = GaussianPathField.provides - {"base"}
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        return (self.prior,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        earliest = {dtype: earliest_time(self.path, dtype) for dtype in (torch.float32, torch.float64)}
+        object.__setattr__(self, "_earliest", earliest)
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """`D_y`, like x."""
+        check_time(t, x)
+        own, others = split(cond, self.likelihood.measured)
+        x, t = informed(self.path, x, t, self._earliest[x.dtype])  # type: ignore[attr-defined]
+        prior = TimedField(self.prior, self.path, others)
+        differentiates = trait(self.method, "differentiates")
+        if differentiates and len(x) and is_new(self):
+            self._look_at(x, others)
+        alpha, sigma = (f(torch.as_tensor(t, dtype=torch.float64)) for f in (self.path.alpha, self.path.sigma))
+        gain = across((sigma**2 / alpha).to(x), x)
+        if differentiates:
+            keep = x.requires_grad and torch.is_grad_enabled()
+            data, pullback = value_and_pullback(lambda z: prior.denoise(z, t), x, keep=keep)
+        else:
+            data, pullback = prior.denoise(x, t), _no_derivative
+        point = PriorMoments(data, lambda u: gain * pullback(u), alpha, sigma)
+        return data + self.method.shift(self.likelihood, point, own)
+
+    def _look_at(self, x: Tensor, cond: dict[str, Tensor]) -> None:
+        """See whether autograd has the derivative of the prior's denoiser, and whether that moves in steps.
+
+        Where the signal is less than the noise, as large, and more: at another time a model may be another one.
+        """
+        times = [float(self.path.t(r).clamp(0, 1)) for r in LOG_SNR]
+        hint = "Let torch see through its network; or take method='replacement', which asks for no derivative of it"
+
+        def denoised(times: Sequence[float]) -> Callable[[Tensor], Tensor]:
+            """D of rows of size 1, brought to the size of `x_t`, at these times in turn."""
+
+            def f(z: Tensor) -> Tensor:
+                turn = torch.arange(len(z), device=z.device)
+                t = torch.tensor(times, dtype=torch.float64, device=z.device)[turn % len(times)]
+                prior = TimedField(self.prior, self.path, {name: value[turn % len(x)] for name, value in cond.items()})
+                return prior.denoise(across(torch.hypot(self.path.alpha(t), self.path.sigma(t)).to(z), z) * z, t)
+
+            return f
+
+        for t in times:
+            check_derivative(denoised([t]), probes(x, DERIVATIVE_ROWS, 0), "prior", self.prior, hint)
+        check_no_steps(denoised(times), x[:1], "prior", self.prior, hint)
+        EXAMINED.add(self)
+
+
+def _no_derivative(u: Tensor) -> Tensor:
+    raise NotImplementedError("a method that asks for V says so: differentiates = True")
