@@ -103,11 +103,10 @@ class SingularConversion(ScoretkError, ArithmeticError):
 class UnknownName(ScoretkError, LookupError):
     """No model, solver, method or option has this name."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.name, self.known = name, sorted(known)
-        super().__init__(
-            f"unknown {kind} {name!r}{near_match(name, self.known)}. Known: {', '.join(self.known) or 'none'}"
-        )
+        instead = f". {hint}" if hint else near_match(name, self.known)
+        super().__init__(f"unknown {kind} {name!r}{instead}. Known: {', '.join(self.known) or 'none'}")
 
 
 class AmbiguousName(ScoretkError, LookupError):

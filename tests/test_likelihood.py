@@ -9,9 +9,9 @@ import torch
 
 import scoretk as stk
 from scoretk.inference import likelihood
-from scoretk.inference.encoding import FIXED
 from scoretk.inference.likelihood import bits_per_dim, divergence, products
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
+from scoretk.ode.registry import find_method
 from tests.evidence import assert_mean, assert_second_moment, mean_z, z_limit
 from tests.marks import slow_but
 from tests.test_fields import PATHS
@@ -107,7 +107,7 @@ def test_fixed_grids_converge_with_their_order(method, order, path):
     logs = torch.stack([torch.tensor([math.log(n), 1.0]) for n in counts]).double()
     slope = -torch.linalg.lstsq(logs, torch.stack(errors).log()[:, None]).solution[0, 0]
     assert abs(float(slope) - order) < 0.3, (slope, errors)
-    stages = len(FIXED[method][0])
+    stages = find_method(method).stages
     cost = stk.log_prob(field, x, method=method, steps=10).cost
     solved = 1 + 9 * stages if isinstance(path, stk.VP | stk.Linear) else 10 * stages
     assert cost == {"velocity": (solved + 1) * 6, "vjp": solved * 6 * 2}

@@ -16,12 +16,8 @@ from scoretk.ode.grids import GRIDS
 from tests.marks import slow_but
 from tests.test_fields import PATHS
 
-FIXED = tuple(tableaus.METHODS)
-ORDER = {
-    "euler": 1, "trapezoid": 2, "heun": 2, "midpoint": 2, "dpmpp_2m": 2, "rk4": 4, "rk4_38": 4, "ralston_4": 4,
-    "unipc_2": 3, "unipc_3": 4, "adams_pc_2": 3, "adams_pc_3": 4,
-    **{f"{form}_{k}": k for form in ("adams", "multistep", "noise_multistep") for k in (2, 3, 4)},
-}  # fmt: skip
+FIXED = tuple(tableaus.GRID_RULES)
+ORDER = {name: rule.order for name, rule in tableaus.GRID_RULES.items()}
 ENDS = torch.tensor([[80.0, 0.0], [-5.0, 7.0]], dtype=torch.float64)
 MAPPED = torch.tensor([[1.97292973, 0.0], [-0.92075927, 1.05419250]], dtype=torch.float64)
 
@@ -75,9 +71,11 @@ def test_four_stages_keep_their_order_to_the_end(method, most, monkeypatch):
     assert kept < most
     assert cost["velocity"] == 64 * 72
     assert error(ring)[0] == pytest.approx(kept, rel=1e-3)
-    heun = tableaus.RungeKutta(tableaus.LINEAR, (0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3), (1 / 4, 0.0, 3 / 4)))
-    lowered = replace(tableaus.METHODS[method], closing=heun)
-    monkeypatch.setitem(tableaus.METHODS, method, lowered)  # mutant: a closing step of third order with a larger error
+    heun = tableaus.RungeKutta(3, tableaus.LINEAR, (0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3), (1 / 4, 0.0, 3 / 4)))
+    lowered = replace(tableaus.GRID_RULES[method], closing=heun)
+    monkeypatch.setitem(
+        tableaus.GRID_RULES, method, lowered
+    )  # mutant: a closing step of third order with a larger error
     assert error(ring)[0] > 5 * kept
     tableaus._along.cache_clear()
 
@@ -86,7 +84,7 @@ ENDLESS = {
     "velocity": None,
     "base": torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1),
 }
-OF_VELOCITY = [name for name, method in tableaus.METHODS.items() if method.of_velocity]
+OF_VELOCITY = [name for name, method in tableaus.GRID_RULES.items() if method.of_velocity]
 
 
 @pytest.mark.parametrize("base", ENDLESS)
@@ -100,14 +98,14 @@ def test_a_velocity_without_a_value_at_the_end_is_not_asked_there(method, base, 
         return (0.5 - x) / (1 - t[:, None])
 
     field = stk.Velocity(velocity, (2,), ENDLESS[base])
-    solver = stk.ProbabilityFlow(method, 8) if method in tableaus.METHODS else stk.ProbabilityFlow(method)
+    solver = stk.ProbabilityFlow(method, 8) if method in tableaus.GRID_RULES else stk.ProbabilityFlow(method)
     draws = stk.sample(field, solver, chains=5)
     assert draws.failures == {}
     assert max(latest) < 1
     torch.testing.assert_close(draws.final, torch.full((5, 2), 0.5))
-    if base == "base" and getattr(tableaus.METHODS.get(method), "closing", None):
+    if base == "base" and getattr(tableaus.GRID_RULES.get(method), "closing", None):
         tableaus._along.cache_clear()
-        monkeypatch.setitem(tableaus.METHODS, method, replace(tableaus.METHODS[method], closing=None))
+        monkeypatch.setitem(tableaus.GRID_RULES, method, replace(tableaus.GRID_RULES[method], closing=None))
         assert stk.sample(field, solver, chains=5).failures == {
             "NONFINITE": 5
         }  # mutant: the last step is like the others
@@ -218,8 +216,8 @@ def test_the_order_test_catches_wrong_variants(method, flow_of_the_ring, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(tableaus.Form, "step", sigma_of_the_wrong_time)
         assert not abs(order(method, flow_of_the_ring, field)[0] - ORDER[method]) < 0.5
-    wrong = replace(tableaus.METHODS[method], mean=no_history)
-    monkeypatch.setitem(tableaus.METHODS, method, wrong)
+    wrong = replace(tableaus.GRID_RULES[method], mean=no_history)
+    monkeypatch.setitem(tableaus.GRID_RULES, method, wrong)
     tableaus._along.cache_clear()
     assert abs(order(method, flow_of_the_ring, field)[0] - ORDER[method]) > 0.5
     tableaus._along.cache_clear()
@@ -254,7 +252,8 @@ def textbook(method, levels, x, mean, std):
         s = (1 - w) / w
         return data(position / w, s) - noise(position / w, s)
 
-    if method in ("trapezoid", "midpoint", "rk4", "heun", *KUTTA):
+    rule = tableaus.GRID_RULES[method]
+    if isinstance(rule, tableaus.RungeKutta):
         for s, s_after in pairwise(levels):
             if method == "heun":
                 k1 = noise(x, s)
@@ -274,10 +273,15 @@ def textbook(method, levels, x, mean, std):
                 k3 = in_w(y + h * ((c3 - a32) * k1 + a32 * k2), w + h * c3)
                 k4 = in_w(y + h * ((1 - a42 - a43) * k1 + a42 * k2 + a43 * k3), w + h)
                 y += h * (b @ np.array([k1, k2, k3, k4]))
-            else:
+            elif method == "rk4":
                 k2 = in_w(y + h * k1 / 2, w + h / 2)
                 k3 = in_w(y + h * k2 / 2, w + h / 2)
                 y += h * (k1 + 2 * k2 + 2 * k3 + in_w(y + h * k3, w + h)) / 6
+            else:  # by its own numbers, which `test_registry` holds to the order conditions
+                slopes = [k1]
+                for c, weights in zip(rule.nodes[1:], rule.weights, strict=False):
+                    slopes.append(in_w(y + h * np.dot(weights, slopes), w + h * c))
+                y += h * np.dot(rule.weights[-1], slopes)
             x = y / (w + h)
         return x
     if method == "dpmpp_2m":
@@ -382,7 +386,7 @@ def test_order_is_lowered_on_long_steps_and_at_the_end(monkeypatch):
     right = [error("dpmpp_2m", "logistic"), error("multistep_4", long_last)]
     monkeypatch.setattr(tableaus, "LARGEST_WEIGHTS", math.inf)
     monkeypatch.setitem(
-        tableaus.METHODS, "dpmpp_2m", replace(tableaus.METHODS["dpmpp_2m"], mean=second_order_to_the_end)
+        tableaus.GRID_RULES, "dpmpp_2m", replace(tableaus.GRID_RULES["dpmpp_2m"], mean=second_order_to_the_end)
     )
     wrong = [error("dpmpp_2m", "logistic"), error("multistep_4", long_last)]
     assert wrong[0] > 5 * right[0]
@@ -400,7 +404,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(method):
         assert torch.equal(stk.sample(field, solver, init=x[i : i + 1]).final[0], together[i])
 
 
-@pytest.mark.parametrize("method", [m for m in FIXED if tableaus.METHODS[m].of_velocity])
+@pytest.mark.parametrize("method", [m for m in FIXED if tableaus.GRID_RULES[m].of_velocity])
 def test_a_velocity_without_a_path_is_solved_in_t(method):
     """dx/dt = x cos(3 t) x 3 from x_0: order in t, which is w of the linear path."""
     field = stk.Velocity(lambda x, t: 3 * torch.cos(3 * t)[:, None] * x, (1,), base=torch.ones(1, 1))

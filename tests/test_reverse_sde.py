@@ -236,7 +236,7 @@ def test_the_noise_of_the_old_level_makes_ancestral_the_reverse_diffusion_sample
     """Why no rate can tell that mutant of a first-order method where alpha(0) > 0: it is another method. (With a memory it is
     wrong.)"""
     monkeypatch.setattr(reverse_sde, "_renewed", _old_sigma)
-    monkeypatch.setitem(reverse_sde.METHODS, "euler", _euler_maruyama)
+    monkeypatch.setitem(reverse_sde.SDE_STEPS, "euler", _euler_maruyama)
     errors = [variance_errors(lambda times, m=m: ReverseSDE(m, grid=times), stk.EDM()) for m in ("ancestral", "euler")]
     assert errors[0] == pytest.approx(errors[1], rel=1e-6)
 
@@ -316,7 +316,7 @@ def _noise_off_by_sqrt_2(before, now, after, eta):
     ],
 )  # fmt: skip
 def test_the_final_law_catches_wrong_scales_of_the_noise(monkeypatch, wrong, eta):
-    monkeypatch.setitem(reverse_sde.METHODS, "ancestral", wrong)
+    monkeypatch.setitem(reverse_sde.SDE_STEPS, "ancestral", wrong)
     caught = [not converges(law("ancestral", stk.Linear(), eta, grid), 1) for grid in (None, "uniform")]
     assert any(caught), caught
 
@@ -346,14 +346,14 @@ def test_the_order_test_catches_wrong_steps(monkeypatch, method, mutant):
 
 
 def test_the_order_test_catches_a_lost_memory_and_one_of_the_wrong_sign(monkeypatch):
-    right = reverse_sde.METHODS["dpmpp_2m"]
+    right = reverse_sde.SDE_STEPS["dpmpp_2m"]
 
     def backwards(before, now, after, eta):
         a, b, c, spread = right(before, now, after, eta)
         return a, b + 2 * c, -c, spread
 
-    for wrong in (reverse_sde.METHODS["ancestral"], backwards):
-        monkeypatch.setitem(reverse_sde.METHODS, "dpmpp_2m", wrong)
+    for wrong in (reverse_sde.SDE_STEPS["ancestral"], backwards):
+        monkeypatch.setitem(reverse_sde.SDE_STEPS, "dpmpp_2m", wrong)
         errors = variance_errors(lambda times: ReverseSDE("dpmpp_2m", grid=times), stk.VP())
         assert not has_order(errors, 2), (slope(errors), errors)
 
@@ -648,7 +648,7 @@ def test_a_grid_that_starts_later_starts_from_less_noise():
 @pytest.mark.parametrize(
     ("error", "arguments"),
     [
-        (UnknownName, {"method": "ddpm"}), (UnknownName, {"rule": "batch"}), (InvalidArgument, {"steps": 0}),
+        (UnknownName, {"method": "heun"}), (UnknownName, {"rule": "batch"}), (InvalidArgument, {"steps": 0}),
         (InvalidArgument, {"eta": -0.1}), (InvalidArgument, {"eta": math.nan}), (InvalidArgument, {"snr": 0.0}),
         (InvalidArgument, {"method": "ddim", "eta": 1.1}), (InvalidArgument, {"corrector": 1}), (InvalidArgument, {"snr": 1.0}),
         (InvalidArgument, {"grid": (0.5, 0.2)}),

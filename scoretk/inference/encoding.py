@@ -20,6 +20,9 @@ error of second order.
 A model's own velocity, such as `(data - x) / (1 - t)`, may have no value at t = 1 and is not asked there: the first step, of a
 length h so short that h^3 is below the tolerance, is `z + h rate(z + h/2 rate(z, phi_1), phi_1/2)`, phi_1/2 half way.
 
+Methods are those of `scoretk.ode.registry` that integrate a velocity; here they integrate the rate in phi. Those for the
+denoiser, which are made for a form of their own (`scoretk.ode.tableaus`), are refused.
+
 References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
 differential equations" (2021); Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): the
 angle and v; Shoemake, "Animating rotation with quaternion curves" (1985); White, "Sampling generative networks" (2016).
@@ -31,14 +34,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoretk.core.anatomy import left_as_found
-from scoretk.core.arguments import conditions, count, counts, option, positive, tensor_like
+from scoretk.core.arguments import conditions, count, counts, positive, tensor_like
 from scoretk.core.rows import across, finite_rows, row_dot, select_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
@@ -46,12 +48,11 @@ from scoretk.fields.derivatives import check_derivative
 from scoretk.fields.protocols import field_name
 from scoretk.fields.resolve import TimedField, resolve
 from scoretk.fields.wrapped import check_flow
-from scoretk.ode.adaptive import ADAPTIVE, integrate
 from scoretk.ode.grids import grid as times_of
-from scoretk.ode.rowwise import PAIRS, integrate_rows
+from scoretk.ode.registry import Method, every_method, velocity_method
 from scoretk.run.draws import Cost
 
-__all__ = ["FIXED", "Flow", "Latents", "Rate", "Solve", "encode", "interpolate", "parts"]
+__all__ = ["Flow", "Latents", "Rate", "Solve", "encode", "interpolate", "parts"]
 
 Rate = Callable[[Tensor, float | Tensor], Tensor]
 """`(z, phi) -> like z`, phi a number or one a row."""
@@ -62,13 +63,6 @@ do on VP, 1e-5 from the end in t. Nearer, `x - alpha D` would be lost in float32
 
 LOOKED_AT = 8
 """In how many rows it is seen whether autograd has the derivative of a model."""
-
-FIXED: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
-    "euler": (((),), (1.0,)),
-    "heun": (((), (1.0,)), (0.5, 0.5)),
-    "rk4": (((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-}
-"""Explicit Runge-Kutta methods: the rows of their matrix, and the weights."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Solve:
-    """How a flow is followed from data to noise: by an adaptive method, or by one of `FIXED` along a grid."""
+    """How a flow is followed from data to noise: by an adaptive method, or by another along a grid."""
 
     method: str = "dopri5"
     steps: int | None = None
@@ -165,11 +159,12 @@ class Solve:
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        option("method", self.method, (*PAIRS, *(name for name in ADAPTIVE if name not in PAIRS), *FIXED))
+        adaptive = velocity_method(self.method).adaptive
         for name, value in (("steps", self.steps), ("grid", self.grid)):
-            if value is not None and self.adaptive:
+            if value is not None and adaptive:
+                others = ", ".join(m.name for m in every_method() if m.needs == "velocity" and not m.adaptive)
                 raise InvalidArgument(
-                    name, value, f"nothing: {self.method} chooses its own steps", f"Or a method of {', '.join(FIXED)}"
+                    name, value, f"nothing: {self.method} chooses its own steps", f"Or a method of {others}"
                 )
         if self.steps is not None:
             counts(self, steps=1)
@@ -178,9 +173,14 @@ class Solve:
         counts(self, max_steps=1)
 
     @property
+    def ode_method(self) -> Method:
+        """What `scoretk.ode.registry` has under the method's name."""
+        return velocity_method(self.method)
+
+    @property
     def adaptive(self) -> bool:
         """Whether the method chooses its own steps."""
-        return self.method not in FIXED
+        return self.ode_method.adaptive
 
     def describe(self, flow: Flow) -> str:
         """The method, its steps, and where it begins."""
@@ -218,19 +218,10 @@ class Solve:
             y, angles, opening = corrected_end(rate, start, angles), angles[1:], 1
         alive = finite_rows(y)
         y = select_rows(alive, y, torch.zeros_like(y))
-        limits = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps}
-        made: int | Tensor
-        if self.method in PAIRS:  # each row with steps of its own, so that it is the same in any batch
-            found = integrate_rows(rate, y, angles[0], angles[-1], select=rate_of, **limits)  # type: ignore[arg-type]
-            y, status, made = found.x, found.status, found.evaluations
-        elif self.adaptive:
-            y, status, made = integrate(rate, y, angles[0], angles[-1], **limits)  # type: ignore[arg-type]
-        else:
-            y, made = _runge_kutta(self.method, rate, y, angles)
-            status = torch.full((len(y),), int(Status.OK), device=y.device)
+        limits = {"rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps}
+        y, status, made = self.ode_method.rule.solve(rate, y, angles, select=rate_of, **limits)
         alive = alive & finite_rows(y)
-        calls = torch.zeros(len(y), dtype=torch.int64, device=y.device) + made + opening
-        return y, torch.where(alive, status, int(Status.NONFINITE)), calls
+        return y, torch.where(alive, status, int(Status.NONFINITE)), made + opening
 
 
 def corrected_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
@@ -242,21 +233,6 @@ def short_of_the_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
     """From an end where the field is not asked to the next angle, by the midpoint rule, its first stage at the next angle."""
     half = (angles[1] - angles[0]) / 2
     return y + 2 * half * rate(y + half * rate(y, angles[1]), angles[0] + half)
-
-
-def _runge_kutta(method: str, rate: Rate, y: Tensor, angles: Sequence[float]) -> tuple[Tensor, int]:
-    rows, weights = FIXED[method]
-    for now, after in pairwise(angles):
-        slopes: list[Tensor] = []
-        for row in rows:
-            at = y + (after - now) * _combined(row, slopes) if row else y
-            slopes.append(rate(at, (1 - sum(row)) * now + sum(row) * after))
-        y = y + (after - now) * _combined(weights, slopes)
-    return y, len(rows) * (len(angles) - 1)
-
-
-def _combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    return torch.stack([w * k for w, k in zip(weights, slopes, strict=True) if w]).sum(0)
 
 
 def encode(
@@ -278,8 +254,9 @@ def encode(
     error of the two solves. Latents of data follow the field's `base`.
 
     Arguments: field, timed; x `(rows, *event_shape)`; cond, one row a row of x; method, adaptive ("dopri5", "tsit5", "bosh3",
-    each row with its own steps; "dopri8", "fehlberg2", "adaptive_heun", whose steps a batch shares) with rtol, atol and
-    max_steps, or fixed ("euler", "heun", "rk4": order 1, 2, 4) with steps (default 32) and grid as `ProbabilityFlow` has them;
+    each row with its own steps; "torchdiffeq/dopri8" and its like, whose steps a batch shares) with rtol, atol and max_steps,
+    or fixed ("euler", "heun", "rk4", "adams_3", ...: those of `ProbabilityFlow` that integrate a velocity) with steps (default
+    32) and grid as `ProbabilityFlow` has them;
     batch, rows at a time, for memory: the latents are the same, where a batch shares its steps to the tolerances.
     Returns: `Latents`; a row that failed is NaN and has its status. Where x or a condition requires gradients (and autograd is
     on) so do the latents, to these and to the field's parameters: those of the steps that the solve took.

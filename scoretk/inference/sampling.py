@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -248,9 +248,9 @@ def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None
         raise InvalidArgument("grad", grad, "grad=False together with compile or checkpoint: neither keeps a graph")
 
 
-def _by_adjoint(solver: Solver) -> Solver:
-    if isinstance(solver, ProbabilityFlow) and solver.adaptive:
-        return replace(solver, adjoint=True)
+def _by_adjoint(solver: Any) -> Solver:
+    if getattr(solver, "has_adjoint", False):
+        return solver.with_adjoint()
     raise InvalidArgument(
         "grad", "adjoint", f"True or 'checkpoint' with {solver!r}: its steps are the map to be differentiated",
         "The adjoint equation is that of an ODE solved to a tolerance: ProbabilityFlow('dopri5') and its like",

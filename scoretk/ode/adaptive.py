@@ -5,23 +5,73 @@ row meets the tolerance whatever its neighbours are. The last step ends on the i
 and interpolate), and no stage is evaluated outside. A row whose velocity becomes non-finite is held still and flagged
 instead of ending the batch.
 
+A method's name here is torchdiffeq's behind `torchdiffeq/`, so that `dopri5`, which goes row by row, is another one.
+
 Reference: Dormand, Prince, "A family of embedded Runge-Kutta formulae" (1980).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoretk.core.arguments import option
 from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import Status
+from scoretk.ode.velocities import Solved, Velocity
 
-__all__ = ["ADAPTIVE", "Integral", "integrate", "largest_row_rms"]
+__all__ = ["TORCHDIFFEQ", "Borrowed", "Integral", "integrate", "largest_row_rms"]
 
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
+@dataclass(frozen=True)
+class Borrowed:
+    """A pair of torchdiffeq's: its `name` there, its order, and the evaluations that every further step takes."""
+
+    name: str
+    order: int
+    stages: int
+
+    adaptive: ClassVar[bool] = True
+    embedded: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = False
+    of_velocity: ClassVar[bool] = True
+
+    def solve(
+        self, velocity: Velocity, x: Tensor, stops: Sequence[float], *, rtol: float, atol: float, max_steps: int, **_: Any
+    ) -> Solved:  # fmt: skip
+        """`dx/dt = velocity(x, t)` from the first stop to the last, with steps that the batch shares.
+
+        Args:
+            velocity: `(x, t) -> like x`, t a float.
+            x: Where to start, `(rows, *event)`.
+            stops: Times, rising or falling.
+            rtol: Relative tolerance of a step.
+            atol: Absolute tolerance of a step.
+            max_steps: The most steps.
+
+        Returns:
+            Position at the end, status and evaluations.
+        """
+        method = f"{PREFIX}{self.name}"
+        found = integrate(velocity, x, stops[0], stops[-1], method=method, rtol=rtol, atol=atol, max_steps=max_steps)
+        return found.x, found.status, torch.full_like(found.status, found.evaluations)
+
+
+PREFIX = "torchdiffeq/"
+TORCHDIFFEQ = {
+    PREFIX + rule.name: rule
+    for rule in (
+        Borrowed("dopri5", 5, 6),
+        Borrowed("dopri8", 8, 13),
+        Borrowed("bosh3", 3, 3),
+        Borrowed("fehlberg2", 2, 2),
+        Borrowed("adaptive_heun", 2, 1),
+    )
+}
 
 
 class Integral(NamedTuple):
@@ -58,26 +108,27 @@ def integrate(
     start: float,
     end: float,
     *,
-    method: str = "dopri5",
+    method: str = "torchdiffeq/dopri5",
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 10_000,
 ) -> Integral:
     """Integrate from time `start` to time `end`, in either direction.
 
-    Arguments: velocity, `(x, t) -> like x`; x `(batch, *event)`; method, a name in `ADAPTIVE`; rtol and atol, the error
+    Arguments: velocity, `(x, t) -> like x`; x `(batch, *event)`; method, a name in `TORCHDIFFEQ`; rtol and atol, the error
     allowed a step, `atol + rtol |x|`; max_steps.
     Returns: an `Integral`. A failed row stays where it started, with status `NONFINITE`; where the steps run out or
     shrink to nothing all rows do, with `MAX_STEPS` or `DIVERGED`.
     """
     from torchdiffeq import odeint  # here, as it imports scipy, which takes longer than all of this package
 
+    name = TORCHDIFFEQ[option("method", method, TORCHDIFFEQ)].name
     guarded = _Guarded(velocity, x, start, end)
     times = torch.tensor([start, end], dtype=torch.float64, device=x.device if x.device.type != "mps" else "cpu")
     options = {"norm": largest_row_rms, "step_t": times[1:], "max_num_steps": max_steps}
     failure = Status.OK
     try:
-        final = odeint(guarded, x, times, rtol=rtol, atol=atol, method=method, options=options)[-1]
+        final = odeint(guarded, x, times, rtol=rtol, atol=atol, method=name, options=options)[-1]
     except AssertionError as error:  # torchdiffeq's way of saying that it gave up
         failure = Status.MAX_STEPS if "max_num_steps" in str(error) else Status.DIVERGED
         final = x

@@ -31,12 +31,10 @@ from scoretk.core.anatomy import field_tensors, left_as_found
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument, ScoretkError, Status
 from scoretk.fields.resolve import TimedField
-from scoretk.ode.rowwise import Velocity, integrate_rows
+from scoretk.ode.rowwise import Pair, integrate_rows
+from scoretk.ode.velocities import Solved, Velocity
 
-__all__ = ["Solved", "Way", "with_adjoint"]
-
-Solved = tuple[Tensor, Tensor, Tensor]
-"""Position at the end, `(rows, *event)`; `Status` codes and evaluations, `(rows,)`."""
+__all__ = ["Way", "with_adjoint"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +45,7 @@ class Way:
     velocity_of: Callable[[Tensor], Velocity]
     start: float
     end: float
-    method: str
+    method: str | Pair
     rtol: float
     atol: float
     max_steps: int

@@ -36,10 +36,10 @@ from scoretk.core.arguments import count, finite, option, positive
 from scoretk.core.rows import across, finite_rows, select_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.resolve import TimedField
+from scoretk.ode.velocities import Select, Solved, Velocity
 
 __all__ = ["PAIRS", "Along", "Pair", "RowSolution", "Velocity", "VelocityOf", "integrate_rows"]
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
 Along = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
@@ -70,6 +70,45 @@ class Pair(NamedTuple):
     weights: tuple[tuple[float, ...], ...]
     error: tuple[float, ...]
     bend: tuple[float, ...]
+
+    @property
+    def stages(self) -> int:
+        """Evaluations an attempt: the first is that of the step before."""
+        return len(self.nodes)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it chooses its steps."""
+        return True
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it estimates its error."""
+        return True
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether a row's steps are its own."""
+        return True
+
+    @property
+    def of_velocity(self) -> bool:
+        """Whether a velocity is enough."""
+        return True
+
+    def solve(
+        self, velocity: Velocity, x: Tensor, stops: Sequence[float], *,
+        select: Select | None, rtol: float, atol: float, max_steps: int,
+    ) -> Solved:  # fmt: skip
+        """`dx/dt = velocity(x, t)` from the first stop to the last, each row with steps of its own: see `integrate_rows`.
+
+        Returns:
+            Position at the end, status and evaluations.
+        """
+        found = integrate_rows(
+            velocity, x, stops[0], stops[-1], method=self, rtol=rtol, atol=atol, max_steps=max_steps, select=select
+        )
+        return found.x, found.status, found.evaluations
 
 
 PAIRS = {
@@ -191,28 +230,28 @@ def integrate_rows(
     start: float,
     end: float,
     *,
-    method: str = "dopri5",
+    method: str | Pair = "dopri5",
     rtol: float | Tensor = 1e-5,
     atol: float | Tensor = 1e-5,
     max_steps: int = 10_000,
     at: Sequence[float] | Tensor | None = None,
-    select: Callable[[Tensor], Velocity] | None = None,
+    select: Select | None = None,
     along: Along | None = None,
 ) -> RowSolution:
     """Integrate from time `start` to time `end`, in either direction, each row with steps of its own.
 
     Arguments: velocity, `(x, t) -> like x` with x `(rows, *event)` and t `(rows,)` in float64 (float32 on a device without it),
-    never outside the interval; x; method, a name in `PAIRS`; rtol and atol, the error allowed a step in root mean square over a
-    row, `atol + rtol |x|`, numbers or one a row; max_steps, the most attempts; at, times in the interval to report the state at,
-    which cost no evaluation; select, for a velocity that depends on the row by more than x: called with the indices `(k,)` of
-    the rows that go on whenever others leave, it returns the velocity of these. Without it, velocity serves any rows;
-    along, called as `along(rows, x, t, w)` with places on the way of rows `(k,)`, such that the sum of `w f(x, t)` over the calls
-    is the integral of f dt along each row's way, to the method's order and with no say in its steps.
+    never outside the interval; x; method, a pair or its name in `PAIRS`; rtol and atol, the error allowed a step in root mean
+    square over a row, `atol + rtol |x|`, numbers or one a row; max_steps, the most attempts; at, times in the interval to
+    report the state at, which cost no evaluation; select, for a velocity that depends on the row by more than x: called with the
+    indices `(k,)` of the rows that go on whenever others leave, it returns the velocity of these. Without it, velocity serves
+    any rows; along, called as `along(rows, x, t, w)` with places on the way of rows `(k,)`, such that the sum of `w f(x, t)` over
+    the calls is the integral of f dt along each row's way, to the method's order and with no say in its steps.
     Returns: a `RowSolution`. A row costs two evaluations and those of its attempts. One that uses up its steps keeps its state,
     with status `MAX_STEPS`; where steps shrink to nothing, `NONFINITE` if the velocity is what is not finite, else `DIVERGED`.
     Gradients are recorded where autograd is on, with the steps as constants. Synchronises once a step.
     """
-    pair = PAIRS[option("method", method, PAIRS)]
+    pair = method if isinstance(method, Pair) else PAIRS[option("method", method, PAIRS)]
     start, end, attempts = finite("start", start), finite("end", end), count("max_steps", max_steps, least=1)
     clock = torch.float32 if x.device.type == "mps" else torch.float64
     t = torch.full(x.shape[:1], start, dtype=clock, device=x.device)

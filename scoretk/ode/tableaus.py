@@ -29,13 +29,17 @@ corrected, because the correction of narrow data would grow from step to step. `
 first order on steps from alpha = 0 or to sigma = 0.
 
 Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have it. "rk4_38" is Kutta's 3/8
-rule, "ralston_4" the rule of four stages with the least bound on its error. On a step to sigma = 0 all give way to one without
-a stage there (`closing`), where neither a denoiser determines F nor a velocity such as `(data - x) / (1 - t)` has a value. A
-velocity without a Gaussian path counts as the linear path's, `w = t`.
+rule, "ralston_3" and "ralston_4" the rules of three and four stages with the least bound on their error. On a step to sigma = 0
+those with a stage at its end give way to one without (`closing`), where neither a denoiser determines F nor a velocity such as
+`(data - x) / (1 - t)` has a value. A velocity without a Gaussian path counts as the linear path's, `w = t`.
+
+Rules of a velocity are rules for any `dx/dt = u(x, t)` as well: `solve` follows them between given times, where no form, path or
+end has a say. There multistep rules get their past by Kutta's rule (`STARTER`).
 
 References: Butcher, "Coefficients for the study of Runge-Kutta integration processes" (1963). Song, Meng, Ermon,
 "Denoising diffusion implicit models" (2021). Karras, Aittala, Aila, Laine, "Elucidating the design space of
-diffusion-based generative models" (2022). Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided
+diffusion-based generative models" (2022). Hairer, Norsett, Wanner, "Solving ordinary differential equations I" (1993),
+III.1 for what multistep methods are started with. Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided
 sampling of diffusion probabilistic models" (2022). Ralston, "Runge-Kutta methods with minimum error bounds" (1962).
 Zhang, Chen, "Fast sampling of diffusion models with exponential integrator" (2023). Zhao, Bai, Rao, Zhou, Lu, "UniPC:
 a unified predictor-corrector framework for fast sampling of diffusion models" (2023).
@@ -48,16 +52,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, zip_longest
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoretk.errors import SingularConversion
+from scoretk.core.rows import finite_rows
+from scoretk.errors import SingularConversion, Status
 from scoretk.fields.paths import GaussianPath
+from scoretk.ode.velocities import Solved, Velocity
 
-__all__ = ["METHODS", "Knot", "Multistep", "RungeKutta", "Tableau", "knots", "tableau"]
+__all__ = ["GRID_RULES", "Knot", "Multistep", "RungeKutta", "Tableau", "knots", "tableau"]
 
 LARGEST_WEIGHTS = 10.0
 LONGEST_CORRECTED = 4.0
@@ -128,24 +134,70 @@ def midpoint_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> 
     return [1 + share, -share]
 
 
-@dataclass(frozen=True)
-class Multistep:
-    """One evaluation a step: `<F>` from the last `order` predictions; with `corrected`, from one more in hindsight."""
+class GridRule:
+    """What rules along a given grid have in common: no estimate of their error, and every row for itself."""
 
-    order: int
+    adaptive: ClassVar[bool] = False
+    embedded: ClassVar[bool] = False
+    rowwise: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Multistep(GridRule):
+    """One evaluation a step: `<F>` from the last `points` predictions; with `corrected`, from one more in hindsight."""
+
+    points: int
     form: Form
     corrected: bool = False
     mean: Mean = polynomial_mean
 
+    stages: ClassVar[int] = 1
+
+    @property
+    def order(self) -> int:
+        """The power of the step in its error at the end."""
+        return self.points + self.corrected
+
     @property
     def memory(self) -> int:
         """How many earlier predictions it uses."""
-        return self.order - 1 + self.corrected
+        return self.order - 1
 
     @property
     def of_velocity(self) -> bool:
         """Whether a velocity without a Gaussian path is enough."""
         return self.form == LINEAR or self.order == 1
+
+    def solve(self, velocity: Velocity, x: Tensor, stops: Sequence[float], **_: Any) -> Solved:
+        """`dx/dt = velocity(x, t)` from stop to stop, for a rule of the velocity.
+
+        The first `memory` steps, which have no past, are Kutta's, whose first stages are the past of what follows.
+
+        Args:
+            velocity: `(x, t) -> like x`, t a float.
+            x: Where to start, `(rows, *event)`.
+            stops: Times, rising or falling.
+
+        Returns:
+            Position at the end, status and evaluations.
+        """
+        times = [Knot(t, t, 1 - t) for t in stops]
+        slopes: list[Tensor] = []
+        shares: list[float] = []
+        for i, (now, after) in enumerate(pairwise(times)):
+            slopes = [velocity(x, now.t), *slopes[: self.memory]]
+            past = times[i::-1][: len(slopes)]
+            if i < self.memory:
+                x = STARTER.taken(velocity, x, slopes[0], now.t, after.t)
+                continue
+            if self.corrected and shares:
+                before = times[i - 1]
+                change = _sum(self._shares(past, before, now, LINEAR), [0.0, *(-s for s in shares)])
+                x = x + (now.t - before.t) * _combined(change, slopes)
+            shares = self._shares(past[: self.points], now, after, LINEAR)
+            x = x + (after.t - now.t) * _combined(shares, slopes)
+        steps = len(times) - 1
+        return _settled(x, steps + (STARTER.stages - 1) * min(self.memory, steps))
 
     def rows(self, grid: Sequence[Knot], path: GaussianPath | None) -> list[list[list[float]]]:
         """The rows of each interval."""
@@ -163,7 +215,7 @@ class Multistep:
                 correction = [
                     moved * c for c in _sum(self._shares(past, before, now, own), [0.0, *(-s for s in shares)])
                 ]
-            shares = self._shares(past[: self.order], now, after, own)
+            shares = self._shares(past[: self.points], now, after, own)
             weights = _sum([rate * s for s in shares], correction)
             memorised = own.remembered(now) if path is not None else (0.0, 1.0)
             rows.append([_row(now.t, memorised, (gain, *weights), (gain, *weights), self.memory)])
@@ -171,7 +223,7 @@ class Multistep:
 
     def _corrects(self, done: int) -> bool:
         """Whether the last of `done` steps is corrected: always with a corrector, and while the order still rises."""
-        return done > 0 and (self.corrected or (done < self.order and self.mean is polynomial_mean))
+        return done > 0 and (self.corrected or (done < self.points and self.mean is polynomial_mean))
 
     def _shares(self, nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
         """The weights of `<F>`, of the highest order that the step's length allows."""
@@ -183,26 +235,52 @@ class Multistep:
 
 
 @dataclass(frozen=True)
-class RungeKutta:
-    """Explicit stages within a step: `nodes` c_i; `stages`, one row of weights for every next stage and for the step.
+class RungeKutta(GridRule):
+    """Explicit stages within a step: `nodes` c_i; `weights`, one row for every next stage and for the step.
 
-    `closing` steps to sigma = 0, where a stage at the end of the step has no value.
+    `order` is the power of the step in its error at the end. `closing` steps to sigma = 0, where a stage at the end of the
+    step has no value.
     """
 
+    order: int
     form: Form
     nodes: tuple[float, ...]
-    stages: tuple[tuple[float, ...], ...]
+    weights: tuple[tuple[float, ...], ...]
     closing: RungeKutta | None = None
+
+    of_velocity: ClassVar[bool] = True
+
+    @property
+    def stages(self) -> int:
+        """Evaluations a step."""
+        return len(self.nodes)
 
     @property
     def memory(self) -> int:
         """How many earlier predictions it uses."""
-        return len(self.nodes) - 1
+        return self.stages - 1
 
-    @property
-    def of_velocity(self) -> bool:
-        """Whether a velocity without a Gaussian path is enough."""
-        return True
+    def solve(self, velocity: Velocity, x: Tensor, stops: Sequence[float], **_: Any) -> Solved:
+        """`dx/dt = velocity(x, t)` from stop to stop.
+
+        Args:
+            velocity: `(x, t) -> like x`, t a float.
+            x: Where to start, `(rows, *event)`.
+            stops: Times, rising or falling.
+
+        Returns:
+            Position at the end, status and evaluations.
+        """
+        for now, after in pairwise(stops):
+            x = self.taken(velocity, x, velocity(x, now), now, after)
+        return _settled(x, self.stages * (len(stops) - 1))
+
+    def taken(self, velocity: Velocity, x: Tensor, first: Tensor, now: float, after: float) -> Tensor:
+        """x after one step, `first` being the velocity where it begins."""
+        slopes = [first]
+        for c, weights in zip(self.nodes[1:], self.weights, strict=False):
+            slopes.append(velocity(x + (after - now) * _combined(weights, slopes), (1 - c) * now + c * after))
+        return x + (after - now) * _combined(self.weights[-1], slopes)
 
     def rows(self, grid: Sequence[Knot], path: GaussianPath | None) -> list[list[list[float]]]:
         """The rows of each interval."""
@@ -217,7 +295,7 @@ class RungeKutta:
         stops = [_between(now, after, c, form, path) for c in rule.nodes]
         rows = []
         for stage, there, c, weights in zip(
-            stops, [*stops[1:], after], [*rule.nodes[1:], 1.0], rule.stages, strict=True
+            stops, [*stops[1:], after], [*rule.nodes[1:], 1.0], rule.weights, strict=True
         ):
             gain, rate = form.step(now, there)  # all stages lie on one straight line: this one is c of the whole
             ahead = (gain, *(rate / c * w for w in reversed(weights)))
@@ -246,6 +324,17 @@ def _between(now: Knot, after: Knot, c: float, form: Form, path: GaussianPath | 
     return Knot(t, float(path.alpha(t)), float(path.sigma(t)))
 
 
+def _combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """`sum_i weights_i slopes_i` of as many as there are weights."""
+    return torch.stack([w * k for w, k in zip(weights, slopes, strict=False) if w]).sum(0)
+
+
+def _settled(x: Tensor, evaluations: int) -> Solved:
+    """What came of every row."""
+    status = torch.where(finite_rows(x), int(Status.OK), int(Status.NONFINITE))
+    return x, status, torch.full_like(status, evaluations)
+
+
 def _sum(u: Sequence[float], v: Sequence[float]) -> list[float]:
     return [a + b for a, b in zip_longest(u, v, fillvalue=0.0)]
 
@@ -269,25 +358,30 @@ def four_stages(c2: float, c3: float, c4: float = 1.0) -> RungeKutta:
     d4 = (1 / 6 - b[2] * d3) / b[3]
     a32, a43 = d3 / c2, 1 / (24 * b[3] * d3)
     a42 = (d4 - a43 * c3) / c2
-    stages = ((c2,), (c3 - a32, a32), (c4 - a42 - a43, a42, a43), tuple(b))
-    return RungeKutta(LINEAR, (0.0, c2, c3, c4), stages, four_stages(c2, c3, LAST_STAGE) if c4 == 1 else None)
+    weights = ((c2,), (c3 - a32, a32), (c4 - a42 - a43, a42, a43), tuple(b))
+    closing = four_stages(c2, c3, LAST_STAGE) if c4 == 1 else None
+    return RungeKutta(4 if c4 == 1 else 3, LINEAR, (0.0, c2, c3, c4), weights, closing)
 
 
 _R5 = math.sqrt(5)
-_EULER = RungeKutta(DATA, (0.0,), ((1.0,),))
+_EULER = RungeKutta(1, DATA, (0.0,), ((1.0,),))
+STARTER = four_stages(1 / 3, 2 / 3)
+"""Of fourth order, which all multistep rules here need at most."""
 
-METHODS: dict[str, Multistep | RungeKutta] = {
+GRID_RULES: dict[str, Multistep | RungeKutta] = {
     "euler": Multistep(1, DATA),
-    "trapezoid": RungeKutta(LINEAR, (0.0, 1.0), ((1.0,), (1 / 2, 1 / 2)), _EULER),
-    "heun": RungeKutta(NOISE, (0.0, 1.0), ((1.0,), (1 / 2, 1 / 2)), _EULER),
-    "midpoint": RungeKutta(LINEAR, (0.0, 1 / 2), ((1 / 2,), (0.0, 1.0))),
+    "trapezoid": RungeKutta(2, LINEAR, (0.0, 1.0), ((1.0,), (1 / 2, 1 / 2)), _EULER),
+    "heun": RungeKutta(2, NOISE, (0.0, 1.0), ((1.0,), (1 / 2, 1 / 2)), _EULER),
+    "midpoint": RungeKutta(2, LINEAR, (0.0, 1 / 2), ((1 / 2,), (0.0, 1.0))),
+    "ralston_3": RungeKutta(3, LINEAR, (0.0, 1 / 2, 3 / 4), ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9))),
     "rk4": RungeKutta(
+        4,
         LINEAR,
         (0.0, 1 / 2, 1 / 2, 1.0),
         ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
         four_stages(1 / 3, 2 / 3, LAST_STAGE),
     ),
-    "rk4_38": four_stages(1 / 3, 2 / 3),
+    "rk4_38": STARTER,
     "ralston_4": four_stages(2 / 5, (14 - 3 * _R5) / 16),
     "dpmpp_2m": Multistep(2, DATA, mean=midpoint_mean),
     **{f"multistep_{k}": Multistep(k, DATA) for k in (2, 3, 4)},
@@ -296,7 +390,7 @@ METHODS: dict[str, Multistep | RungeKutta] = {
     **{f"adams_{k}": Multistep(k, LINEAR) for k in (2, 3, 4)},
     **{f"adams_pc_{k}": Multistep(k, LINEAR, corrected=True) for k in (2, 3)},
 }
-"""The number in a name is the order of what a step predicts with; a corrector ("unipc", "adams_pc") adds one."""
+"""Every entry states its order. The number in a multistep rule's name is that of the points that a step predicts with."""
 
 
 class Tableau(NamedTuple):
@@ -317,11 +411,11 @@ def knots(path: GaussianPath | None, times: Tensor, denoise: bool) -> list[Knot]
 
 
 def tableau(method: str, path: GaussianPath | None, times: Tensor, denoise: bool = False) -> Tableau:
-    """The rows of a method in `METHODS` along a grid."""
+    """The rows of a rule in `GRID_RULES` along a grid."""
     grid = tuple(knots(path, times, denoise))
     if any(k.sigma == 0 for k in grid[:-1]):
         raise SingularConversion("the grid goes on behind sigma = 0: nothing leads away from there")
-    return _along(METHODS[method], grid, path)
+    return _along(GRID_RULES[method], grid, path)
 
 
 @lru_cache(16)

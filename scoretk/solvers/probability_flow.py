@@ -2,9 +2,9 @@ r"""The probability-flow ODE, from p_init at t = 0 to data at t = 1.
 
     dx/dt = velocity(x, t) = alpha' D(x, t) + sigma' e(x, t)
 
-Fixed grids run through the tables of `scoretk.ode.tableaus`, one row an evaluation. Adaptive methods give each sample steps
-of its own (`scoretk.ode.rowwise`), or are torchdiffeq's, with an error norm under which every sample meets the tolerance
-whatever its neighbours are. Neither evaluates outside the interval.
+All methods are in `scoretk.ode.registry`. Fixed grids run through the tables of `scoretk.ode.tableaus`, one row an evaluation.
+Adaptive methods give each sample steps of its own (`scoretk.ode.rowwise`), or are torchdiffeq's, with an error norm under
+which every sample meets the tolerance whatever its neighbours are. Neither evaluates outside the interval.
 
 References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
 differential equations" (2021); Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018).
@@ -22,24 +22,23 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import counts, flags, option, positive
+from scoretk.core.arguments import counts, flags, positive
 from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
 from scoretk.fields.wrapped import check_flow
-from scoretk.ode.adaptive import ADAPTIVE, integrate
-from scoretk.ode.adjoint import Solved, Way, with_adjoint
+from scoretk.ode.adjoint import Way, with_adjoint
 from scoretk.ode.grids import grid
-from scoretk.ode.rowwise import PAIRS, VelocityOf, integrate_rows
-from scoretk.ode.tableaus import METHODS, RungeKutta, Tableau, tableau
+from scoretk.ode.registry import Method, every_method, find_method
+from scoretk.ode.rowwise import PAIRS, VelocityOf
+from scoretk.ode.tableaus import Tableau, tableau
+from scoretk.ode.velocities import Solved
 from scoretk.solvers.base import Info, read_row
 
 __all__ = ["ProbabilityFlow", "velocity_determinate"]
 
-
-SELF_STEPPING = (*PAIRS, *(name for name in ADAPTIVE if name not in PAIRS))
 SHARED, TIMES = frozenset({"table", "step"}), frozenset({"times", "step"})
 
 
@@ -75,10 +74,11 @@ class IntervalState(NamedTuple):
 class ProbabilityFlow:
     """Sampling by the probability-flow ODE.
 
-    Arguments: method, a fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint", "rk4", "rk4_38",
-    "ralston_4", "dpmpp_2m", "adams_2" to "_4", "adams_pc_2", "_3", "multistep_2" to "_4", "noise_multistep_2" to "_4",
-    "unipc_2", "_3" (see `scoretk.ode.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps of
-    its own, or torchdiffeq's "dopri8", "fehlberg2" or "adaptive_heun", where the hardest sample sets the step of all; steps,
+    Arguments: method, a fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint", "ralston_3", "rk4",
+    "rk4_38", "ralston_4", "dpmpp_2m", "adams_2" to "_4", "adams_pc_2", "_3", "multistep_2" to "_4", "noise_multistep_2" to
+    "_4", "unipc_2", "_3" (see `scoretk.ode.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps
+    of its own, or "torchdiffeq/dopri8", "/dopri5", "/bosh3", "/fehlberg2" or "/adaptive_heun", where the hardest sample sets
+    the step of all; or what other packages call these ("ddim", "dpm++ 2m", ...: `scoretk.ode.names`); steps,
     intervals of the grid (the closing one of `denoise` among them); grid, None (logistic; uniform in t on a table and without a
     path), a name in `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt` finds; denoise, whether
     a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0; rtol, atol and max_steps, for adaptive methods:
@@ -87,8 +87,8 @@ class ProbabilityFlow:
     `grad="adjoint"` asks (see `scoretk.ode.adjoint`).
 
     The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it ends at sigma = 0) and
-    "midpoint", and four for "rk4", "rk4_38" and "ralston_4". No method asks a model where sigma is 0, and the closing step of
-    `denoise` asks it at the end of its path alone.
+    "midpoint", three for "ralston_3", and four for "rk4", "rk4_38" and "ralston_4". No method asks a model where sigma is 0,
+    and the closing step of `denoise` asks it at the end of its path alone.
 
     "adams_3" is the most accurate choice that is also stable where steps are few; from about 16 steps "adams_pc_3" is more
     accurate still, from about 36 evaluations "ralston_4" where the steps lead evenly in w to sigma = 0. For data much
@@ -108,22 +108,37 @@ class ProbabilityFlow:
     init_cost: ClassVar[dict[str, int]] = {}
 
     def __post_init__(self) -> None:
-        option("method", self.method, (*METHODS, *SELF_STEPPING))
+        method = find_method(self.method)
         flags(self, "denoise", "adjoint")
         if self.steps is not None:
             counts(self, steps=1)
         positive("rtol", self.rtol)
         positive("atol", self.atol)
         counts(self, max_steps=1)
-        if self.adjoint and not self.adaptive:
-            raise InvalidArgument("adjoint", True, f"an adaptive method, one of {', '.join(SELF_STEPPING)}")
+        if self.adjoint and not method.adaptive:
+            known = ", ".join(m.name for m in every_method() if m.adaptive)
+            raise InvalidArgument("adjoint", True, f"an adaptive method, one of {known}")
         if self.grid is not None and not isinstance(self.grid, str):
             object.__setattr__(self, "grid", tuple(grid(self.grid, None, 1).tolist()))
 
     @property
+    def ode_method(self) -> Method:
+        """What `scoretk.ode.registry` has under the method's name."""
+        return find_method(self.method)
+
+    @property
     def adaptive(self) -> bool:
         """Whether the method chooses its own steps."""
-        return self.method in SELF_STEPPING
+        return self.ode_method.adaptive
+
+    @property
+    def has_adjoint(self) -> bool:
+        """Whether it solves to a tolerance, so that gradients may be those of the equation and not of its steps."""
+        return self.adaptive
+
+    def with_adjoint(self) -> ProbabilityFlow:
+        """This solver, its gradients by the adjoint equation. Raises `InvalidArgument` where it has none."""
+        return replace(self, adjoint=True)
 
     @property
     def capturable(self) -> bool:
@@ -133,7 +148,7 @@ class ProbabilityFlow:
     @property
     def needs(self) -> frozenset[str]:
         """A velocity; methods in the data's or the noise's form are integrators of the denoiser."""
-        return frozenset({"velocity"} if self.adaptive or METHODS[self.method].of_velocity else {"denoise"})
+        return frozenset({self.ode_method.needs})
 
     @property
     def step_cost(self) -> dict[str, int]:
@@ -159,7 +174,7 @@ class ProbabilityFlow:
         start = torch.zeros((), dtype=torch.int64)
         if self.adaptive:
             return IntervalState(x, self.times(field), start)
-        past = tuple(torch.zeros_like(x) for _ in range(METHODS[self.method].memory))
+        past = tuple(torch.zeros_like(x) for _ in range(self.ode_method.rule.memory))
         return FlowState(x, x, past, self._tableau(field).rows, start)
 
     def step(self, field: TimedField, state: Any, noise: NoiseSource) -> tuple[Any, Info]:
@@ -172,12 +187,12 @@ class ProbabilityFlow:
         prediction = field.to("velocity" if field.path is None else "data", state.ahead, t)
         values = (state.x, _combine((p, q), (state.ahead, prediction)), *state.past)
         x = ahead = _combine(weights[:width], values)
-        if isinstance(METHODS[self.method], RungeKutta):
+        if self.ode_method.stages > 1:
             x = _combine(weights[width:], values)
         return FlowState(x, ahead, values[1:-1], state.table, state.step + 1), {}
 
     def _tableau(self, field: TimedField) -> Tableau:
-        return tableau(self.method, field.path, self.times(field), self.denoise)
+        return tableau(self.ode_method.name, field.path, self.times(field), self.denoise)
 
     def _interval(self, field: TimedField, state: IntervalState) -> tuple[IntervalState, Info]:
         start, end = state.times[int(state.step) :][:2].tolist()
@@ -202,22 +217,15 @@ class ProbabilityFlow:
     def _solved(self, field: TimedField, x: Tensor, start: float, end: float) -> Solved:
         if not (self.adjoint and torch.is_grad_enabled()):
             return self._integrated(field, start, end, x)
-        velocity_of, method = partial(_velocity_of, field, x, start), self.method if self.method in PAIRS else "dopri5"
-        way = Way(field, velocity_of, start, end, method, self.rtol, self.atol, self.max_steps)
+        velocity_of, method = partial(_velocity_of, field, x, start), self.ode_method
+        back = method.rule if method.rowwise else PAIRS["dopri5"]
+        way = Way(field, velocity_of, start, end, back, self.rtol, self.atol, self.max_steps)
         return with_adjoint(partial(self._integrated, field, start, end), x, way)
 
     def _integrated(self, field: TimedField, start: float, end: float, x: Tensor) -> Solved:
-        if self.method not in PAIRS:
-            x, status, calls = integrate(
-                field.velocity, x, start, end,
-                method=self.method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps,
-            )  # fmt: skip
-            return x, status, torch.full(x.shape[:1], calls, dtype=torch.int64, device=x.device)
-        found = integrate_rows(
-            VelocityOf(field), x, start, end, method=self.method, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps,
-            select=partial(_velocity_of, field, x, start),
-        )  # fmt: skip
-        return found.x, found.status, found.evaluations
+        limits = {"rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps}
+        select = partial(_velocity_of, field, x, start)
+        return self.ode_method.rule.solve(VelocityOf(field), x, (start, end), select=select, **limits)
 
     def _closes_apart(self, field: TimedField, end: float) -> bool:
         """Whether the run ends with a step of its own to sigma = 0: asked for, or the velocity there may have no value.

@@ -57,12 +57,14 @@ from torch import Tensor
 from scoretk.core.arguments import counts, finite, flags, option, positive
 from scoretk.core.rows import across, row_sum
 from scoretk.core.streams import Stream
-from scoretk.errors import InvalidArgument, SingularConversion
+from scoretk.errors import InvalidArgument, SingularConversion, UnknownName
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField, gaussian_path
 from scoretk.fields.wrapped import check_flow
 from scoretk.ode.grids import grid
+from scoretk.ode.names import FOREIGN, Foreign, spelled
+from scoretk.ode.registry import RULES
 from scoretk.ode.tableaus import Knot, knots
 from scoretk.solvers.base import Info, read_row
 
@@ -91,13 +93,13 @@ class SDEState(NamedTuple):
 class ReverseSDE:
     """Sampling by a reverse-time SDE.
 
-    Arguments: method, "euler", "ancestral" (DDPM), "ddim" or "dpmpp_2m"; steps, intervals of the grid (the closing one of
-    `denoise` among them); grid, as in `ProbabilityFlow`; eta >= 0, the noise in units of the reverse diffusion's own, the
-    same in all methods (at most 1 in "ddim"; 0: no noise, which is the `ProbabilityFlow` of "euler" or "dpmpp_2m"; code that
-    scales the square of the noise has eta^2 under this name); corrector, Langevin steps at each
-    level, for methods without a memory (without any, powers and products of fields are refused); snr, their signal-to-noise
-    ratio r; rule, "level" or "sample", whose norms their step size follows; denoise, whether a path that ends above sigma = 0
-    (VE, EDM) gets a last step to sigma = 0.
+    Arguments: method, "euler", "ancestral" (also "ddpm"), "ddim" (also "euler_a") or "dpmpp_2m"; steps, intervals of the grid
+    (the closing one of `denoise` among them); grid, as in `ProbabilityFlow`; eta >= 0, the noise in units of the reverse
+    diffusion's own, the same in all methods (at most 1 in "ddim"; 0: no noise, which is the `ProbabilityFlow` of "euler" or
+    "dpmpp_2m"; code that scales the square of the noise has eta^2 under this name); corrector, Langevin steps at each level, for
+    methods without a memory (without any, powers and products of fields are refused); snr, their signal-to-noise ratio r; rule,
+    "level" or "sample", whose norms their step size follows; denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a
+    last step to sigma = 0.
 
     Each interval takes one evaluation, and `corrector` more where it ends above sigma = 0.
     """
@@ -118,13 +120,13 @@ class ReverseSDE:
     step_cost: ClassVar[dict[str, int]] = {"denoise": 1}
 
     def __post_init__(self) -> None:
-        option("method", self.method, METHODS)
+        method = _named(self.method)
         flags(self, "denoise")
         counts(self, steps=1)
-        if not 0 <= finite("eta", self.eta) <= (1 if self.method == "ddim" else math.inf):
+        if not 0 <= finite("eta", self.eta) <= (1 if method == "ddim" else math.inf):
             raise InvalidArgument("eta", self.eta, "a number of at least 0, and at most 1 with method='ddim'")
         counts(self, corrector=0)
-        if self.corrector and self.method == "dpmpp_2m":
+        if self.corrector and method == "dpmpp_2m":
             raise InvalidArgument(
                 "corrector", self.corrector, "0 with method='dpmpp_2m', whose memory is of a path without corrections",
                 "Take method='ancestral'",
@@ -174,7 +176,7 @@ class ReverseSDE:
             part = across((reach / row_sum((mean - x).square())).clamp(max=1), x)
             mean, z = torch.lerp(x, mean, part), part.sqrt() * z
         x = _plus(mean, spread, z)
-        last = data if self.method == "dpmpp_2m" else x  # the others remember nothing
+        last = data if _named(self.method) == "dpmpp_2m" else x  # the others remember nothing
         return SDEState(x, last, state.table, state.step + 1), {}
 
     def _intervals(self, field: TimedField) -> list[list[tuple[float, ...]]]:
@@ -182,9 +184,9 @@ class ReverseSDE:
         points = knots(_path(field), self.times(field), self.denoise)
         if any(k.sigma == 0 for k in points[:-1]):
             raise SingularConversion("the grid goes on behind sigma = 0: nothing leads away from there")
-        intervals = []
+        intervals, weights_of = [], SDE_STEPS[_named(self.method)]
         for before, (now, after) in zip([None, *points], pairwise(points), strict=False):
-            step = (now.t, *METHODS[self.method](before, now, after, self.eta), math.inf)
+            step = (now.t, *weights_of(before, now, after, self.eta), math.inf)
             corrections = self.corrector if after.sigma > 0 else 0
             intervals.append([step] + [self._correction(after, math.prod(field.event_shape))] * corrections)
         return intervals
@@ -195,6 +197,17 @@ class ReverseSDE:
         if self.rule == "sample":
             return at.t, 0.0, at.alpha, 0.0, math.sqrt(2) * at.sigma, part * entries * at.sigma**2
         return at.t, 1 - part, part * at.alpha, 0.0, math.sqrt(2 * part) * at.sigma, math.inf
+
+
+def _named(method: Any) -> str:
+    """The name in `SDE_STEPS` of a method, which another package may call otherwise. Raises as `option` does."""
+    if not isinstance(method, str) or method in SDE_STEPS:
+        return option("method", method, SDE_STEPS)
+    meant = FOREIGN.get(spelled(method), Foreign())
+    if meant.sde:
+        return meant.sde
+    advice = f"It has no noise: ProbabilityFlow({method!r})" if method in RULES else meant.advice
+    raise UnknownName("method", method, SDE_STEPS, advice)
 
 
 def _path(field: TimedField) -> GaussianPath:
@@ -241,7 +254,7 @@ def _dpmpp_2m(before: Knot | None, now: Knot, after: Knot, eta: float) -> Weight
     return gain, rate * (1 + ahead), -rate * ahead, spread
 
 
-METHODS: dict[str, Callable[[Knot | None, Knot, Knot, float], Weights]] = {
+SDE_STEPS: dict[str, Callable[[Knot | None, Knot, Knot, float], Weights]] = {
     "euler": _euler,
     "ancestral": _ancestral,
     "ddim": _ddim,

@@ -1,0 +1,123 @@
+"""Every method for the probability flow, by one name with one meaning.
+
+A method is a rule: a `Multistep` or `RungeKutta` along a given grid (`ode.tableaus`), a `Pair` that goes row by row
+(`ode.rowwise`), or one borrowed from torchdiffeq (`ode.adaptive`), whose steps a batch shares. A rule stands in one of the
+tables below and states its order there. Whatever takes a `method` looks it up here and asks the rule for the rest, so that a
+new entry is sampled, encoded and scored with as it stands. What other packages call their methods is in `ode.names`.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from scoretk.errors import InvalidArgument, UnknownName
+from scoretk.ode.adaptive import TORCHDIFFEQ
+from scoretk.ode.names import FOREIGN, Foreign, spelled
+from scoretk.ode.rowwise import PAIRS
+from scoretk.ode.tableaus import GRID_RULES
+from scoretk.ode.velocities import Solved
+
+__all__ = ["Method", "Rule", "every_method", "find_method", "velocity_method"]
+
+
+class Rule(Protocol):
+    """What every table's entries have."""
+
+    @property
+    def order(self) -> int:
+        """The power of the step in the error at the end."""
+
+    @property
+    def stages(self) -> int:
+        """Evaluations of a step (of an attempt, where steps are chosen), without those of the step before that it uses."""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether a step estimates its error."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it chooses its steps by that; otherwise a grid is given."""
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether a row's steps are those that it has alone; otherwise the hardest row sets those of all."""
+
+    @property
+    def of_velocity(self) -> bool:
+        """Whether it integrates a velocity, in any ODE; otherwise it is one for the denoiser of a Gaussian path."""
+
+    @property
+    def solve(self) -> Callable[..., Solved]:
+        """`solve(velocity, x, stops, *, select, rtol, atol, max_steps)`: `dx/dt = velocity(x, t)` along the stops.
+
+        A grid's rules have no use for what follows the stops.
+        """
+
+
+@dataclass(frozen=True)
+class Method:
+    """A rule and its name, with what can be said of it: see `Rule`."""
+
+    name: str
+    rule: Any
+    order: int
+    stages: int
+    embedded: bool
+    adaptive: bool
+    rowwise: bool
+    needs: str
+    """What it asks of the field, "velocity" or "denoise"."""
+
+    @classmethod
+    def of(cls, name: str, rule: Rule) -> Method:
+        """The method of a rule."""
+        needs = "velocity" if rule.of_velocity else "denoise"
+        return cls(name, rule, rule.order, rule.stages, rule.embedded, rule.adaptive, rule.rowwise, needs)
+
+
+RULES: Mapping[str, Rule] = ChainMap(GRID_RULES, PAIRS, TORCHDIFFEQ)  # type: ignore[arg-type]
+
+
+def every_method() -> list[Method]:
+    """All methods, those along a grid first."""
+    return [Method.of(name, RULES[name]) for table in (GRID_RULES, PAIRS, TORCHDIFFEQ) for name in table]
+
+
+def find_method(name: Any) -> Method:
+    """The method of this name, or of the name that another package has for the same method.
+
+    Args:
+        name: As a solver's `method` takes it.
+
+    Returns:
+        The method, under its own name.
+
+    Raises:
+        InvalidArgument: For what is no string.
+        UnknownName: For other names, with what to use instead where a method is known elsewhere.
+    """
+    if not isinstance(name, str):
+        raise InvalidArgument("method", name, f"a name, one of {', '.join(map(repr, RULES))}")
+    if name in RULES:
+        return Method.of(name, RULES[name])
+    meant = FOREIGN.get(spelled(name), Foreign())
+    if meant.flow:
+        return Method.of(meant.flow, RULES[meant.flow])
+    raise UnknownName("method", name, RULES, meant.advice)
+
+
+def velocity_method(name: Any) -> Method:
+    """As `find_method`, of the methods that integrate a velocity in any coordinates.
+
+    Raises:
+        InvalidArgument: Also for an integrator of the denoiser, which is one along the path only.
+    """
+    method = find_method(name)
+    if method.needs != "velocity":
+        known = ", ".join(m.name for m in every_method() if m.needs == "velocity")
+        raise InvalidArgument("method", name, f"an integrator of the velocity, one of {known}", "Such as 'adams_3'")
+    return method
