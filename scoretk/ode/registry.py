@@ -20,7 +20,7 @@ from scoretk.ode.rowwise import PAIRS
 from scoretk.ode.tableaus import GRID_RULES
 from scoretk.ode.velocities import Solved
 
-__all__ = ["Method", "Rule", "every_method", "find_method", "velocity_method"]
+__all__ = ["RULES", "Method", "Rule", "every_method", "find_method", "velocity_method"]
 
 
 class Rule(Protocol):
@@ -80,6 +80,7 @@ class Method:
 
 
 RULES: Mapping[str, Rule] = ChainMap(GRID_RULES, PAIRS, TORCHDIFFEQ)  # type: ignore[arg-type]
+"""All rules by their names, as the tables have them at the time."""
 
 
 def every_method() -> list[Method]:
