@@ -248,9 +248,10 @@ def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None
         raise InvalidArgument("grad", grad, "grad=False together with compile or checkpoint: neither keeps a graph")
 
 
-def _by_adjoint(solver: Any) -> Solver:
-    if getattr(solver, "has_adjoint", False):
-        return solver.with_adjoint()
+def _by_adjoint(solver: Solver) -> Solver:
+    with_adjoint = traits(solver).with_adjoint
+    if with_adjoint is not None:
+        return with_adjoint()
     raise InvalidArgument(
         "grad", "adjoint", f"True or 'checkpoint' with {solver!r}: its steps are the map to be differentiated",
         "The adjoint equation is that of an ODE solved to a tolerance: ProbabilityFlow('dopri5') and its like",

@@ -139,6 +139,8 @@ class Traits:
         temperature: T of the law `p^(1/T)` that it ends with.
         varying: the kinds of evaluations that `info["evaluations"]` counts, each as often; by default the first of `needs`.
         given_back: whether what its chains share was tuned by the warmup of another run.
+        with_adjoint: `with_adjoint() -> solver`, the same solver with gradients by the adjoint equation, which `grad="adjoint"`
+            asks for; None where its steps are all that could be differentiated.
         start: `start(field, x, noise) -> x`, where the chains start that have no `init`, from where the field would start
             them; by default there.
     """
@@ -147,6 +149,7 @@ class Traits:
     exact: bool = True
     temperature: float = 1.0
     given_back: bool = False
+    with_adjoint: Callable[[], Any] | None = None
     start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved
 
 

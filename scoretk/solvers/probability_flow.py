@@ -132,13 +132,9 @@ class ProbabilityFlow:
         return self.ode_method.adaptive
 
     @property
-    def has_adjoint(self) -> bool:
-        """Whether it solves to a tolerance, so that gradients may be those of the equation and not of its steps."""
-        return self.adaptive
-
-    def with_adjoint(self) -> ProbabilityFlow:
-        """This solver, its gradients by the adjoint equation. Raises `InvalidArgument` where it has none."""
-        return replace(self, adjoint=True)
+    def with_adjoint(self) -> Callable[[], ProbabilityFlow] | None:
+        """This solver with gradients of the equation instead of its steps, where it solves that to a tolerance."""
+        return partial(replace, self, adjoint=True) if self.adaptive else None
 
     @property
     def capturable(self) -> bool:
