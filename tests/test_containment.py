@@ -17,6 +17,7 @@ from scoretk import cli
 from scoretk.errors import printable
 from scoretk.plugins import Broken, containment, list_models, verify
 from scoretk.plugins.containment import contained, outside
+from tests.processes import environment
 
 MODULE = """
 {before}
@@ -120,8 +121,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def command(site, *arguments, code=THEIRS, **options):
     run = [sys.executable, "-c", code, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    return subprocess.run(run, check=False, capture_output=True, text=True, env=environment, timeout=120, **options)
+    return subprocess.run(
+        run, check=False, capture_output=True, text=True, env=environment(site), timeout=120, **options
+    )
 
 
 @pytest.mark.parametrize("at", ["import", "build"])
@@ -224,7 +226,7 @@ class TestCommandLine:
         plugin(site, "accents", before="raise ValueError('d\\u00e9j\\u00e0')")
         run = subprocess.run(
             [sys.executable, "-m", "scoretk.cli", "describe", "accents/m"], check=False, capture_output=True, timeout=60,
-            env={**os.environ, "PYTHONPATH": str(site), "PYTHONIOENCODING": "ascii"},
+            env=environment(site, PYTHONIOENCODING="ascii"),
         )  # fmt: skip
         assert run.returncode == 1
         assert rb"d\xe9j\xe0" in run.stderr

@@ -14,6 +14,7 @@ from torch import nn
 import scoretk as stk
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.run import checkpoint
+from tests.processes import IS_TESTED, environment
 
 # An energy whose gradient is elementwise, so that rows agree to the bit whatever the batch
 QUADRATIC = stk.Energy(lambda x: (x * x).sum(1) / 2 + (x**4).sum(1) / 40, (3,))
@@ -176,7 +177,7 @@ draws.save(sys.argv[2], force=True)
 
 def _child(tmp_path, *args):
     script = tmp_path / "run.py"
-    script.write_text(RUN)
+    script.write_text(f"{IS_TESTED}\n{RUN}")
     return [sys.executable, str(script), *map(str, args)]
 
 
@@ -192,7 +193,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_p
     command, chance = _child(tmp_path, saved, out, keep), random.Random(4)
     killed = 0
     while killed < kills:
-        child = subprocess.Popen(command, stderr=subprocess.PIPE)
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment())
         deadline = time.monotonic() + 20
         seen = saved.stat().st_mtime_ns if saved.exists() else 0
         while (
@@ -208,7 +209,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_p
         child.communicate()
         killed += 1
     assert killed >= min(kills, 5), "the run ended before it could be killed a few times"
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=environment())
     resumed = stk.Draws.load(out)
     for name in ("x", "mean", "var", "final", "status", "failed_at"):
         a, b = getattr(straight, name), getattr(resumed, name)

@@ -4,6 +4,7 @@ import inspect
 import re
 import traceback
 import warnings
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -58,13 +59,14 @@ def calls(draw):
     return name, positional, keywords
 
 
+PACKAGE = Path(stk.__file__).parent
 THEIRS = re.compile(r"\b(fn|net|operator|log_likelihood)\(")
 
 
 def of_the_caller(error):
     """Whether an error is that of a function that the caller passed, which is his to see as it is."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [i for i, frame in enumerate(frames) if "scoretk" in frame.filename and "tests" not in frame.filename]
+    ours = [i for i, frame in enumerate(frames) if PACKAGE in Path(frame.filename).parents]
     return bool(ours) and bool(THEIRS.search(frames[ours[-1]].line or ""))
 
 

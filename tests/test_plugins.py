@@ -6,7 +6,6 @@ Each distribution has its own way of being wrong. What a process answers comes b
 import base64
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from textwrap import dedent
 from zipfile import ZipFile
 
 import pytest
+
+from tests.processes import IS_TESTED, environment
 
 TEMPLATE = Path(__file__).parents[1] / "docs" / "plugin-template"
 
@@ -214,11 +215,8 @@ def listed(items):
 
 def ask(site, tmp_path, code, seed=None, timeout=60):
     """Run code in a fresh process that has the site on its path; returns its dict `answer`."""
-    script = f"{PRELUDE}\n{dedent(code)}\nprint('ANSWER' + json.dumps(answer))\n"
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHASHSEED")}
-    env["PYTHONPATH"] = str(site)
-    if seed is not None:
-        env["PYTHONHASHSEED"] = str(seed)
+    script = f"{IS_TESTED}\n{PRELUDE}\n{dedent(code)}\nprint('ANSWER' + json.dumps(answer))\n"
+    env = environment(site, PYTHONHASHSEED="random" if seed is None else str(seed))
     done = subprocess.run(
         [sys.executable, "-c", script],
         check=False, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=timeout,
@@ -281,7 +279,7 @@ def test_the_order_does_not_depend_on_the_hash_seed(site, tmp_path):
 
     first = answer(0)
     assert first["parameter"]["argument"] == "a"
-    assert all(answer(seed) == first for seed in (1, 2, 3))
+    assert all(answer(seed) == first for seed in (1, 2))
 
 
 def test_a_good_plugin_is_described_and_loaded(site, tmp_path):
@@ -468,8 +466,9 @@ def test_the_template_lists_and_describes_without_torch(template_site, tmp_path)
     assert not answer["torch"]
 
 
-def test_the_template_loads_and_has_its_energy_and_score(template_site, tmp_path):
-    answer = ask(template_site, tmp_path, """
+@pytest.fixture(scope="module")
+def of_the_template(template_site, tmp_path_factory):
+    return ask(template_site, tmp_path_factory.mktemp("asked"), """
         import torch
         field = stk.load("double-well", barrier=2.0)
         x = torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
@@ -477,18 +476,21 @@ def test_the_template_loads_and_has_its_energy_and_score(template_site, tmp_path
         answer["score"] = field.score(x).tolist()
         answer["shape"] = list(field.event_shape)
         answer["misspelt"] = failure(stk.load, "double-well", barier=2.0)["text"]
-    """)  # fmt: skip
+        from scoretk.conformance import check_model
+        answer["results"] = [[r.check, r.status, r.detail] for r in check_model("double-well")]
+    """, timeout=120)  # fmt: skip
+
+
+def test_the_template_loads_and_has_its_energy_and_score(of_the_template):
+    answer = of_the_template
     assert answer["energy"] == pytest.approx([2.0, 2.0, 2 * 0.5625 + 0.5])
     assert answer["score"][2] == pytest.approx([3.0, 1.0])  # -8 x (x^2 - 1) at x = 1/2, and -y at y = -1
     assert answer["shape"] == [2]
     assert "did you mean 'barrier'?" in answer["misspelt"]
 
 
-def test_the_template_obeys_the_laws_of_a_field(template_site, tmp_path):
-    answer = ask(template_site, tmp_path, """
-        from scoretk.conformance import check_model
-        answer["results"] = [[r.check, r.status, r.detail] for r in check_model("double-well")]
-    """, timeout=120)  # fmt: skip
+def test_the_template_obeys_the_laws_of_a_field(of_the_template):
+    answer = of_the_template
     assert [result for result in answer["results"] if result[1] == "failed"] == []
     passed = {check for check, status, _ in answer["results"] if status == "passed"}
     assert {"loads", "claimed", "alone", "gradient", "together", "quiet"} <= passed

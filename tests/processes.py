@@ -1,0 +1,19 @@
+"""Fresh processes that import the scoretk that is tested, whatever else is installed."""
+
+import os
+from pathlib import Path
+
+import scoretk
+
+TESTED = Path(scoretk.__file__).resolve()
+IS_TESTED = f"import scoretk, pathlib; assert str(pathlib.Path(scoretk.__file__).resolve()) == {str(TESTED)!r}"
+"""Code for such a process, which ends it where it has found another scoretk."""
+
+
+def environment(*folders, **more):
+    """This process's, with the tested scoretk and these folders on the path of imports, and more variables.
+
+    The checkout stands first: from another working directory, and with a path of its own, a process would import the scoretk
+    that is installed.
+    """
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTED.parent.parent, *folders))), **more}
