@@ -172,8 +172,8 @@ class Contestant:
 class Clocked(stk.ChEES):
     """The default solver, which remembers when the last step of its warmup ended."""
 
-    def adapt(self, *arguments: Any) -> Any:
-        found = super().adapt(*arguments)
+    def trial(self, *arguments: Any) -> Any:
+        found = super().trial(*arguments)
         self.__dict__["warm_at"] = time.perf_counter()
         return found
 

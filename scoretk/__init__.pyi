@@ -285,6 +285,9 @@ from scoretk.solvers import (
     Underdamped as Underdamped,
 )
 from scoretk.solvers import (
+    Warmup as Warmup,
+)
+from scoretk.solvers import (
     largest_distance as largest_distance,
 )
 from scoretk.solvers import (

@@ -1,6 +1,7 @@
 """Warmup arrives from N(0, I): at reference posteriors as a user writes them first, and at targets with scales far apart."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import scoretk as stk
 from scoretk.fields import resolve
 from scoretk.models.targets.analytic import EightSchools, Funnel
 from scoretk.solvers.hmc import Point, leapfrog, unstretch
+from scoretk.solvers.warmup.adaptation import Approach
 from scoretk.solvers.warmup.approach import (
     Place,
     Stride,
@@ -19,6 +21,7 @@ from scoretk.solvers.warmup.approach import (
     lengths,
     stride,
 )
+from scoretk.solvers.warmup.length import SquaredJumps, Timed
 from tests.evidence import z_limit
 from tests.posteriors import POSTERIORS
 
@@ -76,11 +79,17 @@ def test_the_default_reaches_reference_posteriors(name, form, dtype, seed):
     assert draws.cost["score"] / 32 < MOST_GRADIENTS[name]
 
 
+class Near(Approach):
+    def begins_far(self, field, state, noise, alive, tunes):
+        return torch.zeros_like(alive), 0
+
+
 class Together(stk.ChEES):
     """The mutant: the first steps of warmup have one step size for all chains and no scales, as they had."""
 
-    def _begins_far(self, field, state, tuning, noise, alive):
-        return torch.zeros_like(alive), 0
+    @property
+    def adaptation(self):
+        return replace(super().adaptation, approach=Near(self.metric))
 
 
 @pytest.mark.slow
@@ -125,7 +134,7 @@ def test_what_does_not_mix_is_told():
 
 @pytest.mark.slow
 def test_chains_that_follow_arrive_too():
-    posterior, draws = run("sblrc", solver=stk.ChEES(pilot=16), **SHORT)
+    posterior, draws = run("sblrc", solver=stk.ChEES(), **(SHORT | {"warmup": stk.Warmup(SHORT["warmup"], pilot=16)}))
     assert arrived(posterior, "log", draws)
 
 
@@ -276,25 +285,25 @@ def test_new_scales_change_the_unit_of_the_slope_and_nothing_else(dense):
     state = solver.init(field, x, noise)
     old = torch.eye(2, dtype=torch.float64) if dense else torch.ones(2, dtype=torch.float64)
     new = 0.01 * old
-    tuning = solver.begin_tuning(field, state, noise, torch.ones(64, dtype=torch.bool))[1]
-    tuning = tuning._replace(slowest=torch.tensor([9.0, 0.0], dtype=torch.float64))
+    part = next(part for part in solver.adaptation.parts if isinstance(part, SquaredJumps))
+    memory = part.begin(solver, field, state, noise, torch.ones(64, dtype=torch.bool))[1]
+    memory = memory._replace(slowest=torch.tensor([9.0, 0.0], dtype=torch.float64))
     end = leapfrog(field, Point(x, state.energy, state.grad), torch.zeros_like(x), 0.2, 3, old, dense)
     slopes = []
     for scale in (old, new):  # the same positions, and the momentum that leads through them
         there = end._replace(momentum=unstretch(scale, end.momentum, dense))
         args = (
             state._replace(scale=scale),
-            there,
-            0.6,
+            Timed(there, 0.6),
             torch.ones(64, dtype=torch.float64),
             torch.ones(64, dtype=torch.bool),
         )
-        slopes.append(solver._slope(tuning, *args)[1])
-    first = tuning._replace(ascent=torch.tensor([slopes[0], slopes[0] ** 2, 1.0, 0.0], dtype=torch.float64))
-    moved = solver._rescaled(first, old, new)
+        slopes.append(part.slope(memory, *args)[1])
+    first = memory._replace(ascent=torch.tensor([slopes[0], slopes[0] ** 2, 1.0, 0.0], dtype=torch.float64))
+    moved = part.rescaled(first, old, new)
     assert moved.ascent[0] == pytest.approx(slopes[1], rel=1e-9)
     assert moved.ascent[1] == pytest.approx(slopes[1] ** 2, rel=1e-9)
-    torch.testing.assert_close(moved.slowest, tuning.slowest * 1e4)
+    torch.testing.assert_close(moved.slowest, memory.slowest * 1e4)
 
 
 def near(name):
@@ -331,9 +340,9 @@ def test_which_targets_are_far(field, share):
 
 
 MIXED = [
-    stk.HMC(leapfrogs=3, pilot=4),
-    pytest.param(stk.ChEES(pilot=4), marks=pytest.mark.slow),
-    pytest.param(stk.NUTS(max_depth=4, pilot=4), marks=pytest.mark.slow),
+    stk.HMC(leapfrogs=3),
+    pytest.param(stk.ChEES(), marks=pytest.mark.slow),
+    pytest.param(stk.NUTS(max_depth=4), marks=pytest.mark.slow),
 ]
 
 
@@ -348,7 +357,7 @@ def test_followers_that_are_far_and_near_do_not_see_each_other(solver):
 
     init = torch.zeros((12, 2), dtype=torch.float64)
     init[5::2] = 12.0
-    run = {"init": init, "steps": 4, "warmup": 30, "seed": 1, "dtype": torch.float64}
+    run = {"init": init, "steps": 4, "warmup": stk.Warmup(30, pilot=4), "seed": 1, "dtype": torch.float64}
     whole = stk.sample(stk.Energy(energy, (2,)), solver, **run)
     assert sum(calls) == whole.cost["score"]
     parts = stk.sample(stk.Energy(energy, (2,)), solver, batch=1, **run)

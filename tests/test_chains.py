@@ -14,11 +14,17 @@ def bumpy(x):
 
 FIELD = stk.Energy(bumpy, (2,))
 TUNED = {"steps": 12, "warmup": 30, "seed": 5, "thin": 2}
+
+
+def pilot(chains, warmup=30):
+    return {"warmup": stk.Warmup(warmup, pilot=chains)}
+
+
 SOLVERS = [
     (stk.ULA(0.1), FIELD, {"steps": 6}), (stk.HMC(0.3, 3, metric="none"), FIELD, {"steps": 6, "warmup": 2}),
-    (stk.HMC(leapfrogs=3), FIELD, TUNED), (stk.ChEES(pilot=10), FIELD, TUNED), (stk.ChEES(pilot=4), FIELD, TUNED),
-    (stk.ChEES(pilot=12), FIELD, TUNED | {"keep": "last"}), (stk.NUTS(pilot=6), FIELD, TUNED | {"keep": "moments"}),
-    (stk.ParallelTempering(replicas=3, pilot=6), FIELD, TUNED), (stk.ProbabilityFlow(steps=5), ring_mixture(), {}),
+    (stk.HMC(leapfrogs=3), FIELD, TUNED), (stk.ChEES(), FIELD, TUNED | pilot(10)), (stk.ChEES(), FIELD, TUNED | pilot(4)),
+    (stk.ChEES(), FIELD, TUNED | pilot(12) | {"keep": "last"}), (stk.NUTS(), FIELD, TUNED | pilot(6) | {"keep": "moments"}),
+    (stk.ParallelTempering(replicas=3), FIELD, TUNED | pilot(6)), (stk.ProbabilityFlow(steps=5), ring_mixture(), {}),
     (stk.AIS(levels=4), FIELD, {}), (stk.GibbsWithGradients(), "ising", {"steps": 5}),
     (stk.SMC(levels=4, island=4), FIELD, {"keep": "all"}),
 ]  # fmt: skip
@@ -51,9 +57,9 @@ def test_a_range_is_a_part_of_the_whole_run(solver, field, run, batch):
 
 
 @pytest.mark.parametrize("ids", [range(16), range(0, 16, 3), range(1, 16, 7), range(15, 16)], ids=repr)
-@pytest.mark.parametrize("solver", [stk.ULA(0.1), stk.ChEES(pilot=4)], ids=repr)
+@pytest.mark.parametrize("solver", [stk.ULA(0.1), stk.ChEES()], ids=repr)
 def test_any_rising_range_will_do(solver, ids):
-    run = {"steps": 4, "warmup": 10, "seed": 2}
+    run = {"steps": 4, "seed": 2, **pilot(4, 10)}
     whole = stk.sample(FIELD, solver, chains=16, **run)
     part = stk.sample(FIELD, solver, chains=ids, **run)
     if isinstance(solver, stk.ULA) or ids[-1] == 15:
@@ -92,8 +98,8 @@ def test_a_pilot_without_rows_is_refused(given):
 
 
 def test_what_the_pilot_cost_is_counted():
-    run = {"steps": 4, "warmup": 10, "seed": 2}
-    solver = stk.HMC(leapfrogs=2, pilot=6)
+    run = {"steps": 4, "seed": 2, **pilot(6, 10)}
+    solver = stk.HMC(leapfrogs=2)
     far, whole = (stk.sample(FIELD, solver, chains=ids, **run).cost["energy"] for ids in (range(8, 16), 16))
     assert whole - far == 2 * 15 + 6 * 4  # chains 6 and 7, and the pilot's steps after warmup
 

@@ -10,7 +10,7 @@ import scoretk as stk
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2 + (x**4).sum(1) / 40, (2,))
 SOLVERS = {
     "ula": stk.ULA(0.1),
-    "hmc": stk.HMC(leapfrogs=2, pilot=4),
+    "hmc": stk.HMC(leapfrogs=2),
     "tempering": stk.ParallelTempering(stk.MALA(0.1), replicas=3),
 }
 
@@ -31,7 +31,15 @@ def assert_equal(a, b):
 def test_an_extended_run_has_the_bits_of_an_undisturbed_one(tmp_path, solver, batch, keep):
     more = {"thin": 3} if keep == "all" else {}
     run = functools.partial(
-        stk.sample, FIELD, SOLVERS[solver], chains=8, batch=batch, keep=keep, warmup=30, seed=3, **more
+        stk.sample,
+        FIELD,
+        SOLVERS[solver],
+        chains=8,
+        batch=batch,
+        keep=keep,
+        warmup=stk.Warmup(30, pilot=4),
+        seed=3,
+        **more,
     )
     run(steps=20, checkpoint=tmp_path / "c")
     run(steps=31, checkpoint=tmp_path / "c")

@@ -16,15 +16,15 @@ from scoretk.run.capture import Tape
 from scoretk.run.drive import begin
 from scoretk.run.record import RECORDERS
 from scoretk.solvers.hmc import Point, halton, leapfrog
-from scoretk.solvers.warmup.tuning import (
-    accumulate,
-    begin_tuning,
+from scoretk.solvers.warmup.scales import accumulate, begin_window, scales, window_end
+from scoretk.solvers.warmup.step_size import (
+    Averaging,
+    DualAveraging,
     first_step_size,
     harmonic_acceptance,
     next_step_size,
     pooled_acceptance,
-    scales,
-    window_end,
+    restart,
 )
 from tests import mutants
 from tests.evidence import assert_distribution, assert_second_moment, ks_p, mean_z, z_limit
@@ -139,14 +139,14 @@ def test_pooled_scales_are_the_covariance_of_all_that_was_seen():
         [1.0, 5.0, 0.1]
     )
     for metric in ("diagonal", "dense"):
-        tuning = begin_tuning(x[0], 0.1, metric)
+        window = begin_window(x[0], metric == "dense")
         for rows in x:
-            tuning = accumulate(tuning, rows, metric == "dense")
+            window = accumulate(window, rows, metric == "dense")
         before = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64)
         cov = x.reshape(-1, 3).T.cov()
         cov = (60 * cov + 3 * torch.diag(cov.diagonal())) / 63
         cov = (60 * cov + 5e-3 * torch.diag(before.square())) / 65
-        found = scales(tuning, metric, torch.diag(before) if metric == "dense" else before)[1]
+        found = scales(window, metric, torch.diag(before) if metric == "dense" else before)[1]
         expected = torch.linalg.cholesky(cov) if metric == "dense" else cov.diagonal().sqrt()
         torch.testing.assert_close(found, expected)
 
@@ -157,9 +157,9 @@ def test_dual_averaging_finds_the_step_size_of_its_target():
 
     size = first_step_size(rate, 0.8)
     assert 0.25 <= size <= 1
-    tuning = begin_tuning(torch.zeros(1, 1), size, "none")
+    memory = Averaging(restart(size))
     for step in range(2000):
-        tuning, size = next_step_size(tuning, rate(size), 0.8, step == 1999)
+        memory, size = next_step_size(memory, rate(size), 0.8, step == 1999)
     assert size == pytest.approx(0.5, rel=0.02)
 
 
@@ -218,8 +218,8 @@ def test_eight_schools_by_default():
 class PlainMean(stk.ChEES):
     """The mutant: a mean that overlooks the few chains in the neck."""
 
-    def _pooled(self, tuning, info, alive):
-        return pooled_acceptance(tuning.idle, info["accept"], alive)
+    def _pooled(self):
+        return DualAveraging(self.accept)
 
 
 def test_the_default_reaches_the_neck_of_the_funnel():
@@ -233,12 +233,12 @@ def test_the_default_reaches_the_neck_of_the_funnel():
 
 def test_the_harmonic_mean_and_what_is_left_out_of_it():
     accept = torch.tensor([1.0, 0.5, 0.25, 0.0, 0.001, 0.9, 0.9])
-    idle, alive = torch.tensor([0, 0, 0, 0, 0, 9, 0]), torch.tensor([True] * 6 + [False])
+    usual = torch.tensor([True] * 5 + [False] * 2)
     diverging = torch.tensor([False, False, False, True, False, False, False])
-    found = harmonic_acceptance(idle, accept, alive, diverging)
+    found = harmonic_acceptance(accept, usual, diverging)
     assert found == pytest.approx(4 / 5 * 4 / (1 + 2 + 4 + 100))
-    assert harmonic_acceptance(idle, accept, alive, torch.ones(7, dtype=torch.bool)) == 0
-    assert pooled_acceptance(idle, accept, alive) == pytest.approx(1.751 / 5)
+    assert harmonic_acceptance(accept, usual, torch.ones(7, dtype=torch.bool)) == 0
+    assert pooled_acceptance(accept, usual) == pytest.approx(1.751 / 5)
 
 
 def test_an_edge_costs_the_default_no_small_steps():
@@ -247,10 +247,10 @@ def test_an_edge_costs_the_default_no_small_steps():
     assert draws.x.var() == pytest.approx(0.25, rel=0.05)
 
 
-@pytest.mark.parametrize("solver", [stk.HMC(pilot=5), stk.ChEES(pilot=5)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [stk.HMC(), stk.ChEES()], ids=lambda s: type(s).__name__)
 def test_chains_do_not_depend_on_the_batch(solver):
     field = stk.Energy(lambda x: (x.square() * torch.tensor([1.0, 9.0]).to(x)).sum(1) / 2, (2,))
-    run = {"chains": 13, "steps": 12, "warmup": 40, "seed": 6, "dtype": torch.float64}
+    run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(40, pilot=5), "seed": 6, "dtype": torch.float64}
     whole, parts = stk.sample(field, solver, **run), stk.sample(field, solver, batch=4, **run)
     assert torch.equal(whole.x, parts.x)
     fewer = stk.sample(field, solver, **(run | {"chains": 7}))
@@ -271,8 +271,8 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
             raise Stop
         return (x.square() * torch.tensor([1.0, 9.0]).to(x)).sum(1) / 2
 
-    run = {"chains": 6, "steps": 20, "warmup": 40, "seed": 6, "dtype": torch.float64, "batch": 2}
-    solver = stk.HMC(leapfrogs=3, pilot=4)
+    run = {"chains": 6, "steps": 20, "warmup": stk.Warmup(40, pilot=4), "seed": 6, "dtype": torch.float64, "batch": 2}
+    solver = stk.HMC(leapfrogs=3)
     field = stk.Energy(energy, (2,))
     undisturbed = stk.sample(field, solver, **run)
     path = tmp_path / "run.ckpt"
@@ -339,16 +339,19 @@ def steep(x):
     return (x.exp() - x).sum(1)
 
 
+PILOT = stk.Warmup(pilot=32)
+
+
 @pytest.mark.parametrize(
     ("solver", "chain"),  # one of the pilot, and one that takes over what the pilot has tuned
     [
-        (stk.HMC(pilot=32), 7), (stk.ChEES(pilot=32), 50),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((stk.HMC(pilot=32), 50), (stk.ChEES(pilot=32), 7))),
+        (stk.HMC(), 7), (stk.ChEES(), 50),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((stk.HMC(), 50), (stk.ChEES(), 7))),
     ],
     ids=lambda v: v if isinstance(v, int) else type(v).__name__,
 )  # fmt: skip
 def test_a_chain_that_starts_far_out_comes_along(solver, chain):
-    draws = stk.sample(stk.Energy(steep, (2,)), solver, init=one_far_out(chain), steps=50, seed=1)
+    draws = stk.sample(stk.Energy(steep, (2,)), solver, init=one_far_out(chain), steps=50, warmup=PILOT, seed=1)
     assert draws.x[chain].std(0).min() > 0.3
     assert draws.stats["accept"][chain].mean() > 0.3
 
@@ -356,9 +359,11 @@ def test_a_chain_that_starts_far_out_comes_along(solver, chain):
 @pytest.mark.parametrize("chain", [7, pytest.param(50, marks=pytest.mark.slow)])
 def test_with_the_common_step_it_would_stay_there(monkeypatch, chain):
     """The mutant: no chain halves its step, and none goes its own way."""
-    monkeypatch.setattr("scoretk.solvers.warmup.tuning.HALVINGS", 0)
-    monkeypatch.setattr("scoretk.solvers.hmc.begins_far", lambda field, place, *_: (torch.zeros(len(place.x)) > 0, 0))
-    draws = stk.sample(stk.Energy(steep, (2,)), stk.HMC(pilot=32), init=one_far_out(chain), steps=50, seed=1)
+    monkeypatch.setattr("scoretk.solvers.warmup.halving.HALVINGS", 0)
+    monkeypatch.setattr(
+        "scoretk.solvers.warmup.adaptation.begins_far", lambda field, place, *_: (torch.zeros(len(place.x)) > 0, 0)
+    )
+    draws = stk.sample(stk.Energy(steep, (2,)), stk.HMC(), init=one_far_out(chain), steps=50, warmup=PILOT, seed=1)
     assert draws.x[chain].std(0).max() == 0
 
 

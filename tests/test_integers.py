@@ -40,12 +40,16 @@ def test_what_no_tensor_holds_is_refused():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_is_the_same_run(kind, tmp_path):
     """Settings and solvers hold plain integers, so that a checkpoint of one is the other's."""
-    plain = {"chains": 3, "steps": 4, "thin": 2, "warmup": 1, "seed": 3, "batch": 2}
-    draws = stk.sample(ring_mixture(), stk.HMC(0.1, 3, metric="none", pilot=100), checkpoint=tmp_path / "run", **plain)
+    plain = {"chains": 3, "steps": 4, "thin": 2, "seed": 3, "batch": 2}
+    draws = stk.sample(
+        ring_mixture(), stk.HMC(0.1, 3, metric="none"), warmup=stk.Warmup(1, 100), checkpoint=tmp_path / "run", **plain
+    )
     other = {name: kind(value) for name, value in plain.items()}
-    solver = stk.HMC(0.1, kind(3), metric="none", pilot=kind(100))
-    assert repr(solver) == repr(stk.HMC(0.1, 3, metric="none", pilot=100))
-    again = stk.sample(ring_mixture(), solver, checkpoint=tmp_path / "run", **other)
+    solver = stk.HMC(0.1, kind(3), metric="none")
+    assert repr(solver) == repr(stk.HMC(0.1, 3, metric="none"))
+    warmup = stk.Warmup(kind(1), pilot=kind(100))
+    assert repr(warmup) == repr(stk.Warmup(1, 100))
+    again = stk.sample(ring_mixture(), solver, warmup=warmup, checkpoint=tmp_path / "run", **other)
     assert torch.equal(again.x, draws.x)
     assert again.provenance == draws.provenance
     assert stk.Energy(lambda x: x.sum(1), (kind(2),)).event_shape == (2,)

@@ -230,16 +230,22 @@ def test_the_joint_test_catches_a_missing_correction(monkeypatch, model, solver)
 # ------------------------------------------------------------------------------------------------------------- calibration
 
 DATA_SETS, RANKS, WARMUP, THIN = 1024, 8, 100, 12  # as many steps from draw to draw as make them all but independent
-BY_DEFAULT, HMC = None, stk.HMC(leapfrogs=6, pilot=DATA_SETS)
+BY_DEFAULT, HMC = None, stk.HMC(leapfrogs=6)
 BOUNDED = stk.ChEES(most=16)  # a mutant's law may have no end, and no trajectory then a good length
 
 
-def calibration(model, field, solver):
+def calibration(model, field, solver, pilot=stk.Warmup.pilot):
     """How far, in limits, the ranks of the parameters and of the likelihood are from uniform: all below 1 is a pass."""
     noise = stk.Noise(3, DATA_SETS, dtype=torch.float64)
     truth = model.draw(noise)
     y = model.data(truth, noise, 0)
-    run = {"steps": (RANKS - 1) * THIN, "warmup": WARMUP, "thin": THIN, "seed": 4, "dtype": torch.float64}
+    run = {
+        "steps": (RANKS - 1) * THIN,
+        "warmup": stk.Warmup(WARMUP, pilot),
+        "thin": THIN,
+        "seed": 4,
+        "dtype": torch.float64,
+    }
     draws = stk.sample(field, solver, chains=DATA_SETS, cond={"y": y}, **run)
     assert draws.failures == {}
     below = draws.x < truth[:, None]
@@ -255,7 +261,7 @@ def test_posteriors_are_calibrated_by_default(name):
 
 
 def test_posteriors_are_calibrated_by_hmc():
-    assert max(calibration(MODELS["hierarchy"], posterior(MODELS["hierarchy"]), HMC)) < 1
+    assert max(calibration(MODELS["hierarchy"], posterior(MODELS["hierarchy"]), HMC, DATA_SETS)) < 1
 
 
 @pytest.mark.parametrize("wrong", slow_but([narrow_prior, without_jacobian], narrow_prior))
@@ -273,4 +279,4 @@ def test_only_the_likelihoods_rank_shows_that_data_are_ignored(name):
 
 def test_calibration_catches_a_missing_correction(monkeypatch):
     without_correction(monkeypatch)
-    assert max(calibration(MODELS["hierarchy"], posterior(MODELS["hierarchy"]), HMC)) > 1.5
+    assert max(calibration(MODELS["hierarchy"], posterior(MODELS["hierarchy"]), HMC, DATA_SETS)) > 1.5

@@ -292,12 +292,12 @@ def test_evaluations_of_tuning_are_counted(solver):
     assert made == counted
 
 
-TUNED = [MCLMC(pilot=5), AdjustedMCLMC(pilot=5), AdjustedMCLMC(leapfrogs=3, pilot=5)]
+TUNED = [MCLMC(), AdjustedMCLMC(), AdjustedMCLMC(leapfrogs=3)]
 
 
 @pytest.mark.parametrize("solver", TUNED, ids=repr)
 def test_chains_do_not_depend_on_the_batch(solver):
-    run = {"chains": 13, "steps": 12, "warmup": 40, "seed": 6, **DOUBLE}
+    run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(40, pilot=5), "seed": 6, **DOUBLE}
     whole, parts = stk.sample(UNEQUAL, solver, **run), stk.sample(UNEQUAL, solver, batch=4, **run)
     assert torch.equal(whole.x, parts.x)
     assert all(torch.equal(whole.tuned[name], parts.tuned[name]) for name in ("step_size", "scale", "length"))
@@ -306,7 +306,7 @@ def test_chains_do_not_depend_on_the_batch(solver):
 
 
 @pytest.mark.parametrize("stop", [10, 35, 55])
-@pytest.mark.parametrize("solver", [MCLMC(pilot=4), AdjustedMCLMC(leapfrogs=1, pilot=4)], ids=repr)
+@pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC(leapfrogs=1)], ids=repr)
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, solver, stop):
     class Stop(Exception):
         pass
@@ -319,7 +319,7 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, solver,
             raise Stop
         return (x.square() * torch.tensor([1.0, 9.0]).to(x)).sum(1) / 2
 
-    run = {"chains": 6, "steps": 20, "warmup": 40, "seed": 6, "batch": 2, **DOUBLE}
+    run = {"chains": 6, "steps": 20, "warmup": stk.Warmup(40, pilot=4), "seed": 6, "batch": 2, **DOUBLE}
     field, path = stk.Energy(energy, (2,)), tmp_path / "run.ckpt"
     undisturbed = stk.sample(field, solver, **run)
     calls[:] = 0, 2 * stop + 10
@@ -452,12 +452,19 @@ def test_failures_are_flagged():
     assert float(warmed.tuned["step_size"] * warmed.tuned["scale"].mean()) < 0.2
 
 
-@pytest.mark.parametrize("solver", [MCLMC(pilot=16), AdjustedMCLMC(pilot=16)], ids=repr)
+@pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC()], ids=repr)
 def test_chains_that_start_far_out_come_along(solver):
     """One among those that tune, one among those that follow."""
     init = torch.zeros((64, 2))
     init[7], init[40] = 12.0, 12.0
-    draws = stk.sample(stk.Energy(lambda x: (x.exp() - x).sum(1), (2,)), solver, init=init, steps=50, seed=1)
+    draws = stk.sample(
+        stk.Energy(lambda x: (x.exp() - x).sum(1), (2,)),
+        solver,
+        init=init,
+        steps=50,
+        warmup=stk.Warmup(pilot=16),
+        seed=1,
+    )
     assert draws.failures == {}
     assert float(draws.x[[7, 40]].abs().max()) < 10
     assert float(draws.x[[7, 40]].std(1).min()) > 0.3
@@ -471,14 +478,14 @@ AFAR += [
 
 
 @pytest.mark.parametrize(("mean", "std", "dim"), AFAR)
-@pytest.mark.parametrize("solver", [MCLMC(pilot=16), AdjustedMCLMC(pilot=16)], ids=repr)
+@pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC()], ids=repr)
 def test_warmup_arrives_from_afar(solver, mean, std, dim):
     """From N(0, I), wherever the target is and however small, also chains that do not tune.
 
     The bias of the unadjusted chain is at most 1 % of a variance.
     """
     field = stk.Energy(lambda x: ((x - mean) / std).square().sum(1) / 2, (dim,))
-    draws = stk.sample(field, solver, chains=64, steps=300, seed=1)
+    draws = stk.sample(field, solver, chains=64, steps=300, warmup=stk.Warmup(pilot=16), seed=1)
     rows = ((draws.x - mean) / std).double()
     limit = z_limit(2 * dim)
     assert draws.failures == {}

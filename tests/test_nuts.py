@@ -261,8 +261,8 @@ def test_evaluations_are_counted(monkeypatch):
 
 def test_chains_do_not_depend_on_the_batch():
     field = stk.Energy(lambda x: (x.square() * torch.tensor([1.0, 9.0, 100.0]).to(x)).sum(1) / 2, (3,))
-    run = {"chains": 13, "steps": 8, "warmup": 25, "seed": 6, "dtype": torch.float64}
-    solver = NUTS(pilot=5, metric="none")
+    run = {"chains": 13, "steps": 8, "warmup": stk.Warmup(25, pilot=5), "seed": 6, "dtype": torch.float64}
+    solver = NUTS(metric="none")
     whole, parts = stk.sample(field, solver, **run), stk.sample(field, solver, batch=4, **run)
     assert torch.equal(whole.x, parts.x)
     assert len(whole.stats["leapfrogs"][:, 0].unique()) > 2
@@ -310,8 +310,8 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
             raise Stop
         return (x.square() * torch.tensor([1.0, 9.0]).to(x)).sum(1) / 2
 
-    run = {"chains": 6, "steps": 20, "warmup": 40, "seed": 6, "dtype": torch.float64, "batch": 2}
-    solver, field = NUTS(pilot=4), stk.Energy(energy, (2,))
+    run = {"chains": 6, "steps": 20, "warmup": stk.Warmup(40, pilot=4), "seed": 6, "dtype": torch.float64, "batch": 2}
+    solver, field = NUTS(), stk.Energy(energy, (2,))
     undisturbed = stk.sample(field, solver, **run)
     path = tmp_path / "run.ckpt"
     calls[:] = 0, calls[0] * stop // 60
@@ -395,7 +395,7 @@ def test_a_dense_metric_learns_the_correlation():
 def test_a_chain_that_starts_far_out_comes_along(pilot):
     init = torch.zeros((16, 2))
     init[7] = 12.0
-    draws = stk.sample(stk.Energy(steep, (2,)), NUTS(pilot=pilot), init=init, steps=40, warmup=150, seed=1)
+    draws = stk.sample(stk.Energy(steep, (2,)), NUTS(), init=init, steps=40, warmup=stk.Warmup(150, pilot), seed=1)
     assert draws.x[7].std(0).min() > 0.3
     assert draws.stats["accept"][7].mean() > 0.3
 

@@ -89,7 +89,7 @@ def test_an_unadjusted_run_tunes_too_and_moves_always():
 
 
 def test_bad_input_is_named():
-    for name, value in (("step_size", -1), ("metric", "round"), ("accept", 1.5), ("adjusted", 1), ("pilot", 0)):
+    for name, value in (("step_size", -1), ("metric", "round"), ("accept", 1.5), ("adjusted", 1)):
         with pytest.raises(stk.ScoretkError, match=name):
             stk.PreconditionedLangevin(**{name: value})
     assert math.isclose(stk.PreconditionedLangevin(0.5)._eps, 1.0)

@@ -47,7 +47,7 @@ def test_sample_refuses_fields_and_solvers(value):
 SOLVER_OPTIONS = [
     (stk.ULA, "step_size"), (stk.ULA, "temperature"), (stk.ULA, "clip"), (stk.ULA, "box"), (stk.MALA, "step_size"), (stk.AnnealedLangevin, "levels"),
     (stk.AnnealedLangevin, "steps_per_level"), (stk.AnnealedLangevin, "step_size"), (stk.ProbabilityFlow, "method"),
-    (stk.HMC, "step_size"), (stk.HMC, "leapfrogs"), (stk.HMC, "jitter"), (stk.HMC, "metric"), (stk.HMC, "accept"), (stk.HMC, "pilot"),
+    (stk.HMC, "step_size"), (stk.HMC, "leapfrogs"), (stk.HMC, "jitter"), (stk.HMC, "metric"), (stk.HMC, "accept"), (stk.Warmup, "pilot"), (stk.Warmup, "steps"),
     (stk.Underdamped, "step_size"), (stk.Underdamped, "friction"), (stk.Underdamped, "temperature"), (stk.GHMC, "friction"),
     (stk.ChEES, "step_size"), (stk.ChEES, "length"), (stk.ChEES, "learning_rate"), (stk.ChEES, "most"),
     (stk.ProbabilityFlow, "steps"), (stk.ProbabilityFlow, "grid"), (stk.ProbabilityFlow, "rtol"), (stk.ProbabilityFlow, "max_steps"),

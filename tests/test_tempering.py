@@ -19,7 +19,8 @@ from scoretk.models.targets.lattices import Ising, Potts
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from scoretk.run.drive import begin
 from scoretk.solvers.mala import MALAState
-from scoretk.solvers.tempering import ParallelTempering, even_ladder, swap_log_ratio, window_ends
+from scoretk.solvers.tempering import ParallelTempering, swap_log_ratio
+from scoretk.solvers.warmup.ladder import even_ladder, window_ends
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
 from tests.test_discrete import all_states, distance, law
 
@@ -316,8 +317,8 @@ class Elementwise:
 
 @pytest.mark.parametrize("kernel", [stk.HMC(**SMALL), stk.NUTS(metric="none", max_depth=3), stk.MALA(0.2)])
 def test_chains_do_not_depend_on_the_batch(kernel):
-    solver = ParallelTempering(kernel, replicas=3, pilot=5)
-    run = {"chains": 13, "steps": 12, "warmup": 30, "seed": 6, "dtype": torch.float64}
+    solver = ParallelTempering(kernel, replicas=3)
+    run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(30, pilot=5), "seed": 6, "dtype": torch.float64}
     whole, parts = (stk.sample(Elementwise(), solver, **run, batch=batch) for batch in (None, 4))
     assert torch.equal(whole.x, parts.x)
     fewer = stk.sample(Elementwise(), solver, **(run | {"chains": 7}))
@@ -340,8 +341,8 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
             raise Stop
         return (x[:, 0] ** 2 - 1) ** 2 + x[:, 1] ** 2
 
-    run = {"chains": 6, "steps": 20, "warmup": 40, "seed": 6, "dtype": torch.float64, "batch": 2}
-    solver = ParallelTempering(stk.HMC(**SMALL), replicas=3, pilot=4)
+    run = {"chains": 6, "steps": 20, "warmup": stk.Warmup(40, pilot=4), "seed": 6, "dtype": torch.float64, "batch": 2}
+    solver = ParallelTempering(stk.HMC(**SMALL), replicas=3)
     field = stk.Energy(energy, (2,))
     undisturbed = stk.sample(field, solver, **run)
     path = tmp_path / "run.ckpt"
@@ -399,7 +400,6 @@ def test_a_failed_start_is_flagged_and_the_others_go_on():
         ({"temperatures": (1.0,)}, "temperatures"),
         ({"temperatures": 3.0}, "temperatures"),
         ({"kernel_steps": 0}, "kernel_steps"),
-        ({"pilot": 0}, "pilot"),
         ({"kernel": stk.ULA(0.1)}, "kernel"),
         ({"kernel": stk.HMC()}, "nothing to tune"),
         ({"kernel": stk.ChEES(0.1, metric="none")}, "nothing to tune"),

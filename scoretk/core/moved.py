@@ -25,7 +25,7 @@ MOVED = {
     "matrix": "solvers.matrix",
     "solvers.metropolis": "solvers.parts.metropolis",
     "solvers.nested": "solvers.parts.nested",
-    "solvers.tuning": "solvers.warmup.tuning",
+    "solvers.tuning": "solvers.warmup.step_size solvers.warmup.scales solvers.warmup.halving",
     "solvers.tuned": "solvers.warmup.tuned",
     "mixing": "diagnostics.mixing",
     "verdict": "diagnostics.verdict",

@@ -31,12 +31,13 @@ from scoretk.run.draws import Cost, Draws
 from scoretk.run.drive import Schedule
 from scoretk.run.record import RECORDERS, Constraining, Recorder
 from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
-from scoretk.solvers.base import Solver, TunedSolver, adapts, is_grid, traits
+from scoretk.solvers.base import Solver, adapts, is_grid, traits
+from scoretk.solvers.warmup.plan import Warmup, planned
 
 __all__ = ["sample"]
 
 DEFAULT_CHAINS = 1024
-DEFAULT_WARMUP = 500
+DEFAULT_WARMUP = Warmup.steps
 MOST_CHAINS = 2**32
 STEPS_A_START = 1 << 16
 """Steps of the noise's START stream that an attempt at a start may take."""
@@ -47,7 +48,7 @@ def sample(
     solver: Solver | str | None = None,
     chains: int | range | None = None,
     steps: int | None = None,
-    warmup: int | None = None,
+    warmup: int | Warmup | None = None,
     thin: int | None = None,
     seed: int = 0,
     init: Tensor | None = None,
@@ -74,9 +75,10 @@ def sample(
             "my-package/my-kernel", which means its class with the defaults. By default `ChEES()` for an energy, which tunes
             itself, `GibbsWithGradients()` for discrete states, and `ProbabilityFlow()` for a field in time.
         chains: how many, or which: `range(8, 16)` gives chains 8 to 15 of a run of 16. By default as many as `init` has rows,
-            else 1024. Where warmup tunes the solver, the first chains of that run do (its `pilot`), in the range or not.
+            else 1024. Where warmup tunes the solver, the first chains of that run do (`Warmup.pilot`), in the range or not.
         steps, warmup, thin: for kernels, which run warmup + steps steps and keep steps // thin draws (defaults 1000, 0,
-            1). Solvers that tune themselves do so in warmup (default 500). Solvers with a grid of their own refuse them.
+            1). Solvers that tune themselves do so in warmup (default 500; a number, or a `Warmup`). Solvers with a grid of their
+            own refuse them.
         seed: in [0, 2^64).
         init: where the chains start, a row for each chain asked for, `(chains, *event_shape)`, for a `constrained` field in
             the user's space. By default a timed field's `base`, a static field's own `initial(n, noise)`, else N(0, I). Chains
@@ -88,7 +90,7 @@ def sample(
             "checkpoint" keeps the states only and computes each step again on the way back: the same gradients in less memory;
             "adjoint", for adaptive methods of `ProbabilityFlow`, keeps the ends of the grid's intervals only and solves the
             adjoint equation on the way back: the gradients to the solver's tolerance.
-        batch: chains at a time, for memory; the draws are the same. The chains that tune a solver, its `pilot`, run together.
+        batch: chains at a time, for memory; the draws are the same. The chains that tune a solver, the pilot, run together.
         device, dtype: of the state, float32 or float64; by default those of `init`, else of the model.
         compile: whether to compile the step with torch.compile. Where the compiler cannot take the field (data-dependent
             control flow, a call to other libraries), a warning names the line, and the run goes on as without.
@@ -112,7 +114,8 @@ def sample(
     ids = _chains(chains, start)
     rows = _condition_rows(cond, len(ids), place)
     size = len(ids) if batch is None else count("batch", batch, least=1)
-    parts = _parts(ids, size, solver)
+    plan = _plan(solver, warmup)
+    parts = _parts(ids, size, plan.pilot if adapts(solver) else 0)
     _check_pilot(parts, solver, start, rows)
     saved = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)
     recorder = _recorder(model, keep)
@@ -126,7 +129,7 @@ def sample(
                 part,
                 start,
                 rows,
-                (steps, warmup, thin, keep),
+                (steps, None if warmup is None else plan.steps, thin, keep),
                 place,
             )
             for part in parts
@@ -144,6 +147,7 @@ def sample(
             start,
             rows,
             compile,
+            plan.pilot if adapts(solver) else None,
         )
         saving = None
         if saved is not None:
@@ -210,11 +214,11 @@ def _default_solver(model: Any) -> Solver:
     )  # fmt: skip
 
 
-def _parts(ids: range, batch: int, solver: Solver) -> list[_Part]:
-    """The batches. The chains that tune the solver are the first of the run, whether they are asked for or not."""
+def _parts(ids: range, batch: int, tuning: int) -> list[_Part]:
+    """The batches. So many chains that tune the solver are the first of the run, whether they are asked for or not."""
     parts, begun = [], 0
-    if isinstance(solver, TunedSolver) and solver.adapts:
-        pilot = range(min(ids[-1] + 1, solver.pilot))
+    if tuning:
+        pilot = range(min(ids[-1] + 1, tuning))
         begun = len(range(ids.start, min(ids.stop, pilot.stop), ids.step))
         first = min(ids.start, pilot.stop)
         parts.append(
@@ -226,6 +230,14 @@ def _parts(ids: range, batch: int, solver: Solver) -> list[_Part]:
         j = min(i + batch, len(ids))
         parts.append(_Part(ids[i:j], slice(0, j - i), slice(i, j)))
     return parts
+
+
+def _plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:
+    """How the warmup goes."""
+    if isinstance(warmup, Warmup):
+        return warmup
+    steps = (DEFAULT_WARMUP if adapts(solver) else 0) if warmup is None else count("warmup", warmup)
+    return planned(solver, steps)
 
 
 def _check_pilot(parts: list[_Part], solver: Solver, start: Tensor | None, rows: dict[str, Tensor]) -> None:
@@ -413,7 +425,7 @@ def _schedule(
         return Schedule(len(milestones), kept=last if keep == "last" else milestones, milestones=milestones)
     n = 1000 if steps is None else count("steps", steps, least=1)
     tunes = adapts(solver)
-    first = (DEFAULT_WARMUP if tunes else 0) if warmup is None else count("warmup", warmup)
+    first = (DEFAULT_WARMUP if tunes else 0) if warmup is None else warmup
     if tunes and first == 0:
         raise InvalidArgument(
             "warmup", 0, f"at least one step, in which {type(solver).__name__} tunes itself",
@@ -439,7 +451,7 @@ def _torch_state(device: str) -> dict[str, Any]:
 
 def _settings(
     origin: str, model: Any, solver: Any, ids: range, seed: int, keep: str, batch: int, place: _Place,
-    schedule: Schedule, start: Tensor | None, rows: dict[str, Tensor], compiled: bool,
+    schedule: Schedule, start: Tensor | None, rows: dict[str, Tensor], compiled: bool, pilot: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
     return {
@@ -447,7 +459,7 @@ def _settings(
         "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
         "solver": without_addresses(repr(solver)), "chains": len(ids) if ids == range(len(ids)) else repr(ids),
         "seed": integer("seed", seed, below=2**64), "steps": schedule.total - schedule.warmup,
-        "warmup": schedule.warmup, "thin": schedule.thin, "keep": keep, "batch": min(batch, len(ids)),
+        "warmup": schedule.warmup, "pilot": pilot, "thin": schedule.thin, "keep": keep, "batch": min(batch, len(ids)),
         "device": place.device.type, "dtype": str(place.dtype).removeprefix("torch."), "compile": compiled,
         "init": None if start is None else tensor_digest({"init": start})[:16],
         "cond": tensor_digest(rows)[:16] if rows else None,

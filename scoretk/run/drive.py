@@ -91,26 +91,22 @@ class Moment:
     reach: Tensor | None = None
 
 
-def state_leaves(state: Any) -> dict[str, Tensor]:
-    """The state's tensors by name; those of a tuple field are numbered."""
+def state_leaves(nest: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of nested NamedTuples and tuples by their names; those of a plain tuple are numbered."""
     leaves: dict[str, Tensor] = {}
-    for name, value in zip(state._fields, state, strict=True):
-        if isinstance(value, tuple):
-            leaves |= {f"{name}.{i}": part for i, part in enumerate(value)}
-        else:
-            leaves[name] = value
+    for name, value in zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True):
+        leaves |= state_leaves(value, f"{prefix}{name}.") if isinstance(value, tuple) else {f"{prefix}{name}": value}
     return leaves
 
 
-def with_leaves(state: Any, leaves: dict[str, Tensor]) -> Any:
-    """The state with its tensors replaced."""
-    values: list[Any] = []
-    for name, value in zip(state._fields, state, strict=True):
-        if isinstance(value, tuple):
-            values.append(tuple(leaves[f"{name}.{i}"] for i in range(len(value))))
-        else:
-            values.append(leaves[name])
-    return type(state)(*values)
+def with_leaves(nest: Any, leaves: dict[str, Tensor], prefix: str = "") -> Any:
+    """The same with its tensors replaced."""
+    names = getattr(nest, "_fields", range(len(nest)))
+    values = [
+        with_leaves(value, leaves, f"{prefix}{name}.") if isinstance(value, tuple) else leaves[f"{prefix}{name}"]
+        for name, value in zip(names, nest, strict=True)
+    ]
+    return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
 
 
 def _chain_leaves(state: Any) -> dict[str, Tensor]:
@@ -171,11 +167,11 @@ def begin(
         state, status, torch.where(finite, -1, 0), evaluations=attempts * len(x), reach=reach_of(solver, bound, state.x)
     )
     if tunes and bool(finite.any()):
-        moment.state, moment.tuning, spent = solver.begin_tuning(bound, state, noise, finite)
+        moment.state, moment.tuning, spent = solver.adaptation.begin(solver, bound, state, noise, finite)
         moment.evaluations += spent * len(x)
     if tuned is not None:
         moment.state = state._replace(**{name: value.clone() for name, value in tuned.items()})
-        moment.tuning = solver.begin_following(state)
+        moment.tuning = solver.adaptation.follow(state)
     return moment
 
 
@@ -269,9 +265,10 @@ class _Eager:
             before = status
             if tuning is not None and step < warmup:
                 alive = status == int(Status.OK)
-                new, info, tuning = self.solver.adapt(self.bound, state, tuning, self.noise, alive, step, warmup)
-                now = (state, status, failed_at, moment.reach)
-                state, status, failed_at, stats, used = _settled(new, info, now, step, probe)
+                now = (self.noise, alive, step, warmup)
+                new, info, tuning = self.solver.adaptation.update(self.solver, self.bound, state, tuning, *now)
+                held = (state, status, failed_at, moment.reach)
+                state, status, failed_at, stats, used = _settled(new, info, held, step, probe)
             else:
                 arguments = (self.solver, self.fast, self.noise, (state, status, failed_at, moment.reach), step, probe)
                 made = (

@@ -27,6 +27,7 @@ from scoretk.solvers.reverse_sde import ReverseSDE
 from scoretk.solvers.tempering import ParallelTempering
 from scoretk.solvers.ula import ULA
 from scoretk.solvers.underdamped import GHMC, Underdamped
+from scoretk.solvers.warmup.plan import Warmup
 
 __all__ = [
     "AIS",
@@ -55,6 +56,7 @@ __all__ = [
     "Solver",
     "State",
     "Underdamped",
+    "Warmup",
     "is_grid",
     "largest_distance",
     "ncsnv2_ladder",

@@ -85,26 +85,23 @@ class Solver(Protocol):
 
 @runtime_checkable
 class TunedSolver(Solver, Protocol):
-    """A kernel that warmup tunes. What it tunes are leaves of its state that are not the chains' own (`shared`)."""
+    """A kernel that warmup tunes. What it tunes are leaves of its state that are not the chains' own (`shared`).
+
+    `scoretk.solvers.warmup.tuned.Tunable` has all of it but `adaptation`.
+    """
 
     @property
-    def adapts(self) -> bool:
-        """Whether there is anything to tune."""
+    def adaptation(self) -> Any:
+        """What of it warmup learns: a `scoretk.solvers.warmup.adaptation.Adaptation`, without parts where that is nothing."""
 
-    @property
-    def pilot(self) -> int:
-        """How many chains, the first ones, tune for all."""
+    def trial(self, field: Any, state: Any, noise: NoiseSource, shorter: Tensor) -> Any:
+        """A step of warmup, a `scoretk.solvers.warmup.learning.Trial`; shorter, a factor on each chain's step size."""
 
-    def begin_tuning(self, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Any, int]:
-        """The state to begin with, a NamedTuple of what tuning remembers, and the evaluations a chain that this took."""
+    def first_step(self, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[float, int]:
+        """A step size to begin with, and the evaluations a chain that this took."""
 
-    def begin_following(self, state: Any) -> Any:
-        """For chains that take over what the pilot has tuned: a NamedTuple of what they remember in warmup."""
-
-    def adapt(
-        self, field: Any, state: Any, tuning: Any, noise: NoiseSource, alive: Tensor, step: int, warmup: int
-    ) -> tuple[Any, Info, Any]:
-        """A step of warmup and what is learned from it; alive `(chains,)` of bool, the chains that are well."""
+    def of_leapfrog(self, size: float, dim: int) -> float:
+        """The step size in `dim` dimensions that goes with a leapfrog step of size `size`."""
 
 
 @runtime_checkable
@@ -175,7 +172,7 @@ def is_planned(solver: Any) -> bool:
 
 def adapts(solver: Any) -> bool:
     """Whether warmup tunes the solver."""
-    return bool(getattr(solver, "adapts", False))
+    return isinstance(solver, TunedSolver) and bool(solver.adaptation.parts)
 
 
 def check_settled(name: str, solver: Any) -> None:

@@ -44,7 +44,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -57,27 +57,16 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
-from scoretk.solvers.hmc import DIVERGENCE, SHARED, HMCState, Point, leapfrog
+from scoretk.solvers.hmc import SHARED, HMCState
+from scoretk.solvers.parts.leapfrog import DIVERGENCE, Point
 from scoretk.solvers.parts.metropolis import metropolis
-from scoretk.solvers.warmup.approach import Place, Report, Stride, beside, common_stride, stride
+from scoretk.solvers.warmup.adaptation import Adaptation, Approach
+from scoretk.solvers.warmup.learning import Part, Trial
+from scoretk.solvers.warmup.length import Multiple, Spread
+from scoretk.solvers.warmup.plan import takes_pilot
+from scoretk.solvers.warmup.scales import Scales
+from scoretk.solvers.warmup.step_size import DualAveraging, EnergyError, number
 from scoretk.solvers.warmup.tuned import Tunable
-from scoretk.solvers.warmup.tuning import (
-    PATIENCE,
-    Following,
-    Tuning,
-    accumulate,
-    approach,
-    begin_following,
-    begin_tuning,
-    first_step_size,
-    next_idle,
-    next_step_size,
-    pooled_acceptance,
-    restart,
-    scales,
-    shortening,
-    window_end,
-)
 
 __all__ = ["INTEGRATORS", "MCLMC", "AdjustedMCLMC"]
 
@@ -171,7 +160,6 @@ class _Isokinetic(Tunable):
     length: float | None
     metric: str
     integrator: str
-    pilot: int
 
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
@@ -185,7 +173,6 @@ class _Isokinetic(Tunable):
                 positive(name, getattr(self, name))
         option("metric", self.metric, METRICS)
         option("integrator", self.integrator, INTEGRATORS)
-        counts(self, pilot=1)
 
     @property
     def _gradients(self) -> int:
@@ -202,81 +189,41 @@ class _Isokinetic(Tunable):
             )  # fmt: skip
         size = self.step_size if self.step_size is not None else math.sqrt(shape.numel()) / 4
         length = self.length if self.length is not None else length
-        return torch.zeros((), dtype=torch.int64), _number(size), x.new_ones(shape), _number(length)
+        return torch.zeros((), dtype=torch.int64), number(size), x.new_ones(shape), number(length)
 
-    def begin_following(self, state: MCLMCState | HMCState) -> Following:
-        """Nothing learned: the others' step size, scales and length are there."""
-        return begin_following(state.x)
+    def of_leapfrog(self, size: float, dim: int) -> float:
+        """How far a step goes for which Hamiltonian Monte Carlo makes as many leapfrog steps as it has drifts."""
+        return size * (math.sqrt(dim) * self._gradients)
 
-    def begin_tuning(self, field: StaticField, state: S, noise: NoiseSource, alive: Tensor) -> tuple[S, Tuning, int]:
-        """The state with a first step size, nothing learned yet, and the evaluations that this took a chain."""
-        if self.step_size is not None:
-            return state, begin_tuning(state.x, self.step_size, "diagonal"), 0
-        tried = 0
+    @property
+    def adaptation(self) -> Adaptation:
+        """What is not given; where the step size is not, all chains go their own way first."""
+        tuned = self.step_size is None
+        step_size = (self._pooled(),) if tuned else ()
+        parts = (*step_size, *self._lengths(), Scales(self.metric, ("step_size",) if tuned else ()), *self._multiples())
+        return (
+            Adaptation(parts, Approach(self.metric, always=True) if tuned else None) if self._learns else Adaptation()
+        )
 
-        def accept(size: float) -> float:
-            nonlocal tried
-            tried += 1
-            return float(self._hamiltonian(field, state, noise, size, 1)[1][alive].mean())
+    def _pooled(self) -> Part:
+        """What the step size is tuned by."""
+        raise NotImplementedError
 
-        size = first_step_size(accept, APPROACH_ACCEPT) * self._reach(state)
-        return state._replace(step_size=_number(size)), begin_tuning(state.x, size, "diagonal"), tried
+    @property
+    def _learns(self) -> bool:
+        """Whether there is anything to learn."""
+        return self.step_size is None or self.length is None or self.metric != "none"
 
-    def _reach(self, state: S) -> float:
-        """How far a step goes for which Hamiltonian Monte Carlo makes as many leapfrog steps of size one as it has drifts."""
-        return math.sqrt(state.x.shape[1:].numel()) * self._gradients
+    def _lengths(self) -> tuple[Part, ...]:
+        """What the length is tuned by."""
+        return (Spread(self.reach),) if self.length is None else ()
 
-    def _hamiltonian(
-        self, field: StaticField, state: S, noise: NoiseSource, eps: Tensor | float, leapfrogs: int
-    ) -> tuple[S, Tensor, Tensor]:
-        """The state after a trajectory of Hamiltonian Monte Carlo, its acceptance probability and its error, `(chains,)`."""
-        here = Point(state.x, state.energy, state.grad)
-        momentum = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        end = leapfrog(field, here, momentum, eps, leapfrogs, state.scale, False)
-        chosen, probability = metropolis(here, end.point, -end.error, state.step, noise)
-        return state._replace(**chosen._asdict(), step=state.step + 1), probability, end.error
-
-    def _approaches(self, step: int, warmup: int) -> bool:
-        """Whether this step of warmup is one in which each chain goes its own way."""
-        return self.step_size is None and step < approach(warmup)
-
-    def _approach(
-        self, field: StaticField, state: S, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor, step: int,
-        warmup: int,
-    ) -> tuple[S, Report, Tuning | Following]:  # fmt: skip
-        """Such a step, what there is to report, and what is learned; with the last common step size and scales are there."""
-        steps, own = approach(warmup), Stride(tuning.log_size, tuning.log_curvature)
-        here = Place(state.x, state.energy, state.grad)
-        place, own, report = stride(field, here, own, noise, state.step, step, steps)
-        state, tuning = state._replace(**place._asdict(), step=state.step + 1), tuning._replace(**own._asdict())
-        if isinstance(tuning, Following) or step < steps - 1:
-            return state, report, tuning
-        size, scale = common_stride(own, alive, self.metric, state.scale)
-        size *= self._reach(state)
-        return state._replace(step_size=_number(size), scale=scale), report, tuning._replace(averaging=restart(size))
-
-    def _learn(self, state: S, tuning: Tuning, alive: Tensor, step: int, warmup: int) -> tuple[S, Tuning, bool]:
-        """Scales and length after a step of warmup, and whether a window has ended with it, so that the step size is new."""
-        counts, ends = window_end(step, warmup)
-        if not counts:
-            return state, tuning, False
-        tuning = accumulate(tuning, state.x[alive], False)
-        if not ends:
-            return state, tuning, False
-        tuning, spread = scales(tuning, "diagonal", state.scale)
-        scale = spread if self.metric == "diagonal" else state.scale
-        if self.step_size is None:  # in scaled space all lengths change by the factor by which the scales have grown
-            grown = float((scale / state.scale).log().mean().exp())
-            state = state._replace(step_size=state.step_size / grown)
-        if self.length is None:
-            state = state._replace(length=_number(self.reach * float((spread / scale).square().sum().sqrt())))
-        return state._replace(scale=scale), tuning, True
+    def _multiples(self) -> tuple[Part, ...]:
+        """What follows the step size when this is tuned."""
+        return ()
 
 
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
+@takes_pilot
 @dataclass(frozen=True)
 class MCLMC(_Isokinetic):
     """Microcanonical Langevin Monte Carlo, unadjusted: for many dimensions, where a Metropolis decision makes steps small.
@@ -284,7 +231,7 @@ class MCLMC(_Isokinetic):
     Arguments: step_size eps and length L over which the direction is forgotten, both lengths in the space that the scales
     make, None to tune them in warmup, L as the root of the summed variances; metric, "diagonal" or "none": the scales learned in
     warmup; integrator, "minimal-norm" (two gradients a step) or "leapfrog" (one); energy_variance, the mean square of W per
-    dimension aimed at: less of it, less bias; pilot, how many chains (the first ones) tune for all.
+    dimension aimed at: less of it, less bias.
     Reports "energy" and "energy_error", W of the step. A chain that leaves the target's support is `NONFINITE`, except in warmup,
     where it stays and the step size shrinks. Raises `InvalidArgument` in fewer than two dimensions.
     """
@@ -294,7 +241,6 @@ class MCLMC(_Isokinetic):
     metric: str = "diagonal"
     integrator: str = "minimal-norm"
     energy_variance: float = 5e-4
-    pilot: int = 256
 
     exact: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
@@ -313,10 +259,8 @@ class MCLMC(_Isokinetic):
         """How long a step is, for unrolling compiled steps: a turn is some four operations as long as a kick."""
         return 4 * self._gradients
 
-    @property
-    def adapts(self) -> bool:
-        """Whether warmup tunes anything."""
-        return self.step_size is None or self.length is None or self.metric != "none"
+    def _pooled(self) -> Part:
+        return EnergyError(self.energy_variance)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> MCLMCState:
         tunables = self._tunables(x, math.sqrt(x.shape[1:].numel()))
@@ -340,59 +284,23 @@ class MCLMC(_Isokinetic):
         new = state._replace(**end.point._replace(energy=energy)._asdict(), velocity=end.velocity, step=state.step + 1)
         return new, {"energy": new.energy, "energy_error": end.error}
 
-    def adapt(
-        self, field: StaticField, state: MCLMCState, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor,
-        step: int, warmup: int,
-    ) -> tuple[MCLMCState, Info, Tuning | Following]:  # fmt: skip
-        """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
-        if self._approaches(step, warmup):
-            new, report, learned = self._approach(field, state, tuning, noise, alive, step, warmup)
-            spent = beside(self, report.gradients, alive)
-            return new, {"energy": new.energy, "energy_error": report.error, "evaluations": spent}, learned
-        eps = state.step_size.to(state.x.dtype) * shortening(tuning.idle, state.x.dtype)
+    def trial(self, field: StaticField, state: MCLMCState, noise: NoiseSource, shorter: Tensor) -> Trial:
+        """As `Tunable.trial`; a chain that would not end at finite numbers stays, and has not moved."""
+        eps = state.step_size.to(state.x.dtype) * shorter
         new, info = self._stepped(field, state, noise, eps)
         own = ("x", "velocity", "energy", "grad")
         moved = torch.stack([finite_rows(v) for v in (*new[: len(own)], info["energy_error"])]).all(0)
         held = {name: select_rows(moved, getattr(new, name), getattr(state, name)) for name in own}
-        new, idle = new._replace(**held), next_idle(tuning.idle, moved.to(eps.dtype))
-        info = {"energy": new.energy, "energy_error": info["energy_error"]}
-        if isinstance(tuning, Following):
-            return new, info, tuning._replace(idle=idle)
-        if self.step_size is None:
-            usual, aim = alive & (tuning.idle <= PATIENCE), self.energy_variance * new.x.shape[1:].numel()
-            xi = torch.where(moved, info["energy_error"].double().square() / aim, torch.inf)
-            tuning, size = _resized(tuning, xi[usual], _rounding(new.energy)[usual] / aim, float(new.step_size))
-            new = new._replace(step_size=_number(size))
-        new, tuning, ended = self._learn(new, tuning._replace(idle=idle), alive, step, warmup)
-        return new, info, tuning._replace(averaging=restart(float(new.step_size))) if ended else tuning
+        new = new._replace(**held)
+        return Trial(new, {"energy": new.energy, "energy_error": info["energy_error"]}, moved.to(eps.dtype))
 
 
-def _rounding(energy: Tensor) -> Tensor:
-    """The mean square of the error that rounding two energies of this size makes in their difference."""
-    size = energy.abs()
-    return (torch.nextafter(size, torch.full_like(size, torch.inf)) - size).double().square() / 6
-
-
-def _resized(tuning: Tuning, xi: Tensor, rounding: Tensor, size: float) -> tuple[Tuning, float]:
-    """The next step size of warmup, from this one and the xi of the chains that took it, and what rounding adds to each.
-
-    Where it is mostly rounding the step does not grow: how long it may be cannot be seen. Of `averaging` it uses n alone.
-    """
-    if not len(xi):
-        return tuning, size
-    *before, n = tuning.averaging.tolist()
-    n += 1
-    pooled = float((torch.minimum(xi, MOST_CHANGE + rounding) - rounding).mean())
-    pooled = max(pooled, 1.0 if float(rounding.mean()) > 1 else 1 / MOST_CHANGE)
-    size *= (1 + max(2 / (n + 1), 1 / MEMORY) * (pooled - 1)) ** (-1 / 6)
-    return tuning._replace(averaging=torch.tensor([*before, n], dtype=torch.float64)), size
-
-
+@takes_pilot
 @dataclass(frozen=True)
 class AdjustedMCLMC(_Isokinetic):
     """Microcanonical Hamiltonian Monte Carlo with a Metropolis decision: exact at any step size.
 
-    Arguments: step_size, metric, integrator and pilot as in `MCLMC`; length of a trajectory, None to tune it in warmup, as a
+    Arguments: step_size, metric and integrator as in `MCLMC`; length of a trajectory, None to tune it in warmup, as a
     quarter of a Gaussian's period, pi/2 times the root of the summed variances; leapfrogs, a fixed number N of steps of the
     integrator in place of a length (only then can it be compiled); jitter in [0, 1), the half width of the uniform factor on each
     trajectory's step size; accept, the acceptance aimed at; most, the largest number of steps in a trajectory.
@@ -407,7 +315,7 @@ class AdjustedMCLMC(_Isokinetic):
     metric: str = "diagonal"
     integrator: str = "minimal-norm"
     accept: float = 0.9
-    pilot: int = 256
+    _: KW_ONLY
     most: int = 1000
 
     reach: ClassVar[float] = math.pi / 2
@@ -440,9 +348,17 @@ class AdjustedMCLMC(_Isokinetic):
         return 4 * (self.leapfrogs or 1) * self._gradients
 
     @property
-    def adapts(self) -> bool:
-        """Whether warmup tunes anything."""
+    def _learns(self) -> bool:
         return self.step_size is None or self.metric != "none" or (self.length is None and self.leapfrogs is None)
+
+    def _pooled(self) -> Part:
+        return DualAveraging(self.accept)
+
+    def _lengths(self) -> tuple[Part, ...]:
+        return super()._lengths() if self.leapfrogs is None else ()
+
+    def _multiples(self) -> tuple[Part, ...]:
+        return () if self.leapfrogs is None else (Multiple(self.leapfrogs),)
 
     @property
     def _first_steps(self) -> int:
@@ -484,27 +400,7 @@ class AdjustedMCLMC(_Isokinetic):
             return info
         return info | {"evaluations": torch.full_like(info["diverging"], gradients, dtype=torch.int64)}
 
-    def adapt(
-        self, field: StaticField, state: HMCState, tuning: Tuning | Following, noise: NoiseSource, alive: Tensor,
-        step: int, warmup: int,
-    ) -> tuple[HMCState, Info, Tuning | Following]:  # fmt: skip
-        """As `MCLMC.adapt`; the step size by dual averaging on the acceptance."""
-        if self._approaches(step, warmup):
-            state, report, tuning = self._approach(field, state, tuning, noise, alive, step, warmup)
-            info = self._reported(state, report.accept, report.error, report.gradients)
-            return state, info | {"evaluations": beside(self, report.gradients, alive)}, tuning
-        eps = state.step_size.to(state.x.dtype) * shortening(tuning.idle, state.x.dtype)
-        state, info = self._stepped(field, state, noise, eps)
-        idle = next_idle(tuning.idle, info["accept"])
-        if isinstance(tuning, Following):
-            return state, info, tuning._replace(idle=idle)
-        if self.step_size is None:
-            rate = pooled_acceptance(tuning.idle, info["accept"], alive)
-            tuning, size = next_step_size(tuning, rate, self.accept, step == warmup - 1)
-            state = state._replace(step_size=_number(size))
-        state, tuning, ended = self._learn(state, tuning._replace(idle=idle), alive, step, warmup)
-        if ended:
-            tuning = tuning._replace(averaging=restart(float(state.step_size)))
-        if self.leapfrogs is not None:
-            state = state._replace(length=self.leapfrogs * state.step_size)
-        return state, info, tuning
+    def trial(self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor) -> Trial:
+        """As `Tunable.trial`; trajectories are of as many steps for all chains."""
+        state, info = self._stepped(field, state, noise, state.step_size.to(state.x.dtype) * shorter)
+        return Trial(state, info, info["accept"])

@@ -27,7 +27,7 @@ and Lao, Dillon, "Unrolled implementation of No-U-Turn sampler" (2019), for doin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -39,8 +39,10 @@ from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
-from scoretk.solvers.hmc import DIVERGENCE, HMCState, Point, Stepping, leapfrog
+from scoretk.solvers.hmc import HMCState, Stepping
+from scoretk.solvers.parts.leapfrog import DIVERGENCE, Point, leapfrog
 from scoretk.solvers.parts.nested import NestedNoise
+from scoretk.solvers.warmup.plan import takes_pilot
 
 __all__ = ["NUTS"]
 
@@ -203,11 +205,12 @@ def in_order(pieces: list[Found]) -> Found:
     return Found(Point(x, energy, grad), *rest)
 
 
+@takes_pilot
 @dataclass(frozen=True)
 class NUTS(Stepping):
     """The No-U-Turn sampler with multinomial weights: each chain's trajectories are as long as its place asks.
 
-    Arguments: step_size, metric and pilot as in `HMC`; accept, the average over a trajectory's points of min(1, exp(H_0 - H))
+    Arguments: step_size and metric as in `HMC`; accept, the average over a trajectory's points of min(1, exp(H_0 - H))
     that the step size is tuned to; max_depth, the most doublings.
     Reports "accept" (that average), "energy", "hamiltonian" (at the start), "diverging" (a trajectory ended by an error of the
     total energy above 1000, or by what is not finite), "leapfrogs" and "depth" (the doublings kept).
@@ -216,7 +219,7 @@ class NUTS(Stepping):
     step_size: float | None = None
     metric: str = "diagonal"
     accept: float = 0.8
-    pilot: int = 256
+    _: KW_ONLY
     max_depth: int = 10
 
     capturable: ClassVar[bool] = False

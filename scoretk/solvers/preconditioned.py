@@ -15,26 +15,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from torch import Tensor
 
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
-from scoretk.solvers.hmc import HMCState, Stepping
+from scoretk.solvers.hmc import Hamiltonian, HMCState
+from scoretk.solvers.warmup.learning import Trial
+from scoretk.solvers.warmup.plan import takes_pilot
 
 __all__ = ["PreconditionedLangevin"]
 
 
+@takes_pilot
 @dataclass(frozen=True)
-class PreconditionedLangevin(Stepping):
+class PreconditionedLangevin(Hamiltonian):
     """Langevin with the target's own scales: MALA, or ULA with adjusted=False.
 
     Arguments: step_size h > 0 in units of the squared scales, None to tune it in warmup; metric, "diagonal", "dense" or "none",
     the scales learned in warmup; accept, the acceptance aimed at; adjusted, whether proposals are accepted or rejected (in warmup
-    they always are: the step size of the unadjusted chain is the one at which MALA would accept so often); pilot, how many
-    chains tune for all.
+    they always are: the step size of the unadjusted chain is the one at which MALA would accept so often).
     Reports what `HMC` does. `draws.tuned["step_size"]` is `eps = sqrt(2 h)`.
     """
 
@@ -42,7 +46,6 @@ class PreconditionedLangevin(Stepping):
     metric: str = "diagonal"
     accept: float = 0.574
     adjusted: bool = True
-    pilot: int = 256
 
     capturable: ClassVar[bool] = True
     step_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
@@ -61,12 +64,17 @@ class PreconditionedLangevin(Stepping):
     def _eps(self) -> float | None:
         return None if self.step_size is None else math.sqrt(2 * self.step_size)
 
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
+        return self._start(field, x, 0.0)
+
     def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
         new, info, end = self._trajectory(field, state, noise, state.step_size.to(state.x.dtype), 1)
         if self.adjusted:
             return new, info
         return new._replace(**end.point._asdict()), info | {"energy": end.point.energy}
 
-    def _stepped(self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any) -> tuple[HMCState, Info]:
-        new, info, _ = self._trajectory(field, state, noise, across(eps, state.x) if eps.ndim else eps, 1)
-        return new, info
+    def trial(self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor) -> Trial:
+        """As `Tunable.trial`; in warmup proposals are accepted or rejected whether the solver is adjusted or not."""
+        eps = across(state.step_size.to(state.x.dtype) * shorter, state.x)
+        new, info, _ = self._trajectory(field, state, noise, eps, 1)
+        return Trial(new, info, info["accept"])

@@ -36,7 +36,6 @@ from dataclasses import field as dataclass_field
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -49,23 +48,18 @@ from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.wrapped import Kind, Wrapped
-from scoretk.solvers.base import Info, adapts, traits
+from scoretk.solvers.base import Info, TunedSolver, adapts, traits
 from scoretk.solvers.hmc import HMC
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
+from scoretk.solvers.warmup.adaptation import Adaptation
+from scoretk.solvers.warmup.ladder import Ladder
+from scoretk.solvers.warmup.learning import Trial
+from scoretk.solvers.warmup.plan import takes_pilot
 from scoretk.solvers.warmup.tuned import Tunable
-from scoretk.solvers.warmup.tuning import (
-    next_idle,
-    next_step_size,
-    pooled_acceptance,
-    restart,
-    shortening,
-)
 
-__all__ = ["ParallelTempering", "even_ladder", "swap_log_ratio"]
+__all__ = ["ParallelTempering", "swap_log_ratio"]
 
 SHARED = frozenset({"step", "step_size", "inverse_temperatures"})
-LEAST_REJECTION = 1e-3
-"""Counted for neighbours that always swap, so that the barrier rises everywhere."""
 
 
 class TemperingState(NamedTuple):
@@ -87,23 +81,6 @@ class TemperingState(NamedTuple):
     def shared(self) -> frozenset[str]:
         """Leaves that are not the chains' own."""
         return SHARED
-
-
-class TemperingTuning(NamedTuple):
-    """What tuning remembers: `averaging` and, by place, `idle` `(chains, K)` as in `Tuning`; of the window, summed over its
-    `rounds`, the rejection of each pair of neighbours `(K - 1,)`.
-    """
-
-    averaging: Tensor
-    idle: Tensor
-    rejections: Tensor
-    rounds: Tensor
-
-
-class TemperingFollowing(NamedTuple):
-    """What a chain remembers in warmup that takes over what others have tuned: `idle` `(chains, K)`."""
-
-    idle: Tensor
 
 
 class Seen(NamedTuple):
@@ -153,18 +130,7 @@ def swap_log_ratio(energy: Tensor, beta: Tensor) -> Tensor:
     return (beta[:-1] - beta[1:]) * (energy[:, :-1] - energy[:, 1:])
 
 
-def even_ladder(beta: Tensor, rejection: Tensor) -> Tensor:
-    """Inverse temperatures between the same ends, evenly spaced in the barrier. Arguments: beta `(K,)`; rejection `(K - 1,)`."""
-    barrier = pad(rejection.clamp(min=LEAST_REJECTION), (1, 0)).cumsum(0)
-    even = np.interp(np.linspace(0, float(barrier[-1]), len(beta)), barrier.numpy(), beta.log().numpy())
-    return torch.cat([beta[:1], torch.from_numpy(even).exp()[1:-1], beta[-1:]])
-
-
-def window_ends(step: int, warmup: int) -> bool:
-    """Whether a window ends with this step of warmup: at 3/4 of it, and at halves of that; the rest is for the step size."""
-    return step + 1 in {3 * warmup >> halvings for halvings in range(2, 10)}
-
-
+@takes_pilot
 @dataclass(frozen=True)
 class ParallelTempering(Tunable):
     """Parallel tempering over an exact kernel, for laws whose modes are far apart.
@@ -174,8 +140,7 @@ class ParallelTempering(Tunable):
     hottest, at first in equal ratios; warmup then finds the ladder. At temperature T a barrier of height T is crossed easily;
     `p^(1/T)` must have a finite integral.
     (With 20, eight replicas swap one time in ten in 64 dimensions; with 100, one in a hundred.) temperatures, 1
-    and rising: a ladder that stays as it is, in place of both. kernel_steps between swaps; pilot, how many chains (the first
-    ones) tune for all.
+    and rising: a ladder that stays as it is, in place of both. kernel_steps between swaps.
 
     All replicas start where the chain starts. Reports "accept" and "energy" of the replica in the first place; "swap", the mean
     probability of the swaps tried; "round_trips", 1 where one ends with this step. A swap with an energy that is not finite is
@@ -188,7 +153,6 @@ class ParallelTempering(Tunable):
     hottest: float = 20.0
     temperatures: tuple[float, ...] | None = None
     kernel_steps: int = 1
-    pilot: int = 256
 
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = False
@@ -212,7 +176,7 @@ class ParallelTempering(Tunable):
             if len(rising) < 2 or rising[0] != 1 or any(low >= high for low, high in pairwise(rising)):
                 raise InvalidArgument("temperatures", rising, "two numbers or more that begin with 1 and rise")
             object.__setattr__(self, "temperatures", rising)
-        counts(self, kernel_steps=1, pilot=1)
+        counts(self, kernel_steps=1)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -235,9 +199,10 @@ class ParallelTempering(Tunable):
         return {kind: self._places * self.kernel_steps * n for kind, n in self.kernel.step_cost.items()}
 
     @property
-    def adapts(self) -> bool:
-        """Whether warmup tunes anything."""
-        return self.temperatures is None or self._tunes_step_size
+    def adaptation(self) -> Adaptation:
+        """The kernel's step size, where it is not given, for all replicas together, and the ladder."""
+        step_size = self.kernel.adaptation.parts if isinstance(self.kernel, TunedSolver) else ()
+        return Adaptation((*step_size, *(() if self.temperatures is not None else (Ladder(),))))
 
     @property
     def _places(self) -> int:
@@ -269,64 +234,21 @@ class ParallelTempering(Tunable):
     def step(self, field: StaticField, state: TemperingState, noise: NoiseSource) -> tuple[TemperingState, Info]:
         return self._stepped(field, state, noise)[:2]
 
-    def begin_tuning(
+    def first_step(
         self, field: StaticField, state: TemperingState, noise: NoiseSource, alive: Tensor
-    ) -> tuple[TemperingState, TemperingTuning, int]:
-        """The state with the kernel's own first step size, nothing learned yet, and the evaluations that this took a chain."""
-        k, spent = self._places, 0
-        if self._tunes_step_size:
-            kernel: Any = self.kernel
-            inner, rows = NestedNoise(noise, 0, k), self._rows(field, state)
-            start = self._started(rows, state, inner)
-            begun, _, spent = kernel.begin_tuning(rows.target, start, inner, alive.repeat_interleave(k))
-            state = state._replace(step_size=begun.step_size)
-        zeros = torch.zeros(k, dtype=torch.float64)
-        tuning = TemperingTuning(restart(float(state.step_size)), self._not_idle(state), zeros[1:], zeros[0])
-        return state, tuning, spent * k
+    ) -> tuple[float, int]:
+        """As `Tunable.first_step`: the kernel's own, for all replicas."""
+        kernel: Any = self.kernel
+        k = self._places
+        inner, rows = NestedNoise(noise, 0, k), self._rows(field, state)
+        start = self._started(rows, state, inner)
+        size, tried = kernel.first_step(rows.target, start, inner, alive.repeat_interleave(k))
+        return size, tried * k
 
-    def begin_following(self, state: TemperingState) -> TemperingFollowing:
-        """Nothing learned: the others' step size and ladder are there."""
-        return TemperingFollowing(self._not_idle(state))
-
-    def adapt(
-        self,
-        field: StaticField,
-        state: TemperingState,
-        tuning: TemperingTuning | TemperingFollowing,
-        noise: NoiseSource,
-        alive: Tensor,
-        step: int,
-        warmup: int,
-    ) -> tuple[TemperingState, Info, TemperingTuning | TemperingFollowing]:
-        """Step `step` of `warmup`, and what is learned from it; alive `(chains,)`, the chains that are well."""
-        state, info, seen = self._stepped(field, state, noise, shortening(tuning.idle, state.energy.dtype))
-        idle = next_idle(tuning.idle, seen.accept)
-        if isinstance(tuning, TemperingFollowing):
-            return state, info, TemperingFollowing(idle)
-        if self._tunes_step_size:
-            kernel: Any = self.kernel
-            rate = pooled_acceptance(tuning.idle, seen.accept, alive[:, None])
-            tuning, size = next_step_size(tuning, rate, kernel.accept, step == warmup - 1)  # type: ignore[arg-type, assignment]
-            state = state._replace(step_size=torch.tensor(size, dtype=torch.float64))
-        state, tuning = self._relaid(state, tuning, 1 - seen.swap[alive], window_ends(step, warmup))
-        return state, info, tuning._replace(idle=idle)
-
-    def _not_idle(self, state: TemperingState) -> Tensor:
-        return torch.zeros_like(state.energy, dtype=torch.int64)
-
-    def _relaid(
-        self, state: TemperingState, tuning: TemperingTuning, rejection: Tensor, ends: bool
-    ) -> tuple[TemperingState, TemperingTuning]:
-        """The ladder after a step in which chains that are well had these rejections, `(chains, K - 1)`."""
-        if self.temperatures is not None or not len(rejection):
-            return state, tuning
-        rejections = tuning.rejections + rejection.double().mean(0).cpu()
-        rounds = tuning.rounds + 1
-        if not ends:
-            return state, tuning._replace(rejections=rejections, rounds=rounds)
-        ladder = even_ladder(state.inverse_temperatures, rejections / rounds)
-        anew = tuning._replace(averaging=restart(float(state.step_size)), rejections=0 * rejections, rounds=0 * rounds)
-        return state._replace(inverse_temperatures=ladder), anew
+    def trial(self, field: StaticField, state: TemperingState, noise: NoiseSource, shorter: Tensor) -> Trial:
+        """As `Tunable.trial`; shorter `(chains, K)`. Shows how likely neighbours were to swap, `(chains, K - 1)`."""
+        state, info, seen = self._stepped(field, state, noise, shorter)
+        return Trial(state, info, seen.accept, seen.swap)
 
     def _stepped(
         self, field: StaticField, state: TemperingState, noise: NoiseSource, shorter: Tensor | None = None

@@ -13,15 +13,76 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.base import Info, is_planned, traits
+from scoretk.solvers.parts.leapfrog import Point, leapfrog
+from scoretk.solvers.parts.metropolis import metropolis
+from scoretk.solvers.warmup.adaptation import Adaptation
+from scoretk.solvers.warmup.learning import Trial
+from scoretk.solvers.warmup.step_size import first_step_size
 
 __all__ = ["PlannedTuned", "Tunable", "Tuned"]
 
 
+FIRST_ACCEPT = 0.8
+"""The acceptance of single leapfrog steps that the first step size is chosen by."""
+
+
 class Tunable:
-    """What solvers have that warmup tunes."""
+    """What solvers have that warmup tunes. Their state holds `energy` and, as leaves that all chains share, what is tuned."""
+
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, Info]]
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """What of it warmup learns."""
+        raise NotImplementedError
+
+    @property
+    def adapts(self) -> bool:
+        """Whether warmup learns anything."""
+        return bool(self.adaptation.parts)
+
+    def trial(self, field: Any, state: Any, noise: NoiseSource, shorter: Tensor) -> Trial:
+        """A step of warmup.
+
+        Args:
+            field: the field, bound to the chains.
+            state: the state.
+            noise: that of the chains.
+            shorter: `(chains,)`, a factor on each chain's step size.
+        """
+        size = state.step_size.to(state.x.dtype) * shorter
+        new, info = self.step(field, state._replace(step_size=size), noise)
+        return Trial(new._replace(step_size=state.step_size), info, info["accept"])
+
+    def of_leapfrog(self, size: float, dim: int) -> float:
+        """The step size of this solver in `dim` dimensions that goes with a leapfrog step of size `size`."""
+        return size
+
+    def first_step(self, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[float, int]:
+        """A step size to begin with, from single leapfrog steps, and how many of them were made.
+
+        Args:
+            field: the field, bound to the chains.
+            state: the state at the start, with a position, its energy and the gradient of its energy.
+            noise: that of the chains.
+            alive: `(chains,)` of bool, the chains that are well.
+        """
+        here, shape, tried = Point(state.x, state.energy, state.grad), tuple(state.x.shape[1:]), 0
+
+        def accept(size: float) -> float:
+            nonlocal tried
+            tried += 1
+            momentum = noise.normal(state.step, Stream.PROPOSAL, shape, state.x.dtype)
+            end = leapfrog(field, here, momentum, size, 1, state.x.new_ones(shape), False)
+            rates = metropolis(here, end.point, -end.error, state.step, noise)[1]
+            return float(rates[alive].mean())
+
+        return self.of_leapfrog(first_step_size(accept, FIRST_ACCEPT), state.x.shape[1:].numel()), tried
 
     def tuned_by(self, draws: Any) -> Tuned | PlannedTuned:
         """This solver with what the warmup of some draws has tuned, and so with nothing to tune.

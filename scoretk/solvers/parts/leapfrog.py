@@ -1,0 +1,127 @@
+r"""The leapfrog integrator in a space that scales make, and Metropolis' decision at its end.
+
+With scales S, a diagonal or a Cholesky factor, and H(x, p) = E(x) + |p|^2 / 2, steps of
+
+    p <- p - eps/2 S^T grad E(x),    x <- x + eps S p,    p <- p - eps/2 S^T grad E(x)
+
+neighbouring half steps joined: one gradient a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.core.rows import row_dot
+from scoretk.fields.resolve import StaticField
+from scoretk.solvers.base import Info
+from scoretk.solvers.parts.metropolis import decide
+
+__all__ = [
+    "DIVERGENCE",
+    "Point",
+    "Trajectory",
+    "advance",
+    "arrive",
+    "arrive_and_decide",
+    "depart",
+    "leapfrog",
+    "pull",
+    "stretch",
+    "unstretch",
+]
+
+DIVERGENCE = 1000.0
+STRIDE = 4
+"""How many steps a compiled part takes at once, where there are so many."""
+
+
+class Point(NamedTuple):
+    """What a proposal replaces: position, energy `(chains,)` and gradient of the energy."""
+
+    x: Tensor
+    energy: Tensor
+    grad: Tensor
+
+
+class Trajectory(NamedTuple):
+    """The end of a trajectory: the point, its momentum, and the error of the total energy `(chains,)`."""
+
+    point: Point
+    momentum: Tensor
+    error: Tensor
+
+
+def stretch(scale: Tensor, p: Tensor, dense: bool) -> Tensor:
+    """`S p`."""
+    return (p.reshape(len(p), -1) @ scale.T).reshape(p.shape) if dense else scale * p
+
+
+def pull(scale: Tensor, gradient: Tensor, dense: bool) -> Tensor:
+    """`S^T g`."""
+    return (gradient.reshape(len(gradient), -1) @ scale).reshape(gradient.shape) if dense else scale * gradient
+
+
+def unstretch(scale: Tensor, x: Tensor, dense: bool) -> Tensor:
+    """`S^-1 x`."""
+    if not dense:
+        return x / scale
+    return torch.linalg.solve_triangular(scale, x.reshape(len(x), -1).T, upper=False).T.reshape(x.shape)
+
+
+def depart(
+    field: StaticField, start: Point, momentum: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
+) -> tuple[Tensor, Tensor]:
+    """So many leapfrog steps but for the last drift and what follows it: position, and momentum half a step on."""
+    x, p, left = start.x, momentum - (eps / 2) * pull(scale, start.grad, dense), steps - 1
+    while left:
+        n = left if not field.fuses else STRIDE if left >= STRIDE else 1
+        x, p = field.fused(advance, x, p, eps, n, scale, dense)
+        left -= n
+    return x, p
+
+
+def advance(
+    field: StaticField, x: Tensor, p: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
+) -> tuple[Tensor, Tensor]:
+    """So many drifts, each with a whole kick after it."""
+    for _ in range(steps):
+        x = x + eps * stretch(scale, p, dense)
+        p = p + eps * pull(scale, field.score(x), dense)
+    return x, p
+
+
+def arrive(
+    field: StaticField, start: Point, momentum: Tensor, x: Tensor, p: Tensor, eps: Any, scale: Tensor, dense: bool
+) -> Trajectory:
+    """The last drift and half kick, and the error of the total energy since the start."""
+    x = x + eps * stretch(scale, p, dense)
+    energy, gradient = field.energy_and_grad(x)
+    p = p - (eps / 2) * pull(scale, gradient, dense)
+    error = energy - start.energy + (row_dot(p, p) - row_dot(momentum, momentum)) / 2
+    return Trajectory(Point(x, energy, gradient), p, error)
+
+
+def leapfrog(
+    field: StaticField, start: Point, momentum: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
+) -> Trajectory:
+    """So many leapfrog steps. Arguments: eps, a number, a 0-d tensor, or one value a chain shaped to multiply x."""
+    x, p = depart(field, start, momentum, eps, steps, scale, dense)
+    return field.fused(arrive, start, momentum, x, p, eps, scale, dense)
+
+
+def arrive_and_decide(
+    field: StaticField, start: Point, momentum: Tensor, x: Tensor, p: Tensor, eps: Any, scale: Tensor, dense: bool, u: Tensor
+) -> tuple[Point, Info, Trajectory]:  # fmt: skip
+    """The end of a trajectory, the point that Metropolis chooses with uniforms u, and what there is to report."""
+    end = arrive(field, start, momentum, x, p, eps, scale, dense)
+    chosen, probability = decide(start, end.point, -end.error, u)
+    info = {
+        "accept": probability,
+        "energy": chosen.energy,
+        "hamiltonian": start.energy + row_dot(momentum, momentum) / 2,
+        "diverging": ~(end.error.abs() < DIVERGENCE),
+    }
+    return chosen, info, end

@@ -1,0 +1,228 @@
+"""What warmup does, once for every kernel: a step with the common settings, and what each part learns from it.
+
+A kernel has `init` and `step`, and says by its `adaptation` what of it can be learned: a tuple of parts (`learning.Part`), and
+whether chains that begin far off go their own way first (`approach`). What parts learn are leaves of its state that all chains
+share. The chains that tune learn together; chains that follow take over what these ended with. All of them halve their own steps
+where they do not move (`halving`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoretk.core.rows import across, select_rows
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.resolve import StaticField
+from scoretk.solvers.base import Info
+from scoretk.solvers.parts.leapfrog import DIVERGENCE
+from scoretk.solvers.warmup.approach import Place, Stride, begin_strides, begins_far, beside, common_stride, stride
+from scoretk.solvers.warmup.halving import PATIENCE, next_idle, shortening
+from scoretk.solvers.warmup.learning import Change, Lesson, Part
+from scoretk.solvers.warmup.scales import approach
+from scoretk.solvers.warmup.step_size import number
+
+__all__ = ["Adaptation", "Approach", "Learned"]
+
+
+class Way(NamedTuple):
+    """Which chains go their own way in the first steps `(chains,)`, and the `Stride` of each on it."""
+
+    far: Tensor
+    log_size: Tensor
+    log_curvature: Tensor
+
+
+class Learned(NamedTuple):
+    """What chains remember in warmup: how many steps longer than allowed for each was unlikely to move, their own way, and what
+    the parts of the adaptation remember; chains that follow have none of these.
+    """
+
+    idle: Tensor
+    way: tuple[Tensor, ...]
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Approach:
+    """The first steps of warmup: chains that begin far off go each its own way (`warmup.approach`).
+
+    Args:
+        metric: that of the kernel's scales, which they leave the chains with; "none" where it has none.
+        always: whether chains that begin near do as well.
+    """
+
+    metric: str
+    always: bool = False
+
+    def begins_far(
+        self, field: StaticField, state: Any, noise: NoiseSource, alive: Tensor, tunes: bool
+    ) -> tuple[Tensor, int]:
+        """Which chains go their own way, `(chains,)`, and the gradients that this took a chain.
+
+        Of those that tune all or none, by the majority of those that are well.
+        """
+        if self.always:
+            return torch.ones_like(alive), 0
+        far, spent = begins_far(field, Place(state.x, state.energy, state.grad), noise, state.step)
+        if tunes:
+            far = torch.full_like(far, bool(2 * (far & alive).sum() > alive.sum()))
+        return far, spent
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What warmup learns of a kernel.
+
+    Args:
+        parts: what is learned, each part from what those before it have made of a step.
+        approach: None for a kernel whose chains have no way of their own.
+    """
+
+    parts: tuple[Part, ...] = ()
+    approach: Approach | None = None
+
+    def begin(self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Learned, int]:
+        """The state of chains that tune, nothing learned yet, and the evaluations a chain that this took.
+
+        Args:
+            kernel: the kernel.
+            field: the field, bound to the chains.
+            state: the kernel's state at the start.
+            noise: that of the chains.
+            alive: `(chains,)` of bool, the chains that are well.
+        """
+        memories, spent = [], 0
+        for part in self.parts:
+            state, memory, more = part.begin(kernel, field, state, noise, alive)
+            memories.append(memory)
+            spent += more
+        return state, self.follow(state)._replace(parts=tuple(memories)), spent
+
+    def follow(self, state: Any) -> Learned:
+        """Nothing learned by chains that take over what others have tuned: it is in their state."""
+        idle, none = torch.zeros_like(state.energy, dtype=torch.int64), torch.zeros(len(state.x), device=state.x.device)
+        return Learned(idle, () if self.approach is None else Way(none > 0, *begin_strides(state.x)), ())
+
+    def update(
+        self,
+        kernel: Any,
+        field: Any,
+        state: Any,
+        learned: Learned,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[Any, Info, Learned]:
+        """Step `step` of `warmup`: the state after it, its report, and what is learned from it; else as `begin`."""
+        now, spent = (noise, alive, step, warmup), 0
+        if self.approach is None or step >= approach(warmup):
+            return self._together(kernel, field, state, learned, *now)
+        if step == 0:
+            far, spent = self.approach.begins_far(field, state, noise, alive, bool(learned.parts))
+            learned = learned._replace(way=learned.way._replace(far=far))  # type: ignore[attr-defined]
+        far = learned.way[0]
+        if bool(far.all()):
+            state, info, learned = self._alone(kernel, field, state, learned, *now)
+        elif not bool(far.any()):
+            state, info, learned = self._together(kernel, field, state, learned, *now)
+        else:
+            state, info, learned = self._mixed(kernel, field, state, learned, *now)
+        return state, _also(info, spent, alive) if spent else info, learned
+
+    def _together(
+        self,
+        kernel: Any,
+        field: Any,
+        state: Any,
+        learned: Learned,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[Any, Info, Learned]:
+        """As `update`, with what all chains have in common."""
+        trial = kernel.trial(field, state, noise, shortening(learned.idle, state.x.dtype))
+        usual = across(alive, learned.idle) & (learned.idle <= PATIENCE)
+        learned = learned._replace(idle=next_idle(learned.idle, trial.accept))
+        if not learned.parts:
+            return trial.state, trial.info, learned
+        came_far = bool(learned.way) and bool(learned.way[0].any())
+        lesson = Lesson(state, trial, alive, usual, step, warmup, came_far)
+        state, memories = trial.state, list(learned.parts)
+        for i, part in enumerate(self.parts):
+            state, memories[i], change = part.learn(state, memories[i], lesson)
+            if change is not None:
+                state, memories = self._changed(state, memories, change)
+        return state, trial.info, learned._replace(parts=tuple(memories))
+
+    def _changed(self, state: Any, memories: list[Any], change: Change) -> tuple[Any, list[Any]]:
+        """State and memories after a change, which each part hears of."""
+        after = []
+        for part, memory in zip(self.parts, memories, strict=True):
+            state, heard = part.changed(state, memory, change)
+            after.append(heard)
+        return state, after
+
+    def _alone(
+        self,
+        kernel: Any,
+        field: Any,
+        state: Any,
+        learned: Learned,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[Any, Info, Learned]:
+        """As `update`, each chain in its own way; with the last such step common step size and scales are there."""
+        assert self.approach is not None
+        far, *own = learned.way
+        here, steps = Place(state.x, state.energy, state.grad), approach(warmup)
+        place, stepped, report = stride(field, here, Stride(*own), noise, state.step, step, steps)
+        state = state._replace(**place._asdict(), step=state.step + 1)
+        info = {
+            "accept": report.accept,
+            "energy": place.energy,
+            "diverging": ~(report.error.abs() < DIVERGENCE),
+            "evaluations": beside(kernel, report.gradients, alive),
+        }
+        learned = learned._replace(way=Way(far, *stepped))
+        if not learned.parts or step < steps - 1:
+            return state, info, learned
+        size, scale = common_stride(stepped, alive, self.approach.metric, state.scale)
+        dim = state.x.shape[1:].numel()
+        state = state._replace(step_size=number(kernel.of_leapfrog(size, dim)), scale=scale)
+        state, memories = self._changed(state, list(learned.parts), Change(arrived=True))
+        return state, info, learned._replace(parts=tuple(memories))
+
+    def _mixed(
+        self,
+        kernel: Any,
+        field: Any,
+        state: Any,
+        learned: Learned,
+        noise: NoiseSource,
+        alive: Tensor,
+        step: int,
+        warmup: int,
+    ) -> tuple[Any, Info, Learned]:
+        """A step of chains that follow, some of them in their own way, each as in a batch of its kind."""
+        now = (noise, alive, step, warmup)
+        own, ours, after = self._alone(kernel, field, state, learned, *now)
+        common, theirs, idle = self._together(kernel, field, state, learned, *now)
+        far = learned.way[0]
+        place = {name: select_rows(far, getattr(own, name), getattr(common, name)) for name in Place._fields}
+        info = {name: torch.where(far, ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
+        counted = _also(theirs, 0, alive)["evaluations"] - beside(kernel, 0, alive)  # all gradients of the common step
+        info["evaluations"] = ours["evaluations"] + counted
+        return common._replace(**place), info, after._replace(idle=torch.where(far, learned.idle, idle.idle))
+
+
+def _also(info: Info, gradients: int, like: Tensor) -> Info:
+    """So many gradients a chain more than a step reports."""
+    return info | {"evaluations": info.get("evaluations", torch.zeros_like(like, dtype=torch.int64)) + gradients}

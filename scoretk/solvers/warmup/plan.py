@@ -1,0 +1,54 @@
+"""How a warmup goes: how many steps it has, and which chains learn."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar
+
+from scoretk.core.arguments import counts
+
+__all__ = ["Warmup", "planned", "takes_pilot"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """The steps before draws are kept, in which solvers tune themselves: `stk.sample(field, warmup=stk.Warmup(500, pilot=64))`.
+
+    Args:
+        steps: how many steps warmup has.
+        pilot: how many chains, the first ones of a run, tune for all. They are one batch; the others take over what these have
+            found, and so have the same draws in any batch. Where nothing is tuned it means nothing.
+    """
+
+    steps: int = 500
+    pilot: int = 256
+
+    def __post_init__(self) -> None:
+        counts(self, steps=0, pilot=1)
+
+
+def planned(solver: Any, steps: int) -> Warmup:
+    """A warmup of so many steps, with the pilot that an older call has given the solver."""
+    return Warmup(steps, getattr(solver, "_pilot", Warmup.pilot))
+
+
+def takes_pilot(kind: type[T]) -> type[T]:
+    """The class of a solver, which for one more release takes `pilot=`, with a `DeprecationWarning`: it belongs to `Warmup`."""
+    begin: Any = kind.__init__
+
+    @wraps(begin)
+    def begin_with_pilot(self: Any, *args: Any, pilot: int | None = None, **settings: Any) -> None:
+        begin(self, *args, **settings)
+        if pilot is not None:
+            object.__setattr__(self, "_pilot", Warmup(pilot=pilot).pilot)
+            warnings.warn(
+                f"{kind.__name__}(pilot=) is now a setting of warmup: sample(..., warmup=scoretk.Warmup(pilot={pilot!r}))",
+                DeprecationWarning, stacklevel=2,
+            )  # fmt: skip
+
+    kind.__init__ = begin_with_pilot  # type: ignore[method-assign]
+    return kind
