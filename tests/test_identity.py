@@ -1,6 +1,7 @@
 """Whose checkpoint it is: another model's is refused with what differs, an equal run's is taken up, also in a fresh process."""
 
 # ruff: noqa: B008, E501, PLW0108, RUF043 (numbers in defaults and in lambdas are what is told apart)
+import ast
 import collections
 import contextvars
 import datetime
@@ -550,6 +551,43 @@ def hidden(scale):
     box = threading.local()
     box.scale = scale
     return energy(lambda x: squares(x) * box.scale)
+
+
+class TestNamesOfThePackagesOwn:
+    """A class of this package is named without its module."""
+
+    def elsewhere(self, monkeypatch):
+        for moved in (stk.Diffusion, stk.VP, stk.ReverseSDE):
+            monkeypatch.setattr(moved, "__module__", "scoretk.other.place")
+
+    def test_a_run_goes_on_after_modules_have_been_moved(self, tmp_path, monkeypatch):
+        first = sampled(diffusion(), tmp_path / "c")
+        self.elsewhere(monkeypatch)
+        assert torch.equal(sampled(diffusion(), tmp_path / "c").final, first.final)
+
+    def test_a_name_with_its_module_would_make_it_a_stranger(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(identity, "_name", lambda item: f"{item.__module__}.{item.__qualname__}")
+        sampled(diffusion(), tmp_path / "c")
+        self.elsewhere(monkeypatch)
+        with pytest.raises(stk.CheckpointError, match="other.place"):
+            sampled(diffusion(), tmp_path / "c")
+
+    def test_another_class_is_another_and_so_is_another_packages_of_the_same_name(self):
+        assert identity.Identity(f=stk.VP()).values != identity.Identity(f=stk.SubVP()).values
+        assert identity._name(type("Energy", (), {"__module__": "torch.nn"})) == "torch.nn.Energy"
+        assert identity._name(stk.Energy) == "scoretk.Energy"
+        assert identity._name(type("Inner", (), {"__module__": "scoretkit.fields"})) == "scoretkit.fields.Inner"
+
+    def test_no_two_classes_of_what_fields_and_solvers_are_made_of_share_a_name(self):
+        """But for `Variant`: the variants of a family make fields and are in none. Of tuples the
+        numbers are what counts, and of protocols there are no objects."""
+        rooms = ("fields", "ode", "solvers", "run", "models")
+        root = Path(stk.__file__).parent
+        trees = [ast.parse(file.read_text()) for room in rooms for file in (root / room).rglob("*.py")]
+        kinds = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+        names = [kind.name for kind in kinds if not {"NamedTuple", "Protocol"} & {*map(ast.unparse, kind.bases)}]
+        assert {name for name, times in collections.Counter(names).items() if times > 1} <= {"Variant"}
+        assert {"Energy", "HMC", "GaussianMixture", "StaticPosterior"} <= {*names}
 
 
 class TestTheSecondNet:

@@ -467,7 +467,7 @@ def every_wrapper():
 def test_every_wrapper_says_what_it_does():
     names = {cls.__name__ for cls in every_wrapper()}
     expected = {
-        "Powered", "PoweredTimed", "Mixture", "MixtureTimed", "Guided", "GuidedStatic", "Classified", "Posterior",
+        "Powered", "PoweredTimed", "Mixture", "MixtureTimed", "Guided", "GuidedStatic", "Classified", "StaticPosterior",
         "TimedPosterior", "Bridge", "Stretched", "Constrained", "Discrete", "Smoothed", "At", "Normalised", "Evaluated",
     }  # fmt: skip
     assert expected <= names

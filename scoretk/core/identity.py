@@ -46,6 +46,7 @@ _CONTAINERS = (Mapping, list, tuple, set, frozenset, deque)
 _WRITTEN = (bytearray, range, slice, torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
 """Objects that are what their repr says."""
 
+_PACKAGE = __name__.partition(".")[0]
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MANGLED = re.compile(r"___torch_mangle_\d+\.")
 
@@ -224,8 +225,15 @@ def _are_plain(items: Iterable[Any]) -> bool:
 
 
 def _name(item: Any) -> str:
+    """A name that tells one known object from another.
+
+    A class of this package is named without its module, so that a run can be continued after the module has been moved. Functions
+    keep theirs: what is in a module alone (`build`, a lambda in it) has the same name in several.
+    """
     owner = getattr(item, "__objclass__", None) or getattr(item, "__self__", None)
     home = getattr(item, "__module__", None) or (type(owner).__name__ if owner is not None else "")
+    if isinstance(item, type) and home.partition(".")[0] == _PACKAGE:
+        home = _PACKAGE
     return f"{home}.{getattr(item, '__qualname__', None) or getattr(item, '__name__', '')}"
 
 

@@ -30,9 +30,9 @@ gradients for solving linear systems" (1952).
 
 from scoretk.fields.posterior.dps import DPS
 from scoretk.fields.posterior.joining import POSTERIOR_METHODS, posterior
-from scoretk.fields.posterior.method import Method, PriorMoments
+from scoretk.fields.posterior.method import PosteriorMethod, PriorMoments
 from scoretk.fields.posterior.mmps import MMPS
 from scoretk.fields.posterior.pigdm import PiGDM
 from scoretk.fields.posterior.replacement import Replacement
 
-__all__ = ["DPS", "MMPS", "POSTERIOR_METHODS", "Method", "PiGDM", "PriorMoments", "Replacement", "posterior"]
+__all__ = ["DPS", "MMPS", "POSTERIOR_METHODS", "PiGDM", "PosteriorMethod", "PriorMoments", "Replacement", "posterior"]

@@ -11,11 +11,11 @@ from scoretk.fields.distribution import in_one_space
 from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.posterior.dps import DPS
 from scoretk.fields.posterior.likelihoods import Likelihood, as_likelihood
-from scoretk.fields.posterior.method import Method, trait
+from scoretk.fields.posterior.method import PosteriorMethod, trait
 from scoretk.fields.posterior.mmps import MMPS
 from scoretk.fields.posterior.pigdm import PiGDM
 from scoretk.fields.posterior.replacement import Replacement
-from scoretk.fields.posterior.static import Posterior
+from scoretk.fields.posterior.static import StaticPosterior
 from scoretk.fields.posterior.timed import TimedPosterior
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import gaussian_path
@@ -24,7 +24,7 @@ from scoretk.fields.wrapped import check_within, shared_map
 __all__ = ["POSTERIOR_METHODS", "posterior"]
 
 
-POSTERIOR_METHODS: dict[str, Callable[[], Method]] = {
+POSTERIOR_METHODS: dict[str, Callable[[], PosteriorMethod]] = {
     "mmps": MMPS,
     "pigdm": PiGDM,
     "dps": DPS,
@@ -36,7 +36,7 @@ POSTERIOR_METHODS: dict[str, Callable[[], Method]] = {
 def posterior(
     prior: Any,
     likelihood: Any,
-    method: str | Method | None = None,
+    method: str | PosteriorMethod | None = None,
     *,
     measured: str | Iterable[str] = (),
 ) -> Any:
@@ -78,10 +78,10 @@ def posterior(
         raise MissingCapability(field_name(prior), offers(prior), {"energy"}, "A prior needs an energy or a score")
     if method is not None:
         raise InvalidArgument("method", method, "None for a static prior, whose posterior needs no approximation")
-    return Posterior(prior, law)
+    return StaticPosterior(prior, law)
 
 
-def as_method(value: str | Method | None, likelihood: Likelihood) -> Method:
+def as_method(value: str | PosteriorMethod | None, likelihood: Likelihood) -> PosteriorMethod:
     """The method for a likelihood, by its name in `POSTERIOR_METHODS` or as an object; None: the usual one.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoretk.core.rows import across
 
-__all__ = ["Method", "PriorMoments", "trait"]
+__all__ = ["PosteriorMethod", "PriorMoments", "trait"]
 
 
 class PriorMoments(NamedTuple):
@@ -26,7 +26,7 @@ class PriorMoments(NamedTuple):
         return across((noise / ((self.alpha * spread) ** 2 + self.sigma**2)).to(like), like)
 
 
-class Method(Protocol):
+class PosteriorMethod(Protocol):
     """An approximation of `p(y | x_t)`, as what it adds to the denoiser.
 
     Anything with `shift` is one; what it leaves unsaid is as here (`trait`).
@@ -53,10 +53,10 @@ class Method(Protocol):
 
 
 def trait(method: Any, name: str) -> bool:
-    """What a method says of itself, or else what `Method` says.
+    """What a method says of itself, or else what `PosteriorMethod` says.
 
     Args:
         method: A method of posteriors in time.
         name: "differentiates" or "linear".
     """
-    return bool(getattr(method, name, getattr(Method, name)))
+    return bool(getattr(method, name, getattr(PosteriorMethod, name)))

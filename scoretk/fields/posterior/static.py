@@ -13,11 +13,11 @@ from scoretk.fields.protocols import field_name, offers
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped
 
-__all__ = ["Posterior"]
+__all__ = ["StaticPosterior"]
 
 
 @dataclass(frozen=True, eq=False)
-class Posterior(Wrapped):
+class StaticPosterior(Wrapped):
     """`E(x) - log L(x)`, E the prior's energy."""
 
     prior: Any

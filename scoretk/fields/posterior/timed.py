@@ -16,7 +16,7 @@ from scoretk.fields.paths import GaussianPath
 from scoretk.fields.posterior.early import earliest_time, informed
 from scoretk.fields.posterior.examined import DERIVATIVE_ROWS, EXAMINED, is_new
 from scoretk.fields.posterior.likelihoods import Likelihood, split
-from scoretk.fields.posterior.method import Method, PriorMoments, trait
+from scoretk.fields.posterior.method import PosteriorMethod, PriorMoments, trait
 from scoretk.fields.resolve import TimedField
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import GaussianPathField
@@ -34,7 +34,7 @@ class TimedPosterior(Wrapped, GaussianPathField):
 
     prior: Any
     likelihood: Likelihood
-    method: Method
+    method: PosteriorMethod
     path: GaussianPath
     predicts: str = "data"
 
