@@ -52,7 +52,7 @@ from scoretk.solvers.base import Info, TunedSolver, adapts, traits
 from scoretk.solvers.hmc import HMC
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 from scoretk.solvers.warmup.adaptation import Adaptation
-from scoretk.solvers.warmup.ladder import Ladder
+from scoretk.solvers.warmup.ladder import TemperatureLadder
 from scoretk.solvers.warmup.learning import Trial
 from scoretk.solvers.warmup.plan import takes_pilot
 from scoretk.solvers.warmup.tuned import Tunable
@@ -202,7 +202,7 @@ class ParallelTempering(Tunable):
     def adaptation(self) -> Adaptation:
         """The kernel's step size, where it is not given, for all replicas together, and the ladder."""
         step_size = self.kernel.adaptation.parts if isinstance(self.kernel, TunedSolver) else ()
-        return Adaptation((*step_size, *(() if self.temperatures is not None else (Ladder(),))))
+        return Adaptation((*step_size, *(() if self.temperatures is not None else (TemperatureLadder(),))))
 
     @property
     def _places(self) -> int:

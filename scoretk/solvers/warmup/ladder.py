@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.warmup.learning import Change, Lesson
 
-__all__ = ["Ladder", "even_ladder", "window_ends"]
+__all__ = ["TemperatureLadder", "even_ladder", "window_ends"]
 
 LEAST_REJECTION = 1e-3
 """Counted for neighbours that always swap, so that the barrier rises everywhere."""
@@ -52,7 +52,7 @@ def window_ends(step: int, warmup: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class TemperatureLadder:
     """Learns the state's `inverse_temperatures` from the probabilities that neighbours swap, which a kernel shows."""
 
     def begin(
