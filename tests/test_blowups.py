@@ -5,6 +5,7 @@ import torch
 
 import scoretk as stk
 from scoretk.models.targets.mixture import gaussian
+from tests.marks import slow_but
 
 UNSTABLE = [
     stk.ProbabilityFlow("euler", 50), stk.ProbabilityFlow("heun", 50), stk.ProbabilityFlow("adams_3", 50),
@@ -54,7 +55,7 @@ def test_without_reach_a_blow_up_is_an_answer(monkeypatch):
     assert float(draws.final.abs().max()) > 1e15
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4, 1e6])
+@pytest.mark.parametrize("scale", slow_but([1e-4, 1.0, 1e4, 1e6], 1e-4, 1e6))
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
 def test_data_of_any_usual_scale_raise_no_alarm(path, scale):
     for width in (scale, 1e-3 * scale):
