@@ -90,8 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_kind(one)
     one.set_defaults(run=_describe)
 
-    check = commands.add_parser("check", help="hold a model to the laws of a field")
+    check = commands.add_parser("check", help="hold a model to the laws of a field, or a solver to those of solvers")
     check.add_argument("name")
+    check.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="a setting of the solver")
+    _add_kind(check)
     check.set_defaults(run=_check)
 
     sample = commands.add_parser("sample", help="draw from a model and write the draws")
@@ -238,15 +240,7 @@ def _kind(options: argparse.Namespace) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
-    describe(options.name)  # an unknown name is told before anything heavy is imported
-    try:
-        from hypothesis.configuration import set_hypothesis_home_dir
-    except ImportError as error:
-        raise MissingDependency("hypothesis", "check", "scoretk check") from error
-    set_hypothesis_home_dir(os.devnull)  # it would leave a folder where the user stands
-    from scoretk.conformance import check_model
-
-    results = check_model(options.name)
+    results = _checked_model(options) if _kind(options) == "model" else _checked_solver(options)
     failed = [r for r in results if r.status == "failed"]
     if options.json:
         _print_json([dataclasses.asdict(r) for r in results])
@@ -255,6 +249,28 @@ def _check(options: argparse.Namespace) -> int:
             _say(f"{r.status:8} {r.check}" + (f": {r.detail}" if r.detail else ""))
         _say(f"{len(results) - len(failed)} of {len(results)} laws hold for {options.name}")
     return FAILED if failed else DONE
+
+
+def _checked_model(options: argparse.Namespace) -> list[Any]:
+    describe(options.name)  # what cannot be described is told before anything heavy is imported
+    if options.set:
+        raise InvalidArgument("--set", options.set, f"nothing: {options.name} is a model, and these are for solvers")
+    try:
+        from hypothesis.configuration import set_hypothesis_home_dir
+    except ImportError as error:
+        raise MissingDependency("hypothesis", "check", "scoretk check") from error
+    set_hypothesis_home_dir(os.devnull)  # it would leave a folder where the user stands
+    from scoretk.conformance import check_model
+
+    return check_model(options.name)
+
+
+def _checked_solver(options: argparse.Namespace) -> list[Any]:
+    settings = _assignments("--set", options.set)
+    solver = load_solver(options.name, **settings) if settings else options.name
+    from scoretk.conformance import check_solver
+
+    return check_solver(solver)
 
 
 def _sample(options: argparse.Namespace) -> int:

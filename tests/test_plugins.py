@@ -450,16 +450,20 @@ def test_solvers_are_found_and_isolated_in_the_same_way(site, tmp_path):
 def test_the_template_is_short():
     files = [path for path in TEMPLATE.rglob("*") if path.is_file() and "egg-info" not in str(path)]
     files = [path for path in files if path.suffix in (".py", ".toml", ".md")]
-    assert sum(len(path.read_text().splitlines()) for path in files) < 60
-    assert {path.name for path in files} == {"pyproject.toml", "README.md", "__init__.py", "spec.py", "model.py"}
+    assert sum(len(path.read_text().splitlines()) for path in files) < 110
+    assert {path.name for path in files} == {
+        "pyproject.toml", "README.md", "__init__.py", "spec.py", "model.py", "kernel.py",
+    }  # fmt: skip
 
 
 def test_the_template_lists_and_describes_without_torch(template_site, tmp_path):
     answer = ask(template_site, tmp_path, """
         answer["listed"] = listed(stk.list_models())
         answer["spec"] = stk.describe("double-well").as_dict()
+        answer["solvers"] = listed(plugins.list_solvers())
         answer["torch"] = "torch" in sys.modules
     """)  # fmt: skip
+    assert answer["solvers"] == {"my-scoretk-model/random-walk": ["Entry", "my-scoretk-model", "0.1.0", None, None]}
     assert answer["listed"] == {"my-scoretk-model/double-well": ["Entry", "my-scoretk-model", "0.1.0", None, None]}
     assert answer["spec"]["provides"] == ["energy"]
     assert answer["spec"]["parameters"] == {"barrier": 4.0}
@@ -476,8 +480,10 @@ def of_the_template(template_site, tmp_path_factory):
         answer["score"] = field.score(x).tolist()
         answer["shape"] = list(field.event_shape)
         answer["misspelt"] = failure(stk.load, "double-well", barier=2.0)["text"]
-        from scoretk.conformance import check_model
+        from scoretk.conformance import check_model, check_solver
         answer["results"] = [[r.check, r.status, r.detail] for r in check_model("double-well")]
+        answer["solver"] = [[r.check, r.status, r.detail] for r in check_solver("my-scoretk-model/random-walk")]
+        answer["accept"] = float(stk.sample("double-well", "random-walk", chains=64, steps=20).stats["accept"].mean())
     """, timeout=120)  # fmt: skip
 
 
@@ -489,8 +495,10 @@ def test_the_template_loads_and_has_its_energy_and_score(of_the_template):
     assert "did you mean 'barrier'?" in answer["misspelt"]
 
 
-def test_the_template_obeys_the_laws_of_a_field(of_the_template):
+def test_the_template_obeys_the_laws(of_the_template):
     answer = of_the_template
+    assert {status for _, status, _ in answer["solver"]} == {"passed"}, answer["solver"]
+    assert 0.1 < answer["accept"] < 0.9
     assert [result for result in answer["results"] if result[1] == "failed"] == []
     passed = {check for check, status, _ in answer["results"] if status == "passed"}
     assert {"loads", "claimed", "alone", "gradient", "together", "quiet"} <= passed

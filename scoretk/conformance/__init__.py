@@ -1,14 +1,24 @@
-"""The kit for authors of models: the laws that a field is held to, as a report and as pytest tests."""
+"""The kit for authors of models and solvers: the laws that they are held to, as a report and as pytest tests."""
 
 from scoretk.conformance.kit import CHECKS, Check, CheckResult, check_model, parametrize_with_checks
+from scoretk.conformance.solver_kit import (
+    SOLVER_CHECKS,
+    SolverCheck,
+    check_solver,
+    parametrize_with_solver_checks,
+)
 from scoretk.conformance.subject import NotApplicable, Violation
 
 __all__ = [
     "CHECKS",
+    "SOLVER_CHECKS",
     "Check",
     "CheckResult",
     "NotApplicable",
+    "SolverCheck",
     "Violation",
     "check_model",
+    "check_solver",
     "parametrize_with_checks",
+    "parametrize_with_solver_checks",
 ]

@@ -135,6 +135,7 @@ class Traits:
         exact: whether a step leaves the target's law as it is. Only such kernels run inside other solvers.
         temperature: T of the law `p^(1/T)` that it ends with.
         varying: the kinds of evaluations that `info["evaluations"]` counts, each as often; by default the first of `needs`.
+        island: how many neighbouring chains go together: chains and batches are whole multiples of it.
         given_back: whether what its chains share was tuned by the warmup of another run.
         with_adjoint: `with_adjoint() -> solver`, the same solver with gradients by the adjoint equation, which `grad="adjoint"`
             asks for; None where its steps are all that could be differentiated.
@@ -145,6 +146,7 @@ class Traits:
     varying: tuple[str, ...]
     exact: bool = True
     temperature: float = 1.0
+    island: int = 1
     given_back: bool = False
     with_adjoint: Callable[[], Any] | None = None
     start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved

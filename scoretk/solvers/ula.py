@@ -57,6 +57,7 @@ class ULA:
 
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
     timed: ClassVar[bool | None] = False
+    exact: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
     init_cost: ClassVar[dict[str, int]] = {"score": 1}
     step_cost: ClassVar[dict[str, int]] = {"score": 1}

@@ -73,6 +73,7 @@ class Underdamped:
 
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
     timed: ClassVar[bool | None] = False
+    exact: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
     init_cost: ClassVar[dict[str, int]] = {"score": 1}
     step_cost: ClassVar[dict[str, int]] = {"score": 1}

@@ -1,0 +1,116 @@
+"""What solvers are tried on: exact laws on the line, in the plane and on a lattice, and an exact field in time, all watched.
+
+A watched field counts the rows that it is asked for, of each kind, and can be injured: beyond an edge all that it says is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.core.rows import across
+from scoretk.core.streams import Stream
+from scoretk.fields.paths import VP
+from scoretk.fields.protocols import NoiseSource
+from scoretk.models.targets.lattices import ising
+from scoretk.models.targets.mixture import GaussianMixture, gaussian
+
+__all__ = ["Watched", "bench_for"]
+
+METHODS = ("energy", "score", "gibbs", "velocity", "denoise")
+MODES = GaussianMixture(torch.tensor([[-1.2, 0.0], [1.2, 0.4]]), torch.tensor([0.8, 0.6]), torch.tensor([0.4, 0.6]))
+
+
+@dataclass
+class Watched:
+    """A field with natively what a solver needs, counted by kind in `asked`, and NaN where `x[:, 0] > edge`.
+
+    Args:
+        inner: an exact law, with `draw` where it is static.
+        provides: the methods that the solver needs.
+        edge: of the first entry of x, beyond which all answers are NaN.
+        met: which rows of the whole batch have been answered so, `(chains,)`.
+    """
+
+    inner: Any
+    provides: frozenset[str]
+    edge: float = math.inf
+    asked: Counter[str] = field(default_factory=Counter)
+    met: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in METHODS or name in HIDDEN:
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def energy(self, x: Tensor, *t: Any) -> Tensor:
+        """As `inner`'s, watched; so are all others."""
+        return self._answer("energy", x, *t)
+
+    def score(self, x: Tensor, *t: Any) -> Tensor:
+        return self._answer("score", x, *t)
+
+    def velocity(self, x: Tensor, t: Any) -> Tensor:
+        return self._answer("velocity", x, t)
+
+    def denoise(self, x: Tensor, t: Any) -> Tensor:
+        return self._answer("denoise", x, t)
+
+    def gibbs(self, x: Tensor, u: Tensor) -> Tensor:
+        return self._answer("gibbs", x, u)
+
+    def _answer(self, name: str, x: Tensor, *rest: Any) -> Tensor:
+        self.asked[name] += len(x)
+        sound = getattr(self.inner, name)(x, *rest)
+        beyond = x.reshape(len(x), -1)[:, 0] > self.edge
+        self.met = self.met | beyond if len(self.met) == len(beyond) else beyond
+        return torch.where(across(beyond, sound), torch.nan, sound)
+
+
+HIDDEN = ("predict", "predicts", "energy_and_grad", "between", "log_prob", "noised", "initial")
+"""What would answer in place of the watched methods."""
+
+
+@dataclass(frozen=True)
+class Enumerated:
+    """A discrete law of few states, drawn exactly: all of them are weighed."""
+
+    inner: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    @cached_property
+    def _all(self) -> tuple[Tensor, Tensor]:
+        states, sites = torch.tensor(self.inner.states, dtype=torch.float64), math.prod(self.inner.event_shape)
+        x = torch.cartesian_prod(*[states] * sites).reshape(-1, *self.inner.event_shape)
+        return x, torch.softmax(-self.inner.energy(x), 0)
+
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """Exact draws, `(n, *event_shape)`."""
+        x, probability = self._all
+        u = noise.uniform(0, Stream.START, (), torch.float64)
+        return x[torch.searchsorted(probability.cumsum(0), u).clamp(max=len(x) - 1)]
+
+
+def bench_for(solver: Any, edge: float = math.inf) -> list[Watched]:
+    """The fields on which a solver is tried, by what it says that it serves."""
+    if solver.timed is True:
+        inner: tuple[Any, ...] = (MODES.noised(VP()),)
+    elif solver.needs & {"states", "gibbs"}:
+        inner = (Enumerated(ising(2, 0.4, 0.2)),)
+    else:
+        inner = (gaussian(dim=2), MODES)
+    return [Watched(law, frozenset(solver.needs) | _extras(solver, law), edge) for law in inner]
+
+
+def _extras(solver: Any, law: Any) -> frozenset[str]:
+    return frozenset({"base"}) if solver.timed is True else frozenset({"states"} & solver.needs)

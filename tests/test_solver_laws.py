@@ -1,0 +1,233 @@
+"""`check_solver`: this package's solvers obey the laws, and each law catches the wrong solver that it is there for."""
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.cli import main
+from scoretk.conformance import SOLVER_CHECKS, check_solver, parametrize_with_solver_checks
+from scoretk.core.streams import Stream
+from scoretk.solvers import EXAMPLES
+from scoretk.solvers.parts.metropolis import metropolis
+from tests.marks import slow_but
+
+CHECKS = {check.name: check for check in SOLVER_CHECKS}
+NOT_EXACT = {"ula", "underdamped", "mclmc", "annealed-langevin", "ais", "smc", "reverse-sde", "probability-flow"}
+
+
+class WalkState(NamedTuple):
+    x: torch.Tensor
+    energy: torch.Tensor
+    step: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Random-walk Metropolis, as a third party would write it; the parts that wrong versions get wrong are methods."""
+
+    size: float = 0.8
+
+    needs: ClassVar = frozenset({"energy"})
+    timed: ClassVar = False
+    capturable: ClassVar = True
+    init_cost: ClassVar = {"energy": 1}
+    step_cost: ClassVar = {"energy": 1}
+
+    def init(self, field, x, noise):
+        return WalkState(x, field.energy(x), torch.zeros((), dtype=torch.int64))
+
+    def jump(self, state, noise):
+        return self.size * noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+
+    def energy(self, field, x):
+        return field.energy(x)
+
+    def log_ratio(self, state, new):
+        return state.energy - new.energy
+
+    def step(self, field, state, noise):
+        x = state.x + self.jump(state, noise)
+        new = WalkState(x, self.energy(field, x), state.step + 1)
+        chosen, accept = metropolis(state, new, self.log_ratio(state, new), state.step, noise)
+        return chosen, {"accept": accept}
+
+
+class UnknownNeed(Walk):
+    needs = frozenset({"energy", "gradient"})
+
+
+class Unsaid(Walk):
+    init_cost = None
+
+
+class NumberInInfo(Walk):
+    def step(self, field, state, noise):
+        new, info = super().step(field, state, noise)
+        return new, {"accept": float(info["accept"].mean())}
+
+
+class OtherKind(Walk):
+    def step(self, field, state, noise):
+        new, info = super().step(field, state, noise)
+        return new._replace(energy=new.energy.float()), info
+
+
+class InPlace(Walk):
+    def step(self, field, state, noise):
+        new, info = super().step(field, state, noise)
+        state.x.copy_(new.x)
+        return new, info
+
+
+class InPlaceStart(Walk):
+    def init(self, field, x, noise):
+        return super().init(field, x.mul_(1.5), noise)
+
+
+class OwnNoise(Walk):
+    def jump(self, state, noise):
+        return self.size * torch.randn_like(state.x)
+
+
+class Seeds(Walk):
+    def jump(self, state, noise):
+        torch.manual_seed(int(state.step))
+        return super().jump(state, noise)
+
+
+@dataclass(frozen=True)
+class Remembers(Walk):
+    """Its step sizes shrink by a memory of its own."""
+
+    seen: list = field(default_factory=list)
+
+    def jump(self, state, noise):
+        self.seen.append(1)
+        return super().jump(state, noise) / len(self.seen)
+
+
+class OfTheBatch(Walk):
+    def jump(self, state, noise):
+        return super().jump(state, noise) * state.x.std()
+
+
+class Counter(Walk):
+    """Numbers its chains by their place in the batch."""
+
+    def log_ratio(self, state, new):
+        return super().log_ratio(state, new) - 0.1 * (torch.arange(len(new.x)) % 3)
+
+
+class NaNReplaced(Walk):
+    def energy(self, field, x):
+        return field.energy(x).nan_to_num(0.0)
+
+
+class Uncounted(Walk):
+    def energy(self, field, x):
+        return (field.energy(x) + field.energy(x)) / 2
+
+
+class Overcounted(Walk):
+    step_cost: ClassVar = {"energy": 2}
+
+
+class AlwaysAccepts(Walk):
+    def log_ratio(self, state, new):
+        return torch.zeros_like(new.energy)
+
+
+class WrongTemperature(Walk):
+    def log_ratio(self, state, new):
+        return 0.9 * super().log_ratio(state, new)
+
+
+class Stands(Walk):
+    def jump(self, state, noise):
+        return 0 * super().jump(state, noise)
+
+
+class Drifts(Walk):
+    def jump(self, state, noise):
+        return super().jump(state, noise) + 0.05
+
+
+WRONG = {
+    "protocol": (UnknownNeed(), Unsaid()),
+    "tensors": (NumberInInfo(), OtherKind()),
+    "unmutated": (InPlace(), InPlaceStart()),
+    "quiet": (OwnNoise(), Seeds()),
+    "seeded": (OwnNoise(), Remembers()),
+    "batched": (OfTheBatch(), Counter()),
+    "flagged": (NaNReplaced(),),
+    "counted": (Uncounted(), Overcounted()),
+    "invariant": (AlwaysAccepts(), WrongTemperature(), Stands(), Drifts()),
+}
+
+
+def test_a_sound_kernel_of_ones_own_obeys_every_law():
+    results = check_solver(Walk())
+    assert [r.check for r in results] == list(CHECKS) == list(WRONG)
+    assert {r.status for r in results} == {"passed"}, [r for r in results if r.status != "passed"]
+    assert all(r.law for r in results)
+
+
+@pytest.mark.parametrize(
+    ("law", "solver"),
+    [(law, s) for law, wrong in WRONG.items() for s in wrong],
+    ids=[f"{law}-{type(s).__name__}" for law, wrong in WRONG.items() for s in wrong],
+)
+def test_each_law_catches_its_wrong_solvers(law, solver):
+    result = CHECKS[law].result(solver)
+    assert result.status == "failed"
+    assert result.detail
+
+
+@pytest.mark.parametrize("name", slow_but(EXAMPLES, "probability-flow", "discrete-langevin"))
+def test_this_packages_solvers_obey_the_laws(name):
+    results = {r.check: r for r in check_solver(EXAMPLES[name])}
+    assert {n: r.detail for n, r in results.items() if r.status == "failed"} == {}
+    assert {n for n, r in results.items() if r.status == "skipped"} == ({"invariant"} if name in NOT_EXACT else set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "solver", ["hmc", "chees", "nuts", "preconditioned-langevin", stk.ProbabilityFlow("dopri5")], ids=str
+)
+def test_those_that_tune_themselves_too(solver):
+    failed = [r for r in check_solver(solver) if r.status == "failed"]
+    assert failed == []
+
+
+def test_a_name_means_the_example_where_a_setting_has_no_default(capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr("scoretk.conformance.solver_kit.SOLVER_CHECKS", (replace(CHECKS["protocol"], run=_told(seen)),))
+    assert [r.status for r in check_solver("barker")] == ["passed"]
+    assert main(["check", "hmc", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["law"] == "it is seen"
+    assert main(["check", "scoretk/barker", "--set", "step_size=0.25"]) == 0
+    assert "1 of 1 laws hold for scoretk/barker" in capsys.readouterr().out
+    assert seen == [EXAMPLES["barker"], stk.HMC(), stk.Barker(0.25)]
+    assert main(["check", "hmcc"]) == 2
+    assert main(["check", "gaussian", "--set", "dim=2"]) == 2
+    for wrong in (stk.HMC, 3):
+        with pytest.raises(stk.InvalidArgument, match="a solver object or the name of one"):
+            check_solver(wrong)
+
+
+def _told(seen):
+    def law(solver):
+        """it is seen"""
+        seen.append(solver)
+
+    return law
+
+
+@parametrize_with_solver_checks([Walk(1.0)])
+def test_laws_as_tests(solver, check):
+    if check.name != "invariant":
+        check(solver)
