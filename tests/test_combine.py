@@ -214,13 +214,14 @@ def test_metropolis_corrections_on_the_energies_of_each_time_make_a_product_righ
         assert off(draws).max() > 2 * z_limit(6), plain
 
 
-@pytest.mark.parametrize("wrong", ["mean of the experts", "one expert"])
+@pytest.mark.parametrize("wrong", ["mean of the experts", pytest.param("one expert", marks=pytest.mark.slow)])
 def test_the_walk_catches_another_density(wrong):
     field = tempered(EXPERTS, 2.0) if wrong == "mean of the experts" else EXPERTS.fields[0]
     assert off(walked(field)).max() > 2 * z_limit(6)
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.slow
 def test_langevin_corrections_move_the_draws_to_the_exact_product():
     """Plain sampling misses a quarter of the variance; ten corrections at each level all but what the step size accounts for."""
     plain, error = shortfall(stk.ReverseSDE("ancestral", steps=50))

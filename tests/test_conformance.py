@@ -12,6 +12,7 @@ import scoretk as stk
 from scoretk.conformance import CHECKS, CheckResult, NotApplicable, Violation, check_model, parametrize_with_checks
 from scoretk.conformance.kit import Check
 from scoretk.plugins import ModelSpec
+from tests.marks import slow_but
 
 BY_NAME = {check.name: check for check in CHECKS}
 
@@ -81,7 +82,10 @@ def test_the_checks_are_tests(model, check):
     check(model)
 
 
-@pytest.mark.parametrize("name", GOOD)
+OF_EACH_KIND = ("energy", "scalar-event", "distribution", "diffusion", "flow", "exact")
+
+
+@pytest.mark.parametrize("name", slow_but(GOOD, *OF_EACH_KIND))
 def test_right_models_obey(name):
     """And a law that skips everything would let everything pass."""
     results = check_model(GOOD[name])

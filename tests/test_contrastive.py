@@ -59,6 +59,7 @@ def test_the_gradient_test_sees_a_factor_and_a_short_chain():
     assert mean_z(right - 0.5 * exact_s, torch.zeros(3)).abs().max() > 2 * z_limit(3)
 
 
+@pytest.mark.slow
 def test_learning_recovers_the_gaussian():
     net = GaussianEnergy(2)
     field = stk.Energy(net, (2,))

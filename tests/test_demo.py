@@ -31,7 +31,7 @@ MODELS = (
 )  # fmt: skip
 
 
-FEW = ("digits-flow", "digits-realnvp", "ring-mixture", "semicircle")
+FEW = ("digits-realnvp", "ring-mixture", "semicircle")
 DRAWN = {"digits-fvsbn", "digits-gan", "digits-realnvp"}
 
 

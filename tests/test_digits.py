@@ -40,7 +40,8 @@ def test_samples_are_as_near_to_test_digits_as_the_promise(name, digits):
     assert abs(ours.confidence - real.confidence) < 0.06
 
 
-@pytest.mark.parametrize("longer", [0, pytest.param(3600, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("longer", [0, 3600])
 def test_energy_samples_are_good_and_long_chains_no_worse(digits, longer):
     limit = 2 * min(floor(digits), 0.061)
     x = stk.sample("digits-energy", stk.ULA(0.005), chains=720, steps=400, keep="last", seed=1)

@@ -172,7 +172,9 @@ def test_acceptance_reaches_its_target(accept):
     assert draws.failures == {}
 
 
-@pytest.mark.parametrize("solver", [stk.HMC(metric="diagonal"), stk.ChEES()], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [pytest.param(stk.HMC(metric="diagonal"), marks=pytest.mark.slow), stk.ChEES()], ids=repr
+)
 def test_scales_are_learned(solver):
     draws = stk.sample(ILL, solver, chains=64, steps=100, warmup=500, seed=1, dtype=torch.float64)
     torch.testing.assert_close(draws.tuned["scale"], torch.logspace(0, -2, 20, dtype=torch.float64), rtol=0.1, atol=0)

@@ -407,6 +407,7 @@ def test_what_was_tuned_is_frozen():
     assert torch.equal(short.x[:, 0], long.x[:, 0])
 
 
+@pytest.mark.slow
 def test_eight_schools():
     """Posteriordb's means and standard deviations, of 10,000 reference draws, whose own error counts too."""
     draws = stk.sample("eight-schools", NUTS(), chains=128, steps=80, warmup=160, seed=1, dtype=torch.float64)

@@ -132,7 +132,7 @@ def test_linear_flows_in_either_direction(method, start, end):
     assert found.t.tolist() == [end] * 6
 
 
-@pytest.mark.parametrize("method", METHODS[:2])
+@pytest.mark.parametrize("method", ["dopri5", pytest.param("tsit5", marks=pytest.mark.slow)])
 def test_the_probability_flow_of_the_ring_against_dop853(method):
     field = resolve(ring_mixture().noised(stk.EDM()), {"velocity"}, timed=True)
     x = 80 * normal(8, 2)
