@@ -169,20 +169,19 @@ def test_a_row_is_its_own_where_the_method_says_so(name):
 
 
 def test_a_name_is_in_one_table():
-    tables = (GRID_RULES, PAIRS, TORCHDIFFEQ)
-    assert len(registry.RULES) == sum(map(len, tables)) == len(ALL)
+    assert sum(map(len, registry.TABLES)) == len(ALL)
     for name, method in ALL.items():
         assert find_method(name) == method
         assert names.FOREIGN.get(names.spelled(name), names.Foreign(name)).flow == name  # not another's, misspelt
 
 
 def known_here(name):
-    return name in registry.RULES or name in SDE_STEPS or name in stk.grids.GRIDS
+    return name in ALL or name in SDE_STEPS or name in stk.grids.GRIDS
 
 
 def test_names_from_elsewhere_lead_to_what_exists():
     for name, meant in names.FOREIGN.items():
-        assert meant.flow in registry.RULES or meant.sde in SDE_STEPS or meant.advice, name
+        assert meant.flow in ALL or meant.sde in SDE_STEPS or meant.advice, name
         quoted = re.findall(r"'(\w+(?:/\w+)?)'", meant.advice.replace("'_3'", ""))
         assert all(map(known_here, quoted)), meant.advice
         assert meant.flow or quoted or not meant.sde
@@ -207,6 +206,7 @@ def test_a_method_answers_to_what_others_call_it(name):
     own = stk.sample(field, stk.ProbabilityFlow(name, steps, **options), chains=2).final
     for other in SAME[name].split():
         assert find_method(other) == ALL[name]
+        assert stk.ProbabilityFlow(other) == stk.ProbabilityFlow(name)
         assert torch.equal(stk.sample(field, stk.ProbabilityFlow(other, steps, **options), chains=2).final, own), other
     assert find_method("DPM++ 2M").name == "dpmpp_2m"
 

@@ -159,9 +159,9 @@ class Solve:
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        adaptive = velocity_method(self.method).adaptive
+        object.__setattr__(self, "method", velocity_method(self.method).name)
         for name, value in (("steps", self.steps), ("grid", self.grid)):
-            if value is not None and adaptive:
+            if value is not None and self.adaptive:
                 others = ", ".join(m.name for m in every_method() if m.needs == "velocity" and not m.adaptive)
                 raise InvalidArgument(
                     name, value, f"nothing: {self.method} chooses its own steps", f"Or a method of {others}"

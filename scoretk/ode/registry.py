@@ -8,10 +8,8 @@ new entry is sampled, encoded and scored with as it stands. What other packages 
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from scoretk.errors import InvalidArgument, UnknownName
 from scoretk.ode.adaptive import TORCHDIFFEQ
@@ -20,7 +18,7 @@ from scoretk.ode.rowwise import PAIRS
 from scoretk.ode.tableaus import GRID_RULES
 from scoretk.ode.velocities import Solved
 
-__all__ = ["RULES", "Method", "Rule", "every_method", "find_method", "velocity_method"]
+__all__ = ["TABLES", "Method", "Rule", "every_method", "find_method", "has_method", "velocity_method"]
 
 
 class Rule(Protocol):
@@ -58,8 +56,7 @@ class Rule(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A rule and its name, with what can be said of it: see `Rule`."""
 
     name: str
@@ -79,13 +76,18 @@ class Method:
         return cls(name, rule, rule.order, rule.stages, rule.embedded, rule.adaptive, rule.rowwise, needs)
 
 
-RULES: Mapping[str, Rule] = ChainMap(GRID_RULES, PAIRS, TORCHDIFFEQ)  # type: ignore[arg-type]
-"""All rules by their names, as the tables have them at the time."""
+TABLES: tuple[Mapping[str, Rule], ...] = (GRID_RULES, PAIRS, TORCHDIFFEQ)
+"""All rules by their names, those along a grid first."""
 
 
 def every_method() -> list[Method]:
-    """All methods, those along a grid first."""
-    return [Method.of(name, RULES[name]) for table in (GRID_RULES, PAIRS, TORCHDIFFEQ) for name in table]
+    """All methods, in the order of the tables."""
+    return [Method.of(name, rule) for table in TABLES for name, rule in table.items()]
+
+
+def has_method(name: str) -> bool:
+    """Whether a table has this very name."""
+    return any(name in table for table in TABLES)
 
 
 def find_method(name: Any) -> Method:
@@ -102,13 +104,14 @@ def find_method(name: Any) -> Method:
         UnknownName: For other names, with what to use instead where a method is known elsewhere.
     """
     if not isinstance(name, str):
-        raise InvalidArgument("method", name, f"a name, one of {', '.join(map(repr, RULES))}")
-    if name in RULES:
-        return Method.of(name, RULES[name])
+        raise InvalidArgument("method", name, f"a name, one of {', '.join(m.name for m in every_method())}")
+    for table in TABLES:
+        if name in table:
+            return Method.of(name, table[name])
     meant = FOREIGN.get(spelled(name), Foreign())
     if meant.flow:
-        return Method.of(meant.flow, RULES[meant.flow])
-    raise UnknownName("method", name, RULES, meant.advice)
+        return find_method(meant.flow)
+    raise UnknownName("method", name, [m.name for m in every_method()], meant.advice)
 
 
 def velocity_method(name: Any) -> Method:

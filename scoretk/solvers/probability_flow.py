@@ -78,7 +78,8 @@ class ProbabilityFlow:
     "rk4_38", "ralston_4", "dpmpp_2m", "adams_2" to "_4", "adams_pc_2", "_3", "multistep_2" to "_4", "noise_multistep_2" to
     "_4", "unipc_2", "_3" (see `scoretk.ode.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps
     of its own, or "torchdiffeq/dopri8", "/dopri5", "/bosh3", "/fehlberg2" or "/adaptive_heun", where the hardest sample sets
-    the step of all; or what other packages call these ("ddim", "dpm++ 2m", ...: `scoretk.ode.names`); steps,
+    the step of all; or what other packages call these ("ddim", "dpm++ 2m", ...: `scoretk.ode.names`), which
+    becomes the name here; steps,
     intervals of the grid (the closing one of `denoise` among them); grid, None (logistic; uniform in t on a table and without a
     path), a name in `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt` finds; denoise, whether
     a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0; rtol, atol and max_steps, for adaptive methods:
@@ -109,6 +110,9 @@ class ProbabilityFlow:
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
+        object.__setattr__(
+            self, "method", method.name
+        )  # one name for one solver, and none to look up in a compiled step
         flags(self, "denoise", "adjoint")
         if self.steps is not None:
             counts(self, steps=1)

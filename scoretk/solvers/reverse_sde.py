@@ -64,7 +64,7 @@ from scoretk.fields.resolve import TimedField, gaussian_path
 from scoretk.fields.wrapped import check_flow
 from scoretk.ode.grids import grid
 from scoretk.ode.names import FOREIGN, Foreign, spelled
-from scoretk.ode.registry import RULES
+from scoretk.ode.registry import has_method
 from scoretk.ode.tableaus import Knot, knots
 from scoretk.solvers.base import Info, read_row
 
@@ -120,13 +120,13 @@ class ReverseSDE:
     step_cost: ClassVar[dict[str, int]] = {"denoise": 1}
 
     def __post_init__(self) -> None:
-        method = _named(self.method)
+        object.__setattr__(self, "method", _named(self.method))  # one name for one solver
         flags(self, "denoise")
         counts(self, steps=1)
-        if not 0 <= finite("eta", self.eta) <= (1 if method == "ddim" else math.inf):
+        if not 0 <= finite("eta", self.eta) <= (1 if self.method == "ddim" else math.inf):
             raise InvalidArgument("eta", self.eta, "a number of at least 0, and at most 1 with method='ddim'")
         counts(self, corrector=0)
-        if self.corrector and method == "dpmpp_2m":
+        if self.corrector and self.method == "dpmpp_2m":
             raise InvalidArgument(
                 "corrector", self.corrector, "0 with method='dpmpp_2m', whose memory is of a path without corrections",
                 "Take method='ancestral'",
@@ -176,7 +176,7 @@ class ReverseSDE:
             part = across((reach / row_sum((mean - x).square())).clamp(max=1), x)
             mean, z = torch.lerp(x, mean, part), part.sqrt() * z
         x = _plus(mean, spread, z)
-        last = data if _named(self.method) == "dpmpp_2m" else x  # the others remember nothing
+        last = data if self.method == "dpmpp_2m" else x  # the others remember nothing
         return SDEState(x, last, state.table, state.step + 1), {}
 
     def _intervals(self, field: TimedField) -> list[list[tuple[float, ...]]]:
@@ -184,7 +184,7 @@ class ReverseSDE:
         points = knots(_path(field), self.times(field), self.denoise)
         if any(k.sigma == 0 for k in points[:-1]):
             raise SingularConversion("the grid goes on behind sigma = 0: nothing leads away from there")
-        intervals, weights_of = [], SDE_STEPS[_named(self.method)]
+        intervals, weights_of = [], SDE_STEPS[self.method]
         for before, (now, after) in zip([None, *points], pairwise(points), strict=False):
             step = (now.t, *weights_of(before, now, after, self.eta), math.inf)
             corrections = self.corrector if after.sigma > 0 else 0
@@ -206,7 +206,7 @@ def _named(method: Any) -> str:
     meant = FOREIGN.get(spelled(method), Foreign())
     if meant.sde:
         return meant.sde
-    advice = f"It has no noise: ProbabilityFlow({method!r})" if method in RULES else meant.advice
+    advice = f"It has no noise: ProbabilityFlow({method!r})" if has_method(method) else meant.advice
     raise UnknownName("method", method, SDE_STEPS, advice)
 
 
