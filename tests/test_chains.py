@@ -13,10 +13,10 @@ def bumpy(x):
 
 
 FIELD = stk.Energy(bumpy, (2,))
-TUNED = {"steps": 12, "warmup": 30, "seed": 5, "thin": 2}
+TUNED = {"steps": 6, "warmup": 16, "seed": 5, "thin": 2}
 
 
-def pilot(chains, warmup=30):
+def pilot(chains, warmup=16):
     return {"warmup": stk.Warmup(warmup, pilot=chains)}
 
 

@@ -17,6 +17,7 @@ from scoretk.solvers import mclmc
 from scoretk.solvers.hmc import Point
 from scoretk.solvers.mclmc import INTEGRATORS, MCLMC, AdjustedMCLMC, direction, isokinetic, turn
 from tests.evidence import assert_distribution, assert_mean, ks_p, mean_z, z_limit
+from tests.marks import slow_rows_but
 from tests.test_langevin import one_step_from_exact, ring_statistics
 
 CHAINS = 40_000
@@ -295,7 +296,7 @@ def test_evaluations_of_tuning_are_counted(solver):
 TUNED = [MCLMC(), AdjustedMCLMC(), AdjustedMCLMC(leapfrogs=3)]
 
 
-@pytest.mark.parametrize("solver", TUNED, ids=repr)
+@pytest.mark.parametrize("solver", [*TUNED[:2], pytest.param(TUNED[2], marks=pytest.mark.slow)], ids=repr)
 def test_chains_do_not_depend_on_the_batch(solver):
     run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(40, pilot=5), "seed": 6, **DOUBLE}
     whole, parts = stk.sample(UNEQUAL, solver, **run), stk.sample(UNEQUAL, solver, batch=4, **run)
@@ -341,7 +342,13 @@ def test_compiled_agrees_with_eager(solver):
     torch.testing.assert_close(compiled.x, eager.x, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(("metric", "variance"), [("diagonal", 5e-4), ("none", 5e-4), ("diagonal", 5e-3)])
+@pytest.mark.parametrize(
+    ("metric", "variance"),
+    [
+        ("diagonal", 5e-4),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("none", 5e-4), ("diagonal", 5e-3))),
+    ],
+)
 def test_the_energy_error_reaches_its_target(metric, variance):
     solver = MCLMC(metric=metric, energy_variance=variance)
     target = gaussian(dim=30, std=3.0)
@@ -354,7 +361,7 @@ def test_the_energy_error_reaches_its_target(metric, variance):
     assert float(draws.tuned["length"]) == pytest.approx(known[1], rel=0.05)
 
 
-@pytest.mark.parametrize("accept", [0.9, 0.7])
+@pytest.mark.parametrize("accept", [0.9, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_the_acceptance_reaches_its_target(accept):
     solver = AdjustedMCLMC(leapfrogs=2, accept=accept)
     draws = stk.sample(ILL, solver, chains=64, steps=100, warmup=400, seed=2)
@@ -495,7 +502,9 @@ def test_warmup_arrives_from_afar(solver, mean, std, dim):
     assert ((squares.mean(0) - 1).abs() < bias + limit * squares.std(0) / 8).all()
 
 
-@pytest.mark.parametrize(("dim", "constant"), [(20, 1e6), (20, 8e6), (2, 4e6), (2, 8e6)])
+@pytest.mark.parametrize(
+    ("dim", "constant"), slow_rows_but([(20, 1e6), (20, 8e6), (2, 4e6), (2, 8e6)], (20, 8e6), (2, 8e6))
+)
 def test_rounding_of_the_energy_is_no_error(dim, constant):
     """A constant that costs float32 the digits below 1/16 to 1/2: no step that is far too short, and none that is too long."""
     field = stk.Energy(lambda x: x.square().sum(1) / 2 + constant, (dim,))

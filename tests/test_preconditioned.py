@@ -68,7 +68,7 @@ def test_a_decision_left_out_is_seen():
     assert mean_z(new.x[:, :1] ** 2, [4.0]).abs().max() > z_limit(1)
 
 
-@pytest.mark.parametrize("metric", ["dense", "diagonal"])
+@pytest.mark.parametrize("metric", ["dense", pytest.param("diagonal", marks=pytest.mark.slow)])
 def test_warmup_finds_acceptance_and_scales(metric):
     draws = stk.sample(CORRELATED, stk.PreconditionedLangevin(metric=metric), chains=128, steps=100, seed=2)
     assert float(draws.stats["accept"].mean()) == pytest.approx(0.574, abs=0.05)

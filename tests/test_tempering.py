@@ -255,6 +255,7 @@ COLD = Ising(4, 0.8)
 SPINS = stk.GibbsWithGradients()
 
 
+@pytest.mark.slow
 def test_a_cold_ising_model_turns_over():
     """Counts of each energy and sign of the magnetisation against the sum over all states."""
     start = torch.ones(400, 4, 4)
@@ -315,7 +316,10 @@ class Elementwise:
         return torch.stack([-4 * x[:, 0] * (x[:, 0] * x[:, 0] - 1), -2 * x[:, 1]], 1)
 
 
-@pytest.mark.parametrize("kernel", [stk.HMC(**SMALL), stk.NUTS(metric="none", max_depth=3), stk.MALA(0.2)])
+@pytest.mark.parametrize(
+    "kernel",
+    [stk.HMC(**SMALL), pytest.param(stk.NUTS(metric="none", max_depth=3), marks=pytest.mark.slow), stk.MALA(0.2)],
+)
 def test_chains_do_not_depend_on_the_batch(kernel):
     solver = ParallelTempering(kernel, replicas=3)
     run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(30, pilot=5), "seed": 6, "dtype": torch.float64}
