@@ -101,8 +101,9 @@ def test_flows_that_are_kept_end_in_the_law(name):
 
 def test_a_field_in_other_clothes_has_its_own_flow():
     field, x = KEPT["both"][0], torch.tensor([[0.3], [-1.2]], dtype=torch.float64)
-    for ask in (lambda f: stk.encode(f, x).x, lambda f: stk.log_prob(f, x).value):
-        torch.testing.assert_close(ask(field), ask(F), rtol=1e-4, atol=1e-4)
+    fixed = {"method": "rk4", "steps": 16}
+    for ask in (lambda f: stk.encode(f, x, **fixed).x, lambda f: stk.log_prob(f, x, **fixed).value):
+        torch.testing.assert_close(ask(field), ask(F), rtol=1e-3, atol=1e-3)
 
 
 def excess(draws, std):

@@ -118,7 +118,7 @@ def log_prob(
     is that of the probes, 0 where nothing is estimated; the error of the solve is not in it. Where x or a condition requires
     gradients (and autograd is on) so does the value, to these and to the field's parameters: those of the steps that the solve
     took, with all of them in memory. Otherwise nothing is kept for gradients.
-    Raises: `MissingCapability` where the field has no normalised density; `InvalidArgument`.
+    Raises: `MissingCapability` where the field has no normalised density, or is a power or product in time; `InvalidArgument`.
     """
     field = as_field(field)
     if not hasattr(field, "event_shape"):
