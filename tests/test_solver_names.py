@@ -79,6 +79,18 @@ def test_every_name_means_its_class_with_the_defaults(name):
     assert stk.load_solver(name, **given) == SOLVERS[name](**given)
 
 
+def test_no_solver_is_made_from_another_one():
+    """Classes are abstract or final."""
+    for kind in SOLVERS.values():
+        assert not set(kind.__mro__[1:]) & set(SOLVERS.values()), kind
+
+
+def test_what_a_class_takes_for_one_more_release_it_takes_by_name_too():
+    with pytest.warns(DeprecationWarning, match="Warmup"):
+        assert stk.load_solver("hmc", pilot=8) is not None
+    assert "pilot" not in stk.describe_solver("hmc").settings
+
+
 def test_the_protocol_is_written_once_and_what_lacks_some_of_it_is_told():
     assert {n for n in vars(Solver) if not n.startswith("_")} == set(SOLVER_PROTOCOL)
 

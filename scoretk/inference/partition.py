@@ -197,7 +197,7 @@ def log_partition(
         field, start, kernel=inner, moves=moves, levels=levels, refine=method == "ais",
         chains=pilot, seed=derive(seed, 1), device=device, dtype=dtype,
     )  # fmt: skip
-    run = AIS(base=start, kernel=inner, moves=moves, ladder=ladder)
+    run: AIS | SMC = AIS(base=start, kernel=inner, moves=moves, ladder=ladder)
     if method == "smc":
         run = SMC(base=start, kernel=inner, moves=moves, ladder=ladder, island=island)
     draws = sample(

@@ -133,10 +133,12 @@ def load_solver(name: str, /, **settings: Any) -> Any:
     kind = _class(entry)
     with _SOLVERS.isolated(entry, "load"):
         known = _settings(kind)
-    for unknown in sorted(settings.keys() - known.keys()):
-        if not _takes_any(kind):
-            hint = f"It takes {', '.join(known) or 'none'}"
-            raise InvalidArgument(unknown, settings[unknown], f"a setting of {name}{near_match(unknown, known)}", hint)
+        unheard = sorted(settings.keys() - known.keys() - _outdated(kind))
+    if unheard and not _takes_any(kind):
+        hint = f"It takes {', '.join(known) or 'none'}"
+        raise InvalidArgument(
+            unheard[0], settings[unheard[0]], f"a setting of {name}{near_match(unheard[0], known)}", hint
+        )
     missing = [n for n, default in known.items() if default is MISSING and n not in settings]
     if missing:
         wanted = ", ".join(f"{n}=VALUE" for n in missing)
@@ -235,6 +237,12 @@ def _settings(kind: type[Any]) -> dict[str, Any]:
         for name, p in inspect.signature(kind).parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
+
+
+def _outdated(kind: type[Any]) -> set[str]:
+    """Keywords that a class takes besides its settings: where its constructor is wrapped, those of the wrapping one."""
+    taken = inspect.signature(kind, follow_wrapped=False).parameters.values()
+    return {p.name for p in taken if p.kind is p.KEYWORD_ONLY}
 
 
 def _takes_any(kind: type[Any]) -> bool:

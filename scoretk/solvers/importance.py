@@ -19,6 +19,7 @@ References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasr
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -204,14 +205,10 @@ def resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class AIS:
-    """Annealed importance sampling: weighted draws of a static energy, from draws of a base.
+class Annealing(ABC):
+    """From draws of a base through a ladder of laws to the target, with weights: what `AIS` and `SMC` share.
 
-    Arguments: levels n, spaced as `(k/n)^3`, unless a `ladder` says more (`log_partition` tunes one); base, a static field with
-    `energy` and `draw`, by default N(0, I), or uniform over discrete states; kernel, exact, with a step size of its own, or
-    its name; moves of it at each level.
-    Reports "log_weight" (at the last level that of the final draw), "accept", and "ancestor", the chain whose first draw this one
-    descends from (its own number, unless it was resampled).
+    Its settings are those of `AIS`.
     """
 
     levels: int = 100
@@ -294,12 +291,28 @@ class AIS:
         info = {"log_weight": shown, "accept": accept, "ancestor": weighed.ancestor, "evaluations": spent}
         return weighed._replace(x=x, step=state.step + 1), info
 
+    @abstractmethod
+    def _resample(self, state: AISState, noise: NoiseSource) -> AISState:
+        """The chains that go on from a level, with their weights."""
+
+
+@dataclass(frozen=True)
+class AIS(Annealing):
+    """Annealed importance sampling: weighted draws of a static energy, from draws of a base.
+
+    Arguments: levels n, spaced as `(k/n)^3`, unless a `ladder` says more (`log_partition` tunes one); base, a static field with
+    `energy` and `draw`, by default N(0, I), or uniform over discrete states; kernel, exact, with a step size of its own, or
+    its name; moves of it at each level.
+    Reports "log_weight" (at the last level that of the final draw), "accept", and "ancestor", the chain whose first draw this one
+    descends from (its own number, unless it was resampled).
+    """
+
     def _resample(self, state: AISState, noise: NoiseSource) -> AISState:
         return state
 
 
 @dataclass(frozen=True)
-class SMC(AIS):
+class SMC(Annealing):
     """Sequential Monte Carlo: annealed importance sampling whose chains are resampled within islands.
 
     Arguments: as `AIS`; island, how many chains make one (the chains, and the batch, hold whole islands); threshold, the
