@@ -68,11 +68,11 @@ ALLOWED = 1e-4  # at tolerances of 1e-6 a step
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("method", slow_but(ADAPTIVE, "dopri5", "tsit5", "bosh3", "torchdiffeq/dopri8"))
+@pytest.mark.parametrize("method", slow_but(ADAPTIVE, "dopri5", "tsit5", "bosh3", "dopri8"))
 def test_they_are_those_of_the_plain_graph(method, path):
     options = {"method": method, "path": path}
     allowed = (
-        10 * ALLOWED if method in ("torchdiffeq/fehlberg2", "torchdiffeq/adaptive_heun") else ALLOWED
+        10 * ALLOWED if method in ("fehlberg2", "adaptive_heun") else ALLOWED
     )  # the plain graph's error is the larger one
     assert largest_difference(gradients("adjoint", **options), gradients(True, **options)) < allowed
 

@@ -132,7 +132,8 @@ def test_wrong_averages_cost_order(monkeypatch):
 
 @pytest.mark.parametrize("name", TORCHDIFFEQ)
 def test_what_is_said_of_torchdiffeq_s_is_so_there(name):
-    solver = SOLVERS[name.removeprefix("torchdiffeq/")]
+    assert TORCHDIFFEQ[name].name == name.removeprefix("torchdiffeq/")
+    solver = SOLVERS[TORCHDIFFEQ[name].name]
     assert (ALL[name].order, ALL[name].stages) == (solver.order, len(solver.tableau.alpha))
 
 
@@ -172,6 +173,7 @@ def test_a_name_is_in_one_table():
     assert sum(map(len, registry.TABLES)) == len(ALL)
     for name, method in ALL.items():
         assert find_method(name) == method
+        assert stk.ProbabilityFlow(name).method == name  # as runs saved under it have it
         assert names.FOREIGN.get(names.spelled(name), names.Foreign(name)).flow == name  # not another's, misspelt
 
 
@@ -193,9 +195,9 @@ SAME = {
     "dpmpp_2m": "dpm++2m dpm++_2m dpm++-2m sample_dpmpp_2m DPM++2M DPMSolverMultistepScheduler dpmsolver++",
     "dopri5": "rk45 RK45 ode45",
     "bosh3": "rk23 RK23",
-    "torchdiffeq/dopri8": "dopri8",
-    "torchdiffeq/fehlberg2": "fehlberg2",
-    "torchdiffeq/adaptive_heun": "adaptive_heun",
+    "dopri8": "torchdiffeq/dopri8",
+    "fehlberg2": "torchdiffeq/fehlberg2",
+    "adaptive_heun": "torchdiffeq/adaptive_heun",
 }
 
 
@@ -217,7 +219,7 @@ ELSEWHERE = {
     "dpm_2": "midpoint", "dpm_adaptive": "tsit5", "ddpm": "ReverseSDE('ancestral')", "euler_a": "ReverseSDE('ddim')",
     "Euler a": "ReverseSDE('ddim')", "euler_ancestral": "ReverseSDE('ddim')", "ancestral": "ReverseSDE('ancestral')",
     "dpmpp_2m_sde": "the square of whose eta", "dpmpp_sde": "ReverseSDE('dpmpp_2m')", "edm": "grid='edm'",
-    "torchdiffeq/rk4": "rk4_38", "dop853": "torchdiffeq/dopri8", "heun3": "ralston_3", "heun2": "trapezoid",
+    "torchdiffeq/rk4": "rk4_38", "dop853": "'dopri8'", "heun3": "ralston_3", "heun2": "trapezoid",
     "sample_dpm_2_ancestral": "has noise", "adams3": "did you mean 'adams_3'",
 }  # fmt: skip
 

@@ -254,7 +254,7 @@ def encode(
     error of the two solves. Latents of data follow the field's `base`.
 
     Arguments: field, timed; x `(rows, *event_shape)`; cond, one row a row of x; method, adaptive ("dopri5", "tsit5", "bosh3",
-    each row with its own steps; "torchdiffeq/dopri8" and its like, whose steps a batch shares) with rtol, atol and max_steps,
+    each row with its own steps; "dopri8" and its like, whose steps a batch shares) with rtol, atol and max_steps,
     or fixed ("euler", "heun", "rk4", "adams_3", ...: those of `ProbabilityFlow` that integrate a velocity) with steps (default
     32) and grid as `ProbabilityFlow` has them;
     batch, rows at a time, for memory: the latents are the same, where a batch shares its steps to the tolerances.

@@ -5,7 +5,7 @@ row meets the tolerance whatever its neighbours are. The last step ends on the i
 and interpolate), and no stage is evaluated outside. A row whose velocity becomes non-finite is held still and flagged
 instead of ending the batch.
 
-A method's name here is torchdiffeq's behind `torchdiffeq/`, so that `dopri5`, which goes row by row, is another one.
+Where a pair of our own has the name (`dopri5`, `bosh3`, which go row by row), torchdiffeq's is named `torchdiffeq/dopri5`.
 
 Reference: Dormand, Prince, "A family of embedded Runge-Kutta formulae" (1980).
 """
@@ -56,22 +56,18 @@ class Borrowed:
         Returns:
             Position at the end, status and evaluations.
         """
-        method = f"{PREFIX}{self.name}"
-        found = integrate(velocity, x, stops[0], stops[-1], method=method, rtol=rtol, atol=atol, max_steps=max_steps)
+        found = integrate(velocity, x, stops[0], stops[-1], method=self, rtol=rtol, atol=atol, max_steps=max_steps)
         return found.x, found.status, torch.full_like(found.status, found.evaluations)
 
 
-PREFIX = "torchdiffeq/"
 TORCHDIFFEQ = {
-    PREFIX + rule.name: rule
-    for rule in (
-        Borrowed("dopri5", 5, 6),
-        Borrowed("dopri8", 8, 13),
-        Borrowed("bosh3", 3, 3),
-        Borrowed("fehlberg2", 2, 2),
-        Borrowed("adaptive_heun", 2, 1),
-    )
+    "torchdiffeq/dopri5": Borrowed("dopri5", 5, 6),
+    "torchdiffeq/bosh3": Borrowed("bosh3", 3, 3),
+    "dopri8": Borrowed("dopri8", 8, 13),
+    "fehlberg2": Borrowed("fehlberg2", 2, 2),
+    "adaptive_heun": Borrowed("adaptive_heun", 2, 1),
 }
+"""Two have pairs of our own under their bare names. `torchdiffeq/` may stand before the others as well."""
 
 
 class Integral(NamedTuple):
@@ -108,27 +104,27 @@ def integrate(
     start: float,
     end: float,
     *,
-    method: str = "torchdiffeq/dopri5",
+    method: str | Borrowed = "torchdiffeq/dopri5",
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 10_000,
 ) -> Integral:
     """Integrate from time `start` to time `end`, in either direction.
 
-    Arguments: velocity, `(x, t) -> like x`; x `(batch, *event)`; method, a name in `TORCHDIFFEQ`; rtol and atol, the error
-    allowed a step, `atol + rtol |x|`; max_steps.
+    Arguments: velocity, `(x, t) -> like x`; x `(batch, *event)`; method, a pair or its name in `TORCHDIFFEQ`; rtol and atol, the
+    error allowed a step, `atol + rtol |x|`; max_steps.
     Returns: an `Integral`. A failed row stays where it started, with status `NONFINITE`; where the steps run out or
     shrink to nothing all rows do, with `MAX_STEPS` or `DIVERGED`.
     """
     from torchdiffeq import odeint  # here, as it imports scipy, which takes longer than all of this package
 
-    name = TORCHDIFFEQ[option("method", method, TORCHDIFFEQ)].name
+    pair = method if isinstance(method, Borrowed) else TORCHDIFFEQ[option("method", method, TORCHDIFFEQ)]
     guarded = _Guarded(velocity, x, start, end)
     times = torch.tensor([start, end], dtype=torch.float64, device=x.device if x.device.type != "mps" else "cpu")
     options = {"norm": largest_row_rms, "step_t": times[1:], "max_num_steps": max_steps}
     failure = Status.OK
     try:
-        final = odeint(guarded, x, times, rtol=rtol, atol=atol, method=name, options=options)[-1]
+        final = odeint(guarded, x, times, rtol=rtol, atol=atol, method=pair.name, options=options)[-1]
     except AssertionError as error:  # torchdiffeq's way of saying that it gave up
         failure = Status.MAX_STEPS if "max_num_steps" in str(error) else Status.DIVERGED
         final = x

@@ -57,9 +57,9 @@ FOREIGN: dict[str, Foreign] = {
     **_meant("euler, euler discrete", "euler", advice=_SAME.format("euler")),
     **_meant("heun, heun discrete", "heun", advice=_SAME.format("heun")),
     **_meant("dpm++ 2m, dpmsolver++, dpm solver multistep", "dpmpp_2m", advice=_SAME.format("dpmpp_2m")),
-    **_meant("dopri8", "torchdiffeq/dopri8", advice=_SAME.format("torchdiffeq/dopri8")),
-    **_meant("fehlberg2", "torchdiffeq/fehlberg2", advice=_SAME.format("torchdiffeq/fehlberg2")),
-    **_meant("adaptive heun", "torchdiffeq/adaptive_heun", advice=_SAME.format("torchdiffeq/adaptive_heun")),
+    **_meant("torchdiffeq/dopri8", "dopri8", advice=_SAME.format("dopri8")),
+    **_meant("torchdiffeq/fehlberg2", "fehlberg2", advice=_SAME.format("fehlberg2")),
+    **_meant("torchdiffeq/adaptive_heun", "adaptive_heun", advice=_SAME.format("adaptive_heun")),
     **_meant("rk45, ode45", "dopri5", advice=_SAME.format("dopri5")),
     **_meant("rk23, ode23", "bosh3", advice=_SAME.format("bosh3")),
     **_meant("euler a, euler ancestral, euler ancestral discrete", sde="ddim", advice=_NOISY.format("ddim")),
@@ -106,7 +106,7 @@ FOREIGN: dict[str, Foreign] = {
     **_meant("torchdiffeq/euler", advice="'euler' here, on a grid of its own"),
     **_meant("torchdiffeq/midpoint", advice="'midpoint' here, on a grid of its own"),
     **_meant("explicit adams, implicit adams, fixed adams", advice="'adams_3', or with a corrector 'adams_pc_3'"),
-    **_meant("dop853, dopri853", advice="Of order 8 is 'torchdiffeq/dopri8', another pair"),
+    **_meant("dop853, dopri853", advice="Of order 8 is 'dopri8', another pair"),
     **_meant("lsoda, bdf, radau, scipy solver", advice="None is for stiff problems; adaptive are 'dopri5', 'tsit5', 'bosh3'"),
 }  # fmt: skip
 """By `spelled` names. Names of our own are exact and come first."""

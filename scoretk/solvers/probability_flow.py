@@ -77,8 +77,8 @@ class ProbabilityFlow:
     Arguments: method, a fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint", "ralston_3", "rk4",
     "rk4_38", "ralston_4", "dpmpp_2m", "adams_2" to "_4", "adams_pc_2", "_3", "multistep_2" to "_4", "noise_multistep_2" to
     "_4", "unipc_2", "_3" (see `scoretk.ode.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps
-    of its own, or "torchdiffeq/dopri8", "/dopri5", "/bosh3", "/fehlberg2" or "/adaptive_heun", where the hardest sample sets
-    the step of all; or what other packages call these ("ddim", "dpm++ 2m", ...: `scoretk.ode.names`), which
+    of its own, or torchdiffeq's "dopri8", "fehlberg2", "adaptive_heun", "torchdiffeq/dopri5" or "torchdiffeq/bosh3", where the
+    hardest sample sets the step of all; or what other packages call these ("ddim", "dpm++ 2m", ...: `scoretk.ode.names`), which
     becomes the name here; steps,
     intervals of the grid (the closing one of `denoise` among them); grid, None (logistic; uniform in t on a table and without a
     path), a name in `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt` finds; denoise, whether
