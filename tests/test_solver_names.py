@@ -136,6 +136,13 @@ def test_a_name_goes_wherever_a_solver_goes():
     assert stk.load_solver("smc", kernel="gibbs-with-gradients", levels=3) == stk.SMC(3, kernel=gibbs)
 
 
+@pytest.mark.parametrize("start", [torch.zeros(2).numpy(), torch.zeros(2), "nowhere", None])
+def test_contrastive_divergence_says_from_where_it_can_start(start):
+    """An array compares entry by entry, and has no truth of its own."""
+    with pytest.raises(stk.InvalidArgument, match="start"):
+        stk.ContrastiveDivergence(stk.ULA(0.1), start=start)
+
+
 TAKERS = {
     "sample": lambda name: stk.sample(FIELD, name, chains=2),
     "ais": lambda name: stk.AIS(kernel=name),

@@ -136,7 +136,8 @@ class ContrastiveDivergence:
             raise InvalidArgument("solver", self.solver, "a kernel that can run for ever, such as ULA or MALA")
         check_settled("solver", self.solver)
         counts(self, steps=1)
-        if not isinstance(self.start, ReplayBuffer) and self.start not in ("data", "noise"):
+        named = isinstance(self.start, str) and self.start in ("data", "noise")
+        if not named and not isinstance(self.start, ReplayBuffer):
             raise InvalidArgument("start", self.start, "'data', 'noise' or a ReplayBuffer")
         derive(self.seed, 0)  # refuses what is no seed
         self.calls = 0
