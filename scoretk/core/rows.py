@@ -11,12 +11,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["across", "finite_rows", "log_add_exp", "power", "row_dot", "row_sum", "select_rows", "sigmoid", "softplus"]
+__all__ = [
+    "across",
+    "add_scaled",
+    "finite_rows",
+    "log_add_exp",
+    "power",
+    "row_dot",
+    "row_sum",
+    "select_rows",
+    "sigmoid",
+    "softplus",
+]
 
 
 def across(values: Tensor, x: Tensor) -> Tensor:
     """One value a row, `(batch,)`, shaped so that it broadcasts over `x` of shape `(batch, *event_shape)`."""
     return values.reshape(values.shape + (1,) * (x.ndim - 1))
+
+
+def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
+    """`x + factor y`, the factor a number, or a tensor shaped so that it multiplies y."""
+    return x + factor * y if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
 
 
 def row_sum(x: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def sample(
             start,
             rows,
             compile,
-            plan.pilot if adapts(solver) else None,
+            {"pilot": plan.pilot} if adapts(solver) else {},
         )
         saving = None
         if saved is not None:
@@ -451,7 +451,7 @@ def _torch_state(device: str) -> dict[str, Any]:
 
 def _settings(
     origin: str, model: Any, solver: Any, ids: range, seed: int, keep: str, batch: int, place: _Place,
-    schedule: Schedule, start: Tensor | None, rows: dict[str, Tensor], compiled: bool, pilot: int | None,
+    schedule: Schedule, start: Tensor | None, rows: dict[str, Tensor], compiled: bool, pilot: dict[str, int],
 ) -> dict[str, Any]:  # fmt: skip
     """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
     return {
@@ -459,7 +459,7 @@ def _settings(
         "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
         "solver": without_addresses(repr(solver)), "chains": len(ids) if ids == range(len(ids)) else repr(ids),
         "seed": integer("seed", seed, below=2**64), "steps": schedule.total - schedule.warmup,
-        "warmup": schedule.warmup, "pilot": pilot, "thin": schedule.thin, "keep": keep, "batch": min(batch, len(ids)),
+        "warmup": schedule.warmup, **pilot, "thin": schedule.thin, "keep": keep, "batch": min(batch, len(ids)),
         "device": place.device.type, "dtype": str(place.dtype).removeprefix("torch."), "compile": compiled,
         "init": None if start is None else tensor_digest({"init": start})[:16],
         "cond": tensor_digest(rows)[:16] if rows else None,

@@ -25,7 +25,8 @@ vanishes with alpha where E is quadratic. A solver reads the states from the fie
 
 References: Grathwohl, Swersky, Hashemi, Duvenaud, Maddison, "Oops I took a gradient: scalable sampling for discrete
 distributions" (2021); Sun, Dai, Xia, Ramamurthy, "Path auxiliary proposal for MCMC in discrete space" (2022), for several changes
-with one score; Zhang, Liu, Liu, "A Langevin-like sampler for discrete distributions" (2022).
+with one score; Zhang, Liu, Liu, "A Langevin-like sampler for discrete distributions" (2022); Sun, Dai, Schuurmans, "Optimal
+scaling for locally balanced proposals in discrete spaces" (2022), for the acceptance.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import flags, positive
 from scoretk.core.arrays import aligned
+from scoretk.core.rows import across
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
@@ -46,6 +48,8 @@ from scoretk.fields.resolve import StaticField
 from scoretk.fields.states import ONE_HOT, States, by_site, check_states, labels, pick, place, values, weigh
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import metropolis
+from scoretk.solvers.warmup.step_size import first_step_size, number
+from scoretk.solvers.warmup.tuned import GIVEN, StepTuned
 
 __all__ = ["BlockGibbs", "DiscreteLangevin", "GibbsWithGradients"]
 
@@ -85,6 +89,21 @@ class DiscreteState(NamedTuple):
     energy: Tensor
     grad: Tensor
     step: Tensor
+
+
+class LangevinState(NamedTuple):
+    """As `DiscreteState`, and what warmup tunes."""
+
+    x: Tensor
+    energy: Tensor
+    grad: Tensor
+    step: Tensor
+    step_size: Tensor = GIVEN
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains' own."""
+        return frozenset({"step", "step_size"})
 
 
 class SweepState(NamedTuple):
@@ -156,21 +175,25 @@ class GibbsWithGradients:
 
 
 @dataclass(frozen=True)
-class DiscreteLangevin:
+class DiscreteLangevin(StepTuned):
     """The discrete Langevin proposal: every site may change at each step, independently given x.
 
-    Arguments: step_size alpha > 0, in squared units of the states; adjusted, whether a Metropolis decision makes it exact;
-    temperature T > 0, the target being `p^(1/T)`. Reports "energy", and "accept" where adjusted. A proposal with NaN or infinite
-    energy or gradient is rejected; unadjusted it ends the chain.
+    Arguments: step_size alpha > 0, in squared units of the states, None to tune it in warmup (where it is adjusted);
+    adjusted, whether a Metropolis decision makes it exact; temperature T > 0, the target being `p^(1/T)`; accept, the
+    acceptance aimed at, best at .574 as for Langevin dynamics (where sites are all but independent, it is above that at any
+    step size). Reports "energy", and "accept" where adjusted. A proposal with NaN or infinite energy or gradient is
+    rejected; unadjusted it ends the chain.
     """
 
-    step_size: float
+    step_size: float | None = None
     adjusted: bool = True
     temperature: float = 1.0
+    accept: float = 0.574
 
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score", "states"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
+    goes_alone: ClassVar[bool] = False  # there is no way among discrete states
     weight: ClassVar[int] = 4  # many small operations a step: the compiler unrolls few of them
     init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
@@ -182,33 +205,52 @@ class DiscreteLangevin:
 
     def __post_init__(self) -> None:
         flags(self, "adjusted")
-        positive("step_size", self.step_size)
+        self._check_step()
         positive("temperature", self.temperature)
         if not isinstance(self.adjusted, bool):
             raise InvalidArgument("adjusted", self.adjusted, "True or False")
+        if self.step_size is None and not self.adjusted:
+            raise InvalidArgument(
+                "step_size", None, "a number: proposals that are all accepted show no acceptance to tune it by"
+            )
 
-    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> DiscreteState:
+    def first_step(
+        self, field: StaticField, state: LangevinState, noise: NoiseSource, alive: Tensor
+    ) -> tuple[float, int]:
+        """As `Tunable.first_step`, from its own steps: among discrete states there are no others."""
+        tried = 0
+
+        def accept(size: float) -> float:
+            nonlocal tried
+            tried += 1
+            return float(self.step(field, state._replace(step_size=number(size)), noise)[1]["accept"][alive].mean())
+
+        return first_step_size(accept, self.accept), tried
+
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> LangevinState:
         x = _start(field, x)
-        return DiscreteState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
+        return LangevinState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
-    def step(self, field: StaticField, state: DiscreteState, noise: NoiseSource) -> tuple[DiscreteState, Info]:
+    def step(self, field: StaticField, state: LangevinState, noise: NoiseSource) -> tuple[LangevinState, Info]:
         states, shape, dtype = field.native.states, field.event_shape, state.x.dtype
         here = labels(state.x, states)
-        forward = self.log_q(state.x, state.grad, here, states)
+        size = self.size(state)
+        forward = self.log_q(state.x, state.grad, here, states, size)
         there = pick(forward, noise.uniform(state.step, Stream.PROPOSAL, tuple(here.shape[1:]), dtype))
         x = place(there, states, shape, dtype)
-        proposed = DiscreteState(x, *field.energy_and_grad(x), state.step + 1)
+        proposed = LangevinState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
         if not self.adjusted:
             return proposed, {"energy": proposed.energy}
-        backward = self.log_q(x, proposed.grad, there, states)
+        backward = self.log_q(x, proposed.grad, there, states, size)
         gain = backward.gather(-1, here[..., None]) - forward.gather(-1, there[..., None])
         log_ratio = (state.energy - proposed.energy) / self.temperature + gain.flatten(1).sum(1)
         chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise, BARKER)
         return chosen, {"accept": probability, "energy": chosen.energy}
 
-    def log_q(self, x: Tensor, grad: Tensor, label: Tensor, states: States) -> Tensor:
-        """`log q_i(k | x)`, `(chains, sites, k)`."""
-        near = _distances(x, states) / (2 * self.step_size)
+    def log_q(self, x: Tensor, grad: Tensor, label: Tensor, states: States, size: float | Tensor) -> Tensor:
+        """`log q_i(k | x)`, `(chains, sites, k)`, with this step size, a number, or a tensor shaped so that it multiplies x."""
+        distances = _distances(x, states)
+        near = distances / (2 * (across(size.flatten(), distances) if isinstance(size, Tensor) else size))
         return torch.log_softmax(_changes(grad, label, states) / (2 * self.temperature) - near, -1)
 
 

@@ -13,42 +13,50 @@ Roberts, Rosenthal, "Optimal scaling of discrete approximations to Langevin diff
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoretk.core.arguments import positive
-from scoretk.core.rows import row_dot
+from scoretk.core.rows import add_scaled, row_dot
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import metropolis
+from scoretk.solvers.warmup.tuned import GIVEN, StepTuned, root
 
 __all__ = ["MALA"]
 
 
 class MALAState(NamedTuple):
-    """Position, its energy `(chains,)` and the gradient of its energy; the index of the next step."""
+    """Position, its energy `(chains,)` and the gradient of its energy; the index of the next step; what warmup tunes."""
 
     x: Tensor
     energy: Tensor
     grad: Tensor
     step: Tensor
+    step_size: Tensor = GIVEN
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains' own."""
+        return frozenset({"step", "step_size"})
 
 
 @dataclass(frozen=True)
-class MALA:
+class MALA(StepTuned):
     """Metropolis-adjusted Langevin.
 
-    Arguments: step_size h > 0, in squared units of x; temperature T > 0. Reports "accept", the acceptance probability,
-    and "energy". A proposal with NaN or infinite energy or gradient is rejected.
+    Arguments: step_size h > 0, in squared units of x, None to tune it in warmup; temperature T > 0; accept, the
+    acceptance aimed at. Reports "accept", the acceptance probability, and "energy". A proposal with NaN or infinite
+    energy or gradient is rejected.
     """
 
-    step_size: float
+    step_size: float | None = None
     temperature: float = 1.0
+    accept: float = 0.574
 
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
@@ -57,21 +65,26 @@ class MALA:
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
 
     def __post_init__(self) -> None:
-        positive("step_size", self.step_size)
+        self._check_step()
         positive("temperature", self.temperature)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> MALAState:
         return MALAState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
+    def of_leapfrog(self, size: float, dim: int) -> float:
+        """A leapfrog step of size eps at temperature T is one of h = eps^2 / (2 T)."""
+        return size**2 / (2 * self.temperature)
+
     def step(self, field: StaticField, state: MALAState, noise: NoiseSource) -> tuple[MALAState, Info]:
-        h, heat = self.step_size, self.temperature
+        h, heat = self.size(state), self.temperature
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        jump = torch.add(z * sqrt(2 * h * heat), state.grad, alpha=-h)
+        jump = add_scaled(z * root(2 * h * heat), state.grad, -h)
         x = state.x + jump
-        proposed = MALAState(x, *field.energy_and_grad(x), state.step + 1)
+        proposed = MALAState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
         # |x - x' + h grad E(x')|^2 - |x' - x + h grad E(x)|^2 = h <2 (x - x') + h (g' - g), g' + g>, without cancellation
         both = proposed.grad + state.grad
-        backward = row_dot(torch.add(-2 * jump, proposed.grad - state.grad, alpha=h), both) * h
-        log_ratio = (state.energy - proposed.energy) / heat - backward / (4 * h * heat)
+        of_row = h.flatten() if isinstance(h, Tensor) else h
+        backward = row_dot(add_scaled(-2 * jump, proposed.grad - state.grad, h), both) * of_row
+        log_ratio = (state.energy - proposed.energy) / heat - backward / (4 * of_row * heat)
         chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise)
         return chosen, {"accept": probability, "energy": chosen.energy}

@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import positive
-from scoretk.core.rows import row_dot
+from scoretk.core.rows import add_scaled, row_dot
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import metropolis
+from scoretk.solvers.warmup.tuned import GIVEN, StepTuned, root
 
 __all__ = ["GHMC", "Underdamped"]
 
@@ -46,13 +47,19 @@ class UnderdampedState(NamedTuple):
 
 
 class GHMCState(NamedTuple):
-    """Position, energy `(chains,)`, its gradient, and velocity; the index of the next step."""
+    """Position, energy `(chains,)`, its gradient, and velocity; the index of the next step; what warmup tunes."""
 
     x: Tensor
     energy: Tensor
     grad: Tensor
     velocity: Tensor
     step: Tensor
+    step_size: Tensor = GIVEN
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains' own."""
+        return frozenset({"step", "step_size"})
 
 
 def _velocity(x: Tensor, noise: NoiseSource, temperature: float) -> Tensor:
@@ -64,7 +71,8 @@ class Underdamped:
     """Underdamped Langevin by BAOAB, one gradient a step.
 
     Arguments: step_size h > 0, in units of x over those of the velocity (a length, where ULA's is a squared one); friction gamma
-    > 0; temperature T > 0, the target being `p^(1/T)`.
+    > 0; temperature T > 0, the target being `p^(1/T)`. The step size is not tuned: without a decision there is no acceptance to
+    see, and a field that has a score alone shows no error of its energy. `GHMC` tunes its own.
     """
 
     step_size: float
@@ -98,15 +106,16 @@ class Underdamped:
 
 
 @dataclass(frozen=True)
-class GHMC:
+class GHMC(StepTuned):
     """Generalised Hamiltonian Monte Carlo: underdamped Langevin with a Metropolis decision, exact at any step size.
 
-    Arguments: step_size h > 0; friction gamma > 0. A small step size is wanted, as each rejection turns the chain back: accept
-    .9 and more. Reports "accept", "energy" and "hamiltonian".
+    Arguments: step_size h > 0, None to tune it in warmup; friction gamma > 0; accept, the acceptance aimed at: a small step size
+    is wanted, as each rejection turns the chain back. Reports "accept", "energy" and "hamiltonian".
     """
 
-    step_size: float
+    step_size: float | None = None
     friction: float = 1.0
+    accept: float = 0.9
 
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
@@ -115,24 +124,25 @@ class GHMC:
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
 
     def __post_init__(self) -> None:
-        for name in ("step_size", "friction"):
-            positive(name, getattr(self, name))
+        self._check_step()
+        positive("friction", self.friction)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> GHMCState:
         start = torch.zeros((), dtype=torch.int64)
         return GHMCState(x, *field.energy_and_grad(x), _velocity(x, noise, 1.0), start)
 
     def step(self, field: StaticField, state: GHMCState, noise: NoiseSource) -> tuple[GHMCState, Info]:
-        h, kept = self.step_size, exp(-self.friction * self.step_size)
+        h = self.size(state)
+        kept = (-self.friction * h).exp() if isinstance(h, Tensor) else exp(-self.friction * h)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        before = torch.add(state.velocity * kept, z, alpha=sqrt(1 - kept**2))
-        v = torch.add(before, state.grad, alpha=-h / 2)
-        x = torch.add(state.x, v, alpha=h)
+        before = add_scaled(state.velocity * kept, z, root(1 - kept**2))
+        v = add_scaled(before, state.grad, -h / 2)
+        x = add_scaled(state.x, v, h)
         energy, grad = field.energy_and_grad(x)
-        v = torch.add(v, grad, alpha=-h / 2)
+        v = add_scaled(v, grad, -h / 2)
         start = state.energy + row_dot(before, before) / 2
         turned = state._replace(velocity=-before)
-        proposed = GHMCState(x, energy, grad, v, state.step + 1)
+        proposed = GHMCState(x, energy, grad, v, state.step + 1, state.step_size)
         log_ratio = start - energy - row_dot(v, v) / 2
         chosen, probability = metropolis(turned, proposed, log_ratio, state.step, noise)
         return chosen, {"accept": probability, "energy": chosen.energy, "hamiltonian": start}

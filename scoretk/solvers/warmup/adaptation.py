@@ -194,9 +194,11 @@ class Adaptation:
         learned = learned._replace(way=Way(far, *stepped))
         if not learned.parts or step < steps - 1:
             return state, info, learned
-        size, scale = common_stride(stepped, alive, self.approach.metric, state.scale)
-        dim = state.x.shape[1:].numel()
-        state = state._replace(step_size=number(kernel.of_leapfrog(size, dim)), scale=scale)
+        metric = self.approach.metric
+        before = state.x.new_ones(()) if metric == "none" else state.scale
+        size, scale = common_stride(stepped, alive, metric, before)
+        dim, kept = state.x.shape[1:].numel(), {} if metric == "none" else {"scale": scale}
+        state = state._replace(step_size=number(kernel.of_leapfrog(size, dim)), **kept)
         state, memories = self._changed(state, list(learned.parts), Change(arrived=True))
         return state, info, learned._replace(parts=tuple(memories))
 

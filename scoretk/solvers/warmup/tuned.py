@@ -7,25 +7,31 @@ so runs without warmup: `stk.sample(field, solver.tuned_by(draws), init=draws.fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from scoretk.core.arguments import finite, positive
+from scoretk.core.rows import across
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.base import Info, is_planned, traits
 from scoretk.solvers.parts.leapfrog import Point, leapfrog
 from scoretk.solvers.parts.metropolis import metropolis
-from scoretk.solvers.warmup.adaptation import Adaptation
+from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Trial
-from scoretk.solvers.warmup.step_size import first_step_size
+from scoretk.solvers.warmup.step_size import DualAveraging, first_step_size
 
-__all__ = ["PlannedTuned", "Tunable", "Tuned"]
+__all__ = ["GIVEN", "PlannedTuned", "StepTuned", "Tunable", "Tuned", "root"]
 
 
+GIVEN = torch.tensor(torch.nan, dtype=torch.float64)
+"""In a state, in place of a step size that its kernel was given as a number."""
 FIRST_ACCEPT = 0.8
 """The acceptance of single leapfrog steps that the first step size is chosen by."""
 
@@ -104,6 +110,50 @@ class Tunable:
                 "A step size means another thing to another solver: let each tune its own",
             )  # fmt: skip
         return (PlannedTuned if is_planned(self) else Tuned)(self, dict(values))
+
+
+class StepTuned(Tunable):
+    """What kernels share of which warmup tunes the step size alone, to an acceptance, where it is not given as a number.
+
+    Their state has a leaf `step_size`, `GIVEN` where nothing reads it.
+    """
+
+    step_size: float | None
+    accept: float
+
+    varying: ClassVar[tuple[str, ...]] = ("score",)
+    goes_alone: ClassVar[bool] = True
+
+    def _check_step(self) -> None:
+        if self.step_size is not None:
+            positive("step_size", self.step_size)
+        if not 0 < finite("accept", self.accept) < 1:
+            raise InvalidArgument("accept", self.accept, "a rate between 0 and 1")
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """The step size, where it is not given."""
+        if self.step_size is not None:
+            return Adaptation()
+        return Adaptation((DualAveraging(self.accept),), Approach("none") if self.goes_alone else None)
+
+    def size(self, state: Any) -> float | Tensor:
+        """The step size: the number that is given, or that of the state, shaped so that it multiplies x."""
+        if self.step_size is not None:
+            return self.step_size
+        return across(state.step_size.to(state.x.dtype), state.x)
+
+    def tuned_by(self, draws: Any) -> Tuned | PlannedTuned:
+        """As `Tunable.tuned_by`."""
+        if self.step_size is None:
+            return super().tuned_by(draws)
+        kernel: Any = self
+        return replace(kernel, step_size=None).tuned_by(draws)
+
+
+def root(value: float | Tensor) -> float | Tensor:
+    """The square root of a number or a tensor."""
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
 class _GivenBack:
