@@ -71,11 +71,16 @@ def exact(x: Tensor) -> Tensor:
 
 
 def spaced(
-    forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor], steps: int, last: float
+    forward: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor], Tensor],
+    steps: int,
+    last: float,
 ) -> Tensor:
     """`steps + 1` levels from 80 to the last."""
     first, final = forward(torch.tensor([HIGH, last], dtype=torch.float64))
-    levels = backward(torch.lerp(first, final, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+    levels = backward(
+        torch.lerp(first, final, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+    )
     levels[0], levels[-1] = HIGH, last
     return levels
 
@@ -124,17 +129,25 @@ Sampler = Callable[[Model, Tensor, Tensor], Tensor]
 Setting = Callable[[Model, Tensor, int], Tensor]
 
 
-def then_zero(sampler: Sampler, ladder: Callable[[int, float], Tensor], model: Model, x: Tensor, steps: int) -> Tensor:
+def then_zero(
+    sampler: Sampler, ladder: Callable[[int, float], Tensor], model: Model, x: Tensor, steps: int
+) -> Tensor:
     """To .002, and to 0 in the last step."""
-    return sampler(model, x, torch.cat([ladder(steps - 1, LOW), torch.zeros(1, dtype=torch.float64)]))
+    return sampler(
+        model, x, torch.cat([ladder(steps - 1, LOW), torch.zeros(1, dtype=torch.float64)])
+    )
 
 
-def straight(sampler: Sampler, ladder: Callable[[int, float], Tensor], model: Model, x: Tensor, steps: int) -> Tensor:
+def straight(
+    sampler: Sampler, ladder: Callable[[int, float], Tensor], model: Model, x: Tensor, steps: int
+) -> Tensor:
     """To 0 as the ladder goes."""
     return sampler(model, x, ladder(steps, 0.0))
 
 
-def denoised(sampler: Sampler, ladder: Callable[[int, float], Tensor], model: Model, x: Tensor, steps: int) -> Tensor:
+def denoised(
+    sampler: Sampler, ladder: Callable[[int, float], Tensor], model: Model, x: Tensor, steps: int
+) -> Tensor:
     """To .002, and what the model expects of the data there."""
     return model(sampler(model, x, ladder(steps - 1, LOW)), LOW)[0]
 
@@ -154,17 +167,35 @@ def by_scoretk(method: str, grid: str | None, model: Model, x: Tensor, steps: in
     """scoretk on EDM's path."""
     path = stk.EDM(LOW, HIGH)
     field = stk.Diffusion(lambda x, t: model(x, path.sigma(t[0]))[0], (2,), path, predicts="data")
-    return stk.sample(field, stk.ProbabilityFlow(method, steps, grid=grid, denoise=True), init=x).final
+    return stk.sample(
+        field, stk.ProbabilityFlow(method, steps, grid=grid, denoise=True), init=x
+    ).final
 
 
-METHODS = ("adams_pc_2", "adams_pc_3", "adams_4", "unipc_2", "unipc_3", "dpmpp_2m", "trapezoid", "heun", "rk4", "euler")
+METHODS = (
+    "adams_pc_2",
+    "adams_pc_3",
+    "adams_4",
+    "unipc_2",
+    "unipc_3",
+    "dpmpp_2m",
+    "trapezoid",
+    "heun",
+    "rk4",
+    "euler",
+)
 
 
 def by_scoretk_along(method: str, model: Model, x: Tensor, levels: Tensor) -> Tensor:
     """scoretk on the linear path, `x_t = t data + (1 - t) noise`, along any ladder."""
     times = 1 / (1 + levels)
-    field = stk.Diffusion(lambda x, t: model(x / t[0], (1 - t[0]) / t[0])[0], (2,), stk.Linear(), predicts="data")
-    return stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=times[0] * x).final / times[-1]
+    field = stk.Diffusion(
+        lambda x, t: model(x / t[0], (1 - t[0]) / t[0])[0], (2,), stk.Linear(), predicts="data"
+    )
+    return (
+        stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=times[0] * x).final
+        / times[-1]
+    )
 
 
 def by_scoretk_of_velocity(method: str, model: Model, x: Tensor, levels: Tensor) -> Tensor:
@@ -176,7 +207,10 @@ def by_scoretk_of_velocity(method: str, model: Model, x: Tensor, levels: Tensor)
         return data - noise
 
     field = stk.Velocity(velocity, (2,))
-    return stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=times[0] * x).final / times[-1]
+    return (
+        stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=times[0] * x).final
+        / times[-1]
+    )
 
 
 OF_VELOCITY = ("rk4_38", "ralston_4")
@@ -184,8 +218,12 @@ OF_VELOCITY = ("rk4_38", "ralston_4")
 
 def scoretk() -> Iterator[tuple[str, Setting]]:
     """Its methods, of the denoiser and of the velocity, which differ in the last step of Runge-Kutta methods alone."""
-    yield from on_ladders({method: partial(by_scoretk_along, method) for method in ("adams_3", *METHODS)})
-    yield from on_ladders({f"{method}, velocity": partial(by_scoretk_of_velocity, method) for method in OF_VELOCITY})
+    yield from on_ladders(
+        {method: partial(by_scoretk_along, method) for method in ("adams_3", *METHODS)}
+    )
+    yield from on_ladders(
+        {f"{method}, velocity": partial(by_scoretk_of_velocity, method) for method in OF_VELOCITY}
+    )
 
 
 def by_azula(make: Callable[..., object], model: Model, x: Tensor, levels: Tensor) -> Tensor:
@@ -214,14 +252,20 @@ def azula() -> Iterator[tuple[str, Setting]]:
     """Its deterministic samplers."""
     from azula import sample
 
-    samplers = {name: partial(by_azula, getattr(sample, name)) for name in ("EulerSampler", "HeunSampler")}
+    samplers = {
+        name: partial(by_azula, getattr(sample, name)) for name in ("EulerSampler", "HeunSampler")
+    }
     for name in ("zABSampler", "vABSampler", "zEABSampler", "xEABSampler", "REABSampler"):
         for order in (2, 3, 4):
-            samplers[f"{name}({order})"] = partial(by_azula, partial(getattr(sample, name), order=order))
+            samplers[f"{name}({order})"] = partial(
+                by_azula, partial(getattr(sample, name), order=order)
+            )
     return on_ladders(samplers)
 
 
-def by_diffusers(name: str, settings: dict[str, object], model: Model, x: Tensor, levels: Tensor) -> Tensor:
+def by_diffusers(
+    name: str, settings: dict[str, object], model: Model, x: Tensor, levels: Tensor
+) -> Tensor:
     """diffusers' schedulers with the ladder in the place of their sigmas, in the loop that its pipelines write.
 
     Those that think in alpha and sigma have `alpha^2 + sigma^2 = 1`, the others (Euler, Heun, LMS) leave the data as they are.
@@ -258,16 +302,33 @@ def diffusers() -> Iterator[tuple[str, Setting]]:
     settings += [("LMS", {"order": k}) for k in (2, 3, 4)]
     for name in ("DPMSolverMultistep", "DPMSolverSinglestep"):
         for k, rule in ((2, "midpoint"), (2, "heun"), (3, "midpoint")):
-            for algorithm, last in (("dpmsolver++", "zero"), ("dpmsolver++", "sigma_min"), ("dpmsolver", "sigma_min")):
-                part = {"solver_order": k, "solver_type": rule, "algorithm_type": algorithm, "final_sigmas_type": last}
+            for algorithm, last in (
+                ("dpmsolver++", "zero"),
+                ("dpmsolver++", "sigma_min"),
+                ("dpmsolver", "sigma_min"),
+            ):
+                part = {
+                    "solver_order": k,
+                    "solver_type": rule,
+                    "algorithm_type": algorithm,
+                    "final_sigmas_type": last,
+                }
                 settings.append((name, part))
     for k, lower in product((2, 3), (True, False)):
         settings.append(("DEISMultistep", {"solver_order": k, "lower_order_final": lower}))
         for rule, of_data in product(("bh1", "bh2"), (True, False)):
-            part = {"solver_order": k, "solver_type": rule, "predict_x0": of_data, "lower_order_final": lower}
+            part = {
+                "solver_order": k,
+                "solver_type": rule,
+                "predict_x0": of_data,
+                "lower_order_final": lower,
+            }
             settings.append(("UniPCMultistep", part))
     return on_ladders(
-        {f"{name}({', '.join(map(str, part.values()))})": partial(by_diffusers, name, part) for name, part in settings}
+        {
+            f"{name}({', '.join(map(str, part.values()))})": partial(by_diffusers, name, part)
+            for name, part in settings
+        }
     )
 
 
@@ -284,7 +345,10 @@ def by_flow_matching(
 
     times = torch.where(levels > 0, path.snr_inverse(1 / levels), 1.0)
     alpha = path(times).alpha_t
-    return ODESolver(velocity).sample(alpha[0] * x, None, method, time_grid=times, **options) / alpha[-1]
+    return (
+        ODESolver(velocity).sample(alpha[0] * x, None, method, time_grid=times, **options)
+        / alpha[-1]
+    )
 
 
 def flow_matching() -> Iterator[tuple[str, Setting]]:
@@ -296,7 +360,11 @@ def flow_matching() -> Iterator[tuple[str, Setting]]:
         "VP": scheduler.VPScheduler(), "LinearVP": scheduler.LinearVPScheduler(), "Cosine": scheduler.CosineScheduler(),
     }  # fmt: skip
     fixed = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
-    samplers = {f"{m}, {name}": partial(by_flow_matching, m, path, {}) for m in fixed for name, path in paths.items()}
+    samplers = {
+        f"{m}, {name}": partial(by_flow_matching, m, path, {})
+        for m in fixed
+        for name, path in paths.items()
+    }
     yield from on_ladders(samplers)
     for method in ("dopri5", "bosh3", "adaptive_heun", "fehlberg2", "dopri8"):
         for name, path in paths.items():
@@ -305,7 +373,9 @@ def flow_matching() -> Iterator[tuple[str, Setting]]:
                 yield f"{method}, {name}; {end}", partial(tolerated, finish, method, path, whole)
 
 
-def tolerated(finish, method: str, path: object, ladder, model: Model, x: Tensor, steps: int) -> Tensor:
+def tolerated(
+    finish, method: str, path: object, ladder, model: Model, x: Tensor, steps: int
+) -> Tensor:
     """An adaptive run along one interval, whose number of "steps" stands for a tolerance: from .3 to 3e-8."""
     tolerance = 10 ** (-steps / 10)
     sampler = partial(by_flow_matching, method, path, {"rtol": tolerance, "atol": tolerance})
@@ -350,7 +420,9 @@ def within(setting: Setting, x: Tensor, count: int) -> tuple[Tensor, int] | None
     return None
 
 
-def best(name: str, settings: Iterator[tuple[str, Setting]], x: Tensor, truth: Tensor, counts: list[int]) -> list[Row]:
+def best(
+    name: str, settings: Iterator[tuple[str, Setting]], x: Tensor, truth: Tensor, counts: list[int]
+) -> list[Row]:
     """The best setting at each count."""
     rows = {count: Row(name, count, math.inf, 0, "none") for count in counts}
     for label, setting in settings:
@@ -363,7 +435,10 @@ def best(name: str, settings: Iterator[tuple[str, Setting]], x: Tensor, truth: T
 
 def better(name: str, one: list[Row], other: list[Row]) -> list[Row]:
     """At each count the better of two."""
-    return [replace(min(pair, key=lambda row: row.error), name=name) for pair in zip(one, other, strict=True)]
+    return [
+        replace(min(pair, key=lambda row: row.error), name=name)
+        for pair in zip(one, other, strict=True)
+    ]
 
 
 def contest(name: str, x: Tensor, truth: Tensor, counts: list[int]) -> list[Row]:
@@ -382,7 +457,10 @@ def median_error(x: Tensor, truth: Tensor) -> float:
 def show(rows: list[Row]) -> list[Row]:
     """Prints the errors, a line a contestant."""
     for name in dict.fromkeys(row.name for row in rows):
-        print(f"{name:42}" + "".join(f"{row.error:>10.1e}" for row in rows if row.name == name), flush=True)
+        print(
+            f"{name:42}" + "".join(f"{row.error:>10.1e}" for row in rows if row.name == name),
+            flush=True,
+        )
     return rows
 
 
@@ -403,13 +481,21 @@ def main() -> None:
     about = machine(torch.device("cpu")) | {name: version(name) for name in options.peers}
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     x = HIGH * torch.randn(
-        options.points, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(options.seed)
+        options.points,
+        2,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(options.seed),
     )
     truth = exact(x)
     print(f"\n{'median error, evaluations':42}" + "".join(f"{count:>10}" for count in counts))
     rows = []
-    for name, method in {"scoretk": "adams_3", **{f"scoretk {method}": method for method in METHODS}}.items():
-        rows += show(best(name, iter([("default", partial(by_scoretk, method, None))]), x, truth, counts))
+    for name, method in {
+        "scoretk": "adams_3",
+        **{f"scoretk {method}": method for method in METHODS},
+    }.items():
+        rows += show(
+            best(name, iter([("default", partial(by_scoretk, method, None))]), x, truth, counts)
+        )
     for name in ("scoretk", *options.peers):
         rows += show(contest(name, x, truth, counts))
     print("\nchosen, evaluations used")

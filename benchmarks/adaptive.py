@@ -56,7 +56,9 @@ def decayed(x: Tensor, t: Tensor, rate: Tensor) -> Tensor:
     return -rate[:, None] * (x - 1)
 
 
-def by_scoretk(kind: Callable[[Model], object], method: str, model: Model, x: Tensor, **cond: Tensor) -> Tensor:
+def by_scoretk(
+    kind: Callable[[Model], object], method: str, model: Model, x: Tensor, **cond: Tensor
+) -> Tensor:
     """scoretk, from t = 0 to 1."""
     solver = stk.ProbabilityFlow(method, rtol=TOLERANCE, atol=TOLERANCE)
     draws = stk.sample(kind(model), solver, init=x, cond=cond)
@@ -65,12 +67,19 @@ def by_scoretk(kind: Callable[[Model], object], method: str, model: Model, x: Te
     return draws.final
 
 
-def by_torchdiffeq(velocity: Callable[..., Tensor], method: str, model: Model, x: Tensor, **cond: Tensor) -> Tensor:
+def by_torchdiffeq(
+    velocity: Callable[..., Tensor], method: str, model: Model, x: Tensor, **cond: Tensor
+) -> Tensor:
     """torchdiffeq, whose steps all samples share."""
     times = x.new_tensor([0.0, 1.0])
-    return odeint(lambda t, x: velocity(model, x, t, **cond), x, times, rtol=TOLERANCE, atol=TOLERANCE, method=method)[
-        -1
-    ]
+    return odeint(
+        lambda t, x: velocity(model, x, t, **cond),
+        x,
+        times,
+        rtol=TOLERANCE,
+        atol=TOLERANCE,
+        method=method,
+    )[-1]
 
 
 def of_velocity(model: Model, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -101,20 +110,29 @@ def counted(run: Run, model: Model, x: Tensor, **cond: Tensor) -> Counted:
     return asked
 
 
-PROBLEMS = {"16 x 2, turned": (turned, of_velocity, flow), "16 x 2, EDM": (halved, of_denoiser, diffusion)}
+PROBLEMS = {
+    "16 x 2, turned": (turned, of_velocity, flow),
+    "16 x 2, EDM": (halved, of_denoiser, diffusion),
+}
 
 
 def timed(device: torch.device, rounds: int) -> Report:
     """Microseconds an evaluation."""
-    report = Report("Adaptive integration around a trivial model, an evaluation", "torchdiffeq dopri5")
+    report = Report(
+        "Adaptive integration around a trivial model, an evaluation", "torchdiffeq dopri5"
+    )
     x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)).to(device)
     for row, (model, velocity, field) in PROBLEMS.items():
         runs: dict[str, Run] = {"torchdiffeq dopri5": partial(by_torchdiffeq, velocity, "dopri5")}
         runs |= {f"scoretk {method}": partial(by_scoretk, field, method) for method in METHODS}
         calls = {name: counted(run, model, x).calls for name, run in runs.items()}
-        seconds = fastest({name: partial(run, model, x) for name, run in runs.items()}, device, rounds)
+        seconds = fastest(
+            {name: partial(run, model, x) for name, run in runs.items()}, device, rounds
+        )
         report.add(row, seconds, calls, {name: "60" for name in runs if name.startswith("scoretk")})
-        report.notes.append(f"evaluations, {row}: " + ", ".join(f"{name} {n}" for name, n in calls.items()))
+        report.notes.append(
+            f"evaluations, {row}: " + ", ".join(f"{name} {n}" for name, n in calls.items())
+        )
     return report
 
 
@@ -147,14 +165,29 @@ def stiff() -> Census:
     """Sample-evaluations together and alone."""
     x = torch.randn(100, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rates = torch.cat([torch.linspace(0.1, 2.0, 99), torch.tensor([1500.0])]).double()
-    runs: dict[str, Run] = {f"scoretk {method}": partial(by_scoretk, flow, method) for method in METHODS}
+    runs: dict[str, Run] = {
+        f"scoretk {method}": partial(by_scoretk, flow, method) for method in METHODS
+    }
     runs["torchdiffeq dopri5"] = partial(by_torchdiffeq, of_velocity, "dopri5")
     rows = []
     for name, run in runs.items():
         together = counted(run, decayed, x, rate=rates).rows
-        alone = sum(counted(run, decayed, x[i : i + 1], rate=rates[i : i + 1]).rows for i in range(len(x)))
-        rows.append(Spent(name, together, alone, together / alone, "1.05" if name.startswith("scoretk") else ""))
-    return Census("One stiff sample among 100: sample-evaluations of the batch and of its samples one by one", rows)
+        alone = sum(
+            counted(run, decayed, x[i : i + 1], rate=rates[i : i + 1]).rows for i in range(len(x))
+        )
+        rows.append(
+            Spent(
+                name,
+                together,
+                alone,
+                together / alone,
+                "1.05" if name.startswith("scoretk") else "",
+            )
+        )
+    return Census(
+        "One stiff sample among 100: sample-evaluations of the batch and of its samples one by one",
+        rows,
+    )
 
 
 def main() -> None:

@@ -114,7 +114,9 @@ def logistic() -> Target:
     def energy(x: Any) -> Any:
         return jax.nn.softplus(-(signed @ x)).sum() + (x**2).sum() / 2
 
-    return Target(stk.Energy(Logistic(torch.tensor(rows, dtype=torch.float32)), (31,)), energy, 31, 31)
+    return Target(
+        stk.Energy(Logistic(torch.tensor(rows, dtype=torch.float32)), (31,)), energy, 31, 31
+    )
 
 
 def gaussian() -> Target:
@@ -125,7 +127,9 @@ def gaussian() -> Target:
     precision = jnp.asarray(module.precision.numpy())
     deviations = module.precision.numpy() ** -0.5
     truth = (np.zeros_like(deviations), deviations)
-    return Target(stk.Energy(module, (100,)), lambda x: (x**2 * precision).sum() / 2, 100, 100, truth)
+    return Target(
+        stk.Energy(module, (100,)), lambda x: (x**2 * precision).sum() / 2, 100, 100, truth
+    )
 
 
 def funnel() -> Target:
@@ -139,7 +143,12 @@ def funnel() -> Target:
     return Target(stk.load("funnel"), energy, 10, 1, (np.zeros(1), np.full(1, 3.0)))
 
 
-TARGETS = {"eight-schools": eight_schools, "logistic": logistic, "gaussian": gaussian, "funnel": funnel}
+TARGETS = {
+    "eight-schools": eight_schools,
+    "logistic": logistic,
+    "gaussian": gaussian,
+    "funnel": funnel,
+}
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,9 @@ def by_scoretk(target: Target, size: Size, parts: bool = False) -> Contestant:
     return Contestant(spent, again)
 
 
-def compiled(warm: Callable[..., Any], draw: Callable[..., Any], target: Target, size: Size) -> Contestant:
+def compiled(
+    warm: Callable[..., Any], draw: Callable[..., Any], target: Target, size: Size
+) -> Contestant:
     """A contestant from `warm(key, starts)`, a state, and `draw(key, state)`, positions `(chains, steps, d)`."""
     import jax
 
@@ -285,10 +296,15 @@ def by_blackjax(target: Target, size: Size) -> Contestant:
     def log_density(x: Any) -> Any:
         return -target.energy(x)
 
-    adaptation, kernel = blackjax.window_adaptation(blackjax.nuts, log_density), blackjax.nuts.build_kernel()
+    adaptation, kernel = (
+        blackjax.window_adaptation(blackjax.nuts, log_density),
+        blackjax.nuts.build_kernel(),
+    )
 
     def warm(key: Any, starts: Any) -> Any:
-        found, _ = jax.vmap(lambda k, x: adaptation.run(k, x, size.warmup))(jax.random.split(key, size.chains), starts)
+        found, _ = jax.vmap(lambda k, x: adaptation.run(k, x, size.warmup))(
+            jax.random.split(key, size.chains), starts
+        )
         return found.state, found.parameters["step_size"], found.parameters["inverse_mass_matrix"]
 
     def draw(key: Any, tuned: Any) -> Any:
@@ -299,7 +315,9 @@ def by_blackjax(target: Target, size: Size) -> Contestant:
     return compiled(warm, draw, target, size)
 
 
-def by_blackjax_chees(target: Target, size: Size, scales: str | None = None, rate: float = 0.5) -> Contestant:
+def by_blackjax_chees(
+    target: Target, size: Size, scales: str | None = None, rate: float = 0.5
+) -> Contestant:
     """blackjax's ChEES, with or without scales learned in warmup."""
     import blackjax
     import jax
@@ -313,13 +331,24 @@ def by_blackjax_chees(target: Target, size: Size, scales: str | None = None, rat
     functions: dict[str, Any] = {}
 
     def warm(key: Any, starts: Any) -> Any:
-        found, _ = adaptation.run(key, starts, 0.1, optimiser, size.warmup, max_sampling_steps=size.steps)
-        functions.update({name: value for name, value in found.parameters.items() if callable(value)})
-        return found.state, {name: value for name, value in found.parameters.items() if not callable(value)}
+        found, _ = adaptation.run(
+            key, starts, 0.1, optimiser, size.warmup, max_sampling_steps=size.steps
+        )
+        functions.update(
+            {name: value for name, value in found.parameters.items() if callable(value)}
+        )
+        return found.state, {
+            name: value for name, value in found.parameters.items() if not callable(value)
+        }
 
     def draw(key: Any, tuned: Any) -> Any:
         states, parameters = tuned
-        return walk(jax.vmap(blackjax.dynamic_hmc(log_density, **parameters, **functions).step), key, states, size)
+        return walk(
+            jax.vmap(blackjax.dynamic_hmc(log_density, **parameters, **functions).step),
+            key,
+            states,
+            size,
+        )
 
     return compiled(warm, draw, target, size)
 
@@ -330,7 +359,9 @@ PEERS: dict[str, Callable[[Target, Size], Contestant]] = {
     "numpyro NUTS": by_numpyro,
     "blackjax NUTS": by_blackjax,
     "blackjax ChEES": by_blackjax_chees,
-    "blackjax ChEES, scales": lambda target, size: by_blackjax_chees(target, size, "diagonal", 0.025),
+    "blackjax ChEES, scales": lambda target, size: by_blackjax_chees(
+        target, size, "diagonal", 0.025
+    ),
 }
 
 
@@ -340,7 +371,9 @@ def check(name: str, target: Target) -> None:
     ours = target.field.energy(torch.from_numpy(x)).numpy()
     theirs = np.array([float(target.energy(row)) for row in x])
     if not np.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
-        raise RuntimeError(f"the two energies of {name} differ by {np.abs(ours - theirs).max():.2g}")
+        raise RuntimeError(
+            f"the two energies of {name} differ by {np.abs(ours - theirs).max():.2g}"
+        )
 
 
 def quality(x: NDArray) -> tuple[float, float]:
@@ -391,12 +424,23 @@ def compete(name: str, target: Target, peers: list[str], size: Size, rounds: int
             ess, rhat = quality(x)
             enough = contestant.compile + run.warmup + ENOUGH * run.sampling / ess
             found[peer].append(
-                (ess, rhat, run.warmup, run.sampling, ess / run.sampling, ess / (run.warmup + run.sampling), enough)
+                (
+                    ess,
+                    rhat,
+                    run.warmup,
+                    run.sampling,
+                    ess / run.sampling,
+                    ess / (run.warmup + run.sampling),
+                    enough,
+                )
             )
             means[peer].append(x.mean((0, 1)))
             deviations.append(x.std((0, 1)))
     centres = {peer: np.mean(means[peer], 0) for peer in peers}
-    centre, spread = target.truth or (np.median(list(centres.values()), 0), np.median(deviations, 0))
+    centre, spread = target.truth or (
+        np.median(list(centres.values()), 0),
+        np.median(deviations, 0),
+    )
     rows = []
     for peer, values in found.items():
         ess, rhat, *others = (median(list(column)) for column in zip(*values, strict=True))
@@ -418,8 +462,22 @@ def compare(rows: list[Row]) -> list[Row]:
 
 def show(rows: list[Row]) -> None:
     """Prints the table of one target."""
-    heads = ("ESS", "R-hat", "off", "compile", "warmup", "sampling", "ESS/s", "x best", "with warmup", "x best")
-    print(f"\n{rows[0].target:24}" + "".join(f"{head:>12}" for head in (*heads, f"to {ENOUGH}", "x best")))
+    heads = (
+        "ESS",
+        "R-hat",
+        "off",
+        "compile",
+        "warmup",
+        "sampling",
+        "ESS/s",
+        "x best",
+        "with warmup",
+        "x best",
+    )
+    print(
+        f"\n{rows[0].target:24}"
+        + "".join(f"{head:>12}" for head in (*heads, f"to {ENOUGH}", "x best"))
+    )
     for row in rows:
         print(
             f"{row.name:24}{row.ess:12.0f}{row.rhat:12.3f}{row.off:12.3f}{row.compile:12.2f}{row.warmup:12.3f}"
@@ -438,8 +496,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", default=500, type=int)
     parser.add_argument("--steps", default=1000, type=int)
     parser.add_argument("--rounds", default=3, type=int)
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), metavar="NAME")
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS), metavar="NAME")
+    parser.add_argument(
+        "--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), metavar="NAME"
+    )
+    parser.add_argument(
+        "--peers", nargs="+", default=list(PEERS), choices=list(PEERS), metavar="NAME"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "More chains", UserWarning)
@@ -453,7 +515,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     size = Size(options.chains, options.warmup, options.steps, options.device)
-    about = machine(options.device) | {name: version(name) for name in ("jax", "numpyro", "blackjax", "arviz")}
+    about = machine(options.device) | {
+        name: version(name) for name in ("jax", "numpyro", "blackjax", "arviz")
+    }
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(
         f"{size.chains} chains, {size.warmup} steps of warmup, {size.steps} draws each; seconds, median of {options.rounds}"
@@ -465,7 +529,12 @@ def main() -> None:
         show(found := compete(name, target, options.peers, size, options.rounds))
         rows += found
     if options.json:
-        settings = {"chains": size.chains, "warmup": size.warmup, "steps": size.steps, "rounds": options.rounds}
+        settings = {
+            "chains": size.chains,
+            "warmup": size.warmup,
+            "steps": size.steps,
+            "rounds": options.rounds,
+        }
         report = {"machine": about, "settings": settings, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(report, indent=1))
 

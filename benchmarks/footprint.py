@@ -53,7 +53,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     state = CHAINS * 2 * 2 * 4 / 2**20  # position and score, float32
-    found = {f"MB above the state, {steps} steps": float(output(RUN, str(steps))) - state for steps in (20, 200)}
+    found = {
+        f"MB above the state, {steps} steps": float(output(RUN, str(steps))) - state
+        for steps in (20, 200)
+    }
     torch_alone = seconds("import torch")
     found["seconds, import scoretk"] = seconds("import scoretk")
     found["seconds, import torch"] = torch_alone

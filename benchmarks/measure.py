@@ -41,11 +41,18 @@ class Report:
     timings: list[Timing] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, row: str, seconds: dict[str, float], steps: dict[str, int] | int, aims: dict[str, str]) -> None:
+    def add(
+        self, row: str, seconds: dict[str, float], steps: dict[str, int] | int, aims: dict[str, str]
+    ) -> None:
         """Take in the seconds of a row's contestants, which made so many steps each."""
-        each = {name: value / (steps if isinstance(steps, int) else steps[name]) for name, value in seconds.items()}
+        each = {
+            name: value / (steps if isinstance(steps, int) else steps[name])
+            for name, value in seconds.items()
+        }
         for name, value in each.items():
-            self.timings.append(Timing(row, name, 1e6 * value, value / each[self.reference], aims.get(name, "")))
+            self.timings.append(
+                Timing(row, name, 1e6 * value, value / each[self.reference], aims.get(name, ""))
+            )
 
     def show(self) -> None:
         """Print the table."""
@@ -53,13 +60,17 @@ class Report:
         print(f"{'':28}{'':26}{'us a step':>12}{'x ' + self.reference:>22}   aim")
         last = ""
         for t in self.timings:
-            print(f"{t.row if t.row != last else '':28}{t.name:26}{t.microseconds:>12.1f}{t.ratio:>22.2f}   {t.aim}")
+            print(
+                f"{t.row if t.row != last else '':28}{t.name:26}{t.microseconds:>12.1f}{t.ratio:>22.2f}   {t.aim}"
+            )
             last = t.row
         for note in self.notes:
             print(note)
 
 
-def fastest(contestants: dict[str, Callable[[], object]], device: torch.device, rounds: int = 7) -> dict[str, float]:
+def fastest(
+    contestants: dict[str, Callable[[], object]], device: torch.device, rounds: int = 7
+) -> dict[str, float]:
     """The least seconds of each contestant over some rounds, in turn, after one round that warms up."""
     least = dict.fromkeys(contestants, float("inf"))
     for k in range(rounds + 1):
@@ -75,8 +86,16 @@ def fastest(contestants: dict[str, Callable[[], object]], device: torch.device, 
 
 def machine(device: torch.device) -> dict[str, str]:
     """Versions and the kind of machine, without its name."""
-    found = {"python": platform.python_version(), "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
-    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+    found = {
+        "python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+    }
+    found["device"] = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU ({platform.machine()})"
+    )
     for package in PEERS:
         try:
             found[package] = version(package)
@@ -104,4 +123,6 @@ def finish(reports: Sequence[Report], options: argparse.Namespace) -> None:
     for report in reports:
         report.show()
     if options.json:
-        options.json.write_text(json.dumps({"machine": about, "reports": [asdict(r) for r in reports]}, indent=1))
+        options.json.write_text(
+            json.dumps({"machine": about, "reports": [asdict(r) for r in reports]}, indent=1)
+        )

@@ -34,7 +34,9 @@ class Block(nn.Module):
     def __init__(self, channels: int, out: int, time: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList([nn.GroupNorm(32, channels), nn.GroupNorm(32, out)])
-        self.convolutions = nn.ModuleList([nn.Conv2d(channels, out, 3, padding=1), nn.Conv2d(out, out, 3, padding=1)])
+        self.convolutions = nn.ModuleList(
+            [nn.Conv2d(channels, out, 3, padding=1), nn.Conv2d(out, out, 3, padding=1)]
+        )
         self.time = nn.Linear(time, out)
         self.straight = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
@@ -55,8 +57,15 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.mix(self.norm(x)).reshape(len(x), 3, 4, x.shape[1] // 4, -1).transpose(-1, -2).unbind(1)
-        return x + self.out(scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape))
+        q, k, v = (
+            self.mix(self.norm(x))
+            .reshape(len(x), 3, 4, x.shape[1] // 4, -1)
+            .transpose(-1, -2)
+            .unbind(1)
+        )
+        return x + self.out(
+            scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
+        )
 
 
 class UNet(nn.Module):
@@ -64,9 +73,15 @@ class UNet(nn.Module):
 
     def __init__(self, channels: int, autocast: torch.dtype | None) -> None:
         super().__init__()
-        widths, self.channels, self.autocast = (channels, 2 * channels, 2 * channels), channels, autocast
+        widths, self.channels, self.autocast = (
+            (channels, 2 * channels, 2 * channels),
+            channels,
+            autocast,
+        )
         time = 4 * channels
-        self.time = nn.Sequential(nn.Linear(channels, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
+        self.time = nn.Sequential(
+            nn.Linear(channels, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU()
+        )
         self.first = nn.Conv2d(IMAGE[0], channels, 3, padding=1)
         self.down, self.smaller = nn.ModuleList(), nn.ModuleList()
         kept, width = [channels], channels
@@ -86,8 +101,12 @@ class UNet(nn.Module):
                 width = out
             self.up.append(nn.ModuleList(blocks))
             if level:
-                self.larger.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(out, out, 3, padding=1)))
-        self.last = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, IMAGE[0], 3, padding=1))
+                self.larger.append(
+                    nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(out, out, 3, padding=1))
+                )
+        self.last = nn.Sequential(
+            nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, IMAGE[0], 3, padding=1)
+        )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
@@ -96,7 +115,11 @@ class UNet(nn.Module):
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's own answer."""
         half = self.channels // 2
-        angle = 1000 * t[:, None] * torch.exp(-math.log(1e4) / half * torch.arange(half, device=t.device))
+        angle = (
+            1000
+            * t[:, None]
+            * torch.exp(-math.log(1e4) / half * torch.arange(half, device=t.device))
+        )
         time = self.time(torch.cat([angle.sin(), angle.cos()], 1))
         h = self.first(x)
         kept = [h]
@@ -124,7 +147,9 @@ def alone(net: Callable[..., Tensor], x: Tensor, steps: int) -> Tensor:
     return answer
 
 
-def sampled(net: Callable[..., Tensor], method: str, x: Tensor, steps: int, compiled: bool = False) -> Tensor:
+def sampled(
+    net: Callable[..., Tensor], method: str, x: Tensor, steps: int, compiled: bool = False
+) -> Tensor:
     """scoretk around it, one evaluation a step."""
     field = stk.Diffusion(net, IMAGE, stk.VP(), predicts="v")
     return stk.sample(field, stk.ProbabilityFlow(method, steps), init=x, compile=compiled).final
@@ -136,7 +161,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--autocast", choices=["bf16"])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graphs", action="store_true")
-    for name, default in (("steps", 18), ("batch", 64), ("channels", 64), ("threads", 1), ("rounds", 3)):
+    for name, default in (
+        ("steps", 18),
+        ("batch", 64),
+        ("channels", 64),
+        ("threads", 1),
+        ("rounds", 3),
+    ):
         parser.add_argument(f"--{name}", default=default, type=int)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -147,12 +178,19 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     torch.manual_seed(0)
-    plain = UNet(options.channels, torch.bfloat16 if options.autocast else None).to(options.device).eval()
+    plain = (
+        UNet(options.channels, torch.bfloat16 if options.autocast else None)
+        .to(options.device)
+        .eval()
+    )
     x = torch.randn(options.batch, *IMAGE).to(options.device)
     mode = "reduce-overhead" if options.graphs else "default"
     net = torch.compile(plain, mode=mode) if options.compile or options.graphs else plain
     runs = {"network": partial(alone, net, x, options.steps)}
-    runs |= {f"scoretk {method}": partial(sampled, net, method, x, options.steps) for method in ("adams_3", "euler")}
+    runs |= {
+        f"scoretk {method}": partial(sampled, net, method, x, options.steps)
+        for method in ("adams_3", "euler")
+    }
     if options.compile:
         runs["scoretk, compile=True"] = partial(sampled, plain, "adams_3", x, options.steps, True)
     with torch.no_grad():
@@ -160,9 +198,14 @@ def main() -> None:
             if not bool(torch.isfinite(run()).all()):
                 raise RuntimeError(f"{name} gives numbers that are not finite")
         seconds = fastest(runs, options.device, options.rounds)
-    kind = ["compiled"] * options.compile + ["graphs"] * options.graphs + ["bf16"] * bool(options.autocast)
+    kind = (
+        ["compiled"] * options.compile
+        + ["graphs"] * options.graphs
+        + ["bf16"] * bool(options.autocast)
+    )
     report = Report(
-        f"A U-Net of {sum(p.numel() for p in plain.parameters()) / 1e6:.1f} M parameters, an evaluation", "network"
+        f"A U-Net of {sum(p.numel() for p in plain.parameters()) / 1e6:.1f} M parameters, an evaluation",
+        "network",
     )
     row = f"{options.batch} images" + "".join(f", {k}" for k in kind)
     report.add(row, seconds, options.steps, {name: "1.02" for name in runs if name != "network"})

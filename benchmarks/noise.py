@@ -35,19 +35,30 @@ def least(function: Callable[[], object], device: torch.device, repeats: int) ->
     return best
 
 
-def per_number(chains: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, repeats: int) -> dict:
+def per_number(
+    chains: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, repeats: int
+) -> dict:
     """Eager, compiled and torch.randn for one shape, in nanoseconds a normal."""
     torch._dynamo.reset()
     noise = Noise(0, chains, device=device, dtype=dtype, window=1)
-    compiled = torch.compile(lambda step: noise.normal(step, 0, shape), fullgraph=True, dynamic=False)
+    compiled = torch.compile(
+        lambda step: noise.normal(step, 0, shape), fullgraph=True, dynamic=False
+    )
     step, size = torch.tensor(3, device=device), (chains, *shape)
     to_nanoseconds = 1e9 / torch.Size(size).numel()
     row = {
         "eager": least(lambda: noise.normal(3, 0, shape), device, repeats) * to_nanoseconds,
         "compiled": least(lambda: compiled(step), device, repeats) * to_nanoseconds,
-        "randn": least(lambda: torch.randn(size, dtype=dtype, device=device), device, repeats) * to_nanoseconds,
+        "randn": least(lambda: torch.randn(size, dtype=dtype, device=device), device, repeats)
+        * to_nanoseconds,
     }
-    return {"chains": chains, "shape": shape, "dtype": str(dtype), **row, "ratio": row["compiled"] / row["randn"]}
+    return {
+        "chains": chains,
+        "shape": shape,
+        "dtype": str(dtype),
+        **row,
+        "ratio": row["compiled"] / row["randn"],
+    }
 
 
 def per_call(chains: int, shape: tuple[int, ...], device: torch.device, repeats: int) -> dict:
@@ -78,13 +89,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     print(f"torch {torch.__version__}, {device}, {options.threads} thread(s)\n")
-    print(f"{'ns a normal':24}{'dtype':>15}{'eager':>9}{'compiled':>10}{'randn':>8}{'compiled/randn':>16}")
+    print(
+        f"{'ns a normal':24}{'dtype':>15}{'eager':>9}{'compiled':>10}{'randn':>8}{'compiled/randn':>16}"
+    )
     rows = []
     for dtype in (torch.float32, torch.float64):
         for chains, shape in SHAPES:
             rows.append(row := per_number(chains, shape, dtype, device, options.repeats))
             name = f"{chains} x {shape[0]}"
-            figures = f"{row['eager']:9.2f}{row['compiled']:10.2f}{row['randn']:8.2f}{row['ratio']:16.2f}"
+            figures = (
+                f"{row['eager']:9.2f}{row['compiled']:10.2f}{row['randn']:8.2f}{row['ratio']:16.2f}"
+            )
             print(f"{name:24}{row['dtype']:>15}{figures}")
     print(f"\n{'us a call, float32':24}{'eager':>24}{'randn':>18}")
     calls = []
@@ -93,7 +108,9 @@ def main() -> None:
         print(f"{f'{chains} x {shape[0]}':24}{row['eager']:24.2f}{row['randn']:18.2f}")
     if options.json:
         result = {"torch": torch.__version__, "device": str(device), "threads": options.threads}
-        options.json.write_text(json.dumps({**result, "ns_per_normal": rows, "us_per_call": calls}, indent=1))
+        options.json.write_text(
+            json.dumps({**result, "ns_per_normal": rows, "us_per_call": calls}, indent=1)
+        )
 
 
 if __name__ == "__main__":

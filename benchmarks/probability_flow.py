@@ -85,7 +85,9 @@ def main() -> None:
         seconds = fastest(runs, options.device, options.rounds)
     report = Report("Probability flow around a trivial model, an evaluation", "by hand, Euler")
     evaluations = {name: 2 * STEPS if "eun" in name else STEPS for name in runs}
-    report.add("16 x 2", seconds, evaluations, {name: "15" for name in runs if name.startswith("scoretk")})
+    report.add(
+        "16 x 2", seconds, evaluations, {name: "15" for name in runs if name.startswith("scoretk")}
+    )
     finish([report], options)
 
 

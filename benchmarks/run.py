@@ -16,8 +16,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in ("steps", "probability_flow", "noise", "footprint", "accuracy", "adaptive", "network", "effective"):
-        command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(options.out / f"{name}.json")]
+    for name in (
+        "steps",
+        "probability_flow",
+        "noise",
+        "footprint",
+        "accuracy",
+        "adaptive",
+        "network",
+        "effective",
+    ):
+        command = [
+            sys.executable,
+            str(HERE / f"{name}.py"),
+            "--json",
+            str(options.out / f"{name}.json"),
+        ]
         place = [] if name in ("footprint", "accuracy") else ["--device", options.device]
         subprocess.run([*command, *place], check=True)
 

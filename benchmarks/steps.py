@@ -77,14 +77,18 @@ def by_torchebm(energy: nn.Module, x: Tensor, steps: int) -> Tensor:
         def forward(self, x: Tensor) -> Tensor:
             return self.energy(x)
 
-    sampler = LangevinDynamics(Model().to(x.device), step_size=STEP_SIZE, noise_scale=1.0, device=x.device)
+    sampler = LangevinDynamics(
+        Model().to(x.device), step_size=STEP_SIZE, noise_scale=1.0, device=x.device
+    )
     return sampler.sample(x=x, n_steps=steps)
 
 
 def by_scoretk(energy: nn.Module, x: Tensor, steps: int, compiled: bool) -> Tensor:
     """scoretk, eager or compiled."""
     field = stk.Energy(energy, tuple(x.shape[1:]))
-    return stk.sample(field, stk.ULA(STEP_SIZE), init=x, steps=steps, keep="last", compile=compiled).final
+    return stk.sample(
+        field, stk.ULA(STEP_SIZE), init=x, steps=steps, keep="last", compile=compiled
+    ).final
 
 
 def hmc_by_torchebm(energy: nn.Module, x: Tensor, steps: int) -> Tensor:
@@ -101,9 +105,9 @@ def hmc_by_torchebm(energy: nn.Module, x: Tensor, steps: int) -> Tensor:
             return self.energy(x)
 
     model = Model().to(x.device)
-    return HamiltonianMonteCarlo(model, step_size=0.1, n_leapfrog_steps=LEAPFROGS, device=x.device).sample(
-        x=x, n_steps=steps
-    )
+    return HamiltonianMonteCarlo(
+        model, step_size=0.1, n_leapfrog_steps=LEAPFROGS, device=x.device
+    ).sample(x=x, n_steps=steps)
 
 
 def hmc_by_scoretk(energy: nn.Module, x: Tensor, steps: int, compiled: bool) -> Tensor:
@@ -171,7 +175,9 @@ def main() -> None:
         elif size == (10_000, 2):
             aims["scoretk compiled"] = "a third of torchebm"
         report.add(row, seconds, dict.fromkeys(runs, steps) | {"scoretk compiled": many}, aims)
-        report.notes.append(f"{row}: a compiled call from a warm compiler cache takes {compile_seconds:.1f} s at first")
+        report.notes.append(
+            f"{row}: a compiled call from a warm compiler cache takes {compile_seconds:.1f} s at first"
+        )
     finish([report, trajectories(options)], options)
 
 

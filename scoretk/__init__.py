@@ -1,7 +1,8 @@
 """scoretk: one sampler and score toolkit for every generative model family.
 
-A model offers a *field* (an energy, a score or a velocity); one solver layer samples from it. The public names are written once,
-in the stub beside this file, and loaded on first use, so that listing plugins or importing the package needs no torch.
+A model offers a *field* (an energy, a score or a velocity); one solver layer samples from it. The
+public names are written once, in the stub beside this file, and loaded on first use, so that
+listing plugins or importing the package needs no torch.
 """
 
 import ast
@@ -31,7 +32,9 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'scoretk' has no attribute {name!r}")
     home = _HOME[name]
-    value = import_module(f"{home}.{name}") if name in _MODULES else getattr(import_module(home), name)
+    value = (
+        import_module(f"{home}.{name}") if name in _MODULES else getattr(import_module(home), name)
+    )
     globals()[name] = value
     return value
 

@@ -1,7 +1,7 @@
 """The command line: `scoretk list | describe | check | sample | fit | demo`.
 
-Exit codes: 0 done, 1 a run that failed, 2 wrong use, 130 interrupted. What a command needs it imports when it runs, so that
-listing needs no torch.
+Exit codes: 0 done, 1 a run that failed, 2 wrong use, 130 interrupted. What a command needs it
+imports when it runs, so that listing needs no torch.
 """
 
 from __future__ import annotations
@@ -78,10 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    listing = commands.add_parser("list", help="the registered models and solvers, from metadata alone")
-    listing.add_argument("--verify", action="store_true", help="import each of them as well, and build the models")
+    listing = commands.add_parser(
+        "list", help="the registered models and solvers, from metadata alone"
+    )
     listing.add_argument(
-        "--matrix", action="store_true", help="which solver serves which of them, and why not the others"
+        "--verify", action="store_true", help="import each of them as well, and build the models"
+    )
+    listing.add_argument(
+        "--matrix",
+        action="store_true",
+        help="which solver serves which of them, and why not the others",
     )
     listing.set_defaults(run=_list)
 
@@ -90,19 +96,33 @@ def _parser() -> argparse.ArgumentParser:
     _add_kind(one)
     one.set_defaults(run=_describe)
 
-    check = commands.add_parser("check", help="hold a model to the laws of a field, or a solver to those of solvers")
+    check = commands.add_parser(
+        "check", help="hold a model to the laws of a field, or a solver to those of solvers"
+    )
     check.add_argument("name")
-    check.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="a setting of the solver")
+    check.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="a setting of the solver"
+    )
     _add_kind(check)
     check.set_defaults(run=_check)
 
     sample = commands.add_parser("sample", help="draw from a model and write the draws")
     sample.add_argument("name")
     sample.add_argument(
-        "--solver", metavar="NAME", help="such as nuts, mala, probability-flow; by default one that tunes itself"
+        "--solver",
+        metavar="NAME",
+        help="such as nuts, mala, probability-flow; by default one that tunes itself",
     )
-    sample.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the solver")
-    sample.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the model")
+    sample.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the solver"
+    )
+    sample.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the model",
+    )
     for name in ("chains", "steps", "warmup", "thin", "batch"):
         sample.add_argument(f"--{name}", type=int)
     sample.add_argument("--seed", type=int, default=0)
@@ -110,31 +130,59 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--device")
     sample.add_argument("--dtype", choices=("float32", "float64"))
     sample.add_argument("--compile", action="store_true", help="compile the step")
-    sample.add_argument("--checkpoint", metavar="FILE", help="save the run here, and go on from here")
+    sample.add_argument(
+        "--checkpoint", metavar="FILE", help="save the run here, and go on from here"
+    )
     sample.add_argument("--on-failure", choices=("flag", "raise"), default="flag")
-    sample.add_argument("-o", "--output", metavar="FILE", help="x.nc (ArviZ), x.safetensors or x.npy")
+    sample.add_argument(
+        "-o", "--output", metavar="FILE", help="x.nc (ArviZ), x.safetensors or x.npy"
+    )
     sample.add_argument("--force", action="store_true", help="overwrite the output file")
     sample.set_defaults(run=_sample)
 
-    fit = commands.add_parser("fit", help="train a model, on its own data or on yours, and write the weights")
+    fit = commands.add_parser(
+        "fit", help="train a model, on its own data or on yours, and write the weights"
+    )
     fit.add_argument("name")
-    fit.add_argument("--data", metavar="FILE", help="x.npy, x.npz or x.csv: rows (n, *event_shape); else its own data")
+    fit.add_argument(
+        "--data",
+        metavar="FILE",
+        help="x.npy, x.npz or x.csv: rows (n, *event_shape); else its own data",
+    )
     fit.add_argument("--array", metavar="NAME", help="which array of an x.npz")
-    fit.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help="such as steps=2000")
+    fit.add_argument(
+        "--set", action="append", default=[], metavar="SETTING=VALUE", help="such as steps=2000"
+    )
     fit.add_argument("--seed", type=int, default=0)
-    fit.add_argument("--checkpoint", metavar="FILE", help="save the training here, and go on from here")
-    fit.add_argument("-o", "--output", metavar="FILE", help="the weights; by default NAME.safetensors")
+    fit.add_argument(
+        "--checkpoint", metavar="FILE", help="save the training here, and go on from here"
+    )
+    fit.add_argument(
+        "-o", "--output", metavar="FILE", help="the weights; by default NAME.safetensors"
+    )
     fit.add_argument("--force", action="store_true", help="overwrite the output file")
     fit.set_defaults(run=_fit)
 
-    demo = commands.add_parser("demo", help="every built-in model through every solver: tables, pictures and a page")
+    demo = commands.add_parser(
+        "demo", help="every built-in model through every solver: tables, pictures and a page"
+    )
     demo.add_argument(
-        "-o", "--output", metavar="FOLDER", default="demo", help="for the page, the pictures and table.json"
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        default="demo",
+        help="for the page, the pictures and table.json",
     )
     demo.add_argument("--models", metavar="NAME,...", help="these only")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
-    demo.add_argument("--inverse", action="store_true", help="inverse problems instead: images restored by posteriors")
+    demo.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
+    )
+    demo.add_argument(
+        "--inverse",
+        action="store_true",
+        help="inverse problems instead: images restored by posteriors",
+    )
     demo.set_defaults(run=_demo)
 
     for command in (listing, one, check, sample, fit, demo):
@@ -143,7 +191,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(*lines: object, sep: str = " ", file: Any = None) -> None:
-    """Print to a terminal of any encoding; what would control it, from whatever plugin or file, is escaped."""
+    """Print to a terminal of any encoding.
+
+    What would control it, from whatever plugin or file, is escaped.
+    """
     stream = sys.stdout if file is None else file
     text = sep.join(printable(line, keep="\n\t") for line in lines)
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -162,10 +213,12 @@ def _list(options: argparse.Namespace) -> int:
     broken = [e for e in (*found, *solvers) if isinstance(e, Broken)]
     if options.json:
         named = {"models": found, "solvers": solvers}
-        _print_json({
-            kind: [dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in entries]
-            for kind, entries in named.items()
-        })  # fmt: skip
+        _print_json(
+            {
+                kind: [dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in entries]
+                for kind, entries in named.items()
+            }
+        )
     else:
         _say_entries(found, options.verify)
         _say("\nsolvers")
@@ -190,7 +243,9 @@ def _matrix(options: argparse.Namespace) -> int:
     specs = {name: spec for name, spec in found.items() if not isinstance(spec, ScoretkError)}
     if options.json:
         table = matrix(specs)
-        _print_json({s: {m: dataclasses.asdict(u) for m, u in row.items()} for s, row in table.items()})
+        _print_json(
+            {s: {m: dataclasses.asdict(u) for m, u in row.items()} for s, row in table.items()}
+        )
     else:
         _say(matrix_text(specs))
     for error in (spec for spec in found.values() if isinstance(spec, ScoretkError)):
@@ -205,14 +260,20 @@ def _describe(options: argparse.Namespace) -> int:
         _print_json(spec)
     else:
         for key, value in spec.items():
-            shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+            shown = (
+                ", ".join(f"{k}={v}" for k, v in value.items())
+                if isinstance(value, dict)
+                else value
+            )
             listed = isinstance(shown, list) and key != "event_shape"
             _say(f"{key:12} {(', '.join(shown) or 'none') if listed else shown}")
     return DONE
 
 
 def _add_kind(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--kind", choices=tuple(_FINDERS), help="where a model and a solver have the same name")
+    command.add_argument(
+        "--kind", choices=tuple(_FINDERS), help="where a model and a solver have the same name"
+    )
 
 
 _FINDERS = {"model": find_model, "solver": find_solver}
@@ -233,7 +294,9 @@ def _kind(options: argparse.Namespace) -> str:
         else:
             found.append(kind)
     if len(found) > 1:
-        raise InvalidArgument("--kind", None, "model or solver", f"{options.name!r} is the name of one of each")
+        raise InvalidArgument(
+            "--kind", None, "model or solver", f"{options.name!r} is the name of one of each"
+        )
     if not found:
         raise UnknownName("model or solver", options.name, unknown)
     return found[0]
@@ -254,7 +317,9 @@ def _check(options: argparse.Namespace) -> int:
 def _checked_model(options: argparse.Namespace) -> list[Any]:
     describe(options.name)  # what cannot be described is told before anything heavy is imported
     if options.set:
-        raise InvalidArgument("--set", options.set, f"nothing: {options.name} is a model, and these are for solvers")
+        raise InvalidArgument(
+            "--set", options.set, f"nothing: {options.name} is a model, and these are for solvers"
+        )
     try:
         from hypothesis.configuration import set_hypothesis_home_dir
     except ImportError as error:
@@ -277,7 +342,9 @@ def _sample(options: argparse.Namespace) -> int:
     from scoretk.run.draws import FORMATS, check_output
 
     if options.output:  # moments are no draws, which the other formats hold
-        check_output(options.output, options.force, FORMATS[:1] if options.keep == "moments" else FORMATS)
+        check_output(
+            options.output, options.force, FORMATS[:1] if options.keep == "moments" else FORMATS
+        )
     parameters = _assignments("--param", options.param)
     describe(options.name)
     settings = _assignments("--set", options.set)
@@ -304,9 +371,11 @@ def _sample(options: argparse.Namespace) -> int:
         "on_failure",
     )
     draws = sample(
-        field, solver, dtype=getattr(torch, options.dtype) if options.dtype else None,
+        field,
+        solver,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
         **{name: getattr(options, name) for name in names},
-    )  # fmt: skip
+    )
     written = str(draws.save(options.output, options.force)) if options.output else None
     _report(options, draws, written)
     if not bool(draws.ok.any()):
@@ -322,7 +391,9 @@ def _fit(options: argparse.Namespace) -> int:
     from scoretk.run.draws import check_output
 
     output = check_output(
-        options.output or f"{options.name.rpartition('/')[2]}.safetensors", options.force, (".safetensors",)
+        options.output or f"{options.name.rpartition('/')[2]}.safetensors",
+        options.force,
+        (".safetensors",),
     )
     settings = _assignments("--set", options.set)
     data = None if options.data is None else read_array(options.data, options.array)
@@ -334,9 +405,18 @@ def _fit(options: argparse.Namespace) -> int:
     try:
         trained.save(output)
     except OSError as error:  # of a plugin's own
-        raise InvalidArgument("output", str(output), "a place that can be written", str(error)) from error
+        raise InvalidArgument(
+            "output", str(output), "a place that can be written", str(error)
+        ) from error
     if options.json:
-        _print_json({"model": options.name, "output": str(output), "seed": options.seed, "settings": settings})
+        _print_json(
+            {
+                "model": options.name,
+                "output": str(output),
+                "seed": options.seed,
+                "settings": settings,
+            }
+        )
     else:
         _say(f"written  {output}")
         _say(f"load it  scoretk.load({options.name!r}, weights={str(output)!r})")
@@ -355,7 +435,8 @@ def _inverse(options: argparse.Namespace) -> int:
         return DONE
     print_restored(rows)
     _say(
-        f"\ndemo done: {len({r.problem for r in rows})} inverse problems, {sum(bool(r.model) for r in rows)} runs, "
+        f"\ndemo done: {len({r.problem for r in rows})} inverse problems, "
+        f"{sum(bool(r.model) for r in rows)} runs, "
         f"{time.perf_counter() - started:.0f} s; pictures and inverse.json in {options.output}/"
     )
     return DONE
@@ -369,7 +450,9 @@ def _demo(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     names = None if options.models is None else options.models.split(",")
     report = None if options.json else _show_progress
-    demo = run_demo(options.output, models=names, seed=options.seed, workers=options.workers, report=report)
+    demo = run_demo(
+        options.output, models=names, seed=options.seed, workers=options.workers, report=report
+    )
     if options.json:
         _print_json(demo.plain())
         return DONE
@@ -377,7 +460,8 @@ def _demo(options: argparse.Namespace) -> int:
     runs, none = sum(not r.reason for r in demo.rows), sum(bool(r.reason) for r in demo.rows)
     counted = f"{len({r.model for r in demo.rows})} models, {runs} runs, {none} cells without one"
     _say(
-        f"\ndemo done: {counted}, {time.perf_counter() - started:.0f} s; tables and pictures in {options.output}/index.html"
+        f"\ndemo done: {counted}, {time.perf_counter() - started:.0f} s; tables and pictures in "
+        f"{options.output}/index.html"
     )
     return DONE
 
@@ -391,14 +475,21 @@ def _report(options: argparse.Namespace, draws: Any, written: str | None) -> Non
     averages = {name: float(value.double().nanmean()) for name, value in draws.stats.items()}
     tuned = {name: float(value) for name, value in draws.tuned.items() if value.numel() == 1}
     summary = {
-        "shape": shape, "tuned": tuned, "failed": draws.failures, "stats": averages, "cost": dict(draws.cost), "output": written,
+        "shape": shape,
+        "tuned": tuned,
+        "failed": draws.failures,
+        "stats": averages,
+        "cost": dict(draws.cost),
+        "output": written,
         "provenance": draws.provenance,
-    }  # fmt: skip
+    }
     if options.json:
         _print_json(summary)
         return
     _say(f"draws    {' x '.join(map(str, shape))} (chains x kept x event)")
-    _say("chains   " + (", ".join(f"{n} {name}" for name, n in draws.failures.items()) or "all well"))
+    _say(
+        "chains   " + (", ".join(f"{n} {name}" for name, n in draws.failures.items()) or "all well")
+    )
     for name, value in averages.items():
         _say(f"{name:8} {value:.4g}")
     if tuned:

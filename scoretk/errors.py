@@ -1,8 +1,11 @@
-"""The whole failure vocabulary: exceptions for calls that cannot be served, a status for chains that fail.
+"""The whole failure vocabulary.
 
-Two kinds of failure are kept apart. A *call* that is wrong or cannot be carried out raises a `ScoretkError` whose
-message says what it got, what was expected and what to do. A *chain* that fails while its neighbours are well does not
-raise: it carries a `Status` code, is frozen at its last finite state, and the run goes on.
+Exceptions for calls that cannot be served, a status for chains that fail.
+
+Two kinds of failure are kept apart. A *call* that is wrong or cannot be carried out raises a
+`ScoretkError` whose message says what it got, what was expected and what to do. A *chain* that
+fails while its neighbours are well does not raise: it carries a `Status` code, is frozen at its
+last finite state, and the run goes on.
 
 This module imports nothing but the standard library, so that everything may import it.
 """
@@ -38,15 +41,20 @@ __all__ = [
 SHOWN, LONGEST = 80, 2000
 """How many characters a message shows of a value, and how many it has at most."""
 
-_REPR = Repr()  # which stops where the beginning is known: the repr of a long list takes as long as the list
+_REPR = (
+    Repr()
+)  # which stops where the beginning is known: the repr of a long list takes as long as the list
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * SHOWN
-_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdeque = _REPR.maxarray = (
-    SHOWN
-)
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = (
+    _REPR.maxdeque
+) = _REPR.maxarray = SHOWN
 
 
 class Status(IntEnum):
-    """What became of one chain. `draws.status` holds these codes, `draws.failed_at` the step (-1 where all is well)."""
+    """What became of one chain.
+
+    `draws.status` holds these codes, `draws.failed_at` the step (-1 where all is well).
+    """
 
     OK = 0
     NONFINITE = 1
@@ -60,27 +68,40 @@ class Status(IntEnum):
 
 
 class ScoretkError(Exception):
-    """Base of every error that scoretk raises on purpose. All can be pickled, so that they come back from processes.
+    """Base of every error that scoretk raises on purpose.
 
-    A message has at most `LONGEST` characters, whatever the repr of a value or another library puts into it.
+    All can be pickled, so that they come back from processes.
+
+    A message has at most `LONGEST` characters, whatever the repr of a value or another library puts
+    into it.
     """
 
     def __init__(self, *parts: object) -> None:
-        super().__init__(*(_cut(part, LONGEST) if isinstance(part, str) else part for part in parts))
+        super().__init__(
+            *(_cut(part, LONGEST) if isinstance(part, str) else part for part in parts)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
 
 
-def _restored(kind: type[ScoretkError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ScoretkError:
-    """An error from its parts: `__init__` takes other arguments than the message that it makes of them."""
+def _restored(
+    kind: type[ScoretkError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> ScoretkError:
+    """An error from its parts.
+
+    `__init__` takes other arguments than the message that it makes of them.
+    """
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)
     return error
 
 
 class InvalidArgument(ScoretkError, ValueError):
-    """An argument has a wrong value, type, shape, dtype or device. The message names the argument first."""
+    """An argument has a wrong value, type, shape, dtype or device.
+
+    The message names the argument first.
+    """
 
     def __init__(self, argument: str, got: object, expected: str, hint: str = "") -> None:
         self.argument = argument
@@ -91,13 +112,20 @@ class InvalidArgument(ScoretkError, ValueError):
 class MissingCapability(ScoretkError, TypeError):
     """A solver needs what a field does not offer and what cannot be derived from what it offers."""
 
-    def __init__(self, field: str, offers: Iterable[str], needs: Iterable[str], bridge: str) -> None:
+    def __init__(
+        self, field: str, offers: Iterable[str], needs: Iterable[str], bridge: str
+    ) -> None:
         self.offers, self.needs = frozenset(offers), frozenset(needs)
-        super().__init__(f"{field} offers {_listing(self.offers)}, but {_listing(self.needs)} is needed. {bridge}")
+        super().__init__(
+            f"{field} offers {_listing(self.offers)}, but {_listing(self.needs)} is needed. "
+            f"{bridge}"
+        )
 
 
 class SingularConversion(ScoretkError, ArithmeticError):
-    """A conversion between data, noise, score, velocity and v has no determinate value at this time."""
+    """A conversion between data, noise, score, velocity and v has no determinate value at this
+    time.
+    """
 
 
 class UnknownName(ScoretkError, LookupError):
@@ -106,7 +134,9 @@ class UnknownName(ScoretkError, LookupError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.name, self.known = name, sorted(known)
         instead = f". {hint}" if hint else near_match(name, self.known)
-        super().__init__(f"unknown {kind} {name!r}{instead}. Known: {', '.join(self.known) or 'none'}")
+        super().__init__(
+            f"unknown {kind} {name!r}{instead}. Known: {', '.join(self.known) or 'none'}"
+        )
 
 
 class AmbiguousName(ScoretkError, LookupError):
@@ -114,7 +144,10 @@ class AmbiguousName(ScoretkError, LookupError):
 
     def __init__(self, name: str, ids: Iterable[str]) -> None:
         self.name, self.ids = name, sorted(ids)
-        super().__init__(f"{name!r} is claimed by several plugins: {', '.join(self.ids)}. Ask for one by its full id")
+        super().__init__(
+            f"{name!r} is claimed by several plugins: {', '.join(self.ids)}. Ask for one by its "
+            f"full id"
+        )
 
 
 class BrokenPlugin(ScoretkError, RuntimeError):
@@ -129,16 +162,23 @@ class MissingDependency(ScoretkError, ImportError):
 
 
 class CheckpointError(ScoretkError, RuntimeError):
-    """A checkpoint is damaged, truncated, of another run, or cannot be written. The file is left as it was."""
+    """A checkpoint is damaged, truncated, of another run, or cannot be written.
+
+    The file is left as it was.
+    """
 
 
 class FitFailure(ScoretkError, RuntimeError):
-    """Loss or gradient became NaN or infinite in training. Carries `step` and `weights`, the last good ones."""
+    """Loss or gradient became NaN or infinite in training.
+
+    Carries `step` and `weights`, the last good ones.
+    """
 
     def __init__(self, step: int, weights: dict[str, Any]) -> None:
         self.step, self.weights = step, weights
         super().__init__(
-            f"the loss or its gradient is not finite at step {step}; the weights of the step before are kept. "
+            f"the loss or its gradient is not finite at step {step}; the weights of the step "
+            f"before are kept. "
             "Try a lower learning rate, or look for extreme values in the data"
         )
 
@@ -148,7 +188,10 @@ class OutputExists(ScoretkError, FileExistsError):
 
 
 class ChainFailure(ScoretkError, RuntimeError):
-    """Chains failed and `on_failure="raise"` was asked for. Carries `chains`, `status` and `failed_at`."""
+    """Chains failed and `on_failure="raise"` was asked for.
+
+    Carries `chains`, `status` and `failed_at`.
+    """
 
     def __init__(self, chains: list[int], status: list[int], failed_at: list[int]) -> None:
         self.chains, self.status, self.failed_at = chains, status, failed_at
@@ -157,7 +200,10 @@ class ChainFailure(ScoretkError, RuntimeError):
             for c, s, f in list(zip(chains, status, failed_at, strict=True))[:5]
         )
         more = f", and {len(chains) - 5} more" if len(chains) > 5 else ""
-        super().__init__(f"{len(chains)} chain(s) failed ({shown}{more}). on_failure='flag' returns all the others")
+        super().__init__(
+            f"{len(chains)} chain(s) failed ({shown}{more}). on_failure='flag' returns all the "
+            f"others"
+        )
 
 
 def near_match(name: str, known: Iterable[str]) -> str:
@@ -171,17 +217,24 @@ def _cut(text: str, length: int) -> str:
 
 
 def printable(text: object, keep: str = "") -> str:
-    """A text as a terminal may be sent it: characters that control one, or that no encoding knows, as escapes.
+    r"""A text as a terminal may be sent it.
 
-    Arguments: text; keep, those that stay, such as "\\n".
+    Characters that control one, or that no encoding knows, as escapes.
+
+    Args:
+        text: The text.
+        keep: Those that stay, such as "\n".
     """
     return "".join(
-        c if c in keep or category(c) not in _UNPRINTABLE else c.encode("unicode_escape").decode() for c in str(text)
+        c if c in keep or category(c) not in _UNPRINTABLE else c.encode("unicode_escape").decode()
+        for c in str(text)
     )
 
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Control and format characters (escape sequences; marks that turn the direction of writing), surrogates, line separators."""
+"""Control and format characters (escape sequences; marks that turn the direction of writing),
+surrogates, line separators.
+"""
 
 
 def _short(value: object) -> str:
@@ -189,7 +242,10 @@ def _short(value: object) -> str:
     try:
         shape = getattr(value, "shape", None)
         if isinstance(shape, tuple):
-            return _cut(f"{type(value).__name__} of shape {tuple(shape)}, {getattr(value, 'dtype', '')}", SHOWN)
+            return _cut(
+                f"{type(value).__name__} of shape {tuple(shape)}, {getattr(value, 'dtype', '')}",
+                SHOWN,
+            )
         return _cut(_REPR.repr(value), SHOWN)
     except Exception:  # noqa: BLE001 (an integer of 5000 digits, or an object whose repr fails: the message must not)
         return f"an object of type {type(value).__name__}"

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tests run side by side: more threads than cores would only wait for one another
+torch.set_num_threads(
+    1
+)  # tests run side by side: more threads than cores would only wait for one another
 
 
 def pytest_addoption(parser):

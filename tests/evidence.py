@@ -19,7 +19,9 @@ def z_limit(comparisons: int = 1) -> float:
 def assert_mean(draws: torch.Tensor, truth, what: str = "mean") -> None:
     """Independent rows `(n, ...)` have this mean."""
     z = mean_z(draws, truth)
-    assert z.abs().max() < z_limit(z.numel()), f"{what}: |z| = {z.abs().max():.2f} > {z_limit(z.numel()):.2f}"
+    assert z.abs().max() < z_limit(z.numel()), (
+        f"{what}: |z| = {z.abs().max():.2f} > {z_limit(z.numel()):.2f}"
+    )
 
 
 def mean_z(draws: torch.Tensor, truth) -> torch.Tensor:
@@ -30,7 +32,9 @@ def mean_z(draws: torch.Tensor, truth) -> torch.Tensor:
 
 def assert_second_moment(draws: torch.Tensor, mean, variance, what: str = "variance") -> None:
     """Independent rows have this variance about this (known) mean."""
-    assert_mean((draws.double() - torch.as_tensor(mean, dtype=torch.float64)).square(), variance, what)
+    assert_mean(
+        (draws.double() - torch.as_tensor(mean, dtype=torch.float64)).square(), variance, what
+    )
 
 
 def assert_distribution(values: torch.Tensor, cdf, what: str = "distribution") -> None:

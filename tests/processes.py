@@ -16,4 +16,8 @@ def environment(*folders, **more):
     The checkout stands first: from another working directory, and with a path of its own, a process would import the scoretk
     that is installed.
     """
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTED.parent.parent, *folders))), **more}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (TESTED.parent.parent, *folders))),
+        **more,
+    }

@@ -34,7 +34,10 @@ class Net(torch.nn.Module):
 
     def forward(self, x, t, shift):
         alpha, sigma = self.path.alpha(t)[:, None], self.path.sigma(t)[:, None]
-        known, guess = x * alpha, torch.tanh(x @ self.weight + self.frozen + t[:, None] * shift) @ self.weight.T
+        known, guess = (
+            x * alpha,
+            torch.tanh(x @ self.weight + self.frozen + t[:, None] * shift) @ self.weight.T,
+        )
         return (known + sigma**2 * guess) / (alpha**2 + sigma**2)
 
 
@@ -59,7 +62,9 @@ def gradients(grad, loss=lambda x: x.pow(3).sum(), **options):
 
 def largest_difference(found, truth):
     """Of any number, relative to the largest of its kind."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, truth, strict=True))
+    return max(
+        float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, truth, strict=True)
+    )
 
 
 # --- the gradients
@@ -81,14 +86,22 @@ def test_they_are_those_of_the_plain_graph(method, path):
 def test_they_are_those_of_finite_differences(method):
     options = {"method": method, "steps": 2, "path": PATHS[2]} | TIGHT
     found = gradients("adjoint", **options)
-    net, x, shift = Net(path=PATHS[2]), PATHS[2].sigma_max * normal(5, 3, seed=3), normal(5, 3, seed=4)
+    net, x, shift = (
+        Net(path=PATHS[2]),
+        PATHS[2].sigma_max * normal(5, 3, seed=3),
+        normal(5, 3, seed=4),
+    )
     places = (net.weight.data, x, shift)
     for place, gradient in zip(places, found, strict=True):
         direction, values = normal(*place.shape, seed=5), []
         for sign in (1, -2, 1):
             place += sign * 1e-4 * direction
-            values.append(float(run(False, net=net, x=x, shift=shift, **options)[0].final.pow(3).sum()))
-        assert (values[0] - values[1]) / 2e-4 == pytest.approx(float((gradient * direction).sum()), rel=1e-6)
+            values.append(
+                float(run(False, net=net, x=x, shift=shift, **options)[0].final.pow(3).sum())
+            )
+        assert (values[0] - values[1]) / 2e-4 == pytest.approx(
+            float((gradient * direction).sum()), rel=1e-6
+        )
 
 
 def test_they_are_exact_where_the_flow_is_known():
@@ -122,7 +135,9 @@ def test_a_loss_times_a_number_has_gradients_times_it(factor):
     """However small the loss: the tolerances are relative to the adjoint's size."""
     ordinary = gradients("adjoint", rtol=1e-4, atol=1e-4)
     for one, other in zip(
-        ordinary, gradients("adjoint", lambda x: factor * x.pow(3).sum(), rtol=1e-4, atol=1e-4), strict=True
+        ordinary,
+        gradients("adjoint", lambda x: factor * x.pow(3).sum(), rtol=1e-4, atol=1e-4),
+        strict=True,
     ):
         torch.testing.assert_close(other / factor, one, rtol=1e-9, atol=0)
 
@@ -132,22 +147,37 @@ def test_a_row_goes_back_by_itself():
 
     def at(rows):
         field = stk.Velocity(
-            Scaled(theta := torch.nn.Parameter(torch.tensor(1.3).double()), 3), (2,), base=torch.ones(1, 2)
+            Scaled(theta := torch.nn.Parameter(torch.tensor(1.3).double()), 3),
+            (2,),
+            base=torch.ones(1, 2),
         )
-        x = (torch.tensor([[0.1], [1.0], [6.0], [30.0]]) * torch.ones(2)).double()[rows].requires_grad_()
-        stk.sample(field, stk.ProbabilityFlow("dopri5"), init=x, grad="adjoint").final.square().sum().backward()
+        x = (
+            (torch.tensor([[0.1], [1.0], [6.0], [30.0]]) * torch.ones(2))
+            .double()[rows]
+            .requires_grad_()
+        )
+        stk.sample(
+            field, stk.ProbabilityFlow("dopri5"), init=x, grad="adjoint"
+        ).final.square().sum().backward()
         return x.grad, theta.grad
 
     together, alone = at([0, 1, 2, 3]), [at([i]) for i in range(4)]
     assert torch.equal(together[0], torch.cat([to_x for to_x, _ in alone]))
-    torch.testing.assert_close(together[1], sum(to_theta for _, to_theta in alone), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        together[1], sum(to_theta for _, to_theta in alone), rtol=1e-12, atol=0
+    )
 
 
 def test_float32_stays_float32():
     net, x = Net(torch.float32), normal(5, 3, seed=3).float()
-    found = gradients("adjoint", net=net, x=x, shift=normal(5, 3, seed=4).float(), rtol=1e-5, atol=1e-5)
+    found = gradients(
+        "adjoint", net=net, x=x, shift=normal(5, 3, seed=4).float(), rtol=1e-5, atol=1e-5
+    )
     assert all(one.dtype == torch.float32 for one in found)
-    assert largest_difference([one.double() for one in found], gradients(True, rtol=1e-5, atol=1e-5)) < 2e-3
+    assert (
+        largest_difference([one.double() for one in found], gradients(True, rtol=1e-5, atol=1e-5))
+        < 2e-3
+    )
 
 
 def test_an_energy_field_in_time_and_a_scalar_event():
@@ -204,7 +234,9 @@ def test_memory_does_not_grow_with_the_steps():
 
 def test_no_evaluation_outside_the_interval_and_none_for_rows_without_a_loss():
     seen = []
-    field = stk.Velocity(Scaled(torch.nn.Parameter(torch.tensor(2.0)), seen=seen), (2,), base=torch.ones(1, 2))
+    field = stk.Velocity(
+        Scaled(torch.nn.Parameter(torch.tensor(2.0)), seen=seen), (2,), base=torch.ones(1, 2)
+    )
     draws = stk.sample(field, stk.ProbabilityFlow("dopri5"), init=torch.ones(4, 2), grad="adjoint")
     forwards = len(seen)
     draws.final[1].sum().backward()
@@ -227,7 +259,9 @@ def test_the_way_back_finds_the_model_as_the_way_there_did():
 
 def test_the_draws_are_those_of_a_run_without_gradients():
     for method in ("dopri5", "dopri8"):
-        assert torch.equal(run("adjoint", method, steps=3)[0].final, run(False, method, steps=3)[0].final)
+        assert torch.equal(
+            run("adjoint", method, steps=3)[0].final, run(False, method, steps=3)[0].final
+        )
 
 
 # --- failures and refusals
@@ -235,12 +269,18 @@ def test_the_draws_are_those_of_a_run_without_gradients():
 
 def test_a_row_that_failed_passes_no_gradient_on():
     x = torch.tensor([[0.5], [1e3]]).double().requires_grad_()
-    field = stk.Velocity(Scaled(torch.nn.Parameter(torch.tensor(-1.0).double()), 2), (1,), base=torch.ones(1, 1))
-    draws = stk.sample(field, stk.ProbabilityFlow("dopri5", max_steps=60, **USUAL), init=x, grad="adjoint")
+    field = stk.Velocity(
+        Scaled(torch.nn.Parameter(torch.tensor(-1.0).double()), 2), (1,), base=torch.ones(1, 1)
+    )
+    draws = stk.sample(
+        field, stk.ProbabilityFlow("dopri5", max_steps=60, **USUAL), init=x, grad="adjoint"
+    )
     assert draws.status[0] == 0
     assert draws.status[1] != 0
     draws.final.sum().backward()
-    torch.testing.assert_close(x.grad, torch.tensor([[1 / 0.25], [0.0]]).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        x.grad, torch.tensor([[1 / 0.25], [0.0]]).double(), rtol=1e-4, atol=0
+    )
 
 
 def test_a_way_back_that_fails_says_so():
@@ -284,11 +324,13 @@ def test_what_a_module_holds_unregistered_is_shown():
 
 
 @pytest.mark.parametrize(
-    "solver", [stk.ProbabilityFlow("euler"), stk.ProbabilityFlow(), stk.ReverseSDE(), stk.AnnealedLangevin()]
+    "solver",
+    [stk.ProbabilityFlow("euler"), stk.ProbabilityFlow(), stk.ReverseSDE(), stk.AnnealedLangevin()],
 )
 def test_it_is_refused_where_the_steps_are_the_map(solver):
     with pytest.raises(
-        stk.InvalidArgument, match=r"grad: expected True or 'checkpoint' with .*ProbabilityFlow\('dopri5'\)"
+        stk.InvalidArgument,
+        match=r"grad: expected True or 'checkpoint' with .*ProbabilityFlow\('dopri5'\)",
     ):
         stk.sample(stk.Diffusion(Net(), (3,), stk.VP(), "data"), solver, chains=2, grad="adjoint")
     with pytest.raises(stk.InvalidArgument, match="adaptive"):
@@ -298,7 +340,13 @@ def test_it_is_refused_where_the_steps_are_the_map(solver):
 def test_compiled_and_checkpointed_runs_are_refused():
     for options in ({"compile": True}, {"checkpoint": "nowhere"}):
         with pytest.raises(stk.InvalidArgument, match="grad"):
-            stk.sample(stk.Diffusion(Net(), (3,)), stk.ProbabilityFlow("dopri5"), chains=2, grad="adjoint", **options)
+            stk.sample(
+                stk.Diffusion(Net(), (3,)),
+                stk.ProbabilityFlow("dopri5"),
+                chains=2,
+                grad="adjoint",
+                **options,
+            )
 
 
 # --- mutants
@@ -316,7 +364,9 @@ def mutated(module, old, new):
 EVALUATED = """    with torch.enable_grad():
         y = x.detach().requires_grad_()
         return y, way.velocity_of(rows)(y, t)"""
-WITHOUT_GRAPH = "    velocity = way.velocity_of(rows)\n" + EVALUATED.replace("way.velocity_of(rows)", "velocity")
+WITHOUT_GRAPH = "    velocity = way.velocity_of(rows)\n" + EVALUATED.replace(
+    "way.velocity_of(rows)", "velocity"
+)
 MUTANTS = {
     "the adjoint's sign": (adjoint, "-_pulled(u, [y]", "_pulled(u, [y]"),
     "the integral's sign": (adjoint, "pull = -z", "pull = z"),
@@ -331,7 +381,9 @@ MUTANTS = {
 def test_mutants_are_caught(name, monkeypatch):
     module, old, new = MUTANTS[name]
     monkeypatch.setattr(probability_flow, "with_adjoint", mutated(module, old, new).with_adjoint)
-    assert largest_difference(gradients("adjoint", steps=2), gradients(True, steps=2)) > 10 * ALLOWED
+    assert (
+        largest_difference(gradients("adjoint", steps=2), gradients(True, steps=2)) > 10 * ALLOWED
+    )
 
 
 def off_along(integrate_rows, method):
@@ -340,13 +392,17 @@ def off_along(integrate_rows, method):
     widths = torch.tensor([0.02, 0.05, 0.2, 1.0], dtype=torch.float64)
 
     def velocity(rows):
-        return lambda x, t: (20 * torch.exp(-(((t - 0.6) / widths[rows]) ** 2)) - 1)[:, None] * torch.cos(x)
+        return lambda x, t: (
+            (20 * torch.exp(-(((t - 0.6) / widths[rows]) ** 2)) - 1)[:, None] * torch.cos(x)
+        )
 
     def along(rows, x, t, weight):
         summed.index_add_(0, rows, weight[:, None] * velocity(rows)(x, t))
 
     x = normal(4, 2)
-    found = integrate_rows(velocity(torch.arange(4)), x, 1.0, 0.0, method=method, select=velocity, along=along)
+    found = integrate_rows(
+        velocity(torch.arange(4)), x, 1.0, 0.0, method=method, select=velocity, along=along
+    )
     assert not found.status.any()
     return float((summed - (found.x - x)).abs().max())
 
@@ -359,9 +415,18 @@ def test_integrals_along_the_way_are_of_its_own_steps(method):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("torch.lerp(t, after, course.nodes)), strict", "torch.lerp(after, t, course.nodes)), strict"),
-        ("step.accepted.nonzero()[:, 0]\n    rows,", "step.t.isfinite().nonzero()[:, 0]\n    rows,"),
-        ("_combine(weights, k[: len(weights)])) if weights", "_combine(weights, k[: len(weights)])) if False"),
+        (
+            "torch.lerp(t, after, course.nodes)), strict",
+            "torch.lerp(after, t, course.nodes)), strict",
+        ),
+        (
+            "step.accepted.nonzero()[:, 0]\n    rows,",
+            "step.t.isfinite().nonzero()[:, 0]\n    rows,",
+        ),
+        (
+            "_combine(weights, k[: len(weights)])) if weights",
+            "_combine(weights, k[: len(weights)])) if False",
+        ),
         ("time, b * h\n", "time, b * h.abs()\n"),
     ],
 )

@@ -58,15 +58,23 @@ def test_with_the_exact_log_ratio_the_latents_follow_the_data_exactly():
     z = torch.linspace(-6, 6, 41, dtype=torch.float64)[:, None]
     assert is_constant(toy().energy(z) - law(z))
     assert is_constant(toy(lambda x: log_ratio(x) + 3).energy(z) - law(z))
-    for wrong in (toy(lambda x: -log_ratio(x)), toy(lambda x: 2 * log_ratio(x))):  # sign; an uncalibrated critic
+    for wrong in (
+        toy(lambda x: -log_ratio(x)),
+        toy(lambda x: 2 * log_ratio(x)),
+    ):  # sign; an uncalibrated critic
         assert not is_constant(wrong.energy(z) - law(z))
     assert not is_constant(toy().energy(z) - toy().prior.energy(z) - law(z))  # without the prior
     torch.testing.assert_close(toy().critic.energy(toy().decode(z)), -log_ratio(MEAN + STD * z))
 
 
 def test_chains_of_the_toy_decode_to_the_data():
-    draws = stk.sample(toy(), stk.MALA(0.1), chains=4000, steps=150, keep="last", dtype=torch.float64)
-    x, plain = toy().decode(draws.final), toy().prior.decode(toy().prior.draw(4000, stk.Noise(1, 4000)))
+    draws = stk.sample(
+        toy(), stk.MALA(0.1), chains=4000, steps=150, keep="last", dtype=torch.float64
+    )
+    x, plain = (
+        toy().decode(draws.final),
+        toy().prior.decode(toy().prior.draw(4000, stk.Noise(1, 4000))),
+    )
     assert_mean(x, DATA.mean)
     assert_second_moment(x, DATA.mean, DATA.variance)
     assert mean_z(plain, DATA.mean).abs().max() > 2 * z_limit()  # the start would not pass
@@ -87,8 +95,15 @@ def test_calibration_turns_the_best_critic_of_a_game_into_the_log_ratio(divergen
     scale, shift = CRITICS[divergence]
     x, y = quantiles(DATA), quantiles(Q)
     best = f_gan_critic(lambda r: scale * log_ratio(r) + shift, x, y, divergence)
-    for more, other in ((1.1, 0.0), (0.9, 0.0), (1.0, 0.1), (1.0, -0.1)):  # it is the best of its kind
-        worse = f_gan_critic(lambda r, s=more * scale, t=shift + other: s * log_ratio(r) + t, x, y, divergence)
+    for more, other in (
+        (1.1, 0.0),
+        (0.9, 0.0),
+        (1.0, 0.1),
+        (1.0, -0.1),
+    ):  # it is the best of its kind
+        worse = f_gan_critic(
+            lambda r, s=more * scale, t=shift + other: s * log_ratio(r) + t, x, y, divergence
+        )
         assert float(worse) > float(best)
     a, b = calibrate(scale * log_ratio(x) + shift, scale * log_ratio(y) + shift)
     assert (a, b) == pytest.approx((1 / scale, -shift / scale), abs=5e-3)
@@ -100,7 +115,9 @@ def test_calibration_needs_draws_that_reach_the_data():
     w = (a * y.double()).softmax(0)
     assert float(1 / w.square().sum()) == pytest.approx(50, rel=1e-3)
     assert float((a * y.double() + b).exp().mean()) == pytest.approx(1)
-    assert calibrate(torch.zeros(5), y)[0] == pytest.approx(0, abs=1e-9)  # a critic that prefers the draws is not used
+    assert calibrate(torch.zeros(5), y)[0] == pytest.approx(
+        0, abs=1e-9
+    )  # a critic that prefers the draws is not used
     for bad in (torch.zeros(5, 2), "x", torch.tensor([math.nan])):
         with pytest.raises(stk.InvalidArgument, match="data"):
             calibrate(bad, y)
@@ -108,7 +125,9 @@ def test_calibration_needs_draws_that_reach_the_data():
 
 def test_the_penalty_with_slope_zero_is_the_squared_gradient():
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(gradient_penalty(lambda r: r.square().sum(1), x, 0.0), 4 * x.square().sum(1))
+    torch.testing.assert_close(
+        gradient_penalty(lambda r: r.square().sum(1), x, 0.0), 4 * x.square().sum(1)
+    )
     flat = torch.zeros(2, 3, requires_grad=True)
     gradient_penalty(lambda r: (r * flat).sum(1), x[:2].float(), 0.0).sum().backward()
     assert torch.equal(flat.grad, torch.zeros(2, 3))  # no NaN where the slope is 0
@@ -141,7 +160,9 @@ def test_every_divergence_trains(divergence):
 
 
 @pytest.mark.parametrize("game", GAMES.values(), ids=GAMES)
-@pytest.mark.parametrize("bad", [torch.zeros(5, 2), torch.ones(1, 2), torch.tensor([[1.0], [math.nan]]), "x"])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(5, 2), torch.ones(1, 2), torch.tensor([[1.0], [math.nan]]), "x"]
+)
 def test_training_refuses_bad_data(game, bad):
     with pytest.raises(stk.InvalidArgument, match="data"):
         game.train(bad, steps=1)
@@ -162,13 +183,22 @@ def test_the_built_models_keep_the_laws(name):
         assert not failed, failed
     assert isinstance(field.prior, GeneratorPrior)
     z = torch.zeros(2, *field.event_shape, dtype=torch.float64)
-    assert field.decode(z).dtype == field.prior.decode(z).dtype == field.energy(z).dtype == torch.float64
+    assert (
+        field.decode(z).dtype
+        == field.prior.decode(z).dtype
+        == field.energy(z).dtype
+        == torch.float64
+    )
 
 
 def test_shipped_weights_are_small_and_tell_how_they_were_made():
     assert sum(shipped(name).stat().st_size for name in GAMES) < 400_000
     for name in GAMES:
-        assert read_weights(shipped(name), name).notes["command"].startswith(f"scoretk fit {name} --seed 0")
+        assert (
+            read_weights(shipped(name), name)
+            .notes["command"]
+            .startswith(f"scoretk fit {name} --seed 0")
+        )
 
 
 @pytest.mark.slow
@@ -183,7 +213,10 @@ def test_langevin_on_the_latent_energy_improves_on_the_generator():
 
     def distances(x):
         parts = enumerate(x.split(360))
-        return torch.tensor([sliced_wasserstein(part, digits.test, seed=i) for i, part in parts], dtype=torch.float64)
+        return torch.tensor(
+            [sliced_wasserstein(part, digits.test, seed=i) for i, part in parts],
+            dtype=torch.float64,
+        )
 
     def run(target):
         draws = stk.sample(target, stk.ULA(0.05), init=start, steps=STEPS, keep="last", seed=4)

@@ -22,7 +22,9 @@ TABLE = torch.linspace(0.9999, 0.01, 50, dtype=torch.float64)
 
 
 def network(dtype=torch.float32):
-    net = torch.nn.Sequential(torch.nn.utils.skip_init(torch.nn.Linear, 2, 2), torch.nn.Dropout(0.5)).to(dtype)
+    net = torch.nn.Sequential(
+        torch.nn.utils.skip_init(torch.nn.Linear, 2, 2), torch.nn.Dropout(0.5)
+    ).to(dtype)
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[0.5, -0.3], [0.2, 0.7]]))
         net[0].bias.fill_(0.1)
@@ -222,7 +224,8 @@ def draws_of(field):
 
 
 @pytest.mark.parametrize(
-    "hiding", [pytest.param(h, marks=pytest.mark.compiled) if h == "compiled" else h for h in HIDING]
+    "hiding",
+    [pytest.param(h, marks=pytest.mark.compiled) if h == "compiled" else h for h in HIDING],
 )
 def test_a_network_is_held_in_eval_mode_wherever_it_is(hiding):
     net = network()
@@ -261,7 +264,10 @@ class TestMutants:
         def six(value):
             found, layer = [], [value]
             for _ in range(6):
-                found, layer = found + layer, [part for item in layer for _, part in anatomy.parts(item)]
+                found, layer = (
+                    found + layer,
+                    [part for item in layer for _, part in anatomy.parts(item)],
+                )
             return found
 
         assert self.found(monkeypatch, "walk", six, "attribute")
@@ -319,9 +325,12 @@ def test_each_object_is_seen_once_and_cycles_end():
 
 
 def test_code_of_torch_and_the_standard_library_is_not_walked_into():
-    found = anatomy.walk(stk.Energy(lambda x: torch.nn.functional.softplus(x).sum(1) + collections.Counter(), (2,)))
+    found = anatomy.walk(
+        stk.Energy(lambda x: torch.nn.functional.softplus(x).sum(1) + collections.Counter(), (2,))
+    )
     assert not any(
-        isinstance(item, types.ModuleType) or getattr(item, "__module__", "") == "collections.abc" for item in found
+        isinstance(item, types.ModuleType) or getattr(item, "__module__", "") == "collections.abc"
+        for item in found
     )
     assert len(found) < 12
 
@@ -416,4 +425,6 @@ ADAPTED = [
 def test_adapted_fields_go_through_pickle(field):
     again = pickle.loads(pickle.dumps(field))
     solver = CORRECTED
-    assert torch.equal(stk.sample(again, solver, chains=3).final, stk.sample(field, solver, chains=3).final)
+    assert torch.equal(
+        stk.sample(again, solver, chains=3).final, stk.sample(field, solver, chains=3).final
+    )

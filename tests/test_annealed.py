@@ -50,7 +50,10 @@ def test_the_largest_distance_is_that_of_all_pairs(monkeypatch):
     truth = float(torch.pdist(points.flatten(1)).max())
     assert largest_distance(points) == pytest.approx(truth, rel=1e-12)
     assert largest_distance((points + 1e4).float()) == pytest.approx(truth, rel=1e-3)
-    first, last = normal(300, 3) / 100, torch.tensor([[-7.0, 0, 0], [0, 0, 24.0]], dtype=torch.float64)
+    first, last = (
+        normal(300, 3) / 100,
+        torch.tensor([[-7.0, 0, 0], [0, 0, 24.0]], dtype=torch.float64),
+    )
     assert largest_distance(torch.cat([last[:1], first, last[1:]])) == pytest.approx(25.0, rel=1e-9)
 
 
@@ -67,9 +70,9 @@ def test_mutant_of_blocks_is_caught(monkeypatch):
 @pytest.mark.parametrize("dim", [5, 64, 3072, 12288])
 def test_the_ratio_solves_its_equation(dim):
     gamma, root = ncsnv2_ratio(dim), math.sqrt(2 * dim)
-    assert norm.cdf(root * (gamma - 1) + 3 * gamma) - norm.cdf(root * (gamma - 1) - 3 * gamma) == pytest.approx(
-        0.5, abs=1e-9
-    )
+    assert norm.cdf(root * (gamma - 1) + 3 * gamma) - norm.cdf(
+        root * (gamma - 1) - 3 * gamma
+    ) == pytest.approx(0.5, abs=1e-9)
     assert gamma == pytest.approx(root / (root - 3), rel=1e-3)  # where the first term is 1
 
 
@@ -96,7 +99,9 @@ def test_the_ladder_of_digits():
     """All 1797 digits: pixels in [-1, 1], 64 of them. Farthest pair 9.6299, gamma 1.3608, 24 levels, eps 2.368e-5."""
     digits = torch.cat(load_digits()[:2])
     ladder = ncsnv2_ladder(digits)
-    assert float(ladder[0]) == pytest.approx(float(torch.pdist(digits.flatten(1).double()).max()), rel=1e-6)
+    assert float(ladder[0]) == pytest.approx(
+        float(torch.pdist(digits.flatten(1).double()).max()), rel=1e-6
+    )
     assert float(ladder[0]) == pytest.approx(9.6299, abs=1e-4)
     assert float(ladder[-1]) == pytest.approx(0.01, rel=1e-12)
     assert len(ladder) == 24
@@ -120,7 +125,9 @@ def test_mutants_of_the_ladder_are_caught(old, new):
     made, digits = mutant(old, new), torch.cat(load_digits()[:2])
     gamma, root = made.ncsnv2_ratio(64), math.sqrt(128)
     off = norm.cdf(root * (gamma - 1) + 3 * gamma) - norm.cdf(root * (gamma - 1) - 3 * gamma) - 0.5
-    assert abs(off) > 1e-3 or float(torch.Tensor.div(*made.ncsnv2_ladder(digits)[:2])) > ncsnv2_ratio(64)
+    assert abs(off) > 1e-3 or float(
+        torch.Tensor.div(*made.ncsnv2_ladder(digits)[:2])
+    ) > ncsnv2_ratio(64)
 
 
 # --- technique 3
@@ -134,7 +141,12 @@ def test_one_network_serves_all_levels():
         for t in (0.0, 0.3, 1.0):
             found = field.score(x, t, shift=2.0)
             torch.testing.assert_close(found, (torch.tanh(x) + 2) / float(path.sigma(t)))
-        assert stk.sample(field, AnnealedLangevin(4, 2), chains=3, cond={"shift": torch.zeros(3, 1)}).failures == {}
+        assert (
+            stk.sample(
+                field, AnnealedLangevin(4, 2), chains=3, cond={"shift": torch.zeros(3, 1)}
+            ).failures
+            == {}
+        )
     with pytest.raises(stk.InvalidArgument, match="variance-exploding"):
         unconditional(torch.tanh, (2,), stk.VP())
 
@@ -142,11 +154,13 @@ def test_one_network_serves_all_levels():
 # --- technique 4
 
 
-@pytest.mark.parametrize(("high", "levels", "published"), [(50.0, 232, 6.18e-6), (90.0, 500, 3.34e-6)])
+@pytest.mark.parametrize(
+    ("high", "levels", "published"), [(50.0, 232, 6.18e-6), (90.0, 500, 3.34e-6)]
+)
 def test_the_step_size_is_the_published_one(high, levels, published):
-    assert ncsnv2_step_size(torch.logspace(math.log10(high), -2, levels, dtype=torch.float64), 5) == pytest.approx(
-        published, rel=2e-3
-    )
+    assert ncsnv2_step_size(
+        torch.logspace(math.log10(high), -2, levels, dtype=torch.float64), 5
+    ) == pytest.approx(published, rel=2e-3)
 
 
 def left_over(eps, ladder, steps):
@@ -159,7 +173,9 @@ def left_over(eps, ladder, steps):
     return (torch.tensor(ratios) - 1).abs()
 
 
-@pytest.mark.parametrize(("steps", "first", "settled"), [(5, 0.0555, 0.1286), (100, 0.0108, 0.0112)])
+@pytest.mark.parametrize(
+    ("steps", "first", "settled"), [(5, 0.0555, 0.1286), (100, 0.0108, 0.0112)]
+)
 def test_the_noise_left_at_a_level_is_nearest_to_the_level_s(steps, first, settled):
     """No eps leaves exactly the level's own: with this ladder the best is 5.6 % above after 5 steps, and settles at 12.9 %."""
     ladder = torch.logspace(math.log10(50.0), -2, 232, dtype=torch.float64)
@@ -188,7 +204,10 @@ def recursion(solver, field, v, data):
 
 def test_ncsn_has_the_published_settings():
     """Ten levels from 1 to .01, T = 100, and a = 2e-5 s^2 / s_L^2 in x + a/2 score + sqrt(a) z."""
-    solver, field = AnnealedLangevin.ncsn(), resolve(gaussian(dim=2, std=0.5).noised(stk.VE(0.01, 1.0)), {"score"})
+    solver, field = (
+        AnnealedLangevin.ncsn(),
+        resolve(gaussian(dim=2, std=0.5).noised(stk.VE(0.01, 1.0)), {"score"}),
+    )
     ladder = solver.ladder(field)
     torch.testing.assert_close(ladder, torch.logspace(0, -2, 10, dtype=torch.float64))
     table = solver.init(field, normal(1, 2), None).table
@@ -202,7 +221,9 @@ def test_ncsn_follows_its_exact_recursion():
     field = gaussian(dim=4, std=0.3).noised(stk.VE(0.01, 1.0))
     draws = stk.sample(field, AnnealedLangevin.ncsn(), chains=4000, seed=2, dtype=torch.float64)
     v = recursion(AnnealedLangevin.ncsn(), field, 1.0, 0.3**2)
-    assert v == pytest.approx(0.3**2 + 0.01**2, rel=0.6)  # it has not settled: eps is small for data this wide
+    assert v == pytest.approx(
+        0.3**2 + 0.01**2, rel=0.6
+    )  # it has not settled: eps is small for data this wide
     assert_mean(draws.final, [0.0] * 4)
     assert_second_moment(draws.final, 0.0, [v] * 4)
 
@@ -222,7 +243,10 @@ def test_ncsnv2_gives_gaussian_data_their_moments():
     v = recursion(solver, field, float(solver.ladder(None)[0]) ** 2, std**2)
     assert_mean(draws.final, [0.0] * dim)
     assert_second_moment(draws.final, 0.0, [v] * dim)
-    for wrong in (v / 1.05, recursion(AnnealedLangevin(solver.levels, 5, denoise=False), field, 1.0, std**2)):
+    for wrong in (
+        v / 1.05,
+        recursion(AnnealedLangevin(solver.levels, 5, denoise=False), field, 1.0, std**2),
+    ):
         with pytest.raises(AssertionError):
             assert_second_moment(draws.final, 0.0, [wrong] * dim)
 
@@ -234,7 +258,9 @@ def test_ncsnv2_gives_the_ring_its_modes():
     ladder = ncsnv2_ladder(data, 0.1, ratio=1.25)
     assert 4 < float(ladder[0]) < 7
     field = ring.noised(stk.VE(0.1, float(ladder[0])))
-    draws = stk.sample(field, AnnealedLangevin(ladder, 20), chains=4000, seed=4, dtype=torch.float64).final
+    draws = stk.sample(
+        field, AnnealedLangevin(ladder, 20), chains=4000, seed=4, dtype=torch.float64
+    ).final
     sector = (torch.atan2(draws[:, 1], draws[:, 0]) / (math.pi / 4)).round().long() % 8
     assert_mean(torch.nn.functional.one_hot(sector, 8).double(), [1 / 8] * 8, "share of each mode")
     assert_mean(draws, [0.0, 0.0])

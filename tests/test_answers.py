@@ -80,8 +80,12 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])])
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
+@pytest.mark.parametrize(
+    "compile", [False, pytest.param(True, marks=[pytest.mark.compiled, pytest.mark.slow])]
+)
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_answers_are_refused(name, compile):
     field = WRONG[name]
@@ -112,8 +116,12 @@ def test_what_is_written_into_is_seen_within_wrappers_too(around, monkeypatch):
             stk.sample(AROUND[around](fn), stk.ULA(0.01), steps=3, chains=4)
     with monkeypatch.context() as mutant:  # whose questions are all as if put before
         resolve = import_module("scoretk.fields.resolve")
-        mutant.setattr(resolve, "unwritten", lambda what, evaluate, x, asked=None: unwritten(what, evaluate, x))
-        for fn in WRITERS[1:] if around != "likelihood" else ():  # whose derivative is looked at beside
+        mutant.setattr(
+            resolve, "unwritten", lambda what, evaluate, x, asked=None: unwritten(what, evaluate, x)
+        )
+        for fn in (
+            WRITERS[1:] if around != "likelihood" else ()
+        ):  # whose derivative is looked at beside
             assert stk.sample(AROUND[around](fn), stk.ULA(0.01), steps=3, chains=4).ok.all()
 
 
@@ -156,7 +164,14 @@ class Unspeakable:
 
 @pytest.mark.parametrize(
     "value",
-    [list(range(10**6)), "a" * 10**6, 10**5000, Unspeakable(), {"a": torch.zeros(10**5)}, [["b" * 99] * 99] * 99],
+    [
+        list(range(10**6)),
+        "a" * 10**6,
+        10**5000,
+        Unspeakable(),
+        {"a": torch.zeros(10**5)},
+        [["b" * 99] * 99] * 99,
+    ],
     ids=["list", "text", "integer", "unspeakable", "tensor", "nested"],
 )
 def test_a_message_shows_the_beginning_of_a_value(value):
@@ -164,12 +179,19 @@ def test_a_message_shows_the_beginning_of_a_value(value):
 
 
 def test_no_message_is_long():
-    for error in (InvalidArgument("x", 3, "y" * 10**5, "z" * 10**5), UnknownName("model", "x", map(str, range(10**4)))):
+    for error in (
+        InvalidArgument("x", 3, "y" * 10**5, "z" * 10**5),
+        UnknownName("model", "x", map(str, range(10**4))),
+    ):
         assert len(str(error)) <= LONGEST
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
     table = torch.linspace(0.9999, 0.01, 1000)
     f, g = (stk.from_timesteps(lambda x, k: x, t, (2,)) for t in (table, table * 0.999))
-    for call in (lambda: stk.product(f, g), lambda: stk.guided(f, 2.0, g), lambda: stk.mixture([f, g], [1, 1])):
+    for call in (
+        lambda: stk.product(f, g),
+        lambda: stk.guided(f, 2.0, g),
+        lambda: stk.mixture([f, g], [1, 1]),
+    ):
         with pytest.raises(InvalidArgument) as caught:
             call()
         assert len(str(caught.value)) < 300
@@ -211,7 +233,9 @@ class Slow(stk.VP):
 
 def test_a_path_is_not_what_it_is_called():
     with pytest.raises(InvalidArgument):
-        stk.product(stk.Diffusion(torch.sin, (2,), stk.VP()), stk.Diffusion(torch.sin, (2,), Slow()))
+        stk.product(
+            stk.Diffusion(torch.sin, (2,), stk.VP()), stk.Diffusion(torch.sin, (2,), Slow())
+        )
 
 
 def test_alike():

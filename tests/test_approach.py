@@ -40,7 +40,10 @@ def arrived(posterior, form, draws):
         (off.square(), posterior.known("square_error"), 1.0),
     ]:
         of_chains = value.mean(1)
-        z.append((of_chains.mean(0) - truth) / (of_chains.var(0) / len(of_chains) + error.square()).sqrt())
+        z.append(
+            (of_chains.mean(0) - truth)
+            / (of_chains.var(0) / len(of_chains) + error.square()).sqrt()
+        )
     return float(torch.cat(z).abs().max()) < z_limit(2 * x.shape[-1])
 
 
@@ -61,7 +64,13 @@ ALL = [
     for dtype in (torch.float32, torch.float64)
     for seed in (1, 2)
 ]
-MOST_GRADIENTS = {"arma": 4000, "gp": 3000, "kilpisjarvi": 300_000, "mesquite": 15_000, "sblrc": 6000}
+MOST_GRADIENTS = {
+    "arma": 4000,
+    "gp": 3000,
+    "kilpisjarvi": 300_000,
+    "mesquite": 15_000,
+    "sblrc": 6000,
+}
 
 
 @pytest.mark.parametrize(("name", "form", "dtype", "seed"), QUICK)
@@ -134,7 +143,9 @@ def test_what_does_not_mix_is_told():
 
 @pytest.mark.slow
 def test_chains_that_follow_arrive_too():
-    posterior, draws = run("sblrc", solver=stk.ChEES(), **(SHORT | {"warmup": stk.Warmup(SHORT["warmup"], pilot=16)}))
+    posterior, draws = run(
+        "sblrc", solver=stk.ChEES(), **(SHORT | {"warmup": stk.Warmup(SHORT["warmup"], pilot=16)})
+    )
     assert arrived(posterior, "log", draws)
 
 
@@ -144,7 +155,9 @@ def gaussian(sd, mean):
 
 def normal_data(centre, spread):
     """Mean and log standard deviation of 50 numbers: under flat priors the mean is Student's t with 49 degrees."""
-    y = centre + spread * torch.randn(50, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    y = centre + spread * torch.randn(
+        50, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
+    )
 
     def energy(z):
         return ((y.to(z) - z[:, :1]) * (-z[:, 1:]).exp()).square().sum(1) / 2 + 50 * z[:, 1]
@@ -155,7 +168,11 @@ def normal_data(centre, spread):
 def regression(scales, centre=0.0):
     """Slopes of predictors of these scales, the noise unknown: under flat priors Student's t about least squares."""
     generator = torch.Generator().manual_seed(3)
-    design = torch.randn(100, len(scales), dtype=torch.float64, generator=generator) * torch.tensor(scales) + centre
+    design = (
+        torch.randn(100, len(scales), dtype=torch.float64, generator=generator)
+        * torch.tensor(scales)
+        + centre
+    )
     slopes = 1 / torch.tensor(scales, dtype=torch.float64)
     y = design @ slopes + torch.randn(100, dtype=torch.float64, generator=generator)
 
@@ -226,7 +243,16 @@ def test_gradients_are_counted(solver):
 def test_a_step_takes_as_many_gradients_however_they_are_grouped():
     assert lengths(0, 75) == (1, 225)
     assert {n * leapfrogs for n, leapfrogs in (lengths(step, 75) for step in range(1, 75))} == {8}
-    assert [lengths(step, 75)[1] for step in (1, 29, 30, 44, 45, 59, 60, 74)] == [1, 1, 2, 2, 4, 4, 8, 8]
+    assert [lengths(step, 75)[1] for step in (1, 29, 30, 44, 45, 59, 60, 74)] == [
+        1,
+        1,
+        2,
+        2,
+        4,
+        4,
+        8,
+        8,
+    ]
     assert lengths(2, 3) == (2, 4)
 
 
@@ -257,20 +283,29 @@ def test_secants_are_curvatures_and_rounding_only_bounds_them():
     known = torch.tensor([[0.0, 9.0, 2.0]])
     found = _log_secant(here, there, known)
     assert float(found[0, 0]) == pytest.approx(math.log(4), abs=1e-3)
-    assert float(found[0, 1]) == pytest.approx(math.log(16 * torch.finfo(torch.float32).eps * 7 / 1e-2), abs=1e-3)
-    assert float(found[0, 2]) == pytest.approx(0.0, abs=1e-6)  # as small a step is none: 16 units of both
-    assert torch.equal(_log_secant(here, there, torch.full_like(x, -50.0))[0, 1:], torch.tensor([-50.0, -50.0]))
+    assert float(found[0, 1]) == pytest.approx(
+        math.log(16 * torch.finfo(torch.float32).eps * 7 / 1e-2), abs=1e-3
+    )
+    assert float(found[0, 2]) == pytest.approx(
+        0.0, abs=1e-6
+    )  # as small a step is none: 16 units of both
+    assert torch.equal(
+        _log_secant(here, there, torch.full_like(x, -50.0))[0, 1:], torch.tensor([-50.0, -50.0])
+    )
 
 
 def test_the_common_stride_is_the_median_of_those_that_are_well():
     own = Stride(
-        torch.tensor([0.0, 1.0, 2.0, 9.0]), torch.tensor([[0.0, 2.0], [2.0, 4.0], [4.0, 6.0], [99.0, torch.nan]])
+        torch.tensor([0.0, 1.0, 2.0, 9.0]),
+        torch.tensor([[0.0, 2.0], [2.0, 4.0], [4.0, 6.0], [99.0, torch.nan]]),
     )
     alive, before = torch.tensor([True, True, True, True]), torch.ones(2)
     size, scale = common_stride(own, alive, "diagonal", before)
     assert size == pytest.approx(math.e)
     torch.testing.assert_close(scale, torch.tensor([math.exp(-1), math.exp(-2)]))
-    torch.testing.assert_close(common_stride(own, alive, "dense", torch.eye(2))[1], torch.diag(scale))
+    torch.testing.assert_close(
+        common_stride(own, alive, "dense", torch.eye(2))[1], torch.diag(scale)
+    )
     assert common_stride(own, alive, "none", before) == (pytest.approx(math.exp(-1)), before)
     assert common_stride(own, ~alive, "diagonal", before) == (1.0, before)
 
@@ -281,14 +316,18 @@ def test_new_scales_change_the_unit_of_the_slope_and_nothing_else(dense):
     solver = stk.ChEES(metric="dense" if dense else "diagonal")
     field = resolve(stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), {"energy", "score"})
     noise = stk.Noise(3, 64, dtype=torch.float64)
-    x = noise.normal(0, 0, (2,), torch.float64) * torch.tensor([3.0, 0.0])  # one direction, whatever the scales
+    x = noise.normal(0, 0, (2,), torch.float64) * torch.tensor(
+        [3.0, 0.0]
+    )  # one direction, whatever the scales
     state = solver.init(field, x, noise)
     old = torch.eye(2, dtype=torch.float64) if dense else torch.ones(2, dtype=torch.float64)
     new = 0.01 * old
     part = next(part for part in solver.adaptation.parts if isinstance(part, SquaredJumps))
     memory = part.begin(solver, field, state, noise, torch.ones(64, dtype=torch.bool))[1]
     memory = memory._replace(slowest=torch.tensor([9.0, 0.0], dtype=torch.float64))
-    end = leapfrog(field, Point(x, state.energy, state.grad), torch.zeros_like(x), 0.2, 3, old, dense)
+    end = leapfrog(
+        field, Point(x, state.energy, state.grad), torch.zeros_like(x), 0.2, 3, old, dense
+    )
     slopes = []
     for scale in (old, new):  # the same positions, and the momentum that leads through them
         there = end._replace(momentum=unstretch(scale, end.momentum, dense))
@@ -299,7 +338,9 @@ def test_new_scales_change_the_unit_of_the_slope_and_nothing_else(dense):
             torch.ones(64, dtype=torch.bool),
         )
         slopes.append(part.slope(memory, *args)[1])
-    first = memory._replace(ascent=torch.tensor([slopes[0], slopes[0] ** 2, 1.0, 0.0], dtype=torch.float64))
+    first = memory._replace(
+        ascent=torch.tensor([slopes[0], slopes[0] ** 2, 1.0, 0.0], dtype=torch.float64)
+    )
     moved = part.rescaled(first, old, new)
     assert moved.ascent[0] == pytest.approx(slopes[1], rel=1e-9)
     assert moved.ascent[1] == pytest.approx(slopes[1] ** 2, rel=1e-9)
@@ -310,7 +351,9 @@ def near(name):
     fields = {
         "funnel": Funnel(3, 3.0),
         "schools": EightSchools(),
-        "gaussian": stk.Energy(lambda x: (x / torch.logspace(-1, 1, 100).to(x)).square().sum(1) / 2, (100,)),
+        "gaussian": stk.Energy(
+            lambda x: (x / torch.logspace(-1, 1, 100).to(x)).square().sum(1) / 2, (100,)
+        ),
         "gp": POSTERIORS["gp"].field("log"),
     }
     return fields[name]
@@ -328,7 +371,10 @@ def test_where_common_steps_arrive_warmup_is_theirs_alone(name):
     ("field", "share"),
     [(near(name), (0.0, 0.2)) for name in ("funnel", "schools", "gaussian", "gp")]
     + [(target()[0], (0.8, 1.0)) for target in TARGETS.values()]
-    + [(POSTERIORS[name].field("log"), (0.6, 1.0)) for name in ("arma", "kilpisjarvi", "mesquite", "sblrc")],
+    + [
+        (POSTERIORS[name].field("log"), (0.6, 1.0))
+        for name in ("arma", "kilpisjarvi", "mesquite", "sblrc")
+    ],
 )
 def test_which_targets_are_far(field, share):
     bound = resolve(field, {"energy", "score"})
@@ -357,7 +403,13 @@ def test_followers_that_are_far_and_near_do_not_see_each_other(solver):
 
     init = torch.zeros((12, 2), dtype=torch.float64)
     init[5::2] = 12.0
-    run = {"init": init, "steps": 4, "warmup": stk.Warmup(30, pilot=4), "seed": 1, "dtype": torch.float64}
+    run = {
+        "init": init,
+        "steps": 4,
+        "warmup": stk.Warmup(30, pilot=4),
+        "seed": 1,
+        "dtype": torch.float64,
+    }
     whole = stk.sample(stk.Energy(energy, (2,)), solver, **run)
     assert sum(calls) == whole.cost["score"]
     parts = stk.sample(stk.Energy(energy, (2,)), solver, batch=1, **run)

@@ -64,7 +64,9 @@ def arrows():
     """From each module to those of the package that it imports."""
     found = {}
     for name, path in FILES.items():
-        asked = {module_of(i) for node in ast.walk(ast.parse(path.read_text())) for i in imported(node)}
+        asked = {
+            module_of(i) for node in ast.walk(ast.parse(path.read_text())) for i in imported(node)
+        }
         found[name] = asked - {name, None}
     return found
 
@@ -84,7 +86,9 @@ def test_imports_point_one_way(name):
     for other in arrows()[name]:
         assert other != ROOT.name, "the package's own root"
         assert FLOORS.index(room(other)) <= FLOORS.index(room(name)), f"{name} imports {other}"
-        assert room(name) != "plugins" or room(other) in ("plugins", "errors", "_version"), f"{name} imports {other}"
+        assert room(name) != "plugins" or room(other) in ("plugins", "errors", "_version"), (
+            f"{name} imports {other}"
+        )
 
 
 def test_nothing_runs_in_a_circle():
@@ -102,8 +106,16 @@ def test_a_circle_would_be_found():
 @pytest.mark.parametrize("name", [name for name in FILES if room(name) != "cli"])
 def test_imports_stand_at_the_top(name):
     tree = ast.parse(FILES[name].read_text())
-    inside = {i for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) for i in imported(n)}
-    assert not {i for i in inside if module_of(i)}, "an import of the package's own modules inside a function"
+    inside = {
+        i
+        for f in ast.walk(tree)
+        if isinstance(f, ast.FunctionDef)
+        for n in ast.walk(f)
+        for i in imported(n)
+    }
+    assert not {i for i in inside if module_of(i)}, (
+        "an import of the package's own modules inside a function"
+    )
 
 
 @pytest.mark.parametrize("old", MOVED)
@@ -112,7 +124,9 @@ def test_old_paths_lead_to_the_new_ones_for_a_release(old):
         module = import_module(f"scoretk.{home}")
         forward = import_module(f"scoretk.{old}")
         for name in getattr(module, "__all__", ()):
-            with pytest.warns(DeprecationWarning, match=rf"scoretk\.{old}\.{name} is now scoretk\."):
+            with pytest.warns(
+                DeprecationWarning, match=rf"scoretk\.{old}\.{name} is now scoretk\."
+            ):
                 found = getattr(forward, name)
             assert found is getattr(module, name) or len(MOVED[old].split()) > 1
         with warnings.catch_warnings(), pytest.raises(AttributeError, match="no_such_name"):
@@ -120,7 +134,9 @@ def test_old_paths_lead_to_the_new_ones_for_a_release(old):
 
 
 def in_a_fresh_process(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_importing_and_listing_need_no_torch():
@@ -131,7 +147,16 @@ def test_importing_and_listing_need_no_torch():
 def test_the_public_names_need_nothing_slow():
     code = "import sys, torch, scoretk; [getattr(scoretk, n) for n in scoretk.__all__]; print(sorted(sys.modules))"
     loaded = in_a_fresh_process(code)
-    for heavy in ("scipy", "sklearn", "torch._dynamo", "torchdiffeq", "arviz", "matplotlib", "rich", "hypothesis"):
+    for heavy in (
+        "scipy",
+        "sklearn",
+        "torch._dynamo",
+        "torchdiffeq",
+        "arviz",
+        "matplotlib",
+        "rich",
+        "hypothesis",
+    ):
         assert f"'{heavy}'" not in loaded, heavy
 
 

@@ -17,7 +17,19 @@ def quick(**options):
 
 
 @pytest.mark.parametrize(
-    "value", [HUGE, -HUGE, pytest.param(10**5000, id="5000 digits"), math.nan, math.inf, "1", None, 1j, True, [1]]
+    "value",
+    [
+        HUGE,
+        -HUGE,
+        pytest.param(10**5000, id="5000 digits"),
+        math.nan,
+        math.inf,
+        "1",
+        None,
+        1j,
+        True,
+        [1],
+    ],
 )
 @pytest.mark.parametrize("check", [count, finite, positive])
 def test_a_number_is_finite_and_of_a_size_that_tensors_count(check, value):
@@ -49,7 +61,11 @@ NOT_DENSE = {
 @pytest.mark.parametrize("kind", NOT_DENSE)
 def test_a_tensor_holds_its_numbers_one_by_one(kind):
     value = NOT_DENSE[kind]
-    for make in (lambda: quick(init=value), lambda: quick(cond={"a": value}), lambda: tensor_like("x", value, (2, 2))):
+    for make in (
+        lambda: quick(init=value),
+        lambda: quick(cond={"a": value}),
+        lambda: tensor_like("x", value, (2, 2)),
+    ):
         with pytest.raises(stk.InvalidArgument):
             make()
 

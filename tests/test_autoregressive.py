@@ -34,7 +34,10 @@ MODELS = {
 BINARY, REAL = ("digits-fvsbn", "digits-nade"), ("digits-made", "digits-pixelcnn")
 NEAR = {"digits-fvsbn": 1.3, "digits-nade": 1.3, "digits-made": 1.5, "digits-pixelcnn": 1.5}
 """Sliced Wasserstein distance to test images, over that of real ones, that the shipped models stay below."""
-SPECS = {spec.name: spec for spec in (specs.digits_fvsbn, specs.digits_nade, specs.digits_made, specs.digits_pixelcnn)}
+SPECS = {
+    spec.name: spec
+    for spec in (specs.digits_fvsbn, specs.digits_nade, specs.digits_made, specs.digits_pixelcnn)
+}
 BACKBONES = {
     "fvsbn": lambda shape, outputs: networks.SigmoidBelief(math.prod(shape)),
     "nade": lambda shape, outputs: networks.SharedHidden(math.prod(shape), 7),
@@ -68,7 +71,8 @@ def binary_law(name, seed=0):
 def real(name, shape=(2,), components=2):
     spread = Spread(torch.tensor(0.5).double(), None, torch.tensor(0.8).double())
     return ar.Autoregressive(
-        ar.Logistics(backbone(name, shape, 3 * components, scale=0.6), spread.mean, spread.std), shape
+        ar.Logistics(backbone(name, shape, 3 * components, scale=0.6), spread.mean, spread.std),
+        shape,
     )
 
 
@@ -82,7 +86,9 @@ def noise(n=CHAINS, seed=0):
 def dependence(net, d):
     """Whether the numbers of site i depend on site j, at any of a few points: `(d, d)` of bool."""
     x = torch.randn(4, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda rows: net(rows).sum(0), x)  # (d, outputs, rows, d)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda rows: net(rows).sum(0), x
+    )  # (d, outputs, rows, d)
     return (jacobian != 0).any(2).any(1)
 
 
@@ -93,7 +99,9 @@ EARLIER = torch.ones(12, 12, dtype=torch.bool).tril(-1)
 def test_a_site_sees_all_sites_before_it_and_no_other(name):
     net = backbone(name, (3, 4), 1 if name in ("fvsbn", "nade") else 3)
     assert torch.equal(dependence(net, 12), EARLIER)
-    assert not torch.equal(dependence(lambda x: net(x.roll(-1, 1)), 12), EARLIER)  # an order off by one
+    assert not torch.equal(
+        dependence(lambda x: net(x.roll(-1, 1)), 12), EARLIER
+    )  # an order off by one
 
 
 @pytest.mark.parametrize("name", ["fvsbn", "made", "pixelcnn"])
@@ -106,7 +114,10 @@ def test_a_mask_that_lets_a_site_see_itself_is_caught(monkeypatch, name):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_numbers_of_one_site_are_those_of_all(name):
-    net, x = backbone(name, (3, 4)), torch.randn(5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    net, x = (
+        backbone(name, (3, 4)),
+        torch.randn(5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    )
     torch.testing.assert_close(torch.stack([net.at(x, i) for i in range(12)], 1), net(x))
 
 
@@ -129,8 +140,12 @@ def test_probabilities_of_all_states_add_up_to_one(name):
 @pytest.mark.parametrize("name", ["fvsbn", "nade"])
 def test_draws_of_binary_sites_follow_the_enumerated_law(monkeypatch, name):
     target, probability = binary(name), binary_law(name)
-    assert distance(target.draw(CHAINS, noise()), target, probability) < 1  # chi-square, false alarm 1e-6
-    assert distance(target.draw(CHAINS, noise()), binary(name, seed=1), binary_law(name, seed=1)) > 2
+    assert (
+        distance(target.draw(CHAINS, noise()), target, probability) < 1
+    )  # chi-square, false alarm 1e-6
+    assert (
+        distance(target.draw(CHAINS, noise()), binary(name, seed=1), binary_law(name, seed=1)) > 2
+    )
     if name == "fvsbn":
         right = torch.sigmoid
         monkeypatch.setattr(networks.torch, "sigmoid", lambda a: right(1.2 * a))
@@ -167,7 +182,9 @@ def on_grid(target, edge=24.0, cells=360):
     """Probabilities of the cells of a square grid, by the density at their middles."""
     middle = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells * 2 * edge - edge
     with torch.no_grad():
-        density = torch.cat([target.log_prob(x).exp() for x in torch.cartesian_prod(middle, middle).split(2**17)])
+        density = torch.cat(
+            [target.log_prob(x).exp() for x in torch.cartesian_prod(middle, middle).split(2**17)]
+        )
     return density.reshape(cells, cells) * (2 * edge / cells) ** 2
 
 
@@ -189,7 +206,10 @@ def test_density_of_two_pixels_integrates_to_one_and_draws_follow_it(monkeypatch
     probability = on_grid(target)
     assert float(probability.sum()) == pytest.approx(1, abs=1e-5)
     assert in_limits(target.draw(CHAINS, noise()), probability) < 1
-    assert in_limits(one_step_from_exact(stk.MALA(0.2), target, seed=3, chains=CHAINS), probability) < 1
+    assert (
+        in_limits(one_step_from_exact(stk.MALA(0.2), target, seed=3, chains=CHAINS), probability)
+        < 1
+    )
     if name == "made":
         right = torch.logit
         monkeypatch.setattr(networks.torch, "logit", lambda u: 1.1 * right(u))
@@ -207,7 +227,9 @@ def test_density_is_the_jacobian_of_the_distribution_functions():
     x = target.draw(3, noise(3))
     for row in x.flatten(1):
         jacobian = torch.autograd.functional.jacobian(lambda r: distribution(r[None])[0], row)
-        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], target.log_prob(row.reshape(1, 2, 3))[0])
+        torch.testing.assert_close(
+            torch.linalg.slogdet(jacobian)[1], target.log_prob(row.reshape(1, 2, 3))[0]
+        )
 
 
 def test_a_uniform_that_float32_rounds_to_one_gives_a_finite_site():
@@ -221,7 +243,9 @@ def test_far_points_and_constant_sites_are_finite():
     field = real("made")
     x = torch.tensor([[1e4, -1e4], [0.0, 1e6]], dtype=torch.float64)
     assert bool(torch.isfinite(field.log_prob(x)).all())
-    data = torch.cat([torch.ones(64, 1), torch.randn(64, 1, generator=torch.Generator().manual_seed(0))], 1)
+    data = torch.cat(
+        [torch.ones(64, 1), torch.randn(64, 1, generator=torch.Generator().manual_seed(0))], 1
+    )
     stored = networks.MADE.train(data, steps=30, bin=0.0, width=8)
     assert all(bool(torch.isfinite(w).all()) for w in stored.weights.values())
 
@@ -232,7 +256,9 @@ def test_far_points_and_constant_sites_are_finite():
 def data_of(name, shape=(1, 2, 3), n=40):
     """Sites that have much in common."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(n, *[1] * len(shape), generator=generator) + 0.5 * torch.randn(n, *shape, generator=generator)
+    rows = torch.randn(n, *[1] * len(shape), generator=generator) + 0.5 * torch.randn(
+        n, *shape, generator=generator
+    )
     return (rows > 0).float() if name in BINARY else 3 * rows + 10
 
 
@@ -262,7 +288,8 @@ def test_training_raises_the_likelihood():
 
 
 @pytest.mark.parametrize(
-    "bad", [torch.tensor([[0.5], [1.0]]), torch.randn(9, 2, generator=torch.Generator().manual_seed(0))]
+    "bad",
+    [torch.tensor([[0.5], [1.0]]), torch.randn(9, 2, generator=torch.Generator().manual_seed(0))],
 )
 @pytest.mark.parametrize("name", BINARY)
 def test_binary_models_refuse_what_is_not_binary(name, bad):
@@ -270,7 +297,9 @@ def test_binary_models_refuse_what_is_not_binary(name, bad):
         MODELS[name].train(bad, steps=1)
 
 
-@pytest.mark.parametrize("bad", [torch.ones(9, 2), torch.ones(1, 2), torch.full((9, 2), math.nan), torch.ones(4), "x"])
+@pytest.mark.parametrize(
+    "bad", [torch.ones(9, 2), torch.ones(1, 2), torch.full((9, 2), math.nan), torch.ones(4), "x"]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_training_refuses_bad_data(name, bad):
     with pytest.raises(stk.InvalidArgument, match="data"):
@@ -354,9 +383,13 @@ def test_binary_likelihoods_rank_as_published(shipped_models, digits):
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_likelihoods_beat_the_gaussian_with_the_datas_covariance(name, shipped_models, digits):
-    bits = partial(stk.bits_per_dim, x=((digits.test + 1) * 8).round(), levels=17, interval=(-1.0625, 1.0625))
+    bits = partial(
+        stk.bits_per_dim, x=((digits.test + 1) * 8).round(), levels=17, interval=(-1.0625, 1.0625)
+    )
     rows = digits.train.double().flatten(1)
-    covariance = rows.T.cov(correction=0) + networks.MADE.train.__kwdefaults__["bin"] ** 2 / 12 * torch.eye(64)
+    covariance = rows.T.cov(correction=0) + networks.MADE.train.__kwdefaults__[
+        "bin"
+    ] ** 2 / 12 * torch.eye(64)
     normal = torch.distributions.MultivariateNormal(rows.mean(0).float(), covariance.float())
     gaussian = bits(OfVectors(stk.fields.from_distribution(normal))).value
     assert 2.8 < float(gaussian.mean()) < 3.1
@@ -371,6 +404,9 @@ def test_samples_are_near_test_digits_of_all_classes_and_no_copies(name, shipped
     generator = torch.Generator().manual_seed(0)
     real = (train[torch.randperm(len(train), generator=generator)[:360]] for _ in range(10))
     floor = sum(sliced_wasserstein(r, test, seed=i) for i, r in enumerate(real)) / 10
-    assert sum(sliced_wasserstein(part, test, seed=i) for i, part in enumerate(x.split(360))) / 2 < NEAR[name] * floor
+    assert (
+        sum(sliced_wasserstein(part, test, seed=i) for i, part in enumerate(x.split(360))) / 2
+        < NEAR[name] * floor
+    )
     assert Classifier(train, digits.train_labels).judge(x).balance > 0.97
     assert copies(x, train, test).share < 0.1

@@ -27,11 +27,15 @@ class Uncorrected(Barker):
 
     def step(self, field, state, noise):
         shape = tuple(state.x.shape[1:])
-        z = noise.normal(state.step, Stream.PROPOSAL, shape, state.x.dtype) * sqrt(2 * self.step_size)
+        z = noise.normal(state.step, Stream.PROPOSAL, shape, state.x.dtype) * sqrt(
+            2 * self.step_size
+        )
         u = noise.uniform(state.step, Stream.CORRECTION, shape, state.x.dtype)
         x = state.x + torch.where(u < torch.sigmoid(-z * state.grad), z, -z)
         proposed = BarkerState(x, *field.energy_and_grad(x), state.step + 1)
-        chosen, accept = metropolis(state, proposed, state.energy - proposed.energy, state.step, noise)
+        chosen, accept = metropolis(
+            state, proposed, state.energy - proposed.energy, state.step, noise
+        )
         return chosen, {"accept": accept}
 
 
@@ -47,11 +51,15 @@ def test_invariance_catches_a_decision_without_the_ratio_of_the_proposals(name):
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_the_target_at_a_temperature(temperature):
-    start = sqrt(temperature) * torch.randn(40_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = sqrt(temperature) * torch.randn(
+        40_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     draws = stk.sample(gaussian(dim=1), Barker(0.7, temperature), init=start, steps=2, seed=4)
     assert_mean(draws.final, 0.0)
     assert_second_moment(draws.final, 0.0, temperature)
-    hot = stk.sample(gaussian(dim=1), Barker(0.7), init=start, steps=2, seed=4).final  # another temperature is told
+    hot = stk.sample(
+        gaussian(dim=1), Barker(0.7), init=start, steps=2, seed=4
+    ).final  # another temperature is told
     assert mean_z(hot.square(), temperature).abs() > 2 * z_limit()
 
 
@@ -74,7 +82,10 @@ def test_it_bears_a_step_size_under_which_mala_stands_still():
     """From far out on a quartic, whose gradient throws MALA's proposals to the other side and further."""
     steep = stk.Energy(lambda x: x.pow(4).sum(1), (1,))
     start = torch.full((64, 1), 10.0, dtype=torch.float64)
-    runs = {kind: stk.sample(steep, kind(0.02), init=start, steps=200, seed=1) for kind in (stk.MALA, Barker)}
+    runs = {
+        kind: stk.sample(steep, kind(0.02), init=start, steps=200, seed=1)
+        for kind in (stk.MALA, Barker)
+    }
     assert float(runs[stk.MALA].stats["accept"].max()) == 0
     assert float(runs[Barker].final.abs().max()) < 2
 
@@ -84,7 +95,9 @@ def test_a_new_kernel_is_its_own_file_one_line_in_the_table_and_one_example():
     root = Path(stk.__file__).parent
     mention = re.compile(r"solvers\.barker\b|\bBarker\(")
     found = {
-        str(path.relative_to(root)): [line for line in path.read_text().splitlines() if mention.search(line)]
+        str(path.relative_to(root)): [
+            line for line in path.read_text().splitlines() if mention.search(line)
+        ]
         for path in [*root.rglob("*.py"), *root.rglob("*.pyi")]
     }
     found = {name: lines for name, lines in found.items() if lines}

@@ -16,7 +16,9 @@ PATHS = [stk.VP(), stk.Linear(), stk.EDM(), stk.VE(0.01, 50.0)]
 
 def growing(path, factor=50.0):
     """A denoiser that takes x for `factor` times the data; where `grow` is False, exact for data at the origin."""
-    return stk.Diffusion(lambda x, t, grow: torch.where(grow[:, None], factor * x, 0.0), (2,), path, "data")
+    return stk.Diffusion(
+        lambda x, t, grow: torch.where(grow[:, None], factor * x, 0.0), (2,), path, "data"
+    )
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
@@ -25,13 +27,17 @@ def test_a_blow_up_on_a_grid_is_diverged_and_its_neighbours_are_not(path, solver
     """With the step, and the position before it; in float64 too, where nothing overflows."""
     for dtype in (torch.float32, torch.float64):
         grow = torch.tensor([True, False, True])
-        draws = stk.sample(growing(path), solver, chains=3, cond={"grow": grow}, dtype=dtype, keep="all")
+        draws = stk.sample(
+            growing(path), solver, chains=3, cond={"grow": grow}, dtype=dtype, keep="all"
+        )
         assert draws.status.tolist() == [2, 0, 2]
         assert float(draws.final.abs().max()) < 1e10
         step = int(draws.failed_at[0])
         assert 0 < step < draws.x.shape[1]
         assert bool((draws.x[0, step:] == draws.final[0]).all())
-        well = stk.sample(growing(path), solver, chains=3, cond={"grow": ~torch.ones_like(grow)}, dtype=dtype)
+        well = stk.sample(
+            growing(path), solver, chains=3, cond={"grow": ~torch.ones_like(grow)}, dtype=dtype
+        )
         assert torch.equal(well.final[1], draws.final[1])
 
 
@@ -49,7 +55,11 @@ def test_without_reach_a_blow_up_is_an_answer(monkeypatch):
     """The mutant: 1e15 and more, and nothing said."""
     monkeypatch.setattr("scoretk.run.drive.reach_of", lambda *_: None)
     draws = stk.sample(
-        growing(stk.VP()), UNSTABLE[0], chains=3, cond={"grow": torch.ones(3, dtype=torch.bool)}, dtype=torch.float64
+        growing(stk.VP()),
+        UNSTABLE[0],
+        chains=3,
+        cond={"grow": torch.ones(3, dtype=torch.bool)},
+        dtype=torch.float64,
     )
     assert draws.failures == {}
     assert float(draws.final.abs().max()) > 1e15
@@ -86,10 +96,14 @@ def test_a_run_that_was_stopped_diverges_at_the_same_step(tmp_path):
 
 @pytest.mark.compiled
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 def test_a_compiled_run_diverges_at_the_same_step():
     field = growing(stk.VP())
     cond = {"grow": torch.tensor([True, False, True])}
-    eager, compiled = (stk.sample(field, UNSTABLE[0], chains=3, cond=cond, compile=c) for c in (False, True))
+    eager, compiled = (
+        stk.sample(field, UNSTABLE[0], chains=3, cond=cond, compile=c) for c in (False, True)
+    )
     assert compiled.status.tolist() == eager.status.tolist() == [2, 0, 2]
     assert torch.equal(compiled.failed_at, eager.failed_at)

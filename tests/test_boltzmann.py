@@ -24,7 +24,10 @@ from tests.test_partition import z_score
 
 def machine(visible=(1, 2, 3), hidden=4, scale=1.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    parameters = [torch.randn(s, generator=generator) for s in ((math.prod(visible), hidden), visible, (hidden,))]
+    parameters = [
+        torch.randn(s, generator=generator)
+        for s in ((math.prod(visible), hidden), visible, (hidden,))
+    ]
     return RBM(scale * parameters[0], parameters[1] - 1, parameters[2])
 
 
@@ -49,10 +52,14 @@ def test_independent_units_are_normalised_and_drawn_by_their_rates():
     x = UNITS.draw(40_000, stk.Noise(0, 40_000))
     assert_mean(x, torch.sigmoid(UNITS.bias))
     data = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    torch.testing.assert_close(torch.sigmoid(IndependentUnits.of(data).bias), torch.tensor([3 / 4, 2 / 4]))
+    torch.testing.assert_close(
+        torch.sigmoid(IndependentUnits.of(data).bias), torch.tensor([3 / 4, 2 / 4])
+    )
 
 
-@pytest.mark.parametrize("target", [rbm(), ising(2, 0.3, 0.2), potts(2, 3, 0.4)], ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize(
+    "target", [rbm(), ising(2, 0.3, 0.2), potts(2, 3, 0.4)], ids=lambda f: type(f).__name__
+)
 def test_the_way_from_the_uniform_law_ends_at_the_field_and_begins_level(target):
     x = all_states(target)
     base = stk.fields.base.plain_base(target)
@@ -72,7 +79,10 @@ RUNS = {
     "units": (WIDE, {"base": IndependentUnits(WIDE.visible_bias), "kernel": stk.BlockGibbs()}),
     "uniform": (WIDE, {"kernel": stk.BlockGibbs()}),
     "islands": (WIDE, {"kernel": stk.BlockGibbs(), "method": "smc"}),
-    "langevin": (WIDE, {"base": IndependentUnits(WIDE.visible_bias), "kernel": stk.DiscreteLangevin(0.5)}),
+    "langevin": (
+        WIDE,
+        {"base": IndependentUnits(WIDE.visible_bias), "kernel": stk.DiscreteLangevin(0.5)},
+    ),
     "gradients": (machine(), {"kernel": stk.GibbsWithGradients()}),
     "lattice": (ising(4, 0.4, 0.1), {"kernel": stk.BlockGibbs()}),
     "colours": (potts(2, 3, 0.8), {"kernel": stk.BlockGibbs()}),
@@ -90,7 +100,10 @@ def test_log_z_is_right_for_discrete_states(name):
 def test_the_standard_error_of_sweeps_is_calibrated():
     target, units = machine((1, 3, 4), 5), IndependentUnits(torch.zeros(1, 3, 4))
     run = {"base": units, "kernel": stk.BlockGibbs(), "chains": 256, "pilot": 32, "levels": 12}
-    z = [z_score(stk.log_partition(target, seed=s, **run), target.exact_log_partition()) for s in range(30)]
+    z = [
+        z_score(stk.log_partition(target, seed=s, **run), target.exact_log_partition())
+        for s in range(30)
+    ]
     assert chi2.ppf(FALSE_ALARM, 30) < sum(v * v for v in z) < 1.2 * chi2.isf(FALSE_ALARM, 30)
 
 
@@ -105,7 +118,12 @@ class FromTheEnd(RBM):
 
 def test_log_z_catches_sweeps_of_the_wrong_level():
     wrong = FromTheEnd(**vars(WIDE))
-    run = {"base": IndependentUnits(WIDE.visible_bias), "kernel": stk.BlockGibbs(), "levels": 40, "pilot": 64}
+    run = {
+        "base": IndependentUnits(WIDE.visible_bias),
+        "kernel": stk.BlockGibbs(),
+        "levels": 40,
+        "pilot": 64,
+    }
     estimate = stk.log_partition(wrong, seed=1, chains=1024, **run)
     assert abs(z_score(estimate, WIDE.exact_log_partition())) > 2 * z_limit()
 
@@ -127,7 +145,9 @@ def other_base(target):
 
 def test_tempered_sweeps_keep_their_law():
     target = Tempered(TINY, UNITS, 3)
-    torch.testing.assert_close(target.laws[0].energy(all_states(TINY)), TINY.energy(all_states(TINY)))
+    torch.testing.assert_close(
+        target.laws[0].energy(all_states(TINY)), TINY.energy(all_states(TINY))
+    )
     assert distance(one_step_from_exact(stk.BlockGibbs(), target, seed=3), target, law(target)) < 1
 
 
@@ -135,7 +155,9 @@ class AlwaysSwaps(Tempered):
     """Swaps whatever the energies say."""
 
     def gibbs(self, x, u):
-        return super().gibbs(x, torch.cat([u[:, : -self.replicas + 1], 0 * u[:, -self.replicas + 1 :]], 1))
+        return super().gibbs(
+            x, torch.cat([u[:, : -self.replicas + 1], 0 * u[:, -self.replicas + 1 :]], 1)
+        )
 
 
 def test_the_law_catches_swaps_without_a_decision():
@@ -183,9 +205,19 @@ def test_tempered_chains_go_on_from_their_state_and_parts_have_noise_of_their_ow
 
 @pytest.mark.parametrize("method", slow_but(NEGATIVES, "persistent"))
 def test_training_learns_the_law_of_tiny_data_and_round_trips(method, tmp_path):
-    states = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]).reshape(4, 2, 2)
+    states = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]).reshape(
+        4, 2, 2
+    )
     data = states[torch.arange(256) % 4]  # pixels in equal pairs: four of sixteen states
-    train = {"hidden": 6, "steps": 400, "chains": 64, "replicas": 3, "sweeps": 2, "learning_rate": 0.05, "decay": 0.0}
+    train = {
+        "hidden": 6,
+        "steps": 400,
+        "chains": 64,
+        "replicas": 3,
+        "sweeps": 2,
+        "learning_rate": 0.05,
+        "decay": 0.0,
+    }
     stored = boltzmann.train(data, method=method, **train)
     stored.save(tmp_path / "w.safetensors")
     field = boltzmann.build(tmp_path / "w.safetensors")

@@ -48,7 +48,9 @@ def same(part, whole, rows):
 
 
 @pytest.mark.parametrize("batch", [4, pytest.param(None, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("solver", "field", "run"), SOLVERS, ids=lambda v: repr(v).split(" at 0x")[0][:40])
+@pytest.mark.parametrize(
+    ("solver", "field", "run"), SOLVERS, ids=lambda v: repr(v).split(" at 0x")[0][:40]
+)
 def test_a_range_is_a_part_of_the_whole_run(solver, field, run, batch):
     field = timed(solver, field)
     whole = stk.sample(field, solver, chains=16, batch=batch, **run)
@@ -56,7 +58,9 @@ def test_a_range_is_a_part_of_the_whole_run(solver, field, run, batch):
     same(stk.sample(field, solver, chains=range(8, 16), batch=batch, **run), whole, slice(8, 16))
 
 
-@pytest.mark.parametrize("ids", [range(16), range(0, 16, 3), range(1, 16, 7), range(15, 16)], ids=repr)
+@pytest.mark.parametrize(
+    "ids", [range(16), range(0, 16, 3), range(1, 16, 7), range(15, 16)], ids=repr
+)
 @pytest.mark.parametrize("solver", [stk.ULA(0.1), stk.ChEES()], ids=repr)
 def test_any_rising_range_will_do(solver, ids):
     run = {"steps": 4, "seed": 2, **pilot(4, 10)}
@@ -69,7 +73,9 @@ def test_any_rising_range_will_do(solver, ids):
 def test_rows_instead_of_ids_are_caught(monkeypatch):
     """The mutant: the noise of the first chains for any."""
     whole = stk.sample(FIELD, stk.ULA(0.1), chains=16, steps=3)
-    monkeypatch.setattr(sampling, "Noise", lambda seed, ids, **kind: stk.Noise(seed, len(ids), **kind))
+    monkeypatch.setattr(
+        sampling, "Noise", lambda seed, ids, **kind: stk.Noise(seed, len(ids), **kind)
+    )
     wrong = stk.sample(FIELD, stk.ULA(0.1), chains=range(8, 16), steps=3)
     assert not torch.equal(wrong.x, whole.x[8:])
 
@@ -86,12 +92,16 @@ def test_starts_and_conditions_have_a_row_for_each_chain_in_the_range():
 
 
 @pytest.mark.parametrize(
-    "given", [{"init": torch.zeros(8, 2)}, {"cond": {"c": torch.zeros(8)}}], ids=lambda g: next(iter(g))
+    "given",
+    [{"init": torch.zeros(8, 2)}, {"cond": {"c": torch.zeros(8)}}],
+    ids=lambda g: next(iter(g)),
 )
 def test_a_pilot_without_rows_is_refused(given):
     field = stk.Energy(lambda x, c=None: x.square().sum(1), (2,))
     run = {"steps": 3, "warmup": 5}
-    with pytest.raises(stk.InvalidArgument, match=rf"^{next(iter(given))}: .*tuned by chains 0 to 15"):
+    with pytest.raises(
+        stk.InvalidArgument, match=rf"^{next(iter(given))}: .*tuned by chains 0 to 15"
+    ):
         stk.sample(field, stk.ChEES(), chains=range(8, 16), **given, **run)
     stk.sample(field, stk.ChEES(), chains=range(8), **given, **run)
     stk.sample(field, stk.HMC(0.1, metric="none"), chains=range(8, 16), **given, **run)
@@ -100,7 +110,9 @@ def test_a_pilot_without_rows_is_refused(given):
 def test_what_the_pilot_cost_is_counted():
     run = {"steps": 4, "seed": 2, **pilot(6, 10)}
     solver = stk.HMC(leapfrogs=2)
-    far, whole = (stk.sample(FIELD, solver, chains=ids, **run).cost["energy"] for ids in (range(8, 16), 16))
+    far, whole = (
+        stk.sample(FIELD, solver, chains=ids, **run).cost["energy"] for ids in (range(8, 16), 16)
+    )
     assert whole - far == 2 * 15 + 6 * 4  # chains 6 and 7, and the pilot's steps after warmup
 
 
@@ -128,7 +140,9 @@ def test_the_last_id_there_is():
 
 
 def test_failures_name_the_chain():
-    field = stk.Energy(lambda x: torch.where(x[:, 0] > 0.5, torch.nan, 0.0) + x.square().sum(1), (2,))
+    field = stk.Energy(
+        lambda x: torch.where(x[:, 0] > 0.5, torch.nan, 0.0) + x.square().sum(1), (2,)
+    )
     whole = stk.sample(field, stk.ULA(0.1), chains=16, steps=60)
     same(
         stk.sample(field, stk.ULA(0.1), chains=range(8, 16), steps=60), whole, slice(8, 16)

@@ -26,14 +26,18 @@ def test_list_and_describe(capsys):
     assert code == 0
     assert "scoretk/ring-mixture" in out
     code, out, _ = run(capsys, "list", "--json")
-    assert {"scoretk/funnel", "scoretk/eight-schools"} <= {m["id"] for m in json.loads(out)["models"]}
+    assert {"scoretk/funnel", "scoretk/eight-schools"} <= {
+        m["id"] for m in json.loads(out)["models"]
+    }
     code, out, _ = run(capsys, "describe", "funnel", "--json")
     assert json.loads(out)["parameters"] == {"dim": 10, "scale": 3.0}
     code, _, _ = run(capsys, "list", "--verify")
     assert code == 0
 
 
-@pytest.mark.parametrize("name", ["gaussian", "ring-mixture", "funnel", "semicircle", "eight-schools"])
+@pytest.mark.parametrize(
+    "name", ["gaussian", "ring-mixture", "funnel", "semicircle", "eight-schools"]
+)
 def test_the_built_in_models_obey_the_laws(capsys, name):
     code, out, _ = run(capsys, "check", name)
     assert code == 0, out
@@ -43,7 +47,18 @@ def test_the_built_in_models_obey_the_laws(capsys, name):
 @pytest.mark.parametrize("ending", ["safetensors", "npy"])
 def test_sample_writes_what_it_says(capsys, tmp_path, ending):
     path = tmp_path / f"x.{ending}"
-    arguments = ("sample", "ring-mixture", "--solver", "mala", "--set", "step_size=0.05", "--chains", 8, "--steps", 20)
+    arguments = (
+        "sample",
+        "ring-mixture",
+        "--solver",
+        "mala",
+        "--set",
+        "step_size=0.05",
+        "--chains",
+        8,
+        "--steps",
+        20,
+    )
     code, out, _ = run(capsys, *arguments, "-o", path, "--json")
     summary = json.loads(out)
     assert code == 0
@@ -65,13 +80,25 @@ def test_sample_writes_what_it_says(capsys, tmp_path, ending):
         (["sample", "ring-mixture", "--solver", "mal"], "did you mean 'mala'"),
         (["sample", "ring-mixtur", "--solver", "mala", "--set", "step_size=1"], "ring-mixture"),
         (["sample", "ring-mixture", "--solver", "mala"], "step_size=VALUE"),
-        (["sample", "ring-mixture", "--solver", "mala", "--set", "step=1"], "did you mean 'step_size'"),
+        (
+            ["sample", "ring-mixture", "--solver", "mala", "--set", "step=1"],
+            "did you mean 'step_size'",
+        ),
         (["sample", "ring-mixture", "--solver", "mala", "--set", "step_size"], "NAME=VALUE"),
         (["sample", "ring-mixture", "--solver", "mala", "--set", "step_size=x"], "step_size"),
         (["sample", "ring-mixture", "--solver", "probability-flow"], "static field"),
-        (["sample", "gaussian", "--solver", "ula", "--set", "step_size=.1", "--param", "dims=3"], "dim"),
-        (["sample", "gaussian", "--solver", "ula", "--set", "step_size=.1", "-o", "x.pt"], "ends in"),
-        (["sample", "gaussian", "--solver", "ula", "--set", "step_size=.1", "--chains", "-3"], "chains"),
+        (
+            ["sample", "gaussian", "--solver", "ula", "--set", "step_size=.1", "--param", "dims=3"],
+            "dim",
+        ),
+        (
+            ["sample", "gaussian", "--solver", "ula", "--set", "step_size=.1", "-o", "x.pt"],
+            "ends in",
+        ),
+        (
+            ["sample", "gaussian", "--solver", "ula", "--set", "step_size=.1", "--chains", "-3"],
+            "chains",
+        ),
         (["nonsense"], "invalid choice"),
     ],
 )

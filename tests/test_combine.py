@@ -25,7 +25,9 @@ def close(got, truth, tolerance=1e-9):
 
 
 def points(shape, n=5, seed=0):
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def some_mixture(shape, seed, components=2):
@@ -48,10 +50,15 @@ def multiplied(f, g):
     a, b = f.stds.square()[:, None], g.stds.square()[None]
     m, n = f.means.reshape(-1, 1, dim), g.means.reshape(1, -1, dim)
     weights = (
-        f.weights[:, None] * g.weights * (a + b) ** (-dim / 2) * torch.exp(-(m - n).square().sum(2) / (2 * (a + b)))
+        f.weights[:, None]
+        * g.weights
+        * (a + b) ** (-dim / 2)
+        * torch.exp(-(m - n).square().sum(2) / (2 * (a + b)))
     )
     means = (b[..., None] * m + a[..., None] * n) / (a + b)[..., None]
-    return GaussianMixture(means.reshape(-1, *f.event_shape), (a * b / (a + b)).sqrt().flatten(), weights.flatten())
+    return GaussianMixture(
+        means.reshape(-1, *f.event_shape), (a * b / (a + b)).sqrt().flatten(), weights.flatten()
+    )
 
 
 # Mixtures
@@ -59,10 +66,15 @@ def multiplied(f, g):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_static_mixture_is_the_mixture(shape):
-    parts, weights, x = [some_mixture(shape, 1), some_mixture(shape, 2, 3)], [3.0, 1.0], points(shape)
+    parts, weights, x = (
+        [some_mixture(shape, 1), some_mixture(shape, 2, 3)],
+        [3.0, 1.0],
+        points(shape),
+    )
     truth, ours = together(parts, weights), mixture(parts, weights)
     unnormalised = [
-        stk.Energy(lambda x, f=f, z=z: f.energy(x) + z, shape) for f, z in zip(parts, (5.0, -2.0), strict=True)
+        stk.Energy(lambda x, f=f, z=z: f.energy(x) + z, shape)
+        for f, z in zip(parts, (5.0, -2.0), strict=True)
     ]
     told = mixture(unnormalised, weights, log_partition=[-5.0, 2.0])
     for field in (ours, told):
@@ -70,17 +82,28 @@ def test_a_static_mixture_is_the_mixture(shape):
         close(field.log_prob(x), truth.log_prob(x))
         close(field.energy(x), truth.energy(x))
         close(field.score(x), truth.score(x))
-        for got, exact in zip(field.energy_and_grad(x), (truth.energy(x), -truth.score(x)), strict=True):
+        for got, exact in zip(
+            field.energy_and_grad(x), (truth.energy(x), -truth.score(x)), strict=True
+        ):
             close(got, exact)
-    wrong = mixture(unnormalised, weights, log_partition=[0.0, 0.0])  # what mixing by energies alone would be
+    wrong = mixture(
+        unnormalised, weights, log_partition=[0.0, 0.0]
+    )  # what mixing by energies alone would be
     assert float((wrong.score(x) - truth.score(x)).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_timed_mixture_is_the_noised_mixture(path, shape):
-    parts, weights, x = [some_mixture(shape, 1), some_mixture(shape, 2, 3)], [3.0, 1.0], points(shape)
-    truth, ours = together(parts, weights).noised(path), mixture([m.noised(path) for m in parts], weights)
+    parts, weights, x = (
+        [some_mixture(shape, 1), some_mixture(shape, 2, 3)],
+        [3.0, 1.0],
+        points(shape),
+    )
+    truth, ours = (
+        together(parts, weights).noised(path),
+        mixture([m.noised(path) for m in parts], weights),
+    )
     nested = mixture([mixture([parts[0].noised(path)], [2.0]), parts[1].noised(path)], weights)
     for t in (*TIMES, 1.0, torch.linspace(0, 1, len(x), dtype=torch.float64)):
         for field in (ours, nested):
@@ -96,7 +119,11 @@ def test_a_component_without_a_share_may_be_infinite():
     def box(x):
         return torch.where((x.abs() < 1).all(1), 0.0 * x.sum(1), math.inf)
 
-    field = mixture([stk.Energy(box, (2,)), gaussian()], [1.0, 1.0], log_partition=[math.log(4), math.log(2 * math.pi)])
+    field = mixture(
+        [stk.Energy(box, (2,)), gaussian()],
+        [1.0, 1.0],
+        log_partition=[math.log(4), math.log(2 * math.pi)],
+    )
     x = torch.tensor([[2.0, 0.0], [0.5, 0.0]], dtype=torch.float64)
     close(field.score(x)[0], gaussian().score(x)[0])
     assert bool(field.score(x).isfinite().all())
@@ -133,13 +160,23 @@ def test_combinations_commute_with_time(shape):
             truth = energy(*(-m.log_prob_at(x, t) for m in noised))
             close(field.at(t).energy(x), truth)
             close(stk.Energy(field.at(t).energy, shape).score(x), field.score(x, t))
-            close(resolve(field.at(t), {"energy", "score"}).energy_and_grad(x)[1], -field.score(x, t))
+            close(
+                resolve(field.at(t), {"energy", "score"}).energy_and_grad(x)[1], -field.score(x, t)
+            )
 
 
 def test_products_start_from_the_product_of_the_bases():
     """Where x_0 is noise alone the score at t = 0 is that of the base."""
-    f, g, x = gaussian(mean=0.3).noised(stk.Linear()), gaussian(std=0.2).noised(stk.Linear()), points((2,))
-    for field, std in ((product(f, g), 0.5**0.5), (tempered(f, 4.0), 2.0), (mixture([f, g], [1, 1]), 1.0)):
+    f, g, x = (
+        gaussian(mean=0.3).noised(stk.Linear()),
+        gaussian(std=0.2).noised(stk.Linear()),
+        points((2,)),
+    )
+    for field, std in (
+        (product(f, g), 0.5**0.5),
+        (tempered(f, 4.0), 2.0),
+        (mixture([f, g], [1, 1]), 1.0),
+    ):
         assert field.base.std == pytest.approx(std)
         close(field.base.score(x), field.score(x, 0.0))
 
@@ -214,7 +251,9 @@ def test_metropolis_corrections_on_the_energies_of_each_time_make_a_product_righ
         assert off(draws).max() > 2 * z_limit(6), plain
 
 
-@pytest.mark.parametrize("wrong", ["mean of the experts", pytest.param("one expert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "wrong", ["mean of the experts", pytest.param("one expert", marks=pytest.mark.slow)]
+)
 def test_the_walk_catches_another_density(wrong):
     field = tempered(EXPERTS, 2.0) if wrong == "mean of the experts" else EXPERTS.fields[0]
     assert off(walked(field)).max() > 2 * z_limit(6)
@@ -231,7 +270,9 @@ def test_langevin_corrections_move_the_draws_to_the_exact_product():
     assert few + few_error < plain - error
     assert abs(many) + many_error < 0.12
     annealed, annealed_error = shortfall(
-        stk.AnnealedLangevin(tuple(LEVELS.tolist()), steps_per_level=12, step_size=0.25 * float(LEVELS[-1]) ** 2)
+        stk.AnnealedLangevin(
+            tuple(LEVELS.tolist()), steps_per_level=12, step_size=0.25 * float(LEVELS[-1]) ** 2
+        )
     )
     assert abs(annealed) + annealed_error < 0.15
 
@@ -240,7 +281,9 @@ def test_langevin_corrections_move_the_draws_to_the_exact_product():
 
 
 def network(x, t, label=None):
-    return torch.sin(3 * x) + (0 if label is None else label.reshape(-1, *[1] * (x.ndim - 1)) * torch.cos(x))
+    return torch.sin(3 * x) + (
+        0 if label is None else label.reshape(-1, *[1] * (x.ndim - 1)) * torch.cos(x)
+    )
 
 
 def model(shape, path=PATH):
@@ -262,7 +305,9 @@ def test_guidance_acts_in_its_interval_and_nowhere_else(shape):
     assert torch.equal(got[inside], on[inside])
     assert torch.equal(got[~inside], plain[~inside])
     assert not torch.equal(plain[inside], on[inside])
-    for i, t in enumerate(times.tolist()):  # one time for all, without the unconditional model where it has no say
+    for i, t in enumerate(
+        times.tolist()
+    ):  # one time for all, without the unconditional model where it has no say
         one = within.predict(x[i : i + 1], t, label=LABEL[i : i + 1])
         close(one, got[i : i + 1])
 
@@ -271,7 +316,9 @@ def test_outside_the_interval_the_unconditional_model_is_not_asked():
     def refuse(x, t):
         raise AssertionError
 
-    field = guided(model((2,)), 4.0, stk.Diffusion(refuse, (2,), PATH, "noise"), interval=(0.5, 2.0))
+    field = guided(
+        model((2,)), 4.0, stk.Diffusion(refuse, (2,), PATH, "noise"), interval=(0.5, 2.0)
+    )
     field.predict(points((2,)), float(PATH.t(torch.tensor(-2 * math.log(3.0)))), label=LABEL)
     with pytest.raises(AssertionError):
         field.predict(points((2,)), float(PATH.t(torch.tensor(0.0))), label=LABEL)
@@ -282,7 +329,12 @@ def test_rescaled_guidance_has_the_conditional_s_standard_deviation(shape):
     field, x = model(shape), points(shape)
 
     def spread(phi):
-        return guided(field, 4.0, null={"label": None}, rescale=phi).predict(x, 0.4, label=LABEL).flatten(1).std(1)
+        return (
+            guided(field, 4.0, null={"label": None}, rescale=phi)
+            .predict(x, 0.4, label=LABEL)
+            .flatten(1)
+            .std(1)
+        )
 
     conditional = field.predict(x, 0.4, label=LABEL).flatten(1).std(1)
     close(spread(1.0), conditional)
@@ -293,11 +345,15 @@ def test_rescaled_guidance_has_the_conditional_s_standard_deviation(shape):
         * field.predict(x, 0.4, label=LABEL).std()
         / guided(field, 4.0, null={"label": None}).predict(x, 0.4, label=LABEL).std()
     )
-    assert float((batch_wide - conditional).abs().max()) > 1e-2  # what one norm for all rows would give
+    assert (
+        float((batch_wide - conditional).abs().max()) > 1e-2
+    )  # what one norm for all rows would give
 
 
 def test_rescaling_a_constant_leaves_it():
-    flat = stk.Diffusion(lambda x, t, k=None: torch.ones_like(x) * (1 if k is None else 2), (3,), PATH, "noise")
+    flat = stk.Diffusion(
+        lambda x, t, k=None: torch.ones_like(x) * (1 if k is None else 2), (3,), PATH, "noise"
+    )
     got = guided(flat, 3.0, null={"k": None}, rescale=1.0).predict(points((3,)), 0.5, k=LABEL)
     assert torch.equal(got, torch.full_like(got, 4.0))
 
@@ -314,7 +370,8 @@ def labelled(shape, path):
     def log_prob(x, t, label):
         assert t.shape == x.shape[:1]
         each = (
-            torch.stack([c.log_prob_at(x, t) for c in classes], 1) + torch.tensor([0.7, 0.3], dtype=torch.float64).log()
+            torch.stack([c.log_prob_at(x, t) for c in classes], 1)
+            + torch.tensor([0.7, 0.3], dtype=torch.float64).log()
         )
         return torch.log_softmax(each, 1).gather(1, label[:, None])[:, 0]
 
@@ -332,7 +389,9 @@ def test_an_exact_classifier_gives_the_exact_class(path, shape):
     field, x = classifier_guided(whole, log_prob, measured="label"), points(shape)
     for t in (*TIMES, 1.0, torch.linspace(0, 1, len(x), dtype=torch.float64)):
         scale = float(path.sigma(torch.as_tensor(t, dtype=torch.float64)).max().clamp(min=1))
-        truth = torch.stack([c.denoise(scale * x, t) for c in classes], 1)[torch.arange(len(x)), ROWS]
+        truth = torch.stack([c.denoise(scale * x, t) for c in classes], 1)[
+            torch.arange(len(x)), ROWS
+        ]
         close(field.denoise(scale * x, t, label=ROWS), truth, 1e-6)
     score, slope = whole.score(x, 0.6), classes[1].score(x, 0.6) - whole.score(x, 0.6)
     for weight in (0.0, 2.5):
@@ -367,12 +426,21 @@ def test_draws_of_each_class_and_mutants(monkeypatch, method):
         return torch.log_softmax(each, 1).gather(1, label[:, None])[:, 0]
 
     if method == "half the gradient":
-        monkeypatch.setattr(classifier, "grad_energy", lambda e, x: (None, grad_energy(e, x)[1] / 2))
+        monkeypatch.setattr(
+            classifier, "grad_energy", lambda e, x: (None, grad_energy(e, x)[1] / 2)
+        )
     if method == "wrong sign":
         monkeypatch.setattr(classifier, "grad_energy", lambda e, x: (None, -grad_energy(e, x)[1]))
     label = torch.arange(3000) % 2
     field = classifier_guided(mixture(noised, [0.5, 0.5]), log_prob, measured="label")
-    draws = stk.sample(field, stk.ReverseSDE(steps=60), chains=3000, cond={"label": label}, seed=2, dtype=torch.float64)
+    draws = stk.sample(
+        field,
+        stk.ReverseSDE(steps=60),
+        chains=3000,
+        cond={"label": label},
+        seed=2,
+        dtype=torch.float64,
+    )
     worst = 0.0
     for k, c in enumerate(classes):
         x, second = draws.final[label == k], c.means[0].square() + c.stds.square()
@@ -395,7 +463,11 @@ def combinations(shape):
         "guided": (guided(model(shape), 3.0, **free), {"label": LABEL}),
         "interval": (guided(model(shape), 3.0, **free, interval=(0.2, 1.5)), {"label": LABEL}),
         "classifier": (classifier_guided(whole, log_prob, 2.0, measured="label"), {"label": ROWS}),
-    } | ({} if shape == () else {"rescaled": (guided(model(shape), 3.0, **free, rescale=0.7), {"label": LABEL})})
+    } | (
+        {}
+        if shape == ()
+        else {"rescaled": (guided(model(shape), 3.0, **free, rescale=0.7), {"label": LABEL})}
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -412,7 +484,9 @@ def test_no_row_depends_on_its_neighbours(shape):
         assert whole.shape == x.shape
         for i in range(5):
             torch.testing.assert_close(score([i])[0], whole[i], rtol=1e-12, atol=1e-12, msg=name)
-        torch.testing.assert_close(score([3, 1, 4]), whole[[3, 1, 4]], rtol=1e-12, atol=1e-12, msg=name)
+        torch.testing.assert_close(
+            score([3, 1, 4]), whole[[3, 1, 4]], rtol=1e-12, atol=1e-12, msg=name
+        )
 
 
 def test_conditions_are_split_with_the_batch():
@@ -454,7 +528,9 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "call"), [(n, call) for n, calls in WRONG.items() for call in calls])
+@pytest.mark.parametrize(
+    ("name", "call"), [(n, call) for n, calls in WRONG.items() for call in calls]
+)
 def test_errors_name_the_argument(name, call):
     with pytest.raises(InvalidArgument, match=name):
         call()

@@ -11,7 +11,9 @@ import scoretk as stk
 from scoretk.core import compiling
 from scoretk.core.compiling import Uncompilable, compiled
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 STEPS = {"chains": 3, "steps": 12, "seed": 2}
 
 
@@ -44,7 +46,9 @@ SOLVERS = [
 
 def line_of(function):
     source = Path(__file__).read_text().splitlines()
-    return next(i for i, text in enumerate(source, 1) if text.endswith(f"# {function.__name__.upper()}"))
+    return next(
+        i for i, text in enumerate(source, 1) if text.endswith(f"# {function.__name__.upper()}")
+    )
 
 
 def test_the_lines_are_found():
@@ -58,12 +62,16 @@ CASES += [pytest.param(branches, solver, marks=SLOW) for solver in SOLVERS[1:-1]
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(("energy", "solver"), CASES, ids=lambda v: getattr(v, "__name__", repr(v)[:12]))
+@pytest.mark.parametrize(
+    ("energy", "solver"), CASES, ids=lambda v: getattr(v, "__name__", repr(v)[:12])
+)
 def test_what_the_compiler_cannot_take_runs_eagerly(energy, solver):
     field = stk.Energy(energy, (2,))
     run = STEPS | ({"warmup": 20} if getattr(solver, "adapts", False) else {})
     eager = stk.sample(field, solver, **run)
-    with pytest.warns(UserWarning, match=rf"test_compiling\.py:{line_of(energy)} in {energy.__name__}") as told:
+    with pytest.warns(
+        UserWarning, match=rf"test_compiling\.py:{line_of(energy)} in {energy.__name__}"
+    ) as told:
         draws = stk.sample(field, solver, compile=True, **run)
     (ours,) = (w for w in told if w.category is UserWarning)  # besides torch's own
     assert ours.filename == __file__
@@ -86,7 +94,10 @@ def test_batches_are_told_once():
     "solver",
     [
         stk.ProbabilityFlow("dopri5"),
-        *(pytest.param(s, marks=SLOW) for s in (stk.ProbabilityFlow(steps=16), stk.ReverseSDE(steps=16))),
+        *(
+            pytest.param(s, marks=SLOW)
+            for s in (stk.ProbabilityFlow(steps=16), stk.ReverseSDE(steps=16))
+        ),
     ],
     ids=lambda s: repr(s)[:24],
 )
@@ -116,7 +127,10 @@ def test_a_models_own_error_is_raised_as_it_is():
 
 @pytest.mark.compiled
 def test_a_checkpoint_goes_on(tmp_path):
-    field, run = stk.Energy(branches, (2,)), STEPS | {"compile": True, "checkpoint": tmp_path / "run"}
+    field, run = (
+        stk.Energy(branches, (2,)),
+        STEPS | {"compile": True, "checkpoint": tmp_path / "run"},
+    )
     with pytest.warns(UserWarning, match="not compiled"):
         draws = stk.sample(field, stk.ULA(0.1), **run)
     assert torch.equal(stk.sample(field, stk.ULA(0.1), **run).x, draws.x)
@@ -146,7 +160,9 @@ def test_every_error_of_the_compilers_is_told_from_a_models(monkeypatch, module)
         compiled(Doubles().twice, module)(torch.ones(2))
     draws = stk.sample(stk.Energy(lambda x: x.square().sum(1), (2,)), stk.ULA(0.1), **STEPS)
     with pytest.warns(UserWarning, match=r"model\.py:7"):
-        again = stk.sample(stk.Energy(lambda x: x.square().sum(1), (2,)), stk.ULA(0.1), compile=True, **STEPS)
+        again = stk.sample(
+            stk.Energy(lambda x: x.square().sum(1), (2,)), stk.ULA(0.1), compile=True, **STEPS
+        )
     assert torch.equal(again.x, draws.x)
 
 
@@ -181,14 +197,18 @@ def test_without_the_way_back_the_run_would_end(monkeypatch):
     monkeypatch.setattr(compiling, "_compile", fails)
     monkeypatch.setattr("scoretk.run.batches.Uncompilable", KeyboardInterrupt)
     with pytest.raises(Uncompilable, match="model"):
-        stk.sample(stk.Energy(lambda x: x.square().sum(1) + 1, (2,)), stk.ULA(0.1), compile=True, **STEPS)
+        stk.sample(
+            stk.Energy(lambda x: x.square().sum(1) + 1, (2,)), stk.ULA(0.1), compile=True, **STEPS
+        )
 
 
 TABLE = torch.cumprod(1 - torch.linspace(1e-3, 0.2, 50, dtype=torch.float64), 0)
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("t", [0.3, pytest.param([0.0, 0.31, 1.0], marks=SLOW)], ids=["scalar", "rows"])
+@pytest.mark.parametrize(
+    "t", [0.3, pytest.param([0.0, 0.31, 1.0], marks=SLOW)], ids=["scalar", "rows"]
+)
 def test_a_table_is_one_graph(t):
     path, time = stk.Tabulated(TABLE), torch.tensor(t, dtype=torch.float64)
     graph = torch.compile(lambda t: tuple(path(t)), fullgraph=True, backend="aot_eager")
@@ -197,7 +217,12 @@ def test_a_table_is_one_graph(t):
 
 
 SHIFTS = torch.linspace(0, 0.5, 50)
-TIMED = [stk.ProbabilityFlow(steps=4), stk.ProbabilityFlow("dopri5"), stk.ReverseSDE(steps=4), stk.AnnealedLangevin(3)]
+TIMED = [
+    stk.ProbabilityFlow(steps=4),
+    stk.ProbabilityFlow("dopri5"),
+    stk.ReverseSDE(steps=4),
+    stk.AnnealedLangevin(3),
+]
 
 
 @pytest.mark.compiled

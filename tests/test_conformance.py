@@ -9,7 +9,14 @@ from torch import distributions as td
 from torch import nn
 
 import scoretk as stk
-from scoretk.conformance import CHECKS, CheckResult, NotApplicable, Violation, check_model, parametrize_with_checks
+from scoretk.conformance import (
+    CHECKS,
+    CheckResult,
+    NotApplicable,
+    Violation,
+    check_model,
+    parametrize_with_checks,
+)
 from scoretk.conformance.kit import Check
 from scoretk.plugins import ModelSpec
 from tests.marks import slow_but
@@ -36,7 +43,9 @@ class Net(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.layers = nn.Sequential(nn.Linear(features + 1, 16), nn.Tanh(), nn.Linear(16, features))
+            self.layers = nn.Sequential(
+                nn.Linear(features + 1, 16), nn.Tanh(), nn.Linear(16, features)
+            )
 
     def forward(self, x, t):
         return self.layers(torch.cat([x, t[:, None]], 1))
@@ -65,7 +74,9 @@ GOOD = {
     "scalar-event": stk.Energy(lambda x: x**2, ()),
     "mlp-energy": mlp_energy(),
     "score": stk.Score(lambda x: -x, (2,)),
-    "distribution": stk.from_distribution(td.Independent(td.Normal(torch.zeros(2), torch.ones(2)), 1)),
+    "distribution": stk.from_distribution(
+        td.Independent(td.Normal(torch.zeros(2), torch.ones(2)), 1)
+    ),
     "tempered": stk.tempered(stk.Energy(quadratic, (2,)), 2.0),
     "product": stk.product(stk.Energy(quadratic, (2,)), stk.Score(lambda x: -x, (2,))),
     "diffusion": stk.Diffusion(Net(), (2,)),
@@ -315,7 +326,9 @@ class ScalarTimeShifted:
 @timed("scalar_time", "as a 0-d tensor and as a vector")
 class ZeroDTimeShifted:
     def predict(self, x, t):
-        return Exact.predict(self, x, t) * (1.01 if isinstance(t, torch.Tensor) and t.ndim == 0 else 1)
+        return Exact.predict(self, x, t) * (
+            1.01 if isinstance(t, torch.Tensor) and t.ndim == 0 else 1
+        )
 
 
 @timed("scalar_time", "one t a row")
@@ -483,7 +496,10 @@ def test_the_gradient_law_resolves_a_network_in_float32():
     model = Half()
     model.held = net
     assert "along a unit vector" in failures(model)["gradient"]
-    assert all(torch.equal(p, q) and p.dtype == torch.float32 for p, q in zip(net.parameters(), before, strict=True))
+    assert all(
+        torch.equal(p, q) and p.dtype == torch.float32
+        for p, q in zip(net.parameters(), before, strict=True)
+    )
     assert all(p.requires_grad for p in net.parameters())
 
 
@@ -542,7 +558,9 @@ def test_a_spec_is_built_and_checked_by_its_claims():
 
 def test_what_is_no_model_is_the_callers_fault():
     for wrong in (3, None, quadratic, Static):
-        with pytest.raises(stk.InvalidArgument, match=r"^model: expected a registered model's name, a ModelSpec"):
+        with pytest.raises(
+            stk.InvalidArgument, match=r"^model: expected a registered model's name, a ModelSpec"
+        ):
             check_model(wrong)
     with pytest.raises(stk.UnknownName):
         check_model("no-such-model")

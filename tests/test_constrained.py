@@ -50,9 +50,13 @@ CASES = {
 def of(name):
     law, constraint, _, _ = CASES[name]
     if law is None:  # Gamma(3, 1) beside the Dirichlet
-        energy = stk.Energy(lambda x: x[:, 0] - 2 * x[:, 0].log() - ((ALPHA - 1) * x[:, 1:].log()).sum(1), (4,))
+        energy = stk.Energy(
+            lambda x: x[:, 0] - 2 * x[:, 0].log() - ((ALPHA - 1) * x[:, 1:].log()).sum(1), (4,)
+        )
         return stk.constrained(energy, constraint)
-    return stk.constrained(stk.Energy(lambda x: -law.log_prob(x), tuple(law.event_shape)), constraint)
+    return stk.constrained(
+        stk.Energy(lambda x: -law.log_prob(x), tuple(law.event_shape)), constraint
+    )
 
 
 def moment_z(draws, mean, variance):
@@ -87,12 +91,18 @@ class WithHalfTheJacobian(Constrained):
         return super()._jacobian(z, x) / 2
 
 
-@pytest.mark.parametrize("wrong", slow_but([WithoutJacobian, WithHalfTheJacobian], WithHalfTheJacobian))
+@pytest.mark.parametrize(
+    "wrong", slow_but([WithoutJacobian, WithHalfTheJacobian], WithHalfTheJacobian)
+)
 @pytest.mark.parametrize("name", slow_but(CASES, "positive", "simplex"))
 def test_a_wrong_jacobian_is_caught(name, wrong):
     right = of(name)
     draws = stk.sample(
-        wrong(right.field, right.transform, right.event_shape, right.constraint), BOUNDED, chains=128, steps=150, seed=5
+        wrong(right.field, right.transform, right.event_shape, right.constraint),
+        BOUNDED,
+        chains=128,
+        steps=150,
+        seed=5,
     )
     assert moment_z(draws, *CASES[name][2:]) > z_limit(6)
 
@@ -105,7 +115,9 @@ def test_the_jacobian_is_that_of_the_map(name):
     gap = (field.energy(z) - field.field.energy(x)).double()
     for row, difference in zip(z, gap, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda v: field.constrain(v[None])[0], row)
-        square = jacobian.reshape(x[0].numel(), -1)[: z[0].numel()]  # a simplex comes last: its first k - 1 coordinates
+        square = jacobian.reshape(x[0].numel(), -1)[
+            : z[0].numel()
+        ]  # a simplex comes last: its first k - 1 coordinates
         assert float(-square.det().abs().log()) == pytest.approx(float(difference), abs=1e-5)
     assert torch.allclose(field.unconstrain(x), z)
 
@@ -123,10 +135,14 @@ def test_ways_of_keeping_draws_agree_and_resume(tmp_path):
 
 
 @pytest.mark.compiled
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 def test_compiled_agrees_with_eager():
     run = {"chains": 6, "steps": 16, "seed": 2}
-    eager, compiled = (stk.sample(of("ordered"), stk.MALA(0.1), compile=c, **run).x for c in (False, True))
+    eager, compiled = (
+        stk.sample(of("ordered"), stk.MALA(0.1), compile=c, **run).x for c in (False, True)
+    )
     assert torch.allclose(compiled, eager, atol=1e-4)
 
 
@@ -147,7 +163,8 @@ def test_a_start_is_given_in_the_users_space():
 
 def test_density_and_exact_draws_of_the_users_field_are_taken_along():
     field = stk.constrained(
-        stk.from_distribution(td.LogNormal(torch.tensor(0.5), torch.tensor(2.0))), constraints.positive
+        stk.from_distribution(td.LogNormal(torch.tensor(0.5), torch.tensor(2.0))),
+        constraints.positive,
     )
     z = field.draw(20_000, Noise(3, 20_000))
     assert_mean(z, 0.5)
@@ -163,7 +180,9 @@ def test_log_prob_takes_what_draws_hold():
 
 
 def test_conformance():
-    gamma = stk.constrained(stk.Energy(lambda x: (x - 2 * x.log()).sum(1), (2,)), constraints.positive)
+    gamma = stk.constrained(
+        stk.Energy(lambda x: (x - 2 * x.log()).sum(1), (2,)), constraints.positive
+    )
     assert {result.status for result in check_model(gamma)} == {"passed", "skipped"}
 
 
@@ -172,7 +191,13 @@ def test_what_does_not_fit_is_refused():
     for bad in ("positive", constraints.integer_interval(0, 3), constraints.lower_cholesky):
         with pytest.raises(stk.InvalidArgument, match="constraint"):
             stk.constrained(field, bad)
-    for bad in ([(constraints.positive, 2)], [(constraints.positive, 0)], [], [(3, 3)], [constraints.positive]):
+    for bad in (
+        [(constraints.positive, 2)],
+        [(constraints.positive, 0)],
+        [],
+        [(3, 3)],
+        [constraints.positive],
+    ):
         with pytest.raises(stk.InvalidArgument, match="constraint"):
             stk.constrained(field, bad)
     for bad in (stk.Score(lambda x: x, (2,)), stk.load("digits-flow"), 3):

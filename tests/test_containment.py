@@ -67,7 +67,11 @@ def state():
             np.geterr(),
             str(np.get_printoptions()),
         ),
-        "torch": (torch.get_rng_state().numpy().tobytes(), torch.get_default_dtype(), str(torch.get_default_device())),
+        "torch": (
+            torch.get_rng_state().numpy().tobytes(),
+            torch.get_default_dtype(),
+            str(torch.get_default_device()),
+        ),
         "modes": (torch.is_grad_enabled(), torch.get_num_threads(), torch.is_anomaly_enabled()),
         "determinism": (
             torch.are_deterministic_algorithms_enabled(),
@@ -76,11 +80,22 @@ def state():
         "backends": (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()),
         "printing": (str(vars(torch._tensor_str.PRINT_OPTS))),
         "warnings": (list(warnings.filters), warnings.showwarning),
-        "logging": (logging_root().handlers[:], logging_root().level, logging_root().manager.disable),
+        "logging": (
+            logging_root().handlers[:],
+            logging_root().level,
+            logging_root().manager.disable,
+        ),
         "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],
         "environment": dict(os.environ),
         "folder": os.getcwd(),
-        "system": (sys.path[0], sys.argv[:], sys.excepthook, sys.getrecursionlimit(), sys.stdout, sys.stderr),
+        "system": (
+            sys.path[0],
+            sys.argv[:],
+            sys.excepthook,
+            sys.getrecursionlimit(),
+            sys.stdout,
+            sys.stderr,
+        ),
     }
 
 
@@ -122,7 +137,13 @@ sys.exit(cli.main(sys.argv[1:]))
 def command(site, *arguments, code=THEIRS, **options):
     run = [sys.executable, "-c", code, *arguments]
     return subprocess.run(
-        run, check=False, capture_output=True, text=True, env=environment(site), timeout=120, **options
+        run,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment(site),
+        timeout=120,
+        **options,
     )
 
 
@@ -178,7 +199,9 @@ def test_torch_is_guarded_where_the_plugin_is_the_first_to_import_it(site):
         "print(json.dumps([str(torch.get_default_dtype()), torch.initial_seed() == 5, str(torch.zeros(1).dtype), "
         "type(torch.__loader__).__name__, torch.__spec__.loader is torch.__loader__]))"
     )
-    runs = [command(site, code=code.format(ask)) for ask in ("pass", "scoretk.describe('first-one/m')")]
+    runs = [
+        command(site, code=code.format(ask)) for ask in ("pass", "scoretk.describe('first-one/m')")
+    ]
     assert [run.returncode for run in runs] == [0, 0], runs[1].stderr
     assert runs[0].stdout == runs[1].stdout
 
@@ -201,9 +224,15 @@ class TestCommandLine:
         plugin(site, "leaves", before="raise SystemExit")
         plugin(site, "gives-up-late", inside="raise KeyboardInterrupt('late')")
         plugin(site, "versionless", about="Metadata-Version: 2.1\nName: versionless\n")
-        plugin(site, "not-utf", about=b"Metadata-Version: 2.1\nName: not-utf\nVersion: 1\nAuthor: \xff\xfe\n")
+        plugin(
+            site,
+            "not-utf",
+            about=b"Metadata-Version: 2.1\nName: not-utf\nVersion: 1\nAuthor: \xff\xfe\n",
+        )
         plugin(site, "colours", before="raise ValueError('\\x1b[2J\\x07\\u202e owned')")
-        plugin(site, "versioned", about="Metadata-Version: 2.1\nName: versioned\nVersion: 1\x1b[31m\n")
+        plugin(
+            site, "versioned", about="Metadata-Version: 2.1\nName: versioned\nVersion: 1\x1b[31m\n"
+        )
         plugin(site, "named", key="n\x1b[2Jm")
         plugin(site, "zz-last")
         run = command(site, "list", "--verify", "--json")
@@ -211,7 +240,10 @@ class TestCommandLine:
         assert run.returncode == 1
         assert rows["zz-last/m"]["broken"] is False
         assert rows["prints/m"]["broken"] is False
-        assert rows["versionless/m"] == rows["versionless/m"] | {"broken": False, "version": "unknown"}
+        assert rows["versionless/m"] == rows["versionless/m"] | {
+            "broken": False,
+            "version": "unknown",
+        }
         for name in ("gives-up", "leaves", "gives-up-late"):
             assert rows[f"{name}/m"]["broken"], name
         assert "KeyboardInterrupt" in rows["gives-up/m"]["error"]
@@ -240,9 +272,12 @@ class TestCommandLine:
         )
         with pytest.raises(stk.MissingDependency, match="zuko"):
             stk.load("wants-more/m")
-        assert not any(isinstance(e, Broken) for e in list_models() if e.distribution == "wants-more")
+        assert not any(
+            isinstance(e, Broken) for e in list_models() if e.distribution == "wants-more"
+        )
         monkeypatch.setattr(
-            "scoretk.plugins.models.list_models", lambda: [e for e in list_models() if e.distribution == "wants-more"]
+            "scoretk.plugins.models.list_models",
+            lambda: [e for e in list_models() if e.distribution == "wants-more"],
         )
         (found,) = verify()
         assert not isinstance(found, Broken)
@@ -294,7 +329,9 @@ def test_printable():
 
 def test_the_moments_of_a_run_go_into_a_format_that_holds_them(capsys, tmp_path):
     for name in ("a.nc", "a.npy"):
-        assert cli.main(["sample", "gaussian", "--keep", "moments", "-o", str(tmp_path / name)]) == 2
+        assert (
+            cli.main(["sample", "gaussian", "--keep", "moments", "-o", str(tmp_path / name)]) == 2
+        )
     assert "a.npy" in capsys.readouterr().err
 
 

@@ -25,7 +25,11 @@ class GaussianEnergy(nn.Module):
 
 
 def data(n, dim, seed=0):
-    return 1.3 * torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.2
+    return (
+        1.3
+        * torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        - 0.2
+    )
 
 
 @functools.cache
@@ -54,7 +58,9 @@ def test_long_chains_give_the_exact_gradient(start, dim):
 def test_the_gradient_test_sees_a_factor_and_a_short_chain():
     """Half the gradient, and CD-1 with tiny steps (whose negatives are still the data), are both caught."""
     right = gradients("data", 2)
-    assert mean_z(gradients("data", 2, stk.MALA(1e-3), steps=1), torch.zeros(3)).abs().max() > 2 * z_limit(3)
+    assert mean_z(
+        gradients("data", 2, stk.MALA(1e-3), steps=1), torch.zeros(3)
+    ).abs().max() > 2 * z_limit(3)
     exact_s = 2 - data(500, 2).sub(0.4).square().sum(1).mean() / 0.64
     assert mean_z(right - 0.5 * exact_s, torch.zeros(3)).abs().max() > 2 * z_limit(3)
 
@@ -63,7 +69,9 @@ def test_the_gradient_test_sees_a_factor_and_a_short_chain():
 def test_learning_recovers_the_gaussian():
     net = GaussianEnergy(2)
     field = stk.Energy(net, (2,))
-    cd = stk.ContrastiveDivergence(stk.MALA(0.5), steps=10, start=stk.ReplayBuffer(400, refresh=0.02))
+    cd = stk.ContrastiveDivergence(
+        stk.MALA(0.5), steps=10, start=stk.ReplayBuffer(400, refresh=0.02)
+    )
     optimiser, batch = torch.optim.Adam(net.parameters(), 0.05), data(400, 2)
     for _ in range(150):
         optimiser.zero_grad()
@@ -95,14 +103,19 @@ class TestReplayBuffer:
                 assert alive >= 1000 - started
 
     def test_slots_read_are_the_slots_written(self):
-        field, buffer = stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), stk.ReplayBuffer(50, refresh=0.0)
+        field, buffer = (
+            stk.Energy(lambda x: x.square().sum(1) / 2, (2,)),
+            stk.ReplayBuffer(50, refresh=0.0),
+        )
         cd = stk.ContrastiveDivergence(stk.ULA(0.1), steps=3, start=buffer)
         cd(field, data(50, 2))
         before = buffer.samples.clone()
         negatives = cd(field, data(10, 2)).negatives
         changed = (buffer.samples != before).any(1)
         assert int(changed.sum()) == 10
-        there = torch.cdist(negatives, buffer.samples[changed], compute_mode="donot_use_mm_for_euclid_dist")
+        there = torch.cdist(
+            negatives, buffer.samples[changed], compute_mode="donot_use_mm_for_euclid_dist"
+        )
         assert float(there.min(1).values.max()) == 0.0
 
     def test_too_small_for_the_batch(self):
@@ -133,7 +146,10 @@ def test_failed_chains_are_counted_and_total_failure_raises():
     cd = stk.ContrastiveDivergence(stk.ULA(0.01), steps=2, start="data")
     batch = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])
     assert torch.isfinite(
-        cd(stk.Energy(lambda x: torch.where(x[:, 0] < -5, torch.nan, x.square().sum(1)), (2,)), batch).loss
+        cd(
+            stk.Energy(lambda x: torch.where(x[:, 0] < -5, torch.nan, x.square().sum(1)), (2,)),
+            batch,
+        ).loss
     )
     cd(cliff, batch)
     assert cd.last["failed"] == 1
@@ -166,7 +182,9 @@ def test_wrong_arguments(options, named):
 
 
 @pytest.mark.parametrize(
-    "solver", [stk.HMC(), stk.ChEES(), stk.NUTS(), stk.MCLMC(), stk.PreconditionedLangevin()], ids=repr
+    "solver",
+    [stk.HMC(), stk.ChEES(), stk.NUTS(), stk.MCLMC(), stk.PreconditionedLangevin()],
+    ids=repr,
 )
 def test_what_warmup_would_tune_is_refused(solver):
     with pytest.raises(stk.InvalidArgument, match="nothing to tune"):

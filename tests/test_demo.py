@@ -35,7 +35,9 @@ FEW = ("digits-realnvp", "ring-mixture", "semicircle")
 DRAWN = {"digits-fvsbn", "digits-gan", "digits-realnvp"}
 
 
-@pytest.fixture(scope="module", params=[FEW, pytest.param(MODELS, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.fixture(
+    scope="module", params=[FEW, pytest.param(MODELS, marks=pytest.mark.slow)], ids=["few", "many"]
+)
 def models(request):
     return request.param
 
@@ -48,7 +50,9 @@ def demo(models, tmp_path_factory):
 
 def test_every_model_meets_every_solver(demo, models):
     rows = demo[1].rows
-    assert {(r.model, r.solver) for r in rows if r.solver != "draw"} == {(m, s) for m in models for s in SOLVERS}
+    assert {(r.model, r.solver) for r in rows if r.solver != "draw"} == {
+        (m, s) for m in models for s in SOLVERS
+    }
     assert {r.model for r in rows if r.solver == "draw"} == DRAWN & set(models)
     for row in rows:
         assert bool(row.reason) == (row.chains == 0), row
@@ -57,7 +61,10 @@ def test_every_model_meets_every_solver(demo, models):
 
 def test_what_is_empty_is_empty_for_a_reason():
     empty = {
-        (model, cell.solver): cell.reason for model in MODELS for cell in cells(stk.load(model), SMALL) if cell.reason
+        (model, cell.solver): cell.reason
+        for model in MODELS
+        for cell in cells(stk.load(model), SMALL)
+        if cell.reason
     }
     assert empty[("digits-flow", "mala")] == "no energy"
     assert ("digits-energy", "probability-flow") not in empty
@@ -105,22 +112,33 @@ def test_files(demo, models):
     assert len(table["rows"]) == len(found.rows)
     assert len(table["likelihoods"]) == len(found.likelihoods)
     page = (folder / "index.html").read_text()
-    assert {f"{model}.png" for model in models if model.startswith("digits")} | {"plane.png"} <= set(found.pictures)
+    assert {f"{model}.png" for model in models if model.startswith("digits")} | {
+        "plane.png"
+    } <= set(found.pictures)
     for name in found.pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert f'src="{name}"' in page
-    for text in {row.model for row in found.rows} | set(SOLVERS) | {v.method for v in found.likelihoods}:
+    for text in (
+        {row.model for row in found.rows} | set(SOLVERS) | {v.method for v in found.likelihoods}
+    ):
         assert text in page
 
 
 def test_without_names_it_is_every_built_in_model():
-    assert {spec.name for spec in _built_in()} == {e.name for e in stk.list_models() if e.distribution == "scoretk"}
+    assert {spec.name for spec in _built_in()} == {
+        e.name for e in stk.list_models() if e.distribution == "scoretk"
+    }
 
 
 def test_ways_to_one_likelihood_agree():
     field = stk.load("ring-mixture")
-    found = {v.method: v for v in likelihoods("ring-mixture", field, field.draw(50, stk.Noise(5, 50)), digits=False)}
-    exact, flow, sampled = (found[m] for m in ("exact", "probability flow", "annealed importance sampling"))
+    found = {
+        v.method: v
+        for v in likelihoods("ring-mixture", field, field.draw(50, stk.Noise(5, 50)), digits=False)
+    }
+    exact, flow, sampled = (
+        found[m] for m in ("exact", "probability flow", "annealed importance sampling")
+    )
     assert exact.own_error == 0
     assert abs(flow.value - exact.value) < 0.01
     assert abs(sampled.value - exact.value) < 4 * sampled.own_error
@@ -142,7 +160,9 @@ def test_likelihoods_are_stable_from_seed_to_seed(name):
     """Every way of every model, its numbers of two seeds within four of their own errors; what draws anything differs."""
     model, digits = stk.load(name), name.startswith("digits")
     rows = reference(model, 120, digits).rows[:40]
-    one, two = (list(likelihoods(name, model, rows, digits, chains=120, seed=seed)) for seed in (1, 2))
+    one, two = (
+        list(likelihoods(name, model, rows, digits, chains=120, seed=seed)) for seed in (1, 2)
+    )
     assert [v.method for v in one] == [v.method for v in two]
     for a, b in zip(one, two, strict=True):
         error = math.hypot(a.own_error, b.own_error)
@@ -182,7 +202,9 @@ def test_command(capsys, tmp_path, monkeypatch):
     alone = ("demo", "--workers", "1", "--models", "semicircle")
     code, out, err = run(capsys, *alone, "-o", tmp_path / "d")
     assert code == 0, err
-    runs, empty = map(int, re.search(r"demo done: 1 models, (\d+) runs, (\d+) cells without one", out).groups())
+    runs, empty = map(
+        int, re.search(r"demo done: 1 models, (\d+) runs, (\d+) cells without one", out).groups()
+    )
     assert runs > 10
     assert "failed" in out
     code, out, _ = run(capsys, *alone, "-o", tmp_path / "d", "--json")
@@ -244,11 +266,16 @@ def of_session(session):
 @pytest.mark.parametrize("end", ["interrupted", "killed"])
 def test_no_process_outlives_the_demo(tmp_path, end):
     child = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path)], start_new_session=True, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         deadline = time.monotonic() + 120
-        while len(of_session(child.pid)) < 4 and time.monotonic() < deadline:  # it, two workers, and their tracker
+        while (
+            len(of_session(child.pid)) < 4 and time.monotonic() < deadline
+        ):  # it, two workers, and their tracker
             time.sleep(0.2)
         time.sleep(10)
         assert len(of_session(child.pid)) >= 4

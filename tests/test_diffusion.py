@@ -28,7 +28,14 @@ from scoretk.models.digits.diffusion import (
     uniform,
 )
 from scoretk.models.digits.ncsn import DIGITS_NCSN, DIGITS_NCSNV2
-from scoretk.models.digits.networks import EDMNetwork, PathNetwork, Spread, TimeMLP, fresh, spread_of
+from scoretk.models.digits.networks import (
+    EDMNetwork,
+    PathNetwork,
+    Spread,
+    TimeMLP,
+    fresh,
+    spread_of,
+)
 from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.models.targets.mixture import GaussianMixture, gaussian
 from scoretk.plugins.models import build
@@ -40,7 +47,10 @@ MODELS = {model.name: model for model in (*VARIANTS, DIGITS_NCSN, DIGITS_NCSNV2)
 SPECS = {name: getattr(specs, name.replace("-", "_")) for name in MODELS}
 RECIPES = [DIGITS_CLASS.of if variant is DIGITS_CLASS else variant for variant in VARIANTS]
 FLOOR = 0.061
-FLOORS = dict.fromkeys(MODELS, 1.3) | {"digits-ncsn": 1.8, "digits-ncsnv2": 1.8}  # under their own solvers
+FLOORS = dict.fromkeys(MODELS, 1.3) | {
+    "digits-ncsn": 1.8,
+    "digits-ncsnv2": 1.8,
+}  # under their own solvers
 SHORT = {"steps": 3, "width": 16}
 ENDS = torch.tensor([0.0, 1e-7, 0.5, 1 - 6e-8])
 
@@ -86,9 +96,13 @@ def test_an_untrained_network_has_the_density_of_the_gaussian_that_it_starts_fro
     if variant.network is EDMNetwork:
         cov = cov.diagonal().mean() * one
     ended = cov + float(variant.path.sigma(1.0)) ** 2 * one  # VE and EDM end above 0
-    exact, wider = (td.MultivariateNormal(data.mean(0), c).log_prob(x) for c in (ended, 1.05 * ended))
+    exact, wider = (
+        td.MultivariateNormal(data.mean(0), c).log_prob(x) for c in (ended, 1.05 * ended)
+    )
     found = stk.log_prob(field, x, rtol=1e-6, atol=1e-6).value
-    assert float((found - exact).abs().max()) < 5e-3  # paths start at noise alone, without the last of the mean
+    assert (
+        float((found - exact).abs().max()) < 5e-3
+    )  # paths start at noise alone, without the last of the mean
     assert float((found - wider).abs().max()) > 2e-2
 
 
@@ -113,7 +127,9 @@ def test_the_untold_network_sees_the_level_in_x(sigma, digits):
     x = digits.test + sigma * torch.randn(digits.test.shape, generator=rng())
     seen = field.path.sigma(network.apparent_time(x))
     floor2 = 64 / float(network.std.pow(-2).sum())
-    assert float(seen.square().mean()) == pytest.approx(min(sigma**2 + floor2, field.path.sigma_max**2), rel=0.15)
+    assert float(seen.square().mean()) == pytest.approx(
+        min(sigma**2 + floor2, field.path.sigma_max**2), rel=0.15
+    )
     assert float(seen.std() / seen.mean()) < 0.3
 
 
@@ -130,7 +146,11 @@ def test_times_lie_in_the_path_and_weighted_losses_are_finite_to_both_ends(varia
     assert bool((weight > 0).all() and weight.isfinite().all())
     x, noise = s * torch.randn(4, 3, generator=rng()), torch.randn(4, 3, generator=rng(1))
     network = partial(of(variant, s * normal(50, 3)).float())
-    assert bool((weight * prediction_error(network, x, t, noise, variant.path, variant.predicts)).isfinite().all())
+    assert bool(
+        (weight * prediction_error(network, x, t, noise, variant.path, variant.predicts))
+        .isfinite()
+        .all()
+    )
 
 
 def test_drawn_times_have_the_laws_that_they_are_named_for():
@@ -139,7 +159,9 @@ def test_drawn_times_have_the_laws_that_they_are_named_for():
         t, _ = balanced(u, variant.path, variant.predicts, s)
         inside = (t > 0) & (t < 1)
         angle = torch.atan2(variant.path.alpha(t) * s, variant.path.sigma(t)) / (torch.pi / 2)
-        torch.testing.assert_close(angle[inside], u.clamp(0.002, 0.998)[inside], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            angle[inside], u.clamp(0.002, 0.998)[inside], rtol=1e-6, atol=1e-6
+        )
         assert float(inside.double().mean()) > 0.95
     t, weight = log_normal(u, stk.EDM(), "data", s)
     sigma = stk.EDM().sigma(t)
@@ -154,7 +176,12 @@ def test_balanced_weights_make_every_prediction_the_same_objective():
     x, eps = normal(9, 2), normal(9, 2, seed=1)
     field = stk.Diffusion(lambda y, t: torch.tanh(y), (2,), path, "noise")
     losses = {}
-    for name, net in {"noise": field.noise, "score": field.score, "data": field.denoise, "v": field.v}.items():
+    for name, net in {
+        "noise": field.noise,
+        "score": field.score,
+        "data": field.denoise,
+        "v": field.v,
+    }.items():
         t, weight = balanced(u, path, name, s)
         losses[name] = weight * prediction_error(net, x, t, eps, path, name)
     for name, value in losses.items():
@@ -166,9 +193,13 @@ def test_the_exact_prediction_minimises_the_weighted_loss(variant):
     """At the exact predictor the loss has no slope along any change of it: here a constant, the identity and tanh."""
     n, s = 20_000, 0.6
     exact = gaussian(dim=2, mean=[0.3, -0.2], std=s).noised(variant.path)
-    predict = {"noise": exact.noise, "score": exact.score, "data": exact.denoise, "v": exact.v}[variant.predicts]
+    predict = {"noise": exact.noise, "score": exact.score, "data": exact.denoise, "v": exact.v}[
+        variant.predicts
+    ]
     x, eps = s * normal(n, 2) + torch.tensor([0.3, -0.2]).double(), normal(n, 2, seed=1)
-    t, weight = variant.levels(torch.rand(n, generator=rng(2), dtype=torch.float64), variant.path, variant.predicts, s)
+    t, weight = variant.levels(
+        torch.rand(n, generator=rng(2), dtype=torch.float64), variant.path, variant.predicts, s
+    )
 
     def slopes(net):
         theta = torch.zeros(n, 3, dtype=torch.float64, requires_grad=True)
@@ -181,14 +212,20 @@ def test_the_exact_prediction_minimises_the_weighted_loss(variant):
         return torch.autograd.grad(loss.sum(), theta)[0]
 
     assert mean_z(slopes(predict), 0.0).abs().max() < z_limit(3)
-    wrong = {"sign": lambda y, time: -predict(y, time), "scale": lambda y, time: 1.5 * predict(y, time)}
+    wrong = {
+        "sign": lambda y, time: -predict(y, time),
+        "scale": lambda y, time: 1.5 * predict(y, time),
+    }
     for name, net in wrong.items():
         assert mean_z(slopes(net), 0.0).abs().max() > 2 * z_limit(3), name
 
 
 def test_the_ladder_s_loss_is_least_for_the_exact_score():
     n, path = 20_000, stk.VE(0.05, 2.0)
-    exact, ladder = gaussian(dim=2, std=0.6).noised(path), path.sigma(torch.linspace(0, 1, 8, dtype=torch.float64))
+    exact, ladder = (
+        gaussian(dim=2, std=0.6).noised(path),
+        path.sigma(torch.linspace(0, 1, 8, dtype=torch.float64)),
+    )
     level = torch.randint(8, (n,), generator=rng())
     t, x, eps = path.t(-2 * ladder.log())[level], 0.6 * normal(n, 2), normal(n, 2, seed=1)
 
@@ -198,7 +235,9 @@ def test_the_ladder_s_loss_is_least_for_the_exact_score():
         def score(y):
             return (1 + power + theta) * exact.score(y, t)
 
-        return torch.autograd.grad(denoising_score_matching(score, x, eps, ladder[level]).sum(), theta)[0]
+        return torch.autograd.grad(
+            denoising_score_matching(score, x, eps, ladder[level]).sum(), theta
+        )[0]
 
     assert mean_z(slopes(0.0), 0.0).abs().max() < z_limit()
     assert mean_z(slopes(0.05), 0.0).abs().max() > 2 * z_limit()
@@ -218,10 +257,14 @@ def test_training_learns_what_a_gaussian_does_not_know(name, tmp_path):
     centres = torch.tensor([[-1.0, -1.0, -1, -1, -1], [1.0, 1.0, 1, 1, 1]])
     mixture = GaussianMixture(centres, torch.tensor([0.3, 0.3]), torch.tensor([1.0, 1.0]))
     data = mixture.draw(1500, stk.Noise(0, 1500))
-    more = {"labels": (data[:, 0] > 0).long(), "unlabelled": 0.3} if name == DIGITS_CLASS.name else {}
+    more = (
+        {"labels": (data[:, 0] > 0).long(), "unlabelled": 0.3} if name == DIGITS_CLASS.name else {}
+    )
     model, errors = MODELS[name], {}
     for steps in (1, 400):
-        stored = model.train(data, steps=steps, width=32, blocks=1, dropout=0.0, smoothing=0.01, **more)
+        stored = model.train(
+            data, steps=steps, width=32, blocks=1, dropout=0.0, smoothing=0.01, **more
+        )
         stored.save(tmp_path / "w.safetensors")
         field = model.build(tmp_path / "w.safetensors")
         level = torch.tensor(0.8, dtype=torch.float64)
@@ -245,20 +288,26 @@ def test_a_short_training_round_trips(name, shape, tmp_path):
     stored.save(tmp_path / "w.safetensors")
     field = model.build(tmp_path / "w.safetensors")
     assert field.event_shape == shape
-    assert stored.notes["command"].startswith(f"scoretk fit {name} --data FILE --seed 0 --set steps=3")
+    assert stored.notes["command"].startswith(
+        f"scoretk fit {name} --data FILE --seed 0 --set steps=3"
+    )
     draws = stk.sample(field, stk.ProbabilityFlow("euler", 4), chains=3)
     assert draws.final.shape == (3, *shape)
     assert not draws.failures
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("bad", [torch.zeros(5, 2), torch.ones(1, 2), torch.tensor([[1.0], [torch.nan]]), "x"])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(5, 2), torch.ones(1, 2), torch.tensor([[1.0], [torch.nan]]), "x"]
+)
 def test_bad_data_are_refused(name, bad):
     with pytest.raises(stk.InvalidArgument, match="data"):
         MODELS[name].train(bad, **SHORT)
 
 
-@pytest.mark.parametrize("labels", [None, torch.zeros(9), torch.full((10,), -1), torch.full((10,), 0.5), [0] * 10])
+@pytest.mark.parametrize(
+    "labels", [None, torch.zeros(9), torch.full((10,), -1), torch.full((10,), 0.5), [0] * 10]
+)
 def test_bad_labels_are_refused(labels):
     with pytest.raises(stk.InvalidArgument, match="labels"):
         DIGITS_CLASS.train(normal(10, 2), labels=labels, **SHORT)
@@ -288,7 +337,11 @@ def test_shipped_weights_tell_how_they_were_made_and_are_small():
     new = [shipped(name) for name in MODELS if name != DIGITS_DIFFUSION.name]
     assert sum(file.stat().st_size for file in new) < 1_900_000
     for name in MODELS:
-        assert read_weights(shipped(name), name).notes["command"].startswith(f"scoretk fit {name} --seed 0")
+        assert (
+            read_weights(shipped(name), name)
+            .notes["command"]
+            .startswith(f"scoretk fit {name} --seed 0")
+        )
         assert build(SPECS[name]).path == MODELS[name].build().path
     with pytest.raises(stk.InvalidArgument, match="digits-v"):
         DIGITS_V.build(shipped("digits-ve"))
@@ -301,8 +354,14 @@ def test_the_shipped_ladders_are_as_near_and_as_wide_as_the_published_ones(digit
     assert 1 < float(levels[0] / levels[1]) <= float(published[0] / published[1])
     assert float(levels[-1]) == pytest.approx(float(published[-1]))
     ladder = ncsnv2_ladder(digits.train, 0.05)
-    second, settings = DIGITS_NCSNV2.build(), read_weights(shipped("digits-ncsnv2"), "digits-ncsnv2").settings
-    assert (second.path.sigma_max, settings["levels"]) == (pytest.approx(float(ladder[0])), len(ladder))
+    second, settings = (
+        DIGITS_NCSNV2.build(),
+        read_weights(shipped("digits-ncsnv2"), "digits-ncsnv2").settings,
+    )
+    assert (second.path.sigma_max, settings["levels"]) == (
+        pytest.approx(float(ladder[0])),
+        len(ladder),
+    )
     x = digits.test[:3]
     untold = [second.score(x, t) * second.path.sigma(t) for t in (0.2, 0.9)]
     torch.testing.assert_close(*untold)
@@ -310,7 +369,10 @@ def test_the_shipped_ladders_are_as_near_and_as_wide_as_the_published_ones(digit
 
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm"))
 def test_samples_are_good(name, digits, classifier):
-    own = {"digits-ncsn": AnnealedLangevin.ncsn(), "digits-ncsnv2": AnnealedLangevin.ncsnv2(digits.train, 0.05, 20)}
+    own = {
+        "digits-ncsn": AnnealedLangevin.ncsn(),
+        "digits-ncsnv2": AnnealedLangevin.ncsnv2(digits.train, 0.05, 20),
+    }
     solver = own.get(name, stk.ProbabilityFlow("heun", steps=20))
     x = [stk.sample(MODELS[name].build(), solver, chains=360, seed=seed).final for seed in range(2)]
     distance = sum(float(sliced_wasserstein(v, digits.test, seed=i)) for i, v in enumerate(x)) / 2
@@ -342,24 +404,42 @@ def test_guidance_of_the_class_conditional_model(digits):
     mixed = field.predict(x, t, label=torch.where(torch.arange(20) < 10, label, -1))
     torch.testing.assert_close(mixed, torch.cat([conditional[:10], plain[10:]]))
     assert float((conditional - plain).abs().mean()) > 0.01
-    for weight, expected in ((1.0, conditional), (0.0, plain), (3.0, plain + 3 * (conditional - plain))):
+    for weight, expected in (
+        (1.0, conditional),
+        (0.0, plain),
+        (3.0, plain + 3 * (conditional - plain)),
+    ):
         torch.testing.assert_close(guided(field, weight).predict(x, t, label=label), expected)
     explicit = guided(field, 2.0, null={"label": None}).predict(x, t, label=label)
     torch.testing.assert_close(guided(field, 2.0).predict(x, t, label=label), explicit)
     with pytest.raises(stk.InvalidArgument, match="null"):
         guided(DIGITS_V.build(), 2.0)
-    for wrong in (torch.full((20,), 10), torch.full((20,), -2), torch.full((20,), 0.5), label[:, None]):
+    for wrong in (
+        torch.full((20,), 10),
+        torch.full((20,), -2),
+        torch.full((20,), 0.5),
+        label[:, None],
+    ):
         with pytest.raises(stk.InvalidArgument, match="label"):
             field.predict(x, t, label=wrong)
 
 
 def test_conditional_samples_are_of_their_class_and_guided_ones_more_so(classifier, digits):
-    field, label, solver = DIGITS_CLASS.build(), torch.arange(1000) % 10, stk.ProbabilityFlow("heun", steps=20)
+    field, label, solver = (
+        DIGITS_CLASS.build(),
+        torch.arange(1000) % 10,
+        stk.ProbabilityFlow("heun", steps=20),
+    )
 
     def accuracy(model, **more):
-        return classifier.accuracy(stk.sample(model, solver, chains=1000, seed=1, **more).final, label)
+        return classifier.accuracy(
+            stk.sample(model, solver, chains=1000, seed=1, **more).final, label
+        )
 
-    told, more = accuracy(field, cond={"label": label}), accuracy(stk.guided(field, weight=2.0), cond={"label": label})
+    told, more = (
+        accuracy(field, cond={"label": label}),
+        accuracy(stk.guided(field, weight=2.0), cond={"label": label}),
+    )
     assert told >= 0.95
     assert more > told
     assert accuracy(field) < 0.2  # without a label: chance

@@ -19,7 +19,13 @@ def floor(digits):
     """Train against test, several draws of 360 training images."""
     generator = torch.Generator().manual_seed(0)
     picks = (torch.randperm(len(digits.train), generator=generator)[:360] for _ in range(10))
-    return sum(float(sliced_wasserstein(digits.train[p], digits.test, seed=i)) for i, p in enumerate(picks)) / 10
+    return (
+        sum(
+            float(sliced_wasserstein(digits.train[p], digits.test, seed=i))
+            for i, p in enumerate(picks)
+        )
+        / 10
+    )
 
 
 def distance(draws, digits):
@@ -32,7 +38,9 @@ def test_samples_are_as_near_to_test_digits_as_the_promise(name, digits):
     x = [stk.sample(name, solver, chains=360, seed=s).final for s in SEEDS]
     limit = 1.3 * min(floor(digits), 0.061)
     assert distance(x, digits) < limit
-    blurred = [v + 0.35 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) for v in x]
+    blurred = [
+        v + 0.35 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) for v in x
+    ]
     assert distance(blurred, digits) > limit  # the test can fail
     judge = Classifier(digits.train, digits.train_labels).judge
     real, ours = judge(digits.test), judge(torch.cat(x))
@@ -45,7 +53,11 @@ def test_samples_are_as_near_to_test_digits_as_the_promise(name, digits):
 def test_energy_samples_are_good_and_long_chains_no_worse(digits, longer):
     limit = 2 * min(floor(digits), 0.061)
     x = stk.sample("digits-energy", stk.ULA(0.005), chains=720, steps=400, keep="last", seed=1)
-    y = stk.sample("digits-energy", stk.ULA(0.005), init=x.final, steps=longer, keep="last", seed=2) if longer else x
+    y = (
+        stk.sample("digits-energy", stk.ULA(0.005), init=x.final, steps=longer, keep="last", seed=2)
+        if longer
+        else x
+    )
     assert not x.failures
     assert not y.failures
     early, late = (distance(draws.final.split(360), digits) for draws in (x, y))
@@ -63,5 +75,7 @@ def test_samples_are_no_copies(name, digits):
     else:
         x = stk.sample(name, stk.ProbabilityFlow("heun", steps=16), chains=200).final
     assert copies(x, digits.train, digits.test).share < 0.1
-    near = digits.train[:200] + 0.05 * torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    near = digits.train[:200] + 0.05 * torch.randn(
+        200, 1, 8, 8, generator=torch.Generator().manual_seed(0)
+    )
     assert copies(near, digits.train, digits.test).share > 0.9

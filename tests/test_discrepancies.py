@@ -52,7 +52,9 @@ def stein(x: torch.Tensor, seed: int) -> TestResult:
 
 TWO_SAMPLE = {
     "mmd": lambda x, y, seed: mmd_test(x, y, permutations=99, seed=seed),
-    "sliced": lambda x, y, seed: sliced_wasserstein_test(x, y, directions=16, permutations=99, seed=seed),
+    "sliced": lambda x, y, seed: sliced_wasserstein_test(
+        x, y, directions=16, permutations=99, seed=seed
+    ),
     "classifier": lambda x, y, seed: classifier_test(x, y, seed=seed),
 }
 two_sample = pytest.mark.parametrize("name", TWO_SAMPLE)
@@ -60,7 +62,9 @@ two_sample = pytest.mark.parametrize("name", TWO_SAMPLE)
 
 def limits(repeats: int) -> tuple[int, int]:
     """Counts of rejections between which a test at the level stays, but for a share FALSE_ALARM of honest ones."""
-    return int(binom.ppf(FALSE_ALARM / 2, repeats, LEVEL)), int(binom.isf(FALSE_ALARM / 2, repeats, LEVEL))
+    return int(binom.ppf(FALSE_ALARM / 2, repeats, LEVEL)), int(
+        binom.isf(FALSE_ALARM / 2, repeats, LEVEL)
+    )
 
 
 @pytest.mark.parametrize(("n", "d"), [(60, 1), pytest.param(100, 20, marks=pytest.mark.slow)])
@@ -71,22 +75,34 @@ def test_stein_raises_false_alarms_at_its_level(n: int, d: int) -> None:
     assert low <= sum(r.rejected for r in results) <= high
     assert all(r.rejected == (r.statistic > r.threshold) for r in results)
     # the bounds have power: each draw given twice, as a chain that stays would, is not taken for independent
-    assert sum(stein(normal(n // 2, d, seed).repeat(2, 1), seed).rejected for seed in range(repeats)) > high
+    assert (
+        sum(stein(normal(n // 2, d, seed).repeat(2, 1), seed).rejected for seed in range(repeats))
+        > high
+    )
 
 
 def test_stein_raises_false_alarms_at_its_level_on_a_mixture() -> None:
     repeats = 500
     low, high = limits(repeats)
-    found = [kernel_stein_discrepancy(modes(100, s), modes_score, bootstraps=199, seed=s) for s in range(repeats)]
+    found = [
+        kernel_stein_discrepancy(modes(100, s), modes_score, bootstraps=199, seed=s)
+        for s in range(repeats)
+    ]
     assert low <= sum(r.rejected for r in found) <= high
 
 
-@pytest.mark.parametrize(("n", "m", "d"), [(40, 40, 2), pytest.param(60, 30, 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("n", "m", "d"), [(40, 40, 2), pytest.param(60, 30, 10, marks=pytest.mark.slow)]
+)
 @two_sample
-def test_two_samples_of_one_law_raise_false_alarms_at_the_level(name: str, n: int, m: int, d: int) -> None:
+def test_two_samples_of_one_law_raise_false_alarms_at_the_level(
+    name: str, n: int, m: int, d: int
+) -> None:
     repeats = 300
     low, high = limits(repeats)
-    results = [TWO_SAMPLE[name](normal(n, d, 2 * s), normal(m, d, 2 * s + 1), s) for s in range(repeats)]
+    results = [
+        TWO_SAMPLE[name](normal(n, d, 2 * s), normal(m, d, 2 * s + 1), s) for s in range(repeats)
+    ]
     rejected = sum(r.rejected for r in results)
     assert rejected <= high
     # few accuracies are possible on few held-out rows, so the classifier's exact rate is below its level
@@ -98,11 +114,15 @@ def test_two_samples_of_one_law_raise_false_alarms_at_the_level(name: str, n: in
 def test_stein_rejects_a_wrong_target(wrong: str) -> None:
     for seed in range(5):
         x = normal(300, 2, seed)
-        draws = {"mean": x + 0.5, "variance": 1.4 * x, "tails": x / normal(300, 1, seed + 100).abs().sqrt()}.get(
-            wrong, x
-        )
+        draws = {
+            "mean": x + 0.5,
+            "variance": 1.4 * x,
+            "tails": x / normal(300, 1, seed + 100).abs().sqrt(),
+        }.get(wrong, x)
         factor = {"sign": 1.0, "temperature": -0.5}.get(wrong, -1.0)
-        result = kernel_stein_discrepancy(draws, lambda x, factor=factor: factor * x, bootstraps=199, seed=seed)
+        result = kernel_stein_discrepancy(
+            draws, lambda x, factor=factor: factor * x, bootstraps=199, seed=seed
+        )
         assert result.p_value == 1 / 200, (wrong, seed, result)
 
 
@@ -110,7 +130,10 @@ def test_stein_rejects_a_wrong_target(wrong: str) -> None:
 @two_sample
 def test_two_samples_of_different_laws_are_told_apart(name: str, wrong: str) -> None:
     for seed in range(5):
-        x, y = (modes(300, 2 * seed + k) if wrong == "mode" else normal(300, 2, 2 * seed + k) for k in (0, 1))
+        x, y = (
+            modes(300, 2 * seed + k) if wrong == "mode" else normal(300, 2, 2 * seed + k)
+            for k in (0, 1)
+        )
         y = {"mean": y + 0.6, "variance": 1.6 * y, "mode": modes(300, 2 * seed + 1, kept=3)}[wrong]
         result = TWO_SAMPLE[name](x, y, seed)
         assert result.rejected, (seed, result)
@@ -146,7 +169,9 @@ def test_the_stein_kernel_is_its_definition_by_autograd() -> None:
 
     exact = sum(float(u(rows[i], rows[j])) for i in range(7) for j in range(7) if i != j) / 42
     # lengths in units of the median distance, so scores in its inverse
-    assert kernel_stein_discrepancy(x, score).statistic == pytest.approx(width**2 * exact, rel=1e-10)
+    assert kernel_stein_discrepancy(x, score).statistic == pytest.approx(
+        width**2 * exact, rel=1e-10
+    )
     assert kernel_stein_discrepancy(x, score(x)) == kernel_stein_discrepancy(x, score)
 
 
@@ -163,12 +188,17 @@ def test_statistics_are_the_distances_of_the_package() -> None:
     assert mmd_test(x, y).statistic == pytest.approx(mmd(x, y), rel=1e-9)
     assert mmd_test(x, y, bandwidth=0.7).statistic == pytest.approx(mmd(x, y, 0.7), rel=1e-9)
     sliced = sliced_wasserstein(x, y, directions=40, seed=5)
-    assert sliced_wasserstein_test(x, y, directions=40, seed=5).statistic == pytest.approx(sliced, rel=1e-12)
+    assert sliced_wasserstein_test(x, y, directions=40, seed=5).statistic == pytest.approx(
+        sliced, rel=1e-12
+    )
 
 
 def test_the_threshold_is_the_quantile_over_all_relabellings() -> None:
     x, y = normal(4, 1, 4), normal(4, 1, 5) + 1
-    pooled, halves = torch.cat([x, y]), [[i for i in range(8) if mask >> i & 1] for mask in range(256)]
+    pooled, halves = (
+        torch.cat([x, y]),
+        [[i for i in range(8) if mask >> i & 1] for mask in range(256)],
+    )
     every = [(h, [i for i in range(8) if i not in h]) for h in halves if len(h) == 4]
     null = torch.tensor([sliced_wasserstein(pooled[a], pooled[b], 1) for a, b in every])
     exact = float((null >= sliced_wasserstein(x, y, 1) - 1e-9).double().mean())
@@ -176,13 +206,17 @@ def test_the_threshold_is_the_quantile_over_all_relabellings() -> None:
     low, high = (binom.ppf(q, 9999, exact) for q in (FALSE_ALARM / 2, 1 - FALSE_ALARM / 2))
     assert low <= result.p_value * 10_000 - 1 <= high
     assert float((null > result.threshold + 1e-9).double().mean()) <= 0.2
-    assert float((null >= result.threshold - 1e-9).double().mean()) > 0.2 - 2 / 70  # the labels come in equal pairs
+    assert (
+        float((null >= result.threshold - 1e-9).double().mean()) > 0.2 - 2 / 70
+    )  # the labels come in equal pairs
 
 
 def test_the_classifiers_law_is_hypergeometric() -> None:
     for n, m, called in [(10, 7, 5), (3, 9, 8), (4, 4, 0), (4, 4, 8), (900, 1100, 1000)]:
         exact = hypergeom.sf(np.arange(n + 1) - 1, n + m, n, called)
-        assert _hypergeometric_tails(n, m, called).numpy() == pytest.approx(exact, rel=1e-8, abs=1e-12)
+        assert _hypergeometric_tails(n, m, called).numpy() == pytest.approx(
+            exact, rel=1e-8, abs=1e-12
+        )
     apart = classifier_test(normal(40, 1, 0), normal(20, 1, 1) + 20)
     assert apart.statistic == 1
     assert apart.p_value == pytest.approx(1 / math.comb(30, 10), rel=1e-9)
@@ -219,7 +253,10 @@ def test_any_event_shape_gives_the_result_of_its_rows(shape: tuple[int, ...]) ->
 def test_results_follow_from_the_seed_alone() -> None:
     x, y = normal(40, 2, 10), normal(40, 2, 11)
     torch_state, (_, numpy_state, *_) = torch.random.get_rng_state(), np.random.get_state()
-    tests = [lambda seed: stein(x, seed), *(lambda seed, t=t: t(x, y, seed) for t in TWO_SAMPLE.values())]
+    tests = [
+        lambda seed: stein(x, seed),
+        *(lambda seed, t=t: t(x, y, seed) for t in TWO_SAMPLE.values()),
+    ]
     for test in tests:
         assert test(3) == test(3)
         assert len({test(seed).p_value for seed in range(6)}) > 1

@@ -101,7 +101,9 @@ def test_exact_draws_stay_exact(name, kernel):
     assert distance(x, target, law(target)) < 1
 
 
-@pytest.mark.parametrize("target", [ROLLED, Potts(2, 3, 0.4), rbm()], ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize(
+    "target", [ROLLED, Potts(2, 3, 0.4), rbm()], ids=lambda f: type(f).__name__
+)
 def test_a_sweep_keeps_exact_draws_exact(target):
     assert distance(one_step_from_exact(BlockGibbs(), target, seed=3), target, law(target)) < 1
 
@@ -122,7 +124,9 @@ class MeanField(RBM):
         return (u[:, len(self.hidden_bias) :] < torch.sigmoid(self._visible(hidden))).to(x)
 
 
-@pytest.mark.parametrize("wrong", [AtOnce(2, 0.3, 0.1), MeanField(**vars(rbm()))], ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize(
+    "wrong", [AtOnce(2, 0.3, 0.1), MeanField(**vars(rbm()))], ids=lambda f: type(f).__name__
+)
 def test_invariance_catches_wrong_sweeps(wrong):
     assert distance(one_step_from_exact(BlockGibbs(), wrong, seed=3), wrong, law(wrong)) > 2
 
@@ -132,7 +136,9 @@ class Energies:
 
     def apply(self, patch):
         right = discrete.metropolis
-        patch.setattr(discrete, "metropolis", lambda a, b, r, *rest: right(a, b, a.energy - b.energy, *rest))
+        patch.setattr(
+            discrete, "metropolis", lambda a, b, r, *rest: right(a, b, a.energy - b.energy, *rest)
+        )
 
 
 class StaleGradient:
@@ -170,7 +176,9 @@ class AcceptsNaN:
 
 @pytest.mark.parametrize("mutant", [Energies, StaleGradient, MissingHalf])
 @pytest.mark.parametrize("kernel", solvers(1.0))
-@pytest.mark.parametrize("name", [n for n in TARGETS if n != "hard core"])  # whose gradient is the same everywhere
+@pytest.mark.parametrize(
+    "name", [n for n in TARGETS if n != "hard core"]
+)  # whose gradient is the same everywhere
 def test_invariance_catches_wrong_kernels(monkeypatch, name, kernel, mutant):
     mutant().apply(monkeypatch)
     target, size = TARGETS[name]
@@ -194,7 +202,9 @@ def test_what_is_not_finite_is_a_rejection(monkeypatch, kernel, beyond):
 
 
 @pytest.mark.parametrize(
-    "kernel", [GibbsWithGradients(temperature=2.5), DiscreteLangevin(1.5, temperature=2.5)], ids=repr
+    "kernel",
+    [GibbsWithGradients(temperature=2.5), DiscreteLangevin(1.5, temperature=2.5)],
+    ids=repr,
 )
 def test_at_temperature_the_target_is_tempered(kernel):
     cold, hot = Ising(3, 0.5, 0.25), Ising(3, 0.2, 0.1)
@@ -268,7 +278,9 @@ def test_the_bias_of_unadjusted_langevin_is_there_and_vanishes():
     assert distance(unadjusted, target, exact) > 2
 
 
-@pytest.mark.parametrize("kernel", [GibbsWithGradients(), DiscreteLangevin(1.0), BlockGibbs()], ids=repr)
+@pytest.mark.parametrize(
+    "kernel", [GibbsWithGradients(), DiscreteLangevin(1.0), BlockGibbs()], ids=repr
+)
 def test_long_runs_reach_the_exact_moments(kernel):
     """Magnetisation and energy of a lattice with 65536 states, from a uniform start."""
     target = ising(4, 0.3, 0.05)
@@ -278,7 +290,9 @@ def test_long_runs_reach_the_exact_moments(kernel):
         m = x.mean((1, 2))
         return torch.stack([m, m.square(), m.abs(), target.energy(x)], 1)
 
-    draws = stk.sample(target, kernel, chains=3000, steps=1, warmup=150, seed=2, keep="last", dtype=torch.float64)
+    draws = stk.sample(
+        target, kernel, chains=3000, steps=1, warmup=150, seed=2, keep="last", dtype=torch.float64
+    )
     truth = p @ moments(xs)
     assert_mean(moments(draws.final), truth)
     start = target.initial(3000, stk.Noise(2, 3000, dtype=torch.float64))
@@ -287,11 +301,15 @@ def test_long_runs_reach_the_exact_moments(kernel):
 
 def bonds(size):
     sites = list(itertools.product(range(size), repeat=2))
-    return [((i, j), other) for i, j in sites for other in (((i + 1) % size, j), (i, (j + 1) % size))]
+    return [
+        ((i, j), other) for i, j in sites for other in (((i + 1) % size, j), (i, (j + 1) % size))
+    ]
 
 
 def ising_energy(target, x):
-    return -sum(target.coupling * x[i] * x[j] for i, j in bonds(target.size)) - target.field * x.sum()
+    return (
+        -sum(target.coupling * x[i] * x[j] for i, j in bonds(target.size)) - target.field * x.sum()
+    )
 
 
 def potts_energy(target, x):
@@ -300,7 +318,9 @@ def potts_energy(target, x):
 
 def rbm_energy(target, x):
     """From the joint law, the hidden units summed one configuration after another."""
-    w, b, c = (v.double().numpy() for v in (target.weights, target.visible_bias, target.hidden_bias))
+    w, b, c = (
+        v.double().numpy() for v in (target.weights, target.visible_bias, target.hidden_bias)
+    )
     hidden = np.array(list(itertools.product([0.0, 1.0], repeat=len(c))))
     return -logsumexp(x @ b + hidden @ c + hidden @ (x @ w))
 
@@ -317,14 +337,23 @@ def test_the_law_is_that_of_a_sum_over_all_states(target, energy):
     energies = np.array([energy(target, x.numpy()) for x in xs])
     np.testing.assert_allclose(target.energy(xs).numpy(), energies, atol=1e-12)
     assert target.exact_log_partition() == pytest.approx(logsumexp(-energies), abs=1e-12)
-    np.testing.assert_allclose(target.log_prob(xs).numpy(), -energies - logsumexp(-energies), atol=1e-12)
+    np.testing.assert_allclose(
+        target.log_prob(xs).numpy(), -energies - logsumexp(-energies), atol=1e-12
+    )
     draws = target.draw(CHAINS, stk.Noise(1, CHAINS, dtype=torch.float64))
     assert distance(draws, target, np.exp(-energies - logsumexp(-energies))) < 1
     start = target.initial(CHAINS, stk.Noise(1, CHAINS, dtype=torch.float64))
     assert distance(start, target, np.full(len(xs), 1 / len(xs))) < 1
 
 
-FIELDS = [Ising(3), Ising(8), Potts(2), Potts(4), rbm(), Discrete(stk.Energy(uneven, (3,)), (0.0, 1.0, 3.0))]
+FIELDS = [
+    Ising(3),
+    Ising(8),
+    Potts(2),
+    Potts(4),
+    rbm(),
+    Discrete(stk.Energy(uneven, (3,)), (0.0, 1.0, 3.0)),
+]
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda f: f"{type(f).__name__}{f.event_shape}")
@@ -361,7 +390,9 @@ def test_picks_follow_the_probabilities_and_never_the_impossible(dtype):
     seen = torch.bincount(pick(logits.expand(CHAINS, -1), u), minlength=7)
     z = (seen - CHAINS * logits.softmax(0)) / (CHAINS * logits.softmax(0)).sqrt().clamp(min=1)
     assert z.abs().max() < z_limit(7)
-    ends = torch.tensor([0.0, torch.finfo(dtype).tiny, 1 - torch.finfo(dtype).eps / 2, 1.0], dtype=dtype)
+    ends = torch.tensor(
+        [0.0, torch.finfo(dtype).tiny, 1 - torch.finfo(dtype).eps / 2, 1.0], dtype=dtype
+    )
     assert pick(logits.expand(4, -1), ends).tolist()[:2] == [1, 1]
     assert set(pick(logits.expand(4, -1), ends).tolist()) <= {1, 3, 4}
     many = torch.randn(50, 4001, generator=torch.Generator().manual_seed(0), dtype=dtype)
@@ -382,7 +413,9 @@ KERNELS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_chains_do_not_depend_on_the_batch(kernel, field, dtype):
     run = {"chains": 13, "steps": 40, "seed": 6, "dtype": dtype}
-    whole, parts, few = (stk.sample(field, kernel, **(run | part)) for part in ({}, {"batch": 4}, {"chains": 5}))
+    whole, parts, few = (
+        stk.sample(field, kernel, **(run | part)) for part in ({}, {"batch": 4}, {"chains": 5})
+    )
     assert torch.equal(whole.x, parts.x)
     assert torch.equal(whole.x[:5], few.x)
     assert whole.x.dtype == dtype
@@ -390,13 +423,17 @@ def test_chains_do_not_depend_on_the_batch(kernel, field, dtype):
 
 
 @pytest.mark.compiled
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 @pytest.mark.parametrize(("kernel", "field"), KERNELS, ids=lambda value: type(value).__name__)
 def test_a_step_is_one_graph(kernel, field):
     """Traced without a break, so without a look at the host; the graph run as it is gives the same state."""
     noise, bound = stk.Noise(0, 7, dtype=torch.float64), stk.fields.resolve(field, kernel.needs)
     state = kernel.init(bound, field.initial(7, noise), noise)
-    graph = torch.compile(lambda now: kernel.step(bound, now, noise)[0], fullgraph=True, backend="aot_eager")
+    graph = torch.compile(
+        lambda now: kernel.step(bound, now, noise)[0], fullgraph=True, backend="aot_eager"
+    )
     for _ in range(3):
         state, traced = kernel.step(bound, state, noise)[0], graph(state)
         assert torch.equal(traced.x, state.x)
@@ -412,7 +449,9 @@ def test_compiled_agrees_with_eager(kernel, field):
     assert torch.equal(compiled.x, eager.x)
 
 
-@pytest.mark.parametrize("kernel", [GibbsWithGradients(), DiscreteLangevin(1.0), DiscreteLangevin(1.0, adjusted=False)])
+@pytest.mark.parametrize(
+    "kernel", [GibbsWithGradients(), DiscreteLangevin(1.0), DiscreteLangevin(1.0, adjusted=False)]
+)
 def test_one_gradient_a_step_and_cached_values_are_those_of_the_position(kernel):
     calls = []
 
@@ -439,14 +478,18 @@ def test_a_sweep_is_counted():
     assert dict(stk.sample(Ising(4), BlockGibbs(), chains=5, steps=7).cost) == {"gibbs": 35}
 
 
-@pytest.mark.parametrize("kernel", [GibbsWithGradients(), DiscreteLangevin(1.0), BlockGibbs()], ids=repr)
+@pytest.mark.parametrize(
+    "kernel", [GibbsWithGradients(), DiscreteLangevin(1.0), BlockGibbs()], ids=repr
+)
 def test_starts_are_on_the_lattice(kernel):
     for field, off in [(Ising(4), 0.5), (Ising(4), math.nan), (Potts(4), 1.0)]:
         x = torch.full((2, *field.event_shape), off)
         with pytest.raises(stk.InvalidArgument, match=r"^x: .*(states|one-hot)"):
             kernel.init(stk.fields.resolve(field, kernel.needs), x, stk.Noise(0, 2))
     start = Ising(4).initial(2, stk.Noise(0, 2))
-    assert torch.equal(stk.sample(Ising(4), kernel, init=start, steps=1).x.abs(), torch.ones(2, 1, 4, 4))
+    assert torch.equal(
+        stk.sample(Ising(4), kernel, init=start, steps=1).x.abs(), torch.ones(2, 1, 4, 4)
+    )
 
 
 def test_states_that_the_other_precision_rounded_are_taken_to_the_states():

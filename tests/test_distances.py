@@ -24,7 +24,9 @@ def test_unequal_sizes_give_the_distance_of_the_repeated_samples() -> None:
     x, y = normal(6, 3, 1), normal(4, 3, 2)
     exact = sliced_wasserstein(x.repeat(2, 1), y.repeat(3, 1))
     assert sliced_wasserstein(x, y) == pytest.approx(exact, rel=1e-12)
-    assert sliced_wasserstein(x[:4], y) != pytest.approx(exact, rel=1e-3)  # dropping rows is not the same
+    assert sliced_wasserstein(x[:4], y) != pytest.approx(
+        exact, rel=1e-3
+    )  # dropping rows is not the same
 
 
 def test_the_sliced_distance_ignores_order_and_the_global_generator() -> None:
@@ -36,7 +38,9 @@ def test_the_sliced_distance_ignores_order_and_the_global_generator() -> None:
 
 
 def test_mmd_is_unbiased_and_sees_a_shift() -> None:
-    same = torch.tensor([mmd(normal(60, 2, 2 * s), normal(60, 2, 2 * s + 1), 1.0) for s in range(200)])
+    same = torch.tensor(
+        [mmd(normal(60, 2, 2 * s), normal(60, 2, 2 * s + 1), 1.0) for s in range(200)]
+    )
     error = same.std() / math.sqrt(len(same))
     assert abs(same.mean()) < 4 * error
     # the biased estimate keeps the diagonal: about 2 (1 - E k) / n above, with E k = 1 / 3 in the plane

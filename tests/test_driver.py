@@ -43,7 +43,14 @@ def test_chains_do_not_depend_on_the_batch(field, solver):
 
 @pytest.mark.parametrize("solver", KERNELS, ids=lambda s: type(s).__name__)
 def test_moments_and_last_agree_with_all(solver):
-    options = {"chains": 8, "steps": 200, "warmup": 20, "thin": 4, "seed": 1, "dtype": torch.float64}
+    options = {
+        "chains": 8,
+        "steps": 200,
+        "warmup": 20,
+        "thin": 4,
+        "seed": 1,
+        "dtype": torch.float64,
+    }
     every = stk.sample(QUADRATIC, solver, **options)
     moments = stk.sample(QUADRATIC, solver, keep="moments", **options)
     last = stk.sample(QUADRATIC, solver, keep="last", **options)
@@ -54,7 +61,9 @@ def test_moments_and_last_agree_with_all(solver):
     assert torch.equal(last.x[:, 0], last.final)
     assert torch.equal(every.final, last.final)
     for name, value in every.stats.items():
-        torch.testing.assert_close(moments.stats[name], value.mean(1).double(), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(
+            moments.stats[name], value.mean(1).double(), rtol=1e-6, atol=1e-9
+        )
 
 
 def test_thinning_keeps_the_right_steps():
@@ -78,9 +87,13 @@ def test_evaluations_are_counted():
         assert draws.cost["velocity"] == sum(seen)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 @pytest.mark.parametrize(
-    "solver", [stk.ULA(0.05), pytest.param(stk.MALA(0.1), marks=pytest.mark.compiled)], ids=lambda s: type(s).__name__
+    "solver",
+    [stk.ULA(0.05), pytest.param(stk.MALA(0.1), marks=pytest.mark.compiled)],
+    ids=lambda s: type(s).__name__,
 )
 def test_compiled_steps_agree_with_eager_ones(solver):
     ring = stk.Energy(lambda x: (x * x).sum(1) / 2, (2,))
@@ -92,7 +105,9 @@ def test_compiled_steps_agree_with_eager_ones(solver):
 class TestFailures:
     def test_a_chain_that_leaves_the_numbers_is_frozen_and_flagged(self):
         """An energy that is NaN beyond 2: chains that step there stop at their last finite place; the others go on."""
-        field = stk.Energy(lambda x: torch.where(x[:, 0].abs() < 2, x.square().sum(1) / 2, torch.nan), (1,))
+        field = stk.Energy(
+            lambda x: torch.where(x[:, 0].abs() < 2, x.square().sum(1) / 2, torch.nan), (1,)
+        )
         draws = stk.sample(field, stk.ULA(0.3), init=torch.zeros(300, 1), steps=60, seed=0)
         failed = draws.status == int(stk.Status.NONFINITE)
         assert 20 < int(failed.sum()) < 300
@@ -101,7 +116,9 @@ class TestFailures:
         for chain in torch.nonzero(failed).flatten()[:20].tolist():
             at = int(draws.failed_at[chain])
             if at > 0:
-                assert torch.equal(draws.x[chain, at:], draws.x[chain, at - 1].expand_as(draws.x[chain, at:]))
+                assert torch.equal(
+                    draws.x[chain, at:], draws.x[chain, at - 1].expand_as(draws.x[chain, at:])
+                )
         alone = stk.sample(field, stk.ULA(0.3), init=torch.zeros(300, 1), steps=60, seed=0, batch=7)
         assert torch.equal(alone.x, draws.x)
 
@@ -123,19 +140,25 @@ class TestFailures:
     def test_raise(self):
         field = stk.Energy(lambda x: (x**4).sum(1), (2,))
         with pytest.raises(stk.ChainFailure, match=r"chain 0: NONFINITE at step") as failure:
-            stk.sample(field, stk.ULA(1.0), init=torch.full((4, 2), 3.0), steps=50, on_failure="raise")
+            stk.sample(
+                field, stk.ULA(1.0), init=torch.full((4, 2), 3.0), steps=50, on_failure="raise"
+            )
         assert failure.value.chains == [0, 1, 2, 3]
         quiet = torch.zeros(4, 2)
         quiet[3] = 3.0
         with pytest.raises(stk.ChainFailure) as failure:
-            stk.sample(field, stk.ULA(1e-3), init=quiet * 100, steps=50, on_failure="raise", batch=2)
+            stk.sample(
+                field, stk.ULA(1e-3), init=quiet * 100, steps=50, on_failure="raise", batch=2
+            )
         assert failure.value.chains == [3]  # by its own number, not by its place in the batch
 
 
 class TestModelsAreLeftAsFound:
     def test_batch_norm_gradients_and_mode(self):
         with torch.random.fork_rng():
-            net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+            net = nn.Sequential(
+                nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)
+            )
         field = stk.Energy(lambda x: net(x).squeeze(1) + x.square().sum(1), (2,))
         before = {k: v.clone() for k, v in net.state_dict().items()}
         net[0].weight.requires_grad_(False)
@@ -182,7 +205,8 @@ def _child(tmp_path, *args):
 
 
 @pytest.mark.parametrize(
-    ("keep", "kills"), [("all", 2), *(pytest.param(keep, 14, marks=pytest.mark.slow) for keep in ("all", "moments"))]
+    ("keep", "kills"),
+    [("all", 2), *(pytest.param(keep, 14, marks=pytest.mark.slow) for keep in ("all", "moments"))],
 )
 def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_path, keep, kills):
     straight = stk.sample(
@@ -298,7 +322,10 @@ def test_no_memory_grows_with_the_steps():
     """With moments, what is kept after 10 steps and after 1000 is the same."""
     few = stk.sample(gaussian(), stk.ULA(0.1), chains=4, steps=10, keep="moments")
     many = stk.sample(gaussian(), stk.ULA(0.1), chains=4, steps=1000, keep="moments")
-    sizes = [{n: tuple(v.shape) for n, v in d.stats.items()} | {"mean": d.mean.shape} for d in (few, many)]
+    sizes = [
+        {n: tuple(v.shape) for n, v in d.stats.items()} | {"mean": d.mean.shape}
+        for d in (few, many)
+    ]
     assert sizes[0] == sizes[1]
     assert many.x is None
 
@@ -343,7 +370,9 @@ def test_something_that_is_no_field():
 def test_weights_are_read_again_only_where_they_have_changed(monkeypatch):
     read = []
     whole = checkpoint.tensor_digest
-    monkeypatch.setattr(checkpoint, "tensor_digest", lambda tensors: read.append(1) or whole(tensors))
+    monkeypatch.setattr(
+        checkpoint, "tensor_digest", lambda tensors: read.append(1) or whole(tensors)
+    )
     net = torch.nn.LayerNorm(2)  # which starts from ones and zeros
     field = stk.Energy(lambda x: net(x).square().sum(1), (2,))
 

@@ -20,7 +20,11 @@ def blob(shape, s=0.5, m=0.3):
 
 
 def rows_of(shape, n=3):
-    return torch.randn((n, *shape), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.3
+    return (
+        torch.randn((n, *shape), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        * 0.5
+        + 0.3
+    )
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
@@ -31,7 +35,10 @@ def test_gaussian_data_under_every_path(path, shape):
     (a0, s0), (a1, s1) = (map(float, path(t)[:2]) for t in (0.0, 1.0))
     truth = a0 * m + (x - a1 * m) * math.hypot(a0 * s, s0) / math.hypot(a1 * s, s1)
     scale = s0  # of the latents
-    for settings, bound in (({"rtol": 1e-8, "atol": 1e-8}, 1e-7), ({"method": "rk4", "steps": 64}, 1e-4)):
+    for settings, bound in (
+        ({"rtol": 1e-8, "atol": 1e-8}, 1e-7),
+        ({"method": "rk4", "steps": 64}, 1e-4),
+    ):
         found = encode(blob(shape, s, m).noised(path), x, **settings)
         torch.testing.assert_close(found.x / scale, truth / scale, rtol=0, atol=bound)
         assert bool(found.ok.all())
@@ -41,7 +48,9 @@ def test_gaussian_data_under_every_path(path, shape):
 
 
 @pytest.mark.parametrize(
-    "path", slow_but([stk.Linear(), stk.VP(), stk.VE(0.01, 50.0)], stk.VP()), ids=lambda p: type(p).__name__
+    "path",
+    slow_but([stk.Linear(), stk.VP(), stk.VE(0.01, 50.0)], stk.VP()),
+    ids=lambda p: type(p).__name__,
 )
 def test_data_become_noise_and_come_back(path):
     """Latents of the ring's own samples follow the base, by Kolmogorov and Smirnov, and the flow leads back to the data."""
@@ -60,25 +69,33 @@ def test_data_become_noise_and_come_back(path):
 
 def test_a_flow_without_a_path_and_its_conditions():
     """dx/dt = c x from a uniform base: x_0 = exp(-c) x."""
-    base = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1)
+    base = torch.distributions.Independent(
+        torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1
+    )
     field = stk.Velocity(lambda x, t, c: c[:, None] * x, (2,), base=base)
     x, c = rows_of((2,)), torch.tensor([0.1, -0.5, 2.0], dtype=torch.float64)
     for settings in ({"rtol": 1e-9, "atol": 1e-9}, {"method": "rk4", "steps": 64}):
         found = encode(field, x, cond={"c": c}, **settings)
         torch.testing.assert_close(found.x, x * (-c).exp()[:, None], rtol=0, atol=1e-6)
     solver = stk.ProbabilityFlow("dopri5", rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(stk.sample(field, solver, init=found.x, cond={"c": c}).final, x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        stk.sample(field, solver, init=found.x, cond={"c": c}).final, x, rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("method", ["dopri5", "heun"])
 def test_rows_that_fail_are_nan_with_a_status(method):
-    field = stk.Velocity(lambda x, t: torch.where((x > 3).any(1, keepdim=True), torch.nan, -x), (2,))
+    field = stk.Velocity(
+        lambda x, t: torch.where((x > 3).any(1, keepdim=True), torch.nan, -x), (2,)
+    )
     x = torch.tensor([[0.5, 0.1], [9.0, 0.1]], dtype=torch.float64)
     found = encode(field, x, method=method)
     assert found.status.tolist() == [0, int(stk.Status.NONFINITE)]
     assert found.ok.tolist() == [True, False]
     assert found.x.isnan().all(1).tolist() == [False, True]
-    torch.testing.assert_close(found.x[:1], encode(field, x[:1], method=method).x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.x[:1], encode(field, x[:1], method=method).x, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_cost_and_refusals():
@@ -113,8 +130,12 @@ def test_interpolation_on_the_sphere(shape, dtype):
     units = flat / norms[..., None]
     turns = (units[:, 1:] * units[:, :-1]).sum(2).acos()
     torch.testing.assert_close(turns, turns.mean(1, keepdim=True).expand(-1, 8), rtol=2e-3, atol=0)
-    torch.testing.assert_close(turns.sum(1), (units[:, 0] * units[:, -1]).sum(1).acos(), rtol=1e-3, atol=0)
-    assert int(torch.linalg.matrix_rank(flat[0].double(), rtol=1e-5)) == 2  # in the plane of a and b
+    torch.testing.assert_close(
+        turns.sum(1), (units[:, 0] * units[:, -1]).sum(1).acos(), rtol=1e-3, atol=0
+    )
+    assert (
+        int(torch.linalg.matrix_rank(flat[0].double(), rtol=1e-5)) == 2
+    )  # in the plane of a and b
     same = interpolate(a, b / b.flatten(1).norm(dim=1).reshape(-1, *[1] * len(shape)), 3)
     torch.testing.assert_close(interpolate(a, 2 * a, 3)[:, 1], 1.5 * a)
     torch.testing.assert_close(interpolate(a, a, 4), a[:, None].expand(-1, 4, *shape))
@@ -132,5 +153,6 @@ def test_interpolation_refuses_what_has_no_way():
     with pytest.raises(stk.InvalidArgument, match="n: expected"):
         interpolate(a, a, 1)
     torch.testing.assert_close(
-        interpolate(torch.tensor([1.0, -2.0]), torch.tensor([3.0, -1.0]), 3)[:, 1], torch.tensor([2.0, -1.5])
+        interpolate(torch.tensor([1.0, -2.0]), torch.tensor([3.0, -1.0]), 3)[:, 1],
+        torch.tensor([2.0, -1.5]),
     )

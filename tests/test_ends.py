@@ -34,7 +34,9 @@ def start(dtype=torch.float64):
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("method", ["dopri5", "tsit5", "bosh3", *slow_but(["dopri8", "fehlberg2", "adaptive_heun"])])
+@pytest.mark.parametrize(
+    "method", ["dopri5", "tsit5", "bosh3", *slow_but(["dopri8", "fehlberg2", "adaptive_heun"])]
+)
 def test_adaptive_methods_do_not_ask_a_velocity_at_the_data(method, dtype, base):
     """Of data with a spread, and of a single point; to the tolerance, and to the law's own map."""
     for std, tolerance in (
@@ -52,14 +54,18 @@ def test_adaptive_methods_do_not_ask_a_velocity_at_the_data(method, dtype, base)
         assert float(error) < max(20 * tolerance, 3e-6 if dtype is torch.float32 else 0)
 
 
-@pytest.mark.parametrize("method", ["heun", "trapezoid", "midpoint", "adams_3", "adams_pc_3", "euler"])
+@pytest.mark.parametrize(
+    "method", ["heun", "trapezoid", "midpoint", "adams_3", "adams_pc_3", "euler"]
+)
 def test_grids_without_a_path_do_not_ask_there_either(method):
     asked = []
     field = stk.Velocity(straight(asked), (2,), base=BASES["no path"])
     draws = stk.sample(field, ProbabilityFlow(method, 64), init=start())
     assert not draws.failures
     assert max(asked) < 1
-    assert float((draws.final - (MEAN + STD * start())).abs().max()) < (0.1 if method == "euler" else 0.01)
+    assert float((draws.final - (MEAN + STD * start())).abs().max()) < (
+        0.1 if method == "euler" else 0.01
+    )
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -68,13 +74,18 @@ def test_the_way_back_does_not_ask_there(method, base):
     """Latents and densities, which are NaN where it does."""
     asked = []
     field = stk.Velocity(straight(asked), (2,), base=BASES[base])
-    x, settings = MEAN + STD * start(), {"rtol": 1e-8, "atol": 1e-8} if method == "dopri5" else {"steps": 200}
+    x, settings = (
+        MEAN + STD * start(),
+        {"rtol": 1e-8, "atol": 1e-8} if method == "dopri5" else {"steps": 200},
+    )
     latents = stk.encode(field, x, method=method, **settings)
     found = stk.log_prob(field, x, method=method, **settings)
     assert max(asked) < 1
     near = 2e-3 if method == "heun" else 2e-6
     torch.testing.assert_close(latents.x, start(), rtol=0, atol=near)
-    torch.testing.assert_close(found.value, Normal(MEAN, STD).log_prob(x).sum(1), rtol=0, atol=10 * near)
+    torch.testing.assert_close(
+        found.value, Normal(MEAN, STD).log_prob(x).sum(1), rtol=0, atol=10 * near
+    )
 
 
 def test_asking_there_flags_every_chain(monkeypatch):
@@ -109,14 +120,18 @@ def test_a_table_that_ends_at_0_is_a_path(name):
     table = TABLES[name].double()
     path, t = stk.Tabulated(table), torch.linspace(0, 1, 3001, dtype=torch.float64)
     k = torch.arange(len(table), dtype=torch.float64)
-    torch.testing.assert_close(path.alpha(1 - (k + 1) / len(table)).square(), table, rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close(
+        path.alpha(1 - (k + 1) / len(table)).square(), table, rtol=1e-10, atol=1e-15
+    )
     assert bool((path.alpha(t).diff() > 0).all())
     assert path(0.0)[:2] == (0, 1)
     assert path(1.0)[:2] == (1, 0)
     inner, h = t[1:-1], 1e-7
     torch.testing.assert_close(path.t(path.log_snr(inner)), inner, rtol=0, atol=1e-11)
     slope = (path.alpha(inner + h) - path.alpha(inner - h)) / (2 * h)
-    torch.testing.assert_close(slope, path.dalpha(inner), rtol=0, atol=1e-5 * float(path.dalpha(inner).max()))
+    torch.testing.assert_close(
+        slope, path.dalpha(inner), rtol=0, atol=1e-5 * float(path.dalpha(inner).max())
+    )
     assert bool(path.dalpha(t[:-1]).isfinite().all())
 
 
@@ -172,6 +187,12 @@ def test_noise_and_score_of_such_tables_are_refused_and_no_others():
     with pytest.raises(SingularConversion):
         stk.sample(by_hand, stk.ProbabilityFlow("adams_3", 10), chains=2)
     assert not stk.sample(model("noise"), stk.ProbabilityFlow("adams_3", STEPS), chains=4).failures
-    for table in ([0.9, 0.0], [0.9, 0.5, -0.1], [0.9, 0.0, 0.0], [1.0, 0.5, 0.0], [math.nan, 0.0, 0.0]):
+    for table in (
+        [0.9, 0.0],
+        [0.9, 0.5, -0.1],
+        [0.9, 0.0, 0.0],
+        [1.0, 0.5, 0.0],
+        [math.nan, 0.0, 0.0],
+    ):
         with pytest.raises(InvalidArgument, match="alphas_cumprod"):
             stk.Tabulated(table)

@@ -58,7 +58,9 @@ def test_a_run_stopped_on_its_way_is_extended_too(tmp_path):
             raise Stop
         return FIELD.fn(x)
 
-    run = functools.partial(stk.sample, stk.Energy(energy, (2,)), stk.ULA(0.1), chains=5, batch=2, seed=1)
+    run = functools.partial(
+        stk.sample, stk.Energy(energy, (2,)), stk.ULA(0.1), chains=5, batch=2, seed=1
+    )
     with pytest.raises(Stop):
         run(steps=40, checkpoint=tmp_path / "c")
     left[0] = -1
@@ -70,7 +72,8 @@ def test_a_run_is_not_shortened(tmp_path):
     run(steps=20)
     content = (tmp_path / "c").read_bytes()
     with pytest.raises(
-        stk.CheckpointError, match="20 steps, and steps=10 asks for fewer: a run can be extended, not shortened"
+        stk.CheckpointError,
+        match="20 steps, and steps=10 asks for fewer: a run can be extended, not shortened",
     ):
         run(steps=10)
     with pytest.raises(stk.CheckpointError, match="warmup: 0 there, 5 here"):

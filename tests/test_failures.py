@@ -26,15 +26,23 @@ NAN, INF = float("nan"), float("inf")
 
 EVERY = {name: solver for name, solver in EXAMPLES.items() if solver.timed is not True}
 UNADJUSTED = {
-    "preconditioned-langevin unadjusted": stk.PreconditionedLangevin(0.2, metric="none", adjusted=False),
+    "preconditioned-langevin unadjusted": stk.PreconditionedLangevin(
+        0.2, metric="none", adjusted=False
+    ),
     "discrete-langevin unadjusted": stk.DiscreteLangevin(1.0, adjusted=False),
-} | {name: EVERY[name] for name in ("ula", "underdamped", "mclmc", "annealed-langevin", "block-gibbs")}
+} | {
+    name: EVERY[name]
+    for name in ("ula", "underdamped", "mclmc", "annealed-langevin", "block-gibbs")
+}
 WEIGHTED = {name: EVERY[name] for name in ("ais", "smc")}
 METROPOLIS = {name: solver for name, solver in EVERY.items() if name not in UNADJUSTED | WEIGHTED}
 EVERY = EVERY | UNADJUSTED
 DISCRETE = [name for name, solver in EVERY.items() if "states" in solver.needs]
 PARTLY = ["nuts", "parallel-tempering"]  # of whose trajectories or replicas a part may be sound
-LATE = ["annealed-langevin", "block-gibbs"]  # which look at a place only when they leave it, or never
+LATE = [
+    "annealed-langevin",
+    "block-gibbs",
+]  # which look at a place only when they leave it, or never
 TUNED = {
     "hmc": stk.HMC(),
     "chees": stk.ChEES(),
@@ -88,7 +96,9 @@ class InjuredStates(Injured):
 
     def gibbs(self, x, u, row):
         weights = torch.tensor(self.states, dtype=x.dtype).square().div(-2).softmax(0)
-        x = torch.tensor(self.states, dtype=x.dtype)[torch.searchsorted(weights.cumsum(0), u).clamp(max=3)]
+        x = torch.tensor(self.states, dtype=x.dtype)[
+            torch.searchsorted(weights.cumsum(0), u).clamp(max=3)
+        ]
         return self._or_there(x, NAN if self.there != (None, None) else None, x, row)
 
 
@@ -104,21 +114,31 @@ INJURIES = {
 
 def target(name, injury=None):
     """The field for a solver, with an injury or sound."""
-    return (InjuredStates if name in DISCRETE else Injured)(**({} if injury is None else INJURIES[injury]))
+    return (InjuredStates if name in DISCRETE else Injured)(
+        **({} if injury is None else INJURIES[injury])
+    )
 
 
 def start(name):
     """From N(0, I), of which one in fifteen is beyond the edge, or anywhere on the grid, one in four."""
     noise = stk.Noise(SEED, CHAINS, dtype=torch.float64)
     if name in DISCRETE:
-        return torch.tensor(InjuredStates.states, dtype=torch.float64)[(4 * noise.uniform(0, 0, (2,))).long()]
+        return torch.tensor(InjuredStates.states, dtype=torch.float64)[
+            (4 * noise.uniform(0, 0, (2,))).long()
+        ]
     return noise.normal(0, 0, (2,))
 
 
 def sample(field, solver, init, **options):
     run = {} if is_grid(solver) else {"steps": STEPS}
     return stk.sample(
-        field, solver, init=init, seed=SEED, cond={"row": torch.arange(len(init))}, keep="all", **(run | options)
+        field,
+        solver,
+        init=init,
+        seed=SEED,
+        cond={"row": torch.arange(len(init))},
+        keep="all",
+        **(run | options),
     )
 
 
@@ -167,9 +187,12 @@ def hold_to_the_law(name, injury, solver):
 
 
 @pytest.mark.parametrize(
-    "injury", slow_but(INJURIES, "NaN", "infinite energy", "infinite gradient", "NaN after 20 calls")
+    "injury",
+    slow_but(INJURIES, "NaN", "infinite energy", "infinite gradient", "NaN after 20 calls"),
 )
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "smc"])  # where chains go on from where others are
+@pytest.mark.parametrize(
+    "name", [name for name in EVERY if name != "smc"]
+)  # where chains go on from where others are
 def test_a_chain_is_where_the_sound_field_leads_it_or_where_it_was(name, injury):
     for step in hold_to_the_law(name, injury, EVERY[name]):
         if name in UNADJUSTED:
@@ -188,8 +211,7 @@ class Forgiving(stk.ULA):
 
 
 @pytest.mark.parametrize(
-    ("name", "mutant"),
-    [("mala", mutants.NaNIsReplaced(0.3)), ("ula", Forgiving(0.2))],
+    ("name", "mutant"), [("mala", mutants.NaNIsReplaced(0.3)), ("ula", Forgiving(0.2))]
 )
 def test_the_law_catches_made_up_places(name, mutant):
     with pytest.raises(AssertionError):
@@ -248,11 +270,16 @@ def test_no_chain_stays_where_it_may_go_on(name):
 def test_tuning_hides_no_failure(name):
     """Among chains of which some start beyond the edge: those are flagged, the others sample and never go there."""
     init = start(name)
-    draws, far = sample(target(name, "infinite energy"), TUNED[name], init, warmup=100, steps=200), init[:, 0] > EDGE
+    draws, far = (
+        sample(target(name, "infinite energy"), TUNED[name], init, warmup=100, steps=200),
+        init[:, 0] > EDGE,
+    )
     assert bool(draws.x.isfinite().all())
     assert torch.equal((draws.x[..., 0] > EDGE).any(1), far)
     assert bool((draws.failed_at[far] == 0).all())
-    if name == "mclmc":  # unadjusted: in warmup it stays inside, afterwards it fails where it leaves
+    if (
+        name == "mclmc"
+    ):  # unadjusted: in warmup it stays inside, afterwards it fails where it leaves
         assert bool((draws.failed_at[~far & ~draws.ok] > 99).all())
     else:
         assert torch.equal(draws.ok, ~far)
@@ -283,7 +310,10 @@ def test_a_failing_chain_leaves_no_trace_in_its_neighbours(name):
 def test_what_is_tuned_is_what_it_would_be_without_the_failing_chain(name):
     init = start(name)
     init[-1] = 2.0
-    whole, without = (sample(target(name, "NaN"), TUNED[name], part, warmup=60, steps=10) for part in (init, init[:-1]))
+    whole, without = (
+        sample(target(name, "NaN"), TUNED[name], part, warmup=60, steps=10)
+        for part in (init, init[:-1])
+    )
     assert whole.failed_at[-1] == 0
     assert torch.equal(whole.x[:-1], without.x)
     for leaf, value in without.tuned.items():
@@ -296,9 +326,13 @@ def test_what_is_tuned_is_what_it_would_be_without_the_failing_chain(name):
 QUARTIC = stk.Energy(lambda x, row: x.pow(4).sum(1) / 4, (2,))
 WILD = {  # without the microcanonical solvers, whose steps have the length that they are given
     "ula": stk.ULA(5.0),
-    "preconditioned-langevin unadjusted": stk.PreconditionedLangevin(5.0, metric="none", adjusted=False),
+    "preconditioned-langevin unadjusted": stk.PreconditionedLangevin(
+        5.0, metric="none", adjusted=False
+    ),
     "underdamped": stk.Underdamped(5.0),
-    "annealed-langevin": stk.AnnealedLangevin(levels=(2.0, 1.0), steps_per_level=STEPS // 2, step_size=5.0),
+    "annealed-langevin": stk.AnnealedLangevin(
+        levels=(2.0, 1.0), steps_per_level=STEPS // 2, step_size=5.0
+    ),
     "mala": stk.MALA(5.0),
     "preconditioned-langevin": stk.PreconditionedLangevin(5.0, metric="none"),
     "ghmc": stk.GHMC(5.0),
@@ -315,7 +349,9 @@ def test_a_step_too_large_is_flagged_or_rejected(name, dtype):
     draws = sample(QUARTIC, WILD[name], init)
     assert bool(draws.x.isfinite().all())
     if name in UNADJUSTED:
-        beyond = stk.Status.DIVERGED.name if name == "annealed-langevin" else "NONFINITE"  # which a grid may be before
+        beyond = (
+            stk.Status.DIVERGED.name if name == "annealed-langevin" else "NONFINITE"
+        )  # which a grid may be before
         assert sum(draws.failures.values()) == 4
         assert set(draws.failures) <= {beyond, "NONFINITE"}
         assert bool((draws.final.abs() >= 30).all())

@@ -44,7 +44,9 @@ def truth(field, x, t):
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
 class TestPaths:
     def test_derivatives(self, path):
-        t = torch.tensor([0.013, 0.11, 0.31, 0.51, 0.77, 0.97], dtype=torch.float64)  # between the tabulated knots
+        t = torch.tensor(
+            [0.013, 0.11, 0.31, 0.51, 0.77, 0.97], dtype=torch.float64
+        )  # between the tabulated knots
         h = 1e-6
         point = path(t)
         for name in ("alpha", "sigma"):
@@ -90,7 +92,11 @@ def test_every_conversion_is_exact_or_says_that_it_is_singular(path, shape):
                 got = convert(values[source], x, t, path, source, target)
                 scale = 1 + values[target].abs().max()
                 torch.testing.assert_close(
-                    got / scale, values[target] / scale, rtol=0, atol=2e-8, msg=f"{source}->{target} at {t}"
+                    got / scale,
+                    values[target] / scale,
+                    rtol=0,
+                    atol=2e-8,
+                    msg=f"{source}->{target} at {t}",
                 )
                 rows = torch.full((batch,), t, dtype=torch.float64)
                 by_rows = convert(values[source], x, rows, path, source, target)
@@ -99,7 +105,9 @@ def test_every_conversion_is_exact_or_says_that_it_is_singular(path, shape):
     assert (singular > 0) == (0.0 in ends)
 
 
-@pytest.mark.parametrize(("source", "target"), [("data", "velocity"), ("noise", "data"), ("score", "data")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("data", "velocity"), ("noise", "data"), ("score", "data")]
+)
 def test_singular_ends_of_the_linear_path(source, target):
     t = 1.0 if source == "data" else 0.0
     x = torch.ones(2, 2)
@@ -121,7 +129,9 @@ def test_diffusion_of_any_prediction_is_the_same_field(path, predicts):
         ("noise", "noise"),
         ("v", "v"),
     ):
-        torch.testing.assert_close(getattr(field, method)(x, 0.4), values[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            getattr(field, method)(x, 0.4), values[name], rtol=1e-6, atol=1e-7
+        )
     torch.testing.assert_close(field.at(0.4).score(x), values["score"], rtol=1e-6, atol=1e-7)
 
 
@@ -135,7 +145,10 @@ def test_ring_numbers():
     torch.testing.assert_close(smoothed.log_prob_at(x, 1.0), expected, rtol=0, atol=1e-9)
     point = torch.tensor([[0.5, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(
-        smoothed.denoise(point, 1.0), torch.tensor([[0.8297117380, 0.0]], dtype=torch.float64), rtol=0, atol=1e-9
+        smoothed.denoise(point, 1.0),
+        torch.tensor([[0.8297117380, 0.0]], dtype=torch.float64),
+        rtol=0,
+        atol=1e-9,
     )
 
 
@@ -156,7 +169,8 @@ def test_tempered_and_product():
     torch.testing.assert_close(both.score(x), ring.score(x) + other.score(x))
     timed = stk.product(ring.noised(stk.VP()), other.noised(stk.VP()))
     torch.testing.assert_close(
-        timed.score(x, 0.5), ring.noised(stk.VP()).score(x, 0.5) + other.noised(stk.VP()).score(x, 0.5)
+        timed.score(x, 0.5),
+        ring.noised(stk.VP()).score(x, 0.5) + other.noised(stk.VP()).score(x, 0.5),
     )
     with pytest.raises(stk.MissingCapability, match="energy"):
         stk.product(ring, stk.Score(ring.score, (2,))).energy(x)
@@ -177,8 +191,12 @@ def test_guidance_weight_one_means_none():
     conditional, free = field.score(x, 0.3, label=label), field.score(x, 0.3)
     for weight in (0.0, 1.0, 3.0):
         guided = stk.guided(field, weight, null={"label": None})
-        torch.testing.assert_close(guided.score(x, 0.3, label=label), free + weight * (conditional - free))
-    apart = stk.guided(field, 3.0, unconditional=stk.Diffusion(lambda x, t: -x, (2,), path, "noise"))
+        torch.testing.assert_close(
+            guided.score(x, 0.3, label=label), free + weight * (conditional - free)
+        )
+    apart = stk.guided(
+        field, 3.0, unconditional=stk.Diffusion(lambda x, t: -x, (2,), path, "noise")
+    )
     torch.testing.assert_close(apart.score(x, 0.3, label=label), free + 3 * (conditional - free))
 
 
@@ -196,17 +214,23 @@ def test_from_timesteps_sees_integers_and_the_right_ones():
     stk.sample(field, stk.ProbabilityFlow("euler", steps=steps), chains=2)
     assert seen == list(range(steps - 1, -1, -1))
     for k in (0, 4, 9):
-        assert float(field.path.alpha(1 - (k + 1) / steps)) == pytest.approx(math.sqrt(float(table[k])), rel=1e-6)
+        assert float(field.path.alpha(1 - (k + 1) / steps)) == pytest.approx(
+            math.sqrt(float(table[k])), rel=1e-6
+        )
 
 
 def test_reversed_time_and_sigma_adapters_give_the_same_flow():
     exact = ring_mixture().noised(stk.VE(0.01, 20.0))
     x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     by_sigma = stk.from_sigmas(
-        lambda x, sigma: ring_mixture()._parts(x, torch.ones_like(sigma), sigma)[2], (2,), stk.VE(0.01, 20.0)
+        lambda x, sigma: ring_mixture()._parts(x, torch.ones_like(sigma), sigma)[2],
+        (2,),
+        stk.VE(0.01, 20.0),
     )
     torch.testing.assert_close(by_sigma.velocity(x, 0.4), exact.velocity(x, 0.4))
-    backwards = stk.from_reversed_time(lambda x, s: -exact.velocity(x, 1 - s), (2,), stk.VE(0.01, 20.0))
+    backwards = stk.from_reversed_time(
+        lambda x, s: -exact.velocity(x, 1 - s), (2,), stk.VE(0.01, 20.0)
+    )
     torch.testing.assert_close(backwards.velocity(x, 0.4), exact.velocity(x, 0.4))
 
 
@@ -221,7 +245,10 @@ class TestFromDistribution:
         field = stk.from_distribution(mixture)
         n = 20_000
         x = field.draw(n, stk.Noise(0, n))
-        assert abs(float((x[:, 0] < 2).float().mean()) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / n) + 0.03 * 0.25
+        assert (
+            abs(float((x[:, 0] < 2).float().mean()) - 0.25)
+            < 5 * math.sqrt(0.25 * 0.75 / n) + 0.03 * 0.25
+        )
         stein = (field.score(x) * x).sum(1)
         assert abs(float(stein.mean()) + 2) < 5 * float(stein.std()) / math.sqrt(n)
         torch.testing.assert_close(field.energy(x), -mixture.log_prob(x))
@@ -235,7 +262,9 @@ class TestFromDistribution:
         ],
         ids=lambda d: type(d).__name__,
     )
-    def test_outside_the_support_the_energy_is_infinite_and_the_inside_keeps_its_gradient(self, distribution):
+    def test_outside_the_support_the_energy_is_infinite_and_the_inside_keeps_its_gradient(
+        self, distribution
+    ):
         field = stk.from_distribution(distribution)
         x = torch.tensor([0.5, -7.0])
         assert field.energy(x)[1] == torch.inf
@@ -271,12 +300,16 @@ class TestResolve:
             def energy(self, x):
                 return x.square().sum(1) / 2
 
-        torch.testing.assert_close(resolve(Theirs(), {"score"}).score(torch.ones(3, 2)), -torch.ones(3, 2))
+        torch.testing.assert_close(
+            resolve(Theirs(), {"score"}).score(torch.ones(3, 2)), -torch.ones(3, 2)
+        )
 
     def test_condition_rows_reach_the_model(self):
         field = stk.Energy(lambda x, center: (x - center).square().sum(1) / 2, (2,))
         center = torch.arange(6.0)[:, None].expand(6, 2) * 10
-        draws = stk.sample(field, stk.MALA(0.5), chains=6, steps=200, warmup=200, cond={"center": center}, batch=4)
+        draws = stk.sample(
+            field, stk.MALA(0.5), chains=6, steps=200, warmup=200, cond={"center": center}, batch=4
+        )
         assert float((draws.x.mean(1) - center).abs().max()) < 1.0
 
 
@@ -284,11 +317,14 @@ def test_wrong_shapes_from_a_model_are_named():
     with pytest.raises(stk.InvalidArgument, match="energy: expected a tensor of shape"):
         stk.sample(stk.Energy(lambda x: x.sum(), (2,)), stk.ULA(0.1), chains=3, steps=2)
     with pytest.raises(stk.InvalidArgument, match="noise: expected a tensor of shape"):
-        stk.sample(stk.Diffusion(lambda x, t: x[:, :1], (2,)), stk.ProbabilityFlow(steps=2), chains=3)
+        stk.sample(
+            stk.Diffusion(lambda x, t: x[:, :1], (2,)), stk.ProbabilityFlow(steps=2), chains=3
+        )
 
 
 @pytest.mark.parametrize(
-    "table", [[0.9, 0.1], [0.99, 0.98, 0.2, 0.19, 1e-5], torch.linspace(0.9999, 2e-4, 1000).double()]
+    "table",
+    [[0.9, 0.1], [0.99, 0.98, 0.2, 0.19, 1e-5], torch.linspace(0.9999, 2e-4, 1000).double()],
 )
 def test_a_table_is_met_exactly_and_smooth_between(table):
     path = stk.Tabulated(table)
@@ -302,10 +338,15 @@ def test_a_table_is_met_exactly_and_smooth_between(table):
     inside = t[1:-1]
     h = 1e-6
     torch.testing.assert_close(
-        (path.alpha(inside + h) - path.alpha(inside - h)) / (2 * h), path.dalpha(inside), rtol=1e-5, atol=1e-6
+        (path.alpha(inside + h) - path.alpha(inside - h)) / (2 * h),
+        path.dalpha(inside),
+        rtol=1e-5,
+        atol=1e-6,
     )
     log_snr = 2 * (path.alpha(inside).log() - path.sigma(inside).log())
     torch.testing.assert_close(path.t(log_snr), inside, rtol=0, atol=1e-11)
     knots = at[at > 0]
     jump = path.dalpha(knots + 1e-9) - path.dalpha(knots - 1e-9)
-    assert float(jump.abs().max()) < 1e-4 * float(path.dalpha(t).max())  # a table of straight pieces jumps
+    assert float(jump.abs().max()) < 1e-4 * float(
+        path.dalpha(t).max()
+    )  # a table of straight pieces jumps

@@ -61,7 +61,9 @@ def resumed(path):
             raise Stop
         return x.square().sum(1) / 2
 
-    return stk.sample(stk.Energy(energy, (2,)), stk.ULA(0.1), checkpoint=path, chains=3, steps=40, batch=2, seed=1)
+    return stk.sample(
+        stk.Energy(energy, (2,)), stk.ULA(0.1), checkpoint=path, chains=3, steps=40, batch=2, seed=1
+    )
 
 
 def training(path):
@@ -81,7 +83,9 @@ WRITERS = {
     "run in flight": stopped_run,
     "fit": training,
     "draws": lambda path: draws().save(path, force=True),
-    "weights": lambda path: Stored("m", {"width": 3}, {"a": torch.ones(2, 3), "mean": torch.zeros(2)}).save(path),
+    "weights": lambda path: Stored(
+        "m", {"width": 3}, {"a": torch.ones(2, 3), "mean": torch.zeros(2)}
+    ).save(path),
 }
 READERS = {
     "run": run,
@@ -186,7 +190,9 @@ def sealed_bytes(kind, tensors, header, about=None):
     import hashlib
 
     about = {"format": 1, "kind": kind, "header": header} | (about or {})
-    text = json.dumps(about | {"seal": "0" * 64}) if not isinstance(header, bytes) else header.decode()
+    text = (
+        json.dumps(about | {"seal": "0" * 64}) if not isinstance(header, bytes) else header.decode()
+    )
     content = save(tensors, {"scoretk": text})
     return content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode())
 
@@ -222,7 +228,15 @@ def forged(header):
         yield header | {"settings": {k: v for k, v in header["settings"].items() if k != key}}
         yield header | {"settings": header["settings"] | {key: [header["settings"][key]]}}
     yield header | {"settings": header["settings"] | {"more": 1}}
-    yield from (header | {"more": 1}, [], 3, "text", None, [header], {"settings": header["settings"]})
+    yield from (
+        header | {"more": 1},
+        [],
+        3,
+        "text",
+        None,
+        [header],
+        {"settings": header["settings"]},
+    )
 
 
 class TestHeadersMadeByHand:
@@ -235,7 +249,9 @@ class TestHeadersMadeByHand:
         assert len(headers) >= 200
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        wrong = [h for h in headers if accepted("run in flight", path, sealed_bytes("run", tensors, h))]
+        wrong = [
+            h for h in headers if accepted("run in flight", path, sealed_bytes("run", tensors, h))
+        ]
         assert wrong == []
 
     @pytest.mark.parametrize(
@@ -267,7 +283,10 @@ class TestHeadersMadeByHand:
         structure = [name for name in found if not (kind == "fit" and name != "structure")]
         for name in structure:
             value = found[name]
-            others = {"longer": torch.cat([value, value]) if value.ndim else value[None], "deeper": value[None]}
+            others = {
+                "longer": torch.cat([value, value]) if value.ndim else value[None],
+                "deeper": value[None],
+            }
             if "record" not in name and name != "x":
                 others["of another kind"] = value.to(torch.int32)
                 assert refused(lambda tensors, n=name: tensors.pop(n)), name
@@ -291,7 +310,20 @@ class TestPlaces:
 
     @pytest.mark.parametrize(
         "name",
-        ["a\0b", "n" * 300, "x/", "file/through", "loop", "folder", "nowhere/x", "\ud800", "", b"bytes", 3, ("a",)],
+        [
+            "a\0b",
+            "n" * 300,
+            "x/",
+            "file/through",
+            "loop",
+            "folder",
+            "nowhere/x",
+            "\ud800",
+            "",
+            b"bytes",
+            3,
+            ("a",),
+        ],
         ids=lambda n: repr(n)[:16],
     )
     def test_what_cannot_be_a_file_is_refused_at_once(self, tmp_path, name):
@@ -306,7 +338,9 @@ class TestPlaces:
                 make()
 
     @pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
-    def test_what_is_no_file_is_refused_at_once_and_not_waited_for(self, tmp_path, monkeypatch, kind):
+    def test_what_is_no_file_is_refused_at_once_and_not_waited_for(
+        self, tmp_path, monkeypatch, kind
+    ):
         monkeypatch.chdir(tmp_path)  # a socket's path is short
         endings = (".safetensors", ".npy", ".csv", ".npz", "")
         for path in (Path("x" + ending) for ending in endings):
@@ -352,7 +386,13 @@ class TestPlaces:
         alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         try:
             path = tmp_path / "c"
-            stays = [f".c.{alive.pid}.tmp", ".cc.1.tmp", ".c.tmp", ".c.12x.tmp", f"c.{gone.pid}.tmp"]
+            stays = [
+                f".c.{alive.pid}.tmp",
+                ".cc.1.tmp",
+                ".c.tmp",
+                ".c.12x.tmp",
+                f"c.{gone.pid}.tmp",
+            ]
             goes = [f".c.{gone.pid}.tmp", f".c.{os.getpid()}.tmp", ".c.99999999999999999999999.tmp"]
             for name in stays + goes:
                 (tmp_path / name).write_bytes(b"part")
@@ -384,10 +424,23 @@ def bytes_of(save, *arrays, **named):
 
 ARRAYS = {
     ".npy": [
-        bytes_of(np.save, a) for a in (np.ones((3, 2)), np.ones((3, 2), "i4"), np.ones((2, 2), "c8"), np.array(["a"]))
+        bytes_of(np.save, a)
+        for a in (np.ones((3, 2)), np.ones((3, 2), "i4"), np.ones((2, 2), "c8"), np.array(["a"]))
     ],
-    ".npz": [bytes_of(np.savez, a=np.ones((3, 2))), bytes_of(np.savez_compressed, a=np.ones((2, 2)), b=np.ones(3))],
-    ".csv": [b"1,2\n3,4\n", b"a,b\n1,2\n", b"\xff\xfe1,2", b"1,2\n3\n", b"", b"a,b\n", b"1,,2\n", b"1,2\x00\n"],
+    ".npz": [
+        bytes_of(np.savez, a=np.ones((3, 2))),
+        bytes_of(np.savez_compressed, a=np.ones((2, 2)), b=np.ones(3)),
+    ],
+    ".csv": [
+        b"1,2\n3,4\n",
+        b"a,b\n1,2\n",
+        b"\xff\xfe1,2",
+        b"1,2\n3\n",
+        b"",
+        b"a,b\n",
+        b"1,,2\n",
+        b"1,2\x00\n",
+    ],
 }
 
 

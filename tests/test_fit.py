@@ -15,7 +15,9 @@ from tests.marks import slow_but, slow_rows_but
 from tests.test_cli import run
 
 SHORT = ("--set", "steps=3", "--set", "width=16")
-TRAINABLE = [e.name for e in stk.list_models() if e.id.startswith("scoretk/") and stk.describe(e.id).trainer]
+TRAINABLE = [
+    e.name for e in stk.list_models() if e.id.startswith("scoretk/") and stk.describe(e.id).trainer
+]
 BINARY = ["digits-fvsbn", "digits-nade", "digits-rbm", "digits-vae-binary"]
 LABELLED = ["digits-class-diffusion", "digits-jem"]
 OF_EACH_FAMILY = {stk.describe(name).family: name for name in reversed(TRAINABLE)}.values()
@@ -90,10 +92,15 @@ def test_fit_writes_weights_of_a_users_data_that_load_takes(capsys, tmp_path, na
     assert getattr(field, "data_shape", field.event_shape) == shape
     made = read_weights(out, name).notes["command"]
     assert made.startswith(f"scoretk fit {name} --data FILE --seed 0 --set ")
-    assert all(f"--set {k}={'FILE' if k in ('labels', 'start') else v}" in made for k, v in settings.items())
+    assert all(
+        f"--set {k}={'FILE' if k in ('labels', 'start') else v}" in made
+        for k, v in settings.items()
+    )
     spec = stk.describe(name)
     solver = natural_solver(spec)
-    code, _, err = run(capsys, "sample", name, "--param", f"weights={out}", "--solver", *solver, "--chains", 4)
+    code, _, err = run(
+        capsys, "sample", name, "--param", f"weights={out}", "--solver", *solver, "--chains", 4
+    )
     assert code == 0, err
     if "draw" in spec.provides:
         assert field.draw(4, stk.Noise(0, 4)).isfinite().all()
@@ -113,12 +120,19 @@ KILLED += [
     (name, 5, {}) for name in ("digits-gan", "digits-wgan")
 ]  # the critic's turn alone, after the game's four steps
 KILLED += [("digits-rbm", 2, {"method": method}) for method in ("cd", "tempered")]
-QUICK = [(name, 2, {}) for name in OF_EACH_FAMILY] + [("digits-gan", 5, {}), ("digits-rbm", 2, {"method": "tempered"})]
+QUICK = [(name, 2, {}) for name in OF_EACH_FAMILY] + [
+    ("digits-gan", 5, {}),
+    ("digits-rbm", 2, {"method": "tempered"}),
+]
 
 
 @pytest.mark.parametrize(("name", "evaluations", "more"), slow_rows_but(KILLED, *QUICK))
 def test_a_killed_fit_goes_on_from_its_checkpoint(capsys, tmp_path, name, evaluations, more):
-    (data, settings, _), saved, out = of_a_user(tmp_path, name), tmp_path / "c", tmp_path / "w.safetensors"
+    (data, settings, _), saved, out = (
+        of_a_user(tmp_path, name),
+        tmp_path / "c",
+        tmp_path / "w.safetensors",
+    )
     settings, array, seen = settings | more, read_array(data), []
 
     def kill(progress):
@@ -137,13 +151,21 @@ def test_a_killed_fit_goes_on_from_its_checkpoint(capsys, tmp_path, name, evalua
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_checkpoint_serves_no_other_run(capsys, tmp_path, name):
-    (data, settings, _), saved, out = of_a_user(tmp_path, name), tmp_path / "c", tmp_path / "w.safetensors"
-    fit = command(name, data, settings | {"steps": 1} | ({"refine": 1} if "refine" in settings else {}))
+    (data, settings, _), saved, out = (
+        of_a_user(tmp_path, name),
+        tmp_path / "c",
+        tmp_path / "w.safetensors",
+    )
+    fit = command(
+        name, data, settings | {"steps": 1} | ({"refine": 1} if "refine" in settings else {})
+    )
     assert run(capsys, *fit, "--checkpoint", saved, "-o", out)[0] == 0
     before = saved.read_bytes()
 
     def refused(*more):
-        code, _, err = run(capsys, *fit, *more, "--checkpoint", saved, "-o", tmp_path / "other.safetensors")
+        code, _, err = run(
+            capsys, *fit, *more, "--checkpoint", saved, "-o", tmp_path / "other.safetensors"
+        )
         assert saved.read_bytes() == before
         assert not (tmp_path / "other.safetensors").exists()
         return code == 1 and "another run" in err
@@ -162,7 +184,14 @@ def test_labels_are_taken_as_a_tensor_or_from_a_file(capsys, tmp_path, name):
     data, settings, _ = of_a_user(tmp_path, name)
     known = torch.arange(40) % 3
     np.savetxt(tmp_path / "labels.csv", known, header="label", comments="")
-    given = (settings["labels"], tmp_path / "labels.npy", tmp_path / "labels.csv", known, known.double(), known.numpy())
+    given = (
+        settings["labels"],
+        tmp_path / "labels.npy",
+        tmp_path / "labels.csv",
+        known,
+        known.double(),
+        known.numpy(),
+    )
     found = [stk.train(name, read_array(data), **settings | {"labels": labels}) for labels in given]
     assert found[0].settings["classes"] == 3
     for stored in found[1:]:
@@ -188,7 +217,11 @@ def test_labels_are_taken_as_a_tensor_or_from_a_file(capsys, tmp_path, name):
 
 def test_a_trainer_without_checkpoints_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(FromNoise, "train", lambda _, data=None, *, seed=0, report=None: Stored("digits-flow", {}, {}))
+    monkeypatch.setattr(
+        FromNoise,
+        "train",
+        lambda _, data=None, *, seed=0, report=None: Stored("digits-flow", {}, {}),
+    )
     code, _, err = run(capsys, "fit", "digits-flow", "--checkpoint", "c")
     assert code == 2
     assert "keeps no checkpoints" in err
@@ -204,7 +237,9 @@ def test_without_data_the_models_own_are_used(name):
 
 def test_a_csv_without_headings_and_one_column(tmp_path):
     (tmp_path / "x.csv").write_text("1\n2\n3.5\n")
-    torch.testing.assert_close(read_array(tmp_path / "x.csv"), torch.tensor([[1.0], [2.0], [3.5]]).double())
+    torch.testing.assert_close(
+        read_array(tmp_path / "x.csv"), torch.tensor([[1.0], [2.0], [3.5]]).double()
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,7 +262,9 @@ def test_bad_data_are_wrong_use(capsys, tmp_path, content, said):
         path.write_bytes(content)
     else:
         np.save(path, content)
-    code, _, err = run(capsys, "fit", "digits-flow", "--data", path, *SHORT, "-o", tmp_path / "w.safetensors")
+    code, _, err = run(
+        capsys, "fit", "digits-flow", "--data", path, *SHORT, "-o", tmp_path / "w.safetensors"
+    )
     assert code == 2
     assert "data" in err
     assert said in err
@@ -302,12 +339,22 @@ def test_a_trainer_that_diverges_is_a_failed_run(capsys, tmp_path):
 
 
 def test_a_spec_with_a_trainer_takes_weights():
-    given = {"name": "m", "family": "f", "factory": "p:b", "provides": {"energy"}, "event_shape": (2,), "summary": "s"}
+    given = {
+        "name": "m",
+        "family": "f",
+        "factory": "p:b",
+        "provides": {"energy"},
+        "event_shape": (2,),
+        "summary": "s",
+    }
     with pytest.raises(stk.InvalidArgument, match="weights"):
         stk.ModelSpec(**given, trainer="p:train")
     with pytest.raises(stk.InvalidArgument, match="trainer"):
         stk.ModelSpec(**given, trainer="train", parameters={"weights": None})
-    assert stk.ModelSpec(**given, trainer="p:train", parameters={"weights": None}).as_dict()["trainer"] == "p:train"
+    assert (
+        stk.ModelSpec(**given, trainer="p:train", parameters={"weights": None}).as_dict()["trainer"]
+        == "p:train"
+    )
 
 
 def test_stored_saves_itself(tmp_path):

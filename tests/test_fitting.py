@@ -19,7 +19,17 @@ from scoretk.learn.resume import from_tensors, packed, to_tensors, unpacked
 from scoretk.models.digits.flow_matching import FLOW
 from scoretk.models.digits.stored import read_weights
 from tests.marks import slow_but
-from tests.trainings import KINDS, PARTED, RECIPE, contrastive, deterministic, game, network, noisy, rows
+from tests.trainings import (
+    KINDS,
+    PARTED,
+    RECIPE,
+    contrastive,
+    deterministic,
+    game,
+    network,
+    noisy,
+    rows,
+)
 
 ROOT = Path(__file__).parent.parent
 WHOLE = replace(PARTED, parts=1)
@@ -30,7 +40,9 @@ def equal(a, b):
 
 
 def near(a, b):
-    return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5) for name in a)
+    return a.keys() == b.keys() and all(
+        torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5) for name in a
+    )
 
 
 class Weight(nn.Module):
@@ -56,7 +68,9 @@ def stop_after(step):
 class TestResume:
     @pytest.mark.parametrize("recipe", slow_but([WHOLE, PARTED], PARTED), ids=["whole", "parts"])
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(self, tmp_path, kind, recipe):
+    def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(
+        self, tmp_path, kind, recipe
+    ):
         straight = KINDS[kind](recipe)
         for at in ([2, 4, 10], [12]):
             path = tmp_path / f"{at}.checkpoint"
@@ -69,7 +83,9 @@ class TestResume:
             assert done.history == straight.history
             assert done.step == straight.step
             assert told == straight.history[at[-1] // 2 :]
-            again = KINDS[kind](recipe, checkpoint=path, report=stop_after(0))  # nothing is left to do
+            again = KINDS[kind](
+                recipe, checkpoint=path, report=stop_after(0)
+            )  # nothing is left to do
             assert equal(again.weights, straight.weights)
 
     def test_a_stop_between_evaluations_goes_back_to_the_last(self, tmp_path):
@@ -85,18 +101,26 @@ class TestResume:
         for _ in range(2):
             with pytest.raises(Stop):
                 fit(net, loss, rows(), RECIPE, checkpoint=tmp_path / "c")
-            calls[:] = [1] * 5  # the second run starts at step 6 and ends, two steps on, inside the same interval
+            calls[:] = (
+                [1] * 5
+            )  # the second run starts at step 6 and ends, two steps on, inside the same interval
         assert equal(deterministic(checkpoint=tmp_path / "c").weights, straight.weights)
 
     @pytest.mark.parametrize(
         ("make", "said"),
         [
             (lambda p: deterministic(replace(RECIPE, steps=24), checkpoint=p), "recipe"),
-            (lambda p: deterministic(replace(RECIPE, optimiser=torch.optim.SGD), checkpoint=p), "SGD"),
+            (
+                lambda p: deterministic(replace(RECIPE, optimiser=torch.optim.SGD), checkpoint=p),
+                "SGD",
+            ),
             (lambda p: deterministic(seed=1, checkpoint=p), "seed: 0 there, 1 here"),
             (lambda p: deterministic(settings={"smoothing": 0.1}, checkpoint=p), "smoothing"),
             (lambda p: noisy(RECIPE, checkpoint=p), "weights"),
-            (lambda p: fit(network(2), lambda x, _: x.sum(1), rows(61), RECIPE, checkpoint=p), "data"),
+            (
+                lambda p: fit(network(2), lambda x, _: x.sum(1), rows(61), RECIPE, checkpoint=p),
+                "data",
+            ),
         ],
     )
     def test_another_runs_checkpoint_is_refused(self, tmp_path, make, said):
@@ -153,10 +177,19 @@ class TestResume:
 def folder(tmp_path_factory):
     """What two gloo processes wrote."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     program = [str(ROOT / "tests" / "trainings.py"), str(folder)]
-    done = subprocess.run(command + program, check=False, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        command + program, check=False, capture_output=True, text=True, env=environment, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -205,7 +238,9 @@ class TestSeveralProcesses:
             deterministic(replace(PARTED, parts=16))
 
     def test_a_state_that_cannot_be_parted_is_refused(self):
-        state = type("Counter", (), {"state_dict": lambda self: {}, "load_state_dict": lambda self, _: None})()
+        state = type(
+            "Counter", (), {"state_dict": lambda self: {}, "load_state_dict": lambda self, _: None}
+        )()
         with pytest.raises(stk.InvalidArgument, match="for_part"):
             deterministic(PARTED, state=state)
 
@@ -219,7 +254,15 @@ class TestPlayers:
 
         players = [Player("a", nets["a"], loss, steps=3), Player("b", nets["b"], loss)]
         slope = partial(torch.optim.SGD, lr=0.5)
-        recipe = Recipe(10, held_out=0.0, optimiser=slope, clip=9.0, schedule="constant", decay=0.0, evaluations=10)
+        recipe = Recipe(
+            10,
+            held_out=0.0,
+            optimiser=slope,
+            clip=9.0,
+            schedule="constant",
+            decay=0.0,
+            evaluations=10,
+        )
         done = fit(nets, players, rows(), recipe)
         assert nets["a"].weight.tolist() == [-15, -15]
         assert nets["b"].weight.tolist() == [-5, -5]
@@ -262,7 +305,10 @@ class TestHealth:
         def loss(x, _):
             if net.training:
                 calls.append(1)
-            return net(x).square().sum(1), {"call": len(calls), "twice": torch.tensor(2.0 * len(calls))}
+            return net(x).square().sum(1), {
+                "call": len(calls),
+                "twice": torch.tensor(2.0 * len(calls)),
+            }
 
         done = fit(net, loss, rows(), RECIPE)
         assert [p.health["call"] for p in done.history] == [1.5, 3.5, 5.5, 7.5, 9.5, 11.5]
@@ -327,7 +373,13 @@ class TestFailure:
     def test_a_held_out_value_that_is_nan_stops_too(self):
         net = network(2)
         with pytest.raises(stk.FitFailure, match="step 2"):
-            fit(net, lambda x, _: net(x).sum(1), rows(), RECIPE, evaluate=lambda x, _: x.sum() * math.nan)
+            fit(
+                net,
+                lambda x, _: net(x).sum(1),
+                rows(),
+                RECIPE,
+                evaluate=lambda x, _: x.sum() * math.nan,
+            )
 
 
 def test_the_average_is_of_the_tied_weights_too():
@@ -335,6 +387,8 @@ def test_the_average_is_of_the_tied_weights_too():
     net = nn.ModuleDict({"a": network(2), "b": network(2)})
     net["b"][0].weight = net["a"][0].weight
     before = net["a"][0].weight.detach().clone()
-    done = fit(net, lambda x, _: (net["b"](net["a"](x)) - x).square().sum(1), rows(), Recipe(30, batch=16))
+    done = fit(
+        net, lambda x, _: (net["b"](net["a"](x)) - x).square().sum(1), rows(), Recipe(30, batch=16)
+    )
     assert torch.equal(done.weights["a.0.weight"], done.weights["b.0.weight"])
     assert not torch.equal(done.weights["a.0.weight"], before)

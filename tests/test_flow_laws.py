@@ -32,7 +32,9 @@ WITHIN = {
     "posterior": stk.posterior(stk.product(F, G), NEAR),
     "by a classifier": stk.classifier_guided(stk.tempered(F, 2.0), lambda x, t: -x.square().sum(1)),
     "mixture": MixtureTimed((F, stk.tempered(G, 2.0)), (-0.7, -0.7)),
-    "four deep": stk.guided(stk.posterior(stk.guided(stk.product(F), 2.0, stk.product(F, G)), NEAR), 1.5, F),
+    "four deep": stk.guided(
+        stk.posterior(stk.guided(stk.product(F), 2.0, stk.product(F, G)), NEAR), 1.5, F
+    ),
 }
 KEPT = {
     "tempered by 1": (stk.tempered(F, 1.0), STD),
@@ -42,7 +44,10 @@ KEPT = {
     "guided between equals": (stk.guided(F, 3.0, G), STD),
     "posterior": (stk.posterior(F, NEAR), (STD**-2 + 1) ** -0.5),
     "posterior of a product of one": (stk.posterior(stk.product(F), NEAR), (STD**-2 + 1) ** -0.5),
-    "tempered, then noised": (stk.smoothed(stk.tempered(STATIC, 2.0), reference=(0.0, 0.8), samples=64), STD * 2**0.5),
+    "tempered, then noised": (
+        stk.smoothed(stk.tempered(STATIC, 2.0), reference=(0.0, 0.8), samples=64),
+        STD * 2**0.5,
+    ),
     "multiplied, then noised": (
         stk.smoothed(stk.product(STATIC, STATIC), reference=(0.0, 0.4), samples=64),
         STD / 2**0.5,
@@ -68,7 +73,9 @@ FLOWS = {
     "the adjoint": lambda f: stk.sample(f, stk.ProbabilityFlow("tsit5"), init=X, grad="adjoint"),
     "a reverse SDE": lambda f: flown(f, stk.ReverseSDE(steps=4)),
     "DDPM": lambda f: flown(f, stk.ReverseSDE("ancestral", 4)),
-    "a corrector that has no level": lambda f: flown(f, stk.ReverseSDE("ancestral", 1, corrector=5)),
+    "a corrector that has no level": lambda f: flown(
+        f, stk.ReverseSDE("ancestral", 1, corrector=5)
+    ),
     "half the noise": lambda f: flown(f, stk.ReverseSDE("ddim", 4, eta=0.5)),
     "encode": lambda f: stk.encode(f, X),
     "log_prob": lambda f: stk.log_prob(f, X),
@@ -77,7 +84,9 @@ FLOWS = {
 LADDER = torch.logspace(0.3, -1.3, 10, dtype=torch.float64)
 CORRECTED = {
     "corrector": stk.ReverseSDE("ancestral", 20, corrector=10, snr=0.4),
-    "annealed": stk.AnnealedLangevin(tuple(LADDER.tolist()), 30, 0.2 * float(LADDER[-1]) ** 2, denoise=False),
+    "annealed": stk.AnnealedLangevin(
+        tuple(LADDER.tolist()), 30, 0.2 * float(LADDER[-1]) ** 2, denoise=False
+    ),
 }
 BIAS = 0.15
 """What the size of so few Langevin steps may leave of the variance, in parts of it; flows leave 0.99, or 400."""
@@ -87,7 +96,9 @@ BIAS = 0.15
 @pytest.mark.parametrize("name", [*POWERS, *WITHIN])
 def test_what_no_flow_follows_is_refused_with_the_way_out(name, flow):
     field = POWERS[name][0] if name in POWERS else WITHIN[name]
-    with pytest.raises(MissingCapability, match=r"AnnealedLangevin.*corrector=n.*field\.at\(t\).*smoothed"):
+    with pytest.raises(
+        MissingCapability, match=r"AnnealedLangevin.*corrector=n.*field\.at\(t\).*smoothed"
+    ):
         FLOWS[flow](field)
 
 
@@ -95,7 +106,9 @@ def test_what_no_flow_follows_is_refused_with_the_way_out(name, flow):
 def test_flows_that_are_kept_end_in_the_law(name):
     field, std = KEPT[name]
     chains = CHAINS if "noised" not in name else CHAINS // 4
-    draws = stk.sample(field, stk.ProbabilityFlow(steps=20), chains=chains, seed=2, dtype=torch.float64).final
+    draws = stk.sample(
+        field, stk.ProbabilityFlow(steps=20), chains=chains, seed=2, dtype=torch.float64
+    ).final
     assert_second_moment(draws, 0.0, std**2, name)
 
 
@@ -116,14 +129,18 @@ def excess(draws, std):
 @pytest.mark.parametrize("solver", CORRECTED)
 def test_langevin_steps_at_every_level_reach_the_law(name, solver):
     field, std = POWERS[name]
-    draws = stk.sample(field, CORRECTED[solver], chains=CHAINS // 2, seed=4, dtype=torch.float64).final
+    draws = stk.sample(
+        field, CORRECTED[solver], chains=CHAINS // 2, seed=4, dtype=torch.float64
+    ).final
     found, error = excess(draws, std)
     assert abs(found) < error + BIAS
 
 
 def test_a_kernel_on_the_density_of_a_time_reaches_the_law():
     for field, std in (POWERS["tempered"], POWERS["product"]):
-        draws = stk.sample(field.at(1.0), stk.MALA(std**2), chains=CHAINS, steps=20, keep="last", seed=5).final
+        draws = stk.sample(
+            field.at(1.0), stk.MALA(std**2), chains=CHAINS, steps=20, keep="last", seed=5
+        ).final
         assert_second_moment(draws, 0.0, std**2)
 
 
@@ -142,7 +159,9 @@ class TestMutants:
         assert ends["product"] < 0.1
 
     def test_a_rule_that_looks_at_the_field_alone(self, monkeypatch):
-        monkeypatch.setattr(wrapped, "_without_flow", lambda f: None if getattr(f, "flows", True) else f)
+        monkeypatch.setattr(
+            wrapped, "_without_flow", lambda f: None if getattr(f, "flows", True) else f
+        )
         with pytest.raises(MissingCapability):
             FLOWS["encode"](POWERS["tempered"][0])
         for name in ("guided", "guided by", "posterior", "by a classifier", "four deep"):

@@ -19,7 +19,10 @@ from tests.evidence import assert_mean, ks_p, mean_z, z_limit
 from tests.marks import slow_but
 
 NEW = {"digits-flow-ot": OPTIMAL, "digits-flow-classes": CLASSES, "digits-interpolant": INTERPOLANT}
-SPECS = {spec.name: spec for spec in (specs.digits_flow_ot, specs.digits_flow_classes, specs.digits_interpolant)}
+SPECS = {
+    spec.name: spec
+    for spec in (specs.digits_flow_ot, specs.digits_flow_classes, specs.digits_interpolant)
+}
 FLOOR = 0.061
 """Sliced Wasserstein distance of 360 training images to the 360 test images."""
 SEEDS = range(3)
@@ -99,7 +102,9 @@ def test_the_velocity_of_an_interpolant_is_the_mean_rate_of_its_three_terms():
         stk.load("gaussian", dim=1, mean=1.0, std=0.5).noised(stk.Interpolant(bulge)), {"velocity"}
     )
     rest = rate - exact.velocity(x[:, None], t)[:, 0]
-    assert_mean(torch.stack([rest, rest * x], 1), torch.zeros(2), "rate - velocity, alone and times x_t")
+    assert_mean(
+        torch.stack([rest, rest * x], 1), torch.zeros(2), "rate - velocity, alone and times x_t"
+    )
     without = rest - bulge * (1 - 2 * t) * 0.1  # a tenth of gamma' too much
     assert mean_z(without[:, None], 0.0).abs().max() > z_limit()
 
@@ -123,7 +128,12 @@ def test_velocity_prediction_is_flow_matching_on_the_straight_path_and_least_at_
 
     def loss(scale):
         return prediction_error(
-            lambda x, t: scale * field.velocity(x, t), data, t, noise[:, None], field.path, "velocity"
+            lambda x, t: scale * field.velocity(x, t),
+            data,
+            t,
+            noise[:, None],
+            field.path,
+            "velocity",
         )
 
     best, more, less = (loss(s) for s in (1.0, 1.1, 0.9))
@@ -158,7 +168,9 @@ def test_a_short_training_round_trips_and_repeats(name, shape, tmp_path):
 
 
 @pytest.mark.parametrize("variant", NEW.values(), ids=NEW)
-@pytest.mark.parametrize("bad", [torch.zeros(5, 2), torch.full((9, 2), torch.nan), torch.ones(4), "x"])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(5, 2), torch.full((9, 2), torch.nan), torch.ones(4), "x"]
+)
 def test_bad_data_are_refused(variant, bad):
     start = {"start": rows(9)} if variant is CLASSES else {}
     with pytest.raises(stk.InvalidArgument, match=r"data|start"):
@@ -168,7 +180,9 @@ def test_bad_data_are_refused(variant, bad):
 def test_starts_come_as_a_tensor_or_a_file_and_must_fit(tmp_path):
     data, start = rows(), rows(30, mean=-5.0)
     np.save(tmp_path / "start.npy", start.numpy())
-    one, other = (CLASSES.train(data, start=s, steps=2, width=8) for s in (start, str(tmp_path / "start.npy")))
+    one, other = (
+        CLASSES.train(data, start=s, steps=2, width=8) for s in (start, str(tmp_path / "start.npy"))
+    )
     assert all(torch.equal(one.weights[k], other.weights[k]) for k in one.weights)
     for wrong in (None, rows(30, (3,)), "nowhere.npy"):
         with pytest.raises(stk.InvalidArgument, match=r"start|nowhere"):
@@ -246,7 +260,9 @@ def test_shipped_weights_are_small_and_made_by_their_default_command():
 def test_samples_are_as_near_to_test_digits_as_the_promise(name, digits, classifier):
     x = sampled(NEW[name].build())
     assert distance(x, digits.test) < 1.3 * FLOOR
-    blurred = [v + 0.35 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) for v in x]
+    blurred = [
+        v + 0.35 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) for v in x
+    ]
     assert distance(blurred, digits.test) > 1.3 * FLOOR
     real, ours = classifier.judge(digits.test), classifier.judge(torch.cat(x))
     assert ours.balance > 0.98
@@ -268,14 +284,19 @@ def test_optimal_transport_makes_paths_straighter_so_that_few_steps_do(digits):
     straight, plain = OPTIMAL.build(), FLOW.build()
     assert 0 < bend(straight) < 0.8 * bend(plain)
     for steps in (4, 8):
-        ours, theirs = (distance(sampled(f, "euler", steps), digits.test) for f in (straight, plain))
+        ours, theirs = (
+            distance(sampled(f, "euler", steps), digits.test) for f in (straight, plain)
+        )
         assert ours < 0.9 * theirs, (steps, ours, theirs)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.4])
 def test_an_interpolant_serves_any_amount_of_noise(eta, digits):
     field = INTERPOLANT.build()
-    x = [stk.sample(field, stk.ReverseSDE("ancestral", 80, eta=eta), chains=360, seed=s).final for s in SEEDS]
+    x = [
+        stk.sample(field, stk.ReverseSDE("ancestral", 80, eta=eta), chains=360, seed=s).final
+        for s in SEEDS
+    ]
     assert distance(x, digits.test) < 1.4 * FLOOR
 
 
@@ -291,7 +312,11 @@ def test_threes_become_eights_that_are_near_their_start(digits, classifier):
     eights = digits.test[digits.test_labels == 8]
     assert sliced_wasserstein(x, eights) < 0.5 * sliced_wasserstein(start, eights)
     own, others = ((x.roll(k, 0) - start).flatten(1).norm(dim=1) for k in (0, 1))
-    assert float(mean_z((others - own)[:, None], 0.0)) > z_limit()  # which independent coupling's would be nearer to 0
+    assert (
+        float(mean_z((others - own)[:, None], 0.0)) > z_limit()
+    )  # which independent coupling's would be nearer to 0
     inside = stk.log_prob(field, eights[:20], probes=4, rtol=1e-3, atol=1e-3).value
-    outside = stk.log_prob(field, digits.test[digits.test_labels == 0][:20], probes=4, rtol=1e-3, atol=1e-3).value
+    outside = stk.log_prob(
+        field, digits.test[digits.test_labels == 0][:20], probes=4, rtol=1e-3, atol=1e-3
+    ).value
     assert float(inside.mean()) > float(outside.mean()) + 100

@@ -50,7 +50,9 @@ def random_flow(variant, strength=0.5, dim=DIM):
     generator = torch.Generator().manual_seed(1)
     steps = fresh(lambda: variant._steps(settings), generator)
     moved(steps, generator, strength)
-    return NormalizingFlow(in_float64(FlowNetwork(steps, spread_of(correlated(dim=dim), 0.1))), (dim,))
+    return NormalizingFlow(
+        in_float64(FlowNetwork(steps, spread_of(correlated(dim=dim), 0.1))), (dim,)
+    )
 
 
 def random_ffjord(strength=0.5):
@@ -79,7 +81,9 @@ def velocity_field(network):
 
 
 def normal_base():
-    return torch.distributions.MultivariateNormal(torch.zeros(DIM).double(), torch.eye(DIM).double())
+    return torch.distributions.MultivariateNormal(
+        torch.zeros(DIM).double(), torch.eye(DIM).double()
+    )
 
 
 @discrete
@@ -89,7 +93,9 @@ def test_log_determinant_is_that_of_the_jacobian(name):
     for i in range(len(x)):
         jacobian = torch.autograd.functional.jacobian(lambda y: flow.network(y[None])[0][0], x[i])
         torch.testing.assert_close(ladj[i], jacobian.slogdet().logabsdet, rtol=1e-9, atol=1e-9)
-    assert (ladj - ladj.mean()).abs().max() > 0.01 or name == "digits-nice"  # whose volume is the same everywhere
+    assert (
+        ladj - ladj.mean()
+    ).abs().max() > 0.01 or name == "digits-nice"  # whose volume is the same everywhere
 
 
 @discrete
@@ -135,7 +141,9 @@ def test_untrained_it_is_the_gaussian_of_the_data(name):
         found = stk.log_prob(velocity_field(network), data[:5], rtol=1e-9, atol=1e-9).value
     else:
         flow = random_flow(DISCRETE[name], 0.0)
-        found = NormalizingFlow(FlowNetwork(flow.network.steps, spread).double(), (DIM,)).log_prob(data[:5])
+        found = NormalizingFlow(FlowNetwork(flow.network.steps, spread).double(), (DIM,)).log_prob(
+            data[:5]
+        )
     torch.testing.assert_close(found, truth.log_prob(data[:5]), rtol=1e-5, atol=1e-5)
 
 
@@ -146,7 +154,9 @@ def test_ffjord_trains_on_the_density_that_it_has():
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * DIM)
     solver = stk.ProbabilityFlow("rk4", 64)
     with torch.no_grad():
-        values, kinetic = zip(*(network.solved(row.expand(len(signs), DIM), signs, solver) for row in x), strict=True)
+        values, kinetic = zip(
+            *(network.solved(row.expand(len(signs), DIM), signs, solver) for row in x), strict=True
+        )
     torch.testing.assert_close(torch.stack(values).mean(1), exact, rtol=0, atol=1e-6)
     assert torch.stack(values).std(1).min() > 1e-3  # the signs matter
     assert torch.stack(kinetic).min() > 0
@@ -177,7 +187,11 @@ def test_ffjord_claims_no_score():
     field = build(SPECS["digits-ffjord"])
     x = torch.zeros(2, 1, 8, 8)
     assert field.provides == {"velocity", "base"}
-    for asked in (lambda: field.score(x, 0.5), lambda: field.denoise(x, 0.5), lambda: field.at(0.5).score(x)):
+    for asked in (
+        lambda: field.score(x, 0.5),
+        lambda: field.denoise(x, 0.5),
+        lambda: field.at(0.5).score(x),
+    ):
         with pytest.raises(stk.MissingCapability):
             asked()
     with pytest.raises(stk.MissingCapability):
@@ -206,9 +220,13 @@ def test_a_short_training_on_any_event_shape_round_trips(name, shape, tmp_path):
         assert not draws.failures
     else:
         assert field.draw(3, stk.Noise(0, 3)).shape == (3, *shape)
-        network = stored.into(lambda: FlowNetwork(EVERY[name]._steps(stored.settings), stored.spread))
+        network = stored.into(
+            lambda: FlowNetwork(EVERY[name]._steps(stored.settings), stored.spread)
+        )
         whole = NormalizingFlow(network, shape)
-        torch.testing.assert_close(field.log_prob(x), whole.log_prob(x), rtol=1e-2, atol=1e-2)  # the file holds float16
+        torch.testing.assert_close(
+            field.log_prob(x), whole.log_prob(x), rtol=1e-2, atol=1e-2
+        )  # the file holds float16
 
 
 @every
@@ -243,9 +261,21 @@ def test_shipped_weights_tell_how_they_were_made(name):
     assert sum(shipped(name).stat().st_size for name in EVERY) < 1_100_000
 
 
-BITS = {"digits-nice": 2.75, "digits-realnvp": 2.53, "digits-maf": 2.55, "digits-spline": 2.51, "digits-ffjord": 2.61}
+BITS = {
+    "digits-nice": 2.75,
+    "digits-realnvp": 2.53,
+    "digits-maf": 2.55,
+    "digits-spline": 2.51,
+    "digits-ffjord": 2.61,
+}
 """At most so many bits a dimension on the test images. The Gaussian with the training images' covariance takes 2.936."""
-FLOORS = {"digits-nice": 2.3, "digits-realnvp": 1.6, "digits-maf": 1.5, "digits-spline": 1.5, "digits-ffjord": 3.1}
+FLOORS = {
+    "digits-nice": 2.3,
+    "digits-realnvp": 1.6,
+    "digits-maf": 1.5,
+    "digits-spline": 1.5,
+    "digits-ffjord": 3.1,
+}
 """At most so far from test images in sliced Wasserstein distance, over that of training images."""
 BALANCE = {
     "digits-nice": 0.95,
@@ -279,9 +309,13 @@ def test_shipped_likelihood_beats_a_gaussian(name, digits):
     found = stk.bits_per_dim(build(SPECS[name]), levels, **how, **options).value.mean()
     assert found < BITS[name]
     if name == "digits-nice":
-        rows = digits.train + 0.125 * (torch.rand(digits.train.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
+        rows = digits.train + 0.125 * (
+            torch.rand(digits.train.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+        )
         covariance = rows.flatten(1).double().T.cov()
-        gaussian = torch.distributions.MultivariateNormal(rows.flatten(1).double().mean(0), covariance)
+        gaussian = torch.distributions.MultivariateNormal(
+            rows.flatten(1).double().mean(0), covariance
+        )
         field = SimpleNamespace(event_shape=(64,), log_prob=gaussian.log_prob)
         known = stk.bits_per_dim(field, levels.flatten(1).double(), **how).value.mean()
         assert float(known) == pytest.approx(2.936, abs=0.01)

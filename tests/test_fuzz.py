@@ -39,7 +39,9 @@ def calls(draw):
     """A public name, with positional and keyword arguments for it."""
     name = draw(st.sampled_from(NAMES))
     positional, keywords = [], {}
-    odd = draw(st.integers(0, 2))  # how many arguments are hostile; the others are plausible or left out
+    odd = draw(
+        st.integers(0, 2)
+    )  # how many arguments are hostile; the others are plausible or left out
     taken = signature(name)
     chosen = set(draw(st.permutations(range(len(taken))))[:odd])
     for i, p in enumerate(taken):
@@ -47,8 +49,17 @@ def calls(draw):
         if i in chosen:
             value = draw(st.sampled_from(HOSTILE))
         elif needed:
-            value = draw(st.sampled_from(PLAUSIBLE.get(p.name, SMALL if p.name in COUNTS else (0.5, 1))))
-        elif p.name in CHEAP and name in ("sample", "log_partition", "smoothed", "log_prob", "encode", "bits_per_dim"):
+            value = draw(
+                st.sampled_from(PLAUSIBLE.get(p.name, SMALL if p.name in COUNTS else (0.5, 1)))
+            )
+        elif p.name in CHEAP and name in (
+            "sample",
+            "log_partition",
+            "smoothed",
+            "log_prob",
+            "encode",
+            "bits_per_dim",
+        ):
             value = CHEAP[p.name]
         else:
             continue
@@ -89,16 +100,28 @@ def outcome(name, positional, keywords):
 def holds(call):
     name, positional, keywords = call
     made = outcome(name, positional, keywords)
-    if hasattr(made, "event_shape") and not isinstance(made, Exception):  # a field: it can be sampled, or says why not
+    if hasattr(made, "event_shape") and not isinstance(
+        made, Exception
+    ):  # a field: it can be sampled, or says why not
         for solver in (None, stk.ULA(0.1), stk.ProbabilityFlow("euler", steps=2)):
-            steps = {} if solver is None or isinstance(solver, stk.ProbabilityFlow) else {"steps": 2}
+            steps = (
+                {} if solver is None or isinstance(solver, stk.ProbabilityFlow) else {"steps": 2}
+            )
             if solver is not None:
-                outcome("sample", [], {"field": made, "solver": solver, "chains": 4, "progress": False, **steps})
+                outcome(
+                    "sample",
+                    [],
+                    {"field": made, "solver": solver, "chains": 4, "progress": False, **steps},
+                )
     if callable(getattr(made, "step", None)):  # a solver: it samples something, or says why not
         for field in (PLAUSIBLE["field"][0], PLAUSIBLE["field"][2]):
             grid = callable(getattr(made, "milestones", None))
             run = {} if grid else {"steps": 2, "warmup": 2}
-            outcome("sample", [], {"field": field, "solver": made, "chains": 4, "progress": False, **run})
+            outcome(
+                "sample",
+                [],
+                {"field": field, "solver": made, "chains": 4, "progress": False, **run},
+            )
 
 
 SETTINGS = {

@@ -66,7 +66,9 @@ def test_computed_again_they_are_the_same(name):
 def test_they_are_those_of_finite_differences(name, grad):
     to_start, to_scale = gradients(name, grad)
     _, x, net = run(name, False)
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    direction = torch.randn(
+        x.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64
+    )
 
     def value(shift, turn):
         with torch.no_grad():
@@ -76,7 +78,9 @@ def test_they_are_those_of_finite_differences(name, grad):
     h = 1e-6
     along = (value(h, 0) - value(-h, 0)) / (2 * h)
     assert along == pytest.approx(float((to_start * direction).sum()), rel=1e-5, abs=1e-7)
-    assert (value(0, h) - value(0, -h)) / (2 * h) == pytest.approx(float(to_scale), rel=1e-5, abs=1e-7)
+    assert (value(0, h) - value(0, -h)) / (2 * h) == pytest.approx(
+        float(to_scale), rel=1e-5, abs=1e-7
+    )
 
 
 def held(name, grad):
@@ -104,7 +108,9 @@ def test_dropout_stays_off_on_the_way_back():
     for grad in (True, "checkpoint"):
         net.zero_grad()
         x = torch.ones((3, 2), dtype=torch.float64)
-        stk.sample(stk.Score(net, (2,)), stk.ULA(0.1), init=x, steps=4, grad=grad).final.sum().backward()
+        stk.sample(
+            stk.Score(net, (2,)), stk.ULA(0.1), init=x, steps=4, grad=grad
+        ).final.sum().backward()
         gradients.append(net[0].scale.grad.clone())
     assert net.training
     assert torch.equal(*gradients)

@@ -75,9 +75,14 @@ def test_exact_draws_stay_exact(name, kernel):
 
 WRONG = [
     (name, *case)
-    for case in [(mutants.NoEnergyCheck, 1.5, 1), (mutants.ForgottenMomentum, 1.0, 2), (mutants.OneSided, 1.5, 3)]
+    for case in [
+        (mutants.NoEnergyCheck, 1.5, 1),
+        (mutants.ForgottenMomentum, 1.0, 2),
+        (mutants.OneSided, 1.5, 3),
+    ]
     for name in ("gaussian", "ring", "funnel", "in space")
-    if (name, case[0]) != ("ring", mutants.OneSided)  # whose error the ring's symmetry hides from these statistics
+    if (name, case[0])
+    != ("ring", mutants.OneSided)  # whose error the ring's symmetry hides from these statistics
 ]
 
 
@@ -107,7 +112,9 @@ def test_the_leapfrog_is_reversible_and_of_second_order():
     end = leapfrog(field, start, p, 0.05, 7, scale, False)
     back = leapfrog(field, end.point, -end.momentum, 0.05, 7, scale, False)
     torch.testing.assert_close(back.point.x, x, rtol=1e-9, atol=1e-9)
-    errors = [leapfrog(field, start, p, 0.1 / n, 2 * n, scale, False).error.abs().max() for n in (8, 16)]
+    errors = [
+        leapfrog(field, start, p, 0.1 / n, 2 * n, scale, False).error.abs().max() for n in (8, 16)
+    ]
     assert 3.5 < float(errors[0] / errors[1]) < 4.5
 
 
@@ -118,7 +125,9 @@ def test_one_gradient_a_leapfrog_step():
         calls.append(len(x))
         return x.square().sum(1) / 2
 
-    draws = stk.sample(stk.Energy(energy, (2,)), stk.HMC(0.1, leapfrogs=7, metric="none"), chains=3, steps=5)
+    draws = stk.sample(
+        stk.Energy(energy, (2,)), stk.HMC(0.1, leapfrogs=7, metric="none"), chains=3, steps=5
+    )
     assert sum(calls) == draws.cost["score"] == 3 * (1 + 5 * 7)
     calls.clear()
     draws = stk.sample(stk.Energy(energy, (2,)), stk.ChEES(), chains=3, steps=5, warmup=30)
@@ -135,9 +144,9 @@ def test_windows_are_stans():
 
 
 def test_pooled_scales_are_the_covariance_of_all_that_was_seen():
-    x = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * torch.tensor(
-        [1.0, 5.0, 0.1]
-    )
+    x = torch.randn(
+        12, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ) * torch.tensor([1.0, 5.0, 0.1])
     for metric in ("diagonal", "dense"):
         window = begin_window(x[0], metric == "dense")
         for rows in x:
@@ -173,19 +182,33 @@ def test_acceptance_reaches_its_target(accept):
 
 
 @pytest.mark.parametrize(
-    "solver", [pytest.param(stk.HMC(metric="diagonal"), marks=pytest.mark.slow), stk.ChEES()], ids=repr
+    "solver",
+    [pytest.param(stk.HMC(metric="diagonal"), marks=pytest.mark.slow), stk.ChEES()],
+    ids=repr,
 )
 def test_scales_are_learned(solver):
     draws = stk.sample(ILL, solver, chains=64, steps=100, warmup=500, seed=1, dtype=torch.float64)
-    torch.testing.assert_close(draws.tuned["scale"], torch.logspace(0, -2, 20, dtype=torch.float64), rtol=0.1, atol=0)
+    torch.testing.assert_close(
+        draws.tuned["scale"], torch.logspace(0, -2, 20, dtype=torch.float64), rtol=0.1, atol=0
+    )
     z = mean_z(draws.final.square() * torch.logspace(0, 4, 20, dtype=torch.float64), torch.ones(20))
     assert z.abs().max() < z_limit(20)
 
 
 def test_a_dense_metric_learns_the_correlation():
     field = stk.Energy(correlated, (2,))
-    draws = stk.sample(field, stk.HMC(metric="dense"), chains=64, steps=100, warmup=500, seed=1, dtype=torch.float64)
-    torch.testing.assert_close(draws.tuned["scale"], torch.linalg.cholesky(CORRELATED), rtol=0.15, atol=0.1)
+    draws = stk.sample(
+        field,
+        stk.HMC(metric="dense"),
+        chains=64,
+        steps=100,
+        warmup=500,
+        seed=1,
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(
+        draws.tuned["scale"], torch.linalg.cholesky(CORRELATED), rtol=0.15, atol=0.1
+    )
 
 
 def test_without_a_solver_an_energy_tunes_itself():
@@ -210,7 +233,9 @@ def test_eight_schools_by_default():
         (theta[..., 7], 4.8840, 5.3174),
     ]
     for value, mean, sd in known:
-        of_chains = value.mean(1)  # chains are independent: their means give an honest standard error
+        of_chains = value.mean(
+            1
+        )  # chains are independent: their means give an honest standard error
         error = math.hypot(
             float(of_chains.std()) / math.sqrt(len(of_chains)), sd / 100
         )  # and the 10,000 reference draws
@@ -227,7 +252,12 @@ class PlainMean(stk.ChEES):
 def test_the_default_reaches_the_neck_of_the_funnel():
     found = {}
     for solver in (stk.ChEES(), PlainMean(accept=0.8)):
-        neck = stk.sample(Funnel(3, 3.0), solver, chains=64, steps=200, warmup=300, seed=2).x[..., 0].double().mean(1)
+        neck = (
+            stk.sample(Funnel(3, 3.0), solver, chains=64, steps=200, warmup=300, seed=2)
+            .x[..., 0]
+            .double()
+            .mean(1)
+        )
         found[type(solver)] = abs(float(neck.mean() / neck.std() * 8))
     assert found[stk.ChEES] < 4.1  # false alarms in one of 10,000 seeds, as t with 63 degrees
     assert found[PlainMean] > 8
@@ -252,7 +282,13 @@ def test_an_edge_costs_the_default_no_small_steps():
 @pytest.mark.parametrize("solver", [stk.HMC(), stk.ChEES()], ids=lambda s: type(s).__name__)
 def test_chains_do_not_depend_on_the_batch(solver):
     field = stk.Energy(lambda x: (x.square() * torch.tensor([1.0, 9.0]).to(x)).sum(1) / 2, (2,))
-    run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(40, pilot=5), "seed": 6, "dtype": torch.float64}
+    run = {
+        "chains": 13,
+        "steps": 12,
+        "warmup": stk.Warmup(40, pilot=5),
+        "seed": 6,
+        "dtype": torch.float64,
+    }
     whole, parts = stk.sample(field, solver, **run), stk.sample(field, solver, batch=4, **run)
     assert torch.equal(whole.x, parts.x)
     fewer = stk.sample(field, solver, **(run | {"chains": 7}))
@@ -273,7 +309,14 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
             raise Stop
         return (x.square() * torch.tensor([1.0, 9.0]).to(x)).sum(1) / 2
 
-    run = {"chains": 6, "steps": 20, "warmup": stk.Warmup(40, pilot=4), "seed": 6, "dtype": torch.float64, "batch": 2}
+    run = {
+        "chains": 6,
+        "steps": 20,
+        "warmup": stk.Warmup(40, pilot=4),
+        "seed": 6,
+        "dtype": torch.float64,
+        "batch": 2,
+    }
     solver = stk.HMC(leapfrogs=3)
     field = stk.Energy(energy, (2,))
     undisturbed = stk.sample(field, solver, **run)
@@ -288,10 +331,14 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
 
 
 @pytest.mark.compiled
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 def test_compiled_agrees_with_eager():
     run = {"chains": 4, "steps": 10, "warmup": 30, "seed": 2, "dtype": torch.float64}
-    eager, compiled = (stk.sample(ring_mixture(), stk.HMC(leapfrogs=3), compile=c, **run) for c in (False, True))
+    eager, compiled = (
+        stk.sample(ring_mixture(), stk.HMC(leapfrogs=3), compile=c, **run) for c in (False, True)
+    )
     torch.testing.assert_close(compiled.x[:, 0], eager.x[:, 0])
 
 
@@ -332,7 +379,9 @@ def test_haltons_points():
 
 
 def test_default_solver_on_a_normal():
-    draws = stk.sample(gaussian(dim=1), chains=4000, steps=1, warmup=200, seed=3, dtype=torch.float64)
+    draws = stk.sample(
+        gaussian(dim=1), chains=4000, steps=1, warmup=200, seed=3, dtype=torch.float64
+    )
     assert_distribution(draws.final[:, 0], norm.cdf)
 
 
@@ -353,7 +402,9 @@ PILOT = stk.Warmup(pilot=32)
     ids=lambda v: v if isinstance(v, int) else type(v).__name__,
 )  # fmt: skip
 def test_a_chain_that_starts_far_out_comes_along(solver, chain):
-    draws = stk.sample(stk.Energy(steep, (2,)), solver, init=one_far_out(chain), steps=50, warmup=PILOT, seed=1)
+    draws = stk.sample(
+        stk.Energy(steep, (2,)), solver, init=one_far_out(chain), steps=50, warmup=PILOT, seed=1
+    )
     assert draws.x[chain].std(0).min() > 0.3
     assert draws.stats["accept"][chain].mean() > 0.3
 
@@ -363,9 +414,12 @@ def test_with_the_common_step_it_would_stay_there(monkeypatch, chain):
     """The mutant: no chain halves its step, and none goes its own way."""
     monkeypatch.setattr("scoretk.solvers.warmup.halving.HALVINGS", 0)
     monkeypatch.setattr(
-        "scoretk.solvers.warmup.adaptation.begins_far", lambda field, place, *_: (torch.zeros(len(place.x)) > 0, 0)
+        "scoretk.solvers.warmup.adaptation.begins_far",
+        lambda field, place, *_: (torch.zeros(len(place.x)) > 0, 0),
     )
-    draws = stk.sample(stk.Energy(steep, (2,)), stk.HMC(), init=one_far_out(chain), steps=50, warmup=PILOT, seed=1)
+    draws = stk.sample(
+        stk.Energy(steep, (2,)), stk.HMC(), init=one_far_out(chain), steps=50, warmup=PILOT, seed=1
+    )
     assert draws.x[chain].std(0).max() == 0
 
 
@@ -376,10 +430,14 @@ def one_far_out(chain):
 
 
 @pytest.mark.compiled
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 @pytest.mark.parametrize("solver", [stk.ChEES(), stk.NUTS(max_depth=4)], ids=["chees", "nuts"])
 def test_what_cannot_be_captured_whole_is_compiled_in_parts(solver):
-    field = stk.Energy(lambda x: (x.square() * torch.tensor([1.0, 9.0], dtype=x.dtype)).sum(1) / 2, (2,))
+    field = stk.Energy(
+        lambda x: (x.square() * torch.tensor([1.0, 9.0], dtype=x.dtype)).sum(1) / 2, (2,)
+    )
     run = {"chains": 20, "steps": 6, "warmup": 40, "seed": 2, "dtype": torch.float64}
     eager, compiled = (stk.sample(field, solver, compile=c, **run) for c in (False, True))
     assert torch.allclose(eager.x, compiled.x, atol=1e-9)
@@ -387,7 +445,9 @@ def test_what_cannot_be_captured_whole_is_compiled_in_parts(solver):
     assert torch.equal(eager.stats["leapfrogs"], compiled.stats["leapfrogs"])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.compiled)])
 def test_a_step_of_the_users_own_is_not_passed_over(compiled):
     class Mirrored(stk.ChEES):
@@ -407,14 +467,24 @@ def hole(x):
 
 
 @pytest.mark.compiled
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
-@pytest.mark.parametrize("kinds", [6, 1, 0], ids=["all lengths", "a length without function", "parts"])
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
+@pytest.mark.parametrize(
+    "kinds", [6, 1, 0], ids=["all lengths", "a length without function", "parts"]
+)
 def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
     monkeypatch.setattr(drive, "KINDS", kinds)
     monkeypatch.setattr(drive, "COVERED", 0.1)
-    solver, init = stk.ChEES(step_size=0.25, length=0.375, metric="none"), torch.zeros(6, 2, dtype=torch.float64)
+    solver, init = (
+        stk.ChEES(step_size=0.25, length=0.375, metric="none"),
+        torch.zeros(6, 2, dtype=torch.float64),
+    )
     init[2, 0] = 6.0
-    bound, noise = resolve(stk.Energy(hole, (2,)), solver.needs), stk.Noise(3, 6, dtype=torch.float64)
+    bound, noise = (
+        resolve(stk.Energy(hole, (2,)), solver.needs),
+        stk.Noise(3, 6, dtype=torch.float64),
+    )
     start = drive.begin(solver, bound, init, noise)
     schedule, keep = drive.Schedule(20), RECORDERS["all"]
     (*_, eager) = drive.drive(solver, bound, noise, start, schedule, keep)
@@ -428,11 +498,17 @@ def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
         assert torch.equal(moment.status, eager.status)
         assert torch.equal(moment.failed_at, eager.failed_at)
         assert moment.evaluations == eager.evaluations
-        torch.testing.assert_close(moment.record.tensors["x"], eager.record.tensors["x"], rtol=0, atol=1e-9)
-        torch.testing.assert_close(moment.record.stats, eager.record.stats, rtol=0, atol=1e-9, equal_nan=True)
+        torch.testing.assert_close(
+            moment.record.tensors["x"], eager.record.tensors["x"], rtol=0, atol=1e-9
+        )
+        torch.testing.assert_close(
+            moment.record.stats, eager.record.stats, rtol=0, atol=1e-9, equal_nan=True
+        )
     assert torch.equal(found[0].tensors["x"], found[1].tensors["x"])  # whatever the blocks
     assert eager.record.stats["leapfrogs"][:, 0].unique().tolist() == [1, 2, 3]
-    assert [solver.ahead(start.state)(i) for i in range(20)] == eager.record.stats["leapfrogs"][:, 0].tolist()
+    assert [solver.ahead(start.state)(i) for i in range(20)] == eager.record.stats["leapfrogs"][
+        :, 0
+    ].tolist()
     assert (eager.record.tensors["x"][:, 2] == init[2]).all()
     assert eager.status.tolist() == [0, 0, 1, 0, 0, 0]
 
@@ -459,7 +535,11 @@ def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(m
 @pytest.mark.parametrize("shape", [(), (1,), (1, 2, 2)])
 def test_any_event_shape_with_any_metric(metric, shape):
     field = stk.Energy(lambda x: x.square().reshape(len(x), -1).sum(1) / 2, shape)
-    for solver in (stk.HMC(metric=metric), stk.ChEES(metric=metric), stk.NUTS(metric=metric, max_depth=4)):
+    for solver in (
+        stk.HMC(metric=metric),
+        stk.ChEES(metric=metric),
+        stk.NUTS(metric=metric, max_depth=4),
+    ):
         draws = stk.sample(field, solver, chains=32, steps=40, warmup=60, seed=4)
         assert draws.x.shape == (32, 40, *shape)
         assert 0.7 < float(draws.x.std()) < 1.3
@@ -470,5 +550,7 @@ def test_no_unit_is_preferred():
     sd = torch.tensor([1e-4, 1.0, 1e4], dtype=torch.float64)
     field = stk.Energy(lambda x: (x / sd.to(x)).square().sum(1) / 2, (3,))
     draws = stk.sample(field, chains=64, steps=100, warmup=500, seed=3, dtype=torch.float64)
-    assert torch.allclose(draws.tuned["scale"].double() / sd, torch.ones(3, dtype=torch.float64), rtol=0.2)
+    assert torch.allclose(
+        draws.tuned["scale"].double() / sd, torch.ones(3, dtype=torch.float64), rtol=0.2
+    )
     assert torch.allclose(draws.x.std((0, 1)) / sd, torch.ones(3, dtype=torch.float64), rtol=0.1)

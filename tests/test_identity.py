@@ -25,7 +25,11 @@ from scoretk.core import anatomy, identity
 from scoretk.run import batches as runs
 
 ROOT = Path(__file__).parent.parent
-TORCHS_OWN = ("ignore::DeprecationWarning", "ignore:torch.quantize", "ignore:The PyTorch API of nested tensors")
+TORCHS_OWN = (
+    "ignore::DeprecationWarning",
+    "ignore:torch.quantize",
+    "ignore:The PyTorch API of nested tensors",
+)
 
 
 def squares(x):
@@ -93,7 +97,9 @@ class Mode(Enum):
 
 
 def with_class_attribute(value):
-    kind = type("Model", (Scaled,), {"factor": value, "__call__": lambda self, x: squares(x) * self.factor})
+    kind = type(
+        "Model", (Scaled,), {"factor": value, "__call__": lambda self, x: squares(x) * self.factor}
+    )
     return kind(1.0)
 
 
@@ -115,7 +121,9 @@ def diffusion(path=None, predicts="data", net=None):
 
 
 def distribution(loc, scale=1.0):
-    return torch.distributions.Independent(torch.distributions.Normal(torch.tensor([loc, 0.0]), scale), 1)
+    return torch.distributions.Independent(
+        torch.distributions.Normal(torch.tensor([loc, 0.0]), scale), 1
+    )
 
 
 BITS = torch.tensor([True, False])
@@ -362,7 +370,9 @@ class Script(torch.nn.Module):
 def sampled(field, path, solver=None, **options):
     timed = hasattr(field, "at")
     usual = (
-        stk.ProbabilityFlow(steps=3) if isinstance(field, stk.Velocity) else stk.ReverseSDE("ancestral", 3, corrector=1)
+        stk.ProbabilityFlow(steps=3)
+        if isinstance(field, stk.Velocity)
+        else stk.ReverseSDE("ancestral", 3, corrector=1)
     )
     solver = solver or (usual if timed else stk.ULA(0.01))
     run = {"chains": 3} | ({} if timed else {"steps": 4}) | options
@@ -382,21 +392,28 @@ def test_another_models_checkpoint_is_refused_and_an_equal_ones_taken_up(tmp_pat
 
 
 def digests():
-    return {name: identity.Identity(field=make(one)).summary()["digest"] for name, (make, one, _) in CASES.items()}
+    return {
+        name: identity.Identity(field=make(one)).summary()["digest"]
+        for name, (make, one, _) in CASES.items()
+    }
 
 
 def in_a_fresh_process(script, *arguments):
     """What a script prints, in a process whose hashes of strings are others."""
     command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
     changed = os.environ | {"PYTHONHASHSEED": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=changed, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=changed, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-1000:]
     return done.stdout
 
 
 @pytest.mark.filterwarnings(*TORCHS_OWN)
 def test_equal_models_have_one_identity_in_every_process():
-    told = in_a_fresh_process("import json; from tests import test_identity as t; print(json.dumps(t.digests()))")
+    told = in_a_fresh_process(
+        "import json; from tests import test_identity as t; print(json.dumps(t.digests()))"
+    )
     assert json.loads(told) == digests()
 
 
@@ -445,7 +462,13 @@ def test_the_error_says_what_differs(tmp_path, case, said):
 class MySolver:
     """A solver of one's own, with a function in its closure."""
 
-    needs, timed, init_cost, step_cost, capturable = frozenset({"score"}), False, {"score": 1}, {"score": 1}, False
+    needs, timed, init_cost, step_cost, capturable = (
+        frozenset({"score"}),
+        False,
+        {"score": 1},
+        {"score": 1},
+        False,
+    )
 
     def __init__(self, rule):
         self.rule, self.inner = rule, stk.ULA(0.01)
@@ -494,7 +517,9 @@ def test_what_torch_has_been_told_belongs_to_the_run(tmp_path):
     sampled(field, tmp_path / "c", dtype=torch.float32)
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.raises(stk.CheckpointError, match="default_dtype: 'float32' there, 'float64' here"):
+        with pytest.raises(
+            stk.CheckpointError, match="default_dtype: 'float32' there, 'float64' here"
+        ):
             sampled(field, tmp_path / "c", dtype=torch.float32)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -566,7 +591,9 @@ class TestNamesOfThePackagesOwn:
         assert torch.equal(sampled(diffusion(), tmp_path / "c").final, first.final)
 
     def test_a_name_with_its_module_would_make_it_a_stranger(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(identity, "_name", lambda item: f"{item.__module__}.{item.__qualname__}")
+        monkeypatch.setattr(
+            identity, "_name", lambda item: f"{item.__module__}.{item.__qualname__}"
+        )
         sampled(diffusion(), tmp_path / "c")
         self.elsewhere(monkeypatch)
         with pytest.raises(stk.CheckpointError, match="other.place"):
@@ -576,17 +603,28 @@ class TestNamesOfThePackagesOwn:
         assert identity.Identity(f=stk.VP()).values != identity.Identity(f=stk.SubVP()).values
         assert identity._name(type("Energy", (), {"__module__": "torch.nn"})) == "torch.nn.Energy"
         assert identity._name(stk.Energy) == "scoretk.Energy"
-        assert identity._name(type("Inner", (), {"__module__": "scoretkit.fields"})) == "scoretkit.fields.Inner"
+        assert (
+            identity._name(type("Inner", (), {"__module__": "scoretkit.fields"}))
+            == "scoretkit.fields.Inner"
+        )
 
     def test_no_two_classes_of_what_fields_and_solvers_are_made_of_share_a_name(self):
         """But for `Variant`: the variants of a family make fields and are in none. Of tuples the
         numbers are what counts, and of protocols there are no objects."""
         rooms = ("fields", "ode", "solvers", "run", "models")
         root = Path(stk.__file__).parent
-        trees = [ast.parse(file.read_text()) for room in rooms for file in (root / room).rglob("*.py")]
+        trees = [
+            ast.parse(file.read_text()) for room in rooms for file in (root / room).rglob("*.py")
+        ]
         kinds = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
-        names = [kind.name for kind in kinds if not {"NamedTuple", "Protocol"} & {*map(ast.unparse, kind.bases)}]
-        assert {name for name, times in collections.Counter(names).items() if times > 1} <= {"Variant"}
+        names = [
+            kind.name
+            for kind in kinds
+            if not {"NamedTuple", "Protocol"} & {*map(ast.unparse, kind.bases)}
+        ]
+        assert {name for name, times in collections.Counter(names).items() if times > 1} <= {
+            "Variant"
+        }
         assert {"Energy", "HMC", "GaussianMixture", "StaticPosterior"} <= {*names}
 
 
@@ -594,11 +632,14 @@ class TestTheSecondNet:
     def test_answers_are_compared_where_nothing_else_differs(self, tmp_path):
         first = sampled(hidden(1.0), tmp_path / "c")
         assert torch.equal(sampled(hidden(1.0), tmp_path / "c").x, first.x)
-        with pytest.raises(stk.CheckpointError, match=r"score at the saved state: .* there, .* here"):
+        with pytest.raises(
+            stk.CheckpointError, match=r"score at the saved state: .* there, .* here"
+        ):
             sampled(hidden(2.0), tmp_path / "c")
 
     @pytest.mark.parametrize(
-        "solver", [stk.MALA(0.1), stk.HMC(leapfrogs=2), stk.ParallelTempering(stk.MALA(0.1), replicas=2)]
+        "solver",
+        [stk.MALA(0.1), stk.HMC(leapfrogs=2), stk.ParallelTempering(stk.MALA(0.1), replicas=2)],
     )
     def test_with_every_kind_of_state(self, tmp_path, solver):
         sampled(hidden(1.0), tmp_path / "c", solver, warmup=10)
@@ -609,7 +650,9 @@ class TestTheSecondNet:
         def field(scale):
             box = threading.local()
             box.scale = scale
-            return stk.Diffusion(lambda x, t, c: 0.5 * x * c[:, None] * box.scale, (2,), predicts="data")
+            return stk.Diffusion(
+                lambda x, t, c: 0.5 * x * c[:, None] * box.scale, (2,), predicts="data"
+            )
 
         cond = {"c": torch.tensor([1.0, 2.0, 3.0])}
         first = sampled(field(1.0), tmp_path / "c", cond=cond)
@@ -668,13 +711,17 @@ class TestMutants:
         make, one, other = CASES[case]
 
         def same():
-            return not identity.differences(*(identity.Identity(field=make(v)).summary() for v in (one, other)))
+            return not identity.differences(
+                *(identity.Identity(field=make(v)).summary() for v in (one, other))
+            )
 
         assert not same()
         monkeypatch.setattr(place, name, mutant)
         if name == "_constant":
             monkeypatch.setattr(
-                identity, "_of_code", lambda code: identity._digest(repr(identity._code(code)).encode())
+                identity,
+                "_of_code",
+                lambda code: identity._digest(repr(identity._code(code)).encode()),
             )
         assert same()
 

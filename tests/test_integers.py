@@ -8,7 +8,15 @@ import scoretk as stk
 from scoretk.core.arguments import count, integer, is_integer
 from scoretk.models.targets.mixture import ring_mixture
 
-KINDS = [int, np.int64, np.int32, np.uint8, np.array, torch.tensor, lambda n: torch.tensor(n, dtype=torch.int32)]
+KINDS = [
+    int,
+    np.int64,
+    np.int32,
+    np.uint8,
+    np.array,
+    torch.tensor,
+    lambda n: torch.tensor(n, dtype=torch.int32),
+]
 NONE = [
     True, np.True_, torch.tensor(True), 3.0, np.float64(3), torch.tensor(3.0), torch.tensor([3]), np.array([3]), "3", None,
     torch.tensor(3, device="meta"), torch.tensor(3 + 0j), [3],
@@ -42,7 +50,11 @@ def test_a_run_is_the_same_run(kind, tmp_path):
     """Settings and solvers hold plain integers, so that a checkpoint of one is the other's."""
     plain = {"chains": 3, "steps": 4, "thin": 2, "seed": 3, "batch": 2}
     draws = stk.sample(
-        ring_mixture(), stk.HMC(0.1, 3, metric="none"), warmup=stk.Warmup(1, 100), checkpoint=tmp_path / "run", **plain
+        ring_mixture(),
+        stk.HMC(0.1, 3, metric="none"),
+        warmup=stk.Warmup(1, 100),
+        checkpoint=tmp_path / "run",
+        **plain,
     )
     other = {name: kind(value) for name, value in plain.items()}
     solver = stk.HMC(0.1, kind(3), metric="none")
@@ -56,7 +68,9 @@ def test_a_run_is_the_same_run(kind, tmp_path):
     assert stk.fields.resolve(ring_mixture(), {"energy"}).event_shape == (2,)
     logp = [stk.log_prob(ring_mixture(), draws.final, seed=k(3)).value for k in (int, kind)]
     assert torch.equal(*logp)
-    assert torch.equal(stk.Noise(kind(3), kind(2)).normal(1, 0, (2,)), stk.Noise(3, 2).normal(1, 0, (2,)))
+    assert torch.equal(
+        stk.Noise(kind(3), kind(2)).normal(1, 0, (2,)), stk.Noise(3, 2).normal(1, 0, (2,))
+    )
 
 
 @pytest.mark.parametrize(

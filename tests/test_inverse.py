@@ -34,11 +34,17 @@ def posterior_draws(problem, y, mean, covariance, k, generator):
     """Exact draws of the Gaussian posteriors, `(n, k, 1, 8, 8)`: the estimate, plus noise of the posterior's covariance."""
     centre = linear_estimate(problem, y, mean, covariance)
     a = problem.operator(torch.eye(DIM, dtype=torch.float64).reshape(-1, *EVENT_SHAPE)).flatten(1).T
-    gain = covariance @ a.T @ torch.linalg.inv(a @ covariance @ a.T + problem.std**2 * torch.eye(len(a)))
+    gain = (
+        covariance
+        @ a.T
+        @ torch.linalg.inv(a @ covariance @ a.T + problem.std**2 * torch.eye(len(a)))
+    )
     left = covariance - gain @ a @ covariance
     values, vectors = torch.linalg.eigh((left + left.T) / 2)
     z = torch.randn(len(y), k, DIM, generator=generator, dtype=torch.float64)
-    return centre[:, None] + (z * values.clamp(min=0).sqrt() @ vectors.T).reshape(len(y), k, *EVENT_SHAPE)
+    return centre[:, None] + (z * values.clamp(min=0).sqrt() @ vectors.T).reshape(
+        len(y), k, *EVENT_SHAPE
+    )
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
@@ -47,7 +53,9 @@ def test_exact_draws_have_spread_and_fit_one_and_others_have_not(problem):
     y = problem.measure(truth)
     x = posterior_draws(problem, y, mean, covariance, 8, generator)
     good = agreement(problem, y, x, truth)
-    assert good.spread == pytest.approx(1, abs=0.05)  # standard error below .01: 400 images of 64 pixels
+    assert good.spread == pytest.approx(
+        1, abs=0.05
+    )  # standard error below .01: 400 images of 64 pixels
     assert good.fit == pytest.approx(1, abs=0.05)
     assert good.single == pytest.approx(good.error * 4 / 3, rel=0.05)  # of 2 v and v (1 + 1/8)
     centre = linear_estimate(problem, y, mean, covariance)[:, None]
@@ -67,7 +75,9 @@ def test_the_linear_estimate_is_the_best_linear_one(problem):
         products = (truth - estimate).flatten(1)[:, :, None] * seen[:, None, :8]
         return float((products.mean(0) / products.std(0)).abs().max()) * len(truth) ** 0.5
 
-    assert largest(found) < 6  # in standard errors, for up to 512 products: one false alarm in a million
+    assert (
+        largest(found) < 6
+    )  # in standard errors, for up to 512 products: one false alarm in a million
     assert largest(mean + 1.1 * (found - mean)) > 12
 
 

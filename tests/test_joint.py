@@ -67,7 +67,12 @@ class Hierarchy:
 
     def log_prior(self, x):
         mu, s = x[..., 0], x[..., 1]
-        return normal(mu, 0, self.scale) + 4 * s.log() - 5 * s + normal(x[..., 2:], mu[..., None], s[..., None]).sum(-1)
+        return (
+            normal(mu, 0, self.scale)
+            + 4 * s.log()
+            - 5 * s
+            + normal(x[..., 2:], mu[..., None], s[..., None]).sum(-1)
+        )
 
     def log_likelihood(self, x, y):
         return normal(y, x[..., 2:], 1).sum(-1)
@@ -86,7 +91,9 @@ class Mixture:
     scale: float = 1.0
 
     event_shape: ClassVar = (3,)
-    constraint: ClassVar = constraints.cat([constraints.unit_interval, stk.ordered], dim=-1, lengths=[1, 2])
+    constraint: ClassVar = constraints.cat(
+        [constraints.unit_interval, stk.ordered], dim=-1, lengths=[1, 2]
+    )
 
     def draw(self, noise):
         w = noise.uniform(0, PRIOR, (3,)).median(1, keepdim=True).values
@@ -102,7 +109,9 @@ class Mixture:
 
     def log_likelihood(self, x, y):
         w, first, second = x[..., None].unbind(-2)
-        return torch.logaddexp(w.log() + normal(y, first, 1), (-w).log1p() + normal(y, second, 1)).sum(-1)
+        return torch.logaddexp(
+            w.log() + normal(y, first, 1), (-w).log1p() + normal(y, second, 1)
+        ).sum(-1)
 
     def summary(self, y):
         return torch.stack([y.mean(1), y.square().mean(1)], 1)
@@ -115,7 +124,9 @@ class WithoutJacobian(Constrained):
 
 def posterior(model):
     """The model's posterior in free space, given `cond={"y": data}`."""
-    energy = stk.Energy(lambda x, y: -model.log_prior(x) - model.log_likelihood(x, y), model.event_shape)
+    energy = stk.Energy(
+        lambda x, y: -model.log_prior(x) - model.log_likelihood(x, y), model.event_shape
+    )
     return stk.constrained(energy, model.constraint)
 
 
@@ -125,7 +136,9 @@ def without_jacobian(model):
 
 
 def without_data(model):
-    return stk.constrained(stk.Energy(lambda x, y: -model.log_prior(x), model.event_shape), model.constraint)
+    return stk.constrained(
+        stk.Energy(lambda x, y: -model.log_prior(x), model.event_shape), model.constraint
+    )
 
 
 def narrow_prior(model):
@@ -137,9 +150,9 @@ def without_correction(monkeypatch):
     right = metropolis.decide
 
     def decide(current, proposed, log_ratio, u, *barker):
-        return right(current, proposed, log_ratio * 0, u, *barker)[0], right(current, proposed, log_ratio, u, *barker)[
-            1
-        ]
+        return right(current, proposed, log_ratio * 0, u, *barker)[0], right(
+            current, proposed, log_ratio, u, *barker
+        )[1]
 
     for module in (metropolis, hmc):
         monkeypatch.setattr(module, "decide", decide)
@@ -189,7 +202,9 @@ def successive(model, field, solver, start, noise):
     for step in range(1, ROUNDS + 1):
         y = model.data(field.constrain(state.x), noise, step)
         bound = resolve(field, solver.needs, {"y": y})
-        energy, grad = bound.energy_and_grad(state.x)  # of the new data; whatever else a kernel remembers is kept
+        energy, grad = bound.energy_and_grad(
+            state.x
+        )  # of the new data; whatever else a kernel remembers is kept
         state = state._replace(energy=energy, grad=grad)
         for _ in range(MOVES):
             state, _ = solver.step(bound, state, noise)
@@ -236,7 +251,12 @@ def test_the_joint_test_catches_a_missing_correction(monkeypatch, model, solver)
 
 # ------------------------------------------------------------------------------------------------------------- calibration
 
-DATA_SETS, RANKS, WARMUP, THIN = 1024, 8, 100, 12  # as many steps from draw to draw as make them all but independent
+DATA_SETS, RANKS, WARMUP, THIN = (
+    1024,
+    8,
+    100,
+    12,
+)  # as many steps from draw to draw as make them all but independent
 BY_DEFAULT, HMC = None, stk.HMC(leapfrogs=6)
 BOUNDED = stk.ChEES(most=16)  # a mutant's law may have no end, and no trajectory then a good length
 
@@ -286,4 +306,6 @@ def test_only_the_likelihoods_rank_shows_that_data_are_ignored(name):
 
 def test_calibration_catches_a_missing_correction(monkeypatch):
     without_correction(monkeypatch)
-    assert max(calibration(MODELS["hierarchy"], posterior(MODELS["hierarchy"]), HMC, DATA_SETS)) > 1.5
+    assert (
+        max(calibration(MODELS["hierarchy"], posterior(MODELS["hierarchy"]), HMC, DATA_SETS)) > 1.5
+    )

@@ -12,7 +12,14 @@ from scoretk.models.targets.analytic import Semicircle
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.run.drive import begin
 from tests import mutants
-from tests.evidence import assert_distribution, assert_mean, assert_second_moment, ks_p, mean_z, z_limit
+from tests.evidence import (
+    assert_distribution,
+    assert_mean,
+    assert_second_moment,
+    ks_p,
+    mean_z,
+    z_limit,
+)
 
 CHAINS = 40_000
 
@@ -38,21 +45,32 @@ def ula_variance(solver, h, steps, start):
 def test_ula_has_its_exact_variance_at_every_step(h, temperature, device):
     solver = stk.ULA(h, temperature)
     field, steps = gaussian(dim=1), 12
-    draws = stk.sample(field, solver, chains=CHAINS, steps=steps, seed=3, dtype=torch.float64, device=device)
+    draws = stk.sample(
+        field, solver, chains=CHAINS, steps=steps, seed=3, dtype=torch.float64, device=device
+    )
     for s in range(steps):
-        assert_second_moment(draws.x[:, s].cpu(), 0.0, ula_variance(solver, h, s + 1, 1.0), f"variance after step {s}")
+        assert_second_moment(
+            draws.x[:, s].cpu(),
+            0.0,
+            ula_variance(solver, h, s + 1, 1.0),
+            f"variance after step {s}",
+        )
 
 
 def test_ula_reaches_the_stationary_variance():
     h = 0.5
-    draws = stk.sample(gaussian(dim=1), stk.ULA(h), chains=CHAINS, steps=1, warmup=60, seed=1, dtype=torch.float64)
+    draws = stk.sample(
+        gaussian(dim=1), stk.ULA(h), chains=CHAINS, steps=1, warmup=60, seed=1, dtype=torch.float64
+    )
     assert_second_moment(draws.final, 0.0, 1 / (1 - h / 2))
     assert_mean(draws.final, 0.0)
 
 
 @pytest.mark.parametrize("mutant", [mutants.HalfTheNoise, mutants.WrongSign])
 def test_the_variance_test_catches_wrong_langevin(mutant):
-    draws = stk.sample(gaussian(dim=1), mutant(0.5), chains=CHAINS, steps=3, seed=1, dtype=torch.float64)
+    draws = stk.sample(
+        gaussian(dim=1), mutant(0.5), chains=CHAINS, steps=3, seed=1, dtype=torch.float64
+    )
     z = mean_z(draws.final.square(), ula_variance(stk.ULA(0.5), 0.5, 3, 1.0))
     assert z.abs() > 2 * z_limit()
 
@@ -67,7 +85,12 @@ def test_clipping_and_the_box_do_what_they_say():
     boxed = stk.sample(field, stk.ULA(0.5, box=(-1, 1)), init=start, steps=50, seed=1).x
     assert bool((boxed.abs() <= 1).all())
     assert bool((boxed.abs() == 1).any())
-    nan = stk.sample(stk.Score(lambda x: x * torch.nan, (2,)), stk.ULA(0.5, clip=1.0, box=(-1, 1)), init=start, steps=3)
+    nan = stk.sample(
+        stk.Score(lambda x: x * torch.nan, (2,)),
+        stk.ULA(0.5, clip=1.0, box=(-1, 1)),
+        init=start,
+        steps=3,
+    )
     assert nan.failures == {"NONFINITE": 1}  # neither clamp turns NaN into a number
 
 
@@ -75,7 +98,9 @@ def test_presets_report_their_temperature():
     assert stk.ULA.du_mordatch().temperature == pytest.approx(1.25e-6)
     assert stk.ULA.jem().temperature == pytest.approx(5e-5)
     solver = stk.ULA.with_noise(0.5, 0.3)
-    draws = stk.sample(gaussian(dim=1), solver, chains=CHAINS, steps=1, warmup=40, seed=2, dtype=torch.float64)
+    draws = stk.sample(
+        gaussian(dim=1), solver, chains=CHAINS, steps=1, warmup=40, seed=2, dtype=torch.float64
+    )
     assert_second_moment(draws.final, 0.0, 0.3**2 / (1 - 0.5**2))
 
 
@@ -90,7 +115,9 @@ def ring_statistics(x):
     """Moments of the ring that its symmetry or one integral gives: E|x|^2 = 4 + 2/16, E[x], the share of each mode."""
     angle = torch.atan2(x[:, 1], x[:, 0]) / (math.pi / 4)
     sector = torch.nn.functional.one_hot(angle.round().long() % 8, 8).double()
-    return torch.cat([x.square().sum(1, keepdim=True), x, sector], 1), [4 + 2 / 16, 0, 0] + [1 / 8] * 8
+    return torch.cat([x.square().sum(1, keepdim=True), x, sector], 1), [4 + 2 / 16, 0, 0] + [
+        1 / 8
+    ] * 8
 
 
 def invariance_z(solver, name, seed=5):
@@ -120,7 +147,9 @@ def test_invariance_catches_nan_replaced_and_accepted():
     assert invariance_z(mutants.NaNIsReplaced(0.1), "semicircle") > 2
 
 
-@pytest.mark.parametrize(("kernel", "consistent"), [(stk.MALA, True), (mutants.StaleGradient, False)])
+@pytest.mark.parametrize(
+    ("kernel", "consistent"), [(stk.MALA, True), (mutants.StaleGradient, False)]
+)
 def test_cached_energy_and_gradient_are_those_of_the_position(kernel, consistent):
     """After acceptances and rejections alike; a mutant that keeps the proposal's gradient shows that this can fail."""
     target, noise = gaussian(dim=2), stk.Noise(9, 500, dtype=torch.float64)
@@ -135,13 +164,20 @@ def test_cached_energy_and_gradient_are_those_of_the_position(kernel, consistent
 
 def test_mala_at_temperature_samples_the_tempered_target():
     draws = stk.sample(
-        gaussian(dim=1), stk.MALA(1.0, temperature=4.0), chains=CHAINS, steps=1, warmup=80, dtype=torch.float64
+        gaussian(dim=1),
+        stk.MALA(1.0, temperature=4.0),
+        chains=CHAINS,
+        steps=1,
+        warmup=80,
+        dtype=torch.float64,
     )
     assert_distribution(draws.final[:, 0], lambda x: norm.cdf(x, scale=2.0))
 
 
 def test_nan_outside_the_support_is_a_rejection_and_no_chain_sticks():
-    draws = stk.sample("semicircle", stk.MALA(0.1), chains=20_000, steps=60, seed=2, dtype=torch.float64)
+    draws = stk.sample(
+        "semicircle", stk.MALA(0.1), chains=20_000, steps=60, seed=2, dtype=torch.float64
+    )
     assert draws.failures == {}
     assert bool((draws.x.abs() < 1).all())
     assert not bool((draws.x == 0).any())
@@ -180,5 +216,7 @@ def test_annealed_langevin_over_noise_follows_its_exact_recursion(path):
 
 def test_ncsnv2_step_size_is_the_published_one():
     for high, count, published in ((50.0, 232, 6.18e-6), (90.0, 500, 3.34e-6)):
-        ladder = torch.exp(torch.linspace(math.log(high), math.log(0.01), count, dtype=torch.float64))
+        ladder = torch.exp(
+            torch.linspace(math.log(high), math.log(0.01), count, dtype=torch.float64)
+        )
         assert stk.ncsnv2_step_size(ladder, 5) == pytest.approx(published, rel=2e-3)

@@ -8,7 +8,12 @@ from torch import nn
 
 import scoretk as stk
 from scoretk.learn.fitting import Recipe, fit
-from scoretk.learn.losses import denoising_score_matching, flow_matching, noise_prediction, stratified
+from scoretk.learn.losses import (
+    denoising_score_matching,
+    flow_matching,
+    noise_prediction,
+    stratified,
+)
 from scoretk.models.targets.mixture import gaussian
 from tests.evidence import assert_mean, mean_z, z_limit
 
@@ -56,7 +61,9 @@ def test_denoising_score_matching_at_its_minimum():
 
 def test_losses_average_over_the_event_and_refuse_what_does_not_fit():
     x, t = torch.ones(4, 2, 3), torch.rand(4, generator=torch.Generator().manual_seed(0))
-    assert noise_prediction(lambda y, s: torch.zeros_like(y), x, t, x, stk.VP()).tolist() == [1.0] * 4
+    assert (
+        noise_prediction(lambda y, s: torch.zeros_like(y), x, t, x, stk.VP()).tolist() == [1.0] * 4
+    )
     assert flow_matching(lambda y, s: torch.zeros_like(y), x[:0], t[:0], x[:0]).shape == (0,)
     with pytest.raises(stk.InvalidArgument, match="t:"):
         flow_matching(lambda y, s: y, x, t[:3], x)
@@ -89,7 +96,13 @@ def squared(line, truth=(2.0, -1.0)):
 
 def test_fit_finds_the_minimum_keeps_the_best_weights_and_ends_in_eval_mode():
     line, seen = Line(), []
-    done = fit(line, squared(line), line_data(), Recipe(600, learning_rate=0.05, weight_decay=0.0), report=seen.append)
+    done = fit(
+        line,
+        squared(line),
+        line_data(),
+        Recipe(600, learning_rate=0.05, weight_decay=0.0),
+        report=seen.append,
+    )
     torch.testing.assert_close(line.weight.detach(), torch.tensor([2.0, -1.0]), atol=0.02, rtol=0)
     assert not line.training
     assert torch.equal(done.weights["weight"], line.weight)
@@ -136,7 +149,9 @@ def test_held_out_rows_are_not_trained_on():
     assert len(trained) == 40
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"held_out": 1.0}, {"learning_rate": -1.0}, {"decay": 2.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"held_out": 1.0}, {"learning_rate": -1.0}, {"decay": 2.0}]
+)
 def test_recipes_refuse_nonsense(wrong):
     with pytest.raises(stk.InvalidArgument):
         Recipe(**({"steps": 10} | wrong))

@@ -36,7 +36,11 @@ def blob_log_prob(path, x, s=0.5, m=0.3):
 
 
 def rows_of(shape, n=3, s=0.5, m=0.3):
-    return torch.randn((n, *shape), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * s + m
+    return (
+        torch.randn((n, *shape), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        * s
+        + m
+    )
 
 
 def linear_flow(matrix=A, base=None):
@@ -70,7 +74,12 @@ def test_predictions_that_determine_the_rate_start_at_the_data_themselves(path, 
         alpha, sigma, dalpha, _ = (c[:, None].to(x) for c in path(t.double()))
         noise, data = -sigma * score, exact.denoise(x, t)
         drift = dalpha * data - path.sigma_dsigma(t.double())[:, None] * score
-        return {"noise": noise, "score": score, "velocity": drift, "v": alpha * noise - sigma * data}[predicts]
+        return {
+            "noise": noise,
+            "score": score,
+            "velocity": drift,
+            "v": alpha * noise - sigma * data,
+        }[predicts]
 
     x = rows_of((2,))
     got = stk.log_prob(stk.Diffusion(net, (2,), path, predicts), x, rtol=1e-8, atol=1e-8)
@@ -98,12 +107,16 @@ def test_the_end_correction(s, settings, bound, monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("rk4", 4)])
-@pytest.mark.parametrize("path", [stk.VE(1.0, 200.0), stk.VP(), stk.Linear()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "path", [stk.VE(1.0, 200.0), stk.VP(), stk.Linear()], ids=lambda p: type(p).__name__
+)
 def test_fixed_grids_converge_with_their_order(method, order, path):
     field, counts = ring_mixture(std=1.0).noised(path), (16, 24, 32, 48, 64)
     x = rows_of((2,), 6)
     truth = stk.log_prob(field, x, rtol=1e-10, atol=1e-10).value
-    errors = [(stk.log_prob(field, x, method=method, steps=n).value - truth).abs().mean() for n in counts]
+    errors = [
+        (stk.log_prob(field, x, method=method, steps=n).value - truth).abs().mean() for n in counts
+    ]
     logs = torch.stack([torch.tensor([math.log(n), 1.0]) for n in counts]).double()
     slope = -torch.linalg.lstsq(logs, torch.stack(errors).log()[:, None]).solution[0, 0]
     assert abs(float(slope) - order) < 0.3, (slope, errors)
@@ -114,7 +127,9 @@ def test_fixed_grids_converge_with_their_order(method, order, path):
 
 
 def test_ring_mixture_smoothed():
-    field = ring_mixture().noised(stk.VE(1.0, 2000.0))  # so wide that the base is the marginal to 1e-6
+    field = ring_mixture().noised(
+        stk.VE(1.0, 2000.0)
+    )  # so wide that the base is the marginal to 1e-6
     got = stk.log_prob(field, RING, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(got.value, RING_LOG_PROB, rtol=0, atol=1e-4)
     fixed = stk.log_prob(field, RING, method="heun", steps=200)
@@ -122,7 +137,11 @@ def test_ring_mixture_smoothed():
     single = stk.log_prob(field, RING.float())
     assert single.value.dtype == torch.float32
     torch.testing.assert_close(single.value.double(), RING_LOG_PROB, rtol=0, atol=2e-3)
-    for settings in ({"trace": "hutchinson"}, {"trace": "hutch++"}, {"trace": "hutchinson", "probe_law": "gaussian"}):
+    for settings in (
+        {"trace": "hutchinson"},
+        {"trace": "hutch++"},
+        {"trace": "hutchinson", "probe_law": "gaussian"},
+    ):
         probed = stk.log_prob(field, RING, probes=64, seed=1, **settings)
         z = (probed.value - RING_LOG_PROB) / probed.stderr.clamp(min=1e-3)
         assert bool((z.abs() < z_limit(3)).all()), settings
@@ -137,15 +156,20 @@ def test_ring_mixture_itself():
 
 def test_a_flow_from_another_base():
     """dx/dt = A x from a Laplace law: expm(-A) takes x back, and the divergence is tr A."""
-    base = torch.distributions.Independent(torch.distributions.Laplace(torch.zeros(2).double(), 1.0), 1)
+    base = torch.distributions.Independent(
+        torch.distributions.Laplace(torch.zeros(2).double(), 1.0), 1
+    )
     x = rows_of((2,))
     truth = base.log_prob(x @ torch.linalg.matrix_exp(-A).T) - 3.0
     for settings in ({"rtol": 1e-9, "atol": 1e-9}, {"method": "rk4", "steps": 64}):
         got = stk.log_prob(linear_flow(base=base), x, **settings)
         torch.testing.assert_close(got.value, truth, rtol=0, atol=1e-6)
-    outside = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2).double(), torch.ones(2)), 1)
+    outside = torch.distributions.Independent(
+        torch.distributions.Uniform(torch.zeros(2).double(), torch.ones(2)), 1
+    )
     got = stk.log_prob(
-        linear_flow(torch.zeros(2, 2).double(), outside), torch.tensor([[0.5, 0.5], [2.0, 0.5]]).double()
+        linear_flow(torch.zeros(2, 2).double(), outside),
+        torch.tensor([[0.5, 0.5], [2.0, 0.5]]).double(),
     )
     assert got.value.tolist() == [0.0, -math.inf]
     assert got.status.tolist() == [0, 0]
@@ -166,14 +190,21 @@ def pairs(directions):
 
 
 SIGNS = torch.tensor(list(itertools.product((1.0, -1.0), repeat=2)), dtype=torch.float64)
-NODES = torch.tensor(list(itertools.product((-math.sqrt(3), 0.0, math.sqrt(3)), repeat=2)), dtype=torch.float64)
-NODE_WEIGHTS = torch.outer(*2 * [torch.tensor([1 / 6, 2 / 3, 1 / 6], dtype=torch.float64)]).flatten()
+NODES = torch.tensor(
+    list(itertools.product((-math.sqrt(3), 0.0, math.sqrt(3)), repeat=2)), dtype=torch.float64
+)
+NODE_WEIGHTS = torch.outer(
+    *2 * [torch.tensor([1 / 6, 2 / 3, 1 / 6], dtype=torch.float64)]
+).flatten()
 
 
 def test_probes_have_their_exact_mean_and_variance():
     """Signs are exhausted by 4; a normal's moments up to the fifth are those of Gauss and Hermite's three nodes."""
     assert quadratic_forms(SIGNS[:, None]) == (pytest.approx(3.0), pytest.approx(0.49))
-    assert quadratic_forms(NODES[:, None], NODE_WEIGHTS) == (pytest.approx(3.0), pytest.approx(10.49))
+    assert quadratic_forms(NODES[:, None], NODE_WEIGHTS) == (
+        pytest.approx(3.0),
+        pytest.approx(10.49),
+    )
     x = torch.ones(3, 2, dtype=torch.float64)
     value, exact = divergence(lambda y, t: y @ A.T, x, 0.0, None)
     torch.testing.assert_close(exact, torch.full((1, 3), 3.0, dtype=torch.float64))
@@ -184,7 +215,14 @@ def test_probes_have_their_exact_mean_and_variance():
 def test_drawn_probes_and_their_standard_error(law, variance, monkeypatch):
     """Every row has probes of its own: its error has variance v/k, and so has, on average, its squared standard error."""
     rows, k = 20_000, 4
-    settings = {"method": "heun", "steps": 3, "trace": "hutchinson", "probes": k, "probe_law": law, "seed": 5}
+    settings = {
+        "method": "heun",
+        "steps": 3,
+        "trace": "hutchinson",
+        "probes": k,
+        "probe_law": law,
+        "seed": 5,
+    }
     field, x = (
         linear_flow(base=torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))),
         torch.ones(rows, 2).double(),
@@ -202,7 +240,9 @@ def test_drawn_probes_and_their_standard_error(law, variance, monkeypatch):
     seeds, fixed = itertools.count(), likelihood.divergence
 
     def redrawn(u, y, t, directions, sketch=None):
-        return fixed(u, y, t, likelihood._probes(stk.Noise(next(seeds), len(y), dtype=y.dtype), y, k, law)[0])
+        return fixed(
+            u, y, t, likelihood._probes(stk.Noise(next(seeds), len(y), dtype=y.dtype), y, k, law)[0]
+        )
 
     monkeypatch.setattr(likelihood, "divergence", redrawn)
     wrong = stk.log_prob(field, x, **settings)
@@ -214,7 +254,10 @@ def test_hutch_pp_is_unbiased_for_every_sketch_and_exact_on_a_low_rank():
     for sketch in SIGNS:
         assert quadratic_forms(pairs(SIGNS), sketch=sketch[None])[0] == pytest.approx(3.0)
         assert quadratic_forms(pairs(NODES), both, sketch[None])[0] == pytest.approx(3.0)
-    assert quadratic_forms(pairs(SIGNS), sketch=SIGNS[:2]) == (pytest.approx(3.0), pytest.approx(0.0, abs=1e-20))
+    assert quadratic_forms(pairs(SIGNS), sketch=SIGNS[:2]) == (
+        pytest.approx(3.0),
+        pytest.approx(0.0, abs=1e-20),
+    )
 
     d, x = 24, torch.zeros(400, 24, dtype=torch.float64)
     generator = torch.Generator().manual_seed(2)
@@ -222,10 +265,18 @@ def test_hutch_pp_is_unbiased_for_every_sketch_and_exact_on_a_low_rank():
     level = 0.7 * torch.eye(d, dtype=torch.float64)
     small = 1e-3 * torch.randn((d, d), generator=generator, dtype=torch.float64)
     spread = {}
-    for name, matrix in {"low rank": left @ right.T, "identity": level, "both": left @ right.T / d + small}.items():
+    for name, matrix in {
+        "low rank": left @ right.T,
+        "identity": level,
+        "both": left @ right.T / d + small,
+    }.items():
         for trace in ("hutchinson", "hutch++"):
-            e, s = likelihood._probes(stk.Noise(3, len(x), dtype=x.dtype), x, 12, sketched=trace == "hutch++")
-            found = divergence(lambda y, t, m=matrix: y @ m.T, x, 0.0, e, s)[1].mean(0) - matrix.trace()
+            e, s = likelihood._probes(
+                stk.Noise(3, len(x), dtype=x.dtype), x, 12, sketched=trace == "hutch++"
+            )
+            found = (
+                divergence(lambda y, t, m=matrix: y @ m.T, x, 0.0, e, s)[1].mean(0) - matrix.trace()
+            )
             spread[name, trace] = float(found.square().mean().sqrt())
             assert_mean(found, 0.0) if spread[name, trace] > 1e-9 else None
     assert spread["low rank", "hutch++"] < 1e-9 < 0.1 < spread["low rank", "hutchinson"]
@@ -261,7 +312,9 @@ def test_products_vectorised_and_one_by_one_are_the_same():
         torch.autograd.functional.jacobian(lambda r: vectorised(r[None], 0.0)[0], row).reshape(12, 12).trace() for row in x
     ])  # fmt: skip
     for model in (vectorised, looped):
-        torch.testing.assert_close(divergence(model, x, 0.0, None)[1][0], trace, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            divergence(model, x, 0.0, None)[1][0], trace, rtol=1e-12, atol=1e-12
+        )
     e, s = likelihood._probes(stk.Noise(0, len(x), dtype=x.dtype), x, 9, sketched=True)
     for sketch in (None, s):
         both = [divergence(model, x, 0.0, e, sketch)[1] for model in (vectorised, looped)]
@@ -282,11 +335,15 @@ def test_a_row_has_its_value_whatever_its_neighbours(trace):
 def test_conditions_reach_the_model():
     """dx/dt = c, from N(0, I): N(c, I)."""
     field = stk.Velocity(
-        lambda x, t, c: c + 0 * x, (2,), base=torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        lambda x, t, c: c + 0 * x,
+        (2,),
+        base=torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)),
     )
     x, c = rows_of((2,)), rows_of((2,), 4)[1:]
     got = stk.log_prob(field, x, cond={"c": c})
-    torch.testing.assert_close(got.value, torch.distributions.Normal(c, 1.0).log_prob(x).sum(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        got.value, torch.distributions.Normal(c, 1.0).log_prob(x).sum(1), rtol=0, atol=1e-6
+    )
 
 
 def test_exact_where_the_family_has_it():
@@ -299,7 +356,9 @@ def test_exact_where_the_family_has_it():
 @pytest.mark.parametrize("method", ["dopri5", "heun"])
 @pytest.mark.parametrize("trace", ["exact", "hutchinson", "hutch++"])
 def test_rows_that_fail_are_nan_with_a_status(method, trace):
-    field = stk.Velocity(lambda x, t: torch.where((x > 3).any(1, keepdim=True), torch.nan, -x), (2,))
+    field = stk.Velocity(
+        lambda x, t: torch.where((x > 3).any(1, keepdim=True), torch.nan, -x), (2,)
+    )
     x = torch.tensor([[0.5, 0.1], [9.0, 0.1]], dtype=torch.float64)
     got = stk.log_prob(field, x, method=method, trace=trace)
     assert bool(torch.isfinite(got.value[0]) and torch.isfinite(got.stderr[0]))
@@ -311,7 +370,9 @@ def test_rows_that_fail_are_nan_with_a_status(method, trace):
 
 def test_rows_that_fail_in_the_end_correction_or_run_out_of_steps():
     exact = blob((2,)).noised(stk.VP())
-    field = stk.Diffusion(lambda x, t: exact.denoise(torch.where(x > 3, torch.nan, x), t), (2,), stk.VP(), "data")
+    field = stk.Diffusion(
+        lambda x, t: exact.denoise(torch.where(x > 3, torch.nan, x), t), (2,), stk.VP(), "data"
+    )
     got = stk.log_prob(field, torch.tensor([[0.5, 0.5], [9.0, 0.5]], dtype=torch.float64))
     assert got.status.tolist() == [0, int(stk.Status.NONFINITE)]
     assert got.value.isnan().tolist() == [False, True]
@@ -330,7 +391,9 @@ def test_bits_of_a_uniform_density_are_those_of_the_levels():
         torch.testing.assert_close(got.value, torch.full((2,), 8.0))
         torch.testing.assert_close(got.stderr, torch.zeros(2))
         mid = low + (high - low) * (cells + 0.5) / 256
-        torch.testing.assert_close(-stk.log_prob(field, mid).value / (4 * math.log(2)) + offset, got.value)
+        torch.testing.assert_close(
+            -stk.log_prob(field, mid).value / (4 * math.log(2)) + offset, got.value
+        )
 
 
 @pytest.mark.parametrize("timed", [False, True])
@@ -338,13 +401,17 @@ def test_bits_of_a_gaussian(timed):
     """-log p is quadratic, so its mean over u is known, and so is the size of the standard error."""
     levels, s, m, draws = 4, 0.4, 0.3, 16
     law = blob((3,), s, m)
-    field = law.noised(stk.Cosine()) if timed else law  # at t = 0 alpha is 0: the base is the marginal
+    field = (
+        law.noised(stk.Cosine()) if timed else law
+    )  # at t = 0 alpha is 0: the base is the marginal
     cells = torch.arange(24, dtype=torch.float64).reshape(-1, 3) % levels
     cells = cells.repeat(60, 1)
     settings = {"method": "rk4", "steps": 40} if timed else {}
     got = bits_per_dim(field, cells, levels=levels, draws=draws, seed=3, **settings)
     middle = (cells + 0.5) / levels
-    energy = ((middle - m).square() + 1 / (12 * levels**2)) / (2 * s**2) + math.log(s * math.sqrt(2 * math.pi))
+    energy = ((middle - m).square() + 1 / (12 * levels**2)) / (2 * s**2) + math.log(
+        s * math.sqrt(2 * math.pi)
+    )
     truth = energy.mean(1) / math.log(2) + math.log2(levels)
     # u^2 has variance 1/180 about the middle, and is uncorrelated with u, of variance 1/12
     scale = 1 / (2 * s**2 * math.log(2) * 3)
@@ -417,7 +484,9 @@ def of_x(f, x):
     return told, seen
 
 
-@pytest.mark.parametrize("path", slow_but([stk.VP(), stk.Linear(), stk.VE(0.01, 50.0)], stk.Linear()), ids=repr)
+@pytest.mark.parametrize(
+    "path", slow_but([stk.VP(), stk.Linear(), stk.VE(0.01, 50.0)], stk.Linear()), ids=repr
+)
 def test_a_density_s_gradient_is_that_of_its_values(path):
     """By steps that do not depend on x exactly; by adaptive ones to their tolerance that of the model's density."""
     field, x = blob((2,), 0.7).noised(path), rows_of((2,), s=0.7, n=3)
@@ -429,14 +498,22 @@ def test_a_density_s_gradient_is_that_of_its_values(path):
 
 
 def test_gradients_of_latents_of_estimates_of_conditions_and_of_parameters():
-    x, scale = rows_of((2,), n=3), torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64, requires_grad=True)
+    x, scale = (
+        rows_of((2,), n=3),
+        torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64, requires_grad=True),
+    )
     weight = torch.nn.Parameter(torch.tensor([[0.3, 0.1], [-0.2, 0.4]], dtype=torch.float64))
     field = stk.Velocity(lambda x, t, c: c[:, None] * (x @ weight.T), (2,))
-    told, seen = of_x(lambda v: stk.encode(field, v, cond={"c": scale}, method="rk4", steps=8).x.sum(1), x)
+    told, seen = of_x(
+        lambda v: stk.encode(field, v, cond={"c": scale}, method="rk4", steps=8).x.sum(1), x
+    )
     torch.testing.assert_close(told, seen, rtol=1e-6, atol=1e-7)
     for trace in ("exact", "hutchinson"):
         told, seen = of_x(
-            lambda v, t=trace: stk.log_prob(field, v, cond={"c": scale}, method="rk4", steps=8, trace=t).value, x
+            lambda v, t=trace: (
+                stk.log_prob(field, v, cond={"c": scale}, method="rk4", steps=8, trace=t).value
+            ),
+            x,
         )
         torch.testing.assert_close(told, seen, rtol=1e-5, atol=1e-6)
     value = stk.log_prob(field, x, cond={"c": scale}, trace="hutch++", probes=6).value

@@ -31,7 +31,9 @@ SMALL = {
 
 
 def solver(name, kernel=None):
-    return replace(EXAMPLES[name], **SMALL.get(name, {}), **({"kernel": kernel} if kernel is not None else {}))
+    return replace(
+        EXAMPLES[name], **SMALL.get(name, {}), **({"kernel": kernel} if kernel is not None else {})
+    )
 
 
 @cache
@@ -80,7 +82,9 @@ def test_contrastive_divergence_needs_an_energy():
     assert use(frozenset({"energy"}), CONTRASTIVE).way
     assert not use(frozenset({"score"}), CONTRASTIVE).way
     with pytest.raises(stk.MissingCapability):
-        stk.ContrastiveDivergence(stk.ULA(0.1), steps=1)(stk.Score(lambda x: -x, (2,)), torch.zeros(3, 2))
+        stk.ContrastiveDivergence(stk.ULA(0.1), steps=1)(
+            stk.Score(lambda x: -x, (2,)), torch.zeros(3, 2)
+        )
 
 
 def test_command(capsys):

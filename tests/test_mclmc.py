@@ -111,7 +111,9 @@ def test_the_integrator_is_reversible_of_second_order_and_keeps_the_velocitys_le
         return isokinetic(field, start, u, torch.tensor(eps, **DOUBLE), steps, scale, integrator)
 
     end = along(start, u, 0.05, 7)
-    torch.testing.assert_close(end.velocity.norm(dim=1), torch.ones(6, **DOUBLE), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        end.velocity.norm(dim=1), torch.ones(6, **DOUBLE), rtol=0, atol=1e-14
+    )
     back = along(end.point, -end.velocity, 0.05, 7)
     torch.testing.assert_close(back.point.x, x, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(back.velocity, -u, rtol=1e-9, atol=1e-9)
@@ -149,7 +151,9 @@ TARGETS = {
 def kernels(size):
     return {
         "fixed": AdjustedMCLMC(size, leapfrogs=3, jitter=0, metric="none"),
-        "jittered": AdjustedMCLMC(size, leapfrogs=2, jitter=0.5, metric="none", integrator="leapfrog"),
+        "jittered": AdjustedMCLMC(
+            size, leapfrogs=2, jitter=0.5, metric="none", integrator="leapfrog"
+        ),
         "by length": AdjustedMCLMC(size, length=1.5 * size, metric="none"),
     }
 
@@ -193,7 +197,9 @@ METROPOLIS = mclmc.metropolis
 WRONG = [
     *((name, "turn", no_kinetic_term) for name in TARGETS),
     *((name, "turn", dimension_not_less_one) for name in TARGETS),
-    *((name, "turn", volume_of_d) for name in TARGETS if name != "ring"),  # where next to nothing is rejected for it
+    *(
+        (name, "turn", volume_of_d) for name in TARGETS if name != "ring"
+    ),  # where next to nothing is rejected for it
     *((name, "direction", half_the_sphere) for name in ("gaussian", "funnel", "disc")),
     ("disc", "metropolis", nan_accepted_where_it_began),
 ]
@@ -216,7 +222,11 @@ def test_scales_leave_the_target_as_it_is():
 
 def test_the_disc_keeps_its_law_over_many_steps():
     draws = stk.sample(
-        Disc(), AdjustedMCLMC(0.3, leapfrogs=4, metric="none"), init=torch.zeros(10_000, 2), steps=40, seed=2
+        Disc(),
+        AdjustedMCLMC(0.3, leapfrogs=4, metric="none"),
+        init=torch.zeros(10_000, 2),
+        steps=40,
+        seed=2,
     )
     assert draws.failures == {}
     assert_distribution(draws.final.norm(dim=1), radius_law)
@@ -250,7 +260,10 @@ def test_the_unadjusted_bias_is_of_second_order(monkeypatch):
 def test_the_velocity_forgets_its_direction_over_the_length(solver):
     """On a flat target only the noise turns: the velocity stays of length one and is forgotten as predicted."""
     dim, chains = 50, 2000
-    flat, noise = resolve(stk.Energy(lambda x: 0 * x.sum(1), (dim,)), solver.needs), stk.Noise(1, chains, **DOUBLE)
+    flat, noise = (
+        resolve(stk.Energy(lambda x: 0 * x.sum(1), (dim,)), solver.needs),
+        stk.Noise(1, chains, **DOUBLE),
+    )
     state = begin(solver, flat, torch.zeros(chains, dim, **DOUBLE), noise).state
     first = state.velocity
     assert_mean(first.square(), 1 / dim)
@@ -296,12 +309,17 @@ def test_evaluations_of_tuning_are_counted(solver):
 TUNED = [MCLMC(), AdjustedMCLMC(), AdjustedMCLMC(leapfrogs=3)]
 
 
-@pytest.mark.parametrize("solver", [*TUNED[:2], pytest.param(TUNED[2], marks=pytest.mark.slow)], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [*TUNED[:2], pytest.param(TUNED[2], marks=pytest.mark.slow)], ids=repr
+)
 def test_chains_do_not_depend_on_the_batch(solver):
     run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(40, pilot=5), "seed": 6, **DOUBLE}
     whole, parts = stk.sample(UNEQUAL, solver, **run), stk.sample(UNEQUAL, solver, batch=4, **run)
     assert torch.equal(whole.x, parts.x)
-    assert all(torch.equal(whole.tuned[name], parts.tuned[name]) for name in ("step_size", "scale", "length"))
+    assert all(
+        torch.equal(whole.tuned[name], parts.tuned[name])
+        for name in ("step_size", "scale", "length")
+    )
     fewer = stk.sample(UNEQUAL, solver, **(run | {"chains": 7}))
     assert torch.equal(whole.x[:7], fewer.x)
 
@@ -320,7 +338,14 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, solver,
             raise Stop
         return (x.square() * torch.tensor([1.0, 9.0]).to(x)).sum(1) / 2
 
-    run = {"chains": 6, "steps": 20, "warmup": stk.Warmup(40, pilot=4), "seed": 6, "batch": 2, **DOUBLE}
+    run = {
+        "chains": 6,
+        "steps": 20,
+        "warmup": stk.Warmup(40, pilot=4),
+        "seed": 6,
+        "batch": 2,
+        **DOUBLE,
+    }
     field, path = stk.Energy(energy, (2,)), tmp_path / "run.ckpt"
     undisturbed = stk.sample(field, solver, **run)
     calls[:] = 0, 2 * stop + 10
@@ -333,11 +358,16 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, solver,
 
 
 @pytest.mark.compiled
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
-@pytest.mark.parametrize("solver", [MCLMC(0.3, 1.5, "none"), AdjustedMCLMC(0.3, leapfrogs=1, metric="none")], ids=repr)
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
+@pytest.mark.parametrize(
+    "solver", [MCLMC(0.3, 1.5, "none"), AdjustedMCLMC(0.3, leapfrogs=1, metric="none")], ids=repr
+)
 def test_compiled_agrees_with_eager(solver):
     eager, compiled = (
-        stk.sample(UNEQUAL, solver, chains=3, steps=16, seed=1, compile=c, **DOUBLE) for c in (False, True)
+        stk.sample(UNEQUAL, solver, chains=3, steps=16, seed=1, compile=c, **DOUBLE)
+        for c in (False, True)
     )
     torch.testing.assert_close(compiled.x, eager.x, rtol=1e-6, atol=1e-8)
 
@@ -346,7 +376,10 @@ def test_compiled_agrees_with_eager(solver):
     ("metric", "variance"),
     [
         ("diagonal", 5e-4),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("none", 5e-4), ("diagonal", 5e-3))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("none", 5e-4), ("diagonal", 5e-3))
+        ),
     ],
 )
 def test_the_energy_error_reaches_its_target(metric, variance):
@@ -391,11 +424,15 @@ def test_what_is_tuned_is_frozen_after_warmup(solver):
 
     draws = stk.sample(UNEQUAL, Watched(), chains=8, steps=30, warmup=40, seed=1)
     assert len(seen) == 30
-    assert set(seen) == {tuple(float(draws.tuned[name].sum()) for name in ("step_size", "length", "scale"))}
+    assert set(seen) == {
+        tuple(float(draws.tuned[name].sum()) for name in ("step_size", "length", "scale"))
+    }
 
 
 def test_what_is_given_is_not_tuned():
-    draws = stk.sample(UNEQUAL, MCLMC(step_size=0.2, length=1.1), chains=8, steps=5, warmup=40, seed=1)
+    draws = stk.sample(
+        UNEQUAL, MCLMC(step_size=0.2, length=1.1), chains=8, steps=5, warmup=40, seed=1
+    )
     assert (float(draws.tuned["step_size"]), float(draws.tuned["length"])) == (0.2, 1.1)
     assert not MCLMC(0.2, 1.1, "none").adapts
     assert MCLMC(0.2, 1.1).adapts
@@ -410,7 +447,12 @@ def test_events_of_any_shape(shape, solver):
     assert draws.x.shape == (8, 20, *shape)
     assert draws.failures == {}
     flat = stk.sample(
-        stk.Energy(lambda x: x.square().sum(1) / 2, (dim,)), solver, chains=8, steps=20, warmup=40, seed=1
+        stk.Energy(lambda x: x.square().sum(1) / 2, (dim,)),
+        solver,
+        chains=8,
+        steps=20,
+        warmup=40,
+        seed=1,
     )
     assert torch.equal(draws.x.reshape(8, 20, dim), flat.x)
 
@@ -419,7 +461,9 @@ def test_events_of_any_shape(shape, solver):
 @pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC()], ids=repr)
 def test_one_dimension_is_refused(shape, solver):
     with pytest.raises(stk.InvalidArgument, match="two dimensions"):
-        stk.sample(stk.Energy(lambda x: x.square().flatten(1).sum(1), shape), solver, chains=2, steps=2)
+        stk.sample(
+            stk.Energy(lambda x: x.square().flatten(1).sum(1), shape), solver, chains=2, steps=2
+        )
 
 
 @pytest.mark.parametrize(
@@ -448,10 +492,14 @@ def test_failures_are_flagged():
     over = stk.sample(Disc(), MCLMC(0.5, 1.0, "none"), init=start, steps=50)
     assert over.failures == {"NONFINITE": 3}
     assert int(over.failed_at[1]) == 0
-    adjusted = stk.sample(Disc(), AdjustedMCLMC(0.5, leapfrogs=3, metric="none"), init=start, steps=50)
+    adjusted = stk.sample(
+        Disc(), AdjustedMCLMC(0.5, leapfrogs=3, metric="none"), init=start, steps=50
+    )
     assert adjusted.status.tolist() == [0, 1, 0]
     assert bool((adjusted.x[[0, 2]].norm(dim=2) < 1).all())
-    wild = stk.sample(gaussian(dim=2), AdjustedMCLMC(1e5, leapfrogs=2, metric="none"), chains=4, steps=5)
+    wild = stk.sample(
+        gaussian(dim=2), AdjustedMCLMC(1e5, leapfrogs=2, metric="none"), chains=4, steps=5
+    )
     assert bool(wild.stats["diverging"].bool().all())
     assert wild.failures == {}
     warmed = stk.sample(Disc(), MCLMC(), init=torch.zeros(64, 2), steps=1, warmup=100, seed=1)
@@ -480,7 +528,13 @@ def test_chains_that_start_far_out_come_along(solver):
 AFAR = [(0.0, 1e-3, 2)]
 AFAR += [
     pytest.param(*case, marks=pytest.mark.slow)
-    for case in ((100.0, 1.0, 100), (100.0, 1.0, 2), (1e4, 1.0, 10), (0.0, 1e3, 10), (5.0, 1e-4, 50))
+    for case in (
+        (100.0, 1.0, 100),
+        (100.0, 1.0, 2),
+        (1e4, 1.0, 10),
+        (0.0, 1e3, 10),
+        (5.0, 1e-4, 50),
+    )
 ]
 
 
@@ -503,7 +557,8 @@ def test_warmup_arrives_from_afar(solver, mean, std, dim):
 
 
 @pytest.mark.parametrize(
-    ("dim", "constant"), slow_rows_but([(20, 1e6), (20, 8e6), (2, 4e6), (2, 8e6)], (20, 8e6), (2, 8e6))
+    ("dim", "constant"),
+    slow_rows_but([(20, 1e6), (20, 8e6), (2, 4e6), (2, 8e6)], (20, 8e6), (2, 8e6)),
 )
 def test_rounding_of_the_energy_is_no_error(dim, constant):
     """A constant that costs float32 the digits below 1/16 to 1/2: no step that is far too short, and none that is too long."""

@@ -95,12 +95,29 @@ SOLVERS = EVERY | GRIDS
 def drawn(name, lay):
     """Draws by a solver from starts and with conditions in this layout, and what the field noted."""
     solver = SOLVERS[name]
-    model = Timed() if name in GRIDS else States() if "states" in solver.needs or "gibbs" in solver.needs else Static()
+    model = (
+        Timed()
+        if name in GRIDS
+        else States()
+        if "states" in solver.needs or "gibbs" in solver.needs
+        else Static()
+    )
     start = stk.Noise(3, 16).normal(0, 0, (7,))
-    start = torch.tensor(States.states)[(start.abs() * 2).long().clamp(max=3)] if isinstance(model, States) else start
+    start = (
+        torch.tensor(States.states)[(start.abs() * 2).long().clamp(max=3)]
+        if isinstance(model, States)
+        else start
+    )
     options = {} if is_grid(solver) else {"steps": 5}
     draws = stk.sample(
-        model, solver, init=lay(start), cond={"c": lay(start.square())}, batch=8, seed=2, keep="all", **options
+        model,
+        solver,
+        init=lay(start),
+        cond={"c": lay(start.square())},
+        batch=8,
+        seed=2,
+        keep="all",
+        **options,
     )
     return draws, model.seen
 
@@ -119,7 +136,9 @@ def test_every_solver_asks_of_aligned_memory_and_gives_the_bits_of_a_copy(name):
     "ask",
     [
         lambda field, x: stk.log_prob(field, x, method="heun", steps=3).value,
-        lambda field, x: stk.log_prob(field, x, method="heun", steps=3, trace="hutch++", probes=6).value,
+        lambda field, x: (
+            stk.log_prob(field, x, method="heun", steps=3, trace="hutch++", probes=6).value
+        ),
         lambda field, x: stk.encode(field, x, method="heun", steps=3).x,
     ],
     ids=["log_prob", "hutch++", "encode"],
@@ -186,7 +205,14 @@ class TestWhatIsRead:
     def test_every_tensor_of_a_file_is_fresh(self, tmp_path):
         draws = stk.sample(Static(), stk.HMC(), chains=3, steps=5, warmup=20)
         again = stk.Draws.load(draws.save(tmp_path / "d.safetensors"))
-        tensors = [again.x, again.final, again.status, again.failed_at, *again.stats.values(), *again.tuned.values()]
+        tensors = [
+            again.x,
+            again.final,
+            again.status,
+            again.failed_at,
+            *again.stats.values(),
+            *again.tuned.values(),
+        ]
         assert all(map(is_aligned, tensors))
 
     def test_what_processes_send_each_other_is_fresh(self):
@@ -220,7 +246,11 @@ class TestMutants:
 
     @pytest.fixture(autouse=True)
     def _no_copy(self, monkeypatch):
-        for name in ("scoretk.core.arguments", "scoretk.inference.sampling", "scoretk.fields.resolve"):
+        for name in (
+            "scoretk.core.arguments",
+            "scoretk.inference.sampling",
+            "scoretk.fields.resolve",
+        ):
             monkeypatch.setattr(sys.modules[name], "aligned", lambda x: x)
         monkeypatch.setattr(sys.modules["scoretk.fields.resolve"], "aligned_values", dict)
 
@@ -253,8 +283,13 @@ class TestAligned:
         x = view(torch.ones(3, 2)).requires_grad_()
         aligned(x).square().sum().backward()
         assert torch.equal(x.grad, torch.full((3, 2), 2.0))
-        assert torch.equal(torch.vmap(lambda v: aligned(v) * 2)(torch.ones(3, 2)), torch.full((3, 2), 2.0))
-        assert torch.equal(torch.func.grad(lambda v: aligned(v).square().sum())(torch.ones(2)), torch.full((2,), 2.0))
+        assert torch.equal(
+            torch.vmap(lambda v: aligned(v) * 2)(torch.ones(3, 2)), torch.full((3, 2), 2.0)
+        )
+        assert torch.equal(
+            torch.func.grad(lambda v: aligned(v).square().sum())(torch.ones(2)),
+            torch.full((2,), 2.0),
+        )
 
     def test_the_alignment_is_what_torch_gives(self):
         assert all(torch.empty(n).data_ptr() % arrays.ALIGNMENT == 0 for n in range(1, 200))

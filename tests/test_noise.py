@@ -42,9 +42,13 @@ VECTORS = [
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), VECTORS)
-def test_philox_gives_the_published_vectors(counter: list[int], key: list[int], words: list[int], device) -> None:
+def test_philox_gives_the_published_vectors(
+    counter: list[int], key: list[int], words: list[int], device
+) -> None:
     assert list(philox4x32(counter, key)) == words
-    tensors = philox4x32(torch.tensor(counter, device=device).unbind(), torch.tensor(key, device=device).unbind())
+    tensors = philox4x32(
+        torch.tensor(counter, device=device).unbind(), torch.tensor(key, device=device).unbind()
+    )
     assert [int(word) for word in tensors] == words
 
 
@@ -53,14 +57,23 @@ def random_words(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 2**32, shape, generator=generator)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 37), (1, 41, 1), (5, 7, 1), (3, 5, 7), (1, 9, 11)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 1, 37), (1, 41, 1), (5, 7, 1), (3, 5, 7), (1, 9, 11)]
+)
 @pytest.mark.parametrize("written_out", [False, True])
-def test_the_fast_path_has_the_bits_of_the_plain_one(shape: tuple[int, int, int], written_out: bool, device) -> None:
+def test_the_fast_path_has_the_bits_of_the_plain_one(
+    shape: tuple[int, int, int], written_out: bool, device
+) -> None:
     steps, chains, blocks = shape
     step = random_words(steps, 1, 1, seed=1).to(device)
     if written_out:
         step = step.expand(-1, chains, 1).contiguous()
-    counter = (random_words(blocks, seed=2).to(device), random_words(chains, 1, seed=3).to(device), step, 0xFFFFFFFF)
+    counter = (
+        random_words(blocks, seed=2).to(device),
+        random_words(chains, 1, seed=3).to(device),
+        step,
+        0xFFFFFFFF,
+    )
     key = (0xFFFFFFFB, 0x9E3779B9)
     buffers = torch.empty((5, steps * chains * blocks), dtype=torch.int64, device=device)
     fast = module._words(counter, key, module._schedule(key), buffers)
@@ -86,13 +99,17 @@ def reference(kind: str, seed: int, chain: int, step: int, stream: int, e: int, 
         return 1.0 if high[e % 4] < 2**31 else -1.0
     first = e % 4 // 2 * 2
     angle = 2 * math.pi * fraction(first + 1)
-    return math.sqrt(-2 * math.log(fraction(first))) * (math.cos(angle) if e % 2 == 0 else math.sin(angle))
+    return math.sqrt(-2 * math.log(fraction(first))) * (
+        math.cos(angle) if e % 2 == 0 else math.sin(angle)
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 1, 2**32, LARGE])
-def test_every_value_is_where_the_layout_says(kind: str, dtype: torch.dtype, seed: int, device) -> None:
+def test_every_value_is_where_the_layout_says(
+    kind: str, dtype: torch.dtype, seed: int, device
+) -> None:
     ids = torch.tensor([0, 1, 17, 2**31, 2**32 - 1])
     noise = Noise(seed, ids, device=device, dtype=dtype)
     bits = torch.finfo(dtype).bits
@@ -101,7 +118,8 @@ def test_every_value_is_where_the_layout_says(kind: str, dtype: torch.dtype, see
         assert values.dtype == dtype
         assert values.shape == (5, 2, 3)
         expected = torch.tensor(
-            [[reference(kind, seed, int(c), step, stream, e, bits) for e in range(6)] for c in ids], dtype=dtype
+            [[reference(kind, seed, int(c), step, stream, e, bits) for e in range(6)] for c in ids],
+            dtype=dtype,
         )
         if kind == "normal":
             atol = 2e-6 if bits == 32 else 1e-14
@@ -144,7 +162,9 @@ def test_a_chain_does_not_depend_on_its_batch(kind: str, dtype: torch.dtype, dev
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_an_element_does_not_depend_on_the_size_of_the_event(kind: str, dtype: torch.dtype, device) -> None:
+def test_an_element_does_not_depend_on_the_size_of_the_event(
+    kind: str, dtype: torch.dtype, device
+) -> None:
     draw = getattr(Noise(3, 3, device=device), kind)
     whole = draw(7, 1, (150,), dtype)
     for n in range(75):
@@ -167,7 +187,9 @@ def test_a_step_does_not_depend_on_the_window(kind: str, shape: tuple[int, ...],
 
 @pytest.mark.parametrize("chunk", [1, 3, 64, 2**20])
 @pytest.mark.parametrize("n", [2, 10, 301])
-def test_a_value_does_not_depend_on_the_chunks(kind: str, chunk: int, n: int, device, monkeypatch) -> None:
+def test_a_value_does_not_depend_on_the_chunks(
+    kind: str, chunk: int, n: int, device, monkeypatch
+) -> None:
     def values() -> Tensor:
         noise = Noise(11, 13, device=device, window=4)
         return torch.stack([getattr(noise, kind)(step, 3, (n,)) for step in range(4)])
@@ -193,18 +215,26 @@ def test_a_value_does_not_depend_on_the_number_of_threads(kind: str) -> None:
 def test_a_step_on_the_device_gives_the_same(kind: str, device) -> None:
     noise = Noise(LARGE, 20, device=device)
     for step in (0, 5, 2**32 - 1):
-        inline = noise._inline(getattr(module._Kind, kind.upper()), torch.tensor(step, device=device), 1, (7,), None)
+        inline = noise._inline(
+            getattr(module._Kind, kind.upper()), torch.tensor(step, device=device), 1, (7,), None
+        )
         torch.testing.assert_close(inline, getattr(noise, kind)(step, 1, (7,)), rtol=0, atol=2e-6)
 
 
 @pytest.mark.compiled
 @COMPILES
 @pytest.mark.parametrize("shape", [(2,), (13,)])
-def test_compiled_noise_is_the_same_and_serves_every_step_and_seed(shape: tuple[int, ...], device) -> None:
+def test_compiled_noise_is_the_same_and_serves_every_step_and_seed(
+    shape: tuple[int, ...], device
+) -> None:
     ids = torch.arange(40, device=device) * 110_000_000 + 1
 
     def draws(noise: Noise, step: int | Tensor) -> list[Tensor]:
-        return [getattr(noise, kind)(step, Stream.PROBE, shape, dtype) for kind in KINDS for dtype in FLOATS]
+        return [
+            getattr(noise, kind)(step, Stream.PROBE, shape, dtype)
+            for kind in KINDS
+            for dtype in FLOATS
+        ]
 
     torch._dynamo.reset()
     compiled = torch.compile(draws, fullgraph=True, dynamic=False)
@@ -212,7 +242,10 @@ def test_compiled_noise_is_the_same_and_serves_every_step_and_seed(shape: tuple[
         for seed in (1, LARGE):
             noise = Noise(seed, ids)
             for step in (0, 1, 77, 2**31, 2**32 - 1):
-                got, expected = compiled(noise, torch.tensor(step, device=device)), draws(noise, step)
+                got, expected = (
+                    compiled(noise, torch.tensor(step, device=device)),
+                    draws(noise, step),
+                )
                 for ours, plain in zip(got, expected, strict=True):
                     torch.testing.assert_close(ours[:2], plain[:2], rtol=0, atol=2e-6)
                     assert ours.dtype == plain.dtype
@@ -365,10 +398,15 @@ def test_wrong_chains_are_refused(chains: object) -> None:
         ],
         *[("stream", {"stream": s}) for s in (-1, 2**24, 0.5, None)],
         *[("shape", {"shape": s}) for s in ((-1,), (1.0,), (2**20, 2**20), 3, (True,))],
-        *[("dtype", {"dtype": d}) for d in (torch.float16, torch.bfloat16, torch.int64, torch.complex64)],
+        *[
+            ("dtype", {"dtype": d})
+            for d in (torch.float16, torch.bfloat16, torch.int64, torch.complex64)
+        ],
     ],
 )
-def test_wrong_calls_are_refused(kind: str, argument: str, change: dict[str, object], device) -> None:
+def test_wrong_calls_are_refused(
+    kind: str, argument: str, change: dict[str, object], device
+) -> None:
     draw = getattr(Noise(0, 3, device=device), kind)
     with pytest.raises(InvalidArgument, match=argument):
         draw(**{"step": 0, "stream": 0, "shape": (2,), **change})
@@ -401,9 +439,14 @@ def normal_faults(z: Tensor) -> list[str]:
     }
     tails = (1.0, 2.0, 3.0, 4.0, 4.5)
     limit = ALARM / (len(scores) + len(tails) + 1)
-    p = {name: 2 * stats.norm.sf(abs(float(m)) * math.sqrt(n / variance)) for name, (m, variance) in scores.items()}
+    p = {
+        name: 2 * stats.norm.sf(abs(float(m)) * math.sqrt(n / variance))
+        for name, (m, variance) in scores.items()
+    }
     for t in tails:
-        p[f"tail beyond {t}"] = stats.binomtest(int((z.abs() > t).sum()), n, 2 * stats.norm.sf(t)).pvalue
+        p[f"tail beyond {t}"] = stats.binomtest(
+            int((z.abs() > t).sum()), n, 2 * stats.norm.sf(t)
+        ).pvalue
     p["Kolmogorov-Smirnov"] = stats.kstest(z[: 2**19].numpy(), "norm", mode="asymp").pvalue
     return [name for name, value in p.items() if not value > limit]
 
@@ -416,12 +459,19 @@ def repeats(rows: Tensor) -> list[str]:
     found = []
     for name, x in (("values", rows), ("squares", rows**2 - (rows**2).mean())):
         x = x / x.std()
-        found += [f"{name} {i}, {j}" for i, j in ((x @ x.T / n).triu(1).abs() > limit).nonzero().tolist()]
+        found += [
+            f"{name} {i}, {j}" for i, j in ((x @ x.T / n).triu(1).abs() > limit).nonzero().tolist()
+        ]
     return found
 
 
 # Which words of the counter vary in a sample of 2^21 values: chains, elements, steps.
-ARRANGEMENTS = {"elements": (1, 2**21, 1), "chains": (2**19, 4, 1), "steps": (1, 4, 2**19), "all": (128, 128, 128)}
+ARRANGEMENTS = {
+    "elements": (1, 2**21, 1),
+    "chains": (2**19, 4, 1),
+    "steps": (1, 4, 2**19),
+    "all": (128, 128, 128),
+}
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -449,7 +499,9 @@ def test_wrong_normals_are_caught(name: str, device) -> None:
     assert normal_faults(WRONG_NORMALS[name](z)) != []
 
 
-def tail_mass(transform: Callable[..., tuple[Tensor, Tensor]], t: float, dtype: torch.dtype) -> float:
+def tail_mass(
+    transform: Callable[..., tuple[Tensor, Tensor]], t: float, dtype: torch.dtype
+) -> float:
     """P(|z| > t) of a Box-Muller transform, by summing over the words that reach so far instead of sampling.
 
     With radius r the mass is (2 / pi) arccos(t / r), and every radius word has probability 2^-32.
@@ -467,22 +519,30 @@ def tail_mass(transform: Callable[..., tuple[Tensor, Tensor]], t: float, dtype: 
 
 @pytest.mark.parametrize(("t", "within"), [(4.7, 1e-3), (5.0, 2e-3), (5.5, 1e-2), (6.0, 5e-2)])
 def test_the_far_tail_is_right_in_float32(t: float, within: float) -> None:
-    assert tail_mass(module._normals, t, torch.float32) == pytest.approx(2 * stats.norm.sf(t), rel=within)
+    assert tail_mass(module._normals, t, torch.float32) == pytest.approx(
+        2 * stats.norm.sf(t), rel=within
+    )
 
 
 @pytest.mark.parametrize("t", [6.8, 7.5, 8.0])
 def test_the_far_tail_is_right_in_float64(t: float) -> None:
-    assert tail_mass(module._normals, t, torch.float64) == pytest.approx(2 * stats.norm.sf(t), rel=1e-2)
+    assert tail_mass(module._normals, t, torch.float64) == pytest.approx(
+        2 * stats.norm.sf(t), rel=1e-2
+    )
 
 
 def test_a_tail_of_24_bits_is_caught() -> None:
-    def truncated(halves: list[list[Tensor]], word: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def truncated(
+        halves: list[list[Tensor]], word: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         u = ((halves[0][word] >> 8).to(dtype) + 0.5) * 2.0**-24
         angle = 2 * math.pi * halves[0][word + 1].to(dtype) * 2.0**-32
         radius = torch.sqrt(-2 * torch.log(u))
         return radius * torch.cos(angle), radius * torch.sin(angle)
 
-    assert tail_mass(truncated, 5.5, torch.float32) != pytest.approx(2 * stats.norm.sf(5.5), rel=1e-2)
+    assert tail_mass(truncated, 5.5, torch.float32) != pytest.approx(
+        2 * stats.norm.sf(5.5), rel=1e-2
+    )
     assert tail_mass(truncated, 6.0, torch.float32) == 0.0
 
 
@@ -521,7 +581,9 @@ def test_uniforms_are_uniform(arrangement: str, dtype: torch.dtype, device) -> N
     assert uniform_faults(u) == []
 
 
-@pytest.mark.parametrize("wrong", [lambda u: u * 1.001, lambda u: u**1.01, lambda u: (u * 4096).floor() / 4096])
+@pytest.mark.parametrize(
+    "wrong", [lambda u: u * 1.001, lambda u: u**1.01, lambda u: (u * 4096).floor() / 4096]
+)
 def test_wrong_uniforms_are_caught(wrong: Callable[[Tensor], Tensor], device) -> None:
     assert uniform_faults(wrong(Noise(2025, 2**10, device=device).uniform(0, 0, (2**11,)))) != []
 
@@ -537,7 +599,9 @@ def test_uniforms_never_reach_0_or_1(dtype: torch.dtype, device) -> None:
 
 def test_signs_are_balanced(device) -> None:
     noise = Noise(2026, 1000, device=device)
-    signs = torch.stack([noise.rademacher(step, Stream.PROBE, (64,)) for step in range(16)]).double()
+    signs = torch.stack(
+        [noise.rademacher(step, Stream.PROBE, (64,)) for step in range(16)]
+    ).double()
     assert set(signs.flatten().tolist()) == {-1.0, 1.0}
     for axes, count in (((0, 1), 64), ((0, 2), 1000), ((1, 2), 16)):
         z = signs.sum(axes) / math.sqrt(signs.numel() / count)
@@ -576,10 +640,18 @@ WRONG_COUNTERS: dict[str, Callable[[int, int, int, int, int], Tensor]] = {
     "chains repeat": lambda seed, first, step, stream, n: _draw(seed, 0, step, stream, n),
     "steps repeat": lambda seed, first, step, stream, n: _draw(seed, first, 0, stream, n),
     "streams repeat": lambda seed, first, step, stream, n: _draw(seed, first, step, 0, n),
-    "step and stream share a word": lambda seed, first, step, stream, n: _draw(seed, first, step + stream, 0, n),
-    "seed and step share a word": lambda seed, first, step, stream, n: _draw(seed + step, first, 0, stream, n),
-    "half of the seed is lost": lambda seed, first, step, stream, n: _draw(seed % 2**32, first, step, stream, n),
-    "chain and step share a word": lambda seed, first, step, stream, n: _draw(seed, first + 2048 * step, 0, stream, n),
+    "step and stream share a word": lambda seed, first, step, stream, n: _draw(
+        seed, first, step + stream, 0, n
+    ),
+    "seed and step share a word": lambda seed, first, step, stream, n: _draw(
+        seed + step, first, 0, stream, n
+    ),
+    "half of the seed is lost": lambda seed, first, step, stream, n: _draw(
+        seed % 2**32, first, step, stream, n
+    ),
+    "chain and step share a word": lambda seed, first, step, stream, n: _draw(
+        seed, first + 2048 * step, 0, stream, n
+    ),
 }
 
 
@@ -590,7 +662,9 @@ def test_wrong_counters_are_caught(name: str) -> None:
 
 def test_neighbouring_chains_elements_and_kinds_are_independent(device) -> None:
     noise = Noise(1, 64, device=device, window=4096)
-    z = torch.stack([noise.normal(step, 0, (2,)) for step in range(4096)])  # (steps, chains, elements)
+    z = torch.stack(
+        [noise.normal(step, 0, (2,)) for step in range(4096)]
+    )  # (steps, chains, elements)
     assert repeats(z.flatten(1).T) == []
     chain = Noise(1, 1, device=device)
     assert repeats(chain.normal(0, 0, (2**19,)).reshape(-1, 128).T) == []

@@ -142,7 +142,11 @@ def recursive(field, x, p, eps, signs, log_swap, log_leaf):
         return bool(first.dot(total) <= 0 or last.dot(total) <= 0)
 
     def turns_in(a, b):
-        return turned(a[0], b[1], a[2] + b[2]) or turned(a[0], b[0], a[2] + b[0]) or turned(a[1], b[1], a[1] + b[2])
+        return (
+            turned(a[0], b[1], a[2] + b[2])
+            or turned(a[0], b[0], a[2] + b[0])
+            or turned(a[1], b[1], a[1] + b[2])
+        )
 
     def build(at, eps, level, branch):
         """First, last and total momentum and the end of 2^level points from here on; None where they are dropped."""
@@ -210,7 +214,8 @@ def test_same_as_by_recursion(target, size, divergent):
     momentum = noise.normal(0, Stream.PROPOSAL, tuple(x.shape[1:]))
     signs = noise.rademacher(0, Stream.LENGTH, (deep,))
     swap, leaf = (
-        noise.uniform(0, *asked).log() for asked in ((Stream.ACCEPT, (deep,)), (Stream.PROPOSAL, (1 << deep,)))
+        noise.uniform(0, *asked).log()
+        for asked in ((Stream.ACCEPT, (deep,)), (Stream.PROPOSAL, (1 << deep,)))
     )
     for c in range(chains):
         chosen, *rest = recursive(field, x[c], momentum[c], size, signs[c], swap[c], leaf[c])
@@ -225,13 +230,24 @@ def test_same_as_by_recursion(target, size, divergent):
 
 
 def test_leapfrogs_and_depth_agree():
-    draws = stk.sample(gaussian(dim=10), NUTS(0.1, metric="none"), chains=200, steps=10, seed=1, dtype=torch.float64)
+    draws = stk.sample(
+        gaussian(dim=10),
+        NUTS(0.1, metric="none"),
+        chains=200,
+        steps=10,
+        seed=1,
+        dtype=torch.float64,
+    )
     leapfrogs, depth = draws.stats["leapfrogs"], draws.stats["depth"]
     assert bool((leapfrogs >= 2**depth - 1).all() & (leapfrogs <= 2 ** (depth + 1) - 1).all())
     # a harmonic oscillator turns back after half a period: pi / 0.1 = 31 steps, so a whole of 31 points or 63
     assert 4.5 < float(depth.mean()) < 5.5
     short = stk.sample(
-        gaussian(dim=10), NUTS(1e-3, metric="none", max_depth=3), chains=20, steps=2, dtype=torch.float64
+        gaussian(dim=10),
+        NUTS(1e-3, metric="none", max_depth=3),
+        chains=20,
+        steps=2,
+        dtype=torch.float64,
     )
     assert short.stats["depth"].unique().tolist() == [3.0]
     assert short.stats["leapfrogs"].unique().tolist() == [7.0]
@@ -260,8 +276,16 @@ def test_evaluations_are_counted(monkeypatch):
 
 
 def test_chains_do_not_depend_on_the_batch():
-    field = stk.Energy(lambda x: (x.square() * torch.tensor([1.0, 9.0, 100.0]).to(x)).sum(1) / 2, (3,))
-    run = {"chains": 13, "steps": 8, "warmup": stk.Warmup(25, pilot=5), "seed": 6, "dtype": torch.float64}
+    field = stk.Energy(
+        lambda x: (x.square() * torch.tensor([1.0, 9.0, 100.0]).to(x)).sum(1) / 2, (3,)
+    )
+    run = {
+        "chains": 13,
+        "steps": 8,
+        "warmup": stk.Warmup(25, pilot=5),
+        "seed": 6,
+        "dtype": torch.float64,
+    }
     solver = NUTS(metric="none")
     whole, parts = stk.sample(field, solver, **run), stk.sample(field, solver, batch=4, **run)
     assert torch.equal(whole.x, parts.x)
@@ -292,8 +316,12 @@ def test_inside_another_solver_each_chain_keeps_its_condition():
     field = stk.Energy(lambda x, width: ((x / width).square().sum(1)) / 2, (2,))
     width = torch.logspace(-1, 1, 9, dtype=torch.float64)[:, None]
     solver = stk.AIS(kernel=NUTS(0.3, metric="none", max_depth=5), levels=3)
-    together = stk.sample(field, solver, cond={"width": width}, chains=9, seed=1, dtype=torch.float64)
-    apart = stk.sample(field, solver, cond={"width": width}, chains=9, seed=1, dtype=torch.float64, batch=1)
+    together = stk.sample(
+        field, solver, cond={"width": width}, chains=9, seed=1, dtype=torch.float64
+    )
+    apart = stk.sample(
+        field, solver, cond={"width": width}, chains=9, seed=1, dtype=torch.float64, batch=1
+    )
     assert torch.equal(together.final, apart.final)
 
 
@@ -310,7 +338,14 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
             raise Stop
         return (x.square() * torch.tensor([1.0, 9.0]).to(x)).sum(1) / 2
 
-    run = {"chains": 6, "steps": 20, "warmup": stk.Warmup(40, pilot=4), "seed": 6, "dtype": torch.float64, "batch": 2}
+    run = {
+        "chains": 6,
+        "steps": 20,
+        "warmup": stk.Warmup(40, pilot=4),
+        "seed": 6,
+        "dtype": torch.float64,
+        "batch": 2,
+    }
     solver, field = NUTS(), stk.Energy(energy, (2,))
     undisturbed = stk.sample(field, solver, **run)
     path = tmp_path / "run.ckpt"
@@ -368,7 +403,15 @@ def test_an_infinite_position_is_never_chosen():
 @pytest.mark.parametrize("shape", [(), (2, 3)])
 def test_any_event_shape(shape):
     field = stk.Energy(lambda x: x.reshape(len(x), -1).square().sum(1) / 2, shape)
-    draws = stk.sample(field, NUTS(0.8, metric="none"), chains=2000, steps=1, warmup=10, seed=1, dtype=torch.float64)
+    draws = stk.sample(
+        field,
+        NUTS(0.8, metric="none"),
+        chains=2000,
+        steps=1,
+        warmup=10,
+        seed=1,
+        dtype=torch.float64,
+    )
     assert draws.final.shape == (2000, *shape)
     assert_second_moment(draws.final, 0.0, torch.ones(shape))
 
@@ -377,8 +420,12 @@ def test_any_event_shape(shape):
 
 
 def test_tuned_on_scales_from_1_to_a_hundredth():
-    draws = stk.sample(ILL, NUTS(max_depth=5), chains=64, steps=50, warmup=250, seed=1, dtype=torch.float64)
-    torch.testing.assert_close(draws.tuned["scale"], torch.logspace(0, -2, 20, dtype=torch.float64), rtol=0.1, atol=0)
+    draws = stk.sample(
+        ILL, NUTS(max_depth=5), chains=64, steps=50, warmup=250, seed=1, dtype=torch.float64
+    )
+    torch.testing.assert_close(
+        draws.tuned["scale"], torch.logspace(0, -2, 20, dtype=torch.float64), rtol=0.1, atol=0
+    )
     z = mean_z(draws.final.square() * torch.logspace(0, 4, 20, dtype=torch.float64), torch.ones(20))
     assert z.abs().max() < z_limit(20)
     assert abs(float(draws.stats["accept"].mean()) - 0.8) < 0.05
@@ -387,15 +434,21 @@ def test_tuned_on_scales_from_1_to_a_hundredth():
 
 def test_a_dense_metric_learns_the_correlation():
     field = stk.Energy(correlated, (2,))
-    draws = stk.sample(field, NUTS(metric="dense"), chains=64, steps=20, warmup=160, seed=1, dtype=torch.float64)
-    torch.testing.assert_close(draws.tuned["scale"], torch.linalg.cholesky(CORRELATED), rtol=0.15, atol=0.1)
+    draws = stk.sample(
+        field, NUTS(metric="dense"), chains=64, steps=20, warmup=160, seed=1, dtype=torch.float64
+    )
+    torch.testing.assert_close(
+        draws.tuned["scale"], torch.linalg.cholesky(CORRELATED), rtol=0.15, atol=0.1
+    )
 
 
 @pytest.mark.parametrize("pilot", [4, 64])
 def test_a_chain_that_starts_far_out_comes_along(pilot):
     init = torch.zeros((16, 2))
     init[7] = 12.0
-    draws = stk.sample(stk.Energy(steep, (2,)), NUTS(), init=init, steps=40, warmup=stk.Warmup(150, pilot), seed=1)
+    draws = stk.sample(
+        stk.Energy(steep, (2,)), NUTS(), init=init, steps=40, warmup=stk.Warmup(150, pilot), seed=1
+    )
     assert draws.x[7].std(0).min() > 0.3
     assert draws.stats["accept"][7].mean() > 0.3
 
@@ -410,13 +463,17 @@ def test_what_was_tuned_is_frozen():
 @pytest.mark.slow
 def test_eight_schools():
     """Posteriordb's means and standard deviations, of 10,000 reference draws, whose own error counts too."""
-    draws = stk.sample("eight-schools", NUTS(), chains=128, steps=80, warmup=160, seed=1, dtype=torch.float64)
+    draws = stk.sample(
+        "eight-schools", NUTS(), chains=128, steps=80, warmup=160, seed=1, dtype=torch.float64
+    )
     mu, tau, theta = EightSchools().parameters(draws.x)
     known = [
         (4.4105, 3.3091), (3.6021, 3.1983), (6.1505, 5.6156), (4.9396, 4.6453), (3.9059, 5.2804),
         (4.7960, 4.7707), (3.6144, 4.6145), (4.0511, 4.7960), (6.3172, 5.0026), (4.8840, 5.3174),
     ]  # fmt: skip
-    of_chains = torch.cat([mu[..., None], tau[..., None], theta], -1).mean(1)  # independent: an honest standard error
+    of_chains = torch.cat([mu[..., None], tau[..., None], theta], -1).mean(
+        1
+    )  # independent: an honest standard error
     mean, sd = torch.tensor(known, dtype=torch.float64).T
     error = (of_chains.var(0) / len(of_chains) + (sd / 100) ** 2).sqrt()
     assert float(((of_chains.mean(0) - mean) / error).abs().max()) < 4
@@ -425,7 +482,11 @@ def test_eight_schools():
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [({"max_depth": 0}, "max_depth"), ({"step_size": -1.0}, "step_size"), ({"metric": "round"}, "metric")],
+    [
+        ({"max_depth": 0}, "max_depth"),
+        ({"step_size": -1.0}, "step_size"),
+        ({"metric": "round"}, "metric"),
+    ],
 )
 def test_wrong_settings_are_named(settings, named):
     with pytest.raises((stk.InvalidArgument, stk.UnknownName), match=named):

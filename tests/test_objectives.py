@@ -31,7 +31,12 @@ from scoretk.learn.likelihoods import (
     negative_log_likelihood,
     reparametrised,
 )
-from scoretk.learn.losses import denoising_score_matching, flow_matching, noise_prediction, prediction_error
+from scoretk.learn.losses import (
+    denoising_score_matching,
+    flow_matching,
+    noise_prediction,
+    prediction_error,
+)
 from scoretk.learn.noise_contrastive import flow_contrastive, noise_contrastive
 from scoretk.learn.sampler_divergence import nearest_neighbour_entropy, sampler_divergence
 from scoretk.learn.score_matching import implicit_score_matching, sliced_score_matching
@@ -108,8 +113,14 @@ def off_the_closed_form(objective, d):
     off, plain = x - mu.detach(), p.detach()
     errors = [loss.detach() - ((off @ plain.mT).square().sum(1) / 2 - plain.trace())]
     found = torch.autograd.grad(loss.mean(), [p, mu])
-    errors += [found[0] - (plain @ off.mT @ off / 50 - torch.eye(d)), found[1] + plain.mT @ plain @ off.mean(0)]
-    best = [torch.linalg.inv(torch.cov(x.mT, correction=0).reshape(d, d)).requires_grad_(), x.mean(0).requires_grad_()]
+    errors += [
+        found[0] - (plain @ off.mT @ off / 50 - torch.eye(d)),
+        found[1] + plain.mT @ plain @ off.mean(0),
+    ]
+    best = [
+        torch.linalg.inv(torch.cov(x.mT, correction=0).reshape(d, d)).requires_grad_(),
+        x.mean(0).requires_grad_(),
+    ]
     errors += torch.autograd.grad(objective(linear_score(*best), x).mean(), best)
     return max(float(e.abs().max()) for e in errors)
 
@@ -142,11 +153,15 @@ def test_implicit_score_matching_takes_the_trace_of_any_score_and_event():
     means = noise(3, 2, 4)
     mixture = GaussianMixture(means, double(0.8, 1.0, 1.2), double(1, 2, 3))
     x = noise(5, 2, 4, seed=2)
-    hessians = [torch.autograd.functional.hessian(lambda y: mixture.log_prob(y[None])[0], row) for row in x]
+    hessians = [
+        torch.autograd.functional.hessian(lambda y: mixture.log_prob(y[None])[0], row) for row in x
+    ]
     laplacian = torch.stack([h.reshape(8, 8).trace() for h in hessians])
     exact = row_sum(mixture.score(x).square()) / 2 + laplacian
     torch.testing.assert_close(implicit_score_matching(mixture.score, x), exact)
-    torch.testing.assert_close(implicit_score_matching(stk.Energy(mixture.energy, (2, 4)).score, x), exact)
+    torch.testing.assert_close(
+        implicit_score_matching(stk.Energy(mixture.energy, (2, 4)).score, x), exact
+    )
     constant = implicit_score_matching(torch.ones_like, x)
     assert constant.tolist() == [4.0] * 5
     with torch.no_grad():
@@ -238,7 +253,9 @@ def test_a_weighted_noise_prediction_is_the_regression_that_it_is_named_for(path
     }
     loss = noise_prediction(lambda y, s: guess, x, t, eps, path)
     for name, error in direct.items():
-        torch.testing.assert_close(weighting(name, path, t) * loss, error.square().mean(1), msg=name)
+        torch.testing.assert_close(
+            weighting(name, path, t) * loss, error.square().mean(1), msg=name
+        )
         if name in PREDICTIONS:
             exact = {"noise": guess, "score": -guess / sigma, "data": data, "v": alpha * guess - sigma * data,
                      "velocity": dalpha * data + dsigma * guess}[name]  # fmt: skip
@@ -284,11 +301,19 @@ def test_noise_contrast_has_the_expected_value_and_gradient_and_learns_log_z(d, 
             return energy_scale * (rows - theta[0]).square().sum(1) / 2
 
         z = theta[1] if normalised else theta[1] * 0 + log_z
-        return noise_contrastive(energy, z, lambda rows: log_normal(rows, 0) + math.log(balance), x, y)
+        return noise_contrastive(
+            energy, z, lambda rows: log_normal(rows, 0) + math.log(balance), x, y
+        )
 
     def exact(theta):  # the log odds depend on x along the diagonal only
         def log_odds(u):
-            return math.sqrt(d) * theta[0] * u - d * theta[0] ** 2 / 2 + log_z - theta[1] - math.log(nu)
+            return (
+                math.sqrt(d) * theta[0] * u
+                - d * theta[0] ** 2 / 2
+                + log_z
+                - theta[1]
+                - math.log(nu)
+            )
 
         data = expectation(lambda u: torch.nn.functional.softplus(-log_odds(u)), math.sqrt(d) * m)
         return data + nu * expectation(lambda u: torch.nn.functional.softplus(log_odds(u)), 0.0)
@@ -304,7 +329,9 @@ def test_noise_contrast_has_the_expected_value_and_gradient_and_learns_log_z(d, 
     }
     for name, change in wrong.items():
         if (d > 1 or name != "1/d") and (nu > 1 or name != "log nu left out"):
-            rows = by_row(lambda theta, x, y, change=change: loss(theta, x, y, **change), away, x, y)
+            rows = by_row(
+                lambda theta, x, y, change=change: loss(theta, x, y, **change), away, x, y
+            )
             assert z_of(rows, exactly(exact, away)) > 2 * LIMIT, name
 
 
@@ -321,14 +348,20 @@ def test_flow_contrast_has_the_expected_value_and_gradient_in_the_flow(d, off):
     def flow_loss(theta, x, z, *, draws=True, density=True):
         y = (theta[0] if draws else theta[0].detach()) + z
         mean = theta[0] if density else theta[0].detach()
-        return -flow_contrastive(energy, torch.tensor(log_z), lambda rows: log_normal(rows, mean), x, y)
+        return -flow_contrastive(
+            energy, torch.tensor(log_z), lambda rows: log_normal(rows, mean), x, y
+        )
 
     def exact(theta):  # the log odds depend on x along the diagonal only
         def log_odds(u):
-            return ((u - math.sqrt(d) * theta[0]).square() - (u - math.sqrt(d) * (m + off)).square()) / 2
+            return (
+                (u - math.sqrt(d) * theta[0]).square() - (u - math.sqrt(d) * (m + off)).square()
+            ) / 2
 
         data = expectation(lambda u: torch.nn.functional.softplus(-log_odds(u)), math.sqrt(d) * m)
-        return -data - expectation(lambda u: torch.nn.functional.softplus(log_odds(u)), math.sqrt(d) * theta[0])
+        return -data - expectation(
+            lambda u: torch.nn.functional.softplus(log_odds(u)), math.sqrt(d) * theta[0]
+        )
 
     truth = exactly(exact, theta)
     if not off:
@@ -337,8 +370,12 @@ def test_flow_contrast_has_the_expected_value_and_gradient_in_the_flow(d, off):
         )
     assert z_of(by_row(flow_loss, theta, x, z), truth) < LIMIT
     assert z_of(by_row(flow_loss, theta, x, z) / 2, truth) > 2 * LIMIT
-    for held in ("draws", "density") if off else ("draws",):  # against the best energy the density's part is 0
-        rows = by_row(lambda theta, x, z, held=held: flow_loss(theta, x, z, **{held: False}), theta, x, z)
+    for held in (
+        ("draws", "density") if off else ("draws",)
+    ):  # against the best energy the density's part is 0
+        rows = by_row(
+            lambda theta, x, z, held=held: flow_loss(theta, x, z, **{held: False}), theta, x, z
+        )
         assert z_of(rows, truth) > 2 * LIMIT, held
 
 
@@ -361,10 +398,16 @@ def test_noise_contrast_refuses_what_does_not_fit():
 @pytest.mark.parametrize("d", DIMS)
 def test_flow_matching_has_the_expected_value_and_gradient(d):
     m, v = 0.7, 0.25
-    x, start, t = m + math.sqrt(v) * noise(N, d), noise(N, d, seed=1), noise(N, seed=2, kind="uniform")
+    x, start, t = (
+        m + math.sqrt(v) * noise(N, d),
+        noise(N, d, seed=1),
+        noise(N, seed=2, kind="uniform"),
+    )
     (b,) = expanded(N, torch.full((d,), 0.2, dtype=torch.float64))
     rows = with_gradient(flow_matching(lambda y, s: b, x, t, start), [b])
-    truth = torch.cat([double((m - 0.2) ** 2 + v + 1), torch.full((d,), 2 * (0.2 - m) / d, dtype=torch.float64)])
+    truth = torch.cat(
+        [double((m - 0.2) ** 2 + v + 1), torch.full((d,), 2 * (0.2 - m) / d, dtype=torch.float64)]
+    )
     assert z_of(rows, truth) < LIMIT
     assert d == 1 or min(z_of(d * rows, truth), z_of(rows / d, truth)) > 2 * LIMIT
     field = gaussian(dim=d, mean=m, std=math.sqrt(v)).noised(stk.Linear())
@@ -427,7 +470,9 @@ def test_maximum_likelihood_has_the_exact_gradient_and_minimum(d):
         return torch.autograd.grad(negative_log_likelihood(normal.log_prob, x).mean(), leaf)[0]
 
     off = x - 0.1
-    exact = double(-float(off.sum(1).mean()) / 0.81, d / 0.9 - float(off.square().sum(1).mean()) / 0.9**3)
+    exact = double(
+        -float(off.sum(1).mean()) / 0.81, d / 0.9 - float(off.square().sum(1).mean()) / 0.9**3
+    )
     torch.testing.assert_close(found(double(0.1, 0.9)), exact)
     best = double(float(x.mean()), float(x.std(correction=0)))
     assert float(found(best).abs().max()) < 1e-9
@@ -436,11 +481,15 @@ def test_maximum_likelihood_has_the_exact_gradient_and_minimum(d):
 class LinearGaussian:
     """`z ~ N(0, I)` in two dimensions, `x | z ~ N(W z + b, s^2 I)` in d; parameters with a copy a row of data."""
 
-    prior = td.Independent(td.Normal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)), 1)
+    prior = td.Independent(
+        td.Normal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)), 1
+    )
 
     def __init__(self, d, n):
         self.d, self.x = d, 1.2 * noise(n, d) + 0.4
-        self.w, self.b, self.log_s = expanded(n, noise(d, 2, seed=7), noise(d, seed=8), double(-0.2)[0])
+        self.w, self.b, self.log_s = expanded(
+            n, noise(d, 2, seed=7), noise(d, seed=8), double(-0.2)[0]
+        )
         self.shift, self.log_std = expanded(n, double(0.3, -0.2), double(-0.5, -0.3))
         self.decoder_parameters = [self.w, self.b, self.log_s]
         self.parameters = [*self.decoder_parameters, self.shift, self.log_std]
@@ -472,7 +521,9 @@ def test_with_the_exact_posterior_every_bound_is_the_log_likelihood(d):
     model, eps = LinearGaussian(d, 30), noise(30, 4, 2, seed=9).movedim(1, 0)
     posterior = model.posterior()
     for bound in (negative_elbo, negative_iwae):
-        torch.testing.assert_close(-bound(model.x, posterior, model.decode, model.prior, eps), model.log_prob())
+        torch.testing.assert_close(
+            -bound(model.x, posterior, model.decode, model.prior, eps), model.log_prob()
+        )
 
 
 @pytest.mark.parametrize("d", DIMS)
@@ -494,7 +545,9 @@ def test_the_elbo_falls_short_by_the_divergence_from_the_posterior(d, exact_kl):
     model, eps = LinearGaussian(d, N), noise(N, 2, 2, seed=9).movedim(1, 0)
     q = model.encoder()
     as_normal = td.MultivariateNormal(q.mean, torch.diag_embed(q.variance))
-    held = model.posterior()  # a function of the decoder's parameters, as the bound's gradient in them is
+    held = (
+        model.posterior()
+    )  # a function of the decoder's parameters, as the bound's gradient in them is
     exact = with_gradient(td.kl_divergence(as_normal, held) - model.log_prob(), model.parameters)
 
     def error(change):
@@ -503,7 +556,9 @@ def test_the_elbo_falls_short_by_the_divergence_from_the_posterior(d, exact_kl):
         return with_gradient(bound + change(q), model.parameters) - exact
 
     assert z_of(error(lambda q: 0.0)) < LIMIT
-    assert z_of(error(lambda q: td.kl_divergence(q, model.prior))) > 2 * LIMIT  # the prior's term twice
+    assert (
+        z_of(error(lambda q: td.kl_divergence(q, model.prior))) > 2 * LIMIT
+    )  # the prior's term twice
     assert z_of(error(lambda q: q.entropy())) > 2 * LIMIT  # no entropy
     assert z_of(error(lambda q: -td.kl_divergence(q, model.prior))) > 2 * LIMIT  # not at all
 
@@ -522,10 +577,15 @@ def test_importance_weights_are_unbiased_in_value_and_gradient(d):
     assert z_of(error(negative_iwae)) < LIMIT
     assert z_of(error(lambda *a: -log_weights(*a).logsumexp(0))) > 2 * LIMIT  # no log k
     assert z_of(error(negative_elbo)) > 2 * LIMIT  # the mean of the logs
-    elbo, iwae = (f(model.x, model.encoder(), model.decode, model.prior, eps) for f in (negative_elbo, negative_iwae))
+    elbo, iwae = (
+        f(model.x, model.encoder(), model.decode, model.prior, eps)
+        for f in (negative_elbo, negative_iwae)
+    )
     assert bool((iwae <= elbo + 1e-12).all())
     one = negative_iwae(model.x, model.encoder(), model.decode, model.prior, eps[:1])
-    torch.testing.assert_close(one, negative_elbo(model.x, model.encoder(), model.decode, model.prior, eps[:1]))
+    torch.testing.assert_close(
+        one, negative_elbo(model.x, model.encoder(), model.decode, model.prior, eps[:1])
+    )
 
 
 def test_latent_bounds_take_images_and_refuse_what_does_not_fit():
@@ -534,7 +594,9 @@ def test_latent_bounds_take_images_and_refuse_what_does_not_fit():
 
     def decode(rows):
         assert rows.shape == (24, 2)
-        return td.Independent(td.Bernoulli(logits=rows.sum(1)[:, None, None, None].expand(-1, 1, 3, 3)), 3)
+        return td.Independent(
+            td.Bernoulli(logits=rows.sum(1)[:, None, None, None].expand(-1, 1, 3, 3)), 3
+        )
 
     prior = LinearGaussian.prior
     z = q.mean + eps
@@ -560,7 +622,11 @@ def test_latent_bounds_take_images_and_refuse_what_does_not_fit():
 def jensen_shannon(gap):
     """Twice the divergence of two unit normals at this distance."""
     first = expectation(lambda u: -torch.nn.functional.softplus(-(gap * u - gap**2 / 2)), gap)
-    return first + expectation(lambda u: -torch.nn.functional.softplus(gap * u - gap**2 / 2), 0.0) + math.log(4)
+    return (
+        first
+        + expectation(lambda u: -torch.nn.functional.softplus(gap * u - gap**2 / 2), 0.0)
+        + math.log(4)
+    )
 
 
 KNOWN = {
@@ -571,7 +637,11 @@ KNOWN = {
     "js": jensen_shannon,
     "gan": lambda gap: jensen_shannon(gap) - math.log(4),
 }
-BEST = {"kl": lambda r: 1 + r, "pearson": lambda r: 2 * torch.expm1(r), "hellinger": lambda r: r / 2}
+BEST = {
+    "kl": lambda r: 1 + r,
+    "pearson": lambda r: 2 * torch.expm1(r),
+    "hellinger": lambda r: r / 2,
+}
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -580,11 +650,16 @@ def test_conjugates_are_conjugates(name):
     d, v = DIVERGENCES[name], torch.linspace(-1.5, 1.5, 13, dtype=torch.float64)
     u = torch.linspace(-8, 8, 200_001, dtype=torch.float64).exp()
     torch.testing.assert_close(
-        d.conjugate(v), torch.stack([(u * t - d.f(u)).max() for t in d.activation(v)]), atol=1e-6, rtol=1e-6
+        d.conjugate(v),
+        torch.stack([(u * t - d.f(u)).max() for t in d.activation(v)]),
+        atol=1e-6,
+        rtol=1e-6,
     )
     ratio = torch.linspace(0.2, 4, 9, dtype=torch.float64).requires_grad_()
     (slope,) = torch.autograd.grad(d.f(ratio).sum(), ratio)
-    torch.testing.assert_close(d.activation(BEST.get(name, lambda r: r)(ratio.detach().log())), slope)
+    torch.testing.assert_close(
+        d.activation(BEST.get(name, lambda r: r)(ratio.detach().log())), slope
+    )
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -609,8 +684,15 @@ def test_the_best_critic_measures_the_divergence_and_gives_its_gradient(d, name)
     assert z_of(rows, truth) < LIMIT
     assert z_of(-rows, truth) > 2 * LIMIT
     assert d == 1 or z_of(by_row(lambda *a: loss(*a, 1 / d), theta, x, z), truth) > 2 * LIMIT
-    for saturating, function in ((True, DIVERGENCES[name].conjugate), (False, DIVERGENCES[name].activation)):
-        part = by_row(lambda p, z, s=saturating: f_gan_generator(critic, p[1] + z, name, saturating=s), theta, z)
+    for saturating, function in (
+        (True, DIVERGENCES[name].conjugate),
+        (False, DIVERGENCES[name].activation),
+    ):
+        part = by_row(
+            lambda p, z, s=saturating: f_gan_generator(critic, p[1] + z, name, saturating=s),
+            theta,
+            z,
+        )
 
         def along(p, function=function):  # the critic depends on x along the diagonal only
             def value(u):
@@ -638,7 +720,9 @@ def test_the_gradient_penalty_and_its_gradient_are_exact(shape):
     gap = (y.square().sum() - x.square().sum()) / (2 * len(x))
     torch.testing.assert_close(loss, a * gap + weight * (a * length - 1).square().mean())
     (found,) = torch.autograd.grad(loss, a)
-    torch.testing.assert_close(found, gap + weight * (2 * (a.detach() * length - 1) * length).mean())
+    torch.testing.assert_close(
+        found, gap + weight * (2 * (a.detach() * length - 1) * length).mean()
+    )
     torch.testing.assert_close(wasserstein_generator(critic, y), -critic(y).mean())
     wrong = {
         "at the data": x.flatten(1).norm(dim=1),
@@ -694,7 +778,9 @@ def test_the_energy_of_the_negatives_has_the_gradient_through_the_sampler_alone(
             return ((y - mu).square() / (2 * (2 * log_s).exp())).sum(1)
 
         negatives = x - h * (x - p[:, :1]) / (2 * p[:, 1:]).exp() + math.sqrt(2 * h) * z
-        loss = sampler_divergence(energy, negatives, others) + nearest_neighbour_entropy(negatives, others)
+        loss = sampler_divergence(energy, negatives, others) + nearest_neighbour_entropy(
+            negatives, others
+        )
         return with_gradient(loss if held is None else energy(negatives), [p])
 
     def exact(p):

@@ -22,7 +22,10 @@ TARGETS = {
     "shifted gaussian": (SHIFTED, SHIFTED_LOG_Z),
     "ring": (stk.load("ring-mixture"), 0.0),
     "semicircle": (Semicircle(), math.log(math.pi / 2)),
-    "image": (stk.Energy(lambda x: x.square().flatten(1).sum(1) / 8, (1, 2, 3)), 3 * math.log(8 * math.pi)),
+    "image": (
+        stk.Energy(lambda x: x.square().flatten(1).sum(1) / 8, (1, 2, 3)),
+        3 * math.log(8 * math.pi),
+    ),
     "scalar": (stk.Energy(lambda x: x.square() / 2 + 5, ()), math.log(2 * math.pi) / 2 - 5),
 }
 
@@ -46,13 +49,24 @@ def test_log_z_is_right(name, method):
 def mean_square_is_one(z):
     """Of z-scores: the sum of squares within the quantiles of its law."""
     n = len(z)
-    return chi2.ppf(FALSE_ALARM, n) < float(torch.tensor(z).square().sum()) < chi2.isf(FALSE_ALARM, n)
+    return (
+        chi2.ppf(FALSE_ALARM, n) < float(torch.tensor(z).square().sum()) < chi2.isf(FALSE_ALARM, n)
+    )
 
 
 @pytest.mark.parametrize("method", ["ais", "smc"])
 def test_the_standard_error_is_calibrated(method):
-    run = {"base": NormalBase((3,)), "method": method, "chains": 512, "levels": 15, "pilot": 32, "check": False}
-    assert mean_square_is_one([z_score(stk.log_partition(SHIFTED, seed=s, **run), SHIFTED_LOG_Z) for s in range(12)])
+    run = {
+        "base": NormalBase((3,)),
+        "method": method,
+        "chains": 512,
+        "levels": 15,
+        "pilot": 32,
+        "check": False,
+    }
+    assert mean_square_is_one(
+        [z_score(stk.log_partition(SHIFTED, seed=s, **run), SHIFTED_LOG_Z) for s in range(12)]
+    )
 
 
 def by_islands(log_weight, ancestor):
@@ -62,7 +76,14 @@ def by_islands(log_weight, ancestor):
 
 def test_families_not_chains_are_independent(monkeypatch):
     monkeypatch.setattr("scoretk.inference.partition._families", by_islands)
-    run = {"base": NormalBase((3,)), "method": "smc", "chains": 512, "levels": 15, "pilot": 32, "check": False}
+    run = {
+        "base": NormalBase((3,)),
+        "method": "smc",
+        "chains": 512,
+        "levels": 15,
+        "pilot": 32,
+        "check": False,
+    }
     z = [z_score(stk.log_partition(SHIFTED, seed=s, **run), SHIFTED_LOG_Z) for s in range(6)]
     assert not mean_square_is_one(z)
 
@@ -143,18 +164,26 @@ class NoDecision(stk.HMC):
     """Accepts everything: not a kernel that leaves the bridge as it is."""
 
     def step(self, field, state, noise):
-        new, info, end = self._trajectory(field, state, noise, float(state.step_size), self.leapfrogs)
+        new, info, end = self._trajectory(
+            field, state, noise, float(state.step_size), self.leapfrogs
+        )
         return new._replace(x=end.point.x, energy=end.point.energy, grad=end.point.grad), info
 
 
 def test_mutants_are_caught(monkeypatch):
     monkeypatch.setattr("scoretk.inference.partition.AIS", WeighsAfterMoving)
-    assert abs(z_score(stk.log_partition(SHIFTED, seed=4, levels=30, chains=4096), SHIFTED_LOG_Z)) > z_limit(1)
+    assert abs(
+        z_score(stk.log_partition(SHIFTED, seed=4, levels=30, chains=4096), SHIFTED_LOG_Z)
+    ) > z_limit(1)
     monkeypatch.undo()
     wild = stk.AIS(kernel=NoDecision(1.5, leapfrogs=2, metric="none"), levels=30)
     fine = stk.AIS(kernel=stk.HMC(1.5, leapfrogs=2, metric="none"), levels=30)
     for solver, caught in ((wild, True), (fine, False)):
-        w = stk.sample(stk.Energy(lambda x: x.square().sum(1), (1,)), solver, chains=8192).stats["log_weight"].exp()
+        w = (
+            stk.sample(stk.Energy(lambda x: x.square().sum(1), (1,)), solver, chains=8192)
+            .stats["log_weight"]
+            .exp()
+        )
         z = (w.mean() - math.sqrt(0.5)) / (w.std() / len(w) ** 0.5)
         assert (abs(float(z)) > z_limit(1)) == caught
 
@@ -181,7 +210,9 @@ def test_weighted_draws_follow_the_target():
         mean = (w[:, None] * draws.final).sum(0)
         effective = float(1 / w.square().sum())
         assert effective > 100
-        assert float((mean - 2).abs().max()) < z_limit(6) * 0.3 / math.sqrt(min(effective, 4096 / 8))
+        assert float((mean - 2).abs().max()) < z_limit(6) * 0.3 / math.sqrt(
+            min(effective, 4096 / 8)
+        )
 
 
 def test_chains_are_the_same_in_any_batch():
@@ -224,7 +255,10 @@ def test_the_ladder_is_reproducible_and_as_long_as_asked():
         "seed": 1,
         "device": None,
     }
-    runs = [find_ladder(SHIFTED, NormalBase((3,)), levels=n, dtype=None, **settings)[0] for n in (None, None, 3, 50)]
+    runs = [
+        find_ladder(SHIFTED, NormalBase((3,)), levels=n, dtype=None, **settings)[0]
+        for n in (None, None, 3, 50)
+    ]
     assert runs[0].weights == runs[1].weights
     assert [r.levels for r in runs[2:]] == [3, 50]
     assert all(a < b for r in runs for a, b in zip(r.weights, r.weights[1:], strict=False))
@@ -293,6 +327,11 @@ def test_what_does_not_count_makes_no_ladder_long():
 
 
 def test_the_variance_of_weights_is_cut_at_their_tails():
-    tailed = torch.cat([torch.randn(1000, generator=torch.Generator().manual_seed(0)) / 10, torch.full((10,), -1e4)])
+    tailed = torch.cat(
+        [
+            torch.randn(1000, generator=torch.Generator().manual_seed(0)) / 10,
+            torch.full((10,), -1e4),
+        ]
+    )
     assert _variance(tailed) == pytest.approx(0.01 + 0.01 * 0.99 * 10**2, rel=0.2)
     assert _variance(tailed[:1]) == 0

@@ -36,7 +36,9 @@ def free_end(x):
 TARGETS = {
     "flat": Discrete(stk.Energy(lambda x: 0 * x.sum(1), (6,)), SIGNS),
     "one site": Discrete(stk.Energy(lambda x: 0 * x.sum(1), (1,)), SIGNS),
-    "flat, its relaxation convex": Discrete(stk.Energy(lambda x: 4 * x.square().sum(1), (5,)), SIGNS),
+    "flat, its relaxation convex": Discrete(
+        stk.Energy(lambda x: 4 * x.square().sum(1), (5,)), SIGNS
+    ),
     "nearly flat": Discrete(stk.Energy(lambda x: chain_of(x, 0.1), (6,)), SIGNS),
     "coupled": Discrete(stk.Energy(chain_of, (5,)), SIGNS),
     "three states": Discrete(stk.Energy(lambda x: 0.3 * x.sum(1), (3,)), (0.0, 1.0, 3.0)),
@@ -70,7 +72,9 @@ class Enumerated:
             if v != label[i]:
                 there = label.copy()
                 there[i] = v
-                found.append((there, (self.values[v] - self.values[label[i]]) * self.slope[state, i] / 2))
+                found.append(
+                    (there, (self.values[v] - self.values[label[i]]) * self.slope[state, i] / 2)
+                )
         weights = np.array([w for _, w in found])
         weights = np.exp(weights - weights.max())
         return [(there, w) for (there, _), w in zip(found, weights / weights.sum(), strict=True)]
@@ -107,7 +111,9 @@ def langevin_matrix(space, alpha, barker):
     log_q = sum(logits[:, i][:, space.labels[:, i]] for i in range(space.sites))
     log_ratio = space.energy[:, None] - space.energy[None] + log_q.T - log_q
     ratio = np.exp(np.clip(log_ratio, -700, 700))
-    return filled(np.exp(log_q) * ((1 - barker) * np.minimum(1, ratio) + barker * ratio / (1 + ratio)))
+    return filled(
+        np.exp(log_q) * ((1 - barker) * np.minimum(1, ratio) + barker * ratio / (1 + ratio))
+    )
 
 
 def filled(matrix):
@@ -147,7 +153,10 @@ def misfit(counts, matrix):
         if p[-1] < 1e-9:
             assert seen[-1] == 0
             seen, p = seen[:-1], p[:-1]
-        total, freedom = total + ((seen - COPIES * p) ** 2 / (COPIES * p)).sum(), freedom + len(p) - 1
+        total, freedom = (
+            total + ((seen - COPIES * p) ** 2 / (COPIES * p)).sum(),
+            freedom + len(p) - 1,
+        )
     return math.log(max(chi2.sf(total, max(freedom, 1)), 1e-300)) / math.log(FALSE_ALARM)
 
 
@@ -158,7 +167,9 @@ def as_published(patch):
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
-@pytest.mark.parametrize("name", ["coupled", "three states", "free end", "one site", "flat, its relaxation convex"])
+@pytest.mark.parametrize(
+    "name", ["coupled", "three states", "free end", "one site", "flat, its relaxation convex"]
+)
 def test_one_step_from_every_state_has_the_exact_law(monkeypatch, name, kernel):
     space = Enumerated(TARGETS[name])
     assert misfit(one_step(kernel, space, seed=1), exact(kernel, space)) < 1
@@ -176,7 +187,9 @@ def test_no_eigenvalue_is_near_minus_one(name, kernel):
     np.testing.assert_allclose(space.law @ matrix, space.law, atol=1e-12)
     flow = space.law[:, None] * matrix
     np.testing.assert_allclose(flow, flow.T, atol=1e-12)
-    assert least_eigenvalue(matrix, space.law) > (-0.5 if isinstance(kernel, GibbsWithGradients) else -0.75)
+    assert least_eigenvalue(matrix, space.law) > (
+        -0.5 if isinstance(kernel, GibbsWithGradients) else -0.75
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +204,9 @@ def test_as_published_they_alternate(monkeypatch, name, kernel):
 
 def test_sweeps_of_two_blocks_do_not_alternate():
     """Each half is a projection; a product of two has no negative eigenvalue."""
-    space = Enumerated(Discrete(stk.Energy(lambda x: Ising(2, 0.2).energy(x.reshape(-1, 2, 2)), (4,)), SIGNS))
+    space = Enumerated(
+        Discrete(stk.Energy(lambda x: Ising(2, 0.2).energy(x.reshape(-1, 2, 2)), (4,)), SIGNS)
+    )
     lattice, x = Ising(2, 0.2), space.x.reshape(-1, 2, 2).repeat_interleave(COPIES, 0)
     noise = stk.Noise(2, len(x), dtype=torch.float64)
     bound = resolve(lattice, {"gibbs", "states"})
@@ -217,7 +232,13 @@ THINNED = [
 def test_thinned_draws_forget_the_parity_of_the_start(monkeypatch, field, kernel, thin):
     """All chains start with all sites 1; one draw a chain after warmup of whole periods, so that draws are independent."""
     chains = 2000
-    run = {"init": torch.ones(chains, *field.event_shape), "steps": thin, "thin": thin, "warmup": 4 * thin, "seed": 1}
+    run = {
+        "init": torch.ones(chains, *field.event_shape),
+        "steps": thin,
+        "thin": thin,
+        "warmup": 4 * thin,
+        "seed": 1,
+    }
     x = stk.sample(field, kernel, **run).x
     assert_mean(parity(x[:, 0]), 0.5, "parity")
     as_published(monkeypatch)

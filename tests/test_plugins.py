@@ -50,17 +50,29 @@ DISTRIBUTIONS = {  # distribution: (key of the entry point, source of the module
     "import-raises": ("import-raises", "raise RuntimeError('no luck today')"),
     "import-missing": ("import-missing", "import a_package_that_is_not_installed"),
     "import-exits": ("import-exits", "import sys; sys.exit(3)"),
-    "import-base-exception": ("import-base-exception", "class Panic(BaseException): pass\nraise Panic('rust')"),
+    "import-base-exception": (
+        "import-base-exception",
+        "class Panic(BaseException): pass\nraise Panic('rust')",
+    ),
     "import-syntax": ("import-syntax", "def ("),
     "no-attribute": ("no-attribute", "nothing = 0"),
     "wrong-type": ("wrong-type", "spec = {'name': 'wrong-type'}"),
     "other-name": ("other-name", spec("another-name")),
     "newer": ("newer", spec("newer", interface=2, field_of_the_future=True)),
     "invalid-spec": ("invalid-spec", spec("invalid-spec", provides={"energie"})),
-    "factory-raises": ("factory-raises", spec("factory-raises", after="def build(width): 1 / (width - 64)")),
-    "factory-exits": ("factory-exits", spec("factory-exits", after="def build(**p): raise SystemExit('bye')")),
+    "factory-raises": (
+        "factory-raises",
+        spec("factory-raises", after="def build(width): 1 / (width - 64)"),
+    ),
+    "factory-exits": (
+        "factory-exits",
+        spec("factory-exits", after="def build(**p): raise SystemExit('bye')"),
+    ),
     "factory-missing": ("factory-missing", spec("factory-missing", factory="absent")),
-    "factory-not-callable": ("factory-not-callable", spec("factory-not-callable", after="build = 3")),
+    "factory-not-callable": (
+        "factory-not-callable",
+        spec("factory-not-callable", after="build = 3"),
+    ),
     "factory-other-arguments": (
         "factory-other-arguments",
         spec("factory-other-arguments", after="def build(depth): return Field()"),
@@ -90,7 +102,10 @@ DISTRIBUTIONS = {  # distribution: (key of the entry point, source of the module
     "malformed": ("malformed", ""),
 }
 
-VALUES = {"malformed": "malformed module:spec", "good": "good_module:spec [extra]"}  # else "module:spec"
+VALUES = {
+    "malformed": "malformed module:spec",
+    "good": "good_module:spec [extra]",
+}  # else "module:spec"
 
 SOLVERS = {
     "solver-good": (
@@ -104,26 +119,62 @@ SOLVERS = {
 
 BROKEN = {  # distribution: (stage, what the error starts with, type of the cause)
     "import-raises": ("describe", "RuntimeError: no luck today", "RuntimeError"),
-    "import-missing": ("describe", "ModuleNotFoundError: No module named 'a_package_", "ModuleNotFoundError"),
+    "import-missing": (
+        "describe",
+        "ModuleNotFoundError: No module named 'a_package_",
+        "ModuleNotFoundError",
+    ),
     "import-exits": ("describe", "SystemExit: 3", "SystemExit"),
     "import-base-exception": ("describe", "import_base_exception_module.Panic: rust", "Panic"),
     "import-syntax": ("describe", 'File "', "SyntaxError"),
-    "no-attribute": ("describe", "AttributeError: module 'no_attribute_module' has no", "AttributeError"),
-    "wrong-type": ("describe", "TypeError: wrong_type_module:spec is of type dict, not a scoretk.", "TypeError"),
-    "other-name": ("describe", "ValueError: the entry point's key is 'other-name' but its spec's", "ValueError"),
-    "newer": ("describe", "scoretk.errors.InvalidArgument: interface: expected 1, got 2. ", "InvalidArgument"),
-    "invalid-spec": ("describe", "scoretk.errors.InvalidArgument: provides: expected cap", "InvalidArgument"),
+    "no-attribute": (
+        "describe",
+        "AttributeError: module 'no_attribute_module' has no",
+        "AttributeError",
+    ),
+    "wrong-type": (
+        "describe",
+        "TypeError: wrong_type_module:spec is of type dict, not a scoretk.",
+        "TypeError",
+    ),
+    "other-name": (
+        "describe",
+        "ValueError: the entry point's key is 'other-name' but its spec's",
+        "ValueError",
+    ),
+    "newer": (
+        "describe",
+        "scoretk.errors.InvalidArgument: interface: expected 1, got 2. ",
+        "InvalidArgument",
+    ),
+    "invalid-spec": (
+        "describe",
+        "scoretk.errors.InvalidArgument: provides: expected cap",
+        "InvalidArgument",
+    ),
     "malformed": ("describe", "ValueError: invalid format: ", "ValueError"),
     "factory-raises": ("load", "ZeroDivisionError: division by zero", "ZeroDivisionError"),
     "factory-exits": ("load", "SystemExit: bye", "SystemExit"),
-    "factory-missing": ("load", "AttributeError: module 'factory_missing_module'", "AttributeError"),
+    "factory-missing": (
+        "load",
+        "AttributeError: module 'factory_missing_module'",
+        "AttributeError",
+    ),
     "factory-not-callable": ("load", "TypeError: 'int' object is not callable", "TypeError"),
-    "factory-other-arguments": ("load", "TypeError: build() got an unexpected keyword argument 'w", "TypeError"),
+    "factory-other-arguments": (
+        "load",
+        "TypeError: build() got an unexpected keyword argument 'w",
+        "TypeError",
+    ),
     "not-a-field": ("load", "TypeError: not_a_field_module:build returned <object", "TypeError"),
     "a-class": ("load", "TypeError: a_class_module:build returned <class", "TypeError"),
     "claims-score": ("load", "TypeError: the spec claims score, which", "TypeError"),
     "declares-less": ("load", "TypeError: the spec claims energy, which", "TypeError"),
-    "other-shape": ("load", "ValueError: the spec says event_shape=(3,) but the field's is (2,)", "ValueError"),
+    "other-shape": (
+        "load",
+        "ValueError: the spec says event_shape=(3,) but the field's is (2,)",
+        "ValueError",
+    ),
 }
 
 HEALTHY = ["claim-one/contested", "claim-two/contested", "claims-built-in/gaussian", "good/good"]
@@ -146,7 +197,10 @@ def write_wheel(folder, distribution, key, source, group="scoretk.models", value
         f"{info}/entry_points.txt": f"[{group}]\n{key} = {value or f'{module}:spec'}\n",
     }
     digests = {path: hashlib.sha256(text.encode()).digest() for path, text in files.items()}
-    record = [f"{p},sha256={base64.urlsafe_b64encode(d).decode().rstrip('=')}," for p, d in digests.items()]
+    record = [
+        f"{p},sha256={base64.urlsafe_b64encode(d).decode().rstrip('=')},"
+        for p, d in digests.items()
+    ]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""])
     wheel = folder / f"{stem}-py3-none-any.whl"
     with ZipFile(wheel, "w") as archive:
@@ -156,8 +210,23 @@ def write_wheel(folder, distribution, key, source, group="scoretk.models", value
 
 
 def pip_install(target, *sources):
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
-    command += ["--no-deps", "--no-build-isolation", "--no-compile", "--target", str(target), *map(str, sources)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-index",
+    ]
+    command += [
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-compile",
+        "--target",
+        str(target),
+        *map(str, sources),
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return target
@@ -168,9 +237,13 @@ def site(tmp_path_factory):
     """A folder into which every distribution of the tables above is installed."""
     folder = tmp_path_factory.mktemp("wheels")
     wheels = [
-        write_wheel(folder, name, key, source, value=VALUES.get(name)) for name, (key, source) in DISTRIBUTIONS.items()
+        write_wheel(folder, name, key, source, value=VALUES.get(name))
+        for name, (key, source) in DISTRIBUTIONS.items()
     ]
-    wheels += [write_wheel(folder, name, *solver, group="scoretk.solvers") for name, solver in SOLVERS.items()]
+    wheels += [
+        write_wheel(folder, name, *solver, group="scoretk.solvers")
+        for name, solver in SOLVERS.items()
+    ]
     return pip_install(tmp_path_factory.mktemp("site"), *wheels)
 
 
@@ -323,11 +396,20 @@ def test_each_broken_plugin_is_recorded_at_its_stage_and_raises_with_its_cause(s
     assert answer["described"] == at_load
     assert all(answer["after-describe"][f"{name}/{name}"] == entry(name) for name in at_load)
     for name, (stage, error, cause) in BROKEN.items():
-        raised, (kind, *record, text) = answer["raised"][name], answer["listed"].pop(f"{name}/{name}")
+        raised, (kind, *record, text) = (
+            answer["raised"][name],
+            answer["listed"].pop(f"{name}/{name}"),
+        )
         assert [kind, *record] == ["Broken", name, "1.5", stage], name
         assert text.startswith(error), name
-        assert (raised["type"], raised["cause"], raised["traced"]) == ("BrokenPlugin", cause, True), name
-        assert raised["text"].startswith(f"plugin {name}/{name} ({name} 1.5) failed at {stage}: {error}"), name
+        assert (raised["type"], raised["cause"], raised["traced"]) == (
+            "BrokenPlugin",
+            cause,
+            True,
+        ), name
+        assert raised["text"].startswith(
+            f"plugin {name}/{name} ({name} 1.5) failed at {stage}: {error}"
+        ), name
         assert f"pip install --force-reinstall {name}" in raised["text"], name
     assert answer["listed"] == {id: entry(id.partition("/")[0]) for id in HEALTHY}
     assert answer["again"]["cause"] == "RuntimeError"
@@ -428,7 +510,9 @@ def test_solvers_are_found_and_isolated_in_the_same_way(site, tmp_path):
         answer["after"] = listed(plugins.list_solvers())
         answer["models"] = [id for id, item in listed(stk.list_models()).items() if item[0] == "Broken"]
     """)  # fmt: skip
-    assert answer["listed"] == {f"{name}/{key}": entry(name) for name, (key, _) in sorted(SOLVERS.items())}
+    assert answer["listed"] == {
+        f"{name}/{key}": entry(name) for name, (key, _) in sorted(SOLVERS.items())
+    }
     assert answer["modules"] == []
     raised = {name: (got["type"], got["cause"]) for name, got in answer["raised"].items()}
     assert raised == {
@@ -439,7 +523,10 @@ def test_solvers_are_found_and_isolated_in_the_same_way(site, tmp_path):
         "good": ("UnknownName", None),
     }
     assert "unknown solver 'fancyy' (did you mean 'fancy'?)" in answer["raised"]["fancyy"]["text"]
-    assert "solver_instance_module:spec is of type object, not a solver class" in answer["raised"]["instance"]["text"]
+    assert (
+        "solver_instance_module:spec is of type object, not a solver class"
+        in answer["raised"]["instance"]["text"]
+    )
     assert "it has no step" in answer["raised"]["half"]["text"]
     assert answer["class"] == ["solver_good_module", True]
     assert answer["after"].pop("solver-good/fancy") == entry("solver-good")
@@ -463,8 +550,12 @@ def test_the_template_lists_and_describes_without_torch(template_site, tmp_path)
         answer["solvers"] = listed(plugins.list_solvers())
         answer["torch"] = "torch" in sys.modules
     """)  # fmt: skip
-    assert answer["solvers"] == {"my-scoretk-model/random-walk": ["Entry", "my-scoretk-model", "0.1.0", None, None]}
-    assert answer["listed"] == {"my-scoretk-model/double-well": ["Entry", "my-scoretk-model", "0.1.0", None, None]}
+    assert answer["solvers"] == {
+        "my-scoretk-model/random-walk": ["Entry", "my-scoretk-model", "0.1.0", None, None]
+    }
+    assert answer["listed"] == {
+        "my-scoretk-model/double-well": ["Entry", "my-scoretk-model", "0.1.0", None, None]
+    }
     assert answer["spec"]["provides"] == ["energy"]
     assert answer["spec"]["parameters"] == {"barrier": 4.0}
     assert not answer["torch"]
@@ -490,7 +581,9 @@ def of_the_template(template_site, tmp_path_factory):
 def test_the_template_loads_and_has_its_energy_and_score(of_the_template):
     answer = of_the_template
     assert answer["energy"] == pytest.approx([2.0, 2.0, 2 * 0.5625 + 0.5])
-    assert answer["score"][2] == pytest.approx([3.0, 1.0])  # -8 x (x^2 - 1) at x = 1/2, and -y at y = -1
+    assert answer["score"][2] == pytest.approx(
+        [3.0, 1.0]
+    )  # -8 x (x^2 - 1) at x = 1/2, and -y at y = -1
     assert answer["shape"] == [2]
     assert "did you mean 'barrier'?" in answer["misspelt"]
 

@@ -14,7 +14,13 @@ from scoretk.plugins.discovery import discover, normalised
 GROUP = "scoretk.tests"
 
 
-def metadata(site: Path, name: str, entry_points: str | bytes | None, version: str = "1.0", about: str | None = None):
+def metadata(
+    site: Path,
+    name: str,
+    entry_points: str | bytes | None,
+    version: str = "1.0",
+    about: str | None = None,
+):
     """A distribution of which there is only the metadata."""
     info = site / f"{normalised(name).replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
@@ -63,7 +69,10 @@ def test_the_first_on_the_path_wins_and_is_reported_once(site, tmp_path, monkeyp
     metadata(site, "twice", points("old", "kept"), version="1.0")
     monkeypatch.syspath_prepend(tmp_path / "earlier")
     metadata(tmp_path / "earlier", "Twice", points("kept", "new"), version="2.0")
-    assert [(item.id, item.version) for item in discover(GROUP)] == [("twice/kept", "2.0"), ("twice/new", "2.0")]
+    assert [(item.id, item.version) for item in discover(GROUP)] == [
+        ("twice/kept", "2.0"),
+        ("twice/new", "2.0"),
+    ]
 
 
 def test_an_earlier_copy_that_registers_nothing_shadows_a_later_one(site, tmp_path, monkeypatch):
@@ -86,9 +95,14 @@ def test_of_a_key_written_twice_the_first_counts(site):
 
 @pytest.mark.parametrize(
     ("entry_points", "error"),
-    [(points("m") + "no equals sign\n", "TypeError"), (points("m").encode() + b"\xff = a:b\n", "UnicodeDecodeError")],
+    [
+        (points("m") + "no equals sign\n", "TypeError"),
+        (points("m").encode() + b"\xff = a:b\n", "UnicodeDecodeError"),
+    ],
 )
-def test_a_damaged_entry_point_file_is_broken_at_list_and_breaks_no_other(site, catalog, entry_points, error):
+def test_a_damaged_entry_point_file_is_broken_at_list_and_breaks_no_other(
+    site, catalog, entry_points, error
+):
     metadata(site, "damaged", entry_points)
     metadata(site, "good", points("m"))
     broken, good = catalog.listing()
@@ -105,7 +119,8 @@ def test_asking_for_a_model_of_a_damaged_distribution_says_why(site, catalog):
     metadata(site, "damaged", points("m") + "no equals sign\n", version="3.1")
     for name in ("damaged/m", "Damaged/anything", "damaged/*"):
         with pytest.raises(
-            BrokenPlugin, match=r"damaged/\* \(damaged 3\.1\) failed at list: (?s:.*)reinstall damaged"
+            BrokenPlugin,
+            match=r"damaged/\* \(damaged 3\.1\) failed at list: (?s:.*)reinstall damaged",
         ) as caught:
             catalog.find(name)
         assert isinstance(caught.value.__cause__, TypeError)
@@ -165,7 +180,9 @@ def test_a_short_name_of_a_built_in_means_the_built_in(site, catalog):
 
 def test_unknown_names_are_answered_with_the_near_match(site, catalog):
     metadata(site, "pkg", points("double-well", "banana"))
-    with pytest.raises(UnknownName, match=r"unknown model 'doublewell' \(did you mean 'double-well'\?\)") as caught:
+    with pytest.raises(
+        UnknownName, match=r"unknown model 'doublewell' \(did you mean 'double-well'\?\)"
+    ) as caught:
         catalog.find("doublewell")
     assert caught.value.known == ["banana", "double-well"]
     with pytest.raises(UnknownName, match=r"did you mean 'pkg/banana'\?") as caught:

@@ -45,7 +45,10 @@ def test_keeps_immutable_copies():
 
 
 def test_is_a_value():
-    one, same = spec(), spec(provides=["energy"], event_shape=[2], parameters=dict(GOOD["parameters"]))
+    one, same = (
+        spec(),
+        spec(provides=["energy"], event_shape=[2], parameters=dict(GOOD["parameters"])),
+    )
     assert one == same
     assert hash(one) == hash(same)
     for field, other in [
@@ -60,7 +63,9 @@ def test_is_a_value():
         assert spec(**{field: other}) != one, field
 
 
-@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+@pytest.mark.parametrize(
+    "clone", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
+)
 def test_can_be_copied_and_pickled(clone):
     assert clone(spec()) == spec()
     assert clone(spec(event_shape=None)).event_shape is None
@@ -73,7 +78,11 @@ def test_as_dict_is_json_in_a_fixed_order():
     assert list(plain) == [*GOOD, "trainer", "interface"]
     assert plain["provides"] == list(CAPABILITIES)
     assert plain["event_shape"] == [2]
-    assert json.loads(json.dumps(plain))["parameters"] == {"width": 64, "widths": [1, [2]], "weights": None}
+    assert json.loads(json.dumps(plain))["parameters"] == {
+        "width": 64,
+        "widths": [1, [2]],
+        "weights": None,
+    }
     assert ModelSpec(**plain) == spec(provides=set(CAPABILITIES))
     assert spec(event_shape=None).as_dict()["event_shape"] is None
 
@@ -156,14 +165,18 @@ def test_every_supported_interface_is_accepted():
 def test_a_newer_interface_says_upgrade_scoretk_even_with_fields_of_the_future():
     newer = INTERFACES.stop
     for extra in ({}, {"field_of_the_future": 1}):
-        with pytest.raises(InvalidArgument, match=r"newer scoretk: pip install --upgrade scoretk") as caught:
+        with pytest.raises(
+            InvalidArgument, match=r"newer scoretk: pip install --upgrade scoretk"
+        ) as caught:
             spec(interface=newer, **extra)
         assert caught.value.argument == "interface"
 
 
 def test_an_older_interface_says_upgrade_the_plugin(monkeypatch):
     monkeypatch.setattr("scoretk.plugins.spec.INTERFACES", range(3, 5))
-    with pytest.raises(InvalidArgument, match=r"expected 3 or 4, got 2\. .*older scoretk: upgrade the plugin"):
+    with pytest.raises(
+        InvalidArgument, match=r"expected 3 or 4, got 2\. .*older scoretk: upgrade the plugin"
+    ):
         spec(interface=2)
 
 

@@ -46,7 +46,10 @@ class GaussianField(GaussianPathField):
         return standard_normal((2,), float(self.path.sigma(0.0)))
 
     def predict(self, x, t, **cond):
-        alpha, sigma = (f(torch.as_tensor(t, dtype=torch.float64)).to(x) for f in (self.path.alpha, self.path.sigma))
+        alpha, sigma = (
+            f(torch.as_tensor(t, dtype=torch.float64)).to(x)
+            for f in (self.path.alpha, self.path.sigma)
+        )
         alpha, sigma = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
         noised = alpha**2 * self.covariance + sigma**2 * torch.eye(2, dtype=x.dtype)
         gain = alpha * self.covariance @ torch.linalg.inv(noised)
@@ -96,7 +99,9 @@ MUTANTS = {
     "no alpha": scaled(lambda alpha, sigma: alpha),
     "alpha squared": scaled(lambda alpha, sigma: 1 / alpha),
     "sigma for sigma^2": scaled(lambda alpha, sigma: 1 / sigma),
-    "std for std^2": Mutant(lambda lik, prior: (LinearGaussian(lik.operator, lik.y, math.sqrt(lik.std)), prior)),
+    "std for std^2": Mutant(
+        lambda lik, prior: (LinearGaussian(lik.operator, lik.y, math.sqrt(lik.std)), prior)
+    ),
     "no noise in y": Mutant(lambda lik, prior: (LinearGaussian(lik.operator, lik.y, 1e-3), prior)),
 }
 
@@ -123,7 +128,9 @@ class TestLinearGaussian:
     def test_mmps_is_exact_at_every_time(self, path):
         """At alpha = 0 to the root of the rounding, elsewhere to 1e-8; the score likewise, where sigma is not 0."""
         for t in TIMES:
-            assert denoiser_error(path, t, "mmps") < (2e-7 if float(path.alpha(t)) == 0 else 1e-8), t
+            assert denoiser_error(path, t, "mmps") < (
+                2e-7 if float(path.alpha(t)) == 0 else 1e-8
+            ), t
             if float(path.sigma(t)) == 0:
                 continue
             x = points((2,), scale=float(path.sigma(t)))
@@ -143,21 +150,29 @@ class TestLinearGaussian:
         x = points((2,), len(TIMES))
         together = field.denoise(x, torch.tensor(TIMES, dtype=torch.float64))
         for i, t in enumerate(TIMES):
-            torch.testing.assert_close(field.denoise(x[i : i + 1], t)[0], together[i], rtol=0, atol=1e-10)
+            torch.testing.assert_close(
+                field.denoise(x[i : i + 1], t)[0], together[i], rtol=0, atol=1e-10
+            )
 
     @pytest.mark.parametrize("method", EXACT, ids=lambda m: type(m).__name__)
     def test_isotropic_gaussians_are_exact_for_three_methods(self, path, method):
         prior = 0.49 * torch.eye(2, dtype=torch.float64)
         for t in TIMES:
-            assert denoiser_error(path, t, method, prior) < (2e-7 if float(path.alpha(t)) == 0 else 1e-8), t
+            assert denoiser_error(path, t, method, prior) < (
+                2e-7 if float(path.alpha(t)) == 0 else 1e-8
+            ), t
         if not isinstance(method, MMPS):
-            assert max(denoiser_error(path, t, type(method)(spread=1.0), prior) for t in TIMES) > 1e-3
+            assert (
+                max(denoiser_error(path, t, type(method)(spread=1.0), prior) for t in TIMES) > 1e-3
+            )
 
 
 def test_ends_are_finite_in_float32():
     for path in PATHS:
         for method in POSTERIOR_METHODS:
-            field = posterior(mixture((2,)).noised(path), LinearGaussian(ROW.float(), Y.float(), 0.1), method)
+            field = posterior(
+                mixture((2,)).noised(path), LinearGaussian(ROW.float(), Y.float(), 0.1), method
+            )
             for t in (0.0, 1.0):
                 data = field.denoise(points((2,)).float(), t)
                 assert data.dtype == torch.float32
@@ -187,19 +202,27 @@ def test_draws_by_the_probability_flow_are_those_of_the_posterior(path):
     draws = stk.sample(posterior(prior, SUM), solver, chains=8192, dtype=torch.float64)
     assert moments_z(draws.final) < z_limit(6)
     for name in {"no alpha", "std for std^2"} & set(applicable(path)):
-        wrong = stk.sample(posterior(prior, SUM, MUTANTS[name]), solver, chains=8192, dtype=torch.float64)
+        wrong = stk.sample(
+            posterior(prior, SUM, MUTANTS[name]), solver, chains=8192, dtype=torch.float64
+        )
         assert moments_z(wrong.final) > z_limit(6), name
 
 
-STATIC = stk.Energy(lambda x: (x.square() / COVARIANCE.diagonal()).sum(1) / 2 + math.log(4 * math.pi), (2,))
+STATIC = stk.Energy(
+    lambda x: (x.square() / COVARIANCE.diagonal()).sum(1) / 2 + math.log(4 * math.pi), (2,)
+)
 
 
 def test_static_energy_is_exact():
     """`-E = log p(x) + log p(y | x)`, so that `E + log p(x | y) = -log p(y)`, constant; as is the gradient."""
     field, x = posterior(STATIC, SUM), points((2,))
     conditional = MultivariateNormal(*exact_posterior())
-    evidence = MultivariateNormal(torch.zeros(1).double(), ROW @ COVARIANCE @ ROW.T + 0.25).log_prob(Y)
-    torch.testing.assert_close(-field.energy(x) - conditional.log_prob(x), evidence.expand(5), rtol=0, atol=1e-10)
+    evidence = MultivariateNormal(
+        torch.zeros(1).double(), ROW @ COVARIANCE @ ROW.T + 0.25
+    ).log_prob(Y)
+    torch.testing.assert_close(
+        -field.energy(x) - conditional.log_prob(x), evidence.expand(5), rtol=0, atol=1e-10
+    )
     mean, covariance = exact_posterior()
     score = -(x - mean) @ torch.linalg.inv(covariance)
     torch.testing.assert_close(field.score(x), score, rtol=0, atol=1e-10)
@@ -211,16 +234,22 @@ def test_likelihoods_of_three_kinds_agree():
     x = points((2,))
     static = stk.Energy(lambda z: -SUM.log_likelihood(z), (2,))
     for likelihood in (SUM.log_likelihood, static):
-        torch.testing.assert_close(posterior(STATIC, likelihood).energy(x), posterior(STATIC, SUM).energy(x))
+        torch.testing.assert_close(
+            posterior(STATIC, likelihood).energy(x), posterior(STATIC, SUM).energy(x)
+        )
     torch.testing.assert_close(
-        posterior(STATIC, lambda z, y: LinearGaussian(ROW, "y", 0.5).log_likelihood(z, y=y), measured={"y"}).energy(
-            x, y=Y.expand(5, 1)
-        ),
+        posterior(
+            STATIC,
+            lambda z, y: LinearGaussian(ROW, "y", 0.5).log_likelihood(z, y=y),
+            measured={"y"},
+        ).energy(x, y=Y.expand(5, 1)),
         posterior(STATIC, SUM).energy(x),
     )
 
 
-@pytest.mark.parametrize("solver", [stk.MALA(0.2), stk.HMC(0.3, 5, metric="none")], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [stk.MALA(0.2), stk.HMC(0.3, 5, metric="none")], ids=lambda s: type(s).__name__
+)
 def test_kernels_keep_the_posterior(solver):
     """From exact draws, 25 steps on: each chain is still a draw. With std for std^2 it is one of something else."""
     z = points((2,), 4000, seed=7)
@@ -229,7 +258,9 @@ def test_kernels_keep_the_posterior(solver):
     draws = stk.sample(posterior(STATIC, SUM), solver, steps=25, warmup=0, init=start, keep="last")
     assert moments_z(draws.final) < z_limit(6)
     wrong = posterior(STATIC, LinearGaussian(ROW, Y, math.sqrt(0.5)))
-    assert moments_z(stk.sample(wrong, solver, steps=25, warmup=0, init=start, keep="last").final) > z_limit(6)
+    assert moments_z(
+        stk.sample(wrong, solver, steps=25, warmup=0, init=start, keep="last").final
+    ) > z_limit(6)
 
 
 def test_a_prior_held_at_a_time_is_static():
@@ -260,14 +291,22 @@ def test_conditional_mean_on_the_ring():
     """Where p(x_1 | x_t) is no Gaussian MMPS is close: root mean square error over x_t of the conditional denoiser at most .4 (on
     a ring of radius 2), .1 from t = .7 on, .002 at .9; unconditioned, 1.05, .31 and .037. The others are further off."""
     prior, path = ring_mixture(), stk.Linear()
-    likelihood = LinearGaussian(torch.tensor([[1.0, 0.5]]).double(), torch.tensor([1.2]).double(), 0.3)
+    likelihood = LinearGaussian(
+        torch.tensor([[1.0, 0.5]]).double(), torch.tensor([1.2]).double(), 0.3
+    )
     clean, noise = posterior_draws(prior, likelihood, 400), points((2,), 400, seed=5)
     spread = math.sqrt(2 + 0.25**2)  # of a coordinate
     for t, bound in ((0.1, 0.4), (0.3, 0.4), (0.5, 0.3), (0.7, 0.1), (0.9, 0.002)):
         x = t * clean + (1 - t) * noise
         exact = conditional_mixture(prior, likelihood, path, x, t)
         error = [
-            float((posterior(prior.noised(path), likelihood, m).denoise(x, t) - exact).square().sum(1).mean().sqrt())
+            float(
+                (posterior(prior.noised(path), likelihood, m).denoise(x, t) - exact)
+                .square()
+                .sum(1)
+                .mean()
+                .sqrt()
+            )
             for m in (MMPS(), PiGDM(spread), DPS(1.0, spread), MUTANTS["no alpha"])
         ]
         assert error[0] < bound, (t, error)
@@ -278,7 +317,9 @@ def posterior_draws(prior, likelihood, n):
     """Draws of a mixture given y: prior draws kept by weight, with fixed random numbers."""
     generator = torch.Generator().manual_seed(11)
     k = torch.randint(len(prior.means), (400 * n,), generator=generator)
-    x = prior.means[k] + prior.stds[k, None] * torch.randn((400 * n, 2), generator=generator, dtype=torch.float64)
+    x = prior.means[k] + prior.stds[k, None] * torch.randn(
+        (400 * n, 2), generator=generator, dtype=torch.float64
+    )
     weight = likelihood.log_likelihood(x).exp()
     return x[torch.multinomial(weight, n, replacement=True, generator=generator)]
 
@@ -304,7 +345,9 @@ def test_adjoints(name):
     w = points(image.shape[1:], 3, seed=8)
     back = likelihood.adjoint(w, x)
     assert back.shape == x.shape
-    torch.testing.assert_close((image * w).flatten(1).sum(1), (x * back).flatten(1).sum(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        (image * w).flatten(1).sum(1), (x * back).flatten(1).sum(1), rtol=1e-12, atol=1e-12
+    )
     dense = operator(torch.eye(48, dtype=torch.float64).reshape(48, *IMAGE)).flatten(1)
     torch.testing.assert_close(back.flatten(1), w.flatten(1) @ dense.T, rtol=1e-12, atol=1e-12)
 
@@ -324,7 +367,9 @@ def test_isotropic_images_are_exact(name):
     """N(0, .7^2 I) images under every operator, by the dense formula; MMPS with as many iterations as there are entries."""
     path, t, std = stk.VP(), 0.6, 0.2
     alpha, sigma = (float(f(t)) for f in (path.alpha, path.sigma))
-    white = GaussianMixture(torch.zeros(1, *IMAGE), torch.tensor([0.7], dtype=torch.float64), torch.ones(1))
+    white = GaussianMixture(
+        torch.zeros(1, *IMAGE), torch.tensor([0.7], dtype=torch.float64), torch.ones(1)
+    )
     prior, x = white.noised(path), points(IMAGE, 3)
     dense = OPERATORS[name](torch.eye(48, dtype=torch.float64).reshape(48, *IMAGE)).flatten(1).T
     y = points(OPERATORS[name](x).shape[1:], 1)[0]
@@ -361,11 +406,16 @@ class OfLinear(Barely):
 
 def test_a_method_is_one_by_what_it_says_of_itself(monkeypatch):
     """No class is known beforehand: a name is a line in the table, and who is for linear measurements says so."""
-    prior, seen = mixture((2,)).noised(stk.Linear()), LinearGaussian(Matrix(torch.eye(2).double()), [0.0, 0.0], 0.5)
+    prior, seen = (
+        mixture((2,)).noised(stk.Linear()),
+        LinearGaussian(Matrix(torch.eye(2).double()), [0.0, 0.0], 0.5),
+    )
     monkeypatch.setitem(POSTERIOR_METHODS, "linear", OfLinear)
     x = points((2,))
     for method in (Barely(), OfLinear(), "linear"):
-        torch.testing.assert_close(posterior(prior, seen, method).denoise(x, 0.5), prior.denoise(x, 0.5))
+        torch.testing.assert_close(
+            posterior(prior, seen, method).denoise(x, 0.5), prior.denoise(x, 0.5)
+        )
     posterior(prior, lambda x: -x.square().sum(1), Barely())
     for method in (OfLinear(), "linear", "mmps", "pigdm", "replacement", MMPS()):
         with pytest.raises(stk.InvalidArgument, match="no LinearGaussian"):
@@ -384,7 +434,9 @@ def test_a_row_is_alone_as_in_any_batch(method, shape):
         together = field.denoise(x, t, y=y)
         for i in range(6):
             alone = field.denoise(x[i : i + 1], t, y=y[i : i + 1])[0]
-            shared = posterior(prior, LinearGaussian(operator, y[i], 0.3), method).denoise(x[i : i + 1], t)[0]
+            shared = posterior(prior, LinearGaussian(operator, y[i], 0.3), method).denoise(
+                x[i : i + 1], t
+            )[0]
             torch.testing.assert_close(alone, together[i], rtol=1e-12, atol=1e-12)
             assert torch.equal(alone, shared)
     wrong = posterior(prior, LinearGaussian(operator, "y", 0.3), BatchWideDPS())
@@ -403,8 +455,12 @@ def test_dps_is_pigdm_on_a_residual_of_the_expected_size_and_no_stronger_on_a_la
         return posterior(field, LinearGaussian(lambda z: z, y, 0.2), method).denoise(x, t)
 
     torch.testing.assert_close(shift(DPS(1.0, 0.7), 1), shift(PiGDM(0.7), 1), rtol=1e-10, atol=0)
-    torch.testing.assert_close(shift(DPS(1.0, 0.7), 10), shift(DPS(1.0, 0.7), 1), rtol=1e-10, atol=0)
-    torch.testing.assert_close(shift(DPS(0.5, 0.7), 1), shift(DPS(1.0, 0.7), 1) / 2, rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        shift(DPS(1.0, 0.7), 10), shift(DPS(1.0, 0.7), 1), rtol=1e-10, atol=0
+    )
+    torch.testing.assert_close(
+        shift(DPS(0.5, 0.7), 1), shift(DPS(1.0, 0.7), 1) / 2, rtol=1e-10, atol=0
+    )
     assert float(shift(DPS(), 0).abs().max()) == 0
 
 
@@ -412,10 +468,18 @@ def test_dps_of_any_likelihood_steps_to_the_maximum_on_its_line():
     """`D_y = D + s V g` with `s = g V g / (g V g + p H p)`: V of the Gaussian field known, of a quadratic log L g and H too."""
     path, x, t = stk.VP(), points((2,)), 0.6
     alpha, sigma = (float(f(t)) for f in (path.alpha, path.sigma))
-    covariance = torch.linalg.inv(torch.linalg.inv(COVARIANCE) + (alpha / sigma) ** 2 * torch.eye(2).double())
-    prior, curvature = GaussianField(COVARIANCE, path), torch.tensor([[300.0, 40.0], [40.0, 20.0]]).double()
+    covariance = torch.linalg.inv(
+        torch.linalg.inv(COVARIANCE) + (alpha / sigma) ** 2 * torch.eye(2).double()
+    )
+    prior, curvature = (
+        GaussianField(COVARIANCE, path),
+        torch.tensor([[300.0, 40.0], [40.0, 20.0]]).double(),
+    )
     field = posterior(prior, lambda z, c: -c * ((z @ curvature) * z).sum(1) / 2, measured=("c",))
-    c, data = torch.rand(5, generator=torch.Generator().manual_seed(0)).double(), prior.denoise(x, t)
+    c, data = (
+        torch.rand(5, generator=torch.Generator().manual_seed(0)).double(),
+        prior.denoise(x, t),
+    )
     gradient = -c[:, None] * data @ curvature
     p = gradient @ covariance
     rise, bend = (gradient * p).sum(1), c * ((p @ curvature) * p).sum(1)
@@ -425,7 +489,11 @@ def test_dps_of_any_likelihood_steps_to_the_maximum_on_its_line():
 
 def test_the_measured_pixels_are_replaced():
     """As std goes to 0 the masked entries of D_y are y, and the others are those of D."""
-    prior, mask, x = mixture((2, 3)).noised(stk.Linear()), torch.tensor([[True, False, True]] * 2), points((2, 3))
+    prior, mask, x = (
+        mixture((2, 3)).noised(stk.Linear()),
+        torch.tensor([[True, False, True]] * 2),
+        points((2, 3)),
+    )
     y = torch.arange(4.0).double()
     field = posterior(prior, LinearGaussian(Mask(mask), y, 1e-6), "replacement")
     data = field.denoise(x, 0.4)
@@ -436,7 +504,9 @@ def test_the_measured_pixels_are_replaced():
 @pytest.mark.parametrize("method", POSTERIOR_METHODS)
 def test_gradients_pass(method):
     """In x and in the measurements, against finite differences."""
-    field = posterior(mixture((3,)).noised(stk.Linear()), LinearGaussian(points((3,), 2), "y", 0.3), method)
+    field = posterior(
+        mixture((3,)).noised(stk.Linear()), LinearGaussian(points((3,), 2), "y", 0.3), method
+    )
     x, y = points((3,), 2).requires_grad_(), points((2,), 2, seed=9).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: field.denoise(a, 0.4, y=b), (x, y))
     assert not field.denoise(x.detach(), 0.4, y=y.detach()).requires_grad
@@ -463,7 +533,9 @@ def test_inpainting_digits():
     y = Mask(mask)(images)
     y = y + std * points(y.shape[1:], 100).float()
     field = posterior(stk.load("digits-diffusion"), LinearGaussian(Mask(mask), "y", std))
-    draws = stk.sample(field, stk.ProbabilityFlow("dpmpp_2m", steps=16), cond={"y": y.repeat(8, 1)}, chains=800)
+    draws = stk.sample(
+        field, stk.ProbabilityFlow("dpmpp_2m", steps=16), cond={"y": y.repeat(8, 1)}, chains=800
+    )
     assert bool((draws.status == 0).all())
     restored = draws.final.unflatten(0, (8, 100)).mean(0)
 
@@ -472,7 +544,9 @@ def test_inpainting_digits():
 
     gain = error(digits.train.mean(0)) - error(restored)
     assert mean_z(gain[:, None], 0.0) > z_limit()
-    assert float(error(restored).mean().sqrt()) < 0.8 * float(error(digits.train.mean(0)).mean().sqrt())
+    assert float(error(restored).mean().sqrt()) < 0.8 * float(
+        error(digits.train.mean(0)).mean().sqrt()
+    )
     residual = (Mask(mask)(draws.final) - y.repeat(8, 1)) / std
     assert 0.7 < float(residual.square().mean().sqrt()) < 1.3
 
@@ -563,7 +637,11 @@ CUTS = {
     "one part": lambda f: lambda x, *t: f(torch.cat([x[:, :1].detach(), x[:, 1:]], 1), *t),
     "half": lambda f: lambda x, *t: f(x, *t) / 2 + f(x.detach(), *t) / 2,
 }  # fmt: skip
-WAYS_OUT = {"operator": "adjoint=f", "prior": "method='replacement'", "likelihood": "LinearGaussian"}
+WAYS_OUT = {
+    "operator": "adjoint=f",
+    "prior": "method='replacement'",
+    "likelihood": "LinearGaussian",
+}
 
 
 def seen(x):
@@ -582,7 +660,10 @@ def law_of_the_first(field, chains=2000, **options):
 def test_what_cuts_the_gradient_is_refused_with_the_way_out(cut):
     """An operator when the posterior is made; a prior and a callable likelihood, timed and static, at the first call."""
     wrap, x = CUTS[cut], points((2,)).float()
-    static_prior, linear = stk.Energy(lambda z: z.square().sum(1) / 2, (2,)), LinearGaussian(first, ONE, 0.1)
+    static_prior, linear = (
+        stk.Energy(lambda z: z.square().sum(1) / 2, (2,)),
+        LinearGaussian(first, ONE, 0.1),
+    )
     refused = {
         "operator": [
             lambda: posterior(unit_prior(), LinearGaussian(wrap(first), ONE, 0.1)),
@@ -615,7 +696,9 @@ def test_measurements_whose_squares_overflow_are_failures_and_not_the_prior(meth
     field = posterior(unit_prior(), LinearGaussian(first, torch.tensor([1e20]), 0.1), method)
     assert not bool(field.denoise(points((2,)).float(), 0.3).isfinite().all(1).any())
     assert stk.sample(field, stk.ProbabilityFlow("euler", 4), chains=3).failures == {"NONFINITE": 3}
-    far = posterior(unit_prior(), LinearGaussian(lambda x: 1e20 * first(x), torch.tensor([1e20]), 1e19), method)
+    far = posterior(
+        unit_prior(), LinearGaussian(lambda x: 1e20 * first(x), torch.tensor([1e20]), 1e19), method
+    )
     assert stk.sample(far, stk.ProbabilityFlow("euler", 4), chains=3).failures == {"NONFINITE": 3}
 
 
@@ -632,14 +715,19 @@ def step(x):
 
 
 STEPS = {
-    "prior": lambda: posterior(unit_prior(lambda x, t: denoiser(step(x), t)), LinearGaussian(first, ONE, 0.1)),
+    "prior": lambda: posterior(
+        unit_prior(lambda x, t: denoiser(step(x), t)), LinearGaussian(first, ONE, 0.1)
+    ),
     "one coordinate of the prior": lambda: posterior(
-        unit_prior(lambda x, t: denoiser(torch.cat([step(first(x)), x[:, 1:]], 1), t)), LinearGaussian(first, ONE, 0.1)
+        unit_prior(lambda x, t: denoiser(torch.cat([step(first(x)), x[:, 1:]], 1), t)),
+        LinearGaussian(first, ONE, 0.1),
     ),
     "likelihood": lambda: posterior(unit_prior(), lambda x: seen(step(x))),
     "sign": lambda: posterior(unit_prior(), lambda x: 5 * x[:, 0].sign()),
     "one coordinate": lambda: posterior(unit_prior(), lambda x: seen(step(x)) - x[:, 1].square()),
-    "field": lambda: posterior(unit_prior(), stk.Energy(lambda x: -seen(step(x)) + 0 * x.sum(1), (2,))),
+    "field": lambda: posterior(
+        unit_prior(), stk.Energy(lambda x: -seen(step(x)) + 0 * x.sum(1), (2,))
+    ),
 }
 
 
@@ -651,14 +739,19 @@ def test_what_goes_in_steps_has_no_derivative_to_follow(kind):
 
 
 def test_a_static_posterior_of_steps_is_that_of_its_energy():
-    field = posterior(stk.Energy(lambda z: z.square().sum(1) / 2, (2,)), lambda x: 5 * x[:, 0].sign() + 0 * x.sum(1))
+    field = posterior(
+        stk.Energy(lambda z: z.square().sum(1) / 2, (2,)),
+        lambda x: 5 * x[:, 0].sign() + 0 * x.sum(1),
+    )
     assert bool(field.score(points((2,)).float()).isfinite().all())
 
 
 @pytest.mark.parametrize("cut", [early, late])
 def test_a_prior_that_is_cut_at_some_times_is_refused(cut):
     with pytest.raises(stk.InvalidArgument, match="replacement"):
-        posterior(unit_prior(cut(denoiser)), LinearGaussian(first, ONE, 0.1)).denoise(points((2,)).float(), 0.3)
+        posterior(unit_prior(cut(denoiser)), LinearGaussian(first, ONE, 0.1)).denoise(
+            points((2,)).float(), 0.3
+        )
 
 
 def test_mutants_at_one_time_and_without_a_look_for_steps(monkeypatch):
@@ -666,7 +759,10 @@ def test_mutants_at_one_time_and_without_a_look_for_steps(monkeypatch):
     module = sys.modules["scoretk.fields.posterior.timed"]
     monkeypatch.setattr(module, "LOG_SNR", (0.0,))
     monkeypatch.setattr(module, "check_no_steps", lambda *_: None)
-    for field in (STEPS["prior"](), posterior(unit_prior(late(denoiser)), LinearGaussian(first, ONE, 0.1))):
+    for field in (
+        STEPS["prior"](),
+        posterior(unit_prior(late(denoiser)), LinearGaussian(first, ONE, 0.1)),
+    ):
         assert law_of_the_first(field).abs().max() > 2 * z_limit(2)
 
 
@@ -686,7 +782,8 @@ def test_the_energy_of_a_likelihood_is_held_to_its_gradient():
 
 
 @pytest.mark.parametrize(
-    "given", [lambda x: x.numpy()[:, :1], lambda x: [first(x)], lambda x: None, lambda x: x.astype("f4")]
+    "given",
+    [lambda x: x.numpy()[:, :1], lambda x: [first(x)], lambda x: None, lambda x: x.astype("f4")],
 )
 @pytest.mark.parametrize("adjoint", [None, back])
 def test_an_operator_that_gives_no_tensor_is_refused(given, adjoint):
@@ -711,7 +808,11 @@ def test_reading_a_cut_as_zero_returns_the_prior(monkeypatch):
 
 def network(activation):
     return torch.nn.Sequential(
-        torch.nn.Linear(2, 64), activation, torch.nn.Linear(64, 64), activation, torch.nn.Linear(64, 2)
+        torch.nn.Linear(2, 64),
+        activation,
+        torch.nn.Linear(64, 64),
+        activation,
+        torch.nn.Linear(64, 2),
     )
 
 
@@ -782,7 +883,9 @@ def test_an_adjoint_that_is_given_serves_in_place_of_autograd(kind, method):
 
 def test_the_law_through_an_adjoint_and_of_a_callable_is_that_of_numbers():
     for likelihood in (LinearGaussian(torch.no_grad()(first), ONE, 0.1, adjoint=back), seen):
-        assert law_of_the_first(posterior(unit_prior(), likelihood), steps=64).abs().max() < z_limit(2)
+        assert law_of_the_first(
+            posterior(unit_prior(), likelihood), steps=64
+        ).abs().max() < z_limit(2)
 
 
 def fourier(x):
@@ -803,7 +906,9 @@ def test_complex_measurements_are_pairs_of_real_ones(operator):
     dense = fourier(torch.eye(5, dtype=torch.float64)).mT.contiguous()
     likelihood = {
         "autograd": lambda y: LinearGaussian(fourier, y, 0.3),
-        "adjoint": lambda y: LinearGaussian(torch.no_grad()(fourier), y, 0.3, adjoint=fourier_adjoint),
+        "adjoint": lambda y: LinearGaussian(
+            torch.no_grad()(fourier), y, 0.3, adjoint=fourier_adjoint
+        ),
         "matrix": lambda y: LinearGaussian(dense, y, 0.3),
     }[operator]
     real = torch.view_as_real(dense).movedim(-1, 0).reshape(6, 5)
@@ -811,11 +916,15 @@ def test_complex_measurements_are_pairs_of_real_ones(operator):
     x, prior = points((5,)), gaussian(dim=5, std=0.7)
     for method in POSTERIOR_METHODS:
         ours = posterior(prior.noised(stk.Linear()), likelihood(COMPLEX_Y), method).denoise(x, 0.4)
-        named = posterior(prior.noised(stk.Linear()), likelihood("y"), method).denoise(x, 0.4, y=COMPLEX_Y.expand(5, 3))
+        named = posterior(prior.noised(stk.Linear()), likelihood("y"), method).denoise(
+            x, 0.4, y=COMPLEX_Y.expand(5, 3)
+        )
         exact = posterior(prior.noised(stk.Linear()), pairs, method).denoise(x, 0.4)
         torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(named, exact, rtol=1e-9, atol=1e-9)
-    ours, exact = (posterior(prior, law).energy_and_grad(x) for law in (likelihood(COMPLEX_Y), pairs))
+    ours, exact = (
+        posterior(prior, law).energy_and_grad(x) for law in (likelihood(COMPLEX_Y), pairs)
+    )
     torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-10)
 
 
@@ -845,7 +954,9 @@ SOLVABLE = {
     "squares": lambda x: -(x.square().sum(1) - 1).square() / (2 * 1e-2**2),
     "exponential": lambda x: -(x[:, 0].exp() - 5).square() / (2 * 1e-2**2),
     "Laplace": lambda x: -(x[:, 0] - 2).abs() / 1e-3,
-    "wall": lambda x: torch.where(x[:, 0] > -5, -(x[:, 0] - 2).square() / (2 * 1e-3**2), -torch.inf),
+    "wall": lambda x: torch.where(
+        x[:, 0] > -5, -(x[:, 0] - 2).square() / (2 * 1e-3**2), -torch.inf
+    ),
 }
 RESIDUAL = {
     "squares": lambda x: x.square().sum(1) - 1, "exponential": lambda x: x[:, 0] - math.log(5),
@@ -854,7 +965,11 @@ RESIDUAL = {
 
 
 def residual_of(case, method, **options):
-    draws = stk.sample(posterior(unit_prior(), SOLVABLE[case]), stk.ProbabilityFlow(method, 32, **options), chains=200)
+    draws = stk.sample(
+        posterior(unit_prior(), SOLVABLE[case]),
+        stk.ProbabilityFlow(method, 32, **options),
+        chains=200,
+    )
     return draws, RESIDUAL.get(case, lambda x: x[:, 0] - 2)(draws.final).abs()
 
 
@@ -878,6 +993,12 @@ def test_a_gradient_that_is_not_normalised_leaves_every_scale(monkeypatch):
 
 
 def test_gradients_pass_through_a_callable_likelihood():
-    field = posterior(mixture((3,)).noised(stk.Linear()), lambda z, y: -(z.cos() - y).square().sum(1), measured="y")
+    field = posterior(
+        mixture((3,)).noised(stk.Linear()),
+        lambda z, y: -(z.cos() - y).square().sum(1),
+        measured="y",
+    )
     x, y = points((3,), 2).requires_grad_(), points((3,), 2, seed=9).requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: field.denoise(a, 0.4, y=b), (x, y), atol=1e-4, rtol=1e-3)
+    assert torch.autograd.gradcheck(
+        lambda a, b: field.denoise(a, 0.4, y=b), (x, y), atol=1e-4, rtol=1e-3
+    )

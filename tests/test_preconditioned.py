@@ -28,7 +28,9 @@ def test_exact_draws_stay_exact(name):
 @pytest.mark.parametrize("adjusted", [True, False])
 def test_without_a_metric_it_is_mala_and_ula(adjusted):
     field, run = ring_mixture(), {"chains": 50, "steps": 20, "dtype": torch.float64, "seed": 3}
-    ours = stk.sample(field, stk.PreconditionedLangevin(0.03, metric="none", adjusted=adjusted), **run)
+    ours = stk.sample(
+        field, stk.PreconditionedLangevin(0.03, metric="none", adjusted=adjusted), **run
+    )
     theirs = stk.sample(field, (stk.MALA if adjusted else stk.ULA)(0.03), **run)
     assert torch.allclose(ours.x, theirs.x, atol=1e-10)
     assert ours.cost["score"] == theirs.cost["score"]
@@ -55,7 +57,8 @@ def test_any_metric_leaves_the_target_as_it_is(metric):
 def test_the_unadjusted_chain_is_biased_as_ula_is_in_scaled_space():
     h = 0.5
     new, _ = scaled_step(
-        stk.PreconditionedLangevin(h, metric="dense", adjusted=False), torch.linalg.cholesky(COVARIANCE)
+        stk.PreconditionedLangevin(h, metric="dense", adjusted=False),
+        torch.linalg.cholesky(COVARIANCE),
     )
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(COVARIANCE), new.x.T, upper=False).T
     assert_second_moment(white, 0.0, (1 - h) ** 2 + 2 * h)
@@ -63,14 +66,17 @@ def test_the_unadjusted_chain_is_biased_as_ula_is_in_scaled_space():
 
 def test_a_decision_left_out_is_seen():
     new, _ = scaled_step(
-        stk.PreconditionedLangevin(0.3, metric="dense", adjusted=False), torch.linalg.cholesky(COVARIANCE)
+        stk.PreconditionedLangevin(0.3, metric="dense", adjusted=False),
+        torch.linalg.cholesky(COVARIANCE),
     )
     assert mean_z(new.x[:, :1] ** 2, [4.0]).abs().max() > z_limit(1)
 
 
 @pytest.mark.parametrize("metric", ["dense", pytest.param("diagonal", marks=pytest.mark.slow)])
 def test_warmup_finds_acceptance_and_scales(metric):
-    draws = stk.sample(CORRELATED, stk.PreconditionedLangevin(metric=metric), chains=128, steps=100, seed=2)
+    draws = stk.sample(
+        CORRELATED, stk.PreconditionedLangevin(metric=metric), chains=128, steps=100, seed=2
+    )
     assert float(draws.stats["accept"].mean()) == pytest.approx(0.574, abs=0.05)
     scale = draws.tuned["scale"].double()
     found = scale @ scale.T if metric == "dense" else scale.square()
@@ -81,7 +87,9 @@ def test_warmup_finds_acceptance_and_scales(metric):
 
 
 def test_an_unadjusted_run_tunes_too_and_moves_always():
-    draws = stk.sample(gaussian(dim=3), stk.PreconditionedLangevin(adjusted=False), chains=64, steps=50, seed=2)
+    draws = stk.sample(
+        gaussian(dim=3), stk.PreconditionedLangevin(adjusted=False), chains=64, steps=50, seed=2
+    )
     assert bool((draws.x.diff(dim=1) != 0).all())
     h = float(draws.tuned["step_size"]) ** 2 / 2
     assert 0.1 < h < 1.5

@@ -34,7 +34,9 @@ def test_errors_on_the_ring_are_those_of_the_best():
     """Median error of 64 points by evaluations, on the rho = 7 grid .002..80 then 0, at most that of the best peers."""
     field = ring_mixture().noised(stk.EDM())
     x = 80 * torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    exact = stk.sample(field, stk.ProbabilityFlow("dopri8", rtol=1e-11, atol=1e-11, denoise=True), init=x).final
+    exact = stk.sample(
+        field, stk.ProbabilityFlow("dopri8", rtol=1e-11, atol=1e-11, denoise=True), init=x
+    ).final
     for method, steps, evaluations, error in (
         ("heun", 18, 35, 0.042), ("heun", 36, 71, 8e-3), ("trapezoid", 18, 35, 2.5e-3), ("trapezoid", 36, 71, 7e-4),
         ("rk4", 10, 37, 1e-4),
@@ -72,7 +74,9 @@ def test_four_stages_keep_their_order_to_the_end(method, most, monkeypatch):
     assert kept < most
     assert cost["velocity"] == 64 * 72
     assert error(ring)[0] == pytest.approx(kept, rel=1e-3)
-    heun = tableaus.RungeKutta(3, tableaus.LINEAR, (0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3), (1 / 4, 0.0, 3 / 4)))
+    heun = tableaus.RungeKutta(
+        3, tableaus.LINEAR, (0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3), (1 / 4, 0.0, 3 / 4))
+    )
     lowered = replace(tableaus.GRID_RULES[method], closing=heun)
     monkeypatch.setitem(
         tableaus.GRID_RULES, method, lowered
@@ -89,7 +93,9 @@ OF_VELOCITY = [name for name, method in tableaus.GRID_RULES.items() if method.of
 
 
 @pytest.mark.parametrize("base", ENDLESS)
-@pytest.mark.parametrize("method", [*OF_VELOCITY, "dopri5", "tsit5", "bosh3", "dopri8", "fehlberg2", "adaptive_heun"])
+@pytest.mark.parametrize(
+    "method", [*OF_VELOCITY, "dopri5", "tsit5", "bosh3", "dopri8", "fehlberg2", "adaptive_heun"]
+)
 def test_a_velocity_without_a_value_at_the_end_is_not_asked_there(method, base, monkeypatch):
     """`(data - x) / (1 - t)`, as a model of the data makes it: on the linear path, and from a base of its own."""
     latest = []
@@ -99,14 +105,20 @@ def test_a_velocity_without_a_value_at_the_end_is_not_asked_there(method, base, 
         return (0.5 - x) / (1 - t[:, None])
 
     field = stk.Velocity(velocity, (2,), ENDLESS[base])
-    solver = stk.ProbabilityFlow(method, 8) if method in tableaus.GRID_RULES else stk.ProbabilityFlow(method)
+    solver = (
+        stk.ProbabilityFlow(method, 8)
+        if method in tableaus.GRID_RULES
+        else stk.ProbabilityFlow(method)
+    )
     draws = stk.sample(field, solver, chains=5)
     assert draws.failures == {}
     assert max(latest) < 1
     torch.testing.assert_close(draws.final, torch.full((5, 2), 0.5))
     if base == "base" and getattr(tableaus.GRID_RULES.get(method), "closing", None):
         tableaus._along.cache_clear()
-        monkeypatch.setitem(tableaus.GRID_RULES, method, replace(tableaus.GRID_RULES[method], closing=None))
+        monkeypatch.setitem(
+            tableaus.GRID_RULES, method, replace(tableaus.GRID_RULES[method], closing=None)
+        )
         assert stk.sample(field, solver, chains=5).failures == {
             "NONFINITE": 5
         }  # mutant: the last step is like the others
@@ -117,7 +129,13 @@ def test_a_velocity_without_a_value_at_the_end_is_not_asked_there(method, base, 
 def test_a_velocity_model_is_denoised_where_the_grid_ends_early(method):
     field, options = stk.Velocity(linear_velocity, (2,)), {"grid": (0.0, 0.3, 0.6, 0.8)}
     plain, denoised = (
-        stk.sample(field, stk.ProbabilityFlow(method, denoise=d, **options), chains=4, seed=1, dtype=torch.float64)
+        stk.sample(
+            field,
+            stk.ProbabilityFlow(method, denoise=d, **options),
+            chains=4,
+            seed=1,
+            dtype=torch.float64,
+        )
         for d in (False, True)
     )
     assert denoised.cost["velocity"] > plain.cost["velocity"]
@@ -138,13 +156,17 @@ HIGH, LOW = 50.0, 0.05
 def flow_of_the_ring():
     """16 positions `x/alpha` at sigma/alpha = 50 and, by DOP853 in sigma/alpha, at .05: the same on every path."""
     ring, one = ring_mixture(), torch.ones((), dtype=torch.float64)
-    start = HIGH * torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    start = HIGH * torch.randn(
+        16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
 
     def slope(level, y):
         y = torch.from_numpy(y).reshape(16, 2)
         return ((y - ring._parts(y, one, level * one)[2]) / level).flatten().numpy()
 
-    solved = solve_ivp(slope, (HIGH, LOW), start.flatten().numpy(), method="DOP853", rtol=3e-14, atol=1e-13)
+    solved = solve_ivp(
+        slope, (HIGH, LOW), start.flatten().numpy(), method="DOP853", rtol=3e-14, atol=1e-13
+    )
     return start, torch.from_numpy(solved.y[:, -1]).reshape(16, 2)
 
 
@@ -154,7 +176,9 @@ def solved(field, method, steps, start):
     w = a + (b - a) * torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** 1.5
     times = field.path.t(2 * (torch.log(w) - torch.log1p(-w)))
     x = field.path.alpha(times[0]) * start
-    return stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=x).final / field.path.alpha(times[-1])
+    return stk.sample(
+        field, stk.ProbabilityFlow(method, grid=times), init=x
+    ).final / field.path.alpha(times[-1])
 
 
 def order(method, flow, field, counts=(160, 320)):
@@ -196,7 +220,9 @@ def _slope(counts, errors):
 
 
 def sigma_of_the_wrong_time(self, now, after):
-    return self.scale(after) / self.scale(now), (after.alpha - now.alpha) * after.sigma / self.scale(now)
+    return self.scale(after) / self.scale(now), (
+        after.alpha - now.alpha
+    ) * after.sigma / self.scale(now)
 
 
 def no_history(nodes, now, after, form):
@@ -207,7 +233,12 @@ class Backwards:
     """A field whose time runs the wrong way between two levels."""
 
     def __init__(self, field):
-        self.field, self.path, self.event_shape, self.predicts = field, field.path, field.event_shape, "data"
+        self.field, self.path, self.event_shape, self.predicts = (
+            field,
+            field.path,
+            field.event_shape,
+            "data",
+        )
 
     def at(self, t):
         return self.field.at(t)
@@ -242,7 +273,9 @@ def kutta(c2, c3):
     a42 = (1 - c2) * (c2 + c3 - 1 - (2 * c3 - 1) ** 2) / (2 * c2 * (c3 - c2) * both)
     a43 = (1 - 2 * c2) * (1 - c2) * (1 - c3) / (c3 * (c3 - c2) * both)
     nodes = np.array([0, c2, c3, 1])
-    return (a32, a42, a43), np.linalg.solve(np.vander(nodes, increasing=True).T, [1, 1 / 2, 1 / 3, 1 / 4])
+    return (a32, a42, a43), np.linalg.solve(
+        np.vander(nodes, increasing=True).T, [1, 1 / 2, 1 / 3, 1 / 4]
+    )
 
 
 def textbook(method, levels, x, mean, std):
@@ -335,20 +368,28 @@ def textbook(method, levels, x, mean, std):
 @pytest.mark.parametrize("method", FIXED)
 def test_every_method_is_its_textbook_recursion_on_gaussian_data(method):
     """Scalar events, uneven steps, a mean: to 1e-10, so that no error of a distribution can hide."""
-    levels = [1 / w - 1 for w in (0.05, 0.12, 0.2, 0.27, 0.36, 0.44, 0.53, 0.6, 0.69, 0.77, 0.84, 0.9)]
+    levels = [
+        1 / w - 1 for w in (0.05, 0.12, 0.2, 0.27, 0.36, 0.44, 0.53, 0.6, 0.69, 0.77, 0.84, 0.9)
+    ]
     path, mean, std = stk.VE(0.1, 20.0), 0.7, 0.5
-    field = stk.Diffusion(lambda x, t: mean + (x - mean) * std**2 / (std**2 + path.sigma(t) ** 2), (), path, "data")
+    field = stk.Diffusion(
+        lambda x, t: mean + (x - mean) * std**2 / (std**2 + path.sigma(t) ** 2), (), path, "data"
+    )
     times = path.t(-2 * torch.tensor(levels, dtype=torch.float64).log()).clamp(0, 1)
     x = torch.tensor([-21.0, 4.0, 0.3], dtype=torch.float64)
     final = stk.sample(field, stk.ProbabilityFlow(method, grid=times), init=x).final
-    exact = torch.tensor([textbook(method, levels, v, mean, std) for v in x.tolist()], dtype=torch.float64)
+    exact = torch.tensor(
+        [textbook(method, levels, v, mean, std) for v in x.tolist()], dtype=torch.float64
+    )
     torch.testing.assert_close(final, exact, rtol=0, atol=1e-10)
 
 
 @functools.cache
 def from_end_to_end(path):
     """Eight starts on the ring's flow, and where they end."""
-    x = float(path.sigma(0.0)) * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = float(path.sigma(0.0)) * torch.randn(
+        8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     solver = stk.ProbabilityFlow("adams_pc_3", 400, denoise=True)
     return x, stk.sample(ring_mixture().noised(path), solver, init=x).final
 
@@ -359,10 +400,18 @@ def test_ends_are_ordinary_points(method):
     uneven = [0.0, 1e-9, 2e-9, 0.3, 0.3 + 1e-12, 0.6, 0.9, 0.99, 1 - 1e-7, 1.0]
     for path in (stk.Linear(), stk.VP(), stk.EDM()):
         field, x, exact = ring_mixture().noised(path), *from_end_to_end(path)
-        for grid, steps, bound in (("logistic", 24, 0.1), (uneven, None, 2.0), ([0.0, 1.0], None, 4.0)):
-            final = stk.sample(field, stk.ProbabilityFlow(method, steps, grid, denoise=True), init=x).final
+        for grid, steps, bound in (
+            ("logistic", 24, 0.1),
+            (uneven, None, 2.0),
+            ([0.0, 1.0], None, 4.0),
+        ):
+            final = stk.sample(
+                field, stk.ProbabilityFlow(method, steps, grid, denoise=True), init=x
+            ).final
             assert bool(final.isfinite().all())
-            if method != "heun" or grid == "logistic":  # Heun's method in sigma/alpha is not made for such long steps
+            if (
+                method != "heun" or grid == "logistic"
+            ):  # Heun's method in sigma/alpha is not made for such long steps
                 assert float((final - exact).norm(dim=1).max()) < bound, (path, grid)
 
 
@@ -372,17 +421,29 @@ def test_the_final_law_is_right_from_the_path_s_own_start(path, method):
     """Equal steps, from alpha = 0 too: on Gaussian data a run is a line in its start, its slope the final std. No Monte Carlo."""
     mean, std = 1.5, 0.4
     (a0, s0), (a1, s1) = ((float(v) for v in path(t)[:2]) for t in (0.0, 1.0))
-    start = a0 * mean + math.hypot(a0 * std, s0) * torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    start = a0 * mean + math.hypot(a0 * std, s0) * torch.tensor(
+        [[-1.0], [1.0]], dtype=torch.float64
+    )
     field = gaussian(dim=1, mean=mean, std=std).noised(path)
-    low, high = stk.sample(field, stk.ProbabilityFlow(method, 100, "uniform"), init=start).final.flatten().tolist()
+    low, high = (
+        stk.sample(field, stk.ProbabilityFlow(method, 100, "uniform"), init=start)
+        .final.flatten()
+        .tolist()
+    )
     assert (low + high) / 2 == pytest.approx(a1 * mean, abs=1e-9)
-    assert (high - low) / 2 == pytest.approx(math.hypot(a1 * std, s1), rel={1: 0.08, 2: 0.03}.get(ORDER[method], 0.02))
+    assert (high - low) / 2 == pytest.approx(
+        math.hypot(a1 * std, s1), rel={1: 0.08, 2: 0.03}.get(ORDER[method], 0.02)
+    )
 
 
 def second_order_to_the_end(nodes, now, after, form):
     """`midpoint_mean` without first order on the step to sigma = 0, which it takes to end at a small level."""
     after = after._replace(sigma=max(after.sigma, 1e-9))
-    return [1.0] if len(nodes) == 1 or nodes[1].alpha == 0 else tableaus.midpoint_mean(nodes, now, after, form)
+    return (
+        [1.0]
+        if len(nodes) == 1 or nodes[1].alpha == 0
+        else tableaus.midpoint_mean(nodes, now, after, form)
+    )
 
 
 def test_order_is_lowered_on_long_steps_and_at_the_end(monkeypatch):
@@ -401,7 +462,9 @@ def test_order_is_lowered_on_long_steps_and_at_the_end(monkeypatch):
     right = [error("dpmpp_2m", "logistic"), error("multistep_4", long_last)]
     monkeypatch.setattr(tableaus, "LARGEST_WEIGHTS", math.inf)
     monkeypatch.setitem(
-        tableaus.GRID_RULES, "dpmpp_2m", replace(tableaus.GRID_RULES["dpmpp_2m"], mean=second_order_to_the_end)
+        tableaus.GRID_RULES,
+        "dpmpp_2m",
+        replace(tableaus.GRID_RULES["dpmpp_2m"], mean=second_order_to_the_end),
     )
     wrong = [error("dpmpp_2m", "logistic"), error("multistep_4", long_last)]
     assert wrong[0] > 5 * right[0]
@@ -422,7 +485,9 @@ def test_a_row_is_the_same_alone_and_in_a_batch(method):
 @pytest.mark.parametrize("method", [m for m in FIXED if tableaus.GRID_RULES[m].of_velocity])
 def test_a_velocity_without_a_path_is_solved_in_t(method):
     """dx/dt = x cos(3 t) x 3 from x_0: order in t, which is w of the linear path."""
-    field = stk.Velocity(lambda x, t: 3 * torch.cos(3 * t)[:, None] * x, (1,), base=torch.ones(1, 1))
+    field = stk.Velocity(
+        lambda x, t: 3 * torch.cos(3 * t)[:, None] * x, (1,), base=torch.ones(1, 1)
+    )
     x, counts = torch.ones(1, 1, dtype=torch.float64), (60, 90, 120, 180, 240)
     errors = []
     for n in counts:
@@ -435,14 +500,18 @@ def test_a_velocity_without_a_path_is_solved_in_t(method):
 SMOOTH = [(m, p) for m in ("dopri5", "bosh3") for p in PATHS]
 
 
-@pytest.mark.parametrize(("method", "path"), SMOOTH, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
+@pytest.mark.parametrize(
+    ("method", "path"), SMOOTH, ids=lambda v: v if isinstance(v, str) else type(v).__name__
+)
 def test_adaptive_methods_follow_the_exact_gaussian_flow(method, path):
     field = gaussian(dim=2, mean=0.7, std=0.5).noised(path)
     x = float(path.sigma(0.0)) * torch.tensor([[-1.3, 0.2], [0.4, 1.0]], dtype=torch.float64)
     draws = stk.sample(field, stk.ProbabilityFlow(method, rtol=1e-7, atol=1e-7), init=x)
     # between a table's knots the velocity has one continuous derivative only, which no error estimate of order 5 allows for
     limit = 1e-4 if isinstance(path, stk.Tabulated) else 2e-5
-    torch.testing.assert_close(draws.final, gaussian_map(path, x, 0.7, 0.5, 0.0, 1.0), rtol=0, atol=limit)
+    torch.testing.assert_close(
+        draws.final, gaussian_map(path, x, 0.7, 0.5, 0.0, 1.0), rtol=0, atol=limit
+    )
 
 
 @pytest.mark.parametrize("method", [*FIXED, "dopri5", "adaptive_heun"])
@@ -453,9 +522,17 @@ def test_no_evaluation_outside_the_interval(method, predicts):
 
     def net(x, t):
         times.append((float(t.min()), float(t.max())))
-        return exact.denoise(x, float(t[0])) if predicts == "data" else exact.denoise(x, float(t[0])) - x
+        return (
+            exact.denoise(x, float(t[0]))
+            if predicts == "data"
+            else exact.denoise(x, float(t[0])) - x
+        )
 
-    draws = stk.sample(stk.Diffusion(net, (2,), stk.Linear(), predicts), stk.ProbabilityFlow(method, steps=7), chains=5)
+    draws = stk.sample(
+        stk.Diffusion(net, (2,), stk.Linear(), predicts),
+        stk.ProbabilityFlow(method, steps=7),
+        chains=5,
+    )
     assert bool(torch.isfinite(draws.final).all())
     assert min(low for low, _ in times) >= 0
     assert max(high for _, high in times) <= 1
@@ -476,14 +553,18 @@ def test_a_stiff_neighbour_does_not_spoil_the_accuracy():
     exact = 1 + 2 * torch.exp(-rate)
     assert float((draws.final[:, 0] - exact).abs().max()) < 1e-5
     by_mean = _with_batch_wide_norm(net, rate)
-    assert float((by_mean[:, 0] - exact).abs()[-1]) > 3 * float((draws.final[:, 0] - exact).abs()[-1])
+    assert float((by_mean[:, 0] - exact).abs()[-1]) > 3 * float(
+        (draws.final[:, 0] - exact).abs()[-1]
+    )
 
 
 def _with_batch_wide_norm(net, rate):
     from torchdiffeq import odeint
 
     x = torch.full((100, 1), 3.0, dtype=torch.float64)
-    return odeint(lambda t, y: net(y, t, rate), x, torch.tensor([0.0, 1.0]).double(), rtol=1e-6, atol=1e-6)[-1]
+    return odeint(
+        lambda t, y: net(y, t, rate), x, torch.tensor([0.0, 1.0]).double(), rtol=1e-6, atol=1e-6
+    )[-1]
 
 
 def test_a_row_that_fails_is_flagged_and_the_others_go_on():
@@ -499,12 +580,16 @@ def test_a_row_that_fails_is_flagged_and_the_others_go_on():
         assert draws.failed_at.tolist()[0] == -1
         assert 31 <= draws.failed_at.tolist()[1] <= 33
         assert bool(torch.isfinite(draws.final).all())
-        torch.testing.assert_close(draws.final[0], torch.full((2,), math.exp(-1)).double(), rtol=0.02, atol=0)
+        torch.testing.assert_close(
+            draws.final[0], torch.full((2,), math.exp(-1)).double(), rtol=0.02, atol=0
+        )
 
 
 def test_running_out_of_steps_is_a_status():
     field = ring_mixture().noised(stk.EDM())
-    draws = stk.sample(field, stk.ProbabilityFlow("dopri5", max_steps=3, rtol=1e-9, atol=1e-9), chains=4)
+    draws = stk.sample(
+        field, stk.ProbabilityFlow("dopri5", max_steps=3, rtol=1e-9, atol=1e-9), chains=4
+    )
     assert draws.status.tolist() == [int(stk.Status.MAX_STEPS)] * 4
 
 
@@ -519,17 +604,29 @@ def test_keep_all_is_the_way_there(method):
 @pytest.mark.parametrize("method", FIXED)
 def test_float32_against_float64(method):
     field = ring_mixture().noised(stk.VP())
-    a = stk.sample(field, stk.ProbabilityFlow(method, steps=32), chains=64, dtype=torch.float32).final
-    b = stk.sample(field, stk.ProbabilityFlow(method, steps=32), chains=64, dtype=torch.float64).final
+    a = stk.sample(
+        field, stk.ProbabilityFlow(method, steps=32), chains=64, dtype=torch.float32
+    ).final
+    b = stk.sample(
+        field, stk.ProbabilityFlow(method, steps=32), chains=64, dtype=torch.float64
+    ).final
     assert float((a - b).abs().median()) < 1e-5
 
 
 def test_flow_between_two_data_sets():
-    cats, shift = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([3.0, -1.0])
+    cats, shift = (
+        torch.randn(50, 2, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([3.0, -1.0]),
+    )
     field = stk.Velocity(lambda x, t: shift.expand_as(x), (2,), base=cats)
     draws = stk.sample(field, stk.ProbabilityFlow("trapezoid", steps=4), chains=20)
     back = draws.final - shift
-    assert float(torch.cdist(back, cats, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max()) < 1e-5
+    assert (
+        float(
+            torch.cdist(back, cats, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max()
+        )
+        < 1e-5
+    )
 
 
 def test_gradients_flow_through_a_solve_when_asked():
@@ -538,13 +635,18 @@ def test_gradients_flow_through_a_solve_when_asked():
     final = stk.sample(field, stk.ProbabilityFlow("trapezoid", steps=20), init=x, grad=True).final
     (slope,) = torch.autograd.grad(final.sum(), x)
     ahead, behind = (
-        stk.sample(field, stk.ProbabilityFlow("trapezoid", steps=20), init=x.detach() + d).final for d in (1e-4, -1e-4)
+        stk.sample(field, stk.ProbabilityFlow("trapezoid", steps=20), init=x.detach() + d).final
+        for d in (1e-4, -1e-4)
     )
     torch.testing.assert_close(slope, (ahead - behind) / 2e-4, rtol=1e-6, atol=1e-9)
-    assert not stk.sample(field, stk.ProbabilityFlow("trapezoid", steps=2), init=x).final.requires_grad
+    assert not stk.sample(
+        field, stk.ProbabilityFlow("trapezoid", steps=2), init=x
+    ).final.requires_grad
 
 
-@pytest.mark.parametrize("path", [p for p in PATHS if not isinstance(p, stk.Tabulated)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "path", [p for p in PATHS if not isinstance(p, stk.Tabulated)], ids=lambda p: type(p).__name__
+)
 @pytest.mark.parametrize("name", GRIDS)
 def test_grids_are_increasing_times_from_end_to_end(path, name):
     for steps in (3, 20):
@@ -571,7 +673,9 @@ def test_grids_are_what_they_say():
     inner = grids.levels(vp, grids.edm(vp, 11))[1:-1]
     torch.testing.assert_close(inner, stk.EDM().sigma(grids.uniform(9)), rtol=1e-9, atol=0)
     given = [math.inf, 14.6, 3.2, 0.9, 0.1, 0.0]
-    torch.testing.assert_close(grids.levels(path, grids.table(path, given))[1:-1], torch.tensor(given[1:-1]).double())
+    torch.testing.assert_close(
+        grids.levels(path, grids.table(path, given))[1:-1], torch.tensor(given[1:-1]).double()
+    )
     resampled = grids.levels(path, grids.table(path, [16.0, 4.0, 1.0], steps=4))
     torch.testing.assert_close(resampled, torch.tensor([16.0, 8.0, 4.0, 2.0, 1.0]).double())
     for wrong in ([1.0, 2.0], [1.0], [2.0, -1.0]):
@@ -588,7 +692,9 @@ def test_an_adapted_grid_fits_the_field(scale):
 
     def error(grid):
         return float(
-            (stk.sample(field, stk.ProbabilityFlow("adams_2", 24, grid), init=x).final - exact).norm(dim=1).median()
+            (stk.sample(field, stk.ProbabilityFlow("adams_2", 24, grid), init=x).final - exact)
+            .norm(dim=1)
+            .median()
         )
 
     times = grids.adapt(field, 24, order=2)
@@ -601,7 +707,9 @@ def test_an_adapted_grid_fits_the_field(scale):
 def test_an_adapted_grid_serves_a_velocity_without_a_path():
     """A velocity that changes fast in the first tenth of the time gets most of its steps there."""
     field = stk.Velocity(
-        lambda x, t: torch.exp(-40 * t)[:, None] * 40 + x, (1,), base=torch.linspace(-2, 2, 50)[:, None]
+        lambda x, t: torch.exp(-40 * t)[:, None] * 40 + x,
+        (1,),
+        base=torch.linspace(-2, 2, 50)[:, None],
     )
     times = grids.adapt(field, 20)
     assert float(times[0]) == 0
@@ -619,9 +727,13 @@ def well_solved(path):
     return x, stk.sample(ring_mixture().noised(path), solver, init=x).final
 
 
-@pytest.mark.parametrize(("method", "limits"), [("trapezoid", (0.12, 0.02)), ("dpmpp_2m", (0.05, 0.01))])
 @pytest.mark.parametrize(
-    "path", [stk.VP(), stk.Linear(), stk.Cosine(), stk.EDM(0.002, 80.0)], ids=lambda p: type(p).__name__
+    ("method", "limits"), [("trapezoid", (0.12, 0.02)), ("dpmpp_2m", (0.05, 0.01))]
+)
+@pytest.mark.parametrize(
+    "path",
+    [stk.VP(), stk.Linear(), stk.Cosine(), stk.EDM(0.002, 80.0)],
+    ids=lambda p: type(p).__name__,
 )
 def test_the_default_grid_is_accurate_on_the_ring(path, method, limits):
     """Median error at 18 and 36 evaluations; Karras' grid with rho = 7 misses all of the first and most of the second."""
@@ -632,7 +744,9 @@ def test_the_default_grid_is_accurate_on_the_ring(path, method, limits):
         steps = evaluations if method == "dpmpp_2m" else evaluations // 2
         errors = {}
         for name in (None, "karras"):
-            x = stk.sample(field, stk.ProbabilityFlow(method, steps, name, denoise=denoise), init=start).final
+            x = stk.sample(
+                field, stk.ProbabilityFlow(method, steps, name, denoise=denoise), init=start
+            ).final
             errors[name] = float((x - exact).norm(dim=1).median())
         assert errors[None] < limit
         assert errors[None] < errors["karras"]

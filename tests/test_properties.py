@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 import scoretk as stk
 from scoretk.models.targets.mixture import ring_mixture
 
-settings.register_profile("scoretk", deadline=None, database=None, derandomize=True, max_examples=80)
+settings.register_profile(
+    "scoretk", deadline=None, database=None, derandomize=True, max_examples=80
+)
 settings.load_profile("scoretk")
 
 ANYTHING = st.one_of(
@@ -30,7 +32,9 @@ def named_or_fine(call, *names):
 
 @given(name=st.sampled_from(SAMPLE), value=ANYTHING)
 def test_sample(name, value):
-    if (name in ("compile", "progress") and value is True) or (name == "checkpoint" and isinstance(value, str)):
+    if (name in ("compile", "progress") and value is True) or (
+        name == "checkpoint" and isinstance(value, str)
+    ):
         return
     options = {"chains": 3, "steps": 2} | {name: value}
     if name == "init":

@@ -30,7 +30,11 @@ ALL = {method.name: method for method in every_method()}
 ALONG_A_GRID = [m.name for m in ALL.values() if m.needs == "velocity" and not m.adaptive]
 ADAPTIVE = [m.name for m in ALL.values() if m.adaptive]
 SSPRK3 = RungeKutta(
-    3, LINEAR, (0.0, 1.0, 1 / 2), ((1.0,), (1 / 4, 1 / 4), (1 / 6, 1 / 6, 2 / 3)), GRID_RULES["ralston_3"]
+    3,
+    LINEAR,
+    (0.0, 1.0, 1 / 2),
+    ((1.0,), (1 / 4, 1 / 4), (1 / 6, 1 / 6, 2 / 3)),
+    GRID_RULES["ralston_3"],
 )  # Shu and Osher's, which no table has
 
 
@@ -65,7 +69,11 @@ def stated_order_is_the_true_one(rule):
 
 RULES_OF_STAGES = {
     **{name: rule for name, rule in GRID_RULES.items() if isinstance(rule, RungeKutta)},
-    **{f"{name}, closing": rule.closing for name, rule in GRID_RULES.items() if getattr(rule, "closing", None)},
+    **{
+        f"{name}, closing": rule.closing
+        for name, rule in GRID_RULES.items()
+        if getattr(rule, "closing", None)
+    },
     "a new one": SSPRK3,
 }
 
@@ -74,9 +82,13 @@ RULES_OF_STAGES = {
 def test_the_order_conditions_hold_up_to_the_order_stated_and_not_beyond(name):
     rule = RULES_OF_STAGES[name]
     assert stated_order_is_the_true_one(rule)
-    assert not stated_order_is_the_true_one(replace(rule, order=rule.order - 1 or 2))  # mutants: another order stated
+    assert not stated_order_is_the_true_one(
+        replace(rule, order=rule.order - 1 or 2)
+    )  # mutants: another order stated
     *rows, last = rule.weights
-    assert not stated_order_is_the_true_one(replace(rule, weights=(*rows, (last[0] + 0.01, *last[1:]))))
+    assert not stated_order_is_the_true_one(
+        replace(rule, weights=(*rows, (last[0] + 0.01, *last[1:])))
+    )
 
 
 def forced(x, t):
@@ -89,7 +101,12 @@ def order_of(rule, counts):
     x = torch.tensor([[1.0, -0.5], [0.3, 2.0]], dtype=torch.float64)
     exact = [
         scipy_integrate.solve_ivp(
-            lambda t, y: [y[1], -math.sin(y[0]) + math.cos(3 * t)], (2, -0.5), row, "DOP853", rtol=1e-13, atol=1e-13
+            lambda t, y: [y[1], -math.sin(y[0]) + math.cos(3 * t)],
+            (2, -0.5),
+            row,
+            "DOP853",
+            rtol=1e-13,
+            atol=1e-13,
         ).y[:, -1]
         for row in x.tolist()
     ]
@@ -97,7 +114,9 @@ def order_of(rule, counts):
     for n in counts:
         seen = []
         stops = [2 - 2.5 * (i / n + 0.05 * math.sin(2 * math.pi * i / n)) for i in range(n + 1)]
-        found, status, evaluations = rule.solve(lambda x, t, seen=seen: (seen.append(t), forced(x, t))[1], x, stops)
+        found, status, evaluations = rule.solve(
+            lambda x, t, seen=seen: (seen.append(t), forced(x, t))[1], x, stops
+        )
         assert status.tolist() == [0, 0]
         assert evaluations.tolist() == [len(seen)] * 2
         assert min(stops) <= min(seen) <= max(seen) <= max(stops)
@@ -174,7 +193,9 @@ def test_a_name_is_in_one_table():
     for name, method in ALL.items():
         assert find_method(name) == method
         assert stk.ProbabilityFlow(name).method == name  # as runs saved under it have it
-        assert names.FOREIGN.get(names.spelled(name), names.Foreign(name)).flow == name  # not another's, misspelt
+        assert (
+            names.FOREIGN.get(names.spelled(name), names.Foreign(name)).flow == name
+        )  # not another's, misspelt
 
 
 def known_here(name):
@@ -209,7 +230,9 @@ def test_a_method_answers_to_what_others_call_it(name):
     for other in SAME[name].split():
         assert find_method(other) == ALL[name]
         assert stk.ProbabilityFlow(other) == stk.ProbabilityFlow(name)
-        assert torch.equal(stk.sample(field, stk.ProbabilityFlow(other, steps, **options), chains=2).final, own), other
+        assert torch.equal(
+            stk.sample(field, stk.ProbabilityFlow(other, steps, **options), chains=2).final, own
+        ), other
     assert find_method("DPM++ 2M").name == "dpmpp_2m"
 
 
@@ -237,7 +260,9 @@ def test_another_method_is_refused_with_what_is_nearest(name):
             refused()
 
 
-@pytest.mark.parametrize("wrong", [None, 3, b"euler", ["euler"], "", "torchdiffeq/", "torchdiffeq/tsit5"])
+@pytest.mark.parametrize(
+    "wrong", [None, 3, b"euler", ["euler"], "", "torchdiffeq/", "torchdiffeq/tsit5"]
+)
 def test_no_other_name_is_taken(wrong):
     for refused in (stk.ProbabilityFlow, stk.ReverseSDE):
         with pytest.raises(stk.ScoretkError, match="method"):
@@ -253,7 +278,9 @@ NOISELESS = {
 
 @pytest.mark.parametrize("name", [*NOISELESS, "unipc", "dpmpp_2m_sde"])
 def test_methods_without_noise_are_refused_where_there_is_noise(name):
-    with pytest.raises(stk.UnknownName, match=re.escape(NOISELESS.get(name, "eta" if "sde" in name else "unipc_2"))):
+    with pytest.raises(
+        stk.UnknownName, match=re.escape(NOISELESS.get(name, "eta" if "sde" in name else "unipc_2"))
+    ):
         stk.ReverseSDE(name)
 
 
@@ -290,19 +317,29 @@ def test_what_others_call_ancestral_is_what_it_leads_to():
     for eta in (0.0, 0.4, 1.0):
         assert agree(reverse_sde._named("euler_a"), ancestral_of_k_diffusion, eta)
     assert agree(reverse_sde._named("ddpm"), posterior_of_ddpm, 1.0)
-    assert not agree("ancestral", ancestral_of_k_diffusion, 0.4)  # which only at eta = 0 and 1 are the same
+    assert not agree(
+        "ancestral", ancestral_of_k_diffusion, 0.4
+    )  # which only at eta = 0 and 1 are the same
     assert not agree("euler", ancestral_of_k_diffusion, 1.0)
     assert not agree("euler", posterior_of_ddpm, 1.0)
     field = ring_mixture().noised(stk.VE(0.05, 5.0))
-    for other, own in (("euler_a", "ddim"), ("EulerAncestralDiscreteScheduler", "ddim"), ("DDPMSampler", "ancestral")):
-        draws = [stk.sample(field, stk.ReverseSDE(m, steps=4), chains=3).final for m in (other, own)]
+    for other, own in (
+        ("euler_a", "ddim"),
+        ("EulerAncestralDiscreteScheduler", "ddim"),
+        ("DDPMSampler", "ancestral"),
+    ):
+        draws = [
+            stk.sample(field, stk.ReverseSDE(m, steps=4), chains=3).final for m in (other, own)
+        ]
         assert torch.equal(*draws)
 
 
 # --- every method where it makes sense
 
 
-BLOB = GaussianMixture(torch.full((1, 2), 0.25), torch.tensor([0.5]), torch.ones(1))  # exact in float32
+BLOB = GaussianMixture(
+    torch.full((1, 2), 0.25), torch.tensor([0.5]), torch.ones(1)
+)  # exact in float32
 
 
 def slopes_back(method, path, counts):
@@ -317,7 +354,10 @@ def slopes_back(method, path, counts):
         latents = stk.encode(field, x, method=method, steps=n, grid="cosine").x
         value = stk.log_prob(field, x, method=method, steps=n, grid="cosine").value
         errors.append(((latents - truth).norm() / s0, (value - base).norm()))
-    return [math.log(a / b) / math.log(counts[-1] / counts[0]) for a, b in zip(errors[0], errors[-1], strict=True)]
+    return [
+        math.log(a / b) / math.log(counts[-1] / counts[0])
+        for a, b in zip(errors[0], errors[-1], strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", slow_but(ALONG_A_GRID, "midpoint", "adams_3"))
@@ -330,7 +370,9 @@ def test_latents_and_densities_have_the_order_of_their_method(name):
 def test_integrators_of_the_denoiser_follow_no_flow_back(name):
     field, x = BLOB.noised(stk.VP()), torch.zeros(1, 2)
     for refused in (stk.encode, stk.log_prob):
-        with pytest.raises(stk.InvalidArgument, match=r"integrator of the velocity, one of euler, .*adams_3"):
+        with pytest.raises(
+            stk.InvalidArgument, match=r"integrator of the velocity, one of euler, .*adams_3"
+        ):
             refused(field, x, method=name)
 
 
@@ -354,7 +396,9 @@ def test_a_new_tableau_is_one_entry(monkeypatch):
     assert places_of("ralston_3") == ["ode/tableaus.py"]  # as those that are there were entered
     monkeypatch.setitem(GRID_RULES, "ssprk_3", SSPRK3)
     method = find_method("ssprk_3")
-    assert method == Method("ssprk_3", SSPRK3, 3, 3, embedded=False, adaptive=False, rowwise=True, needs="velocity")
+    assert method == Method(
+        "ssprk_3", SSPRK3, 3, 3, embedded=False, adaptive=False, rowwise=True, needs="velocity"
+    )
     assert method in every_method()
     assert keeps_its_order(method.rule)
     assert min(slopes_back("ssprk_3", stk.VE(0.3, 20.0), (8, 24))) > 2.55
@@ -363,7 +407,9 @@ def test_a_new_tableau_is_one_entry(monkeypatch):
     exact = stk.sample(field, stk.ProbabilityFlow("adams_pc_3", 48), chains=8, dtype=torch.float64)
     torch.testing.assert_close(draws.final, exact.final, rtol=0, atol=1e-3)
     assert draws.cost["velocity"] == 8 * 24 * 3
-    bits = stk.bits_per_dim(field, torch.full((1, 2), 130), interval=(-1.0, 1.0), method="ssprk_3", draws=2)
+    bits = stk.bits_per_dim(
+        field, torch.full((1, 2), 130), interval=(-1.0, 1.0), method="ssprk_3", draws=2
+    )
     assert bits.status.tolist() == [0]
     with pytest.raises(stk.InvalidArgument, match="steps are the map"):
         stk.sample(field, stk.ProbabilityFlow("ssprk_3"), chains=2, grad="adjoint")
@@ -376,7 +422,12 @@ def test_a_new_pair_is_one_entry(monkeypatch):
     for follow in (
         lambda m: stk.sample(field, stk.ProbabilityFlow(m, **how), init=x).final,
         lambda m: (
-            stk.sample(field, stk.ProbabilityFlow(m, **how), init=x.clone().requires_grad_(), grad="adjoint").final
+            stk.sample(
+                field,
+                stk.ProbabilityFlow(m, **how),
+                init=x.clone().requires_grad_(),
+                grad="adjoint",
+            ).final
         ),
         lambda m: stk.encode(field, x, method=m, **how).x,
         lambda m: stk.log_prob(field, x, method=m, **how).value,
@@ -398,7 +449,13 @@ class Own:
     """A third party's solver: a step of `dx/dt = -x` to its end, exactly."""
 
     told: tuple = ()
-    needs, timed, capturable, init_cost, step_cost = frozenset({"velocity"}), True, False, {}, {"velocity": 1}
+    needs, timed, capturable, init_cost, step_cost = (
+        frozenset({"velocity"}),
+        True,
+        False,
+        {},
+        {"velocity": 1},
+    )
 
     def with_adjoint(self):
         return replace(self, told=("adjoint",))
@@ -430,10 +487,13 @@ def test_no_row_is_followed_back_by_a_rule_of_another_order(monkeypatch):
     used = []
     integrate = rowwise.integrate_rows
     monkeypatch.setattr(
-        "scoretk.ode.adjoint.integrate_rows", lambda *a, **k: (used.append(k["method"]), integrate(*a, **k))[1]
+        "scoretk.ode.adjoint.integrate_rows",
+        lambda *a, **k: (used.append(k["method"]), integrate(*a, **k))[1],
     )
     for name in ("bosh3", "torchdiffeq/bosh3"):
         x = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
-        draws = stk.sample(stk.Velocity(lambda x, t: -x, (1,)), stk.ProbabilityFlow(name), init=x, grad="adjoint")
+        draws = stk.sample(
+            stk.Velocity(lambda x, t: -x, (1,)), stk.ProbabilityFlow(name), init=x, grad="adjoint"
+        )
         draws.final.sum().backward()
     assert used == [PAIRS["bosh3"], PAIRS["dopri5"]]

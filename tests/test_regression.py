@@ -18,11 +18,15 @@ from tests.evidence import mean_z, z_limit
 from tests.marks import slow_but
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
-BOTH = pytest.mark.parametrize("target", [linear_regression(), logistic_regression()], ids=lambda f: type(f).__name__)
+BOTH = pytest.mark.parametrize(
+    "target", [linear_regression(), logistic_regression()], ids=lambda f: type(f).__name__
+)
 
 
 def points(n, d, seed=0):
-    return 0.5 * torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 0.5 * torch.randn(
+        n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def data(name, x):
@@ -38,7 +42,9 @@ def example(name):
 
 def assert_same_up_to_a_constant(energy, log_prob):
     total = energy + log_prob
-    torch.testing.assert_close(total, total[:1].expand_as(total), rtol=0, atol=1e-9 * float(energy.abs().max()))
+    torch.testing.assert_close(
+        total, total[:1].expand_as(total), rtol=0, atol=1e-9 * float(energy.abs().max())
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- the built-in two
@@ -62,9 +68,13 @@ def test_gradients_are_those_of_the_energy(target):
 @BOTH
 def test_float32_agrees_with_float64(target):
     x = points(6, *target.event_shape)
-    for single, double in zip(target.energy_and_grad(x.float()), target.energy_and_grad(x), strict=True):
+    for single, double in zip(
+        target.energy_and_grad(x.float()), target.energy_and_grad(x), strict=True
+    ):
         assert single.dtype is torch.float32
-        torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-5 * float(double.abs().max()))
+        torch.testing.assert_close(
+            single.double(), double, rtol=1e-5, atol=1e-5 * float(double.abs().max())
+        )
 
 
 def test_the_logistic_energy_is_the_posterior():
@@ -73,7 +83,9 @@ def test_the_logistic_energy_is_the_posterior():
     assert design.shape == (569, 31)
     assert int((labels == 1).sum()) == 357  # benign
     likelihood = Bernoulli(logits=x @ design.T).log_prob((labels + 1) / 2).sum(1)
-    assert_same_up_to_a_constant(logistic_regression().energy(x), likelihood + Normal(0, 1).log_prob(x).sum(1))
+    assert_same_up_to_a_constant(
+        logistic_regression().energy(x), likelihood + Normal(0, 1).log_prob(x).sum(1)
+    )
 
 
 def test_the_linear_energy_is_the_posterior():
@@ -82,7 +94,9 @@ def test_the_linear_energy_is_the_posterior():
     assert design.shape == (442, 11)
     w, sigma = x[:, :-1], x[:, -1].exp()
     likelihood = Normal(w @ design.T, sigma[:, None]).log_prob(response).sum(1)
-    prior = Normal(0, 1).log_prob(w).sum(1) + HalfNormal(1).log_prob(sigma) + x[:, -1]  # with |d sigma / d log sigma|
+    prior = (
+        Normal(0, 1).log_prob(w).sum(1) + HalfNormal(1).log_prob(sigma) + x[:, -1]
+    )  # with |d sigma / d log sigma|
     assert_same_up_to_a_constant(linear_regression().energy(x), likelihood + prior)
     found = linear_regression().parameters(x[None])
     assert torch.equal(torch.cat([found.intercept[..., None], found.slopes], -1), w[None])
@@ -96,7 +110,9 @@ def test_data_are_standardised_and_kept(name):
     assert data(name, x) is found
     assert bool((found.design[:, 0] == 1).all())
     features = (
-        found.design[:, 1:] if name == "breast_cancer" else torch.cat([found.design[:, 1:], found[1][:, None]], 1)
+        found.design[:, 1:]
+        if name == "breast_cancer"
+        else torch.cat([found.design[:, 1:], found[1][:, None]], 1)
     )
     assert float(features.mean(0).abs().max()) < 1e-6
     assert float((features.square().mean(0) - 1).abs().max()) < 1e-5
@@ -140,7 +156,12 @@ def exact_linear_moments(jacobian=True):
     cov = torch.linalg.inv(precision * (design.T @ design) + torch.eye(11, dtype=torch.float64))
     b = precision[..., 0] * (design.T @ response)
     mean = (cov @ b[..., None])[..., 0]
-    log_p = torch.logdet(cov) / 2 - len(response) * log_sigma - (2 * log_sigma).exp() / 2 + jacobian * log_sigma
+    log_p = (
+        torch.logdet(cov) / 2
+        - len(response) * log_sigma
+        - (2 * log_sigma).exp() / 2
+        + jacobian * log_sigma
+    )
     log_p = log_p - (precision[:, 0, 0] * response.square().sum() - (b * mean).sum(1)) / 2
     weights = torch.softmax(log_p, 0)[:, None]
     assert float(weights[[0, -1]].max()) < 1e-12  # the grid holds all of it
@@ -154,7 +175,9 @@ def test_linear_posterior_is_exact():
     assert draws.failures == {}
     mean, variance = exact_linear_moments()
     x = draws.x.double()
-    assert mean_z(x.mean(1), mean).abs().max() < 4  # chains are independent: of their means, the error is known
+    assert (
+        mean_z(x.mean(1), mean).abs().max() < 4
+    )  # chains are independent: of their means, the error is known
     assert mean_z((x - mean).square().mean(1), variance).abs().max() < 4
     wrong = exact_linear_moments(jacobian=False)[0]
     assert mean_z(x.mean(1), wrong).abs().max() > z_limit(12)  # so fine is the comparison
@@ -169,7 +192,9 @@ def importance_means(target, n):
         z = normals[:, degrees:] / normals[:, :degrees].square().mean(1, keepdim=True).sqrt()
         x = mean + z @ torch.linalg.cholesky(cov).T
         log_weights = -torch.cat([target.energy(part) for part in x.split(10_000)])
-        log_weights = log_weights + (degrees + len(mean)) / 2 * torch.log1p(z.square().sum(1) / degrees)
+        log_weights = log_weights + (degrees + len(mean)) / 2 * torch.log1p(
+            z.square().sum(1) / degrees
+        )
         weights = torch.softmax(log_weights, 0)
         mean = weights @ x
         cov = ((x - mean) * weights[:, None]).T @ (x - mean)
@@ -183,7 +208,9 @@ def laplace(target):
     mode = torch.zeros(1, 31, dtype=torch.float64)
     for _ in range(20):
         p = torch.sigmoid(mode @ design.T * labels)[0]
-        cov = torch.linalg.inv(torch.eye(31, dtype=torch.float64) + design.T @ ((p * (1 - p))[:, None] * design))
+        cov = torch.linalg.inv(
+            torch.eye(31, dtype=torch.float64) + design.T @ ((p * (1 - p))[:, None] * design)
+        )
         mode = mode + target.score(mode) @ cov
     assert float(target.score(mode).abs().max()) < 1e-9
     return mode[0], cov
@@ -196,14 +223,20 @@ def test_logistic_posterior_agrees_with_importance_sampling():
     reference, error = importance_means(target, 50_000)
     of_chains = draws.x.double().mean(1)
     mcse = of_chains.std(0) / math.sqrt(len(of_chains))
-    assert ((of_chains.mean(0) - reference) / (mcse.square() + error.square()).sqrt()).abs().max() < 4
-    assert float(draws.x[..., 1:].mean((0, 1)).abs().max()) > 10 * float(error.max())  # what is compared is not noise
+    assert (
+        (of_chains.mean(0) - reference) / (mcse.square() + error.square()).sqrt()
+    ).abs().max() < 4
+    assert float(draws.x[..., 1:].mean((0, 1)).abs().max()) > 10 * float(
+        error.max()
+    )  # what is compared is not noise
 
 
 # ------------------------------------------------------------------------------------------------------------ the examples
 
 
-@pytest.mark.parametrize("name", slow_but(["ar5", "garch", "gaussian_process", "mixture"], "ar5", "garch", "mixture"))
+@pytest.mark.parametrize(
+    "name", slow_but(["ar5", "garch", "gaussian_process", "mixture"], "ar5", "garch", "mixture")
+)
 def test_examples_recover_the_truth(name, capsys):
     example(name).main(steps=100, warmup=200)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
@@ -227,13 +260,19 @@ def test_the_autoregression_is_the_posterior():
     for t in range(5, len(y)):
         mean = x[:, 0] + sum(x[:, k] * y[t - k] for k in range(1, 6))
         log_prob = log_prob + Normal(mean, sigma).log_prob(y[t])
-    log_prob = log_prob + Normal(0, 1).log_prob(x[:, :6]).sum(1) + HalfNormal(1).log_prob(sigma) + x[:, 6]
+    log_prob = (
+        log_prob + Normal(0, 1).log_prob(x[:, :6]).sum(1) + HalfNormal(1).log_prob(sigma) + x[:, 6]
+    )
     assert_same_up_to_a_constant(ar5.energy(x), log_prob)
 
 
 def test_garch_is_the_posterior():
     garch = example("garch")
-    garch.SQUARES, garch.FIRST, garch.LAGGED = garch.SQUARES.double(), garch.FIRST.double(), garch.LAGGED.double()
+    garch.SQUARES, garch.FIRST, garch.LAGGED = (
+        garch.SQUARES.double(),
+        garch.FIRST.double(),
+        garch.LAGGED.double(),
+    )
     x = points(5, 3)
     omega, alpha, beta = garch.parameters(x).T
     h, variances = garch.FIRST, []
@@ -242,16 +281,22 @@ def test_garch_is_the_posterior():
         variances.append(h)
     h = torch.stack(variances, 1)
     torch.testing.assert_close(garch.variances(x), h)
-    jacobian = torch.stack([torch.autograd.functional.jacobian(garch.parameters, row).det() for row in x]).log()
+    jacobian = torch.stack(
+        [torch.autograd.functional.jacobian(garch.parameters, row).det() for row in x]
+    ).log()
     likelihood = Normal(0, h.sqrt()).log_prob(garch.SQUARES[1:].sqrt()).sum(1)
-    assert_same_up_to_a_constant(garch.energy(x), likelihood + HalfNormal(1).log_prob(omega) + jacobian)
+    assert_same_up_to_a_constant(
+        garch.energy(x), likelihood + HalfNormal(1).log_prob(omega) + jacobian
+    )
     assert bool((alpha + beta < 1).all())
 
 
 def test_the_gaussian_process_is_the_posterior():
     gp = example("gaussian_process")
     x = points(5, 3)
-    likelihood = MultivariateNormal(torch.zeros_like(gp.VALUES), gp.covariance(x)).log_prob(gp.VALUES)
+    likelihood = MultivariateNormal(torch.zeros_like(gp.VALUES), gp.covariance(x)).log_prob(
+        gp.VALUES
+    )
     assert_same_up_to_a_constant(gp.energy(x), likelihood + Normal(0, 1).log_prob(x).sum(1))
     singular = torch.tensor([[0.0, 0.0, 0.0], [9.0, 5.0, -40.0]], dtype=torch.float64)
     assert gp.energy(singular).isfinite().tolist() == [True, False]

@@ -65,10 +65,19 @@ def sde_dpmpp_2m(alpha, sigma, a, s, x, data, z, eta, before=None, old=None):
         r = (math.log(alpha / sigma) - math.log(before[0] / before[1])) / h
         data = data + (data - old) / (2 * r)
     n = eta**2 * h
-    return s / sigma * math.exp(-n) * x - a * math.expm1(-h - n) * data + s * math.sqrt(-math.expm1(-2 * n)) * z
+    return (
+        s / sigma * math.exp(-n) * x
+        - a * math.expm1(-h - n) * data
+        + s * math.sqrt(-math.expm1(-2 * n)) * z
+    )
 
 
-TEXTBOOK = {"euler": scaled_euler_maruyama, "ancestral": ddpm, "ddim": ddim, "dpmpp_2m": sde_dpmpp_2m}
+TEXTBOOK = {
+    "euler": scaled_euler_maruyama,
+    "ancestral": ddpm,
+    "ddim": ddim,
+    "dpmpp_2m": sde_dpmpp_2m,
+}
 CASES = [
     ("euler", 1.0),
     ("euler", 0.6),
@@ -85,7 +94,9 @@ def levels(path, solver):
     field = resolve(DATA.noised(path), solver.needs, timed=True)
     times = solver.times(field)
     found = list(zip(path.alpha(times).tolist(), path.sigma(times).tolist(), strict=True))
-    return times.tolist(), found + ([(found[-1][0], 0.0)] if solver.denoise and found[-1][1] > 0 else [])
+    return times.tolist(), found + (
+        [(found[-1][0], 0.0)] if solver.denoise and found[-1][1] > 0 else []
+    )
 
 
 def recursion(path, solver, x, seed, formula):
@@ -94,7 +105,9 @@ def recursion(path, solver, x, seed, formula):
     field, noise, way, old = DATA.noised(path), Noise(seed, len(x), dtype=torch.float64), [], None
     for k in range(len(knots) - 1):
         data = field.denoise(x, times[k])
-        memory = {"before": knots[k - 1] if k else None, "old": old} if formula is sde_dpmpp_2m else {}
+        memory = (
+            {"before": knots[k - 1] if k else None, "old": old} if formula is sde_dpmpp_2m else {}
+        )
         z = noise.normal(k, Stream.PROPOSAL, (1,))
         x, old = formula(*knots[k], *knots[k + 1], x, data, z, eta=solver.eta, **memory), data
         way.append(x)
@@ -108,7 +121,9 @@ def test_every_step_is_the_textbook_s(path, method, eta):
     x = float(path.sigma(0.0)) * torch.tensor([[-1.3], [0.4], [2.1]], dtype=torch.float64)
     draws = stk.sample(DATA.noised(path), solver, init=x, seed=4, keep="all")
     assert draws.x.shape == (3, 9, 1)
-    torch.testing.assert_close(draws.x, recursion(path, solver, x, 4, TEXTBOOK[method]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        draws.x, recursion(path, solver, x, 4, TEXTBOOK[method]), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name)
@@ -123,7 +138,9 @@ def test_ancestral_is_the_solution_of_the_sde_in_t_while_the_prediction_stays(pa
         slope = dsigma / sigma - a2 / (2 * sigma**2)  # of the drift in x
         return [dalpha * data + slope * (m[0] - alpha * data), 2 * slope * m[1] + a2]
 
-    mean, variance = solve_ivp(moments, (start, end), [x, 0.0], rtol=1e-11, atol=1e-13, method="DOP853").y[:, -1]
+    mean, variance = solve_ivp(
+        moments, (start, end), [x, 0.0], rtol=1e-11, atol=1e-13, method="DOP853"
+    ).y[:, -1]
     solver = ReverseSDE("ancestral", grid=(start, end), eta=eta)
     field = resolve(DATA.noised(path), solver.needs, timed=True)
     _, a, b, _, spread, _ = solver.init(field, torch.zeros(1, 1), None).table[0].tolist()
@@ -140,7 +157,9 @@ def exact_moments(solver, path, rows=slice(None), start=None, data=(MEAN, STD)):
     mean, std = data
     field = resolve(gaussian(dim=1, mean=mean, std=std).noised(path), solver.needs, timed=True)
     table = solver.init(field, torch.zeros(1, 1), None).table[rows]
-    times = torch.cat([table[:1, 0] if start is None else torch.tensor([start], dtype=torch.float64), table[:, 0]])
+    times = torch.cat(
+        [table[:1, 0] if start is None else torch.tensor([start], dtype=torch.float64), table[:, 0]]
+    )
     (alpha, *alphas), (sigma, *sigmas) = path.alpha(times).tolist(), path.sigma(times).tolist()
     m, last, xx, xl, ll = alpha * mean, 0.0, (alpha * std) ** 2 + sigma**2, 0.0, 0.0
     for (_, a, b, c, spread, _), alpha, sigma in zip(table.tolist(), alphas, sigmas, strict=True):
@@ -148,7 +167,11 @@ def exact_moments(solver, path, rows=slice(None), start=None, data=(MEAN, STD)):
         shift = (1 - gain * alpha) * mean
         g = a + b * gain
         m, last = g * m + b * shift + c * last, gain * m + shift
-        xx, xl, ll = g**2 * xx + 2 * g * c * xl + c**2 * ll + spread**2, gain * (g * xx + c * xl), gain**2 * xx
+        xx, xl, ll = (
+            g**2 * xx + 2 * g * c * xl + c**2 * ll + spread**2,
+            gain * (g * xx + c * xl),
+            gain**2 * xx,
+        )
     return m, xx
 
 
@@ -227,7 +250,10 @@ def _euler_maruyama(before, now, after, eta):
     """As it stands in the clock s^2: with eta = 1 the reverse diffusion sampler of Song et al."""
     if now.alpha == 0 or after.sigma == 0:
         return reverse_sde._ancestral(before, now, after, eta)
-    elapsed, scale = 1 - (after.sigma * now.alpha / (now.sigma * after.alpha)) ** 2, after.alpha / now.alpha
+    elapsed, scale = (
+        1 - (after.sigma * now.alpha / (now.sigma * after.alpha)) ** 2,
+        after.alpha / now.alpha,
+    )
     gone = (1 + eta**2) / 2 * elapsed
     return scale * (1 - gone), after.alpha * gone, 0.0, scale * now.sigma * eta * math.sqrt(elapsed)
 
@@ -237,7 +263,10 @@ def test_the_noise_of_the_old_level_makes_ancestral_the_reverse_diffusion_sample
     wrong.)"""
     monkeypatch.setattr(reverse_sde, "_renewed", _old_sigma)
     monkeypatch.setitem(reverse_sde.SDE_STEPS, "euler", _euler_maruyama)
-    errors = [variance_errors(lambda times, m=m: ReverseSDE(m, grid=times), stk.EDM()) for m in ("ancestral", "euler")]
+    errors = [
+        variance_errors(lambda times, m=m: ReverseSDE(m, grid=times), stk.EDM())
+        for m in ("ancestral", "euler")
+    ]
     assert errors[0] == pytest.approx(errors[1], rel=1e-6)
 
 
@@ -293,7 +322,9 @@ def test_a_run_of_the_toolkit_has_that_law(path, method):
     """With eta = 0 a run is a line in its start, whose slope is the final standard deviation: no Monte Carlo."""
     field = gaussian(dim=1, mean=WIDER[0], std=WIDER[1]).noised(path)
     ends = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-    low, high = stk.sample(field, ReverseSDE(method, 400, eta=0.0), init=ends).final.flatten().tolist()
+    low, high = (
+        stk.sample(field, ReverseSDE(method, 400, eta=0.0), init=ends).final.flatten().tolist()
+    )
     assert (low + high) / 2 == pytest.approx(WIDER[0], abs=1e-9)
     assert (high - low) / 2 == pytest.approx(WIDER[1], rel=0.01)
 
@@ -317,7 +348,9 @@ def _noise_off_by_sqrt_2(before, now, after, eta):
 )  # fmt: skip
 def test_the_final_law_catches_wrong_scales_of_the_noise(monkeypatch, wrong, eta):
     monkeypatch.setitem(reverse_sde.SDE_STEPS, "ancestral", wrong)
-    caught = [not converges(law("ancestral", stk.Linear(), eta, grid), 1) for grid in (None, "uniform")]
+    caught = [
+        not converges(law("ancestral", stk.Linear(), eta, grid), 1) for grid in (None, "uniform")
+    ]
     assert any(caught), caught
 
 
@@ -327,7 +360,9 @@ def test_corrections_leave_the_final_law_their_own_share(eta):
     snr = 0.16
     corrected, plain = (
         final_errors(
-            lambda n, c=c: ReverseSDE("ancestral", n, eta=eta, corrector=c, snr=snr), stk.Linear(), counts=(800, 3200)
+            lambda n, c=c: ReverseSDE("ancestral", n, eta=eta, corrector=c, snr=snr),
+            stk.Linear(),
+            counts=(800, 3200),
         )
         for c in (1, 0)
     )
@@ -337,7 +372,10 @@ def test_corrections_leave_the_final_law_their_own_share(eta):
 
 @pytest.mark.parametrize(
     ("method", "mutant"),
-    [("dpmpp_2m", _old_sigma), *((m, w) for m in ("ancestral", "ddim", "dpmpp_2m") for w in WRONG_STEPS[1:])],
+    [
+        ("dpmpp_2m", _old_sigma),
+        *((m, w) for m in ("ancestral", "ddim", "dpmpp_2m") for w in WRONG_STEPS[1:]),
+    ],
 )
 def test_the_order_test_catches_wrong_steps(monkeypatch, method, mutant):
     monkeypatch.setattr(reverse_sde, "_renewed", mutant)
@@ -372,8 +410,12 @@ class Reversed(ReverseSDE):
 def test_without_noise_it_is_the_probability_flow(path, method):
     twin = "dpmpp_2m" if method == "dpmpp_2m" else "euler"
     field = ring_mixture().noised(path)
-    ours = stk.sample(field, ReverseSDE(method, 12, eta=0.0, denoise=True), chains=6, dtype=torch.float64).final
-    flow = stk.sample(field, stk.ProbabilityFlow(twin, 12, denoise=True), chains=6, dtype=torch.float64).final
+    ours = stk.sample(
+        field, ReverseSDE(method, 12, eta=0.0, denoise=True), chains=6, dtype=torch.float64
+    ).final
+    flow = stk.sample(
+        field, stk.ProbabilityFlow(twin, 12, denoise=True), chains=6, dtype=torch.float64
+    ).final
     if twin == "euler":
         assert torch.equal(ours, flow)
     torch.testing.assert_close(ours, flow, rtol=1e-12, atol=1e-12)
@@ -392,12 +434,16 @@ def ring_z(x):
     return torch.cat([near, radius, *shares])
 
 
-@pytest.mark.parametrize("path", slow_but([stk.VP(), stk.Linear(), stk.EDM()], stk.Linear()), ids=name)
+@pytest.mark.parametrize(
+    "path", slow_but([stk.VP(), stk.Linear(), stk.EDM()], stk.Linear()), ids=name
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_ring_after_200_steps(path, method):
     """4000 samples resolve 8 % of a mode's variance, in which the first-order methods are off by 4 at 200 steps."""
     solver = ReverseSDE(method, steps=200, denoise=True)
-    draws = stk.sample(ring_mixture().noised(path), solver, chains=4000, seed=1, dtype=torch.float64)
+    draws = stk.sample(
+        ring_mixture().noised(path), solver, chains=4000, seed=1, dtype=torch.float64
+    )
     assert not draws.failures
     z = ring_z(draws.final)
     assert z.abs().max() < z_limit(len(z)), z
@@ -410,7 +456,9 @@ def test_the_ring_catches_wrong_steps(monkeypatch, mutant):
         solver = Reversed("ancestral", steps=200)
     else:
         monkeypatch.setattr(reverse_sde, "_renewed", mutant)
-    draws = stk.sample(ring_mixture().noised(stk.VP()), solver, chains=4000, seed=1, dtype=torch.float64)
+    draws = stk.sample(
+        ring_mixture().noised(stk.VP()), solver, chains=4000, seed=1, dtype=torch.float64
+    )
     z = ring_z(draws.final)
     assert z.abs().max() > 2 * z_limit(len(z)), z
 
@@ -443,7 +491,8 @@ def test_corrections_mend_a_wrong_law():
         rough = ReverseSDE("ancestral", steps=12)
         field = gaussian(dim=64, mean=MEAN, std=STD).noised(path)
         mended, plain = (
-            stk.sample(field, s, chains=50, dtype=torch.float64).final.var(0).mean() for s in (solver, rough)
+            stk.sample(field, s, chains=50, dtype=torch.float64).final.var(0).mean()
+            for s in (solver, rough)
         )
         assert abs(mended / STD**2 - 1) < 0.5 * abs(plain / STD**2 - 1)
 
@@ -462,7 +511,9 @@ def moved(solver, field, x, seed=0):
 def level_draws(mixture, path, t, n, seed=5):
     noise = Noise(seed, n, dtype=torch.float64)
     alpha, sigma = (float(v) for v in path(t)[:2])
-    return alpha * mixture.draw(n, noise) + sigma * noise.normal(1, Stream.USER, mixture.event_shape)
+    return alpha * mixture.draw(n, noise) + sigma * noise.normal(
+        1, Stream.USER, mixture.event_shape
+    )
 
 
 def excess(x, path, t):
@@ -499,10 +550,15 @@ class BatchNorm(ReverseSDE):
 
     def step(self, field, state, noise):
         t, a, b, c, spread, reach = reverse_sde.read_row(state.table, state.step)
-        x, z = state.x, noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        x, z = (
+            state.x,
+            noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype),
+        )
         mean = a * x + b * field.denoise(x, t) + c * state.last
         part = (reach / (mean - x).square().sum(1).mean()).clamp(max=1)
-        return state._replace(x=torch.lerp(x, mean, part) + part.sqrt() * spread * z, step=state.step + 1), {}
+        return state._replace(
+            x=torch.lerp(x, mean, part) + part.sqrt() * spread * z, step=state.step + 1
+        ), {}
 
 
 def test_a_correction_s_step_size_is_the_sample_s_own():
@@ -510,7 +566,9 @@ def test_a_correction_s_step_size_is_the_sample_s_own():
     path, t, snr = stk.VP(), 0.6, 0.3
     alpha, sigma = (float(v) for v in path(t)[:2])
     s, field = sigma / alpha, gaussian(dim=3, mean=MEAN, std=STD).noised(path)
-    x = alpha * MEAN + torch.tensor([[0.01, 0.0, 0.02], [1.0, -0.5, 2.0], [-3.0, 2.0, 0.1]], dtype=torch.float64)
+    x = alpha * MEAN + torch.tensor(
+        [[0.01, 0.0, 0.02], [1.0, -0.5, 2.0], [-3.0, 2.0, 0.1]], dtype=torch.float64
+    )
     solver = ReverseSDE("ancestral", grid=(0.5, t), corrector=1, snr=snr, rule="sample")
     z, y, score = (
         Noise(0, 3, dtype=torch.float64).normal(1, Stream.PROPOSAL, (3,)),
@@ -521,7 +579,10 @@ def test_a_correction_s_step_size_is_the_sample_s_own():
     assert (h > s**2).flatten().tolist() == [True, False, False]
     h = h.clamp(max=s**2)
     torch.testing.assert_close(
-        moved(solver, field, x), alpha * (y + h * score + torch.sqrt(2 * h) * z), rtol=1e-10, atol=1e-10
+        moved(solver, field, x),
+        alpha * (y + h * score + torch.sqrt(2 * h) * z),
+        rtol=1e-10,
+        atol=1e-10,
     )
 
 
@@ -552,19 +613,25 @@ def test_a_norm_over_the_batch_is_caught():
 def test_ends_are_finite_and_the_last_step_is_the_denoised_mean(path, shape):
     field = stk.Diffusion(lambda x, t: torch.tanh(x), shape, path, "data")
     for solver in VARIANTS:
-        solver = ReverseSDE(solver.method, 7, corrector=solver.corrector, rule=solver.rule, denoise=True)
+        solver = ReverseSDE(
+            solver.method, 7, corrector=solver.corrector, rule=solver.rule, denoise=True
+        )
         draws = stk.sample(field, solver, chains=4, keep="all", dtype=torch.float64)
         assert draws.x.shape == (4, 7, *shape)
         assert not draws.failures
         assert bool(draws.x.isfinite().all())
         scale = float(path.alpha(1.0))
-        torch.testing.assert_close(draws.final, scale * torch.tanh(draws.x[:, -2]), rtol=1e-13, atol=0)
+        torch.testing.assert_close(
+            draws.final, scale * torch.tanh(draws.x[:, -2]), rtol=1e-13, atol=0
+        )
 
 
 @pytest.mark.parametrize("solver", VARIANTS, ids=repr)
 def test_float32_against_float64(solver):
     field = ring_mixture().noised(stk.VP())
-    a, b = (stk.sample(field, solver, chains=64, dtype=d).final for d in (torch.float32, torch.float64))
+    a, b = (
+        stk.sample(field, solver, chains=64, dtype=d).final for d in (torch.float32, torch.float64)
+    )
     assert float((a - b).abs().median()) < 1e-5
 
 
@@ -579,12 +646,16 @@ class Given:
 
 
 @pytest.mark.compiled
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 @pytest.mark.parametrize("solver", [VARIANTS[3], VARIANTS[5]], ids=repr)
 def test_one_compiled_step_serves_every_row(solver):
     bound = resolve(ELEMENTWISE, solver.needs, timed=True)
     noise = Given(Noise(0, 4).normal(0, Stream.PROPOSAL, (2, 3, 3)))
-    compiled = torch.compile(lambda state: solver.step(bound, state, noise)[0], fullgraph=True, dynamic=False)
+    compiled = torch.compile(
+        lambda state: solver.step(bound, state, noise)[0], fullgraph=True, dynamic=False
+    )
     eager = solver.init(bound, noise.z, noise)
     state = eager
     with torch.no_grad():
@@ -639,8 +710,12 @@ def test_a_row_that_fails_is_flagged_and_the_others_go_on():
 
 def test_a_grid_that_starts_later_starts_from_less_noise():
     path = stk.VE(0.01, 50.0)
-    draws = stk.sample(DATA.noised(path), ReverseSDE(grid=(0.5, 0.75, 1.0)), chains=3, seed=2, dtype=torch.float64)
-    start = stk.Noise(2, 3, dtype=torch.float64).normal(0, Stream.START, (1,)) * float(path.sigma(0.5))
+    draws = stk.sample(
+        DATA.noised(path), ReverseSDE(grid=(0.5, 0.75, 1.0)), chains=3, seed=2, dtype=torch.float64
+    )
+    start = stk.Noise(2, 3, dtype=torch.float64).normal(0, Stream.START, (1,)) * float(
+        path.sigma(0.5)
+    )
     again = stk.sample(DATA.noised(path), ReverseSDE(grid=(0.5, 0.75, 1.0)), init=start, seed=2)
     torch.testing.assert_close(draws.final, again.final, rtol=1e-12, atol=0)
 

@@ -18,13 +18,22 @@ FLOWS = [
     *({"method": method, "rtol": 1e-3, "atol": 1e-3} for method in ("dopri5", "tsit5", "bosh3")),
     *({"method": method, "steps": 3} for method in ("euler", "heun", "rk4")),
 ]
-TRACES = [{"trace": "exact"}, {"trace": "hutchinson"}, {"trace": "hutchinson", "probe_law": "gaussian"}]
-SHARED = ["dopri8", *(pytest.param(method, marks=pytest.mark.slow) for method in ("fehlberg2", "adaptive_heun"))]
+TRACES = [
+    {"trace": "exact"},
+    {"trace": "hutchinson"},
+    {"trace": "hutchinson", "probe_law": "gaussian"},
+]
+SHARED = [
+    "dopri8",
+    *(pytest.param(method, marks=pytest.mark.slow) for method in ("fehlberg2", "adaptive_heun")),
+]
 
 
 def tilted(dim=12):
     """Correlated data, so that probes err: the linear flow of N(0, S) with S far from diagonal."""
-    lift = torch.randn(dim, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / math.sqrt(dim)
+    lift = torch.randn(
+        dim, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ) / math.sqrt(dim)
     cov = lift @ lift.T + 0.1 * torch.eye(dim, dtype=torch.float64)
     path = stk.Linear()
 
@@ -74,13 +83,19 @@ def test_rows_scored_one_by_one_are_those_of_the_whole(options):
         stk.log_prob(FIELD, X[ids], seed=3, rows=ids, **options),
         stk.log_prob(FIELD, X[ids], seed=3, rows=ids, batch=1, **options),
     )
-    assert torch.equal(stk.log_prob(FIELD, X[ids], seed=3, rows=ids, **options).value, whole.value[ids])
-    assert torch.equal(stk.log_prob(FIELD, X[3:], seed=3, rows=range(3, 7), **options).value, whole.value[3:])
+    assert torch.equal(
+        stk.log_prob(FIELD, X[ids], seed=3, rows=ids, **options).value, whole.value[ids]
+    )
+    assert torch.equal(
+        stk.log_prob(FIELD, X[3:], seed=3, rows=range(3, 7), **options).value, whole.value[3:]
+    )
 
 
 def test_sketches_are_the_rows_own():
     field = GaussianMixture(
-        torch.randn(3, 6, generator=torch.Generator().manual_seed(1)), torch.full((3,), 0.5), torch.ones(3)
+        torch.randn(3, 6, generator=torch.Generator().manual_seed(1)),
+        torch.full((3,), 0.5),
+        torch.ones(3),
     )
     x = field.draw(4, stk.Noise(2, 4, dtype=torch.float64)).double()
     options = {"trace": "hutch++", "probes": 6, "method": "heun", "steps": 4}
@@ -99,16 +114,22 @@ def test_errors_of_rows_scored_apart_average_out():
     assert_mean(alone, truth)
     shared = torch.cat([stk.log_prob(field, x[None], **options).value for _ in range(3)])
     assert shared.unique().numel() == 1
-    assert abs(float(shared[0] - truth)) > float(alone.std()) / math.sqrt(60)  # what sixty rows err by together
+    assert abs(float(shared[0] - truth)) > float(alone.std()) / math.sqrt(
+        60
+    )  # what sixty rows err by together
 
 
 def test_bits_per_dim_take_ids_and_batches():
     cells = (torch.arange(10.0).reshape(5, 2) * 7 % 16).double()
-    field = GaussianMixture(torch.full((1, 2), 0.5), torch.tensor([0.4]), torch.ones(1)).noised(stk.VP())
+    field = GaussianMixture(torch.full((1, 2), 0.5), torch.tensor([0.4]), torch.ones(1)).noised(
+        stk.VP()
+    )
     options = {"levels": 16, "trace": "hutchinson", "method": "heun", "steps": 6}
     whole = stk.bits_per_dim(field, cells, **options)
     equal(stk.bits_per_dim(field, cells, batch=2, **options), whole)
-    alone = torch.cat([stk.bits_per_dim(field, cells[i : i + 1], rows=i, **options).value for i in range(5)])
+    alone = torch.cat(
+        [stk.bits_per_dim(field, cells[i : i + 1], rows=i, **options).value for i in range(5)]
+    )
     assert torch.equal(alone, whole.value)
     assert not torch.equal(stk.bits_per_dim(field, cells[1:2], **options).value, whole.value[1:2])
 
@@ -120,7 +141,9 @@ class Weighted:
 
     def estimate_log_prob(self, x, *, seed=0, rows=None):
         noise = stk.Noise(seed, likelihood.row_ids(rows, x)).normal(0, stk.Stream.PROBE, ())
-        return stk.Estimate(x.sum(1) + noise, torch.ones(len(x)), f"of {len(x)}", stk.Cost(energy=len(x)))
+        return stk.Estimate(
+            x.sum(1) + noise, torch.ones(len(x)), f"of {len(x)}", stk.Cost(energy=len(x))
+        )
 
 
 class Placed(Weighted):
@@ -149,13 +172,19 @@ def test_importance_weights_take_ids():
     marginal = stk.load("digits-vae").marginal
     x = marginal.draw(4, stk.Noise(0, 4))
     whole = stk.log_prob(marginal, x)
-    torch.testing.assert_close(stk.log_prob(marginal, x, batch=2).value, whole.value, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(stk.log_prob(marginal, x[2:], rows=2).value, whole.value[2:], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        stk.log_prob(marginal, x, batch=2).value, whole.value, rtol=1e-4, atol=1e-3
+    )
+    torch.testing.assert_close(
+        stk.log_prob(marginal, x[2:], rows=2).value, whole.value[2:], rtol=1e-4, atol=1e-3
+    )
     assert (stk.log_prob(marginal, x[2:]).value - whole.value[2:]).abs().max() > 2e-3
 
 
 def test_conditions_are_split_with_the_rows():
-    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+    base = torch.distributions.Independent(
+        torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1
+    )
     field = stk.Velocity(lambda x, t, c: c[:, None] * x, (2,), base=base)
     x, c = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 5)
     for ask in (stk.encode, stk.log_prob):
@@ -166,7 +195,9 @@ def test_conditions_are_split_with_the_rows():
 
 
 def test_a_row_that_fails_fails_alone_in_any_batch():
-    field = stk.Velocity(lambda x, t: torch.where((x > 3).any(1, keepdim=True), torch.nan, -x), (2,))
+    field = stk.Velocity(
+        lambda x, t: torch.where((x > 3).any(1, keepdim=True), torch.nan, -x), (2,)
+    )
     x = torch.tensor([[0.5, 0.1], [9.0, 0.1], [0.2, 0.3]])
     for batch in (None, 1, 2):
         found = stk.log_prob(field, x, batch=batch)
@@ -181,7 +212,18 @@ def test_no_rows_are_no_rows():
 
 
 @pytest.mark.parametrize(
-    "rows", [range(3), torch.arange(3), -1, 2**32 - 1, 2.0, True, "all", torch.zeros(7), torch.arange(-1, 6)]
+    "rows",
+    [
+        range(3),
+        torch.arange(3),
+        -1,
+        2**32 - 1,
+        2.0,
+        True,
+        "all",
+        torch.zeros(7),
+        torch.arange(-1, 6),
+    ],
 )
 def test_what_are_no_ids_is_refused(rows):
     for ask in (stk.log_prob, lambda f, x, rows: stk.bits_per_dim(f, x.abs().floor(), rows=rows)):

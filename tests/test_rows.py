@@ -28,7 +28,9 @@ def moved_bits(function, x):
 def test_a_row_has_the_same_bits_wherever_it_stands(name, dtype):
     x = 3 * torch.randn(997, dtype=dtype, generator=torch.Generator().manual_seed(0))
     ours, torchs = OURS[name]
-    torch.testing.assert_close(ours(x), torchs(x), rtol=32 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+    torch.testing.assert_close(
+        ours(x), torchs(x), rtol=32 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps
+    )
     assert moved_bits(ours, x) == 0
 
 
@@ -64,7 +66,9 @@ def test_ends_of_the_others():
 
 
 def test_gradients():
-    x = torch.tensor([-1e4, -30.0, -1.0, 0.0, 1.0, 30.0, 1e4], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor(
+        [-1e4, -30.0, -1.0, 0.0, 1.0, 30.0, 1e4], dtype=torch.float64, requires_grad=True
+    )
     (found,) = torch.autograd.grad(rows.softplus(x).sum(), x)
     torch.testing.assert_close(found, torch.sigmoid(x.detach()))
     (found,) = torch.autograd.grad(rows.sigmoid(x).sum(), x)

@@ -19,7 +19,9 @@ from scoretk.ode.adaptive import integrate
 from scoretk.ode.rowwise import PAIRS, integrate_rows
 
 METHODS = tuple(PAIRS)
-OK, NONFINITE, DIVERGED, MAX_STEPS = (int(s) for s in (Status.OK, Status.NONFINITE, Status.DIVERGED, Status.MAX_STEPS))
+OK, NONFINITE, DIVERGED, MAX_STEPS = (
+    int(s) for s in (Status.OK, Status.NONFINITE, Status.DIVERGED, Status.MAX_STEPS)
+)
 
 
 def mutant(*changes):
@@ -81,13 +83,19 @@ def errors_at(pair, h):
     """One step of six pendulums: the error of the state after it, that of the quartic on the way, and the estimate."""
     x, one = normal(6, 2), torch.ones(6, dtype=torch.float64)
     course = rowwise.Course(pair, torch.tensor(pair.nodes, dtype=torch.float64)[:, None], 0.0, 1.0)
-    walk = rowwise.Walk(torch.arange(6), x, pendulum(x, 0 * one), 0 * one, h * one, one, 0 * x + 1e-30, 0 * x + 1)
+    walk = rowwise.Walk(
+        torch.arange(6), x, pendulum(x, 0 * one), 0 * one, h * one, one, 0 * x + 1e-30, 0 * x + 1
+    )
     step = rowwise._attempt(course, pendulum, walk)
     wanted = torch.tensor([0.3, 0.6], dtype=torch.float64) * h
     found = rowwise._unsolved(x, 0 * one, wanted)
     rowwise._report(pair, found, walk.rows, step, wanted, rowwise._met(course, step, wanted), 12)
     exact = pendulum_at(x, [0.3 * h, 0.6 * h, h])
-    return [(step.x_after - exact[:, 2]).norm(), (found.states - exact[:, :2]).norm(), step.error.double().norm()]
+    return [
+        (step.x_after - exact[:, 2]).norm(),
+        (found.states - exact[:, :2]).norm(),
+        step.error.double().norm(),
+    ]
 
 
 def slopes(pair):
@@ -106,7 +114,9 @@ def test_orders_of_the_state_the_quartic_and_the_estimate(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("part", "which"), [("weights", 0), ("nodes", 0), ("bend", 1), ("error", 2)])
+@pytest.mark.parametrize(
+    ("part", "which"), [("weights", 0), ("nodes", 0), ("bend", 1), ("error", 2)]
+)
 def test_a_wrong_number_costs_order(method, part, which):
     pair = PAIRS[method]
     if part == "weights":
@@ -126,7 +136,9 @@ def test_a_wrong_number_costs_order(method, part, which):
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.5), (1.5, 0.0), (-0.7, 0.4)])
 def test_linear_flows_in_either_direction(method, start, end):
     x = normal(6, 3)
-    found = integrate_rows(lambda x, t: -2 * t[:, None] * x, x, start, end, method=method, rtol=1e-8, atol=1e-8)
+    found = integrate_rows(
+        lambda x, t: -2 * t[:, None] * x, x, start, end, method=method, rtol=1e-8, atol=1e-8
+    )
     torch.testing.assert_close(found.x, x * math.exp(start**2 - end**2), rtol=3e-7, atol=1e-7)
     assert found.status.tolist() == [OK] * 6
     assert found.t.tolist() == [end] * 6
@@ -140,11 +152,15 @@ def test_the_probability_flow_of_the_ring_against_dop853(method):
     def one(t, y):
         return field.velocity(torch.tensor(y)[None], float(t))[0].numpy()
 
-    exact = [solve_ivp(one, (0, 1), row, "DOP853", rtol=1e-11, atol=1e-11).y[:, -1] for row in x.numpy()]
+    exact = [
+        solve_ivp(one, (0, 1), row, "DOP853", rtol=1e-11, atol=1e-11).y[:, -1] for row in x.numpy()
+    ]
     exact = torch.tensor(np.stack(exact))
     errors = {}
     for tolerance in (1e-4, 1e-6, 1e-8):
-        found = integrate_rows(field.velocity, x, 0.0, 1.0, method=method, rtol=tolerance, atol=tolerance)
+        found = integrate_rows(
+            field.velocity, x, 0.0, 1.0, method=method, rtol=tolerance, atol=tolerance
+        )
         errors[tolerance] = float((found.x - exact).norm(dim=1).max())
         assert errors[tolerance] < 30 * tolerance
     back = integrate_rows(field.velocity, found.x, 1.0, 0.0, method=method, rtol=1e-9, atol=1e-9)
@@ -161,7 +177,9 @@ def test_each_row_has_its_own_tolerance():
     assert bool((error[:-1] > 20 * error[1:]).all())
     assert bool((found.evaluations.diff() > 0).all())
     for i in range(3):
-        alone = integrate_rows(pendulum, x[:1], 0.0, 5.0, rtol=float(tolerance[i]), atol=float(tolerance[i]))
+        alone = integrate_rows(
+            pendulum, x[:1], 0.0, 5.0, rtol=float(tolerance[i]), atol=float(tolerance[i])
+        )
         assert torch.equal(alone.x[0], found.x[i])
 
 
@@ -169,7 +187,9 @@ def test_float32_against_float64():
     """Within the tolerance, which float32 can keep."""
     x = normal(32, 2)
     double = integrate_rows(pendulum, x, 0.0, 3.0, rtol=1e-5, atol=1e-5)
-    single = integrate_rows(lambda x, t: pendulum(x, t.to(x)), x.float(), 0.0, 3.0, rtol=1e-5, atol=1e-5)
+    single = integrate_rows(
+        lambda x, t: pendulum(x, t.to(x)), x.float(), 0.0, 3.0, rtol=1e-5, atol=1e-5
+    )
     assert single.x.dtype == torch.float32
     torch.testing.assert_close(single.x.double(), double.x, rtol=0, atol=1e-4)
     assert float((single.evaluations - double.evaluations).abs().max()) <= 12
@@ -179,7 +199,9 @@ def test_float32_against_float64():
 def test_events_of_any_shape(shape):
     x, rates = normal(5, *shape), torch.tensor([0.1, 3.0, 1.0, 40.0, 2.0]).double()
     velocity, select = decay(rates)
-    found = integrate_rows(velocity, x, 0.0, 1.0, rtol=1e-7, atol=1e-7, at=[0.25, 1.0], select=select)
+    found = integrate_rows(
+        velocity, x, 0.0, 1.0, rtol=1e-7, atol=1e-7, at=[0.25, 1.0], select=select
+    )
     torch.testing.assert_close(found.x, decayed(x, rates, 1.0), rtol=0, atol=1e-6)
     torch.testing.assert_close(found.states[:, 0], decayed(x, rates, 0.25), rtol=0, atol=1e-6)
     flat = integrate_rows(velocity, x.reshape(5, -1), 0.0, 1.0, rtol=1e-7, atol=1e-7, select=select)
@@ -202,7 +224,9 @@ def check_a_stiff_neighbour(module):
     def spied(rows):
         return spy(select(rows), seen)
 
-    together = module.integrate_rows(spy(velocity, seen), x, 0.0, 1.0, rtol=1e-6, atol=1e-6, select=spied)
+    together = module.integrate_rows(
+        spy(velocity, seen), x, 0.0, 1.0, rtol=1e-6, atol=1e-6, select=spied
+    )
     made = sum(map(len, seen))
     alone = [
         module.integrate_rows(select(torch.tensor([i])), x[i : i + 1], 0.0, 1.0, rtol=1e-6, atol=1e-6) for i in range(100)
@@ -229,7 +253,13 @@ def test_a_stiff_neighbour_costs_the_others_nothing():
         ("_rows(walk, stay)", "_rows(walk, stay.flip(0))._replace(rows=walk.rows[stay])"),
         ("    walk, spent = _departure(", "    walk, spent = _shared("),
     ],
-    ids=["norm of the batch", "all wait for the last", "conditions not gathered", "rows confused", "first step shared"],
+    ids=[
+        "norm of the batch",
+        "all wait for the last",
+        "conditions not gathered",
+        "rows confused",
+        "first step shared",
+    ],
 )
 def test_the_test_of_neighbours_catches(change):
     module = mutant(change)
@@ -248,9 +278,13 @@ def test_the_test_of_neighbours_catches(change):
 def test_bits_do_not_depend_on_the_batch(dtype, d):
     """Whatever the batch size does to vectorised loops and sums."""
     x = normal(37, d, dtype=dtype)
-    whole = integrate_rows(lambda x, t: -(x * x * x) * (1 + t.to(x)[:, None]), x, 0.0, 2.0, at=[0.7])
+    whole = integrate_rows(
+        lambda x, t: -(x * x * x) * (1 + t.to(x)[:, None]), x, 0.0, 2.0, at=[0.7]
+    )
     for rows in (slice(0, 1), slice(36, 37), slice(3, 8), slice(5, 21)):
-        part = integrate_rows(lambda x, t: -(x * x * x) * (1 + t.to(x)[:, None]), x[rows], 0.0, 2.0, at=[0.7])
+        part = integrate_rows(
+            lambda x, t: -(x * x * x) * (1 + t.to(x)[:, None]), x[rows], 0.0, 2.0, at=[0.7]
+        )
         for a, b in zip(part, whole, strict=True):
             assert torch.equal(a, b[rows])
 
@@ -275,13 +309,17 @@ def test_each_step_waits_for_the_device_once():
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             self.made += any(
-                name in str(function) for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal.")
+                name in str(function)
+                for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal.")
             )
             return function(*args, **(kwargs or {}))
 
     x, rates = normal(20, 2), torch.linspace(0.1, 100.0, 20).double()
     velocity, select = decay(rates)
-    for at, others in ((None, 2), ([0.2, 0.5], 4)):  # checks of the tolerances, and of the times and of what failed
+    for at, others in (
+        (None, 2),
+        ([0.2, 0.5], 4),
+    ):  # checks of the tolerances, and of the times and of what failed
         with Waits() as waits:
             found = integrate_rows(velocity, x, 0.0, 1.0, select=select, at=at)
         assert waits.made <= (int(found.evaluations.max()) - 2) // 6 + others
@@ -295,7 +333,9 @@ def check_cost(module):
     field = resolve(ring_mixture().noised(stk.VP()), {"velocity"}, timed=True)
     x = normal(64, 2)
     exact = integrate(field.velocity, x, 0.0, 0.999, method="dopri8", rtol=1e-11, atol=1e-11).x
-    shared = integrate(field.velocity, x, 0.0, 0.999, method="torchdiffeq/dopri5", rtol=1e-5, atol=1e-5)
+    shared = integrate(
+        field.velocity, x, 0.0, 0.999, method="torchdiffeq/dopri5", rtol=1e-5, atol=1e-5
+    )
     own = module.integrate_rows(field.velocity, x, 0.0, 0.999, rtol=3e-6, atol=3e-6, max_steps=100)
     errors = [float((found.x - exact).norm(dim=1).median()) for found in (own, shared)]
     assert errors[0] <= errors[1]
@@ -305,7 +345,9 @@ def check_cost(module):
 
 def check_relative_error(module):
     """Large numbers with a relative tolerance cost what small ones do."""
-    found = module.integrate_rows(pendulum, 1e6 + normal(3, 2), 0.0, 1.0, rtol=1e-6, atol=1e-12, max_steps=50)
+    found = module.integrate_rows(
+        pendulum, 1e6 + normal(3, 2), 0.0, 1.0, rtol=1e-6, atol=1e-12, max_steps=50
+    )
     assert found.status.tolist() == [OK] * 3
 
 
@@ -346,7 +388,9 @@ def test_states_on_the_way_cost_nothing(method, backwards):
     start, end = (3.0, 0.0) if backwards else (0.0, 3.0)
     begin = exact[:, -1] if backwards else x
     plain = integrate_rows(pendulum, begin, start, end, method=method, rtol=1e-7, atol=1e-7)
-    found = integrate_rows(pendulum, begin, start, end, method=method, rtol=1e-7, atol=1e-7, at=times[::-1])
+    found = integrate_rows(
+        pendulum, begin, start, end, method=method, rtol=1e-7, atol=1e-7, at=times[::-1]
+    )
     torch.testing.assert_close(found.states.flip(1), exact, rtol=0, atol=5e-6)
     assert torch.equal(found.x, plain.x)
     assert torch.equal(found.evaluations, plain.evaluations)
@@ -360,7 +404,9 @@ def test_states_on_the_way_cost_nothing(method, backwards):
 def test_running_out_of_steps_keeps_the_state():
     x, rates = hundred()
     velocity, select = decay(rates)
-    found = integrate_rows(velocity, x, 0.0, 1.0, rtol=1e-6, atol=1e-6, max_steps=60, at=[0.001, 0.99], select=select)
+    found = integrate_rows(
+        velocity, x, 0.0, 1.0, rtol=1e-6, atol=1e-6, max_steps=60, at=[0.001, 0.99], select=select
+    )
     assert found.status.tolist() == [OK] * 99 + [MAX_STEPS]
     assert int(found.evaluations[-1]) == 2 + 60 * 6
     t = float(found.t[-1])
@@ -390,7 +436,9 @@ def test_where_the_velocity_is_not_finite_the_row_stops(bad):
 
 
 def test_a_state_that_overflows_is_not_accepted():
-    found = integrate_rows(lambda x, t: torch.full_like(x, 3e38), torch.full((1, 1), 3e38), 0.0, 1.0)
+    found = integrate_rows(
+        lambda x, t: torch.full_like(x, 3e38), torch.full((1, 1), 3e38), 0.0, 1.0
+    )
     assert found.status.tolist() == [NONFINITE]
     assert bool(found.x.isfinite().all())
 

@@ -21,7 +21,11 @@ class NoEnergy(Smoothed):
     """Mutant: the weights without the energy."""
 
     def _propose(self, target):
-        return (*super()._propose(target)[:1], torch.zeros(len(target.center), dtype=torch.float64), None)
+        return (
+            *super()._propose(target)[:1],
+            torch.zeros(len(target.center), dtype=torch.float64),
+            None,
+        )
 
 
 class NoAlpha(Smoothed):
@@ -30,7 +34,9 @@ class NoAlpha(Smoothed):
     def _posterior(self, x, t):
         unscaled = stk.VE(0.01, 1.0)
         return Smoothed._posterior(
-            _with(self, Smoothed, path=unscaled), x, float(unscaled.t(-2 * self.path.sigma(t).log()))
+            _with(self, Smoothed, path=unscaled),
+            x,
+            float(unscaled.t(-2 * self.path.sigma(t).log())),
         )
 
 
@@ -43,7 +49,9 @@ class NoReversal(Smoothed):
 
 
 def _with(field, kind, **changes):
-    return kind(**{f.name: changes.get(f.name, getattr(field, f.name)) for f in dataclass_fields(Smoothed)})
+    return kind(
+        **{f.name: changes.get(f.name, getattr(field, f.name)) for f in dataclass_fields(Smoothed)}
+    )
 
 
 def noisy(target, path, t, n, seed=7):
@@ -59,7 +67,10 @@ def worst_z(field, target, times=(0.05, 0.5, 0.8, 0.97), n=24):
     for t in times:
         x = noisy(target, field.path, t, n)
         estimate = field.estimate(x, t)
-        zs.append((estimate.mean - target.noised(field.path).denoise(x, t)).flatten(1).norm(dim=1) / estimate.stderr)
+        zs.append(
+            (estimate.mean - target.noised(field.path).denoise(x, t)).flatten(1).norm(dim=1)
+            / estimate.stderr
+        )
     return float(torch.cat(zs).max())
 
 
@@ -73,7 +84,8 @@ def test_the_denoiser_is_right_within_its_reported_error(target, kind, path):
 
 
 @pytest.mark.parametrize(
-    ("mutant", "kind"), [(NoEnergy, "monte-carlo"), (NoAlpha, "monte-carlo"), (NoReversal, "langevin")]
+    ("mutant", "kind"),
+    [(NoEnergy, "monte-carlo"), (NoAlpha, "monte-carlo"), (NoReversal, "langevin")],
 )
 def test_wrong_weights_and_wrong_likelihoods_are_caught(mutant, kind):
     """Langevin steps without their weight are caught where they are too few to arrive."""
@@ -89,7 +101,9 @@ def test_the_reported_error_is_that_of_many_seeds(kind):
     exact, off, reported = truth.denoise(x, t), [], []
     for seed in range(60):
         settings = {"samples": 1024} if kind == "monte-carlo" else {"samples": 256, "steps": 8}
-        estimate = smoothed(RING, stk.VP(), kind, seed=seed, reference=(0.0, 1.5), **settings).estimate(x, t)
+        estimate = smoothed(
+            RING, stk.VP(), kind, seed=seed, reference=(0.0, 1.5), **settings
+        ).estimate(x, t)
         off.append((estimate.mean - exact).square().sum(1).mean())
         reported.append(estimate.stderr.square().mean())
     off, reported = torch.stack(off)[:, None], torch.stack(reported)[:, None]
@@ -104,7 +118,9 @@ def test_the_bias_falls_as_the_samples_grow():
     exact = target.noised(stk.VP()).denoise(x, t)
 
     def errors(k):
-        return torch.cat([smoothed(target, samples=k, seed=s).denoise(x, t) - exact for s in range(1000)])
+        return torch.cat(
+            [smoothed(target, samples=k, seed=s).denoise(x, t) - exact for s in range(1000)]
+        )
 
     few, many = errors(8), errors(128)
     assert mean_z(few, 0.0).abs() > z_limit()
@@ -139,12 +155,23 @@ def test_shapes_dtypes_conditions_and_rows_alone(shape, kind):
     generator = torch.Generator().manual_seed(1)
     means = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
     target = GaussianMixture(means, torch.tensor([0.5, 0.7]), torch.tensor([0.4, 0.6]))
-    field = smoothed(stk.Energy(lambda x, shift: target.energy(x) + shift, shape), stk.VP(), kind, samples=64, steps=4)
-    x, t = noisy(target, stk.VP(), 0.7, 5), torch.tensor([0.1, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64)
+    field = smoothed(
+        stk.Energy(lambda x, shift: target.energy(x) + shift, shape),
+        stk.VP(),
+        kind,
+        samples=64,
+        steps=4,
+    )
+    x, t = (
+        noisy(target, stk.VP(), 0.7, 5),
+        torch.tensor([0.1, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64),
+    )
     rows = {"shift": torch.arange(5.0, dtype=torch.float64)}
     whole = field.estimate(x, t, **rows)
     assert [part.shape for part in whole] == [x.shape, (5,), (5,)]
-    z = (whole.mean - target.noised(stk.VP()).denoise(x, t)).reshape(5, -1).norm(dim=1)[:4] / whole.stderr[:4]
+    z = (whole.mean - target.noised(stk.VP()).denoise(x, t)).reshape(5, -1).norm(dim=1)[
+        :4
+    ] / whole.stderr[:4]
     assert z.max() < 5
     for i in range(5):
         alone = field.estimate(x[i : i + 1], float(t[i]), shift=rows["shift"][i : i + 1])
@@ -176,10 +203,14 @@ def test_outside_the_support_there_is_no_weight():
     estimate = field.estimate(torch.zeros(1, 1, dtype=torch.float64), 0.0)
     assert estimate.mean.abs() < 5 * estimate.stderr
     assert bool((estimate.effective < 2048).all())
-    stepped = smoothed(Semicircle(), stk.Linear(), "langevin", samples=256, steps=8, reference=(0.2, 0.5))
+    stepped = smoothed(
+        Semicircle(), stk.Linear(), "langevin", samples=256, steps=8, reference=(0.2, 0.5)
+    )
     at = stepped.estimate(torch.zeros(1, 1, dtype=torch.float64), 0.0)
     assert at.mean.abs() < 5 * at.stderr
-    assert bool(field.denoise(torch.full((1, 1), 3.0), 1.0).isnan().all())  # no density: no mean, and no number
+    assert bool(
+        field.denoise(torch.full((1, 1), 3.0), 1.0).isnan().all()
+    )  # no density: no mean, and no number
 
 
 class TestScoreOnly:
@@ -189,17 +220,26 @@ class TestScoreOnly:
         for t in (0.05, 0.5, 0.9, 0.99):
             x = noisy(GAUSSIAN, stk.VP(), t, 8)
             off = [
-                (smoothed(score, stk.VP(), "langevin", samples=32, steps=s).denoise(x, t) - truth.denoise(x, t)).norm()
+                (
+                    smoothed(score, stk.VP(), "langevin", samples=32, steps=s).denoise(x, t)
+                    - truth.denoise(x, t)
+                ).norm()
                 for s in (2, 40)
             ]
             assert off[1] < off[0]
             assert off[1] < 0.1
             short = smoothed(score, stk.VP(), "langevin", samples=32, steps=2).estimate(x, t)
-            assert bool(((short.mean - truth.denoise(x, t)).norm(dim=1) <= short.stderr * 1.01).all())
+            assert bool(
+                ((short.mean - truth.denoise(x, t)).norm(dim=1) <= short.stderr * 1.01).all()
+            )
 
     def test_a_score_that_is_nan_is_not_walked_over(self):
         field = smoothed(
-            stk.Score(lambda x: torch.where(x > 1, torch.nan, -x), (1,)), stk.VP(), "langevin", samples=64, steps=4
+            stk.Score(lambda x: torch.where(x > 1, torch.nan, -x), (1,)),
+            stk.VP(),
+            "langevin",
+            samples=64,
+            steps=4,
         )
         assert bool(field.denoise(torch.full((1, 1), 0.5), 0.5).isnan().all())
 
@@ -226,12 +266,19 @@ def test_the_probability_flow_samples_a_static_energy(path):
     assert allowance < 0.25
     z = []
     for served in (field, _with(field, NoEnergy)):
-        draws = stk.sample(served, stk.ProbabilityFlow("heun", steps=10), chains=300, seed=5, dtype=torch.float64)
+        draws = stk.sample(
+            served, stk.ProbabilityFlow("heun", steps=10), chains=300, seed=5, dtype=torch.float64
+        )
         assert draws.failures == {}
         off = draws.final - GAUSSIAN.means[0]
         mean, size = off.mean(0).norm(), off.square().sum(1).mean().sqrt()
         noise = z_limit(4) * float(off.std()) * math.sqrt(2 / len(off))
-        z.append((float(mean) / (allowance + noise), abs(float(size) - 0.5 * math.sqrt(2)) / (allowance + noise)))
+        z.append(
+            (
+                float(mean) / (allowance + noise),
+                abs(float(size) - 0.5 * math.sqrt(2)) / (allowance + noise),
+            )
+        )
     assert max(z[0]) < 1
     assert max(z[1]) > 1.3  # weights without the energy: draws of the reference
 
@@ -239,10 +286,13 @@ def test_the_probability_flow_samples_a_static_energy(path):
 def test_annealed_langevin_samples_a_static_energy():
     """The root mean square radius of the ring, with the worst level's reported error as allowance."""
     path = stk.VP()
-    solver = stk.AnnealedLangevin(levels=torch.logspace(0.7, -1.3, 9, dtype=torch.float64).tolist(), steps_per_level=4)
+    solver = stk.AnnealedLangevin(
+        levels=torch.logspace(0.7, -1.3, 9, dtype=torch.float64).tolist(), steps_per_level=4
+    )
     field = smoothed(stk.Energy(RING.energy, (2,)), path, samples=256, reference=(0.0, 1.5), seed=2)
     allowance = max(
-        float(field.error(noisy(RING, path, t, 40), t).square().mean().sqrt()) for t in (0.05, 0.3, 0.6, 0.8, 0.9, 0.99)
+        float(field.error(noisy(RING, path, t, 40), t).square().mean().sqrt())
+        for t in (0.05, 0.3, 0.6, 0.8, 0.9, 0.99)
     )
     assert allowance < 0.4
     radius = math.sqrt(4 + 2 / 16)
@@ -252,7 +302,8 @@ def test_annealed_langevin_samples_a_static_energy():
         assert draws.failures == {}
         size = draws.final.square().sum(1).mean().sqrt()
         missed.append(
-            abs(float(size) - radius) / (allowance + z_limit(2) * float(draws.final.norm(dim=1).std()) / math.sqrt(200))
+            abs(float(size) - radius)
+            / (allowance + z_limit(2) * float(draws.final.norm(dim=1).std()) / math.sqrt(200))
         )
     assert missed[0] < 1
     assert missed[1] > 1
@@ -270,7 +321,9 @@ class TestVelocityOnly:
         t, h, n = 0.98, 2e-3, 20_000
         x = noisy(self.target, stk.Linear(), t, n)
         at = self.field.at(t)
-        torch.testing.assert_close(at.score(x[:50]), self.exact.score(x[:50], t), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            at.score(x[:50]), self.exact.score(x[:50], t), rtol=1e-6, atol=1e-6
+        )
         assert_mean((at.score(x) * x).sum(1), -2.0, "Stein: E[x . score] = -d")
         draws = stk.sample(at, stk.ULA(h), init=x, steps=1, seed=4)
         second_order = h**2 * float(at.score(x).square().sum(1).mean())
@@ -281,11 +334,19 @@ class TestVelocityOnly:
     def test_annealed_langevin_gives_the_ring(self):
         levels = torch.logspace(1.3, -2, 24, dtype=torch.float64).tolist()
         draws = stk.sample(
-            self.field, stk.AnnealedLangevin(levels=levels, steps_per_level=6), chains=2000, seed=1, dtype=torch.float64
+            self.field,
+            stk.AnnealedLangevin(levels=levels, steps_per_level=6),
+            chains=2000,
+            seed=1,
+            dtype=torch.float64,
         )
         assert draws.failures == {}
-        sector = (torch.atan2(draws.final[:, 1], draws.final[:, 0]) / (math.pi / 4)).round().long() % 8
-        assert_mean(torch.nn.functional.one_hot(sector, 8).double(), [1 / 8] * 8, "share of each mode")
+        sector = (
+            torch.atan2(draws.final[:, 1], draws.final[:, 0]) / (math.pi / 4)
+        ).round().long() % 8
+        assert_mean(
+            torch.nn.functional.one_hot(sector, 8).double(), [1 / 8] * 8, "share of each mode"
+        )
         # the last level's steps are not exact: 3 per cent of the radius is what they may add
         assert abs(float(draws.final.norm(dim=1).mean()) - 2.0156) < 0.06
 

@@ -16,7 +16,16 @@ from scoretk.solvers.parts.metropolis import metropolis
 from tests.marks import slow_but
 
 CHECKS = {check.name: check for check in SOLVER_CHECKS}
-NOT_EXACT = {"ula", "underdamped", "mclmc", "annealed-langevin", "ais", "smc", "reverse-sde", "probability-flow"}
+NOT_EXACT = {
+    "ula",
+    "underdamped",
+    "mclmc",
+    "annealed-langevin",
+    "ais",
+    "smc",
+    "reverse-sde",
+    "probability-flow",
+}
 
 
 class WalkState(NamedTuple):
@@ -41,7 +50,9 @@ class Walk:
         return WalkState(x, field.energy(x), torch.zeros((), dtype=torch.int64))
 
     def jump(self, state, noise):
-        return self.size * noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        return self.size * noise.normal(
+            state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype
+        )
 
     def energy(self, field, x):
         return field.energy(x)
@@ -191,12 +202,16 @@ def test_each_law_catches_its_wrong_solvers(law, solver):
 def test_this_packages_solvers_obey_the_laws(name):
     results = {r.check: r for r in check_solver(EXAMPLES[name])}
     assert {n: r.detail for n, r in results.items() if r.status == "failed"} == {}
-    assert {n for n, r in results.items() if r.status == "skipped"} == ({"invariant"} if name in NOT_EXACT else set())
+    assert {n for n, r in results.items() if r.status == "skipped"} == (
+        {"invariant"} if name in NOT_EXACT else set()
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "solver", ["hmc", "chees", "nuts", "preconditioned-langevin", stk.ProbabilityFlow("dopri5")], ids=str
+    "solver",
+    ["hmc", "chees", "nuts", "preconditioned-langevin", stk.ProbabilityFlow("dopri5")],
+    ids=str,
 )
 def test_those_that_tune_themselves_too(solver):
     failed = [r for r in check_solver(solver) if r.status == "failed"]
@@ -205,7 +220,10 @@ def test_those_that_tune_themselves_too(solver):
 
 def test_a_name_means_the_example_where_a_setting_has_no_default(capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr("scoretk.conformance.solver_kit.SOLVER_CHECKS", (replace(CHECKS["protocol"], run=_told(seen)),))
+    monkeypatch.setattr(
+        "scoretk.conformance.solver_kit.SOLVER_CHECKS",
+        (replace(CHECKS["protocol"], run=_told(seen)),),
+    )
     assert [r.status for r in check_solver("barker")] == ["passed"]
     assert main(["check", "hmc", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["law"] == "it is seen"

@@ -59,8 +59,14 @@ def test_the_table_holds_every_public_solver_once():
     """A solver is what can be made, stepped and named: no class of the public names that is one is left out of the table."""
     assert len(set(SOLVERS.values())) == len(SOLVERS)
     assert {name: type(solver) for name, solver in EXAMPLES.items()} == SOLVERS
-    public = {v for n in stk.__all__ if isinstance(v := getattr(stk, n), type) and callable(getattr(v, "step", None))}
-    assert {kind for kind in public if not getattr(kind, "_is_protocol", False)} == set(SOLVERS.values())
+    public = {
+        v
+        for n in stk.__all__
+        if isinstance(v := getattr(stk, n), type) and callable(getattr(v, "step", None))
+    }
+    assert {kind for kind in public if not getattr(kind, "_is_protocol", False)} == set(
+        SOLVERS.values()
+    )
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -124,16 +130,24 @@ def test_what_a_solver_says_of_itself_counts_and_the_rest_has_its_default():
 
 
 def test_a_name_goes_wherever_a_solver_goes():
-    named, given = (stk.sample(FIELD, solver, chains=4, steps=2, warmup=3, seed=1) for solver in ("hmc", stk.HMC()))
+    named, given = (
+        stk.sample(FIELD, solver, chains=4, steps=2, warmup=3, seed=1)
+        for solver in ("hmc", stk.HMC())
+    )
     assert torch.equal(named.x, given.x)
     assert named.provenance == given.provenance
     gibbs = stk.GibbsWithGradients()
     for kind in (stk.AIS, stk.SMC, stk.ParallelTempering):
         assert kind(kernel="gibbs-with-gradients") == kind(kernel=gibbs)
-    estimates = [stk.log_partition(SPINS, kernel=k, chains=16, pilot=16).value for k in ("gibbs-with-gradients", gibbs)]
+    estimates = [
+        stk.log_partition(SPINS, kernel=k, chains=16, pilot=16).value
+        for k in ("gibbs-with-gradients", gibbs)
+    ]
     assert torch.equal(*estimates)
     assert stk.ContrastiveDivergence("gibbs-with-gradients").solver == gibbs
-    assert stk.load_solver("smc", kernel="gibbs-with-gradients", levels=3) == stk.SMC(3, kernel=gibbs)
+    assert stk.load_solver("smc", kernel="gibbs-with-gradients", levels=3) == stk.SMC(
+        3, kernel=gibbs
+    )
 
 
 @pytest.mark.parametrize("start", [torch.zeros(2).numpy(), torch.zeros(2), "nowhere", None])
@@ -170,7 +184,14 @@ def test_what_is_no_name_and_no_solver_is_told(taker, site):
 
 def test_solvers_of_other_packages_go_by_name(site):
     found = {e.id for e in stk.list_solvers()}
-    assert {"lab-one/walker", "lab-one/shared", "lab-two/shared", "lab-one/hmc", "lab-two/half", "scoretk/hmc"} <= found
+    assert {
+        "lab-one/walker",
+        "lab-one/shared",
+        "lab-two/shared",
+        "lab-one/hmc",
+        "lab-two/half",
+        "scoretk/hmc",
+    } <= found
     draws = stk.sample(FIELD, "lab-one/walker", chains=4, steps=3)
     assert torch.equal(draws.x, stk.sample(FIELD, stk.ULA(0.1), chains=4, steps=3).x)
     assert stk.load_solver("walker", step_size=0.3).step_size == 0.3
@@ -183,7 +204,9 @@ def test_solvers_of_other_packages_go_by_name(site):
     assert (spec.needs, spec.timed, spec.required) == (("score",), False, ())
     with pytest.raises(stk.InvalidArgument, match="did you mean 'step_size'"):
         stk.load_solver("walker", stepsize=1)
-    with pytest.raises(stk.InvalidArgument, match="positive"):  # what the class itself refuses passes as it is
+    with pytest.raises(
+        stk.InvalidArgument, match="positive"
+    ):  # what the class itself refuses passes as it is
         stk.load_solver("walker", step_size=-1.0)
     assert [e.id for e in verify_solvers() if isinstance(e, stk.Broken)] == ["lab-two/half"]
 

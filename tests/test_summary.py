@@ -75,7 +75,12 @@ def autoregressive(chains, steps, keep, seed):
 
 @pytest.mark.parametrize(("keep", "steps"), [(0.5, 50), (0.9, 400), (0.95, 1000)])
 def test_correlated_chains_that_agree_are_not_blamed(keep, steps):
-    found = [p for seed in range(10) for p in problems(made(autoregressive(256, steps, keep, seed))) if "disagree" in p]
+    found = [
+        p
+        for seed in range(10)
+        for p in problems(made(autoregressive(256, steps, keep, seed)))
+        if "disagree" in p
+    ]
     assert found == []
 
 
@@ -84,7 +89,10 @@ def test_what_cannot_be_judged_is_not_called_fine():
     apart = 5 * torch.arange(64.0)[:, None, None] + independent(64, 1, 1)
     for x in (constant, independent(4, 3, 1), apart):
         assert not made(x).summary().ok
-    stuck = torch.full((4, 50, 1), 0.1, dtype=torch.float64) + 0.01 * torch.arange(4.0)[:, None, None].double()
+    stuck = (
+        torch.full((4, 50, 1), 0.1, dtype=torch.float64)
+        + 0.01 * torch.arange(4.0)[:, None, None].double()
+    )
     assert any("4 chains never moved" in p for p in problems(made(stuck)))
 
 
@@ -131,7 +139,10 @@ def test_a_real_run_of_each_kind():
     good = stk.sample(gaussian(dim=2), stk.NUTS(), chains=32, steps=200, warmup=200, seed=1)
     assert good.summary().ok, good.summary()
     assert not stk.sample("ring-mixture", stk.MALA(0.001), chains=8, steps=50).summary().ok
-    assert any("NONFINITE" in p for p in problems(stk.sample("semicircle", stk.ULA(0.2), chains=16, steps=50)))
+    assert any(
+        "NONFINITE" in p
+        for p in problems(stk.sample("semicircle", stk.ULA(0.2), chains=16, steps=50))
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (1, 2, 2)])
@@ -166,7 +177,16 @@ def test_without_draws_it_says_so():
 def test_arviz_names_and_functions():
     draws = stk.sample("eight-schools", stk.NUTS(), chains=4, steps=60, warmup=60, seed=0)
     data = draws.to_arviz()
-    names = {"lp", "energy", "acceptance_rate", "n_steps", "tree_depth", "diverging", "status", "failed_at"}
+    names = {
+        "lp",
+        "energy",
+        "acceptance_rate",
+        "n_steps",
+        "tree_depth",
+        "diverging",
+        "status",
+        "failed_at",
+    }
     assert names <= set(data.sample_stats.data_vars)
     assert data.sample_stats.diverging.dtype == bool
     assert np.allclose(data.sample_stats.lp, -draws.stats["energy"])
@@ -179,7 +199,9 @@ def test_arviz_names_and_functions():
 
 def test_the_public_function_takes_what_a_run_has():
     draws = stk.sample(gaussian(), stk.HMC(), chains=8, steps=30, warmup=30)
-    assert str(summarise(draws.x, draws.status, draws.failed_at, draws.stats)) == str(draws.summary())
+    assert str(summarise(draws.x, draws.status, draws.failed_at, draws.stats)) == str(
+        draws.summary()
+    )
 
 
 def test_the_functions_are_arviz_for_tensors():
@@ -188,7 +210,9 @@ def test_the_functions_are_arviz_for_tensors():
     assert stk.diagnostics.ess(x, "tail").shape == (2, 3)
     assert float(stk.diagnostics.ess(x)[1, 2]) == pytest.approx(float(az.ess(flat[:, :, 1, 2])))
     assert float(stk.diagnostics.rhat(x)[0, 1]) == pytest.approx(float(az.rhat(flat[:, :, 0, 1])))
-    assert float(stk.diagnostics.mcse(x, "sd")[0, 1]) == pytest.approx(float(az.mcse(flat[:, :, 0, 1], method="sd")))
+    assert float(stk.diagnostics.mcse(x, "sd")[0, 1]) == pytest.approx(
+        float(az.mcse(flat[:, :, 0, 1], method="sd"))
+    )
     energy = x[..., 0, 0]
     assert np.allclose(stk.diagnostics.bfmi(energy), az.bfmi(flat[..., 0, 0]))
     for wrong in (lambda: stk.diagnostics.ess(x[:, :2]), lambda: stk.diagnostics.bfmi(x)):

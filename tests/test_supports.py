@@ -45,12 +45,19 @@ LAWS = {
     "Uniform": td.Uniform(t(10.0), t(11.0)),
     "VonMises": td.VonMises(t(3.0), t(2.0)),
     "Weibull": td.Weibull(t(2.0), t(0.7)),
-    "Wishart": td.Wishart(t(4.0), covariance_matrix=torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)),
+    "Wishart": td.Wishart(
+        t(4.0), covariance_matrix=torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
+    ),
     "independent": td.Independent(td.Beta(t(0.3, 2.0), t(2.0, 1.0)), 1),
     "independent simplices": td.Independent(td.Dirichlet(PAIR), 1),
-    "moved": td.TransformedDistribution(td.Gamma(t(2.0), t(1.0)), [td.AffineTransform(t(5.0), t(2.0))]),
+    "moved": td.TransformedDistribution(
+        td.Gamma(t(2.0), t(1.0)), [td.AffineTransform(t(5.0), t(2.0))]
+    ),
     "turned": td.Independent(
-        td.TransformedDistribution(td.Gamma(t(2.0, 3.0), t(1.0)), [td.AffineTransform(t(5.0), t(-2.0))]), 1
+        td.TransformedDistribution(
+            td.Gamma(t(2.0, 3.0), t(1.0)), [td.AffineTransform(t(5.0), t(-2.0))]
+        ),
+        1,
     ),
     "mixture": mixed(td.Beta(t(0.3, 2.0), t(2.0, 1.0))),
     "mixture of simplices": mixed(td.Dirichlet(PAIR)),
@@ -103,13 +110,22 @@ def test_the_law_in_free_space_is_the_distribution(name):
     assert torch.allclose(view.unconstrain(x), z, rtol=1e-9, atol=1e-9)
     assert gaps(name, law, z, view.energy).abs().max() < 1e-9
     assert (
-        gaps(name, law, z, lambda v: stk.from_distribution(law).energy(x0 := view.constrain(v)) - view._jacobian(v, x0))
+        gaps(
+            name,
+            law,
+            z,
+            lambda v: (
+                stk.from_distribution(law).energy(x0 := view.constrain(v)) - view._jacobian(v, x0)
+            ),
+        )
         .abs()
         .max()
         < 1e-9
     )
     assert torch.allclose(stk.log_prob(law, x).value, law.log_prob(x))
-    without = gaps(name, law, z, lambda v: stk.from_distribution(law).energy(view.constrain(v)))  # mutant: no Jacobian
+    without = gaps(
+        name, law, z, lambda v: stk.from_distribution(law).energy(view.constrain(v))
+    )  # mutant: no Jacobian
     assert without.abs().max() > 1e-3
 
 
@@ -122,11 +138,15 @@ def test_a_field_of_a_distribution_can_be_pickled(name):
     assert torch.equal(in_free_space(again).energy(z), in_free_space(law).energy(z))
     assert again.support is not None
     assert bare.support is None
-    with pytest.raises((AttributeError, pickle.PicklingError)):  # mutant: part by part, with its functions
+    with pytest.raises(
+        (AttributeError, pickle.PicklingError)
+    ):  # mutant: part by part, with its functions
         pickle.dumps(vars(field))
 
 
-@pytest.mark.parametrize("transform", [td.transforms.AbsTransform(), td.transforms.SoftmaxTransform()], ids=repr)
+@pytest.mark.parametrize(
+    "transform", [td.transforms.AbsTransform(), td.transforms.SoftmaxTransform()], ids=repr
+)
 def test_a_distribution_without_a_density_is_refused_when_the_field_is_made(transform):
     law = td.TransformedDistribution(td.Independent(td.Normal(t(0.0, 1.0), t(1.0)), 1), [transform])
     with pytest.raises(
@@ -170,7 +190,9 @@ def test_outside_the_support_the_density_is_zero_whatever_torch_makes_of_it():
     assert torch.allclose(found.exp(), t(0.0, 0.3, 0.3 + 0.7 / 2.5, 0.7 / 2.5))
     # between the edges of two components only one of them has density
     inside = stk.log_prob(LAWS["mixture of supports apart"], t(1.5)[None]).value
-    assert float(inside) == pytest.approx(math.log(0.3) + float(td.Pareto(t(1.0), t(2.0)).log_prob(t(1.5))))
+    assert float(inside) == pytest.approx(
+        math.log(0.3) + float(td.Pareto(t(1.0), t(2.0)).log_prob(t(1.5)))
+    )
 
 
 def test_what_cannot_be_sampled_is_refused_with_the_way_out():
@@ -233,7 +255,9 @@ def test_mass_at_both_ends_is_there_in_every_dtype(a, b, dtype):
     # mutant: torch's own sigmoid and the density of x
     own, last = biject_to(constraints.unit_interval), 1 - torch.finfo(dtype).eps
     y = own(z)
-    cut = torch.exp(law.log_prob(y.clamp(torch.finfo(dtype).tiny, last)) + own.log_abs_det_jacobian(z, y)).double()
+    cut = torch.exp(
+        law.log_prob(y.clamp(torch.finfo(dtype).tiny, last)) + own.log_abs_det_jacobian(z, y)
+    ).double()
     if dtype is torch.float32:
         assert abs(grid_mass(cut, z.double()) - 1) > 0.01
 
@@ -250,7 +274,9 @@ def test_mass_at_both_ends_is_there_in_every_dtype(a, b, dtype):
 def test_far_out_draws_are_inside(constraint):
     shape = (3, 3) if constraint.event_dim == 2 else (3,)
     field = stk.constrained(stk.Energy(lambda x: x.flatten(1).square().sum(1), shape), constraint)
-    spread = 1.0 if constraint is constraints.positive_definite else 30.0  # beyond, a product of factors is singular
+    spread = (
+        1.0 if constraint is constraints.positive_definite else 30.0
+    )  # beyond, a product of factors is singular
     z = spread * stk.Noise(3, 256).normal(0, 0, field.event_shape)
     x = field.constrain(z)
     if constraint is not stk.ordered:  # where a gap is lost beside a large number
@@ -285,7 +311,9 @@ ROWS = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -2.0], [math.nan, 1.0], [2.0
 
 
 def test_refused_values_are_rejections_of_their_rows(monkeypatch):
-    monkeypatch.setattr(td.Distribution, "_validate_args", True)  # which the compiler turns off for its process
+    monkeypatch.setattr(
+        td.Distribution, "_validate_args", True
+    )  # which the compiler turns off for its process
     field = stk.Energy(refusing, (2,))
     energy, gradient = field.energy_and_grad(ROWS)
     alone = [field.energy_and_grad(ROWS[i : i + 1]) for i in (0, 4)]
@@ -306,9 +334,27 @@ def test_where_a_check_does_not_tell_the_rows_they_are_found_by_halves():
     def uniform(x):
         return -td.Uniform(torch.zeros(len(x)), x[:, 1]).log_prob(torch.zeros(len(x)))
 
-    x = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [3.0, 2.0], [1.0, -1.0], [0.5, 0.5], [1.0, 1.0], [1.0, 2.0]])
-    assert stk.Energy(turned, (2,)).energy(x).isfinite().tolist() == [True, False, True, False, True, True, True]
-    assert stk.Energy(uniform, (2,)).energy(x).isfinite().tolist() == [True, True, True, False, True, True, True]
+    x = torch.tensor(
+        [[1.0, 1.0], [-1.0, 1.0], [3.0, 2.0], [1.0, -1.0], [0.5, 0.5], [1.0, 1.0], [1.0, 2.0]]
+    )
+    assert stk.Energy(turned, (2,)).energy(x).isfinite().tolist() == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert stk.Energy(uniform, (2,)).energy(x).isfinite().tolist() == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_errors_that_do_not_come_from_x_are_raised():
@@ -333,7 +379,11 @@ def test_checks_are_on_in_a_run_whatever_the_default_and_as_they_were_afterwards
         for default in (True, False):  # torch.compile turns it off for a whole process
             td.Distribution.set_default_validate_args(default)
             assert (
-                float(stk.Energy(lambda x: -td.Exponential(1.0).log_prob(x)[:, 0], (1,)).energy(-torch.ones(1, 1)))
+                float(
+                    stk.Energy(lambda x: -td.Exponential(1.0).log_prob(x)[:, 0], (1,)).energy(
+                        -torch.ones(1, 1)
+                    )
+                )
                 == math.inf
             )
             assert td.Distribution._validate_args is default
@@ -351,11 +401,16 @@ def test_checks_are_on_in_a_run_whatever_the_default_and_as_they_were_afterwards
 )  # fmt: skip
 def test_runs_outlive_refusals(solver):
     """A prior from torch beside a wall, and an energy that checks its values, under steps that leave every support."""
-    pyro = stk.Energy(lambda x: -td.Normal(0.0, 1.0).log_prob(x).sum(1) - td.HalfNormal(1.0).log_prob(x[:, 0]), (2,))
+    pyro = stk.Energy(
+        lambda x: -td.Normal(0.0, 1.0).log_prob(x).sum(1) - td.HalfNormal(1.0).log_prob(x[:, 0]),
+        (2,),
+    )
     wall = stk.Energy(lambda x: torch.where(x[:, 0] < 1, x.square().sum(1), torch.inf) * 1e20, (2,))
     prior = stk.from_distribution(td.Independent(td.Normal(torch.zeros(2), 1.0), 1))
     for field in (pyro, stk.product(prior, wall)):
-        draws = stk.sample(field, solver, chains=16, steps=10, seed=2, init=torch.full((16, 2), 0.5))
+        draws = stk.sample(
+            field, solver, chains=16, steps=10, seed=2, init=torch.full((16, 2), 0.5)
+        )
         assert draws.ok.all()
         assert bool(draws.x.isfinite().all())
 
@@ -386,16 +441,24 @@ def test_starts_of_the_users_stay_flagged_and_hopeless_ones_are_told():
     draws = stk.sample(box(10.0, 11.0), stk.MALA(1e-6), init=init, steps=2)
     assert draws.ok.tolist() == [True, False, True]
     with pytest.warns(UserWarning, match="init="):
-        draws = stk.sample(stk.Energy(lambda x: x.sum(1) * math.inf, (2,)), stk.MALA(0.1), chains=3, steps=2)
+        draws = stk.sample(
+            stk.Energy(lambda x: x.sum(1) * math.inf, (2,)), stk.MALA(0.1), chains=3, steps=2
+        )
     assert draws.ok.tolist() == [False] * 3
 
 
 SAMPLED = {
     "Uniform": (td.Uniform(10.0, 11.0), stats.uniform(10, 1).cdf),
-    "Beta": (td.Beta(t(0.1), t(0.1)), stats.beta(0.1, 0.1).cdf),  # in float32 a tenth of the draws are the last number
+    "Beta": (
+        td.Beta(t(0.1), t(0.1)),
+        stats.beta(0.1, 0.1).cdf,
+    ),  # in float32 a tenth of the draws are the last number
     "Gamma": (td.Gamma(0.5, 2.0), stats.gamma(0.5, scale=0.5).cdf),
     "HalfNormal": (td.HalfNormal(2.0), stats.halfnorm(scale=2).cdf),
-    "Kumaraswamy": (td.Kumaraswamy(torch.tensor(0.5), torch.tensor(0.2)), lambda x: 1 - (1 - x**0.5) ** 0.2),
+    "Kumaraswamy": (
+        td.Kumaraswamy(torch.tensor(0.5), torch.tensor(0.2)),
+        lambda x: 1 - (1 - x**0.5) ** 0.2,
+    ),
     "Weibull": (td.Weibull(1.0, 0.2), stats.weibull_min(0.2).cdf),
 }
 
@@ -411,7 +474,9 @@ def test_draws_follow_the_distribution(name):
 
 @pytest.mark.slow
 def test_half_of_a_symmetric_law_is_below_its_middle_in_float32():
-    draws = stk.sample(td.Beta(0.1, 0.1), stk.NUTS(), chains=1000, steps=60, warmup=200, seed=4, keep="last")
+    draws = stk.sample(
+        td.Beta(0.1, 0.1), stk.NUTS(), chains=1000, steps=60, warmup=200, seed=4, keep="last"
+    )
     assert draws.final.dtype is torch.float32
     assert abs(mean_z((draws.final < 0.5).double(), 0.5)) < z_limit()
 
@@ -419,8 +484,13 @@ def test_half_of_a_symmetric_law_is_below_its_middle_in_float32():
 @pytest.mark.slow
 def test_a_sparse_simplex_has_its_law_by_way_of_a_users_energy_too():
     law = td.Dirichlet(torch.full((3,), 0.1))
-    for field in (law, stk.constrained(stk.Energy(lambda x: -law.log_prob(x), (3,)), constraints.simplex)):
-        draws = stk.sample(field, stk.NUTS(), chains=1000, steps=60, warmup=200, seed=4, keep="last")
+    for field in (
+        law,
+        stk.constrained(stk.Energy(lambda x: -law.log_prob(x), (3,)), constraints.simplex),
+    ):
+        draws = stk.sample(
+            field, stk.NUTS(), chains=1000, steps=60, warmup=200, seed=4, keep="last"
+        )
         assert mean_z(draws.final, torch.full((3,), 1 / 3)).abs().max() < z_limit(3)
         # an entry alone is Beta(.1, .2), and at most one of three is above .99
         cornered = (draws.final.amax(1) > 0.99).double()

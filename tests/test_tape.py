@@ -65,7 +65,15 @@ def test_listening_finds_what_is_asked_for_the_steps_own_index():
 @pytest.mark.compiled
 @pytest.mark.parametrize("keep", ["all", "last", "moments"])
 def test_compiled_with_a_tape_is_the_eager_run(keep):
-    run = {"chains": 3, "steps": 30, "warmup": 5, "thin": 3, "keep": keep, "seed": 8, "dtype": torch.float64}
+    run = {
+        "chains": 3,
+        "steps": 30,
+        "warmup": 5,
+        "thin": 3,
+        "keep": keep,
+        "seed": 8,
+        "dtype": torch.float64,
+    }
     eager, compiled = (stk.sample(FIELD, Asker(), compile=c, **run) for c in (False, True))
     torch.testing.assert_close(compiled.final, eager.final)
     for name in ("x", "mean", "var"):
@@ -95,7 +103,9 @@ class Adder:
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("key", [lambda amount: amount, lambda amount: "one key"], ids=["own key", "one key"])
+@pytest.mark.parametrize(
+    "key", [lambda amount: amount, lambda amount: "one key"], ids=["own key", "one key"]
+)
 def test_many_kinds_of_runs_do_not_use_up_the_compilers_limit(key):
     x = torch.zeros(2)
     for amount in [*range(10), 3]:  # the limit for one function is 8

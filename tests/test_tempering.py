@@ -26,7 +26,9 @@ from tests.test_discrete import all_states, distance, law
 
 CHAINS = 40_000
 LADDER = (1.0, 2.0, 5.0)
-FAR = GaussianMixture(torch.tensor([[-5.0], [5.0]]), torch.tensor([1.0, 1.0]), torch.tensor([0.3, 0.7]))
+FAR = GaussianMixture(
+    torch.tensor([[-5.0], [5.0]]), torch.tensor([1.0, 1.0]), torch.tensor([0.3, 0.7])
+)
 SMALL = {"leapfrogs": 2, "metric": "none"}
 LINES = {
     "gaussian": (gaussian(dim=1), stk.HMC(0.9, **SMALL), 40.0),
@@ -70,12 +72,19 @@ def line_distance(name, first, kernel=None, ladder=LADDER):
     field, own, end = LINES[name]
     laws = [tempered_cdf(field, 1 / t, end) for t in ladder]
     u = stk.Noise(3, CHAINS, dtype=torch.float64).uniform(0, Stream.USER, (len(ladder),))
-    start = torch.stack([torch.from_numpy(np.interp(v, c, x)) for v, (x, c) in zip(u.T.numpy(), laws, strict=True)], 1)
+    start = torch.stack(
+        [torch.from_numpy(np.interp(v, c, x)) for v, (x, c) in zip(u.T.numpy(), laws, strict=True)],
+        1,
+    )
     solver = ParallelTempering(kernel or own, temperatures=ladder)
     x = one_step_from(solver, field, start[..., None], first).replicas[..., 0].numpy()
     u = np.stack([np.interp(column, *law) for column, law in zip(x.T, laws, strict=True)], 1)
-    together = mean_z(torch.from_numpy((u[:, 1:] - 0.5) * (u[:, :-1] - 0.5)), torch.zeros(len(ladder) - 1))
-    p = [kstest(column, "uniform").pvalue for column in u.T] + (2 * norm.sf(together.abs().numpy())).tolist()
+    together = mean_z(
+        torch.from_numpy((u[:, 1:] - 0.5) * (u[:, :-1] - 0.5)), torch.zeros(len(ladder) - 1)
+    )
+    p = [kstest(column, "uniform").pvalue for column in u.T] + (
+        2 * norm.sf(together.abs().numpy())
+    ).tolist()
     return math.log(max(min(p), 1e-300)) / math.log(FALSE_ALARM / len(p))
 
 
@@ -83,9 +92,15 @@ def lattice_distance(name, first):
     """As `line_distance`: the largest chi-square distance of the places."""
     at, kernel = LATTICES[name]
     start = torch.stack(
-        [at(1 / t).draw(CHAINS, stk.Noise(i, CHAINS, dtype=torch.float64)).double() for i, t in enumerate(LADDER)], 1
+        [
+            at(1 / t).draw(CHAINS, stk.Noise(i, CHAINS, dtype=torch.float64)).double()
+            for i, t in enumerate(LADDER)
+        ],
+        1,
     )
-    x = one_step_from(ParallelTempering(kernel, temperatures=LADDER, kernel_steps=2), at(1.0), start, first).replicas
+    x = one_step_from(
+        ParallelTempering(kernel, temperatures=LADDER, kernel_steps=2), at(1.0), start, first
+    ).replicas
     return max(distance(x[:, k], at(1.0), law(at(1 / t))) for k, t in enumerate(LADDER))
 
 
@@ -137,7 +152,9 @@ def test_invariance_catches_a_kernel_at_the_wrong_temperature(monkeypatch, wrong
     def unscaled(start, end, weight):
         return Bridge(start, end, weight**0)
 
-    monkeypatch.setattr("scoretk.solvers.tempering.Bridge", mixed if wrong == "b in the wrong order" else unscaled)
+    monkeypatch.setattr(
+        "scoretk.solvers.tempering.Bridge", mixed if wrong == "b in the wrong order" else unscaled
+    )
     assert line_distance("gaussian", 0, stk.MALA(0.9)) > 2
 
 
@@ -159,13 +176,20 @@ def test_what_is_not_finite_never_comes_to_the_first_place(value):
 
 
 def test_a_nan_taken_for_a_number_would_come_there(monkeypatch):
-    monkeypatch.setattr("scoretk.solvers.tempering.swap_log_ratio", lambda *a: swap_log_ratio(*a).nan_to_num(0.0))
+    monkeypatch.setattr(
+        "scoretk.solvers.tempering.swap_log_ratio", lambda *a: swap_log_ratio(*a).nan_to_num(0.0)
+    )
     assert marked(ParallelTempering(stk.HMC(0.5, **SMALL), temperatures=LADDER), math.nan) > 0
 
 
-@pytest.mark.parametrize("kernel", [stk.HMC(0.4, **SMALL), stk.MALA(0.3), stk.NUTS(0.4, metric="none")])
+@pytest.mark.parametrize(
+    "kernel", [stk.HMC(0.4, **SMALL), stk.MALA(0.3), stk.NUTS(0.4, metric="none")]
+)
 def test_energies_and_gradients_are_those_of_the_positions(kernel):
-    noise, bound = stk.Noise(9, 50, dtype=torch.float64), resolve(ring_mixture(), {"energy", "score"})
+    noise, bound = (
+        stk.Noise(9, 50, dtype=torch.float64),
+        resolve(ring_mixture(), {"energy", "score"}),
+    )
     solver = ParallelTempering(kernel, replicas=4, kernel_steps=2)
     state = begin(solver, bound, noise.normal(0, Stream.START, (2,)), noise).state
     for _ in range(20):
@@ -192,7 +216,9 @@ class Fresh:
 
     def step(self, field, state, noise):
         y = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        return MALAState(y, *field.energy_and_grad(y), state.step + 1), {"accept": torch.ones(len(y), dtype=y.dtype)}
+        return MALAState(y, *field.energy_and_grad(y), state.step + 1), {
+            "accept": torch.ones(len(y), dtype=y.dtype)
+        }
 
 
 @pytest.mark.parametrize("k", [2, 3, 6])
@@ -201,10 +227,19 @@ def test_swaps_and_round_trips_are_as_often_as_theory_says(k):
     ratio = 1.8
     solver = ParallelTempering(Fresh(), temperatures=tuple(ratio**i for i in range(k)))
     draws = stk.sample(
-        gaussian(), solver, chains=500, steps=400, warmup=50, seed=2, dtype=torch.float64, keep="moments"
+        gaussian(),
+        solver,
+        chains=500,
+        steps=400,
+        warmup=50,
+        seed=2,
+        dtype=torch.float64,
+        keep="moments",
     )
     assert_mean(draws.stats["swap"], 2 / (1 + ratio), "swap")
-    rate = 1 / (2 + (k - 1) * (ratio - 1)) if k > 2 else 2 / (1 + ratio)  # of two places each swap ends a trip
+    rate = (
+        1 / (2 + (k - 1) * (ratio - 1)) if k > 2 else 2 / (1 + ratio)
+    )  # of two places each swap ends a trip
     assert_mean(draws.stats["round_trips"], rate, "round trips")
     if k > 2:  # pairs of a random parity would make this many
         reversible = 1 / (2 * (k - 1) + (k - 1) * (ratio - 1))
@@ -216,7 +251,9 @@ def test_the_even_ladder_of_a_normal_is_geometric():
     for _ in range(8):
         ratio = beta[:-1] / beta[1:]
         beta = even_ladder(beta, (ratio - 1) / (ratio + 1))
-    torch.testing.assert_close(beta, 20 ** -torch.linspace(0, 1, 8, dtype=torch.float64), rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        beta, 20 ** -torch.linspace(0, 1, 8, dtype=torch.float64), rtol=1e-2, atol=0
+    )
     still = even_ladder(beta, torch.zeros(7, dtype=torch.float64))
     torch.testing.assert_close(still, beta)
 
@@ -227,7 +264,12 @@ def test_windows_double_and_leave_the_end_alone():
 
 
 def test_far_modes_get_their_weights_and_the_kernel_alone_stays():
-    run = {"init": torch.full((400, 1), -5.0, dtype=torch.float64), "steps": 150, "warmup": 100, "seed": 1}
+    run = {
+        "init": torch.full((400, 1), -5.0, dtype=torch.float64),
+        "steps": 150,
+        "warmup": 100,
+        "seed": 1,
+    }
     kernel = stk.HMC(1.0, leapfrogs=5, metric="none")
     alone = stk.sample(FAR, kernel, **run)
     assert bool((alone.x < 0).all())
@@ -248,7 +290,9 @@ def test_eight_narrow_modes_from_one():
     assert_mean(one_hot(sector, 8).double(), torch.full((8,), 1 / 8), "sectors")
     assert_mean(draws.final.square().sum(1), 4 + 2 * 0.05**2, "mean square")
     assert draws.x.abs().max() < 2.5
-    assert 0.55 < float(draws.stats["accept"].mean()) < 0.85  # one step size, tuned over all temperatures
+    assert (
+        0.55 < float(draws.stats["accept"].mean()) < 0.85
+    )  # one step size, tuned over all temperatures
 
 
 COLD = Ising(4, 0.8)
@@ -266,14 +310,19 @@ def test_a_cold_ising_model_turns_over():
     states, probability = all_states(COLD), law(COLD)
 
     def kinds(x):
-        return torch.stack([(COLD.energy(x.double()) > -25.5).double(), x.double().sum((1, 2)).sign()], 1)
+        return torch.stack(
+            [(COLD.energy(x.double()) > -25.5).double(), x.double().sum((1, 2)).sign()], 1
+        )
 
     cells, of_state = kinds(states).unique(dim=0, return_inverse=True)
     expected = np.bincount(of_state.numpy(), probability) * len(draws.final)
     seen = (kinds(draws.final)[:, None] == cells).all(2).sum(0).numpy()
     kept = expected > 5
     assert expected[~kept].sum() < 5
-    assert chisquare(seen[kept], expected[kept] * seen[kept].sum() / expected[kept].sum()).pvalue > FALSE_ALARM
+    assert (
+        chisquare(seen[kept], expected[kept] * seen[kept].sum() / expected[kept].sum()).pvalue
+        > FALSE_ALARM
+    )
     assert math.isnan(float(draws.tuned["step_size"]))
 
 
@@ -286,7 +335,9 @@ def swaps_of(temperatures, steps=80):
     for step in range(2 * steps):
         state, info = solver.step(bound, state, noise)
         if step >= steps:
-            seen.append(1 - swap_log_ratio(state.energy, state.inverse_temperatures).clamp(max=0).exp())
+            seen.append(
+                1 - swap_log_ratio(state.energy, state.inverse_temperatures).clamp(max=0).exp()
+            )
             trips.append(info["round_trips"])
     return torch.stack(seen).mean((0, 1)), torch.stack(trips).mean(0)
 
@@ -294,7 +345,9 @@ def swaps_of(temperatures, steps=80):
 def test_the_ladder_evens_rejections_out_and_round_trips_rise():
     """Across the transition of the Ising model; 200 chains know a rejection rate to .01 or so."""
     solver = ParallelTempering(SPINS, replicas=6, hottest=6.0, kernel_steps=2)
-    tuned = stk.sample(COLD, solver, chains=200, steps=1, warmup=200, seed=3).tuned["inverse_temperatures"]
+    tuned = stk.sample(COLD, solver, chains=200, steps=1, warmup=200, seed=3).tuned[
+        "inverse_temperatures"
+    ]
     assert tuned[0] == 1
     assert float(tuned[-1]) == pytest.approx(1 / 6)
     even, often = swaps_of(tuple((1 / tuned).tolist()))
@@ -318,11 +371,21 @@ class Elementwise:
 
 @pytest.mark.parametrize(
     "kernel",
-    [stk.HMC(**SMALL), pytest.param(stk.NUTS(metric="none", max_depth=3), marks=pytest.mark.slow), stk.MALA(0.2)],
+    [
+        stk.HMC(**SMALL),
+        pytest.param(stk.NUTS(metric="none", max_depth=3), marks=pytest.mark.slow),
+        stk.MALA(0.2),
+    ],
 )
 def test_chains_do_not_depend_on_the_batch(kernel):
     solver = ParallelTempering(kernel, replicas=3)
-    run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(30, pilot=5), "seed": 6, "dtype": torch.float64}
+    run = {
+        "chains": 13,
+        "steps": 12,
+        "warmup": stk.Warmup(30, pilot=5),
+        "seed": 6,
+        "dtype": torch.float64,
+    }
     whole, parts = (stk.sample(Elementwise(), solver, **run, batch=batch) for batch in (None, 4))
     assert torch.equal(whole.x, parts.x)
     fewer = stk.sample(Elementwise(), solver, **(run | {"chains": 7}))
@@ -345,7 +408,14 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
             raise Stop
         return (x[:, 0] ** 2 - 1) ** 2 + x[:, 1] ** 2
 
-    run = {"chains": 6, "steps": 20, "warmup": stk.Warmup(40, pilot=4), "seed": 6, "dtype": torch.float64, "batch": 2}
+    run = {
+        "chains": 6,
+        "steps": 20,
+        "warmup": stk.Warmup(40, pilot=4),
+        "seed": 6,
+        "dtype": torch.float64,
+        "batch": 2,
+    }
     solver = ParallelTempering(stk.HMC(**SMALL), replicas=3)
     field = stk.Energy(energy, (2,))
     undisturbed = stk.sample(field, solver, **run)
@@ -361,7 +431,9 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     assert torch.equal(resumed.stats["round_trips"], undisturbed.stats["round_trips"])
 
 
-@pytest.mark.parametrize("kernel", [stk.HMC(leapfrogs=4, metric="none"), stk.NUTS(metric="none"), stk.MALA(0.2)])
+@pytest.mark.parametrize(
+    "kernel", [stk.HMC(leapfrogs=4, metric="none"), stk.NUTS(metric="none"), stk.MALA(0.2)]
+)
 def test_every_evaluation_is_counted(kernel):
     rows = []
 
@@ -370,7 +442,9 @@ def test_every_evaluation_is_counted(kernel):
         return x.square().sum(1) / 2
 
     solver = ParallelTempering(kernel, replicas=3, kernel_steps=2)
-    draws = stk.sample(stk.Energy(energy, (2,)), solver, chains=5, steps=4, warmup=6, keep="moments")
+    draws = stk.sample(
+        stk.Energy(energy, (2,)), solver, chains=5, steps=4, warmup=6, keep="moments"
+    )
     assert sum(rows) == draws.cost["score"]
     assert draws.mean.shape == draws.var.shape == (5, 2)
     assert draws.stats["swap"].shape == (5,)
@@ -421,7 +495,9 @@ def test_a_kernel_that_keeps_no_gradient_is_refused():
             return type("S", (tuple,), {"_fields": ("x", "energy")})((x, field.energy(x)))
 
     with pytest.raises(stk.InvalidArgument, match="energy and grad"):
-        stk.sample(gaussian(), ParallelTempering(Forgetful(), temperatures=LADDER), chains=2, steps=2)
+        stk.sample(
+            gaussian(), ParallelTempering(Forgetful(), temperatures=LADDER), chains=2, steps=2
+        )
     with pytest.raises(stk.InvalidArgument, match="warmup"):
         stk.sample(gaussian(), ParallelTempering(), chains=2, steps=2, warmup=0)
     with pytest.raises(stk.MissingCapability):

@@ -32,7 +32,9 @@ def test_a_run_goes_on_with_what_was_tuned(name, tmp_path):
     assert more.ok.all()
     assert more.tuned.keys() == first.tuned.keys()
     assert all(torch.equal(more.tuned[n], first.tuned[n]) for n in first.tuned)
-    third = stk.sample(FIELD, solver.tuned_by(more), init=first.final, steps=6, seed=2)  # warmup is 0 by itself
+    third = stk.sample(
+        FIELD, solver.tuned_by(more), init=first.final, steps=6, seed=2
+    )  # warmup is 0 by itself
     assert torch.equal(third.x, more.x)
 
 
@@ -52,8 +54,15 @@ def test_it_is_the_solver_with_these_settings_to_the_bit(name, mutant, monkeypat
     first = warmed(solver)
     same = replace(solver, **{n: float(first.tuned[n]) for n in names})
     if mutant:
-        monkeypatch.setattr(tuned._GivenBack, "init", lambda self, field, x, noise: self.solver.init(field, x, noise))
-    runs = [stk.sample(FIELD, s, init=first.final, steps=5, seed=2).x for s in (same, solver.tuned_by(first))]
+        monkeypatch.setattr(
+            tuned._GivenBack,
+            "init",
+            lambda self, field, x, noise: self.solver.init(field, x, noise),
+        )
+    runs = [
+        stk.sample(FIELD, s, init=first.final, steps=5, seed=2).x
+        for s in (same, solver.tuned_by(first))
+    ]
     assert torch.equal(*runs) is not mutant
 
 
@@ -77,13 +86,20 @@ def test_what_does_not_fit_is_refused():
         warmed(stk.NUTS(max_depth=3)),
         warmed(stk.HMC(0.1, metric="none")),
     ):
-        with pytest.raises(stk.InvalidArgument, match=r"draws of a HMC whose warmup has tuned something"):
+        with pytest.raises(
+            stk.InvalidArgument, match=r"draws of a HMC whose warmup has tuned something"
+        ):
             stk.HMC().tuned_by(draws)
     for other in (3, None, {"step_size": torch.ones(())}):
         with pytest.raises(stk.InvalidArgument, match=r"as scoretk\.sample returns them"):
             stk.HMC().tuned_by(other)
     with pytest.raises(stk.InvalidArgument, match="tuned values of shapes"):
-        stk.sample(stk.Energy(lambda x: x.square().sum(1), (2,)), stk.HMC().tuned_by(first), chains=2, steps=2)
+        stk.sample(
+            stk.Energy(lambda x: x.square().sum(1), (2,)),
+            stk.HMC().tuned_by(first),
+            chains=2,
+            steps=2,
+        )
     with pytest.raises(stk.InvalidArgument, match="the same metric"):
         stk.sample(FIELD, stk.HMC(metric="dense").tuned_by(first), chains=2, steps=2)
 
@@ -93,18 +109,23 @@ def test_it_goes_on_from_a_checkpoint_and_no_other_scales_take_it_up(tmp_path):
     run = {"init": first.final, "seed": 2, "checkpoint": tmp_path / "c"}
     stk.sample(FIELD, stk.HMC().tuned_by(first), steps=5, **run)
     more = stk.sample(FIELD, stk.HMC().tuned_by(first), steps=9, **run)
-    assert torch.equal(more.x, stk.sample(FIELD, stk.HMC().tuned_by(first), init=first.final, steps=9, seed=2).x)
+    assert torch.equal(
+        more.x, stk.sample(FIELD, stk.HMC().tuned_by(first), init=first.final, steps=9, seed=2).x
+    )
     with pytest.raises(stk.CheckpointError, match=r"there, .* here"):
         stk.sample(FIELD, stk.HMC().tuned_by(other), steps=9, **run)
 
 
 @pytest.mark.compiled
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way through the compiler
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, on its way through the compiler
 @pytest.mark.parametrize("name", ["HMC", "ChEES"])
 def test_compiled_it_agrees_with_eager(name):
     first = warmed(SOLVERS[name])
     eager, compiled = (
-        stk.sample(FIELD, SOLVERS[name].tuned_by(first), init=first.final, steps=16, compile=c).x for c in (False, True)
+        stk.sample(FIELD, SOLVERS[name].tuned_by(first), init=first.final, steps=16, compile=c).x
+        for c in (False, True)
     )
     assert torch.allclose(eager, compiled, rtol=1e-3, atol=1e-3)

@@ -45,7 +45,9 @@ def exact_encoder(x):
 
 def rough_encoder(x):
     """The right means, but independent latents that vary a third more than they should: weights vary."""
-    return normal(posterior_mean(x), 1.3 * torch.linalg.inv(PRECISION).diagonal().sqrt().expand(len(x), 2), 1)
+    return normal(
+        posterior_mean(x), 1.3 * torch.linalg.inv(PRECISION).diagonal().sqrt().expand(len(x), 2), 1
+    )
 
 
 def linear(encoder=rough_encoder):
@@ -72,7 +74,10 @@ def exact(x):
 
 def test_with_the_exact_posterior_as_encoder_every_weight_is_the_density():
     model, x = linear(exact_encoder), data()
-    for found in (replace(model.marginal, draws=2, newton=0).importance_log_prob(x), model.elbo(x, draws=2)):
+    for found in (
+        replace(model.marginal, draws=2, newton=0).importance_log_prob(x),
+        model.elbo(x, draws=2),
+    ):
         torch.testing.assert_close(found.value, exact(x), rtol=0, atol=1e-9)
         assert float(found.stderr.max()) < 1e-7
 
@@ -115,13 +120,17 @@ def test_a_density_without_the_encoder_in_its_weights_is_caught():
         def log_prior(self, z):
             return super().log_prior(z) + 0.2  # a mistake of .2 nats
 
-    wrong = Shifted(model.encoder, model.decoder, model.event_shape, model.data_shape).marginal.importance_log_prob(x)
+    wrong = Shifted(
+        model.encoder, model.decoder, model.event_shape, model.data_shape
+    ).marginal.importance_log_prob(x)
     assert ((wrong.value - exact(x)) / wrong.stderr).abs().max() > z_limit(len(x))
 
 
 def test_estimates_of_a_row_do_not_depend_on_its_batch():
     model, x = linear(), data(5)
-    whole, first = (replace(model.marginal, draws=64).importance_log_prob(rows) for rows in (x, x[:2]))
+    whole, first = (
+        replace(model.marginal, draws=64).importance_log_prob(rows) for rows in (x, x[:2])
+    )
     torch.testing.assert_close(whole.value[:2], first.value, rtol=0, atol=1e-10)
     empty = model.marginal.importance_log_prob(x[:0])
     assert empty.value.shape == empty.stderr.shape == (0,)
@@ -131,29 +140,41 @@ def test_bits_per_dim_of_the_marginal():
     model = linear()
     cells = ((data(40).clamp(-3.9, 3.9) + 4) * 2).floor()  # 16 levels of [-4, 4]
     found = stk.bits_per_dim(model.marginal, cells, levels=16, interval=(-4.0, 4.0), draws=16)
-    u = torch.rand((400, *cells.shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u = torch.rand(
+        (400, *cells.shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     nats = exact(-4 + (cells + u).flatten(0, 1) / 2).reshape(400, -1)
     bits = -nats.mean(0) / (4 * math.log(2)) + math.log2(16 / 8)
     spread = torch.hypot(found.stderr, nats.std(0) / (4 * math.log(2) * 20))
-    assert float(((found.value - bits).mean() / (spread.square().sum().sqrt() / 40)).abs()) < z_limit()
+    assert (
+        float(((found.value - bits).mean() / (spread.square().sum().sqrt() / 40)).abs()) < z_limit()
+    )
 
 
 def test_draws_of_the_marginal_and_the_joint_have_the_exact_moments():
     model, noise = linear(), stk.Noise(5, N, dtype=torch.float64)
     x, zx = model.marginal.draw(N, noise).flatten(1), model.joint.draw(N, noise)
     assert torch.equal(model.joint.decode(zx).flatten(1), x)
-    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(COVARIANCE), (x - CENTRE).T, upper=False).T
+    whitened = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(COVARIANCE), (x - CENTRE).T, upper=False
+    ).T
     assert_mean(whitened, torch.zeros(4))
     assert_second_moment(whitened, 0.0, torch.ones(4))
     assert_mean(whitened[:, :1] * whitened[:, 1:], torch.zeros(3), "correlations")
     noiseless = (model.decode(zx[:, :2]).flatten(1) - CENTRE).square()
-    assert mean_z(noiseless, COVARIANCE.diagonal()).abs().max() > 2 * z_limit(4)  # the decoder's mean must not pass
+    assert mean_z(noiseless, COVARIANCE.diagonal()).abs().max() > 2 * z_limit(
+        4
+    )  # the decoder's mean must not pass
     cross = torch.cat([torch.eye(2).double(), WEIGHT])
     noise_variance = torch.tensor([0.0, 0.0, *[STD**2] * 4], dtype=torch.float64)
-    law = td.MultivariateNormal(torch.cat([torch.zeros(2), CENTRE]), cross @ cross.T + noise_variance.diag())
+    law = td.MultivariateNormal(
+        torch.cat([torch.zeros(2), CENTRE]), cross @ cross.T + noise_variance.diag()
+    )
     torch.testing.assert_close(model.joint.log_prob(zx), law.log_prob(zx), rtol=0, atol=1e-8)
     constant = model.joint.log_prob(zx) + model.joint.energy(zx)
-    torch.testing.assert_close(constant, torch.full_like(constant, -math.log(2 * math.pi)), rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        constant, torch.full_like(constant, -math.log(2 * math.pi)), rtol=0, atol=1e-8
+    )
 
 
 def test_each_chain_samples_the_posterior_of_its_own_image():
@@ -162,7 +183,9 @@ def test_each_chain_samples_the_posterior_of_its_own_image():
     solver = stk.HMC(0.25, leapfrogs=8, metric="none")
     run = {"steps": 40, "keep": "last", "seed": 6}
     draws = stk.sample(model.posterior(), solver, init=model.encode(rows), cond={"x": rows}, **run)
-    part = stk.sample(model.posterior(), solver, init=model.encode(rows), cond={"x": rows}, batch=300, **run)
+    part = stk.sample(
+        model.posterior(), solver, init=model.encode(rows), cond={"x": rows}, batch=300, **run
+    )
     torch.testing.assert_close(draws.final, part.final, rtol=0, atol=1e-10)
     factor = torch.linalg.cholesky(PRECISION)
     whitened = (draws.final - posterior_mean(rows)) @ factor
@@ -189,7 +212,9 @@ def bernoulli(prior=None):
         return normal(0.5 * (x @ SLOPES) / 2, x.new_full((len(x), 1), 1.2), 1)
 
     def decoder(z):
-        return td.Independent(td.Bernoulli(logits=z @ SLOPES.T + 0.3, validate_args=False), 1, validate_args=False)
+        return td.Independent(
+            td.Bernoulli(logits=z @ SLOPES.T + 0.3, validate_args=False), 1, validate_args=False
+        )
 
     return vae.VAE(encoder, decoder, (1,), (3,), prior, (0.0, 1.0))
 
@@ -222,7 +247,9 @@ def test_probabilities_of_binary_images_are_those_of_quadrature_and_sum_to_one(p
     if prior is not None:
         value, stderr = model.log_z.value, model.log_z.stderr
         assert float((value - log_z).abs() / stderr) < z_limit()
-        assert float((log_z - math.log(math.sqrt(2 * math.pi))).abs()) > 20 * float(stderr)  # the tilt has an effect
+        assert float((log_z - math.log(math.sqrt(2 * math.pi))).abs()) > 20 * float(
+            stderr
+        )  # the tilt has an effect
         assert "draw" not in model.provides
         with pytest.raises(stk.MissingCapability, match="learned"):
             model.draw(3, stk.Noise(0, 3))
@@ -247,7 +274,9 @@ def test_interpolation_goes_from_one_reconstruction_to_the_other():
         assert path.shape == (2, 5, 2, 2)
         torch.testing.assert_close(path[:, 0], model.decode(model.encode(x[:2])))
         torch.testing.assert_close(path[:, -1], model.decode(model.encode(x[2:])))
-    torch.testing.assert_close(path[:, 2], (path[:, 0] + path[:, 4]) / 2)  # a linear decoder of the straight line
+    torch.testing.assert_close(
+        path[:, 2], (path[:, 0] + path[:, 4]) / 2
+    )  # a linear decoder of the straight line
     with pytest.raises(stk.ScoretkError, match="way"):
         model.interpolate(x[:2], x[2:], 5, way="scenic")
 
@@ -314,13 +343,17 @@ def test_a_short_training_round_trips_and_repeats(variant, tmp_path):
     stored.save(tmp_path / "w.safetensors")
     field = variant.build(tmp_path / "w.safetensors")
     assert (field.event_shape, field.data_shape) == ((2,), (2, 3))
-    draws = stk.sample(field, stk.HMC(0.2, leapfrogs=3, metric="none"), chains=4, steps=5, keep="last")
+    draws = stk.sample(
+        field, stk.HMC(0.2, leapfrogs=3, metric="none"), chains=4, steps=5, keep="last"
+    )
     assert field.decode(draws.final).shape == (4, 2, 3)
     assert not draws.failures
     assert bool(stk.log_prob(replace(field.marginal, draws=8), rows[:3]).value.isfinite().all())
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(5, 2), torch.full((4, 2), math.nan), "x", torch.rand(5, 2)])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(5, 2), torch.full((4, 2), math.nan), "x", torch.rand(5, 2)]
+)
 def test_training_refuses_bad_data(bad):
     with pytest.raises(stk.InvalidArgument, match="data"):
         recipes.BINARY.train(bad, steps=1)
@@ -330,7 +363,10 @@ def test_training_refuses_bad_data(bad):
 def test_two_estimates_of_the_likelihood_of_test_images_agree(models, digits):
     x = digits.test[:3]
     marginal = replace(models["digits-vae"].marginal, draws=4000)
-    first, second = stk.log_prob(marginal, x), marginal.annealed_log_prob(x, chains=32, pilot=32, seed=1)
+    first, second = (
+        stk.log_prob(marginal, x),
+        marginal.annealed_log_prob(x, chains=32, pilot=32, seed=1),
+    )
     z = (first.value - second.value) / torch.hypot(first.stderr, second.stderr)
     assert z.abs().max() < z_limit(3)
     assert float(first.stderr.max()) < 0.1
@@ -351,7 +387,8 @@ def test_the_learned_prior_has_one_partition_function_by_two_ways(models):
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), slow_rows_but([("digits-vae", 2.5), ("digits-latent-energy", 2.55)], ("digits-vae", 2.5))
+    ("name", "most"),
+    slow_rows_but([("digits-vae", 2.5), ("digits-latent-energy", 2.55)], ("digits-vae", 2.5)),
 )
 def test_bits_per_dim_of_test_images(name, most, models, digits):
     cells, on = (digits.test[:120] + 1) * 8, {"levels": 17, "interval": (-1.0625, 1.0625)}
@@ -369,14 +406,21 @@ def test_nats_of_binary_test_images(models, digits):
 
 def test_samples_are_digits(models, digits):
     judge = Classifier(digits.train, digits.train_labels).judge
-    noise, gaussian, energy = stk.Noise(0, 720), models["digits-vae"], models["digits-latent-energy"]
+    noise, gaussian, energy = (
+        stk.Noise(0, 720),
+        models["digits-vae"],
+        models["digits-latent-energy"],
+    )
     with torch.no_grad():
         ancestral = gaussian.marginal.draw(720, noise)
         hmc = stk.HMC(0.2, leapfrogs=8, metric="none")
         z = stk.sample(energy, hmc, chains=720, steps=150, keep="last").final
-        learned, untilted = (energy.observe(latents, noise) for latents in (z, noise.normal(9, 0, (12,))))
+        learned, untilted = (
+            energy.observe(latents, noise) for latents in (z, noise.normal(9, 0, (12,)))
+        )
     far = [
-        sum(sliced_wasserstein(part, digits.test) for part in x.split(360)) / 2 / 0.061 for x in (ancestral, learned)
+        sum(sliced_wasserstein(part, digits.test) for part in x.split(360)) / 2 / 0.061
+        for x in (ancestral, learned)
     ]
     assert far[0] < 2.2
     assert far[1] < 1.6
@@ -388,4 +432,8 @@ def test_samples_are_digits(models, digits):
 def test_shipped_weights_are_small_and_tell_how_they_were_made():
     assert sum(shipped(name).stat().st_size for name in VARIANTS) < 450_000
     for name in VARIANTS:
-        assert read_weights(shipped(name), name).notes["command"].startswith(f"scoretk fit {name} --seed 0")
+        assert (
+            read_weights(shipped(name), name)
+            .notes["command"]
+            .startswith(f"scoretk fit {name} --seed 0")
+        )

@@ -11,7 +11,18 @@ import scoretk as stk
 from scoretk.diagnostics import mixing, verdict
 from scoretk.diagnostics.verdict import RATE, Sampler
 from scoretk.models.targets.mixture import gaussian
-from tests.verdicts import BROKEN, REAL, SYNTHETIC, Run, autoregressive, drawn, independent, normal, ornstein, rate
+from tests.verdicts import (
+    BROKEN,
+    REAL,
+    SYNTHETIC,
+    Run,
+    autoregressive,
+    drawn,
+    independent,
+    normal,
+    ornstein,
+    rate,
+)
 
 BY_NAME = {run.name: run for run in BROKEN}
 DRIFTS, DIFFERS = "ULA on its way to 100", "half of the chains at twice the spread"
@@ -25,7 +36,9 @@ def kinds(run: Run, seed: int = 0) -> set[str]:
     return {finding.kind for finding in run.summary(seed).findings}
 
 
-@pytest.mark.parametrize("run", [run for run in SYNTHETIC if small(run)][::2], ids=lambda run: run.name)
+@pytest.mark.parametrize(
+    "run", [run for run in SYNTHETIC if small(run)][::2], ids=lambda run: run.name
+)
 def test_nothing_is_found_in_a_well_mixed_run(run):
     summary = run.summary(7)
     assert summary.ok, summary.verdict
@@ -36,7 +49,9 @@ def test_nothing_is_found_in_a_thousand_coordinates():
 
 
 @pytest.mark.parametrize(
-    "run", [run for run in REAL if run.name in ("MALA", "ULA", "probability flow")], ids=lambda run: run.name
+    "run",
+    [run for run in REAL if run.name in ("MALA", "ULA", "probability flow")],
+    ids=lambda run: run.name,
 )
 def test_nothing_is_found_in_a_real_run(run):
     assert run.summary(1).ok, run.summary(1).verdict
@@ -51,7 +66,11 @@ def test_the_rate_of_false_alarms():
         assert flagged <= 0.02 * total, names
 
 
-CHEAP = [run for run in BROKEN if small(run) and not (run.name.startswith(("HMC", "MALA", "underdamped")))]
+CHEAP = [
+    run
+    for run in BROKEN
+    if small(run) and not (run.name.startswith(("HMC", "MALA", "underdamped")))
+]
 
 
 def test_the_tables_are_as_large_as_they_say():
@@ -145,7 +164,11 @@ def test_nested_r_hat_is_that_of_its_definition():
     within = (by_superchain.var(2).mean(1) + by_superchain.mean(2).var(1)).mean()
     expected = math.sqrt(1 + float(means.var() / within))
     assert float(stk.diagnostics.nested_rhat(x, 3)[0]) == pytest.approx(expected, rel=1e-12)
-    assert float(stk.diagnostics.nested_rhat(x, 2)[0]) > 1.1 > float(stk.diagnostics.nested_rhat(x, 2)[1])
+    assert (
+        float(stk.diagnostics.nested_rhat(x, 2)[0])
+        > 1.1
+        > float(stk.diagnostics.nested_rhat(x, 2)[1])
+    )
     for superchains in (5, 1, 12):
         with pytest.raises(stk.InvalidArgument, match="superchains"):
             stk.diagnostics.nested_rhat(x, superchains)
@@ -191,7 +214,10 @@ def test_advice_names_settings_that_the_solver_has():
 
 
 def test_stuck_modes_point_to_tempering():
-    fixes = {finding.kind: finding.fix for finding in BY_NAME["modes that never change"].summary().findings}
+    fixes = {
+        finding.kind: finding.fix
+        for finding in BY_NAME["modes that never change"].summary().findings
+    }
     assert "ParallelTempering" in fixes["disagree"]
     assert "times the steps or the chains" not in fixes["few"]
 
@@ -223,7 +249,12 @@ def test_copies_among_resampled_draws_are_found():
 
 
 def test_equal_states_are_no_copies():
-    spins = torch.randint(2, (200, 16), generator=torch.Generator().manual_seed(0)).mul(2).sub(1).numpy()
+    spins = (
+        torch.randint(2, (200, 16), generator=torch.Generator().manual_seed(0))
+        .mul(2)
+        .sub(1)
+        .numpy()
+    )
     assert verdict.different(spins[:, :4].astype(np.float32)) is None
     assert verdict.different(0.3 * spins[:, :4]) is None
     assert verdict.different(normal(0, 20, 3)[torch.arange(200) % 20].numpy()) == 20
@@ -250,7 +281,10 @@ def test_a_chain_that_stays_by_chance_is_not_stuck():
 
 def test_a_summary_without_drift_misses_a_trend(monkeypatch):
     trend = Run(
-        "trend", lambda seed: autoregressive(seed, 256, 300, 2, 0.5) + torch.linspace(0, 0.25, 300)[None, :, None]
+        "trend",
+        lambda seed: (
+            autoregressive(seed, 256, 300, 2, 0.5) + torch.linspace(0, 0.25, 300)[None, :, None]
+        ),
     )
     assert kinds(trend) == {"drift", "disagree"} or kinds(trend) == {"drift"}
     monkeypatch.setattr(verdict, "drift", lambda x, lattice: (np.zeros(len(x)), np.zeros(len(x))))
@@ -297,7 +331,9 @@ def test_a_few_draws_from_far_away_drift_in_their_mean_only(monkeypatch):
     found = drawn(few_far_draws(3)).summary()
     assert {f.kind for f in found.findings} == {"drift"}
     assert "their mean" in found.verdict
-    monkeypatch.setattr(verdict, "drift", lambda v, lattice: mixing.drift(mixing.normal_scores(v), lattice))
+    monkeypatch.setattr(
+        verdict, "drift", lambda v, lattice: mixing.drift(mixing.normal_scores(v), lattice)
+    )
     blind = drawn(few_far_draws(3)).summary()
     assert blind.ok
     assert blind.rows["x[0]"]["mean"] > 5 * blind.rows["x[0]"]["mcse_mean"]
@@ -318,8 +354,13 @@ def test_rounding_at_an_end_is_no_clamp_where_the_law_is_known_in_free_space():
     beta = torch.distributions.Beta(torch.tensor(0.1), torch.tensor(0.1))
     steady = stk.HMC(1.0, leapfrogs=4, metric="none")
     exact = stk.sample(beta, steady, chains=64, steps=300, warmup=50, seed=1)
-    by_x = stk.constrained(stk.Energy(lambda x: -beta.log_prob(x), ()), torch.distributions.constraints.unit_interval)
-    for draws, clamped in ((exact, False), (stk.sample(by_x, steady, chains=64, steps=300, warmup=50, seed=1), True)):
+    by_x = stk.constrained(
+        stk.Energy(lambda x: -beta.log_prob(x), ()), torch.distributions.constraints.unit_interval
+    )
+    for draws, clamped in (
+        (exact, False),
+        (stk.sample(by_x, steady, chains=64, steps=300, warmup=50, seed=1), True),
+    ):
         assert ("clamp" in {f.kind for f in draws.summary().findings}) == clamped
     exact.provenance["exact_ends"] = False
     assert "clamp" in {f.kind for f in exact.summary().findings}

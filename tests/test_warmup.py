@@ -7,7 +7,15 @@ import scoretk as stk
 
 FIELD = stk.Energy(lambda x: (x / torch.tensor([1.0, 3.0]).to(x)).square().sum(1) / 2, (2,))
 RUN = {"chains": 12, "steps": 3, "seed": 2, "dtype": torch.float64}
-KINDS = [stk.HMC, stk.ChEES, stk.NUTS, stk.MCLMC, stk.AdjustedMCLMC, stk.PreconditionedLangevin, stk.ParallelTempering]
+KINDS = [
+    stk.HMC,
+    stk.ChEES,
+    stk.NUTS,
+    stk.MCLMC,
+    stk.AdjustedMCLMC,
+    stk.PreconditionedLangevin,
+    stk.ParallelTempering,
+]
 
 
 def test_a_number_is_a_warmup_of_so_many_steps():
@@ -21,7 +29,9 @@ def test_a_number_is_a_warmup_of_so_many_steps():
 
 
 def test_the_pilot_alone_learns():
-    few, many = (stk.sample(FIELD, stk.HMC(), warmup=stk.Warmup(25, pilot=n), **RUN).tuned for n in (4, 12))
+    few, many = (
+        stk.sample(FIELD, stk.HMC(), warmup=stk.Warmup(25, pilot=n), **RUN).tuned for n in (4, 12)
+    )
     alone = stk.sample(FIELD, stk.HMC(), warmup=25, **(RUN | {"chains": 4})).tuned
     assert all(torch.equal(few[name], alone[name]) for name in few)
     assert not torch.equal(few["step_size"], many["step_size"])
@@ -29,21 +39,30 @@ def test_the_pilot_alone_learns():
 
 def test_for_a_release_a_solver_takes_its_pilot_and_says_where_it_has_gone():
     for kind in KINDS:
-        with pytest.warns(DeprecationWarning, match=rf"{kind.__name__}\(pilot=\) .*Warmup\(pilot=5\)"):
+        with pytest.warns(
+            DeprecationWarning, match=rf"{kind.__name__}\(pilot=\) .*Warmup\(pilot=5\)"
+        ):
             solver = kind(pilot=5)
         assert solver == kind()
         with pytest.raises(stk.InvalidArgument, match="pilot"):
             kind(pilot=0)
     with pytest.warns(DeprecationWarning, match="pilot"):
         old = stk.sample(FIELD, stk.HMC(pilot=5), warmup=25, **RUN)
-    new, other = (stk.sample(FIELD, stk.HMC(), warmup=stk.Warmup(25, pilot=n), **RUN) for n in (5, 6))
+    new, other = (
+        stk.sample(FIELD, stk.HMC(), warmup=stk.Warmup(25, pilot=n), **RUN) for n in (5, 6)
+    )
     assert torch.equal(old.x, new.x)
     assert not torch.equal(old.x, other.x)
 
 
 @pytest.mark.parametrize(
     ("warmup", "named"),
-    [({"steps": -1}, "steps"), ({"steps": 2.5}, "steps"), ({"pilot": 0}, "pilot"), ({"pilot": True}, "pilot")],
+    [
+        ({"steps": -1}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"pilot": 0}, "pilot"),
+        ({"pilot": True}, "pilot"),
+    ],
 )
 def test_what_is_wrong_with_a_warmup_is_named(warmup, named):
     with pytest.raises(stk.InvalidArgument, match=f"^{named}"):
@@ -77,9 +96,13 @@ BAND, FAR_OFF = 0.05, 3.3
 
 @pytest.mark.parametrize(("kernel", "scale"), KERNELS)
 def test_a_step_size_is_found_at_every_scale_and_the_law_is_there_right_after(kernel, scale):
-    draws = stk.sample(gaussian(scale), kernel, chains=64, steps=60, warmup=300, seed=1, dtype=torch.float64)
+    draws = stk.sample(
+        gaussian(scale), kernel, chains=64, steps=60, warmup=300, seed=1, dtype=torch.float64
+    )
     inner = getattr(kernel, "kernel", kernel)
-    assert abs(float(draws.stats["accept"].mean()) - inner.accept) < (BAND if inner is kernel else 3 * BAND)
+    assert abs(float(draws.stats["accept"].mean()) - inner.accept) < (
+        BAND if inner is kernel else 3 * BAND
+    )
     of_chain = (draws.x / scale).square().mean((1, 2))  # chains are independent
     error = float(of_chain.std()) / 8
     assert abs(float(of_chain.mean()) - getattr(kernel, "temperature", 1.0)) < FAR_OFF * error
@@ -87,7 +110,9 @@ def test_a_step_size_is_found_at_every_scale_and_the_law_is_there_right_after(ke
 
 def test_with_one_step_size_for_all_scales_the_band_is_missed():
     """The mutant: what is found at one scale, at another."""
-    found = float(stk.sample(gaussian(1.0), stk.MALA(), chains=32, steps=1, warmup=200).tuned["step_size"])
+    found = float(
+        stk.sample(gaussian(1.0), stk.MALA(), chains=32, steps=1, warmup=200).tuned["step_size"]
+    )
     draws = stk.sample(gaussian(1e-2), stk.MALA(found), init=torch.zeros(32, 5), steps=20)
     assert abs(float(draws.stats["accept"].mean()) - 0.574) > 5 * BAND
 
@@ -100,7 +125,9 @@ def test_discrete_langevin_is_tuned_by_its_own_steps():
     given = stk.DiscreteLangevin(float(draws.tuned["step_size"]))
     again = stk.DiscreteLangevin().tuned_by(draws)
     runs = [stk.sample("ising", s, init=draws.final, steps=5, seed=3).x for s in (given, again)]
-    assert float((runs[0] == runs[1]).double().mean()) > 0.999  # the same number in other arithmetic
+    assert (
+        float((runs[0] == runs[1]).double().mean()) > 0.999
+    )  # the same number in other arithmetic
     with pytest.raises(stk.InvalidArgument, match=r"step_size: .*no acceptance"):
         stk.DiscreteLangevin(adjusted=False)
 
@@ -111,7 +138,8 @@ def test_a_tuned_step_size_counts_whatever_the_solver_names(kernel):
     run = {"init": draws.final, "steps": 4, "seed": 3}
     found = kernel(float(draws.tuned["step_size"]))
     one, other, given = (
-        stk.sample(FIELD, s, **run) for s in (kernel().tuned_by(draws), kernel(9.0).tuned_by(draws), found)
+        stk.sample(FIELD, s, **run)
+        for s in (kernel().tuned_by(draws), kernel(9.0).tuned_by(draws), found)
     )
     assert torch.equal(one.x, other.x)
     assert torch.allclose(one.x, given.x, rtol=1e-9)

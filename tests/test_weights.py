@@ -46,9 +46,13 @@ def quality(name, weights=None):
             x = field.decode(field.prior.draw(3600, stk.Noise(0, 3600)))
         return math.log(sliced_wasserstein(x, digits.test))
     density, rows = getattr(field, "marginal", field), digits.test[:ROWS]
-    if not (is_timed(density) or "log_prob" in offers(density) or hasattr(density, "estimate_log_prob")):
+    if not (
+        is_timed(density) or "log_prob" in offers(density) or hasattr(density, "estimate_log_prob")
+    ):
         kernel = stk.BlockGibbs() if "gibbs" in offers(density) else None
-        density = Normalised(density, float(stk.log_partition(density, kernel=kernel, chains=256).value))
+        density = Normalised(
+            density, float(stk.log_partition(density, kernel=kernel, chains=256).value)
+        )
     if "states" in offers(density):
         nats = -stk.log_prob(density, binarised(rows)).value
         return math.log(float(nats.mean()) / (rows[0].numel() * math.log(2)))
@@ -85,12 +89,16 @@ def test_its_command_makes_a_shipped_file_again(capsys, tmp_path, name, record_p
     equal = all(torch.equal(new.weights[k], v) for k, v in old.weights.items())
     difference = 0.0 if equal else quality(name, out) - quality(name)
     record_property("bit_equal", equal)
-    print(f"{name}: " + ("the same to the bit" if equal else f"quality differs by {difference:+.4f}"))
+    print(
+        f"{name}: " + ("the same to the bit" if equal else f"quality differs by {difference:+.4f}")
+    )
     assert abs(difference) < tolerance(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits-fvsbn", "digits-maf", "digits-vae", "digits-ve", "digits-rbm", "digits-gan"])
+@pytest.mark.parametrize(
+    "name", ["digits-fvsbn", "digits-maf", "digits-vae", "digits-ve", "digits-rbm", "digits-gan"]
+)
 def test_a_tenth_of_the_training_is_told_from_all_of_it(tmp_path, name):
     """One model of each way in which quality is measured: the tolerance has power."""
     chosen = settings(name)

@@ -97,12 +97,16 @@ def violations(field, kind, log_density):
     gap = field.energy(z) + log_density(x) + jacobian
     if not torch.allclose(gap, gap[:1].expand_as(gap), atol=1e-9):
         found.append("another law")
-    energy, gradient = resolve(field, {"energy"} | ({"states"} if kind == "discrete" else set())).energy_and_grad(z)
+    energy, gradient = resolve(
+        field, {"energy"} | ({"states"} if kind == "discrete" else set())
+    ).energy_and_grad(z)
     if not torch.allclose(energy, field.energy(z)):
         found.append("another energy beside the gradient")
     if kind == "constrained":
         y = z.clone().requires_grad_()
-        if not torch.allclose(torch.autograd.grad(field.energy(y).sum(), y)[0], gradient, atol=1e-8):
+        if not torch.allclose(
+            torch.autograd.grad(field.energy(y).sum(), y)[0], gradient, atol=1e-8
+        ):
             found.append("another gradient")
     return found
 
@@ -139,10 +143,14 @@ def test_a_wrapper_that_drops_where_its_field_lives_is_caught(kind, monkeypatch)
 
 def test_a_wrapper_that_tempers_the_jacobian_is_caught(monkeypatch):
     monkeypatch.setattr(
-        wrapped, "RULES", RULES | {n: dict.fromkeys(Kind, Rule.KEEP) for n in ("constrain", "unconstrain")}
+        wrapped,
+        "RULES",
+        RULES | {n: dict.fromkeys(Kind, Rule.KEEP) for n in ("constrain", "unconstrain")},
     )
     monkeypatch.setattr("scoretk.fields.combine.powers.shared_map", lambda argument, fields: None)
-    assert "another law" in violations(stk.tempered(under_constraint(F), 2.5), "constrained", lambda x: -F(x) / 2.5)
+    assert "another law" in violations(
+        stk.tempered(under_constraint(F), 2.5), "constrained", lambda x: -F(x) / 2.5
+    )
 
 
 # Compositions to any depth
@@ -157,7 +165,9 @@ def grown(rng, depth, kind, plain):
         return (stk.Energy(energy, shape) if plain else around(energy, shape)), lambda x: -energy(x)
     if not plain and rng.random() < 0.3:
         field, log_density = grown(rng, depth - 1, kind, True)
-        made = stk.Discrete(field, STATES) if kind == "discrete" else stk.constrained(field, POSITIVE)
+        made = (
+            stk.Discrete(field, STATES) if kind == "discrete" else stk.constrained(field, POSITIVE)
+        )
         return made, log_density
     name = rng.choice([n for n in COMBINATORS if n != "normalised"])
     make, truth = COMBINATORS[name]
@@ -186,7 +196,11 @@ def powered_gamma(temperature):
 def test_draws_of_a_tempered_constrained_law():
     field, law = powered_gamma(3.0)
     draws = stk.sample(
-        stk.tempered(field, 3.0), stk.HMC(0.4, leapfrogs=6, metric="none"), chains=256, steps=60, warmup=40
+        stk.tempered(field, 3.0),
+        stk.HMC(0.4, leapfrogs=6, metric="none"),
+        chains=256,
+        steps=60,
+        warmup=40,
     )
     assert draws.x.min() > 0
     assert_mean(draws.x.mean(1), law.mean)
@@ -203,7 +217,9 @@ def test_a_likelihood_is_asked_in_the_users_space():
         seen.append(float(x.detach().min()))
         return -x.sum(1)
 
-    draws = stk.sample(stk.posterior(field, log_likelihood), stk.MALA(0.1), chains=256, steps=150, warmup=50)
+    draws = stk.sample(
+        stk.posterior(field, log_likelihood), stk.MALA(0.1), chains=256, steps=150, warmup=50
+    )
     assert min(seen) > 0
     assert_mean(draws.x.mean(1), 1.0)  # Gamma(3, 3)
 
@@ -221,7 +237,13 @@ def test_annealing_over_a_constraint(solver):
 def test_tempering_over_a_constraint():
     field, law = powered_gamma(1.0)
     kernel = stk.HMC(0.5, leapfrogs=4, metric="none")
-    draws = stk.sample(field, stk.ParallelTempering(kernel, temperatures=(1.0, 3.0)), chains=128, steps=80, warmup=20)
+    draws = stk.sample(
+        field,
+        stk.ParallelTempering(kernel, temperatures=(1.0, 3.0)),
+        chains=128,
+        steps=80,
+        warmup=20,
+    )
     assert draws.x.min() > 0
     assert_mean(draws.x.mean(1), law.mean)
 
@@ -232,7 +254,9 @@ def test_log_partition_over_a_constraint():
     for f, power in ((field, 1.0), (stk.tempered(field, 2.0), 2.0)):
         found = stk.log_partition(f, seed=1)
         a, b = 1 + 2 / power, 2 / power
-        assert abs(float(found.value) - (math.lgamma(a) - a * math.log(b))) < z_limit(2) * float(found.stderr)
+        assert abs(float(found.value) - (math.lgamma(a) - a * math.log(b))) < z_limit(2) * float(
+            found.stderr
+        )
 
 
 def test_draws_of_a_tempered_lattice():
@@ -303,7 +327,11 @@ def test_smoothing_a_constrained_law_gives_draws_in_the_users_space():
     draws = stk.sample(smooth, stk.ProbabilityFlow(steps=16), chains=256, seed=1)
     assert draws.final.min() > 0
     assert abs(float(draws.final.mean()) / float(law.mean) - 1) < 0.2
-    again = stk.sample(smooth, stk.ProbabilityFlow(steps=16), init=stk.encode(smooth, field.unconstrain(draws.final)).x)
+    again = stk.sample(
+        smooth,
+        stk.ProbabilityFlow(steps=16),
+        init=stk.encode(smooth, field.unconstrain(draws.final)).x,
+    )
     torch.testing.assert_close(again.final, draws.final, rtol=0.1, atol=0.05)
 
 
@@ -361,7 +389,15 @@ def test_starts_decoders_and_nulls_are_kept_and_other_laws_refused(name):
     assert "decode" in offers(field)
     if name != "bridge":
         assert field.null == {"y": 0.0}
-    for lost in ("log_prob", "draw", "estimate_log_prob", "between", "gibbs", "gibbs_shape", "exact_log_partition"):
+    for lost in (
+        "log_prob",
+        "draw",
+        "estimate_log_prob",
+        "between",
+        "gibbs",
+        "gibbs_shape",
+        "exact_log_partition",
+    ):
         assert not hasattr(field, lost)
         assert lost not in offers(field)
         with pytest.raises(MissingCapability, match=lost):
@@ -380,7 +416,16 @@ def test_starts_decoders_and_nulls_are_kept_and_other_laws_refused(name):
 def test_the_same_law_keeps_all():
     field = Normalised(LATENT, 1.0)
     kept = {n for n in RULES if hasattr(field, n)}
-    assert kept == {"initial", "decode", "null", "draw", "log_prob", "gibbs", "gibbs_shape", "between"}
+    assert kept == {
+        "initial",
+        "decode",
+        "null",
+        "draw",
+        "log_prob",
+        "gibbs",
+        "gibbs_shape",
+        "between",
+    }
     lattice = Normalised(Ising(2), 1.0)
     assert lattice.states == Ising(2).states
     assert {"states", "gibbs", "draw", "log_prob"} <= offers(lattice)
@@ -424,7 +469,9 @@ def test_fields_in_time_keep_their_base_or_say_that_they_have_none():
         assert "base" not in offers(field)
         with pytest.raises(InvalidArgument, match="without a base"):
             stk.sample(field, stk.ProbabilityFlow(steps=2), chains=2)
-    flow = stk.Velocity(lambda x, t: x, (2,), base=td.Independent(td.Laplace(torch.zeros(2), torch.ones(2)), 1))
+    flow = stk.Velocity(
+        lambda x, t: x, (2,), base=td.Independent(td.Laplace(torch.zeros(2), torch.ones(2)), 1)
+    )
     for make in (lambda f: stk.tempered(f, 2.0), lambda f: stk.product(f, f), lambda f: stk.guided(f, 2.0, f),
                  lambda f: stk.mixture([f, f], [1, 1]), lambda f: stk.posterior(f, likelihood)):  # fmt: skip
         with pytest.raises(MissingCapability, match="Gaussian path"):
@@ -500,7 +547,9 @@ NO_FIELDS = {"core", "containment.py", "discovery.py", "cli.py"}
 def asked():
     """Names that `getattr` and `hasattr` ask of anything in the package, and those that are read off a `native` field."""
     root = Path(stk.__file__).parent
-    for path in (p for p in sorted(root.rglob("*.py")) if not NO_FIELDS & set(p.relative_to(root).parts)):
+    for path in (
+        p for p in sorted(root.rglob("*.py")) if not NO_FIELDS & set(p.relative_to(root).parts)
+    ):
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)
@@ -517,10 +566,16 @@ def asked():
 
 
 def test_what_is_asked_of_fields_is_in_the_table():
-    unknown = {(name, str(path)) for name, path in asked() if name not in {*RULES, *NATIVE, *NOT_OF_FIELDS}}
-    assert not unknown, "a capability that wrappers know nothing of: give it its rules in fields/wrapped.py"
+    unknown = {
+        (name, str(path)) for name, path in asked() if name not in {*RULES, *NATIVE, *NOT_OF_FIELDS}
+    }
+    assert not unknown, (
+        "a capability that wrappers know nothing of: give it its rules in fields/wrapped.py"
+    )
     assert set(CAPABILITIES) <= {*RULES, *NATIVE}
-    assert {"constrain", "between", "null", "gibbs_shape", "estimate_log_prob"} <= {name for name, _ in asked()}
+    assert {"constrain", "between", "null", "gibbs_shape", "estimate_log_prob"} <= {
+        name for name, _ in asked()
+    }
 
 
 # --- conditions: of several fields each is told its own
@@ -574,11 +629,15 @@ def test_all_told_all_is_the_mutant(monkeypatch):
         field.energy(torch.zeros(3, 2), **COND)
 
 
-@pytest.mark.parametrize("make", [lambda f: f, lambda f: stk.product(f, f), lambda f: td.Normal(0.0, 1.0)])
+@pytest.mark.parametrize(
+    "make", [lambda f: f, lambda f: stk.product(f, f), lambda f: td.Normal(0.0, 1.0)]
+)
 def test_conditions_that_no_field_takes_are_refused(make):
     field = make(stk.Energy(free, (2,)))
-    with pytest.raises(stk.InvalidArgument, match=r"cond: expected the conditions that .* takes: none, got 'y'"):
+    with pytest.raises(
+        stk.InvalidArgument, match=r"cond: expected the conditions that .* takes: none, got 'y'"
+    ):
         stk.sample(field, stk.MALA(0.1), chains=3, steps=1, cond=COND)
-    assert resolve(stk.Energy(lambda x, **cond: free(x), (2,)), {"energy"}, COND).energy(torch.zeros(3, 2)).shape == (
-        3,
-    )
+    assert resolve(stk.Energy(lambda x, **cond: free(x), (2,)), {"energy"}, COND).energy(
+        torch.zeros(3, 2)
+    ).shape == (3,)

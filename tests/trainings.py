@@ -20,7 +20,9 @@ from scoretk.models.digits.networks import Dropout, fresh
 
 STEPS = 12
 RECIPE = Recipe(STEPS, batch=16, learning_rate=0.02, evaluations=6)
-PARTED = Recipe(STEPS, batch=15, learning_rate=0.02, evaluations=6, parts=2)  # slices of 8 and of 7 rows
+PARTED = Recipe(
+    STEPS, batch=15, learning_rate=0.02, evaluations=6, parts=2
+)  # slices of 8 and of 7 rows
 
 
 def rows(n=60, dim=2):
@@ -45,7 +47,10 @@ def noisy(recipe=PARTED, **options):
     net = network(2, 3, dropout=0.3)
 
     def loss(x, generator):
-        t, start = torch.rand(len(x), generator=generator), torch.randn(x.shape, generator=generator)
+        t, start = (
+            torch.rand(len(x), generator=generator),
+            torch.randn(x.shape, generator=generator),
+        )
         return flow_matching(lambda y, s: net(torch.cat([y, s[:, None]], 1)), x, t, start)
 
     return fit(net, loss, rows(), recipe, **options)
@@ -55,7 +60,9 @@ def contrastive(recipe=PARTED, **options):
     """Persistent chains."""
     net = network(1)
     field = stk.Energy(lambda x: net(x).squeeze(1) + x.square().sum(1) / 4, (2,))
-    divergence = stk.ContrastiveDivergence(stk.MALA(0.3), steps=2, start=stk.ReplayBuffer(20, refresh=0.2))
+    divergence = stk.ContrastiveDivergence(
+        stk.MALA(0.3), steps=2, start=stk.ReplayBuffer(20, refresh=0.2)
+    )
 
     def loss(x, _):
         return divergence(field, x).loss, divergence.last

@@ -45,7 +45,9 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
-def autoregressive(seed: int, chains: int, n: int, d: int, keep: float | Tensor, start: Tensor | None = None) -> Tensor:
+def autoregressive(
+    seed: int, chains: int, n: int, d: int, keep: float | Tensor, start: Tensor | None = None
+) -> Tensor:
     """`x' = keep x + sqrt(1 - keep^2) z` on N(0, 1), from N(0, 1) or from a start; keep a number, or one a chain."""
     z = normal(seed, n, chains, d)
     keep = torch.as_tensor(keep, dtype=torch.float32).reshape(-1, 1)
@@ -101,7 +103,10 @@ def shaped(shape: Callable[[Tensor], Tensor], made: Callable[[int], Tensor], see
 
 
 def _synthetic() -> list[Run]:
-    plain = [Run(f"independent {size}", partial(independent, chains=size[0], n=size[1], d=size[2])) for size in SIZES]
+    plain = [
+        Run(f"independent {size}", partial(independent, chains=size[0], n=size[1], d=size[2]))
+        for size in SIZES
+    ]
     correlated = [
         Run(f"AR(1) {keep}: {c, n, d}", partial(autoregressive, chains=c, n=n, d=d, keep=keep))
         for c, n, d, keep in KEEPS
@@ -127,8 +132,12 @@ def real(name: str, field, solver, **options) -> Run:
 
 
 ten_scales = stk.Energy(lambda x: (x / torch.arange(1, 11)).square().sum(1) / 2, (10,))
-near_wells = stk.Energy(lambda x: -torch.logaddexp(-(x - 3).square().sum(1) / 2, -(x + 3).square().sum(1) / 2), (1,))
-gamma = stk.constrained(stk.Energy(lambda x: (x - 2 * x.log()).sum(1), (2,)), torch.distributions.constraints.positive)
+near_wells = stk.Energy(
+    lambda x: -torch.logaddexp(-(x - 3).square().sum(1) / 2, -(x + 3).square().sum(1) / 2), (1,)
+)
+gamma = stk.constrained(
+    stk.Energy(lambda x: (x - 2 * x.log()).sum(1), (2,)), torch.distributions.constraints.positive
+)
 weak = stk.load("ising", size=4, coupling=0.2)
 tempered_hmc = stk.ParallelTempering(stk.HMC(0.4, leapfrogs=4, metric="none"), replicas=5)
 
@@ -164,7 +173,12 @@ REAL = [
 
 
 def changed(
-    change: Callable[[Tensor], Tensor], seed: int, chains: int = 64, n: int = 300, d: int = 3, keep: float = 0.5
+    change: Callable[[Tensor], Tensor],
+    seed: int,
+    chains: int = 64,
+    n: int = 300,
+    d: int = 3,
+    keep: float = 0.5,
 ) -> Tensor:
     """Well-mixed chains of N(0, 1), with one thing wrong."""
     return change(autoregressive(seed, chains, n, d, keep))
@@ -193,7 +207,9 @@ def trend(x: Tensor, by: float, where=slice(None)) -> Tensor:
 def parities(seed: int, thin: int, start: int | None = None, stay: float = 0.0) -> Tensor:
     """Six bits of which each step changes one: chains of period two, every thin-th draw."""
     made = torch.Generator().manual_seed(seed)
-    bits = torch.randint(2, (64, 6), generator=made) if start is None else torch.full((64, 6), start)
+    bits = (
+        torch.randint(2, (64, 6), generator=made) if start is None else torch.full((64, 6), start)
+    )
     xs = []
     for _ in range(400):
         for _ in range(thin):
@@ -219,7 +235,9 @@ def half(x: Tensor) -> slice:
 
 
 labels = torch.tensor([3.0, 0.0, -3.0])
-two_wells = stk.Energy(lambda x: -torch.logaddexp(-(x - 6).square().sum(1) / 2, -(x + 6).square().sum(1) / 2), (2,))
+two_wells = stk.Energy(
+    lambda x: -torch.logaddexp(-(x - 6).square().sum(1) / 2, -(x + 6).square().sum(1) / 2), (2,)
+)
 many_wells = stk.Energy(lambda x: 8 * (x.square() - 1).square().sum(1), (4,))
 """Two wells in each coordinate, which a small step does not leave."""
 

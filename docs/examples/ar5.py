@@ -32,7 +32,9 @@ def energy(x: torch.Tensor) -> torch.Tensor:
     standard = (NOW - c - phi @ PAST.T) / log_sigma.exp()
     likelihood = (standard.square() / 2 + log_sigma).sum(1)
     prior = x[:, :6].square().sum(1) / 2 + (2 * log_sigma[:, 0]).exp() / 2
-    return likelihood + prior - log_sigma[:, 0]  # the last term: the Jacobian of sigma = exp(log sigma)
+    return (
+        likelihood + prior - log_sigma[:, 0]
+    )  # the last term: the Jacobian of sigma = exp(log sigma)
 
 
 def parameters(x: torch.Tensor) -> torch.Tensor:

@@ -21,11 +21,17 @@ def covariance(x: torch.Tensor) -> torch.Tensor:
 
 def simulate() -> torch.Tensor:
     """Noisy values of one function of this process, `(n,)`."""
-    root = torch.linalg.cholesky(covariance(torch.tensor([list(TRUTH.values())], dtype=torch.float64).log()))[0]
-    return root @ torch.randn(len(INPUTS), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    root = torch.linalg.cholesky(
+        covariance(torch.tensor([list(TRUTH.values())], dtype=torch.float64).log())
+    )[0]
+    return root @ torch.randn(
+        len(INPUTS), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
 
-INPUTS = torch.linspace(0, 10, 50, dtype=torch.float64)  # the chains take this dtype, which Cholesky factors want
+INPUTS = torch.linspace(
+    0, 10, 50, dtype=torch.float64
+)  # the chains take this dtype, which Cholesky factors want
 VALUES = simulate()
 
 
@@ -34,7 +40,9 @@ def energy(x: torch.Tensor) -> torch.Tensor:
     root, info = torch.linalg.cholesky_ex(covariance(x))
     white = torch.linalg.solve_triangular(root, VALUES[:, None], upper=False)[..., 0]
     log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
-    return torch.where(info == 0, white.square().sum(1) / 2 + log_det + x.square().sum(1) / 2, torch.inf)
+    return torch.where(
+        info == 0, white.square().sum(1) / 2 + log_det + x.square().sum(1) / 2, torch.inf
+    )
 
 
 def main(steps: int = 200, warmup: int = 300) -> None:

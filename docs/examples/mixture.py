@@ -35,7 +35,9 @@ def energy(x: torch.Tensor) -> torch.Tensor:
     return prior - likelihood
 
 
-PARAMETERS = constraints.cat([constraints.unit_interval, stk.ordered, constraints.positive], dim=-1, lengths=[1, 2, 2])
+PARAMETERS = constraints.cat(
+    [constraints.unit_interval, stk.ordered, constraints.positive], dim=-1, lengths=[1, 2, 2]
+)
 
 
 def main(steps: int = 200, warmup: int = 300) -> None:

@@ -1,6 +1,9 @@
-"""What solvers are tried on: exact laws on the line, in the plane and on a lattice, and an exact field in time, all watched.
+"""What solvers are tried on.
 
-A watched field counts the rows that it is asked for, of each kind, and can be injured: beyond an edge all that it says is NaN.
+Exact laws on the line, in the plane and on a lattice, and an exact field in time, all watched.
+
+A watched field counts the rows that it is asked for, of each kind, and can be injured: beyond an
+edge all that it says is NaN.
 """
 
 from __future__ import annotations
@@ -24,12 +27,15 @@ from scoretk.models.targets.mixture import GaussianMixture, gaussian
 __all__ = ["Watched", "bench_for"]
 
 METHODS = ("energy", "score", "gibbs", "velocity", "denoise")
-MODES = GaussianMixture(torch.tensor([[-1.2, 0.0], [1.2, 0.4]]), torch.tensor([0.8, 0.6]), torch.tensor([0.4, 0.6]))
+MODES = GaussianMixture(
+    torch.tensor([[-1.2, 0.0], [1.2, 0.4]]), torch.tensor([0.8, 0.6]), torch.tensor([0.4, 0.6])
+)
 
 
 @dataclass
 class Watched:
-    """A field with natively what a solver needs, counted by kind in `asked`, and NaN where `x[:, 0] > edge`.
+    """A field with natively what a solver needs, counted by kind in `asked`, and NaN where `x[:, 0]
+    > edge`.
 
     Args:
         inner: an exact law, with `draw` where it is static.
@@ -90,7 +96,10 @@ class Enumerated:
 
     @cached_property
     def _all(self) -> tuple[Tensor, Tensor]:
-        states, sites = torch.tensor(self.inner.states, dtype=torch.float64), math.prod(self.inner.event_shape)
+        states, sites = (
+            torch.tensor(self.inner.states, dtype=torch.float64),
+            math.prod(self.inner.event_shape),
+        )
         x = torch.cartesian_prod(*[states] * sites).reshape(-1, *self.inner.event_shape)
         return x, torch.softmax(-self.inner.energy(x), 0)
 

@@ -27,7 +27,10 @@ Conditions = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What became of one check: `status` is "passed", "failed" or "skipped" (the law says nothing about this model)."""
+    """What became of one check.
+
+    `status` is "passed", "failed" or "skipped" (the law says nothing about this model).
+    """
 
     check: str
     status: str
@@ -50,7 +53,11 @@ class Check:
         return (self.run.__doc__ or "").strip()
 
     def __call__(self, model: Any, cond: Conditions | None = None) -> None:
-        """Arguments as `check_model`. Raises: `Violation`; `NotApplicable`; `MissingDependency` without hypothesis."""
+        """Arguments as `check_model`.
+
+        Raises:
+            `Violation`; `NotApplicable`; `MissingDependency` without hypothesis.
+        """
         self.hold(*_opened(model), cond)
 
     def hold(self, field: Any, claims: frozenset[str], cond: Conditions | None = None) -> None:
@@ -59,7 +66,9 @@ class Check:
             for subject in Subject.all_of(field, claims, dict(cond or {})):
                 _explore(self.run, subject)
 
-    def result(self, field: Any, claims: frozenset[str], cond: Conditions | None = None) -> CheckResult:
+    def result(
+        self, field: Any, claims: frozenset[str], cond: Conditions | None = None
+    ) -> CheckResult:
         """The same as a record."""
         record = partial(CheckResult, check=self.name, law=self.law)
         try:
@@ -77,11 +86,17 @@ CHECKS: tuple[Check, ...] = tuple(map(Check, LAWS))
 def check_model(model: Any, *, cond: Conditions | None = None) -> list[CheckResult]:
     """Hold a model to the laws of a field.
 
-    Arguments: model, the name of a registered model, a `ModelSpec` or a field; cond, condition values by name for a
-        model that needs them, of shape `(rows, ...)`: a batch takes the rows in turn.
-    Returns: one result a check, the first of which is "loads"; where that fails it is the only one.
-    Raises: `MissingDependency` without hypothesis; `InvalidArgument` for what is no model; `UnknownName` and
-        `AmbiguousName`.
+    Args:
+        model: The name of a registered model, a `ModelSpec` or a field.
+        cond: Condition values by name for a model that needs them, of shape `(rows, ...)`: a batch
+            takes the rows in turn.
+
+    Returns:
+        one result a check, the first of which is "loads"; where that fails it is the only one.
+
+    Raises:
+        `MissingDependency` without hypothesis; `InvalidArgument` for what is no model;
+        `UnknownName` and `AmbiguousName`.
     """
     _check_argument(model)
     loads = partial(CheckResult, check="loads", law="the model can be loaded")
@@ -99,7 +114,9 @@ def parametrize_with_checks(models: Iterable[Any], cond: Conditions | None = Non
         def test_laws(model, check):
             check(model)
 
-    Arguments: models and cond, as in `check_model`. A law that says nothing about a model is a skipped test.
+    Args:
+        models: As in `check_model`. A law that says nothing about a model is a skipped test.
+        cond: As in `check_model`. A law that says nothing about a model is a skipped test.
     """
     import pytest
 
@@ -112,7 +129,10 @@ def parametrize_with_checks(models: Iterable[Any], cond: Conditions | None = Non
 
 
 def _explore(law: Law, subject: Subject) -> None:
-    """Hold the subject to the law in many cases; a failure is shrunk to its simplest case, which the message names."""
+    """Hold the subject to the law in many cases.
+
+    A failure is shrunk to its simplest case, which the message names.
+    """
     try:
         from hypothesis import HealthCheck, Phase, given, settings
         from hypothesis import strategies as st
@@ -128,9 +148,14 @@ def _explore(law: Law, subject: Subject) -> None:
     last = Case()
 
     @settings(
-        max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
-    )  # fmt: skip
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
     @given(cases)
     def run(case: Case) -> None:
         nonlocal last
@@ -148,8 +173,12 @@ def _explore(law: Law, subject: Subject) -> None:
 def _check_argument(model: Any) -> None:
     if isinstance(model, str):
         find_model(model)
-    elif not isinstance(model, ModelSpec) and (isinstance(model, type) or not hasattr(model, "event_shape")):
-        raise InvalidArgument("model", model, "a registered model's name, a ModelSpec, or a field with event_shape")
+    elif not isinstance(model, ModelSpec) and (
+        isinstance(model, type) or not hasattr(model, "event_shape")
+    ):
+        raise InvalidArgument(
+            "model", model, "a registered model's name, a ModelSpec, or a field with event_shape"
+        )
 
 
 def _opened(model: Any) -> tuple[Any, frozenset[str]]:

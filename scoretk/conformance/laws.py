@@ -1,4 +1,6 @@
-"""The laws of a field. Each is a function of a subject and one case that raises `Violation` where it does not hold.
+"""The laws of a field.
+
+Each is a function of a subject and one case that raises `Violation` where it does not hold.
 
 The docstring's first line is the law, as reports show it.
 """
@@ -35,20 +37,31 @@ def _arrange(shape: tuple[int, ...], n: int, name: str) -> tuple[int, ...]:
 
 
 def claimed(s: Subject, case: Case) -> None:
-    """every claimed capability is there, and solvers can use it"""
+    """Every claimed capability is there, and solvers can use it"""
     shape = s.field.event_shape
     sizes = all(type(n) is int and n > 0 for n in shape)
-    demand(isinstance(shape, tuple) and sizes, f"event_shape: {shape!r} is no tuple of positive integers")
+    demand(
+        isinstance(shape, tuple) and sizes,
+        f"event_shape: {shape!r} is no tuple of positive integers",
+    )
     for name in sorted(s.claims | offers(s.field)):
         demand(name in CAPABILITIES, f"{name} is claimed, which is no capability")
         demand(name in offers(s.field), f"{name} is claimed but not offered")
-        demand(getattr(s.field, name, None) is not None, f"{name} is offered but the field has no such attribute")
-    resolve(s.field, (set(s.methods) & {"energy", *PREDICTION}) | (offers(s.field) & {"states", "gibbs"}))
+        demand(
+            getattr(s.field, name, None) is not None,
+            f"{name} is offered but the field has no such attribute",
+        )
+    resolve(
+        s.field,
+        (set(s.methods) & {"energy", *PREDICTION}) | (offers(s.field) & {"states", "gibbs"}),
+    )
 
 
 def unclaimed(s: Subject, case: Case) -> None:
-    """a method that is not offered says so with MissingCapability"""
-    for name in sorted(set(CAPABILITIES) - offers(s.field) - s.claims - {"base", "states", "gibbs"}):
+    """A method that is not offered says so with MissingCapability"""
+    for name in sorted(
+        set(CAPABILITIES) - offers(s.field) - s.claims - {"base", "states", "gibbs"}
+    ):
         if not callable(getattr(s.field, name, None)):
             continue
         try:
@@ -62,27 +75,34 @@ def shapes(s: Subject, case: Case) -> None:
     """shape, dtype and device are kept"""
     for name, x, _, got in s.answers(case):
         demand(isinstance(got, Tensor), f"{name} returned a {type(got).__name__}, not a tensor")
-        expected = (case.rows, *got.shape[1:]) if name == "decode" else _arrange(s.shape, case.rows, name)
-        demand(tuple(got.shape) == expected, f"{name}: shape {tuple(got.shape)}, expected {expected}")
+        expected = (
+            (case.rows, *got.shape[1:]) if name == "decode" else _arrange(s.shape, case.rows, name)
+        )
+        demand(
+            tuple(got.shape) == expected, f"{name}: shape {tuple(got.shape)}, expected {expected}"
+        )
         demand(got.dtype == x.dtype, f"{name}: {got.dtype} for x of {x.dtype}")
         demand(got.device == x.device, f"{name}: on {got.device} for x on {x.device}")
 
 
 def finite(s: Subject, case: Case) -> None:
-    """somewhere near its start the field is finite"""
+    """Somewhere near its start the field is finite"""
     wide = replace(case, rows=64)
     for name, _, _, got in s.answers(wide):
-        demand(bool(finite_rows(got).any()), f"{name}: NaN or infinite at all of {wide.rows} starting points")
+        demand(
+            bool(finite_rows(got).any()),
+            f"{name}: NaN or infinite at all of {wide.rows} starting points",
+        )
 
 
 def repeatable(s: Subject, case: Case) -> None:
-    """the same question has the same answer"""
+    """The same question has the same answer"""
     for name, x, t, first in s.answers(case):
         close(name, s(name, x, t), first, "asked twice", factor=0.0)
 
 
 def alone(s: Subject, case: Case) -> None:
-    """row i of a batch equals its single evaluation"""
+    """Row i of a batch equals its single evaluation"""
     for name, x, t, whole in s.answers(case):
         for i in range(case.rows):
             one = s(name, x[i : i + 1], t[i : i + 1], [i])
@@ -90,7 +110,7 @@ def alone(s: Subject, case: Case) -> None:
 
 
 def permuted(s: Subject, case: Case) -> None:
-    """rows may be permuted"""
+    """Rows may be permuted"""
     order = torch.arange(case.rows).roll(1 + case.seed % max(1, case.rows - 1))
     for name, x, t, whole in s.answers(case):
         moved = s(name, x[order.to(x.device)], t[order.to(x.device)], order.tolist())
@@ -98,7 +118,7 @@ def permuted(s: Subject, case: Case) -> None:
 
 
 def unmutated(s: Subject, case: Case) -> None:
-    """the input is not mutated"""
+    """The input is not mutated"""
     for name in s.methods:
         x, t = s.points(case), s.times(case)
         before = x.clone(), t.clone()
@@ -108,7 +128,7 @@ def unmutated(s: Subject, case: Case) -> None:
 
 
 def quiet(s: Subject, case: Case) -> None:
-    """the global random generators are not touched"""
+    """The global random generators are not touched"""
     for name in [*s.methods, *({"draw"} & offers(s.field))]:
         with torch.random.fork_rng([s.device] if s.device.type == "cuda" else []):
             torch.manual_seed(2**40 + case.seed)  # not where an earlier call may have left it
@@ -119,16 +139,19 @@ def quiet(s: Subject, case: Case) -> None:
 
 
 def empty(s: Subject, case: Case) -> None:
-    """an empty batch is answered with an empty batch"""
+    """An empty batch is answered with an empty batch"""
     for name in s.methods:
         x, t = s.points(case)[:0], s.times(case)[:0]
         got = s(name, x, t)
         expected = (0, *got.shape[1:]) if name == "decode" else _arrange(s.shape, 0, name)
-        demand(tuple(got.shape) == expected, f"{name}: shape {tuple(got.shape)} for no rows, expected {expected}")
+        demand(
+            tuple(got.shape) == expected,
+            f"{name}: shape {tuple(got.shape)} for no rows, expected {expected}",
+        )
 
 
 def noncontiguous(s: Subject, case: Case) -> None:
-    """the memory layout of the batch does not matter"""
+    """The memory layout of the batch does not matter"""
     for name, x, t, expected in s.answers(case):
         strided = torch.stack([x, x], dim=-1)[..., 0]
         close(name, s(name, strided, t), expected, "x strided and contiguous")
@@ -139,19 +162,24 @@ def noncontiguous(s: Subject, case: Case) -> None:
 
 
 def scalar_time(s: Subject, case: Case) -> None:
-    """a scalar t equals a vector of it, and each row has its own t"""
+    """A scalar t equals a vector of it, and each row has its own t"""
     _only(s.timed)
     for name in (m for m in s.methods if m in ("energy", *PREDICTION)):
         x, times = s.points(case), s.times(case)
         vector = s(name, x, torch.full_like(times, case.t))
         close(name, s(name, x, case.t), vector, f"t = {case.t} as a number and as a vector")
-        close(name, s(name, x, times.new_tensor(case.t)), vector, f"t = {case.t} as a 0-d tensor and as a vector")
+        close(
+            name,
+            s(name, x, times.new_tensor(case.t)),
+            vector,
+            f"t = {case.t} as a 0-d tensor and as a vector",
+        )
         own = torch.cat([s(name, x[i : i + 1], float(times[i]), [i]) for i in range(case.rows)])
         close(name, s(name, x, times), own, "one t a row, and row by row")
 
 
 def ends(s: Subject, case: Case) -> None:
-    """at t = 0 and t = 1 an answer is finite or SingularConversion"""
+    """At t = 0 and t = 1 an answer is finite or SingularConversion"""
     _only(s.timed)
     for name in (m for m in s.methods if m in PREDICTION):
         for t in (0.0, 1.0):
@@ -167,16 +195,29 @@ def held_time(s: Subject, case: Case) -> None:
     """at(t) is the static field of that time"""
     _only(s.timed and "score" in offers(s.field))
     x, still = s.points(case), s.field.at(case.t)
-    demand(not is_timed(still), f"at(t) returned {type(still).__name__}, which is still a field in time")
-    demand(tuple(still.event_shape) == s.shape, f"at(t) has event shape {tuple(still.event_shape)}, not {s.shape}")
+    demand(
+        not is_timed(still),
+        f"at(t) returned {type(still).__name__}, which is still a field in time",
+    )
+    demand(
+        tuple(still.event_shape) == s.shape,
+        f"at(t) has event shape {tuple(still.event_shape)}, not {s.shape}",
+    )
     bound = s.conditions(range(case.rows))
-    close("score", StaticField(still, bound).score(x), s("score", x, case.t), f"of at({case.t}) and at t = {case.t}")
+    close(
+        "score",
+        StaticField(still, bound).score(x),
+        s("score", x, case.t),
+        f"of at({case.t}) and at t = {case.t}",
+    )
 
 
 def conversions(s: Subject, case: Case) -> None:
-    """its predictions agree with its path"""
+    """Its predictions agree with its path"""
     _only(s.timed and isinstance(getattr(s.field, "path", None), GaussianPath))
-    log_snr = torch.tensor(6 * case.t - 3, dtype=torch.float64)  # where no conversion magnifies rounding much
+    log_snr = torch.tensor(
+        6 * case.t - 3, dtype=torch.float64
+    )  # where no conversion magnifies rounding much
     x, t = s.points(case), min(max(float(s.field.path.t(log_snr)), 0.0), 1.0)
     bound = s.conditions(range(case.rows))
     derived = resolve(s.field, (), bound)
@@ -187,7 +228,7 @@ def conversions(s: Subject, case: Case) -> None:
 
 
 def gradient(s: Subject, case: Case) -> None:
-    """score = -grad energy, by finite differences in float64"""
+    """Score = -grad energy, by finite differences in float64"""
     _only("energy" in offers(s.field))
     with in_float64(s, case) as (at, tolerance):
         x, t, v = at.points(case), at.times(case), at.directions(case)
@@ -195,11 +236,19 @@ def gradient(s: Subject, case: Case) -> None:
         slope, size = -row_dot(score, v), row_dot(score, score).sqrt()
         bound = tolerance * size + 1e-3 * tolerance * (1 + energy.abs())
         steps = [10.0**-k * float(x.abs().mean().clamp(min=1)) for k in range(1, 7)]
-        differences = [(at("energy", x + h * v, t) - at("energy", x - h * v, t)) / (2 * h) for h in steps]
+        differences = [
+            (at("energy", x + h * v, t) - at("energy", x - h * v, t)) / (2 * h) for h in steps
+        ]
     error, best = (torch.stack(differences) - slope).abs().nan_to_num(torch.inf).min(0)
-    for i in (finite_rows(energy) & finite_rows(score) & ~(error <= bound)).nonzero().flatten().tolist():
+    for i in (
+        (finite_rows(energy) & finite_rows(score) & ~(error <= bound)).nonzero().flatten().tolist()
+    ):
         difference = float(differences[int(best[i])][i])
-        demand(False, f"row {i}: along a unit vector -score gives {float(slope[i]):.6g}, the energy {difference:.6g}")
+        demand(
+            False,
+            f"row {i}: along a unit vector -score gives {float(slope[i]):.6g}, the energy "
+            f"{difference:.6g}",
+        )
 
 
 def together(s: Subject, case: Case) -> None:
@@ -220,31 +269,45 @@ def density(s: Subject, case: Case) -> None:
     constant = s("log_prob", x) + s("energy", x)
     constant = constant[constant.isfinite()]
     close(
-        "log_prob", constant, constant[:1].expand(constant.shape), "log_prob + energy, here and at another point", 10.0
+        "log_prob",
+        constant,
+        constant[:1].expand(constant.shape),
+        "log_prob + energy, here and at another point",
+        10.0,
     )
 
 
 def draws(s: Subject, case: Case) -> None:
-    """draw is a pure function of the noise, chain by chain"""
+    """Draw is a pure function of the noise, chain by chain"""
     _only("draw" in offers(s.field))
     n = case.rows + 2
     noise = s.noise(replace(case, rows=n))
     x = s.field.draw(n, noise)
-    demand(tuple(x.shape) == (n, *s.shape), f"draw: shape {tuple(x.shape)}, expected {(n, *s.shape)}")
+    demand(
+        tuple(x.shape) == (n, *s.shape), f"draw: shape {tuple(x.shape)}, expected {(n, *s.shape)}"
+    )
     demand(bool(finite_rows(x).all()), "draw: a sample is NaN or infinite")
     again = s.field.draw(n, s.noise(replace(case, rows=n)))
     close("draw", again, x, "drawn twice from the same noise", factor=0.0)
-    close("draw", s.field.draw(2, noise.select(slice(1, 3))), x[1:3], "two chains, alone and among the others")
+    close(
+        "draw",
+        s.field.draw(2, noise.select(slice(1, 3))),
+        x[1:3],
+        "two chains, alone and among the others",
+    )
     other = s.field.draw(n, s.noise(replace(case, rows=n, seed=case.seed + 1)))
     demand(not torch.equal(other, x), "draw: another seed gives the same samples")
     demand(not bool((x == x[:1]).all()), "draw: all chains are the same")
 
 
 def start(s: Subject, case: Case) -> None:
-    """the base has the field's event shape and can be drawn from"""
+    """The base has the field's event shape and can be drawn from"""
     _only("base" in offers(s.field))
     base = s.field.base
-    demand(tuple(base.event_shape) == s.shape, f"base: event shape {tuple(base.event_shape)}, not {s.shape}")
+    demand(
+        tuple(base.event_shape) == s.shape,
+        f"base: event shape {tuple(base.event_shape)}, not {s.shape}",
+    )
     x = base.draw(case.rows, s.noise(case))
     demand(tuple(x.shape) == (case.rows, *s.shape), f"base.draw: shape {tuple(x.shape)}")
     demand(bool(finite_rows(x).all()), "base.draw: a sample is NaN or infinite")

@@ -15,18 +15,25 @@ from scoretk.core.anatomy import modules_of
 __all__ = ["in_float64"]
 
 FINE, COARSE = 1e-5, 2e-2
-"""Relative errors allowed of a finite difference: of an energy with float64's digits, and of one with float32's."""
+"""Relative errors allowed of a finite difference: of an energy with float64's digits, and of one
+with float32's.
+"""
 
 
 @contextmanager
 def in_float64(s: Subject, case: Case) -> Iterator[tuple[Subject, float]]:
-    """The subject in float64 and the tolerance that its energy allows; as it is where float64 does not go through."""
+    """The subject in float64 and the tolerance that its energy allows.
+
+    As it is where float64 does not go through.
+    """
     held = [t for m in modules_of(s.field) for t in (*m.parameters(False), *m.buffers(False))]
     single = [(t, t.data) for t in held if t.is_floating_point()]
     try:
         for tensor, data in single:
             tensor.data = data.double()
-        double = replace(s, dtype=torch.float64, cond={key: _double(value) for key, value in s.cond.items()})
+        double = replace(
+            s, dtype=torch.float64, cond={key: _double(value) for key, value in s.cond.items()}
+        )
         tolerance = _tolerance(double, case)
         if tolerance is None:
             for tensor, data in single:
@@ -50,4 +57,8 @@ def _tolerance(s: Subject, case: Case) -> float | None:
     except (RuntimeError, TypeError, ValueError):
         return None
     rounded = energy.float().double()
-    return COARSE if torch.equal(energy.double(), rounded) and bool((energy != energy.round()).any()) else FINE
+    return (
+        COARSE
+        if torch.equal(energy.double(), rounded) and bool((energy != energy.round()).any())
+        else FINE
+    )

@@ -40,8 +40,7 @@ class SolverCheck:
         """Hold a solver, or that of a name, to the law.
 
         Raises:
-            Violation: the law does not hold.
-            NotApplicable: it says nothing about this solver.
+            Violation: the law does not hold. NotApplicable: it says nothing about this solver.
         """
         made = _opened(solver)
         with contained(), torch.no_grad(), warnings.catch_warnings():
@@ -71,8 +70,9 @@ SOLVER_CHECKS: tuple[SolverCheck, ...] = tuple(map(SolverCheck, SOLVER_LAWS))
 def check_solver(solver: Any) -> list[CheckResult]:
     """Hold a solver to the laws of solvers, on exact targets of unit scale.
 
-    A law says nothing about some solvers: that exact draws stay exact, of those with a grid of their own and of those
-    that say `exact = False`. One with settings that suit other scales is given here with settings for this one.
+    A law says nothing about some solvers: that exact draws stay exact, of those with a grid of
+    their own and of those that say `exact = False`. One with settings that suit other scales is
+    given here with settings for this one.
 
     Args:
         solver: a solver object, or the name of a registered one: with its defaults, or, where this package's own lacks
@@ -102,7 +102,11 @@ def parametrize_with_solver_checks(solvers: Iterable[Any]) -> Any:
     import pytest
 
     params = [
-        pytest.param(solver, check, id=f"{solver if isinstance(solver, str) else type(solver).__name__}-{check.name}")
+        pytest.param(
+            solver,
+            check,
+            id=f"{solver if isinstance(solver, str) else type(solver).__name__}-{check.name}",
+        )
         for solver in solvers
         for check in SOLVER_CHECKS
     ]

@@ -1,7 +1,9 @@
-"""The laws of a solver. Each is a function of a solver that raises `Violation` where it does not hold.
+"""The laws of a solver.
 
-The docstring's first line is the law, as reports show it. Statistical laws are held at a false-alarm rate of 1e-6 a law, with a
-fixed seed: what passes once passes always.
+Each is a function of a solver that raises `Violation` where it does not hold.
+
+The docstring's first line is the law, as reports show it. Statistical laws are held at a
+false-alarm rate of 1e-6 a law, with a fixed seed: what passes once passes always.
 """
 
 from __future__ import annotations
@@ -43,20 +45,31 @@ EDGE = 0.8
 
 
 def protocol(solver: Any) -> None:
-    """it has what every solver has, and says of itself what can be said"""
+    """It has what every solver has, and says of itself what can be said"""
     for name in SOLVER_PROTOCOL:
         demand(hasattr(solver, name), f"it has no {name}")
     asks = ("energy", "score", "velocity", "denoise", "gibbs")
     demand(
-        isinstance(solver.needs, frozenset) and bool(solver.needs), f"needs: {solver.needs!r} is no frozenset of names"
+        isinstance(solver.needs, frozenset) and bool(solver.needs),
+        f"needs: {solver.needs!r} is no frozenset of names",
     )
     for name in sorted(solver.needs):
-        demand(name in CAPABILITIES, f"needs: {name!r} is no capability of fields, which are {', '.join(CAPABILITIES)}")
-    demand(solver.timed in (True, False, None), f"timed: {solver.timed!r} is not True, False or None")
-    demand(isinstance(solver.capturable, bool), f"capturable: {solver.capturable!r} is not True or False")
+        demand(
+            name in CAPABILITIES,
+            f"needs: {name!r} is no capability of fields, which are {', '.join(CAPABILITIES)}",
+        )
+    demand(
+        solver.timed in (True, False, None), f"timed: {solver.timed!r} is not True, False or None"
+    )
+    demand(
+        isinstance(solver.capturable, bool),
+        f"capturable: {solver.capturable!r} is not True or False",
+    )
     for name in ("init_cost", "step_cost"):
         cost = getattr(solver, name)
-        known = isinstance(cost, Mapping) and all(k in asks and type(n) is int and n >= 0 for k, n in cost.items())
+        known = isinstance(cost, Mapping) and all(
+            k in asks and type(n) is int and n >= 0 for k, n in cost.items()
+        )
         demand(known, f"{name}: {cost!r} is no mapping of {', '.join(asks)} to whole numbers")
     said = traits(solver)
     demand(isinstance(said.exact, bool), f"exact: {said.exact!r} is not True or False")
@@ -65,12 +78,15 @@ def protocol(solver: Any) -> None:
 
 
 def tensors(solver: Any) -> None:
-    """its state is a NamedTuple of tensors with the position x, the same kind after each step"""
+    """Its state is a NamedTuple of tensors with the position x, the same kind after each step"""
     for field, x in _starts(solver):
         noise, bound = _noise(FEW), _bound(field, solver)
         state = solver.init(bound, x, noise)
         kind = _kind(state)
-        demand(tuple(state.x.shape[1:]) == tuple(field.event_shape), f"x has shape {tuple(state.x.shape)}")
+        demand(
+            tuple(state.x.shape[1:]) == tuple(field.event_shape),
+            f"x has shape {tuple(state.x.shape)}",
+        )
         for _ in range(_length(solver, bound, 2)):
             state, info = solver.step(bound, state, noise)
             demand(_kind(state) == kind, f"the state was {kind} and is {_kind(state)} after a step")
@@ -81,7 +97,7 @@ def tensors(solver: Any) -> None:
 
 
 def unmutated(solver: Any) -> None:
-    """neither its start nor a state that it was given is changed"""
+    """Neither its start nor a state that it was given is changed"""
     for field, x in _starts(solver):
         noise, bound, before = _noise(FEW), _bound(field, solver), x.clone()
         state = solver.init(bound, x, noise)
@@ -89,13 +105,17 @@ def unmutated(solver: Any) -> None:
         for _ in range(_length(solver, bound, 2)):
             was = [leaf.clone() for leaf in _leaves(state)]
             new, _ = solver.step(bound, state, noise)
-            changed = [n for n, (a, b) in enumerate(zip(was, _leaves(state), strict=True)) if not _same(a, b)]
+            changed = [
+                n
+                for n, (a, b) in enumerate(zip(was, _leaves(state), strict=True))
+                if not _same(a, b)
+            ]
             demand(not changed, f"step changed the state that it was given: leaves {changed}")
             state = new
 
 
 def quiet(solver: Any) -> None:
-    """the global random generators are neither used nor set"""
+    """The global random generators are neither used nor set"""
     for field, x in _starts(solver):
         noise, bound = _noise(FEW), _bound(field, solver)
         with torch.random.fork_rng([]):
@@ -103,11 +123,14 @@ def quiet(solver: Any) -> None:
             state = solver.init(bound, x, noise)
             solver.step(bound, state, noise)
             after = _generators()
-        demand(before == after, "a global random generator was used or set: take all noise from `noise`")
+        demand(
+            before == after,
+            "a global random generator was used or set: take all noise from `noise`",
+        )
 
 
 def seeded(solver: Any) -> None:
-    """the same seed gives the same draws, and its state is all that a step remembers"""
+    """The same seed gives the same draws, and its state is all that a step remembers"""
     for field, x in _starts(solver):
         ends = []
         fresh = copy.deepcopy(solver)
@@ -122,24 +145,31 @@ def seeded(solver: Any) -> None:
             ends.append(list(_leaves(state)))
         demand(_all_same(ends[0], ends[1]), "two runs of the same seed differ")
         demand(
-            _all_same(ends[0], ends[2]), "a run that was taken up from its state differs: something else is remembered"
+            _all_same(ends[0], ends[2]),
+            "a run that was taken up from its state differs: something else is remembered",
         )
 
 
 def batched(solver: Any) -> None:
-    """chain c is the same chain, to the bit, whatever the batch"""
+    """Chain c is the same chain, to the bit, whatever the batch"""
     size = max(4, traits(solver).island)
     for field, _ in _starts(solver):
         whole, parts = (_run(field, solver, chains=4 * size, batch=b) for b in (None, size))
         demand(
-            _all_same([whole.x, whole.status], [parts.x, parts.status]), f"chains differ in batches of {size} and alone"
+            _all_same([whole.x, whole.status], [parts.x, parts.status]),
+            f"chains differ in batches of {size} and alone",
         )
         for name, value in whole.stats.items():
-            demand(_same(value, parts.stats[name]), f"{name} differs in batches of {size} and alone")
+            demand(
+                _same(value, parts.stats[name]), f"{name} differs in batches of {size} and alone"
+            )
 
 
 def flagged(solver: Any) -> None:
-    """a chain that meets NaN is rejected or flagged: none goes on in a region where the field says nothing"""
+    """A chain that meets NaN is rejected or flagged.
+
+    None goes on in a region where the field says nothing
+    """
     for field in bench_for(solver, EDGE):
         size = max(16, traits(solver).island)
         draws = _run(field, solver, chains=4 * size, steps=16)
@@ -148,7 +178,8 @@ def flagged(solver: Any) -> None:
         known = draws.status == int(Status.OK)  # of which nobody is told that they are lost
         if "log_weight" in draws.stats:
             known &= draws.stats["log_weight"][:, -1] > -math.inf
-        # of a field in time each answer counts; a kernel may ask beyond the edge and reject, but not stay there: where it
+        # of a field in time each answer counts; a kernel may ask beyond the edge and
+        # reject, but not stay there: where it
         # ends it may not have looked yet
         lost = field.met if is_timed(field) else (draws.x[:, 1:-1].flatten(2)[..., 0] > EDGE).any(1)
         said = f"{int((lost & known).sum())} of {len(known)} chains were beyond the edge, where all is NaN"
@@ -156,7 +187,7 @@ def flagged(solver: Any) -> None:
 
 
 def counted(solver: Any) -> None:
-    """evaluations are counted: what it declares and reports is what the field was asked, a row each"""
+    """Evaluations are counted: what it declares and reports is what the field was asked, a row each"""
     for field, x in _starts(solver):
         noise, bound = _noise(FEW), _bound(field, solver)
         field.asked.clear()
@@ -172,33 +203,55 @@ def counted(solver: Any) -> None:
 
 
 def invariant(solver: Any) -> None:
-    """exact draws stay exact: a step leaves the target's law as it is"""
+    """Exact draws stay exact: a step leaves the target's law as it is"""
     said = traits(solver)
     if is_grid(solver) or solver.timed is True:
         raise NotApplicable("it ends: what leaves a law as it is can run for ever")
     if not said.exact or said.temperature != 1:
-        raise NotApplicable("it says of itself that it leaves the law by its step size, or has a temperature")
+        raise NotApplicable(
+            "it says of itself that it leaves the law by its step size, or has a temperature"
+        )
     for field in bench_for(solver):
         tuned = _settled(field, solver)
         x = field.draw(MANY, _noise(MANY, seed=11)).double()
-        draws = sample(field, tuned, init=x, steps=MOVES, warmup=0, seed=12, keep="last", progress=False)
-        demand(bool(draws.ok.all()), f"{int((~draws.ok).sum())} of {MANY} chains failed on {_law(field)}")
+        draws = sample(
+            field, tuned, init=x, steps=MOVES, warmup=0, seed=12, keep="last", progress=False
+        )
+        demand(
+            bool(draws.ok.all()),
+            f"{int((~draws.ok).sum())} of {MANY} chains failed on {_law(field)}",
+        )
         demand(not torch.equal(draws.final, x), "no chain moves")
         gained = _features(field, draws.final) - _features(field, x)
         z = gained.mean(0) / (gained.std(0) / math.sqrt(MANY)).clamp(min=1e-300)
         worst = float(z.abs().max())
         limit = -NormalDist().inv_cdf(FALSE_ALARM / (2 * z.numel()))
-        demand(worst < limit, f"after {MOVES} steps from exact draws of {_law(field)} a moment is {worst:.1f} standard "
-               f"errors off, where {limit:.1f} has a chance of {FALSE_ALARM:g}")  # fmt: skip
+        demand(
+            worst < limit,
+            f"after {MOVES} steps from exact draws of {_law(field)} a moment is {worst:.1f} "
+            f"standard "
+            f"errors off, where {limit:.1f} has a chance of {FALSE_ALARM:g}",
+        )
 
 
 SOLVER_LAWS: tuple[SolverLaw, ...] = (
-    protocol, tensors, unmutated, quiet, seeded, batched, flagged, counted, invariant,
-)  # fmt: skip
+    protocol,
+    tensors,
+    unmutated,
+    quiet,
+    seeded,
+    batched,
+    flagged,
+    counted,
+    invariant,
+)
 
 
 def _features(field: Watched, x: Tensor) -> Tensor:
-    """Moments of x whose means a wrong kernel changes: first and second ones, products, the energy, and waves."""
+    """Moments of x whose means a wrong kernel changes.
+
+    First and second ones, products, the energy, and waves.
+    """
     flat = x.reshape(len(x), -1).double()
     pairs = [flat[:, i] * flat[:, j] for i in range(flat.shape[1]) for j in range(i + 1)]
     waves = [torch.cos(2 * flat.sum(1)), torch.sin(2 * flat[:, 0])]
@@ -223,9 +276,17 @@ def _starts(solver: Any) -> Iterator[tuple[Watched, Tensor]]:
 
 
 def _run(
-    field: Watched, solver: Any, *, chains: int, steps: int = STEPS, warmup: int = WARMUP, batch: int | None = None
+    field: Watched,
+    solver: Any,
+    *,
+    chains: int,
+    steps: int = STEPS,
+    warmup: int = WARMUP,
+    batch: int | None = None,
 ) -> Draws:
-    own: dict[str, Any] = {} if is_grid(solver) else {"steps": steps, "warmup": warmup if adapts(solver) else 0}
+    own: dict[str, Any] = (
+        {} if is_grid(solver) else {"steps": steps, "warmup": warmup if adapts(solver) else 0}
+    )
     init = None if is_timed(field) else field.draw(chains, _noise(chains)).double()
     return sample(
         field,
@@ -264,19 +325,31 @@ def _leaves(state: Any) -> Iterator[Tensor]:
 def _kind(state: Any) -> str:
     """What the state is made of, in words."""
     demand(
-        isinstance(state, tuple) and hasattr(state, "_fields"), f"the state is a {type(state).__name__}, no NamedTuple"
+        isinstance(state, tuple) and hasattr(state, "_fields"),
+        f"the state is a {type(state).__name__}, no NamedTuple",
     )
     demand("x" in state._fields, f"the state has no x, but {', '.join(state._fields)}")
     shared: frozenset[str] = getattr(state, "shared", frozenset())
     said = []
     for name, value in zip(state._fields, state, strict=True):
-        leaves = [value] if isinstance(value, Tensor) else list(value) if isinstance(value, tuple) else [None]
+        leaves = (
+            [value]
+            if isinstance(value, Tensor)
+            else list(value)
+            if isinstance(value, tuple)
+            else [None]
+        )
         for leaf in leaves:
-            demand(isinstance(leaf, Tensor | tuple), f"the state's {name} is a {type(value).__name__}, no tensor")
+            demand(
+                isinstance(leaf, Tensor | tuple),
+                f"the state's {name} is a {type(value).__name__}, no tensor",
+            )
             if isinstance(leaf, Tensor):
                 own = leaf.ndim == 0 or name in shared or len(leaf) == FEW
                 demand(
-                    own, f"the state's {name} has shape {tuple(leaf.shape)}: chains on axis 0, no axis, or in `shared`"
+                    own,
+                    f"the state's {name} has shape {tuple(leaf.shape)}: chains on axis 0, no axis, "
+                    f"or in `shared`",
                 )
                 said.append(f"{name} {tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}")
     return ", ".join(said)
@@ -285,11 +358,17 @@ def _kind(state: Any) -> str:
 def _compare(field: Watched, what: str, said: dict[str, int]) -> None:
     for name in sorted({*said, *field.asked}):
         asked, told = field.asked[name] / FEW, said.get(name, 0) / FEW
-        demand(asked == told, f"{what} asked for {name} {asked:g} times a chain, and {told:g} are declared or reported")
+        demand(
+            asked == told,
+            f"{what} asked for {name} {asked:g} times a chain, and {told:g} are declared or "
+            f"reported",
+        )
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()))
+    return a is b or (
+        torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+    )
 
 
 def _all_same(a: list[Any], b: list[Any]) -> bool:
@@ -297,7 +376,11 @@ def _all_same(a: list[Any], b: list[Any]) -> bool:
 
 
 def _generators() -> tuple[Any, ...]:
-    return torch.get_rng_state().numpy().tobytes(), pickle.dumps(np.random.get_state()), random.getstate()
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        pickle.dumps(np.random.get_state()),
+        random.getstate(),
+    )
 
 
 def _law(field: Watched) -> str:

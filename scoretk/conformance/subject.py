@@ -1,4 +1,7 @@
-"""What the laws are held against: a field, with the points, times and conditions at which it is asked."""
+"""What the laws are held against.
+
+A field, with the points, times and conditions at which it is asked.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A field and what is claimed of it. `cond` holds condition values; a batch takes its rows in turn."""
+    """A field and what is claimed of it.
+
+    `cond` holds condition values; a batch takes its rows in turn.
+    """
 
     field: Any
     claims: frozenset[str]
@@ -57,8 +63,13 @@ class Subject:
     cond: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def all_of(cls, model: Any, claims: frozenset[str], cond: Mapping[str, Tensor]) -> list[Subject]:
-        """The field in its own dtype and device; in both dtypes where it holds no tensors that fix one."""
+    def all_of(
+        cls, model: Any, claims: frozenset[str], cond: Mapping[str, Tensor]
+    ) -> list[Subject]:
+        """The field in its own dtype and device.
+
+        In both dtypes where it holds no tensors that fix one.
+        """
         held = state_like(model)
         dtypes = [held[0].dtype] if held and held[0].dtype in TOLERANCE else list(TOLERANCE)
         device = held[0].device if held else torch.device("cpu")
@@ -83,7 +94,9 @@ class Subject:
         return Noise(case.seed, case.rows, device=self.device, dtype=self.dtype, window=1)
 
     def points(self, case: Case) -> Tensor:
-        """Points where the field can be asked, `(rows, *event_shape)`: where it would start, spread by the scale.
+        """Points where the field can be asked, `(rows, *event_shape)`.
+
+        Where it would start, spread by the scale.
 
         What it draws itself is not spread, as the field may end where its samples do.
         """
@@ -93,12 +106,19 @@ class Subject:
         start = getattr(self.field, "initial", None)
         if start is None and self.timed:
             start = getattr(getattr(self.field, "base", None), "draw", None)
-        x = start(case.rows, noise) if callable(start) else noise.normal(0, Stream.START, self.shape)
+        x = (
+            start(case.rows, noise)
+            if callable(start)
+            else noise.normal(0, Stream.START, self.shape)
+        )
         return self._like(case.scale * x)
 
     @cached_property
     def _drawn(self) -> Tensor:
-        """What the field draws, once for all cases: drawing may take far longer than what is asked there."""
+        """What the field draws, once for all cases.
+
+        Drawing may take far longer than what is asked there.
+        """
         return self.field.draw(POOL, self.noise(Case(POOL))).cpu()
 
     def times(self, case: Case) -> Tensor:
@@ -109,15 +129,24 @@ class Subject:
     def directions(self, case: Case) -> Tensor:
         """Random unit vectors, `(rows, *event_shape)`."""
         v = self.noise(case).normal(1, Stream.USER, self.shape)
-        return v / v.flatten(1).norm(dim=1).reshape(-1, *[1] * len(self.shape)) if self.shape else v.sign()
+        return (
+            v / v.flatten(1).norm(dim=1).reshape(-1, *[1] * len(self.shape))
+            if self.shape
+            else v.sign()
+        )
 
     def conditions(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The condition values of these rows of a batch."""
         index = torch.tensor(rows, dtype=torch.int64)
         return {key: value[index.to(value.device) % len(value)] for key, value in self.cond.items()}
 
-    def __call__(self, name: str, x: Tensor, t: Any = None, rows: Sequence[int] | None = None) -> Any:
-        """A method's answer at x. `rows` says which rows of the batch these are: their conditions go with them."""
+    def __call__(
+        self, name: str, x: Tensor, t: Any = None, rows: Sequence[int] | None = None
+    ) -> Any:
+        """A method's answer at x.
+
+        `rows` says which rows of the batch these are: their conditions go with them.
+        """
         bound = self.conditions(range(len(x)) if rows is None else rows)
         takes_time = self.timed and name not in TIMELESS
         return getattr(self.field, name)(x, *([t] if takes_time else []), **bound)
@@ -148,13 +177,22 @@ def demand(holds: bool, message: str) -> None:
 def close(name: str, got: Tensor, expected: Tensor, meaning: str, factor: float = 1.0) -> None:
     """Raise `Violation` unless the two agree row by row to rounding; NaN agrees with NaN.
 
-    Arguments: name, of the method; meaning, what the comparison stands for; factor, on the tolerance of the dtype.
+    Args:
+        name: Of the method.
+        meaning: What the comparison stands for.
+        factor: On the tolerance of the dtype.
     """
-    demand(got.shape == expected.shape, f"{name}: {meaning}: shapes {tuple(got.shape)} and {tuple(expected.shape)}")
+    demand(
+        got.shape == expected.shape,
+        f"{name}: {meaning}: shapes {tuple(got.shape)} and {tuple(expected.shape)}",
+    )
     wanted = _flat(expected.detach())
     scale = wanted.nan_to_num(0, 0, 0).abs().amax(1, keepdim=True) if wanted.numel() else wanted
     bound = factor * TOLERANCE.get(expected.dtype, 1e-4) * scale.clamp(min=1)
-    error, same = _flat((got - expected).abs()), _flat((got == expected) | (got.isnan() & expected.isnan()))
+    error, same = (
+        _flat((got - expected).abs()),
+        _flat((got == expected) | (got.isnan() & expected.isnan())),
+    )
     for i in (~((error <= bound) | same).all(1)).nonzero().flatten().tolist():
         raise Violation(f"{name}: {meaning}: row {i} is {_short(got[i])} and {_short(expected[i])}")
 

@@ -1,19 +1,23 @@
 """What a field is made of: one walk, to any depth, each object once.
 
-A field is a graph of Python objects. Its *parts* are what its evaluation can reach: attributes (`__dict__` and `__slots__`), the
-items and keys of containers, what a partial, a bound method or a wrapper holds, a function's closure, defaults and code, the
-globals that the code names and, in modules, the attributes that it names, an object's class with its methods and attributes.
-`walk` goes over them breadth first and without recursion: depth has no limit, and each object is known by the shortest way to it.
+A field is a graph of Python objects. Its *parts* are what its evaluation can reach: attributes
+(`__dict__` and `__slots__`), the items and keys of containers, what a partial, a bound method or a
+wrapper holds, a function's closure, defaults and code, the globals that the code names and, in
+modules, the attributes that it names, an object's class with its methods and attributes. `walk`
+goes over them breadth first and without recursion: depth has no limit, and each object is known by
+the shortest way to it.
 
-From the walk come the networks that are held in eval mode (`left_as_found`), device and dtype of the state (`state_like`), and
-what tells one field from another (`scoretk.core.identity`).
+From the walk come the networks that are held in eval mode (`left_as_found`), device and dtype of
+the state (`state_like`), and what tells one field from another (`scoretk.core.identity`).
 
-Where it ends. Code of torch, numpy, the standard library and this package is *known*: it is what its name says, and what it names
-is its own affair; but what it holds (closures, defaults, bound arguments, attributes) is the user's and is followed. An installed
-package is followed within itself. What cannot be looked into (locks, files, handles of C libraries) has no parts.
+Where it ends. Code of torch, numpy, the standard library and this package is *known*: it is what
+its name says, and what it names is its own affair; but what it holds (closures, defaults, bound
+arguments, attributes) is the user's and is followed. An installed package is followed within
+itself. What cannot be looked into (locks, files, handles of C libraries) has no parts.
 
-Nothing that the walk finds is kept for the next: attributes may be rebound, and to see that none was takes as long as to walk
-again. Kept is what cannot change: the names in a code object, and how objects of a class are taken apart.
+Nothing that the walk finds is kept for the next: attributes may be rebound, and to see that none
+was takes as long as to walk again. Kept is what cannot change: the names in a code object, and how
+objects of a class are taken apart.
 """
 
 from __future__ import annotations
@@ -82,32 +86,96 @@ PLAIN: frozenset[type] = frozenset({type(None), bool, int, float, complex, str, 
 
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType)
 ATOMS: tuple[type, ...] = (
-    *PLAIN, bytearray, range, slice, type(NotImplemented), torch.dtype, torch.device, torch.Size, torch.layout,
-    torch.memory_format, torch.Generator, np.dtype, np.generic, np.ufunc, np.random.Generator, np.random.RandomState, Random,
-    memoryview, CodeType, *_DESCRIPTORS, WrapperDescriptorType, MethodDescriptorType, ClassMethodDescriptorType, GenericAlias,
-    UnionType, GeneratorType, CoroutineType, AsyncGeneratorType, FrameType, TracebackType,
-)  # fmt: skip
+    *PLAIN,
+    bytearray,
+    range,
+    slice,
+    type(NotImplemented),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    torch.layout,
+    torch.memory_format,
+    torch.Generator,
+    np.dtype,
+    np.generic,
+    np.ufunc,
+    np.random.Generator,
+    np.random.RandomState,
+    Random,
+    memoryview,
+    CodeType,
+    *_DESCRIPTORS,
+    WrapperDescriptorType,
+    MethodDescriptorType,
+    ClassMethodDescriptorType,
+    GenericAlias,
+    UnionType,
+    GeneratorType,
+    CoroutineType,
+    AsyncGeneratorType,
+    FrameType,
+    TracebackType,
+)
 """Types without parts, those of plain values among them."""
 
 MANY = 256
 """How many plain entries of a dictionary are parts of their own."""
 
 Part = tuple[str, Any]
-"""How a part is reached from its whole, much as one would write it, such as `.weight` or `[3]`; and the part."""
+"""How a part is reached from its whole, much as one would write it, such as `.weight` or `[3]`; and
+the part.
+"""
 
 _PACKAGES = frozenset({"torch", "numpy", "functorch", "scoretk"})
-_HANDLES = frozenset({
-    "_asyncio", "_io", "_thread", "asyncio", "concurrent", "ctypes", "io", "logging", "mmap", "multiprocessing", "queue",
-    "selectors", "socket", "subprocess", "tempfile", "threading", "unittest",
-})  # fmt: skip
+_HANDLES = frozenset(
+    {
+        "_asyncio",
+        "_io",
+        "_thread",
+        "asyncio",
+        "concurrent",
+        "ctypes",
+        "io",
+        "logging",
+        "mmap",
+        "multiprocessing",
+        "queue",
+        "selectors",
+        "socket",
+        "subprocess",
+        "tempfile",
+        "threading",
+        "unittest",
+    }
+)
 """Modules of the standard library whose objects are handles of the process."""
 
-_UNLOOKED = frozenset({
-    "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__", "__classcell__",
-    "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__match_args__", "__module__",
-    "__orig_bases__", "__parameters__", "__qualname__", "__slots__", "__static_attributes__", "__type_params__", "__weakref__",
-    "_abc_impl",
-})  # fmt: skip
+_UNLOOKED = frozenset(
+    {
+        "__abstractmethods__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations__",
+        "__annotations_cache__",
+        "__classcell__",
+        "__dataclass_fields__",
+        "__dataclass_params__",
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__match_args__",
+        "__module__",
+        "__orig_bases__",
+        "__parameters__",
+        "__qualname__",
+        "__slots__",
+        "__static_attributes__",
+        "__type_params__",
+        "__weakref__",
+        "_abc_impl",
+    }
+)
 """What stands in the namespace of a class and has no say in what its objects do."""
 
 _REGISTERS = ("_parameters", "_buffers", "_modules")
@@ -121,8 +189,10 @@ _STATED = ("__reduce_ex__", "__reduce__", "__getnewargs_ex__", "__getnewargs__")
 
 
 class Names(NamedTuple):
-    """What a code object, with those nested in it, refers to: globals that it loads, modules that it imports, and the names of
-    the attributes that it may ask for (those in strings among them, for `getattr`).
+    """What a code object, with those nested in it, refers to.
+
+    Globals that it loads, modules that it imports, and the names of the attributes that it may ask
+    for (those in strings among them, for `getattr`).
     """
 
     globals: tuple[str, ...]
@@ -146,14 +216,22 @@ class ModuleView:
 
 
 def is_known(value: Any) -> bool:
-    """Whether a class or function is what its name says: that of torch, numpy, the standard library, this package."""
+    """Whether a class or function is what its name says.
+
+    That of torch, numpy, the standard library, this package.
+    """
     return _whose(_home(value)) == "known"
 
 
 def _home(value: Any) -> str:
-    """The module whose code a class or function is. (One that wraps another bears its name, but has globals of its own.)"""
+    """The module whose code a class or function is.
+
+    (One that wraps another bears its name, but has globals of its own.)
+    """
     module = (
-        value.__globals__.get("__name__") if isinstance(value, FunctionType) else getattr(value, "__module__", None)
+        value.__globals__.get("__name__")
+        if isinstance(value, FunctionType)
+        else getattr(value, "__module__", None)
     )
     return module if isinstance(module, str) else ""
 
@@ -172,13 +250,19 @@ def _whose(module: Any) -> str:
 def _whose_package(top: str, file: str | None) -> str:
     if top in _PACKAGES:
         return "known"
-    if top == "__main__":  # also where what was started is an installed program, such as a notebook or a test runner
+    if (
+        top == "__main__"
+    ):  # also where what was started is an installed program, such as a notebook or a test runner
         return "own"
     folders = Path(file).parents if isinstance(file, str) else ()
     if any(folder.name in ("site-packages", "dist-packages") for folder in folders):
         return "installed"
     standard = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
-    return "known" if top in sys.stdlib_module_names and (file is None or standard & {*folders}) else "own"
+    return (
+        "known"
+        if top in sys.stdlib_module_names and (file is None or standard & {*folders})
+        else "own"
+    )
 
 
 def names_in(code: CodeType) -> Names:
@@ -191,7 +275,12 @@ def names_in(code: CodeType) -> Names:
         steps = [step for inner in nested for step in dis.get_instructions(inner)]
         loaded = dict.fromkeys(s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
         imported = dict.fromkeys(s.argval for s in steps if s.opname == "IMPORT_NAME")
-        texts = (c for inner in nested for c in inner.co_consts if isinstance(c, str) and c.isidentifier())
+        texts = (
+            c
+            for inner in nested
+            for c in inner.co_consts
+            if isinstance(c, str) and c.isidentifier()
+        )
         attributes = frozenset((*(n for inner in nested for n in inner.co_names), *texts))
         known = _NAMES[code] = Names(tuple(loaded), tuple(imported), attributes)
     return known
@@ -203,7 +292,10 @@ Splitter = Callable[[Any], list[Part]]
 
 
 def parts(value: Any) -> list[Part]:
-    """What one object is directly made of, each part with how it is reached. Lists of plain values alone have no parts."""
+    """What one object is directly made of, each part with how it is reached.
+
+    Lists of plain values alone have no parts.
+    """
     kind = type(value)
     return (_SPLITTERS.get(kind) or _splitter(kind))(value)
 
@@ -213,7 +305,9 @@ def _none(value: Any) -> list[Part]:
 
 
 def _attributes(value: Any) -> list[Part]:
-    return [("." + str(name), item) for name, item in object.__getattribute__(value, "__dict__").items()]
+    return [
+        ("." + str(name), item) for name, item in object.__getattribute__(value, "__dict__").items()
+    ]
 
 
 def _slots_of(names: tuple[str, ...]) -> Splitter:
@@ -228,7 +322,9 @@ def _slots_of(names: tuple[str, ...]) -> Splitter:
 
 
 def _slots(kind: type) -> tuple[str, ...]:
-    """The attributes of a class's objects that are no entries of their `__dict__`, by the names that the class has for them."""
+    """The attributes of a class's objects that are no entries of their `__dict__`, by the names
+    that the class has for them.
+    """
     return tuple(
         name
         for base in kind.__mro__
@@ -253,7 +349,9 @@ def _of_mapping(value: Mapping[Any, Any]) -> list[Part]:
 
 def _of_items(value: Iterable[Any]) -> list[Part]:
     items = list(value)
-    return [] if {*map(type, items)} <= PLAIN else [(f"[{i}]", item) for i, item in enumerate(items)]
+    return (
+        [] if {*map(type, items)} <= PLAIN else [(f"[{i}]", item) for i, item in enumerate(items)]
+    )
 
 
 def _of_array(value: np.ndarray) -> list[Part]:
@@ -261,7 +359,9 @@ def _of_array(value: np.ndarray) -> list[Part]:
 
 
 def _of_tensor(value: Tensor) -> list[Part]:
-    return [] if value.is_nested else _attributes(value)  # whose sizes count the nested tensors of the process
+    return (
+        [] if value.is_nested else _attributes(value)
+    )  # whose sizes count the nested tensors of the process
 
 
 def _of_proxy(value: Any) -> list[Part]:
@@ -272,7 +372,10 @@ def _of_proxy(value: Any) -> list[Part]:
 
 
 def _pickled(value: Any) -> list[Part]:
-    """The pieces from which an object of C code says that it could be made again; none where it does not say."""
+    """The pieces from which an object of C code says that it could be made again.
+
+    None where it does not say.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -280,7 +383,11 @@ def _pickled(value: Any) -> list[Part]:
             made = reduce(value) if reduce is not None else value.__reduce_ex__(2)
     except Exception:  # noqa: BLE001 (whatever its author raises: it cannot be taken apart)
         return []
-    return [(f".__reduce__()[{i}]", piece) for i, piece in enumerate(made)] if isinstance(made, tuple) else []
+    return (
+        [(f".__reduce__()[{i}]", piece) for i, piece in enumerate(made)]
+        if isinstance(made, tuple)
+        else []
+    )
 
 
 def _of_default(value: defaultdict[Any, Any]) -> list[Part]:
@@ -302,7 +409,10 @@ def _of_cell(value: CellType) -> list[Part]:
 
 
 def _of_function(value: FunctionType) -> list[Part]:
-    """Closure, defaults, attributes, and what it names: all globals of one's own code, some of an installed package's."""
+    """Closure, defaults, attributes, and what it names.
+
+    All globals of one's own code, some of an installed package's.
+    """
     attributes, code, home = vars(value), value.__code__, value.__globals__
     if _COMPILED in attributes:  # the rest is the compiler's
         return [("." + _COMPILED, attributes[_COMPILED])]
@@ -327,7 +437,10 @@ def _of_function(value: FunctionType) -> list[Part]:
 
 
 def _within(package: str, value: Any) -> bool:
-    """Whether an installed package's code is followed to what it names: to its data, and to its own functions and classes."""
+    """Whether an installed package's code is followed to what it names.
+
+    To its data, and to its own functions and classes.
+    """
     if isinstance(value, FunctionType | type):
         return _top(_home(value)) == _top(package)
     return isinstance(value, nn.Module | Tensor | np.ndarray) or type(value) in PLAIN
@@ -338,8 +451,10 @@ def _seen_by(names: Names, value: Any) -> Any:
 
 
 def _of_seen(value: ModuleView) -> list[Part]:
-    """The attributes that are named: of one's own module all; of another's its data, its functions where it is followed, and
-    what is one's own and was put there.
+    """The attributes that are named: of one's own module all.
+
+    Of another's its data, its functions where it is followed, and what is one's own and was put
+    there.
     """
     module, held = value.module.__name__, vars(value.module)
     whose = _whose(module)
@@ -354,10 +469,15 @@ def _of_seen(value: ModuleView) -> list[Part]:
 
 
 def _is_followed(value: Any, package: str | None) -> bool:
-    """Whether what another's module holds is followed: where `package` is None, all its own functions are known."""
+    """Whether what another's module holds is followed.
+
+    Where `package` is None, all its own functions are known.
+    """
     if isinstance(value, FunctionType | type):
         return _whose(_home(value)) == "own" or (
-            package is not None and isinstance(value, FunctionType) and _top(_home(value)) == _top(package)
+            package is not None
+            and isinstance(value, FunctionType)
+            and _top(_home(value)) == _top(package)
         )
     return isinstance(value, nn.Module | Tensor | np.ndarray) or type(value) in PLAIN
 
@@ -367,9 +487,13 @@ def _of_class(value: type) -> list[Part]:
         return []
     own, meta = vars(value), type(value)
     found = [
-        ("." + name, item) for name, item in own.items() if name not in _UNLOOKED and type(item) not in _DESCRIPTORS
+        ("." + name, item)
+        for name, item in own.items()
+        if name not in _UNLOOKED and type(item) not in _DESCRIPTORS
     ]
-    found += [(f".__mro__[{i}]", base) for i, base in enumerate(value.__mro__) if i and base is not object]
+    found += [
+        (f".__mro__[{i}]", base) for i, base in enumerate(value.__mro__) if i and base is not object
+    ]
     return found if _whose(meta.__module__) == "known" else [*found, (".__class__", meta)]
 
 
@@ -380,7 +504,9 @@ def _of_nn_module(value: nn.Module) -> list[Part]:
         found += [("." + name, item) for name, item in own[register].items() if item is not None]
     for name in _HOOKS:
         if own.get(name):
-            found += [(f".{name}[{i}]", hook) for i, hook in enumerate(own[name].values())]  # their keys are counters
+            found += [
+                (f".{name}[{i}]", hook) for i, hook in enumerate(own[name].values())
+            ]  # their keys are counters
     return found
 
 
@@ -389,15 +515,24 @@ def _of_compiled_module(value: nn.Module) -> list[Part]:
 
 
 def _of_traced(value: Any) -> list[Part]:
-    """Of `torch.fx.GraphModule`: its graph is the code, which is among the attributes; the ranges of sizes that an export noted
-    decide nothing, and their symbols' dictionaries are in the order of hashes.
+    """Of `torch.fx.GraphModule`: its graph is the code, which is among the attributes.
+
+    The ranges of sizes that an export noted decide nothing, and their symbols' dictionaries are in
+    the order of hashes.
     """
-    return [part for part in _of_nn_module(value) if part[0] not in ("._graph", ".meta", ".range_constraints")]
+    return [
+        part
+        for part in _of_nn_module(value)
+        if part[0] not in ("._graph", ".meta", ".range_constraints")
+    ]
 
 
 def _of_script(value: Any) -> list[Part]:
     held = {
-        name: item for register in _REGISTERS for name, item in getattr(value, register).items() if item is not None
+        name: item
+        for register in _REGISTERS
+        for name, item in getattr(value, register).items()
+        if item is not None
     }
     kind = value._concrete_type
     others = [name for name in kind.get_attributes() if name not in held and name != "training"]
@@ -429,7 +564,9 @@ def _splitter(kind: type) -> Splitter:
 
 
 def _is_stated(kind: type) -> bool:
-    """Whether a known class says what objects of one's own class are made of, as what is beneath a subclass of `float` does."""
+    """Whether a known class says what objects of one's own class are made of, as what is beneath a
+    subclass of `float` does.
+    """
     for name in _STATED:
         owner = next(base for base in kind.__mro__ if name in vars(base) or base is object)
         if owner is not object:
@@ -438,7 +575,9 @@ def _is_stated(kind: type) -> bool:
 
 
 def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
-    """The splitter of what a class inherits, with its objects' attributes and the class itself where these are not known."""
+    """The splitter of what a class inherits, with its objects' attributes and the class itself
+    where these are not known.
+    """
     if kind in _KINDS or split in (_none, _of_class, _of_compiled_module, _of_script):
         return split or _none
     also: list[Splitter] = [] if split is None else [split]
@@ -451,30 +590,53 @@ def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
         also.append(_pickled)
     if _whose(kind.__module__) != "known":
         also.append(lambda v: [(".__class__", type(v))])
-    return also[0] if len(also) == 1 else lambda value: [part for one in also for part in one(value)]
+    return (
+        also[0] if len(also) == 1 else lambda value: [part for one in also for part in one(value)]
+    )
 
 
 _KINDS: dict[type, Splitter] = {
     **dict.fromkeys(ATOMS, _none),
-    Tensor: _of_tensor, ModuleType: _none,
+    Tensor: _of_tensor,
+    ModuleType: _none,
     np.ndarray: _of_array,
-    nn.Module: _of_nn_module, torch.fx.GraphModule: _of_traced,
-    dict: _of_mapping, MappingProxyType: _of_mapping, defaultdict: _of_default,
-    list: _of_items, tuple: _of_items, set: _of_items, frozenset: _of_items, deque: _of_items,
-    functools.partial: lambda v: [(".func", v.func), (".args", v.args), (".keywords", v.keywords), *_attributes(v)],
-    functools.partialmethod: lambda v: [(".func", v.func), (".args", v.args), (".keywords", v.keywords)],
-    CellType: _of_cell, ContextVar: _of_variable,
+    nn.Module: _of_nn_module,
+    torch.fx.GraphModule: _of_traced,
+    dict: _of_mapping,
+    MappingProxyType: _of_mapping,
+    defaultdict: _of_default,
+    list: _of_items,
+    tuple: _of_items,
+    set: _of_items,
+    frozenset: _of_items,
+    deque: _of_items,
+    functools.partial: lambda v: [
+        (".func", v.func),
+        (".args", v.args),
+        (".keywords", v.keywords),
+        *_attributes(v),
+    ],
+    functools.partialmethod: lambda v: [
+        (".func", v.func),
+        (".args", v.args),
+        (".keywords", v.keywords),
+    ],
+    CellType: _of_cell,
+    ContextVar: _of_variable,
     FunctionType: _of_function,
     MethodType: lambda v: [(".__self__", v.__self__), (".__func__", v.__func__)],
-    BuiltinFunctionType: lambda v: [] if isinstance(v.__self__, ModuleType | None) else [(".__self__", v.__self__)],
+    BuiltinFunctionType: lambda v: (
+        [] if isinstance(v.__self__, ModuleType | None) else [(".__self__", v.__self__)]
+    ),
     MethodWrapperType: lambda v: [(".__self__", v.__self__)],
     property: lambda v: [(".fget", v.fget)],
     classmethod: lambda v: [(".__func__", v.__func__)],
     staticmethod: lambda v: [(".__func__", v.__func__)],
     weakref.ReferenceType: lambda v: [("()", v())],
-    weakref.ProxyType: _of_proxy, weakref.CallableProxyType: _of_proxy,
+    weakref.ProxyType: _of_proxy,
+    weakref.CallableProxyType: _of_proxy,
     ModuleView: _of_seen,
-}  # fmt: skip
+}
 _SPLITTERS: weakref.WeakKeyDictionary[type, Splitter] = weakref.WeakKeyDictionary()
 
 
@@ -482,9 +644,13 @@ _SPLITTERS: weakref.WeakKeyDictionary[type, Splitter] = weakref.WeakKeyDictionar
 
 
 def walk(value: Any) -> list[Any]:
-    """Everything that a value is made of, itself first, the nearest before the farther, each object once."""
+    """Everything that a value is made of, itself first, the nearest before the farther, each object
+    once.
+    """
     found, seen = [value], {key_of(value)}
-    for item in found:  # which grows on the way; it holds all that was seen, so that no id is used twice
+    for (
+        item
+    ) in found:  # which grows on the way; it holds all that was seen, so that no id is used twice
         kind = type(item)
         for _, part in (_SPLITTERS.get(kind) or _splitter(kind))(item):
             if type(part) not in PLAIN and (key := key_of(part)) not in seen:
@@ -504,14 +670,21 @@ def modules_of(value: Any) -> list[nn.Module]:
 
 
 def field_tensors(value: Any) -> list[Tensor]:
-    """The floating tensors that a field holds: the parameters of its modules, their buffers, then all others."""
+    """The floating tensors that a field holds.
+
+    The parameters of its modules, their buffers, then all others.
+    """
     return [tensor for group in _tensors(walk(value)) for tensor in group]
 
 
 def _tensors(found: list[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """The floating tensors among the things found: parameters, modules' buffers, others."""
-    floating = {id(item): item for item in found if isinstance(item, Tensor) and item.is_floating_point()}
-    buffers = {id(b) for item in found if isinstance(item, nn.Module) for b in item._buffers.values()}
+    floating = {
+        id(item): item for item in found if isinstance(item, Tensor) and item.is_floating_point()
+    }
+    buffers = {
+        id(b) for item in found if isinstance(item, nn.Module) for b in item._buffers.values()
+    }
     groups: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for key, tensor in floating.items():
         groups[0 if isinstance(tensor, nn.Parameter) else 1 if key in buffers else 2].append(tensor)
@@ -521,15 +694,18 @@ def _tensors(found: list[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]
 def state_like(value: Any) -> list[Tensor]:
     """The tensors that tell device and dtype of a field's state, where it holds any.
 
-    They are the floating parameters of its networks; where it has none, its modules' buffers; where it has none, the other
-    floating tensors that it holds. A schedule is no such hint: neither what an object holds that says of itself `steers = True`
-    (a `GaussianPath`), nor a table of the same shape as one of its own.
+    They are the floating parameters of its networks; where it has none, its modules' buffers; where
+    it has none, the other floating tensors that it holds. A schedule is no such hint: neither what
+    an object holds that says of itself `steers = True` (a `GaussianPath`), nor a table of the same
+    shape as one of its own.
     """
     found = walk(value)
     parameters, buffers, others = _tensors(found)
     if parameters or buffers:
         return parameters or buffers
-    schedules = {t.shape for item in found if _steers(item) for t in walk(item) if isinstance(t, Tensor)}
+    schedules = {
+        t.shape for item in found if _steers(item) for t in walk(item) if isinstance(t, Tensor)
+    }
     return [t for t in others if t.shape not in schedules] if schedules else others
 
 
@@ -539,10 +715,18 @@ def _steers(item: Any) -> bool:
 
 @contextmanager
 def left_as_found(value: Any, grad: bool = False) -> Iterator[None]:
-    """Hold a field's modules in eval mode, their parameters without gradients (unless `grad`), and restore both after."""
+    """Hold a field's modules in eval mode, their parameters without gradients (unless `grad`), and
+    restore both after.
+    """
     modules = modules_of(value)
     training = [m for m in modules if m.training]
-    wanting = [] if grad else [p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad]
+    wanting = (
+        []
+        if grad
+        else [
+            p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad
+        ]
+    )
     try:
         for m in training:
             m.training = False

@@ -1,4 +1,7 @@
-"""Checks of arguments. Each raises `InvalidArgument`, which names the argument, what it got and what was expected."""
+"""Checks of arguments.
+
+Each raises `InvalidArgument`, which names the argument, what it got and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,15 @@ MOST = torch.finfo(torch.float32).max
 
 
 def is_integer(value: Any) -> bool:
-    """Whether this is one integer: Python's, numpy's, or a tensor or an array of no dimension. Truth values are none."""
-    if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or getattr(value, "dtype", None) is torch.bool:
+    """Whether this is one integer: Python's, numpy's, or a tensor or an array of no dimension.
+
+    Truth values are none.
+    """
+    if (
+        isinstance(value, bool)
+        or getattr(value, "ndim", 0) != 0
+        or getattr(value, "dtype", None) is torch.bool
+    ):
         return False
     if isinstance(value, int):  # the compiler does not take `index` of an enumeration's member
         return True
@@ -68,7 +78,9 @@ def count(name: str, value: Any, *, least: int = 0) -> int:
 
 
 def counts(owner: Any, **least: int) -> None:
-    """The attributes of these names, of a frozen dataclass in `__post_init__`, become plain integers of at least so much."""
+    """The attributes of these names, of a frozen dataclass in `__post_init__`, become plain
+    integers of at least so much.
+    """
     for name, bound in least.items():
         object.__setattr__(owner, name, count(name, getattr(owner, name), least=bound))
 
@@ -108,7 +120,9 @@ def device(name: str, value: Any) -> torch.device:
         found = torch.device(value)
         torch.empty(0, device=found)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise InvalidArgument(name, value, "a torch device of this machine", str(error).split("\n")[0]) from error
+        raise InvalidArgument(
+            name, value, "a torch device of this machine", str(error).split("\n")[0]
+        ) from error
     if found.type == "meta":
         raise InvalidArgument(name, value, "a device that holds numbers")
     return found
@@ -131,7 +145,11 @@ def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
         raise InvalidArgument("cond", value, "a mapping of names to tensors")
     for name, given in value.items():
         if not isinstance(given, Tensor) or (rows is not None and given.shape[:1] != (rows,)):
-            raise InvalidArgument(f"cond[{name!r}]", given, f"a tensor of {'rows' if rows is None else f'{rows} rows'}")
+            raise InvalidArgument(
+                f"cond[{name!r}]",
+                given,
+                f"a tensor of {'rows' if rows is None else f'{rows} rows'}",
+            )
         numbers(f"cond[{name!r}]", given)
     return dict(value)
 
@@ -166,7 +184,10 @@ def option(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def function(name: str, value: Any, form: str) -> Any:
-    """Something that can be called, in the form that the message shows; no class in place of its object."""
+    """Something that can be called, in the form that the message shows.
+
+    No class in place of its object.
+    """
     if not callable(value) or isinstance(value, type):
         raise InvalidArgument(name, value, f"a callable {form}")
     return value
@@ -174,8 +195,14 @@ def function(name: str, value: Any, form: str) -> Any:
 
 def event_shape(value: Any, name: str = "event_shape") -> tuple[int, ...]:
     """The shape of one event, of positive sizes."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(is_integer(n) and n > 0 for n in value):
-        raise InvalidArgument(name, value, "a tuple of positive integers, such as (2,) or (1, 8, 8)")
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or not all(is_integer(n) and n > 0 for n in value)
+    ):
+        raise InvalidArgument(
+            name, value, "a tuple of positive integers, such as (2,) or (1, 8, 8)"
+        )
     return tuple(map(index, value))
 
 
@@ -194,21 +221,34 @@ def numbers(name: str, value: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InvalidArgument(name, value, "a tensor or something that becomes one", str(error)) from error
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta or tensor.is_quantized:
         raise InvalidArgument(
-            name, value, "a dense tensor with values, neither sparse, nested nor quantised, nor on 'meta'"
+            name, value, "a tensor or something that becomes one", str(error)
+        ) from error
+    if (
+        tensor.layout is not torch.strided
+        or tensor.is_nested
+        or tensor.is_meta
+        or tensor.is_quantized
+    ):
+        raise InvalidArgument(
+            name,
+            value,
+            "a dense tensor with values, neither sparse, nested nor quantised, nor on 'meta'",
         )
     return tensor
 
 
 def tensor_like(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
-    """A real floating tensor of this shape (None: any size there), finite throughout. Integers become float32.
+    """A real floating tensor of this shape (None: any size there), finite throughout.
+
+    Integers become float32.
 
     It is `aligned`, so that no result depends on where in memory the caller's numbers lie.
     """
     tensor = numbers(name, value)
-    fits = tensor.ndim == len(shape) and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=True))
+    fits = tensor.ndim == len(shape) and all(
+        s in (None, n) for s, n in zip(shape, tensor.shape, strict=True)
+    )
     if not fits:
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise InvalidArgument(name, value, f"shape ({wanted})")

@@ -25,10 +25,25 @@ __all__ = ["ENDINGS", "read_array"]
 ENDINGS = (".npy", ".npz", ".csv")
 
 _UNREADABLE = (
-    OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
-    RuntimeError, UserWarning, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
-)  # fmt: skip
-"""What numpy and the archive reader raise over files that are not what they say: the header of an .npy is Python source."""
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    MemoryError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+    UserWarning,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+)
+"""What numpy and the archive reader raise over files that are not what they say: the header of an
+.npy is Python source.
+"""
 
 
 def read_array(
@@ -36,9 +51,14 @@ def read_array(
 ) -> Tensor:
     """The numbers in a file, rows first; integers and booleans become float32.
 
-    Arguments: path, ending in .npy, .npz or .csv (commas, one row a line, a line of headings or none); name, which array
-        of an .npz that holds several; argument, what the file is given for; axes, how many the array has at least.
-    Raises: `InvalidArgument`, `UnknownName`.
+    Args:
+        path: Ending in .npy, .npz or .csv (commas, one row a line, a line of headings or none).
+        name: Which array of an .npz that holds several.
+        argument: What the file is given for.
+        axes: How many the array has at least.
+
+    Raises:
+        `InvalidArgument`, `UnknownName`.
     """
     file = file_to_read(argument, path, f"the path of a file of numbers ({', '.join(ENDINGS)})")
     if file.suffix not in ENDINGS:
@@ -48,13 +68,23 @@ def read_array(
     except InvalidArgument:
         raise
     except _UNREADABLE as error:
-        raise InvalidArgument(argument, str(path), "a file of numbers that can be read", str(error)) from error
+        raise InvalidArgument(
+            argument, str(path), "a file of numbers that can be read", str(error)
+        ) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         raise InvalidArgument(
-            argument, str(path), "real numbers", f"It holds {getattr(array, 'dtype', type(array).__name__)}"
+            argument,
+            str(path),
+            "real numbers",
+            f"It holds {getattr(array, 'dtype', type(array).__name__)}",
         )
     if array.ndim < axes:
-        raise InvalidArgument(argument, f"shape {array.shape}", "rows, (n, *event_shape)", "One number a row is (n, 1)")
+        raise InvalidArgument(
+            argument,
+            f"shape {array.shape}",
+            "rows, (n, *event_shape)",
+            "One number a row is (n, 1)",
+        )
     with np.errstate(
         over="ignore", invalid="ignore"
     ):  # what float64 does not hold is not finite: for the caller to refuse
@@ -76,7 +106,13 @@ def _table(file: Path) -> Any:
         first = lines.readline()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="loadtxt: input contained no data")
-        return np.loadtxt(file, delimiter=",", skiprows=0 if _is_numeric(first) else 1, ndmin=2, encoding="utf-8-sig")
+        return np.loadtxt(
+            file,
+            delimiter=",",
+            skiprows=0 if _is_numeric(first) else 1,
+            ndmin=2,
+            encoding="utf-8-sig",
+        )
 
 
 def _is_numeric(line: str) -> bool:

@@ -1,10 +1,11 @@
 """Where a tensor's numbers lie in memory, so that equal numbers give equal bits.
 
-Products of matrices and vectors, inner products among them, add up in an order that depends on the address of their first number
-and on its strides: the processor's vector instructions take the numbers before the first aligned address one by one. So two
-tensors of equal numbers may give sums that differ in the last bit. torch allocates at multiples of `ALIGNMENT` bytes, but a row
-of a batch, a tensor read from a file and a view into someone's array begin anywhere. What is read from a file goes through
-`fresh`; what a user gives and what a field is asked through `aligned`.
+Products of matrices and vectors, inner products among them, add up in an order that depends on the
+address of their first number and on its strides: the processor's vector instructions take the
+numbers before the first aligned address one by one. So two tensors of equal numbers may give sums
+that differ in the last bit. torch allocates at multiples of `ALIGNMENT` bytes, but a row of a
+batch, a tensor read from a file and a view into someone's array begin anywhere. What is read from a
+file goes through `fresh`; what a user gives and what a field is asked through `aligned`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,14 @@ ALIGNMENT = 64
 
 
 def is_aligned(x: Tensor) -> bool:
-    """Whether x begins at a multiple of `ALIGNMENT` bytes and its rows lie one behind the other, without gaps."""
-    return x.data_ptr() % ALIGNMENT == 0 and x.is_contiguous() and (1 not in x.shape or x.stride() == _strides(x))
+    """Whether x begins at a multiple of `ALIGNMENT` bytes and its rows lie one behind the other,
+    without gaps.
+    """
+    return (
+        x.data_ptr() % ALIGNMENT == 0
+        and x.is_contiguous()
+        and (1 not in x.shape or x.stride() == _strides(x))
+    )
 
 
 def fresh(x: Tensor) -> Tensor:
@@ -29,10 +36,10 @@ def fresh(x: Tensor) -> Tensor:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x itself where it `is_aligned`, else an aligned copy, through which gradients pass.
+    """X itself where it `is_aligned`, else an aligned copy, through which gradients pass.
 
-    Inside a compiled function and inside a transformation of `torch.func` a tensor has no address, and is returned as it is:
-    there the inputs of the whole are what has to be aligned.
+    Inside a compiled function and inside a transformation of `torch.func` a tensor has no address,
+    and is returned as it is: there the inputs of the whole are what has to be aligned.
     """
     if torch.compiler.is_compiling() or x.layout is not torch.strided:
         return x
@@ -46,11 +53,16 @@ def aligned(x: Tensor) -> Tensor:
 
 def aligned_values(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """A dict of tensors, each `aligned`; what is no tensor stays as it is."""
-    return {name: aligned(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {
+        name: aligned(value) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
-    """The strides of contiguous memory. torch takes any for an axis of length 1, and products of matrices look at them."""
+    """The strides of contiguous memory. torch takes any for an axis of length 1, and products of
+    matrices look at them.
+    """
     strides, step = [], 1
     for n in reversed(x.shape):
         strides.append(step)

@@ -19,7 +19,9 @@ __all__ = ["Uncompilable", "compiled"]
 KEPT = 64
 LIMIT_HIT = "FailOnRecompileLimitHit"  # by name: importing its home takes a second
 COMPILER = ("torch._dynamo", "torch._functorch", "torch._inductor", "torch._subclasses", "torch.fx")
-"""Where the compiler's own errors are at home. What a model raises while it is traced comes as one of them too."""
+"""Where the compiler's own errors are at home. What a model raises while it is traced comes as one
+of them too.
+"""
 OWN = (str(Path(__file__).parent), *torch.__path__)
 STANDARD, INSTALLED = (get_path(name) for name in ("stdlib", "purelib"))
 FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
@@ -28,7 +30,10 @@ _copies: OrderedDict[Hashable, CodeType] = OrderedDict()
 
 
 class Uncompilable(ScoretkError, RuntimeError):
-    """The compiler cannot take a function: its message says why, and at which line that is not of torch or this package."""
+    """The compiler cannot take a function.
+
+    Its message says why, and at which line that is not of torch or this package.
+    """
 
     def __init__(self, error: Exception) -> None:
         super().__init__(f"{_place(error)}: {_reason(error)}")
@@ -37,11 +42,14 @@ class Uncompilable(ScoretkError, RuntimeError):
 def compiled(method: Any, key: Hashable) -> Callable[..., Any]:
     """The bound method compiled for static shapes, in one graph.
 
-    The compiler keeps what it has made, and a small limit on how much, by code object. So each key (what tells one kind of
-    run from another) has a copy of the code of its own: equal runs find their compiled function again, and different ones do
-    not use up each other's limit. A kind that reaches it all the same starts afresh, once. The last 64 kinds are remembered.
+    The compiler keeps what it has made, and a small limit on how much, by code object. So each key
+    (what tells one kind of run from another) has a copy of the code of its own: equal runs find
+    their compiled function again, and different ones do not use up each other's limit. A kind that
+    reaches it all the same starts afresh, once. The last 64 kinds are remembered.
 
-    Raises: `Uncompilable` from a call that the compiler fails at; where it is the model that fails, the method itself does too.
+    Raises:
+        `Uncompilable` from a call that the compiler fails at; where it is the model that fails, the
+        method itself does too.
     """
     full_key = (method.__func__, key)
     function, afresh = _compile(method, full_key), False

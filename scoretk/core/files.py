@@ -1,8 +1,11 @@
-"""Files on the disk: paths that are checked before anything is spent, and writing that is whole or not at all.
+"""Files on the disk.
 
-A file is written beside its place, as `.NAME.PID.tmp`, flushed to the disk and then put there, so that a kill at any moment
-leaves one whole file. What a killed process leaves beside is cleared by the next one that writes there. A symbolic link is
-followed: what it points at is replaced, and the link stays. Permissions are kept.
+Paths that are checked before anything is spent, and writing that is whole or not at all.
+
+A file is written beside its place, as `.NAME.PID.tmp`, flushed to the disk and then put there, so
+that a kill at any moment leaves one whole file. What a killed process leaves beside is cleared by
+the next one that writes there. A symbolic link is followed: what it points at is replaced, and the
+link stays. Permissions are kept.
 """
 
 from __future__ import annotations
@@ -21,13 +24,18 @@ from scoretk.errors import InvalidArgument
 __all__ = ["as_path", "file_to_read", "file_to_write", "is_regular", "write_atomically"]
 
 LONGEST_NAME = 200
-"""Bytes of a file's name that still go into the name of the file beside it: most file systems take names of 255."""
+"""Bytes of a file's name that still go into the name of the file beside it: most file systems take
+names of 255.
+"""
 
 Buffer = bytes | bytearray | memoryview
 
 
 def as_path(argument: str, path: Any, expected: str = "the path of a file") -> Path:
-    """A path that the file system can be asked about. Raises `InvalidArgument`, which names the argument."""
+    """A path that the file system can be asked about.
+
+    Raises `InvalidArgument`, which names the argument.
+    """
     if not isinstance(path, str | os.PathLike):
         raise InvalidArgument(argument, path, expected)
     try:
@@ -36,14 +44,19 @@ def as_path(argument: str, path: Any, expected: str = "the path of a file") -> P
     except (ValueError, TypeError) as error:
         raise InvalidArgument(argument, repr(path), expected, str(error)) from error
     if b"\0" in encoded or not text:
-        raise InvalidArgument(argument, text, expected, "A path has characters, and no NUL among them")
+        raise InvalidArgument(
+            argument, text, expected, "A path has characters, and no NUL among them"
+        )
     if text.endswith(("/", os.sep)):
         raise InvalidArgument(argument, text, f"{expected}, not of a folder")
     return Path(text)
 
 
 def file_to_read(argument: str, path: Any, expected: str = "the path of a file") -> Path:
-    """The path of a regular file that is there. Raises `InvalidArgument`: a FIFO or device is not waited for."""
+    """The path of a regular file that is there.
+
+    Raises `InvalidArgument`: a FIFO or device is not waited for.
+    """
     file = as_path(argument, path, expected)
     try:
         regular = is_regular(file)
@@ -55,12 +68,18 @@ def file_to_read(argument: str, path: Any, expected: str = "the path of a file")
 
 
 def file_to_write(argument: str, path: Any, expected: str = "the path of a file") -> Path:
-    """The path of a regular file, or of one that can be made. Raises `InvalidArgument`, before anything is spent."""
+    """The path of a regular file, or of one that can be made.
+
+    Raises `InvalidArgument`, before anything is spent.
+    """
     file = as_path(argument, path, expected)
     try:
         if not is_regular(file):
             raise InvalidArgument(
-                argument, str(file), f"{expected}, not of a folder or device", f"{_what(file)} is there"
+                argument,
+                str(file),
+                f"{expected}, not of a folder or device",
+                f"{_what(file)} is there",
             )
     except FileNotFoundError:  # it is to be made
         pass
@@ -80,7 +99,10 @@ def is_regular(path: Path) -> bool:
 
 
 def write_atomically(path: Path, *parts: Buffer) -> None:
-    """Put the parts, one behind the other, at `path` in one step, on the disk when this returns. Raises `OSError`."""
+    """Put the parts, one behind the other, at `path` in one step, on the disk when this returns.
+
+    Raises `OSError`.
+    """
     target = Path(os.path.realpath(path))
     try:
         mode = os.stat(target).st_mode
@@ -122,7 +144,10 @@ def _stem(name: str) -> str:
 
 
 def _clear(folder: Path, stem: str) -> None:
-    """Remove what processes that are no more have left: `.STEM.PID.tmp`. That of a process that lives is its own."""
+    """Remove what processes that are no more have left: `.STEM.PID.tmp`.
+
+    That of a process that lives is its own.
+    """
     left = re.compile(rf"\.{re.escape(stem)}\.([1-9][0-9]*)\.tmp")
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):

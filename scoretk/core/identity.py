@@ -1,14 +1,19 @@
-"""What tells one field, or one solver, from another: everything that decides what it answers, as text.
+"""What tells one field, or one solver, from another.
 
-An `Identity` is a map from ways to values. A way is how the walk (`scoretk.core.anatomy`) first comes to an object, such as
-`field.fn.scale`; the value is what the object is apart from its parts: a number as it is, of an array dtype, shape and SHA-256,
-of a function its code (instructions, names and constants; no file names or line numbers), of a container its kind and keys. No
-entry depends on the process that made it: neither addresses nor hashes of objects count, and the items of sets are put in order.
-Known classes and functions (torch's, numpy's, ...) are their names. Of what cannot be looked into (locks, files, handles of C
-libraries, random generators) only the kind counts: what differs within is for the second net to see, the field's own answers.
+Everything that decides what it answers, as text.
 
-Some of what a field is made of may change while a run goes on: a count of its calls, a list of what it has seen, a cache. What a
-run itself has changed does not tell it from another; `changing` finds it, and it is left out.
+An `Identity` is a map from ways to values. A way is how the walk (`scoretk.core.anatomy`) first
+comes to an object, such as `field.fn.scale`; the value is what the object is apart from its parts:
+a number as it is, of an array dtype, shape and SHA-256, of a function its code (instructions, names
+and constants; no file names or line numbers), of a container its kind and keys. No entry depends on
+the process that made it: neither addresses nor hashes of objects count, and the items of sets are
+put in order. Known classes and functions (torch's, numpy's, ...) are their names. Of what cannot be
+looked into (locks, files, handles of C libraries, random generators) only the kind counts: what
+differs within is for the second net to see, the field's own answers.
+
+Some of what a field is made of may change while a run goes on: a count of its calls, a list of what
+it has seen, a cache. What a run itself has changed does not tell it from another; `changing` finds
+it, and it is left out.
 """
 
 from __future__ import annotations
@@ -31,10 +36,13 @@ from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_known, key_of
 __all__ = ["Identity", "differences", "is_summary", "tensor_value", "without_addresses"]
 
 SHOWN = 60
-"""How many characters of a value are kept as they are; of a longer one the beginning and a digest."""
+"""How many characters of a value are kept as they are; of a longer one the beginning and a digest.
+"""
 
 KEPT = 256
-"""How many entries of a summary are kept one by one, the nearest; the others are summed up by what they are parts of."""
+"""How many entries of a summary are kept one by one, the nearest; the others are summed up by what
+they are parts of.
+"""
 
 FEW = 4
 """How many numbers of an array are shown."""
@@ -43,7 +51,16 @@ NAMED = 5
 """How many differences are named."""
 
 _CONTAINERS = (Mapping, list, tuple, set, frozenset, deque)
-_WRITTEN = (bytearray, range, slice, torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
+_WRITTEN = (
+    bytearray,
+    range,
+    slice,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    np.dtype,
+)
 """Objects that are what their repr says."""
 
 _PACKAGE = __name__.partition(".")[0]
@@ -71,24 +88,35 @@ class Identity:
         self._marks = {way: _mark(item) for way, item in found}
 
     def changing(self) -> list[str]:
-        """The ways of what has changed since; with `*`, for all within, of containers and of what is new."""
+        """The ways of what has changed since.
+
+        With `*`, for all within, of containers and of what is new.
+        """
         found = dict(_found(self._things))
         changed = [
             way + "*" if isinstance(item, _CONTAINERS) else way
             for way, item in found.items()
-            if way in self._marks and _mark(item) != self._marks[way] and _value(item) != self.values[way]
+            if way in self._marks
+            and _mark(item) != self._marks[way]
+            and _value(item) != self.values[way]
         ]
         return _outermost(changed + [way + "*" for way in found if way not in self._marks])
 
     def summary(self, changing: Iterable[str] = ()) -> dict[str, Any]:
-        """Plain values of bounded size: a digest of every entry but those that change, and the nearest of them by their ways."""
+        """Plain values of bounded size.
+
+        A digest of every entry but those that change, and the nearest of them by their ways.
+        """
         ways = sorted(changing)
         kept = [(way, value) for way, value in self.values.items() if not _among(way, ways)]
         digest = _digest(json.dumps([sorted(kept), ways]).encode())
         rest: dict[str, list[str]] = {}
         for way, value in kept[KEPT:]:
             rest.setdefault(".".join(way.split(".")[:2])[:SHOWN], []).append(f"{way}: {value}")
-        summed = {f"within {way}": _digest("\n".join(values).encode()) for way, values in list(rest.items())[:KEPT]}
+        summed = {
+            f"within {way}": _digest("\n".join(values).encode())
+            for way, values in list(rest.items())[:KEPT]
+        }
         return {
             "digest": digest,
             "parts": {_short(way): value for way, value in kept[:KEPT]} | summed,
@@ -102,7 +130,9 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
         return []
     there, here = theirs["parts"], ours["parts"]
     ways = [way for way in {**here, **there} if there.get(way) != here.get(way)]
-    found = [f"{way}: {there.get(way, 'nothing')} there, {here.get(way, 'nothing')} here" for way in ways]
+    found = [
+        f"{way}: {there.get(way, 'nothing')} there, {here.get(way, 'nothing')} here" for way in ways
+    ]
     more = len(found) - NAMED
     return [*found[:NAMED], *([f"and {more} more"] if more > 0 else [])] or [
         "what it is made of, deeper than is kept by name"
@@ -114,18 +144,31 @@ def is_summary(value: Any) -> bool:
     if not isinstance(value, dict) or value.keys() != {"digest", "parts", "changing"}:
         return False
     texts = value["changing"]
-    return isinstance(value["parts"], dict) and isinstance(texts, list) and all(isinstance(way, str) for way in texts)
+    return (
+        isinstance(value["parts"], dict)
+        and isinstance(texts, list)
+        and all(isinstance(way, str) for way in texts)
+    )
 
 
 def without_addresses(text: str) -> str:
-    """A text without the addresses that Python puts into the names of objects: they differ from process to process."""
+    """A text without the addresses that Python puts into the names of objects.
+
+    They differ from process to process.
+    """
     return _ADDRESS.sub("", text)
 
 
 def _found(things: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """All objects by the way on which they are first met, the nearest first; of one that is met again, that it is the same."""
+    """All objects by the way on which they are first met, the nearest first.
+
+    Of one that is met again, that it is the same.
+    """
     found, seen = list(things.items()), {key_of(item): name for name, item in things.items()}
-    for way, item in found:  # which grows on the way; it holds all that was seen, so that no id is used twice
+    for (
+        way,
+        item,
+    ) in found:  # which grows on the way; it holds all that was seen, so that no id is used twice
         for label, part in [] if type(item) in PLAIN or type(item) is _Same else _in_order(item):
             there = way + label
             if type(part) in PLAIN:
@@ -148,7 +191,9 @@ def _in_order(item: Any) -> list[Part]:
 
 
 def _among(way: str, ways: Iterable[str]) -> bool:
-    return any(way == other or (other.endswith("*") and _is_within(way, other[:-1])) for other in ways)
+    return any(
+        way == other or (other.endswith("*") and _is_within(way, other[:-1])) for other in ways
+    )
 
 
 def _is_within(way: str, whole: str) -> bool:
@@ -168,7 +213,10 @@ def _outermost(ways: Iterable[str]) -> list[str]:
 
 
 def _mark(item: Any) -> Any:
-    """What shows that an object may have changed: of a tensor torch's count of its changes, of all else the value."""
+    """What shows that an object may have changed.
+
+    Of a tensor torch's count of its changes, of all else the value.
+    """
     if isinstance(item, Tensor) and not item.is_inference():
         return id(item), item._version
     return _value(item)
@@ -204,7 +252,10 @@ def _value(item: Any) -> str:
 
 
 def _content(item: Any) -> str:
-    """What containers have beside their items, and plain items themselves; nothing of other objects."""
+    """What containers have beside their items, and plain items themselves.
+
+    Nothing of other objects.
+    """
     if isinstance(item, Mapping):
         if len(item) > MANY and _are_plain([*item.keys(), *item.values()]):
             return f" of {len(item)}: {_short(repr(dict(item)))}"
@@ -212,7 +263,9 @@ def _content(item: Any) -> str:
     if isinstance(item, nn.Module):
         return f" of {_short(', '.join(item._modules))}" if item._modules else ""
     if isinstance(item, set | frozenset):
-        return f" of {len(item)}" + (f": {_short(', '.join(sorted(map(repr, item))))}" if _are_plain(item) else "")
+        return f" of {len(item)}" + (
+            f": {_short(', '.join(sorted(map(repr, item))))}" if _are_plain(item) else ""
+        )
     if isinstance(item, list | tuple | deque):
         return f" of {len(item)}" + (f": {_short(repr(list(item)))}" if _are_plain(item) else "")
     if isinstance(item, _WRITTEN):
@@ -227,8 +280,9 @@ def _are_plain(items: Iterable[Any]) -> bool:
 def _name(item: Any) -> str:
     """A name that tells one known object from another.
 
-    A class of this package is named without its module, so that a run can be continued after the module has been moved. Functions
-    keep theirs: what is in a module alone (`build`, a lambda in it) has the same name in several.
+    A class of this package is named without its module, so that a run can be continued after the
+    module has been moved. Functions keep theirs: what is in a module alone (`build`, a lambda in
+    it) has the same name in several.
     """
     owner = getattr(item, "__objclass__", None) or getattr(item, "__self__", None)
     home = getattr(item, "__module__", None) or (type(owner).__name__ if owner is not None else "")
@@ -254,9 +308,18 @@ def _of_code(code: CodeType) -> str:
 def _code(code: CodeType) -> tuple[Any, ...]:
     """All of a code object that decides what it does, and of those nested in it."""
     return (
-        code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_argcount, code.co_flags,
-        code.co_posonlyargcount, code.co_kwonlyargcount, code.co_exceptiontable, *map(_constant, code.co_consts),
-    )  # fmt: skip
+        code.co_code,
+        code.co_names,
+        code.co_varnames,
+        code.co_freevars,
+        code.co_cellvars,
+        code.co_argcount,
+        code.co_flags,
+        code.co_posonlyargcount,
+        code.co_kwonlyargcount,
+        code.co_exceptiontable,
+        *map(_constant, code.co_consts),
+    )
 
 
 def _constant(value: Any) -> Any:
@@ -273,13 +336,16 @@ def _of_array(array: np.ndarray) -> str:
     what = f"array {array.dtype.str} {array.shape}"
     if array.dtype == object:
         return what if parts(array) else f"{what} {_short(repr(array.ravel().tolist()))}"
-    shown = f" {array.ravel().tolist()!r}" if array.size <= FEW and array.dtype.kind in "biufc" else ""
+    shown = (
+        f" {array.ravel().tolist()!r}" if array.size <= FEW and array.dtype.kind in "biufc" else ""
+    )
     return f"{what}{_short(shown)} {_digest(np.ascontiguousarray(array).tobytes())}"
 
 
 def tensor_value(tensor: Tensor) -> str:
     """Its dtype, shape and digest, with its numbers where they are few."""
-    # the lengths of the rows of a nested tensor are among its numbers: as a shape it has none, or one that counts tensors
+    # the lengths of the rows of a nested tensor are among its numbers: as a shape it has none,
+    # or one that counts tensors
     shape = (
         ("nested", tensor.shape[0] if tensor.layout is torch.jagged else tensor.size(0))
         if tensor.is_nested
@@ -301,9 +367,20 @@ def _strided(tensor: Tensor) -> list[Tensor]:
     if tensor.is_nested:
         return list(tensor.unbind())
     if tensor.is_quantized:
-        per_channel = tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
-        own = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()) if per_channel else ()
-        scalars = () if per_channel else (torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64),)
+        per_channel = tensor.qscheme() in (
+            torch.per_channel_affine,
+            torch.per_channel_affine_float_qparams,
+        )
+        own = (
+            (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points())
+            if per_channel
+            else ()
+        )
+        scalars = (
+            ()
+            if per_channel
+            else (torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64),)
+        )
         return [tensor.int_repr(), *own, *scalars]
     if tensor.layout is torch.sparse_coo:
         whole = tensor.coalesce()
@@ -317,23 +394,33 @@ def _strided(tensor: Tensor) -> list[Tensor]:
 
 def _bytes(tensor: Tensor) -> bytes:
     plain = tensor.to("cpu").resolve_conj().resolve_neg()
-    flat = plain.new_empty(plain.numel()).copy_(plain.reshape(-1))  # of stride 1, which an expanded tensor is not
+    flat = plain.new_empty(plain.numel()).copy_(
+        plain.reshape(-1)
+    )  # of stride 1, which an expanded tensor is not
     return (
         f"{plain.dtype}{tuple(plain.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()
     )  # numpy has no bfloat16
 
 
 def _script(item: Any) -> str:
-    """The code of a scripted module or function, without numbers that count what was compiled before, and the tensors that the
-    code names by number only.
+    """The code of a scripted module or function, without numbers that count what was compiled
+    before, and the tensors that the code names by number only.
     """
     methods = item._c._method_names() if isinstance(item, torch.jit.ScriptModule) else []
     made = [getattr(item, name) for name in sorted(methods)] or [item]
     texts = [_MANGLED.sub("", one.code) for one in made if hasattr(one, "code")]
-    held = [_held_constants(one.graph if methods else one.inlined_graph) for one in made if hasattr(one, "code")]
+    held = [
+        _held_constants(one.graph if methods else one.inlined_graph)
+        for one in made
+        if hasattr(one, "code")
+    ]
     return "\n".join([*texts, *(tensor_value(value) for values in held for value in values)])
 
 
 def _held_constants(graph: Any) -> list[Tensor]:
     nodes = graph.findAllNodes("prim::Constant", recurse=True)
-    return [node.t("value") for node in nodes if node.hasAttribute("value") and node.kindOf("value") == "t"]
+    return [
+        node.t("value")
+        for node in nodes
+        if node.hasAttribute("value") and node.kindOf("value") == "t"
+    ]

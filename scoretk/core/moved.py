@@ -1,4 +1,7 @@
-"""Old import paths, kept for one release: each name is found where it now lives, with a `DeprecationWarning` that says where."""
+"""Old import paths, kept for one release.
+
+Each name is found where it now lives, with a `DeprecationWarning` that says where.
+"""
 
 from __future__ import annotations
 
@@ -63,17 +66,23 @@ MOVED = {
     "families.jem": "models.digits.jem",
     "families.ncsn": "models.digits.ncsn",
 }
-"""Where the modules of release 0.1 went, from the package's root; several, where a module has been divided."""
+"""Where the modules of release 0.1 went, from the package's root; several, where a module has been
+divided.
+"""
 
 
 class Moved(MetaPathFinder, Loader):
     """Finds modules by their old paths, behind all other finders."""
 
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: object = None, target: object = None
+    ) -> ModuleSpec | None:
         root, _, old = fullname.partition(".")
         if root != __package__.partition(".")[0] or old not in MOVED:
             return None
-        return ModuleSpec(fullname, self, is_package=any(name.startswith(f"{old}.") for name in MOVED))
+        return ModuleSpec(
+            fullname, self, is_package=any(name.startswith(f"{old}.") for name in MOVED)
+        )
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Forward(spec.name)
@@ -92,6 +101,8 @@ class _Forward(ModuleType):
         for home in (f"{root}.{new}" for new in MOVED[old].split()):
             value = getattr(import_module(home), name, self)
             if value is not self:
-                warnings.warn(f"{self.__name__}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2)
+                warnings.warn(
+                    f"{self.__name__}.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2
+                )
                 return value
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")

@@ -1,6 +1,9 @@
-"""Counter-based noise: every number is a pure function of (seed, chain, step, stream, element), and of nothing else.
+"""Counter-based noise.
 
-The generator is Philox4x32-10: a keyed bijection of 128-bit counters, here four words `w_0..w_3` of 32 bits each,
+Every number is a pure function of (seed, chain, step, stream, element), and of nothing else.
+
+The generator is Philox4x32-10: a keyed bijection of 128-bit counters, here four words `w_0..w_3` of
+32 bits each,
 
     (w_0, w_1, w_2, w_3) = Philox(counter, key),    key = the 64-bit seed: (its low 32 bits, its high 32 bits)
 
@@ -11,24 +14,27 @@ and the four words of the counter hold
     word 2   step                                                                            32 bits
     word 3   stream (bits 0-23), kind of value (bits 24-30), half of the value (bit 31)
 
-so chain 17 has the same noise alone, in a batch, in chunks, on several machines and after a resume. What does not fit
-these widths is refused. Kinds (normal, uniform, Rademacher) have words of their own even in the same stream.
+so chain 17 has the same noise alone, in a batch, in chunks, on several machines and after a resume.
+What does not fit these widths is refused. Kinds (normal, uniform, Rademacher) have words of their
+own even in the same stream.
 
-Element e is made of word `w_{e % 4}` of its block. A float64 value has 64 bits: that word, and below it the same word
-of the counter with bit 31 of its last word set. So a float64 value is the float32 value with more digits, and agrees
-with it to the resolution of 32 bits. With `W` the 32 or 64 bits read as a fraction in (0, 1), half a unit added:
+Element e is made of word `w_{e % 4}` of its block. A float64 value has 64 bits: that word, and
+below it the same word of the counter with bit 31 of its last word set. So a float64 value is the
+float32 value with more digits, and agrees with it to the resolution of 32 bits. With `W` the 32 or
+64 bits read as a fraction in (0, 1), half a unit added:
 
     uniform     u = W, and the largest number below 1 where that rounds to 1: resolution 2^-32 (2^-64) near zero
     normal      (z_0, z_1) = sqrt(-2 log W_0) (cos, sin)(2 pi W_1), z_2 and z_3 likewise from W_2 and W_3 (Box-Muller);
                 the largest |z| is 6.8 in float32 and 9.5 in float64
     Rademacher  +1 where the word is below 2^31, else -1
 
-Integers and uniforms have the same bits everywhere. Normals agree between devices, and between eager and compiled, to
-rounding; on one CPU they have the same bits whatever the batch.
+Integers and uniforms have the same bits everywhere. Normals agree between devices, and between
+eager and compiled, to rounding; on one CPU they have the same bits whatever the batch.
 
 References:
-    J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
-    G. E. P. Box, M. E. Muller, "A Note on the Generation of Random Normal Deviates", Ann. Math. Stat. 29, 1958.
+    J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel Random Numbers: As Easy as 1, 2,
+    3", SC 2011. G. E. P. Box, M. E. Muller, "A Note on the Generation of Random Normal Deviates",
+    Ann. Math. Stat. 29, 1958.
 """
 
 from __future__ import annotations
@@ -58,19 +64,27 @@ ROUNDS = 10
 STREAMS = 2**24
 LOW_HALF = 1 << 31
 
-# Rounds done on small tensors, before most words of the counter depend on block and chain together: see `_words`.
+# Rounds done on small tensors, before most words of the counter depend on block and chain together:
+# see `_words`.
 BROADCAST_ROUNDS = 2
-# Blocks worked on at once. On a CPU: five buffers of int64 stay in a core's second-level cache, and torch does not split
-# operations of this size among threads, whose meeting after each of so many small ones would cost more than they gain.
+# Blocks worked on at once. On a CPU: five buffers of int64 stay in a core's second-level cache, and
+# torch does not split
+# operations of this size among threads, whose meeting after each of so many small ones would cost
+# more than they gain.
 CHUNK = 2**15
 CHUNK_ACCELERATOR = 2**22
-# Values made ahead of need: few at first, where one evaluation costs the same for any number, then more.
+# Values made ahead of need: few at first, where one evaluation costs the same for any number, then
+# more.
 WINDOW_FIRST = 2**12
 WINDOW_MOST = 2**18
 WINDOWS_KEPT = 16
 
 # Constants as tensors of shape (): torch takes them in faster than Python integers.
-_MULTIPLIERS, _MASK, _HALF = torch.tensor(MULTIPLIERS).unbind(), torch.tensor(MASK), torch.tensor(32)
+_MULTIPLIERS, _MASK, _HALF = (
+    torch.tensor(MULTIPLIERS).unbind(),
+    torch.tensor(MASK),
+    torch.tensor(32),
+)
 
 
 class _Kind(IntEnum):
@@ -91,10 +105,17 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any], rounds: int = ROUNDS)
 
         (c_0, c_1, c_2, c_3) <- (h_1 ^ c_1 ^ k_0, l_1, h_0 ^ c_3 ^ k_1, l_0),    (k_0, k_1) <- (k_0 + A_0, k_1 + A_1).
 
-    References: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
-    Arguments: counter, key: words in [0, 2^32), each a Python integer or an int64 tensor; tensors broadcast. rounds:
-        10 unless told.
-    Returns: four words in [0, 2^32), of the broadcast shape.
+    References:
+        Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
+
+    Args:
+        counter: : words in [0, 2^32), each a Python integer or an int64 tensor; tensors broadcast.
+            rounds: 10 unless told.
+        key: : words in [0, 2^32), each a Python integer or an int64 tensor; tensors broadcast.
+            rounds: 10 unless told.
+
+    Returns:
+        four words in [0, 2^32), of the broadcast shape.
     """
     c, k = tuple(counter), tuple(key)
     for _ in range(rounds):
@@ -103,16 +124,22 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any], rounds: int = ROUNDS)
 
 
 def _round(c: Sequence[Any], k: Sequence[Any]) -> tuple[Any, ...]:
-    # M c overflows a signed 64-bit integer, which a compiler may take as a licence to drop masks: (M - 2^32) c does not.
+    # M c overflows a signed 64-bit integer, which a compiler may take as a licence to drop
+    # masks: (M - 2^32) c does not.
     q0, q1 = c[0] * (MULTIPLIERS[0] - 2**32), c[2] * (MULTIPLIERS[1] - 2**32)
     high0, high1 = (q0 >> 32) + c[0], (q1 >> 32) + c[2]
     return high1 ^ c[1] ^ k[0], q1 & MASK, high0 ^ c[3] ^ k[1], q0 & MASK
 
 
-def _round_(c: Sequence[Tensor], k: Sequence[Tensor], spare: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_round` in place, for buffers of one shape; the second and fourth word are right in their low 32 bits only.
+def _round_(
+    c: Sequence[Tensor], k: Sequence[Tensor], spare: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_round` in place, for buffers of one shape.
 
-    Here the product does overflow: torch's own kernels wrap, and what is shifted down by 32 bits is masked.
+    The second and fourth word are right in their low 32 bits only.
+
+    Here the product does overflow: torch's own kernels wrap, and what is shifted down by 32 bits is
+    masked.
     """
     c0, c1, c2, c3 = c
     c0 *= _MULTIPLIERS[0]
@@ -130,22 +157,31 @@ def _bump(k: Sequence[Any]) -> tuple[Any, Any]:
 def derive(seed: int, *indices: int) -> int:
     """A new 64-bit seed from a seed and indices, such as "the n-th update of a training run".
 
-    `derive(seed, i, j) == derive(derive(seed, i), j)`, and `derive(seed) == seed`. The words come from a kind of their
-    own, so that a derived seed is never among the words some `Noise` is made of.
+    `derive(seed, i, j) == derive(derive(seed, i), j)`, and `derive(seed) == seed`. The words come
+    from a kind of their own, so that a derived seed is never among the words some `Noise` is made
+    of.
 
-    Arguments: seed, in [0, 2^64); indices, each in [0, 2^64).
-    Returns: an integer in [0, 2^64).
+    Args:
+        seed: In [0, 2^64).
+        indices: Each in [0, 2^64).
+
+    Returns:
+        an integer in [0, 2^64).
     """
     seed = integer("seed", seed, below=2**64)
     for index in indices:
         index = integer("indices", index, below=2**64)
-        low, high, *_ = philox4x32((index & MASK, index >> 32, 0, _Kind.SEED << 24), (seed & MASK, seed >> 32))
+        low, high, *_ = philox4x32(
+            (index & MASK, index >> 32, 0, _Kind.SEED << 24), (seed & MASK, seed >> 32)
+        )
         seed = low | high << 32
     return seed
 
 
 class _Window(NamedTuple):
-    """The noise of the steps [start, stop), a row a step; `version` tells whether somebody wrote into it since."""
+    """The noise of the steps [start, stop), a row a step; `version` tells whether somebody wrote
+    into it since.
+    """
 
     start: int
     stop: int
@@ -157,20 +193,23 @@ class _Window(NamedTuple):
 class Noise:
     """Counter-based noise bound to a seed and to global chain ids.
 
-    The value of element e of chain c at step s in stream k is a pure function of (seed, c, s, k, e): see the module's
-    docstring for the layout. Nothing is drawn from torch's global generator, and no call changes what another returns.
+    The value of element e of chain c at step s in stream k is a pure function of (seed, c, s, k,
+    e): see the module's docstring for the layout. Nothing is drawn from torch's global generator,
+    and no call changes what another returns.
 
-    On a CPU, and wherever the step is a Python integer, the noise of many steps is made at once and served from there
-    (a tensor returned is a view: clone it before you write into it). Where the step is a tensor on an accelerator, or
-    under `torch.compile`, the step enters the arithmetic as a tensor: no synchronisation, no recompilation as it
-    changes, and its range is then the caller's responsibility.
+    On a CPU, and wherever the step is a Python integer, the noise of many steps is made at once and
+    served from there (a tensor returned is a view: clone it before you write into it). Where the
+    step is a tensor on an accelerator, or under `torch.compile`, the step enters the arithmetic as
+    a tensor: no synchronisation, no recompilation as it changes, and its range is then the caller's
+    responsibility.
 
-    Arguments:
-        seed: in [0, 2^64).
-        chains: a number of chains n (their ids are 0..n-1), a range, or an integer tensor of ids (n,), in [0, 2^32).
-        device: where the noise is made; that of `chains` where this is a tensor, else the CPU.
-        dtype: float32 or float64, of the values for which no other is asked.
-        window: steps made at once; None chooses by size. It changes the speed only.
+    Args:
+        seed: In [0, 2^64).
+        chains: A number of chains n (their ids are 0..n-1), a range, or an integer tensor of ids
+            (n,), in [0, 2^32).
+        device: Where the noise is made; that of `chains` where this is a tensor, else the CPU.
+        dtype: Float32 or float64, of the values for which no other is asked.
+        window: Steps made at once; None chooses by size. It changes the speed only.
     """
 
     def __init__(
@@ -190,7 +229,8 @@ class Noise:
 
     def _bind(self) -> None:
         self._key = (self.seed & MASK, self.seed >> 32)
-        # A compiled function reads the key from a tensor, so that one compilation serves every seed.
+        # A compiled function reads the key from a tensor, so that one compilation serves
+        # every seed.
         self._key_tensor = torch.tensor(self._key, dtype=torch.int64, device=self.chains.device)
         self._zero = torch.zeros((), dtype=torch.int64, device=self.chains.device)
         self._windows: dict[Any, _Window] = {}
@@ -211,34 +251,69 @@ class Noise:
         part.__setstate__({**self.__getstate__(), "chains": self.chains[rows]})
         return part
 
-    def normal(self, step: int | Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """Standard normals. Arguments: step; stream; shape, of one chain's event; dtype. Returns (chains, *shape)."""
+    def normal(
+        self,
+        step: int | Tensor,
+        stream: int,
+        shape: Sequence[int],
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Standard normals.
+
+        Args:
+            step: The step.
+            stream: The stream.
+            shape: Of one chain's event.
+            dtype: . Returns (chains, *shape).
+        """
         return self._draw(_Kind.NORMAL, step, stream, shape, dtype)
 
     def uniform(
-        self, step: int | Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
+        self,
+        step: int | Tensor,
+        stream: int,
+        shape: Sequence[int],
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Uniforms in the open interval (0, 1). Arguments and return as `normal`."""
         return self._draw(_Kind.UNIFORM, step, stream, shape, dtype)
 
     def rademacher(
-        self, step: int | Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
+        self,
+        step: int | Tensor,
+        stream: int,
+        shape: Sequence[int],
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Signs, +1 or -1 with equal probability. Arguments and return as `normal`."""
         return self._draw(_Kind.RADEMACHER, step, stream, shape, dtype)
 
     def ahead(
-        self, method: str, steps: Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
+        self,
+        method: str,
+        steps: Tensor,
+        stream: int,
+        shape: Sequence[int],
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """The noise of several steps as one expression, which a compiler can fuse.
 
-        Arguments: method, "normal", "uniform" or "rademacher"; steps `(w,)` of int64; the others as `normal`.
-        Returns: `(w, chains, *shape)`.
+        Args:
+            method: "normal", "uniform" or "rademacher".
+            steps: `(w,)` of int64; the others as `normal`.
+
+        Returns:
+            `(w, chains, *shape)`.
         """
         return self._inline(_Kind[method.upper()], steps[:, None, None], stream, shape, dtype)
 
     def _draw(
-        self, kind: _Kind, step: int | Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype | None
+        self,
+        kind: _Kind,
+        step: int | Tensor,
+        stream: int,
+        shape: Sequence[int],
+        dtype: torch.dtype | None,
     ) -> Tensor:
         if torch.compiler.is_compiling():
             if isinstance(step, Tensor):
@@ -254,12 +329,21 @@ class Noise:
         shape = shape if type(shape) is tuple else _shape(shape)
         asked = (kind, stream, shape, dtype)
         found = self._windows.get(asked)
-        if found is not None and found.start <= step < found.stop and found.values._version == found.version:
+        if (
+            found is not None
+            and found.start <= step < found.stop
+            and found.values._version == found.version
+        ):
             return found.rows[step - found.start]
         return self._ahead(asked, step)
 
     def _inline(
-        self, kind: _Kind, step: int | Tensor, stream: int, shape: Sequence[int], dtype: torch.dtype | None
+        self,
+        kind: _Kind,
+        step: int | Tensor,
+        stream: int,
+        shape: Sequence[int],
+        dtype: torch.dtype | None,
     ) -> Tensor:
         """As one expression without state or synchronisation, which a compiler can fuse."""
         step = self._zero + step  # (), or (w, 1, 1) for the noise of w steps
@@ -267,28 +351,45 @@ class Noise:
         word, shape = _stream_word(kind, stream), _shape(shape)
         n, dtype = (
             math.prod(shape),
-            float_dtype("dtype", self.dtype if dtype is None else dtype, "Convert the noise afterwards"),
+            float_dtype(
+                "dtype", self.dtype if dtype is None else dtype, "Convert the noise afterwards"
+            ),
         )
         if not n or not len(self.chains):
             return self.chains.new_zeros((*rows, *shape), dtype=dtype)
-        # Without this the compiler folds the products of an arange into its index arithmetic, which has too few bits.
+        # Without this the compiler folds the products of an arange into its index
+        # arithmetic, which has too few bits.
         block = torch.arange(-(-n // 4), device=self.chains.device) ^ self._zero
         key = self._key_tensor.unbind()
-        halves = [philox4x32((block, self.chains[:, None], step, half), key) for half in _halves(word, dtype)]
-        values = [value for pair in range(0, min(n, 4), 2) for value in TRANSFORMS[kind](halves, pair, dtype)]
+        halves = [
+            philox4x32((block, self.chains[:, None], step, half), key)
+            for half in _halves(word, dtype)
+        ]
+        values = [
+            value
+            for pair in range(0, min(n, 4), 2)
+            for value in TRANSFORMS[kind](halves, pair, dtype)
+        ]
         return torch.stack(values[:n], -1).reshape(*rows, -1)[..., :n].reshape(*rows, *shape)
 
-    def _ahead(self, asked: tuple[_Kind, int, tuple[int, ...], torch.dtype | None], step: int) -> Tensor:
+    def _ahead(
+        self, asked: tuple[_Kind, int, tuple[int, ...], torch.dtype | None], step: int
+    ) -> Tensor:
         """Make the window in which this step lies, and keep it."""
         kind, stream, shape, dtype = asked
         step = integer("step", step, below=2**32)
         word, shape = _stream_word(kind, stream), _shape(shape)
         n, dtype = (
             math.prod(shape),
-            float_dtype("dtype", self.dtype if dtype is None else dtype, "Convert the noise afterwards"),
+            float_dtype(
+                "dtype", self.dtype if dtype is None else dtype, "Convert the noise afterwards"
+            ),
         )
         start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window)
-        with torch.inference_mode(False), torch.no_grad():  # so that autograd may use what inference mode made
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # so that autograd may use what inference mode made
             values = _generate(kind, self._key, word, range(start, stop), self.chains, n, dtype)
             values = values.reshape(stop - start, len(self.chains), *shape)
             rows = values.unbind() if stop - start > 1 else (values[0],)
@@ -301,13 +402,18 @@ class Noise:
 
 
 def _span(step: int, values: int, window: int | None) -> tuple[int, int]:
-    """The window of a step: aligned, and so that from step 0 on, or from anywhere, windows grow to the largest."""
+    """The window of a step.
+
+    Aligned, and so that from step 0 on, or from anywhere, windows grow to the largest.
+    """
     if window is not None:
         length = window
     elif not values:
         length = 1
     else:
-        least, most = (1 << max(limit // values, 1).bit_length() - 1 for limit in (WINDOW_FIRST, WINDOW_MOST))
+        least, most = (
+            1 << max(limit // values, 1).bit_length() - 1 for limit in (WINDOW_FIRST, WINDOW_MOST)
+        )
         start = step - step % least
         length = min(most, max(least, start & -start))
     start = step - step % length
@@ -315,9 +421,17 @@ def _span(step: int, values: int, window: int | None) -> tuple[int, int]:
 
 
 def _generate(
-    kind: _Kind, key: tuple[int, int], word: int, steps: range, chains: Tensor, n: int, dtype: torch.dtype
+    kind: _Kind,
+    key: tuple[int, int],
+    word: int,
+    steps: range,
+    chains: Tensor,
+    n: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """The first n values of every step and chain, (len(steps), len(chains), n), made in chunks that fit a cache."""
+    """The first n values of every step and chain, (len(steps), len(chains), n), made in chunks that
+    fit a cache.
+    """
     blocks, width = -(-n // 4), min(n, 4)
     sizes = (len(steps), len(chains), blocks)
     out = torch.empty((*sizes, width), dtype=dtype, device=chains.device)
@@ -330,7 +444,10 @@ def _generate(
     for at, chain, block in itertools.product(*parts):
         c0 = torch.arange(block.start, block.stop, device=chains.device)
         c1, c2 = chains[chain, None], _step_counter(steps[at], len(chains), blocks, chains.device)
-        words = [_words((c0, c1, c2, half), key, schedule, own) for half, own in zip(halves, buffers, strict=True)]
+        words = [
+            _words((c0, c1, c2, half), key, schedule, own)
+            for half, own in zip(halves, buffers, strict=True)
+        ]
         here = out[at, chain, block]
         for pair in range(0, width, 2):
             for e, value in enumerate(TRANSFORMS[kind](words, pair, dtype), pair):
@@ -341,7 +458,9 @@ def _generate(
 
 
 def _chunks(sizes: tuple[int, int, int], device: torch.device) -> tuple[list[list[slice]], int]:
-    """Slices of (steps, chains, blocks) whose product makes even chunks, and the most blocks in one chunk."""
+    """Slices of (steps, chains, blocks) whose product makes even chunks, and the most blocks in one
+    chunk.
+    """
     room = CHUNK if device.type == "cpu" else CHUNK_ACCELERATOR
     parts: list[list[slice]] = []
     extent = 1
@@ -354,7 +473,10 @@ def _chunks(sizes: tuple[int, int, int], device: torch.device) -> tuple[list[lis
 
 
 def _step_counter(steps: range, chains: int, blocks: int, device: torch.device) -> int | Tensor:
-    """The step as a word of the counter: a number, or a tensor that broadcasts against (chains, blocks)."""
+    """The step as a word of the counter.
+
+    A number, or a tensor that broadcasts against (chains, blocks).
+    """
     if len(steps) == 1:
         return steps[0]
     at = torch.arange(steps[0], steps[-1] + 1, device=device)[:, None, None]
@@ -369,12 +491,16 @@ def _schedule(key: tuple[int, int]) -> list[tuple[Tensor, ...]]:
 
 
 def _words(
-    counter: Sequence[Any], key: tuple[int, int], schedule: Sequence[Sequence[Tensor]], buffers: Tensor
+    counter: Sequence[Any],
+    key: tuple[int, int],
+    schedule: Sequence[Sequence[Tensor]],
+    buffers: Tensor,
 ) -> list[Tensor]:
-    """`philox4x32` of a counter (blocks,), (chains, 1), step (steps or 1, chains or 1, 1) or integer, integer; faster.
+    """`philox4x32` of a counter (blocks,), (chains, 1), step (steps or 1, chains or 1, 1) or
+    integer, integer; faster.
 
-    The first rounds work on what the words depend on (block alone, chain alone), the others in place, in `buffers`:
-    five rows of int64, of which the words returned are four.
+    The first rounds work on what the words depend on (block alone, chain alone), the others in
+    place, in `buffers`: five rows of int64, of which the words returned are four.
     """
     shape = torch.broadcast_shapes(*(word.shape for word in counter if isinstance(word, Tensor)))
     c: Sequence[Any] = counter
@@ -400,31 +526,41 @@ def _fraction(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype)
     """`W` of the module's docstring, in [2^-33, 1] (float64: [2^-65, 1])."""
     if dtype == torch.float32:
         return halves[0][word].to(dtype).mul_(2.0**-32).add_(2.0**-33)
-    return (halves[1][word].to(dtype).mul_(2.0**-64).add_(2.0**-65)).add_(halves[0][word], alpha=2.0**-32)
+    return (halves[1][word].to(dtype).mul_(2.0**-64).add_(2.0**-65)).add_(
+        halves[0][word], alpha=2.0**-32
+    )
 
 
 def _angle(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype) -> Tensor:
-    """`2 pi W` in [-pi, pi): a signed number is nearer zero, where floating point is finer, and cheaper to convert."""
+    """`2 pi W` in [-pi, pi): a signed number is nearer zero, where floating point is finer, and
+    cheaper to convert.
+    """
     angle = halves[0][word].to(torch.int32).to(dtype)
     if dtype == torch.float64:
         angle += halves[1][word].to(dtype).mul_(2.0**-32)
     return angle.mul_(math.pi * 2.0**-31)
 
 
-def _normals(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _normals(
+    halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     radius = _fraction(halves, word, dtype).log_().mul_(-2.0).sqrt_()
     angle = _angle(halves, word + 1, dtype)
     return torch.cos(angle).mul_(radius), angle.sin_().mul_(radius)
 
 
-def _uniforms(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _uniforms(
+    halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     below_one = 1.0 - torch.finfo(dtype).eps / 2
-    return _fraction(halves, word, dtype).clamp_(max=below_one), _fraction(halves, word + 1, dtype).clamp_(
-        max=below_one
-    )
+    return _fraction(halves, word, dtype).clamp_(max=below_one), _fraction(
+        halves, word + 1, dtype
+    ).clamp_(max=below_one)
 
 
-def _signs(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _signs(
+    halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     return 1 - 2 * (halves[0][word] >> 31).to(dtype), 1 - 2 * (halves[0][word + 1] >> 31).to(dtype)
 
 
@@ -452,7 +588,12 @@ def _shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _chain_ids(chains: int | Tensor | range, device: torch.device | str | None) -> Tensor:
     if isinstance(chains, Tensor) and chains.ndim:
-        if chains.ndim != 1 or chains.is_floating_point() or chains.is_complex() or chains.dtype == torch.bool:
+        if (
+            chains.ndim != 1
+            or chains.is_floating_point()
+            or chains.is_complex()
+            or chains.dtype == torch.bool
+        ):
             raise InvalidArgument("chains", chains, "an integer tensor of shape (chains,)")
         ids = chains.to(device=device, dtype=torch.int64)
         low, high = ids.aminmax() if len(ids) else (0, 0)
@@ -462,7 +603,9 @@ def _chain_ids(chains: int | Tensor | range, device: torch.device | str | None) 
             chains = range(integer("chains", chains, below=2**32 + 1))
         low, high = (min(chains[0], chains[-1]), max(chains[0], chains[-1])) if chains else (0, 0)
     if low < 0 or high >= 2**32:
-        raise InvalidArgument("chains", chains, "chain ids in [0, 2**32)", f"They reach from {low} to {high}")
+        raise InvalidArgument(
+            "chains", chains, "chain ids in [0, 2**32)", f"They reach from {low} to {high}"
+        )
     if isinstance(chains, range):
         ids = torch.arange(chains.start, chains.stop, chains.step, dtype=torch.int64, device=device)
     return ids

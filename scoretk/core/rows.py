@@ -1,9 +1,11 @@
-"""Pieces that act on the row axis: axis 0 of `x` of shape `(batch, *event_shape)` holds one chain or sample a row.
+"""Pieces that act on the row axis.
 
-Everything here treats rows independently, so that a row's result does not depend on its neighbours. To the bit: torch's own
-`logaddexp`, `sigmoid`, `softplus`, `exp2` and `pow` take another way, with another last bit, for the few entries that do
-not fill a vector at the end of a tensor, so that a row would change with how many come before it. `exp`, `log`, `log1p` and
-`sqrt` do not.
+Axis 0 of `x` of shape `(batch, *event_shape)` holds one chain or sample a row.
+
+Everything here treats rows independently, so that a row's result does not depend on its neighbours.
+To the bit: torch's own `logaddexp`, `sigmoid`, `softplus`, `exp2` and `pow` take another way, with
+another last bit, for the few entries that do not fill a vector at the end of a tensor, so that a
+row would change with how many come before it. `exp`, `log`, `log1p` and `sqrt` do not.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ __all__ = [
 
 
 def across(values: Tensor, x: Tensor) -> Tensor:
-    """One value a row, `(batch,)`, shaped so that it broadcasts over `x` of shape `(batch, *event_shape)`."""
+    """One value a row, `(batch,)`, shaped so that it broadcasts over `x` of shape `(batch,
+    *event_shape)`.
+    """
     return values.reshape(values.shape + (1,) * (x.ndim - 1))
 
 
@@ -47,12 +51,17 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
 
 def finite_rows(x: Tensor) -> Tensor:
     """Which rows are finite throughout: `(batch, *event_shape) -> (batch,)` of bool."""
-    finite = (x - x) == 0  # inf - inf and nan - nan are nan; cheaper than isfinite, which takes four passes
+    finite = (
+        x - x
+    ) == 0  # inf - inf and nan - nan are nan; cheaper than isfinite, which takes four passes
     return finite.flatten(1).all(1) if x.ndim > 1 else finite
 
 
 def select_rows(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Row by row `new` where `chosen`, else `old`. Never blends: a NaN in the row not chosen leaves no trace."""
+    """Row by row `new` where `chosen`, else `old`.
+
+    Never blends: a NaN in the row not chosen leaves no trace.
+    """
     return torch.where(across(chosen, new), new, old)
 
 

@@ -1,11 +1,14 @@
-"""Tensors and a header of plain values in one safetensors file, every byte of which a checksum covers; never pickle.
+"""Tensors and a header of plain values in one safetensors file, every byte of which a checksum
+covers; never pickle.
 
-A safetensors file is a length, a JSON text that says where each tensor lies, and the tensors' bytes. Its metadata have one entry,
+A safetensors file is a length, a JSON text that says where each tensor lies, and the tensors'
+bytes. Its metadata have one entry,
 
     {"format": 1, "kind": "run", "seal": SHA-256, "header": {...}}
 
-where the seal is that of the whole file, its own 64 digits as zeros. So no bit of the file can change unnoticed: a changed seal
-does not fit the rest, and a change of anything else does not fit the seal. What is read lies in fresh memory (`core.arrays`).
+where the seal is that of the whole file, its own 64 digits as zeros. So no bit of the file can
+change unnoticed: a changed seal does not fit the rest, and a change of anything else does not fit
+the seal. What is read lies in fresh memory (`core.arrays`).
 """
 
 from __future__ import annotations
@@ -36,23 +39,44 @@ LONGEST_JSON = 100_000_000
 CHUNK = 1 << 24
 
 _DAMAGE = (
-    SafetensorError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError,
+    SafetensorError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RuntimeError,
     MemoryError,
-)  # fmt: skip
+)
 """What reading a file that is not what it says may raise; `RecursionError` is a `RuntimeError`."""
 
 
 class Unreadable(ValueError):
-    """A file is damaged, cannot be read, or is none of the kind asked for. The message says which."""
+    """A file is damaged, cannot be read, or is none of the kind asked for.
+
+    The message says which.
+    """
 
 
-def write_sealed(path: Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+def write_sealed(
+    path: Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> None:
     """Write a file atomically (`core.files`); what was there stays until the new one is whole.
 
-    Arguments: path; kind, what is in it, such as "run"; tensors by name; header, plain values.
-    Raises: `OSError` where the disk refuses, `ValueError` for what cannot be put into such a file.
+    Args:
+        path: The path.
+        kind: What is in it, such as "run".
+        tensors: By name.
+        header: Plain values.
+
+    Raises:
+        `OSError` where the disk refuses, `ValueError` for what cannot be put into such a file.
     """
-    placeholder = hashlib.sha256(os.urandom(32)).hexdigest()  # found again in the text, whatever else is in it
+    placeholder = hashlib.sha256(
+        os.urandom(32)
+    ).hexdigest()  # found again in the text, whatever else is in it
     try:
         about = {"format": FORMAT, "kind": kind, "seal": placeholder, "header": dict(header)}
         plain = {name: fresh(value.detach().to("cpu")) for name, value in tensors.items()}
@@ -71,11 +95,18 @@ def write_sealed(path: Path, kind: str, tensors: Mapping[str, Tensor], header: M
 def read_sealed(
     path: Path, kind: str, unsealed: Callable[[Mapping[str, str]], dict[str, Any]] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, in fresh memory, and header of a file that `write_sealed` wrote. The file is only read.
+    """Tensors, in fresh memory, and header of a file that `write_sealed` wrote.
 
-    Arguments: path; kind; unsealed, for files from before there were seals: makes their header of their metadata, or raises
-        `ValueError` where they are none of those.
-    Raises: `Unreadable`.
+    The file is only read.
+
+    Args:
+        path: The path.
+        kind: The kind.
+        unsealed: For files from before there were seals: makes their header of their metadata, or
+            raises `ValueError` where they are none of those.
+
+    Raises:
+        `Unreadable`.
     """
     try:
         if not is_regular(path):

@@ -1,4 +1,6 @@
-"""`scoretk demo`: every built-in model through every solver that serves it, as tables, pictures and a page."""
+"""`scoretk demo`: every built-in model through every solver that serves it, as tables, pictures and
+a page.
+"""
 
 from scoretk.demo.main import run_demo
 from scoretk.demo.rows import Demo, Row

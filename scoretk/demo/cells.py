@@ -1,9 +1,11 @@
-"""The cells of the table: which solver serves which model, in which view of it, with which settings.
+"""The cells of the table.
 
-A *view* is what of a model a solver works on (`solvers.matrix` says which): the field itself; a static field with Gaussian
-noise put on it, exactly where its family can (`noised`), else estimated (`scoretk.smoothed`); one noise level of a timed
-field (`at`), from which a last denoising step leads to the data (walk-jump sampling: Saremi, Hyvärinen, "Neural empirical
-Bayes", 2019).
+Which solver serves which model, in which view of it, with which settings.
+
+A *view* is what of a model a solver works on (`solvers.matrix` says which): the field itself; a
+static field with Gaussian noise put on it, exactly where its family can (`noised`), else estimated
+(`scoretk.smoothed`); one noise level of a timed field (`at`), from which a last denoising step
+leads to the data (walk-jump sampling: Saremi, Hyvärinen, "Neural empirical Bayes", 2019).
 """
 
 from __future__ import annotations
@@ -63,9 +65,11 @@ PLANE = 2
 
 @dataclass(frozen=True)
 class Size:
-    """How much the demo does: chains; steps of a Langevin kernel, `trajectories` of one that takes many steps at a time
-    (and as many for warmup); rounds in which a step size is found; held-out rows at which likelihoods are taken, and chains
-    for those that are annealed.
+    """How much the demo does: chains.
+
+    Steps of a Langevin kernel, `trajectories` of one that takes many steps at a time (and as many
+    for warmup); rounds in which a step size is found; held-out rows at which likelihoods are taken,
+    and chains for those that are annealed.
     """
 
     chains: int = 360
@@ -88,7 +92,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model under one solver: what to call it, and the run (None with a reason where there is none)."""
+    """One model under one solver.
+
+    What to call it, and the run (None with a reason where there is none).
+    """
 
     solver: str
     setting: str
@@ -114,7 +121,10 @@ def cells(field: Any, size: Size) -> Iterator[Cell]:
 
 @dataclass(frozen=True)
 class _View:
-    """A field that a solver can work on; how its positions become samples; its noise level, where it is one."""
+    """A field that a solver can work on; how its positions become samples.
+
+    Its noise level, where it is one.
+    """
 
     field: Any
     label: str = ""
@@ -129,7 +139,10 @@ class _View:
 
     @cached_property
     def step_size(self) -> float:
-        """A step size for Langevin kernels: tuned where there is an energy, else a fifth of the noise's variance."""
+        """A step size for Langevin kernels.
+
+        Tuned where there is an energy, else a fifth of the noise's variance.
+        """
         if self.level is not None or "energy" not in offers(self.field):
             return 0.2 * (self.level if self.level is not None else 0.5) ** 2
         return _step_size(self.field, self.rounds)
@@ -153,13 +166,20 @@ class _Views:
     def walk(self) -> _View:
         t = float(self.field.path.t(torch.tensor(-2 * math.log(WALK_LEVEL), dtype=torch.float64)))
         label = f"at level {WALK_LEVEL}, then denoised"
-        return _View(self.field.at(t), label, partial(_denoised, self.field, t), float(self.field.path.sigma(t)))
+        return _View(
+            self.field.at(t),
+            label,
+            partial(_denoised, self.field, t),
+            float(self.field.path.sigma(t)),
+        )
 
     @cached_property
     def noised(self) -> _View:
         if callable(getattr(self.field, "noised", None)):
             return replace(self.plain, field=self.field.noised(VP()), label="with VP noise")
-        rough = sample(self.field, MALA(self.plain.step_size), chains=64, steps=100, keep="last").final
+        rough = sample(
+            self.field, MALA(self.plain.step_size), chains=64, steps=100, keep="last"
+        ).final
         if math.prod(self.field.event_shape) <= PLANE:
             made = smoothed(self.field, samples=64, reference=rough)
         else:
@@ -193,7 +213,14 @@ def _ula(view: _View, size: Size) -> Iterator[Cell]:
     def made() -> ULA:
         return ULA(view.step_size / (1 if view.level is not None else 4))
 
-    yield _cell(view, "ula", "", made, chains=size.chains, steps=size.steps // (3 if view.level is not None else 1))
+    yield _cell(
+        view,
+        "ula",
+        "",
+        made,
+        chains=size.chains,
+        steps=size.steps // (3 if view.level is not None else 1),
+    )
 
 
 def _underdamped(view: _View, size: Size) -> Iterator[Cell]:
@@ -206,16 +233,33 @@ def _underdamped(view: _View, size: Size) -> Iterator[Cell]:
 
 
 def _ghmc(view: _View, size: Size) -> Iterator[Cell]:
-    yield _cell(view, "ghmc", "", lambda: GHMC(math.sqrt(view.step_size / 2)), chains=size.chains, steps=size.steps)
+    yield _cell(
+        view,
+        "ghmc",
+        "",
+        lambda: GHMC(math.sqrt(view.step_size / 2)),
+        chains=size.chains,
+        steps=size.steps,
+    )
 
 
 def _preconditioned(view: _View, size: Size) -> Iterator[Cell]:
     made = PreconditionedLangevin
-    yield _cell(view, "preconditioned-langevin", "", made, chains=size.chains, steps=size.steps, warmup=size.steps // 4)
+    yield _cell(
+        view,
+        "preconditioned-langevin",
+        "",
+        made,
+        chains=size.chains,
+        steps=size.steps,
+        warmup=size.steps // 4,
+    )
 
 
 def _example(name: str, view: _View, size: Size) -> Cell:
-    """A kernel as its example has it, with the view's step size where it takes one, in squared units of x."""
+    """A kernel as its example has it, with the view's step size where it takes one, in squared
+    units of x.
+    """
 
     def made() -> Any:
         return EXAMPLES[name] if view.discrete else with_step_size(EXAMPLES[name], view.step_size)
@@ -223,13 +267,25 @@ def _example(name: str, view: _View, size: Size) -> Cell:
     return _cell(view, name, "", made, chains=size.chains, steps=size.steps)
 
 
-def _tuned(solver: str, make: Callable[[], Any], view: _View, size: Size, setting: str = "") -> Iterator[Cell]:
-    yield _cell(view, solver, setting, make, chains=size.chains, steps=size.trajectories, warmup=size.trajectories)
+def _tuned(
+    solver: str, make: Callable[[], Any], view: _View, size: Size, setting: str = ""
+) -> Iterator[Cell]:
+    yield _cell(
+        view,
+        solver,
+        setting,
+        make,
+        chains=size.chains,
+        steps=size.trajectories,
+        warmup=size.trajectories,
+    )
 
 
 def _nuts(view: _View, size: Size) -> Iterator[Cell]:
     made, few = partial(NUTS, max_depth=DEPTH), max(1, size.trajectories // 2)
-    yield _cell(view, "nuts", f"up to {2**DEPTH} leapfrogs", made, chains=size.chains, steps=few, warmup=few)
+    yield _cell(
+        view, "nuts", f"up to {2**DEPTH} leapfrogs", made, chains=size.chains, steps=few, warmup=few
+    )
 
 
 def _inner(view: _View) -> Any:
@@ -240,13 +296,19 @@ def _inner(view: _View) -> Any:
 
 
 def _weighted(name: str, view: _View, size: Size) -> Iterator[Cell]:
-    """Weighted draws, resampled by their weights at the end, so that what is judged is equally weighted."""
+    """Weighted draws, resampled by their weights at the end, so that what is judged is equally
+    weighted.
+    """
     island = min(ISLAND, size.chains)
     chains = size.chains // island * island if name == "smc" else size.chains
 
     def run(seed: int) -> Any:
         levels, kernel = 2 * size.trajectories, _inner(view)
-        solver = AIS(levels, kernel=kernel) if name == "ais" else SMC(levels, kernel=kernel, island=island)
+        solver = (
+            AIS(levels, kernel=kernel)
+            if name == "ais"
+            else SMC(levels, kernel=kernel, island=island)
+        )
         draws = sample(view.field, solver, chains=chains, seed=seed, keep="last")
         start = torch.full((1,), 0.5)
         chosen = resampled(draws.stats["log_weight"][None], start)[0][0]
@@ -265,7 +327,13 @@ def _tempering(view: _View, size: Size) -> Iterator[Cell]:
 
 def _annealed(view: _View, size: Size) -> Iterator[Cell]:
     if is_timed(view.field):
-        yield _cell(view, "annealed-langevin", "40 levels", lambda: AnnealedLangevin(40, 5), chains=size.chains)
+        yield _cell(
+            view,
+            "annealed-langevin",
+            "40 levels",
+            lambda: AnnealedLangevin(40, 5),
+            chains=size.chains,
+        )
         return
 
     def made() -> AnnealedLangevin:
@@ -277,18 +345,40 @@ def _annealed(view: _View, size: Size) -> Iterator[Cell]:
 
 def _flow(view: _View, size: Size) -> Iterator[Cell]:
     if view.label == SMOOTHED_LABEL:
-        yield _cell(view, "probability-flow", "adams_3 8", partial(ProbabilityFlow, "adams_3", 8), chains=size.chains)
+        yield _cell(
+            view,
+            "probability-flow",
+            "adams_3 8",
+            partial(ProbabilityFlow, "adams_3", 8),
+            chains=size.chains,
+        )
         return
-    for method, steps in (("euler", 32), ("heun", 16), ("dpmpp_2m", 16), ("adams_3", 16), ("dopri5", None)):
+    for method, steps in (
+        ("euler", 32),
+        ("heun", 16),
+        ("dpmpp_2m", 16),
+        ("adams_3", 16),
+        ("dopri5", None),
+    ):
         setting = method if steps is None else f"{method} {steps}"
         made = partial(ProbabilityFlow, method, steps, rtol=1e-3, atol=1e-3)
         yield _cell(view, "probability-flow", setting, made, chains=size.chains)
 
 
 def _reverse_sde(view: _View, size: Size) -> Iterator[Cell]:
-    methods = (("dpmpp_2m", 8),) if view.label == SMOOTHED_LABEL else (("ancestral", 64), ("dpmpp_2m", 32))
+    methods = (
+        (("dpmpp_2m", 8),)
+        if view.label == SMOOTHED_LABEL
+        else (("ancestral", 64), ("dpmpp_2m", 32))
+    )
     for method, steps in methods:
-        yield _cell(view, "reverse-sde", f"{method} {steps}", partial(ReverseSDE, method, steps), chains=size.chains)
+        yield _cell(
+            view,
+            "reverse-sde",
+            f"{method} {steps}",
+            partial(ReverseSDE, method, steps),
+            chains=size.chains,
+        )
 
 
 # Of those that are not here, the example will do.

@@ -1,21 +1,25 @@
 r"""Inverse problems on held-out digits: half an image missing, 8 x 8 pixels from 4 x 4, and noise.
 
-Each image is measured once, `y = A x + std eps`, and restored by k draws of the posterior: of a timed prior through the methods
-of `scoretk.posterior`, approximations all; of an energy by HMC and MALA on prior plus likelihood, exact but for the chains'
-length. With x_j the draws of an image, m their mean, v their variance (divisor k - 1), and means over images and pixels,
+Each image is measured once, `y = A x + std eps`, and restored by k draws of the posterior: of a
+timed prior through the methods of `scoretk.posterior`, approximations all; of an energy by HMC and
+MALA on prior plus likelihood, exact but for the chains' length. With x_j the draws of an image, m
+their mean, v their variance (divisor k - 1), and means over images and pixels,
 
     error  = sqrt(mean (m - truth)^2)             single = sqrt(mean (x_j - truth)^2)
     spread = sqrt((1 + 1/k) mean v) / error       fit    = sqrt(mean (y - A x_j)^2) / std
 
-Were the prior the digits' own law, the truth would be a draw of its posterior like any other, so that exact draws have the
-spread 1 and the fit 1. A spread below 1 is false confidence; a fit above 1 has not heeded the measurement. The baselines are a
-plain one for each problem, and with the mean and covariance M, C of the training images
+Were the prior the digits' own law, the truth would be a draw of its posterior like any other, so
+that exact draws have the spread 1 and the fit 1. A spread below 1 is false confidence; a fit above
+1 has not heeded the measurement. The baselines are a plain one for each problem, and with the mean
+and covariance M, C of the training images
 
     M + C A^T (A C A^T + std^2 I)^-1 (y - A M),
 
-the posterior mean if digits were Gaussian, and the best estimate that is linear in y (Wiener's filter).
+the posterior mean if digits were Gaussian, and the best estimate that is linear in y (Wiener's
+filter).
 
-Reference: Wiener, "Extrapolation, interpolation, and smoothing of stationary time series" (1949).
+References:
+    Wiener, "Extrapolation, interpolation, and smoothing of stationary time series" (1949).
 """
 
 from __future__ import annotations
@@ -73,7 +77,8 @@ UPPER = (torch.arange(8) < 4)[:, None].expand(EVENT_SHAPE)
 class Problem:
     """What is measured, `y = operator(x) + std eps`, and the plain way back.
 
-    `plain(y, mean)` is an image of y and the training images' mean; `shown(y)` y as an image, NaN where nothing is known.
+    `plain(y, mean)` is an image of y and the training images' mean; `shown(y)` y as an image, NaN
+    where nothing is known.
     """
 
     name: str
@@ -87,7 +92,9 @@ class Problem:
     def measure(self, x: Tensor) -> Tensor:
         """y, the same at every call."""
         exact = self.operator(x)
-        return exact + self.std * Noise(MEASUREMENT_SEED, len(x)).normal(0, Stream.START, exact.shape[1:], exact.dtype)
+        return exact + self.std * Noise(MEASUREMENT_SEED, len(x)).normal(
+            0, Stream.START, exact.shape[1:], exact.dtype
+        )
 
 
 def _completed(y: Tensor, lower: Tensor) -> Tensor:
@@ -99,22 +106,40 @@ def _completed(y: Tensor, lower: Tensor) -> Tensor:
 
 PROBLEMS = (
     Problem(
-        "inpainting", "the lower half missing", Mask(UPPER), 0.05,
-        "mean image", _completed, lambda y: _completed(y, torch.full(EVENT_SHAPE, math.nan)),
+        "inpainting",
+        "the lower half missing",
+        Mask(UPPER),
+        0.05,
+        "mean image",
+        _completed,
+        lambda y: _completed(y, torch.full(EVENT_SHAPE, math.nan)),
     ),
     Problem(
-        "super-resolution", "8 x 8 pixels from 4 x 4", Downsample(2), 0.05,
-        "nearest pixel", lambda y, _: interpolate(y, scale_factor=2), lambda y: interpolate(y, scale_factor=2),
+        "super-resolution",
+        "8 x 8 pixels from 4 x 4",
+        Downsample(2),
+        0.05,
+        "nearest pixel",
+        lambda y, _: interpolate(y, scale_factor=2),
+        lambda y: interpolate(y, scale_factor=2),
     ),
     Problem(
-        "denoising", "noise of standard deviation 0.5", lambda x: x, 0.5,
-        "as measured", lambda y, _: y, lambda y: y,
+        "denoising",
+        "noise of standard deviation 0.5",
+        lambda x: x,
+        0.5,
+        "as measured",
+        lambda y, _: y,
+        lambda y: y,
     ),
-)  # fmt: skip
+)
 
 
 class Agreement(NamedTuple):
-    """How draws agree with the truth and with what was measured (see the module's docstring); stderr is that of error."""
+    """How draws agree with the truth and with what was measured (see the module's docstring).
+
+    Stderr is that of error.
+    """
 
     error: float
     stderr: float
@@ -124,8 +149,19 @@ class Agreement(NamedTuple):
 
 
 HEAD = (
-    "problem", "prior", "method", "error", "of a draw", "spread", "fit", "accuracy", "of a draw", "evaluations", "s", "failed",
-)  # fmt: skip
+    "problem",
+    "prior",
+    "method",
+    "error",
+    "of a draw",
+    "spread",
+    "fit",
+    "accuracy",
+    "of a draw",
+    "evaluations",
+    "s",
+    "failed",
+)
 LEGEND = f"""\
 {"; ".join(f"{p.name}: {p.title}" for p in PROBLEMS)}.
 error: root mean square over pixels in [-1, 1] of the mean of {DRAWS} draws, with its standard error over images, and of one draw.
@@ -139,8 +175,9 @@ evaluations: of the prior, products with its Jacobian not counted."""
 class Restoration:
     """One line of the table: a baseline (no model), or a posterior's draws.
 
-    `accuracy` and `single_accuracy` are shares of the means, and of the draws, that a classifier trained on real digits puts
-    into the class of the truth. Images of which a draw failed are left out; None where all are, and for what draws alone have.
+    `accuracy` and `single_accuracy` are shares of the means, and of the draws, that a classifier
+    trained on real digits puts into the class of the truth. Images of which a draw failed are left
+    out; None where all are, and for what draws alone have.
     """
 
     problem: str
@@ -159,7 +196,10 @@ class Restoration:
 
 
 class _Known(NamedTuple):
-    """Held-out images and their labels, as many of each class; of the training images the moments; the judge."""
+    """Held-out images and their labels, as many of each class; of the training images the moments.
+
+    The judge.
+    """
 
     truth: Tensor
     labels: Tensor
@@ -179,15 +219,26 @@ class _Run(NamedTuple):
 
 
 def run_inverse(
-    folder: str | Path = "demo", *, models: Iterable[str] = PRIORS, images: int = 50, steps: int = 40, seed: int = 0,
+    folder: str | Path = "demo",
+    *,
+    models: Iterable[str] = PRIORS,
+    images: int = 50,
+    steps: int = 40,
+    seed: int = 0,
     report: Callable[[Restoration], Any] | None = None,
-) -> list[Restoration]:  # fmt: skip
+) -> list[Restoration]:
     """Every problem, by the baselines and with every model as the prior.
 
-    Arguments: folder for `inverse.json` and a sheet a problem, made where it does not exist; models, names of models of digits,
-        timed on a Gaussian path or with an energy; images, how many, rounded down to the tens, at least ten; steps of HMC, and as
-        many for warmup; seed, of the draws: what is measured is the same for all; report, called with each row as it is done.
-    Raises: `InvalidArgument` for a folder that cannot be written; `UnknownName`; `MissingDependency`.
+    Args:
+        folder: For `inverse.json` and a sheet a problem, made where it does not exist.
+        models: Names of models of digits, timed on a Gaussian path or with an energy.
+        images: How many, rounded down to the tens, at least ten.
+        steps: Of HMC, and as many for warmup.
+        seed: Of the draws: what is measured is the same for all.
+        report: Called with each row as it is done.
+
+    Raises:
+        `InvalidArgument` for a folder that cannot be written; `UnknownName`; `MissingDependency`.
     """
     target = Path(folder)
     priors = {name: load(name) for name in models}
@@ -195,18 +246,27 @@ def run_inverse(
         target.mkdir(parents=True, exist_ok=True)
         (target / "inverse.json").touch()
     except OSError as error:
-        raise InvalidArgument("output", str(folder), "a folder that can be written", str(error)) from error
+        raise InvalidArgument(
+            "output", str(folder), "a folder that can be written", str(error)
+        ) from error
     rows: list[Restoration] = []
     for row in restorations(priors, target, images, steps, seed):
         rows.append(row)
         if report is not None:
             report(row)
-    (target / "inverse.json").write_text(json.dumps({"seed": seed, "rows": [asdict(row) for row in rows]}, indent=1))
+    (target / "inverse.json").write_text(
+        json.dumps({"seed": seed, "rows": [asdict(row) for row in rows]}, indent=1)
+    )
     return rows
 
 
-def restorations(models: Mapping[str, Any], folder: Path, images: int, steps: int, seed: int) -> Iterator[Restoration]:
-    """The rows, one after the other, and a sheet of each problem in the folder; arguments as in `run_inverse`."""
+def restorations(
+    models: Mapping[str, Any], folder: Path, images: int, steps: int, seed: int
+) -> Iterator[Restoration]:
+    """The rows, one after the other, and a sheet of each problem in the folder.
+
+    Arguments as in `run_inverse`.
+    """
     known = _known(max(1, images // CLASSES))
     spread = float(known.covariance.diagonal().mean().sqrt())
     for problem in PROBLEMS:
@@ -224,12 +284,16 @@ def restorations(models: Mapping[str, Any], folder: Path, images: int, steps: in
         sheet += [(name, x) for name, x in baselines.items() if not torch.equal(x, seen)]
         for model, prior in models.items():
             for run in _runs(prior, problem, spread, steps):
-                row, x = _restore(Restoration(problem.name, model, run.name), problem, prior, run, y, known, seed)
+                row, x = _restore(
+                    Restoration(problem.name, model, run.name), problem, prior, run, y, known, seed
+                )
                 yield row
                 if run.shown:
                     sheet.append((f"{model}: mean of {DRAWS}", x.mean(1)))
                     sheet += [(f"draw {j + 1}", x[:, j]) for j in range(SHOWN_DRAWS)]
-        restored_sheet(folder / f"{problem.name}.png", f"{problem.name}: {problem.title}", sheet, CLASSES)
+        restored_sheet(
+            folder / f"{problem.name}.png", f"{problem.name}: {problem.title}", sheet, CLASSES
+        )
 
 
 def lines_of(rows: Iterable[Restoration]) -> list[tuple[str, ...]]:
@@ -242,7 +306,9 @@ def print_restored(rows: Iterable[Restoration]) -> None:
     lines = [HEAD, *lines_of(rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        )
     print(f"\n{LEGEND}")
 
 
@@ -252,10 +318,18 @@ def _line(row: Restoration) -> tuple[str, ...]:
     if found is None:
         return (*names, *[""] * 6, f"{row.evaluations:,}", f"{row.seconds:.1f}", failed)
     measures = (
-        f"{found.error:.3f} ± {found.stderr:.3f}", _number(found.single, ".3f"), _number(found.spread, ".2f"),
-        _number(found.fit, ".2f"), _number(row.accuracy, ".3f"), _number(row.single_accuracy, ".3f"),
-    )  # fmt: skip
-    return (*names, *measures, *((f"{row.evaluations:,}", f"{row.seconds:.1f}", failed) if row.model else [""] * 3))
+        f"{found.error:.3f} ± {found.stderr:.3f}",
+        _number(found.single, ".3f"),
+        _number(found.spread, ".2f"),
+        _number(found.fit, ".2f"),
+        _number(row.accuracy, ".3f"),
+        _number(row.single_accuracy, ".3f"),
+    )
+    return (
+        *names,
+        *measures,
+        *((f"{row.evaluations:,}", f"{row.seconds:.1f}", failed) if row.model else [""] * 3),
+    )
 
 
 def _number(value: float | None, form: str) -> str:
@@ -263,7 +337,10 @@ def _number(value: float | None, form: str) -> str:
 
 
 def linear_estimate(problem: Problem, y: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """The linear-Gaussian estimate, `(n, 1, 8, 8)` like y in dtype; mean `(1, 8, 8)`, covariance `(64, 64)` float64."""
+    """The linear-Gaussian estimate, `(n, 1, 8, 8)` like y in dtype.
+
+    Mean `(1, 8, 8)`, covariance `(64, 64)` float64.
+    """
     basis = torch.eye(len(covariance), dtype=covariance.dtype).reshape(-1, *mean.shape)
     a_t = problem.operator(basis).flatten(1)
     noise = problem.std**2 * torch.eye(a_t.shape[1], dtype=a_t.dtype)
@@ -273,7 +350,9 @@ def linear_estimate(problem: Problem, y: Tensor, mean: Tensor, covariance: Tenso
 
 
 def agreement(problem: Problem, y: Tensor, x: Tensor, truth: Tensor) -> Agreement:
-    """Of draws x, `(n, k, 1, 8, 8)` with k at least 2, of the posteriors given y, with the truth `(n, 1, 8, 8)`."""
+    """Of draws x, `(n, k, 1, 8, 8)` with k at least 2, of the posteriors given y, with the truth
+    `(n, 1, 8, 8)`.
+    """
     k = x.shape[1]
     error, stderr = _error(x.mean(1), truth)
     spread = math.sqrt((1 + 1 / k) * float(x.var(1).mean())) / error
@@ -295,10 +374,18 @@ def _rms(x: Tensor) -> float:
 def _known(of_each: int) -> _Known:
     """Images in the order 0 ... 9, 0 ... 9, ..."""
     digits = load_digits()
-    chosen = torch.stack([(digits.test_labels == c).nonzero()[:of_each, 0] for c in range(CLASSES)], 1).flatten()
+    chosen = torch.stack(
+        [(digits.test_labels == c).nonzero()[:of_each, 0] for c in range(CLASSES)], 1
+    ).flatten()
     rows = digits.train.flatten(1).double()
     classifier = Classifier(digits.train, digits.train_labels)
-    return _Known(digits.test[chosen], digits.test_labels[chosen], digits.train.mean(0), torch.cov(rows.T), classifier)
+    return _Known(
+        digits.test[chosen],
+        digits.test_labels[chosen],
+        digits.train.mean(0),
+        torch.cov(rows.T),
+        classifier,
+    )
 
 
 def _runs(prior: Any, problem: Problem, spread: float, steps: int) -> Iterator[_Run]:
@@ -321,11 +408,17 @@ def _restore(
     field = posterior(prior, LinearGaussian(problem.operator, "y", problem.std), run.method)
     rows = {"y": y.repeat_interleave(DRAWS, 0)}
     started = time.perf_counter()
-    draws = sample(field, run.solver, chains=len(rows["y"]), cond=rows, seed=seed, keep="last", **run.options)
+    draws = sample(
+        field, run.solver, chains=len(rows["y"]), cond=rows, seed=seed, keep="last", **run.options
+    )
     seconds = time.perf_counter() - started
     x, well = draws.final.unflatten(0, (-1, DRAWS)), draws.ok.unflatten(0, (-1, DRAWS)).all(1)
     row = replace(
-        row, evaluations=sum(draws.cost.values()), seconds=seconds, chains=len(draws.ok), failed=int((~draws.ok).sum())
+        row,
+        evaluations=sum(draws.cost.values()),
+        seconds=seconds,
+        chains=len(draws.ok),
+        failed=int((~draws.ok).sum()),
     )
     if not bool(well.any()):
         return row, x
@@ -334,5 +427,7 @@ def _restore(
         row,
         agreement=agreement(problem, y[well], x[well], known.truth[well]),
         accuracy=known.classifier.accuracy(x[well].mean(1), labels),
-        single_accuracy=known.classifier.accuracy(x[well].flatten(0, 1), labels.repeat_interleave(DRAWS)),
+        single_accuracy=known.classifier.accuracy(
+            x[well].flatten(0, 1), labels.repeat_interleave(DRAWS)
+        ),
     ), x

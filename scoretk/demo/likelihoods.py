@@ -1,7 +1,10 @@
-"""Held-out likelihoods: one number a model and way to compute it, so that two ways can be seen to agree.
+"""Held-out likelihoods.
 
-Digits are judged in bits a dimension of their 17 grey levels (a uniform guess is log2 17 = 4.09), by uniform dequantisation;
-binary digits in bits a pixel (a uniform guess is 1); everything else in nats an event, by its own exact draws.
+One number a model and way to compute it, so that two ways can be seen to agree.
+
+Digits are judged in bits a dimension of their 17 grey levels (a uniform guess is log2 17 = 4.09),
+by uniform dequantisation; binary digits in bits a pixel (a uniform guess is 1); everything else in
+nats an event, by its own exact draws.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ CHECKED = frozenset({"digits-flow", "digits-fvsbn", "digits-nice", "digits-vae"}
 
 @dataclass(frozen=True)
 class Likelihood:
-    """One number: the mean over held-out rows, its standard error over them, and the method's own for these rows, by which
-    alone two methods differ; None, and a note why, where there is no method. Rows that failed are left out, and noted.
+    """One number: the mean over held-out rows, its standard error over them, and the method's own
+    for these rows, by which alone two methods differ; None, and a note why, where there is no
+    method. Rows that failed are left out, and noted.
     """
 
     model: str
@@ -58,8 +62,13 @@ def likelihoods(
 ) -> Iterator[Likelihood]:
     """The ways in which this model's density can be had here, at held-out rows `(n, *event_shape)`.
 
-    Arguments: name; model; rows; digits, whether they are images; chains of annealed importance sampling; seed,
-        of all that the methods draw.
+    Args:
+        name: The name.
+        model: The model.
+        rows: The rows.
+        digits: Whether they are images.
+        chains: Of annealed importance sampling.
+        seed: Of all that the methods draw.
     """
     density = getattr(model, "marginal", model)
     unit = "nats" if not digits else "bits/pixel" if "states" in offers(density) else "bits/dim"
@@ -71,7 +80,9 @@ def likelihoods(
         x = rows[: way.rows]
         if unit == "bits/dim":
             cells = ((x + 1) * (LEVELS - 1) / 2).round()
-            found = bits_per_dim(way.field, cells, levels=LEVELS, interval=INTERVAL, seed=seed, **way.options)
+            found = bits_per_dim(
+                way.field, cells, levels=LEVELS, interval=INTERVAL, seed=seed, **way.options
+            )
             value, own = found.value.double(), found.stderr.double()
         else:
             found = log_prob(way.field, x, seed=seed, **way.options)
@@ -80,23 +91,34 @@ def likelihoods(
         yield _summed(name, way, value, own, in_unit, unit)
 
 
-def _summed(name: str, way: _Way, value: Tensor, own: Tensor, in_unit: float, unit: str) -> Likelihood:
+def _summed(
+    name: str, way: _Way, value: Tensor, own: Tensor, in_unit: float, unit: str
+) -> Likelihood:
     """The mean over the rows that are well, `value` and `own` their numbers and errors `(rows,)`."""
     well = value.isfinite()
-    n, lost = int(well.sum()), f"{int((~well).sum())} of {len(well)} rows failed" if not bool(well.all()) else ""
+    n, lost = (
+        int(well.sum()),
+        f"{int((~well).sum())} of {len(well)} rows failed" if not bool(well.all()) else "",
+    )
     note = "; ".join(filter(None, (lost, way.warning)))
     if n < 2:
         return Likelihood(name, way.method, None, None, None, unit, note)
     own_error = math.hypot(float(own[well].square().sum().sqrt()) / n, way.constant_error * in_unit)
     return Likelihood(
-        name, way.method, float(value[well].mean()), float(value[well].std() / math.sqrt(n)), own_error, unit, note
+        name,
+        way.method,
+        float(value[well].mean()),
+        float(value[well].std() / math.sqrt(n)),
+        own_error,
+        unit,
+        note,
     )
 
 
 @dataclass(frozen=True)
 class _Way:
-    """What the method is called, a field whose `log_prob` it is, options of that, how many rows it takes, the error of a
-    constant in it in nats, and any warning.
+    """What the method is called, a field whose `log_prob` it is, options of that, how many rows it
+    takes, the error of a constant in it in nats, and any warning.
     """
 
     method: str
@@ -117,8 +139,15 @@ def _ways(density: Any, rows: Tensor, check: bool, chains: int, seed: int) -> It
         if callable(getattr(density.base, "log_prob", None)):
             yield _Way("probability flow", density, {**flow, "probes": PROBES})
             if check and dim > FEW:
-                yield _Way(f"probability flow ({FEW} rows)", density, {**flow, "probes": 4 * PROBES}, FEW)
-                yield _Way(f"probability flow, exact trace ({FEW} rows)", density, {**flow, "trace": "exact"}, FEW)
+                yield _Way(
+                    f"probability flow ({FEW} rows)", density, {**flow, "probes": 4 * PROBES}, FEW
+                )
+                yield _Way(
+                    f"probability flow, exact trace ({FEW} rows)",
+                    density,
+                    {**flow, "trace": "exact"},
+                    FEW,
+                )
         return
     known = "log_prob" in has
     if known:
@@ -138,7 +167,9 @@ def _ways(density: Any, rows: Tensor, check: bool, chains: int, seed: int) -> It
             log_z = log_partition(density, chains=chains, seed=seed)
         warning = " ".join(str(w.message) for w in caught)
         normalised = Normalised(density, float(log_z.value))
-        yield _Way("annealed importance sampling", normalised, {}, None, float(log_z.stderr), warning)
+        yield _Way(
+            "annealed importance sampling", normalised, {}, None, float(log_z.stderr), warning
+        )
 
 
 @dataclass(frozen=True)
@@ -154,9 +185,13 @@ class _Annealed:
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.marginal.event_shape)
 
-    def estimate_log_prob(self, x: Tensor, *, seed: int = 0, rows: int | range | Tensor | None = None) -> Estimate:
+    def estimate_log_prob(
+        self, x: Tensor, *, seed: int = 0, rows: int | range | Tensor | None = None
+    ) -> Estimate:
         """`log p(x)`, an estimate a row."""
-        return self.marginal.annealed_log_prob(x, chains=self.chains, pilot=min(64, self.chains), seed=seed, rows=rows)
+        return self.marginal.annealed_log_prob(
+            x, chains=self.chains, pilot=min(64, self.chains), seed=seed, rows=rows
+        )
 
 
 def _why_not(density: Any) -> str:

@@ -1,4 +1,6 @@
-"""The demo: build each model, run its cells, judge the samples, draw the sheets, and return the rows of the tables."""
+"""The demo: build each model, run its cells, judge the samples, draw the sheets, and return the
+rows of the tables.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ BUILT_IN = "scoretk"
 DECODING_SEED = 321
 ONE_CLASS = {"digits-flow-classes": 8}
 """Models of one class of digits."""
-SLOW = frozenset({"digits-made", "digits-nade", "digits-pixelcnn", "digits-realnvp", "digits-spline"})
+SLOW = frozenset(
+    {"digits-made", "digits-nade", "digits-pixelcnn", "digits-realnvp", "digits-spline"}
+)
 """Models whose gradient takes several times as long as others'."""
 
 
@@ -54,15 +58,27 @@ class _Part:
 
 
 def run_demo(
-    folder: str | Path = "demo", *, models: Iterable[str] | None = None, seed: int = 0, size: Size | None = None,
-    workers: int = 1, report: Callable[[object], Any] | None = None,
-) -> Demo:  # fmt: skip
+    folder: str | Path = "demo",
+    *,
+    models: Iterable[str] | None = None,
+    seed: int = 0,
+    size: Size | None = None,
+    workers: int = 1,
+    report: Callable[[object], Any] | None = None,
+) -> Demo:
     """Run the built-in models, or those named, through every solver that serves them.
 
-    Arguments: folder for the page `index.html`, `table.json` and the sheets, made where it does not exist; models, short
-        names; seed; size; workers, processes of one thread each (1: this one), which change nothing but the time; report,
-        called with every row as its model is done.
-    Raises: `InvalidArgument` for a folder that cannot be written; `UnknownName`; `MissingDependency`.
+    Args:
+        folder: For the page `index.html`, `table.json` and the sheets, made where it does not
+            exist.
+        models: Short names.
+        seed: Of the random numbers.
+        size: The size.
+        workers: Processes of one thread each (1: this one), which change nothing but the time.
+        report: Called with every row as its model is done.
+
+    Raises:
+        `InvalidArgument` for a folder that cannot be written; `UnknownName`; `MissingDependency`.
     """
     target = _folder(folder)
     specs = [describe(name) for name in models] if models is not None else _built_in()
@@ -80,23 +96,35 @@ def run_demo(
     if plane:
         plane_sheet(target / "plane.png", plane)
         demo.pictures.append("plane.png")
-    (target / "table.json").write_text(json.dumps({"seed": seed, **demo.plain()}, indent=1, allow_nan=False))
+    (target / "table.json").write_text(
+        json.dumps({"seed": seed, **demo.plain()}, indent=1, allow_nan=False)
+    )
     write_page(target / "index.html", demo)
     return demo
 
 
-def _parts(work: Callable[[ModelSpec], _Part], specs: list[ModelSpec], workers: int) -> Generator[_Part]:
+def _parts(
+    work: Callable[[ModelSpec], _Part], specs: list[ModelSpec], workers: int
+) -> Generator[_Part]:
     """Each model's part, in the order of the models.
 
-    No process outlives this one: each holds the reading end of a pipe, and leaves when the writing end is closed, by whatever
-    stops the run (Ctrl-C, an error) or by the death of this process.
+    No process outlives this one: each holds the reading end of a pipe, and leaves when the writing
+    end is closed, by whatever stops the run (Ctrl-C, an error) or by the death of this process.
     """
     if workers == 1:
         yield from map(work, specs)
         return
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads may hang
+    spawn = multiprocessing.get_context(
+        "spawn"
+    )  # a fork of a process with running threads may hang
     ended, running = spawn.Pipe(duplex=False)
-    with ended, running, ProcessPoolExecutor(workers, mp_context=spawn, initializer=_worker, initargs=(ended,)) as pool:
+    with (
+        ended,
+        running,
+        ProcessPoolExecutor(
+            workers, mp_context=spawn, initializer=_worker, initargs=(ended,)
+        ) as pool,
+    ):
         try:
             yield from pool.map(work, specs)
         except BaseException:
@@ -105,7 +133,9 @@ def _parts(work: Callable[[ModelSpec], _Part], specs: list[ModelSpec], workers: 
 
 
 def _worker(ended: Connection) -> None:
-    """Make a process one that works in one thread, leaves Ctrl-C to the first process, and goes when that goes."""
+    """Make a process one that works in one thread, leaves Ctrl-C to the first process, and goes
+    when that goes.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -124,7 +154,9 @@ def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Part:
     real = reference(model, size.chains, digits, ONE_CLASS.get(spec.name))
     found, panels = Demo(), list[tuple[str, Tensor]]()
     if real.rows is not None:
-        panels.append(("real digits, held out" if digits else f"{spec.name}: exact draws", real.rows))
+        panels.append(
+            ("real digits, held out" if digits else f"{spec.name}: exact draws", real.rows)
+        )
         rows = real.rows[: size.likelihood_rows]
         found.likelihoods += likelihoods(spec.name, model, rows, digits, size.annealed, seed)
     for cell in (*_exact(model, digits, size), *cells(model, size)):
@@ -180,7 +212,9 @@ class _Drawn:
 
 
 def _built_in() -> list[ModelSpec]:
-    return [describe(e.id) for e in list_models() if isinstance(e, Entry) and e.distribution == BUILT_IN]
+    return [
+        describe(e.id) for e in list_models() if isinstance(e, Entry) and e.distribution == BUILT_IN
+    ]
 
 
 def _folder(folder: str | Path) -> Path:
@@ -189,7 +223,9 @@ def _folder(folder: str | Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         (target / "table.json").touch()
     except OSError as error:
-        raise InvalidArgument("output", str(folder), "a folder that can be written", str(error)) from error
+        raise InvalidArgument(
+            "output", str(folder), "a folder that can be written", str(error)
+        ) from error
     return target
 
 
@@ -206,14 +242,22 @@ def _run(
     started = time.perf_counter()
     try:
         draws = cell.run(seed)
-    except (InvalidArgument, MissingCapability) as error:  # a shape or a field that these settings refuse
+    except (
+        InvalidArgument,
+        MissingCapability,
+    ) as error:  # a shape or a field that these settings refuse
         return dataclasses.replace(row, reason=str(error).split(". ")[0]), None
     seconds = time.perf_counter() - started
     well = draws.final[draws.ok]
     x = shown(cell.finish(well))
     x = x[torch.isfinite(x).flatten(1).all(1)]
     done = dataclasses.replace(
-        row, quality=judge(x, real), evaluations=sum(draws.cost.values()), seconds=seconds, chains=len(draws.status),
-        failed=len(draws.status) - len(x), different=different(well.detach().cpu().numpy()) if len(well) else None,
-    )  # fmt: skip
+        row,
+        quality=judge(x, real),
+        evaluations=sum(draws.cost.values()),
+        seconds=seconds,
+        chains=len(draws.status),
+        failed=len(draws.status) - len(x),
+        different=different(well.detach().cpu().numpy()) if len(well) else None,
+    )
     return done, x

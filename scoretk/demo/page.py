@@ -36,7 +36,8 @@ def write_page(path: Path, demo: Demo) -> None:
     body = "".join(map(_table, tables(demo)))
     path.write_text(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>scoretk demo</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>Generative families and samplers on handwritten digits</h1>"
+        f"<style>{STYLE}</style></head>\n<body><h1>Generative families and samplers on handwritten "
+        f"digits</h1>"
         f"{body}<h2>Pictures</h2>{figures}</body></html>\n",
         encoding="utf-8",
     )

@@ -1,4 +1,7 @@
-"""Sheets of samples: digits in rows, restored digits below what they were, points of the plane as scatter plots."""
+"""Sheets of samples.
+
+Digits in rows, restored digits below what they were, points of the plane as scatter plots.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,17 @@ def _pyplot() -> Any:
 def digit_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
     """One block of small images a panel, `(n, 1, 8, 8)` in [-1, 1], under its title."""
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(10, 2.9 * len(panels)), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(10, 2.9 * len(panels)), squeeze=False, layout="constrained"
+    )
     for axis, (title, images) in zip(axes[:, 0], panels, strict=True):
-        axis.imshow(_mosaic(_levels(images), ROWS, COLUMNS), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axis.imshow(
+            _mosaic(_levels(images), ROWS, COLUMNS),
+            cmap="gray",
+            vmin=-1,
+            vmax=1,
+            interpolation="nearest",
+        )
         axis.set_title(title, fontsize=10, loc="left")
         axis.axis("off")
     figure.savefig(path, dpi=110)
@@ -39,11 +50,15 @@ def digit_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
 
 
 def restored_sheet(path: Path, title: str, rows: list[tuple[str, Tensor]], columns: int) -> None:
-    """Rows of small images under each other, the first ones of `(n, 1, 8, 8)` in [-1, 1], NaN in blue; a name before each row."""
+    """Rows of small images under each other, the first ones of `(n, 1, 8, 8)` in [-1, 1], NaN in
+    blue; a name before each row.
+    """
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(0.56 * columns, 0.56 * len(rows)))
     canvas = _mosaic(torch.cat([images[:columns] for _, images in rows]), len(rows), columns)
-    axis.imshow(canvas, cmap=pyplot.get_cmap("gray").with_extremes(bad="steelblue"), vmin=-1, vmax=1)
+    axis.imshow(
+        canvas, cmap=pyplot.get_cmap("gray").with_extremes(bad="steelblue"), vmin=-1, vmax=1
+    )
     axis.set_title(title, fontsize=10, loc="left")
     axis.set(xticks=[], yticks=[9 * i + 4.5 for i in range(len(rows))])
     axis.set_yticklabels([name for name, _ in rows], fontsize=9)

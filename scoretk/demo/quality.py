@@ -1,4 +1,7 @@
-"""How good samples are: beside exact draws, held-out images or known moments, each with the noise floor of real ones."""
+"""How good samples are.
+
+Beside exact draws, held-out images or known moments, each with the noise floor of real ones.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,30 @@ from scoretk.solvers import BlockGibbs, ChEES
 
 __all__ = ["Quality", "judge", "reference"]
 
-SCHOOLS = torch.tensor([
-    [4.4105, 3.3091], [3.6021, 3.1983], [6.1505, 5.6156], [4.9396, 4.6453], [3.9059, 5.2804], [4.7960, 4.7707],
-    [3.6144, 4.6145], [4.0511, 4.7960], [6.3172, 5.0026], [4.8840, 5.3174],
-], dtype=torch.float64)  # fmt: skip
-"""Posterior mean and standard deviation of mu, tau and theta_1..8 (posteriordb, eight schools, reference draws)."""
+SCHOOLS = torch.tensor(
+    [
+        [4.4105, 3.3091],
+        [3.6021, 3.1983],
+        [6.1505, 5.6156],
+        [4.9396, 4.6453],
+        [3.9059, 5.2804],
+        [4.7960, 4.7707],
+        [3.6144, 4.6145],
+        [4.0511, 4.7960],
+        [6.3172, 5.0026],
+        [4.8840, 5.3174],
+    ],
+    dtype=torch.float64,
+)
+"""Posterior mean and standard deviation of mu, tau and theta_1..8 (posteriordb, eight schools,
+reference draws).
+"""
 
 DRAWS_SEED = 987
 LONG_CHAINS, LONG_STEPS = 256, 400
-"""The run whose moments stand for those of a posterior that nobody has published: long beside the runs that are judged."""
+"""The run whose moments stand for those of a posterior that nobody has published: long beside the
+runs that are judged.
+"""
 ENOUGH = 2000
 
 
@@ -37,10 +55,11 @@ ENOUGH = 2000
 class Quality:
     """What the samples of one run are worth; None where a measure does not apply.
 
-    `distance` is sliced Wasserstein over its floor; `mmd` and its `mmd_floor` are squared; `z` the largest of the means'
-    errors in standard errors; `balance` and `confidence` are of a classifier trained on real digits, whose confidence and
-    accuracy on held-out ones are `real_confidence` and `real_accuracy`; `copied` is the share nearer to a training image
-    than all but a hundredth of the held-out ones.
+    `distance` is sliced Wasserstein over its floor; `mmd` and its `mmd_floor` are squared; `z` the
+    largest of the means' errors in standard errors; `balance` and `confidence` are of a classifier
+    trained on real digits, whose confidence and accuracy on held-out ones are `real_confidence` and
+    `real_accuracy`; `copied` is the share nearer to a training image than all but a hundredth of
+    the held-out ones.
     """
 
     distance: float | None = None
@@ -56,7 +75,9 @@ class Quality:
 
 @dataclass(frozen=True)
 class Moments:
-    """Known means and standard deviations `(k,)` of k numbers computed of positions `(n, *event_shape)`."""
+    """Known means and standard deviations `(k,)` of k numbers computed of positions `(n,
+    *event_shape)`.
+    """
 
     of: Callable[[Tensor], Tensor]
     mean: Tensor
@@ -65,7 +86,10 @@ class Moments:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real samples to compare with and the floor of each distance; or known moments. `binary` digits have pixels 0 and 1."""
+    """Real samples to compare with and the floor of each distance; or known moments.
+
+    `binary` digits have pixels 0 and 1.
+    """
 
     rows: Tensor | None = None
     floor: float = math.nan
@@ -83,13 +107,19 @@ def _digits() -> tuple[Digits, Classifier]:
 
 
 def reference(model: Any, chains: int, digits: bool, label: int | None = None) -> Reference:
-    """What a model's samples are held against: held-out digits, of one label or all; its own exact draws; known moments."""
+    """What a model's samples are held against: held-out digits, of one label or all.
+
+    Its own exact draws; known moments.
+    """
     binary = False
     if digits:
         data, generator = _digits()[0], torch.Generator().manual_seed(0)
         held_out, train = data.test, data.train
         if label is not None:
-            held_out, train = data.test[data.test_labels == label], data.train[data.train_labels == label]
+            held_out, train = (
+                data.test[data.test_labels == label],
+                data.train[data.train_labels == label],
+            )
         real = [train[torch.randperm(len(train), generator=generator)[:chains]] for _ in range(5)]
         binary = "states" in offers(getattr(model, "marginal", model))
         if binary:
@@ -103,7 +133,9 @@ def reference(model: Any, chains: int, digits: bool, label: int | None = None) -
         long = sample(model, solver, chains=LONG_CHAINS, steps=LONG_STEPS, seed=DRAWS_SEED).x
         assert long is not None
         long = long.double().flatten(2)
-        return Reference(moments=Moments(lambda x: x.double().flatten(1), long.mean((0, 1)), long.std((0, 1))))
+        return Reference(
+            moments=Moments(lambda x: x.double().flatten(1), long.mean((0, 1)), long.std((0, 1)))
+        )
     floor = sum(sliced_wasserstein(r, held_out, seed=i) for i, r in enumerate(real)) / len(real)
     mmd_floor = sum(abs(mmd(r, held_out)) for r in real) / len(real)
     return Reference(held_out, floor, mmd_floor, digits, binary, label is not None)
@@ -120,7 +152,9 @@ def judge(x: Tensor, against: Reference) -> Quality:
         return Quality()
     if against.moments is not None:
         values, known = against.moments.of(x), against.moments
-        return Quality(z=float(((values.mean(0) - known.mean) / known.std).abs().max()) * math.sqrt(len(x)))
+        return Quality(
+            z=float(((values.mean(0) - known.mean) / known.std).abs().max()) * math.sqrt(len(x))
+        )
     if against.rows is None:
         return Quality()
     distance = sliced_wasserstein(x, against.rows) / against.floor
@@ -128,10 +162,19 @@ def judge(x: Tensor, against: Reference) -> Quality:
     if not against.digits:
         return found
     digits, classifier = _digits()
-    train, test = (binarised(digits.train), binarised(digits.test)) if against.binary else (digits.train, digits.test)
-    ours, real = (classifier.judge(2 * rows - 1 if against.binary else rows) for rows in (x, against.rows))
+    train, test = (
+        (binarised(digits.train), binarised(digits.test))
+        if against.binary
+        else (digits.train, digits.test)
+    )
+    ours, real = (
+        classifier.judge(2 * rows - 1 if against.binary else rows) for rows in (x, against.rows)
+    )
     return replace(
-        found, balance=None if against.one_class else ours.balance, confidence=ours.confidence, real_confidence=real.confidence,
+        found,
+        balance=None if against.one_class else ours.balance,
+        confidence=ours.confidence,
+        real_confidence=real.confidence,
         real_accuracy=classifier.accuracy(digits.test, digits.test_labels),
         copied=copies(x, train, test).share,
-    )  # fmt: skip
+    )

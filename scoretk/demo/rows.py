@@ -14,7 +14,10 @@ __all__ = ["Demo", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of samples; `reason` says why there is no run, `different` how many different draws there are."""
+    """One line of the table of samples.
+
+    `reason` says why there is no run, `different` how many different draws there are.
+    """
 
     model: str
     family: str
@@ -43,14 +46,20 @@ class Row:
 
 @dataclass
 class Demo:
-    """What the demo found: a row a model and solver, a likelihood a model and method, and the pictures' names."""
+    """What the demo found.
+
+    A row a model and solver, a likelihood a model and method, and the pictures' names.
+    """
 
     rows: list[Row] = field(default_factory=list)
     likelihoods: list[Likelihood] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """All of it as JSON takes it: None for a number that is not finite, such as a distance that overflows."""
+        """All of it as JSON takes it.
+
+        None for a number that is not finite, such as a distance that overflows.
+        """
         return _plain(asdict(self))
 
 

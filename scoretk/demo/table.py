@@ -1,4 +1,7 @@
-"""The tables as lines of text, and in print: through rich where it is installed, else as plain columns."""
+"""The tables as lines of text, and in print.
+
+Through rich where it is installed, else as plain columns.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ WIDTH = 200
 
 @dataclass(frozen=True)
 class Table:
-    """Lines of text under a head; the first `left` columns are names; a name repeated from the line before is left out."""
+    """Lines of text under a head; the first `left` columns are names.
+
+    A name repeated from the line before is left out.
+    """
 
     title: str
     head: tuple[str, ...]
@@ -24,8 +30,19 @@ class Table:
 
 
 SAMPLES = (
-    "family", "model", "solver", "setting", "distance", "MMD^2", "balance", "confidence", "copies", "evaluations", "s", "failed",
-)  # fmt: skip
+    "family",
+    "model",
+    "solver",
+    "setting",
+    "distance",
+    "MMD^2",
+    "balance",
+    "confidence",
+    "copies",
+    "evaluations",
+    "s",
+    "failed",
+)
 SAMPLES_LEGEND = """\
 distance: sliced Wasserstein to held-out rows (digits) or to exact draws, over that of two real samples; for posteriors |z|,
   the largest error of a posterior mean in standard errors. MMD^2: with its noise floor.
@@ -45,13 +62,23 @@ def tables(demo: Demo) -> tuple[Table, Table]:
     """Likelihoods, and samples; both ordered by family and model."""
     family = {row.model: row.family for row in demo.rows}
     likelihoods: list[tuple[str, ...]] = [
-        (family[v.model], v.model, v.method, _number(v.value, ".3f"), _number(v.rows_error, ".3f"),
-         _number(v.own_error, ".3f"), v.unit, v.note)
+        (
+            family[v.model],
+            v.model,
+            v.method,
+            _number(v.value, ".3f"),
+            _number(v.rows_error, ".3f"),
+            _number(v.own_error, ".3f"),
+            v.unit,
+            v.note,
+        )
         for v in demo.likelihoods
-    ]  # fmt: skip
+    ]
     samples = [_cells(row) for row in _gathered(demo.rows)]
     return (
-        Table("Likelihood of held-out data", LIKELIHOODS, _ordered(likelihoods), LIKELIHOODS_LEGEND, 3),
+        Table(
+            "Likelihood of held-out data", LIKELIHOODS, _ordered(likelihoods), LIKELIHOODS_LEGEND, 3
+        ),
         Table("Samples", SAMPLES, _ordered(samples), SAMPLES_LEGEND, 4),
     )
 
@@ -64,14 +91,30 @@ def _cells(row: Row) -> tuple[str, ...]:
     """The texts of one line, in the order of `SAMPLES`."""
     q, names = row.quality, (row.family, row.model, row.solver)
     if row.reason:
-        return (*names, f"{row.reason}: {row.setting}" if row.setting else row.reason, *[""] * (len(SAMPLES) - 4))
+        return (
+            *names,
+            f"{row.reason}: {row.setting}" if row.setting else row.reason,
+            *[""] * (len(SAMPLES) - 4),
+        )
     distance = f"|z| {q.z:.1f}" if q.z is not None else _number(q.distance, ".2f")
     found = "" if q.mmd is None else f"{q.mmd:.4f} ({q.mmd_floor:.4f})"
-    confidence = None if q.confidence is None or q.real_confidence is None else q.confidence - q.real_confidence
+    confidence = (
+        None
+        if q.confidence is None or q.real_confidence is None
+        else q.confidence - q.real_confidence
+    )
     return (
-        *names, row.shown, distance, found, _number(q.balance, ".3f"), _number(confidence, "+.3f"), _number(q.copied, ".3f"),
-        f"{row.evaluations:,}", f"{row.seconds:.1f}", f"{row.failed} of {row.chains}" if row.failed else "0",
-    )  # fmt: skip
+        *names,
+        row.shown,
+        distance,
+        found,
+        _number(q.balance, ".3f"),
+        _number(confidence, "+.3f"),
+        _number(q.copied, ".3f"),
+        f"{row.evaluations:,}",
+        f"{row.seconds:.1f}",
+        f"{row.failed} of {row.chains}" if row.failed else "0",
+    )
 
 
 def _gathered(rows: list[Row]) -> list[Row]:
@@ -95,7 +138,9 @@ def merged(table: Table) -> list[tuple[str, ...]]:
     last: tuple[str, ...] = ("", "")
     lines = []
     for line in table.lines:
-        lines.append(tuple("" if line[: i + 1] == last[: i + 1] else line[i] for i in range(2)) + line[2:])
+        lines.append(
+            tuple("" if line[: i + 1] == last[: i + 1] else line[i] for i in range(2)) + line[2:]
+        )
         last = line[:2]
     return lines
 
@@ -116,16 +161,24 @@ def _print(table: Table) -> None:
         from rich.console import Console
         from rich.table import Table as RichTable
     except ImportError:
-        widths = [max(len(line[i]) for line in (table.head, *lines)) for i in range(len(table.head))]
+        widths = [
+            max(len(line[i]) for line in (table.head, *lines)) for i in range(len(table.head))
+        ]
         for line in (table.head, *lines):
-            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+            print(
+                "  ".join(
+                    text.ljust(width) for text, width in zip(line, widths, strict=True)
+                ).rstrip()
+            )
         return
     console: Any = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
     shown = RichTable(box=None, pad_edge=False)
     for i, name in enumerate(table.head):
         words = i == table.left - 1 or name == "note"
-        shown.add_column(name, justify="left" if i < table.left or name == "note" else "right", no_wrap=not words)
+        shown.add_column(
+            name, justify="left" if i < table.left or name == "note" else "right", no_wrap=not words
+        )
     for line in lines:
         shown.add_row(*line)
     console.print(shown)

@@ -1,21 +1,28 @@
-r"""Tests of a hypothesis on samples: draws against a score, and two samples against one another, each with a p-value.
+r"""Tests of a hypothesis on samples.
 
-With k(x, y) = (1 + |x - y|^2)^(-1/2), lengths in units of the median distance, and s = grad log p, draws of p have mean 0 in
+Draws against a score, and two samples against one another, each with a p-value.
+
+With k(x, y) = (1 + |x - y|^2)^(-1/2), lengths in units of the median distance, and s = grad log p,
+draws of p have mean 0 in
 
     KSD^2 = mean_{i != j} u(x_i, x_j),    u(x, y) = s(x).s(y) k + s(x).grad_y k + s(y).grad_x k + tr grad_x grad_y k
 
-whose null law is that of the same mean of w_i w_j u(x_i, x_j) with random signs w (the wild bootstrap). The two-sample
-tests compare a statistic T(x, y) with its values where the labels of the pooled samples are permuted,
+whose null law is that of the same mean of w_i w_j u(x_i, x_j) with random signs w (the wild
+bootstrap). The two-sample tests compare a statistic T(x, y) with its values where the labels of the
+pooled samples are permuted,
 
     p = (1 + #{b : T_b >= T}) / (1 + #b)
 
-which is exact at any size. A small p is evidence of a difference; a large one is none of equality: each test has blind
-spots, and its docstring names them. All take the draws as independent: thin chains first.
+which is exact at any size. A small p is evidence of a difference; a large one is none of equality:
+each test has blind spots, and its docstring names them. All take the draws as independent: thin
+chains first.
 
-References: Liu, Lee, Jordan, "A kernelized Stein discrepancy for goodness-of-fit tests" (2016); Chwialkowski, Strathmann,
-Gretton, "A kernel test of goodness of fit" (2016); Gorham, Mackey, "Measuring sample quality with kernels" (2017); Gretton,
-Borgwardt, Rasch, Schölkopf, Smola, "A kernel two-sample test" (2012); Lopez-Paz, Oquab, "Revisiting classifier two-sample
-tests" (2017).
+References:
+    Liu, Lee, Jordan, "A kernelized Stein discrepancy for goodness-of-fit tests" (2016).
+    Chwialkowski, Strathmann, Gretton, "A kernel test of goodness of fit" (2016).
+    Gorham, Mackey, "Measuring sample quality with kernels" (2017).
+    Gretton, Borgwardt, Rasch, Schölkopf, Smola, "A kernel two-sample test" (2012).
+    Lopez-Paz, Oquab, "Revisiting classifier two-sample tests" (2017).
 """
 
 from __future__ import annotations
@@ -32,7 +39,13 @@ from scoretk.core.arguments import count, option, positive
 from scoretk.diagnostics.distances import _generator, _matching, _pair, sample_rows
 from scoretk.errors import InvalidArgument, MissingDependency
 
-__all__ = ["TestResult", "classifier_test", "kernel_stein_discrepancy", "mmd_test", "sliced_wasserstein_test"]
+__all__ = [
+    "TestResult",
+    "classifier_test",
+    "kernel_stein_discrepancy",
+    "mmd_test",
+    "sliced_wasserstein_test",
+]
 
 BLOCK = 512
 """Rows of a kernel matrix that are in memory at a time."""
@@ -42,7 +55,10 @@ MEDIAN_ROWS = 2000
 
 @dataclass(frozen=True)
 class TestResult:
-    """What a test found: `rejected` where `p_value <= level`, which is where the statistic is above the threshold."""
+    """What a test found.
+
+    `rejected` where `p_value <= level`, which is where the statistic is above the threshold.
+    """
 
     __test__ = False  # for pytest, which would collect it by its name
 
@@ -66,15 +82,27 @@ def kernel_stein_discrepancy(
     bootstraps: int = 1000,
     seed: int = 0,
 ) -> TestResult:
-    """Goodness of fit of draws to the density with this score; the statistic is the unbiased `KSD^2`.
+    """Goodness of fit of draws to the density with this score.
 
-    Blind to the weights of modes that lie far apart, which the score does not hold either: a missing mode may pass.
+    The statistic is the unbiased `KSD^2`.
 
-    Arguments: x `(n, *event_shape)`, floating, at least two independent draws; score `grad log p`, a callable
-        `(n, *event_shape) -> (n, *event_shape)` or its values at x; kernel, `"imq"`, the inverse multiquadric; level, the
-        rate of false alarms; bootstraps, sign vectors for the null law, at least `1 / level - 1`; seed of the signs.
-    Returns: a `TestResult`, its statistic near 0 (on either side) where x are draws of p.
-    Raises: `InvalidArgument`, also where score and x differ in shape or all draws coincide; `UnknownName` of a kernel.
+    Blind to the weights of modes that lie far apart, which the score does not hold either: a
+    missing mode may pass.
+
+    Args:
+        x: `(n, *event_shape)`, floating, at least two independent draws.
+        score: `grad log p`, a callable `(n, *event_shape) -> (n, *event_shape)` or its values at x.
+        kernel: `"imq"`, the inverse multiquadric.
+        level: The rate of false alarms.
+        bootstraps: Sign vectors for the null law, at least `1 / level - 1`.
+        seed: Of the signs.
+
+    Returns:
+        a `TestResult`, its statistic near 0 (on either side) where x are draws of p.
+
+    Raises:
+        `InvalidArgument`, also where score and x differ in shape or all draws coincide;
+        `UnknownName` of a kernel.
     """
     rows = sample_rows("x", x)
     _least("x", rows, 2)
@@ -98,7 +126,9 @@ def kernel_stein_discrepancy(
         drift = inner[part, None] + inner - s @ points.T - a @ slopes.T  # (s(x) - s(y)) . (x - y)
         return k * (s @ slopes.T) + k**3 * (drift + d) - 3 * k**5 * square
 
-    signs = torch.randint(2, (n, bootstraps), generator=_generator(seed), dtype=torch.int8) * 2.0 - 1
+    signs = (
+        torch.randint(2, (n, bootstraps), generator=_generator(seed), dtype=torch.int8) * 2.0 - 1
+    )
     weights = torch.cat([torch.ones(n, 1, dtype=torch.float64), signs.double()], 1)
     means = (weights * _times(stein, weights)).sum(0) / (n * (n - 1))
     return _compared(float(means[0]), means[1:], level)
@@ -117,11 +147,19 @@ def mmd_test(
 
     Weak against a difference at lengths far below the bandwidth, and in many dimensions.
 
-    Arguments: x `(n, *event_shape)` and y `(m, *event_shape)`, at least two each; bandwidth, in units of x, by default the
-        median distance between different points of x and y together (beyond 2000 points, of 2000 of them); level, the rate
-        of false alarms; permutations, at least `1 / level - 1`; seed of the permutations.
-    Returns: a `TestResult`.
-    Raises: `InvalidArgument`, also where all points coincide and no bandwidth is given.
+    Args:
+        x: `(n, *event_shape)` and y `(m, *event_shape)`, at least two each.
+        bandwidth: In units of x, by default the median distance between different points of x and y
+            together (beyond 2000 points, of 2000 of them).
+        level: The rate of false alarms.
+        permutations: At least `1 / level - 1`.
+        seed: Of the permutations.
+
+    Returns:
+        a `TestResult`.
+
+    Raises:
+        `InvalidArgument`, also where all points coincide and no bandwidth is given.
     """
     a, b = _pair(x, y)
     _least("x", a, 2)
@@ -137,11 +175,16 @@ def mmd_test(
 
     ours = _labels(len(a), len(b), permutations, _generator(seed)).double()
     product = _times(gaussian, torch.cat([torch.ones_like(ours[:, :1]), ours], 1))
-    every, touching = product[:, 0].sum(), product[:, 1:].sum(0)  # sums over all pairs, and over those that begin in x
+    every, touching = (
+        product[:, 0].sum(),
+        product[:, 1:].sum(0),
+    )  # sums over all pairs, and over those that begin in x
     within = (ours * product[:, 1:]).sum(0)
     n, m = len(a), len(b)
     across = touching - within
-    values = within / (n * (n - 1)) + (every - touching - across) / (m * (m - 1)) - 2 * across / (n * m)
+    values = (
+        within / (n * (n - 1)) + (every - touching - across) / (m * (m - 1)) - 2 * across / (n * m)
+    )
     return _compared(float(values[0]), values[1:], level)
 
 
@@ -154,15 +197,24 @@ def sliced_wasserstein_test(
     permutations: int = 500,
     seed: int = 0,
 ) -> TestResult:
-    """Two-sample test by permutations of `SW_2(x, y)`, the statistic of `sliced_wasserstein` with the same seed.
+    """Two-sample test by permutations of `SW_2(x, y)`, the statistic of `sliced_wasserstein` with
+    the same seed.
 
-    Weak against a difference in few of many coordinates, of which a random direction sees little, and it goes by lengths:
-    scale the coordinates to like spreads first.
+    Weak against a difference in few of many coordinates, of which a random direction sees little,
+    and it goes by lengths: scale the coordinates to like spreads first.
 
-    Arguments: x `(n, *event_shape)` and y `(m, *event_shape)`; directions, how many, the same for every permutation; level,
-        the rate of false alarms; permutations, at least `1 / level - 1`; seed of both.
-    Returns: a `TestResult`, statistic and threshold in units of x.
-    Raises: `InvalidArgument` for empty, unequal or non-finite samples.
+    Args:
+        x: `(n, *event_shape)` and y `(m, *event_shape)`.
+        directions: How many, the same for every permutation.
+        level: The rate of false alarms.
+        permutations: At least `1 / level - 1`.
+        seed: Of both.
+
+    Returns:
+        a `TestResult`, statistic and threshold in units of x.
+
+    Raises:
+        `InvalidArgument` for empty, unequal or non-finite samples.
     """
     a, b = _pair(x, y)
     count("directions", directions, least=1)
@@ -183,18 +235,26 @@ def sliced_wasserstein_test(
 
 
 def classifier_test(x: Tensor, y: Tensor, *, level: float = 0.05, seed: int = 0) -> TestResult:
-    """Two-sample test by the held-out accuracy of a classifier, trained on one half of each sample to tell them apart.
+    """Two-sample test by the held-out accuracy of a classifier, trained on one half of each sample
+    to tell them apart.
 
-    The classifier is a logistic regression on the coordinates and their squares, so it sees means and variances of the
-    coordinates, and is blind to correlations. The accuracy is the mean of the shares found of x and of y, so that chance is
-    at 1/2 for any sizes. Given the classifier, the held-out labels are exchangeable under the null hypothesis, and the number
-    of rows of x that it finds is hypergeometric: an exact p-value. Folds of a cross-validation would train on one another's
-    rows, and the binomial law of their accuracy gives too many false alarms.
+    The classifier is a logistic regression on the coordinates and their squares, so it sees means
+    and variances of the coordinates, and is blind to correlations. The accuracy is the mean of the
+    shares found of x and of y, so that chance is at 1/2 for any sizes. Given the classifier, the
+    held-out labels are exchangeable under the null hypothesis, and the number of rows of x that it
+    finds is hypergeometric: an exact p-value. Folds of a cross-validation would train on one
+    another's rows, and the binomial law of their accuracy gives too many false alarms.
 
-    Arguments: x `(n, *event_shape)` and y `(m, *event_shape)`, at least four each; level, the rate of false alarms; seed of
-        the split.
-    Returns: a `TestResult`, statistic and threshold in [0, 1].
-    Raises: `InvalidArgument`; `MissingDependency` where scikit-learn is not installed.
+    Args:
+        x: `(n, *event_shape)` and y `(m, *event_shape)`, at least four each.
+        level: The rate of false alarms.
+        seed: Of the split.
+
+    Returns:
+        a `TestResult`, statistic and threshold in [0, 1].
+
+    Raises:
+        `InvalidArgument`; `MissingDependency` where scikit-learn is not installed.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -208,8 +268,13 @@ def classifier_test(x: Tensor, y: Tensor, *, level: float = 0.05, seed: int = 0)
     features = torch.cat([features, _standard(features.square())], 1)
     ours = torch.arange(len(features)) < len(a)
     generator = _generator(seed)
-    parts = [len(a) * k + torch.randperm(size, generator=generator) for k, size in enumerate((len(a), len(b)))]
-    train, test = (torch.cat([half[k] for half in (p.tensor_split(2) for p in parts)]) for k in (0, 1))
+    parts = [
+        len(a) * k + torch.randperm(size, generator=generator)
+        for k, size in enumerate((len(a), len(b)))
+    ]
+    train, test = (
+        torch.cat([half[k] for half in (p.tensor_split(2) for p in parts)]) for k in (0, 1)
+    )
     model = LogisticRegression(max_iter=5000, class_weight="balanced")
     model.fit(features[train].numpy(), ours[train].numpy())
     said, true = torch.from_numpy(model.predict(features[test].numpy())), ours[test]
@@ -228,7 +293,9 @@ def _check(level: Any, name: str = "", repeats: Any = None) -> None:
     if positive("level", level) >= 1:
         raise InvalidArgument("level", level, "a number between 0 and 1")
     if name and _rank(level, count(name, repeats, least=1)) < 1:
-        raise InvalidArgument(name, repeats, f"at least {math.ceil(1 / level) - 1}, or no p-value is below {level}")
+        raise InvalidArgument(
+            name, repeats, f"at least {math.ceil(1 / level) - 1}, or no p-value is below {level}"
+        )
 
 
 def _rank(level: float, repeats: int) -> int:
@@ -244,7 +311,9 @@ def _least(name: str, rows: Tensor, least: int) -> None:
 def _median_distance(name: str, got: Any, rows: Tensor) -> float:
     median = float(torch.pdist(rows[:: math.ceil(len(rows) / MEDIAN_ROWS)]).median())
     if not median > 0:
-        raise InvalidArgument(name, got, "samples that differ from one another", "Their median distance is 0")
+        raise InvalidArgument(
+            name, got, "samples that differ from one another", "Their median distance is 0"
+        )
     return median
 
 
@@ -260,14 +329,20 @@ def _times(kernel: Callable[[slice], Tensor], weights: Tensor) -> Tensor:
 
 
 def _labels(n: int, m: int, permutations: int, generator: torch.Generator) -> Tensor:
-    """Which of n + m rows count as x, `(n + m, 1 + permutations)`: as they are in column 0, then at random."""
+    """Which of n + m rows count as x, `(n + m, 1 + permutations)`.
+
+    As they are in column 0, then at random.
+    """
     keys = torch.rand(n + m, 1 + permutations, generator=generator, dtype=torch.float64)
     keys[:, 0] = torch.arange(n + m)
     return keys.argsort(0) < n
 
 
 def _compared(observed: float, null: Tensor, level: float) -> TestResult:
-    """The observed value beside draws of the null law; the slack is for ties, which differ by rounding."""
+    """The observed value beside draws of the null law.
+
+    The slack is for ties, which differ by rounding.
+    """
     slack = 1e-9 * float(null.abs().max())
     above = int((null >= observed - slack).sum())
     threshold = float(null.sort(descending=True).values[_rank(level, len(null)) - 1])

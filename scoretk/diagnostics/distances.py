@@ -1,7 +1,7 @@
 r"""Distances between two sets of samples, deterministic by an explicit seed.
 
-With theta uniform on the unit sphere and W_2 the Wasserstein distance of the projections, which on the line is the
-distance of the quantile functions,
+With theta uniform on the unit sphere and W_2 the Wasserstein distance of the projections, which on
+the line is the distance of the quantile functions,
 
     SW_2(x, y)^2 = E_theta W_2(<theta, x>, <theta, y>)^2,    W_2(a, b)^2 = int_0^1 (F_a^-1(u) - F_b^-1(u))^2 du
 
@@ -9,8 +9,9 @@ and, with a kernel k, without bias and so at times below zero,
 
     MMD^2(x, y) = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-References: Bonneel, Rabin, Peyré, Pfister, "Sliced and Radon Wasserstein barycenters of measures" (2015); Gretton,
-Borgwardt, Rasch, Schölkopf, Smola, "A kernel two-sample test" (2012).
+References:
+    Bonneel, Rabin, Peyré, Pfister, "Sliced and Radon Wasserstein barycenters of measures" (2015).
+    Gretton, Borgwardt, Rasch, Schölkopf, Smola, "A kernel two-sample test" (2012).
 """
 
 from __future__ import annotations
@@ -29,13 +30,20 @@ __all__ = ["mmd", "sample_rows", "sliced_wasserstein"]
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, seed: int = 0) -> float:
     """Sliced Wasserstein-2 distance `SW_2(x, y)`.
 
-    The projections' distances are exact for any two numbers of samples; the sphere is sampled. Two samples of one
-    distribution are not at 0: the noise floor falls with the numbers of samples, so compare with the distance of two
-    sets of real data of the same sizes.
+    The projections' distances are exact for any two numbers of samples; the sphere is sampled. Two
+    samples of one distribution are not at 0: the noise floor falls with the numbers of samples, so
+    compare with the distance of two sets of real data of the same sizes.
 
-    Arguments: x `(n, *event_shape)` and y `(m, *event_shape)`; directions, how many; seed of the directions.
-    Returns: the distance, in units of x.
-    Raises: `InvalidArgument` for empty, unequal or non-finite samples.
+    Args:
+        x: `(n, *event_shape)` and y `(m, *event_shape)`.
+        directions: How many.
+        seed: Of the directions.
+
+    Returns:
+        the distance, in units of x.
+
+    Raises:
+        `InvalidArgument` for empty, unequal or non-finite samples.
     """
     a, b = _pair(x, y)
     count("directions", directions, least=1)
@@ -47,12 +55,19 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, seed: int = 
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy with `k(a, b) = exp(-|a - b|^2 / (2 bandwidth^2))`.
+    """Unbiased estimate of the squared maximum mean discrepancy with `k(a, b) = exp(-|a - b|^2 / (2
+    bandwidth^2))`.
 
-    Arguments: x `(n, *event_shape)` and y `(m, *event_shape)`, at least two each; bandwidth, in units of x, by default
-        the median distance between different points of x and y together.
-    Returns: MMD^2, near 0 (on either side) for samples of one distribution.
-    Raises: `InvalidArgument`, also where all points coincide and no bandwidth is given.
+    Args:
+        x: `(n, *event_shape)` and y `(m, *event_shape)`, at least two each.
+        bandwidth: In units of x, by default the median distance between different points of x and y
+            together.
+
+    Returns:
+        MMD^2, near 0 (on either side) for samples of one distribution.
+
+    Raises:
+        `InvalidArgument`, also where all points coincide and no bandwidth is given.
     """
     a, b = _pair(x, y)
     if min(len(a), len(b)) < 2:
@@ -71,7 +86,9 @@ def sample_rows(name: str, value: Any) -> Tensor:
         raise InvalidArgument(name, value, "a real tensor of samples, (n, *event_shape) with n > 0")
     rows = value.detach().to("cpu", torch.float64).reshape(len(value), -1)
     if not bool(torch.isfinite(rows).all()):
-        raise InvalidArgument(name, value, "finite samples", "Leave out failed chains first: x[draws.status == 0]")
+        raise InvalidArgument(
+            name, value, "finite samples", "Leave out failed chains first: x[draws.status == 0]"
+        )
     return rows
 
 
@@ -87,7 +104,10 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _matching(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which sorted points of n and of m equal masses meet in the optimal plan, and with what mass: integers, exact."""
+    """Which sorted points of n and of m equal masses meet in the optimal plan, and with what mass.
+
+    Integers, exact.
+    """
     levels = torch.cat([torch.arange(n + 1) * m, torch.arange(1, m) * n]).unique()
     left, right = levels[:-1], levels[1:]
     return left // m, left // n, (right - left).double() / (n * m)

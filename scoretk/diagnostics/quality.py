@@ -1,6 +1,9 @@
-r"""The quality of samples where labelled or training data are at hand: class balance, confidence, and copies.
+r"""The quality of samples where labelled or training data are at hand.
 
-For shares `p_c` of C classes the balance is the entropy `-sum_c p_c log p_c / log C`: 1 where all are equal, 0 for one class.
+Class balance, confidence, and copies.
+
+For shares `p_c` of C classes the balance is the entropy `-sum_c p_c log p_c / log C`: 1 where all
+are equal, 0 for one class.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ __all__ = ["Classifier", "Copies", "Verdict", "balance", "copies"]
 
 
 class Verdict(NamedTuple):
-    """What a classifier says of samples: `counts` `(classes,)`, their `balance`, and the mean top probability."""
+    """What a classifier says of samples.
+
+    `counts` `(classes,)`, their `balance`, and the mean top probability.
+    """
 
     counts: Tensor
     balance: float
@@ -27,7 +33,9 @@ class Verdict(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Mean distance of the samples, and of held-out data, to the nearest training row; the share that count as copies.
+    """Mean distance of the samples, and of held-out data, to the nearest training row.
+
+    The share that count as copies.
 
     `share` is about the quantile (.01) for new draws of the data's distribution, and 1 for copies.
     """
@@ -40,8 +48,11 @@ class Copies(NamedTuple):
 class Classifier:
     """A multinomial logistic regression trained on real labelled data, to judge samples by.
 
-    Arguments: x `(n, *event_shape)` and labels `(n,)`, integers from 0.
-    Raises: `InvalidArgument`; `MissingDependency` where scikit-learn is not installed.
+    Args:
+        x: `(n, *event_shape)` and labels `(n,)`, integers from 0.
+
+    Raises:
+        `InvalidArgument`; `MissingDependency` where scikit-learn is not installed.
     """
 
     def __init__(self, x: Tensor, labels: Tensor) -> None:
@@ -53,7 +64,9 @@ class Classifier:
         if len(labels) != len(rows):
             raise InvalidArgument("labels", labels, f"one label a row of x, {len(rows)}")
         self.classes = int(max(labels)) + 1
-        self._model = LogisticRegression(max_iter=5000).fit(rows.numpy(), torch.as_tensor(labels).numpy())
+        self._model = LogisticRegression(max_iter=5000).fit(
+            rows.numpy(), torch.as_tensor(labels).numpy()
+        )
 
     def probabilities(self, x: Tensor) -> Tensor:
         """`(n, *event_shape) -> (n, classes)`, float64."""
@@ -76,22 +89,38 @@ class Classifier:
 def balance(counts: Any) -> float:
     """Entropy of the shares of the classes over that of equal shares: in [0, 1].
 
-    Arguments: counts `(classes,)`, at least two classes and one count.
+    Args:
+        counts: `(classes,)`, at least two classes and one count.
     """
     shares = torch.as_tensor(counts, dtype=torch.float64)
-    if shares.ndim != 1 or len(shares) < 2 or not bool((shares >= 0).all()) or not float(shares.sum()) > 0:
-        raise InvalidArgument("counts", counts, "non-negative counts of at least two classes, not all zero")
+    if (
+        shares.ndim != 1
+        or len(shares) < 2
+        or not bool((shares >= 0).all())
+        or not float(shares.sum()) > 0
+    ):
+        raise InvalidArgument(
+            "counts", counts, "non-negative counts of at least two classes, not all zero"
+        )
     shares = shares / shares.sum()
     return float(-torch.special.xlogy(shares, shares).sum() / math.log(len(shares)))
 
 
 def copies(x: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -> Copies:
-    """Whether samples are copies of training data: how near they come to them, beside how near held-out data come.
+    """Whether samples are copies of training data.
 
-    Arguments: x `(n, *event_shape)`; train and held_out, of the same event shape; quantile, the share of the held-out rows
-    that sets the distance below which a sample counts as a copy.
+    How near they come to them, beside how near held-out data come.
+
+    Args:
+        x: `(n, *event_shape)`.
+        train: Of the same event shape.
+        held_out: Of the same event shape.
+        quantile: The share of the held-out rows that sets the distance below which a sample counts
+            as a copy.
     """
-    rows = [sample_rows(name, v) for name, v in (("x", x), ("train", train), ("held_out", held_out))]
+    rows = [
+        sample_rows(name, v) for name, v in (("x", x), ("train", train), ("held_out", held_out))
+    ]
     ours, real = (torch.cdist(r, rows[1]).amin(1) for r in (rows[0], rows[2]))
     limit = torch.quantile(real, finite("quantile", quantile))
     return Copies(float(ours.mean()), float(real.mean()), float((ours < limit).double().mean()))

@@ -1,12 +1,18 @@
-"""What a run's draws are worth: means with their Monte-Carlo error, effective sample sizes, R-hat, and a plain verdict.
+"""What a run's draws are worth.
 
-The columns are those of ArviZ, to rounding, over the chains that are well. Weighted draws, of a solver that reports "log_weight",
-are weighted: means are sums over `w_i / sum w`, effective draws `(sum w)^2 / sum w^2`. Draws of a solver with a grid of its own
-are independent, whatever was kept of the way: its last ones are judged, and their number is what is effective.
+Means with their Monte-Carlo error, effective sample sizes, R-hat, and a plain verdict.
 
-References: Vehtari, Gelman, Simpson, Carpenter, Bürkner, "Rank-normalization, folding, and localization: an improved R-hat for
-assessing convergence of MCMC" (2021); Betancourt, "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo"
-(2016), for E-BFMI. What is judged, by which test and at which rate of false alarms: `verdict` and docs/diagnostics.md.
+The columns are those of ArviZ, to rounding, over the chains that are well. Weighted draws, of a
+solver that reports "log_weight", are weighted: means are sums over `w_i / sum w`, effective draws
+`(sum w)^2 / sum w^2`. Draws of a solver with a grid of its own are independent, whatever was kept
+of the way: its last ones are judged, and their number is what is effective.
+
+References:
+    Vehtari, Gelman, Simpson, Carpenter, Bürkner, "Rank-normalization, folding, and localization: an
+    improved R-hat for assessing convergence of MCMC" (2021).
+    Betancourt, "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo" (2016),
+    for E-BFMI. What is judged, by which test and at which rate of false alarms: `verdict` and
+    docs/diagnostics.md.
 """
 
 from __future__ import annotations
@@ -20,7 +26,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from scoretk.diagnostics.mixing import effective, fold, mcse_mean, mcse_sd, normal_scores, r_hat, split, tail_effective
+from scoretk.diagnostics.mixing import (
+    effective,
+    fold,
+    mcse_mean,
+    mcse_sd,
+    normal_scores,
+    r_hat,
+    split,
+    tail_effective,
+)
 from scoretk.diagnostics.verdict import Finding, Sampler, findings, kish
 from scoretk.errors import MissingDependency, Status
 
@@ -30,16 +45,21 @@ COLUMNS = ("mean", "sd", "mcse_mean", "mcse_sd", "ess_bulk", "ess_tail", "r_hat"
 
 MOST = 100
 VALUES = 1 << 23
-"""From how many values, in all rows, ranks are taken. Of more they are taken from evenly spaced steps of each chain: effective
-draws by rank are then at most as many. Monte-Carlo errors are of all draws."""
+"""From how many values, in all rows, ranks are taken. Of more they are taken from evenly spaced
+steps of each chain: effective draws by rank are then at most as many. Monte-Carlo errors are of all
+draws.
+"""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The table, `rows[name][column]` for the columns in `COLUMNS`, and what was found wrong. Printed, it is both.
+    """The table, `rows[name][column]` for the columns in `COLUMNS`, and what was found wrong.
 
-    Attributes: rows; findings, empty where nothing is; chains, how many are counted; draws, of each; left_out, how many
-    coordinates have no row (they are judged all the same); independent, whether the draws are no chains.
+    Printed, it is both.
+
+    Attributes: rows; findings, empty where nothing is; chains, how many are counted; draws, of
+    each; left_out, how many coordinates have no row (they are judged all the same); independent,
+    whether the draws are no chains.
     """
 
     rows: dict[str, dict[str, float]]
@@ -59,7 +79,8 @@ class Summary:
         """One line for each problem with its fix, or one that says there is none."""
         if self.ok and self.independent:
             return (
-                "Independent draws, in which nothing is wrong. Whether the solver's steps are enough they do not show: "
+                "Independent draws, in which nothing is wrong. Whether the solver's steps are "
+                "enough they do not show: "
                 "compare with those of more steps."
             )
         if self.ok:
@@ -68,16 +89,22 @@ class Summary:
 
     def __str__(self) -> str:
         head = ("", *COLUMNS)
-        lines = [(name, *(_shown(column, row[column]) for column in COLUMNS)) for name, row in self.rows.items()]
+        lines = [
+            (name, *(_shown(column, row[column]) for column in COLUMNS))
+            for name, row in self.rows.items()
+        ]
         widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
         table = [
             "  ".join(
-                text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+                text.ljust(w) if i == 0 else text.rjust(w)
+                for i, (text, w) in enumerate(zip(line, widths, strict=True))
             )
             for line in (head, *lines)
         ]
         more = [f"... and {self.left_out} coordinates more"] if self.left_out else []
-        return "\n".join([*table, *more, f"{self.chains} chains of {self.draws} draws", self.verdict])
+        return "\n".join(
+            [*table, *more, f"{self.chains} chains of {self.draws} draws", self.verdict]
+        )
 
     __repr__ = __str__
 
@@ -92,14 +119,23 @@ def arviz(purpose: str) -> Any:
 
 
 def summarise(
-    x: Tensor, status: Tensor, failed_at: Tensor, stats: Mapping[str, Tensor], most: int = MOST, solver: str = "",
+    x: Tensor,
+    status: Tensor,
+    failed_at: Tensor,
+    stats: Mapping[str, Tensor],
+    most: int = MOST,
+    solver: str = "",
     exact_ends: bool = False,
-) -> Summary:  # fmt: skip
+) -> Summary:
     """The summary of draws x `(chains, draws, *event_shape)`.
 
-    Arguments: status and failed_at `(chains,)`; stats by name, `(chains, draws)`, or `(chains,)` where only the last draw was
-    kept; most, how many coordinates get a row: evenly spaced ones where there are more; solver, its `repr`, so that advice
-    names its own settings; exact_ends, whether x is what the dtype holds of draws that were made in finer coordinates.
+    Args:
+        status: `(chains,)`.
+        failed_at: `(chains,)`.
+        stats: By name, `(chains, draws)`, or `(chains,)` where only the last draw was kept.
+        most: How many coordinates get a row: evenly spaced ones where there are more.
+        solver: Its `repr`, so that advice names its own settings.
+        exact_ends: Whether x is what the dtype holds of draws that were made in finer coordinates.
     """
     sampler = Sampler(solver)
     well = (status == int(Status.OK)).cpu()
@@ -111,33 +147,54 @@ def summarise(
     reported = {name: (value if everyone else value[well]).numpy() for name, value in known.items()}
     if sampler.independent:
         kept = kept[:, -1:]
-        reported = {name: value[:, -1] if value.ndim == 2 else value for name, value in reported.items()}
+        reported = {
+            name: value[:, -1] if value.ndim == 2 else value for name, value in reported.items()
+        }
     flat = kept.numpy()
     chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
     weight = reported.get("log_weight") if sampler.independent else None
     rows = (
-        {names[i]: _row(flat[:, :, i].astype(np.float64), VALUES // len(chosen), weight, sampler) for i in chosen}
+        {
+            names[i]: _row(flat[:, :, i].astype(np.float64), VALUES // len(chosen), weight, sampler)
+            for i in chosen
+        }
         if flat.size
         else {}
     )
     found = findings(flat, names, status, failed_at, reported, sampler, exact_ends)
-    return Summary(rows, found, len(flat), flat.shape[1], len(names) - len(chosen), sampler.independent)
+    return Summary(
+        rows, found, len(flat), flat.shape[1], len(names) - len(chosen), sampler.independent
+    )
 
 
 def divergent_draws(x: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
-    """The draws at which a trajectory diverged, `(n, *event_shape)`; none where the kernel reports none."""
+    """The draws at which a trajectory diverged, `(n, *event_shape)`.
+
+    None where the kernel reports none.
+    """
     diverging = stats.get("diverging")
     return x[:0].flatten(0, 1) if diverging is None or diverging.ndim != 2 else x[diverging.bool()]
 
 
 def _names(shape: tuple[int, ...]) -> list[str]:
-    return [f"x[{', '.join(map(str, index))}]" for index in product(*map(range, shape))] if shape else ["x"]
+    return (
+        [f"x[{', '.join(map(str, index))}]" for index in product(*map(range, shape))]
+        if shape
+        else ["x"]
+    )
 
 
 def _row(values: Any, most: int, log_weight: Any, sampler: Sampler) -> dict[str, float]:
-    """One coordinate's row from `(chains, draws)`, at most so many of them by rank; NaN where there is too little to tell."""
+    """One coordinate's row from `(chains, draws)`, at most so many of them by rank.
+
+    NaN where there is too little to tell.
+    """
     with np.errstate(all="ignore"):
-        found = _weighted(values.ravel(), log_weight) if sampler.independent else _of_chains(values, most)
+        found = (
+            _weighted(values.ravel(), log_weight)
+            if sampler.independent
+            else _of_chains(values, most)
+        )
     return {column: float(found.get(column, math.nan)) for column in COLUMNS}
 
 
@@ -161,7 +218,9 @@ def _of_chains(values: Any, most: int) -> dict[str, float]:
 def _weighted(values: Any, log_weight: Any) -> dict[str, float]:
     """Of independent draws `(n,)`, equally weighted or not."""
     log_weight = (
-        np.zeros(len(values)) if log_weight is None or kish(log_weight) == 0 else np.asarray(log_weight).ravel()
+        np.zeros(len(values))
+        if log_weight is None or kish(log_weight) == 0
+        else np.asarray(log_weight).ravel()
     )
     share = np.exp(log_weight - log_weight.max())
     share = share / share.sum()
@@ -183,4 +242,10 @@ def _weighted(values: Any, log_weight: Any) -> dict[str, float]:
 def _shown(column: str, value: float) -> str:
     if not math.isfinite(value):
         return "-"
-    return f"{value:.0f}" if column.startswith("ess") else f"{value:.3f}" if column == "r_hat" else f"{value:.4g}"
+    return (
+        f"{value:.0f}"
+        if column.startswith("ess")
+        else f"{value:.3f}"
+        if column == "r_hat"
+        else f"{value:.4g}"
+    )

@@ -1,4 +1,6 @@
-r"""What is wrong with a run's draws, and the most likely fix: all coordinates judged, at a stated rate of false alarms.
+r"""What is wrong with a run's draws, and the most likely fix.
+
+All coordinates judged, at a stated rate of false alarms.
 
 Each coordinate is looked at in three ways, by the tests of `mixing`:
 
@@ -6,16 +8,20 @@ Each coordinate is looked at in three ways, by the tests of `mixing`:
     spread   its folded normal scores, of |x - median|: how wide they are
     turn     its normal scores times (-1)^t: whether chains go on turning between two classes of states
 
-For drift, its values are a fourth: ranks bound what a few draws of a start far away weigh, and a mean does not.
+For drift, its values are a fourth: ranks bound what a few draws of a start far away weigh, and a
+mean does not.
 
-Where the kernel reports an energy, that is judged as one coordinate more, and so is, of states on two values, the parity of how
-many sites are in the second one. On chains of one law that forget their start, a test of a kind (drift, disagreement, memory,
-outlying chains, turning) raises a finding with probability `RATE` at most, over all coordinates and ways together (Bonferroni).
+Where the kernel reports an energy, that is judged as one coordinate more, and so is, of states on
+two values, the parity of how many sites are in the second one. On chains of one law that forget
+their start, a test of a kind (drift, disagreement, memory, outlying chains, turning) raises a
+finding with probability `RATE` at most, over all coordinates and ways together (Bonferroni).
 
-Of very many values a coordinate is judged by draws that are an odd number of steps apart, which keeps period two visible.
+Of very many values a coordinate is judged by draws that are an odd number of steps apart, which
+keeps period two visible.
 
-Chains have period two, and no other, where they are reversible: all eigenvalues of their transitions are real, and -1 is the only
-one besides 1 that does not decay. A sampler that is antithetic on purpose is not blamed: what it turns dies out along the chain.
+Chains have period two, and no other, where they are reversible: all eigenvalues of their
+transitions are real, and -1 is the only one besides 1 that does not decay. A sampler that is
+antithetic on purpose is not blamed: what it turns dies out along the chain.
 """
 
 from __future__ import annotations
@@ -64,12 +70,18 @@ __all__ = [
 
 RATE = 1e-3
 HIGH_R_HAT, FEW_R_HAT = 1.01, 1.1
-"""Above the first R-hat is too large where chains of one law would not have it, above the second also where draws are few."""
+"""Above the first R-hat is too large where chains of one law would not have it, above the second
+also where draws are few.
+"""
 SLACK = 2.0
-"""How many times what one law would have the variance of chains' means must be, where it is known from within chains only."""
+"""How many times what one law would have the variance of chains' means must be, where it is known
+from within chains only.
+"""
 FEW_EFFECTIVE = 400
 SPREAD_OF_EFFECTIVE = 6.0
-"""Variance of an estimate of effective draws, as a share of its square, times their number: of independent draws."""
+"""Variance of an estimate of effective draws, as a share of its square, times their number: of
+independent draws.
+"""
 LOW_BFMI = 0.3
 STRAY = 0.002
 """The share of trajectories that may diverge here and there without a finding."""
@@ -79,10 +91,13 @@ FEW_VALUES = 16
 ATOM, ATOM_VISITS = 0.005, 5
 COINCIDENCE = 5e-4
 STILL, CROWD = 0.2, 5.0
-"""Of which share of a run a chain stands still, and by how many standard deviations more of them do than chance has it."""
+"""Of which share of a run a chain stands still, and by how many standard deviations more of them do
+than chance has it.
+"""
 FEW_WEIGHTS = 100
 BUDGET, LEAST, CHUNK = 1 << 23, 1 << 13, 1 << 21
-"""Values that are judged, in all and of a coordinate at least, and how many are looked at together."""
+"""Values that are judged, in all and of a coordinate at least, and how many are looked at together.
+"""
 Array = Any
 PLACE, SPREAD, TURN, VALUE = "place", "spread", "turn", "value"
 DISCRETE = ("GibbsWithGradients", "DiscreteLangevin", "BlockGibbs")
@@ -102,7 +117,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What made the draws, as far as its `repr` tells: its class, the names of its settings and of its kernel's.
+    """What made the draws, as far as its `repr` tells.
+
+    Its class, the names of its settings and of its kernel's.
 
     An empty text is a sampler that nothing is known of.
     """
@@ -157,7 +174,11 @@ class Sampler:
     @property
     def finer(self) -> str:
         """How a solver with a grid of its own goes in smaller steps."""
-        ways = [name for name in ("levels", "steps", "steps_per_level", "moves") if name in self.settings]
+        ways = [
+            name
+            for name in ("levels", "steps", "steps_per_level", "moves")
+            if name in self.settings
+        ]
         return f"more {' or '.join(ways)}" if ways else "a finer grid"
 
     @property
@@ -174,10 +195,11 @@ class Sampler:
 class Chains:
     """What the tests found, by coordinate `(d,)` and, in the dicts, by way of looking.
 
-    Attributes: names; constant, at one value in all chains; still, each chain at one value of its own; broken, how many draws
-    are not finite; lattice, of few values; bulk and tail, effective draws; atom, `(share, value)` of the value that most moves
-    lead to; coincidence, how probable it is that two moves lead to one value; drift, `(z, by how much)`; memory, `(z, nested
-    R-hat)`; between, `(z, R-hat)`; apart, the chains that stand apart `(chains,)`.
+    Attributes: names; constant, at one value in all chains; still, each chain at one value of its
+    own; broken, how many draws are not finite; lattice, of few values; bulk and tail, effective
+    draws; atom, `(share, value)` of the value that most moves lead to; coincidence, how probable it
+    is that two moves lead to one value; drift, `(z, by how much)`; memory, `(z, nested R-hat)`;
+    between, `(z, R-hat)`; apart, the chains that stand apart `(chains,)`.
     """
 
     names: list[str]
@@ -203,7 +225,9 @@ class Chains:
 def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK) -> Chains:
     """Test draws `(chains, n, d)`, n >= 4, a few coordinates at a time.
 
-    Arguments: names of the coordinates; discrete, whether their states are, None where that shows in the draws only.
+    Args:
+        names: Of the coordinates.
+        discrete: Whether their states are, None where that shows in the draws only.
     """
     chains, n, d = x.shape
     values = max(BUDGET // max(d, 1), LEAST)
@@ -222,11 +246,20 @@ def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK)
         return {way: (joined(kind, way, 0), joined(kind, way, 1)) for way in parts[0][kind]}
 
     return Chains(
-        names, constant=joined("constant"), still=joined("still"), broken=joined("broken"), lattice=joined("lattice"),
-        bulk=joined("bulk"), tail=joined("tail"), atom=(joined("atom", 0), joined("atom", 1)), coincidence=joined("coincidence"),
-        drift=by_way("drift"), memory=by_way("memory"), between=by_way("between"),
+        names,
+        constant=joined("constant"),
+        still=joined("still"),
+        broken=joined("broken"),
+        lattice=joined("lattice"),
+        bulk=joined("bulk"),
+        tail=joined("tail"),
+        atom=(joined("atom", 0), joined("atom", 1)),
+        coincidence=joined("coincidence"),
+        drift=by_way("drift"),
+        memory=by_way("memory"),
+        between=by_way("between"),
         apart={way: np.any([part["apart"][way] for part in parts], 0) for way in (PLACE, SPREAD)},
-    )  # fmt: skip
+    )
 
 
 def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[str, Any]:
@@ -247,22 +280,36 @@ def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[st
     halves = {way: split(value) for way, value in ways.items()}
     ranked = split(v)
     return {
-        "constant": constant, "still": still, "broken": broken, "lattice": lattice, "atom": atom, "coincidence": coincidence,
-        "bulk": effective(normal_scores(ranked)), "tail": tail_effective(v),
+        "constant": constant,
+        "still": still,
+        "broken": broken,
+        "lattice": lattice,
+        "atom": atom,
+        "coincidence": coincidence,
+        "bulk": effective(normal_scores(ranked)),
+        "tail": tail_effective(v),
         "drift": {
-            PLACE: drift(scores, lattice), SPREAD: drift(folded, lattice), TURN: alternation(scores, lattice),
+            PLACE: drift(scores, lattice),
+            SPREAD: drift(folded, lattice),
+            TURN: alternation(scores, lattice),
             VALUE: drift(v, lattice),
         },
         "memory": {way: memory(value) for way, value in ways.items()},
-        "between": {way: (between(value, SLACK, centres[way]), r_hat(value)) for way, value in halves.items()},
-        "apart": {
-            way: (outlying(ways[way], outer) & ~lattice[:, None] & ~constant[:, None]).any(0) for way in (PLACE, SPREAD)
+        "between": {
+            way: (between(value, SLACK, centres[way]), r_hat(value))
+            for way, value in halves.items()
         },
-    }  # fmt: skip
+        "apart": {
+            way: (outlying(ways[way], outer) & ~lattice[:, None] & ~constant[:, None]).any(0)
+            for way in (PLACE, SPREAD)
+        },
+    }
 
 
 def _not_held(x: Array) -> Array:
-    """How many of each coordinate's draws `(chains, n, d)` are not finite, or have squares that are not in the dtype."""
+    """How many of each coordinate's draws `(chains, n, d)` are not finite, or have squares that are
+    not in the dtype.
+    """
     most = float(np.finfo(np.promote_types(x.dtype, np.float32)).max) ** 0.5
     counts = (~(np.maximum(x.max((0, 1)), -x.min((0, 1))) <= most)).astype(int)
     for i in np.flatnonzero(counts):
@@ -271,9 +318,12 @@ def _not_held(x: Array) -> Array:
 
 
 def _ties(v: Array, discrete: bool | None) -> tuple[Array, tuple[Array, Array], Array]:
-    """Which coordinates `(d, chains, n)` are discrete; the share of moves that lead to one value, and it; coincidences of moves.
+    """Which coordinates `(d, chains, n)` are discrete.
 
-    A chain that stays where it is does not count again: it is the moves to an equal value that a continuous law has none of.
+    The share of moves that lead to one value, and it; coincidences of moves.
+
+    A chain that stays where it is does not count again: it is the moves to an equal value that a
+    continuous law has none of.
     """
     d, chains, _ = v.shape
     lattice, share, value, coincidence = np.zeros(d, bool), np.zeros(d), np.zeros(d), np.zeros(d)
@@ -284,9 +334,17 @@ def _ties(v: Array, discrete: bool | None) -> tuple[Array, tuple[Array, Array], 
         if len(edges) > total:  # no two equal
             continue
         runs = np.diff(edges)
-        lattice[i] = len(runs) <= FEW_VALUES or bool((row == np.round(row)).all()) if discrete is None else discrete
+        lattice[i] = (
+            len(runs) <= FEW_VALUES or bool((row == np.round(row)).all())
+            if discrete is None
+            else discrete
+        )
         often = runs.max() >= ATOM * total / 2
-        if lattice[i] or len(runs) == 1 or not (often or np.square(runs.astype(float)).sum() > COINCIDENCE * total**2):
+        if (
+            lattice[i]
+            or len(runs) == 1
+            or not (often or np.square(runs.astype(float)).sum() > COINCIDENCE * total**2)
+        ):
             continue
         moved = v[i, :, 1:] != v[i, :, :-1]
         to = v[i, :, 1:][moved]
@@ -305,36 +363,58 @@ def _ties(v: Array, discrete: bool | None) -> tuple[Array, tuple[Array, Array], 
 
 
 def findings(
-    x: Array, names: list[str], status: Tensor, failed_at: Tensor, stats: Mapping[str, Array], sampler: Sampler,
+    x: Array,
+    names: list[str],
+    status: Tensor,
+    failed_at: Tensor,
+    stats: Mapping[str, Array],
+    sampler: Sampler,
     exact_ends: bool = False,
-) -> tuple[Finding, ...]:  # fmt: skip
-    """What is wrong with the draws `(chains, n, d)` of the chains that are well; stats `(chains, n)` of them.
+) -> tuple[Finding, ...]:
+    """What is wrong with the draws `(chains, n, d)` of the chains that are well.
 
-    Arguments: exact_ends, whether x is what the dtype holds of draws that were made in finer coordinates: then equal values
-    at an end are rounding, and no mass is lost.
+    Stats `(chains, n)` of them.
+
+    Args:
+        exact_ends: Whether x is what the dtype holds of draws that were made in finer coordinates:
+            then equal values at an end are rounding, and no mass is lost.
     """
     found = [*_failures(status, failed_at, sampler)]
     if not x.size:
-        return (*found, Finding("there are no draws to judge", "see above why the chains failed", "nothing"))
+        return (
+            *found,
+            Finding("there are no draws to judge", "see above why the chains failed", "nothing"),
+        )
     if sampler.independent:
         return (*found, *_independent(x, names, stats, sampler))
     if x.shape[1] < 4:
         found += _broken(_not_held(x), names)
-        return (*found, Finding(
-            f"{names[0]} cannot be judged, nor can others: {x.shape[1]} draws of a chain say nothing about it",
-            "keep at least four of each chain, with keep='all'", "unjudged",
-        ))  # fmt: skip
+        return (
+            *found,
+            Finding(
+                f"{names[0]} cannot be judged, nor can others: {x.shape[1]} draws of a chain say "
+                f"nothing about it",
+                "keep at least four of each chain, with keep='all'",
+                "unjudged",
+            ),
+        )
     extra, extra_names = _extras(x, stats, sampler)
     own = judge(x, names, sampler.discrete)
-    others = [judge(value[:, :, None], [name], None) for name, value in zip(extra_names, extra, strict=True)]
+    others = [
+        judge(value[:, :, None], [name], None)
+        for name, value in zip(extra_names, extra, strict=True)
+    ]
     all_judged = [own, *others]
     comparisons = 3 * sum(int(part.judged.sum()) for part in all_judged)
     found += _broken(own.broken, names)
     if own.constant.all():
-        found.append(Finding(
-            f"{names[0]} cannot be judged: every coordinate is at one value in all draws",
-            f"nothing has moved: use another start, or {sampler.smaller_steps}", "unjudged",
-        ))  # fmt: skip
+        found.append(
+            Finding(
+                f"{names[0]} cannot be judged: every coordinate is at one value in all draws",
+                f"nothing has moved: use another start, or {sampler.smaller_steps}",
+                "unjudged",
+            )
+        )
         return tuple(found)
     found += _movement(x, own, stats, sampler)
     found += _convergence(all_judged, z_limit(RATE, 2 * comparisons), sampler)
@@ -346,7 +426,9 @@ def findings(
     return tuple(found)
 
 
-def _extras(x: Array, stats: Mapping[str, Array], sampler: Sampler) -> tuple[list[Array], list[str]]:
+def _extras(
+    x: Array, stats: Mapping[str, Array], sampler: Sampler
+) -> tuple[list[Array], list[str]]:
     """What is judged beside the coordinates, `(chains, n)` each."""
     values, names = [], []
     energy = stats.get("energy")
@@ -372,22 +454,29 @@ def _failures(status: Tensor, failed_at: Tensor, sampler: Sampler) -> Iterator[F
                 steps = sampler.finer if sampler.independent else sampler.smaller_steps
                 fix = f"use {steps}, float64, or a start inside the support"
             yield Finding(
-                f"{int(failed.sum())} of {len(status)} chains are {code.name}, the first at step {first}",
-                f"they are left out here. {fix[0].upper()}{fix[1:]}", "failed",
-            )  # fmt: skip
+                f"{int(failed.sum())} of {len(status)} chains are {code.name}, the first at step "
+                f"{first}",
+                f"they are left out here. {fix[0].upper()}{fix[1:]}",
+                "failed",
+            )
 
 
 def _broken(counts: Array, names: list[str]) -> Iterator[Finding]:
     if counts.any():
         worst = int(counts.argmax())
         yield Finding(
-            f"{int(counts.sum())} numbers among the draws are not finite, or have squares that are not, {int(counts[worst])} "
+            f"{int(counts.sum())} numbers among the draws are not finite, or have squares that are "
+            f"not, {int(counts[worst])} "
             f"of them of {names[worst]}",
-            "they are outside of what the dtype holds: use float64, other units, or a model that is bounded there", "broken",
-        )  # fmt: skip
+            "they are outside of what the dtype holds: use float64, other units, or a model that "
+            "is bounded there",
+            "broken",
+        )
 
 
-def _movement(x: Array, own: Chains, stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
+def _movement(
+    x: Array, own: Chains, stats: Mapping[str, Array], sampler: Sampler
+) -> Iterator[Finding]:
     same = np.ones((x.shape[0], x.shape[1] - 1), bool)
     for i in range(x.shape[2]):
         if not same.any():
@@ -400,9 +489,13 @@ def _movement(x: Array, own: Chains, stats: Mapping[str, Array], sampler: Sample
     stuck = (run >= max(STILL * same.shape[1], 1)) & (by_chance < RATE)
     whole = run == same.shape[1]
     expected = len(x) * float(same.mean()) ** same.shape[1]
-    if whole.sum() > expected + CROWD * math.sqrt(expected) + 3:  # more than chance keeps in place in so few steps
+    if (
+        whole.sum() > expected + CROWD * math.sqrt(expected) + 3
+    ):  # more than chance keeps in place in so few steps
         stuck |= whole
-    if own.lattice[own.judged].all():  # a state may be so probable that chains stay: where they stay is what counts
+    if own.lattice[
+        own.judged
+    ].all():  # a state may be so probable that chains stay: where they stay is what counts
         stuck &= whole.all()
     never = stuck & whole
     fix = f"use a longer warmup, another start, or {sampler.smaller_steps}"
@@ -411,13 +504,16 @@ def _movement(x: Array, own: Chains, stats: Mapping[str, Array], sampler: Sample
     if (stuck & ~never).any():
         longest = int(run[stuck & ~never].max())
         yield Finding(
-            f"{int((stuck & ~never).sum())} chains stood still, for up to {longest} draws at a time", fix, "stuck"
+            f"{int((stuck & ~never).sum())} chains stood still, for up to {longest} draws at a time",
+            fix,
+            "stuck",
         )
     if own.still.any() and not never.all():
         yield Finding(
             f"{_listed(own.names, own.still)} never moved in any chain, and chains differ there",
-            "the solver does not move it: its gradient is 0 or its step too small for the dtype", "stuck",
-        )  # fmt: skip
+            "the solver does not move it: its gradient is 0 or its step too small for the dtype",
+            "stuck",
+        )
     accept = stats.get("accept")
     if accept is not None and np.isfinite(accept).any() and float(np.nanmean(accept)) < LOW_ACCEPT:
         yield Finding(
@@ -431,7 +527,9 @@ def _longest_run(flags: Array) -> Array:
     """The longest run of true values in each row."""
     place = np.arange(1, flags.shape[1] + 1)
     return (
-        (place - np.maximum.accumulate(np.where(flags, 0, place), 1)).max(1) if flags.shape[1] else np.zeros(len(flags))
+        (place - np.maximum.accumulate(np.where(flags, 0, place), 1)).max(1)
+        if flags.shape[1]
+        else np.zeros(len(flags))
     )
 
 
@@ -440,7 +538,9 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
     names = [name for part in parts for name in part.names]
     judged = np.concatenate([part.judged for part in parts])
 
-    few = judged & (np.concatenate([np.fmin(part.bulk, part.tail) for part in parts]) < FEW_EFFECTIVE)
+    few = judged & (
+        np.concatenate([np.fmin(part.bulk, part.tail) for part in parts]) < FEW_EFFECTIVE
+    )
 
     def of(kind: str, way: str) -> tuple[Array, Array]:
         z, size = (np.concatenate([getattr(part, kind)[way][i] for part in parts]) for i in (0, 1))
@@ -448,21 +548,25 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
 
     drifting, troubled = False, np.zeros(len(names), bool)
     for way, what, unit in (
-        (PLACE, "where they are", " normal scores"), (SPREAD, "how widely they are spread", " normal scores"),
+        (PLACE, "where they are", " normal scores"),
+        (SPREAD, "how widely they are spread", " normal scores"),
         (VALUE, "their mean", ""),
-    ):  # fmt: skip
+    ):
         z, by = of("drift", way)
         found = np.abs(z) > limit
         troubled |= found
         if found.any() and not (drifting and way == VALUE):
             drifting, worst = True, int(np.abs(z).argmax())
             yield Finding(
-                f"the chains drift together in {what}: from the first half of the draws to the second by {by[worst]:+.2g}{unit} "
+                f"the chains drift together in {what}: from the first half of the draws to the "
+                f"second by {by[worst]:+.2g}{unit} "
                 f"in {_listed(names, found, worst)} (z = {abs(z[worst]):.3g})",
-                "they are on their way still: use a longer warmup and more steps", "drift",
-            )  # fmt: skip
+                "they are on their way still: use a longer warmup and more steps",
+                "drift",
+            )
     settled = (
-        "where they are on their way, use more warmup and steps; where they sit in different modes, more chains do not help: "
+        "where they are on their way, use more warmup and steps; where they sit in different "
+        "modes, more chains do not help: "
         f"use {sampler.tempering}"
     )
     fix = "use more warmup and steps" if drifting else settled
@@ -470,7 +574,9 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
         z, value = of("between", way)
         remembered, nested = of("memory", way)
         drifts = np.abs(of("drift", way)[0]) > limit
-        value = np.where(np.isnan(value) & (z > limit), np.inf, np.where(np.isnan(value), 1.0, value))
+        value = np.where(
+            np.isnan(value) & (z > limit), np.inf, np.where(np.isnan(value), 1.0, value)
+        )
         told = (z > limit) | (remembered > limit) | drifts
         found = judged & ((value > HIGH_R_HAT) & told | (value > FEW_R_HAT) & few)
         troubled |= found | (remembered > limit)
@@ -479,36 +585,55 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
             more = f" ({int(found.sum())} coordinates)" if found.sum() > 1 else ""
             yield Finding(
                 f"the chains disagree{where}, {name} of {names[worst]} is {value[worst]:.3f}{more}",
-                fix, "disagree",
-            )  # fmt: skip
+                fix,
+                "disagree",
+            )
         found = remembered > limit
         if found.any():
             worst = int(remembered.argmax())
             yield Finding(
-                f"the chains have not forgotten where they were, nested {name} of {_listed(names, found, worst)} is "
-                f"{nested[worst]:.3f} (z = {remembered[worst]:.3g})", fix, "memory",
-            )  # fmt: skip
+                f"the chains have not forgotten where they were, nested {name} of "
+                f"{_listed(names, found, worst)} is "
+                f"{nested[worst]:.3f} (z = {remembered[worst]:.3g})",
+                fix,
+                "memory",
+            )
     apart = np.any([part.apart[way] for part in parts for way in (PLACE, SPREAD)], 0)
     if apart.any():
         yield Finding(
-            f"{int(apart.sum())} of {len(apart)} chains stand apart from the others all along, the first is chain "
-            f"{int(apart.argmax())}", fix, "apart",
-        )  # fmt: skip
-    turning = np.max([np.abs(of("drift", TURN)[0]), of("between", TURN)[0], of("memory", TURN)[0]], 0) > limit
+            f"{int(apart.sum())} of {len(apart)} chains stand apart from the others all along, the "
+            f"first is chain "
+            f"{int(apart.argmax())}",
+            fix,
+            "apart",
+        )
+    turning = (
+        np.max([np.abs(of("drift", TURN)[0]), of("between", TURN)[0], of("memory", TURN)[0]], 0)
+        > limit
+    )
     turning &= ~troubled  # of chains that are not stationary it says nothing
     if turning.any():
         yield Finding(
-            f"the chains alternate: draws at even and at odd places differ in {_listed(names, turning)}",
+            f"the chains alternate: draws at even and at odd places differ in "
+            f"{_listed(names, turning)}",
             "the kernel has period two. Use one that may stay where it is"
-            + (", such as DiscreteLangevin" if sampler.discrete and sampler.name != "DiscreteLangevin" else ""), "period",
-        )  # fmt: skip
+            + (
+                ", such as DiscreteLangevin"
+                if sampler.discrete and sampler.name != "DiscreteLangevin"
+                else ""
+            ),
+            "period",
+        )
 
 
 def _parity(names: list[str], parts: list[Chains]) -> Iterator[Finding]:
-    if any(name == "parity" and part.constant.all() for name, part in zip(names, parts, strict=True)):
+    if any(
+        name == "parity" and part.constant.all() for name, part in zip(names, parts, strict=True)
+    ):
         yield Finding(
             "all draws have the same parity of sites in one state",
-            "the kernel changes one site at each step and the thinning is even: use an odd thin, or a kernel that may stay",
+            "the kernel changes one site at each step and the thinning is even: use an odd thin, "
+            "or a kernel that may stay",
             "period",
         )
 
@@ -520,8 +645,10 @@ def _values(own: Chains, sampler: Sampler) -> Iterator[Finding]:
         worst = int(np.where(found, share, 0).argmax())
         clamp = "a clamp (box) of the solver" if "box" in sampler.settings else "a clamp"
         yield Finding(
-            f"{share[worst]:.1%} of the moves lead to exactly {value[worst]:.6g} in {_listed(own.names, found, worst)}",
-            f"{clamp}, or the edge of what the dtype resolves, beyond which mass is lost. Use float64, or other coordinates",
+            f"{share[worst]:.1%} of the moves lead to exactly {value[worst]:.6g} in "
+            f"{_listed(own.names, found, worst)}",
+            f"{clamp}, or the edge of what the dtype resolves, beyond which mass is lost. Use "
+            f"float64, or other coordinates",
             "clamp",
         )
     grid = (own.coincidence > COINCIDENCE) & own.judged & ~found
@@ -529,7 +656,8 @@ def _values(own: Chains, sampler: Sampler) -> Iterator[Finding]:
         yield Finding(
             f"draws of {_listed(own.names, grid)} lie on a grid: two are equal with probability "
             f"{float(own.coincidence[grid].max()):.1e}",
-            "the dtype does not resolve them, and chains stall there: use float64, or subtract what is large and constant",
+            "the dtype does not resolve them, and chains stall there: use float64, or subtract "
+            "what is large and constant",
             "grid",
         )
 
@@ -540,12 +668,15 @@ def _copies(x: Array, own: Chains) -> Iterator[Finding]:
         if ones is not None and ones <= len(x) / 2:
             yield Finding(
                 f"the last draws of {len(x)} chains are {ones} different ones",
-                "chains are copies of each other: give each its own start and number", "copies",
-            )  # fmt: skip
+                "chains are copies of each other: give each its own start and number",
+                "copies",
+            )
 
 
 def different(rows: Array) -> int | None:
-    """How many of the rows `(n, ...)` are different; None where equal ones are no wonder, as numbers lie on a lattice.
+    """How many of the rows `(n, ...)` are different.
+
+    None where equal ones are no wonder, as numbers lie on a lattice.
 
     They do where all are integers, or where there are more rows than values of any coordinate.
     """
@@ -556,38 +687,57 @@ def different(rows: Array) -> int | None:
     return None if ones > values or bool((some == np.round(some)).all()) else ones
 
 
-def _few(own: Chains, troubled: bool, stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
+def _few(
+    own: Chains, troubled: bool, stats: Mapping[str, Array], sampler: Sampler
+) -> Iterator[Finding]:
     sizes = np.where(own.judged & ~own.still, np.fmin(own.bulk, own.tail), np.inf)
     worst = int(sizes.argmin())
     least = float(sizes[worst])
-    noise = z_limit(RATE, 2 * int(own.judged.sum())) * math.sqrt(SPREAD_OF_EFFECTIVE / FEW_EFFECTIVE)
+    noise = z_limit(RATE, 2 * int(own.judged.sum())) * math.sqrt(
+        SPREAD_OF_EFFECTIVE / FEW_EFFECTIVE
+    )
     if least * (1 + noise) < FEW_EFFECTIVE:
         kind = "ess_bulk" if own.bulk[worst] <= own.tail[worst] else "ess_tail"
         fix = f"use about {math.ceil(FEW_EFFECTIVE / max(least, 1))} times the steps or the chains"
         if troubled:
             fix = "more of the same does not help before what is said above is mended"
-        elif "step_size" in sampler.settings and float(np.nanmean(stats.get("accept", np.zeros(1)))) > HIGH_ACCEPT:
+        elif (
+            "step_size" in sampler.settings
+            and float(np.nanmean(stats.get("accept", np.zeros(1)))) > HIGH_ACCEPT
+        ):
             fix += ", or a larger step_size: nearly all proposals are accepted"
-        yield Finding(f"few effective draws, {kind} of {own.names[worst]} is {least:.0f}", fix, "few")
+        yield Finding(
+            f"few effective draws, {kind} of {own.names[worst]} is {least:.0f}", fix, "few"
+        )
 
 
-def _hamiltonian(x: Array, names: list[str], stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
+def _hamiltonian(
+    x: Array, names: list[str], stats: Mapping[str, Array], sampler: Sampler
+) -> Iterator[Finding]:
     diverging = stats.get("diverging")
     if diverging is not None and diverging.ndim == 2 and diverging.mean() > STRAY:
         diverging = diverging.astype(bool)
         there = x[diverging].astype(np.float64).mean(0)
         with np.errstate(all="ignore"):
-            far = np.abs(there - x.mean((0, 1), dtype=np.float64)) / (x.std((0, 1), dtype=np.float64) + 1e-300)
+            far = np.abs(there - x.mean((0, 1), dtype=np.float64)) / (
+                x.std((0, 1), dtype=np.float64) + 1e-300
+            )
         most = int(np.nan_to_num(far).argmax())
         aim = (
-            "aim at a higher acceptance (accept=0.95), or " if "accept" in sampler.settings or not sampler.text else ""
+            "aim at a higher acceptance (accept=0.95), or "
+            if "accept" in sampler.settings or not sampler.text
+            else ""
         )
-        aim = aim or (f"use {sampler.smaller_steps}, or " if "step_size" in sampler.settings else "")
+        aim = aim or (
+            f"use {sampler.smaller_steps}, or " if "step_size" in sampler.settings else ""
+        )
         yield Finding(
-            f"{int(diverging.sum())} trajectories diverged ({diverging.mean():.2%}), about where {names[most]} is "
+            f"{int(diverging.sum())} trajectories diverged ({diverging.mean():.2%}), about where "
+            f"{names[most]} is "
             f"{there[most]:.3g}",
-            f"{aim}write the model in coordinates without such narrow parts", "diverging",
-        )  # fmt: skip
+            f"{aim}write the model in coordinates without such narrow parts",
+            "diverging",
+        )
     energy = stats.get("hamiltonian")
     if energy is not None and energy.ndim == 2 and energy.shape[1] > 2:
         with np.errstate(all="ignore"):
@@ -595,12 +745,16 @@ def _hamiltonian(x: Array, names: list[str], stats: Mapping[str, Array], sampler
         low = int((bfmi < LOW_BFMI).sum())
         if low > 0.05 * len(bfmi):
             yield Finding(
-                f"the energy explores slowly, E-BFMI is below {LOW_BFMI} in {low} of {len(bfmi)} chains",
-                "the tails are heavy: write the model in other coordinates", "energy",
-            )  # fmt: skip
+                f"the energy explores slowly, E-BFMI is below {LOW_BFMI} in {low} of {len(bfmi)} "
+                f"chains",
+                "the tails are heavy: write the model in other coordinates",
+                "energy",
+            )
 
 
-def _independent(x: Array, names: list[str], stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
+def _independent(
+    x: Array, names: list[str], stats: Mapping[str, Array], sampler: Sampler
+) -> Iterator[Finding]:
     """Of draws that are no chains: weights, copies, numbers that are not finite."""
     yield from _broken(_not_held(x), names)
     weight = stats.get("log_weight")
@@ -609,18 +763,23 @@ def _independent(x: Array, names: list[str], stats: Mapping[str, Array], sampler
         if worth < min(FEW_WEIGHTS, len(x) / 2):
             yield Finding(
                 f"the weights of {len(x)} draws are worth {worth:.1f} equally weighted ones",
-                f"use {sampler.finer}, or a kernel that moves further at each", "weights",
-            )  # fmt: skip
+                f"use {sampler.finer}, or a kernel that moves further at each",
+                "weights",
+            )
     ones = None if sampler.discrete or len(x) < 2 else different(x[:, -1])
     if ones is not None and ones <= len(x) / 2:
         yield Finding(
             f"{len(x)} draws are {ones} different ones, many times over",
-            "they were resampled from a handful: use more levels, or moves between them", "copies",
-        )  # fmt: skip
+            "they were resampled from a handful: use more levels, or moves between them",
+            "copies",
+        )
 
 
 def kish(log_weight: Array) -> float:
-    """How many equally weighted draws weighted ones are worth, `(sum w)^2 / sum w^2`; 0 where no weight is above 0."""
+    """How many equally weighted draws weighted ones are worth, `(sum w)^2 / sum w^2`.
+
+    0 where no weight is above 0.
+    """
     flat = np.asarray(log_weight, dtype=np.float64).ravel()
     top = flat.max(initial=-np.inf)
     if not np.isfinite(top):
@@ -633,4 +792,8 @@ def _listed(names: list[str], found: Array, worst: int | None = None) -> str:
     """The worst coordinate, and how many more."""
     worst = int(found.argmax()) if worst is None else worst
     others = int(found.sum()) - 1
-    return names[worst] if others < 1 else f"{names[worst]} and {others} other{'s' if others > 1 else ''}"
+    return (
+        names[worst]
+        if others < 1
+        else f"{names[worst]} and {others} other{'s' if others > 1 else ''}"
+    )

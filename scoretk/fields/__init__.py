@@ -9,7 +9,18 @@ from scoretk.fields.convert import PREDICTIONS, coefficients, convert
 from scoretk.fields.discrete import Discrete, DiscreteField
 from scoretk.fields.distribution import DistributionField, from_distribution
 from scoretk.fields.operators import Blur, Downsample, LinearGaussian, Mask, Matrix
-from scoretk.fields.paths import EDM, VE, VP, Cosine, GaussianPath, Interpolant, Linear, PathPoint, SubVP, Tabulated
+from scoretk.fields.paths import (
+    EDM,
+    VE,
+    VP,
+    Cosine,
+    GaussianPath,
+    Interpolant,
+    Linear,
+    PathPoint,
+    SubVP,
+    Tabulated,
+)
 from scoretk.fields.posterior import DPS, MMPS, PiGDM, Replacement, posterior
 from scoretk.fields.protocols import (
     CAPABILITIES,

@@ -1,6 +1,9 @@
-"""Foreign conventions, converted once at the edge: integer timesteps, sigma as time, time that runs the other way.
+"""Foreign conventions, converted once at the edge.
 
-What calls a network in its own convention is a small object, not a local function, so that the fields can be pickled.
+Integer timesteps, sigma as time, time that runs the other way.
+
+What calls a network in its own convention is a small object, not a local function, so that the
+fields can be pickled.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ class _OnTimesteps:
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         k = self.path.timestep(t)
-        return self.net(x, k.round().long().clamp(0, self.path.steps - 1) if self.integer else k, **cond)
+        return self.net(
+            x, k.round().long().clamp(0, self.path.steps - 1) if self.integer else k, **cond
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,23 +68,33 @@ def from_timesteps(
     *,
     integer: bool = True,
 ) -> Diffusion:
-    """A DDPM-style network on integer timesteps k = N - 1 (noise) ... 0 (data) as a `Diffusion` on its own schedule.
+    """A DDPM-style network on integer timesteps k = N - 1 (noise) ... 0 (data) as a `Diffusion` on
+    its own schedule.
 
-    Timestep k sits at `t = 1 - (k + 1) / N`, so a uniform grid of N steps meets every timestep exactly, and t = 1 is one
-    step below k = 0: the data themselves.
+    Timestep k sits at `t = 1 - (k + 1) / N`, so a uniform grid of N steps meets every timestep
+    exactly, and t = 1 is one step below k = 0: the data themselves.
 
-    Arguments: net, called as `net(x, k, **cond)` with k of shape `(batch,)`, int64 (rounded to the nearest timestep, and
-    never below 0), or in the dtype of x and unrounded where `integer=False`; alphas_cumprod `(N,)`; event_shape; predicts.
-    Raises: `InvalidArgument`, also for noise or score of a table that ends at 0, where they say nothing of the data.
+    Args:
+        net: Called as `net(x, k, **cond)` with k of shape `(batch,)`, int64 (rounded to the nearest
+            timestep, and never below 0), or in the dtype of x and unrounded where `integer=False`.
+        alphas_cumprod: `(N,)`.
+        event_shape: The event shape.
+        predicts: .
+
+    Raises:
+        `InvalidArgument`, also for noise or score of a table that ends at 0, where they say nothing
+        of the data.
     """
     if not isinstance(integer, bool):
         raise InvalidArgument("integer", integer, "True or False")
     path = Tabulated(numbers("alphas_cumprod", alphas_cumprod))
     if predicts in ("noise", "score") and float(path.alpha(0.0)) == 0:
         raise InvalidArgument(
-            "predicts", predicts, "'data', 'v' or 'velocity' with alphas_cumprod that end at 0: there x_t is all noise",
+            "predicts",
+            predicts,
+            "'data', 'v' or 'velocity' with alphas_cumprod that end at 0: there x_t is all noise",
             "A model of the noise was trained on a table that ends above 0: give that one",
-        )  # fmt: skip
+        )
     function("net", net, "net(x, k, **cond)")
     return Diffusion(_OnTimesteps(net, path, integer), as_event_shape(event_shape), path, predicts)
 
@@ -90,16 +105,24 @@ def from_sigmas(
     path: GaussianPath | None = None,
     predicts: str = "data",
 ) -> Diffusion:
-    """A network that takes the noise level sigma for time (EDM, NCSN, k-diffusion) as a `Diffusion`.
+    """A network that takes the noise level sigma for time (EDM, NCSN, k-diffusion) as a
+    `Diffusion`.
 
-    Arguments: net, called as `net(x, sigma, **cond)` with sigma of shape `(batch,)`; path, variance exploding
-    (`EDM()` by default, or `VE(...)`); predicts, "data" for an EDM denoiser, "score" for an NCSN.
+    Args:
+        net: Called as `net(x, sigma, **cond)` with sigma of shape `(batch,)`.
+        path: Variance exploding (`EDM()` by default, or `VE(...)`).
+        predicts: "data" for an EDM denoiser, "score" for an NCSN.
     """
     path = EDM() if path is None else path
     if not isinstance(path, EDM | VE):
-        raise InvalidArgument("path", path, "a variance-exploding path, EDM or VE, on which sigma is the noise level")
+        raise InvalidArgument(
+            "path", path, "a variance-exploding path, EDM or VE, on which sigma is the noise level"
+        )
     return Diffusion(
-        _OnSigmas(function("net", net, "net(x, sigma, **cond)"), path), as_event_shape(event_shape), path, predicts
+        _OnSigmas(function("net", net, "net(x, sigma, **cond)"), path),
+        as_event_shape(event_shape),
+        path,
+        predicts,
     )
 
 
@@ -110,18 +133,24 @@ def from_reversed_time(
     predicts: str = "velocity",
     base: object = None,
 ) -> Diffusion | Velocity:
-    """A network whose time s runs from data (s = 0) to noise (s = 1), as a field in this package's time t = 1 - s.
+    """A network whose time s runs from data (s = 0) to noise (s = 1), as a field in this package's
+    time t = 1 - s.
 
     A velocity changes its sign with the direction, `dx/dt = -dx/ds`; the other predictions do not.
 
-    Arguments: net, called as `net(x, s, **cond)`; path, in this package's time (None, with predicts "velocity", for a
-    `Velocity` from `base`); predicts; base.
+    Args:
+        net: Called as `net(x, s, **cond)`.
+        path: In this package's time (None, with predicts "velocity", for a `Velocity` from `base`).
+        predicts: The predicts.
+        base: .
     """
     function("net", net, "net(x, s, **cond)")
     check_prediction(predicts)
     adapted = _OnReversedTime(net, -1.0 if predicts == "velocity" else 1.0)
     if path is None:
         if predicts != "velocity":
-            raise InvalidArgument("path", path, f"the Gaussian path on which the network predicts {predicts}")
+            raise InvalidArgument(
+                "path", path, f"the Gaussian path on which the network predicts {predicts}"
+            )
         return Velocity(adapted, as_event_shape(event_shape), base)
     return Diffusion(adapted, as_event_shape(event_shape), path, predicts)

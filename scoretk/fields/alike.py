@@ -1,4 +1,7 @@
-"""When two things that fields are made of - paths, constraints, decoders, bases - are the same: by value."""
+"""When two things that fields are made of - paths, constraints, decoders, bases - are the same.
+
+By value.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ __all__ = ["alike"]
 def alike(a: Any, b: Any) -> bool:
     """Whether a and b are one thing, or of one type and of equal parts.
 
-    Tensors and arrays are equal where dtype, shape and all entries are; methods where they are the same of equal objects;
-    modules, functions and types only where they are one. A `repr`, which may be cut, decides nothing.
+    Tensors and arrays are equal where dtype, shape and all entries are; methods where they are the
+    same of equal objects; modules, functions and types only where they are one. A `repr`, which may
+    be cut, decides nothing.
     """
     return _alike(a, b, set())
 
@@ -56,7 +60,10 @@ def _equal_parts(a: Any, b: Any, open_pairs: set[tuple[int, int]]) -> bool:
 
 
 def _parts(value: Any) -> dict[str, Any] | None:
-    """What an object is made of by name, without what it has worked out from that; None where it does not say."""
+    """What an object is made of by name, without what it has worked out from that.
+
+    None where it does not say.
+    """
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     return dict(vars(value)) if hasattr(value, "__dict__") else None

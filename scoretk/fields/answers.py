@@ -1,9 +1,12 @@
-"""What a field answers, checked where it enters: shape, numbers, and that the question was left as it was.
+"""What a field answers, checked where it enters.
 
-A complex energy has no order, an integer one no gradient, and a field that writes into its x moves the chain: none of them fails
-by itself, all of them sample something else. The checks look at shapes, dtypes and torch's count of writes, and at values where a
-question is put for the first time, so that a run does not stall; in compiled code they are made when it is traced, and writes
-are not seen.
+Shape, numbers, and that the question was left as it was.
+
+A complex energy has no order, an integer one no gradient, and a field that writes into its x moves
+the chain: none of them fails by itself, all of them sample something else. The checks look at
+shapes, dtypes and torch's count of writes, and at values where a question is put for the first
+time, so that a run does not stall; in compiled code they are made when it is traced, and writes are
+not seen.
 """
 
 from __future__ import annotations
@@ -25,23 +28,36 @@ _CLOSELY: ContextVar[bool] = ContextVar("closely", default=False)
 
 
 def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint: str) -> Tensor:
-    """The model's answer, refused with a clear error where it is no tensor of this shape, or not of real floating numbers."""
-    if not isinstance(got, Tensor) or got.shape != shape or got.layout is not torch.strided or got.is_meta:
+    """The model's answer, refused with a clear error where it is no tensor of this shape, or not of
+    real floating numbers.
+    """
+    if (
+        not isinstance(got, Tensor)
+        or got.shape != shape
+        or got.layout is not torch.strided
+        or got.is_meta
+    ):
         raise InvalidArgument(what, got, f"a tensor of shape {tuple(shape)}", hint)
     if not got.is_floating_point():
         raise InvalidArgument(
-            what, got, "real floating numbers",
-            "Of complex numbers take .real, or the modulus; of whole numbers .to(x.dtype), where x is meant to have no gradient",
-        )  # fmt: skip
+            what,
+            got,
+            "real floating numbers",
+            "Of complex numbers take .real, or the modulus; of whole numbers .to(x.dtype), where x "
+            "is meant to have no gradient",
+        )
     return got
 
 
-def unwritten(what: str, evaluate: Callable[[Tensor], Any], x: Tensor, *, asked: set[str] | None = None) -> Any:
+def unwritten(
+    what: str, evaluate: Callable[[Tensor], Any], x: Tensor, *, asked: set[str] | None = None
+) -> Any:
     """`evaluate(x)`, refused with `InvalidArgument` where that has written into x.
 
-    Seen are torch's own writes, which it counts, at every call. What goes past it (numpy on x's memory, `x.data`) shows in the
-    values alone: they are compared where `asked`, the questions that were put before, does not hold this one, for x and for
-    whatever is made of it and asked in turn meanwhile.
+    Seen are torch's own writes, which it counts, at every call. What goes past it (numpy on x's
+    memory, `x.data`) shows in the values alone: they are compared where `asked`, the questions that
+    were put before, does not hold this one, for x and for whatever is made of it and asked in turn
+    meanwhile.
     """
     if torch.compiler.is_compiling():
         return evaluate(x)
@@ -61,7 +77,10 @@ def unwritten(what: str, evaluate: Callable[[Tensor], Any], x: Tensor, *, asked:
 
 
 def _writes(x: Tensor) -> int:
-    """How often x has been written into, as torch counts it for autograd; 0 where it does not count."""
+    """How often x has been written into, as torch counts it for autograd.
+
+    0 where it does not count.
+    """
     return 0 if x.is_inference() else x._version
 
 
@@ -70,7 +89,10 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def written_into(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> InvalidArgument | None:
-    """The error for an evaluation that writes into its x, None for any other: asked where autograd has refused one."""
+    """The error for an evaluation that writes into its x, None for any other.
+
+    Asked where autograd has refused one.
+    """
     spare = x.detach().clone()
     with suppress(Exception), torch.no_grad():  # what matters is whether it wrote before it failed
         evaluate(spare)
@@ -79,5 +101,8 @@ def written_into(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> Inv
 
 def _written(what: str, x: Tensor) -> InvalidArgument:
     return InvalidArgument(
-        what, x, "an x that is left as it was", "The field changes its input in place: let it work on x.clone()"
+        what,
+        x,
+        "an x that is left as it was",
+        "The field changes its input in place: let it work on x.clone()",
     )

@@ -1,4 +1,7 @@
-"""Where a timed field starts: `p_init` at t = 0, as something that can be drawn from and, where it can, evaluated."""
+"""Where a timed field starts.
+
+`p_init` at t = 0, as something that can be drawn from and, where it can, evaluated.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,22 @@ from scoretk.fields.distribution import DistributionField, from_distribution
 from scoretk.fields.protocols import Drawable, NoiseSource
 from scoretk.fields.states import layout, uniform_states
 
-__all__ = ["Base", "EmpiricalBase", "NormalBase", "UniformStates", "as_base", "plain_base", "standard_normal"]
+__all__ = [
+    "Base",
+    "EmpiricalBase",
+    "NormalBase",
+    "UniformStates",
+    "as_base",
+    "plain_base",
+    "standard_normal",
+]
 
 
 @runtime_checkable
 class Base(Protocol):
-    """A start: `draw(n, noise)` gives `(n, *event_shape)`, with the noise's chain ids and its START stream."""
+    """A start: `draw(n, noise)` gives `(n, *event_shape)`, with the noise's chain ids and its START
+    stream.
+    """
 
     @property
     def event_shape(self) -> tuple[int, ...]: ...
@@ -52,7 +65,9 @@ class NormalBase:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Normalised log density, `(batch,)`."""
-        return -self.energy(x) - math.prod(self.event_shape) * math.log(self.std * math.sqrt(2 * math.pi))
+        return -self.energy(x) - math.prod(self.event_shape) * math.log(
+            self.std * math.sqrt(2 * math.pi)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +83,7 @@ class EmpiricalBase:
         return tuple(self.samples.shape[1:])
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """n rows picked by the noise, `(n, *event_shape)`."""
+        """N rows picked by the noise, `(n, *event_shape)`."""
         u = noise.uniform(0, Stream.START, (), torch.float64)
         rows = (u * len(self.samples)).long().clamp(max=len(self.samples) - 1)
         return self.samples.to(rows.device)[rows]
@@ -100,7 +115,10 @@ class UniformStates:
         return x.new_full((len(x),), -sites * math.log(kinds))
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Every site uniform over the states, wherever the field itself likes to start: `(n, *event_shape)`."""
+        """Every site uniform over the states, wherever the field itself likes to start.
+
+        `(n, *event_shape)`.
+        """
         return uniform_states(self.field.states, self.event_shape, noise)
 
 
@@ -110,7 +128,10 @@ def standard_normal(event_shape: tuple[int, ...], std: float = 1.0) -> NormalBas
 
 
 def plain_base(field: Any) -> NormalBase | UniformStates:
-    """What annealing begins with where nothing else is said: N(0, I), or the uniform law over a discrete field's states."""
+    """What annealing begins with where nothing else is said.
+
+    N(0, I), or the uniform law over a discrete field's states.
+    """
     native = getattr(field, "native", field)
     if getattr(native, "states", None) is None:
         return standard_normal(tuple(native.event_shape))
@@ -126,15 +147,23 @@ def as_base(value: object, event_shape: tuple[int, ...]) -> Base:
     if isinstance(value, torch.distributions.Distribution):
         base = from_distribution(value)
         if "draw" not in base.provides:
-            raise InvalidArgument("base", value, "a distribution with an explicit transform of standard noise")
+            raise InvalidArgument(
+                "base", value, "a distribution with an explicit transform of standard noise"
+            )
     elif isinstance(value, Tensor):
         if value.ndim == 0 or len(value) == 0:
-            raise InvalidArgument("base", value, f"at least one sample: a tensor (n, *{event_shape})")
+            raise InvalidArgument(
+                "base", value, f"at least one sample: a tensor (n, *{event_shape})"
+            )
         base = EmpiricalBase(value)
     if not isinstance(base, Drawable | DistributionField):
         raise InvalidArgument(
-            "base", value, "None, a torch distribution, a field with draw(n, noise), or a tensor of samples"
+            "base",
+            value,
+            "None, a torch distribution, a field with draw(n, noise), or a tensor of samples",
         )
     if tuple(base.event_shape) != event_shape:
-        raise InvalidArgument("base", value, f"event shape {event_shape}, but it has {tuple(base.event_shape)}")
+        raise InvalidArgument(
+            "base", value, f"event shape {event_shape}, but it has {tuple(base.event_shape)}"
+        )
     return base

@@ -1,4 +1,6 @@
-"""Fields between fields, and fields in stretched coordinates: what tempering and annealing walk through.
+"""Fields between fields, and fields in stretched coordinates.
+
+What tempering and annealing walk through.
 
 bridge(f, g, w)      p_f^(1-w) p_g^w       energies (1 - w) E_f + w E_g
 """
@@ -24,7 +26,9 @@ __all__ = ["Bridge", "Stretched", "bridge", "states_of"]
 
 @dataclass(frozen=True, eq=False)
 class Bridge(Wrapped):
-    """`(1 - w) E_start + w E_end`; w a number, or one value a row. Where start is None its energy is 0 everywhere.
+    """`(1 - w) E_start + w E_end`; w a number, or one value a row.
+
+    Where start is None its energy is 0 everywhere.
 
     It lives where its end does: the start's law, of a base, is one of the solver's space.
     """
@@ -63,8 +67,16 @@ class Bridge(Wrapped):
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)` and `grad E(x)`, each field evaluated once."""
         of_start, of_end = own(self.takes, cond)
-        start = (None, None) if self._alone(self.start, 1) else static(self.start).energy_and_grad(x, **of_start)
-        end = (None, None) if self._alone(self.end, 0) else static(self.end).energy_and_grad(x, **of_end)
+        start = (
+            (None, None)
+            if self._alone(self.start, 1)
+            else static(self.start).energy_and_grad(x, **of_start)
+        )
+        end = (
+            (None, None)
+            if self._alone(self.end, 0)
+            else static(self.end).energy_and_grad(x, **of_end)
+        )
         return self._mixed(start[0], end[0], x), self._mixed(start[1], end[1], x)
 
     def _alone(self, field: Any, other: float) -> bool:
@@ -82,7 +94,10 @@ class Bridge(Wrapped):
 
 @dataclass(frozen=True, eq=False)
 class Stretched(Wrapped):
-    """A field in coordinates y with `x = scale y`; scale a number or a tensor that broadcasts over x."""
+    """A field in coordinates y with `x = scale y`.
+
+    Scale a number or a tensor that broadcasts over x.
+    """
 
     field: Any
     scale: float | Tensor
@@ -99,7 +114,7 @@ class Stretched(Wrapped):
         return self.field.energy(self.scale * y, **cond)
 
     def score(self, y: Tensor, **cond: Tensor) -> Tensor:
-        """`scale score(scale y)`, like y."""
+        """The slope in these units, like y."""
         return self.scale * static(self.field).score(self.scale * y, **cond)
 
     def energy_and_grad(self, y: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,24 +124,34 @@ class Stretched(Wrapped):
 
 
 def states_of(field: Any) -> Any:
-    """The states of a discrete field, also through the view that solvers have of it; None of any other."""
+    """The states of a discrete field, also through the view that solvers have of it.
+
+    None of any other.
+    """
     return getattr(getattr(field, "native", field), "states", None)
 
 
 def bridge(start: Any, end: Any, weight: float) -> Any:
     """The geometric bridge between two static fields: `p_start^(1 - w) p_end^w`.
 
-    Arguments: start and end, static fields with energies and one event shape; weight w in [0, 1]. Where the end is `constrained`
-    the bridge is too, and the start a law of its free space, such as N(0, I), or `constrained` alike. Where the end has discrete
-    states the start has the same, or none: then it is an energy on them.
-    Raises: `InvalidArgument` where they do not fit together.
+    Args:
+        start: Static fields with energies and one event shape.
+        end: Static fields with energies and one event shape.
+        weight: w in [0, 1]. Where the end is `constrained` the bridge is too, and the start a law
+            of its free space, such as N(0, I), or `constrained` alike. Where the end has discrete
+            states the start has the same, or none: then it is an energy on them.
+
+    Raises:
+        `InvalidArgument` where they do not fit together.
     """
     start, end = in_one_space((start, end))
     for name, field in (("start", start), ("end", end)):
         if not hasattr(field, "event_shape") or is_timed(field) or "energy" not in offers(field):
             raise InvalidArgument(name, field_name(field), "a static field with an energy")
     if tuple(start.event_shape) != tuple(end.event_shape):
-        raise InvalidArgument("end", tuple(end.event_shape), f"the event shape of start, {tuple(start.event_shape)}")
+        raise InvalidArgument(
+            "end", tuple(end.event_shape), f"the event shape of start, {tuple(start.event_shape)}"
+        )
     if not 0 <= finite("weight", weight) <= 1:
         raise InvalidArgument("weight", weight, "a number in [0, 1]")
     space = shared_map("start", (start,))

@@ -1,6 +1,9 @@
-"""Which conditions a field takes, as its callable's signature says: of several fields each gets those that are its own.
+"""Which conditions a field takes, as its callable's signature says.
 
-A product of a conditional and an unconditional expert is given the first one's conditions, which the second has no names for.
+Of several fields each gets those that are its own.
+
+A product of a conditional and an unconditional expert is given the first one's conditions, which
+the second has no names for.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ _MEMBERS = (Kind.POWER, Kind.MIXTURE, Kind.MOVED)
 
 
 def taken(field: Any) -> Names:
-    """The conditions that a field takes, where its callable says so; None where it takes all, or does not say."""
+    """The conditions that a field takes, where its callable says so.
+
+    None where it takes all, or does not say.
+    """
     if isinstance(field, DistributionField):
         return frozenset()
     if isinstance(field, Energy | Score):
@@ -38,11 +44,17 @@ def taken(field: Any) -> Names:
 
 
 def own(takes: Iterable[Names], cond: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The conditions of each field. What none of them takes goes to all, so that it is not left out without a word."""
+    """The conditions of each field.
+
+    What none of them takes goes to all, so that it is not left out without a word.
+    """
     listed = list(takes)
     known = _union(listed)
     strange = set() if known is None else cond.keys() - known
-    return [cond if n is None else {k: v for k, v in cond.items() if k in n or k in strange} for n in listed]
+    return [
+        cond if n is None else {k: v for k, v in cond.items() if k in n or k in strange}
+        for n in listed
+    ]
 
 
 def _union(several: Iterable[Names]) -> Names:
@@ -63,4 +75,8 @@ def _named(function: Callable[..., Any], positional: int) -> Names:
         return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    return frozenset(p.name for p in parameters[positional:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return frozenset(
+        p.name
+        for p in parameters[positional:]
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )

@@ -1,13 +1,18 @@
-r"""Constrained parameters sampled in free space: positive, interval, simplex, ordered and any other torch constraint.
+r"""Constrained parameters sampled in free space.
 
-With T the bijection from free z to the user's x (`scoretk.fields.supports`), the energy that a solver sees is
+Positive, interval, simplex, ordered and any other torch constraint.
+
+With T the bijection from free z to the user's x (`scoretk.fields.supports`), the energy that a
+solver sees is
 
     E(z) = E_user(T(z)) - log |det dT/dz|.
 
-The draws that `sample` returns, and the moments and the start that it is given, are in the user's space.
+The draws that `sample` returns, and the moments and the start that it is given, are in the user's
+space.
 
-Reference: Carpenter, Gelman, Hoffman, Lee, Goodrich, Betancourt, Brubaker, Guo, Li, Riddell, "Stan: a probabilistic programming
-language" (2017).
+References:
+    Carpenter, Gelman, Hoffman, Lee, Goodrich, Betancourt, Brubaker, Guo, Li, Riddell, "Stan: a
+    probabilistic programming language" (2017).
 """
 
 from __future__ import annotations
@@ -35,8 +40,9 @@ __all__ = ["Constrained", "constrained", "ordered", "users_shape"]
 class Constrained(Wrapped):
     """A static field in free space; `constrain` and `unconstrain` go to the user's space and back.
 
-    Attributes: field, in the user's space; transform, from free space to it; event_shape, of free z; constraint; log_density,
-    of z, `(batch,)`, where that is known better than by x: near an edge x cannot say how near.
+    Attributes: field, in the user's space; transform, from free space to it; event_shape, of free
+    z; constraint; log_density, of z, `(batch,)`, where that is known better than by x: near an edge
+    x cannot say how near.
     """
 
     field: Any
@@ -143,15 +149,23 @@ def constrained(
 ) -> Constrained:
     """A field whose constrained parameters are sampled in free space and come back in their own.
 
-    Arguments: field, static with an energy, defined where `constraint` holds, its `event_shape` in the user's space;
-    constraint, of `torch.distributions.constraints` (`positive`, `interval(a, b)`, `simplex`, ...) or `scoretk.ordered`; for a
-    vector of several kinds of parameters, pairs of a constraint and how many entries it holds, such as
-    `[(positive, 2), (simplex, 3)]`.
-    Raises: `InvalidArgument` where there is no bijection to the constraint, or it does not fit the field.
+    Args:
+        field: Static with an energy, defined where `constraint` holds, its `event_shape` in the
+            user's space.
+        constraint: Of `torch.distributions.constraints` (`positive`, `interval(a, b)`, `simplex`,
+            ...) or `scoretk.ordered`; for a vector of several kinds of parameters, pairs of a
+            constraint and how many entries it holds, such as `[(positive, 2), (simplex, 3)]`.
+
+    Raises:
+        `InvalidArgument` where there is no bijection to the constraint, or it does not fit the
+        field.
     """
     if not hasattr(field, "event_shape") or is_timed(field) or "energy" not in offers(field):
         raise InvalidArgument(
-            "field", field_name(field), "a static field with an energy", "Such as scoretk.Energy(fn, event_shape)"
+            "field",
+            field_name(field),
+            "a static field with an energy",
+            "Such as scoretk.Energy(fn, event_shape)",
         )
     kinds = _kinds(constraint)
     shape = tuple(field.event_shape)
@@ -161,7 +175,10 @@ def constrained(
         fits = transform.constrain(torch.zeros((1, *free))).shape == (1, *shape)
     except (NotImplementedError, ValueError, RuntimeError, AssertionError, IndexError) as error:
         raise InvalidArgument(
-            "constraint", constraint, f"one with a bijection onto events of shape {shape}", str(error)
+            "constraint",
+            constraint,
+            f"one with a bijection onto events of shape {shape}",
+            str(error),
         ) from error
     if not fits:
         raise InvalidArgument("constraint", constraint, f"one of events of shape {shape}")
@@ -174,9 +191,13 @@ def _kinds(constraint: Any) -> Any:
         return constraint
     if isinstance(constraint, Sequence) and not isinstance(constraint, str) and constraint:
         pairs = [pair for pair in constraint if isinstance(pair, Sequence) and len(pair) == 2]
-        if len(pairs) == len(constraint) and all(isinstance(one, constraints.Constraint) for one, _ in pairs):
+        if len(pairs) == len(constraint) and all(
+            isinstance(one, constraints.Constraint) for one, _ in pairs
+        ):
             return tuple((one, count("constraint", length, least=1)) for one, length in pairs)
     raise InvalidArgument(
-        "constraint", constraint, "a constraint, or pairs of one and how many entries it holds",
+        "constraint",
+        constraint,
+        "a constraint, or pairs of one and how many entries it holds",
         "Such as torch.distributions.constraints.positive",
-    )  # fmt: skip
+    )

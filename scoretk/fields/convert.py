@@ -7,11 +7,13 @@ With `D = E[x_1 | x_t]` ("data") and `e = E[eps | x_t]` ("noise"):
     velocity = alpha' D + sigma' e
     v        = alpha e - sigma D
 
-Each is an affine function of any other and of `x_t`, so a conversion is a pair of coefficients of the time alone:
-`target = a source + b x_t`. Where alpha, sigma or a denominator is zero the pair is either determinate (the formulas
-below are arranged so that it then comes out exactly) or does not exist, and `SingularConversion` is raised.
+Each is an affine function of any other and of `x_t`, so a conversion is a pair of coefficients of
+the time alone: `target = a source + b x_t`. Where alpha, sigma or a denominator is zero the pair is
+either determinate (the formulas below are arranged so that it then comes out exactly) or does not
+exist, and `SingularConversion` is raised.
 
-Reference for v: Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022).
+Reference for v: Salimans, Ho, "Progressive distillation for fast sampling of diffusion models"
+(2022).
 """
 
 from __future__ import annotations
@@ -34,22 +36,32 @@ _Pair = tuple[Tensor, Tensor]
 
 
 def check_prediction(name: str) -> None:
-    """Raise `UnknownName` unless `name` is one of `PREDICTIONS`, `InvalidArgument` where it is no name."""
+    """Raise `UnknownName` unless `name` is one of `PREDICTIONS`, `InvalidArgument` where it is no
+    name.
+    """
     option("prediction", name, PREDICTIONS)
 
 
 def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str) -> _Pair:
     """`(a, b)` with `target = a source + b x_t` at time t.
 
-    Arguments: path; t, a float or a float64 tensor of any shape; source and target, names in `PREDICTIONS`.
-    Returns two tensors like t, not finite where the conversion is singular.
+    Args:
+        path: The path.
+        t: A float or a float64 tensor of any shape.
+        source: Names in `PREDICTIONS`. Returns two tensors like t, not finite where the conversion
+            is singular.
+        target: Names in `PREDICTIONS`. Returns two tensors like t, not finite where the conversion
+            is singular.
     """
     if isinstance(t, float):
         t = torch.tensor(t, dtype=torch.float64)
     alpha, sigma, dalpha, dsigma = path(t)
     if source == target:
         return torch.ones_like(alpha), torch.zeros_like(alpha)
-    if (source, target) == ("score", "velocity"):  # through sigma sigma', finite where sigma' alone is not
+    if (source, target) == (
+        "score",
+        "velocity",
+    ):  # through sigma sigma', finite where sigma' alone is not
         return dalpha * sigma**2 / alpha - path.sigma_dsigma(t), dalpha / alpha
     if (source, target) == ("velocity", "score"):
         determinant = dalpha * sigma**2 - alpha * path.sigma_dsigma(t)
@@ -66,7 +78,9 @@ def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str
     return dalpha * data[0] + dsigma * noise[0], dalpha * data[1] + dsigma * noise[1]
 
 
-def _data_and_noise(source: str, alpha: Tensor, sigma: Tensor, dalpha: Tensor, dsigma: Tensor) -> tuple[_Pair, _Pair]:
+def _data_and_noise(
+    source: str, alpha: Tensor, sigma: Tensor, dalpha: Tensor, dsigma: Tensor
+) -> tuple[_Pair, _Pair]:
     """Coefficients of D and of e in (source, x)."""
     one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
     if source == "data":
@@ -87,22 +101,34 @@ def _data_and_noise(source: str, alpha: Tensor, sigma: Tensor, dalpha: Tensor, d
 
 
 @lru_cache(maxsize=65536)
-def _float_coefficients(path: GaussianPath, t: float, source: str, target: str) -> tuple[float, float]:
+def _float_coefficients(
+    path: GaussianPath, t: float, source: str, target: str
+) -> tuple[float, float]:
     a, b = coefficients(path, t, source, target)
     _refuse_singular(a, b, t, path, source, target)
     return float(a), float(b)
 
 
-def convert(value: Tensor, x: Tensor, t: float | Tensor, path: GaussianPath, source: str, target: str) -> Tensor:
+def convert(
+    value: Tensor, x: Tensor, t: float | Tensor, path: GaussianPath, source: str, target: str
+) -> Tensor:
     """Turn a model's `source` prediction at `(x_t, t)` into `target`.
 
-    Arguments: value and x, `(batch, *event_shape)`; t, a scalar or one value a row.
-    Returns: like x. Raises `SingularConversion` where the target has no determinate value, except under compilation or
-    with t on an accelerator, where asking would stall the device: there the result is not finite.
+    Args:
+        value: `(batch, *event_shape)`.
+        x: `(batch, *event_shape)`.
+        t: A scalar or one value a row.
+
+    Returns:
+        like x. Raises `SingularConversion` where the target has no determinate value, except under
+        compilation or with t on an accelerator, where asking would stall the device: there the
+        result is not finite.
     """
     if source == target:
         return value
-    on_cpu = not isinstance(t, Tensor) or (t.device.type == "cpu" and not torch.compiler.is_compiling())
+    on_cpu = not isinstance(t, Tensor) or (
+        t.device.type == "cpu" and not torch.compiler.is_compiling()
+    )
     if on_cpu and (not isinstance(t, Tensor) or t.ndim == 0) and not _wants_grad(t):
         a, b = _float_coefficients(path, float(t), source, target)
         return value * a if b == 0 else torch.add(value * a, x, alpha=b)
@@ -111,8 +137,13 @@ def convert(value: Tensor, x: Tensor, t: float | Tensor, path: GaussianPath, sou
     return across(rate, x) * value + across(shift, x) * x
 
 
-def row_coefficients(path: GaussianPath, t: Tensor, source: str, target: str, dtype: torch.dtype) -> _Pair:
-    """As `coefficients`, in a dtype, for times t of any shape and dtype; `SingularConversion` as `convert` raises it."""
+def row_coefficients(
+    path: GaussianPath, t: Tensor, source: str, target: str, dtype: torch.dtype
+) -> _Pair:
+    """As `coefficients`, in a dtype, for times t of any shape and dtype.
+
+    `SingularConversion` as `convert` raises it.
+    """
     rate, shift = coefficients(path, t.double() if t.device.type != "mps" else t, source, target)
     if t.device.type == "cpu" and not torch.compiler.is_compiling():
         _refuse_singular(rate, shift, t, path, source, target)
@@ -123,10 +154,13 @@ def _wants_grad(t: float | Tensor) -> bool:
     return isinstance(t, Tensor) and t.requires_grad
 
 
-def _refuse_singular(a: Tensor, b: Tensor, t: float | Tensor, path: GaussianPath, source: str, target: str) -> None:
+def _refuse_singular(
+    a: Tensor, b: Tensor, t: float | Tensor, path: GaussianPath, source: str, target: str
+) -> None:
     if not bool((a.isfinite() & b.isfinite()).all()):
         raise SingularConversion(
-            f"{target} is not determined by {source} at t = {t} of {path}, where alpha or sigma is 0. Let the model "
+            f"{target} is not determined by {source} at t = {t} of {path}, where alpha or sigma is "
+            f"0. Let the model "
             "predict something else, or ask at a time inside (0, 1)"
         )
 

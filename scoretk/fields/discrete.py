@@ -1,4 +1,6 @@
-"""Fields on finitely many states: what they share, and the wrapper that gives any static field its states.
+"""Fields on finitely many states.
+
+What they share, and the wrapper that gives any static field its states.
 
 Where the states number 2^20 at most the law is enumerated, and `log_prob` and `draw` are exact.
 """
@@ -26,7 +28,10 @@ CHUNK = 2**15
 
 
 class DiscreteField:
-    """What every field on finitely many states has. A subclass gives `event_shape`, `states` and `energy(x)`."""
+    """What every field on finitely many states has.
+
+    A subclass gives `event_shape`, `states` and `energy(x)`.
+    """
 
     states: Any
 
@@ -41,15 +46,23 @@ class DiscreteField:
 
     @property
     def provides(self) -> frozenset[str]:
-        """An energy, its score and states; `log_prob` and `draw` where the states can be enumerated."""
-        return frozenset({"energy", "score", "states"}) | ({"log_prob", "draw"} if self._enumerable else frozenset())
+        """An energy, its score and states.
+
+        `log_prob` and `draw` where the states can be enumerated.
+        """
+        return frozenset({"energy", "score", "states"}) | (
+            {"log_prob", "draw"} if self._enumerable else frozenset()
+        )
 
     def initial(self, n: int, noise: NoiseSource) -> Tensor:
         """Every site uniform over the states, `(n, *event_shape)`."""
         return uniform_states(self.states, self.event_shape, noise)
 
     def exact_log_partition(self) -> float:
-        """`log sum_x exp(-E(x))` over all states. Raises `MissingCapability` where they are more than 2^20."""
+        """`log sum_x exp(-E(x))` over all states.
+
+        Raises `MissingCapability` where they are more than 2^20.
+        """
         self._must_enumerate("exact_log_partition")
         return float(self._log_weights().logsumexp(0))
 
@@ -59,11 +72,16 @@ class DiscreteField:
         return -self.energy(x) - self.exact_log_partition()
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact samples `(n, *event_shape)`, by inverse cdf from one uniform each. Raises as `exact_log_partition`."""
+        """Exact samples `(n, *event_shape)`, by inverse cdf from one uniform each.
+
+        Raises as `exact_log_partition`.
+        """
         self._must_enumerate("draw")
         u = noise.uniform(0, Stream.START, (), torch.float64)
         cdf = self._log_weights().softmax(0).cumsum(0).to(u.device)
-        state = torch.searchsorted(cdf, u * cdf[-1], right=True)  # u < 1, so that u cdf[-1] < cdf[-1] when rounded too
+        state = torch.searchsorted(
+            cdf, u * cdf[-1], right=True
+        )  # u < 1, so that u cdf[-1] < cdf[-1] when rounded too
         return self._numbered(state, noise.uniform(0, Stream.START, ()).dtype)
 
     @property
@@ -78,7 +96,10 @@ class DiscreteField:
             raise MissingCapability(field_name(self), self.provides, {name}, bridge)
 
     def _numbered(self, number: Tensor, dtype: torch.dtype) -> Tensor:
-        """The states of these numbers, the first site being the most significant digit: `(n, *event_shape)`."""
+        """The states of these numbers, the first site being the most significant digit.
+
+        `(n, *event_shape)`.
+        """
         sites, k = layout(self.states, self.event_shape)
         powers = k ** torch.arange(sites - 1, -1, -1, device=number.device)
         return place(number[:, None] // powers % k, self.states, self.event_shape, dtype)
@@ -93,10 +114,13 @@ class DiscreteField:
 
 @dataclass(frozen=True, eq=False)
 class Discrete(DiscreteField, Wrapped):
-    """A static field whose sites take these states only, such as `Discrete(Energy(fn, (5,)), states=(0.0, 1.0, 2.0))`.
+    """A static field whose sites take these states only, such as `Discrete(Energy(fn, (5,)),
+    states=(0.0, 1.0, 2.0))`.
 
-    Arguments: field, static, with an energy; states, a tuple of the numbers that every site can take, or "one-hot" where the last
-    event axis is a category.
+    Args:
+        field: Static, with an energy.
+        states: A tuple of the numbers that every site can take, or "one-hot" where the last event
+            axis is a category.
     """
 
     field: Any
@@ -114,9 +138,16 @@ class Discrete(DiscreteField, Wrapped):
         return (self.field,)
 
     def __post_init__(self) -> None:
-        if not hasattr(self.field, "event_shape") or is_timed(self.field) or "energy" not in offers(self.field):
+        if (
+            not hasattr(self.field, "event_shape")
+            or is_timed(self.field)
+            or "energy" not in offers(self.field)
+        ):
             raise InvalidArgument(
-                "field", field_name(self.field), "a static field with an energy", "Such as scoretk.Energy"
+                "field",
+                field_name(self.field),
+                "a static field with an energy",
+                "Such as scoretk.Energy",
             )
         super().__post_init__()
         check_states(self.states, tuple(self.field.event_shape))
@@ -140,8 +171,13 @@ class Discrete(DiscreteField, Wrapped):
         return StaticField(self.field).energy_and_grad(x, **cond)
 
     def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """Log probability of states, `(batch,)`. Raises as `exact_log_partition`, and for a law of its own in each row."""
+        """Log probability of states, `(batch,)`.
+
+        Raises as `exact_log_partition`, and for a law of its own in each row.
+        """
         if cond:
             bridge = "One law is enumerated, not one a row: bind the condition in the energy"
-            raise MissingCapability(field_name(self), self.provides, {"log_prob under conditions"}, bridge)
+            raise MissingCapability(
+                field_name(self), self.provides, {"log_prob under conditions"}, bridge
+            )
         return super().log_prob(x)

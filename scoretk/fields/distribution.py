@@ -1,12 +1,14 @@
-"""A field from a `torch.distributions.Distribution`: energy, score, `log_prob`, and `draw` where it can be exact.
+"""A field from a `torch.distributions.Distribution`.
 
-The field is one of the user's space. Where the distribution lives on a part of it (a simplex, positive numbers, correlations),
-solvers get it in free space (`in_free_space`), in coordinates that lose no digits (`scoretk.fields.freelaws`), and draws come
-back in the user's.
+Energy, score, `log_prob`, and `draw` where it can be exact.
 
-`draw` must be a pure function of this package's noise, so it exists only where the distribution is an explicit
-transform of uniforms and normals: location-scale families, everything with an inverse distribution function, and
-mixtures, transforms and reinterpretations of those.
+The field is one of the user's space. Where the distribution lives on a part of it (a simplex,
+positive numbers, correlations), solvers get it in free space (`in_free_space`), in coordinates that
+lose no digits (`scoretk.fields.freelaws`), and draws come back in the user's.
+
+`draw` must be a pure function of this package's noise, so it exists only where the distribution is
+an explicit transform of uniforms and normals: location-scale families, everything with an inverse
+distribution function, and mixtures, transforms and reinterpretations of those.
 """
 
 from __future__ import annotations
@@ -35,9 +37,12 @@ __all__ = ["DistributionField", "as_field", "from_distribution", "in_free_space"
 
 @dataclass(frozen=True, eq=False)
 class DistributionField:
-    """The static field of a distribution. Outside the support the energy is `inf`, never an exception.
+    """The static field of a distribution.
 
-    Attributes: distribution; provides; support, the bijection from free space, None where the distribution is one of all of R^d.
+    Outside the support the energy is `inf`, never an exception.
+
+    Attributes: distribution; provides; support, the bijection from free space, None where the
+    distribution is one of all of R^d.
     """
 
     distribution: td.Distribution
@@ -70,19 +75,29 @@ class DistributionField:
 
     @property
     def initial(self) -> Callable[[int, NoiseSource], Tensor] | None:
-        """A start inside the support, N(0, I) in free space; None where the distribution is one of all of R^d."""
+        """A start inside the support, N(0, I) in free space.
+
+        None where the distribution is one of all of R^d.
+        """
         if self._free is None:
             return None
         space, shape = self._free.space, self.event_shape
-        return lambda n, noise: space.constrain(noise.normal(0, Stream.START, space.free_shape(shape)))
+        return lambda n, noise: space.constrain(
+            noise.normal(0, Stream.START, space.free_shape(shape))
+        )
 
     def in_free_space(self) -> Any:
-        """The field as solvers get it: in free space where the distribution has a support of its own."""
+        """The field as solvers get it.
+
+        In free space where the distribution has a support of its own.
+        """
         if self.support is None:
             return self
         assert self._free is not None
         space, free = self._free.space, self._free.log_density
-        return Constrained(self.bare(), space, space.free_shape(self.event_shape), self.distribution.support, free)
+        return Constrained(
+            self.bare(), space, space.free_shape(self.event_shape), self.distribution.support, free
+        )
 
     def bare(self) -> DistributionField:
         """The same field without its support: for what is itself put under it."""
@@ -93,47 +108,67 @@ class DistributionField:
         return _made_again, (self.distribution, self.support is None)
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact samples, `(n, *event_shape)`. Raises `MissingCapability` where no explicit transform is known."""
+        """Exact samples, `(n, *event_shape)`.
+
+        Raises `MissingCapability` where no explicit transform is known.
+        """
         if "draw" not in self.provides:
             raise MissingCapability(
-                type(self.distribution).__name__, self.provides, {"draw"},
-                "It is no explicit transform of uniforms and normals: sample it with a kernel such as MALA",
-            )  # fmt: skip
+                type(self.distribution).__name__,
+                self.provides,
+                {"draw"},
+                "It is no explicit transform of uniforms and normals: sample it with a kernel such "
+                "as MALA",
+            )
         return _transform(self.distribution, _Draws(noise))
 
 
 def from_distribution(distribution: td.Distribution) -> DistributionField:
-    """A field with energy, score and `log_prob` from a torch distribution, and `draw` where an explicit transform exists.
+    """A field with energy, score and `log_prob` from a torch distribution, and `draw` where an
+    explicit transform exists.
 
-    Where it has a support it is sampled in free space: chains start inside, and draws are inside. A von Mises distribution, whose
-    density repeats for ever, is taken on [-pi, pi].
+    Where it has a support it is sampled in free space: chains start inside, and draws are inside. A
+    von Mises distribution, whose density repeats for ever, is taken on [-pi, pi].
 
-    Arguments: distribution, continuous, with `batch_shape == ()`; its `event_shape` is the field's.
-    Raises: `InvalidArgument` for anything else, with the wrapping that makes it right.
+    Args:
+        distribution: Continuous, with `batch_shape == ()`; its `event_shape` is the field's.
+
+    Raises:
+        `InvalidArgument` for anything else, with the wrapping that makes it right.
     """
     if not isinstance(distribution, td.Distribution):
         raise InvalidArgument("distribution", distribution, "a torch.distributions.Distribution")
     if distribution.batch_shape:
         raise InvalidArgument(
-            "distribution", distribution, "an empty batch_shape",
-            f"Wrap it: Independent(distribution, {len(distribution.batch_shape)}) makes the batch one event",
-        )  # fmt: skip
+            "distribution",
+            distribution,
+            "an empty batch_shape",
+            f"Wrap it: Independent(distribution, {len(distribution.batch_shape)}) makes the batch "
+            f"one event",
+        )
     if _discrete(distribution):
         raise InvalidArgument(
-            "distribution", distribution, "a continuous distribution",
-            "For discrete states: scoretk.Discrete(scoretk.Energy(lambda x: -distribution.log_prob(x), event_shape), states)",
-        )  # fmt: skip
+            "distribution",
+            distribution,
+            "a continuous distribution",
+            "For discrete states: scoretk.Discrete(scoretk.Energy(lambda x: "
+            "-distribution.log_prob(x), event_shape), states)",
+        )
     provides = {"energy", "score", "log_prob"} | ({"draw"} if _explicit(distribution) else set())
     law = unvalidated(distribution)
     try:
         support, free = support_of(law), free_law(law)
-        free.log_density(_origin(distribution, free.space))  # a transform that is not bijective leaves none
+        free.log_density(
+            _origin(distribution, free.space)
+        )  # a transform that is not bijective leaves none
     except (NotImplementedError, ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise InvalidArgument(
-            "distribution", distribution, "a distribution with a density and a known bijection from free space onto its support",
+            "distribution",
+            distribution,
+            "a distribution with a density and a known bijection from free space onto its support",
             f"{str(error) or type(error).__name__}; or write its energy: "
             "scoretk.constrained(scoretk.Energy(fn, event_shape), constraint)",
-        ) from error  # fmt: skip
+        ) from error
     if isinstance(support, Real):
         return DistributionField(distribution, frozenset(provides), None, law)
     return DistributionField(distribution, frozenset(provides), support, law, free)
@@ -145,9 +180,13 @@ def _made_again(distribution: td.Distribution, bare: bool) -> DistributionField:
 
 
 def _origin(distribution: td.Distribution, space: Bijection) -> Tensor:
-    """z = 0, one row, where the distribution's own tensors are."""
+    """Z = 0, one row, where the distribution's own tensors are."""
     hint = next(iter(state_like(distribution)), torch.zeros(()))
-    return torch.zeros((1, *space.free_shape(tuple(distribution.event_shape))), dtype=hint.dtype, device=hint.device)
+    return torch.zeros(
+        (1, *space.free_shape(tuple(distribution.event_shape))),
+        dtype=hint.dtype,
+        device=hint.device,
+    )
 
 
 def as_field(value: Any) -> Any:
@@ -156,17 +195,24 @@ def as_field(value: Any) -> Any:
 
 
 def in_free_space(value: Any) -> Any:
-    """A field, or a distribution, as solvers get it: one that says that it lives on a support, in free space."""
+    """A field, or a distribution, as solvers get it.
+
+    One that says that it lives on a support, in free space.
+    """
     field = as_field(value)
     own = getattr(field, "in_free_space", None)
     return own() if callable(own) else field
 
 
 def in_one_space(fields: Sequence[Any], *, all_alike: bool = False) -> tuple[Any, ...]:
-    """Fields, or distributions, to be combined: those of the user's space beside one on a support are put under it.
+    """Fields, or distributions, to be combined.
 
-    Arguments: fields; all_alike, whether only fields that all have a support are put under it, as mixtures of laws with and
-    without live where any of them does.
+    Those of the user's space beside one on a support are put under it.
+
+    Args:
+        fields: The fields.
+        all_alike: Whether only fields that all have a support are put under it, as mixtures of laws
+            with and without live where any of them does.
     """
     made = tuple(as_field(f) for f in fields)
     supported = [f for f in made if isinstance(f, DistributionField) and f.support is not None]
@@ -199,7 +245,10 @@ def _discrete(distribution: td.Distribution) -> bool:
 
 
 class _Draws:
-    """Hands out fresh uniforms and normals of the START stream: the n-th request is the n-th step of that stream."""
+    """Hands out fresh uniforms and normals of the START stream.
+
+    The n-th request is the n-th step of that stream.
+    """
 
     def __init__(self, noise: NoiseSource) -> None:
         self._noise, self._count = noise, -1
@@ -229,7 +278,10 @@ def _explicit(d: td.Distribution) -> bool:
 
 @singledispatch
 def _transform(d: td.Distribution, draws: _Draws) -> Tensor:
-    """`(n, *batch_shape, *event_shape)` from the noise; by default through the inverse distribution function."""
+    """`(n, *batch_shape, *event_shape)` from the noise.
+
+    By default through the inverse distribution function.
+    """
     return d.icdf(draws.uniform(tuple(d.batch_shape + d.event_shape)))
 
 
@@ -249,7 +301,9 @@ def _(d: td.LowRankMultivariateNormal, draws: _Draws) -> Tensor:
     factor = d._unbroadcasted_cov_factor
     low = draws.normal((*d.batch_shape, factor.shape[-1]))
     full = draws.normal(tuple(d.batch_shape + d.event_shape))
-    return d.loc + (factor @ low.unsqueeze(-1)).squeeze(-1) + d._unbroadcasted_cov_diag.sqrt() * full
+    return (
+        d.loc + (factor @ low.unsqueeze(-1)).squeeze(-1) + d._unbroadcasted_cov_diag.sqrt() * full
+    )
 
 
 @_transform.register

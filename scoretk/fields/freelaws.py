@@ -1,8 +1,11 @@
-r"""Distributions in free space: coordinates z in which a law is smooth on all of R^d, and its density loses no digits.
+r"""Distributions in free space.
 
-A `FreeLaw` is a bijection T from z to x and the log density of z itself. Where mass is near an edge of the support, x cannot say
-how near: in float32 nothing lies between 1 - 6e-8 and 1, but a tenth of the draws of Beta(.1, .1) do. So the density is not
-that of x times a Jacobian but, where the family allows, a function of z:
+Coordinates z in which a law is smooth on all of R^d, and its density loses no digits.
+
+A `FreeLaw` is a bijection T from z to x and the log density of z itself. Where mass is near an edge
+of the support, x cannot say how near: in float32 nothing lies between 1 - 6e-8 and 1, but a tenth
+of the draws of Beta(.1, .1) do. So the density is not that of x times a Jacobian but, where the
+family allows, a function of z:
 
     Beta(a, b)              z = log(x / (1 - x))     a log s(z) + b log s(-z) - log B(a, b),   s(z) = 1 / (1 + exp(-z))
     Gamma(a, b)             z = log x                a log b + a z - b exp(z) - log Gamma(a)
@@ -10,7 +13,8 @@ that of x times a Jacobian but, where the family allows, a function of z:
     T(y), y of a law        z of y                   that of y
     mixtures                z of all components      the mixture of theirs, where one T serves all
 
-and so on; all others have the density of x and the Jacobian of the bijection onto their support (`scoretk.fields.supports`).
+and so on; all others have the density of x and the Jacobian of the bijection onto their support
+(`scoretk.fields.supports`).
 """
 
 from __future__ import annotations
@@ -49,7 +53,8 @@ __all__ = ["FreeLaw", "free_law", "log_density", "support_of", "unvalidated"]
 class FreeLaw:
     """A distribution in free space.
 
-    Attributes: space, the bijection from z `(n, *batch, *free)` to x `(n, *batch, *event)`; log_density, of z, `(n, *batch)`.
+    Attributes: space, the bijection from z `(n, *batch, *free)` to x `(n, *batch, *event)`;
+    log_density, of z, `(n, *batch)`.
     """
 
     space: Bijection
@@ -57,7 +62,10 @@ class FreeLaw:
 
 
 def unvalidated(distribution: Any) -> Any:
-    """The distribution and all that it is made of without torch's checks of values; its tensors are shared."""
+    """The distribution and all that it is made of without torch's checks of values.
+
+    Its tensors are shared.
+    """
     made = copy.copy(distribution)
     made._validate_args = False
     for name, value in vars(distribution).items():
@@ -67,11 +75,15 @@ def unvalidated(distribution: Any) -> Any:
 
 
 def support_of(d: Any) -> Bijection:
-    """The bijection onto the distribution's support. Raises `ValueError` or `NotImplementedError` where there is none."""
+    """The bijection onto the distribution's support.
+
+    Raises `ValueError` or `NotImplementedError` where there is none.
+    """
     if isinstance(d, td.Independent):
         return support_of(d.base_dist)
     if type(d) is td.TransformedDistribution and all(t.bijective for t in d.transforms):
-        # torch takes the last transform's codomain, which says nothing of a base that is itself on a part of its domain
+        # torch takes the last transform's codomain, which says nothing of a base that is
+        # itself on a part of its domain
         return _Image(support_of(d.base_dist), tuple(d.transforms))
     if isinstance(d, td.MixtureSameFamily):
         return _hull(d.component_distribution)
@@ -83,12 +95,18 @@ def support_of(d: Any) -> Bijection:
 
 
 def _hull(component: Any) -> Bijection:
-    """The support of a mixture of the last batch axis of a distribution: what its components' supports span."""
+    """The support of a mixture of the last batch axis of a distribution.
+
+    What its components' supports span.
+    """
     space, axis = support_of(component), -1 - len(component.event_shape)
     if isinstance(space, Above) and isinstance(space.lower, Tensor):
         return Above(_over(space.lower, component, torch.amin, axis))
     if isinstance(space, Between) and isinstance(space.lower, Tensor):
-        low, high = (_over(b, component, f, axis) for b, f in ((space.lower, torch.amin), (space.upper, torch.amax)))
+        low, high = (
+            _over(b, component, f, axis)
+            for b, f in ((space.lower, torch.amin), (space.upper, torch.amax))
+        )
         return Between(low, high)
     if not _is_shared(space, component):
         raise ValueError("the components of a mixture need one support")
@@ -112,9 +130,13 @@ def _over(bound: Any, component: Any, reduce: Callable[..., Tensor], axis: int) 
 
 
 def log_density(d: Any, x: Tensor) -> Tensor:
-    """`log p(x)`, `(n, *batch)`: `-inf` outside the support, whatever the distribution itself says there.
+    """`log p(x)`, `(n, *batch)`.
 
-    Arguments: d, unvalidated; x, `(n, *batch, *event)`.
+    `-inf` outside the support, whatever the distribution itself says there.
+
+    Args:
+        d: Unvalidated.
+        x: `(n, *batch, *event)`.
     """
     if isinstance(d, td.Independent):
         return trailing_sum(log_density(d.base_dist, x), d.reinterpreted_batch_ndims)
@@ -139,7 +161,10 @@ def log_density(d: Any, x: Tensor) -> Tensor:
 
 
 def _pulled_back(d: Any, x: Tensor) -> Tensor:
-    """The density of a transformed distribution, by that of its base: also where its inverse leaves the base's support."""
+    """The density of a transformed distribution, by that of its base.
+
+    Also where its inverse leaves the base's support.
+    """
     event = len(d.event_shape)
     jacobian, y = x.new_zeros(()), x
     for transform in reversed(d.transforms):
@@ -156,7 +181,10 @@ def _pulled_back(d: Any, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Image:
-    """A bijection followed by torch's transforms; what then rounds out of the support comes back to its end."""
+    """A bijection followed by torch's transforms.
+
+    What then rounds out of the support comes back to its end.
+    """
 
     inner: Bijection
     transforms: tuple[Any, ...]
@@ -164,7 +192,9 @@ class _Image:
 
     @property
     def event_dim(self) -> int:
-        ends = [t.domain.event_dim for t in self.transforms] + [t.codomain.event_dim for t in self.transforms]
+        ends = [t.domain.event_dim for t in self.transforms] + [
+            t.codomain.event_dim for t in self.transforms
+        ]
         return max(self.inner.event_dim, *ends)
 
     def free_shape(self, shape: Shape) -> Shape:
@@ -175,7 +205,11 @@ class _Image:
     def constrain(self, z: Tensor) -> Tensor:
         x = self.inner.constrain(z)
         for transform in self.transforms:
-            x = _stick_breaking(x) if isinstance(transform, td.transforms.StickBreakingTransform) else transform(x)
+            x = (
+                _stick_breaking(x)
+                if isinstance(transform, td.transforms.StickBreakingTransform)
+                else transform(x)
+            )
         return self.clamped(x)
 
     def clamped(self, x: Tensor) -> Tensor:
@@ -195,7 +229,9 @@ class _Image:
         steps = [y := self.inner.constrain(z)]
         for transform in self.transforms:
             steps.append(y := transform(y))
-        total = trailing_sum(self.inner.log_jacobian(z, steps[0]), self.event_dim - self.inner.event_dim)
+        total = trailing_sum(
+            self.inner.log_jacobian(z, steps[0]), self.event_dim - self.inner.event_dim
+        )
         for transform, (a, b) in zip(self.transforms, pairwise(steps), strict=True):
             own = max(transform.domain.event_dim, transform.codomain.event_dim)
             total = total + trailing_sum(transform.log_abs_det_jacobian(a, b), self.event_dim - own)
@@ -209,7 +245,10 @@ class _Image:
 
 
 def _stick_breaking(y: Tensor) -> Tensor:
-    """`x_i = s(u_i) prod_(j<i) s(-u_j)`, u_i = y_i - log(k - i): by logarithms, where torch's own ends at 1 - eps."""
+    """`x_i = s(u_i) prod_(j<i) s(-u_j)`, u_i = y_i - log(k - i).
+
+    By logarithms, where torch's own ends at 1 - eps.
+    """
     left = torch.arange(y.shape[-1], 0, -1, dtype=y.dtype, device=y.device)
     u = y - left.log()
     zero = torch.zeros_like(y[..., :1])
@@ -219,7 +258,10 @@ def _stick_breaking(y: Tensor) -> Tensor:
 
 @singledispatch
 def free_law(d: Any) -> FreeLaw:
-    """The distribution, unvalidated, in free space. Raises `ValueError` or `NotImplementedError` where it has none."""
+    """The distribution, unvalidated, in free space.
+
+    Raises `ValueError` or `NotImplementedError` where it has none.
+    """
     return _by_x(d)
 
 
@@ -240,7 +282,9 @@ def _by_x(d: Any) -> FreeLaw:
 @free_law.register
 def _(d: td.Independent) -> FreeLaw:
     base = free_law(d.base_dist)
-    return FreeLaw(base.space, lambda z: trailing_sum(base.log_density(z), d.reinterpreted_batch_ndims))
+    return FreeLaw(
+        base.space, lambda z: trailing_sum(base.log_density(z), d.reinterpreted_batch_ndims)
+    )
 
 
 @free_law.register
@@ -250,7 +294,10 @@ def _(d: td.TransformedDistribution) -> FreeLaw:
     base = free_law(d.base_dist)
     within = REAL if isinstance(support, _Image) else support
     extra = len(d.base_dist.batch_shape) - len(d.batch_shape)
-    return FreeLaw(_Image(base.space, tuple(d.transforms), within), lambda z: trailing_sum(base.log_density(z), extra))
+    return FreeLaw(
+        _Image(base.space, tuple(d.transforms), within),
+        lambda z: trailing_sum(base.log_density(z), extra),
+    )
 
 
 @free_law.register
@@ -330,14 +377,19 @@ def _(d: td.FisherSnedecor) -> FreeLaw:
     a, b = d.df1 / 2, d.df2 / 2
     log_ratio = (a / b).log()
     log_beta = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
-    return FreeLaw(Above(0.0), lambda z: a * (z + log_ratio) - (a + b) * -logsigmoid(-z - log_ratio) - log_beta)
+    return FreeLaw(
+        Above(0.0), lambda z: a * (z + log_ratio) - (a + b) * -logsigmoid(-z - log_ratio) - log_beta
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class _Tail:
-    """`x = loc + scale (e^(c w) - 1) / c`, w = e^z, and `loc + scale w` for c = 0: generalised Pareto from exponential w.
+    """`x = loc + scale (e^(c w) - 1) / c`, w = e^z, and `loc + scale w` for c = 0.
 
-    Its density is `exp(-(1 + c) w) / scale`, for c < 0 on an interval that ends at `loc - scale / c`.
+    Generalised Pareto from exponential w.
+
+    Its density is `exp(-(1 + c) w) / scale`, for c < 0 on an interval that ends at `loc - scale /
+    c`.
     """
 
     loc: Tensor
@@ -346,7 +398,9 @@ class _Tail:
     event_dim = 0
 
     def _parts(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """loc, scale, whether c is 0, and c, or another number there, so that no branch that is not taken divides by 0."""
+        """loc, scale, whether c is 0, and c, or another number there, so that no branch that is not
+        taken divides by 0.
+        """
         loc, scale, c = (value.to(like) for value in (self.loc, self.scale, self.c))
         return loc, scale, c == 0, torch.where(c == 0, 1.0, c)
 
@@ -408,7 +462,12 @@ def _(d: td.RelaxedOneHotCategorical) -> FreeLaw:
 
     def density(z: Tensor) -> Tensor:
         score = torch.log_softmax(d.logits - d.temperature * space.log_x(z), -1).sum(-1)
-        return score + math.lgamma(k) + (k - 1) * torch.as_tensor(d.temperature).to(z).log() + 0.5 * math.log(k)
+        return (
+            score
+            + math.lgamma(k)
+            + (k - 1) * torch.as_tensor(d.temperature).to(z).log()
+            + 0.5 * math.log(k)
+        )
 
     return FreeLaw(space, density)
 
@@ -422,7 +481,9 @@ def _(d: td.LKJCholesky) -> FreeLaw:
     constant = d.log_prob(middle)  # where all the logarithms below are 0
 
     def density(z: Tensor) -> Tensor:
-        return (order * space.log_diagonal(z)[..., 1:]).sum(-1) + space.log_jacobian(z, z) + constant
+        return (
+            (order * space.log_diagonal(z)[..., 1:]).sum(-1) + space.log_jacobian(z, z) + constant
+        )
 
     return FreeLaw(space, density)
 
@@ -436,7 +497,11 @@ def _(d: td.Wishart) -> FreeLaw:
 
     def density(z: Tensor) -> Tensor:
         factor = space.factor.constrain(z)
-        spread = torch.linalg.solve_triangular(root.expand(factor.shape), factor, upper=False).square().sum((-2, -1))
+        spread = (
+            torch.linalg.solve_triangular(root.expand(factor.shape), factor, upper=False)
+            .square()
+            .sum((-2, -1))
+        )
         log_det = 2 * space.factor.log_diagonal(z).sum(-1)
         return (df - n - 1) / 2 * log_det - spread / 2 + constant + space.log_jacobian(z, factor)
 
@@ -445,7 +510,10 @@ def _(d: td.Wishart) -> FreeLaw:
 
 @dataclass(frozen=True, eq=False)
 class _Circle:
-    """The circle but for the point opposite to `loc`: `x = loc + pi (2 s(z) - 1)`, brought to [-pi, pi)."""
+    """The circle but for the point opposite to `loc`.
+
+    `x = loc + pi (2 s(z) - 1)`, brought to [-pi, pi).
+    """
 
     loc: Tensor
     event_dim = 0
@@ -482,7 +550,10 @@ def _(d: td.VonMises) -> FreeLaw:
 
 @dataclass(frozen=True, eq=False)
 class _Powers:
-    """`x = (1 - u^(1/b))^(1/a)`, u uniform: the inverse distribution function of Kumaraswamy's law, by logarithms."""
+    """`x = (1 - u^(1/b))^(1/a)`, u uniform.
+
+    The inverse distribution function of Kumaraswamy's law, by logarithms.
+    """
 
     a: Tensor
     b: Tensor
@@ -500,7 +571,9 @@ class _Powers:
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
         log_power = logsigmoid(z) / self.b
         log_rest = _log_one_minus_exp(log_power)
-        return log_rest / self.a - self.a.log() + log_power - log_rest + logsigmoid(-z) - self.b.log()
+        return (
+            log_rest / self.a - self.a.log() + log_power - log_rest + logsigmoid(-z) - self.b.log()
+        )
 
     def unconstrain(self, x: Tensor) -> Tensor:
         log_u = self.b * _log_one_minus_exp(self.a * x.log())
@@ -515,10 +588,14 @@ def _log_one_minus_exp(y: Tensor) -> Tensor:
     near = y > -math.log(2)
     one = -math.log(2)
     return torch.where(
-        near, torch.log(-torch.expm1(torch.where(near, y, one))), torch.log1p(-torch.exp(torch.where(near, one, y)))
+        near,
+        torch.log(-torch.expm1(torch.where(near, y, one))),
+        torch.log1p(-torch.exp(torch.where(near, one, y))),
     )
 
 
 @free_law.register
 def _(d: td.Kumaraswamy) -> FreeLaw:
-    return FreeLaw(_Powers(d.concentration1, d.concentration0), lambda z: logsigmoid(z) + logsigmoid(-z))
+    return FreeLaw(
+        _Powers(d.concentration1, d.concentration0), lambda z: logsigmoid(z) + logsigmoid(-z)
+    )

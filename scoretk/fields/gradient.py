@@ -18,11 +18,13 @@ __all__ = ["grad_energy"]
 def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """`(E(x), grad E(x))`: `(batch,)` and like x.
 
-    Where the energy is NaN or infinite there is no gradient, and it is returned as NaN, whatever autograd makes of the
-    branch (a `where` that gives NaN has derivative 0): a score solver must not walk on there unnoticed.
+    Where the energy is NaN or infinite there is no gradient, and it is returned as NaN, whatever
+    autograd makes of the branch (a `where` that gives NaN has derivative 0): a score solver must
+    not walk on there unnoticed.
 
-    Rows are independent, so the gradient of the summed energy holds each row's own. Where x itself asks for gradients
-    the result is differentiable, in x and in the parameters; otherwise no graph is kept.
+    Rows are independent, so the gradient of the summed energy holds each row's own. Where x itself
+    asks for gradients the result is differentiable, in x and in the parameters; otherwise no graph
+    is kept.
     """
     if torch.compiler.is_compiling():
 
@@ -55,7 +57,9 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
             raise _without_gradient(values) from error
         if gradient is None:  # a graph, and x is not in it
             raise _without_gradient(values)
-    if summed.device.type != "cpu" or not math.isfinite(summed.item()):  # on the CPU the host may look first
+    if summed.device.type != "cpu" or not math.isfinite(
+        summed.item()
+    ):  # on the CPU the host may look first
         gradient = _only_where_finite(gradient, values if keep else values.detach())
     return values if keep else values.detach(), gradient
 
@@ -64,7 +68,9 @@ def _without_gradient(energy: object) -> InvalidArgument:
     hint = "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead"
     if torch.is_inference_mode_enabled():
         hint = "torch.inference_mode() forbids all gradients: use torch.no_grad(), which does not"
-    return InvalidArgument("energy", energy, "an energy that torch can differentiate with respect to x", hint)
+    return InvalidArgument(
+        "energy", energy, "an energy that torch can differentiate with respect to x", hint
+    )
 
 
 def _only_where_finite(gradient: Tensor, values: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
-r"""Linear measurements with Gaussian noise, `y = A x + std eps`, and the operators A that images are measured with.
+r"""Linear measurements with Gaussian noise, `y = A x + std eps`, and the operators A that images are
+measured with.
 
-An operator is any linear callable of rows, `A(x)`: `(batch, *event_shape) -> (batch, *measured)`. Its adjoint is the pullback
-of A, which autograd gives exactly and which is the same wherever it is taken; of an operator that autograd cannot see through it
-is given. Either is held to `<A x, w> = <x, A^T w>` before it is used.
+An operator is any linear callable of rows, `A(x)`: `(batch, *event_shape) -> (batch, *measured)`.
+Its adjoint is the pullback of A, which autograd gives exactly and which is the same wherever it is
+taken; of an operator that autograd cannot see through it is given. Either is held to `<A x, w> =
+<x, A^T w>` before it is used.
 
-Complex measurements (MRI) are pairs of real ones: A x in `C^m` is taken for its real and imaginary parts in `R^2m`, each with
-noise of its own of standard deviation std, and so the adjoint for the real part of `A^H w`.
+Complex measurements (MRI) are pairs of real ones: A x in `C^m` is taken for its real and imaginary
+parts in `R^2m`, each with noise of its own of standard deviation std, and so the adjoint for the
+real part of `A^H w`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from scoretk.fields.derivatives import probes, value_and_pullback
 __all__ = ["Blur", "Downsample", "LinearGaussian", "Mask", "Matrix", "value_and_pullback"]
 
 PROBE = -2.0
-"""The weight of one probe in the sum of two that A must respect: negative, so that neither |x| nor a ReLU passes for linear."""
+"""The weight of one probe in the sum of two that A must respect: negative, so that neither |x| nor
+a ReLU passes for linear.
+"""
 
 Map = Callable[[Tensor], Tensor]
 RAISED = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
@@ -37,7 +42,11 @@ RAISED = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, Arith
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """`A x = matrix x`, x flattened: `(batch, *event_shape) -> (batch, m)`. Arguments: matrix `(m, d)`, real or complex."""
+    """`A x = matrix x`, x flattened: `(batch, *event_shape) -> (batch, m)`.
+
+    Args:
+        matrix: `(m, d)`, real or complex.
+    """
 
     matrix: Tensor
 
@@ -45,15 +54,20 @@ class Matrix:
         object.__setattr__(self, "matrix", _numbers("matrix", self.matrix, (None, None)))
 
     def __call__(self, x: Tensor) -> Tensor:
-        matrix = self.matrix.to(x.device, x.dtype.to_complex() if self.matrix.is_complex() else x.dtype)
+        matrix = self.matrix.to(
+            x.device, x.dtype.to_complex() if self.matrix.is_complex() else x.dtype
+        )
         return rearrange(x, "batch ... -> batch (...)").to(matrix) @ matrix.T
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """The entries of x where mask is True: `(batch, *event_shape) -> (batch, m)`, in row-major order (inpainting).
+    """The entries of x where mask is True.
 
-    Arguments: mask, of bool, `event_shape`.
+    `(batch, *event_shape) -> (batch, m)`, in row-major order (inpainting).
+
+    Args:
+        mask: Of bool, `event_shape`.
     """
 
     mask: Tensor
@@ -62,7 +76,9 @@ class Mask:
         mask = numbers("mask", self.mask)
         if mask.dtype is not torch.bool or not bool(mask.any()):
             raise InvalidArgument(
-                "mask", self.mask, "a tensor of bool, True where x is measured, and not False throughout"
+                "mask",
+                self.mask,
+                "a tensor of bool, True where x is measured, and not False throughout",
             )
         object.__setattr__(self, "mask", mask)
         object.__setattr__(self, "_entries", mask.flatten().nonzero()[:, 0])
@@ -76,7 +92,10 @@ class Mask:
 
 @dataclass(frozen=True)
 class Downsample:
-    """Means over squares of `factor x factor` pixels: `(batch, ..., h, w) -> (batch, ..., h / factor, w / factor)`."""
+    """Means over squares of `factor x factor` pixels.
+
+    `(batch, ..., h, w) -> (batch, ..., h / factor, w / factor)`.
+    """
 
     factor: int
 
@@ -85,15 +104,19 @@ class Downsample:
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.ndim < 3 or x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise InvalidArgument("factor", self.factor, f"a divisor of height and width of {tuple(x.shape[1:])}")
+            raise InvalidArgument(
+                "factor", self.factor, f"a divisor of height and width of {tuple(x.shape[1:])}"
+            )
         return reduce(x, "... (h a) (w b) -> ... h w", "mean", a=self.factor, b=self.factor)
 
 
 @dataclass(frozen=True, eq=False)
 class Blur:
-    """`(A x)_i = sum_j kernel_j x_(i+j)` in each channel, j about the kernel's centre, zeros beyond the edges; x as it was.
+    """`(A x)_i = sum_j kernel_j x_(i+j)` in each channel, j about the kernel's centre, zeros beyond
+    the edges; x as it was.
 
-    Arguments: kernel `(a, b)`, both odd.
+    Args:
+        kernel: `(a, b)`, both odd.
     """
 
     kernel: Tensor
@@ -101,20 +124,29 @@ class Blur:
     def __post_init__(self) -> None:
         kernel = tensor_like("kernel", self.kernel, (None, None))
         if not all(n % 2 for n in kernel.shape):
-            raise InvalidArgument("kernel", self.kernel, "odd height and width, so that it has a centre")
+            raise InvalidArgument(
+                "kernel", self.kernel, "odd height and width, so that it has a centre"
+            )
         object.__setattr__(self, "kernel", kernel)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.ndim < 3:
             raise InvalidArgument(
-                "kernel", self.kernel, f"images (..., h, w), but an event has shape {tuple(x.shape[1:])}"
+                "kernel",
+                self.kernel,
+                f"images (..., h, w), but an event has shape {tuple(x.shape[1:])}",
             )
         planes = rearrange(x, "... h w -> (...) 1 h w")
-        return functional.conv2d(planes, self.kernel.to(x)[None, None], padding="same").reshape(x.shape)
+        return functional.conv2d(planes, self.kernel.to(x)[None, None], padding="same").reshape(
+            x.shape
+        )
 
 
 class _Linear(torch.autograd.Function):
-    """`A x` of a map that autograd does not see, with its adjoint as derivative; of both in turn, as often as is liked."""
+    """`A x` of a map that autograd does not see, with its adjoint as derivative.
+
+    Of both in turn, as often as is liked.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Map, back: Map) -> Tensor:
@@ -130,15 +162,21 @@ class _Linear(torch.autograd.Function):
 class LinearGaussian:
     r"""The likelihood of `y = A x + std eps`, `eps ~ N(0, I)`.
 
-    Arguments:
-        operator: A, a linear callable of rows, `(batch, *event_shape) -> (batch, *measured)`, such as `Mask(mask)`,
-            `Downsample(2)`, `Blur(kernel)`, or a matrix `(m, d)` that acts on the flattened event; its values real or complex.
-        y: what was measured, of shape `measured`, the same for all chains, complex where the operator's values are; or the name
-            of the condition that holds one measurement a chain, `sample(..., cond={name: (chains, *measured)})`.
-        std: the standard deviation of the noise of each entry of y; of a complex entry, of its real and of its imaginary part.
-        adjoint: `A^T`, `(batch, *measured) -> (batch, *event_shape)`, of a complex operator the conjugate transpose `A^H`, kept
-            as `transposed`; None: by autograd. An operator that runs under `torch.no_grad` or in numpy needs it.
-    Raises: `InvalidArgument`.
+    Args:
+        operator: A, a linear callable of rows, `(batch, *event_shape) -> (batch, *measured)`, such
+            as `Mask(mask)`, `Downsample(2)`, `Blur(kernel)`, or a matrix `(m, d)` that acts on the
+            flattened event; its values real or complex.
+        y: What was measured, of shape `measured`, the same for all chains, complex where the
+            operator's values are; or the name of the condition that holds one measurement a chain,
+            `sample(..., cond={name: (chains, *measured)})`.
+        std: The standard deviation of the noise of each entry of y; of a complex entry, of its real
+            and of its imaginary part.
+        adjoint: `A^T`, `(batch, *measured) -> (batch, *event_shape)`, of a complex operator the
+            conjugate transpose `A^H`, kept as `transposed`; None: by autograd. An operator that
+            runs under `torch.no_grad` or in numpy needs it.
+
+    Raises:
+        `InvalidArgument`.
     """
 
     operator: Map
@@ -148,7 +186,11 @@ class LinearGaussian:
     _pairs: bool | None = field(repr=False)
 
     def __init__(
-        self, operator: Map | Tensor, y: Tensor | Sequence[float] | str, std: float, adjoint: Map | None = None
+        self,
+        operator: Map | Tensor,
+        y: Tensor | Sequence[float] | str,
+        std: float,
+        adjoint: Map | None = None,
     ) -> None:
         chosen = Matrix(operator) if isinstance(operator, Tensor) else operator
         if not callable(chosen):
@@ -158,7 +200,13 @@ class LinearGaussian:
         measured = y if isinstance(y, str) else _numbers("y", y, None)
         positive("std", std)
         pairs = None if isinstance(measured, str) else measured.is_complex()
-        values = {"operator": chosen, "y": measured, "std": std, "transposed": adjoint, "_pairs": pairs}
+        values = {
+            "operator": chosen,
+            "y": measured,
+            "std": std,
+            "transposed": adjoint,
+            "_pairs": pairs,
+        }
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -172,7 +220,9 @@ class LinearGaussian:
         return _as_real(self._image(x))
 
     def adjoint(self, w: Tensor, x: Tensor) -> Tensor:
-        """`A^T w`, shaped as `forward` has it, to `(batch, *event_shape)`, like x, whose values play no part."""
+        """`A^T w`, shaped as `forward` has it, to `(batch, *event_shape)`, like x, whose values
+        play no part.
+        """
         if self.transposed is None:
             keep = w.requires_grad and torch.is_grad_enabled()
             return value_and_pullback(self.forward, torch.zeros_like(x), keep=keep)[1](w)
@@ -187,11 +237,16 @@ class LinearGaussian:
         if y.is_complex() != image.is_complex():
             kinds = ("real", "complex") if image.is_complex() else ("complex", "real")
             raise InvalidArgument(
-                "y", y[0], f"{kinds[1]} numbers, as the operator measures them, not {kinds[0]} ones",
-                "A magnitude is no linear measurement: give the operator's own complex values, or an operator that ends in .real",
-            )  # fmt: skip
+                "y",
+                y[0],
+                f"{kinds[1]} numbers, as the operator measures them, not {kinds[0]} ones",
+                "A magnitude is no linear measurement: give the operator's own complex values, or "
+                "an operator that ends in .real",
+            )
         if y.shape[1:] != image.shape[1:]:
-            raise InvalidArgument("y", y[0], f"the shape of what the operator measures, {tuple(image.shape[1:])}")
+            raise InvalidArgument(
+                "y", y[0], f"the shape of what the operator measures, {tuple(image.shape[1:])}"
+            )
         return _as_real(y.to(image)) - _as_real(image)
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
@@ -201,13 +256,18 @@ class LinearGaussian:
         return -row_sum(z.square()) / 2 - entries * math.log(self.std * math.sqrt(2 * math.pi))
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`log L(x)`, `(batch,)`, and its gradient `A^T (y - A x) / std^2`, like x; differentiable where x asks for gradients."""
+        """`log L(x)`, `(batch,)`, and its gradient `A^T (y - A x) / std^2`, like x.
+
+        Differentiable where x asks for gradients.
+        """
         with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             pulled = self.adjoint(self.residual(x, **cond), x) / self.std**2
             return self.log_likelihood(x, **cond), pulled
 
     def check(self, event_shape: tuple[int, ...]) -> None:
-        """Raise `InvalidArgument` unless the operator takes such events to the likes of y, row by row, linearly."""
+        """Raise `InvalidArgument` unless the operator takes such events to the likes of y, row by
+        row, linearly.
+        """
         dtype = torch.get_default_dtype() if isinstance(self.y, str) else self.y.abs().dtype
         device = None if isinstance(self.y, str) else self.y.device
         u, v = probes(torch.empty((1, *event_shape), dtype=dtype, device=device), 2, 0)
@@ -223,12 +283,17 @@ class LinearGaussian:
         if (image.shape[:1], alone.shape[:1]) != ((3,), (1,)):
             shape = tuple(alone.shape)
             raise InvalidArgument(
-                "operator", self.operator, "one that keeps the batch axis", f"One event became {shape}"
+                "operator",
+                self.operator,
+                "one that keeps the batch axis",
+                f"One event became {shape}",
             )
         close = 4 * torch.finfo(dtype).eps ** 0.5
         size = image.abs().amax()
         if not bool((image[0] + PROBE * image[1] - image[2]).abs().amax() <= close * size):
-            raise InvalidArgument("operator", self.operator, "a linear map", "A x + b is one of y - b")
+            raise InvalidArgument(
+                "operator", self.operator, "a linear map", "A x + b is one of y - b"
+            )
         if not bool((image[:1] - alone).abs().amax() <= close * size):
             hint = "A row's image depends on the rows beside it"
             raise InvalidArgument("operator", self.operator, "a map of each row by itself", hint)
@@ -238,7 +303,9 @@ class LinearGaussian:
         self._check_adjoint(stacked[:2], image[:2], close)
 
     def _check_adjoint(self, x: Tensor, image: Tensor, close: float) -> None:
-        """The dot-product test, `<A x, w> = <x, A^T w>`, with w standard normal, so that either is of the size of |A x|."""
+        """The dot-product test, `<A x, w> = <x, A^T w>`, with w standard normal, so that either is
+        of the size of |A x|.
+        """
         w = probes(image, len(image), 1)
         try:
             back = self.adjoint(w, x)
@@ -251,24 +318,34 @@ class LinearGaussian:
         there, here = row_dot(image.double(), w.double()), row_dot(x.double(), back.double())
         if not bool(((there - here).abs() <= close * row_dot(image, image).sqrt()).all()):
             raise self._without_adjoint(
-                f"<A x, w> is {float(there[0]):.6g} and <x, A^T w> {float(here[0]):.6g} for one x and w"
+                f"<A x, w> is {float(there[0]):.6g} and <x, A^T w> {float(here[0]):.6g} for one x "
+                f"and w"
             )
 
     def _without_adjoint(self, found: str) -> InvalidArgument:
         if self.transposed is not None:
             hint = f"{found}. Of a complex operator it is the conjugate transpose"
-            return InvalidArgument("adjoint", self.transposed, "the adjoint of the operator, A^T w like x", hint)
+            return InvalidArgument(
+                "adjoint", self.transposed, "the adjoint of the operator, A^T w like x", hint
+            )
         hint = (
             f"{found}: part of it runs under torch.no_grad, behind detach, or in numpy. "
             "Give its adjoint: LinearGaussian(..., adjoint=f), f(w) = A^T w"
         )
-        return InvalidArgument("operator", self.operator, "a map that torch can differentiate with respect to x", hint)
+        return InvalidArgument(
+            "operator", self.operator, "a map that torch can differentiate with respect to x", hint
+        )
 
     def _complex(self, x: Tensor) -> bool:
-        """Whether the operator's values are complex: as y is, or, of a y that is still to come, as one image is."""
+        """Whether the operator's values are complex.
+
+        As y is, or, of a y that is still to come, as one image is.
+        """
         if self._pairs is None:
             with torch.no_grad():
-                object.__setattr__(self, "_pairs", self._applied(torch.zeros_like(x[:1])).is_complex())
+                object.__setattr__(
+                    self, "_pairs", self._applied(torch.zeros_like(x[:1])).is_complex()
+                )
         return self._pairs  # type: ignore[return-value]
 
     def _image(self, x: Tensor) -> Tensor:
@@ -284,9 +361,7 @@ class LinearGaussian:
         """What the operator makes of x, which has to be a tensor."""
         image = self.operator(x)
         if not isinstance(image, Tensor):
-            hint = (
-                f"It gave {type(image).__name__}. One that works in numpy gives torch.from_numpy(...), and its adjoint"
-            )
+            hint = f"It gave {type(image).__name__}. One that works in numpy gives torch.from_numpy(...), and its adjoint"
             raise InvalidArgument("operator", self.operator, "a map from tensors to tensors", hint)
         return image
 
@@ -303,7 +378,9 @@ class LinearGaussian:
             back = self.transposed(torch.view_as_complex(w.contiguous()) if self._complex(x) else w)
         if not isinstance(back, Tensor) or back.shape != x.shape:
             shape = tuple(back.shape) if isinstance(back, Tensor) else type(back).__name__
-            raise InvalidArgument("adjoint", self.transposed, f"A^T w of shape {tuple(x.shape)}", f"It gave {shape}")
+            raise InvalidArgument(
+                "adjoint", self.transposed, f"A^T w of shape {tuple(x.shape)}", f"It gave {shape}"
+            )
         back = back.real if back.is_complex() else back
         return (back.clone() if back.is_inference() else back).to(x)
 
@@ -318,7 +395,9 @@ def _numbers(name: str, value: Any, shape: tuple[int | None, ...] | None) -> Ten
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgument(name, value, "a tensor or something that becomes one", str(error)) from error
+        raise InvalidArgument(
+            name, value, "a tensor or something that becomes one", str(error)
+        ) from error
     shape = tuple(tensor.shape) if shape is None else shape
     if not tensor.is_complex():
         return tensor_like(name, tensor, shape)

@@ -12,17 +12,21 @@ A path is the pair of functions in `x_t = alpha(t) x_1 + sigma(t) eps`, `eps ~ N
     EDM         1                             (sigma_max^(1/rho) + t (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
     Tabulated   from alphas_cumprod           sqrt(1 - alpha^2)
 
-A path is called with t and returns `alpha, sigma, alpha', sigma'`; its inverse takes the log signal-to-noise ratio
-`log(alpha^2 / sigma^2)` back to t. Functions take a float (computed in float64) or a tensor (in its own dtype).
+A path is called with t and returns `alpha, sigma, alpha', sigma'`; its inverse takes the log
+signal-to-noise ratio `log(alpha^2 / sigma^2)` back to t. Functions take a float (computed in
+float64) or a tensor (in its own dtype).
 
-At the data end of VP, `sigma' = -inf` while `sigma sigma' = -alpha alpha'` stays finite; `sigma_dsigma` gives that
-product, so that conversions have their determinate value there.
+At the data end of VP, `sigma' = -inf` while `sigma sigma' = -alpha alpha'` stays finite;
+`sigma_dsigma` gives that product, so that conversions have their determinate value there.
 
-References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
-differential equations" (2021): VP, sub-VP, VE. Karras, Aittala, Aila, Laine, "Elucidating the design space of
-diffusion-based generative models" (2022): EDM. Nichol, Dhariwal, "Improved denoising diffusion probabilistic models"
-(2021): Cosine. Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023): Linear. Albergo, Boffi,
-Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and diffusions" (2023): Interpolant.
+References:
+    Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
+    stochastic differential equations" (2021): VP, sub-VP, VE. Karras, Aittala, Aila, Laine,
+    "Elucidating the design space of diffusion-based generative models" (2022): EDM. Nichol,
+    Dhariwal, "Improved denoising diffusion probabilistic models" (2021): Cosine. Lipman, Chen,
+    Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023): Linear. Albergo, Boffi,
+    Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and diffusions" (2023):
+    Interpolant.
 """
 
 from __future__ import annotations
@@ -39,12 +43,25 @@ from scoretk.core.arguments import finite, positive
 from scoretk.core.rows import power, sigmoid, softplus
 from scoretk.errors import InvalidArgument
 
-__all__ = ["EDM", "VE", "VP", "Cosine", "GaussianPath", "Interpolant", "Linear", "PathPoint", "SubVP", "Tabulated"]
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "GaussianPath",
+    "Interpolant",
+    "Linear",
+    "PathPoint",
+    "SubVP",
+    "Tabulated",
+]
 
 Time = float | Tensor
 
 STEEPEST = 1.9
-"""The most by which log alpha may rise in an interval at the end of the first, so that a parabola from alpha = 0 is monotone."""
+"""The most by which log alpha may rise in an interval at the end of the first, so that a parabola
+from alpha = 0 is monotone.
+"""
 BISECTIONS = 60
 """Halvings of a cell that leave less of it than float64 resolves."""
 
@@ -66,7 +83,9 @@ class GaussianPath(ABC):
     """`x_t = alpha(t) x_1 + sigma(t) eps`. A path of your own gives the four functions and `t`."""
 
     steers: ClassVar[bool] = True
-    """Its numbers steer a solve: they are float64 whatever the state is (`scoretk.core.anatomy.state_like`)."""
+    """Its numbers steer a solve: they are float64 whatever the state is
+    (`scoretk.core.anatomy.state_like`).
+    """
 
     @abstractmethod
     def alpha(self, t: Time) -> Tensor:
@@ -123,12 +142,18 @@ class Linear(GaussianPath):
 
 @dataclass(frozen=True)
 class Interpolant(GaussianPath):
-    """`x_t = t x_1 + (1 - t) x_0 + gamma z` with x_0 and z both N(0, I): `alpha = t`, `sigma^2 = (1 - t)^2 + gamma^2`.
+    """`x_t = t x_1 + (1 - t) x_0 + gamma z` with x_0 and z both N(0, I).
 
-    Here `gamma = bulge t (1 - t)`, so that `sigma = (1 - t) sqrt(1 + bulge^2 t^2)` has the finite slope -sqrt(1 + bulge^2) at
-    the data, and log-SNR increases for every bulge >= 0; 0 is `Linear`. (The gamma of a Brownian bridge, `sqrt(2 t (1 - t))`,
-    gives `sigma = sqrt(1 - t^2)`: variance preserving, but with sigma' = -inf at t = 1.)
-    Reference: Albergo, Boffi, Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and diffusions" (2023).
+    `alpha = t`, `sigma^2 = (1 - t)^2 + gamma^2`.
+
+    Here `gamma = bulge t (1 - t)`, so that `sigma = (1 - t) sqrt(1 + bulge^2 t^2)` has the finite
+    slope -sqrt(1 + bulge^2) at the data, and log-SNR increases for every bulge >= 0; 0 is `Linear`.
+    (The gamma of a Brownian bridge, `sqrt(2 t (1 - t))`, gives `sigma = sqrt(1 - t^2)`: variance
+    preserving, but with sigma' = -inf at t = 1.)
+
+    References:
+        Albergo, Boffi, Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and
+        diffusions" (2023).
     """
 
     bulge: float = 2.0
@@ -157,7 +182,8 @@ class Interpolant(GaussianPath):
         return (1 - t) * self.bulge**2 * t / swelling - swelling
 
     def t(self, log_snr: Time) -> Tensor:
-        # log-SNR = 2 u - log(1 + bulge^2 t^2) increases in u = logit t: halve the interval that holds it
+        # log-SNR = 2 u - log(1 + bulge^2 t^2) increases in u = logit t: halve the interval
+        # that holds it
         log_snr = _tensor(log_snr)
         low, high = log_snr / 2, log_snr / 2 + math.log1p(self.bulge**2) / 2
         for _ in range(BISECTIONS):
@@ -175,7 +201,9 @@ class Cosine(GaussianPath):
         return torch.sin(math.pi / 2 * _tensor(t))
 
     def sigma(self, t: Time) -> Tensor:
-        return torch.sin(math.pi / 2 * (1 - _tensor(t)))  # exactly 0 at t = 1, which cos(pi / 2) is not
+        return torch.sin(
+            math.pi / 2 * (1 - _tensor(t))
+        )  # exactly 0 at t = 1, which cos(pi / 2) is not
 
     def dalpha(self, t: Time) -> Tensor:
         return math.pi / 2 * self.sigma(t)
@@ -189,11 +217,16 @@ class Cosine(GaussianPath):
 
 def _check_betas(beta_min: float, beta_max: float) -> None:
     if not positive("beta_min", beta_min) <= positive("beta_max", beta_max):
-        raise InvalidArgument("beta_min, beta_max", (beta_min, beta_max), "0 < beta_min <= beta_max, both finite")
+        raise InvalidArgument(
+            "beta_min, beta_max", (beta_min, beta_max), "0 < beta_min <= beta_max, both finite"
+        )
 
 
 class _LinearBeta(GaussianPath):
-    """What VP and sub-VP share: `log alpha = -int_0^s beta / 2` with `beta = beta_min + s (beta_max - beta_min)`."""
+    """What VP and sub-VP share.
+
+    `log alpha = -int_0^s beta / 2` with `beta = beta_min + s (beta_max - beta_min)`.
+    """
 
     beta_min: float
     beta_max: float
@@ -254,14 +287,17 @@ class SubVP(_LinearBeta):
         return -2 * self.alpha(t) * self.dalpha(t)
 
     def t(self, log_snr: Time) -> Tensor:
-        # alpha = 2 / (1/r + sqrt(1/r^2 + 4)) solves r alpha^2 + alpha = r for r = alpha / sigma, without cancellation
+        # alpha = 2 / (1/r + sqrt(1/r^2 + 4)) solves r alpha^2 + alpha = r for r = alpha /
+        # sigma, without cancellation
         inverse = torch.exp(-_tensor(log_snr) / 2)
         return self._t_of_log_alpha(math.log(2) - torch.log(inverse + torch.sqrt(inverse**2 + 4)))
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
     if not positive("sigma_min", sigma_min) < positive("sigma_max", sigma_max):
-        raise InvalidArgument("sigma_min, sigma_max", (sigma_min, sigma_max), "0 < sigma_min < sigma_max, both finite")
+        raise InvalidArgument(
+            "sigma_min, sigma_max", (sigma_min, sigma_max), "0 < sigma_min < sigma_max, both finite"
+        )
 
 
 class _VarianceExploding(GaussianPath):
@@ -295,12 +331,16 @@ class VE(_VarianceExploding):
         return self.sigma(t) * math.log(self.sigma_min / self.sigma_max)
 
     def t(self, log_snr: Time) -> Tensor:
-        return (math.log(self.sigma_max) + _tensor(log_snr) / 2) / math.log(self.sigma_max / self.sigma_min)
+        return (math.log(self.sigma_max) + _tensor(log_snr) / 2) / math.log(
+            self.sigma_max / self.sigma_min
+        )
 
 
 @dataclass(frozen=True)
 class EDM(_VarianceExploding):
-    """Variance exploding with `sigma^(1/rho)` linear in t, from `sigma_max` at t = 0 to `sigma_min` at t = 1."""
+    """Variance exploding with `sigma^(1/rho)` linear in t, from `sigma_max` at t = 0 to `sigma_min`
+    at t = 1.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -329,28 +369,41 @@ class EDM(_VarianceExploding):
 
 @dataclass(frozen=True, eq=False)
 class Tabulated(GaussianPath):
-    """A discrete-time schedule `alphas_cumprod[k] = alpha^2`, k = 0 (least noise) to N - 1 (most), made continuous.
+    """A discrete-time schedule `alphas_cumprod[k] = alpha^2`, k = 0 (least noise) to N - 1 (most),
+    made continuous.
 
-    Timestep k sits at `t = 1 - (k + 1) / N`, so t = 0 is k = N - 1, and t = 1 is the data themselves (alpha = 1,
-    sigma = 0), one step below k = 0. Between the tabulated times log alpha is a cubic in t, monotone and with a continuous
-    derivative, so that adaptive solvers meet no kinks.
+    Timestep k sits at `t = 1 - (k + 1) / N`, so t = 0 is k = N - 1, and t = 1 is the data
+    themselves (alpha = 1, sigma = 0), one step below k = 0. Between the tabulated times log alpha
+    is a cubic in t, monotone and with a continuous derivative, so that adaptive solvers meet no
+    kinks.
 
-    A table that ends at 0 (zero terminal signal-to-noise ratio) has alpha(0) = 0. Within its first interval alpha is a parabola
-    from 0, `alpha_1 u (2 - s + (s - 1) u)` with u = N t, that meets the cubic beyond with its slope s. A model that predicts the
-    noise or the score knows nothing of the data there; one that predicts the data, v or the velocity does.
+    A table that ends at 0 (zero terminal signal-to-noise ratio) has alpha(0) = 0. Within its first
+    interval alpha is a parabola from 0, `alpha_1 u (2 - s + (s - 1) u)` with u = N t, that meets
+    the cubic beyond with its slope s. A model that predicts the noise or the score knows nothing of
+    the data there; one that predicts the data, v or the velocity does.
 
-    Arguments: alphas_cumprod, a sequence or tensor of shape (N,), decreasing, in (0, 1), the last one 0 or more.
-    References: Fritsch, Butland, "A method for constructing local monotone piecewise cubic interpolants" (1984); Lin, Liu, Li,
-    Yang, "Common diffusion noise schedules and sample steps are flawed" (2024), for tables that end at 0.
+    Args:
+        alphas_cumprod: A sequence or tensor of shape (N,), decreasing, in (0, 1), the last one 0 or
+            more.
+
+    References:
+        Fritsch, Butland, "A method for constructing local monotone piecewise cubic interpolants"
+        (1984).
+        Lin, Liu, Li, Yang, "Common diffusion noise schedules and sample steps are flawed" (2024),
+        for tables that end at 0.
     """
 
     alphas_cumprod: Tensor
 
     def __post_init__(self) -> None:
         try:
-            table = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).detach().cpu().flatten()
+            table = (
+                torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).detach().cpu().flatten()
+            )
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InvalidArgument("alphas_cumprod", self.alphas_cumprod, "a sequence of numbers", str(error)) from error
+            raise InvalidArgument(
+                "alphas_cumprod", self.alphas_cumprod, "a sequence of numbers", str(error)
+            ) from error
         decreasing = len(table) >= 2 and bool((table.diff() < 0).all()) and float(table[-1]) >= 0
         if not (decreasing and float(table[0]) < 1 and float(table[1]) > 0):
             raise InvalidArgument(
@@ -360,13 +413,20 @@ class Tabulated(GaussianPath):
             )
         object.__setattr__(self, "alphas_cumprod", table)
         # knots in increasing t: t = 0 (k = N - 1), 1/N, ..., 1 (the data)
-        knots, silent = torch.cat([table.log().flip(0) / 2, table.new_zeros(1)]), float(table[-1]) == 0
-        cubics = _monotone_cubics(knots[1:], steepest=STEEPEST) if silent else _monotone_cubics(knots)
+        knots, silent = (
+            torch.cat([table.log().flip(0) / 2, table.new_zeros(1)]),
+            float(table[-1]) == 0,
+        )
+        cubics = (
+            _monotone_cubics(knots[1:], steepest=STEEPEST) if silent else _monotone_cubics(knots)
+        )
         object.__setattr__(self, "_parabola", None)
         if silent:
             s = -float(cubics[1, 0] + 2 * cubics[2, 0] + 3 * cubics[3, 0])
             object.__setattr__(self, "_parabola", (float(knots[1]), 2 - s, s - 1))
-            cubics = torch.cat([torch.tensor([[float(knots[1])], [0], [0], [0]]).to(cubics), cubics], 1)
+            cubics = torch.cat(
+                [torch.tensor([[float(knots[1])], [0], [0], [0]]).to(cubics), cubics], 1
+            )
         object.__setattr__(self, "_cubics", cubics)
 
     @property
@@ -379,7 +439,9 @@ class Tabulated(GaussianPath):
         return self.steps * (1 - _tensor(t)) - 1
 
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The cubic of the cell of t, coefficients `(4, ...)`, and how far t lies before the knot to its right, in cells."""
+        """The cubic of the cell of t, coefficients `(4, ...)`, and how far t lies before the knot
+        to its right, in cells.
+        """
         table: Tensor = self._cubics.to(t.device, t.dtype)  # type: ignore[attr-defined]
         cell = (t * self.steps).floor().long().clamp(0, self.steps - 1)
         chosen = table.index_select(1, cell.flatten()).reshape(
@@ -390,7 +452,9 @@ class Tabulated(GaussianPath):
     def _log_alpha(self, t: Time) -> Tensor:
         t = _tensor(t)
         (c0, c1, c2, c3), v = self._cell(t)
-        cubic = c0 + v * (c1 + v * (c2 + v * c3))  # from the right, so that alpha = 1 exactly at t = 1
+        cubic = c0 + v * (
+            c1 + v * (c2 + v * c3)
+        )  # from the right, so that alpha = 1 exactly at t = 1
         if self._parabola is None:  # type: ignore[attr-defined]
             return cubic
         first, linear, square = self._parabola  # type: ignore[attr-defined]
@@ -441,10 +505,12 @@ class Tabulated(GaussianPath):
 
 
 def _monotone_cubics(knots: Tensor, steepest: float = math.inf) -> Tensor:
-    """Coefficients `(4, cells)` of increasing cubics through increasing knots, in v, the distance before the right knot.
+    """Coefficients `(4, cells)` of increasing cubics through increasing knots, in v, the distance
+    before the right knot.
 
-    The slope at a knot is the harmonic mean of its neighbours' (the ends': extrapolated, and kept between a third and three
-    times their cell's, the first's at most `steepest`), which keeps each cubic monotone.
+    The slope at a knot is the harmonic mean of its neighbours' (the ends': extrapolated, and kept
+    between a third and three times their cell's, the first's at most `steepest`), which keeps each
+    cubic monotone.
     """
     rise = knots.diff()
     inner = 2 * rise[:-1] * rise[1:] / (rise[:-1] + rise[1:])

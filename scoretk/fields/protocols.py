@@ -1,7 +1,8 @@
 """What a model offers: structural protocols. A third-party class needs no scoretk base class.
 
-A *static* field has `energy(x)` or `score(x)` (or both); a *timed* one has `at(t)` and any of `velocity(x, t)`,
-`score(x, t)`, `denoise(x, t)`. All have `event_shape`. Condition values reach every method as keyword arguments.
+A *static* field has `energy(x)` or `score(x)` (or both); a *timed* one has `at(t)` and any of
+`velocity(x, t)`, `score(x, t)`, `denoise(x, t)`. All have `event_shape`. Condition values reach
+every method as keyword arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +25,18 @@ __all__ = [
     "offers",
 ]
 
-CAPABILITIES = ("energy", "score", "velocity", "denoise", "log_prob", "draw", "decode", "base", "states", "gibbs")
+CAPABILITIES = (
+    "energy",
+    "score",
+    "velocity",
+    "denoise",
+    "log_prob",
+    "draw",
+    "decode",
+    "base",
+    "states",
+    "gibbs",
+)
 
 
 @runtime_checkable
@@ -69,16 +81,25 @@ class NoiseSource(Protocol):
     @property
     def chains(self) -> Tensor: ...
 
-    def normal(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None) -> Tensor: ...
+    def normal(
+        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None
+    ) -> Tensor: ...
 
-    def uniform(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None) -> Tensor: ...
+    def uniform(
+        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None
+    ) -> Tensor: ...
 
-    def rademacher(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None) -> Tensor: ...
+    def rademacher(
+        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None
+    ) -> Tensor: ...
 
 
 @runtime_checkable
 class Drawable(Field, Protocol):
-    """An exact sampler: `draw(n, noise)` gives `(n, *event_shape)`, an explicit transform of the noise."""
+    """An exact sampler.
+
+    `draw(n, noise)` gives `(n, *event_shape)`, an explicit transform of the noise.
+    """
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor: ...
 
@@ -89,7 +110,10 @@ def is_timed(field: object) -> bool:
 
 
 def offers(field: object) -> frozenset[str]:
-    """Names in `CAPABILITIES` that the field offers: its own `provides` where it has one, else what it has."""
+    """Names in `CAPABILITIES` that the field offers.
+
+    Its own `provides` where it has one, else what it has.
+    """
     declared = getattr(field, "provides", None)
     if declared is not None:
         return frozenset(declared)

@@ -1,9 +1,10 @@
 """From what a field offers to what a solver needs: the one place where missing methods are derived.
 
-A field implements its native methods only. `resolve` wraps it in a `StaticField` or `TimedField` that has the methods
-asked for, derived where mathematics allows (score from energy by autograd, any prediction from any other on a Gaussian
-path), binds the condition rows, and refuses the rest with the bridge that would help. Whatever the native methods are asked is
-`aligned` in memory, wherever a solver took it from.
+A field implements its native methods only. `resolve` wraps it in a `StaticField` or `TimedField`
+that has the methods asked for, derived where mathematics allows (score from energy by autograd, any
+prediction from any other on a Gaussian path), binds the condition rows, and refuses the rest with
+the bridge that would help. Whatever the native methods are asked is `aligned` in memory, wherever a
+solver took it from.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ _NATIVE_OF = {"velocity": "velocity", "denoise": "data", "score": "score"}
 
 
 class Parts:
-    """What a solver that cannot be captured whole hands to the compiler in parts: functions `(field, *arguments)`."""
+    """What a solver that cannot be captured whole hands to the compiler in parts.
+
+    Functions `(field, *arguments)`.
+    """
 
     fuses = False
     """Whether parts are compiled, so that a solver prefers few kinds of them."""
@@ -49,19 +53,33 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class StaticField(Parts):
-    """A static field as a solver receives it: `energy`, `score` and `energy_and_grad`, the condition rows bound."""
+    """A static field as a solver receives it.
+
+    `energy`, `score` and `energy_and_grad`, the condition rows bound.
+    """
 
     native: Any
     cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
-    asked: set[str] = dataclass_field(default_factory=set, repr=False)  # what it has been asked before
+    asked: set[str] = dataclass_field(
+        default_factory=set, repr=False
+    )  # what it has been asked before
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.native.event_shape)
 
-    def _ask(self, what: str, evaluate: Callable[..., Any], x: Tensor, cond: dict[str, Tensor], *refused: float) -> Any:
+    def _ask(
+        self,
+        what: str,
+        evaluate: Callable[..., Any],
+        x: Tensor,
+        cond: dict[str, Tensor],
+        *refused: float,
+    ) -> Any:
         rows = self.cond | cond
-        return unwritten(what, lambda y: rejecting(evaluate, y, rows, *refused), x, asked=self.asked)
+        return unwritten(
+            what, lambda y: rejecting(evaluate, y, rows, *refused), x, asked=self.asked
+        )
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x)`, `(batch,)`."""
@@ -83,7 +101,9 @@ class StaticField(Parts):
         if own is not None:
             x = aligned(x)
             energy, gradient = self._ask("energy_and_grad", own, x, cond, torch.inf, torch.nan)
-            return check_rows("energy", energy, x.shape[:1], _ENERGY), check_rows("gradient", gradient, x.shape, _LIKE)
+            return check_rows("energy", energy, x.shape[:1], _ENERGY), check_rows(
+                "gradient", gradient, x.shape, _LIKE
+            )
         if "score" in offers(self.native):
             return self.energy(x, **cond), -self.score(x, **cond)
         return grad_energy(lambda y: self.energy(y, **cond), aligned(x))
@@ -91,7 +111,9 @@ class StaticField(Parts):
 
 @dataclass(frozen=True, eq=False)
 class TimedField(Parts):
-    """A timed field as a solver receives it: every prediction that its path allows, the condition rows bound.
+    """A timed field as a solver receives it.
+
+    Every prediction that its path allows, the condition rows bound.
 
     `path` is its Gaussian path, or None where it has none: then only its native methods answer.
     """
@@ -99,7 +121,9 @@ class TimedField(Parts):
     native: Any
     path: GaussianPath | None
     cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
-    asked: set[str] = dataclass_field(default_factory=set, repr=False)  # what it has been asked before
+    asked: set[str] = dataclass_field(
+        default_factory=set, repr=False
+    )  # what it has been asked before
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -120,7 +144,9 @@ class TimedField(Parts):
         x, t = aligned(x), aligned(t) if isinstance(t, Tensor) else t
         ask = getattr(self.native, "predict", None)
         if ask is None:
-            ask = getattr(self.native, next(m for m, name in _NATIVE_OF.items() if name == self.source))
+            ask = getattr(
+                self.native, next(m for m, name in _NATIVE_OF.items() if name == self.source)
+            )
         value = unwritten(self.source, lambda y: ask(y, t, **self.cond), x, asked=self.asked)
         return check_rows(self.source, value, x.shape, _LIKE)
 
@@ -150,9 +176,16 @@ class TimedField(Parts):
         """
         if self.source == "velocity":
             return [partial(self.predict, t=t) for t in times]
-        path, shape = gaussian_path(self.native, "velocity"), (*times.shape, *(1 for _ in self.event_shape))
-        rates, shifts = (c.reshape(shape) for c in row_coefficients(path, times, self.source, "velocity", dtype))
-        return [partial(self._velocity_by, *parts) for parts in zip(times, rates, shifts, strict=True)]
+        path, shape = (
+            gaussian_path(self.native, "velocity"),
+            (*times.shape, *(1 for _ in self.event_shape)),
+        )
+        rates, shifts = (
+            c.reshape(shape) for c in row_coefficients(path, times, self.source, "velocity", dtype)
+        )
+        return [
+            partial(self._velocity_by, *parts) for parts in zip(times, rates, shifts, strict=True)
+        ]
 
     def _velocity_by(self, t: Tensor, rate: Tensor, shift: Tensor, x: Tensor) -> Tensor:
         return rate * self.predict(x, t) + shift * x
@@ -173,9 +206,11 @@ def prediction(field: Any) -> tuple[str, GaussianPath | None]:
         if method in offers(field):
             return name, path
     raise MissingCapability(
-        field_name(field), offers(field), {"velocity", "score", "denoise"},
+        field_name(field),
+        offers(field),
+        {"velocity", "score", "denoise"},
         "A timed field implements at least one of velocity(x, t), score(x, t) and denoise(x, t)",
-    )  # fmt: skip
+    )
 
 
 def gaussian_path(field: Any, purpose: str) -> GaussianPath:
@@ -184,10 +219,14 @@ def gaussian_path(field: Any, purpose: str) -> GaussianPath:
     if isinstance(path, GaussianPath):
         return path
     raise MissingCapability(
-        field_name(field), offers(field), {purpose},
-        "Conversions need a Gaussian path: give the field a `path` attribute (a GaussianPath such as scoretk.Linear()), "
-        "or, for a velocity from a base other than N(0, I), use a solver that needs the velocity only",
-    )  # fmt: skip
+        field_name(field),
+        offers(field),
+        {purpose},
+        "Conversions need a Gaussian path: give the field a `path` attribute (a GaussianPath such "
+        "as scoretk.Linear()), "
+        "or, for a velocity from a base other than N(0, I), use a solver that needs the velocity "
+        "only",
+    )
 
 
 def resolve(
@@ -197,20 +236,30 @@ def resolve(
     *,
     timed: bool | None = None,
 ) -> StaticField | TimedField:
-    """What a solver receives for `field`: the methods named in `needs`, derived where that is possible.
+    """What a solver receives for `field`.
 
-    Arguments: field, or a torch distribution, in free space where it has a support; needs, names among energy, score, velocity,
-    denoise; cond, condition values with one row a chain; timed, whether the solver works in time (None: as the field is).
-    Raises: `MissingCapability` saying what is offered, what is needed and what would bridge the two;
-    `InvalidArgument` for something that is no field, and for conditions that the field has no name for.
+    The methods named in `needs`, derived where that is possible.
+
+    Args:
+        field: Or a torch distribution, in free space where it has a support.
+        needs: Names among energy, score, velocity, denoise.
+        cond: Condition values with one row a chain.
+        timed: Whether the solver works in time (None: as the field is).
+
+    Raises:
+        `MissingCapability` saying what is offered, what is needed and what would bridge the two;
+        `InvalidArgument` for something that is no field, and for conditions that the field has no
+        name for.
     """
     field = in_free_space(field)
     wanted, rows = frozenset(needs), conditions(cond)
     if not hasattr(field, "event_shape"):
         raise InvalidArgument(
-            "field", field, "a field (something with event_shape and energy, score or velocity)",
+            "field",
+            field,
+            "a field (something with event_shape and energy, score or velocity)",
             "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity",
-        )  # fmt: skip
+        )
     rows = aligned_values(rows)
     takes = taken(field) if rows else None
     if takes is not None and not rows.keys() <= takes:
@@ -230,11 +279,16 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
     has = offers(field)
     if is_timed(field):
         raise MissingCapability(
-            field_name(field), {f"{name}(x, t)" for name in has}, {f"{name}(x)" for name in needs},
-            "It is a field in time: field.at(t) is its static field at time t, near 1 for the data; or use a solver that "
+            field_name(field),
+            {f"{name}(x, t)" for name in has},
+            {f"{name}(x)" for name in needs},
+            "It is a field in time: field.at(t) is its static field at time t, near 1 for the "
+            "data; or use a solver that "
             "works in time, such as ProbabilityFlow or AnnealedLangevin",
-        )  # fmt: skip
-    absent = {name for name in has & {"energy", "score"} if not callable(getattr(field, name, None))}
+        )
+    absent = {
+        name for name in has & {"energy", "score"} if not callable(getattr(field, name, None))
+    }
     if absent:
         hint = "A spec is no model yet: scoretk.load(its name) makes one; else give the class what its `provides` says"
         raise MissingCapability(
@@ -243,29 +297,41 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
     derivable = has | ({"score"} if "energy" in has else frozenset())
     if not needs <= derivable:
         bridge = {
-            "energy": "A score alone does not give an energy: use a solver that needs the score only, such as ULA",
+            "energy": "A score alone does not give an energy: use a solver that needs the score "
+            "only, such as ULA",
             "score": "Give the field energy(x) or score(x)",
-            "states": "State them: scoretk.Discrete(field, states), the numbers that every site can take or 'one-hot'",
-            "gibbs": "A field sweeps with gibbs(x, u) and says the shape of a chain's uniforms u in `gibbs_shape`; "
+            "states": "State them: scoretk.Discrete(field, states), the numbers that every site "
+            "can take or 'one-hot'",
+            "gibbs": "A field sweeps with gibbs(x, u) and says the shape of a chain's uniforms u "
+            "in `gibbs_shape`; "
             "GibbsWithGradients and DiscreteLangevin need an energy only",
-        }.get(next(iter(sorted(needs - derivable))), "A field in time is needed: Diffusion or Velocity")
+        }.get(
+            next(iter(sorted(needs - derivable))),
+            "A field in time is needed: Diffusion or Velocity",
+        )
         raise MissingCapability(field_name(field), has, needs, bridge)
     if "states" in has and not needs & {"states", "gibbs"}:
         raise MissingCapability(
-            field_name(field), has, needs,
-            "Its law is one of discrete states, which this solver would leave: use GibbsWithGradients, DiscreteLangevin or "
+            field_name(field),
+            has,
+            needs,
+            "Its law is one of discrete states, which this solver would leave: use "
+            "GibbsWithGradients, DiscreteLangevin or "
             "BlockGibbs",
-        )  # fmt: skip
+        )
     return StaticField(field, cond)
 
 
 def _resolve_timed(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) -> TimedField:
     if not is_timed(field):
         raise MissingCapability(
-            field_name(field), offers(field), {f"{name}(x, t)" for name in needs},
-            "It is a static field: sample it with a kernel such as MALA or ULA, or with AnnealedLangevin over a tempering "
+            field_name(field),
+            offers(field),
+            {f"{name}(x, t)" for name in needs},
+            "It is a static field: sample it with a kernel such as MALA or ULA, or with "
+            "AnnealedLangevin over a tempering "
             "ladder",
-        )  # fmt: skip
+        )
     path = prediction(field)[1]
     has = offers(field)
     if path is None and not needs <= has:

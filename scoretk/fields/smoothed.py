@@ -1,35 +1,46 @@
-r"""A static field given a Gaussian path: `p_t` is the law of `x_t = alpha x_1 + sigma eps` with `x_1 ~ p = exp(-E) / Z`.
+r"""A static field given a Gaussian path.
 
-The denoiser `D(x, t) = E[x_1 | x_t = x]` is a mean over the posterior `p(x_1 | x) ~ exp(-E(x_1)) N(x; alpha x_1, sigma^2 I)`.
-A reference `N(m, s^2)` of the data (s one number, or one a coordinate) has a posterior of its own, `N(mu, r^2)` with
+`p_t` is the law of `x_t = alpha x_1 + sigma eps` with `x_1 ~ p = exp(-E) / Z`.
+
+The denoiser `D(x, t) = E[x_1 | x_t = x]` is a mean over the posterior `p(x_1 | x) ~ exp(-E(x_1))
+N(x; alpha x_1, sigma^2 I)`. A reference `N(m, s^2)` of the data (s one number, or one a coordinate)
+has a posterior of its own, `N(mu, r^2)` with
 
     mu = (alpha x + (sigma/s)^2 m) / (alpha^2 + (sigma/s)^2),      r^2 = sigma^2 / (alpha^2 + (sigma/s)^2),
 
-which is `N(x/alpha, (sigma/alpha)^2)` for s = inf, the reference itself where alpha = 0, and the point `x/alpha` where
-sigma = 0. In `u = (x_1 - mu) / r` the likelihood cancels, and with `g(u) = E(x_1) - |(x_1 - m) / s|^2 / 2`
+which is `N(x/alpha, (sigma/alpha)^2)` for s = inf, the reference itself where alpha = 0, and the
+point `x/alpha` where sigma = 0. In `u = (x_1 - mu) / r` the likelihood cancels, and with `g(u) =
+E(x_1) - |(x_1 - m) / s|^2 / 2`
 
     p(u | x) ~ exp(-|u|^2 / 2 - g(u)).
 
-*Monte Carlo*: `u_k ~ N(0, I)`, weights `w_k ~ exp(-g(u_k))`. *Langevin*: S steps that keep N(0, I) where g is constant,
+*Monte Carlo*: `u_k ~ N(0, I)`, weights `w_k ~ exp(-g(u_k))`. *Langevin*: S steps that keep N(0, I)
+where g is constant,
 
     u' = a u - (1 - a) b grad g(u) + sqrt(1 - a^2) z,      a = exp(-h),      b = 1/S, 2/S, ..., 1,
 
-from `u ~ N(0, I)`. They are not corrected by acceptance, which would break D into pieces in x, but by their weight, that
-of annealed importance sampling with `N_b` the density of a step and `N_b` from u' to u its reversal,
+from `u ~ N(0, I)`. They are not corrected by acceptance, which would break D into pieces in x, but
+by their weight, that of annealed importance sampling with `N_b` the density of a step and `N_b`
+from u' to u its reversal,
 
     w ~ exp(-|u_S|^2 / 2 - g(u_S) + |u_0|^2 / 2)  prod_s N_b(u_(s-1) | u_s) / N_b(u_s | u_(s-1)),
 
-so that either mean is consistent as the samples grow, whatever S and h are, and smooth in x. Without an energy there are no
-weights: then b = 1, all weights are equal, and the bias of the steps remains.
+so that either mean is consistent as the samples grow, whatever S and h are, and smooth in x.
+Without an energy there are no weights: then b = 1, all weights are equal, and the bias of the steps
+remains.
 
-The normals are antithetic pairs, fixed by the seed and shared by all rows and times. The standard error leaves out a pair at a
-time (jackknife): it agrees with the delta method where many samples share the weight, and does not vanish where one has it all.
+The normals are antithetic pairs, fixed by the seed and shared by all rows and times. The standard
+error leaves out a pair at a time (jackknife): it agrees with the delta method where many samples
+share the weight, and does not vanish where one has it all.
 
-References: Akhound-Sadegh, Rector-Brooks, Bose, Mittal, Lemos, Liu, Sendera, Ravanbakhsh, Gidel, Bengio, Malkin, Tong,
-"Iterated denoising energy matching for sampling from Boltzmann densities" (2024); Huang, Dong, Hao, Ma, Zhang, "Reverse
-diffusion Monte Carlo" (2024); Neal, "Annealed importance sampling" (2001); Thin, Kotelevskii, Doucet, Durmus, Moulines, Panov,
-"Monte Carlo variational auto-encoders" (2021): the weight of unadjusted steps; Efron, Stein, "The jackknife estimate of
-variance" (1981).
+References:
+    Akhound-Sadegh, Rector-Brooks, Bose, Mittal, Lemos, Liu, Sendera, Ravanbakhsh, Gidel, Bengio,
+    Malkin, Tong, "Iterated denoising energy matching for sampling from Boltzmann densities" (2024).
+    Huang, Dong, Hao, Ma, Zhang, "Reverse diffusion Monte Carlo" (2024).
+    Neal, "Annealed importance sampling" (2001).
+    Thin, Kotelevskii, Doucet, Durmus, Moulines, Panov, "Monte Carlo variational auto-encoders"
+    (2021): the weight of unadjusted steps.
+    Efron, Stein, "The jackknife estimate of variance" (1981).
 """
 
 from __future__ import annotations
@@ -58,14 +69,16 @@ __all__ = ["Denoised", "Smoothed", "smoothed"]
 
 ESTIMATORS = ("monte-carlo", "langevin")
 DIRECTIONS = 2**32
-"""Which of the seeds derived from the user's the directions have: none that counts calls, and not that of the chains."""
+"""Which of the seeds derived from the user's the directions have: none that counts calls, and not
+that of the chains.
+"""
 
 
 class Denoised(NamedTuple):
     """An estimate of the denoiser and how good it is.
 
-    mean, `E[x_1 | x_t = x]`, like x; stderr, the root of its expected squared Euclidean error, and effective, the effective
-    number of samples `1 / sum_k w_k^2`, both `(batch,)`.
+    mean, `E[x_1 | x_t = x]`, like x; stderr, the root of its expected squared Euclidean error, and
+    effective, the effective number of samples `1 / sum_k w_k^2`, both `(batch,)`.
     """
 
     mean: Tensor
@@ -84,46 +97,75 @@ def smoothed(
     reference: tuple[Any, Any] | Tensor | None = None,
     seed: int = 0,
 ) -> Smoothed:
-    """A static field on a Gaussian path, so that solvers in time serve it: see the module's docstring.
+    """A static field on a Gaussian path, so that solvers in time serve it.
 
-    Arguments:
-        field: static, with an energy (of any normalisation); for "langevin" a score is enough.
-        path: a `GaussianPath`.
-        estimator: "monte-carlo" (one energy a sample; for few dimensions, or late times), or "langevin" (`steps + 1`
-            energies and gradients a sample; for more dimensions).
-        samples: K, even, at least 4: antithetic pairs, for each row. An evaluation holds `batch K` events at once; `batch`
-            of `sample` bounds that.
-        steps, step_size: S and h of "langevin", h in units of the reference's posterior: below about the ratio of the
-            data's smallest variance to that of the reference, and `S h` of order 1 or more.
-        reference: `(m, s)`, each a number or of the event shape, or samples of the data `(n, *event_shape)` whose mean and
-            standard deviation are taken; None for N(0, I). It should cover the data; a poor one costs effective samples.
-        seed: of the directions.
-    Raises: `InvalidArgument`, `UnknownName`; `MissingCapability` for a field that is timed already or has no energy where one
-        is needed.
+    See the module's docstring.
+
+    Args:
+        field: Static, with an energy (of any normalisation); for "langevin" a score is enough.
+        path: A `GaussianPath`.
+        estimator: "monte-carlo" (one energy a sample; for few dimensions, or late times), or
+            "langevin" (`steps + 1` energies and gradients a sample; for more dimensions).
+        samples: K, even, at least 4: antithetic pairs, for each row. An evaluation holds `batch K`
+            events at once; `batch` of `sample` bounds that.
+        steps: S and h of "langevin", h in units of the reference's posterior: below about the ratio
+            of the data's smallest variance to that of the reference, and `S h` of order 1 or more.
+        step_size: S and h of "langevin", h in units of the reference's posterior: below about the
+            ratio of the data's smallest variance to that of the reference, and `S h` of order 1 or
+            more.
+        reference: `(m, s)`, each a number or of the event shape, or samples of the data `(n,
+            *event_shape)` whose mean and standard deviation are taken; None for N(0, I). It should
+            cover the data; a poor one costs effective samples.
+        seed: Of the directions.
+
+    Raises:
+        `InvalidArgument`, `UnknownName`; `MissingCapability` for a field that is timed already or
+        has no energy where one is needed.
     """
     if not hasattr(field, "event_shape"):
-        raise InvalidArgument("field", field, "a static field, such as scoretk.Energy(fn, event_shape)")
+        raise InvalidArgument(
+            "field", field, "a static field, such as scoretk.Energy(fn, event_shape)"
+        )
     if not isinstance(path, GaussianPath):
-        raise InvalidArgument("path", path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()")
+        raise InvalidArgument(
+            "path", path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()"
+        )
     option("estimator", estimator, ESTIMATORS)
     langevin, has, shape = estimator == "langevin", offers(field), tuple(field.event_shape)
     if is_timed(field):
         raise MissingCapability(
-            field_name(field), {f"{name}(x, t)" for name in has}, {"energy(x)"},
-            "It is timed already: solvers in time serve it as it is, and field.at(t) is its static field at time t",
-        )  # fmt: skip
+            field_name(field),
+            {f"{name}(x, t)" for name in has},
+            {"energy(x)"},
+            "It is timed already: solvers in time serve it as it is, and field.at(t) is its static "
+            "field at time t",
+        )
     if not has & ({"energy", "score"} if langevin else {"energy"}):
-        bridge = "estimator='langevin' needs the score only" if "score" in has else "Give it energy(x) or score(x)"
+        bridge = (
+            "estimator='langevin' needs the score only"
+            if "score" in has
+            else "Give it energy(x) or score(x)"
+        )
         raise MissingCapability(field_name(field), has, {"energy"}, bridge)
     if count("samples", samples, least=4) % 2:
-        raise InvalidArgument("samples", samples, "an even number: the samples come in antithetic pairs")
+        raise InvalidArgument(
+            "samples", samples, "an even number: the samples come in antithetic pairs"
+        )
     count("steps", steps, least=1)
     noise = Noise(derive(seed, DIRECTIONS), samples // 2)
     normals = [noise.normal(0, Stream.START, shape)]
     if langevin:
         normals += [noise.normal(s, Stream.PROPOSAL, shape) for s in range(steps)]
     mean, std = _reference(reference, shape)
-    return Smoothed(field, path, mean, std, torch.stack(normals), positive("step_size", step_size), "energy" in has)
+    return Smoothed(
+        field,
+        path,
+        mean,
+        std,
+        torch.stack(normals),
+        positive("step_size", step_size),
+        "energy" in has,
+    )
 
 
 def _reference(value: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -138,7 +180,10 @@ def _reference(value: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         value = (data.mean(0), data.std(0))
     if not isinstance(value, tuple) or len(value) != 2:
         raise InvalidArgument("reference", value, expected)
-    mean, std = (tensor_like("reference", v, shape if getattr(v, "ndim", 0) else ()).detach().cpu() for v in value)
+    mean, std = (
+        tensor_like("reference", v, shape if getattr(v, "ndim", 0) else ()).detach().cpu()
+        for v in value
+    )
     if not bool((std > 0).all()):
         hint = "A coordinate that never varies has none: give (mean, std) with a positive std"
         raise InvalidArgument("reference", value, "positive standard deviations", hint)
@@ -149,8 +194,8 @@ def _reference(value: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 class Smoothed(Wrapped, GaussianPathField):
     """A static field on a Gaussian path, its denoiser estimated; made by `smoothed`.
 
-    Attributes: field; path; mean and std of the reference; directions `(1 + S, K/2, *event_shape)`, the normals; step_size h;
-    weighted, whether the field's energy weights the samples.
+    Attributes: field; path; mean and std of the reference; directions `(1 + S, K/2, *event_shape)`,
+    the normals; step_size h; weighted, whether the field's energy weights the samples.
     """
 
     field: Any
@@ -179,11 +224,14 @@ class Smoothed(Wrapped, GaussianPathField):
         return self.estimate(x, t, **cond).mean
 
     def error(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
-        """The denoiser's standard error, `(batch,)`, in units of x_1; times `alpha / sigma^2` it is the score's.
+        """The denoiser's standard error, `(batch,)`, in units of x_1.
 
-        The root of the expected squared Euclidean error; infinite where one pair of samples has all the weight. Of a field
-        without an energy it includes how far the posterior's mean score, zero in equilibrium, would still move the mean;
-        modes that the steps do not reach, and the bias of their size, show in no score and are not in it.
+        Times `alpha / sigma^2` it is the score's.
+
+        The root of the expected squared Euclidean error; infinite where one pair of samples has all
+        the weight. Of a field without an energy it includes how far the posterior's mean score,
+        zero in equilibrium, would still move the mean; modes that the steps do not reach, and the
+        bias of their size, show in no score and are not in it.
         """
         return self.estimate(x, t, **cond).stderr
 
@@ -203,10 +251,15 @@ class Smoothed(Wrapped, GaussianPathField):
             self.std.to(x),
             rows,
         )
-        u, log_weight, pull = self._anneal(target) if len(self.directions) > 1 else self._propose(target)
+        u, log_weight, pull = (
+            self._anneal(target) if len(self.directions) > 1 else self._propose(target)
+        )
         if self.weighted:
             usable = log_weight.isfinite()
-            u, log_weight = select_rows(usable, u, torch.zeros_like(u)), log_weight.where(usable, -torch.inf)
+            u, log_weight = (
+                select_rows(usable, u, torch.zeros_like(u)),
+                log_weight.where(usable, -torch.inf),
+            )
         weights = torch.softmax(log_weight.reshape(-1, k), 1)
         mean, variance = _jackknife(weights, u.reshape(-1, k, *u.shape[1:]))
         if pull is not None:
@@ -236,7 +289,9 @@ class Smoothed(Wrapped, GaussianPathField):
         return u, -target.potential(u), None
 
     def _anneal(self, target: _Whitened) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Position, log weight, and (without weights) the posterior's score there, after the Langevin steps."""
+        """Position, log weight, and (without weights) the posterior's score there, after the
+        Langevin steps.
+        """
         steps = len(self.directions) - 1
         a = math.exp(-self.step_size)
         c, spread = -math.expm1(-self.step_size), math.sqrt(-math.expm1(-2 * self.step_size))
@@ -249,9 +304,13 @@ class Smoothed(Wrapped, GaussianPathField):
             u = free - drift
             value, grad = target.potential_and_grad(u, self.weighted)
             if self.weighted:
-                # |free|^2 + |back|^2 = |u|^2 + |z|^2: what is left of the four squares is of the drift's order
+                # |free|^2 + |back|^2 = |u|^2 + |z|^2: what is left of the four
+                # squares is of the drift's order
                 shift = (a * drift + c * b * grad) / spread
-                log_weight = log_weight - (row_dot(drift, drift - 2 * free) + row_dot(shift, shift + 2 * back)) / 2
+                log_weight = (
+                    log_weight
+                    - (row_dot(drift, drift - 2 * free) + row_dot(shift, shift + 2 * back)) / 2
+                )
         return (u, log_weight - value, None) if self.weighted else (u, log_weight, -u - grad)
 
 
@@ -269,25 +328,35 @@ class _Whitened:
     def potential(self, u: Tensor) -> Tensor:
         """`g(u) = E(x_1) - |(x_1 - m) / s|^2 / 2`, `(rows,)`."""
         x = self.center + self.radius * u
-        return static(self.field).energy(x, **self.cond) - row_sum(((x - self.mean) / self.std).square()) / 2
+        return (
+            static(self.field).energy(x, **self.cond)
+            - row_sum(((x - self.mean) / self.std).square()) / 2
+        )
 
     def potential_and_grad(self, u: Tensor, weighted: bool) -> tuple[Tensor, Tensor]:
-        """g and grad g; without an energy g is 0."""
+        """G and grad g; without an energy g is 0."""
         x = self.center + self.radius * u
         off = (x - self.mean) / self.std
         if not weighted:
-            return u.new_zeros(len(u)), self.radius * (-static(self.field).score(x, **self.cond) - off / self.std)
+            return u.new_zeros(len(u)), self.radius * (
+                -static(self.field).score(x, **self.cond) - off / self.std
+            )
         energy, slope = static(self.field).energy_and_grad(x, **self.cond)
         grad = self.radius * (slope - off / self.std)
-        # Any drift has exact weights, as a step and its reversal share it: none where the energy has no gradient.
-        return energy - row_sum(off.square()) / 2, select_rows(finite_rows(grad), grad, torch.zeros_like(grad))
+        # Any drift has exact weights, as a step and its reversal share it: none where the
+        # energy has no gradient.
+        return energy - row_sum(off.square()) / 2, select_rows(
+            finite_rows(grad), grad, torch.zeros_like(grad)
+        )
 
 
 def _jackknife(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted mean and its variance when one antithetic pair at a time is left out.
 
-    Arguments: weights `(batch, K)`, which sum to 1; values `(batch, K, *event)`, the pairs K/2 apart. Returns two tensors
-    `(batch, *event)`. Without the pair i the mean moves by `-sum_pair w (value - mean) / (1 - sum_pair w)`.
+    Args:
+        weights: `(batch, K)`, which sum to 1.
+        values: `(batch, K, *event)`, the pairs K/2 apart. Returns two tensors `(batch, *event)`.
+            Without the pair i the mean moves by `-sum_pair w (value - mean) / (1 - sum_pair w)`.
     """
     pairs = weights.shape[1] // 2
     share = weights.reshape(weights.shape + (1,) * (values.ndim - 2))

@@ -1,6 +1,9 @@
-"""States of discrete fields: what they are, and the way between x, the number of each site's state, and their weights.
+"""States of discrete fields.
 
-Site i of x takes one of the states v_1, .., v_k: numbers, or the one-hot rows of the last event axis.
+What they are, and the way between x, the number of each site's state, and their weights.
+
+Site i of x takes one of the states v_1, .., v_k: numbers, or the one-hot rows of the last event
+axis.
 """
 
 from __future__ import annotations
@@ -16,8 +19,18 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 
 __all__ = [
-    "ONE_HOT", "States", "by_site", "check_states", "labels", "layout", "pick", "place", "uniform_states", "values", "weigh",
-]  # fmt: skip
+    "ONE_HOT",
+    "States",
+    "by_site",
+    "check_states",
+    "labels",
+    "layout",
+    "pick",
+    "place",
+    "uniform_states",
+    "values",
+    "weigh",
+]
 
 States = tuple[float, ...] | str
 ONE_HOT = "one-hot"
@@ -28,12 +41,16 @@ def check_states(states: Any, event_shape: tuple[int, ...]) -> States:
     if isinstance(states, str) and states == ONE_HOT:
         if not event_shape or event_shape[-1] < 2:
             raise InvalidArgument(
-                "event_shape", event_shape, "at least two categories on the last axis for one-hot rows"
+                "event_shape",
+                event_shape,
+                "at least two categories on the last axis for one-hot rows",
             )
         return ONE_HOT
     numbers = isinstance(states, tuple) and all(isinstance(v, Real) and isfinite(v) for v in states)
     if not numbers or len(set(states)) < max(2, len(states)):
-        raise InvalidArgument("states", states, "a tuple of at least two different numbers, or 'one-hot'")
+        raise InvalidArgument(
+            "states", states, "a tuple of at least two different numbers, or 'one-hot'"
+        )
     return states
 
 
@@ -45,14 +62,20 @@ def layout(states: States, event_shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def uniform_states(states: States, event_shape: tuple[int, ...], noise: Any) -> Tensor:
-    """Every site uniform over the states, a row for each of the noise's chains: `(chains, *event_shape)`."""
+    """Every site uniform over the states, a row for each of the noise's chains.
+
+    `(chains, *event_shape)`.
+    """
     sites, k = layout(states, event_shape)
     u = noise.uniform(0, Stream.START, (sites,))
     return place((u * k).long().clamp(max=k - 1), states, event_shape, u.dtype)
 
 
 def weigh(s: Tensor, states: States) -> Tensor:
-    """`<v_k, s_i>`, what a linear function of slope s gives each state of each site: `(chains, sites, k)`."""
+    """`<v_k, s_i>`, what a linear function of slope s gives each state of each site.
+
+    `(chains, sites, k)`.
+    """
     s = by_site(s, states)
     return s if isinstance(states, str) else s * values(states, s.dtype, s.device)
 
@@ -60,10 +83,16 @@ def weigh(s: Tensor, states: States) -> Tensor:
 def labels(x: Tensor, states: States) -> Tensor:
     """The number of the state that each site is in (the nearest one): `(chains, sites)` of int64."""
     x = by_site(x, states)
-    return x.argmax(-1) if isinstance(states, str) else (x - values(states, x.dtype, x.device)).abs().argmin(-1)
+    return (
+        x.argmax(-1)
+        if isinstance(states, str)
+        else (x - values(states, x.dtype, x.device)).abs().argmin(-1)
+    )
 
 
-def place(label: Tensor, states: States, event_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def place(
+    label: Tensor, states: States, event_shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
     """The x with these labels: `(chains, *event_shape)`."""
     if isinstance(states, str):
         x = (label[..., None] == torch.arange(event_shape[-1], device=label.device)).to(dtype)
@@ -73,10 +102,12 @@ def place(label: Tensor, states: States, event_shape: tuple[int, ...], dtype: to
 
 
 def pick(logits: Tensor, u: Tensor) -> Tensor:
-    """One category a row by inverse cdf: logits `(..., k)` and uniforms `(...)` give `(...)` of int64.
+    """One category a row by inverse cdf.
 
-    The first category whose cumulative probability exceeds u, and the last possible one where rounding leaves none. Never a
-    category of probability 0, in whatever order a device adds up.
+    Logits `(..., k)` and uniforms `(...)` give `(...)` of int64.
+
+    The first category whose cumulative probability exceeds u, and the last possible one where
+    rounding leaves none. Never a category of probability 0, in whatever order a device adds up.
     """
     probability = torch.softmax(logits, -1)
     reach = torch.where(probability > 0, probability.cumsum(-1), -1.0)
@@ -91,5 +122,8 @@ def by_site(x: Tensor, states: States) -> Tensor:
 
 
 def values(states: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The states as a tensor `(k,)`, filled on the device: copying a list there would make the host wait."""
+    """The states as a tensor `(k,)`, filled on the device.
+
+    Copying a list there would make the host wait.
+    """
     return torch.stack([torch.full((), v, dtype=dtype, device=device) for v in states])

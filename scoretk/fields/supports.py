@@ -1,8 +1,9 @@
-r"""Bijections from free space onto supports, by constraint, that resolve both ends of a support as far as the dtype can.
+r"""Bijections from free space onto supports, by constraint, that resolve both ends of a support as
+far as the dtype can.
 
-A bijection T takes free z to x in the user's space. torch's own (`biject_to`) clamp at `1 - eps` where 0 resolves to 1e-38, so
-that mass at one end is kept and at the other cut; here each x is computed from the nearer end, on a simplex and for correlations
-from logarithms:
+A bijection T takes free z to x in the user's space. torch's own (`biject_to`) clamp at `1 - eps`
+where 0 resolves to 1e-38, so that mass at one end is kept and at the other cut; here each x is
+computed from the nearer end, on a simplex and for correlations from logarithms:
 
     x > a                 a + exp(z)
     a < x < b             a + (b - a) s(z) for z < 0, else b - (b - a) s(-z),       s(z) = 1 / (1 + exp(-z))
@@ -12,9 +13,12 @@ from logarithms:
 
 What rounds onto an end comes back as the last number inside, so that x is always in the support.
 
-References: Carpenter et al., "Stan: a probabilistic programming language" (2017); Egozcue, Pawlowsky-Glahn, Mateu-Figueras,
-Barcelo-Vidal, "Isometric logratio transformations for compositional data analysis" (2003); Lewandowski, Kurowicka, Joe,
-"Generating random correlation matrices based on vines and extended onion method" (2009).
+References:
+    Carpenter et al., "Stan: a probabilistic programming language" (2017).
+    Egozcue, Pawlowsky-Glahn, Mateu-Figueras, Barcelo-Vidal, "Isometric logratio transformations for
+    compositional data analysis" (2003).
+    Lewandowski, Kurowicka, Joe, "Generating random correlation matrices based on vines and extended
+    onion method" (2009).
 """
 
 from __future__ import annotations
@@ -48,13 +52,19 @@ Shape = tuple[int, ...]
 
 
 class Bijection(Protocol):
-    """From free z `(batch, .., *free)` onto x `(batch, .., *event)`; an event has `event_dim` axes, those before are kept."""
+    """From free z `(batch, .., *free)` onto x `(batch, .., *event)`.
+
+    An event has `event_dim` axes, those before are kept.
+    """
 
     @property
     def event_dim(self) -> int: ...
 
     def free_shape(self, shape: Shape) -> Shape:
-        """The shape of z for x of this shape, without the batch. Raises `ValueError` where no such x is in the support."""
+        """The shape of z for x of this shape, without the batch.
+
+        Raises `ValueError` where no such x is in the support.
+        """
         ...
 
     def constrain(self, z: Tensor) -> Tensor: ...
@@ -103,14 +113,23 @@ REAL = Real()
 
 
 def _nexts(bound: Bound, upwards: bool) -> dict[torch.dtype, float]:
-    """The next number after a bound, by dtype; nothing where it is a tensor, whose next is worked out where it is needed."""
+    """The next number after a bound, by dtype.
+
+    Nothing where it is a tensor, whose next is worked out where it is needed.
+    """
     if isinstance(bound, Tensor):
         return {}
-    return {dtype: float(_next(torch.tensor(bound, dtype=dtype), upwards)) for dtype in (torch.float32, torch.float64)}
+    return {
+        dtype: float(_next(torch.tensor(bound, dtype=dtype), upwards))
+        for dtype in (torch.float32, torch.float64)
+    }
 
 
 def _next(bound: Tensor, upwards: bool) -> Tensor:
-    """The next number of the dtype after a bound; after zero the smallest normal one: some devices flush those below to zero."""
+    """The next number of the dtype after a bound; after zero the smallest normal one.
+
+    Some devices flush those below to zero.
+    """
     tiny = torch.finfo(bound.dtype).tiny
     beyond = torch.nextafter(bound, torch.full_like(bound, math.inf if upwards else -math.inf))
     return torch.where(bound == 0, tiny if upwards else -tiny, beyond)
@@ -118,11 +137,19 @@ def _next(bound: Tensor, upwards: bool) -> Tensor:
 
 def _at_least(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tensor:
     """x, at least the next number after the bound."""
-    return torch.maximum(x, _next(bound.to(x), True)) if isinstance(bound, Tensor) else x.clamp(min=nexts[x.dtype])
+    return (
+        torch.maximum(x, _next(bound.to(x), True))
+        if isinstance(bound, Tensor)
+        else x.clamp(min=nexts[x.dtype])
+    )
 
 
 def _at_most(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tensor:
-    return torch.minimum(x, _next(bound.to(x), False)) if isinstance(bound, Tensor) else x.clamp(max=nexts[x.dtype])
+    return (
+        torch.minimum(x, _next(bound.to(x), False))
+        if isinstance(bound, Tensor)
+        else x.clamp(max=nexts[x.dtype])
+    )
 
 
 def _as(bound: Bound, like: Tensor) -> Bound:
@@ -209,7 +236,9 @@ class Between:
     def constrain(self, z: Tensor) -> Tensor:
         low, high = _as(self.lower, z), _as(self.upper, z)
         width = high - low
-        return self.clamped(torch.where(z < 0, low + width * torch.sigmoid(z), high - width * torch.sigmoid(-z)))
+        return self.clamped(
+            torch.where(z < 0, low + width * torch.sigmoid(z), high - width * torch.sigmoid(-z))
+        )
 
     def clamped(self, x: Tensor) -> Tensor:
         return _at_most(_at_least(x, self.lower, self._low), self.upper, self._high)
@@ -219,7 +248,11 @@ class Between:
 
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
         width = _as(self.upper, z) - _as(self.lower, z)
-        return logsigmoid(z) + logsigmoid(-z) + (width.log() if isinstance(width, Tensor) else math.log(width))
+        return (
+            logsigmoid(z)
+            + logsigmoid(-z)
+            + (width.log() if isinstance(width, Tensor) else math.log(width))
+        )
 
     def contains(self, x: Tensor) -> Tensor:
         return (x >= _as(self.lower, x)) & (x <= _as(self.upper, x))
@@ -227,7 +260,10 @@ class Between:
 
 @dataclass(frozen=True)
 class Simplex:
-    """Positive numbers on the last axis that add up to one; the density is one of all entries but the last."""
+    """Positive numbers on the last axis that add up to one.
+
+    The density is one of all entries but the last.
+    """
 
     event_dim = 1
 
@@ -237,7 +273,10 @@ class Simplex:
         return (*shape[:-1], shape[-1] - 1)
 
     def log_x(self, z: Tensor) -> Tensor:
-        """`log softmax(V z)`. Column j of V is `(1, .., 1, -j, 0, .., 0) / sqrt(j (j + 1))`, j ones."""
+        """`log softmax(V z)`.
+
+        Column j of V is `(1, .., 1, -j, 0, .., 0) / sqrt(j (j + 1))`, j ones.
+        """
         j = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
         share = z / (j * (j + 1)).sqrt()
         zero = torch.zeros_like(z[..., :1])
@@ -286,7 +325,9 @@ def _filled(entries: Tensor, diagonal: bool) -> Tensor:
 
 
 def _taken(matrix: Tensor, diagonal: bool) -> Tensor:
-    rows, columns = torch.tril_indices(matrix.shape[-2], matrix.shape[-1], 0 if diagonal else -1, device=matrix.device)
+    rows, columns = torch.tril_indices(
+        matrix.shape[-2], matrix.shape[-1], 0 if diagonal else -1, device=matrix.device
+    )
     return matrix[..., rows, columns]
 
 
@@ -296,7 +337,10 @@ def _log_sech(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CorrelationCholesky:
-    """Cholesky factors of correlation matrices: rows of unit length. The density is one of the entries below the diagonal."""
+    """Cholesky factors of correlation matrices: rows of unit length.
+
+    The density is one of the entries below the diagonal.
+    """
 
     event_dim = 2
 
@@ -306,7 +350,9 @@ class CorrelationCholesky:
         return (*shape[:-2], n * (n - 1) // 2)
 
     def _log_rest(self, partial: Tensor) -> Tensor:
-        """`sum_(k<j) log sech(z_ik)`, half the logarithm of what the first j - 1 entries leave of row i."""
+        """`sum_(k<j) log sech(z_ik)`, half the logarithm of what the first j - 1 entries leave of
+        row i.
+        """
         steps = _log_sech(partial)
         return steps.cumsum(-1) - steps
 
@@ -338,7 +384,10 @@ class CorrelationCholesky:
 
 @dataclass(frozen=True)
 class LowerCholesky:
-    """Lower triangles with a positive diagonal. The density is one of the entries that are not zero."""
+    """Lower triangles with a positive diagonal.
+
+    The density is one of the entries that are not zero.
+    """
 
     event_dim = 2
 
@@ -351,7 +400,9 @@ class LowerCholesky:
 
     def _factor(self, z: Tensor) -> Tensor:
         free, limits = _filled(z, diagonal=True), torch.finfo(z.dtype)
-        return free.tril(-1) + torch.diag_embed(self.log_diagonal(z).exp().clamp(limits.tiny, limits.max))
+        return free.tril(-1) + torch.diag_embed(
+            self.log_diagonal(z).exp().clamp(limits.tiny, limits.max)
+        )
 
     def log_diagonal(self, z: Tensor) -> Tensor:
         """`log L_ii`, `(.., n)`."""
@@ -373,7 +424,10 @@ class LowerCholesky:
 
 @dataclass(frozen=True)
 class PositiveDefinite:
-    """Symmetric positive definite matrices `L L^T`. The density is one of the entries on and below the diagonal."""
+    """Symmetric positive definite matrices `L L^T`.
+
+    The density is one of the entries on and below the diagonal.
+    """
 
     event_dim = 2
     factor = LowerCholesky()
@@ -392,7 +446,9 @@ class PositiveDefinite:
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
         logs = self.factor.log_diagonal(z)
         n = logs.shape[-1]
-        return n * math.log(2) + (logs * torch.arange(n + 1, 1, -1, dtype=z.dtype, device=z.device)).sum(-1)
+        return n * math.log(2) + (
+            logs * torch.arange(n + 1, 1, -1, dtype=z.dtype, device=z.device)
+        ).sum(-1)
 
     def clamped(self, x: Tensor) -> Tensor:
         return x
@@ -412,7 +468,8 @@ class _Ordered(constraints.Constraint):
 
 
 ordered = _Ordered()
-"""Strictly increasing vectors, as a constraint beside those of `torch.distributions.constraints`."""
+"""Strictly increasing vectors, as a constraint beside those of `torch.distributions.constraints`.
+"""
 
 
 @dataclass(frozen=True)
@@ -443,7 +500,9 @@ class Ordered:
 
 
 class Joined:
-    """Bijections side by side on a vector: each maps so many free entries to so many of the user's, not always as many.
+    """Bijections side by side on a vector.
+
+    Each maps so many free entries to so many of the user's, not always as many.
 
     Arguments: pairs of a constraint and how many entries of the user's vector it holds.
     """
@@ -453,7 +512,10 @@ class Joined:
     def __init__(self, parts: Sequence[tuple[constraints.Constraint, int]]) -> None:
         self.parts = [bijection(constraint) for constraint, _ in parts]
         self.lengths = [length for _, length in parts]
-        self.free = [math.prod(part.free_shape((n,))) for part, n in zip(self.parts, self.lengths, strict=True)]
+        self.free = [
+            math.prod(part.free_shape((n,)))
+            for part, n in zip(self.parts, self.lengths, strict=True)
+        ]
 
     def free_shape(self, shape: Shape) -> Shape:
         if not shape or shape[-1] != sum(self.lengths):
@@ -462,11 +524,15 @@ class Joined:
 
     def constrain(self, z: Tensor) -> Tensor:
         split = z.split(self.free, -1)
-        return torch.cat([part.constrain(one) for part, one in zip(self.parts, split, strict=True)], -1)
+        return torch.cat(
+            [part.constrain(one) for part, one in zip(self.parts, split, strict=True)], -1
+        )
 
     def unconstrain(self, x: Tensor) -> Tensor:
         split = x.split(self.lengths, -1)
-        return torch.cat([part.unconstrain(one) for part, one in zip(self.parts, split, strict=True)], -1)
+        return torch.cat(
+            [part.unconstrain(one) for part, one in zip(self.parts, split, strict=True)], -1
+        )
 
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
         pairs = zip(self.parts, z.split(self.free, -1), x.split(self.lengths, -1), strict=True)
@@ -475,13 +541,18 @@ class Joined:
 
     def clamped(self, x: Tensor) -> Tensor:
         split = x.split(self.lengths, -1)
-        return torch.cat([part.clamped(one) for part, one in zip(self.parts, split, strict=True)], -1)
+        return torch.cat(
+            [part.clamped(one) for part, one in zip(self.parts, split, strict=True)], -1
+        )
 
     def contains(self, x: Tensor) -> Tensor:
         pairs = zip(self.parts, x.split(self.lengths, -1), strict=True)
         found = [part.contains(one) for part, one in pairs]
         return torch.stack(
-            [inside if part.event_dim else inside.all(-1) for part, inside in zip(self.parts, found, strict=True)]
+            [
+                inside if part.event_dim else inside.all(-1)
+                for part, inside in zip(self.parts, found, strict=True)
+            ]
         ).all(0)
 
 
@@ -545,9 +616,12 @@ _MADE: dict[type, Any] = {
 
 
 def bijection(constraint: Any) -> Bijection:
-    """The bijection onto a constraint's support; for pairs of a constraint and a number of entries, side by side on a vector.
+    """The bijection onto a constraint's support.
 
-    Raises: `ValueError` or `NotImplementedError` where there is none.
+    For pairs of a constraint and a number of entries, side by side on a vector.
+
+    Raises:
+        `ValueError` or `NotImplementedError` where there is none.
     """
     if isinstance(constraint, tuple):
         return Joined(constraint)

@@ -1,17 +1,20 @@
-"""Values that `torch.distributions` refuses are points outside a support: rejections of their rows, not errors of a run.
+"""Values that `torch.distributions` refuses are points outside a support.
 
-torch's distributions check what they are given, parameters and values, and raise `ValueError` for the whole batch where one row
-of it is NaN or outside a support: a proposal far out, a scale that has underflown. The density there is zero. So where an
-evaluation is refused, the rows at fault are replaced by a row that is not, the batch is asked again, and they get what zero
-density means.
+Rejections of their rows, not errors of a run.
 
-Turning the checks off instead would change laws: `Exponential(1.0).log_prob(-1.0)` is then 1, and rises for ever. For the same
-reason the checks are on while a field is asked, also where the default has been turned off, as any use of `torch.compile` does
-for the whole process; a distribution that was given `validate_args=False` stays as it is.
+torch's distributions check what they are given, parameters and values, and raise `ValueError` for
+the whole batch where one row of it is NaN or outside a support: a proposal far out, a scale that
+has underflown. The density there is zero. So where an evaluation is refused, the rows at fault are
+replaced by a row that is not, the batch is asked again, and they get what zero density means.
 
-An evaluation that is refused is repeated, once for each distribution that refuses; what a run counts is what its solver asked
-for. An error that does not come from x (data outside a support, a scale that is negative for every x) is the user's, and is
-raised.
+Turning the checks off instead would change laws: `Exponential(1.0).log_prob(-1.0)` is then 1, and
+rises for ever. For the same reason the checks are on while a field is asked, also where the default
+has been turned off, as any use of `torch.compile` does for the whole process; a distribution that
+was given `validate_args=False` stays as it is.
+
+An evaluation that is refused is repeated, once for each distribution that refuses; what a run
+counts is what its solver asked for. An error that does not come from x (data outside a support, a
+scale that is negative for every x) is the user's, and is raised.
 """
 
 from __future__ import annotations
@@ -29,11 +32,16 @@ from scoretk.core.rows import across, row_sum
 __all__ = ["rejecting"]
 
 
-def rejecting(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], *refused: float) -> Any:
+def rejecting(
+    evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], *refused: float
+) -> Any:
     """`evaluate(x, **cond)`, with what torch's distributions refuse replaced row by row.
 
-    Arguments: evaluate, of independent rows, gives a tensor or a tuple of them, a row each; x `(batch, *event_shape)`; cond, one
-    row a row of x; refused, what the rows get that are refused, a number for each tensor.
+    Args:
+        evaluate: Of independent rows, gives a tensor or a tuple of them, a row each.
+        x: `(batch, *event_shape)`.
+        cond: One row a row of x.
+        refused: What the rows get that are refused, a number for each tensor.
     """
     if torch.compiler.is_compiling():  # which leaves the checks out
         return evaluate(x, **cond)
@@ -45,7 +53,9 @@ def rejecting(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor
     if made is None:  # each row is refused
         made = tuple(row_sum(x) if k == 0 else torch.zeros_like(x) for k in range(len(refused)))
     parts = made if isinstance(made, tuple) else (made,)
-    filled = tuple(torch.where(across(outside, v), r, v) for v, r in zip(parts, refused, strict=True))
+    filled = tuple(
+        torch.where(across(outside, v), r, v) for v, r in zip(parts, refused, strict=True)
+    )
     return filled if len(refused) > 1 else filled[0]
 
 
@@ -62,7 +72,9 @@ def _checking() -> Iterator[None]:
 def _without_refused(
     evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], error: ValueError
 ) -> tuple[Tensor, Any]:
-    """Which rows are refused, `(batch,)`, and the evaluation with others in their place; None where there are no others.
+    """Which rows are refused, `(batch,)`, and the evaluation with others in their place.
+
+    None where there are no others.
 
     Raises the error where it does not come from x.
     """
@@ -82,11 +94,16 @@ def _without_refused(
 
 
 def _check_of(error: ValueError) -> dict[str, Any] | None:
-    """What torch's check knew that raised the error: `value`, and `valid` where it is told; None for any other error."""
+    """What torch's check knew that raised the error: `value`, and `valid` where it is told.
+
+    None for any other error.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or not str(trace.tb_frame.f_globals.get("__name__")).startswith("torch.distributions."):
+    if trace is None or not str(trace.tb_frame.f_globals.get("__name__")).startswith(
+        "torch.distributions."
+    ):
         return None
     known = trace.tb_frame.f_locals
     general = trace.tb_frame.f_globals["__name__"] == Distribution.__module__
@@ -94,7 +111,10 @@ def _check_of(error: ValueError) -> dict[str, Any] | None:
 
 
 def _rows_at_fault(error: ValueError, rows: int) -> Tensor | None:
-    """Which rows a check has refused, `(rows,)`; None where it does not tell. Raises the error where it was no such check."""
+    """Which rows a check has refused, `(rows,)`; None where it does not tell.
+
+    Raises the error where it was no such check.
+    """
     known = _check_of(error)
     if known is None:
         raise error
@@ -104,7 +124,9 @@ def _rows_at_fault(error: ValueError, rows: int) -> Tensor | None:
     return ~valid.reshape(rows, -1).all(1)
 
 
-def _found_by_halves(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+def _found_by_halves(
+    evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], rows: Tensor
+) -> Tensor:
     """Which of these rows are refused, by asking for parts of the batch."""
     outside = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     parts = [rows]
@@ -122,7 +144,9 @@ def _found_by_halves(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str,
     return outside
 
 
-def _evaluated_elsewhere(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], outside: Tensor) -> Any:
+def _evaluated_elsewhere(
+    evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], outside: Tensor
+) -> Any:
     """The evaluation with the first row that is inside in the place of those outside."""
     first = int((~outside).nonzero()[0])
 
@@ -132,7 +156,9 @@ def _evaluated_elsewhere(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[
     return evaluate(moved(x), **{name: moved(value) for name, value in cond.items()})
 
 
-def _raise_unless_of_x(evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], error: ValueError) -> None:
+def _raise_unless_of_x(
+    evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], error: ValueError
+) -> None:
     """Raise the error unless the value that is refused depends on x."""
     with torch.enable_grad():
         try:

@@ -1,23 +1,30 @@
-r"""What a field made of fields keeps of them: one rule for every optional capability and every kind of wrapper.
+r"""What a field made of fields keeps of them.
+
+One rule for every optional capability and every kind of wrapper.
 
 A wrapper makes a law of laws. What its fields can do beyond energy and score falls into two sorts:
 
-- *Where a law lives* (`SPACE`) is part of what it is: the discrete `states`, and the map `constrain` from the space of the solver
-  to that of the user. A wrapper keeps it or cannot be made: left out, every solver would sample another law without a word.
-- *What can be done with a law* may be kept, or done anew by the wrapper's own method; else it is refused where it is asked for.
+- *Where a law lives* (`SPACE`) is part of what it is: the discrete `states`, and the map
+  `constrain` from the space of the solver to that of the user. A wrapper keeps it or cannot be
+  made: left out, every solver would sample another law without a word.
+- *What can be done with a law* may be kept, or done anew by the wrapper's own method; else it is
+  refused where it is asked for.
 
-A wrapper says what it does to the law (`Kind`), and `RULES` what follows for each capability. What `RULES` does not name for a
-kind is refused, so that a new capability is never passed on by accident.
+A wrapper says what it does to the law (`Kind`), and `RULES` what follows for each capability. What
+`RULES` does not name for a kind is refused, so that a new capability is never passed on by
+accident.
 
-A law in the user's space is combined *there*: a field over a map has `around(field)`, the same map around another field, and
+A law in the user's space is combined *there*: a field over a map has `around(field)`, the same map
+around another field, and
 
     tempered(constrained(f, c), T) = constrained(tempered(f, T), c),    product(constrained(f, c), constrained(g, c)) = ...
 
 so that the Jacobian is neither tempered nor counted twice (`shared_map`).
 
-*In time* a wrapper makes a density at each t of those of its fields. The probability flow and the reverse SDE lead from one to
-the next only where they are the noised densities of the law at t = 1: where what the wrapper does commutes with noising, as
-mixing does, and powers and products do not, `(p_t)^(1/T)` is not `(p^(1/T))_t` (`FLOWS`, `check_flow`).
+*In time* a wrapper makes a density at each t of those of its fields. The probability flow and the
+reverse SDE lead from one to the next only where they are the noised densities of the law at t = 1:
+where what the wrapper does commutes with noising, as mixing does, and powers and products do not,
+`(p_t)^(1/T)` is not `(p^(1/T))_t` (`FLOWS`, `check_flow`).
 """
 
 from __future__ import annotations
@@ -31,7 +38,18 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.alike import alike
 from scoretk.fields.protocols import CAPABILITIES, field_name, is_timed, offers
 
-__all__ = ["FLOWS", "NATIVE", "RULES", "SPACE", "Kind", "Rule", "Wrapped", "check_flow", "check_within", "shared_map"]
+__all__ = [
+    "FLOWS",
+    "NATIVE",
+    "RULES",
+    "SPACE",
+    "Kind",
+    "Rule",
+    "Wrapped",
+    "check_flow",
+    "check_within",
+    "shared_map",
+]
 
 
 class Kind(Enum):
@@ -71,7 +89,9 @@ class Rule(Enum):
     OWN = auto()
     """What the wrapper makes of it itself; refused where it makes nothing."""
     ANEW = auto()
-    """As `OWN`, of fields that have none: of a law's `SPACE`, one that has it cannot be wrapped so."""
+    """As `OWN`, of fields that have none: of a law's `SPACE`, one that has it cannot be wrapped
+    so.
+    """
     REFUSE = auto()
     """Not the wrapper's: refused where it is asked for."""
     BAR = auto()
@@ -80,45 +100,91 @@ class Rule(Enum):
 
 _COMBINED = (Kind.POWER, Kind.BLEND, Kind.TILT, Kind.MIXTURE)
 
-NATIVE = frozenset({
-    "at", "constraint", "denoise", "energy", "energy_and_grad", "event_shape", "native", "path", "predict", "predicts",
-    "provides", "score", "transform", "velocity",
-})  # fmt: skip
-"""What makes a field a field, and a map a map. Every wrapper has of these what it makes itself, and nothing by a rule."""
+NATIVE = frozenset(
+    {
+        "at",
+        "constraint",
+        "denoise",
+        "energy",
+        "energy_and_grad",
+        "event_shape",
+        "native",
+        "path",
+        "predict",
+        "predicts",
+        "provides",
+        "score",
+        "transform",
+        "velocity",
+    }
+)
+"""What makes a field a field, and a map a map. Every wrapper has of these what it makes itself, and
+nothing by a rule.
+"""
 
 
 def _rules(rule: Rule, *kinds: Kind, **others: Rule) -> Mapping[Kind, Rule]:
     """One rule for some kinds, others by name; all that are not named refuse."""
-    return dict.fromkeys(Kind, Rule.REFUSE) | dict.fromkeys(kinds, rule) | {Kind[k]: r for k, r in others.items()}
+    return (
+        dict.fromkeys(Kind, Rule.REFUSE)
+        | dict.fromkeys(kinds, rule)
+        | {Kind[k]: r for k, r in others.items()}
+    )
 
 
 _MAP = _rules(
-    Rule.KEEP, Kind.SAME, Kind.BLEND, Kind.MOMENT, Kind.NOISED,
-    MIXTURE=Rule.SHARE, POWER=Rule.BAR, TILT=Rule.BAR, RESTRICTED=Rule.BAR, MOVED=Rule.ANEW,
-)  # fmt: skip
+    Rule.KEEP,
+    Kind.SAME,
+    Kind.BLEND,
+    Kind.MOMENT,
+    Kind.NOISED,
+    MIXTURE=Rule.SHARE,
+    POWER=Rule.BAR,
+    TILT=Rule.BAR,
+    RESTRICTED=Rule.BAR,
+    MOVED=Rule.ANEW,
+)
 
 RULES: Mapping[str, Mapping[Kind, Rule]] = {
     "states": _rules(
-        Rule.KEEP, Kind.SAME, Kind.VIEW, Kind.POWER, Kind.BLEND, Kind.TILT,
-        MIXTURE=Rule.SHARE, RESTRICTED=Rule.OWN, MOMENT=Rule.BAR, NOISED=Rule.BAR, MOVED=Rule.BAR,
+        Rule.KEEP,
+        Kind.SAME,
+        Kind.VIEW,
+        Kind.POWER,
+        Kind.BLEND,
+        Kind.TILT,
+        MIXTURE=Rule.SHARE,
+        RESTRICTED=Rule.OWN,
+        MOMENT=Rule.BAR,
+        NOISED=Rule.BAR,
+        MOVED=Rule.BAR,
     ),
-    "constrain": _MAP, "unconstrain": _MAP, "constrained_shape": _MAP,
-    "around": _rules(Rule.OWN, Kind.MOVED), "in_free_space": _rules(Rule.REFUSE), "support": _rules(Rule.REFUSE),
+    "constrain": _MAP,
+    "unconstrain": _MAP,
+    "constrained_shape": _MAP,
+    "around": _rules(Rule.OWN, Kind.MOVED),
+    "in_free_space": _rules(Rule.REFUSE),
+    "support": _rules(Rule.REFUSE),
     # a start is only a start: any point of the space will do
     "initial": _rules(Rule.FIRST, Kind.SAME, *_COMBINED, RESTRICTED=Rule.OWN, MOVED=Rule.OWN),
     # of what draws hold, which is in the user's space
     "decode": _rules(Rule.KEEP, Kind.SAME, *_COMBINED, Kind.NOISED, Kind.RESTRICTED, Kind.MOVED),
-    "null": _rules(Rule.KEEP, Kind.SAME, *_COMBINED, Kind.MOMENT, Kind.NOISED, Kind.RESTRICTED, Kind.MOVED),
+    "null": _rules(
+        Rule.KEEP, Kind.SAME, *_COMBINED, Kind.MOMENT, Kind.NOISED, Kind.RESTRICTED, Kind.MOVED
+    ),
     "base": _rules(Rule.SHARE, Kind.SAME, *_COMBINED, NOISED=Rule.OWN),
     "draw": _rules(Rule.KEEP, Kind.SAME, RESTRICTED=Rule.OWN, MOVED=Rule.OWN),
     "log_prob": _rules(Rule.OWN, Kind.SAME, Kind.MIXTURE, Kind.MOMENT, Kind.RESTRICTED, Kind.MOVED),
     "log_prob_at": _rules(Rule.OWN, Kind.MIXTURE),
     "exact_log_partition": _rules(Rule.KEEP, Kind.SAME, RESTRICTED=Rule.OWN),
     "estimate_log_prob": _rules(Rule.REFUSE),
-    "gibbs": _rules(Rule.KEEP, Kind.SAME), "gibbs_shape": _rules(Rule.KEEP, Kind.SAME),
+    "gibbs": _rules(Rule.KEEP, Kind.SAME),
+    "gibbs_shape": _rules(Rule.KEEP, Kind.SAME),
     "between": _rules(Rule.KEEP, Kind.SAME),
-    "noised": _rules(Rule.REFUSE), "marginal": _rules(Rule.REFUSE), "observe": _rules(Rule.REFUSE),
-}  # fmt: skip
+    "noised": _rules(Rule.REFUSE),
+    "marginal": _rules(Rule.REFUSE),
+    "observe": _rules(Rule.REFUSE),
+}
 """What becomes of each optional capability under each kind of wrapper."""
 
 SPACE = ("states", "constrain")
@@ -127,26 +193,35 @@ SPACE = ("states", "constrain")
 FLOWS = frozenset(Kind) - {Kind.POWER}
 """The kinds whose densities in time a flow follows.
 
-Guidance and posterior methods are among them, approximations that are used as flows: their docstrings say what is lost.
+Guidance and posterior methods are among them, approximations that are used as flows: their
+docstrings say what is lost.
 """
 
 _BRIDGES = {
     "states": "Take a field on real numbers, or one on the same states",
-    "constrain": "Combine the fields in the user's space, and then constrain the result, all of them by one constraint",
+    "constrain": "Combine the fields in the user's space, and then constrain the result, all of "
+    "them by one constraint",
     "base": "Give the chains their start: init=",
     "decode": "Decode with the `decode` of one of its fields",
     "draw": "Sample it with a solver",
-    "log_prob": "A normalised density needs the partition function: scoretk.log_partition, and scoretk.Normalised",
+    "log_prob": "A normalised density needs the partition function: scoretk.log_partition, and "
+    "scoretk.Normalised",
     "gibbs": "GibbsWithGradients and DiscreteLangevin need an energy only",
 }
 
 
 class NotKept(MissingCapability, AttributeError):
-    """A capability that a wrapper does not have: to `getattr` and `hasattr` an attribute that is missing."""
+    """A capability that a wrapper does not have.
+
+    To `getattr` and `hasattr` an attribute that is missing.
+    """
 
 
 class Wrapped:
-    """A field made of fields: its optional capabilities by `RULES`. A subclass gives `kind`, `inner` and `computed`."""
+    """A field made of fields: its optional capabilities by `RULES`.
+
+    A subclass gives `kind`, `inner` and `computed`.
+    """
 
     kind: ClassVar[Kind]
 
@@ -166,7 +241,8 @@ class Wrapped:
         for name, rules in RULES.items():
             if kind is not None and _defines(cls, name) and rules[kind] in (Rule.REFUSE, Rule.BAR):
                 raise TypeError(
-                    f"{cls.__name__} defines {name}, which a wrapper of kind {kind.name} refuses: see RULES"
+                    f"{cls.__name__} defines {name}, which a wrapper of kind {kind.name} refuses: "
+                    f"see RULES"
                 )
 
     def __post_init__(self) -> None:
@@ -176,7 +252,9 @@ class Wrapped:
 
     @property
     def flows(self) -> bool:
-        """Whether its densities in time are the noised ones of its law, where those of its fields are of theirs."""
+        """Whether its densities in time are the noised ones of its law, where those of its fields
+        are of theirs.
+        """
         return self.kind in FLOWS
 
     @cached_property
@@ -187,13 +265,17 @@ class Wrapped:
     def _provides(self) -> frozenset[str]:
         """What it computes itself, and what is left to it of its fields."""
         own = frozenset(n for n in RULES if _defines(type(self), n) or n in vars(self))
-        return self.computed | {n for n in CAPABILITIES if n in RULES and n not in own and _kept(self, n) is not None}
+        return self.computed | {
+            n for n in CAPABILITIES if n in RULES and n not in own and _kept(self, n) is not None
+        }
 
     provides: frozenset[str] = cached_property(_provides)  # type: ignore[assignment]
 
 
 class _ByRule:
-    """A capability that a wrapper has by `RULES`, unless its class or the wrapper itself has one of its own."""
+    """A capability that a wrapper has by `RULES`, unless its class or the wrapper itself has one of
+    its own.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -245,7 +327,10 @@ def _agree(values: Sequence[Any]) -> bool:
 
 
 def _meaning(value: Any) -> Any:
-    """What is compared of a capability: of the maps to and from the user's space the bijection, whatever field it is around."""
+    """What is compared of a capability.
+
+    Of the maps to and from the user's space the bijection, whatever field it is around.
+    """
     owner = getattr(value, "__self__", None)
     transform = getattr(owner, "transform", None)
     if owner is None or transform is None:
@@ -267,12 +352,18 @@ def _check_space(wrapper: Wrapped, name: str) -> None:
 
 
 def check_within(argument: str, field: Any, law: Any) -> None:
-    """Raises `InvalidArgument` where a field lives in another space than a law that it joins: it may say nothing, or the same."""
+    """Raises `InvalidArgument` where a field lives in another space than a law that it joins.
+
+    It may say nothing, or the same.
+    """
     for name in SPACE:
         own = _of(field, name)
         if own is not None and not _agree([own, _of(law, name)]):
             raise InvalidArgument(
-                argument, field_name(field), f"a field without {name!r}, or of the same", _BRIDGES[name]
+                argument,
+                field_name(field),
+                f"a field without {name!r}, or of the same",
+                _BRIDGES[name],
             )
 
 
@@ -287,17 +378,22 @@ def check_flow(field: Any) -> None:
         MissingCapability: It is, or is made of, a power or a product of fields in time.
 
     References:
-        Du, Durkan, Strudel, Tenenbaum, Dieleman, Fergus, Sohl-Dickstein, Doucet, Grathwohl, "Reduce,
-        reuse, recycle: compositional generation with energy-based diffusion models and MCMC" (2023).
+        Du, Durkan, Strudel, Tenenbaum, Dieleman, Fergus, Sohl-Dickstein, Doucet, Grathwohl,
+        "Reduce, reuse, recycle: compositional generation with energy-based diffusion models and
+        MCMC" (2023).
     """
     found = _without_flow(field)
     if found is not None:
         raise MissingCapability(
-            field_name(found), offers(found), {"a flow from each time to the next"},
-            "Powers and products of noised densities are not the noised power or product: their flow ends in another law. "
-            "Take AnnealedLangevin(), ReverseSDE('ancestral', corrector=n), or a kernel such as MALA on field.at(t); where the "
+            field_name(found),
+            offers(found),
+            {"a flow from each time to the next"},
+            "Powers and products of noised densities are not the noised power or product: their "
+            "flow ends in another law. "
+            "Take AnnealedLangevin(), ReverseSDE('ancestral', corrector=n), or a kernel such as "
+            "MALA on field.at(t); where the "
             "fields are known without noise, smoothed(...) of their power or product",
-        )  # fmt: skip
+        )
 
 
 def _without_flow(field: Any) -> Any:
@@ -311,7 +407,9 @@ def _without_flow(field: Any) -> Any:
 
 
 def shared_map(argument: str, fields: Sequence[Any]) -> Any:
-    """The map from free space that all the fields are seen through, as a field over it; None where none is.
+    """The map from free space that all the fields are seen through, as a field over it.
+
+    None where none is.
 
     Raises `InvalidArgument` where some are and others are not, or by another constraint.
     """
@@ -321,7 +419,9 @@ def shared_map(argument: str, fields: Sequence[Any]) -> Any:
     if len(moved) < len(fields) or not _agree([f.transform for f in moved]):
         shown = [getattr(f, "constraint", None) for f in fields]
         raise InvalidArgument(
-            argument, shown, "fields under one and the same constraint",
+            argument,
+            shown,
+            "fields under one and the same constraint",
             "Their laws live in different spaces: constrain all of them, and by the same",
-        )  # fmt: skip
+        )
     return moved[0]

@@ -1,8 +1,11 @@
-"""Wrappers that make a field of a plain callable or module, and nothing more: each offers what its callable gives.
+"""Wrappers that make a field of a plain callable or module, and nothing more.
 
-A network in a `Diffusion` or `Velocity` is called as `net(x, t, **cond)` with x of shape `(batch, *event_shape)` and t
-of shape `(batch,)`, in the dtype of x, in this package's time (t = 0 noise, t = 1 data). Networks that speak of integer
-timesteps, of sigma or of reversed time are adapted once, in `scoretk.fields.adapters`.
+Each offers what its callable gives.
+
+A network in a `Diffusion` or `Velocity` is called as `net(x, t, **cond)` with x of shape `(batch,
+*event_shape)` and t of shape `(batch,)`, in the dtype of x, in this package's time (t = 0 noise, t
+= 1 data). Networks that speak of integer timesteps, of sigma or of reversed time are adapted once,
+in `scoretk.fields.adapters`.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ __all__ = [
 class Energy:
     """A static field from `fn(x, **cond) -> (batch,)`, the energy `E(x) = -log p(x) + const`.
 
-    Arguments: fn, a callable or module; event_shape, the shape of one x. `score(x) = -grad E(x)` by autograd.
+    Args:
+        fn: A callable or module.
+        event_shape: The shape of one x. `score(x) = -grad E(x)` by autograd.
     """
 
     fn: Callable[..., Tensor]
@@ -88,7 +93,8 @@ class Score:
 
 
 class GaussianPathField:
-    """The methods that every field on a Gaussian path has, from one native prediction and the conversions.
+    """The methods that every field on a Gaussian path has, from one native prediction and the
+    conversions.
 
     A subclass gives `path`, `predicts` (a name in `PREDICTIONS`) and `predict(x, t, **cond)`.
     """
@@ -132,7 +138,9 @@ class GaussianPathField:
 
 @dataclass(frozen=True, eq=False)
 class At(Wrapped):
-    """A timed field held at one time: a static field with the score of `p_t`, and its density where the field says it.
+    """A timed field held at one time.
+
+    A static field with the score of `p_t`, and its density where the field says it.
 
     A field says it as `log_prob_at(x, t, **cond)`, `log p_t(x)`, normalised, `(batch,)`.
     """
@@ -174,16 +182,23 @@ def _call_network(
     else:
         times = t.to(x.device, x.dtype).expand(x.shape[:1])
     prediction = unwritten(name, lambda y: net(y, times, **cond), x)
-    return check_rows(name, prediction, x.shape, "A timed model's prediction is shaped like x").to(x.dtype)
+    return check_rows(name, prediction, x.shape, "A timed model's prediction is shaped like x").to(
+        x.dtype
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Diffusion(GaussianPathField):
-    """A timed field from a network that predicts one of data, noise, score, velocity or v on a Gaussian path.
+    """A timed field from a network that predicts one of data, noise, score, velocity or v on a
+    Gaussian path.
 
-    Arguments: net, called as `net(x, t, **cond)` with t of shape `(batch,)`; event_shape; path, a `GaussianPath`;
-    predicts, what the network's output means; null, the condition values that stand for none, by name (None: leave it out),
-    where the network has learned to do without, for `scoretk.guided`. `base` is N(0, sigma(0)^2 I).
+    Args:
+        net: Called as `net(x, t, **cond)` with t of shape `(batch,)`.
+        event_shape: The event shape.
+        path: A `GaussianPath`.
+        predicts: What the network's output means.
+        null: The condition values that stand for none, by name (None: leave it out), where the
+            network has learned to do without, for `scoretk.guided`. `base` is N(0, sigma(0)^2 I).
     """
 
     net: Callable[..., Tensor]
@@ -197,7 +212,9 @@ class Diffusion(GaussianPathField):
         object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
         check_prediction(self.predicts)
         if not isinstance(self.path, GaussianPath):
-            raise InvalidArgument("path", self.path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()")
+            raise InvalidArgument(
+                "path", self.path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()"
+            )
 
     @property
     def base(self) -> Base:
@@ -210,26 +227,33 @@ class Diffusion(GaussianPathField):
 
 
 class Velocity(GaussianPathField):
-    """A timed field from a network that predicts the velocity `dx/dt` of a flow from `base` (t = 0) to data (t = 1).
+    """A timed field from a network that predicts the velocity `dx/dt` of a flow from `base` (t = 0)
+    to data (t = 1).
 
-    Arguments: net, called as `net(x, t, **cond)` with t of shape `(batch,)`; event_shape; base, the distribution at
-    t = 0: None for N(0, I), a `torch.distributions.Distribution`, a field with `draw`, or a tensor
-    `(n, *event_shape)` of samples to start from.
+    Args:
+        net: Called as `net(x, t, **cond)` with t of shape `(batch,)`.
+        event_shape: The event shape.
+        base: The distribution at t = 0: None for N(0, I), a `torch.distributions.Distribution`, a
+            field with `draw`, or a tensor `(n, *event_shape)` of samples to start from.
 
-    With the standard normal base the flow is taken as the linear Gaussian path `x_t = t x_1 + (1 - t) eps`, independent
-    coupling, so that score and denoiser follow from the velocity. With any other base it has a velocity only: asking
-    for the others raises `MissingCapability`.
+    With the standard normal base the flow is taken as the linear Gaussian path `x_t = t x_1 + (1 -
+    t) eps`, independent coupling, so that score and denoiser follow from the velocity. With any
+    other base it has a velocity only: asking for the others raises `MissingCapability`.
     """
 
     predicts = "velocity"
     path: GaussianPath | None  # type: ignore[assignment]
 
-    def __init__(self, net: Callable[..., Tensor], event_shape: Sequence[int], base: object = None) -> None:
+    def __init__(
+        self, net: Callable[..., Tensor], event_shape: Sequence[int], base: object = None
+    ) -> None:
         function("net", net, "net(x, t, **cond)")
         self.net = net
         self.event_shape = as_event_shape(event_shape)
         self.path = Linear() if base is None else None
-        self.base = standard_normal(self.event_shape) if base is None else as_base(base, self.event_shape)
+        self.base = (
+            standard_normal(self.event_shape) if base is None else as_base(base, self.event_shape)
+        )
 
     def __repr__(self) -> str:
         return f"Velocity(net={type(self.net).__name__}, event_shape={self.event_shape}, base={self.base})"
@@ -254,7 +278,11 @@ class Velocity(GaussianPathField):
 def no_gaussian_path(field: object, target: str) -> MissingCapability:
     """The error for a conversion asked of a velocity that has no Gaussian path."""
     return MissingCapability(
-        type(field).__name__, {"velocity"}, {target},
-        "A velocity gives score and denoiser on a Gaussian path only: use base=None where the flow was trained from "
-        "N(0, I), or Diffusion(net, event_shape, path=..., predicts='velocity') for another Gaussian path",
-    )  # fmt: skip
+        type(field).__name__,
+        {"velocity"},
+        {target},
+        "A velocity gives score and denoiser on a Gaussian path only: use base=None where the flow "
+        "was trained from "
+        "N(0, I), or Diffusion(net, event_shape, path=..., predicts='velocity') for another "
+        "Gaussian path",
+    )

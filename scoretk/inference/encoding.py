@@ -8,24 +8,32 @@ has the flow, whatever the path,
 
     dz/dphi = cos(phi) D - sin(phi) e = -v / rho,
 
-from phi near 0 (noise) to phi = pi/2 (sigma = 0, the data). The rate is bounded at both ends, also where the velocity in t
-is not (sigma' of VP), so that ends are ordinary points. Without a Gaussian path the flow is taken in t, with rho = 1.
+from phi near 0 (noise) to phi = pi/2 (sigma = 0, the data). The rate is bounded at both ends, also
+where the velocity in t is not (sigma' of VP), so that ends are ordinary points. Without a Gaussian
+path the flow is taken in t, with rho = 1.
 
-The end correction: a field that predicts the data does not determine `e = (x - alpha D) / sigma` at sigma = 0. But
-`e = -sigma score`, so for data with a density e vanishes there, in proportion to sigma. From such an end the first step, to
-phi_1, is the trapezoid rule with that limit, `z + (phi_1 - pi/2) / 2 rate(z, phi_1)`, which leaves an error of order
-(pi/2 - phi_1)^4. Song et al. (2021) start at phi_1 from x as it is, which takes the data for data noised by sigma(phi_1), an
-error of second order.
+The end correction: a field that predicts the data does not determine `e = (x - alpha D) / sigma` at
+sigma = 0. But `e = -sigma score`, so for data with a density e vanishes there, in proportion to
+sigma. From such an end the first step, to phi_1, is the trapezoid rule with that limit, `z + (phi_1
+- pi/2) / 2 rate(z, phi_1)`, which leaves an error of order (pi/2 - phi_1)^4. Song et al. (2021)
+start at phi_1 from x as it is, which takes the data for data noised by sigma(phi_1), an error of
+second order.
 
-A model's own velocity, such as `(data - x) / (1 - t)`, may have no value at t = 1 and is not asked there: the first step, of a
-length h so short that h^3 is below the tolerance, is `z + h rate(z + h/2 rate(z, phi_1), phi_1/2)`, phi_1/2 half way.
+A model's own velocity, such as `(data - x) / (1 - t)`, may have no value at t = 1 and is not asked
+there: the first step, of a length h so short that h^3 is below the tolerance, is `z + h rate(z +
+h/2 rate(z, phi_1), phi_1/2)`, phi_1/2 half way.
 
-Methods are those of `scoretk.ode.registry` that integrate a velocity; here they integrate the rate in phi. Those for the
-denoiser, which are made for a form of their own (`scoretk.ode.tableaus`), are refused.
+Methods are those of `scoretk.ode.registry` that integrate a velocity; here they integrate the rate
+in phi. Those for the denoiser, which are made for a form of their own (`scoretk.ode.tableaus`), are
+refused.
 
-References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
-differential equations" (2021); Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): the
-angle and v; Shoemake, "Animating rotation with quaternion curves" (1985); White, "Sampling generative networks" (2016).
+References:
+    Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
+    stochastic differential equations" (2021).
+    Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): the angle
+    and v.
+    Shoemake, "Animating rotation with quaternion curves" (1985).
+    White, "Sampling generative networks" (2016).
 """
 
 from __future__ import annotations
@@ -58,8 +66,10 @@ Rate = Callable[[Tensor, float | Tensor], Tensor]
 """`(z, phi) -> like z`, phi a number or one a row."""
 
 CLOSEST = 1e-3
-"""How far in phi, hence in sigma/alpha, from an end without a determinate rate an adaptive solve begins: where Song et al. (2021)
-do on VP, 1e-5 from the end in t. Nearer, `x - alpha D` would be lost in float32."""
+"""How far in phi, hence in sigma/alpha, from an end without a determinate rate an adaptive solve
+begins: where Song et al. (2021) do on VP, 1e-5 from the end in t. Nearer, `x - alpha D` would be
+lost in float32.
+"""
 
 LOOKED_AT = 8
 """In how many rows it is seen whether autograd has the derivative of a model."""
@@ -67,7 +77,10 @@ LOOKED_AT = 8
 
 @dataclass(frozen=True)
 class Latents:
-    """What `encode` found: latents x at t = 0, `(batch, *event_shape)`, NaN where `status`, `(batch,)`, is not OK."""
+    """What `encode` found.
+
+    Latents x at t = 0, `(batch, *event_shape)`, NaN where `status`, `(batch,)`, is not OK.
+    """
 
     x: Tensor
     status: Tensor
@@ -87,12 +100,12 @@ class Flow:
     field: TimedField
 
     def angle(self, t: float) -> float:
-        """phi at time t; t itself where there is no Gaussian path."""
+        """Phi at time t; t itself where there is no Gaussian path."""
         path = self.field.path
         return t if path is None else math.atan2(float(path.alpha(t)), float(path.sigma(t)))
 
     def radius(self, t: float) -> float:
-        """rho at time t: `x = rho z`."""
+        """Rho at time t: `x = rho z`."""
         path = self.field.path
         return 1.0 if path is None else math.hypot(float(path.alpha(t)), float(path.sigma(t)))
 
@@ -105,20 +118,26 @@ class Flow:
     def determinate(self) -> bool:
         """Whether the field's prediction determines the rate at the data end."""
         path = self.field.path
-        return path is None or all(bool(c.isfinite()) for c in coefficients(path, 1.0, self.field.source, "v"))
+        return path is None or all(
+            bool(c.isfinite()) for c in coefficients(path, 1.0, self.field.source, "v")
+        )
 
     def of(self, rows: Tensor) -> Flow:
         """The flow of some of the rows, `(k,)`, which have their own conditions."""
-        return Flow(replace(self.field, cond={name: value[rows] for name, value in self.field.cond.items()}))
+        return Flow(
+            replace(self.field, cond={name: value[rows] for name, value in self.field.cond.items()})
+        )
 
     @cached_property
     def unasked(self) -> bool:
-        """Whether the field is not asked at the data end, as its prediction may have no value there."""
+        """Whether the field is not asked at the data end, as its prediction may have no value
+        there.
+        """
         path = self.field.path
         return self.field.source == "velocity" and (path is None or float(path.sigma(1.0)) == 0)
 
     def time(self, angle: float) -> float:
-        """t at this angle, exact at the ends."""
+        """T at this angle, exact at the ends."""
         path, (noise, data) = self.field.path, self.ends
         if path is None:
             return angle
@@ -162,9 +181,14 @@ class Solve:
         object.__setattr__(self, "method", velocity_method(self.method).name)
         for name, value in (("steps", self.steps), ("grid", self.grid)):
             if value is not None and self.adaptive:
-                others = ", ".join(m.name for m in every_method() if m.needs == "velocity" and not m.adaptive)
+                others = ", ".join(
+                    m.name for m in every_method() if m.needs == "velocity" and not m.adaptive
+                )
                 raise InvalidArgument(
-                    name, value, f"nothing: {self.method} chooses its own steps", f"Or a method of {others}"
+                    name,
+                    value,
+                    f"nothing: {self.method} chooses its own steps",
+                    f"Or a method of {others}",
                 )
         if self.steps is not None:
             counts(self, steps=1)
@@ -188,7 +212,10 @@ class Solve:
         return f"{self.method}{steps}{'' if flow.determinate else ', end corrected'}"
 
     def angles(self, flow: Flow) -> list[float]:
-        """Where to stop on the way from data to noise; first, where a field is not asked at the data, a short way off."""
+        """Where to stop on the way from data to noise.
+
+        First, where a field is not asked at the data, a short way off.
+        """
         found = self._angles(flow)
         if not flow.unasked:
             return found
@@ -204,11 +231,18 @@ class Solve:
             raise InvalidArgument("grid", times, "times from 0 to 1")
         return [flow.angle(t) for t in reversed(times.tolist())]
 
-    def run(self, flow: Flow, rate_of: Callable[[Tensor], Rate], start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def run(
+        self, flow: Flow, rate_of: Callable[[Tensor], Rate], start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Integrate rows `(batch, ...)` from the data end to the noise end.
 
-        Arguments: flow; rate_of, the rate `rate(y, phi) -> like y` of some of the rows, `(k,)`; start, the rows y there.
-        Returns: the rows at the other end; their `Status` codes and evaluations, both `(batch,)`.
+        Args:
+            flow: The flow.
+            rate_of: The rate `rate(y, phi) -> like y` of some of the rows, `(k,)`.
+            start: The rows y there.
+
+        Returns:
+            the rows at the other end; their `Status` codes and evaluations, both `(batch,)`.
         """
         angles, y, opening = self.angles(flow), start, 0
         rate = rate_of(torch.arange(len(y), device=y.device))
@@ -225,12 +259,16 @@ class Solve:
 
 
 def corrected_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
-    """From an end at sigma = 0 to the next angle, by the trapezoid rule with the rate's limit there, 0."""
+    """From an end at sigma = 0 to the next angle, by the trapezoid rule with the rate's limit
+    there, 0.
+    """
     return y + (angles[1] - angles[0]) / 2 * rate(y, angles[1])
 
 
 def short_of_the_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
-    """From an end where the field is not asked to the next angle, by the midpoint rule, its first stage at the next angle."""
+    """From an end where the field is not asked to the next angle, by the midpoint rule, its first
+    stage at the next angle.
+    """
     half = (angles[1] - angles[0]) / 2
     return y + 2 * half * rate(y + half * rate(y, angles[1]), angles[0] + half)
 
@@ -250,17 +288,29 @@ def encode(
 ) -> Latents:
     """The latents of data: the rows of x taken along the probability flow from t = 1 back to t = 0.
 
-    The way back is `stk.sample(field, stk.ProbabilityFlow(...), init=latents.x, cond=cond)`; the round trip is exact up to the
-    error of the two solves. Latents of data follow the field's `base`.
+    The way back is `stk.sample(field, stk.ProbabilityFlow(...), init=latents.x, cond=cond)`; the
+    round trip is exact up to the error of the two solves. Latents of data follow the field's
+    `base`.
 
-    Arguments: field, timed; x `(rows, *event_shape)`; cond, one row a row of x; method, adaptive ("dopri5", "tsit5", "bosh3",
-    each row with its own steps; "dopri8" and its like, whose steps a batch shares) with rtol, atol and max_steps,
-    or fixed ("euler", "heun", "rk4", "adams_3", ...: those of `ProbabilityFlow` that integrate a velocity) with steps (default
-    32) and grid as `ProbabilityFlow` has them;
-    batch, rows at a time, for memory: the latents are the same, where a batch shares its steps to the tolerances.
-    Returns: `Latents`; a row that failed is NaN and has its status. Where x or a condition requires gradients (and autograd is
-    on) so do the latents, to these and to the field's parameters: those of the steps that the solve took.
-    Raises: `MissingCapability` for a field that is not timed, or that no flow follows (powers, products); `InvalidArgument`.
+    Args:
+        field: Timed.
+        x: `(rows, *event_shape)`.
+        cond: One row a row of x.
+        method: Adaptive ("dopri5", "tsit5", "bosh3", each row with its own steps; "dopri8" and its
+            like, whose steps a batch shares) with rtol, atol and max_steps, or fixed ("euler",
+            "heun", "rk4", "adams_3", ...: those of `ProbabilityFlow` that integrate a velocity)
+            with steps (default 32) and grid as `ProbabilityFlow` has them.
+        batch: Rows at a time, for memory: the latents are the same, where a batch shares its steps
+            to the tolerances.
+
+    Returns:
+        `Latents`; a row that failed is NaN and has its status. Where x or a condition requires
+        gradients (and autograd is on) so do the latents, to these and to the field's parameters:
+        those of the steps that the solve took.
+
+    Raises:
+        `MissingCapability` for a field that is not timed, or that no flow follows (powers,
+        products); `InvalidArgument`.
     """
     check_flow(field)
     bound = resolve(field, {"velocity"}, cond, timed=True)
@@ -281,13 +331,17 @@ def encode(
 def _encoded(solve: Solve, flow: Flow, x: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
     """Latents of these rows of x, their status and evaluations."""
     places = torch.arange(len(x), device=x.device)[part]
-    z, status, calls = solve.run(flow, lambda rows: flow.of(places[rows]).rate, x[part] / flow.radius(1.0))
-    latents = select_rows(status == int(Status.OK), flow.radius(0.0) * z, torch.full_like(z, torch.nan))
+    z, status, calls = solve.run(
+        flow, lambda rows: flow.of(places[rows]).rate, x[part] / flow.radius(1.0)
+    )
+    latents = select_rows(
+        status == int(Status.OK), flow.radius(0.0) * z, torch.full_like(z, torch.nan)
+    )
     return latents, status, calls
 
 
 def parts(n: int, batch: int | None) -> list[slice]:
-    """n rows, so many at a time; all at once where batch is None, or where there are none."""
+    """N rows, so many at a time; all at once where batch is None, or where there are none."""
     size = n if batch is None else count("batch", batch, least=1)
     return [slice(i, min(i + size, n)) for i in range(0, n, size)] if n else [slice(0, 0)]
 
@@ -299,7 +353,10 @@ def asks_for_gradients(x: Tensor, cond: Mapping[str, Tensor] | None) -> bool:
 
 
 def check_differentiable(bound: TimedField, x: Tensor) -> None:
-    """Refuse a model whose prediction depends on x behind autograd's back: its derivative would be wrong, silently."""
+    """Refuse a model whose prediction depends on x behind autograd's back.
+
+    Its derivative would be wrong, silently.
+    """
     few = {name: value[:LOOKED_AT] for name, value in bound.cond.items()}
     part = TimedField(bound.native, bound.path, few)
     hint = "Its network detaches x, or runs under no_grad or in numpy"
@@ -310,9 +367,11 @@ def given_gradients(found: Tensor, asked: bool, field: object) -> Tensor:
     """What was found. Raises `InvalidArgument` where gradients were asked for and it has none."""
     if asked and not found.requires_grad:
         raise InvalidArgument(
-            "x", found, f"rows that require no gradients, as {field_name(field)} gives none",
+            "x",
+            found,
+            f"rows that require no gradients, as {field_name(field)} gives none",
             "Its computation is cut from the graph (torch.no_grad, detach, numpy): take x.detach()",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -323,12 +382,21 @@ def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:
 
         (sin((1 - w) Omega) u_a + sin(w Omega) u_b) / sin(Omega)  times  (1 - w) |a| + w |b|,    w = 0, ..., 1.
 
-    The norm goes from |a| to |b| in equal parts, so it is kept where both are the same. In many dimensions latents from
-    N(0, s^2 I) have norms near s sqrt(d), which a straight line would leave: half way it falls to s sqrt(d / 2).
+    The norm goes from |a| to |b| in equal parts, so it is kept where both are the same. In many
+    dimensions latents from N(0, s^2 I) have norms near s sqrt(d), which a straight line would
+    leave: half way it falls to s sqrt(d / 2).
 
-    Arguments: a and b, `(batch, *event_shape)`; n, how many points, at least 2, the ends among them.
-    Returns: `(batch, n, *event_shape)`; `.flatten(0, 1)` is an `init` for `stk.sample`.
-    Raises: `InvalidArgument` where a row is zero or b points opposite to a, so that no shortest way is determined.
+    Args:
+        a: `(batch, *event_shape)`.
+        b: `(batch, *event_shape)`.
+        n: How many points, at least 2, the ends among them.
+
+    Returns:
+        `(batch, n, *event_shape)`; `.flatten(0, 1)` is an `init` for `stk.sample`.
+
+    Raises:
+        `InvalidArgument` where a row is zero or b points opposite to a, so that no shortest way is
+        determined.
     """
     if not isinstance(a, Tensor) or a.ndim == 0:
         raise InvalidArgument("a", a, "latents (batch, *event_shape)")
@@ -340,10 +408,15 @@ def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:
     first, last = (v / norm for v, norm in zip(rows, norms, strict=True))
     apart, along = (row_dot(v, v).sqrt().reshape(-1, 1, 1) for v in (first - last, first + last))
     if not bool((along > math.sqrt(torch.finfo(start.dtype).eps)).all()):
-        raise InvalidArgument("a, b", start, "rows that are not zero, and not opposite to each other")
+        raise InvalidArgument(
+            "a, b", start, "rows that are not zero, and not opposite to each other"
+        )
     omega = 2 * torch.atan2(apart, along)
     share = w[:, None]
     # sin(w Omega) / sin(Omega) by sinc, whose limit w at Omega = 0 is exact
-    parts = [s * torch.sinc(s * omega / math.pi) / torch.sinc(omega / math.pi) for s in (1 - share, share)]
+    parts = [
+        s * torch.sinc(s * omega / math.pi) / torch.sinc(omega / math.pi)
+        for s in (1 - share, share)
+    ]
     points = (parts[0] * first + parts[1] * last) * torch.lerp(norms[0], norms[1], share)
     return points.reshape(len(start), n, *start.shape[1:])

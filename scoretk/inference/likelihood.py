@@ -1,11 +1,13 @@
-r"""Log densities: exact where the family has them, by its own estimator where it has one, else by the probability flow.
+r"""Log densities: exact where the family has them, by its own estimator where it has one, else by
+the probability flow.
 
 Along a flow `dz/dphi = u(z, phi)` the density changes by the divergence,
 
     log p_1(z_1) = log p_0(z_0) - int div u(z, phi) dphi,
 
-integrated from the data end back to the noise in one augmented solve of `(z, integral)`, in the coordinates and with the end
-correction of `scoretk.inference.encoding`; `log p(x) = log p(z) - d log rho`. The divergence, the trace of `J = du/dz`, is
+integrated from the data end back to the noise in one augmented solve of `(z, integral)`, in the
+coordinates and with the end correction of `scoretk.inference.encoding`; `log p(x) = log p(z) - d
+log rho`. The divergence, the trace of `J = du/dz`, is
 
     exact        one product with J a dimension
     hutchinson   e^T J e for random e with E[e e^T] = I: independent signs, or standard normals. The variance over e is
@@ -15,14 +17,18 @@ correction of `scoretk.inference.encoding`; `log p(x) = log p(z) - d log rho`. T
                  ratio of g^T J g to |g|^2 over the rest of them. Better where few directions make most of S_ij; where its
                  diagonal does, as in models of small images, signs alone are better
 
-with the products `e^T J` of all e by one vectorised backward pass. Probes are fixed during the solve, and each has an integral of
-its own, so that their spread gives the standard error.
+with the products `e^T J` of all e by one vectorised backward pass. Probes are fixed during the
+solve, and each has an integral of its own, so that their spread gives the standard error.
 
-References: Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018); Grathwohl, Chen,
-Bettencourt, Sutskever, Duvenaud, "FFJORD: free-form continuous dynamics for scalable reversible generative models" (2019);
-Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic differential
-equations" (2021); Meyer, Musco, Musco, Woodruff, "Hutch++: optimal stochastic trace estimation" (2021); Theis, van den Oord,
-Bethge, "A note on the evaluation of generative models" (2016): dequantisation.
+References:
+    Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018).
+    Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud, "FFJORD: free-form continuous dynamics for
+    scalable reversible generative models" (2019).
+    Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
+    stochastic differential equations" (2021).
+    Meyer, Musco, Musco, Woodruff, "Hutch++: optimal stochastic trace estimation" (2021).
+    Theis, van den Oord, Bethge, "A note on the evaluation of generative models" (2016):
+    dequantisation.
 """
 
 from __future__ import annotations
@@ -68,7 +74,9 @@ ABREAST = 64  # directions a vectorised backward pass takes at once
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number a row (or one number) with its standard error: `value`, `stderr`, how it was made, and what it cost.
+    """A number a row (or one number) with its standard error.
+
+    `value`, `stderr`, how it was made, and what it cost.
 
     `status` holds a `Status` code a row where a row can fail; the value of a failed row is NaN.
     """
@@ -100,25 +108,46 @@ def log_prob(
 ) -> Estimate:
     """Log density of the rows of x, in nats.
 
-    A path that ends above sigma = 0 (VE, EDM) has the density of its end: that of the data noised by sigma(1). At an end
-    sigma = 0 where the field does not determine its rate (one that predicts the data) the end correction of
-    `scoretk.inference.encoding` is made; Song et al. (2021) make none, and so have the density of data noised by sigma = 1e-3.
+    A path that ends above sigma = 0 (VE, EDM) has the density of its end: that of the data noised
+    by sigma(1). At an end sigma = 0 where the field does not determine its rate (one that predicts
+    the data) the end correction of `scoretk.inference.encoding` is made; Song et al. (2021) make
+    none, and so have the density of data noised by sigma = 1e-3.
 
-    Arguments: field, with `log_prob` of its own (used as it is), a torch distribution, or timed with a base that has a density;
-    x `(batch, *event_shape)`, of a `constrained` field in the user's space, as draws are, and so is the density; cond, one row
-    a row of x; method, steps, grid, rtol, atol and max_steps of the solve as in `encode`; trace, "exact", "hutchinson" or
-    "hutch++" (None: exact up to 32 dimensions, else Hutchinson's); probes, how many products with the Jacobian an estimate may
-    take (Hutch++ has a third each for the range and for the trace in it); probe_law, "rademacher" or "gaussian"; seed, of the
-    probes; rows, the ids that the probes of each row hang on: a number, that of the first row, a range or an integer tensor
-    `(batch,)`, by default 0, 1, 2, .... A row has the same probes with the same id in any batch, and rows scored apart have
-    independent ones where their ids differ: pass `rows=i` with `x[i : i + 1]`. batch, rows at a time, for memory: the values
-    are the same (with the methods of `encode` whose steps a batch shares, to the tolerances; where a network's matrix products
-    round by the batch, to rounding).
-    Returns: `Estimate` with value and stderr of shape `(batch,)`, NaN where the row's status is not OK; the standard error
-    is that of the probes, 0 where nothing is estimated; the error of the solve is not in it. Where x or a condition requires
-    gradients (and autograd is on) so does the value, to these and to the field's parameters: those of the steps that the solve
-    took, with all of them in memory. Otherwise nothing is kept for gradients.
-    Raises: `MissingCapability` where the field has no normalised density, or is a power or product in time; `InvalidArgument`.
+    Args:
+        field: With `log_prob` of its own (used as it is), a torch distribution, or timed with a
+            base that has a density.
+        x: `(batch, *event_shape)`, of a `constrained` field in the user's space, as draws are, and
+            so is the density.
+        cond: One row a row of x.
+        method: Of the solve as in `encode`.
+        steps: Of the solve as in `encode`.
+        grid: Of the solve as in `encode`.
+        rtol: Of the solve as in `encode`.
+        atol: Of the solve as in `encode`.
+        max_steps: Of the solve as in `encode`.
+        trace: "exact", "hutchinson" or "hutch++" (None: exact up to 32 dimensions, else
+            Hutchinson's).
+        probes: How many products with the Jacobian an estimate may take (Hutch++ has a third each
+            for the range and for the trace in it).
+        probe_law: "rademacher" or "gaussian".
+        seed: Of the probes.
+        rows: The ids that the probes of each row hang on: a number, that of the first row, a range
+            or an integer tensor `(batch,)`, by default 0, 1, 2, .... A row has the same probes with
+            the same id in any batch, and rows scored apart have independent ones where their ids
+            differ: pass `rows=i` with `x[i : i + 1]`. batch, rows at a time, for memory: the values
+            are the same (with the methods of `encode` whose steps a batch shares, to the
+            tolerances; where a network's matrix products round by the batch, to rounding).
+
+    Returns:
+        `Estimate` with value and stderr of shape `(batch,)`, NaN where the row's status is not OK;
+        the standard error is that of the probes, 0 where nothing is estimated; the error of the
+        solve is not in it. Where x or a condition requires gradients (and autograd is on) so does
+        the value, to these and to the field's parameters: those of the steps that the solve took,
+        with all of them in memory. Otherwise nothing is kept for gradients.
+
+    Raises:
+        `MissingCapability` where the field has no normalised density, or is a power or product in
+        time; `InvalidArgument`.
     """
     field = as_field(field)
     if not hasattr(field, "event_shape"):
@@ -135,7 +164,11 @@ def log_prob(
     with left_as_found(field, grad=asked), torch.set_grad_enabled(asked):
         found = _joined(
             [
-                score(aligned(points[part]), ids[part], aligned_values({n: value[part] for n, value in given.items()}))
+                score(
+                    aligned(points[part]),
+                    ids[part],
+                    aligned_values({n: value[part] for n, value in given.items()}),
+                )
                 for part in parts(len(points), batch)
             ]
         )
@@ -148,7 +181,10 @@ Scorer = Callable[[Tensor, Tensor, dict[str, Tensor]], Estimate]
 
 
 def row_ids(rows: int | range | Tensor | None, x: Tensor) -> Tensor:
-    """The ids of the rows of x, `(batch,)`, from what `rows=` takes in `log_prob`. Raises `InvalidArgument`."""
+    """The ids of the rows of x, `(batch,)`, from what `rows=` takes in `log_prob`.
+
+    Raises `InvalidArgument`.
+    """
     if rows is None or is_integer(rows):
         first = 0 if rows is None else integer("rows", rows, below=2**32)
         rows = range(first, first + len(x))
@@ -178,27 +214,39 @@ def _own_density(field: Any, seed: int, *, plain: bool) -> Scorer | None:
     by_row = "rows" in signature(own).parameters
     if not (by_row or plain):
         raise InvalidArgument(
-            "rows, batch", field_name(field), "a field whose estimate_log_prob takes rows=, the ids of the rows",
+            "rows, batch",
+            field_name(field),
+            "a field whose estimate_log_prob takes rows=, the ids of the rows",
             "Without, rows scored apart would share their noise",
-        )  # fmt: skip
+        )
     return lambda x, ids, cond: own(x, seed=seed, **({"rows": ids} if by_row else {}), **cond)
 
 
-def _flow_density(field: Any, solve: Solve, trace: str | None, probes: int, probe_law: str, seed: int) -> Scorer:
+def _flow_density(
+    field: Any, solve: Solve, trace: str | None, probes: int, probe_law: str, seed: int
+) -> Scorer:
     """The density by the probability flow. Raises `MissingCapability` where there is none."""
     if not is_timed(field):
         raise MissingCapability(
-            field_name(field), offers(field), {"log_prob"},
-            "Its energy is known up to a constant only: a normalised density needs the partition function",
-        )  # fmt: skip
+            field_name(field),
+            offers(field),
+            {"log_prob"},
+            "Its energy is known up to a constant only: a normalised density needs the partition "
+            "function",
+        )
     check_flow(field)
     base = getattr(field, "base", None)
     if not callable(getattr(base, "log_prob", None)):
         raise MissingCapability(
-            field_name(field), offers(field), {"log_prob"},
-            "The flow's base has no density: give Velocity(base=...) a distribution rather than samples",
-        )  # fmt: skip
-    exact = (trace or "exact") == "exact" and (trace is not None or math.prod(field.event_shape) <= EXACT_TRACE_UP_TO)
+            field_name(field),
+            offers(field),
+            {"log_prob"},
+            "The flow's base has no density: give Velocity(base=...) a distribution rather than "
+            "samples",
+        )
+    exact = (trace or "exact") == "exact" and (
+        trace is not None or math.prod(field.event_shape) <= EXACT_TRACE_UP_TO
+    )
 
     def score(x: Tensor, ids: Tensor, cond: dict[str, Tensor]) -> Estimate:
         bound = resolve(field, {"velocity"}, cond, timed=True)
@@ -206,7 +254,9 @@ def _flow_density(field: Any, solve: Solve, trace: str | None, probes: int, prob
         check_differentiable(bound, x)
         if exact:
             return _by_flow(bound, x, None, None, solve, "exact trace")
-        drawn = _probes(Noise(seed, ids, dtype=x.dtype), x, probes, probe_law, sketched=trace == "hutch++")
+        drawn = _probes(
+            Noise(seed, ids, dtype=x.dtype), x, probes, probe_law, sketched=trace == "hutch++"
+        )
         return _by_flow(bound, x, *drawn, solve, f"{len(drawn[0])} {probe_law.capitalize()} probes")
 
     return score
@@ -221,7 +271,9 @@ def _joined(found: list[Estimate]) -> Estimate:
     how = methods[0] if len(methods) == 1 else f"{first.method}; and so on, in {len(found)} batches"
     cost = Cost({kind: sum(f.cost[kind] for f in found) for kind in first.cost})
     status = torch.cat([f.status.expand(len(f.value)) for f in found])
-    return Estimate(torch.cat([f.value for f in found]), torch.cat([f.stderr for f in found]), how, cost, status)
+    return Estimate(
+        torch.cat([f.value for f in found]), torch.cat([f.stderr for f in found]), how, cost, status
+    )
 
 
 def bits_per_dim(
@@ -241,14 +293,24 @@ def bits_per_dim(
 
         -E_u[log2 p(y)] / d + log2(levels / (high - low)),
 
-    an upper bound of `-log2 P(x) / d` for the probability P that the density gives to the cell of x (Theis et al. 2016). The
-    second term is 8 for 256 levels in [0, 1], 7 in [-1, 1].
+    an upper bound of `-log2 P(x) / d` for the probability P that the density gives to the cell of x
+    (Theis et al. 2016). The second term is 8 for 256 levels in [0, 1], 7 in [-1, 1].
 
-    Arguments: field, as in `log_prob`, a density over `interval`; x `(batch, *event_shape)`, whole numbers in [0, levels);
-    interval, (low, high), where the field has its data; draws, of u (and of probes) a row, at least 2; seed, of both; rows, the
-    ids that both hang on, as in `log_prob`; options, any other of it, such as `trace`, `probes`, `method`, `cond` and `batch`.
-    Returns: `Estimate` with value and stderr of shape `(batch,)`, from the draws' spread; NaN where a draw failed.
-    Raises: as `log_prob`.
+    Args:
+        field: As in `log_prob`, a density over `interval`.
+        x: `(batch, *event_shape)`, whole numbers in [0, levels).
+        interval: (low, high), where the field has its data.
+        draws: Of u (and of probes) a row, at least 2.
+        seed: Of both.
+        rows: The ids that both hang on, as in `log_prob`.
+        options: Any other of it, such as `trace`, `probes`, `method`, `cond` and `batch`.
+
+    Returns:
+        `Estimate` with value and stderr of shape `(batch,)`, from the draws' spread; NaN where a
+        draw failed.
+
+    Raises:
+        as `log_prob`.
     """
     low, high = pair("interval", interval)
     count("levels", levels, least=2)
@@ -259,12 +321,17 @@ def bits_per_dim(
     cells = tensor_like("x", x, (None, *users_shape(field)))
     if not bool(((cells == cells.floor()) & (cells >= 0) & (cells < levels)).all()):
         raise InvalidArgument(
-            "x", x, f"whole numbers from 0 to {levels - 1}", f"Of data in [0, 1]: (x * {levels - 1}).round()"
+            "x",
+            x,
+            f"whole numbers from 0 to {levels - 1}",
+            f"Of data in [0, 1]: (x * {levels - 1}).round()",
         )
     found, ids = [], row_ids(rows, cells)
     for i in range(draws):
         own = derive(seed, i)
-        u = Noise(own, ids, dtype=cells.dtype).uniform(0, Stream.START, tuple(cells.shape[1:]), cells.dtype)
+        u = Noise(own, ids, dtype=cells.dtype).uniform(
+            0, Stream.START, tuple(cells.shape[1:]), cells.dtype
+        )
         found.append(
             log_prob(
                 field,
@@ -279,16 +346,23 @@ def bits_per_dim(
     how = f"{found[0].method}, {draws} dequantisations to {levels} levels of [{low:g}, {high:g}]"
     status = torch.stack([f.status for f in found]).amax(0)
     return Estimate(
-        bits.mean(0) + math.log2(levels / (high - low)), _standard_error(bits.T.contiguous()), how, cost, status
+        bits.mean(0) + math.log2(levels / (high - low)),
+        _standard_error(bits.T.contiguous()),
+        how,
+        cost,
+        status,
     )
 
 
 def _probes(
     noise: Noise, x: Tensor, n: int, law: str = "rademacher", *, sketched: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """n probes a row of x, `(n, batch, *event_shape)`; where `sketched` fewer, and those to find the range with.
+    """N probes a row of x, `(n, batch, *event_shape)`.
 
-    Hutch++ takes a third of the n products for the sketch (at most d) and as many for the trace in its range.
+    Where `sketched` fewer, and those to find the range with.
+
+    Hutch++ takes a third of the n products for the sketch (at most d) and as many for the trace in
+    its range.
     """
     count("probes", n, least=4 if sketched else 2)
     range_of = min(n // 3, math.prod(x.shape[1:])) if sketched else 0
@@ -306,8 +380,11 @@ def divergence(
 ) -> tuple[Tensor, Tensor]:
     """`u(x, t)`, like x, and its divergence `(k, batch)`: one exact row, or one estimate a probe.
 
-    Arguments: velocity, `(x, t) -> like x`, rows independent; t; directions, probes `(k, batch, *event)` or None for the
-    exact trace; sketch, `(r, batch, *event)`, for Hutch++. Differentiable where autograd is on.
+    Args:
+        velocity: `(x, t) -> like x`, rows independent.
+        t: The t.
+        directions: Probes `(k, batch, *event)` or None for the exact trace.
+        sketch: `(r, batch, *event)`, for Hutch++. Differentiable where autograd is on.
     """
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -325,13 +402,21 @@ def divergence(
 
 
 def products(u: Tensor, y: Tensor, directions: Tensor, keep: bool = False) -> Tensor:
-    """`e^T du/dy` for every direction e, `(k, batch, *event_shape)`: vectorised, or one by one where a model cannot be.
+    """`e^T du/dy` for every direction e, `(k, batch, *event_shape)`.
 
-    Arguments: keep, whether the products are differentiable themselves.
+    Vectorised, or one by one where a model cannot be.
+
+    Args:
+        keep: Whether the products are differentiable themselves.
     """
 
     def pulled(e: Tensor, together: bool) -> Tensor:
-        how = {"is_grads_batched": together, "create_graph": keep, "allow_unused": True, "materialize_grads": True}
+        how = {
+            "is_grads_batched": together,
+            "create_graph": keep,
+            "allow_unused": True,
+            "materialize_grads": True,
+        }
         return torch.autograd.grad(u, y, e, retain_graph=True, **how)[0]
 
     try:
@@ -341,7 +426,10 @@ def products(u: Tensor, y: Tensor, directions: Tensor, keep: bool = False) -> Te
 
 
 def _standard_error(values: Tensor) -> Tensor:
-    """Of the mean of each row's values `(batch, k)`. Not by torch's `std`, which rounds a row by how many stand beside it."""
+    """Of the mean of each row's values `(batch, k)`.
+
+    Not by torch's `std`, which rounds a row by how many stand beside it.
+    """
     k = values.shape[1]
     return ((values - values.mean(1, keepdim=True)).square().sum(1) / ((k - 1) * k)).sqrt()
 
@@ -353,15 +441,22 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 def _exact_trace(u: Tensor, y: Tensor, keep: bool) -> Tensor:
     d = math.prod(y.shape[1:])
-    basis = torch.eye(d, dtype=y.dtype, device=y.device).reshape(d, 1, *y.shape[1:]).expand(d, *y.shape)
-    return torch.stack([_inner(products(u, y, part, keep), part).sum(0) for part in basis.split(ABREAST)]).sum(0)
+    basis = (
+        torch.eye(d, dtype=y.dtype, device=y.device).reshape(d, 1, *y.shape[1:]).expand(d, *y.shape)
+    )
+    return torch.stack(
+        [_inner(products(u, y, part, keep), part).sum(0) for part in basis.split(ABREAST)]
+    ).sum(0)
 
 
 def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor, keep: bool) -> Tensor:
-    """Hutch++ for `J^T`, which has the trace of J: `(k, batch)`, the trace in the sketched range in each.
+    """Hutch++ for `J^T`, which has the trace of J.
 
-    Whatever the basis the estimate is unbiased, and so is its gradient with the basis held fixed. The term in c takes out what
-    a multiple of the identity adds to the variance, as signs do until they are projected.
+    `(k, batch)`, the trace in the sketched range in each.
+
+    Whatever the basis the estimate is unbiased, and so is its gradient with the basis held fixed.
+    The term in c takes out what a multiple of the identity adds to the variance, as signs do until
+    they are projected.
     """
     seen = products(u, y, sketch, keep)
     basis = torch.linalg.qr(_columns(seen)).Q.detach()  # (batch, d, r)
@@ -380,7 +475,12 @@ def _columns(vectors: Tensor) -> Tensor:
 
 
 def _by_flow(
-    bound: TimedField, x: Tensor, directions: Tensor | None, sketch: Tensor | None, solve: Solve, how: str
+    bound: TimedField,
+    x: Tensor,
+    directions: Tensor | None,
+    sketch: Tensor | None,
+    solve: Solve,
+    how: str,
 ) -> Estimate:
     flow, batch, d = Flow(bound), len(x), math.prod(bound.event_shape)
     k = 1 if directions is None else len(directions)
@@ -390,7 +490,9 @@ def _by_flow(
         own, seen = (None if probes is None else probes[:, rows] for probes in (directions, sketch))
 
         def both(state: Tensor, angle: float | Tensor) -> Tensor:
-            u, traces = divergence(rate, state[:, :d].reshape(len(state), *x.shape[1:]), angle, own, seen)
+            u, traces = divergence(
+                rate, state[:, :d].reshape(len(state), *x.shape[1:]), angle, own, seen
+            )
             return torch.cat([u.reshape(len(state), d), traces.T], 1)
 
         return both
@@ -398,7 +500,8 @@ def _by_flow(
     noise, data = flow.radius(0.0), flow.radius(1.0)
     start = torch.cat([x.reshape(batch, d) / data, x.new_zeros((batch, k))], 1)
     state, status, calls = solve.run(flow, augmented, start)
-    # each probe's integral, from data to noise, is an estimate of its own; the base's density is common to all
+    # each probe's integral, from data to noise, is an estimate of its own; the base's density
+    # is common to all
     base = bound.base.log_prob(noise * state[:, :d].reshape(x.shape)) + d * math.log(noise / data)
     value = base + state[:, d:].mean(1)
     stderr = torch.zeros_like(value) if directions is None else _standard_error(state[:, d:])
@@ -408,4 +511,6 @@ def _by_flow(
     made = int(calls.sum())
     cost = Cost(velocity=made + batch, vjp=made * products_each)
     rank = "" if sketch is None else f" beyond a range of {len(sketch)}"
-    return Estimate(value, stderr, f"probability flow ({solve.describe(flow)}, {how}{rank})", cost, status)
+    return Estimate(
+        value, stderr, f"probability flow ({solve.describe(flow)}, {how}{rank})", cost, status
+    )

@@ -1,19 +1,25 @@
-r"""Log partition functions: `log Z`, `Z = int exp(-E(x)) dx`, by annealed importance sampling or sequential Monte Carlo.
+r"""Log partition functions.
 
-A pilot, a population that is resampled at every level, finds the ladder: each next weight so that the effective share of the
-population stays at .9, the kernel's step size at each level by its acceptance, its units by the population's spread, and how
-often it moves by how soon the gains of log weight are forgotten. Then the ladder is frozen and the run proper uses noise of its
-own, so that the mean weight is unbiased whatever the pilot found.
+`log Z`, `Z = int exp(-E(x)) dx`, by annealed importance sampling or sequential Monte Carlo.
+
+A pilot, a population that is resampled at every level, finds the ladder: each next weight so that
+the effective share of the population stays at .9, the kernel's step size at each level by its
+acceptance, its units by the population's spread, and how often it moves by how soon the gains of
+log weight are forgotten. Then the ladder is frozen and the run proper uses noise of its own, so
+that the mean weight is unbiased whatever the pilot found.
 
     log Z = log Z_base + log mean_c w_c,    stderr = sd(w) / (mean(w) sqrt(n))
 
-over independent chains (annealed importance sampling) or, for sequential Monte Carlo, over *families*: n is the number of
-chains, w the summed weights of all that descend from one of them, 0 where none does. Resampled weights are not independent, those
-of different families nearly are.
+over independent chains (annealed importance sampling) or, for sequential Monte Carlo, over
+*families*: n is the number of chains, w the summed weights of all that descend from one of them, 0
+where none does. Resampled weights are not independent, those of different families nearly are.
 
-References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasra, "Sequential Monte Carlo samplers" (2006); Lee,
-Whiteley, "Variance estimation in the particle filter" (2018), for the families; Zhou, Johansen, Aston, "Toward automatic model
-comparison: an adaptive sequential Monte Carlo approach" (2016), for the ladder.
+References:
+    Neal, "Annealed importance sampling" (2001).
+    Del Moral, Doucet, Jasra, "Sequential Monte Carlo samplers" (2006).
+    Lee, Whiteley, "Variance estimation in the particle filter" (2018), for the families.
+    Zhou, Johansen, Aston, "Toward automatic model comparison: an adaptive sequential Monte Carlo
+    approach" (2016), for the ladder.
 """
 
 from __future__ import annotations
@@ -79,8 +85,10 @@ LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
 """The short run whose moments make the base; its trajectories are held short."""
 TARGET_ACCEPT = 0.8
 LARGE = 0.15
-"""The largest standard error to be trusted, in nats. It is that of 45 independent weights of equal size among many of none: with
-fewer the mean of so skewed a law is not normal, and the largest weights are likely not among those seen."""
+"""The largest standard error to be trusted, in nats. It is that of 45 independent weights of equal
+size among many of none: with fewer the mean of so skewed a law is not normal, and the largest
+weights are likely not among those seen.
+"""
 ISLAND = 256
 FALSE_ALARM = 1e-4
 """How often the check of an honest run fails."""
@@ -91,10 +99,15 @@ QUARTILES = 1.349
 
 @dataclass(frozen=True, eq=False)
 class Normalised(Wrapped):
-    """A static field with an energy, and `log_prob(x) = -E(x) - log Z`: so that `bits_per_dim` and the like serve it.
+    """A static field with an energy, and `log_prob(x) = -E(x) - log Z`.
 
-    Arguments: field; log_z, a number, such as `float(log_partition(field).value)`. Its standard error, which all rows share, is
-    not in the standard errors made of `log_prob`: add it, over d log 2 for bits per dimension.
+    So that `bits_per_dim` and the like serve it.
+
+    Args:
+        field: The field.
+        log_z: A number, such as `float(log_partition(field).value)`. Its standard error, which all
+            rows share, is not in the standard errors made of `log_prob`: add it, over d log 2 for
+            bits per dimension.
     """
 
     field: Any
@@ -151,29 +164,44 @@ def log_partition(
     dtype: torch.dtype | None = None,
     progress: bool | None = None,
 ) -> Estimate:
-    """`log Z` of a static energy; between two fields, the logarithm of the ratio of their partition functions.
+    """`log Z` of a static energy.
 
-    Arguments:
-        field: static, with an energy.
-        base: where the annealing begins: a static field with `energy` and `draw`, or a torch distribution; of a field under
-            a constraint a law of free space, or a distribution with the same support. By default a Gaussian with the means of a
-            short run of `ChEES` and 1.5 times its standard deviations; for discrete states the uniform law. Where it has
-            `log_prob` its own log Z is known and counted in; where not, the value is `log Z - log Z_base`.
+    Between two fields, the logarithm of the ratio of their partition functions.
+
+    Args:
+        field: Static, with an energy.
+        base: Where the annealing begins: a static field with `energy` and `draw`, or a torch
+            distribution; of a field under a constraint a law of free space, or a distribution with
+            the same support. By default a Gaussian with the means of a short run of `ChEES` and 1.5
+            times its standard deviations; for discrete states the uniform law. Where it has
+            `log_prob` its own log Z is known and counted in; where not, the value is `log Z - log
+            Z_base`.
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
-        chains: how many; for "smc" whole islands.
-        levels: how many levels the ladder has; by default as many as the pilot finds it to need.
-        kernel: an exact kernel, or its name; by default HMC with 2 leapfrog steps, about a quarter of a period; for discrete
-            states `BlockGibbs` where the field has a path of its own from the base (a Boltzmann machine, a lattice), else
-            `GibbsWithGradients`.
-        moves: steps of the kernel at each level, at least: where the pilot finds it slow to forget, up to 20.
-        island: how many chains are resampled together; by default 256, or all where they are fewer.
-        pilot: how many chains find the ladder.
-        check: whether the weighted draws are compared with a short tuned Hamiltonian run, where states are continuous.
-        seed, batch, device, dtype, progress: as for `sample`.
+        chains: How many; for "smc" whole islands.
+        levels: How many levels the ladder has; by default as many as the pilot finds it to need.
+        kernel: An exact kernel, or its name; by default HMC with 2 leapfrog steps, about a quarter
+            of a period; for discrete states `BlockGibbs` where the field has a path of its own from
+            the base (a Boltzmann machine, a lattice), else `GibbsWithGradients`.
+        moves: Steps of the kernel at each level, at least: where the pilot finds it slow to forget,
+            up to 20.
+        island: How many chains are resampled together; by default 256, or all where they are fewer.
+        pilot: How many chains find the ladder.
+        check: Whether the weighted draws are compared with a short tuned Hamiltonian run, where
+            states are continuous.
+        seed: As for `sample`.
+        batch: As for `sample`.
+        device: As for `sample`.
+        dtype: As for `sample`.
+        progress: As for `sample`.
 
-    Returns: `Estimate`, value and stderr of shape (). Where few chains carry the weight, the kernel is too slow for the ladder,
-    or the check fails, the standard error is not to be trusted: it warns, says so in `method`, and `status` is `UNTRUSTED`.
-    Raises: `InvalidArgument`; `MissingCapability` where there is no energy, or the base cannot be drawn from.
+    Returns:
+        `Estimate`, value and stderr of shape (). Where few chains carry the weight, the kernel is
+        too slow for the ladder, or the check fails, the standard error is not to be trusted: it
+        warns, says so in `method`, and `status` is `UNTRUSTED`.
+
+    Raises:
+        `InvalidArgument`; `MissingCapability` where there is no energy, or the base cannot be drawn
+        from.
     """
     field, base = _in_free_space(field, base)
     option("method", method, ("ais", "smc"))
@@ -185,7 +213,9 @@ def log_partition(
     if method == "smc" and chains % island:
         raise InvalidArgument("chains", chains, f"whole islands of {island}: a multiple of it")
     look = (
-        None if states_of(field) is not None or (base is not None and not check) else _look(field, seed, device, dtype)
+        None
+        if states_of(field) is not None or (base is not None and not check)
+        else _look(field, seed, device, dtype)
     )
     start = _base(field, base, look)
     inner = _default_kernel(field, start) if kernel is None else as_kernel(kernel, sweeps=True)
@@ -194,14 +224,30 @@ def log_partition(
     check_settled("kernel", inner)  # before the pilot spends anything
     resolve(field, inner.needs, timed=False)
     ladder, spent = find_ladder(
-        field, start, kernel=inner, moves=moves, levels=levels, refine=method == "ais",
-        chains=pilot, seed=derive(seed, 1), device=device, dtype=dtype,
-    )  # fmt: skip
+        field,
+        start,
+        kernel=inner,
+        moves=moves,
+        levels=levels,
+        refine=method == "ais",
+        chains=pilot,
+        seed=derive(seed, 1),
+        device=device,
+        dtype=dtype,
+    )
     run: AIS | SMC = AIS(base=start, kernel=inner, moves=moves, ladder=ladder)
     if method == "smc":
         run = SMC(base=start, kernel=inner, moves=moves, ladder=ladder, island=island)
     draws = sample(
-        field, run, chains=chains, seed=seed, batch=batch, device=device, dtype=dtype, progress=progress, keep="all"
+        field,
+        run,
+        chains=chains,
+        seed=seed,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+        keep="all",
     )
     log_weight = torch.where(draws.ok, draws.stats["log_weight"][:, -1].double(), torch.nan)
     value, stderr, effective = _log_mean(_families(log_weight, draws.stats["ancestor"][:, -1]))
@@ -216,12 +262,16 @@ def log_partition(
     ratio = "" if known is not None else "ratio to the base, "
     how = f"{method.upper()} ({ratio}{ladder.levels} levels, effective {effective:.0f} of {chains} chains)"
     how += ", not to be trusted" if doubts else ""
-    status = Status.NONFINITE if not bool(draws.ok.all()) else Status.UNTRUSTED if doubts else Status.OK
+    status = (
+        Status.NONFINITE if not bool(draws.ok.all()) else Status.UNTRUSTED if doubts else Status.OK
+    )
     return Estimate(value + (known or 0.0), stderr, how, cost, torch.tensor(int(status)))
 
 
 def _in_free_space(field: Any, base: Any) -> tuple[Any, Any]:
-    """Field and base in the space that the kernels work in, and without a map from it, so that draws stay there."""
+    """Field and base in the space that the kernels work in, and without a map from it, so that
+    draws stay there.
+    """
     field, base = in_free_space(field), as_field(base)
     if not isinstance(field, Constrained):
         return field, base
@@ -235,23 +285,38 @@ def _base(field: Any, base: Any, look: Draws | None) -> Any:
         return plain_base(field) if look is None else _fitted(field, look)
     if not {"energy", "draw"} <= offers(base):
         raise MissingCapability(
-            field_name(base), offers(base), {"energy", "draw"}, "The base must be one that can be drawn from exactly"
+            field_name(base),
+            offers(base),
+            {"energy", "draw"},
+            "The base must be one that can be drawn from exactly",
         )
     if tuple(base.event_shape) != tuple(field.event_shape):
-        raise InvalidArgument("base", field_name(base), f"a field of event shape {tuple(field.event_shape)}")
+        raise InvalidArgument(
+            "base", field_name(base), f"a field of event shape {tuple(field.event_shape)}"
+        )
     return base
 
 
 def _look(field: Any, seed: int, device: Any, dtype: Any) -> Draws:
     """A short tuned run."""
     return sample(
-        field, ChEES(most=LOOK_LEAPFROGS), chains=LOOK_CHAINS, steps=LOOK_STEPS, warmup=LOOK_WARMUP, seed=derive(seed, 2),
-        device=device, dtype=dtype, progress=False,
-    )  # fmt: skip
+        field,
+        ChEES(most=LOOK_LEAPFROGS),
+        chains=LOOK_CHAINS,
+        steps=LOOK_STEPS,
+        warmup=LOOK_WARMUP,
+        seed=derive(seed, 2),
+        device=device,
+        dtype=dtype,
+        progress=False,
+    )
 
 
 def _fitted(field: Any, look: Draws) -> Any:
-    """A Gaussian with the means of the short run and 1.5 times its standard deviations; N(0, I) where that run fails."""
+    """A Gaussian with the means of the short run and 1.5 times its standard deviations.
+
+    N(0, I) where that run fails.
+    """
     assert look.x is not None
     x = look.x[look.ok].double().flatten(0, 1)
     if len(x) < LOOK_STEPS:
@@ -262,18 +327,26 @@ def _fitted(field: Any, look: Draws) -> Any:
 
 
 def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
-    """How far the weighted draws are from the short run, the largest |z| in units of `z`'s limit: above 1 they are of two laws.
+    """How far the weighted draws are from the short run, the largest |z| in units of `z`'s limit.
 
-    Compared are the means of each coordinate u, in units of its quartiles and cut at 3 so that no tail decides, and of u^2; where
-    the short run's own chains agree, R-hat below 2: of what it is stuck in it knows nothing. A region that the annealed chains
-    never find leaves no trace in their weights, but one here.
+    Above 1 they are of two laws.
+
+    Compared are the means of each coordinate u, in units of its quartiles and cut at 3 so that no
+    tail decides, and of u^2; where the short run's own chains agree, R-hat below 2: of what it is
+    stuck in it knows nothing. A region that the annealed chains never find leaves no trace in their
+    weights, but one here.
     """
     assert look.x is not None
     known = look.x[look.ok].double()
-    ours, theirs = draws.final.double().reshape(len(draws.final), -1), known.reshape(*known.shape[:2], -1)
+    ours, theirs = (
+        draws.final.double().reshape(len(draws.final), -1),
+        known.reshape(*known.shape[:2], -1),
+    )
     if len(theirs) < 2:
         return 0.0
-    low, centre, high = torch.quantile(theirs.flatten(0, 1), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), 0)
+    low, centre, high = torch.quantile(
+        theirs.flatten(0, 1), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), 0
+    )
     unit = ((high - low) / QUARTILES).clamp(min=torch.finfo(torch.float64).tiny)
     u, v = (((x - centre) / unit).clamp(-3, 3) for x in (ours, theirs))
     ours, theirs = torch.cat([u, u.square()], -1), torch.cat([v, v.square()], -1)
@@ -281,7 +354,9 @@ def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
     between, within = chains.var(0), theirs.var(1).mean(0)
     weight = torch.softmax(log_weight, 0)[:, None]
     mean = (weight * ours).sum(0)
-    family = torch.zeros_like(ours).index_add_(0, draws.stats["ancestor"][:, -1], weight * (ours - mean))
+    family = torch.zeros_like(ours).index_add_(
+        0, draws.stats["ancestor"][:, -1], weight * (ours - mean)
+    )
     z = (chains.mean(0) - mean) / (between / len(chains) + family.square().sum(0)).sqrt()
     judged = z[(between < within * (STUCK**2 - 1)) & z.isfinite()]
     limit = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * max(len(judged), 1)))
@@ -297,7 +372,10 @@ def _default_kernel(field: Any, base: Any) -> Any:
 
 
 def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> float | None:
-    """The base's own log Z, from its normalised density and its energy at one draw; None where it is not known."""
+    """The base's own log Z, from its normalised density and its energy at one draw.
+
+    None where it is not known.
+    """
     if "log_prob" not in offers(base):
         return None
     x = base.draw(1, Noise(seed, 1, device=device, dtype=torch.float64)).double()
@@ -305,9 +383,12 @@ def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> fl
 
 
 def _families(log_weight: Tensor, ancestor: Tensor) -> Tensor:
-    """The log of each ancestor's summed weights, `(chains,)`: -inf for those that have no descendants.
+    """The log of each ancestor's summed weights, `(chains,)`.
 
-    Resampled weights are not independent, but those of different ancestors nearly are: their spread is that of the estimate.
+    -inf for those that have no descendants.
+
+    Resampled weights are not independent, but those of different ancestors nearly are: their spread
+    is that of the estimate.
     """
     top = log_weight.max().clamp(min=torch.finfo(log_weight.dtype).min)
     summed = torch.zeros_like(log_weight).index_add_(0, ancestor, (log_weight - top).exp())
@@ -319,19 +400,25 @@ def _doubts(stderr: float, apart: float, ladder: Ladder) -> list[str]:
     doubts = []
     if apart > 1:
         doubts.append(
-            "the weighted draws disagree with a Hamiltonian run of the field, so that regions may be missing and the standard "
-            f"error too small; use more levels than {ladder.levels}, more moves, another kernel or base"
+            "the weighted draws disagree with a Hamiltonian run of the field, so that regions may "
+            "be missing and the standard "
+            f"error too small; use more levels than {ladder.levels}, more moves, another kernel or "
+            f"base"
         )
     if not stderr <= LARGE:
         doubts.append(
-            f"the standard error is {stderr:.2g}, above {LARGE}: so few weights count that neither it nor the value is to be "
-            f"trusted; use more levels than {ladder.levels}, more moves, more chains, or a base nearer to the field"
+            f"the standard error is {stderr:.2g}, above {LARGE}: so few weights count that neither "
+            f"it nor the value is to be "
+            f"trusted; use more levels than {ladder.levels}, more moves, more chains, or a base "
+            f"nearer to the field"
         )
     slow = sum(moves >= MOST_MOVES for moves in ladder.moves or ())
     if slow:
         doubts.append(
-            f"at {slow} of {ladder.levels} levels the kernel had not forgotten where it was after {MOST_MOVES} steps, so that "
-            "regions may be missing and the standard error too small; use another kernel, more moves or base"
+            f"at {slow} of {ladder.levels} levels the kernel had not forgotten where it was after "
+            f"{MOST_MOVES} steps, so that "
+            "regions may be missing and the standard error too small; use another kernel, more "
+            "moves or base"
         )
     return doubts
 
@@ -345,30 +432,57 @@ def _log_mean(log_weight: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def find_ladder(
-    field: Any, base: Any, *, kernel: Any, moves: int, levels: int | None, refine: bool, chains: int, seed: int, device: Any,
+    field: Any,
+    base: Any,
+    *,
+    kernel: Any,
+    moves: int,
+    levels: int | None,
+    refine: bool,
+    chains: int,
+    seed: int,
+    device: Any,
     dtype: Any,
-) -> tuple[Ladder, Cost]:  # fmt: skip
+) -> tuple[Ladder, Cost]:
     """The ladder that a pilot finds, and what it cost.
 
-    Arguments: field, base and kernel as for `log_partition`; levels, how many there are to be, None for as many as it takes;
-    refine, whether to divide them further until the log weights of unresampled chains vary by about .5; chains of the pilot.
+    Args:
+        field: As for `log_partition`.
+        base: As for `log_partition`.
+        kernel: As for `log_partition`.
+        levels: How many there are to be, None for as many as it takes.
+        refine: Whether to divide them further until the log weights of unresampled chains vary by
+            about .5.
+        chains: Of the pilot.
     """
     if levels is not None:
         count("levels", levels, least=1)
     hint = next(iter(state_like(field)), None)
-    device = torch.device(device) if device is not None else (hint.device if hint is not None else torch.device("cpu"))
-    dtype = dtype or (hint.dtype if hint is not None and hint.is_floating_point() else torch.get_default_dtype())
+    device = (
+        torch.device(device)
+        if device is not None
+        else (hint.device if hint is not None else torch.device("cpu"))
+    )
+    dtype = dtype or (
+        hint.dtype if hint is not None and hint.is_floating_point() else torch.get_default_dtype()
+    )
     with left_as_found(field), torch.no_grad():
         bound = resolve(field, kernel.needs, timed=False)
         assert isinstance(bound, StaticField)
         check_path(kernel, bound, base)
-        pilot = _Pilot(bound, base, kernel, moves, Noise(seed, chains, device=device, dtype=dtype), dtype)
+        pilot = _Pilot(
+            bound, base, kernel, moves, Noise(seed, chains, device=device, dtype=dtype), dtype
+        )
         pilot.run()
     ladder = pilot.ladder()
     wanted = (
         levels
         if levels is not None
-        else (min(ladder.levels * max(1, math.ceil(pilot.variance / SPREAD)), MOST_LEVELS) if refine else None)
+        else (
+            min(ladder.levels * max(1, math.ceil(pilot.variance / SPREAD)), MOST_LEVELS)
+            if refine
+            else None
+        )
     )
     return (ladder if wanted is None else _stretched(ladder, wanted)), Cost(pilot.cost)
 
@@ -376,7 +490,9 @@ def find_ladder(
 class _Pilot:
     """A population on its way from the base to the field, and what it learns."""
 
-    def __init__(self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any, dtype: torch.dtype
+    ) -> None:
         self.field, self.base, self.kernel, self.noise = field, base, kernel, noise
         self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, dtype)
         self.least, self.moves = moves, [0]
@@ -389,9 +505,11 @@ class _Pilot:
         while self.weights[-1] < 1:
             if len(self.weights) > MOST_LEVELS:
                 raise InvalidArgument(
-                    "base", field_name(self.base),
-                    f"a base from which the field is reached in {MOST_LEVELS} levels; this one got to {self.weights[-1]:.3g}",
-                )  # fmt: skip
+                    "base",
+                    field_name(self.base),
+                    f"a base from which the field is reached in {MOST_LEVELS} levels; this one got "
+                    f"to {self.weights[-1]:.3g}",
+                )
             self._level(len(self.weights) - 1)
 
     def _level(self, k: int) -> None:
@@ -399,7 +517,9 @@ class _Pilot:
         dead = gain(1.0)[1]
         if bool(dead.all()):
             raise InvalidArgument(
-                "base", field_name(self.base), "a base with some of its draws where the field has density"
+                "base",
+                field_name(self.base),
+                "a base with some of its draws where the field has density",
             )
         upper = self._upper(gain, dead)
         log_weight = torch.where(dead, -torch.inf, gain(upper)[0].double())
@@ -409,10 +529,14 @@ class _Pilot:
         self.weights.append(1.0 if upper > 1 - 1e-9 else upper)
         scale = torch.ones_like(self.x[0]) if self.discrete else self.x.std(0).clamp(min=1e-6)
         before, made = log_gain(self.field, self.base, self.x)[0].double(), 0
-        while made < max(self.least, PILOT_MOVES) or (made < MOST_MOVES and self._remembers(before)):
+        while made < max(self.least, PILOT_MOVES) or (
+            made < MOST_MOVES and self._remembers(before)
+        ):
             inner = NestedNoise(self.noise, k * MOST_MOVES + made)
             target = kernel_at(self.field, self.base, self.weights[-1], scale)
-            self.x, accept, spent = move(with_step_size(self.kernel, self.size), target, self.x, scale, inner, 1)
+            self.x, accept, spent = move(
+                with_step_size(self.kernel, self.size), target, self.x, scale, inner, 1
+            )
             self._count({name: int(spent.sum()) for name in traits(self.kernel).varying})
             if self.size is not None:
                 self.size *= math.exp((float(accept.mean()) - TARGET_ACCEPT) / (1 + made))
@@ -463,7 +587,10 @@ class _Pilot:
 
 
 def _variance(log_weight: Tensor) -> float:
-    """Of log weights, those that are too small to count taken as `NOTHING`: how far below they are says nothing of the rest."""
+    """Of log weights, those that are too small to count taken as `NOTHING`.
+
+    How far below they are says nothing of the rest.
+    """
     if len(log_weight) < 2:
         return 0.0
     relative = log_weight - (log_weight.logsumexp(0) - math.log(len(log_weight)))
@@ -480,4 +607,6 @@ def _stretched(ladder: Ladder, levels: int) -> Ladder:
     sizes = None if ladder.step_sizes is None else tuple(ladder.step_sizes[i] for i in at)
     scales = None if ladder.scales is None else ladder.scales[at]
     moves = None if ladder.moves is None else tuple(ladder.moves[i] for i in at)
-    return replace(ladder, weights=(0.0, *weights[1:-1], 1.0), step_sizes=sizes, scales=scales, moves=moves)
+    return replace(
+        ladder, weights=(0.0, *weights[1:-1], 1.0), step_sizes=sizes, scales=scales, moves=moves
+    )

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from scoretk._version import __version__
 from scoretk.core.anatomy import field_tensors, left_as_found, state_like
-from scoretk.core.arguments import conditions, count, flag, float_dtype, integer, option, tensor_like
+from scoretk.core.arguments import (
+    conditions,
+    count,
+    flag,
+    float_dtype,
+    integer,
+    option,
+    tensor_like,
+)
 from scoretk.core.arguments import device as as_device
 from scoretk.core.arrays import aligned
 from scoretk.core.identity import Identity, without_addresses
@@ -65,47 +73,67 @@ def sample(
 ) -> Draws:
     """Sample from a field with a solver.
 
-    Chain c is the same chain whatever the batch, the chunking or the device, and after a resume: its noise is a pure
-    function of the seed and its number. The model is left as found, and torch's global RNG is not touched.
+    Chain c is the same chain whatever the batch, the chunking or the device, and after a resume:
+    its noise is a pure function of the seed and its number. The model is left as found, and torch's
+    global RNG is not touched.
 
-    Arguments:
-        field: a field, the name of a registered model, or a `torch.distributions.Distribution`, which is sampled in free space
-            where it has a support.
-        solver: such as `HMC()`, `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`; or the name of a registered one, "hmc" or
-            "my-package/my-kernel", which means its class with the defaults. By default `ChEES()` for an energy, which tunes
-            itself, `GibbsWithGradients()` for discrete states, and `ProbabilityFlow()` for a field in time.
-        chains: how many, or which: `range(8, 16)` gives chains 8 to 15 of a run of 16. By default as many as `init` has rows,
-            else 1024. Where warmup tunes the solver, the first chains of that run do (`Warmup.pilot`), in the range or not.
-        steps, warmup, thin: for kernels, which run warmup + steps steps and keep steps // thin draws (defaults 1000, 0,
-            1). Solvers that tune themselves do so in warmup (default 500; a number, or a `Warmup`). Solvers with a grid of their
-            own refuse them.
-        seed: in [0, 2^64).
-        init: where the chains start, a row for each chain asked for, `(chains, *event_shape)`, for a `constrained` field in
-            the user's space. By default a timed field's `base`, a static field's own `initial(n, noise)`, else N(0, I). Chains
-            that so get an infinite energy start again, up to 100 times, from N(0, s^2 I) of smaller and larger s; those that
+    Args:
+        field: A field, the name of a registered model, or a `torch.distributions.Distribution`,
+            which is sampled in free space where it has a support.
+        solver: Such as `HMC()`, `ULA(step_size=0.01)` or `ProbabilityFlow(steps=32)`; or the name
+            of a registered one, "hmc" or "my-package/my-kernel", which means its class with the
+            defaults. By default `ChEES()` for an energy, which tunes itself, `GibbsWithGradients()`
+            for discrete states, and `ProbabilityFlow()` for a field in time.
+        chains: How many, or which: `range(8, 16)` gives chains 8 to 15 of a run of 16. By default
+            as many as `init` has rows, else 1024. Where warmup tunes the solver, the first chains
+            of that run do (`Warmup.pilot`), in the range or not.
+        steps: For kernels, which run warmup + steps steps and keep steps // thin draws (defaults
+            1000, 0, 1). Solvers that tune themselves do so in warmup (default 500; a number, or a
+            `Warmup`). Solvers with a grid of their own refuse them.
+        warmup: For kernels, which run warmup + steps steps and keep steps // thin draws (defaults
+            1000, 0, 1). Solvers that tune themselves do so in warmup (default 500; a number, or a
+            `Warmup`). Solvers with a grid of their own refuse them.
+        thin: For kernels, which run warmup + steps steps and keep steps // thin draws (defaults
+            1000, 0, 1). Solvers that tune themselves do so in warmup (default 500; a number, or a
+            `Warmup`). Solvers with a grid of their own refuse them.
+        seed: In [0, 2^64).
+        init: Where the chains start, a row for each chain asked for, `(chains, *event_shape)`, for
+            a `constrained` field in the user's space. By default a timed field's `base`, a static
+            field's own `initial(n, noise)`, else N(0, I). Chains that so get an infinite energy
+            start again, up to 100 times, from N(0, s^2 I) of smaller and larger s; those that
             `init` starts there are flagged.
-        cond: condition values by name, one row a chain; they reach the model as keyword arguments.
-        keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or "moments".
-        grad: whether gradients flow through the run (from `init`, `cond` and the model's parameters to the draws);
-            "checkpoint" keeps the states only and computes each step again on the way back: the same gradients in less memory;
-            "adjoint", for adaptive methods of `ProbabilityFlow`, keeps the ends of the grid's intervals only and solves the
-            adjoint equation on the way back: the gradients to the solver's tolerance.
-        batch: chains at a time, for memory; the draws are the same. The chains that tune a solver, the pilot, run together.
-        device, dtype: of the state, float32 or float64; by default those of `init`, else of the model.
-        compile: whether to compile the step with torch.compile. Where the compiler cannot take the field (data-dependent
-            control flow, a call to other libraries), a warning names the line, and the run goes on as without.
-        checkpoint: a path, or a `Checkpoint`, to save the run to and to go on from.
+        cond: Condition values by name, one row a chain; they reach the model as keyword arguments.
+        keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or
+            "moments".
+        grad: Whether gradients flow through the run (from `init`, `cond` and the model's parameters
+            to the draws); "checkpoint" keeps the states only and computes each step again on the
+            way back: the same gradients in less memory; "adjoint", for adaptive methods of
+            `ProbabilityFlow`, keeps the ends of the grid's intervals only and solves the adjoint
+            equation on the way back: the gradients to the solver's tolerance.
+        batch: Chains at a time, for memory; the draws are the same. The chains that tune a solver,
+            the pilot, run together.
+        device: Of the state, float32 or float64; by default those of `init`, else of the model.
+        dtype: Of the state, float32 or float64; by default those of `init`, else of the model.
+        compile: Whether to compile the step with torch.compile. Where the compiler cannot take the
+            field (data-dependent control flow, a call to other libraries), a warning names the
+            line, and the run goes on as without.
+        checkpoint: A path, or a `Checkpoint`, to save the run to and to go on from.
         progress: True, False, or None for a progress line on a terminal.
         on_failure: "flag" marks failed chains in `draws.status`; "raise" stops with `ChainFailure`.
 
-    Returns: `Draws`.
-    Raises: `InvalidArgument` and `UnknownName` for wrong arguments, `MissingCapability` where the field lacks what the
-        solver needs, `CheckpointError`, and `ChainFailure` with on_failure="raise".
+    Returns:
+        `Draws`.
+
+    Raises:
+        `InvalidArgument` and `UnknownName` for wrong arguments, `MissingCapability` where the field
+        lacks what the solver needs, `CheckpointError`, and `ChainFailure` with on_failure="raise".
     """
     model, origin = _model(field)
     solver = _default_solver(model) if solver is None else as_solver("solver", solver)
     _check_temperature(model, solver)
-    keep = option("keep", keep if keep is not None else ("last" if is_grid(solver) else "all"), RECORDERS)
+    keep = option(
+        "keep", keep if keep is not None else ("last" if is_grid(solver) else "all"), RECORDERS
+    )
     option("on_failure", on_failure, ("flag", "raise"))
     _check_modes(grad=grad, compile=compile, checkpoint=checkpoint)
     solver = _by_adjoint(solver) if grad == "adjoint" else solver
@@ -151,18 +179,31 @@ def sample(
         )
         saving = None
         if saved is not None:
-            told = {name: value for name, value in settings.items() if name != "weights"}  # which the identity holds
-            saving = Saving(saved, told, Identity(field=model, solver=solver), extends=not is_grid(solver))
+            told = {
+                name: value for name, value in settings.items() if name != "weights"
+            }  # which the identity holds
+            saving = Saving(
+                saved, told, Identity(field=model, solver=solver), extends=not is_grid(solver)
+            )
         done = run_batches(
-            batches, solver, recorder, compiled=compile, recompute=grad == "checkpoint", on_failure=on_failure,
-            saving=saving, progress=progress,
-        )  # fmt: skip
+            batches,
+            solver,
+            recorder,
+            compiled=compile,
+            recompute=grad == "checkpoint",
+            on_failure=on_failure,
+            saving=saving,
+            progress=progress,
+        )
     return _draws(ids, parts, batches, done, solver, keep, settings)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A batch: the ids of its chains; which of its rows are asked for, and which rows of what was given belong to these."""
+    """A batch: the ids of its chains.
+
+    Which of its rows are asked for, and which rows of what was given belong to these.
+    """
 
     ids: range
     returned: slice
@@ -191,14 +232,19 @@ def _event_shape(model: Any) -> tuple[int, ...]:
 
 
 def _check_temperature(model: Any, solver: Any) -> None:
-    """Refuse what would be `(p(x) |dx/dz|)^(1/T)`: a solver's temperature is that of the space in which it works."""
+    """Refuse what would be `(p(x) |dx/dz|)^(1/T)`.
+
+    A solver's temperature is that of the space in which it works.
+    """
     if is_timed(model) or getattr(model, "constrain", None) is None:
         return
     if traits(solver).temperature != 1:
         raise InvalidArgument(
-            "solver", solver, "a solver that ends at temperature 1, as the field is sampled in free space",
+            "solver",
+            solver,
+            "a solver that ends at temperature 1, as the field is sampled in free space",
             "Temper the field, in the user's space: scoretk.tempered(field, temperature)",
-        )  # fmt: skip
+        )
 
 
 def _default_solver(model: Any) -> Solver:
@@ -209,13 +255,18 @@ def _default_solver(model: Any) -> Solver:
     if "energy" in offers(model):
         return ChEES()
     raise InvalidArgument(
-        "solver", None, f"a solver: for {field_name(model)}, a score without an energy, none tunes itself",
+        "solver",
+        None,
+        f"a solver: for {field_name(model)}, a score without an energy, none tunes itself",
         "Such as scoretk.ULA(step_size=0.01)",
-    )  # fmt: skip
+    )
 
 
 def _parts(ids: range, batch: int, tuning: int) -> list[_Part]:
-    """The batches. So many chains that tune the solver are the first of the run, whether they are asked for or not."""
+    """The batches.
+
+    So many chains that tune the solver are the first of the run, whether they are asked for or not.
+    """
     parts, begun = [], 0
     if tuning:
         pilot = range(min(ids[-1] + 1, tuning))
@@ -223,7 +274,9 @@ def _parts(ids: range, batch: int, tuning: int) -> list[_Part]:
         first = min(ids.start, pilot.stop)
         parts.append(
             _Part(
-                pilot, slice(first, first + (begun - 1) * ids.step + 1 if begun else first, ids.step), slice(0, begun)
+                pilot,
+                slice(first, first + (begun - 1) * ids.step + 1 if begun else first, ids.step),
+                slice(0, begun),
             )
         )
     for i in range(begun, len(ids), batch):
@@ -240,24 +293,33 @@ def _plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:
     return planned(solver, steps)
 
 
-def _check_pilot(parts: list[_Part], solver: Solver, start: Tensor | None, rows: dict[str, Tensor]) -> None:
+def _check_pilot(
+    parts: list[_Part], solver: Solver, start: Tensor | None, rows: dict[str, Tensor]
+) -> None:
     """Refuse a start or conditions that chains beside those asked for would need too."""
     first = parts[0]
     if len(first.ids) == len(first.ids[first.returned]) or (start is None and not rows):
         return
     raise InvalidArgument(
-        "init" if start is not None else "cond", start if start is not None else rows,
-        f"none with chains that others tune for: {type(solver).__name__} is tuned by chains 0 to {len(first.ids) - 1}",
-        "Give the rows of all, with chains from 0 on, or the solver its step_size (and length) and metric='none'",
-    )  # fmt: skip
+        "init" if start is not None else "cond",
+        start if start is not None else rows,
+        f"none with chains that others tune for: {type(solver).__name__} is tuned by chains 0 to "
+        f"{len(first.ids) - 1}",
+        "Give the rows of all, with chains from 0 on, or the solver its step_size (and length) and "
+        "metric='none'",
+    )
 
 
 def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None:
     flag("compile", compile)
-    if not isinstance(grad, bool) and not (isinstance(grad, str) and grad in ("checkpoint", "adjoint")):
+    if not isinstance(grad, bool) and not (
+        isinstance(grad, str) and grad in ("checkpoint", "adjoint")
+    ):
         raise InvalidArgument("grad", grad, "True, False, 'checkpoint' or 'adjoint'")
     if grad and (compile or checkpoint is not None):
-        raise InvalidArgument("grad", grad, "grad=False together with compile or checkpoint: neither keeps a graph")
+        raise InvalidArgument(
+            "grad", grad, "grad=False together with compile or checkpoint: neither keeps a graph"
+        )
 
 
 def _by_adjoint(solver: Solver) -> Solver:
@@ -265,15 +327,23 @@ def _by_adjoint(solver: Solver) -> Solver:
     if with_adjoint is not None:
         return with_adjoint()
     raise InvalidArgument(
-        "grad", "adjoint", f"True or 'checkpoint' with {solver!r}: its steps are the map to be differentiated",
-        "The adjoint equation is that of an ODE solved to a tolerance: ProbabilityFlow('dopri5') and its like",
-    )  # fmt: skip
+        "grad",
+        "adjoint",
+        f"True or 'checkpoint' with {solver!r}: its steps are the map to be differentiated",
+        "The adjoint equation is that of an ODE solved to a tolerance: ProbabilityFlow('dopri5') "
+        "and its like",
+    )
 
 
 def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
-    """Device and dtype of the state: as asked, else as `init`, else as the model, else torch's defaults."""
+    """Device and dtype of the state.
+
+    As asked, else as `init`, else as the model, else torch's defaults.
+    """
     hints = ([init] if isinstance(init, Tensor) else []) + state_like(model)
-    found = as_device("device", device if device is not None else (hints[0].device if hints else "cpu"))
+    found = as_device(
+        "device", device if device is not None else (hints[0].device if hints else "cpu")
+    )
     usable = (torch.float32, torch.float64)
     if dtype is None:
         kinds = [t.dtype for t in hints if t.dtype in usable]
@@ -286,9 +356,13 @@ def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
     """Where the user wants the chains to start, in the space that the solver works in."""
     if init is None:
         return None
-    if is_timed(model) or not hasattr(model, "unconstrain"):  # a flow starts from latents, which live in its own space
+    if is_timed(model) or not hasattr(
+        model, "unconstrain"
+    ):  # a flow starts from latents, which live in its own space
         return tensor_like("init", init, (None, *_event_shape(model))).to(place.device, place.dtype)
-    given = tensor_like("init", init, (None, *model.constrained_shape)).to(place.device, place.dtype)
+    given = tensor_like("init", init, (None, *model.constrained_shape)).to(
+        place.device, place.dtype
+    )
     return tensor_like("init", model.unconstrain(given), (None, *_event_shape(model)))
 
 
@@ -302,7 +376,9 @@ def _chains(chains: int | range | None, start: Tensor | None) -> range:
     """The ids of the chains."""
     if isinstance(chains, range):
         if not chains or chains.step < 0 or chains.start < 0 or chains[-1] >= MOST_CHAINS:
-            raise InvalidArgument("chains", chains, "a rising range of ids in [0, 2**32), not empty")
+            raise InvalidArgument(
+                "chains", chains, "a rising range of ids in [0, 2**32), not empty"
+            )
         ids = chains
     elif chains is None:
         ids = range(DEFAULT_CHAINS if start is None else len(start))
@@ -311,22 +387,39 @@ def _chains(chains: int | range | None, start: Tensor | None) -> range:
     if not ids:
         raise InvalidArgument("init", start, "at least one row")
     if start is not None and len(start) != len(ids):
-        raise InvalidArgument("init", start, f"one row a chain, {len(ids)} rows for chains={chains}")
+        raise InvalidArgument(
+            "init", start, f"one row a chain, {len(ids)} rows for chains={chains}"
+        )
     return ids
 
 
-def _condition_rows(cond: Mapping[str, Tensor] | None, chains: int, place: _Place) -> dict[str, Tensor]:
+def _condition_rows(
+    cond: Mapping[str, Tensor] | None, chains: int, place: _Place
+) -> dict[str, Tensor]:
     rows = {}
     for name, value in conditions(cond, chains).items():
-        rows[name] = value.to(place.device, place.dtype if value.is_floating_point() else value.dtype)
+        rows[name] = value.to(
+            place.device, place.dtype if value.is_floating_point() else value.dtype
+        )
     return rows
 
 
 def _batch(
-    model: Any, solver: Any, noise: Noise, part: _Part, start: Tensor | None, rows: dict[str, Tensor],
-    asked: tuple[int | None, int | None, int | None, str], place: _Place,
-) -> Batch:  # fmt: skip
-    bound = resolve(model, solver.needs, {name: value[part.given] for name, value in rows.items()}, timed=solver.timed)
+    model: Any,
+    solver: Any,
+    noise: Noise,
+    part: _Part,
+    start: Tensor | None,
+    rows: dict[str, Tensor],
+    asked: tuple[int | None, int | None, int | None, str],
+    place: _Place,
+) -> Batch:
+    bound = resolve(
+        model,
+        solver.needs,
+        {name: value[part.given] for name, value in rows.items()},
+        timed=solver.timed,
+    )
 
     def begin_at(attempt: int = 0) -> Tensor:
         if start is not None:
@@ -356,15 +449,21 @@ class Later:
     def _step(self, step: int | Tensor) -> int | Tensor:
         return self.attempt * STEPS_A_START + step
 
-    def normal(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
+    def normal(
+        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None
+    ) -> Tensor:
         """As `Noise.normal`, of the attempt's own steps."""
         return self.noise.normal(self._step(step), stream, shape, dtype)
 
-    def uniform(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
+    def uniform(
+        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None
+    ) -> Tensor:
         """As `Noise.uniform`."""
         return self.noise.uniform(self._step(step), stream, shape, dtype)
 
-    def rademacher(self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
+    def rademacher(
+        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None
+    ) -> Tensor:
         """As `Noise.rademacher`."""
         return self.noise.rademacher(self._step(step), stream, shape, dtype)
 
@@ -383,17 +482,24 @@ def _spread(attempt: int) -> float:
 
 
 def _tracked(x: Tensor) -> Tensor:
-    """With grad=True a start that autograd follows, as an energy's score is differentiable only where its x is."""
+    """With grad=True a start that autograd follows, as an energy's score is differentiable only
+    where its x is.
+    """
     return x.detach().requires_grad_() if torch.is_grad_enabled() and not x.requires_grad else x
 
 
 def _initial(model: Any, noise: Noise | Later, place: _Place, spread: float = 1.0) -> Tensor:
-    """Where the chains of a field start that is given no `init`; spread, the standard deviation of a start from noise."""
+    """Where the chains of a field start that is given no `init`.
+
+    Spread, the standard deviation of a start from noise.
+    """
     n, shape = len(noise.chains), _event_shape(model)
     if is_timed(model):
         base = getattr(model, "base", None)
         if base is None:
-            raise InvalidArgument("init", None, f"a start: {field_name(model)} is a timed field without a base")
+            raise InvalidArgument(
+                "init", None, f"a start: {field_name(model)} is a timed field without a base"
+            )
         x = base.draw(n, noise)
     elif callable(getattr(model, "initial", None)):
         x = model.initial(n, noise)
@@ -417,20 +523,26 @@ def _schedule(
         for name, value in (("steps", steps), ("warmup", warmup), ("thin", thin)):
             if value is not None:
                 raise InvalidArgument(
-                    name, value, f"nothing: {type(solver).__name__} carries its own grid",
+                    name,
+                    value,
+                    f"nothing: {type(solver).__name__} carries its own grid",
                     f"Set it on the solver, or leave {name} out",
-                )  # fmt: skip
+                )
         milestones = tuple(solver.milestones(bound))
         last = (False,) * (len(milestones) - 1) + (True,)
-        return Schedule(len(milestones), kept=last if keep == "last" else milestones, milestones=milestones)
+        return Schedule(
+            len(milestones), kept=last if keep == "last" else milestones, milestones=milestones
+        )
     n = 1000 if steps is None else count("steps", steps, least=1)
     tunes = adapts(solver)
     first = (DEFAULT_WARMUP if tunes else 0) if warmup is None else warmup
     if tunes and first == 0:
         raise InvalidArgument(
-            "warmup", 0, f"at least one step, in which {type(solver).__name__} tunes itself",
+            "warmup",
+            0,
+            f"at least one step, in which {type(solver).__name__} tunes itself",
             "Or give the solver its step_size (and length) and metric='none'",
-        )  # fmt: skip
+        )
     every = 1 if thin is None else count("thin", thin, least=1)
     if every > n:
         raise InvalidArgument("thin", every, f"at most steps = {n}, so that a draw is kept")
@@ -440,37 +552,69 @@ def _schedule(
 
 
 def _torch_state(device: str) -> dict[str, Any]:
-    """What torch has been told that changes what a model computes. (How many threads it has changes the last bits only.)"""
+    """What torch has been told that changes what a model computes.
+
+    (How many threads it has changes the last bits only.)
+    """
     half = torch.is_autocast_enabled(device) if torch.amp.is_autocast_available(device) else False
     return {
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "autocast": str(torch.get_autocast_dtype(device)).removeprefix("torch.") if half else None,
         "float32_matmul": torch.get_float32_matmul_precision(),
-    }  # fmt: skip
+    }
 
 
 def _settings(
-    origin: str, model: Any, solver: Any, ids: range, seed: int, keep: str, batch: int, place: _Place,
-    schedule: Schedule, start: Tensor | None, rows: dict[str, Tensor], compiled: bool, pilot: dict[str, int],
-) -> dict[str, Any]:  # fmt: skip
+    origin: str,
+    model: Any,
+    solver: Any,
+    ids: range,
+    seed: int,
+    keep: str,
+    batch: int,
+    place: _Place,
+    schedule: Schedule,
+    start: Tensor | None,
+    rows: dict[str, Tensor],
+    compiled: bool,
+    pilot: dict[str, int],
+) -> dict[str, Any]:
     """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
     return {
-        "model": origin, "exact_ends": isinstance(model, Constrained) and model.log_density is not None,
-        "weights": weights_digest(field_tensors(model))[:16], "event_shape": list(_event_shape(model)),
-        "solver": without_addresses(repr(solver)), "chains": len(ids) if ids == range(len(ids)) else repr(ids),
-        "seed": integer("seed", seed, below=2**64), "steps": schedule.total - schedule.warmup,
-        "warmup": schedule.warmup, **pilot, "thin": schedule.thin, "keep": keep, "batch": min(batch, len(ids)),
-        "device": place.device.type, "dtype": str(place.dtype).removeprefix("torch."), "compile": compiled,
+        "model": origin,
+        "exact_ends": isinstance(model, Constrained) and model.log_density is not None,
+        "weights": weights_digest(field_tensors(model))[:16],
+        "event_shape": list(_event_shape(model)),
+        "solver": without_addresses(repr(solver)),
+        "chains": len(ids) if ids == range(len(ids)) else repr(ids),
+        "seed": integer("seed", seed, below=2**64),
+        "steps": schedule.total - schedule.warmup,
+        "warmup": schedule.warmup,
+        **pilot,
+        "thin": schedule.thin,
+        "keep": keep,
+        "batch": min(batch, len(ids)),
+        "device": place.device.type,
+        "dtype": str(place.dtype).removeprefix("torch."),
+        "compile": compiled,
         "init": None if start is None else tensor_digest({"init": start})[:16],
         "cond": tensor_digest(rows)[:16] if rows else None,
         "torch_state": _torch_state(place.device.type),
-        "scoretk": __version__, "torch": str(torch.__version__), "python": platform.python_version(),
-    }  # fmt: skip
+        "scoretk": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
 
 
 def _draws(
-    ids: range, parts: list[_Part], batches: list[Batch], done: list[Finished], solver: Any, keep: str, settings: dict[str, Any]
-) -> Draws:  # fmt: skip
+    ids: range,
+    parts: list[_Part],
+    batches: list[Batch],
+    done: list[Finished],
+    solver: Any,
+    keep: str,
+    settings: dict[str, Any],
+) -> Draws:
     cost: dict[str, int] = {}
     for batch, part in zip(batches, parts, strict=True):
         for kind, n in solver.init_cost.items():
@@ -481,10 +625,13 @@ def _draws(
     if varying:
         for kind in traits(solver).varying:
             cost[kind] = cost.get(kind, 0) + varying
-    asked = [(f, part.returned) for f, part in zip(done, parts, strict=True) if part.ids[part.returned]]
+    asked = [
+        (f, part.returned) for f, part in zip(done, parts, strict=True) if part.ids[part.returned]
+    ]
     first, kept = asked[0][0].record, batches[-1].schedule.kept_before(batches[-1].schedule.total)
     joined = {
-        name: _joined([(f.record.tensors[name], r) for f, r in asked], _chain_axis(name)) for name in first.tensors
+        name: _joined([(f.record.tensors[name], r) for f, r in asked], _chain_axis(name))
+        for name in first.tensors
     }
     stats = {}
     for name in first.stats:
@@ -496,15 +643,21 @@ def _draws(
         final=_joined([(f.final, r) for f, r in asked]),
         status=_joined([(f.status, r) for f, r in asked]),
         failed_at=_joined([(f.failed_at, r) for f, r in asked]),
-        stats=stats, cost=Cost(cost), provenance=settings, tuned=done[0].tuned,
-        mean=joined.get("mean"), var=None if m2 is None else m2 / (kept - 1),  # of one draw NaN: it has none
+        stats=stats,
+        cost=Cost(cost),
+        provenance=settings,
+        tuned=done[0].tuned,
+        mean=joined.get("mean"),
+        var=None if m2 is None else m2 / (kept - 1),  # of one draw NaN: it has none
         chains=torch.arange(ids.start, ids.stop, ids.step),
-    )  # fmt: skip
+    )
 
 
 def _joined(parts: list[tuple[Tensor, slice]], axis: int = 0) -> Tensor:
     """The rows asked for, joined along the chains' axis."""
-    if all(value.shape[axis] == len(range(*rows.indices(value.shape[axis]))) for value, rows in parts):
+    if all(
+        value.shape[axis] == len(range(*rows.indices(value.shape[axis]))) for value, rows in parts
+    ):
         return torch.cat([value for value, _ in parts], axis)
     return torch.cat([value[(slice(None),) * axis + (rows,)] for value, rows in parts], axis)
 

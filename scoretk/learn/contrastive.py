@@ -1,13 +1,17 @@
-r"""Contrastive divergence: the gradient of an energy's log likelihood with the model's own samples as negatives.
+r"""Contrastive divergence.
+
+The gradient of an energy's log likelihood with the model's own samples as negatives.
 
     grad_theta (-log p(x)) = grad E(x+) - E_{x- ~ p} grad E(x-)
 
-The negatives x- come from the same solvers and the same driver as all samples here: k steps from the data (CD-k), from
-noise, or from a replay buffer (persistent).
+The negatives x- come from the same solvers and the same driver as all samples here: k steps from
+the data (CD-k), from noise, or from a replay buffer (persistent).
 
-References: Hinton, "Training products of experts by minimizing contrastive divergence" (2002); Tieleman, "Training
-restricted Boltzmann machines using approximations to the likelihood gradient" (2008); Du, Mordatch, "Implicit generation
-and modeling with energy-based models" (2019).
+References:
+    Hinton, "Training products of experts by minimizing contrastive divergence" (2002).
+    Tieleman, "Training restricted Boltzmann machines using approximations to the likelihood
+    gradient" (2008).
+    Du, Mordatch, "Implicit generation and modeling with energy-based models" (2019).
 """
 
 from __future__ import annotations
@@ -43,13 +47,15 @@ class CDStep(NamedTuple):
 class ReplayBuffer:
     """Persistent chains: `size` slots, each the present state of one chain.
 
-    A read takes distinct slots; of these a fraction `refresh` starts anew from noise; after sampling, each chain is
-    written back to the slot that it was read from. So a lineage ends only by a refresh (or a failure), never by being
-    overwritten.
+    A read takes distinct slots; of these a fraction `refresh` starts anew from noise; after
+    sampling, each chain is written back to the slot that it was read from. So a lineage ends only
+    by a refresh (or a failure), never by being overwritten.
 
-    Arguments: size, the number of slots; refresh, the share of the chains read that start anew, in [0, 1].
-    Attributes: samples `(size, *event_shape)`, None before the first use; age `(size,)`, reads since the start from
-    noise; lineage `(size,)`, a number that changes whenever a slot starts anew.
+    Args:
+        size: The number of slots.
+        refresh: The share of the chains read that start anew, in [0, 1]. Attributes: samples
+            `(size, *event_shape)`, None before the first use; age `(size,)`, reads since the start
+            from noise; lineage `(size,)`, a number that changes whenever a slot starts anew.
     """
 
     def __init__(self, size: int, refresh: float = 0.05) -> None:
@@ -66,12 +72,16 @@ class ReplayBuffer:
         return f"ReplayBuffer(size={self.size}, refresh={self.refresh})"
 
     def read(self, n: int, fresh: Any, noise: Noise) -> tuple[Tensor, Tensor]:
-        """n distinct slots, `(n,)`, and the points to start from, `(n, *event_shape)`.
+        """N distinct slots, `(n,)`, and the points to start from, `(n, *event_shape)`.
 
-        Arguments: fresh, `fresh(m, ids)`, m starting points whose noise has these chain ids; noise, over all slots.
+        Args:
+            fresh: `fresh(m, ids)`, m starting points whose noise has these chain ids.
+            noise: Over all slots.
         """
         if n > self.size:
-            raise InvalidArgument("batch", n, f"at most {self.size} rows, the slots of the replay buffer")
+            raise InvalidArgument(
+                "batch", n, f"at most {self.size} rows, the slots of the replay buffer"
+            )
         everything = torch.arange(self.size)
         if self.samples is None:
             self.samples = fresh(everything)
@@ -98,13 +108,19 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is needed to go on exactly from here."""
-        state = {"age": self.age, "lineage": self.lineage, "next_lineage": torch.tensor(self._next_lineage)}
+        state = {
+            "age": self.age,
+            "lineage": self.lineage,
+            "next_lineage": torch.tensor(self._next_lineage),
+        }
         return state if self.samples is None else state | {"samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state_dict`. Raises `InvalidArgument` for a buffer of another size."""
         if len(state["age"]) != self.size:
-            raise InvalidArgument("state", state["age"], f"the state of a buffer of {self.size} slots")
+            raise InvalidArgument(
+                "state", state["age"], f"the state of a buffer of {self.size} slots"
+            )
         self.age, self.lineage = state["age"].clone(), state["lineage"].clone()
         self._next_lineage = int(state["next_lineage"])
         self.samples = state["samples"].clone() if "samples" in state else None
@@ -112,16 +128,24 @@ class ReplayBuffer:
 
 @dataclass
 class ContrastiveDivergence:
-    """`loss, negatives = cd(field, batch)`: `mean E(batch) - mean E(negatives)`, whose gradient is CD's.
+    """`loss, negatives = cd(field, batch)`.
 
-    Arguments: solver, a kernel such as `ULA` or `MALA`, or its name, with nothing left to tune: a call has no warmup; steps, how
-    many a call; start, "data" (CD-k), "noise", or a `ReplayBuffer` (persistent CD); seed; energy_decay, weight of
-    `mean E(batch)^2 + mean E(negatives)^2`, which holds the energy's free constant and scale (Du, Mordatch 2019).
+    `mean E(batch) - mean E(negatives)`, whose gradient is CD's.
 
-    Each call makes its own noise from the seed and its number, so training can be repeated and resumed exactly
-    (`state_dict`). Chains that fail are left out of the loss and start anew, and are counted in `last`. `last` tells of
-    the latest call: "energy_gap", mean E(negatives) - mean E(batch), near 0 in good health; "accept" where the kernel
-    has it; "failed", a number of chains; "buffer_age", mean reads.
+    Args:
+        solver: A kernel such as `ULA` or `MALA`, or its name, with nothing left to tune: a call has
+            no warmup.
+        steps: How many a call.
+        start: "data" (CD-k), "noise", or a `ReplayBuffer` (persistent CD).
+        seed: Of the random numbers.
+        energy_decay: Weight of `mean E(batch)^2 + mean E(negatives)^2`, which holds the energy's
+            free constant and scale (Du, Mordatch 2019).
+
+    Each call makes its own noise from the seed and its number, so training can be repeated and
+    resumed exactly (`state_dict`). Chains that fail are left out of the loss and start anew, and
+    are counted in `last`. `last` tells of the latest call: "energy_gap", mean E(negatives) - mean
+    E(batch), near 0 in good health; "accept" where the kernel has it; "failed", a number of chains;
+    "buffer_age", mean reads.
     """
 
     solver: Any
@@ -133,7 +157,9 @@ class ContrastiveDivergence:
     def __post_init__(self) -> None:
         self.solver = as_solver("solver", self.solver)
         if is_grid(self.solver):
-            raise InvalidArgument("solver", self.solver, "a kernel that can run for ever, such as ULA or MALA")
+            raise InvalidArgument(
+                "solver", self.solver, "a kernel that can run for ever, such as ULA or MALA"
+            )
         check_settled("solver", self.solver)
         counts(self, steps=1)
         named = isinstance(self.start, str) and self.start in ("data", "noise")
@@ -147,9 +173,13 @@ class ContrastiveDivergence:
     def __call__(self, field: Any, batch: Tensor) -> CDStep:
         """One estimate of the gradient.
 
-        Arguments: field, with an energy; batch, data `(batch, *event_shape)`.
-        Raises: `MissingCapability` for a field without an energy; `InvalidArgument`; `ChainFailure` where every chain
-        failed, for then there is nothing to learn from.
+        Args:
+            field: With an energy.
+            batch: Data `(batch, *event_shape)`.
+
+        Raises:
+            `MissingCapability` for a field without an energy; `InvalidArgument`; `ChainFailure`
+            where every chain failed, for then there is nothing to learn from.
         """
         resolve(field, {"energy"} | (self.solver.needs & {"states"}), timed=False)
         data = tensor_like("batch", batch, (None, *field.event_shape))
@@ -185,7 +215,9 @@ class ContrastiveDivergence:
         return moment, slots
 
     def _noise(self, chains: int | Tensor, like: Tensor) -> Noise:
-        seed = derive(self.seed, 2**64 - self.part) if self.part else self.seed  # no call has such a number
+        seed = (
+            derive(self.seed, 2**64 - self.part) if self.part else self.seed
+        )  # no call has such a number
         return Noise(derive(seed, self.calls), chains, device=like.device, dtype=like.dtype)
 
     def _fresh(self, field: Any, ids: Tensor, like: Tensor) -> Tensor:
@@ -196,7 +228,9 @@ class ContrastiveDivergence:
             return initial(len(ids), noise).to(like)
         return noise.normal(0, Stream.START, tuple(field.event_shape), like.dtype)
 
-    def _write_back(self, field: Any, slots: Tensor | None, moment: Moment, fine: Tensor, data: Tensor) -> None:
+    def _write_back(
+        self, field: Any, slots: Tensor | None, moment: Moment, fine: Tensor, data: Tensor
+    ) -> None:
         if slots is None or not isinstance(self.start, ReplayBuffer) or self.start.samples is None:
             return
         old = self.start.samples[slots.to(self.start.samples.device)].to(data)
@@ -221,8 +255,13 @@ class ContrastiveDivergence:
         """The inverse of `state_dict`."""
         self.calls, self.part = int(state["calls"]), int(state["part"])
         if isinstance(self.start, ReplayBuffer):
-            self.start.load_state_dict({n[7:]: v for n, v in state.items() if n.startswith("buffer/")})
+            self.start.load_state_dict(
+                {n[7:]: v for n, v in state.items() if n.startswith("buffer/")}
+            )
 
     def for_part(self, part: int) -> None:
-        """From now on be number `part` of several that share seed and settings: with noise, and a buffer, of its own."""
+        """From now on be number `part` of several that share seed and settings.
+
+        With noise, and a buffer, of its own.
+        """
         self.part = part

@@ -1,13 +1,17 @@
-r"""Which start x_0 goes with which datum x_1 of a batch in flow matching: `flow_matching(net, x, t, coupling(start, x))`.
+r"""Which start x_0 goes with which datum x_1 of a batch in flow matching.
+
+`flow_matching(net, x, t, coupling(start, x))`.
 
     independent    as drawn
     optimal        the permutation pi that makes sum_i |start_pi(i) - x_i|^2 least: straighter paths, smaller variance
 
 Either keeps the batch's starts and data, so the flow that is learned has the same two ends.
 
-References: Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023); Tong, Fatras, Malkin, Huguet,
-Zhang, Rector-Brooks, Wolf, Bengio, "Improving and generalizing flow-based generative models with minibatch optimal
-transport" (2024); Pooladian, Ben-Hamu, Domingo-Enrich, Amos, Lipman, Chen, "Multisample flow matching" (2023).
+References:
+    Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023).
+    Tong, Fatras, Malkin, Huguet, Zhang, Rector-Brooks, Wolf, Bengio, "Improving and generalizing
+    flow-based generative models with minibatch optimal transport" (2024).
+    Pooladian, Ben-Hamu, Domingo-Enrich, Amos, Lipman, Chen, "Multisample flow matching" (2023).
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ PIVOTS = 10_000_000
 def independent_coupling(start: Tensor, x: Tensor) -> Tensor:
     """The starts as they were drawn, `(batch, *event_shape)`.
 
-    Arguments: start and x, both `(batch, *event_shape)`. Raises `InvalidArgument` where shapes disagree.
+    Args:
+        start: Both `(batch, *event_shape)`. Raises `InvalidArgument` where shapes disagree.
+        x: Both `(batch, *event_shape)`. Raises `InvalidArgument` where shapes disagree.
     """
     if start.shape != x.shape:
         raise InvalidArgument("start", start, f"the shape of x, {tuple(x.shape)}")
@@ -37,13 +43,22 @@ def independent_coupling(start: Tensor, x: Tensor) -> Tensor:
 
 
 def optimal_coupling(start: Tensor, x: Tensor) -> Tensor:
-    """The starts in the order of the optimal transport from them to x for the squared distance (exact, by POT).
+    """The starts in the order of the optimal transport from them to x for the squared distance
+    (exact, by POT).
 
-    It looks at the whole batch: a row's partner depends on the other rows, and time grows as the square of their number
-    or faster (0.1 s for 1000).
-    Reference: Tong et al. (2024).
-    Arguments: start and x, both `(batch, *event_shape)`, finite.
-    Returns: a permutation of the rows of start. Raises: `InvalidArgument`; `MissingDependency` without POT.
+    It looks at the whole batch: a row's partner depends on the other rows, and time grows as the
+    square of their number or faster (0.1 s for 1000).
+
+    References:
+        Tong et al. (2024).
+
+    Args:
+        start: Both `(batch, *event_shape)`, finite.
+        x: Both `(batch, *event_shape)`, finite.
+
+    Returns:
+        a permutation of the rows of start. Raises: `InvalidArgument`; `MissingDependency` without
+        POT.
     """
     try:
         from ot.lp import emd
@@ -52,11 +67,17 @@ def optimal_coupling(start: Tensor, x: Tensor) -> Tensor:
     independent_coupling(start, x)
     if not len(x):
         return start
-    ends = [tensor_like(name, rows.detach(), (None,) * x.ndim) for name, rows in (("start", start), ("x", x))]
+    ends = [
+        tensor_like(name, rows.detach(), (None,) * x.ndim)
+        for name, rows in (("start", start), ("x", x))
+    ]
     a, b = (rows.flatten(1).to("cpu", torch.float64) for rows in ends)
     uniform = torch.full((len(x),), 1 / len(x), dtype=torch.float64).numpy()
-    # equal weights: the simplex ends in a vertex of the doubly stochastic matrices, which is a permutation
-    plan = torch.from_numpy(emd(uniform, uniform, torch.cdist(a, b).square().numpy(), numItermax=PIVOTS))
+    # equal weights: the simplex ends in a vertex of the doubly stochastic matrices, which is a
+    # permutation
+    plan = torch.from_numpy(
+        emd(uniform, uniform, torch.cdist(a, b).square().numpy(), numItermax=PIVOTS)
+    )
     return start[plan.argmax(0).to(start.device)]
 
 

@@ -1,23 +1,31 @@
-r"""A small fit loop for every family: any torch optimiser, clipped gradients, averaged weights, a held-out share.
+r"""A small fit loop for every family.
+
+Any torch optimiser, clipped gradients, averaged weights, a held-out share.
 
     w <- optimiser(w, clip(grad loss)),    a <- d a + (1 - d) w,    d = min(decay, (k + 1) / (k + 10)) at step k
 
-The averaged weights a are what is evaluated and kept: those of the best held-out value, else the last. All randomness
-comes from one `torch.Generator` with the caller's seed and from those that the modules hold; the global one is left alone.
+The averaged weights a are what is evaluated and kept: those of the best held-out value, else the
+last. All randomness comes from one `torch.Generator` with the caller's seed and from those that the
+modules hold; the global one is left alone.
 
-**Players** of a game, such as a critic and a generator, take turns within a step, each with its own loss and optimiser.
+**Players** of a game, such as a critic and a generator, take turns within a step, each with its own
+loss and optimiser.
 
-**Parts**: a batch may be computed in P slices whose gradients are added up. With P > 1 the randomness of slice p in turn k
-is a function of (seed, k, p) alone. So W processes (`torchrun`; each calls `fit` with the same arguments, computes P / W of
-the slices and ends with the same weights) do what one process does with the same P, up to the rounding of a sum. Without
-P they compute one slice each; a loss that draws nothing then has the result of the default P = 1 too.
+**Parts**: a batch may be computed in P slices whose gradients are added up. With P > 1 the
+randomness of slice p in turn k is a function of (seed, k, p) alone. So W processes (`torchrun`;
+each calls `fit` with the same arguments, computes P / W of the slices and ends with the same
+weights) do what one process does with the same P, up to the rounding of a sum. Without P they
+compute one slice each; a loss that draws nothing then has the result of the default P = 1 too.
 
-**Checkpoints** are written at evaluations: weights, average, optimisers, generators, history, and the state of the loss.
-The same call goes on from there and ends with the same bits; with the same P, so may another number of processes.
+**Checkpoints** are written at evaluations: weights, average, optimisers, generators, history, and
+the state of the loss. The same call goes on from there and ends with the same bits; with the same
+P, so may another number of processes.
 
-References: Kingma, Ba, "Adam: a method for stochastic optimization" (2015); Loshchilov, Hutter, "Decoupled weight decay
-regularization" (2019); Polyak, Juditsky, "Acceleration of stochastic approximation by averaging" (1992); Li et al.,
-"PyTorch distributed: experiences on accelerating data parallel training" (2020).
+References:
+    Kingma, Ba, "Adam: a method for stochastic optimization" (2015).
+    Loshchilov, Hutter, "Decoupled weight decay regularization" (2019).
+    Polyak, Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
+    Li et al., "PyTorch distributed: experiences on accelerating data parallel training" (2020).
 """
 
 from __future__ import annotations
@@ -38,23 +46,45 @@ __all__ = ["Fit", "Player", "Progress", "Recipe", "fit"]
 
 
 def fit(
-    module: nn.Module, loss: Loss | Sequence[Player], data: Tensor, recipe: Recipe, *, seed: int = 0,
-    report: Callable[[Progress], Any] | None = None, evaluate: Loss | None = None,
-    checkpoint: str | os.PathLike[str] | None = None, state: Any = None, settings: Mapping[str, Any] | None = None,
-) -> Fit:  # fmt: skip
-    """Minimise a loss over the rows of data. The module ends in eval mode with the weights that are returned.
+    module: nn.Module,
+    loss: Loss | Sequence[Player],
+    data: Tensor,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    report: Callable[[Progress], Any] | None = None,
+    evaluate: Loss | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    state: Any = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Fit:
+    """Minimise a loss over the rows of data.
 
-    Arguments: module, the parameters to fit; loss, `loss(rows, generator)` of shape `()` or `(batch,)`, a function of the
-        module's present parameters, or that and a dict of numbers for the progress; or a sequence of `Player`, each with
-        its own; data `(n, *event_shape)`; recipe; seed; report, called after each evaluation (by the first process);
-        evaluate, what is measured on held-out rows, lowest best, as a loss: None for the loss itself, and needed for a
-        game unless nothing is held out; checkpoint, the file to save to and to go on from; state, an object with
-        `state_dict` and `load_state_dict` that belongs to the training, such as a `ContrastiveDivergence` (a loss that has
-        these is one); settings, plain values that tell this run's checkpoint from others'.
-    Returns: `Fit`.
-    Raises: `InvalidArgument`; `FitFailure` where loss, gradient, weights or held-out value are not finite: it carries the
-        step and the last good averaged weights, which the module is left with; `CheckpointError` where the checkpoint is
-        damaged or another run's.
+    The module ends in eval mode with the weights that are returned.
+
+    Args:
+        module: The parameters to fit.
+        loss: `loss(rows, generator)` of shape `()` or `(batch,)`, a function of the module's
+            present parameters, or that and a dict of numbers for the progress; or a sequence of
+            `Player`, each with its own.
+        data: `(n, *event_shape)`.
+        recipe: The recipe.
+        seed: Of the random numbers.
+        report: Called after each evaluation (by the first process).
+        evaluate: What is measured on held-out rows, lowest best, as a loss: None for the loss
+            itself, and needed for a game unless nothing is held out.
+        checkpoint: The file to save to and to go on from.
+        state: An object with `state_dict` and `load_state_dict` that belongs to the training, such
+            as a `ContrastiveDivergence` (a loss that has these is one).
+        settings: Plain values that tell this run's checkpoint from others'.
+
+    Returns:
+        `Fit`.
+
+    Raises:
+        `InvalidArgument`; `FitFailure` where loss, gradient, weights or held-out value are not
+        finite: it carries the step and the last good averaged weights, which the module is left
+        with; `CheckpointError` where the checkpoint is damaged or another run's.
     """
     players = [Player("", module, loss)] if callable(loss) else list(loss)
     run = Training(module, players, data, recipe, seed, evaluate, state)

@@ -6,11 +6,14 @@ With a decoder p(x | z), a prior p(z) and an encoder q(z | x), and draws `z_k ~ 
     ELBO = E log w_k = E log p(x | z) - KL(q(. | x) || p)          <= log p(x)
     IWAE = E log (1/K sum_k w_k)                                   between the two, to log p(x) as K grows
 
-The draws are explicit functions of normals given by the caller, so that gradients reach the encoder.
+The draws are explicit functions of normals given by the caller, so that gradients reach the
+encoder.
 
-References: Kingma, Welling, "Auto-encoding variational Bayes" (2014); Rezende, Mohamed, Wierstra, "Stochastic
-backpropagation and approximate inference in deep generative models" (2014); Burda, Grosse, Salakhutdinov, "Importance
-weighted autoencoders" (2016).
+References:
+    Kingma, Welling, "Auto-encoding variational Bayes" (2014).
+    Rezende, Mohamed, Wierstra, "Stochastic backpropagation and approximate inference in deep
+    generative models" (2014).
+    Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders" (2016).
 """
 
 from __future__ import annotations
@@ -26,9 +29,17 @@ from torch import distributions as td
 from scoretk.errors import InvalidArgument
 from scoretk.fields.wrappers import check_rows
 
-__all__ = ["log_weights", "negative_elbo", "negative_iwae", "negative_log_likelihood", "reparametrised"]
+__all__ = [
+    "log_weights",
+    "negative_elbo",
+    "negative_iwae",
+    "negative_log_likelihood",
+    "reparametrised",
+]
 
-HINT = "Distributions have one batch axis: wrap them, Independent(distribution, number of event axes)"
+HINT = (
+    "Distributions have one batch axis: wrap them, Independent(distribution, number of event axes)"
+)
 
 
 class Density(Protocol):
@@ -41,20 +52,29 @@ Decoder = Callable[[Tensor], Density]
 
 
 def negative_log_likelihood(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`-log p(x)` in nats, whose mean is least where p is nearest the data in Kullback-Leibler divergence.
+    """`-log p(x)` in nats, whose mean is least where p is nearest the data in Kullback-Leibler
+    divergence.
 
-    Arguments: log_prob, normalised, `(batch, *event_shape) -> (batch,)`; x, data. Returns: `(batch,)`.
+    Args:
+        log_prob: Normalised, `(batch, *event_shape) -> (batch,)`.
+        x: data. Returns: `(batch,)`.
     """
     return -check_rows("log_prob", log_prob(x), x.shape[:1], "A log density gives one number a row")
 
 
 @singledispatch
 def reparametrised(distribution: td.Distribution, noise: Tensor) -> Tensor:
-    """A draw as a function of standard normals: `loc + scale noise`, like noise `(..., *batch_shape, *event_shape)`.
+    """A draw as a function of standard normals.
 
-    Arguments: distribution, a `Normal`, a `MultivariateNormal` or an `Independent` of one; noise.
+    `loc + scale noise`, like noise `(..., *batch_shape, *event_shape)`.
+
+    Args:
+        distribution: A `Normal`, a `MultivariateNormal` or an `Independent` of one.
+        noise: .
     """
-    raise InvalidArgument("posterior", distribution, "a Normal, a MultivariateNormal or an Independent of one")
+    raise InvalidArgument(
+        "posterior", distribution, "a Normal, a MultivariateNormal or an Independent of one"
+    )
 
 
 @reparametrised.register
@@ -72,13 +92,20 @@ def _(distribution: td.Independent, noise: Tensor) -> Tensor:
     return reparametrised(distribution.base_dist, noise)
 
 
-def log_weights(x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor) -> Tensor:
+def log_weights(
+    x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor
+) -> Tensor:
     """The log importance weights `log w_k` above; the mean of `w_k` is `p(x)` for any encoder.
 
-    Arguments: x, data `(batch, *event_shape)`; posterior `q(. | x)`, normal, of batch shape `(batch,)`; decoder,
-        `(rows, *latent_shape)` to a distribution of batch shape `(rows,)`; prior, over one latent; noise, standard
-        normals `(k, batch, *latent_shape)`.
-    Returns: `(k, batch)`. Raises `InvalidArgument` where shapes disagree.
+    Args:
+        x: Data `(batch, *event_shape)`.
+        posterior: `q(. | x)`, normal, of batch shape `(batch,)`.
+        decoder: `(rows, *latent_shape)` to a distribution of batch shape `(rows,)`.
+        prior: Over one latent.
+        noise: Standard normals `(k, batch, *latent_shape)`.
+
+    Returns:
+        `(k, batch)`. Raises `InvalidArgument` where shapes disagree.
     """
     z = _latents(x, posterior, noise)
     rows = z.flatten(0, 1)
@@ -87,13 +114,27 @@ def log_weights(x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: 
 
 
 def negative_elbo(
-    x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor, *, exact_kl: bool = False
+    x: Tensor,
+    posterior: td.Distribution,
+    decoder: Decoder,
+    prior: Density,
+    noise: Tensor,
+    *,
+    exact_kl: bool = False,
 ) -> Tensor:
     """The negative evidence lower bound, in nats, averaged over the k draws.
 
-    Reference: Kingma, Welling (2014): their estimators A, and B with the Kullback-Leibler term in closed form.
-    Arguments: as `log_weights`; exact_kl, for pairs of posterior and prior that torch knows.
-    Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+    References:
+        Kingma, Welling (2014): their estimators A, and B with the Kullback-Leibler term in closed
+        form.
+
+    Arguments are as `log_weights`.
+
+    Args:
+        exact_kl: For pairs of posterior and prior that torch knows.
+
+    Returns:
+        `(batch,)`. Raises `InvalidArgument` where shapes disagree.
     """
     if not exact_kl:
         return -log_weights(x, posterior, decoder, prior, noise).mean(0)
@@ -103,26 +144,38 @@ def negative_elbo(
     return td.kl_divergence(posterior, prior) - _reconstruction(x, decoder, z).mean(0)
 
 
-def negative_iwae(x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor) -> Tensor:
-    """The negative importance-weighted bound, `-log mean_k w_k`, in nats; with one draw it is the negative ELBO.
+def negative_iwae(
+    x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor
+) -> Tensor:
+    """The negative importance-weighted bound, `-log mean_k w_k`, in nats.
 
-    Reference: Burda, Grosse, Salakhutdinov (2016).
-    Arguments, returns and errors: as `log_weights`; `(batch,)`.
+    With one draw it is the negative ELBO.
+
+    References:
+        Burda, Grosse, Salakhutdinov (2016).
+        Arguments, returns and errors: as `log_weights`.
+        `(batch,)`.
     """
     return math.log(len(noise)) - log_weights(x, posterior, decoder, prior, noise).logsumexp(0)
 
 
 def _latents(x: Tensor, posterior: td.Distribution, noise: Tensor) -> Tensor:
     if posterior.batch_shape != x.shape[:1]:
-        raise InvalidArgument("posterior", tuple(posterior.batch_shape), f"the batch shape ({len(x)},)", HINT)
+        raise InvalidArgument(
+            "posterior", tuple(posterior.batch_shape), f"the batch shape ({len(x)},)", HINT
+        )
     expected = (*posterior.batch_shape, *posterior.event_shape)
     if tuple(noise.shape[1:]) != expected or not len(noise):
-        raise InvalidArgument("noise", noise, f"shape (k, {', '.join(map(str, expected))}) with k of at least 1")
+        raise InvalidArgument(
+            "noise", noise, f"shape (k, {', '.join(map(str, expected))}) with k of at least 1"
+        )
     return reparametrised(posterior, noise)
 
 
 def _reconstruction(x: Tensor, decoder: Decoder, z: Tensor) -> Tensor:
     """`log p(x | z_k)`, `(k, batch)`. The decoder sees draws and data as one axis of rows."""
     repeated = x.expand(len(z), *x.shape).flatten(0, 1)
-    values = check_rows("decoder", decoder(z.flatten(0, 1)).log_prob(repeated), repeated.shape[:1], HINT)
+    values = check_rows(
+        "decoder", decoder(z.flatten(0, 1)).log_prob(repeated), repeated.shape[:1], HINT
+    )
     return values.reshape(z.shape[:2])

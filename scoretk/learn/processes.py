@@ -1,6 +1,9 @@
-"""The processes of one training (`torchrun`, torch.distributed): what they add up, agree on and hand to one another.
+"""The processes of one training (`torchrun`, torch.distributed).
 
-Alone, each of these functions is what it is for one process. Gradients are summed in one message a step.
+What they add up, agree on and hand to one another.
+
+Alone, each of these functions is what it is for one process. Gradients are summed in one message a
+step.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ def rank() -> int:
 
 
 def own(parts: int) -> range:
-    """Which of the parts of a batch this one computes; their number is a multiple of the number of processes."""
+    """Which of the parts of a batch this one computes.
+
+    Their number is a multiple of the number of processes.
+    """
     each = parts // process_count()
     return range(rank() * each, (rank() + 1) * each)
 
@@ -57,7 +63,10 @@ def same_start(module: nn.Module) -> None:
 
 
 def summed(parameters: Sequence[nn.Parameter], value: Tensor) -> Tensor:
-    """Sum gradients, in place, and a scalar over the processes. A parameter that has a gradient nowhere stays without."""
+    """Sum gradients, in place, and a scalar over the processes.
+
+    A parameter that has a gradient nowhere stays without.
+    """
     if process_count() == 1:
         return value
     wide = torch.promote_types(parameters[0].dtype, torch.float32)

@@ -23,9 +23,11 @@ MakeOptimiser = Callable[[list[nn.Parameter]], Optimizer]
 
 
 class Progress(NamedTuple):
-    """One evaluation: steps done, mean training loss since the last one, held-out value (None without held-out data).
+    """One evaluation: steps done, mean training loss since the last one, held-out value (None
+    without held-out data).
 
-    `health`: means since the last evaluation of the gradient's norm before clipping and of what the loss tells.
+    `health`: means since the last evaluation of the gradient's norm before clipping and of what the
+    loss tells.
     """
 
     step: int
@@ -43,13 +45,24 @@ class Progress(NamedTuple):
 class Recipe:
     """How to optimise.
 
-    Arguments: steps; batch, rows a step; learning_rate, at its highest; betas and weight_decay of AdamW; clip, the largest
-    gradient norm; decay, of the averaged weights; held_out, the share of the rows kept for choosing the weights, 0 for
-    none; repeats, draws of the loss's randomness for each held-out row; evaluations, how many, evenly spaced; optimiser,
-    what makes one of a list of parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`, None for AdamW; schedule,
-    of the optimiser's learning rate after 2 % of the steps as warmup: "cosine", to a fiftieth, or "constant"; patience,
-    stop after so many evaluations without a lower held-out value; parts, slices a batch is computed in, a multiple of the
-    number of processes, None for that number.
+    Args:
+        steps: How many.
+        batch: Rows a step.
+        learning_rate: At its highest.
+        betas: Of AdamW.
+        weight_decay: Of AdamW.
+        clip: The largest gradient norm.
+        decay: Of the averaged weights.
+        held_out: The share of the rows kept for choosing the weights, 0 for none.
+        repeats: Draws of the loss's randomness for each held-out row.
+        evaluations: How many, evenly spaced.
+        optimiser: What makes one of a list of parameters, such as
+            `functools.partial(torch.optim.SGD, lr=0.1)`, None for AdamW.
+        schedule: Of the optimiser's learning rate after 2 % of the steps as warmup: "cosine", to a
+            fiftieth, or "constant".
+        patience: Stop after so many evaluations without a lower held-out value.
+        parts: Slices a batch is computed in, a multiple of the number of processes, None for that
+            number.
     """
 
     steps: int
@@ -92,15 +105,21 @@ class Recipe:
         """The optimiser of these parameters."""
         if self.optimiser is not None:
             return self.optimiser(parameters)
-        return AdamW(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+        return AdamW(
+            parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+        )
 
 
 @dataclass(frozen=True)
 class Player:
     """One of those who take turns in a step.
 
-    Arguments: name; module, whose parameters this player moves, a part of the module that is fitted; loss, as in `fit`;
-    steps of its optimiser in each turn, each on a fresh batch; optimiser, as in `Recipe`, None for the recipe's.
+    Args:
+        name: The name.
+        module: Whose parameters this player moves, a part of the module that is fitted.
+        loss: As in `fit`.
+        steps: Of its optimiser in each turn, each on a fresh batch.
+        optimiser: As in `Recipe`, None for the recipe's.
     """
 
     name: str
@@ -115,7 +134,10 @@ class Player:
 
 @dataclass
 class Fit:
-    """The outcome: `weights`, a state dict; `step`, how many steps they had; `history`, one `Progress` an evaluation."""
+    """The outcome: `weights`, a state dict; `step`, how many steps they had.
+
+    `history`, one `Progress` an evaluation.
+    """
 
     weights: dict[str, Tensor]
     step: int

@@ -1,7 +1,9 @@
-"""A training's whole moment in one file: nested plain values and tensors, through `scoretk.run.checkpoint`, never pickle.
+"""A training's whole moment in one file.
 
-Dicts, lists, tuples, tensors, None, booleans, numbers and strings come back as they were, so that any optimiser's state fits.
-The structure is JSON, kept among the tensors.
+Nested plain values and tensors, through `scoretk.run.checkpoint`, never pickle.
+
+Dicts, lists, tuples, tensors, None, booleans, numbers and strings come back as they were, so that
+any optimiser's state fits. The structure is JSON, kept among the tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +24,15 @@ from scoretk.core.sealed import plain_json
 from scoretk.errors import CheckpointError
 from scoretk.run.checkpoint import check_header, read, unfit, write
 
-__all__ = ["checkpoint_file", "from_tensors", "packed", "read_moment", "to_tensors", "unpacked", "write_moment"]
+__all__ = [
+    "checkpoint_file",
+    "from_tensors",
+    "packed",
+    "read_moment",
+    "to_tensors",
+    "unpacked",
+    "write_moment",
+]
 
 STRUCTURE = "structure"
 KINDS = {"list": list, "tuple": tuple}
@@ -34,12 +44,18 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
 
 
 def write_moment(path: Path, moment: Any, settings: dict[str, Any]) -> None:
-    """Write a moment atomically; settings, plain values, tell the run from others. Raises `CheckpointError`."""
+    """Write a moment atomically; settings, plain values, tell the run from others.
+
+    Raises `CheckpointError`.
+    """
     write(path, to_tensors(moment), {"settings": _plain(settings)}, "fit")
 
 
 def read_moment(path: Path, settings: dict[str, Any]) -> Any:
-    """What `write_moment` wrote. Raises `CheckpointError` as `scoretk.run.checkpoint.read`; the file is only read."""
+    """What `write_moment` wrote.
+
+    Raises `CheckpointError` as `scoretk.run.checkpoint.read`; the file is only read.
+    """
     tensors, header = read(path, _plain(settings), "fit")
     try:
         check_header(header, settings=lambda value: True)
@@ -67,7 +83,10 @@ def to_tensors(value: Any) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `to_tensors`. Raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+    """The inverse of `to_tensors`.
+
+    Raises `ValueError`, `KeyError` or `TypeError` for anything else.
+    """
     structure = tensors[STRUCTURE]
     if structure.dtype != torch.uint8 or structure.ndim != 1:
         raise ValueError("its structure is no text")
@@ -79,7 +98,10 @@ def from_tensors(tensors: dict[str, Tensor]) -> Any:
 
 
 def _skeleton(value: Any, tensors: list[Tensor]) -> Any:
-    """JSON of a nested value: leaves as they are, all else as [kind, content]; tensors are put into the list."""
+    """JSON of a nested value: leaves as they are, all else as [kind, content].
+
+    Tensors are put into the list.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -88,8 +110,13 @@ def _skeleton(value: Any, tensors: list[Tensor]) -> Any:
     if isinstance(value, dict):
         return ["dict", [[_skeleton(k, tensors), _skeleton(v, tensors)] for k, v in value.items()]]
     if isinstance(value, list | tuple):
-        return ["tuple" if isinstance(value, tuple) else "list", [_skeleton(v, tensors) for v in value]]
-    raise CheckpointError(f"a value of type {type(value).__name__} cannot be put into a checkpoint: {value!r:.80}")
+        return [
+            "tuple" if isinstance(value, tuple) else "list",
+            [_skeleton(v, tensors) for v in value],
+        ]
+    raise CheckpointError(
+        f"a value of type {type(value).__name__} cannot be put into a checkpoint: {value!r:.80}"
+    )
 
 
 def _whole(json_value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -104,4 +131,6 @@ def _whole(json_value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(settings, default=repr))  # tuples become lists, as in a header that was read
+    return json.loads(
+        json.dumps(settings, default=repr)
+    )  # tuples become lists, as in a header that was read

@@ -1,14 +1,19 @@
-r"""Score matching without the score of the data: integration by parts leaves derivatives of the model alone.
+r"""Score matching without the score of the data.
+
+Integration by parts leaves derivatives of the model alone.
 
 For data of density p and a model s of its score,
 
     J = E_p[ |s(x)|^2 / 2 + tr ds/dx ] = E_p |s - grad log p|^2 / 2 - E_p |grad log p|^2 / 2
 
-With directions v, `E v v^T = I`, the trace is `E_v v^T (ds/dx) v` and the square may be `E_v (v^T s)^2`. Both are sums over
-the event, never means: s scales the two terms differently, so neither may be divided alone.
+With directions v, `E v v^T = I`, the trace is `E_v v^T (ds/dx) v` and the square may be `E_v (v^T
+s)^2`. Both are sums over the event, never means: s scales the two terms differently, so neither may
+be divided alone.
 
-References: Hyvärinen, "Estimation of non-normalized statistical models by score matching" (2005); Song, Garg, Shi, Ermon,
-"Sliced score matching: a scalable approach to density and score estimation" (2019).
+References:
+    Hyvärinen, "Estimation of non-normalized statistical models by score matching" (2005).
+    Song, Garg, Shi, Ermon, "Sliced score matching: a scalable approach to density and score
+    estimation" (2019).
 """
 
 from __future__ import annotations
@@ -29,34 +34,62 @@ Score = Callable[[Tensor], Tensor]
 
 
 def implicit_score_matching(score: Score, x: Tensor) -> Tensor:
-    """Implicit score matching with the exact trace: `|s|^2 / 2 + tr ds/dx`, at the price of a backward pass a dimension.
+    """Implicit score matching with the exact trace.
 
-    Reference: Hyvärinen (2005).
-    Arguments: score, `(batch, *event_shape) -> like it`, rows independent; x, data `(batch, *event_shape)`.
-    Returns: `(batch,)`. Raises `InvalidArgument` where the score has another shape than x.
+    `|s|^2 / 2 + tr ds/dx`, at the price of a backward pass a dimension.
+
+    References:
+        Hyvärinen (2005).
+
+    Args:
+        score: `(batch, *event_shape) -> like it`, rows independent.
+        x: Data `(batch, *event_shape)`.
+
+    Returns:
+        `(batch,)`. Raises `InvalidArgument` where the score has another shape than x.
     """
     axes = torch.eye(math.prod(x.shape[1:]), dtype=x.dtype, device=x.device)
     s, curvatures = _along(score, x, axes.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape))
     return row_dot(s, s) / 2 + curvatures.sum(0)
 
 
-def sliced_score_matching(score: Score, x: Tensor, probes: Tensor, *, variance_reduced: bool = True) -> Tensor:
-    """Sliced score matching: `mean_v v^T (ds/dx) v + |s|^2 / 2`, or `(v^T s)^2 / 2` without variance reduction.
+def sliced_score_matching(
+    score: Score, x: Tensor, probes: Tensor, *, variance_reduced: bool = True
+) -> Tensor:
+    """Sliced score matching.
+
+    `mean_v v^T (ds/dx) v + |s|^2 / 2`, or `(v^T s)^2 / 2` without variance reduction.
 
     Over the probes' distribution its mean is `implicit_score_matching`, either way.
-    Reference: Song, Garg, Shi, Ermon (2019): SSM-VR, and SSM.
-    Arguments: score, x as in `implicit_score_matching`; probes v `(k, batch, *event_shape)`, standard normals or signs.
-    Returns: `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+
+    References:
+        Song, Garg, Shi, Ermon (2019): SSM-VR, and SSM.
+
+    Args:
+        score: As in `implicit_score_matching`.
+        x: As in `implicit_score_matching`.
+        probes: v `(k, batch, *event_shape)`, standard normals or signs.
+
+    Returns:
+        `(batch,)`. Raises `InvalidArgument` where shapes disagree.
     """
     if probes.shape[1:] != x.shape or not len(probes):
-        raise InvalidArgument("probes", probes, f"shape (k, {', '.join(map(str, x.shape))}) with k of at least 1")
+        raise InvalidArgument(
+            "probes", probes, f"shape (k, {', '.join(map(str, x.shape))}) with k of at least 1"
+        )
     s, curvatures = _along(score, x, probes)
-    squares = row_dot(s, s) if variance_reduced else torch.stack([row_dot(v, s).square() for v in probes]).mean(0)
+    squares = (
+        row_dot(s, s)
+        if variance_reduced
+        else torch.stack([row_dot(v, s).square() for v in probes]).mean(0)
+    )
     return squares / 2 + curvatures.mean(0)
 
 
 def _along(score: Score, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """`s(x)`, like x, and `v^T (ds/dx) v`, `(k, batch)`, both differentiable in the parameters where gradients are on."""
+    """`s(x)`, like x, and `v^T (ds/dx) v`, `(k, batch)`, both differentiable in the parameters
+    where gradients are on.
+    """
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         y = x.detach().requires_grad_()
@@ -65,7 +98,9 @@ def _along(score: Score, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]
             return s, x.new_zeros(directions.shape[:2])
         curvatures = []
         for v in directions:
-            (back,) = torch.autograd.grad(s, y, v, retain_graph=True, create_graph=keep, materialize_grads=True)
+            (back,) = torch.autograd.grad(
+                s, y, v, retain_graph=True, create_graph=keep, materialize_grads=True
+            )
             curvatures.append(row_dot(back, v))
     along = torch.stack(curvatures)
     return (s, along) if keep else (s.detach(), along.detach())

@@ -1,4 +1,6 @@
-"""What losses remember from call to call, such as a replay buffer, kept apart for each part of a batch."""
+"""What losses remember from call to call, such as a replay buffer, kept apart for each part of a
+batch.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,19 @@ __all__ = ["States"]
 
 
 class States:
-    """The states of those candidates that have `state_dict` and `load_state_dict`; modules are not among them.
+    """The states of those candidates that have `state_dict` and `load_state_dict`.
 
-    With several parts each has states of its own, and the objects `for_part(number)`, which makes them that part's.
+    Modules are not among them.
+
+    With several parts each has states of its own, and the objects `for_part(number)`, which makes
+    them that part's.
     """
 
     def __init__(self, candidates: list[Any], parts: int) -> None:
         unlike = {id(c): c for c in candidates if not isinstance(c, nn.Module)}.values()
-        self.objects = [c for c in unlike if hasattr(c, "state_dict") and hasattr(c, "load_state_dict")]
+        self.objects = [
+            c for c in unlike if hasattr(c, "state_dict") and hasattr(c, "load_state_dict")
+        ]
         self.kept: dict[int, list[Any]] = {}
         if parts > 1 and self.objects:
             self._part_them(parts)
@@ -33,7 +40,9 @@ class States:
         unfit = [o for o in self.objects if not hasattr(o, "for_part")]
         if unfit:
             raise InvalidArgument(
-                "state", unfit[0], "a state with for_part(number), as each part of a batch has its own"
+                "state",
+                unfit[0],
+                "a state with for_part(number), as each part of a batch has its own",
             )
         start = self._now()
         for part in processes.own(parts):

@@ -1,4 +1,7 @@
-"""One training of the fit loop: a step, an evaluation, and the moment between two steps from which another can go on."""
+"""One training of the fit loop.
+
+A step, an evaluation, and the moment between two steps from which another can go on.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +37,35 @@ class Training:
     """Everything that changes from step to step of a fit; its arguments are those of `fit`."""
 
     def __init__(
-        self, module: nn.Module, players: list[Player], data: Tensor, recipe: Recipe, seed: int, evaluate: Loss | None,
+        self,
+        module: nn.Module,
+        players: list[Player],
+        data: Tensor,
+        recipe: Recipe,
+        seed: int,
+        evaluate: Loss | None,
         state: Any,
-    ) -> None:  # fmt: skip
-        self.module, self.players, self.recipe, self.seed = module, players, recipe, count("seed", seed)
+    ) -> None:
+        self.module, self.players, self.recipe, self.seed = (
+            module,
+            players,
+            recipe,
+            count("seed", seed),
+        )
         self.measure = players[0].loss if evaluate is None and len(players) == 1 else evaluate
         if not players or (self.measure is None and recipe.held_out):
-            raise InvalidArgument("evaluate", evaluate, "what to measure on held-out rows, or held_out=0, for a game")
+            raise InvalidArgument(
+                "evaluate", evaluate, "what to measure on held-out rows, or held_out=0, for a game"
+            )
         rows = tensor_like("data", data, (None, *data.shape[1:]))
         self.generator = torch.Generator().manual_seed(self.seed)
         self.train, self.held_out = _split(rows, recipe.held_out, self.generator)
         self.batch = min(recipe.batch, len(self.train))
         self.parts = _parts(recipe, self.batch)
         processes.same_start(module)
-        self.optimisers = [(player.optimiser or recipe.make)(_parameters(player, module)) for player in players]
+        self.optimisers = [
+            (player.optimiser or recipe.make)(_parameters(player, module)) for player in players
+        ]
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
         self.average = _average(module, recipe.decay)
         draws = self.generator if self.parts == 1 else torch.Generator()
@@ -105,7 +123,10 @@ class Training:
     def _gradient(
         self, loss: Loss, batch: Tensor, parameters: list[nn.Parameter]
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """The loss of a batch and its gradients, over all processes; and what the last slice here tells."""
+        """The loss of a batch and its gradients, over all processes.
+
+        And what the last slice here tells.
+        """
         total, numbers = torch.zeros((), device=parameters[0].device), dict[str, float | Tensor]()
         slices = batch.tensor_split(self.parts)
         for part in processes.own(self.parts):
@@ -121,7 +142,10 @@ class Training:
         return processes.summed(parameters, total), numbers
 
     def evaluate(self) -> None:
-        """Add to the history, and keep the averaged weights where they are the best so far. Raises `NotFinite`."""
+        """Add to the history, and keep the averaged weights where they are the best so far.
+
+        Raises `NotFinite`.
+        """
         found = processes.agreed(self._held_out_value())
         if found is not None and math.isnan(found):
             raise NotFinite
@@ -136,36 +160,55 @@ class Training:
             self.best.weights, self.best.step = self.averaged(), self.step
 
     def _held_out_value(self) -> float | None:
-        """The averaged weights' value on held-out rows, with the same randomness at each evaluation."""
+        """The averaged weights' value on held-out rows, with the same randomness at each
+        evaluation.
+        """
         if len(self.held_out) == 0 or self.measure is None:
             return None
         present = copy.deepcopy(self.module.state_dict())
         self.settle(self.averaged())
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad(), self.states.unchanged():
-            values = [_mean(self.measure(self.held_out, generator))[0] for _ in range(self.recipe.repeats)]
+            values = [
+                _mean(self.measure(self.held_out, generator))[0] for _ in range(self.recipe.repeats)
+            ]
         self.module.load_state_dict(present)
         return float(torch.stack(values).mean())
 
     def identity(self, data: Tensor, settings: Mapping[str, Any] | None) -> dict[str, Any]:
         """What tells this run from others."""
-        weights = {name: [str(v.dtype), list(v.shape)] for name, v in self.module.state_dict().items()}
+        weights = {
+            name: [str(v.dtype), list(v.shape)] for name, v in self.module.state_dict().items()
+        }
         return {
-            "run": "fit", "seed": self.seed, "data": tensor_digest({"data": torch.as_tensor(data)}), "weights": weights,
-            "recipe": asdict(self.recipe) | {"optimiser": _name(self.recipe.optimiser), "parts": self.parts},
-            "players": [[p.name, p.steps, _name(p.optimiser)] for p in self.players], "settings": dict(settings or {}),
-        }  # fmt: skip
+            "run": "fit",
+            "seed": self.seed,
+            "data": tensor_digest({"data": torch.as_tensor(data)}),
+            "weights": weights,
+            "recipe": asdict(self.recipe)
+            | {"optimiser": _name(self.recipe.optimiser), "parts": self.parts},
+            "players": [[p.name, p.steps, _name(p.optimiser)] for p in self.players],
+            "settings": dict(settings or {}),
+        }
 
     def moment(self) -> dict[str, Any]:
         """All that is needed to go on exactly from here; called by every process."""
         return {
-            "step": self.step, "turns": self.turns, "stale": self.stale, "lowest": self.lowest,
-            "weights": self.module.state_dict(), "average": self.average.state_dict(),
+            "step": self.step,
+            "turns": self.turns,
+            "stale": self.stale,
+            "lowest": self.lowest,
+            "weights": self.module.state_dict(),
+            "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "generators": [g.get_state() for g in (self.generator, *self.randomness)],
             "states": self.states.moment(),
-            "best": (self.best.weights, self.best.step, [(*p[:3], dict(p.health)) for p in self.best.history]),
-        }  # fmt: skip
+            "best": (
+                self.best.weights,
+                self.best.step,
+                [(*p[:3], dict(p.health)) for p in self.best.history],
+            ),
+        }
 
     def restore(self, moment: dict[str, Any]) -> None:
         """Go on from a moment. Raises `CheckpointError`."""
@@ -174,7 +217,9 @@ class Training:
                 optimiser.load_state_dict(its)
             _set_states([self.generator, *self.randomness], moment["generators"])
             self.states.restore(moment["states"])
-            self.step, self.turns, self.stale = (_number(moment, name) for name in ("step", "turns", "stale"))
+            self.step, self.turns, self.stale = (
+                _number(moment, name) for name in ("step", "turns", "stale")
+            )
             self.lowest = float(moment["lowest"])
             weights, step, history = moment["best"]
             places = {name: value.device for name, value in self.module.state_dict().items()}
@@ -182,7 +227,15 @@ class Training:
             self.best = Fit(weights, step, [Progress(*values) for values in history])
             self.average.load_state_dict(moment["average"])
             self.module.load_state_dict(moment["weights"])
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError, ScoretkError) as error:
+        except (
+            KeyError,
+            IndexError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+            ScoretkError,
+        ) as error:
             raise CheckpointError(
                 f"the checkpoint does not fit this training: {error}. It is left untouched"
             ) from error
@@ -206,15 +259,24 @@ def _parts(recipe: Recipe, batch: int) -> int:
     workers = processes.process_count()
     parts = workers if recipe.parts is None else recipe.parts
     if parts % workers or parts > batch:
-        raise InvalidArgument("parts", parts, f"a multiple of {workers} processes, at most the {batch} rows of a batch")
+        raise InvalidArgument(
+            "parts",
+            parts,
+            f"a multiple of {workers} processes, at most the {batch} rows of a batch",
+        )
     return parts
 
 
 def _parameters(player: Player, module: nn.Module) -> list[nn.Parameter]:
-    known, found = set(module.parameters()), [p for p in player.module.parameters() if p.requires_grad]
+    known, found = (
+        set(module.parameters()),
+        [p for p in player.module.parameters() if p.requires_grad],
+    )
     if not found or not known.issuperset(found):
         raise InvalidArgument(
-            "module", player.module, "a module with parameters to fit, part of the module that is fitted"
+            "module",
+            player.module,
+            "a module with parameters to fit, part of the module that is fitted",
         )
     return found
 
@@ -234,7 +296,12 @@ def _average(module: nn.Module, decay: float) -> AveragedModel:
 
 def _generators(module: nn.Module) -> list[torch.Generator]:
     """Those that modules hold as attributes, as dropout does."""
-    held = [value for m in module.modules() for value in vars(m).values() if isinstance(value, torch.Generator)]
+    held = [
+        value
+        for m in module.modules()
+        for value in vars(m).values()
+        if isinstance(value, torch.Generator)
+    ]
     return list({id(g): g for g in held}.values())
 
 
@@ -247,7 +314,9 @@ def _mean(outcome: Tensor | tuple[Tensor, Numbers]) -> tuple[Tensor, dict[str, f
     values, numbers = outcome if isinstance(outcome, tuple) else (outcome, {})
     if not isinstance(values, Tensor) or not isinstance(numbers, Mapping):
         raise InvalidArgument(
-            "loss", outcome, "a tensor, or a tensor and a dict of numbers, from loss(rows, generator)"
+            "loss",
+            outcome,
+            "a tensor, or a tensor and a dict of numbers, from loss(rows, generator)",
         )
     return values.mean(), dict(numbers)
 
@@ -256,4 +325,8 @@ def _name(make: Any) -> Any:
     """What tells one maker of optimisers from another, without addresses."""
     if isinstance(make, partial):
         return [_name(make.func), repr(make.args), repr(make.keywords)]
-    return None if make is None else f"{make.__module__}.{getattr(make, '__qualname__', type(make).__qualname__)}"
+    return (
+        None
+        if make is None
+        else f"{make.__module__}.{getattr(make, '__qualname__', type(make).__qualname__)}"
+    )

@@ -1,8 +1,10 @@
-r"""Weights that turn noise prediction into every other regression on a Gaussian path: `w(path, t) * noise_prediction(...)`.
+r"""Weights that turn noise prediction into every other regression on a Gaussian path.
 
-Given x_t, an error e in the predicted noise is an error of `-e / sigma` in the score, `-(sigma / alpha) e` in the data,
-`(alpha + sigma^2 / alpha) e` in v and `-(lambda' sigma / 2) e` in the velocity, with lambda = log(alpha^2 / sigma^2) and its time
-derivative lambda' > 0. So
+`w(path, t) * noise_prediction(...)`.
+
+Given x_t, an error e in the predicted noise is an error of `-e / sigma` in the score, `-(sigma /
+alpha) e` in the data, `(alpha + sigma^2 / alpha) e` in v and `-(lambda' sigma / 2) e` in the
+velocity, with lambda = log(alpha^2 / sigma^2) and its time derivative lambda' > 0. So
 
     name          w                                            with it, noise prediction is
     noise         1                                            itself: score matching weighted by sigma^2
@@ -14,11 +16,14 @@ derivative lambda' > 0. So
     min-snr       min(1, 5 / snr), snr = alpha^2 / sigma^2     data prediction weighted by min(snr, 5)
     edm           (s^2 + 1/4) / (1/4), s = sigma / alpha       data prediction in EDM's preconditioning, for data of std 1/2
 
-References: Vincent, "A connection between score matching and denoising autoencoders" (2011); Kingma, Salimans, Poole, Ho,
-"Variational diffusion models" (2021), and Song, Durkan, Murray, Ermon, "Maximum likelihood training of score-based diffusion
-models" (2021): likelihood; Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models"
-(2022): edm; Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): v; Hang et al., "Efficient
-diffusion training via min-SNR weighting strategy" (2023).
+References:
+    Vincent, "A connection between score matching and denoising autoencoders" (2011).
+    Kingma, Salimans, Poole, Ho, "Variational diffusion models" (2021), and Song, Durkan, Murray,
+    Ermon, "Maximum likelihood training of score-based diffusion models" (2021): likelihood.
+    Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+    models" (2022): edm.
+    Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): v.
+    Hang et al., "Efficient diffusion training via min-SNR weighting strategy" (2023).
 """
 
 from __future__ import annotations
@@ -58,6 +63,10 @@ def weighting(name: str, path: GaussianPath, t: Tensor) -> Tensor:
     """The weight of each row's noise prediction, `(batch,)`.
 
     Several are infinite at an end of the path: draw t inside.
-    Arguments: name, in `WEIGHTINGS`; path; t `(batch,)`. Raises `UnknownName`.
+
+    Args:
+        name: In `WEIGHTINGS`.
+        path: The path.
+        t: `(batch,)`. Raises `UnknownName`.
     """
     return WEIGHTINGS[option("weighting", name, WEIGHTINGS)](path(t.double())).to(t)

@@ -1,4 +1,7 @@
-"""The built-in models as plugins: light specs, registered through the same entry points as everybody's."""
+"""The built-in models as plugins.
+
+Light specs, registered through the same entry points as everybody's.
+"""
 
 from scoretk.plugins.spec import ModelSpec
 
@@ -120,7 +123,8 @@ potts = ModelSpec(
     factory="scoretk.models.targets.lattices:potts",
     provides={"energy", "score", "states"},
     event_shape=None,
-    summary="the Potts model on a periodic square lattice, one-hot; exact where it can be enumerated",
+    summary="the Potts model on a periodic square lattice, one-hot; exact where it can be "
+    "enumerated",
     parameters={"size": 4, "colours": 3, "coupling": 0.5},
 )
 rbm = ModelSpec(
@@ -141,131 +145,243 @@ _VELOCITY = frozenset({"velocity", "base"})
 
 
 def _digits(
-    name: str, family: str, trained: str, provides: frozenset[str], summary: str, event_shape: tuple[int, ...] = (1, 8, 8)
-) -> ModelSpec:  # fmt: skip
-    """A model of scikit-learn's handwritten digits; trained, a module under `scoretk.models.digits`, or an object in it, with
-    `build` and `train`.
+    name: str,
+    family: str,
+    trained: str,
+    provides: frozenset[str],
+    summary: str,
+    event_shape: tuple[int, ...] = (1, 8, 8),
+) -> ModelSpec:
+    """A model of scikit-learn's handwritten digits.
+
+    Trained, a module under `scoretk.models.digits`, or an object in it, with `build` and `train`.
     """
     at = f"scoretk.models.digits.{trained}" + ("." if ":" in trained else ":")
     return ModelSpec(
-        name=name, family=family, factory=f"{at}build", trainer=f"{at}train", provides=provides, event_shape=event_shape,
-        summary=summary, parameters={"weights": None},
-    )  # fmt: skip
+        name=name,
+        family=family,
+        factory=f"{at}build",
+        trainer=f"{at}train",
+        provides=provides,
+        event_shape=event_shape,
+        summary=summary,
+        parameters={"weights": None},
+    )
 
 
 digits_fvsbn = _digits(
-    "digits-fvsbn", "autoregressive", "autoregressive:FVSBN", _EXACT_STATES,
+    "digits-fvsbn",
+    "autoregressive",
+    "autoregressive:FVSBN",
+    _EXACT_STATES,
     "logistic autoregression on scikit-learn's handwritten digits, pixels 0 or 1",
-)  # fmt: skip
+)
 digits_nade = _digits(
-    "digits-nade", "autoregressive", "autoregressive:NADE", _EXACT_STATES,
+    "digits-nade",
+    "autoregressive",
+    "autoregressive:NADE",
+    _EXACT_STATES,
     "a neural autoregressive estimator of scikit-learn's handwritten digits, pixels 0 or 1",
-)  # fmt: skip
+)
 digits_made = _digits(
-    "digits-made", "autoregressive", "autoregressive:MADE", _EXACT,
+    "digits-made",
+    "autoregressive",
+    "autoregressive:MADE",
+    _EXACT,
     "a masked autoencoder on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+)
 digits_pixelcnn = _digits(
-    "digits-pixelcnn", "autoregressive", "autoregressive:PIXELCNN", _EXACT,
+    "digits-pixelcnn",
+    "autoregressive",
+    "autoregressive:PIXELCNN",
+    _EXACT,
     "masked convolutions on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+)
 digits_vae = _digits(
-    "digits-vae", "variational autoencoder", "vae:GAUSSIAN", frozenset({"energy", "log_prob", "draw", "decode"}),
-    "a VAE with a Gaussian decoder on scikit-learn's handwritten digits, sampled in its latents", (12,),
-)  # fmt: skip
+    "digits-vae",
+    "variational autoencoder",
+    "vae:GAUSSIAN",
+    frozenset({"energy", "log_prob", "draw", "decode"}),
+    "a VAE with a Gaussian decoder on scikit-learn's handwritten digits, sampled in its latents",
+    (12,),
+)
 digits_vae_binary = _digits(
-    "digits-vae-binary", "variational autoencoder", "vae:BINARY", frozenset({"energy", "log_prob", "draw", "decode"}),
-    "a VAE with a Bernoulli decoder on scikit-learn's handwritten digits, pixels 0 or 1, sampled in its latents", (12,),
-)  # fmt: skip
+    "digits-vae-binary",
+    "variational autoencoder",
+    "vae:BINARY",
+    frozenset({"energy", "log_prob", "draw", "decode"}),
+    "a VAE with a Bernoulli decoder on scikit-learn's handwritten digits, pixels 0 or 1, sampled "
+    "in its latents",
+    (12,),
+)
 digits_latent_energy = _digits(
-    "digits-latent-energy", "variational autoencoder", "vae:LATENT_ENERGY", _LATENT,
-    "a VAE whose prior is an energy learned by contrastive divergence, on scikit-learn's handwritten digits", (12,),
-)  # fmt: skip
+    "digits-latent-energy",
+    "variational autoencoder",
+    "vae:LATENT_ENERGY",
+    _LATENT,
+    "a VAE whose prior is an energy learned by contrastive divergence, on scikit-learn's "
+    "handwritten digits",
+    (12,),
+)
 digits_nice = _digits(
-    "digits-nice", "normalizing flow", "flows:NICE", _FLOW,
+    "digits-nice",
+    "normalizing flow",
+    "flows:NICE",
+    _FLOW,
     "NICE, additive couplings, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+)
 digits_realnvp = _digits(
-    "digits-realnvp", "normalizing flow", "flows:REALNVP", _FLOW,
+    "digits-realnvp",
+    "normalizing flow",
+    "flows:REALNVP",
+    _FLOW,
     "real NVP, affine couplings, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+)
 digits_maf = _digits(
-    "digits-maf", "normalizing flow", "flows:MAF", _FLOW,
+    "digits-maf",
+    "normalizing flow",
+    "flows:MAF",
+    _FLOW,
     "masked autoregressive flow, affine, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+)
 digits_spline = _digits(
-    "digits-spline", "normalizing flow", "flows:SPLINE", _FLOW,
-    "neural spline flow, rational-quadratic couplings, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+    "digits-spline",
+    "normalizing flow",
+    "flows:SPLINE",
+    _FLOW,
+    "neural spline flow, rational-quadratic couplings, on scikit-learn's handwritten digits, "
+    "pixels in [-1, 1]",
+)
 digits_ffjord = _digits(
-    "digits-ffjord", "normalizing flow", "flows:FFJORD", _VELOCITY,
-    "FFJORD, a continuous flow by maximum likelihood, on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+    "digits-ffjord",
+    "normalizing flow",
+    "flows:FFJORD",
+    _VELOCITY,
+    "FFJORD, a continuous flow by maximum likelihood, on scikit-learn's handwritten digits, pixels "
+    "in [-1, 1]",
+)
 digits_gan = _digits(
-    "digits-gan", "adversarial", "adversarial:GAN", _LATENT,
-    "a GAN's latents under its critic's energy, on scikit-learn's handwritten digits; decode gives images", (64,),
-)  # fmt: skip
+    "digits-gan",
+    "adversarial",
+    "adversarial:GAN",
+    _LATENT,
+    "a GAN's latents under its critic's energy, on scikit-learn's handwritten digits; decode gives "
+    "images",
+    (64,),
+)
 digits_wgan = _digits(
-    "digits-wgan", "adversarial", "adversarial:WGAN", _LATENT,
-    "a Wasserstein GAN's latents under its critic's energy, on scikit-learn's digits; decode gives images", (64,),
-)  # fmt: skip
+    "digits-wgan",
+    "adversarial",
+    "adversarial:WGAN",
+    _LATENT,
+    "a Wasserstein GAN's latents under its critic's energy, on scikit-learn's digits; decode gives "
+    "images",
+    (64,),
+)
 digits_energy = _digits(
-    "digits-energy", "energy-based", "energy", frozenset({"energy"}),
+    "digits-energy",
+    "energy-based",
+    "energy",
+    frozenset({"energy"}),
     "persistent contrastive divergence on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+)
 digits_rbm = _digits(
-    "digits-rbm", "energy-based", "boltzmann", frozenset({"energy", "score", "states", "gibbs"}),
+    "digits-rbm",
+    "energy-based",
+    "boltzmann",
+    frozenset({"energy", "score", "states", "gibbs"}),
     "a restricted Boltzmann machine of scikit-learn's handwritten digits, pixels 0 or 1",
-)  # fmt: skip
+)
 digits_jem = _digits(
-    "digits-jem", "energy-based", "jem", frozenset({"energy", "score"}),
-    "a classifier that is an energy-based model too, of scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+    "digits-jem",
+    "energy-based",
+    "jem",
+    frozenset({"energy", "score"}),
+    "a classifier that is an energy-based model too, of scikit-learn's handwritten digits, pixels "
+    "in [-1, 1]",
+)
 digits_ncsn = _digits(
-    "digits-ncsn", "score", "ncsn:DIGITS_NCSN", _PATH,
+    "digits-ncsn",
+    "score",
+    "ncsn:DIGITS_NCSN",
+    _PATH,
     "a noise-conditional score network over twelve levels, scikit-learn's handwritten digits",
-)  # fmt: skip
+)
 digits_ncsnv2 = _digits(
-    "digits-ncsnv2", "score", "ncsn:DIGITS_NCSNV2", _PATH,
+    "digits-ncsnv2",
+    "score",
+    "ncsn:DIGITS_NCSNV2",
+    _PATH,
     "one score network for all levels (NCSNv2), scikit-learn's handwritten digits",
-)  # fmt: skip
+)
 digits_diffusion = _digits(
-    "digits-diffusion", "diffusion", "diffusion:DIGITS_DIFFUSION", _PATH,
+    "digits-diffusion",
+    "diffusion",
+    "diffusion:DIGITS_DIFFUSION",
+    _PATH,
     "noise prediction (VP) on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+)
 digits_subvp = _digits(
-    "digits-subvp", "diffusion", "diffusion:DIGITS_SUBVP", _PATH,
+    "digits-subvp",
+    "diffusion",
+    "diffusion:DIGITS_SUBVP",
+    _PATH,
     "noise prediction on the sub-VP path, scikit-learn's handwritten digits",
-)  # fmt: skip
+)
 digits_ve = _digits(
-    "digits-ve", "diffusion", "diffusion:DIGITS_VE", _PATH,
+    "digits-ve",
+    "diffusion",
+    "diffusion:DIGITS_VE",
+    _PATH,
     "score prediction on the VE path, scikit-learn's handwritten digits",
-)  # fmt: skip
+)
 digits_edm = _digits(
-    "digits-edm", "diffusion", "diffusion:DIGITS_EDM", _PATH,
+    "digits-edm",
+    "diffusion",
+    "diffusion:DIGITS_EDM",
+    _PATH,
     "data prediction in EDM's preconditioning, scikit-learn's handwritten digits",
-)  # fmt: skip
+)
 digits_v = _digits(
-    "digits-v", "diffusion", "diffusion:DIGITS_V", _PATH,
+    "digits-v",
+    "diffusion",
+    "diffusion:DIGITS_V",
+    _PATH,
     "v prediction on the cosine path, scikit-learn's handwritten digits",
-)  # fmt: skip
+)
 digits_class_diffusion = _digits(
-    "digits-class-diffusion", "diffusion", "diffusion:DIGITS_CLASS", _PATH,
+    "digits-class-diffusion",
+    "diffusion",
+    "diffusion:DIGITS_CLASS",
+    _PATH,
     "noise prediction (VP) given the digit or not, for classifier-free guidance",
-)  # fmt: skip
+)
 digits_flow = _digits(
-    "digits-flow", "flow matching", "flow_matching:FLOW", _PATH,
+    "digits-flow",
+    "flow matching",
+    "flow_matching:FLOW",
+    _PATH,
     "flow matching on scikit-learn's handwritten digits, pixels in [-1, 1]",
-)  # fmt: skip
+)
 digits_flow_ot = _digits(
-    "digits-flow-ot", "flow matching", "flow_matching:OPTIMAL", _VELOCITY,
-    "flow matching with minibatch optimal transport: straighter paths, fewer steps; handwritten digits",
-)  # fmt: skip
+    "digits-flow-ot",
+    "flow matching",
+    "flow_matching:OPTIMAL",
+    _VELOCITY,
+    "flow matching with minibatch optimal transport: straighter paths, fewer steps; handwritten "
+    "digits",
+)
 digits_flow_classes = _digits(
-    "digits-flow-classes", "flow matching", "flow_matching:CLASSES", _VELOCITY,
+    "digits-flow-classes",
+    "flow matching",
+    "flow_matching:CLASSES",
+    _VELOCITY,
     "flow matching from one class of handwritten digits (3) to another (8)",
-)  # fmt: skip
+)
 digits_interpolant = _digits(
-    "digits-interpolant", "flow matching", "flow_matching:INTERPOLANT", _PATH,
+    "digits-interpolant",
+    "flow matching",
+    "flow_matching:INTERPOLANT",
+    _PATH,
     "a stochastic interpolant between noise and handwritten digits, velocity and score",
-)  # fmt: skip
+)

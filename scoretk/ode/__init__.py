@@ -1,1 +1,4 @@
-"""Differential equations as numbers: grids of times, tableaus, steps row by row, and their adjoints."""
+"""Differential equations as numbers.
+
+Grids of times, tableaus, steps row by row, and their adjoints.
+"""

@@ -1,13 +1,16 @@
-r"""Adaptive integration of `dx/dt = velocity(x, t)` by torchdiffeq's Runge-Kutta pairs, with guarantees added.
+r"""Adaptive integration of `dx/dt = velocity(x, t)` by torchdiffeq's Runge-Kutta pairs, with
+guarantees added.
 
-One step size serves the batch; the error norm is the largest over rows of the root-mean-square scaled error, so each
-row meets the tolerance whatever its neighbours are. The last step ends on the interval's end (torchdiffeq would pass it
-and interpolate), and no stage is evaluated outside. A row whose velocity becomes non-finite is held still and flagged
-instead of ending the batch.
+One step size serves the batch; the error norm is the largest over rows of the root-mean-square
+scaled error, so each row meets the tolerance whatever its neighbours are. The last step ends on the
+interval's end (torchdiffeq would pass it and interpolate), and no stage is evaluated outside. A row
+whose velocity becomes non-finite is held still and flagged instead of ending the batch.
 
-Where a pair of our own has the name (`dopri5`, `bosh3`, which go row by row), torchdiffeq's is named `torchdiffeq/dopri5`.
+Where a pair of our own has the name (`dopri5`, `bosh3`, which go row by row), torchdiffeq's is
+named `torchdiffeq/dopri5`.
 
-Reference: Dormand, Prince, "A family of embedded Runge-Kutta formulae" (1980).
+References:
+    Dormand, Prince, "A family of embedded Runge-Kutta formulae" (1980).
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ __all__ = ["TORCHDIFFEQ", "Borrowed", "Integral", "integrate", "largest_row_rms"
 
 @dataclass(frozen=True)
 class Borrowed:
-    """A pair of torchdiffeq's: its `name` there, its order, and the evaluations that every further step takes."""
+    """A pair of torchdiffeq's.
+
+    Its `name` there, its order, and the evaluations that every further step takes.
+    """
 
     name: str
     order: int
@@ -41,9 +47,18 @@ class Borrowed:
     of_velocity: ClassVar[bool] = True
 
     def solve(
-        self, velocity: Velocity, x: Tensor, stops: Sequence[float], *, rtol: float, atol: float, max_steps: int, **_: Any
-    ) -> Solved:  # fmt: skip
-        """`dx/dt = velocity(x, t)` from the first stop to the last, with steps that the batch shares.
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        stops: Sequence[float],
+        *,
+        rtol: float,
+        atol: float,
+        max_steps: int,
+        **_: Any,
+    ) -> Solved:
+        """`dx/dt = velocity(x, t)` from the first stop to the last, with steps that the batch
+        shares.
 
         Args:
             velocity: `(x, t) -> like x`, t a float.
@@ -56,7 +71,9 @@ class Borrowed:
         Returns:
             Position at the end, status and evaluations.
         """
-        found = integrate(velocity, x, stops[0], stops[-1], method=self, rtol=rtol, atol=atol, max_steps=max_steps)
+        found = integrate(
+            velocity, x, stops[0], stops[-1], method=self, rtol=rtol, atol=atol, max_steps=max_steps
+        )
         return found.x, found.status, torch.full_like(found.status, found.evaluations)
 
 
@@ -67,11 +84,16 @@ TORCHDIFFEQ = {
     "fehlberg2": Borrowed("fehlberg2", 2, 2),
     "adaptive_heun": Borrowed("adaptive_heun", 2, 1),
 }
-"""Two have pairs of our own under their bare names. `torchdiffeq/` may stand before the others as well."""
+"""Two have pairs of our own under their bare names. `torchdiffeq/` may stand before the others as
+well.
+"""
 
 
 class Integral(NamedTuple):
-    """Position at the end, like x; `Status` codes `(batch,)`; velocity evaluations of the whole batch."""
+    """Position at the end, like x; `Status` codes `(batch,)`.
+
+    Velocity evaluations of the whole batch.
+    """
 
     x: Tensor
     status: Tensor
@@ -79,14 +101,22 @@ class Integral(NamedTuple):
 
 
 def largest_row_rms(scaled: Tensor) -> Tensor:
-    """The error norm: root mean square over each row, the largest over rows. The steps that it sets are constants to autograd."""
+    """The error norm: root mean square over each row, the largest over rows.
+
+    The steps that it sets are constants to autograd.
+    """
     return scaled.detach().reshape(len(scaled), -1).square().mean(1).max().sqrt()
 
 
 class _Guarded:
-    """The velocity as the integrator sees it: inside the interval, failed rows at rest, calls counted."""
+    """The velocity as the integrator sees it.
 
-    def __init__(self, velocity: Callable[[Tensor, float], Tensor], x: Tensor, start: float, end: float) -> None:
+    Inside the interval, failed rows at rest, calls counted.
+    """
+
+    def __init__(
+        self, velocity: Callable[[Tensor, float], Tensor], x: Tensor, start: float, end: float
+    ) -> None:
         self.velocity, self.low, self.high = velocity, min(start, end), max(start, end)
         self.alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.calls = 0
@@ -111,20 +141,37 @@ def integrate(
 ) -> Integral:
     """Integrate from time `start` to time `end`, in either direction.
 
-    Arguments: velocity, `(x, t) -> like x`; x `(batch, *event)`; method, a pair or its name in `TORCHDIFFEQ`; rtol and atol, the
-    error allowed a step, `atol + rtol |x|`; max_steps.
-    Returns: an `Integral`. A failed row stays where it started, with status `NONFINITE`; where the steps run out or
-    shrink to nothing all rows do, with `MAX_STEPS` or `DIVERGED`.
-    """
-    from torchdiffeq import odeint  # here, as it imports scipy, which takes longer than all of this package
+    Args:
+        velocity: `(x, t) -> like x`.
+        x: `(batch, *event)`.
+        method: A pair or its name in `TORCHDIFFEQ`.
+        rtol: The error allowed a step, `atol + rtol |x|`.
+        atol: The error allowed a step, `atol + rtol |x|`.
+        max_steps: .
 
-    pair = method if isinstance(method, Borrowed) else TORCHDIFFEQ[option("method", method, TORCHDIFFEQ)]
+    Returns:
+        an `Integral`. A failed row stays where it started, with status `NONFINITE`; where the steps
+        run out or shrink to nothing all rows do, with `MAX_STEPS` or `DIVERGED`.
+    """
+    from torchdiffeq import (
+        odeint,
+    )  # here, as it imports scipy, which takes longer than all of this package
+
+    pair = (
+        method
+        if isinstance(method, Borrowed)
+        else TORCHDIFFEQ[option("method", method, TORCHDIFFEQ)]
+    )
     guarded = _Guarded(velocity, x, start, end)
-    times = torch.tensor([start, end], dtype=torch.float64, device=x.device if x.device.type != "mps" else "cpu")
+    times = torch.tensor(
+        [start, end], dtype=torch.float64, device=x.device if x.device.type != "mps" else "cpu"
+    )
     options = {"norm": largest_row_rms, "step_t": times[1:], "max_num_steps": max_steps}
     failure = Status.OK
     try:
-        final = odeint(guarded, x, times, rtol=rtol, atol=atol, method=pair.name, options=options)[-1]
+        final = odeint(guarded, x, times, rtol=rtol, atol=atol, method=pair.name, options=options)[
+            -1
+        ]
     except AssertionError as error:  # torchdiffeq's way of saying that it gave up
         failure = Status.MAX_STEPS if "max_num_steps" in str(error) else Status.DIVERGED
         final = x

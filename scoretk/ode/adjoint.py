@@ -1,20 +1,28 @@
-r"""Gradients through an adaptive solve by the adjoint equation: in the memory of its end, however many steps it took.
+r"""Gradients through an adaptive solve by the adjoint equation.
 
-For `dx/dt = u(x, t; theta)` from t_0 to t_1 and a loss L of x(t_1), the adjoint `a = dL/dx` goes back along with x by
+In the memory of its end, however many steps it took.
+
+For `dx/dt = u(x, t; theta)` from t_0 to t_1 and a loss L of x(t_1), the adjoint `a = dL/dx` goes
+back along with x by
 
     da/dt = -(du/dx)^T a,      dL/dx(t_0) = a(t_0),      dL/dtheta = int_{t_0}^{t_1} (du/dtheta)^T a dt.
 
-Whatever method went forwards, each row goes back with steps of its own (`scoretk.ode.rowwise`). Its adjoint is measured in
-units of its size at t_1, so that the tolerances are relative to it and a loss times c has gradients times c. The
-integral, which belongs to all rows together, is summed over their steps by the pair's own weights and has no say in the steps.
+Whatever method went forwards, each row goes back with steps of its own (`scoretk.ode.rowwise`). Its
+adjoint is measured in units of its size at t_1, so that the tolerances are relative to it and a
+loss times c has gradients times c. The integral, which belongs to all rows together, is summed over
+their steps by the pair's own weights and has no say in the steps.
 
-These are the gradients of the exact solution, met to the tolerances; those of the steps taken differ by as much. Going back
-magnifies errors in x as much as going forwards contracts them; where that is too much, a solve cut into intervals (`steps` of
-`ProbabilityFlow`) takes x up anew at the end of each.
+These are the gradients of the exact solution, met to the tolerances; those of the steps taken
+differ by as much. Going back magnifies errors in x as much as going forwards contracts them; where
+that is too much, a solve cut into intervals (`steps` of `ProbabilityFlow`) takes x up anew at the
+end of each.
 
-References: Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018); Gholami, Keutzer, Biros,
-"ANODE: unconditionally accurate memory-efficient gradients for neural ODEs" (2019), for the magnified errors; Kidger, Chen,
-Lyons, "'Hey, that's not an ODE': faster ODE adjoints via seminorms" (2021), for the integral that has no say.
+References:
+    Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018).
+    Gholami, Keutzer, Biros, "ANODE: unconditionally accurate memory-efficient gradients for neural
+    ODEs" (2019), for the magnified errors.
+    Kidger, Chen, Lyons, "'Hey, that's not an ODE': faster ODE adjoints via seminorms" (2021), for
+    the integral that has no say.
 """
 
 from __future__ import annotations
@@ -39,7 +47,10 @@ __all__ = ["Way", "with_adjoint"]
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """What is gone back along: the field, `velocity_of(rows)`, from `end` to `start`, and how `integrate_rows` is to do it."""
+    """What is gone back along.
+
+    The field, `velocity_of(rows)`, from `end` to `start`, and how `integrate_rows` is to do it.
+    """
 
     field: TimedField
     velocity_of: Callable[[Tensor], Velocity]
@@ -52,12 +63,18 @@ class Way:
 
 
 def with_adjoint(solve: Callable[[Tensor], Solved], x: Tensor, way: Way) -> Solved:
-    """`solve(x)`, its gradients by the adjoint equation: to x, and to all that the field holds (weights, condition rows).
+    """`solve(x)`, its gradients by the adjoint equation.
 
-    Arguments: solve, run without a graph; x `(rows, *event)`; way. Returns what solve does. A row that failed passes no gradient
-    on.
-    Raises: `InvalidArgument` where the velocity depends on a tensor that wants gradients and that the field does not show; going
-    back, `ScoretkError` where that fails.
+    To x, and to all that the field holds (weights, condition rows).
+
+    Args:
+        solve: Run without a graph.
+        x: `(rows, *event)`.
+        way: . Returns what solve does. A row that failed passes no gradient on.
+
+    Raises:
+        `InvalidArgument` where the velocity depends on a tensor that wants gradients and that the
+        field does not show; going back, `ScoretkError` where that fails.
     """
     parameters = list({id(p): p for p in field_tensors(way.field) if p.requires_grad}.values())
     first = torch.zeros(1, dtype=torch.int64, device=x.device)
@@ -68,7 +85,9 @@ def with_adjoint(solve: Callable[[Tensor], Solved], x: Tensor, way: Way) -> Solv
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, solve: Callable[[Tensor], Solved], way: Way, x: Tensor, *parameters: Tensor) -> Solved:
+    def forward(
+        ctx: Any, solve: Callable[[Tensor], Solved], way: Way, x: Tensor, *parameters: Tensor
+    ) -> Solved:
         end, status, evaluations = solve(x)
         ctx.way = way
         ctx.save_for_backward(end, status, *parameters)
@@ -79,12 +98,18 @@ class _Adjoint(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, a: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         end, status, *parameters = ctx.saved_tensors
-        with left_as_found(ctx.way.field, grad=True):  # the run that held its modules in eval mode is over
+        with left_as_found(
+            ctx.way.field, grad=True
+        ):  # the run that held its modules in eval mode is over
             return None, None, *_back(ctx.way, end, a, status == int(Status.OK), parameters)
 
 
-def _back(way: Way, x: Tensor, a: Tensor, arrived: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """`dL/dx(t_0)`, then `dL/dtheta` of each parameter, from the end x of rows that arrived there and `a = dL/dx`."""
+def _back(
+    way: Way, x: Tensor, a: Tensor, arrived: Tensor, parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """`dL/dx(t_0)`, then `dL/dtheta` of each parameter, from the end x of rows that arrived there
+    and `a = dL/dx`.
+    """
     size = a.reshape(len(a), -1).abs().amax(1)
     rows = (arrived & (size != 0)).nonzero()[:, 0]
     size = size[rows]
@@ -99,16 +124,24 @@ def _back(way: Way, x: Tensor, a: Tensor, arrived: Tensor, parameters: Sequence[
 
     def along(which: Tensor, z: Tensor, t: Tensor, weight: Tensor) -> None:
         u = _evaluated(way, rows[which], z[:, 0], t)[1]
-        pull = -z[:, 1] * across((weight * size[which]).to(z), u)  # weights are negative: the steps go back
+        pull = -z[:, 1] * across(
+            (weight * size[which]).to(z), u
+        )  # weights are negative: the steps go back
         for total, part in zip(sums, _pulled(u, parameters, pull), strict=True):
             total += part
 
     found = integrate_rows(
-        rate(torch.arange(len(rows), device=x.device)), torch.stack([x[rows], a[rows] / across(size, a)], 1),
-        way.end, way.start,
-        method=way.method, rtol=way.rtol, atol=way.atol, max_steps=way.max_steps,
-        select=rate, along=along if parameters else None,
-    )  # fmt: skip
+        rate(torch.arange(len(rows), device=x.device)),
+        torch.stack([x[rows], a[rows] / across(size, a)], 1),
+        way.end,
+        way.start,
+        method=way.method,
+        rtol=way.rtol,
+        atol=way.atol,
+        max_steps=way.max_steps,
+        select=rate,
+        along=along if parameters else None,
+    )
     _check_arrived(rows, found.status)
     to_start = torch.zeros_like(a).index_copy(0, rows, found.x[:, 1] * across(size, a))
     return [to_start, *(total.to(p.dtype) for total, p in zip(sums, parameters, strict=True))]
@@ -140,9 +173,13 @@ def _check_shown(u: Tensor, known: Sequence[Tensor]) -> None:
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in own:
             raise InvalidArgument(
-                "grad", "adjoint", f"a field that shows what it depends on: a tensor of shape {tuple(leaf.shape)} is hidden",
-                "Hold it in a module or an attribute of the field, pass it in cond, or use grad='checkpoint'",
-            )  # fmt: skip
+                "grad",
+                "adjoint",
+                f"a field that shows what it depends on: a tensor of shape {tuple(leaf.shape)} is "
+                f"hidden",
+                "Hold it in a module or an attribute of the field, pass it in cond, or use "
+                "grad='checkpoint'",
+            )
         ahead += [following for following, _ in node.next_functions]
 
 
@@ -151,6 +188,7 @@ def _check_arrived(rows: Tensor, status: Tensor) -> None:
     if len(failed):
         name = Status(int(status[failed[0]])).name
         raise ScoretkError(
-            f"grad='adjoint': {len(failed)} row(s) did not come back, the first row {int(rows[failed[0]])}, {name}. Allow more "
+            f"grad='adjoint': {len(failed)} row(s) did not come back, the first row "
+            f"{int(rows[failed[0]])}, {name}. Allow more "
             "max_steps or a larger rtol, or use grad='checkpoint'"
-        )  # fmt: skip
+        )

@@ -1,14 +1,16 @@
-r"""Time grids: float64 times on the CPU, from t = 0 (noise) to t = 1 (data), along which a timed solver walks.
+r"""Time grids: float64 times on the CPU, from t = 0 (noise) to t = 1 (data), along which a timed
+solver walks.
 
-`sigma/alpha` names the relative noise level in the coordinates `x/alpha` in which solvers work. A path with alpha = 0
-at t = 0 has no finite level there: grids in the level then start at t = 0 and continue from `LARGEST_LEVEL`.
-A path that ends above sigma = 0 (VE, EDM) ends there; the step from its end to sigma = 0 is the solver's `denoise`.
+`sigma/alpha` names the relative noise level in the coordinates `x/alpha` in which solvers work. A
+path with alpha = 0 at t = 0 has no finite level there: grids in the level then start at t = 0 and
+continue from `LARGEST_LEVEL`. A path that ends above sigma = 0 (VE, EDM) ends there; the step from
+its end to sigma = 0 is the solver's `denoise`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,20 @@ from scoretk.fields.paths import GaussianPath, Tabulated
 from scoretk.fields.resolve import resolve
 
 __all__ = [
-    "GRIDS", "LARGEST_LEVEL", "SMALLEST_LEVEL", "adapt", "cosine", "edm", "grid", "karras", "levels", "log_snr", "logistic",
-    "table", "uniform",
-]  # fmt: skip
+    "GRIDS",
+    "LARGEST_LEVEL",
+    "SMALLEST_LEVEL",
+    "adapt",
+    "cosine",
+    "edm",
+    "grid",
+    "karras",
+    "levels",
+    "log_snr",
+    "logistic",
+    "table",
+    "uniform",
+]
 
 LARGEST_LEVEL, SMALLEST_LEVEL = 80.0, 0.002
 
@@ -43,9 +56,10 @@ def levels(path: GaussianPath, t: Tensor) -> Tensor:
 def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
     """Times at which `1 / (1 + level^exponent)` is equally spaced, `steps + 1` of them.
 
-    The log-SNR then runs through the quantiles of a logistic distribution, densest where the level is that of data of unit
-    scale, which is where samples take their shape. With exponent 1 these are equal steps of the linear path's time.
-    Both ends are ordinary points, also those with alpha = 0 or sigma = 0.
+    The log-SNR then runs through the quantiles of a logistic distribution, densest where the level
+    is that of data of unit scale, which is where samples take their shape. With exponent 1 these
+    are equal steps of the linear path's time. Both ends are ordinary points, also those with alpha
+    = 0 or sigma = 0.
     """
     high, low = levels(path, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     first, last = 1 / (1 + high**exponent), 1 / (1 + low**exponent)
@@ -55,22 +69,31 @@ def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
 
 
 def cosine(path: GaussianPath, steps: int) -> Tensor:
-    """Equally spaced angles `atan(level)`, as `steps + 1` times: equal steps of the cosine path's time (Nichol, Dhariwal,
-    "Improved denoising diffusion probabilistic models", 2021)."""
+    """Equally spaced angles `atan(level)`, as `steps + 1` times.
+
+    Equal steps of the cosine path's time (Nichol, Dhariwal, "Improved denoising diffusion
+    probabilistic models", 2021).
+    """
     high, low = levels(path, torch.tensor([0.0, 1.0], dtype=torch.float64)).atan()
     angle = high + (low - high) * uniform(steps)
     return torch.cat([angle.new_zeros(1), path.t(-2 * angle[1:-1].tan().log()), angle.new_ones(1)])
 
 
 def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Tensor:
-    """Levels with `level^(1/rho)` equally spaced (Karras, Aittala, Aila, Laine, "Elucidating the design space of
-    diffusion-based generative models", 2022), as `steps + 1` times."""
+    """Levels with `level^(1/rho)` equally spaced (Karras, Aittala, Aila, Laine, "Elucidating the
+    design space of diffusion-based generative models", 2022), as `steps + 1` times.
+    """
     return _spaced(path, steps, lambda s: s ** (1 / rho), lambda r: r**rho)
 
 
 def edm(path: GaussianPath, steps: int) -> Tensor:
-    """The levels of EDM, `karras` with rho = 7 between 80 and .002, on any path; its ends beyond are steps of their own."""
-    return _spaced(path, steps, lambda s: s ** (1 / 7), lambda r: r**7, widest=(LARGEST_LEVEL, SMALLEST_LEVEL))
+    """The levels of EDM, `karras` with rho = 7 between 80 and .002, on any path.
+
+    Its ends beyond are steps of their own.
+    """
+    return _spaced(
+        path, steps, lambda s: s ** (1 / 7), lambda r: r**7, widest=(LARGEST_LEVEL, SMALLEST_LEVEL)
+    )
 
 
 def log_snr(path: GaussianPath, steps: int) -> Tensor:
@@ -78,15 +101,25 @@ def log_snr(path: GaussianPath, steps: int) -> Tensor:
     return _spaced(path, steps, torch.log, torch.exp)
 
 
-def _spaced(path: GaussianPath, steps: int, forward, backward, widest=(math.inf, 0.0)) -> Tensor:  # type: ignore[no-untyped-def]
-    """Times at which `forward(level)` is equally spaced between the path's ends, those that reach `widest` or beyond apart."""
+def _spaced(
+    path: GaussianPath,
+    steps: int,
+    forward: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor], Tensor],
+    widest: tuple[float, float] = (math.inf, 0.0),
+) -> Tensor:
+    """Times at which `forward(level)` is equally spaced between the path's ends, those that reach
+    `widest` or beyond apart.
+    """
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     high, low = levels(path, ends).tolist()
     opens, closes = _beyond(high, widest[0]), _beyond(widest[1], low)
     inner = count("steps", steps, least=1) - opens - closes
     if inner < 0 or (inner == 0 and steps > 1 and not (opens and closes)):
         raise InvalidArgument(
-            "steps", steps, f"at least {opens + closes + 1} on {path}, whose ends are steps of their own"
+            "steps",
+            steps,
+            f"at least {opens + closes + 1} on {path}, whose ends are steps of their own",
         )
     high = LARGEST_LEVEL if opens else high
     low = SMALLEST_LEVEL if closes else low
@@ -101,47 +134,76 @@ def _spaced(path: GaussianPath, steps: int, forward, backward, widest=(math.inf,
 
 
 def _beyond(larger: float, smaller: float) -> bool:
-    """Whether a level is a path's end that lies beyond a limit, rounding apart; infinity and 0 always do."""
+    """Whether a level is a path's end that lies beyond a limit, rounding apart.
+
+    Infinity and 0 always do.
+    """
     return larger > smaller * (1 + 1e-9) or math.isinf(larger) or smaller == 0 == larger
 
 
 def table(path: GaussianPath, given: Sequence[float], steps: int | None = None) -> Tensor:
-    """The times of a table of decreasing levels `sigma/alpha` (inf is t = 0, and 0 is t = 1), such as published ones.
+    """The times of a table of decreasing levels `sigma/alpha` (inf is t = 0, and 0 is t = 1), such
+    as published ones.
 
-    Arguments: given, the levels; steps, to change their number: log-levels between the table's are then interpolated.
+    Args:
+        given: The levels.
+        steps: To change their number: log-levels between the table's are then interpolated.
     """
     level = torch.as_tensor(given, dtype=torch.float64).flatten()
     if len(level) < 2 or not bool((level.diff() < 0).all()) or float(level[-1]) < 0:
-        raise InvalidArgument("given", given, "at least two decreasing levels sigma/alpha, none negative")
+        raise InvalidArgument(
+            "given", given, "at least two decreasing levels sigma/alpha, none negative"
+        )
     if steps is not None:
         if not bool(level.isfinite().all() and (level > 0).all()):
-            raise InvalidArgument("given", given, "positive, finite levels where they are to be interpolated")
+            raise InvalidArgument(
+                "given", given, "positive, finite levels where they are to be interpolated"
+            )
         places = (len(level) - 1) * uniform(steps)
-        level = _interpolated(places, torch.arange(len(level), dtype=torch.float64), level.log()).exp()
+        level = _interpolated(
+            places, torch.arange(len(level), dtype=torch.float64), level.log()
+        ).exp()
     times = path.t(-2 * level.log())
     times = torch.where(level.isinf(), 0.0, torch.where(level == 0, 1.0, times))
     return grid(times.clamp(0, 1), path, len(times) - 1)
 
 
 def adapt(
-    field: Any, steps: int, *, order: int = 3, chains: int = 32, fine: int = 256, seed: int = 0,
+    field: Any,
+    steps: int,
+    *,
+    order: int = 3,
+    chains: int = 32,
+    fine: int = 256,
+    seed: int = 0,
     cond: Mapping[str, Tensor] | None = None,
-) -> Tensor:  # fmt: skip
-    """The grid on which steps of a method of this order make equal local errors on this field: `steps + 1` times.
+) -> Tensor:
+    """The grid on which steps of a method of this order make equal local errors on this field.
 
-    A few trajectories are solved on a fine grid, in the time `w = alpha/(alpha+sigma)` and the position `x/(alpha+sigma)`
-    (t and x without a path), whose velocity F gives the local error of a step: `h^(order+1) |d^order F / dw^order|`, here
-    relative to the spread of the trajectories at that time, which is what the rest of the flow scales it by. The steps
-    are `h ~ (local error density)^(-1/(order+1))`. Half of the density is the default grid's, so that no time is left out.
+    `steps + 1` times.
 
-    Arguments: field, with a base to start from; order, of the method's prediction (3 for "adams_3"); chains, fine, the
-    trajectories and their intervals (so many evaluations each); seed, of their start; cond, condition rows, one a chain.
-    The result is a plain tensor, for `ProbabilityFlow(grid=...)`, to be found once and kept.
+    A few trajectories are solved on a fine grid, in the time `w = alpha/(alpha+sigma)` and the
+    position `x/(alpha+sigma)` (t and x without a path), whose velocity F gives the local error of a
+    step: `h^(order+1) |d^order F / dw^order|`, here relative to the spread of the trajectories at
+    that time, which is what the rest of the flow scales it by. The steps are `h ~ (local error
+    density)^(-1/(order+1))`. Half of the density is the default grid's, so that no time is left
+    out.
+
+    Args:
+        field: With a base to start from.
+        order: Of the method's prediction (3 for "adams_3").
+        chains: The trajectories and their intervals (so many evaluations each).
+        fine: The trajectories and their intervals (so many evaluations each).
+        seed: Of their start.
+        cond: Condition rows, one a chain. The result is a plain tensor, for
+            `ProbabilityFlow(grid=...)`, to be found once and kept.
     """
     count("order", order, least=1)
     base = grid(None, getattr(field, "path", None), count("fine", fine, least=4 * (order + 1)))
     with left_as_found(field):
-        w, position, slope = _trajectories(field, base, count("chains", chains, least=2), seed, cond)
+        w, position, slope = _trajectories(
+            field, base, count("chains", chains, least=2), seed, cond
+        )
     divided, n = slope.flatten(1), len(slope)
     for k in range(1, order + 1):
         divided = divided.diff(dim=0) / (w[k:n] - w[: n - k])[:, None]
@@ -150,11 +212,15 @@ def adapt(
     spread = (position - position.mean(1, keepdim=True)).square().flatten(1).mean(1).sqrt()
     spread = _interpolated(centre, w, spread.clamp(min=float(spread.max()) / 100))
     middle = (w[1:] + w[:-1]) / 2
-    density = _interpolated(middle, centre, (error / spread).log().clamp(min=-700)).exp() ** (1 / (order + 1))
+    density = _interpolated(middle, centre, (error / spread).log().clamp(min=-700)).exp() ** (
+        1 / (order + 1)
+    )
     share = density * w.diff()
     share = _smoothed(share / share.sum(), fine // 16)
     reached = torch.cat([share.new_zeros(1), (share + 1 / len(share)).cumsum(0) / 2])
-    places = _interpolated(uniform(steps) * reached[-1], reached, torch.arange(fine + 1, dtype=torch.float64))
+    places = _interpolated(
+        uniform(steps) * reached[-1], reached, torch.arange(fine + 1, dtype=torch.float64)
+    )
     found = _interpolated(places, torch.arange(fine + 1, dtype=torch.float64), base)
     found[0], found[-1] = 0.0, 1.0
     return found
@@ -163,18 +229,26 @@ def adapt(
 def _trajectories(
     field: Any, times: Tensor, chains: int, seed: int, cond: Mapping[str, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Times w `(n + 1,)`, positions `(n + 1, chains, *event)`, their slopes in w `(n, ...)`, by the second-order Adams rule."""
+    """Times w `(n + 1,)`, positions `(n + 1, chains, *event)`, their slopes in w `(n, ...)`, by the
+    second-order Adams rule.
+    """
     bound: Any = resolve(field, {"velocity"}, cond, timed=True)
     path = bound.path
     x = field.base.draw(chains, Noise(seed, torch.arange(chains))).double()
-    alpha, sigma = (path.alpha(times), path.sigma(times)) if path is not None else (times, 1 - times)
+    alpha, sigma = (
+        (path.alpha(times), path.sigma(times)) if path is not None else (times, 1 - times)
+    )
     scale = alpha + sigma
     w = alpha / scale
     position, positions, slopes = x / scale[0], [x / scale[0]], list[Tensor]()
     with torch.no_grad():
         for i, h in enumerate(w.diff().tolist()):
             x, t = position * scale[i], float(times[i])
-            slopes.append(bound.velocity(x, t) if path is None else (scale[i] * bound.denoise(x, t) - x) / sigma[i])
+            slopes.append(
+                bound.velocity(x, t)
+                if path is None
+                else (scale[i] * bound.denoise(x, t) - x) / sigma[i]
+            )
             ratio = h / float(w[i] - w[i - 1]) / 2 if i else 0.0
             position = position + h * (slopes[-1] + ratio * (slopes[-1] - slopes[max(i - 1, 0)]))
             positions.append(position)
@@ -198,12 +272,16 @@ _NAMED = {"logistic": logistic, "karras": karras, "edm": edm, "log_snr": log_snr
 GRIDS = ("uniform", *_NAMED)
 
 
-def grid(spec: str | Sequence[float] | Tensor | None, path: GaussianPath | None, steps: int) -> Tensor:
+def grid(
+    spec: str | Sequence[float] | Tensor | None, path: GaussianPath | None, steps: int
+) -> Tensor:
     """The times of a grid given by name, by its own times, or left to the default.
 
-    Arguments: spec, None (logistic; uniform in t on a table and without a path), a name in `GRIDS`, or increasing times in
-    [0, 1]; path, None for a flow without a Gaussian path, which has uniform grids only; steps,
-    ignored where times are given.
+    Args:
+        spec: None (logistic; uniform in t on a table and without a path), a name in `GRIDS`, or
+            increasing times in [0, 1].
+        path: None for a flow without a Gaussian path, which has uniform grids only.
+        steps: Ignored where times are given.
     """
     if spec is None:
         spec = "uniform" if path is None or isinstance(path, Tabulated) else "logistic"
@@ -212,13 +290,24 @@ def grid(spec: str | Sequence[float] | Tensor | None, path: GaussianPath | None,
         if spec == "uniform":
             return uniform(steps)
         if path is None:
-            raise InvalidArgument("grid", spec, "'uniform' or times: a flow without a Gaussian path has no noise level")
+            raise InvalidArgument(
+                "grid",
+                spec,
+                "'uniform' or times: a flow without a Gaussian path has no noise level",
+            )
         return _NAMED[spec](path, steps)
     try:
         times = torch.as_tensor(spec, dtype=torch.float64, device="cpu").flatten()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InvalidArgument("grid", spec, f"one of {', '.join(GRIDS)} or times in [0, 1]") from error
-    inside = len(times) >= 2 and bool((times.diff() > 0).all()) and float(times[0]) >= 0 and float(times[-1]) <= 1
+        raise InvalidArgument(
+            "grid", spec, f"one of {', '.join(GRIDS)} or times in [0, 1]"
+        ) from error
+    inside = (
+        len(times) >= 2
+        and bool((times.diff() > 0).all())
+        and float(times[0]) >= 0
+        and float(times[-1]) <= 1
+    )
     if not inside:
         raise InvalidArgument("grid", spec, "at least two increasing times in [0, 1]")
     return times

@@ -1,9 +1,10 @@
 """Every method for the probability flow, by one name with one meaning.
 
-A method is a rule: a `Multistep` or `RungeKutta` along a given grid (`ode.tableaus`), a `Pair` that goes row by row
-(`ode.rowwise`), or one borrowed from torchdiffeq (`ode.adaptive`), whose steps a batch shares. A rule stands in one of the
-tables below and states its order there. Whatever takes a `method` looks it up here and asks the rule for the rest, so that a
-new entry is sampled, encoded and scored with as it stands. What other packages call their methods is in `ode.names`.
+A method is a rule: a `Multistep` or `RungeKutta` along a given grid (`ode.tableaus`), a `Pair` that
+goes row by row (`ode.rowwise`), or one borrowed from torchdiffeq (`ode.adaptive`), whose steps a
+batch shares. A rule stands in one of the tables below and states its order there. Whatever takes a
+`method` looks it up here and asks the rule for the rest, so that a new entry is sampled, encoded
+and scored with as it stands. What other packages call their methods is in `ode.names`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from scoretk.ode.rowwise import PAIRS
 from scoretk.ode.tableaus import GRID_RULES
 from scoretk.ode.velocities import Solved
 
-__all__ = ["TABLES", "Method", "Rule", "every_method", "find_method", "has_method", "velocity_method"]
+__all__ = [
+    "TABLES",
+    "Method",
+    "Rule",
+    "every_method",
+    "find_method",
+    "has_method",
+    "velocity_method",
+]
 
 
 class Rule(Protocol):
@@ -30,7 +39,9 @@ class Rule(Protocol):
 
     @property
     def stages(self) -> int:
-        """Evaluations of a step (of an attempt, where steps are chosen), without those of the step before that it uses."""
+        """Evaluations of a step (of an attempt, where steps are chosen), without those of the step
+        before that it uses.
+        """
 
     @property
     def embedded(self) -> bool:
@@ -42,15 +53,23 @@ class Rule(Protocol):
 
     @property
     def rowwise(self) -> bool:
-        """Whether a row's steps are those that it has alone; otherwise the hardest row sets those of all."""
+        """Whether a row's steps are those that it has alone.
+
+        Otherwise the hardest row sets those of all.
+        """
 
     @property
     def of_velocity(self) -> bool:
-        """Whether it integrates a velocity, in any ODE; otherwise it is one for the denoiser of a Gaussian path."""
+        """Whether it integrates a velocity, in any ODE.
+
+        Otherwise it is one for the denoiser of a Gaussian path.
+        """
 
     @property
     def solve(self) -> Callable[..., Solved]:
-        """`solve(velocity, x, stops, *, select, rtol, atol, max_steps)`: `dx/dt = velocity(x, t)` along the stops.
+        """`solve(velocity, x, stops, *, select, rtol, atol, max_steps)`.
+
+        `dx/dt = velocity(x, t)` along the stops.
 
         A grid's rules have no use for what follows the stops.
         """
@@ -73,7 +92,9 @@ class Method(NamedTuple):
     def of(cls, name: str, rule: Rule) -> Method:
         """The method of a rule."""
         needs = "velocity" if rule.of_velocity else "denoise"
-        return cls(name, rule, rule.order, rule.stages, rule.embedded, rule.adaptive, rule.rowwise, needs)
+        return cls(
+            name, rule, rule.order, rule.stages, rule.embedded, rule.adaptive, rule.rowwise, needs
+        )
 
 
 TABLES: tuple[Mapping[str, Rule], ...] = (GRID_RULES, PAIRS, TORCHDIFFEQ)
@@ -100,11 +121,13 @@ def find_method(name: Any) -> Method:
         The method, under its own name.
 
     Raises:
-        InvalidArgument: For what is no string.
-        UnknownName: For other names, with what to use instead where a method is known elsewhere.
+        InvalidArgument: For what is no string. UnknownName: For other names, with what to use
+        instead where a method is known elsewhere.
     """
     if not isinstance(name, str):
-        raise InvalidArgument("method", name, f"a name, one of {', '.join(m.name for m in every_method())}")
+        raise InvalidArgument(
+            "method", name, f"a name, one of {', '.join(m.name for m in every_method())}"
+        )
     for table in TABLES:
         if name in table:
             return Method.of(name, table[name])
@@ -123,5 +146,7 @@ def velocity_method(name: Any) -> Method:
     method = find_method(name)
     if method.needs != "velocity":
         known = ", ".join(m.name for m in every_method() if m.needs == "velocity")
-        raise InvalidArgument("method", name, f"an integrator of the velocity, one of {known}", "Such as 'adams_3'")
+        raise InvalidArgument(
+            "method", name, f"an integrator of the velocity, one of {known}", "Such as 'adams_3'"
+        )
     return method

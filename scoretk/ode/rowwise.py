@@ -1,11 +1,15 @@
-r"""Adaptive integration of `dx/dt = u(x, t)` in which every row walks by itself: own steps, own tolerance, own end.
+r"""Adaptive integration of `dx/dt = u(x, t)` in which every row walks by itself.
 
-A pair of embedded Runge-Kutta methods with weights a, b, e = b - b_hat and nodes c takes a row from (x, t) by its own step h to
+Own steps, own tolerance, own end.
+
+A pair of embedded Runge-Kutta methods with weights a, b, e = b - b_hat and nodes c takes a row from
+(x, t) by its own step h to
 
     k_i = u(x + h sum_j a_ij k_j, t + c_i h),    x' = x + h sum_i b_i k_i,    error = h sum_i e_i k_i,
 
-the last k_i standing at x', so that it is the first of the next step. In the norm r, the root mean square over the row of
-error / (atol + rtol max(|x|, |x'|)), a step is accepted where r <= 1. Either way the next is, by a proportional-integral control,
+the last k_i standing at x', so that it is the first of the next step. In the norm r, the root mean
+square over the row of error / (atol + rtol max(|x|, |x'|)), a step is accepted where r <= 1. Either
+way the next is, by a proportional-integral control,
 
     h' = h clip(.9 r^-p r_before^q, .2, 10),    p = .7/order,    q = .4/order,
 
@@ -13,15 +17,21 @@ with r_before that of the last accepted step. Times in a step are met by the qua
 
     x(s) = hermite(x, k_1, x', k_last; s) + s^2 (1 - s)^2 h sum_i d_i k_i,    0 <= s <= 1.
 
-All rows make their attempts together, and leave the batch as soon as they arrive or fail: an evaluation is never spent on a row
-that is done. Everything is done row by row in elementwise operations, and r and h'/h are rounded to float32, so that the order
-in which a sum was taken decides no step: a row's result is that of the row alone, to the bit where the velocity allows.
+All rows make their attempts together, and leave the batch as soon as they arrive or fail: an
+evaluation is never spent on a row that is done. Everything is done row by row in elementwise
+operations, and r and h'/h are rounded to float32, so that the order in which a sum was taken
+decides no step: a row's result is that of the row alone, to the bit where the velocity allows.
 
-References: Dormand, Prince, "A family of embedded Runge-Kutta formulae" (1980); Bogacki, Shampine, "A 3(2) pair of Runge-Kutta
-formulas" (1989); Tsitouras, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption" (2011);
-Hairer, Norsett, Wanner, "Solving ordinary differential equations I" (1993), II.4 for the first step and the control, II.6 for the
-quartic; Soederlind, "Digital filters in adaptive time-stepping" (2003); Lienen, Guennemann, "torchode: a parallel ODE solver for
-PyTorch" (2022), for rows that step by themselves.
+References:
+    Dormand, Prince, "A family of embedded Runge-Kutta formulae" (1980).
+    Bogacki, Shampine, "A 3(2) pair of Runge-Kutta formulas" (1989).
+    Tsitouras, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying
+    assumption" (2011).
+    Hairer, Norsett, Wanner, "Solving ordinary differential equations I" (1993), II.4 for the first
+    step and the control, II.6 for the quartic.
+    Soederlind, "Digital filters in adaptive time-stepping" (2003).
+    Lienen, Guennemann, "torchode: a parallel ODE solver for PyTorch" (2022), for rows that step by
+    themselves.
 """
 
 from __future__ import annotations
@@ -62,7 +72,8 @@ class VelocityOf:
 class Pair(NamedTuple):
     """An embedded pair whose last stage is the next step's first.
 
-    `order` of x'; `nodes` c_2, c_3, ...; `weights` rows a_2, a_3, ..., the last of them b; `error` e; `bend` d of the quartic.
+    `order` of x'; `nodes` c_2, c_3, ...; `weights` rows a_2, a_3, ..., the last of them b; `error`
+    e; `bend` d of the quartic.
     """
 
     order: int
@@ -97,16 +108,33 @@ class Pair(NamedTuple):
         return True
 
     def solve(
-        self, velocity: Velocity, x: Tensor, stops: Sequence[float], *,
-        select: Select | None, rtol: float, atol: float, max_steps: int,
-    ) -> Solved:  # fmt: skip
-        """`dx/dt = velocity(x, t)` from the first stop to the last, each row with steps of its own: see `integrate_rows`.
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        stops: Sequence[float],
+        *,
+        select: Select | None,
+        rtol: float,
+        atol: float,
+        max_steps: int,
+    ) -> Solved:
+        """`dx/dt = velocity(x, t)` from the first stop to the last, each row with steps of its own.
+
+        See `integrate_rows`.
 
         Returns:
             Position at the end, status and evaluations.
         """
         found = integrate_rows(
-            velocity, x, stops[0], stops[-1], method=self, rtol=rtol, atol=atol, max_steps=max_steps, select=select
+            velocity,
+            x,
+            stops[0],
+            stops[-1],
+            method=self,
+            rtol=rtol,
+            atol=atol,
+            max_steps=max_steps,
+            select=select,
         )
         return found.x, found.status, found.evaluations
 
@@ -125,8 +153,13 @@ PAIRS = {
         ),
         (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
         (
-            -12715105075 / 11282082432, 0.0, 87487479700 / 32700410799, -10690763975 / 1880347072,
-            701980252875 / 199316789632, -1453857185 / 822651844, 69997945 / 29380423,
+            -12715105075 / 11282082432,
+            0.0,
+            87487479700 / 32700410799,
+            -10690763975 / 1880347072,
+            701980252875 / 199316789632,
+            -1453857185 / 822651844,
+            69997945 / 29380423,
         ),
     ),
     "tsit5": Pair(
@@ -137,19 +170,39 @@ PAIRS = {
             (-0.008480655492356989, 0.335480655492357),
             (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
             (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-            (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
             (
-                0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742,
-                -3.290069515436081, 2.324710524099774,
+                5.86145544294642,
+                -12.92096931784711,
+                8.159367898576159,
+                -0.071584973281401,
+                -0.028269050394068383,
+            ),
+            (
+                0.09646076681806523,
+                0.01,
+                0.4798896504144996,
+                1.379008574103742,
+                -3.290069515436081,
+                2.324710524099774,
             ),
         ),
         (
-            -0.00178001105222577714, -0.0008164344596567469, 0.007880878010261995, -0.1447110071732629,
-            0.5823571654525552, -0.45808210592918697, 1 / 66,
+            -0.00178001105222577714,
+            -0.0008164344596567469,
+            0.007880878010261995,
+            -0.1447110071732629,
+            0.5823571654525552,
+            -0.45808210592918697,
+            1 / 66,
         ),
         (
-            -1.0530884977290216, 0.1017, 2.490627285651252793, -16.54810288924490272,
-            47.37952196281928122, -34.87065786149660974, 2.5,
+            -1.0530884977290216,
+            0.1017,
+            2.490627285651252793,
+            -16.54810288924490272,
+            47.37952196281928122,
+            -34.87065786149660974,
+            2.5,
         ),
     ),
     "bosh3": Pair(
@@ -159,14 +212,16 @@ PAIRS = {
         (-5 / 72, 1 / 12, 1 / 9, -1 / 8),
         (0.0, 0.0, 0.0, 0.0),
     ),
-}  # fmt: skip
+}
 
 
 class RowSolution(NamedTuple):
-    """Where the rows came to: x, like the start; the time t there; `Status` codes; evaluations: `(rows,)` all three.
+    """Where the rows came to: x, like the start; the time t there; `Status` codes; evaluations.
 
-    `states` `(rows, times, *event)` holds x at the times asked for, None where none were. A row that did not arrive has its last
-    accepted state in x, and in `states` from there on.
+    `(rows,)` all three.
+
+    `states` `(rows, times, *event)` holds x at the times asked for, None where none were. A row
+    that did not arrive has its last accepted state in x, and in `states` from there on.
     """
 
     x: Tensor
@@ -196,7 +251,10 @@ class Course(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The rows under way: their places in the batch, x and u = dx/dt there, t, the step h to try next, r_before, tolerances.
+    """The rows under way.
+
+    Their places in the batch, x and u = dx/dt there, t, the step h to try next, r_before,
+    tolerances.
 
     `rtol` and `atol` are shaped to broadcast over x; the rest are `(rows,)`.
     """
@@ -212,7 +270,10 @@ class Walk(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An attempt: h as tried; x and t before it; those after it; all k; r; and whether it is accepted."""
+    """An attempt: h as tried; x and t before it; those after it; all k; r.
+
+    And whether it is accepted.
+    """
 
     h: Tensor
     x: Tensor
@@ -238,21 +299,39 @@ def integrate_rows(
     select: Select | None = None,
     along: Along | None = None,
 ) -> RowSolution:
-    """Integrate from time `start` to time `end`, in either direction, each row with steps of its own.
+    """Integrate from time `start` to time `end`, in either direction, each row with steps of its
+    own.
 
-    Arguments: velocity, `(x, t) -> like x` with x `(rows, *event)` and t `(rows,)` in float64 (float32 on a device without it),
-    never outside the interval; x; method, a pair or its name in `PAIRS`; rtol and atol, the error allowed a step in root mean
-    square over a row, `atol + rtol |x|`, numbers or one a row; max_steps, the most attempts; at, times in the interval to
-    report the state at, which cost no evaluation; select, for a velocity that depends on the row by more than x: called with the
-    indices `(k,)` of the rows that go on whenever others leave, it returns the velocity of these. Without it, velocity serves
-    any rows; along, called as `along(rows, x, t, w)` with places on the way of rows `(k,)`, such that the sum of `w f(x, t)` over
-    the calls is the integral of f dt along each row's way, to the method's order and with no say in its steps.
-    Returns: a `RowSolution`. A row costs two evaluations and those of its attempts. One that uses up its steps keeps its state,
-    with status `MAX_STEPS`; where steps shrink to nothing, `NONFINITE` if the velocity is what is not finite, else `DIVERGED`.
-    Gradients are recorded where autograd is on, with the steps as constants. Synchronises once a step.
+    Args:
+        velocity: `(x, t) -> like x` with x `(rows, *event)` and t `(rows,)` in float64 (float32 on
+            a device without it), never outside the interval.
+        x: The x.
+        method: A pair or its name in `PAIRS`.
+        rtol: The error allowed a step in root mean square over a row, `atol + rtol |x|`, numbers or
+            one a row.
+        atol: The error allowed a step in root mean square over a row, `atol + rtol |x|`, numbers or
+            one a row.
+        max_steps: The most attempts.
+        at: Times in the interval to report the state at, which cost no evaluation.
+        select: For a velocity that depends on the row by more than x: called with the indices
+            `(k,)` of the rows that go on whenever others leave, it returns the velocity of these.
+            Without it, velocity serves any rows.
+        along: Called as `along(rows, x, t, w)` with places on the way of rows `(k,)`, such that the
+            sum of `w f(x, t)` over the calls is the integral of f dt along each row's way, to the
+            method's order and with no say in its steps.
+
+    Returns:
+        a `RowSolution`. A row costs two evaluations and those of its attempts. One that uses up its
+        steps keeps its state, with status `MAX_STEPS`; where steps shrink to nothing, `NONFINITE`
+        if the velocity is what is not finite, else `DIVERGED`. Gradients are recorded where
+        autograd is on, with the steps as constants. Synchronises once a step.
     """
     pair = method if isinstance(method, Pair) else PAIRS[option("method", method, PAIRS)]
-    start, end, attempts = finite("start", start), finite("end", end), count("max_steps", max_steps, least=1)
+    start, end, attempts = (
+        finite("start", start),
+        finite("end", end),
+        count("max_steps", max_steps, least=1),
+    )
     clock = torch.float32 if x.device.type == "mps" else torch.float64
     t = torch.full(x.shape[:1], start, dtype=clock, device=x.device)
     wanted = None if at is None else _inside(at, start, end).to(t)
@@ -278,10 +357,14 @@ def integrate_rows(
             if meeting:
                 _report(pair, found, walk.rows, step, wanted, met, meeting)
         if leaving:
-            failure = torch.where(step.error.isfinite(), int(Status.DIVERGED), int(Status.NONFINITE))
+            failure = torch.where(
+                step.error.isfinite(), int(Status.DIVERGED), int(Status.NONFINITE)
+            )
             order = over.to(torch.int8).argsort(stable=True)
             stay, gone = order[:-leaving], order[-leaving:]
-            _settle(found, _rows(walk, gone), torch.where(arrived, int(Status.OK), failure)[gone], spent)
+            _settle(
+                found, _rows(walk, gone), torch.where(arrived, int(Status.OK), failure)[gone], spent
+            )
             walk = _rows(walk, stay)
             if not len(stay):
                 break
@@ -319,7 +402,10 @@ def _rows(walk: Walk, rows: Tensor) -> Walk:
 
 
 def _combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
-    """`sum_i weights_i k_i`, term by term: a matrix product would round a row by what stands beside it."""
+    """`sum_i weights_i k_i`, term by term.
+
+    A matrix product would round a row by what stands beside it.
+    """
     total = k[0] * weights[0]
     for weight, slope in zip(weights[1:], k[1:], strict=True):
         if weight:
@@ -334,15 +420,25 @@ def _row_rms(ratio: Tensor) -> Tensor:
     return square.mean(1, dtype=wide).sqrt().float().nan_to_num(torch.inf)
 
 
-def _departure(course: Course, velocity: Velocity, x: Tensor, t: Tensor, rtol: Tensor, atol: Tensor) -> Walk:
-    """The rows at the start; their first step from the sizes of x, u and du/dt, the last by a trial step of Euler's method."""
+def _departure(
+    course: Course, velocity: Velocity, x: Tensor, t: Tensor, rtol: Tensor, atol: Tensor
+) -> Walk:
+    """The rows at the start.
+
+    Their first step from the sizes of x, u and du/dt, the last by a trial step of Euler's method.
+    """
     u = velocity(x, t)
     with torch.no_grad():
         scale, span = atol + rtol * x.abs(), course.span
-        size, speed = _row_rms(x / scale).to(t), _row_rms(u / scale).to(t) * abs(span)  # in tolerances; times in spans
+        size, speed = (
+            _row_rms(x / scale).to(t),
+            _row_rms(u / scale).to(t) * abs(span),
+        )  # in tolerances; times in spans
         usual = (size > 1e-5) & (speed > 1e-5) & speed.isfinite()
         trial = torch.where(usual, 0.01 * size / speed, 1e-4).clamp(max=1.0)
-        inside = (t + trial * span).clamp(min(course.start, course.end), max(course.start, course.end))
+        inside = (t + trial * span).clamp(
+            min(course.start, course.end), max(course.start, course.end)
+        )
         turn = velocity(x + across((trial * span).to(x), x) * u, inside) - u
         bend = _row_rms(turn / scale).to(t) * abs(span) / trial
         share = (0.01 / torch.maximum(speed, bend)) ** (1 / course.pair.order)
@@ -352,7 +448,9 @@ def _departure(course: Course, velocity: Velocity, x: Tensor, t: Tensor, rtol: T
     return Walk(rows, x, u, t, h, torch.ones_like(t), rtol, atol)
 
 
-def _slopes(velocity: Velocity, times: Tensor, dtype: torch.dtype) -> Sequence[Callable[[Tensor], Tensor]]:
+def _slopes(
+    velocity: Velocity, times: Tensor, dtype: torch.dtype
+) -> Sequence[Callable[[Tensor], Tensor]]:
     """The velocity at each of a step's times, `(stages, rows)`, as functions of x."""
     if isinstance(velocity, VelocityOf):
         return velocity.field.velocities(times, dtype)
@@ -373,7 +471,9 @@ def _attempt(course: Course, velocity: Velocity, walk: Walk) -> Step:
     with torch.no_grad():
         scale = torch.addcmul(walk.atol, walk.rtol, torch.maximum(x.abs(), ahead.abs()))
         error = _row_rms(long * _combine(course.pair.error, k) / scale)
-        error = torch.where(finite_rows(ahead), error, torch.inf)  # what overflows may do so at a finite speed
+        error = torch.where(
+            finite_rows(ahead), error, torch.inf
+        )  # what overflows may do so at a finite speed
     return Step(h, x, t, ahead, after, k, error, error <= 1)
 
 
@@ -390,24 +490,39 @@ def _carried_on(course: Course, walk: Walk, step: Step) -> Walk:
     )
 
 
-def _places(course: Course, rows: Tensor, step: Step) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The quadrature of the steps accepted: rows, and their x, t and h b_i at each stage that has a weight."""
+def _places(
+    course: Course, rows: Tensor, step: Step
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The quadrature of the steps accepted.
+
+    Rows, and their x, t and h b_i at each stage that has a weight.
+    """
     taken = step.accepted.nonzero()[:, 0]
     rows, x, t, after, h = (leaf[taken] for leaf in (rows, step.x, step.t, step.t_after, step.h))
     k, long = [slope[taken] for slope in step.k], across(h.to(step.x), step.x)
     stages = zip(((), *course.pair.weights), (t, *torch.lerp(t, after, course.nodes)), strict=True)
     for b, (weights, time) in zip(course.pair.weights[-1], stages, strict=False):
         if b and len(taken):
-            yield rows, torch.addcmul(x, long, _combine(weights, k[: len(weights)])) if weights else x, time, b * h
+            yield (
+                rows,
+                torch.addcmul(x, long, _combine(weights, k[: len(weights)])) if weights else x,
+                time,
+                b * h,
+            )
 
 
 def _met(course: Course, step: Step, wanted: Tensor) -> Tensor:
     """Which times each row's step has met, `(rows, times)`."""
-    since, left = (wanted - step.t[:, None]) * course.span, (step.t_after[:, None] - wanted) * course.span
+    since, left = (
+        (wanted - step.t[:, None]) * course.span,
+        (step.t_after[:, None] - wanted) * course.span,
+    )
     return (since > 0) & (left >= 0) & step.accepted[:, None]
 
 
-def _report(pair: Pair, found: RowSolution, rows: Tensor, step: Step, wanted: Tensor, met: Tensor, n: int) -> None:
+def _report(
+    pair: Pair, found: RowSolution, rows: Tensor, step: Step, wanted: Tensor, met: Tensor, n: int
+) -> None:
     """Write the states at the n times met, by the quartic in its form nested about the chord."""
     assert found.states is not None
     places = met.flatten().to(torch.int8).argsort(descending=True, stable=True)[:n]
@@ -418,7 +533,9 @@ def _report(pair: Pair, found: RowSolution, rows: Tensor, step: Step, wanted: Te
     change, bulge = x_after - x, h * _combine(pair.bend, [k[row] for k in step.k])
     rise = h * first - change
     fall = change - h * last - rise
-    found.states[rows[row], which] = x + s * (change + (1 - s) * (rise + s * (fall + (1 - s) * bulge)))
+    found.states[rows[row], which] = x + s * (
+        change + (1 - s) * (rise + s * (fall + (1 - s) * bulge))
+    )
 
 
 def _settle(found: RowSolution, walk: Walk, status: Tensor, spent: int) -> None:

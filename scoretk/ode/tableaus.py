@@ -1,12 +1,13 @@
 r"""Fixed-grid methods of the probability flow as tables of numbers: one row an evaluation.
 
-Every method here is linear in the position x, the present prediction and a few earlier ones, so its coefficients follow
-from alpha and sigma alone, in float64, once a run. An evaluation reads one row,
+Every method here is linear in the position x, the present prediction and a few earlier ones, so its
+coefficients follow from alpha and sigma alone, in float64, once a run. An evaluation reads one row,
 
     t, (p, q) of what is remembered, F = p x + q D, weights of (x, F, F_1, F_2, ...) for the next point, and for the position,
 
-so that a compiled or captured step serves every row, and no evaluation is spent that does not count. Steps are exact in
-`x_t = alpha D + sigma e` but for the change of the prediction. With any `m = a alpha + b sigma` (a `Form`),
+so that a compiled or captured step serves every row, and no evaluation is spent that does not
+count. Steps are exact in `x_t = alpha D + sigma e` but for the change of the prediction. With any
+`m = a alpha + b sigma` (a `Form`),
 
     d(x/m) = F d(alpha/m) / b = -F d(sigma/m) / a,        F = b D - a e = (m D - a x) / sigma
 
@@ -17,32 +18,41 @@ so that a compiled or captured step serves every row, and no evaluation is spent
     NOISE     alpha           -e      sigma/alpha       DPM-Solver, DEIS, linear multistep
     LINEAR    alpha + sigma   D - e   w                 Adams methods in the time `w = alpha/(alpha+sigma)` of the linear path
 
-A constant F gives DDIM (Euler) in every form. Multistep methods of order k put a polynomial in w through the last k
-predictions and average it exactly. In w, unlike in log-SNR, both ends are ordinary points: D is smooth in
-`sigma/alpha` where that vanishes and in its inverse where that does, so high order holds up to alpha = 0 and sigma = 0. A
-corrector averages the last step once more with the prediction that has arrived since, which costs no evaluation; the first
-steps, whose order is low for want of a past, are always corrected.
+A constant F gives DDIM (Euler) in every form. Multistep methods of order k put a polynomial in w
+through the last k predictions and average it exactly. In w, unlike in log-SNR, both ends are
+ordinary points: D is smooth in `sigma/alpha` where that vanishes and in its inverse where that
+does, so high order holds up to alpha = 0 and sigma = 0. A corrector averages the last step once
+more with the prediction that has arrived since, which costs no evaluation; the first steps, whose
+order is low for want of a past, are always corrected.
 
-Order is lowered at the start, where the form has no value (m = 0), and on steps so long beside those before that the weights
-of `<F>` exceed `LARGEST_WEIGHTS` in absolute sum; a step over which 1 - w falls by more than `LONGEST_CORRECTED` is not
-corrected, because the correction of narrow data would grow from step to step. `dpmpp_2m`, whose line is one in log-SNR, is of
-first order on steps from alpha = 0 or to sigma = 0.
+Order is lowered at the start, where the form has no value (m = 0), and on steps so long beside
+those before that the weights of `<F>` exceed `LARGEST_WEIGHTS` in absolute sum; a step over which 1
+- w falls by more than `LONGEST_CORRECTED` is not corrected, because the correction of narrow data
+would grow from step to step. `dpmpp_2m`, whose line is one in log-SNR, is of first order on steps
+from alpha = 0 or to sigma = 0.
 
-Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have it. "rk4_38" is Kutta's 3/8
-rule, "ralston_3" and "ralston_4" the rules of three and four stages with the least bound on their error. On a step to sigma = 0
-those with a stage at its end give way to one without (`closing`), where neither a denoiser determines F nor a velocity such as
-`(data - x) / (1 - t)` has a value. A velocity without a Gaussian path counts as the linear path's, `w = t`.
+Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have
+it. "rk4_38" is Kutta's 3/8 rule, "ralston_3" and "ralston_4" the rules of three and four stages
+with the least bound on their error. On a step to sigma = 0 those with a stage at its end give way
+to one without (`closing`), where neither a denoiser determines F nor a velocity such as `(data - x)
+/ (1 - t)` has a value. A velocity without a Gaussian path counts as the linear path's, `w = t`.
 
-Rules of a velocity are rules for any `dx/dt = u(x, t)` as well: `solve` follows them between given times, where no form, path or
-end has a say. There multistep rules get their past by Kutta's rule (`STARTER`).
+Rules of a velocity are rules for any `dx/dt = u(x, t)` as well: `solve` follows them between given
+times, where no form, path or end has a say. There multistep rules get their past by Kutta's rule
+(`STARTER`).
 
-References: Butcher, "Coefficients for the study of Runge-Kutta integration processes" (1963). Song, Meng, Ermon,
-"Denoising diffusion implicit models" (2021). Karras, Aittala, Aila, Laine, "Elucidating the design space of
-diffusion-based generative models" (2022). Hairer, Norsett, Wanner, "Solving ordinary differential equations I" (1993),
-III.1 for what multistep methods are started with. Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided
-sampling of diffusion probabilistic models" (2022). Ralston, "Runge-Kutta methods with minimum error bounds" (1962).
-Zhang, Chen, "Fast sampling of diffusion models with exponential integrator" (2023). Zhao, Bai, Rao, Zhou, Lu, "UniPC:
-a unified predictor-corrector framework for fast sampling of diffusion models" (2023).
+References:
+    Butcher, "Coefficients for the study of Runge-Kutta integration processes" (1963).
+    Song, Meng, Ermon, "Denoising diffusion implicit models" (2021).
+    Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+    models" (2022).
+    Hairer, Norsett, Wanner, "Solving ordinary differential equations I" (1993), III.1 for what
+    multistep methods are started with. Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for
+    guided sampling of diffusion probabilistic models" (2022).
+    Ralston, "Runge-Kutta methods with minimum error bounds" (1962).
+    Zhang, Chen, "Fast sampling of diffusion models with exponential integrator" (2023).
+    Zhao, Bai, Rao, Zhou, Lu, "UniPC: a unified predictor-corrector framework for fast sampling of
+    diffusion models" (2023).
 """
 
 from __future__ import annotations
@@ -68,7 +78,9 @@ __all__ = ["GRID_RULES", "Knot", "Multistep", "RungeKutta", "Tableau", "knots", 
 LARGEST_WEIGHTS = 10.0
 LONGEST_CORRECTED = 4.0
 LAST_STAGE = 0.95
-"""Of a step to sigma = 0. Nearer to 1 what is asked there counts for more where it is large (data narrower than the step)."""
+"""Of a step to sigma = 0. Nearer to 1 what is asked there counts for more where it is large (data
+narrower than the step).
+"""
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
@@ -88,7 +100,7 @@ class Form(NamedTuple):
     b: float
 
     def scale(self, k: Knot) -> float:
-        """m at a knot."""
+        """M at a knot."""
         return self.a * k.alpha + self.b * k.sigma
 
     def remembered(self, k: Knot) -> tuple[float, float]:
@@ -96,21 +108,29 @@ class Form(NamedTuple):
         return (-self.a / k.sigma, self.scale(k) / k.sigma) if self.a else (0.0, 1.0)
 
     def step(self, now: Knot, after: Knot) -> tuple[float, float]:
-        """`(m'/m, (alpha' sigma - alpha sigma') / m)`, the latter as `(alpha' - alpha m'/m)/b` or `(sigma m'/m - sigma')/a`."""
+        """`(m'/m, (alpha' sigma - alpha sigma') / m)`, the latter as `(alpha' - alpha m'/m)/b` or
+        `(sigma m'/m - sigma')/a`.
+        """
         gain = self.scale(after) / self.scale(now)
-        return gain, (after.alpha - now.alpha * gain) / self.b if self.b else (now.sigma * gain - after.sigma) / self.a
+        return gain, (after.alpha - now.alpha * gain) / self.b if self.b else (
+            now.sigma * gain - after.sigma
+        ) / self.a
 
 
 DATA, NOISE, LINEAR = Form(0.0, 1.0), Form(1.0, 0.0), Form(1.0, 1.0)
 
 Mean = Callable[[Sequence[Knot], Knot, Knot, Form], list[float]]
-"""The weights of the predictions at some knots (newest first) in `<F>` over the step between two more."""
+"""The weights of the predictions at some knots (newest first) in `<F>` over the step between two
+more.
+"""
 
 
 def polynomial_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
-    """The Lagrange polynomials of the nodes, in w, averaged over the step by Gauss-Legendre quadrature.
+    """The Lagrange polynomials of the nodes, in w, averaged over the step by Gauss-Legendre
+    quadrature.
 
-    Times in w are pairs (w, 1 - w), whose differences `w (1 - v) - v (1 - w)` keep their digits near both ends.
+    Times in w are pairs (w, 1 - w), whose differences `w (1 - v) - v (1 - w)` keep their digits
+    near both ends.
     """
     m, m_after = form.scale(now), form.scale(after)
     alpha = (1 - _NODES) * m_after * now.alpha + _NODES * m * after.alpha
@@ -118,7 +138,7 @@ def polynomial_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -
     at = (alpha / (alpha + sigma), sigma / (alpha + sigma))
     w = [(k.alpha / (k.alpha + k.sigma), k.sigma / (k.alpha + k.sigma)) for k in nodes]
 
-    def apart(u, v):  # type: ignore[no-untyped-def]
+    def apart(u: tuple[Any, Any], v: tuple[Any, Any]) -> Any:
         return u[0] * v[1] - v[0] * u[1]
 
     factors = [[apart(at, v) / apart(u, v) for v in w if v is not u] for u in w]
@@ -126,7 +146,10 @@ def polynomial_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -
 
 
 def midpoint_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
-    """DPM-Solver++(2M): the straight line in log-SNR through two predictions, at the middle of the step."""
+    """DPM-Solver++(2M).
+
+    The straight line in log-SNR through two predictions, at the middle of the step.
+    """
     if len(nodes) == 1 or after.sigma == 0 or nodes[1].alpha == 0:
         return [1.0]
     before, here, there = (math.log(k.alpha / k.sigma) for k in (nodes[1], now, after))
@@ -135,7 +158,10 @@ def midpoint_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> 
 
 
 class GridRule:
-    """What rules along a given grid have in common: no estimate of their error, and every row for itself."""
+    """What rules along a given grid have in common.
+
+    No estimate of their error, and every row for itself.
+    """
 
     adaptive: ClassVar[bool] = False
     embedded: ClassVar[bool] = False
@@ -144,7 +170,10 @@ class GridRule:
 
 @dataclass(frozen=True)
 class Multistep(GridRule):
-    """One evaluation a step: `<F>` from the last `points` predictions; with `corrected`, from one more in hindsight."""
+    """One evaluation a step: `<F>` from the last `points` predictions.
+
+    With `corrected`, from one more in hindsight.
+    """
 
     points: int
     form: Form
@@ -171,7 +200,8 @@ class Multistep(GridRule):
     def solve(self, velocity: Velocity, x: Tensor, stops: Sequence[float], **_: Any) -> Solved:
         """`dx/dt = velocity(x, t)` from stop to stop, for a rule of the velocity.
 
-        The first `memory` steps, which have no past, are Kutta's, whose first stages are the past of what follows.
+        The first `memory` steps, which have no past, are Kutta's, whose first stages are the past
+        of what follows.
 
         Args:
             velocity: `(x, t) -> like x`, t a float.
@@ -210,10 +240,15 @@ class Multistep(GridRule):
             gain, rate = own.step(now, after)
             correction = []
             before = grid[i - 1]
-            if self._corrects(i - first) and _share_of_noise(before) <= LONGEST_CORRECTED * _share_of_noise(now):
+            if self._corrects(i - first) and _share_of_noise(
+                before
+            ) <= LONGEST_CORRECTED * _share_of_noise(now):
                 moved = gain * own.step(before, now)[1]
                 correction = [
-                    moved * c for c in _sum(self._shares(past, before, now, own), [0.0, *(-s for s in shares)])
+                    moved * c
+                    for c in _sum(
+                        self._shares(past, before, now, own), [0.0, *(-s for s in shares)]
+                    )
                 ]
             shares = self._shares(past[: self.points], now, after, own)
             weights = _sum([rate * s for s in shares], correction)
@@ -222,8 +257,13 @@ class Multistep(GridRule):
         return rows
 
     def _corrects(self, done: int) -> bool:
-        """Whether the last of `done` steps is corrected: always with a corrector, and while the order still rises."""
-        return done > 0 and (self.corrected or (done < self.points and self.mean is polynomial_mean))
+        """Whether the last of `done` steps is corrected.
+
+        Always with a corrector, and while the order still rises.
+        """
+        return done > 0 and (
+            self.corrected or (done < self.points and self.mean is polynomial_mean)
+        )
 
     def _shares(self, nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
         """The weights of `<F>`, of the highest order that the step's length allows."""
@@ -236,10 +276,12 @@ class Multistep(GridRule):
 
 @dataclass(frozen=True)
 class RungeKutta(GridRule):
-    """Explicit stages within a step: `nodes` c_i; `weights`, one row for every next stage and for the step.
+    """Explicit stages within a step: `nodes` c_i.
 
-    `order` is the power of the step in its error at the end. `closing` steps to sigma = 0, where a stage at the end of the
-    step has no value.
+    `weights`, one row for every next stage and for the step.
+
+    `order` is the power of the step in its error at the end. `closing` steps to sigma = 0, where a
+    stage at the end of the step has no value.
     """
 
     order: int
@@ -275,11 +317,15 @@ class RungeKutta(GridRule):
             x = self.taken(velocity, x, velocity(x, now), now, after)
         return _settled(x, self.stages * (len(stops) - 1))
 
-    def taken(self, velocity: Velocity, x: Tensor, first: Tensor, now: float, after: float) -> Tensor:
-        """x after one step, `first` being the velocity where it begins."""
+    def taken(
+        self, velocity: Velocity, x: Tensor, first: Tensor, now: float, after: float
+    ) -> Tensor:
+        """X after one step, `first` being the velocity where it begins."""
         slopes = [first]
         for c, weights in zip(self.nodes[1:], self.weights, strict=False):
-            slopes.append(velocity(x + (after - now) * _combined(weights, slopes), (1 - c) * now + c * after))
+            slopes.append(
+                velocity(x + (after - now) * _combined(weights, slopes), (1 - c) * now + c * after)
+            )
         return x + (after - now) * _combined(self.weights[-1], slopes)
 
     def rows(self, grid: Sequence[Knot], path: GaussianPath | None) -> list[list[list[float]]]:
@@ -297,7 +343,9 @@ class RungeKutta(GridRule):
         for stage, there, c, weights in zip(
             stops, [*stops[1:], after], [*rule.nodes[1:], 1.0], rule.weights, strict=True
         ):
-            gain, rate = form.step(now, there)  # all stages lie on one straight line: this one is c of the whole
+            gain, rate = form.step(
+                now, there
+            )  # all stages lie on one straight line: this one is c of the whole
             ahead = (gain, *(rate / c * w for w in reversed(weights)))
             memorised = form.remembered(stage) if path is not None else (0.0, 1.0)
             rows.append(_row(stage.t, memorised, ahead, (1.0,), self.memory))
@@ -340,20 +388,29 @@ def _sum(u: Sequence[float], v: Sequence[float]) -> list[float]:
 
 
 def _row(
-    t: float, memorised: tuple[float, float], ahead: Sequence[float], kept: Sequence[float], memory: int
+    t: float,
+    memorised: tuple[float, float],
+    ahead: Sequence[float],
+    kept: Sequence[float],
+    memory: int,
 ) -> list[float]:
     """A row of `3 + 2 (memory + 2)` numbers."""
     return [t, *memorised, *_sum(ahead, [0.0] * (memory + 2)), *_sum(kept, [0.0] * (memory + 2))]
 
 
 def four_stages(c2: float, c3: float, c4: float = 1.0) -> RungeKutta:
-    """Kutta's rule with stages at 0, c2, c3, c4 in w, 0 < c2 < c3 < c4 <= 1; it closes with `c4 = LAST_STAGE`.
+    """Kutta's rule with stages at 0, c2, c3, c4 in w, 0 < c2 < c3 < c4 <= 1.
 
-    With b from the quadrature and d_i = sum_j a_ij c_j, the conditions `sum b d = 1/6`, `sum b c d = 1/8` and
-    `sum b_i a_ij d_j = 1/24` give the stages. The last one of fourth order, `sum b_i a_ij c_j^2 = 1/12`, then holds for c4 = 1
-    alone (Butcher, 1963): below it the error of a single step is of fourth order in its length, as that of all before it is.
+    It closes with `c4 = LAST_STAGE`.
+
+    With b from the quadrature and d_i = sum_j a_ij c_j, the conditions `sum b d = 1/6`, `sum b c d
+    = 1/8` and `sum b_i a_ij d_j = 1/24` give the stages. The last one of fourth order, `sum b_i
+    a_ij c_j^2 = 1/12`, then holds for c4 = 1 alone (Butcher, 1963): below it the error of a single
+    step is of fourth order in its length, as that of all before it is.
     """
-    b = np.linalg.solve(np.vander([0.0, c2, c3, c4], increasing=True).T, [1, 1 / 2, 1 / 3, 1 / 4]).tolist()
+    b = np.linalg.solve(
+        np.vander([0.0, c2, c3, c4], increasing=True).T, [1, 1 / 2, 1 / 3, 1 / 4]
+    ).tolist()
     d3 = (c4 / 6 - 1 / 8) / (b[2] * (c4 - c3))
     d4 = (1 / 6 - b[2] * d3) / b[3]
     a32, a43 = d3 / c2, 1 / (24 * b[3] * d3)
@@ -373,7 +430,9 @@ GRID_RULES: dict[str, Multistep | RungeKutta] = {
     "trapezoid": RungeKutta(2, LINEAR, (0.0, 1.0), ((1.0,), (1 / 2, 1 / 2)), _EULER),
     "heun": RungeKutta(2, NOISE, (0.0, 1.0), ((1.0,), (1 / 2, 1 / 2)), _EULER),
     "midpoint": RungeKutta(2, LINEAR, (0.0, 1 / 2), ((1 / 2,), (0.0, 1.0))),
-    "ralston_3": RungeKutta(3, LINEAR, (0.0, 1 / 2, 3 / 4), ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9))),
+    "ralston_3": RungeKutta(
+        3, LINEAR, (0.0, 1 / 2, 3 / 4), ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9))
+    ),
     "rk4": RungeKutta(
         4,
         LINEAR,
@@ -390,27 +449,41 @@ GRID_RULES: dict[str, Multistep | RungeKutta] = {
     **{f"adams_{k}": Multistep(k, LINEAR) for k in (2, 3, 4)},
     **{f"adams_pc_{k}": Multistep(k, LINEAR, corrected=True) for k in (2, 3)},
 }
-"""Every entry states its order. The number in a multistep rule's name is that of the points that a step predicts with."""
+"""Every entry states its order. The number in a multistep rule's name is that of the points that a
+step predicts with.
+"""
 
 
 class Tableau(NamedTuple):
-    """`rows` of shape (evaluations, 3 + 2 (memory + 2)): see the module's docstring; which rows end an interval."""
+    """`rows` of shape (evaluations, 3 + 2 (memory + 2)): see the module's docstring.
+
+    Which rows end an interval.
+    """
 
     rows: Tensor
     milestones: tuple[bool, ...]
 
 
 def knots(path: GaussianPath | None, times: Tensor, denoise: bool) -> list[Knot]:
-    """The grid's times with their alpha and sigma, and sigma = 0 behind them where the run is to end denoised."""
+    """The grid's times with their alpha and sigma, and sigma = 0 behind them where the run is to
+    end denoised.
+    """
     if path is None:
         return [Knot(t, t, 1 - t) for t in times.tolist()]
-    found = [Knot(*k) for k in zip(times.tolist(), path.alpha(times).tolist(), path.sigma(times).tolist(), strict=True)]
+    found = [
+        Knot(*k)
+        for k in zip(
+            times.tolist(), path.alpha(times).tolist(), path.sigma(times).tolist(), strict=True
+        )
+    ]
     if denoise and found[-1].sigma > 0:
         found.append(Knot(found[-1].t, found[-1].alpha, 0.0))
     return found
 
 
-def tableau(method: str, path: GaussianPath | None, times: Tensor, denoise: bool = False) -> Tableau:
+def tableau(
+    method: str, path: GaussianPath | None, times: Tensor, denoise: bool = False
+) -> Tableau:
     """The rows of a rule in `GRID_RULES` along a grid."""
     grid = tuple(knots(path, times, denoise))
     if any(k.sigma == 0 for k in grid[:-1]):
@@ -419,7 +492,11 @@ def tableau(method: str, path: GaussianPath | None, times: Tensor, denoise: bool
 
 
 @lru_cache(16)
-def _along(method: Multistep | RungeKutta, grid: tuple[Knot, ...], path: GaussianPath | None) -> Tableau:
+def _along(
+    method: Multistep | RungeKutta, grid: tuple[Knot, ...], path: GaussianPath | None
+) -> Tableau:
     intervals = method.rows(grid, path)
     ends = tuple(i == len(rows) - 1 for rows in intervals for i in range(len(rows)))
-    return Tableau(torch.tensor([row for rows in intervals for row in rows], dtype=torch.float64), ends)
+    return Tableau(
+        torch.tensor([row for rows in intervals for row in rows], dtype=torch.float64), ends
+    )

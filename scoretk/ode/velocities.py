@@ -10,7 +10,9 @@ from torch import Tensor
 __all__ = ["Select", "Solved", "Velocity"]
 
 Velocity = Callable[[Tensor, Any], Tensor]
-"""`(x, t) -> like x`: x `(rows, *event)`, t a number, or `(rows,)` where every row has a time of its own."""
+"""`(x, t) -> like x`: x `(rows, *event)`, t a number, or `(rows,)` where every row has a time of
+its own.
+"""
 
 Select = Callable[[Tensor], Velocity]
 """The velocity of some of the rows, by their indices `(k,)`."""

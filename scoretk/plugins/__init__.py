@@ -1,7 +1,15 @@
 """How models and solvers of other packages are found, without importing them or torch."""
 
 from scoretk.plugins.discovery import Broken, Entry
-from scoretk.plugins.models import describe, describe_all, find_model, list_models, load, train, verify
+from scoretk.plugins.models import (
+    describe,
+    describe_all,
+    find_model,
+    list_models,
+    load,
+    train,
+    verify,
+)
 from scoretk.plugins.solvers import (
     SolverSpec,
     as_solver,

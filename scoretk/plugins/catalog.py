@@ -26,9 +26,11 @@ BUILT_IN = "scoretk"
 
 
 class Catalog:
-    """The plugins of one entry-point group, and which of them this process has met and found broken.
+    """The plugins of one entry-point group, and which of them this process has met and found
+    broken.
 
-    Metadata is read afresh each time, and a plugin that failed is tried again when it is asked for again.
+    Metadata is read afresh each time, and a plugin that failed is tried again when it is asked for
+    again.
 
     Args:
         group: the entry-point group.
@@ -36,23 +38,35 @@ class Catalog:
         built_in: this package's own by name, "module:attribute", where they stand in a table and not in its metadata.
     """
 
-    def __init__(self, group: str, kind: str, built_in: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(
+        self, group: str, kind: str, built_in: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.group, self.kind = group, kind
-        self._own = [Entry(f"{BUILT_IN}/{n}", n, BUILT_IN, __version__, value) for n, value in built_in.items()]
+        self._own = [
+            Entry(f"{BUILT_IN}/{n}", n, BUILT_IN, __version__, value)
+            for n, value in built_in.items()
+        ]
         self._met: dict[str, Broken] = {}
         self._surveys = False
 
     def listing(self) -> list[Entry | Broken]:
-        """All plugins sorted by id, from metadata alone; `Broken` where that, or an earlier use of one, failed."""
+        """All plugins sorted by id, from metadata alone.
+
+        `Broken` where that, or an earlier use of one, failed.
+        """
         return [self._met.get(item.id, item) for item in self._all()]
 
     def _all(self) -> list[Entry | Broken]:
         return sorted([*self._own, *discover(self.group)], key=lambda item: item.id)
 
     def find(self, name: str) -> Entry:
-        """The plugin of this full id or short name. A built-in's short name always means the built-in.
+        """The plugin of this full id or short name.
 
-        Raises: `UnknownName`; `AmbiguousName`; `BrokenPlugin` where the distribution's metadata cannot be read.
+        A built-in's short name always means the built-in.
+
+        Raises:
+            `UnknownName`; `AmbiguousName`; `BrokenPlugin` where the distribution's metadata cannot
+            be read.
         """
         if not isinstance(name, str):
             raise InvalidArgument("name", name, f"the name of a {self.kind}")
@@ -67,21 +81,30 @@ class Catalog:
         raise UnknownName(self.kind, name, {e.id if "/" in name else e.name for e in entries})
 
     @contextmanager
-    def isolated(self, entry: Entry, stage: str, given: Mapping[str, Any] | None = None) -> Iterator[None]:
-        """Run plugin code: whatever it raises becomes a `Broken` record and a `BrokenPlugin` caused by it, and whatever it
-        does to this process is undone (`containment`).
+    def isolated(
+        self, entry: Entry, stage: str, given: Mapping[str, Any] | None = None
+    ) -> Iterator[None]:
+        """Run plugin code: whatever it raises becomes a `Broken` record and a `BrokenPlugin` caused
+        by it, and whatever it does to this process is undone (`containment`).
 
-        With arguments `given` by the caller nothing is recorded, as they may be at fault and not the plugin; and a
-        `ScoretkError` that refuses them passes as it is. So does a `MissingDependency`, which is no fault of the plugin,
-        and `KeyboardInterrupt`, but in a `survey` only where the user pressed Ctrl-C.
+        With arguments `given` by the caller nothing is recorded, as they may be at fault and not
+        the plugin; and a `ScoretkError` that refuses them passes as it is. So does a
+        `MissingDependency`, which is no fault of the plugin, and `KeyboardInterrupt`, but in a
+        `survey` only where the user pressed Ctrl-C.
         """
         with contained() as interrupts:
             try:
                 yield
-            except BaseException as error:  # SystemExit, and what extension modules and test runners derive from it
-                if isinstance(error, KeyboardInterrupt) and (interrupts.pressed or not self._surveys):
+            except (
+                BaseException
+            ) as error:  # SystemExit, and what extension modules and test runners derive from it
+                if isinstance(error, KeyboardInterrupt) and (
+                    interrupts.pressed or not self._surveys
+                ):
                     raise
-                if isinstance(error, MissingDependency) or (given and isinstance(error, ScoretkError)):
+                if isinstance(error, MissingDependency) or (
+                    given and isinstance(error, ScoretkError)
+                ):
                     raise
                 broken = Broken.by(error, entry, stage)
                 if not given:
@@ -92,7 +115,10 @@ class Catalog:
 
     @contextmanager
     def survey(self) -> Iterator[None]:
-        """Go through plugins that nobody asked for one by one: none of them may end that, by a `KeyboardInterrupt` either."""
+        """Go through plugins that nobody asked for one by one.
+
+        None of them may end that, by a `KeyboardInterrupt` either.
+        """
         before, self._surveys = self._surveys, True
         try:
             yield
@@ -121,5 +147,8 @@ def _blame(given: Mapping[str, Any] | None) -> str:
 
 
 def pointed_at(value: str) -> Any:
-    """The object that "module:attribute" points at; extras, as in "module:attribute [extra]", are set aside."""
+    """The object that "module:attribute" points at.
+
+    Extras, as in "module:attribute [extra]", are set aside.
+    """
     return resolve_name(value.partition("[")[0].strip())

@@ -1,15 +1,17 @@
 """The room in which code of plugins runs: it leaves the process as it was, whatever it does to it.
 
-Put back afterwards, where changed: the generators of random, numpy and torch; torch's default dtype and device, gradient mode,
-number of threads, deterministic and backend flags; numpy's handling of errors; the filters of warnings, the root of logging,
-signal handlers, the environment, the working folder, the hooks and streams of `sys`. Entries that a plugin adds to `sys.path`
-stay, behind those that were there, as it may import from them later. What is written to standard output goes to standard error,
-of Python and of C alike, so that output which a program reads holds nothing else.
+Put back afterwards, where changed: the generators of random, numpy and torch; torch's default dtype
+and device, gradient mode, number of threads, deterministic and backend flags; numpy's handling of
+errors; the filters of warnings, the root of logging, signal handlers, the environment, the working
+folder, the hooks and streams of `sys`. Entries that a plugin adds to `sys.path` stay, behind those
+that were there, as it may import from them later. What is written to standard output goes to
+standard error, of Python and of C alike, so that output which a program reads holds nothing else.
 
-torch and numpy are not imported here. Where one is loaded it is guarded; where it is loaded within the room, it is guarded from
-the end of its import on.
+torch and numpy are not imported here. Where one is loaded it is guarded; where it is loaded within
+the room, it is guarded from the end of its import on.
 
-What a process cannot undo is not contained: threads that were started, functions that were replaced, `os._exit`.
+What a process cannot undo is not contained: threads that were started, functions that were
+replaced, `os._exit`.
 """
 
 from __future__ import annotations
@@ -34,18 +36,27 @@ __all__ = ["Interrupts", "contained", "outside"]
 
 Restore = Callable[[], object]
 SIGNALS = [s for s in signal.valid_signals() if s < 32] if os.name == "posix" else []
-"""Those with a name; the system refuses to have two of them handled, which then have no handler of Python's to put back."""
+"""Those with a name; the system refuses to have two of them handled, which then have no handler of
+Python's to put back.
+"""
 
 
 @contextmanager
 def contained() -> Iterator[Interrupts]:
-    """Run the code of a plugin. Yields what tells an interrupt by the user from one that the code raised by itself."""
+    """Run the code of a plugin.
+
+    Yields what tells an interrupt by the user from one that the code raised by itself.
+    """
     with Interrupts() as interrupts, _process_kept(), _STREAMS.redirected():
         yield interrupts
 
 
 class Interrupts:
-    """Listens for Ctrl-C: `pressed` tells whether a signal came, and not the code itself, when `KeyboardInterrupt` was raised."""
+    """Listens for Ctrl-C.
+
+    `pressed` tells whether a signal came, and not the code itself, when `KeyboardInterrupt` was
+    raised.
+    """
 
     def __init__(self) -> None:
         self.pressed = False
@@ -179,8 +190,14 @@ def _keep_system() -> Restore:
 
 
 _KEPT = (
-    _keep_random, _keep_warnings, _keep_logging, _keep_signals, _keep_environment, _keep_folder, _keep_system,
-)  # fmt: skip
+    _keep_random,
+    _keep_warnings,
+    _keep_logging,
+    _keep_signals,
+    _keep_environment,
+    _keep_folder,
+    _keep_system,
+)
 
 
 def _guard_numpy(numpy: Any) -> Restore:
@@ -188,7 +205,10 @@ def _guard_numpy(numpy: Any) -> Restore:
     options = numpy.get_printoptions()
 
     def restore() -> None:
-        if any((a != b).any() if hasattr(a, "any") else a != b for a, b in _pairs(numpy.random.get_state(), generator)):
+        if any(
+            (a != b).any() if hasattr(a, "any") else a != b
+            for a, b in _pairs(numpy.random.get_state(), generator)
+        ):
             numpy.random.set_state(generator)
         numpy.seterr(**errors)
         if numpy.get_printoptions() != options:
@@ -202,7 +222,7 @@ def _pairs(now: Any, before: Any) -> list[tuple[Any, Any]]:
 
 
 def _guard_torch(torch: Any) -> Restore:
-    """torch's generators and the settings of the whole process."""
+    """Torch's generators and the settings of the whole process."""
     generator = torch.get_rng_state()
     accelerators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     device = torch.get_default_device()
@@ -234,7 +254,10 @@ def _torch_settings(torch: Any) -> list[tuple[Callable[[], Any], Callable[[Any],
         return bool(torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1 == 0)
 
     def deterministic() -> tuple[bool, bool]:
-        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
 
     def attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
         return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
@@ -243,7 +266,10 @@ def _torch_settings(torch: Any) -> list[tuple[Callable[[], Any], Callable[[Any],
         (torch.is_grad_enabled, torch.set_grad_enabled),
         (torch.get_default_dtype, torch.set_default_dtype),
         (torch.get_num_threads, torch.set_num_threads),
-        (deterministic, lambda both: torch.use_deterministic_algorithms(both[0], warn_only=both[1])),
+        (
+            deterministic,
+            lambda both: torch.use_deterministic_algorithms(both[0], warn_only=both[1]),
+        ),
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         (flushes, torch.set_flush_denormal),
         (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
@@ -261,7 +287,9 @@ _GUARDED: dict[str, Callable[[Any], Restore]] = {"numpy": _guard_numpy, "torch":
 def _is_loaded(name: str) -> bool:
     """Whether a module is there whole, and not in the middle of its import."""
     module = sys.modules.get(name)
-    return module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False)
+    return module is not None and not getattr(
+        getattr(module, "__spec__", None), "_initializing", False
+    )
 
 
 class _Watch(importlib.abc.MetaPathFinder):
@@ -270,7 +298,9 @@ class _Watch(importlib.abc.MetaPathFinder):
     def __init__(self, kept: contextlib.ExitStack) -> None:
         self.kept = kept
 
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Any = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in _GUARDED:
             return None
         for finder in sys.meta_path:
@@ -283,7 +313,10 @@ class _Watch(importlib.abc.MetaPathFinder):
 
 
 class _Noting(importlib.abc.Loader):
-    """A module's own loader; when it has run it stands where it would have stood, and the module is guarded."""
+    """A module's own loader.
+
+    When it has run it stands where it would have stood, and the module is guarded.
+    """
 
     def __init__(self, loader: Any, kept: contextlib.ExitStack) -> None:
         self.loader, self.kept = loader, kept

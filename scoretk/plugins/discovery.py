@@ -1,7 +1,8 @@
 """Which plugins are installed, read from their metadata alone: no code of theirs runs here.
 
-A plugin's canonical id is `distribution/name`: the normalised name of the distribution that registers it and the key
-of its entry point. Where sys.path holds a distribution twice the first one counts, as it does for `import`.
+A plugin's canonical id is `distribution/name`: the normalised name of the distribution that
+registers it and the key of its entry point. Where sys.path holds a distribution twice the first one
+counts, as it does for `import`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ UNKNOWN = "unknown"
 class Entry:
     """A plugin as its metadata shows it. `value` is the object it points at, "module:attribute".
 
-    `needs` tells, of a model that was verified, which optional package it lacks here. Characters that would control a
-    terminal are escaped in all of them.
+    `needs` tells, of a model that was verified, which optional package it lacks here. Characters
+    that would control a terminal are escaped in all of them.
     """
 
     id: str
@@ -37,7 +38,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin that failed. `stage` is "list", "describe" or "load", `error` the exception's type and message.
+    """A plugin that failed.
+
+    `stage` is "list", "describe" or "load", `error` the exception's type and message.
 
     Where the metadata itself cannot be read no name is known, and the id is `distribution/*`.
     """
@@ -50,13 +53,17 @@ class Broken:
 
     @classmethod
     def by(cls, error: BaseException, entry: Entry, stage: str) -> Broken:
-        """The record of a failure. It keeps the error's text only, so that no model lives on in a traceback."""
+        """The record of a failure.
+
+        It keeps the error's text only, so that no model lives on in a traceback.
+        """
         text = printable("".join(format_exception_only(error)).strip(), keep="\n\t")
         return cls(entry.id, entry.distribution, entry.version, stage, text)
 
     def __str__(self) -> str:
         fix = (
-            f"`pip install --force-reinstall {self.distribution}` repairs an incomplete installation, `pip check` "
+            f"`pip install --force-reinstall {self.distribution}` repairs an incomplete "
+            f"installation, `pip check` "
             f"shows what is missing; otherwise upgrade {self.distribution} or ask its authors"
         )
         what = f"plugin {self.id} ({self.distribution} {self.version}) failed at {self.stage}"
@@ -69,23 +76,39 @@ def normalised(name: str) -> str:
 
 
 def discover(group: str) -> list[Entry | Broken]:
-    """Every plugin that registers in the entry-point group, sorted by id; `Broken` where metadata cannot be read."""
+    """Every plugin that registers in the entry-point group, sorted by id.
+
+    `Broken` where metadata cannot be read.
+    """
     found: dict[str, Entry | Broken] = {}
     for dist in distributions():
         for item in _read(dist, group):
             first = found.setdefault(item.id, item)
-            if first is not item and item.distribution == UNKNOWN:  # of several without a name none hides another
+            if (
+                first is not item and item.distribution == UNKNOWN
+            ):  # of several without a name none hides another
                 found[f"{item.id} {len(found)}"] = replace(item, id=f"{item.id} {len(found)}")
     return [found[id] for id in sorted(found)]
 
 
 def read_entries(name: str, group: str) -> list[Entry]:
-    """What the distribution of this normalised name registers in the group. Raises what reading it raises."""
-    dist = distribution(name)  # of several on sys.path the first, which need not be the one that led here
+    """What the distribution of this normalised name registers in the group.
+
+    Raises what reading it raises.
+    """
+    dist = distribution(
+        name
+    )  # of several on sys.path the first, which need not be the one that led here
     version = _version(dist)
     points = dist.entry_points.select(group=group)
     return [
-        Entry(f"{name}/{printable(point.name)}", printable(point.name), name, version, printable(point.value))
+        Entry(
+            f"{name}/{printable(point.name)}",
+            printable(point.name),
+            name,
+            version,
+            printable(point.value),
+        )
         for point in points
     ]
 

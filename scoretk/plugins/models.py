@@ -1,4 +1,7 @@
-"""The registered models in three lazy stages, each isolated: list (metadata), describe (the spec), load (the field)."""
+"""The registered models in three lazy stages, each isolated.
+
+List (metadata), describe (the spec), load (the field).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,16 @@ from scoretk.plugins.containment import outside
 from scoretk.plugins.discovery import Broken, Entry
 from scoretk.plugins.spec import CAPABILITIES, ModelSpec
 
-__all__ = ["build", "describe", "describe_all", "find_model", "list_models", "load", "train", "verify"]
+__all__ = [
+    "build",
+    "describe",
+    "describe_all",
+    "find_model",
+    "list_models",
+    "load",
+    "train",
+    "verify",
+]
 
 _MODELS = Catalog("scoretk.models", "model")
 
@@ -27,7 +39,8 @@ _MODELS = Catalog("scoretk.models", "model")
 def list_models() -> list[Entry | Broken]:
     """All registered models sorted by id. Imports neither the plugins nor torch.
 
-    A `Broken` record stands for a model whose metadata cannot be read, or that failed when this process used it.
+    A `Broken` record stands for a model whose metadata cannot be read, or that failed when this
+    process used it.
     """
     return _MODELS.listing()
 
@@ -35,7 +48,9 @@ def list_models() -> list[Entry | Broken]:
 def find_model(name: str) -> Entry:
     """The entry of a model by its full id or its short name, from metadata alone.
 
-    Raises: `UnknownName`, `AmbiguousName`; `BrokenPlugin` where the distribution's metadata cannot be read.
+    Raises:
+        `UnknownName`, `AmbiguousName`; `BrokenPlugin` where the distribution's metadata cannot be
+        read.
     """
     return _MODELS.find(name)
 
@@ -43,7 +58,9 @@ def find_model(name: str) -> Entry:
 def describe(name: str) -> ModelSpec:
     """What the plugin says about its model; imports the spec's module only.
 
-    Raises: as `find_model`; `BrokenPlugin` where the plugin cannot be imported or holds no spec of this name.
+    Raises:
+        as `find_model`; `BrokenPlugin` where the plugin cannot be imported or holds no spec of this
+        name.
     """
     return _spec(_MODELS.find(name))
 
@@ -51,8 +68,10 @@ def describe(name: str) -> ModelSpec:
 def load(name: str, /, **parameters: Any) -> Any:
     """The field of a model. The parameters override the defaults in its spec.
 
-    Raises: as `describe`; `InvalidArgument` for a parameter that the model does not have; `BrokenPlugin` where the
-        factory fails or returns no field, or a field that lacks what the spec claims.
+    Raises:
+        as `describe`; `InvalidArgument` for a parameter that the model does not have;
+        `BrokenPlugin` where the factory fails or returns no field, or a field that lacks what the
+        spec claims.
     """
     entry = _MODELS.find(name)
     spec = _spec(entry)
@@ -62,24 +81,45 @@ def load(name: str, /, **parameters: Any) -> Any:
 
 
 def train(
-    name: str, data: Any = None, /, *, seed: int = 0, report: Callable[[Any], Any] | None = None, checkpoint: Any = None,
+    name: str,
+    data: Any = None,
+    /,
+    *,
+    seed: int = 0,
+    report: Callable[[Any], Any] | None = None,
+    checkpoint: Any = None,
     **settings: Any,
-) -> Any:  # fmt: skip
-    """Train a model anew. What is returned has `save(path)`; `load(name, weights=path)` then gives the field.
+) -> Any:
+    """Train a model anew.
 
-    Arguments: name; data, a tensor `(n, *event_shape)`, or None for the data of the shipped weights; seed; report, called
-        with the progress after each evaluation; checkpoint, a file to save the training to and to go on from, for a
-        trainer that takes one; settings of the model's trainer, such as steps.
-    Raises: as `describe`; `MissingCapability` for a model without a trainer; `InvalidArgument` for a setting that the
-        trainer does not have; what the trainer raises, `FitFailure` among them; `BrokenPlugin` where that is no `ScoretkError`.
+    What is returned has `save(path)`; `load(name, weights=path)` then gives the field.
+
+    Args:
+        name: The name.
+        data: A tensor `(n, *event_shape)`, or None for the data of the shipped weights.
+        seed: Of the random numbers.
+        report: Called with the progress after each evaluation.
+        checkpoint: A file to save the training to and to go on from, for a trainer that takes one.
+        settings: Of the model's trainer, such as steps.
+
+    Raises:
+        as `describe`; `MissingCapability` for a model without a trainer; `InvalidArgument` for a
+        setting that the trainer does not have; what the trainer raises, `FitFailure` among them;
+        `BrokenPlugin` where that is no `ScoretkError`.
     """
     entry = _MODELS.find(name)
     spec = _spec(entry)
     if spec.trainer is None:
         specs = describe_all()
-        trainable = ", ".join(i for i, s in specs.items() if isinstance(s, ModelSpec) and s.trainer) or "none"
+        trainable = (
+            ", ".join(i for i, s in specs.items() if isinstance(s, ModelSpec) and s.trainer)
+            or "none"
+        )
         raise MissingCapability(
-            entry.id, spec.provides, ["trainer"], f"It cannot be trained. Trainable here: {trainable}"
+            entry.id,
+            spec.provides,
+            ["trainer"],
+            f"It cannot be trained. Trainable here: {trainable}",
         )
     with _MODELS.isolated(entry, "train"):
         trainer = pointed_at(spec.trainer)
@@ -88,7 +128,9 @@ def train(
     _refuse_unknown(settings, known, f"a setting of {entry.id}")
     if checkpoint is not None:
         if "checkpoint" not in takes:
-            raise InvalidArgument("checkpoint", checkpoint, f"None, as the trainer of {entry.id} keeps no checkpoints")
+            raise InvalidArgument(
+                "checkpoint", checkpoint, f"None, as the trainer of {entry.id} keeps no checkpoints"
+            )
         settings = {**settings, "checkpoint": checkpoint}
     with _MODELS.isolated(entry, "train", {"seed": seed, **settings}):
         told = None if report is None else outside(report)
@@ -99,9 +141,13 @@ def train(
 
 
 def build(spec: ModelSpec, /, **parameters: Any) -> Any:
-    """The field that a spec's factory makes, registered or not; here the plugin's code runs unguarded.
+    """The field that a spec's factory makes, registered or not.
 
-    Raises: what the factory raises; `TypeError` or `ValueError` where it returns no field, or not the one claimed.
+    Here the plugin's code runs unguarded.
+
+    Raises:
+        what the factory raises; `TypeError` or `ValueError` where it returns no field, or not the
+        one claimed.
     """
     field = pointed_at(spec.factory)(**{**spec.parameters, **parameters})
     _check_claims(spec, field, own=not parameters)
@@ -121,7 +167,9 @@ def describe_all() -> dict[str, ModelSpec | ScoretkError]:
 
 
 def verify() -> list[Entry | Broken]:
-    """All registered models after each has been taken through every stage; those that failed are `Broken`.
+    """All registered models after each has been taken through every stage.
+
+    Those that failed are `Broken`.
 
     A model that only lacks an optional package is not: its entry says what it `needs`.
     """
@@ -134,37 +182,50 @@ def verify() -> list[Entry | Broken]:
                 needs[item.id] = str(error)
             except ScoretkError:  # the next listing shows it
                 pass
-    return [replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e for e in list_models()]
+    return [
+        replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e for e in list_models()
+    ]
 
 
 def _spec(entry: Entry) -> ModelSpec:
     with _MODELS.isolated(entry, "describe"):
         spec = pointed_at(entry.value)
         if not isinstance(spec, ModelSpec):
-            raise TypeError(f"{entry.value} is of type {type(spec).__name__}, not a scoretk.ModelSpec")
+            raise TypeError(
+                f"{entry.value} is of type {type(spec).__name__}, not a scoretk.ModelSpec"
+            )
         if spec.name != entry.name:
-            raise ValueError(f"the entry point's key is {entry.name!r} but its spec's name is {spec.name!r}")
+            raise ValueError(
+                f"the entry point's key is {entry.name!r} but its spec's name is {spec.name!r}"
+            )
     return spec
 
 
 def _refuse_unknown(given: dict[str, Any], known: list[str], expected: str) -> None:
     for unknown in sorted(given.keys() - set(known)):
         hint = f"It takes {', '.join(known) or 'none'}"
-        raise InvalidArgument(unknown, given[unknown], f"{expected}{near_match(unknown, known)}", hint)
+        raise InvalidArgument(
+            unknown, given[unknown], f"{expected}{near_match(unknown, known)}", hint
+        )
 
 
 def _check_claims(spec: ModelSpec, field: Any, own: bool) -> None:
     """The field against its spec; the event shape only where the parameters are the spec's own."""
     if isinstance(field, type) or not hasattr(field, "event_shape"):
-        raise TypeError(f"{spec.factory} returned {field!r:.80}, which is no field: it has no event_shape")
+        raise TypeError(
+            f"{spec.factory} returned {field!r:.80}, which is no field: it has no event_shape"
+        )
     if own and spec.event_shape is not None and tuple(field.event_shape) != spec.event_shape:
         raise ValueError(
-            f"the spec says event_shape={spec.event_shape} but the field's is {tuple(field.event_shape)}; "
+            f"the spec says event_shape={spec.event_shape} but the field's is "
+            f"{tuple(field.event_shape)}; "
             "event_shape=None is for a shape that depends on the parameters"
         )
     missing = spec.provides - _offered(field)
     if missing:
-        raise TypeError(f"the spec claims {', '.join(sorted(missing))}, which the loaded field does not offer")
+        raise TypeError(
+            f"the spec claims {', '.join(sorted(missing))}, which the loaded field does not offer"
+        )
 
 
 def _offered(field: Any) -> frozenset[str]:

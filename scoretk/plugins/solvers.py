@@ -1,7 +1,9 @@
-"""Solvers by name: those of this package, and those that others register in the entry-point group `scoretk.solvers`.
+"""Solvers by name: those of this package, and those that others register in the entry-point group
+`scoretk.solvers`.
 
-An entry point's value points at a solver class. A name means that class with its defaults; where a setting has none,
-`load_solver` takes it as a keyword. Listing imports neither the classes nor torch.
+An entry point's value points at a solver class. A name means that class with its defaults; where a
+setting has none, `load_solver` takes it as a keyword. Listing imports neither the classes nor
+torch.
 """
 
 from __future__ import annotations
@@ -29,28 +31,30 @@ __all__ = [
     "verify_solvers",
 ]
 
-BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType({
-    "ula": "scoretk.solvers.ula:ULA",
-    "mala": "scoretk.solvers.mala:MALA",
-    "barker": "scoretk.solvers.barker:Barker",
-    "preconditioned-langevin": "scoretk.solvers.preconditioned:PreconditionedLangevin",
-    "underdamped": "scoretk.solvers.underdamped:Underdamped",
-    "ghmc": "scoretk.solvers.underdamped:GHMC",
-    "hmc": "scoretk.solvers.hmc:HMC",
-    "chees": "scoretk.solvers.hmc:ChEES",
-    "nuts": "scoretk.solvers.nuts:NUTS",
-    "mclmc": "scoretk.solvers.mclmc:MCLMC",
-    "adjusted-mclmc": "scoretk.solvers.mclmc:AdjustedMCLMC",
-    "gibbs-with-gradients": "scoretk.solvers.discrete:GibbsWithGradients",
-    "discrete-langevin": "scoretk.solvers.discrete:DiscreteLangevin",
-    "block-gibbs": "scoretk.solvers.discrete:BlockGibbs",
-    "parallel-tempering": "scoretk.solvers.tempering:ParallelTempering",
-    "ais": "scoretk.solvers.importance:AIS",
-    "smc": "scoretk.solvers.importance:SMC",
-    "annealed-langevin": "scoretk.solvers.annealed:AnnealedLangevin",
-    "reverse-sde": "scoretk.solvers.reverse_sde:ReverseSDE",
-    "probability-flow": "scoretk.solvers.probability_flow:ProbabilityFlow",
-})  # fmt: skip
+BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType(
+    {
+        "ula": "scoretk.solvers.ula:ULA",
+        "mala": "scoretk.solvers.mala:MALA",
+        "barker": "scoretk.solvers.barker:Barker",
+        "preconditioned-langevin": "scoretk.solvers.preconditioned:PreconditionedLangevin",
+        "underdamped": "scoretk.solvers.underdamped:Underdamped",
+        "ghmc": "scoretk.solvers.underdamped:GHMC",
+        "hmc": "scoretk.solvers.hmc:HMC",
+        "chees": "scoretk.solvers.hmc:ChEES",
+        "nuts": "scoretk.solvers.nuts:NUTS",
+        "mclmc": "scoretk.solvers.mclmc:MCLMC",
+        "adjusted-mclmc": "scoretk.solvers.mclmc:AdjustedMCLMC",
+        "gibbs-with-gradients": "scoretk.solvers.discrete:GibbsWithGradients",
+        "discrete-langevin": "scoretk.solvers.discrete:DiscreteLangevin",
+        "block-gibbs": "scoretk.solvers.discrete:BlockGibbs",
+        "parallel-tempering": "scoretk.solvers.tempering:ParallelTempering",
+        "ais": "scoretk.solvers.importance:AIS",
+        "smc": "scoretk.solvers.importance:SMC",
+        "annealed-langevin": "scoretk.solvers.annealed:AnnealedLangevin",
+        "reverse-sde": "scoretk.solvers.reverse_sde:ReverseSDE",
+        "probability-flow": "scoretk.solvers.probability_flow:ProbabilityFlow",
+    }
+)
 """The one table of this package's solvers, by name, in the order in which they are shown."""
 
 SOLVER_PROTOCOL = ("needs", "timed", "init_cost", "step_cost", "capturable", "init", "step")
@@ -99,9 +103,8 @@ def find_solver(name: str) -> Entry:
     """The entry of a solver by its full id or its short name, from metadata alone.
 
     Raises:
-        UnknownName: nothing has this name; the nearest is told.
-        AmbiguousName: several packages' solvers have this short name.
-        BrokenPlugin: the distribution's metadata cannot be read.
+        UnknownName: nothing has this name; the nearest is told. AmbiguousName: several packages'
+        solvers have this short name. BrokenPlugin: the distribution's metadata cannot be read.
     """
     return _SOLVERS.find(name)
 
@@ -109,7 +112,9 @@ def find_solver(name: str) -> Entry:
 def load_solver_class(name: str) -> type[Any]:
     """The class of a registered solver, by its full id or its short name.
 
-    Raises: `UnknownName`, `AmbiguousName`; `BrokenPlugin` where it cannot be imported or is no solver class.
+    Raises:
+        `UnknownName`, `AmbiguousName`; `BrokenPlugin` where it cannot be imported or is no solver
+        class.
     """
     return _class(_SOLVERS.find(name))
 
@@ -125,9 +130,9 @@ def load_solver(name: str, /, **settings: Any) -> Any:
         The solver object.
 
     Raises:
-        UnknownName, AmbiguousName, BrokenPlugin: as `load_solver_class`.
-        InvalidArgument: a setting that the class does not have, one without a default that is not given, or what the
-            class itself refuses.
+        UnknownName, AmbiguousName, BrokenPlugin: as `load_solver_class`. InvalidArgument: a setting
+        that the class does not have, one without a default that is not given, or what the class
+        itself refuses.
     """
     entry = _SOLVERS.find(name)
     kind = _class(entry)
@@ -137,15 +142,20 @@ def load_solver(name: str, /, **settings: Any) -> Any:
     if unheard and not _takes_any(kind):
         hint = f"It takes {', '.join(known) or 'none'}"
         raise InvalidArgument(
-            unheard[0], settings[unheard[0]], f"a setting of {name}{near_match(unheard[0], known)}", hint
+            unheard[0],
+            settings[unheard[0]],
+            f"a setting of {name}{near_match(unheard[0], known)}",
+            hint,
         )
     missing = [n for n, default in known.items() if default is MISSING and n not in settings]
     if missing:
         wanted = ", ".join(f"{n}=VALUE" for n in missing)
         raise InvalidArgument(
-            "solver", name, f"{wanted} for {name}, as {'these have' if len(missing) > 1 else 'this has'} no default",
+            "solver",
+            name,
+            f"{wanted} for {name}, as {'these have' if len(missing) > 1 else 'this has'} no default",
             f"Give a solver object, {_spelled(entry, kind)}({wanted})",
-        )  # fmt: skip
+        )
     with _SOLVERS.isolated(entry, "load", settings):
         return kind(**settings)
 
@@ -176,7 +186,9 @@ def describe_solver(name: str) -> SolverSpec:
 
 
 def verify_solvers() -> list[Entry | Broken]:
-    """All registered solvers after the class of each has been imported; those that failed are `Broken`.
+    """All registered solvers after the class of each has been imported.
+
+    Those that failed are `Broken`.
 
     One that only lacks an optional package is not: its entry says what it `needs`.
     """
@@ -189,25 +201,31 @@ def verify_solvers() -> list[Entry | Broken]:
                 needs[item.id] = str(error)
             except ScoretkError:  # the next listing shows it
                 pass
-    return [replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e for e in list_solvers()]
+    return [
+        replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e for e in list_solvers()
+    ]
 
 
 def as_solver(argument: str, value: Any) -> Any:
-    """The solver that an argument means: a solver object as it is, a name as `load_solver` reads it.
+    """The solver that an argument means.
+
+    A solver object as it is, a name as `load_solver` reads it.
 
     Args:
         argument: the argument's name, for errors.
         value: a solver object, or the name of a registered solver.
 
     Raises:
-        InvalidArgument: what is neither; also as `load_solver`.
-        UnknownName, AmbiguousName, BrokenPlugin: as `load_solver`.
+        InvalidArgument: what is neither; also as `load_solver`. UnknownName, AmbiguousName,
+        BrokenPlugin: as `load_solver`.
     """
     if isinstance(value, str):
         return load_solver(value)
     lacking = [name for name in SOLVER_PROTOCOL if not hasattr(value, name)]
     if isinstance(value, type) or {"init", "step"} & set(lacking):
-        raise InvalidArgument(argument, value, "a solver object or the name of one", "Such as scoretk.HMC(), or 'hmc'")
+        raise InvalidArgument(
+            argument, value, "a solver object or the name of one", "Such as scoretk.HMC(), or 'hmc'"
+        )
     if lacking:
         having = f"a solver, which has {', '.join(SOLVER_PROTOCOL)}"
         raise InvalidArgument(argument, value, having, f"It has no {' and no '.join(lacking)}")
@@ -219,9 +237,13 @@ def _class(entry: Entry) -> type[Any]:
         solver = pointed_at(entry.value)
         if not isinstance(solver, type):
             raise TypeError(f"{entry.value} is of type {type(solver).__name__}, not a solver class")
-        lacking = [method for method in ("init", "step") if not callable(getattr(solver, method, None))]
+        lacking = [
+            method for method in ("init", "step") if not callable(getattr(solver, method, None))
+        ]
         if lacking:
-            raise TypeError(f"{entry.value} is no solver class: it has no {' and no '.join(lacking)}")
+            raise TypeError(
+                f"{entry.value} is no solver class: it has no {' and no '.join(lacking)}"
+            )
     return solver
 
 
@@ -230,8 +252,9 @@ def _settings(kind: type[Any]) -> dict[str, Any]:
     if is_dataclass(kind):
         return {
             f.name: f.default_factory() if f.default_factory is not MISSING else f.default
-            for f in fields(kind) if f.init
-        }  # fmt: skip
+            for f in fields(kind)
+            if f.init
+        }
     return {
         name: MISSING if p.default is p.empty else p.default
         for name, p in inspect.signature(kind).parameters.items()
@@ -240,7 +263,10 @@ def _settings(kind: type[Any]) -> dict[str, Any]:
 
 
 def _outdated(kind: type[Any]) -> set[str]:
-    """Keywords that a class takes besides its settings: where its constructor is wrapped, those of the wrapping one."""
+    """Keywords that a class takes besides its settings.
+
+    Where its constructor is wrapped, those of the wrapping one.
+    """
     taken = inspect.signature(kind, follow_wrapped=False).parameters.values()
     return {p.name for p in taken if p.kind is p.KEYWORD_ONLY}
 
@@ -251,7 +277,9 @@ def _takes_any(kind: type[Any]) -> bool:
 
 def _spelled(entry: Entry, kind: type[Any]) -> str:
     return (
-        f"scoretk.{kind.__name__}" if entry.value == BUILT_IN_SOLVERS.get(entry.name) else entry.value.replace(":", ".")
+        f"scoretk.{kind.__name__}"
+        if entry.value == BUILT_IN_SOLVERS.get(entry.name)
+        else entry.value.replace(":", ".")
     )
 
 

@@ -17,7 +17,18 @@ __all__ = ["CAPABILITIES", "INTERFACES", "ModelSpec"]
 INTERFACES = range(1, 2)
 """The plugin interfaces that this version of scoretk serves. Within one, changes only add."""
 
-CAPABILITIES = ("energy", "score", "velocity", "denoise", "log_prob", "draw", "decode", "base", "states", "gibbs")
+CAPABILITIES = (
+    "energy",
+    "score",
+    "velocity",
+    "denoise",
+    "log_prob",
+    "draw",
+    "decode",
+    "base",
+    "states",
+    "gibbs",
+)
 """What a field can offer, in the order in which it is shown."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -26,24 +37,29 @@ _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model as its plugin registers it: enough to list, describe and load it, and free of heavy imports.
+    """A model as its plugin registers it.
 
-    Arguments:
-        name: equal to the entry point's key.
-        family: such as "energy-based", "diffusion", "flow matching".
-        factory: "module:callable"; called with the parameters as keyword arguments, it returns the field.
-        provides: names in `CAPABILITIES` that the field offers.
-        event_shape: the shape of one x with the default parameters; None where only loading tells.
-        summary: one line.
-        parameters: names and defaults of what the factory takes: None, booleans, numbers, strings and sequences of
-            these. Lists become tuples.
+    Enough to list, describe and load it, and free of heavy imports.
+
+    Args:
+        name: Equal to the entry point's key.
+        family: Such as "energy-based", "diffusion", "flow matching".
+        factory: "module:callable"; called with the parameters as keyword arguments, it returns the
+            field.
+        provides: Names in `CAPABILITIES` that the field offers.
+        event_shape: The shape of one x with the default parameters; None where only loading tells.
+        summary: One line.
+        parameters: Names and defaults of what the factory takes: None, booleans, numbers, strings
+            and sequences of these. Lists become tuples.
         trainer: "module:callable" for a model that can be trained, else None. Called as
-            `trainer(data, seed=..., report=..., **settings)`, data a tensor `(n, *event_shape)` or None for the model's own,
-            it returns an object with `save(path)`; the factory's parameter `weights` takes the path of that file. One that
-            has a parameter `checkpoint`, None by default, may be given a path to save to and to go on from.
-        interface: the plugin interface that the plugin is written for, one of `INTERFACES`.
+            `trainer(data, seed=..., report=..., **settings)`, data a tensor `(n, *event_shape)` or
+            None for the model's own, it returns an object with `save(path)`; the factory's
+            parameter `weights` takes the path of that file. One that has a parameter `checkpoint`,
+            None by default, may be given a path to save to and to go on from.
+        interface: The plugin interface that the plugin is written for, one of `INTERFACES`.
 
-    Raises: `InvalidArgument`, which names the field.
+    Raises:
+        `InvalidArgument`, which names the field.
     """
 
     name: str
@@ -57,25 +73,42 @@ class ModelSpec:
     interface: int = 1
 
     def __new__(cls, *, interface: int = 1, **_: object) -> Self:
-        # Here and not in __post_init__: a spec for a newer interface may have fields that __init__ does not know, and
+        # Here and not in __post_init__: a spec for a newer interface may have fields that
+        # __init__ does not know, and
         # its author's users should read which side to upgrade, not of an unexpected keyword.
         _check_interface(interface)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        _matches("name", self.name, _NAME, "letters, digits and . _ -, starting with a letter or digit")
+        _matches(
+            "name", self.name, _NAME, "letters, digits and . _ -, starting with a letter or digit"
+        )
         _matches("factory", self.factory, _FACTORY, "a string such as 'my_package.models:build'")
         if self.trainer is not None:
-            _matches("trainer", self.trainer, _FACTORY, "None or a string such as 'my_package.models:train'")
+            _matches(
+                "trainer",
+                self.trainer,
+                _FACTORY,
+                "None or a string such as 'my_package.models:train'",
+            )
         _line("family", self.family)
         _line("summary", self.summary)
-        for name, convert in (("provides", _provides), ("event_shape", _shape), ("parameters", _parameters)):
+        for name, convert in (
+            ("provides", _provides),
+            ("event_shape", _shape),
+            ("parameters", _parameters),
+        ):
             object.__setattr__(self, name, convert(getattr(self, name)))
         if self.trainer is not None and "weights" not in self.parameters:
-            raise InvalidArgument("parameters", dict(self.parameters), "a parameter 'weights', as there is a trainer")
+            raise InvalidArgument(
+                "parameters", dict(self.parameters), "a parameter 'weights', as there is a trainer"
+            )
 
     def as_dict(self) -> dict[str, Any]:
-        """The spec in plain values, ready for JSON: sorted capabilities, a list or None for the shape."""
+        """The spec in plain values, ready for JSON.
+
+        Sorted capabilities, a list or None for the shape.
+        """
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["provides"] = [name for name in CAPABILITIES if name in self.provides]
         plain["event_shape"] = None if self.event_shape is None else list(self.event_shape)
@@ -83,7 +116,9 @@ class ModelSpec:
         return plain
 
     def __reduce__(self) -> tuple[partial[ModelSpec], tuple[()]]:
-        return partial(type(self), **self.as_dict()), ()  # a read-only mapping cannot be pickled or copied
+        return partial(
+            type(self), **self.as_dict()
+        ), ()  # a read-only mapping cannot be pickled or copied
 
 
 def _check_interface(value: object) -> None:
@@ -96,7 +131,9 @@ def _check_interface(value: object) -> None:
         "The plugin was written for a newer scoretk: pip install --upgrade scoretk",
     )
     expected = " or ".join(map(str, INTERFACES))
-    raise InvalidArgument("interface", value, expected, older if value < INTERFACES.start else newer)
+    raise InvalidArgument(
+        "interface", value, expected, older if value < INTERFACES.start else newer
+    )
 
 
 def _matches(name: str, value: object, pattern: re.Pattern[str], expected: str) -> None:
@@ -123,13 +160,17 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
     if not isinstance(value, (list, tuple)) or not all(type(n) is int and n > 0 for n in value):
-        raise InvalidArgument("event_shape", value, "a tuple of positive integers such as (2,) or (1, 8, 8), or None")
+        raise InvalidArgument(
+            "event_shape", value, "a tuple of positive integers such as (2,) or (1, 8, 8), or None"
+        )
     return tuple(value)
 
 
 def _parameters(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidArgument("parameters", value, "a mapping of names to defaults such as {'width': 64}")
+        raise InvalidArgument(
+            "parameters", value, "a mapping of names to defaults such as {'width': 64}"
+        )
     for name in value:
         if not isinstance(name, str) or not name.isidentifier():
             raise InvalidArgument("parameters", name, "names that can be keyword arguments")
@@ -141,4 +182,6 @@ def _plain(name: str, value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return tuple(_plain(name, item) for item in value)
-    raise InvalidArgument(f"parameters[{name!r}]", value, "None, a boolean, number or string, or a sequence of these")
+    raise InvalidArgument(
+        f"parameters[{name!r}]", value, "None, a boolean, number or string, or a sequence of these"
+    )

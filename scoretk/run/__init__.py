@@ -1,1 +1,3 @@
-"""Many steps: the driver, compiled steps, batches of chains, what is recorded, checkpoints and draws."""
+"""Many steps: the driver, compiled steps, batches of chains, what is recorded, checkpoints and
+draws.
+"""

@@ -1,4 +1,7 @@
-"""A run of many chains: batch after batch through the one loop, saved on the way, resumed where it stopped."""
+"""A run of many chains.
+
+Batch after batch through the one loop, saved on the way, resumed where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,25 @@ from torch import Tensor
 from scoretk.core.compiling import Uncompilable
 from scoretk.core.identity import Identity, differences, is_summary
 from scoretk.errors import CheckpointError, Status
-from scoretk.run.checkpoint import Checkpoint, another, check_header, check_settings, is_count, load, unfit
-from scoretk.run.drive import UNROLL, Moment, Schedule, begin, drive, state_leaves, tuned_leaves, with_leaves
+from scoretk.run.checkpoint import (
+    Checkpoint,
+    another,
+    check_header,
+    check_settings,
+    is_count,
+    load,
+    unfit,
+)
+from scoretk.run.drive import (
+    UNROLL,
+    Moment,
+    Schedule,
+    begin,
+    drive,
+    state_leaves,
+    tuned_leaves,
+    with_leaves,
+)
 from scoretk.run.progress import Progress
 from scoretk.run.record import Record, Recorder
 from scoretk.run.witness import contradiction, witness
@@ -38,7 +58,9 @@ class Batch:
     start: Callable[[], Tensor]
     schedule: Schedule
     again: Callable[[int], Tensor] | None = None
-    """Another attempt at a start, by its number from 1; None where chains that cannot start there are the user's."""
+    """Another attempt at a start, by its number from 1; None where chains that cannot start
+    there are the user's.
+    """
 
 
 @dataclass
@@ -55,8 +77,8 @@ class Finished:
 
 @dataclass
 class _Run:
-    """A run in flight: by the number of a batch its moment, once it has begun and as long as it is needed; and what the run has
-    changed of what the field is made of, before it was taken up.
+    """A run in flight: by the number of a batch its moment, once it has begun and as long as it is
+    needed; and what the run has changed of what the field is made of, before it was taken up.
     """
 
     moments: dict[int, Moment] = field(default_factory=dict)
@@ -67,8 +89,12 @@ class _Run:
 class Saving:
     """Where a run is saved, and what tells it from others.
 
-    Arguments: checkpoint; settings, plain values; identity, of the field and the solver; extends, whether a run of fewer steps
-    may be gone on with, which it may not where the solver's grid decides how many there are.
+    Args:
+        checkpoint: The checkpoint.
+        settings: Plain values.
+        identity: Of the field and the solver.
+        extends: Whether a run of fewer steps may be gone on with, which it may not where the
+            solver's grid decides how many there are.
     """
 
     checkpoint: Checkpoint
@@ -90,8 +116,9 @@ def run_batches(
 ) -> list[Finished]:
     """Run every batch to its end.
 
-    With a checkpoint the run is saved when due, at its end, and when anything stops it (Ctrl-C, a model's error); where
-    the file exists already the run goes on from it. Raises what `drive` and `checkpoint.read` raise.
+    With a checkpoint the run is saved when due, at its end, and when anything stops it (Ctrl-C, a
+    model's error); where the file exists already the run goes on from it. Raises what `drive` and
+    `checkpoint.read` raise.
     """
     run = _resume(batches, solver, recorder, saving)
     total, finished = sum(b.schedule.total for b in batches), list[Finished]()
@@ -101,10 +128,20 @@ def run_batches(
             if i not in run.moments:
                 run.moments[i] = _begin(solver, batch, finished[0].tuned if finished else None)
             for moment in _driven(
-                run, i, solver, batch, recorder, compiler, recompute=recompute, on_failure=on_failure
+                run,
+                i,
+                solver,
+                batch,
+                recorder,
+                compiler,
+                recompute=recompute,
+                on_failure=on_failure,
             ):
                 run.moments[i] = moment
-                failed = sum(int((status != 0).sum()) for status in (*(f.status for f in finished), moment.status))
+                failed = sum(
+                    int((status != 0).sum())
+                    for status in (*(f.status for f in finished), moment.status)
+                )
                 shown.update(sum(b.schedule.total for b in batches[:i]) + moment.step, failed)
                 if saving and saving.checkpoint.due():
                     _save(run, recorder, batches, saving, _asked(run, solver, batches))
@@ -132,7 +169,10 @@ def _driven(
     recompute: bool,
     on_failure: str,
 ) -> Iterator[Moment]:
-    """The moments of a batch from the run's own on. Where the compiler cannot take the field, a warning, and eagerly on."""
+    """The moments of a batch from the run's own on.
+
+    Where the compiler cannot take the field, a warning, and eagerly on.
+    """
     how: dict[str, Any] = {"recompute": recompute, "on_failure": on_failure}
     while True:
         try:
@@ -149,14 +189,18 @@ def _driven(
             return
         except Uncompilable as failure:
             compiler.used = False
-            warnings.warn(f"compile=True: not compiled, the run goes on eagerly. {failure}", stacklevel=4)
+            warnings.warn(
+                f"compile=True: not compiled, the run goes on eagerly. {failure}", stacklevel=4
+            )
 
 
 def _begin(solver: Any, batch: Batch, tuned: dict[str, Tensor] | None) -> Moment:
     """The first batch of a solver that warmup tunes learns; the others take over what it has tuned."""
     warms = adapts(solver) and batch.schedule.warmup > 0
     tunes, taken = warms and tuned is None, tuned if warms else None
-    return begin(solver, batch.bound, batch.start(), batch.noise, tunes=tunes, tuned=taken, again=batch.again)
+    return begin(
+        solver, batch.bound, batch.start(), batch.noise, tunes=tunes, tuned=taken, again=batch.again
+    )
 
 
 def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) -> Finished:
@@ -167,7 +211,14 @@ def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) ->
         failed_at = torch.tensor(as_intervals, dtype=failed_at.dtype, device=failed_at.device)
     record = recorder.filled(moment.record, kept)
     leaves = tuned_leaves(moment.state) if tuned else {}
-    return Finished(recorder.position(moment.state.x), moment.status, failed_at, record, moment.evaluations, leaves)
+    return Finished(
+        recorder.position(moment.state.x),
+        moment.status,
+        failed_at,
+        record,
+        moment.evaluations,
+        leaves,
+    )
 
 
 @contextmanager
@@ -185,7 +236,10 @@ def _saved_on_exit(
         if not isinstance(error, CheckpointError):
             try:
                 _save(run, recorder, batches, saving, _asked_at_last(run, solver, batches))
-                error.add_note(f"The run so far is in {saving.checkpoint.path}: the same call goes on from there.")
+                error.add_note(
+                    f"The run so far is in {saving.checkpoint.path}: the same call goes on from "
+                    f"there."
+                )
             except CheckpointError as second:
                 error.add_note(str(second))
         raise
@@ -208,30 +262,44 @@ def _asked_at_last(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Te
         return {}
 
 
-def _save(run: _Run, recorder: Recorder, batches: list[Batch], saving: Saving, said: dict[str, Tensor]) -> None:
-    """Write all moments, each under the number of its batch, and what the field says at the last one."""
+def _save(
+    run: _Run, recorder: Recorder, batches: list[Batch], saving: Saving, said: dict[str, Tensor]
+) -> None:
+    """Write all moments, each under the number of its batch, and what the field says at the last
+    one.
+    """
     tensors = {f"witness/{name}": value for name, value in said.items()}
     for i, m in run.moments.items():
-        batch, record = batches[i], recorder.filled(m.record, batches[i].schedule.kept_before(m.step))
+        batch, record = (
+            batches[i],
+            recorder.filled(m.record, batches[i].schedule.kept_before(m.step)),
+        )
         parts = {"state": state_leaves(m.state), "record": record.flat()}
         if m.tuning is not None and m.step < batch.schedule.warmup:
             parts["tuning"] = state_leaves(m.tuning)
-        tensors |= {f"{i}/{kind}/{name}": v for kind, part in parts.items() for name, v in part.items()}
+        tensors |= {
+            f"{i}/{kind}/{name}": v for kind, part in parts.items() for name, v in part.items()
+        }
         tensors |= {f"{i}/status": m.status, f"{i}/failed_at": m.failed_at}
     saving.checkpoint.save(
         tensors,
         {
             "settings": saving.settings,
             "identity": saving.identity.summary({*run.changed, *saving.identity.changing()}),
-            "batches": [{"step": m.step, "evaluations": m.evaluations} for m in run.moments.values()],
+            "batches": [
+                {"step": m.step, "evaluations": m.evaluations} for m in run.moments.values()
+            ],
         },
     )
 
 
 def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Saving | None) -> _Run:
-    """The run as a checkpoint has it; all of it is held to what this run could have written before any of it is used.
+    """The run as a checkpoint has it.
 
-    Raises: `CheckpointError`; the file is only read.
+    All of it is held to what this run could have written before any of it is used.
+
+    Raises:
+        `CheckpointError`; the file is only read.
     """
     if saving is None or not saving.checkpoint.file.exists():
         return _Run()
@@ -240,20 +308,30 @@ def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Savin
     run = _Run()
     try:
         check_header(
-            header, settings=lambda v: isinstance(v, dict), identity=is_summary,
+            header,
+            settings=lambda v: isinstance(v, dict),
+            identity=is_summary,
             batches=lambda v: isinstance(v, list) and len(v) <= len(batches),
-        )  # fmt: skip
+        )
         _check_whose(path, header, saving)
         run.changed = header["identity"]["changing"]
         saved = _Saved(tensors)
         said = saved.under("witness/").left
         for i, (batch, position) in enumerate(zip(batches, header["batches"], strict=False)):
-            most = min(batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"])
+            most = min(
+                batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"]
+            )
             check_header(position, step=partial(is_count, most=most), evaluations=is_count)
             tuned = tuned_leaves(run.moments[0].state) if i else None
-            run.moments[i] = _read_moment(saved.under(f"{i}/"), solver, recorder, batch, tuned, **position)
+            run.moments[i] = _read_moment(
+                saved.under(f"{i}/"), solver, recorder, batch, tuned, **position
+            )
         saved.nothing_left()
-        other = contradiction(batch.bound, solver.needs, _held(said, run.moments[i].state.x)) if run.moments else None
+        other = (
+            contradiction(batch.bound, solver.needs, _held(said, run.moments[i].state.x))
+            if run.moments
+            else None
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise unfit(path, error) from error
     if other is not None:
@@ -262,19 +340,28 @@ def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Savin
 
 
 def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
-    """Refuse another run's checkpoint: with other settings, of another field or solver, or longer than this run."""
+    """Refuse another run's checkpoint.
+
+    With other settings, of another field or solver, or longer than this run.
+    """
     theirs, ours = dict(header["settings"]), saving.settings
     before, asked = theirs.get("steps"), ours["steps"]
     if saving.extends and is_count(before) and before != asked:
         if before > asked:
             raise CheckpointError(
-                f"{path} is of a run of {before} steps, and steps={asked} asks for fewer: a run can be extended, not shortened. "
+                f"{path} is of a run of {before} steps, and steps={asked} asks for fewer: a run "
+                f"can be extended, not shortened. "
                 f"Ask for {before} or more, or move the file away to start afresh"
             )
-        loose = [b["step"] for b in header["batches"] if b["step"] % CALL and b["step"] == before + theirs["warmup"]]
+        loose = [
+            b["step"]
+            for b in header["batches"]
+            if b["step"] % CALL and b["step"] == before + theirs["warmup"]
+        ]
         if ours["compile"] and loose:
             raise CheckpointError(
-                f"{path} ends after {loose[0]} steps: a compiled run is extended from a multiple of {CALL} steps, since the "
+                f"{path} ends after {loose[0]} steps: a compiled run is extended from a multiple "
+                f"of {CALL} steps, since the "
                 "last few are not made by compiled code. Start afresh at another path"
             )
         theirs["steps"] = asked
@@ -283,7 +370,10 @@ def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
 
 
 def _held(said: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-    """What a field is said to have answered, where it has the form of such answers. Raises `ValueError`."""
+    """What a field is said to have answered, where it has the form of such answers.
+
+    Raises `ValueError`.
+    """
     if not said:
         return said
     rows, at = said.get("rows"), said.get("x")
@@ -303,20 +393,30 @@ class _Saved:
         self.left = dict(tensors)
 
     def under(self, prefix: str) -> _Saved:
-        """Those whose names begin with a prefix, by the rest of their names; they are taken from here."""
+        """Those whose names begin with a prefix, by the rest of their names.
+
+        They are taken from here.
+        """
         names = [name for name in self.left if name.startswith(prefix)]
         return _Saved({name[len(prefix) :]: self.left.pop(name) for name in names})
 
     def take(self, name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-        """One tensor, with the dtype and on the device of another, and with its shape unless another is named."""
+        """One tensor, with the dtype and on the device of another, and with its shape unless
+        another is named.
+        """
         if name not in self.left:
             raise ValueError(f"it has no {name}")
         value, shape = self.left.pop(name), tuple(like.shape) if shape is None else shape
         if value.dtype != like.dtype or tuple(value.shape) != shape:
-            raise ValueError(f"{name} is {value.dtype} of shape {tuple(value.shape)}, not {like.dtype} of {shape}")
+            raise ValueError(
+                f"{name} is {value.dtype} of shape {tuple(value.shape)}, not {like.dtype} of "
+                f"{shape}"
+            )
         return value.to(like.device)
 
-    def take_all(self, chains: int, axes: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+    def take_all(
+        self, chains: int, axes: tuple[int, ...], device: torch.device
+    ) -> dict[str, Tensor]:
         """All that is left, by name, each with the chains on one of these axes."""
         for name, value in self.left.items():
             if not any(value.ndim > axis and value.shape[axis] == chains for axis in axes):
@@ -326,7 +426,9 @@ class _Saved:
 
     def nothing_left(self) -> None:
         if self.left:
-            raise ValueError(f"it holds {', '.join(sorted(self.left)[:3])} beside what belongs into it")
+            raise ValueError(
+                f"it holds {', '.join(sorted(self.left)[:3])} beside what belongs into it"
+            )
 
 
 def _read_outcome(saved: _Saved, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
@@ -341,20 +443,31 @@ def _read_outcome(saved: _Saved, batch: Batch, steps: int) -> tuple[Tensor, Tens
 
 
 def _read_record(saved: _Saved, batch: Batch, kept: int) -> Record:
-    """What was kept of a batch: draws `(kept, chains, *event)`, or the last, or moments; and statistics."""
+    """What was kept of a batch: draws `(kept, chains, *event)`, or the last, or moments.
+
+    And statistics.
+    """
     chains, device = len(batch.noise.chains), batch.noise.chains.device
     record = Record.from_flat(saved.take_all(chains, (0, 1), device))
     if not record.tensors.keys() <= {"x", "mean", "m2"}:
         raise ValueError(f"it keeps {', '.join(sorted(record.tensors))}")
     x = record.tensors.get("x")
     if x is not None and (x.ndim < 2 or x.shape[1] != chains or len(x) not in (1, kept)):
-        raise ValueError(f"it keeps draws of shape {tuple(x.shape)} of {chains} chains, where {kept} are kept")
+        raise ValueError(
+            f"it keeps draws of shape {tuple(x.shape)} of {chains} chains, where {kept} are kept"
+        )
     return record
 
 
 def _read_moment(
-    saved: _Saved, solver: Any, recorder: Recorder, batch: Batch, tuned: dict[str, Tensor] | None, step: int, evaluations: int
-) -> Moment:  # fmt: skip
+    saved: _Saved,
+    solver: Any,
+    recorder: Recorder,
+    batch: Batch,
+    tuned: dict[str, Tensor] | None,
+    step: int,
+    evaluations: int,
+) -> Moment:
     """The moment of a batch: all of it has the form that a run of this field and solver has."""
     if step < batch.schedule.warmup:
         template = _begin(solver, batch, tuned)
@@ -367,24 +480,35 @@ def _read_moment(
     restored = None
     if template.tuning is not None and tuning.left:
         like = state_leaves(template.tuning)
-        restored = with_leaves(template.tuning, {name: tuning.take(name, value) for name, value in like.items()})
+        restored = with_leaves(
+            template.tuning, {name: tuning.take(name, value) for name, value in like.items()}
+        )
     for part in (saved, state, tuning):
         part.nothing_left()
     _check_positions(record, recorder.position(template.state.x))
     return Moment(
-        with_leaves(template.state, leaves), status, failed_at, step, _with_room(record, batch.schedule, step),
-        evaluations, restored, template.reach,
-    )  # fmt: skip
+        with_leaves(template.state, leaves),
+        status,
+        failed_at,
+        step,
+        _with_room(record, batch.schedule, step),
+        evaluations,
+        restored,
+        template.reach,
+    )
 
 
 def _check_positions(record: Record, like: Tensor) -> None:
     """Hold every position that is kept to the dtype and event shape of one. Raises `ValueError`."""
     for name, value in record.tensors.items():
-        rows = value.flatten(0, 1) if name == "x" else value  # moments are in float64 where the device has it
+        rows = (
+            value.flatten(0, 1) if name == "x" else value
+        )  # moments are in float64 where the device has it
         fits = rows.dtype == like.dtype if name == "x" else rows.is_floating_point()
         if not fits or rows.shape[1:] != like.shape[1:]:
             raise ValueError(
-                f"it keeps {rows.dtype} of shape {tuple(rows.shape)} where x is {like.dtype} of {tuple(like.shape)}"
+                f"it keeps {rows.dtype} of shape {tuple(rows.shape)} where x is {like.dtype} of "
+                f"{tuple(like.shape)}"
             )
 
 
@@ -396,9 +520,16 @@ def _with_room(record: Record, schedule: Schedule, step: int) -> Record:
     kept, total = schedule.kept_before(step), schedule.kept_before(schedule.total)
     if not kept:
         return Record()
-    if "x" not in record.tensors or len(record.tensors["x"]) != kept or "mean" in record.tensors or kept == total:
+    if (
+        "x" not in record.tensors
+        or len(record.tensors["x"]) != kept
+        or "mean" in record.tensors
+        or kept == total
+    ):
         return record
-    return Record(*({n: _grown(v, total) for n, v in part.items()} for part in (record.tensors, record.stats)))
+    return Record(
+        *({n: _grown(v, total) for n, v in part.items()} for part in (record.tensors, record.stats))
+    )
 
 
 def _grown(value: Tensor, total: int) -> Tensor:

@@ -1,7 +1,10 @@
-"""Checkpoints: a run's whole moment in one sealed file (`core.sealed`), written atomically; never pickle.
+"""Checkpoints: a run's whole moment in one sealed file (`core.sealed`), written atomically.
 
-The header holds the run's settings, which tell it from others, and its position. A file that is damaged, truncated, foreign, or
-does not fit the run that takes it up is refused and left untouched: nothing is written before all of it is checked.
+Never pickle.
+
+The header holds the run's settings, which tell it from others, and its position. A file that is
+damaged, truncated, foreign, or does not fit the run that takes it up is refused and left untouched:
+nothing is written before all of it is checked.
 """
 
 from __future__ import annotations
@@ -49,8 +52,11 @@ _KNOWN: Any = WeakTensorKeyDictionary()
 class Checkpoint:
     """Where and how often a run is saved.
 
-    Arguments: path of the file, its folder existing; every, seconds between writes (a write that is slow widens it, so
-    that saving never takes more than a twentieth of the time). A run given a checkpoint that exists goes on from there.
+    Args:
+        path: Of the file, its folder existing.
+        every: Seconds between writes (a write that is slow widens it, so that saving never takes
+            more than a twentieth of the time). A run given a checkpoint that exists goes on from
+            there.
     """
 
     path: str | os.PathLike[str]
@@ -75,7 +81,10 @@ class Checkpoint:
         return time.monotonic() >= self._due
 
     def save(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        """Write and set the time of the next write. Raises `CheckpointError` where that fails; the old file stays."""
+        """Write and set the time of the next write.
+
+        Raises `CheckpointError` where that fails; the old file stays.
+        """
         started = time.monotonic()
         write(self.file, tensors, header)
         self._due = time.monotonic() + max(self.every, 20 * (time.monotonic() - started))
@@ -87,13 +96,18 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().to("cpu")
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        flat = value.new_empty(value.numel()).copy_(value.reshape(-1))  # of stride 1, which an expanded value is not
+        flat = value.new_empty(value.numel()).copy_(
+            value.reshape(-1)
+        )  # of stride 1, which an expanded value is not
         digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
 
 
 def weights_digest(weights: Iterable[Tensor]) -> str:
-    """SHA-256 over tensors that live long, such as a model's weights: each is read whole once, and again when it has changed."""
+    """SHA-256 over tensors that live long, such as a model's weights.
+
+    Each is read whole once, and again when it has changed.
+    """
     digest = hashlib.sha256()
     for tensor in weights:
         mark = _mark(tensor)
@@ -108,18 +122,33 @@ def weights_digest(weights: Iterable[Tensor]) -> str:
 
 
 def _mark(tensor: Tensor) -> Any:
-    """What shows that a tensor has changed; None where torch does not count the changes, or it has no address or no sum."""
-    if tensor.is_inference() or tensor.is_meta or tensor.is_nested or tensor.layout is not torch.strided:
+    """What shows that a tensor has changed.
+
+    None where torch does not count the changes, or it has no address or no sum.
+    """
+    if (
+        tensor.is_inference()
+        or tensor.is_meta
+        or tensor.is_nested
+        or tensor.layout is not torch.strided
+    ):
         return None
     try:
-        total = float(tensor.detach().sum())  # which sees what the counter does not: changes by way of `.data`
+        total = float(
+            tensor.detach().sum()
+        )  # which sees what the counter does not: changes by way of `.data`
     except (RuntimeError, NotImplementedError):  # as of numbers of eight bits
         return None
     return tensor._version, tensor.data_ptr(), total
 
 
-def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: str = "run") -> None:
-    """Write a checkpoint. Raises `CheckpointError` where that cannot be done; what was there before stays."""
+def write(
+    path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: str = "run"
+) -> None:
+    """Write a checkpoint.
+
+    Raises `CheckpointError` where that cannot be done; what was there before stays.
+    """
     try:
         write_sealed(path, kind, tensors, header)
     except (OSError, ValueError) as error:
@@ -128,11 +157,14 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: 
         ) from error
 
 
-def read(path: Path, settings: dict[str, Any], kind: str = "run") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(
+    path: Path, settings: dict[str, Any], kind: str = "run"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of a checkpoint of the run with these settings.
 
-    Raises: `CheckpointError` where the file is damaged, truncated, no checkpoint, or another run's, with the settings
-    in which they differ. The file is only read.
+    Raises:
+        `CheckpointError` where the file is damaged, truncated, no checkpoint, or another run's,
+        with the settings in which they differ. The file is only read.
     """
     tensors, header = load(path, kind)
     if not isinstance(header.get("settings"), dict):
@@ -142,15 +174,25 @@ def read(path: Path, settings: dict[str, Any], kind: str = "run") -> tuple[dict[
 
 
 def load(path: Path, kind: str = "run") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a checkpoint, whosever it is. Raises `CheckpointError`; the file is only read."""
+    """Tensors and header of a checkpoint, whosever it is.
+
+    Raises `CheckpointError`; the file is only read.
+    """
     try:
         return read_sealed(path, kind)
     except Unreadable as error:
-        raise CheckpointError(f"{path} cannot be read as the checkpoint of a {kind}: {error}. {ADVICE}") from error
+        raise CheckpointError(
+            f"{path} cannot be read as the checkpoint of a {kind}: {error}. {ADVICE}"
+        ) from error
 
 
-def check_settings(path: Path, theirs: dict[str, Any], ours: dict[str, Any], more: Iterable[str] = ()) -> None:
-    """Refuse a checkpoint with other settings, or with more that differs. Raises `CheckpointError`, which says what does."""
+def check_settings(
+    path: Path, theirs: dict[str, Any], ours: dict[str, Any], more: Iterable[str] = ()
+) -> None:
+    """Refuse a checkpoint with other settings, or with more that differs.
+
+    Raises `CheckpointError`, which says what does.
+    """
     ours = json.loads(json.dumps(ours))  # tuples become lists, as in a file
     other = [*_differences(theirs, ours), *more]
     if other:
@@ -168,7 +210,10 @@ def unfit(path: Path, why: object) -> CheckpointError:
 
 
 def check_header(found: Any, **checks: Callable[[Any], bool]) -> dict[str, Any]:
-    """A dict with these keys and no others, each of whose values passes its check. Raises `ValueError`."""
+    """A dict with these keys and no others, each of whose values passes its check.
+
+    Raises `ValueError`.
+    """
     if not isinstance(found, dict) or found.keys() != checks.keys():
         keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
         raise ValueError(f"expected the entries {sorted(checks)}, got {keys}")
@@ -184,7 +229,10 @@ def is_count(value: Any, most: int = 2**63 - 1) -> bool:
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> Iterator[str]:
-    """Where two plain values differ, entry by entry; 1, 1.0 and True differ, NaN is equal to itself."""
+    """Where two plain values differ, entry by entry.
+
+    1, 1.0 and True differ, NaN is equal to itself.
+    """
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in [*ours, *sorted(theirs.keys() - ours.keys())]:
             entry = f"{name}.{key}" if name else key

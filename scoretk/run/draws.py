@@ -1,4 +1,7 @@
-"""What a run returns: draws, what became of each chain, statistics, cost, and where it all came from."""
+"""What a run returns.
+
+Draws, what became of each chain, statistics, cost, and where it all came from.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,26 @@ from scoretk.errors import InvalidArgument, MissingDependency, OutputExists, Sco
 __all__ = ["FORMATS", "Cost", "Draws", "check_output"]
 
 ARVIZ_NAMES = {
-    "accept": "acceptance_rate", "hamiltonian": "energy", "leapfrogs": "n_steps", "depth": "tree_depth",
-}  # fmt: skip
+    "accept": "acceptance_rate",
+    "hamiltonian": "energy",
+    "leapfrogs": "n_steps",
+    "depth": "tree_depth",
+}
 FORMATS = (".safetensors", ".nc", ".npy")
 KIND = "draws"
 OUTCOME = ("status", "failed_at")
 PLAIN = {"x", "final", "mean", "var", "chains", *OUTCOME}
 """The tensors of draws, beside statistics and what was tuned."""
 WITHOUT_IDS = {"ids": False}
-"""Said in the header of draws whose chains had no ids: of a file without a seal, and in none of another."""
+"""Said in the header of draws whose chains had no ids: of a file without a seal, and in none of
+another.
+"""
 
 
 class Cost(dict[str, int]):
-    """Model evaluations by kind ("energy", "score", "velocity"), one a row: a batch of 100 counts 100.
+    """Model evaluations by kind ("energy", "score", "velocity"), one a row.
+
+    A batch of 100 counts 100.
 
     An energy evaluated together with its gradient counts one of each.
     """
@@ -55,13 +65,14 @@ class Cost(dict[str, int]):
 class Draws:
     """The outcome of `sample`.
 
-    Attributes: x, `(chains, kept, *event_shape)`, None where only moments were kept; final, the last position, `(chains,
-    *event_shape)`; mean and var (of n - 1), `(chains, *event_shape)`, where moments were kept; status and failed_at,
-    `(chains,)`: a `Status` code, and the step at which the chain failed, -1 where all is well; stats, by name, `(chains,
-    kept)` beside `x`, or `(chains,)` averages where only the last draw or moments were kept; cost; provenance, plain
-    values that tell how to make the same draws again; tuned, by name what warmup tuned, such as "step_size" and "scale",
-    which `solver.tuned_by(draws)` gives back to a solver; chains, `(chains,)`, the id of each chain, which its noise
-    hangs on.
+    Attributes: x, `(chains, kept, *event_shape)`, None where only moments were kept; final, the
+    last position, `(chains, *event_shape)`; mean and var (of n - 1), `(chains, *event_shape)`,
+    where moments were kept; status and failed_at, `(chains,)`: a `Status` code, and the step at
+    which the chain failed, -1 where all is well; stats, by name, `(chains, kept)` beside `x`, or
+    `(chains,)` averages where only the last draw or moments were kept; cost; provenance, plain
+    values that tell how to make the same draws again; tuned, by name what warmup tuned, such as
+    "step_size" and "scale", which `solver.tuned_by(draws)` gives back to a solver; chains,
+    `(chains,)`, the id of each chain, which its noise hangs on.
     """
 
     x: Tensor | None
@@ -88,23 +99,36 @@ class Draws:
     @property
     def failures(self) -> dict[str, int]:
         """How many chains failed, by status name; empty where none did."""
-        counts = {Status(c).name: int((self.status == c).sum()) for c in Status if c is not Status.OK}
+        counts = {
+            Status(c).name: int((self.status == c).sum()) for c in Status if c is not Status.OK
+        }
         return {name: n for name, n in counts.items() if n}
 
     def __repr__(self) -> str:
-        kept = f"x={tuple(self.x.shape)}" if self.x is not None else f"moments of {tuple(self.final.shape)}"
+        kept = (
+            f"x={tuple(self.x.shape)}"
+            if self.x is not None
+            else f"moments of {tuple(self.final.shape)}"
+        )
         wrong = f", failed={self.failures}" if self.failures else ""
-        return f"Draws({kept}, solver={self.provenance.get('solver')}, cost={dict(self.cost)}{wrong})"
+        return (
+            f"Draws({kept}, solver={self.provenance.get('solver')}, cost={dict(self.cost)}{wrong})"
+        )
 
     def to_arviz(self) -> Any:
-        """An ArviZ `InferenceData`: posterior with variable "x", and sample_stats under ArviZ's names: "lp" (minus the energy),
-        "energy" (the Hamiltonian's), "acceptance_rate", "n_steps", "tree_depth", "diverging", and each chain's "status" and
-        "failed_at".
+        """An ArviZ `InferenceData`.
 
-        Raises: `MissingDependency` without ArviZ; `InvalidArgument` where draws were not kept.
+        Posterior with variable "x", and sample_stats under ArviZ's names: "lp" (minus the energy),
+        "energy" (the Hamiltonian's), "acceptance_rate", "n_steps", "tree_depth", "diverging", and
+        each chain's "status" and "failed_at".
+
+        Raises:
+            `MissingDependency` without ArviZ; `InvalidArgument` where draws were not kept.
         """
         if self.x is None:
-            raise InvalidArgument("keep", "moments", "'all' or 'last': ArviZ needs the draws themselves")
+            raise InvalidArgument(
+                "keep", "moments", "'all' or 'last': ArviZ needs the draws themselves"
+            )
         az = arviz("to_arviz")
         stats = {n: _numpy(v) for n, v in self.stats.items() if v.ndim == 2}
         if "energy" in stats:
@@ -115,7 +139,9 @@ class Draws:
         for name, value in (("status", self.status), ("failed_at", self.failed_at)):
             stats[name] = np.broadcast_to(_numpy(value).astype(np.int32)[:, None], self.x.shape[:2])
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="More chains")  # many short chains are what this package is for
+            warnings.filterwarnings(
+                "ignore", message="More chains"
+            )  # many short chains are what this package is for
             return az.from_dict(
                 posterior={"x": _numpy(self.x)},
                 sample_stats=stats,
@@ -124,12 +150,17 @@ class Draws:
             )
 
     def summary(self, most: int = 100) -> Summary:
-        """Means, Monte-Carlo errors, effective sample sizes, R-hat, and a plain verdict with the most likely fixes.
+        """Means, Monte-Carlo errors, effective sample sizes, R-hat, and a plain verdict with the
+        most likely fixes.
 
-        All coordinates are judged, by tests with stated rates of false alarms (docs/diagnostics.md).
+        All coordinates are judged, by tests with stated rates of false alarms
+        (docs/diagnostics.md).
 
-        Arguments: most, how many coordinates get a row. Print what is returned.
-        Raises: `InvalidArgument` where draws were not kept.
+        Args:
+            most: How many coordinates get a row. Print what is returned.
+
+        Raises:
+            `InvalidArgument` where draws were not kept.
         """
         if self.x is None:
             raise InvalidArgument("keep", "moments", "'all': a summary needs the draws themselves")
@@ -139,16 +170,25 @@ class Draws:
 
     @property
     def divergent(self) -> Tensor:
-        """The draws at which a trajectory diverged, `(n, *event_shape)`; none where the kernel reports none."""
+        """The draws at which a trajectory diverged, `(n, *event_shape)`.
+
+        None where the kernel reports none.
+        """
         if self.x is None:
-            raise InvalidArgument("keep", "moments", "'all': where trajectories diverged needs the draws themselves")
+            raise InvalidArgument(
+                "keep", "moments", "'all': where trajectories diverged needs the draws themselves"
+            )
         return divergent_draws(self.x, self.stats)
 
     def save(self, path: str | Path, force: bool = False) -> Path:
-        """Write the draws. The ending says how: `.safetensors` (everything), `.nc` (ArviZ), `.npy` (x alone).
+        """Write the draws.
 
-        Raises: `OutputExists` where the file exists and `force` is not given; `InvalidArgument` for another ending or
-        an unwritable place. A file that exists is replaced whole or not at all.
+        The ending says how: `.safetensors` (everything), `.nc` (ArviZ), `.npy` (x alone).
+
+        Raises:
+            `OutputExists` where the file exists and `force` is not given; `InvalidArgument` for
+            another ending or an unwritable place. A file that exists is replaced whole or not at
+            all.
         """
         target = check_output(path, force)
         try:
@@ -160,14 +200,21 @@ class Draws:
         except ScoretkError:
             raise
         except OSError as error:
-            raise InvalidArgument("path", str(target), "a place that can be written", str(error)) from error
+            raise InvalidArgument(
+                "path", str(target), "a place that can be written", str(error)
+            ) from error
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise InvalidArgument("draws", self._shapes(), "draws of tensors and plain values", str(error)) from error
+            raise InvalidArgument(
+                "draws", self._shapes(), "draws of tensors and plain values", str(error)
+            ) from error
         return target
 
     @staticmethod
     def load(path: str | Path) -> Draws:
-        """Draws from a `.safetensors` file that `save` wrote. Raises `InvalidArgument` for anything else."""
+        """Draws from a `.safetensors` file that `save` wrote.
+
+        Raises `InvalidArgument` for anything else.
+        """
         file = file_to_read("path", path, "the path of a .safetensors file of draws")
         try:
             tensors, header = read_sealed(file, KIND, _unsealed)
@@ -180,20 +227,33 @@ class Draws:
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors by name, and all else."""
         named: Mapping[str, Tensor | None] = {
-            "x": self.x, "final": self.final, "status": self.status, "failed_at": self.failed_at, "mean": self.mean,
-            "var": self.var, "chains": self.chains, **{f"stats/{name}": value for name, value in self.stats.items()},
+            "x": self.x,
+            "final": self.final,
+            "status": self.status,
+            "failed_at": self.failed_at,
+            "mean": self.mean,
+            "var": self.var,
+            "chains": self.chains,
+            **{f"stats/{name}": value for name, value in self.stats.items()},
             **{f"tuned/{name}": value for name, value in self.tuned.items()},
-        }  # fmt: skip
+        }
         return {n: v for n, v in named.items() if v is not None}, {
-            "cost": dict(self.cost), "provenance": self.provenance,
-        }  # fmt: skip
+            "cost": dict(self.cost),
+            "provenance": self.provenance,
+        }
 
     def _shapes(self) -> dict[str, Any]:
-        return {name: tuple(getattr(value, "shape", ())) for name, value in vars(self).items() if name in PLAIN}
+        return {
+            name: tuple(getattr(value, "shape", ()))
+            for name, value in vars(self).items()
+            if name in PLAIN
+        }
 
     def _npy(self) -> bytes:
         if self.x is None:
-            raise InvalidArgument("path", ".npy", "'.safetensors': moments have no x to put into a .npy file")
+            raise InvalidArgument(
+                "path", ".npy", "'.safetensors': moments have no x to put into a .npy file"
+            )
         buffer = BytesIO()
         np.save(buffer, _numpy(self.x), allow_pickle=False)
         return buffer.getvalue()
@@ -214,7 +274,10 @@ def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
-    """Draws from their parts. Raises `ValueError`, `TypeError` or `KeyError` where they are not those of draws."""
+    """Draws from their parts.
+
+    Raises `ValueError`, `TypeError` or `KeyError` where they are not those of draws.
+    """
     named = not isinstance(header, dict) or header.pop("ids", True)
     if not isinstance(header, dict) or header.keys() != {"cost", "provenance"}:
         raise ValueError("its header has other entries than cost and provenance")
@@ -225,13 +288,23 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
         raise ValueError("its provenance is no dict")
     needed = {"final", *OUTCOME, *(["chains"] if named else [])}
     plain = {name: value for name, value in tensors.items() if "/" not in name}
-    parts = {kind: {n[6:]: v for n, v in tensors.items() if n.startswith(f"{kind}/")} for kind in ("stats", "tuned")}
-    if len(plain) + sum(map(len, parts.values())) < len(tensors) or not needed <= plain.keys() <= PLAIN:
+    parts = {
+        kind: {n[6:]: v for n, v in tensors.items() if n.startswith(f"{kind}/")}
+        for kind in ("stats", "tuned")
+    }
+    if (
+        len(plain) + sum(map(len, parts.values())) < len(tensors)
+        or not needed <= plain.keys() <= PLAIN
+    ):
         raise ValueError(f"it holds {', '.join(sorted(tensors))}")
     chains, event = plain["final"].shape[:1], plain["final"].shape[1:]
     for name, value in plain.items():
         whole = name in (*OUTCOME, "chains")
-        shape = tuple(chains) if whole else (*chains, *(value.shape[1:2] if name == "x" else ()), *event)
+        shape = (
+            tuple(chains)
+            if whole
+            else (*chains, *(value.shape[1:2] if name == "x" else ()), *event)
+        )
         kind_fits = value.dtype == torch.int64 if whole else value.is_floating_point()
         if not chains or tuple(value.shape) != shape or not kind_fits:
             raise ValueError(f"{name} has shape {tuple(value.shape)} and {value.dtype}")
@@ -254,7 +327,8 @@ def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMA
             raise MissingDependency("h5netcdf", "arviz", "a .nc file")
     if target.exists() and not force:
         raise OutputExists(
-            f"{target} exists and is kept: choose another name, or overwrite it with force=True (--force)"
+            f"{target} exists and is kept: choose another name, or overwrite it with force=True "
+            f"(--force)"
         )
     return target
 

@@ -1,12 +1,15 @@
-"""The loop, written once: many steps of any solver, with failures masked, draws kept, and a run that can be resumed.
+"""The loop, written once.
 
-The driver owns `(state, status, failed_at)`. After each step, row by row: a chain that was well and whose new state is
-finite moves on; a chain whose new state is not finite keeps its last finite one, is marked with a `Status` and the step,
-and stays there; a chain marked earlier stays where it is. On a grid, whose run has no acceptance that could turn it back, so
-does a chain that leaves every scale that the path and its own start know (`reach_of`). Solvers need no code for any of this.
+Many steps of any solver, with failures masked, draws kept, and a run that can be resumed.
 
-Everything that a run is at a moment is one `Moment`, replaced whole after each block of steps: an interrupt finds either
-the moment before the block or the one after it.
+The driver owns `(state, status, failed_at)`. After each step, row by row: a chain that was well and
+whose new state is finite moves on; a chain whose new state is not finite keeps its last finite one,
+is marked with a `Status` and the step, and stays there; a chain marked earlier stays where it is.
+On a grid, whose run has no acceptance that could turn it back, so does a chain that leaves every
+scale that the path and its own start know (`reach_of`). Solvers need no code for any of this.
+
+Everything that a run is at a moment is one `Moment`, replaced whole after each block of steps: an
+interrupt finds either the moment before the block or the one after it.
 """
 
 from __future__ import annotations
@@ -36,14 +39,18 @@ __all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "tuned_leaves
 
 BLOCK_SECONDS = 0.1
 BEYOND_PATH, BEYOND_START = 1e7, 1e15
-"""How far beyond the scales of its path and its start a chain is `DIVERGED`; where there is no path, how far beyond its start.
+"""How far beyond the scales of its path and its start a chain is `DIVERGED`; where there is no
+path, how far beyond its start.
 
-1e7 units of noise are what float32 resolves of it: farther out a state on a path says nothing of its noise.
+1e7 units of noise are what float32 resolves of it: farther out a state on a path says nothing of
+its noise.
 """
 UNROLL = 8
 UNROLL_VALUES = 1 << 18
 KINDS = 6
-"""How many functions are compiled at most for steps of different length; those have to cover so much of a run."""
+"""How many functions are compiled at most for steps of different length; those have to cover so
+much of a run.
+"""
 COVERED = 0.9
 ATTEMPTS = 100
 """How often a chain is started anew whose energy or score is not finite."""
@@ -51,7 +58,10 @@ ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which steps there are and which are kept: `kept[s]` for step s, or warmup and thin for a kernel."""
+    """Which steps there are and which are kept.
+
+    `kept[s]` for step s, or warmup and thin for a kernel.
+    """
 
     total: int
     warmup: int = 0
@@ -73,13 +83,19 @@ class Schedule:
         return max(step - self.warmup, 0) // self.thin
 
     def interval(self, step: int) -> int:
-        """The step as users count it: intervals of the solver's grid where it takes several rows to one."""
+        """The step as users count it.
+
+        Intervals of the solver's grid where it takes several rows to one.
+        """
         return step if self.milestones is None else sum(self.milestones[:step])
 
 
 @dataclass
 class Moment:
-    """All that a run is after `step` steps. `reach` `(chains,)` follows from the start; see `reach_of`."""
+    """All that a run is after `step` steps.
+
+    `reach` `(chains,)` follows from the start; see `reach_of`.
+    """
 
     state: Any
     status: Tensor
@@ -92,10 +108,17 @@ class Moment:
 
 
 def state_leaves(nest: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of nested NamedTuples and tuples by their names; those of a plain tuple are numbered."""
+    """The tensors of nested NamedTuples and tuples by their names.
+
+    Those of a plain tuple are numbered.
+    """
     leaves: dict[str, Tensor] = {}
     for name, value in zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True):
-        leaves |= state_leaves(value, f"{prefix}{name}.") if isinstance(value, tuple) else {f"{prefix}{name}": value}
+        leaves |= (
+            state_leaves(value, f"{prefix}{name}.")
+            if isinstance(value, tuple)
+            else {f"{prefix}{name}": value}
+        )
     return leaves
 
 
@@ -103,7 +126,9 @@ def with_leaves(nest: Any, leaves: dict[str, Tensor], prefix: str = "") -> Any:
     """The same with its tensors replaced."""
     names = getattr(nest, "_fields", range(len(nest)))
     values = [
-        with_leaves(value, leaves, f"{prefix}{name}.") if isinstance(value, tuple) else leaves[f"{prefix}{name}"]
+        with_leaves(value, leaves, f"{prefix}{name}.")
+        if isinstance(value, tuple)
+        else leaves[f"{prefix}{name}"]
         for name, value in zip(names, nest, strict=True)
     ]
     return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
@@ -111,13 +136,16 @@ def with_leaves(nest: Any, leaves: dict[str, Tensor], prefix: str = "") -> Any:
 
 def _chain_leaves(state: Any) -> dict[str, Tensor]:
     shared: frozenset[str] = getattr(state, "shared", frozenset())
-    return {n: v for n, v in state_leaves(state).items() if v.ndim and n.split(".")[0] not in shared}
+    return {
+        n: v for n, v in state_leaves(state).items() if v.ndim and n.split(".")[0] not in shared
+    }
 
 
 def _all_finite(state: Any) -> bool:
     """Whether all of the state is finite: asked of the host, cheap on the CPU.
 
-    A sum that overflows says no where yes is right: then the masks are computed, which give the same bits.
+    A sum that overflows says no where yes is right: then the masks are computed, which give the
+    same bits.
     """
     shared, total, before = getattr(state, "shared", ()), 0.0, None
     for name, value in zip(state._fields, state, strict=True):
@@ -131,7 +159,9 @@ def _all_finite(state: Any) -> bool:
 
 
 def _finite_chains(state: Any) -> Tensor:
-    finite = [finite_rows(leaf) for leaf in _chain_leaves(state).values() if leaf.is_floating_point()]
+    finite = [
+        finite_rows(leaf) for leaf in _chain_leaves(state).values() if leaf.is_floating_point()
+    ]
     return torch.stack(finite).all(0) if len(finite) > 1 else finite[0]
 
 
@@ -142,13 +172,24 @@ def _select_state(chosen: Tensor, new: Any, old: Any) -> Any:
 
 
 def begin(
-    solver: Any, bound: Any, x: Tensor, noise: Any, *, tunes: bool = False, tuned: dict[str, Tensor] | None = None,
+    solver: Any,
+    bound: Any,
+    x: Tensor,
+    noise: Any,
+    *,
+    tunes: bool = False,
+    tuned: dict[str, Tensor] | None = None,
     again: Callable[[int], Tensor] | None = None,
-) -> Moment:  # fmt: skip
-    """The moment before the first step. A chain whose energy or score is not finite at the start is `NONFINITE`, at 0.
+) -> Moment:
+    """The moment before the first step.
 
-    Arguments: tunes, whether warmup is to tune the solver; tuned, what other chains have tuned for these; again, the start
-    that an attempt makes, by its number, for chains that are not finite at the one before; None to take x as it is.
+    A chain whose energy or score is not finite at the start is `NONFINITE`, at 0.
+
+    Args:
+        tunes: Whether warmup is to tune the solver.
+        tuned: What other chains have tuned for these.
+        again: The start that an attempt makes, by its number, for chains that are not finite at the
+            one before; None to take x as it is.
     """
     state = solver.init(bound, x, noise)
     finite, attempts = _finite_chains(state), 0
@@ -159,15 +200,23 @@ def begin(
         finite = _finite_chains(state)
     if attempts == ATTEMPTS and not bool(finite.all()):
         warnings.warn(
-            f"{int((~finite).sum())} of {len(x)} chains found no start with a finite energy and score in {ATTEMPTS} attempts, "
-            "and are flagged; give them one: init=", stacklevel=2,
-        )  # fmt: skip
+            f"{int((~finite).sum())} of {len(x)} chains found no start with a finite energy and "
+            f"score in {ATTEMPTS} attempts, "
+            "and are flagged; give them one: init=",
+            stacklevel=2,
+        )
     status = torch.where(finite, int(Status.OK), int(Status.NONFINITE))
     moment = Moment(
-        state, status, torch.where(finite, -1, 0), evaluations=attempts * len(x), reach=reach_of(solver, bound, state.x)
+        state,
+        status,
+        torch.where(finite, -1, 0),
+        evaluations=attempts * len(x),
+        reach=reach_of(solver, bound, state.x),
     )
     if tunes and bool(finite.any()):
-        moment.state, moment.tuning, spent = solver.adaptation.begin(solver, bound, state, noise, finite)
+        moment.state, moment.tuning, spent = solver.adaptation.begin(
+            solver, bound, state, noise, finite
+        )
         moment.evaluations += spent * len(x)
     if tuned is not None:
         moment.state = state._replace(**{name: value.clone() for name, value in tuned.items()})
@@ -176,9 +225,12 @@ def begin(
 
 
 def reach_of(solver: Any, bound: Any, x: Tensor) -> Tensor | None:
-    """The largest entry, `(chains,)`, that x may have on a grid that starts at x; None where the solver has no grid.
+    """The largest entry, `(chains,)`, that x may have on a grid that starts at x.
 
-    On a path `x_t = alpha x_1 + sigma eps` of a field in time, `BEYOND_PATH` times the largest of alpha, sigma and |x|.
+    None where the solver has no grid.
+
+    On a path `x_t = alpha x_1 + sigma eps` of a field in time, `BEYOND_PATH` times the largest of
+    alpha, sigma and |x|.
     """
     if not is_grid(solver):
         return None
@@ -186,7 +238,9 @@ def reach_of(solver: Any, bound: Any, x: Tensor) -> Tensor | None:
     if not isinstance(bound, TimedField):
         return BEYOND_START * scale
     known = (
-        [] if bound.path is None else [float(f(t)) for f in (bound.path.alpha, bound.path.sigma) for t in (0.0, 1.0)]
+        []
+        if bound.path is None
+        else [float(f(t)) for f in (bound.path.alpha, bound.path.sigma) for t in (0.0, 1.0)]
     )
     return BEYOND_PATH * scale.clamp(min=max(known, default=1.0))
 
@@ -203,9 +257,18 @@ def tuned_leaves(state: Any) -> dict[str, Tensor]:
 
 
 def settle(
-    new: Any, old: Any, info: Info, status: Tensor, failed_at: Tensor, step: int | Tensor, reach: Tensor | None = None
+    new: Any,
+    old: Any,
+    info: Info,
+    status: Tensor,
+    failed_at: Tensor,
+    step: int | Tensor,
+    reach: Tensor | None = None,
 ) -> tuple[Any, ...]:
-    """Row by row accept the new state or keep the old one; see the module's docstring. No synchronisation."""
+    """Row by row accept the new state or keep the old one; see the module's docstring.
+
+    No synchronisation.
+    """
     alive, finite = status == int(Status.OK), _finite_chains(new)
     code = info.get("status", torch.zeros_like(status)).to(status.dtype)
     code = torch.where(finite | (code != int(Status.OK)), code, int(Status.NONFINITE))
@@ -215,12 +278,19 @@ def settle(
         code = torch.where(sound | (code != int(Status.OK)), code, int(Status.DIVERGED))
     failed = alive & (code != int(Status.OK))
     state = _select_state(alive & sound, new, old)
-    stats = masked({n: v for n, v in info.items() if n not in ("status", "evaluations")}, alive & ~failed)
+    stats = masked(
+        {n: v for n, v in info.items() if n not in ("status", "evaluations")}, alive & ~failed
+    )
     return state, torch.where(failed, code, status), torch.where(failed, step, failed_at), stats
 
 
 def _one(
-    solver: Any, bound: Any, noise: Any, moment: tuple[Any, Tensor, Tensor, Tensor | None], step: Any, probe: bool
+    solver: Any,
+    bound: Any,
+    noise: Any,
+    moment: tuple[Any, Tensor, Tensor, Tensor | None],
+    step: Any,
+    probe: bool,
 ) -> tuple[Any, ...]:
     """One step and its settling: (state, status, failed_at, stats, evaluations)."""
     new, info = solver.step(bound, moment[0], noise)
@@ -238,16 +308,30 @@ def _settled(
 ) -> tuple[Any, ...]:
     old, status, failed_at, reach = moment
     evaluations = info.get("evaluations")
-    if probe and "status" not in info and _all_finite(new) and (reach is None or bool(_within(new.x, reach).all())):
-        stats = {n: v for n, v in info.items() if n != "evaluations"} if evaluations is not None else info
+    if (
+        probe
+        and "status" not in info
+        and _all_finite(new)
+        and (reach is None or bool(_within(new.x, reach).all()))
+    ):
+        stats = (
+            {n: v for n, v in info.items() if n != "evaluations"}
+            if evaluations is not None
+            else info
+        )
         return new, status, failed_at, stats, evaluations
     return (*settle(new, old, info, status, failed_at, step, reach), evaluations)
 
 
 class _Eager:
-    """Blocks of steps, one by one. On the CPU the host first looks whether all is well, which spares the masks."""
+    """Blocks of steps, one by one.
 
-    def __init__(self, solver: Any, bound: Any, noise: Any, schedule: Schedule, recorder: Recorder) -> None:
+    On the CPU the host first looks whether all is well, which spares the masks.
+    """
+
+    def __init__(
+        self, solver: Any, bound: Any, noise: Any, schedule: Schedule, recorder: Recorder
+    ) -> None:
         self.solver, self.bound, self.noise = solver, bound, noise
         self.recompute = False
         self.fast = bound  # for the steps that do not tune, which changes what a compiled part would be made for
@@ -266,15 +350,26 @@ class _Eager:
             if tuning is not None and step < warmup:
                 alive = status == int(Status.OK)
                 now = (self.noise, alive, step, warmup)
-                new, info, tuning = self.solver.adaptation.update(self.solver, self.bound, state, tuning, *now)
+                new, info, tuning = self.solver.adaptation.update(
+                    self.solver, self.bound, state, tuning, *now
+                )
                 held = (state, status, failed_at, moment.reach)
                 state, status, failed_at, stats, used = _settled(new, info, held, step, probe)
             else:
-                arguments = (self.solver, self.fast, self.noise, (state, status, failed_at, moment.reach), step, probe)
+                arguments = (
+                    self.solver,
+                    self.fast,
+                    self.noise,
+                    (state, status, failed_at, moment.reach),
+                    step,
+                    probe,
+                )
                 made = (
                     _one(*arguments)
                     if not self.recompute
-                    else again(_one_as_found, *arguments, use_reentrant=False, preserve_rng_state=False)
+                    else again(
+                        _one_as_found, *arguments, use_reentrant=False, preserve_rng_state=False
+                    )
                 )
                 state, status, failed_at, stats, used = made
             probe = probe and (status is before or not bool(status.any()))
@@ -283,14 +378,18 @@ class _Eager:
             if self.schedule.keeps(step):
                 record = self.recorder.add(record, state.x, stats, kept, total)
                 kept += 1
-        return Moment(state, status, failed_at, moment.step + steps, record, evaluations, tuning, moment.reach)
+        return Moment(
+            state, status, failed_at, moment.step + steps, record, evaluations, tuning, moment.reach
+        )
 
 
 class _Compiled(_Eager):
-    """Blocks of steps as one compiled function: so many steps a call that the call itself costs little.
+    """Blocks of steps as one compiled function.
 
-    Of a `PlannedSolver` each length has its own function, of one step: more would gain little and make many kinds. Where
-    lengths are too many, its parts are compiled instead.
+    So many steps a call that the call itself costs little.
+
+    Of a `PlannedSolver` each length has its own function, of one step: more would gain little and
+    make many kinds. Where lengths are too many, its parts are compiled instead.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -302,7 +401,11 @@ class _Compiled(_Eager):
     def _prepare(self, moment: Moment) -> Tape:
         x, solver = moment.state.x, self.solver
         asked, all_served = requests(solver, self.bound, moment.state, self.noise, moment.step)
-        unroll = max(1, UNROLL // getattr(solver, "weight", 1)) if all_served and x.numel() <= UNROLL_VALUES else 1
+        unroll = (
+            max(1, UNROLL // getattr(solver, "weight", 1))
+            if all_served and x.numel() <= UNROLL_VALUES
+            else 1
+        )
         if not solver.capturable:
             self._length_at, unroll = solver.ahead(moment.state), 1
         self._tape = Tape(self.noise, asked, unroll)
@@ -315,50 +418,81 @@ class _Compiled(_Eager):
         return self._tape
 
     def _lengths(self) -> list[int | None]:
-        """The lengths for which there is a function: the most common after warmup, or none where these are too rare."""
+        """The lengths for which there is a function.
+
+        The most common after warmup, or none where these are too rare.
+        """
         first = self.schedule.warmup
         seen = Counter(map(self._length_at, range(first, first + 512)))
         common = seen.most_common(KINDS)
-        return [length for length, _ in common] if sum(n for _, n in common) >= COVERED * seen.total() else []
+        return (
+            [length for length, _ in common]
+            if sum(n for _, n in common) >= COVERED * seen.total()
+            else []
+        )
 
     def _run(
-        self, now: tuple[Any, Tensor, Tensor, Tensor | None], step: Tensor, values: list[Tensor], length: int | None
+        self,
+        now: tuple[Any, Tensor, Tensor, Tensor | None],
+        step: Tensor,
+        values: list[Tensor],
+        length: int | None,
     ) -> Any:
-        """The steps of one call: the last state, and position, statistics and evaluations of each step."""
+        """The steps of one call.
+
+        The last state, and position, statistics and evaluations of each step.
+        """
         assert self._tape is not None
         solver = self.solver if length is None else self.solver.taking(length)
         state, status, failed_at, reach = now
         xs, infos = [], []
         for i in range(self._tape.length):
             player, now = self._tape.player(values, i), (state, status, failed_at, reach)
-            state, status, failed_at, stats, used = _one(solver, self.bound, player, now, step + i, False)
+            state, status, failed_at, stats, used = _one(
+                solver, self.bound, player, now, step + i, False
+            )
             xs.append(state.x)
             infos.append(stats if used is None else stats | {"evaluations": used.sum()})
         info = {name: torch.stack([one[name] for one in infos]) for name in infos[0]}
         return state, status, failed_at, step + self._tape.length, torch.stack(xs), info
 
     def block(self, moment: Moment, steps: int) -> Moment:
-        """Whole calls compiled; the few steps that do not fill one, and those that tune, are made eagerly."""
+        """Whole calls compiled.
+
+        The few steps that do not fill one, and those that tune, are made eagerly.
+        """
         if moment.tuning is not None and moment.step < self.schedule.warmup:
             return super().block(moment, min(steps, self.schedule.warmup - moment.step))
         tape, end = self._tape or self._prepare(moment), moment.step + steps
         if not self._functions:
             return super().block(moment, steps)
         while moment.step < end:
-            # calls start at multiples of their length, so that they divide a run in the same way after a resume
+            # calls start at multiples of their length, so that they divide a run in the
+            # same way after a resume
             alone = min(-moment.step % tape.length or tape.length, end - moment.step)
             called = self._calls(moment, tape, end) if alone == tape.length else moment
             moment = called if called.step > moment.step else super().block(moment, alone)
         return moment
 
     def _calls(self, moment: Moment, tape: Tape, end: int) -> Moment:
-        """Compiled calls as far as they reach: to less than a call before the end, or a length without function."""
+        """Compiled calls as far as they reach.
+
+        To less than a call before the end, or a length without function.
+        """
         device, span = moment.status.device, tape.length
         leaves = {n: v.to(device) for n, v in state_leaves(moment.state).items()}
-        state, status, failed_at = with_leaves(moment.state, leaves), moment.status, moment.failed_at
+        state, status, failed_at = (
+            with_leaves(moment.state, leaves),
+            moment.status,
+            moment.failed_at,
+        )
         counter = torch.tensor(moment.step, dtype=torch.int64, device=device)
         record, kept = moment.record, self.schedule.kept_before(moment.step)
-        total, step, evaluations = self.schedule.kept_before(self.schedule.total), moment.step, moment.evaluations
+        total, step, evaluations = (
+            self.schedule.kept_before(self.schedule.total),
+            moment.step,
+            moment.evaluations,
+        )
         while end - step >= span:
             function = self._functions.get(length := self._length_at(step))
             if function is None:
@@ -373,12 +507,16 @@ class _Compiled(_Eager):
                 record = self.recorder.extend(record, xs, stats, chosen, kept, total)
                 kept += len(chosen)
             step += span
-        return Moment(state, status, failed_at, step, record, evaluations, moment.tuning, moment.reach)
+        return Moment(
+            state, status, failed_at, step, record, evaluations, moment.tuning, moment.reach
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class _FusedStatic(StaticField):
-    """A static field of which solvers' parts are compiled, and its methods where they are called alone."""
+    """A static field of which solvers' parts are compiled, and its methods where they are called
+    alone.
+    """
 
     fuses = True
 
@@ -404,7 +542,9 @@ class _FusedTimed(TimedField):
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self.fused(
-            TimedField.predict, x, torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+            TimedField.predict,
+            x,
+            torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64),
         )
 
 
@@ -415,7 +555,9 @@ def _fused(owner: Any, plain: Any, function: Callable[..., Any], arguments: tupl
     made = owner.__dict__.setdefault("_parts", {})
     part = made.get((function, key))
     if part is None:
-        part = made[function, key] = compiled(MethodType(function, plain), (type(plain.native), key))
+        part = made[function, key] = compiled(
+            MethodType(function, plain), (type(plain.native), key)
+        )
     return part(*arguments)
 
 
@@ -440,12 +582,22 @@ def drive(
 ) -> Iterator[Moment]:
     """Run from a moment to the schedule's end, yielding the moment after every block of steps.
 
-    Arguments: solver; bound, the field that `resolve` returned; noise, bound to the chains; moment, from `begin` or a
-    checkpoint; schedule; recorder; compiled, whether the step is compiled, or, of a solver that cannot be captured, its
-    parts and the field; recompute, whether what a step computes on the way is not kept for gradients but computed again;
-    on_failure, "raise" to stop after the first
-    block in which a chain failed.
-    Raises: `ChainFailure`.
+    Args:
+        solver: The solver.
+        bound: The field that `resolve` returned.
+        noise: To the chains.
+        bound: To the chains.
+        moment: From `begin` or a checkpoint.
+        schedule: The schedule.
+        recorder: The recorder.
+        compiled: Whether the step is compiled, or, of a solver that cannot be captured, its parts
+            and the field.
+        recompute: Whether what a step computes on the way is not kept for gradients but computed
+            again.
+        on_failure: "raise" to stop after the first block in which a chain failed.
+
+    Raises:
+        `ChainFailure`.
     """
     whole = solver.capturable or is_planned(solver)
     engine = (_Compiled if compiled and whole else _Eager)(solver, bound, noise, schedule, recorder)
@@ -455,7 +607,9 @@ def drive(
     size = 8
     while moment.step < schedule.total:
         started = time.perf_counter()
-        moment = engine.block(moment, min(_aligned(moment.step, size), schedule.total - moment.step))
+        moment = engine.block(
+            moment, min(_aligned(moment.step, size), schedule.total - moment.step)
+        )
         _raise_failures(moment, schedule, on_failure, noise.chains)
         yield moment
         # a block takes about a tenth of a second: often enough for progress, checkpoints and Ctrl-C
@@ -464,7 +618,9 @@ def drive(
 
 
 def _aligned(step: int, size: int) -> int:
-    """A block that ends on a multiple of 8, so that compiled calls divide a run in the same way after a resume."""
+    """A block that ends on a multiple of 8, so that compiled calls divide a run in the same way
+    after a resume.
+    """
     return (step // 8 * 8 + size) - step
 
 

@@ -14,7 +14,9 @@ __all__ = ["Progress"]
 class Progress:
     """Shows steps done out of `total` through rich.
 
-    Arguments: show, True, False, or None for "where standard error is a terminal and rich is installed"; total steps.
+    Args:
+        show: True, False, or None for "where standard error is a terminal and rich is installed".
+        total: steps.
     """
 
     def __init__(self, show: bool | None, total: int) -> None:
@@ -31,9 +33,14 @@ class Progress:
                 raise MissingDependency("rich", "progress", "progress=True") from error
             return
         self._bar = rich.Progress(
-            rich.TextColumn("sampling"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[rate]}"),
-            rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[failed]}"), console=Console(stderr=True),
-        )  # fmt: skip
+            rich.TextColumn("sampling"),
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.fields[rate]}"),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[failed]}"),
+            console=Console(stderr=True),
+        )
         self._task = self._bar.add_task("sampling", total=total, rate="", failed="")
 
     def __enter__(self) -> Progress:
@@ -42,7 +49,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar:
             self._bar.stop()

@@ -1,8 +1,8 @@
 """What a run keeps: every draw, the last one, or moments, with the kernels' statistics beside them.
 
-A recorder is a small set of pure functions over a tuple of tensors (the *record*), so that a run can commit position,
-state and record in one assignment, and a checkpoint can hold them all. Only `KeepAll` writes in place, into slots that a
-repeated step fills with the same numbers again.
+A recorder is a small set of pure functions over a tuple of tensors (the *record*), so that a run
+can commit position, state and record in one assignment, and a checkpoint can hold them all. Only
+`KeepAll` writes in place, into slots that a repeated step fills with the same numbers again.
 """
 
 from __future__ import annotations
@@ -37,15 +37,22 @@ class Record:
     def from_flat(flat: dict[str, Tensor]) -> Record:
         """The inverse of `flat`."""
         stats = {name[6:]: value for name, value in flat.items() if name.startswith("stats/")}
-        return Record({name: value for name, value in flat.items() if not name.startswith("stats/")}, stats)
+        return Record(
+            {name: value for name, value in flat.items() if not name.startswith("stats/")}, stats
+        )
 
 
 class Recorder(Protocol):
-    """How draws turn into a record. `index` counts the draws kept so far, `total` those of the whole run."""
+    """How draws turn into a record.
+
+    `index` counts the draws kept so far, `total` those of the whole run.
+    """
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record: ...
 
-    def extend(self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int) -> Record: ...
+    def extend(
+        self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int
+    ) -> Record: ...
 
     def filled(self, record: Record, count: int) -> Record: ...
 
@@ -65,11 +72,21 @@ class _OneByOne:
         return x
 
     def extend(
-        self: Recorder, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int
+        self: Recorder,
+        record: Record,
+        xs: Tensor,
+        stats: Stats,
+        chosen: list[int],
+        index: int,
+        total: int,
     ) -> Record:
-        """Add the chosen among the positions `(steps, chains, *event)` and their statistics `(steps, chains)`."""
+        """Add the chosen among the positions `(steps, chains, *event)` and their statistics
+        `(steps, chains)`.
+        """
         for n, i in enumerate(chosen):
-            record = self.add(record, xs[i], {name: value[i] for name, value in stats.items()}, index + n, total)
+            record = self.add(
+                record, xs[i], {name: value[i] for name, value in stats.items()}, index + n, total
+            )
         return record
 
 
@@ -79,19 +96,27 @@ class KeepAll(_OneByOne):
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
         """Write draw number `index`, making room for all on the first."""
         if not record.tensors:
-            if x.requires_grad:  # a graph needs the draws themselves, not a buffer overwritten in place
+            if (
+                x.requires_grad
+            ):  # a graph needs the draws themselves, not a buffer overwritten in place
                 return Record({"x": x[None]}, {name: value[None] for name, value in stats.items()})
             record = Record({"x": x.new_empty((total, *x.shape))})
-            record.stats = {name: value.new_empty((total, *value.shape)) for name, value in stats.items()}
+            record.stats = {
+                name: value.new_empty((total, *value.shape)) for name, value in stats.items()
+            }
         if x.requires_grad:
             joined = torch.cat([record.tensors["x"], x[None]])
-            return Record({"x": joined}, {n: torch.cat([record.stats[n], v[None]]) for n, v in stats.items()})
+            return Record(
+                {"x": joined}, {n: torch.cat([record.stats[n], v[None]]) for n, v in stats.items()}
+            )
         record.tensors["x"][index] = x
         for name, value in stats.items():
             record.stats[name][index] = value
         return record
 
-    def extend(self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int) -> Record:
+    def extend(
+        self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int
+    ) -> Record:
         """As `add` for each chosen step, in one copy."""
         if not record.tensors:
             first = {name: value[chosen[0]] for name, value in stats.items()}
@@ -105,7 +130,8 @@ class KeepAll(_OneByOne):
     def filled(self, record: Record, count: int) -> Record:
         """The part that holds draws so far."""
         return Record(
-            {n: v[:count] for n, v in record.tensors.items()}, {n: v[:count] for n, v in record.stats.items()}
+            {n: v[:count] for n, v in record.tensors.items()},
+            {n: v[:count] for n, v in record.stats.items()},
         )
 
 
@@ -121,11 +147,16 @@ class KeepLast(_OneByOne):
 
 
 class KeepMoments(_OneByOne):
-    """Running mean and squared deviation of each chain (Welford, 1962): memory does not grow with the steps."""
+    """Running mean and squared deviation of each chain (Welford, 1962).
+
+    Memory does not grow with the steps.
+    """
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
         """`mean += (x - mean) / n`, `m2 += (x - mean_before) (x - mean_after)`."""
-        old = record.tensors or {name: torch.zeros_like(x, dtype=_exact(x)) for name in ("mean", "m2")}
+        old = record.tensors or {
+            name: torch.zeros_like(x, dtype=_exact(x)) for name in ("mean", "m2")
+        }
         new = {name: torch.empty_like(value) for name, value in old.items()}
         for start in range(0, len(x), rows := max(1, CHUNK // max(1, x[0].numel()))):
             part = slice(start, start + rows)  # a part at a time: what is in between stays small
@@ -139,7 +170,10 @@ class KeepMoments(_OneByOne):
 
 @dataclass(frozen=True)
 class Constraining(_OneByOne):
-    """Another recorder, of positions taken from the solver's free space to the user's: `constrain(z)`."""
+    """Another recorder, of positions taken from the solver's free space to the user's.
+
+    `constrain(z)`.
+    """
 
     inner: Recorder
     constrain: Callable[[Tensor], Tensor]
@@ -168,9 +202,13 @@ def _summed(sums: Stats, stats: Stats) -> Stats:
 
 
 def masked(stats: Stats, alive: Tensor) -> Stats:
-    """Statistics with those of failed chains NaN, so that no average counts them as if they had moved."""
+    """Statistics with those of failed chains NaN, so that no average counts them as if they had
+    moved.
+    """
     return {
-        name: torch.where(across(alive, value), value, torch.nan) if value.is_floating_point() else value
+        name: torch.where(across(alive, value), value, torch.nan)
+        if value.is_floating_point()
+        else value
         for name, value in stats.items()
     }
 

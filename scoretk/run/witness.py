@@ -1,8 +1,11 @@
-"""What a field answers at a few points: kept with a run's checkpoint, and asked again when the run is taken up.
+"""What a field answers at a few points.
 
-It is the second net under the identity of a run (`scoretk.core.identity`): it sees what no walk over a field can, such as numbers
-within a C library. Two fields made alike answer alike to the bit on one machine, and to rounding elsewhere, so that answers are
-compared to the root of their dtype's precision, relative to the largest.
+Kept with a run's checkpoint, and asked again when the run is taken up.
+
+It is the second net under the identity of a run (`scoretk.core.identity`): it sees what no walk
+over a field can, such as numbers within a C library. Two fields made alike answer alike to the bit
+on one machine, and to rounding elsewhere, so that answers are compared to the root of their dtype's
+precision, relative to the largest.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ __all__ = ["contradiction", "witness"]
 
 ROWS = 4
 TIMES = (0.3, 0.7)
-"""Times at which a timed field is asked, away from the ends, where a prediction may have no answer."""
+"""Times at which a timed field is asked, away from the ends, where a prediction may have no answer.
+"""
 
 ASKED = ("energy", "score", "denoise", "velocity")
 
@@ -28,8 +32,10 @@ ASKED = ("energy", "score", "denoise", "velocity")
 def witness(bound: Any, needs: frozenset[str], x: Tensor) -> dict[str, Tensor]:
     """Some of the rows of x, and what the field says of them, by name.
 
-    Arguments: bound, the field as a solver receives it, with condition rows for the rows of x; needs, what that solver asks of
-    it; x `(chains, *event_shape)`.
+    Args:
+        bound: The field as a solver receives it, with condition rows for the rows of x.
+        needs: What that solver asks of it.
+        x: `(chains, *event_shape)`.
     """
     rows = finite_rows(x).nonzero().flatten()[:ROWS]
     return {"rows": rows, "x": x[rows].clone(), **_answers(bound, needs, x[rows].clone(), rows)}
@@ -41,13 +47,17 @@ def contradiction(bound: Any, needs: frozenset[str], said: dict[str, Tensor]) ->
         return None
     answers = _answers(bound, needs, said["x"], said["rows"])
     if {*said} - {*answers} != {"rows", "x"}:
-        return f"what it was asked: {', '.join(sorted(said))} there, {', '.join(sorted(answers))} here"
+        return (
+            f"what it was asked: {', '.join(sorted(said))} there, {', '.join(sorted(answers))} here"
+        )
     for name, value in answers.items():
         before = said[name]
         limit = torch.finfo(value.dtype).eps ** 0.5 * float(
             before.nan_to_num(0.0, 0.0, 0.0).abs().max() if len(before) else 0
         )
-        if before.shape != value.shape or not torch.allclose(before, value, rtol=0.0, atol=limit, equal_nan=True):
+        if before.shape != value.shape or not torch.allclose(
+            before, value, rtol=0.0, atol=limit, equal_nan=True
+        ):
             return f"{name} at the saved state: {_few(before)} there, {_few(value)} here"
     return None
 
@@ -56,7 +66,9 @@ def _answers(bound: Any, needs: frozenset[str], x: Tensor, rows: Tensor) -> dict
     cond = getattr(bound, "cond", None)
     if cond and is_dataclass(bound):
         bound = replace(bound, cond={name: value[rows] for name, value in cond.items()})  # type: ignore[type-var]
-    asked = [name for name in ASKED if name in needs] or [name for name in ASKED if name in offers(bound.native)][:1]
+    asked = [name for name in ASKED if name in needs] or [
+        name for name in ASKED if name in offers(bound.native)
+    ][:1]
     if not len(x):
         return {}
     if getattr(bound, "path", ...) is ...:

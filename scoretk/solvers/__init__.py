@@ -1,4 +1,7 @@
-"""The solvers, one a file. The one table of them is `scoretk.plugins.solvers`, so that they are listed without torch."""
+"""The solvers, one a file.
+
+The one table of them is `scoretk.plugins.solvers`, so that they are listed without torch.
+"""
 
 from typing import Any
 
@@ -66,5 +69,7 @@ __all__ = [
     "unconditional",
 ]
 
-SOLVERS: dict[str, type[Any]] = {name: pointed_at(value) for name, value in BUILT_IN_SOLVERS.items()}
+SOLVERS: dict[str, type[Any]] = {
+    name: pointed_at(value) for name, value in BUILT_IN_SOLVERS.items()
+}
 """The solvers of this package by name, in the order in which they are shown."""

@@ -1,11 +1,15 @@
-r"""Annealed Langevin dynamics: unadjusted Langevin through a ladder of noise levels or of temperatures.
+r"""Annealed Langevin dynamics.
 
-Noise levels `s_1 > ... > s_L` of a timed field, in the coordinates `y = x/alpha`, `s = sigma/alpha`:
+Unadjusted Langevin through a ladder of noise levels or of temperatures.
+
+Noise levels `s_1 > ... > s_L` of a timed field, in the coordinates `y = x/alpha`, `s =
+sigma/alpha`:
 
     a_i = eps s_i^2 / s_L^2,      y' = y + a_i grad log p_i(y) + sqrt(2 a_i) z,      at the end y + s_L^2 grad log p_L(y)
 
-the last being the denoiser's mean. Temperatures `T_1 > ... > T_L` of a static field, with the same rule for the tempered
-score `s / T_i` (so that the drift is `eps / T_L` throughout and the noise cools down):
+the last being the denoiser's mean. Temperatures `T_1 > ... > T_L` of a static field, with the same
+rule for the tempered score `s / T_i` (so that the drift is `eps / T_L` throughout and the noise
+cools down):
 
     a_i = eps T_i / T_L,          x' = x + (a_i / T_i) score(x) + sqrt(2 a_i) z
 
@@ -18,8 +22,11 @@ The ladder and eps can be computed from the data. In D dimensions the techniques
     3. One network for all levels: score_i(x) = net(x) / s_i.
     4. eps, such that T steps at a level bring the variance from that of the level before as near as can be to its own.
 
-References: Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019): NCSN; Song, Ermon,
-"Improved techniques for training score-based generative models" (2020): NCSNv2 and its techniques.
+References:
+    Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019):
+    NCSN.
+    Song, Ermon, "Improved techniques for training score-based generative models" (2020): NCSNv2 and
+    its techniques.
 """
 
 from __future__ import annotations
@@ -32,7 +39,17 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import count, counts, finite, flags, function, is_integer, numbers, positive, tensor_like
+from scoretk.core.arguments import (
+    count,
+    counts,
+    finite,
+    flags,
+    function,
+    is_integer,
+    numbers,
+    positive,
+    tensor_like,
+)
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import EDM, VE, GaussianPath
@@ -56,9 +73,12 @@ BLOCK = 2048
 
 
 def largest_distance(data: Tensor) -> float:
-    """NCSNv2's technique 1: the largest Euclidean distance between two rows of data, all pairs compared, block by block.
+    """NCSNv2's technique 1.
 
-    Arguments: data `(n, *event_shape)`; the work grows as n^2: of very many points give a sample.
+    The largest Euclidean distance between two rows of data, all pairs compared, block by block.
+
+    Args:
+        data: `(n, *event_shape)`; the work grows as n^2: of very many points give a sample.
     """
     points = _rows(data).flatten(1)
     blocks = (points - points.mean(0)).split(BLOCK)
@@ -70,29 +90,43 @@ def _rows(data: Any) -> Tensor:
     rows = tensor_like("data", data, (None,) * max(numbers("data", data).ndim, 2))
     if len(rows) < 2:
         raise InvalidArgument("data", data, "at least two rows")
-    return rows if rows.dtype is torch.float64 else rows.float()  # distances are not made of half precision
+    return (
+        rows if rows.dtype is torch.float64 else rows.float()
+    )  # distances are not made of half precision
 
 
 def ncsnv2_overlap(ratio: float, dim: int) -> float:
-    """`Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma)`, how much neighbouring levels have in common.
+    """`Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma)`, how much
+    neighbouring levels have in common.
 
-    Arguments: ratio, gamma >= 1 of neighbouring levels; dim, D. Near 1 at gamma = 1.
+    Args:
+        ratio: Gamma >= 1 of neighbouring levels.
+        dim: D. Near 1 at gamma = 1.
     """
     if finite("ratio", ratio) < 1:
         raise InvalidArgument("ratio", ratio, "a number of at least 1")
     count("dim", dim, least=1)
     shift = math.sqrt(2 * dim) * (ratio - 1)
-    return (math.erf((shift + 3 * ratio) / math.sqrt(2)) - math.erf((shift - 3 * ratio) / math.sqrt(2))) / 2
+    return (
+        math.erf((shift + 3 * ratio) / math.sqrt(2)) - math.erf((shift - 3 * ratio) / math.sqrt(2))
+    ) / 2
 
 
 def ncsnv2_ratio(dim: int, overlap: float = 0.5) -> float:
-    """NCSNv2's technique 2: the ratio gamma of neighbouring levels at which `ncsnv2_overlap` has this value.
+    """NCSNv2's technique 2.
 
-    Arguments: dim, D >= 5 (in fewer, levels of any ratio overlap more than that); overlap, in (0, .9].
+    The ratio gamma of neighbouring levels at which `ncsnv2_overlap` has this value.
+
+    Args:
+        dim: D >= 5 (in fewer, levels of any ratio overlap more than that).
+        overlap: In (0, .9].
     """
     if count("dim", dim, least=1) < 5:
         raise InvalidArgument(
-            "dim", dim, "at least 5: in fewer dimensions levels of any ratio overlap", "Give the ratio yourself"
+            "dim",
+            dim,
+            "at least 5: in fewer dimensions levels of any ratio overlap",
+            "Give the ratio yourself",
         )
     if not 0 < positive("overlap", overlap) <= 0.9:
         raise InvalidArgument("overlap", overlap, "a number in (0, .9]")
@@ -103,29 +137,49 @@ def ncsnv2_ratio(dim: int, overlap: float = 0.5) -> float:
     return (low + high) / 2
 
 
-def ncsnv2_ladder(data: Tensor, sigma_min: float = 0.01, *, overlap: float = 0.5, ratio: float | None = None) -> Tensor:
-    """The levels of NCSNv2 for these data, by its techniques 1 and 2: `(L,)`, float64, decreasing, geometric.
+def ncsnv2_ladder(
+    data: Tensor, sigma_min: float = 0.01, *, overlap: float = 0.5, ratio: float | None = None
+) -> Tensor:
+    """The levels of NCSNv2 for these data, by its techniques 1 and 2.
 
-    Arguments: data `(n, *event_shape)`, or a sample of them; sigma_min, the last level (.01 for pixels in [0, 1]); overlap, that
-    of neighbouring levels; ratio, theirs, instead of technique 2. It is an upper limit, as L is whole.
+    `(L,)`, float64, decreasing, geometric.
+
+    Args:
+        data: `(n, *event_shape)`, or a sample of them.
+        sigma_min: The last level (.01 for pixels in [0, 1]).
+        overlap: That of neighbouring levels.
+        ratio: Theirs, instead of technique 2. It is an upper limit, as L is whole.
     """
     data = _rows(data)
     high, low = largest_distance(data), positive("sigma_min", sigma_min)
     if not low < high:
-        raise InvalidArgument("sigma_min", low, f"less than {high:.3g}, the largest distance between two data points")
+        raise InvalidArgument(
+            "sigma_min", low, f"less than {high:.3g}, the largest distance between two data points"
+        )
     gamma = ncsnv2_ratio(data[0].numel(), overlap) if ratio is None else positive("ratio", ratio)
     if not gamma > 1:
         raise InvalidArgument("ratio", ratio, "a number above 1")
-    return _geometric(high, low, 1 + max(1, math.ceil(math.log(high / low) / math.log(gamma) - 1e-9)))
+    return _geometric(
+        high, low, 1 + max(1, math.ceil(math.log(high / low) / math.log(gamma) - 1e-9))
+    )
 
 
-def unconditional(net: Callable[..., Tensor], event_shape: Sequence[int], path: VE | EDM) -> Diffusion:
-    """NCSNv2's technique 3: a network without time as a field in time, `score(x, t) = net(x) / sigma(t)`.
+def unconditional(
+    net: Callable[..., Tensor], event_shape: Sequence[int], path: VE | EDM
+) -> Diffusion:
+    """NCSNv2's technique 3.
 
-    Arguments: net, called as `net(x, **cond)`; event_shape; path, variance exploding, such as `VE(ladder[-1], ladder[0])`.
+    A network without time as a field in time, `score(x, t) = net(x) / sigma(t)`.
+
+    Args:
+        net: Called as `net(x, **cond)`.
+        event_shape: The event shape.
+        path: Variance exploding, such as `VE(ladder[-1], ladder[0])`.
     """
     if not isinstance(path, VE | EDM):
-        raise InvalidArgument("path", path, "a variance-exploding path, EDM or VE, on which sigma is the noise level")
+        raise InvalidArgument(
+            "path", path, "a variance-exploding path, EDM or VE, on which sigma is the noise level"
+        )
     function("net", net, "net(x, **cond), like x")
 
     def noise(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -135,13 +189,19 @@ def unconditional(net: Callable[..., Tensor], event_shape: Sequence[int], path: 
 
 
 def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> float:
-    r"""NCSNv2's technique 4: the eps for which the noise left after T steps at a level is that of the next.
+    r"""NCSNv2's technique 4.
 
-    It minimises `|(1 - eps/s_L^2)^(2T) (gamma^2 - k) + k - 1|`, `k = 2 eps / (s_L^2 (1 - (1 - eps/s_L^2)^2))`,
-    gamma the ratio of neighbouring levels.
+    The eps for which the noise left after T steps at a level is that of the next.
 
-    Arguments: sigmas, the decreasing geometric ladder; steps_per_level T >= 1. Returns eps.
-    Reference: Song, Ermon, "Improved techniques for training score-based generative models" (2020).
+    It minimises `|(1 - eps/s_L^2)^(2T) (gamma^2 - k) + k - 1|`, `k = 2 eps / (s_L^2 (1 - (1 -
+    eps/s_L^2)^2))`, gamma the ratio of neighbouring levels.
+
+    Args:
+        sigmas: The decreasing geometric ladder.
+        steps_per_level: T >= 1. Returns eps.
+
+    References:
+        Song, Ermon, "Improved techniques for training score-based generative models" (2020).
     """
     ladder = tensor_like("sigmas", sigmas, (None,)).double()
     if not len(ladder) or not bool((ladder > 0).all()) or not bool((ladder.diff() < 0).all()):
@@ -156,14 +216,28 @@ def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> 
         best = int(off.argmin())
         low, high = q[max(best - 1, 0)], q[min(best + 1, len(q) - 1)]
         q = torch.linspace(float(low), float(high), 100_001, dtype=torch.float64)
-    return float(q[int(((1 - q) ** (2 * steps) * (gamma**2 - 2 / (2 - q)) + 2 / (2 - q) - 1).abs().argmin())]) * last**2
+    return (
+        float(
+            q[
+                int(
+                    ((1 - q) ** (2 * steps) * (gamma**2 - 2 / (2 - q)) + 2 / (2 - q) - 1)
+                    .abs()
+                    .argmin()
+                )
+            ]
+        )
+        * last**2
+    )
 
 
 SHARED = frozenset({"table", "step"})
 
 
 class AnnealedState(NamedTuple):
-    """Position in x/alpha, `(chains, *event_shape)`; the table of the ladder; the index of the next step."""
+    """Position in x/alpha, `(chains, *event_shape)`; the table of the ladder.
+
+    The index of the next step.
+    """
 
     x: Tensor
     table: Tensor
@@ -179,10 +253,15 @@ class AnnealedState(NamedTuple):
 class AnnealedLangevin:
     """Annealed Langevin over noise levels (timed fields) or temperatures (static fields).
 
-    Arguments: levels, how many (geometric between the path's ends, or from temperature 100 to 1), or the decreasing
-    levels themselves: sigma/alpha for a timed field, temperatures for a static one; steps_per_level; step_size, eps, at
-    the last level (None: NCSNv2's technique 4; a static field has no such rule and needs it said); denoise, whether a
-    timed field's run ends on the denoised mean, one evaluation more. `ncsn()` and `ncsnv2(data)` are the published settings.
+    Args:
+        levels: How many (geometric between the path's ends, or from temperature 100 to 1), or the
+            decreasing levels themselves: sigma/alpha for a timed field, temperatures for a static
+            one.
+        steps_per_level: The steps per level.
+        step_size: Eps, at the last level (None: NCSNv2's technique 4; a static field has no such
+            rule and needs it said).
+        denoise: Whether a timed field's run ends on the denoised mean, one evaluation more.
+            `ncsn()` and `ncsnv2(data)` are the published settings.
     """
 
     levels: int | Sequence[float] = 32
@@ -209,7 +288,8 @@ class AnnealedLangevin:
 
     @classmethod
     def ncsn(cls) -> AnnealedLangevin:
-        """NCSN's: ten levels from 1 to .01, for pixels in [0, 1], 100 steps at each, without a closing denoising step.
+        """NCSN's: ten levels from 1 to .01, for pixels in [0, 1], 100 steps at each, without a
+        closing denoising step.
 
         Its eps is published as 2e-5 in `x + (a/2) score + sqrt(a) z`, which is 1e-5 here.
         """
@@ -219,7 +299,10 @@ class AnnealedLangevin:
     def ncsnv2(
         cls, data: Tensor, sigma_min: float = 0.01, steps_per_level: int = 5, **options: Any
     ) -> AnnealedLangevin:
-        """NCSNv2's for these data, by its techniques 1, 2 and 4; arguments are those of `ncsnv2_ladder`."""
+        """NCSNv2's for these data, by its techniques 1, 2 and 4.
+
+        Arguments are those of `ncsnv2_ladder`.
+        """
         return cls(ncsnv2_ladder(data, sigma_min, **options), steps_per_level)  # type: ignore[arg-type]
 
     @property
@@ -245,11 +328,17 @@ class AnnealedLangevin:
             x = x / float(path.alpha(self._first(field, path)))
         return AnnealedState(x, self._table(field), torch.zeros((), dtype=torch.int64))
 
-    def step(self, field: Any, state: AnnealedState, noise: NoiseSource) -> tuple[AnnealedState, Info]:
+    def step(
+        self, field: Any, state: AnnealedState, noise: NoiseSource
+    ) -> tuple[AnnealedState, Info]:
         """Rows of the table: t, alpha, drift, noise."""
         t, alpha, drift, spread = read_row(state.table, state.step)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        score = field.score(state.x * alpha, t) if isinstance(field, TimedField) else field.score(state.x)
+        score = (
+            field.score(state.x * alpha, t)
+            if isinstance(field, TimedField)
+            else field.score(state.x)
+        )
         return state._replace(x=state.x + drift * score + spread * z, step=state.step + 1), {}
 
     def start(self, field: Any, x: Tensor, noise: NoiseSource) -> Tensor:
@@ -273,9 +362,13 @@ class AnnealedLangevin:
         path = _path(field.path)
         t = path.t(-2 * ladder.log()).clamp(0, 1)
         alpha, a = path.alpha(t), size * (ladder / ladder[-1]) ** 2
-        rows = torch.stack([t, alpha, a * alpha, torch.sqrt(2 * a)], 1).repeat_interleave(self.steps_per_level, 0)
+        rows = torch.stack([t, alpha, a * alpha, torch.sqrt(2 * a)], 1).repeat_interleave(
+            self.steps_per_level, 0
+        )
         if self.denoise:
-            last = torch.stack([t[-1], alpha[-1], ladder[-1] ** 2 * alpha[-1], torch.zeros_like(t[-1])])
+            last = torch.stack(
+                [t[-1], alpha[-1], ladder[-1] ** 2 * alpha[-1], torch.zeros_like(t[-1])]
+            )
             rows = torch.cat([rows, last[None]])
         return rows
 
@@ -285,14 +378,20 @@ class AnnealedLangevin:
         if isinstance(field, TimedField):
             return ncsnv2_step_size(ladder, self.steps_per_level)
         raise InvalidArgument(
-            "step_size", None, "a positive number: over a tempering ladder there is no rule for it",
+            "step_size",
+            None,
+            "a positive number: over a tempering ladder there is no rule for it",
             "Start from a step size that ULA takes at temperature 1",
-        )  # fmt: skip
+        )
 
 
 def _geometric(high: float, low: float, n: int) -> Tensor:
-    """n levels from high to low, float64; one is low."""
-    steps = torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.ones(1, dtype=torch.float64)
+    """N levels from high to low, float64; one is low."""
+    steps = (
+        torch.linspace(0, 1, n, dtype=torch.float64)
+        if n > 1
+        else torch.ones(1, dtype=torch.float64)
+    )
     return torch.exp(math.log(high) * (1 - steps) + math.log(low) * steps)
 
 
@@ -300,7 +399,9 @@ def _ladder(values: Sequence[float] | Tensor) -> Tensor:
     try:
         ladder = torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgument("levels", values, "an integer, or decreasing positive numbers") from error
+        raise InvalidArgument(
+            "levels", values, "an integer, or decreasing positive numbers"
+        ) from error
     falling = len(ladder) > 0 and bool((ladder.diff() < 0).all()) and float(ladder[-1]) > 0
     if not (falling and math.isfinite(ladder[0])):
         raise InvalidArgument("levels", values, "an integer, or decreasing positive numbers")

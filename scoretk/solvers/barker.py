@@ -1,22 +1,26 @@
 r"""Barker's proposal: a gradient-based kernel that bears a step size which is too large.
 
-Each coordinate proposes a jump z of symmetric law and takes it forwards or backwards, forwards where the density rises:
+Each coordinate proposes a jump z of symmetric law and takes it forwards or backwards, forwards
+where the density rises:
 
     z ~ N(0, 2 h T I),    b_i = +1 with probability 1 / (1 + exp(z_i grad_i E(x) / T)), else -1,    x' = x + b z
 
-With mu the density of z, the density of the proposal is `q(x' | x) = prod_i 2 mu_i(y_i) / (1 + exp(y_i grad_i E(x) / T))`,
-y = x' - x, and mu is symmetric, so that
+With mu the density of z, the density of the proposal is `q(x' | x) = prod_i 2 mu_i(y_i) / (1 +
+exp(y_i grad_i E(x) / T))`, y = x' - x, and mu is symmetric, so that
 
     log q(x | x') - log q(x' | x) = sum_i log(1 + exp(y_i grad_i E(x) / T)) - log(1 + exp(-y_i grad_i E(x') / T))
 
-and x' is accepted with probability `min(1, exp((E(x) - E(x')) / T + log q(x | x') - log q(x' | x)))`. To first order in h the
-jump has mean -h grad E and variance 2 h T, as MALA's; but it is never longer than z, however steep E is, where MALA's grows with
-the gradient: a step size that is too large, or scales that differ, cost acceptance and not ergodicity. The authors tune it to an
+and x' is accepted with probability `min(1, exp((E(x) - E(x')) / T + log q(x | x') - log q(x' |
+x)))`. To first order in h the jump has mean -h grad E and variance 2 h T, as MALA's; but it is
+never longer than z, however steep E is, where MALA's grows with the gradient: a step size that is
+too large, or scales that differ, cost acceptance and not ergodicity. The authors tune it to an
 acceptance of .4.
 
 References:
-    Barker, "Monte Carlo calculations of the radial distribution functions for a proton-electron plasma" (1965).
-    Livingstone, Zanella, "The Barker proposal: combining robustness and efficiency in gradient-based MCMC" (2022).
+    Barker, "Monte Carlo calculations of the radial distribution functions for a proton-electron
+    plasma" (1965).
+    Livingstone, Zanella, "The Barker proposal: combining robustness and efficiency in
+    gradient-based MCMC" (2022).
 """
 
 from __future__ import annotations
@@ -50,10 +54,12 @@ class BarkerState(NamedTuple):
 
 @dataclass(frozen=True)
 class Barker:
-    """Barker's proposal with a Metropolis decision: exact at any step size, and robust to one that is too large.
+    """Barker's proposal with a Metropolis decision.
 
-    Reports "accept", the acceptance probability, and "energy". A proposal with NaN or infinite energy or gradient is
-    rejected.
+    Exact at any step size, and robust to one that is too large.
+
+    Reports "accept", the acceptance probability, and "energy". A proposal with NaN or infinite
+    energy or gradient is rejected.
 
     Args:
         step_size: h > 0, in squared units of x, as MALA's: z has variance 2 h T.
@@ -77,10 +83,14 @@ class Barker:
         """The state at x, `(chains, *event_shape)`."""
         return BarkerState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
-    def step(self, field: StaticField, state: BarkerState, noise: NoiseSource) -> tuple[BarkerState, Info]:
+    def step(
+        self, field: StaticField, state: BarkerState, noise: NoiseSource
+    ) -> tuple[BarkerState, Info]:
         """One proposal and its decision."""
         shape, dtype, heat = tuple(state.x.shape[1:]), state.x.dtype, self.temperature
-        z = noise.normal(state.step, Stream.PROPOSAL, shape, dtype) * sqrt(2 * self.step_size * heat)
+        z = noise.normal(state.step, Stream.PROPOSAL, shape, dtype) * sqrt(
+            2 * self.step_size * heat
+        )
         u = noise.uniform(state.step, Stream.CORRECTION, shape, dtype)
         jump = torch.where(u < sigmoid(-z * state.grad / heat), z, -z)
         x = state.x + jump

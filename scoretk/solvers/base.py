@@ -1,17 +1,22 @@
-"""What a solver is: two pure functions and a few attributes that say what it needs and what it costs.
+"""What a solver is.
+
+Two pure functions and a few attributes that say what it needs and what it costs.
 
     state       = solver.init(field, x, noise)
     state, info = solver.step(field, state, noise)
 
-`state` is a NamedTuple of tensors (or tuples of tensors) whose field `x` is the position. Leaves have the chains on
-axis 0, except those with no axis and those named in the state's `shared` set: step counters and constant tables, which
-live on the CPU in eager mode, so that reading them never stalls a device, and on the device when compiled.
+`state` is a NamedTuple of tensors (or tuples of tensors) whose field `x` is the position. Leaves
+have the chains on axis 0, except those with no axis and those named in the state's `shared` set:
+step counters and constant tables, which live on the CPU in eager mode, so that reading them never
+stalls a device, and on the device when compiled.
 
-`info` is a dict of per-chain tensors, `(chains,)`. Two names mean something to the driver: "status" (a `Status` code to
-freeze the chain with) and "evaluations" (where the cost varies from chain to chain and step to step).
+`info` is a dict of per-chain tensors, `(chains,)`. Two names mean something to the driver: "status"
+(a `Status` code to freeze the chain with) and "evaluations" (where the cost varies from chain to
+chain and step to step).
 
-`Solver` is what every solver has; `GridSolver` and `TunedSolver` are what some have besides; `Traits` is what a solver may say of
-itself, and what holds where it says nothing. The rest of the code asks a solver for nothing else.
+`Solver` is what every solver has; `GridSolver` and `TunedSolver` are what some have besides;
+`Traits` is what a solver may say of itself, and what holds where it says nothing. The rest of the
+code asks a solver for nothing else.
 """
 
 from __future__ import annotations
@@ -74,7 +79,10 @@ class Solver(Protocol):
 
     @property
     def capturable(self) -> bool:
-        """Whether `step` can be compiled or captured: no synchronisation, no data-dependent control flow."""
+        """Whether `step` can be compiled or captured.
+
+        No synchronisation, no data-dependent control flow.
+        """
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
         """The state at position x, `(chains, *event_shape)`."""
@@ -85,19 +93,29 @@ class Solver(Protocol):
 
 @runtime_checkable
 class TunedSolver(Solver, Protocol):
-    """A kernel that warmup tunes. What it tunes are leaves of its state that are not the chains' own (`shared`).
+    """A kernel that warmup tunes.
+
+    What it tunes are leaves of its state that are not the chains' own (`shared`).
 
     `scoretk.solvers.warmup.tuned.Tunable` has all of it but `adaptation`.
     """
 
     @property
     def adaptation(self) -> Any:
-        """What of it warmup learns: a `scoretk.solvers.warmup.adaptation.Adaptation`, without parts where that is nothing."""
+        """What of it warmup learns.
+
+        A `scoretk.solvers.warmup.adaptation.Adaptation`, without parts where that is nothing.
+        """
 
     def trial(self, field: Any, state: Any, noise: NoiseSource, shorter: Tensor) -> Any:
-        """A step of warmup, a `scoretk.solvers.warmup.learning.Trial`; shorter, a factor on each chain's step size."""
+        """A step of warmup, a `scoretk.solvers.warmup.learning.Trial`.
 
-    def first_step(self, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[float, int]:
+        Shorter, a factor on each chain's step size.
+        """
+
+    def first_step(
+        self, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[float, int]:
         """A step size to begin with, and the evaluations a chain that this took."""
 
     def of_leapfrog(self, size: float, dim: int) -> float:
@@ -106,7 +124,10 @@ class TunedSolver(Solver, Protocol):
 
 @runtime_checkable
 class PlannedSolver(Solver, Protocol):
-    """A kernel whose steps differ in length, in a way known ahead once warmup is over: `capturable` for a given length."""
+    """A kernel whose steps differ in length, in a way known ahead once warmup is over.
+
+    `capturable` for a given length.
+    """
 
     def ahead(self, state: Any) -> Callable[[int], int]:
         """How long a step is, by its index, from this state on."""
@@ -120,7 +141,10 @@ class GridSolver(Solver, Protocol):
     """A solver that carries its own grid and ends."""
 
     def milestones(self, field: Any) -> tuple[bool, ...]:
-        """One entry a step: whether that step completes an interval of the grid (so that its x is on the way)."""
+        """One entry a step.
+
+        Whether that step completes an interval of the grid (so that its x is on the way).
+        """
 
 
 def _unmoved(field: Any, x: Tensor, noise: NoiseSource) -> Tensor:
@@ -129,7 +153,9 @@ def _unmoved(field: Any, x: Tensor, noise: NoiseSource) -> Tensor:
 
 @dataclass(frozen=True)
 class Traits:
-    """What a solver may say of itself, as attributes of these names; here is what holds where it says nothing.
+    """What a solver may say of itself, as attributes of these names.
+
+    Here is what holds where it says nothing.
 
     Args:
         exact: whether a step leaves the target's law as it is. Only such kernels run inside other solvers.
@@ -164,11 +190,17 @@ def is_grid(solver: Any) -> bool:
 
 
 def is_planned(solver: Any) -> bool:
-    """Whether steps of given length may stand for its `step`: not where a subclass has a `step` of its own beside them."""
+    """Whether steps of given length may stand for its `step`.
+
+    Not where a subclass has a `step` of its own beside them.
+    """
     if not isinstance(solver, PlannedSolver):
         return False
     kinds = type(solver).__mro__
-    step, taking = (next((kind for kind in kinds if name in vars(kind)), kinds[0]) for name in ("step", "taking"))
+    step, taking = (
+        next((kind for kind in kinds if name in vars(kind)), kinds[0])
+        for name in ("step", "taking")
+    )
     return issubclass(taking, step)
 
 
@@ -178,21 +210,32 @@ def adapts(solver: Any) -> bool:
 
 
 def check_settled(name: str, solver: Any) -> None:
-    """Raises `InvalidArgument` for a solver that warmup would have to tune: where there is none, its settings mean nothing."""
+    """Raises `InvalidArgument` for a solver that warmup would have to tune.
+
+    Where there is none, its settings mean nothing.
+    """
     if adapts(solver):
         raise InvalidArgument(
-            name, solver, "one with nothing to tune, as there is no warmup here",
-            "Give it what warmup would find: its step_size (and length) and metric='none', as in HMC(0.3, metric='none')",
-        )  # fmt: skip
+            name,
+            solver,
+            "one with nothing to tune, as there is no warmup here",
+            "Give it what warmup would find: its step_size (and length) and metric='none', as in "
+            "HMC(0.3, metric='none')",
+        )
 
 
 def is_tuned(solver: Any) -> bool:
-    """Whether what its chains share was tuned: by this run's warmup, or by another's that was given back to it."""
+    """Whether what its chains share was tuned.
+
+    By this run's warmup, or by another's that was given back to it.
+    """
     return adapts(solver) or traits(solver).given_back
 
 
 def read_row(table: Tensor, index: Tensor) -> Any:
-    """Row `index` of a constant table `(rows, columns)`: floats in eager mode, 0-d tensors where the step is compiled.
+    """Row `index` of a constant table `(rows, columns)`.
+
+    Floats in eager mode, 0-d tensors where the step is compiled.
 
     In eager mode table and index are on the CPU, so that reading them waits for nothing.
     """

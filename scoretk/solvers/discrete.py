@@ -1,7 +1,9 @@
-r"""Discrete states: proposals made by the score of a continuous relaxation, at one site or at all, and block Gibbs sweeps.
+r"""Discrete states: proposals made by the score of a continuous relaxation, at one site or at all,
+and block Gibbs sweeps.
 
-Site i of x takes one of the states v_1, .., v_k: numbers, or the one-hot rows of the last event axis. The energy is that of a
-field on the real numbers around them, whose score s = grad log p estimates by how much log p changes when site i takes state k:
+Site i of x takes one of the states v_1, .., v_k: numbers, or the one-hot rows of the last event
+axis. The energy is that of a field on the real numbers around them, whose score s = grad log p
+estimates by how much log p changes when site i takes state k:
 
     d_ik = <v_k - x_i, s_i>,        (v_k - x_i) s_i for numbers, s_ik - <x_i, s_i> for one-hot rows
 
@@ -10,23 +12,30 @@ field on the real numbers around them, whose score s = grad log p estimates by h
 
     accept with probability min(1, r),    log r = (E(x) - E(x')) / T + log q(x | x') - log q(x' | x)
 
-Gibbs with gradients always changes something. Where the law is nearly flat it would have period two: after an even number of
-steps only half of the states could be reached. So it makes one change or, with equal probability, two, the second from where
-the first led and with the same score, x -> y -> x', where x' may be x again; and r is that of this path and its reverse,
+Gibbs with gradients always changes something. Where the law is nearly flat it would have period
+two: after an even number of steps only half of the states could be reached. So it makes one change
+or, with equal probability, two, the second from where the first led and with the same score, x -> y
+-> x', where x' may be x again; and r is that of this path and its reverse,
 
     q(x' | x) = q(y | x; s(x)) q(x' | y; s(x)),    q(x | x') = q(y | x'; s(x')) q(x | y; s(x')).
 
-Discrete Langevin alternates where the relaxation overrates what changes at all sites are worth, as `c |x|^2` does on states of
-equal |x|: it decides in part by Barker's rule (`scoretk.solvers.parts.metropolis`).
+Discrete Langevin alternates where the relaxation overrates what changes at all sites are worth, as
+`c |x|^2` does on states of equal |x|: it decides in part by Barker's rule
+(`scoretk.solvers.parts.metropolis`).
 
-Exact for `p^(1/T)` on the states, however good or bad the relaxation is. Discrete Langevin unadjusted is biased; the bias
-vanishes with alpha where E is quadratic. A solver reads the states from the field's attribute `states`: a tuple of numbers, or
-"one-hot". Block Gibbs is a sweep of the field's own, `gibbs(x, u)` from uniforms u `(chains, *gibbs_shape)`.
+Exact for `p^(1/T)` on the states, however good or bad the relaxation is. Discrete Langevin
+unadjusted is biased; the bias vanishes with alpha where E is quadratic. A solver reads the states
+from the field's attribute `states`: a tuple of numbers, or "one-hot". Block Gibbs is a sweep of the
+field's own, `gibbs(x, u)` from uniforms u `(chains, *gibbs_shape)`.
 
-References: Grathwohl, Swersky, Hashemi, Duvenaud, Maddison, "Oops I took a gradient: scalable sampling for discrete
-distributions" (2021); Sun, Dai, Xia, Ramamurthy, "Path auxiliary proposal for MCMC in discrete space" (2022), for several changes
-with one score; Zhang, Liu, Liu, "A Langevin-like sampler for discrete distributions" (2022); Sun, Dai, Schuurmans, "Optimal
-scaling for locally balanced proposals in discrete spaces" (2022), for the acceptance.
+References:
+    Grathwohl, Swersky, Hashemi, Duvenaud, Maddison, "Oops I took a gradient: scalable sampling for
+    discrete distributions" (2021).
+    Sun, Dai, Xia, Ramamurthy, "Path auxiliary proposal for MCMC in discrete space" (2022), for
+    several changes with one score.
+    Zhang, Liu, Liu, "A Langevin-like sampler for discrete distributions" (2022).
+    Sun, Dai, Schuurmans, "Optimal scaling for locally balanced proposals in discrete spaces"
+    (2022), for the acceptance.
 """
 
 from __future__ import annotations
@@ -45,7 +54,17 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
-from scoretk.fields.states import ONE_HOT, States, by_site, check_states, labels, pick, place, values, weigh
+from scoretk.fields.states import (
+    ONE_HOT,
+    States,
+    by_site,
+    check_states,
+    labels,
+    pick,
+    place,
+    values,
+    weigh,
+)
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import metropolis
 from scoretk.solvers.warmup.step_size import first_step_size, number
@@ -56,7 +75,9 @@ __all__ = ["BlockGibbs", "DiscreteLangevin", "GibbsWithGradients"]
 TWICE = 0.5
 """How often Gibbs with gradients makes two changes; design.md has what else was measured."""
 BARKER = 0.25
-"""The share of Barker's rule in discrete Langevin: at most an eighth of its moves, and no eigenvalue near -1 (below -3/4)."""
+"""The share of Barker's rule in discrete Langevin: at most an eighth of its moves, and no
+eigenvalue near -1 (below -3/4).
+"""
 
 
 def _changes(grad: Tensor, label: Tensor, states: States) -> Tensor:
@@ -68,7 +89,9 @@ def _changes(grad: Tensor, label: Tensor, states: States) -> Tensor:
 def _distances(x: Tensor, states: States) -> Tensor:
     """`|v_k - x_i|^2`, `(chains, sites, k)`."""
     x = by_site(x, states)
-    return 2 * (1 - x) if isinstance(states, str) else (values(states, x.dtype, x.device) - x).square()
+    return (
+        2 * (1 - x) if isinstance(states, str) else (values(states, x.dtype, x.device) - x).square()
+    )
 
 
 def _start(field: StaticField, x: Tensor) -> Tensor:
@@ -77,8 +100,14 @@ def _start(field: StaticField, x: Tensor) -> Tensor:
     states = check_states(native.states, field.event_shape)
     nearest = place(labels(x, states), states, field.event_shape, x.dtype)
     if not torch.allclose(nearest, x, atol=1e-6):
-        expected = "one-hot rows on the last axis" if states == ONE_HOT else f"every site in one of the states {states}"
-        raise InvalidArgument("x", x, expected, "Start from the field's own `initial`, or give init such states")
+        expected = (
+            "one-hot rows on the last axis"
+            if states == ONE_HOT
+            else f"every site in one of the states {states}"
+        )
+        raise InvalidArgument(
+            "x", x, expected, "Start from the field's own `initial`, or give init such states"
+        )
     return nearest
 
 
@@ -117,8 +146,10 @@ class SweepState(NamedTuple):
 class GibbsWithGradients:
     """Gibbs with gradients: one change or two a step, likelier where the score says that they pay.
 
-    Arguments: temperature T > 0, the target being `p^(1/T)`. Reports "accept", the acceptance probability, and "energy". A
-    proposal with NaN or infinite energy or gradient is rejected.
+    Args:
+        temperature: T > 0, the target being `p^(1/T)`. Reports "accept", the acceptance
+            probability, and "energy". A proposal with NaN or infinite energy or gradient is
+            rejected.
     """
 
     temperature: float = 1.0
@@ -137,7 +168,9 @@ class GibbsWithGradients:
         x = _start(field, x)
         return DiscreteState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
-    def step(self, field: StaticField, state: DiscreteState, noise: NoiseSource) -> tuple[DiscreteState, Info]:
+    def step(
+        self, field: StaticField, state: DiscreteState, noise: NoiseSource
+    ) -> tuple[DiscreteState, Info]:
         states, shape, dtype = field.native.states, field.event_shape, state.x.dtype
         here = labels(state.x, states)
         first, second, coin = noise.uniform(state.step, Stream.PROPOSAL, (3,), dtype).unbind(1)
@@ -155,19 +188,29 @@ class GibbsWithGradients:
         return chosen, {"accept": probability, "energy": chosen.energy}
 
     def log_q(self, grad: Tensor, label: Tensor, states: States) -> Tensor:
-        """`log q(i, k | x)`, entry `i k + k'` for state k' of site i: `(chains, sites k)`, -inf for staying."""
+        """`log q(i, k | x)`, entry `i k + k'` for state k' of site i.
+
+        `(chains, sites k)`, -inf for staying.
+        """
         logits = _changes(grad, label, states) / (2 * self.temperature)
         return torch.log_softmax(logits.scatter(-1, label[..., None], -inf).flatten(1), -1)
 
-    def _changed(self, grad: Tensor, label: Tensor, u: Tensor, states: States) -> tuple[Tensor, Tensor]:
-        """The labels after one change, picked by uniforms u `(chains,)`, and its log probability `(chains,)`."""
+    def _changed(
+        self, grad: Tensor, label: Tensor, u: Tensor, states: States
+    ) -> tuple[Tensor, Tensor]:
+        """The labels after one change, picked by uniforms u `(chains,)`, and its log probability
+        `(chains,)`.
+        """
         log_q = self.log_q(grad, label, states)
         k = log_q.shape[1] // label.shape[1]
         entry = pick(log_q, u)[:, None]
         return label.scatter(1, entry // k, entry % k), log_q.gather(1, entry).squeeze(1)
 
     def _log_q_of(self, grad: Tensor, label: Tensor, target: Tensor, states: States) -> Tensor:
-        """The log probability `(chains,)` of the change to labels that differ at one site; -inf where they do not differ."""
+        """The log probability `(chains,)` of the change to labels that differ at one site.
+
+        -inf where they do not differ.
+        """
         log_q = self.log_q(grad, label, states)
         k = log_q.shape[1] // label.shape[1]
         site = (label != target).byte().argmax(1, keepdim=True)
@@ -178,11 +221,15 @@ class GibbsWithGradients:
 class DiscreteLangevin(StepTuned):
     """The discrete Langevin proposal: every site may change at each step, independently given x.
 
-    Arguments: step_size alpha > 0, in squared units of the states, None to tune it in warmup (where it is adjusted);
-    adjusted, whether a Metropolis decision makes it exact; temperature T > 0, the target being `p^(1/T)`; accept, the
-    acceptance aimed at, best at .574 as for Langevin dynamics (where sites are all but independent, it is above that at any
-    step size). Reports "energy", and "accept" where adjusted. A proposal with NaN or infinite energy or gradient is
-    rejected; unadjusted it ends the chain.
+    Args:
+        step_size: Alpha > 0, in squared units of the states, None to tune it in warmup (where it is
+            adjusted).
+        adjusted: Whether a Metropolis decision makes it exact.
+        temperature: T > 0, the target being `p^(1/T)`.
+        accept: The acceptance aimed at, best at .574 as for Langevin dynamics (where sites are all
+            but independent, it is above that at any step size). Reports "energy", and "accept"
+            where adjusted. A proposal with NaN or infinite energy or gradient is rejected;
+            unadjusted it ends the chain.
     """
 
     step_size: float | None = None
@@ -211,7 +258,9 @@ class DiscreteLangevin(StepTuned):
             raise InvalidArgument("adjusted", self.adjusted, "True or False")
         if self.step_size is None and not self.adjusted:
             raise InvalidArgument(
-                "step_size", None, "a number: proposals that are all accepted show no acceptance to tune it by"
+                "step_size",
+                None,
+                "a number: proposals that are all accepted show no acceptance to tune it by",
             )
 
     def first_step(
@@ -223,7 +272,11 @@ class DiscreteLangevin(StepTuned):
         def accept(size: float) -> float:
             nonlocal tried
             tried += 1
-            return float(self.step(field, state._replace(step_size=number(size)), noise)[1]["accept"][alive].mean())
+            return float(
+                self.step(field, state._replace(step_size=number(size)), noise)[1]["accept"][
+                    alive
+                ].mean()
+            )
 
         return first_step_size(accept, self.accept), tried
 
@@ -231,12 +284,16 @@ class DiscreteLangevin(StepTuned):
         x = _start(field, x)
         return LangevinState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
-    def step(self, field: StaticField, state: LangevinState, noise: NoiseSource) -> tuple[LangevinState, Info]:
+    def step(
+        self, field: StaticField, state: LangevinState, noise: NoiseSource
+    ) -> tuple[LangevinState, Info]:
         states, shape, dtype = field.native.states, field.event_shape, state.x.dtype
         here = labels(state.x, states)
         size = self.size(state)
         forward = self.log_q(state.x, state.grad, here, states, size)
-        there = pick(forward, noise.uniform(state.step, Stream.PROPOSAL, tuple(here.shape[1:]), dtype))
+        there = pick(
+            forward, noise.uniform(state.step, Stream.PROPOSAL, tuple(here.shape[1:]), dtype)
+        )
         x = place(there, states, shape, dtype)
         proposed = LangevinState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
         if not self.adjusted:
@@ -247,16 +304,24 @@ class DiscreteLangevin(StepTuned):
         chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise, BARKER)
         return chosen, {"accept": probability, "energy": chosen.energy}
 
-    def log_q(self, x: Tensor, grad: Tensor, label: Tensor, states: States, size: float | Tensor) -> Tensor:
-        """`log q_i(k | x)`, `(chains, sites, k)`, with this step size, a number, or a tensor shaped so that it multiplies x."""
+    def log_q(
+        self, x: Tensor, grad: Tensor, label: Tensor, states: States, size: float | Tensor
+    ) -> Tensor:
+        """`log q_i(k | x)`, `(chains, sites, k)`, with this step size, a number, or a tensor shaped
+        so that it multiplies x.
+        """
         distances = _distances(x, states)
-        near = distances / (2 * (across(size.flatten(), distances) if isinstance(size, Tensor) else size))
+        near = distances / (
+            2 * (across(size.flatten(), distances) if isinstance(size, Tensor) else size)
+        )
         return torch.log_softmax(_changes(grad, label, states) / (2 * self.temperature) - near, -1)
 
 
 @dataclass(frozen=True)
 class BlockGibbs:
-    """Block Gibbs: each step is one sweep of exact conditional draws, `gibbs(x, u)` of the field itself."""
+    """Block Gibbs: each step is one sweep of exact conditional draws, `gibbs(x, u)` of the field
+    itself.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gibbs", "states"})
     timed: ClassVar[bool | None] = False
@@ -268,6 +333,12 @@ class BlockGibbs:
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> SweepState:
         return SweepState(_start(field, x), torch.zeros((), dtype=torch.int64))
 
-    def step(self, field: StaticField, state: SweepState, noise: NoiseSource) -> tuple[SweepState, Info]:
-        u = noise.uniform(state.step, Stream.PROPOSAL, tuple(field.native.gibbs_shape), state.x.dtype)
-        return SweepState(field.native.gibbs(aligned(state.x), aligned(u), **field.cond), state.step + 1), {}
+    def step(
+        self, field: StaticField, state: SweepState, noise: NoiseSource
+    ) -> tuple[SweepState, Info]:
+        u = noise.uniform(
+            state.step, Stream.PROPOSAL, tuple(field.native.gibbs_shape), state.x.dtype
+        )
+        return SweepState(
+            field.native.gibbs(aligned(state.x), aligned(u), **field.cond), state.step + 1
+        ), {}

@@ -1,4 +1,6 @@
-"""One setting of each solver that does well on a target of unit scale: what tests, the demo and the laws try them with.
+"""One setting of each solver that does well on a target of unit scale.
+
+What tests, the demo and the laws try them with.
 
 A new solver is its own file, one line in the table of `scoretk.plugins.solvers`, and one line here.
 """
@@ -26,26 +28,31 @@ from scoretk.solvers.underdamped import GHMC, Underdamped
 
 __all__ = ["EXAMPLES"]
 
-EXAMPLES: Mapping[str, Any] = MappingProxyType({
-    "ula": ULA(0.2),
-    "mala": MALA(0.3),
-    "barker": Barker(0.5),
-    "preconditioned-langevin": PreconditionedLangevin(0.3, metric="none"),
-    "underdamped": Underdamped(0.4),
-    "ghmc": GHMC(0.5),
-    "hmc": HMC(0.5, leapfrogs=3, metric="none"),
-    "chees": ChEES(0.5, length=1.5, metric="none"),
-    "nuts": NUTS(0.5, metric="none", max_depth=4),
-    "mclmc": MCLMC(0.5, length=1.0, metric="none"),
-    "adjusted-mclmc": AdjustedMCLMC(0.5, leapfrogs=3, metric="none"),
-    "gibbs-with-gradients": GibbsWithGradients(),
-    "discrete-langevin": DiscreteLangevin(1.0),
-    "block-gibbs": BlockGibbs(),
-    "parallel-tempering": ParallelTempering(HMC(0.5, leapfrogs=3, metric="none"), temperatures=(1.0, 2.0, 4.0)),
-    "ais": AIS(levels=24),
-    "smc": SMC(levels=24, island=8),
-    "annealed-langevin": AnnealedLangevin(levels=(2.0, 1.0), steps_per_level=12, step_size=0.2),
-    "reverse-sde": ReverseSDE(steps=8),
-    "probability-flow": ProbabilityFlow(steps=8),
-})  # fmt: skip
-"""With nothing left to tune, by name. What field each serves it says itself: `needs` and `timed`."""
+EXAMPLES: Mapping[str, Any] = MappingProxyType(
+    {
+        "ula": ULA(0.2),
+        "mala": MALA(0.3),
+        "barker": Barker(0.5),
+        "preconditioned-langevin": PreconditionedLangevin(0.3, metric="none"),
+        "underdamped": Underdamped(0.4),
+        "ghmc": GHMC(0.5),
+        "hmc": HMC(0.5, leapfrogs=3, metric="none"),
+        "chees": ChEES(0.5, length=1.5, metric="none"),
+        "nuts": NUTS(0.5, metric="none", max_depth=4),
+        "mclmc": MCLMC(0.5, length=1.0, metric="none"),
+        "adjusted-mclmc": AdjustedMCLMC(0.5, leapfrogs=3, metric="none"),
+        "gibbs-with-gradients": GibbsWithGradients(),
+        "discrete-langevin": DiscreteLangevin(1.0),
+        "block-gibbs": BlockGibbs(),
+        "parallel-tempering": ParallelTempering(
+            HMC(0.5, leapfrogs=3, metric="none"), temperatures=(1.0, 2.0, 4.0)
+        ),
+        "ais": AIS(levels=24),
+        "smc": SMC(levels=24, island=8),
+        "annealed-langevin": AnnealedLangevin(levels=(2.0, 1.0), steps_per_level=12, step_size=0.2),
+        "reverse-sde": ReverseSDE(steps=8),
+        "probability-flow": ProbabilityFlow(steps=8),
+    }
+)
+"""With nothing left to tune, by name. What field each serves it says itself: `needs` and `timed`.
+"""

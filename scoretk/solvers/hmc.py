@@ -1,18 +1,26 @@
-r"""Hamiltonian Monte Carlo with a tuned step size, tuned scales and, over many chains, a tuned trajectory length.
+r"""Hamiltonian Monte Carlo with a tuned step size, tuned scales and, over many chains, a tuned
+trajectory length.
 
-With scales S (a diagonal or a Cholesky factor), momentum p ~ N(0, I) and H(x, p) = E(x) + |p|^2 / 2, L leapfrog steps of
+With scales S (a diagonal or a Cholesky factor), momentum p ~ N(0, I) and H(x, p) = E(x) + |p|^2 /
+2, L leapfrog steps of
 
     p <- p - eps/2 S^T grad E(x),    x <- x + eps S p,    p <- p - eps/2 S^T grad E(x)
 
-(neighbouring half steps joined: one gradient a step), and then x is accepted with probability min(1, exp(H - H')).
+(neighbouring half steps joined: one gradient a step), and then x is accepted with probability
+min(1, exp(H - H')).
 
-`HMC` takes L steps; with `jitter` each chain's step size is multiplied by a uniform factor at each trajectory, so that no
-period of the target is met for ever. `ChEES` takes ceil(u_n T / eps), u_n between 0 and 2 the n-th point of Halton's sequence,
-the same for all chains; warmup tunes T (`warmup.length.SquaredJumps`).
+`HMC` takes L steps; with `jitter` each chain's step size is multiplied by a uniform factor at each
+trajectory, so that no period of the target is met for ever. `ChEES` takes ceil(u_n T / eps), u_n
+between 0 and 2 the n-th point of Halton's sequence, the same for all chains; warmup tunes T
+(`warmup.length.SquaredJumps`).
 
-References: Duane, Kennedy, Pendleton, Roweth, "Hybrid Monte Carlo" (1987); Neal, "MCMC using Hamiltonian dynamics" (2011);
-Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo" (2021);
-Sountsov, Hoffman, "Focusing on difficult directions for learning HMC trajectory lengths" (2021), for the rate and the direction.
+References:
+    Duane, Kennedy, Pendleton, Roweth, "Hybrid Monte Carlo" (1987).
+    Neal, "MCMC using Hamiltonian dynamics" (2011).
+    Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
+    Monte Carlo" (2021).
+    Sountsov, Hoffman, "Focusing on difficult directions for learning HMC trajectory lengths"
+    (2021), for the rate and the direction.
 """
 
 from __future__ import annotations
@@ -32,7 +40,14 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
-from scoretk.solvers.parts.leapfrog import Point, Trajectory, arrive_and_decide, depart, leapfrog, unstretch
+from scoretk.solvers.parts.leapfrog import (
+    Point,
+    Trajectory,
+    arrive_and_decide,
+    depart,
+    leapfrog,
+    unstretch,
+)
 from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Part, Trial
 from scoretk.solvers.warmup.length import SquaredJumps, Timed
@@ -41,13 +56,26 @@ from scoretk.solvers.warmup.scales import METRICS, Scales
 from scoretk.solvers.warmup.step_size import DualAveraging
 from scoretk.solvers.warmup.tuned import Tunable
 
-__all__ = ["HMC", "ChEES", "HMCState", "Hamiltonian", "Point", "Stepping", "Trajectory", "leapfrog", "unstretch"]
+__all__ = [
+    "HMC",
+    "ChEES",
+    "HMCState",
+    "Hamiltonian",
+    "Point",
+    "Stepping",
+    "Trajectory",
+    "leapfrog",
+    "unstretch",
+]
 
 SHARED = frozenset({"step", "step_size", "scale", "length"})
 
 
 class HMCState(NamedTuple):
-    """A point, the index of the next step, and what warmup tunes: step size `()`, scale, trajectory length `()`."""
+    """A point, the index of the next step, and what warmup tunes.
+
+    Step size `()`, scale, trajectory length `()`.
+    """
 
     x: Tensor
     energy: Tensor
@@ -93,25 +121,47 @@ class Hamiltonian(Tunable):
 
     def _start(self, field: StaticField, x: Tensor, length: float) -> HMCState:
         shape = x.shape[1:]
-        scale = torch.eye(shape.numel(), dtype=x.dtype, device=x.device) if self._dense else x.new_ones(shape)
+        scale = (
+            torch.eye(shape.numel(), dtype=x.dtype, device=x.device)
+            if self._dense
+            else x.new_ones(shape)
+        )
         size = torch.tensor(self._eps if self._eps is not None else 0.1, dtype=torch.float64)
         step = torch.zeros((), dtype=torch.int64)
-        return HMCState(x, *field.energy_and_grad(x), step, size, scale, torch.tensor(length, dtype=torch.float64))
+        return HMCState(
+            x,
+            *field.energy_and_grad(x),
+            step,
+            size,
+            scale,
+            torch.tensor(length, dtype=torch.float64),
+        )
 
     def _trajectory(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int
     ) -> tuple[HMCState, Info, Trajectory]:
-        momentum = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        momentum = noise.normal(
+            state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype
+        )
         u = noise.uniform(state.step, Stream.ACCEPT, (), state.x.dtype)
         here = Point(state.x, state.energy, state.grad)
         x, p = depart(field, here, momentum, eps, steps, state.scale, self._dense)
         chosen: Point
-        chosen, info, end = field.fused(arrive_and_decide, here, momentum, x, p, eps, state.scale, self._dense, u)
-        return HMCState(*chosen, state.step + 1, state.step_size, state.scale, state.length), info, end
+        chosen, info, end = field.fused(
+            arrive_and_decide, here, momentum, x, p, eps, state.scale, self._dense, u
+        )
+        return (
+            HMCState(*chosen, state.step + 1, state.step_size, state.scale, state.length),
+            info,
+            end,
+        )
 
     @property
     def adaptation(self) -> Adaptation:
-        """Step size and scales, as far as they are not given; where the step size is not, chains may go their own way first."""
+        """Step size and scales, as far as they are not given.
+
+        Where the step size is not, chains may go their own way first.
+        """
         step_size = () if self._eps is not None else (self._pooled(),)
         lengths = ("length",) if self._eps is not None else ("step_size", "length")
         scales = () if self.metric == "none" else (Scales(self.metric, lengths),)
@@ -130,14 +180,18 @@ class Hamiltonian(Tunable):
 class Stepping(Hamiltonian):
     """What kernels share whose step, tuned or not, is one function `_stepped` of the step size."""
 
-    def _stepped(self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any) -> tuple[HMCState, Info]:
+    def _stepped(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any
+    ) -> tuple[HMCState, Info]:
         """A step with this step size, a 0-d tensor or one value a chain."""
         raise NotImplementedError
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
         return self._start(field, x, 0.0)
 
-    def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
+    def step(
+        self, field: StaticField, state: HMCState, noise: NoiseSource
+    ) -> tuple[HMCState, Info]:
         return self._stepped(field, state, noise, state.step_size.to(state.x.dtype))
 
 
@@ -146,12 +200,15 @@ class Stepping(Hamiltonian):
 class HMC(Stepping):
     """Hamiltonian Monte Carlo with a fixed number of leapfrog steps.
 
-    Arguments: step_size, None to tune it in warmup; leapfrogs, L; jitter in [0, 1), the half width of the uniform factor on
-    each trajectory's step size; metric, "diagonal", "dense" or "none": the scales learned in warmup; accept, the
-    acceptance aimed at.
-    (At .651, best for many dimensions, the jitter carries steps past the stability limit in a few.)
-    Reports "accept", "energy", "hamiltonian" (at the start of the trajectory) and "diverging" (an error of the total energy
-    above 1000, or NaN). A trajectory that ends in NaN or infinity is rejected.
+    Args:
+        step_size: None to tune it in warmup.
+        leapfrogs: L.
+        jitter: In [0, 1), the half width of the uniform factor on each trajectory's step size.
+        metric: "diagonal", "dense" or "none": the scales learned in warmup.
+        accept: The acceptance aimed at. (At .651, best for many dimensions, the jitter carries
+            steps past the stability limit in a few.) Reports "accept", "energy", "hamiltonian" (at
+            the start of the trajectory) and "diverging" (an error of the total energy above 1000,
+            or NaN). A trajectory that ends in NaN or infinity is rejected.
     """
 
     step_size: float | None = None
@@ -178,7 +235,9 @@ class HMC(Stepping):
         """How many evaluations long a step is, for unrolling compiled steps."""
         return self.leapfrogs
 
-    def _stepped(self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any) -> tuple[HMCState, Info]:
+    def _stepped(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any
+    ) -> tuple[HMCState, Info]:
         """As `Stepping._stepped`; the step size is that before the jitter."""
         if self.jitter:
             u = noise.uniform(state.step, Stream.LENGTH, (), state.x.dtype)
@@ -199,14 +258,22 @@ def halton(n: int) -> float:
 @takes_pilot
 @dataclass(frozen=True)
 class ChEES(Hamiltonian):
-    """Hamiltonian Monte Carlo that tunes step size, scales and trajectory length over many chains: the default for energies.
+    """Hamiltonian Monte Carlo that tunes step size, scales and trajectory length over many chains.
 
-    Arguments: step_size and length T, None to tune them in warmup; metric as in `HMC`; accept, the harmonic mean over
-    chains of the acceptance aimed at (times the share of those that did not diverge); learning_rate of Adam on log T; most, the
-    largest number of leapfrog steps in a trajectory.
-    (In the harmonic mean a chain in a narrow place counts, whose proposals the step size of the others has rejected. With the
-    plain one, at .8, the neck of Neal's funnel was out of reach, and its mean wrong by .4 standard deviations.)
-    Reports what `HMC` does, and "leapfrogs". Use 16 chains or more: the length is learned from how they differ.
+    The default for energies.
+
+    Args:
+        step_size: T, None to tune them in warmup.
+        length: T, None to tune them in warmup.
+        metric: As in `HMC`.
+        accept: The harmonic mean over chains of the acceptance aimed at (times the share of those
+            that did not diverge).
+        learning_rate: Of Adam on log T.
+        most: The largest number of leapfrog steps in a trajectory. (In the harmonic mean a chain in
+            a narrow place counts, whose proposals the step size of the others has rejected. With
+            the plain one, at .8, the neck of Neal's funnel was out of reach, and its mean wrong by
+            .4 standard deviations.) Reports what `HMC` does, and "leapfrogs". Use 16 chains or
+            more: the length is learned from how they differ.
     """
 
     step_size: float | None = None
@@ -230,10 +297,14 @@ class ChEES(Hamiltonian):
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
         return self._start(field, x, self.length if self.length is not None else 1.0)
 
-    def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
+    def step(
+        self, field: StaticField, state: HMCState, noise: NoiseSource
+    ) -> tuple[HMCState, Info]:
         return self._halton_step(field, state, noise)[:2]
 
-    def trial(self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor) -> Trial:
+    def trial(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor
+    ) -> Trial:
         """As `Tunable.trial`; shows the trajectories, which are of as many steps for all chains."""
         state, info, end, time = self._halton_step(field, state, noise, shorter)
         return Trial(state, info, info["accept"], Timed(end, time))
@@ -242,12 +313,19 @@ class ChEES(Hamiltonian):
         return DualAveraging(self.accept, "harmonic")
 
     def _lengths(self) -> tuple[Part, ...]:
-        return () if self.length is not None else (SquaredJumps(self.learning_rate, self.most, self._dense),)
+        return (
+            ()
+            if self.length is not None
+            else (SquaredJumps(self.learning_rate, self.most, self._dense),)
+        )
 
     def _halton_step(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor | None = None
     ) -> tuple[HMCState, Info, Trajectory, float]:
-        """A step, its trajectory and the time that this takes; shorter `(chains,)`, factors on the step size in warmup."""
+        """A step, its trajectory and the time that this takes.
+
+        Shorter `(chains,)`, factors on the step size in warmup.
+        """
         size, time = float(state.step_size), 2 * halton(int(state.step)) * float(state.length)
         eps: Any = torch.tensor(size, dtype=state.x.dtype) if field.fuses else size
         eps = eps if shorter is None else across(size * shorter, state.x)
@@ -264,7 +342,9 @@ class ChEES(Hamiltonian):
         return new, info | {"evaluations": taken, "leapfrogs": taken.to(state.x.dtype)}, end
 
     def ahead(self, state: HMCState) -> Callable[[int], int]:
-        """How many leapfrog steps each step takes, by its index, as long as warmup does not change the state's length."""
+        """How many leapfrog steps each step takes, by its index, as long as warmup does not change
+        the state's length.
+        """
         size, length = float(state.step_size), float(state.length)
         return lambda step: self._leapfrogs(2 * halton(step) * length, size)
 
@@ -275,12 +355,16 @@ class ChEES(Hamiltonian):
 
 @dataclass(frozen=True)
 class Counted:
-    """A step of `ChEES` after warmup whose number of leapfrog steps is given, so that it can be captured."""
+    """A step of `ChEES` after warmup whose number of leapfrog steps is given, so that it can be
+    captured.
+    """
 
     sampler: ChEES
     leapfrogs: int
 
-    def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
+    def step(
+        self, field: StaticField, state: HMCState, noise: NoiseSource
+    ) -> tuple[HMCState, Info]:
         """As `ChEES.step`."""
         eps = state.step_size.to(state.x.dtype)
         return self.sampler._counted(field, state, noise, eps, self.leapfrogs)[:2]

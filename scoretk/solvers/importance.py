@@ -1,19 +1,26 @@
-r"""Annealed importance sampling and sequential Monte Carlo: from a base that can be drawn from to any energy, with weights.
+r"""Annealed importance sampling and sequential Monte Carlo.
 
-Along the bridge `E_b = (1 - b) E_base + b E`, 0 = b_0 < b_1 < ... < b_n = 1, each chain begins with a draw of the base, and at
-level k its weight grows and then it moves under a kernel that leaves `exp(-E_(b_k))` as it is:
+From a base that can be drawn from to any energy, with weights.
+
+Along the bridge `E_b = (1 - b) E_base + b E`, 0 = b_0 < b_1 < ... < b_n = 1, each chain begins with
+a draw of the base, and at level k its weight grows and then it moves under a kernel that leaves
+`exp(-E_(b_k))` as it is:
 
     log w <- log w + (b_k - b_(k-1)) (E_base(x) - E(x)),    x <- kernel_(b_k)(x)
 
-The mean weight is an unbiased estimate of `Z / Z_base`, whatever the number of levels, and weighted draws follow the target.
-A field may have a path of its own: `between(base, b)`, a field of its kind for each b (None for a base that it knows no path
-from). The weight then grows by `E_(b_(k-1))(x) - E_(b_k)(x)`, and where those fields sweep, so can `BlockGibbs`.
-Where the target's density is 0 (the energy infinite, or NaN as outside a support) so is the weight.
+The mean weight is an unbiased estimate of `Z / Z_base`, whatever the number of levels, and weighted
+draws follow the target. A field may have a path of its own: `between(base, b)`, a field of its kind
+for each b (None for a base that it knows no path from). The weight then grows by `E_(b_(k-1))(x) -
+E_(b_k)(x)`, and where those fields sweep, so can `BlockGibbs`. Where the target's density is 0 (the
+energy infinite, or NaN as outside a support) so is the weight.
 
-`SMC` also resamples (systematically) within *islands* of so many chains whose weights have become uneven: those with small
-weights go on from where others are. An island's mean weight stays unbiased; islands are independent of each other.
+`SMC` also resamples (systematically) within *islands* of so many chains whose weights have become
+uneven: those with small weights go on from where others are. An island's mean weight stays
+unbiased; islands are independent of each other.
 
-References: Neal, "Annealed importance sampling" (2001); Del Moral, Doucet, Jasra, "Sequential Monte Carlo samplers" (2006).
+References:
+    Neal, "Annealed importance sampling" (2001).
+    Del Moral, Doucet, Jasra, "Sequential Monte Carlo samplers" (2006).
 """
 
 from __future__ import annotations
@@ -63,9 +70,9 @@ POWER = 3.0
 class Ladder:
     """The levels of an annealing run and how the kernel moves at each.
 
-    Attributes: weights b_0 = 0 to b_n = 1; step_sizes, one a level from 1 on, or None for the kernel's own; scales
-    `(n, *event_shape)`, the units in which the kernel moves at each level, or None; moves, how many steps it makes at each,
-    or None for the solver's number.
+    Attributes: weights b_0 = 0 to b_n = 1; step_sizes, one a level from 1 on, or None for the
+    kernel's own; scales `(n, *event_shape)`, the units in which the kernel moves at each level, or
+    None; moves, how many steps it makes at each, or None for the solver's number.
     """
 
     weights: tuple[float, ...]
@@ -90,8 +97,12 @@ class Ladder:
         if self.scales is not None:
             scales = self.scales
             shape = tuple(scales.shape) if isinstance(scales, Tensor) else ()
-            if shape[:1] != (self.levels,) or not bool((tensor_like("scales", scales, shape) > 0).all()):
-                raise InvalidArgument("scales", scales, f"None or positive numbers ({self.levels}, *event_shape)")
+            if shape[:1] != (self.levels,) or not bool(
+                (tensor_like("scales", scales, shape) > 0).all()
+            ):
+                raise InvalidArgument(
+                    "scales", scales, f"None or positive numbers ({self.levels}, *event_shape)"
+                )
 
     def __repr__(self) -> str:
         digest = hashlib.sha256(repr((self.weights, self.step_sizes, self.moves)).encode())
@@ -118,7 +129,9 @@ def _several(name: str, values: Any) -> Sequence[Any]:
 
 
 class AISState(NamedTuple):
-    """Position, log weight, whether the weight is 0, the chain it descends from, all `(chains,)`, and the next level's index."""
+    """Position, log weight, whether the weight is 0, the chain it descends from, all `(chains,)`,
+    and the next level's index.
+    """
 
     x: Tensor
     log_weight: Tensor
@@ -128,14 +141,20 @@ class AISState(NamedTuple):
 
 
 def law_at(field: StaticField, base: Any, weight: float) -> StaticField:
-    """The law at one level: of the field's own path from this base, where it has one, else the geometric bridge."""
+    """The law at one level.
+
+    Of the field's own path from this base, where it has one, else the geometric bridge.
+    """
     own = None if field.cond else getattr(field.native, "between", None)
     law = None if own is None else own(base, weight)
     return StaticField(Bridge(base, field, weight) if law is None else law)
 
 
 def kernel_at(field: StaticField, base: Any, weight: float, scale: Tensor | float) -> StaticField:
-    """What a kernel is given at one level: its law, where that is continuous in stretched coordinates."""
+    """What a kernel is given at one level.
+
+    Its law, where that is continuous in stretched coordinates.
+    """
     law = law_at(field, base, weight)
     return law if states_of(field) is not None else StaticField(Stretched(law, scale))
 
@@ -146,19 +165,29 @@ def sweeps_between(field: StaticField, base: Any) -> bool:
 
 
 def check_path(kernel: Any, field: StaticField, base: Any) -> None:
-    """Raises `MissingCapability` where the kernel sweeps and the laws between base and field do not."""
+    """Raises `MissingCapability` where the kernel sweeps and the laws between base and field do
+    not.
+    """
     if "gibbs" in kernel.needs and not sweeps_between(field, base):
         raise MissingCapability(
-            field_name(field.native), offers(field.native), {"between"},
-            "BlockGibbs anneals along a path of the field's own, `between(base, weight)`, which there is none of from this base: "
+            field_name(field.native),
+            offers(field.native),
+            {"between"},
+            "BlockGibbs anneals along a path of the field's own, `between(base, weight)`, which "
+            "there is none of from this base: "
             "use GibbsWithGradients or DiscreteLangevin, or leave out the base",
-        )  # fmt: skip
+        )
 
 
-def rising(field: StaticField, base: Any, x: Tensor, lower: float) -> Callable[[float], tuple[Tensor, Tensor]]:
-    """`(E_lower - E_upper)(x)`, what log weights gain, and whether the target's density is 0 there: a function of upper.
+def rising(
+    field: StaticField, base: Any, x: Tensor, lower: float
+) -> Callable[[float], tuple[Tensor, Tensor]]:
+    """`(E_lower - E_upper)(x)`, what log weights gain, and whether the target's density is 0 there.
 
-    Both are `(batch,)`, the gain in float64 where the device has it. Of the geometric bridge nothing more is evaluated.
+    A function of upper.
+
+    Both are `(batch,)`, the gain in float64 where the device has it. Of the geometric bridge
+    nothing more is evaluated.
     """
     wide = torch.float64 if x.device.type != "mps" else x.dtype
 
@@ -175,15 +204,28 @@ def rising(field: StaticField, base: Any, x: Tensor, lower: float) -> Callable[[
 
 
 def log_gain(field: StaticField, base: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`E_base(x) - E(x)`, what log weights gain on the whole way at x, and whether the target's density is 0 there."""
+    """`E_base(x) - E(x)`, what log weights gain on the whole way at x, and whether the target's
+    density is 0 there.
+    """
     return rising(field, base, x, 0.0)(1.0)
 
 
 def move(
-    kernel: Any, field: StaticField, x: Tensor, scale: Tensor | float, noise: NoiseSource, steps: int
+    kernel: Any,
+    field: StaticField,
+    x: Tensor,
+    scale: Tensor | float,
+    noise: NoiseSource,
+    steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """So many steps of a kernel from x: the position, mean acceptance and reported evaluations, both `(chains,)`."""
-    state, accept = kernel.init(field, x / scale, noise), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    """So many steps of a kernel from x.
+
+    The position, mean acceptance and reported evaluations, both `(chains,)`.
+    """
+    state, accept = (
+        kernel.init(field, x / scale, noise),
+        torch.zeros(len(x), dtype=x.dtype, device=x.device),
+    )
     evaluations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for _ in range(steps):
         state, info = kernel.step(field, state, noise)
@@ -193,9 +235,13 @@ def move(
 
 
 def resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Systematic resampling: whom each chain goes on from, `(islands, n)`, and the effective share of each island.
+    """Systematic resampling.
 
-    Arguments: log_weight `(islands, n)`, -inf for a weight of 0, not all of an island's; u `(islands,)`, uniform.
+    Whom each chain goes on from, `(islands, n)`, and the effective share of each island.
+
+    Args:
+        log_weight: `(islands, n)`, -inf for a weight of 0, not all of an island's.
+        u: `(islands,)`, uniform.
     """
     n = log_weight.shape[1]
     share = torch.softmax(log_weight.double(), 1)
@@ -206,7 +252,9 @@ def resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Annealing(ABC):
-    """From draws of a base through a ladder of laws to the target, with weights: what `AIS` and `SMC` share.
+    """From draws of a base through a ladder of laws to the target, with weights.
+
+    What `AIS` and `SMC` share.
 
     Its settings are those of `AIS`.
     """
@@ -251,11 +299,17 @@ class Annealing(ABC):
 
     @property
     def step_cost(self) -> Mapping[str, int]:
-        """An energy for the weight (a path of the field's own takes two), and what the kernel needs to start and to move."""
+        """An energy for the weight (a path of the field's own takes two), and what the kernel needs
+        to start and to move.
+        """
         kinds = {"energy", *self.kernel.init_cost, *self.kernel.step_cost}
         start, each = self.kernel.init_cost, self.kernel.step_cost
-        moves = self.moves if self.ladder is None or self.ladder.moves is None else 0  # those are in `init_cost`
-        return {n: (n == "energy") + start.get(n, 0) + moves * each.get(n, 0) for n in sorted(kinds)}
+        moves = (
+            self.moves if self.ladder is None or self.ladder.moves is None else 0
+        )  # those are in `init_cost`
+        return {
+            n: (n == "energy") + start.get(n, 0) + moves * each.get(n, 0) for n in sorted(kinds)
+        }
 
     def milestones(self, field: Any) -> tuple[bool, ...]:
         """Each level is a step of the grid."""
@@ -270,25 +324,44 @@ class Annealing(ABC):
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
         if tuple(self._base(field).event_shape) != field.event_shape:
-            raise InvalidArgument("base", field_name(self.base), f"a field of event shape {field.event_shape}")
+            raise InvalidArgument(
+                "base", field_name(self.base), f"a field of event shape {field.event_shape}"
+            )
         check_path(self.kernel, field, self._base(field))
-        log_weight = torch.zeros(len(x), dtype=torch.float64 if x.device.type != "mps" else x.dtype, device=x.device)
+        log_weight = torch.zeros(
+            len(x), dtype=torch.float64 if x.device.type != "mps" else x.dtype, device=x.device
+        )
         dead = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        return AISState(x, log_weight, dead, noise.chains.to(x.device), torch.zeros((), dtype=torch.int64))
+        return AISState(
+            x, log_weight, dead, noise.chains.to(x.device), torch.zeros((), dtype=torch.int64)
+        )
 
-    def step(self, field: StaticField, state: AISState, noise: NoiseSource) -> tuple[AISState, Info]:
+    def step(
+        self, field: StaticField, state: AISState, noise: NoiseSource
+    ) -> tuple[AISState, Info]:
         k, ladder, base = int(state.step), self._ladder, self._base(field)
         lower, upper = ladder.weights[k : k + 2]
         gain, dead = rising(field, base, state.x, lower)(upper)
         log_weight = state.log_weight + gain
-        weighed = self._resample(state._replace(log_weight=log_weight, dead=state.dead | dead), noise)
+        weighed = self._resample(
+            state._replace(log_weight=log_weight, dead=state.dead | dead), noise
+        )
         scale = 1.0 if ladder.scales is None else ladder.scales[k].to(state.x)
-        kernel = with_step_size(self.kernel, None if ladder.step_sizes is None else ladder.step_sizes[k])
+        kernel = with_step_size(
+            self.kernel, None if ladder.step_sizes is None else ladder.step_sizes[k]
+        )
         moves = self.moves if ladder.moves is None else ladder.moves[k]
         inner = NestedNoise(noise, k * max(self.moves, *(ladder.moves or (1,))))
-        x, accept, spent = move(kernel, kernel_at(field, base, upper, scale), weighed.x, scale, inner, moves)
+        x, accept, spent = move(
+            kernel, kernel_at(field, base, upper, scale), weighed.x, scale, inner, moves
+        )
         shown = torch.where(weighed.dead, -torch.inf, weighed.log_weight)
-        info = {"log_weight": shown, "accept": accept, "ancestor": weighed.ancestor, "evaluations": spent}
+        info = {
+            "log_weight": shown,
+            "accept": accept,
+            "ancestor": weighed.ancestor,
+            "evaluations": spent,
+        }
         return weighed._replace(x=x, step=state.step + 1), info
 
     @abstractmethod
@@ -313,10 +386,16 @@ class AIS(Annealing):
 
 @dataclass(frozen=True)
 class SMC(Annealing):
-    """Sequential Monte Carlo: annealed importance sampling whose chains are resampled within islands.
+    """Sequential Monte Carlo.
 
-    Arguments: as `AIS`; island, how many chains make one (the chains, and the batch, hold whole islands); threshold, the
-    effective share of an island below which it is resampled. With it the draws of an island come to be equally weighted.
+    Annealed importance sampling whose chains are resampled within islands.
+
+    Arguments are as `AIS`.
+
+    Args:
+        island: How many chains make one (the chains, and the batch, hold whole islands).
+        threshold: The effective share of an island below which it is resampled. With it the draws
+            of an island come to be equally weighted.
     """
 
     island: int = 64
@@ -330,12 +409,18 @@ class SMC(Annealing):
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
         if len(x) % self.island:
-            raise InvalidArgument("chains", len(x), f"whole islands: a multiple of island = {self.island}, as is batch")
+            raise InvalidArgument(
+                "chains",
+                len(x),
+                f"whole islands: a multiple of island = {self.island}, as is batch",
+            )
         first = noise.chains[:: self.island, None]
         whole = first + torch.arange(self.island, device=first.device)
         if bool((first % self.island).any()) or not torch.equal(noise.chains, whole.flatten()):
             raise InvalidArgument(
-                "chains", noise.chains, f"whole islands: chains {self.island} i to {self.island} (i + 1) - 1"
+                "chains",
+                noise.chains,
+                f"whole islands: chains {self.island} i to {self.island} (i + 1) - 1",
             )
         return super().init(field, x, noise)
 
@@ -349,7 +434,9 @@ class SMC(Annealing):
         due = (share < self.threshold) & ~hopeless
         source = torch.where(due[:, None], chosen, torch.arange(n, device=chosen.device))
         rows = (source + n * torch.arange(len(source), device=chosen.device)[:, None]).flatten()
-        mean = weight.logsumexp(1, keepdim=True) - torch.log(torch.tensor(float(n), dtype=weight.dtype))
+        mean = weight.logsumexp(1, keepdim=True) - torch.log(
+            torch.tensor(float(n), dtype=weight.dtype)
+        )
         renewed = due.repeat_interleave(n)
         return AISState(
             select_rows(renewed, state.x[rows], state.x),

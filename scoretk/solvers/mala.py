@@ -6,8 +6,10 @@ r"""The Metropolis-adjusted Langevin algorithm.
 
 Exact for `p^(1/T)` at any step size; in high dimension most efficient at an acceptance of .574.
 
-References: Roberts, Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations" (1996);
-Roberts, Rosenthal, "Optimal scaling of discrete approximations to Langevin diffusions" (1998).
+References:
+    Roberts, Tweedie, "Exponential convergence of Langevin distributions and their discrete
+    approximations" (1996).
+    Roberts, Rosenthal, "Optimal scaling of discrete approximations to Langevin diffusions" (1998).
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ __all__ = ["MALA"]
 
 
 class MALAState(NamedTuple):
-    """Position, its energy `(chains,)` and the gradient of its energy; the index of the next step; what warmup tunes."""
+    """Position, its energy `(chains,)` and the gradient of its energy; the index of the next step.
+
+    What warmup tunes.
+    """
 
     x: Tensor
     energy: Tensor
@@ -49,9 +54,11 @@ class MALAState(NamedTuple):
 class MALA(StepTuned):
     """Metropolis-adjusted Langevin.
 
-    Arguments: step_size h > 0, in squared units of x, None to tune it in warmup; temperature T > 0; accept, the
-    acceptance aimed at. Reports "accept", the acceptance probability, and "energy". A proposal with NaN or infinite
-    energy or gradient is rejected.
+    Args:
+        step_size: h > 0, in squared units of x, None to tune it in warmup.
+        temperature: T > 0.
+        accept: The acceptance aimed at. Reports "accept", the acceptance probability, and "energy".
+            A proposal with NaN or infinite energy or gradient is rejected.
     """
 
     step_size: float | None = None
@@ -75,13 +82,16 @@ class MALA(StepTuned):
         """A leapfrog step of size eps at temperature T is one of h = eps^2 / (2 T)."""
         return size**2 / (2 * self.temperature)
 
-    def step(self, field: StaticField, state: MALAState, noise: NoiseSource) -> tuple[MALAState, Info]:
+    def step(
+        self, field: StaticField, state: MALAState, noise: NoiseSource
+    ) -> tuple[MALAState, Info]:
         h, heat = self.size(state), self.temperature
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         jump = add_scaled(z * root(2 * h * heat), state.grad, -h)
         x = state.x + jump
         proposed = MALAState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
-        # |x - x' + h grad E(x')|^2 - |x' - x + h grad E(x)|^2 = h <2 (x - x') + h (g' - g), g' + g>, without cancellation
+        # |x - x' + h grad E(x')|^2 - |x' - x + h grad E(x)|^2 = h <2 (x - x') + h (g' - g),
+        # g' + g>, without cancellation
         both = proposed.grad + state.grad
         of_row = h.flatten() if isinstance(h, Tensor) else h
         backward = row_dot(add_scaled(-2 * jump, proposed.grad - state.grad, h), both) * of_row

@@ -1,4 +1,6 @@
-"""Which solver serves which model, read from what models say they provide and what solvers say they need."""
+"""Which solver serves which model, read from what models say they provide and what solvers say they
+need.
+"""
 
 from __future__ import annotations
 
@@ -53,25 +55,34 @@ def use(provides: frozenset[str], solver: str) -> Use:
 
 
 def _lack(missing: frozenset[str]) -> str:
-    return "no " + " and no ".join("discrete states" if name == "states" else name for name in sorted(missing))
+    return "no " + " and no ".join(
+        "discrete states" if name == "states" else name for name in sorted(missing)
+    )
 
 
 def matrix(specs: Mapping[str, ModelSpec]) -> dict[str, dict[str, Use]]:
     """`matrix[solver][model]`, for the models of these names."""
     rows = [*SOLVERS, CONTRASTIVE]
-    return {solver: {name: use(frozenset(spec.provides), solver) for name, spec in specs.items()} for solver in rows}
+    return {
+        solver: {name: use(frozenset(spec.provides), solver) for name, spec in specs.items()}
+        for solver in rows
+    }
 
 
 def matrix_text(specs: Mapping[str, ModelSpec]) -> str:
     """The matrix as text: a line a solver, a column a model, and what the signs mean."""
     table = matrix(specs)
-    reasons = dict.fromkeys(u.reason for row in table.values() for u in row.values() if u.way is None)
+    reasons = dict.fromkeys(
+        u.reason for row in table.values() for u in row.values() if u.way is None
+    )
     signs = {reason: chr(ord("A") + i) for i, reason in enumerate(reasons)}
     width = max(map(len, table))
     labels = [f"{name} ({spec.family})" for name, spec in specs.items()]
     lines = [f"{'':{width}}  {'| ' * i}{label}" for i, label in enumerate(labels)]
     for solver, row in table.items():
-        lines.append(f"{solver:{width}}  " + " ".join(u.way or signs[u.reason] for u in row.values()))
+        lines.append(
+            f"{solver:{width}}  " + " ".join(u.way or signs[u.reason] for u in row.values())
+        )
     lines += ["", *(f"{sign}  {meaning}" for sign, meaning in MEANINGS.items())]
     lines += [f"{sign}  not: {reason}" for reason, sign in signs.items()]
     return "\n".join(lines)

@@ -1,43 +1,57 @@
-r"""Microcanonical Langevin Monte Carlo, unadjusted and adjusted: a velocity of length one that the gradient only turns.
+r"""Microcanonical Langevin Monte Carlo, unadjusted and adjusted.
 
-In d dimensions, with scales S, the position x moves by S u, |u| = 1, and a gradient that stands still turns u exactly: over a
-time t, with g = S grad E(x), e = -g / |g|, c = <e, u> and delta = t |g| / (d - 1),
+A velocity of length one that the gradient only turns.
+
+In d dimensions, with scales S, the position x moves by S u, |u| = 1, and a gradient that stands
+still turns u exactly: over a time t, with g = S grad E(x), e = -g / |g|, c = <e, u> and delta = t
+|g| / (d - 1),
 
     u' = (u + e (sinh delta + c (cosh delta - 1))) / D,    D = cosh delta + c sinh delta
 
-which shrinks volume on the sphere by D^(d-1). So the flow keeps p(x) times the uniform law of u, and a discretised trajectory
-misses it by the error of the total energy,
+which shrinks volume on the sphere by D^(d-1). So the flow keeps p(x) times the uniform law of u,
+and a discretised trajectory misses it by the error of the total energy,
 
     W = E(x') - E(x) + (d - 1) sum log D,    the sum being over the turns
 
-With q = exp(-delta), s = u + e and a = |s|^2 / 4 = (1 + c) / 2 the code's form neither overflows nor cancels, in the unstable
-direction u = -e included:  u' ~ q s + e (a (1 - q)^2 - q^2),  log D = delta + log(a + (1 - a) q^2).
-A step of size eps alternates turns with drifts of x, symmetrically; `INTEGRATORS` has the shares of eps.
+With q = exp(-delta), s = u + e and a = |s|^2 / 4 = (1 + c) / 2 the code's form neither overflows
+nor cancels, in the unstable direction u = -e included:  u' ~ q s + e (a (1 - q)^2 - q^2),  log D =
+delta + log(a + (1 - a) q^2). A step of size eps alternates turns with drifts of x, symmetrically;
+`INTEGRATORS` has the shares of eps.
 
-`MCLMC` makes one step at a time and turns u a little at random before each, so that it forgets its direction over a length L,
+`MCLMC` makes one step at a time and turns u a little at random before each, so that it forgets its
+direction over a length L,
 
     u <- (k u + sqrt((1 - k^2) / d) z) / |...|,    k = exp(-eps / L),    z ~ N(0, I)
 
-Its bias is of order eps^2 and bounded, on a Gaussian, by the variance of W per dimension, which warmup brings to
-`energy_variance`: as W ~ eps^3, with xi_n the mean over chains of W^2 / (energy_variance d) in step n of a window,
+Its bias is of order eps^2 and bounded, on a Gaussian, by the variance of W per dimension, which
+warmup brings to `energy_variance`: as W ~ eps^3, with xi_n the mean over chains of W^2 /
+(energy_variance d) in step n of a window,
 
     eps <- eps (1 + w_n (xi_n - 1))^(-1/6),    w_n = max(2 / (n + 1), 1 / 75),    each chain's part at most 64: eps at most halves
 
-What rounding alone makes of W, two energies being known to half a unit in the last place each, does not count.
+What rounding alone makes of W, two energies being known to half a unit in the last place each, does
+not count.
 
-`AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact at any step size.
+`AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact
+at any step size.
 
-A velocity of length one never hurries: from afar it would take all of warmup to arrive, and where the energy is large its
-error W is rounding. So, where eps is to be tuned in a warmup of at least 20 steps, the first of them, those before the
-windows, are Hamiltonian, each chain's in its own way (`warmup.approach`), and the step size that they find times the root of d
-times the drifts of a step is where eps begins.
+A velocity of length one never hurries: from afar it would take all of warmup to arrive, and where
+the energy is large its error W is rounding. So, where eps is to be tuned in a warmup of at least 20
+steps, the first of them, those before the windows, are Hamiltonian, each chain's in its own way
+(`warmup.approach`), and the step size that they find times the root of d times the drifts of a step
+is where eps begins.
 
-References: Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023); Robnik, Seljak, "Fluctuation
-without dissipation: microcanonical Langevin Monte Carlo" (2024); Robnik, Cohn-Gordon, Seljak, "Metropolis adjusted
-microcanonical Hamiltonian Monte Carlo" (2025); Omelyan, Mryglod, Folk, "Symplectic analytically integrable decomposition
-algorithms" (2003), for the minimal norm; Ver Steeg, Galstyan, "Hamiltonian dynamics with non-Newtonian momentum for rapid
-sampling" (2021), for the dynamics; Robnik, Seljak, "Controlling the asymptotic bias of the unadjusted (microcanonical)
-Hamiltonian and Langevin Monte Carlo" (2024), for the bound.
+References:
+    Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023).
+    Robnik, Seljak, "Fluctuation without dissipation: microcanonical Langevin Monte Carlo" (2024).
+    Robnik, Cohn-Gordon, Seljak, "Metropolis adjusted microcanonical Hamiltonian Monte Carlo"
+    (2025).
+    Omelyan, Mryglod, Folk, "Symplectic analytically integrable decomposition algorithms" (2003),
+    for the minimal norm.
+    Ver Steeg, Galstyan, "Hamiltonian dynamics with non-Newtonian momentum for rapid sampling"
+    (2021), for the dynamics.
+    Robnik, Seljak, "Controlling the asymptotic bias of the unadjusted (microcanonical) Hamiltonian
+    and Langevin Monte Carlo" (2024), for the bound.
 """
 
 from __future__ import annotations
@@ -84,7 +98,9 @@ APPROACH_ACCEPT = 0.8
 
 
 class MCLMCState(NamedTuple):
-    """A point, its velocity of length one, the index of the next step, and what warmup tunes, as in `HMCState`."""
+    """A point, its velocity of length one, the index of the next step, and what warmup tunes, as in
+    `HMCState`.
+    """
 
     x: Tensor
     velocity: Tensor
@@ -105,7 +121,10 @@ S = TypeVar("S", MCLMCState, HMCState)
 
 
 class Trajectory(NamedTuple):
-    """The end of a trajectory: the point, its velocity, and the error W of the total energy `(chains,)`."""
+    """The end of a trajectory.
+
+    The point, its velocity, and the error W of the total energy `(chains,)`.
+    """
 
     point: Point
     velocity: Tensor
@@ -125,7 +144,9 @@ def direction(step: int | Tensor, stream: Stream, x: Tensor, noise: NoiseSource)
 
 
 def turn(velocity: Tensor, gradient: Tensor, time: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The velocity turned by a gradient over a time, `()` or `(chains,)`, and `(d - 1) log D`, `(chains,)`."""
+    """The velocity turned by a gradient over a time, `()` or `(chains,)`, and `(d - 1) log D`,
+    `(chains,)`.
+    """
     slope, uphill = polar(gradient, torch.zeros_like(gradient))
     delta = time * slope / (dim - 1)
     q, both = (-delta).exp(), velocity - uphill
@@ -136,9 +157,18 @@ def turn(velocity: Tensor, gradient: Tensor, time: Tensor, dim: int) -> tuple[Te
 
 
 def isokinetic(
-    field: StaticField, start: Point, velocity: Tensor, eps: Tensor, steps: int, scale: Tensor, integrator: str
+    field: StaticField,
+    start: Point,
+    velocity: Tensor,
+    eps: Tensor,
+    steps: int,
+    scale: Tensor,
+    integrator: str,
 ) -> Trajectory:
-    """So many steps of size eps, `()` or `(chains,)`; turns that follow one another at the same place are joined."""
+    """So many steps of size eps, `()` or `(chains,)`.
+
+    Turns that follow one another at the same place are joined.
+    """
     shares, dim = INTEGRATORS[integrator], start.x.shape[1:].numel()
     turns, drifts = shares[::2], shares[1::2] * steps
     inner = (*turns[1:-1], turns[-1] + turns[0]) * (steps - 1)
@@ -154,7 +184,10 @@ def isokinetic(
 
 
 class _Isokinetic(Tunable):
-    """What `MCLMC` and `AdjustedMCLMC` share: start, and scales and length from the moments of warmup's windows."""
+    """What `MCLMC` and `AdjustedMCLMC` share.
+
+    Start, and scales and length from the moments of warmup's windows.
+    """
 
     step_size: float | None
     length: float | None
@@ -180,19 +213,25 @@ class _Isokinetic(Tunable):
         return len(INTEGRATORS[self.integrator]) // 2
 
     def _tunables(self, x: Tensor, length: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Index of the next step, and first step size, scale and length, this one where none is given."""
+        """Index of the next step, and first step size, scale and length, this one where none is
+        given.
+        """
         shape = x.shape[1:]
         if shape.numel() < 2:
             raise InvalidArgument(
-                "event_shape", tuple(shape), "at least two dimensions: on a line a velocity of length one cannot turn",
+                "event_shape",
+                tuple(shape),
+                "at least two dimensions: on a line a velocity of length one cannot turn",
                 "Use HMC or MALA",
-            )  # fmt: skip
+            )
         size = self.step_size if self.step_size is not None else math.sqrt(shape.numel()) / 4
         length = self.length if self.length is not None else length
         return torch.zeros((), dtype=torch.int64), number(size), x.new_ones(shape), number(length)
 
     def of_leapfrog(self, size: float, dim: int) -> float:
-        """How far a step goes for which Hamiltonian Monte Carlo makes as many leapfrog steps as it has drifts."""
+        """How far a step goes for which Hamiltonian Monte Carlo makes as many leapfrog steps as it
+        has drifts.
+        """
         return size * (math.sqrt(dim) * self._gradients)
 
     @property
@@ -200,9 +239,16 @@ class _Isokinetic(Tunable):
         """What is not given; where the step size is not, all chains go their own way first."""
         tuned = self.step_size is None
         step_size = (self._pooled(),) if tuned else ()
-        parts = (*step_size, *self._lengths(), Scales(self.metric, ("step_size",) if tuned else ()), *self._multiples())
+        parts = (
+            *step_size,
+            *self._lengths(),
+            Scales(self.metric, ("step_size",) if tuned else ()),
+            *self._multiples(),
+        )
         return (
-            Adaptation(parts, Approach(self.metric, always=True) if tuned else None) if self._learns else Adaptation()
+            Adaptation(parts, Approach(self.metric, always=True) if tuned else None)
+            if self._learns
+            else Adaptation()
         )
 
     def _pooled(self) -> Part:
@@ -226,14 +272,20 @@ class _Isokinetic(Tunable):
 @takes_pilot
 @dataclass(frozen=True)
 class MCLMC(_Isokinetic):
-    """Microcanonical Langevin Monte Carlo, unadjusted: for many dimensions, where a Metropolis decision makes steps small.
+    """Microcanonical Langevin Monte Carlo, unadjusted.
 
-    Arguments: step_size eps and length L over which the direction is forgotten, both lengths in the space that the scales
-    make, None to tune them in warmup, L as the root of the summed variances; metric, "diagonal" or "none": the scales learned in
-    warmup; integrator, "minimal-norm" (two gradients a step) or "leapfrog" (one); energy_variance, the mean square of W per
-    dimension aimed at: less of it, less bias.
-    Reports "energy" and "energy_error", W of the step. A chain that leaves the target's support is `NONFINITE`, except in warmup,
-    where it stays and the step size shrinks. Raises `InvalidArgument` in fewer than two dimensions.
+    For many dimensions, where a Metropolis decision makes steps small.
+
+    Args:
+        step_size: Eps and length L over which the direction is forgotten, both lengths in the space
+            that the scales make, None to tune them in warmup, L as the root of the summed
+            variances.
+        metric: "diagonal" or "none": the scales learned in warmup.
+        integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
+        energy_variance: The mean square of W per dimension aimed at: less of it, less bias. Reports
+            "energy" and "energy_error", W of the step. A chain that leaves the target's support is
+            `NONFINITE`, except in warmup, where it stays and the step size shrinks. Raises
+            `InvalidArgument` in fewer than two dimensions.
     """
 
     step_size: float | None = None
@@ -256,7 +308,10 @@ class MCLMC(_Isokinetic):
 
     @property
     def weight(self) -> int:
-        """How long a step is, for unrolling compiled steps: a turn is some four operations as long as a kick."""
+        """How long a step is, for unrolling compiled steps.
+
+        A turn is some four operations as long as a kick.
+        """
         return 4 * self._gradients
 
     def _pooled(self) -> Part:
@@ -264,9 +319,13 @@ class MCLMC(_Isokinetic):
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> MCLMCState:
         tunables = self._tunables(x, math.sqrt(x.shape[1:].numel()))
-        return MCLMCState(x, direction(0, Stream.MOMENTUM, x, noise), *field.energy_and_grad(x), *tunables)
+        return MCLMCState(
+            x, direction(0, Stream.MOMENTUM, x, noise), *field.energy_and_grad(x), *tunables
+        )
 
-    def step(self, field: StaticField, state: MCLMCState, noise: NoiseSource) -> tuple[MCLMCState, Info]:
+    def step(
+        self, field: StaticField, state: MCLMCState, noise: NoiseSource
+    ) -> tuple[MCLMCState, Info]:
         return self._stepped(field, state, noise, state.step_size.to(state.x.dtype))
 
     def _stepped(
@@ -280,19 +339,34 @@ class MCLMC(_Isokinetic):
         _, u = polar(decay.exp() * state.velocity + nu * z, state.velocity)
         here = Point(x, state.energy, state.grad)
         end = isokinetic(field, here, u, eps, 1, state.scale, self.integrator)
-        energy = end.point.energy + (end.error - end.error)  # not finite where a gradient was too long to be turned by
-        new = state._replace(**end.point._replace(energy=energy)._asdict(), velocity=end.velocity, step=state.step + 1)
+        energy = end.point.energy + (
+            end.error - end.error
+        )  # not finite where a gradient was too long to be turned by
+        new = state._replace(
+            **end.point._replace(energy=energy)._asdict(),
+            velocity=end.velocity,
+            step=state.step + 1,
+        )
         return new, {"energy": new.energy, "energy_error": end.error}
 
-    def trial(self, field: StaticField, state: MCLMCState, noise: NoiseSource, shorter: Tensor) -> Trial:
-        """As `Tunable.trial`; a chain that would not end at finite numbers stays, and has not moved."""
+    def trial(
+        self, field: StaticField, state: MCLMCState, noise: NoiseSource, shorter: Tensor
+    ) -> Trial:
+        """As `Tunable.trial`.
+
+        A chain that would not end at finite numbers stays, and has not moved.
+        """
         eps = state.step_size.to(state.x.dtype) * shorter
         new, info = self._stepped(field, state, noise, eps)
         own = ("x", "velocity", "energy", "grad")
-        moved = torch.stack([finite_rows(v) for v in (*new[: len(own)], info["energy_error"])]).all(0)
+        moved = torch.stack([finite_rows(v) for v in (*new[: len(own)], info["energy_error"])]).all(
+            0
+        )
         held = {name: select_rows(moved, getattr(new, name), getattr(state, name)) for name in own}
         new = new._replace(**held)
-        return Trial(new, {"energy": new.energy, "energy_error": info["energy_error"]}, moved.to(eps.dtype))
+        return Trial(
+            new, {"energy": new.energy, "energy_error": info["energy_error"]}, moved.to(eps.dtype)
+        )
 
 
 @takes_pilot
@@ -300,12 +374,19 @@ class MCLMC(_Isokinetic):
 class AdjustedMCLMC(_Isokinetic):
     """Microcanonical Hamiltonian Monte Carlo with a Metropolis decision: exact at any step size.
 
-    Arguments: step_size, metric and integrator as in `MCLMC`; length of a trajectory, None to tune it in warmup, as a
-    quarter of a Gaussian's period, pi/2 times the root of the summed variances; leapfrogs, a fixed number N of steps of the
-    integrator in place of a length (only then can it be compiled); jitter in [0, 1), the half width of the uniform factor on each
-    trajectory's step size; accept, the acceptance aimed at; most, the largest number of steps in a trajectory.
-    Reports "accept", "energy" and "diverging" (an error of the total energy above 1000, or NaN). A trajectory that meets NaN or
-    infinity is rejected. Raises `InvalidArgument` in fewer than two dimensions.
+    Args:
+        step_size: As in `MCLMC`.
+        metric: As in `MCLMC`.
+        integrator: As in `MCLMC`.
+        length: Of a trajectory, None to tune it in warmup, as a quarter of a Gaussian's period,
+            pi/2 times the root of the summed variances.
+        leapfrogs: A fixed number N of steps of the integrator in place of a length (only then can
+            it be compiled).
+        jitter: In [0, 1), the half width of the uniform factor on each trajectory's step size.
+        accept: The acceptance aimed at.
+        most: The largest number of steps in a trajectory. Reports "accept", "energy" and
+            "diverging" (an error of the total energy above 1000, or NaN). A trajectory that meets
+            NaN or infinity is rejected. Raises `InvalidArgument` in fewer than two dimensions.
     """
 
     step_size: float | None = None
@@ -325,7 +406,11 @@ class AdjustedMCLMC(_Isokinetic):
         if self.leapfrogs is not None:
             counts(self, leapfrogs=1)
             if self.length is not None:
-                raise InvalidArgument("length", self.length, "None together with leapfrogs, which makes it N times eps")
+                raise InvalidArgument(
+                    "length",
+                    self.length,
+                    "None together with leapfrogs, which makes it N times eps",
+                )
         if not 0 <= finite("jitter", self.jitter) < 1:
             raise InvalidArgument("jitter", self.jitter, "a number in [0, 1)")
         if not 0 < finite("accept", self.accept) < 1:
@@ -339,8 +424,15 @@ class AdjustedMCLMC(_Isokinetic):
 
     @property
     def step_cost(self) -> Mapping[str, int]:
-        """The energy at the end; one gradient a drift, of which `step` reports how many where their number varies."""
-        return {"energy": 1} if self.leapfrogs is None else {"energy": 1, "score": self.leapfrogs * self._gradients}
+        """The energy at the end.
+
+        One gradient a drift, of which `step` reports how many where their number varies.
+        """
+        return (
+            {"energy": 1}
+            if self.leapfrogs is None
+            else {"energy": 1, "score": self.leapfrogs * self._gradients}
+        )
 
     @property
     def weight(self) -> int:
@@ -349,7 +441,11 @@ class AdjustedMCLMC(_Isokinetic):
 
     @property
     def _learns(self) -> bool:
-        return self.step_size is None or self.metric != "none" or (self.length is None and self.leapfrogs is None)
+        return (
+            self.step_size is None
+            or self.metric != "none"
+            or (self.length is None and self.leapfrogs is None)
+        )
 
     def _pooled(self) -> Part:
         return DualAveraging(self.accept)
@@ -369,15 +465,23 @@ class AdjustedMCLMC(_Isokinetic):
         tunables = self._tunables(x, 0.0)  # not known: trajectories have FIRST_STEPS steps
         return HMCState(x, *field.energy_and_grad(x), *tunables)
 
-    def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
+    def step(
+        self, field: StaticField, state: HMCState, noise: NoiseSource
+    ) -> tuple[HMCState, Info]:
         return self._stepped(field, state, noise, state.step_size.to(state.x.dtype))
 
-    def _stepped(self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor) -> tuple[HMCState, Info]:
+    def _stepped(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor
+    ) -> tuple[HMCState, Info]:
         """A trajectory in steps of size eps, `()` or `(chains,)`, before the jitter."""
         if self.leapfrogs is not None:
             return self._trajectory(field, state, noise, eps, self.leapfrogs)
         length = float(state.length)
-        steps = min(math.ceil(length / float(state.step_size)), self.most) if length else self._first_steps
+        steps = (
+            min(math.ceil(length / float(state.step_size)), self.most)
+            if length
+            else self._first_steps
+        )
         return self._trajectory(field, state, noise, eps, steps)
 
     def _trajectory(
@@ -398,9 +502,15 @@ class AdjustedMCLMC(_Isokinetic):
         info = {"accept": accept, "energy": state.energy, "diverging": ~(error.abs() < DIVERGENCE)}
         if self.leapfrogs is not None:
             return info
-        return info | {"evaluations": torch.full_like(info["diverging"], gradients, dtype=torch.int64)}
+        return info | {
+            "evaluations": torch.full_like(info["diverging"], gradients, dtype=torch.int64)
+        }
 
-    def trial(self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor) -> Trial:
+    def trial(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor
+    ) -> Trial:
         """As `Tunable.trial`; trajectories are of as many steps for all chains."""
-        state, info = self._stepped(field, state, noise, state.step_size.to(state.x.dtype) * shorter)
+        state, info = self._stepped(
+            field, state, noise, state.step_size.to(state.x.dtype) * shorter
+        )
         return Trial(state, info, info["accept"])

@@ -1,27 +1,37 @@
-r"""The No-U-Turn sampler: Hamiltonian Monte Carlo whose trajectories end where they begin to turn back, many chains at once.
+r"""The No-U-Turn sampler.
 
-With momentum p ~ N(0, I), scales S and leapfrog steps as in `hmc`, a trajectory is doubled again and again: for d = 0, 1, ... a
-random sign says at which end 2^d steps are added, a branch. It ends when a part of it turns back. A part with first and last
-momenta p, p' and their sum rho over all its points turns back where
+Hamiltonian Monte Carlo whose trajectories end where they begin to turn back, many chains at once.
+
+With momentum p ~ N(0, I), scales S and leapfrog steps as in `hmc`, a trajectory is doubled again
+and again: for d = 0, 1, ... a random sign says at which end 2^d steps are added, a branch. It ends
+when a part of it turns back. A part with first and last momenta p, p' and their sum rho over all
+its points turns back where
 
     <p, rho> <= 0    or    <p', rho> <= 0,
 
-and a part of two halves a, b also where half a with the first point of b does, or the last point of a with half b. These are
-looked for in all parts that repeated halving makes, so that every point of a trajectory would have made the same trajectory
-with the same probability. A branch that turns back in itself, or meets an error H - H_0 of the total energy above 1000 or a
-value that is not finite, is dropped whole and ends the trajectory; the whole, if it turns back, is kept and grows no further.
+and a part of two halves a, b also where half a with the first point of b does, or the last point of
+a with half b. These are looked for in all parts that repeated halving makes, so that every point of
+a trajectory would have made the same trajectory with the same probability. A branch that turns back
+in itself, or meets an error H - H_0 of the total energy above 1000 or a value that is not finite,
+is dropped whole and ends the trajectory; the whole, if it turns back, is kept and grows no further.
 
-With weights w = exp(H_0 - H), the point chosen from a branch is each of its points with probability w / sum w, and replaces the
-one chosen before with probability min(1, W_branch / W_before), W the sums of the weights (biased progressive sampling).
+With weights w = exp(H_0 - H), the point chosen from a branch is each of its points with probability
+w / sum w, and replaces the one chosen before with probability min(1, W_branch / W_before), W the
+sums of the weights (biased progressive sampling).
 
-The chains take their leapfrog steps together. What the recursion of the papers would keep is then a stack that all share: as in
-a binary counter, step n (from 1) of a branch pushes a part of one point, and joins the two parts on top as often as 2 divides n.
-Chains that have ended are taken out of the batch when they are many, so few gradients are evaluated in vain.
+The chains take their leapfrog steps together. What the recursion of the papers would keep is then a
+stack that all share: as in a binary counter, step n (from 1) of a branch pushes a part of one
+point, and joins the two parts on top as often as 2 divides n. Chains that have ended are taken out
+of the batch when they are many, so few gradients are evaluated in vain.
 
-References: Hoffman, Gelman, "The No-U-Turn sampler" (2014); Betancourt, "A conceptual introduction to Hamiltonian Monte Carlo"
-(2017), for the weights and the criterion; Stan development team, "Stan reference manual", for its extension to the joints of
-halves; Phan, Pradhan, Jankowiak, "Composable effects for flexible and accelerated probabilistic programming in NumPyro" (2019),
-and Lao, Dillon, "Unrolled implementation of No-U-Turn sampler" (2019), for doing without recursion.
+References:
+    Hoffman, Gelman, "The No-U-Turn sampler" (2014).
+    Betancourt, "A conceptual introduction to Hamiltonian Monte Carlo" (2017), for the weights and
+    the criterion.
+    Stan development team, "Stan reference manual", for its extension to the joints of halves.
+    Phan, Pradhan, Jankowiak, "Composable effects for flexible and accelerated probabilistic
+    programming in NumPyro" (2019), and Lao, Dillon, "Unrolled implementation of No-U-Turn sampler"
+    (2019), for doing without recursion.
 """
 
 from __future__ import annotations
@@ -46,7 +56,9 @@ from scoretk.solvers.warmup.plan import takes_pilot
 
 __all__ = ["NUTS"]
 
-CROWD = 0.75  # chains that have ended are taken out where fewer than this share of the batch goes on
+CROWD = (
+    0.75  # chains that have ended are taken out where fewer than this share of the batch goes on
+)
 
 
 class End(NamedTuple):
@@ -57,7 +69,10 @@ class End(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A stretch of a trajectory: the momenta at its first and last point, and the sum of all, each like x."""
+    """A stretch of a trajectory.
+
+    The momenta at its first and last point, and the sum of all, each like x.
+    """
 
     first: Tensor
     last: Tensor
@@ -67,8 +82,9 @@ class Part(NamedTuple):
 class Found(NamedTuple):
     """What a trajectory leaves: the point chosen from it, and per chain what happened.
 
-    `chain` is the row in the batch, `accept` the sum of min(1, exp(H_0 - H)) over its `leapfrogs`, `depth` the number of branches
-    kept, `evaluations` the gradients evaluated, those in vain included. All but the point `(chains,)`.
+    `chain` is the row in the batch, `accept` the sum of min(1, exp(H_0 - H)) over its `leapfrogs`,
+    `depth` the number of branches kept, `evaluations` the gradients evaluated, those in vain
+    included. All but the point `(chains,)`.
     """
 
     point: Point
@@ -81,7 +97,10 @@ class Found(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """Trajectories, one a row: whether they go on, their ends in time, total momentum, H_0, and log sum of weights."""
+    """Trajectories, one a row.
+
+    Whether they go on, their ends in time, total momentum, H_0, and log sum of weights.
+    """
 
     found: Found
     growing: Tensor
@@ -95,8 +114,8 @@ class Tree(NamedTuple):
 class Branch(NamedTuple):
     """The doubling under way: its end, its point and log sum of weights, and its parts so far.
 
-    `eps` `(rows,)` is the step size, negative backward in time; `log_u` `(rows, 2^d)` are the logs of the uniforms that choose
-    among its points.
+    `eps` `(rows,)` is the step size, negative backward in time; `log_u` `(rows, 2^d)` are the logs
+    of the uniforms that choose among its points.
     """
 
     eps: Tensor
@@ -143,7 +162,15 @@ def plant(start: Point, momentum: Tensor) -> Tree:
     none, here = torch.zeros_like(zero, dtype=torch.int64), End(start, momentum)
     chain = torch.arange(len(zero), device=zero.device)
     found = Found(start, chain, zero, none, none, none.bool(), none)
-    return Tree(found, ~none.bool(), here, here, momentum, start.energy + row_dot(momentum, momentum) / 2, zero)
+    return Tree(
+        found,
+        ~none.bool(),
+        here,
+        here,
+        momentum,
+        start.energy + row_dot(momentum, momentum) / 2,
+        zero,
+    )
 
 
 def sprout(tree: Tree, eps: Tensor, log_u: Tensor) -> Branch:
@@ -208,12 +235,18 @@ def in_order(pieces: list[Found]) -> Found:
 @takes_pilot
 @dataclass(frozen=True)
 class NUTS(Stepping):
-    """The No-U-Turn sampler with multinomial weights: each chain's trajectories are as long as its place asks.
+    """The No-U-Turn sampler with multinomial weights.
 
-    Arguments: step_size and metric as in `HMC`; accept, the average over a trajectory's points of min(1, exp(H_0 - H))
-    that the step size is tuned to; max_depth, the most doublings.
-    Reports "accept" (that average), "energy", "hamiltonian" (at the start), "diverging" (a trajectory ended by an error of the
-    total energy above 1000, or by what is not finite), "leapfrogs" and "depth" (the doublings kept).
+    Each chain's trajectories are as long as its place asks.
+
+    Args:
+        step_size: As in `HMC`.
+        metric: As in `HMC`.
+        accept: The average over a trajectory's points of min(1, exp(H_0 - H)) that the step size is
+            tuned to.
+        max_depth: The most doublings. Reports "accept" (that average), "energy", "hamiltonian" (at
+            the start), "diverging" (a trajectory ended by an error of the total energy above 1000,
+            or by what is not finite), "leapfrogs" and "depth" (the doublings kept).
     """
 
     step_size: float | None = None
@@ -230,9 +263,13 @@ class NUTS(Stepping):
         self._check()
         counts(self, max_depth=1)
 
-    def _stepped(self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor) -> tuple[HMCState, Info]:
+    def _stepped(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor
+    ) -> tuple[HMCState, Info]:
         """A step with this step size, `()` or `(chains,)`."""
-        momentum = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        momentum = noise.normal(
+            state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype
+        )
         tree = plant(Point(state.x, state.energy, state.grad), momentum)
         found = self._grown(field, tree, state, noise, eps)
         info = {
@@ -244,9 +281,13 @@ class NUTS(Stepping):
             "depth": found.depth.to(state.x.dtype),
             "evaluations": found.evaluations,
         }
-        return HMCState(*found.point, state.step + 1, state.step_size, state.scale, state.length), info
+        return HMCState(
+            *found.point, state.step + 1, state.step_size, state.scale, state.length
+        ), info
 
-    def _grown(self, field: StaticField, tree: Tree, state: HMCState, noise: NoiseSource, eps: Tensor) -> Found:
+    def _grown(
+        self, field: StaticField, tree: Tree, state: HMCState, noise: NoiseSource, eps: Tensor
+    ) -> Found:
         """What the trajectories leave when all have ended, in the order of the chains."""
         dtype, bound = state.x.dtype, field
         nested = isinstance(
@@ -259,9 +300,13 @@ class NUTS(Stepping):
         for depth, n in ((d, n) for d in range(self.max_depth) for n in range(1, 2**d + 1)):
             chain = tree.found.chain
             if n == 1:  # element 2^d + n - 1 of the uniforms belongs to point n of branch d
-                within = noise.uniform(state.step, Stream.PROPOSAL, (2 << depth,), dtype)[chain, 1 << depth :]
+                within = noise.uniform(state.step, Stream.PROPOSAL, (2 << depth,), dtype)[
+                    chain, 1 << depth :
+                ]
                 branch = sprout(tree, signed[chain, depth], within.log())
-            end = leapfrog(bound, *branch.end, across(branch.eps, state.x), 1, state.scale, self._dense)
+            end = leapfrog(
+                bound, *branch.end, across(branch.eps, state.x), 1, state.scale, self._dense
+            )
             tree, branch = extend(tree, branch, End(end.point, end.momentum), n)
             if n == 2**depth:
                 tree = graft(tree, branch, log_u[chain, depth], n)
@@ -269,10 +314,14 @@ class NUTS(Stepping):
             if not going:
                 break
             if going < CROWD * len(chain) and not nested:
-                ended, growing = (which.nonzero().flatten() for which in (~tree.growing, tree.growing))
+                ended, growing = (
+                    which.nonzero().flatten() for which in (~tree.growing, tree.growing)
+                )
                 done.append(rows_of(tree.found, ended))
                 tree, branch = rows_of((tree, branch), growing)
                 rows = tree.found.chain
-                bound = replace(field, cond={name: value[rows] for name, value in field.cond.items()})
+                bound = replace(
+                    field, cond={name: value[rows] for name, value in field.cond.items()}
+                )
         done.append(tree.found)
         return in_order(done)

@@ -2,12 +2,15 @@ r"""Preconditioned Langevin, adjusted or not, with a step size and a metric that
 
     x' = x - h M grad E(x) + sqrt(2 h) S z,    M = S S^T,
 
-S a diagonal or a Cholesky factor of the target's covariance: Langevin dynamics in coordinates in which the target has about unit
-covariance. It is one leapfrog step of length `eps = sqrt(2 h)` with momentum z, whose energy error is Metropolis' log ratio.
+S a diagonal or a Cholesky factor of the target's covariance: Langevin dynamics in coordinates in
+which the target has about unit covariance. It is one leapfrog step of length `eps = sqrt(2 h)` with
+momentum z, whose energy error is Metropolis' log ratio.
 
-References: Roberts, Stramer, "Langevin diffusions and Metropolis-Hastings algorithms" (2002); Girolami, Calderhead, "Riemann
-manifold Langevin and Hamiltonian Monte Carlo methods" (2011); Roberts, Rosenthal, "Optimal scaling of discrete approximations to
-Langevin diffusions" (1998), for the acceptance.
+References:
+    Roberts, Stramer, "Langevin diffusions and Metropolis-Hastings algorithms" (2002).
+    Girolami, Calderhead, "Riemann manifold Langevin and Hamiltonian Monte Carlo methods" (2011).
+    Roberts, Rosenthal, "Optimal scaling of discrete approximations to Langevin diffusions" (1998),
+    for the acceptance.
 """
 
 from __future__ import annotations
@@ -36,10 +39,13 @@ __all__ = ["PreconditionedLangevin"]
 class PreconditionedLangevin(Hamiltonian):
     """Langevin with the target's own scales: MALA, or ULA with adjusted=False.
 
-    Arguments: step_size h > 0 in units of the squared scales, None to tune it in warmup; metric, "diagonal", "dense" or "none",
-    the scales learned in warmup; accept, the acceptance aimed at; adjusted, whether proposals are accepted or rejected (in warmup
-    they always are: the step size of the unadjusted chain is the one at which MALA would accept so often).
-    Reports what `HMC` does. `draws.tuned["step_size"]` is `eps = sqrt(2 h)`.
+    Args:
+        step_size: h > 0 in units of the squared scales, None to tune it in warmup.
+        metric: "diagonal", "dense" or "none", the scales learned in warmup.
+        accept: The acceptance aimed at.
+        adjusted: Whether proposals are accepted or rejected (in warmup they always are: the step
+            size of the unadjusted chain is the one at which MALA would accept so often). Reports
+            what `HMC` does. `draws.tuned["step_size"]` is `eps = sqrt(2 h)`.
     """
 
     step_size: float | None = None
@@ -67,14 +73,21 @@ class PreconditionedLangevin(Hamiltonian):
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
         return self._start(field, x, 0.0)
 
-    def step(self, field: StaticField, state: HMCState, noise: NoiseSource) -> tuple[HMCState, Info]:
+    def step(
+        self, field: StaticField, state: HMCState, noise: NoiseSource
+    ) -> tuple[HMCState, Info]:
         new, info, end = self._trajectory(field, state, noise, state.step_size.to(state.x.dtype), 1)
         if self.adjusted:
             return new, info
         return new._replace(**end.point._asdict()), info | {"energy": end.point.energy}
 
-    def trial(self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor) -> Trial:
-        """As `Tunable.trial`; in warmup proposals are accepted or rejected whether the solver is adjusted or not."""
+    def trial(
+        self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor
+    ) -> Trial:
+        """As `Tunable.trial`.
+
+        In warmup proposals are accepted or rejected whether the solver is adjusted or not.
+        """
         eps = across(state.step_size.to(state.x.dtype) * shorter, state.x)
         new, info, _ = self._trajectory(field, state, noise, eps, 1)
         return Trial(new, info, info["accept"])

@@ -2,12 +2,15 @@ r"""The probability-flow ODE, from p_init at t = 0 to data at t = 1.
 
     dx/dt = velocity(x, t) = alpha' D(x, t) + sigma' e(x, t)
 
-All methods are in `scoretk.ode.registry`. Fixed grids run through the tables of `scoretk.ode.tableaus`, one row an evaluation.
-Adaptive methods give each sample steps of its own (`scoretk.ode.rowwise`), or are torchdiffeq's, with an error norm under
-which every sample meets the tolerance whatever its neighbours are. Neither evaluates outside the interval.
+All methods are in `scoretk.ode.registry`. Fixed grids run through the tables of
+`scoretk.ode.tableaus`, one row an evaluation. Adaptive methods give each sample steps of its own
+(`scoretk.ode.rowwise`), or are torchdiffeq's, with an error norm under which every sample meets the
+tolerance whatever its neighbours are. Neither evaluates outside the interval.
 
-References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
-differential equations" (2021); Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018).
+References:
+    Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
+    stochastic differential equations" (2021).
+    Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations" (2018).
 """
 
 from __future__ import annotations
@@ -43,7 +46,10 @@ SHARED, TIMES = frozenset({"table", "step"}), frozenset({"times", "step"})
 
 
 class FlowState(NamedTuple):
-    """Position x, the point to evaluate at next, past predictions, latest first: `(chains, *event_shape)`; table, row index."""
+    """Position x, the point to evaluate at next, past predictions, latest first.
+
+    `(chains, *event_shape)`; table, row index.
+    """
 
     x: Tensor
     ahead: Tensor
@@ -74,26 +80,41 @@ class IntervalState(NamedTuple):
 class ProbabilityFlow:
     """Sampling by the probability-flow ODE.
 
-    Arguments: method, a fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint", "ralston_3", "rk4",
-    "rk4_38", "ralston_4", "dpmpp_2m", "adams_2" to "_4", "adams_pc_2", "_3", "multistep_2" to "_4", "noise_multistep_2" to
-    "_4", "unipc_2", "_3" (see `scoretk.ode.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample has steps
-    of its own, or torchdiffeq's "dopri8", "fehlberg2", "adaptive_heun", "torchdiffeq/dopri5" or "torchdiffeq/bosh3", where the
-    hardest sample sets the step of all; or what other packages call these ("ddim", "dpm++ 2m", ...: `scoretk.ode.names`), which
-    becomes the name here; steps,
-    intervals of the grid (the closing one of `denoise` among them); grid, None (logistic; uniform in t on a table and without a
-    path), a name in `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt` finds; denoise, whether
-    a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0; rtol, atol and max_steps, for adaptive methods:
-    `|error| <= atol + rtol |x|` in root mean square over each sample, and the most steps an interval may take. Adaptive methods
-    walk the grid's intervals (default: one); adjoint, whether gradients go back through them by the adjoint equation, as
-    `grad="adjoint"` asks (see `scoretk.ode.adjoint`).
+    Args:
+        method: A fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint",
+            "ralston_3", "rk4", "rk4_38", "ralston_4", "dpmpp_2m", "adams_2" to "_4", "adams_pc_2",
+            "_3", "multistep_2" to "_4", "noise_multistep_2" to "_4", "unipc_2", "_3" (see
+            `scoretk.ode.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample
+            has steps of its own, or torchdiffeq's "dopri8", "fehlberg2", "adaptive_heun",
+            "torchdiffeq/dopri5" or "torchdiffeq/bosh3", where the hardest sample sets the step of
+            all; or what other packages call these ("ddim", "dpm++ 2m", ...: `scoretk.ode.names`),
+            which becomes the name here.
+        steps: Intervals of the grid (the closing one of `denoise` among them).
+        grid: None (logistic; uniform in t on a table and without a path), a name in
+            `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt`
+            finds.
+        denoise: Whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0.
+        rtol: For adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each
+            sample, and the most steps an interval may take. Adaptive methods walk the grid's
+            intervals (default: one).
+        atol: For adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each
+            sample, and the most steps an interval may take. Adaptive methods walk the grid's
+            intervals (default: one).
+        max_steps: For adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each
+            sample, and the most steps an interval may take. Adaptive methods walk the grid's
+            intervals (default: one).
+        adjoint: Whether gradients go back through them by the adjoint equation, as `grad="adjoint"`
+            asks (see `scoretk.ode.adjoint`).
 
-    The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it ends at sigma = 0) and
-    "midpoint", three for "ralston_3", and four for "rk4", "rk4_38" and "ralston_4". No method asks a model where sigma is 0,
-    and the closing step of `denoise` asks it at the end of its path alone.
+    The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it
+    ends at sigma = 0) and "midpoint", three for "ralston_3", and four for "rk4", "rk4_38" and
+    "ralston_4". No method asks a model where sigma is 0, and the closing step of `denoise` asks it
+    at the end of its path alone.
 
-    "adams_3" is the most accurate choice that is also stable where steps are few; from about 16 steps "adams_pc_3" is more
-    accurate still, from about 36 evaluations "ralston_4" where the steps lead evenly in w to sigma = 0. For data much
-    narrower than the last levels and fewer than ten steps, "dpmpp_2m".
+    "adams_3" is the most accurate choice that is also stable where steps are few; from about 16
+    steps "adams_pc_3" is more accurate still, from about 36 evaluations "ralston_4" where the steps
+    lead evenly in w to sigma = 0. For data much narrower than the last levels and fewer than ten
+    steps, "dpmpp_2m".
     """
 
     method: str = "adams_3"
@@ -137,7 +158,9 @@ class ProbabilityFlow:
 
     @property
     def with_adjoint(self) -> Callable[[], ProbabilityFlow] | None:
-        """This solver with gradients of the equation instead of its steps, where it solves that to a tolerance."""
+        """This solver with gradients of the equation instead of its steps, where it solves that to
+        a tolerance.
+        """
         return partial(replace, self, adjoint=True) if self.adaptive else None
 
     @property
@@ -159,15 +182,25 @@ class ProbabilityFlow:
         """The grid's times, float64."""
         steps = self.steps if self.steps is not None else (1 if self.adaptive else 32)
         closing = self.denoise and field.path is not None and float(field.path.sigma(1.0)) > 0
-        if self.adaptive or not closing or (self.grid is not None and not isinstance(self.grid, str)):
+        if (
+            self.adaptive
+            or not closing
+            or (self.grid is not None and not isinstance(self.grid, str))
+        ):
             return grid(self.grid, field.path, steps)
         if steps == 1:
-            raise InvalidArgument("steps", steps, "at least 2 with denoise=True: the closing step is one of them")
+            raise InvalidArgument(
+                "steps", steps, "at least 2 with denoise=True: the closing step is one of them"
+            )
         return grid(self.grid, field.path, steps - 1)
 
     def milestones(self, field: TimedField) -> tuple[bool, ...]:
         """Which rows complete an interval."""
-        return (True,) * (len(self.times(field)) - 1) if self.adaptive else self._tableau(field).milestones
+        return (
+            (True,) * (len(self.times(field)) - 1)
+            if self.adaptive
+            else self._tableau(field).milestones
+        )
 
     def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> FlowState | IntervalState:
         check_flow(field)
@@ -202,15 +235,25 @@ class ProbabilityFlow:
         if closes:
             closed, calls = self._closed(field, x, max(start, reached), end)
             x = select_rows((status == Status.OK) & finite_rows(closed), closed, x)
-            status = torch.where((status == Status.OK) & ~finite_rows(closed), int(Status.NONFINITE), status)
+            status = torch.where(
+                (status == Status.OK) & ~finite_rows(closed), int(Status.NONFINITE), status
+            )
             evaluations = evaluations + calls
-        return state._replace(x=x, step=state.step + 1), {"status": status, "evaluations": evaluations}
+        return state._replace(x=x, step=state.step + 1), {
+            "status": status,
+            "evaluations": evaluations,
+        }
 
     def _closed(self, field: TimedField, x: Tensor, start: float, end: float) -> tuple[Tensor, int]:
-        """x at the end, which is not asked, and the evaluations: by the midpoint of the velocity, or the denoised x."""
+        """X at the end, which is not asked, and the evaluations.
+
+        By the midpoint of the velocity, or the denoised x.
+        """
         if field.source == "velocity" and _bounded(field, end):
             half = (end - start) / 2
-            return x + 2 * half * field.velocity(x + half * field.velocity(x, start), start + half), 2
+            return x + 2 * half * field.velocity(
+                x + half * field.velocity(x, start), start + half
+            ), 2
         assert field.path is not None
         return float(field.path.alpha(end)) * field.denoise(x, start), 1
 
@@ -225,24 +268,37 @@ class ProbabilityFlow:
     def _integrated(self, field: TimedField, start: float, end: float, x: Tensor) -> Solved:
         limits = {"rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps}
         select = partial(_velocity_of, field, x, start)
-        return self.ode_method.rule.solve(VelocityOf(field), x, (start, end), select=select, **limits)
+        return self.ode_method.rule.solve(
+            VelocityOf(field), x, (start, end), select=select, **limits
+        )
 
     def _closes_apart(self, field: TimedField, end: float) -> bool:
-        """Whether the run ends with a step of its own to sigma = 0: asked for, or the velocity there may have no value.
+        """Whether the run ends with a step of its own to sigma = 0.
+
+        Asked for, or the velocity there may have no value.
 
         A model's own velocity, such as `(data - x) / (1 - t)`, is not asked there.
         """
         if field.path is None:
             return end == 1
         sigma = float(field.path.sigma(end))
-        return self.denoise if sigma > 0 else field.source == "velocity" or not velocity_determinate(field, end)
+        return (
+            self.denoise
+            if sigma > 0
+            else field.source == "velocity" or not velocity_determinate(field, end)
+        )
 
     def _last_inside(self, field: TimedField, end: float, dtype: torch.dtype) -> float:
-        """Where the closing step starts: the end itself, or, where sigma is 0 there, a level whose square is below atol."""
+        """Where the closing step starts.
+
+        The end itself, or, where sigma is 0 there, a level whose square is below atol.
+        """
         level = max(0.1 * math.sqrt(self.atol), 64 * torch.finfo(dtype).eps)
         if field.path is None:
             return end - level
-        return end if float(field.path.sigma(end)) > 0 else float(field.path.t(-2 * math.log(level)))
+        return (
+            end if float(field.path.sigma(end)) > 0 else float(field.path.t(-2 * math.log(level)))
+        )
 
 
 def _bounded(field: TimedField, t: float) -> bool:
@@ -250,10 +306,17 @@ def _bounded(field: TimedField, t: float) -> bool:
     return field.path is None or bool(field.path.dsigma(t).isfinite())
 
 
-def _velocity_of(field: TimedField, batch: Tensor, start: float, rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The velocity of these rows of the batch. A compiled field is asked for all, as it was made for their number."""
+def _velocity_of(
+    field: TimedField, batch: Tensor, start: float, rows: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The velocity of these rows of the batch.
+
+    A compiled field is asked for all, as it was made for their number.
+    """
     if not field.fuses:
-        return VelocityOf(replace(field, cond={name: value[rows] for name, value in field.cond.items()}))
+        return VelocityOf(
+            replace(field, cond={name: value[rows] for name, value in field.cond.items()})
+        )
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         times = t.new_full(batch.shape[:1], start).index_copy(0, rows, t)
@@ -263,7 +326,9 @@ def _velocity_of(field: TimedField, batch: Tensor, start: float, rows: Tensor) -
 
 
 def velocity_determinate(field: TimedField, t: float) -> bool:
-    """Whether the field's own prediction determines the velocity at time t (at an end point it may not)."""
+    """Whether the field's own prediction determines the velocity at time t (at an end point it may
+    not).
+    """
     if field.path is None:
         return True
     return all(bool(c.isfinite()) for c in coefficients(field.path, t, field.source, "velocity"))
@@ -272,8 +337,12 @@ def velocity_determinate(field: TimedField, t: float) -> bool:
 def _combine(weights: Sequence[Any], values: Sequence[Tensor]) -> Tensor:
     """`sum w_i x_i`; in eager mode, where the weights are floats, without the terms that are zero."""
     if isinstance(weights[0], Tensor):
-        return sum((w * x for w, x in zip(weights, values, strict=True)), torch.zeros_like(values[0]))
-    (w, total), *rest = [(w, x) for w, x in zip(weights, values, strict=True) if w != 0] or [(0.0, values[0])]
+        return sum(
+            (w * x for w, x in zip(weights, values, strict=True)), torch.zeros_like(values[0])
+        )
+    (w, total), *rest = [(w, x) for w, x in zip(weights, values, strict=True) if w != 0] or [
+        (0.0, values[0])
+    ]
     if w != 1:
         total = total * w
     for w, x in rest:

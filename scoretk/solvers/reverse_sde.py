@@ -1,15 +1,18 @@
-r"""Reverse-time SDEs of a Gaussian path, from p_init at t = 0 to data at t = 1, with as much noise as is asked for.
+r"""Reverse-time SDEs of a Gaussian path, from p_init at t = 0 to data at t = 1, with as much noise
+as is asked for.
 
 With u the velocity of the probability flow, every member of the family
 
     dx = (u + a^2/2 score) dt + a dW,      a = eta g,      g^2 = 2 sigma^2 (alpha'/alpha - sigma'/sigma)
 
-has the path's densities p_t, whether the path was made for diffusion or for flow matching: eta = 0 is the probability flow,
-eta = 1 the reverse of the diffusion `dx = (alpha'/alpha) x dt + g dW`. In the coordinates `y = x/alpha`, `s = sigma/alpha`
+has the path's densities p_t, whether the path was made for diffusion or for flow matching: eta = 0
+is the probability flow, eta = 1 the reverse of the diffusion `dx = (alpha'/alpha) x dt + g dW`. In
+the coordinates `y = x/alpha`, `s = sigma/alpha`
 
     dy = (1 + eta^2) (y - D) ds/s + eta sqrt(d(s^2)) dW,      s falling,
 
-whatever the path. With D and `e = (x - alpha D) / sigma` predicted at s, and `q = s'/s`, a step to s' is
+whatever the path. With D and `e = (x - alpha D) / sigma` predicted at s, and `q = s'/s`, a step to
+s' is
 
     all         a part k of the noise is kept and the rest is new: `x' = alpha' D + sigma' (k e + sqrt(1 - k^2) z)`
     ancestral   k = q^(eta^2), the exact solution while D stays as it is. With eta = 1 DDPM, a draw of q(x' | x, x_1 = D)
@@ -20,15 +23,17 @@ whatever the path. With D and `e = (x - alpha D) / sigma` predicted at s, and `q
                 SDE-DPM-Solver++(2M). First order on the first step, after alpha = 0 and to sigma' = 0. On equal steps of t
                 from alpha = 0, which are long in that logarithm however many, its error is `h^2 log(1/h)`
 
-so that a step to sigma' = 0 returns D without noise, one from alpha = 0 is bounded, and where the data are small beside the noise
-its scale is right however long the steps. Euler-Maruyama as it stands (with eta = 1 the reverse diffusion sampler of Song et
-al.) makes `(1 + eta^2)^2 (1 - q^2)^2 / 4` of s^2 too much a step. After alpha = 0 the first ratios q are about 0, 1/2, 2/3, 3/4,
-... on a grid however fine, and what they add is forgotten as `q^(2 eta^2)` only: with eta = 0 never.
-Written in x, each is `x' = a x + b D + c D_before + d z` with numbers from alpha and sigma alone, a row of a table an evaluation.
+so that a step to sigma' = 0 returns D without noise, one from alpha = 0 is bounded, and where the
+data are small beside the noise its scale is right however long the steps. Euler-Maruyama as it
+stands (with eta = 1 the reverse diffusion sampler of Song et al.) makes `(1 + eta^2)^2 (1 - q^2)^2
+/ 4` of s^2 too much a step. After alpha = 0 the first ratios q are about 0, 1/2, 2/3, 3/4, ... on a
+grid however fine, and what they add is forgotten as `q^(2 eta^2)` only: with eta = 0 never. Written
+in x, each is `x' = a x + b D + c D_before + d z` with numbers from alpha and sigma alone, a row of
+a table an evaluation.
 
-A corrector makes Langevin steps `y' = y + h score_y + sqrt(2 h) z` at the level just reached, with Song et al.'s rule for a
-signal-to-noise ratio r, `h = 2 (r |z| / |score_y|)^2`. They take the norms in the mean over the batch; here no sample depends
-on its neighbours. With n entries in a sample
+A corrector makes Langevin steps `y' = y + h score_y + sqrt(2 h) z` at the level just reached, with
+Song et al.'s rule for a signal-to-noise ratio r, `h = 2 (r |z| / |score_y|)^2`. They take the norms
+in the mean over the batch; here no sample depends on its neighbours. With n entries in a sample
 
     level     the norms that pure noise has, sqrt(n) and sqrt(n)/s:  h = 2 r^2 s^2, the same for all
               In the law of level s it leaves up to r^2 / (1 - r^2) of the variance too much, which more steps do not mend
@@ -36,11 +41,15 @@ on its neighbours. With n entries in a sample
               1/s^2. A step size that depends on y holds its density only up to a share 2/n of the variance, however small r:
               for images, not for the plane. (The sample's own |z| would add as much again.)
 
-References: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through stochastic
-differential equations" (2021): the reverse SDE, its Euler steps, correctors; Ho, Jain, Abbeel, "Denoising diffusion
-probabilistic models" (2020); Song, Meng, Ermon, "Denoising diffusion implicit models" (2021); Lu, Zhou, Bao, Chen, Li, Zhu,
-"DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models" (2022); Albergo, Boffi, Vanden-Eijnden,
-"Stochastic interpolants: a unifying framework for flows and diffusions" (2023), for the family in a.
+References:
+    Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
+    stochastic differential equations" (2021): the reverse SDE, its Euler steps, correctors.
+    Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020).
+    Song, Meng, Ermon, "Denoising diffusion implicit models" (2021).
+    Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided sampling of diffusion
+    probabilistic models" (2022).
+    Albergo, Boffi, Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and
+    diffusions" (2023), for the family in a.
 """
 
 from __future__ import annotations
@@ -76,7 +85,10 @@ SHARED = frozenset({"table", "step"})
 
 
 class SDEState(NamedTuple):
-    """Position x and the prediction before, `(chains, *event_shape)`; the table; the index of its next row."""
+    """Position x and the prediction before, `(chains, *event_shape)`; the table.
+
+    The index of its next row.
+    """
 
     x: Tensor
     last: Tensor
@@ -93,13 +105,18 @@ class SDEState(NamedTuple):
 class ReverseSDE:
     """Sampling by a reverse-time SDE.
 
-    Arguments: method, "euler", "ancestral" (also "ddpm"), "ddim" (also "euler_a") or "dpmpp_2m"; steps, intervals of the grid
-    (the closing one of `denoise` among them); grid, as in `ProbabilityFlow`; eta >= 0, the noise in units of the reverse
-    diffusion's own, the same in all methods (at most 1 in "ddim"; 0: no noise, which is the `ProbabilityFlow` of "euler" or
-    "dpmpp_2m"; code that scales the square of the noise has eta^2 under this name); corrector, Langevin steps at each level, for
-    methods without a memory (without any, powers and products of fields are refused); snr, their signal-to-noise ratio r; rule,
-    "level" or "sample", whose norms their step size follows; denoise, whether a path that ends above sigma = 0 (VE, EDM) gets a
-    last step to sigma = 0.
+    Args:
+        method: "euler", "ancestral" (also "ddpm"), "ddim" (also "euler_a") or "dpmpp_2m".
+        steps: Intervals of the grid (the closing one of `denoise` among them).
+        grid: As in `ProbabilityFlow`.
+        eta: >= 0, the noise in units of the reverse diffusion's own, the same in all methods (at
+            most 1 in "ddim"; 0: no noise, which is the `ProbabilityFlow` of "euler" or "dpmpp_2m";
+            code that scales the square of the noise has eta^2 under this name).
+        corrector: Langevin steps at each level, for methods without a memory (without any, powers
+            and products of fields are refused).
+        snr: Their signal-to-noise ratio r.
+        rule: "level" or "sample", whose norms their step size follows.
+        denoise: Whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0.
 
     Each interval takes one evaluation, and `corrector` more where it ends above sigma = 0.
     """
@@ -124,16 +141,22 @@ class ReverseSDE:
         flags(self, "denoise")
         counts(self, steps=1)
         if not 0 <= finite("eta", self.eta) <= (1 if self.method == "ddim" else math.inf):
-            raise InvalidArgument("eta", self.eta, "a number of at least 0, and at most 1 with method='ddim'")
+            raise InvalidArgument(
+                "eta", self.eta, "a number of at least 0, and at most 1 with method='ddim'"
+            )
         counts(self, corrector=0)
         if self.corrector and self.method == "dpmpp_2m":
             raise InvalidArgument(
-                "corrector", self.corrector, "0 with method='dpmpp_2m', whose memory is of a path without corrections",
+                "corrector",
+                self.corrector,
+                "0 with method='dpmpp_2m', whose memory is of a path without corrections",
                 "Take method='ancestral'",
-            )  # fmt: skip
+            )
         option("rule", self.rule, ("level", "sample"))
         if not positive("snr", self.snr) <= 0.5**0.5:
-            raise InvalidArgument("snr", self.snr, "a positive number of at most sqrt(1/2), with which h = s^2")
+            raise InvalidArgument(
+                "snr", self.snr, "a positive number of at most sqrt(1/2), with which h = s^2"
+            )
         if self.grid is not None and not isinstance(self.grid, str):
             object.__setattr__(self, "grid", tuple(grid(self.grid, None, 1).tolist()))
 
@@ -142,12 +165,19 @@ class ReverseSDE:
         path = _path(field)
         closing = self.denoise and not isinstance(self.grid, tuple) and float(path.sigma(1.0)) > 0
         if closing and self.steps == 1:
-            raise InvalidArgument("steps", 1, "at least 2 with denoise=True: the closing step is one of them")
+            raise InvalidArgument(
+                "steps", 1, "at least 2 with denoise=True: the closing step is one of them"
+            )
         return grid(self.grid, path, self.steps - closing)
 
     def milestones(self, field: TimedField) -> tuple[bool, ...]:
-        """Which rows complete an interval: the step where there is no correction, else the last correction."""
-        return tuple(i == len(rows) - 1 for rows in self._intervals(field) for i in range(len(rows)))
+        """Which rows complete an interval.
+
+        The step where there is no correction, else the last correction.
+        """
+        return tuple(
+            i == len(rows) - 1 for rows in self._intervals(field) for i in range(len(rows))
+        )
 
     def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> SDEState:
         intervals = self._intervals(field)
@@ -165,11 +195,15 @@ class ReverseSDE:
     def step(self, field: TimedField, state: SDEState, noise: NoiseSource) -> tuple[SDEState, Info]:
         """One evaluation: a row of t, the weights of x, D, D_before and z, and the reach.
 
-        With the rule "sample" x goes a part of the way, `x' = x + p (mean - x) + sqrt(p) d z` with p = reach / |mean - x|^2, at
-        most 1. Steps have an infinite reach; corrections have mean = alpha D, d = sqrt(2) sigma, and so p = h / s^2.
+        With the rule "sample" x goes a part of the way, `x' = x + p (mean - x) + sqrt(p) d z` with
+        p = reach / |mean - x|^2, at most 1. Steps have an infinite reach; corrections have mean =
+        alpha D, d = sqrt(2) sigma, and so p = h / s^2.
         """
         t, a, b, c, spread, reach = read_row(state.table, state.step)
-        x, z = state.x, noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        x, z = (
+            state.x,
+            noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype),
+        )
         data = field.denoise(x, t)
         mean = _plus(_plus(x * a, b, data), c, state.last)
         if self.rule == "sample":
@@ -183,12 +217,16 @@ class ReverseSDE:
         """The table's rows, interval by interval."""
         points = knots(_path(field), self.times(field), self.denoise)
         if any(k.sigma == 0 for k in points[:-1]):
-            raise SingularConversion("the grid goes on behind sigma = 0: nothing leads away from there")
+            raise SingularConversion(
+                "the grid goes on behind sigma = 0: nothing leads away from there"
+            )
         intervals, weights_of = [], SDE_STEPS[self.method]
         for before, (now, after) in zip([None, *points], pairwise(points), strict=False):
             step = (now.t, *weights_of(before, now, after, self.eta), math.inf)
             corrections = self.corrector if after.sigma > 0 else 0
-            intervals.append([step] + [self._correction(after, math.prod(field.event_shape))] * corrections)
+            intervals.append(
+                [step] + [self._correction(after, math.prod(field.event_shape))] * corrections
+            )
         return intervals
 
     def _correction(self, at: Knot, entries: int) -> tuple[float, ...]:
@@ -200,7 +238,10 @@ class ReverseSDE:
 
 
 def _named(method: Any) -> str:
-    """The name in `SDE_STEPS` of a method, which another package may call otherwise. Raises as `option` does."""
+    """The name in `SDE_STEPS` of a method, which another package may call otherwise.
+
+    Raises as `option` does.
+    """
     if not isinstance(method, str) or method in SDE_STEPS:
         return option("method", method, SDE_STEPS)
     meant = FOREIGN.get(spelled(method), Foreign())
@@ -215,7 +256,10 @@ def _path(field: TimedField) -> GaussianPath:
 
 
 def _plus(total: Tensor, weight: Any, term: Tensor) -> Tensor:
-    """`total + weight term`; in eager mode, where weights are floats, without a term of weight zero."""
+    """`total + weight term`.
+
+    In eager mode, where weights are floats, without a term of weight zero.
+    """
     if isinstance(weight, Tensor):
         return total + weight * term
     return total if weight == 0 else torch.add(total, term, alpha=weight)

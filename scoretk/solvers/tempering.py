@@ -1,31 +1,43 @@
-r"""Parallel tempering: replicas at rising temperatures, of which neighbours swap places, so that modes far apart are visited.
+r"""Parallel tempering.
 
-Each chain has K replicas in places 1 = b_1 > ... > b_K of inverse temperature, whose joint law is `prod_k p(x_k)^(b_k)`. A step
-moves every replica by a kernel that leaves `exp(-b_k E)` as it is, all of them as rows of one batch, in coordinates y with
-`x = y / sqrt(b_k)`, in which modes are about as wide at every temperature: one step size serves all. Then neighbours swap with
+Replicas at rising temperatures, of which neighbours swap places, so that modes far apart are
+visited.
+
+Each chain has K replicas in places 1 = b_1 > ... > b_K of inverse temperature, whose joint law is
+`prod_k p(x_k)^(b_k)`. A step moves every replica by a kernel that leaves `exp(-b_k E)` as it is,
+all of them as rows of one batch, in coordinates y with `x = y / sqrt(b_k)`, in which modes are
+about as wide at every temperature: one step size serves all. Then neighbours swap with
 
     probability min(1, exp((b_i - b_(i+1)) (E(x_i) - E(x_(i+1)))))
 
-the pairs (1, 2), (3, 4), ... at even steps, the pairs (2, 3), (4, 5), ... at odd ones, so that a replica that is on its way up or
-down goes on instead of diffusing. Where there are two places only, they swap at every step.
+the pairs (1, 2), (3, 4), ... at even steps, the pairs (2, 3), (4, 5), ... at odd ones, so that a
+replica that is on its way up or down goes on instead of diffusing. Where there are two places only,
+they swap at every step.
 
-Ladder. With r_k the mean rejection of the swap of places k and k + 1, the barrier up to place k is L_k = r_1 + ... + r_(k-1).
-At the end of each window of warmup the places are put where the barrier, read off linearly in log b, is even between the same
-ends: then all neighbours swap equally often. The windows double in length; after the last one the ladder stays as it is.
+Ladder. With r_k the mean rejection of the swap of places k and k + 1, the barrier up to place k is
+L_k = r_1 + ... + r_(k-1). At the end of each window of warmup the places are put where the barrier,
+read off linearly in log b, is even between the same ends: then all neighbours swap equally often.
+The windows double in length; after the last one the ladder stays as it is.
 
-Reading. A mean of "swap" near 1/2 is best for the cost; much less asks for more replicas, much more for fewer or hotter ones.
-A round trip ends when a replica comes to the first place that since it was there has been in the last: from where modes do not
-matter it has brought a new start. With kernels that forget the energy from one swap to the next the mean of "round_trips" is
+Reading. A mean of "swap" near 1/2 is best for the cost; much less asks for more replicas, much more
+for fewer or hotter ones. A round trip ends when a replica comes to the first place that since it
+was there has been in the last: from where modes do not matter it has brought a new start. With
+kernels that forget the energy from one swap to the next the mean of "round_trips" is
 
     1 / (2 + 2 sum_k r_k / (1 - r_k)),    of two places 1 - r_1
 
-at most 1/2 for any K above 2. Far below that, each replica stays in its mode's range of energies: more `kernel_steps` help, or a
-hotter end. A mean of 0 says that draws have not forgotten where they started.
+at most 1/2 for any K above 2. Far below that, each replica stays in its mode's range of energies:
+more `kernel_steps` help, or a hotter end. A mean of 0 says that draws have not forgotten where they
+started.
 
-References: Geyer, "Markov chain Monte Carlo maximum likelihood" (1991); Hukushima, Nemoto, "Exchange Monte Carlo method and
-application to spin glass simulations" (1996); Okabe, Kawata, Okamoto, Mikami, "Replica-exchange Monte Carlo method for the
-isobaric-isothermal ensemble" (2001), for the order of swaps; Syed, Bouchard-Cote, Deligiannidis, Doucet, "Non-reversible parallel
-tempering: a scalable highly parallel MCMC scheme" (2022), for the barrier, the ladder and the rate.
+References:
+    Geyer, "Markov chain Monte Carlo maximum likelihood" (1991).
+    Hukushima, Nemoto, "Exchange Monte Carlo method and application to spin glass simulations"
+    (1996).
+    Okabe, Kawata, Okamoto, Mikami, "Replica-exchange Monte Carlo method for the isobaric-isothermal
+    ensemble" (2001), for the order of swaps.
+    Syed, Bouchard-Cote, Deligiannidis, Doucet, "Non-reversible parallel tempering: a scalable
+    highly parallel MCMC scheme" (2022), for the barrier, the ladder and the rate.
 """
 
 from __future__ import annotations
@@ -63,9 +75,10 @@ SHARED = frozenset({"step", "step_size", "inverse_temperatures"})
 
 
 class TemperingState(NamedTuple):
-    """Of each chain the position in the first place, and by place `(chains, K, ...)` all positions, their energies at temperature
-    1 and the gradients of these, and whether the replica there has been in the last place since it was in the first. Then the
-    index of the next step, and what warmup tunes: the kernel's step size `()`, NaN where it has none, and b `(K,)`.
+    """Of each chain the position in the first place, and by place `(chains, K, ...)` all positions,
+    their energies at temperature 1 and the gradients of these, and whether the replica there has
+    been in the last place since it was in the first. Then the index of the next step, and what
+    warmup tunes: the kernel's step size `()`, NaN where it has none, and b `(K,)`.
     """
 
     x: Tensor
@@ -84,7 +97,10 @@ class TemperingState(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a step shows: the kernel's acceptance `(chains, K)`, the probability that neighbours swap `(chains, K - 1)`."""
+    """What a step shows.
+
+    The kernel's acceptance `(chains, K)`, the probability that neighbours swap `(chains, K - 1)`.
+    """
 
     accept: Tensor
     swap: Tensor
@@ -92,7 +108,10 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Evaluated(Wrapped):
-    """A field at rows where its energy and gradient are known: a kernel that starts there costs nothing."""
+    """A field at rows where its energy and gradient are known.
+
+    A kernel that starts there costs nothing.
+    """
 
     field: Any
     here: tuple[Tensor, Tensor]
@@ -118,7 +137,10 @@ class Evaluated(Wrapped):
 
 
 class Rows(NamedTuple):
-    """All replicas as rows `(chains * K, ...)`: b `(chains * K,)`, the scale in `x = scale y`, and the law of y."""
+    """All replicas as rows `(chains * K, ...)`.
+
+    b `(chains * K,)`, the scale in `x = scale y`, and the law of y.
+    """
 
     beta: Tensor
     scale: Tensor
@@ -126,7 +148,12 @@ class Rows(NamedTuple):
 
 
 def swap_log_ratio(energy: Tensor, beta: Tensor) -> Tensor:
-    """Of the swap of places i and i + 1, `(chains, K - 1)`. Arguments: energy `(chains, K)`; beta `(K,)`."""
+    """Of the swap of places i and i + 1, `(chains, K - 1)`.
+
+    Args:
+        energy: `(chains, K)`.
+        beta: `(K,)`.
+    """
     return (beta[:-1] - beta[1:]) * (energy[:, :-1] - energy[:, 1:])
 
 
@@ -135,17 +162,20 @@ def swap_log_ratio(energy: Tensor, beta: Tensor) -> Tensor:
 class ParallelTempering(Tunable):
     """Parallel tempering over an exact kernel, for laws whose modes are far apart.
 
-    Arguments: kernel, or its name, such as HMC, NUTS or MALA, or GibbsWithGradients for discrete states, where nothing is
-    stretched; its step size, where None, is tuned in warmup for all replicas together. replicas, K, from temperature 1 to the
-    hottest, at first in equal ratios; warmup then finds the ladder. At temperature T a barrier of height T is crossed easily;
-    `p^(1/T)` must have a finite integral.
-    (With 20, eight replicas swap one time in ten in 64 dimensions; with 100, one in a hundred.) temperatures, 1
-    and rising: a ladder that stays as it is, in place of both. kernel_steps between swaps.
+    Args:
+        kernel: Or its name, such as HMC, NUTS or MALA, or GibbsWithGradients for discrete states,
+            where nothing is stretched; its step size, where None, is tuned in warmup for all
+            replicas together. replicas, K, from temperature 1 to the hottest, at first in equal
+            ratios; warmup then finds the ladder. At temperature T a barrier of height T is crossed
+            easily; `p^(1/T)` must have a finite integral. (With 20, eight replicas swap one time in
+            ten in 64 dimensions; with 100, one in a hundred.) temperatures, 1 and rising: a ladder
+            that stays as it is, in place of both. kernel_steps between swaps.
 
-    All replicas start where the chain starts. Reports "accept" and "energy" of the replica in the first place; "swap", the mean
-    probability of the swaps tried; "round_trips", 1 where one ends with this step. A swap with an energy that is not finite is
-    rejected. Raises `InvalidArgument` for a kernel with a temperature of its own, with more to tune than a step size, or whose
-    state does not hold energy and gradient.
+    All replicas start where the chain starts. Reports "accept" and "energy" of the replica in the
+    first place; "swap", the mean probability of the swaps tried; "round_trips", 1 where one ends
+    with this step. A swap with an energy that is not finite is rejected. Raises `InvalidArgument`
+    for a kernel with a temperature of its own, with more to tune than a step size, or whose state
+    does not hold energy and gradient.
     """
 
     kernel: Any = dataclass_field(default_factory=lambda: HMC(leapfrogs=5, metric="none"))
@@ -161,20 +191,33 @@ class ParallelTempering(Tunable):
         object.__setattr__(self, "kernel", as_kernel(self.kernel))
         if adapts(with_step_size(self.kernel, 1.0)):
             advice = "Such as HMC(leapfrogs=5, metric='none')"
-            raise InvalidArgument("kernel", self.kernel, "a kernel with nothing to tune but its step size", advice)
+            raise InvalidArgument(
+                "kernel", self.kernel, "a kernel with nothing to tune but its step size", advice
+            )
         if traits(self.kernel).temperature != 1:
             raise InvalidArgument(
-                "kernel", self.kernel, "a kernel at temperature 1", "Temper the field: scoretk.tempered"
+                "kernel",
+                self.kernel,
+                "a kernel at temperature 1",
+                "Temper the field: scoretk.tempered",
             )
         counts(self, replicas=2)
         if finite("hottest", self.hottest) <= 1:
             raise InvalidArgument("hottest", self.hottest, "a temperature above 1")
         if self.temperatures is not None:
             if not isinstance(self.temperatures, tuple | list):
-                raise InvalidArgument("temperatures", self.temperatures, "a tuple of numbers, or None")
+                raise InvalidArgument(
+                    "temperatures", self.temperatures, "a tuple of numbers, or None"
+                )
             rising = tuple(finite("temperatures", t) for t in self.temperatures)
-            if len(rising) < 2 or rising[0] != 1 or any(low >= high for low, high in pairwise(rising)):
-                raise InvalidArgument("temperatures", rising, "two numbers or more that begin with 1 and rise")
+            if (
+                len(rising) < 2
+                or rising[0] != 1
+                or any(low >= high for low, high in pairwise(rising))
+            ):
+                raise InvalidArgument(
+                    "temperatures", rising, "two numbers or more that begin with 1 and rise"
+                )
             object.__setattr__(self, "temperatures", rising)
         counts(self, kernel_steps=1)
 
@@ -196,13 +239,17 @@ class ParallelTempering(Tunable):
     @property
     def step_cost(self) -> Mapping[str, int]:
         """What the kernel needs to move all replicas; swaps cost nothing."""
-        return {kind: self._places * self.kernel_steps * n for kind, n in self.kernel.step_cost.items()}
+        return {
+            kind: self._places * self.kernel_steps * n for kind, n in self.kernel.step_cost.items()
+        }
 
     @property
     def adaptation(self) -> Adaptation:
         """The kernel's step size, where it is not given, for all replicas together, and the ladder."""
         step_size = self.kernel.adaptation.parts if isinstance(self.kernel, TunedSolver) else ()
-        return Adaptation((*step_size, *(() if self.temperatures is not None else (TemperatureLadder(),))))
+        return Adaptation(
+            (*step_size, *(() if self.temperatures is not None else (TemperatureLadder(),)))
+        )
 
     @property
     def _places(self) -> int:
@@ -221,7 +268,9 @@ class ParallelTempering(Tunable):
         start, k = self.kernel.init(field, x, noise), self._places
         if not {"energy", "grad"} <= set(start._fields):
             raise InvalidArgument(
-                "kernel", self.kernel, "a kernel whose state holds energy and grad, as that of HMC does"
+                "kernel",
+                self.kernel,
+                "a kernel whose state holds energy and grad, as that of HMC does",
             )
         own = (start.x, start.energy, start.grad)
         replicas, energy, grad = (v.repeat_interleave(k, 0).unflatten(0, (len(x), k)) for v in own)
@@ -229,9 +278,13 @@ class ParallelTempering(Tunable):
         size = getattr(self.kernel, "step_size", torch.nan)
         size = torch.tensor(1.0 if size is None else size, dtype=torch.float64)
         step = torch.zeros((), dtype=torch.int64)
-        return TemperingState(start.x, replicas, energy, grad, from_hottest, step, size, self._ladder())
+        return TemperingState(
+            start.x, replicas, energy, grad, from_hottest, step, size, self._ladder()
+        )
 
-    def step(self, field: StaticField, state: TemperingState, noise: NoiseSource) -> tuple[TemperingState, Info]:
+    def step(
+        self, field: StaticField, state: TemperingState, noise: NoiseSource
+    ) -> tuple[TemperingState, Info]:
         return self._stepped(field, state, noise)[:2]
 
     def first_step(
@@ -245,13 +298,22 @@ class ParallelTempering(Tunable):
         size, tried = kernel.first_step(rows.target, start, inner, alive.repeat_interleave(k))
         return size, tried * k
 
-    def trial(self, field: StaticField, state: TemperingState, noise: NoiseSource, shorter: Tensor) -> Trial:
-        """As `Tunable.trial`; shorter `(chains, K)`. Shows how likely neighbours were to swap, `(chains, K - 1)`."""
+    def trial(
+        self, field: StaticField, state: TemperingState, noise: NoiseSource, shorter: Tensor
+    ) -> Trial:
+        """As `Tunable.trial`; shorter `(chains, K)`.
+
+        Shows how likely neighbours were to swap, `(chains, K - 1)`.
+        """
         state, info, seen = self._stepped(field, state, noise, shorter)
         return Trial(state, info, seen.accept, seen.swap)
 
     def _stepped(
-        self, field: StaticField, state: TemperingState, noise: NoiseSource, shorter: Tensor | None = None
+        self,
+        field: StaticField,
+        state: TemperingState,
+        noise: NoiseSource,
+        shorter: Tensor | None = None,
     ) -> tuple[TemperingState, Info, Seen]:
         """A step; shorter `(chains, K)`, factors on the kernel's steps in warmup."""
         rows = self._rows(field, state, shorter)
@@ -273,28 +335,46 @@ class ParallelTempering(Tunable):
         return state, report, Seen(accept, swap)
 
     def _kernel(self, state: TemperingState) -> Any:
-        return with_step_size(self.kernel, float(state.step_size)) if self._tunes_step_size else self.kernel
+        return (
+            with_step_size(self.kernel, float(state.step_size))
+            if self._tunes_step_size
+            else self.kernel
+        )
 
-    def _rows(self, field: StaticField, state: TemperingState, shorter: Tensor | None = None) -> Rows:
-        beta = state.inverse_temperatures.to(state.energy.device, state.energy.dtype).expand_as(state.energy)
+    def _rows(
+        self, field: StaticField, state: TemperingState, shorter: Tensor | None = None
+    ) -> Rows:
+        beta = state.inverse_temperatures.to(state.energy.device, state.energy.dtype).expand_as(
+            state.energy
+        )
         scale = torch.ones_like(beta) if states_of(field) is not None else beta.rsqrt()
         if shorter is not None and states_of(field) is None:
             scale = scale * shorter
         beta, scale = beta.flatten(), across(scale.flatten(), state.replicas.flatten(0, 1))
-        cond = {name: value.repeat_interleave(self._places, 0) for name, value in field.cond.items()}
+        cond = {
+            name: value.repeat_interleave(self._places, 0) for name, value in field.cond.items()
+        }
         tempered = StaticField(Bridge(None, replace(field, cond=cond), beta))
         return Rows(beta, scale, StaticField(Stretched(tempered, scale)))
 
     def _started(self, rows: Rows, state: TemperingState, noise: NoiseSource) -> Any:
         """The kernel's state at all replicas."""
         x, energy, grad = (v.flatten(0, 1) for v in (state.replicas, state.energy, state.grad))
-        here = Evaluated(rows.target, (rows.beta * energy, across(rows.beta, grad) * rows.scale * grad))
+        here = Evaluated(
+            rows.target, (rows.beta * energy, across(rows.beta, grad) * rows.scale * grad)
+        )
         return self._kernel(state).init(StaticField(here), x / rows.scale, noise)
 
-    def _swapped(self, state: TemperingState, noise: NoiseSource) -> tuple[TemperingState, Tensor, Info]:
-        """A round of swaps, the probabilities of all swaps of neighbours `(chains, K - 1)`, and the report."""
+    def _swapped(
+        self, state: TemperingState, noise: NoiseSource
+    ) -> tuple[TemperingState, Tensor, Info]:
+        """A round of swaps, the probabilities of all swaps of neighbours `(chains, K - 1)`, and the
+        report.
+        """
         k, dtype = self._places, state.energy.dtype
-        log_ratio = swap_log_ratio(state.energy, state.inverse_temperatures.to(state.energy.device, dtype))
+        log_ratio = swap_log_ratio(
+            state.energy, state.inverse_temperatures.to(state.energy.device, dtype)
+        )
         log_ratio = torch.where(log_ratio.isfinite(), log_ratio, -torch.inf)
         probability = log_ratio.clamp(max=0.0).exp()
         first = int(state.step) % 2 if k > 2 else 0
@@ -306,6 +386,12 @@ class ParallelTempering(Tunable):
         replicas, energy, grad, from_hottest = (v[chain, source] for v in state[1:5])
         arrived = from_hottest[:, 0].to(dtype)
         from_hottest[:, 0], from_hottest[:, -1] = False, True
-        info = {"energy": energy[:, 0], "swap": probability[:, first::2].mean(1), "round_trips": arrived}
-        moved = TemperingState(replicas[:, 0], replicas, energy, grad, from_hottest, state.step + 1, *state[6:])
+        info = {
+            "energy": energy[:, 0],
+            "swap": probability[:, first::2].mean(1),
+            "round_trips": arrived,
+        }
+        moved = TemperingState(
+            replicas[:, 0], replicas, energy, grad, from_hottest, state.step + 1, *state[6:]
+        )
         return moved, probability, info

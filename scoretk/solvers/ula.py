@@ -2,16 +2,19 @@ r"""The unadjusted Langevin algorithm.
 
     x' = x - h grad E(x) + sqrt(2 h T) z,    z ~ N(0, I)
 
-The Euler-Maruyama discretisation of Langevin dynamics at temperature T, whose target is `p^(1/T)`. It is biased by the
-step size: on N(0, 1) at T = 1 its stationary variance is `1 / (1 - h / 2)`.
+The Euler-Maruyama discretisation of Langevin dynamics at temperature T, whose target is `p^(1/T)`.
+It is biased by the step size: on N(0, 1) at T = 1 its stationary variance is `1 / (1 - h / 2)`.
 
-Image models are often sampled with the noise and the step size chosen apart, the gradient clipped and the pixels kept in a
-box. Noise of standard deviation s beside a step h is temperature `T = s^2 / (2 h)`, which the presets report: theirs are far
-below 1, so that such chains do not sample p.
+Image models are often sampled with the noise and the step size chosen apart, the gradient clipped
+and the pixels kept in a box. Noise of standard deviation s beside a step h is temperature `T = s^2
+/ (2 h)`, which the presets report: theirs are far below 1, so that such chains do not sample p.
 
-References: Roberts, Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations" (1996); Du,
-Mordatch, "Implicit generation and modeling with energy-based models" (2019); Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi,
-Swersky, "Your classifier is secretly an energy based model and you should treat it like one" (2020).
+References:
+    Roberts, Tweedie, "Exponential convergence of Langevin distributions and their discrete
+    approximations" (1996).
+    Du, Mordatch, "Implicit generation and modeling with energy-based models" (2019).
+    Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi, Swersky, "Your classifier is secretly an energy
+    based model and you should treat it like one" (2020).
 """
 
 from __future__ import annotations
@@ -45,9 +48,12 @@ class ULAState(NamedTuple):
 class ULA:
     """Unadjusted Langevin: `x' = x - h grad E + sqrt(2 h T) z`.
 
-    Arguments: step_size h > 0, in squared units of x; temperature T > 0; clip, the largest magnitude of each entry of the
-    gradient, None for no clipping; box `(low, high)`, into which each entry of x is put back after a step, None for none.
-    Clipping and a box change the law that is sampled.
+    Args:
+        step_size: h > 0, in squared units of x.
+        temperature: T > 0.
+        clip: The largest magnitude of each entry of the gradient, None for no clipping.
+        box: `(low, high)`, into which each entry of x is put back after a step, None for none.
+            Clipping and a box change the law that is sampled.
     """
 
     step_size: float
@@ -72,14 +78,29 @@ class ULA:
 
     @classmethod
     def with_noise(
-        cls, step_size: float, noise: float, clip: float | None = None, box: tuple[float, float] | None = None
+        cls,
+        step_size: float,
+        noise: float,
+        clip: float | None = None,
+        box: tuple[float, float] | None = None,
     ) -> ULA:
-        """The solver whose noise has this standard deviation: `temperature = noise^2 / (2 step_size)`."""
-        return cls(step_size, positive("noise", noise) ** 2 / (2 * positive("step_size", step_size)), clip, box)
+        """The solver whose noise has this standard deviation.
+
+        `temperature = noise^2 / (2 step_size)`.
+        """
+        return cls(
+            step_size,
+            positive("noise", noise) ** 2 / (2 * positive("step_size", step_size)),
+            clip,
+            box,
+        )
 
     @classmethod
     def du_mordatch(cls) -> ULA:
-        """Du and Mordatch's settings for images in [0, 1]: step 10, noise .005, gradient clipped at .01 (temperature 1.25e-6)."""
+        """Du and Mordatch's settings for images in [0, 1].
+
+        Step 10, noise .005, gradient clipped at .01 (temperature 1.25e-6).
+        """
         return cls.with_noise(10.0, 0.005, clip=0.01, box=(0.0, 1.0))
 
     @classmethod
@@ -90,7 +111,9 @@ class ULA:
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> ULAState:
         return ULAState(x, self._drift(field, x), torch.zeros((), dtype=torch.int64))
 
-    def step(self, field: StaticField, state: ULAState, noise: NoiseSource) -> tuple[ULAState, Info]:
+    def step(
+        self, field: StaticField, state: ULAState, noise: NoiseSource
+    ) -> tuple[ULAState, Info]:
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         drifted = torch.add(state.x, state.score, alpha=self.step_size)
         x = torch.add(drifted, z, alpha=sqrt(2 * self.step_size * self.temperature))

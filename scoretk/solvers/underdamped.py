@@ -1,19 +1,25 @@
-r"""Underdamped (kinetic) Langevin dynamics, unadjusted by BAOAB and adjusted as generalised Hamiltonian Monte Carlo.
+r"""Underdamped (kinetic) Langevin dynamics, unadjusted by BAOAB and adjusted as generalised
+Hamiltonian Monte Carlo.
 
     dx = v dt,    dv = -grad E(x) dt - gamma v dt + sqrt(2 gamma T) dW,    whose law is exp(-E(x)/T - |v|^2/(2 T))
 
-BAOAB splits a step h into kicks B, drifts A and the exact Ornstein-Uhlenbeck solution O, with c = exp(-gamma h):
+BAOAB splits a step h into kicks B, drifts A and the exact Ornstein-Uhlenbeck solution O, with c =
+exp(-gamma h):
 
     v <- v - h/2 grad E(x);  x <- x + h/2 v;  v <- c v + sqrt((1 - c^2) T) z;  x <- x + h/2 v;  v <- v - h/2 grad E(x)
 
-The gradient of the last kick is that of the next step's first: one gradient a step. On a Gaussian target the law of x is exact
-at every stable step size; elsewhere its bias is of order h^2 (h^4 at high friction).
+The gradient of the last kick is that of the next step's first: one gradient a step. On a Gaussian
+target the law of x is exact at every stable step size; elsewhere its bias is of order h^2 (h^4 at
+high friction).
 
-`GHMC` refreshes the velocity in part, v <- c v + sqrt(1 - c^2) z, makes one leapfrog step, and accepts it with probability
-min(1, exp(H - H')); a rejection turns the velocity round. It is exact at any step size.
+`GHMC` refreshes the velocity in part, v <- c v + sqrt(1 - c^2) z, makes one leapfrog step, and
+accepts it with probability min(1, exp(H - H')); a rejection turns the velocity round. It is exact
+at any step size.
 
-References: Leimkuhler, Matthews, "Rational construction of stochastic numerical methods for molecular sampling" (2013); Horowitz,
-"A generalized guided Monte Carlo algorithm" (1991).
+References:
+    Leimkuhler, Matthews, "Rational construction of stochastic numerical methods for molecular
+    sampling" (2013).
+    Horowitz, "A generalized guided Monte Carlo algorithm" (1991).
 """
 
 from __future__ import annotations
@@ -47,7 +53,10 @@ class UnderdampedState(NamedTuple):
 
 
 class GHMCState(NamedTuple):
-    """Position, energy `(chains,)`, its gradient, and velocity; the index of the next step; what warmup tunes."""
+    """Position, energy `(chains,)`, its gradient, and velocity; the index of the next step.
+
+    What warmup tunes.
+    """
 
     x: Tensor
     energy: Tensor
@@ -70,9 +79,13 @@ def _velocity(x: Tensor, noise: NoiseSource, temperature: float) -> Tensor:
 class Underdamped:
     """Underdamped Langevin by BAOAB, one gradient a step.
 
-    Arguments: step_size h > 0, in units of x over those of the velocity (a length, where ULA's is a squared one); friction gamma
-    > 0; temperature T > 0, the target being `p^(1/T)`. The step size is not tuned: without a decision there is no acceptance to
-    see, and a field that has a score alone shows no error of its energy. `GHMC` tunes its own.
+    Args:
+        step_size: h > 0, in units of x over those of the velocity (a length, where ULA's is a
+            squared one).
+        friction: Gamma > 0.
+        temperature: T > 0, the target being `p^(1/T)`. The step size is not tuned: without a
+            decision there is no acceptance to see, and a field that has a score alone shows no
+            error of its energy. `GHMC` tunes its own.
     """
 
     step_size: float
@@ -94,7 +107,9 @@ class Underdamped:
         start = torch.zeros((), dtype=torch.int64)
         return UnderdampedState(x, _velocity(x, noise, self.temperature), field.score(x), start)
 
-    def step(self, field: StaticField, state: UnderdampedState, noise: NoiseSource) -> tuple[UnderdampedState, Info]:
+    def step(
+        self, field: StaticField, state: UnderdampedState, noise: NoiseSource
+    ) -> tuple[UnderdampedState, Info]:
         h, kept = self.step_size, exp(-self.friction * self.step_size)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         v = torch.add(state.velocity, state.score, alpha=h / 2)
@@ -107,10 +122,15 @@ class Underdamped:
 
 @dataclass(frozen=True)
 class GHMC(StepTuned):
-    """Generalised Hamiltonian Monte Carlo: underdamped Langevin with a Metropolis decision, exact at any step size.
+    """Generalised Hamiltonian Monte Carlo.
 
-    Arguments: step_size h > 0, None to tune it in warmup; friction gamma > 0; accept, the acceptance aimed at: a small step size
-    is wanted, as each rejection turns the chain back. Reports "accept", "energy" and "hamiltonian".
+    Underdamped Langevin with a Metropolis decision, exact at any step size.
+
+    Args:
+        step_size: h > 0, None to tune it in warmup.
+        friction: Gamma > 0.
+        accept: The acceptance aimed at: a small step size is wanted, as each rejection turns the
+            chain back. Reports "accept", "energy" and "hamiltonian".
     """
 
     step_size: float | None = None
@@ -131,7 +151,9 @@ class GHMC(StepTuned):
         start = torch.zeros((), dtype=torch.int64)
         return GHMCState(x, *field.energy_and_grad(x), _velocity(x, noise, 1.0), start)
 
-    def step(self, field: StaticField, state: GHMCState, noise: NoiseSource) -> tuple[GHMCState, Info]:
+    def step(
+        self, field: StaticField, state: GHMCState, noise: NoiseSource
+    ) -> tuple[GHMCState, Info]:
         h = self.size(state)
         kept = (-self.friction * h).exp() if isinstance(h, Tensor) else exp(-self.friction * h)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)

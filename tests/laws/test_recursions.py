@@ -24,13 +24,17 @@ def annealed(std, mean, size, steps, drift=lambda t: 1 / TEMPERATURES[-1]):
 def test_annealed_langevin_over_temperatures_follows_its_recursion():
     std, mean, size, steps = 0.8, 1.5, 0.02, 6
     solver = stk.AnnealedLangevin(TEMPERATURES, steps, step_size=size)
-    draws = stk.sample(gaussian(2, mean, std), solver, chains=20_000, seed=4, dtype=torch.float64).final
+    draws = stk.sample(
+        gaussian(2, mean, std), solver, chains=20_000, seed=4, dtype=torch.float64
+    ).final
     m, v = annealed(std, mean, size, steps)
     assert_mean(draws, [m] * 2)
     assert_second_moment(draws, m, [v] * 2)
     for wrong in (lambda t: 1.0, lambda t: 1 / t, lambda t: t / TEMPERATURES[-1]):
         m, v = annealed(std, mean, size, steps, wrong)
-        assert mean_z((draws - m).square(), [v] * 2).abs().max() > 3 * z_limit(2), "a drift of another temperature"
+        assert mean_z((draws - m).square(), [v] * 2).abs().max() > 3 * z_limit(2), (
+            "a drift of another temperature"
+        )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,11 @@ def test_the_averaged_weights_follow_their_recursion():
     found = float(done.weights["w"])
     right = average(lambda k: min(decay, (k + 1) / (k + 10)))
     assert found == pytest.approx(right, rel=1e-12)
-    for wrong in (lambda k: decay if k > 9 else 0.0, lambda k: 0.0, lambda k: min(decay / 2, (k + 1) / (k + 10))):
+    for wrong in (
+        lambda k: decay if k > 9 else 0.0,
+        lambda k: 0.0,
+        lambda k: min(decay / 2, (k + 1) / (k + 10)),
+    ):
         assert abs(found - average(wrong)) > 1e-6
 
 
@@ -89,11 +97,15 @@ def draws_with_energies(low, chains=100, steps=200):
     energy[:low] = energy[:low].cumsum(1) / 5 + energy[:low] * 0.01
     x = torch.randn(chains, steps, 2, generator=generator)
     status = torch.zeros(chains, dtype=torch.int64)
-    return stk.Draws(x=x, final=x[:, -1], status=status, failed_at=status - 1, stats={"hamiltonian": energy})
+    return stk.Draws(
+        x=x, final=x[:, -1], status=status, failed_at=status - 1, stats={"hamiltonian": energy}
+    )
 
 
 @pytest.mark.parametrize(("low", "told"), [(0, False), (5, False), (6, True), (60, True)])
 def test_slow_energies_are_told_where_more_than_a_twentieth_of_the_chains_have_them(low, told):
-    found = [f.problem for f in draws_with_energies(low).summary().findings if "E-BFMI" in f.problem]
+    found = [
+        f.problem for f in draws_with_energies(low).summary().findings if "E-BFMI" in f.problem
+    ]
     assert bool(found) == told
     assert not told or f"in {low} of 100 chains" in found[0]

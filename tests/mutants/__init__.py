@@ -40,7 +40,9 @@ class NoCorrection(MALA):
     def step(self, field, state, noise) -> tuple[MALAState, Info]:
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         x = state.x - self.step_size * state.grad + sqrt(2 * self.step_size) * z
-        return MALAState(x, *field.energy_and_grad(x), state.step + 1), {"accept": torch.ones_like(state.energy)}
+        return MALAState(x, *field.energy_and_grad(x), state.step + 1), {
+            "accept": torch.ones_like(state.energy)
+        }
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class NaNIsReplaced(MALA):
 def _pick(chosen, new, old):
     leaves = []
     for a, b in zip(new, old, strict=True):
-        leaves.append(a if a.ndim == 0 else torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b))
+        leaves.append(
+            a if a.ndim == 0 else torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        )
     return type(new)(*leaves) if hasattr(new, "_fields") else tuple(leaves)
 
 
@@ -96,7 +100,9 @@ class NoEnergyCheck(HMC):
         p = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         here = Point(state.x, state.energy, state.grad)
         end = leapfrog(field, here, p, self.step_size, self.leapfrogs, state.scale, False)
-        return state._replace(**end.point._asdict(), step=state.step + 1), {"accept": torch.ones_like(state.energy)}
+        return state._replace(**end.point._asdict(), step=state.step + 1), {
+            "accept": torch.ones_like(state.energy)
+        }
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,9 @@ class ForgottenMomentum(HMC):
         end = leapfrog(field, here, p, self.step_size, self.leapfrogs, state.scale, False).point
         u = noise.uniform(state.step, Stream.ACCEPT, (), p.dtype)
         chosen = _pick(u.log() < here.energy - end.energy, end, here)
-        return state._replace(**chosen._asdict(), step=state.step + 1), {"accept": torch.ones_like(state.energy)}
+        return state._replace(**chosen._asdict(), step=state.step + 1), {
+            "accept": torch.ones_like(state.energy)
+        }
 
 
 @dataclass(frozen=True)
@@ -123,10 +131,14 @@ class OneSided(HMC):
             x = x + self.step_size * q
             energy, grad = field.energy_and_grad(x)
             q = q - self.step_size * grad
-        error = energy - here.energy + (q.square().flatten(1).sum(1) - p.square().flatten(1).sum(1)) / 2
+        error = (
+            energy - here.energy + (q.square().flatten(1).sum(1) - p.square().flatten(1).sum(1)) / 2
+        )
         u = noise.uniform(state.step, Stream.ACCEPT, (), p.dtype)
         chosen = _pick(u.log() < -error, Point(x, energy, grad), here)
-        return state._replace(**chosen._asdict(), step=state.step + 1), {"accept": torch.ones_like(state.energy)}
+        return state._replace(**chosen._asdict(), step=state.step + 1), {
+            "accept": torch.ones_like(state.energy)
+        }
 
 
 @dataclass(frozen=True)

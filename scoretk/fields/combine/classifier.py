@@ -32,21 +32,30 @@ def classifier_guided(
     measured: str | Iterable[str] = (),
     interval: Interval | None = None,
 ) -> object:
-    """Classifier guidance: `score + weight grad log p(y | x_t)`. With weight 1 Bayes' rule: exact for an exact classifier.
+    """Classifier guidance: `score + weight grad log p(y | x_t)`.
 
-    Another weight is the caveat's power `p(y | x_t)^weight`. What classifies clean data only is a likelihood: `posterior`.
+    With weight 1 Bayes' rule: exact for an exact classifier.
 
-    Arguments:
-        field: timed, on a Gaussian path.
-        log_prob: called as `log_prob(x, t, **cond)`, x noisy and t of shape `(batch,)` in the dtype of x; gives
-            `log p(y | x_t = x)` of the y wanted, `(batch,)`, up to a constant, differentiable in x.
-        weight: any finite number.
-        measured: the names of the condition values that `log_prob` takes; all others go to the field alone.
-        interval: as in `guided`; at other levels the field alone is asked.
-    Raises: `InvalidArgument`; `MissingCapability` for a field without a Gaussian path.
+    Another weight is the caveat's power `p(y | x_t)^weight`. What classifies clean data only is a
+    likelihood: `posterior`.
+
+    Args:
+        field: Timed, on a Gaussian path.
+        log_prob: Called as `log_prob(x, t, **cond)`, x noisy and t of shape `(batch,)` in the dtype
+            of x; gives `log p(y | x_t = x)` of the y wanted, `(batch,)`, up to a constant,
+            differentiable in x.
+        weight: Any finite number.
+        measured: The names of the condition values that `log_prob` takes; all others go to the
+            field alone.
+        interval: As in `guided`; at other levels the field alone is asked.
+
+    Raises:
+        `InvalidArgument`; `MissingCapability` for a field without a Gaussian path.
     """
     if not is_timed(field):
-        raise InvalidArgument("field", field, "a timed field", "For a static one: posterior(field, log_likelihood)")
+        raise InvalidArgument(
+            "field", field, "a timed field", "For a static one: posterior(field, log_likelihood)"
+        )
     if not callable(log_prob):
         raise InvalidArgument("log_prob", log_prob, "a callable log_prob(x, t) -> (batch,)")
     taken = names("measured", measured)
@@ -56,7 +65,10 @@ def classifier_guided(
 
 @dataclass(frozen=True, eq=False)
 class Classified(Steered):
-    """The first field's denoiser, shifted by `weight (sigma^2 / alpha) grad log p(y | x_t)`; near alpha = 0 as `posterior`."""
+    """The first field's denoiser, shifted by `weight (sigma^2 / alpha) grad log p(y | x_t)`.
+
+    Near alpha = 0 as `posterior`.
+    """
 
     first: Any
     classifier: Callable[..., Tensor]
@@ -73,7 +85,9 @@ class Classified(Steered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        earliest = {dtype: earliest_time(self.path, dtype) for dtype in (torch.float32, torch.float64)}
+        earliest = {
+            dtype: earliest_time(self.path, dtype) for dtype in (torch.float32, torch.float64)
+        }
         object.__setattr__(self, "_earliest", earliest)
 
     def plain(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -87,7 +101,12 @@ class Classified(Steered):
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         hint = "A classifier gives one number a row: the log probability of the class wanted"
         slope = -grad_energy(
-            lambda z: -check_rows("log_prob", self.classifier(z, times, **own), z.shape[:1], hint).to(z.dtype), x
+            lambda z: (
+                -check_rows("log_prob", self.classifier(z, times, **own), z.shape[:1], hint).to(
+                    z.dtype
+                )
+            ),
+            x,
         )[1]
         exact = torch.as_tensor(t, dtype=torch.float64)
         gain = (self.weight * path.sigma(exact) ** 2 / path.alpha(exact)).to(x)

@@ -34,28 +34,34 @@ def guided(
 ) -> object:
     """Classifier-free guidance: `g = u + weight (c - u)` in the model's own prediction.
 
-    As all predictions are affine in one another with the same x, guiding one is guiding all. `weight` 1 is no guidance,
-    0 the unconditional model, above 1 stronger. (Ho and Salimans write weight = 1 + w.)
+    As all predictions are affine in one another with the same x, guiding one is guiding all.
+    `weight` 1 is no guidance, 0 the unconditional model, above 1 stronger. (Ho and Salimans write
+    weight = 1 + w.)
 
-    Arguments:
-        field: the conditional model c.
-        weight: any finite number.
-        unconditional: the model u; by default `field` itself with the condition values in `null` put in place of the caller's
-            (a value a name; None leaves the keyword out). At most one of the two is given; with neither the field's own
-            `null` serves, where it has one.
-        interval: `(low, high)`, the noise levels `low < sigma/alpha <= high` at which to guide; at others c alone is asked
-            (Kynkaanniemi et al.). Timed fields only.
-        rescale: phi in [0, 1], the part in which g is brought back to the standard deviation of c over the entries of its
-            sample, `g (1 - phi + phi std(c) / std(g))` (Lin et al.), against the saturation of large weights. Timed fields of at
-            least two entries only; here it does matter what the model predicts.
-    Raises: `InvalidArgument`.
+    Args:
+        field: The conditional model c.
+        weight: Any finite number.
+        unconditional: The model u; by default `field` itself with the condition values in `null`
+            put in place of the caller's (a value a name; None leaves the keyword out). At most one
+            of the two is given; with neither the field's own `null` serves, where it has one.
+        interval: `(low, high)`, the noise levels `low < sigma/alpha <= high` at which to guide; at
+            others c alone is asked (Kynkaanniemi et al.). Timed fields only.
+        rescale: Phi in [0, 1], the part in which g is brought back to the standard deviation of c
+            over the entries of its sample, `g (1 - phi + phi std(c) / std(g))` (Lin et al.),
+            against the saturation of large weights. Timed fields of at least two entries only; here
+            it does matter what the model predicts.
+
+    Raises:
+        `InvalidArgument`.
     """
     finite("weight", weight)
     if unconditional is None and null is None:
         null = getattr(field, "null", None)
     if (unconditional is None) == (null is None):
         raise InvalidArgument(
-            "unconditional, null", (unconditional, null), "exactly one of the two, or a field with a `null` of its own"
+            "unconditional, null",
+            (unconditional, null),
+            "exactly one of the two, or a field with a `null` of its own",
         )
     field, other = in_one_space((field, field if unconditional is None else unconditional))
     for name, one in (("field", field), ("unconditional", other)):
@@ -63,14 +69,17 @@ def guided(
             raise InvalidArgument(name, one, "a field")
     if is_timed(field) != is_timed(other):
         raise InvalidArgument("unconditional", other, "timed as the field is (or static as it is)")
-    if tuple(field.event_shape) != tuple(other.event_shape):  # type: ignore[attr-defined]
-        raise InvalidArgument("unconditional", other, f"the field's event shape {tuple(field.event_shape)}")  # type: ignore[attr-defined]
+    shape, theirs = (tuple(f.event_shape) for f in (field, other))  # type: ignore[attr-defined]
+    if shape != theirs:
+        raise InvalidArgument("unconditional", other, f"the field's event shape {shape}")
     if not 0 <= finite("rescale", rescale) <= 1:
         raise InvalidArgument("rescale", rescale, "a number in [0, 1]")
     values, apart = _null(null), unconditional is not None
     if not is_timed(field):
         if interval is not None or rescale:
-            raise InvalidArgument("interval, rescale", (interval, rescale), "None and 0 for a static field")
+            raise InvalidArgument(
+                "interval, rescale", (interval, rescale), "None and 0 for a static field"
+            )
         space = shared_map("unconditional", (field, other))
         if space is None:
             return GuidedStatic(field, other, float(weight), values, apart)
@@ -80,27 +89,43 @@ def guided(
     ours, theirs = prediction(field), prediction(other)
     if not alike(ours, theirs):
         raise InvalidArgument(
-            "unconditional", theirs, f"a model that predicts {ours[0]} on the field's path, {type(ours[1]).__name__}"
+            "unconditional",
+            theirs,
+            f"a model that predicts {ours[0]} on the field's path, {type(ours[1]).__name__}",
         )
     if rescale and math.prod(field.event_shape) < 2:  # type: ignore[attr-defined]
-        raise InvalidArgument("rescale", rescale, "0 for an event of one entry, which has no standard deviation")
+        raise InvalidArgument(
+            "rescale", rescale, "0 for an event of one entry, which has no standard deviation"
+        )
     return Guided(field, other, float(weight), values, apart, as_interval(interval), float(rescale))
 
 
 def _null(values: Any) -> dict[str, Any]:
-    """Condition values that stand for none, by name. Raises `InvalidArgument` where one could be no condition."""
-    if not isinstance(values, Mapping | None) or not all(isinstance(name, str) for name in values or {}):
-        raise InvalidArgument("null", values, "a mapping of names to condition values, None to leave one out")
+    """Condition values that stand for none, by name.
+
+    Raises `InvalidArgument` where one could be no condition.
+    """
+    if not isinstance(values, Mapping | None) or not all(
+        isinstance(name, str) for name in values or {}
+    ):
+        raise InvalidArgument(
+            "null", values, "a mapping of names to condition values, None to leave one out"
+        )
     for name, value in (values or {}).items():
         try:
             torch.as_tensor(0 if value is None else value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidArgument(f"null[{name!r}]", value, "a number, a tensor, or None", str(error)) from error
+            raise InvalidArgument(
+                f"null[{name!r}]", value, "a number, a tensor, or None", str(error)
+            ) from error
     return dict(values or {})
 
 
 class _Blend(Wrapped):
-    """What guided fields share: the two fields, and what the second is told in place of the condition."""
+    """What guided fields share.
+
+    The two fields, and what the second is told in place of the condition.
+    """
 
     first: Any
     other: Any
@@ -115,12 +140,17 @@ class _Blend(Wrapped):
 
     @property
     def null(self) -> Any:
-        """What stands for no condition: what this guidance takes for it, or with a model of its own for that the first's."""
+        """What stands for no condition.
+
+        What this guidance takes for it, or with a model of its own for that the first's.
+        """
         return getattr(self.first, "null", None) if self.apart else self.nulls
 
 
 @dataclass(frozen=True, eq=False)
 class Guided(_Blend, Steered):
+    """Guidance of a field in time: `u + weight (c - u)` in whatever it predicts."""
+
     first: Any
     other: Any
     weight: float
@@ -140,7 +170,9 @@ class Guided(_Blend, Steered):
     def steered(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
         """`u + weight (c - u)`, rescaled, like x."""
         c = self.plain(x, t, cond)
-        u = TimedField(self.other, self.path, _unconditioned(x, cond, self.nulls, self.apart)).predict(x, t)
+        u = TimedField(
+            self.other, self.path, _unconditioned(x, cond, self.nulls, self.apart)
+        ).predict(x, t)
         g = u + self.weight * (c - u)
         if not self.rescale:
             return g
@@ -149,7 +181,10 @@ class Guided(_Blend, Steered):
         return g * across(1 + self.rescale * (ratio - 1), g)
 
     def at(self, t: float | Tensor) -> Any:
-        """The static field of time t: guided energies, where both have them and guidance is the plain one."""
+        """The static field of time t.
+
+        Guided energies, where both have them and guidance is the plain one.
+        """
         if self.interval is not None or self.rescale:
             return super().at(t)
         return GuidedStatic(self.first.at(t), self.other.at(t), self.weight, self.nulls, self.apart)
@@ -157,7 +192,10 @@ class Guided(_Blend, Steered):
 
 @dataclass(frozen=True, eq=False)
 class GuidedStatic(_Blend):
-    """Static guidance: energies, hence scores, combined as `u + weight (c - u)`: `p_u^(1 - w) p_c^w`."""
+    """Static guidance: energies, hence scores, combined as `u + weight (c - u)`.
+
+    `p_u^(1 - w) p_c^w`.
+    """
 
     first: Any
     other: Any
@@ -183,8 +221,13 @@ class GuidedStatic(_Blend):
         return self._blend("score", x, cond)
 
 
-def _unconditioned(x: Tensor, cond: dict[str, Tensor], null: dict[str, Any], apart: bool) -> dict[str, Any]:
-    """What the unconditional model is called with: its own nothing, or the caller's values with the nulls put in, as rows."""
+def _unconditioned(
+    x: Tensor, cond: dict[str, Tensor], null: dict[str, Any], apart: bool
+) -> dict[str, Any]:
+    """What the unconditional model is called with.
+
+    Its own nothing, or the caller's values with the nulls put in, as rows.
+    """
     if apart:
         return {}
     kept = {name: value for name, value in cond.items() if name not in null}
@@ -192,9 +235,12 @@ def _unconditioned(x: Tensor, cond: dict[str, Tensor], null: dict[str, Any], apa
 
 
 def _null_rows(name: str, value: Any, given: Tensor | None, x: Tensor) -> Tensor:
-    """A null as one value a row of x: in shape, dtype and device as what it stands in for, where that is given.
+    """A null as one value a row of x.
 
-    Without it, a tensor that has a row for each of x is taken as it is, and a floating number is of the dtype of x.
+    In shape, dtype and device as what it stands in for, where that is given.
+
+    Without it, a tensor that has a row for each of x is taken as it is, and a floating number is of
+    the dtype of x.
     """
     own = torch.as_tensor(value)
     if given is None:
@@ -205,7 +251,9 @@ def _null_rows(name: str, value: Any, given: Tensor | None, x: Tensor) -> Tensor
         whole = own.to(given.dtype)
         if not torch.equal(whole.to(own.dtype), own):
             raise InvalidArgument(
-                f"null[{name!r}]", value, f"a value that {given.dtype} holds, as the condition is of that"
+                f"null[{name!r}]",
+                value,
+                f"a value that {given.dtype} holds, as the condition is of that",
             )
         own = whole
     try:

@@ -19,6 +19,7 @@ Interval = tuple[float, float]
 
 
 def as_interval(value: Any) -> Interval | None:
+    """Noise levels (low, high), None for all. Raises `InvalidArgument`."""
     if value is None:
         return None
     try:
@@ -31,7 +32,10 @@ def as_interval(value: Any) -> Interval | None:
 
 
 class Steered(SamePath):
-    """Guidance in its interval of noise levels, the first field alone elsewhere. A subclass gives `steered`."""
+    """Guidance in its interval of noise levels, the first field alone elsewhere.
+
+    A subclass gives `steered`.
+    """
 
     interval: Interval | None
 
@@ -46,7 +50,9 @@ class Steered(SamePath):
         inside = (low < level) & (level <= high)
         if not isinstance(t, Tensor):
             return self.steered(x, t, cond) if bool(inside) else self.plain(x, t, cond)
-        return torch.where(across(inside.to(x.device), x), self.steered(x, t, cond), self.plain(x, t, cond))
+        return torch.where(
+            across(inside.to(x.device), x), self.steered(x, t, cond), self.plain(x, t, cond)
+        )
 
     def plain(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The prediction without guidance, like x."""

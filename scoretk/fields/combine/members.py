@@ -20,7 +20,10 @@ __all__ = ["Members", "OfMany", "SamePath", "fitting"]
 
 
 def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
-    """Whether the fields are timed. Raises `InvalidArgument` unless they are fields that fit together."""
+    """Whether the fields are timed.
+
+    Raises `InvalidArgument` unless they are fields that fit together.
+    """
     if not isinstance(fields, Sequence) or isinstance(fields, str) or not fields:
         raise InvalidArgument(argument, fields, "at least one field")
     for f in fields:
@@ -48,7 +51,9 @@ class Members(Wrapped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        takes: tuple[Names, ...] = tuple(map(taken, self.fields))  # here, as the compiler reads no signatures
+        takes: tuple[Names, ...] = tuple(
+            map(taken, self.fields)
+        )  # here, as the compiler reads no signatures
         object.__setattr__(self, "takes", takes)
 
     @property
@@ -77,4 +82,6 @@ class OfMany(Members, SamePath):
 
     def views(self, cond: dict[str, Tensor]) -> list[TimedField]:
         """The fields as solvers see them, the condition rows bound."""
-        return [TimedField(f, gaussian_path(f, "this combination"), own) for f, own in self.told(cond)]
+        return [
+            TimedField(f, gaussian_path(f, "this combination"), own) for f, own in self.told(cond)
+        ]

@@ -25,18 +25,27 @@ from scoretk.fields.wrapped import Kind, shared_map
 __all__ = ["Mixture", "MixtureTimed", "mixture"]
 
 
-def mixture(fields: Sequence[object], weights: Sequence[float], log_partition: Sequence[float] | None = None) -> object:
-    """The mixture `sum_i w_i p_i`: densities add up, and scores and denoisers in the shares `w_i p_i(x) / sum_j w_j p_j(x)`.
+def mixture(
+    fields: Sequence[object], weights: Sequence[float], log_partition: Sequence[float] | None = None
+) -> object:
+    """The mixture `sum_i w_i p_i`.
 
-    Shares compare densities, so that each must be normalised: energies known up to a constant do not mix, nor do scores.
+    Densities add up, and scores and denoisers in the shares `w_i p_i(x) / sum_j w_j p_j(x)`.
 
-    Arguments:
-        fields: all static, each with `log_prob`; or all timed on one and the same Gaussian path, each with `log_prob` in its
-            `at(t)`, and then the result is the exactly noised mixture. One event shape.
-        weights: w, positive; normalised here.
-        log_partition: for static fields with an energy E_i instead, the `log Z_i` of `p_i = exp(-E_i) / Z_i`, such as
-            `scoretk.log_partition` estimates; an error in it shifts its component's weight by as much.
-    Raises: `InvalidArgument`; `MissingCapability` for a component without a normalised density.
+    Shares compare densities, so that each must be normalised: energies known up to a constant do
+    not mix, nor do scores.
+
+    Args:
+        fields: All static, each with `log_prob`; or all timed on one and the same Gaussian path,
+            each with `log_prob` in its `at(t)`, and then the result is the exactly noised mixture.
+            One event shape.
+        weights: W, positive; normalised here.
+        log_partition: For static fields with an energy E_i instead, the `log Z_i` of `p_i =
+            exp(-E_i) / Z_i`, such as `scoretk.log_partition` estimates; an error in it shifts its
+            component's weight by as much.
+
+    Raises:
+        `InvalidArgument`; `MissingCapability` for a component without a normalised density.
     """
     if isinstance(fields, Sequence) and not isinstance(fields, str):
         fields = in_one_space(fields, all_alike=True)
@@ -48,7 +57,9 @@ def mixture(fields: Sequence[object], weights: Sequence[float], log_partition: S
     logs = tuple(math.log(w / math.fsum(shares)) for w in shares)
     if timed:
         if log_partition is not None:
-            raise InvalidArgument("log_partition", log_partition, "None for timed fields, whose constants vary with t")
+            raise InvalidArgument(
+                "log_partition", log_partition, "None for timed fields, whose constants vary with t"
+            )
         for f in members:
             _demand(f, f.at(0.5), "log_prob", "at(t)")
         return MixtureTimed(members, logs)
@@ -56,7 +67,9 @@ def mixture(fields: Sequence[object], weights: Sequence[float], log_partition: S
         for f in members:
             _demand(f, f, "log_prob", "the field")
         return Mixture(members, logs)
-    constants = tuple(finite("log_partition", v) for v in _numbers("log_partition", log_partition, len(members)))
+    constants = tuple(
+        finite("log_partition", v) for v in _numbers("log_partition", log_partition, len(members))
+    )
     for f in members:
         _demand(f, f, "energy", "the field")
     return Mixture(members, logs, constants)
@@ -72,15 +85,21 @@ def _numbers(name: str, values: Any, n: int) -> list[Any]:
 def _demand(field: Any, asked: Any, what: str, where: str) -> None:
     if what not in offers(asked):
         raise MissingCapability(
-            field_name(field), offers(asked), {what},
-            f"A mixture compares normalised densities: {where} needs {what}. For static energies give log_partition; without "
-            "densities draw from each field the share of the samples that is its weight, which is exact",
-        )  # fmt: skip
+            field_name(field),
+            offers(asked),
+            {what},
+            f"A mixture compares normalised densities: {where} needs {what}. For static energies "
+            f"give log_partition; without "
+            "densities draw from each field the share of the samples that is its weight, which is "
+            "exact",
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture(Members):
-    """`sum_i w_i p_i`, `p_i` of log density `log_prob`, or `-E_i - log Z_i` where the constants are given."""
+    """`sum_i w_i p_i`, `p_i` of log density `log_prob`, or `-E_i - log Z_i` where the constants are
+    given.
+    """
 
     fields: tuple[Any, ...]
     log_weights: tuple[float, ...]
@@ -90,11 +109,17 @@ class Mixture(Members):
     computed = frozenset({"energy", "score", "log_prob"})
 
     def joint(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`log(w_i p_i(x))`, `(batch, fields)`. Where one is NaN, as outside a support, and not all are, its density is 0."""
+        """`log(w_i p_i(x))`, `(batch, fields)`.
+
+        Where one is NaN, as outside a support, and not all are, its density is 0.
+        """
         if self.log_partition is None:
             logs = [f.log_prob(x, **own) for f, own in self.told(cond)]
         else:
-            logs = [-f.energy(x, **own) - z for (f, own), z in zip(self.told(cond), self.log_partition, strict=True)]
+            logs = [
+                -f.energy(x, **own) - z
+                for (f, own), z in zip(self.told(cond), self.log_partition, strict=True)
+            ]
         joint = torch.stack([p + w for p, w in zip(logs, self.log_weights, strict=True)], 1)
         absent = joint.isnan()
         return torch.where(absent & ~absent.all(1, keepdim=True), -torch.inf, joint)
@@ -114,7 +139,9 @@ class Mixture(Members):
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`-log p(x)` and its gradient."""
         joint = self.joint(x, **cond)
-        return -torch.logsumexp(joint, 1), -_shared(joint, [self._score(f, x, own) for f, own in self.told(cond)])
+        return -torch.logsumexp(joint, 1), -_shared(
+            joint, [self._score(f, x, own) for f, own in self.told(cond)]
+        )
 
     def _score(self, field: Any, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
         if offers(field) & {"energy", "score"}:
@@ -153,5 +180,9 @@ def _shared(joint: Tensor, values: Iterable[Tensor]) -> Tensor:
     """`sum_i r_i v_i`, the shares `r = softmax(joint)`, like v; what has no share may be infinite."""
     shares = torch.softmax(joint, 1).unbind(1)
     return reduce(
-        add, (torch.where(across(r, v) == 0, 0, across(r, v) * v) for r, v in zip(shares, values, strict=True))
+        add,
+        (
+            torch.where(across(r, v) == 0, 0, across(r, v) * v)
+            for r, v in zip(shares, values, strict=True)
+        ),
     )

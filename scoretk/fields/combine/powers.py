@@ -25,8 +25,10 @@ __all__ = ["Powered", "PoweredTimed", "product", "tempered"]
 def tempered(field: object, temperature: float) -> object:
     """The field of `p^(1/T)`: energy and score divided by T.
 
-    Arguments: field, static, or timed on a Gaussian path (then its scores are tempered; see the caveat of the package);
-    temperature T > 0. `tempered(field, 1)` is the field itself in other clothes.
+    Args:
+        field: Static, or timed on a Gaussian path (then its scores are tempered; see the caveat of
+            the package).
+        temperature: T > 0. `tempered(field, 1)` is the field itself in other clothes.
     """
     temperature = positive("temperature", temperature)
     (field,) = in_one_space((field,))
@@ -34,15 +36,20 @@ def tempered(field: object, temperature: float) -> object:
     space = shared_map("field", (field,))
     if space is not None:
         return space.around(tempered(space.field, temperature))
-    return PoweredTimed((field,), temperature) if is_timed(field) else Powered((field,), temperature)
+    return (
+        PoweredTimed((field,), temperature) if is_timed(field) else Powered((field,), temperature)
+    )
 
 
 def product(*fields: object) -> object:
     """The product of experts: energies and scores add up.
 
-    Arguments: fields, all static or all timed on one and the same Gaussian path (see the caveat of the package), with one event
-    shape.
-    Raises: `InvalidArgument` where they do not fit together.
+    Args:
+        fields: All static or all timed on one and the same Gaussian path (see the caveat of the
+            package), with one event shape.
+
+    Raises:
+        `InvalidArgument` where they do not fit together.
     """
     fields = in_one_space(fields)
     if fitting("fields", fields, "product"):
@@ -70,13 +77,20 @@ class Powered(Members):
     @property
     def computed(self) -> frozenset[str]:
         shared = frozenset.intersection(*(offers(f) for f in self.fields)) & {"energy", "score"}
-        return shared | ({"score"} if all(offers(f) & {"energy", "score"} for f in self.fields) else frozenset())
+        return shared | (
+            {"score"} if all(offers(f) & {"energy", "score"} for f in self.fields) else frozenset()
+        )
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`weight sum_i E_i(x)`, `(batch,)`. Raises `MissingCapability` where one of the fields has no energy."""
+        """`weight sum_i E_i(x)`, `(batch,)`.
+
+        Raises `MissingCapability` where one of the fields has no energy.
+        """
         if "energy" not in self.provides:
             f = next(f for f in self.fields if "energy" not in offers(f))
-            raise MissingCapability(field_name(f), offers(f), {"energy"}, "A score alone does not give an energy.")
+            raise MissingCapability(
+                field_name(f), offers(f), {"energy"}, "A score alone does not give an energy."
+            )
         return self.weight * reduce(add, (f.energy(x, **own) for f, own in self.told(cond)))
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
@@ -110,13 +124,18 @@ class PoweredTimed(OfMany):
 
     @property
     def base(self) -> Base | None:
-        """The power of the product of the bases: of N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2)); of others None."""
+        """The power of the product of the bases.
+
+        Of N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2)); of others None.
+        """
         bases: list[Any] = [getattr(f, "base", None) for f in self.fields]
         if self.weight == 1 and len(bases) == 1:
             return bases[0]
         if not all(isinstance(b, NormalBase) for b in bases):
             return None
-        return standard_normal(self.event_shape, (self.weight * sum(b.std**-2 for b in bases)) ** -0.5)
+        return standard_normal(
+            self.event_shape, (self.weight * sum(b.std**-2 for b in bases)) ** -0.5
+        )
 
     @property
     def computed(self) -> frozenset[str]:
@@ -132,5 +151,7 @@ class PoweredTimed(OfMany):
 
 
 def _score_at(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
-    own = getattr(field.native, "score", None)  # where it is exact at sigma = 0, and a conversion would not be
+    own = getattr(
+        field.native, "score", None
+    )  # where it is exact at sigma = 0, and a conversion would not be
     return field.score(x, t) if own is None else own(x, t, **field.cond)

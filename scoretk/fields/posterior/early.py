@@ -1,4 +1,7 @@
-"""Times at which x_t says almost nothing: near alpha = 0, where the path's conversions lose all digits."""
+"""Times at which x_t says almost nothing.
+
+Near alpha = 0, where the path's conversions lose all digits.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,12 @@ def earliest_time(path: GaussianPath, dtype: torch.dtype) -> float:
     return max(0.0, float(path.t(math.log(torch.finfo(dtype).eps) / 2)))
 
 
-def informed(path: GaussianPath, x: Tensor, t: float | Tensor, earliest: float) -> tuple[Tensor, float | Tensor]:
-    """`(x_t, t)`, or before `earliest` the point at that time that says the same of x_1 (the same l)."""
+def informed(
+    path: GaussianPath, x: Tensor, t: float | Tensor, earliest: float
+) -> tuple[Tensor, float | Tensor]:
+    """`(x_t, t)`, or before `earliest` the point at that time that says the same of x_1 (the same
+    l).
+    """
     if earliest == 0 or (not isinstance(t, Tensor) and t >= earliest):
         return x, t
     exact = torch.as_tensor(t, dtype=torch.float64)

@@ -1,4 +1,7 @@
-"""Whose derivatives have been looked at: each likelihood's and each prior's once, at the first call."""
+"""Whose derivatives have been looked at.
+
+Each likelihood's and each prior's once, at the first call.
+"""
 
 from __future__ import annotations
 
@@ -19,4 +22,5 @@ EXAMINED: WeakSet[Any] = WeakSet()
 
 
 def is_new(value: Any) -> bool:
+    """Whether the derivatives of a likelihood or posterior are still to be looked at."""
     return value not in EXAMINED and not torch.compiler.is_compiling()

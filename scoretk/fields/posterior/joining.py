@@ -40,18 +40,25 @@ def posterior(
     *,
     measured: str | Iterable[str] = (),
 ) -> Any:
-    """The posterior of a prior and a likelihood, as a field: see the docstring of `scoretk.fields.posterior`.
+    """The posterior of a prior and a likelihood, as a field.
 
-    Arguments:
-        prior: a static field, whose posterior is exact: energies, or scores, add up; or a timed field on a Gaussian path,
-            whose posterior is timed and starts from the same `base`. `prior.at(t)` is static.
-        likelihood: `LinearGaussian(operator, y, std)`; a callable `log_likelihood(x, **cond) -> (batch,)`; or a static field
-            with an energy, `-log L`.
-        method: for a timed prior, "mmps" (the default for a `LinearGaussian`), "pigdm", "replacement" or "dps" (the default,
-            and the only one, for any other likelihood), or an object with settings, such as `MMPS(iterations=10)`.
-        measured: the names of the condition values that a callable likelihood takes; all others go to the prior alone. A
-            `LinearGaussian` names its own.
-    Raises: `InvalidArgument`, `UnknownName`; `MissingCapability` for a timed prior that has no Gaussian path.
+    See the docstring of `scoretk.fields.posterior`.
+
+    Args:
+        prior: A static field, whose posterior is exact: energies, or scores, add up; or a timed
+            field on a Gaussian path, whose posterior is timed and starts from the same `base`.
+            `prior.at(t)` is static.
+        likelihood: `LinearGaussian(operator, y, std)`; a callable `log_likelihood(x, **cond) ->
+            (batch,)`; or a static field with an energy, `-log L`.
+        method: For a timed prior, "mmps" (the default for a `LinearGaussian`), "pigdm",
+            "replacement" or "dps" (the default, and the only one, for any other likelihood), or an
+            object with settings, such as `MMPS(iterations=10)`.
+        measured: The names of the condition values that a callable likelihood takes; all others go
+            to the prior alone. A `LinearGaussian` names its own.
+
+    Raises:
+        `InvalidArgument`, `UnknownName`; `MissingCapability` for a timed prior that has no Gaussian
+        path.
     """
     prior, likelihood = (
         in_one_space((prior, likelihood))
@@ -60,7 +67,9 @@ def posterior(
     )
     if not hasattr(prior, "event_shape"):
         raise InvalidArgument(
-            "prior", prior, "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)"
+            "prior",
+            prior,
+            "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)",
         )
     taken = names("measured", measured)
     if hasattr(likelihood, "event_shape"):
@@ -75,14 +84,20 @@ def posterior(
     if is_timed(prior):
         return TimedPosterior(prior, law, as_method(method, law), gaussian_path(prior, "posterior"))
     if not offers(prior) & {"energy", "score"}:
-        raise MissingCapability(field_name(prior), offers(prior), {"energy"}, "A prior needs an energy or a score")
+        raise MissingCapability(
+            field_name(prior), offers(prior), {"energy"}, "A prior needs an energy or a score"
+        )
     if method is not None:
-        raise InvalidArgument("method", method, "None for a static prior, whose posterior needs no approximation")
+        raise InvalidArgument(
+            "method", method, "None for a static prior, whose posterior needs no approximation"
+        )
     return StaticPosterior(prior, law)
 
 
 def as_method(value: str | PosteriorMethod | None, likelihood: Likelihood) -> PosteriorMethod:
-    """The method for a likelihood, by its name in `POSTERIOR_METHODS` or as an object; None: the usual one.
+    """The method for a likelihood, by its name in `POSTERIOR_METHODS` or as an object; None.
+
+    The usual one.
 
     Args:
         value: As `posterior` takes it.
@@ -95,7 +110,11 @@ def as_method(value: str | PosteriorMethod | None, likelihood: Likelihood) -> Po
     linear = isinstance(likelihood, LinearGaussian)
     if value is None:
         value = "mmps" if linear else "dps"
-    method = POSTERIOR_METHODS[option("method", value, POSTERIOR_METHODS)]() if isinstance(value, str) else value
+    method = (
+        POSTERIOR_METHODS[option("method", value, POSTERIOR_METHODS)]()
+        if isinstance(value, str)
+        else value
+    )
     if isinstance(method, type) or not callable(getattr(method, "shift", None)):
         raise InvalidArgument("method", value, "a method, such as scoretk.MMPS(iterations=10)")
     if not linear and trait(method, "linear"):

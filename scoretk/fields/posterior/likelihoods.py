@@ -19,7 +19,14 @@ from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import static
 from scoretk.fields.validation import rejecting
 
-__all__ = ["CallableLikelihood", "FieldLikelihood", "Likelihood", "as_likelihood", "look_for_steps", "split"]
+__all__ = [
+    "CallableLikelihood",
+    "FieldLikelihood",
+    "Likelihood",
+    "as_likelihood",
+    "look_for_steps",
+    "split",
+]
 
 
 IN_TORCH = (
@@ -30,19 +37,26 @@ IN_TORCH = (
 
 @dataclass(frozen=True, eq=False)
 class CallableLikelihood:
-    """A callable `log_likelihood(x, **cond)` and the names of the condition values that are its own."""
+    """A callable `log_likelihood(x, **cond)` and the names of the condition values that are its
+    own.
+    """
 
     of: Callable[..., Tensor]
     measured: frozenset[str]
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log L(x)`, `(batch,)`."""
-        hint = "A log-likelihood gives one number a row: sum over the event axes, keep the batch axis"
+        hint = (
+            "A log-likelihood gives one number a row: sum over the event axes, keep the batch axis"
+        )
         found = unwritten("log_likelihood", lambda y: rejecting(self.of, y, cond, -torch.inf), x)
         return check_rows("log_likelihood", found, x.shape[:1], hint).to(x.dtype)
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`log L(x)` and its gradient, by autograd. The first call sees whether that is the derivative of the values."""
+        """`log L(x)` and its gradient, by autograd.
+
+        The first call sees whether that is the derivative of the values.
+        """
         if is_new(self):
             _look_along(self, x, cond)
         return self.gradient(x, **cond)
@@ -55,7 +69,9 @@ class CallableLikelihood:
 
 @dataclass(frozen=True, eq=False)
 class FieldLikelihood:
-    """`-E`, with the energy of a static field and its own gradient, and the names of the condition values that are its own."""
+    """`-E`, with the energy of a static field and its own gradient, and the names of the condition
+    values that are its own.
+    """
 
     of: Any
     measured: frozenset[str]
@@ -65,7 +81,10 @@ class FieldLikelihood:
         return -static(self.of).energy(x, **cond)
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`-E(x)` and its gradient. The first call sees whether that is the derivative of the values."""
+        """`-E(x)` and its gradient.
+
+        The first call sees whether that is the derivative of the values.
+        """
         if is_new(self):
             _look_along(self, x, cond)
         return self.gradient(x, **cond)
@@ -80,47 +99,83 @@ Likelihood = LinearGaussian | CallableLikelihood | FieldLikelihood
 
 
 def as_likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, ...]) -> Likelihood:
+    """What a user gave as a likelihood, held to the event's shape. Raises `InvalidArgument`."""
     if isinstance(value, LinearGaussian):
         if measured:
-            raise InvalidArgument("measured", set(measured), "nothing with a LinearGaussian", "Its y may be a name")
+            raise InvalidArgument(
+                "measured", set(measured), "nothing with a LinearGaussian", "Its y may be a name"
+            )
         value.check(event_shape)
         return value
     if hasattr(value, "event_shape"):
-        if is_timed(value) or "energy" not in offers(value) or tuple(value.event_shape) != event_shape:
+        if (
+            is_timed(value)
+            or "energy" not in offers(value)
+            or tuple(value.event_shape) != event_shape
+        ):
             raise InvalidArgument(
-                "likelihood", field_name(value), f"a static field with an energy and event shape {event_shape}"
+                "likelihood",
+                field_name(value),
+                f"a static field with an energy and event shape {event_shape}",
             )
         return FieldLikelihood(value, measured)
     if not callable(value):
-        raise InvalidArgument("likelihood", value, "a LinearGaussian, a callable log_likelihood(x), or a static field")
+        raise InvalidArgument(
+            "likelihood", value, "a LinearGaussian, a callable log_likelihood(x), or a static field"
+        )
     return CallableLikelihood(value, measured)
 
 
-def split(cond: dict[str, Tensor], own: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split(
+    cond: dict[str, Tensor], own: frozenset[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The condition values of the likelihood, and those of the prior."""
     missing = own - cond.keys()
     if missing:
-        raise InvalidArgument("cond", set(cond), f"values for {', '.join(sorted(missing))}, which the likelihood takes")
-    return {n: v for n, v in cond.items() if n in own}, {n: v for n, v in cond.items() if n not in own}
+        raise InvalidArgument(
+            "cond",
+            set(cond),
+            f"values for {', '.join(sorted(missing))}, which the likelihood takes",
+        )
+    return {n: v for n, v in cond.items() if n in own}, {
+        n: v for n, v in cond.items() if n not in own
+    }
 
 
-def _look_along(likelihood: CallableLikelihood | FieldLikelihood, x: Tensor, cond: dict[str, Tensor]) -> None:
+def _look_along(
+    likelihood: CallableLikelihood | FieldLikelihood, x: Tensor, cond: dict[str, Tensor]
+) -> None:
     """See whether the likelihood's gradient at some of the rows x is the derivative of its values."""
     rows = {name: value[:DERIVATIVE_ROWS] for name, value in cond.items()}
     check_derivative(
-        lambda z: likelihood.log_likelihood(z, **rows), x[:DERIVATIVE_ROWS], "likelihood", likelihood.of, IN_TORCH,
+        lambda z: likelihood.log_likelihood(z, **rows),
+        x[:DERIVATIVE_ROWS],
+        "likelihood",
+        likelihood.of,
+        IN_TORCH,
         lambda z: likelihood.gradient(z, **rows)[1],
-    )  # fmt: skip
+    )
     EXAMINED.add(likelihood)
 
 
-def look_for_steps(likelihood: CallableLikelihood | FieldLikelihood, x: Tensor, cond: dict[str, Tensor]) -> None:
-    """See whether the likelihood depends on x in steps, which what follows its gradient does not see."""
+def look_for_steps(
+    likelihood: CallableLikelihood | FieldLikelihood, x: Tensor, cond: dict[str, Tensor]
+) -> None:
+    """See whether the likelihood depends on x in steps, which what follows its gradient does not
+    see.
+    """
 
     def rows(z: Tensor) -> dict[str, Tensor]:
-        return {name: value[torch.arange(len(z), device=x.device) % len(x)] for name, value in cond.items()}
+        return {
+            name: value[torch.arange(len(z), device=x.device) % len(x)]
+            for name, value in cond.items()
+        }
 
     check_no_steps(
-        lambda z: likelihood.log_likelihood(z, **rows(z)), x[:1], "likelihood", likelihood.of, IN_TORCH,
+        lambda z: likelihood.log_likelihood(z, **rows(z)),
+        x[:1],
+        "likelihood",
+        likelihood.of,
+        IN_TORCH,
         lambda z: likelihood.gradient(z, **rows(z))[1],
-    )  # fmt: skip
+    )

@@ -13,7 +13,10 @@ __all__ = ["PosteriorMethod", "PriorMoments", "trait"]
 
 
 class PriorMoments(NamedTuple):
-    """The prior at `(x_t, t)`: D, like x; the product `u -> V u`; alpha and sigma, `()` or `(batch,)`, float64."""
+    """The prior at `(x_t, t)`: D, like x; the product `u -> V u`.
+
+    Alpha and sigma, `()` or `(batch,)`, float64.
+    """
 
     data: Tensor
     covariance: Callable[[Tensor], Tensor]
@@ -21,7 +24,9 @@ class PriorMoments(NamedTuple):
     sigma: Tensor
 
     def variance(self, spread: float, like: Tensor) -> Tensor:
-        """`v`, the variance of x_1 given x_t for data `N(m, spread^2 I)`, to be multiplied with tensors like this one."""
+        """`v`, the variance of x_1 given x_t for data `N(m, spread^2 I)`, to be multiplied with
+        tensors like this one.
+        """
         noise = (self.sigma * spread) ** 2
         return across((noise / ((self.alpha * spread) ** 2 + self.sigma**2)).to(like), like)
 

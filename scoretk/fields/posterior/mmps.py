@@ -17,13 +17,18 @@ __all__ = ["MMPS"]
 
 @dataclass(frozen=True)
 class MMPS:
-    """Moment matching: `p(x_1 | x_t)` as a Gaussian with the mean D and the covariance V; exact for Gaussian priors.
+    """Moment matching: `p(x_1 | x_t)` as a Gaussian with the mean D and the covariance V.
 
-    The system is solved by conjugate gradients, each iteration one product with the transposed Jacobian of the denoiser: exact
-    from as many iterations on as there are entries of y, often close with a few. Where a network's Jacobian is far from a
-    covariance (symmetric, of non-negative curvature) more of them do not converge: the iterate of the smallest residual is taken.
+    Exact for Gaussian priors.
 
-    Arguments: iterations, the most of them.
+    The system is solved by conjugate gradients, each iteration one product with the transposed
+    Jacobian of the denoiser: exact from as many iterations on as there are entries of y, often
+    close with a few. Where a network's Jacobian is far from a covariance (symmetric, of
+    non-negative curvature) more of them do not converge: the iterate of the smallest residual is
+    taken.
+
+    Args:
+        iterations: The most of them.
     """
 
     iterations: int = 5
@@ -34,11 +39,15 @@ class MMPS:
     def __post_init__(self) -> None:
         counts(self, iterations=1)
 
-    def shift(self, likelihood: LinearGaussian, prior: PriorMoments, cond: dict[str, Tensor]) -> Tensor:
+    def shift(
+        self, likelihood: LinearGaussian, prior: PriorMoments, cond: dict[str, Tensor]
+    ) -> Tensor:
         """`V A^T (R + A V A^T)^-1 r`, like x."""
 
         def covariance(w: Tensor) -> Tensor:
-            return likelihood.std**2 * w + likelihood.forward(prior.covariance(likelihood.adjoint(w, prior.data)))
+            return likelihood.std**2 * w + likelihood.forward(
+                prior.covariance(likelihood.adjoint(w, prior.data))
+            )
 
         residual = likelihood.residual(prior.data, **cond)
         w = conjugate_gradients(covariance, residual, self.iterations, likelihood.std**2)

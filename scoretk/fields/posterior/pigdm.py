@@ -17,9 +17,12 @@ __all__ = ["PiGDM"]
 
 @dataclass(frozen=True)
 class PiGDM:
-    """Pseudoinverse guidance: `p(x_1 | x_t)` as a Gaussian with the mean D and the covariance `v I`.
+    """Pseudoinverse guidance.
 
-    One product with the transposed Jacobian an evaluation. Arguments: spread, the standard deviation of the data.
+    `p(x_1 | x_t)` as a Gaussian with the mean D and the covariance `v I`.
+
+    One product with the transposed Jacobian an evaluation. Arguments: spread, the standard
+    deviation of the data.
     """
 
     spread: float = 1.0
@@ -30,6 +33,8 @@ class PiGDM:
     def __post_init__(self) -> None:
         positive("spread", self.spread)
 
-    def shift(self, likelihood: LinearGaussian, prior: PriorMoments, cond: dict[str, Tensor]) -> Tensor:
+    def shift(
+        self, likelihood: LinearGaussian, prior: PriorMoments, cond: dict[str, Tensor]
+    ) -> Tensor:
         """`V A^T (R + v A A^T)^-1 r`, like x."""
         return prior.covariance(pulled_residual(likelihood, prior, self.spread, cond))

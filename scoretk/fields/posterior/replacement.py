@@ -17,13 +17,17 @@ __all__ = ["Replacement"]
 
 @dataclass(frozen=True)
 class Replacement:
-    """The measured part of D replaced: for a `Mask` each measured pixel by `(v y + std^2 D) / (v + std^2)`, and D elsewhere.
+    """The measured part of D replaced.
 
-    Without noise this is `D + A^+ (y - A D)`, and a measured pixel's path is `alpha y + sigma e`, as in RePaint, with the noise
-    e it started from in place of fresh noise. The rest of D learns of y through x_t only. No derivative of the denoiser is
-    taken, nor are steps taken back to mend the seam (RePaint's resampling is a sampler's business, not a field's).
+    For a `Mask` each measured pixel by `(v y + std^2 D) / (v + std^2)`, and D elsewhere.
 
-    Arguments: spread, the standard deviation of the data.
+    Without noise this is `D + A^+ (y - A D)`, and a measured pixel's path is `alpha y + sigma e`,
+    as in RePaint, with the noise e it started from in place of fresh noise. The rest of D learns of
+    y through x_t only. No derivative of the denoiser is taken, nor are steps taken back to mend the
+    seam (RePaint's resampling is a sampler's business, not a field's).
+
+    Args:
+        spread: The standard deviation of the data.
     """
 
     spread: float = 1.0
@@ -34,7 +38,9 @@ class Replacement:
     def __post_init__(self) -> None:
         positive("spread", self.spread)
 
-    def shift(self, likelihood: LinearGaussian, prior: PriorMoments, cond: dict[str, Tensor]) -> Tensor:
+    def shift(
+        self, likelihood: LinearGaussian, prior: PriorMoments, cond: dict[str, Tensor]
+    ) -> Tensor:
         """`v A^T (R + v A A^T)^-1 r`, like x."""
         pulled = pulled_residual(likelihood, prior, self.spread, cond)
         return prior.variance(self.spread, pulled) * pulled

@@ -35,7 +35,10 @@ class StaticPosterior(Wrapped):
         return frozenset({"score"}) | (offers(self.prior) & {"energy"})
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`E(x) - log L(x)`, `(batch,)`. Raises `MissingCapability` where the prior has no energy."""
+        """`E(x) - log L(x)`, `(batch,)`.
+
+        Raises `MissingCapability` where the prior has no energy.
+        """
         if "energy" not in self.provides:
             bridge = "A score alone does not give an energy: use a solver that needs the score only, such as ULA"
             raise MissingCapability(field_name(self.prior), offers(self.prior), {"energy"}, bridge)

@@ -15,10 +15,14 @@ __all__ = ["conjugate_gradients", "pulled_residual"]
 
 
 PIGDM_ITERATIONS = 64
-"""Of the solves without the network: at most so many, and none after the residual has reached the rounding."""
+"""Of the solves without the network: at most so many, and none after the residual has reached the
+rounding.
+"""
 
 
-def pulled_residual(likelihood: LinearGaussian, prior: PriorMoments, spread: float, cond: dict[str, Tensor]) -> Tensor:
+def pulled_residual(
+    likelihood: LinearGaussian, prior: PriorMoments, spread: float, cond: dict[str, Tensor]
+) -> Tensor:
     """`A^T (R + v A A^T)^-1 r`, like x."""
     residual = likelihood.residual(prior.data, **cond)
     v = prior.variance(spread, residual)
@@ -30,12 +34,20 @@ def pulled_residual(likelihood: LinearGaussian, prior: PriorMoments, spread: flo
     return likelihood.adjoint(w, prior.data)
 
 
-def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, least: float) -> Tensor:
-    """w with `K w = b`, each row a system of its own, from w = 0: the iterate of the smallest residual.
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, least: float
+) -> Tensor:
+    """W with `K w = b`, each row a system of its own, from w = 0.
 
-    Arguments: product, `w -> K w`; b, `(batch, ...)`; iterations, the most of them; least, a positive lower bound of the
-    eigenvalues of K. A row is done when its residual is down to the rounding, or a direction's curvature below `least / 2`; it is
-    NaN where the dtype does not hold the squares of b, or its products.
+    The iterate of the smallest residual.
+
+    Args:
+        product: `w -> K w`.
+        b: `(batch, ...)`.
+        iterations: The most of them.
+        least: A positive lower bound of the eigenvalues of K. A row is done when its residual is
+            down to the rounding, or a direction's curvature below `least / 2`; it is NaN where the
+            dtype does not hold the squares of b, or its products.
     """
     w = best = torch.zeros_like(b)
     residual = direction = b

@@ -30,7 +30,10 @@ LOG_SNR = (-4.0, 0.0, 4.0)
 
 @dataclass(frozen=True, eq=False)
 class TimedPosterior(Wrapped, GaussianPathField):
-    """The prior's denoiser, shifted by the method; where alpha(0) = 0 it says nothing there, and the base is the prior's."""
+    """The prior's denoiser, shifted by the method.
+
+    Where alpha(0) = 0 it says nothing there, and the base is the prior's.
+    """
 
     prior: Any
     likelihood: Likelihood
@@ -47,7 +50,9 @@ class TimedPosterior(Wrapped, GaussianPathField):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        earliest = {dtype: earliest_time(self.path, dtype) for dtype in (torch.float32, torch.float64)}
+        earliest = {
+            dtype: earliest_time(self.path, dtype) for dtype in (torch.float32, torch.float64)
+        }
         object.__setattr__(self, "_earliest", earliest)
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
@@ -59,7 +64,9 @@ class TimedPosterior(Wrapped, GaussianPathField):
         differentiates = trait(self.method, "differentiates")
         if differentiates and len(x) and is_new(self):
             self._look_at(x, others)
-        alpha, sigma = (f(torch.as_tensor(t, dtype=torch.float64)) for f in (self.path.alpha, self.path.sigma))
+        alpha, sigma = (
+            f(torch.as_tensor(t, dtype=torch.float64)) for f in (self.path.alpha, self.path.sigma)
+        )
         gain = across((sigma**2 / alpha).to(x), x)
         if differentiates:
             keep = x.requires_grad and torch.is_grad_enabled()
@@ -70,9 +77,11 @@ class TimedPosterior(Wrapped, GaussianPathField):
         return data + self.method.shift(self.likelihood, point, own)
 
     def _look_at(self, x: Tensor, cond: dict[str, Tensor]) -> None:
-        """See whether autograd has the derivative of the prior's denoiser, and whether that moves in steps.
+        """See whether autograd has the derivative of the prior's denoiser, and whether that moves
+        in steps.
 
-        Where the signal is less than the noise, as large, and more: at another time a model may be another one.
+        Where the signal is less than the noise, as large, and more: at another time a model may be
+        another one.
         """
         times = [float(self.path.t(r).clamp(0, 1)) for r in LOG_SNR]
         hint = "Let torch see through its network; or take method='replacement', which asks for no derivative of it"
@@ -83,13 +92,21 @@ class TimedPosterior(Wrapped, GaussianPathField):
             def f(z: Tensor) -> Tensor:
                 turn = torch.arange(len(z), device=z.device)
                 t = torch.tensor(times, dtype=torch.float64, device=z.device)[turn % len(times)]
-                prior = TimedField(self.prior, self.path, {name: value[turn % len(x)] for name, value in cond.items()})
-                return prior.denoise(across(torch.hypot(self.path.alpha(t), self.path.sigma(t)).to(z), z) * z, t)
+                prior = TimedField(
+                    self.prior,
+                    self.path,
+                    {name: value[turn % len(x)] for name, value in cond.items()},
+                )
+                return prior.denoise(
+                    across(torch.hypot(self.path.alpha(t), self.path.sigma(t)).to(z), z) * z, t
+                )
 
             return f
 
         for t in times:
-            check_derivative(denoised([t]), probes(x, DERIVATIVE_ROWS, 0), "prior", self.prior, hint)
+            check_derivative(
+                denoised([t]), probes(x, DERIVATIVE_ROWS, 0), "prior", self.prior, hint
+            )
         check_no_steps(denoised(times), x[:1], "prior", self.prior, hint)
         EXAMINED.add(self)
 

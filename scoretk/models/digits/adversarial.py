@@ -1,21 +1,31 @@
-r"""digits-gan and digits-wgan: a generator's latent space as a field, its energy corrected by the critic it was trained with.
+r"""digits-gan and digits-wgan.
 
-The field is `models.latent.energies.LatentEnergy`: N(0, I) over the latents, corrected by the calibrated critic.
+A generator's latent space as a field, its energy corrected by the critic it was trained with.
 
-The game is f-GAN's or Wasserstein's (`learn.adversarial`), with noise of standard deviation `smoothing` on data and draws,
-so that both have densities. The averaged generator is kept, and the critic trained on against it. All is computed in standard
-units, y = (x - mean) / std, with one mean an entry and one std for all. There
+The field is `models.latent.energies.LatentEnergy`: N(0, I) over the latents, corrected by the
+calibrated critic.
+
+The game is f-GAN's or Wasserstein's (`learn.adversarial`), with noise of standard deviation
+`smoothing` on data and draws, so that both have densities. The averaged generator is kept, and the
+critic trained on against it. All is computed in standard units, y = (x - mean) / std, with one mean
+an entry and one std for all. There
 
     G(z) = c(A z + F(z)),    c(u) = low + softplus(u - low) - softplus(u - high)
 
-A the data's first principal components, so that the start is the Gaussian closest to them; F a network that starts at
-zero; c a soft clip of each entry to its range in the data, with corners as wide as the noise.
+A the data's first principal components, so that the start is the Gaussian closest to them; F a
+network that starts at zero; c a soft clip of each entry to its range in the data, with corners as
+wide as the noise.
 
-References: Goodfellow et al., "Generative adversarial nets" (2014); Nowozin, Cseke, Tomioka, "f-GAN" (2016); Gulrajani,
-Ahmed, Arjovsky, Dumoulin, Courville, "Improved training of Wasserstein GANs" (2017); Mescheder, Geiger, Nowozin, "Which
-training methods for GANs do actually converge?" (2018), for the penalty on slopes; Azadi, Olsson, Darrell, Goodfellow, Odena,
-"Discriminator rejection sampling" (2019), which calibrates too; Che, Zhang, Sohl-Dickstein, Larochelle, Paull, Cao, Bengio,
-"Your GAN is secretly an energy-based model and you should use discriminator driven latent sampling" (2020).
+References:
+    Goodfellow et al., "Generative adversarial nets" (2014).
+    Nowozin, Cseke, Tomioka, "f-GAN" (2016).
+    Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved training of Wasserstein GANs" (2017).
+    Mescheder, Geiger, Nowozin, "Which training methods for GANs do actually converge?" (2018), for
+    the penalty on slopes.
+    Azadi, Olsson, Darrell, Goodfellow, Odena, "Discriminator rejection sampling" (2019), which
+    calibrates too.
+    Che, Zhang, Sohl-Dickstein, Larochelle, Paull, Cao, Bengio, "Your GAN is secretly an
+    energy-based model and you should use discriminator driven latent sampling" (2020).
 """
 
 from __future__ import annotations
@@ -58,9 +68,15 @@ CALIBRATION_DRAWS = 20_000
 
 
 class Generator(nn.Module):
-    """`G(z) = c(A z + F(z))` of the module's docstring, in standard units, `(batch, latent) -> (batch, dim)`.
+    """`G(z) = c(A z + F(z))` of the module's docstring, in standard units, `(batch, latent) ->
+    (batch, dim)`.
 
-    Arguments: latent and dim; width and blocks of F; corner, the width of c's corners.
+    Args:
+        latent: The latent.
+        dim: The dim.
+        width: Of F.
+        blocks: Of F.
+        corner: The width of c's corners.
     """
 
     axes: Tensor
@@ -87,7 +103,9 @@ class Generator(nn.Module):
 
 
 class Pair(nn.Module):
-    """Generator and critic in standard units, the mean `(dim,)` and std of the data, and the calibration `(a, b)`."""
+    """Generator and critic in standard units, the mean `(dim,)` and std of the data, and the
+    calibration `(a, b)`.
+    """
 
     mean: Tensor
     std: Tensor
@@ -105,7 +123,11 @@ class Pair(nn.Module):
 
     def generate(self, z: Tensor) -> Tensor:
         """Images, `(batch, latent) -> (batch, *event_shape)`."""
-        return (self.mean + self.std * self.generator(z.to(self.mean))).reshape(len(z), *self.shape).to(z)
+        return (
+            (self.mean + self.std * self.generator(z.to(self.mean)))
+            .reshape(len(z), *self.shape)
+            .to(z)
+        )
 
     def log_ratio(self, x: Tensor) -> Tensor:
         """`a V(x) + b`, an estimate of log p/q, `(batch, *event_shape) -> (batch,)`."""
@@ -122,7 +144,11 @@ class Pair(nn.Module):
         used = min(len(spread), made.axes.shape[1])
         made.axes.zero_()[:, :used] = (axes.T * spread)[:, :used]
         made.low.copy_(y.amin(0)), made.high.copy_(y.amax(0))
-        self.mean.copy_(flat.mean(0)), self.std.copy_(std), self.calibration.copy_(torch.tensor([1.0, 0.0]))
+        (
+            self.mean.copy_(flat.mean(0)),
+            self.std.copy_(std),
+            self.calibration.copy_(torch.tensor([1.0, 0.0])),
+        )
 
     def standard(self, rows: Tensor) -> Tensor:
         """Data `(n, *event_shape)` in standard units, `(n, dim)`."""
@@ -138,7 +164,8 @@ class _Game:
     def build(self, weights: str | os.PathLike[str] | None = None) -> LatentEnergy:
         """The latent energy with these weights, by default the shipped ones.
 
-        Raises: `InvalidArgument` where the file holds no weights of this model.
+        Raises:
+            `InvalidArgument` where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.model)
         pair = stored.into(lambda: Pair(stored.settings))
@@ -150,13 +177,21 @@ class _Game:
         return load_digits().train
 
     def _fit(
-        self, data: Tensor | None, losses: Callable[[Pair], tuple[CriticLoss, GeneratorLoss]], seed: int, report: Report,
-        checkpoint: str | os.PathLike[str] | None, **chosen: Any,
-    ) -> Stored:  # fmt: skip
+        self,
+        data: Tensor | None,
+        losses: Callable[[Pair], tuple[CriticLoss, GeneratorLoss]],
+        seed: int,
+        report: Report,
+        checkpoint: str | os.PathLike[str] | None,
+        **chosen: Any,
+    ) -> Stored:
         """The game, then the critic against the averaged generator, then its calibration."""
         ready = prepare(self.default_data() if data is None else data, chosen["smoothing"])
         made = notes(self.model, data is None, seed, **chosen)
-        settings = {"event_shape": list(ready.rows.shape[1:]), **{name: chosen[name] for name in _SHAPING}}
+        settings = {
+            "event_shape": list(ready.rows.shape[1:]),
+            **{name: chosen[name] for name in _SHAPING},
+        }
         generator = torch.Generator().manual_seed(count("seed", seed))
         pair = fresh(lambda: Pair(settings), generator)
         pair.start(ready.rows)
@@ -178,13 +213,24 @@ class _Game:
         def generator_loss(x: Tensor, g: torch.Generator) -> Tensor:
             return of_generator(draws(len(x), g))
 
-        recipe = partial(Recipe, batch=128, betas=(0.0, 0.99), weight_decay=0.0, clip=1e3, held_out=0.0)
+        recipe = partial(
+            Recipe, batch=128, betas=(0.0, 0.99), weight_decay=0.0, clip=1e3, held_out=0.0
+        )
         players = [
             Player("critic", pair.critic, critic_loss, steps=chosen["critic_steps"]),
             Player("generator", pair.generator, generator_loss),
         ]
         game = recipe(chosen["steps"], learning_rate=chosen["learning_rate"])
-        fit(pair, players, rows[held:], game, seed=seed, report=report, checkpoint=checkpoint, settings=made)
+        fit(
+            pair,
+            players,
+            rows[held:],
+            game,
+            seed=seed,
+            report=report,
+            checkpoint=checkpoint,
+            settings=made,
+        )
         if chosen["refine"]:
             refine = recipe(chosen["refine"], learning_rate=1e-3, decay=0.99)
             fit(pair.critic, critic_loss, rows[held:], refine, seed=seed, report=report)
@@ -207,21 +253,52 @@ class _FGan(_Game):
     """The game of an f-divergence."""
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, divergence: str = "gan", steps: int = 2000, refine: int = 2000,
-        smoothing: float = 0.25, penalty: float = 0.05, latent: int = 64, width: int = 128, blocks: int = 2,
-        critic_width: int = 160, critic_blocks: int = 1, critic_steps: int = 1, learning_rate: float = 3e-4,
-        report: Report = None, checkpoint: str | os.PathLike[str] | None = None,
-    ) -> Stored:  # fmt: skip
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        divergence: str = "gan",
+        steps: int = 2000,
+        refine: int = 2000,
+        smoothing: float = 0.25,
+        penalty: float = 0.05,
+        latent: int = 64,
+        width: int = 128,
+        blocks: int = 2,
+        critic_width: int = 160,
+        critic_blocks: int = 1,
+        critic_steps: int = 1,
+        learning_rate: float = 3e-4,
+        report: Report = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ) -> Stored:
         """Fit generator and critic to data.
 
-        Arguments: data `(n, *event_shape)`, None for the digits; seed; divergence, a name in `DIVERGENCES`, whose
-            non-saturating form the generator descends; steps of the game; refine, steps of the critic alone after it;
-            smoothing, the standard deviation of the noise on data and draws, over the data's own; penalty, weight of the
-            critic's mean squared slope at the data (R1); latent, dimensions; width and blocks of the generator;
-            critic_width, critic_blocks and critic_steps, the last for each step of the generator; learning_rate; report,
-            called after each evaluation; checkpoint, a file to save the game to and to go on from.
-        Returns: the averaged weights of the last step, the critic's calibrated on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        Args:
+            data: `(n, *event_shape)`, None for the digits.
+            seed: Of the random numbers.
+            divergence: A name in `DIVERGENCES`, whose non-saturating form the generator descends.
+            steps: Of the game.
+            refine: Of the critic alone after it.
+            steps: Of the critic alone after it.
+            smoothing: The standard deviation of the noise on data and draws, over the data's own.
+            penalty: Weight of the critic's mean squared slope at the data (R1).
+            latent: Dimensions.
+            width: Of the generator.
+            blocks: Of the generator.
+            critic_width: The last for each step of the generator.
+            critic_blocks: The last for each step of the generator.
+            critic_steps: The last for each step of the generator.
+            learning_rate: The learning rate.
+            report: Called after each evaluation.
+            checkpoint: A file to save the game to and to go on from.
+
+        Returns:
+            the averaged weights of the last step, the critic's calibrated on a held-out tenth of
+            the rows.
+
+        Raises:
+            `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         option("divergence", divergence, DIVERGENCES)
 
@@ -233,10 +310,24 @@ class _FGan(_Game):
             return of_critic, lambda y: f_gan_generator(pair.critic, y, divergence)
 
         return self._fit(
-            data, losses, seed, report, checkpoint, divergence=divergence, steps=steps, refine=refine, smoothing=smoothing,
-            penalty=penalty, latent=latent, width=width, blocks=blocks, critic_width=critic_width,
-            critic_blocks=critic_blocks, critic_steps=critic_steps, learning_rate=learning_rate,
-        )  # fmt: skip
+            data,
+            losses,
+            seed,
+            report,
+            checkpoint,
+            divergence=divergence,
+            steps=steps,
+            refine=refine,
+            smoothing=smoothing,
+            penalty=penalty,
+            latent=latent,
+            width=width,
+            blocks=blocks,
+            critic_width=critic_width,
+            critic_blocks=critic_blocks,
+            critic_steps=critic_steps,
+            learning_rate=learning_rate,
+        )
 
 
 @dataclass(frozen=True)
@@ -244,29 +335,63 @@ class _Wasserstein(_Game):
     """The game of the Wasserstein distance, with a penalty on slopes other than 1."""
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 1500, refine: int = 1000, smoothing: float = 0.25,
-        penalty: float = 10.0, latent: int = 64, width: int = 128, blocks: int = 2, critic_width: int = 160,
-        critic_blocks: int = 1, critic_steps: int = 3, learning_rate: float = 3e-4, report: Report = None,
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        steps: int = 1500,
+        refine: int = 1000,
+        smoothing: float = 0.25,
+        penalty: float = 10.0,
+        latent: int = 64,
+        width: int = 128,
+        blocks: int = 2,
+        critic_width: int = 160,
+        critic_blocks: int = 1,
+        critic_steps: int = 3,
+        learning_rate: float = 3e-4,
+        report: Report = None,
         checkpoint: str | os.PathLike[str] | None = None,
-    ) -> Stored:  # fmt: skip
+    ) -> Stored:
         """Fit generator and critic to data.
 
-        Arguments: as of `GAN.train`, but penalty, the weight of `(|grad V| - 1)^2` between data and draws.
-        Returns: the averaged weights of the last step, the critic's calibrated on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        Arguments are as of `GAN.train`, but penalty, the weight of `(|grad V| - 1)^2` between data
+        and draws.
+
+        Returns:
+            the averaged weights of the last step, the critic's calibrated on a held-out tenth of
+            the rows.
+
+        Raises:
+            `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
 
         def losses(pair: Pair) -> tuple[CriticLoss, GeneratorLoss]:
             def of_critic(x: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
-                return wasserstein_critic(pair.critic, x, y, torch.rand(len(x), generator=g), penalty)
+                return wasserstein_critic(
+                    pair.critic, x, y, torch.rand(len(x), generator=g), penalty
+                )
 
             return of_critic, lambda y: wasserstein_generator(pair.critic, y)
 
         return self._fit(
-            data, losses, seed, report, checkpoint, steps=steps, refine=refine, smoothing=smoothing, penalty=penalty,
-            latent=latent, width=width, blocks=blocks, critic_width=critic_width, critic_blocks=critic_blocks,
-            critic_steps=critic_steps, learning_rate=learning_rate,
-        )  # fmt: skip
+            data,
+            losses,
+            seed,
+            report,
+            checkpoint,
+            steps=steps,
+            refine=refine,
+            smoothing=smoothing,
+            penalty=penalty,
+            latent=latent,
+            width=width,
+            blocks=blocks,
+            critic_width=critic_width,
+            critic_blocks=critic_blocks,
+            critic_steps=critic_steps,
+            learning_rate=learning_rate,
+        )
 
 
 GAN = _FGan("digits-gan")

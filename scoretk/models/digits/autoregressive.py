@@ -7,9 +7,12 @@ r"""digits-fvsbn, -nade, -made and -pixelcnn: autoregressive networks of handwri
 
 Sites of the first two are binary, those of the other two real (`models.latent.autoregressive`).
 
-References: Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?" (1996); Larochelle, Murray,
-"The neural autoregressive distribution estimator" (2011); Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for
-distribution estimation" (2015); van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel recurrent neural networks" (2016).
+References:
+    Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?" (1996).
+    Larochelle, Murray, "The neural autoregressive distribution estimator" (2011).
+    Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution estimation"
+    (2015).
+    van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel recurrent neural networks" (2016).
 """
 
 from __future__ import annotations
@@ -30,7 +33,13 @@ from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.digits.networks import Dropout, Spread, fresh
 from scoretk.models.digits.stored import Stored, read_weights
 from scoretk.models.digits.training import Training, dequantised, prepare
-from scoretk.models.latent.autoregressive import Autoregressive, Backbone, Bernoullis, BinaryAutoregressive, Logistics
+from scoretk.models.latent.autoregressive import (
+    Autoregressive,
+    Backbone,
+    Bernoullis,
+    BinaryAutoregressive,
+    Logistics,
+)
 
 __all__ = ["FVSBN", "MADE", "NADE", "PIXELCNN"]
 
@@ -39,7 +48,10 @@ Report = Callable[[Progress], Any] | None
 
 
 def _sees(order: Tensor, of_inputs: Tensor, *, equals: bool) -> Tensor:
-    """Which inputs a unit is connected with: those that come before it, and its `equals` where told. `(units, inputs)`."""
+    """Which inputs a unit is connected with.
+
+    Those that come before it, and its `equals` where told. `(units, inputs)`.
+    """
     return order[:, None] >= of_inputs if equals else order[:, None] > of_inputs
 
 
@@ -81,7 +93,9 @@ class SharedHidden(Backbone):
 
 
 class MaskedMLP(Backbone):
-    """A residual MLP in which hidden unit j sees sites up to number j mod (d - 1), and a site the units of those before it."""
+    """A residual MLP in which hidden unit j sees sites up to number j mod (d - 1), and a site the
+    units of those before it.
+    """
 
     def __init__(self, dim: int, width: int, layers: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -105,7 +119,9 @@ class MaskedMLP(Backbone):
         return linear(h * (last < i), self.leave.weight[own], self.leave.bias[own])
 
     def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The last hidden layer, `(batch, width)`, and the last site that each unit sees, `(width,)`."""
+        """The last hidden layer, `(batch, width)`, and the last site that each unit sees,
+        `(width,)`.
+        """
         site = torch.arange(x.shape[1], device=x.device)
         last = torch.arange(self.enter.out_features, device=x.device) % max(1, x.shape[1] - 1)
         h = silu(_masked(self.enter, x, _sees(last, site, equals=True)))
@@ -115,7 +131,10 @@ class MaskedMLP(Backbone):
 
 
 class _MaskedConv(nn.Linear):
-    """A convolution, its kernel k x k with k odd, that sees the pixels before each; and the pixel itself where `equals`."""
+    """A convolution, its kernel k x k with k odd, that sees the pixels before each.
+
+    And the pixel itself where `equals`.
+    """
 
     def __init__(self, channels: int, width: int, k: int, equals: bool) -> None:
         super().__init__(channels * k * k, width)
@@ -148,13 +167,18 @@ class _Block(nn.Module):
 
 
 class MaskedConvolutions(Backbone):
-    """The PixelCNN, for events of any shape: their last axis are columns, all others one below another the rows.
+    """The PixelCNN, for events of any shape.
 
-    A first 7 x 7 kernel of earlier pixels, then residual blocks; stacked, the kernels miss some pixels to the upper right. A
-    number for each channel and pixel is learned too, as the digits stand in the middle of their images.
+    Their last axis are columns, all others one below another the rows.
+
+    A first 7 x 7 kernel of earlier pixels, then residual blocks; stacked, the kernels miss some
+    pixels to the upper right. A number for each channel and pixel is learned too, as the digits
+    stand in the middle of their images.
     """
 
-    def __init__(self, shape: tuple[int, ...], width: int, blocks: int, outputs: int, dropout: float) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], width: int, blocks: int, outputs: int, dropout: float
+    ) -> None:
         super().__init__()
         self.columns = shape[-1]
         self.enter = _MaskedConv(1, width, 7, equals=False)
@@ -165,7 +189,9 @@ class MaskedConvolutions(Backbone):
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, d) -> (batch, d, outputs)`, also of the first rows of the image alone."""
         places = (self.place.weight + self.place.bias[:, None])[:, : x.shape[1]]
-        h = self.enter(x.unflatten(1, (1, -1, self.columns))) + places.unflatten(1, (-1, self.columns))
+        h = self.enter(x.unflatten(1, (1, -1, self.columns))) + places.unflatten(
+            1, (-1, self.columns)
+        )
         for block in self.blocks:
             h = block(h)
         return self.leave(silu(h)).flatten(2).movedim(1, 2)
@@ -176,7 +202,10 @@ class MaskedConvolutions(Backbone):
 
 
 class _Model:
-    """What the models share: weights in, a field out, and maximum likelihood. Subclasses: kinds of data, then models."""
+    """What the models share: weights in, a field out, and maximum likelihood.
+
+    Subclasses: kinds of data, then models.
+    """
 
     name: str
     field: Callable[[Any, tuple[int, ...]], Any]
@@ -186,18 +215,26 @@ class _Model:
     def build(self, weights: File = None) -> Any:
         """The field with these weights, by default the shipped ones.
 
-        Raises: `InvalidArgument` where the file holds no weights of this model.
+        Raises:
+            `InvalidArgument` where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.name)
-        network = stored.into(lambda: self._conditionals(self._backbone(stored.settings), stored.spread))
+        network = stored.into(
+            lambda: self._conditionals(self._backbone(stored.settings), stored.spread)
+        )
         return self.field(network, tuple(stored.settings["event_shape"]))
 
     def default_data(self) -> Tensor:
         """What the shipped weights were trained on: the digits' training images, `(1437, 1, 8, 8)`."""
         return load_digits().train
 
-    def _fit(self, data: Tensor | None, seed: int, report: Report, checkpoint: File, **settings: Any) -> Stored:
-        """The weights of the highest likelihood on a held-out tenth of the rows; the bin's noise on both."""
+    def _fit(
+        self, data: Tensor | None, seed: int, report: Report, checkpoint: File, **settings: Any
+    ) -> Stored:
+        """The weights of the highest likelihood on a held-out tenth of the rows.
+
+        The bin's noise on both.
+        """
         rows = prepare(self.default_data() if data is None else data, 1.0).rows
         self._admit(rows)
         _check(settings)
@@ -209,7 +246,9 @@ class _Model:
             x = dequantised(rows, width, generator)
             return -network.log_prob(x.flatten(1)) / x[0].numel()
 
-        recipe = Recipe(settings["steps"], self.batch, self.learning_rate, weight_decay=settings["weight_decay"])
+        recipe = Recipe(
+            settings["steps"], self.batch, self.learning_rate, weight_decay=settings["weight_decay"]
+        )
         training = Training(self.name, data is None, seed, report, checkpoint)
         return training.fitted(network, loss, rows, recipe, built, **settings)
 
@@ -248,7 +287,12 @@ class _Binary(_Model):
 
     def _admit(self, rows: Tensor) -> None:
         if not bool(((rows == 0) | (rows == 1)).all()):
-            raise InvalidArgument("data", rows, "zeros and ones", "Of images with levels: (images > threshold).float()")
+            raise InvalidArgument(
+                "data",
+                rows,
+                "zeros and ones",
+                "Of images with levels: (images > threshold).float()",
+            )
 
     def _conditionals(self, backbone: Backbone, spread: Spread) -> nn.Module:
         return Bernoullis(backbone)
@@ -270,15 +314,30 @@ class _FVSBN(_Binary):
     name = "digits-fvsbn"
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 2000, weight_decay: float = 0.1,
-        report: Report = None, checkpoint: File = None,
-    ) -> Stored:  # fmt: skip
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        steps: int = 2000,
+        weight_decay: float = 0.1,
+        report: Report = None,
+        checkpoint: File = None,
+    ) -> Stored:
         """Fit the model to data.
 
-        Arguments: data of zeros and ones `(n, *event_shape)`, None for the digits; seed; steps of the optimiser;
-            weight_decay; report, called after each evaluation; checkpoint, a file to save to and to go on from.
-        Returns: the weights that make a held-out tenth of the rows likeliest.
-        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        Args:
+            data: Of zeros and ones `(n, *event_shape)`, None for the digits.
+            seed: Of the random numbers.
+            steps: Of the optimiser.
+            weight_decay: The weight decay.
+            report: Called after each evaluation.
+            checkpoint: A file to save to and to go on from.
+
+        Returns:
+            the weights that make a held-out tenth of the rows likeliest.
+
+        Raises:
+            `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         return self._fit(data, seed, report, checkpoint, steps=steps, weight_decay=weight_decay)
 
@@ -292,11 +351,20 @@ class _NADE(_Binary):
     name = "digits-nade"
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 1500, width: int = 128,
-        weight_decay: float = 0.1, report: Report = None, checkpoint: File = None,
-    ) -> Stored:  # fmt: skip
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        steps: int = 1500,
+        width: int = 128,
+        weight_decay: float = 0.1,
+        report: Report = None,
+        checkpoint: File = None,
+    ) -> Stored:
         """Fit the model to data. Arguments as `FVSBN.train`; width, hidden units."""
-        return self._fit(data, seed, report, checkpoint, steps=steps, width=width, weight_decay=weight_decay)
+        return self._fit(
+            data, seed, report, checkpoint, steps=steps, width=width, weight_decay=weight_decay
+        )
 
     def _backbone(self, settings: dict[str, Any]) -> Backbone:
         return SharedHidden(math.prod(settings["event_shape"]), settings["width"])
@@ -308,23 +376,54 @@ class _MADE(_Real):
     name = "digits-made"
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 4000, bin: float = 0.125, width: int = 128,
-        layers: int = 2, components: int = 3, dropout: float = 0.2, weight_decay: float = 0.1, report: Report = None,
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        steps: int = 4000,
+        bin: float = 0.125,
+        width: int = 128,
+        layers: int = 2,
+        components: int = 3,
+        dropout: float = 0.2,
+        weight_decay: float = 0.1,
+        report: Report = None,
         checkpoint: File = None,
-    ) -> Stored:  # fmt: skip
+    ) -> Stored:
         """Fit the model to data.
 
-        Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; bin, the width of the data's
-            bins, in which each number is spread evenly, 0 for data that are continuous; width and number of the hidden
-            layers; components of each site's mixture; dropout, the share of hidden units dropped in training;
-            weight_decay; report, called after each evaluation; checkpoint, a file to save to and to go on from.
-        Returns: the weights that make a held-out tenth of the rows likeliest.
-        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        Args:
+            data: `(n, *event_shape)`, None for the digits.
+            seed: Of the random numbers.
+            steps: Of the optimiser.
+            bin: The width of the data's bins, in which each number is spread evenly, 0 for data
+                that are continuous.
+            width: And number of the hidden layers.
+            components: Of each site's mixture.
+            dropout: The share of hidden units dropped in training.
+            weight_decay: The weight decay.
+            report: Called after each evaluation.
+            checkpoint: A file to save to and to go on from.
+
+        Returns:
+            the weights that make a held-out tenth of the rows likeliest.
+
+        Raises:
+            `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         return self._fit(
-            data, seed, report, checkpoint, steps=steps, bin=bin, width=width, layers=layers, components=components,
-            dropout=dropout, weight_decay=weight_decay,
-        )  # fmt: skip
+            data,
+            seed,
+            report,
+            checkpoint,
+            steps=steps,
+            bin=bin,
+            width=width,
+            layers=layers,
+            components=components,
+            dropout=dropout,
+            weight_decay=weight_decay,
+        )
 
     def _backbone(self, settings: dict[str, Any]) -> Backbone:
         dim, outputs = math.prod(settings["event_shape"]), 3 * settings["components"]
@@ -338,19 +437,43 @@ class _PixelCNN(_Real):
     batch = 64
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 2000, bin: float = 0.125, width: int = 64,
-        blocks: int = 3, components: int = 5, dropout: float = 0.2, weight_decay: float = 0.1, report: Report = None,
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        steps: int = 2000,
+        bin: float = 0.125,
+        width: int = 64,
+        blocks: int = 3,
+        components: int = 5,
+        dropout: float = 0.2,
+        weight_decay: float = 0.1,
+        report: Report = None,
         checkpoint: File = None,
-    ) -> Stored:  # fmt: skip
-        """Fit the model to data. Arguments as `MADE.train`; width, channels; blocks, residual ones."""
+    ) -> Stored:
+        """Fit the model to data.
+
+        Arguments as `MADE.train`; width, channels; blocks, residual ones.
+        """
         return self._fit(
-            data, seed, report, checkpoint, steps=steps, bin=bin, width=width, blocks=blocks, components=components,
-            dropout=dropout, weight_decay=weight_decay,
-        )  # fmt: skip
+            data,
+            seed,
+            report,
+            checkpoint,
+            steps=steps,
+            bin=bin,
+            width=width,
+            blocks=blocks,
+            components=components,
+            dropout=dropout,
+            weight_decay=weight_decay,
+        )
 
     def _backbone(self, settings: dict[str, Any]) -> Backbone:
         shape, outputs = tuple(settings["event_shape"]), 3 * settings["components"]
-        return MaskedConvolutions(shape, settings["width"], settings["blocks"], outputs, settings["dropout"])
+        return MaskedConvolutions(
+            shape, settings["width"], settings["blocks"], outputs, settings["dropout"]
+        )
 
 
 FVSBN, NADE, MADE, PIXELCNN = _FVSBN(), _NADE(), _MADE(), _PixelCNN()

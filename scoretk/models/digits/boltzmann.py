@@ -12,14 +12,17 @@ Sample it with `BlockGibbs()`, `GibbsWithGradients()` or `DiscreteLangevin(0.5)`
 
     stk.log_partition(field, base=IndependentUnits.of(data), kernel=stk.BlockGibbs())
 
-annealed from independent units at the data's rates (Salakhutdinov, Murray 2008), of which log Z is known, along machines with
-the parameters `(1 - w) b_0 + w b, w W, w c`.
+annealed from independent units at the data's rates (Salakhutdinov, Murray 2008), of which log Z is
+known, along machines with the parameters `(1 - w) b_0 + w b, w W, w c`.
 
-References: Hinton, "Training products of experts by minimizing contrastive divergence" (2002); Tieleman, "Training restricted
-Boltzmann machines using approximations to the likelihood gradient" (2008); Desjardins, Courville, Bengio, Vincent, Delalleau,
-"Tempered Markov chain Monte Carlo for training of restricted Boltzmann machines" (2010); Salakhutdinov, Murray, "On the
-quantitative analysis of deep belief networks" (2008); Hinton, "A practical guide to training restricted Boltzmann machines"
-(2010).
+References:
+    Hinton, "Training products of experts by minimizing contrastive divergence" (2002).
+    Tieleman, "Training restricted Boltzmann machines using approximations to the likelihood
+    gradient" (2008).
+    Desjardins, Courville, Bengio, Vincent, Delalleau, "Tempered Markov chain Monte Carlo for
+    training of restricted Boltzmann machines" (2010).
+    Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks" (2008).
+    Hinton, "A practical guide to training restricted Boltzmann machines" (2010).
 """
 
 from __future__ import annotations
@@ -57,9 +60,12 @@ INITIAL_SCALE = 0.01
 
 
 def build(weights: str | os.PathLike[str] | None = None) -> RBM:
-    """The machine with these weights, by default the shipped ones; event shape `(1, 8, 8)` for the digits, pixels 0 or 1.
+    """The machine with these weights, by default the shipped ones.
 
-    Raises: `InvalidArgument` where the file holds no weights of this model.
+    Event shape `(1, 8, 8)` for the digits, pixels 0 or 1.
+
+    Raises:
+        `InvalidArgument` where the file holds no weights of this model.
     """
     stored = read_weights(weights, MODEL)
     settings = stored.settings
@@ -68,23 +74,48 @@ def build(weights: str | os.PathLike[str] | None = None) -> RBM:
 
 
 def default_data() -> Tensor:
-    """What the shipped weights were trained on: the digits' training images, ink as 1, `(1437, 1, 8, 8)`."""
+    """What the shipped weights were trained on.
+
+    The digits' training images, ink as 1, `(1437, 1, 8, 8)`.
+    """
     return binarised(load_digits().train)
 
 
 def train(
-    data: Tensor | None = None, *, seed: int = 0, steps: int = 6000, method: str = "persistent", hidden: int = 128,
-    sweeps: int = 1, chains: int = 256, replicas: int = 8, learning_rate: float = 5e-3, decay: float = 0.1,
-    report: Callable[[Progress], Any] | None = None, checkpoint: str | os.PathLike[str] | None = None,
-) -> Stored:  # fmt: skip
+    data: Tensor | None = None,
+    *,
+    seed: int = 0,
+    steps: int = 6000,
+    method: str = "persistent",
+    hidden: int = 128,
+    sweeps: int = 1,
+    chains: int = 256,
+    replicas: int = 8,
+    learning_rate: float = 5e-3,
+    decay: float = 0.1,
+    report: Callable[[Progress], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> Stored:
     """Fit the machine to data.
 
-    Arguments: data `(n, *event_shape)` of 0 and 1, None for the digits; seed; steps of the optimiser; method, "cd", "persistent"
-        or "tempered"; hidden units; sweeps of block Gibbs before each step of the optimiser; chains that persist; replicas, of
-        each of them, where tempered; learning_rate and (decoupled) decay of the optimiser; report, called after each
-        evaluation; checkpoint, a file to save to and to go on from.
-    Returns: the averaged weights of the last step.
-    Raises: `InvalidArgument`, `UnknownName`, `FitFailure`, `CheckpointError`.
+    Args:
+        data: `(n, *event_shape)` of 0 and 1, None for the digits.
+        seed: Of the random numbers.
+        steps: Of the optimiser.
+        method: "cd", "persistent" or "tempered".
+        hidden: Units.
+        sweeps: Of block Gibbs before each step of the optimiser.
+        chains: That persist.
+        replicas: Of each of them, where tempered.
+        learning_rate: And (decoupled) decay of the optimiser.
+        report: Called after each evaluation.
+        checkpoint: A file to save to and to go on from.
+
+    Returns:
+        the averaged weights of the last step.
+
+    Raises:
+        `InvalidArgument`, `UnknownName`, `FitFailure`, `CheckpointError`.
     """
     rows = _states(default_data() if data is None else data)
     option("method", method, NEGATIVES)
@@ -100,7 +131,13 @@ def train(
         start: Any = ReplayBuffer(chains, refresh=0.0) if method == "persistent" else "data"
         divergence = ContrastiveDivergence(BlockGibbs(), sweeps, start, seed)
     recipe = Recipe(
-        steps, batch=batch, learning_rate=learning_rate, betas=(0.5, 0.99), weight_decay=decay, clip=10.0, held_out=0.0
+        steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        betas=(0.5, 0.99),
+        weight_decay=decay,
+        clip=10.0,
+        held_out=0.0,
     )
     training = Training(MODEL, data is None, seed, report, checkpoint)
     return training.fitted(
@@ -122,7 +159,10 @@ def train(
 
 
 class Parameters(nn.Module):
-    """A machine's W, b and c, to be fitted: those of `RBM`, by the same names and in the same order."""
+    """A machine's W, b and c, to be fitted.
+
+    Those of `RBM`, by the same names and in the same order.
+    """
 
     def __init__(self, event_shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()
@@ -144,15 +184,22 @@ class Parameters(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Tempered(DiscreteField):
-    """Replicas of a machine, each at a machine w_k of the way from independent units: `E(x) = sum_k E_(w_k)(x_k)`.
+    """Replicas of a machine, each at a machine w_k of the way from independent units.
 
-    A sweep is each replica's own, then exact swaps of neighbours: of places 0 and 1, 2 and 3 ..., then of 1 and 2, 3 and 4 ...,
+    `E(x) = sum_k E_(w_k)(x_k)`.
+
+    A sweep is each replica's own, then exact swaps of neighbours: of places 0 and 1, 2 and 3 ...,
+    then of 1 and 2, 3 and 4 ...,
 
         accept with probability min(1, exp(E_k(x_k) + E_l(x_l) - E_k(x_l) - E_l(x_k))),     l = k + 1
 
-    so that `BlockGibbs` on it is parallel tempering of the machine, whose law is that of the first replica.
+    so that `BlockGibbs` on it is parallel tempering of the machine, whose law is that of the first
+    replica.
 
-    Arguments: machine; units, where the way begins; replicas K, evenly spaced with w = 1 first and w = 0 last.
+    Args:
+        machine: The machine.
+        units: Where the way begins.
+        replicas: K, evenly spaced with w = 1 first and w = 0 last.
     """
 
     machine: RBM
@@ -173,7 +220,10 @@ class Tempered(DiscreteField):
     @cached_property
     def laws(self) -> list[RBM]:
         """The machines of the replicas."""
-        between = [self.machine.between(self.units, 1 - k / (self.replicas - 1)) for k in range(self.replicas)]
+        between = [
+            self.machine.between(self.units, 1 - k / (self.replicas - 1))
+            for k in range(self.replicas)
+        ]
         return [law for law in between if law is not None]
 
     @property
@@ -197,21 +247,39 @@ class Tempered(DiscreteField):
         for k in (*range(0, self.replicas - 1, 2), *range(1, self.replicas - 1, 2)):
             below, above = self.laws[k], self.laws[k + 1]
             here, there = swept[k : k + 2]
-            gain = below.energy(here) + above.energy(there) - below.energy(there) - above.energy(here)
+            gain = (
+                below.energy(here) + above.energy(there) - below.energy(there) - above.energy(here)
+            )
             swap = of_swaps[:, k].log() < gain
             swept[k : k + 2] = select_rows(swap, there, here), select_rows(swap, here, there)
         return torch.stack(swept, 1)
 
 
 class TemperedDivergence:
-    """`loss, negatives = divergence(machine, batch)`: persistent contrastive divergence with tempered chains.
+    """`loss, negatives = divergence(machine, batch)`.
 
-    Arguments: units, where the replicas' way begins; chains; sweeps a call; replicas of each chain; seed.
-    Reference: Desjardins, Courville, Bengio, Vincent, Delalleau (2010).
+    Persistent contrastive divergence with tempered chains.
+
+    Args:
+        units: Where the replicas' way begins.
+        chains: The chains.
+        sweeps: A call.
+        replicas: Of each chain.
+        seed: .
+
+    References:
+        Desjardins, Courville, Bengio, Vincent, Delalleau (2010).
     """
 
-    def __init__(self, units: IndependentUnits, chains: int, sweeps: int, replicas: int, seed: int) -> None:
-        self.units, self.chains, self.sweeps, self.replicas = units, chains, count("sweeps", sweeps, least=1), replicas
+    def __init__(
+        self, units: IndependentUnits, chains: int, sweeps: int, replicas: int, seed: int
+    ) -> None:
+        self.units, self.chains, self.sweeps, self.replicas = (
+            units,
+            chains,
+            count("sweeps", sweeps, least=1),
+            replicas,
+        )
         self.seed, self.calls, self.part = seed, 0, 0
         self.x: Tensor | None = None  # the replicas, once there are any
 
@@ -224,7 +292,13 @@ class TemperedDivergence:
         self.calls += 1
         tempered = Tempered(machine, self.units, self.replicas)
         draws = sample(
-            tempered, BlockGibbs(), steps=self.sweeps, seed=self._of_call(), init=self.x, keep="last", progress=False
+            tempered,
+            BlockGibbs(),
+            steps=self.sweeps,
+            seed=self._of_call(),
+            init=self.x,
+            keep="last",
+            progress=False,
         )
         self.x = draws.final.detach()
         negatives = self.x[:, 0]

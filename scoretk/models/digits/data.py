@@ -1,4 +1,7 @@
-"""scikit-learn's handwritten digits: 1797 images of 8 x 8 pixels in [-1, 1], in one fixed stratified split."""
+"""scikit-learn's handwritten digits.
+
+1797 images of 8 x 8 pixels in [-1, 1], in one fixed stratified split.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ SPLIT_SEED = 0
 
 
 class Digits(NamedTuple):
-    """Images `(1437, 1, 8, 8)` and `(360, 1, 8, 8)`, float32 in [-1, 1], with their int64 labels 0 ... 9."""
+    """Images `(1437, 1, 8, 8)` and `(360, 1, 8, 8)`, float32 in [-1, 1], with their int64 labels 0
+    ... 9.
+    """
 
     train: Tensor
     test: Tensor
@@ -26,7 +31,10 @@ class Digits(NamedTuple):
 
 
 def load_digits() -> Digits:
-    """The data and their split, the same at every call. Raises `MissingDependency` without scikit-learn."""
+    """The data and their split, the same at every call.
+
+    Raises `MissingDependency` without scikit-learn.
+    """
     try:
         from sklearn import datasets, model_selection
     except ImportError as error:

@@ -1,7 +1,10 @@
-r"""Diffusion models of scikit-learn's handwritten digits: one recipe, and what each variant of it chooses.
+r"""Diffusion models of scikit-learn's handwritten digits.
 
-Data seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, and a network that learns one of the predictions of
-`scoretk.fields.convert` by regression, at times t of density q and with weights w,
+One recipe, and what each variant of it chooses.
+
+Data seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, and a network that learns one of
+the predictions of `scoretk.fields.convert` by regression, at times t of density q and with weights
+w,
 
     E_t w(t) |net(x_t, t) - y(x_1, eps, t)|^2 / d
 
@@ -13,15 +16,20 @@ Data seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, and a network 
     digits-v                 cosine     v          uniform, 1
     digits-class-diffusion   VP         noise      balanced; given the class, or for some rows not
 
-where "balanced" lets every noise level count alike for data of standard deviation s: `a = atan2(alpha s, sigma)` is uniform on
-(0, pi / 2), and the weight is that of v, in units of s. The recipe serves any array of real numbers; the shipped weights are its
-outcome on the digits' training images. Balanced, the preconditioned network learns the same function on every path.
+where "balanced" lets every noise level count alike for data of standard deviation s: `a =
+atan2(alpha s, sigma)` is uniform on (0, pi / 2), and the weight is that of v, in units of s. The
+recipe serves any array of real numbers; the shipped weights are its outcome on the digits' training
+images. Balanced, the preconditioned network learns the same function on every path.
 
-References: Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020): noise; Song, Sohl-Dickstein, Kingma, Kumar,
-Ermon, Poole, "Score-based generative modeling through stochastic differential equations" (2021): VP, sub-VP, VE; Karras,
-Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models" (2022): EDM; Salimans, Ho,
-"Progressive distillation for fast sampling of diffusion models" (2022): v; Nichol, Dhariwal, "Improved denoising diffusion
-probabilistic models" (2021): cosine; Ho, Salimans, "Classifier-free diffusion guidance" (2022): the class left out.
+References:
+    Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020): noise.
+    Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
+    stochastic differential equations" (2021): VP, sub-VP, VE.
+    Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+    models" (2022): EDM.
+    Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): v.
+    Nichol, Dhariwal, "Improved denoising diffusion probabilistic models" (2021): cosine.
+    Ho, Salimans, "Classifier-free diffusion guidance" (2022): the class left out.
 """
 
 from __future__ import annotations
@@ -75,8 +83,12 @@ P_MEAN, P_STD = -1.2, 1.2
 
 
 def balanced(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Tensor, Tensor]:
-    """Times at which the angle `atan2(alpha s, sigma)` is `pi u / 2`, and the weight `1 + (sigma / (alpha s))^2` of the noise."""
-    ratio = torch.tan(torch.pi / 2 * u.double().clamp(0.002, 0.998))  # the path's own ends are not at 0 and 1
+    """Times at which the angle `atan2(alpha s, sigma)` is `pi u / 2`, and the weight `1 + (sigma /
+    (alpha s))^2` of the noise.
+    """
+    ratio = torch.tan(
+        torch.pi / 2 * u.double().clamp(0.002, 0.998)
+    )  # the path's own ends are not at 0 and 1
     t = path.t(2 * torch.log(ratio / s)).clamp(0, 1)
     alpha, sigma = path.alpha(t), path.sigma(t)
     weight = 1 + (sigma / (alpha * s)).square()
@@ -91,7 +103,9 @@ def uniform(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Ten
 
 
 def log_normal(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Tensor, Tensor]:
-    """EDM's: `log sigma ~ N(P_mean, P_std^2)` within the path, and the weight `1 / c_out^2` of the data."""
+    """EDM's: `log sigma ~ N(P_mean, P_std^2)` within the path, and the weight `1 / c_out^2` of the
+    data.
+    """
     normal = torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
     t = path.t(-2 * (P_MEAN + P_STD * normal)).clamp(0, 1)
     sigma = path.sigma(t)
@@ -100,10 +114,18 @@ def log_normal(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[
 
 @dataclass(frozen=True)
 class Variant:
-    """One diffusion model: its path and prediction, how its times are drawn and weighted, its network.
+    """One diffusion model.
 
-    Arguments: name, of the model; path; predicts; levels; network, made of `(backbone, path, predicts, spread)`; width and
-    blocks of the backbone where training is not told.
+    Its path and prediction, how its times are drawn and weighted, its network.
+
+    Args:
+        name: Of the model.
+        path: The path.
+        predicts: The predicts.
+        levels: The levels.
+        network: Made of `(backbone, path, predicts, spread)`.
+        width: Of the backbone where training is not told.
+        blocks: Of the backbone where training is not told.
     """
 
     name: str
@@ -117,40 +139,72 @@ class Variant:
     def build(self, weights: str | os.PathLike[str] | None = None) -> Diffusion:
         """The diffusion model with these weights, by default the shipped ones.
 
-        Raises: `InvalidArgument` where the file holds no weights of this model.
+        Raises:
+            `InvalidArgument` where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.name)
         settings = stored.settings
-        network = stored.into(lambda: self.network(_backbone(settings), self.path, self.predicts, stored.spread))
+        network = stored.into(
+            lambda: self.network(_backbone(settings), self.path, self.predicts, stored.spread)
+        )
         null = {"label": None} if "classes" in settings else None
         return Diffusion(network, tuple(settings["event_shape"]), self.path, self.predicts, null)
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 6000, smoothing: float = 0.06,
-        width: int | None = None, blocks: int | None = None, dropout: float = 0.3,
-        report: Callable[[Progress], Any] | None = None, checkpoint: File | None = None,
-    ) -> Stored:  # fmt: skip
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        steps: int = 6000,
+        smoothing: float = 0.06,
+        width: int | None = None,
+        blocks: int | None = None,
+        dropout: float = 0.3,
+        report: Callable[[Progress], Any] | None = None,
+        checkpoint: File | None = None,
+    ) -> Stored:
         """Fit the diffusion model to data.
 
-        Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; smoothing, the standard
-            deviation of the noise that is put on the data (against their discreteness, and against learning them by heart)
-            over their own; width, blocks and dropout of the network, None for the variant's; report, called after each
-            evaluation; checkpoint, a file to save to and to go on from.
-        Returns: the weights of the lowest loss on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        Args:
+            data: `(n, *event_shape)`, None for the digits.
+            seed: Of the random numbers.
+            steps: Of the optimiser.
+            smoothing: The standard deviation of the noise that is put on the data (against their
+                discreteness, and against learning them by heart) over their own.
+            width: Of the network, None for the variant's.
+            blocks: Of the network, None for the variant's.
+            dropout: Of the network, None for the variant's.
+            report: Called after each evaluation.
+            checkpoint: A file to save to and to go on from.
+
+        Returns:
+            the weights of the lowest loss on a held-out tenth of the rows.
+
+        Raises:
+            `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         ready = prepare(load_digits().train if data is None else data, smoothing)
         chosen = self.sized(width, blocks, dropout)
         settings = {"event_shape": list(ready.rows.shape[1:]), **chosen}
         made = notes(self.name, data is None, seed, steps=steps, smoothing=smoothing, **chosen)
-        weights = self.fitted(ready, settings, lambda index, generator: {}, made, report=report, checkpoint=checkpoint)
+        weights = self.fitted(
+            ready, settings, lambda index, generator: {}, made, report=report, checkpoint=checkpoint
+        )
         return Stored(self.name, settings, weights, made)
 
     def fitted(
-        self, ready: Prepared, settings: dict[str, Any], condition: Condition, made: dict[str, Any],
-        labels: Tensor | None = None, **options: Any,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """The recipe: the weights that `train` stores. made, its notes; labels, what condition tells of; options of `fit`."""
+        self,
+        ready: Prepared,
+        settings: dict[str, Any],
+        condition: Condition,
+        made: dict[str, Any],
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """The recipe: the weights that `train` stores. made, its notes.
+
+        Labels, what condition tells of; options of `fit`.
+        """
         backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(made["seed"]))
         network = self.network(backbone, self.path, self.predicts, ready.spread)
         scale = float(ready.spread.std.square().mean().sqrt())
@@ -162,7 +216,9 @@ class Variant:
             given = partial(network, **condition(index.long(), generator))
             return weight * prediction_error(given, x, t, noise, self.path, self.predicts)
 
-        rows = torch.arange(len(ready.rows), dtype=torch.float64)  # their numbers, so that labels go with them
+        rows = torch.arange(
+            len(ready.rows), dtype=torch.float64
+        )  # their numbers, so that labels go with them
         shown = {"rows": ready.rows} | ({} if labels is None else {"labels": labels})
         options["settings"] = made | {"data": tensor_digest(shown)}
         return fit(network, loss, rows, Recipe(made["steps"]), seed=made["seed"], **options).weights
@@ -175,12 +231,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class ClassConditional:
-    """A variant told the class of what it learns, and for a share of the rows not: model and guide of itself.
+    """A variant told the class of what it learns, and for a share of the rows not.
 
-    `cond={"label": (chains,)}` holds whole numbers, -1 for no class in particular; without cond there is none.
-    `scoretk.guided(field, weight)` guides it.
+    Model and guide of itself.
 
-    Reference: Ho, Salimans, "Classifier-free diffusion guidance" (2022).
+    `cond={"label": (chains,)}` holds whole numbers, -1 for no class in particular; without cond
+    there is none. `scoretk.guided(field, weight)` guides it.
+
+    References:
+        Ho, Salimans, "Classifier-free diffusion guidance" (2022).
     """
 
     of: Variant
@@ -195,21 +254,41 @@ class ClassConditional:
         return self.of.build(weights)
 
     def train(
-        self, data: Tensor | None = None, *, labels: Tensor | File | None = None, seed: int = 0, steps: int = 6000,
-        smoothing: float = 0.06, width: int | None = None, blocks: int | None = None, dropout: float = 0.3,
-        unlabelled: float = 0.15, report: Callable[[Progress], Any] | None = None, checkpoint: File | None = None,
-    ) -> Stored:  # fmt: skip
+        self,
+        data: Tensor | None = None,
+        *,
+        labels: Tensor | File | None = None,
+        seed: int = 0,
+        steps: int = 6000,
+        smoothing: float = 0.06,
+        width: int | None = None,
+        blocks: int | None = None,
+        dropout: float = 0.3,
+        unlabelled: float = 0.15,
+        report: Callable[[Progress], Any] | None = None,
+        checkpoint: File | None = None,
+    ) -> Stored:
         """Fit the model to data and their labels.
 
-        Arguments: as `Variant.train`; labels `(n,)` of data of your own, whole numbers from 0, or -1 where unknown, or
-            a file of them such as `scoretk fit --data` takes; unlabelled, the share of rows that are shown without theirs.
-        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        Arguments are as `Variant.train`.
+
+        Args:
+            labels: `(n,)` of data of your own, whole numbers from 0, or -1 where unknown, or a file
+                of them such as `scoretk fit --data` takes.
+            unlabelled: The share of rows that are shown without theirs.
+
+        Raises:
+            `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         ready, known = labelled(data, labels, smoothing, least=-1)
         if not 0 <= finite("unlabelled", unlabelled) < 1:
             raise InvalidArgument("unlabelled", unlabelled, "a share in [0, 1)")
         chosen = self.of.sized(width, blocks, dropout)
-        settings = {"event_shape": list(ready.rows.shape[1:]), "classes": int(known.max()) + 1, **chosen}
+        settings = {
+            "event_shape": list(ready.rows.shape[1:]),
+            "classes": int(known.max()) + 1,
+            **chosen,
+        }
 
         def condition(index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             hidden = torch.rand(len(index), generator=generator) < unlabelled
@@ -217,7 +296,9 @@ class ClassConditional:
 
         asked = chosen | {"unlabelled": unlabelled} | ({} if data is None else {"labels": "FILE"})
         made = notes(self.name, data is None, seed, steps=steps, smoothing=smoothing, **asked)
-        weights = self.of.fitted(ready, settings, condition, made, known, report=report, checkpoint=checkpoint)
+        weights = self.of.fitted(
+            ready, settings, condition, made, known, report=report, checkpoint=checkpoint
+        )
         return Stored(self.name, settings, weights, made)
 
 
@@ -233,4 +314,10 @@ VARIANTS = (DIGITS_DIFFUSION, DIGITS_SUBVP, DIGITS_VE, DIGITS_EDM, DIGITS_V, DIG
 
 def _backbone(settings: dict[str, Any]) -> TimeMLP:
     dim = math.prod(settings["event_shape"])
-    return TimeMLP(dim, settings["width"], settings["blocks"], settings["dropout"], classes=settings.get("classes", 0))
+    return TimeMLP(
+        dim,
+        settings["width"],
+        settings["blocks"],
+        settings["dropout"],
+        classes=settings.get("classes", 0),
+    )

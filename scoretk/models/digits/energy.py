@@ -1,20 +1,27 @@
-r"""digits-energy: an energy-based model of scikit-learn's handwritten digits, by persistent contrastive divergence.
+r"""digits-energy: an energy-based model of scikit-learn's handwritten digits, by persistent
+contrastive divergence.
 
     E(x) = |s^-1 U^T (x - m)|^2 / 2 + f(x),      loss = mean E(x+) - mean E(x-) + decay (mean f(x+)^2 + mean f(x-)^2)
 
-with x+ the data, noise of standard deviation `smoothing` put on them so that they have a density, and x- the chains of a
-replay buffer under Langevin dynamics at temperature 1: no lowered temperature, no clipped gradient, nothing that the chains
-of a later run would not have. Sample it with `ULA(0.005)` or `MALA(0.005)`; a chain from N(0, I) needs about 1000 steps. Its
-density, which `log_partition` normalises, is that of digits with the training's noise on them.
+with x+ the data, noise of standard deviation `smoothing` put on them so that they have a density,
+and x- the chains of a replay buffer under Langevin dynamics at temperature 1: no lowered
+temperature, no clipped gradient, nothing that the chains of a later run would not have. Sample it
+with `ULA(0.005)` or `MALA(0.005)`; a chain from N(0, I) needs about 1000 steps. Its density, which
+`log_partition` normalises, is that of digits with the training's noise on them.
 
-What else the literature steadies training with can be switched on: a penalty on f's slope, `penalty mean |grad f(x+)|^2`
-(Mescheder et al. 2018), and hidden layers of spectral norm 1 (Miyato et al. 2018).
+What else the literature steadies training with can be switched on: a penalty on f's slope, `penalty
+mean |grad f(x+)|^2` (Mescheder et al. 2018), and hidden layers of spectral norm 1 (Miyato et al.
+2018).
 
-References: Tieleman, "Training restricted Boltzmann machines using approximations to the likelihood gradient" (2008); Du,
-Mordatch, "Implicit generation and modeling with energy-based models" (2019); Nijkamp, Hill, Zhu, Wu, "On the anatomy of
-MCMC-based maximum likelihood learning of energy-based models" (2020); Mescheder, Geiger, Nowozin, "Which training methods for
-GANs do actually converge?" (2018); Miyato, Kataoka, Koyama, Yoshida, "Spectral normalization for generative adversarial networks"
-(2018).
+References:
+    Tieleman, "Training restricted Boltzmann machines using approximations to the likelihood
+    gradient" (2008).
+    Du, Mordatch, "Implicit generation and modeling with energy-based models" (2019).
+    Nijkamp, Hill, Zhu, Wu, "On the anatomy of MCMC-based maximum likelihood learning of
+    energy-based models" (2020).
+    Mescheder, Geiger, Nowozin, "Which training methods for GANs do actually converge?" (2018).
+    Miyato, Kataoka, Koyama, Yoshida, "Spectral normalization for generative adversarial networks"
+    (2018).
 """
 
 from __future__ import annotations
@@ -49,7 +56,8 @@ MODEL = "digits-energy"
 def build(weights: str | os.PathLike[str] | None = None) -> Energy:
     """The energy with these weights, by default the shipped ones.
 
-    Raises: `InvalidArgument` where the file holds no weights of this model.
+    Raises:
+        `InvalidArgument` where the file holds no weights of this model.
     """
     stored = read_weights(weights, MODEL)
     settings = stored.settings
@@ -63,58 +71,125 @@ def default_data() -> Tensor:
 
 
 def train(
-    data: Tensor | None = None, *, seed: int = 0, steps: int = 5000, smoothing: float = 0.28, width: int = 256, blocks: int = 1,
-    chain_steps: int = 20, step_size: float = 0.017, chains: int = 2000, refresh: float = 0.001, decay: float = 1e-3,
-    ema: float = 0.999, penalty: float = 0.0, spectral: bool = False,
-    report: Callable[[Progress], Any] | None = None, checkpoint: str | os.PathLike[str] | None = None,
-) -> Stored:  # fmt: skip
+    data: Tensor | None = None,
+    *,
+    seed: int = 0,
+    steps: int = 5000,
+    smoothing: float = 0.28,
+    width: int = 256,
+    blocks: int = 1,
+    chain_steps: int = 20,
+    step_size: float = 0.017,
+    chains: int = 2000,
+    refresh: float = 0.001,
+    decay: float = 1e-3,
+    ema: float = 0.999,
+    penalty: float = 0.0,
+    spectral: bool = False,
+    report: Callable[[Progress], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> Stored:
     """Fit the energy to data.
 
-    Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; smoothing, the standard
-        deviation of the noise that is put on the data, over their own; width and blocks of the network; chain_steps,
-        Langevin steps before each step of the optimiser, of step_size times the data's variance; chains, slots of the
-        replay buffer; refresh, the share of the chains that start anew from N(0, I) when read; decay, of f; ema, of the
-        averaged weights; penalty, on f's slope; spectral, whether the hidden layers have spectral norm 1; report, called
-        after each evaluation; checkpoint, a file to save to and to go on from.
-    Returns: the averaged weights of the last step.
-    Raises: `InvalidArgument`, `FitFailure`; `CheckpointError`; `ChainFailure` where every chain failed.
+    Args:
+        data: `(n, *event_shape)`, None for the digits.
+        seed: Of the random numbers.
+        steps: Of the optimiser.
+        smoothing: The standard deviation of the noise that is put on the data, over their own.
+        width: Of the network.
+        blocks: Of the network.
+        chain_steps: Langevin steps before each step of the optimiser, of step_size times the data's
+            variance.
+        chains: Slots of the replay buffer.
+        refresh: The share of the chains that start anew from N(0, I) when read.
+        decay: Of f.
+        ema: Of the averaged weights.
+        penalty: On f's slope.
+        spectral: Whether the hidden layers have spectral norm 1.
+        report: Called after each evaluation.
+        checkpoint: A file to save to and to go on from.
+
+    Returns:
+        the averaged weights of the last step.
+
+    Raises:
+        `InvalidArgument`, `FitFailure`; `CheckpointError`; `ChainFailure` where every chain failed.
     """
     if finite("penalty", penalty) < 0:
         raise InvalidArgument("penalty", penalty, "a number of at least 0")
     ready = prepare(default_data() if data is None else data, smoothing)
     shape = tuple(ready.rows.shape[1:])
     settings = {"event_shape": list(shape), "width": width, "blocks": blocks}
-    network = ConfinedEnergy(fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed)), ready.spread)
+    network = ConfinedEnergy(
+        fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed)), ready.spread
+    )
     hidden = _constrained(network, seed) if spectral else []
     field = Energy(network, shape)
     h = step_size * (ready.std / smoothing) ** 2
-    recipe = Recipe(steps, learning_rate=3e-4, betas=(0.5, 0.99), weight_decay=0.0, clip=10.0, held_out=0.0, decay=ema)
+    recipe = Recipe(
+        steps,
+        learning_rate=3e-4,
+        betas=(0.5, 0.99),
+        weight_decay=0.0,
+        clip=10.0,
+        held_out=0.0,
+        decay=ema,
+    )
     recipe = replace(recipe, batch=min(recipe.batch, chains))
     divergence = ContrastiveDivergence(ULA(h), chain_steps, ReplayBuffer(chains, refresh), seed)
 
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x = ready.blurred(rows, generator)
         gap, negatives = divergence(field, x)
-        held = decay * (network.correction(x).square().mean() + network.correction(negatives).square().mean())
-        return gap + held + (penalty * _slope(network.correction, x) if penalty else 0.0), divergence.last
+        held = decay * (
+            network.correction(x).square().mean() + network.correction(negatives).square().mean()
+        )
+        return gap + held + (
+            penalty * _slope(network.correction, x) if penalty else 0.0
+        ), divergence.last
 
     made = notes(
-        MODEL, data is None, seed, steps=steps, smoothing=smoothing, width=width, blocks=blocks,
-        chain_steps=chain_steps, step_size=step_size, chains=chains, refresh=refresh, decay=decay, ema=ema,
-        penalty=penalty, spectral=spectral,
-    )  # fmt: skip
+        MODEL,
+        data is None,
+        seed,
+        steps=steps,
+        smoothing=smoothing,
+        width=width,
+        blocks=blocks,
+        chain_steps=chain_steps,
+        step_size=step_size,
+        chains=chains,
+        refresh=refresh,
+        decay=decay,
+        ema=ema,
+        penalty=penalty,
+        spectral=spectral,
+    )
     fit(
-        network, loss, ready.rows, recipe, seed=seed, report=report, checkpoint=checkpoint, state=divergence, settings=made,
-    )  # fmt: skip
+        network,
+        loss,
+        ready.rows,
+        recipe,
+        seed=seed,
+        report=report,
+        checkpoint=checkpoint,
+        state=divergence,
+        settings=made,
+    )
     for layer in hidden:
         parametrize.remove_parametrizations(layer, "weight")
     return Stored(MODEL, settings, network.state_dict(), made)
 
 
 def _constrained(network: ConfinedEnergy, seed: int) -> list[nn.Module]:
-    """Give all linear layers but the last, whose scale is the energy's, spectral norm 1; these layers."""
+    """Give all linear layers but the last, whose scale is the energy's, spectral norm 1.
+
+    These layers.
+    """
     *hidden, _ = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
-    with torch.random.fork_rng(devices=[]):  # the power iteration begins with torch's own random vectors
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the power iteration begins with torch's own random vectors
         torch.manual_seed(seed)
         return [spectral_norm(layer) for layer in hidden]
 

@@ -1,33 +1,44 @@
-r"""Normalizing flows on scikit-learn's handwritten digits: NICE, real NVP, MAF, neural splines, and a continuous flow.
+r"""Normalizing flows on scikit-learn's handwritten digits.
+
+NICE, real NVP, MAF, neural splines, and a continuous flow.
 
 A flow is an invertible f from data to standard normals, so that
 
     log p(x) = log N(f(x); 0, I) + log |det df/dx|,        x = f^-1(z) with z ~ N(0, I) is an exact draw.
 
-Here f is whitening, `u = U s^-1 U^T (x - m)`, which turns pixels as little as it can, and then steps that are the identity before
-training, so that the flow starts as the Gaussian with the data's mean m and covariance `U diag(s^2) U^T`. A step changes each
-coordinate by an increasing function, an addition, an affine function or a rational-quadratic spline, whose parameters a
-network makes of other coordinates: in a coupling one half of them from the other half; in an autoregressive step each from
-those before it, by masked weights. The transforms are zuko's, their networks our own.
+Here f is whitening, `u = U s^-1 U^T (x - m)`, which turns pixels as little as it can, and then
+steps that are the identity before training, so that the flow starts as the Gaussian with the data's
+mean m and covariance `U diag(s^2) U^T`. A step changes each coordinate by an increasing function,
+an addition, an affine function or a rational-quadratic spline, whose parameters a network makes of
+other coordinates: in a coupling one half of them from the other half; in an autoregressive step
+each from those before it, by masked weights. The transforms are zuko's, their networks our own.
 
-digits-ffjord is a flow in time, `du/dt = F(u, t)` from normals at t = 0 to whitened data at t = 1. In data space that is
+digits-ffjord is a flow in time, `du/dt = F(u, t)` from normals at t = 0 to whitened data at t = 1.
+In data space that is
 
     x_t = t m + U s^t U^T u_t,        dx/dt = m + U [log(s) s^t U^T u + s^t U^T F(u, t)],
 
-again exactly the data's Gaussian where F = 0. It is trained by maximum likelihood through the package's own solver, along
+again exactly the data's Gaussian where F = 0. It is trained by maximum likelihood through the
+package's own solver, along
 
     d/dt (u, l, k) = (F, e^T (dF/du) e, -|F|^2)    back from (u_1, 0, 0),        log p(x) = log N(u_0; 0, I) + l_0 - sum log s,
 
-with e fixed random signs for a solve, and k_0, the way's kinetic energy, held small: straight ways need few steps. Its path is
-no Gaussian one, so it has a velocity, a base and hence a density, but neither score nor denoiser.
+with e fixed random signs for a solve, and k_0, the way's kinetic energy, held small: straight ways
+need few steps. Its path is no Gaussian one, so it has a velocity, a base and hence a density, but
+neither score nor denoiser.
 
-References: Dinh, Krueger, Bengio, "NICE: non-linear independent components estimation" (2015); Dinh, Sohl-Dickstein, Bengio,
-"Density estimation using real NVP" (2017); Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution
-estimation" (2015); Papamakarios, Pavlakou, Murray, "Masked autoregressive flow for density estimation" (2017); Durkan,
-Bekasov, Murray, Papamakarios, "Neural spline flows" (2019); Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud, "FFJORD:
-free-form continuous dynamics for scalable reversible generative models" (2019); Finlay, Jacobsen, Nurbekyan, Oberman, "How to
-train your neural ODE: the world of Jacobian and kinetic regularization" (2020); Rozet et al., "Zuko: normalizing flows in
-PyTorch" (2022).
+References:
+    Dinh, Krueger, Bengio, "NICE: non-linear independent components estimation" (2015).
+    Dinh, Sohl-Dickstein, Bengio, "Density estimation using real NVP" (2017).
+    Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution estimation"
+    (2015).
+    Papamakarios, Pavlakou, Murray, "Masked autoregressive flow for density estimation" (2017).
+    Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows" (2019).
+    Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud, "FFJORD: free-form continuous dynamics for
+    scalable reversible generative models" (2019).
+    Finlay, Jacobsen, Nurbekyan, Oberman, "How to train your neural ODE: the world of Jacobian and
+    kinetic regularization" (2020).
+    Rozet et al., "Zuko: normalizing flows in PyTorch" (2022).
 """
 
 from __future__ import annotations
@@ -53,7 +64,15 @@ from scoretk.inference.sampling import sample
 from scoretk.learn.fitting import Progress, Recipe
 from scoretk.learn.likelihoods import negative_log_likelihood
 from scoretk.models.digits.data import load_digits
-from scoretk.models.digits.networks import HARMONICS, Dropout, OnSpread, Spread, fresh, spread_of, zero_start
+from scoretk.models.digits.networks import (
+    HARMONICS,
+    Dropout,
+    OnSpread,
+    Spread,
+    fresh,
+    spread_of,
+    zero_start,
+)
 from scoretk.models.digits.stored import Stored, read_weights
 from scoretk.models.digits.training import Training, dequantised, prepare
 from scoretk.solvers import ProbabilityFlow
@@ -81,7 +100,10 @@ KNOTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer in which output i sees input j where its degree is at least that of j: `degrees_i >= degrees_j`."""
+    """A linear layer in which output i sees input j where its degree is at least that of j.
+
+    `degrees_i >= degrees_j`.
+    """
 
     def __init__(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         super().__init__(len(inputs), len(outputs))
@@ -100,25 +122,45 @@ def _mask(inputs: tuple[int, ...], outputs: tuple[int, ...], device: torch.devic
 
 
 class Conditioner(nn.Module):
-    """A residual MLP that makes parameters for each output from the inputs of a lower degree only, zero at the start.
+    """A residual MLP that makes parameters for each output from the inputs of a lower degree only,
+    zero at the start.
 
-    With one degree throughout, as in a coupling, its hidden units are smooth rectifiers; with several bounded ones, as each
-    coordinate of a draw feeds all that follow, and what grows with them could explode.
+    With one degree throughout, as in a coupling, its hidden units are smooth rectifiers; with
+    several bounded ones, as each coordinate of a draw feeds all that follow, and what grows with
+    them could explode.
 
-    Arguments: inputs and outputs, their degrees; parameters, how many for each output; width; blocks; dropout; seed, of the
-    dropout.
+    Args:
+        inputs: Their degrees.
+        outputs: Their degrees.
+        parameters: How many for each output.
+        width: The width.
+        blocks: The blocks.
+        dropout: The dropout.
+        seed: Of the dropout.
     """
 
     def __init__(
-        self, inputs: Sequence[int], outputs: Sequence[int], parameters: int, width: int, blocks: int, dropout: float, seed: int
-    ) -> None:  # fmt: skip
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        parameters: int,
+        width: int,
+        blocks: int,
+        dropout: float,
+        seed: int,
+    ) -> None:
         super().__init__()
         hidden = [k % max(outputs) for k in range(width)]
-        self.shape, self.activation = (len(outputs), parameters), silu if max(outputs) == 1 else torch.tanh
+        self.shape, self.activation = (
+            (len(outputs), parameters),
+            silu if max(outputs) == 1 else torch.tanh,
+        )
         self.enter = MaskedLinear(inputs, hidden)
         self.blocks = nn.ModuleList([MaskedLinear(hidden, hidden) for _ in range(blocks)])
         self.dropouts = nn.ModuleList([Dropout(dropout, seed + i) for i in range(blocks + 1)])
-        self.leave = zero_start(MaskedLinear(hidden, [degree - 1 for degree in outputs for _ in range(parameters)]))
+        self.leave = zero_start(
+            MaskedLinear(hidden, [degree - 1 for degree in outputs for _ in range(parameters)])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, inputs) -> (batch, outputs, parameters)`."""
@@ -132,31 +174,50 @@ class Conditioner(nn.Module):
 class Step(nn.Module):
     """A coupling, or an autoregressive step.
 
-    Arguments: kind, of the univariate functions, a name in `PARAMETERS`; kept, which coordinates a coupling keeps and makes the
-    others' functions of, None for an autoregressive step; order, the places of the coordinates in such a step; the others
-    as `Conditioner` has them.
+    Args:
+        kind: Of the univariate functions, a name in `PARAMETERS`.
+        kept: Which coordinates a coupling keeps and makes the others' functions of, None for an
+            autoregressive step.
+        order: The places of the coordinates in such a step; the others as `Conditioner` has them.
     """
 
     def __init__(
-        self, kind: str, kept: Sequence[bool] | None, order: Sequence[int], width: int, blocks: int, dropout: float, seed: int
-    ) -> None:  # fmt: skip
+        self,
+        kind: str,
+        kept: Sequence[bool] | None,
+        order: Sequence[int],
+        width: int,
+        blocks: int,
+        dropout: float,
+        seed: int,
+    ) -> None:
         super().__init__()
         self.kind, self.kept, self.order = kind, kept, order
         inputs = order if kept is None else [0 for keep in kept if keep]
         outputs = order if kept is None else [1 for keep in kept if not keep]
-        self.conditioner = Conditioner(inputs, outputs, PARAMETERS[kind], width, blocks, dropout, seed)
+        self.conditioner = Conditioner(
+            inputs, outputs, PARAMETERS[kind], width, blocks, dropout, seed
+        )
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The step towards the normals, and its log determinant: `(batch, d) -> (batch, d), (batch,)`."""
+        """The step towards the normals, and its log determinant.
+
+        `(batch, d) -> (batch, d), (batch,)`.
+        """
         z, ladj = self._transform().call_and_ladj(u)
         return z, ladj.sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """The step back, `(batch, d)` both. An autoregressive one knows one coordinate more after each pass."""
+        """The step back, `(batch, d)` both.
+
+        An autoregressive one knows one coordinate more after each pass.
+        """
         if self.kept is not None:
             return self._transform().inv(z)
         u, order = torch.zeros_like(z), torch.tensor(self.order, device=z.device)
-        for place in range(len(self.order)):  # and not all at once, as zuko does: what is not known yet could overflow
+        for place in range(
+            len(self.order)
+        ):  # and not all at once, as zuko does: what is not known yet could overflow
             u = torch.where(order == place, self._univariate(u).inv(z), u)
         return u
 
@@ -178,7 +239,10 @@ class Step(nn.Module):
 
 
 class Scaling(nn.Module):
-    """A factor for each coordinate, as additions keep volumes. A layer of the input 1, so that `fresh` starts it at zero."""
+    """A factor for each coordinate, as additions keep volumes.
+
+    A layer of the input 1, so that `fresh` starts it at zero.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -206,7 +270,7 @@ class FlowNetwork(OnSpread):
         self.steps = steps
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z = f(x) and log |det df/dx|: `(batch, *event_shape) -> (batch, d), (batch,)`."""
+        """Z = f(x) and log |det df/dx|: `(batch, *event_shape) -> (batch, d), (batch,)`."""
         z = self._out_of(self._into(x.to(self.mean).flatten(1) - self.mean) / self.std)
         total = -self.std.log().sum().expand(len(z))
         for step in self.steps:
@@ -232,7 +296,10 @@ class FlowNetwork(OnSpread):
 
 @dataclass(frozen=True, eq=False)
 class NormalizingFlow:
-    """A field from a flow of the event's coordinates: everything is exact, the density and the draws."""
+    """A field from a flow of the event's coordinates.
+
+    Everything is exact, the density and the draws.
+    """
 
     network: FlowNetwork
     event_shape: tuple[int, ...]
@@ -272,7 +339,8 @@ class NormalizingFlow:
     def initial(self, n: int, noise: NoiseSource) -> Tensor:
         """Where chains start: draws of the data's Gaussian, drawn in by half, `(n, *event_shape)`.
 
-        Far out, as at N(0, I) in the pixels, the energy of affine couplings is too steep for any step.
+        Far out, as at N(0, I) in the pixels, the energy of affine couplings is too steep for any
+        step.
         """
         with torch.no_grad():
             return self.network.gaussian(noise.normal(0, Stream.START, self.event_shape) / 2)
@@ -280,7 +348,10 @@ class NormalizingFlow:
 
 @dataclass(frozen=True)
 class Stepwise:
-    """A flow of steps as a model: its name, the kind of its functions, how its steps see each other, and its defaults."""
+    """A flow of steps as a model.
+
+    Its name, the kind of its functions, how its steps see each other, and its defaults.
+    """
 
     model: str
     kind: str
@@ -294,7 +365,9 @@ class Stepwise:
     def build(self, weights: str | os.PathLike[str] | None = None) -> NormalizingFlow:
         """The flow with these weights, by default the shipped ones.
 
-        Raises: `InvalidArgument` where the file holds no weights of this model; `MissingDependency` without zuko.
+        Raises:
+            `InvalidArgument` where the file holds no weights of this model; `MissingDependency`
+            without zuko.
         """
         _transforms()
         stored = read_weights(weights, self.model)
@@ -302,24 +375,50 @@ class Stepwise:
         return NormalizingFlow(network, tuple(stored.settings["event_shape"]))  # type: ignore[arg-type]
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, steps: int | None = None, bin: float = 0.125,
-        layers: int | None = None, width: int | None = None, blocks: int | None = None, dropout: float | None = None,
-        report: Callable[[Progress], Any] | None = None, checkpoint: str | os.PathLike[str] | None = None,
-    ) -> Stored:  # fmt: skip
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        bin: float = 0.125,
+        layers: int | None = None,
+        width: int | None = None,
+        blocks: int | None = None,
+        dropout: float | None = None,
+        report: Callable[[Progress], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ) -> Stored:
         """Fit the flow to data by maximum likelihood.
 
-        Arguments: data `(n, *event_shape)` of at least two numbers a row, None for the digits; seed; steps of the optimiser;
-            bin, the distance of the data's levels, over which they are spread evenly, 0 for data that are continuous
-            already; layers, how many steps the flow has; width, blocks and dropout of their networks; report, called
-            after each evaluation; checkpoint, a file to save to and to go on from. Other settings, None: the model's own.
-        Returns: the weights of the lowest loss on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`; `MissingDependency` without zuko.
+        Args:
+            data: `(n, *event_shape)` of at least two numbers a row, None for the digits.
+            seed: Of the random numbers.
+            steps: Of the optimiser.
+            bin: The distance of the data's levels, over which they are spread evenly, 0 for data
+                that are continuous already.
+            layers: How many steps the flow has.
+            width: Of their networks.
+            blocks: Of their networks.
+            dropout: Of their networks.
+            report: Called after each evaluation.
+            checkpoint: A file to save to and to go on from. Other settings, None: the model's own.
+
+        Returns:
+            the weights of the lowest loss on a held-out tenth of the rows.
+
+        Raises:
+            `InvalidArgument`, `FitFailure`, `CheckpointError`; `MissingDependency` without zuko.
         """
         _transforms()
         rows, spread = _prepared(data, bin)
         chosen: dict[str, Any] = {
             name: getattr(self, name) if value is None else value
-            for name, value in {"layers": layers, "width": width, "blocks": blocks, "dropout": dropout}.items()
+            for name, value in {
+                "layers": layers,
+                "width": width,
+                "blocks": blocks,
+                "dropout": dropout,
+            }.items()
         }
         settings = {"event_shape": list(rows.shape[1:]), **chosen}
         generator = torch.Generator().manual_seed(seed)
@@ -331,7 +430,9 @@ class Stepwise:
 
         steps = self.steps if steps is None else steps
         training = Training(self.model, data is None, seed, report, checkpoint)
-        return training.fitted(network, loss, rows, Recipe(steps), settings, steps=steps, bin=bin, **chosen)
+        return training.fitted(
+            network, loss, rows, Recipe(steps), settings, steps=steps, bin=bin, **chosen
+        )
 
     def _steps(self, settings: dict[str, Any]) -> nn.ModuleList:
         dim, places = math.prod(settings["event_shape"]), range(math.prod(settings["event_shape"]))
@@ -339,21 +440,31 @@ class Stepwise:
         steps: list[nn.Module] = []
         for i in range(settings["layers"]):
             kept = None if self.autoregressive else [_half(place, i, dim) for place in places]
-            steps.append(Step(self.kind, kept, places if i % 2 == 0 else places[::-1], *network, seed=16 * i))
+            steps.append(
+                Step(self.kind, kept, places if i % 2 == 0 else places[::-1], *network, seed=16 * i)
+            )
         return nn.ModuleList([*steps, *([Scaling(dim)] if self.kind == "additive" else [])])
 
 
-NICE = Stepwise("digits-nice", "additive", False, layers=6, width=64, blocks=1, dropout=0.1, steps=2000)
-REALNVP = Stepwise("digits-realnvp", "affine", False, layers=6, width=80, blocks=1, dropout=0.2, steps=2000)
+NICE = Stepwise(
+    "digits-nice", "additive", False, layers=6, width=64, blocks=1, dropout=0.1, steps=2000
+)
+REALNVP = Stepwise(
+    "digits-realnvp", "affine", False, layers=6, width=80, blocks=1, dropout=0.2, steps=2000
+)
 MAF = Stepwise("digits-maf", "affine", True, layers=4, width=96, blocks=0, dropout=0.1, steps=2000)
-SPLINE = Stepwise("digits-spline", "spline", False, layers=4, width=48, blocks=1, dropout=0.2, steps=1000)
+SPLINE = Stepwise(
+    "digits-spline", "spline", False, layers=4, width=48, blocks=1, dropout=0.2, steps=1000
+)
 
 
 class Drift(nn.Module):
-    """F(u, t), zero at the start: an MLP of the coordinates and of soft steps of each, plus a linear function of the same.
+    """F(u, t), zero at the start.
 
-    The steps, `tanh(3 (u_i - k))`, let one coordinate's own law be sharp, as that of a pixel that is mostly black is. The time
-    scales and shifts the hidden layers.
+    An MLP of the coordinates and of soft steps of each, plus a linear function of the same.
+
+    The steps, `tanh(3 (u_i - k))`, let one coordinate's own law be sharp, as that of a pixel that
+    is mostly black is. The time scales and shifts the hidden layers.
     """
 
     def __init__(self, dim: int, width: int, features: int = 32) -> None:
@@ -362,16 +473,24 @@ class Drift(nn.Module):
         self.time = nn.Linear(2 * HARMONICS, features)
         self.enter = nn.Linear(seen, width)
         self.inner = nn.Linear(width, width)
-        self.modulations = nn.ModuleList([zero_start(nn.Linear(features, 2 * width)) for _ in range(2)])
+        self.modulations = nn.ModuleList(
+            [zero_start(nn.Linear(features, 2 * width)) for _ in range(2)]
+        )
         self.leave = zero_start(nn.Linear(width, dim))
         self.direct = zero_start(nn.Linear(seen, dim))
 
     def forward(self, u: Tensor, t: Tensor) -> Tensor:
         """`(batch, dim), (batch,) -> (batch, dim)`."""
-        phase = math.pi * t[:, None] * torch.arange(1, HARMONICS + 1, dtype=u.dtype, device=u.device)
+        phase = (
+            math.pi * t[:, None] * torch.arange(1, HARMONICS + 1, dtype=u.dtype, device=u.device)
+        )
         features = silu(self.time(torch.cat([phase.cos(), phase.sin()], 1)))
-        (scale, shift), (inner_scale, inner_shift) = (layer(features).chunk(2, 1) for layer in self.modulations)
-        steps = torch.tanh(3 * (u[:, :, None] - torch.tensor(KNOTS, dtype=u.dtype, device=u.device)))
+        (scale, shift), (inner_scale, inner_shift) = (
+            layer(features).chunk(2, 1) for layer in self.modulations
+        )
+        steps = torch.tanh(
+            3 * (u[:, :, None] - torch.tensor(KNOTS, dtype=u.dtype, device=u.device))
+        )
         seen = torch.cat([u, steps.flatten(1)], 1)
         h = silu(self.enter(seen) * (1 + scale) + shift)
         h = h + silu(self.inner(h) * (1 + inner_scale) + inner_shift)
@@ -393,7 +512,10 @@ class ContinuousNetwork(OnSpread):
         return (self.mean + self._out_of(moved)).reshape(x.shape)
 
     def solved(self, x: Tensor, signs: Tensor, solver: ProbabilityFlow) -> tuple[Tensor, Tensor]:
-        """`log p(x)` by these probes `(batch, d)`, and the kinetic energy: `(batch,)` both. Differentiable in the weights."""
+        """`log p(x)` by these probes `(batch, d)`, and the kinetic energy: `(batch,)` both.
+
+        Differentiable in the weights.
+        """
         dim = x[0].numel()
 
         def back(state: Tensor, t: Tensor, signs: Tensor) -> Tensor:
@@ -402,14 +524,21 @@ class ContinuousNetwork(OnSpread):
                 u = state[:, :dim] if kept else state[:, :dim].detach().requires_grad_()
                 rate = self.drift(u, 1 - t)
                 (product,) = torch.autograd.grad(rate, u, signs, create_graph=kept)
-            trace, kinetic = (signs * product).sum(1, keepdim=True), rate.square().sum(1, keepdim=True)
+            trace, kinetic = (
+                (signs * product).sum(1, keepdim=True),
+                rate.square().sum(1, keepdim=True),
+            )
             return -torch.cat([rate, trace, -kinetic], 1)
 
         start = self._out_of(self._into(x.to(self.mean).flatten(1) - self.mean) / self.std)
         start, shape = torch.cat([start, start.new_zeros(len(x), 2)], 1), (dim + 2,)
-        field = Velocity(back, shape, base=standard_normal(shape))  # with a base of its own, so on no Gaussian path
+        field = Velocity(
+            back, shape, base=standard_normal(shape)
+        )  # with a base of its own, so on no Gaussian path
         grad = torch.is_grad_enabled()
-        end = sample(field, solver, chains=len(x), init=start, cond={"signs": signs}, grad=grad).final
+        end = sample(
+            field, solver, chains=len(x), init=start, cond={"signs": signs}, grad=grad
+        ).final
         return _normal_log_prob(end[:, :dim]) + end[:, dim] - self.std.log().sum(), end[:, dim + 1]
 
 
@@ -420,28 +549,52 @@ class Continuous:
     model: str
 
     def build(self, weights: str | os.PathLike[str] | None = None) -> Velocity:
-        """The flow with these weights, by default the shipped ones: a velocity from N(0, I), of no Gaussian path.
+        """The flow with these weights, by default the shipped ones.
 
-        Raises: `InvalidArgument` where the file holds no weights of this model.
+        A velocity from N(0, I), of no Gaussian path.
+
+        Raises:
+            `InvalidArgument` where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.model)
         shape = tuple(stored.settings["event_shape"])
-        network = stored.into(lambda: ContinuousNetwork(self._drift(stored.settings), stored.spread))
+        network = stored.into(
+            lambda: ContinuousNetwork(self._drift(stored.settings), stored.spread)
+        )
         return Velocity(network, shape, base=standard_normal(shape))
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 800, bin: float = 0.125, width: int = 96,
-        intervals: int = 3, kinetic: float = 0.01, report: Callable[[Progress], Any] | None = None,
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        steps: int = 800,
+        bin: float = 0.125,
+        width: int = 96,
+        intervals: int = 3,
+        kinetic: float = 0.01,
+        report: Callable[[Progress], Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
-    ) -> Stored:  # fmt: skip
+    ) -> Stored:
         """Fit the flow to data by maximum likelihood, through the solver.
 
-        Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; bin, the distance of the
-            data's levels, over which they are spread evenly, 0 for data that are continuous already; width of the network;
-            intervals of the solver ("rk4") in training; kinetic, the weight of the kinetic energy; report, called after
-            each evaluation; checkpoint, a file to save to and to go on from.
-        Returns: the weights of the lowest loss on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        Args:
+            data: `(n, *event_shape)`, None for the digits.
+            seed: Of the random numbers.
+            steps: Of the optimiser.
+            bin: The distance of the data's levels, over which they are spread evenly, 0 for data
+                that are continuous already.
+            width: Of the network.
+            intervals: Of the solver ("rk4") in training.
+            kinetic: The weight of the kinetic energy.
+            report: Called after each evaluation.
+            checkpoint: A file to save to and to go on from.
+
+        Returns:
+            the weights of the lowest loss on a held-out tenth of the rows.
+
+        Raises:
+            `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         rows, spread = _prepared(data, bin)
         settings = {"event_shape": list(rows.shape[1:]), "width": width}
@@ -484,7 +637,7 @@ def default_data() -> Tensor:
 
 
 def _transforms() -> Any:
-    """zuko's transforms, imported when a flow is first asked for."""
+    """Zuko's transforms, imported when a flow is first asked for."""
     try:
         from zuko import transforms
     except ImportError as error:
@@ -495,7 +648,9 @@ def _transforms() -> Any:
 def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, Spread]:
     """The rows, and their spread once they are spread out over bins."""
     if finite("bin", bin) < 0:
-        raise InvalidArgument("bin", bin, "the distance of the data's levels, or 0 for continuous data")
+        raise InvalidArgument(
+            "bin", bin, "the distance of the data's levels, or 0 for continuous data"
+        )
     rows = prepare(default_data() if data is None else data, 1.0).rows
     count("numbers in a row of data", math.prod(rows.shape[1:]), least=2)
     spread = spread_of(rows, bin / math.sqrt(12))
@@ -506,7 +661,10 @@ def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, Spread]:
 
 
 def _half(place: int, layer: int, dim: int) -> bool:
-    """Which coordinates a coupling keeps: those with a bit of their place set, then the others; layer by layer other bits."""
+    """Which coordinates a coupling keeps: those with a bit of their place set, then the others.
+
+    Layer by layer other bits.
+    """
     return (place >> layer // 2 % (dim - 1).bit_length()) % 2 == layer % 2
 
 

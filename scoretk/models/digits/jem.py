@@ -1,19 +1,24 @@
-r"""digits-jem: one network that classifies scikit-learn's handwritten digits and is an energy-based model of them.
+r"""digits-jem: one network that classifies scikit-learn's handwritten digits and is an energy-based
+model of them.
 
-A classifier's logits f(x)_y are read as a joint density of images and labels, here beside a Gaussian's energy that confines it,
+A classifier's logits f(x)_y are read as a joint density of images and labels, here beside a
+Gaussian's energy that confines it,
 
     p(x, y) = exp(-q(x) + f(x)_y) / Z,      E(x) = q(x) - logsumexp_y f(x)_y,      E(x | y) = q(x) - f(x)_y + const
     p(y | x) = softmax f(x),                q(x) = |s^-1 U^T (x - m)|^2 / 2
 
-and fitted by both its factors, `-log p(y | x)` as a classifier and `-log p(x)` by persistent contrastive divergence:
+and fitted by both its factors, `-log p(y | x)` as a classifier and `-log p(x)` by persistent
+contrastive divergence:
 
     loss = mean E(x+) - mean E(x-) + weight mean (-log p(y+ | x+)) + decay (mean f(x+)^2 + mean f(x-)^2)
 
 Sample it with `ULA(0.005)`; one class with `cond={"label": labels}`, one whole number a chain.
 
-References: Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi, Swersky, "Your classifier is secretly an energy based model and you
-should treat it like one" (2020); Tieleman, "Training restricted Boltzmann machines using approximations to the likelihood
-gradient" (2008).
+References:
+    Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi, Swersky, "Your classifier is secretly an energy
+    based model and you should treat it like one" (2020).
+    Tieleman, "Training restricted Boltzmann machines using approximations to the likelihood
+    gradient" (2008).
 """
 
 from __future__ import annotations
@@ -47,9 +52,13 @@ MODEL = "digits-jem"
 
 @dataclass(frozen=True, eq=False)
 class JEM:
-    """A static field of a classifier: the energy of x, or of x given a label, and the classifier itself.
+    """A static field of a classifier.
 
-    Arguments: network, whose correction is f, `(batch, *event_shape) -> (batch, classes)`; event_shape.
+    The energy of x, or of x given a label, and the classifier itself.
+
+    Args:
+        network: Whose correction is f, `(batch, *event_shape) -> (batch, classes)`.
+        event_shape: .
     """
 
     network: ConfinedEnergy
@@ -58,13 +67,19 @@ class JEM:
     provides = frozenset({"energy", "score"})
 
     def classify(self, x: Tensor) -> Tensor:
-        """The logits f(x), `(batch, *event_shape) -> (batch, classes)`: `log p(y | x)` is their `log_softmax`."""
+        """The logits f(x), `(batch, *event_shape) -> (batch, classes)`.
+
+        `log p(y | x)` is their `log_softmax`.
+        """
         return self.network.correction(x).to(x.dtype)
 
     def energy(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """`E(x)`, or with labels `(batch,)` of whole numbers `E(x | y)`, `(batch,)`; infinite for a label of no class.
+        """`E(x)`, or with labels `(batch,)` of whole numbers `E(x | y)`, `(batch,)`.
 
-        Raises: `InvalidArgument` where there is not one label a row.
+        Infinite for a label of no class.
+
+        Raises:
+            `InvalidArgument` where there is not one label a row.
         """
         logits = self.classify(x)
         if label is not None:
@@ -86,7 +101,8 @@ class JEM:
 def build(weights: File | None = None) -> JEM:
     """The model with these weights, by default the shipped ones.
 
-    Raises: `InvalidArgument` where the file holds no weights of this model.
+    Raises:
+        `InvalidArgument` where the file holds no weights of this model.
     """
     stored = read_weights(weights, MODEL)
     settings = stored.settings
@@ -95,31 +111,61 @@ def build(weights: File | None = None) -> JEM:
 
 
 def default_data() -> Tensor:
-    """What the shipped weights were trained on, beside their labels: the digits' training images, `(1437, 1, 8, 8)`."""
+    """What the shipped weights were trained on, beside their labels.
+
+    The digits' training images, `(1437, 1, 8, 8)`.
+    """
     return load_digits().train
 
 
 def train(
-    data: Tensor | None = None, labels: Tensor | File | None = None, *, seed: int = 0, steps: int = 3000,
-    smoothing: float = 0.28, width: int = 256, blocks: int = 1, chain_steps: int = 10, step_size: float = 0.017,
-    chains: int = 2000, refresh: float = 0.001, weight: float = 1.0, decay: float = 1e-3,
-    report: Callable[[Progress], Any] | None = None, checkpoint: File | None = None,
-) -> Stored:  # fmt: skip
+    data: Tensor | None = None,
+    labels: Tensor | File | None = None,
+    *,
+    seed: int = 0,
+    steps: int = 3000,
+    smoothing: float = 0.28,
+    width: int = 256,
+    blocks: int = 1,
+    chain_steps: int = 10,
+    step_size: float = 0.017,
+    chains: int = 2000,
+    refresh: float = 0.001,
+    weight: float = 1.0,
+    decay: float = 1e-3,
+    report: Callable[[Progress], Any] | None = None,
+    checkpoint: File | None = None,
+) -> Stored:
     """Fit the model to labelled data.
 
-    Arguments: data `(n, *event_shape)` and labels `(n,)`, whole numbers from 0, or a file of them such as `scoretk fit --data`
-        takes, both None for the digits; weight of the classifier's loss; decay, of the logits; the others as for
-        digits-energy.
-    Returns: the averaged weights of the last step.
-    Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`; `ChainFailure` where every chain failed.
+    Args:
+        data: `(n, *event_shape)` and labels `(n,)`, whole numbers from 0, or a file of them such as
+            `scoretk fit --data` takes, both None for the digits.
+        weight: Of the classifier's loss.
+        decay: Of the logits; the others as for digits-energy.
+
+    Returns:
+        the averaged weights of the last step.
+
+    Raises:
+        `InvalidArgument`, `FitFailure`, `CheckpointError`; `ChainFailure` where every chain failed.
     """
     ready, classes = labelled(data, labels, smoothing)
     shape = tuple(ready.rows.shape[1:])
-    settings = {"event_shape": list(shape), "width": width, "blocks": blocks, "classes": int(classes.max()) + 1}
-    network = ConfinedEnergy(fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed)), ready.spread)
+    settings = {
+        "event_shape": list(shape),
+        "width": width,
+        "blocks": blocks,
+        "classes": int(classes.max()) + 1,
+    }
+    network = ConfinedEnergy(
+        fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed)), ready.spread
+    )
     field = JEM(network, shape)
     h = step_size * (ready.std / smoothing) ** 2
-    recipe = Recipe(steps, learning_rate=3e-4, betas=(0.5, 0.99), weight_decay=0.0, clip=10.0, held_out=0.0)
+    recipe = Recipe(
+        steps, learning_rate=3e-4, betas=(0.5, 0.99), weight_decay=0.0, clip=10.0, held_out=0.0
+    )
     recipe = replace(recipe, batch=min(recipe.batch, chains))
     divergence = ContrastiveDivergence(ULA(h), chain_steps, ReplayBuffer(chains, refresh), seed)
 
@@ -128,7 +174,11 @@ def train(
         x = ready.blurred(ready.rows[rows], generator)
         gap, negatives = divergence(field, x)
         real, made = field.classify(x), field.classify(negatives)
-        return gap + weight * cross_entropy(real, classes[rows]) + decay * (real.square().mean() + made.square().mean())
+        return (
+            gap
+            + weight * cross_entropy(real, classes[rows])
+            + decay * (real.square().mean() + made.square().mean())
+        )
 
     training = Training(MODEL, data is None, seed, report, checkpoint)
     return training.fitted(
@@ -154,4 +204,9 @@ def train(
 
 
 def _backbone(settings: dict[str, Any]) -> EnergyMLP:
-    return EnergyMLP(math.prod(settings["event_shape"]), settings["width"], settings["blocks"], settings["classes"])
+    return EnergyMLP(
+        math.prod(settings["event_shape"]),
+        settings["width"],
+        settings["blocks"],
+        settings["classes"],
+    )

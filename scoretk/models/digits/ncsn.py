@@ -1,6 +1,9 @@
-r"""Score models of scikit-learn's handwritten digits: noise-conditional score networks over a ladder of noise levels.
+r"""Score models of scikit-learn's handwritten digits.
 
-With levels `s_1 > ... > s_L`, geometric, one of them drawn for each row, denoising score matching weighted by `s_i^2`,
+Noise-conditional score networks over a ladder of noise levels.
+
+With levels `s_1 > ... > s_L`, geometric, one of them drawn for each row, denoising score matching
+weighted by `s_i^2`,
 
     E_i |s_i score(x + s_i eps, s_i) + eps|^2 / d
 
@@ -9,15 +12,17 @@ With levels `s_1 > ... > s_L`, geometric, one of them drawn for each row, denois
     digits-ncsnv2    levels from the data's largest distance (technique 1), near enough to overlap (technique 2); a network
                      that is not told the level, `score(x, s) = net(x) / s` (technique 3)
 
-As fields they are in time, on the path VE(s_L, s_1), whose levels between those of the ladder the networks interpolate. Langevin
-steps suit both: `AnnealedLangevin.ncsn()`, and `AnnealedLangevin.ncsnv2(data, .05, 20)`, whose step size is technique 4's.
-Solvers without them, and densities by the flow, feel what the two give up: NCSN's start N(0, s_1^2 I) is not quite the noised
-data; and the score of NCSNv2, which takes the level from x, is as long for a point too far out as for any other, so that a flow
-never brings it in.
+As fields they are in time, on the path VE(s_L, s_1), whose levels between those of the ladder the
+networks interpolate. Langevin steps suit both: `AnnealedLangevin.ncsn()`, and
+`AnnealedLangevin.ncsnv2(data, .05, 20)`, whose step size is technique 4's. Solvers without them,
+and densities by the flow, feel what the two give up: NCSN's start N(0, s_1^2 I) is not quite the
+noised data; and the score of NCSNv2, which takes the level from x, is as long for a point too far
+out as for any other, so that a flow never brings it in.
 
-References: Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019); Song, Ermon, "Improved
-techniques for training score-based generative models" (2020); Vincent, "A connection between score matching and denoising
-autoencoders" (2011).
+References:
+    Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019).
+    Song, Ermon, "Improved techniques for training score-based generative models" (2020).
+    Vincent, "A connection between score matching and denoising autoencoders" (2011).
 """
 
 from __future__ import annotations
@@ -47,8 +52,14 @@ __all__ = ["DIGITS_NCSN", "DIGITS_NCSNV2", "Variant"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One score model. Arguments: name; told, whether its network is told the level; sigma_min, sigma_max and levels of its
-    ladder where training is not told, None: NCSNv2's techniques 1 and 2.
+    """One score model.
+
+    Args:
+        name: The name.
+        told: Whether its network is told the level.
+        sigma_min: Of its ladder where training is not told, None: NCSNv2's techniques 1 and 2.
+        sigma_max: Of its ladder where training is not told, None: NCSNv2's techniques 1 and 2.
+        levels: Of its ladder where training is not told, None: NCSNv2's techniques 1 and 2.
     """
 
     name: str
@@ -60,51 +71,95 @@ class Variant:
     def build(self, weights: str | os.PathLike[str] | None = None) -> Diffusion:
         """The score model with these weights, by default the shipped ones.
 
-        Raises: `InvalidArgument` where the file holds no weights of this model.
+        Raises:
+            `InvalidArgument` where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.name)
         settings = stored.settings
-        network = stored.into(lambda: PathNetwork(_backbone(settings), _path(settings), self._predicts, stored.spread))
+        network = stored.into(
+            lambda: PathNetwork(_backbone(settings), _path(settings), self._predicts, stored.spread)
+        )
         return self._field(settings, network)
 
     def train(
-        self, data: Tensor | None = None, *, seed: int = 0, steps: int = 6000, smoothing: float = 0.06,
-        sigma_min: float | None = None, sigma_max: float | None = None, levels: int | None = None, width: int = 144,
-        blocks: int = 2, dropout: float = 0.3, report: Callable[[Progress], Any] | None = None,
+        self,
+        data: Tensor | None = None,
+        *,
+        seed: int = 0,
+        steps: int = 6000,
+        smoothing: float = 0.06,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        levels: int | None = None,
+        width: int = 144,
+        blocks: int = 2,
+        dropout: float = 0.3,
+        report: Callable[[Progress], Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
-    ) -> Stored:  # fmt: skip
+    ) -> Stored:
         """Fit the score model to data.
 
-        Arguments: data `(n, *event_shape)`, None for the digits; seed; steps of the optimiser; smoothing, the standard
-            deviation of the noise that is put on the data (against learning them by heart) over their own; sigma_min,
-            sigma_max and levels of the ladder, in units of the data, None for the variant's; width, blocks and dropout of
-            the network; report, called after each evaluation; checkpoint, a file to save to and to go on from.
-        Returns: the weights of the lowest loss on a held-out tenth of the rows.
-        Raises: `InvalidArgument`, `FitFailure`, `CheckpointError`.
+        Args:
+            data: `(n, *event_shape)`, None for the digits.
+            seed: Of the random numbers.
+            steps: Of the optimiser.
+            smoothing: The standard deviation of the noise that is put on the data (against learning
+                them by heart) over their own.
+            sigma_min: Of the ladder, in units of the data, None for the variant's.
+            sigma_max: Of the ladder, in units of the data, None for the variant's.
+            levels: Of the ladder, in units of the data, None for the variant's.
+            width: Of the network.
+            blocks: Of the network.
+            dropout: Of the network.
+            report: Called after each evaluation.
+            checkpoint: A file to save to and to go on from.
+
+        Returns:
+            the weights of the lowest loss on a held-out tenth of the rows.
+
+        Raises:
+            `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
         ready = prepare(load_digits().train if data is None else data, smoothing)
         settings = {
-            "event_shape": list(ready.rows.shape[1:]), **self._ladder(ready.rows, sigma_min, sigma_max, levels),
-            "width": width, "blocks": blocks, "dropout": dropout,
-        }  # fmt: skip
+            "event_shape": list(ready.rows.shape[1:]),
+            **self._ladder(ready.rows, sigma_min, sigma_max, levels),
+            "width": width,
+            "blocks": blocks,
+            "dropout": dropout,
+        }
         backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed))
         network = PathNetwork(backbone, _path(settings), self._predicts, ready.spread)
-        field, times = self._field(settings, network), torch.linspace(0, 1, settings["levels"], dtype=torch.float64)
+        field, times = (
+            self._field(settings, network),
+            torch.linspace(0, 1, settings["levels"], dtype=torch.float64),
+        )
         ladder = field.path.sigma(times)
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             x = ready.blurred(rows, generator)
             noise = torch.randn(x.shape, generator=generator)
             level = torch.randint(len(ladder), (len(x),), generator=generator)
-            return denoising_score_matching(lambda y: field.score(y, times[level]), x, noise, ladder[level])
+            return denoising_score_matching(
+                lambda y: field.score(y, times[level]), x, noise, ladder[level]
+            )
 
         chosen = {name: value for name, value in settings.items() if name != "event_shape"}
         training = Training(self.name, data is None, seed, report, checkpoint)
         return training.fitted(
-            network, loss, ready.rows, Recipe(steps), settings, steps=steps, smoothing=smoothing, **chosen
+            network,
+            loss,
+            ready.rows,
+            Recipe(steps),
+            settings,
+            steps=steps,
+            smoothing=smoothing,
+            **chosen,
         )
 
-    def _ladder(self, rows: Tensor, low: float | None, high: float | None, levels: int | None) -> dict[str, Any]:
+    def _ladder(
+        self, rows: Tensor, low: float | None, high: float | None, levels: int | None
+    ) -> dict[str, Any]:
         """The settings of the ladder: its ends and how many levels."""
         low = positive("sigma_min", self.sigma_min if low is None else low)
         high = self.sigma_max if high is None else high
@@ -113,7 +168,9 @@ class Variant:
             raise InvalidArgument("sigma_min, sigma_max", (low, high), "0 < sigma_min < sigma_max")
         n = self.levels if levels is None else levels
         if n is None:
-            ratio = ncsnv2_ratio(max(5, rows[0].numel()))  # of fewer dimensions than 5 none, as levels always overlap
+            ratio = ncsnv2_ratio(
+                max(5, rows[0].numel())
+            )  # of fewer dimensions than 5 none, as levels always overlap
             n = 1 + math.ceil(math.log(high / low) / math.log(ratio))
         return {"sigma_min": low, "sigma_max": high, "levels": count("levels", n, least=2)}
 
@@ -123,7 +180,11 @@ class Variant:
 
     def _field(self, settings: dict[str, Any], network: Any) -> Diffusion:
         shape, path = tuple(settings["event_shape"]), _path(settings)
-        return Diffusion(network, shape, path, "score") if self.told else unconditional(_untold(network), shape, path)
+        return (
+            Diffusion(network, shape, path, "score")
+            if self.told
+            else unconditional(_untold(network), shape, path)
+        )
 
 
 DIGITS_NCSN = Variant("digits-ncsn", told=True, sigma_min=0.01, sigma_max=2.0, levels=12)
@@ -131,7 +192,10 @@ DIGITS_NCSNV2 = Variant("digits-ncsnv2", told=False, sigma_min=0.05)
 
 
 def _untold(network: PathNetwork) -> Callable[[Tensor], Tensor]:
-    """The network of x alone whose share in `s` is the score: minus the noise, at the level that x itself shows."""
+    """The network of x alone whose share in `s` is the score.
+
+    Minus the noise, at the level that x itself shows.
+    """
     return lambda x: -network(x, network.apparent_time(x))
 
 
@@ -140,4 +204,9 @@ def _path(settings: dict[str, Any]) -> VE:
 
 
 def _backbone(settings: dict[str, Any]) -> TimeMLP:
-    return TimeMLP(math.prod(settings["event_shape"]), settings["width"], settings["blocks"], settings["dropout"])
+    return TimeMLP(
+        math.prod(settings["event_shape"]),
+        settings["width"],
+        settings["blocks"],
+        settings["dropout"],
+    )

@@ -1,20 +1,24 @@
 r"""Small networks for the trained families, and the Gaussian answer that each of them starts from.
 
-Data with mean m and covariance `U diag(s^2) U^T` seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, have the
-linear predictors (Wiener's; exact for Gaussian data)
+Data with mean m and covariance `U diag(s^2) U^T` seen through a Gaussian path, `x_t = alpha x_1 +
+sigma eps`, have the linear predictors (Wiener's; exact for Gaussian data)
 
     D = m + U [alpha s^2 / w^2] c,    e = U [sigma / w^2] c,    c = U^T (x_t - alpha m),    w^2 = alpha^2 s^2 + sigma^2
 
-What is left of data and noise once these are taken away is one and the same vector of unit variance, scaled:
+What is left of data and noise once these are taken away is one and the same vector of unit
+variance, scaled:
 
     x_1 - D = U [s sigma / w] F,      eps - e = -U [alpha s / w] F
 
-So a network that predicts F serves every prediction alike, is well scaled at every time, and before training already
-describes the Gaussian with the data's mean and covariance. With one s for all directions this is the preconditioning of
-Karras et al. (`EDMNetwork`, in their symbols). An energy starts from the same Gaussian: `E = |s^-1 U^T (x - m)|^2 / 2 + f(x)`,
-where f grows at most linearly, so that the quadratic confines the chains whatever f has learned.
+So a network that predicts F serves every prediction alike, is well scaled at every time, and before
+training already describes the Gaussian with the data's mean and covariance. With one s for all
+directions this is the preconditioning of Karras et al. (`EDMNetwork`, in their symbols). An energy
+starts from the same Gaussian: `E = |s^-1 U^T (x - m)|^2 / 2 + f(x)`, where f grows at most
+linearly, so that the quadratic confines the chains whatever f has learned.
 
-Reference: Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models" (2022).
+References:
+    Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+    models" (2022).
 """
 
 from __future__ import annotations
@@ -50,14 +54,17 @@ __all__ = [
 Module = TypeVar("Module", bound=nn.Module)
 
 FULL_COVARIANCE = 1024
-"""Up to this many dimensions the covariance is used whole; beyond, one variance for all directions."""
+"""Up to this many dimensions the covariance is used whole; beyond, one variance for all directions.
+"""
 
 HARMONICS = 8
 """Frequencies at which the networks see the path's angle."""
 
 
 class Spread(NamedTuple):
-    """A Gaussian: mean `(d,)`, principal directions as columns `(d, d)` (None: any), and stds along them `(d,)`."""
+    """A Gaussian: mean `(d,)`, principal directions as columns `(d, d)` (None: any), and stds along
+    them `(d,)`.
+    """
 
     mean: Tensor
     basis: Tensor | None
@@ -65,7 +72,9 @@ class Spread(NamedTuple):
 
 
 def spread_of(data: Tensor, floor: float) -> Spread:
-    """Mean and covariance of data `(n, *event_shape)`, `floor^2` added to the variance of every direction."""
+    """Mean and covariance of data `(n, *event_shape)`, `floor^2` added to the variance of every
+    direction.
+    """
     rows = data.detach().to("cpu", torch.float64).reshape(len(data), -1)
     mean, d = rows.mean(0), rows.shape[1]
     centred = rows - mean
@@ -77,9 +86,11 @@ def spread_of(data: Tensor, floor: float) -> Spread:
 
 
 def fresh(make: Callable[[], Module], generator: torch.Generator) -> Module:
-    """The module that `make` builds, its weights from this generator and not, as torch's own, from the global one.
+    """The module that `make` builds, its weights from this generator and not, as torch's own, from
+    the global one.
 
-    Fan-in uniform weights and zero biases for every linear layer; zero weights for those marked `zero_start`.
+    Fan-in uniform weights and zero biases for every linear layer; zero weights for those marked
+    `zero_start`.
     """
     with torch.device("meta"):
         module = make()
@@ -135,30 +146,47 @@ class TimeBlock(nn.Module):
 
 
 class TimeMLP(nn.Module):
-    """A residual MLP of x, an angle in [-pi / 2, pi / 2] that stands for the time, and a class where there are any.
+    """A residual MLP of x, an angle in [-pi / 2, pi / 2] that stands for the time, and a class
+    where there are any.
 
-    Arguments: dim, of x; width; blocks; dropout, the share of hidden units dropped in training; features, of the time;
-    classes, how many, 0 for none.
+    Args:
+        dim: Of x.
+        width: The width.
+        blocks: The blocks.
+        dropout: The share of hidden units dropped in training.
+        features: Of the time.
+        classes: How many, 0 for none.
     """
 
     def __init__(
-        self, dim: int, width: int = 256, blocks: int = 3, dropout: float = 0.3, features: int = 32, classes: int = 0
+        self,
+        dim: int,
+        width: int = 256,
+        blocks: int = 3,
+        dropout: float = 0.3,
+        features: int = 32,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.classes = classes
         self.enter = nn.Linear(dim, width)
         self.time = nn.Linear(2 * HARMONICS, features)
-        self.blocks = nn.ModuleList([TimeBlock(width, features, dropout, seed) for seed in range(blocks)])
+        self.blocks = nn.ModuleList(
+            [TimeBlock(width, features, dropout, seed) for seed in range(blocks)]
+        )
         self.norm = nn.LayerNorm(width)
         self.leave = zero_start(nn.Linear(width, dim))
         if classes:
             self.label = nn.Linear(classes, features, bias=False)
 
     def forward(self, x: Tensor, angle: Tensor, label: Tensor | None = None) -> Tensor:
-        """`(batch, dim), (batch,), (batch,) -> (batch, dim)`; label -1, or None for all rows, is no class in particular.
+        """`(batch, dim), (batch,), (batch,) -> (batch, dim)`.
 
-        Raises: `InvalidArgument` for a label outside -1 ... classes - 1, except under compilation or on an accelerator,
-        where asking would stall the device: there it is none.
+        Label -1, or None for all rows, is no class in particular.
+
+        Raises:
+            `InvalidArgument` for a label outside -1 ... classes - 1, except under compilation or on
+            an accelerator, where asking would stall the device: there it is none.
         """
         phase = 2 * angle[:, None] * torch.arange(1, HARMONICS + 1, dtype=x.dtype, device=x.device)
         features = self.time(torch.cat([phase.cos(), phase.sin()], 1))
@@ -176,14 +204,20 @@ class TimeMLP(nn.Module):
         if label.device.type == "cpu" and not torch.compiler.is_compiling():
             allowed = torch.arange(-1, self.classes)
             if label.ndim != 1 or not bool((label[:, None] == allowed).any(1).all()):
-                raise InvalidArgument("label", label, f"one whole number a row, -1 (none) to {self.classes - 1}")
+                raise InvalidArgument(
+                    "label", label, f"one whole number a row, -1 (none) to {self.classes - 1}"
+                )
         return label[:, None] == known
 
 
 class EnergyMLP(nn.Module):
-    """A residual MLP with smooth activations and one number a row, or so many `outputs`, zero at the start."""
+    """A residual MLP with smooth activations and one number a row, or so many `outputs`, zero at
+    the start.
+    """
 
-    def __init__(self, dim: int, width: int = 256, blocks: int = 1, outputs: int | None = None) -> None:
+    def __init__(
+        self, dim: int, width: int = 256, blocks: int = 1, outputs: int | None = None
+    ) -> None:
         super().__init__()
         self.enter = nn.Linear(dim, width)
         self.blocks = nn.ModuleList([nn.Linear(width, width) for _ in range(blocks)])
@@ -208,7 +242,10 @@ OF_DATA_AND_NOISE: dict[str, Callable[[PathPoint], tuple[Tensor, Tensor]]] = {
 
 
 class OnSpread(nn.Module):
-    """What both kinds share: a Gaussian as buffers, and coordinates in it. The module computes in its own dtype."""
+    """What both kinds share: a Gaussian as buffers, and coordinates in it.
+
+    The module computes in its own dtype.
+    """
 
     mean: Tensor
     basis: Tensor | None
@@ -235,32 +272,48 @@ class OnSpread(nn.Module):
 class PathNetwork(OnSpread):
     """One of the predictions on a Gaussian path: the Gaussian answer plus a learned F.
 
-    Arguments: backbone, `(x, angle, **cond) -> like x` on rows `(batch, d)`; path; predicts, a name in
-    `scoretk.fields.convert.PREDICTIONS`, of which "velocity" needs a path whose sigma' is finite and "score" one whose sigma
-    is never 0; spread, of the data.
+    Args:
+        backbone: `(x, angle, **cond) -> like x` on rows `(batch, d)`.
+        path: The path.
+        predicts: A name in `scoretk.fields.convert.PREDICTIONS`, of which "velocity" needs a path
+            whose sigma' is finite and "score" one whose sigma is never 0.
+        spread: Of the data.
     """
 
-    def __init__(self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: Spread) -> None:
+    def __init__(
+        self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: Spread
+    ) -> None:
         super().__init__(spread)
         check_prediction(predicts)
         self.backbone, self.path, self.predicts = backbone, path, predicts
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """`(batch, *event_shape), (batch,) -> (batch, *event_shape)`; cond, one row a row, goes to the backbone."""
-        alpha, sigma = (value.to(self.mean)[:, None] for value in (self.path.alpha(t), self.path.sigma(t)))
+        """`(batch, *event_shape), (batch,) -> (batch, *event_shape)`.
+
+        Cond, one row a row, goes to the backbone.
+        """
+        alpha, sigma = (
+            value.to(self.mean)[:, None] for value in (self.path.alpha(t), self.path.sigma(t))
+        )
         centred = x.to(self.mean).flatten(1) - alpha * self.mean
         signal, w2 = alpha * self.std, (alpha * self.std).square() + sigma.square()
         seen = centred / ((alpha * self._scale).square() + sigma.square()).sqrt()
-        learned = self._into(self.backbone(seen, torch.atan2(alpha * self._scale, sigma).squeeze(1), **cond))
+        learned = self._into(
+            self.backbone(seen, torch.atan2(alpha * self._scale, sigma).squeeze(1), **cond)
+        )
         noise = sigma / w2 * self._into(centred) - signal / w2.sqrt() * learned
         if self.predicts == "noise":
             return self._out_of(noise).reshape(x.shape)
         data = signal * self.std / w2 * self._into(centred) + self.std * sigma / w2.sqrt() * learned
-        a, b = (value.to(self.mean)[:, None] for value in OF_DATA_AND_NOISE[self.predicts](self.path(t)))
+        a, b = (
+            value.to(self.mean)[:, None] for value in OF_DATA_AND_NOISE[self.predicts](self.path(t))
+        )
         return (self._out_of(a * data + b * noise) + a * self.mean).reshape(x.shape)
 
     def apparent_time(self, x: Tensor) -> Tensor:
-        r"""The time that x itself shows on a path with alpha = 1, `(batch, *event_shape) -> (batch,)`: that of the noise level
+        r"""The time that x itself shows on a path with alpha = 1, `(batch,)`.
+
+        It is that of the noise level
 
             s(x)^2 = sum_i (c_i / s_i)^2 / sum_i s_i^-2,    whose mean at level sigma is sigma^2 + d / sum_i s_i^-2
 
@@ -272,20 +325,32 @@ class PathNetwork(OnSpread):
 
 
 class EDMNetwork(OnSpread):
-    r"""EDM's preconditioned denoiser, of data about their mean m and of one standard deviation s in all directions.
+    r"""EDM's preconditioned denoiser, of data about their mean m and of one standard deviation s in
+    all directions.
 
         D = m + c_skip y + c_out F(c_in y, c_noise),    y = x - m,    w^2 = sigma^2 + s^2
         c_skip = s^2 / w^2,    c_out = sigma s / w,    c_in = 1 / w,    c_noise = log(sigma) / 4
 
-    Reference: Karras, Aittala, Aila, Laine (2022), table 1 (whose data have mean 0).
-    Arguments: backbone F, `(x, c_noise) -> like x` on rows `(batch, d)`; path, variance exploding; predicts, "data"; spread, of
-    the data, of which the mean and the total variance are used.
+    References:
+        Karras, Aittala, Aila, Laine (2022), table 1 (whose data have mean 0).
+
+    Args:
+        backbone: F, `(x, c_noise) -> like x` on rows `(batch, d)`.
+        path: Variance exploding.
+        predicts: "data".
+        spread: Of the data, of which the mean and the total variance are used.
     """
 
-    def __init__(self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: Spread) -> None:
+    def __init__(
+        self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: Spread
+    ) -> None:
         mean, std = spread.mean, spread.std
         super().__init__(Spread(mean, None, std.square().mean().sqrt().expand(len(std)).clone()))
-        self.backbone, self.path, self.predicts = backbone, path, option("predicts", predicts, ["data"])
+        self.backbone, self.path, self.predicts = (
+            backbone,
+            path,
+            option("predicts", predicts, ["data"]),
+        )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """D, `(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
@@ -298,7 +363,9 @@ class EDMNetwork(OnSpread):
 class ConfinedEnergy(OnSpread):
     """`E(x) = |s^-1 U^T (x - m)|^2 / 2 + f((x - m) / s)`: a Gaussian's energy plus a learned f.
 
-    Arguments: backbone, f, `(batch, d) -> (batch,)`; spread, of the data.
+    Args:
+        backbone: F, `(batch, d) -> (batch,)`.
+        spread: Of the data.
     """
 
     def __init__(self, backbone: nn.Module, spread: Spread) -> None:

@@ -1,7 +1,9 @@
-"""Trained weights in safetensors files: the tensors, and as metadata how to build their network and where they came from.
+"""Trained weights in safetensors files.
 
-Parameters are stored as float16 and computed with as float32; what a model takes from the data (statistics; rows to start
-from) stays float32. No pickle is ever loaded.
+The tensors, and as metadata how to build their network and where they came from.
+
+Parameters are stored as float16 and computed with as float32; what a model takes from the data
+(statistics; rows to start from) stays float32. No pickle is ever loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ KIND = "weights"
 
 @dataclass(frozen=True)
 class Stored:
-    """A trained network: the model's name, what builds it (plain values), its state dict, and notes on its making."""
+    """A trained network.
+
+    The model's name, what builds it (plain values), its state dict, and notes on its making.
+    """
 
     model: str
     settings: dict[str, Any]
@@ -44,20 +49,26 @@ class Stored:
         return Spread(*(self.weights.get(name) for name in Spread._fields))  # type: ignore[arg-type]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file that the model's parameter `weights` takes, atomically. Raises `InvalidArgument`."""
+        """Write the file that the model's parameter `weights` takes, atomically.
+
+        Raises `InvalidArgument`.
+        """
         write_weights(path, self)
 
     def into(self, make: Callable[[], nn.Module]) -> nn.Module:
         """The module that `make` builds, in eval mode with these weights.
 
-        Raises: `InvalidArgument` where they do not fit.
+        Raises:
+            `InvalidArgument` where they do not fit.
         """
         with torch.device("meta"):  # no memory, no random numbers
             module = make()
         try:
             module.load_state_dict(self.weights, assign=True)
         except RuntimeError as error:
-            raise InvalidArgument("weights", sorted(self.weights), f"weights of {self.model}", str(error)) from error
+            raise InvalidArgument(
+                "weights", sorted(self.weights), f"weights of {self.model}", str(error)
+            ) from error
         return module.eval()
 
 
@@ -74,13 +85,17 @@ def write_weights(path: str | os.PathLike[str], stored: Stored) -> None:
     try:
         write_sealed(file, KIND, half, header)
     except (OSError, ValueError) as error:
-        raise InvalidArgument("path", str(file), "a place that can be written", str(error)) from error
+        raise InvalidArgument(
+            "path", str(file), "a place that can be written", str(error)
+        ) from error
 
 
 def read_weights(path: str | os.PathLike[str] | None, model: str) -> Stored:
     """Read what `write_weights` wrote; None for the weights that come with the package.
 
-    Raises: `InvalidArgument` where the file does not exist, is no such file, or holds another model's weights.
+    Raises:
+        `InvalidArgument` where the file does not exist, is no such file, or holds another model's
+        weights.
     """
     expected = f"the path of weights of {model}"
     path = shipped(model) if path is None else path
@@ -88,15 +103,21 @@ def read_weights(path: str | os.PathLike[str] | None, model: str) -> Stored:
     try:
         tensors, header = read_sealed(file, KIND, _unsealed)
         check_header(
-            header, model=lambda v: isinstance(v, str), settings=lambda v: isinstance(v, dict),
+            header,
+            model=lambda v: isinstance(v, str),
+            settings=lambda v: isinstance(v, dict),
             notes=lambda v: isinstance(v, dict),
-        )  # fmt: skip
+        )
         weights = {name: value.float() for name, value in tensors.items()}
     except (Unreadable, ValueError) as error:
-        raise InvalidArgument("weights", str(path), expected, f"{type(error).__name__}: {error}") from error
+        raise InvalidArgument(
+            "weights", str(path), expected, f"{type(error).__name__}: {error}"
+        ) from error
     stored = Stored(header["model"], header["settings"], weights, header["notes"])
     if stored.model != model:
-        raise InvalidArgument("weights", str(path), expected, f"These are weights of {stored.model}")
+        raise InvalidArgument(
+            "weights", str(path), expected, f"These are weights of {stored.model}"
+        )
     return stored
 
 

@@ -28,7 +28,9 @@ Report = Callable[[Progress], Any] | None
 
 
 class Prepared(NamedTuple):
-    """Data `(n, *event_shape)` in float32, the standard deviation of the noise to put on them, and their spread with it."""
+    """Data `(n, *event_shape)` in float32, the standard deviation of the noise to put on them, and
+    their spread with it.
+    """
 
     rows: Tensor
     std: float
@@ -42,8 +44,10 @@ class Prepared(NamedTuple):
 def prepare(data: Any, smoothing: float) -> Prepared:
     """Check the data and measure their spread.
 
-    Arguments: data `(n, *event_shape)` with at least two rows that differ; smoothing, the standard deviation of the noise
-    over that of the data (the root of their mean variance), above 0.
+    Args:
+        data: `(n, *event_shape)` with at least two rows that differ.
+        smoothing: The standard deviation of the noise over that of the data (the root of their mean
+            variance), above 0.
     """
     shape = tuple(getattr(data, "shape", ()))
     if len(shape) < 2 or shape[0] < 2:
@@ -58,15 +62,24 @@ def prepare(data: Any, smoothing: float) -> Prepared:
 
 
 def dequantised(rows: Tensor, bin: float, generator: torch.Generator) -> Tensor:
-    """Rows, each number spread evenly over a bin of this width around it; rows as they are where it is 0."""
+    """Rows, each number spread evenly over a bin of this width around it.
+
+    Rows as they are where it is 0.
+    """
     return rows + bin * (torch.rand(rows.shape, generator=generator) - 0.5) if bin else rows
 
 
-def labelled(data: Any, labels: Any, smoothing: float, *, least: int = 0) -> tuple[Prepared, Tensor]:
-    """Labelled data: checked and measured, and one label a row, int64, of which the classes are 0 and above.
+def labelled(
+    data: Any, labels: Any, smoothing: float, *, least: int = 0
+) -> tuple[Prepared, Tensor]:
+    """Labelled data: checked and measured, and one label a row, int64, of which the classes are 0
+    and above.
 
-    Arguments: data and smoothing as for `prepare`; labels, whole numbers from `least`, `(n,)`, or a file of them such as
-    `scoretk fit --data` takes. Data and labels None: the digits.
+    Args:
+        data: As for `prepare`.
+        smoothing: As for `prepare`.
+        labels: Whole numbers from `least`, `(n,)`, or a file of them such as `scoretk fit --data`
+            takes. Data and labels None: the digits.
     """
     if data is None and labels is None:
         digits = load_digits()
@@ -75,12 +88,23 @@ def labelled(data: Any, labels: Any, smoothing: float, *, least: int = 0) -> tup
         raise InvalidArgument("data", None, "rows (n, *event_shape), as labels are given")
     ready = prepare(data, smoothing)
     n, unknown = len(ready.rows), "" if least == 0 else f", or {least} where unknown"
-    found = read_array(labels, argument="labels", axes=1) if isinstance(labels, str | os.PathLike) else labels
+    found = (
+        read_array(labels, argument="labels", axes=1)
+        if isinstance(labels, str | os.PathLike)
+        else labels
+    )
     known = torch.as_tensor(found) if hasattr(found, "shape") else torch.empty(0)
     known = known.squeeze(1) if known.shape == (n, 1) else known  # a column of a table
     whole = known.long()
-    if known.shape != (n,) or not torch.equal(whole.to(known), known) or whole.min() < least or whole.max() < 0:
-        raise InvalidArgument("labels", labels, f"a whole number from 0{unknown}, for each of the {n} rows of data")
+    if (
+        known.shape != (n,)
+        or not torch.equal(whole.to(known), known)
+        or whole.min() < least
+        or whole.max() < 0
+    ):
+        raise InvalidArgument(
+            "labels", labels, f"a whole number from 0{unknown}, for each of the {n} rows of data"
+        )
     return ready, whole
 
 
@@ -88,8 +112,12 @@ def labelled(data: Any, labels: Any, smoothing: float, *, least: int = 0) -> tup
 class Training:
     """A training as its caller asks for it.
 
-    Arguments: model, its name; own, whether the data are the model's own; seed; report, called after each evaluation;
-    checkpoint, a file to save to and to go on from.
+    Args:
+        model: Its name.
+        own: Whether the data are the model's own.
+        seed: Of the random numbers.
+        report: Called after each evaluation.
+        checkpoint: A file to save to and to go on from.
     """
 
     model: str
@@ -99,28 +127,57 @@ class Training:
     checkpoint: File
 
     def fitted(
-        self, network: nn.Module, loss: Loss, rows: Tensor, recipe: Recipe, settings: dict[str, Any], *,
-        state: Any = None, tell: Mapping[str, Any] = MappingProxyType({}), **asked: Any,
-    ) -> Stored:  # fmt: skip
-        """The weights that `scoretk.learn.fit` finds, with what builds their network again and what repeats their making.
+        self,
+        network: nn.Module,
+        loss: Loss,
+        rows: Tensor,
+        recipe: Recipe,
+        settings: dict[str, Any],
+        *,
+        state: Any = None,
+        tell: Mapping[str, Any] = MappingProxyType({}),
+        **asked: Any,
+    ) -> Stored:
+        """The weights that `scoretk.learn.fit` finds, with what builds their network again and what
+        repeats their making.
 
-        Arguments: network, loss, rows, recipe and state as of `fit`; settings, what builds the network; tell, what else tells
-            this training's checkpoint from others'; asked, the settings of the trainer.
+        Args:
+            network: As of `fit`.
+            loss: As of `fit`.
+            rows: As of `fit`.
+            recipe: As of `fit`.
+            state: As of `fit`.
+            settings: What builds the network.
+            tell: What else tells this training's checkpoint from others'.
+            asked: The settings of the trainer.
         """
         made = notes(self.model, self.own, self.seed, **asked)
         done = fit(
-            network, loss, rows, recipe, seed=self.seed, report=self.report, checkpoint=self.checkpoint, state=state,
+            network,
+            loss,
+            rows,
+            recipe,
+            seed=self.seed,
+            report=self.report,
+            checkpoint=self.checkpoint,
+            state=state,
             settings=made | dict(tell),
-        )  # fmt: skip
+        )
         return Stored(self.model, settings, done.weights, made)
 
 
 def notes(model: str, own: bool, seed: int, **settings: Any) -> dict[str, Any]:
     """What to remember of a training: the command that repeats it, and the versions in use.
 
-    Arguments: model, its name; own, whether the data are the model's own; seed; settings of the trainer.
+    Args:
+        model: Its name.
+        own: Whether the data are the model's own.
+        seed: Of the random numbers.
+        settings: Of the trainer.
     """
     chosen = [f"--set {name}={value}" for name, value in settings.items()]
-    command = " ".join([f"scoretk fit {model}", *([] if own else ["--data FILE"]), f"--seed {seed}", *chosen])
+    command = " ".join(
+        [f"scoretk fit {model}", *([] if own else ["--data FILE"]), f"--seed {seed}", *chosen]
+    )
     versions = {"scoretk": __version__, "torch": str(torch.__version__)}
     return {"command": command, "seed": seed, **settings, **versions}

@@ -1,13 +1,17 @@
-r"""Autoregressive models: each site given those before it, in row-major order, so that density and draws are exact.
+r"""Autoregressive models.
+
+Each site given those before it, in row-major order, so that density and draws are exact.
 
     log p(x) = sum_i log p(x_i | a_i),    a_i = a_i(x_1, .., x_{i-1}),    x_i = F^-1(u_i | a_i) one site after the other
 
-A backbone gives all a_i in one pass, connections masked so that a_i sees no site from i on; a draw takes a pass a site. Binary
-sites have `p(x_i = 1) = sigmoid(a_i)`; their energy holds for real x as well, so that a score exists. Real sites have
-`p(x_i) = sum_k w_k logistic(x_i; m_k, s_k)`.
+A backbone gives all a_i in one pass, connections masked so that a_i sees no site from i on; a draw
+takes a pass a site. Binary sites have `p(x_i = 1) = sigmoid(a_i)`; their energy holds for real x as
+well, so that a score exists. Real sites have `p(x_i) = sum_k w_k logistic(x_i; m_k, s_k)`.
 
-References: Larochelle, Murray, "The neural autoregressive distribution estimator" (2011); Salimans, Karpathy, Chen, Kingma,
-"PixelCNN++: improving the PixelCNN with discretized logistic mixture likelihood and other modifications" (2017).
+References:
+    Larochelle, Murray, "The neural autoregressive distribution estimator" (2011).
+    Salimans, Karpathy, Chen, Kingma, "PixelCNN++: improving the PixelCNN with discretized logistic
+    mixture likelihood and other modifications" (2017).
 """
 
 from __future__ import annotations
@@ -29,14 +33,19 @@ from scoretk.fields.states import pick
 __all__ = ["Autoregressive", "Backbone", "Bernoullis", "BinaryAutoregressive", "Logistics"]
 
 SCALES = 7.0
-"""A logistic's log scale, in standard deviations of the data, stays within this of 0: so that no density is unbounded."""
+"""A logistic's log scale, in standard deviations of the data, stays within this of 0: so that no
+density is unbounded.
+"""
 
 
 # Fields
 
 
 class _Ancestral:
-    """What fields of conditionals have: density, energy and score of all sites at once, and draws site by site."""
+    """What fields of conditionals have.
+
+    Density, energy and score of all sites at once, and draws site by site.
+    """
 
     network: Any  # Bernoullis or Logistics
     shape: tuple[int, ...]
@@ -63,7 +72,10 @@ class _Ancestral:
 
     @torch.no_grad()
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact samples `(n, *event_shape)` by inverse cdf, without gradients; as many passes as there are sites."""
+        """Exact samples `(n, *event_shape)` by inverse cdf, without gradients.
+
+        As many passes as there are sites.
+        """
         sites = math.prod(self.event_shape)
         u = noise.uniform(0, Stream.START, (sites, self.network.uniforms))
         x = u.new_zeros(n, sites)
@@ -74,7 +86,12 @@ class _Ancestral:
 
 @dataclass(frozen=True, eq=False)
 class Autoregressive(_Ancestral):
-    """The static field of real sites, each given those before it. Arguments: network; shape, of one x."""
+    """The static field of real sites, each given those before it.
+
+    Args:
+        network: The network.
+        shape: Of one x.
+    """
 
     network: Logistics
     shape: tuple[int, ...]
@@ -84,7 +101,12 @@ class Autoregressive(_Ancestral):
 
 @dataclass(frozen=True, eq=False)
 class BinaryAutoregressive(_Ancestral, DiscreteField):
-    """The field of sites 0 or 1, each given those before it. Arguments: network; shape, of one x."""
+    """The field of sites 0 or 1, each given those before it.
+
+    Args:
+        network: The network.
+        shape: Of one x.
+    """
 
     network: Bernoullis
     shape: tuple[int, ...]
@@ -101,7 +123,10 @@ class BinaryAutoregressive(_Ancestral, DiscreteField):
 
 
 class Backbone(nn.Module):
-    """A module `(batch, d) -> (batch, d, outputs)`; the numbers of site i are functions of the sites before i."""
+    """A module `(batch, d) -> (batch, d, outputs)`.
+
+    The numbers of site i are functions of the sites before i.
+    """
 
     def at(self, x: Tensor, i: int) -> Tensor:
         """The numbers of site i alone, `(batch, d) -> (batch, outputs)`."""
@@ -109,7 +134,9 @@ class Backbone(nn.Module):
 
 
 class Bernoullis(nn.Module):
-    """`p(x_i = 1 | x_<i) = sigmoid(a_i)`, with `backbone(rows) -> a`, `(batch, d) -> (batch, d, 1)`."""
+    """`p(x_i = 1 | x_<i) = sigmoid(a_i)`, with `backbone(rows) -> a`, `(batch, d) -> (batch, d,
+    1)`.
+    """
 
     uniforms = 1
 
@@ -130,9 +157,13 @@ class Bernoullis(nn.Module):
 
 
 class Logistics(nn.Module):
-    """`p(x_i | x_<i)`: a mixture of logistics in `y_i = (x_i - mean) / std`, weights, means and scales from the backbone.
+    """`p(x_i | x_<i)`: a mixture of logistics in `y_i = (x_i - mean) / std`, weights, means and
+    scales from the backbone.
 
-    Arguments: backbone, `(batch, d) -> (batch, d, 3 k)` for k components; mean and std of the sites, `()`.
+    Args:
+        backbone: `(batch, d) -> (batch, d, 3 k)` for k components.
+        mean: Of the sites, `()`.
+        std: Of the sites, `()`.
     """
 
     uniforms = 2
@@ -154,14 +185,24 @@ class Logistics(nn.Module):
         return (each.logsumexp(-1) - self.std.log()).sum(1)
 
     def site(self, rows: Tensor, i: int, u: Tensor) -> Tensor:
-        """Site i given those before it: the first of the uniforms `(batch, 2)` picks the component. `(batch,)`."""
-        logits, means, scales = self._mixture(self.backbone.at((rows.to(self.mean) - self.mean) / self.std, i))
+        """Site i given those before it: the first of the uniforms `(batch, 2)` picks the component.
+
+        `(batch,)`.
+        """
+        logits, means, scales = self._mixture(
+            self.backbone.at((rows.to(self.mean) - self.mean) / self.std, i)
+        )
         k = pick(logits, u[:, 0].to(logits))[:, None]
-        y = means.gather(1, k) + scales.gather(1, k) * torch.logit(u[:, 1:]).to(logits)  # u below 1 could round to 1
+        y = means.gather(1, k) + scales.gather(1, k) * torch.logit(u[:, 1:]).to(
+            logits
+        )  # u below 1 could round to 1
         return (self.mean + self.std * y).squeeze(1).to(rows)
 
     def _mixture(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the weights, means and scales, `(..., 3 k)` to `(..., k)`; means one apart where the backbone says 0."""
+        """Logits of the weights, means and scales, `(..., 3 k)` to `(..., k)`.
+
+        Means one apart where the backbone says 0.
+        """
         logits, means, scales = numbers.chunk(3, -1)
         k = logits.shape[-1]
         apart = torch.arange(k, device=numbers.device) - (k - 1) / 2

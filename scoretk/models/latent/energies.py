@@ -1,16 +1,22 @@
-r"""Energies over a generator's latents: where an estimate says how much likelier data are than its draws.
+r"""Energies over a generator's latents.
 
-A generator G and z ~ N(0, I) give the law Q of G(z), a critic V says how much likelier data are there, log p/q ~ a V + b, and
+Where an estimate says how much likelier data are than its draws.
+
+A generator G and z ~ N(0, I) give the law Q of G(z), a critic V says how much likelier data are
+there, log p/q ~ a V + b, and
 
     E(z) = |z|^2 / 2 - a V(G(z))
 
-is the energy of the latents whose images follow q exp(a V) ~ p: discriminator driven latent sampling. Chains start from
-N(0, I), the generator's own samples; `field.prior` is the law without the critic, `field.critic` the energy -log p/q of an
-image. a and b give held-out data the highest likelihood (`calibrate`): only as good as V, so measure what the chains gain.
+is the energy of the latents whose images follow q exp(a V) ~ p: discriminator driven latent
+sampling. Chains start from N(0, I), the generator's own samples; `field.prior` is the law without
+the critic, `field.critic` the energy -log p/q of an image. a and b give held-out data the highest
+likelihood (`calibrate`): only as good as V, so measure what the chains gain.
 
-References: Azadi, Olsson, Darrell, Goodfellow, Odena, "Discriminator rejection sampling" (2019), which calibrates too; Che,
-Zhang, Sohl-Dickstein, Larochelle, Paull, Cao, Bengio, "Your GAN is secretly an energy-based model and you should use
-discriminator driven latent sampling" (2020).
+References:
+    Azadi, Olsson, Darrell, Goodfellow, Odena, "Discriminator rejection sampling" (2019), which
+    calibrates too.
+    Che, Zhang, Sohl-Dickstein, Larochelle, Paull, Cao, Bengio, "Your GAN is secretly an
+    energy-based model and you should use discriminator driven latent sampling" (2020).
 """
 
 from __future__ import annotations
@@ -34,7 +40,10 @@ Decoder = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class GeneratorPrior:
-    """The latents' own law, N(0, I) over `event_shape`: decoded, its draws are the generator's samples."""
+    """The latents' own law, N(0, I) over `event_shape`.
+
+    Decoded, its draws are the generator's samples.
+    """
 
     generator: Decoder
     event_shape: tuple[int, ...]
@@ -64,11 +73,18 @@ class GeneratorPrior:
 
 @dataclass(frozen=True, eq=False)
 class LatentEnergy:
-    """`E(z) = |z|^2 / 2 - log_ratio(G(z))`: where `log_ratio = log p/q + const`, decoded samples of it follow p.
+    """`E(z) = |z|^2 / 2 - log_ratio(G(z))`.
 
-    Reference: Che et al. (2020).
-    Arguments: generator, `(batch, *event_shape) -> (batch, *data_shape)`; log_ratio, `(batch, *data_shape) -> (batch,)`;
-        event_shape, of a latent; data_shape.
+    Where `log_ratio = log p/q + const`, decoded samples of it follow p.
+
+    References:
+        Che et al. (2020).
+
+    Args:
+        generator: `(batch, *event_shape) -> (batch, *data_shape)`.
+        log_ratio: `(batch, *data_shape) -> (batch,)`.
+        event_shape: Of a latent.
+        data_shape: .
     """
 
     generator: Decoder
@@ -93,7 +109,10 @@ class LatentEnergy:
 
     @property
     def critic(self) -> Energy:
-        """`-log p/q` over data space: an energy relative to the generator's law, on its own not normalisable."""
+        """`-log p/q` over data space.
+
+        An energy relative to the generator's law, on its own not normalisable.
+        """
         return Energy(partial(_minus, self.log_ratio), self.data_shape)
 
 
@@ -102,19 +121,31 @@ def _minus(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def calibrate(data: Tensor, draws: Tensor, effective: float = 50.0) -> tuple[float, float]:
-    """The scale a and shift b for which `q exp(a V + b)` is normalised and gives the data the highest likelihood.
+    """The scale a and shift b for which `q exp(a V + b)` is normalised and gives the data the
+    highest likelihood.
 
         max_a  a mean V(x) - log mean exp(a V(y)),      b = -log mean exp(a V(y))
 
-    a is where V has the same mean over the data and, by importance weights, over the tilted draws. At the best critic of
-    "gan", "js" and "reverse-kl" the answer is (1, 0), of "kl" (1, -1), of "hellinger" (2, 0).
+    a is where V has the same mean over the data and, by importance weights, over the tilted draws.
+    At the best critic of "gan", "js" and "reverse-kl" the answer is (1, 0), of "kl" (1, -1), of
+    "hellinger" (2, 0).
 
-    Reference: Arbel, Zhou, Gretton, "Generalized energy based models" (2021), for the objective.
-    Arguments: data and draws, the critic's values V there, `(n,)` and `(m,)`; effective, the number of draws that the
-        weights must be worth, `(sum w)^2 / sum w^2`: a is at most where they are worth less.
-    Raises: `InvalidArgument`.
+    References:
+        Arbel, Zhou, Gretton, "Generalized energy based models" (2021), for the objective.
+
+    Args:
+        data: The critic's values V there, `(n,)` and `(m,)`.
+        draws: The critic's values V there, `(n,)` and `(m,)`.
+        effective: The number of draws that the weights must be worth, `(sum w)^2 / sum w^2`: a is
+            at most where they are worth less.
+
+    Raises:
+        `InvalidArgument`.
     """
-    x, y = (tensor_like(name, v, (None,)).detach().double() for name, v in (("data", data), ("draws", draws)))
+    x, y = (
+        tensor_like(name, v, (None,)).detach().double()
+        for name, v in (("data", data), ("draws", draws))
+    )
     aim, unit = x.mean(), float(y.std()) + 1e-12
     low, high = 0.0, 100 / unit
     for _ in range(60):

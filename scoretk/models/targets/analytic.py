@@ -1,4 +1,7 @@
-"""Static targets whose truth is known: a funnel, a semicircle that is NaN outside its support, and eight schools."""
+"""Static targets whose truth is known.
+
+A funnel, a semicircle that is NaN outside its support, and eight schools.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,23 @@ from scoretk.core.arguments import counts, positive
 from scoretk.core.streams import Stream
 from scoretk.fields import NoiseSource
 
-__all__ = ["EightSchools", "Funnel", "Schools", "Semicircle", "eight_schools", "funnel", "semicircle"]
+__all__ = [
+    "EightSchools",
+    "Funnel",
+    "Schools",
+    "Semicircle",
+    "eight_schools",
+    "funnel",
+    "semicircle",
+]
 
 
 @dataclass(frozen=True)
 class Funnel:
     """Neal's funnel: `x_0 ~ N(0, scale^2)`, the others `N(0, exp(x_0))`.
 
-    Reference: Neal, "Slice sampling" (2003).
+    References:
+        Neal, "Slice sampling" (2003).
     """
 
     dim: int = 10
@@ -55,7 +67,10 @@ class Funnel:
 
 @dataclass(frozen=True)
 class Semicircle:
-    """`p(x) = 2/pi sqrt(1 - x^2)` on (-1, 1); outside the energy is NaN, as it is for many hand-written targets."""
+    """`p(x) = 2/pi sqrt(1 - x^2)` on (-1, 1).
+
+    Outside the energy is NaN, as it is for many hand-written targets.
+    """
 
     provides = frozenset({"energy", "log_prob", "draw"})
 
@@ -72,7 +87,10 @@ class Semicircle:
         return math.log(2 / math.pi) - self.energy(x)
 
     def initial(self, n: int, noise: NoiseSource) -> Tensor:
-        """Starts well inside the support, away from the edges' infinite gradients: uniform on (-1/2, 1/2), `(n, 1)`."""
+        """Starts well inside the support, away from the edges' infinite gradients.
+
+        Uniform on (-1/2, 1/2), `(n, 1)`.
+        """
         return noise.uniform(0, Stream.START, (1,)) - 0.5
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
@@ -95,7 +113,8 @@ class EightSchools:
 
         y_j ~ N(theta_j, s_j^2),  theta = mu + tau theta_raw,  theta_raw ~ N(0, 1),  mu ~ N(0, 5^2),  tau ~ half-Cauchy(5)
 
-    Reference: Rubin, "Estimation in parallel randomized experiments" (1981), whose data these are.
+    References:
+        Rubin, "Estimation in parallel randomized experiments" (1981), whose data these are.
     """
 
     provides = frozenset({"energy"})
@@ -113,7 +132,9 @@ class EightSchools:
         return Schools(mu, tau, mu[..., None] + tau[..., None] * x[..., 2:])
 
     def energy(self, x: Tensor) -> Tensor:
-        """Negative log posterior up to a constant, with the Jacobian of `tau = exp(x_1)`, `(batch,)`."""
+        """Negative log posterior up to a constant, with the Jacobian of `tau = exp(x_1)`,
+        `(batch,)`.
+        """
         mu, tau, theta = self.parameters(x)
         standard = (x.new_tensor(self.effects) - theta) / x.new_tensor(self.errors)
         likelihood = standard.square().sum(-1) / 2

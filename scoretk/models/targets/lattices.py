@@ -1,19 +1,25 @@
-r"""Discrete states: Ising and Potts models on a periodic square lattice, and a restricted Boltzmann machine.
+r"""Discrete states: Ising and Potts models on a periodic square lattice, and a restricted Boltzmann
+machine.
 
     Ising   E(x) = -J sum_<ij> x_i x_j - h sum_i x_i,                  x_i = -1 or 1
     Potts   E(x) = -J sum_<ij> <x_i, x_j>,                             x_i a one-hot row
     RBM     E(v) = -b . v - sum_j log(1 + exp(c_j + (v W)_j)),         v_i = 0 or 1, the hidden units summed out
 
-The formulas hold for real x as well, so that a score exists; the law is that of the states alone. Every site of the lattice has a
-bond with its right and with its lower neighbour, 2 size^2 in all: at size 2 both bonds of a pair count. Where the states number
-2^20 at most the law is enumerated, and `log_prob` and `draw` are exact.
+The formulas hold for real x as well, so that a score exists; the law is that of the states alone.
+Every site of the lattice has a bond with its right and with its lower neighbour, 2 size^2 in all:
+at size 2 both bonds of a pair count. Where the states number 2^20 at most the law is enumerated,
+and `log_prob` and `draw` are exact.
 
-Annealing goes from the uniform law, or for the machine from independent units, to the model along models of the same kind, which
-sweep as it does: couplings times w, and biases from those of the start in proportion.
+Annealing goes from the uniform law, or for the machine from independent units, to the model along
+models of the same kind, which sweep as it does: couplings times w, and biases from those of the
+start in proportion.
 
-References: Ising, "Beitrag zur Theorie des Ferromagnetismus" (1925); Potts, "Some generalized order-disorder transformations"
-(1952); Smolensky, "Information processing in dynamical systems: foundations of harmony theory" (1986);
-Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks" (2008), for independent units as a start.
+References:
+    Ising, "Beitrag zur Theorie des Ferromagnetismus" (1925).
+    Potts, "Some generalized order-disorder transformations" (1952).
+    Smolensky, "Information processing in dynamical systems: foundations of harmony theory" (1986).
+    Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks" (2008), for
+    independent units as a start.
 """
 
 from __future__ import annotations
@@ -45,16 +51,23 @@ MOST_HIDDEN = 20
 
 
 class _Lattice(DiscreteField):
-    """A periodic square lattice whose neighbours x_i, x_j are bound by `-coupling <x_i, x_j>`, in a field."""
+    """A periodic square lattice whose neighbours x_i, x_j are bound by `-coupling <x_i, x_j>`, in a
+    field.
+    """
 
     size: int
     coupling: float
     field: float
 
-    _log_weights = lru_cache(maxsize=4)(DiscreteField._log_weights)  # equal lattices have equal laws
+    _log_weights = lru_cache(maxsize=4)(
+        DiscreteField._log_weights
+    )  # equal lattices have equal laws
 
     def score(self, x: Tensor) -> Tensor:
-        """`J` times the sum of the four neighbours, plus `h`, like x: the log odds of a site's states given the others."""
+        """`J` times the sum of the four neighbours, plus `h`, like x.
+
+        The log odds of a site's states given the others.
+        """
         rows, columns = (x.roll(1, axis) + x.roll(-1, axis) for axis in (1, 2))
         return self.coupling * (rows + columns) + self.field
 
@@ -68,7 +81,9 @@ class _Lattice(DiscreteField):
         return self._energy(x, score), -score
 
     def _energy(self, x: Tensor, score: Tensor) -> Tensor:
-        return -row_dot(x, score + self.field) / 2  # <x, score> has every bond twice, the field once
+        return (
+            -row_dot(x, score + self.field) / 2
+        )  # <x, score> has every bond twice, the field once
 
     @property
     def provides(self) -> frozenset[str]:
@@ -76,7 +91,10 @@ class _Lattice(DiscreteField):
         return super().provides | (frozenset() if self.size % 2 else frozenset({"gibbs"}))
 
     def between(self, base: Any, weight: float) -> _Lattice | None:
-        """The lattice with its energy times the weight, w of the way from the uniform law; None for another base."""
+        """The lattice with its energy times the weight, w of the way from the uniform law.
+
+        None for another base.
+        """
         if not isinstance(base, UniformStates):
             return None
         return self._scaled(weight)
@@ -88,14 +106,14 @@ class _Lattice(DiscreteField):
     def gibbs_shape(self) -> tuple[int, ...]:
         """One uniform a site. Raises `MissingCapability` at odd sizes."""
         if self.size % 2:
-            bridge = (
-                "On a periodic lattice of odd size the sites of a checkerboard's colour have bonds: take an even one"
-            )
+            bridge = "On a periodic lattice of odd size the sites of a checkerboard's colour have bonds: take an even one"
             raise MissingCapability(field_name(self), self.provides, {"gibbs"}, bridge)
         return (self.size, self.size)
 
     def gibbs(self, x: Tensor, u: Tensor) -> Tensor:
-        """Both colours of the checkerboard in turn, each given the other: x like x, uniforms `(batch, size, size)`.
+        """Both colours of the checkerboard in turn, each given the other.
+
+        x like x, uniforms `(batch, size, size)`.
 
         Raises `MissingCapability` at odd sizes.
         """
@@ -156,9 +174,12 @@ class Potts(_Lattice):
 
 @dataclass(frozen=True, eq=False)
 class IndependentUnits(DiscreteField):
-    """Units that are 1 or 0 independently of each other, `p(v_i = 1) = sigmoid(b_i)`: exact at any size.
+    """Units that are 1 or 0 independently of each other, `p(v_i = 1) = sigmoid(b_i)`.
 
-    Arguments: bias b, of the event shape.
+    Exact at any size.
+
+    Args:
+        bias: B, of the event shape.
     """
 
     bias: Tensor
@@ -168,7 +189,9 @@ class IndependentUnits(DiscreteField):
 
     @classmethod
     def of(cls, data: Tensor) -> IndependentUnits:
-        """Units as often 1 as in data `(n, *event_shape)`, one of each value counted in, so that no rate is 0 or 1."""
+        """Units as often 1 as in data `(n, *event_shape)`, one of each value counted in, so that no
+        rate is 0 or 1.
+        """
         return cls(torch.logit((data.sum(0) + 1) / (len(data) + 2)))
 
     @property
@@ -201,8 +224,10 @@ class IndependentUnits(DiscreteField):
 class RBM(DiscreteField):
     """A restricted Boltzmann machine as the law of its visible units, 0 or 1.
 
-    Arguments: weights W `(visible, hidden)`; visible_bias b, of the event shape, with as many entries as W has rows; hidden_bias
-    c `(hidden,)`.
+    Args:
+        weights: W `(visible, hidden)`.
+        visible_bias: B, of the event shape, with as many entries as W has rows.
+        hidden_bias: c `(hidden,)`.
     """
 
     weights: Tensor
@@ -216,7 +241,9 @@ class RBM(DiscreteField):
         shape = tuple(getattr(self.visible_bias, "shape", (None,)))
         bias = tensor_like("visible_bias", self.visible_bias, shape)
         if bias.numel() != len(weights):
-            raise InvalidArgument("visible_bias", bias, f"{len(weights)} entries, one a row of weights")
+            raise InvalidArgument(
+                "visible_bias", bias, f"{len(weights)} entries, one a row of weights"
+            )
         hidden = tensor_like("hidden_bias", self.hidden_bias, (weights.shape[1],))
         for name, value in (("weights", weights), ("visible_bias", bias), ("hidden_bias", hidden)):
             object.__setattr__(self, name, value)
@@ -237,20 +264,27 @@ class RBM(DiscreteField):
 
     def energy(self, x: Tensor) -> Tensor:
         """The free energy, `(batch,)`."""
-        return -(x.flatten(1) @ self.visible_bias.to(x).flatten()) - softplus(self._hidden(x)).sum(1)
+        return -(x.flatten(1) @ self.visible_bias.to(x).flatten()) - softplus(self._hidden(x)).sum(
+            1
+        )
 
     def score(self, x: Tensor) -> Tensor:
         """`b + W sigmoid(c + v W)`, like x."""
         return self._visible(torch.sigmoid(self._hidden(x)))
 
     def gibbs(self, x: Tensor, u: Tensor) -> Tensor:
-        """Hidden units given the visible ones, then visible given hidden: uniforms `(batch, hidden + visible)`."""
+        """Hidden units given the visible ones, then visible given hidden.
+
+        Uniforms `(batch, hidden + visible)`.
+        """
         of_hidden, of_visible = u.tensor_split([len(self.hidden_bias)], 1)
         hidden = (of_hidden < torch.sigmoid(self._hidden(x))).to(x)
         return (of_visible.reshape(x.shape) < torch.sigmoid(self._visible(hidden))).to(x)
 
     def between(self, base: Any, weight: float) -> RBM | None:
-        """The machine w of the way from independent units, or from the uniform law, to this one; None for another base.
+        """The machine w of the way from independent units, or from the uniform law, to this one.
+
+        None for another base.
 
         Its parameters are `w W`, `(1 - w) b_base + w b` and `w c`.
         """
@@ -261,20 +295,25 @@ class RBM(DiscreteField):
         return RBM(weight * self.weights, bias, weight * self.hidden_bias)
 
     def exact_log_partition(self) -> float:
-        """log Z by enumeration of the visible or of the hidden units, whichever are fewer, the others summed out.
+        """Log Z by enumeration of the visible or of the hidden units, whichever are fewer, the
+        others summed out.
 
         Raises `MissingCapability` where both are more than 20.
         """
         hidden, visible = len(self.hidden_bias), self.visible_bias.numel()
         if hidden < visible and hidden <= MOST_HIDDEN:
-            return RBM(self.weights.T, self.hidden_bias, self.visible_bias.flatten()).exact_log_partition()
+            return RBM(
+                self.weights.T, self.hidden_bias, self.visible_bias.flatten()
+            ).exact_log_partition()
         return super().exact_log_partition()
 
     def _hidden(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.weights.to(x) + self.hidden_bias.to(x)
 
     def _visible(self, hidden: Tensor) -> Tensor:
-        return (hidden @ self.weights.to(hidden).T).reshape(-1, *self.event_shape) + self.visible_bias.to(hidden)
+        return (hidden @ self.weights.to(hidden).T).reshape(
+            -1, *self.event_shape
+        ) + self.visible_bias.to(hidden)
 
 
 def ising(size: int = 4, coupling: float = 0.3, field: float = 0.0) -> Ising:
@@ -288,10 +327,18 @@ def potts(size: int = 4, colours: int = 3, coupling: float = 0.5) -> Potts:
 
 
 def rbm(visible: int = 6, hidden: int = 4, seed: int = 0) -> RBM:
-    """A restricted Boltzmann machine with normal parameters: weights of scale 1, biases of scale 1/2."""
+    """A restricted Boltzmann machine with normal parameters.
+
+    Weights of scale 1, biases of scale 1/2.
+    """
     count("visible", visible, least=1)
     count("hidden", hidden, least=1)
     rng = np.random.default_rng(count("seed", seed))
     shapes = {"weights": (visible, hidden), "visible_bias": (visible,), "hidden_bias": (hidden,)}
     scale = {"weights": 1.0}
-    return RBM(**{n: torch.from_numpy(scale.get(n, 0.5) * rng.standard_normal(s)).float() for n, s in shapes.items()})
+    return RBM(
+        **{
+            n: torch.from_numpy(scale.get(n, 0.5) * rng.standard_normal(s)).float()
+            for n, s in shapes.items()
+        }
+    )

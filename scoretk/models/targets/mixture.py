@@ -1,4 +1,6 @@
-r"""Mixtures of isotropic Gaussians, exact at every time of every Gaussian path: the truth that solvers are tested against.
+r"""Mixtures of isotropic Gaussians, exact at every time of every Gaussian path.
+
+The truth that solvers are tested against.
 
     p(x) = sum_k w_k N(x; m_k, s_k^2 I),      p_t(x) = sum_k w_k N(x; alpha m_k, (alpha^2 s_k^2 + sigma^2) I)
     E[x_1 | x_t = x] = sum_k r_k(x) (m_k + alpha s_k^2 / (alpha^2 s_k^2 + sigma^2) (x - alpha m_k))
@@ -27,7 +29,10 @@ __all__ = ["GaussianMixture", "NoisedMixture", "gaussian", "ring_mixture"]
 class GaussianMixture:
     """A static field: `sum_k w_k N(m_k, s_k^2 I)`.
 
-    Arguments: means `(k, *event_shape)`; stds and weights `(k,)`, the weights positive, normalised here.
+    Args:
+        means: `(k, *event_shape)`.
+        stds: `(k,)`, the weights positive, normalised here.
+        weights: `(k,)`, the weights positive, normalised here.
     """
 
     means: Tensor
@@ -38,10 +43,14 @@ class GaussianMixture:
 
     def __post_init__(self) -> None:
         for name in ("means", "stds", "weights"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
+            object.__setattr__(
+                self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64)
+            )
         k = len(self.means)
         if self.stds.shape != (k,) or self.weights.shape != (k,):
-            raise InvalidArgument("stds, weights", (self.stds, self.weights), f"shape ({k},), one a component")
+            raise InvalidArgument(
+                "stds, weights", (self.stds, self.weights), f"shape ({k},), one a component"
+            )
         if not bool((self.stds > 0).all() and (self.weights > 0).all()):
             raise InvalidArgument("stds, weights", (self.stds, self.weights), "positive numbers")
         object.__setattr__(self, "weights", self.weights / self.weights.sum())
@@ -90,7 +99,10 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class NoisedMixture(GaussianPathField):
-    """The exact timed field of a mixture on a path: its denoiser in closed form, also where alpha or sigma is 0."""
+    """The exact timed field of a mixture on a path.
+
+    Its denoiser in closed form, also where alpha or sigma is 0.
+    """
 
     mixture: GaussianMixture
     path: GaussianPath
@@ -133,7 +145,9 @@ def ring_mixture(components: int = 8, radius: float = 2.0, std: float = 0.25) ->
     return GaussianMixture(means, torch.full((components,), std), torch.ones(components))
 
 
-def gaussian(dim: int = 2, mean: float | Sequence[float] = 0.0, std: float = 1.0) -> GaussianMixture:
+def gaussian(
+    dim: int = 2, mean: float | Sequence[float] = 0.0, std: float = 1.0
+) -> GaussianMixture:
     """N(mean, std^2 I) in `dim` dimensions."""
     positive("std", std)
     center = torch.as_tensor(mean, dtype=torch.float64).expand(dim)

@@ -1,12 +1,14 @@
-r"""Bayesian regressions on scikit-learn's data, with standard normal priors on all coefficients w and gradients by hand.
+r"""Bayesian regressions on scikit-learn's data, with standard normal priors on all coefficients w
+and gradients by hand.
 
     logistic   E(w) = sum_i log(1 + exp(-m_i)) + |w|^2 / 2,  m_i = (2 y_i - 1) a_i . w
     linear     E(w, log sigma) = |y - A w|^2 / (2 sigma^2) + n log sigma + |w|^2 / 2 + sigma^2 / 2 - log sigma
 
-with rows `a_i = (1, features)` of the design matrix A `(n, k)`, the features standardised. A and y are loaded at the first
-call and kept for each dtype and device that asks.
+with rows `a_i = (1, features)` of the design matrix A `(n, k)`, the features standardised. A and y
+are loaded at the first call and kept for each dtype and device that asks.
 
-Reference: Gelman et al., "Bayesian Data Analysis" (3rd ed. 2013), chapters 14 and 16.
+References:
+    Gelman et al., "Bayesian Data Analysis" (3rd ed. 2013), chapters 14 and 16.
 """
 
 from __future__ import annotations
@@ -20,7 +22,13 @@ from torch.nn.functional import logsigmoid
 
 from scoretk.errors import MissingDependency
 
-__all__ = ["LinearParameters", "LinearRegression", "LogisticRegression", "linear_regression", "logistic_regression"]
+__all__ = [
+    "LinearParameters",
+    "LinearRegression",
+    "LogisticRegression",
+    "linear_regression",
+    "logistic_regression",
+]
 
 
 class _Data(NamedTuple):
@@ -30,7 +38,9 @@ class _Data(NamedTuple):
     response: Tensor
 
 
-_KEPT: dict[tuple[str, torch.dtype, torch.device], _Data] = {}  # not in the fields: a run's settings hold their tensors
+_KEPT: dict[
+    tuple[str, torch.dtype, torch.device], _Data
+] = {}  # not in the fields: a run's settings hold their tensors
 
 
 def _data(name: str, x: Tensor) -> _Data:
@@ -38,13 +48,17 @@ def _data(name: str, x: Tensor) -> _Data:
     key = (name, x.dtype, x.device)
     if key not in _KEPT:
         with torch.inference_mode(False):  # what is kept must serve autograd later
-            design, response = (torch.from_numpy(part).to(x.device, x.dtype) for part in _load(name))
+            design, response = (
+                torch.from_numpy(part).to(x.device, x.dtype) for part in _load(name)
+            )
         _KEPT[key] = _Data(design, response)
     return _KEPT[key]
 
 
 def _load(name: str) -> tuple[Any, Any]:
-    """Design and response as float64 arrays, a continuous response standardised, labels as -1 and 1."""
+    """Design and response as float64 arrays, a continuous response standardised, labels as -1 and
+    1.
+    """
     try:
         from sklearn import datasets, preprocessing
     except ImportError as error:
@@ -60,7 +74,9 @@ class LogisticRegression:
 
         y_i ~ Bernoulli(sigmoid(a_i . x)),  x ~ N(0, I)
 
-    Reference: Street, Wolberg, Mangasarian, "Nuclear feature extraction for breast tumor diagnosis" (1993), the data.
+    References:
+        Street, Wolberg, Mangasarian, "Nuclear feature extraction for breast tumor diagnosis"
+        (1993), the data.
     """
 
     provides = frozenset({"energy", "score"})
@@ -108,7 +124,8 @@ class LinearRegression:
 
         y_i ~ N(a_i . w, sigma^2),  w ~ N(0, I),  sigma ~ half-normal(1)
 
-    Reference: Efron et al., "Least angle regression" (2004), whose data these are.
+    References:
+        Efron et al., "Least angle regression" (2004), whose data these are.
     """
 
     provides = frozenset({"energy", "score"})
@@ -122,11 +139,15 @@ class LinearRegression:
         return LinearParameters(x[..., 0], x[..., 1:-1], x[..., -1].exp())
 
     def energy(self, x: Tensor) -> Tensor:
-        """Negative log posterior up to a constant, with the Jacobian of `sigma = exp(x_11)`, `(batch,)`."""
+        """Negative log posterior up to a constant, with the Jacobian of `sigma = exp(x_11)`,
+        `(batch,)`.
+        """
         return self._energy(x, self._standard(x))
 
     def score(self, x: Tensor) -> Tensor:
-        """In w `A^T (y - A w) / sigma^2 - w`, in log sigma `|y - A w|^2 / sigma^2 - n - sigma^2 + 1`, like x."""
+        """In w `A^T (y - A w) / sigma^2 - w`, in log sigma `|y - A w|^2 / sigma^2 - n - sigma^2 +
+        1`, like x.
+        """
         return -self._grad(x, self._standard(x))
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +168,12 @@ class LinearRegression:
     def _grad(self, x: Tensor, standard: Tensor) -> Tensor:
         w, log_sigma = x[:, :-1], x[:, -1:]
         of_w = w - standard @ _data("diabetes", x).design * torch.exp(-log_sigma)
-        of_scale = standard.shape[1] - standard.square().sum(1, keepdim=True) + torch.exp(2 * log_sigma) - 1
+        of_scale = (
+            standard.shape[1]
+            - standard.square().sum(1, keepdim=True)
+            + torch.exp(2 * log_sigma)
+            - 1
+        )
         return torch.cat([of_w, of_scale], 1)
 
 

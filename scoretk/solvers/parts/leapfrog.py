@@ -47,7 +47,10 @@ class Point(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """The end of a trajectory: the point, its momentum, and the error of the total energy `(chains,)`."""
+    """The end of a trajectory.
+
+    The point, its momentum, and the error of the total energy `(chains,)`.
+    """
 
     point: Point
     momentum: Tensor
@@ -61,20 +64,35 @@ def stretch(scale: Tensor, p: Tensor, dense: bool) -> Tensor:
 
 def pull(scale: Tensor, gradient: Tensor, dense: bool) -> Tensor:
     """`S^T g`."""
-    return (gradient.reshape(len(gradient), -1) @ scale).reshape(gradient.shape) if dense else scale * gradient
+    return (
+        (gradient.reshape(len(gradient), -1) @ scale).reshape(gradient.shape)
+        if dense
+        else scale * gradient
+    )
 
 
 def unstretch(scale: Tensor, x: Tensor, dense: bool) -> Tensor:
     """`S^-1 x`."""
     if not dense:
         return x / scale
-    return torch.linalg.solve_triangular(scale, x.reshape(len(x), -1).T, upper=False).T.reshape(x.shape)
+    return torch.linalg.solve_triangular(scale, x.reshape(len(x), -1).T, upper=False).T.reshape(
+        x.shape
+    )
 
 
 def depart(
-    field: StaticField, start: Point, momentum: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
+    field: StaticField,
+    start: Point,
+    momentum: Tensor,
+    eps: Any,
+    steps: int,
+    scale: Tensor,
+    dense: bool,
 ) -> tuple[Tensor, Tensor]:
-    """So many leapfrog steps but for the last drift and what follows it: position, and momentum half a step on."""
+    """So many leapfrog steps but for the last drift and what follows it.
+
+    Position, and momentum half a step on.
+    """
     x, p, left = start.x, momentum - (eps / 2) * pull(scale, start.grad, dense), steps - 1
     while left:
         n = left if not field.fuses else STRIDE if left >= STRIDE else 1
@@ -94,7 +112,14 @@ def advance(
 
 
 def arrive(
-    field: StaticField, start: Point, momentum: Tensor, x: Tensor, p: Tensor, eps: Any, scale: Tensor, dense: bool
+    field: StaticField,
+    start: Point,
+    momentum: Tensor,
+    x: Tensor,
+    p: Tensor,
+    eps: Any,
+    scale: Tensor,
+    dense: bool,
 ) -> Trajectory:
     """The last drift and half kick, and the error of the total energy since the start."""
     x = x + eps * stretch(scale, p, dense)
@@ -105,17 +130,37 @@ def arrive(
 
 
 def leapfrog(
-    field: StaticField, start: Point, momentum: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
+    field: StaticField,
+    start: Point,
+    momentum: Tensor,
+    eps: Any,
+    steps: int,
+    scale: Tensor,
+    dense: bool,
 ) -> Trajectory:
-    """So many leapfrog steps. Arguments: eps, a number, a 0-d tensor, or one value a chain shaped to multiply x."""
+    """So many leapfrog steps.
+
+    Args:
+        eps: A number, a 0-d tensor, or one value a chain shaped to multiply x.
+    """
     x, p = depart(field, start, momentum, eps, steps, scale, dense)
     return field.fused(arrive, start, momentum, x, p, eps, scale, dense)
 
 
 def arrive_and_decide(
-    field: StaticField, start: Point, momentum: Tensor, x: Tensor, p: Tensor, eps: Any, scale: Tensor, dense: bool, u: Tensor
-) -> tuple[Point, Info, Trajectory]:  # fmt: skip
-    """The end of a trajectory, the point that Metropolis chooses with uniforms u, and what there is to report."""
+    field: StaticField,
+    start: Point,
+    momentum: Tensor,
+    x: Tensor,
+    p: Tensor,
+    eps: Any,
+    scale: Tensor,
+    dense: bool,
+    u: Tensor,
+) -> tuple[Point, Info, Trajectory]:
+    """The end of a trajectory, the point that Metropolis chooses with uniforms u, and what there is
+    to report.
+    """
     end = arrive(field, start, momentum, x, p, eps, scale, dense)
     chosen, probability = decide(start, end.point, -end.error, u)
     info = {

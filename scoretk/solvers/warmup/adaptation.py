@@ -1,9 +1,12 @@
-"""What warmup does, once for every kernel: a step with the common settings, and what each part learns from it.
+"""What warmup does, once for every kernel.
 
-A kernel has `init` and `step`, and says by its `adaptation` what of it can be learned: a tuple of parts (`learning.Part`), and
-whether chains that begin far off go their own way first (`approach`). What parts learn are leaves of its state that all chains
-share. The chains that tune learn together; chains that follow take over what these ended with. All of them halve their own steps
-where they do not move (`halving`).
+A step with the common settings, and what each part learns from it.
+
+A kernel has `init` and `step`, and says by its `adaptation` what of it can be learned: a tuple of
+parts (`learning.Part`), and whether chains that begin far off go their own way first (`approach`).
+What parts learn are leaves of its state that all chains share. The chains that tune learn together;
+chains that follow take over what these ended with. All of them halve their own steps where they do
+not move (`halving`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,15 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.leapfrog import DIVERGENCE
-from scoretk.solvers.warmup.approach import Place, Stride, begin_strides, begins_far, beside, common_stride, stride
+from scoretk.solvers.warmup.approach import (
+    Place,
+    Stride,
+    begin_strides,
+    begins_far,
+    beside,
+    common_stride,
+    stride,
+)
 from scoretk.solvers.warmup.halving import PATIENCE, next_idle, shortening
 from scoretk.solvers.warmup.learning import Change, Lesson, Part
 from scoretk.solvers.warmup.scales import approach
@@ -37,8 +48,10 @@ class Way(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What chains remember in warmup: how many steps longer than allowed for each was unlikely to move, their own way, and what
-    the parts of the adaptation remember; chains that follow have none of these.
+    """What chains remember in warmup.
+
+    How many steps longer than allowed for each was unlikely to move, their own way, and what the
+    parts of the adaptation remember; chains that follow have none of these.
     """
 
     idle: Tensor
@@ -85,8 +98,11 @@ class Adaptation:
     parts: tuple[Part, ...] = ()
     approach: Approach | None = None
 
-    def begin(self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Learned, int]:
-        """The state of chains that tune, nothing learned yet, and the evaluations a chain that this took.
+    def begin(
+        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[Any, Learned, int]:
+        """The state of chains that tune, nothing learned yet, and the evaluations a chain that this
+        took.
 
         Args:
             kernel: the kernel.
@@ -104,8 +120,13 @@ class Adaptation:
 
     def follow(self, state: Any) -> Learned:
         """Nothing learned by chains that take over what others have tuned: it is in their state."""
-        idle, none = torch.zeros_like(state.energy, dtype=torch.int64), torch.zeros(len(state.x), device=state.x.device)
-        return Learned(idle, () if self.approach is None else Way(none > 0, *begin_strides(state.x)), ())
+        idle, none = (
+            torch.zeros_like(state.energy, dtype=torch.int64),
+            torch.zeros(len(state.x), device=state.x.device),
+        )
+        return Learned(
+            idle, () if self.approach is None else Way(none > 0, *begin_strides(state.x)), ()
+        )
 
     def update(
         self,
@@ -118,7 +139,10 @@ class Adaptation:
         step: int,
         warmup: int,
     ) -> tuple[Any, Info, Learned]:
-        """Step `step` of `warmup`: the state after it, its report, and what is learned from it; else as `begin`."""
+        """Step `step` of `warmup`: the state after it, its report, and what is learned from it.
+
+        Else as `begin`.
+        """
         now, spent = (noise, alive, step, warmup), 0
         if self.approach is None or step >= approach(warmup):
             return self._together(kernel, field, state, learned, *now)
@@ -179,7 +203,10 @@ class Adaptation:
         step: int,
         warmup: int,
     ) -> tuple[Any, Info, Learned]:
-        """As `update`, each chain in its own way; with the last such step common step size and scales are there."""
+        """As `update`, each chain in its own way.
+
+        With the last such step common step size and scales are there.
+        """
         assert self.approach is not None
         far, *own = learned.way
         here, steps = Place(state.x, state.energy, state.grad), approach(warmup)
@@ -213,18 +240,34 @@ class Adaptation:
         step: int,
         warmup: int,
     ) -> tuple[Any, Info, Learned]:
-        """A step of chains that follow, some of them in their own way, each as in a batch of its kind."""
+        """A step of chains that follow, some of them in their own way, each as in a batch of its
+        kind.
+        """
         now = (noise, alive, step, warmup)
         own, ours, after = self._alone(kernel, field, state, learned, *now)
         common, theirs, idle = self._together(kernel, field, state, learned, *now)
         far = learned.way[0]
-        place = {name: select_rows(far, getattr(own, name), getattr(common, name)) for name in Place._fields}
-        info = {name: torch.where(far, ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
-        counted = _also(theirs, 0, alive)["evaluations"] - beside(kernel, 0, alive)  # all gradients of the common step
+        place = {
+            name: select_rows(far, getattr(own, name), getattr(common, name))
+            for name in Place._fields
+        }
+        info = {
+            name: torch.where(far, ours[name], theirs[name]) for name in ours.keys() & theirs.keys()
+        }
+        counted = _also(theirs, 0, alive)["evaluations"] - beside(
+            kernel, 0, alive
+        )  # all gradients of the common step
         info["evaluations"] = ours["evaluations"] + counted
-        return common._replace(**place), info, after._replace(idle=torch.where(far, learned.idle, idle.idle))
+        return (
+            common._replace(**place),
+            info,
+            after._replace(idle=torch.where(far, learned.idle, idle.idle)),
+        )
 
 
 def _also(info: Info, gradients: int, like: Tensor) -> Info:
     """So many gradients a chain more than a step reports."""
-    return info | {"evaluations": info.get("evaluations", torch.zeros_like(like, dtype=torch.int64)) + gradients}
+    return info | {
+        "evaluations": info.get("evaluations", torch.zeros_like(like, dtype=torch.int64))
+        + gradients
+    }

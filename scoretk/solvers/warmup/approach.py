@@ -1,38 +1,49 @@
-r"""The first steps of warmup from far off: each chain finds its own way to where the target has its mass.
+r"""The first steps of warmup from far off.
 
-A chain starts where the energy may be 1e8 and steeper in one coordinate than in another by as much, and other chains start
-elsewhere: no step size and no scales serve all, nor one chain for long. So until the windows begin each chain has its own step
-size eps and scales S = h^(-1/2), h a curvature for each coordinate i, from the leapfrog steps dx that it takes itself:
+Each chain finds its own way to where the target has its mass.
+
+A chain starts where the energy may be 1e8 and steeper in one coordinate than in another by as much,
+and other chains start elsewhere: no step size and no scales serve all, nor one chain for long. So
+until the windows begin each chain has its own step size eps and scales S = h^(-1/2), h a curvature
+for each coordinate i, from the leapfrog steps dx that it takes itself:
 
     log h_i <- log h_i + w (log |dg_i| - log |dx_i| - log h_i),    dg the change of the gradient of the energy.
 
-Secants say what a step may be also where the chain is only passing, when its spread says nothing, and in logarithms they keep up
-with a curvature that falls by e a step. A difference that rounding hides is a bound on h, and may only lower it. The step size
-follows the acceptance a, log eps <- log eps + gamma (a - .8).
+Secants say what a step may be also where the chain is only passing, when its spread says nothing,
+and in logarithms they keep up with a curvature that falls by e a step. A difference that rounding
+hides is a bound on h, and may only lower it. The step size follows the acceptance a, log eps <- log
+eps + gamma (a - .8).
 
-Trajectories are Hamiltonian, with a new momentum each. What is gained on the way down is not kept: kinetic energy K counts up to
-c = (sqrt(d) + 3)^2 / 2, about the most that a momentum drawn from N(0, I) has, so that with U = E + min(K, c)
+Trajectories are Hamiltonian, with a new momentum each. What is gained on the way down is not kept:
+kinetic energy K counts up to c = (sqrt(d) + 3)^2 / 2, about the most that a momentum drawn from
+N(0, I) has, so that with U = E + min(K, c)
 
     a = min(1, exp(U - U')),
 
-which is Metropolis' rule where the target's mass is, and elsewhere accepts what leads down, whatever the error of the integrator
-(a relative error of 1e-6 is an error of 100 where the energy is 1e8, and in float32 rounding alone is 10).
+which is Metropolis' rule where the target's mass is, and elsewhere accepts what leads down,
+whatever the error of the integrator (a relative error of 1e-6 is an error of 100 where the energy
+is 1e8, and in float32 rounding alone is 10).
 
-The first trajectory is long and keeps what it gains: within a box of 4 (1 + |x|) about its start it leaves what is steep.
-(Where the energy is like x^400, as that of a moving average which cannot be inverted, short steps end on the floor of a valley
-1e-8 wide, from which there is no way on. A long orbit spends its time where it is flat.) Then each step of warmup has
-`LEAPFROGS` gradients: first as single steps, which adapt fastest, then as trajectories of 2, 4 and 8.
+The first trajectory is long and keeps what it gains: within a box of 4 (1 + |x|) about its start it
+leaves what is steep. (Where the energy is like x^400, as that of a moving average which cannot be
+inverted, short steps end on the floor of a valley 1e-8 wide, from which there is no way on. A long
+orbit spends its time where it is flat.) Then each step of warmup has `LEAPFROGS` gradients: first
+as single steps, which adapt fastest, then as trajectories of 2, 4 and 8.
 
-These steps do not leave the target as it is: where a step learns from where it leads, chains gather where steps are long. (In the
-mouth of Neal's funnel: x_0 had a mean of 1.6 after them, of a standard deviation of 3.) So they are for chains that a common
-step does not bring along: those that lose `FAR` a coordinate or more of their energy in 24 single steps, tried first and
-not kept, as from 8 standard deviations off. Chains that tune go by their majority, all or none; one that follows, by itself.
+These steps do not leave the target as it is: where a step learns from where it leads, chains gather
+where steps are long. (In the mouth of Neal's funnel: x_0 had a mean of 1.6 after them, of a
+standard deviation of 3.) So they are for chains that a common step does not bring along: those that
+lose `FAR` a coordinate or more of their energy in 24 single steps, tried first and not kept, as
+from 8 standard deviations off. Chains that tune go by their majority, all or none; one that
+follows, by itself.
 
-What a chain learns is its own, so chains that tune and chains that follow arrive alike. At the end the medians over chains
-of log eps and log S are where the common tuning begins.
+What a chain learns is its own, so chains that tune and chains that follow arrive alike. At the end
+the medians over chains of log eps and log S are where the common tuning begins.
 
-References: Hoffman, Gelman, "The No-U-Turn sampler" (2014), for the acceptance aimed at; Barzilai, Borwein, "Two-point step size
-gradient methods" (1988), for secants in place of curvatures.
+References:
+    Hoffman, Gelman, "The No-U-Turn sampler" (2014), for the acceptance aimed at.
+    Barzilai, Borwein, "Two-point step size gradient methods" (1988), for secants in place of
+    curvatures.
 """
 
 from __future__ import annotations
@@ -47,7 +58,17 @@ from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 
-__all__ = ["LEAPFROGS", "Place", "Report", "Stride", "begin_strides", "begins_far", "beside", "common_stride", "stride"]
+__all__ = [
+    "LEAPFROGS",
+    "Place",
+    "Report",
+    "Stride",
+    "begin_strides",
+    "begins_far",
+    "beside",
+    "common_stride",
+    "stride",
+]
 
 LEAPFROGS = 8
 FIRST = 3
@@ -71,14 +92,19 @@ class Place(NamedTuple):
 
 
 class Stride(NamedTuple):
-    """How far each chain may step: logarithms of its step size `(chains,)` and of the curvatures h, like x."""
+    """How far each chain may step.
+
+    Logarithms of its step size `(chains,)` and of the curvatures h, like x.
+    """
 
     log_size: Tensor
     log_curvature: Tensor
 
 
 class Report(NamedTuple):
-    """Of a step: acceptance and change of U `(chains,)` of its last trajectory, and the gradients evaluated a chain."""
+    """Of a step: acceptance and change of U `(chains,)` of its last trajectory, and the gradients
+    evaluated a chain.
+    """
 
     accept: Tensor
     error: Tensor
@@ -91,10 +117,14 @@ def begin_strides(x: Tensor) -> Stride:
 
 
 def common_stride(own: Stride, alive: Tensor, metric: str, before: Tensor) -> tuple[float, Tensor]:
-    """The step size and the scales that all chains have next, from the medians over those that are well.
+    """The step size and the scales that all chains have next, from the medians over those that are
+    well.
 
-    Arguments: own; alive `(chains,)` of bool; metric, "diagonal", "dense", or "none" for scales that stay as they are; before,
-    the scales so far, which also stay where no chain is well.
+    Args:
+        own: The own.
+        alive: `(chains,)` of bool.
+        metric: "diagonal", "dense", or "none" for scales that stay as they are.
+        before: The scales so far, which also stay where no chain is well.
     """
     usable = alive & finite_rows(own.log_curvature) & own.log_size.isfinite()
     if not bool(usable.any()):
@@ -107,8 +137,12 @@ def common_stride(own: Stride, alive: Tensor, metric: str, before: Tensor) -> tu
 
 
 def beside(solver: Any, gradients: int, like: Tensor) -> Tensor:
-    """How many gradients a step took more than the solver's `step_cost` counts for each, or fewer, `(chains,)`."""
-    return torch.full_like(like, gradients - int(solver.step_cost.get("score", 0)), dtype=torch.int64)
+    """How many gradients a step took more than the solver's `step_cost` counts for each, or fewer,
+    `(chains,)`.
+    """
+    return torch.full_like(
+        like, gradients - int(solver.step_cost.get("score", 0)), dtype=torch.int64
+    )
 
 
 def lengths(step: int, steps: int) -> tuple[int, int]:
@@ -120,22 +154,38 @@ def lengths(step: int, steps: int) -> tuple[int, int]:
 
 
 def stride(
-    field: StaticField, place: Place, own: Stride, noise: NoiseSource, index: Tensor, step: int, steps: int
+    field: StaticField,
+    place: Place,
+    own: Stride,
+    noise: NoiseSource,
+    index: Tensor,
+    step: int,
+    steps: int,
 ) -> tuple[Place, Stride, Report]:
     """Step `step` of so many that approach the target, under the noise of `index`."""
     x, spent = place.x, 0
     if step == 0:
         own, spent = own._replace(log_curvature=_probed(field, place, noise, index)), 1
     trajectories, leapfrogs = lengths(step, steps)
-    memory, box = (min(MEMORY, FIRST_MEMORY / leapfrogs), BOX * (1 + x.abs())) if step == 0 else (MEMORY, None)
-    place, own, accept, error = _own_way(field, place, own, noise, index, trajectories, leapfrogs, memory, box)
+    memory, box = (
+        (min(MEMORY, FIRST_MEMORY / leapfrogs), BOX * (1 + x.abs()))
+        if step == 0
+        else (MEMORY, None)
+    )
+    place, own, accept, error = _own_way(
+        field, place, own, noise, index, trajectories, leapfrogs, memory, box
+    )
     return place, own, Report(accept, error, spent + trajectories * leapfrogs)
 
 
-def begins_far(field: StaticField, place: Place, noise: NoiseSource, index: Tensor) -> tuple[Tensor, int]:
-    """Whether each chain, `(chains,)`, is far from where the target has its mass, and the gradients that this took a chain.
+def begins_far(
+    field: StaticField, place: Place, noise: NoiseSource, index: Tensor
+) -> tuple[Tensor, int]:
+    """Whether each chain, `(chains,)`, is far from where the target has its mass, and the gradients
+    that this took a chain.
 
-    It is where single steps, tried and not kept, take more than `FAR` a coordinate off its energy, or where this is not finite.
+    It is where single steps, tried and not kept, take more than `FAR` a coordinate off its energy,
+    or where this is not finite.
     """
     there, own = place, Stride(place.x.new_zeros(len(place.x)), _probed(field, place, noise, index))
     for i in range(TRIALS):
@@ -144,12 +194,20 @@ def begins_far(field: StaticField, place: Place, noise: NoiseSource, index: Tens
 
 
 def _own_way(
-    field: StaticField, place: Place, own: Stride, noise: NoiseSource, index: Tensor, trajectories: int, leapfrogs: int,
-    memory: float, box: Tensor | None,
-) -> tuple[Place, Stride, Tensor, Tensor]:  # fmt: skip
-    """Each chain's place and stride after so many trajectories, and acceptance and change of U of the last, `(chains,)`.
+    field: StaticField,
+    place: Place,
+    own: Stride,
+    noise: NoiseSource,
+    index: Tensor,
+    trajectories: int,
+    leapfrogs: int,
+    memory: float,
+    box: Tensor | None,
+) -> tuple[Place, Stride, Tensor, Tensor]:
+    """Each chain's place and stride after so many trajectories, and acceptance and change of U of
+    the last, `(chains,)`.
 
-    Arguments: as for `_trajectory`.
+    Arguments are as for `_trajectory`.
     """
     x = place.x
     momenta = noise.normal(index, Stream.PROPOSAL, (trajectories, *x.shape[1:]), x.dtype)
@@ -157,7 +215,9 @@ def _own_way(
     u = noise.uniform(index, Stream.ACCEPT, (trajectories,), x.dtype)
     for i in range(trajectories):
         eps = own.log_size.exp() * factors[:, i]
-        end, log_curvature, error = _trajectory(field, place, own, momenta[:, i], eps, leapfrogs, memory, box)
+        end, log_curvature, error = _trajectory(
+            field, place, own, momenta[:, i], eps, leapfrogs, memory, box
+        )
         accept = torch.where(error.isnan(), 0.0, (-error).clamp(max=0).exp())
         moved = u[:, i] < accept
         place = Place(*(select_rows(moved, new, old) for new, old in zip(end, place, strict=True)))
@@ -167,12 +227,21 @@ def _own_way(
 
 
 def _trajectory(
-    field: StaticField, start: Place, own: Stride, momentum: Tensor, eps: Tensor, leapfrogs: int, memory: float,
+    field: StaticField,
+    start: Place,
+    own: Stride,
+    momentum: Tensor,
+    eps: Tensor,
+    leapfrogs: int,
+    memory: float,
     box: Tensor | None,
-) -> tuple[Place, Tensor, Tensor]:  # fmt: skip
-    """Its end, the curvatures learned on it, and U' - U `(chains,)`, NaN where the end is not finite.
+) -> tuple[Place, Tensor, Tensor]:
+    """Its end, the curvatures learned on it, and U' - U `(chains,)`, NaN where the end is not
+    finite.
 
-    Arguments: box, like x, how far a chain may go from its start: where it would leave, its trajectory ends; None for no bound.
+    Args:
+        box: Like x, how far a chain may go from its start: where it would leave, its trajectory
+            ends; None for no bound.
     """
     scale, size = (-own.log_curvature / 2).exp(), across(eps, start.x)
     here, p, log_curvature, going = start, momentum, own.log_curvature, None
@@ -201,7 +270,10 @@ def _counted(p: Tensor) -> Tensor:
 
 
 def _log_secant(here: Place, there: Place, known: Tensor) -> Tensor:
-    """`log |dg| - log |dx|` between two places; where rounding hides one of them, no more than what is known."""
+    """`log |dg| - log |dx|` between two places.
+
+    Where rounding hides one of them, no more than what is known.
+    """
     unit = ROUNDING * torch.finfo(here.x.dtype).eps
     rise, least_rise = (there.grad - here.grad).abs(), unit * here.grad.abs()
     run, least_run = (there.x - here.x).abs(), unit * here.x.abs()
@@ -214,4 +286,6 @@ def _probed(field: StaticField, place: Place, noise: NoiseSource, index: Tensor)
     """Log curvatures from a small step in a random direction, like x; 0 where there is no telling."""
     x = place.x + PROBE * noise.normal(index, Stream.PROBE, tuple(place.x.shape[1:]), place.x.dtype)
     there = Place(x, *field.energy_and_grad(x))
-    return _log_secant(place, there, torch.full_like(x, torch.inf)).nan_to_num(0.0, posinf=0.0, neginf=0.0)
+    return _log_secant(place, there, torch.full_like(x, torch.inf)).nan_to_num(
+        0.0, posinf=0.0, neginf=0.0
+    )

@@ -18,7 +18,10 @@ UNLIKELY, PATIENCE, HALVINGS = 0.05, 3, 30
 
 
 def next_idle(idle: Tensor, accept: Tensor) -> Tensor:
-    """One more for each chain that was unlikely to move; for the others one less, down to a new beginning."""
+    """One more for each chain that was unlikely to move.
+
+    For the others one less, down to a new beginning.
+    """
     moved = torch.where(idle > PATIENCE, idle - 1, 0)
     return torch.where(accept > UNLIKELY, moved, (idle + 1).clamp(max=PATIENCE + HALVINGS))
 

@@ -1,11 +1,12 @@
 """What warmup learns of temperatures: a ladder whose neighbours all swap equally often.
 
-With r_k the mean rejection of the swap of places k and k + 1, the barrier up to place k is
-L_k = r_1 + ... + r_(k-1). At the end of each window the places are put where the barrier, read off
+With r_k the mean rejection of the swap of places k and k + 1, the barrier up to place k is L_k =
+r_1 + ... + r_(k-1). At the end of each window the places are put where the barrier, read off
 linearly in log b, is even between the same ends.
 
-References: Syed, Bouchard-Cote, Deligiannidis, Doucet, "Non-reversible parallel tempering: a
-scalable highly parallel MCMC scheme" (2022).
+References:
+    Syed, Bouchard-Cote, Deligiannidis, Doucet, "Non-reversible parallel tempering: a scalable
+    highly parallel MCMC scheme" (2022).
 """
 
 from __future__ import annotations
@@ -42,18 +43,25 @@ def even_ladder(beta: Tensor, rejection: Tensor) -> Tensor:
         rejection: `(K - 1,)`, how often the swaps of neighbours were rejected.
     """
     barrier = pad(rejection.clamp(min=LEAST_REJECTION), (1, 0)).cumsum(0)
-    even = np.interp(np.linspace(0, float(barrier[-1]), len(beta)), barrier.numpy(), beta.log().numpy())
+    even = np.interp(
+        np.linspace(0, float(barrier[-1]), len(beta)), barrier.numpy(), beta.log().numpy()
+    )
     return torch.cat([beta[:1], torch.from_numpy(even).exp()[1:-1], beta[-1:]])
 
 
 def window_ends(step: int, warmup: int) -> bool:
-    """Whether a window ends with this step of warmup: at 3/4 of it, and at halves of that; the rest is for the step size."""
+    """Whether a window ends with this step of warmup: at 3/4 of it, and at halves of that.
+
+    The rest is for the step size.
+    """
     return step + 1 in {3 * warmup >> halvings for halvings in range(2, 10)}
 
 
 @dataclass(frozen=True)
 class TemperatureLadder:
-    """Learns the state's `inverse_temperatures` from the probabilities that neighbours swap, which a kernel shows."""
+    """Learns the state's `inverse_temperatures` from the probabilities that neighbours swap, which
+    a kernel shows.
+    """
 
     def begin(
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
@@ -62,7 +70,9 @@ class TemperatureLadder:
         zeros = torch.zeros_like(state.inverse_temperatures)
         return state, Rejections(zeros[1:], zeros[0]), 0
 
-    def learn(self, state: Any, memory: Rejections, lesson: Lesson) -> tuple[Any, Rejections, Change | None]:
+    def learn(
+        self, state: Any, memory: Rejections, lesson: Lesson
+    ) -> tuple[Any, Rejections, Change | None]:
         """As `Part.learn`."""
         rejection = 1 - lesson.trial.seen[lesson.alive]
         if not len(rejection):
@@ -71,7 +81,11 @@ class TemperatureLadder:
         if not window_ends(lesson.step, lesson.warmup):
             return state, memory, None
         ladder = even_ladder(state.inverse_temperatures, memory.rejections / memory.rounds)
-        return state._replace(inverse_temperatures=ladder), Rejections(*(0 * v for v in memory)), Change()
+        return (
+            state._replace(inverse_temperatures=ladder),
+            Rejections(*(0 * v for v in memory)),
+            Change(),
+        )
 
     def changed(self, state: Any, memory: Rejections, change: Change) -> tuple[Any, Rejections]:
         """As `Part.changed`."""

@@ -1,7 +1,10 @@
-"""What an adaptation and its parts say to each other: a step of warmup as it was, and what it has changed for all.
+"""What an adaptation and its parts say to each other.
 
-A part is a small frozen object that learns one thing: a step size, scales, a length, a ladder of temperatures. What it learns is
-a leaf of the state that all chains share; what it remembers is a NamedTuple of tensors, so that a checkpoint can hold it.
+A step of warmup as it was, and what it has changed for all.
+
+A part is a small frozen object that learns one thing: a step size, scales, a length, a ladder of
+temperatures. What it learns is a leaf of the state that all chains share; what it remembers is a
+NamedTuple of tensors, so that a checkpoint can hold it.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ __all__ = ["Change", "Lesson", "Part", "Trial"]
 class Trial(NamedTuple):
     """A step of warmup: the state after it and its report, and what only the parts see.
 
-    `accept` is how likely each chain was to move, `(chains,)` or by place `(chains, K)`; `seen` is what a kernel shows to
-    parts that know it.
+    `accept` is how likely each chain was to move, `(chains,)` or by place `(chains, K)`; `seen` is
+    what a kernel shows to parts that know it.
     """
 
     state: Any
@@ -61,8 +64,8 @@ class Lesson:
 class Change(NamedTuple):
     """What a part has changed for all others: a window has ended, or the chains have arrived.
 
-    `spread` are the standard deviations that a window found, None without one; `before` and `after` the scales;
-    `arrived`, whether the chains' own way has ended; `came_far`, whether there was one.
+    `spread` are the standard deviations that a window found, None without one; `before` and `after`
+    the scales; `arrived`, whether the chains' own way has ended; `came_far`, whether there was one.
     """
 
     before: Tensor | None = None
@@ -75,8 +78,12 @@ class Change(NamedTuple):
 class Part(Protocol):
     """Something that warmup learns."""
 
-    def begin(self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Any, int]:
-        """The state to begin with, a NamedTuple of what is remembered, and the evaluations a chain that this took."""
+    def begin(
+        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[Any, Any, int]:
+        """The state to begin with, a NamedTuple of what is remembered, and the evaluations a chain
+        that this took.
+        """
 
     def learn(self, state: Any, memory: Any, lesson: Lesson) -> tuple[Any, Any, Change | None]:
         """State and memory after a step, and what it means for the other parts."""

@@ -1,7 +1,7 @@
 r"""What warmup learns of the length of trajectories.
 
-`SquaredJumps` tunes the length T by stochastic ascent (Adam) on the change in the estimator of expected squares along the slowest
-direction v, for the time that it takes:
+`SquaredJumps` tunes the length T by stochastic ascent (Adam) on the change in the estimator of
+expected squares along the slowest direction v, for the time that it takes:
 
     C(T) / T,    C = mean_c a_c G_c^2 / 4,    G_c = <v, x'_c - m'>^2 - <v, x_c - m>^2,
     its gradient in log T ~ mean_c a_c (t_n G_c <v, x'_c - m'> <v, p'_c> - G_c^2 / 4),
@@ -11,9 +11,13 @@ means over chains, t_n the time of the n-th trajectory, v the first principal co
 iteration over the steps), all in scaled space. `Spread` takes a length from the root of the summed
 variances, `Multiple` from the step size.
 
-References: Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo" (2021);
-Sountsov, Hoffman, "Focusing on difficult directions for learning HMC trajectory lengths" (2021), for the rate and the direction;
-Robnik, Seljak, "Fluctuation without dissipation: microcanonical Langevin Monte Carlo" (2024), for the spread.
+References:
+    Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
+    Monte Carlo" (2021).
+    Sountsov, Hoffman, "Focusing on difficult directions for learning HMC trajectory lengths"
+    (2021), for the rate and the direction.
+    Robnik, Seljak, "Fluctuation without dissipation: microcanonical Langevin Monte Carlo" (2024),
+    for the spread.
 """
 
 from __future__ import annotations
@@ -34,16 +38,19 @@ __all__ = ["Ascent", "Multiple", "Nothing", "Spread", "SquaredJumps", "Timed"]
 
 MEMORY = 0.9
 STRETCH = 1.4
-"""How much longer trajectories are after warmup than at the maximum of the criterion. It sees squares only; along a Gaussian
-direction means and squares together have the most effective draws a gradient at 1.4 times that length.
+"""How much longer trajectories are after warmup than at the maximum of the criterion. It sees
+squares only; along a Gaussian direction means and squares together have the most effective draws a
+gradient at 1.4 times that length.
 """
 FIRST_LEAPFROGS = 2
 """How long trajectories are at first after an approach, in steps, before their length is tuned."""
 
 
 class Ascent(NamedTuple):
-    """`ascent` `(4,)`, of the ascent on log T Adam's moments, its steps and the averaged value; `slowest` `(d,)`, the direction
-    of the largest variance in scaled space, as long as that variance.
+    """`ascent` `(4,)`, of the ascent on log T Adam's moments, its steps and the averaged value.
+
+    `slowest` `(d,)`, the direction of the largest variance in scaled space, as long as that
+    variance.
     """
 
     ascent: Tensor
@@ -55,7 +62,10 @@ class Nothing(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """What `SquaredJumps` sees of a step: its trajectory, and the time that this took in scaled space."""
+    """What `SquaredJumps` sees of a step.
+
+    Its trajectory, and the time that this took in scaled space.
+    """
 
     end: Trajectory
     time: float
@@ -63,7 +73,8 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class SquaredJumps:
-    """Learns the state's `length` from how the chains' proposals differ, which a kernel shows as `Timed`.
+    """Learns the state's `length` from how the chains' proposals differ, which a kernel shows as
+    `Timed`.
 
     Args:
         learning_rate: of Adam on log T.
@@ -75,22 +86,35 @@ class SquaredJumps:
     most: int
     dense: bool = False
 
-    def begin(self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Ascent, int]:
+    def begin(
+        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[Any, Ascent, int]:
         """As `Part.begin`; the first trajectories are of one step or two."""
-        ascent = torch.tensor([0.0, 0.0, 0.0, math.log(float(state.step_size))], dtype=torch.float64)
-        slowest = torch.arange(1.0, state.x[0].numel() + 1, dtype=torch.float64, device=state.x.device).cos()
+        ascent = torch.tensor(
+            [0.0, 0.0, 0.0, math.log(float(state.step_size))], dtype=torch.float64
+        )
+        slowest = torch.arange(
+            1.0, state.x[0].numel() + 1, dtype=torch.float64, device=state.x.device
+        ).cos()
         return state._replace(length=state.step_size), Ascent(ascent, slowest), 0
 
-    def learn(self, state: Any, memory: Ascent, lesson: Lesson) -> tuple[Any, Ascent, Change | None]:
+    def learn(
+        self, state: Any, memory: Ascent, lesson: Lesson
+    ) -> tuple[Any, Ascent, Change | None]:
         """As `Part.learn`."""
         usual = lesson.usual & (lesson.trial.accept > 0)
-        memory, slope = self.slope(memory, lesson.before, lesson.trial.seen, lesson.trial.accept, usual)
+        memory, slope = self.slope(
+            memory, lesson.before, lesson.trial.seen, lesson.trial.accept, usual
+        )
         size = float(lesson.before.step_size)
         memory, length = self._ascend(memory, slope, size, float(state.length), lesson.last)
         return state._replace(length=number(length)), memory, None
 
     def changed(self, state: Any, memory: Ascent, change: Change) -> tuple[Any, Ascent]:
-        """As `Part.changed`: after an approach the length starts with the step size that this has found."""
+        """As `Part.changed`.
+
+        After an approach the length starts with the step size that this has found.
+        """
         if change.arrived:
             return state._replace(length=FIRST_LEAPFROGS * state.step_size), memory
         if not change.came_far or change.before is None or change.after is None:
@@ -98,24 +122,36 @@ class SquaredJumps:
         return state, self.rescaled(memory, change.before, change.after)
 
     def rescaled(self, memory: Ascent, before: Tensor, after: Tensor) -> Ascent:
-        """The slowest direction in the space of new scales, and Adam's moments, as the slope is of the fourth order in lengths.
+        """The slowest direction in the space of new scales, and Adam's moments, as the slope is of
+        the fourth order in lengths.
 
-        Else a first slope in units a hundred times too small would stand in the second moment for a thousand steps.
+        Else a first slope in units a hundred times too small would stand in the second moment for a
+        thousand steps.
         """
         variance = memory.slowest.norm()
         along = (memory.slowest / variance).to(before.dtype).reshape(1, *self._shape(before))
-        turned = unstretch(after, stretch(before, along, self.dense), self.dense).flatten().to(memory.slowest)
+        turned = (
+            unstretch(after, stretch(before, along, self.dense), self.dense)
+            .flatten()
+            .to(memory.slowest)
+        )
         factor = float(turned.square().sum())
         first, second, n, average = memory.ascent.tolist()
-        ascent = torch.tensor([first * factor**2, second * factor**4, n, average], dtype=torch.float64)
+        ascent = torch.tensor(
+            [first * factor**2, second * factor**4, n, average], dtype=torch.float64
+        )
         return Ascent(ascent, turned * variance * math.sqrt(factor))
 
     def _shape(self, scale: Tensor) -> tuple[int, ...]:
         """The shape of an event, or the number of its entries where scales are dense."""
         return tuple(scale.shape[:1]) if self.dense else tuple(scale.shape)
 
-    def slope(self, memory: Ascent, before: Any, seen: Timed, accept: Tensor, usual: Tensor) -> tuple[Ascent, float]:
-        """The slowest direction, and the criterion's gradient in log T along it, over the usual chains."""
+    def slope(
+        self, memory: Ascent, before: Any, seen: Timed, accept: Tensor, usual: Tensor
+    ) -> tuple[Ascent, float]:
+        """The slowest direction, and the criterion's gradient in log T along it, over the usual
+        chains.
+        """
         n = int(usual.sum())
         if n < 2:
             return memory, 0.0
@@ -123,14 +159,20 @@ class SquaredJumps:
         x, ahead = (unstretch(before.scale, v[usual], self.dense).reshape(n, -1) for v in places)
         x, ahead = x - x.mean(0), ahead - ahead.mean(0)
         along = (memory.slowest / memory.slowest.norm()).to(x)
-        slowest = MEMORY * memory.slowest + (1 - MEMORY) * (x.T @ (x @ along) / n).to(memory.slowest)
+        slowest = MEMORY * memory.slowest + (1 - MEMORY) * (x.T @ (x @ along) / n).to(
+            memory.slowest
+        )
         a, b, p = x @ along, ahead @ along, seen.end.momentum[usual].reshape(n, -1) @ along
         gain = b.square() - a.square()
         rise = seen.time * gain * b * p - gain.square() / 4
         slope = float((accept[usual] * rise).mean() / accept[usual].mean())
-        return memory._replace(slowest=slowest if bool(slowest.isfinite().all()) else memory.slowest), slope
+        return memory._replace(
+            slowest=slowest if bool(slowest.isfinite().all()) else memory.slowest
+        ), slope
 
-    def _ascend(self, memory: Ascent, slope: float, size: float, length: float, last: bool) -> tuple[Ascent, float]:
+    def _ascend(
+        self, memory: Ascent, slope: float, size: float, length: float, last: bool
+    ) -> tuple[Ascent, float]:
         """A step of Adam on log T; the average of log T after the last one."""
         first, second, n, average = memory.ascent.tolist()
         if math.isfinite(slope) and slope:
@@ -148,7 +190,8 @@ class SquaredJumps:
 
 @dataclass(frozen=True)
 class Spread:
-    """Learns the state's `length` as a multiple of the root of the summed variances, in the space of the scales.
+    """Learns the state's `length` as a multiple of the root of the summed variances, in the space
+    of the scales.
 
     Args:
         reach: the multiple.
@@ -156,11 +199,15 @@ class Spread:
 
     reach: float = 1.0
 
-    def begin(self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Nothing, int]:
+    def begin(
+        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[Any, Nothing, int]:
         """As `Part.begin`."""
         return state, Nothing(), 0
 
-    def learn(self, state: Any, memory: Nothing, lesson: Lesson) -> tuple[Any, Nothing, Change | None]:
+    def learn(
+        self, state: Any, memory: Nothing, lesson: Lesson
+    ) -> tuple[Any, Nothing, Change | None]:
         """As `Part.learn`: nothing, until a window has ended."""
         return state, memory, None
 
@@ -183,11 +230,15 @@ class Multiple:
 
     steps: int
 
-    def begin(self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Nothing, int]:
+    def begin(
+        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[Any, Nothing, int]:
         """As `Part.begin`."""
         return state, Nothing(), 0
 
-    def learn(self, state: Any, memory: Nothing, lesson: Lesson) -> tuple[Any, Nothing, Change | None]:
+    def learn(
+        self, state: Any, memory: Nothing, lesson: Lesson
+    ) -> tuple[Any, Nothing, Change | None]:
         """As `Part.learn`."""
         return self.changed(state, memory, Change())[0], memory, None
 

@@ -16,7 +16,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Warmup:
-    """The steps before draws are kept, in which solvers tune themselves: `stk.sample(field, warmup=stk.Warmup(500, pilot=64))`.
+    """The steps before draws are kept, in which solvers tune themselves.
+
+    `stk.sample(field, warmup=stk.Warmup(500, pilot=64))`.
 
     Args:
         steps: how many steps warmup has.
@@ -37,7 +39,9 @@ def planned(solver: Any, steps: int) -> Warmup:
 
 
 def takes_pilot(kind: type[T]) -> type[T]:
-    """The class of a solver, which for one more release takes `pilot=`, with a `DeprecationWarning`: it belongs to `Warmup`."""
+    """The class of a solver, which for one more release takes `pilot=`, with a
+    `DeprecationWarning`: it belongs to `Warmup`.
+    """
     begin: Any = kind.__init__
 
     @wraps(begin)
@@ -46,9 +50,11 @@ def takes_pilot(kind: type[T]) -> type[T]:
         if pilot is not None:
             object.__setattr__(self, "_pilot", Warmup(pilot=pilot).pilot)
             warnings.warn(
-                f"{kind.__name__}(pilot=) is now a setting of warmup: sample(..., warmup=scoretk.Warmup(pilot={pilot!r}))",
-                DeprecationWarning, stacklevel=2,
-            )  # fmt: skip
+                f"{kind.__name__}(pilot=) is now a setting of warmup: sample(..., "
+                f"warmup=scoretk.Warmup(pilot={pilot!r}))",
+                DeprecationWarning,
+                stacklevel=2,
+            )
 
     kind.__init__ = begin_with_pilot  # type: ignore[method-assign]
     return kind

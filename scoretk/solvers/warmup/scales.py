@@ -2,12 +2,13 @@ r"""What warmup learns of the scales of the target: by its moments in windows th
 
 In the first steps chains only approach the target, those that begin far off each in its own way
 (`warmup.approach`). Then windows that double in length, as Stan's: each window's pooled covariance
-C (Chan's update) of n draws gives the scales S for the next, shrunk to
-`(n C + 5e-3 S^2) / (n + 5)`, S those so far; then the step size starts anew. The last steps tune
-the step size alone.
+C (Chan's update) of n draws gives the scales S for the next, shrunk to `(n C + 5e-3 S^2) / (n +
+5)`, S those so far; then the step size starts anew. The last steps tune the step size alone.
 
-References: Stan development team, "Stan reference manual" (warmup windows and shrinkage); Chan,
-Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+References:
+    Stan development team, "Stan reference manual" (warmup windows and shrinkage).
+    Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances" (1979).
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from torch import Tensor
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.warmup.learning import Change, Lesson
 
-__all__ = ["METRICS", "Scales", "Window", "accumulate", "approach", "begin_window", "scales", "window_end"]
+__all__ = [
+    "METRICS",
+    "Scales",
+    "Window",
+    "accumulate",
+    "approach",
+    "begin_window",
+    "scales",
+    "window_end",
+]
 
 METRICS = ("none", "diagonal", "dense")
 
@@ -29,7 +39,9 @@ SHRINK, FLOOR = 5.0, 1e-3
 
 
 class Window(NamedTuple):
-    """What a window has seen: how many draws, their mean, and the sum of squared deviations, like the event, or of their outer
+    """What a window has seen.
+
+    How many draws, their mean, and the sum of squared deviations, like the event, or of their outer
     products, `(d, d)`.
     """
 
@@ -39,7 +51,10 @@ class Window(NamedTuple):
 
 
 def approach(warmup: int) -> int:
-    """How many steps of warmup, the first ones, only approach the target; 0 where it is too short for windows."""
+    """How many steps of warmup, the first ones, only approach the target.
+
+    0 where it is too short for windows.
+    """
     if warmup < 20:
         return 0
     return 75 if warmup >= 150 else int(0.15 * warmup)
@@ -91,10 +106,13 @@ def accumulate(window: Window, x: Tensor, dense: bool) -> Window:
 
 
 def scales(window: Window, metric: str, before: Tensor) -> tuple[Window, Tensor]:
-    """Standard deviations like the event, or a Cholesky factor `(d, d)`, from the window, and an empty window.
+    """Standard deviations like the event, or a Cholesky factor `(d, d)`, from the window, and an
+    empty window.
 
-    Arguments: before, the scales so far, whose squares, a thousandth of them, count as five draws: so that no unit is preferred.
-    Covariances are drawn towards the variances alone by as many draws as there are dimensions.
+    Args:
+        before: The scales so far, whose squares, a thousandth of them, count as five draws: so that
+            no unit is preferred. Covariances are drawn towards the variances alone by as many draws
+            as there are dimensions.
     """
     n = float(window.draws)
     covariance = window.deviations / max(n - 1, 1)
@@ -127,11 +145,15 @@ class Scales:
     def _dense(self) -> bool:
         return self.metric == "dense"
 
-    def begin(self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[Any, Window, int]:
+    def begin(
+        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[Any, Window, int]:
         """As `Part.begin`."""
         return state, begin_window(state.x, self._dense), 0
 
-    def learn(self, state: Any, memory: Window, lesson: Lesson) -> tuple[Any, Window, Change | None]:
+    def learn(
+        self, state: Any, memory: Window, lesson: Lesson
+    ) -> tuple[Any, Window, Change | None]:
         """As `Part.learn`."""
         counts, ends = window_end(lesson.step, lesson.warmup)
         if not counts:

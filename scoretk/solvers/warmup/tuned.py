@@ -1,8 +1,11 @@
-"""What a warmup has tuned, given back to a solver: `solver.tuned_by(draws)` goes on with the same step size, scales and length.
+"""What a warmup has tuned, given back to a solver.
 
-What warmup tunes are leaves of the state that all chains share (`scoretk.solvers.base.TunedSolver`); draws carry them as
-`draws.tuned`. A solver that has them back starts from `init` with these leaves in place of its own, has nothing left to tune, and
-so runs without warmup: `stk.sample(field, solver.tuned_by(draws), init=draws.final, warmup=0)`.
+`solver.tuned_by(draws)` goes on with the same step size, scales and length.
+
+What warmup tunes are leaves of the state that all chains share
+(`scoretk.solvers.base.TunedSolver`); draws carry them as `draws.tuned`. A solver that has them back
+starts from `init` with these leaves in place of its own, has nothing left to tune, and so runs
+without warmup: `stk.sample(field, solver.tuned_by(draws), init=draws.final, warmup=0)`.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ FIRST_ACCEPT = 0.8
 
 
 class Tunable:
-    """What solvers have that warmup tunes. Their state holds `energy` and, as leaves that all chains share, what is tuned."""
+    """What solvers have that warmup tunes.
+
+    Their state holds `energy` and, as leaves that all chains share, what is tuned.
+    """
 
     init: Callable[..., Any]
     step: Callable[..., tuple[Any, Info]]
@@ -66,10 +72,14 @@ class Tunable:
         return Trial(new._replace(step_size=state.step_size), info, info["accept"])
 
     def of_leapfrog(self, size: float, dim: int) -> float:
-        """The step size of this solver in `dim` dimensions that goes with a leapfrog step of size `size`."""
+        """The step size of this solver in `dim` dimensions that goes with a leapfrog step of size
+        `size`.
+        """
         return size
 
-    def first_step(self, field: Any, state: Any, noise: NoiseSource, alive: Tensor) -> tuple[float, int]:
+    def first_step(
+        self, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[float, int]:
         """A step size to begin with, from single leapfrog steps, and how many of them were made.
 
         Args:
@@ -88,16 +98,23 @@ class Tunable:
             rates = metropolis(here, end.point, -end.error, state.step, noise)[1]
             return float(rates[alive].mean())
 
-        return self.of_leapfrog(first_step_size(accept, FIRST_ACCEPT), state.x.shape[1:].numel()), tried
+        return self.of_leapfrog(
+            first_step_size(accept, FIRST_ACCEPT), state.x.shape[1:].numel()
+        ), tried
 
     def tuned_by(self, draws: Any) -> Tuned | PlannedTuned:
         """This solver with what the warmup of some draws has tuned, and so with nothing to tune.
 
-        The tuned values count, whatever step size, length or metric the solver itself names; all else is as the solver says.
+        The tuned values count, whatever step size, length or metric the solver itself names; all
+        else is as the solver says.
 
-        Arguments: draws, of a run of a solver of this class on events of the same shape; also draws of a run that had them given
-            back, and draws that were saved and loaded.
-        Raises: `InvalidArgument` where they were not tuned, or by another solver; in `init`, where the shapes do not fit.
+        Args:
+            draws: Of a run of a solver of this class on events of the same shape; also draws of a
+                run that had them given back, and draws that were saved and loaded.
+
+        Raises:
+            `InvalidArgument` where they were not tuned, or by another solver; in `init`, where the
+            shapes do not fit.
         """
         values, provenance = getattr(draws, "tuned", None), getattr(draws, "provenance", None)
         if not isinstance(values, Mapping) or not isinstance(provenance, Mapping):
@@ -105,15 +122,17 @@ class Tunable:
         theirs = str(provenance.get("solver", "")).partition("(")[0]
         if theirs != type(self).__name__ or not values:
             raise InvalidArgument(
-                "draws", f"{sorted(values)} tuned for {theirs or 'no solver'}",
+                "draws",
+                f"{sorted(values)} tuned for {theirs or 'no solver'}",
                 f"draws of a {type(self).__name__} whose warmup has tuned something",
                 "A step size means another thing to another solver: let each tune its own",
-            )  # fmt: skip
+            )
         return (PlannedTuned if is_planned(self) else Tuned)(self, dict(values))
 
 
 class StepTuned(Tunable):
-    """What kernels share of which warmup tunes the step size alone, to an acceptance, where it is not given as a number.
+    """What kernels share of which warmup tunes the step size alone, to an acceptance, where it is
+    not given as a number.
 
     Their state has a leaf `step_size`, `GIVEN` where nothing reads it.
     """
@@ -135,10 +154,14 @@ class StepTuned(Tunable):
         """The step size, where it is not given."""
         if self.step_size is not None:
             return Adaptation()
-        return Adaptation((DualAveraging(self.accept),), Approach("none") if self.goes_alone else None)
+        return Adaptation(
+            (DualAveraging(self.accept),), Approach("none") if self.goes_alone else None
+        )
 
     def size(self, state: Any) -> float | Tensor:
-        """The step size: the number that is given, or that of the state, shaped so that it multiplies x."""
+        """The step size: the number that is given, or that of the state, shaped so that it
+        multiplies x.
+        """
         if self.step_size is not None:
             return self.step_size
         return across(state.step_size.to(state.x.dtype), state.x)
@@ -165,7 +188,10 @@ class _GivenBack:
     given_back: ClassVar[bool] = True
 
     def __repr__(self) -> str:
-        shown = {n: f"{float(v):.6g}" if v.ndim == 0 else f"{tuple(v.shape)}" for n, v in sorted(self.values.items())}
+        shown = {
+            n: f"{float(v):.6g}" if v.ndim == 0 else f"{tuple(v.shape)}"
+            for n, v in sorted(self.values.items())
+        }
         return f"{self.solver!r}.tuned_by({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     @property
@@ -214,17 +240,24 @@ class _GivenBack:
         return traits(self.solver).temperature
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
-        """The solver's state at x, with the tuned values. Raises `InvalidArgument` where these do not fit it."""
+        """The solver's state at x, with the tuned values.
+
+        Raises `InvalidArgument` where these do not fit it.
+        """
         state = self.solver.init(field, x, noise)
         own = {name: getattr(state, name) for name in state.shared - {"step"}}
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         given = {name: tuple(value.shape) for name, value in self.values.items()}
         if given != shapes:
             raise InvalidArgument(
-                "tuned_by", given, f"tuned values of shapes {shapes}",
+                "tuned_by",
+                given,
+                f"tuned values of shapes {shapes}",
                 "Give back those of a run on the same field, with the same metric",
-            )  # fmt: skip
-        return state._replace(**{name: self.values[name].to(value, copy=True) for name, value in own.items()})
+            )
+        return state._replace(
+            **{name: self.values[name].to(value, copy=True) for name, value in own.items()}
+        )
 
     def step(self, field: Any, state: Any, noise: NoiseSource) -> tuple[Any, Info]:
         """The solver's own step: it reads what is tuned from the state."""
@@ -241,7 +274,9 @@ class Tuned(_GivenBack):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PlannedTuned(_GivenBack):
-    """A solver with tuned values that knows the length of its steps ahead (`scoretk.solvers.base.PlannedSolver`)."""
+    """A solver with tuned values that knows the length of its steps ahead
+    (`scoretk.solvers.base.PlannedSolver`).
+    """
 
     solver: Any
     values: dict[str, Tensor]

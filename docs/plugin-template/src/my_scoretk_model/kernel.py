@@ -33,10 +33,16 @@ class RandomWalk:
         return State(x, field.energy(x), torch.zeros((), dtype=torch.int64))
 
     def step(self, field: Any, state: State, noise: Any) -> tuple[State, dict[str, Tensor]]:
-        x = state.x + self.length * noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
+        x = state.x + self.length * noise.normal(
+            state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype
+        )
         energy = field.energy(x)
         u = noise.uniform(state.step, Stream.ACCEPT, (), energy.dtype)
         accept = u.log() < state.energy - energy  # never where the energy is NaN
         moved = accept.reshape(-1, *[1] * (x.ndim - 1))
-        chosen = State(torch.where(moved, x, state.x), torch.where(accept, energy, state.energy), state.step + 1)
+        chosen = State(
+            torch.where(moved, x, state.x),
+            torch.where(accept, energy, state.energy),
+            state.step + 1,
+        )
         return chosen, {"accept": accept.to(x.dtype)}
