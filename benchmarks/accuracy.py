@@ -356,9 +356,12 @@ def flow_matching() -> Iterator[tuple[str, Setting]]:
     from flow_matching.path import scheduler
 
     paths = {
-        "CondOT": scheduler.CondOTScheduler(), "PolynomialConvex(2)": scheduler.PolynomialConvexScheduler(2),
-        "VP": scheduler.VPScheduler(), "LinearVP": scheduler.LinearVPScheduler(), "Cosine": scheduler.CosineScheduler(),
-    }  # fmt: skip
+        "CondOT": scheduler.CondOTScheduler(),
+        "PolynomialConvex(2)": scheduler.PolynomialConvexScheduler(2),
+        "VP": scheduler.VPScheduler(),
+        "LinearVP": scheduler.LinearVPScheduler(),
+        "Cosine": scheduler.CosineScheduler(),
+    }
     fixed = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
     samplers = {
         f"{m}, {name}": partial(by_flow_matching, m, path, {})

@@ -92,7 +92,10 @@ class Posterior:
 POSTERIORS = {
     p.name: p
     for p in (
-        Posterior("arma", arma, 3, 1), Posterior("gp", gp, 0, 3), Posterior("kilpisjarvi", kilpisjarvi, 2, 1),
-        Posterior("mesquite", mesquite, 7, 1), Posterior("sblrc", sblrc, 5, 1),
+        Posterior("arma", arma, 3, 1),
+        Posterior("gp", gp, 0, 3),
+        Posterior("kilpisjarvi", kilpisjarvi, 2, 1),
+        Posterior("mesquite", mesquite, 7, 1),
+        Posterior("sblrc", sblrc, 5, 1),
     )
-}  # fmt: skip
+}

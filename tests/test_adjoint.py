@@ -371,10 +371,18 @@ MUTANTS = {
     "the adjoint's sign": (adjoint, "-_pulled(u, [y]", "_pulled(u, [y]"),
     "the integral's sign": (adjoint, "pull = -z", "pull = z"),
     "units not given back to the weights": (adjoint, "weight * size[which]", "weight"),
-    "units not given back to the start": (adjoint, "found.x[:, 1] * across(size, a)", "found.x[:, 1]"),
-    "conditions of other rows": (adjoint, "way.velocity_of(rows)(y, t)", "way.velocity_of(rows.flip(0))(y, t)"),
+    "units not given back to the start": (
+        adjoint,
+        "found.x[:, 1] * across(size, a)",
+        "found.x[:, 1]",
+    ),
+    "conditions of other rows": (
+        adjoint,
+        "way.velocity_of(rows)(y, t)",
+        "way.velocity_of(rows.flip(0))(y, t)",
+    ),
     "conditions without a graph": (adjoint, EVALUATED, WITHOUT_GRAPH),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)

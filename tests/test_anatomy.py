@@ -196,23 +196,44 @@ def deep(net):
 
 
 HIDING = {
-    "attribute": Holder, "a namespace": lambda n: functools.partial(lambda s, x: s.unet(x), types.SimpleNamespace(unet=n)),
-    "slots": Slotted, "inherited slots": Slots, "unregistered": Unregistered, "mapping": lambda n: Mapped(net=n),
-    "class": of_class, "property": of_property, "module": of_module, "import": of_import, "globals": of_globals,
-    "default": of_default, "keyword default": of_keyword_default, "wraps": wrapped, "lru_cache": remembered,
-    "empty cell": in_a_cell_that_is_empty_too, "cycle": _Cyclic, "partialmethod": partial_method,
-    "bound method": lambda n: Holder(n).method, "call": lambda n: n.__call__,
+    "attribute": Holder,
+    "a namespace": lambda n: functools.partial(
+        lambda s, x: s.unet(x), types.SimpleNamespace(unet=n)
+    ),
+    "slots": Slotted,
+    "inherited slots": Slots,
+    "unregistered": Unregistered,
+    "mapping": lambda n: Mapped(net=n),
+    "class": of_class,
+    "property": of_property,
+    "module": of_module,
+    "import": of_import,
+    "globals": of_globals,
+    "default": of_default,
+    "keyword default": of_keyword_default,
+    "wraps": wrapped,
+    "lru_cache": remembered,
+    "empty cell": in_a_cell_that_is_empty_too,
+    "cycle": _Cyclic,
+    "partialmethod": partial_method,
+    "bound method": lambda n: Holder(n).method,
+    "call": lambda n: n.__call__,
     "builtin method": lambda n: lambda x, get={"net": n}.get: get("net")(x),
-    "deque": lambda n: lambda x, q=collections.deque([n]): q[0](x), "key": lambda n: lambda x, d={n: 1}: next(iter(d))(x),
+    "deque": lambda n: lambda x, q=collections.deque([n]): q[0](x),
+    "key": lambda n: lambda x, d={n: 1}: next(iter(d))(x),
     "set": lambda n: lambda x, s=frozenset([n]): next(iter(s))(x),
-    "weakref": lambda n: lambda x, keep=[weakref.ref(n)]: keep[0]()(x), "proxy": lambda n: lambda x, p=weakref.proxy(n): p(x),
+    "weakref": lambda n: lambda x, keep=[weakref.ref(n)]: keep[0]()(x),
+    "proxy": lambda n: lambda x, p=weakref.proxy(n): p(x),
     "decorator": lambda n: torch.enable_grad()(lambda x: n(x)),
     "vmap": lambda n: torch.func.vmap(lambda x: n(x), randomness="same"),
-    "compiled": compiled, "hook": hooked,
+    "compiled": compiled,
+    "hook": hooked,
     "array of objects": lambda n: lambda x, a=np.array([n, None], dtype=object)[:1]: a[0](x),
-    "attrgetter": lambda n: functools.partial(lambda g, o, x: g(o)(x), operator.attrgetter("net"), Holder(n)),
+    "attrgetter": lambda n: functools.partial(
+        lambda g, o, x: g(o)(x), operator.attrgetter("net"), Holder(n)
+    ),
     "deep": deep,
-}  # fmt: skip
+}
 
 
 def energy_of(call):
@@ -349,21 +370,48 @@ class WithBuffer(torch.nn.Module):
 
 
 DTYPES = {
-    "a plain function on timesteps": (stk.from_timesteps(lambda x, k: x, TABLE, (2,)), torch.float32),
-    "that reads the table": (stk.from_timesteps(lambda x, k: x * TABLE[k].sqrt()[:, None], TABLE, (2,)), torch.float32),
+    "a plain function on timesteps": (
+        stk.from_timesteps(lambda x, k: x, TABLE, (2,)),
+        torch.float32,
+    ),
+    "that reads the table": (
+        stk.from_timesteps(lambda x, k: x * TABLE[k].sqrt()[:, None], TABLE, (2,)),
+        torch.float32,
+    ),
     "as a numpy array": (stk.from_timesteps(lambda x, k: x, TABLE.numpy(), (2,)), torch.float32),
-    "behind a product": (stk.tempered(stk.from_timesteps(lambda x, k: x, TABLE, (2,)), 2.0), torch.float32),
+    "behind a product": (
+        stk.tempered(stk.from_timesteps(lambda x, k: x, TABLE, (2,)), 2.0),
+        torch.float32,
+    ),
     "a float64 buffer beside float32 parameters": (energy_of(WithBuffer()), torch.float32),
-    "a float64 table beside a float32 network": (stk.from_timesteps(WithBuffer(), TABLE, (2,)), torch.float32),
+    "a float64 table beside a float32 network": (
+        stk.from_timesteps(WithBuffer(), TABLE, (2,)),
+        torch.float32,
+    ),
     "a float64 network": (energy_of(HIDING["slots"](network(torch.float64))), torch.float64),
     "a float64 network on timesteps": (
-        stk.from_timesteps(lambda x, k, n=network(torch.float64): n(x), TABLE, (2,)), torch.float64),
+        stk.from_timesteps(lambda x, k, n=network(torch.float64): n(x), TABLE, (2,)),
+        torch.float64,
+    ),
     "a low precision beside a float64 buffer": (
-        energy_of(lambda x, n=network(torch.bfloat16): n(x.bfloat16()).to(x.dtype) + 0 * TABLE[:1].float()), torch.float32),
-    "a closure over a float64 matrix": (stk.Energy(lambda x: (x @ FLOAT64 * x).sum(1), (2,)), torch.float64),
-    "an attribute two objects deep": (energy_of(Holder(Holder(lambda x, a=FLOAT64: x @ a))), torch.float64),
-    "a float64 numpy array": (energy_of(lambda x, a=np.eye(2): x @ torch.as_tensor(a).to(x)), torch.float32),
-}  # fmt: skip
+        energy_of(
+            lambda x, n=network(torch.bfloat16): n(x.bfloat16()).to(x.dtype) + 0 * TABLE[:1].float()
+        ),
+        torch.float32,
+    ),
+    "a closure over a float64 matrix": (
+        stk.Energy(lambda x: (x @ FLOAT64 * x).sum(1), (2,)),
+        torch.float64,
+    ),
+    "an attribute two objects deep": (
+        energy_of(Holder(Holder(lambda x, a=FLOAT64: x @ a))),
+        torch.float64,
+    ),
+    "a float64 numpy array": (
+        energy_of(lambda x, a=np.eye(2): x @ torch.as_tensor(a).to(x)),
+        torch.float32,
+    ),
+}
 
 
 @pytest.mark.parametrize("case", DTYPES)
@@ -415,10 +463,16 @@ class Tiny(torch.nn.Module):
 
 SIGMAS, STEPS = stk.from_sigmas(Tiny(), (2,)), stk.from_timesteps(Tiny(), TABLE, (2,))
 ADAPTED = [
-    STEPS, stk.from_timesteps(Tiny(), TABLE, (2,), integer=False), SIGMAS, stk.from_sigmas(Tiny(), (2,), stk.VE()),
-    stk.from_reversed_time(Tiny(), (2,)), stk.from_reversed_time(Tiny(), (2,), stk.VP(), "noise"), stk.product(SIGMAS, SIGMAS),
-    stk.tempered(STEPS, 2.0), stk.guided(SIGMAS, 2.0, stk.from_sigmas(Tiny(), (2,))),
-]  # fmt: skip
+    STEPS,
+    stk.from_timesteps(Tiny(), TABLE, (2,), integer=False),
+    SIGMAS,
+    stk.from_sigmas(Tiny(), (2,), stk.VE()),
+    stk.from_reversed_time(Tiny(), (2,)),
+    stk.from_reversed_time(Tiny(), (2,), stk.VP(), "noise"),
+    stk.product(SIGMAS, SIGMAS),
+    stk.tempered(STEPS, 2.0),
+    stk.guided(SIGMAS, 2.0, stk.from_sigmas(Tiny(), (2,))),
+]
 
 
 @pytest.mark.parametrize("field", ADAPTED)

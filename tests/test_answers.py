@@ -77,7 +77,7 @@ WRONG = {
     "network overwrites x": stk.Diffusion(lambda x, t: x.mul_(0.5), (2,)),
     "complex network": stk.Diffusion(lambda x, t: x.to(torch.complex64), (2,)),
     "velocity overwrites x": stk.Velocity(lambda x, t: x.mul_(0.5), (2,)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings(
@@ -242,16 +242,27 @@ def test_alike():
     with torch.random.fork_rng():
         layer, other, table = nn.Linear(2, 2), nn.Linear(2, 2), torch.arange(3.0)
     for a, b, same in (
-        (table, table.clone(), True), (table, table.double(), False), (table, table + 1, False),
+        (table, table.clone(), True),
+        (table, table.double(), False),
+        (table, table + 1, False),
         (constraints.interval(0, 1), constraints.interval(0, 1), True),
         (constraints.interval(0, 1), constraints.interval(0, 2), False),
-        (constraints.positive, constraints.nonnegative, False), ((constraints.simplex, 3), (constraints.simplex, 3), True),
-        (stk.Tabulated(1 - table / 4 - 0.1), stk.Tabulated(1 - table / 4 - 0.1), True), (stk.VP(), stk.SubVP(), False),
-        (layer, layer, True), (layer, other, False), (layer.forward, layer.forward, True),
-        ({"a": table}, {"a": table.clone()}, True), ({"a": table}, {"b": table}, False), ([1, 2], [1, 2, 3], False),
+        (constraints.positive, constraints.nonnegative, False),
+        ((constraints.simplex, 3), (constraints.simplex, 3), True),
+        (stk.Tabulated(1 - table / 4 - 0.1), stk.Tabulated(1 - table / 4 - 0.1), True),
+        (stk.VP(), stk.SubVP(), False),
+        (layer, layer, True),
+        (layer, other, False),
+        (layer.forward, layer.forward, True),
+        ({"a": table}, {"a": table.clone()}, True),
+        ({"a": table}, {"b": table}, False),
+        ([1, 2], [1, 2, 3], False),
         (1, 1.0, False),
-        (None, None, True), (table.numpy(), table.numpy().copy(), True), (len, len, True), (len, max, False),
-    ):  # fmt: skip
+        (None, None, True),
+        (table.numpy(), table.numpy().copy(), True),
+        (len, len, True),
+        (len, max, False),
+    ):
         assert alike(a, b) is same, (a, b)
     loop = [1]
     loop.append(loop)
@@ -311,11 +322,15 @@ def test_nulls_of_other_shapes():
 @pytest.mark.parametrize(
     ("null", "cond"),
     [
-        ({"y": 1.5}, torch.ones(5, dtype=torch.int64)), ({"y": 300}, torch.ones(5, dtype=torch.uint8)),
-        ({"y": -1}, torch.ones(5, dtype=torch.uint8)), ({"y": torch.zeros(3)}, torch.ones(5)), ({"y": "none"}, torch.ones(5)),
-        ("y", torch.ones(5)), ({1: 2}, torch.ones(5)),
+        ({"y": 1.5}, torch.ones(5, dtype=torch.int64)),
+        ({"y": 300}, torch.ones(5, dtype=torch.uint8)),
+        ({"y": -1}, torch.ones(5, dtype=torch.uint8)),
+        ({"y": torch.zeros(3)}, torch.ones(5)),
+        ({"y": "none"}, torch.ones(5)),
+        ("y", torch.ones(5)),
+        ({1: 2}, torch.ones(5)),
     ],
-)  # fmt: skip
+)
 def test_a_null_that_the_condition_cannot_hold_is_refused(null, cond):
     with pytest.raises(InvalidArgument, match="null"):
         told(null, cond)

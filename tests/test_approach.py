@@ -117,8 +117,13 @@ def test_with_one_step_size_it_does_not_arrive_or_takes_ten_times_as_long(name):
 
 
 KERNELS = [
-    stk.HMC(), stk.HMC(leapfrogs=5, metric="dense"), stk.NUTS(), stk.PreconditionedLangevin(), stk.MCLMC(), stk.AdjustedMCLMC()
-]  # fmt: skip
+    stk.HMC(),
+    stk.HMC(leapfrogs=5, metric="dense"),
+    stk.NUTS(),
+    stk.PreconditionedLangevin(),
+    stk.MCLMC(),
+    stk.AdjustedMCLMC(),
+]
 
 
 @pytest.mark.slow
@@ -224,11 +229,16 @@ def test_the_default_reaches_scales_far_apart(name, dtype, options):
 @pytest.mark.parametrize(
     "solver",
     [
-        stk.HMC(leapfrogs=3), stk.ChEES(), stk.NUTS(max_depth=4), stk.PreconditionedLangevin(), stk.MCLMC(), stk.AdjustedMCLMC(),
+        stk.HMC(leapfrogs=3),
+        stk.ChEES(),
+        stk.NUTS(max_depth=4),
+        stk.PreconditionedLangevin(),
+        stk.MCLMC(),
+        stk.AdjustedMCLMC(),
         stk.AdjustedMCLMC(leapfrogs=3),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_gradients_are_counted(solver):
     calls = []
 
@@ -258,8 +268,13 @@ def test_a_step_takes_as_many_gradients_however_they_are_grouped():
 
 def strides(chains):
     """Places and strides of these chains after three steps."""
-    field = resolve(stk.Energy(lambda x: (x.square() * torch.tensor([1.0, 1e6]).to(x)).sum(1) / 2 + x[:, 0].cosh(), (2,)),
-                    {"energy", "score"})  # fmt: skip
+    field = resolve(
+        stk.Energy(
+            lambda x: (x.square() * torch.tensor([1.0, 1e6]).to(x)).sum(1) / 2 + x[:, 0].cosh(),
+            (2,),
+        ),
+        {"energy", "score"},
+    )
     noise = stk.Noise(5, chains)
     x = noise.normal(0, 0, (2,), torch.float32)
     place, own = Place(x, *field.energy_and_grad(x)), begin_strides(x)

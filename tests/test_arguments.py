@@ -40,12 +40,22 @@ def test_a_number_is_finite_and_of_a_size_that_tensors_count(check, value):
 @pytest.mark.parametrize(
     "make",
     [
-        *(lambda n=n: quick(**{n: HUGE}) for n in ("chains", "steps", "warmup", "thin", "batch", "seed")),
-        lambda: stk.ULA(HUGE), lambda: stk.HMC(leapfrogs=HUGE), lambda: stk.VP(HUGE, HUGE), lambda: stk.tempered(FIELD, HUGE),
-        lambda: stk.ProbabilityFlow(steps=HUGE), lambda: stk.Checkpoint("c", every=HUGE), lambda: stk.ReplayBuffer(HUGE),
-        lambda: stk.ReplayBuffer(8, refresh=HUGE), lambda: quick(init=HUGE), lambda: quick(init=[[HUGE, 1]]),
+        *(
+            lambda n=n: quick(**{n: HUGE})
+            for n in ("chains", "steps", "warmup", "thin", "batch", "seed")
+        ),
+        lambda: stk.ULA(HUGE),
+        lambda: stk.HMC(leapfrogs=HUGE),
+        lambda: stk.VP(HUGE, HUGE),
+        lambda: stk.tempered(FIELD, HUGE),
+        lambda: stk.ProbabilityFlow(steps=HUGE),
+        lambda: stk.Checkpoint("c", every=HUGE),
+        lambda: stk.ReplayBuffer(HUGE),
+        lambda: stk.ReplayBuffer(8, refresh=HUGE),
+        lambda: quick(init=HUGE),
+        lambda: quick(init=[[HUGE, 1]]),
     ],
-)  # fmt: skip
+)
 def test_an_integer_beyond_every_range_is_an_invalid_argument(make):
     with pytest.raises(stk.InvalidArgument):
         make()
@@ -73,13 +83,24 @@ def test_a_tensor_holds_its_numbers_one_by_one(kind):
 @pytest.mark.parametrize(
     "make",
     [
-        *(lambda v=v: stk.Ladder(v) for v in (True, None, 3, "01", (0, 1, 1), (0, math.nan, 1), (0.1, 1), (), (0, HUGE))),
-        *(lambda v=v: stk.Ladder((0, 1), step_sizes=v) for v in (1.0, (0.0,), (1.0, 2.0), ("a",), torch.ones(1))),
+        *(
+            lambda v=v: stk.Ladder(v)
+            for v in (True, None, 3, "01", (0, 1, 1), (0, math.nan, 1), (0.1, 1), (), (0, HUGE))
+        ),
+        *(
+            lambda v=v: stk.Ladder((0, 1), step_sizes=v)
+            for v in (1.0, (0.0,), (1.0, 2.0), ("a",), torch.ones(1))
+        ),
         *(lambda v=v: stk.Ladder((0, 1), moves=v) for v in (1, (True,), (0,), (1, 2), (1.5,))),
-        *(lambda v=v: stk.Ladder((0, 1), scales=v) for v in (1.0, torch.ones(2, 2), torch.zeros(1, 2), NOT_DENSE["meta"])),
-        lambda: stk.Ladder.plain(0), lambda: stk.Ladder.plain(True), lambda: stk.Ladder.plain(HUGE),
+        *(
+            lambda v=v: stk.Ladder((0, 1), scales=v)
+            for v in (1.0, torch.ones(2, 2), torch.zeros(1, 2), NOT_DENSE["meta"])
+        ),
+        lambda: stk.Ladder.plain(0),
+        lambda: stk.Ladder.plain(True),
+        lambda: stk.Ladder.plain(HUGE),
     ],
-)  # fmt: skip
+)
 def test_a_ladder_rises_and_has_one_of_all_a_level(make):
     with pytest.raises(stk.InvalidArgument):
         make()

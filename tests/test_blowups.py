@@ -8,9 +8,13 @@ from scoretk.models.targets.mixture import gaussian
 from tests.marks import slow_but
 
 UNSTABLE = [
-    stk.ProbabilityFlow("euler", 50), stk.ProbabilityFlow("heun", 50), stk.ProbabilityFlow("adams_3", 50),
-    stk.ReverseSDE("euler", 50), stk.ReverseSDE("dpmpp_2m", 50), stk.AnnealedLangevin(20),
-]  # fmt: skip
+    stk.ProbabilityFlow("euler", 50),
+    stk.ProbabilityFlow("heun", 50),
+    stk.ProbabilityFlow("adams_3", 50),
+    stk.ReverseSDE("euler", 50),
+    stk.ReverseSDE("dpmpp_2m", 50),
+    stk.AnnealedLangevin(20),
+]
 PATHS = [stk.VP(), stk.Linear(), stk.EDM(), stk.VE(0.01, 50.0)]
 
 

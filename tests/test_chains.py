@@ -21,13 +21,19 @@ def pilot(chains, warmup=16):
 
 
 SOLVERS = [
-    (stk.ULA(0.1), FIELD, {"steps": 6}), (stk.HMC(0.3, 3, metric="none"), FIELD, {"steps": 6, "warmup": 2}),
-    (stk.HMC(leapfrogs=3), FIELD, TUNED), (stk.ChEES(), FIELD, TUNED | pilot(10)), (stk.ChEES(), FIELD, TUNED | pilot(4)),
-    (stk.ChEES(), FIELD, TUNED | pilot(12) | {"keep": "last"}), (stk.NUTS(), FIELD, TUNED | pilot(6) | {"keep": "moments"}),
-    (stk.ParallelTempering(replicas=3), FIELD, TUNED | pilot(6)), (stk.ProbabilityFlow(steps=5), ring_mixture(), {}),
-    (stk.AIS(levels=4), FIELD, {}), (stk.GibbsWithGradients(), "ising", {"steps": 5}),
+    (stk.ULA(0.1), FIELD, {"steps": 6}),
+    (stk.HMC(0.3, 3, metric="none"), FIELD, {"steps": 6, "warmup": 2}),
+    (stk.HMC(leapfrogs=3), FIELD, TUNED),
+    (stk.ChEES(), FIELD, TUNED | pilot(10)),
+    (stk.ChEES(), FIELD, TUNED | pilot(4)),
+    (stk.ChEES(), FIELD, TUNED | pilot(12) | {"keep": "last"}),
+    (stk.NUTS(), FIELD, TUNED | pilot(6) | {"keep": "moments"}),
+    (stk.ParallelTempering(replicas=3), FIELD, TUNED | pilot(6)),
+    (stk.ProbabilityFlow(steps=5), ring_mixture(), {}),
+    (stk.AIS(levels=4), FIELD, {}),
+    (stk.GibbsWithGradients(), "ising", {"steps": 5}),
     (stk.SMC(levels=4, island=4), FIELD, {"keep": "all"}),
-]  # fmt: skip
+]
 
 
 def timed(solver, field):

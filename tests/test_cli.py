@@ -110,9 +110,20 @@ def test_wrong_use_is_2_and_says_what(capsys, arguments, named):
 
 def test_a_run_that_fails_is_1(capsys):
     code, _, err = run(
-        capsys, "sample", "funnel", "--solver", "ula", "--set", "step_size=50", "--chains", 20, "--steps", 50,
-        "--on-failure", "raise",
-    )  # fmt: skip
+        capsys,
+        "sample",
+        "funnel",
+        "--solver",
+        "ula",
+        "--set",
+        "step_size=50",
+        "--chains",
+        20,
+        "--steps",
+        50,
+        "--on-failure",
+        "raise",
+    )
     assert code == 1
     assert "failed" in err
 
@@ -131,9 +142,24 @@ sys.exit(main(sys.argv[1:]))
 def test_ctrl_c_saves_and_exits_130(tmp_path):
     saved = tmp_path / "run.ckpt"
     command = [
-        sys.executable, "-c", HEEDED, "sample", "eight-schools", "--solver", "mala", "--set", "step_size=0.1",
-        "--chains", "16", "--steps", "100000000", "--keep", "moments", "--checkpoint", str(saved),
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        HEEDED,
+        "sample",
+        "eight-schools",
+        "--solver",
+        "mala",
+        "--set",
+        "step_size=0.1",
+        "--chains",
+        "16",
+        "--steps",
+        "100000000",
+        "--keep",
+        "moments",
+        "--checkpoint",
+        str(saved),
+    ]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout.readline() == "begun\n"

@@ -509,23 +509,54 @@ def log_none(x, t):
 
 TIMED, STATIC = gaussian().noised(PATH), gaussian()
 WRONG = {
-    "fields": [lambda: mixture([], []), lambda: mixture([STATIC, gaussian(dim=3)], [1, 1]), lambda: mixture([3], [1]),
-               lambda: mixture([STATIC, TIMED], [1, 1]), product, lambda: product("text"),
-               lambda: mixture([TIMED, gaussian().noised(stk.Linear())], [1, 1])],
-    "weights": [lambda: mixture([STATIC], [1, 2]), lambda: mixture([STATIC], [-1]), lambda: mixture([STATIC], 1.0),
-                lambda: mixture([STATIC], [math.inf])],
-    "log_partition": [lambda: mixture([STATIC], [1], [math.nan]), lambda: mixture([TIMED], [1], [0.0])],
-    "interval": [lambda: guided(TIMED, 2, TIMED, interval=(1, 1)), lambda: guided(TIMED, 2, TIMED, interval=(-1, 1)),
-                 lambda: guided(TIMED, 2, TIMED, interval=3), lambda: guided(TIMED, 2, TIMED, interval=("a", "b")),
-                 lambda: guided(STATIC, 2, STATIC, interval=(0, 1))],
-    "rescale": [lambda: guided(TIMED, 2, TIMED, rescale=1.5), lambda: guided(TIMED, 2, TIMED, rescale=None),
-                lambda: guided(STATIC, 2, STATIC, rescale=0.5), lambda: guided(model(()), 2, model(()), rescale=0.5)],
-    "unconditional": [lambda: guided(TIMED, 2, gaussian(dim=3).noised(PATH)), lambda: guided(TIMED, 2),
-                      lambda: guided(TIMED, 2, STATIC), lambda: guided(TIMED, 2, model((2,)))],
+    "fields": [
+        lambda: mixture([], []),
+        lambda: mixture([STATIC, gaussian(dim=3)], [1, 1]),
+        lambda: mixture([3], [1]),
+        lambda: mixture([STATIC, TIMED], [1, 1]),
+        product,
+        lambda: product("text"),
+        lambda: mixture([TIMED, gaussian().noised(stk.Linear())], [1, 1]),
+    ],
+    "weights": [
+        lambda: mixture([STATIC], [1, 2]),
+        lambda: mixture([STATIC], [-1]),
+        lambda: mixture([STATIC], 1.0),
+        lambda: mixture([STATIC], [math.inf]),
+    ],
+    "log_partition": [
+        lambda: mixture([STATIC], [1], [math.nan]),
+        lambda: mixture([TIMED], [1], [0.0]),
+    ],
+    "interval": [
+        lambda: guided(TIMED, 2, TIMED, interval=(1, 1)),
+        lambda: guided(TIMED, 2, TIMED, interval=(-1, 1)),
+        lambda: guided(TIMED, 2, TIMED, interval=3),
+        lambda: guided(TIMED, 2, TIMED, interval=("a", "b")),
+        lambda: guided(STATIC, 2, STATIC, interval=(0, 1)),
+    ],
+    "rescale": [
+        lambda: guided(TIMED, 2, TIMED, rescale=1.5),
+        lambda: guided(TIMED, 2, TIMED, rescale=None),
+        lambda: guided(STATIC, 2, STATIC, rescale=0.5),
+        lambda: guided(model(()), 2, model(()), rescale=0.5),
+    ],
+    "unconditional": [
+        lambda: guided(TIMED, 2, gaussian(dim=3).noised(PATH)),
+        lambda: guided(TIMED, 2),
+        lambda: guided(TIMED, 2, STATIC),
+        lambda: guided(TIMED, 2, model((2,))),
+    ],
     "field": [lambda: classifier_guided(STATIC, log_none)],
-    "log_prob": [lambda: classifier_guided(TIMED, 3), lambda: classifier_guided(TIMED, log_none).score(points((2,)), 0.5)],
-    "weight": [lambda: classifier_guided(TIMED, log_none, math.nan), lambda: guided(TIMED, "2", TIMED)],
-}  # fmt: skip
+    "log_prob": [
+        lambda: classifier_guided(TIMED, 3),
+        lambda: classifier_guided(TIMED, log_none).score(points((2,)), 0.5),
+    ],
+    "weight": [
+        lambda: classifier_guided(TIMED, log_none, math.nan),
+        lambda: guided(TIMED, "2", TIMED),
+    ],
+}
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,12 @@ def leaves_torch(x):
 
 FIELDS = [talks, branches, counts, leaves_torch]
 SOLVERS = [
-    stk.ULA(0.1), stk.HMC(0.2, 3, metric="none"), stk.ChEES(0.2, 0.5, metric="none"), stk.NUTS(0.2, metric="none"),
+    stk.ULA(0.1),
+    stk.HMC(0.2, 3, metric="none"),
+    stk.ChEES(0.2, 0.5, metric="none"),
+    stk.NUTS(0.2, metric="none"),
     stk.ChEES(),
-]  # fmt: skip
+]
 
 
 def line_of(function):

@@ -23,28 +23,42 @@ td.Distribution.set_default_validate_args(
 CASES = {
     "positive": (
         td.Independent(td.Gamma(torch.tensor([3.0, 5.0]), torch.tensor([2.0, 1.0])), 1),
-        constraints.independent(constraints.positive, 1), [1.5, 5.0], [0.75, 5.0],
+        constraints.independent(constraints.positive, 1),
+        [1.5, 5.0],
+        [0.75, 5.0],
     ),
     "interval": (
         td.Independent(td.Beta(torch.tensor([2.0]), torch.tensor([3.0])), 1),
-        constraints.independent(constraints.interval(0, 1), 1), [0.4], [0.04],
+        constraints.independent(constraints.interval(0, 1), 1),
+        [0.4],
+        [0.04],
     ),
-    "simplex": (DIRICHLET, constraints.simplex, (DIRICHLET.mean).tolist(), DIRICHLET.variance.tolist()),
+    "simplex": (
+        DIRICHLET,
+        constraints.simplex,
+        (DIRICHLET.mean).tolist(),
+        DIRICHLET.variance.tolist(),
+    ),
     "ordered": (
-        td.Independent(td.Normal(torch.zeros(2), 1.0, validate_args=False), 1), stk.ordered,
-        [-ORDER_MEAN, ORDER_MEAN], [1 - 1 / math.pi] * 2,
+        td.Independent(td.Normal(torch.zeros(2), 1.0, validate_args=False), 1),
+        stk.ordered,
+        [-ORDER_MEAN, ORDER_MEAN],
+        [1 - 1 / math.pi] * 2,
     ),
     "simplex beside positive": (
-        None, [(constraints.positive, 1), (constraints.simplex, 3)],
-        [3.0, *DIRICHLET.mean.tolist()], [3.0, *DIRICHLET.variance.tolist()],
+        None,
+        [(constraints.positive, 1), (constraints.simplex, 3)],
+        [3.0, *DIRICHLET.mean.tolist()],
+        [3.0, *DIRICHLET.variance.tolist()],
     ),
     "scalar": (td.Gamma(torch.tensor(3.0), torch.tensor(2.0)), constraints.positive, [1.5], [0.75]),
     "several": (
         td.Independent(td.Normal(torch.zeros(3), 1.0, validate_args=False), 1),
         constraints.cat([constraints.positive, stk.ordered], dim=-1, lengths=[1, 2]),
-        [math.sqrt(2 / math.pi), -ORDER_MEAN, ORDER_MEAN], [1 - 2 / math.pi, 1 - 1 / math.pi, 1 - 1 / math.pi],
+        [math.sqrt(2 / math.pi), -ORDER_MEAN, ORDER_MEAN],
+        [1 - 2 / math.pi, 1 - 1 / math.pi, 1 - 1 / math.pi],
     ),
-}  # fmt: skip
+}
 
 
 def of(name):

@@ -257,9 +257,12 @@ class TestCommandLine:
     def test_a_terminal_that_knows_ascii_only_is_served(self, site):
         plugin(site, "accents", before="raise ValueError('d\\u00e9j\\u00e0')")
         run = subprocess.run(
-            [sys.executable, "-m", "scoretk.cli", "describe", "accents/m"], check=False, capture_output=True, timeout=60,
+            [sys.executable, "-m", "scoretk.cli", "describe", "accents/m"],
+            check=False,
+            capture_output=True,
+            timeout=60,
             env=environment(site, PYTHONIOENCODING="ascii"),
-        )  # fmt: skip
+        )
         assert run.returncode == 1
         assert rb"d\xe9j\xe0" in run.stderr
         assert b"Traceback" not in run.stderr

@@ -26,9 +26,17 @@ from tests.test_cli import run
 
 SMALL = Size(chains=24, steps=20, trajectories=5, rounds=2, likelihood_rows=3, annealed=32)
 MODELS = (
-    "digits-energy", "digits-flow", "digits-flow-classes", "digits-fvsbn", "digits-gan", "digits-realnvp",
-    "eight-schools", "ising", "ring-mixture", "semicircle",
-)  # fmt: skip
+    "digits-energy",
+    "digits-flow",
+    "digits-flow-classes",
+    "digits-fvsbn",
+    "digits-gan",
+    "digits-realnvp",
+    "eight-schools",
+    "ising",
+    "ring-mixture",
+    "semicircle",
+)
 
 
 FEW = ("digits-realnvp", "ring-mixture", "semicircle")

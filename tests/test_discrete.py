@@ -328,10 +328,13 @@ def rbm_energy(target, x):
 @pytest.mark.parametrize(
     ("target", "energy"),
     [
-        (Ising(2, 0.3, 0.2), ising_energy), (Ising(3, -0.4, 0.1), ising_energy),
-        (Potts(2, 3, 0.4), potts_energy), (Potts(3, 2, 0.7), potts_energy), (rbm(5, 3, 2), rbm_energy),
+        (Ising(2, 0.3, 0.2), ising_energy),
+        (Ising(3, -0.4, 0.1), ising_energy),
+        (Potts(2, 3, 0.4), potts_energy),
+        (Potts(3, 2, 0.7), potts_energy),
+        (rbm(5, 3, 2), rbm_energy),
     ],
-)  # fmt: skip
+)
 def test_the_law_is_that_of_a_sum_over_all_states(target, energy):
     xs = all_states(target)
     energies = np.array([energy(target, x.numpy()) for x in xs])

@@ -22,9 +22,14 @@ KERNELS = [stk.ULA(0.1), stk.MALA(0.3)]
 SOLVERS = [
     *((QUADRATIC, k) for k in KERNELS),
     (QUADRATIC, stk.AnnealedLangevin(levels=(4.0, 1.0), step_size=0.05)),
-    *((stk.Diffusion(lambda x, t: -x * t[:, None], (3,), stk.VP(), "data"), stk.ProbabilityFlow(m, steps=9))
-      for m in ("euler", "heun", "dpmpp_2m")),
-]  # fmt: skip
+    *(
+        (
+            stk.Diffusion(lambda x, t: -x * t[:, None], (3,), stk.VP(), "data"),
+            stk.ProbabilityFlow(m, steps=9),
+        )
+        for m in ("euler", "heun", "dpmpp_2m")
+    ),
+]
 IDS = [f"{type(s).__name__}-{getattr(s, 'method', '')}" for _, s in SOLVERS]
 
 
@@ -210,9 +215,16 @@ def _child(tmp_path, *args):
 )
 def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_path, keep, kills):
     straight = stk.sample(
-        stk.Energy(lambda x: (x * x).sum(1) / 2 + (x**4).sum(1) / 40, (3,)), stk.MALA(0.3), chains=7, steps=900, warmup=20,
-        thin=3, batch=4, seed=9, keep=keep,
-    )  # fmt: skip
+        stk.Energy(lambda x: (x * x).sum(1) / 2 + (x**4).sum(1) / 40, (3,)),
+        stk.MALA(0.3),
+        chains=7,
+        steps=900,
+        warmup=20,
+        thin=3,
+        batch=4,
+        seed=9,
+        keep=keep,
+    )
     saved, out = tmp_path / "run.ckpt", tmp_path / "out.safetensors"
     command, chance = _child(tmp_path, saved, out, keep), random.Random(4)
     killed = 0
@@ -331,14 +343,29 @@ def test_no_memory_grows_with_the_steps():
 
 
 WRONG = [
-    ({"chains": 0}, "chains"), ({"chains": 2.5}, "chains"), ({"steps": -1}, "steps"), ({"thin": 0}, "thin"),
-    ({"thin": 2000}, "thin"), ({"warmup": "a"}, "warmup"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"),
-    ({"keep": "some"}, "keep"), ({"batch": 0}, "batch"), ({"device": "tpu9"}, "device"), ({"dtype": torch.int64}, "dtype"),
-    ({"init": torch.zeros(3)}, "init"), ({"init": torch.full((3, 2), torch.nan)}, "init"), ({"cond": 3}, "cond"),
-    ({"cond": {"a": torch.zeros(5)}, "chains": 4}, "cond"), ({"on_failure": "ignore"}, "on_failure"),
-    ({"compile": 1}, "compile"), ({"progress": "yes"}, "progress"), ({"checkpoint": 3}, "checkpoint"),
-    ({"checkpoint": "/nowhere/at/all"}, "checkpoint"), ({"init": torch.zeros(3, 2), "chains": 4}, "init"),
-]  # fmt: skip
+    ({"chains": 0}, "chains"),
+    ({"chains": 2.5}, "chains"),
+    ({"steps": -1}, "steps"),
+    ({"thin": 0}, "thin"),
+    ({"thin": 2000}, "thin"),
+    ({"warmup": "a"}, "warmup"),
+    ({"seed": -1}, "seed"),
+    ({"seed": 2**64}, "seed"),
+    ({"keep": "some"}, "keep"),
+    ({"batch": 0}, "batch"),
+    ({"device": "tpu9"}, "device"),
+    ({"dtype": torch.int64}, "dtype"),
+    ({"init": torch.zeros(3)}, "init"),
+    ({"init": torch.full((3, 2), torch.nan)}, "init"),
+    ({"cond": 3}, "cond"),
+    ({"cond": {"a": torch.zeros(5)}, "chains": 4}, "cond"),
+    ({"on_failure": "ignore"}, "on_failure"),
+    ({"compile": 1}, "compile"),
+    ({"progress": "yes"}, "progress"),
+    ({"checkpoint": 3}, "checkpoint"),
+    ({"checkpoint": "/nowhere/at/all"}, "checkpoint"),
+    ({"init": torch.zeros(3, 2), "chains": 4}, "init"),
+]
 
 
 @pytest.mark.parametrize(("options", "named"), WRONG, ids=lambda v: str(v)[:30])

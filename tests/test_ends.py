@@ -109,9 +109,12 @@ def rescaled(table):
 
 
 TABLES = {
-    "rescaled": rescaled(CUMPROD), "three": torch.tensor([0.9, 0.5, 0.0]), "steep": torch.tensor([0.9, 1e-5, 0.0]),
-    "flat": torch.tensor([0.9, 0.89, 0.0]), "uneven": torch.tensor([0.99, 0.98, 0.5, 0.499, 0.0]),
-}  # fmt: skip
+    "rescaled": rescaled(CUMPROD),
+    "three": torch.tensor([0.9, 0.5, 0.0]),
+    "steep": torch.tensor([0.9, 1e-5, 0.0]),
+    "flat": torch.tensor([0.9, 0.89, 0.0]),
+    "uneven": torch.tensor([0.99, 0.98, 0.5, 0.499, 0.0]),
+}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -152,12 +155,14 @@ def model(predicts, table=CUMPROD):
 @pytest.mark.parametrize(
     ("solver", "near"),
     [
-        (stk.ProbabilityFlow("euler", STEPS), 0.1), (stk.ProbabilityFlow("adams_3", STEPS), 0.02),
+        (stk.ProbabilityFlow("euler", STEPS), 0.1),
+        (stk.ProbabilityFlow("adams_3", STEPS), 0.02),
         (stk.ProbabilityFlow("heun", STEPS), 0.02),
-        (stk.ReverseSDE("ancestral", STEPS, eta=0.0), 0.1), (stk.ReverseSDE("dpmpp_2m", STEPS, eta=0.0), 0.05),
+        (stk.ReverseSDE("ancestral", STEPS, eta=0.0), 0.1),
+        (stk.ReverseSDE("dpmpp_2m", STEPS, eta=0.0), 0.05),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_such_tables_are_right_for_data_and_v(predicts, solver, near):
     """A run is a line in its start, whose slope is the final std: on the timesteps, and to their spacing."""
     ends = torch.tensor([[-1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)

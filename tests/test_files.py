@@ -48,8 +48,14 @@ def stopped_run(path):
 
     with pytest.raises(Stop):
         stk.sample(
-            stk.Energy(energy, (2,)), stk.ULA(0.1), checkpoint=path, chains=3, steps=40, batch=2, seed=1
-        )  # fmt: skip
+            stk.Energy(energy, (2,)),
+            stk.ULA(0.1),
+            checkpoint=path,
+            chains=3,
+            steps=40,
+            batch=2,
+            seed=1,
+        )
 
 
 def resumed(path):
@@ -198,9 +204,38 @@ def sealed_bytes(kind, tensors, header, about=None):
 
 
 ODD = [
-    None, True, False, -1, 10**6, 2**63, 10**400, 0.5, 1.0, math.nan, math.inf, -math.inf, "", "12", "nan", [], [1], [[]],
-    {}, {"step": 1}, "\0", -0.0, [None], [-1], [True], [1.5], ["1"], [10**30], [1] * 50, {"": {}}, [[[[[[1]]]]]],
-]  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    10**6,
+    2**63,
+    10**400,
+    0.5,
+    1.0,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "",
+    "12",
+    "nan",
+    [],
+    [1],
+    [[]],
+    {},
+    {"step": 1},
+    "\0",
+    -0.0,
+    [None],
+    [-1],
+    [True],
+    [1.5],
+    ["1"],
+    [10**30],
+    [1] * 50,
+    {"": {}},
+    [[[[[[1]]]]]],
+]
 
 
 def forged(header):
@@ -257,12 +292,22 @@ class TestHeadersMadeByHand:
     @pytest.mark.parametrize(
         "text",
         [
-            '{"format": 1, "kind": "run", "header": {}, "header": {}, "seal": "%s"}', "[]", "{", "null", "NaN", "3",
-            '{"format": true, "kind": "run", "header": {}, "seal": "%s"}', "[" * 5000, '{"seal": "%s"}', "",
-            '{"format": 2, "kind": "run", "header": {}, "seal": "%s"}', '{"format": 1, "kind": "run", "header": {}, "seal": 7}',
-            '{"format": 1, "kind": {}, "header": {}, "seal": "%s"}', "9" * 9000,
+            '{"format": 1, "kind": "run", "header": {}, "header": {}, "seal": "%s"}',
+            "[]",
+            "{",
+            "null",
+            "NaN",
+            "3",
+            '{"format": true, "kind": "run", "header": {}, "seal": "%s"}',
+            "[" * 5000,
+            '{"seal": "%s"}',
+            "",
+            '{"format": 2, "kind": "run", "header": {}, "seal": "%s"}',
+            '{"format": 1, "kind": "run", "header": {}, "seal": 7}',
+            '{"format": 1, "kind": {}, "header": {}, "seal": "%s"}',
+            "9" * 9000,
         ],
-    )  # fmt: skip
+    )
     def test_what_is_no_header_is_refused(self, tmp_path, text):
         content = sealed_bytes("run", {"x": torch.zeros(2)}, text.replace("%s", "0" * 64).encode())
         assert not accepted("run", tmp_path / "c", content)

@@ -29,11 +29,21 @@ LATENT = {"width": 8, "latent": 2}
 GAME = {"width": 8, "critic_width": 8, "latent": 3, "refine": 2}
 FLOW = {"width": 8, "layers": 2}
 SMALL = {
-    "digits-energy": {"width": 8, **CHAINS}, "digits-jem": {"width": 8, **CHAINS}, "digits-rbm": {"hidden": 4, "chains": 8},
-    "digits-vae": LATENT, "digits-vae-binary": LATENT, "digits-latent-energy": {**LATENT, "prior_width": 4, **CHAINS},
-    "digits-gan": GAME, "digits-wgan": GAME, "digits-fvsbn": {}, "digits-pixelcnn": {"width": 4, "blocks": 1},
-    "digits-nice": FLOW, "digits-realnvp": FLOW, "digits-maf": FLOW, "digits-spline": FLOW,
-}  # fmt: skip
+    "digits-energy": {"width": 8, **CHAINS},
+    "digits-jem": {"width": 8, **CHAINS},
+    "digits-rbm": {"hidden": 4, "chains": 8},
+    "digits-vae": LATENT,
+    "digits-vae-binary": LATENT,
+    "digits-latent-energy": {**LATENT, "prior_width": 4, **CHAINS},
+    "digits-gan": GAME,
+    "digits-wgan": GAME,
+    "digits-fvsbn": {},
+    "digits-pixelcnn": {"width": 4, "blocks": 1},
+    "digits-nice": FLOW,
+    "digits-realnvp": FLOW,
+    "digits-maf": FLOW,
+    "digits-spline": FLOW,
+}
 """Settings that make a training short; {"width": 8} for all others."""
 
 

@@ -325,9 +325,13 @@ class TestHealth:
         def train(**options):  # the held-out value falls, then rises
             net = Weight(0.0)
             return fit(
-                net, lambda x, _: -net.weight.sum(), rows(), recipe, evaluate=lambda x, _: (net.weight.sum() - 1).abs(),
+                net,
+                lambda x, _: -net.weight.sum(),
+                rows(),
+                recipe,
+                evaluate=lambda x, _: (net.weight.sum() - 1).abs(),
                 **options,
-            )  # fmt: skip
+            )
 
         done = train()
         values = [p.held_out for p in done.history]

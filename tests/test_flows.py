@@ -232,10 +232,15 @@ def test_a_short_training_on_any_event_shape_round_trips(name, shape, tmp_path):
 @every
 @pytest.mark.parametrize(
     ("data", "bin"),
-    [(torch.ones(5), 0.1), (torch.tensor([[1.0, math.nan]] * 3), 0.1), (torch.zeros(5, 2), 0.1),
-     (torch.randn(9, 1, generator=torch.Generator().manual_seed(0)), 0.1),
-     (torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), 0.0), (correlated(9), -1.0)],
-)  # fmt: skip
+    [
+        (torch.ones(5), 0.1),
+        (torch.tensor([[1.0, math.nan]] * 3), 0.1),
+        (torch.zeros(5, 2), 0.1),
+        (torch.randn(9, 1, generator=torch.Generator().manual_seed(0)), 0.1),
+        (torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), 0.0),
+        (correlated(9), -1.0),
+    ],
+)
 def test_training_refuses_what_it_cannot_use(name, data, bin):
     with pytest.raises(stk.InvalidArgument, match=r"data|bin"):
         EVERY[name].train(data, steps=1, bin=bin)

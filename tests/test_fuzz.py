@@ -22,9 +22,17 @@ RECORDS = {"Draws", "Estimate", "Latents", "Finding", "Summary", "Broken", "Cost
 """What the package hands out, and nobody makes."""
 NAMES = sorted(set(CALLABLES) - EXCLUDED - RECORDS)
 CHEAP = {
-    "chains": 4, "steps": 2, "warmup": 0, "levels": 2, "pilot": 16, "samples": 4, "max_steps": 20, "draws": 1, "progress": False,
+    "chains": 4,
+    "steps": 2,
+    "warmup": 0,
+    "levels": 2,
+    "pilot": 16,
+    "samples": 4,
+    "max_steps": 20,
+    "draws": 1,
+    "progress": False,
     "moves": 1,
-}  # fmt: skip
+}
 """What keeps a call short where the fuzz does not choose the argument."""
 
 
@@ -125,9 +133,11 @@ def holds(call):
 
 
 SETTINGS = {
-    "deadline": None, "derandomize": True, "database": None,
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
     "suppress_health_check": list(hypothesis.HealthCheck),
-}  # fmt: skip
+}
 
 
 @hypothesis.settings(max_examples=2000, **SETTINGS)

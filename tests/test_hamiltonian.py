@@ -40,22 +40,40 @@ def correlated(x):
 
 
 TARGETS = {
-    "gaussian": (gaussian(dim=1), 0.9, lambda x: math.log(max(ks_p(x[:, 0], norm.cdf), 1e-300)) / math.log(1e-6)),
+    "gaussian": (
+        gaussian(dim=1),
+        0.9,
+        lambda x: math.log(max(ks_p(x[:, 0], norm.cdf), 1e-300)) / math.log(1e-6),
+    ),
     "semicircle": (
-        Semicircle(), 0.3, lambda x: math.log(max(ks_p(x[:, 0], semicircular.cdf), 1e-300)) / math.log(1e-6)
+        Semicircle(),
+        0.3,
+        lambda x: math.log(max(ks_p(x[:, 0], semicircular.cdf), 1e-300)) / math.log(1e-6),
     ),
     "ring": (
-        ring_mixture(), 0.25, lambda x: float(mean_z(*ring_statistics(x)).abs().max() / z_limit(11))
+        ring_mixture(),
+        0.25,
+        lambda x: float(mean_z(*ring_statistics(x)).abs().max() / z_limit(11)),
     ),
     "funnel": (
-        Funnel(3, 1.0), 0.4,
-        lambda x: float(mean_z(torch.stack([x[:, 0], x[:, 0] ** 2, x[:, 1] ** 2 * torch.exp(-x[:, 0])], 1), [0, 1, 1]).abs().max()
-                        / z_limit(3)),
+        Funnel(3, 1.0),
+        0.4,
+        lambda x: float(
+            mean_z(
+                torch.stack([x[:, 0], x[:, 0] ** 2, x[:, 1] ** 2 * torch.exp(-x[:, 0])], 1),
+                [0, 1, 1],
+            )
+            .abs()
+            .max()
+            / z_limit(3)
+        ),
     ),
     "in space": (
-        gaussian(dim=3), 0.9, lambda x: float(mean_z(x.square(), [1, 1, 1]).abs().max() / z_limit(3))
+        gaussian(dim=3),
+        0.9,
+        lambda x: float(mean_z(x.square(), [1, 1, 1]).abs().max() / z_limit(3)),
     ),
-}  # fmt: skip
+}
 
 
 def kernels(size):
@@ -396,11 +414,15 @@ PILOT = stk.Warmup(pilot=32)
 @pytest.mark.parametrize(
     ("solver", "chain"),  # one of the pilot, and one that takes over what the pilot has tuned
     [
-        (stk.HMC(), 7), (stk.ChEES(), 50),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((stk.HMC(), 50), (stk.ChEES(), 7))),
+        (stk.HMC(), 7),
+        (stk.ChEES(), 50),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((stk.HMC(), 50), (stk.ChEES(), 7))
+        ),
     ],
     ids=lambda v: v if isinstance(v, int) else type(v).__name__,
-)  # fmt: skip
+)
 def test_a_chain_that_starts_far_out_comes_along(solver, chain):
     draws = stk.sample(
         stk.Energy(steep, (2,)), solver, init=one_far_out(chain), steps=50, warmup=PILOT, seed=1

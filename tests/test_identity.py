@@ -1,6 +1,6 @@
 """Whose checkpoint it is: another model's is refused with what differs, an equal run's is taken up, also in a fresh process."""
 
-# ruff: noqa: B008, E501, PLW0108, RUF043 (numbers in defaults and in lambdas are what is told apart)
+# ruff: noqa: B008, PLW0108, RUF043 (numbers in defaults and in lambdas are what is told apart)
 import ast
 import collections
 import contextvars
@@ -130,69 +130,216 @@ BITS = torch.tensor([True, False])
 CASES = {
     "temperature": (lambda v: stk.tempered(energy(squares), v), 1.0, 25.0),
     "temperature of a timed field": (lambda v: stk.tempered(diffusion(), v), 1.0, 2.0),
-    "support": (lambda v: stk.constrained(energy(squares), v), torch.distributions.constraints.positive, torch.distributions.constraints.unit_interval),
-    "bounds of a support": (lambda v: stk.constrained(energy(squares), torch.distributions.constraints.greater_than(v)), 0.0, 1.0),
+    "support": (
+        lambda v: stk.constrained(energy(squares), v),
+        torch.distributions.constraints.positive,
+        torch.distributions.constraints.unit_interval,
+    ),
+    "bounds of a support": (
+        lambda v: stk.constrained(energy(squares), torch.distributions.constraints.greater_than(v)),
+        0.0,
+        1.0,
+    ),
     "constant": (lambda v: energy(code(f"f = lambda x: x.square().sum(1) / {v}")), 2, 50),
-    "constant of another type": (lambda v: energy(code(f"f = lambda x: x.square().sum(1) / {v}")), 2, 2.0),
-    "constant in a comprehension": (lambda v: energy(code(f"f = lambda x: sum([y * {v} for y in x.square().T])")), 2, 50),
+    "constant of another type": (
+        lambda v: energy(code(f"f = lambda x: x.square().sum(1) / {v}")),
+        2,
+        2.0,
+    ),
+    "constant in a comprehension": (
+        lambda v: energy(code(f"f = lambda x: sum([y * {v} for y in x.square().T])")),
+        2,
+        50,
+    ),
     "constant in a nested function": (
-        lambda v: energy(code(f"def f(x):\n def g(y): return (lambda z: z * {v})(y)\n return g(x.square().sum(1))")), 2, 50),
-    "operator": (lambda v: energy(code(f"f = lambda x: (x.square() {v} x.abs()).sum(1)")), "+", "*"),
+        lambda v: energy(
+            code(
+                f"def f(x):\n def g(y): return (lambda z: z * {v})(y)\n return g(x.square().sum(1))"
+            )
+        ),
+        2,
+        50,
+    ),
+    "operator": (
+        lambda v: energy(code(f"f = lambda x: (x.square() {v} x.abs()).sum(1)")),
+        "+",
+        "*",
+    ),
     "method asked for": (lambda v: energy(code(f"f = lambda x: x.{v}().sum(1)")), "square", "cosh"),
     "closure": (lambda v: energy(lambda x: squares(x) * v), 1.0, 25.0),
-    "closure over a tensor": (lambda v: energy(lambda x: squares(x * v)), torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])),
-    "closure over an array": (lambda v: energy(lambda x: squares(x) * float(v.sum())), np.arange(3.0), np.arange(3.0) + 1e-12),
+    "closure over a tensor": (
+        lambda v: energy(lambda x: squares(x * v)),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([2.0, 1.0]),
+    ),
+    "closure over an array": (
+        lambda v: energy(lambda x: squares(x) * float(v.sum())),
+        np.arange(3.0),
+        np.arange(3.0) + 1e-12,
+    ),
     "closure over a string": (lambda v: energy(lambda x: squares(x) * len(v)), "one", "three"),
-    "closure over an enum": (lambda v: energy(lambda x: squares(x) * v.value), Mode.FLAT, Mode.STEEP),
+    "closure over an enum": (
+        lambda v: energy(lambda x: squares(x) * v.value),
+        Mode.FLAT,
+        Mode.STEEP,
+    ),
     "closure over a function": (lambda v: energy(lambda x: v(x).sum(1)), torch.cosh, torch.square),
     "closure over a builtin": (lambda v: energy(lambda x: squares(x) * v(1, 2)), max, min),
-    "closure over a set": (lambda v: energy(lambda x: squares(x) * len(v)), {"a", "b", (1, "c")}, {"a", "b", (1, "d")}),
-    "closure over a dict": (lambda v: energy(lambda x: squares(x) * v["a"]), {"a": 1.0, "b": 2}, {"a": 2.0, "b": 1}),
-    "order of a dict": (lambda v: energy(lambda x: squares(x) * next(iter(v.values()))), {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0}),
-    "long list": (lambda v: energy(lambda x: squares(x) * v[7]), list(range(5000)), [*range(4999), -1]),
-    "global": (lambda v: energy(code("f = lambda x: x.square().sum(1) * scale", scale=v)), 1.0, 25.0),
-    "global array": (lambda v: energy(code("f = lambda x: (x * scale).square().sum(1)", scale=v)), torch.ones(2), torch.tensor([1.0, 2.0])),
-    "global function": (lambda v: energy(code("f = lambda x: g(x)", g=v)), squares, lambda x: squares(x) * 2),
+    "closure over a set": (
+        lambda v: energy(lambda x: squares(x) * len(v)),
+        {"a", "b", (1, "c")},
+        {"a", "b", (1, "d")},
+    ),
+    "closure over a dict": (
+        lambda v: energy(lambda x: squares(x) * v["a"]),
+        {"a": 1.0, "b": 2},
+        {"a": 2.0, "b": 1},
+    ),
+    "order of a dict": (
+        lambda v: energy(lambda x: squares(x) * next(iter(v.values()))),
+        {"a": 1.0, "b": 2.0},
+        {"b": 2.0, "a": 1.0},
+    ),
+    "long list": (
+        lambda v: energy(lambda x: squares(x) * v[7]),
+        list(range(5000)),
+        [*range(4999), -1],
+    ),
+    "global": (
+        lambda v: energy(code("f = lambda x: x.square().sum(1) * scale", scale=v)),
+        1.0,
+        25.0,
+    ),
+    "global array": (
+        lambda v: energy(code("f = lambda x: (x * scale).square().sum(1)", scale=v)),
+        torch.ones(2),
+        torch.tensor([1.0, 2.0]),
+    ),
+    "global function": (
+        lambda v: energy(code("f = lambda x: g(x)", g=v)),
+        squares,
+        lambda x: squares(x) * 2,
+    ),
     "global module": (lambda v: energy(as_module(v)), 1.0, 25.0),
     "default": (lambda v: energy(lambda x, scale=v: squares(x) * scale), 1.0, 25.0),
-    "keyword default": (lambda v: energy(functools.partial(code("def f(x, *, scale=s): return x.square().sum(1) * scale", s=v))), 1.0, 25.0),
-    "partial": (lambda v: energy(functools.partial(lambda scale, x: squares(x) * scale, v)), 1.0, 25.0),
-    "partial keyword": (lambda v: energy(functools.partial(lambda x, scale: squares(x) * scale, scale=v)), 1.0, 25.0),
-    "attribute": (lambda v: energy(Scaled(v)), 1.0, 25.0), "attribute of attributes": (lambda v: energy(nested(v)), 1.0, 25.0),
-    "slot": (lambda v: energy(Slotted(v)), 1.0, 25.0), "bound method": (lambda v: energy(Scaled(v).method), 1.0, 25.0),
+    "keyword default": (
+        lambda v: energy(
+            functools.partial(code("def f(x, *, scale=s): return x.square().sum(1) * scale", s=v))
+        ),
+        1.0,
+        25.0,
+    ),
+    "partial": (
+        lambda v: energy(functools.partial(lambda scale, x: squares(x) * scale, v)),
+        1.0,
+        25.0,
+    ),
+    "partial keyword": (
+        lambda v: energy(functools.partial(lambda x, scale: squares(x) * scale, scale=v)),
+        1.0,
+        25.0,
+    ),
+    "attribute": (lambda v: energy(Scaled(v)), 1.0, 25.0),
+    "attribute of attributes": (lambda v: energy(nested(v)), 1.0, 25.0),
+    "slot": (lambda v: energy(Slotted(v)), 1.0, 25.0),
+    "bound method": (lambda v: energy(Scaled(v).method), 1.0, 25.0),
     "class attribute": (lambda v: energy(with_class_attribute(v)), 1.0, 25.0),
     "weight": (lambda v: net_with(lambda n: n.net.weight.data.fill_(v)), 1.0, 1.0000001),
-    "weights in another order": (lambda v: net_with(lambda n: n.net.weight.data.copy_(v)), torch.eye(2), torch.eye(2).flip(0)),
+    "weights in another order": (
+        lambda v: net_with(lambda n: n.net.weight.data.copy_(v)),
+        torch.eye(2),
+        torch.eye(2).flip(0),
+    ),
     "buffer": (lambda v: energy(lambda x, n=Net(offset=v): squares(n(x))), 0.0, 1.0),
     "attribute of a module": (lambda v: energy(lambda x, n=Net(v): squares(n(x))), 1, 3),
     "unregistered tensor": (lambda v: net_with(lambda n: n.unregistered[0].fill_(v)), 1.0, 2.0),
     "class of a module": (lambda v: energy(lambda x, n=v(): squares(n(x))), Net, Sign),
-    "hook": (lambda v: net_with(lambda n: n.register_forward_hook(lambda m, i, out, s=v: out * s)), 1.0, 2.0),
-    "replaced method": (lambda v: net_with(lambda n: setattr(n, "forward", v)), lambda x: x, lambda x: 2 * x),
+    "hook": (
+        lambda v: net_with(lambda n: n.register_forward_hook(lambda m, i, out, s=v: out * s)),
+        1.0,
+        2.0,
+    ),
+    "replaced method": (
+        lambda v: net_with(lambda n: setattr(n, "forward", v)),
+        lambda x: x,
+        lambda x: 2 * x,
+    ),
     "order of modules": (
-        lambda v: energy(lambda x, n=torch.nn.Sequential(collections.OrderedDict(v)): squares(n(x))),
-        [("a", torch.nn.Tanh()), ("b", torch.nn.ReLU())], [("b", torch.nn.ReLU()), ("a", torch.nn.Tanh())]),
+        lambda v: energy(
+            lambda x, n=torch.nn.Sequential(collections.OrderedDict(v)): squares(n(x))
+        ),
+        [("a", torch.nn.Tanh()), ("b", torch.nn.ReLU())],
+        [("b", torch.nn.ReLU()), ("a", torch.nn.Tanh())],
+    ),
     **{
         f"tensor of {dtype}": (
-            lambda v, dtype=dtype: energy(lambda x, a=torch.tensor(v).to(dtype): squares(x) * a.to(torch.complex64).abs().sum()), [0, 1], [1, 1])
-        for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.int64, torch.bool, torch.complex64, torch.uint8)
+            lambda v, dtype=dtype: energy(
+                lambda x, a=torch.tensor(v).to(dtype): (
+                    squares(x) * a.to(torch.complex64).abs().sum()
+                )
+            ),
+            [0, 1],
+            [1, 1],
+        )
+        for dtype in (
+            torch.bfloat16,
+            torch.float16,
+            torch.float64,
+            torch.int8,
+            torch.int64,
+            torch.bool,
+            torch.complex64,
+            torch.uint8,
+        )
     },
-    "sparse tensor": (lambda v: energy(lambda x, a=torch.tensor(v).to_sparse(): squares(x) * a.to_dense().sum()), [0.0, 1.0], [1.0, 0.0]),
+    "sparse tensor": (
+        lambda v: energy(lambda x, a=torch.tensor(v).to_sparse(): squares(x) * a.to_dense().sum()),
+        [0.0, 1.0],
+        [1.0, 0.0],
+    ),
     "quantised tensor": (
-        lambda v: energy(lambda x, a=torch.quantize_per_tensor(torch.ones(2), v, 0, torch.qint8): squares(x) * a.dequantize().sum()), 0.1, 0.2),
+        lambda v: energy(
+            lambda x, a=torch.quantize_per_tensor(torch.ones(2), v, 0, torch.qint8): (
+                squares(x) * a.dequantize().sum()
+            )
+        ),
+        0.1,
+        0.2,
+    ),
     "distribution": (lambda v: stk.from_distribution(distribution(v)), 0.0, 3.0),
     "scale of a distribution": (lambda v: stk.from_distribution(distribution(0.0, v)), 1.0, 3.0),
-    "path": (lambda v: diffusion(v), stk.VP(), stk.Linear()), "path's parameter": (lambda v: diffusion(stk.VP(beta_max=v)), 20.0, 10.0),
+    "path": (lambda v: diffusion(v), stk.VP(), stk.Linear()),
+    "path's parameter": (lambda v: diffusion(stk.VP(beta_max=v)), 20.0, 10.0),
     "predicts": (lambda v: diffusion(predicts=v), "data", "v"),
-    "timesteps": (lambda v: stk.from_timesteps(lambda x, k: 0.5 * x, torch.linspace(0.99, v, 20), (2,), "data"), 0.01, 0.02),
-    "guidance": (lambda v: stk.guided(diffusion(), v, diffusion(net=lambda x, t: 0.4 * x)), 1.0, 3.0),
+    "timesteps": (
+        lambda v: stk.from_timesteps(
+            lambda x, k: 0.5 * x, torch.linspace(0.99, v, 20), (2,), "data"
+        ),
+        0.01,
+        0.02,
+    ),
+    "guidance": (
+        lambda v: stk.guided(diffusion(), v, diffusion(net=lambda x, t: 0.4 * x)),
+        1.0,
+        3.0,
+    ),
     "observation": (
-        lambda v: stk.posterior(diffusion(), stk.LinearGaussian(torch.tensor([[1.0, 0.0]]), torch.tensor([v]), 0.1)), 1.0, 2.0),
+        lambda v: stk.posterior(
+            diffusion(), stk.LinearGaussian(torch.tensor([[1.0, 0.0]]), torch.tensor([v]), 0.1)
+        ),
+        1.0,
+        2.0,
+    ),
     "std of an observation": (
-        lambda v: stk.posterior(diffusion(), stk.LinearGaussian(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), v)), 0.1, 0.2),
+        lambda v: stk.posterior(
+            diffusion(), stk.LinearGaussian(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), v)
+        ),
+        0.1,
+        0.2,
+    ),
     "factors of a product": (lambda v: stk.product(energy(squares), energy(Scaled(v))), 1.0, 2.0),
     "scripted": (lambda v: energy(lambda x, s=torch.jit.script(Script(v)): s(x)), 1.0, 2.0),
-}  # fmt: skip
+}
 
 
 Pair = collections.namedtuple("Pair", "scale name")
@@ -207,18 +354,35 @@ class Options(dict):
 
 
 CASES |= {
-    "named tuple": (lambda v: energy(lambda x: squares(x) * v.scale), Pair(1.0, "a"), Pair(25.0, "a")),
-    "list of one's own": (lambda v: energy(lambda x: squares(x) * v[0]), Numbers([1.0]), Numbers([25.0])),
-    "dict of one's own": (lambda v: energy(lambda x: squares(x) * v["a"]), Options(a=1.0), Options(a=25.0)),
+    "named tuple": (
+        lambda v: energy(lambda x: squares(x) * v.scale),
+        Pair(1.0, "a"),
+        Pair(25.0, "a"),
+    ),
+    "list of one's own": (
+        lambda v: energy(lambda x: squares(x) * v[0]),
+        Numbers([1.0]),
+        Numbers([25.0]),
+    ),
+    "dict of one's own": (
+        lambda v: energy(lambda x: squares(x) * v["a"]),
+        Options(a=1.0),
+        Options(a=25.0),
+    ),
     "memo": (lambda v: energy(functools.lru_cache(lambda x: squares(x) * v)), 1.0, 25.0),
-    "dispatch": (lambda v: energy(dispatched(v)), 1.0, 25.0), "cached property": (lambda v: energy(Lazy(v)), 1.0, 25.0),
+    "dispatch": (lambda v: energy(dispatched(v)), 1.0, 25.0),
+    "cached property": (lambda v: energy(Lazy(v)), 1.0, 25.0),
     "property": (lambda v: energy(lambda x: squares(x) * of_property(v).scale), 1.0, 25.0),
     "vmap": (lambda v: energy(torch.func.vmap(lambda x: x.square().sum() * v)), 1.0, 25.0),
     "field of one's own": (lambda v: own_field(v), 1.0, 25.0),
-    "likelihood": (lambda v: stk.posterior(diffusion(), lambda x: -(x - v).square().sum(1)), 1.0, 2.0),
+    "likelihood": (
+        lambda v: stk.posterior(diffusion(), lambda x: -(x - v).square().sum(1)),
+        1.0,
+        2.0,
+    ),
     "smoothing": (lambda v: stk.smoothed(energy(squares), stk.VP(beta_max=v)), 20.0, 10.0),
     "base": (lambda v: stk.Velocity(lambda x, t: -x, (2,), torch.full((3, 2), v)), 1.0, 2.0),
-}  # fmt: skip
+}
 
 
 class Number(float):
@@ -287,31 +451,72 @@ def exported(value):
 CASES |= {
     "number of one's own": (lambda v: energy(lambda x: squares(x) * v), Number(1.0), Number(25.0)),
     "string of one's own": (lambda v: energy(lambda x: squares(x) * len(v)), Word("a"), Word("bc")),
-    "date of one's own": (lambda v: energy(lambda x: squares(x) * v.day), Day(2000, 1, 1), Day(2000, 1, 2)),
+    "date of one's own": (
+        lambda v: energy(lambda x: squares(x) * v.day),
+        Day(2000, 1, 1),
+        Day(2000, 1, 2),
+    ),
     "flag": (lambda v: energy(lambda x: squares(x) * int(v)), Bits.LOW, Bits.HIGH),
-    "view of memory": (lambda v: energy(lambda x: squares(x) * v[0]), memoryview(b"a"), memoryview(b"b")),
-    "default of a dict": (lambda v: energy(lambda x, d=collections.defaultdict(lambda: v): squares(x) * d["a"]), 1.0, 25.0),
-    "context variable": (lambda v: energy(lambda x, c=contextvars.ContextVar("c", default=v): squares(x) * c.get()), 1.0, 25.0),
+    "view of memory": (
+        lambda v: energy(lambda x: squares(x) * v[0]),
+        memoryview(b"a"),
+        memoryview(b"b"),
+    ),
+    "default of a dict": (
+        lambda v: energy(lambda x, d=collections.defaultdict(lambda: v): squares(x) * d["a"]),
+        1.0,
+        25.0,
+    ),
+    "context variable": (
+        lambda v: energy(lambda x, c=contextvars.ContextVar("c", default=v): squares(x) * c.get()),
+        1.0,
+        25.0,
+    ),
     "metaclass": (lambda v: energy(with_metaclass(v)), 1.0, 25.0),
-    "attribute of a tensor": (lambda v: energy(lambda x, t=marked(torch.ones(2), v): squares(x) * t.scale), 1.0, 25.0),
+    "attribute of a tensor": (
+        lambda v: energy(lambda x, t=marked(torch.ones(2), v): squares(x) * t.scale),
+        1.0,
+        25.0,
+    ),
     "attribute of a tensor of one's own": (
-        lambda v: energy(lambda x, t=marked(torch.ones(2).as_subclass(Marked), v): squares(x) * t.scale), 1.0, 25.0,
+        lambda v: energy(
+            lambda x, t=marked(torch.ones(2).as_subclass(Marked), v): squares(x) * t.scale
+        ),
+        1.0,
+        25.0,
     ),
     "nested tensor": (
-        lambda v: energy(lambda x, t=torch.nested.nested_tensor([torch.ones(2), torch.full((3,), v)]): squares(x) * t.unbind()[1].sum()),
-        1.0, 25.0,
+        lambda v: energy(
+            lambda x, t=torch.nested.nested_tensor([torch.ones(2), torch.full((3,), v)]): (
+                squares(x) * t.unbind()[1].sum()
+            )
+        ),
+        1.0,
+        25.0,
     ),
     "numbers of eight bits": (
-        lambda v: energy(lambda x, t=torch.full((2,), v).to(torch.float8_e4m3fn): squares(x) * t.float().sum()), 1.0, 2.0,
+        lambda v: energy(
+            lambda x, t=torch.full((2,), v).to(torch.float8_e4m3fn): squares(x) * t.float().sum()
+        ),
+        1.0,
+        2.0,
     ),
-    "traced": (lambda v: energy(torch.jit.trace(lambda x: x.square().sum(1) * v, torch.zeros(3, 2))), 1.0, 25.0),
+    "traced": (
+        lambda v: energy(torch.jit.trace(lambda x: x.square().sum(1) * v, torch.zeros(3, 2))),
+        1.0,
+        25.0,
+    ),
     "exported": (lambda v: energy(exported(v)), 1.0, 25.0),
     "backward hook": (lambda v: energy(lambda x, n=with_backward_hook(v): squares(n(x))), 1.0, 2.0),
     "number put into torch": (lambda v: energy(patched(torch, v)), 1.0, 25.0),
     "function put into torch": (
-        lambda v: energy(code("def f(x): return F.put_by_a_test(x)", F=with_function(torch.nn.functional, v))), 1.0, 25.0,
+        lambda v: energy(
+            code("def f(x): return F.put_by_a_test(x)", F=with_function(torch.nn.functional, v))
+        ),
+        1.0,
+        25.0,
     ),
-}  # fmt: skip
+}
 
 
 def dispatched(scale):
@@ -445,13 +650,17 @@ def test_a_run_goes_on_and_is_extended_in_a_fresh_process(tmp_path):
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        ("temperature", r"field\.temperature: 1\.0 there, 25\.0 here"), ("closure", r"field\.fn\.v: 1\.0 there, 25\.0 here"),
-        ("global", r"field\.fn\.scale: 1\.0 there, 25\.0 here"), ("attribute", r"field\.fn\.scale: 1\.0 there"),
-        ("constant", r"with 1, 2 there, .*with 1, 50 here"), ("path's parameter", r"field\.path\.beta_max: 20\.0 there, 10\.0 here"),
-        ("predicts", r"field\.predicts: 'data' there, 'v' here"), ("observation", r"\[1\.0\].* there, .*\[2\.0\].* here"),
+        ("temperature", r"field\.temperature: 1\.0 there, 25\.0 here"),
+        ("closure", r"field\.fn\.v: 1\.0 there, 25\.0 here"),
+        ("global", r"field\.fn\.scale: 1\.0 there, 25\.0 here"),
+        ("attribute", r"field\.fn\.scale: 1\.0 there"),
+        ("constant", r"with 1, 2 there, .*with 1, 50 here"),
+        ("path's parameter", r"field\.path\.beta_max: 20\.0 there, 10\.0 here"),
+        ("predicts", r"field\.predicts: 'data' there, 'v' here"),
+        ("observation", r"\[1\.0\].* there, .*\[2\.0\].* here"),
         ("attribute of a module", r"scale: 1 there, 3 here"),
     ],
-)  # fmt: skip
+)
 def test_the_error_says_what_differs(tmp_path, case, said):
     make, one, other = CASES[case]
     sampled(make(one), tmp_path / "c")
@@ -482,9 +691,11 @@ class MySolver:
 
 
 SOLVERS = {
-    "temperature": (lambda v: stk.ULA(0.01, temperature=v), 1.0, 2.0), "step size": (stk.ULA, 0.01, 0.02),
-    "one's own": (lambda v: MySolver(lambda x: x * v), 1.0, 0.5), "kernel": (lambda v: stk.ParallelTempering(stk.MALA(v)), 0.1, 0.2),
-}  # fmt: skip
+    "temperature": (lambda v: stk.ULA(0.01, temperature=v), 1.0, 2.0),
+    "step size": (stk.ULA, 0.01, 0.02),
+    "one's own": (lambda v: MySolver(lambda x: x * v), 1.0, 0.5),
+    "kernel": (lambda v: stk.ParallelTempering(stk.MALA(v)), 0.1, 0.2),
+}
 
 
 @pytest.mark.parametrize("case", SOLVERS)
@@ -500,11 +711,14 @@ def test_another_solvers_checkpoint_is_refused(tmp_path, case):
 @pytest.mark.parametrize(
     ("options", "other"),
     [
-        ({"init": torch.zeros(3, 2)}, {"init": torch.ones(3, 2)}), ({"seed": 1}, {"seed": 2}), ({}, {"dtype": torch.float64}),
-        ({"cond": {"c": torch.tensor([1, 2, 3])}}, {"cond": {"c": torch.tensor([1, 3, 2])}}), ({}, {"chains": range(1, 4)}),
+        ({"init": torch.zeros(3, 2)}, {"init": torch.ones(3, 2)}),
+        ({"seed": 1}, {"seed": 2}),
+        ({}, {"dtype": torch.float64}),
+        ({"cond": {"c": torch.tensor([1, 2, 3])}}, {"cond": {"c": torch.tensor([1, 3, 2])}}),
+        ({}, {"chains": range(1, 4)}),
         ({"cond": {"c": torch.tensor([1, 2, 3])}}, {"cond": {"d": torch.tensor([1, 2, 3])}}),
     ],
-)  # fmt: skip
+)
 def test_other_settings_are_refused(tmp_path, options, other):
     field = energy(lambda x, c=None, d=None: squares(x) * (1 if c is None else c.to(x)))
     sampled(field, tmp_path / "c", **options)
@@ -683,8 +897,9 @@ class TestTheSecondNet:
             sampled(energy(fn), tmp_path / "c", steps=50)
         left[0] = 1000
         assert torch.equal(
-            sampled(energy(fn), tmp_path / "c", steps=50).x, sampled(energy(squares), tmp_path / "d", steps=50).x
-        )  # fmt: skip
+            sampled(energy(fn), tmp_path / "c", steps=50).x,
+            sampled(energy(squares), tmp_path / "d", steps=50).x,
+        )
 
 
 class TestMutants:

@@ -18,9 +18,20 @@ KINDS = [
     lambda n: torch.tensor(n, dtype=torch.int32),
 ]
 NONE = [
-    True, np.True_, torch.tensor(True), 3.0, np.float64(3), torch.tensor(3.0), torch.tensor([3]), np.array([3]), "3", None,
-    torch.tensor(3, device="meta"), torch.tensor(3 + 0j), [3],
-]  # fmt: skip
+    True,
+    np.True_,
+    torch.tensor(True),
+    3.0,
+    np.float64(3),
+    torch.tensor(3.0),
+    torch.tensor([3]),
+    np.array([3]),
+    "3",
+    None,
+    torch.tensor(3, device="meta"),
+    torch.tensor(3 + 0j),
+    [3],
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,11 +87,16 @@ def test_a_run_is_the_same_run(kind, tmp_path):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda n: stk.HMC(leapfrogs=n), lambda n: stk.ChEES(most=n), lambda n: stk.ProbabilityFlow(steps=n),
-        stk.AnnealedLangevin, lambda n: stk.ParallelTempering(replicas=n), lambda n: stk.NUTS(max_depth=n),
-        lambda n: stk.ReverseSDE(steps=n), lambda n: stk.learn.Recipe(steps=n),
+        lambda n: stk.HMC(leapfrogs=n),
+        lambda n: stk.ChEES(most=n),
+        lambda n: stk.ProbabilityFlow(steps=n),
+        stk.AnnealedLangevin,
+        lambda n: stk.ParallelTempering(replicas=n),
+        lambda n: stk.NUTS(max_depth=n),
+        lambda n: stk.ReverseSDE(steps=n),
+        lambda n: stk.learn.Recipe(steps=n),
     ],
-)  # fmt: skip
+)
 def test_solvers_hold_plain_integers(make):
     assert repr(make(np.int64(5))) == repr(make(torch.tensor(5))) == repr(make(5))
     with pytest.raises(stk.InvalidArgument):

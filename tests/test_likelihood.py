@@ -308,9 +308,14 @@ def test_products_vectorised_and_one_by_one_are_the_same():
     def looped(y, t):
         return Doubling.apply(torch.nn.functional.conv2d(y, weight, padding=1).tanh())
 
-    trace = torch.stack([
-        torch.autograd.functional.jacobian(lambda r: vectorised(r[None], 0.0)[0], row).reshape(12, 12).trace() for row in x
-    ])  # fmt: skip
+    trace = torch.stack(
+        [
+            torch.autograd.functional.jacobian(lambda r: vectorised(r[None], 0.0)[0], row)
+            .reshape(12, 12)
+            .trace()
+            for row in x
+        ]
+    )
     for model in (vectorised, looped):
         torch.testing.assert_close(
             divergence(model, x, 0.0, None)[1][0], trace, rtol=1e-12, atol=1e-12

@@ -14,19 +14,38 @@ from scoretk.solvers.matrix import CONTRASTIVE, matrix, use
 from tests.marks import slow_but
 
 MODELS = [
-    "gaussian", "funnel", "ising", "rbm", "semicircle", "digits-flow", "digits-diffusion", "eight-schools",
-    "digits-made", "digits-fvsbn", "digits-vae", "digits-realnvp", "digits-ffjord", "digits-gan", "digits-rbm", "digits-jem",
+    "gaussian",
+    "funnel",
+    "ising",
+    "rbm",
+    "semicircle",
+    "digits-flow",
+    "digits-diffusion",
+    "eight-schools",
+    "digits-made",
+    "digits-fvsbn",
+    "digits-vae",
+    "digits-realnvp",
+    "digits-ffjord",
+    "digits-gan",
+    "digits-rbm",
+    "digits-jem",
     "digits-ncsnv2",
-]  # fmt: skip
+]
 SAME = {"digits-diffusion": "digits-flow", "digits-ncsnv2": "digits-flow", "digits-rbm": "rbm"}
 """Models that offer what another one does."""
 OF_EACH_KIND = [model for model in MODELS if model not in SAME]
 SMALL = {
-    "ula": {"step_size": 1e-4}, "annealed-langevin": {"step_size": 1e-4, "steps_per_level": 2},
-    "underdamped": {"step_size": 1e-2}, "mclmc": {"step_size": 1e-2},
-    "ais": {"levels": 3}, "smc": {"levels": 3, "island": 2}, "nuts": {"max_depth": 3}, "reverse-sde": {"steps": 4},
+    "ula": {"step_size": 1e-4},
+    "annealed-langevin": {"step_size": 1e-4, "steps_per_level": 2},
+    "underdamped": {"step_size": 1e-2},
+    "mclmc": {"step_size": 1e-2},
+    "ais": {"levels": 3},
+    "smc": {"levels": 3, "island": 2},
+    "nuts": {"max_depth": 3},
+    "reverse-sde": {"steps": 4},
     "probability-flow": {"steps": 4},
-}  # fmt: skip
+}
 """What differs from the examples: fewer steps, and small ones for unadjusted kernels, whom those would throw out of an image."""
 
 

@@ -138,14 +138,21 @@ def disc_distance(x):
 
 
 TARGETS = {
-    "gaussian": (gaussian(dim=3), 1.5, lambda x: distance_of(torch.cat([x, x.square()], 1), [0, 0, 0, 1, 1, 1])),
+    "gaussian": (
+        gaussian(dim=3),
+        1.5,
+        lambda x: distance_of(torch.cat([x, x.square()], 1), [0, 0, 0, 1, 1, 1]),
+    ),
     "ring": (ring_mixture(), 0.35, lambda x: distance_of(*ring_statistics(x))),
     "funnel": (
-        Funnel(3, 1.0), 0.8,
-        lambda x: distance_of(torch.stack([x[:, 0], x[:, 0] ** 2, x[:, 1] ** 2 * torch.exp(-x[:, 0])], 1), [0, 1, 1]),
+        Funnel(3, 1.0),
+        0.8,
+        lambda x: distance_of(
+            torch.stack([x[:, 0], x[:, 0] ** 2, x[:, 1] ** 2 * torch.exp(-x[:, 0])], 1), [0, 1, 1]
+        ),
     ),
     "disc": (Disc(), 0.3, disc_distance),
-}  # fmt: skip
+}
 
 
 def kernels(size):
@@ -237,9 +244,15 @@ def second_moments(eps, chains=8000, dim=4, steps=60, **options):
     noise = stk.Noise(7, chains, **DOUBLE)
     solver = MCLMC(eps, length=2.0, metric="none", **options)
     draws = stk.sample(
-        gaussian(dim=dim), solver, init=gaussian(dim=dim).draw(chains, noise), steps=steps, warmup=20, seed=1,
-        thin=4, **DOUBLE,
-    )  # fmt: skip
+        gaussian(dim=dim),
+        solver,
+        init=gaussian(dim=dim).draw(chains, noise),
+        steps=steps,
+        warmup=20,
+        seed=1,
+        thin=4,
+        **DOUBLE,
+    )
     of_chains = draws.x.square().mean((1, 2))
     return float(of_chains.mean()), float(of_chains.std()) / math.sqrt(chains)
 

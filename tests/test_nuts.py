@@ -97,8 +97,11 @@ def looks_at_one_end(right):
 
 
 WRONG = [
-    *((name, mutant, 1.5) for mutant in (ignores_weights, biased_the_wrong_way, always_moves_on)
-      for name in ("gaussian", "ring", "funnel", "in space")),
+    *(
+        (name, mutant, 1.5)
+        for mutant in (ignores_weights, biased_the_wrong_way, always_moves_on)
+        for name in ("gaussian", "ring", "funnel", "in space")
+    ),
     ("gaussian", takes_the_last_point, 1.0),
     ("in space", takes_the_last_point, 1.5),
     ("gaussian", checks_no_parts_within, 1.0),
@@ -109,7 +112,7 @@ WRONG = [
     ("semicircle", grows_forward_only, 1.0),
     ("gaussian", looks_at_one_end, 1.5),
     ("semicircle", accepts_nan, 1.0),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "mutant", "factor"), WRONG)
@@ -202,9 +205,14 @@ class Stretched:
 
 @pytest.mark.parametrize(
     ("target", "size", "divergent"),
-    [(ring_mixture(), 0.1, False), (Stretched(), 0.05, False), (Funnel(3, 3.0), 0.7, True), (Semicircle(), 0.2, True)],
+    [
+        (ring_mixture(), 0.1, False),
+        (Stretched(), 0.05, False),
+        (Funnel(3, 3.0), 0.7, True),
+        (Semicircle(), 0.2, True),
+    ],
     ids=["ring", "stretched", "funnel", "semicircle"],
-)  # fmt: skip
+)
 def test_same_as_by_recursion(target, size, divergent):
     chains, deep = 40, 6
     noise = stk.Noise(11, chains, dtype=torch.float64)
@@ -223,8 +231,9 @@ def test_same_as_by_recursion(target, size, divergent):
         torch.testing.assert_close(
             [float(info[name][c]) for name in ("accept", "leapfrogs", "depth", "diverging")],
             [float(v) for v in rest],
-            rtol=1e-5, atol=1e-5,
-        )  # fmt: skip
+            rtol=1e-5,
+            atol=1e-5,
+        )
     assert len(info["depth"].unique()) > 1
     assert bool(info["diverging"].any()) is divergent
 
@@ -468,9 +477,17 @@ def test_eight_schools():
     )
     mu, tau, theta = EightSchools().parameters(draws.x)
     known = [
-        (4.4105, 3.3091), (3.6021, 3.1983), (6.1505, 5.6156), (4.9396, 4.6453), (3.9059, 5.2804),
-        (4.7960, 4.7707), (3.6144, 4.6145), (4.0511, 4.7960), (6.3172, 5.0026), (4.8840, 5.3174),
-    ]  # fmt: skip
+        (4.4105, 3.3091),
+        (3.6021, 3.1983),
+        (6.1505, 5.6156),
+        (4.9396, 4.6453),
+        (3.9059, 5.2804),
+        (4.7960, 4.7707),
+        (3.6144, 4.6145),
+        (4.0511, 4.7960),
+        (6.3172, 5.0026),
+        (4.8840, 5.3174),
+    ]
     of_chains = torch.cat([mu[..., None], tau[..., None], theta], -1).mean(
         1
     )  # independent: an honest standard error

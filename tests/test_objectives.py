@@ -257,8 +257,13 @@ def test_a_weighted_noise_prediction_is_the_regression_that_it_is_named_for(path
             weighting(name, path, t) * loss, error.square().mean(1), msg=name
         )
         if name in PREDICTIONS:
-            exact = {"noise": guess, "score": -guess / sigma, "data": data, "v": alpha * guess - sigma * data,
-                     "velocity": dalpha * data + dsigma * guess}[name]  # fmt: skip
+            exact = {
+                "noise": guess,
+                "score": -guess / sigma,
+                "data": data,
+                "v": alpha * guess - sigma * data,
+                "velocity": dalpha * data + dsigma * guess,
+            }[name]
             found = prediction_error(lambda y, s, exact=exact: exact, x, t, eps, path, name)
             torch.testing.assert_close(found, error.square().mean(1), msg=name)
     assert set(direct) | {"likelihood"} == set(WEIGHTINGS)

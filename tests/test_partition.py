@@ -116,10 +116,18 @@ def two_modes(d):
 
 FUNNEL = (Funnel(10, 3.0), 5 * math.log(2 * math.pi) + math.log(3))
 KNOWN = {
-    "shifted": (SHIFTED, SHIFTED_LOG_Z), "ring": (stk.load("ring-mixture"), 0.0), "student": student(5),
-    "two modes": two_modes(5), "well": many_well(1), "many wells": many_well(16), "funnel": FUNNEL,
-    "scales": (stk.Energy(lambda x: (x / torch.logspace(-1, 1, 20)).square().sum(1) / 2, (20,)), 10 * math.log(2 * math.pi)),
-}  # fmt: skip
+    "shifted": (SHIFTED, SHIFTED_LOG_Z),
+    "ring": (stk.load("ring-mixture"), 0.0),
+    "student": student(5),
+    "two modes": two_modes(5),
+    "well": many_well(1),
+    "many wells": many_well(16),
+    "funnel": FUNNEL,
+    "scales": (
+        stk.Energy(lambda x: (x / torch.logspace(-1, 1, 20)).square().sum(1) / 2, (20,)),
+        10 * math.log(2 * math.pi),
+    ),
+}
 EASY = {"shifted", "ring", "student", "well", "scales"}
 
 
@@ -276,11 +284,16 @@ def test_few_weights_that_count_are_said():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "magic"}, "method"), ({"chains": 1}, "chains"), ({"method": "smc", "chains": 300}, "chains"),
-        ({"levels": 0}, "levels"), ({"moves": 0}, "moves"), ({"kernel": stk.ULA(0.1)}, "kernel"), ({"pilot": 3}, "pilot"),
+        ({"method": "magic"}, "method"),
+        ({"chains": 1}, "chains"),
+        ({"method": "smc", "chains": 300}, "chains"),
+        ({"levels": 0}, "levels"),
+        ({"moves": 0}, "moves"),
+        ({"kernel": stk.ULA(0.1)}, "kernel"),
+        ({"pilot": 3}, "pilot"),
         ({"base": NormalBase((2,))}, "base"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(stk.ScoretkError, match=message):
         stk.log_partition(SHIFTED, **arguments)

@@ -194,8 +194,13 @@ def test_no_eigenvalue_is_near_minus_one(name, kernel):
 
 @pytest.mark.parametrize(
     ("name", "kernel"),
-    [("flat", KERNELS[0]), ("nearly flat", KERNELS[0]), ("free end", KERNELS[0]), ("flat, its relaxation convex", KERNELS[2])],
-)  # fmt: skip
+    [
+        ("flat", KERNELS[0]),
+        ("nearly flat", KERNELS[0]),
+        ("free end", KERNELS[0]),
+        ("flat, its relaxation convex", KERNELS[2]),
+    ],
+)
 def test_as_published_they_alternate(monkeypatch, name, kernel):
     as_published(monkeypatch)
     space = Enumerated(TARGETS[name])

@@ -292,8 +292,13 @@ def ask(site, tmp_path, code, seed=None, timeout=60):
     env = environment(site, PYTHONHASHSEED="random" if seed is None else str(seed))
     done = subprocess.run(
         [sys.executable, "-c", script],
-        check=False, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=timeout,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+        timeout=timeout,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.partition("ANSWER")[2])
 
@@ -303,11 +308,15 @@ def entry(distribution):
 
 
 def test_list_shows_every_plugin_and_runs_none(site, tmp_path):
-    answer = ask(site, tmp_path, """
+    answer = ask(
+        site,
+        tmp_path,
+        """
         answer["listed"] = listed(stk.list_models())
         answer["ids"] = [item.id for item in stk.list_models()]
         answer["modules"] = sorted(sys.modules)
-    """)  # fmt: skip
+    """,
+    )
     expected = {f"{name}/{key}": entry(name) for name, (key, _) in DISTRIBUTIONS.items()}
     assert answer["listed"] == expected
     assert answer["ids"] == sorted(answer["ids"])
@@ -317,12 +326,17 @@ def test_list_shows_every_plugin_and_runs_none(site, tmp_path):
 
 
 def test_list_returns_at_once_beside_imports_that_hang_or_are_heavy(hanging_site, tmp_path):
-    answer = ask(hanging_site, tmp_path, """
+    answer = ask(
+        hanging_site,
+        tmp_path,
+        """
         answer["listed"] = listed(stk.list_models())
         answer["found"] = plugins.find_model("hangs").id
         answer["unknown"] = failure(stk.load, "hang")
         answer["torch"] = "torch" in sys.modules
-    """, timeout=30)  # fmt: skip
+    """,
+        timeout=30,
+    )
     assert answer["listed"] == {f"{n}/{n}": entry(n) for n in ("hangs", "heavy", "interrupted")}
     assert answer["found"] == "hangs/hangs"
     assert "did you mean 'hangs'?" in answer["unknown"]["text"]
@@ -330,17 +344,24 @@ def test_list_returns_at_once_beside_imports_that_hang_or_are_heavy(hanging_site
 
 
 def test_ctrl_c_during_an_import_is_not_swallowed(hanging_site, tmp_path):
-    answer = ask(hanging_site, tmp_path, """
+    answer = ask(
+        hanging_site,
+        tmp_path,
+        """
         answer["failure"] = failure(stk.load, "interrupted")
         answer["listed"] = listed(stk.list_models())
-    """)  # fmt: skip
+    """,
+    )
     assert answer["failure"]["type"] == "KeyboardInterrupt"
     assert answer["listed"]["interrupted/interrupted"] == entry("interrupted")
 
 
 def test_the_order_does_not_depend_on_the_hash_seed(site, tmp_path):
     def answer(seed):
-        return ask(site, tmp_path, """
+        return ask(
+            site,
+            tmp_path,
+            """
             answer["models"] = [str(item) for item in stk.list_models()]
             answer["solvers"] = [str(item) for item in plugins.list_solvers()]
             answer["ambiguous"] = failure(stk.describe, "contested")
@@ -348,7 +369,9 @@ def test_the_order_does_not_depend_on_the_hash_seed(site, tmp_path):
             answer["parameter"] = failure(stk.load, "good", b=1, a=2, c=3)
             answer["claims"] = failure(stk.load, "claims-score")
             answer["spec"] = stk.describe("claims-score").as_dict()
-        """, seed)  # fmt: skip
+        """,
+            seed,
+        )
 
     first = answer(0)
     assert first["parameter"]["argument"] == "a"
@@ -356,7 +379,10 @@ def test_the_order_does_not_depend_on_the_hash_seed(site, tmp_path):
 
 
 def test_a_good_plugin_is_described_and_loaded(site, tmp_path):
-    answer = ask(site, tmp_path, """
+    answer = ask(
+        site,
+        tmp_path,
+        """
         spec = stk.describe("good")
         answer["spec"] = spec.as_dict()
         answer["loaded"] = [stk.load(name).parameters for name in ("good", "good/good", "Good/good")]
@@ -364,7 +390,8 @@ def test_a_good_plugin_is_described_and_loaded(site, tmp_path):
         answer["after"] = dict(spec.parameters)
         answer["shape"] = list(stk.load("shape-on-load").event_shape)
         answer["torch"] = "torch" in sys.modules
-    """)  # fmt: skip
+    """,
+    )
     assert answer["spec"]["name"] == "good"
     assert answer["spec"]["factory"] == "good_module:build"
     assert answer["loaded"] == [{"width": 64, "depth": 2}] * 3
@@ -375,15 +402,22 @@ def test_a_good_plugin_is_described_and_loaded(site, tmp_path):
 
 
 def test_describe_imports_that_plugin_alone(site, tmp_path):
-    answer = ask(site, tmp_path, """
+    answer = ask(
+        site,
+        tmp_path,
+        """
         stk.describe("good")
         answer["modules"] = [name for name in sys.modules if name.endswith("_module")]
-    """)  # fmt: skip
+    """,
+    )
     assert answer["modules"] == ["good_module"]
 
 
 def test_each_broken_plugin_is_recorded_at_its_stage_and_raises_with_its_cause(site, tmp_path):
-    answer = ask(site, tmp_path, f"""
+    answer = ask(
+        site,
+        tmp_path,
+        f"""
         names = {list(BROKEN)!r}
         answer["described"] = [name for name in names if failure(stk.describe, name) is None]
         answer["after-describe"] = listed(stk.list_models())
@@ -391,7 +425,8 @@ def test_each_broken_plugin_is_recorded_at_its_stage_and_raises_with_its_cause(s
         answer["listed"] = listed(stk.list_models())
         answer["again"] = failure(stk.load, "import-raises")
         answer["good"] = stk.load("good").parameters
-    """)  # fmt: skip
+    """,
+    )
     at_load = [name for name, (stage, *_) in BROKEN.items() if stage == "load"]
     assert answer["described"] == at_load
     assert all(answer["after-describe"][f"{name}/{name}"] == entry(name) for name in at_load)
@@ -422,12 +457,16 @@ def test_the_fix_for_a_newer_interface_is_to_upgrade_scoretk(site, tmp_path):
 
 
 def test_what_the_caller_gives_is_the_callers_fault(site, tmp_path):
-    answer = ask(site, tmp_path, """
+    answer = ask(
+        site,
+        tmp_path,
+        """
         answer["misspelt"] = failure(stk.load, "good", widht=32)
         answer["refused"] = failure(stk.load, "refuses", width=-1)
         answer["failed"] = failure(stk.load, "refuses", width=65)
         answer["listed"] = listed(stk.list_models())
-    """)  # fmt: skip
+    """,
+    )
     assert answer["misspelt"]["type"] == "InvalidArgument"
     assert answer["misspelt"]["argument"] == "widht"
     message = "widht: expected a parameter of good/good (did you mean 'width'?), got 32. It takes width, depth"
@@ -440,7 +479,10 @@ def test_what_the_caller_gives_is_the_callers_fault(site, tmp_path):
 
 
 def test_a_plugin_that_works_again_is_no_longer_listed_as_broken(site, tmp_path):
-    answer = ask(site, tmp_path, """
+    answer = ask(
+        site,
+        tmp_path,
+        """
         import types
         answer["raised"] = [failure(stk.load, name)["type"] for name in ("import-raises", "factory-raises")]
         answer["broken"] = listed(stk.list_models())["import-raises/import-raises"][0]
@@ -456,7 +498,8 @@ def test_a_plugin_that_works_again_is_no_longer_listed_as_broken(site, tmp_path)
         answer["overridden"] = listed(stk.list_models())["factory-raises/factory-raises"][3]
         stk.load("factory-raises")
         answer["loaded"] = listed(stk.list_models())["factory-raises/factory-raises"]
-    """)  # fmt: skip
+    """,
+    )
     assert answer["raised"] == ["BrokenPlugin", "BrokenPlugin"]
     assert answer["broken"] == "Broken"
     assert answer["mended"] == entry("import-raises")
@@ -466,12 +509,16 @@ def test_a_plugin_that_works_again_is_no_longer_listed_as_broken(site, tmp_path)
 
 
 def test_verify_takes_all_through_every_stage(site, tmp_path):
-    answer = ask(site, tmp_path, """
+    answer = ask(
+        site,
+        tmp_path,
+        """
         answer["before"] = failure(stk.load, "import-raises")["type"]
         items = plugins.verify()
         answer["listed"] = listed(items)
         answer["same"] = items == stk.list_models()
-    """)  # fmt: skip
+    """,
+    )
     broken = {id: item[3] for id, item in answer["listed"].items() if item[0] == "Broken"}
     assert broken == {f"{name}/{name}": stage for name, (stage, *_) in BROKEN.items()}
     assert [id for id, item in answer["listed"].items() if item[0] == "Entry"] == HEALTHY
@@ -479,12 +526,16 @@ def test_verify_takes_all_through_every_stage(site, tmp_path):
 
 
 def test_a_contested_name_is_ambiguous_and_its_full_ids_are_not(site, tmp_path):
-    answer = ask(site, tmp_path, """
+    answer = ask(
+        site,
+        tmp_path,
+        """
         answer["raised"] = [failure(call, "contested") for call in (stk.describe, stk.load, plugins.find_model)]
         answer["one"] = stk.describe("claim-one/contested").summary
         answer["two"] = stk.describe("claim-two/contested").summary
         answer["loaded"] = type(stk.load("claim-two/contested")).__module__
-    """)  # fmt: skip
+    """,
+    )
     for raised in answer["raised"]:
         assert raised["type"] == "AmbiguousName"
         assert "claim-one/contested, claim-two/contested" in raised["text"]
@@ -492,15 +543,22 @@ def test_a_contested_name_is_ambiguous_and_its_full_ids_are_not(site, tmp_path):
 
 
 def test_nobody_takes_the_short_name_of_a_built_in(site, tmp_path):
-    answer = ask(site, tmp_path, """
+    answer = ask(
+        site,
+        tmp_path,
+        """
         answer["short"] = plugins.find_model("gaussian").id
         answer["full"] = stk.describe("claims-built-in/gaussian").summary
-    """)  # fmt: skip
+    """,
+    )
     assert answer == {"short": "scoretk/gaussian", "full": "not the built-in"}
 
 
 def test_solvers_are_found_and_isolated_in_the_same_way(site, tmp_path):
-    answer = ask(site, tmp_path, """
+    answer = ask(
+        site,
+        tmp_path,
+        """
         answer["listed"] = listed(plugins.list_solvers())
         answer["modules"] = [name for name in sys.modules if name.endswith("_module") or name == "torch"]
         answer["raised"] = {name: failure(plugins.load_solver_class, name)
@@ -509,7 +567,8 @@ def test_solvers_are_found_and_isolated_in_the_same_way(site, tmp_path):
         answer["class"] = [fancy.__module__, fancy is plugins.load_solver_class("solver-good/fancy")]
         answer["after"] = listed(plugins.list_solvers())
         answer["models"] = [id for id, item in listed(stk.list_models()).items() if item[0] == "Broken"]
-    """)  # fmt: skip
+    """,
+    )
     assert answer["listed"] == {
         f"{name}/{key}": entry(name) for name, (key, _) in sorted(SOLVERS.items())
     }
@@ -539,17 +598,26 @@ def test_the_template_is_short():
     files = [path for path in files if path.suffix in (".py", ".toml", ".md")]
     assert sum(len(path.read_text().splitlines()) for path in files) < 110
     assert {path.name for path in files} == {
-        "pyproject.toml", "README.md", "__init__.py", "spec.py", "model.py", "kernel.py",
-    }  # fmt: skip
+        "pyproject.toml",
+        "README.md",
+        "__init__.py",
+        "spec.py",
+        "model.py",
+        "kernel.py",
+    }
 
 
 def test_the_template_lists_and_describes_without_torch(template_site, tmp_path):
-    answer = ask(template_site, tmp_path, """
+    answer = ask(
+        template_site,
+        tmp_path,
+        """
         answer["listed"] = listed(stk.list_models())
         answer["spec"] = stk.describe("double-well").as_dict()
         answer["solvers"] = listed(plugins.list_solvers())
         answer["torch"] = "torch" in sys.modules
-    """)  # fmt: skip
+    """,
+    )
     assert answer["solvers"] == {
         "my-scoretk-model/random-walk": ["Entry", "my-scoretk-model", "0.1.0", None, None]
     }
@@ -563,7 +631,10 @@ def test_the_template_lists_and_describes_without_torch(template_site, tmp_path)
 
 @pytest.fixture(scope="module")
 def of_the_template(template_site, tmp_path_factory):
-    return ask(template_site, tmp_path_factory.mktemp("asked"), """
+    return ask(
+        template_site,
+        tmp_path_factory.mktemp("asked"),
+        """
         import torch
         field = stk.load("double-well", barrier=2.0)
         x = torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
@@ -575,7 +646,9 @@ def of_the_template(template_site, tmp_path_factory):
         answer["results"] = [[r.check, r.status, r.detail] for r in check_model("double-well")]
         answer["solver"] = [[r.check, r.status, r.detail] for r in check_solver("my-scoretk-model/random-walk")]
         answer["accept"] = float(stk.sample("double-well", "random-walk", chains=64, steps=20).stats["accept"].mean())
-    """, timeout=120)  # fmt: skip
+    """,
+        timeout=120,
+    )
 
 
 def test_the_template_loads_and_has_its_energy_and_score(of_the_template):

@@ -556,28 +556,52 @@ REFUSED = {
     "std": (lambda: LinearGaussian(ROW, Y, 0.0), "std: expected a positive"),
     "nan": (lambda: LinearGaussian(ROW, torch.tensor([math.nan]), 1.0), "y: expected finite"),
     "operator": (lambda: LinearGaussian("mask", Y, 1.0), "operator: expected a linear callable"),
-    "shape of y": (lambda: posterior(PRIOR, LinearGaussian(ROW, torch.zeros(2), 1.0)), "y: expected the shape"),
-    "shape of x": (lambda: posterior(PRIOR, LinearGaussian(points((3,), 1), Y, 1.0)), "operator: expected a map of events"),
-    "affine": (lambda: posterior(PRIOR, LinearGaussian(lambda x: x + 1, Y.expand(2), 1.0)), "linear map"),
+    "shape of y": (
+        lambda: posterior(PRIOR, LinearGaussian(ROW, torch.zeros(2), 1.0)),
+        "y: expected the shape",
+    ),
+    "shape of x": (
+        lambda: posterior(PRIOR, LinearGaussian(points((3,), 1), Y, 1.0)),
+        "operator: expected a map of events",
+    ),
+    "affine": (
+        lambda: posterior(PRIOR, LinearGaussian(lambda x: x + 1, Y.expand(2), 1.0)),
+        "linear map",
+    ),
     "relu": (lambda: posterior(PRIOR, LinearGaussian(torch.relu, Y.expand(2), 1.0)), "linear map"),
-    "batch": (lambda: posterior(PRIOR, LinearGaussian(lambda x: x.flatten(), Y, 1.0)), "keeps the batch axis"),
-    "mask": (lambda: posterior(PRIOR, LinearGaussian(Mask(torch.tensor([True])), Y, 1.0)), "mask: expected the shape"),
+    "batch": (
+        lambda: posterior(PRIOR, LinearGaussian(lambda x: x.flatten(), Y, 1.0)),
+        "keeps the batch axis",
+    ),
+    "mask": (
+        lambda: posterior(PRIOR, LinearGaussian(Mask(torch.tensor([True])), Y, 1.0)),
+        "mask: expected the shape",
+    ),
     "mask of floats": (lambda: Mask(torch.ones(2)), "mask: expected a tensor of bool"),
-    "empty mask": (lambda: Mask(torch.zeros(2, dtype=torch.bool)), "mask: expected a tensor of bool"),
+    "empty mask": (
+        lambda: Mask(torch.zeros(2, dtype=torch.bool)),
+        "mask: expected a tensor of bool",
+    ),
     "factor": (lambda: Downsample(0), "factor: expected an integer of at least 1"),
     "divisor": (lambda: Downsample(3)(torch.zeros(1, 8, 8)), "factor: expected a divisor"),
     "kernel": (lambda: Blur(torch.ones(2, 3)), "kernel: expected odd"),
     "method": (lambda: posterior(PRIOR, SUM, "mpps"), "did you mean 'mmps'"),
     "method class": (lambda: posterior(PRIOR, SUM, MMPS), "method: expected a method"),
-    "linear methods": (lambda: posterior(PRIOR, lambda x: x.sum(1), "mmps"), "'dps' for a likelihood"),
+    "linear methods": (
+        lambda: posterior(PRIOR, lambda x: x.sum(1), "mmps"),
+        "'dps' for a likelihood",
+    ),
     "static method": (lambda: posterior(STATIC, SUM, "mmps"), "None for a static prior"),
     "settings": (lambda: PiGDM(spread=-1.0), "spread: expected a positive"),
     "prior": (lambda: posterior(lambda x: x, SUM), "prior: expected a field"),
     "likelihood": (lambda: posterior(PRIOR, 3.0), "likelihood: expected"),
     "static likelihood": (lambda: posterior(PRIOR, gaussian(dim=3)), "event shape"),
-    "one number a row": (lambda: posterior(STATIC, lambda x: x).energy(points((2,))), "log_likelihood: expected"),
+    "one number a row": (
+        lambda: posterior(STATIC, lambda x: x).energy(points((2,))),
+        "log_likelihood: expected",
+    ),
     "names twice": (lambda: posterior(PRIOR, SUM, measured="y"), "measured: expected nothing"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -630,13 +654,15 @@ def unit_prior(net=denoiser, predicts="data"):
 
 
 CUTS = {
-    "no_grad": torch.no_grad(), "inference_mode": torch.inference_mode(), "detach": lambda f: lambda x, *t: f(x.detach(), *t),
+    "no_grad": torch.no_grad(),
+    "inference_mode": torch.inference_mode(),
+    "detach": lambda f: lambda x, *t: f(x.detach(), *t),
     "data": lambda f: lambda x, *t: f(x.data, *t),
     "numpy": lambda f: lambda x, *t: f(torch.from_numpy(x.detach().numpy()), *t),
     "numpy of a graph": lambda f: lambda x, *t: f(torch.from_numpy(x.numpy()), *t),
     "one part": lambda f: lambda x, *t: f(torch.cat([x[:, :1].detach(), x[:, 1:]], 1), *t),
     "half": lambda f: lambda x, *t: f(x, *t) / 2 + f(x.detach(), *t) / 2,
-}  # fmt: skip
+}
 WAYS_OUT = {
     "operator": "adjoint=f",
     "prior": "method='replacement'",
@@ -824,10 +850,12 @@ def noisy(x):
 
 
 SEEN_THROUGH = {
-    "relu": lambda: network(torch.nn.ReLU()), "gelu": lambda: network(torch.nn.GELU()),
-    "max": lambda: lambda x: torch.maximum(x, -2 * x), "steep": lambda: lambda x: torch.tanh(100 * x),
+    "relu": lambda: network(torch.nn.ReLU()),
+    "gelu": lambda: network(torch.nn.GELU()),
+    "max": lambda: lambda x: torch.maximum(x, -2 * x),
+    "steep": lambda: lambda x: torch.tanh(100 * x),
     "noisy": lambda: noisy,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("net", SEEN_THROUGH)
@@ -931,10 +959,13 @@ def test_complex_measurements_are_pairs_of_real_ones(operator):
 def test_adjoints_that_are_not_and_numbers_of_the_wrong_kind_are_refused():
     cut, prior = torch.no_grad()(fourier), gaussian(dim=5)
     wrong = {
-        "twice": lambda w: 2 * fourier_adjoint(w), "shape": lambda w: w.real, "no tensor": lambda w: None,
-        "not conjugate": lambda w: fourier_adjoint(w, sign=-1), "imaginary": lambda w: fourier_adjoint(1j * w),
+        "twice": lambda w: 2 * fourier_adjoint(w),
+        "shape": lambda w: w.real,
+        "no tensor": lambda w: None,
+        "not conjugate": lambda w: fourier_adjoint(w, sign=-1),
+        "imaginary": lambda w: fourier_adjoint(1j * w),
         "fails": lambda w: w @ w,
-    }  # fmt: skip
+    }
     for adjoint in wrong.values():
         with pytest.raises(stk.InvalidArgument, match="adjoint: "):
             posterior(prior, LinearGaussian(cut, COMPLEX_Y, 0.3, adjoint=adjoint))
@@ -959,9 +990,10 @@ SOLVABLE = {
     ),
 }
 RESIDUAL = {
-    "squares": lambda x: x.square().sum(1) - 1, "exponential": lambda x: x[:, 0] - math.log(5),
+    "squares": lambda x: x.square().sum(1) - 1,
+    "exponential": lambda x: x[:, 0] - math.log(5),
     "all entries": lambda x: (x - 2).abs().amax(1),
-}  # fmt: skip
+}
 
 
 def residual_of(case, method, **options):

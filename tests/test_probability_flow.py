@@ -38,11 +38,20 @@ def test_errors_on_the_ring_are_those_of_the_best():
         field, stk.ProbabilityFlow("dopri8", rtol=1e-11, atol=1e-11, denoise=True), init=x
     ).final
     for method, steps, evaluations, error in (
-        ("heun", 18, 35, 0.042), ("heun", 36, 71, 8e-3), ("trapezoid", 18, 35, 2.5e-3), ("trapezoid", 36, 71, 7e-4),
+        ("heun", 18, 35, 0.042),
+        ("heun", 36, 71, 8e-3),
+        ("trapezoid", 18, 35, 2.5e-3),
+        ("trapezoid", 36, 71, 7e-4),
         ("rk4", 10, 37, 1e-4),
-        ("dpmpp_2m", 18, 18, 0.069), ("dpmpp_2m", 36, 36, 0.0115), ("euler", 18, 18, 0.115), ("adams_3", 10, 10, 0.011),
-        ("adams_3", 20, 20, 7e-4), ("adams_3", 36, 36, 1e-4), ("adams_3", 72, 72, 1.5e-5), ("adams_4", 20, 20, 6e-4),
-    ):  # fmt: skip
+        ("dpmpp_2m", 18, 18, 0.069),
+        ("dpmpp_2m", 36, 36, 0.0115),
+        ("euler", 18, 18, 0.115),
+        ("adams_3", 10, 10, 0.011),
+        ("adams_3", 20, 20, 7e-4),
+        ("adams_3", 36, 36, 1e-4),
+        ("adams_3", 72, 72, 1.5e-5),
+        ("adams_4", 20, 20, 6e-4),
+    ):
         draws = stk.sample(field, stk.ProbabilityFlow(method, steps=steps, denoise=True), init=x)
         assert draws.cost["velocity"] == 64 * evaluations
         assert float((draws.final - exact).norm(dim=1).median()) < error
@@ -547,9 +556,11 @@ def test_a_stiff_neighbour_does_not_spoil_the_accuracy():
     field = stk.Velocity(net, (1,), base=torch.zeros(1, 1))
     rate = torch.cat([torch.full((99,), 0.1), torch.tensor([60.0])]).double()
     draws = stk.sample(
-        field, stk.ProbabilityFlow("dopri5", rtol=1e-6, atol=1e-6), init=torch.full((100, 1), 3.0, dtype=torch.float64),
+        field,
+        stk.ProbabilityFlow("dopri5", rtol=1e-6, atol=1e-6),
+        init=torch.full((100, 1), 3.0, dtype=torch.float64),
         cond={"rate": rate},
-    )  # fmt: skip
+    )
     exact = 1 + 2 * torch.exp(-rate)
     assert float((draws.final[:, 0] - exact).abs().max()) < 1e-5
     by_mean = _with_batch_wide_norm(net, rate)

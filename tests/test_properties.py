@@ -1,4 +1,4 @@
-# ruff: noqa: PLW0108, E501  (one shape for every row of the tables)
+# ruff: noqa: PLW0108  (one shape for every row of the tables)
 """Whatever is passed to the public functions, what comes out is a result or a `ScoretkError` that names the argument."""
 
 import torch
@@ -14,11 +14,36 @@ settings.register_profile(
 settings.load_profile("scoretk")
 
 ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 5), st.floats(), st.text(max_size=4), st.just(torch.zeros(2)),
-    st.just(torch.full((2, 2), torch.nan)), st.just((1, 2)), st.just({}), st.just(torch.float16), st.just(object()),
-)  # fmt: skip
-SAMPLE = ("chains", "steps", "warmup", "thin", "seed", "init", "cond", "keep", "grad", "batch", "device", "dtype", "compile",
-          "checkpoint", "progress", "on_failure")  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 5),
+    st.floats(),
+    st.text(max_size=4),
+    st.just(torch.zeros(2)),
+    st.just(torch.full((2, 2), torch.nan)),
+    st.just((1, 2)),
+    st.just({}),
+    st.just(torch.float16),
+    st.just(object()),
+)
+SAMPLE = (
+    "chains",
+    "steps",
+    "warmup",
+    "thin",
+    "seed",
+    "init",
+    "cond",
+    "keep",
+    "grad",
+    "batch",
+    "device",
+    "dtype",
+    "compile",
+    "checkpoint",
+    "progress",
+    "on_failure",
+)
 
 
 def named_or_fine(call, *names):
@@ -49,13 +74,35 @@ def test_sample_refuses_fields_and_solvers(value):
 
 
 SOLVER_OPTIONS = [
-    (stk.ULA, "step_size"), (stk.ULA, "temperature"), (stk.ULA, "clip"), (stk.ULA, "box"), (stk.MALA, "step_size"), (stk.AnnealedLangevin, "levels"),
-    (stk.AnnealedLangevin, "steps_per_level"), (stk.AnnealedLangevin, "step_size"), (stk.ProbabilityFlow, "method"),
-    (stk.HMC, "step_size"), (stk.HMC, "leapfrogs"), (stk.HMC, "jitter"), (stk.HMC, "metric"), (stk.HMC, "accept"), (stk.Warmup, "pilot"), (stk.Warmup, "steps"),
-    (stk.Underdamped, "step_size"), (stk.Underdamped, "friction"), (stk.Underdamped, "temperature"), (stk.GHMC, "friction"),
-    (stk.ChEES, "step_size"), (stk.ChEES, "length"), (stk.ChEES, "learning_rate"), (stk.ChEES, "most"),
-    (stk.ProbabilityFlow, "steps"), (stk.ProbabilityFlow, "grid"), (stk.ProbabilityFlow, "rtol"), (stk.ProbabilityFlow, "max_steps"),
-]  # fmt: skip
+    (stk.ULA, "step_size"),
+    (stk.ULA, "temperature"),
+    (stk.ULA, "clip"),
+    (stk.ULA, "box"),
+    (stk.MALA, "step_size"),
+    (stk.AnnealedLangevin, "levels"),
+    (stk.AnnealedLangevin, "steps_per_level"),
+    (stk.AnnealedLangevin, "step_size"),
+    (stk.ProbabilityFlow, "method"),
+    (stk.HMC, "step_size"),
+    (stk.HMC, "leapfrogs"),
+    (stk.HMC, "jitter"),
+    (stk.HMC, "metric"),
+    (stk.HMC, "accept"),
+    (stk.Warmup, "pilot"),
+    (stk.Warmup, "steps"),
+    (stk.Underdamped, "step_size"),
+    (stk.Underdamped, "friction"),
+    (stk.Underdamped, "temperature"),
+    (stk.GHMC, "friction"),
+    (stk.ChEES, "step_size"),
+    (stk.ChEES, "length"),
+    (stk.ChEES, "learning_rate"),
+    (stk.ChEES, "most"),
+    (stk.ProbabilityFlow, "steps"),
+    (stk.ProbabilityFlow, "grid"),
+    (stk.ProbabilityFlow, "rtol"),
+    (stk.ProbabilityFlow, "max_steps"),
+]
 
 
 @given(option=st.sampled_from(SOLVER_OPTIONS), value=ANYTHING)
@@ -66,17 +113,28 @@ def test_solver_options(option, value):
 
 
 FIELDS = [
-    (lambda v: stk.Energy(v, (2,)), "fn"), (lambda v: stk.Energy(torch.sum, v), "event_shape"),
-    (lambda v: stk.Score(v, (2,)), "fn"), (lambda v: stk.Diffusion(torch.sin, v), "event_shape"),
-    (lambda v: stk.Diffusion(torch.sin, (2,), v), "path"), (lambda v: stk.Diffusion(torch.sin, (2,), stk.VP(), v), "prediction"),
-    (lambda v: stk.Velocity(torch.sin, (2,), base=v), "base"), (lambda v: stk.tempered(ring_mixture(), v), "temperature"),
-    (lambda v: stk.VP(v), "beta"), (lambda v: stk.VE(v), "sigma"), (lambda v: stk.EDM(rho=v), "rho"),
-    (lambda v: stk.Tabulated(v), "alphas_cumprod"), (lambda v: stk.from_distribution(v), "distribution"),
-    (lambda v: stk.log_prob(ring_mixture(), v), "x"), (lambda v: stk.ReplayBuffer(v), "size"),
-    (lambda v: stk.ReplayBuffer(3, v), "refresh"), (lambda v: stk.ContrastiveDivergence(stk.ULA(0.1), steps=v), "steps"),
-    (lambda v: stk.guided(ring_mixture(), v, null={}), "weight"), (lambda v: stk.Noise(v, 2), "seed"),
-    (lambda v: stk.Noise(0, v), "chains"), (lambda v: stk.load(v), "name"),
-]  # fmt: skip
+    (lambda v: stk.Energy(v, (2,)), "fn"),
+    (lambda v: stk.Energy(torch.sum, v), "event_shape"),
+    (lambda v: stk.Score(v, (2,)), "fn"),
+    (lambda v: stk.Diffusion(torch.sin, v), "event_shape"),
+    (lambda v: stk.Diffusion(torch.sin, (2,), v), "path"),
+    (lambda v: stk.Diffusion(torch.sin, (2,), stk.VP(), v), "prediction"),
+    (lambda v: stk.Velocity(torch.sin, (2,), base=v), "base"),
+    (lambda v: stk.tempered(ring_mixture(), v), "temperature"),
+    (lambda v: stk.VP(v), "beta"),
+    (lambda v: stk.VE(v), "sigma"),
+    (lambda v: stk.EDM(rho=v), "rho"),
+    (lambda v: stk.Tabulated(v), "alphas_cumprod"),
+    (lambda v: stk.from_distribution(v), "distribution"),
+    (lambda v: stk.log_prob(ring_mixture(), v), "x"),
+    (lambda v: stk.ReplayBuffer(v), "size"),
+    (lambda v: stk.ReplayBuffer(3, v), "refresh"),
+    (lambda v: stk.ContrastiveDivergence(stk.ULA(0.1), steps=v), "steps"),
+    (lambda v: stk.guided(ring_mixture(), v, null={}), "weight"),
+    (lambda v: stk.Noise(v, 2), "seed"),
+    (lambda v: stk.Noise(0, v), "chains"),
+    (lambda v: stk.load(v), "name"),
+]
 
 
 @given(case=st.sampled_from(FIELDS), value=ANYTHING)

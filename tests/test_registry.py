@@ -54,10 +54,17 @@ def order_conditions(rule):
         3: [(c**2, 3), (a @ c, 6)],
         4: [(c**3, 4), (c * (a @ c), 8), (a @ c**2, 12), (a @ a @ c, 24)],
         5: [
-            (c**4, 5), (c**2 * (a @ c), 10), (c * (a @ c**2), 15), (c * (a @ a @ c), 30), ((a @ c) ** 2, 20),
-            (a @ c**3, 20), (a @ (c * (a @ c)), 40), (a @ a @ c**2, 60), (a @ a @ a @ c, 120),
+            (c**4, 5),
+            (c**2 * (a @ c), 10),
+            (c * (a @ c**2), 15),
+            (c * (a @ a @ c), 30),
+            ((a @ c) ** 2, 20),
+            (a @ c**3, 20),
+            (a @ (c * (a @ c)), 40),
+            (a @ a @ c**2, 60),
+            (a @ a @ a @ c, 120),
         ],
-    }  # fmt: skip
+    }
     assert np.allclose(a @ one, c)
     return {n: max(abs(b @ value - 1 / density) for value, density in trees[n]) for n in trees}
 
@@ -237,14 +244,31 @@ def test_a_method_answers_to_what_others_call_it(name):
 
 
 ELSEWHERE = {
-    "unipc": "unipc_2", "UniPCMultistepScheduler": "unipc_3", "lms": "noise_multistep_4", "LMSDiscreteScheduler": "adams_3",
-    "plms": "noise_multistep_4", "pndm": "noise_multistep_4", "deis": "noise_multistep_2", "eab": "multistep_2",
-    "dpm_2": "midpoint", "dpm_adaptive": "tsit5", "ddpm": "ReverseSDE('ancestral')", "euler_a": "ReverseSDE('ddim')",
-    "Euler a": "ReverseSDE('ddim')", "euler_ancestral": "ReverseSDE('ddim')", "ancestral": "ReverseSDE('ancestral')",
-    "dpmpp_2m_sde": "the square of whose eta", "dpmpp_sde": "ReverseSDE('dpmpp_2m')", "edm": "grid='edm'",
-    "torchdiffeq/rk4": "rk4_38", "dop853": "'dopri8'", "heun3": "ralston_3", "heun2": "trapezoid",
-    "sample_dpm_2_ancestral": "has noise", "adams3": "did you mean 'adams_3'",
-}  # fmt: skip
+    "unipc": "unipc_2",
+    "UniPCMultistepScheduler": "unipc_3",
+    "lms": "noise_multistep_4",
+    "LMSDiscreteScheduler": "adams_3",
+    "plms": "noise_multistep_4",
+    "pndm": "noise_multistep_4",
+    "deis": "noise_multistep_2",
+    "eab": "multistep_2",
+    "dpm_2": "midpoint",
+    "dpm_adaptive": "tsit5",
+    "ddpm": "ReverseSDE('ancestral')",
+    "euler_a": "ReverseSDE('ddim')",
+    "Euler a": "ReverseSDE('ddim')",
+    "euler_ancestral": "ReverseSDE('ddim')",
+    "ancestral": "ReverseSDE('ancestral')",
+    "dpmpp_2m_sde": "the square of whose eta",
+    "dpmpp_sde": "ReverseSDE('dpmpp_2m')",
+    "edm": "grid='edm'",
+    "torchdiffeq/rk4": "rk4_38",
+    "dop853": "'dopri8'",
+    "heun3": "ralston_3",
+    "heun2": "trapezoid",
+    "sample_dpm_2_ancestral": "has noise",
+    "adams3": "did you mean 'adams_3'",
+}
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

@@ -342,10 +342,13 @@ def _noise_off_by_sqrt_2(before, now, after, eta):
 @pytest.mark.parametrize(
     ("wrong", "eta"),
     [
-        (_euler_maruyama, 0.0), (_euler_maruyama, 0.3), (_first_step_of_another_scale, 0.0),
-        (_noise_off_by_sqrt_2, 0.3), (_noise_off_by_sqrt_2, 1.0),
+        (_euler_maruyama, 0.0),
+        (_euler_maruyama, 0.3),
+        (_first_step_of_another_scale, 0.0),
+        (_noise_off_by_sqrt_2, 0.3),
+        (_noise_off_by_sqrt_2, 1.0),
     ],
-)  # fmt: skip
+)
 def test_the_final_law_catches_wrong_scales_of_the_noise(monkeypatch, wrong, eta):
     monkeypatch.setitem(reverse_sde.SDE_STEPS, "ancestral", wrong)
     caught = [
@@ -723,12 +726,18 @@ def test_a_grid_that_starts_later_starts_from_less_noise():
 @pytest.mark.parametrize(
     ("error", "arguments"),
     [
-        (UnknownName, {"method": "heun"}), (UnknownName, {"rule": "batch"}), (InvalidArgument, {"steps": 0}),
-        (InvalidArgument, {"eta": -0.1}), (InvalidArgument, {"eta": math.nan}), (InvalidArgument, {"snr": 0.0}),
-        (InvalidArgument, {"method": "ddim", "eta": 1.1}), (InvalidArgument, {"corrector": 1}), (InvalidArgument, {"snr": 1.0}),
+        (UnknownName, {"method": "heun"}),
+        (UnknownName, {"rule": "batch"}),
+        (InvalidArgument, {"steps": 0}),
+        (InvalidArgument, {"eta": -0.1}),
+        (InvalidArgument, {"eta": math.nan}),
+        (InvalidArgument, {"snr": 0.0}),
+        (InvalidArgument, {"method": "ddim", "eta": 1.1}),
+        (InvalidArgument, {"corrector": 1}),
+        (InvalidArgument, {"snr": 1.0}),
         (InvalidArgument, {"grid": (0.5, 0.2)}),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments(error, arguments):
     with pytest.raises(error):
         ReverseSDE(**arguments)

@@ -48,9 +48,16 @@ def pendulum_at(x, times):
     """Its exact states `(rows, times, 2)` from x at time 0."""
     states = [
         solve_ivp(
-            lambda t, y: [y[1], -math.sin(y[0]) + math.cos(3 * t)], (0, times[-1]), row, "DOP853", times, rtol=1e-13, atol=1e-13
-        ).y.T for row in x.tolist()
-    ]  # fmt: skip
+            lambda t, y: [y[1], -math.sin(y[0]) + math.cos(3 * t)],
+            (0, times[-1]),
+            row,
+            "DOP853",
+            times,
+            rtol=1e-13,
+            atol=1e-13,
+        ).y.T
+        for row in x.tolist()
+    ]
     return torch.tensor(np.stack(states))
 
 
@@ -229,8 +236,11 @@ def check_a_stiff_neighbour(module):
     )
     made = sum(map(len, seen))
     alone = [
-        module.integrate_rows(select(torch.tensor([i])), x[i : i + 1], 0.0, 1.0, rtol=1e-6, atol=1e-6) for i in range(100)
-    ]  # fmt: skip
+        module.integrate_rows(
+            select(torch.tensor([i])), x[i : i + 1], 0.0, 1.0, rtol=1e-6, atol=1e-6
+        )
+        for i in range(100)
+    ]
     assert together.status.tolist() == [OK] * 100
     torch.testing.assert_close(together.x, decayed(x, rates, 1.0), rtol=0, atol=1e-5)
     assert made <= 1.05 * sum(int(one.evaluations) for one in alone)
@@ -295,9 +305,13 @@ def test_no_evaluation_outside_the_interval(method, start, end):
     seen, rates = [], torch.tensor([0.0, 0.1, 50.0]).double()
     _, select = decay(rates * math.copysign(1, end - start))
     integrate_rows(
-        spy(select(torch.arange(3)), seen), torch.full((3, 1), 2.0, dtype=torch.float64), start, end, method=method,
+        spy(select(torch.arange(3)), seen),
+        torch.full((3, 1), 2.0, dtype=torch.float64),
+        start,
+        end,
+        method=method,
         select=lambda rows: spy(select(rows), seen),
-    )  # fmt: skip
+    )
     times = torch.cat(seen)
     assert float(times.min()) == min(start, end)
     assert float(times.max()) == max(start, end)
@@ -481,11 +495,14 @@ def test_gradients_where_autograd_is_on():
 @pytest.mark.parametrize(
     ("wrong", "error", "named"),
     [
-        ({"method": "dopri6"}, UnknownName, "dopri5"), ({"rtol": 0.0}, InvalidArgument, "rtol"),
-        ({"atol": torch.ones(2)}, InvalidArgument, "atol"), ({"max_steps": 0}, InvalidArgument, "max_steps"),
-        ({"at": [0.5, 1.5]}, InvalidArgument, "at"), ({"end": math.nan}, InvalidArgument, "end"),
+        ({"method": "dopri6"}, UnknownName, "dopri5"),
+        ({"rtol": 0.0}, InvalidArgument, "rtol"),
+        ({"atol": torch.ones(2)}, InvalidArgument, "atol"),
+        ({"max_steps": 0}, InvalidArgument, "max_steps"),
+        ({"at": [0.5, 1.5]}, InvalidArgument, "at"),
+        ({"end": math.nan}, InvalidArgument, "end"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_named(wrong, error, named):
     with pytest.raises(error, match=named):
         integrate_rows(pendulum, **{"x": normal(3, 2), "start": 0.0, "end": 1.0} | wrong)

@@ -361,14 +361,22 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("arguments", "name"),
         [
-            ({"path": "VP"}, "path"), ({"samples": 7}, "samples"), ({"samples": 2}, "samples"), ({"samples": 8.0}, "samples"),
-            ({"estimator": "langevin", "steps": 0}, "steps"), ({"step_size": 0.0}, "step_size"), ({"seed": -1}, "seed"),
+            ({"path": "VP"}, "path"),
+            ({"samples": 7}, "samples"),
+            ({"samples": 2}, "samples"),
+            ({"samples": 8.0}, "samples"),
+            ({"estimator": "langevin", "steps": 0}, "steps"),
+            ({"step_size": 0.0}, "step_size"),
+            ({"seed": -1}, "seed"),
             ({"reference": 3.0}, "reference"),
-            ({"reference": (0.0, 0.0)}, "reference"), ({"reference": (0.0, -1.0)}, "reference"),
-            ({"reference": torch.zeros(3)}, "reference"), ({"reference": torch.zeros(5, 2)}, "reference"),
-            ({"reference": (torch.zeros(3), 1.0)}, "reference"), ({"reference": torch.zeros(1, 2)}, "reference"),
+            ({"reference": (0.0, 0.0)}, "reference"),
+            ({"reference": (0.0, -1.0)}, "reference"),
+            ({"reference": torch.zeros(3)}, "reference"),
+            ({"reference": torch.zeros(5, 2)}, "reference"),
+            ({"reference": (torch.zeros(3), 1.0)}, "reference"),
+            ({"reference": torch.zeros(1, 2)}, "reference"),
         ],
-    )  # fmt: skip
+    )
     def test_bad_arguments(self, arguments, name):
         with pytest.raises(stk.InvalidArgument, match=name):
             smoothed(RING, **arguments)

@@ -70,9 +70,12 @@ INTERVALS = mixed(
     td.Uniform(t(1.0, 1.5), t(2.0, 4.0))
 )  # whose density torch itself refuses where only one component has any
 REAL = {
-    "Normal": td.Normal(t(0.0), t(1.0)), "Gumbel": td.Gumbel(t(0.0), t(1.0)), "StudentT": td.StudentT(t(3.0)),
-    "Laplace": td.Laplace(t(0.0), t(1.0)), "Cauchy": td.Cauchy(t(0.0), t(1.0)),
-}  # fmt: skip
+    "Normal": td.Normal(t(0.0), t(1.0)),
+    "Gumbel": td.Gumbel(t(0.0), t(1.0)),
+    "StudentT": td.StudentT(t(3.0)),
+    "Laplace": td.Laplace(t(0.0), t(1.0)),
+    "Cauchy": td.Cauchy(t(0.0), t(1.0)),
+}
 
 
 def coordinates(name, x):
@@ -181,9 +184,16 @@ def test_a_distribution_of_all_numbers_is_sampled_as_it_is(name):
 
 def test_outside_the_support_the_density_is_zero_whatever_torch_makes_of_it():
     outside = {
-        "Exponential": -1.0, "Gamma": -1.0, "Pareto": 1.0, "Uniform": 9.0, "moved": 4.0, "Beta": 2.0, "VonMises": 4.0,
-        "HalfNormal": -1.0, "Weibull": -1.0,
-    }  # fmt: skip
+        "Exponential": -1.0,
+        "Gamma": -1.0,
+        "Pareto": 1.0,
+        "Uniform": 9.0,
+        "moved": 4.0,
+        "Beta": 2.0,
+        "VonMises": 4.0,
+        "HalfNormal": -1.0,
+        "Weibull": -1.0,
+    }
     for name, x in outside.items():
         assert float(stk.log_prob(LAWS[name], t(x)[None]).value) == -torch.inf, name
     found = stk.log_prob(INTERVALS, t(0.5, 1.2, 1.8, 2.5)).value
@@ -197,9 +207,11 @@ def test_outside_the_support_the_density_is_zero_whatever_torch_makes_of_it():
 
 def test_what_cannot_be_sampled_is_refused_with_the_way_out():
     cases = [
-        (td.Bernoulli(0.3), "Discrete"), (td.Poisson(3.0), "Discrete"), (td.Normal(torch.zeros(3), 1.0), "Independent"),
+        (td.Bernoulli(0.3), "Discrete"),
+        (td.Poisson(3.0), "Discrete"),
+        (td.Normal(torch.zeros(3), 1.0), "Independent"),
         (td.Gamma(torch.ones(2, 2), 1.0), r"Independent\(distribution, 2\)"),
-    ]  # fmt: skip
+    ]
     for law, way in cases:
         for call in (stk.sample, stk.from_distribution, stk.log_partition):
             with pytest.raises(stk.ScoretkError, match=way):
@@ -213,10 +225,16 @@ def test_combinations_of_distributions_act_in_the_users_space():
     cases = {
         "tempered": (stk.tempered(gamma, 2.0), lambda v: gamma.log_prob(v) / 2),
         "product with an energy": (stk.product(gamma, wall), lambda v: gamma.log_prob(v) - v),
-        "product of two": (stk.product(gamma, LAWS["LogNormal"]), lambda v: gamma.log_prob(v) + LAWS["LogNormal"].log_prob(v)),
+        "product of two": (
+            stk.product(gamma, LAWS["LogNormal"]),
+            lambda v: gamma.log_prob(v) + LAWS["LogNormal"].log_prob(v),
+        ),
         "mixture": (stk.mixture([beta, LAWS["Kumaraswamy"]], [0.5, 0.5]), None),
-        "posterior": (stk.posterior(gamma, lambda v: -((v - 1) ** 2)), lambda v: gamma.log_prob(v) - (v - 1) ** 2),
-    }  # fmt: skip
+        "posterior": (
+            stk.posterior(gamma, lambda v: -((v - 1) ** 2)),
+            lambda v: gamma.log_prob(v) - (v - 1) ** 2,
+        ),
+    }
     for name, (field, log_density) in cases.items():
         assert bool(field.constrain(t(-3.0, 3.0)).gt(0).all()), name  # sampled in free space
         if log_density is not None:
@@ -265,12 +283,19 @@ def test_mass_at_both_ends_is_there_in_every_dtype(a, b, dtype):
 @pytest.mark.parametrize(
     "constraint",
     [
-        constraints.positive, constraints.unit_interval, constraints.interval(10.0, 11.0), constraints.less_than(3.0),
-        constraints.simplex, constraints.corr_cholesky, constraints.lower_cholesky, constraints.positive_definite, stk.ordered,
+        constraints.positive,
+        constraints.unit_interval,
+        constraints.interval(10.0, 11.0),
+        constraints.less_than(3.0),
+        constraints.simplex,
+        constraints.corr_cholesky,
+        constraints.lower_cholesky,
+        constraints.positive_definite,
+        stk.ordered,
         constraints.greater_than(torch.tensor([1.0, 2.0, 3.0])),
     ],
     ids=lambda c: type(c).__name__,
-)  # fmt: skip
+)
 def test_far_out_draws_are_inside(constraint):
     shape = (3, 3) if constraint.event_dim == 2 else (3,)
     field = stk.constrained(stk.Energy(lambda x: x.flatten(1).square().sum(1), shape), constraint)
@@ -394,11 +419,14 @@ def test_checks_are_on_in_a_run_whatever_the_default_and_as_they_were_afterwards
 @pytest.mark.parametrize(
     "solver",
     [
-        stk.HMC(5.0, leapfrogs=5, metric="none"), stk.NUTS(2.0, metric="none"),
-        stk.ParallelTempering(temperatures=(1.0, 4.0), kernel=stk.HMC(2.0, leapfrogs=3, metric="none")),
+        stk.HMC(5.0, leapfrogs=5, metric="none"),
+        stk.NUTS(2.0, metric="none"),
+        stk.ParallelTempering(
+            temperatures=(1.0, 4.0), kernel=stk.HMC(2.0, leapfrogs=3, metric="none")
+        ),
     ],
     ids=lambda s: type(s).__name__,
-)  # fmt: skip
+)
 def test_runs_outlive_refusals(solver):
     """A prior from torch beside a wall, and an energy that checks its values, under steps that leave every support."""
     pyro = stk.Energy(

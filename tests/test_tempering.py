@@ -58,9 +58,12 @@ def one_step_from(solver, field, replicas, first, seed=7):
     state = begin(solver, bound, replicas[:, 0], noise).state
     energy, grad = bound.energy_and_grad(replicas.flatten(0, 1))
     state = state._replace(
-        x=replicas[:, 0], replicas=replicas, energy=energy.reshape_as(state.energy),
-        grad=grad.reshape_as(replicas), step=torch.tensor(first),
-    )  # fmt: skip
+        x=replicas[:, 0],
+        replicas=replicas,
+        energy=energy.reshape_as(state.energy),
+        grad=grad.reshape_as(replicas),
+        step=torch.tensor(first),
+    )
     return solver.step(bound, state, noise)[0]
 
 

@@ -11,11 +11,16 @@ from scoretk.solvers.warmup import tuned
 SCALES = torch.tensor([1.0, 10.0, 0.1])
 FIELD = stk.Energy(lambda x: (x / SCALES.to(x)).square().sum(1) / 2, (3,))
 SOLVERS = {
-    "HMC": stk.HMC(leapfrogs=4), "HMC dense": stk.HMC(leapfrogs=4, metric="dense"), "ChEES": stk.ChEES(most=20),
-    "NUTS": stk.NUTS(max_depth=3), "MCLMC": stk.MCLMC(), "AdjustedMCLMC": stk.AdjustedMCLMC(most=10),
-    "PreconditionedLangevin": stk.PreconditionedLangevin(), "unadjusted": stk.PreconditionedLangevin(adjusted=False),
+    "HMC": stk.HMC(leapfrogs=4),
+    "HMC dense": stk.HMC(leapfrogs=4, metric="dense"),
+    "ChEES": stk.ChEES(most=20),
+    "NUTS": stk.NUTS(max_depth=3),
+    "MCLMC": stk.MCLMC(),
+    "AdjustedMCLMC": stk.AdjustedMCLMC(most=10),
+    "PreconditionedLangevin": stk.PreconditionedLangevin(),
+    "unadjusted": stk.PreconditionedLangevin(adjusted=False),
     "ParallelTempering": stk.ParallelTempering(stk.HMC(leapfrogs=2, metric="none"), replicas=3),
-}  # fmt: skip
+}
 RUN = {"chains": 8, "seed": 1}
 
 

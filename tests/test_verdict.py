@@ -92,14 +92,25 @@ def test_every_broken_run_is_found_from_other_seeds(run):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        (DRIFTS, "drift"), (DRIFTS, "disagree"), ("the spread grows", "drift"), (DIFFERS, "disagree"), (DIFFERS, "memory"),
-        ("one chain of 64 at twice the spread", "apart"), ("half of the chains freeze half-way", "stuck"),
-        ("a coordinate that never moves", "stuck"), ("an infinite draw", "broken"), ("a clamp at 1", "clamp"),
-        ("the edge of float32", "clamp"), ("kept in bfloat16", "grid"), ("chains that are copies", "copies"),
-        ("bits that alternate from one start", "period"), ("bits that alternate, thinned, from one start", "period"),
-        ("AIS in too few levels", "weights"), ("three draws of each chain", "unjudged"),
+        (DRIFTS, "drift"),
+        (DRIFTS, "disagree"),
+        ("the spread grows", "drift"),
+        (DIFFERS, "disagree"),
+        (DIFFERS, "memory"),
+        ("one chain of 64 at twice the spread", "apart"),
+        ("half of the chains freeze half-way", "stuck"),
+        ("a coordinate that never moves", "stuck"),
+        ("an infinite draw", "broken"),
+        ("a clamp at 1", "clamp"),
+        ("the edge of float32", "clamp"),
+        ("kept in bfloat16", "grid"),
+        ("chains that are copies", "copies"),
+        ("bits that alternate from one start", "period"),
+        ("bits that alternate, thinned, from one start", "period"),
+        ("AIS in too few levels", "weights"),
+        ("three draws of each chain", "unjudged"),
     ],
-)  # fmt: skip
+)
 def test_what_is_found_is_the_cause(name, kind):
     assert kind in kinds(BY_NAME[name])
 
@@ -120,11 +131,14 @@ def whitened(**size):
 @pytest.mark.parametrize(
     "size",
     [
-        {"chains": 16, "n": 50, "keep": 0.0}, {"chains": 64, "n": 100, "keep": 0.7}, {"chains": 4, "n": 400, "keep": 0.5},
-        {"chains": 256, "n": 8, "keep": 0.0}, {"chains": 64, "n": 100, "keep": -0.7},
+        {"chains": 16, "n": 50, "keep": 0.0},
+        {"chains": 64, "n": 100, "keep": 0.7},
+        {"chains": 4, "n": 400, "keep": 0.5},
+        {"chains": 256, "n": 8, "keep": 0.0},
+        {"chains": 64, "n": 100, "keep": -0.7},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_deviates_are_standard_normal_where_chains_agree(size):
     """Of 300 independent coordinates, for autocorrelation times to n / 18: Kolmogorov-Smirnov at 1e-6 each."""
     x = whitened(d=300, **size)
@@ -200,9 +214,16 @@ def test_constants_of_structure_are_no_finding():
 
 def test_advice_names_settings_that_the_solver_has():
     for solver in (
-        stk.ULA(0.1), stk.MALA(0.1), stk.HMC(), stk.ChEES(), stk.GibbsWithGradients(), stk.BlockGibbs(), stk.Underdamped(0.1),
-        stk.ParallelTempering(), stk.AIS(),
-    ):  # fmt: skip
+        stk.ULA(0.1),
+        stk.MALA(0.1),
+        stk.HMC(),
+        stk.ChEES(),
+        stk.GibbsWithGradients(),
+        stk.BlockGibbs(),
+        stk.Underdamped(0.1),
+        stk.ParallelTempering(),
+        stk.AIS(),
+    ):
         sampler = Sampler(repr(solver))
         assert sampler.settings == set(vars(solver)), solver
         advice = sampler.smaller_steps + sampler.tempering
@@ -302,8 +323,15 @@ def test_a_summary_of_a_hundred_coordinates_misses_the_one(monkeypatch):
     chosen = np.unique(np.linspace(0, 299, 100).round().astype(int))
     assert 218 not in chosen
     judge = verdict.judge
-    monkeypatch.setattr(verdict, "judge", lambda x, names, discrete: judge(x[:, :, chosen], [names[i] for i in chosen], discrete)
-                        if x.shape[2] == 300 else judge(x, names, discrete))  # fmt: skip
+    monkeypatch.setattr(
+        verdict,
+        "judge",
+        lambda x, names, discrete: (
+            judge(x[:, :, chosen], [names[i] for i in chosen], discrete)
+            if x.shape[2] == 300
+            else judge(x, names, discrete)
+        ),
+    )
     assert not kinds(run)
 
 
@@ -339,10 +367,18 @@ def test_a_few_draws_from_far_away_drift_in_their_mean_only(monkeypatch):
     assert blind.rows["x[0]"]["mean"] > 5 * blind.rows["x[0]"]["mcse_mean"]
 
 
-@pytest.mark.parametrize(("dtype", "far", "said"), [
-    (torch.float32, 3e38, True), (torch.float32, -1e20, True), (torch.float32, 1e18, False), (torch.float64, 1e20, False),
-    (torch.float64, 1e200, True), (torch.float32, -math.inf, True), (torch.float32, math.nan, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "far", "said"),
+    [
+        (torch.float32, 3e38, True),
+        (torch.float32, -1e20, True),
+        (torch.float32, 1e18, False),
+        (torch.float64, 1e20, False),
+        (torch.float64, 1e200, True),
+        (torch.float32, -math.inf, True),
+        (torch.float32, math.nan, True),
+    ],
+)
 def test_numbers_whose_squares_the_dtype_does_not_hold_are_said(dtype, far, said):
     x = autoregressive(3, 8, 1000, 2, 0.5).to(dtype)
     x[0, 5, 1] = far

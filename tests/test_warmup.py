@@ -83,13 +83,22 @@ def gaussian(scale):
 
 
 KERNELS = [
-    (stk.MALA(), 1e-2), (stk.MALA(), 1e2), (stk.GHMC(), 1e2),
-    *(pytest.param(kernel, scale, marks=pytest.mark.slow) for kernel, scale in (
-        (stk.MALA(), 1.0), (stk.GHMC(), 1e-2), (stk.GHMC(), 1.0),
-        (stk.MALA(temperature=2.0), 1e-2), (stk.MALA(temperature=2.0), 1e2),
-        (stk.ParallelTempering(stk.MALA(), temperatures=(1.0, 2.0)), 1e-2), (stk.ParallelTempering(stk.GHMC(), replicas=3), 1e2),
-    )),
-]  # fmt: skip
+    (stk.MALA(), 1e-2),
+    (stk.MALA(), 1e2),
+    (stk.GHMC(), 1e2),
+    *(
+        pytest.param(kernel, scale, marks=pytest.mark.slow)
+        for kernel, scale in (
+            (stk.MALA(), 1.0),
+            (stk.GHMC(), 1e-2),
+            (stk.GHMC(), 1.0),
+            (stk.MALA(temperature=2.0), 1e-2),
+            (stk.MALA(temperature=2.0), 1e2),
+            (stk.ParallelTempering(stk.MALA(), temperatures=(1.0, 2.0)), 1e-2),
+            (stk.ParallelTempering(stk.GHMC(), replicas=3), 1e2),
+        )
+    ),
+]
 BAND, FAR_OFF = 0.05, 3.3
 """How far from its target an acceptance may be; the standard errors that one of a thousand variances is beyond."""
 

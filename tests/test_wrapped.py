@@ -71,7 +71,7 @@ COMBINATORS = {
     "posterior, a field": (stk.posterior, lambda f, g, x: -f - g),
     "bridge": (lambda f, g: stk.bridge(f, g, 0.3), lambda f, g, x: -0.7 * f - 0.3 * g),
     "normalised": (lambda f, g: Normalised(f, 0.8), lambda f, g, x: -f),
-}  # fmt: skip
+}
 
 
 def in_users_space(field, z):
@@ -288,8 +288,12 @@ def test_laws_of_different_spaces_are_refused():
     other = stk.constrained(g, constraints.interval(0.0, 3.0))
     spins, wide = on_states(F), stk.Discrete(stk.Energy(G, (2,)), (0.0, 1.0))
     for a, b in ((f, g), (f, other), (spins, wide)):
-        for make in (stk.product, lambda a, b: stk.mixture([a, b], [1, 1], [0, 0]), lambda a, b: stk.guided(a, 2.0, b),
-                     stk.posterior):  # fmt: skip
+        for make in (
+            stk.product,
+            lambda a, b: stk.mixture([a, b], [1, 1], [0, 0]),
+            lambda a, b: stk.guided(a, 2.0, b),
+            stk.posterior,
+        ):
             with pytest.raises(InvalidArgument):
                 make(a, b)
     for call in (
@@ -377,7 +381,7 @@ OVER_LATENTS = {
     "bridge": stk.bridge(standard_normal((2,)), LATENT, 0.5),
     "tempered posterior": stk.tempered(stk.posterior(LATENT, likelihood), 2.0),
     "guided tempered": stk.guided(stk.tempered(LATENT, 2.0), 1.5),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OVER_LATENTS)
@@ -449,10 +453,13 @@ def test_decoders_that_differ_are_refused_where_asked():
 def test_fields_in_time_keep_their_base_or_say_that_they_have_none():
     f = gaussian().noised(stk.VP())
     for field, std in (
-        (stk.tempered(f, 4.0), 2.0), (stk.product(f, f), 0.5**0.5), (stk.guided(f, 2.0, f), 1.0),
+        (stk.tempered(f, 4.0), 2.0),
+        (stk.product(f, f), 0.5**0.5),
+        (stk.guided(f, 2.0, f), 1.0),
         (stk.mixture([f, f], [1, 1]), 1.0),
-        (stk.posterior(f, likelihood), 1.0), (stk.classifier_guided(f, lambda x, t: x.sum(1)), 1.0),
-    ):  # fmt: skip
+        (stk.posterior(f, likelihood), 1.0),
+        (stk.classifier_guided(f, lambda x, t: x.sum(1)), 1.0),
+    ):
         assert isinstance(field.base, NormalBase)
         assert field.base.std == pytest.approx(std, rel=1e-4)
         assert "base" in offers(field)
@@ -464,16 +471,26 @@ def test_fields_in_time_keep_their_base_or_say_that_they_have_none():
     odd = Elsewhere(f.mixture, f.path)
     assert stk.tempered(odd, 1.0).base is odd.base
     assert stk.posterior(odd, likelihood).base is odd.base
-    for field in (stk.tempered(odd, 2.0), stk.product(odd, odd), stk.product(f, odd), stk.mixture([f, odd], [1, 1]),
-                  stk.guided(f, 2.0, odd)):  # fmt: skip
+    for field in (
+        stk.tempered(odd, 2.0),
+        stk.product(odd, odd),
+        stk.product(f, odd),
+        stk.mixture([f, odd], [1, 1]),
+        stk.guided(f, 2.0, odd),
+    ):
         assert "base" not in offers(field)
         with pytest.raises(InvalidArgument, match="without a base"):
             stk.sample(field, stk.ProbabilityFlow(steps=2), chains=2)
     flow = stk.Velocity(
         lambda x, t: x, (2,), base=td.Independent(td.Laplace(torch.zeros(2), torch.ones(2)), 1)
     )
-    for make in (lambda f: stk.tempered(f, 2.0), lambda f: stk.product(f, f), lambda f: stk.guided(f, 2.0, f),
-                 lambda f: stk.mixture([f, f], [1, 1]), lambda f: stk.posterior(f, likelihood)):  # fmt: skip
+    for make in (
+        lambda f: stk.tempered(f, 2.0),
+        lambda f: stk.product(f, f),
+        lambda f: stk.guided(f, 2.0, f),
+        lambda f: stk.mixture([f, f], [1, 1]),
+        lambda f: stk.posterior(f, likelihood),
+    ):
         with pytest.raises(MissingCapability, match="Gaussian path"):
             make(flow)
 
@@ -514,9 +531,24 @@ def every_wrapper():
 def test_every_wrapper_says_what_it_does():
     names = {cls.__name__ for cls in every_wrapper()}
     expected = {
-        "Powered", "PoweredTimed", "Mixture", "MixtureTimed", "Guided", "GuidedStatic", "Classified", "StaticPosterior",
-        "TimedPosterior", "Bridge", "Stretched", "Constrained", "Discrete", "Smoothed", "At", "Normalised", "Evaluated",
-    }  # fmt: skip
+        "Powered",
+        "PoweredTimed",
+        "Mixture",
+        "MixtureTimed",
+        "Guided",
+        "GuidedStatic",
+        "Classified",
+        "StaticPosterior",
+        "TimedPosterior",
+        "Bridge",
+        "Stretched",
+        "Constrained",
+        "Discrete",
+        "Smoothed",
+        "At",
+        "Normalised",
+        "Evaluated",
+    }
     assert expected <= names
     assert all(rules.keys() == set(Kind) for rules in RULES.values())
 
@@ -526,17 +558,50 @@ def test_a_class_cannot_define_what_its_kind_refuses():
         type("Wrong", (Wrapped,), {"kind": Kind.POWER, "estimate_log_prob": lambda self, x: x})
 
 
-NOT_OF_FIELDS = frozenset({
-    # of Python's objects, arrays and modules
-    "__dict__", "__file__", "__module__", "__notes__", "__qualname__", "__self__", "_fields", "_make", "base_constraint", "dtype",
-    "load_state_dict", "ndim", "real_stack", "save", "shape", "state_dict", "steers", "variable", "zero_start",
-    # of solvers, their states, methods and losses
-    "adapts", "exact", "for_part", "given_back", "init", "kind", "milestones", "shared", "shift", "start", "step", "step_size",
-    "temperature", "varying", "weight",
-    "provenance", "tuned",  # of draws
-    "cond",  # of the view of a field that solvers have
-    "prior",  # the demo's, of built-in models
-})  # fmt: skip
+NOT_OF_FIELDS = frozenset(
+    {
+        # of Python's objects, arrays and modules
+        "__dict__",
+        "__file__",
+        "__module__",
+        "__notes__",
+        "__qualname__",
+        "__self__",
+        "_fields",
+        "_make",
+        "base_constraint",
+        "dtype",
+        "load_state_dict",
+        "ndim",
+        "real_stack",
+        "save",
+        "shape",
+        "state_dict",
+        "steers",
+        "variable",
+        "zero_start",
+        # of solvers, their states, methods and losses
+        "adapts",
+        "exact",
+        "for_part",
+        "given_back",
+        "init",
+        "kind",
+        "milestones",
+        "shared",
+        "shift",
+        "start",
+        "step",
+        "step_size",
+        "temperature",
+        "varying",
+        "weight",
+        "provenance",
+        "tuned",  # of draws
+        "cond",  # of the view of a field that solvers have
+        "prior",  # the demo's, of built-in models
+    }
+)
 """Names that the package asks of what is no field."""
 
 

@@ -74,11 +74,35 @@ def ornstein(mean: float, std: float, d: int = 2) -> stk.Energy:
 # ---- well mixed -------------------------------------------------------------------------------------------------------------
 
 SIZES = [
-    (4, 1000, 1), (4, 2000, 10), (2, 3000, 3), (1, 4000, 2), (8, 500, 5), (16, 200, 3), (32, 60, 2), (64, 100, 10), (256, 40, 4),
-    (256, 300, 2), (512, 20, 3), (1024, 8, 2), (2048, 4, 1), (64, 100, 1000), (16, 200, 300),
-]  # fmt: skip
-KEEPS = [(4, 10_000, 2, 0.9), (4, 4000, 20, 0.6), (16, 1000, 3, 0.8), (64, 200, 5, 0.8), (64, 100, 10, 0.6), (256, 300, 2, 0.9),
-         (256, 100, 100, 0.5), (1024, 60, 2, 0.5), (64, 200, 3, -0.7), (256, 300, 2, -0.9), (4, 4000, 3, -0.5)]  # fmt: skip
+    (4, 1000, 1),
+    (4, 2000, 10),
+    (2, 3000, 3),
+    (1, 4000, 2),
+    (8, 500, 5),
+    (16, 200, 3),
+    (32, 60, 2),
+    (64, 100, 10),
+    (256, 40, 4),
+    (256, 300, 2),
+    (512, 20, 3),
+    (1024, 8, 2),
+    (2048, 4, 1),
+    (64, 100, 1000),
+    (16, 200, 300),
+]
+KEEPS = [
+    (4, 10_000, 2, 0.9),
+    (4, 4000, 20, 0.6),
+    (16, 1000, 3, 0.8),
+    (64, 200, 5, 0.8),
+    (64, 100, 10, 0.6),
+    (256, 300, 2, 0.9),
+    (256, 100, 100, 0.5),
+    (1024, 60, 2, 0.5),
+    (64, 200, 3, -0.7),
+    (256, 300, 2, -0.9),
+    (4, 4000, 3, -0.5),
+]
 
 
 def independent(seed: int, chains: int, n: int, d: int) -> Tensor:
@@ -143,10 +167,19 @@ tempered_hmc = stk.ParallelTempering(stk.HMC(0.4, leapfrogs=4, metric="none"), r
 
 REAL = [
     real("ChEES default, normal", gaussian(2), None, chains=256, steps=200, warmup=200),
-    real("ChEES default, normal of other scale", ornstein(5, 3, 10), None, chains=64, steps=300, warmup=300),
+    real(
+        "ChEES default, normal of other scale",
+        ornstein(5, 3, 10),
+        None,
+        chains=64,
+        steps=300,
+        warmup=300,
+    ),
     real("ChEES, eight schools", "eight-schools", None, chains=64, steps=300),
     real("NUTS, eight schools", "eight-schools", stk.NUTS(), chains=16, steps=200, warmup=200),
-    real("HMC, normal in 500 dimensions", gaussian(500), stk.HMC(), chains=32, steps=200, warmup=200),
+    real(
+        "HMC, normal in 500 dimensions", gaussian(500), stk.HMC(), chains=32, steps=200, warmup=200
+    ),
     real("HMC, ten scales", ten_scales, stk.HMC(), chains=32, steps=300, warmup=300),
     real("NUTS, normal", gaussian(3), stk.NUTS(), chains=32, steps=100, warmup=100),
     real("MALA", ornstein(0, 1, 5), stk.MALA(0.6), chains=64, steps=1000),
@@ -156,17 +189,33 @@ REAL = [
     real("ULA", ornstein(0, 1, 3), stk.ULA(0.2), chains=64, steps=500, warmup=50),
     real("underdamped", ornstein(0, 1, 3), stk.Underdamped(0.5), chains=64, steps=500, warmup=100),
     real("GHMC", ornstein(0, 1, 3), stk.GHMC(0.5), chains=64, steps=500, warmup=100),
-    real("preconditioned", ornstein(0, 2, 4), stk.PreconditionedLangevin(), chains=64, steps=500, warmup=300),
+    real(
+        "preconditioned",
+        ornstein(0, 2, 4),
+        stk.PreconditionedLangevin(),
+        chains=64,
+        steps=500,
+        warmup=300,
+    ),
     real("MCLMC", ornstein(0, 1, 10), stk.MCLMC(), chains=64, steps=400, warmup=300),
-    real("adjusted MCLMC", ornstein(0, 1, 10), stk.AdjustedMCLMC(), chains=32, steps=200, warmup=200),
+    real(
+        "adjusted MCLMC", ornstein(0, 1, 10), stk.AdjustedMCLMC(), chains=32, steps=200, warmup=200
+    ),
     real("tempering, two modes", near_wells, tempered_hmc, chains=64, steps=500, warmup=300),
     real("block Gibbs, Ising", weak, stk.BlockGibbs(), chains=64, steps=200, warmup=50),
-    real("discrete Langevin, Ising", weak, stk.DiscreteLangevin(4.0), chains=64, steps=500, warmup=100),
+    real(
+        "discrete Langevin, Ising",
+        weak,
+        stk.DiscreteLangevin(4.0),
+        chains=64,
+        steps=500,
+        warmup=100,
+    ),
     real("HMC on a constrained law", gamma, stk.HMC(), chains=32, steps=300, warmup=300),
     real("regression", "linear-regression", None, chains=64, steps=200, warmup=300),
     real("probability flow", stk.smoothed(gaussian(2)), stk.ProbabilityFlow(steps=16), chains=512),
     real("SMC", "ring-mixture", stk.SMC(100), chains=1024),
-]  # fmt: skip
+]
 
 
 # ---- broken -----------------------------------------------------------------------------------------------------------------
@@ -244,34 +293,83 @@ many_wells = stk.Energy(lambda x: 8 * (x.square() - 1).square().sum(1), (4,))
 BROKEN = [
     # drift, in which all chains agree
     real("ULA on its way to 100", ornstein(100, 1), stk.ULA(step_size=0.01), chains=256, steps=300),
-    real("ULA on its way to 100, warmup 200", ornstein(100, 1), stk.ULA(step_size=0.01), chains=256, steps=300, warmup=200),
-    real("ULA on its way to sd 10", ornstein(0, 10), stk.ULA(step_size=0.01), chains=256, steps=500),
+    real(
+        "ULA on its way to 100, warmup 200",
+        ornstein(100, 1),
+        stk.ULA(step_size=0.01),
+        chains=256,
+        steps=300,
+        warmup=200,
+    ),
+    real(
+        "ULA on its way to sd 10", ornstein(0, 10), stk.ULA(step_size=0.01), chains=256, steps=500
+    ),
     real("MALA with its burn-in", ornstein(20, 1, 5), stk.MALA(0.3), chains=64, steps=300),
-    real("underdamped, one scale of 100", stk.Energy(lambda x: (x / torch.tensor([1.0, 100])).square().sum(1) / 2, (2,)),
-         stk.Underdamped(0.3), chains=128, steps=500),
+    real(
+        "underdamped, one scale of 100",
+        stk.Energy(lambda x: (x / torch.tensor([1.0, 100])).square().sum(1) / 2, (2,)),
+        stk.Underdamped(0.3),
+        chains=128,
+        steps=500,
+    ),
     broken("a trend of half a standard deviation", partial(trend, by=0.5), chains=256),
     broken("one coordinate of 300 drifts", partial(trend, by=1.5, where=217), d=300),
-    broken("one coordinate of 500 drifts in 32 chains", partial(trend, by=3.0, where=499), d=500, chains=32, n=200),
+    broken(
+        "one coordinate of 500 drifts in 32 chains",
+        partial(trend, by=3.0, where=499),
+        d=500,
+        chains=32,
+        n=200,
+    ),
     broken("four chains with a trend", partial(trend, by=2.0), chains=4, n=1000),
     broken("one chain with a trend", partial(trend, by=4.0), chains=1, n=1000),
     broken("the spread grows", lambda x: x * torch.linspace(0.6, 1.4, x.shape[1])[None, :, None]),
-    broken("a start at 0, far from the spread", lambda x: x * (1 - torch.exp(-torch.arange(x.shape[1]) / 50.0))[None, :, None]),
+    broken(
+        "a start at 0, far from the spread",
+        lambda x: x * (1 - torch.exp(-torch.arange(x.shape[1]) / 50.0))[None, :, None],
+    ),
     # chains that differ
     broken("half of the chains at twice the spread", lambda x: set_(x, half(x), 2 * x[half(x)])),
     broken("one chain of 64 at twice the spread", lambda x: set_(x, 17, 2 * x[17])),
-    broken("one chain of four at three times the spread", lambda x: set_(x, 2, 3 * x[2]), chains=4, n=1000),
+    broken(
+        "one chain of four at three times the spread",
+        lambda x: set_(x, 2, 3 * x[2]),
+        chains=4,
+        n=1000,
+    ),
     broken("one chain of 64 sits elsewhere", lambda x: set_(x, 40, x[40] + 2)),
-    broken("one coordinate of 500 in two places", lambda x: set_(x, (half(x), slice(None), 321), x[half(x), :, 321] + 1), d=500),
-    broken("a quarter of the chains at temperature 4", lambda x: set_(x, slice(0, 16), 2 * x[:16]), n=100),
-    broken("labels switched", lambda x: torch.cat([x[half(x)] + labels, x[len(x) // 2 :] + labels.flip(0)])),
+    broken(
+        "one coordinate of 500 in two places",
+        lambda x: set_(x, (half(x), slice(None), 321), x[half(x), :, 321] + 1),
+        d=500,
+    ),
+    broken(
+        "a quarter of the chains at temperature 4",
+        lambda x: set_(x, slice(0, 16), 2 * x[:16]),
+        n=100,
+    ),
+    broken(
+        "labels switched",
+        lambda x: torch.cat([x[half(x)] + labels, x[len(x) // 2 :] + labels.flip(0)]),
+    ),
     Run("modes that never change", partial(switching, chains=64, n=300, stay=1.0)),
     Run("modes that change seldom", partial(switching, chains=256, n=300, stay=0.997)),
     Run("modes that change seldom, one chain", partial(switching, chains=1, n=2000, stay=0.998)),
-    real("HMC in two wells", two_wells, stk.HMC(0.3, leapfrogs=5, metric="none"), chains=64, steps=300, warmup=100),
+    real(
+        "HMC in two wells",
+        two_wells,
+        stk.HMC(0.3, leapfrogs=5, metric="none"),
+        chains=64,
+        steps=300,
+        warmup=100,
+    ),
     real("MALA in many wells", many_wells, stk.MALA(0.005), chains=64, steps=500),
     # chains that do not move, or hardly
     broken("half of the chains frozen", lambda x: set_(x, half(x), x[half(x), :1])),
-    broken("half of the chains freeze half-way", lambda x: set_(x, (half(x), slice(150, None)), x[half(x), 149:150])),
+    broken(
+        "half of the chains freeze half-way",
+        lambda x: set_(x, (half(x), slice(150, None)), x[half(x), 149:150]),
+    ),
     broken("a coordinate that never moves", lambda x: set_(x, (..., 1), x[:, :1, 1])),
     real("MALA that accepts nothing", ornstein(0, 0.01, 10), stk.MALA(1.0), chains=32, steps=100),
     real("ULA with a tiny step", ornstein(0, 5), stk.ULA(1e-6), chains=64, steps=300),
@@ -285,10 +383,14 @@ BROKEN = [
     broken("an infinite draw of one of 500", lambda x: set_(x, (3, 7, 400), -math.inf), d=500),
     broken("NaN draws", lambda x: set_(x, (3, slice(7, 9), 1), math.nan)),
     broken("a clamp at 1", lambda x: x.clamp(max=1.0)),
-    broken("a clamp at one coordinate of 300", lambda x: set_(x, (..., 211), x[..., 211].clamp(-2, 2)), d=300),
+    broken(
+        "a clamp at one coordinate of 300",
+        lambda x: set_(x, (..., 211), x[..., 211].clamp(-2, 2)),
+        d=300,
+    ),
     broken("the edge of float32", lambda x: torch.sigmoid(12 * x)),
     broken("kept in bfloat16", lambda x: x.bfloat16().float()),
-    broken("far from 0 in float32", lambda x: (x + 1e6)),
+    broken("far from 0 in float32", lambda x: x + 1e6),
     broken("chains that are copies", lambda x: x[torch.arange(64) % 4]),
     # chains that alternate
     Run("bits that alternate", partial(parities, thin=1)),
@@ -296,14 +398,19 @@ BROKEN = [
     Run("bits that alternate, thinned", partial(parities, thin=10)),
     Run("bits that alternate, thinned, from one start", partial(parities, thin=10, start=0)),
     Run("bits that nearly alternate", partial(parities, thin=1, stay=0.001)),
-    broken("signs that alternate", lambda x: x.abs() * torch.where(torch.arange(x.shape[1]) % 2 == 1, 1.0, -1.0)[None, :, None]),
+    broken(
+        "signs that alternate",
+        lambda x: (
+            x.abs() * torch.where(torch.arange(x.shape[1]) % 2 == 1, 1.0, -1.0)[None, :, None]
+        ),
+    ),
     # laws that the solver does not reach
     real("HMC in the funnel", "funnel", stk.HMC(), chains=64, steps=300, warmup=200),
     real("MALA in the funnel", "funnel", stk.MALA(0.05), chains=64, steps=500),
     real("ULA that leaves", ornstein(0, 1), stk.ULA(2.5), chains=16, steps=400),
     real("the semicircle's edge", "semicircle", stk.ULA(0.2), chains=16, steps=100),
     real("AIS in too few levels", ornstein(4, 0.3, 4), stk.AIS(3), chains=512),
-]  # fmt: skip
+]
 
 
 def rate(runs: list[Run], seeds: range) -> tuple[int, int, list[str]]:
@@ -316,8 +423,10 @@ def rate(runs: list[Run], seeds: range) -> tuple[int, int, list[str]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for title, runs, seeds in (
-        ("well mixed, synthetic", SYNTHETIC, range(4)), ("well mixed, real", REAL, range(9)), ("broken", BROKEN, range(3)),
-    ):  # fmt: skip
+        ("well mixed, synthetic", SYNTHETIC, range(4)),
+        ("well mixed, real", REAL, range(9)),
+        ("broken", BROKEN, range(3)),
+    ):
         flagged, total, names = rate(runs, seeds)
         print(f"{title}: {flagged} of {total} have a finding")
         for name in names if title != "broken" else []:

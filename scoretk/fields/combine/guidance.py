@@ -69,7 +69,8 @@ def guided(
             raise InvalidArgument(name, one, "a field")
     if is_timed(field) != is_timed(other):
         raise InvalidArgument("unconditional", other, "timed as the field is (or static as it is)")
-    shape, theirs = (tuple(f.event_shape) for f in (field, other))  # type: ignore[attr-defined]
+    both: tuple[Any, Any] = (field, other)
+    shape, theirs = (tuple(f.event_shape) for f in both)
     if shape != theirs:
         raise InvalidArgument("unconditional", other, f"the field's event shape {shape}")
     if not 0 <= finite("rescale", rescale) <= 1:
