@@ -316,8 +316,8 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
             has,
             needs,
             "Its law is one of discrete states, which this solver would leave: use "
-            "GibbsWithGradients, DiscreteLangevin or "
-            "BlockGibbs",
+            "GibbsWithGradients, DiscreteLangevin or BlockGibbs, alone or as the kernel= of "
+            "ParallelTempering, AIS or SMC",
         )
     return StaticField(field, cond)
 

@@ -154,7 +154,8 @@ def load_solver(name: str, /, **settings: Any) -> Any:
             "solver",
             name,
             f"{wanted} for {name}, as {'these have' if len(missing) > 1 else 'this has'} no default",
-            f"Give a solver object, {_spelled(entry, kind)}({wanted})",
+            f"Give a solver object, {_spelled(entry, kind)}({wanted}); on the command line, "
+            + " ".join(f"--set {n}=VALUE" for n in missing),
         )
     with _SOLVERS.isolated(entry, "load", settings):
         return kind(**settings)
