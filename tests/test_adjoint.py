@@ -435,7 +435,7 @@ def test_integrals_along_the_way_are_of_its_own_steps(method):
             "_combine(weights, k[: len(weights)])) if weights",
             "_combine(weights, k[: len(weights)])) if False",
         ),
-        ("time, b * h\n", "time, b * h.abs()\n"),
+        ("b * h,\n", "b * h.abs(),\n"),
     ],
 )
 def test_mutants_of_the_integral_are_caught(old, new):

@@ -79,7 +79,7 @@ def test_sample_writes_what_it_says(capsys, tmp_path, ending):
     [
         (["sample", "ring-mixture", "--solver", "mal"], "did you mean 'mala'"),
         (["sample", "ring-mixtur", "--solver", "mala", "--set", "step_size=1"], "ring-mixture"),
-        (["sample", "ring-mixture", "--solver", "mala"], "step_size=VALUE"),
+        (["sample", "ring-mixture", "--solver", "ula"], "--set step_size=VALUE"),
         (
             ["sample", "ring-mixture", "--solver", "mala", "--set", "step=1"],
             "did you mean 'step_size'",

@@ -533,7 +533,7 @@ def test_results_are_records_in_the_order_of_the_checks():
     assert {result.status for result in results} == {"passed", "skipped"}
     by_name = {result.check: result for result in results}
     assert by_name["gradient"].status == "skipped"
-    assert by_name["alone"].law == "row i of a batch equals its single evaluation"
+    assert by_name["alone"].law == "Row i of a batch equals its single evaluation"
     assert all(check.law and "\n" not in check.law for check in CHECKS)
 
 

@@ -29,8 +29,8 @@ from torch.distributions import constraints
 import scoretk as stk
 from scoretk.core.streams import Stream
 from scoretk.fields import Constrained, resolve
-from scoretk.solvers import hmc, nuts
-from scoretk.solvers.parts import metropolis
+from scoretk.solvers import nuts
+from scoretk.solvers.parts import leapfrog, metropolis
 from tests.evidence import FALSE_ALARM, z_limit
 from tests.marks import slow_but
 from tests.test_nuts import ignores_weights
@@ -154,7 +154,7 @@ def without_correction(monkeypatch):
             current, proposed, log_ratio, u, *barker
         )[1]
 
-    for module in (metropolis, hmc):
+    for module in (metropolis, leapfrog):
         monkeypatch.setattr(module, "decide", decide)
     monkeypatch.setattr(nuts, *ignores_weights(nuts.extend))
 

@@ -562,6 +562,7 @@ NOT_OF_FIELDS = frozenset(
     {
         # of Python's objects, arrays and modules
         "__dict__",
+        "_pilot",
         "__file__",
         "__module__",
         "__notes__",
@@ -594,6 +595,7 @@ NOT_OF_FIELDS = frozenset(
         "step",
         "step_size",
         "temperature",
+        "tuned_by",
         "varying",
         "weight",
         "provenance",

@@ -22,13 +22,10 @@ def simulate(length: int = 600) -> torch.Tensor:
 
 
 SQUARES = simulate().square()
-FIRST, STEPS = (
-    SQUARES.mean(),
-    torch.arange(len(SQUARES) - 1),
-)  # h_0 is set to the variance of all returns
-LAGGED = torch.stack(
-    [pad(SQUARES[: -1 - k], (k, 0)) for k in STEPS.tolist()]
-)  # LAGGED[k, t - 1] = r_{t-1-k}^2
+FIRST = SQUARES.mean()  # h_0 is set to the variance of all returns
+STEPS = torch.arange(len(SQUARES) - 1)
+# LAGGED[k, t - 1] = r_{t-1-k}^2
+LAGGED = torch.stack([pad(SQUARES[: -1 - k], (k, 0)) for k in STEPS.tolist()])
 
 
 def parameters(x: torch.Tensor) -> torch.Tensor:
@@ -49,9 +46,8 @@ def energy(x: torch.Tensor) -> torch.Tensor:
     h = variances(x)
     likelihood = (h.log() + SQUARES[1:] / h).sum(1) / 2
     breaks = logsigmoid(x[:, 1:]) + logsigmoid(-x[:, 1:])  # log of the sigmoids' slopes
-    jacobian = (
-        x[:, 0] + breaks.sum(1) + logsigmoid(-x[:, 1])
-    )  # with log(1 - alpha), by which beta is scaled
+    # with log(1 - alpha), by which beta is scaled
+    jacobian = x[:, 0] + breaks.sum(1) + logsigmoid(-x[:, 1])
     return likelihood + x[:, 0].exp().square() / 2 - jacobian
 
 

@@ -5,13 +5,14 @@ Each name is found where it now lives, with a `DeprecationWarning` that says whe
 
 from __future__ import annotations
 
+import sys
 import warnings
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ["MOVED", "Moved"]
+__all__ = ["MOVED", "PUBLIC", "Moved"]
 
 MOVED = {
     "arguments": "core.arguments",
@@ -71,6 +72,10 @@ divided.
 """
 
 
+PUBLIC = {"grids"}
+"""Modules whose short path is the public one: that is where they are, with no warning."""
+
+
 class Moved(MetaPathFinder, Loader):
     """Finds modules by their old paths, behind all other finders."""
 
@@ -88,7 +93,10 @@ class Moved(MetaPathFinder, Loader):
         return _Forward(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing runs: names are looked up when they are asked for."""
+        """Names are looked up when they are asked for; a public path is the module itself."""
+        root, _, old = module.__name__.partition(".")
+        if old in PUBLIC:
+            sys.modules[module.__name__] = import_module(f"{root}.{MOVED[old]}")
 
 
 class _Forward(ModuleType):

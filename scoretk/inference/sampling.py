@@ -616,9 +616,9 @@ def _draws(
     settings: dict[str, Any],
 ) -> Draws:
     cost: dict[str, int] = {}
-    for batch, part in zip(batches, parts, strict=True):
+    for batch, part, run in zip(batches, parts, done, strict=True):
         for kind, n in solver.init_cost.items():
-            cost[kind] = cost.get(kind, 0) + len(part.ids) * n
+            cost[kind] = cost.get(kind, 0) + (len(part.ids) + run.restarts) * n
         for kind, n in solver.step_cost.items():
             cost[kind] = cost.get(kind, 0) + len(part.ids) * n * batch.schedule.total
     varying = sum(f.evaluations for f in done)

@@ -70,7 +70,7 @@ class SolverSpec:
     Args:
         id: the canonical id, `distribution/name`.
         solver: the class, "module:Class".
-        summary: the first line of its docstring.
+        summary: the first paragraph of its docstring.
         settings: the defaults of its settings by name.
         required: the settings without a default.
         needs: the field's methods that it calls, with default settings; None where those needed are not known.
@@ -174,11 +174,11 @@ def describe_solver(name: str) -> SolverSpec:
         required = tuple(n for n, default in known.items() if default is MISSING)
         shown = kind if required else kind()  # what depends on settings is a property of an object
         needs, timed = (None if isinstance(v, property) else v for v in (shown.needs, shown.timed))
-        lines = (inspect.getdoc(kind) or "").strip().splitlines() or [""]
+        first = (inspect.getdoc(kind) or "").strip().partition("\n\n")[0]
         return SolverSpec(
             id=entry.id,
             solver=f"{kind.__module__}:{kind.__qualname__}",
-            summary=lines[0],
+            summary=" ".join(first.split()),
             settings={n: default for n, default in known.items() if default is not MISSING},
             required=required,
             needs=None if needs is None else tuple(sorted(needs)),

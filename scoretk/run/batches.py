@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Finished:
     failed_at: Tensor
     record: Record
     evaluations: int
+    restarts: int
     tuned: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -217,6 +218,7 @@ def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) ->
         failed_at,
         record,
         moment.evaluations,
+        moment.restarts,
         leaves,
     )
 
@@ -486,15 +488,15 @@ def _read_moment(
     for part in (saved, state, tuning):
         part.nothing_left()
     _check_positions(record, recorder.position(template.state.x))
-    return Moment(
-        with_leaves(template.state, leaves),
-        status,
-        failed_at,
-        step,
-        _with_room(record, batch.schedule, step),
-        evaluations,
-        restored,
-        template.reach,
+    return replace(
+        template,
+        state=with_leaves(template.state, leaves),
+        status=status,
+        failed_at=failed_at,
+        step=step,
+        record=_with_room(record, batch.schedule, step),
+        evaluations=evaluations,
+        tuning=restored,
     )
 
 

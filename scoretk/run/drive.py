@@ -18,7 +18,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MethodType
 from typing import Any
 
@@ -94,7 +94,8 @@ class Schedule:
 class Moment:
     """All that a run is after `step` steps.
 
-    `reach` `(chains,)` follows from the start; see `reach_of`.
+    `reach` `(chains,)` follows from the start; see `reach_of`. `restarts` counts the starts of
+    chains that were made anew.
     """
 
     state: Any
@@ -105,6 +106,7 @@ class Moment:
     evaluations: int = 0
     tuning: Any = None
     reach: Tensor | None = None
+    restarts: int = 0
 
 
 def state_leaves(nest: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -210,8 +212,8 @@ def begin(
         state,
         status,
         torch.where(finite, -1, 0),
-        evaluations=attempts * len(x),
         reach=reach_of(solver, bound, state.x),
+        restarts=attempts * len(x),
     )
     if tunes and bool(finite.any()):
         moment.state, moment.tuning, spent = solver.adaptation.begin(
@@ -378,8 +380,15 @@ class _Eager:
             if self.schedule.keeps(step):
                 record = self.recorder.add(record, state.x, stats, kept, total)
                 kept += 1
-        return Moment(
-            state, status, failed_at, moment.step + steps, record, evaluations, tuning, moment.reach
+        return replace(
+            moment,
+            state=state,
+            status=status,
+            failed_at=failed_at,
+            step=moment.step + steps,
+            record=record,
+            evaluations=evaluations,
+            tuning=tuning,
         )
 
 
@@ -507,8 +516,14 @@ class _Compiled(_Eager):
                 record = self.recorder.extend(record, xs, stats, chosen, kept, total)
                 kept += len(chosen)
             step += span
-        return Moment(
-            state, status, failed_at, step, record, evaluations, moment.tuning, moment.reach
+        return replace(
+            moment,
+            state=state,
+            status=status,
+            failed_at=failed_at,
+            step=step,
+            record=record,
+            evaluations=evaluations,
         )
 
 
