@@ -22,9 +22,7 @@ def simulate(length: int = 600) -> torch.Tensor:
 
 
 SQUARES = simulate().square()
-FIRST = SQUARES.mean()  # h_0 is set to the variance of all returns
-STEPS = torch.arange(len(SQUARES) - 1)
-# LAGGED[k, t - 1] = r_{t-1-k}^2
+FIRST, STEPS = SQUARES.mean(), torch.arange(len(SQUARES) - 1)  # h_0: the variance of all returns
 LAGGED = torch.stack([pad(SQUARES[: -1 - k], (k, 0)) for k in STEPS.tolist()])
 
 
@@ -46,8 +44,7 @@ def energy(x: torch.Tensor) -> torch.Tensor:
     h = variances(x)
     likelihood = (h.log() + SQUARES[1:] / h).sum(1) / 2
     breaks = logsigmoid(x[:, 1:]) + logsigmoid(-x[:, 1:])  # log of the sigmoids' slopes
-    # with log(1 - alpha), by which beta is scaled
-    jacobian = x[:, 0] + breaks.sum(1) + logsigmoid(-x[:, 1])
+    jacobian = x[:, 0] + breaks.sum(1) + logsigmoid(-x[:, 1])  # beta is scaled by 1 - alpha
     return likelihood + x[:, 0].exp().square() / 2 - jacobian
 
 
