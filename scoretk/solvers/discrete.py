@@ -146,10 +146,11 @@ class SweepState(NamedTuple):
 class GibbsWithGradients:
     """Gibbs with gradients: one change or two a step, likelier where the score says that they pay.
 
+    Reports "accept", the acceptance probability, and "energy". A proposal with NaN or infinite
+    energy or gradient is rejected.
+
     Args:
-        temperature: T > 0, the target being `p^(1/T)`. Reports "accept", the acceptance
-            probability, and "energy". A proposal with NaN or infinite energy or gradient is
-            rejected.
+        temperature: T > 0, the target being `p^(1/T)`.
     """
 
     temperature: float = 1.0
@@ -221,15 +222,16 @@ class GibbsWithGradients:
 class DiscreteLangevin(StepTuned):
     """The discrete Langevin proposal: every site may change at each step, independently given x.
 
+    Reports "energy", and "accept" where adjusted. A proposal with NaN or infinite energy or
+    gradient is rejected; unadjusted it ends the chain.
+
     Args:
         step_size: Alpha > 0, in squared units of the states, None to tune it in warmup (where it is
             adjusted).
         adjusted: Whether a Metropolis decision makes it exact.
         temperature: T > 0, the target being `p^(1/T)`.
         accept: The acceptance aimed at, best at .574 as for Langevin dynamics (where sites are all
-            but independent, it is above that at any step size). Reports "energy", and "accept"
-            where adjusted. A proposal with NaN or infinite energy or gradient is rejected;
-            unadjusted it ends the chain.
+            but independent, it is above that at any step size).
     """
 
     step_size: float | None = None

@@ -54,11 +54,13 @@ class MALAState(NamedTuple):
 class MALA(StepTuned):
     """Metropolis-adjusted Langevin.
 
+    Reports "accept", the acceptance probability, and "energy". A proposal with NaN or infinite
+    energy or gradient is rejected.
+
     Args:
         step_size: h > 0, in squared units of x, None to tune it in warmup.
         temperature: T > 0.
-        accept: The acceptance aimed at. Reports "accept", the acceptance probability, and "energy".
-            A proposal with NaN or infinite energy or gradient is rejected.
+        accept: The acceptance aimed at.
     """
 
     step_size: float | None = None

@@ -276,16 +276,17 @@ class MCLMC(_Isokinetic):
 
     For many dimensions, where a Metropolis decision makes steps small.
 
+    Reports "energy" and "energy_error", W of the step. A chain that leaves the target's support is
+    `NONFINITE`, except in warmup, where it stays and the step size shrinks. Raises
+    `InvalidArgument` in fewer than two dimensions.
+
     Args:
         step_size: Eps and length L over which the direction is forgotten, both lengths in the space
             that the scales make, None to tune them in warmup, L as the root of the summed
             variances.
         metric: "diagonal" or "none": the scales learned in warmup.
         integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
-        energy_variance: The mean square of W per dimension aimed at: less of it, less bias. Reports
-            "energy" and "energy_error", W of the step. A chain that leaves the target's support is
-            `NONFINITE`, except in warmup, where it stays and the step size shrinks. Raises
-            `InvalidArgument` in fewer than two dimensions.
+        energy_variance: The mean square of W per dimension aimed at: less of it, less bias.
     """
 
     step_size: float | None = None
@@ -374,6 +375,10 @@ class MCLMC(_Isokinetic):
 class AdjustedMCLMC(_Isokinetic):
     """Microcanonical Hamiltonian Monte Carlo with a Metropolis decision: exact at any step size.
 
+    Reports "accept", "energy" and "diverging" (an error of the total energy above 1000, or NaN). A
+    trajectory that meets NaN or infinity is rejected. Raises `InvalidArgument` in fewer than two
+    dimensions.
+
     Args:
         step_size: As in `MCLMC`.
         metric: As in `MCLMC`.
@@ -384,9 +389,7 @@ class AdjustedMCLMC(_Isokinetic):
             it be compiled).
         jitter: In [0, 1), the half width of the uniform factor on each trajectory's step size.
         accept: The acceptance aimed at.
-        most: The largest number of steps in a trajectory. Reports "accept", "energy" and
-            "diverging" (an error of the total energy above 1000, or NaN). A trajectory that meets
-            NaN or infinity is rejected. Raises `InvalidArgument` in fewer than two dimensions.
+        most: The largest number of steps in a trajectory.
     """
 
     step_size: float | None = None

@@ -239,14 +239,16 @@ class NUTS(Stepping):
 
     Each chain's trajectories are as long as its place asks.
 
+    Reports "accept" (that average), "energy", "hamiltonian" (at the start), "diverging" (a
+    trajectory ended by an error of the total energy above 1000, or by what is not finite),
+    "leapfrogs" and "depth" (the doublings kept).
+
     Args:
         step_size: As in `HMC`.
         metric: As in `HMC`.
         accept: The average over a trajectory's points of min(1, exp(H_0 - H)) that the step size is
             tuned to.
-        max_depth: The most doublings. Reports "accept" (that average), "energy", "hamiltonian" (at
-            the start), "diverging" (a trajectory ended by an error of the total energy above 1000,
-            or by what is not finite), "leapfrogs" and "depth" (the doublings kept).
+        max_depth: The most doublings.
     """
 
     step_size: float | None = None

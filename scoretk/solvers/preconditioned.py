@@ -39,13 +39,14 @@ __all__ = ["PreconditionedLangevin"]
 class PreconditionedLangevin(Hamiltonian):
     """Langevin with the target's own scales: MALA, or ULA with adjusted=False.
 
+    Reports what `HMC` does. `draws.tuned["step_size"]` is `eps = sqrt(2 h)`.
+
     Args:
         step_size: h > 0 in units of the squared scales, None to tune it in warmup.
         metric: "diagonal", "dense" or "none", the scales learned in warmup.
         accept: The acceptance aimed at.
         adjusted: Whether proposals are accepted or rejected (in warmup they always are: the step
-            size of the unadjusted chain is the one at which MALA would accept so often). Reports
-            what `HMC` does. `draws.tuned["step_size"]` is `eps = sqrt(2 h)`.
+            size of the unadjusted chain is the one at which MALA would accept so often).
     """
 
     step_size: float | None = None

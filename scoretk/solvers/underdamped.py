@@ -126,11 +126,13 @@ class GHMC(StepTuned):
 
     Underdamped Langevin with a Metropolis decision, exact at any step size.
 
+    Reports "accept", "energy" and "hamiltonian".
+
     Args:
         step_size: h > 0, None to tune it in warmup.
         friction: Gamma > 0.
         accept: The acceptance aimed at: a small step size is wanted, as each rejection turns the
-            chain back. Reports "accept", "energy" and "hamiltonian".
+            chain back.
     """
 
     step_size: float | None = None
