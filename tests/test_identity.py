@@ -875,8 +875,8 @@ class TestTheSecondNet:
             sampled(field(0.9), tmp_path / "c", cond=cond)
 
     def test_rounding_is_no_difference(self, tmp_path):
-        sampled(hidden(1.0), tmp_path / "c")
-        sampled(hidden(1.0 + 1e-6), tmp_path / "c")
+        first = sampled(hidden(1.0), tmp_path / "c")
+        assert torch.equal(sampled(hidden(1.0 + 1e-6), tmp_path / "c").x, first.x)
 
     def test_without_it_another_models_draws_come_back(self, tmp_path, monkeypatch):
         """The mutant: the net is off."""
