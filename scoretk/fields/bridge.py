@@ -111,7 +111,8 @@ class Stretched(Wrapped):
 
     def energy(self, y: Tensor, **cond: Tensor) -> Tensor:
         """`E(scale y)`, `(batch,)`; the constant of the change of variables is left out."""
-        return self.field.energy(self.scale * y, **cond)
+        energy: Tensor = self.field.energy(self.scale * y, **cond)
+        return energy
 
     def score(self, y: Tensor, **cond: Tensor) -> Tensor:
         """The slope in these units, like y."""

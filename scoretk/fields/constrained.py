@@ -30,7 +30,7 @@ from scoretk.core.arguments import count
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
-from scoretk.fields.supports import bijection, ordered, trailing_sum
+from scoretk.fields.supports import Bijection, bijection, ordered, trailing_sum
 from scoretk.fields.wrapped import Kind, Wrapped
 
 __all__ = ["Constrained", "constrained", "ordered", "users_shape"]
@@ -46,7 +46,7 @@ class Constrained(Wrapped):
     """
 
     field: Any
-    transform: Any
+    transform: Bijection
     event_shape: tuple[int, ...] = dataclass_field()
     constraint: Any
     log_density: Callable[[Tensor], Tensor] | None = None
@@ -91,7 +91,8 @@ class Constrained(Wrapped):
         if self.log_density is not None:
             return -self.log_density(z)
         x = self.transform.constrain(z)
-        return self.field.energy(x, **cond) - self._jacobian(z, x)
+        energy: Tensor = self.field.energy(x, **cond)
+        return energy - self._jacobian(z, x)
 
     def energy_and_grad(self, z: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(z)` and `grad E(z)` for the price of one of each."""
@@ -107,7 +108,8 @@ class Constrained(Wrapped):
         if self.log_density is not None:
             return self.log_density(z)
         x = self.transform.constrain(z)
-        return self.field.log_prob(x, **cond) + self._jacobian(z, x)
+        log_prob: Tensor = self.field.log_prob(x, **cond)
+        return log_prob + self._jacobian(z, x)
 
     def users_energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """The energy of the user's field, `(batch,)`; `inf` outside the constraint."""
@@ -125,7 +127,8 @@ class Constrained(Wrapped):
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples in free space, `(n, *event_shape)`."""
         self._must_offer("draw")
-        return self.transform.unconstrain(self.field.draw(n, noise))
+        x: Tensor = self.field.draw(n, noise)
+        return self.transform.unconstrain(x)
 
     def _must_offer(self, name: str) -> None:
         if name not in offers(self.field):

@@ -87,7 +87,7 @@ class DiscreteField:
     @property
     def _enumerable(self) -> bool:
         sites, k = layout(self.states, self.event_shape)
-        return k**sites <= ENUMERABLE
+        return bool(k**sites <= ENUMERABLE)
 
     def _must_enumerate(self, name: str) -> None:
         if not self._enumerable:
@@ -160,7 +160,8 @@ class Discrete(DiscreteField, Wrapped):
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """The field's energy, `(batch,)`."""
-        return self.field.energy(x, **cond)
+        energy: Tensor = self.field.energy(x, **cond)
+        return energy
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """The field's score, like x."""

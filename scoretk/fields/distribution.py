@@ -301,13 +301,12 @@ def _(d: td.LowRankMultivariateNormal, draws: _Draws) -> Tensor:
     factor = d._unbroadcasted_cov_factor
     low = draws.normal((*d.batch_shape, factor.shape[-1]))
     full = draws.normal(tuple(d.batch_shape + d.event_shape))
-    return (
-        d.loc + (factor @ low.unsqueeze(-1)).squeeze(-1) + d._unbroadcasted_cov_diag.sqrt() * full
-    )
+    x: Tensor = d.loc + (factor @ low.unsqueeze(-1)).squeeze(-1)
+    return x + d._unbroadcasted_cov_diag.sqrt() * full
 
 
-@_transform.register
-def _(d: td.Independent, draws: _Draws) -> Tensor:
+@_transform.register(td.Independent)
+def _(d: td.Independent[Any], draws: _Draws) -> Tensor:
     return _transform(d.base_dist, draws)
 
 

@@ -192,7 +192,7 @@ class _Image:
 
     @property
     def event_dim(self) -> int:
-        ends = [t.domain.event_dim for t in self.transforms] + [
+        ends: list[int] = [t.domain.event_dim for t in self.transforms] + [
             t.codomain.event_dim for t in self.transforms
         ]
         return max(self.inner.event_dim, *ends)
@@ -279,8 +279,8 @@ def _by_x(d: Any) -> FreeLaw:
     return FreeLaw(space, density)
 
 
-@free_law.register
-def _(d: td.Independent) -> FreeLaw:
+@free_law.register(td.Independent)
+def _(d: td.Independent[Any]) -> FreeLaw:
     base = free_law(d.base_dist)
     return FreeLaw(
         base.space, lambda z: trailing_sum(base.log_density(z), d.reinterpreted_batch_ndims)
@@ -478,7 +478,7 @@ def _(d: td.LKJCholesky) -> FreeLaw:
     order = torch.arange(2, n + 1, dtype=d.concentration.dtype, device=d.concentration.device)
     order = 2 * (d.concentration.unsqueeze(-1) - 1) + n - order
     middle = torch.eye(n, dtype=order.dtype, device=order.device).expand(*d.batch_shape, n, n)
-    constant = d.log_prob(middle)  # where all the logarithms below are 0
+    constant: Tensor = d.log_prob(middle)  # where all the logarithms below are 0
 
     def density(z: Tensor) -> Tensor:
         return (
@@ -493,16 +493,16 @@ def _(d: td.Wishart) -> FreeLaw:
     space, n = PositiveDefinite(), d.event_shape[-1]
     root, df = d._unbroadcasted_scale_tril, d.df
     half_log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    constant = -df * (n * math.log(2) / 2 + half_log_det) - torch.mvlgamma(df / 2, n)
+    constant: Tensor = -df * (n * math.log(2) / 2 + half_log_det) - torch.mvlgamma(df / 2, n)
 
     def density(z: Tensor) -> Tensor:
         factor = space.factor.constrain(z)
-        spread = (
+        spread: Tensor = (
             torch.linalg.solve_triangular(root.expand(factor.shape), factor, upper=False)
             .square()
             .sum((-2, -1))
         )
-        log_det = 2 * space.factor.log_diagonal(z).sum(-1)
+        log_det: Tensor = 2 * space.factor.log_diagonal(z).sum(-1)
         return (df - n - 1) / 2 * log_det - spread / 2 + constant + space.log_jacobian(z, factor)
 
     return FreeLaw(space, density)
@@ -542,7 +542,8 @@ class _Circle:
 @free_law.register
 def _(d: td.VonMises) -> FreeLaw:
     def density(z: Tensor) -> Tensor:
-        return d.log_prob(d.loc.to(z) + math.pi * torch.tanh(z / 2)) + space.log_jacobian(z, z)
+        log_density: Tensor = d.log_prob(d.loc.to(z) + math.pi * torch.tanh(z / 2))
+        return log_density + space.log_jacobian(z, z)
 
     space = _Circle(d.loc)
     return FreeLaw(space, density)

@@ -155,7 +155,12 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor, None, None]:
-        return _Linear.apply(w, ctx.back, ctx.there), None, None
+        return _linear(w, ctx.back, ctx.there), None, None
+
+
+def _linear(x: Tensor, there: Map, back: Map) -> Tensor:
+    image: Tensor = _Linear.apply(x, there, back)  # type: ignore[no-untyped-call]
+    return image
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -228,7 +233,7 @@ class LinearGaussian:
             return value_and_pullback(self.forward, torch.zeros_like(x), keep=keep)[1](w)
         if torch.compiler.is_compiling() or not (w.requires_grad and torch.is_grad_enabled()):
             return self._back(w.detach(), x)
-        return _Linear.apply(w, lambda v: self._back(v, x), lambda v: _as_real(self._seen(v)))
+        return _linear(w, lambda v: self._back(v, x), lambda v: _as_real(self._seen(v)))
 
     def residual(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`y - A x`, `(batch, *measured)`; complex numbers as pairs, `(batch, *measured, 2)`."""
@@ -354,7 +359,7 @@ class LinearGaussian:
             return self._applied(x)
         if torch.compiler.is_compiling() or not (x.requires_grad and torch.is_grad_enabled()):
             return self._seen(x)
-        image = _Linear.apply(x, lambda v: _as_real(self._seen(v)), lambda w: self._back(w, x))
+        image = _linear(x, lambda v: _as_real(self._seen(v)), lambda w: self._back(w, x))
         return torch.view_as_complex(image) if self._complex(x) else image
 
     def _applied(self, x: Tensor) -> Tensor:

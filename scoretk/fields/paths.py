@@ -452,7 +452,7 @@ class Tabulated(GaussianPath):
     def _log_alpha(self, t: Time) -> Tensor:
         t = _tensor(t)
         (c0, c1, c2, c3), v = self._cell(t)
-        cubic = c0 + v * (
+        cubic: Tensor = c0 + v * (
             c1 + v * (c2 + v * c3)
         )  # from the right, so that alpha = 1 exactly at t = 1
         if self._parabola is None:  # type: ignore[attr-defined]
@@ -467,7 +467,7 @@ class Tabulated(GaussianPath):
     def dalpha(self, t: Time) -> Tensor:
         t = _tensor(t)
         (_, c1, c2, c3), v = self._cell(t)
-        cubic = -self.steps * (c1 + v * (2 * c2 + v * 3 * c3)) * self.alpha(t)
+        cubic: Tensor = -self.steps * (c1 + v * (2 * c2 + v * 3 * c3)) * self.alpha(t)
         if self._parabola is None:  # type: ignore[attr-defined]
             return cubic
         first, linear, square = self._parabola  # type: ignore[attr-defined]

@@ -51,7 +51,8 @@ def check_states(states: Any, event_shape: tuple[int, ...]) -> States:
         raise InvalidArgument(
             "states", states, "a tuple of at least two different numbers, or 'one-hot'"
         )
-    return states
+    values: tuple[float, ...] = states
+    return values
 
 
 def layout(states: States, event_shape: tuple[int, ...]) -> tuple[int, int]:

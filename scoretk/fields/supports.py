@@ -331,6 +331,12 @@ def _taken(matrix: Tensor, diagonal: bool) -> Tensor:
     return matrix[..., rows, columns]
 
 
+def _checked(constraint: Any, x: Tensor) -> Tensor:
+    """Where x is within one of torch's constraints."""
+    within: Tensor = constraint.check(x)
+    return within
+
+
 def _log_sech(z: Tensor) -> Tensor:
     return math.log(2) - z.abs() - torch.log1p(torch.exp(-2 * z.abs()))
 
@@ -379,7 +385,7 @@ class CorrelationCholesky:
         return x
 
     def contains(self, x: Tensor) -> Tensor:
-        return constraints.corr_cholesky.check(x)
+        return _checked(constraints.corr_cholesky, x)
 
 
 @dataclass(frozen=True)
@@ -419,7 +425,7 @@ class LowerCholesky:
         return x
 
     def contains(self, x: Tensor) -> Tensor:
-        return constraints.lower_cholesky.check(x)
+        return _checked(constraints.lower_cholesky, x)
 
 
 @dataclass(frozen=True)
@@ -454,7 +460,7 @@ class PositiveDefinite:
         return x
 
     def contains(self, x: Tensor) -> Tensor:
-        return constraints.positive_definite.check(x)
+        return _checked(constraints.positive_definite, x)
 
 
 class _Ordered(constraints.Constraint):
@@ -574,20 +580,23 @@ class OfTorch:
         return free
 
     def constrain(self, z: Tensor) -> Tensor:
-        return self.transform(z)
+        x: Tensor = self.transform(z)
+        return x
 
     def unconstrain(self, x: Tensor) -> Tensor:
-        return self.transform.inv(x)
+        z: Tensor = self.transform.inv(x)
+        return z
 
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
-        return self.transform.log_abs_det_jacobian(z, x)
+        log_jacobian: Tensor = self.transform.log_abs_det_jacobian(z, x)
+        return log_jacobian
 
     def clamped(self, x: Tensor) -> Tensor:
         return x
 
     def contains(self, x: Tensor) -> Tensor:
         try:
-            return self.constraint.check(x)
+            return _checked(self.constraint, x)
         except RuntimeError:  # torch's `cat` of constraints on entries and on vectors
             back = self.transform(self.transform.inv(x))
             near = torch.isclose(back, x, rtol=1e-4, atol=0.0)
@@ -631,7 +640,7 @@ def bijection(constraint: Any) -> Bijection:
     return made(constraint) if made is not None else OfTorch(constraint, biject_to(constraint))
 
 
-@biject_to.register(_Ordered)
+@biject_to.register(_Ordered)  # type: ignore[untyped-decorator]  # torch's
 def _for_torch(constraint: _Ordered) -> transforms.Transform:
     return _OrderedTransform()
 

@@ -145,7 +145,7 @@ class At(Wrapped):
     A field says it as `log_prob_at(x, t, **cond)`, `log p_t(x)`, normalised, `(batch,)`.
     """
 
-    field: object
+    field: Any
     t: float | Tensor
 
     kind = Kind.MOMENT
@@ -162,11 +162,13 @@ class At(Wrapped):
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p_t(x)`, like x."""
-        return self.field.score(x, self.t, **cond)  # type: ignore[attr-defined]
+        score: Tensor = self.field.score(x, self.t, **cond)
+        return score
 
     def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log p_t(x)`, `(batch,)`; only where the field has `log_prob_at`."""
-        return self.field.log_prob_at(x, self.t, **cond)  # type: ignore[attr-defined]
+        log_prob: Tensor = self.field.log_prob_at(x, self.t, **cond)
+        return log_prob
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`-log p_t(x)`, `(batch,)`; only where the field has `log_prob_at`."""

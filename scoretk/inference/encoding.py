@@ -160,7 +160,7 @@ class Flow:
         if path is None:
             return self.field.velocity(z, t)
         if not isinstance(t, Tensor):
-            rho: Any = self.radius(t)
+            rho: float | Tensor = self.radius(t)
         else:
             rho = across(torch.hypot(path.alpha(t), path.sigma(t)).to(z.dtype), z)
         return -self.field.to("v", rho * z, t) / rho

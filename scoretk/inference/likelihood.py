@@ -466,7 +466,8 @@ def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor, keep: bo
     within, beyond = _inner(products(u, y, both, keep), both).split([len(sketch), len(directions)])
     norms, known = rest.square().sum(1).T, basis.shape[1] - basis.shape[2]
     others = (norms.sum(0) - norms).clamp(min=torch.finfo(norms.dtype).tiny)
-    return within.sum(0) + beyond - (beyond.sum(0) - beyond) / others * (norms - known)
+    estimate: Tensor = within.sum(0) + beyond - (beyond.sum(0) - beyond) / others * (norms - known)
+    return estimate
 
 
 def _columns(vectors: Tensor) -> Tensor:

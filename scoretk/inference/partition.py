@@ -127,7 +127,8 @@ class Normalised(Wrapped):
 
     def energy(self, x: Tensor) -> Tensor:
         """The field's, `(batch,)`."""
-        return self.field.energy(x)
+        energy: Tensor = self.field.energy(x)
+        return energy
 
     def score(self, x: Tensor) -> Tensor:
         """The field's, like x."""
@@ -143,7 +144,8 @@ class Normalised(Wrapped):
 
     def users_log_prob(self, x: Tensor) -> Tensor:
         """That of a field under a constraint in the user's space, `(batch,)`; `-inf` outside."""
-        return -self.field.users_energy(x) - self.log_z
+        energy: Tensor = self.field.users_energy(x)
+        return -energy - self.log_z
 
 
 def log_partition(

@@ -325,7 +325,8 @@ def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None
 def _by_adjoint(solver: Solver) -> Solver:
     with_adjoint = traits(solver).with_adjoint
     if with_adjoint is not None:
-        return with_adjoint()
+        adjoint: Solver = with_adjoint()
+        return adjoint
     raise InvalidArgument(
         "grad",
         "adjoint",
@@ -493,6 +494,7 @@ def _initial(model: Any, noise: Noise | Later, place: _Place, spread: float = 1.
 
     Spread, the standard deviation of a start from noise.
     """
+    x: Tensor
     n, shape = len(noise.chains), _event_shape(model)
     if is_timed(model):
         base = getattr(model, "base", None)

@@ -87,8 +87,8 @@ def _(distribution: td.MultivariateNormal, noise: Tensor) -> Tensor:
     return distribution.loc + (distribution.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
 
 
-@reparametrised.register
-def _(distribution: td.Independent, noise: Tensor) -> Tensor:
+@reparametrised.register(td.Independent)
+def _(distribution: td.Independent[td.Distribution], noise: Tensor) -> Tensor:
     return reparametrised(distribution.base_dist, noise)
 
 

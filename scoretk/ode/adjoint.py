@@ -80,7 +80,8 @@ def with_adjoint(solve: Callable[[Tensor], Solved], x: Tensor, way: Way) -> Solv
     first = torch.zeros(1, dtype=torch.int64, device=x.device)
     y, u = _evaluated(way, first, x[:1], torch.full_like(x[:1].reshape(1, -1)[:, 0], way.start))
     _check_shown(u, [y, *parameters])
-    return _Adjoint.apply(solve, way, x, *parameters)
+    solved: Solved = _Adjoint.apply(solve, way, x, *parameters)  # type: ignore[no-untyped-call]
+    return solved
 
 
 class _Adjoint(torch.autograd.Function):

@@ -280,7 +280,8 @@ class Annealing(ABC):
     @property
     def needs(self) -> frozenset[str]:
         """What the weights and the kernel need."""
-        return frozenset({"energy"}) | self.kernel.needs
+        needs: frozenset[str] = self.kernel.needs
+        return needs | {"energy"}
 
     @property
     def varying(self) -> tuple[str, ...]:
@@ -317,7 +318,8 @@ class Annealing(ABC):
 
     def start(self, field: StaticField, x: Tensor, noise: NoiseSource) -> Tensor:
         """Draws of the base."""
-        return self._base(field).draw(len(x), noise).to(x.device, x.dtype)
+        drawn: Tensor = self._base(field).draw(len(x), noise)
+        return drawn.to(x.device, x.dtype)
 
     def _base(self, field: StaticField) -> Any:
         return self.base if self.base is not None else plain_base(field)

@@ -34,7 +34,7 @@ from scoretk.fields.resolve import TimedField
 from scoretk.fields.wrapped import check_flow
 from scoretk.ode.adjoint import Way, with_adjoint
 from scoretk.ode.grids import grid
-from scoretk.ode.registry import Method, every_method, find_method
+from scoretk.ode.registry import Method, Rule, every_method, find_method
 from scoretk.ode.rowwise import PAIRS, VelocityOf
 from scoretk.ode.tableaus import Tableau, tableau
 from scoretk.ode.velocities import Solved
@@ -268,9 +268,8 @@ class ProbabilityFlow:
     def _integrated(self, field: TimedField, start: float, end: float, x: Tensor) -> Solved:
         limits = {"rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps}
         select = partial(_velocity_of, field, x, start)
-        return self.ode_method.rule.solve(
-            VelocityOf(field), x, (start, end), select=select, **limits
-        )
+        rule: Rule = self.ode_method.rule
+        return rule.solve(VelocityOf(field), x, (start, end), select=select, **limits)
 
     def _closes_apart(self, field: TimedField, end: float) -> bool:
         """Whether the run ends with a step of its own to sigma = 0.

@@ -224,7 +224,8 @@ class ParallelTempering(Tunable):
     @property
     def needs(self) -> frozenset[str]:
         """What the kernel needs."""
-        return self.kernel.needs
+        needs: frozenset[str] = self.kernel.needs
+        return needs
 
     @property
     def varying(self) -> tuple[str, ...]:
@@ -234,7 +235,8 @@ class ParallelTempering(Tunable):
     @property
     def init_cost(self) -> Mapping[str, int]:
         """What the kernel needs to start once: the replicas start together."""
-        return self.kernel.init_cost
+        cost: Mapping[str, int] = self.kernel.init_cost
+        return cost
 
     @property
     def step_cost(self) -> Mapping[str, int]:

@@ -209,8 +209,10 @@ class GuidedStatic(_Blend):
         return offers(self.first) & offers(self.other) & {"energy", "score"}
 
     def _blend(self, name: str, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        c = getattr(static(self.first), name)(x, **cond)
-        u = getattr(static(self.other), name)(x, **_unconditioned(x, cond, self.nulls, self.apart))
+        c: Tensor = getattr(static(self.first), name)(x, **cond)
+        u: Tensor = getattr(static(self.other), name)(
+            x, **_unconditioned(x, cond, self.nulls, self.apart)
+        )
         return u + self.weight * (c - u)
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ class Powered(Members):
             raise MissingCapability(
                 field_name(f), offers(f), {"energy"}, "A score alone does not give an energy."
             )
-        return self.weight * reduce(add, (f.energy(x, **own) for f, own in self.told(cond)))
+        total: Tensor = reduce(add, (f.energy(x, **own) for f, own in self.told(cond)))
+        return self.weight * total
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`weight sum_i score_i(x)`, like x."""
@@ -128,13 +129,14 @@ class PoweredTimed(OfMany):
 
         Of N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2)); of others None.
         """
-        bases: list[Any] = [getattr(f, "base", None) for f in self.fields]
+        bases: list[Base | None] = [getattr(f, "base", None) for f in self.fields]
         if self.weight == 1 and len(bases) == 1:
             return bases[0]
-        if not all(isinstance(b, NormalBase) for b in bases):
+        normal = [b for b in bases if isinstance(b, NormalBase)]
+        if len(normal) < len(bases):
             return None
         return standard_normal(
-            self.event_shape, (self.weight * sum(b.std**-2 for b in bases)) ** -0.5
+            self.event_shape, (self.weight * sum(b.std**-2 for b in normal)) ** -0.5
         )
 
     @property

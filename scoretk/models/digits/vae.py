@@ -103,14 +103,14 @@ class Network(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def posterior(self, x: Tensor) -> td.Independent:
+    def posterior(self, x: Tensor) -> td.Independent[td.Distribution]:
         """q(z | x), `(batch, *shape)` to a normal over `(latent,)`."""
         centre, log_std = self.encoder((x.to(self.mean).flatten(1) - self.mean) / self.std).chunk(
             2, 1
         )
         return _independent(td.Normal(centre, log_std.exp(), validate_args=False), 1)
 
-    def likelihood(self, z: Tensor) -> td.Independent:
+    def likelihood(self, z: Tensor) -> td.Independent[td.Distribution]:
         """p(x | z), `(rows, latent)` to a distribution over `shape`."""
         out = self.decoder(z.to(self.mean))
         if self.binary:
@@ -136,7 +136,7 @@ def _mlp(sizes: tuple[int, ...], dropout: float, seed: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _independent(law: td.Distribution, axes: int) -> td.Independent:
+def _independent(law: td.Distribution, axes: int) -> td.Independent[td.Distribution]:
     return td.Independent(law, axes, validate_args=False)
 
 

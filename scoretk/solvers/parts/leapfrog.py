@@ -75,9 +75,8 @@ def unstretch(scale: Tensor, x: Tensor, dense: bool) -> Tensor:
     """`S^-1 x`."""
     if not dense:
         return x / scale
-    return torch.linalg.solve_triangular(scale, x.reshape(len(x), -1).T, upper=False).T.reshape(
-        x.shape
-    )
+    columns: Tensor = torch.linalg.solve_triangular(scale, x.reshape(len(x), -1).T, upper=False)
+    return columns.T.reshape(x.shape)
 
 
 def depart(

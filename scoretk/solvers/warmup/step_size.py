@@ -145,7 +145,8 @@ def resized(count: float, xi: Tensor, rounding: Tensor, size: float) -> float:
     """
     pooled = float((torch.minimum(xi, MOST_CHANGE + rounding) - rounding).mean())
     pooled = max(pooled, 1.0 if float(rounding.mean()) > 1 else 1 / MOST_CHANGE)
-    return size * (1 + max(2 / (count + 1), 1 / MEMORY) * (pooled - 1)) ** (-1 / 6)
+    growth: float = (1 + max(2 / (count + 1), 1 / MEMORY) * (pooled - 1)) ** (-1 / 6)
+    return size * growth
 
 
 def _rounding(energy: Tensor) -> Tensor:
