@@ -111,3 +111,29 @@ def test_a_sound_ladder_is_taken():
     assert made.weights == (0.0, 0.5, 1.0)
     assert made.step_sizes == (1.0, 2.0)
     assert made.levels == len(stk.Ladder.plain(2).weights) - 1 == 2
+
+
+PATH = stk.VP()
+TIMED = stk.Diffusion(lambda x, t: x, (2,), PATH, "noise")
+
+
+@pytest.mark.parametrize(
+    "make",
+    {
+        "fn": lambda c: stk.Energy(c, (2,)),
+        "score": lambda c: stk.Score(c, (2,)),
+        "net": lambda c: stk.Diffusion(c, (2,), PATH, "noise"),
+        "velocity": lambda c: stk.Velocity(c, (2,)),
+        "timesteps": lambda c: stk.from_timesteps(c, torch.linspace(0.99, 0.01, 5), (2,)),
+        "sigmas": lambda c: stk.from_sigmas(c, (2,)),
+        "likelihood": lambda c: stk.posterior(FIELD, c),
+        "operator": lambda c: stk.LinearGaussian(c, torch.zeros(2), 0.1),
+        "adjoint": lambda c: stk.LinearGaussian(torch.eye(2), torch.zeros(2), 0.1, adjoint=c),
+        "classifier": lambda c: stk.classifier_guided(TIMED, c, 1.0),
+    }.values(),
+)
+@pytest.mark.parametrize("kind", [int, torch.nn.Linear, stk.Energy])
+def test_a_class_is_no_function_of_x(make, kind):
+    """A module's class in place of the module: told at once, not by what its constructor raises."""
+    with pytest.raises(stk.InvalidArgument, match="callable"):
+        make(kind)

@@ -555,7 +555,7 @@ PRIOR = gaussian(dim=2).noised(stk.Linear())
 REFUSED = {
     "std": (lambda: LinearGaussian(ROW, Y, 0.0), "std: expected a positive"),
     "nan": (lambda: LinearGaussian(ROW, torch.tensor([math.nan]), 1.0), "y: expected finite"),
-    "operator": (lambda: LinearGaussian("mask", Y, 1.0), "operator: expected a linear callable"),
+    "operator": (lambda: LinearGaussian("mask", Y, 1.0), "operator: expected a callable x -> A x"),
     "shape of y": (
         lambda: posterior(PRIOR, LinearGaussian(ROW, torch.zeros(2), 1.0)),
         "y: expected the shape",
@@ -975,7 +975,7 @@ def test_adjoints_that_are_not_and_numbers_of_the_wrong_kind_are_refused():
     named = posterior(prior, LinearGaussian(fourier, "y", 0.3))
     with pytest.raises(stk.InvalidArgument, match="y: expected complex numbers"):
         named.energy(points((5,)), y=COMPLEX_Y.real.expand(5, 3))
-    with pytest.raises(stk.InvalidArgument, match="adjoint: expected None, or a callable"):
+    with pytest.raises(stk.InvalidArgument, match="adjoint: expected a callable w -> A"):
         LinearGaussian(first, ONE, 0.1, adjoint=3)
 
 

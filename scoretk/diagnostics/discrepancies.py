@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import count, option, positive
+from scoretk.core.arguments import count, function, option, positive
 from scoretk.diagnostics.distances import _generator, _matching, _pair, sample_rows
 from scoretk.errors import InvalidArgument, MissingDependency
 
@@ -108,7 +108,7 @@ def kernel_stein_discrepancy(
     _least("x", rows, 2)
     if not x.is_floating_point():
         raise InvalidArgument("x", x, "a floating tensor of samples")
-    values = score(x.detach()) if callable(score) else score
+    values = function("score", score, "score(x), like x")(x.detach()) if callable(score) else score
     slopes = sample_rows("score", values)
     if values.shape != x.shape:
         raise InvalidArgument("score", values, f"the shape of x, {tuple(x.shape)}")

@@ -23,7 +23,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional
 
-from scoretk.core.arguments import counts, numbers, positive, tensor_like
+from scoretk.core.arguments import counts, function, numbers, positive, tensor_like
 from scoretk.core.rows import row_dot, row_sum
 from scoretk.errors import InvalidArgument, ScoretkError
 from scoretk.fields.derivatives import probes, value_and_pullback
@@ -198,10 +198,9 @@ class LinearGaussian:
         adjoint: Map | None = None,
     ) -> None:
         chosen = Matrix(operator) if isinstance(operator, Tensor) else operator
-        if not callable(chosen):
-            raise InvalidArgument("operator", operator, "a linear callable, or a matrix (m, d)")
-        if not (adjoint is None or callable(adjoint)):
-            raise InvalidArgument("adjoint", adjoint, "None, or a callable w -> A^T w")
+        function("operator", chosen, "x -> A x that is linear, or a matrix (m, d)")
+        if adjoint is not None:
+            function("adjoint", adjoint, "w -> A^T w, or None")
         measured = y if isinstance(y, str) else _numbers("y", y, None)
         positive("std", std)
         pairs = None if isinstance(measured, str) else measured.is_complex()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import finite, names
+from scoretk.core.arguments import finite, function, names
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.answers import check_rows
@@ -56,8 +56,7 @@ def classifier_guided(
         raise InvalidArgument(
             "field", field, "a timed field", "For a static one: posterior(field, log_likelihood)"
         )
-    if not callable(log_prob):
-        raise InvalidArgument("log_prob", log_prob, "a callable log_prob(x, t) -> (batch,)")
+    function("log_prob", log_prob, "log_prob(x, t) -> (batch,)")
     taken = names("measured", measured)
     gaussian_path(field, "classifier guidance")
     return Classified(field, log_prob, finite("weight", weight), taken, as_interval(interval))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.arguments import function
 from scoretk.errors import InvalidArgument
 from scoretk.fields.answers import check_rows, unwritten
 from scoretk.fields.derivatives import check_derivative, check_no_steps
@@ -119,11 +120,8 @@ def as_likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, 
                 f"a static field with an energy and event shape {event_shape}",
             )
         return FieldLikelihood(value, measured)
-    if not callable(value):
-        raise InvalidArgument(
-            "likelihood", value, "a LinearGaussian, a callable log_likelihood(x), or a static field"
-        )
-    return CallableLikelihood(value, measured)
+    form = "log_likelihood(x), a LinearGaussian, or a static field"
+    return CallableLikelihood(function("likelihood", value, form), measured)
 
 
 def split(
