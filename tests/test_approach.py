@@ -21,7 +21,7 @@ from scoretk.solvers.warmup.approach import (
     lengths,
     stride,
 )
-from scoretk.solvers.warmup.length import SquaredJumps, Timed
+from scoretk.solvers.warmup.length import SquaredJumps, TimedTrajectory
 from tests.evidence import z_limit
 from tests.posteriors import POSTERIORS
 
@@ -348,7 +348,7 @@ def test_new_scales_change_the_unit_of_the_slope_and_nothing_else(dense):
         there = end._replace(momentum=unstretch(scale, end.momentum, dense))
         args = (
             state._replace(scale=scale),
-            Timed(there, 0.6),
+            TimedTrajectory(there, 0.6),
             torch.ones(64, dtype=torch.float64),
             torch.ones(64, dtype=torch.bool),
         )

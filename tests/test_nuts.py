@@ -34,62 +34,71 @@ def test_exact_draws_stay_exact(name, factor):
 
 
 def ignores_weights(right):
-    def extend(tree, branch, end, n):
-        tree, new = right(tree, branch, end, n)
-        point = nuts.select(branch.log_u[:, n - 1] < -math.log(n), end.point, branch.point)
-        return tree, new._replace(point=point, weight=torch.full_like(new.weight, math.log(n)))
+    def extend(tree, subtree, end, n):
+        tree, new = right(tree, subtree, end, n)
+        point = nuts.select(subtree.log_u[:, n - 1] < -math.log(n), end.point, subtree.point)
+        return tree, new._replace(
+            point=point, log_weight=torch.full_like(new.log_weight, math.log(n))
+        )
 
     return "extend", extend
 
 
 def takes_the_last_point(right):
-    def extend(tree, branch, end, n):
-        tree, new = right(tree, branch, end, n)
+    def extend(tree, subtree, end, n):
+        tree, new = right(tree, subtree, end, n)
         return tree, new._replace(point=end.point)
 
     return "extend", extend
 
 
 def accepts_nan(right):
-    def extend(tree, branch, end, n):
+    def extend(tree, subtree, end, n):
         x, *rest = (value.nan_to_num() for value in end.point)
-        return right(tree, branch, End(type(end.point)(x, *rest), end.momentum.nan_to_num()), n)
+        return right(tree, subtree, End(type(end.point)(x, *rest), end.momentum.nan_to_num()), n)
 
     return "extend", extend
 
 
 def checks_no_parts_within(right):
-    def extend(tree, branch, end, n):
-        new, branch = right(tree, branch, end, n)
-        return new._replace(growing=tree.growing & ~new.found.diverging), branch
+    def extend(tree, subtree, end, n):
+        new, subtree = right(tree, subtree, end, n)
+        return new._replace(growing=tree.growing & ~new.found.diverging), subtree
 
     return "extend", extend
 
 
 def keeps_from_a_dropped_branch(right):
-    def extend(tree, branch, end, n):
-        new, branch = right(tree, branch, end, n)
-        turned = tree.growing & ~new.growing & ~new.found.diverging & (branch.weight > tree.weight)
-        point = nuts.select(turned, branch.point, new.found.point)
-        return new._replace(found=new.found._replace(point=point)), branch
+    def extend(tree, subtree, end, n):
+        new, subtree = right(tree, subtree, end, n)
+        turned = (
+            tree.growing
+            & ~new.growing
+            & ~new.found.diverging
+            & (subtree.log_weight > tree.log_weight)
+        )
+        point = nuts.select(turned, subtree.point, new.found.point)
+        return new._replace(found=new.found._replace(point=point)), subtree
 
     return "extend", extend
 
 
 def biased_the_wrong_way(right):
-    def graft(tree, branch, log_u, size):
-        new = right(tree, branch._replace(weight=2 * tree.weight - branch.weight), log_u, size)
-        return new._replace(weight=torch.logaddexp(tree.weight, branch.weight))
+    def merge(tree, subtree, log_u, size):
+        new = right(
+            tree, subtree._replace(log_weight=2 * tree.log_weight - subtree.log_weight), log_u, size
+        )
+        return new._replace(log_weight=torch.logaddexp(tree.log_weight, subtree.log_weight))
 
-    return "graft", graft
+    return "merge", merge
 
 
 def always_moves_on(right):
-    return "graft", lambda tree, branch, log_u, size: right(tree, branch, log_u - 1e9, size)
+    return "merge", lambda tree, subtree, log_u, size: right(tree, subtree, log_u - 1e9, size)
 
 
 def grows_forward_only(right):
-    return "sprout", lambda tree, eps, log_u: right(tree, eps.abs(), log_u)
+    return "empty_subtree", lambda tree, eps, log_u: right(tree, eps.abs(), log_u)
 
 
 def looks_at_one_end(right):
@@ -151,7 +160,7 @@ def recursive(field, x, p, eps, signs, log_swap, log_leaf):
             or turned(a[1], b[1], a[1] + b[2])
         )
 
-    def build(at, eps, level, branch):
+    def build(at, eps, level, subtree):
         """First, last and total momentum and the end of 2^level points from here on; None where they are dropped."""
         if level == 0:
             x, p, grad = at
@@ -165,26 +174,31 @@ def recursive(field, x, p, eps, signs, log_swap, log_leaf):
                 seen["diverging"] = True
                 return None
             seen["accept"] += math.exp(min(-error, 0))
-            branch["sum"] += math.exp(-error)
-            if math.exp(log_leaf[branch["next"]]) < math.exp(-error) / branch["sum"]:
-                branch["x"] = x
-            branch["next"] += 1
+            subtree["sum"] += math.exp(-error)
+            if math.exp(log_leaf[subtree["next"]]) < math.exp(-error) / subtree["sum"]:
+                subtree["x"] = x
+            subtree["next"] += 1
             return p, p, p, (x, p, grad[0])
-        a = build(at, eps, level - 1, branch)
-        b = a and build(a[3], eps, level - 1, branch)
+        a = build(at, eps, level - 1, subtree)
+        b = a and build(a[3], eps, level - 1, subtree)
         return None if b is None or turns_in(a, b) else (a[0], b[1], a[2] + b[2], b[3])
 
     ends = {+1: (x, p, grad[0]), -1: (x, p, grad[0])}
     total, chosen, weight, depth = p, x, 1.0, 0
     while depth < len(signs):
-        sign, branch = int(signs[depth]), {"sum": 0.0, "next": 1 << depth, "x": x}
-        new = build(ends[sign], sign * eps, depth, branch)
+        sign, subtree = int(signs[depth]), {"sum": 0.0, "next": 1 << depth, "x": x}
+        new = build(ends[sign], sign * eps, depth, subtree)
         if new is None:
             break
-        if float(log_swap[depth]) < math.log(branch["sum"] / weight):
-            chosen = branch["x"]
+        if float(log_swap[depth]) < math.log(subtree["sum"] / weight):
+            chosen = subtree["x"]
         stop = turns_in((ends[-sign][1], ends[sign][1], total), new)
-        ends[sign], total, weight, depth = new[3], total + new[2], weight + branch["sum"], depth + 1
+        ends[sign], total, weight, depth = (
+            new[3],
+            total + new[2],
+            weight + subtree["sum"],
+            depth + 1,
+        )
         if stop:
             break
     return chosen, seen["accept"] / seen["leapfrogs"], seen["leapfrogs"], depth, seen["diverging"]

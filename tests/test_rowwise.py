@@ -89,14 +89,16 @@ def spy(velocity, seen):
 def errors_at(pair, h):
     """One step of six pendulums: the error of the state after it, that of the quartic on the way, and the estimate."""
     x, one = normal(6, 2), torch.ones(6, dtype=torch.float64)
-    course = rowwise.Course(pair, torch.tensor(pair.nodes, dtype=torch.float64)[:, None], 0.0, 1.0)
-    walk = rowwise.Walk(
+    shared = rowwise.Integration(
+        pair, torch.tensor(pair.nodes, dtype=torch.float64)[:, None], 0.0, 1.0
+    )
+    active = rowwise.ActiveRows(
         torch.arange(6), x, pendulum(x, 0 * one), 0 * one, h * one, one, 0 * x + 1e-30, 0 * x + 1
     )
-    step = rowwise._attempt(course, pendulum, walk)
+    step = rowwise._attempt(shared, pendulum, active)
     wanted = torch.tensor([0.3, 0.6], dtype=torch.float64) * h
     found = rowwise._unsolved(x, 0 * one, wanted)
-    rowwise._report(pair, found, walk.rows, step, wanted, rowwise._met(course, step, wanted), 12)
+    rowwise._report(pair, found, active.rows, step, wanted, rowwise._met(shared, step, wanted), 12)
     exact = pendulum_at(x, [0.3 * h, 0.6 * h, h])
     return [
         (step.x_after - exact[:, 2]).norm(),
@@ -259,9 +261,9 @@ def test_a_stiff_neighbour_costs_the_others_nothing():
     [
         ("return square.mean(1, dtype=wide)", "return square.mean(dtype=wide).expand(len(square))"),
         ("over = arrived |", "over = arrived.all().expand(len(arrived)) |"),
-        ("else select(walk.rows)", "else velocity"),
-        ("_rows(walk, stay)", "_rows(walk, stay.flip(0))._replace(rows=walk.rows[stay])"),
-        ("    walk, spent = _departure(", "    walk, spent = _shared("),
+        ("else select(active.rows)", "else velocity"),
+        ("_rows(active, stay)", "_rows(active, stay.flip(0))._replace(rows=active.rows[stay])"),
+        ("    active, spent = _started(", "    active, spent = _shared("),
     ],
     ids=[
         "norm of the batch",
@@ -275,8 +277,8 @@ def test_the_test_of_neighbours_catches(change):
     module = mutant(change)
 
     def shared(*arguments):
-        walk = module._departure(*arguments)
-        return walk._replace(h=walk.h.min().expand(len(walk.h)))
+        active = module._started(*arguments)
+        return active._replace(h=active.h.min().expand(len(active.h)))
 
     module._shared = shared
     with pytest.raises((AssertionError, RuntimeError)):
@@ -377,7 +379,10 @@ def test_cost_at_equal_error_is_below_that_of_shared_steps():
 @pytest.mark.parametrize(
     "change",
     [
-        ("torch.addcmul(walk.atol, walk.rtol, torch.maximum(x.abs(), ahead.abs()))", "walk.atol"),
+        (
+            "torch.addcmul(active.atol, active.rtol, torch.maximum(x.abs(), ahead.abs()))",
+            "active.atol",
+        ),
         ("k, error, error <= 1)", "k, error, error < torch.inf)"),
         ("SAFETY * error **", "SAFETY / error **"),
         ("select_rows(step.accepted, step.k[-1], step.k[0])", "step.k[0]"),

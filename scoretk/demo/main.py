@@ -50,7 +50,7 @@ SLOW = frozenset(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Share:
     """One model's share of the demo; `plane`, panels of its points where they lie in the plane."""
 
     found: Demo
@@ -104,8 +104,8 @@ def run_demo(
 
 
 def _parts(
-    work: Callable[[ModelSpec], _Part], specs: list[ModelSpec], workers: int
-) -> Generator[_Part]:
+    work: Callable[[ModelSpec], _Share], specs: list[ModelSpec], workers: int
+) -> Generator[_Share]:
     """Each model's part, in the order of the models.
 
     No process outlives this one: each holds the reading end of a pipe, and leaves when the writing
@@ -146,7 +146,7 @@ def _worker(ended: Connection) -> None:
     threading.Thread(target=leave, daemon=True).start()
 
 
-def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Part:
+def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Share:
     model = load(spec.name)
     digits = spec.trainer is not None
     if digits and not is_timed(model):
@@ -167,7 +167,7 @@ def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Part:
     if digits:
         found.pictures.append(f"{spec.name}.png")
         digit_sheet(target / found.pictures[0], panels)
-    return _Part(found, panels if tuple(model.event_shape) == (2,) and not digits else [])
+    return _Share(found, panels if tuple(model.event_shape) == (2,) and not digits else [])
 
 
 def _exact(model: Any, digits: bool, size: Size) -> Iterator[Cell]:

@@ -199,7 +199,7 @@ def sample(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Batch:
     """A batch: the ids of its chains.
 
     Which of its rows are asked for, and which rows of what was given belong to these.
@@ -262,7 +262,7 @@ def _default_solver(model: Any) -> Solver:
     )
 
 
-def _parts(ids: range, batch: int, tuning: int) -> list[_Part]:
+def _parts(ids: range, batch: int, tuning: int) -> list[_Batch]:
     """The batches.
 
     So many chains that tune the solver are the first of the run, whether they are asked for or not.
@@ -273,7 +273,7 @@ def _parts(ids: range, batch: int, tuning: int) -> list[_Part]:
         begun = len(range(ids.start, min(ids.stop, pilot.stop), ids.step))
         first = min(ids.start, pilot.stop)
         parts.append(
-            _Part(
+            _Batch(
                 pilot,
                 slice(first, first + (begun - 1) * ids.step + 1 if begun else first, ids.step),
                 slice(0, begun),
@@ -281,7 +281,7 @@ def _parts(ids: range, batch: int, tuning: int) -> list[_Part]:
         )
     for i in range(begun, len(ids), batch):
         j = min(i + batch, len(ids))
-        parts.append(_Part(ids[i:j], slice(0, j - i), slice(i, j)))
+        parts.append(_Batch(ids[i:j], slice(0, j - i), slice(i, j)))
     return parts
 
 
@@ -294,7 +294,7 @@ def _plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:
 
 
 def _check_pilot(
-    parts: list[_Part], solver: Solver, start: Tensor | None, rows: dict[str, Tensor]
+    parts: list[_Batch], solver: Solver, start: Tensor | None, rows: dict[str, Tensor]
 ) -> None:
     """Refuse a start or conditions that chains beside those asked for would need too."""
     first = parts[0]
@@ -409,7 +409,7 @@ def _batch(
     model: Any,
     solver: Any,
     noise: Noise,
-    part: _Part,
+    part: _Batch,
     start: Tensor | None,
     rows: dict[str, Tensor],
     asked: tuple[int | None, int | None, int | None, str],
@@ -610,7 +610,7 @@ def _settings(
 
 def _draws(
     ids: range,
-    parts: list[_Part],
+    parts: list[_Batch],
     batches: list[Batch],
     done: list[Finished],
     solver: Any,

@@ -42,11 +42,11 @@ from scoretk.fields.resolve import TimedField
 from scoretk.ode.rowwise import Pair, integrate_rows
 from scoretk.ode.velocities import Solved, Velocity
 
-__all__ = ["Way", "with_adjoint"]
+__all__ = ["BackwardSolve", "with_adjoint"]
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class BackwardSolve:
     """What is gone back along.
 
     The field, `velocity_of(rows)`, from `end` to `start`, and how `integrate_rows` is to do it.
@@ -62,7 +62,7 @@ class Way:
     max_steps: int
 
 
-def with_adjoint(solve: Callable[[Tensor], Solved], x: Tensor, way: Way) -> Solved:
+def with_adjoint(solve: Callable[[Tensor], Solved], x: Tensor, way: BackwardSolve) -> Solved:
     """`solve(x)`, its gradients by the adjoint equation.
 
     To x, and to all that the field holds (weights, condition rows).
@@ -87,7 +87,11 @@ def with_adjoint(solve: Callable[[Tensor], Solved], x: Tensor, way: Way) -> Solv
 class _Adjoint(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, solve: Callable[[Tensor], Solved], way: Way, x: Tensor, *parameters: Tensor
+        ctx: Any,
+        solve: Callable[[Tensor], Solved],
+        way: BackwardSolve,
+        x: Tensor,
+        *parameters: Tensor,
     ) -> Solved:
         end, status, evaluations = solve(x)
         ctx.way = way
@@ -106,7 +110,7 @@ class _Adjoint(torch.autograd.Function):
 
 
 def _back(
-    way: Way, x: Tensor, a: Tensor, arrived: Tensor, parameters: Sequence[Tensor]
+    way: BackwardSolve, x: Tensor, a: Tensor, arrived: Tensor, parameters: Sequence[Tensor]
 ) -> list[Tensor]:
     """`dL/dx(t_0)`, then `dL/dtheta` of each parameter, from the end x of rows that arrived there
     and `a = dL/dx`.
@@ -148,7 +152,7 @@ def _back(
     return [to_start, *(total.to(p.dtype) for total, p in zip(sums, parameters, strict=True))]
 
 
-def _evaluated(way: Way, rows: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def _evaluated(way: BackwardSolve, rows: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """The place y = x of these rows, and u there with its graph, to the condition rows as well."""
     with torch.enable_grad():
         y = x.detach().requires_grad_()

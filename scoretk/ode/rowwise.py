@@ -231,7 +231,7 @@ class RowSolution(NamedTuple):
     states: Tensor | None
 
 
-class Course(NamedTuple):
+class Integration(NamedTuple):
     """What all rows share: the pair, its nodes as a column of times, and the ends of the interval."""
 
     pair: Pair
@@ -250,7 +250,7 @@ class Course(NamedTuple):
         return LEAST_ULPS * torch.finfo(self.nodes.dtype).eps * max(abs(self.start), abs(self.end))
 
 
-class Walk(NamedTuple):
+class ActiveRows(NamedTuple):
     """The rows under way.
 
     Their places in the batch, x and u = dx/dt there, t, the step h to try next, r_before,
@@ -269,7 +269,7 @@ class Walk(NamedTuple):
     atol: Tensor
 
 
-class Step(NamedTuple):
+class Attempt(NamedTuple):
     """An attempt: h as tried; x and t before it; those after it; all k; r.
 
     And whether it is accepted.
@@ -339,23 +339,23 @@ def integrate_rows(
     found = _unsolved(x, t, wanted)
     if start == end or not len(x):
         return found._replace(status=torch.zeros_like(found.status))
-    course = Course(pair, t.new_tensor(pair.nodes)[:, None], start, end)
-    walk, spent = _departure(course, velocity, x, t, *tolerances), 2
+    shared = Integration(pair, t.new_tensor(pair.nodes)[:, None], start, end)
+    active, spent = _started(shared, velocity, x, t, *tolerances), 2
     for _ in range(attempts):
-        step = _attempt(course, velocity, walk)
+        step = _attempt(shared, velocity, active)
         if along is not None:
-            for place in _places(course, walk.rows, step):
+            for place in _places(shared, active.rows, step):
                 along(*place)
-        walk, spent = _carried_on(course, walk, step), spent + len(pair.nodes)
-        arrived = walk.t == end
-        over = arrived | (walk.h.abs() < course.least)
+        active, spent = _advanced(shared, active, step), spent + len(pair.nodes)
+        arrived = active.t == end
+        over = arrived | (active.h.abs() < shared.least)
         if wanted is None:
             leaving = int(over.sum())  # the step's one wait for the device
         else:
-            met = _met(course, step, wanted)
+            met = _met(shared, step, wanted)
             leaving, meeting = torch.stack([over.sum(), met.sum()]).tolist()  # or this
             if meeting:
-                _report(pair, found, walk.rows, step, wanted, met, meeting)
+                _report(pair, found, active.rows, step, wanted, met, meeting)
         if leaving:
             failure = torch.where(
                 step.error.isfinite(), int(Status.DIVERGED), int(Status.NONFINITE)
@@ -363,15 +363,18 @@ def integrate_rows(
             order = over.to(torch.int8).argsort(stable=True)
             stay, gone = order[:-leaving], order[-leaving:]
             _settle(
-                found, _rows(walk, gone), torch.where(arrived, int(Status.OK), failure)[gone], spent
+                found,
+                _rows(active, gone),
+                torch.where(arrived, int(Status.OK), failure)[gone],
+                spent,
             )
-            walk = _rows(walk, stay)
+            active = _rows(active, stay)
             if not len(stay):
                 break
-            velocity = velocity if select is None else select(walk.rows)
-    _settle(found, walk, torch.full_like(walk.rows, int(Status.MAX_STEPS)), spent)
+            velocity = velocity if select is None else select(active.rows)
+    _settle(found, active, torch.full_like(active.rows, int(Status.MAX_STEPS)), spent)
     if wanted is not None:
-        _hold(course, found, wanted)
+        _hold(shared, found, wanted)
     return found
 
 
@@ -397,8 +400,8 @@ def _unsolved(x: Tensor, t: Tensor, wanted: Tensor | None) -> RowSolution:
     return RowSolution(x.clone(), t.clone(), none, none.clone(), states)
 
 
-def _rows(walk: Walk, rows: Tensor) -> Walk:
-    return Walk(*(leaf[rows] for leaf in walk))
+def _rows(active: ActiveRows, rows: Tensor) -> ActiveRows:
+    return ActiveRows(*(leaf[rows] for leaf in active))
 
 
 def _combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
@@ -420,16 +423,16 @@ def _row_rms(ratio: Tensor) -> Tensor:
     return square.mean(1, dtype=wide).sqrt().float().nan_to_num(torch.inf)
 
 
-def _departure(
-    course: Course, velocity: Velocity, x: Tensor, t: Tensor, rtol: Tensor, atol: Tensor
-) -> Walk:
+def _started(
+    shared: Integration, velocity: Velocity, x: Tensor, t: Tensor, rtol: Tensor, atol: Tensor
+) -> ActiveRows:
     """The rows at the start.
 
     Their first step from the sizes of x, u and du/dt, the last by a trial step of Euler's method.
     """
     u = velocity(x, t)
     with torch.no_grad():
-        scale, span = atol + rtol * x.abs(), course.span
+        scale, span = atol + rtol * x.abs(), shared.span
         size, speed = (
             _row_rms(x / scale).to(t),
             _row_rms(u / scale).to(t) * abs(span),
@@ -437,15 +440,15 @@ def _departure(
         usual = (size > 1e-5) & (speed > 1e-5) & speed.isfinite()
         trial = torch.where(usual, 0.01 * size / speed, 1e-4).clamp(max=1.0)
         inside = (t + trial * span).clamp(
-            min(course.start, course.end), max(course.start, course.end)
+            min(shared.start, shared.end), max(shared.start, shared.end)
         )
         turn = velocity(x + across((trial * span).to(x), x) * u, inside) - u
         bend = _row_rms(turn / scale).to(t) * abs(span) / trial
-        share = (0.01 / torch.maximum(speed, bend)) ** (1 / course.pair.order)
+        share = (0.01 / torch.maximum(speed, bend)) ** (1 / shared.pair.order)
         share = torch.maximum(torch.minimum(share, 100 * trial), 0.001 * trial).float().to(t)
-        h = share.clamp(min=course.least / abs(span)) * span
+        h = share.clamp(min=shared.least / abs(span)) * span
     rows = torch.arange(len(x), device=x.device)
-    return Walk(rows, x, u, t, h, torch.ones_like(t), rtol, atol)
+    return ActiveRows(rows, x, u, t, h, torch.ones_like(t), rtol, atol)
 
 
 def _slopes(
@@ -457,41 +460,41 @@ def _slopes(
     return [lambda x, time=time: velocity(x, time) for time in times]  # type: ignore[misc]
 
 
-def _attempt(course: Course, velocity: Velocity, walk: Walk) -> Step:
+def _attempt(shared: Integration, velocity: Velocity, active: ActiveRows) -> Attempt:
     """One step of every row, as long as it wants but not past the end."""
-    x, t = walk.x, walk.t
-    last = STRETCH * walk.h / (course.end - t) >= 1
-    after = torch.where(last, course.end, t + walk.h)
+    x, t = active.x, active.t
+    last = STRETCH * active.h / (shared.end - t) >= 1
+    after = torch.where(last, shared.end, t + active.h)
     h = after - t
-    long, k = across(h.to(x), x), [walk.u]
-    slopes = _slopes(velocity, torch.lerp(t, after, course.nodes), x.dtype)
-    for weights, slope in zip(course.pair.weights, slopes, strict=True):
+    long, k = across(h.to(x), x), [active.u]
+    slopes = _slopes(velocity, torch.lerp(t, after, shared.nodes), x.dtype)
+    for weights, slope in zip(shared.pair.weights, slopes, strict=True):
         ahead = torch.addcmul(x, long, _combine(weights, k))
         k.append(slope(ahead))
     with torch.no_grad():
-        scale = torch.addcmul(walk.atol, walk.rtol, torch.maximum(x.abs(), ahead.abs()))
-        error = _row_rms(long * _combine(course.pair.error, k) / scale)
+        scale = torch.addcmul(active.atol, active.rtol, torch.maximum(x.abs(), ahead.abs()))
+        error = _row_rms(long * _combine(shared.pair.error, k) / scale)
         error = torch.where(
             finite_rows(ahead), error, torch.inf
         )  # what overflows may do so at a finite speed
-    return Step(h, x, t, ahead, after, k, error, error <= 1)
+    return Attempt(h, x, t, ahead, after, k, error, error <= 1)
 
 
-def _carried_on(course: Course, walk: Walk, step: Step) -> Walk:
+def _advanced(shared: Integration, active: ActiveRows, step: Attempt) -> ActiveRows:
     """The rows after the attempt, with the next h."""
-    error, order = step.error.to(step.t), course.pair.order
-    factor = SAFETY * error ** (-RESPONSE / order) * walk.error ** (MEMORY / order)
-    return walk._replace(
+    error, order = step.error.to(step.t), shared.pair.order
+    factor = SAFETY * error ** (-RESPONSE / order) * active.error ** (MEMORY / order)
+    return active._replace(
         x=select_rows(step.accepted, step.x_after, step.x),
         u=select_rows(step.accepted, step.k[-1], step.k[0]),
         t=torch.where(step.accepted, step.t_after, step.t),
         h=step.h * factor.float().clamp(SHRINK, GROW),
-        error=torch.where(step.accepted, error.clamp(min=LEAST_ERROR), walk.error),
+        error=torch.where(step.accepted, error.clamp(min=LEAST_ERROR), active.error),
     )
 
 
 def _places(
-    course: Course, rows: Tensor, step: Step
+    shared: Integration, rows: Tensor, step: Attempt
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The quadrature of the steps accepted.
 
@@ -500,8 +503,8 @@ def _places(
     taken = step.accepted.nonzero()[:, 0]
     rows, x, t, after, h = (leaf[taken] for leaf in (rows, step.x, step.t, step.t_after, step.h))
     k, long = [slope[taken] for slope in step.k], across(h.to(step.x), step.x)
-    stages = zip(((), *course.pair.weights), (t, *torch.lerp(t, after, course.nodes)), strict=True)
-    for b, (weights, time) in zip(course.pair.weights[-1], stages, strict=False):
+    stages = zip(((), *shared.pair.weights), (t, *torch.lerp(t, after, shared.nodes)), strict=True)
+    for b, (weights, time) in zip(shared.pair.weights[-1], stages, strict=False):
         if b and len(taken):
             yield (
                 rows,
@@ -511,17 +514,17 @@ def _places(
             )
 
 
-def _met(course: Course, step: Step, wanted: Tensor) -> Tensor:
+def _met(shared: Integration, step: Attempt, wanted: Tensor) -> Tensor:
     """Which times each row's step has met, `(rows, times)`."""
     since, left = (
-        (wanted - step.t[:, None]) * course.span,
-        (step.t_after[:, None] - wanted) * course.span,
+        (wanted - step.t[:, None]) * shared.span,
+        (step.t_after[:, None] - wanted) * shared.span,
     )
     return (since > 0) & (left >= 0) & step.accepted[:, None]
 
 
 def _report(
-    pair: Pair, found: RowSolution, rows: Tensor, step: Step, wanted: Tensor, met: Tensor, n: int
+    pair: Pair, found: RowSolution, rows: Tensor, step: Attempt, wanted: Tensor, met: Tensor, n: int
 ) -> None:
     """Write the states at the n times met, by the quartic in its form nested about the chord."""
     assert found.states is not None
@@ -538,14 +541,18 @@ def _report(
     )
 
 
-def _settle(found: RowSolution, walk: Walk, status: Tensor, spent: int) -> None:
-    """Write down the rows of this walk, which end here."""
-    found.x[walk.rows], found.t[walk.rows], found.status[walk.rows] = walk.x, walk.t, status
-    found.evaluations[walk.rows] = spent
+def _settle(found: RowSolution, active: ActiveRows, status: Tensor, spent: int) -> None:
+    """Write down the rows that end here."""
+    found.x[active.rows], found.t[active.rows], found.status[active.rows] = (
+        active.x,
+        active.t,
+        status,
+    )
+    found.evaluations[active.rows] = spent
 
 
-def _hold(course: Course, found: RowSolution, wanted: Tensor) -> None:
+def _hold(shared: Integration, found: RowSolution, wanted: Tensor) -> None:
     """Rows that failed keep their last state at the times beyond."""
     assert found.states is not None
-    row, which = ((wanted - found.t[:, None]) * course.span > 0).nonzero(as_tuple=True)
+    row, which = ((wanted - found.t[:, None]) * shared.span > 0).nonzero(as_tuple=True)
     found.states[row, which] = found.x[row]

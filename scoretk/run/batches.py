@@ -38,7 +38,7 @@ from scoretk.run.drive import (
     tuned_leaves,
     with_leaves,
 )
-from scoretk.run.progress import Progress
+from scoretk.run.progress import ProgressBar
 from scoretk.run.record import Record, Recorder
 from scoretk.run.witness import contradiction, witness
 from scoretk.solvers.base import adapts, is_tuned
@@ -124,7 +124,10 @@ def run_batches(
     run = _resume(batches, solver, recorder, saving)
     total, finished = sum(b.schedule.total for b in batches), list[Finished]()
     compiler = _Compiler(compiled)
-    with Progress(progress, total) as shown, _saved_on_exit(run, solver, recorder, batches, saving):
+    with (
+        ProgressBar(progress, total) as shown,
+        _saved_on_exit(run, solver, recorder, batches, saving),
+    ):
         for i, batch in enumerate(batches):
             if i not in run.moments:
                 run.moments[i] = _begin(solver, batch, finished[0].tuned if finished else None)

@@ -8,10 +8,10 @@ from typing import Any
 
 from scoretk.errors import InvalidArgument, MissingDependency
 
-__all__ = ["Progress"]
+__all__ = ["ProgressBar"]
 
 
-class Progress:
+class ProgressBar:
     """Shows steps done out of `total` through rich.
 
     Args:
@@ -43,7 +43,7 @@ class Progress:
         )
         self._task = self._bar.add_task("sampling", total=total, rate="", failed="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         if self._bar:
             self._bar.start()
         return self

@@ -50,7 +50,7 @@ from scoretk.solvers.parts.leapfrog import (
 )
 from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Part, Trial
-from scoretk.solvers.warmup.length import SquaredJumps, Timed
+from scoretk.solvers.warmup.length import SquaredJumps, TimedTrajectory
 from scoretk.solvers.warmup.plan import takes_pilot
 from scoretk.solvers.warmup.scales import METRICS, Scales
 from scoretk.solvers.warmup.step_size import DualAveraging
@@ -307,7 +307,7 @@ class ChEES(Hamiltonian):
     ) -> Trial:
         """As `Tunable.trial`; shows the trajectories, which are of as many steps for all chains."""
         state, info, end, time = self._halton_step(field, state, noise, shorter)
-        return Trial(state, info, info["accept"], Timed(end, time))
+        return Trial(state, info, info["accept"], TimedTrajectory(end, time))
 
     def _pooled(self) -> Part:
         return DualAveraging(self.accept, "harmonic")

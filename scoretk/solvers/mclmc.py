@@ -120,7 +120,7 @@ class MCLMCState(NamedTuple):
 S = TypeVar("S", MCLMCState, HMCState)
 
 
-class Trajectory(NamedTuple):
+class MicrocanonicalTrajectory(NamedTuple):
     """The end of a trajectory.
 
     The point, its velocity, and the error W of the total energy `(chains,)`.
@@ -164,7 +164,7 @@ def isokinetic(
     steps: int,
     scale: Tensor,
     integrator: str,
-) -> Trajectory:
+) -> MicrocanonicalTrajectory:
     """So many steps of size eps, `()` or `(chains,)`.
 
     Turns that follow one another at the same place are joined.
@@ -180,7 +180,9 @@ def isokinetic(
     x = x + across(drifts[-1] * eps, x) * scale * u
     energy, gradient = field.energy_and_grad(x)
     u, change = turn(u, scale * gradient, turns[-1] * eps, dim)
-    return Trajectory(Point(x, energy, gradient), u, energy - start.energy + kinetic + change)
+    return MicrocanonicalTrajectory(
+        Point(x, energy, gradient), u, energy - start.energy + kinetic + change
+    )
 
 
 class _Isokinetic(Tunable):

@@ -3,7 +3,7 @@ r"""The No-U-Turn sampler.
 Hamiltonian Monte Carlo whose trajectories end where they begin to turn back, many chains at once.
 
 With momentum p ~ N(0, I), scales S and leapfrog steps as in `hmc`, a trajectory is doubled again
-and again: for d = 0, 1, ... a random sign says at which end 2^d steps are added, a branch. It ends
+and again: for d = 0, 1, ... a random sign says at which end 2^d steps are added, a subtree. It ends
 when a part of it turns back. A part with first and last momenta p, p' and their sum rho over all
 its points turns back where
 
@@ -11,16 +11,16 @@ its points turns back where
 
 and a part of two halves a, b also where half a with the first point of b does, or the last point of
 a with half b. These are looked for in all parts that repeated halving makes, so that every point of
-a trajectory would have made the same trajectory with the same probability. A branch that turns back
+a trajectory would have made the same trajectory with the same probability. A subtree that turns back
 in itself, or meets an error H - H_0 of the total energy above 1000 or a value that is not finite,
 is dropped whole and ends the trajectory; the whole, if it turns back, is kept and grows no further.
 
-With weights w = exp(H_0 - H), the point chosen from a branch is each of its points with probability
+With weights w = exp(H_0 - H), the point chosen from a subtree is each of its points with probability
 w / sum w, and replaces the one chosen before with probability min(1, W_branch / W_before), W the
 sums of the weights (biased progressive sampling).
 
 The chains take their leapfrog steps together. What the recursion of the papers would keep is then a
-stack that all share: as in a binary counter, step n (from 1) of a branch pushes a part of one
+stack that all share: as in a binary counter, step n (from 1) of a subtree pushes a part of one
 point, and joins the two parts on top as often as 2 divides n. Chains that have ended are taken out
 of the batch when they are many, so few gradients are evaluated in vain.
 
@@ -68,7 +68,7 @@ class End(NamedTuple):
     momentum: Tensor
 
 
-class Part(NamedTuple):
+class Span(NamedTuple):
     """A stretch of a trajectory.
 
     The momenta at its first and last point, and the sum of all, each like x.
@@ -108,10 +108,10 @@ class Tree(NamedTuple):
     right: End
     total: Tensor
     start: Tensor
-    weight: Tensor
+    log_weight: Tensor
 
 
-class Branch(NamedTuple):
+class Subtree(NamedTuple):
     """The doubling under way: its end, its point and log sum of weights, and its parts so far.
 
     `eps` `(rows,)` is the step size, negative backward in time; `log_u` `(rows, 2^d)` are the logs
@@ -121,9 +121,9 @@ class Branch(NamedTuple):
     eps: Tensor
     end: End
     point: Point
-    weight: Tensor
+    log_weight: Tensor
     log_u: Tensor
-    parts: tuple[Part, ...]
+    parts: tuple[Span, ...]
 
 
 def select(chosen: Tensor, new: Any, old: Any) -> Any:
@@ -141,22 +141,22 @@ def rows_of(nest: Any, rows: Tensor) -> Any:
     return type(nest)(*kept) if hasattr(nest, "_fields") else tuple(kept)
 
 
-def turns(part: Part) -> Tensor:
+def turns(part: Span) -> Tensor:
     """Which rows of it turn back, `(rows,)`."""
     return (row_dot(part.first, part.total) <= 0) | (row_dot(part.last, part.total) <= 0)
 
 
-def join(a: Part, b: Part, size: int) -> tuple[Part, Tensor]:
+def join(a: Span, b: Span, size: int) -> tuple[Span, Tensor]:
     """Two neighbouring parts of so many points each as one, and which rows turn back in it."""
-    whole = Part(a.first, b.last, a.total + b.total)
+    whole = Span(a.first, b.last, a.total + b.total)
     turned = turns(whole)
     if size > 1:  # else the other two are the whole
-        turned = turned | turns(Part(a.first, b.first, a.total + b.first))
-        turned = turned | turns(Part(a.last, b.last, a.last + b.total))
+        turned = turned | turns(Span(a.first, b.first, a.total + b.first))
+        turned = turned | turns(Span(a.last, b.last, a.last + b.total))
     return whole, turned
 
 
-def plant(start: Point, momentum: Tensor) -> Tree:
+def single_point(start: Point, momentum: Tensor) -> Tree:
     """Trajectories of one point."""
     zero = torch.zeros_like(start.energy)
     none, here = torch.zeros_like(zero, dtype=torch.int64), End(start, momentum)
@@ -173,21 +173,21 @@ def plant(start: Point, momentum: Tensor) -> Tree:
     )
 
 
-def sprout(tree: Tree, eps: Tensor, log_u: Tensor) -> Branch:
-    """A branch without points."""
+def empty_subtree(tree: Tree, eps: Tensor, log_u: Tensor) -> Subtree:
+    """A subtree without points."""
     end = select(eps > 0, tree.right, tree.left)
-    return Branch(eps, end, end.point, torch.full_like(tree.weight, -math.inf), log_u, ())
+    return Subtree(eps, end, end.point, torch.full_like(tree.log_weight, -math.inf), log_u, ())
 
 
-def extend(tree: Tree, branch: Branch, end: End, n: int) -> tuple[Tree, Branch]:
-    """The branch with one point more, its n-th from 1."""
+def extend(tree: Tree, subtree: Subtree, end: End, n: int) -> tuple[Tree, Subtree]:
+    """The subtree with one point more, its n-th from 1."""
     point, momentum = end
     error = point.energy + row_dot(momentum, momentum) / 2 - tree.start
     sound = finite_rows(point.x) & error.isfinite() & (error < DIVERGENCE)
     log_w = torch.where(sound, -error, -math.inf)
-    weight = log_add_exp(branch.weight, log_w)
-    chosen = select(branch.log_u[:, n - 1] < log_w - weight, point, branch.point)
-    *parts, last = (*branch.parts, Part(momentum, momentum, momentum))
+    weight = log_add_exp(subtree.log_weight, log_w)
+    chosen = select(subtree.log_u[:, n - 1] < log_w - weight, point, subtree.point)
+    *parts, last = (*subtree.parts, Span(momentum, momentum, momentum))
     growing, size = tree.growing & sound, 1
     while n % (2 * size) == 0:
         last, turned = join(parts.pop(), last, size)
@@ -198,27 +198,27 @@ def extend(tree: Tree, branch: Branch, end: End, n: int) -> tuple[Tree, Branch]:
         diverging=tree.found.diverging | (tree.growing & ~sound),
         evaluations=tree.found.evaluations + 1,
     )
-    branch = branch._replace(end=end, point=chosen, weight=weight, parts=(*parts, last))
-    return tree._replace(found=found, growing=growing), branch
+    subtree = subtree._replace(end=end, point=chosen, log_weight=weight, parts=(*parts, last))
+    return tree._replace(found=found, growing=growing), subtree
 
 
-def graft(tree: Tree, branch: Branch, log_u: Tensor, size: int) -> Tree:
+def merge(tree: Tree, subtree: Subtree, log_u: Tensor, size: int) -> Tree:
     """The trajectories with their finished branches, of so many points each, where these are sound."""
-    forward, (part,) = branch.eps > 0, branch.parts
+    forward, (part,) = subtree.eps > 0, subtree.parts
     left, right = tree.left.momentum, tree.right.momentum
-    before = Part(select_rows(forward, left, right), select_rows(forward, right, left), tree.total)
+    before = Span(select_rows(forward, left, right), select_rows(forward, right, left), tree.total)
     whole, turned = join(before, part, size)
-    chosen = tree.growing & (log_u < branch.weight - tree.weight)
+    chosen = tree.growing & (log_u < subtree.log_weight - tree.log_weight)
     found = tree.found._replace(
-        point=select(chosen, branch.point, tree.found.point), depth=tree.found.depth + tree.growing
+        point=select(chosen, subtree.point, tree.found.point), depth=tree.found.depth + tree.growing
     )
     return tree._replace(
         found=found,
         growing=tree.growing & ~turned,
-        left=select(forward, tree.left, branch.end),
-        right=select(forward, branch.end, tree.right),
+        left=select(forward, tree.left, subtree.end),
+        right=select(forward, subtree.end, tree.right),
         total=whole.total,
-        weight=log_add_exp(tree.weight, branch.weight),
+        log_weight=log_add_exp(tree.log_weight, subtree.log_weight),
     )
 
 
@@ -272,7 +272,7 @@ class NUTS(Stepping):
         momentum = noise.normal(
             state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype
         )
-        tree = plant(Point(state.x, state.energy, state.grad), momentum)
+        tree = single_point(Point(state.x, state.energy, state.grad), momentum)
         found = self._grown(field, tree, state, noise, eps)
         info = {
             "accept": found.accept / found.leapfrogs,
@@ -301,17 +301,17 @@ class NUTS(Stepping):
         log_u = noise.uniform(state.step, Stream.ACCEPT, (self.max_depth,), dtype).log()
         for depth, n in ((d, n) for d in range(self.max_depth) for n in range(1, 2**d + 1)):
             chain = tree.found.chain
-            if n == 1:  # element 2^d + n - 1 of the uniforms belongs to point n of branch d
+            if n == 1:  # element 2^d + n - 1 of the uniforms belongs to point n of subtree d
                 within = noise.uniform(state.step, Stream.PROPOSAL, (2 << depth,), dtype)[
                     chain, 1 << depth :
                 ]
-                branch = sprout(tree, signed[chain, depth], within.log())
+                subtree = empty_subtree(tree, signed[chain, depth], within.log())
             end = leapfrog(
-                bound, *branch.end, across(branch.eps, state.x), 1, state.scale, self._dense
+                bound, *subtree.end, across(subtree.eps, state.x), 1, state.scale, self._dense
             )
-            tree, branch = extend(tree, branch, End(end.point, end.momentum), n)
+            tree, subtree = extend(tree, subtree, End(end.point, end.momentum), n)
             if n == 2**depth:
-                tree = graft(tree, branch, log_u[chain, depth], n)
+                tree = merge(tree, subtree, log_u[chain, depth], n)
             going = int(tree.growing.sum())
             if not going:
                 break
@@ -320,7 +320,7 @@ class NUTS(Stepping):
                     which.nonzero().flatten() for which in (~tree.growing, tree.growing)
                 )
                 done.append(rows_of(tree.found, ended))
-                tree, branch = rows_of((tree, branch), growing)
+                tree, subtree = rows_of((tree, subtree), growing)
                 rows = tree.found.chain
                 bound = replace(
                     field, cond={name: value[rows] for name, value in field.cond.items()}

@@ -32,7 +32,7 @@ from scoretk.fields.convert import coefficients
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
 from scoretk.fields.wrapped import check_flow
-from scoretk.ode.adjoint import Way, with_adjoint
+from scoretk.ode.adjoint import BackwardSolve, with_adjoint
 from scoretk.ode.grids import grid
 from scoretk.ode.registry import Method, Rule, every_method, find_method
 from scoretk.ode.rowwise import PAIRS, VelocityOf
@@ -262,7 +262,9 @@ class ProbabilityFlow:
             return self._integrated(field, start, end, x)
         velocity_of, method = partial(_velocity_of, field, x, start), self.ode_method
         back = method.rule if method.rowwise else PAIRS["dopri5"]
-        way = Way(field, velocity_of, start, end, back, self.rtol, self.atol, self.max_steps)
+        way = BackwardSolve(
+            field, velocity_of, start, end, back, self.rtol, self.atol, self.max_steps
+        )
         return with_adjoint(partial(self._integrated, field, start, end), x, way)
 
     def _integrated(self, field: TimedField, start: float, end: float, x: Tensor) -> Solved:

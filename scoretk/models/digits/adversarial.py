@@ -102,7 +102,7 @@ class Generator(nn.Module):
         return self.low + softplus(u - self.low, sharpness) - softplus(u - self.high, sharpness)
 
 
-class Pair(nn.Module):
+class CriticAndGenerator(nn.Module):
     """Generator and critic in standard units, the mean `(dim,)` and std of the data, and the
     calibration `(a, b)`.
     """
@@ -168,8 +168,8 @@ class _Game:
             `InvalidArgument` where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.model)
-        pair = stored.into(lambda: Pair(stored.settings))
-        assert isinstance(pair, Pair)
+        pair = stored.into(lambda: CriticAndGenerator(stored.settings))
+        assert isinstance(pair, CriticAndGenerator)
         return LatentEnergy(pair.generate, pair.log_ratio, (stored.settings["latent"],), pair.shape)
 
     def default_data(self) -> Tensor:
@@ -179,7 +179,7 @@ class _Game:
     def _fit(
         self,
         data: Tensor | None,
-        losses: Callable[[Pair], tuple[CriticLoss, GeneratorLoss]],
+        losses: Callable[[CriticAndGenerator], tuple[CriticLoss, GeneratorLoss]],
         seed: int,
         report: Report,
         checkpoint: str | os.PathLike[str] | None,
@@ -193,7 +193,7 @@ class _Game:
             **{name: chosen[name] for name in _SHAPING},
         }
         generator = torch.Generator().manual_seed(count("seed", seed))
-        pair = fresh(lambda: Pair(settings), generator)
+        pair = fresh(lambda: CriticAndGenerator(settings), generator)
         pair.start(ready.rows)
         rows = pair.standard(ready.rows)[torch.randperm(len(ready.rows), generator=generator)]
         held = max(1, round(HELD_OUT * len(rows)))
@@ -302,7 +302,7 @@ class _FGan(_Game):
         """
         option("divergence", divergence, DIVERGENCES)
 
-        def losses(pair: Pair) -> tuple[CriticLoss, GeneratorLoss]:
+        def losses(pair: CriticAndGenerator) -> tuple[CriticLoss, GeneratorLoss]:
             def of_critic(x: Tensor, y: Tensor, _: torch.Generator) -> Tensor:
                 slopes = gradient_penalty(pair.critic, x, 0.0).mean()
                 return f_gan_critic(pair.critic, x, y, divergence) + penalty / 2 * slopes
@@ -366,7 +366,7 @@ class _Wasserstein(_Game):
             `InvalidArgument`, `FitFailure`, `CheckpointError`.
         """
 
-        def losses(pair: Pair) -> tuple[CriticLoss, GeneratorLoss]:
+        def losses(pair: CriticAndGenerator) -> tuple[CriticLoss, GeneratorLoss]:
             def of_critic(x: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
                 return wasserstein_critic(
                     pair.critic, x, y, torch.rand(len(x), generator=g), penalty

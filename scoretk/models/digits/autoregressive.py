@@ -30,9 +30,9 @@ from scoretk.core.arguments import count, finite
 from scoretk.errors import InvalidArgument
 from scoretk.learn.fitting import Progress, Recipe
 from scoretk.models.digits.data import binarised, load_digits
-from scoretk.models.digits.networks import Dropout, Spread, fresh
+from scoretk.models.digits.networks import Dropout, PrincipalAxes, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import Training, dequantised, prepare
+from scoretk.models.digits.training import TrainingRequest, dequantised, prepare
 from scoretk.models.latent.autoregressive import (
     Autoregressive,
     Backbone,
@@ -240,7 +240,7 @@ class _Model:
         _check(settings)
         built, width = {**settings, "event_shape": list(rows.shape[1:])}, settings.get("bin", 0.0)
         backbone = fresh(lambda: self._backbone(built), torch.Generator().manual_seed(seed))
-        network: Any = self._conditionals(backbone, Spread(rows.mean(), None, rows.std()))
+        network: Any = self._conditionals(backbone, PrincipalAxes(rows.mean(), None, rows.std()))
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             x = dequantised(rows, width, generator)
@@ -249,13 +249,13 @@ class _Model:
         recipe = Recipe(
             settings["steps"], self.batch, self.learning_rate, weight_decay=settings["weight_decay"]
         )
-        training = Training(self.name, data is None, seed, report, checkpoint)
+        training = TrainingRequest(self.name, data is None, seed, report, checkpoint)
         return training.fitted(network, loss, rows, recipe, built, **settings)
 
     def _admit(self, rows: Tensor) -> None:
         """Raises `InvalidArgument` for data that are not of this kind."""
 
-    def _conditionals(self, backbone: Backbone, spread: Spread) -> nn.Module:
+    def _conditionals(self, backbone: Backbone, spread: PrincipalAxes) -> nn.Module:
         """The kind of its sites."""
         raise NotImplementedError
 
@@ -294,7 +294,7 @@ class _Binary(_Model):
                 "Of images with levels: (images > threshold).float()",
             )
 
-    def _conditionals(self, backbone: Backbone, spread: Spread) -> nn.Module:
+    def _conditionals(self, backbone: Backbone, spread: PrincipalAxes) -> nn.Module:
         return Bernoullis(backbone)
 
 
@@ -304,7 +304,7 @@ class _Real(_Model):
     field = Autoregressive
     learning_rate = 2e-3
 
-    def _conditionals(self, backbone: Backbone, spread: Spread) -> nn.Module:
+    def _conditionals(self, backbone: Backbone, spread: PrincipalAxes) -> nn.Module:
         return Logistics(backbone, spread.mean, spread.std)
 
 

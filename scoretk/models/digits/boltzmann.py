@@ -47,7 +47,7 @@ from scoretk.learn.contrastive import CDStep, ContrastiveDivergence, ReplayBuffe
 from scoretk.learn.fitting import Progress, Recipe
 from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import Training
+from scoretk.models.digits.training import TrainingRequest
 from scoretk.models.targets.lattices import RBM, IndependentUnits
 from scoretk.solvers import BlockGibbs
 
@@ -139,7 +139,7 @@ def train(
         clip=10.0,
         held_out=0.0,
     )
-    training = Training(MODEL, data is None, seed, report, checkpoint)
+    training = TrainingRequest(MODEL, data is None, seed, report, checkpoint)
     return training.fitted(
         network,
         lambda x, _: divergence(network.machine, x).loss,

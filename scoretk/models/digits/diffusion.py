@@ -65,7 +65,7 @@ __all__ = [
     "DIGITS_VE",
     "VARIANTS",
     "ClassConditional",
-    "Variant",
+    "DiffusionVariant",
     "balanced",
     "log_normal",
     "uniform",
@@ -113,7 +113,7 @@ def log_normal(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[
 
 
 @dataclass(frozen=True)
-class Variant:
+class DiffusionVariant:
     """One diffusion model.
 
     Its path and prediction, how its times are drawn and weighted, its network.
@@ -242,7 +242,7 @@ class ClassConditional:
         Ho, Salimans, "Classifier-free diffusion guidance" (2022).
     """
 
-    of: Variant
+    of: DiffusionVariant
 
     @property
     def name(self) -> str:
@@ -250,7 +250,7 @@ class ClassConditional:
         return self.of.name
 
     def build(self, weights: str | os.PathLike[str] | None = None) -> Diffusion:
-        """As `Variant.build`."""
+        """As `DiffusionVariant.build`."""
         return self.of.build(weights)
 
     def train(
@@ -270,7 +270,7 @@ class ClassConditional:
     ) -> Stored:
         """Fit the model to data and their labels.
 
-        Arguments are as `Variant.train`.
+        Arguments are as `DiffusionVariant.train`.
 
         Args:
             labels: `(n,)` of data of your own, whole numbers from 0, or -1 where unknown, or a file
@@ -302,12 +302,12 @@ class ClassConditional:
         return Stored(self.name, settings, weights, made)
 
 
-DIGITS_DIFFUSION = Variant("digits-diffusion", VP(), "noise", width=256, blocks=3)
-DIGITS_SUBVP = Variant("digits-subvp", SubVP(), "noise")
-DIGITS_VE = Variant("digits-ve", VE(), "score")
-DIGITS_EDM = Variant("digits-edm", EDM(), "data", log_normal, EDMNetwork)
-DIGITS_V = Variant("digits-v", Cosine(), "v", uniform)
-DIGITS_CLASS = ClassConditional(Variant("digits-class-diffusion", VP(), "noise"))
+DIGITS_DIFFUSION = DiffusionVariant("digits-diffusion", VP(), "noise", width=256, blocks=3)
+DIGITS_SUBVP = DiffusionVariant("digits-subvp", SubVP(), "noise")
+DIGITS_VE = DiffusionVariant("digits-ve", VE(), "score")
+DIGITS_EDM = DiffusionVariant("digits-edm", EDM(), "data", log_normal, EDMNetwork)
+DIGITS_V = DiffusionVariant("digits-v", Cosine(), "v", uniform)
+DIGITS_CLASS = ClassConditional(DiffusionVariant("digits-class-diffusion", VP(), "noise"))
 
 VARIANTS = (DIGITS_DIFFUSION, DIGITS_SUBVP, DIGITS_VE, DIGITS_EDM, DIGITS_V, DIGITS_CLASS)
 

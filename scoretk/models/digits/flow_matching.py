@@ -41,9 +41,15 @@ from scoretk.learn.couplings import COUPLINGS, optimal_coupling
 from scoretk.learn.fitting import Progress, Recipe
 from scoretk.learn.losses import flow_matching, prediction_error, stratified
 from scoretk.models.digits.data import load_digits
-from scoretk.models.digits.networks import PathNetwork, Spread, TimeMLP, fresh, spread_of
+from scoretk.models.digits.networks import (
+    PathNetwork,
+    PrincipalAxes,
+    TimeMLP,
+    fresh,
+    principal_axes,
+)
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import Training, prepare
+from scoretk.models.digits.training import TrainingRequest, prepare
 from scoretk.models.targets.mixture import GaussianMixture
 from scoretk.run.checkpoint import tensor_digest
 
@@ -126,7 +132,7 @@ class FromNoise:
             start = torch.randn(x.shape, generator=generator)
             return flow_matching(network, x, stratified(len(x), generator), couple(start, x))
 
-        training = Training(self.model, data is None, seed, report, checkpoint)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
         return training.fitted(network, loss, ready.rows, Recipe(steps), settings, **asked)
 
 
@@ -193,7 +199,7 @@ class Interpolated:
                 network, x, stratified(len(x), generator), noise, path, "velocity"
             )
 
-        training = Training(self.model, data is None, seed, report, checkpoint)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
         return training.fitted(network, loss, ready.rows, Recipe(steps), settings, **asked)
 
 
@@ -271,7 +277,10 @@ class BetweenData:
         }
         settings = _settings(ready.rows, asked) | {"std": before.std}
         network = _fresh(
-            settings, Linear(), spread_of(units.into(ready.rows), ready.std / units.scale), seed
+            settings,
+            Linear(),
+            principal_axes(units.into(ready.rows), ready.std / units.scale),
+            seed,
         )
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -284,7 +293,7 @@ class BetweenData:
                 network, x, stratified(len(x), generator), optimal_coupling(x_0, x)
             )
 
-        training = Training(self.model, data is None, seed, report, checkpoint)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
         stored = training.fitted(
             network,
             loss,
@@ -373,7 +382,9 @@ def _backbone(settings: dict[str, Any]) -> TimeMLP:
     return TimeMLP(dim, settings["width"], settings["blocks"], settings["dropout"])
 
 
-def _fresh(settings: dict[str, Any], path: GaussianPath, spread: Spread, seed: int) -> PathNetwork:
+def _fresh(
+    settings: dict[str, Any], path: GaussianPath, spread: PrincipalAxes, seed: int
+) -> PathNetwork:
     backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed))
     return PathNetwork(backbone, path, "velocity", spread)
 

@@ -68,13 +68,13 @@ from scoretk.models.digits.networks import (
     HARMONICS,
     Dropout,
     OnSpread,
-    Spread,
+    PrincipalAxes,
     fresh,
-    spread_of,
+    principal_axes,
     zero_start,
 )
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import Training, dequantised, prepare
+from scoretk.models.digits.training import TrainingRequest, dequantised, prepare
 from scoretk.solvers import ProbabilityFlow
 
 __all__ = [
@@ -265,7 +265,7 @@ class Scaling(nn.Module):
 class FlowNetwork(OnSpread):
     """The flow from data to normals: whitening, then steps."""
 
-    def __init__(self, steps: nn.ModuleList, spread: Spread) -> None:
+    def __init__(self, steps: nn.ModuleList, spread: PrincipalAxes) -> None:
         super().__init__(spread)
         self.steps = steps
 
@@ -429,7 +429,7 @@ class Stepwise:
             return negative_log_likelihood(flow.log_prob, dequantised(rows, bin, generator)) / dim
 
         steps = self.steps if steps is None else steps
-        training = Training(self.model, data is None, seed, report, checkpoint)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
         return training.fitted(
             network, loss, rows, Recipe(steps), settings, steps=steps, bin=bin, **chosen
         )
@@ -500,7 +500,7 @@ class Drift(nn.Module):
 class ContinuousNetwork(OnSpread):
     """The velocity dx/dt of the flow in time, from that of whitened coordinates, `F(u, t)`."""
 
-    def __init__(self, drift: nn.Module, spread: Spread) -> None:
+    def __init__(self, drift: nn.Module, spread: PrincipalAxes) -> None:
         super().__init__(spread)
         self.drift = drift
 
@@ -609,7 +609,7 @@ class Continuous:
             return (kinetic * energy - value) / dim
 
         recipe = Recipe(steps, batch=128, repeats=2, evaluations=10)
-        training = Training(self.model, data is None, seed, report, checkpoint)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
         return training.fitted(
             network,
             loss,
@@ -645,7 +645,7 @@ def _transforms() -> Any:
     return transforms
 
 
-def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, Spread]:
+def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, PrincipalAxes]:
     """The rows, and their spread once they are spread out over bins."""
     if finite("bin", bin) < 0:
         raise InvalidArgument(
@@ -653,7 +653,7 @@ def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, Spread]:
         )
     rows = prepare(default_data() if data is None else data, 1.0).rows
     count("numbers in a row of data", math.prod(rows.shape[1:]), least=2)
-    spread = spread_of(rows, bin / math.sqrt(12))
+    spread = principal_axes(rows, bin / math.sqrt(12))
     if not float(spread.std.min()) > 1e-6 * float(spread.std.max()):
         hint = "Or give bin, the distance of their levels"
         raise InvalidArgument("data", rows, "rows that vary in every direction", hint)

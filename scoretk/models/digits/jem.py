@@ -40,7 +40,7 @@ from scoretk.learn.fitting import Progress, Recipe
 from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import ConfinedEnergy, EnergyMLP, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import Training, labelled
+from scoretk.models.digits.training import TrainingRequest, labelled
 from scoretk.run.checkpoint import tensor_digest
 from scoretk.solvers import ULA
 
@@ -180,7 +180,7 @@ def train(
             + decay * (real.square().mean() + made.square().mean())
         )
 
-    training = Training(MODEL, data is None, seed, report, checkpoint)
+    training = TrainingRequest(MODEL, data is None, seed, report, checkpoint)
     return training.fitted(
         network,
         loss,

@@ -44,14 +44,14 @@ from scoretk.learn.losses import denoising_score_matching
 from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import PathNetwork, TimeMLP, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import Training, prepare
+from scoretk.models.digits.training import TrainingRequest, prepare
 from scoretk.solvers.annealed import largest_distance, ncsnv2_ratio, unconditional
 
-__all__ = ["DIGITS_NCSN", "DIGITS_NCSNV2", "Variant"]
+__all__ = ["DIGITS_NCSN", "DIGITS_NCSNV2", "NCSNVariant"]
 
 
 @dataclass(frozen=True)
-class Variant:
+class NCSNVariant:
     """One score model.
 
     Args:
@@ -145,7 +145,7 @@ class Variant:
             )
 
         chosen = {name: value for name, value in settings.items() if name != "event_shape"}
-        training = Training(self.name, data is None, seed, report, checkpoint)
+        training = TrainingRequest(self.name, data is None, seed, report, checkpoint)
         return training.fitted(
             network,
             loss,
@@ -187,8 +187,8 @@ class Variant:
         )
 
 
-DIGITS_NCSN = Variant("digits-ncsn", told=True, sigma_min=0.01, sigma_max=2.0, levels=12)
-DIGITS_NCSNV2 = Variant("digits-ncsnv2", told=False, sigma_min=0.05)
+DIGITS_NCSN = NCSNVariant("digits-ncsn", told=True, sigma_min=0.01, sigma_max=2.0, levels=12)
+DIGITS_NCSNV2 = NCSNVariant("digits-ncsnv2", told=False, sigma_min=0.05)
 
 
 def _untold(network: PathNetwork) -> Callable[[Tensor], Tensor]:

@@ -44,10 +44,10 @@ __all__ = [
     "EnergyMLP",
     "OnSpread",
     "PathNetwork",
-    "Spread",
+    "PrincipalAxes",
     "TimeMLP",
     "fresh",
-    "spread_of",
+    "principal_axes",
     "zero_start",
 ]
 
@@ -61,7 +61,7 @@ HARMONICS = 8
 """Frequencies at which the networks see the path's angle."""
 
 
-class Spread(NamedTuple):
+class PrincipalAxes(NamedTuple):
     """A Gaussian: mean `(d,)`, principal directions as columns `(d, d)` (None: any), and stds along
     them `(d,)`.
     """
@@ -71,7 +71,7 @@ class Spread(NamedTuple):
     std: Tensor
 
 
-def spread_of(data: Tensor, floor: float) -> Spread:
+def principal_axes(data: Tensor, floor: float) -> PrincipalAxes:
     """Mean and covariance of data `(n, *event_shape)`, `floor^2` added to the variance of every
     direction.
     """
@@ -80,9 +80,11 @@ def spread_of(data: Tensor, floor: float) -> Spread:
     centred = rows - mean
     if d > FULL_COVARIANCE or len(rows) <= d:
         std = (centred.square().mean() + floor**2).sqrt()
-        return Spread(mean.float(), None, std.float().expand(d).clone())
+        return PrincipalAxes(mean.float(), None, std.float().expand(d).clone())
     variance, basis = torch.linalg.eigh(centred.T @ centred / len(rows))
-    return Spread(mean.float(), basis.float(), (variance.clamp(min=0) + floor**2).sqrt().float())
+    return PrincipalAxes(
+        mean.float(), basis.float(), (variance.clamp(min=0) + floor**2).sqrt().float()
+    )
 
 
 def fresh(make: Callable[[], Module], generator: torch.Generator) -> Module:
@@ -251,7 +253,7 @@ class OnSpread(nn.Module):
     basis: Tensor | None
     std: Tensor
 
-    def __init__(self, spread: Spread) -> None:
+    def __init__(self, spread: PrincipalAxes) -> None:
         super().__init__()
         self.register_buffer("mean", spread.mean)
         self.register_buffer("basis", spread.basis)
@@ -281,7 +283,7 @@ class PathNetwork(OnSpread):
     """
 
     def __init__(
-        self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: Spread
+        self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: PrincipalAxes
     ) -> None:
         super().__init__(spread)
         check_prediction(predicts)
@@ -342,10 +344,12 @@ class EDMNetwork(OnSpread):
     """
 
     def __init__(
-        self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: Spread
+        self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: PrincipalAxes
     ) -> None:
         mean, std = spread.mean, spread.std
-        super().__init__(Spread(mean, None, std.square().mean().sqrt().expand(len(std)).clone()))
+        super().__init__(
+            PrincipalAxes(mean, None, std.square().mean().sqrt().expand(len(std)).clone())
+        )
         self.backbone, self.path, self.predicts = (
             backbone,
             path,
@@ -368,7 +372,7 @@ class ConfinedEnergy(OnSpread):
         spread: Of the data.
     """
 
-    def __init__(self, backbone: nn.Module, spread: Spread) -> None:
+    def __init__(self, backbone: nn.Module, spread: PrincipalAxes) -> None:
         super().__init__(spread)
         self.backbone = backbone
 

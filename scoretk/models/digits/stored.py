@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scoretk.core.files import file_to_read, file_to_write
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
 from scoretk.errors import InvalidArgument
-from scoretk.models.digits.networks import Spread
+from scoretk.models.digits.networks import PrincipalAxes
 from scoretk.run.checkpoint import check_header
 
 __all__ = ["SHIPPED", "Stored", "read_weights", "shipped", "write_weights"]
@@ -44,9 +44,9 @@ class Stored:
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def spread(self) -> Spread:
+    def spread(self) -> PrincipalAxes:
         """The Gaussian that the network starts from."""
-        return Spread(*(self.weights.get(name) for name in Spread._fields))  # type: ignore[arg-type]
+        return PrincipalAxes(*(self.weights.get(name) for name in PrincipalAxes._fields))  # type: ignore[arg-type]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file that the model's parameter `weights` takes, atomically.
@@ -122,7 +122,7 @@ def read_weights(path: str | os.PathLike[str] | None, model: str) -> Stored:
 
 
 def _is_parameter(name: str) -> bool:
-    return name not in (*Spread._fields, "start")
+    return name not in (*PrincipalAxes._fields, "start")
 
 
 def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -18,10 +18,19 @@ from scoretk.errors import InvalidArgument
 from scoretk.learn.fitting import Progress, Recipe, fit
 from scoretk.learn.recipe import Loss
 from scoretk.models.digits.data import load_digits
-from scoretk.models.digits.networks import Spread, spread_of
+from scoretk.models.digits.networks import PrincipalAxes, principal_axes
 from scoretk.models.digits.stored import Stored
 
-__all__ = ["File", "Prepared", "Report", "Training", "dequantised", "labelled", "notes", "prepare"]
+__all__ = [
+    "File",
+    "Prepared",
+    "Report",
+    "TrainingRequest",
+    "dequantised",
+    "labelled",
+    "notes",
+    "prepare",
+]
 
 File = str | os.PathLike[str] | None
 Report = Callable[[Progress], Any] | None
@@ -34,7 +43,7 @@ class Prepared(NamedTuple):
 
     rows: Tensor
     std: float
-    spread: Spread
+    spread: PrincipalAxes
 
     def blurred(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Rows with fresh noise on them."""
@@ -58,7 +67,7 @@ def prepare(data: Any, smoothing: float) -> Prepared:
     own = float(rows.double().var(0, correction=0).mean().sqrt())
     if own == 0:
         raise InvalidArgument("data", data, "rows that differ")
-    return Prepared(rows, smoothing * own, spread_of(rows, smoothing * own))
+    return Prepared(rows, smoothing * own, principal_axes(rows, smoothing * own))
 
 
 def dequantised(rows: Tensor, bin: float, generator: torch.Generator) -> Tensor:
@@ -109,7 +118,7 @@ def labelled(
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRequest:
     """A training as its caller asks for it.
 
     Args:

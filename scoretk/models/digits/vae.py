@@ -36,13 +36,13 @@ from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
 from scoretk.learn.fitting import Progress, Recipe
 from scoretk.learn.likelihoods import negative_elbo, negative_iwae, reparametrised
 from scoretk.models.digits.data import binarised, load_digits
-from scoretk.models.digits.networks import ConfinedEnergy, Dropout, EnergyMLP, Spread, fresh
+from scoretk.models.digits.networks import ConfinedEnergy, Dropout, EnergyMLP, PrincipalAxes, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import Training, dequantised, prepare
+from scoretk.models.digits.training import TrainingRequest, dequantised, prepare
 from scoretk.models.latent.vae import VAE, check_states
 from scoretk.solvers import ULA
 
-__all__ = ["BINARY", "GAUSSIAN", "LATENT_ENERGY", "LearnedPrior", "Variant"]
+__all__ = ["BINARY", "GAUSSIAN", "LATENT_ENERGY", "LearnedPrior", "VAEVariant"]
 
 
 FLOOR = 0.01
@@ -98,7 +98,7 @@ class Network(nn.Module):
         if settings["prior_width"]:
             f = made(lambda: EnergyMLP(self.latent, settings["prior_width"]))
             self.prior = ConfinedEnergy(
-                f, Spread(torch.zeros(self.latent), None, torch.ones(self.latent))
+                f, PrincipalAxes(torch.zeros(self.latent), None, torch.ones(self.latent))
             )
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
@@ -141,7 +141,7 @@ def _independent(law: td.Distribution, axes: int) -> td.Independent[td.Distribut
 
 
 @dataclass(frozen=True)
-class Variant:
+class VAEVariant:
     """A model of this family with the prior N(0, I): its name, and whether its pixels are 0 and 1."""
 
     model: str
@@ -218,7 +218,7 @@ class Variant:
                 )
             return negative_iwae(x, network.posterior(x), network.likelihood, unit, normals)
 
-        training = Training(self.model, data is None, seed, report, checkpoint)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
         return training.fitted(
             network,
             loss,
@@ -241,7 +241,7 @@ class LearnedPrior:
     model: str
 
     def build(self, weights: str | os.PathLike[str] | None = None) -> VAE:
-        """As `Variant.build`."""
+        """As `VAEVariant.build`."""
         return _built(self.model, weights)
 
     def train(
@@ -265,7 +265,7 @@ class LearnedPrior:
     ) -> Stored:
         """Fit autoencoder and prior to data together.
 
-        Arguments are as `Variant.train`.
+        Arguments are as `VAEVariant.train`.
 
         Args:
             prior_width: Of f.
@@ -310,7 +310,7 @@ class LearnedPrior:
 
         recipe = Recipe(steps, held_out=0.0)
         recipe = replace(recipe, batch=min(recipe.batch, chains))
-        training = Training(self.model, data is None, seed, report, checkpoint)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
         return training.fitted(
             network,
             loss,
@@ -332,10 +332,10 @@ class LearnedPrior:
         )
 
 
-GAUSSIAN = Variant("digits-vae", binary=False)
+GAUSSIAN = VAEVariant("digits-vae", binary=False)
 
 
-BINARY = Variant("digits-vae-binary", binary=True)
+BINARY = VAEVariant("digits-vae-binary", binary=True)
 
 
 LATENT_ENERGY = LearnedPrior("digits-latent-energy")

@@ -39,7 +39,7 @@ from scoretk.solvers.warmup.step_size import number
 __all__ = ["Adaptation", "Approach", "Learned"]
 
 
-class Way(NamedTuple):
+class OwnWay(NamedTuple):
     """Which chains go their own way in the first steps `(chains,)`, and the `Stride` of each on it."""
 
     far: Tensor
@@ -125,7 +125,7 @@ class Adaptation:
             torch.zeros(len(state.x), device=state.x.device),
         )
         return Learned(
-            idle, () if self.approach is None else Way(none > 0, *begin_strides(state.x)), ()
+            idle, () if self.approach is None else OwnWay(none > 0, *begin_strides(state.x)), ()
         )
 
     def update(
@@ -218,7 +218,7 @@ class Adaptation:
             "diverging": ~(report.error.abs() < DIVERGENCE),
             "evaluations": beside(kernel, report.gradients, alive),
         }
-        learned = learned._replace(way=Way(far, *stepped))
+        learned = learned._replace(way=OwnWay(far, *stepped))
         if not learned.parts or step < steps - 1:
             return state, info, learned
         metric = self.approach.metric

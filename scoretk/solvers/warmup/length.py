@@ -34,7 +34,7 @@ from scoretk.solvers.parts.leapfrog import Trajectory, stretch, unstretch
 from scoretk.solvers.warmup.learning import Change, Lesson
 from scoretk.solvers.warmup.step_size import number
 
-__all__ = ["Ascent", "Multiple", "Nothing", "Spread", "SquaredJumps", "Timed"]
+__all__ = ["Ascent", "Multiple", "Nothing", "Spread", "SquaredJumps", "TimedTrajectory"]
 
 MEMORY = 0.9
 STRETCH = 1.4
@@ -61,7 +61,7 @@ class Nothing(NamedTuple):
     """What a part remembers that learns from the state alone."""
 
 
-class Timed(NamedTuple):
+class TimedTrajectory(NamedTuple):
     """What `SquaredJumps` sees of a step.
 
     Its trajectory, and the time that this took in scaled space.
@@ -74,7 +74,7 @@ class Timed(NamedTuple):
 @dataclass(frozen=True)
 class SquaredJumps:
     """Learns the state's `length` from how the chains' proposals differ, which a kernel shows as
-    `Timed`.
+    `TimedTrajectory`.
 
     Args:
         learning_rate: of Adam on log T.
@@ -147,7 +147,7 @@ class SquaredJumps:
         return tuple(scale.shape[:1]) if self.dense else tuple(scale.shape)
 
     def slope(
-        self, memory: Ascent, before: Any, seen: Timed, accept: Tensor, usual: Tensor
+        self, memory: Ascent, before: Any, seen: TimedTrajectory, accept: Tensor, usual: Tensor
     ) -> tuple[Ascent, float]:
         """The slowest direction, and the criterion's gradient in log T along it, over the usual
         chains.
