@@ -57,7 +57,7 @@ def test_a_blow_up_without_a_path_is_diverged():
 
 def test_without_reach_a_blow_up_is_an_answer(monkeypatch):
     """The mutant: 1e15 and more, and nothing said."""
-    monkeypatch.setattr("scoretk.run.drive.reach_of", lambda *_: None)
+    monkeypatch.setattr("scoretk.run.moment.reach_of", lambda *_: None)
     draws = stk.sample(
         growing(stk.VP()),
         UNSTABLE[0],

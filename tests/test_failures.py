@@ -16,7 +16,8 @@ from torch import Tensor
 import scoretk as stk
 from scoretk.core.rows import across
 from scoretk.fields import resolve
-from scoretk.run.drive import begin, settle
+from scoretk.run.moment import begin
+from scoretk.run.settle import settle
 from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
 from tests import mutants
 from tests.marks import slow_but

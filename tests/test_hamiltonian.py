@@ -13,8 +13,9 @@ from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.run import capture as tape
 from scoretk.run import drive
 from scoretk.run.capture import Tape
-from scoretk.run.drive import begin
+from scoretk.run.moment import begin
 from scoretk.run.record import RECORDERS
+from scoretk.run.schedule import Schedule
 from scoretk.solvers.hmc import Point, halton, leapfrog
 from scoretk.solvers.warmup.scales import accumulate, begin_window, scales, window_end
 from scoretk.solvers.warmup.step_size import (
@@ -507,8 +508,8 @@ def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
         resolve(stk.Energy(hole, (2,)), solver.needs),
         stk.Noise(3, 6, dtype=torch.float64),
     )
-    start = drive.begin(solver, bound, init, noise)
-    schedule, keep = drive.Schedule(20), RECORDERS["all"]
+    start = begin(solver, bound, init, noise)
+    schedule, keep = Schedule(20), RECORDERS["all"]
     (*_, eager) = drive.drive(solver, bound, noise, start, schedule, keep)
     found = []
     for blocks in ((20,), (3, 8, 9)):
@@ -545,8 +546,8 @@ def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(m
     monkeypatch.setattr(Tape, "read", lambda self, step: (starts.append(step), read(self, step))[1])
     solver = stk.HMC(leapfrogs=2, step_size=0.3, metric="none")
     bound, noise = resolve(stk.Energy(hole, (2,)), solver.needs), stk.Noise(3, 6)
-    moment = drive.begin(solver, bound, torch.zeros(6, 2), noise)
-    engine = drive._Compiled(solver, bound, noise, drive.Schedule(21), RECORDERS["all"])
+    moment = begin(solver, bound, torch.zeros(6, 2), noise)
+    engine = drive._Compiled(solver, bound, noise, Schedule(21), RECORDERS["all"])
     for steps in blocks:
         moment = engine.block(moment, steps)
     assert starts[-1] == 16

@@ -10,7 +10,7 @@ import scoretk as stk
 from scoretk.fields import resolve
 from scoretk.models.targets.analytic import Semicircle
 from scoretk.models.targets.mixture import gaussian, ring_mixture
-from scoretk.run.drive import begin
+from scoretk.run.moment import begin
 from tests import mutants
 from tests.evidence import (
     assert_distribution,

@@ -12,7 +12,7 @@ from scoretk.core.streams import Stream
 from scoretk.fields import resolve
 from scoretk.models.targets.analytic import Funnel
 from scoretk.models.targets.mixture import gaussian, ring_mixture
-from scoretk.run.drive import begin
+from scoretk.run.moment import begin
 from scoretk.solvers import mclmc
 from scoretk.solvers.hmc import Point
 from scoretk.solvers.mclmc import INTEGRATORS, MCLMC, AdjustedMCLMC, direction, isokinetic, turn

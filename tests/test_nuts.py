@@ -10,7 +10,7 @@ from scoretk.core.streams import Stream
 from scoretk.fields import resolve
 from scoretk.models.targets.analytic import EightSchools, Funnel, Semicircle
 from scoretk.models.targets.mixture import gaussian, ring_mixture
-from scoretk.run.drive import begin
+from scoretk.run.moment import begin
 from scoretk.solvers import nuts
 from scoretk.solvers.nuts import NUTS, End
 from tests.evidence import assert_second_moment, mean_z, z_limit

@@ -15,7 +15,7 @@ from scipy.stats import chi2
 import scoretk as stk
 from scoretk.fields import Discrete, resolve
 from scoretk.models.targets.lattices import Ising
-from scoretk.run.drive import begin
+from scoretk.run.moment import begin
 from scoretk.solvers import discrete
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit

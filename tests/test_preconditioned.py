@@ -9,7 +9,7 @@ import scoretk as stk
 from scoretk.core.noise import Noise
 from scoretk.fields import resolve
 from scoretk.models.targets.mixture import gaussian, ring_mixture
-from scoretk.run.drive import begin
+from scoretk.run.moment import begin
 from tests.evidence import assert_second_moment, mean_z, z_limit
 from tests.test_hamiltonian import TARGETS
 from tests.test_langevin import one_step_from_exact

@@ -17,7 +17,7 @@ from scoretk.fields import Bridge, resolve
 from scoretk.models.targets.analytic import Semicircle
 from scoretk.models.targets.lattices import Ising, Potts
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
-from scoretk.run.drive import begin
+from scoretk.run.moment import begin
 from scoretk.solvers.mala import MALAState
 from scoretk.solvers.tempering import ParallelTempering, swap_log_ratio
 from scoretk.solvers.warmup.ladder import even_ladder, window_ends

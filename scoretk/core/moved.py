@@ -37,7 +37,7 @@ MOVED = {
     "record": "run.record",
     "checkpoint": "run.checkpoint",
     "witness": "run.witness",
-    "drive": "run.drive",
+    "drive": "run.drive run.moment run.schedule run.settle run.state",
     "draws": "run.draws",
     "runs": "run.batches",
     "progress": "run.progress",

@@ -36,8 +36,8 @@ from scoretk.plugins import as_solver, find_model, load
 from scoretk.run.batches import Batch, Finished, Saving, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
-from scoretk.run.drive import Schedule
 from scoretk.run.record import RECORDERS, Constraining, Recorder
+from scoretk.run.schedule import Schedule
 from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
 from scoretk.solvers.base import Solver, adapts, is_grid, traits
 from scoretk.solvers.warmup.plan import Warmup, planned

@@ -30,8 +30,10 @@ from scoretk.core.streams import Stream
 from scoretk.errors import ChainFailure, InvalidArgument, Status
 from scoretk.fields.resolve import resolve
 from scoretk.plugins import as_solver
-from scoretk.run.drive import Moment, Schedule, begin, drive
+from scoretk.run.drive import drive
+from scoretk.run.moment import Moment, begin
 from scoretk.run.record import KeepLast
+from scoretk.run.schedule import Schedule
 from scoretk.solvers.base import check_settled, is_grid
 
 __all__ = ["CDStep", "ContrastiveDivergence", "ReplayBuffer"]

@@ -28,18 +28,12 @@ from scoretk.run.checkpoint import (
     load,
     unfit,
 )
-from scoretk.run.drive import (
-    UNROLL,
-    Moment,
-    Schedule,
-    begin,
-    drive,
-    state_leaves,
-    tuned_leaves,
-    with_leaves,
-)
+from scoretk.run.drive import UNROLL, drive
+from scoretk.run.moment import Moment, begin
 from scoretk.run.progress import ProgressBar
 from scoretk.run.record import Record, Recorder
+from scoretk.run.schedule import Schedule
+from scoretk.run.state import state_leaves, tuned_leaves, with_leaves
 from scoretk.run.witness import contradiction, witness
 from scoretk.solvers.base import adapts, is_tuned
 

@@ -1,12 +1,7 @@
 """The loop, written once.
 
-Many steps of any solver, with failures masked, draws kept, and a run that can be resumed.
-
-The driver owns `(state, status, failed_at)`. After each step, row by row: a chain that was well and
-whose new state is finite moves on; a chain whose new state is not finite keeps its last finite one,
-is marked with a `Status` and the step, and stays there; a chain marked earlier stays where it is.
-On a grid, whose run has no acceptance that could turn it back, so does a chain that leaves every
-scale that the path and its own start know (`reach_of`). Solvers need no code for any of this.
+Many steps of any solver, with failures masked (`scoretk.run.settle`), draws kept, and a run that
+can be resumed.
 
 Everything that a run is at a moment is one `Moment`, replaced whole after each block of steps: an
 interrupt finds either the moment before the block or the one after it.
@@ -15,10 +10,9 @@ interrupt finds either the moment before the block or the one after it.
 from __future__ import annotations
 
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -28,23 +22,19 @@ from torch.utils.checkpoint import checkpoint as again
 
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.compiling import compiled
-from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import ChainFailure, Status
 from scoretk.fields.resolve import StaticField, TimedField
 from scoretk.run.capture import Tape, requests
-from scoretk.run.record import Record, Recorder, masked
-from scoretk.solvers.base import Info, is_grid, is_planned
+from scoretk.run.moment import Moment
+from scoretk.run.record import Recorder
+from scoretk.run.schedule import Schedule
+from scoretk.run.settle import make_step, settled
+from scoretk.run.state import state_leaves, with_leaves
+from scoretk.solvers.base import is_planned
 
-__all__ = ["Moment", "Schedule", "begin", "drive", "state_leaves", "tuned_leaves", "with_leaves"]
+__all__ = ["drive"]
 
 BLOCK_SECONDS = 0.1
-BEYOND_PATH, BEYOND_START = 1e7, 1e15
-"""How far beyond the scales of its path and its start a chain is `DIVERGED`; where there is no
-path, how far beyond its start.
-
-1e7 units of noise are what float32 resolves of it: farther out a state on a path says nothing of
-its noise.
-"""
 UNROLL = 8
 UNROLL_VALUES = 1 << 18
 KINDS = 6
@@ -52,277 +42,12 @@ KINDS = 6
 much of a run.
 """
 COVERED = 0.9
-ATTEMPTS = 100
-"""How often a chain is started anew whose energy or score is not finite."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which steps there are and which are kept.
-
-    `kept[s]` for step s, or warmup and thin for a kernel.
-    """
-
-    total: int
-    warmup: int = 0
-    thin: int = 1
-    kept: tuple[bool, ...] | None = None
-    milestones: tuple[bool, ...] | None = None
-
-    def keeps(self, step: int) -> bool:
-        """Whether the position after this step is kept."""
-        if self.kept is not None:
-            return self.kept[step]
-        past = step + 1 - self.warmup
-        return past > 0 and past % self.thin == 0
-
-    def kept_before(self, step: int) -> int:
-        """How many positions have been kept when `step` steps are done."""
-        if self.kept is not None:
-            return sum(self.kept[:step])
-        return max(step - self.warmup, 0) // self.thin
-
-    def interval(self, step: int) -> int:
-        """The step as users count it.
-
-        Intervals of the solver's grid where it takes several rows to one.
-        """
-        return step if self.milestones is None else sum(self.milestones[:step])
-
-
-@dataclass
-class Moment:
-    """All that a run is after `step` steps.
-
-    `reach` `(chains,)` follows from the start; see `reach_of`. `restarts` counts the starts of
-    chains that were made anew.
-    """
-
-    state: Any
-    status: Tensor
-    failed_at: Tensor
-    step: int = 0
-    record: Record = field(default_factory=Record)
-    evaluations: int = 0
-    tuning: Any = None
-    reach: Tensor | None = None
-    restarts: int = 0
-
-
-def state_leaves(nest: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of nested NamedTuples and tuples by their names.
-
-    Those of a plain tuple are numbered.
-    """
-    leaves: dict[str, Tensor] = {}
-    for name, value in zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True):
-        leaves |= (
-            state_leaves(value, f"{prefix}{name}.")
-            if isinstance(value, tuple)
-            else {f"{prefix}{name}": value}
-        )
-    return leaves
-
-
-def with_leaves(nest: Any, leaves: dict[str, Tensor], prefix: str = "") -> Any:
-    """The same with its tensors replaced."""
-    names = getattr(nest, "_fields", range(len(nest)))
-    values = [
-        with_leaves(value, leaves, f"{prefix}{name}.")
-        if isinstance(value, tuple)
-        else leaves[f"{prefix}{name}"]
-        for name, value in zip(names, nest, strict=True)
-    ]
-    return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
-
-
-def _chain_leaves(state: Any) -> dict[str, Tensor]:
-    shared: frozenset[str] = getattr(state, "shared", frozenset())
-    return {
-        n: v for n, v in state_leaves(state).items() if v.ndim and n.split(".")[0] not in shared
-    }
-
-
-def _all_finite(state: Any) -> bool:
-    """Whether all of the state is finite: asked of the host, cheap on the CPU.
-
-    A sum that overflows says no where yes is right: then the masks are computed, which give the
-    same bits.
-    """
-    shared, total, before = getattr(state, "shared", ()), 0.0, None
-    for name, value in zip(state._fields, state, strict=True):
-        if value is before or name in shared:
-            continue
-        before = value
-        for leaf in value if isinstance(value, tuple) else (value,):
-            if leaf.ndim and leaf.is_floating_point():
-                total += leaf.sum().item()
-    return total - total == 0
-
-
-def _finite_chains(state: Any) -> Tensor:
-    finite = [
-        finite_rows(leaf) for leaf in _chain_leaves(state).values() if leaf.is_floating_point()
-    ]
-    return torch.stack(finite).all(0) if len(finite) > 1 else finite[0]
-
-
-def _select_state(chosen: Tensor, new: Any, old: Any) -> Any:
-    ours, theirs = _chain_leaves(new), _chain_leaves(old)
-    merged = state_leaves(new) | {n: select_rows(chosen, v, theirs[n]) for n, v in ours.items()}
-    return with_leaves(new, merged)
-
-
-def begin(
-    solver: Any,
-    bound: Any,
-    x: Tensor,
-    noise: Any,
-    *,
-    tunes: bool = False,
-    tuned: dict[str, Tensor] | None = None,
-    again: Callable[[int], Tensor] | None = None,
-) -> Moment:
-    """The moment before the first step.
-
-    A chain whose energy or score is not finite at the start is `NONFINITE`, at 0.
-
-    Args:
-        tunes: Whether warmup is to tune the solver.
-        tuned: What other chains have tuned for these.
-        again: The start that an attempt makes, by its number, for chains that are not finite at the
-            one before; None to take x as it is.
-    """
-    state = solver.init(bound, x, noise)
-    finite, attempts = _finite_chains(state), 0
-    while again is not None and attempts < ATTEMPTS and not bool(finite.all()):
-        attempts += 1
-        x = select_rows(finite, x, again(attempts))
-        state = solver.init(bound, x, noise)
-        finite = _finite_chains(state)
-    if attempts == ATTEMPTS and not bool(finite.all()):
-        warnings.warn(
-            f"{int((~finite).sum())} of {len(x)} chains found no start with a finite energy and "
-            f"score in {ATTEMPTS} attempts, "
-            "and are flagged; give them one: init=",
-            stacklevel=2,
-        )
-    status = torch.where(finite, int(Status.OK), int(Status.NONFINITE))
-    moment = Moment(
-        state,
-        status,
-        torch.where(finite, -1, 0),
-        reach=reach_of(solver, bound, state.x),
-        restarts=attempts * len(x),
-    )
-    if tunes and bool(finite.any()):
-        moment.state, moment.tuning, spent = solver.adaptation.begin(
-            solver, bound, state, noise, finite
-        )
-        moment.evaluations += spent * len(x)
-    if tuned is not None:
-        moment.state = state._replace(**{name: value.clone() for name, value in tuned.items()})
-        moment.tuning = solver.adaptation.follow(state)
-    return moment
-
-
-def reach_of(solver: Any, bound: Any, x: Tensor) -> Tensor | None:
-    """The largest entry, `(chains,)`, that x may have on a grid that starts at x.
-
-    None where the solver has no grid.
-
-    On a path `x_t = alpha x_1 + sigma eps` of a field in time, `BEYOND_PATH` times the largest of
-    alpha, sigma and |x|.
-    """
-    if not is_grid(solver):
-        return None
-    scale = x.detach().reshape(len(x), -1).abs().amax(1).nan_to_num(0.0, posinf=0.0).clamp(min=1.0)
-    if not isinstance(bound, TimedField):
-        return BEYOND_START * scale
-    known = (
-        []
-        if bound.path is None
-        else [float(f(t)) for f in (bound.path.alpha, bound.path.sigma) for t in (0.0, 1.0)]
-    )
-    return BEYOND_PATH * scale.clamp(min=max(known, default=1.0))
-
-
-def _within(x: Tensor, reach: Tensor) -> Tensor:
-    """Which chains are within reach, `(chains,)` of bool; those that are not finite are not."""
-    return x.reshape(len(x), -1).abs().amax(1) <= reach
-
-
-def tuned_leaves(state: Any) -> dict[str, Tensor]:
-    """What warmup has tuned: the leaves that all chains share, but the step's index."""
-    shared: frozenset[str] = getattr(state, "shared", frozenset()) - {"step"}
-    return {name: value for name, value in state_leaves(state).items() if name in shared}
-
-
-def settle(
-    new: Any,
-    old: Any,
-    info: Info,
-    status: Tensor,
-    failed_at: Tensor,
-    step: int | Tensor,
-    reach: Tensor | None = None,
-) -> tuple[Any, ...]:
-    """Row by row accept the new state or keep the old one; see the module's docstring.
-
-    No synchronisation.
-    """
-    alive, finite = status == int(Status.OK), _finite_chains(new)
-    code = info.get("status", torch.zeros_like(status)).to(status.dtype)
-    code = torch.where(finite | (code != int(Status.OK)), code, int(Status.NONFINITE))
-    sound = finite
-    if reach is not None:
-        sound = finite & _within(new.x, reach)
-        code = torch.where(sound | (code != int(Status.OK)), code, int(Status.DIVERGED))
-    failed = alive & (code != int(Status.OK))
-    state = _select_state(alive & sound, new, old)
-    stats = masked(
-        {n: v for n, v in info.items() if n not in ("status", "evaluations")}, alive & ~failed
-    )
-    return state, torch.where(failed, code, status), torch.where(failed, step, failed_at), stats
-
-
-def _one(
-    solver: Any,
-    bound: Any,
-    noise: Any,
-    moment: tuple[Any, Tensor, Tensor, Tensor | None],
-    step: Any,
-    probe: bool,
-) -> tuple[Any, ...]:
-    """One step and its settling: (state, status, failed_at, stats, evaluations)."""
-    new, info = solver.step(bound, moment[0], noise)
-    return _settled(new, info, moment, step, probe)
 
 
 def _one_as_found(solver: Any, bound: Any, *rest: Any) -> tuple[Any, ...]:
-    """As `_one`, the field's modules held as they are in a run: on the way back that has ended."""
+    """As `make_step`, the field's modules held as they are in a run: on the way back that has ended."""
     with left_as_found(getattr(bound, "native", bound), True):
-        return _one(solver, bound, *rest)
-
-
-def _settled(
-    new: Any, info: Info, moment: tuple[Any, Tensor, Tensor, Tensor | None], step: Any, probe: bool
-) -> tuple[Any, ...]:
-    old, status, failed_at, reach = moment
-    evaluations = info.get("evaluations")
-    if (
-        probe
-        and "status" not in info
-        and _all_finite(new)
-        and (reach is None or bool(_within(new.x, reach).all()))
-    ):
-        stats = (
-            {n: v for n, v in info.items() if n != "evaluations"}
-            if evaluations is not None
-            else info
-        )
-        return new, status, failed_at, stats, evaluations
-    return (*settle(new, old, info, status, failed_at, step, reach), evaluations)
+        return make_step(solver, bound, *rest)
 
 
 class _Eager:
@@ -356,7 +81,7 @@ class _Eager:
                     self.solver, self.bound, state, tuning, *now
                 )
                 held = (state, status, failed_at, moment.reach)
-                state, status, failed_at, stats, used = _settled(new, info, held, step, probe)
+                state, status, failed_at, stats, used = settled(new, info, held, step, probe)
             else:
                 arguments = (
                     self.solver,
@@ -367,7 +92,7 @@ class _Eager:
                     probe,
                 )
                 made = (
-                    _one(*arguments)
+                    make_step(*arguments)
                     if not self.recompute
                     else again(
                         _one_as_found, *arguments, use_reentrant=False, preserve_rng_state=False
@@ -457,7 +182,7 @@ class _Compiled(_Eager):
         xs, infos = [], []
         for i in range(self._tape.length):
             player, now = self._tape.player(values, i), (state, status, failed_at, reach)
-            state, status, failed_at, stats, used = _one(
+            state, status, failed_at, stats, used = make_step(
                 solver, self.bound, player, now, step + i, False
             )
             xs.append(state.x)

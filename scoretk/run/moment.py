@@ -1,0 +1,123 @@
+"""All that a run is at a moment, and the moment before its first step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.core.rows import select_rows
+from scoretk.errors import Status
+from scoretk.fields.resolve import TimedField
+from scoretk.run.record import Record
+from scoretk.run.state import finite_chains
+from scoretk.solvers.base import is_grid
+
+__all__ = ["Moment", "begin", "reach_of"]
+
+BEYOND_PATH, BEYOND_START = 1e7, 1e15
+"""How far beyond the scales of its path and its start a chain is `DIVERGED`; where there is no
+path, how far beyond its start.
+
+1e7 units of noise are what float32 resolves of it: farther out a state on a path says nothing of
+its noise.
+"""
+ATTEMPTS = 100
+"""How often a chain is started anew whose energy or score is not finite."""
+
+
+@dataclass
+class Moment:
+    """All that a run is after `step` steps.
+
+    `reach` `(chains,)` follows from the start; see `reach_of`. `restarts` counts the starts of
+    chains that were made anew.
+    """
+
+    state: Any
+    status: Tensor
+    failed_at: Tensor
+    step: int = 0
+    record: Record = field(default_factory=Record)
+    evaluations: int = 0
+    tuning: Any = None
+    reach: Tensor | None = None
+    restarts: int = 0
+
+
+def begin(
+    solver: Any,
+    bound: Any,
+    x: Tensor,
+    noise: Any,
+    *,
+    tunes: bool = False,
+    tuned: dict[str, Tensor] | None = None,
+    again: Callable[[int], Tensor] | None = None,
+) -> Moment:
+    """The moment before the first step.
+
+    A chain whose energy or score is not finite at the start is `NONFINITE`, at 0.
+
+    Args:
+        tunes: Whether warmup is to tune the solver.
+        tuned: What other chains have tuned for these.
+        again: The start that an attempt makes, by its number, for chains that are not finite at the
+            one before; None to take x as it is.
+    """
+    state = solver.init(bound, x, noise)
+    finite, attempts = finite_chains(state), 0
+    while again is not None and attempts < ATTEMPTS and not bool(finite.all()):
+        attempts += 1
+        x = select_rows(finite, x, again(attempts))
+        state = solver.init(bound, x, noise)
+        finite = finite_chains(state)
+    if attempts == ATTEMPTS and not bool(finite.all()):
+        warnings.warn(
+            f"{int((~finite).sum())} of {len(x)} chains found no start with a finite energy and "
+            f"score in {ATTEMPTS} attempts, "
+            "and are flagged; give them one: init=",
+            stacklevel=2,
+        )
+    status = torch.where(finite, int(Status.OK), int(Status.NONFINITE))
+    moment = Moment(
+        state,
+        status,
+        torch.where(finite, -1, 0),
+        reach=reach_of(solver, bound, state.x),
+        restarts=attempts * len(x),
+    )
+    if tunes and bool(finite.any()):
+        moment.state, moment.tuning, spent = solver.adaptation.begin(
+            solver, bound, state, noise, finite
+        )
+        moment.evaluations += spent * len(x)
+    if tuned is not None:
+        moment.state = state._replace(**{name: value.clone() for name, value in tuned.items()})
+        moment.tuning = solver.adaptation.follow(state)
+    return moment
+
+
+def reach_of(solver: Any, bound: Any, x: Tensor) -> Tensor | None:
+    """The largest entry, `(chains,)`, that x may have on a grid that starts at x.
+
+    None where the solver has no grid.
+
+    On a path `x_t = alpha x_1 + sigma eps` of a field in time, `BEYOND_PATH` times the largest of
+    alpha, sigma and |x|.
+    """
+    if not is_grid(solver):
+        return None
+    scale = x.detach().reshape(len(x), -1).abs().amax(1).nan_to_num(0.0, posinf=0.0).clamp(min=1.0)
+    if not isinstance(bound, TimedField):
+        return BEYOND_START * scale
+    known = (
+        []
+        if bound.path is None
+        else [float(f(t)) for f in (bound.path.alpha, bound.path.sigma) for t in (0.0, 1.0)]
+    )
+    return BEYOND_PATH * scale.clamp(min=max(known, default=1.0))

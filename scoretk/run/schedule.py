@@ -1,0 +1,41 @@
+"""Which steps a run makes, and after which of them the position is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Schedule"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which steps there are and which are kept.
+
+    `kept[s]` for step s, or warmup and thin for a kernel.
+    """
+
+    total: int
+    warmup: int = 0
+    thin: int = 1
+    kept: tuple[bool, ...] | None = None
+    milestones: tuple[bool, ...] | None = None
+
+    def keeps(self, step: int) -> bool:
+        """Whether the position after this step is kept."""
+        if self.kept is not None:
+            return self.kept[step]
+        past = step + 1 - self.warmup
+        return past > 0 and past % self.thin == 0
+
+    def kept_before(self, step: int) -> int:
+        """How many positions have been kept when `step` steps are done."""
+        if self.kept is not None:
+            return sum(self.kept[:step])
+        return max(step - self.warmup, 0) // self.thin
+
+    def interval(self, step: int) -> int:
+        """The step as users count it.
+
+        Intervals of the solver's grid where it takes several rows to one.
+        """
+        return step if self.milestones is None else sum(self.milestones[:step])

@@ -1,0 +1,95 @@
+"""A solver's state as tensors by name, and row by row.
+
+Leaves have the chains on axis 0, except those without an axis and those that the state names in
+`shared` (see `scoretk.solvers.base`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.core.rows import finite_rows, select_rows
+
+__all__ = [
+    "all_finite",
+    "finite_chains",
+    "select_state",
+    "state_leaves",
+    "tuned_leaves",
+    "with_leaves",
+]
+
+
+def state_leaves(nest: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of nested NamedTuples and tuples by their names.
+
+    Those of a plain tuple are numbered.
+    """
+    leaves: dict[str, Tensor] = {}
+    for name, value in zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True):
+        leaves |= (
+            state_leaves(value, f"{prefix}{name}.")
+            if isinstance(value, tuple)
+            else {f"{prefix}{name}": value}
+        )
+    return leaves
+
+
+def with_leaves(nest: Any, leaves: dict[str, Tensor], prefix: str = "") -> Any:
+    """The same with its tensors replaced."""
+    names = getattr(nest, "_fields", range(len(nest)))
+    values = [
+        with_leaves(value, leaves, f"{prefix}{name}.")
+        if isinstance(value, tuple)
+        else leaves[f"{prefix}{name}"]
+        for name, value in zip(names, nest, strict=True)
+    ]
+    return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
+
+
+def tuned_leaves(state: Any) -> dict[str, Tensor]:
+    """What warmup has tuned: the leaves that all chains share, but the step's index."""
+    shared: frozenset[str] = getattr(state, "shared", frozenset()) - {"step"}
+    return {name: value for name, value in state_leaves(state).items() if name in shared}
+
+
+def _chain_leaves(state: Any) -> dict[str, Tensor]:
+    shared: frozenset[str] = getattr(state, "shared", frozenset())
+    return {
+        n: v for n, v in state_leaves(state).items() if v.ndim and n.split(".")[0] not in shared
+    }
+
+
+def all_finite(state: Any) -> bool:
+    """Whether all of the state is finite: asked of the host, cheap on the CPU.
+
+    A sum that overflows says no where yes is right: then the masks are computed, which give the
+    same bits.
+    """
+    shared, total, before = getattr(state, "shared", ()), 0.0, None
+    for name, value in zip(state._fields, state, strict=True):
+        if value is before or name in shared:
+            continue
+        before = value
+        for leaf in value if isinstance(value, tuple) else (value,):
+            if leaf.ndim and leaf.is_floating_point():
+                total += leaf.sum().item()
+    return total - total == 0
+
+
+def finite_chains(state: Any) -> Tensor:
+    """Of which chains all leaves are finite, `(chains,)` of bool."""
+    finite = [
+        finite_rows(leaf) for leaf in _chain_leaves(state).values() if leaf.is_floating_point()
+    ]
+    return torch.stack(finite).all(0) if len(finite) > 1 else finite[0]
+
+
+def select_state(chosen: Tensor, new: Any, old: Any) -> Any:
+    """The new state of the chosen chains `(chains,)`, the old one of the others."""
+    ours, theirs = _chain_leaves(new), _chain_leaves(old)
+    merged = state_leaves(new) | {n: select_rows(chosen, v, theirs[n]) for n, v in ours.items()}
+    return with_leaves(new, merged)
