@@ -224,12 +224,12 @@ def test_a_name_means_the_example_where_a_setting_has_no_default(capsys, monkeyp
         "scoretk.conformance.solver_kit.SOLVER_CHECKS",
         (replace(CHECKS["protocol"], run=_told(seen)),),
     )
-    assert [r.status for r in check_solver("barker")] == ["passed"]
+    assert [r.status for r in check_solver("ula")] == ["passed"]
     assert main(["check", "hmc", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["law"] == "it is seen"
-    assert main(["check", "scoretk/barker", "--set", "step_size=0.25"]) == 0
-    assert "1 of 1 laws hold for scoretk/barker" in capsys.readouterr().out
-    assert seen == [EXAMPLES["barker"], stk.HMC(), stk.Barker(0.25)]
+    assert main(["check", "scoretk/ula", "--set", "step_size=0.25"]) == 0
+    assert "1 of 1 laws hold for scoretk/ula" in capsys.readouterr().out
+    assert seen == [EXAMPLES["ula"], stk.HMC(), stk.ULA(0.25)]
     assert main(["check", "hmcc"]) == 2
     assert main(["check", "gaussian", "--set", "dim=2"]) == 2
     for wrong in (stk.HMC, 3):

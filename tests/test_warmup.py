@@ -86,11 +86,14 @@ KERNELS = [
     (stk.MALA(), 1e-2),
     (stk.MALA(), 1e2),
     (stk.GHMC(), 1e2),
+    (stk.Barker(), 1e2),
     *(
         pytest.param(kernel, scale, marks=pytest.mark.slow)
         for kernel, scale in (
             (stk.MALA(), 1.0),
             (stk.GHMC(), 1e-2),
+            (stk.Barker(), 1e-2),
+            (stk.Barker(temperature=2.0), 1.0),
             (stk.GHMC(), 1.0),
             (stk.MALA(temperature=2.0), 1e-2),
             (stk.MALA(temperature=2.0), 1e2),
@@ -141,7 +144,7 @@ def test_discrete_langevin_is_tuned_by_its_own_steps():
         stk.DiscreteLangevin(adjusted=False)
 
 
-@pytest.mark.parametrize("kernel", [stk.MALA, stk.GHMC])
+@pytest.mark.parametrize("kernel", [stk.MALA, stk.GHMC, stk.Barker])
 def test_a_tuned_step_size_counts_whatever_the_solver_names(kernel):
     draws = stk.sample(FIELD, kernel(), warmup=50, **RUN)
     run = {"init": draws.final, "steps": 4, "seed": 3}
@@ -155,7 +158,7 @@ def test_a_tuned_step_size_counts_whatever_the_solver_names(kernel):
     assert one.tuned["step_size"] == draws.tuned["step_size"]
 
 
-@pytest.mark.parametrize("kernel", [stk.MALA(), stk.GHMC()], ids=repr)
+@pytest.mark.parametrize("kernel", [stk.MALA(), stk.GHMC(), stk.Barker()], ids=repr)
 def test_chains_of_any_batch_are_the_same_and_their_evaluations_counted(kernel):
     calls = []
 

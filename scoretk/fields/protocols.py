@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from scoretk.plugins.capabilities import CAPABILITIES, offers
+
 __all__ = [
     "CAPABILITIES",
     "Drawable",
@@ -24,19 +26,6 @@ __all__ = [
     "is_timed",
     "offers",
 ]
-
-CAPABILITIES = (
-    "energy",
-    "score",
-    "velocity",
-    "denoise",
-    "log_prob",
-    "draw",
-    "decode",
-    "base",
-    "states",
-    "gibbs",
-)
 
 
 @runtime_checkable
@@ -107,17 +96,6 @@ class Drawable(Field, Protocol):
 def is_timed(field: object) -> bool:
     """Whether the field's methods take a time."""
     return callable(getattr(field, "at", None))
-
-
-def offers(field: object) -> frozenset[str]:
-    """Names in `CAPABILITIES` that the field offers.
-
-    Its own `provides` where it has one, else what it has.
-    """
-    declared = getattr(field, "provides", None)
-    if declared is not None:
-        return frozenset(declared)
-    return frozenset(name for name in CAPABILITIES if getattr(field, name, None) is not None)
 
 
 def field_name(field: object) -> str:

@@ -1,5 +1,6 @@
 """How models and solvers of other packages are found, without importing them or torch."""
 
+from scoretk.plugins.capabilities import CAPABILITIES, offers
 from scoretk.plugins.discovery import Broken, Entry
 from scoretk.plugins.models import (
     describe,
@@ -20,7 +21,7 @@ from scoretk.plugins.solvers import (
     load_solver_class,
     verify_solvers,
 )
-from scoretk.plugins.spec import CAPABILITIES, INTERFACES, ModelSpec
+from scoretk.plugins.spec import INTERFACES, ModelSpec
 
 __all__ = [
     "CAPABILITIES",
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "load_solver",
     "load_solver_class",
+    "offers",
     "train",
     "verify",
     "verify_solvers",

@@ -17,10 +17,11 @@ from scoretk.errors import (
     ScoretkError,
     near_match,
 )
+from scoretk.plugins.capabilities import offers
 from scoretk.plugins.catalog import Catalog, pointed_at
 from scoretk.plugins.containment import outside
 from scoretk.plugins.discovery import Broken, Entry
-from scoretk.plugins.spec import CAPABILITIES, ModelSpec
+from scoretk.plugins.spec import ModelSpec
 
 __all__ = [
     "build",
@@ -221,15 +222,8 @@ def _check_claims(spec: ModelSpec, field: Any, own: bool) -> None:
             f"{tuple(field.event_shape)}; "
             "event_shape=None is for a shape that depends on the parameters"
         )
-    missing = spec.provides - _offered(field)
+    missing = spec.provides - offers(field)
     if missing:
         raise TypeError(
             f"the spec claims {', '.join(sorted(missing))}, which the loaded field does not offer"
         )
-
-
-def _offered(field: Any) -> frozenset[str]:
-    declared = getattr(field, "provides", None)
-    if declared is not None:
-        return frozenset(declared)
-    return frozenset(name for name in CAPABILITIES if getattr(field, name, None) is not None)

@@ -11,25 +11,12 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from scoretk.errors import InvalidArgument, near_match
+from scoretk.plugins.capabilities import CAPABILITIES
 
-__all__ = ["CAPABILITIES", "INTERFACES", "ModelSpec"]
+__all__ = ["INTERFACES", "ModelSpec"]
 
 INTERFACES = range(1, 2)
 """The plugin interfaces that this version of scoretk serves. Within one, changes only add."""
-
-CAPABILITIES = (
-    "energy",
-    "score",
-    "velocity",
-    "denoise",
-    "log_prob",
-    "draw",
-    "decode",
-    "base",
-    "states",
-    "gibbs",
-)
-"""What a field can offer, in the order in which it is shown."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
