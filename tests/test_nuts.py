@@ -284,15 +284,15 @@ def test_evaluations_are_counted(monkeypatch):
         return x.square().sum(1) / 2
 
     field = stk.Energy(energy, (2,))
-    draws = stk.sample(field, NUTS(0.2, metric="none"), chains=30, steps=10)
-    needed = 30 + int(draws.stats["leapfrogs"].sum())
+    draws = stk.sample(field, NUTS(0.2, metric="none"), chains=20, steps=10)
+    needed = 20 + int(draws.stats["leapfrogs"].sum())
     assert sum(calls) == draws.cost["score"]
     assert needed < draws.cost["score"] < 1.2 * needed
     calls.clear()
     draws = stk.sample(field, NUTS(), chains=9, steps=5, warmup=30)
     assert sum(calls) == draws.cost["score"]
     monkeypatch.setattr(nuts, "CROWD", 1.0)
-    assert stk.sample(field, NUTS(0.2, metric="none"), chains=30, steps=10).cost["score"] == needed
+    assert stk.sample(field, NUTS(0.2, metric="none"), chains=20, steps=10).cost["score"] == needed
 
 
 # --- chains that stay themselves -----------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from scoretk.run.checkpoint import (
     unfit,
 )
 from scoretk.run.drive import UNROLL, drive
+from scoretk.run.independence import check_rows_apart
 from scoretk.run.moment import Moment, begin
 from scoretk.run.progress import ProgressBar
 from scoretk.run.record import Record, Recorder
@@ -125,6 +126,8 @@ def run_batches(
         for i, batch in enumerate(batches):
             if i not in run.moments:
                 run.moments[i] = _begin(solver, batch, finished[0].tuned if finished else None)
+                if i == 0:
+                    check_rows_apart(batch.bound, solver.needs, run.moments[i].state.x)
             for moment in _driven(
                 run,
                 i,

@@ -1,0 +1,120 @@
+"""A field answers row by row: what does not is refused when a run starts, and rounding is no dependence."""
+
+import pytest
+import torch
+from torch import nn
+
+import scoretk as stk
+from scoretk.run import batches
+
+SHORT = {"steps": 2}
+HALF = stk.ULA(step_size=1e-3)
+
+
+def square(x):
+    return x.square().sum(1) / 2
+
+
+def net(inputs, outputs=1, norm=False):
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    between = [nn.BatchNorm1d(16, track_running_stats=False)] if norm else []
+    made = nn.Sequential(nn.Linear(inputs, 16), *between, nn.SiLU(), nn.Linear(16, outputs))
+    torch.random.set_rng_state(torch_state)
+    return made
+
+
+NORMED = net(3, norm=True)
+COUPLED = {
+    "another axis": lambda x: x.square().sum(0) / 2,
+    "minus the mean": lambda x: square(x) - square(x).mean(),
+    "minus the largest": lambda x: square(x) - square(x).max(),
+    "minus the median": lambda x: square(x) - square(x).median(),
+    "softmax over the batch": lambda x: torch.log_softmax(square(x), 0),
+    "divided by the batch": lambda x: square(x) / len(x),
+    "a standardised batch": lambda x: square((x - x.mean(0)) / x.std(0)),
+    "batch normalisation": lambda x: NORMED(x[:, :3])[:, 0] if len(x) > 1 else square(x),
+    "a running sum": lambda x: square(x).cumsum(0),
+    "the row before": lambda x: square(x - x.roll(1, 0)),
+    "one number for all": lambda x: x.square().sum().expand(len(x)),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("chains", [4, 5, 64])
+def test_rows_that_depend_on_others_are_refused(name, chains):
+    """As many chains as coordinates where that is needed for the shape, and more chains where not."""
+    field = stk.Energy(COUPLED[name], (chains,))
+    with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+        stk.sample(field, HALF, chains=chains, **SHORT)
+
+
+@pytest.mark.parametrize("chains", [2, 3])
+def test_two_and_three_chains_are_told_apart_too(chains):
+    field = stk.Energy(lambda x: x.square().sum(0) / 2, (chains,))
+    for seed in range(5):
+        with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+            stk.sample(field, HALF, chains=chains, seed=seed, **SHORT)
+
+
+def test_scores_velocities_and_rows_that_start_alike():
+    cases = [
+        (stk.Score(lambda x: -x + x.mean(0), (3,)), HALF, None),
+        (stk.Diffusion(lambda x, t: x - x.mean(0), (3,)), None, None),
+        (stk.Velocity(lambda x, t: -x / x.norm(), (3,)), None, None),
+        (stk.Energy(COUPLED["minus the mean"], (3,)), HALF, torch.ones(32, 3)),
+    ]
+    for field, solver, init in cases:
+        with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+            stk.sample(field, solver, chains=32, init=init, **({} if solver is None else SHORT))
+
+
+def noisy(generator):
+    return lambda x: -x + torch.randn(x.shape, generator=generator)
+
+
+MLP, REGRESSORS = net(6), torch.linspace(-3, 3, 6000).reshape(1000, 6).sin()
+FAR = torch.arange(36.0).reshape(6, 6).cos()
+RIGHT = {
+    "a network": stk.Energy(lambda x: MLP(x)[:, 0], (6,)),
+    "a network squeezed": stk.Energy(lambda x: MLP(x).squeeze(), (6,)),
+    "a large regression": stk.Energy(lambda x: (x @ REGRESSORS.T - 300).square().sum(1), (6,)),
+    "a difference of large numbers": stk.Energy(
+        lambda x: (1e4 + x @ FAR).square().sum(1) - 6e8, (6,)
+    ),
+    "one constant away": stk.Energy(lambda x: (1e6 + square(x)) - 1e6, (6,)),
+    "flat": stk.Energy(lambda x: 0 * x[:, 0], (6,)),
+    "infinite in half": stk.Energy(lambda x: torch.where(x[:, 0] > 0, square(x), torch.inf), (6,)),
+    "a constant a chain": stk.Energy(
+        lambda x: square(x - torch.linspace(-1, 1, 24)[:, None]), (6,)
+    ),
+    "noise of its own": stk.Score(noisy(torch.Generator().manual_seed(0)), (6,)),
+    "as many coordinates": stk.Energy(square, (24,)),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_rounding_and_noise_are_no_dependence(name):
+    field = RIGHT[name]
+    for init in (
+        None,
+        torch.zeros(24, *field.event_shape),
+        torch.full((24, *field.event_shape), 9.0),
+    ):
+        stk.sample(field, HALF, chains=24, init=init, **SHORT)
+
+
+def test_without_the_question_coupled_rows_pass(monkeypatch):
+    """The mutant of the laws above."""
+    monkeypatch.setattr(batches, "check_rows_apart", lambda *run: None)
+    for name in ("another axis", "divided by the batch"):
+        stk.sample(stk.Energy(COUPLED[name], (24,)), HALF, chains=24, **SHORT)
+
+
+def test_it_costs_less_than_an_evaluation():
+    rows = []
+    field = stk.Energy(lambda x: (rows.append(len(x)), square(x))[1], (2,))
+    for chains, least in ((20, 0), (64, 20)):
+        rows.clear()
+        draws = stk.sample(field, HALF, chains=chains, steps=3)
+        assert sum(rows) == draws.cost["score"] + least
