@@ -1,0 +1,229 @@
+"""Posteriors, guidance and mixtures on a Gaussian prior, where each formula can be written down in matrices."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.fields.paths import VE, VP
+from scoretk.fields.posterior import DPS, MMPS, PiGDM, Replacement
+from scoretk.fields.posterior.systems import conjugate_gradients
+
+D, M, STD, SPREAD, SCALE = 3, 2, 0.7, 1.6, 0.8
+_rng = np.random.default_rng(0)
+_root = _rng.normal(size=(D, D))
+C, MEAN = _root @ _root.T / 2 + np.eye(D) / 4, _rng.normal(size=D)
+A, Y = _rng.normal(size=(M, D)), _rng.normal(size=M)
+X = _rng.normal(size=(2, D))
+PATH, T = VP(0.2, 8.0), 0.45
+ALPHA, SIGMA = float(PATH.alpha(T)), float(PATH.sigma(T))
+GAIN = ALPHA * C @ np.linalg.inv(ALPHA**2 * C + SIGMA**2 * np.eye(D))
+DATA = MEAN + (X - ALPHA * MEAN) @ GAIN.T
+"""`E[x_1 | x]` of the prior N(MEAN, C)."""
+V = SIGMA**2 / ALPHA * GAIN
+"""Its covariance given x."""
+
+
+def tensor(value):
+    return torch.tensor(np.asarray(value), dtype=torch.float64)
+
+
+def denoiser(x, t, **cond):
+    alpha, sigma = PATH.alpha(t)[:, None, None], PATH.sigma(t)[:, None, None]
+    c, eye = tensor(C), torch.eye(D, dtype=x.dtype)
+    gain = alpha * c @ torch.linalg.inv(alpha**2 * c + sigma**2 * eye)
+    off = x - alpha[:, 0] * tensor(MEAN)
+    return tensor(MEAN) + (gain @ off[..., None])[..., 0]
+
+
+PRIOR = stk.Diffusion(denoiser, (D,), PATH, "data")
+
+
+def shifts(method, likelihood=None):
+    """What a method adds to the denoiser of the prior, `(rows, D)`."""
+    likelihood = stk.LinearGaussian(tensor(A), tensor(Y), STD) if likelihood is None else likelihood
+    field = stk.posterior(PRIOR, likelihood, method)
+    return field.denoise(tensor(X), T).numpy() - DATA
+
+
+def test_the_prior_is_what_is_written_down():
+    np.testing.assert_allclose(PRIOR.denoise(tensor(X), T).numpy(), DATA, rtol=1e-10)
+
+
+def test_mmps_solves_with_the_covariance_of_the_prior():
+    system = STD**2 * np.eye(M) + A @ V @ A.T
+    right = (Y - DATA @ A.T) @ np.linalg.inv(system) @ A @ V
+    np.testing.assert_allclose(shifts(MMPS(iterations=M)), right, rtol=1e-8)
+
+
+def isotropic():
+    """The spread of PiGDM, v, and the solution of `(s^2 + v A A^T) w = y - A D`, pulled back."""
+    v = SIGMA**2 * SPREAD**2 / (ALPHA**2 * SPREAD**2 + SIGMA**2)
+    system = STD**2 * np.eye(M) + v * A @ A.T
+    return v, (Y - DATA @ A.T) @ np.linalg.inv(system) @ A
+
+
+def test_pigdm_and_replacement_solve_with_an_isotropic_one():
+    v, pulled = isotropic()
+    np.testing.assert_allclose(shifts(PiGDM(SPREAD)), pulled @ V, rtol=1e-8)
+    np.testing.assert_allclose(shifts(Replacement(SPREAD)), v * pulled, rtol=1e-8)
+
+
+def dps(entries):
+    """DPS: a step up the likelihood of a length that its norm and so many entries set."""
+    residual = Y - DATA @ A.T
+    pulled = residual @ A
+    v = isotropic()[0]
+    norm = np.sqrt(STD**2 * np.square(residual).sum(1) + v * np.square(pulled).sum(1))
+    return SCALE * math.sqrt(entries) / norm[:, None] * pulled @ V
+
+
+def test_dps_is_scaled_by_the_number_of_measurements():
+    found = shifts(DPS(SCALE, SPREAD))
+    np.testing.assert_allclose(found, dps(M), rtol=1e-8)
+    assert np.abs(found / dps(D) - 1).min() > 0.1, "the dimension of x"
+
+
+def test_dps_climbs_a_likelihood_that_is_no_linear_one_by_a_newton_step_along_its_slope():
+    def log_likelihood(x):
+        return -((x @ tensor(A).T - tensor(Y)) ** 2).sum(1) / (2 * STD**2)
+
+    slope = (Y - DATA @ A.T) @ A / STD**2
+    p = slope @ V
+    rise = (slope * p).sum(1)
+    bend = np.square(p @ A.T).sum(1) / STD**2
+    right = SCALE * (rise / (rise + bend))[:, None] * p
+    np.testing.assert_allclose(shifts(DPS(SCALE, SPREAD), log_likelihood), right, rtol=1e-6)
+
+
+def test_dps_looks_as_far_as_the_prior_spreads_and_cuts_a_step_to_quarters():
+    """Of a likelihood that goes up and down the curvature is a secant over the reach, and a step too long is cut."""
+
+    def log_likelihood(x):
+        return 30 * torch.cos(3 * x).sum(1)
+
+    def value(x):
+        return 30 * np.cos(3 * x).sum(1)
+
+    def gradient(x):
+        return -90 * np.sin(3 * x)
+
+    g = gradient(DATA)
+    p = g @ V
+    rise, length = (g * p).sum(1), np.sqrt(np.square(p).sum(1))
+    reach = math.sqrt(isotropic()[0] * D)
+    part = np.minimum(reach / length, 1.0)
+    bend = ((g - gradient(DATA + part[:, None] * p)) * p).sum(1) / part
+    share = rise / (rise + np.maximum(bend, 0.0))
+    kept = np.ones(2)
+    for _ in range(12):
+        s = kept * share
+        gain = value(DATA + s[:, None] * p) - value(DATA) - s**2 * rise / 2
+        kept = np.where(gain >= 0, kept, kept / 4)
+    assert kept.min() < 1
+    right = (kept * share)[:, None] * p
+    np.testing.assert_allclose(shifts(DPS(1.0, SPREAD), log_likelihood), right, rtol=1e-6)
+
+
+def plain_conjugate_gradients(matrix, b, iterations):
+    """Hestenes and Stiefel's, all iterates and their residuals."""
+    w, r, p = np.zeros_like(b), b.copy(), b.copy()
+    iterates = [w]
+    for _ in range(iterations):
+        step = (r @ r) / (p @ matrix @ p)
+        w, after = w + step * p, r - step * matrix @ p
+        p, r = after + (after @ after) / (r @ r) * p, after
+        iterates.append(w)
+    return iterates
+
+
+def test_conjugate_gradients_return_the_iterate_of_least_residual():
+    """Residuals do not fall steadily where a system is ill-conditioned: the best so far is what counts."""
+    spectrum, n = np.geomspace(1e-2, 1e2, 8), 8
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(n, n)))[0]
+    matrix, b = turn @ np.diag(spectrum) @ turn.T, turn @ np.geomspace(1e-1, 1.0, n)[::-1]
+    iterates = plain_conjugate_gradients(matrix, b, 6)
+    sizes = [np.linalg.norm(b - matrix @ w) for w in iterates]
+    rising = 0
+    for k in range(1, 7):
+        best = int(np.argmin(sizes[: k + 1]))
+        rising += best != k
+        found = conjugate_gradients(lambda w: w @ tensor(matrix), tensor(b)[None], k, 1e-4)[0].numpy()
+        np.testing.assert_allclose(found, iterates[best], rtol=1e-6, atol=1e-12)
+    assert rising, "the last iterate would pass"
+
+
+def test_a_posterior_before_its_earliest_time_is_asked_at_that_time():
+    """`x alpha / sigma^2` is what x says of the data: it is kept where the prior is asked later."""
+    path = VP(0.1, 60.0)
+    prior = stk.Diffusion(lambda x, t: x * t[:, None], (2,), path, "data")
+    likelihood = stk.LinearGaussian(torch.eye(2, dtype=torch.float64), torch.ones(2).double(), 1e3)
+    field = stk.posterior(prior, likelihood, "replacement")
+    x, t = torch.tensor([[0.4, -1.1]], dtype=torch.float64), 0.0
+    later = float(path.t(math.log(torch.finfo(torch.float64).eps) / 2))
+    assert later > 0
+    tilt = [float(path.alpha(s)) / float(path.sigma(s)) ** 2 for s in (t, later)]
+    moved = x * tilt[0] / tilt[1]
+    torch.testing.assert_close(field.denoise(x, t), field.denoise(moved, later), rtol=1e-9, atol=0)
+
+
+def predicting(value):
+    return lambda x, t, **cond: value.expand_as(x) * (1 + x)
+
+
+def test_guidance_goes_from_the_unconditional_field_through_the_other():
+    c, u, w, rescale = tensor([2.0, -1.0, 0.5]), tensor([0.3, 0.7, -0.2]), 2.5, 0.4
+    fields = [stk.Diffusion(predicting(v), (3,), VE(0.1, 10.0), "noise") for v in (c, u)]
+    x = tensor(X)
+    g = u * (1 + x) + w * (c * (1 + x) - u * (1 + x))
+    torch.testing.assert_close(stk.guided(fields[0], w, fields[1]).noise(x, 0.4), g)
+    ratio = ((c * (1 + x)).std(1) / g.std(1))[:, None]
+    found = stk.guided(fields[0], w, fields[1], rescale=rescale).noise(x, 0.4)
+    torch.testing.assert_close(found, rescale * g * ratio + (1 - rescale) * g)
+
+
+def test_guidance_acts_in_its_interval_of_noise_levels_its_upper_end_included():
+    path = VE(0.5, 8.0)
+    fields = [stk.Diffusion(predicting(tensor([v] * 3)), (3,), path, "noise") for v in (2.0, 1.0)]
+    low, high = 1.0, float(path.sigma(0.25) / path.alpha(0.25))
+    field = stk.guided(fields[0], 3.0, fields[1], interval=(float(path.sigma(0.75)), high))
+    x, acts = tensor(X), []
+    for t in (0.1, 0.25, 0.5, 0.75, 0.9):
+        found = field.noise(x, t)
+        rows = field.noise(x, torch.full((2,), t, dtype=torch.float64))
+        torch.testing.assert_close(found, rows)
+        acts.append(bool(torch.allclose(found, 4 * (1 + x))))
+        assert acts[-1] or torch.allclose(found, 2 * (1 + x))
+    assert acts == [False, True, True, False, False], low
+
+
+def test_a_classifier_moves_the_denoiser_by_its_slope():
+    w, a = 1.7, tensor([0.4, -1.2, 0.9])
+    field = stk.classifier_guided(PRIOR, lambda x, t: (x @ a) * (1 + t), w)
+    right = DATA + w * SIGMA**2 / ALPHA * (a.numpy() * (1 + T))
+    np.testing.assert_allclose(field.denoise(tensor(X), T).numpy(), right, rtol=1e-9)
+
+
+def test_powers_and_products_start_from_the_power_of_their_bases():
+    temperature, path = 1.6, VE(0.1, 10.0)
+    prior = stk.Diffusion(lambda x, t: 0 * x, (3,), path, "data")
+    for field, count in ((stk.tempered(prior, temperature), 1), (stk.product(prior, prior), 2)):
+        weight = (1 / temperature) if count == 1 else 1.0
+        std = (weight * count / 10.0**2) ** -0.5
+        assert field.base.std == pytest.approx(std)
+        x = tensor(X)
+        torch.testing.assert_close(field.score(x, 0.3), weight * count * prior.score(x, 0.3))
+
+
+def test_a_mixture_shares_by_density():
+    w, log_z = (0.25, 0.75), (0.3, -1.1)
+    energies = [lambda x: (x**2).sum(1) / 2, lambda x: (x - 1).abs().pow(3).sum(1)]
+    field = stk.mixture([stk.Energy(e, (3,)) for e in energies], w, log_z)
+    x = tensor(X)
+    parts = torch.stack([wi * torch.exp(-e(x) - z) for wi, e, z in zip(w, energies, log_z, strict=True)])
+    torch.testing.assert_close(field.log_prob(x), parts.sum(0).log())
+    y = x.clone().requires_grad_()
+    value = sum(wi * torch.exp(-e(y) - z) for wi, e, z in zip(w, energies, log_z, strict=True)).log()
+    torch.testing.assert_close(field.score(x), torch.autograd.grad(value.sum(), y)[0])

@@ -1,0 +1,200 @@
+"""Paths, conversions, bases and noised fields against their closed forms, written down a second time."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.core.noise import Noise
+from scoretk.core.streams import Stream
+from scoretk.fields.base import NormalBase
+from scoretk.fields.bridge import Bridge, Stretched
+from scoretk.fields.convert import PREDICTIONS, convert
+from scoretk.fields.discrete import Discrete
+from scoretk.fields.paths import EDM, VE, VP, Cosine, Interpolant, Linear, SubVP, Tabulated
+
+TIMES = (0.07, 0.31, 0.47, 0.83)
+BETAS = (0.3, 12.0)
+TABLE = torch.tensor([0.99, 0.93, 0.8, 0.55, 0.2, 0.03], dtype=torch.float64)
+
+
+def vp_alpha(t):
+    s = 1 - t
+    low, high = BETAS
+    return math.exp(-(low * s + (high - low) * s**2 / 2) / 2)
+
+
+PATHS = {
+    "linear": (Linear(), lambda t: t, lambda t: 1 - t),
+    "interpolant": (Interpolant(1.7), lambda t: t, lambda t: math.hypot(1 - t, 1.7 * t * (1 - t))),
+    "cosine": (Cosine(), lambda t: math.sin(math.pi * t / 2), lambda t: math.cos(math.pi * t / 2)),
+    "vp": (VP(*BETAS), vp_alpha, lambda t: math.sqrt(1 - vp_alpha(t) ** 2)),
+    "subvp": (SubVP(*BETAS), vp_alpha, lambda t: 1 - vp_alpha(t) ** 2),
+    "ve": (VE(0.02, 30.0), lambda t: 1.0, lambda t: 30.0 ** (1 - t) * 0.02**t),
+    "edm": (
+        EDM(0.01, 40.0, 5.0),
+        lambda t: 1.0,
+        lambda t: (40.0**0.2 + t * (0.01**0.2 - 40.0**0.2)) ** 5,
+    ),
+}
+ALL_PATHS = [path for path, *_ in PATHS.values()] + [Tabulated(TABLE)]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_is_its_closed_form(name):
+    path, alpha, sigma = PATHS[name]
+    for t in TIMES:
+        assert float(path.alpha(t)) == pytest.approx(alpha(t), rel=1e-12)
+        assert float(path.sigma(t)) == pytest.approx(sigma(t), rel=1e-12)
+
+
+@pytest.mark.parametrize("path", ALL_PATHS, ids=repr)
+def test_slopes_and_inverse_are_those_of_the_path(path):
+    h = 1e-5
+    for t in TIMES:
+        for f, slope in ((path.alpha, path.dalpha), (path.sigma, path.dsigma)):
+            found = float(f(t + h) - f(t - h)) / (2 * h)
+            assert float(slope(t)) == pytest.approx(found, rel=1e-6, abs=1e-8)
+        product = float(path.sigma(t + h) ** 2 - path.sigma(t - h) ** 2) / (4 * h)
+        assert float(path.sigma_dsigma(t)) == pytest.approx(product, rel=1e-6)
+        assert float(path.t(path.log_snr(t))) == pytest.approx(t, abs=1e-9)
+
+
+def test_a_table_is_met_at_its_timesteps():
+    path, n = Tabulated(TABLE), len(TABLE)
+    for k, square in enumerate(TABLE.tolist()):
+        t = 1 - (k + 1) / n
+        assert float(path.timestep(t)) == pytest.approx(k)
+        assert float(path.alpha(t)) ** 2 == pytest.approx(square, rel=1e-12)
+
+
+@pytest.mark.parametrize("path", ALL_PATHS, ids=repr)
+def test_every_prediction_becomes_every_other(path):
+    """At `x = alpha x_1 + sigma eps` every prediction is known, and so what each becomes."""
+    generator = torch.Generator().manual_seed(0)
+    data, noise = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    times = torch.tensor(TIMES, dtype=torch.float64)
+    alpha, sigma, dalpha, dsigma = (v[:, None] for v in path(times))
+    x = alpha * data + sigma * noise
+    known = {
+        "data": data,
+        "noise": noise,
+        "score": -noise / sigma,
+        "velocity": dalpha * data + dsigma * noise,
+        "v": alpha * noise - sigma * data,
+    }
+    assert set(known) == set(PREDICTIONS)
+    for source, target in itertools.product(PREDICTIONS, PREDICTIONS):
+        found = convert(known[source], x, times, path, source, target)
+        torch.testing.assert_close(found, known[target], rtol=1e-8, atol=1e-8)
+        one = convert(known[source][:1], x[:1], TIMES[0], path, source, target)
+        torch.testing.assert_close(one, known[target][:1], rtol=1e-8, atol=1e-8)
+
+
+def energy(x):
+    return (x**4 / 4 + x**2 * torch.tensor([0.5, 2.0], dtype=x.dtype)).sum(-1) + x.prod(-1)
+
+
+def test_score_and_energy_of_bases_bridges_and_stretched_fields_agree():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    base, end, w = NormalBase((2,), 1.7), stk.Energy(energy, (2,)), 0.3
+    fields = [
+        (base, lambda y: (y**2).sum(-1) / (2 * 1.7**2)),
+        (Bridge(base, end, w), lambda y: (1 - w) * (y**2).sum(-1) / (2 * 1.7**2) + w * energy(y)),
+        (Bridge(None, end, w), lambda y: w * energy(y)),
+        (Stretched(end, 2.5), lambda y: energy(2.5 * y)),
+    ]
+    for field, closed in fields:
+        y = x.clone().requires_grad_()
+        value = closed(y)
+        (slope,) = torch.autograd.grad(value.sum(), y)
+        torch.testing.assert_close(field.energy(x), value.detach())
+        torch.testing.assert_close(field.score(x), -slope)
+        if hasattr(field, "energy_and_grad"):
+            found = field.energy_and_grad(x)
+            torch.testing.assert_close(found[0], value.detach())
+            torch.testing.assert_close(found[1], slope)
+    density = torch.distributions.Normal(0.0, 1.7).log_prob(x).sum(-1)
+    torch.testing.assert_close(base.log_prob(x), density)
+
+
+def test_enumerated_states_have_their_law():
+    states, sites = (-1.0, 0.5, 2.0), 3
+    field = Discrete(stk.Energy(lambda x: (x * x.roll(1, 1)).sum(1) / 2 + x[:, 0], (sites,)), states)
+    every = torch.tensor(list(itertools.product(states, repeat=sites)), dtype=torch.float64)
+    logs = -field.energy(every)
+    assert field.exact_log_partition() == pytest.approx(float(logs.logsumexp(0)), rel=1e-12)
+    torch.testing.assert_close(field.log_prob(every), logs.log_softmax(0))
+    noise = Noise(3, 500, dtype=torch.float64)
+    u = noise.uniform(0, Stream.START, (), torch.float64)
+    cdf = logs.softmax(0).cumsum(0)
+    expected = every[torch.searchsorted(cdf, u, right=True)]
+    assert torch.equal(field.draw(500, noise), expected)
+
+
+def test_a_velocity_in_reversed_time_points_the_other_way():
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    net = lambda x, s: x * s[:, None]  # noqa: E731
+    back = stk.from_reversed_time(net, (2,))
+    torch.testing.assert_close(back.velocity(x, 0.3), -0.7 * x)
+    noise = stk.from_reversed_time(net, (2,), VP(), "noise")
+    torch.testing.assert_close(noise.noise(x, 0.3), 0.7 * x)
+
+
+def left_out(weights, values):
+    """Mean, and the jackknife's variance of it: each antithetic pair left out once."""
+    share = weights / weights.sum()
+    mean, pairs = share @ values, len(values) // 2
+    moved = []
+    for p in range(pairs):
+        kept = [k for k in range(2 * pairs) if k % pairs != p]
+        moved.append((weights[kept] / weights[kept].sum()) @ values[kept] - mean)
+    return mean, (pairs - 1) / pairs * np.square(moved).sum(0)
+
+
+def normal_log(u, mean, spread):
+    return -np.square(u - mean).sum(-1) / (2 * spread**2)
+
+
+@pytest.mark.parametrize("estimator", ["monte-carlo", "langevin"])
+def test_a_noised_field_is_its_weighted_mean(estimator):
+    """Samples, weights and standard error as the docstring has them, with every density in full."""
+    m, s, h, steps = 0.5, 1.25, 0.08, 3
+    path, t = VP(), 0.55
+    field = stk.smoothed(
+        stk.Energy(energy, (2,)), path, estimator, samples=12, steps=steps, step_size=h, reference=(m, s), seed=5
+    )
+    x = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
+    alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+    total = alpha**2 + (sigma / s) ** 2
+    mu, r = (alpha * x[0].numpy() + (sigma / s) ** 2 * m) / total, sigma / math.sqrt(total)
+
+    def g(u):
+        y = torch.tensor(mu + r * u, requires_grad=True)
+        value = energy(y) - ((y - m) / s).square().sum(-1) / 2
+        (slope,) = torch.autograd.grad(value.sum(), y)
+        return value.detach().numpy(), r * slope.numpy()
+
+    both = [np.concatenate([z, -z]) for z in field.directions.double().numpy()]
+    u, a, spread = both[0], math.exp(-h), math.sqrt(1 - math.exp(-2 * h))
+    log_w = 0 * u[:, 0]
+    if estimator == "langevin":
+        for step in range(1, steps + 1):
+            b = step / steps
+            there = a * u - (1 - a) * b * g(u)[1] + spread * both[step]
+            back = a * there - (1 - a) * b * g(there)[1]
+            on = a * u - (1 - a) * b * g(u)[1]
+            log_w = log_w + normal_log(u, back, spread) - normal_log(there, on, spread)
+            u = there
+        log_w = log_w - (u**2).sum(-1) / 2 + (both[0] ** 2).sum(-1) / 2
+    weights = np.exp(log_w - g(u)[0])
+    mean, variance = left_out(weights, u)
+    found = field.estimate(x, t)
+    np.testing.assert_allclose(found.mean[0].numpy(), mu + r * mean, rtol=1e-8)
+    assert float(found.stderr) == pytest.approx(math.sqrt((r**2 * variance).sum()), rel=1e-8)
+    share = weights / weights.sum()
+    assert float(found.effective) == pytest.approx(1 / np.square(share).sum(), rel=1e-8)

@@ -1,0 +1,238 @@
+"""`make mutants`: how many small wrong versions of the package the default tests tell from the right one.
+
+Each mutant of the list (`listed.py`) is put into a copy of the package, and the tests that cover its file run until one fails.
+The test that killed it is run once on the copy without it as well: where it fails there too, it says nothing, and the others go
+on without it. A mutant that ends in no time limit, or whose package cannot be imported, is killed as well.
+
+    python -m tests.mutants.run [first] [fresh] [--only TEXT] [--afresh]
+
+goes through those that are not known to be killed (all, with `--afresh`), remembers each outcome in `build/mutants.json`, and
+writes docs/mutants.md. Every mutant runs in a fork of one process that has imported torch once, and imports the package anew.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from tests.mutants.listed import ROOT, ROUNDS, Mutant, covering, mutants
+
+AHEAD = ("numpy", "scipy.stats", "sklearn.linear_model", "hypothesis", "sympy", "torchdiffeq", "torch.distributed.tensor")
+"""What tests import and what takes seconds: imported once, before the forks."""
+COPIED = ("scoretk", "tests", "docs", "benchmarks", "pyproject.toml", "README.md", "CONTRIBUTING.md")
+LIMIT, TEST_LIMIT = 900.0, 150
+"""Seconds for the tests of a mutant, and for one test."""
+KNOWN, PAGE = ROOT / "build" / "mutants.json", ROOT / "docs" / "mutants.md"
+
+
+class Outcome(NamedTuple):
+    """The test that failed first, empty where none did, and the seconds that it took to know."""
+
+    killed_by: str
+    seconds: float
+
+
+class FirstFailure:
+    """Pytest's plugin that tells through a pipe which test failed first."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.tell(f"{report.nodeid or 'tests'} (not collected)")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.tell(report.nodeid)
+
+    def tell(self, text: str) -> None:
+        os.write(self.pipe, f"{text}\n".encode())
+
+
+def first_failure(copy: Path, tests: list[str], without: list[str]) -> str:
+    """The first of these tests that fails in the copy, empty where all pass."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(read)
+        _run_there(copy, tests, without, write)
+    os.close(write)
+    with open(read) as told:
+        os.set_blocking(read, False)
+        ended = _wait(child, time.monotonic() + LIMIT)
+        os.set_blocking(read, True)
+        first = told.readline().strip()
+    return first or ("" if ended == 0 else "the time limit" if ended is None else "a crash")
+
+
+def _run_there(copy: Path, tests: list[str], without: list[str], pipe: int) -> None:
+    """Run the tests in the copy and end this process: 0 where they passed or one of them was told."""
+    os.setsid()
+    os.chdir(copy)
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("scoretk", "tests")]:
+        del sys.modules[name]  # as the tests' package has imported them here
+    sys.path[:] = [str(copy), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    code = 3
+    with contextlib.suppress(BaseException):
+        import scoretk  # noqa: PLC0415  (the copy's)
+
+        assert Path(scoretk.__file__).is_relative_to(copy)
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={TEST_LIMIT}"]
+        chosen = [option for name in without for option in ("--deselect", name)]
+        code = pytest.main([*options, *chosen, *tests], plugins=[FirstFailure(pipe)])
+    os._exit(0 if code in (0, 1, 2) else 3)
+
+
+def _wait(child: int, until: float) -> int | None:
+    """Its exit code; None where it was ended because the time had passed."""
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+class Copy:
+    """A copy of the repository in a folder of its own, and which tests are known to pass or to fail in it unchanged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.sound = folder, dict[str, bool]()
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name)
+            elif (ROOT / name).exists():
+                shutil.copy(ROOT / name, folder / name)
+        subprocess.run([sys.executable, "-m", "compileall", "-q", str(folder / "scoretk")], check=True)
+
+    def tried(self, mutant: Mutant) -> Outcome:
+        started, broken = time.monotonic(), list[str]()
+        while True:
+            with self.changed(mutant):
+                killer = first_failure(self.folder, covering(mutant.file), broken)
+            if not killer or self.passes(killer):
+                return Outcome(killer, round(time.monotonic() - started, 1))
+            broken.append(killer)
+
+    def passes(self, test: str) -> bool:
+        """Whether a test passes without a mutant; what is no test cannot say."""
+        if "::" not in test:
+            return True
+        if test not in self.sound:
+            self.sound[test] = not first_failure(self.folder, [test], [])
+        return self.sound[test]
+
+    @contextlib.contextmanager
+    def changed(self, mutant: Mutant) -> Any:
+        path = self.folder / "scoretk" / mutant.file
+        source = path.read_text()
+        for made in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+            made.unlink()
+        path.write_text(mutant.applied(source))
+        try:
+            yield
+        finally:
+            path.write_text(source)
+
+
+def key(mutant: Mutant) -> str:
+    return hashlib.sha256("\0".join((mutant.file, mutant.old, mutant.new)).encode()).hexdigest()[:16]
+
+
+def rates(known: dict[str, list[Any]], listed: list[Mutant]) -> list[str]:
+    """Lines of a table: how many of a round's mutants are killed, by package and in all."""
+    lines = []
+    for name in ROUNDS:
+        of_round = [m for m in listed if m.round == name and key(m) in known and not m.equivalent]
+        packages = list(dict.fromkeys(m.package for m in of_round))
+        for package in [*packages, "all"]:
+            some = [m for m in of_round if package in (m.package, "all")]
+            killed = sum(bool(known[key(m)][0]) for m in some)
+            if some:
+                lines.append(f"| {name} | {package} | {killed} of {len(some)} | {killed / len(some):.1%} |")
+    return lines
+
+
+def page(known: dict[str, list[Any]]) -> str:
+    """docs/mutants.md."""
+    listed = mutants()
+    lines = [
+        "# Mutants",
+        "",
+        "Written by `make mutants` (`tests/mutants/run.py`; [testing.md](testing.md) says what it does). Small wrong versions of",
+        "the package, and the default test that tells each from the right one. The fresh round was written after the tests",
+        "that the first one had led to, without a look at them.",
+        "",
+        "| round | package | killed | |",
+        "|---|---|---:|---:|",
+        *rates(known, listed),
+    ]
+    same = [m for m in listed if m.equivalent]
+    if same:
+        lines += ["", "Edits that change nothing, and are not counted:", ""]
+        lines += [f"- `{m.file}`: {m.why}: {m.equivalent}" for m in same]
+    for name in ROUNDS:
+        lines += ["", f"## The {name} round", "", "| file | what is wrong | killed by |", "|---|---|---|"]
+        for m in listed:
+            if m.round == name and not m.equivalent and key(m) in known:
+                test = known[key(m)][0].replace("|", "\\|")
+                lines.append(f"| `{m.file}` | {m.why} | {f'`{test}`' if test else '**survives**'} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rounds", nargs="*", choices=[*ROUNDS, []])
+    parser.add_argument("--only", default="", help="those whose file or description holds this text")
+    parser.add_argument("--afresh", action="store_true", help="also those that are known to be killed")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in AHEAD:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    known = json.loads(KNOWN.read_text()) if KNOWN.exists() else {}
+    chosen = [
+        m
+        for m in mutants(*asked.rounds)
+        if not m.equivalent
+        and (asked.only in m.file or asked.only in m.why)
+        and (asked.afresh or not known.get(key(m), [""])[0])
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Copy(Path(folder).resolve())
+        for i, mutant in enumerate(chosen):
+            outcome = copy.tried(mutant)
+            known[key(mutant)] = list(outcome)
+            KNOWN.parent.mkdir(exist_ok=True)
+            KNOWN.write_text(json.dumps(known, indent=0))
+            said = outcome.killed_by or "SURVIVES"
+            print(f"{i + 1}/{len(chosen)} {mutant.file}: {mutant.why}: {said} ({outcome.seconds} s)", flush=True)
+    PAGE.write_text(page(known))
+    print("\n".join(rates(known, mutants(*asked.rounds))))
+    survivors = [m for m in mutants(*asked.rounds) if not m.equivalent and not known.get(key(m), ["-"])[0]]
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
