@@ -1,0 +1,395 @@
+"""What warmup learns, each part against its recursion in plain numbers."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.core.noise import Noise
+from scoretk.core.streams import Stream
+from scoretk.fields.resolve import resolve
+from scoretk.solvers.parts.leapfrog import Point, Trajectory
+from scoretk.solvers.warmup import approach, halving, ladder, length, scales, step_size
+from scoretk.solvers.warmup.learning import Change, Lesson, Trial
+
+
+def lesson(step=0, warmup=100, usual=None, before=None, seen=None, alive=None, **info):
+    accept = info.pop("accept", torch.ones(1))
+    alive = torch.ones(len(accept), dtype=torch.bool) if alive is None else alive
+    usual = torch.ones(len(accept), dtype=torch.bool) if usual is None else usual
+    return Lesson(before, Trial(None, info, accept, seen), alive, usual, step, warmup, False)
+
+
+class State(SimpleNamespace):
+    def _replace(self, **new):
+        return State(**{**vars(self), **new})
+
+
+def averaged(rates, target, start):
+    """Hoffman and Gelman's dual averaging, gamma .2, delay 10, kappa 3/4: the steps and, last, their average."""
+    mu = average = math.log(start)
+    error, sizes = 0.0, []
+    for n, rate in enumerate(rates, 1):
+        error = (1 - 1 / (n + 10)) * error + (target - rate) / (n + 10)
+        log_step = mu - math.sqrt(n) / 0.2 * error
+        average = n**-0.75 * log_step + (1 - n**-0.75) * average
+        sizes.append(math.exp(average if n == len(rates) else log_step))
+    return sizes
+
+
+def test_the_step_size_kept_is_the_dual_average():
+    rng = np.random.default_rng(0)
+    rates, target, start = rng.uniform(0.2, 1.0, size=30), 0.8, 0.3
+    part = step_size.DualAveraging(target)
+    state = State(step_size=torch.tensor(start, dtype=torch.float64))
+    state, memory = part.changed(state, None, Change())
+    found = []
+    for step, rate in enumerate(rates):
+        accept = torch.tensor([rate, 0.0, rate], dtype=torch.float64)
+        usual = torch.tensor([True, False, True])
+        now = lesson(step, len(rates), usual, accept=accept)
+        state, memory, change = part.learn(state, memory, now)
+        assert change is None
+        found.append(float(state.step_size))
+    expected = averaged(rates, target, start)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert abs(found[-1] / averaged([*rates, 0.5], target, start)[-2] - 1) > 0.05, "the last step"
+
+
+def test_a_run_keeps_the_average_of_its_steps():
+    """The acceptance of every warmup step is seen, and the tuned step size follows from it."""
+    solver, rates = stk.MALA(), []
+    field = stk.Energy(lambda x: (x**2).sum(1) / 2, (2,))
+
+    class Told(step_size.DualAveraging):
+        def learn(self, state, memory, now):
+            rates.append((self.rate(now), float(memory.averaging[0])))
+            return super().learn(state, memory, now)
+
+    part = Told(0.574)
+    adaptation = stk_adaptation(part)
+    noise = Noise(0, 16, dtype=torch.float64)
+    bound = resolve(field, solver.needs, timed=False)
+    state = solver.init(bound, noise.normal(0, Stream.START, (2,)), noise)
+    alive = torch.ones(16, dtype=torch.bool)
+    state, learned, _ = adaptation.begin(solver, bound, state, noise, alive)
+    start = math.exp(float(learned.parts[0].averaging[0]))
+    for step in range(25):
+        state, _, learned = adaptation.update(solver, bound, state, learned, noise, alive, step, 25)
+    expected = averaged([r for r, _ in rates], 0.574, start)
+    assert float(state.step_size) == pytest.approx(expected[-1], rel=1e-12)
+
+
+def stk_adaptation(*parts):
+    from scoretk.solvers.warmup.adaptation import Adaptation
+
+    return Adaptation(parts)
+
+
+def test_pooled_acceptances_are_means_of_the_usual_chains():
+    accept = torch.tensor([0.9, 0.002, 0.5, 0.8], dtype=torch.float64)
+    usual = torch.tensor([True, True, True, False])
+    diverging = torch.tensor([False, False, True, False])
+    assert step_size.pooled_acceptance(accept, usual) == pytest.approx((0.9 + 0.002 + 0.5) / 3)
+    harmonic = 2 / 3 / np.mean([1 / 0.9, 1 / 0.01])
+    assert step_size.harmonic_acceptance(accept, usual, diverging) == pytest.approx(harmonic)
+    assert step_size.harmonic_acceptance(accept, usual, ~diverging) == pytest.approx(1 / 3 * 0.5)
+
+
+def test_the_first_step_size_is_the_first_on_the_other_side_of_its_aim():
+    sizes = []
+
+    def accept(size):
+        sizes.append(size)
+        return math.exp(-size)
+
+    assert step_size.first_step_size(accept, 0.3) == pytest.approx(1.6)
+    assert sizes == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
+    assert step_size.first_step_size(accept, 0.97) == pytest.approx(0.025)
+
+
+def test_the_energy_error_sets_the_step_by_its_sixth_root():
+    d, variance, size = 4, 5e-4, 0.7
+    part = step_size.EnergyError(variance)
+    energy = torch.tensor([3.0, 5.0, 9.0], dtype=torch.float32)
+    error = torch.tensor([0.05, 0.2, 0.3])
+    state = State(step_size=torch.tensor(size, dtype=torch.float64), x=torch.zeros(3, d), energy=energy)
+    memory = step_size.Counting(torch.tensor(0.0, dtype=torch.float64))
+    accept = torch.tensor([1.0, 1.0, 0.0])
+    for n in range(1, 4):
+        state, memory, _ = part.learn(state, memory, lesson(accept=accept, energy_error=error))
+        rounding = (np.spacing(np.array([3.0, 5.0, 9.0], np.float32)).astype(float)) ** 2 / 6
+        rounding = rounding / (variance * d)
+        xi = np.array([0.05, 0.2, np.inf], np.float32).astype(float) ** 2 / (variance * d)
+        pooled = (np.minimum(xi, 64 + rounding) - rounding).mean()
+        size *= (1 + max(2 / (n + 1), 1 / 75) * (pooled - 1)) ** (-1 / 6)
+        assert float(state.step_size) == pytest.approx(size, rel=1e-9)
+    rounded = torch.tensor([4.0, 4.0], dtype=torch.float64)
+    assert step_size.resized(9, 0 * rounded, rounded, 2.0) == pytest.approx(2.0), "all of it rounding"
+    assert step_size.resized(9, 0 * rounded, 0 * rounded, 2.0) > 2.0
+
+
+def trajectories(n, d, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)), rng.normal(size=(n, d)), rng.normal(size=(n, d))
+
+
+def test_the_slope_of_chees_is_weighted_by_acceptance():
+    """In the direction v: `t (b^2 - a^2) b p - (b^2 - a^2)^2 / 4`, a and b about the means, in the mean over what is accepted."""
+    n, d, time = 7, 3, 0.9
+    x, ahead, p = trajectories(n, d)
+    scale = np.array([0.5, 1.0, 2.0])
+    accept = np.array([0.9, 0.2, 1.0, 0.4, 0.05, 0.7, 0.6])
+    usual = np.array([True] * 6 + [False])
+    slowest = np.array([1.0, -0.5, 0.3])
+    before = State(x=torch.tensor(x), scale=torch.tensor(scale))
+    end = Trajectory(Point(torch.tensor(ahead), None, None), torch.tensor(p), None)
+    memory = length.Ascent(torch.zeros(4, dtype=torch.float64), torch.tensor(slowest))
+    part = length.SquaredJumps(0.025, 1000)
+    after, slope = part.slope(
+        memory, before, length.Timed(end, time), torch.tensor(accept), torch.tensor(usual)
+    )
+    v = slowest / np.linalg.norm(slowest)
+    rows, w = x[usual] / scale, accept[usual]
+    there = ahead[usual] / scale
+    rows, there = rows - rows.mean(0), there - there.mean(0)
+    a, b = rows @ v, there @ v
+    gain = b**2 - a**2
+    rise = time * gain * b * (p[usual] @ v) - gain**2 / 4
+    assert slope == pytest.approx((w * rise).sum() / w.sum(), rel=1e-12)
+    assert abs(slope / rise.mean() - 1) > 0.05, "as if all counted alike"
+    expected = 0.9 * slowest + 0.1 * (rows.T @ a / 6)
+    np.testing.assert_allclose(after.slowest.numpy(), expected, rtol=1e-12)
+
+
+def test_the_slope_of_chees_is_that_of_its_criterion():
+    """A quarter of the mean squared change of the squared projection, per root of time: differentiated by hand it is the rise."""
+    n, d = 400, 2
+    x, _, p = trajectories(n, d, 3)
+    v = np.array([0.6, 0.8])
+
+    def criterion(t):
+        """Harmonic trajectories: `x cos t + p sin t`, whose velocity is the momentum at the end."""
+        there = x * math.cos(t) + p * math.sin(t)
+        a, b = (x - x.mean(0)) @ v, (there - there.mean(0)) @ v
+        return ((b**2 - a**2) ** 2 / 4).mean() / t
+
+    t, h = 0.8, 1e-5
+    there, momentum = x * math.cos(t) + p * math.sin(t), p * math.cos(t) - x * math.sin(t)
+    momentum = momentum - momentum.mean(0)
+    before = State(x=torch.tensor(x), scale=torch.ones(d, dtype=torch.float64))
+    end = Trajectory(Point(torch.tensor(there), None, None), torch.tensor(momentum), None)
+    memory = length.Ascent(torch.zeros(4, dtype=torch.float64), torch.tensor(v))
+    ones = torch.ones(n, dtype=torch.float64)
+    part = length.SquaredJumps(0.025, 1000)
+    slope = part.slope(memory, before, length.Timed(end, t), ones, ones.bool())[1]
+    found = (criterion(t + h) - criterion(t - h)) / (2 * h)
+    assert slope == pytest.approx(found * t**2, rel=1e-6)
+
+
+def test_the_length_ascends_by_adam_and_its_average_is_kept():
+    slopes, rate, size, most = [0.7, -0.2, 1.4, 0.0, 0.5, math.nan, -2.0], 0.1, 0.3, 8
+    part = length.SquaredJumps(rate, most)
+    start = math.log(size)
+    memory = length.Ascent(torch.tensor([0, 0, 0, start], dtype=torch.float64), torch.ones(1))
+    long, first, second, n, average = size, 0.0, 0.0, 0, start
+    for i, slope in enumerate(slopes):
+        last = i == len(slopes) - 1
+        memory, found = part._ascend(memory, slope, size, long, last)
+        if slope and not math.isnan(slope):
+            n += 1
+            first, second = 0.9 * first + 0.1 * slope, 0.95 * second + 0.05 * slope**2
+            rise = first / (1 - 0.9**n) / math.sqrt(second / (1 - 0.95**n))
+            log = min(max(math.log(long) + rate * rise, math.log(size)), math.log(size * most / 2))
+            weight = (n + 1) ** -0.5
+            average = (1 - weight) * average + weight * log
+            long = math.exp(log)
+        assert found == pytest.approx(1.4 * math.exp(average) if last else long, rel=1e-9)
+
+
+def test_what_chees_has_learned_goes_into_new_units():
+    """Projections scale by the square of the stretch, slopes by its fourth power: Adam's moments with them."""
+    part = length.SquaredJumps(0.025, 1000)
+    before, after = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, 0.5]).double()
+    slowest = torch.tensor([0.3, 0.4], dtype=torch.float64)
+    memory = length.Ascent(torch.tensor([2.0, 5.0, 7.0, 0.1], dtype=torch.float64), slowest)
+    found = part.rescaled(memory, before, after)
+    turned = np.array([0.6, 0.8]) * np.array([2.0, 4.0])
+    factor = (turned**2).sum()
+    np.testing.assert_allclose(found.ascent.numpy(), [2 * factor**2, 5 * factor**4, 7.0, 0.1])
+    np.testing.assert_allclose(found.slowest.numpy(), turned * 0.5 * math.sqrt(factor))
+
+
+def test_the_spread_and_the_multiple_are_lengths():
+    state = State(length=None, step_size=torch.tensor(0.3, dtype=torch.float64))
+    spread, after = torch.tensor([2.0, 3.0]).double(), torch.tensor([1.0, 0.5]).double()
+    found = length.Spread(1.5).changed(state, None, Change(after=after, spread=spread))[0]
+    assert float(found.length) == pytest.approx(1.5 * math.sqrt(4 + 36))
+    assert float(length.Multiple(5).changed(state, None, Change())[0].length) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_scales_are_the_shrunk_moments_of_a_window(dense):
+    rng = np.random.default_rng(1)
+    pieces = [rng.normal(size=(n, 3)) @ rng.normal(size=(3, 3)) + i for i, n in enumerate((4, 0, 7, 2))]
+    window = scales.begin_window(torch.zeros(1, 3), dense)
+    for piece in pieces:
+        window = scales.accumulate(window, torch.tensor(piece), dense)
+    rows = np.concatenate(pieces)
+    n, d = rows.shape
+    covariance = np.cov(rows.T)
+    weight, own = n / (n + 5), n / (n + d)
+    if dense:
+        before = np.array([[1.0, 0, 0], [0.5, 2.0, 0], [0, 0.3, 0.7]])
+        covariance = own * covariance + (1 - own) * np.diag(np.diag(covariance))
+        expected = weight * covariance + (1 - weight) * 1e-3 * np.diag(np.diag(before @ before.T))
+    else:
+        before = np.array([1.0, 2.0, 0.7])
+        expected = weight * np.diag(covariance) + (1 - weight) * 1e-3 * before**2
+    emptied, found = scales.scales(window, "dense" if dense else "diagonal", torch.tensor(before))
+    assert float(emptied.draws) == 0
+    found = found.numpy()
+    np.testing.assert_allclose(found @ found.T if dense else found**2, expected, rtol=1e-9)
+
+
+def test_lengths_keep_what_they_are_when_scales_change():
+    """At the end of a window the step size and the length are divided by what the scales have grown."""
+    part, warmup = scales.Scales("diagonal", ("step_size", "length")), 40
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    one = torch.ones((), dtype=torch.float64)
+    state = State(x=x, scale=torch.tensor([1.0, 0.5]).double(), step_size=2 * one, length=6 * one)
+    memory, change = part.begin(None, None, state, None, None)[1], None
+    for step in range(warmup):
+        after, memory, told = part.learn(state, memory, lesson(step, warmup, accept=torch.ones(64)))
+        if told is not None:
+            change = told
+            grown = float((after.scale / state.scale).log().mean().exp())
+            assert grown > 2
+            assert float(after.step_size) == pytest.approx(2 / grown)
+            assert float(after.length) == pytest.approx(6 / grown)
+            assert torch.equal(told.before, state.scale)
+            assert torch.equal(told.after, after.scale)
+    assert change is not None
+
+
+@pytest.mark.parametrize("warmup", [20, 60, 150, 500, 1000])
+def test_windows_double_and_leave_room_for_the_step_size(warmup):
+    """Of 150 steps and more: 75 for the approach, windows of 25, 50, ..., 50 at the end; of fewer 15 % and 10 %."""
+    first, last, size = (75, 50, 25) if warmup >= 150 else (int(0.15 * warmup), int(0.1 * warmup), warmup)
+    ends, at = [], first
+    while at < warmup - last:
+        stop = at + size if at + 3 * size <= warmup - last else warmup - last
+        ends.append(stop - 1)
+        at, size = stop, 2 * size
+    told = [scales.window_end(step, warmup) for step in range(warmup)]
+    assert [step for step, (_, ends_here) in enumerate(told) if ends_here] == ends
+    assert [step for step, (counts, _) in enumerate(told) if counts] == list(range(first, warmup - last))
+    assert scales.approach(warmup) == first
+
+
+def test_chains_that_hardly_move_halve_their_steps_after_three_and_come_back():
+    idle = torch.zeros(1, dtype=torch.int64)
+    seen = []
+    for accept in [0.01] * 6 + [0.9] * 4:
+        seen.append(float(halving.shortening(idle, torch.float64)))
+        idle = halving.next_idle(idle, torch.tensor([accept]))
+    assert seen == [1, 1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 4, 1 / 2, 1]
+    assert float(halving.shortening(torch.tensor([100]), torch.float64)) == 2.0**-97
+    for _ in range(60):
+        idle = halving.next_idle(idle, torch.tensor([0.0]))
+    assert int(idle) == 33
+
+
+def test_a_ladder_of_even_rejections_stays_and_others_are_evened():
+    beta = torch.tensor([1.0, 0.5, 0.2, 0.05], dtype=torch.float64)
+    even = torch.full((3,), 0.4, dtype=torch.float64)
+    torch.testing.assert_close(ladder.even_ladder(beta, even), beta)
+    rejection = torch.tensor([0.6, 0.1, 0.2], dtype=torch.float64)
+    found = ladder.even_ladder(beta, rejection)
+    barrier = np.cumsum([0, 0.6, 0.1, 0.2])
+    logs = np.interp(np.linspace(0, 0.9, 4), barrier, np.log(beta.numpy()))
+    np.testing.assert_allclose(found.numpy(), np.exp(logs), rtol=1e-12)
+
+
+def test_the_ladder_learns_from_rejections_of_chains_that_are_well():
+    part, warmup = ladder.TemperatureLadder(), 16
+    beta = torch.tensor([1.0, 0.4, 0.1], dtype=torch.float64)
+    state = State(inverse_temperatures=beta)
+    memory = part.begin(None, None, state, None, None)[1]
+    alive = torch.tensor([True, True, False])
+    seen, ends = [], []
+    rng = np.random.default_rng(0)
+    for step in range(warmup):
+        swap = rng.uniform(size=(3, 2))
+        seen.append(1 - swap[:2].mean(0))
+        now = lesson(step, warmup, seen=torch.tensor(swap), alive=alive, accept=torch.ones(3))
+        state, memory, change = part.learn(state, memory, now)
+        if change is not None:
+            ends.append(step + 1)
+            expected = ladder.even_ladder(beta, torch.tensor(np.mean(seen, 0)))
+            torch.testing.assert_close(state.inverse_temperatures, expected)
+            beta, seen = state.inverse_temperatures, []
+    assert ends == [1, 3, 6, 12]
+
+
+def quartic(x):
+    return (torch.tensor([1.0, 30.0], dtype=x.dtype) * x**2 / 2 + x**4 / 10).sum(1)
+
+
+def test_an_approach_is_its_recursion():
+    """Single leapfrog steps, each chain with its own size and curvatures from secants."""
+    place_x = torch.tensor([[9.0, -4.0], [3.0, 2.0], [0.1, 0.2]], dtype=torch.float64)
+    field = resolve(stk.Energy(quartic, (2,)), {"energy", "score"}, timed=False)
+    noise = Noise(4, 3, dtype=torch.float64)
+    place = approach.Place(place_x, *field.energy_and_grad(place_x))
+    own = approach.Stride(
+        torch.tensor([0.1, -0.4, 0.2], dtype=torch.float64), torch.full((3, 2), 0.5, dtype=torch.float64)
+    )
+    step, steps, index = 1, 20, torch.tensor(7)
+    found, learned, report = approach.stride(field, place, own, noise, index, step, steps)
+    k = np.array([1.0, 30.0])
+
+    def e(x):
+        return (k * x**2 / 2 + x**4 / 10).sum(-1)
+
+    def g(x):
+        return k * x + 0.4 * x**3
+
+    n = 8
+    momenta = noise.normal(index, Stream.PROPOSAL, (n, 2), torch.float64).numpy()
+    factors = 1 + 0.25 * (2 * noise.uniform(index, Stream.LENGTH, (n,), torch.float64).numpy() - 1)
+    u = noise.uniform(index, Stream.ACCEPT, (n,), torch.float64).numpy()
+    most = (math.sqrt(2) + 3) ** 2 / 2
+    x, log_size, log_h = place_x.numpy().copy(), own.log_size.numpy().copy(), own.log_curvature.numpy().copy()
+    for i in range(n):
+        for row in range(3):
+            eps, s, p = math.exp(log_size[row]) * factors[row, i], np.exp(-log_h[row] / 2), momenta[row, i]
+            half = p - eps / 2 * s * g(x[row])
+            there = x[row] + eps * s * half
+            after = half - eps / 2 * s * g(there)
+            secant = np.log(np.abs(g(there) - g(x[row]))) - np.log(np.abs(there - x[row]))
+            counted = [min(v @ v / 2, most) for v in (p, after)]
+            accept = math.exp(min(e(x[row]) - e(there) + counted[0] - counted[1], 0))
+            if u[row, i] < accept:
+                x[row], log_h[row] = there, log_h[row] + 0.2 * (secant - log_h[row])
+            log_size[row] += 0.5 * (accept - 0.8)
+    np.testing.assert_allclose(found.x.numpy(), x, rtol=1e-8)
+    np.testing.assert_allclose(learned.log_size.numpy(), log_size, rtol=1e-7)
+    np.testing.assert_allclose(learned.log_curvature.numpy(), log_h, rtol=1e-7)
+    assert report.gradients == 8
+
+
+def test_the_common_stride_is_the_median():
+    sizes = torch.tensor([0.5, 1.0, 3.0, 100.0], dtype=torch.float64)
+    h = torch.tensor([[1.0, 4.0], [4.0, 16.0], [9.0, 64.0], [1e6, 1e6]], dtype=torch.float64)
+    alive = torch.tensor([True, True, True, False])
+    own, before = approach.Stride(sizes.log(), h.log()), torch.ones(2, dtype=torch.float64)
+    size, scale = approach.common_stride(own, alive, "diagonal", before)
+    assert size == pytest.approx(1.0)
+    np.testing.assert_allclose(scale.numpy(), [1 / 2, 1 / 4])
+    assert approach.common_stride(own, alive, "none", before)[0] == pytest.approx(1 / 4)
+    dense = approach.common_stride(own, alive, "dense", before)[1]
+    np.testing.assert_allclose(dense.numpy(), np.diag([1 / 2, 1 / 4]))
