@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test compiled slow lint types clean
+.PHONY: demo test compiled slow mutants lint types clean
 
 demo: $(STAMP)
 	$(BIN)/scoretk demo
@@ -17,6 +17,9 @@ compiled: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants.run --afresh
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

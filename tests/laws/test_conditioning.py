@@ -150,7 +150,9 @@ def test_conjugate_gradients_return_the_iterate_of_least_residual():
     for k in range(1, 7):
         best = int(np.argmin(sizes[: k + 1]))
         rising += best != k
-        found = conjugate_gradients(lambda w: w @ tensor(matrix), tensor(b)[None], k, 1e-4)[0].numpy()
+        found = conjugate_gradients(lambda w: w @ tensor(matrix), tensor(b)[None], k, 1e-4)[
+            0
+        ].numpy()
         np.testing.assert_allclose(found, iterates[best], rtol=1e-6, atol=1e-12)
     assert rising, "the last iterate would pass"
 
@@ -222,8 +224,12 @@ def test_a_mixture_shares_by_density():
     energies = [lambda x: (x**2).sum(1) / 2, lambda x: (x - 1).abs().pow(3).sum(1)]
     field = stk.mixture([stk.Energy(e, (3,)) for e in energies], w, log_z)
     x = tensor(X)
-    parts = torch.stack([wi * torch.exp(-e(x) - z) for wi, e, z in zip(w, energies, log_z, strict=True)])
+    parts = torch.stack(
+        [wi * torch.exp(-e(x) - z) for wi, e, z in zip(w, energies, log_z, strict=True)]
+    )
     torch.testing.assert_close(field.log_prob(x), parts.sum(0).log())
     y = x.clone().requires_grad_()
-    value = sum(wi * torch.exp(-e(y) - z) for wi, e, z in zip(w, energies, log_z, strict=True)).log()
+    value = sum(
+        wi * torch.exp(-e(y) - z) for wi, e, z in zip(w, energies, log_z, strict=True)
+    ).log()
     torch.testing.assert_close(field.score(x), torch.autograd.grad(value.sum(), y)[0])

@@ -124,7 +124,9 @@ def test_score_and_energy_of_bases_bridges_and_stretched_fields_agree():
 
 def test_enumerated_states_have_their_law():
     states, sites = (-1.0, 0.5, 2.0), 3
-    field = Discrete(stk.Energy(lambda x: (x * x.roll(1, 1)).sum(1) / 2 + x[:, 0], (sites,)), states)
+    field = Discrete(
+        stk.Energy(lambda x: (x * x.roll(1, 1)).sum(1) / 2 + x[:, 0], (sites,)), states
+    )
     every = torch.tensor(list(itertools.product(states, repeat=sites)), dtype=torch.float64)
     logs = -field.energy(every)
     assert field.exact_log_partition() == pytest.approx(float(logs.logsumexp(0)), rel=1e-12)
@@ -166,7 +168,14 @@ def test_a_noised_field_is_its_weighted_mean(estimator):
     m, s, h, steps = 0.5, 1.25, 0.08, 3
     path, t = VP(), 0.55
     field = stk.smoothed(
-        stk.Energy(energy, (2,)), path, estimator, samples=12, steps=steps, step_size=h, reference=(m, s), seed=5
+        stk.Energy(energy, (2,)),
+        path,
+        estimator,
+        samples=12,
+        steps=steps,
+        step_size=h,
+        reference=(m, s),
+        seed=5,
     )
     x = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
     alpha, sigma = float(path.alpha(t)), float(path.sigma(t))

@@ -1,5 +1,6 @@
 """ODE methods against the order conditions of their tables and against loops in plain numbers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -19,7 +20,12 @@ def conditions(order, c, a, s=1.0):
     """Rooted trees up to an order: for weights b the products of these with b, and what they must be at the time s."""
     ac = a @ c
     known = [(1, np.ones_like(c), s), (2, c, s**2 / 2), (3, c**2, s**3 / 3), (3, ac, s**3 / 6)]
-    known += [(4, c**3, s**4 / 4), (4, c * ac, s**4 / 8), (4, a @ c**2, s**4 / 12), (4, a @ ac, s**4 / 24)]
+    known += [
+        (4, c**3, s**4 / 4),
+        (4, c * ac, s**4 / 8),
+        (4, a @ c**2, s**4 / 12),
+        (4, a @ ac, s**4 / 24),
+    ]
     known += [
         (5, c**4, 1 / 5),
         (5, c**2 * ac, 1 / 10),
@@ -55,7 +61,9 @@ def test_a_rule_meets_the_conditions_of_its_order_and_no_more(name):
     np.testing.assert_allclose(a.sum(1), c, atol=1e-12)
     for v, goal in conditions(rule.order, c, a):
         assert b @ v == pytest.approx(goal, abs=1e-12)
-    assert rule.order >= 4 or any(abs(b @ v - g) > 1e-6 for v, g in conditions(rule.order + 1, c, a))
+    assert rule.order >= 4 or any(
+        abs(b @ v - g) > 1e-6 for v, g in conditions(rule.order + 1, c, a)
+    )
 
 
 @pytest.mark.parametrize("name", rules())
@@ -82,7 +90,9 @@ def test_a_pair_has_two_orders_and_a_continuous_one_between(name):
         assert b @ v == pytest.approx(goal, abs=1e-12)
     for v, _ in conditions(pair.order - 1, c, a):
         assert e @ v == pytest.approx(0, abs=1e-12)
-    assert any(abs(e @ v) > 1e-6 for v, _ in conditions(pair.order, c, a)), "no estimate of the error"
+    assert any(abs(e @ v) > 1e-6 for v, _ in conditions(pair.order, c, a)), (
+        "no estimate of the error"
+    )
     first, last = np.eye(len(c))[0], np.eye(len(c))[-1]
     for s in (0.3, 0.8):
         rise, fall = first - b, 2 * b - first - last
@@ -250,7 +260,7 @@ def test_trapezoid_and_classical_runge_kutta_on_the_linear_path():
     times = (0.0, 0.3, 0.5, 0.8)
     for method in ("trapezoid", "midpoint", "rk4"):
         x, found = flowed(Linear(), method, times)
-        for t, after in zip(times[:-1], times[1:], strict=True):
+        for t, after in itertools.pairwise(times):
             h = after - t
             k1 = slope(x, t)
             if method == "trapezoid":
@@ -269,8 +279,17 @@ def test_adams_methods_on_the_linear_path():
     n, h = 6, 0.1
     times = tuple(i * h for i in range(n + 1))
     predict = {1: [1.0], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12]}
-    correct = {2: [1 / 2, 1 / 2], 3: [5 / 12, 8 / 12, -1 / 12], 4: [9 / 24, 19 / 24, -5 / 24, 1 / 24]}
-    for method, points, always in (("adams_2", 2, 0), ("adams_3", 3, 0), ("adams_pc_2", 2, 1), ("adams_pc_3", 3, 1)):
+    correct = {
+        2: [1 / 2, 1 / 2],
+        3: [5 / 12, 8 / 12, -1 / 12],
+        4: [9 / 24, 19 / 24, -5 / 24, 1 / 24],
+    }
+    for method, points, always in (
+        ("adams_2", 2, 0),
+        ("adams_3", 3, 0),
+        ("adams_pc_2", 2, 1),
+        ("adams_pc_3", 3, 1),
+    ):
         x, found = flowed(Linear(), method, times)
         slopes, before = [], None
         for i in range(n):
@@ -299,7 +318,8 @@ def test_unipc_predicts_and_corrects_with_exact_integrals(order):
         w = u / (1 + u)
         v = [alpha[j] / (alpha[j] + sigma[j]) for j in at]
         return [
-            weights @ np.prod([(w - b) / (a - b) for b in v if b != a] or [np.ones_like(w)], 0) for a in v
+            weights @ np.prod([(w - b) / (a - b) for b in v if b != a] or [np.ones_like(w)], 0)
+            for a in v
         ]
 
     def step(x, i, at, known):
@@ -327,10 +347,12 @@ def test_multistep_rules_are_extrapolations_with_bounded_weights():
     def shares(at, now, after):
         t, w = np.polynomial.legendre.leggauss(20)
         t = now + (t + 1) / 2 * (after - now)
-        return [w @ np.prod([(t - b) / (a - b) for b in at if b != a] or [0 * t + 1], 0) / 2 for a in at]
+        return [
+            w @ np.prod([(t - b) / (a - b) for b in at if b != a] or [0 * t + 1], 0) / 2 for a in at
+        ]
 
     lowered = 0
-    for i, (now, after) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (now, after) in enumerate(itertools.pairwise(times)):
         slopes.insert(0, slope(x, now))
         if before is not None and i < 3:
             base, since = before

@@ -75,7 +75,9 @@ def followed(solver, one, steps=STEPS, check=("accept",), **options):
         x, told, memory = one(draw, step, x, memory)
         np.testing.assert_allclose(state.x.numpy(), x, rtol=1e-9, atol=1e-9)
         for name in check:
-            np.testing.assert_allclose(info[name].double().numpy(), told[name], rtol=1e-8, atol=1e-10)
+            np.testing.assert_allclose(
+                info[name].double().numpy(), told[name], rtol=1e-8, atol=1e-10
+            )
         rejected += int((before == x).all(1).sum())
     if "accept" in check:
         assert rejected, "no proposal was rejected"
@@ -237,7 +239,11 @@ def test_chees_takes_the_halton_sequences_share_of_twice_its_length():
 
 def turning(a, b):
     """Whether the momenta of two neighbouring halves turn back, as a whole and at the joint."""
-    parts = [(a[0], b[-1], sum(a) + sum(b)), (a[0], b[0], sum(a) + b[0]), (a[-1], b[-1], a[-1] + sum(b))]
+    parts = [
+        (a[0], b[-1], sum(a) + sum(b)),
+        (a[0], b[0], sum(a) + b[0]),
+        (a[-1], b[-1], a[-1] + sum(b)),
+    ]
     return any(first @ total <= 0 or last @ total <= 0 for first, last, total in parts)
 
 
@@ -284,7 +290,9 @@ def test_nuts():
 
     def one(draw, step, x, _):
         rows = [no_u_turn(draw, step, row, x[row], eps, depths) for row in range(N)]
-        told = {name: [r[i] for r in rows] for i, name in enumerate(("accept", "leapfrogs", "depth"), 1)}
+        told = {
+            name: [r[i] for r in rows] for i, name in enumerate(("accept", "leapfrogs", "depth"), 1)
+        }
         return np.array([r[0] for r in rows]), told, None
 
     noise, bound, state = begun(stk.NUTS(eps, "none", max_depth=depths))
@@ -307,7 +315,9 @@ def turned(u, g, time):
     e, delta = -g / size, time * size / (D - 1)
     c = (e * u).sum(1, keepdims=True)
     shrinkage = np.cosh(delta) + c * np.sinh(delta)
-    return (u + e * (np.sinh(delta) + c * (np.cosh(delta) - 1))) / shrinkage, (D - 1) * np.log(shrinkage[:, 0])
+    return (u + e * (np.sinh(delta) + c * (np.cosh(delta) - 1))) / shrinkage, (D - 1) * np.log(
+        shrinkage[:, 0]
+    )
 
 
 def isokinetic(x, u, eps, steps, scale):
@@ -411,7 +421,9 @@ def test_annealed_langevin_over_noise_levels():
         y = y + a * (data(alpha * y, t) - y) / s**2 + math.sqrt(2 * a) * draw.z(i)
         np.testing.assert_allclose(state.x.numpy(), y, rtol=1e-8)
     state, _ = solver.step(bound, state, noise)
-    np.testing.assert_allclose(state.x.numpy(), data(scales(times[-1])[0] * y, times[-1]), rtol=1e-8)
+    np.testing.assert_allclose(
+        state.x.numpy(), data(scales(times[-1])[0] * y, times[-1]), rtol=1e-8
+    )
 
 
 GRID = (0.05, 0.22, 0.41, 0.66, 0.9)
@@ -501,7 +513,9 @@ def test_parallel_tempering():
             at = step * inner + i
             there = y - h * g + math.sqrt(2 * h) * replicas(draw, at, Stream.PROPOSAL, (D,), k)
             e2, g2 = law(there)
-            ratio = e - e2 + log_normal(y, there - h * g2, 2 * h) - log_normal(there, y - h * g, 2 * h)
+            ratio = (
+                e - e2 + log_normal(y, there - h * g2, 2 * h) - log_normal(there, y - h * g, 2 * h)
+            )
             accept = np.log(replicas(draw, at, Stream.ACCEPT, (), k)) < ratio
             y = np.where(accept[:, None], there, y)
             rate = rate + np.exp(np.minimum(ratio, 0)).reshape(N, k)[:, 0] / inner
@@ -523,7 +537,12 @@ def test_parallel_tempering():
         np.testing.assert_allclose(state.replicas.numpy(), x, rtol=1e-8, atol=1e-9)
         np.testing.assert_allclose(state.energy.numpy(), E(x), rtol=1e-8)
         np.testing.assert_allclose(state.grad.numpy(), G(x.copy()), rtol=1e-7, atol=1e-8)
-        found = {"swap": np.mean(told, 0), "accept": rate, "round_trips": arrived, "energy": E(x[:, 0])}
+        found = {
+            "swap": np.mean(told, 0),
+            "accept": rate,
+            "round_trips": arrived,
+            "energy": E(x[:, 0]),
+        }
         for name, value in found.items():
             np.testing.assert_allclose(info[name].numpy(), value, rtol=1e-8, atol=1e-12)
     assert trips
@@ -532,7 +551,12 @@ def test_parallel_tempering():
 
 def test_annealed_importance_sampling():
     """The gain of a level at the place before it, then MALA at the level's law in stretched coordinates."""
-    b, h, sizes, scale = (0.0, 0.2, 0.6, 1.0), 0.2, (0.15, 0.3, 0.2), np.array([[0.8, 1.2, 1.0]] * 3)
+    b, h, sizes, scale = (
+        (0.0, 0.2, 0.6, 1.0),
+        0.2,
+        (0.15, 0.3, 0.2),
+        np.array([[0.8, 1.2, 1.0]] * 3),
+    )
     moves = (1, 2, 1)
     ladder = Ladder(b, sizes, torch.tensor(scale), moves)
     solver = stk.AIS(kernel=stk.MALA(h), ladder=ladder)
@@ -557,7 +581,9 @@ def test_annealed_importance_sampling():
             e, g = law(y)
             there = y - h * g + math.sqrt(2 * h) * draw.z(at)
             e2, g2 = law(there)
-            ratio = e - e2 + log_normal(y, there - h * g2, 2 * h) - log_normal(there, y - h * g, 2 * h)
+            ratio = (
+                e - e2 + log_normal(y, there - h * g2, 2 * h) - log_normal(there, y - h * g, 2 * h)
+            )
             y = np.where((np.log(draw.u(at)) < ratio)[:, None], there, y)
             rate = rate + np.exp(np.minimum(ratio, 0)) / moves[k]
         x = s * y
@@ -640,7 +666,9 @@ def worth(grad, row, site, value):
 def one_change(grad, row, heat):
     """The probabilities of all changes of one site, in the order of sites and states."""
     every = list(itertools.product(range(D), STATES))
-    logits = np.array([worth(grad, row, i, v) / (2 * heat) if v != row[i] else -np.inf for i, v in every])
+    logits = np.array(
+        [worth(grad, row, i, v) / (2 * heat) if v != row[i] else -np.inf for i, v in every]
+    )
     p = np.exp(logits - logits.max())
     return every, p / p.sum()
 
@@ -698,7 +726,10 @@ def test_discrete_langevin():
     def site_laws(row):
         grad = slopes(row[None])[0]
         logits = np.array(
-            [[worth(grad, row, i, v) / (2 * heat) - (v - row[i]) ** 2 / (2 * h) for v in STATES] for i in range(D)]
+            [
+                [worth(grad, row, i, v) / (2 * heat) - (v - row[i]) ** 2 / (2 * h) for v in STATES]
+                for i in range(D)
+            ]
         )
         p = np.exp(logits)
         return p / p.sum(1, keepdims=True)
@@ -719,7 +750,10 @@ def test_discrete_langevin():
             x[row] = there if coin[row] < rate else here
             assert bool((state.x[row].numpy() == x[row]).all())
             told = float(info["accept"][row])
-            assert told in (pytest.approx(rate, rel=1e-8), pytest.approx(math.exp(min(ratio, 0)), rel=1e-8))
+            assert told in (
+                pytest.approx(rate, rel=1e-8),
+                pytest.approx(math.exp(min(ratio, 0)), rel=1e-8),
+            )
 
 
 def test_distances_between_one_hot_states_are_those_of_their_vectors():

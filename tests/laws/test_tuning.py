@@ -13,6 +13,7 @@ from scoretk.core.streams import Stream
 from scoretk.fields.resolve import resolve
 from scoretk.solvers.parts.leapfrog import Point, Trajectory
 from scoretk.solvers.warmup import approach, halving, ladder, length, scales, step_size
+from scoretk.solvers.warmup.adaptation import Adaptation
 from scoretk.solvers.warmup.learning import Change, Lesson, Trial
 
 
@@ -70,7 +71,7 @@ def test_a_run_keeps_the_average_of_its_steps():
             return super().learn(state, memory, now)
 
     part = Told(0.574)
-    adaptation = stk_adaptation(part)
+    adaptation = Adaptation((part,))
     noise = Noise(0, 16, dtype=torch.float64)
     bound = resolve(field, solver.needs, timed=False)
     state = solver.init(bound, noise.normal(0, Stream.START, (2,)), noise)
@@ -81,12 +82,6 @@ def test_a_run_keeps_the_average_of_its_steps():
         state, _, learned = adaptation.update(solver, bound, state, learned, noise, alive, step, 25)
     expected = averaged([r for r, _ in rates], 0.574, start)
     assert float(state.step_size) == pytest.approx(expected[-1], rel=1e-12)
-
-
-def stk_adaptation(*parts):
-    from scoretk.solvers.warmup.adaptation import Adaptation
-
-    return Adaptation(parts)
 
 
 def test_pooled_acceptances_are_means_of_the_usual_chains():
@@ -116,7 +111,9 @@ def test_the_energy_error_sets_the_step_by_its_sixth_root():
     part = step_size.EnergyError(variance)
     energy = torch.tensor([3.0, 5.0, 9.0], dtype=torch.float32)
     error = torch.tensor([0.05, 0.2, 0.3])
-    state = State(step_size=torch.tensor(size, dtype=torch.float64), x=torch.zeros(3, d), energy=energy)
+    state = State(
+        step_size=torch.tensor(size, dtype=torch.float64), x=torch.zeros(3, d), energy=energy
+    )
     memory = step_size.Counting(torch.tensor(0.0, dtype=torch.float64))
     accept = torch.tensor([1.0, 1.0, 0.0])
     for n in range(1, 4):
@@ -128,7 +125,9 @@ def test_the_energy_error_sets_the_step_by_its_sixth_root():
         size *= (1 + max(2 / (n + 1), 1 / 75) * (pooled - 1)) ** (-1 / 6)
         assert float(state.step_size) == pytest.approx(size, rel=1e-9)
     rounded = torch.tensor([4.0, 4.0], dtype=torch.float64)
-    assert step_size.resized(9, 0 * rounded, rounded, 2.0) == pytest.approx(2.0), "all of it rounding"
+    assert step_size.resized(9, 0 * rounded, rounded, 2.0) == pytest.approx(2.0), (
+        "all of it rounding"
+    )
     assert step_size.resized(9, 0 * rounded, 0 * rounded, 2.0) > 2.0
 
 
@@ -234,7 +233,9 @@ def test_the_spread_and_the_multiple_are_lengths():
 @pytest.mark.parametrize("dense", [False, True])
 def test_scales_are_the_shrunk_moments_of_a_window(dense):
     rng = np.random.default_rng(1)
-    pieces = [rng.normal(size=(n, 3)) @ rng.normal(size=(3, 3)) + i for i, n in enumerate((4, 0, 7, 2))]
+    pieces = [
+        rng.normal(size=(n, 3)) @ rng.normal(size=(3, 3)) + i for i, n in enumerate((4, 0, 7, 2))
+    ]
     window = scales.begin_window(torch.zeros(1, 3), dense)
     for piece in pieces:
         window = scales.accumulate(window, torch.tensor(piece), dense)
@@ -278,7 +279,9 @@ def test_lengths_keep_what_they_are_when_scales_change():
 @pytest.mark.parametrize("warmup", [20, 60, 150, 500, 1000])
 def test_windows_double_and_leave_room_for_the_step_size(warmup):
     """Of 150 steps and more: 75 for the approach, windows of 25, 50, ..., 50 at the end; of fewer 15 % and 10 %."""
-    first, last, size = (75, 50, 25) if warmup >= 150 else (int(0.15 * warmup), int(0.1 * warmup), warmup)
+    first, last, size = (
+        (75, 50, 25) if warmup >= 150 else (int(0.15 * warmup), int(0.1 * warmup), warmup)
+    )
     ends, at = [], first
     while at < warmup - last:
         stop = at + size if at + 3 * size <= warmup - last else warmup - last
@@ -286,7 +289,9 @@ def test_windows_double_and_leave_room_for_the_step_size(warmup):
         at, size = stop, 2 * size
     told = [scales.window_end(step, warmup) for step in range(warmup)]
     assert [step for step, (_, ends_here) in enumerate(told) if ends_here] == ends
-    assert [step for step, (counts, _) in enumerate(told) if counts] == list(range(first, warmup - last))
+    assert [step for step, (counts, _) in enumerate(told) if counts] == list(
+        range(first, warmup - last)
+    )
     assert scales.approach(warmup) == first
 
 
@@ -346,7 +351,8 @@ def test_an_approach_is_its_recursion():
     noise = Noise(4, 3, dtype=torch.float64)
     place = approach.Place(place_x, *field.energy_and_grad(place_x))
     own = approach.Stride(
-        torch.tensor([0.1, -0.4, 0.2], dtype=torch.float64), torch.full((3, 2), 0.5, dtype=torch.float64)
+        torch.tensor([0.1, -0.4, 0.2], dtype=torch.float64),
+        torch.full((3, 2), 0.5, dtype=torch.float64),
     )
     step, steps, index = 1, 20, torch.tensor(7)
     found, learned, report = approach.stride(field, place, own, noise, index, step, steps)
@@ -363,10 +369,18 @@ def test_an_approach_is_its_recursion():
     factors = 1 + 0.25 * (2 * noise.uniform(index, Stream.LENGTH, (n,), torch.float64).numpy() - 1)
     u = noise.uniform(index, Stream.ACCEPT, (n,), torch.float64).numpy()
     most = (math.sqrt(2) + 3) ** 2 / 2
-    x, log_size, log_h = place_x.numpy().copy(), own.log_size.numpy().copy(), own.log_curvature.numpy().copy()
+    x, log_size, log_h = (
+        place_x.numpy().copy(),
+        own.log_size.numpy().copy(),
+        own.log_curvature.numpy().copy(),
+    )
     for i in range(n):
         for row in range(3):
-            eps, s, p = math.exp(log_size[row]) * factors[row, i], np.exp(-log_h[row] / 2), momenta[row, i]
+            eps, s, p = (
+                math.exp(log_size[row]) * factors[row, i],
+                np.exp(-log_h[row] / 2),
+                momenta[row, i],
+            )
             half = p - eps / 2 * s * g(x[row])
             there = x[row] + eps * s * half
             after = half - eps / 2 * s * g(there)

@@ -40,7 +40,9 @@ def mutants(*rounds: str) -> list[Mutant]:
     found = []
     for name in rounds or ROUNDS:
         by_file = tomllib.loads((HERE / f"{name}.toml").read_text())
-        found += [Mutant(name, file, *edit) for file, part in by_file.items() for edit in part["edits"]]
+        found += [
+            Mutant(name, file, *edit) for file, part in by_file.items() for edit in part["edits"]
+        ]
     return found
 
 

@@ -31,10 +31,25 @@ import torch
 
 from tests.mutants.listed import ROOT, ROUNDS, Mutant, covering, mutants
 
-AHEAD = ("numpy", "scipy.stats", "sklearn.linear_model", "sympy", "torchdiffeq", "torch.distributed.tensor")
+AHEAD = (
+    "numpy",
+    "scipy.stats",
+    "sklearn.linear_model",
+    "sympy",
+    "torchdiffeq",
+    "torch.distributed.tensor",
+)
 """What tests import and what takes seconds: imported once, before the forks."""
 OUTPUT = "output.txt"
-COPIED = ("scoretk", "tests", "docs", "benchmarks", "pyproject.toml", "README.md", "CONTRIBUTING.md")
+COPIED = (
+    "scoretk",
+    "tests",
+    "docs",
+    "benchmarks",
+    "pyproject.toml",
+    "README.md",
+    "CONTRIBUTING.md",
+)
 LIMIT, TEST_LIMIT = 900.0, 150
 """Seconds for the tests of a mutant, and for one test."""
 KNOWN, PAGE = ROOT / "build" / "mutants.json", ROOT / "docs" / "mutants.md"
@@ -79,7 +94,9 @@ def first_failure(copy: Path, tests: list[str], without: list[str]) -> str:
         os.set_blocking(read, True)
         first = told.readline().strip()
     if not first and ended not in (0, None):
-        raise RuntimeError(f"the tests did not run: exit code {ended}\n{(copy / OUTPUT).read_text()[-2000:]}")
+        raise RuntimeError(
+            f"the tests did not run: exit code {ended}\n{(copy / OUTPUT).read_text()[-2000:]}"
+        )
     return first or ("" if ended == 0 else "the time limit")
 
 
@@ -97,13 +114,21 @@ def _run_there(copy: Path, tests: list[str], without: list[str], pipe: int) -> N
     os.dup2(told, 2)
     code = 3
     try:
-        import scoretk  # noqa: PLC0415  (the copy's)
+        import scoretk
 
         assert Path(scoretk.__file__).is_relative_to(copy)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={TEST_LIMIT}"]
+        options = [
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            f"--timeout={TEST_LIMIT}",
+        ]
         chosen = [option for name in without for option in ("--deselect", name)]
         code = pytest.main([*options, *chosen, *tests], plugins=[FirstFailure(pipe)])
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (told, and the process ends)
         traceback.print_exc()
     os._exit(0 if code in (0, 1, 2) else 3)
 
@@ -130,7 +155,9 @@ class Copy:
                 shutil.copytree(ROOT / name, folder / name)
             elif (ROOT / name).exists():
                 shutil.copy(ROOT / name, folder / name)
-        subprocess.run([sys.executable, "-m", "compileall", "-q", str(folder / "scoretk")], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "compileall", "-q", str(folder / "scoretk")], check=True
+        )
 
     def tried(self, mutant: Mutant) -> Outcome:
         started, broken = time.monotonic(), list[str]()
@@ -163,7 +190,9 @@ class Copy:
 
 
 def key(mutant: Mutant) -> str:
-    return hashlib.sha256("\0".join((mutant.file, mutant.old, mutant.new)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join((mutant.file, mutant.old, mutant.new)).encode()).hexdigest()[
+        :16
+    ]
 
 
 def rates(known: dict[str, list[Any]], listed: list[Mutant]) -> list[str]:
@@ -176,7 +205,9 @@ def rates(known: dict[str, list[Any]], listed: list[Mutant]) -> list[str]:
             some = [m for m in of_round if package in (m.package, "all")]
             killed = sum(bool(known[key(m)][0]) for m in some)
             if some:
-                lines.append(f"| {name} | {package} | {killed} of {len(some)} | {killed / len(some):.1%} |")
+                lines.append(
+                    f"| {name} | {package} | {killed} of {len(some)} | {killed / len(some):.1%} |"
+                )
     return lines
 
 
@@ -199,19 +230,31 @@ def page(known: dict[str, list[Any]]) -> str:
         lines += ["", "Edits that change nothing, and are not counted:", ""]
         lines += [f"- `{m.file}`: {m.why}: {m.equivalent}" for m in same]
     for name in ROUNDS:
-        lines += ["", f"## The {name} round", "", "| file | what is wrong | killed by |", "|---|---|---|"]
+        lines += [
+            "",
+            f"## The {name} round",
+            "",
+            "| file | what is wrong | killed by |",
+            "|---|---|---|",
+        ]
         for m in listed:
             if m.round == name and not m.equivalent and key(m) in known:
                 test = known[key(m)][0].replace("|", "\\|")
-                lines.append(f"| `{m.file}` | {m.why} | {f'`{test}`' if test else '**survives**'} |")
+                lines.append(
+                    f"| `{m.file}` | {m.why} | {f'`{test}`' if test else '**survives**'} |"
+                )
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rounds", nargs="*", choices=[*ROUNDS, []])
-    parser.add_argument("--only", default="", help="those whose file or description holds this text")
-    parser.add_argument("--afresh", action="store_true", help="also those that are known to be killed")
+    parser.add_argument(
+        "--only", default="", help="those whose file or description holds this text"
+    )
+    parser.add_argument(
+        "--afresh", action="store_true", help="also those that are known to be killed"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for name in AHEAD:
@@ -233,10 +276,15 @@ def main() -> int:
             KNOWN.parent.mkdir(exist_ok=True)
             KNOWN.write_text(json.dumps(known, indent=0))
             said = outcome.killed_by or "SURVIVES"
-            print(f"{i + 1}/{len(chosen)} {mutant.file}: {mutant.why}: {said} ({outcome.seconds} s)", flush=True)
+            print(
+                f"{i + 1}/{len(chosen)} {mutant.file}: {mutant.why}: {said} ({outcome.seconds} s)",
+                flush=True,
+            )
     PAGE.write_text(page(known))
     print("\n".join(rates(known, mutants(*asked.rounds))))
-    survivors = [m for m in mutants(*asked.rounds) if not m.equivalent and not known.get(key(m), ["-"])[0]]
+    survivors = [
+        m for m in mutants(*asked.rounds) if not m.equivalent and not known.get(key(m), ["-"])[0]
+    ]
     return 1 if survivors else 0
 
 

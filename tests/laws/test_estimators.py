@@ -1,0 +1,436 @@
+"""Diagnostics and likelihoods against their definitions, with loops in place of clever algebra."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import scoretk as stk
+from scoretk.diagnostics import convergence, discrepancies, distances, mixing, quality, summary
+from scoretk.diagnostics.verdict import Sampler
+from scoretk.fields.paths import VP
+from scoretk.fields.resolve import resolve
+from scoretk.inference import likelihood
+from scoretk.inference.encoding import Flow, corrected_end, interpolate, short_of_the_end
+from scoretk.inference.partition import _families, _log_mean, _stretched
+from scoretk.solvers.importance import Ladder
+
+RNG = np.random.default_rng(0)
+
+
+def chains(d=3, c=4, n=61, rho=(0.0, 0.7, -0.4)):
+    x = np.zeros((d, c, n))
+    for i in range(d):
+        for t in range(n):
+            x[i, :, t] = rho[i] * x[i, :, t - 1] * (t > 0) + RNG.normal(size=c)
+    return x + np.arange(c)[:, None] * 0.05
+
+
+def plain_time(x):
+    """Geyer's initial monotone sequence, lag by lag: `tau = 1 + 2 sum_k rho_k` as far as its pairs are positive."""
+    c, n = x.shape
+    about = x - x.mean(1, keepdims=True)
+    within = x.var(1, ddof=1).mean()
+    total = (n - 1) / n * within + (x.mean(1).var(ddof=1) if c > 1 else 0.0)
+
+    def rho(k):
+        covariance = sum((about[j, : n - k] * about[j, k:]).sum() for j in range(c)) / (c * n)
+        return 1 - (within - covariance) / total if k else 1.0
+
+    tau, least, t = -1.0, math.inf, 0
+    most = max(1, (n - 1) // 2)
+    while t < most - 1 and rho(2 * t) + rho(2 * t + 1) > 0:
+        least = min(least, rho(2 * t) + rho(2 * t + 1))
+        tau += 2 * least
+        t += 1
+    tau += max(rho(2 * t), 0.0)
+    return max(tau, 1 / math.log10(c * n))
+
+
+def test_the_autocorrelation_time_is_geyers():
+    x = chains()
+    found = mixing.autocorrelation_time(x)
+    np.testing.assert_allclose(found, [plain_time(v) for v in x], rtol=1e-9)
+    np.testing.assert_allclose(mixing.effective(x), x[0].size / found)
+    slow = chains(1, 3, 400, (0.97,))
+    assert mixing.autocorrelation_time(slow)[0] == pytest.approx(plain_time(slow[0]), rel=1e-9)
+    assert found[0] == pytest.approx(1.0, abs=0.5)
+    assert found[2] < 1 < found[1]
+
+
+def test_r_hat_is_its_definition():
+    x = chains()
+    n = x.shape[2]
+    for value, found in zip(x, mixing.r_hat(x), strict=True):
+        within = value.var(1, ddof=1).mean()
+        v = (n - 1) / n * within + value.mean(1).var(ddof=1)
+        assert found == pytest.approx(math.sqrt(v / within), rel=1e-12)
+    draws = torch.tensor(x).permute(1, 2, 0)
+    halves = np.concatenate([x[:, :, : n // 2], x[:, :, n - n // 2 :]], 1)
+    for i, found in enumerate(convergence.rhat(draws).tolist()):
+        values = [ranked(halves[i]), ranked(np.abs(halves[i] - np.median(halves[i])))]
+        assert found == pytest.approx(max(mixing.r_hat(v[None])[0] for v in values))
+
+
+def ranked(x):
+    ranks = stats.rankdata(x.ravel())
+    return stats.norm.ppf((ranks - 3 / 8) / (x.size + 1 / 4)).reshape(x.shape)
+
+
+def test_normal_scores_share_the_mean_rank_of_ties():
+    x = chains()
+    x[1] = np.round(x[1])
+    np.testing.assert_allclose(
+        mixing.normal_scores(x), np.stack([ranked(v) for v in x]), atol=1e-12
+    )
+
+
+def test_monte_carlo_errors():
+    x = chains()
+    for i in range(3):
+        halves = mixing.split(x[i : i + 1])
+        error = x[i].std(ddof=1) / math.sqrt(mixing.effective(halves)[0])
+        assert mixing.mcse_mean(x)[i] == pytest.approx(error)
+        squares = np.square(x[i] - x[i].mean())
+        worth = mixing.effective(mixing.split(squares[None]))[0]
+        error = math.sqrt(squares.var() / worth) / (2 * math.sqrt(squares.mean()))
+        assert mixing.mcse_sd(x)[i] == pytest.approx(error)
+        edges = np.quantile(x[i], [0.05, 0.95])
+        tails = [mixing.effective(mixing.split((x[i : i + 1] <= q) * 1.0))[0] for q in edges]
+        assert mixing.tail_effective(x)[i] == pytest.approx(min(tails))
+
+
+def test_nested_r_hat_compares_superchains():
+    x, k = chains(2, 6, 9, (0.0, 0.5)), 3
+    found = convergence.nested_rhat(torch.tensor(x).permute(1, 2, 0), k)
+    for i in range(2):
+        groups = x[i].reshape(k, 2, 9)
+        means = groups.mean(2)
+        between = means.mean(1).var(ddof=1)
+        within = means.var(1, ddof=1).mean() + groups.var(2, ddof=1).mean()
+        assert float(found[i]) == pytest.approx(math.sqrt(1 + between / within))
+
+
+def test_deviates_of_t_and_f_are_near_their_quantiles():
+    for degrees in (3, 10, 40):
+        for p in (1e-4, 0.01, 0.3):
+            t, z = stats.t.isf(p, degrees), stats.norm.isf(p)
+            assert float(mixing.t_deviate(np.array(t), degrees)) == pytest.approx(z, rel=0.05)
+            assert float(mixing.t_deviate(np.array(-t), degrees)) == pytest.approx(-z, rel=0.05)
+            f = stats.f.isf(p, degrees, 30)
+            assert float(mixing.f_deviate(np.array(f), degrees, 30)) == pytest.approx(
+                z, rel=0.06, abs=0.02
+            )
+
+
+def test_drift_alternation_and_memory():
+    d, c, n = 2, 24, 40
+    x = chains(d, c, n, (0.3, 0.6))
+    x[1, :, n // 2 :] += 1.5
+    lattice = np.zeros(d, bool)
+    z, by = mixing.drift(x, lattice)
+    for i in range(d):
+        change = x[i, :, n // 2 :].mean(1) - x[i, :, : n // 2].mean(1)
+        t = change.mean() / (change.std(ddof=1) / math.sqrt(c))
+        assert by[i] == pytest.approx(change.mean())
+        assert z[i] == pytest.approx(float(mixing.t_deviate(np.array(t), c - 1)))
+    signs = np.where(np.arange(n) % 2, -1.0, 1.0)
+    turning = chains(1, c, n, (0.2,)) + 0.9 * signs
+    z, by = mixing.alternation(turning, lattice[:1])
+    assert by[0] == pytest.approx(0.9, abs=0.3)
+    trend = np.arange(n)[None, None] * 1.0 + 0 * turning
+    assert mixing.alternation(trend, lattice[:1])[1][0] == pytest.approx(0, abs=1e-9)
+    z, nested = mixing.memory(x)
+    for i in range(d):
+        order = x[i, :, : n // 2].mean(1).argsort().argsort() * 4 // c
+        late = x[i, :, n - n // 4 :]
+        groups = [late[order == g].mean(1) for g in range(4)]
+        f = stats.f_oneway(*groups).statistic
+        assert z[i] == pytest.approx(float(mixing.f_deviate(np.array(f), 3, c - 4)))
+        assert nested[i] > 1
+
+
+def test_chains_that_vary_more_than_their_draws_allow():
+    c, n, slack = 6, 80, 2.0
+    x = chains(1, c, n, (0.5,))
+    variance, tau, pairs = mixing._initial_sequence(x, pooled=False)
+    about = x[0] - x[0].mean(1, keepdims=True)
+    assert variance[0] == pytest.approx((about**2).sum() / (c * n))
+    lost = (4 * pairs[0] + 1) / n
+    apart = x[0].mean(1).var(ddof=1)
+    f = apart * n * (1 - lost) / (slack * variance[0] * tau[0])
+    right = float(mixing.f_deviate(np.array(f), c - 1, c * n / (3 * tau[0])))
+    assert mixing.between(x, slack)[0] == pytest.approx(right)
+    off = np.square(x[0].mean(1) - 0.4).mean()
+    f = off * n * (1 - lost) / (slack * variance[0] * tau[0])
+    right = float(mixing.f_deviate(np.array(f), c, c * n / (3 * tau[0])))
+    assert mixing.between(x, slack, 0.4)[0] == pytest.approx(right)
+    assert mixing.z_limit(1e-3, 50) == pytest.approx(stats.norm.isf(1e-3 / 50))
+
+
+def test_the_fraction_of_energy_that_a_step_renews():
+    e = torch.tensor(RNG.normal(size=(3, 50)).cumsum(1))
+    for row, found in zip(e.numpy(), convergence.bfmi(e).tolist(), strict=True):
+        assert found == pytest.approx(np.square(np.diff(row)).mean() / row.var(ddof=1))
+
+
+def test_weighted_draws_have_the_moments_of_their_weights():
+    values, logs = RNG.normal(size=40), RNG.normal(size=40)
+    found = summary._row(values, 10, logs, Sampler("AIS(levels=4)"))
+    w = np.exp(logs) / np.exp(logs).sum()
+    worth, mean = 1 / (w**2).sum(), w @ values
+    squares = (values - mean) ** 2
+    variance = w @ squares * worth / (worth - 1)
+    assert found["mean"] == pytest.approx(mean)
+    assert found["ess_bulk"] == found["ess_tail"] == pytest.approx(worth)
+    assert found["sd"] == pytest.approx(math.sqrt(variance))
+    assert found["mcse_mean"] == pytest.approx(math.sqrt((w**2) @ squares))
+    kurtosis = w @ squares**2 - (w @ squares) ** 2
+    assert found["mcse_sd"] == pytest.approx(
+        math.sqrt(kurtosis / worth) / (2 * math.sqrt(variance))
+    )
+    equal = summary._row(values, 10, None, Sampler("ProbabilityFlow(steps=4)"))
+    assert equal["sd"] == pytest.approx(values.std(ddof=1))
+    assert equal["mcse_mean"] == pytest.approx(values.std() / math.sqrt(40))
+
+
+def test_distances_between_samples_are_those_of_their_pairs():
+    x, y = torch.tensor(RNG.normal(size=(6, 1))), torch.tensor(RNG.normal(size=(4, 1)) + 1)
+    a, b = (np.repeat(np.sort(v[:, 0].numpy()), k) for v, k in ((x, 4), (y, 6)))
+    found = distances.sliced_wasserstein(x, y, directions=3)
+    assert found == pytest.approx(math.sqrt(np.square(a - b).mean()))
+    width = 0.8
+
+    def kernel(u, v):
+        return math.exp(-float((u - v).square().sum()) / (2 * width**2))
+
+    within = [
+        np.mean([kernel(s[i], s[j]) for i, j in itertools.permutations(range(len(s)), 2)])
+        for s in (x, y)
+    ]
+    across = np.mean([kernel(u, v) for u in x for v in y])
+    assert distances.mmd(x, y, width) == pytest.approx(sum(within) - 2 * across)
+    test = discrepancies.mmd_test(x, y, bandwidth=width, permutations=60)
+    assert test.statistic == pytest.approx(sum(within) - 2 * across)
+    counts = [3, 1, 0, 4]
+    shares = np.array([3, 1, 4]) / 8
+    assert quality.balance(counts) == pytest.approx(-(shares * np.log(shares)).sum() / math.log(4))
+
+
+def test_steins_discrepancy_is_the_mean_of_its_kernel():
+    """Langevin's Stein operator on both sides of `(1 + |x - y|^2)^(-1/2)`, by autograd."""
+    x = torch.tensor(RNG.normal(size=(7, 2)) * 1.5 + 0.3)
+
+    def slope(v):
+        return -v - v**3 / 5
+
+    scale = float(torch.pdist(x).median())
+    z = (x - x.mean(0)) / scale
+
+    def kernel(u, v):
+        return (1 + (u - v).square().sum()).rsqrt()
+
+    total = 0.0
+    for i, j in itertools.permutations(range(7), 2):
+        u, v = z[i].clone().requires_grad_(), z[j].clone().requires_grad_()
+        k = kernel(u, v)
+        gu, gv = torch.autograd.grad(k, (u, v), create_graph=True)
+        trace = sum(torch.autograd.grad(gu[m], v, retain_graph=True)[0][m] for m in range(2))
+        s, t = slope(x[i]) * scale, slope(x[j]) * scale
+        total += float((k * (s @ t) + s @ gv + t @ gu + trace).detach())
+    found = discrepancies.kernel_stein_discrepancy(x, slope, bootstraps=40)
+    assert found.statistic == pytest.approx(total / 42, rel=1e-8)
+
+
+def test_p_values_count_the_observed_one():
+    null = torch.tensor([0.1, 0.5, 0.3, 0.9, 0.2, 0.7, 0.4, 0.6, 0.8], dtype=torch.float64)
+    found = discrepancies._compared(0.75, null, 0.2)
+    assert found.p_value == pytest.approx((1 + 2) / 10)
+    assert found.threshold == pytest.approx(0.8)
+    assert not found.rejected
+    best = discrepancies._compared(2.0, null, 0.2)
+    assert best.p_value == pytest.approx(1 / 10)
+    assert best.rejected
+    tails = discrepancies._hypergeometric_tails(6, 9, 7)
+    right = [stats.hypergeom.sf(h - 1, 15, 6, 7) for h in range(7)]
+    np.testing.assert_allclose(tails.numpy(), right, rtol=1e-9)
+
+
+def test_copies_are_nearer_than_held_out_rows_are():
+    train, held = torch.arange(10.0)[:, None] * 10, torch.arange(10.0)[:, None] * 10 + 3
+    x = torch.tensor([[0.0], [10.0], [25.0], [37.0]])
+    found = quality.copies(x, train, held, quantile=0.5)
+    assert found.distance == pytest.approx((0 + 0 + 5 + 3) / 4)
+    assert found.held_out_distance == pytest.approx(3.0)
+    assert found.share == pytest.approx(2 / 4)
+
+
+# Likelihoods and latents.
+
+PATH = VP(0.2, 9.0)
+MEAN, STD = torch.tensor([0.4, -1.0]).double(), torch.tensor([0.6, 1.4]).double()
+
+
+def gaussian_denoiser(x, t):
+    alpha, sigma = PATH.alpha(t)[:, None], PATH.sigma(t)[:, None]
+    gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
+    return MEAN + gain * (x - alpha * MEAN)
+
+
+FIELD = stk.Diffusion(gaussian_denoiser, (2,), PATH, "data")
+X = torch.tensor(RNG.normal(size=(5, 2)))
+
+
+def test_the_density_of_a_noised_gaussian_is_known():
+    """The base is N(0, 1), the end of the path N(alpha m, alpha^2 s^2 + sigma^2) at t = 0: the flow's own density follows."""
+    found = stk.log_prob(FIELD, X, rtol=1e-8, atol=1e-8)
+    alpha, sigma = float(PATH.alpha(0.0)), float(PATH.sigma(0.0))
+    spread = (alpha**2 * STD**2 + sigma**2).sqrt()
+    latents = alpha * MEAN + spread * (X - MEAN) / STD
+    base = torch.distributions.Normal(0.0, sigma).log_prob(latents).sum(1)
+    right = base + (spread / STD).log().sum()
+    torch.testing.assert_close(found.value, right, rtol=1e-4, atol=1e-4)
+    assert float(found.stderr.abs().max()) == 0
+    there = stk.encode(FIELD, X, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(there.x, latents, rtol=1e-4, atol=1e-4)
+
+
+def test_the_rate_in_the_angle_is_the_velocity_in_time():
+    flow = Flow(resolve(FIELD, {"velocity"}, timed=True))
+    t, h = 0.4, 1e-6
+    path = PATH
+    angle = math.atan2(float(path.alpha(t)), float(path.sigma(t)))
+    turn = (
+        math.atan2(float(path.alpha(t + h)), float(path.sigma(t + h)))
+        - math.atan2(float(path.alpha(t - h)), float(path.sigma(t - h)))
+    ) / (2 * h)
+    rho = math.hypot(float(path.alpha(t)), float(path.sigma(t)))
+    stretch = (
+        math.hypot(float(path.alpha(t + h)), float(path.sigma(t + h)))
+        - math.hypot(float(path.alpha(t - h)), float(path.sigma(t - h)))
+    ) / (2 * h)
+    z = X / rho
+    right = (FIELD.velocity(X, t) - stretch * z) / rho / turn
+    torch.testing.assert_close(flow.rate(z, angle), right, rtol=1e-6, atol=1e-8)
+    rows = flow.rate(z, torch.full((5,), angle, dtype=torch.float64))
+    torch.testing.assert_close(rows, right, rtol=1e-6, atol=1e-8)
+
+
+def test_ends_are_crossed_by_the_trapezoid_and_the_midpoint_rule():
+    y = torch.tensor([[2.0]], dtype=torch.float64)
+
+    def rate(y, phi):
+        return y * phi + 1
+
+    found = corrected_end(rate, y, (1.5, 1.3))
+    assert float(found) == pytest.approx(2 + (1.3 - 1.5) / 2 * (2 * 1.3 + 1))
+    found = short_of_the_end(rate, y, (1.5, 1.3))
+    half = -0.1
+    middle = 2 + half * (2 * 1.3 + 1)
+    assert float(found) == pytest.approx(2 + 2 * half * (middle * 1.4 + 1))
+
+
+def test_interpolation_turns_evenly_and_stretches_evenly():
+    a, b = torch.tensor([[3.0, 0.0]]).double(), torch.tensor([[0.0, 1.0]]).double()
+    found = interpolate(a, b, 5)[0]
+    for i, point in enumerate(found):
+        w = i / 4
+        angle, length = w * math.pi / 2, 3 + w * (1 - 3)
+        expected = [length * math.cos(angle), length * math.sin(angle)]
+        np.testing.assert_allclose(point.numpy(), expected, atol=1e-12)
+
+
+def test_bits_per_dimension_are_means_over_dequantisations():
+    cells = torch.tensor([[0.0, 3.0], [2.0, 1.0]], dtype=torch.float64)
+    levels, low, high = 4, -2.0, 2.0
+    seen = []
+
+    class Law:
+        event_shape = (2,)
+        provides = frozenset({"log_prob"})
+
+        def log_prob(self, x):
+            seen.append(x)
+            return torch.distributions.Normal(0.3, 0.9).log_prob(x).sum(1)
+
+    found = stk.bits_per_dim(Law(), cells, levels=levels, interval=(low, high), draws=3)
+    width = (high - low) / levels
+    assert not torch.equal(seen[0], seen[1])
+    each = []
+    for x in seen[:3]:
+        u = (x - low) / width - cells
+        assert bool(((u >= 0) & (u < 1)).all())
+        each.append(-(Law().log_prob(x) + 2 * math.log(width)) / (2 * math.log(2)))
+    each = torch.stack(each)
+    torch.testing.assert_close(found.value, each.mean(0))
+    torch.testing.assert_close(found.stderr, each.std(0) / math.sqrt(3))
+
+
+def test_traces_of_a_linear_velocity():
+    """Exactly, in the mean over probes, and by Hutch++, which is exact where its range is all there is."""
+    matrix = torch.tensor(RNG.normal(size=(4, 4)))
+    x = torch.tensor(RNG.normal(size=(3, 4)))
+
+    def velocity(y, t):
+        return y @ matrix.T
+
+    exact = likelihood.divergence(velocity, x, 0.0, None)[1]
+    torch.testing.assert_close(exact, matrix.trace().expand(1, 3))
+    probes = torch.tensor(RNG.normal(size=(5, 3, 4)))
+    found = likelihood.divergence(velocity, x, 0.0, probes)[1]
+    right = torch.einsum("kbi,ij,kbj->kb", probes, matrix, probes)
+    torch.testing.assert_close(found, right)
+    sketch, rest = probes[:2], probes[2:]
+    found = likelihood.divergence(velocity, x, 0.0, rest, sketch)[1]
+    for b in range(3):
+        seen = matrix.T @ sketch[:, b].T
+        q = torch.linalg.qr(seen).Q
+        beyond = torch.eye(4).double() - q @ q.T
+        g = beyond @ rest[:, b].T
+        each = torch.stack([v @ matrix @ v for v in g.T])
+        norms = g.square().sum(0)
+        known = 2.0
+        for k in range(3):
+            others = [j for j in range(3) if j != k]
+            slope = each[others].sum() / norms[others].sum()
+            value = (q.T @ matrix @ q).trace() + each[k] - slope * (norms[k] - known)
+            assert float(found[k, b]) == pytest.approx(float(value))
+
+
+def test_a_mean_of_weights_and_its_error():
+    logs = torch.tensor(RNG.normal(size=30))
+    value, stderr, worth = _log_mean(logs)
+    w = logs.exp()
+    assert float(value) == pytest.approx(float(w.mean().log()))
+    assert float(stderr) == pytest.approx(float(w.std() / w.mean() / math.sqrt(30)))
+    assert worth == pytest.approx(float(w.sum() ** 2 / w.square().sum()))
+    families = _families(logs, torch.tensor([0] * 10 + [7] * 20))
+    assert float(families[0]) == pytest.approx(float(logs[:10].logsumexp(0)))
+    assert float(families[7]) == pytest.approx(float(logs[10:].logsumexp(0)))
+    assert bool((families[torch.arange(30) % 7 != 0] == -torch.inf).all())
+    assert float(_log_mean(families)[0]) == pytest.approx(float(value))
+
+
+def test_a_ladder_is_stretched_evenly_in_its_levels():
+    ladder = Ladder((0.0, 0.1, 0.5, 1.0), (0.3, 0.2, 0.1), None, (1, 2, 3))
+    found = _stretched(ladder, 6)
+    np.testing.assert_allclose(found.weights, [0, 0.05, 0.1, 0.3, 0.5, 0.75, 1])
+    assert found.step_sizes == (0.3, 0.3, 0.2, 0.2, 0.1, 0.1)
+    assert found.moves == (1, 1, 2, 2, 3, 3)
+
+
+def test_log_z_of_known_laws():
+    """A Gaussian with another scale and constant, from a base whose own constant counts."""
+    field = stk.Energy(lambda x: (x**2).sum(1) / (2 * 0.8**2) + 1.7, (2,))
+    base = stk.from_distribution(
+        torch.distributions.Independent(
+            torch.distributions.Normal(torch.full((2,), 0.2), torch.full((2,), 1.1)), 1
+        )
+    )
+    found = stk.log_partition(field, base, chains=256, pilot=128, check=False, dtype=torch.float64)
+    right = 2 * math.log(0.8 * math.sqrt(2 * math.pi)) - 1.7
+    assert abs(float(found.value) - right) < 6 * float(found.stderr)
+    assert float(found.stderr) < 0.1

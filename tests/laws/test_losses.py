@@ -1,0 +1,337 @@
+"""Objectives of learning against their formulas, written out row by row."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import distributions as td
+
+import scoretk as stk
+from scoretk.core.noise import Noise, derive
+from scoretk.core.streams import Stream
+from scoretk.fields.paths import VP, Linear
+from scoretk.learn import Recipe, fit
+from scoretk.learn.adversarial import DIVERGENCES, f_gan_critic, f_gan_generator, wasserstein_critic
+from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
+from scoretk.learn.likelihoods import log_weights, negative_elbo, negative_iwae
+from scoretk.learn.losses import (
+    denoising_score_matching,
+    flow_matching,
+    prediction_error,
+    stratified,
+)
+from scoretk.learn.noise_contrastive import noise_contrastive
+from scoretk.learn.sampler_divergence import nearest_neighbour_entropy, sampler_divergence
+from scoretk.learn.score_matching import implicit_score_matching, sliced_score_matching
+from scoretk.learn.weightings import WEIGHTINGS, weighting
+
+N, D = 5, 3
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+MATRIX = randn(D, D, seed=9)
+
+
+def score(x):
+    return x @ MATRIX.T - x**3 / 3
+
+
+def jacobian(x):
+    return MATRIX - torch.diag(x**2)
+
+
+def test_implicit_and_sliced_score_matching():
+    x, probes = randn(N, D), randn(4, N, D, seed=1)
+    with torch.no_grad():
+        found = implicit_score_matching(score, x)
+        sliced = sliced_score_matching(score, x, probes)
+        plain = sliced_score_matching(score, x, probes, variance_reduced=False)
+    for i in range(N):
+        s, j, v = score(x[i]), jacobian(x[i]), probes[:, i]
+        curvature = torch.stack([w @ j @ w for w in v]).mean()
+        assert float(found[i]) == pytest.approx(float(s @ s / 2 + j.trace()))
+        assert float(sliced[i]) == pytest.approx(float(s @ s / 2 + curvature))
+        assert float(plain[i]) == pytest.approx(float((v @ s).square().mean() / 2 + curvature))
+
+
+def net(x, t):
+    return torch.tanh(x) * (1 + t[:, None])
+
+
+def test_regressions_of_every_prediction():
+    path, x, noise = VP(0.2, 9.0), randn(N, D), randn(N, D, seed=1)
+    t = torch.linspace(0.15, 0.85, N, dtype=torch.float64)
+    alpha, sigma, dalpha, dsigma = (v[:, None] for v in path(t))
+    there = alpha * x + sigma * noise
+    targets = {
+        "data": x,
+        "noise": noise,
+        "score": -noise / sigma,
+        "velocity": dalpha * x + dsigma * noise,
+        "v": alpha * noise - sigma * x,
+    }
+    plain = prediction_error(net, x, t, noise, path, "noise")
+    for name, target in targets.items():
+        right = (net(there, t) - target).square().mean(1)
+        torch.testing.assert_close(prediction_error(net, x, t, noise, path, name), right)
+        # an error e of the noise, as an error of this prediction
+        shifted = {
+            "data": -sigma / alpha,
+            "noise": torch.ones_like(alpha),
+            "score": -1 / sigma,
+            "velocity": dsigma - dalpha * sigma / alpha,
+            "v": alpha + sigma**2 / alpha,
+        }[name]
+        torch.testing.assert_close(weighting(name, path, t), shifted[:, 0].square())
+    assert plain.shape == (N,)
+    snr = (alpha / sigma)[:, 0] ** 2
+    h = 1e-6
+    growth = (path.log_snr(t + h) - path.log_snr(t - h)) / (2 * h)
+    torch.testing.assert_close(weighting("likelihood", path, t), growth / 2, rtol=1e-6, atol=0)
+    capped = torch.minimum(snr, torch.tensor(5.0)) / snr
+    torch.testing.assert_close(weighting("min-snr", path, t), capped)
+    torch.testing.assert_close(weighting("edm", path, t), (1 / snr + 0.25) / 0.25)
+    assert set(WEIGHTINGS) == {*targets, "likelihood", "min-snr", "edm"}
+
+
+def test_flow_matching_and_denoising_score_matching():
+    x, start, t = randn(N, D), randn(N, D, seed=1), torch.linspace(0.1, 0.9, N, dtype=torch.float64)
+    along = (1 - t[:, None]) * start + t[:, None] * x
+    right = (net(along, t) - (x - start)).square().mean(1)
+    torch.testing.assert_close(flow_matching(net, x, t, start), right)
+    for sigma in (0.7, torch.linspace(0.2, 2.0, N, dtype=torch.float64)):
+        s = torch.as_tensor(sigma, dtype=torch.float64).expand(N)[:, None]
+        right = (s * score(x + s * start) + start).square().mean(1)
+        torch.testing.assert_close(denoising_score_matching(score, x, start, sigma), right)
+
+
+def test_stratified_times_are_one_in_each_part():
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 7, 64):
+        t = stratified(n, generator)
+        assert torch.equal((t * n).floor(), torch.arange(n).float())
+    several = torch.stack([stratified(4, generator) * 4 % 1 for _ in range(200)])
+    assert float(several.std(0).min()) > 0.2
+
+
+def energy(x):
+    return (x @ MATRIX).square().sum(1) / 2
+
+
+def test_noise_contrastive_estimation_weighs_noise_by_its_share():
+    x, y, log_z = randn(N, D), randn(3 * N - 1, D, seed=2), torch.tensor(0.7, dtype=torch.float64)
+    law = td.Independent(td.Normal(torch.zeros(D).double(), 1.3), 1)
+    nu = len(y) / len(x)
+    ours, noise = (
+        (torch.exp(-energy(v) - log_z) for v in (x, y)),
+        (law.log_prob(v).exp() for v in (x, y)),
+    )
+    (px, py), (qx, qy) = ours, noise
+    right = -(px / (px + nu * qx)).log().mean() - nu * (nu * qy / (py + nu * qy)).log().mean()
+    torch.testing.assert_close(noise_contrastive(energy, log_z, law.log_prob, x, y), right)
+
+
+def test_conjugates_of_divergences_are_suprema():
+    """`conjugate(v) = sup_u u a - f(u)` at `a = activation(v)`: f-GAN's bound is made of the two."""
+    u = torch.logspace(-5, 4, 200_001, dtype=torch.float64)
+    v = torch.tensor([-1.3, -0.4, 0.2], dtype=torch.float64)
+    for name, d in DIVERGENCES.items():
+        found = torch.stack([(u * a - d.f(u)).max() for a in d.activation(v)])
+        torch.testing.assert_close(d.conjugate(v), found, rtol=1e-4, atol=1e-4, msg=name)
+        zero = -2 * math.log(2) if name == "gan" else 0.0
+        assert float(d.f(torch.ones(1, dtype=torch.float64))) == pytest.approx(zero)
+
+
+def critic(x):
+    return (x @ MATRIX).sum(1) + x[:, 0] ** 2
+
+
+def test_adversarial_losses():
+    x, y, mix = randn(N, D), randn(N, D, seed=1), torch.linspace(0, 1, N, dtype=torch.float64)
+    gan = f_gan_critic(critic, x, y, "gan")
+    right = -torch.sigmoid(critic(x)).log().mean() - torch.sigmoid(-critic(y)).log().mean()
+    torch.testing.assert_close(gan, right)
+    torch.testing.assert_close(f_gan_generator(critic, y), -torch.sigmoid(critic(y)).log().mean())
+    saturating = f_gan_generator(critic, y, saturating=True)
+    torch.testing.assert_close(saturating, torch.sigmoid(-critic(y)).log().mean())
+    between = (mix[:, None] * x + (1 - mix[:, None]) * y).requires_grad_()
+    (g,) = torch.autograd.grad(critic(between).sum(), between)
+    right = critic(y).mean() - critic(x).mean() + 7 * (g.norm(dim=1) - 1).square().mean()
+    torch.testing.assert_close(wasserstein_critic(critic, x, y, mix, 7.0), right)
+
+
+def test_bounds_of_a_linear_gaussian_model():
+    x, noise = randn(N, D), randn(6, N, 2, seed=1)
+    root = torch.tensor([[1.0, 0.0], [0.5, 0.8]], dtype=torch.float64)
+    mean = x[:, :2] * 0.4
+    posterior = td.MultivariateNormal(mean, scale_tril=root.expand(N, 2, 2))
+    weight = randn(D, 2, seed=4)
+
+    def decoder(z):
+        return td.Independent(td.Normal(z @ weight.T, 0.8), 1)
+
+    prior = td.Independent(td.Normal(torch.zeros(2).double(), 1.0), 1)
+    z = mean + noise @ root.T
+    logs = torch.stack(
+        [
+            decoder(z[k]).log_prob(x) + prior.log_prob(z[k]) - posterior.log_prob(z[k])
+            for k in range(6)
+        ]
+    )
+    torch.testing.assert_close(log_weights(x, posterior, decoder, prior, noise), logs)
+    torch.testing.assert_close(negative_elbo(x, posterior, decoder, prior, noise), -logs.mean(0))
+    found = negative_iwae(x, posterior, decoder, prior, noise)
+    torch.testing.assert_close(found, -logs.exp().mean(0).log())
+
+
+def test_the_divergence_of_a_sampler_is_energy_less_entropy():
+    rows, others = randn(N, D), randn(40, D, seed=3)
+    ball = math.pi ** (D / 2) / math.gamma(D / 2 + 1)
+    harmonic = sum(1 / k for k in range(1, 41))  # digamma(m + 1) - digamma(1)
+    gaps = torch.cdist(rows, others).amin(1)
+    entropy = D * gaps.log() + math.log(ball) + harmonic
+    torch.testing.assert_close(nearest_neighbour_entropy(rows, others), entropy)
+    x = rows.clone().requires_grad_()
+    value = sampler_divergence(energy, x, others)
+    torch.testing.assert_close(value.detach(), energy(rows) - entropy)
+    y = rows.clone().requires_grad_()
+    nearest = others[torch.cdist(rows, others).argmin(1)]
+    closed = energy(y) - D * (y - nearest).norm(dim=1).log()
+    torch.testing.assert_close(
+        torch.autograd.grad(value.sum(), x)[0], torch.autograd.grad(closed.sum(), y)[0]
+    )
+
+
+def test_contrastive_divergence_is_the_gap_of_energies_after_its_steps():
+    """Negatives are those of the solver from the data, with the noise of this call; the loss is their gap in energy."""
+    data, field = randn(6, 2), stk.Energy(lambda x: (x**4).sum(1) / 4 + x[:, 0], (2,))
+    cd = ContrastiveDivergence(stk.ULA(0.05), steps=2, seed=3, energy_decay=0.1)
+    made = []
+    for call in range(2):
+        found = cd(field, data)
+        noise = Noise(derive(3, call), 6, dtype=torch.float64)
+        x = data
+        for step in range(2):
+            z = noise.normal(step, Stream.PROPOSAL, (2,), torch.float64)
+            x = x - 0.05 * (x**3 + torch.tensor([1.0, 0.0])) + math.sqrt(0.1) * z
+        torch.testing.assert_close(found.negatives, x)
+        made.append(x)
+        e, f = field.energy(data), field.energy(x)
+        right = e.mean() - f.mean() + 0.1 * (e.square().mean() + f.square().mean())
+        torch.testing.assert_close(found.loss, right)
+        assert cd.last["energy_gap"] == pytest.approx(float(f.mean() - e.mean()))
+    assert not torch.equal(*made)
+
+
+def test_a_replay_buffer_keeps_ages_and_lineages():
+    size, refresh = 40, 0.25
+    buffer = ReplayBuffer(size, refresh)
+    started = 0
+
+    def fresh(slots):
+        nonlocal started
+        started += len(slots)
+        return torch.full((len(slots), 1), -1.0)
+
+    renewed, reads = 0, 0
+    for call in range(60):
+        noise = Noise(derive(5, call), size)
+        slots, x = buffer.read(10, fresh, noise)
+        assert len(set(slots.tolist())) == 10
+        anew = (x[:, 0] == -1).sum() if call else 0
+        renewed, reads = renewed + int(anew), reads + (10 if call else 0)
+        buffer.write(slots, torch.full((10, 1), float(call)))
+        assert int(buffer.age[slots].min()) >= 1
+        assert len(set(buffer.lineage.tolist())) == size
+    never = sum((buffer.lineage < size).tolist())
+    assert never < size
+    touched = 60 * 10
+    share = (started - size) / touched
+    assert abs(share - refresh) < 5 * math.sqrt(refresh * (1 - refresh) / touched)
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+
+def descended(rates, targets, share=0.0):
+    w = a = 0.0
+    found = []
+    for k, (rate, target) in enumerate(zip(rates, targets, strict=True)):
+        w = w - rate * (w - target)
+        d = min(share, (k + 1) / (k + 10))
+        a = d * a + (1 - d) * w
+        found.append(a)
+    return found
+
+
+def test_the_best_average_on_held_out_rows_is_kept():
+    """The target of training wanders off after a while, and the held-out one does not."""
+    steps, rate = 20, 0.3
+    recipe = Recipe(
+        steps,
+        batch=4,
+        decay=0.5,
+        held_out=0.25,
+        repeats=1,
+        schedule="constant",
+        clip=1e9,
+        evaluations=20,
+        optimiser=lambda p: torch.optim.SGD(p, lr=rate),
+    )
+    module, turn = Model(), itertools.count()
+    targets = [1.0] * 8 + [-5.0] * 12
+
+    def loss(rows, _):
+        return (module.w - targets[next(turn)]).square() / 2
+
+    done = fit(
+        module, loss, torch.zeros(8, 1), recipe, evaluate=lambda rows, _: (module.w - 1).square()
+    )
+    averages = descended([rate * recipe.rate(k) for k in range(steps)], targets, 0.5)
+    best = int(np.argmin([(a - 1) ** 2 for a in averages]))
+    assert 0 < best < steps - 1
+    assert float(done.weights["w"]) == pytest.approx(averages[best], rel=1e-12)
+    assert done.step == best + 1
+    held = [p.held_out for p in done.history]
+    np.testing.assert_allclose(held, [(a - 1) ** 2 for a in averages], rtol=1e-9)
+
+
+def test_the_rate_of_a_recipe():
+    recipe = Recipe(200)
+    for step in (0, 1, 3, 50, 100, 199):
+        falling = 0.02 + 0.98 * (1 + math.cos(math.pi * step / 200)) / 2
+        assert recipe.rate(step) == pytest.approx(min(1, (step + 1) / 4) * falling)
+
+
+def test_the_parts_of_a_batch_count_by_their_rows():
+    data = torch.arange(7.0, dtype=torch.float64)[:, None]
+    found = []
+    for parts in (None, 3):
+        module = Model()
+        recipe = Recipe(
+            1,
+            batch=7,
+            parts=parts,
+            held_out=0.0,
+            decay=0.0,
+            clip=1e9,
+            schedule="constant",
+            optimiser=lambda p: torch.optim.SGD(p, lr=1.0),
+        )
+        done = fit(module, lambda rows, _, m=module: m.w * rows[:, 0].square(), data, recipe)
+        found.append(float(done.weights["w"]))
+    assert found[1] == pytest.approx(found[0], rel=1e-12)
+
+
+def test_a_velocity_on_the_linear_path_is_flow_matching():
+    x, start, t = randn(N, D), randn(N, D, seed=1), torch.linspace(0.1, 0.9, N, dtype=torch.float64)
+    found = prediction_error(net, x, t, start, Linear(), "velocity")
+    torch.testing.assert_close(found, flow_matching(net, x, t, start))
