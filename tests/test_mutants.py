@@ -1,6 +1,5 @@
 """The list of wrong versions fits the package as it is: `make mutants` runs the tests on each of them."""
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,10 @@ PACKAGES = ("fields", "ode", "solvers", "run", "inference", "learn", "diagnostic
 
 
 @pytest.mark.parametrize("name", ROUNDS)
-def test_every_edit_can_be_made_and_leaves_a_program(name):
+def test_every_edit_can_be_made(name):
     for mutant in mutants(name):
-        wrong = mutant.applied((PACKAGE / mutant.file).read_text())
+        assert mutant.applied((PACKAGE / mutant.file).read_text())
         assert mutant.new != mutant.old
-        ast.parse(wrong)
 
 
 def test_the_list_is_long_enough_and_of_every_package():

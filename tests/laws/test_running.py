@@ -11,8 +11,9 @@ from scoretk.errors import Status
 from scoretk.fields.resolve import resolve
 from scoretk.models.targets.mixture import gaussian
 from scoretk.run.checkpoint import weights_digest
-from scoretk.run.drive import Schedule, settle
 from scoretk.run.record import KeepMoments, Record
+from scoretk.run.schedule import Schedule
+from scoretk.run.settle import settle
 from scoretk.run.witness import contradiction, witness
 
 

@@ -149,7 +149,7 @@ def test_the_slope_of_chees_is_weighted_by_acceptance():
     memory = length.Ascent(torch.zeros(4, dtype=torch.float64), torch.tensor(slowest))
     part = length.SquaredJumps(0.025, 1000)
     after, slope = part.slope(
-        memory, before, length.Timed(end, time), torch.tensor(accept), torch.tensor(usual)
+        memory, before, length.TimedTrajectory(end, time), torch.tensor(accept), torch.tensor(usual)
     )
     v = slowest / np.linalg.norm(slowest)
     rows, w = x[usual] / scale, accept[usual]
@@ -184,7 +184,7 @@ def test_the_slope_of_chees_is_that_of_its_criterion():
     memory = length.Ascent(torch.zeros(4, dtype=torch.float64), torch.tensor(v))
     ones = torch.ones(n, dtype=torch.float64)
     part = length.SquaredJumps(0.025, 1000)
-    slope = part.slope(memory, before, length.Timed(end, t), ones, ones.bool())[1]
+    slope = part.slope(memory, before, length.TimedTrajectory(end, t), ones, ones.bool())[1]
     found = (criterion(t + h) - criterion(t - h)) / (2 * h)
     assert slope == pytest.approx(found * t**2, rel=1e-6)
 

@@ -11,6 +11,7 @@ writes docs/mutants.md. Every mutant runs in a fork of one process that has impo
 """
 
 import argparse
+import ast
 import contextlib
 import hashlib
 import importlib
@@ -182,7 +183,9 @@ class Copy:
         source = path.read_text()
         for made in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
             made.unlink()
-        path.write_text(mutant.applied(source))
+        wrong = mutant.applied(source)
+        ast.parse(wrong)  # a mutant is a program
+        path.write_text(wrong)
         try:
             yield
         finally:
