@@ -28,6 +28,9 @@ float32 value with more digits, and agrees with it to the resolution of 32 bits.
                 the largest |z| is 6.8 in float32 and 9.5 in float64
     Rademacher  +1 where the word is below 2^31, else -1
 
+On CUDA all of this is one kernel of Triton, where that is installed (`scoretk.core.noise_kernel`);
+elsewhere, and in what `torch.compile` fuses, torch's own operations.
+
 Integers and uniforms have the same bits everywhere. Normals agree between devices, and between
 eager and compiled, to rounding; on one CPU they have the same bits whatever the batch.
 
@@ -43,6 +46,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import cache
+from importlib.util import find_spec
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -109,10 +114,10 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any], rounds: int = ROUNDS)
         Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
 
     Args:
-        counter: : words in [0, 2^32), each a Python integer or an int64 tensor; tensors broadcast.
-            rounds: 10 unless told.
-        key: : words in [0, 2^32), each a Python integer or an int64 tensor; tensors broadcast.
-            rounds: 10 unless told.
+        counter: Four words in [0, 2^32), each a Python integer or an int64 tensor; tensors
+            broadcast.
+        key: Two words, likewise.
+        rounds: How many.
 
     Returns:
         four words in [0, 2^32), of the broadcast shape.
@@ -261,10 +266,13 @@ class Noise:
         """Standard normals.
 
         Args:
-            step: The step.
-            stream: The stream.
+            step: In [0, 2^32), an integer or an int64 tensor of shape ().
+            stream: In [0, 2^24).
             shape: Of one chain's event.
-            dtype: . Returns (chains, *shape).
+            dtype: float32 or float64; None for that of the noise.
+
+        Returns:
+            `(chains, *shape)`.
         """
         return self._draw(_Kind.NORMAL, step, stream, shape, dtype)
 
@@ -357,6 +365,9 @@ class Noise:
         )
         if not n or not len(self.chains):
             return self.chains.new_zeros((*rows, *shape), dtype=dtype)
+        if not torch.compiler.is_compiling() and has_kernel(self.chains.device):
+            made = _by_kernel(kind, self._key_tensor, word, step.flatten(), self.chains, n, dtype)
+            return made.reshape(*rows, *shape)
         # Without this the compiler folds the products of an arange into its index
         # arithmetic, which has too few bits.
         block = torch.arange(-(-n // 4), device=self.chains.device) ^ self._zero
@@ -390,7 +401,11 @@ class Noise:
             torch.inference_mode(False),
             torch.no_grad(),
         ):  # so that autograd may use what inference mode made
-            values = _generate(kind, self._key, word, range(start, stop), self.chains, n, dtype)
+            if has_kernel(self.chains.device):
+                steps = torch.arange(start, stop, device=self.chains.device)
+                values = _by_kernel(kind, self._key_tensor, word, steps, self.chains, n, dtype)
+            else:
+                values = _generate(kind, self._key, word, range(start, stop), self.chains, n, dtype)
             values = values.reshape(stop - start, len(self.chains), *shape)
             rows = values.unbind() if stop - start > 1 else (values[0],)
         self._windows.pop(asked, None)
@@ -399,6 +414,23 @@ class Noise:
         if stop - start > 1:
             self._windows[asked] = _Window(start, stop, rows, values, values._version)
         return rows[step - start]
+
+
+@cache
+def has_kernel(device: torch.device) -> bool:
+    """Whether the noise of a device is made by one kernel (`scoretk.core.noise_kernel`)."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def _by_kernel(
+    kind: _Kind, key: Tensor, word: int, steps: Tensor, chains: Tensor, n: int, dtype: torch.dtype
+) -> Tensor:
+    """As `_generate`, of a key and steps that are tensors."""
+    from scoretk.core.noise_kernel import fused_noise, transform_constants
+
+    constants = transform_constants(dtype, chains.device)
+    values: Tensor = fused_noise(int(kind), key, constants, word, steps, chains, n)
+    return values
 
 
 def _span(step: int, values: int, window: int | None) -> tuple[int, int]:
