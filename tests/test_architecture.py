@@ -32,6 +32,8 @@ FLOORS = [
 FLOORS += ["models", "adapters", "conformance", "demo", "cli", "__init__"]
 """A module imports from its own floor and from those before it; `plugins` from `errors` and `_version` alone."""
 MOST_ROOMS = 16
+LATE = {"scoretk.core.noise_kernel"}
+"""Imported where they serve: it needs Triton, which takes seconds and comes with CUDA."""
 
 
 def name_of(path):
@@ -113,7 +115,7 @@ def test_imports_stand_at_the_top(name):
         for n in ast.walk(f)
         for i in imported(n)
     }
-    assert not {i for i in inside if module_of(i)}, (
+    assert {module_of(i) for i in inside} - {None} <= LATE, (
         "an import of the package's own modules inside a function"
     )
 
