@@ -283,3 +283,61 @@ def test_what_makes_no_ladder_is_refused():
         ncsnv2_ratio(64, 0.95)
     with pytest.raises(stk.InvalidArgument, match=r"data.*finite"):
         ncsnv2_ladder(points * math.nan, ratio=1.2)
+
+
+# --- how many steps: the excess of the variance, for laws and their powers
+
+
+def diffused(path, std=0.5):
+    def mean(x, t):
+        alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
+        return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * x
+
+    return stk.Diffusion(mean, (2,), path, "data")
+
+
+POWERS = {
+    "itself": (1.0, lambda f: f),
+    "tempered by 2": (0.5, lambda f: stk.tempered(f, 2.0)),
+    "tempered by 10": (0.1, lambda f: stk.tempered(f, 10.0)),
+    "tempered by a half": (2.0, lambda f: stk.tempered(f, 0.5)),
+    "of two": (2.0, lambda f: stk.product(f, f)),
+    "of three, tempered": (1.5, lambda f: stk.tempered(stk.product(f, f, f), 2.0)),
+    "one tempered": (1.5, lambda f: stk.product(f, stk.tempered(f, 2.0))),
+}
+
+
+def end_of(path, power, weight, steps=None, std=0.5):
+    """The exact standard deviation at the end of a run, in units of the right one."""
+    field = resolve(power(diffused(path, std)), {"score"})
+    solver = AnnealedLangevin(steps_per_level=steps, denoise=False)
+    v, rows = float(solver.ladder(field)[0]) ** 2 / weight, solver._table(field)
+    levels = (path.sigma(rows[:, 0]) / rows[:, 1]).square().tolist()
+    for level, (_, alpha, drift, noise) in zip(levels, rows.tolist(), strict=True):
+        v = (1 - drift / alpha * weight / (std**2 + level)) ** 2 * v + noise**2
+    return math.sqrt(v * weight) / std
+
+
+@pytest.mark.parametrize("path", [stk.VP(), stk.Linear(), stk.VE()], ids=repr)
+def test_the_default_steps_bring_laws_and_their_powers_to_their_width(path):
+    for weight, power in POWERS.values():
+        for std in (0.5, 2.0):
+            assert 1 < end_of(path, power, weight, std=std) < 1.03
+
+
+def test_steps_that_do_not_know_the_power_are_caught(monkeypatch):
+    """The mutant: as many for a power as for the law itself."""
+    monkeypatch.setattr(annealed, "exponents", lambda field: (1.0, 1.0))
+    for name in ("tempered by 2", "tempered by 10"):
+        weight, power = POWERS[name]
+        assert end_of(stk.VP(), power, weight) > 1.03
+
+
+def test_a_run_of_a_power_has_its_width_and_one_of_few_steps_is_told():
+    field = stk.tempered(diffused(stk.VP()), 2.0)
+    levels = torch.logspace(0.5, -1, 12, dtype=torch.float64).tolist()
+    draws = stk.sample(field, AnnealedLangevin(levels), chains=1500, seed=2)
+    error = 1 / math.sqrt(2 * draws.final.numel())
+    assert -5 * error < float(draws.final.square().mean().sqrt()) / 0.5**0.5 - 1 < 0.03 + 5 * error
+    with pytest.warns(UserWarning, match="variance of this power or product of fields ends too"):
+        stk.sample(field, AnnealedLangevin(steps_per_level=5), chains=4)

@@ -22,6 +22,15 @@ The ladder and eps can be computed from the data. In D dimensions the techniques
     3. One network for all levels: score_i(x) = net(x) / s_i.
     4. eps, such that T steps at a level bring the variance from that of the level before as near as can be to its own.
 
+How many steps. Let the law be N(0, s_0^2), raised to the power w: at the level s the stationary
+variance is `(s_0^2 + s^2) / w`. With T steps at each of levels whose ratio is gamma, and `q = eps /
+s_L^2`, the variance v falls behind. In u = v w / s_0^2 and z = s^2 / s_0^2
+
+    du/dz = R w / (1 + z) (u - (1 + z)),      R = T q / log gamma,      at the end u = R w / (R w - 1),
+
+whatever s_0 is: the excess is `1 / (R w - 1)`, .43 at technique 4's eps of 32 levels with T = 5,
+and more for w < 1. By default T keeps it at `EXCESS`.
+
 References:
     Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019):
     NCSN.
@@ -32,6 +41,7 @@ References:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -52,6 +62,7 @@ from scoretk.core.arguments import (
 )
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
+from scoretk.fields.combine.powers import exponents
 from scoretk.fields.paths import EDM, VE, GaussianPath
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
@@ -70,6 +81,13 @@ __all__ = [
 ]
 
 BLOCK = 2048
+EXCESS, STEP = 0.04, 0.5
+"""By what share of the variance the default number of steps may leave it too large, and the step
+at each level that it is made of, in units of what the sum of powers lets be stable.
+"""
+TOLD = 0.25
+"""The excess of a power's variance above which a run warns of steps that the user has set."""
+FEWEST = 5
 
 
 def largest_distance(data: Tensor) -> float:
@@ -257,15 +275,17 @@ class AnnealedLangevin:
         levels: How many (geometric between the path's ends, or from temperature 100 to 1), or the
             decreasing levels themselves: sigma/alpha for a timed field, temperatures for a static
             one.
-        steps_per_level: The steps per level.
-        step_size: Eps, at the last level (None: NCSNv2's technique 4; a static field has no such
-            rule and needs it said).
+        steps_per_level: How many. None, for a timed field: as many as bring the law's width
+            within 2 %, on powers and products of fields (`tempered`, `product`) too; for a static
+            one: 5. Five a level is what NCSNv2 takes, which leaves a Gaussian a fifth too wide.
+        step_size: Eps, at the last level (None: where `steps_per_level` is given NCSNv2's technique
+            4, else half of `sigma_L^2`; a static field has no such rule and needs it said).
         denoise: Whether a timed field's run ends on the denoised mean, one evaluation more.
             `ncsn()` and `ncsnv2(data)` are the published settings.
     """
 
     levels: int | Sequence[float] = 32
-    steps_per_level: int = 5
+    steps_per_level: int | None = None
     step_size: float | None = None
     denoise: bool = True
 
@@ -282,7 +302,8 @@ class AnnealedLangevin:
         else:
             ladder = _ladder(self.levels)  # type: ignore[arg-type]
             object.__setattr__(self, "levels", tuple(ladder.tolist()))
-        counts(self, steps_per_level=1)
+        if self.steps_per_level is not None:
+            counts(self, steps_per_level=1)
         if self.step_size is not None:
             positive("step_size", self.step_size)
 
@@ -320,9 +341,10 @@ class AnnealedLangevin:
     def milestones(self, field: Any) -> tuple[bool, ...]:
         """Every Langevin step is on the way; so is the closing denoising step."""
         extra = 1 if self.denoise and isinstance(field, TimedField) else 0
-        return (True,) * (len(self.ladder(field)) * self.steps_per_level + extra)
+        return (True,) * (len(self.ladder(field)) * self._steps(field, self.ladder(field)) + extra)
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> AnnealedState:
+        self._warn_of_excess(field)
         if isinstance(field, TimedField):
             path = _path(field.path)
             x = x / float(path.alpha(self._first(field, path)))
@@ -358,13 +380,13 @@ class AnnealedLangevin:
             drift = torch.full_like(ladder, size) / ladder[-1]
             spread = torch.sqrt(2 * size * ladder / ladder[-1])
             rows = torch.stack([torch.ones_like(ladder), torch.ones_like(ladder), drift, spread], 1)
-            return rows.repeat_interleave(self.steps_per_level, 0)
+            return rows.repeat_interleave(self._steps(field, ladder), 0)
         path = _path(field.path)
         t = path.t(-2 * ladder.log()).clamp(0, 1)
         alpha, a = path.alpha(t), size * (ladder / ladder[-1]) ** 2
-        rows = torch.stack([t, alpha, a * alpha, torch.sqrt(2 * a)], 1).repeat_interleave(
-            self.steps_per_level, 0
-        )
+        steps = self._steps(field, ladder)
+        rows = torch.stack([t, alpha, a * alpha, torch.sqrt(2 * a)], 1)
+        rows = rows.repeat_interleave(steps, 0)
         if self.denoise:
             last = torch.stack(
                 [t[-1], alpha[-1], ladder[-1] ** 2 * alpha[-1], torch.zeros_like(t[-1])]
@@ -372,17 +394,54 @@ class AnnealedLangevin:
             rows = torch.cat([rows, last[None]])
         return rows
 
+    def _steps(self, field: Any, ladder: Tensor) -> int:
+        """T; see the module's docstring."""
+        if self.steps_per_level is not None:
+            return self.steps_per_level
+        if not isinstance(field, TimedField):
+            return FEWEST
+        rate = (1 + 1 / EXCESS) / exponents(field)[0]
+        q = self._size(field, ladder) / float(ladder[-1]) ** 2
+        return max(FEWEST, math.ceil(rate * _log_ratio(ladder) / q - 1e-9))
+
     def _size(self, field: Any, ladder: Tensor) -> float:
+        """Eps."""
         if self.step_size is not None:
             return float(self.step_size)
-        if isinstance(field, TimedField):
-            return ncsnv2_step_size(ladder, self.steps_per_level)
-        raise InvalidArgument(
-            "step_size",
-            None,
-            "a positive number: over a tempering ladder there is no rule for it",
-            "Start from a step size that ULA takes at temperature 1",
+        if not isinstance(field, TimedField):
+            raise InvalidArgument(
+                "step_size",
+                None,
+                "a positive number: over a tempering ladder there is no rule for it",
+                "Start from a step size that ULA takes at temperature 1",
+            )
+        stable = float(ladder[-1]) ** 2 / max(1.0, exponents(field)[1])
+        if self.steps_per_level is None:
+            return STEP * stable
+        return min(ncsnv2_step_size(ladder, self.steps_per_level), stable)
+
+    def _warn_of_excess(self, field: Any) -> None:
+        """Say where a power of fields in time ends too wide by what the user has set."""
+        if self.steps_per_level is None or not isinstance(field, TimedField):
+            return
+        least, ladder = exponents(field)[0], self.ladder(field)
+        q = self._size(field, ladder) / float(ladder[-1]) ** 2
+        rate = (
+            self.steps_per_level * q / _log_ratio(ladder) * least if len(ladder) > 1 else math.inf
         )
+        if exponents(field) != (1.0, 1.0) and rate < 1 + 1 / TOLD:
+            wide = f"{rate / (rate - 1):.3g} times" if rate > 1 else "without a bound"
+            warnings.warn(
+                f"AnnealedLangevin: with {self.steps_per_level} steps at each of {len(ladder)} levels the "
+                f"variance of this power or product of fields ends too large, {wide} for a Gaussian. "
+                "Leave steps_per_level out, or set more of them",
+                stacklevel=2,
+            )
+
+
+def _log_ratio(ladder: Tensor) -> float:
+    """The logarithm of the largest ratio of neighbouring levels; 0 of a single level."""
+    return float(-ladder.log().diff().min()) if len(ladder) > 1 else 0.0
 
 
 def _geometric(high: float, low: float, n: int) -> Tensor:

@@ -17,9 +17,9 @@ from scoretk.fields.distribution import in_one_space
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, static
-from scoretk.fields.wrapped import Kind, shared_map
+from scoretk.fields.wrapped import Kind, Wrapped, shared_map
 
-__all__ = ["Powered", "PoweredTimed", "product", "tempered"]
+__all__ = ["Powered", "PoweredTimed", "exponents", "product", "tempered"]
 
 
 def tempered(field: object, temperature: float) -> object:
@@ -157,3 +157,19 @@ def _score_at(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
         field.native, "score", None
     )  # where it is exact at sigma = 0, and a conversion would not be
     return field.score(x, t) if own is None else own(x, t, **field.cond)
+
+
+def exponents(field: Any) -> tuple[float, float]:
+    """The least of the `a_i` in `prod p_i^(a_i)`, and their sum, of a field in time.
+
+    What is no power of fields is a law of its own, of exponent 1; of other wrappers around several
+    those that are farthest from it.
+    """
+    field = getattr(field, "native", field)
+    if not isinstance(field, Wrapped) or not is_timed(field):
+        return 1.0, 1.0
+    parts = [exponents(part) for part in field.inner if is_timed(part)] or [(1.0, 1.0)]
+    least, sums = min(p[0] for p in parts), [p[1] for p in parts]
+    if isinstance(field, PoweredTimed):
+        return field.weight * least, field.weight * sum(sums)
+    return least, max(sums)
