@@ -79,7 +79,7 @@ def from_timesteps(
             timestep, and never below 0), or in the dtype of x and unrounded where `integer=False`.
         alphas_cumprod: `(N,)`.
         event_shape: The event shape.
-        predicts: .
+        predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
 
     Raises:
         `InvalidArgument`, also for noise or score of a table that ends at 0, where they say nothing
@@ -141,8 +141,8 @@ def from_reversed_time(
     Args:
         net: Called as `net(x, s, **cond)`.
         path: In this package's time (None, with predicts "velocity", for a `Velocity` from `base`).
-        predicts: The predicts.
-        base: .
+        predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
+        base: Of a `Velocity`: the law at s = 1, a field with `draw`; None for N(0, I).
     """
     function("net", net, "net(x, s, **cond)")
     check_prediction(predicts)

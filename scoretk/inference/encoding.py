@@ -137,7 +137,7 @@ class Flow:
         return self.field.source == "velocity" and (path is None or float(path.sigma(1.0)) == 0)
 
     def time(self, angle: float) -> float:
-        """T at this angle, exact at the ends."""
+        """The time of this angle, exact at the ends."""
         path, (noise, data) = self.field.path, self.ends
         if path is None:
             return angle

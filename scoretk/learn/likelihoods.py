@@ -70,7 +70,7 @@ def reparametrised(distribution: td.Distribution, noise: Tensor) -> Tensor:
 
     Args:
         distribution: A `Normal`, a `MultivariateNormal` or an `Independent` of one.
-        noise: .
+        noise: Standard normal, `(..., *batch_shape, *event_shape)`.
     """
     raise InvalidArgument(
         "posterior", distribution, "a Normal, a MultivariateNormal or an Independent of one"

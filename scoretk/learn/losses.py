@@ -41,7 +41,7 @@ def noise_prediction(
         x: Data `(batch, *event_shape)`.
         t: `(batch,)` in [0, 1].
         noise: Standard normal, like x.
-        path: .
+        path: From noise to data.
 
     Returns:
         `(batch,)`. Raises `InvalidArgument` where shapes disagree.

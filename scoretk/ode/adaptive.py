@@ -147,7 +147,7 @@ def integrate(
         method: A pair or its name in `TORCHDIFFEQ`.
         rtol: The error allowed a step, `atol + rtol |x|`.
         atol: The error allowed a step, `atol + rtol |x|`.
-        max_steps: .
+        max_steps: The most steps, all rows together.
 
     Returns:
         an `Integral`. A failed row stays where it started, with status `NONFINITE`; where the steps

@@ -70,7 +70,10 @@ def with_adjoint(solve: Callable[[Tensor], Solved], x: Tensor, way: BackwardSolv
     Args:
         solve: Run without a graph.
         x: `(rows, *event)`.
-        way: . Returns what solve does. A row that failed passes no gradient on.
+        way: How to go back.
+
+    Returns:
+        What solve does. A row that failed passes no gradient on.
 
     Raises:
         `InvalidArgument` where the velocity depends on a tensor that wants gradients and that the

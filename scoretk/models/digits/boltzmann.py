@@ -262,10 +262,10 @@ class TemperedDivergence:
 
     Args:
         units: Where the replicas' way begins.
-        chains: The chains.
-        sweeps: A call.
-        replicas: Of each chain.
-        seed: .
+        chains: How many are kept, each with its replicas.
+        sweeps: Of block Gibbs sampling, at each call.
+        replicas: Temperatures of each chain.
+        seed: Of the chains.
 
     References:
         Desjardins, Courville, Bengio, Vincent, Delalleau (2010).

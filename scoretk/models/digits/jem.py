@@ -58,7 +58,7 @@ class JEM:
 
     Args:
         network: Whose correction is f, `(batch, *event_shape) -> (batch, classes)`.
-        event_shape: .
+        event_shape: Of an image.
     """
 
     network: ConfinedEnergy

@@ -84,7 +84,7 @@ class LatentEnergy:
         generator: `(batch, *event_shape) -> (batch, *data_shape)`.
         log_ratio: `(batch, *data_shape) -> (batch,)`.
         event_shape: Of a latent.
-        data_shape: .
+        data_shape: Of what the generator makes.
     """
 
     generator: Decoder
