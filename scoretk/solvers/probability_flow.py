@@ -245,7 +245,7 @@ class ProbabilityFlow:
         }
 
     def _closed(self, field: TimedField, x: Tensor, start: float, end: float) -> tuple[Tensor, int]:
-        """x at the end, which is not asked, and the evaluations.
+        """The state at the end, which is not asked, and the evaluations.
 
         By the midpoint of the velocity, or the denoised x.
         """
