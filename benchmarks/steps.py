@@ -145,11 +145,16 @@ def check(name: str, x: Tensor) -> None:
 def main() -> None:
     options = arguments(__doc__)
     report = Report("Langevin steps", "torchebm")
-    rows = (
+    rows = [
         ("ring 10 x 2", Ring(), (10, 2), 1000),
         ("ring 10,000 x 2", Ring(), (10_000, 2), 100),
         ("MLP 4 x 128, 1024 x 64", mlp(), (1024, 64), 40),
-    )
+    ]
+    if options.device.type != "cpu":  # what fills an accelerator
+        rows += [
+            ("ring 1,000,000 x 2", Ring(), (1_000_000, 2), 100),
+            ("MLP 4 x 128, 65,536 x 64", mlp(), (65_536, 64), 40),
+        ]
     for row, energy, size, steps in rows:
         energy = energy.to(options.device).requires_grad_(False)
         generator = torch.Generator().manual_seed(1)
