@@ -13,7 +13,7 @@ UNSTABLE = [
     stk.ProbabilityFlow("adams_3", 50),
     stk.ReverseSDE("euler", 50),
     stk.ReverseSDE("dpmpp_2m", 50),
-    stk.AnnealedLangevin(20),
+    stk.AnnealedLangevin(20, 5),
 ]
 PATHS = [stk.VP(), stk.Linear(), stk.EDM(), stk.VE(0.01, 50.0)]
 
@@ -111,3 +111,57 @@ def test_a_compiled_run_diverges_at_the_same_step():
     )
     assert compiled.status.tolist() == eager.status.tolist() == [2, 0, 2]
     assert torch.equal(compiled.failed_at, eager.failed_at)
+
+
+# --- kernels without a grid, which no acceptance turns back
+
+QUADRATIC = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+TOO_LONG = {
+    "ula": (stk.ULA(3.0), 20),
+    "ula, longer": (stk.ULA(2.2), 120),
+    "underdamped": (stk.Underdamped(2.5), 40),
+    "preconditioned": (stk.PreconditionedLangevin(3.0, metric="none", adjusted=False), 20),
+}
+WELL = {
+    "ula": stk.ULA(0.1),
+    "a third below the limit": stk.ULA(1.3),
+    "underdamped": stk.Underdamped(0.3),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LONG)
+def test_a_kernel_that_blows_up_before_anything_overflows_is_diverged(name):
+    solver, steps = TOO_LONG[name]
+    for keep in ("last", "moments", "all"):
+        draws = stk.sample(QUADRATIC, solver, chains=8, steps=steps, keep=keep)
+        assert draws.failures == {"DIVERGED": 8}
+        assert draws.failed_at.tolist() == [steps] * 8
+    with pytest.raises(stk.ChainFailure, match=f"DIVERGED at step {steps}"):
+        stk.sample(QUADRATIC, solver, chains=8, steps=steps, on_failure="raise")
+
+
+@pytest.mark.parametrize("name", WELL)
+@pytest.mark.parametrize("far", [0.0, 1e4])
+def test_what_wanders_or_goes_to_its_target_raises_no_alarm(name, far):
+    wide = stk.Energy(lambda x: ((x - far) / (1 + far)).square().sum(1) / 2, (2,))
+    there = stk.Energy(lambda x: (x - far).square().sum(1) / 2, (2,))
+    for field in (wide, there, stk.Score(lambda x: 0 * x, (2,))):
+        for chains in (1, 16):
+            draws = stk.sample(field, WELL[name], chains=chains, steps=60, keep="last")
+            assert draws.failures == {}
+
+
+def test_blow_ups_are_told_in_resumed_and_in_compiled_blocks_alike(tmp_path):
+    saved, run = tmp_path / "run.ckpt", {"chains": 4, "seed": 3}
+    for steps in (12, 24, 40):
+        draws = stk.sample(QUADRATIC, stk.ULA(3.0), steps=steps, checkpoint=saved, **run)
+        assert draws.failures == stk.sample(QUADRATIC, stk.ULA(3.0), steps=steps, **run).failures
+        assert torch.equal(draws.x, stk.sample(QUADRATIC, stk.ULA(3.0), steps=steps, **run).x)
+
+
+def test_without_a_look_back_a_kernels_blow_up_is_an_answer(monkeypatch):
+    """The mutant."""
+    monkeypatch.setattr("scoretk.run.moment.GROWN", float("inf"))
+    draws = stk.sample(QUADRATIC, stk.ULA(3.0), chains=8, steps=20, keep="last")
+    assert draws.failures == {}
+    assert float(draws.final.abs().min()) > 1e4

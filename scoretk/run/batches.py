@@ -30,7 +30,7 @@ from scoretk.run.checkpoint import (
 )
 from scoretk.run.drive import UNROLL, drive
 from scoretk.run.independence import check_rows_apart
-from scoretk.run.moment import Moment, begin
+from scoretk.run.moment import Moment, begin, is_free, outcome
 from scoretk.run.progress import ProgressBar
 from scoretk.run.record import Record, Recorder
 from scoretk.run.schedule import Schedule
@@ -206,7 +206,7 @@ def _begin(solver: Any, batch: Batch, tuned: dict[str, Tensor] | None) -> Moment
 
 def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) -> Finished:
     kept = schedule.kept_before(schedule.total)
-    failed_at = moment.failed_at
+    status, failed_at = outcome(moment)
     if schedule.milestones is not None:
         as_intervals = [schedule.interval(s) if s >= 0 else -1 for s in failed_at.tolist()]
         failed_at = torch.tensor(as_intervals, dtype=failed_at.dtype, device=failed_at.device)
@@ -214,7 +214,7 @@ def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) ->
     leaves = tuned_leaves(moment.state) if tuned else {}
     return Finished(
         recorder.position(moment.state.x),
-        moment.status,
+        status,
         failed_at,
         record,
         moment.evaluations,
@@ -283,6 +283,7 @@ def _save(
             f"{i}/{kind}/{name}": v for kind, part in parts.items() for name, v in part.items()
         }
         tensors |= {f"{i}/status": m.status, f"{i}/failed_at": m.failed_at}
+        tensors |= {} if m.halfway is None else {f"{i}/halfway": m.halfway}
     saving.checkpoint.save(
         tensors,
         {
@@ -476,6 +477,9 @@ def _read_moment(
     else:
         template = begin(solver, batch.bound, batch.start(), batch.noise, again=batch.again)
     status, failed_at = _read_outcome(saved, batch, step)
+    halfway = None
+    if is_free(solver) and "halfway" in saved.left:
+        halfway = saved.take("halfway", template.state.x, (len(batch.noise.chains),))
     record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(step))
     state, tuning = saved.under("state/"), saved.under("tuning/")
     leaves = {name: state.take(name, value) for name, value in state_leaves(template.state).items()}
@@ -497,6 +501,7 @@ def _read_moment(
         record=_with_room(record, batch.schedule, step),
         evaluations=evaluations,
         tuning=restored,
+        halfway=halfway,
     )
 
 

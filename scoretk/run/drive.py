@@ -25,7 +25,7 @@ from scoretk.core.compiling import compiled
 from scoretk.errors import ChainFailure, Status
 from scoretk.fields.resolve import StaticField, TimedField
 from scoretk.run.capture import Tape, requests
-from scoretk.run.moment import Moment
+from scoretk.run.moment import Moment, extent, is_free, outcome
 from scoretk.run.record import Recorder
 from scoretk.run.schedule import Schedule
 from scoretk.run.settle import make_step, settled
@@ -344,12 +344,13 @@ def drive(
     engine.recompute = recompute
     if compiled and not whole:
         engine.fast = _with_fused_parts(bound)
-    size = 8
+    size, free = 8, is_free(solver)
     while moment.step < schedule.total:
         started = time.perf_counter()
-        moment = engine.block(
-            moment, min(_aligned(moment.step, size), schedule.total - moment.step)
-        )
+        end = schedule.half if free and moment.step < schedule.half else schedule.total
+        moment = engine.block(moment, min(_aligned(moment.step, size), end - moment.step))
+        if free and moment.step == schedule.half:
+            moment = replace(moment, halfway=extent(moment.state.x))
         _raise_failures(moment, schedule, on_failure, noise.chains)
         yield moment
         # a block takes about a tenth of a second: often enough for progress, checkpoints and Ctrl-C
@@ -365,7 +366,11 @@ def _aligned(step: int, size: int) -> int:
 
 
 def _raise_failures(moment: Moment, schedule: Schedule, on_failure: str, ids: Tensor) -> None:
-    if on_failure == "raise" and bool((moment.status != int(Status.OK)).any()):
-        chains = torch.nonzero(moment.status != int(Status.OK)).flatten()
-        steps = [schedule.interval(s) for s in moment.failed_at[chains].tolist()]
-        raise ChainFailure(ids[chains].tolist(), moment.status[chains].tolist(), steps)
+    if on_failure != "raise":
+        return
+    over = moment.step == schedule.total
+    status, failed_at = outcome(moment) if over else (moment.status, moment.failed_at)
+    if bool((status != int(Status.OK)).any()):
+        chains = torch.nonzero(status != int(Status.OK)).flatten()
+        steps = [schedule.interval(s) for s in failed_at[chains].tolist()]
+        raise ChainFailure(ids[chains].tolist(), status[chains].tolist(), steps)

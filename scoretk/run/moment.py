@@ -15,9 +15,9 @@ from scoretk.errors import Status
 from scoretk.fields.resolve import TimedField
 from scoretk.run.record import Record
 from scoretk.run.state import finite_chains
-from scoretk.solvers.base import is_grid
+from scoretk.solvers.base import is_grid, traits
 
-__all__ = ["Moment", "begin", "reach_of"]
+__all__ = ["Moment", "begin", "extent", "is_free", "outcome", "reach_of"]
 
 BEYOND_PATH, BEYOND_START = 1e7, 1e15
 """How far beyond the scales of its path and its start a chain is `DIVERGED`; where there is no
@@ -26,6 +26,8 @@ path, how far beyond its start.
 1e7 units of noise are what float32 resolves of it: farther out a state on a path says nothing of
 its noise.
 """
+GROWN = 100.0
+"""How much farther out than halfway through the run a chain without acceptance is `DIVERGED`."""
 ATTEMPTS = 100
 """How often a chain is started anew whose energy or score is not finite."""
 
@@ -35,7 +37,8 @@ class Moment:
     """All that a run is after `step` steps.
 
     `reach` `(chains,)` follows from the start; see `reach_of`. `restarts` counts the starts of
-    chains that were made anew.
+    chains that were made anew. `halfway` `(chains,)`, once a kernel that nothing holds is half through
+    its run, says how far out the chains were; see `outcome`.
     """
 
     state: Any
@@ -47,6 +50,7 @@ class Moment:
     tuning: Any = None
     reach: Tensor | None = None
     restarts: int = 0
+    halfway: Tensor | None = None
 
 
 def begin(
@@ -112,7 +116,7 @@ def reach_of(solver: Any, bound: Any, x: Tensor) -> Tensor | None:
     """
     if not is_grid(solver):
         return None
-    scale = x.detach().reshape(len(x), -1).abs().amax(1).nan_to_num(0.0, posinf=0.0).clamp(min=1.0)
+    scale = extent(x).clamp(min=1.0)
     if not isinstance(bound, TimedField):
         return BEYOND_START * scale
     known = (
@@ -121,3 +125,32 @@ def reach_of(solver: Any, bound: Any, x: Tensor) -> Tensor | None:
         else [float(f(t)) for f in (bound.path.alpha, bound.path.sigma) for t in (0.0, 1.0)]
     )
     return BEYOND_PATH * scale.clamp(min=max(known, default=1.0))
+
+
+def extent(x: Tensor) -> Tensor:
+    """The largest magnitude of each row, `(chains,)`; 0 where it is not finite."""
+    return x.detach().reshape(len(x), -1).abs().amax(1).nan_to_num(0.0, posinf=0.0)
+
+
+def is_free(solver: Any) -> bool:
+    """Whether no acceptance holds the chains and no grid says how far they may go."""
+    return not is_grid(solver) and not traits(solver).exact
+
+
+def outcome(moment: Moment) -> tuple[Tensor, Tensor]:
+    """Status and step of failure of each chain when the run is over.
+
+    A step too long for a kernel without acceptance takes x farther out by a factor a step, and a
+    run may end before anything overflows. What does not blow up wanders, or goes to its target:
+    from half of the run to its end by a factor of two. So a chain is `DIVERGED`, at the last step,
+    that is `GROWN` times as far out as it and as half of all chains were halfway, and as the unit.
+    It is said of a run that is over only: one that goes on is the same whatever it was stopped for.
+    """
+    if moment.halfway is None:
+        return moment.status, moment.failed_at
+    before = torch.maximum(moment.halfway, moment.halfway.median()).clamp(min=1.0)
+    gone = (extent(moment.state.x) > GROWN * before) & (moment.status == int(Status.OK))
+    return (
+        torch.where(gone, int(Status.DIVERGED), moment.status),
+        torch.where(gone, moment.step, moment.failed_at),
+    )

@@ -20,6 +20,11 @@ class Schedule:
     kept: tuple[bool, ...] | None = None
     milestones: tuple[bool, ...] | None = None
 
+    @property
+    def half(self) -> int:
+        """The step halfway between the end of warmup and that of the run."""
+        return self.warmup + (self.total - self.warmup) // 2
+
     def keeps(self, step: int) -> bool:
         """Whether the position after this step is kept."""
         if self.kept is not None:
