@@ -41,7 +41,7 @@ AHEAD = (
     "torch.distributed.tensor",
 )
 """What tests import and what takes seconds: imported once, before the forks."""
-OUTPUT = "output.txt"
+OUTPUT, NOT_COLLECTED = "output.txt", " (not collected)"
 COPIED = (
     "scoretk",
     "tests",
@@ -71,7 +71,7 @@ class FirstFailure:
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
-            self.tell(f"{report.nodeid or 'tests'} (not collected)")
+            self.tell(f"{report.nodeid or 'tests'}{NOT_COLLECTED}")
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -81,13 +81,13 @@ class FirstFailure:
         os.write(self.pipe, f"{text}\n".encode())
 
 
-def first_failure(copy: Path, tests: list[str], without: list[str]) -> str:
-    """The first of these tests that fails in the copy, empty where all pass."""
+def first_failure(copy: Path, tests: list[str], *options: str) -> str:
+    """The first of these tests that fails in the copy, empty where all pass; pytest's further options."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
         os.close(read)
-        _run_there(copy, tests, without, write)
+        _run_there(copy, tests, options, write)
     os.close(write)
     with open(read) as told:
         os.set_blocking(read, False)
@@ -101,7 +101,7 @@ def first_failure(copy: Path, tests: list[str], without: list[str]) -> str:
     return first or ("" if ended == 0 else "the time limit")
 
 
-def _run_there(copy: Path, tests: list[str], without: list[str], pipe: int) -> None:
+def _run_there(copy: Path, tests: list[str], more: tuple[str, ...], pipe: int) -> None:
     """Run the tests in the copy and end this process: 0 where they passed or one of them was told."""
     os.setsid()
     os.chdir(copy)
@@ -127,8 +127,7 @@ def _run_there(copy: Path, tests: list[str], without: list[str], pipe: int) -> N
             "no:xdist",
             f"--timeout={TEST_LIMIT}",
         ]
-        chosen = [option for name in without for option in ("--deselect", name)]
-        code = pytest.main([*options, *chosen, *tests], plugins=[FirstFailure(pipe)])
+        code = pytest.main([*options, *more, *tests], plugins=[FirstFailure(pipe)])
     except BaseException:  # noqa: BLE001 (told, and the process ends)
         traceback.print_exc()
     os._exit(0 if code in (0, 1, 2) else 3)
@@ -164,18 +163,21 @@ class Copy:
         started, broken = time.monotonic(), list[str]()
         while True:
             with self.changed(mutant):
-                killer = first_failure(self.folder, covering(mutant.file), broken)
+                killer = first_failure(self.folder, covering(mutant.file), *broken)
             if not killer or self.passes(killer):
                 return Outcome(killer, round(time.monotonic() - started, 1))
-            broken.append(killer)
+            file = killer.removesuffix(NOT_COLLECTED)
+            broken.append(f"--ignore={file}" if NOT_COLLECTED in killer else f"--deselect={file}")
 
-    def passes(self, test: str) -> bool:
-        """Whether a test passes without a mutant; what is no test cannot say."""
-        if "::" not in test:
+    def passes(self, killer: str) -> bool:
+        """Whether a test passes, or is collected, without a mutant."""
+        test, told, _ = killer.partition(NOT_COLLECTED)
+        if not Path(self.folder, test.partition("::")[0]).is_file():  # the time limit
             return True
-        if test not in self.sound:
-            self.sound[test] = not first_failure(self.folder, [test], [])
-        return self.sound[test]
+        if killer not in self.sound:
+            only = ["--collect-only"] if told else []
+            self.sound[killer] = not first_failure(self.folder, [test], *only)
+        return self.sound[killer]
 
     @contextlib.contextmanager
     def changed(self, mutant: Mutant) -> Any:
