@@ -14,7 +14,7 @@ from scoretk.diagnostics import Classifier, copies, sliced_wasserstein
 from scoretk.models import specs
 from scoretk.models.digits import autoregressive as networks
 from scoretk.models.digits.data import load_digits
-from scoretk.models.digits.networks import Spread, fresh
+from scoretk.models.digits.networks import PrincipalAxes, fresh
 from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.models.latent import autoregressive as ar
 from scoretk.plugins.models import build
@@ -69,7 +69,7 @@ def binary_law(name, seed=0):
 
 
 def real(name, shape=(2,), components=2):
-    spread = Spread(torch.tensor(0.5).double(), None, torch.tensor(0.8).double())
+    spread = PrincipalAxes(torch.tensor(0.5).double(), None, torch.tensor(0.8).double())
     return ar.Autoregressive(
         ar.Logistics(backbone(name, shape, 3 * components, scale=0.6), spread.mean, spread.std),
         shape,

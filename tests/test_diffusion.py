@@ -31,10 +31,10 @@ from scoretk.models.digits.ncsn import DIGITS_NCSN, DIGITS_NCSNV2
 from scoretk.models.digits.networks import (
     EDMNetwork,
     PathNetwork,
-    Spread,
+    PrincipalAxes,
     TimeMLP,
     fresh,
-    spread_of,
+    principal_axes,
 )
 from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.models.targets.mixture import GaussianMixture, gaussian
@@ -65,7 +65,7 @@ def normal(*shape, seed=0):
 
 def of(variant, data):
     """An untrained network of the variant on these data."""
-    spread = spread_of(data, 0.0)
+    spread = principal_axes(data, 0.0)
     backbone = fresh(lambda: TimeMLP(data[0].numel(), 8, 1), rng())
     return variant.network(backbone, variant.path, variant.predicts, spread).double()
 
@@ -110,7 +110,7 @@ def test_edm_s_preconditioning_is_that_of_one_standard_deviation_and_its_coeffic
     data = 0.6 * normal(500, 4) - 0.4
     network = of(DIGITS_EDM, data)
     x, t = normal(6, 4, seed=3), torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
-    spread = Spread(network.mean, None, network.std)
+    spread = PrincipalAxes(network.mean, None, network.std)
     plain = PathNetwork(network.backbone, DIGITS_EDM.path, "data", spread)
     torch.testing.assert_close(network(x, t), plain(x, t))  # the backbone is still zero
     network.backbone = Times()
@@ -384,7 +384,7 @@ def test_samples_are_good(name, digits, classifier):
 def test_held_out_digits_are_likelier_than_under_a_gaussian(name, digits):
     field, x = MODELS[name].build(), digits.test[:40]
     found = stk.log_prob(field, x, rtol=1e-2, atol=1e-2, probes=2)
-    mean, basis, std = spread_of(digits.train, 0.036)
+    mean, basis, std = principal_axes(digits.train, 0.036)
     rival = td.Normal(0.0, std).log_prob((x.flatten(1) - mean) @ basis).sum(1)
     assert not found.status.any()
     assert float((found.value - rival).mean()) > 10
