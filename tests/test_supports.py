@@ -12,6 +12,8 @@ from torch.distributions import biject_to, constraints
 
 import scoretk as stk
 from scoretk.fields.distribution import in_free_space
+from scoretk.fields.resolve import resolve
+from scoretk.fields.validation import refuses
 from tests.evidence import FALSE_ALARM, ks_p, mean_z, z_limit
 
 
@@ -523,3 +525,46 @@ def test_a_sparse_simplex_has_its_law_by_way_of_a_users_energy_too():
         # an entry alone is Beta(.1, .2), and at most one of three is above .99
         cornered = (draws.final.amax(1) > 0.99).double()
         assert abs(mean_z(cornered, 3 * float(stats.beta(0.1, 0.2).sf(0.99)))) < z_limit()
+
+
+# --- what the compiler leaves out
+
+HALVES = {
+    "Exponential": lambda x: -td.Exponential(1.0).log_prob(x).sum(1),
+    "Uniform": lambda x: -td.Uniform(0.0, 3.0).log_prob(x).sum(1) + x.square().sum(1),
+    "one coordinate": lambda x: x[:, 0].square() - td.HalfNormal(2.0).log_prob(x[:, 1]),
+    "a parameter": lambda x: x.square().sum(1) - td.Bernoulli(x[:, 0]).log_prob(torch.ones(len(x))),
+}
+INSIDE = {
+    "the line": stk.Energy(lambda x: -td.Normal(0.0, 2.0).log_prob(x).sum(1), (2,)),
+    "by exp": stk.Energy(lambda x: -td.Gamma(2.0, 1.0).log_prob(x.exp()).sum(1), (2,)),
+    "under its support": stk.constrained(
+        stk.Energy(HALVES["Exponential"], (2,)), constraints.positive
+    ),
+    "a distribution": stk.from_distribution(td.Independent(td.Gamma(torch.ones(2), 2.0), 1)),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_field_whose_checks_the_compiler_leaves_out_is_not_compiled(name):
+    field, run = (
+        stk.Energy(HALVES[name], (2,)),
+        {"chains": 8, "steps": 8, "init": torch.full((8, 2), 0.5)},
+    )
+    kernel = stk.HMC(step_size=0.4, leapfrogs=3, metric="none")
+    with pytest.warns(UserWarning, match="not compiled.*checks the compiler leaves out"):
+        draws = stk.sample(field, kernel, compile=True, **run)
+    assert torch.equal(draws.x, stk.sample(field, kernel, **run).x)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_never_leaves_its_support_is_compiled(name):
+    bound = resolve(INSIDE[name], {"energy"})
+    assert refuses(bound.energy, torch.zeros(4, 2)) is None
+
+
+def test_asked_at_its_start_alone_a_field_is_compiled(monkeypatch):
+    """The mutant: every chain starts inside."""
+    monkeypatch.setattr("scoretk.fields.validation.REACH", (0.0,))
+    bound = resolve(stk.Energy(HALVES["Exponential"], (2,)), {"energy"})
+    assert refuses(bound.energy, torch.ones(4, 2)) is None

@@ -12,6 +12,9 @@ rises for ever. For the same reason the checks are on while a field is asked, al
 has been turned off, as any use of `torch.compile` does for the whole process; a distribution that
 was given `validate_args=False` stays as it is.
 
+A compiled evaluation has no checks. So before a run is compiled its field is asked here and there
+whether it refuses anything (`refuses`), and if so the run is not compiled.
+
 An evaluation that is refused is repeated, once for each distribution that refuses; what a run
 counts is what its solver asked for. An error that does not come from x (data outside a support, a
 scale that is negative for every x) is the user's, and is raised.
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -28,8 +32,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from scoretk.core.rows import across, row_sum
+from scoretk.fields.derivatives import probes
 
-__all__ = ["rejecting"]
+__all__ = ["refuses", "rejecting"]
+
+_SEEN: ContextVar[list[ValueError] | None] = ContextVar("seen", default=None)
+"""Where the errors are noted that made rows rejections, while anybody asks."""
+
+REACH = (0.0, 1.0, 10.0, 100.0)
+"""How far from a point, in each coordinate, it is asked whether anything is refused."""
 
 
 def rejecting(
@@ -49,6 +60,9 @@ def rejecting(
         try:
             return evaluate(x, **cond)
         except ValueError as error:
+            seen = _SEEN.get()
+            if seen is not None:
+                seen.append(error)
             outside, made = _without_refused(evaluate, x, cond, error)
     if made is None:  # each row is refused
         made = tuple(row_sum(x) if k == 0 else torch.zeros_like(x) for k in range(len(refused)))
@@ -57,6 +71,25 @@ def rejecting(
         torch.where(across(outside, v), r, v) for v, r in zip(parts, refused, strict=True)
     )
     return filled if len(refused) > 1 else filled[0]
+
+
+def refuses(evaluate: Callable[[Tensor], Any], x: Tensor) -> str | None:
+    """What torch's distributions refuse in `evaluate` at x or around it; None where nothing.
+
+    Args:
+        evaluate: What asks a field, and so `rejecting`.
+        x: `(rows, *event_shape)`.
+    """
+    noted: list[ValueError] = []
+    token = _SEEN.set(noted)
+    try:
+        for reach in REACH:
+            evaluate(x + reach * probes(x, len(x), 5))
+            if noted:
+                return " ".join(str(noted[0]).split("but found")[0].split())
+    finally:
+        _SEEN.reset(token)
+    return None
 
 
 @contextmanager

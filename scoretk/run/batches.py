@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,9 @@ from torch import Tensor
 from scoretk.core.compiling import Uncompilable
 from scoretk.core.identity import Identity, differences, is_summary
 from scoretk.errors import CheckpointError, Status
+from scoretk.fields.protocols import offers
+from scoretk.fields.resolve import StaticField
+from scoretk.fields.validation import refuses
 from scoretk.run.checkpoint import (
     Checkpoint,
     another,
@@ -128,6 +131,8 @@ def run_batches(
                 run.moments[i] = _begin(solver, batch, finished[0].tuned if finished else None)
                 if i == 0:
                     check_rows_apart(batch.bound, solver.needs, run.moments[i].state.x)
+            if compiler.used and not i:
+                compiler.used = _compilable(batch.bound, run.moments[i].state.x)
             for moment in _driven(
                 run,
                 i,
@@ -157,6 +162,27 @@ class _Compiler:
     """Whether the run is compiled, until the compiler fails."""
 
     used: bool
+
+
+def _compilable(bound: Any, x: Tensor) -> bool:
+    """Whether a compiled run has the law that an eager one has; else a warning.
+
+    The compiler leaves out the checks of `torch.distributions`, which say where a density is zero.
+    """
+    if not isinstance(bound, StaticField) or "states" in offers(bound.native):
+        return True
+    ask, refused = bound.energy if "energy" in offers(bound.native) else bound.score, None
+    with suppress(Exception):  # what a model raises, the run will
+        refused = refuses(ask, x.detach())
+    if refused is not None:
+        warnings.warn(
+            "compile=True: not compiled, the run goes on eagerly. The field is made of "
+            "distributions with a support, whose checks the compiler leaves out: chains would "
+            f"leave it. {refused[:300]}. Put the field under its support, scoretk.constrained, or "
+            "let it say where its energy is infinite",
+            stacklevel=4,
+        )
+    return refused is None
 
 
 def _driven(
