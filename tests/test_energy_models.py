@@ -12,7 +12,7 @@ from scoretk.inference.partition import Normalised
 from scoretk.models.digits import energy as digits_energy
 from scoretk.models.digits import jem
 from scoretk.models.digits.data import load_digits
-from scoretk.models.digits.networks import ConfinedEnergy, EnergyMLP, fresh, spread_of
+from scoretk.models.digits.networks import ConfinedEnergy, EnergyMLP, fresh, principal_axes
 from scoretk.models.specs import digits_jem
 from scoretk.models.targets.mixture import gaussian
 from scoretk.plugins.models import build
@@ -40,7 +40,7 @@ def shipped_jem():
 def random_jem(classes=3):
     data = torch.randn(50, 2, generator=generator())
     network = ConfinedEnergy(
-        fresh(lambda: EnergyMLP(2, 8, 1, classes), generator()), spread_of(data, 0.1)
+        fresh(lambda: EnergyMLP(2, 8, 1, classes), generator()), principal_axes(data, 0.1)
     ).double()
     torch.nn.init.normal_(network.backbone.leave.weight, generator=generator(1))
     return jem.JEM(network, (2,))

@@ -10,7 +10,7 @@ import scoretk as stk
 from scoretk.models.digits import energy as digits_energy
 from scoretk.models.digits.diffusion import DIGITS_DIFFUSION
 from scoretk.models.digits.flow_matching import FLOW
-from scoretk.models.digits.networks import PathNetwork, TimeMLP, fresh, spread_of
+from scoretk.models.digits.networks import PathNetwork, TimeMLP, fresh, principal_axes
 from scoretk.models.digits.stored import read_weights, shipped, write_weights
 from scoretk.models.digits.training import prepare
 from scoretk.models.targets.analytic import EightSchools, Funnel, Semicircle
@@ -172,7 +172,7 @@ def test_an_untrained_path_network_is_the_exact_gaussian(path, predicts):
     mixing = torch.randn(3, 3, generator=generator, dtype=torch.float64)
     data = torch.randn(500, 3, generator=generator, dtype=torch.float64) @ mixing + 1
     net = PathNetwork(
-        fresh(lambda: TimeMLP(3, 8, 1), generator), path, predicts, spread_of(data, 0.0)
+        fresh(lambda: TimeMLP(3, 8, 1), generator), path, predicts, principal_axes(data, 0.0)
     ).double()
     x, t = (
         torch.randn(4, 3, generator=generator, dtype=torch.float64),

@@ -22,7 +22,7 @@ from scoretk.models.digits.flows import (
     FlowNetwork,
     NormalizingFlow,
 )
-from scoretk.models.digits.networks import fresh, spread_of
+from scoretk.models.digits.networks import fresh, principal_axes
 from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from tests.evidence import FALSE_ALARM, assert_distribution, assert_mean, ks_p, mean_z, z_limit
@@ -51,7 +51,7 @@ def random_flow(variant, strength=0.5, dim=DIM):
     steps = fresh(lambda: variant._steps(settings), generator)
     moved(steps, generator, strength)
     return NormalizingFlow(
-        in_float64(FlowNetwork(steps, spread_of(correlated(dim=dim), 0.1))), (dim,)
+        in_float64(FlowNetwork(steps, principal_axes(correlated(dim=dim), 0.1))), (dim,)
     )
 
 
@@ -59,7 +59,7 @@ def random_ffjord(strength=0.5):
     generator = torch.Generator().manual_seed(1)
     drift = fresh(lambda: FFJORD._drift({"event_shape": (DIM,), "width": 16}), generator)
     moved(drift, generator, strength)
-    return in_float64(ContinuousNetwork(drift, spread_of(correlated(), 0.1)))
+    return in_float64(ContinuousNetwork(drift, principal_axes(correlated(), 0.1)))
 
 
 def in_float64(network):
@@ -134,7 +134,7 @@ def test_draws_follow_the_density(name):
 def test_untrained_it_is_the_gaussian_of_the_data(name):
     data = correlated()
     truth = torch.distributions.MultivariateNormal(data.mean(0), data.T.cov(correction=0))
-    spread = spread_of(data, 0.0)
+    spread = principal_axes(data, 0.0)
     if name == FFJORD.model:
         network = random_ffjord(0.0)
         network.mean, network.basis, network.std = (part.double() for part in spread)
