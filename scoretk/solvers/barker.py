@@ -3,18 +3,26 @@ r"""Barker's proposal: a gradient-based kernel that bears a step size which is t
 Each coordinate proposes a jump z of symmetric law and takes it forwards or backwards, forwards
 where the density rises:
 
-    z ~ N(0, 2 h T I),    b_i = +1 with probability 1 / (1 + exp(z_i grad_i E(x) / T)), else -1,    x' = x + b z
+    x' = x + b z,    z ~ N(0, 2 h T I),
+    b_i = +1 with probability 1 / (1 + exp(z_i grad_i E(x) / T)), else -1
 
-With mu the density of z, the density of the proposal is `q(x' | x) = prod_i 2 mu_i(y_i) / (1 +
-exp(y_i grad_i E(x) / T))`, y = x' - x, and mu is symmetric, so that
+With mu the density of z and y = x' - x, the density of the proposal is
 
-    log q(x | x') - log q(x' | x) = sum_i log(1 + exp(y_i grad_i E(x) / T)) - log(1 + exp(-y_i grad_i E(x') / T))
+    q(x' | x) = prod_i 2 mu_i(y_i) / (1 + exp(y_i grad_i E(x) / T))
 
-and x' is accepted with probability `min(1, exp((E(x) - E(x')) / T + log q(x | x') - log q(x' |
-x)))`. To first order in h the jump has mean -h grad E and variance 2 h T, as MALA's; but it is
-never longer than z, however steep E is, where MALA's grows with the gradient: a step size that is
-too large, or scales that differ, cost acceptance and not ergodicity. In high dimension it is most
-efficient at an acceptance of .57, as every kernel of its kind.
+and mu is symmetric, so that
+
+    log q(x | x') - log q(x' | x)
+        = sum_i log(1 + exp(y_i grad_i E(x) / T)) - log(1 + exp(-y_i grad_i E(x') / T))
+
+and x' is accepted with probability
+
+    min(1, exp((E(x) - E(x')) / T + log q(x | x') - log q(x' | x))).
+
+To first order in h the jump has mean -h grad E and variance 2 h T, as MALA's. But it is never
+longer than z, however steep E is, where MALA's grows with the gradient: a step size that is too
+large, or scales that differ, cost acceptance and not ergodicity. In high dimension it is most
+efficient at an acceptance of .57, as are all locally balanced proposals.
 
 References:
     Barker, "Monte Carlo calculations of the radial distribution functions for a proton-electron
@@ -46,9 +54,10 @@ __all__ = ["Barker"]
 
 
 class BarkerState(NamedTuple):
-    """Position, its energy `(chains,)` and the gradient of its energy; the index of the next step.
+    """The state of `Barker`.
 
-    What warmup tunes.
+    Position x, its energy `(chains,)` and the gradient of its energy, like x; the index of the next
+    step; the step size h that warmup tunes.
     """
 
     x: Tensor
@@ -76,7 +85,7 @@ class Barker(StepTuned):
         step_size: h > 0, in squared units of x, as MALA's: z has variance 2 h T. None to tune it
             in warmup.
         temperature: T > 0; the target is `p^(1/T)`.
-        accept: The acceptance aimed at.
+        accept: The mean acceptance, in (0, 1), that warmup tunes the step size to.
     """
 
     step_size: float | None = None
@@ -98,7 +107,7 @@ class Barker(StepTuned):
         return BarkerState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
     def of_leapfrog(self, size: float, dim: int) -> float:
-        """A leapfrog step of size eps at temperature T is one of h = eps^2 / (2 T)."""
+        """The step size h = eps^2 / (2 T) that goes with a leapfrog step of size eps."""
         return size**2 / (2 * self.temperature)
 
     def step(

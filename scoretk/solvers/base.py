@@ -1,6 +1,4 @@
-"""What a solver is.
-
-Two pure functions and a few attributes that say what it needs and what it costs.
+"""What a solver is: two pure functions, and attributes that say what it needs and what it costs.
 
     state       = solver.init(field, x, noise)
     state, info = solver.step(field, state, noise)
@@ -51,7 +49,7 @@ Info = dict[str, Tensor]
 
 
 class State(Protocol):
-    """A NamedTuple of tensors with the position `x`; see the module's docstring."""
+    """A solver's state: a NamedTuple of tensors with the position `x` (see the module)."""
 
     @property
     def x(self) -> Tensor: ...
@@ -81,7 +79,7 @@ class Solver(Protocol):
     def capturable(self) -> bool:
         """Whether `step` can be compiled or captured.
 
-        No synchronisation, no data-dependent control flow.
+        That is, whether it is free of synchronisation and of control flow that depends on data.
         """
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
@@ -95,45 +93,54 @@ class Solver(Protocol):
 class TunedSolver(Solver, Protocol):
     """A kernel that warmup tunes.
 
-    What it tunes are leaves of its state that are not the chains' own (`shared`).
-
-    `scoretk.solvers.warmup.tuned.Tunable` has all of it but `adaptation`.
+    What is tuned are leaves of its state that all chains share (`shared`).
+    `scoretk.solvers.warmup.tuned.Tunable` has all of this protocol but `adaptation`.
     """
 
     @property
     def adaptation(self) -> Any:
-        """What of it warmup learns.
+        """What warmup tunes: a `scoretk.solvers.warmup.adaptation.Adaptation`.
 
-        A `scoretk.solvers.warmup.adaptation.Adaptation`, without parts where that is nothing.
+        It has no parts where there is nothing to tune.
         """
 
     def trial(self, field: Any, state: Any, noise: NoiseSource, shorter: Tensor) -> Any:
-        """A step of warmup, a `scoretk.solvers.warmup.learning.Trial`.
+        """A step of warmup.
 
-        Shorter, a factor on each chain's step size.
+        Args:
+            field: The field, bound to the chains.
+            state: The state before the step.
+            noise: The noise of the chains.
+            shorter: `(chains,)`, a factor on each chain's step size.
+
+        Returns:
+            A `scoretk.solvers.warmup.learning.Trial`.
         """
 
     def first_step(
         self, field: Any, state: Any, noise: NoiseSource, alive: Tensor
     ) -> tuple[float, int]:
-        """A step size to begin with, and the evaluations a chain that this took."""
+        """A step size to begin with, and how many evaluations a chain it took to find it.
+
+        `alive` `(chains,)` of bool says which chains are well.
+        """
 
     def of_leapfrog(self, size: float, dim: int) -> float:
-        """The step size in `dim` dimensions that goes with a leapfrog step of size `size`."""
+        """This kernel's step size in `dim` dimensions that goes with a leapfrog step size."""
 
 
 @runtime_checkable
 class PlannedSolver(Solver, Protocol):
     """A kernel whose steps differ in length, in a way known ahead once warmup is over.
 
-    `capturable` for a given length.
+    A step of given length can be captured.
     """
 
     def ahead(self, state: Any) -> Callable[[int], int]:
-        """How long a step is, by its index, from this state on."""
+        """The length of each step from this state on, as a function of the step's index."""
 
     def taking(self, length: int) -> Any:
-        """What has a `step` of that length, which can be captured."""
+        """An object whose `step` has that length, and can be captured."""
 
 
 @runtime_checkable
@@ -141,9 +148,9 @@ class GridSolver(Solver, Protocol):
     """A solver that carries its own grid and ends."""
 
     def milestones(self, field: Any) -> tuple[bool, ...]:
-        """One entry a step.
+        """For each step, whether it completes an interval of the grid.
 
-        Whether that step completes an interval of the grid (so that its x is on the way).
+        The x after such a step is a point of the trajectory, which `keep="all"` keeps.
         """
 
 
@@ -153,20 +160,22 @@ def _unmoved(field: Any, x: Tensor, noise: NoiseSource) -> Tensor:
 
 @dataclass(frozen=True)
 class Traits:
-    """What a solver may say of itself, as attributes of these names.
-
-    Here is what holds where it says nothing.
+    """What a solver may say of itself, as attributes of these names, and the defaults.
 
     Args:
-        exact: whether a step leaves the target's law as it is. Only such kernels run inside other solvers.
-        temperature: T of the law `p^(1/T)` that it ends with.
-        varying: the kinds of evaluations that `info["evaluations"]` counts, each as often; by default the first of `needs`.
-        island: how many neighbouring chains go together: chains and batches are whole multiples of it.
-        given_back: whether what its chains share was tuned by the warmup of another run.
-        with_adjoint: `with_adjoint() -> solver`, the same solver with gradients by the adjoint equation, which `grad="adjoint"`
-            asks for; None where its steps are all that could be differentiated.
-        start: `start(field, x, noise) -> x`, where the chains start that have no `init`, from where the field would start
-            them; by default there.
+        varying: The kinds of evaluations that `info["evaluations"]` counts, each as often; by
+            default the first of `needs` in alphabetical order.
+        exact: Whether a step leaves the target's law as it is. Only such kernels run inside other
+            solvers.
+        temperature: T of the law `p^(1/T)` that the chains end with.
+        island: How many neighbouring chains belong together: chains and batches are whole multiples
+            of it.
+        given_back: Whether what the chains share was tuned by the warmup of another run.
+        with_adjoint: `with_adjoint() -> solver`, the same solver with gradients by the adjoint
+            equation, which `grad="adjoint"` asks for; None where only its steps can be
+            differentiated.
+        start: `start(field, x, noise) -> x`, which turns the field's start of chains without `init`
+            into the solver's; by default it is left as it is.
     """
 
     varying: tuple[str, ...]
@@ -190,9 +199,9 @@ def is_grid(solver: Any) -> bool:
 
 
 def is_planned(solver: Any) -> bool:
-    """Whether steps of given length may stand for its `step`.
+    """Whether the solver's `step` may be replaced by `taking(length).step`.
 
-    Not where a subclass has a `step` of its own beside them.
+    It may not where a subclass has overridden `step` without `taking`.
     """
     if not isinstance(solver, PlannedSolver):
         return False
@@ -210,9 +219,14 @@ def adapts(solver: Any) -> bool:
 
 
 def check_settled(name: str, solver: Any) -> None:
-    """Raises `InvalidArgument` for a solver that warmup would have to tune.
+    """Refuse a solver that warmup would have to tune, where there is no warmup.
 
-    Where there is none, its settings mean nothing.
+    Args:
+        name: The argument that the solver was given as.
+        solver: The solver.
+
+    Raises:
+        InvalidArgument: Where the solver has anything left to tune.
     """
     if adapts(solver):
         raise InvalidArgument(
@@ -225,19 +239,17 @@ def check_settled(name: str, solver: Any) -> None:
 
 
 def is_tuned(solver: Any) -> bool:
-    """Whether what its chains share was tuned.
-
-    By this run's warmup, or by another's that was given back to it.
-    """
+    """Whether what the chains share is tuned, by this run's warmup or by another's given back."""
     return adapts(solver) or traits(solver).given_back
 
 
 def read_row(table: Tensor, index: Tensor) -> Any:
     """Row `index` of a constant table `(rows, columns)`.
 
-    Floats in eager mode, 0-d tensors where the step is compiled.
+    In eager mode table and index are on the CPU, so that reading them waits for no device.
 
-    In eager mode table and index are on the CPU, so that reading them waits for nothing.
+    Returns:
+        One value a column: floats in eager mode, 0-d tensors where the step is compiled.
     """
     if torch.compiler.is_compiling() or index.device.type != "cpu":
         return table.index_select(0, index.reshape(1)).squeeze(0).unbind(0)

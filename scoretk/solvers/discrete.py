@@ -1,5 +1,4 @@
-r"""Discrete states: proposals made by the score of a continuous relaxation, at one site or at all,
-and block Gibbs sweeps.
+r"""Kernels on discrete states: proposals from the score of a continuous relaxation, block Gibbs.
 
 Site i of x takes one of the states v_1, .., v_k: numbers, or the one-hot rows of the last event
 axis. The energy is that of a field on the real numbers around them, whose score s = grad log p
@@ -7,8 +6,10 @@ estimates by how much log p changes when site i takes state k:
 
     d_ik = <v_k - x_i, s_i>,        (v_k - x_i) s_i for numbers, s_ik - <x_i, s_i> for one-hot rows
 
-    Gibbs with gradients    one site:   q(i, k | x; s) = softmax of d_ik / (2 T) over all i, k with v_k != x_i
-    discrete Langevin       all sites:  q_i(k | x)     = softmax over k of d_ik / (2 T) - |v_k - x_i|^2 / (2 alpha)
+    Gibbs with gradients, one site
+        q(i, k | x; s) = softmax of d_ik / (2 T) over all i, k with v_k != x_i
+    discrete Langevin, all sites
+        q_i(k | x)     = softmax over k of d_ik / (2 T) - |v_k - x_i|^2 / (2 alpha)
 
     accept with probability min(1, r),    log r = (E(x) - E(x')) / T + log q(x | x') - log q(x' | x)
 
@@ -19,14 +20,14 @@ or, with equal probability, two, the second from where the first led and with th
 
     q(x' | x) = q(y | x; s(x)) q(x' | y; s(x)),    q(x | x') = q(y | x'; s(x')) q(x | y; s(x')).
 
-Discrete Langevin alternates where the relaxation overrates what changes at all sites are worth, as
-`c |x|^2` does on states of equal |x|: it decides in part by Barker's rule
+Discrete Langevin alternates between two states where the relaxation overrates what changes at all
+sites are worth, as `c |x|^2` does on states of equal |x|. So it decides in part by Barker's rule
 (`scoretk.solvers.parts.metropolis`).
 
-Exact for `p^(1/T)` on the states, however good or bad the relaxation is. Discrete Langevin
-unadjusted is biased; the bias vanishes with alpha where E is quadratic. A solver reads the states
-from the field's attribute `states`: a tuple of numbers, or "one-hot". Block Gibbs is a sweep of the
-field's own, `gibbs(x, u)` from uniforms u `(chains, *gibbs_shape)`.
+Both are exact for `p^(1/T)` on the states, however good or bad the relaxation is. Unadjusted
+discrete Langevin is biased; where E is quadratic the bias vanishes with alpha. A solver reads the
+states from the field's attribute `states`: a tuple of numbers, or "one-hot". A step of block Gibbs
+is a sweep of the field's own, `gibbs(x, u)` with uniforms u `(chains, *gibbs_shape)`.
 
 References:
     Grathwohl, Swersky, Hashemi, Duvenaud, Maddison, "Oops I took a gradient: scalable sampling for
@@ -81,13 +82,13 @@ eigenvalue near -1 (below -3/4).
 
 
 def _changes(grad: Tensor, label: Tensor, states: States) -> Tensor:
-    """`d_ik`, `(chains, sites, k)`, 0 for the state that the site is in."""
+    """First-order changes of log p, `d_ik`: `(chains, sites, k)`, 0 for the site's own state."""
     worth = weigh(-grad, states)
     return worth - worth.gather(-1, label[..., None])
 
 
 def _distances(x: Tensor, states: States) -> Tensor:
-    """`|v_k - x_i|^2`, `(chains, sites, k)`."""
+    """Squared distances `|v_k - x_i|^2` from each site to each state, `(chains, sites, k)`."""
     x = by_site(x, states)
     return (
         2 * (1 - x) if isinstance(states, str) else (values(states, x.dtype, x.device) - x).square()
@@ -95,7 +96,11 @@ def _distances(x: Tensor, states: States) -> Tensor:
 
 
 def _start(field: StaticField, x: Tensor) -> Tensor:
-    """x, each site exactly in one of the field's states. Looks at x on the host."""
+    """The start x with each site exactly in one of the field's states; synchronises the device.
+
+    Raises:
+        InvalidArgument: Where a site of x is further than rounding from every state.
+    """
     native = field.native
     states = check_states(native.states, field.event_shape)
     nearest = place(labels(x, states), states, field.event_shape, x.dtype)
@@ -112,7 +117,11 @@ def _start(field: StaticField, x: Tensor) -> Tensor:
 
 
 class DiscreteState(NamedTuple):
-    """Position, its energy `(chains,)` and the gradient of its energy; the index of the next step."""
+    """The state of `GibbsWithGradients`.
+
+    Position x, its energy `(chains,)` and the gradient of its energy, like x; the index of the next
+    step.
+    """
 
     x: Tensor
     energy: Tensor
@@ -121,7 +130,7 @@ class DiscreteState(NamedTuple):
 
 
 class LangevinState(NamedTuple):
-    """As `DiscreteState`, and what warmup tunes."""
+    """The state of `DiscreteLangevin`: as `DiscreteState`, and the step size that warmup tunes."""
 
     x: Tensor
     energy: Tensor
@@ -136,7 +145,7 @@ class LangevinState(NamedTuple):
 
 
 class SweepState(NamedTuple):
-    """Position; the index of the next step."""
+    """The state of `BlockGibbs`: position, and the index of the next step."""
 
     x: Tensor
     step: Tensor
@@ -144,7 +153,7 @@ class SweepState(NamedTuple):
 
 @dataclass(frozen=True)
 class GibbsWithGradients:
-    """Gibbs with gradients: one change or two a step, likelier where the score says that they pay.
+    """Gibbs with gradients: one change or two a step, likelier where the score favours them.
 
     Reports "accept", the acceptance probability, and "energy". A proposal with NaN or infinite
     energy or gradient is rejected.
@@ -189,9 +198,15 @@ class GibbsWithGradients:
         return chosen, {"accept": probability, "energy": chosen.energy}
 
     def log_q(self, grad: Tensor, label: Tensor, states: States) -> Tensor:
-        """`log q(i, k | x)`, entry `i k + k'` for state k' of site i.
+        """Log probabilities of single changes, `log q(i, j | x)`.
 
-        `(chains, sites k)`, -inf for staying.
+        Args:
+            grad: Gradient of the energy at x, `(chains, *event_shape)`.
+            label: The index of each site's state, `(chains, sites)`.
+            states: The k states of a site.
+
+        Returns:
+            `(chains, sites * k)`, state j of site i at entry `i k + j`, -inf for staying.
         """
         logits = _changes(grad, label, states) / (2 * self.temperature)
         return torch.log_softmax(logits.scatter(-1, label[..., None], -inf).flatten(1), -1)
@@ -199,18 +214,16 @@ class GibbsWithGradients:
     def _changed(
         self, grad: Tensor, label: Tensor, u: Tensor, states: States
     ) -> tuple[Tensor, Tensor]:
-        """The labels after one change, picked by uniforms u `(chains,)`, and its log probability
-        `(chains,)`.
-        """
+        """The labels after a change drawn with uniforms u `(chains,)`, and its log probability."""
         log_q = self.log_q(grad, label, states)
         k = log_q.shape[1] // label.shape[1]
         entry = pick(log_q, u)[:, None]
         return label.scatter(1, entry // k, entry % k), log_q.gather(1, entry).squeeze(1)
 
     def _log_q_of(self, grad: Tensor, label: Tensor, target: Tensor, states: States) -> Tensor:
-        """The log probability `(chains,)` of the change to labels that differ at one site.
+        """The log probability `(chains,)` of a change to labels that differ at one site.
 
-        -inf where they do not differ.
+        It is -inf where they do not differ.
         """
         log_q = self.log_q(grad, label, states)
         k = log_q.shape[1] // label.shape[1]
@@ -226,12 +239,13 @@ class DiscreteLangevin(StepTuned):
     gradient is rejected; unadjusted it ends the chain.
 
     Args:
-        step_size: Alpha > 0, in squared units of the states, None to tune it in warmup (where it is
+        step_size: alpha > 0, in squared units of the states, None to tune it in warmup (where it is
             adjusted).
         adjusted: Whether a Metropolis decision makes it exact.
         temperature: T > 0, the target being `p^(1/T)`.
-        accept: The acceptance aimed at, best at .574 as for Langevin dynamics (where sites are all
-            but independent, it is above that at any step size).
+        accept: The mean acceptance, in (0, 1), that warmup tunes the step size to; .574 is best, as
+            for Langevin dynamics. (Where sites are all but independent the acceptance is above that
+            at any step size.)
     """
 
     step_size: float | None = None
@@ -242,7 +256,7 @@ class DiscreteLangevin(StepTuned):
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score", "states"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
-    goes_alone: ClassVar[bool] = False  # there is no way among discrete states
+    goes_alone: ClassVar[bool] = False  # discrete states have no leapfrog steps to approach by
     weight: ClassVar[int] = 4  # many small operations a step: the compiler unrolls few of them
     init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
@@ -268,7 +282,7 @@ class DiscreteLangevin(StepTuned):
     def first_step(
         self, field: StaticField, state: LangevinState, noise: NoiseSource, alive: Tensor
     ) -> tuple[float, int]:
-        """As `Tunable.first_step`, from its own steps: among discrete states there are no others."""
+        """As `Tunable.first_step`, but from this kernel's own steps instead of leapfrog steps."""
         tried = 0
 
         def accept(size: float) -> float:
@@ -309,8 +323,17 @@ class DiscreteLangevin(StepTuned):
     def log_q(
         self, x: Tensor, grad: Tensor, label: Tensor, states: States, size: float | Tensor
     ) -> Tensor:
-        """`log q_i(k | x)`, `(chains, sites, k)`, with this step size, a number, or a tensor shaped
-        so that it multiplies x.
+        """Log probabilities `log q_i(k | x)` of each site's next state.
+
+        Args:
+            x: Position, `(chains, *event_shape)`.
+            grad: Gradient of the energy at x, like x.
+            label: The index of each site's state, `(chains, sites)`.
+            states: The k states of a site.
+            size: The step size alpha: a number, or a tensor shaped to multiply x.
+
+        Returns:
+            `(chains, sites, k)`.
         """
         distances = _distances(x, states)
         near = distances / (
@@ -321,9 +344,7 @@ class DiscreteLangevin(StepTuned):
 
 @dataclass(frozen=True)
 class BlockGibbs:
-    """Block Gibbs: each step is one sweep of exact conditional draws, `gibbs(x, u)` of the field
-    itself.
-    """
+    """Block Gibbs: each step is one sweep of exact conditional draws, the field's `gibbs(x, u)`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"gibbs", "states"})
     timed: ClassVar[bool | None] = False

@@ -1,6 +1,6 @@
 """One setting of each solver that does well on a target of unit scale.
 
-What tests, the demo and the laws try them with.
+Tests, the demo and the laws of conformance try the solvers with these settings.
 
 A new solver is its own file, one line in the table of `scoretk.plugins.solvers`, and one line here.
 """
@@ -54,5 +54,4 @@ EXAMPLES: Mapping[str, Any] = MappingProxyType(
         "probability-flow": ProbabilityFlow(steps=8),
     }
 )
-"""With nothing left to tune, by name. What field each serves it says itself: `needs` and `timed`.
-"""
+"""The solvers by name, with nothing left to tune; `needs` and `timed` say which fields they serve."""

@@ -1,22 +1,20 @@
-r"""Annealed importance sampling and sequential Monte Carlo.
+r"""Annealed importance sampling and sequential Monte Carlo: weighted draws of any energy.
 
-From a base that can be drawn from to any energy, with weights.
-
-Along the bridge `E_b = (1 - b) E_base + b E`, 0 = b_0 < b_1 < ... < b_n = 1, each chain begins with
-a draw of the base, and at level k its weight grows and then it moves under a kernel that leaves
-`exp(-E_(b_k))` as it is:
+They lead from a base that can be drawn from along the bridge `E_b = (1 - b) E_base + b E`, with 0 =
+b_0 < b_1 < ... < b_n = 1. Each chain begins with a draw of the base; at level k its weight grows and
+then it moves under a kernel that leaves `exp(-E_(b_k))` as it is:
 
     log w <- log w + (b_k - b_(k-1)) (E_base(x) - E(x)),    x <- kernel_(b_k)(x)
 
 The mean weight is an unbiased estimate of `Z / Z_base`, whatever the number of levels, and weighted
-draws follow the target. A field may have a path of its own: `between(base, b)`, a field of its kind
-for each b (None for a base that it knows no path from). The weight then grows by `E_(b_(k-1))(x) -
-E_(b_k)(x)`, and where those fields sweep, so can `BlockGibbs`. Where the target's density is 0 (the
-energy infinite, or NaN as outside a support) so is the weight.
+draws follow the target. A field may have a path of its own: `between(base, b)`, a field for each b
+(None for a base that it has no path from). The weight then grows by `E_(b_(k-1))(x) - E_(b_k)(x)`,
+and where those fields have a Gibbs sweep, `BlockGibbs` can be the kernel. Where the target's density
+is 0 (the energy infinite, or NaN as outside a support) the weight is 0.
 
-`SMC` also resamples (systematically) within *islands* of so many chains whose weights have become
-uneven: those with small weights go on from where others are. An island's mean weight stays
-unbiased; islands are independent of each other.
+`SMC` also resamples (systematically) within *islands*, groups of neighbouring chains, whenever an
+island's weights have become uneven: chains with small weights go on from where others are. The mean
+weight of an island stays unbiased, and islands are independent of each other.
 
 References:
     Neal, "Annealed importance sampling" (2001).
@@ -70,9 +68,16 @@ POWER = 3.0
 class Ladder:
     """The levels of an annealing run and how the kernel moves at each.
 
-    Attributes: weights b_0 = 0 to b_n = 1; step_sizes, one a level from 1 on, or None for the
-    kernel's own; scales `(n, *event_shape)`, the units in which the kernel moves at each level, or
-    None; moves, how many steps it makes at each, or None for the solver's number.
+    Args:
+        weights: b_0 = 0 < b_1 < ... < b_n = 1.
+        step_sizes: n step sizes of the kernel, for levels 1 to n, or None for the kernel's own.
+        scales: `(n, *event_shape)`, positive: the units of x in which the kernel moves at each
+            level, or None for those of x.
+        moves: n numbers, how many steps the kernel makes at each level, or None for the solver's
+            `moves`.
+
+    Raises:
+        InvalidArgument: Where the weights do not rise from 0 to 1, or the others do not fit them.
     """
 
     weights: tuple[float, ...]
@@ -112,12 +117,12 @@ class Ladder:
 
     @property
     def levels(self) -> int:
-        """How many levels there are, the base not counted."""
+        """n, the number of levels, the base not counted."""
         return len(self.weights) - 1
 
     @staticmethod
     def plain(levels: int) -> Ladder:
-        """Levels for the kernel's own step size, crowded towards the base."""
+        """The levels `b_k = (k / levels)^3`, for the kernel's own step size and number of steps."""
         count("levels", levels, least=1)
         return Ladder(tuple((k / levels) ** POWER for k in range(levels + 1)))
 
@@ -129,8 +134,10 @@ def _several(name: str, values: Any) -> Sequence[Any]:
 
 
 class AISState(NamedTuple):
-    """Position, log weight, whether the weight is 0, the chain it descends from, all `(chains,)`,
-    and the next level's index.
+    """The state of `AIS` and `SMC`.
+
+    Position `(chains, *event_shape)`; log weight, whether the weight is 0 (`dead`) and the chain
+    that this one descends from (`ancestor`), each `(chains,)`; the index of the next step.
     """
 
     x: Tensor
@@ -141,32 +148,31 @@ class AISState(NamedTuple):
 
 
 def law_at(field: StaticField, base: Any, weight: float) -> StaticField:
-    """The law at one level.
-
-    Of the field's own path from this base, where it has one, else the geometric bridge.
-    """
+    """The law at level `weight`: of the field's own path from this base, else geometric."""
     own = None if field.cond else getattr(field.native, "between", None)
     law = None if own is None else own(base, weight)
     return StaticField(Bridge(base, field, weight) if law is None else law)
 
 
 def kernel_at(field: StaticField, base: Any, weight: float, scale: Tensor | float) -> StaticField:
-    """What a kernel is given at one level.
+    """The field on which the kernel moves at level `weight`.
 
-    Its law, where that is continuous in stretched coordinates.
+    It is `law_at` that level; where x is continuous, in coordinates y with `x = scale y`.
     """
     law = law_at(field, base, weight)
     return law if states_of(field) is not None else StaticField(Stretched(law, scale))
 
 
 def sweeps_between(field: StaticField, base: Any) -> bool:
-    """Whether the laws between base and field have a Gibbs sweep."""
+    """Whether the laws between base and field offer `gibbs`."""
     return "gibbs" in offers(law_at(field, base, 0.5).native)
 
 
 def check_path(kernel: Any, field: StaticField, base: Any) -> None:
-    """Raises `MissingCapability` where the kernel sweeps and the laws between base and field do
-    not.
+    """Refuse a Gibbs sweep as kernel where the laws between base and field have none.
+
+    Raises:
+        MissingCapability: In that case.
     """
     if "gibbs" in kernel.needs and not sweeps_between(field, base):
         raise MissingCapability(
@@ -182,12 +188,18 @@ def check_path(kernel: Any, field: StaticField, base: Any) -> None:
 def rising(
     field: StaticField, base: Any, x: Tensor, lower: float
 ) -> Callable[[float], tuple[Tensor, Tensor]]:
-    """`(E_lower - E_upper)(x)`, what log weights gain, and whether the target's density is 0 there.
+    """What log weights gain on the way from level `lower` to any other, at x.
 
-    A function of upper.
+    Args:
+        field: The target, a static field with an energy.
+        base: The field at level 0.
+        x: `(batch, *event_shape)`.
+        lower: The level that the weights are of, in [0, 1].
 
-    Both are `(batch,)`, the gain in float64 where the device has it. Of the geometric bridge
-    nothing more is evaluated.
+    Returns:
+        A function of the level `upper` with two values, each `(batch,)`: the gain `E_lower(x) -
+        E_upper(x)`, in float64 where the device has it, and whether the density is 0 at x. On the
+        geometric bridge it evaluates no energy again.
     """
     wide = torch.float64 if x.device.type != "mps" else x.dtype
 
@@ -204,8 +216,9 @@ def rising(
 
 
 def log_gain(field: StaticField, base: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`E_base(x) - E(x)`, what log weights gain on the whole way at x, and whether the target's
-    density is 0 there.
+    """The gain `E_base(x) - E(x)` of log weights on the whole way, and where the density is 0.
+
+    Both `(batch,)`; see `rising`.
     """
     return rising(field, base, x, 0.0)(1.0)
 
@@ -218,9 +231,19 @@ def move(
     noise: NoiseSource,
     steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """So many steps of a kernel from x.
+    """Move chains by some steps of a kernel.
 
-    The position, mean acceptance and reported evaluations, both `(chains,)`.
+    Args:
+        kernel: A solver whose step leaves the law of `field` as it is.
+        field: The law of y, where `x = scale y`.
+        x: Position, `(chains, *event_shape)`.
+        scale: The unit in which the kernel moves: a number, or like an event.
+        noise: The noise of the chains.
+        steps: How many steps.
+
+    Returns:
+        The new x, the mean acceptance of the steps `(chains,)`, and the evaluations that they
+        reported in all `(chains,)`.
     """
     state, accept = (
         kernel.init(field, x / scale, noise),
@@ -235,13 +258,15 @@ def move(
 
 
 def resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Systematic resampling.
-
-    Whom each chain goes on from, `(islands, n)`, and the effective share of each island.
+    """Systematic resampling within islands.
 
     Args:
-        log_weight: `(islands, n)`, -inf for a weight of 0, not all of an island's.
-        u: `(islands,)`, uniform.
+        log_weight: `(islands, n)`, -inf for a weight of 0; at least one of each island is finite.
+        u: `(islands,)`, uniform on (0, 1).
+
+    Returns:
+        The chain of its island that each chain goes on from, `(islands, n)`; and the effective
+        number of weights over n, `1 / (n sum w^2)` for weights w with sum 1, `(islands,)`.
     """
     n = log_weight.shape[1]
     share = torch.softmax(log_weight.double(), 1)
@@ -252,9 +277,7 @@ def resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Annealing(ABC):
-    """From draws of a base through a ladder of laws to the target, with weights.
-
-    What `AIS` and `SMC` share.
+    """What `AIS` and `SMC` share: the way from draws of a base to the target, with weights.
 
     Its settings are those of `AIS`.
     """
@@ -294,14 +317,15 @@ class Annealing(ABC):
 
     @property
     def init_cost(self) -> Mapping[str, int]:
-        """What the kernel's steps cost on a ladder that has its own number of them at each level."""
+        """The cost of all kernel steps, where the ladder has its own number of them a level."""
         moves = 0 if self.ladder is None or self.ladder.moves is None else sum(self.ladder.moves)
         return {name: moves * each for name, each in self.kernel.step_cost.items()} if moves else {}
 
     @property
     def step_cost(self) -> Mapping[str, int]:
-        """An energy for the weight (a path of the field's own takes two), and what the kernel needs
-        to start and to move.
+        """The cost of a level: an energy for the weight, and the kernel's `init` and steps.
+
+        On a path of the field's own the weight takes two energies, of which one is counted.
         """
         kinds = {"energy", *self.kernel.init_cost, *self.kernel.step_cost}
         start, each = self.kernel.init_cost, self.kernel.step_cost
@@ -375,11 +399,17 @@ class Annealing(ABC):
 class AIS(Annealing):
     """Annealed importance sampling: weighted draws of a static energy, from draws of a base.
 
-    Arguments: levels n, spaced as `(k/n)^3`, unless a `ladder` says more (`log_partition` tunes one); base, a static field with
-    `energy` and `draw`, by default N(0, I), or uniform over discrete states; kernel, exact, with a step size of its own, or
-    its name; moves of it at each level.
-    Reports "log_weight" (at the last level that of the final draw), "accept", and "ancestor", the chain whose first draw this one
-    descends from (its own number, unless it was resampled).
+    Reports "log_weight" (at the last level that of the final draw), "accept", the mean acceptance of
+    the kernel at the level, and "ancestor", the chain whose first draw this one descends from (its
+    own number, unless it was resampled).
+
+    Args:
+        levels: n, the number of levels, spaced as `(k/n)^3` where no `ladder` is given.
+        base: A static field with `energy` and `draw`; by default N(0, I), or uniform over discrete
+            states.
+        kernel: An exact kernel with nothing left to tune, or its name.
+        moves: How many steps the kernel makes at each level.
+        ladder: A `Ladder`, in place of `levels`, such as `log_partition` tunes; or None.
     """
 
     def _resample(self, state: AISState, noise: NoiseSource) -> AISState:
@@ -388,16 +418,19 @@ class AIS(Annealing):
 
 @dataclass(frozen=True)
 class SMC(Annealing):
-    """Sequential Monte Carlo.
+    """Sequential Monte Carlo: annealed importance sampling, its chains resampled within islands.
 
-    Annealed importance sampling whose chains are resampled within islands.
-
-    Arguments are as `AIS`.
+    Reports what `AIS` does.
 
     Args:
-        island: How many chains make one (the chains, and the batch, hold whole islands).
-        threshold: The effective share of an island below which it is resampled. With it the draws
-            of an island come to be equally weighted.
+        levels: As in `AIS`.
+        base: As in `AIS`.
+        kernel: As in `AIS`.
+        moves: As in `AIS`.
+        ladder: As in `AIS`.
+        island: How many chains make an island; chains and batches hold whole islands.
+        threshold: In [0, 1]: an island is resampled, and its weights made equal, where their
+            effective number falls below this share of the chains.
     """
 
     island: int = 64

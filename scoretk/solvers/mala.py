@@ -33,9 +33,10 @@ __all__ = ["MALA"]
 
 
 class MALAState(NamedTuple):
-    """Position, its energy `(chains,)` and the gradient of its energy; the index of the next step.
+    """The state of `MALA`.
 
-    What warmup tunes.
+    Position x, its energy `(chains,)` and the gradient of its energy, like x; the index of the next
+    step; the step size h that warmup tunes.
     """
 
     x: Tensor
@@ -52,15 +53,15 @@ class MALAState(NamedTuple):
 
 @dataclass(frozen=True)
 class MALA(StepTuned):
-    """Metropolis-adjusted Langevin.
+    """Metropolis-adjusted Langevin: exact at any step size.
 
     Reports "accept", the acceptance probability, and "energy". A proposal with NaN or infinite
     energy or gradient is rejected.
 
     Args:
-        step_size: h > 0, in squared units of x, None to tune it in warmup.
-        temperature: T > 0.
-        accept: The acceptance aimed at.
+        step_size: h > 0, in squared units of x; None to tune it in warmup.
+        temperature: T > 0; the target is `p^(1/T)`.
+        accept: The mean acceptance, in (0, 1), that warmup tunes the step size to.
     """
 
     step_size: float | None = None
@@ -81,7 +82,7 @@ class MALA(StepTuned):
         return MALAState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
     def of_leapfrog(self, size: float, dim: int) -> float:
-        """A leapfrog step of size eps at temperature T is one of h = eps^2 / (2 T)."""
+        """The step size h = eps^2 / (2 T) that goes with a leapfrog step of size eps."""
         return size**2 / (2 * self.temperature)
 
     def step(
@@ -92,8 +93,8 @@ class MALA(StepTuned):
         jump = add_scaled(z * root(2 * h * heat), state.grad, -h)
         x = state.x + jump
         proposed = MALAState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
-        # |x - x' + h grad E(x')|^2 - |x' - x + h grad E(x)|^2 = h <2 (x - x') + h (g' - g),
-        # g' + g>, without cancellation
+        # |x - x' + h g'|^2 - |x' - x + h g|^2 = h <2 (x - x') + h (g' - g), g' + g>,
+        # the right side without cancellation; g and g' are the gradients at x and x'
         both = proposed.grad + state.grad
         of_row = h.flatten() if isinstance(h, Tensor) else h
         backward = row_dot(add_scaled(-2 * jump, proposed.grad - state.grad, h), both) * of_row

@@ -1,6 +1,4 @@
-"""Which solver serves which model, read from what models say they provide and what solvers say they
-need.
-"""
+"""Which solver serves which model, by what models provide and what solvers need."""
 
 from __future__ import annotations
 
@@ -26,14 +24,24 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Use:
-    """How a solver serves a model: a key of `MEANINGS`, or None with the mathematical reason."""
+    """How a solver serves a model.
+
+    Args:
+        way: A key of `MEANINGS`, or None where the solver cannot serve the model.
+        reason: Why not, in terms of the mathematics.
+    """
 
     way: str | None
     reason: str = ""
 
 
 def use(provides: frozenset[str], solver: str) -> Use:
-    """How one solver of `SOLVERS`, or contrastive divergence, serves a model that provides so much."""
+    """How a solver, or contrastive divergence, serves a model.
+
+    Args:
+        provides: What the model provides, as `ModelSpec.provides`.
+        solver: A name in `SOLVERS`, or `CONTRASTIVE`.
+    """
     timed = bool(provides & {"velocity", "denoise"})
     has = provides | ({"score"} if "energy" in provides else frozenset())
     discrete = "states" in has
@@ -61,7 +69,7 @@ def _lack(missing: frozenset[str]) -> str:
 
 
 def matrix(specs: Mapping[str, ModelSpec]) -> dict[str, dict[str, Use]]:
-    """`matrix[solver][model]`, for the models of these names."""
+    """The whole matrix: `matrix(specs)[solver][model]`, the models named as in `specs`."""
     rows = [*SOLVERS, CONTRASTIVE]
     return {
         solver: {name: use(frozenset(spec.provides), solver) for name, spec in specs.items()}

@@ -1,22 +1,23 @@
 r"""Microcanonical Langevin Monte Carlo, unadjusted and adjusted.
 
-A velocity of length one that the gradient only turns.
-
-In d dimensions, with scales S, the position x moves by S u, |u| = 1, and a gradient that stands
-still turns u exactly: over a time t, with g = S grad E(x), e = -g / |g|, c = <e, u> and delta = t
-|g| / (d - 1),
+The velocity has length one, and the gradient only changes its direction. In d dimensions, with
+scales S, the position x moves along S u, |u| = 1. A constant gradient turns u by a closed form: over
+a time t, with g = S grad E(x), e = -g / |g|, c = <e, u> and delta = t |g| / (d - 1),
 
     u' = (u + e (sinh delta + c (cosh delta - 1))) / D,    D = cosh delta + c sinh delta
 
 which shrinks volume on the sphere by D^(d-1). So the flow keeps p(x) times the uniform law of u,
 and a discretised trajectory misses it by the error of the total energy,
 
-    W = E(x') - E(x) + (d - 1) sum log D,    the sum being over the turns
+    W = E(x') - E(x) + (d - 1) sum log D,    the sum being over the turns.
 
-With q = exp(-delta), s = u + e and a = |s|^2 / 4 = (1 + c) / 2 the code's form neither overflows
-nor cancels, in the unstable direction u = -e included:  u' ~ q s + e (a (1 - q)^2 - q^2),  log D =
-delta + log(a + (1 - a) q^2). A step of size eps alternates turns with drifts of x, symmetrically;
-`INTEGRATORS` has the shares of eps.
+The code's form neither overflows nor cancels, in the unstable direction u = -e included: with q =
+exp(-delta), s = u + e and a = |s|^2 / 4 = (1 + c) / 2,
+
+    u' ~ q s + e (a (1 - q)^2 - q^2),    log D = delta + log(a + (1 - a) q^2).
+
+A step of size eps alternates turns of u with drifts of x, symmetrically; `INTEGRATORS` has the
+shares of eps.
 
 `MCLMC` makes one step at a time and turns u a little at random before each, so that it forgets its
 direction over a length L,
@@ -24,22 +25,15 @@ direction over a length L,
     u <- (k u + sqrt((1 - k^2) / d) z) / |...|,    k = exp(-eps / L),    z ~ N(0, I)
 
 Its bias is of order eps^2 and bounded, on a Gaussian, by the variance of W per dimension, which
-warmup brings to `energy_variance`: as W ~ eps^3, with xi_n the mean over chains of W^2 /
-(energy_variance d) in step n of a window,
-
-    eps <- eps (1 + w_n (xi_n - 1))^(-1/6),    w_n = max(2 / (n + 1), 1 / 75),    each chain's part at most 64: eps at most halves
-
-What rounding alone makes of W, two energies being known to half a unit in the last place each, does
-not count.
+warmup brings to `energy_variance` (`warmup.step_size.EnergyError`).
 
 `AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact
 at any step size.
 
-A velocity of length one never hurries: from afar it would take all of warmup to arrive, and where
-the energy is large its error W is rounding. So, where eps is to be tuned in a warmup of at least 20
-steps, the first of them, those before the windows, are Hamiltonian, each chain's in its own way
-(`warmup.approach`), and the step size that they find times the root of d times the drifts of a step
-is where eps begins.
+At unit speed a chain that starts far off would take all of warmup to arrive, and where the energy
+is large its error W is rounding. So, where eps is tuned in a warmup of at least 20 steps, the steps
+before the windows are Hamiltonian, with settings of each chain's own (`warmup.approach`). Then eps
+begins at their step size times sqrt(d) times the number of drifts in a step.
 
 References:
     Robnik, De Luca, Silverstein, Seljak, "Microcanonical Hamiltonian Monte Carlo" (2023).
@@ -94,12 +88,16 @@ INTEGRATORS: dict[str, tuple[float, ...]] = {
 METRICS = ("none", "diagonal")
 MEMORY, MOST_CHANGE = 75, 64.0
 FIRST_STEPS = 10
+"""Steps of an adjusted trajectory before its length is known."""
 APPROACH_ACCEPT = 0.8
 
 
 class MCLMCState(NamedTuple):
-    """A point, its velocity of length one, the index of the next step, and what warmup tunes, as in
-    `HMCState`.
+    """The state of `MCLMC`.
+
+    Position x and velocity of length one, each `(chains, *event_shape)`; energy `(chains,)` and its
+    gradient, like x; the index of the next step; and what warmup tunes, as in `HMCState`: step size
+    `()`, scales like an event, length `()`.
     """
 
     x: Tensor
@@ -121,10 +119,7 @@ S = TypeVar("S", MCLMCState, HMCState)
 
 
 class MicrocanonicalTrajectory(NamedTuple):
-    """The end of a trajectory.
-
-    The point, its velocity, and the error W of the total energy `(chains,)`.
-    """
+    """The end of a trajectory: point, velocity, and the error W of the total energy `(chains,)`."""
 
     point: Point
     velocity: Tensor
@@ -132,20 +127,28 @@ class MicrocanonicalTrajectory(NamedTuple):
 
 
 def polar(v: Tensor, otherwise: Tensor) -> tuple[Tensor, Tensor]:
-    """Row by row `|v|`, `(chains,)`, and `v / |v|`, or `otherwise` where v is 0."""
+    """The norm of each row, `(chains,)`, and `v / |v|`, like v, or `otherwise` where v is 0."""
     norm = row_dot(v, v).sqrt()
     return norm, torch.where(across(norm, v) == 0, otherwise, v / across(norm, v))
 
 
 def direction(step: int | Tensor, stream: Stream, x: Tensor, noise: NoiseSource) -> Tensor:
-    """Uniform on the sphere, like x."""
+    """A velocity for each chain, uniform on the unit sphere, like x."""
     z = noise.normal(step, stream, tuple(x.shape[1:]), x.dtype)
     return polar(z, z)[1]
 
 
 def turn(velocity: Tensor, gradient: Tensor, time: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The velocity turned by a gradient over a time, `()` or `(chains,)`, and `(d - 1) log D`,
-    `(chains,)`.
+    """The velocity after a turn by a constant gradient, and the energy that the turn takes.
+
+    Args:
+        velocity: u, of length one, `(chains, *event_shape)`.
+        gradient: g = S grad E, like it.
+        time: t, `()` or `(chains,)`.
+        dim: d, at least 2.
+
+    Returns:
+        u', like the velocity, and `(d - 1) log D`, `(chains,)`.
     """
     slope, uphill = polar(gradient, torch.zeros_like(gradient))
     delta = time * slope / (dim - 1)
@@ -165,9 +168,18 @@ def isokinetic(
     scale: Tensor,
     integrator: str,
 ) -> MicrocanonicalTrajectory:
-    """So many steps of size eps, `()` or `(chains,)`.
+    """A trajectory of several steps.
 
     Turns that follow one another at the same place are joined.
+
+    Args:
+        field: A static field with energy and score.
+        start: The first point, with its energy and gradient.
+        velocity: u, of length one, `(chains, *event_shape)`.
+        eps: The step size, `()` or `(chains,)`.
+        steps: How many steps.
+        scale: S, a diagonal, like an event.
+        integrator: A name in `INTEGRATORS`.
     """
     shares, dim = INTEGRATORS[integrator], start.x.shape[1:].numel()
     turns, drifts = shares[::2], shares[1::2] * steps
@@ -186,9 +198,9 @@ def isokinetic(
 
 
 class _Isokinetic(Tunable):
-    """What `MCLMC` and `AdjustedMCLMC` share.
+    """What `MCLMC` and `AdjustedMCLMC` share: the start, and what warmup tunes.
 
-    Start, and scales and length from the moments of warmup's windows.
+    Scales and length come from the moments of warmup's windows.
     """
 
     step_size: float | None
@@ -211,12 +223,16 @@ class _Isokinetic(Tunable):
 
     @property
     def _gradients(self) -> int:
-        """Gradients that a step of the integrator costs."""
+        """How many gradients a step of the integrator costs: one a drift."""
         return len(INTEGRATORS[self.integrator]) // 2
 
     def _tunables(self, x: Tensor, length: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Index of the next step, and first step size, scale and length, this one where none is
-        given.
+        """The state's leaves that chains share: step index 0, step size, scale and length.
+
+        They are the solver's own where it was given them, else first guesses, `length` among them.
+
+        Raises:
+            InvalidArgument: Where an event has fewer than two dimensions.
         """
         shape = x.shape[1:]
         if shape.numel() < 2:
@@ -231,14 +247,15 @@ class _Isokinetic(Tunable):
         return torch.zeros((), dtype=torch.int64), number(size), x.new_ones(shape), number(length)
 
     def of_leapfrog(self, size: float, dim: int) -> float:
-        """How far a step goes for which Hamiltonian Monte Carlo makes as many leapfrog steps as it
-        has drifts.
-        """
+        """The step size whose drifts are each as long as a leapfrog step: |momentum| ~ sqrt(dim)."""
         return size * (math.sqrt(dim) * self._gradients)
 
     @property
     def adaptation(self) -> Adaptation:
-        """What is not given; where the step size is not, all chains go their own way first."""
+        """What is tuned: all that is not given.
+
+        Where the step size is tuned, all chains begin with the steps of `warmup.approach`.
+        """
         tuned = self.step_size is None
         step_size = (self._pooled(),) if tuned else ()
         parts = (
@@ -254,7 +271,7 @@ class _Isokinetic(Tunable):
         )
 
     def _pooled(self) -> Part:
-        """What the step size is tuned by."""
+        """The part of warmup that tunes the step size."""
         raise NotImplementedError
 
     @property
@@ -263,11 +280,11 @@ class _Isokinetic(Tunable):
         return self.step_size is None or self.length is None or self.metric != "none"
 
     def _lengths(self) -> tuple[Part, ...]:
-        """What the length is tuned by."""
+        """The part of warmup that tunes the length, if any does."""
         return (Spread(self.reach),) if self.length is None else ()
 
     def _multiples(self) -> tuple[Part, ...]:
-        """What follows the step size when this is tuned."""
+        """The part of warmup that keeps the length at a multiple of the step size, if any does."""
         return ()
 
 
@@ -279,16 +296,19 @@ class MCLMC(_Isokinetic):
     For many dimensions, where a Metropolis decision makes steps small.
 
     Reports "energy" and "energy_error", W of the step. A chain that leaves the target's support is
-    `NONFINITE`, except in warmup, where it stays and the step size shrinks. Raises
-    `InvalidArgument` in fewer than two dimensions.
+    `NONFINITE`, except in warmup, where it stays and the step size shrinks.
 
     Args:
-        step_size: Eps and length L over which the direction is forgotten, both lengths in the space
-            that the scales make, None to tune them in warmup, L as the root of the summed
-            variances.
+        step_size: eps > 0, a length in scaled space; None to tune it in warmup.
+        length: L > 0, over which the direction is forgotten, a length in scaled space; None to take
+            it in warmup as the root of the summed variances.
         metric: "diagonal" or "none": the scales learned in warmup.
         integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
-        energy_variance: The mean square of W per dimension aimed at: less of it, less bias.
+        energy_variance: The mean square of W per dimension that warmup tunes the step size to: the
+            smaller, the less bias.
+
+    Raises:
+        InvalidArgument: At the start of a run on events of fewer than two dimensions.
     """
 
     step_size: float | None = None
@@ -311,9 +331,9 @@ class MCLMC(_Isokinetic):
 
     @property
     def weight(self) -> int:
-        """How long a step is, for unrolling compiled steps.
+        """How long a step is, in leapfrog steps, for unrolling compiled steps.
 
-        A turn is some four operations as long as a kick.
+        A turn takes about as many operations as four kicks.
         """
         return 4 * self._gradients
 
@@ -342,9 +362,8 @@ class MCLMC(_Isokinetic):
         _, u = polar(decay.exp() * state.velocity + nu * z, state.velocity)
         here = Point(x, state.energy, state.grad)
         end = isokinetic(field, here, u, eps, 1, state.scale, self.integrator)
-        energy = end.point.energy + (
-            end.error - end.error
-        )  # not finite where a gradient was too long to be turned by
+        # not finite where a gradient was too long to be turned by
+        energy = end.point.energy + (end.error - end.error)
         new = state._replace(
             **end.point._replace(energy=energy)._asdict(),
             velocity=end.velocity,
@@ -357,7 +376,7 @@ class MCLMC(_Isokinetic):
     ) -> Trial:
         """As `Tunable.trial`.
 
-        A chain that would not end at finite numbers stays, and has not moved.
+        A chain whose step would not end at finite numbers stays where it is, with acceptance 0.
         """
         eps = state.step_size.to(state.x.dtype) * shorter
         new, info = self._stepped(field, state, noise, eps)
@@ -378,20 +397,24 @@ class AdjustedMCLMC(_Isokinetic):
     """Microcanonical Hamiltonian Monte Carlo with a Metropolis decision: exact at any step size.
 
     Reports "accept", "energy" and "diverging" (an error of the total energy above 1000, or NaN). A
-    trajectory that meets NaN or infinity is rejected. Raises `InvalidArgument` in fewer than two
-    dimensions.
+    trajectory that meets NaN or infinity is rejected.
 
     Args:
-        step_size: As in `MCLMC`.
-        metric: As in `MCLMC`.
-        integrator: As in `MCLMC`.
-        length: Of a trajectory, None to tune it in warmup, as a quarter of a Gaussian's period,
-            pi/2 times the root of the summed variances.
-        leapfrogs: A fixed number N of steps of the integrator in place of a length (only then can
-            it be compiled).
-        jitter: In [0, 1), the half width of the uniform factor on each trajectory's step size.
-        accept: The acceptance aimed at.
+        step_size: eps > 0, a length in scaled space; None to tune it in warmup.
+        length: The length of a trajectory in scaled space; None to take it in warmup as a quarter of
+            a Gaussian's period, pi/2 times the root of the summed variances.
+        leapfrogs: N, a fixed number of steps of the integrator in place of a length (only then can
+            the step be compiled).
+        jitter: The half width, in [0, 1), of the uniform factor about 1 that multiplies each
+            trajectory's step size.
+        metric: "diagonal" or "none": the scales learned in warmup.
+        integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
+        accept: The mean acceptance, in (0, 1), that warmup tunes the step size to.
         most: The largest number of steps in a trajectory.
+
+    Raises:
+        InvalidArgument: Where both length and leapfrogs are given; at the start of a run on events
+            of fewer than two dimensions.
     """
 
     step_size: float | None = None
@@ -429,10 +452,7 @@ class AdjustedMCLMC(_Isokinetic):
 
     @property
     def step_cost(self) -> Mapping[str, int]:
-        """The energy at the end.
-
-        One gradient a drift, of which `step` reports how many where their number varies.
-        """
+        """The energy at the end, and one gradient a drift, which `step` reports where they vary."""
         return (
             {"energy": 1}
             if self.leapfrogs is None
@@ -463,7 +483,7 @@ class AdjustedMCLMC(_Isokinetic):
 
     @property
     def _first_steps(self) -> int:
-        """How many steps a trajectory has before its length is known."""
+        """The number of steps in a trajectory before its length is known."""
         return min(FIRST_STEPS, self.most)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
@@ -478,7 +498,7 @@ class AdjustedMCLMC(_Isokinetic):
     def _stepped(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor
     ) -> tuple[HMCState, Info]:
-        """A trajectory in steps of size eps, `()` or `(chains,)`, before the jitter."""
+        """A trajectory and its decision; eps `()` or `(chains,)` is the step size before jitter."""
         if self.leapfrogs is not None:
             return self._trajectory(field, state, noise, eps, self.leapfrogs)
         length = float(state.length)
@@ -503,7 +523,7 @@ class AdjustedMCLMC(_Isokinetic):
         return new, self._reported(new, probability, end.error, steps * self._gradients)
 
     def _reported(self, state: HMCState, accept: Tensor, error: Tensor, gradients: int) -> Info:
-        """What a step reports; how many gradients it took only where their number varies."""
+        """What a step reports; its gradients only where their number varies."""
         info = {"accept": accept, "energy": state.energy, "diverging": ~(error.abs() < DIVERGENCE)}
         if self.leapfrogs is not None:
             return info
@@ -514,7 +534,7 @@ class AdjustedMCLMC(_Isokinetic):
     def trial(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor
     ) -> Trial:
-        """As `Tunable.trial`; trajectories are of as many steps for all chains."""
+        """As `Tunable.trial`; all chains' trajectories have the same number of steps."""
         state, info = self._stepped(
             field, state, noise, state.step_size.to(state.x.dtype) * shorter
         )

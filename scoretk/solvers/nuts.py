@@ -1,34 +1,32 @@
-r"""The No-U-Turn sampler.
-
-Hamiltonian Monte Carlo whose trajectories end where they begin to turn back, many chains at once.
+r"""The No-U-Turn sampler: Hamiltonian Monte Carlo whose trajectories end before they turn back.
 
 With momentum p ~ N(0, I), scales S and leapfrog steps as in `hmc`, a trajectory is doubled again
-and again: for d = 0, 1, ... a random sign says at which end 2^d steps are added, a subtree. It ends
-when a part of it turns back. A part with first and last momenta p, p' and their sum rho over all
-its points turns back where
+and again: for d = 0, 1, ... a random sign says at which end a subtree of 2^d steps is added. The
+trajectory ends when a part of it turns back. A part whose first and last points have momenta p and
+p', and whose momenta have the sum rho over all its points, turns back where
 
     <p, rho> <= 0    or    <p', rho> <= 0,
 
-and a part of two halves a, b also where half a with the first point of b does, or the last point of
-a with half b. These are looked for in all parts that repeated halving makes, so that every point of
-a trajectory would have made the same trajectory with the same probability. A subtree that turns back
-in itself, or meets an error H - H_0 of the total energy above 1000 or a value that is not finite,
-is dropped whole and ends the trajectory; the whole, if it turns back, is kept and grows no further.
+and a part made of halves a and b also where a with the first point of b does, or the last point of a
+with b. This is tested in all parts that repeated halving makes, so that every point of a trajectory
+would have made the same trajectory with the same probability. A subtree that turns back in itself,
+or meets an error H - H_0 of the total energy above 1000 or a value that is not finite, is dropped
+whole and ends the trajectory. A trajectory that turns back as a whole is kept and grows no further.
 
-With weights w = exp(H_0 - H), the point chosen from a subtree is each of its points with probability
-w / sum w, and replaces the one chosen before with probability min(1, W_branch / W_before), W the
-sums of the weights (biased progressive sampling).
+With weights w = exp(H_0 - H), each point of a subtree is chosen with probability w / sum w. The
+chosen point replaces that of the trajectory so far with probability min(1, W_subtree / W_before), W
+being the sums of the weights (biased progressive sampling).
 
-The chains take their leapfrog steps together. What the recursion of the papers would keep is then a
-stack that all share: as in a binary counter, step n (from 1) of a subtree pushes a part of one
-point, and joins the two parts on top as often as 2 divides n. Chains that have ended are taken out
-of the batch when they are many, so few gradients are evaluated in vain.
+The chains take their leapfrog steps together. The recursion of the papers becomes a stack of parts
+that all chains share: as in a binary counter, step n (from 1) of a subtree pushes a part of one
+point, and joins the two parts on top as often as 2 divides n. When many chains have ended they are
+taken out of the batch, so that few gradients are evaluated in vain.
 
 References:
     Hoffman, Gelman, "The No-U-Turn sampler" (2014).
     Betancourt, "A conceptual introduction to Hamiltonian Monte Carlo" (2017), for the weights and
     the criterion.
-    Stan development team, "Stan reference manual", for its extension to the joints of halves.
+    Stan development team, "Stan reference manual", for the tests across two halves.
     Phan, Pradhan, Jankowiak, "Composable effects for flexible and accelerated probabilistic
     programming in NumPyro" (2019), and Lao, Dillon, "Unrolled implementation of No-U-Turn sampler"
     (2019), for doing without recursion.
@@ -56,9 +54,8 @@ from scoretk.solvers.warmup.plan import takes_pilot
 
 __all__ = ["NUTS"]
 
-CROWD = (
-    0.75  # chains that have ended are taken out where fewer than this share of the batch goes on
-)
+CROWD = 0.75
+"""Chains that have ended are taken out of the batch where less than this share of it goes on."""
 
 
 class End(NamedTuple):
@@ -69,9 +66,9 @@ class End(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A stretch of a trajectory.
+    """A part of a trajectory: the momenta at its first and last point, and the sum of all.
 
-    The momenta at its first and last point, and the sum of all, each like x.
+    Each is like x.
     """
 
     first: Tensor
@@ -80,11 +77,11 @@ class Span(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a trajectory leaves: the point chosen from it, and per chain what happened.
+    """The outcome of trajectories: the point chosen from each, and what happened.
 
     `chain` is the row in the batch, `accept` the sum of min(1, exp(H_0 - H)) over its `leapfrogs`,
-    `depth` the number of branches kept, `evaluations` the gradients evaluated, those in vain
-    included. All but the point `(chains,)`.
+    `depth` the number of subtrees kept, `diverging` whether an error of the total energy ended it,
+    `evaluations` the number of gradients, those in vain included. All but the point `(rows,)`.
     """
 
     point: Point
@@ -99,7 +96,9 @@ class Found(NamedTuple):
 class Tree(NamedTuple):
     """Trajectories, one a row.
 
-    Whether they go on, their ends in time, total momentum, H_0, and log sum of weights.
+    What they have found, whether they go on (`growing`), their ends backward and forward in time
+    (`left`, `right`), the sum of their momenta (`total`), H_0 (`start`), and the log of the sum of
+    their weights.
     """
 
     found: Found
@@ -112,10 +111,10 @@ class Tree(NamedTuple):
 
 
 class Subtree(NamedTuple):
-    """The doubling under way: its end, its point and log sum of weights, and its parts so far.
+    """The subtrees being added: last point, chosen point, log of the sum of weights, and parts.
 
     `eps` `(rows,)` is the step size, negative backward in time; `log_u` `(rows, 2^d)` are the logs
-    of the uniforms that choose among its points.
+    of the uniforms that choose among the points.
     """
 
     eps: Tensor
@@ -127,7 +126,7 @@ class Subtree(NamedTuple):
 
 
 def select(chosen: Tensor, new: Any, old: Any) -> Any:
-    """`select_rows` of all tensors in nested tuples."""
+    """Row by row `new` where chosen, else `old`, for all tensors in nested tuples."""
     if isinstance(new, Tensor):
         return select_rows(chosen, new, old)
     return type(new)(*(select(chosen, *pair) for pair in zip(new, old, strict=True)))
@@ -142,12 +141,12 @@ def rows_of(nest: Any, rows: Tensor) -> Any:
 
 
 def turns(part: Span) -> Tensor:
-    """Which rows of it turn back, `(rows,)`."""
+    """Which rows of a part turn back, `(rows,)` of bool."""
     return (row_dot(part.first, part.total) <= 0) | (row_dot(part.last, part.total) <= 0)
 
 
 def join(a: Span, b: Span, size: int) -> tuple[Span, Tensor]:
-    """Two neighbouring parts of so many points each as one, and which rows turn back in it."""
+    """Two neighbouring parts of `size` points each as one, and which rows of it turn back."""
     whole = Span(a.first, b.last, a.total + b.total)
     turned = turns(whole)
     if size > 1:  # else the other two are the whole
@@ -180,7 +179,7 @@ def empty_subtree(tree: Tree, eps: Tensor, log_u: Tensor) -> Subtree:
 
 
 def extend(tree: Tree, subtree: Subtree, end: End, n: int) -> tuple[Tree, Subtree]:
-    """The subtree with one point more, its n-th from 1."""
+    """Trees and subtrees with one point more, `end`, the n-th of the subtree from 1."""
     point, momentum = end
     error = point.energy + row_dot(momentum, momentum) / 2 - tree.start
     sound = finite_rows(point.x) & error.isfinite() & (error < DIVERGENCE)
@@ -203,7 +202,10 @@ def extend(tree: Tree, subtree: Subtree, end: End, n: int) -> tuple[Tree, Subtre
 
 
 def merge(tree: Tree, subtree: Subtree, log_u: Tensor, size: int) -> Tree:
-    """The trajectories with their finished branches, of so many points each, where these are sound."""
+    """The trajectories with their finished subtrees of `size` points, where these are sound.
+
+    `log_u` `(rows,)` are the logs of the uniforms that decide which point is kept.
+    """
     forward, (part,) = subtree.eps > 0, subtree.parts
     left, right = tree.left.momentum, tree.right.momentum
     before = Span(select_rows(forward, left, right), select_rows(forward, right, left), tree.total)
@@ -237,18 +239,18 @@ def in_order(pieces: list[Found]) -> Found:
 class NUTS(Stepping):
     """The No-U-Turn sampler with multinomial weights.
 
-    Each chain's trajectories are as long as its place asks.
+    Each chain's trajectory is as long as the target asks where it is.
 
-    Reports "accept" (that average), "energy", "hamiltonian" (at the start), "diverging" (a
-    trajectory ended by an error of the total energy above 1000, or by what is not finite),
-    "leapfrogs" and "depth" (the doublings kept).
+    Reports "accept" (the mean over a trajectory's points of min(1, exp(H_0 - H))), "energy",
+    "hamiltonian" (at the start), "diverging" (the trajectory was ended by an error of the total
+    energy above 1000, or by a value that is not finite), "leapfrogs" and "depth" (the doublings
+    kept).
 
     Args:
-        step_size: As in `HMC`.
-        metric: As in `HMC`.
-        accept: The average over a trajectory's points of min(1, exp(H_0 - H)) that the step size is
-            tuned to.
-        max_depth: The most doublings.
+        step_size: eps > 0 of the leapfrog steps, in scaled space; None to tune it in warmup.
+        metric: "diagonal", "dense" or "none": the scales learned in warmup.
+        accept: The mean of "accept", in (0, 1), that warmup tunes the step size to.
+        max_depth: The largest number of doublings of a trajectory.
     """
 
     step_size: float | None = None
@@ -268,7 +270,7 @@ class NUTS(Stepping):
     def _stepped(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor
     ) -> tuple[HMCState, Info]:
-        """A step with this step size, `()` or `(chains,)`."""
+        """A step with leapfrog step size eps, `()` or `(chains,)`."""
         momentum = noise.normal(
             state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype
         )
@@ -290,11 +292,10 @@ class NUTS(Stepping):
     def _grown(
         self, field: StaticField, tree: Tree, state: HMCState, noise: NoiseSource, eps: Tensor
     ) -> Found:
-        """What the trajectories leave when all have ended, in the order of the chains."""
+        """The outcome of all trajectories, in the order of the chains."""
         dtype, bound = state.x.dtype, field
-        nested = isinstance(
-            noise, NestedNoise
-        )  # then the field may hold rows of its own, all of which it must be given
+        # inside another solver the field may hold values by row, and must be given all rows
+        nested = isinstance(noise, NestedNoise)
         done: list[Found] = []
         signs = noise.rademacher(state.step, Stream.LENGTH, (self.max_depth,), dtype)
         signed = signs * (across(eps, signs) if eps.ndim else eps)

@@ -3,8 +3,8 @@ r"""Preconditioned Langevin, adjusted or not, with a step size and a metric that
     x' = x - h M grad E(x) + sqrt(2 h) S z,    M = S S^T,
 
 S a diagonal or a Cholesky factor of the target's covariance: Langevin dynamics in coordinates in
-which the target has about unit covariance. It is one leapfrog step of length `eps = sqrt(2 h)` with
-momentum z, whose energy error is Metropolis' log ratio.
+which the target has about unit covariance. A step is one leapfrog step of size `eps = sqrt(2 h)`
+with momentum z, and Metropolis' log ratio is minus its error of the total energy.
 
 References:
     Roberts, Stramer, "Langevin diffusions and Metropolis-Hastings algorithms" (2002).
@@ -42,11 +42,12 @@ class PreconditionedLangevin(Hamiltonian):
     Reports what `HMC` does. `draws.tuned["step_size"]` is `eps = sqrt(2 h)`.
 
     Args:
-        step_size: h > 0 in units of the squared scales, None to tune it in warmup.
-        metric: "diagonal", "dense" or "none", the scales learned in warmup.
-        accept: The acceptance aimed at.
-        adjusted: Whether proposals are accepted or rejected (in warmup they always are: the step
-            size of the unadjusted chain is the one at which MALA would accept so often).
+        step_size: h > 0, in squared units of the scales; None to tune it in warmup.
+        metric: "diagonal", "dense" or "none": the scales learned in warmup.
+        accept: The mean acceptance, in (0, 1), that warmup tunes the step size to.
+        adjusted: Whether a Metropolis decision makes it exact. Warmup makes the decision in any
+            case: the step size of the unadjusted chain is the one at which MALA would accept so
+            often.
     """
 
     step_size: float | None = None
@@ -85,10 +86,7 @@ class PreconditionedLangevin(Hamiltonian):
     def trial(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor
     ) -> Trial:
-        """As `Tunable.trial`.
-
-        In warmup proposals are accepted or rejected whether the solver is adjusted or not.
-        """
+        """As `Tunable.trial`; with a Metropolis decision whether the solver is adjusted or not."""
         eps = across(state.step_size.to(state.x.dtype) * shorter, state.x)
         new, info, _ = self._trajectory(field, state, noise, eps, 1)
         return Trial(new, info, info["accept"])

@@ -2,10 +2,10 @@ r"""The probability-flow ODE, from p_init at t = 0 to data at t = 1.
 
     dx/dt = velocity(x, t) = alpha' D(x, t) + sigma' e(x, t)
 
-All methods are in `scoretk.ode.registry`. Fixed grids run through the tables of
+The methods are those of `scoretk.ode.registry`. Methods on a fixed grid read the tables of
 `scoretk.ode.tableaus`, one row an evaluation. Adaptive methods give each sample steps of its own
 (`scoretk.ode.rowwise`), or are torchdiffeq's, with an error norm under which every sample meets the
-tolerance whatever its neighbours are. Neither evaluates outside the interval.
+tolerance whatever its neighbours are. None evaluates outside its interval.
 
 References:
     Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
@@ -46,9 +46,10 @@ SHARED, TIMES = frozenset({"table", "step"}), frozenset({"times", "step"})
 
 
 class FlowState(NamedTuple):
-    """Position x, the point to evaluate at next, past predictions, latest first.
+    """The state of a method on a fixed grid.
 
-    `(chains, *event_shape)`; table, row index.
+    Position x, the point to evaluate at next (`ahead`) and past predictions, latest first, each
+    `(chains, *event_shape)`; the table of the steps; the index of its next row.
     """
 
     x: Tensor
@@ -64,7 +65,10 @@ class FlowState(NamedTuple):
 
 
 class IntervalState(NamedTuple):
-    """Position `(chains, *event_shape)`; the output times; the index of the next interval."""
+    """The state of an adaptive method.
+
+    Position `(chains, *event_shape)`; the times of the grid; the index of the next interval.
+    """
 
     x: Tensor
     times: Tensor
@@ -81,40 +85,36 @@ class ProbabilityFlow:
     """Sampling by the probability-flow ODE.
 
     Args:
-        method: A fixed-grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint",
+        method: On a fixed grid one of "euler", "heun" (of Karras et al.), "trapezoid", "midpoint",
             "ralston_3", "rk4", "rk4_38", "ralston_4", "dpmpp_2m", "adams_2" to "_4", "adams_pc_2",
             "_3", "multistep_2" to "_4", "noise_multistep_2" to "_4", "unipc_2", "_3" (see
-            `scoretk.ode.tableaus`), or adaptive: "dopri5", "tsit5" or "bosh3", where each sample
-            has steps of its own, or torchdiffeq's "dopri8", "fehlberg2", "adaptive_heun",
-            "torchdiffeq/dopri5" or "torchdiffeq/bosh3", where the hardest sample sets the step of
-            all; or what other packages call these ("ddim", "dpm++ 2m", ...: `scoretk.ode.names`),
-            which becomes the name here.
-        steps: Intervals of the grid (the closing one of `denoise` among them).
+            `scoretk.ode.tableaus`). Adaptive are "dopri5", "tsit5" and "bosh3", where each sample
+            has steps of its own, and torchdiffeq's "dopri8", "fehlberg2", "adaptive_heun",
+            "torchdiffeq/dopri5" and "torchdiffeq/bosh3", where the hardest sample sets the step of
+            all. Names that other packages give these ("ddim", "dpm++ 2m", ...: `scoretk.ode.names`)
+            are taken too, and become the name here.
+        steps: The number of intervals of the grid, the closing one of `denoise` among them; None
+            for 32, and for 1 with an adaptive method.
         grid: None (logistic; uniform in t on a table and without a path), a name in
             `scoretk.grids.GRIDS`, or increasing times in [0, 1], such as `scoretk.grids.adapt`
             finds.
         denoise: Whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0.
-        rtol: For adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each
-            sample, and the most steps an interval may take. Adaptive methods walk the grid's
-            intervals (default: one).
-        atol: For adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each
-            sample, and the most steps an interval may take. Adaptive methods walk the grid's
-            intervals (default: one).
-        max_steps: For adaptive methods: `|error| <= atol + rtol |x|` in root mean square over each
-            sample, and the most steps an interval may take. Adaptive methods walk the grid's
-            intervals (default: one).
-        adjoint: Whether gradients go back through them by the adjoint equation, as `grad="adjoint"`
-            asks (see `scoretk.ode.adjoint`).
+        rtol: The relative tolerance of an adaptive method, which keeps `|error| <= atol + rtol |x|`
+            in root mean square over each sample.
+        atol: The absolute tolerance of an adaptive method.
+        max_steps: The most steps that an adaptive method may take in an interval of the grid.
+        adjoint: Whether gradients come from the adjoint equation, as `grad="adjoint"` asks (see
+            `scoretk.ode.adjoint`); for adaptive methods.
 
-    The evaluations are the intervals, but two an interval for "heun" and "trapezoid" (one where it
-    ends at sigma = 0) and "midpoint", three for "ralston_3", and four for "rk4", "rk4_38" and
-    "ralston_4". No method asks a model where sigma is 0, and the closing step of `denoise` asks it
-    at the end of its path alone.
+    A method on a fixed grid makes one evaluation an interval, but two for "heun" and "trapezoid"
+    (one where the interval ends at sigma = 0) and "midpoint", three for "ralston_3", and four for
+    "rk4", "rk4_38" and "ralston_4". No method evaluates a model where sigma is 0, and the closing
+    step of `denoise` does at the end of the path alone.
 
-    "adams_3" is the most accurate choice that is also stable where steps are few; from about 16
-    steps "adams_pc_3" is more accurate still, from about 36 evaluations "ralston_4" where the steps
-    lead evenly in w to sigma = 0. For data much narrower than the last levels and fewer than ten
-    steps, "dpmpp_2m".
+    "adams_3" is the most accurate choice that is also stable where steps are few. From about 16
+    steps "adams_pc_3" is more accurate still, and so is "ralston_4" from about 36 evaluations where
+    the steps to sigma = 0 are even in `alpha / (alpha + sigma)`. For data much narrower than the
+    last levels and fewer than ten steps "dpmpp_2m" is best.
     """
 
     method: str = "adams_3"
@@ -131,9 +131,8 @@ class ProbabilityFlow:
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
-        object.__setattr__(
-            self, "method", method.name
-        )  # one name for one solver, and none to look up in a compiled step
+        # one name for one solver, and none to look up in a compiled step
+        object.__setattr__(self, "method", method.name)
         flags(self, "denoise", "adjoint")
         if self.steps is not None:
             counts(self, steps=1)
@@ -148,7 +147,7 @@ class ProbabilityFlow:
 
     @property
     def ode_method(self) -> Method:
-        """What `scoretk.ode.registry` has under the method's name."""
+        """The method's entry in `scoretk.ode.registry`."""
         return find_method(self.method)
 
     @property
@@ -158,19 +157,17 @@ class ProbabilityFlow:
 
     @property
     def with_adjoint(self) -> Callable[[], ProbabilityFlow] | None:
-        """This solver with gradients of the equation instead of its steps, where it solves that to
-        a tolerance.
-        """
+        """Makes this solver with gradients by the adjoint equation; None on a fixed grid."""
         return partial(replace, self, adjoint=True) if self.adaptive else None
 
     @property
     def capturable(self) -> bool:
-        """Adaptive methods look at their error after each step, and so synchronise."""
+        """Whether the grid is fixed: adaptive methods read their error after each step."""
         return not self.adaptive
 
     @property
     def needs(self) -> frozenset[str]:
-        """A velocity; methods in the data's or the noise's form are integrators of the denoiser."""
+        """A velocity; a denoiser for methods that integrate predictions of data or noise."""
         return frozenset({self.ode_method.needs})
 
     @property
@@ -195,7 +192,7 @@ class ProbabilityFlow:
         return grid(self.grid, field.path, steps - 1)
 
     def milestones(self, field: TimedField) -> tuple[bool, ...]:
-        """Which rows complete an interval."""
+        """Which steps complete an interval of the grid."""
         return (
             (True,) * (len(self.times(field)) - 1)
             if self.adaptive
@@ -245,9 +242,12 @@ class ProbabilityFlow:
         }
 
     def _closed(self, field: TimedField, x: Tensor, start: float, end: float) -> tuple[Tensor, int]:
-        """The state at the end, which is not asked, and the evaluations.
+        """The closing step: x at the end, where the model is not evaluated.
 
-        By the midpoint of the velocity, or the denoised x.
+        It is a midpoint step of the model's own velocity, or else the denoised x.
+
+        Returns:
+            x at the end, `(chains, *event_shape)`, and how many evaluations a chain this took.
         """
         if field.source == "velocity" and _bounded(field, end):
             half = (end - start) / 2
@@ -274,11 +274,11 @@ class ProbabilityFlow:
         return rule.solve(VelocityOf(field), x, (start, end), select=select, **limits)
 
     def _closes_apart(self, field: TimedField, end: float) -> bool:
-        """Whether the run ends with a step of its own to sigma = 0.
+        """Whether the run ends with a closing step to sigma = 0.
 
-        Asked for, or the velocity there may have no value.
-
-        A model's own velocity, such as `(data - x) / (1 - t)`, is not asked there.
+        Above sigma = 0 it does where `denoise` asks for it; at sigma = 0 where the velocity may
+        have no value. A model's own velocity, such as `(data - x) / (1 - t)`, is not evaluated
+        there.
         """
         if field.path is None:
             return end == 1
@@ -290,9 +290,9 @@ class ProbabilityFlow:
         )
 
     def _last_inside(self, field: TimedField, end: float, dtype: torch.dtype) -> float:
-        """Where the closing step starts.
+        """The time at which the closing step starts.
 
-        The end itself, or, where sigma is 0 there, a level whose square is below atol.
+        It is the end itself, or, where sigma is 0 there, a level whose square is below atol.
         """
         level = max(0.1 * math.sqrt(self.atol), 64 * torch.finfo(dtype).eps)
         if field.path is None:
@@ -310,9 +310,9 @@ def _bounded(field: TimedField, t: float) -> bool:
 def _velocity_of(
     field: TimedField, batch: Tensor, start: float, rows: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The velocity of these rows of the batch.
+    """The velocity as a function of x and t at some rows of the batch.
 
-    A compiled field is asked for all, as it was made for their number.
+    A compiled field is made for the batch's number of rows, and so is evaluated at all of them.
     """
     if not field.fuses:
         return VelocityOf(
@@ -327,16 +327,14 @@ def _velocity_of(
 
 
 def velocity_determinate(field: TimedField, t: float) -> bool:
-    """Whether the field's own prediction determines the velocity at time t (at an end point it may
-    not).
-    """
+    """Whether the field's own prediction determines the velocity at t; at an end it may not."""
     if field.path is None:
         return True
     return all(bool(c.isfinite()) for c in coefficients(field.path, t, field.source, "velocity"))
 
 
 def _combine(weights: Sequence[Any], values: Sequence[Tensor]) -> Tensor:
-    """`sum w_i x_i`; in eager mode, where the weights are floats, without the terms that are zero."""
+    """The sum of `w_i x_i`; weights that are floats, as in eager mode, leave out terms of zero."""
     if isinstance(weights[0], Tensor):
         return sum(
             (w * x for w, x in zip(weights, values, strict=True)), torch.zeros_like(values[0])

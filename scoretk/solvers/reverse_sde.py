@@ -1,9 +1,9 @@
-r"""Reverse-time SDEs of a Gaussian path, from p_init at t = 0 to data at t = 1, with as much noise
-as is asked for.
+r"""Reverse-time SDEs of a Gaussian path, from p_init at t = 0 to data at t = 1.
 
 With u the velocity of the probability flow, every member of the family
 
-    dx = (u + a^2/2 score) dt + a dW,      a = eta g,      g^2 = 2 sigma^2 (alpha'/alpha - sigma'/sigma)
+    dx = (u + a^2/2 score) dt + a dW,    a = eta g,
+    g^2 = 2 sigma^2 (alpha'/alpha - sigma'/sigma)
 
 has the path's densities p_t, whether the path was made for diffusion or for flow matching: eta = 0
 is the probability flow, eta = 1 the reverse of the diffusion `dx = (alpha'/alpha) x dt + g dW`. In
@@ -12,34 +12,42 @@ the coordinates `y = x/alpha`, `s = sigma/alpha`
     dy = (1 + eta^2) (y - D) ds/s + eta sqrt(d(s^2)) dW,      s falling,
 
 whatever the path. With D and `e = (x - alpha D) / sigma` predicted at s, and `q = s'/s`, a step to
-s' is
+s' keeps a part k of the noise and draws the rest anew,
 
-    all         a part k of the noise is kept and the rest is new: `x' = alpha' D + sigma' (k e + sqrt(1 - k^2) z)`
-    ancestral   k = q^(eta^2), the exact solution while D stays as it is. With eta = 1 DDPM, a draw of q(x' | x, x_1 = D)
-    DDIM        k^2 = 1 - eta^2 (1 - q^2). With eta = 1 and with eta = 0 the same as ancestral
-    Euler       k : sqrt(1 - k^2) = g : eta sqrt(1 - q^2), g = 1 - (1 + eta^2) (1 - q^2) / 2: Euler-Maruyama in the clock s^2,
-                in which the noise is uniform, `y' = D + s (g e + eta sqrt(1 - q^2) z)`, scaled to the level reached
-    DPM++(2M)   ancestral with D at the middle of the step, extrapolated in log(alpha/sigma) from the two predictions before:
-                SDE-DPM-Solver++(2M). First order on the first step, after alpha = 0 and to sigma' = 0. On equal steps of t
-                from alpha = 0, which are long in that logarithm however many, its error is `h^2 log(1/h)`
+    x' = alpha' D + sigma' (k e + sqrt(1 - k^2) z)
 
-so that a step to sigma' = 0 returns D without noise, one from alpha = 0 is bounded, and where the
-data are small beside the noise its scale is right however long the steps. Euler-Maruyama as it
-stands (with eta = 1 the reverse diffusion sampler of Song et al.) makes `(1 + eta^2)^2 (1 - q^2)^2
-/ 4` of s^2 too much a step. After alpha = 0 the first ratios q are about 0, 1/2, 2/3, 3/4, ... on a
-grid however fine, and what they add is forgotten as `q^(2 eta^2)` only: with eta = 0 never. Written
-in x, each is `x' = a x + b D + c D_before + d z` with numbers from alpha and sigma alone, a row of
-a table an evaluation.
+where the methods differ in k (and 2M in D):
+
+    ancestral   k = q^(eta^2), the exact solution while D stays as it is. With eta = 1 this is DDPM,
+                a draw of q(x' | x, x_1 = D).
+    DDIM        k^2 = 1 - eta^2 (1 - q^2). The same as ancestral with eta = 1 and with eta = 0.
+    Euler       k : sqrt(1 - k^2) = g : eta sqrt(1 - q^2),    g = 1 - (1 + eta^2) (1 - q^2) / 2.
+                Euler-Maruyama in the time s^2, in which the noise is uniform, `y' = D + s (g e +
+                eta sqrt(1 - q^2) z)`, its noise scaled to the level reached.
+    DPM++(2M)   As ancestral, with D at the middle of the step, extrapolated in log(alpha/sigma)
+                from the last two predictions: SDE-DPM-Solver++(2M). First order on the first step,
+                after alpha = 0 and to sigma' = 0. On equal steps of t from alpha = 0, which stay
+                long in that logarithm however many they are, its error is `h^2 log(1/h)`.
+
+So a step to sigma' = 0 returns D without noise, one from alpha = 0 is bounded, and where the data
+are small beside the noise the scale of x is right however long the steps. (Unscaled, Euler-Maruyama
+- with eta = 1 the reverse diffusion sampler of Song et al. - adds `(1 + eta^2)^2 (1 - q^2)^2 / 4` of
+s^2 too much variance a step. After alpha = 0 the first ratios q are about 0, 1/2, 2/3, 3/4, ... on
+any grid, and an error that is made there decays as `q^(2 eta^2)` only: with eta = 0 never.) Written
+in x, each method is `x' = a x + b D + c D_before + d z` with numbers from alpha and sigma alone: one
+row of a table for each evaluation.
 
 A corrector makes Langevin steps `y' = y + h score_y + sqrt(2 h) z` at the level just reached, with
-Song et al.'s rule for a signal-to-noise ratio r, `h = 2 (r |z| / |score_y|)^2`. They take the norms
-in the mean over the batch; here no sample depends on its neighbours. With n entries in a sample
+Song et al.'s rule for a signal-to-noise ratio r, `h = 2 (r |z| / |score_y|)^2`. They take the mean
+of the norms over the batch; here no sample depends on its neighbours. With n entries in a sample
 
-    level     the norms that pure noise has, sqrt(n) and sqrt(n)/s:  h = 2 r^2 s^2, the same for all
-              In the law of level s it leaves up to r^2 / (1 - r^2) of the variance too much, which more steps do not mend
-    sample    the sample's own score:  h = 2 r^2 n / |score_y|^2, and at most s^2, as no density of level s is more curved than
-              1/s^2. A step size that depends on y holds its density only up to a share 2/n of the variance, however small r:
-              for images, not for the plane. (The sample's own |z| would add as much again.)
+    level     takes the norms that pure noise has, sqrt(n) and sqrt(n)/s, so that h = 2 r^2 s^2 for
+              all. In the law of level s it leaves up to r^2 / (1 - r^2) of the variance too much,
+              which more steps do not mend.
+    sample    takes the norm of the sample's own score: h = 2 r^2 n / |score_y|^2, and at most s^2,
+              as no density of level s is more curved than 1/s^2. As h depends on y, the density is
+              kept only up to a share 2/n of the variance, however small r: good enough for images,
+              not for the plane. (The sample's own |z| would add as much again.)
 
 References:
     Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
@@ -85,9 +93,10 @@ SHARED = frozenset({"table", "step"})
 
 
 class SDEState(NamedTuple):
-    """Position x and the prediction before, `(chains, *event_shape)`; the table.
+    """The state of `ReverseSDE`.
 
-    The index of its next row.
+    Position x and the last prediction of the data, each `(chains, *event_shape)`; the table of the
+    steps; the index of its next row.
     """
 
     x: Tensor
@@ -107,15 +116,16 @@ class ReverseSDE:
 
     Args:
         method: "euler", "ancestral" (also "ddpm"), "ddim" (also "euler_a") or "dpmpp_2m".
-        steps: Intervals of the grid (the closing one of `denoise` among them).
-        grid: As in `ProbabilityFlow`.
-        eta: >= 0, the noise in units of the reverse diffusion's own, the same in all methods (at
-            most 1 in "ddim"; 0: no noise, which is the `ProbabilityFlow` of "euler" or "dpmpp_2m";
-            code that scales the square of the noise has eta^2 under this name).
-        corrector: Langevin steps at each level, for methods without a memory (without any, powers
-            and products of fields are refused).
-        snr: Their signal-to-noise ratio r.
-        rule: "level" or "sample", whose norms their step size follows.
+        steps: The number of intervals of the grid, the closing one of `denoise` among them.
+        grid: None (logistic; uniform in t on a table), a name in `scoretk.grids.GRIDS`, or
+            increasing times in [0, 1].
+        eta: The noise in units of the reverse diffusion's own, at least 0, and at most 1 with
+            "ddim". Without noise, eta = 0, it is the `ProbabilityFlow` of "euler" or "dpmpp_2m".
+            (Code that scales the square of the noise has eta^2 under this name.)
+        corrector: How many Langevin steps are made at each level; 0 with "dpmpp_2m". Powers and
+            products of fields are refused without any.
+        snr: The signal-to-noise ratio r of these steps, in (0, sqrt(1/2)].
+        rule: "level" or "sample": the norms that the size of these steps follows.
         denoise: Whether a path that ends above sigma = 0 (VE, EDM) gets a last step to sigma = 0.
 
     Each interval takes one evaluation, and `corrector` more where it ends above sigma = 0.
@@ -171,10 +181,7 @@ class ReverseSDE:
         return grid(self.grid, path, self.steps - closing)
 
     def milestones(self, field: TimedField) -> tuple[bool, ...]:
-        """Which rows complete an interval.
-
-        The step where there is no correction, else the last correction.
-        """
+        """Which steps complete an interval: its last correction, or its only step."""
         return tuple(
             i == len(rows) - 1 for rows in self._intervals(field) for i in range(len(rows))
         )
@@ -182,7 +189,7 @@ class ReverseSDE:
     def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> SDEState:
         intervals = self._intervals(field)
         rows = [row for interval in intervals for row in interval]
-        if len(rows) == len(intervals):  # no corrections, be it that all levels are at sigma = 0
+        if len(rows) == len(intervals):  # no corrections, or all levels are at sigma = 0
             check_flow(field)
         table = torch.tensor(rows, dtype=torch.float64)
         return SDEState(x, torch.zeros_like(x), table, torch.zeros((), dtype=torch.int64))
@@ -193,11 +200,12 @@ class ReverseSDE:
         return x * float(path.sigma(float(self.times(field)[0])) / path.sigma(0.0))
 
     def step(self, field: TimedField, state: SDEState, noise: NoiseSource) -> tuple[SDEState, Info]:
-        """One evaluation: a row of t, the weights of x, D, D_before and z, and the reach.
+        """One evaluation, by the next row of the table.
 
-        With the rule "sample" x goes a part of the way, `x' = x + p (mean - x) + sqrt(p) d z` with
-        p = reach / |mean - x|^2, at most 1. Steps have an infinite reach; corrections have mean =
-        alpha D, d = sqrt(2) sigma, and so p = h / s^2.
+        A row holds t, the weights of x, D, D_before and z, and the reach. With the rule "sample" x
+        goes a part p of the way, `x' = x + p (mean - x) + sqrt(p) d z` with p = reach / |mean -
+        x|^2, at most 1. Steps have an infinite reach, and so p = 1; corrections have mean = alpha D,
+        d = sqrt(2) sigma, and so p = h / s^2.
         """
         t, a, b, c, spread, reach = read_row(state.table, state.step)
         x, z = (
@@ -210,7 +218,7 @@ class ReverseSDE:
             part = across((reach / row_sum((mean - x).square())).clamp(max=1), x)
             mean, z = torch.lerp(x, mean, part), part.sqrt() * z
         x = _plus(mean, spread, z)
-        last = data if self.method == "dpmpp_2m" else x  # the others remember nothing
+        last = data if self.method == "dpmpp_2m" else x  # no other method reads it
         return SDEState(x, last, state.table, state.step + 1), {}
 
     def _intervals(self, field: TimedField) -> list[list[tuple[float, ...]]]:
@@ -230,7 +238,7 @@ class ReverseSDE:
         return intervals
 
     def _correction(self, at: Knot, entries: int) -> tuple[float, ...]:
-        """The row of a Langevin step at a level."""
+        """The row of a Langevin step at a level, for events of so many entries."""
         part = 2 * self.snr**2
         if self.rule == "sample":
             return at.t, 0.0, at.alpha, 0.0, math.sqrt(2) * at.sigma, part * entries * at.sigma**2
@@ -238,9 +246,10 @@ class ReverseSDE:
 
 
 def _named(method: Any) -> str:
-    """The name in `SDE_STEPS` of a method, which another package may call otherwise.
+    """The name in `SDE_STEPS` of a method, which may be given by another package's name for it.
 
-    Raises as `option` does.
+    Raises:
+        UnknownName: Where no method is known by this name.
     """
     if not isinstance(method, str) or method in SDE_STEPS:
         return option("method", method, SDE_STEPS)
@@ -256,22 +265,19 @@ def _path(field: TimedField) -> GaussianPath:
 
 
 def _plus(total: Tensor, weight: Any, term: Tensor) -> Tensor:
-    """`total + weight term`.
-
-    In eager mode, where weights are floats, without a term of weight zero.
-    """
+    """The sum `total + weight term`; a weight that is a float 0, in eager mode, leaves it out."""
     if isinstance(weight, Tensor):
         return total + weight * term
     return total if weight == 0 else torch.add(total, term, alpha=weight)
 
 
 def _ratio(now: Knot, after: Knot) -> float:
-    """`q = s'/s`: 0 from alpha = 0 and to sigma' = 0."""
+    """The ratio of levels `q = s'/s`: 0 from alpha = 0 and to sigma' = 0."""
     return after.sigma * now.alpha / (now.sigma * after.alpha)
 
 
 def _renewed(now: Knot, after: Knot, kept: float) -> Weights:
-    """`x' = alpha' D + sigma' (k e + sqrt(1 - k^2) z)`."""
+    """The weights of `x' = alpha' D + sigma' (k e + sqrt(1 - k^2) z)`, k the part kept."""
     gain = after.sigma / now.sigma * kept
     return gain, after.alpha - now.alpha * gain, 0.0, after.sigma * math.sqrt(1 - kept**2)
 

@@ -1,12 +1,10 @@
-r"""Parallel tempering.
+r"""Parallel tempering: replicas at rising temperatures, of which neighbours swap places.
 
-Replicas at rising temperatures, of which neighbours swap places, so that modes far apart are
-visited.
-
-Each chain has K replicas in places 1 = b_1 > ... > b_K of inverse temperature, whose joint law is
-`prod_k p(x_k)^(b_k)`. A step moves every replica by a kernel that leaves `exp(-b_k E)` as it is,
-all of them as rows of one batch, in coordinates y with `x = y / sqrt(b_k)`, in which modes are
-about as wide at every temperature: one step size serves all. Then neighbours swap with
+So modes far apart are visited. Each chain has K replicas at inverse temperatures ("places") 1 = b_1
+> ... > b_K, whose joint law is `prod_k p(x_k)^(b_k)`. A step moves every replica by a kernel that
+leaves `exp(-b_k E)` as it is, all of them as rows of one batch, in coordinates y with `x = y /
+sqrt(b_k)`, in which modes are about as wide at every temperature: one step size serves all. Then
+neighbours swap with
 
     probability min(1, exp((b_i - b_(i+1)) (E(x_i) - E(x_(i+1)))))
 
@@ -14,21 +12,21 @@ the pairs (1, 2), (3, 4), ... at even steps, the pairs (2, 3), (4, 5), ... at od
 replica that is on its way up or down goes on instead of diffusing. Where there are two places only,
 they swap at every step.
 
-Ladder. With r_k the mean rejection of the swap of places k and k + 1, the barrier up to place k is
-L_k = r_1 + ... + r_(k-1). At the end of each window of warmup the places are put where the barrier,
-read off linearly in log b, is even between the same ends: then all neighbours swap equally often.
-The windows double in length; after the last one the ladder stays as it is.
+The ladder. With r_k the mean rejection of the swap of places k and k + 1, the barrier up to place k
+is L_k = r_1 + ... + r_(k-1). At the end of each window of warmup the places are put where the
+barrier, interpolated linearly in log b, is even between the same ends: then all neighbours swap
+equally often. The windows double in length; after the last one the ladder stays as it is.
 
-Reading. A mean of "swap" near 1/2 is best for the cost; much less asks for more replicas, much more
-for fewer or hotter ones. A round trip ends when a replica comes to the first place that since it
-was there has been in the last: from where modes do not matter it has brought a new start. With
-kernels that forget the energy from one swap to the next the mean of "round_trips" is
+What the reports say. A mean of "swap" near 1/2 is best for the cost; much less asks for more
+replicas, much more for fewer or hotter ones. A round trip ends when a replica arrives at the first
+place that has been at the last one since it was there: it brings a start that is independent of the
+modes. With kernels that forget the energy from one swap to the next the mean of "round_trips" is
 
-    1 / (2 + 2 sum_k r_k / (1 - r_k)),    of two places 1 - r_1
+    1 / (2 + 2 sum_k r_k / (1 - r_k)),    or 1 - r_1 with two places,
 
-at most 1/2 for any K above 2. Far below that, each replica stays in its mode's range of energies:
-more `kernel_steps` help, or a hotter end. A mean of 0 says that draws have not forgotten where they
-started.
+at most 1/2 for any K above 2. A mean far below that says that each replica stays in its mode's range
+of energies: more `kernel_steps` help, or a hotter end. A mean of 0 says that draws have not
+forgotten where they started.
 
 References:
     Geyer, "Markov chain Monte Carlo maximum likelihood" (1991).
@@ -75,10 +73,13 @@ SHARED = frozenset({"step", "step_size", "inverse_temperatures"})
 
 
 class TemperingState(NamedTuple):
-    """Of each chain the position in the first place, and by place `(chains, K, ...)` all positions,
-    their energies at temperature 1 and the gradients of these, and whether the replica there has
-    been in the last place since it was in the first. Then the index of the next step, and what
-    warmup tunes: the kernel's step size `()`, NaN where it has none, and b `(K,)`.
+    """The state of `ParallelTempering`.
+
+    `x` is the position at the first place, `(chains, *event_shape)`. By place, `(chains, K, ...)`,
+    are the positions of all replicas, their energies at temperature 1 and the gradients of these,
+    and whether the replica has been at the last place since it was at the first (`from_hottest`).
+    Then the index of the next step, and what warmup tunes: the kernel's step size `()`, NaN where
+    it has none, and b `(K,)`.
     """
 
     x: Tensor
@@ -97,9 +98,10 @@ class TemperingState(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a step shows.
+    """What warmup sees of a step.
 
-    The kernel's acceptance `(chains, K)`, the probability that neighbours swap `(chains, K - 1)`.
+    The kernel's acceptance, `(chains, K)`, and the probability that neighbours swap, `(chains, K -
+    1)`.
     """
 
     accept: Tensor
@@ -108,10 +110,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Evaluated(Wrapped):
-    """A field at rows where its energy and gradient are known.
-
-    A kernel that starts there costs nothing.
-    """
+    """A field at rows whose energy and gradient are known, so that a kernel starts at no cost."""
 
     field: Any
     here: tuple[Tensor, Tensor]
@@ -132,14 +131,14 @@ class Evaluated(Wrapped):
         return -self.here[1]
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both."""
+        """The known energy and its gradient."""
         return self.here
 
 
 class Rows(NamedTuple):
     """All replicas as rows `(chains * K, ...)`.
 
-    b `(chains * K,)`, the scale in `x = scale y`, and the law of y.
+    Their inverse temperatures b `(chains * K,)`, the scale in `x = scale y`, and the law of y.
     """
 
     beta: Tensor
@@ -148,11 +147,14 @@ class Rows(NamedTuple):
 
 
 def swap_log_ratio(energy: Tensor, beta: Tensor) -> Tensor:
-    """Of the swap of places i and i + 1, `(chains, K - 1)`.
+    """The log ratio of densities after and before the swap of places i and i + 1.
 
     Args:
-        energy: `(chains, K)`.
-        beta: `(K,)`.
+        energy: Energies at temperature 1 of the replicas by place, `(chains, K)`.
+        beta: Inverse temperatures, `(K,)`.
+
+    Returns:
+        `(b_i - b_(i+1)) (E(x_i) - E(x_(i+1)))`, `(chains, K - 1)`.
     """
     return (beta[:-1] - beta[1:]) * (energy[:, :-1] - energy[:, 1:])
 
@@ -162,20 +164,26 @@ def swap_log_ratio(energy: Tensor, beta: Tensor) -> Tensor:
 class ParallelTempering(Tunable):
     """Parallel tempering over an exact kernel, for laws whose modes are far apart.
 
-    Args:
-        kernel: Or its name, such as HMC, NUTS or MALA, or GibbsWithGradients for discrete states,
-            where nothing is stretched; its step size, where None, is tuned in warmup for all
-            replicas together. replicas, K, from temperature 1 to the hottest, at first in equal
-            ratios; warmup then finds the ladder. At temperature T a barrier of height T is crossed
-            easily; `p^(1/T)` must have a finite integral. (With 20, eight replicas swap one time in
-            ten in 64 dimensions; with 100, one in a hundred.) temperatures, 1 and rising: a ladder
-            that stays as it is, in place of both. kernel_steps between swaps.
-
-    All replicas start where the chain starts. Reports "accept" and "energy" of the replica in the
+    All replicas start where the chain starts. Reports "accept" and "energy" of the replica at the
     first place; "swap", the mean probability of the swaps tried; "round_trips", 1 where one ends
-    with this step. A swap with an energy that is not finite is rejected. Raises `InvalidArgument`
-    for a kernel with a temperature of its own, with more to tune than a step size, or whose state
-    does not hold energy and gradient.
+    with this step, else 0. A swap with an energy that is not finite is rejected.
+
+    Args:
+        kernel: An exact kernel or its name, such as HMC, NUTS or MALA, or GibbsWithGradients for
+            discrete states (where x is not scaled). Its step size, where None, is tuned in warmup
+            for all replicas together.
+        replicas: K, from temperature 1 to the hottest, at first in equal ratios; warmup then finds
+            the ladder.
+        hottest: The temperature of the last place, above 1. At temperature T a barrier of height T
+            is crossed easily; `p^(1/T)` must have a finite integral. (With 20, eight replicas swap
+            one time in ten in 64 dimensions; with 100, one in a hundred.)
+        temperatures: Rising from 1, a ladder that stays as it is, in place of `replicas` and
+            `hottest`; or None.
+        kernel_steps: How many steps the kernel makes between swaps.
+
+    Raises:
+        InvalidArgument: For a kernel with a temperature of its own, with more to tune than a step
+            size, or whose state does not hold energy and gradient.
     """
 
     kernel: Any = dataclass_field(default_factory=lambda: HMC(leapfrogs=5, metric="none"))
@@ -229,25 +237,25 @@ class ParallelTempering(Tunable):
 
     @property
     def varying(self) -> tuple[str, ...]:
-        """What the kernel's reported evaluations are of."""
+        """The kinds of the evaluations that the kernel reports."""
         return traits(self.kernel).varying
 
     @property
     def init_cost(self) -> Mapping[str, int]:
-        """What the kernel needs to start once: the replicas start together."""
+        """The cost of the kernel's `init` once: all replicas start at the same point."""
         cost: Mapping[str, int] = self.kernel.init_cost
         return cost
 
     @property
     def step_cost(self) -> Mapping[str, int]:
-        """What the kernel needs to move all replicas; swaps cost nothing."""
+        """The cost of the kernel's steps for all replicas; swaps cost nothing."""
         return {
             kind: self._places * self.kernel_steps * n for kind, n in self.kernel.step_cost.items()
         }
 
     @property
     def adaptation(self) -> Adaptation:
-        """The kernel's step size, where it is not given, for all replicas together, and the ladder."""
+        """The kernel's step size, common to all replicas, and the ladder, where not given."""
         step_size = self.kernel.adaptation.parts if isinstance(self.kernel, TunedSolver) else ()
         return Adaptation(
             (*step_size, *(() if self.temperatures is not None else (TemperatureLadder(),)))
@@ -292,7 +300,7 @@ class ParallelTempering(Tunable):
     def first_step(
         self, field: StaticField, state: TemperingState, noise: NoiseSource, alive: Tensor
     ) -> tuple[float, int]:
-        """As `Tunable.first_step`: the kernel's own, for all replicas."""
+        """As `Tunable.first_step`: that of the kernel, from all replicas."""
         kernel: Any = self.kernel
         k = self._places
         inner, rows = NestedNoise(noise, 0, k), self._rows(field, state)
@@ -303,9 +311,9 @@ class ParallelTempering(Tunable):
     def trial(
         self, field: StaticField, state: TemperingState, noise: NoiseSource, shorter: Tensor
     ) -> Trial:
-        """As `Tunable.trial`; shorter `(chains, K)`.
+        """As `Tunable.trial`, with `shorter` `(chains, K)`.
 
-        Shows how likely neighbours were to swap, `(chains, K - 1)`.
+        `Trial.seen` is the probability that neighbours swap, `(chains, K - 1)`.
         """
         state, info, seen = self._stepped(field, state, noise, shorter)
         return Trial(state, info, seen.accept, seen.swap)
@@ -317,7 +325,7 @@ class ParallelTempering(Tunable):
         noise: NoiseSource,
         shorter: Tensor | None = None,
     ) -> tuple[TemperingState, Info, Seen]:
-        """A step; shorter `(chains, K)`, factors on the kernel's steps in warmup."""
+        """One step; in warmup `shorter` `(chains, K)` are factors on the kernel's step size."""
         rows = self._rows(field, state, shorter)
         inner = NestedNoise(noise, int(state.step) * self.kernel_steps, self._places)
         kernel, moved = self._kernel(state), self._started(rows, state, inner)
@@ -370,8 +378,9 @@ class ParallelTempering(Tunable):
     def _swapped(
         self, state: TemperingState, noise: NoiseSource
     ) -> tuple[TemperingState, Tensor, Info]:
-        """A round of swaps, the probabilities of all swaps of neighbours `(chains, K - 1)`, and the
-        report.
+        """The state after a round of swaps, the probability of each swap, and the report.
+
+        The probabilities are those of all pairs of neighbours, tried or not, `(chains, K - 1)`.
         """
         k, dtype = self._places, state.energy.dtype
         log_ratio = swap_log_ratio(

@@ -37,7 +37,11 @@ __all__ = ["ULA"]
 
 
 class ULAState(NamedTuple):
-    """Position and its score, both `(chains, *event_shape)`; the index of the next step."""
+    """The state of `ULA`.
+
+    Position and its score (clipped where the solver clips), each `(chains, *event_shape)`; the
+    index of the next step.
+    """
 
     x: Tensor
     score: Tensor
@@ -50,9 +54,9 @@ class ULA:
 
     Args:
         step_size: h > 0, in squared units of x.
-        temperature: T > 0.
+        temperature: T > 0; the target is `p^(1/T)`.
         clip: The largest magnitude of each entry of the gradient, None for no clipping.
-        box: `(low, high)`, into which each entry of x is put back after a step, None for none.
+        box: `(low, high)`, to which each entry of x is clamped after a step, None for no box.
             Clipping and a box change the law that is sampled.
     """
 
@@ -84,9 +88,15 @@ class ULA:
         clip: float | None = None,
         box: tuple[float, float] | None = None,
     ) -> ULA:
-        """The solver whose noise has this standard deviation.
+        """The solver whose noise has a given standard deviation.
 
-        `temperature = noise^2 / (2 step_size)`.
+        Its temperature is `noise^2 / (2 step_size)`.
+
+        Args:
+            step_size: h > 0, in squared units of x.
+            noise: The standard deviation of the noise of a step, > 0, in units of x.
+            clip: As in `ULA`.
+            box: As in `ULA`.
         """
         return cls(
             step_size,
@@ -105,7 +115,10 @@ class ULA:
 
     @classmethod
     def jem(cls) -> ULA:
-        """Grathwohl et al.'s settings for images in [-1, 1]: step 1, noise .01 (temperature 5e-5)."""
+        """Grathwohl et al.'s settings for images in [-1, 1].
+
+        Step 1, noise .01 (temperature 5e-5).
+        """
         return cls.with_noise(1.0, 0.01)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> ULAState:

@@ -1,12 +1,15 @@
-r"""Underdamped (kinetic) Langevin dynamics, unadjusted by BAOAB and adjusted as generalised
-Hamiltonian Monte Carlo.
+r"""Underdamped (kinetic) Langevin dynamics: BAOAB, and generalised Hamiltonian Monte Carlo.
 
-    dx = v dt,    dv = -grad E(x) dt - gamma v dt + sqrt(2 gamma T) dW,    whose law is exp(-E(x)/T - |v|^2/(2 T))
+    dx = v dt,    dv = -grad E(x) dt - gamma v dt + sqrt(2 gamma T) dW
 
-BAOAB splits a step h into kicks B, drifts A and the exact Ornstein-Uhlenbeck solution O, with c =
-exp(-gamma h):
+has the stationary density exp(-E(x)/T - |v|^2/(2 T)). BAOAB splits a step h into kicks B, drifts A
+and the exact Ornstein-Uhlenbeck solution O, with c = exp(-gamma h):
 
-    v <- v - h/2 grad E(x);  x <- x + h/2 v;  v <- c v + sqrt((1 - c^2) T) z;  x <- x + h/2 v;  v <- v - h/2 grad E(x)
+    B   v <- v - h/2 grad E(x)
+    A   x <- x + h/2 v
+    O   v <- c v + sqrt((1 - c^2) T) z
+    A   x <- x + h/2 v
+    B   v <- v - h/2 grad E(x)
 
 The gradient of the last kick is that of the next step's first: one gradient a step. On a Gaussian
 target the law of x is exact at every stable step size; elsewhere its bias is of order h^2 (h^4 at
@@ -44,7 +47,10 @@ __all__ = ["GHMC", "Underdamped"]
 
 
 class UnderdampedState(NamedTuple):
-    """Position, velocity and score, each `(chains, *event_shape)`; the index of the next step."""
+    """The state of `Underdamped`.
+
+    Position, velocity and score, each `(chains, *event_shape)`; the index of the next step.
+    """
 
     x: Tensor
     velocity: Tensor
@@ -53,9 +59,10 @@ class UnderdampedState(NamedTuple):
 
 
 class GHMCState(NamedTuple):
-    """Position, energy `(chains,)`, its gradient, and velocity; the index of the next step.
+    """The state of `GHMC`.
 
-    What warmup tunes.
+    Position x, its energy `(chains,)`, the gradient of its energy and the velocity, both like x; the
+    index of the next step; the step size h that warmup tunes.
     """
 
     x: Tensor
@@ -79,13 +86,14 @@ def _velocity(x: Tensor, noise: NoiseSource, temperature: float) -> Tensor:
 class Underdamped:
     """Underdamped Langevin by BAOAB, one gradient a step.
 
+    The step size is not tuned: without a Metropolis decision there is no acceptance, and a field
+    with a score alone has no energy whose error could be seen. `GHMC` tunes its own.
+
     Args:
-        step_size: h > 0, in units of x over those of the velocity (a length, where ULA's is a
-            squared one).
-        friction: Gamma > 0.
-        temperature: T > 0, the target being `p^(1/T)`. The step size is not tuned: without a
-            decision there is no acceptance to see, and a field that has a score alone shows no
-            error of its energy. `GHMC` tunes its own.
+        step_size: h > 0, a time: in units of x, as velocities are of order 1 (where ULA's is in
+            squared units of x).
+        friction: gamma > 0, in units of 1/h.
+        temperature: T > 0, the target being `p^(1/T)`.
     """
 
     step_size: float
@@ -126,13 +134,13 @@ class GHMC(StepTuned):
 
     Underdamped Langevin with a Metropolis decision, exact at any step size.
 
-    Reports "accept", "energy" and "hamiltonian".
+    Reports "accept", "energy" and "hamiltonian" (at the start of the step).
 
     Args:
-        step_size: h > 0, None to tune it in warmup.
-        friction: Gamma > 0.
-        accept: The acceptance aimed at: a small step size is wanted, as each rejection turns the
-            chain back.
+        step_size: h > 0, as in `Underdamped`; None to tune it in warmup.
+        friction: gamma > 0, in units of 1/h.
+        accept: The mean acceptance, in (0, 1), that warmup tunes the step size to. It is high, as
+            each rejection turns the chain back.
     """
 
     step_size: float | None = None

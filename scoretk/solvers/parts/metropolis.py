@@ -1,13 +1,13 @@
 r"""The Metropolis-Hastings decision, written once for every adjusted kernel.
 
-Of a proposal with Hastings' ratio r it is accepted with probability
+A proposal with Hastings' ratio r is accepted with probability
 
     (1 - c) min(1, r) + c r / (1 + r),
 
-Metropolis' rule with probability 1 - c and Barker's with probability c: exact for every c, and best
-at c = 0 (Peskun). Barker's takes half of the proposals with r = 1, so that a kernel which would
-otherwise go to and fro between two states of equal density for ever stays where it is with
-probability c / 2: no eigenvalue of what it does there is below c - 1.
+that is by Metropolis' rule with probability 1 - c and by Barker's with probability c: exact for
+every c, and most efficient at c = 0 (Peskun). Barker's rule accepts half of the proposals with r =
+1. So a kernel that would otherwise alternate for ever between two states of equal density stays
+with probability c / 2, and its eigenvalues there are at least c - 1.
 
 References:
     Barker, "Monte Carlo calculations of the radial distribution functions for a proton-electron
@@ -40,24 +40,24 @@ def metropolis(
     noise: NoiseSource,
     barker: float = 0.0,
 ) -> tuple[S, Tensor]:
-    """Row by row the proposed state with probability `min(1, exp(log_ratio))`, else the current
-    one.
+    """Decide row by row between the current and the proposed state.
 
-    A proposal with anything non-finite in it (position, energy, gradient or log ratio) is rejected,
-    and the current state is kept as it was, cached energy and gradient included: nothing is clamped
-    or replaced.
+    A proposal with anything non-finite in it (position, energy or gradient), or with a log ratio
+    that is NaN, is rejected, and the current state is kept as it was, cached energy and gradient
+    included: nothing is clamped or replaced.
 
     Args:
-        current: NamedTuples of tensors with the chains on axis 0 (leaves without axes are taken
-            from `proposed`).
-        proposed: NamedTuples of tensors with the chains on axis 0 (leaves without axes are taken
-            from `proposed`).
-        log_ratio: `(chains,)`.
-        step: The index under which the ACCEPT stream is read.
-        barker: c in [0, 1], the share of Barker's rule.
+        current: A NamedTuple of tensors with the chains on axis 0. Leaves without axes are taken
+            from `proposed`.
+        proposed: A NamedTuple like it.
+        log_ratio: log r, `(chains,)`.
+        step: The index under which the noise's ACCEPT stream is read.
+        noise: The noise of the chains.
+        barker: c in [0, 1], the share of Barker's rule; 0 for Metropolis' alone.
 
     Returns:
-        the state, and the acceptance probability `(chains,)`, 0 where the proposal was not finite.
+        The chosen state, and the acceptance probability `(chains,)`, 0 where the proposal was not
+        finite.
     """
     return decide(
         current,
@@ -71,7 +71,7 @@ def metropolis(
 def decide(
     current: S, proposed: S, log_ratio: Tensor, u: Tensor, barker: float = 0.0
 ) -> tuple[S, Tensor]:
-    """As `metropolis`, from the uniforms u `(chains,)`."""
+    """As `metropolis`, with uniforms u `(chains,)` in place of the noise."""
     usable = ~log_ratio.isnan()
     for leaf in proposed:
         if leaf.ndim and leaf.is_floating_point():
@@ -87,5 +87,6 @@ def decide(
         for new, old in zip(proposed, current, strict=True)
     )
     probability = torch.where(usable, probability, 0.0)
-    make = getattr(type(proposed), "_make")  # noqa: B009  (NamedTuple's constructor, unknown to the tuple type)
+    # NamedTuple's constructor, which the type `tuple` does not have
+    make = getattr(type(proposed), "_make")  # noqa: B009
     return make(chosen), probability

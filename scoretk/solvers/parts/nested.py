@@ -1,7 +1,4 @@
-"""A kernel inside another solver.
-
-Noise of its own for each replica and each time that it is started anew.
-"""
+"""A kernel inside another solver: which kernels can run there, and the noise that they get."""
 
 from __future__ import annotations
 
@@ -21,8 +18,13 @@ __all__ = ["NestedNoise", "as_kernel", "with_step_size"]
 
 @dataclass(frozen=True)
 class NestedNoise:
-    """The noise of rows that are replicas of chains, `(chains * replicas,)`, its steps counted from
-    `first`.
+    """Noise for several replicas of each chain, as rows `(chains * replicas,)`.
+
+    Args:
+        noise: The noise of the chains.
+        first: The step of `noise` that step 0 of the kernel reads, so that a kernel that is started
+            anew gets new noise.
+        replicas: How many rows a chain has.
     """
 
     noise: NoiseSource
@@ -31,7 +33,7 @@ class NestedNoise:
 
     @property
     def chains(self) -> Tensor:
-        """The number of each row's chain."""
+        """The id of each row's chain, `(chains * replicas,)`."""
         return self.noise.chains.repeat_interleave(self.replicas)
 
     def normal(
@@ -60,8 +62,7 @@ class NestedNoise:
         shape: tuple[int, ...],
         dtype: object,
     ) -> Tensor:
-        # replicas vary fastest, so that element e of one is no element of another, whatever
-        # shapes a kernel asks
+        # replicas vary fastest: no two share an element, whatever shapes a kernel asks for
         values = kind(self.first + step, stream, (*shape, self.replicas), dtype)
         return values.movedim(-1, 1).flatten(0, 1)
 
@@ -70,12 +71,12 @@ def as_kernel(kernel: Any, *, sweeps: bool = False) -> Any:
     """The kernel that runs inside another solver: it must be exact, at temperature 1.
 
     Args:
-        kernel: a solver object, or the name of a registered solver.
-        sweeps: whether one that asks the field for its `gibbs` and no energy will do.
+        kernel: A solver object, or the name of a registered solver.
+        sweeps: Whether a kernel is accepted that needs the field's `gibbs` and no energy.
 
     Raises:
-        InvalidArgument: where it cannot run there. UnknownName, AmbiguousName, BrokenPlugin: as
-        `scoretk.load_solver`.
+        InvalidArgument: Where it cannot run there.
+        UnknownName: As `scoretk.load_solver`; likewise AmbiguousName and BrokenPlugin.
     """
     kernel = load_solver(kernel) if isinstance(kernel, str) else kernel
     kinds = {"energy", "gibbs"} if sweeps else {"energy"}
@@ -96,7 +97,7 @@ def as_kernel(kernel: Any, *, sweeps: bool = False) -> Any:
 
 
 def with_step_size(kernel: Any, step_size: float | None) -> Any:
-    """The kernel with this step size; itself where it has none to set."""
+    """The kernel with this step size; unchanged where that is None or the kernel has none."""
     return (
         replace(kernel, step_size=step_size)
         if step_size is not None and hasattr(kernel, "step_size")

@@ -1,12 +1,11 @@
-"""What warmup does, once for every kernel.
-
-A step with the common settings, and what each part learns from it.
+"""The loop of warmup, once for every kernel.
 
 A kernel has `init` and `step`, and says by its `adaptation` what of it can be learned: a tuple of
-parts (`learning.Part`), and whether chains that begin far off go their own way first (`approach`).
-What parts learn are leaves of its state that all chains share. The chains that tune learn together;
-chains that follow take over what these ended with. All of them halve their own steps where they do
-not move (`halving`).
+parts (`learning.Part`), and whether chains that begin far off first take steps with settings of
+their own (`approach`). A step of warmup is one with the common settings, from which each part
+learns. What parts learn are leaves of the state that all chains share. The chains that tune learn
+together; chains that follow take over what these ended with. All of them halve their own steps
+where they do not move (`halving`).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ __all__ = ["Adaptation", "Approach", "Learned"]
 
 
 class OwnWay(NamedTuple):
-    """Which chains go their own way in the first steps `(chains,)`, and the `Stride` of each on it."""
+    """Which chains take steps of their own at first, `(chains,)`, and the `Stride` of each."""
 
     far: Tensor
     log_size: Tensor
@@ -48,10 +47,11 @@ class OwnWay(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What chains remember in warmup.
+    """What warmup remembers from step to step.
 
-    How many steps longer than allowed for each was unlikely to move, their own way, and what the
-    parts of the adaptation remember; chains that follow have none of these.
+    `idle` `(chains,)` counts the steps on end in which each chain was unlikely to move (`halving`);
+    `way` is the chains' `OwnWay`, empty without an approach; `parts` are what the parts of the
+    adaptation remember, empty for chains that follow.
     """
 
     idle: Tensor
@@ -61,11 +61,14 @@ class Learned(NamedTuple):
 
 @dataclass(frozen=True)
 class Approach:
-    """The first steps of warmup: chains that begin far off go each its own way (`warmup.approach`).
+    """The first steps of warmup, with settings of each chain's own for those that begin far off.
+
+    See `warmup.approach`.
 
     Args:
-        metric: that of the kernel's scales, which they leave the chains with; "none" where it has none.
-        always: whether chains that begin near do as well.
+        metric: The metric of the kernel's scales, which the approach sets at its end; "none" where
+            the kernel has none.
+        always: Whether chains that begin near take these steps as well.
     """
 
     metric: str
@@ -74,9 +77,18 @@ class Approach:
     def begins_far(
         self, field: StaticField, state: Any, noise: NoiseSource, alive: Tensor, tunes: bool
     ) -> tuple[Tensor, int]:
-        """Which chains go their own way, `(chains,)`, and the gradients that this took a chain.
+        """Which chains take steps of their own.
 
-        Of those that tune all or none, by the majority of those that are well.
+        Args:
+            field: The field, bound to the chains.
+            state: The kernel's state at the start.
+            noise: The noise of the chains.
+            alive: `(chains,)` of bool, the chains that are well.
+            tunes: Whether the chains tune. Then all take such steps or none, by the majority of
+                those that are well; chains that follow are judged one by one.
+
+        Returns:
+            `(chains,)` of bool, and how many gradients a chain it took to find out.
         """
         if self.always:
             return torch.ones_like(alive), 0
@@ -91,8 +103,9 @@ class Adaptation:
     """What warmup learns of a kernel.
 
     Args:
-        parts: what is learned, each part from what those before it have made of a step.
-        approach: None for a kernel whose chains have no way of their own.
+        parts: What is learned. The parts learn in this order from each step, each from the state
+            as those before it have left it.
+        approach: How chains come from far off, None for kernels without such steps.
     """
 
     parts: tuple[Part, ...] = ()
@@ -101,15 +114,18 @@ class Adaptation:
     def begin(
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
     ) -> tuple[Any, Learned, int]:
-        """The state of chains that tune, nothing learned yet, and the evaluations a chain that this
-        took.
+        """Begin warmup of chains that tune.
 
         Args:
-            kernel: the kernel.
-            field: the field, bound to the chains.
-            state: the kernel's state at the start.
-            noise: that of the chains.
+            kernel: The solver that this is the adaptation of.
+            field: The field, bound to the chains.
+            state: The kernel's state at the start.
+            noise: The noise of the chains.
             alive: `(chains,)` of bool, the chains that are well.
+
+        Returns:
+            The state with first values of what is tuned, what is remembered, and how many
+            evaluations a chain this took.
         """
         memories, spent = [], 0
         for part in self.parts:
@@ -119,7 +135,7 @@ class Adaptation:
         return state, self.follow(state)._replace(parts=tuple(memories)), spent
 
     def follow(self, state: Any) -> Learned:
-        """Nothing learned by chains that take over what others have tuned: it is in their state."""
+        """Begin warmup of chains that take over what others have tuned, which is in their state."""
         idle, none = (
             torch.zeros_like(state.energy, dtype=torch.int64),
             torch.zeros(len(state.x), device=state.x.device),
@@ -139,9 +155,20 @@ class Adaptation:
         step: int,
         warmup: int,
     ) -> tuple[Any, Info, Learned]:
-        """Step `step` of `warmup`: the state after it, its report, and what is learned from it.
+        """Make a step of warmup and learn from it.
 
-        Else as `begin`.
+        Args:
+            kernel: As in `begin`.
+            field: As in `begin`.
+            state: The state before the step.
+            learned: What is remembered.
+            noise: As in `begin`.
+            alive: As in `begin`.
+            step: The number of this step, from 0.
+            warmup: How many steps warmup has.
+
+        Returns:
+            The state after the step, its report, and what is remembered.
         """
         now, spent = (noise, alive, step, warmup), 0
         if self.approach is None or step >= approach(warmup):
@@ -169,7 +196,7 @@ class Adaptation:
         step: int,
         warmup: int,
     ) -> tuple[Any, Info, Learned]:
-        """As `update`, with what all chains have in common."""
+        """As `update`, for a step with the settings that all chains share."""
         trial = kernel.trial(field, state, noise, shortening(learned.idle, state.x.dtype))
         usual = across(alive, learned.idle) & (learned.idle <= PATIENCE)
         learned = learned._replace(idle=next_idle(learned.idle, trial.accept))
@@ -185,7 +212,7 @@ class Adaptation:
         return state, trial.info, learned._replace(parts=tuple(memories))
 
     def _changed(self, state: Any, memories: list[Any], change: Change) -> tuple[Any, list[Any]]:
-        """State and memories after a change, which each part hears of."""
+        """State and memories after every part has been told of a change."""
         after = []
         for part, memory in zip(self.parts, memories, strict=True):
             state, heard = part.changed(state, memory, change)
@@ -203,9 +230,9 @@ class Adaptation:
         step: int,
         warmup: int,
     ) -> tuple[Any, Info, Learned]:
-        """As `update`, each chain in its own way.
+        """As `update`, for a step with settings of each chain's own.
 
-        With the last such step common step size and scales are there.
+        The last such step sets the step size and the scales that all chains share from then on.
         """
         assert self.approach is not None
         far, *own = learned.way
@@ -240,8 +267,9 @@ class Adaptation:
         step: int,
         warmup: int,
     ) -> tuple[Any, Info, Learned]:
-        """A step of chains that follow, some of them in their own way, each as in a batch of its
-        kind.
+        """As `update`, for chains that follow and of which only some have settings of their own.
+
+        Each chain does what it would in a batch of its kind.
         """
         now = (noise, alive, step, warmup)
         own, ours, after = self._alone(kernel, field, state, learned, *now)
@@ -254,9 +282,8 @@ class Adaptation:
         info = {
             name: torch.where(far, ours[name], theirs[name]) for name in ours.keys() & theirs.keys()
         }
-        counted = _also(theirs, 0, alive)["evaluations"] - beside(
-            kernel, 0, alive
-        )  # all gradients of the common step
+        # all gradients of the common step
+        counted = _also(theirs, 0, alive)["evaluations"] - beside(kernel, 0, alive)
         info["evaluations"] = ours["evaluations"] + counted
         return (
             common._replace(**place),
@@ -266,7 +293,7 @@ class Adaptation:
 
 
 def _also(info: Info, gradients: int, like: Tensor) -> Info:
-    """So many gradients a chain more than a step reports."""
+    """The report with so many gradients more for every chain, `like` being `(chains,)`."""
     return info | {
         "evaluations": info.get("evaluations", torch.zeros_like(like, dtype=torch.int64))
         + gradients

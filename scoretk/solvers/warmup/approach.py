@@ -1,44 +1,43 @@
-r"""The first steps of warmup from far off.
+r"""The first steps of warmup from far off, with a step size and scales of each chain's own.
 
-Each chain finds its own way to where the target has its mass.
+A chain may start where the energy is 1e8, and steeper in one coordinate than in another by as much,
+and other chains start elsewhere: no step size and no scales serve all of them, nor one chain for
+long. So until the windows begin each chain has its own step size eps and scales S = h^(-1/2), where
+h_i estimates the curvature along coordinate i from the chain's own leapfrog steps dx, with dg the
+change of the gradient of the energy:
 
-A chain starts where the energy may be 1e8 and steeper in one coordinate than in another by as much,
-and other chains start elsewhere: no step size and no scales serve all, nor one chain for long. So
-until the windows begin each chain has its own step size eps and scales S = h^(-1/2), h a curvature
-for each coordinate i, from the leapfrog steps dx that it takes itself:
+    log h_i <- log h_i + w (log |dg_i| - log |dx_i| - log h_i).
 
-    log h_i <- log h_i + w (log |dg_i| - log |dx_i| - log h_i),    dg the change of the gradient of the energy.
+Secants bound the step also where the chain is only passing, when its spread says nothing, and in
+logarithms they keep up with a curvature that falls by a factor e a step. A difference that rounding
+hides is an upper bound on h, and may only lower it. The step size follows the acceptance a: log eps
+<- log eps + gamma (a - .8).
 
-Secants say what a step may be also where the chain is only passing, when its spread says nothing,
-and in logarithms they keep up with a curvature that falls by e a step. A difference that rounding
-hides is a bound on h, and may only lower it. The step size follows the acceptance a, log eps <- log
-eps + gamma (a - .8).
-
-Trajectories are Hamiltonian, with a new momentum each. What is gained on the way down is not kept:
-kinetic energy K counts up to c = (sqrt(d) + 3)^2 / 2, about the most that a momentum drawn from
-N(0, I) has, so that with U = E + min(K, c)
+Trajectories are Hamiltonian, each with a new momentum. The kinetic energy K that is gained on the
+way down is not kept: it counts up to c = (sqrt(d) + 3)^2 / 2, about the largest of a momentum drawn
+from N(0, I). With U = E + min(K, c) the acceptance is
 
     a = min(1, exp(U - U')),
 
-which is Metropolis' rule where the target's mass is, and elsewhere accepts what leads down,
+which is Metropolis' rule where the target has its mass, and elsewhere accepts what leads down,
 whatever the error of the integrator (a relative error of 1e-6 is an error of 100 where the energy
 is 1e8, and in float32 rounding alone is 10).
 
-The first trajectory is long and keeps what it gains: within a box of 4 (1 + |x|) about its start it
-leaves what is steep. (Where the energy is like x^400, as that of a moving average which cannot be
-inverted, short steps end on the floor of a valley 1e-8 wide, from which there is no way on. A long
-orbit spends its time where it is flat.) Then each step of warmup has `LEAPFROGS` gradients: first
-as single steps, which adapt fastest, then as trajectories of 2, 4 and 8.
+The first trajectory is long and keeps the energy that it gains: within a box of half width 4 (1 +
+|x|) about its start it leaves steep places. (Where the energy grows like x^400, as that of a moving
+average which cannot be inverted, short steps end on the floor of a valley 1e-8 wide and do not leave
+it. A long orbit spends its time where the energy is flat.) Then each step of warmup has `LEAPFROGS`
+gradients: first as single leapfrog steps, which adapt fastest, then as trajectories of 2, 4 and 8.
 
-These steps do not leave the target as it is: where a step learns from where it leads, chains gather
+These steps do not leave the target as it is: as a step learns from where it leads, chains gather
 where steps are long. (In the mouth of Neal's funnel: x_0 had a mean of 1.6 after them, of a
-standard deviation of 3.) So they are for chains that a common step does not bring along: those that
-lose `FAR` a coordinate or more of their energy in 24 single steps, tried first and not kept, as
-from 8 standard deviations off. Chains that tune go by their majority, all or none; one that
-follows, by itself.
+standard deviation of 3.) So they are only for chains that steps with common settings would not
+bring to the mass: those that lose `FAR` of their energy a coordinate, or more, in 24 single steps,
+tried first and not kept; that is about 8 standard deviations off. Chains that tune take such steps
+all or none, by their majority; a chain that follows is judged by itself.
 
-What a chain learns is its own, so chains that tune and chains that follow arrive alike. At the end
-the medians over chains of log eps and log S are where the common tuning begins.
+As what a chain learns is its own, chains that tune and chains that follow arrive alike. At the end
+the common tuning begins with the medians over chains of log eps and log S.
 
 References:
     Hoffman, Gelman, "The No-U-Turn sampler" (2014), for the acceptance aimed at.
@@ -84,7 +83,7 @@ FAR = 32.0
 
 
 class Place(NamedTuple):
-    """Where a chain is: position, its energy `(chains,)` and the gradient of its energy."""
+    """Where chains are: positions, their energies `(chains,)` and the gradients of these."""
 
     x: Tensor
     energy: Tensor
@@ -92,18 +91,17 @@ class Place(NamedTuple):
 
 
 class Stride(NamedTuple):
-    """How far each chain may step.
-
-    Logarithms of its step size `(chains,)` and of the curvatures h, like x.
-    """
+    """The settings of each chain's own: log eps, `(chains,)`, and log curvatures log h, like x."""
 
     log_size: Tensor
     log_curvature: Tensor
 
 
 class Report(NamedTuple):
-    """Of a step: acceptance and change of U `(chains,)` of its last trajectory, and the gradients
-    evaluated a chain.
+    """What a step reports.
+
+    Acceptance and change of U of its last trajectory, each `(chains,)`, and how many gradients a
+    chain it evaluated.
     """
 
     accept: Tensor
@@ -112,19 +110,22 @@ class Report(NamedTuple):
 
 
 def begin_strides(x: Tensor) -> Stride:
-    """Nothing known yet."""
+    """Settings to begin with: step sizes and curvatures of 1."""
     return Stride(x.new_zeros(len(x)), torch.zeros_like(x))
 
 
 def common_stride(own: Stride, alive: Tensor, metric: str, before: Tensor) -> tuple[float, Tensor]:
-    """The step size and the scales that all chains have next, from the medians over those that are
-    well.
+    """The step size and the scales that all chains share next: medians over those that are well.
 
     Args:
-        own: The own.
-        alive: `(chains,)` of bool.
-        metric: "diagonal", "dense", or "none" for scales that stay as they are.
+        own: The settings of each chain's own.
+        alive: `(chains,)` of bool, the chains that are well.
+        metric: "diagonal", "dense", or "none" for scales that stay as they are; then the step size
+            is that of the narrowest coordinate.
         before: The scales so far, which also stay where no chain is well.
+
+    Returns:
+        The leapfrog step size, and the scales, like an event or `(d, d)`.
     """
     usable = alive & finite_rows(own.log_curvature) & own.log_size.isfinite()
     if not bool(usable.any()):
@@ -137,16 +138,14 @@ def common_stride(own: Stride, alive: Tensor, metric: str, before: Tensor) -> tu
 
 
 def beside(solver: Any, gradients: int, like: Tensor) -> Tensor:
-    """How many gradients a step took more than the solver's `step_cost` counts for each, or fewer,
-    `(chains,)`.
-    """
+    """The gradients of a step beyond those in the solver's `step_cost`, `(chains,)`; may be < 0."""
     return torch.full_like(
         like, gradients - int(solver.step_cost.get("score", 0)), dtype=torch.int64
     )
 
 
 def lengths(step: int, steps: int) -> tuple[int, int]:
-    """How many trajectories step `step` of so many has, and of how many leapfrog steps."""
+    """How many trajectories step `step` of `steps` has, and of how many leapfrog steps each."""
     if step == 0:
         return 1, FIRST * steps
     leapfrogs = 2 ** max(5 * step // steps - 1, 0)
@@ -162,7 +161,20 @@ def stride(
     step: int,
     steps: int,
 ) -> tuple[Place, Stride, Report]:
-    """Step `step` of so many that approach the target, under the noise of `index`."""
+    """Make a step of the approach.
+
+    Args:
+        field: A static field with an energy.
+        place: Where the chains are.
+        own: The settings of each chain's own.
+        noise: The noise of the chains.
+        index: The step under which the noise is read.
+        step: The number of this step of warmup, from 0.
+        steps: How many steps the approach has.
+
+    Returns:
+        Places and settings after the step, and its report.
+    """
     x, spent = place.x, 0
     if step == 0:
         own, spent = own._replace(log_curvature=_probed(field, place, noise, index)), 1
@@ -181,11 +193,19 @@ def stride(
 def begins_far(
     field: StaticField, place: Place, noise: NoiseSource, index: Tensor
 ) -> tuple[Tensor, int]:
-    """Whether each chain, `(chains,)`, is far from where the target has its mass, and the gradients
-    that this took a chain.
+    """Whether each chain is far from where the target has its mass.
 
-    It is where single steps, tried and not kept, take more than `FAR` a coordinate off its energy,
-    or where this is not finite.
+    A chain is far where single steps, tried and not kept, lower its energy by more than `FAR` a
+    coordinate, or where the energy is not finite.
+
+    Args:
+        field: A static field with an energy.
+        place: Where the chains are.
+        noise: The noise of the chains.
+        index: The step from which on the noise is read.
+
+    Returns:
+        `(chains,)` of bool, and how many gradients a chain it took to find out.
     """
     there, own = place, Stride(place.x.new_zeros(len(place.x)), _probed(field, place, noise, index))
     for i in range(TRIALS):
@@ -204,10 +224,10 @@ def _own_way(
     memory: float,
     box: Tensor | None,
 ) -> tuple[Place, Stride, Tensor, Tensor]:
-    """Each chain's place and stride after so many trajectories, and acceptance and change of U of
-    the last, `(chains,)`.
+    """Places and settings after some trajectories, and acceptance and change of U of the last.
 
-    Arguments are as for `_trajectory`.
+    The last two are `(chains,)`. Arguments are as for `_trajectory`, with the step `index` under
+    which the noise is read.
     """
     x = place.x
     momenta = noise.normal(index, Stream.PROPOSAL, (trajectories, *x.shape[1:]), x.dtype)
@@ -236,12 +256,22 @@ def _trajectory(
     memory: float,
     box: Tensor | None,
 ) -> tuple[Place, Tensor, Tensor]:
-    """Its end, the curvatures learned on it, and U' - U `(chains,)`, NaN where the end is not
-    finite.
+    """One trajectory of each chain.
 
     Args:
-        box: Like x, how far a chain may go from its start: where it would leave, its trajectory
-            ends; None for no bound.
+        field: A static field with an energy.
+        start: Where the chains are.
+        own: The settings of each chain's own, of which the curvatures are used.
+        momentum: Like x.
+        eps: `(chains,)`, the step sizes.
+        leapfrogs: How many leapfrog steps.
+        memory: w, how fast the curvatures follow.
+        box: Like x, how far each coordinate may go from its start: where it would go further the
+            trajectory ends; None for no bound.
+
+    Returns:
+        The end, the log curvatures learned on the way, like x, and the change of U, `(chains,)`,
+        NaN where the end is not finite.
     """
     scale, size = (-own.log_curvature / 2).exp(), across(eps, start.x)
     here, p, log_curvature, going = start, momentum, own.log_curvature, None
@@ -264,15 +294,15 @@ def _trajectory(
 
 
 def _counted(p: Tensor) -> Tensor:
-    """`min(K, c)`, `(chains,)`."""
+    """The kinetic energy that counts, `min(K, c)`, of momenta p: `(chains,)`."""
     most = (p.shape[1:].numel() ** 0.5 + 3) ** 2 / 2
     return (row_dot(p, p) / 2).nan_to_num(most).clamp(max=most)
 
 
 def _log_secant(here: Place, there: Place, known: Tensor) -> Tensor:
-    """`log |dg| - log |dx|` between two places.
+    """The secant `log |dg| - log |dx|` between two places, like x.
 
-    Where rounding hides one of them, no more than what is known.
+    Where rounding hides dg or dx it is at most the log curvature `known` so far.
     """
     unit = ROUNDING * torch.finfo(here.x.dtype).eps
     rise, least_rise = (there.grad - here.grad).abs(), unit * here.grad.abs()
@@ -283,7 +313,7 @@ def _log_secant(here: Place, there: Place, known: Tensor) -> Tensor:
 
 
 def _probed(field: StaticField, place: Place, noise: NoiseSource, index: Tensor) -> Tensor:
-    """Log curvatures from a small step in a random direction, like x; 0 where there is no telling."""
+    """Log curvatures from a small step in a random direction, like x; 0 where rounding hides it."""
     x = place.x + PROBE * noise.normal(index, Stream.PROBE, tuple(place.x.shape[1:]), place.x.dtype)
     there = Place(x, *field.energy_and_grad(x))
     return _log_secant(place, there, torch.full_like(x, torch.inf)).nan_to_num(

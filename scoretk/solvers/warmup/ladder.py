@@ -1,8 +1,8 @@
 """What warmup learns of temperatures: a ladder whose neighbours all swap equally often.
 
-With r_k the mean rejection of the swap of places k and k + 1, the barrier up to place k is L_k =
-r_1 + ... + r_(k-1). At the end of each window the places are put where the barrier, read off
-linearly in log b, is even between the same ends.
+With b_k the inverse temperatures and r_k the mean rejection of the swap of places k and k + 1, the
+barrier up to place k is L_k = r_1 + ... + r_(k-1). At the end of each window the places are put
+where the barrier, interpolated linearly in log b, is even between the same ends.
 
 References:
     Syed, Bouchard-Cote, Deligiannidis, Doucet, "Non-reversible parallel tempering: a scalable
@@ -25,11 +25,14 @@ from scoretk.solvers.warmup.learning import Change, Lesson
 __all__ = ["TemperatureLadder", "even_ladder", "window_ends"]
 
 LEAST_REJECTION = 1e-3
-"""Counted for neighbours that always swap, so that the barrier rises everywhere."""
+"""The rejection counted for neighbours that always swap, so that the barrier rises everywhere."""
 
 
 class Rejections(NamedTuple):
-    """Of the window, summed over its `rounds`, the rejection of each pair of neighbours `(K - 1,)`."""
+    """What a window has seen: the rejection of each pair of neighbours, summed over rounds.
+
+    `rejections` is `(K - 1,)`, `rounds` the number of rounds of swaps.
+    """
 
     rejections: Tensor
     rounds: Tensor
@@ -39,8 +42,11 @@ def even_ladder(beta: Tensor, rejection: Tensor) -> Tensor:
     """Inverse temperatures between the same ends, evenly spaced in the barrier.
 
     Args:
-        beta: `(K,)`, those that there are.
-        rejection: `(K - 1,)`, how often the swaps of neighbours were rejected.
+        beta: The inverse temperatures so far, `(K,)`, falling from 1.
+        rejection: The mean rejection of the swaps of neighbours, `(K - 1,)`.
+
+    Returns:
+        `(K,)`.
     """
     barrier = pad(rejection.clamp(min=LEAST_REJECTION), (1, 0)).cumsum(0)
     even = np.interp(
@@ -50,17 +56,19 @@ def even_ladder(beta: Tensor, rejection: Tensor) -> Tensor:
 
 
 def window_ends(step: int, warmup: int) -> bool:
-    """Whether a window ends with this step of warmup: at 3/4 of it, and at halves of that.
+    """Whether a window ends with this step of warmup.
 
-    The rest is for the step size.
+    Windows end at 3/4 of warmup and at 1/2, 1/4, ... of that. The last quarter tunes the step size
+    alone.
     """
     return step + 1 in {3 * warmup >> halvings for halvings in range(2, 10)}
 
 
 @dataclass(frozen=True)
 class TemperatureLadder:
-    """Learns the state's `inverse_temperatures` from the probabilities that neighbours swap, which
-    a kernel shows.
+    """Learns the state's `inverse_temperatures` from the probabilities that neighbours swap.
+
+    The kernel gives these, `(chains, K - 1)`, as `Trial.seen`.
     """
 
     def begin(

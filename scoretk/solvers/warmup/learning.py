@@ -1,10 +1,8 @@
-"""What an adaptation and its parts say to each other.
-
-A step of warmup as it was, and what it has changed for all.
+"""The protocol of the parts of an adaptation, and what they are told of a step of warmup.
 
 A part is a small frozen object that learns one thing: a step size, scales, a length, a ladder of
-temperatures. What it learns is a leaf of the state that all chains share; what it remembers is a
-NamedTuple of tensors, so that a checkpoint can hold it.
+temperatures. What it learns is a leaf of the state that all chains share; what it remembers from
+step to step is a NamedTuple of tensors, so that a checkpoint can hold it.
 """
 
 from __future__ import annotations
@@ -21,10 +19,13 @@ __all__ = ["Change", "Lesson", "Part", "Trial"]
 
 
 class Trial(NamedTuple):
-    """A step of warmup: the state after it and its report, and what only the parts see.
+    """A step of warmup, as a kernel makes it.
 
-    `accept` is how likely each chain was to move, `(chains,)` or by place `(chains, K)`; `seen` is
-    what a kernel shows to parts that know it.
+    Args:
+        state: The state after the step.
+        info: What the step reports.
+        accept: How likely each chain was to move, `(chains,)`, or by place `(chains, K)`.
+        seen: What the kernel shows besides to the parts that are made for it.
     """
 
     state: Any
@@ -38,13 +39,13 @@ class Lesson:
     """A step of warmup that the parts learn from.
 
     Args:
-        before: the state that it began from.
-        trial: the step.
+        before: The state before the step.
+        trial: The step.
         alive: `(chains,)` of bool, the chains that are well.
-        usual: like the acceptance, of bool: those of them that took the common step.
-        step: its number in warmup, from 0.
-        warmup: how many steps warmup has.
-        came_far: whether the chains have gone their own way first.
+        usual: Like `trial.accept`, of bool: those of them that took a step of the common size.
+        step: The number of the step in warmup, from 0.
+        warmup: How many steps warmup has.
+        came_far: Whether the chains began with steps of their own (`warmup.approach`).
     """
 
     before: Any
@@ -57,15 +58,20 @@ class Lesson:
 
     @property
     def last(self) -> bool:
-        """Whether warmup ends with it."""
+        """Whether this is the last step of warmup."""
         return self.step == self.warmup - 1
 
 
 class Change(NamedTuple):
-    """What a part has changed for all others: a window has ended, or the chains have arrived.
+    """A change that all parts are told of: a window has ended, or the approach has.
 
-    `spread` are the standard deviations that a window found, None without one; `before` and `after`
-    the scales; `arrived`, whether the chains' own way has ended; `came_far`, whether there was one.
+    Args:
+        before: The scales before the end of a window; None where no window ended.
+        after: The scales after it.
+        spread: The scales that the window found, whether or not they become the kernel's: standard
+            deviations like an event, or a Cholesky factor.
+        arrived: Whether the approach has ended with this step.
+        came_far: Whether there was an approach.
     """
 
     before: Tensor | None = None
@@ -76,17 +82,24 @@ class Change(NamedTuple):
 
 
 class Part(Protocol):
-    """Something that warmup learns."""
+    """One thing that warmup learns."""
 
     def begin(
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
     ) -> tuple[Any, Any, int]:
-        """The state to begin with, a NamedTuple of what is remembered, and the evaluations a chain
-        that this took.
+        """Begin to learn; arguments are those of `Adaptation.begin`.
+
+        Returns:
+            The state with a first value of what is learned, a NamedTuple of what is remembered, and
+            how many evaluations a chain this took.
         """
 
     def learn(self, state: Any, memory: Any, lesson: Lesson) -> tuple[Any, Any, Change | None]:
-        """State and memory after a step, and what it means for the other parts."""
+        """Learn from a step.
+
+        Returns:
+            State and memory after it, and the change that all parts are to be told of, if any.
+        """
 
     def changed(self, state: Any, memory: Any, change: Change) -> tuple[Any, Any]:
-        """State and memory after a change that this part or another has made."""
+        """State and memory after a change that this part, another or the approach has made."""

@@ -1,15 +1,19 @@
 r"""What warmup learns of the length of trajectories.
 
-`SquaredJumps` tunes the length T by stochastic ascent (Adam) on the change in the estimator of
-expected squares along the slowest direction v, for the time that it takes:
+`SquaredJumps` tunes the length T by stochastic ascent (Adam) on the squared change of <v, x>^2 along
+the slowest direction v, a unit of time:
 
     C(T) / T,    C = mean_c a_c G_c^2 / 4,    G_c = <v, x'_c - m'>^2 - <v, x_c - m>^2,
-    its gradient in log T ~ mean_c a_c (t_n G_c <v, x'_c - m'> <v, p'_c> - G_c^2 / 4),
 
-x' the proposals of the chains c, p' their momenta, a_c their acceptance probabilities, m and m'
-means over chains, t_n the time of the n-th trajectory, v the first principal component (by power
-iteration over the steps), all in scaled space. `Spread` takes a length from the root of the summed
-variances, `Multiple` from the step size.
+whose gradient in log T is proportional to
+
+    mean_c a_c (t_n G_c <v, x'_c - m'> <v, p'_c> - G_c^2 / 4).
+
+Here x_c and x'_c are the positions and the proposals of the chains c, p'_c the momenta at the
+proposals, a_c the acceptance probabilities, m and m' means over chains, t_n the time of the n-th
+trajectory, and v the first principal component (by power iteration over the steps), all in scaled
+space. `Spread` takes the length from the root of the summed variances, `Multiple` from the step
+size.
 
 References:
     Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
@@ -38,18 +42,19 @@ __all__ = ["Ascent", "Multiple", "Nothing", "Spread", "SquaredJumps", "TimedTraj
 
 MEMORY = 0.9
 STRETCH = 1.4
-"""How much longer trajectories are after warmup than at the maximum of the criterion. It sees
+"""How much longer trajectories are after warmup than at the maximum of the criterion. That looks at
 squares only; along a Gaussian direction means and squares together have the most effective draws a
 gradient at 1.4 times that length.
 """
 FIRST_LEAPFROGS = 2
-"""How long trajectories are at first after an approach, in steps, before their length is tuned."""
+"""The length, in steps, of the first trajectories after an approach."""
 
 
 class Ascent(NamedTuple):
-    """`ascent` `(4,)`, of the ascent on log T Adam's moments, its steps and the averaged value.
+    """What `SquaredJumps` remembers.
 
-    `slowest` `(d,)`, the direction of the largest variance in scaled space, as long as that
+    `ascent` `(4,)`: Adam's first and second moment, the number of its steps, and the average of log
+    T. `slowest` `(d,)`: the direction of the largest variance in scaled space, its norm being that
     variance.
     """
 
@@ -58,14 +63,11 @@ class Ascent(NamedTuple):
 
 
 class Nothing(NamedTuple):
-    """What a part remembers that learns from the state alone."""
+    """The empty memory of a part that learns from the state alone."""
 
 
 class TimedTrajectory(NamedTuple):
-    """What `SquaredJumps` sees of a step.
-
-    Its trajectory, and the time that this took in scaled space.
-    """
+    """What `SquaredJumps` sees of a step: the trajectory, and its time in scaled space."""
 
     end: Trajectory
     time: float
@@ -73,13 +75,14 @@ class TimedTrajectory(NamedTuple):
 
 @dataclass(frozen=True)
 class SquaredJumps:
-    """Learns the state's `length` from how the chains' proposals differ, which a kernel shows as
-    `TimedTrajectory`.
+    """Learns the state's `length` from how the chains' proposals differ.
+
+    The kernel gives these as `Trial.seen`, a `TimedTrajectory`.
 
     Args:
-        learning_rate: of Adam on log T.
-        most: the largest number of leapfrog steps in a trajectory.
-        dense: whether scales are a Cholesky factor.
+        learning_rate: The learning rate of Adam on log T.
+        most: The largest number of leapfrog steps in a trajectory.
+        dense: Whether scales are a Cholesky factor `(d, d)` instead of a diagonal.
     """
 
     learning_rate: float
@@ -89,7 +92,7 @@ class SquaredJumps:
     def begin(
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
     ) -> tuple[Any, Ascent, int]:
-        """As `Part.begin`; the first trajectories are of one step or two."""
+        """As `Part.begin`: the first trajectories are of one or two leapfrog steps."""
         ascent = torch.tensor(
             [0.0, 0.0, 0.0, math.log(float(state.step_size))], dtype=torch.float64
         )
@@ -113,7 +116,7 @@ class SquaredJumps:
     def changed(self, state: Any, memory: Ascent, change: Change) -> tuple[Any, Ascent]:
         """As `Part.changed`.
 
-        After an approach the length starts with the step size that this has found.
+        After an approach the length is `FIRST_LEAPFROGS` of the step size that this has found.
         """
         if change.arrived:
             return state._replace(length=FIRST_LEAPFROGS * state.step_size), memory
@@ -122,11 +125,16 @@ class SquaredJumps:
         return state, self.rescaled(memory, change.before, change.after)
 
     def rescaled(self, memory: Ascent, before: Tensor, after: Tensor) -> Ascent:
-        """The slowest direction in the space of new scales, and Adam's moments, as the slope is of
-        the fourth order in lengths.
+        """The memory in the space of new scales.
 
-        Else a first slope in units a hundred times too small would stand in the second moment for a
-        thousand steps.
+        The slowest direction is transformed, and so are Adam's moments, as the slope is of fourth
+        order in lengths: else a first slope in units a hundred times too small would dominate the
+        second moment for a thousand steps.
+
+        Args:
+            memory: The memory in the space of the scales so far.
+            before: These scales, like an event or `(d, d)`.
+            after: The new scales, like them.
         """
         variance = memory.slowest.norm()
         along = (memory.slowest / variance).to(before.dtype).reshape(1, *self._shape(before))
@@ -149,8 +157,14 @@ class SquaredJumps:
     def slope(
         self, memory: Ascent, before: Any, seen: TimedTrajectory, accept: Tensor, usual: Tensor
     ) -> tuple[Ascent, float]:
-        """The slowest direction, and the criterion's gradient in log T along it, over the usual
-        chains.
+        """The memory with the slowest direction updated, and the criterion's gradient in log T.
+
+        Args:
+            memory: The memory before the step.
+            before: The state before the step.
+            seen: The trajectory of the step.
+            accept: The acceptance, `(chains,)`.
+            usual: `(chains,)` of bool, the chains that count; with fewer than two the gradient is 0.
         """
         n = int(usual.sum())
         if n < 2:
@@ -173,7 +187,10 @@ class SquaredJumps:
     def _ascend(
         self, memory: Ascent, slope: float, size: float, length: float, last: bool
     ) -> tuple[Ascent, float]:
-        """A step of Adam on log T; the average of log T after the last one."""
+        """A step of Adam on log T: the memory after it, and T.
+
+        After the last step of warmup T is `STRETCH` times the exponential of the averaged log T.
+        """
         first, second, n, average = memory.ascent.tolist()
         if math.isfinite(slope) and slope:
             n += 1
@@ -190,11 +207,12 @@ class SquaredJumps:
 
 @dataclass(frozen=True)
 class Spread:
-    """Learns the state's `length` as a multiple of the root of the summed variances, in the space
-    of the scales.
+    """Learns the state's `length` as a multiple of the root of the summed variances.
+
+    The variances are those that a window found, in scaled space.
 
     Args:
-        reach: the multiple.
+        reach: The factor on the root.
     """
 
     reach: float = 1.0
@@ -222,10 +240,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Multiple:
-    """Keeps the state's `length` at so many steps.
+    """Keeps the state's `length` at a fixed number of steps.
 
     Args:
-        steps: their number.
+        steps: The number of steps, so that the length is `steps * step_size`.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""How a warmup goes: how many steps it has, and which chains learn."""
+"""The plan of a warmup: how many steps it has, and how many chains tune."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ T = TypeVar("T")
 class Warmup:
     """The steps before draws are kept, in which solvers tune themselves.
 
-    `stk.sample(field, warmup=stk.Warmup(500, pilot=64))`.
+    As in `stk.sample(field, warmup=stk.Warmup(500, pilot=64))`.
 
     Args:
-        steps: how many steps warmup has.
-        pilot: how many chains, the first ones of a run, tune for all. They are one batch; the others take over what these have
-            found, and so have the same draws in any batch. Where nothing is tuned it means nothing.
+        steps: How many steps warmup has.
+        pilot: How many chains, the first ones of a run, tune for all. They are one batch; the
+            others take over what these have found, and so have the same draws in any batch. It has
+            no effect where nothing is tuned.
     """
 
     steps: int = 500
@@ -34,13 +35,14 @@ class Warmup:
 
 
 def planned(solver: Any, steps: int) -> Warmup:
-    """A warmup of so many steps, with the pilot that an older call has given the solver."""
+    """A warmup of so many steps, with the solver's deprecated `pilot` where it was given one."""
     return Warmup(steps, getattr(solver, "_pilot", Warmup.pilot))
 
 
 def takes_pilot(kind: type[T]) -> type[T]:
-    """The class of a solver, which for one more release takes `pilot=`, with a
-    `DeprecationWarning`: it belongs to `Warmup`.
+    """Let the class of a solver take `pilot=` for one more release, with a `DeprecationWarning`.
+
+    The setting belongs to `Warmup` now.
     """
     begin: Any = kind.__init__
 

@@ -1,9 +1,10 @@
-r"""What warmup learns of the scales of the target: by its moments in windows that double in length.
+r"""What warmup learns of the target's scales: from its moments in windows that double in length.
 
-In the first steps chains only approach the target, those that begin far off each in its own way
-(`warmup.approach`). Then windows that double in length, as Stan's: each window's pooled covariance
-C (Chan's update) of n draws gives the scales S for the next, shrunk to `(n C + 5e-3 S^2) / (n +
-5)`, S those so far; then the step size starts anew. The last steps tune the step size alone.
+In the first steps chains only approach the target, those that begin far off with settings of their
+own (`warmup.approach`). Then there are windows as Stan's: the covariance C of a window's n draws,
+pooled over chains (by Chan's update), gives the scales for the next window as a root of `(n C + 5e-3
+S^2) / (n + 5)`, S being the scales so far; then the step size starts anew. The last steps tune the
+step size alone.
 
 References:
     Stan development team, "Stan reference manual" (warmup windows and shrinkage).
@@ -41,8 +42,8 @@ SHRINK, FLOOR = 5.0, 1e-3
 class Window(NamedTuple):
     """What a window has seen.
 
-    How many draws, their mean, and the sum of squared deviations, like the event, or of their outer
-    products, `(d, d)`.
+    The number of draws, their mean, like an event, and the sum of squared deviations, like an
+    event, or of their outer products, `(d, d)`.
     """
 
     draws: Tensor
@@ -51,9 +52,9 @@ class Window(NamedTuple):
 
 
 def approach(warmup: int) -> int:
-    """How many steps of warmup, the first ones, only approach the target.
+    """How many of the first steps of warmup only approach the target.
 
-    0 where it is too short for windows.
+    0 where warmup is too short for windows.
     """
     if warmup < 20:
         return 0
@@ -68,16 +69,15 @@ def window_end(step: int, warmup: int) -> tuple[bool, bool]:
     start, end = approach(warmup), warmup - last
     if not start <= step < end:
         return False, False
-    while (
-        start + 3 * length <= end and start + length <= step
-    ):  # a window that would leave less than the next takes it all
+    # a window takes all that is left where that is too short for another of twice its length
+    while start + 3 * length <= end and start + length <= step:
         start, length = start + length, 2 * length
     stop = start + length if start + 3 * length <= end else end
     return True, step == stop - 1
 
 
 def begin_window(x: Tensor, dense: bool) -> Window:
-    """An empty window, of positions like those of x `(chains, *event_shape)`."""
+    """An empty window for positions x, `(chains, *event_shape)`."""
     shape = x.shape[1:]
     square = (shape.numel(), shape.numel()) if dense else shape
     mean, deviations = (x.new_zeros(size, dtype=torch.float64) for size in (shape, square))
@@ -85,7 +85,7 @@ def begin_window(x: Tensor, dense: bool) -> Window:
 
 
 def accumulate(window: Window, x: Tensor, dense: bool) -> Window:
-    """Take in positions `(n, *event_shape)` of the chains that are well."""
+    """The window with the positions x, `(n, *event_shape)`, added."""
     n = len(x)
     if n == 0:
         return window
@@ -106,13 +106,17 @@ def accumulate(window: Window, x: Tensor, dense: bool) -> Window:
 
 
 def scales(window: Window, metric: str, before: Tensor) -> tuple[Window, Tensor]:
-    """Standard deviations like the event, or a Cholesky factor `(d, d)`, from the window, and an
-    empty window.
+    """The scales that a window has found.
 
     Args:
-        before: The scales so far, whose squares, a thousandth of them, count as five draws: so that
-            no unit is preferred. Covariances are drawn towards the variances alone by as many draws
-            as there are dimensions.
+        window: The window.
+        metric: "dense" for a Cholesky factor, else standard deviations.
+        before: The scales so far. A thousandth of their squares counts as five draws, so that no
+            unit is preferred. With "dense" covariances are shrunk towards 0 as well, by as many
+            draws as there are dimensions.
+
+    Returns:
+        An empty window, and the scales, like an event or `(d, d)`.
     """
     n = float(window.draws)
     covariance = window.deviations / max(n - 1, 1)
@@ -134,8 +138,10 @@ class Scales:
     """Learns the state's `scale`, a diagonal or a Cholesky factor.
 
     Args:
-        metric: a name in `METRICS`; with "none" the spread is measured, for others to learn from, and the scales stay.
-        lengths: leaves of the state that are lengths in scaled space, and change by as much as the scales have grown.
+        metric: A name in `METRICS`. With "none" the standard deviations are measured, for other
+            parts to learn from, and the scales stay as they are.
+        lengths: The names of the state's leaves that are lengths in scaled space, which are divided
+            by the mean growth of the scales.
     """
 
     metric: str
@@ -170,7 +176,7 @@ class Scales:
         return state._replace(scale=after, **shrunk), memory, change
 
     def changed(self, state: Any, memory: Window, change: Change) -> tuple[Any, Window]:
-        """As `Part.changed`: a window knows no more than what it has seen."""
+        """As `Part.changed`: changes leave a window as it is."""
         return state, memory
 
     def _diagonal(self, scale: Tensor) -> Tensor:

@@ -1,23 +1,21 @@
-r"""What warmup learns of a step size.
-
-By dual averaging on the acceptance, or from the error of the energy.
+r"""What warmup learns of a step size: by dual averaging on the acceptance, or from energy errors.
 
 With the acceptance a_m of warmup step m, pooled over chains, and the target delta,
 
     H_m = (1 - 1/(m + 10)) H_(m-1) + (delta - a_m) / (m + 10),    log eps_m = mu - sqrt(m) / .2 H_m,
     log eps = m^-.75 log eps_m + (1 - m^-.75) log eps
 
-the last being what is kept, mu = log eps_0. (The usual .05 and mu = log(10 eps_0) suit the noise of
-one chain. Here they threw the step size about so much that, fifty steps after a window, an
-acceptance of .574 was missed by .18; these miss by .02.)
+with mu = log eps_0. The averaged eps is kept after warmup. (The usual .05 and mu = log(10 eps_0)
+suit the noise of one chain. Here they made the step size vary so much that, fifty steps after a
+window, an acceptance of .574 was missed by .18; these miss by .02.)
 
-A kernel without a Metropolis decision is held to an error of its energy, `EnergyError`: as this
+A kernel without a Metropolis decision is tuned to an error of its energy, `EnergyError`. As this
 error W ~ eps^3, with xi_n the mean over chains of W^2 / (energy_variance d) in step n of a window,
 
-    eps <- eps (1 + w_n (xi_n - 1))^(-1/6),    w_n = max(2 / (n + 1), 1 / 75),    each chain's part at most 64: eps at most halves
+    eps <- eps (1 + w_n (xi_n - 1))^(-1/6),    w_n = max(2 / (n + 1), 1 / 75).
 
-What rounding alone makes of W, two energies being known to half a unit in the last place each, does
-not count.
+A chain's part of xi_n counts as 64 at most, so that eps at most halves. The part of W^2 that
+rounding makes, two energies being known to half a unit in the last place each, does not count.
 
 References:
     Hoffman, Gelman, "The No-U-Turn sampler" (2014).
@@ -56,24 +54,24 @@ MEMORY, MOST_CHANGE = 75, 64.0
 
 
 class Averaging(NamedTuple):
-    """What dual averaging remembers: `(5,)` mu, log eps_m, log eps, H, m."""
+    """What `DualAveraging` remembers: `(5,)`, the values mu, log eps_m, log eps, H_m and m."""
 
     averaging: Tensor
 
 
 class Counting(NamedTuple):
-    """How many steps of the window have changed the step size."""
+    """What `EnergyError` remembers: how many steps of the window have changed the step size."""
 
     steps: Tensor
 
 
 def number(value: float) -> Tensor:
-    """A value that all chains share."""
+    """A value that all chains share, as a float64 scalar on the CPU."""
     return torch.tensor(value, dtype=torch.float64)
 
 
 def restart(step_size: float) -> Tensor:
-    """Dual averaging at its beginning, from this step size."""
+    """The memory of dual averaging at its beginning, `(5,)`, from this step size."""
     start = math.log(step_size)
     return torch.tensor([start, start, start, 0.0, 0.0], dtype=torch.float64)
 
@@ -83,7 +81,15 @@ def next_step_size(
 ) -> tuple[Averaging, float]:
     """One step of dual averaging.
 
-    The step size to go on with, the averaged one after the last step of warmup.
+    Args:
+        memory: The memory before it.
+        accept: a_m, the pooled acceptance; counts as 0 where it is not finite.
+        target: delta.
+        last: Whether this is the last step of warmup.
+
+    Returns:
+        The memory after it, and the step size to go on with: eps_m, or the averaged eps after the
+        last step.
     """
     mu, log_step, average, error, count = memory.averaging.tolist()
     count += 1
@@ -97,20 +103,27 @@ def next_step_size(
 
 
 def pooled_acceptance(accept: Tensor, usual: Tensor) -> float:
-    """The mean acceptance of the chains that are well and took the common step.
+    """The mean acceptance over the usual chains, 0 where there is none.
 
-    0 where there is none.
+    Args:
+        accept: The acceptance, `(chains,)` or `(chains, K)`.
+        usual: Like it, of bool: the chains that are well and took a step of the common size.
     """
     counted = accept[usual]
     return float(counted.mean()) if len(counted) else 0.0
 
 
 def harmonic_acceptance(accept: Tensor, usual: Tensor, diverging: Tensor) -> float:
-    """As `pooled_acceptance`, by the harmonic mean, in which chains that are seldom accepted count
-    for more.
+    """The harmonic mean acceptance, in which chains that are seldom accepted weigh more.
 
-    Those that diverged count as they do in the plain mean, as 0: a law that ends at an edge has
-    some at any step size. The acceptance of the others counts as `LEAST` at least.
+    The mean is over the usual chains that did not diverge, whose acceptance counts as `LEAST` at
+    least, times their share of the usual chains: diverged chains count as 0, as in the plain mean,
+    because a law that ends at an edge has some at any step size.
+
+    Args:
+        accept: The acceptance, `(chains,)`.
+        usual: `(chains,)` of bool, as in `pooled_acceptance`.
+        diverging: `(chains,)` of bool.
     """
     sound = accept[usual & ~diverging]
     if not len(sound):
@@ -121,8 +134,13 @@ def harmonic_acceptance(accept: Tensor, usual: Tensor, diverging: Tensor) -> flo
 def first_step_size(
     accept: Callable[[float], float], target: float, start: float = 0.1, tries: int = 30
 ) -> float:
-    """A step size within a factor of two of the one accepted as often as the target, from doubling
-    or halving.
+    """A step size within a factor of two of that at which the acceptance is the target.
+
+    Args:
+        accept: The acceptance at a step size, a falling function.
+        target: The acceptance aimed at.
+        start: The first step size, which is then doubled or halved.
+        tries: How often, at most.
     """
     size, rising = start, accept(start) > target
     for _ in range(tries):
@@ -133,15 +151,15 @@ def first_step_size(
 
 
 def resized(count: float, xi: Tensor, rounding: Tensor, size: float) -> float:
-    """The next step size after the count-th step of a window, from this one.
+    """The step size after a step of a window, by the error of the energy.
 
-    Where the error is mostly rounding the step does not grow: how long it may be cannot be seen.
+    Where the error is mostly rounding the step size does not grow, as its effect cannot be seen.
 
     Args:
-        count: n, from 1.
-        xi: of the chains that took the step, `(n,)`, not empty.
-        rounding: what rounding adds to each, `(n,)`.
-        size: this step size.
+        count: n, the number of the step in the window, from 1.
+        xi: W^2 / (energy_variance d) of each chain that counts, `(m,)`, not empty.
+        rounding: The part of each that rounding makes, `(m,)`.
+        size: The step size before.
     """
     pooled = float((torch.minimum(xi, MOST_CHANGE + rounding) - rounding).mean())
     pooled = max(pooled, 1.0 if float(rounding.mean()) > 1 else 1 / MOST_CHANGE)
@@ -150,9 +168,7 @@ def resized(count: float, xi: Tensor, rounding: Tensor, size: float) -> float:
 
 
 def _rounding(energy: Tensor) -> Tensor:
-    """The mean square of the error that rounding two energies of this size makes in their
-    difference.
-    """
+    """The mean square that rounding makes in the difference of two energies of this size."""
     size = energy.abs()
     return (torch.nextafter(size, torch.full_like(size, torch.inf)) - size).double().square() / 6
 
@@ -162,9 +178,10 @@ class DualAveraging:
     """Learns the state's `step_size` from the acceptance.
 
     Args:
-        target: the acceptance aimed at.
-        pooled: how it is pooled over the chains, a name in `POOLS`: "mean", or "harmonic", in which chains in a narrow place
-            count, whose proposals the step size of the others has rejected.
+        target: The acceptance aimed at, in (0, 1).
+        pooled: How the acceptance is pooled over chains, a name in `POOLS`: "mean", or "harmonic",
+            in which chains in narrow places weigh more, where a step size that suits the others is
+            rejected.
     """
 
     target: float
@@ -187,24 +204,25 @@ class DualAveraging:
         return state._replace(step_size=number(size)), memory, None
 
     def rate(self, lesson: Lesson) -> float:
-        """The acceptance of a step, pooled."""
+        """The acceptance of a step, pooled over the chains."""
         accept = lesson.trial.accept
         if self.pooled == "harmonic":
             return harmonic_acceptance(accept, lesson.usual, lesson.trial.info["diverging"])
         return pooled_acceptance(accept, lesson.usual)
 
     def changed(self, state: Any, memory: Averaging, change: Change) -> tuple[Any, Averaging]:
-        """As `Part.changed`: it begins anew from the step size that there is."""
+        """As `Part.changed`: averaging begins anew from the state's step size."""
         return state, Averaging(restart(float(state.step_size)))
 
 
 @dataclass(frozen=True)
 class EnergyError:
-    """Learns the state's `step_size` from the error W of the energy that a step reports,
-    "energy_error".
+    """Learns the state's `step_size` from the error W of the energy that a step reports.
+
+    The report has it as "energy_error", `(chains,)`.
 
     Args:
-        variance: the mean square of W per dimension aimed at.
+        variance: The mean square of W per dimension aimed at.
     """
 
     variance: float
@@ -221,7 +239,7 @@ class EnergyError:
     ) -> tuple[Any, Counting, Change | None]:
         """As `Part.learn`.
 
-        A step after which the chain stayed, as its end was not finite, has an infinite error.
+        Where a chain stayed, as its step would not end at finite numbers, its error is infinite.
         """
         usual, aim = lesson.usual, self.variance * state.x.shape[1:].numel()
         if not bool(usual.any()):
@@ -235,5 +253,5 @@ class EnergyError:
         return state._replace(step_size=number(size)), Counting(steps), None
 
     def changed(self, state: Any, memory: Counting, change: Change) -> tuple[Any, Counting]:
-        """As `Part.changed`: it counts anew."""
+        """As `Part.changed`: the count of steps begins anew."""
         return state, Counting(number(0.0))

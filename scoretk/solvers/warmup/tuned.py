@@ -1,11 +1,9 @@
-"""What a warmup has tuned, given back to a solver.
-
-`solver.tuned_by(draws)` goes on with the same step size, scales and length.
+"""What solvers that warmup tunes have in common, and solvers that are given back what it tuned.
 
 What warmup tunes are leaves of the state that all chains share
-(`scoretk.solvers.base.TunedSolver`); draws carry them as `draws.tuned`. A solver that has them back
-starts from `init` with these leaves in place of its own, has nothing left to tune, and so runs
-without warmup: `stk.sample(field, solver.tuned_by(draws), init=draws.final, warmup=0)`.
+(`scoretk.solvers.base.TunedSolver`); draws carry them as `draws.tuned`. `solver.tuned_by(draws)` is
+the solver with these leaves in place of its own: it has nothing left to tune, and so runs without
+warmup, as in `stk.sample(field, solver.tuned_by(draws), init=draws.final, warmup=0)`.
 """
 
 from __future__ import annotations
@@ -34,15 +32,16 @@ __all__ = ["GIVEN", "PlannedTuned", "StepTuned", "Tunable", "Tuned", "root"]
 
 
 GIVEN = torch.tensor(torch.nan, dtype=torch.float64)
-"""In a state, in place of a step size that its kernel was given as a number."""
+"""Stands in a state for a step size that its kernel was given as a number."""
 FIRST_ACCEPT = 0.8
-"""The acceptance of single leapfrog steps that the first step size is chosen by."""
+"""The acceptance of single leapfrog steps at which the first step size is chosen."""
 
 
 class Tunable:
-    """What solvers have that warmup tunes.
+    """What solvers that warmup tunes have in common.
 
-    Their state holds `energy` and, as leaves that all chains share, what is tuned.
+    Their state holds `x`, `energy`, `grad`, `step` and `step_size`, and what is tuned as leaves that
+    all chains share.
     """
 
     init: Callable[..., Any]
@@ -50,7 +49,7 @@ class Tunable:
 
     @property
     def adaptation(self) -> Adaptation:
-        """What of it warmup learns."""
+        """What warmup learns of the solver."""
         raise NotImplementedError
 
     @property
@@ -62,9 +61,9 @@ class Tunable:
         """A step of warmup.
 
         Args:
-            field: the field, bound to the chains.
-            state: the state.
-            noise: that of the chains.
+            field: The field, bound to the chains.
+            state: The state before the step.
+            noise: The noise of the chains.
             shorter: `(chains,)`, a factor on each chain's step size.
         """
         size = state.step_size.to(state.x.dtype) * shorter
@@ -72,21 +71,22 @@ class Tunable:
         return Trial(new._replace(step_size=state.step_size), info, info["accept"])
 
     def of_leapfrog(self, size: float, dim: int) -> float:
-        """The step size of this solver in `dim` dimensions that goes with a leapfrog step of size
-        `size`.
-        """
+        """This solver's step size in `dim` dimensions that goes with a leapfrog step size."""
         return size
 
     def first_step(
         self, field: Any, state: Any, noise: NoiseSource, alive: Tensor
     ) -> tuple[float, int]:
-        """A step size to begin with, from single leapfrog steps, and how many of them were made.
+        """A step size to begin with, from the acceptance of single leapfrog steps.
 
         Args:
-            field: the field, bound to the chains.
-            state: the state at the start, with a position, its energy and the gradient of its energy.
-            noise: that of the chains.
+            field: The field, bound to the chains.
+            state: The state at the start, with `x`, `energy` and `grad`.
+            noise: The noise of the chains.
             alive: `(chains,)` of bool, the chains that are well.
+
+        Returns:
+            The step size, and how many leapfrog steps were tried: as many evaluations a chain.
         """
         here, shape, tried = Point(state.x, state.energy, state.grad), tuple(state.x.shape[1:]), 0
 
@@ -103,18 +103,18 @@ class Tunable:
         ), tried
 
     def tuned_by(self, draws: Any) -> Tuned | PlannedTuned:
-        """This solver with what the warmup of some draws has tuned, and so with nothing to tune.
+        """This solver with what the warmup of another run has tuned, and so with nothing to tune.
 
-        The tuned values count, whatever step size, length or metric the solver itself names; all
-        else is as the solver says.
+        The tuned values replace the solver's own step size, length and scales; all else is as the
+        solver says.
 
         Args:
-            draws: Of a run of a solver of this class on events of the same shape; also draws of a
-                run that had them given back, and draws that were saved and loaded.
+            draws: The draws of a run of a solver of this class on events of the same shape. They
+                may be of a run with values given back, and may have been saved and loaded.
 
         Raises:
-            `InvalidArgument` where they were not tuned, or by another solver; in `init`, where the
-            shapes do not fit.
+            InvalidArgument: Where nothing was tuned, or another class of solver; where the shapes do
+                not fit, at the start of a run.
         """
         values, provenance = getattr(draws, "tuned", None), getattr(draws, "provenance", None)
         if not isinstance(values, Mapping) or not isinstance(provenance, Mapping):
@@ -131,10 +131,9 @@ class Tunable:
 
 
 class StepTuned(Tunable):
-    """What kernels share of which warmup tunes the step size alone, to an acceptance, where it is
-    not given as a number.
+    """Kernels of which warmup tunes the step size alone, to an acceptance, where it is not given.
 
-    Their state has a leaf `step_size`, `GIVEN` where nothing reads it.
+    Their state has a leaf `step_size`, which is `GIVEN` where the step size is a number.
     """
 
     step_size: float | None
@@ -159,9 +158,7 @@ class StepTuned(Tunable):
         )
 
     def size(self, state: Any) -> float | Tensor:
-        """The step size: the number that is given, or that of the state, shaped so that it
-        multiplies x.
-        """
+        """The step size: the number that was given, or the state's, shaped to multiply x."""
         if self.step_size is not None:
             return self.step_size
         return across(state.step_size.to(state.x.dtype), state.x)
@@ -180,7 +177,7 @@ def root(value: float | Tensor) -> float | Tensor:
 
 
 class _GivenBack:
-    """A solver, and the values of the leaves of its state that a warmup has tuned."""
+    """A solver, and the values, by name, of those leaves of its state that a warmup has tuned."""
 
     solver: Any
     values: dict[str, Tensor]
@@ -216,12 +213,12 @@ class _GivenBack:
 
     @property
     def varying(self) -> tuple[str, ...]:
-        """What the solver's reported evaluations are of."""
+        """The kinds of the evaluations that the solver reports."""
         return traits(self.solver).varying
 
     @property
     def capturable(self) -> bool:
-        """Whether the solver's step can be captured."""
+        """Whether the solver's step can be compiled or captured."""
         return self.solver.capturable
 
     @property
@@ -242,7 +239,8 @@ class _GivenBack:
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
         """The solver's state at x, with the tuned values.
 
-        Raises `InvalidArgument` where these do not fit it.
+        Raises:
+            InvalidArgument: Where the shapes of these do not fit the state.
         """
         state = self.solver.init(field, x, noise)
         own = {name: getattr(state, name) for name in state.shared - {"step"}}
@@ -260,7 +258,7 @@ class _GivenBack:
         )
 
     def step(self, field: Any, state: Any, noise: NoiseSource) -> tuple[Any, Info]:
-        """The solver's own step: it reads what is tuned from the state."""
+        """The solver's own step, which reads what is tuned from the state."""
         return self.solver.step(field, state, noise)
 
 
@@ -274,17 +272,15 @@ class Tuned(_GivenBack):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PlannedTuned(_GivenBack):
-    """A solver with tuned values that knows the length of its steps ahead
-    (`scoretk.solvers.base.PlannedSolver`).
-    """
+    """A `scoretk.solvers.base.PlannedSolver` with tuned values."""
 
     solver: Any
     values: dict[str, Tensor]
 
     def ahead(self, state: Any) -> Callable[[int], int]:
-        """How long a step is, by its index, from this state on."""
+        """The length of each step from this state on, as a function of the step's index."""
         return self.solver.ahead(state)
 
     def taking(self, length: int) -> Any:
-        """What has a step of that length."""
+        """An object whose `step` has that length."""
         return self.solver.taking(length)
