@@ -61,7 +61,7 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Normalised log density, `(batch,)`."""
-        return self._parts(x, x.new_ones(()), x.new_zeros(()))[0]
+        return self._log_prob(x, *self._components(x))
 
     def energy(self, x: Tensor) -> Tensor:
         """`-log p(x)`, `(batch,)`."""
@@ -69,7 +69,7 @@ class GaussianMixture:
 
     def score(self, x: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
-        return self._parts(x, x.new_ones(()), x.new_zeros(()))[1]
+        return self._score(x, *self._components(x))
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples `m_k + s_k z` with k drawn by the weights, `(n, *event_shape)`."""
@@ -82,19 +82,47 @@ class GaussianMixture:
         """The exact timed field of this density on a Gaussian path."""
         return NoisedMixture(self, path)
 
-    def _parts(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`log p_t`, score and denoiser at x; alpha and sigma are scalars or one value a row."""
-        d = math.prod(self.event_shape)
-        means, s2 = self.means.to(x).reshape(1, -1, d), self.stds.to(x).square()[None]
+    # What is asked for is all that is worked out: a mixture is so small that a solver's step on it
+    # costs what its operations do by their number.
+
+    def _components(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means `(1, k, d)` and variances `(1, k)`, in x's dtype."""
+        flat = (1, len(self.means), math.prod(self.event_shape))
+        return self.means.to(x).reshape(flat), self.stds.to(x).square()[None]
+
+    def _noised_components(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of `alpha x_1 + sigma z`, a row each or one for all.
+
+        And by how much x, off its component's mean, moves the mean of `x_1`, `(batch or 1, k)`.
+        """
+        means, s2 = self._components(x)
         a, s = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
         variance = a**2 * s2 + s**2
-        off = x.reshape(-1, 1, d) - a[..., None] * means
+        return a[..., None] * means, variance, a * s2 / variance
+
+    def _logits(self, x: Tensor, means: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """`log w_k N(x; m_k, v_k I)`, `(batch, k)`, and `x - m_k`, `(batch, k, d)`."""
+        d = means.shape[-1]
+        off = x.reshape(-1, 1, d) - means
         logits = self.weights.to(x).log() - off.square().sum(-1) / (2 * variance)
-        logits = logits - d / 2 * torch.log(2 * math.pi * variance)
+        return logits - d / 2 * torch.log(2 * math.pi * variance), off
+
+    def _log_prob(self, x: Tensor, means: Tensor, variance: Tensor) -> Tensor:
+        return torch.logsumexp(self._logits(x, means, variance)[0], 1)
+
+    def _score(self, x: Tensor, means: Tensor, variance: Tensor) -> Tensor:
+        logits, off = self._logits(x, means, variance)
         shares = torch.softmax(logits, 1)[..., None]
-        score = -(shares * off / variance[..., None]).sum(1)
-        data = (shares * (means + (a * s2 / variance)[..., None] * off)).sum(1)
-        return torch.logsumexp(logits, 1), score.reshape(x.shape), data.reshape(x.shape)
+        return -(shares * off / variance[..., None]).sum(1).reshape(x.shape)
+
+    def _denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """`E[x_1 | x]`; alpha and sigma are scalars or one value a row."""
+        means, variance, moves = self._noised_components(x, alpha, sigma)
+        logits, off = self._logits(x, means, variance)
+        shares = torch.softmax(logits, 1)[..., None]
+        return (shares * (self._components(x)[0] + moves[..., None] * off)).sum(1).reshape(x.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,19 +149,23 @@ class NoisedMixture(GaussianPathField):
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
         """`E[x_1 | x_t = x]`, like x."""
-        return self._at(x, t)[2]
+        return self.mixture._denoise(x, *self._at(x, t))
 
     def score(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
         """`grad log p_t(x)`, like x."""
-        return self._at(x, t)[1]
+        return self.mixture._score(x, *self._noised(x, t))
 
     def log_prob_at(self, x: Tensor, t: float | Tensor) -> Tensor:
         """`log p_t(x)`, `(batch,)`."""
-        return self._at(x, t)[0]
+        return self.mixture._log_prob(x, *self._noised(x, t))
 
-    def _at(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _at(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma in x's dtype, from a time in float64."""
         exact = torch.as_tensor(t, dtype=torch.float64)
-        return self.mixture._parts(x, self.path.alpha(exact).to(x), self.path.sigma(exact).to(x))
+        return self.path.alpha(exact).to(x), self.path.sigma(exact).to(x)
+
+    def _noised(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        return self.mixture._noised_components(x, *self._at(x, t))[:2]
 
 
 def ring_mixture(components: int = 8, radius: float = 2.0, std: float = 0.25) -> GaussianMixture:
