@@ -7,7 +7,6 @@ import torch
 from scipy.stats import t as student
 
 import scoretk as stk
-from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
 from scoretk.learn.adversarial import DIVERGENCES, f_gan_critic, gradient_penalty
 from scoretk.models import specs
@@ -17,6 +16,7 @@ from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.models.latent.energies import GeneratorPrior, LatentEnergy, calibrate
 from scoretk.plugins import models
 from tests.evidence import FALSE_ALARM, assert_mean, assert_second_moment, mean_z, z_limit
+from tests.lawful import checked
 from tests.marks import slow_but
 
 GAMES = {"digits-gan": GAN, "digits-wgan": WGAN}
@@ -179,7 +179,7 @@ def test_training_refuses_an_unknown_divergence_and_another_models_weights():
 def test_the_built_models_keep_the_laws(name):
     field = models.build(getattr(specs, name.replace("-", "_")))
     for subject in (field, field.prior, field.critic):
-        failed = [r for r in check_model(subject) if r.status == "failed"]
+        failed = [r for r in checked(subject) if r.status == "failed"]
         assert not failed, failed
     assert isinstance(field.prior, GeneratorPrior)
     z = torch.zeros(2, *field.event_shape, dtype=torch.float64)

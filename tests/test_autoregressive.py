@@ -9,7 +9,6 @@ import torch
 from scipy.stats import chi2
 
 import scoretk as stk
-from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, copies, sliced_wasserstein
 from scoretk.models import specs
 from scoretk.models.digits import autoregressive as networks
@@ -20,6 +19,7 @@ from scoretk.models.latent import autoregressive as ar
 from scoretk.plugins.models import build
 from scoretk.solvers.discrete import DiscreteLangevin, GibbsWithGradients
 from tests.evidence import FALSE_ALARM, z_limit
+from tests.lawful import checked
 from tests.marks import slow_but
 from tests.test_discrete import all_states, distance
 from tests.test_langevin import one_step_from_exact
@@ -337,7 +337,7 @@ def digits():
 def test_shipped_models_obey_the_laws_and_claim_what_they_offer(name, shipped_models):
     field = shipped_models[name]
     assert field.provides == SPECS[name].provides
-    results = check_model(field)
+    results = checked(field)
     assert [r for r in results if r.status == "failed"] == []
 
 

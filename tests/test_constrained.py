@@ -8,10 +8,10 @@ from torch import distributions as td
 from torch.distributions import constraints
 
 import scoretk as stk
-from scoretk.conformance import check_model
 from scoretk.core.noise import Noise
 from scoretk.fields import Constrained
 from tests.evidence import assert_mean, mean_z, z_limit
+from tests.lawful import checked
 from tests.marks import slow_but
 
 ALPHA = torch.tensor([2.0, 3.0, 4.0])
@@ -86,7 +86,7 @@ def moment_z(draws, mean, variance):
 
 @pytest.mark.parametrize("name", slow_but(CASES, "positive", "simplex", "several", "scalar"))
 def test_draws_follow_the_law_in_the_users_space(name):
-    draws = stk.sample(of(name), chains=128, steps=150, seed=5)
+    draws = stk.sample(of(name), chains=128, steps=150, warmup=150, seed=5)
     assert draws.ok.all()
     assert of(name).unconstrain(draws.x).isfinite().all()
     assert moment_z(draws, *CASES[name][2:]) < z_limit(6)
@@ -116,6 +116,7 @@ def test_a_wrong_jacobian_is_caught(name, wrong):
         BOUNDED,
         chains=128,
         steps=150,
+        warmup=150,
         seed=5,
     )
     assert moment_z(draws, *CASES[name][2:]) > z_limit(6)
@@ -197,7 +198,7 @@ def test_conformance():
     gamma = stk.constrained(
         stk.Energy(lambda x: (x - 2 * x.log()).sum(1), (2,)), constraints.positive
     )
-    assert {result.status for result in check_model(gamma)} == {"passed", "skipped"}
+    assert {result.status for result in checked(gamma)} == {"passed", "skipped"}
 
 
 def test_what_does_not_fit_is_refused():

@@ -11,7 +11,6 @@ from scipy.stats import norm
 from torch import distributions as td
 
 import scoretk as stk
-from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
 from scoretk.fields.combine import guided
 from scoretk.learn.losses import denoising_score_matching, prediction_error
@@ -41,6 +40,7 @@ from scoretk.models.targets.mixture import GaussianMixture, gaussian
 from scoretk.plugins.models import build
 from scoretk.solvers.annealed import AnnealedLangevin, ncsnv2_ladder
 from tests.evidence import assert_distribution, ks_p, mean_z, z_limit
+from tests.lawful import checked
 from tests.marks import slow_but
 
 MODELS = {model.name: model for model in (*VARIANTS, DIGITS_NCSN, DIGITS_NCSNV2)}
@@ -325,11 +325,11 @@ def test_a_ladder_upside_down_is_refused():
 
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-ncsn"))
 def test_shipped_models_keep_every_law(name):
-    assert {c.check: c.detail for c in check_model(SPECS[name]) if c.status == "failed"} == {}
+    assert {c.check: c.detail for c in checked(SPECS[name]) if c.status == "failed"} == {}
 
 
 def test_the_class_conditional_model_keeps_every_law_with_labels():
-    found = check_model(DIGITS_CLASS.build(), cond={"label": torch.tensor([3, 0, -1, 9])})
+    found = checked(DIGITS_CLASS.build(), cond={"label": torch.tensor([3, 0, -1, 9])})
     assert {c.check: c.detail for c in found if c.status == "failed"} == {}
 
 

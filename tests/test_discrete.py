@@ -10,13 +10,13 @@ from scipy.special import logsumexp
 from scipy.stats import chi2
 
 import scoretk as stk
-from scoretk.conformance import check_model
 from scoretk.fields import Discrete
 from scoretk.fields.states import labels, pick
 from scoretk.models.targets.lattices import RBM, Ising, Potts, ising, potts, rbm
 from scoretk.solvers import discrete
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
+from tests.lawful import checked
 from tests.test_langevin import one_step_from_exact
 
 CHAINS = 40_000
@@ -361,7 +361,7 @@ FIELDS = [
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda f: f"{type(f).__name__}{f.event_shape}")
 def test_the_fields_obey_the_laws(field):
-    failed = [result for result in check_model(field) if result.status == "failed"]
+    failed = [result for result in checked(field) if result.status == "failed"]
     assert failed == []
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
 from scoretk.inference.partition import Normalised
 from scoretk.models.digits import energy as digits_energy
@@ -17,6 +16,7 @@ from scoretk.models.specs import digits_jem
 from scoretk.models.targets.mixture import gaussian
 from scoretk.plugins.models import build
 from tests.evidence import z_limit
+from tests.lawful import checked
 from tests.marks import slow_but
 
 FLOOR = 0.061
@@ -76,7 +76,7 @@ def test_a_label_of_no_class_has_no_density_and_each_row_needs_one():
 @pytest.mark.parametrize("weights", slow_but(["random", "shipped"], "random"))
 def test_jem_obeys_the_laws_with_and_without_labels(shipped_jem, weights, cond):
     field = shipped_jem if weights == "shipped" else random_jem(10)
-    assert [r for r in check_model(field, cond=cond) if r.status == "failed"] == []
+    assert [r for r in checked(field, cond=cond) if r.status == "failed"] == []
 
 
 def test_a_short_training_round_trips_and_repeats(tmp_path):
@@ -196,9 +196,9 @@ def test_normalised_fields_have_densities():
     x = torch.randn(5, 2, generator=generator())
     torch.testing.assert_close(field.log_prob(x), known.log_prob(x))
     torch.testing.assert_close(stk.log_prob(field, x).value, known.log_prob(x))
-    assert [r for r in check_model(field) if r.status == "failed"] == []
+    assert [r for r in checked(field) if r.status == "failed"] == []
     coin = Normalised(stk.load("rbm"), stk.load("rbm").exact_log_partition())
-    assert [r for r in check_model(coin) if r.status == "failed"] == []
+    assert [r for r in checked(coin) if r.status == "failed"] == []
     assert stk.sample(coin, stk.GibbsWithGradients(), chains=3, steps=5).final.shape == (3, 6)
     with pytest.raises(stk.InvalidArgument, match="log_z"):
         Normalised(known, math.nan)

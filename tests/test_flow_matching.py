@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, copies, sliced_wasserstein
 from scoretk.learn.losses import flow_matching, prediction_error, stratified
 from scoretk.models import specs
@@ -16,6 +15,7 @@ from scoretk.models.digits.flow_matching import CLASSES, FLOW, INTERPOLANT, OPTI
 from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from tests.evidence import assert_mean, ks_p, mean_z, z_limit
+from tests.lawful import checked
 from tests.marks import slow_but
 
 NEW = {"digits-flow-ot": OPTIMAL, "digits-flow-classes": CLASSES, "digits-interpolant": INTERPOLANT}
@@ -206,7 +206,7 @@ def test_other_classes_and_other_bulges_can_be_asked_for(tmp_path, digits):
 
 @pytest.mark.parametrize("name", slow_but(NEW, "digits-flow-classes"))
 def test_conformance(name):
-    failed = [r for r in check_model(build(SPECS[name])) if r.status == "failed"]
+    failed = [r for r in checked(build(SPECS[name])) if r.status == "failed"]
     assert not failed, failed
 
 

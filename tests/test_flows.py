@@ -8,7 +8,6 @@ import torch
 from scipy.stats import norm
 
 import scoretk as stk
-from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
 from scoretk.models import specs
 from scoretk.models.digits.data import load_digits
@@ -26,6 +25,7 @@ from scoretk.models.digits.networks import fresh, principal_axes
 from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from tests.evidence import FALSE_ALARM, assert_distribution, assert_mean, ks_p, mean_z, z_limit
+from tests.lawful import checked
 from tests.marks import slow_but
 
 pytest.importorskip("zuko")
@@ -200,7 +200,7 @@ def test_ffjord_claims_no_score():
 
 @pytest.mark.parametrize("name", slow_but(EVERY, "digits-realnvp", "digits-ffjord"))
 def test_it_keeps_the_laws(name):
-    failed = [result for result in check_model(SPECS[name]) if result.status == "failed"]
+    failed = [result for result in checked(SPECS[name]) if result.status == "failed"]
     assert not failed, failed
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import distributions as td
 
 import scoretk as stk
-from scoretk.conformance import check_model
 from scoretk.diagnostics import Classifier, sliced_wasserstein
 from scoretk.inference.partition import log_partition
 from scoretk.models import specs
@@ -19,6 +18,7 @@ from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.models.latent import vae
 from scoretk.plugins.models import build
 from tests.evidence import assert_mean, assert_second_moment, mean_z, z_limit
+from tests.lawful import checked
 from tests.marks import slow_but, slow_rows_but
 
 N = 20_000
@@ -87,13 +87,14 @@ def test_importance_weights_and_annealing_find_the_density_and_the_elbo_its_boun
     found = {
         "importance": stk.log_prob(model.marginal, x, seed=3),
         "encoder alone": stk.log_prob(replace(model.marginal, newton=0), x, seed=3),
-        "annealed": model.marginal.annealed_log_prob(x, chains=128, seed=4, pilot=64),
+        "annealed": model.marginal.annealed_log_prob(x[:2], chains=128, seed=4, pilot=64),
     }
     assert found["importance"].method.startswith("importance-weighted (1000 draws")
     for name, estimate in found.items():
-        z = (estimate.value - exact(x)) / estimate.stderr
+        rows = 2 if name == "annealed" else 6
+        z = (estimate.value - exact(x[:rows])) / estimate.stderr
         assert z.abs().max() < z_limit(len(x)), name
-        assert estimate.value.shape == estimate.stderr.shape == estimate.status.shape == (6,)
+        assert estimate.value.shape == estimate.stderr.shape == estimate.status.shape == (rows,)
         assert float(estimate.stderr.max()) < 0.2, name
     poor = vae.VAE(
         lambda x: normal(posterior_mean(x) + 2, 0.1 * torch.ones_like(posterior_mean(x)), 1),
@@ -315,7 +316,7 @@ def test_the_laws_hold(name, models, digits):
         "digits-latent-energy": [(model, None), (vae.Joint(model), None)],
     }
     for field, cond in fields[name]:
-        failed = [r for r in check_model(field, cond=cond) if r.status == "failed"]
+        failed = [r for r in checked(field, cond=cond) if r.status == "failed"]
         assert not failed, (type(field).__name__, failed)
 
 
