@@ -33,7 +33,7 @@ def data(n, dim, seed=0):
 
 
 @functools.cache
-def gradients(start, dim, solver=None, steps=60, repeats=40, n=500):
+def gradients(start, dim, solver=None, steps=24, repeats=40, n=500):
     """CD's gradient minus the exact one, a row a repeat: for mu and log s."""
     rows = []
     for r in range(repeats):

@@ -29,6 +29,7 @@ from scoretk.solvers.warmup.step_size import (
 )
 from tests import mutants
 from tests.evidence import assert_distribution, assert_second_moment, ks_p, mean_z, z_limit
+from tests.marks import slow_but, slow_rows_but
 from tests.test_langevin import one_step_from_exact, ring_statistics
 
 CHAINS = 40_000
@@ -217,13 +218,7 @@ def test_scales_are_learned(solver):
 def test_a_dense_metric_learns_the_correlation():
     field = stk.Energy(correlated, (2,))
     draws = stk.sample(
-        field,
-        stk.HMC(metric="dense"),
-        chains=64,
-        steps=100,
-        warmup=500,
-        seed=1,
-        dtype=torch.float64,
+        field, stk.HMC(metric="dense"), chains=64, steps=1, warmup=250, seed=1, dtype=torch.float64
     )
     torch.testing.assert_close(
         draws.tuned["scale"], torch.linalg.cholesky(CORRELATED), rtol=0.15, atol=0.1
@@ -315,7 +310,7 @@ def test_chains_do_not_depend_on_the_batch(solver):
     assert torch.equal(whole.tuned["step_size"], parts.tuned["step_size"])
 
 
-@pytest.mark.parametrize("stop", [10, 35, 55])
+@pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35, 55))
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     class Stop(Exception):
         pass
@@ -409,7 +404,7 @@ def steep(x):
     return (x.exp() - x).sum(1)
 
 
-PILOT = stk.Warmup(pilot=32)
+PILOT = stk.Warmup(150, pilot=32)
 
 
 @pytest.mark.parametrize(
@@ -554,8 +549,15 @@ def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(m
     assert all(step % 4 == 0 for step in starts)
 
 
-@pytest.mark.parametrize("metric", ["dense", "diagonal"])
-@pytest.mark.parametrize("shape", [(), (1,), (1, 2, 2)])
+@pytest.mark.parametrize(
+    ("shape", "metric"),
+    slow_rows_but(
+        [(shape, metric) for shape in ((), (1,), (1, 2, 2)) for metric in ("dense", "diagonal")],
+        ((), "diagonal"),
+        ((1,), "dense"),
+        ((1, 2, 2), "dense"),
+    ),
+)
 def test_any_event_shape_with_any_metric(metric, shape):
     field = stk.Energy(lambda x: x.square().reshape(len(x), -1).sum(1) / 2, shape)
     for solver in (

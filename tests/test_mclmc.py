@@ -17,7 +17,7 @@ from scoretk.solvers import mclmc
 from scoretk.solvers.hmc import Point
 from scoretk.solvers.mclmc import INTEGRATORS, MCLMC, AdjustedMCLMC, direction, isokinetic, turn
 from tests.evidence import assert_distribution, assert_mean, ks_p, mean_z, z_limit
-from tests.marks import slow_rows_but
+from tests.marks import slow_but, slow_rows_but
 from tests.test_langevin import one_step_from_exact, ring_statistics
 
 CHAINS = 40_000
@@ -337,7 +337,7 @@ def test_chains_do_not_depend_on_the_batch(solver):
     assert torch.equal(whole.x[:7], fewer.x)
 
 
-@pytest.mark.parametrize("stop", [10, 35, 55])
+@pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35, 55))
 @pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC(leapfrogs=1)], ids=repr)
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, solver, stop):
     class Stop(Exception):
@@ -451,7 +451,7 @@ def test_what_is_given_is_not_tuned():
     assert MCLMC(0.2, 1.1).adapts
 
 
-@pytest.mark.parametrize("shape", [(2,), (1, 3), (1, 4, 4)])
+@pytest.mark.parametrize("shape", [(1, 3), (1, 4, 4)])
 @pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC()], ids=repr)
 def test_events_of_any_shape(shape, solver):
     dim = math.prod(shape)
@@ -530,7 +530,7 @@ def test_chains_that_start_far_out_come_along(solver):
         solver,
         init=init,
         steps=50,
-        warmup=stk.Warmup(pilot=16),
+        warmup=stk.Warmup(200, pilot=16),
         seed=1,
     )
     assert draws.failures == {}
@@ -559,7 +559,9 @@ def test_warmup_arrives_from_afar(solver, mean, std, dim):
     The bias of the unadjusted chain is at most 1 % of a variance.
     """
     field = stk.Energy(lambda x: ((x - mean) / std).square().sum(1) / 2, (dim,))
-    draws = stk.sample(field, solver, chains=64, steps=300, warmup=stk.Warmup(pilot=16), seed=1)
+    draws = stk.sample(
+        field, solver, chains=64, steps=100, warmup=stk.Warmup(300, pilot=16), seed=1
+    )
     rows = ((draws.x - mean) / std).double()
     limit = z_limit(2 * dim)
     assert draws.failures == {}
@@ -570,13 +572,13 @@ def test_warmup_arrives_from_afar(solver, mean, std, dim):
 
 
 @pytest.mark.parametrize(
-    ("dim", "constant"),
-    slow_rows_but([(20, 1e6), (20, 8e6), (2, 4e6), (2, 8e6)], (20, 8e6), (2, 8e6)),
+    ("dim", "constant"), slow_rows_but([(20, 1e6), (20, 8e6), (2, 4e6), (2, 8e6)], (20, 8e6))
 )
 def test_rounding_of_the_energy_is_no_error(dim, constant):
     """A constant that costs float32 the digits below 1/16 to 1/2: no step that is far too short, and none that is too long."""
     field = stk.Energy(lambda x: x.square().sum(1) / 2 + constant, (dim,))
-    plain = stk.sample(gaussian(dim=dim), MCLMC(), chains=64, steps=2, seed=1)
-    draws = stk.sample(field, MCLMC(), chains=64, steps=300, seed=1)
+    run = {"chains": 192, "warmup": 200, "seed": 1}
+    plain = stk.sample(gaussian(dim=dim), MCLMC(), steps=1, **run)
+    draws = stk.sample(field, MCLMC(), steps=100, **run)
     assert 0.1 < float(draws.tuned["step_size"] / plain.tuned["step_size"]) < 1.5
     assert float(draws.x.var()) == pytest.approx(1, abs=0.06)
