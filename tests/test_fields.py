@@ -223,7 +223,7 @@ def test_reversed_time_and_sigma_adapters_give_the_same_flow():
     exact = ring_mixture().noised(stk.VE(0.01, 20.0))
     x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     by_sigma = stk.from_sigmas(
-        lambda x, sigma: ring_mixture()._parts(x, torch.ones_like(sigma), sigma)[2],
+        lambda x, sigma: ring_mixture()._denoise(x, torch.ones_like(sigma), sigma),
         (2,),
         stk.VE(0.01, 20.0),
     )

@@ -15,7 +15,7 @@ from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.solvers import reverse_sde
 from scoretk.solvers.reverse_sde import ReverseSDE
 from tests.evidence import mean_z, z_limit
-from tests.marks import slow_but
+from tests.marks import slow_but, slow_rows_but
 from tests.test_fields import PATHS
 
 METHODS = ("euler", "ancestral", "ddim", "dpmpp_2m")
@@ -126,8 +126,14 @@ def test_every_step_is_the_textbook_s(path, method, eta):
     )
 
 
-@pytest.mark.parametrize("path", PATHS, ids=name)
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, 1.7])
+def each_path_with(eta, etas):
+    """Every path with one eta, and one path with every eta; the other pairs with `-m slow`."""
+    pairs = [(path, e) for path in PATHS for e in etas]
+    quick = [pair for pair in pairs if pair[1] == eta or isinstance(pair[0], stk.VP)]
+    return slow_rows_but(pairs, *quick)
+
+
+@pytest.mark.parametrize(("path", "eta"), each_path_with(0.3, [0.0, 0.3, 1.0, 1.7]), ids=name)
 def test_ancestral_is_the_solution_of_the_sde_in_t_while_the_prediction_stays(path, eta):
     """Mean and variance of `dx = (u + a^2/2 score) dt + a dW` with D fixed, integrated numerically in t."""
     start, end, x, data = 0.42, 0.55, 1.3, 0.4
@@ -211,9 +217,8 @@ def steep(path):
     )
 
 
-@pytest.mark.parametrize("path", PATHS, ids=name)
+@pytest.mark.parametrize(("path", "eta"), each_path_with(0.5, [0.5, 1.0]), ids=name)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_weak_order(path, method, eta):
     errors = variance_errors(lambda times: ReverseSDE(method, grid=times, eta=eta), steep(path))
     assert has_order(errors, ORDER[method]), (slope(errors), errors)
@@ -297,9 +302,8 @@ def law(method, path, eta, grid=None):
     return final_errors(lambda steps: ReverseSDE(method, steps, grid=grid, eta=eta), path)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=name)
+@pytest.mark.parametrize(("path", "eta"), each_path_with(0.3, [0.0, 0.3, 1.0]), ids=name)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_the_final_law_is_right_as_steps_grow(path, method, eta):
     errors = law(method, path, eta)
     assert converges(errors, ORDER[method]), (slope(errors, MANY), errors)
