@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from scoretk.cli import main
+from tests.marks import slow_but
 
 
 def run(capsys, *arguments):
@@ -36,7 +37,13 @@ def test_list_and_describe(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["gaussian", "ring-mixture", "funnel", "semicircle", "eight-schools"]
+    "name",
+    slow_but(
+        ["gaussian", "ring-mixture", "funnel", "semicircle", "eight-schools"],
+        "ring-mixture",
+        "semicircle",
+        "eight-schools",
+    ),
 )
 def test_the_built_in_models_obey_the_laws(capsys, name):
     code, out, _ = run(capsys, "check", name)

@@ -1,11 +1,13 @@
 """A finished run is extended by a larger `steps`, to the bits of a run that never stopped."""
 
 import functools
+from itertools import product
 
 import pytest
 import torch
 
 import scoretk as stk
+from tests.marks import slow_rows_but
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2 + (x**4).sum(1) / 40, (2,))
 SOLVERS = {
@@ -25,9 +27,17 @@ def assert_equal(a, b):
     assert (a.cost, a.provenance) == (b.cost, b.provenance)
 
 
-@pytest.mark.parametrize("keep", ["all", "last", "moments"])
-@pytest.mark.parametrize("batch", [None, 3])
-@pytest.mark.parametrize("solver", SOLVERS)
+# Every way of keeping draws in any batch of one solver, and each of them with others that tune themselves.
+@pytest.mark.parametrize(
+    ("solver", "batch", "keep"),
+    slow_rows_but(
+        list(product(SOLVERS, (None, 3), ("all", "last", "moments"))),
+        *product(["ula"], (None, 3), ("all", "last", "moments")),
+        ("hmc", None, "last"),
+        ("hmc", 3, "moments"),
+        ("tempering", 3, "all"),
+    ),
+)
 def test_an_extended_run_has_the_bits_of_an_undisturbed_one(tmp_path, solver, batch, keep):
     more = {"thin": 3} if keep == "all" else {}
     run = functools.partial(

@@ -15,6 +15,7 @@ from scoretk.inference.partition import _variance, find_ladder
 from scoretk.models.targets.analytic import Funnel, Semicircle
 from scoretk.solvers.importance import log_gain, resampled
 from tests.evidence import FALSE_ALARM, z_limit
+from tests.marks import slow_rows_but
 
 SHIFTED = stk.Energy(lambda x: (x - 2).square().sum(1) / 0.18, (3,))
 SHIFTED_LOG_Z = 1.5 * math.log(2 * math.pi * 0.09)
@@ -34,8 +35,19 @@ def z_score(estimate, truth):
     return float((estimate.value - truth) / estimate.stderr)
 
 
-@pytest.mark.parametrize("method", ["ais", "smc"])
-@pytest.mark.parametrize("name", TARGETS)
+# Each target by one method, and one by both.
+@pytest.mark.parametrize(
+    ("name", "method"),
+    slow_rows_but(
+        [(name, method) for name in TARGETS for method in ("ais", "smc")],
+        ("shifted gaussian", "ais"),
+        ("shifted gaussian", "smc"),
+        ("ring", "ais"),
+        ("semicircle", "smc"),
+        ("image", "ais"),
+        ("scalar", "smc"),
+    ),
+)
 def test_log_z_is_right(name, method):
     field, truth = TARGETS[name]
     estimate = stk.log_partition(field, method=method, seed=4)
@@ -65,7 +77,7 @@ def test_the_standard_error_is_calibrated(method):
         "check": False,
     }
     assert mean_square_is_one(
-        [z_score(stk.log_partition(SHIFTED, seed=s, **run), SHIFTED_LOG_Z) for s in range(12)]
+        [z_score(stk.log_partition(SHIFTED, seed=s, **run), SHIFTED_LOG_Z) for s in range(6)]
     )
 
 

@@ -426,13 +426,13 @@ def test_a_method_is_one_by_what_it_says_of_itself(monkeypatch):
 @pytest.mark.parametrize("shape", slow_but([(3,), (), (2, 4, 4)], (), (2, 4, 4)), ids=str)
 def test_a_row_is_alone_as_in_any_batch(method, shape):
     """And one measurement a chain, through `cond`, is that measurement for its chain."""
-    prior, x = mixture(shape).noised(stk.Linear()), points(shape, 6)
+    prior, x = mixture(shape).noised(stk.Linear()), points(shape, 3)
     operator = (lambda z: 2 * z) if shape == () else Matrix(points((math.prod(shape),), 2))
-    y = points(operator(x).shape[1:], 6, scale=3.0, seed=9)
+    y = points(operator(x).shape[1:], 3, scale=3.0, seed=9)
     field = posterior(prior, LinearGaussian(operator, "y", 0.3), method)
     for t in (0.0, 0.4, 1.0):
         together = field.denoise(x, t, y=y)
-        for i in range(6):
+        for i in range(3):
             alone = field.denoise(x[i : i + 1], t, y=y[i : i + 1])[0]
             shared = posterior(prior, LinearGaussian(operator, y[i], 0.3), method).denoise(
                 x[i : i + 1], t

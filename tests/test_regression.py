@@ -171,7 +171,7 @@ def exact_linear_moments(jacobian=True):
 
 
 def test_linear_posterior_is_exact():
-    draws = stk.sample(linear_regression(), chains=256, steps=400, warmup=300, seed=1)
+    draws = stk.sample(linear_regression(), chains=256, steps=150, warmup=200, seed=1)
     assert draws.failures == {}
     mean, variance = exact_linear_moments()
     x = draws.x.double()
@@ -218,9 +218,9 @@ def laplace(target):
 
 def test_logistic_posterior_agrees_with_importance_sampling():
     target = logistic_regression()
-    draws = stk.sample(target, chains=128, steps=400, warmup=300, seed=1)
+    draws = stk.sample(target, chains=128, steps=150, warmup=200, seed=1)
     assert draws.failures == {}
-    reference, error = importance_means(target, 50_000)
+    reference, error = importance_means(target, 20_000)
     of_chains = draws.x.double().mean(1)
     mcse = of_chains.std(0) / math.sqrt(len(of_chains))
     assert (
@@ -235,10 +235,10 @@ def test_logistic_posterior_agrees_with_importance_sampling():
 
 
 @pytest.mark.parametrize(
-    "name", slow_but(["ar5", "garch", "gaussian_process", "mixture"], "ar5", "garch", "mixture")
+    "name", slow_but(["ar5", "garch", "gaussian_process", "mixture"], "ar5", "mixture")
 )
 def test_examples_recover_the_truth(name, capsys):
-    example(name).main(steps=100, warmup=200)
+    example(name).main(steps=60, warmup=120)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert len(rows) in (3, 5, 7)
     for label, *numbers in rows:

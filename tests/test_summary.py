@@ -11,6 +11,7 @@ import torch
 import scoretk as stk
 from scoretk.diagnostics.summary import COLUMNS, summarise
 from scoretk.models.targets.mixture import gaussian
+from tests.marks import slow_rows_but
 
 matplotlib.use("Agg")
 
@@ -73,7 +74,9 @@ def autoregressive(chains, steps, keep, seed):
     return torch.stack(x, 1)
 
 
-@pytest.mark.parametrize(("keep", "steps"), [(0.5, 50), (0.9, 400), (0.95, 1000)])
+@pytest.mark.parametrize(
+    ("keep", "steps"), slow_rows_but([(0.5, 50), (0.9, 400), (0.95, 1000)], (0.5, 50), (0.95, 1000))
+)
 def test_correlated_chains_that_agree_are_not_blamed(keep, steps):
     found = [
         p
