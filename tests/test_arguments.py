@@ -137,3 +137,33 @@ def test_a_class_is_no_function_of_x(make, kind):
     """A module's class in place of the module: told at once, not by what its constructor raises."""
     with pytest.raises(stk.InvalidArgument, match="callable"):
         make(kind)
+
+
+class Misshapen:
+    """A field but for its shape."""
+
+    def __init__(self, shape):
+        self.event_shape = shape
+
+    def energy(self, x):
+        return x.square().sum(1)
+
+
+@pytest.mark.parametrize("shape", ["two", 2, None, (2.0,), (-1,), ("a", "b"), {2: 3}])
+def test_what_has_no_shape_of_events_is_no_field(shape):
+    wrong, likelihood = Misshapen(shape), stk.LinearGaussian(torch.ones(1, 2), torch.zeros(1), 1.0)
+    for make in (
+        lambda: stk.sample(wrong, stk.ULA(0.1), steps=2),
+        lambda: stk.posterior(wrong, likelihood),
+        lambda: stk.posterior(FIELD, wrong),
+        lambda: stk.product(FIELD, wrong),
+        lambda: stk.tempered(wrong, 2.0),
+        lambda: stk.bridge(wrong, FIELD, 0.5),
+        lambda: stk.smoothed(wrong, PATH),
+        lambda: stk.constrained(wrong, torch.distributions.constraints.positive),
+        lambda: stk.Discrete(wrong, (0.0, 1.0)),
+        lambda: stk.log_prob(wrong, torch.zeros(1, 2)),
+        lambda: stk.log_partition(wrong),
+    ):
+        with pytest.raises(stk.InvalidArgument):
+            make()

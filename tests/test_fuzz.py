@@ -79,7 +79,7 @@ def calls(draw):
 
 
 PACKAGE = Path(stk.__file__).parent
-THEIRS = re.compile(r"\b(fn|net|operator|log_likelihood)\(")
+THEIRS = re.compile(r"\b(fn|net|operator|log_likelihood|evaluate)\(")
 
 
 def of_the_caller(error):

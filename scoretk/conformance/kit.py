@@ -14,7 +14,7 @@ from scoretk.conformance.laws import LAWS, Law
 from scoretk.conformance.subject import Case, NotApplicable, Subject, Violation
 from scoretk.core.anatomy import left_as_found
 from scoretk.errors import InvalidArgument, MissingDependency
-from scoretk.fields.protocols import offers
+from scoretk.fields.protocols import is_field, offers
 from scoretk.plugins import ModelSpec, describe, find_model, load
 from scoretk.plugins.models import build
 
@@ -173,9 +173,7 @@ def _explore(law: Law, subject: Subject) -> None:
 def _check_argument(model: Any) -> None:
     if isinstance(model, str):
         find_model(model)
-    elif not isinstance(model, ModelSpec) and (
-        isinstance(model, type) or not hasattr(model, "event_shape")
-    ):
+    elif not isinstance(model, ModelSpec) and (not is_field(model)):
         raise InvalidArgument(
             "model", model, "a registered model's name, a ModelSpec, or a field with event_shape"
         )

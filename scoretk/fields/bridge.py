@@ -17,7 +17,7 @@ from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.conditions import Names, own, taken
 from scoretk.fields.distribution import in_one_space
-from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
 
@@ -147,7 +147,7 @@ def bridge(start: Any, end: Any, weight: float) -> Any:
     """
     start, end = in_one_space((start, end))
     for name, field in (("start", start), ("end", end)):
-        if not hasattr(field, "event_shape") or is_timed(field) or "energy" not in offers(field):
+        if not is_field(field) or is_timed(field) or "energy" not in offers(field):
             raise InvalidArgument(name, field_name(field), "a static field with an energy")
     if tuple(start.event_shape) != tuple(end.event_shape):
         raise InvalidArgument(

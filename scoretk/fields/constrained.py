@@ -29,7 +29,7 @@ from torch.distributions import constraints
 from scoretk.core.arguments import count
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
+from scoretk.fields.protocols import NoiseSource, field_name, is_field, is_timed, offers
 from scoretk.fields.supports import Bijection, bijection, ordered, trailing_sum
 from scoretk.fields.wrapped import Kind, Wrapped
 
@@ -163,7 +163,7 @@ def constrained(
         `InvalidArgument` where there is no bijection to the constraint, or it does not fit the
         field.
     """
-    if not hasattr(field, "event_shape") or is_timed(field) or "energy" not in offers(field):
+    if not is_field(field) or is_timed(field) or "energy" not in offers(field):
         raise InvalidArgument(
             "field",
             field_name(field),

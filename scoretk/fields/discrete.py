@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.protocols import NoiseSource, field_name, is_timed, offers
+from scoretk.fields.protocols import NoiseSource, field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.states import States, check_states, layout, place, uniform_states
 from scoretk.fields.wrapped import Kind, Wrapped, check_within
@@ -138,11 +138,7 @@ class Discrete(DiscreteField, Wrapped):
         return (self.field,)
 
     def __post_init__(self) -> None:
-        if (
-            not hasattr(self.field, "event_shape")
-            or is_timed(self.field)
-            or "energy" not in offers(self.field)
-        ):
+        if not is_field(self.field) or is_timed(self.field) or "energy" not in offers(self.field):
             raise InvalidArgument(
                 "field",
                 field_name(self.field),

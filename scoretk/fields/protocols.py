@@ -7,10 +7,12 @@ every method as keyword arguments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from scoretk.core.arguments import is_integer
 from scoretk.plugins.capabilities import CAPABILITIES, offers
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "NoiseSource",
     "Timed",
     "field_name",
+    "is_field",
     "is_timed",
     "offers",
 ]
@@ -91,6 +94,17 @@ class Drawable(Field, Protocol):
     """
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor: ...
+
+
+def is_field(value: object) -> bool:
+    """Whether something is a field: an object, no class, with the shape of an event."""
+    shape = getattr(value, "event_shape", None)
+    return (
+        isinstance(shape, Sequence)
+        and not isinstance(shape, str)
+        and not isinstance(value, type)
+        and all(is_integer(n) and n > 0 for n in shape)
+    )
 
 
 def is_timed(field: object) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import conditions
+from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, unwritten
@@ -27,7 +28,7 @@ from scoretk.fields.convert import convert, row_coefficients
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
-from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.validation import rejecting
 
 __all__ = ["Parts", "StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
@@ -253,7 +254,9 @@ def resolve(
     """
     field = in_free_space(field)
     wanted, rows = frozenset(needs), conditions(cond)
-    if not hasattr(field, "event_shape"):
+    if not is_field(field):
+        if not isinstance(field, type) and hasattr(field, "event_shape"):
+            as_event_shape(field.event_shape)  # raises, with what a shape is
         raise InvalidArgument(
             "field",
             field,

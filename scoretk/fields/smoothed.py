@@ -60,7 +60,7 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import NormalBase, standard_normal
 from scoretk.fields.convert import check_time
 from scoretk.fields.paths import VP, GaussianPath
-from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import GaussianPathField
@@ -87,7 +87,7 @@ class Denoised(NamedTuple):
 
 
 def smoothed(
-    field: object,
+    field: Any,
     path: GaussianPath = VP(),  # noqa: B008 (frozen)
     estimator: str = "monte-carlo",
     *,
@@ -122,7 +122,7 @@ def smoothed(
         `InvalidArgument`, `UnknownName`; `MissingCapability` for a field that is timed already or
         has no energy where one is needed.
     """
-    if not hasattr(field, "event_shape"):
+    if not is_field(field):
         raise InvalidArgument(
             "field", field, "a static field, such as scoretk.Energy(fn, event_shape)"
         )

@@ -51,7 +51,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.constrained import users_shape
 from scoretk.fields.distribution import as_field
-from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import TimedField, resolve
 from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import check_flow
@@ -150,7 +150,7 @@ def log_prob(
         time; `InvalidArgument`.
     """
     field = as_field(field)
-    if not hasattr(field, "event_shape"):
+    if not is_field(field):
         resolve(field, ())
     points = tensor_like("x", x, (None, *users_shape(field)))
     ids, given = row_ids(rows, points), conditions(cond, len(points))
@@ -316,7 +316,7 @@ def bits_per_dim(
     count("levels", levels, least=2)
     count("draws", draws, least=2)
     field = as_field(field)
-    if not hasattr(field, "event_shape"):
+    if not is_field(field):
         resolve(field, ())
     cells = tensor_like("x", x, (None, *users_shape(field)))
     if not bool(((cells == cells.floor()) & (cells >= 0) & (cells < levels)).all()):

@@ -30,7 +30,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import in_free_space
-from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.plugins import as_solver, find_model, load
 from scoretk.run.batches import Batch, Finished, Saving, run_batches
@@ -222,7 +222,7 @@ def _model(field: Any) -> tuple[Any, str]:
     """The field and where it came from."""
     if isinstance(field, str):
         return load(field), find_model(field).id
-    if not hasattr(field, "event_shape"):
+    if not is_field(field):
         resolve(field, ())  # raises, with the way to wrap it
     return in_free_space(field), field_name(field)
 

@@ -11,7 +11,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.alike import alike
 from scoretk.fields.conditions import Names, own, taken
 from scoretk.fields.paths import GaussianPath
-from scoretk.fields.protocols import is_timed
+from scoretk.fields.protocols import is_field, is_timed
 from scoretk.fields.resolve import TimedField, gaussian_path
 from scoretk.fields.wrapped import Wrapped
 from scoretk.fields.wrappers import GaussianPathField
@@ -27,7 +27,7 @@ def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
     if not isinstance(fields, Sequence) or isinstance(fields, str) or not fields:
         raise InvalidArgument(argument, fields, "at least one field")
     for f in fields:
-        if isinstance(f, type) or not hasattr(f, "event_shape"):
+        if not is_field(f):
             raise InvalidArgument(argument, f, "a field", "Such as scoretk.Energy(fn, event_shape)")
     shapes = {tuple(f.event_shape) for f in fields}
     if len(shapes) > 1:

@@ -17,7 +17,7 @@ from scoretk.fields.posterior.pigdm import PiGDM
 from scoretk.fields.posterior.replacement import Replacement
 from scoretk.fields.posterior.static import StaticPosterior
 from scoretk.fields.posterior.timed import TimedPosterior
-from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import gaussian_path
 from scoretk.fields.wrapped import check_within, shared_map
 
@@ -62,17 +62,17 @@ def posterior(
     """
     prior, likelihood = (
         in_one_space((prior, likelihood))
-        if hasattr(likelihood, "event_shape")
+        if is_field(likelihood)
         else (*in_one_space((prior,)), likelihood)
     )
-    if not hasattr(prior, "event_shape"):
+    if not is_field(prior):
         raise InvalidArgument(
             "prior",
             prior,
             "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)",
         )
     taken = names("measured", measured)
-    if hasattr(likelihood, "event_shape"):
+    if is_field(likelihood):
         if shared_map("prior, likelihood", (prior, likelihood)) is not None:
             likelihood = likelihood.field
         else:

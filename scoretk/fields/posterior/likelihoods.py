@@ -16,7 +16,7 @@ from scoretk.fields.derivatives import check_derivative, check_no_steps
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.posterior.examined import DERIVATIVE_ROWS, EXAMINED, is_new
-from scoretk.fields.protocols import field_name, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import static
 from scoretk.fields.validation import rejecting
 
@@ -108,7 +108,7 @@ def as_likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, 
             )
         value.check(event_shape)
         return value
-    if hasattr(value, "event_shape"):
+    if is_field(value):
         if (
             is_timed(value)
             or "energy" not in offers(value)
