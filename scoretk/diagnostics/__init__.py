@@ -1,6 +1,4 @@
-"""Diagnostics: convergence of chains, distances between samples, tests of samples against laws, and
-quality beside real data.
-"""
+"""Diagnostics: convergence of chains, distances between samples, tests, and quality of samples."""
 
 from scoretk.diagnostics.convergence import bfmi, ess, mcse, nested_rhat, rhat
 from scoretk.diagnostics.discrepancies import (

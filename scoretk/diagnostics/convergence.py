@@ -1,6 +1,6 @@
 """Diagnostics of chains, of all coordinates at once, for tensors `(chains, draws, *event_shape)`.
 
-Those of ArviZ to rounding.
+Each agrees with that of ArviZ to rounding, where ArviZ has it.
 
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner, "Rank-normalization, folding, and localization: an
@@ -30,9 +30,19 @@ CHUNK = 1 << 22
 
 
 def ess(x: Tensor, method: str = "bulk") -> Tensor:
-    """Effective sample size of each coordinate, `event_shape`.
+    """Effective sample size of each coordinate.
 
-    Method, "bulk", "tail", "mean" or "sd".
+    Args:
+        x: Draws, `(chains, draws, *event_shape)`, at least four of each chain.
+        method: "bulk" (of normal scores), "tail" (of the 5 % and the 95 % quantile, the fewer),
+            "mean" or "sd".
+
+    Returns:
+        `event_shape`, float64.
+
+    Raises:
+        InvalidArgument: For other draws.
+        UnknownName: For an unknown method.
     """
     measures = {
         "bulk": lambda v: mixing.effective(mixing.normal_scores(mixing.split(v))),
@@ -46,8 +56,13 @@ def ess(x: Tensor, method: str = "bulk") -> Tensor:
 
 
 def rhat(x: Tensor) -> Tensor:
-    """Rank-normalised split R-hat of each coordinate, or where it is larger the folded one,
-    `event_shape`.
+    """Rank-normalised split R-hat of each coordinate: the larger of the plain and the folded one.
+
+    Args:
+        x: Draws, `(chains, draws, *event_shape)`, at least four of each chain.
+
+    Returns:
+        `event_shape`, float64.
     """
 
     def measure(v: Any) -> Any:
@@ -59,18 +74,24 @@ def rhat(x: Tensor) -> Tensor:
 
 
 def nested_rhat(x: Tensor, superchains: int) -> Tensor:
-    """Nested R-hat of each coordinate, `event_shape`, for chains of which equally many after each
-    other make a superchain.
+    """Nested R-hat of each coordinate, `sqrt(1 + B / W)`, for chains in superchains.
 
-    `sqrt(1 + B / W)`: B is the variance of the superchains' means, W the mean over superchains of
-    the variance of their chains' means and within these. It tells whether chains have forgotten
-    their start where those of a superchain start at one point; where all chains start independently
-    it only says how well a superchain's mean is known, about `sqrt(1 + tau / (M n))` for M chains
-    of n draws, and `summary` groups chains by where their first half was instead.
+    B is the variance of the superchains' means, W the mean over superchains of the variance of their
+    chains' means plus the variance within these. Where the chains of a superchain start at one
+    point it tells whether they have forgotten it. Where all chains start independently it only says
+    how well a superchain's mean is known, about `sqrt(1 + tau / (M n))` for M chains of n draws;
+    `summary` then groups chains by where their first half was.
 
     Args:
-        superchains: How many, at least two; they divide the number of chains, and each has two
-            chains at least.
+        x: Draws, `(chains, draws, *event_shape)`.
+        superchains: How many superchains there are, at least two, each of equally many neighbouring
+            chains, at least two.
+
+    Returns:
+        `event_shape`, float64.
+
+    Raises:
+        InvalidArgument: Where the chains do not divide so.
     """
     k = count("superchains", superchains, least=2)
     if isinstance(x, Tensor) and x.ndim >= 2 and (len(x) % k or len(x) < 2 * k):
@@ -87,15 +108,29 @@ def nested_rhat(x: Tensor, superchains: int) -> Tensor:
 
 
 def mcse(x: Tensor, of: str = "mean") -> Tensor:
-    """Monte-Carlo standard error of the "mean" or the "sd" of each coordinate, `event_shape`."""
+    """Monte-Carlo standard error of each coordinate's mean or standard deviation.
+
+    Args:
+        x: Draws, `(chains, draws, *event_shape)`, at least four of each chain.
+        of: "mean" or "sd".
+
+    Returns:
+        `event_shape`, float64, in units of x.
+    """
     return _each(
         x, {"mean": mixing.mcse_mean, "sd": mixing.mcse_sd}[option("of", of, ("mean", "sd"))]
     )
 
 
 def bfmi(energy: Tensor) -> Tensor:
-    """Energy Bayesian fraction of missing information of each chain, from
-    `draws.stats["hamiltonian"]`, `(chains,)`.
+    """Energy Bayesian fraction of missing information (E-BFMI) of each chain.
+
+    Args:
+        energy: The total energy at the start of each trajectory, `draws.stats["hamiltonian"]`,
+            `(chains, draws)`, at least three draws.
+
+    Returns:
+        `(chains,)`; values below about 0.3 say that the energy explores slowly.
     """
     if not isinstance(energy, Tensor) or energy.ndim != 2 or energy.shape[1] < 3:
         raise InvalidArgument("energy", energy, "a tensor (chains, draws) of at least three draws")
@@ -103,7 +138,7 @@ def bfmi(energy: Tensor) -> Tensor:
 
 
 def _each(x: Tensor, measure: Callable[[Any], Any], least: int = 4) -> Tensor:
-    """A measure of arrays `(d, chains, draws)`, a few coordinates at a time."""
+    """The measure, of arrays `(d, chains, draws)`, of all coordinates, a few at a time."""
     if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[1] < least:
         raise InvalidArgument(
             "x", x, f"draws (chains, draws, *event_shape), at least {least} of each chain"

@@ -1,11 +1,10 @@
-r"""Tests of a hypothesis on samples.
-
-Draws against a score, and two samples against one another, each with a p-value.
+r"""Tests with p-values: of draws against a score, and of two samples against one another.
 
 With k(x, y) = (1 + |x - y|^2)^(-1/2), lengths in units of the median distance, and s = grad log p,
-draws of p have mean 0 in
+the mean over draws of p is 0 of
 
-    KSD^2 = mean_{i != j} u(x_i, x_j),    u(x, y) = s(x).s(y) k + s(x).grad_y k + s(y).grad_x k + tr grad_x grad_y k
+    KSD^2 = mean_{i != j} u(x_i, x_j),
+    u(x, y) = s(x).s(y) k + s(x).grad_y k + s(y).grad_x k + tr grad_x grad_y k
 
 whose null law is that of the same mean of w_i w_j u(x_i, x_j) with random signs w (the wild
 bootstrap). The two-sample tests compare a statistic T(x, y) with its values where the labels of the
@@ -48,16 +47,20 @@ __all__ = [
 ]
 
 BLOCK = 512
-"""Rows of a kernel matrix that are in memory at a time."""
+"""How many rows of a kernel matrix are in memory at a time."""
 MEDIAN_ROWS = 2000
-"""Rows, evenly spaced, among which the median distance is taken."""
+"""The largest number of rows, evenly spaced, among which the median distance is taken."""
 
 
 @dataclass(frozen=True)
 class TestResult:
     """What a test found.
 
-    `rejected` where `p_value <= level`, which is where the statistic is above the threshold.
+    Args:
+        statistic: The statistic of the test.
+        threshold: The quantile at `1 - level` of the statistic under the null hypothesis.
+        p_value: The p-value.
+        level: The rate of false alarms.
     """
 
     __test__ = False  # for pytest, which would collect it by its name
@@ -70,6 +73,7 @@ class TestResult:
 
     @property
     def rejected(self) -> bool:
+        """Whether `p_value <= level`, that is whether the statistic is above the threshold."""
         return self.p_value <= self.level
 
 
@@ -82,27 +86,25 @@ def kernel_stein_discrepancy(
     bootstraps: int = 1000,
     seed: int = 0,
 ) -> TestResult:
-    """Goodness of fit of draws to the density with this score.
+    """Test whether draws follow the density with a given score, by the unbiased `KSD^2`.
 
-    The statistic is the unbiased `KSD^2`.
-
-    Blind to the weights of modes that lie far apart, which the score does not hold either: a
-    missing mode may pass.
+    It is blind to the weights of modes that lie far apart, as the score is: a missing mode may
+    pass.
 
     Args:
-        x: `(n, *event_shape)`, floating, at least two independent draws.
+        x: At least two independent draws, floating, `(n, *event_shape)`.
         score: `grad log p`, a callable `(n, *event_shape) -> (n, *event_shape)` or its values at x.
-        kernel: `"imq"`, the inverse multiquadric.
+        kernel: "imq", the inverse multiquadric.
         level: The rate of false alarms.
-        bootstraps: Sign vectors for the null law, at least `1 / level - 1`.
-        seed: Of the signs.
+        bootstraps: How many vectors of random signs make the null law, at least `1 / level - 1`.
+        seed: The seed of the signs.
 
     Returns:
-        a `TestResult`, its statistic near 0 (on either side) where x are draws of p.
+        A `TestResult`, its statistic near 0 (on either side) where x are draws of p.
 
     Raises:
-        `InvalidArgument`, also where score and x differ in shape or all draws coincide;
-        `UnknownName` of a kernel.
+        InvalidArgument: Where x or score has the wrong shape or is not finite, or all draws coincide.
+        UnknownName: For another kernel.
     """
     rows = sample_rows("x", x)
     _least("x", rows, 2)
@@ -145,21 +147,23 @@ def mmd_test(
 ) -> TestResult:
     """Two-sample test by permutations of `MMD^2(x, y)`, the statistic of `mmd`.
 
-    Weak against a difference at lengths far below the bandwidth, and in many dimensions.
+    It is weak against a difference at lengths far below the bandwidth, and in many dimensions.
 
     Args:
-        x: `(n, *event_shape)` and y `(m, *event_shape)`, at least two each.
-        bandwidth: In units of x, by default the median distance between different points of x and y
-            together (beyond 2000 points, of 2000 of them).
+        x: At least two independent draws, `(n, *event_shape)`.
+        y: At least two other ones, `(m, *event_shape)`.
+        bandwidth: The length scale of the Gaussian kernel, in units of x; by default the median
+            distance between points of x and y together (beyond 2000 points, of 2000 of them).
         level: The rate of false alarms.
-        permutations: At least `1 / level - 1`.
-        seed: Of the permutations.
+        permutations: How many permutations make the null law, at least `1 / level - 1`.
+        seed: The seed of the permutations.
 
     Returns:
-        a `TestResult`.
+        A `TestResult`.
 
     Raises:
-        `InvalidArgument`, also where all points coincide and no bandwidth is given.
+        InvalidArgument: For empty, unequal or non-finite samples; where no bandwidth is given and
+            all points coincide.
     """
     a, b = _pair(x, y)
     _least("x", a, 2)
@@ -175,10 +179,8 @@ def mmd_test(
 
     ours = _labels(len(a), len(b), permutations, _generator(seed)).double()
     product = _times(gaussian, torch.cat([torch.ones_like(ours[:, :1]), ours], 1))
-    every, touching = (
-        product[:, 0].sum(),
-        product[:, 1:].sum(0),
-    )  # sums over all pairs, and over those that begin in x
+    # sums of the kernel over all pairs, and over those that begin in x
+    every, touching = product[:, 0].sum(), product[:, 1:].sum(0)
     within = (ours * product[:, 1:]).sum(0)
     n, m = len(a), len(b)
     across = touching - within
@@ -197,24 +199,25 @@ def sliced_wasserstein_test(
     permutations: int = 500,
     seed: int = 0,
 ) -> TestResult:
-    """Two-sample test by permutations of `SW_2(x, y)`, the statistic of `sliced_wasserstein` with
-    the same seed.
+    """Two-sample test by permutations of `SW_2(x, y)`.
 
-    Weak against a difference in few of many coordinates, of which a random direction sees little,
-    and it goes by lengths: scale the coordinates to like spreads first.
+    The statistic is that of `sliced_wasserstein` with the same seed. It is weak against a difference
+    in few of many coordinates, of which a random direction sees little. It depends on units: scale
+    the coordinates to like spreads first.
 
     Args:
-        x: `(n, *event_shape)` and y `(m, *event_shape)`.
-        directions: How many, the same for every permutation.
+        x: Independent draws, `(n, *event_shape)`.
+        y: Other ones, `(m, *event_shape)`.
+        directions: How many directions are drawn, the same for every permutation.
         level: The rate of false alarms.
-        permutations: At least `1 / level - 1`.
-        seed: Of both.
+        permutations: How many permutations make the null law, at least `1 / level - 1`.
+        seed: The seed of directions and permutations.
 
     Returns:
-        a `TestResult`, statistic and threshold in units of x.
+        A `TestResult`, statistic and threshold in units of x.
 
     Raises:
-        `InvalidArgument` for empty, unequal or non-finite samples.
+        InvalidArgument: For empty, unequal or non-finite samples.
     """
     a, b = _pair(x, y)
     count("directions", directions, least=1)
@@ -235,26 +238,28 @@ def sliced_wasserstein_test(
 
 
 def classifier_test(x: Tensor, y: Tensor, *, level: float = 0.05, seed: int = 0) -> TestResult:
-    """Two-sample test by the held-out accuracy of a classifier, trained on one half of each sample
-    to tell them apart.
+    """Two-sample test by the held-out accuracy of a classifier that tells the samples apart.
 
-    The classifier is a logistic regression on the coordinates and their squares, so it sees means
-    and variances of the coordinates, and is blind to correlations. The accuracy is the mean of the
-    shares found of x and of y, so that chance is at 1/2 for any sizes. Given the classifier, the
-    held-out labels are exchangeable under the null hypothesis, and the number of rows of x that it
-    finds is hypergeometric: an exact p-value. Folds of a cross-validation would train on one
-    another's rows, and the binomial law of their accuracy gives too many false alarms.
+    The classifier is trained on one half of each sample. It is a logistic regression on the
+    coordinates and their squares, so it sees means and variances of the coordinates, and is blind to
+    correlations. The accuracy is the mean of the shares of x and of y that are classified rightly,
+    so that chance is at 1/2 for any sizes. Given the classifier, the held-out labels are
+    exchangeable under the null hypothesis, and the number of rows of x that it finds is
+    hypergeometric: the p-value is exact. (Folds of a cross-validation would train on one another's
+    rows, and the binomial law of their accuracy gives too many false alarms.)
 
     Args:
-        x: `(n, *event_shape)` and y `(m, *event_shape)`, at least four each.
+        x: At least four independent draws, `(n, *event_shape)`.
+        y: At least four other ones, `(m, *event_shape)`.
         level: The rate of false alarms.
-        seed: Of the split.
+        seed: The seed of the split into halves.
 
     Returns:
-        a `TestResult`, statistic and threshold in [0, 1].
+        A `TestResult`, statistic and threshold in [0, 1].
 
     Raises:
-        `InvalidArgument`; `MissingDependency` where scikit-learn is not installed.
+        InvalidArgument: For too few, unequal or non-finite samples.
+        MissingDependency: Where scikit-learn is not installed.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -318,7 +323,7 @@ def _median_distance(name: str, got: Any, rows: Tensor) -> float:
 
 
 def _times(kernel: Callable[[slice], Tensor], weights: Tensor) -> Tensor:
-    """The kernel matrix, its diagonal left out, times weights `(n, k)`, in blocks of rows."""
+    """The kernel matrix with zeros on its diagonal times weights `(n, k)`, in blocks of rows."""
     product = torch.empty_like(weights)
     for start in range(0, len(weights), BLOCK):
         part = slice(start, start + BLOCK)
@@ -329,9 +334,9 @@ def _times(kernel: Callable[[slice], Tensor], weights: Tensor) -> Tensor:
 
 
 def _labels(n: int, m: int, permutations: int, generator: torch.Generator) -> Tensor:
-    """Which of n + m rows count as x, `(n + m, 1 + permutations)`.
+    """Which of n + m pooled rows count as x, `(n + m, 1 + permutations)` of bool.
 
-    As they are in column 0, then at random.
+    Column 0 has the rows as they are, each other column a random choice of n.
     """
     keys = torch.rand(n + m, 1 + permutations, generator=generator, dtype=torch.float64)
     keys[:, 0] = torch.arange(n + m)
@@ -339,9 +344,9 @@ def _labels(n: int, m: int, permutations: int, generator: torch.Generator) -> Te
 
 
 def _compared(observed: float, null: Tensor, level: float) -> TestResult:
-    """The observed value beside draws of the null law.
+    """The result for an observed value and draws of its null law.
 
-    The slack is for ties, which differ by rounding.
+    A slack counts values as ties that differ by rounding alone.
     """
     slack = 1e-9 * float(null.abs().max())
     above = int((null >= observed - slack).sum())
@@ -355,7 +360,10 @@ def _standard(rows: Tensor) -> Tensor:
 
 
 def _hypergeometric_tails(n: int, m: int, called: int) -> Tensor:
-    """`P(H >= h)` for h = 0 .. n, H the rows of x among `called` rows drawn from n of x and m of y."""
+    """The tails P(H >= h) of a hypergeometric law for h = 0 .. n, `(n + 1,)`.
+
+    H is the number of rows of x among `called` rows that are drawn from n of x and m of y.
+    """
     h = torch.arange(n + 1, dtype=torch.float64)
 
     def log_choose(size: int, k: Tensor) -> Tensor:

@@ -3,7 +3,8 @@ r"""Distances between two sets of samples, deterministic by an explicit seed.
 With theta uniform on the unit sphere and W_2 the Wasserstein distance of the projections, which on
 the line is the distance of the quantile functions,
 
-    SW_2(x, y)^2 = E_theta W_2(<theta, x>, <theta, y>)^2,    W_2(a, b)^2 = int_0^1 (F_a^-1(u) - F_b^-1(u))^2 du
+    SW_2(x, y)^2 = E_theta W_2(<theta, x>, <theta, y>)^2
+    W_2(a, b)^2  = int_0^1 (F_a^-1(u) - F_b^-1(u))^2 du
 
 and, with a kernel k, without bias and so at times below zero,
 
@@ -30,20 +31,21 @@ __all__ = ["mmd", "sample_rows", "sliced_wasserstein"]
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, seed: int = 0) -> float:
     """Sliced Wasserstein-2 distance `SW_2(x, y)`.
 
-    The projections' distances are exact for any two numbers of samples; the sphere is sampled. Two
-    samples of one distribution are not at 0: the noise floor falls with the numbers of samples, so
-    compare with the distance of two sets of real data of the same sizes.
+    The distances of projections are exact for any two numbers of samples; the sphere is sampled.
+    Two samples of one law are not at distance 0, and their distance falls with the numbers of
+    samples: compare with that of two sets of real data of the same sizes.
 
     Args:
-        x: `(n, *event_shape)` and y `(m, *event_shape)`.
-        directions: How many.
-        seed: Of the directions.
+        x: Samples, `(n, *event_shape)`.
+        y: Other samples, `(m, *event_shape)`.
+        directions: How many directions theta are drawn.
+        seed: The seed of the directions.
 
     Returns:
-        the distance, in units of x.
+        The distance, in units of x.
 
     Raises:
-        `InvalidArgument` for empty, unequal or non-finite samples.
+        InvalidArgument: For empty, unequal or non-finite samples.
     """
     a, b = _pair(x, y)
     count("directions", directions, least=1)
@@ -55,19 +57,22 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, seed: int = 
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy with `k(a, b) = exp(-|a - b|^2 / (2
-    bandwidth^2))`.
+    """Squared maximum mean discrepancy with a Gaussian kernel, an unbiased estimate.
+
+    The kernel is `k(a, b) = exp(-|a - b|^2 / (2 bandwidth^2))`.
 
     Args:
-        x: `(n, *event_shape)` and y `(m, *event_shape)`, at least two each.
-        bandwidth: In units of x, by default the median distance between different points of x and y
-            together.
+        x: Samples, `(n, *event_shape)`, at least two.
+        y: Other samples, `(m, *event_shape)`, at least two.
+        bandwidth: The length scale of the kernel, in units of x; by default the median distance
+            between points of x and y together.
 
     Returns:
-        MMD^2, near 0 (on either side) for samples of one distribution.
+        MMD^2, near 0 (on either side) for samples of one law.
 
     Raises:
-        `InvalidArgument`, also where all points coincide and no bandwidth is given.
+        InvalidArgument: For empty, unequal or non-finite samples; where no bandwidth is given and
+            the median distance is 0.
     """
     a, b = _pair(x, y)
     if min(len(a), len(b)) < 2:
@@ -81,7 +86,15 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
 
 
 def sample_rows(name: str, value: Any) -> Tensor:
-    """Samples as a float64 matrix `(n, d)` on the CPU; `InvalidArgument` where empty or not finite."""
+    """Samples as a float64 matrix `(n, d)` on the CPU.
+
+    Args:
+        name: The argument that they were given as.
+        value: Samples, `(n, *event_shape)`.
+
+    Raises:
+        InvalidArgument: Where there are none, or not all are real and finite.
+    """
     if not isinstance(value, Tensor) or value.ndim == 0 or value.numel() == 0 or value.is_complex():
         raise InvalidArgument(name, value, "a real tensor of samples, (n, *event_shape) with n > 0")
     rows = value.detach().to("cpu", torch.float64).reshape(len(value), -1)
@@ -104,9 +117,11 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _matching(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which sorted points of n and of m equal masses meet in the optimal plan, and with what mass.
+    """The optimal plan on the line between n points and m points, each of equal mass.
 
-    Integers, exact.
+    Returns:
+        For each piece of mass the index of its point among the n sorted ones, that among the m, and
+        the mass. The indices are computed in integers, exactly.
     """
     levels = torch.cat([torch.arange(n + 1) * m, torch.arange(1, m) * n]).unique()
     left, right = levels[:-1], levels[1:]

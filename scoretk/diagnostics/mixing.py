@@ -1,33 +1,39 @@
-r"""What chains tell about themselves, all d coordinates at once.
+r"""Statistics of how chains mix, all d coordinates at once.
 
-Of float64 arrays `(d, chains, n)`, in `(d,)` each.
+Arrays are float64 `(d, chains, n)`, statistics `(d,)`, unless said otherwise.
 
 *Normal scores* of a coordinate are `Phi^-1((rank - 3/8) / (N + 1/4))` over all its N draws, ties
-sharing their mean rank; *folded* ones are those of `|x - median|`, so that chains that agree in
-place and not in spread differ in them.
+sharing their mean rank. *Folded* scores are those of `|x - median|`, in which chains differ that
+agree in place and not in spread.
 
-    effective draws   N / tau,  tau = 1 + 2 sum_k rho_k  over Geyer's initial monotone sequence, rho of all (split) chains
-    R-hat             sqrt(V / W),  V = (n - 1)/n W + var(chain means),  W the mean variance within chains
+    effective draws   N / tau,    tau = 1 + 2 sum_k rho_k over Geyer's initial monotone sequence,
+                      rho_k the autocorrelation of all (split) chains together at lag k
+    R-hat             sqrt(V / W),    V = (n - 1)/n W + var(chain means),
+                      W the mean variance within chains
 
-Chains are independent of each other, whatever each does within itself. So what becomes of a
-statistic of one chain, of length n, is compared *across* chains, and no autocorrelation time has to
-be known:
+The C chains are independent of each other, whatever each does within itself. So a statistic of
+single chains is compared *across* chains, and no autocorrelation time has to be known:
 
-    drift        D_c, the mean of chain c's second half less that of its first:  t = mean D / sqrt(var D / C),  C - 1 degrees
-    alternation  the same of the mean over t of (-1)^t x_ct, which a chain of period two keeps and others lose
-    memory       chains are put into K superchains by their first half; the means of the last quarter of these differ by
-                 F = MS between / MS within, (K - 1, C - K) degrees, where chains have forgotten where they were
-    outlying     a chain whose halves both lie so many standard deviations (over chains) on one side
+    drift         t = mean D / sqrt(var D / C), of C - 1 degrees of freedom, where D_c is the mean of
+                  chain c's second half less that of its first.
+    alternation   The same with D_c the mean over t of (-1)^t x_ct, which a chain of period two keeps
+                  and others lose.
+    memory        Chains are put into K superchains by the means of their first halves. Where they
+                  have forgotten these, F = MS between / MS within the superchains, of the means of
+                  the last quarters, has (K - 1, C - K) degrees of freedom.
+    outlying      A chain whose halves both lie so many standard deviations (over chains) off on one
+                  side.
 
-Where chains are few the variance of a chain's mean is taken from within instead, and what R-hat is
-made of is compared with it:
+Where chains are few, the variance of chain means is instead compared with what the correlations
+within chains make it, out to lag m:
 
-    F = var(chain means) / (V / n),    V = (sum of autocovariances within chains, out to lag m) / (1 - (2 m + 1) / n)
+    F = var(chain means) / (V / n),
+    V = (sum of autocovariances within chains, out to lag m) / (1 - (2 m + 1) / n)
 
-the divisor because each autocovariance about a chain's own mean is V / n too small.
+with the divisor because each autocovariance about a chain's own mean is V / n too small.
 
-All statistics become standard normal deviates z, by approximations good to a few percent of z in
-the tails that are used.
+All these statistics are turned into standard normal deviates z, by approximations good to a few
+percent of z in the tails that are used.
 
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner, "Rank-normalization, folding, and localization: an
@@ -73,38 +79,41 @@ __all__ = [
 
 Array = Any
 DIRECT = 16
-"""Lags that are summed one by one before all are computed by a Fourier transform: chains that mix
-need no more.
+"""How many lags are summed one by one, which is enough for chains that mix well, before all are
+computed by a Fourier transform.
 """
 SUPERCHAINS = 4
 FEWEST = 4 * SUPERCHAINS
-"""Chains from which on superchains of them are compared."""
+"""The smallest number of chains of which superchains are compared."""
 MOST_LOST = 0.75
 """The largest share of V that is taken to be missing in autocovariances about chains' own means."""
 TRUST = 3.0
-"""An autocorrelation time estimated from N / tau effective draws is taken for one of N / (3 tau)
-degrees of freedom.
+"""An autocorrelation time from N / tau effective draws counts as an estimate of N / (3 tau) degrees
+of freedom.
 """
 
 
 def z_limit(rate: float, comparisons: int) -> float:
-    """The normal deviate that the largest of so many exceeds with this probability, by Bonferroni's
-    bound.
+    """The normal deviate that the largest of several exceeds with probability `rate` at most.
+
+    Args:
+        rate: The rate of false alarms of all comparisons together.
+        comparisons: How many there are (Bonferroni's bound).
     """
     return NormalDist().inv_cdf(1 - rate / max(comparisons, 1))
 
 
 def split(x: Array) -> Array:
-    """Each chain as two, its halves (of an odd number of draws the middle one is left out).
+    """Each chain as two, its halves: `(d, 2 chains, n // 2)`.
 
-    `(d, 2 chains, n // 2)`.
+    Of an odd number of draws the middle one is left out.
     """
     half = x.shape[2] // 2
     return np.concatenate([x[:, :, :half], x[:, :, x.shape[2] - half :]], 1)
 
 
 def normal_scores(x: Array) -> Array:
-    """Normal scores over all draws of a coordinate, ties at their mean rank; of the shape of x."""
+    """Normal scores over all draws of each coordinate, ties at their mean rank; like x."""
     flat = x.reshape(len(x), -1)
     n = flat.shape[1]
     order = flat.argsort(1)
@@ -131,14 +140,14 @@ def _score_table(n: int) -> Array:
 
 
 def fold(x: Array) -> Array:
-    """`|x - median|`, the median over all draws of a coordinate."""
+    """The distances `|x - median|` from each coordinate's median over all draws, like x."""
     return np.abs(x - np.median(x.reshape(len(x), -1), 1)[:, None, None])
 
 
 def r_hat(x: Array) -> Array:
     """R-hat of the chains as they are: split them first, and take normal scores.
 
-    NaN where all are constant at one value.
+    NaN where all draws have one value.
     """
     within = x.var(2, ddof=1).mean(1)
     n = x.shape[2]
@@ -147,18 +156,20 @@ def r_hat(x: Array) -> Array:
 
 
 def autocorrelation_time(x: Array) -> Array:
-    """Tau of all chains together, at least `1 / log10 N`; NaN where there is no variance."""
+    """The autocorrelation time tau of all chains together; NaN where there is no variance.
+
+    It is at least `1 / log10 N`, which bounds the effective draws of antithetic chains.
+    """
     total, tau, _ = _initial_sequence(x, pooled=True)
     return np.where(total > 0, np.maximum(tau, 1 / math.log10(max(x[0].size, 2))), np.nan)
 
 
 def _initial_sequence(x: Array, *, pooled: bool) -> tuple[Array, Array, Array]:
-    """The variance, tau by Geyer's initial monotone sequence, and how many pairs of lags that has.
-
-    Each `(d,)`.
+    """The variance, tau by Geyer's initial monotone sequence, and the length of that in pairs.
 
     Args:
-        pooled: Whether what chains' means differ by counts as variance and as correlation.
+        x: `(d, chains, n)`.
+        pooled: Whether differences between chains' means count as variance and as correlation.
     """
     d, chains, n = x.shape
     about = x - x.mean(2, keepdims=True)
@@ -197,16 +208,16 @@ def _initial_sequence(x: Array, *, pooled: bool) -> tuple[Array, Array, Array]:
 
 
 def effective(x: Array) -> Array:
-    """Effective draws of the (split) chains together; all of them where a coordinate is constant."""
+    """The number of effective draws of all chains together; N where a coordinate is constant."""
     size = x.shape[1] * x.shape[2]
     constant = (x == x[:, :1, :1]).all((1, 2))
     return np.where(constant, size, size / autocorrelation_time(x))
 
 
 def tail_effective(x: Array) -> Array:
-    """The fewer of the effective draws of `x <= q` for the 5 % and the 95 % quantile q.
+    """The smaller of the effective draws of `x <= q` for the 5 % and the 95 % quantile q.
 
-    Chains not split yet.
+    The chains are split here.
     """
     low, high = np.quantile(x.reshape(len(x), -1), [0.05, 0.95], axis=1)
     both = [effective(split((x <= q[:, None, None]).astype(np.float64))) for q in (low, high)]
@@ -214,12 +225,15 @@ def tail_effective(x: Array) -> Array:
 
 
 def mcse_mean(x: Array) -> Array:
-    """Monte-Carlo standard error of the mean over all draws; chains not split yet."""
+    """The Monte-Carlo standard error of the mean over all draws; the chains are split here."""
     return x.reshape(len(x), -1).std(1, ddof=1) / np.sqrt(effective(split(x)))
 
 
 def mcse_sd(x: Array) -> Array:
-    """That of the standard deviation, by the delta method; chains not split yet."""
+    """The Monte-Carlo standard error of the standard deviation, by the delta method.
+
+    The chains are split here.
+    """
     squares = np.square(x - x.mean((1, 2), keepdims=True))
     variance = squares.mean((1, 2))
     with np.errstate(all="ignore"):
@@ -228,12 +242,14 @@ def mcse_sd(x: Array) -> Array:
 
 
 def drift(x: Array, lattice: Array) -> tuple[Array, Array]:
-    """Z of the paired test of halves across chains, and by how much the second half's mean is
-    larger.
+    """The paired test of halves across chains.
 
     Args:
-        lattice: `(d,)` of bool, coordinates of few values, for which `_paired` has a bound of its
-            own.
+        x: `(d, chains, n)`.
+        lattice: `(d,)` of bool, the coordinates of few values, for which `_paired` has a bound.
+
+    Returns:
+        z, and by how much the mean of the second half is larger.
     """
     half = x.shape[2] // 2
     with np.errstate(all="ignore"):
@@ -241,9 +257,9 @@ def drift(x: Array, lattice: Array) -> tuple[Array, Array]:
 
 
 def alternation(x: Array, lattice: Array) -> tuple[Array, Array]:
-    """As `drift`, of the draws at even places less those at odd ones, halved.
+    """As `drift`, for half the difference of the means of draws at even and at odd places.
 
-    A linear trend cancels: the ends count half.
+    The first and the last draw count half, so that a linear trend cancels.
     """
     turned = flipped(x)[:, :, : (x.shape[2] - 1) // 2 * 2 + 1]
     return _paired(
@@ -252,17 +268,18 @@ def alternation(x: Array, lattice: Array) -> tuple[Array, Array]:
 
 
 def flipped(x: Array) -> Array:
-    """`(-1)^t x_t`: where x has period two this has none, and where x mixes it has mean 0."""
+    """The draws `(-1)^t x_t`, like x: of mean 0 where x mixes, without period two where x has it."""
     return x * np.where(np.arange(x.shape[2]) % 2, -1.0, 1.0)
 
 
 def nested_r_hat(x: Array, superchains: Array) -> Array:
     """Nested R-hat, `sqrt(1 + B / W)`.
 
-    B the variance of the superchains' means, W the variance within superchains.
+    B is the variance of the superchains' means, W the variance within superchains.
 
     Args:
-        superchains: `(d, chains)`, the number of each chain's, from 0 on.
+        x: `(d, chains, n)`.
+        superchains: `(d, chains)`, the number of each chain's superchain, from 0.
     """
     between_groups, _, sizes = _groups(x.mean(2), superchains)
     inside = x.var(2, ddof=1) if x.shape[2] > 1 else np.zeros(x.shape[:2])
@@ -273,11 +290,12 @@ def nested_r_hat(x: Array, superchains: Array) -> Array:
 
 
 def memory(x: Array) -> tuple[Array, Array]:
-    """Z that superchains put together by their chains' first half differ in the last quarter, and
-    their nested R-hat there.
+    """The test that superchains, made by their chains' first halves, agree in the last quarter.
 
-    NaN where there are fewer than `FEWEST` chains or 4 draws, or where so few chains' means differ
-    (of rare events) that F says nothing.
+    Returns:
+        z, and the nested R-hat of the last quarter. NaN where there are fewer than `FEWEST` chains
+        or 4 draws; z also where the means of so few chains differ, as with rare events, that F says
+        nothing.
     """
     d, chains, n = x.shape
     if chains < FEWEST or n < 4:
@@ -295,8 +313,11 @@ def memory(x: Array) -> tuple[Array, Array]:
 
 
 def outlying(x: Array, limit: float) -> Array:
-    """Which chains have both halves further than `limit` standard deviations (over chains) from the
-    mean on one side.
+    """Which chains have both halves further from the mean than a limit, on one side.
+
+    Args:
+        x: `(d, chains, n)`.
+        limit: In standard deviations over chains of the means of halves.
 
     Returns:
         `(d, chains)` of bool; False for a chain that is alone.
@@ -312,15 +333,19 @@ def outlying(x: Array, limit: float) -> Array:
 
 
 def between(x: Array, slack: float, centre: float | None = None) -> Array:
-    """Z that chains' means vary by more than `slack` times what those of chains of one law would,
-    as correlated as these are.
+    """The test that chains' means vary no more than those of chains of one law would.
 
-    With `(K - 1, N / (3 tau))` degrees of freedom for K (split) chains. Infinite where each chain
-    is constant and they differ.
+    The chains of one law are taken to be as correlated as these are. F has `(K - 1, N / (3 tau))`
+    degrees of freedom for K (split) chains.
 
     Args:
-        centre: The mean that chains of one law have where it is known: then all may be off it
-            together.
+        x: `(d, chains, n)`.
+        slack: The factor that the variance of the means may be larger by.
+        centre: The mean of the law where it is known, and then also chains are found that are off
+            it together; else None.
+
+    Returns:
+        z, infinite where each chain is constant and they differ.
     """
     _, chains, n = x.shape
     variance, tau, pairs = _initial_sequence(x, pooled=False)
@@ -337,13 +362,14 @@ def between(x: Array, slack: float, centre: float | None = None) -> Array:
 
 
 def _paired(difference: Array, lattice: Array) -> tuple[Array, Array]:
-    """Z of the mean over chains of `(d, chains)`, and that mean.
+    """The test that a difference D, `(d, chains)`, has mean 0 over chains.
 
-    NaN for one chain, and where all are 0.
+    Draws of few values make few different D, which may all be equal by chance. There |z| is at most
+    `|sum D| / sqrt(sum D^2)`, which exceeds z with probability 2 exp(-z^2 / 2) at most where both
+    signs are equally probable (Hoeffding).
 
-    Few values make few differences, which may all be equal by chance: there z is at most `|sum D| /
-    sqrt(sum D^2)`, which differences of either sign, equally probable, exceed with probability 2
-    exp(-z^2 / 2) at most (Hoeffding).
+    Returns:
+        z, NaN for one chain and where all D are 0; and the mean of D.
     """
     d, chains = difference.shape
     mean = difference.mean(1)

@@ -1,6 +1,4 @@
-r"""The quality of samples where labelled or training data are at hand.
-
-Class balance, confidence, and copies.
+r"""The quality of samples beside labelled or training data: class balance, confidence, copies.
 
 For shares `p_c` of C classes the balance is the entropy `-sum_c p_c log p_c / log C`: 1 where all
 are equal, 0 for one class.
@@ -24,7 +22,10 @@ __all__ = ["Classifier", "Copies", "Verdict", "balance", "copies"]
 class Verdict(NamedTuple):
     """What a classifier says of samples.
 
-    `counts` `(classes,)`, their `balance`, and the mean top probability.
+    Args:
+        counts: How many samples it puts into each class, `(classes,)`.
+        balance: The balance of these counts, in [0, 1].
+        confidence: The mean of the largest class probability.
     """
 
     counts: Tensor
@@ -33,11 +34,13 @@ class Verdict(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Mean distance of the samples, and of held-out data, to the nearest training row.
+    """How near samples come to training data.
 
-    The share that count as copies.
-
-    `share` is about the quantile (.01) for new draws of the data's distribution, and 1 for copies.
+    Args:
+        distance: The mean distance of the samples to the nearest training row.
+        held_out_distance: That of held-out data.
+        share: The share of the samples that count as copies: about the quantile (.01) for new draws
+            of the data's law, 1 for copies.
     """
 
     distance: float
@@ -49,10 +52,12 @@ class Classifier:
     """A multinomial logistic regression trained on real labelled data, to judge samples by.
 
     Args:
-        x: `(n, *event_shape)` and labels `(n,)`, integers from 0.
+        x: Data, `(n, *event_shape)`.
+        labels: Their classes, `(n,)`, integers from 0.
 
     Raises:
-        `InvalidArgument`; `MissingDependency` where scikit-learn is not installed.
+        InvalidArgument: Where there is not one label a row, or the data are not finite.
+        MissingDependency: Where scikit-learn is not installed.
     """
 
     def __init__(self, x: Tensor, labels: Tensor) -> None:
@@ -69,7 +74,7 @@ class Classifier:
         )
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """`(n, *event_shape) -> (n, classes)`, float64."""
+        """The class probabilities of samples, `(n, *event_shape) -> (n, classes)`, float64."""
         found = torch.from_numpy(self._model.predict_proba(sample_rows("x", x).numpy()))
         every = found.new_zeros(len(found), self.classes)
         every[:, torch.from_numpy(self._model.classes_).long()] = found
@@ -80,17 +85,20 @@ class Classifier:
         return float((self.probabilities(x).argmax(1) == torch.as_tensor(labels)).double().mean())
 
     def judge(self, x: Tensor) -> Verdict:
-        """Balance of the predicted classes and mean top probability."""
+        """The balance of the predicted classes of samples x, and the mean confidence."""
         top, label = self.probabilities(x).max(1)
         counts = torch.bincount(label, minlength=self.classes)
         return Verdict(counts, balance(counts), float(top.mean()))
 
 
 def balance(counts: Any) -> float:
-    """Entropy of the shares of the classes over that of equal shares: in [0, 1].
+    """The entropy of the shares of classes over that of equal shares, in [0, 1].
 
     Args:
-        counts: `(classes,)`, at least two classes and one count.
+        counts: Non-negative counts of at least two classes, `(classes,)`, not all zero.
+
+    Raises:
+        InvalidArgument: For other counts.
     """
     shares = torch.as_tensor(counts, dtype=torch.float64)
     if (
@@ -107,16 +115,16 @@ def balance(counts: Any) -> float:
 
 
 def copies(x: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -> Copies:
-    """Whether samples are copies of training data.
-
-    How near they come to them, beside how near held-out data come.
+    """Compare how near samples come to training data with how near held-out data come.
 
     Args:
-        x: `(n, *event_shape)`.
-        train: Of the same event shape.
-        held_out: Of the same event shape.
-        quantile: The share of the held-out rows that sets the distance below which a sample counts
-            as a copy.
+        x: Samples, `(n, *event_shape)`.
+        train: Training data of the same event shape.
+        held_out: Held-out data of the same event shape.
+        quantile: The quantile of the held-out rows' distances below which a sample counts as a copy.
+
+    Raises:
+        InvalidArgument: For empty or non-finite samples or data.
     """
     rows = [
         sample_rows(name, v) for name, v in (("x", x), ("train", train), ("held_out", held_out))

@@ -1,18 +1,17 @@
-"""What a run's draws are worth.
+"""The summary of a run: means with Monte-Carlo errors, effective draws, R-hat, and a verdict.
 
-Means with their Monte-Carlo error, effective sample sizes, R-hat, and a plain verdict.
-
-The columns are those of ArviZ, to rounding, over the chains that are well. Weighted draws, of a
-solver that reports "log_weight", are weighted: means are sums over `w_i / sum w`, effective draws
-`(sum w)^2 / sum w^2`. Draws of a solver with a grid of its own are independent, whatever was kept
-of the way: its last ones are judged, and their number is what is effective.
+The columns are those of ArviZ, to rounding, over the chains that are well. Draws of a solver that
+reports "log_weight" are weighted: means are sums over `w_i / sum w`, effective draws `(sum w)^2 /
+sum w^2`. Draws of a solver with a grid of its own are independent, whatever else was kept: the last
+one of each chain is judged, and all are effective.
 
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner, "Rank-normalization, folding, and localization: an
     improved R-hat for assessing convergence of MCMC" (2021).
     Betancourt, "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo" (2016),
-    for E-BFMI. What is judged, by which test and at which rate of false alarms: `verdict` and
-    docs/diagnostics.md.
+    for E-BFMI.
+
+What is judged, by which test and at which rate of false alarms: `verdict` and docs/diagnostics.md.
 """
 
 from __future__ import annotations
@@ -45,21 +44,23 @@ COLUMNS = ("mean", "sd", "mcse_mean", "mcse_sd", "ess_bulk", "ess_tail", "r_hat"
 
 MOST = 100
 VALUES = 1 << 23
-"""From how many values, in all rows, ranks are taken. Of more they are taken from evenly spaced
-steps of each chain: effective draws by rank are then at most as many. Monte-Carlo errors are of all
-draws.
+"""The largest number of values, in all rows, whose ranks are taken. Of more, the ranks are those of
+evenly spaced steps of each chain, and effective draws are at most as many. Monte-Carlo errors are of
+all draws.
 """
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The table, `rows[name][column]` for the columns in `COLUMNS`, and what was found wrong.
+    """The summary of a run, which prints as a table and a verdict.
 
-    Printed, it is both.
-
-    Attributes: rows; findings, empty where nothing is; chains, how many are counted; draws, of
-    each; left_out, how many coordinates have no row (they are judged all the same); independent,
-    whether the draws are no chains.
+    Args:
+        rows: The table, `rows[name][column]` for the columns in `COLUMNS`.
+        findings: What was found wrong, empty where nothing was.
+        chains: How many chains are counted.
+        draws: How many draws of each.
+        left_out: How many coordinates have no row; they are judged all the same.
+        independent: Whether the draws are independent instead of chains.
     """
 
     rows: dict[str, dict[str, float]]
@@ -110,7 +111,11 @@ class Summary:
 
 
 def arviz(purpose: str) -> Any:
-    """The ArviZ module. Raises `MissingDependency`."""
+    """The ArviZ module.
+
+    Raises:
+        MissingDependency: Where it is not installed; `purpose` says what needs it.
+    """
     try:
         import arviz as module
     except ImportError as error:
@@ -127,15 +132,17 @@ def summarise(
     solver: str = "",
     exact_ends: bool = False,
 ) -> Summary:
-    """The summary of draws x `(chains, draws, *event_shape)`.
+    """The summary of draws.
 
     Args:
-        status: `(chains,)`.
-        failed_at: `(chains,)`.
-        stats: By name, `(chains, draws)`, or `(chains,)` where only the last draw was kept.
+        x: Draws, `(chains, draws, *event_shape)`.
+        status: The `Status` code of each chain, `(chains,)`.
+        failed_at: The step at which each chain failed, -1 where it did not, `(chains,)`.
+        stats: What the solver reported, by name: `(chains, draws)`, or `(chains,)` where only the
+            last draw was kept.
         most: How many coordinates get a row: evenly spaced ones where there are more.
-        solver: Its `repr`, so that advice names its own settings.
-        exact_ends: Whether x is what the dtype holds of draws that were made in finer coordinates.
+        solver: The solver's `repr`, so that advice names its own settings.
+        exact_ends: Whether x was made in finer coordinates and then rounded to its dtype.
     """
     sampler = Sampler(solver)
     well = (status == int(Status.OK)).cpu()
@@ -168,9 +175,11 @@ def summarise(
 
 
 def divergent_draws(x: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
-    """The draws at which a trajectory diverged, `(n, *event_shape)`.
+    """The draws at which a trajectory diverged, `(n, *event_shape)`; n = 0 without such reports.
 
-    None where the kernel reports none.
+    Args:
+        x: Draws, `(chains, draws, *event_shape)`.
+        stats: What the solver reported, by name.
     """
     diverging = stats.get("diverging")
     return x[:0].flatten(0, 1) if diverging is None or diverging.ndim != 2 else x[diverging.bool()]
@@ -185,9 +194,13 @@ def _names(shape: tuple[int, ...]) -> list[str]:
 
 
 def _row(values: Any, most: int, log_weight: Any, sampler: Sampler) -> dict[str, float]:
-    """One coordinate's row from `(chains, draws)`, at most so many of them by rank.
+    """One coordinate's row of the table; NaN where there are too few draws to tell.
 
-    NaN where there is too little to tell.
+    Args:
+        values: `(chains, draws)`.
+        most: Of how many of them at most ranks are taken.
+        log_weight: Log weights of independent draws, `(chains,)`, or None.
+        sampler: What made the draws.
     """
     with np.errstate(all="ignore"):
         found = (
@@ -216,7 +229,7 @@ def _of_chains(values: Any, most: int) -> dict[str, float]:
 
 
 def _weighted(values: Any, log_weight: Any) -> dict[str, float]:
-    """Of independent draws `(n,)`, equally weighted or not."""
+    """The columns for independent draws `(n,)`, weighted or, where `log_weight` is None, equally."""
     log_weight = (
         np.zeros(len(values))
         if log_weight is None or kish(log_weight) == 0

@@ -1,27 +1,25 @@
-r"""What is wrong with a run's draws, and the most likely fix.
+r"""What is wrong with a run's draws, and the most likely fix, at a stated rate of false alarms.
 
-All coordinates judged, at a stated rate of false alarms.
+All coordinates are judged. Each is looked at in three ways, by the tests of `mixing`:
 
-Each coordinate is looked at in three ways, by the tests of `mixing`:
+    place    Its normal scores: where chains are.
+    spread   Its folded normal scores, of |x - median|: how wide they are.
+    turn     Its normal scores times (-1)^t: whether chains alternate between two classes of states.
 
-    place    its normal scores: where chains are
-    spread   its folded normal scores, of |x - median|: how wide they are
-    turn     its normal scores times (-1)^t: whether chains go on turning between two classes of states
+For drift its values are a fourth: a few draws of a start far away weigh little in ranks, and much
+in the mean that a user takes.
 
-For drift, its values are a fourth: ranks bound what a few draws of a start far away weigh, and a
-mean does not.
+Where the kernel reports an energy, that is judged as one coordinate more. So is, for states of two
+values, the parity of the number of sites in the second one. On chains of one law that forget their
+start each kind of test (drift, disagreement, memory, outlying chains, alternation) raises a finding
+with probability `RATE` at most, over all coordinates and ways together (Bonferroni).
 
-Where the kernel reports an energy, that is judged as one coordinate more, and so is, of states on
-two values, the parity of how many sites are in the second one. On chains of one law that forget
-their start, a test of a kind (drift, disagreement, memory, outlying chains, turning) raises a
-finding with probability `RATE` at most, over all coordinates and ways together (Bonferroni).
+Where there are very many values a coordinate is judged by draws that are an odd number of steps
+apart, which keeps period two visible.
 
-Of very many values a coordinate is judged by draws that are an odd number of steps apart, which
-keeps period two visible.
-
-Chains have period two, and no other, where they are reversible: all eigenvalues of their
-transitions are real, and -1 is the only one besides 1 that does not decay. A sampler that is
-antithetic on purpose is not blamed: what it turns dies out along the chain.
+Reversible chains can have period two, but no other: the eigenvalues of their transitions are real,
+and -1 is the only one besides 1 that does not decay. Samplers that are antithetic on purpose raise
+no finding, as their alternation decays along the chain.
 """
 
 from __future__ import annotations
@@ -70,34 +68,30 @@ __all__ = [
 
 RATE = 1e-3
 HIGH_R_HAT, FEW_R_HAT = 1.01, 1.1
-"""Above the first R-hat is too large where chains of one law would not have it, above the second
-also where draws are few.
+"""R-hat is too large above the first where a test says that chains of one law would not have it, and
+above the second where there are few effective draws.
 """
 SLACK = 2.0
-"""How many times what one law would have the variance of chains' means must be, where it is known
-from within chains only.
-"""
+"""The factor by which the variance of chains' means must exceed that expected from within chains."""
 FEW_EFFECTIVE = 400
 SPREAD_OF_EFFECTIVE = 6.0
-"""Variance of an estimate of effective draws, as a share of its square, times their number: of
-independent draws.
+"""The relative variance of an estimate of effective draws times their number, for independent draws.
 """
 LOW_BFMI = 0.3
 STRAY = 0.002
-"""The share of trajectories that may diverge here and there without a finding."""
+"""The share of trajectories that may diverge without a finding."""
 LOW_ACCEPT, HIGH_ACCEPT = 0.1, 0.995
 FEW_VALUES = 16
-"""A coordinate of so few values, or of integers, is discrete."""
+"""A coordinate with at most so many values, or with integers alone, is taken to be discrete."""
 ATOM, ATOM_VISITS = 0.005, 5
 COINCIDENCE = 5e-4
 STILL, CROWD = 0.2, 5.0
-"""Of which share of a run a chain stands still, and by how many standard deviations more of them do
-than chance has it.
+"""The share of a run for which a chain must stand still to be a finding; and by how many standard
+deviations more chains than by chance must never move.
 """
 FEW_WEIGHTS = 100
 BUDGET, LEAST, CHUNK = 1 << 23, 1 << 13, 1 << 21
-"""Values that are judged, in all and of a coordinate at least, and how many are looked at together.
-"""
+"""How many values are judged in all, how many of a coordinate at least, and how many at a time."""
 Array = Any
 PLACE, SPREAD, TURN, VALUE = "place", "spread", "turn", "value"
 DISCRETE = ("GibbsWithGradients", "DiscreteLangevin", "BlockGibbs")
@@ -105,7 +99,13 @@ DISCRETE = ("GibbsWithGradients", "DiscreteLangevin", "BlockGibbs")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong, and the most likely fix; kind, one word for it."""
+    """Something that is wrong.
+
+    Args:
+        problem: What is wrong, with its numbers.
+        fix: The most likely fix.
+        kind: One word for the problem, such as "drift".
+    """
 
     problem: str
     fix: str
@@ -117,23 +117,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What made the draws, as far as its `repr` tells.
+    """The solver that made the draws, as far as its `repr` tells: its class, settings and kernel.
 
-    Its class, the names of its settings and of its kernel's.
-
-    An empty text is a sampler that nothing is known of.
+    Args:
+        text: The `repr`, empty for a solver of which nothing is known.
     """
 
     text: str = ""
 
     @property
     def name(self) -> str:
-        """Its class."""
+        """The name of its class."""
         return self.text.split("(")[0]
 
     @property
     def settings(self) -> frozenset[str]:
-        """Its own settings."""
+        """The names of its own settings."""
         depth, names = 0, set[str]()
         for part in re.finditer(r"[(\[{]|[)\]}]|(\w+)=", self.text):
             depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(part.group(), 0)
@@ -149,7 +148,7 @@ class Sampler:
 
     @property
     def independent(self) -> bool:
-        """Whether it carries its own grid and ends, so that its draws are not a chain."""
+        """Whether it carries its own grid, so that its draws are independent."""
         kind = next((kind for kind in SOLVERS.values() if kind.__name__ == self.name), None)
         return kind is not None and is_grid(kind)
 
@@ -162,7 +161,7 @@ class Sampler:
 
     @property
     def smaller_steps(self) -> str:
-        """How it makes smaller steps."""
+        """Advice for smaller steps, in terms of its settings."""
         if "step_size" in self.settings and "accept" in self.settings:
             return "a higher accept (.95) or a smaller step_size"
         if "step_size" in self.settings:
@@ -173,7 +172,7 @@ class Sampler:
 
     @property
     def finer(self) -> str:
-        """How a solver with a grid of its own goes in smaller steps."""
+        """Advice for a solver with a grid of its own to take smaller steps."""
         ways = [
             name
             for name in ("levels", "steps", "steps_per_level", "moves")
@@ -183,7 +182,7 @@ class Sampler:
 
     @property
     def tempering(self) -> str:
-        """What leads chains between modes."""
+        """Advice for what leads chains between modes."""
         if self.name == "ParallelTempering":
             return "more replicas, a hotter `hottest`, or more kernel_steps"
         if self.discrete:
@@ -193,13 +192,22 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Chains:
-    """What the tests found, by coordinate `(d,)` and, in the dicts, by way of looking.
+    """What the tests found, by coordinate `(d,)`; the dicts are by the way of looking.
 
-    Attributes: names; constant, at one value in all chains; still, each chain at one value of its
-    own; broken, how many draws are not finite; lattice, of few values; bulk and tail, effective
-    draws; atom, `(share, value)` of the value that most moves lead to; coincidence, how probable it
-    is that two moves lead to one value; drift, `(z, by how much)`; memory, `(z, nested R-hat)`;
-    between, `(z, R-hat)`; apart, the chains that stand apart `(chains,)`.
+    Args:
+        names: The names of the coordinates.
+        constant: Whether all draws of all chains have one value.
+        still: Whether each chain stays at one value, and chains differ.
+        broken: How many draws are not finite, or have squares that are not.
+        lattice: Whether the values are discrete.
+        bulk: Effective draws of normal scores.
+        tail: Effective draws of the tails.
+        atom: The largest share of moves that lead to one value, and that value.
+        coincidence: The probability that two moves lead to one value.
+        drift: z, and by how much the second half is larger.
+        memory: z, and the nested R-hat.
+        between: z, and R-hat.
+        apart: Whether each chain stands apart from the others, `(chains,)`.
     """
 
     names: list[str]
@@ -218,16 +226,18 @@ class Chains:
 
     @property
     def judged(self) -> Array:
-        """Coordinates that move."""
+        """Which coordinates are judged: those that are not constant and have finite draws."""
         return ~self.constant & (self.broken == 0)
 
 
 def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK) -> Chains:
-    """Test draws `(chains, n, d)`, n >= 4, a few coordinates at a time.
+    """Apply all tests to draws, a few coordinates at a time.
 
     Args:
-        names: Of the coordinates.
-        discrete: Whether their states are, None where that shows in the draws only.
+        x: Draws, `(chains, n, d)`, n >= 4.
+        names: The d names of the coordinates.
+        discrete: Whether the states are discrete, None where only the draws can tell.
+        chunk: How many values are looked at together.
     """
     chains, n, d = x.shape
     values = max(BUDGET // max(d, 1), LEAST)
@@ -263,7 +273,7 @@ def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK)
 
 
 def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[str, Any]:
-    """What is found of some of d coordinates, `(chains, n, some)`."""
+    """The findings of `Chains` for some of d coordinates, `(chains, n, some)`, each `stride` apart."""
     broken = _not_held(x)
     v = np.ascontiguousarray(x[:, ::stride].transpose(2, 0, 1), dtype=np.float64)
     v[broken > 0] = 0.0
@@ -307,8 +317,9 @@ def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[st
 
 
 def _not_held(x: Array) -> Array:
-    """How many of each coordinate's draws `(chains, n, d)` are not finite, or have squares that are
-    not in the dtype.
+    """How many of each coordinate's draws are not finite, or have squares beyond the dtype, `(d,)`.
+
+    Draws are `(chains, n, d)`.
     """
     most = float(np.finfo(np.promote_types(x.dtype, np.float32)).max) ** 0.5
     counts = (~(np.maximum(x.max((0, 1)), -x.min((0, 1))) <= most)).astype(int)
@@ -318,12 +329,14 @@ def _not_held(x: Array) -> Array:
 
 
 def _ties(v: Array, discrete: bool | None) -> tuple[Array, tuple[Array, Array], Array]:
-    """Which coordinates `(d, chains, n)` are discrete.
+    """Look for equal values in draws `(d, chains, n)`.
 
-    The share of moves that lead to one value, and it; coincidences of moves.
+    A continuous law has no moves to a value that was there before. A chain that stays where it is
+    makes no move.
 
-    A chain that stays where it is does not count again: it is the moves to an equal value that a
-    continuous law has none of.
+    Returns:
+        Which coordinates are discrete; the largest share of moves that lead to one value, and that
+        value; and the probability that two moves lead to one value.
     """
     d, chains, _ = v.shape
     lattice, share, value, coincidence = np.zeros(d, bool), np.zeros(d), np.zeros(d), np.zeros(d)
@@ -371,13 +384,17 @@ def findings(
     sampler: Sampler,
     exact_ends: bool = False,
 ) -> tuple[Finding, ...]:
-    """What is wrong with the draws `(chains, n, d)` of the chains that are well.
-
-    Stats `(chains, n)` of them.
+    """What is wrong with the draws of the chains that are well.
 
     Args:
-        exact_ends: Whether x is what the dtype holds of draws that were made in finer coordinates:
-            then equal values at an end are rounding, and no mass is lost.
+        x: Draws of these chains, `(chains, n, d)`.
+        names: The d names of the coordinates.
+        status: The `Status` code of all chains, the failed ones included.
+        failed_at: The step at which each of all chains failed, or -1.
+        stats: What the solver reported of the chains that are well, by name, `(chains, n)`.
+        sampler: What made the draws.
+        exact_ends: Whether x was made in finer coordinates and then rounded to its dtype: then equal
+            values at an end of the range are rounding, and no mass is lost.
     """
     found = [*_failures(status, failed_at, sampler)]
     if not x.size:
@@ -429,7 +446,7 @@ def findings(
 def _extras(
     x: Array, stats: Mapping[str, Array], sampler: Sampler
 ) -> tuple[list[Array], list[str]]:
-    """What is judged beside the coordinates, `(chains, n)` each."""
+    """What is judged besides the coordinates, `(chains, n)` each, and its names."""
     values, names = [], []
     energy = stats.get("energy")
     if energy is not None and energy.ndim == 2 and np.isfinite(energy).all():
@@ -489,13 +506,11 @@ def _movement(
     stuck = (run >= max(STILL * same.shape[1], 1)) & (by_chance < RATE)
     whole = run == same.shape[1]
     expected = len(x) * float(same.mean()) ** same.shape[1]
-    if (
-        whole.sum() > expected + CROWD * math.sqrt(expected) + 3
-    ):  # more than chance keeps in place in so few steps
+    # more than chance keeps in place in so few steps
+    if whole.sum() > expected + CROWD * math.sqrt(expected) + 3:
         stuck |= whole
-    if own.lattice[
-        own.judged
-    ].all():  # a state may be so probable that chains stay: where they stay is what counts
+    # a discrete state may be so probable that chains stay there: only where all do it is a finding
+    if own.lattice[own.judged].all():
         stuck &= whole.all()
     never = stuck & whole
     fix = f"use a longer warmup, another start, or {sampler.smaller_steps}"
@@ -534,7 +549,10 @@ def _longest_run(flags: Array) -> Array:
 
 
 def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterator[Finding]:
-    """Drift, disagreement, memory, chains that stand apart, turning: each that is too large."""
+    """Findings of drift, disagreement, memory, chains that stand apart, and alternation.
+
+    `limit` is the normal deviate above which a test has found something.
+    """
     names = [name for part in parts for name in part.names]
     judged = np.concatenate([part.judged for part in parts])
 
@@ -611,7 +629,7 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
         np.max([np.abs(of("drift", TURN)[0]), of("between", TURN)[0], of("memory", TURN)[0]], 0)
         > limit
     )
-    turning &= ~troubled  # of chains that are not stationary it says nothing
+    turning &= ~troubled  # it says nothing of chains that are not stationary
     if turning.any():
         yield Finding(
             f"the chains alternate: draws at even and at odd places differ in "
@@ -676,9 +694,8 @@ def _copies(x: Array, own: Chains) -> Iterator[Finding]:
 def different(rows: Array) -> int | None:
     """How many of the rows `(n, ...)` are different.
 
-    None where equal ones are no wonder, as numbers lie on a lattice.
-
-    They do where all are integers, or where there are more rows than values of any coordinate.
+    None where numbers lie on a lattice, so that rows may be equal by chance: where all are integers,
+    or where there are more different rows than values of any coordinate.
     """
     flat = np.ascontiguousarray(rows.reshape(len(rows), -1))
     ones = len(np.unique(flat, axis=0))
@@ -755,7 +772,7 @@ def _hamiltonian(
 def _independent(
     x: Array, names: list[str], stats: Mapping[str, Array], sampler: Sampler
 ) -> Iterator[Finding]:
-    """Of draws that are no chains: weights, copies, numbers that are not finite."""
+    """Findings for independent draws: of numbers that are not finite, weights, and copies."""
     yield from _broken(_not_held(x), names)
     weight = stats.get("log_weight")
     if weight is not None:
@@ -776,10 +793,7 @@ def _independent(
 
 
 def kish(log_weight: Array) -> float:
-    """How many equally weighted draws weighted ones are worth, `(sum w)^2 / sum w^2`.
-
-    0 where no weight is above 0.
-    """
+    """The effective number of weighted draws, `(sum w)^2 / sum w^2` (Kish); 0 where all w are 0."""
     flat = np.asarray(log_weight, dtype=np.float64).ravel()
     top = flat.max(initial=-np.inf)
     if not np.isfinite(top):
@@ -789,7 +803,7 @@ def kish(log_weight: Array) -> float:
 
 
 def _listed(names: list[str], found: Array, worst: int | None = None) -> str:
-    """The worst coordinate, and how many more."""
+    """The worst coordinate by name, and how many others, as text."""
     worst = int(found.argmax()) if worst is None else worst
     others = int(found.sum()) - 1
     return (

@@ -1,6 +1,4 @@
-"""Learning: contrastive divergence, its replay buffer, the objectives of the other families and a
-small fit loop.
-"""
+"""Learning: contrastive divergence, the losses of the other families, and a small fit loop."""
 
 from scoretk.learn.adversarial import (
     DIVERGENCES,

@@ -1,12 +1,11 @@
-r"""Adversarial losses.
+r"""Adversarial losses: a critic bounds a divergence of data and generator, which is minimised.
 
-A critic bounds a divergence between the data P and a generator's Q, which the generator makes
-small.
+Let P be the law of the data and Q that of the generator. For a convex f with f(1) = 0 and conjugate
+f*, and a critic V whose output g_f brings into the domain of f*,
 
-For a convex f with f(1) = 0 and conjugate f*, and a critic V whose output g_f brings into the
-domain of f*,
+    D_f(P || Q) = E_Q f(p/q) = max_V  E_P g_f(V(x)) - E_Q f*(g_f(V(y)))
 
-    D_f(P || Q) = E_Q f(p/q) = max_V  E_P g_f(V(x)) - E_Q f*(g_f(V(y))),        at the maximum g_f(V) = f'(p/q)
+with the maximum where g_f(V) = f'(p/q).
 
     name           f(u)                                 g_f(v)                   f*(g_f(v))
     kl             u log u                              v                        exp(v - 1)
@@ -16,11 +15,11 @@ domain of f*,
     js             u log u - (u + 1) log((u + 1) / 2)   log 2 - softplus(-v)     softplus(v) - log 2
     gan            u log u - (u + 1) log(u + 1)         -softplus(-v)            softplus(v)
 
-js is twice the Jensen-Shannon divergence; gan, for which f(1) = -log 4, is that minus log 4. For
+"js" is twice the Jensen-Shannon divergence; "gan", for which f(1) = -log 4, is that minus log 4. For
 both the best V is log p/q.
 
-The Wasserstein distance is instead `max E_P V - E_Q V` over critics of slope 1, which a penalty on
-the slope asks for.
+The Wasserstein-1 distance is instead the maximum of `E_P V - E_Q V` over critics with gradients of
+norm at most 1, which a penalty on the norm enforces.
 
 References:
     Nowozin, Cseke, Tomioka, "f-GAN: training generative neural samplers using variational
@@ -62,8 +61,12 @@ LOG_2 = math.log(2)
 
 @dataclass(frozen=True)
 class Divergence:
-    """An f-divergence: `f(u)`, the critic's last function `activation(v) = g_f(v)`, and
-    `conjugate(v) = f*(g_f(v))`.
+    """An f-divergence.
+
+    Args:
+        f: f(u), convex.
+        activation: g_f(v), the last function of the critic.
+        conjugate: f*(g_f(v)).
     """
 
     f: Function
@@ -92,19 +95,25 @@ DIVERGENCES: dict[str, Divergence] = {
 def f_gan_critic(critic: Critic, x: Tensor, y: Tensor, divergence: str = "gan") -> Tensor:
     """The critic's loss, `E f*(g_f(V(y))) - E g_f(V(x))`.
 
-    Minus a lower bound of `D_f(data || generator)`.
-
-    References:
-        Nowozin, Cseke, Tomioka (2016).
-        "gan" is that of Goodfellow et al. (2014).
+    It is minus a lower bound of `D_f(data || generator)`.
 
     Args:
         critic: V, `(rows, *event_shape) -> (rows,)`.
-        x: Data, and y, the generator's draws, `(rows, *event_shape)`.
+        x: Data, `(n, *event_shape)`.
+        y: Draws of the generator, `(m, *event_shape)`.
         divergence: A name in `DIVERGENCES`.
 
     Returns:
-        a scalar. Raises `InvalidArgument`; `UnknownName`.
+        A scalar.
+
+    Raises:
+        InvalidArgument: Where the critic does not give one number a row.
+        UnknownName: For an unknown divergence.
+
+    References:
+        Nowozin, Cseke, Tomioka, "f-GAN: training generative neural samplers using variational
+        divergence minimization" (2016); Goodfellow et al., "Generative adversarial nets" (2014), for
+        "gan".
     """
     d = _divergence(divergence)
     return d.conjugate(_values(critic, y)).mean() - d.activation(_values(critic, x)).mean()
@@ -113,42 +122,59 @@ def f_gan_critic(critic: Critic, x: Tensor, y: Tensor, divergence: str = "gan") 
 def f_gan_generator(
     critic: Critic, y: Tensor, divergence: str = "gan", *, saturating: bool = False
 ) -> Tensor:
-    """The generator's loss.
+    """The generator's loss, `-E g_f(V(y))`.
 
-    `-E g_f(V(y))`, or `-E f*(g_f(V(y)))`, the divergence itself, which may have no slope at first.
-
-    References:
-        Nowozin, Cseke, Tomioka (2016), section 3.2.
+    With `saturating` it is the bound of the divergence itself, `-E f*(g_f(V(y)))`, whose gradient
+    may vanish as long as the critic tells all draws from data.
 
     Args:
-        critic: As in `f_gan_critic`.
-        divergence: As in `f_gan_critic`.
-        y: The generator's draws with their gradients.
-        saturating: The second form. Returns: a scalar. Raises `InvalidArgument`; `UnknownName`.
+        critic: V, `(rows, *event_shape) -> (rows,)`.
+        y: Draws of the generator with their gradients, `(m, *event_shape)`.
+        divergence: A name in `DIVERGENCES`.
+        saturating: Whether to take the second form.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InvalidArgument: Where the critic does not give one number a row.
+        UnknownName: For an unknown divergence.
+
+    References:
+        Nowozin, Cseke, Tomioka, "f-GAN: training generative neural samplers using variational
+        divergence minimization" (2016), section 3.2.
     """
     d = _divergence(divergence)
     return -(d.conjugate if saturating else d.activation)(_values(critic, y)).mean()
 
 
 def gradient_penalty(critic: Critic, x: Tensor, slope: float = 1.0) -> Tensor:
-    """`(|grad V(x)| - slope)^2`, `(batch,)`, with the norm over the whole event.
+    """The penalty `(|grad V(x)| - slope)^2` on a critic, with the norm over the whole event.
 
-    Differentiable in the critic's parameters.
-
-    With slope 0 at the data this is the R1 penalty of Mescheder, Geiger, Nowozin, "Which training
-    methods for GANs do actually converge?" (2018).
+    With slope 0, at the data, this is the R1 penalty.
 
     Args:
-        critic: As in `f_gan_critic`, rows independent (no batch normalisation).
-        x: `(batch, *event_shape)`.
-        slope: The one that costs nothing.
+        critic: V, `(rows, *event_shape) -> (rows,)`, its rows independent (no batch normalisation).
+        x: Where the gradient is taken, `(batch, *event_shape)`.
+        slope: The norm of the gradient that costs nothing.
+
+    Returns:
+        `(batch,)`, differentiable in the critic's parameters.
+
+    Raises:
+        InvalidArgument: Where the critic does not give one number a row.
+
+    References:
+        Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved training of Wasserstein GANs"
+        (2017); Mescheder, Geiger, Nowozin, "Which training methods for GANs do actually converge?"
+        (2018), for R1.
     """
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         y = x.detach().requires_grad_()
         total = _values(critic, y).sum()
         (gradient,) = torch.autograd.grad(total, y, create_graph=keep)
-    if slope == 0:  # without the root, whose own slope at 0 is none
+    if slope == 0:  # without the square root, which has no derivative at 0
         return gradient.flatten(1).square().sum(1)
     return (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - slope).square()
 
@@ -158,17 +184,22 @@ def wasserstein_critic(
 ) -> Tensor:
     """The critic's loss: `E V(y) - E V(x) + penalty E (|grad V(u x + (1 - u) y)| - 1)^2`.
 
-    References:
-        Gulrajani et al. (2017).
-
     Args:
-        critic: As in `f_gan_critic`.
-        x: Data, and y, as many draws of the generator, `(batch, *event_shape)`.
-        mix: The u, uniform on [0, 1], `(batch,)`.
-        penalty: Its weight.
+        critic: V, `(rows, *event_shape) -> (rows,)`, its rows independent.
+        x: Data, `(batch, *event_shape)`.
+        y: As many draws of the generator, like x.
+        mix: u, uniform on [0, 1], `(batch,)`.
+        penalty: The weight of the penalty on the gradient.
 
     Returns:
-        a scalar. Raises `InvalidArgument` where shapes disagree.
+        A scalar.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
+
+    References:
+        Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved training of Wasserstein GANs"
+        (2017).
     """
     if y.shape != x.shape or mix.shape != x.shape[:1]:
         raise InvalidArgument(
@@ -180,7 +211,15 @@ def wasserstein_critic(
 
 
 def wasserstein_generator(critic: Critic, y: Tensor) -> Tensor:
-    """The generator's loss, `-E V(y)`, a scalar. Arguments as in `f_gan_generator`."""
+    """The generator's loss, `-E V(y)`.
+
+    Args:
+        critic: V, `(rows, *event_shape) -> (rows,)`.
+        y: Draws of the generator with their gradients, `(m, *event_shape)`.
+
+    Returns:
+        A scalar.
+    """
     return -_values(critic, y).mean()
 
 

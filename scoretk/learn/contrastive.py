@@ -1,11 +1,9 @@
-r"""Contrastive divergence.
+r"""Contrastive divergence: learning an energy with the model's own samples as negatives.
 
-The gradient of an energy's log likelihood with the model's own samples as negatives.
+    grad_theta (-log p(x+)) = grad_theta E(x+) - E_{x- ~ p} grad_theta E(x-)
 
-    grad_theta (-log p(x)) = grad E(x+) - E_{x- ~ p} grad E(x-)
-
-The negatives x- come from the same solvers and the same driver as all samples here: k steps from
-the data (CD-k), from noise, or from a replay buffer (persistent).
+The negatives x- come from the same solvers and the same loop as all samples of this package: k
+steps from the data (CD-k), from noise, or from a replay buffer (persistent).
 
 References:
     Hinton, "Training products of experts by minimizing contrastive divergence" (2002).
@@ -40,7 +38,10 @@ __all__ = ["CDStep", "ContrastiveDivergence", "ReplayBuffer"]
 
 
 class CDStep(NamedTuple):
-    """`loss`, a scalar to call backward on, and `negatives`, `(batch, *event_shape)`, detached."""
+    """The outcome of a call of `ContrastiveDivergence`.
+
+    `loss` is a scalar to call backward on, `negatives` `(batch, *event_shape)` are detached.
+    """
 
     loss: Tensor
     negatives: Tensor
@@ -53,11 +54,13 @@ class ReplayBuffer:
     sampling, each chain is written back to the slot that it was read from. So a lineage ends only
     by a refresh (or a failure), never by being overwritten.
 
+    `samples` `(size, *event_shape)` are the chains, None before the first use; `age` `(size,)`
+    counts the reads of each since its start from noise; `lineage` `(size,)` is a number that changes
+    whenever a slot starts anew.
+
     Args:
         size: The number of slots.
-        refresh: The share of the chains read that start anew, in [0, 1]. Attributes: samples
-            `(size, *event_shape)`, None before the first use; age `(size,)`, reads since the start
-            from noise; lineage `(size,)`, a number that changes whenever a slot starts anew.
+        refresh: The share of the chains read that start anew, in [0, 1].
     """
 
     def __init__(self, size: int, refresh: float = 0.05) -> None:
@@ -74,11 +77,18 @@ class ReplayBuffer:
         return f"ReplayBuffer(size={self.size}, refresh={self.refresh})"
 
     def read(self, n: int, fresh: Any, noise: Noise) -> tuple[Tensor, Tensor]:
-        """N distinct slots, `(n,)`, and the points to start from, `(n, *event_shape)`.
+        """Choose slots at random, and start some of their chains anew.
 
         Args:
-            fresh: `fresh(m, ids)`, m starting points whose noise has these chain ids.
-            noise: Over all slots.
+            n: How many slots, at most `size`.
+            fresh: `fresh(slots)` -> `(m, *event_shape)`, new starts for these slots `(m,)`.
+            noise: Noise with one chain for each slot.
+
+        Returns:
+            The distinct slots, `(n,)`, and the points to start from, `(n, *event_shape)`.
+
+        Raises:
+            InvalidArgument: Where n is larger than `size`.
         """
         if n > self.size:
             raise InvalidArgument(
@@ -103,7 +113,7 @@ class ReplayBuffer:
         self._next_lineage += len(slots)
 
     def write(self, slots: Tensor, x: Tensor) -> None:
-        """Put the chains back into the slots they came from."""
+        """Put chains x, `(n, *event_shape)`, back into the slots `(n,)` that they came from."""
         assert self.samples is not None
         self.samples[slots.to(self.samples.device)] = x.to(self.samples)
         self.age[slots] += 1
@@ -118,7 +128,11 @@ class ReplayBuffer:
         return state if self.samples is None else state | {"samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`. Raises `InvalidArgument` for a buffer of another size."""
+        """The inverse of `state_dict`.
+
+        Raises:
+            InvalidArgument: For the state of a buffer of another size.
+        """
         if len(state["age"]) != self.size:
             raise InvalidArgument(
                 "state", state["age"], f"the state of a buffer of {self.size} slots"
@@ -130,24 +144,29 @@ class ReplayBuffer:
 
 @dataclass
 class ContrastiveDivergence:
-    """`loss, negatives = cd(field, batch)`.
+    """Contrastive divergence: `loss, negatives = cd(field, batch)`.
 
-    `mean E(batch) - mean E(negatives)`, whose gradient is CD's.
+    The loss is `mean E(batch) - mean E(negatives)`, whose gradient is that of contrastive
+    divergence. Each call makes its own noise from the seed and its number, so training can be
+    repeated and resumed exactly (`state_dict`). Chains that fail are left out of the loss and start
+    anew.
+
+    `last` is a dict that tells of the latest call: "energy_gap", mean E(negatives) - mean E(batch),
+    near 0 where the negatives follow the data; "failed", the number of chains that failed; "accept",
+    the mean acceptance, where the kernel reports it; "buffer_age", the mean age of a replay buffer.
 
     Args:
-        solver: A kernel such as `ULA` or `MALA`, or its name, with nothing left to tune: a call has
-            no warmup.
-        steps: How many a call.
+        solver: A kernel such as `ULA` or `MALA`, or its name, with nothing left to tune, as a call
+            has no warmup.
+        steps: How many steps the kernel makes in a call.
         start: "data" (CD-k), "noise", or a `ReplayBuffer` (persistent CD).
-        seed: Of the random numbers.
-        energy_decay: Weight of `mean E(batch)^2 + mean E(negatives)^2`, which holds the energy's
-            free constant and scale (Du, Mordatch 2019).
+        seed: The seed of the random numbers, in [0, 2^64).
+        energy_decay: The weight of `mean E(batch)^2 + mean E(negatives)^2`, which holds the energy's
+            free constant and its scale.
 
-    Each call makes its own noise from the seed and its number, so training can be repeated and
-    resumed exactly (`state_dict`). Chains that fail are left out of the loss and start anew, and
-    are counted in `last`. `last` tells of the latest call: "energy_gap", mean E(negatives) - mean
-    E(batch), near 0 in good health; "accept" where the kernel has it; "failed", a number of chains;
-    "buffer_age", mean reads.
+    References:
+        Du, Mordatch, "Implicit generation and modeling with energy-based models" (2019), for
+        `energy_decay`.
     """
 
     solver: Any
@@ -176,12 +195,16 @@ class ContrastiveDivergence:
         """One estimate of the gradient.
 
         Args:
-            field: With an energy.
-            batch: Data `(batch, *event_shape)`.
+            field: A static field with an energy.
+            batch: Data, `(batch, *event_shape)`.
+
+        Returns:
+            The loss and the negatives, a `CDStep`.
 
         Raises:
-            `MissingCapability` for a field without an energy; `InvalidArgument`; `ChainFailure`
-            where every chain failed, for then there is nothing to learn from.
+            MissingCapability: For a field without an energy.
+            InvalidArgument: For a batch of another shape, or larger than the replay buffer.
+            ChainFailure: Where every chain failed, for then there is nothing to learn from.
         """
         resolve(field, {"energy"} | (self.solver.needs & {"states"}), timed=False)
         data = tensor_like("batch", batch, (None, *field.event_shape))
@@ -217,13 +240,12 @@ class ContrastiveDivergence:
         return moment, slots
 
     def _noise(self, chains: int | Tensor, like: Tensor) -> Noise:
-        seed = (
-            derive(self.seed, 2**64 - self.part) if self.part else self.seed
-        )  # no call has such a number
+        # part p has a seed of its own, under a number that no call has
+        seed = derive(self.seed, 2**64 - self.part) if self.part else self.seed
         return Noise(derive(seed, self.calls), chains, device=like.device, dtype=like.dtype)
 
     def _fresh(self, field: Any, ids: Tensor, like: Tensor) -> Tensor:
-        """Where chains start from noise: the field's own `initial`, else N(0, I)."""
+        """Starts from noise, `(n, *event_shape)`: the field's own `initial`, else N(0, I)."""
         noise = self._noise(ids, like)
         initial = getattr(field, "initial", None)
         if callable(initial):
@@ -262,8 +284,8 @@ class ContrastiveDivergence:
             )
 
     def for_part(self, part: int) -> None:
-        """From now on be number `part` of several that share seed and settings.
+        """Become part number `part` of a batch that is computed in parts.
 
-        With noise, and a buffer, of its own.
+        The parts share seed and settings; each has noise, and a replay buffer, of its own.
         """
         self.part = part

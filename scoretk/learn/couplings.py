@@ -3,7 +3,8 @@ r"""Which start x_0 goes with which datum x_1 of a batch in flow matching.
 `flow_matching(net, x, t, coupling(start, x))`.
 
     independent    as drawn
-    optimal        the permutation pi that makes sum_i |start_pi(i) - x_i|^2 least: straighter paths, smaller variance
+    optimal        by the permutation pi that minimises sum_i |start_pi(i) - x_i|^2: straighter
+                   paths, smaller variance
 
 Either keeps the batch's starts and data, so the flow that is learned has the same two ends.
 
@@ -27,15 +28,21 @@ from scoretk.errors import InvalidArgument, MissingDependency
 __all__ = ["COUPLINGS", "independent_coupling", "optimal_coupling"]
 
 PIVOTS = 10_000_000
-"""The most steps of the network simplex: some hundred times those of a batch of a thousand."""
+"""The most steps of the network simplex, about a hundred times those of a batch of a thousand."""
 
 
 def independent_coupling(start: Tensor, x: Tensor) -> Tensor:
-    """The starts as they were drawn, `(batch, *event_shape)`.
+    """The starts as they were drawn.
 
     Args:
-        start: Both `(batch, *event_shape)`. Raises `InvalidArgument` where shapes disagree.
-        x: Both `(batch, *event_shape)`. Raises `InvalidArgument` where shapes disagree.
+        start: x_0, `(batch, *event_shape)`.
+        x: The data x_1, like it.
+
+    Returns:
+        `start` itself.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
     """
     if start.shape != x.shape:
         raise InvalidArgument("start", start, f"the shape of x, {tuple(x.shape)}")
@@ -43,22 +50,25 @@ def independent_coupling(start: Tensor, x: Tensor) -> Tensor:
 
 
 def optimal_coupling(start: Tensor, x: Tensor) -> Tensor:
-    """The starts in the order of the optimal transport from them to x for the squared distance
-    (exact, by POT).
+    """The starts in the order of the optimal transport to x for the squared distance.
 
-    It looks at the whole batch: a row's partner depends on the other rows, and time grows as the
-    square of their number or faster (0.1 s for 1000).
-
-    References:
-        Tong et al. (2024).
+    The transport is exact (by POT) and of the whole batch: a row's partner depends on the other
+    rows, and time grows as the square of their number or faster (0.1 s for 1000).
 
     Args:
-        start: Both `(batch, *event_shape)`, finite.
-        x: Both `(batch, *event_shape)`, finite.
+        start: x_0, `(batch, *event_shape)`, finite.
+        x: The data x_1, like it.
 
     Returns:
-        a permutation of the rows of start. Raises: `InvalidArgument`; `MissingDependency` without
-        POT.
+        A permutation of the rows of `start`.
+
+    Raises:
+        InvalidArgument: Where shapes disagree or a number is not finite.
+        MissingDependency: Where POT is not installed.
+
+    References:
+        Tong, Fatras, Malkin, Huguet, Zhang, Rector-Brooks, Wolf, Bengio, "Improving and generalizing
+        flow-based generative models with minibatch optimal transport" (2024).
     """
     try:
         from ot.lp import emd
@@ -73,7 +83,7 @@ def optimal_coupling(start: Tensor, x: Tensor) -> Tensor:
     ]
     a, b = (rows.flatten(1).to("cpu", torch.float64) for rows in ends)
     uniform = torch.full((len(x),), 1 / len(x), dtype=torch.float64).numpy()
-    # equal weights: the simplex ends in a vertex of the doubly stochastic matrices, which is a
+    # with equal weights the simplex ends at a vertex of the doubly stochastic matrices: a
     # permutation
     plan = torch.from_numpy(
         emd(uniform, uniform, torch.cdist(a, b).square().numpy(), numItermax=PIVOTS)

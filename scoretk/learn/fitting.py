@@ -1,11 +1,11 @@
-r"""A small fit loop for every family.
+r"""A small fit loop for every family: any torch optimiser, clipped gradients, averaged weights.
 
-Any torch optimiser, clipped gradients, averaged weights, a held-out share.
+At step k
 
-    w <- optimiser(w, clip(grad loss)),    a <- d a + (1 - d) w,    d = min(decay, (k + 1) / (k + 10)) at step k
+    w <- optimiser(w, clip(grad loss)),    a <- d a + (1 - d) w,    d = min(decay, (k + 1) / (k + 10))
 
-The averaged weights a are what is evaluated and kept: those of the best held-out value, else the
-last. All randomness comes from one `torch.Generator` with the caller's seed and from those that the
+The averaged weights a are evaluated, and kept: those with the best value on held-out rows, or the
+last where none are held out. All randomness comes from one `torch.Generator` with the caller's seed and from those that the
 modules hold; the global one is left alone.
 
 **Players** of a game, such as a critic and a generator, take turns within a step, each with its own
@@ -67,24 +67,25 @@ def fit(
         loss: `loss(rows, generator)` of shape `()` or `(batch,)`, a function of the module's
             present parameters, or that and a dict of numbers for the progress; or a sequence of
             `Player`, each with its own.
-        data: `(n, *event_shape)`.
-        recipe: The recipe.
-        seed: Of the random numbers.
-        report: Called after each evaluation (by the first process).
-        evaluate: What is measured on held-out rows, lowest best, as a loss: None for the loss
-            itself, and needed for a game unless nothing is held out.
-        checkpoint: The file to save to and to go on from.
+        data: The rows to fit to, `(n, *event_shape)`.
+        recipe: How to optimise.
+        seed: The seed of the random numbers.
+        report: Called with the `Progress` after each evaluation (by the first process).
+        evaluate: What is measured on held-out rows, the lower the better, with the signature of a
+            loss; None for the loss itself. A game needs it unless nothing is held out.
+        checkpoint: The file to save to, and to go on from where it exists; None for none.
         state: An object with `state_dict` and `load_state_dict` that belongs to the training, such
-            as a `ContrastiveDivergence` (a loss that has these is one).
-        settings: Plain values that tell this run's checkpoint from others'.
+            as a `ContrastiveDivergence`. (A loss that has these methods is found by itself.)
+        settings: Plain values that tell the checkpoints of this run from others'.
 
     Returns:
-        `Fit`.
+        The kept weights, their step, and the progress.
 
     Raises:
-        `InvalidArgument`; `FitFailure` where loss, gradient, weights or held-out value are not
-        finite: it carries the step and the last good averaged weights, which the module is left
-        with; `CheckpointError` where the checkpoint is damaged or another run's.
+        InvalidArgument: For arguments that do not fit one another.
+        FitFailure: Where loss, gradient, weights or held-out value are not finite. It carries the
+            step and the last good averaged weights, which the module is left with.
+        CheckpointError: Where the checkpoint is damaged or another run's.
     """
     players = [Player("", module, loss)] if callable(loss) else list(loss)
     run = Training(module, players, data, recipe, seed, evaluate, state)

@@ -4,10 +4,10 @@ With a decoder p(x | z), a prior p(z) and an encoder q(z | x), and draws `z_k ~ 
 
     log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x),        E w_k = p(x)
     ELBO = E log w_k = E log p(x | z) - KL(q(. | x) || p)          <= log p(x)
-    IWAE = E log (1/K sum_k w_k)                                   between the two, to log p(x) as K grows
+    IWAE = E log (1/K sum_k w_k)                                   between the two
 
-The draws are explicit functions of normals given by the caller, so that gradients reach the
-encoder.
+and IWAE tends to log p(x) as K grows. The draws are explicit functions of normals that the caller
+gives, so that gradients reach the encoder.
 
 References:
     Kingma, Welling, "Auto-encoding variational Bayes" (2014).
@@ -52,25 +52,36 @@ Decoder = Callable[[Tensor], Density]
 
 
 def negative_log_likelihood(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`-log p(x)` in nats, whose mean is least where p is nearest the data in Kullback-Leibler
-    divergence.
+    """The negative log likelihood `-log p(x)`, in nats.
+
+    Its mean is least where p is nearest to the law of the data in Kullback-Leibler divergence.
 
     Args:
-        log_prob: Normalised, `(batch, *event_shape) -> (batch,)`.
-        x: data. Returns: `(batch,)`.
+        log_prob: A normalised log density, `(batch, *event_shape) -> (batch,)`.
+        x: Data, `(batch, *event_shape)`.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        InvalidArgument: Where `log_prob` does not give one number a row.
     """
     return -check_rows("log_prob", log_prob(x), x.shape[:1], "A log density gives one number a row")
 
 
 @singledispatch
 def reparametrised(distribution: td.Distribution, noise: Tensor) -> Tensor:
-    """A draw as a function of standard normals.
-
-    `loc + scale noise`, like noise `(..., *batch_shape, *event_shape)`.
+    """A draw as a function of standard normals, `loc + scale noise`.
 
     Args:
         distribution: A `Normal`, a `MultivariateNormal` or an `Independent` of one.
         noise: Standard normal, `(..., *batch_shape, *event_shape)`.
+
+    Returns:
+        A tensor like the noise.
+
+    Raises:
+        InvalidArgument: For any other distribution.
     """
     raise InvalidArgument(
         "posterior", distribution, "a Normal, a MultivariateNormal or an Independent of one"
@@ -95,17 +106,20 @@ def _(distribution: td.Independent[td.Distribution], noise: Tensor) -> Tensor:
 def log_weights(
     x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor
 ) -> Tensor:
-    """The log importance weights `log w_k` above; the mean of `w_k` is `p(x)` for any encoder.
+    """The log importance weights `log w_k`; the mean of `w_k` is `p(x)` for any encoder.
 
     Args:
-        x: Data `(batch, *event_shape)`.
-        posterior: `q(. | x)`, normal, of batch shape `(batch,)`.
-        decoder: `(rows, *latent_shape)` to a distribution of batch shape `(rows,)`.
-        prior: Over one latent.
-        noise: Standard normals `(k, batch, *latent_shape)`.
+        x: Data, `(batch, *event_shape)`.
+        posterior: The encoder's `q(. | x)`, a normal law with batch shape `(batch,)`.
+        decoder: Takes latents `(rows, *latent_shape)` to p(x | z), with batch shape `(rows,)`.
+        prior: The law p(z) of one latent.
+        noise: Standard normals, `(k, batch, *latent_shape)`.
 
     Returns:
-        `(k, batch)`. Raises `InvalidArgument` where shapes disagree.
+        `(k, batch)`, in nats.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
     """
     z = _latents(x, posterior, noise)
     rows = z.flatten(0, 1)
@@ -124,17 +138,24 @@ def negative_elbo(
 ) -> Tensor:
     """The negative evidence lower bound, in nats, averaged over the k draws.
 
-    References:
-        Kingma, Welling (2014): their estimators A, and B with the Kullback-Leibler term in closed
-        form.
-
-    Arguments are as `log_weights`.
-
     Args:
-        exact_kl: For pairs of posterior and prior that torch knows.
+        x: As in `log_weights`.
+        posterior: As in `log_weights`.
+        decoder: As in `log_weights`.
+        prior: As in `log_weights`; a torch distribution where `exact_kl`.
+        noise: As in `log_weights`.
+        exact_kl: Whether the Kullback-Leibler term is taken in closed form, for pairs of posterior
+            and prior that torch has it for.
 
     Returns:
-        `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+        `(batch,)`.
+
+    Raises:
+        InvalidArgument: Where shapes disagree, or the prior is no distribution where it must be.
+
+    References:
+        Kingma, Welling, "Auto-encoding variational Bayes" (2014): their estimator A, and B where
+        `exact_kl`.
     """
     if not exact_kl:
         return -log_weights(x, posterior, decoder, prior, noise).mean(0)
@@ -151,10 +172,21 @@ def negative_iwae(
 
     With one draw it is the negative ELBO.
 
-    References:
-        Burda, Grosse, Salakhutdinov (2016).
-        Arguments, returns and errors: as `log_weights`.
+    Args:
+        x: As in `log_weights`.
+        posterior: As in `log_weights`.
+        decoder: As in `log_weights`.
+        prior: As in `log_weights`.
+        noise: As in `log_weights`.
+
+    Returns:
         `(batch,)`.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
+
+    References:
+        Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders" (2016).
     """
     return math.log(len(noise)) - log_weights(x, posterior, decoder, prior, noise).logsumexp(0)
 
@@ -173,7 +205,7 @@ def _latents(x: Tensor, posterior: td.Distribution, noise: Tensor) -> Tensor:
 
 
 def _reconstruction(x: Tensor, decoder: Decoder, z: Tensor) -> Tensor:
-    """`log p(x | z_k)`, `(k, batch)`. The decoder sees draws and data as one axis of rows."""
+    """The reconstruction `log p(x | z_k)`, `(k, batch)`, the decoder called once for all k."""
     repeated = x.expand(len(z), *x.shape).flatten(0, 1)
     values = check_rows(
         "decoder", decoder(z.flatten(0, 1)).log_prob(repeated), repeated.shape[:1], HINT

@@ -1,8 +1,7 @@
-r"""Losses for fields on a path, as pure functions of everything they depend on.
+r"""Losses for fields on a path, as pure functions of all that they depend on.
 
-One value a row, to be averaged.
-
-All are mean squares over the event, `|.|^2 / d`, so that losses of different event shapes compare.
+Each gives one value a row, to be averaged over the batch: a mean square over the d entries of an
+event, `|.|^2 / d`, so that losses on different event shapes compare.
 """
 
 from __future__ import annotations
@@ -33,18 +32,21 @@ def noise_prediction(
 ) -> Tensor:
     """Noise prediction: `|net(alpha x + sigma eps, t) - eps|^2 / d`, minimised by `E[eps | x_t]`.
 
-    References:
-        Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020).
-
     Args:
-        net: `net(x_t, t)` like x_t.
-        x: Data `(batch, *event_shape)`.
-        t: `(batch,)` in [0, 1].
-        noise: Standard normal, like x.
-        path: From noise to data.
+        net: `net(x_t, t)`, like x_t.
+        x: Data, `(batch, *event_shape)`.
+        t: Times in [0, 1], `(batch,)`.
+        noise: eps, standard normal, like x.
+        path: The Gaussian path, which gives alpha and sigma at t.
 
     Returns:
-        `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+        `(batch,)`.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
+
+    References:
+        Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020).
     """
     return prediction_error(net, x, t, noise, path, "noise")
 
@@ -52,9 +54,9 @@ def noise_prediction(
 def prediction_error(
     net: Network, x: Tensor, t: Tensor, noise: Tensor, path: GaussianPath, predicts: str = "noise"
 ) -> Tensor:
-    """The regression of any prediction.
+    """The regression of any prediction, `|net(x_t, t) - y|^2 / d` at `x_t = alpha x + sigma eps`.
 
-    `|net(x_t, t) - y|^2 / d` at `x_t = alpha x + sigma eps`, least for `E[y | x_t]`.
+    It is minimised by `E[y | x_t]`, where
 
         predicts   data   noise   score          velocity                   v
         y          x      eps     -eps / sigma   alpha' x + sigma' eps      alpha eps - sigma x
@@ -62,19 +64,27 @@ def prediction_error(
     Each is `noise_prediction` times a weight of the time, `scoretk.learn.weighting(predicts, path,
     t)`.
 
-    References:
-        Ho, Jain, Abbeel (2020): noise.
-        Vincent, "A connection between score matching and denoising autoencoders" (2011): score.
-        Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): data
-        and v.
-
-    Arguments are as in `noise_prediction`.
-
     Args:
-        predicts: What the network's output means. t must lie where y is finite.
+        net: As in `noise_prediction`.
+        x: As in `noise_prediction`.
+        t: As in `noise_prediction`; y must be finite there.
+        noise: As in `noise_prediction`.
+        path: As in `noise_prediction`.
+        predicts: What the network predicts, a name of the table.
 
     Returns:
-        `(batch,)`. Raises `InvalidArgument` where shapes disagree; `UnknownName`.
+        `(batch,)`.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
+        UnknownName: For an unknown prediction.
+
+    References:
+        Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020), for noise.
+        Vincent, "A connection between score matching and denoising autoencoders" (2011), for the
+        score.
+        Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022), for
+        data and v.
     """
     _check(x, t, noise)
     check_prediction(predicts)
@@ -90,24 +100,25 @@ def prediction_error(
 
 
 def flow_matching(net: Network, x: Tensor, t: Tensor, start: Tensor) -> Tensor:
-    """Conditional flow matching on straight lines.
+    """Conditional flow matching on lines: `|net((1 - t) x_0 + t x_1, t) - (x_1 - x_0)|^2 / d`.
 
-    `|net((1 - t) x_0 + t x_1, t) - (x_1 - x_0)|^2 / d`.
-
-    Minimised by the velocity of a flow that takes the distribution of x_0 to that of x_1, whatever
+    It is minimised by the velocity of a flow that takes the law of x_0 to that of x_1, whatever
     their coupling: as drawn, or by minibatch optimal transport (`scoretk.learn.couplings`).
+
+    Args:
+        net: `net(x_t, t)`, like x_t.
+        x: The data x_1, `(batch, *event_shape)`.
+        t: Times in [0, 1], `(batch,)`.
+        start: The x_0 coupled with the data, like x.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
 
     References:
         Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023).
-
-    Args:
-        net: `net(x_t, t)` like x_t.
-        x: The data x_1 `(batch, *event_shape)`.
-        t: `(batch,)` in [0, 1].
-        start: The x_0 coupled with them, like x.
-
-    Returns:
-        `(batch,)`. Raises `InvalidArgument` where shapes disagree.
     """
     _check(x, t, start)
     return _mean_square(net(torch.lerp(start, x, across(t.to(x), x)), t) - (x - start))
@@ -116,26 +127,27 @@ def flow_matching(net: Network, x: Tensor, t: Tensor, start: Tensor) -> Tensor:
 def denoising_score_matching(
     score: Callable[[Tensor], Tensor], x: Tensor, noise: Tensor, sigma: float | Tensor
 ) -> Tensor:
-    """Denoising score matching.
+    """Denoising score matching: `|sigma score(x + sigma eps) + eps|^2 / d`.
 
-    `|sigma score(x + sigma eps) + eps|^2 / d`, minimised by the score of the noised data.
+    It is minimised by the score of the noised data. This is the squared error of the score, weighted
+    by sigma^2; times `sigma^(p - 2)` it is weighted by `sigma^p`.
 
-    That is the square error of the score weighted by sigma^2; times `sigma^(p - 2)` it is weighted
-    by `sigma^p`.
+    Args:
+        score: The score of a static field, `score(x)`, like x.
+        x: Data, `(batch, *event_shape)`.
+        noise: eps, standard normal, like x.
+        sigma: The noise level, > 0: a number, or one a row, `(batch,)`.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
 
     References:
         Vincent, "A connection between score matching and denoising autoencoders" (2011).
         Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019),
         for several sigmas.
-
-    Args:
-        score: Of a static field.
-        x: Data `(batch, *event_shape)`.
-        noise: Standard normal, like x.
-        sigma: > 0, a number or one a row, `(batch,)`.
-
-    Returns:
-        `(batch,)`. Raises `InvalidArgument` where shapes disagree.
     """
     levels = (
         sigma if isinstance(sigma, Tensor) and sigma.ndim else x.new_full((len(x),), float(sigma))
@@ -146,12 +158,20 @@ def denoising_score_matching(
 
 
 def stratified(n: int, generator: torch.Generator) -> Tensor:
-    """N numbers, each uniform on [0, 1) and one in each nth of it: times that make a batch's loss
-    less noisy, `(n,)`.
+    """Stratified times: the i-th is uniform on [i / n, (i + 1) / n).
+
+    The mean of a loss over them has less variance than over independent times.
+
+    Args:
+        n: How many.
+        generator: The source of randomness.
+
+    Returns:
+        `(n,)`, float32.
 
     References:
-        Kingma, Salimans, Poole, Ho, "Variational diffusion models" (2021), who share one offset
-        likewise.
+        Kingma, Salimans, Poole, Ho, "Variational diffusion models" (2021), who stratify by one
+        offset for all.
     """
     shift = torch.rand(n, generator=generator)
     return (torch.arange(n) + shift) / max(n, 1)

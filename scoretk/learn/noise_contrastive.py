@@ -2,10 +2,10 @@ r"""Learning an energy and its log Z by telling data from noise.
 
 With nu draws y of a known density q for each x of the data, and `p(x) = exp(-E(x) - log_z)`,
 
-    G(u) = log p(u) - log q(u) - log nu                       the log odds that u is a datum
-    J = -E_x log sigmoid(G(x)) - nu E_y log sigmoid(-G(y))
+    J = -E_x log sigmoid(G(x)) - nu E_y log sigmoid(-G(y)),    G(u) = log p(u) - log q(u) - log nu
 
-is least where p is the density of the data, normalised: log_z is a parameter like any other.
+is least where p is the normalised density of the data, log_z being a parameter like any other. G(u)
+is the log odds that u is from the data.
 
 References:
     Gutmann, Hyvärinen, "Noise-contrastive estimation: a new estimation principle for unnormalized
@@ -32,22 +32,24 @@ PerRow = Callable[[Tensor], Tensor]
 def noise_contrastive(
     energy: PerRow, log_z: Tensor, noise_log_prob: PerRow, x: Tensor, y: Tensor
 ) -> Tensor:
-    """Noise contrastive estimation.
-
-    J above, with nu the number of noise rows over that of data rows.
-
-    References:
-        Gutmann, Hyvärinen (2010).
+    """Noise contrastive estimation: J of the module, with nu the ratio of the numbers of rows.
 
     Args:
-        energy: `(rows, *event_shape) -> (rows,)`.
-        log_z: A scalar to learn with it.
-        noise_log_prob: Normalised, like energy.
-        x: Data `(batch, *event_shape)`.
-        y: Draws of the noise `(nu batch, *event_shape)`.
+        energy: E, `(rows, *event_shape) -> (rows,)`.
+        log_z: A scalar that is learned with it.
+        noise_log_prob: log q, normalised, `(rows, *event_shape) -> (rows,)`.
+        x: Data, `(batch, *event_shape)`.
+        y: Draws of the noise, `(m, *event_shape)`, so that nu = m / batch.
 
     Returns:
-        a scalar. Raises `InvalidArgument` where shapes disagree.
+        A scalar.
+
+    Raises:
+        InvalidArgument: Where shapes disagree, or x or y is empty.
+
+    References:
+        Gutmann, Hyvärinen, "Noise-contrastive estimation: a new estimation principle for
+        unnormalized statistical models" (2010).
     """
     if not len(x) or not len(y) or x.shape[1:] != y.shape[1:]:
         raise InvalidArgument(
@@ -73,24 +75,27 @@ def noise_contrastive(
 def flow_contrastive(
     energy: PerRow, log_z: Tensor, flow_log_prob: PerRow, x: Tensor, y: Tensor
 ) -> Tensor:
-    """Flow contrastive estimation.
+    """Flow contrastive estimation: J with a flow as the noise, which the flow maximises.
 
-    J with a flow as the noise, on which energy and log_z descend and the flow ascends.
-
-    For the best energy `-J = 2 JS(data, flow) - log 4`, which the flow so makes small.
-
-    References:
-        Gao, Nijkamp, Kingma, Xu, Dai, Wu (2020).
-
-    Arguments are as `noise_contrastive`.
+    For the best energy `-J = 2 JS(data, flow) - log 4`, so that the flow comes near the data.
 
     Args:
-        flow_log_prob: Of the flow.
-        y: As many draws of it as x has rows, through which its gradients flow: give `-loss` to its
-            optimiser, and y detached where only the energy learns.
+        energy: As in `noise_contrastive`.
+        log_z: As in `noise_contrastive`.
+        flow_log_prob: The log density of the flow, normalised, `(rows, *event_shape) -> (rows,)`.
+        x: Data, `(batch, *event_shape)`.
+        y: As many draws of the flow, with their gradients: the flow's optimiser minimises `-loss`.
+            Detached where only the energy learns.
 
     Returns:
-        a scalar. Raises `InvalidArgument` where shapes disagree.
+        A scalar.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
+
+    References:
+        Gao, Nijkamp, Kingma, Xu, Dai, Wu, "Flow contrastive estimation of energy-based models"
+        (2020).
     """
     if len(y) != len(x):
         raise InvalidArgument("y", y, f"as many rows as x has, {len(x)}")

@@ -1,9 +1,7 @@
-"""The processes of one training (`torchrun`, torch.distributed).
+"""What the processes of one training (`torchrun`, torch.distributed) send to one another.
 
-What they add up, agree on and hand to one another.
-
-Alone, each of these functions is what it is for one process. Gradients are summed in one message a
-step.
+With a single process these functions do nothing but return what they were given. Gradients are
+summed in one message a step.
 """
 
 from __future__ import annotations
@@ -28,14 +26,15 @@ def process_count() -> int:
 
 
 def rank() -> int:
-    """The number of this one; 0 reports and writes."""
+    """The number of this process, from 0; process 0 reports and writes files."""
     return distributed.get_rank() if _several() else 0
 
 
 def own(parts: int) -> range:
-    """Which of the parts of a batch this one computes.
+    """Which of the parts of a batch this process computes.
 
-    Their number is a multiple of the number of processes.
+    Args:
+        parts: The number of parts, a multiple of the number of processes.
     """
     each = parts // process_count()
     return range(rank() * each, (rank() + 1) * each)
@@ -43,7 +42,7 @@ def own(parts: int) -> range:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that `torchrun` started, if it did, with gloo; leave them after."""
+    """A context in which the processes that `torchrun` has started, if any, are joined by gloo."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or _several():
         yield
         return
@@ -65,7 +64,12 @@ def same_start(module: nn.Module) -> None:
 def summed(parameters: Sequence[nn.Parameter], value: Tensor) -> Tensor:
     """Sum gradients, in place, and a scalar over the processes.
 
-    A parameter that has a gradient nowhere stays without.
+    Args:
+        parameters: Those whose `grad` is summed. One without a gradient in any process stays so.
+        value: A scalar.
+
+    Returns:
+        The sum of the scalar.
     """
     if process_count() == 1:
         return value
@@ -81,7 +85,7 @@ def summed(parameters: Sequence[nn.Parameter], value: Tensor) -> Tensor:
 
 
 def agreed(value: float | None) -> float | None:
-    """The first process's number, in all of them."""
+    """The value that the first process has, in all of them; None where it is None."""
     if value is None or process_count() == 1:
         return value
     message = torch.tensor(value, dtype=torch.float64)
@@ -90,7 +94,7 @@ def agreed(value: float | None) -> float | None:
 
 
 def gathered(content: bytes) -> list[bytes]:
-    """Every process's bytes, in the order of their ranks."""
+    """The bytes of every process, in the order of their ranks."""
     if process_count() == 1:
         return [content]
     sizes = [torch.zeros((), dtype=torch.int64) for _ in range(process_count())]

@@ -23,11 +23,14 @@ MakeOptimiser = Callable[[list[nn.Parameter]], Optimizer]
 
 
 class Progress(NamedTuple):
-    """One evaluation: steps done, mean training loss since the last one, held-out value (None
-    without held-out data).
+    """The report of one evaluation.
 
-    `health`: means since the last evaluation of the gradient's norm before clipping and of what the
-    loss tells.
+    Args:
+        step: How many steps were made.
+        loss: The mean training loss since the last evaluation.
+        held_out: The value on held-out rows, None without such rows.
+        health: Means since the last evaluation of the gradient's norm before clipping, "gradient",
+            and of the numbers that the loss returns beside its value.
     """
 
     step: int
@@ -46,23 +49,23 @@ class Recipe:
     """How to optimise.
 
     Args:
-        steps: How many.
-        batch: Rows a step.
-        learning_rate: At its highest.
-        betas: Of AdamW.
-        weight_decay: Of AdamW.
-        clip: The largest gradient norm.
-        decay: Of the averaged weights.
-        held_out: The share of the rows kept for choosing the weights, 0 for none.
-        repeats: Draws of the loss's randomness for each held-out row.
-        evaluations: How many, evenly spaced.
-        optimiser: What makes one of a list of parameters, such as
-            `functools.partial(torch.optim.SGD, lr=0.1)`, None for AdamW.
-        schedule: Of the optimiser's learning rate after 2 % of the steps as warmup: "cosine", to a
-            fiftieth, or "constant".
-        patience: Stop after so many evaluations without a lower held-out value.
-        parts: Slices a batch is computed in, a multiple of the number of processes, None for that
-            number.
+        steps: How many steps are made.
+        batch: How many rows a step takes.
+        learning_rate: The highest learning rate of AdamW.
+        betas: The decay rates of AdamW's moments.
+        weight_decay: The decoupled weight decay of AdamW.
+        clip: The largest norm of the gradient, to which it is clipped.
+        decay: The decay of the averaged weights, in [0, 1).
+        held_out: The share of the rows that is kept for choosing the weights, in [0, 1), 0 for none.
+        repeats: How often held-out rows are evaluated, each time with other random numbers.
+        evaluations: How many evaluations there are, evenly spaced.
+        optimiser: Makes an optimiser of a list of parameters, such as
+            `functools.partial(torch.optim.SGD, lr=0.1)`; None for AdamW.
+        schedule: How the optimiser's learning rate goes on after it has risen linearly over 2 % of
+            the steps: "cosine", down to a fiftieth, or "constant".
+        patience: After how many evaluations without a lower held-out value to stop, None for never.
+        parts: How many slices a batch is computed in, a multiple of the number of processes; None
+            for that number.
     """
 
     steps: int
@@ -95,14 +98,14 @@ class Recipe:
             raise InvalidArgument("patience", self.patience, "None where no rows are held out")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, over the optimiser's own."""
+        """The learning rate of a step, as a share of the optimiser's own."""
         warmup = min(1.0, (step + 1) / max(1, self.steps // 50))
         if self.schedule == "constant":
             return warmup
         return warmup * (0.02 + 0.98 * (1 + math.cos(math.pi * step / self.steps)) / 2)
 
     def make(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """The optimiser of these parameters."""
+        """An optimiser of these parameters."""
         if self.optimiser is not None:
             return self.optimiser(parameters)
         return AdamW(
@@ -112,14 +115,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Player:
-    """One of those who take turns in a step.
+    """One player of a game, such as a critic: its parameters, its loss and its optimiser.
 
     Args:
-        name: The name.
-        module: Whose parameters this player moves, a part of the module that is fitted.
-        loss: As in `fit`.
-        steps: Of its optimiser in each turn, each on a fresh batch.
-        optimiser: As in `Recipe`, None for the recipe's.
+        name: The prefix of its numbers in `Progress.health`.
+        module: The parameters that this player moves, a part of the module that is fitted.
+        loss: Its loss, as in `fit`.
+        steps: How many steps of its optimiser it makes in each turn, each on a batch of its own.
+        optimiser: Makes its optimiser, as in `Recipe`; None for the recipe's.
     """
 
     name: str
@@ -134,9 +137,12 @@ class Player:
 
 @dataclass
 class Fit:
-    """The outcome: `weights`, a state dict; `step`, how many steps they had.
+    """The outcome of a fit.
 
-    `history`, one `Progress` an evaluation.
+    Args:
+        weights: The weights that are kept, a state dict.
+        step: After how many steps they were.
+        history: One `Progress` for each evaluation.
     """
 
     weights: dict[str, Tensor]

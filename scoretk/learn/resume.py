@@ -1,9 +1,8 @@
-"""A training's whole moment in one file.
+"""The whole moment of a training in one file, through `scoretk.run.checkpoint`, never pickle.
 
-Nested plain values and tensors, through `scoretk.run.checkpoint`, never pickle.
-
-Dicts, lists, tuples, tensors, None, booleans, numbers and strings come back as they were, so that
-any optimiser's state fits. The structure is JSON, kept among the tensors.
+A moment is a nested value: dicts, lists, tuples, tensors, None, booleans, numbers and strings come
+back as they were, so that any optimiser's state fits. Its structure is JSON, kept among the
+tensors.
 """
 
 from __future__ import annotations
@@ -39,22 +38,33 @@ KINDS = {"list": list, "tuple": tuple}
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:
-    """The path, checked: a file in a folder that exists. Raises `InvalidArgument`."""
+    """The path of a file in a folder that exists.
+
+    Raises:
+        InvalidArgument: For any other path.
+    """
     return file_to_write("checkpoint", path)
 
 
 def write_moment(path: Path, moment: Any, settings: dict[str, Any]) -> None:
-    """Write a moment atomically; settings, plain values, tell the run from others.
+    """Write a moment atomically.
 
-    Raises `CheckpointError`.
+    Args:
+        path: The file.
+        moment: A nested value.
+        settings: Plain values that tell the run from others.
+
+    Raises:
+        CheckpointError: Where the moment holds a value of another type, or writing fails.
     """
     write(path, to_tensors(moment), {"settings": _plain(settings)}, "fit")
 
 
 def read_moment(path: Path, settings: dict[str, Any]) -> Any:
-    """What `write_moment` wrote.
+    """The moment that `write_moment` wrote; the file is only read.
 
-    Raises `CheckpointError` as `scoretk.run.checkpoint.read`; the file is only read.
+    Raises:
+        CheckpointError: Where the file is damaged, or written with other settings.
     """
     tensors, header = read(path, _plain(settings), "fit")
     try:
@@ -65,7 +75,7 @@ def read_moment(path: Path, settings: dict[str, Any]) -> Any:
 
 
 def packed(value: Any) -> bytes:
-    """A nested value as bytes, to send to other processes."""
+    """A nested value as bytes, for other processes."""
     return to_bytes({name: fresh(t.detach().to("cpu")) for name, t in to_tensors(value).items()})
 
 
@@ -75,7 +85,11 @@ def unpacked(content: bytes) -> Any:
 
 
 def to_tensors(value: Any) -> dict[str, Tensor]:
-    """A nested value as named tensors: its own, numbered, and one of bytes for its structure."""
+    """A nested value as named tensors: its own, by number, and one of bytes for its structure.
+
+    Raises:
+        CheckpointError: Where it holds a value of a type that cannot be kept.
+    """
     tensors: list[Tensor] = []
     structure = json.dumps(_skeleton(value, tensors)).encode()
     found = {str(i): tensor for i, tensor in enumerate(tensors)}
@@ -85,7 +99,8 @@ def to_tensors(value: Any) -> dict[str, Tensor]:
 def from_tensors(tensors: dict[str, Tensor]) -> Any:
     """The inverse of `to_tensors`.
 
-    Raises `ValueError`, `KeyError` or `TypeError` for anything else.
+    Raises:
+        ValueError: For anything else; also KeyError or TypeError.
     """
     structure = tensors[STRUCTURE]
     if structure.dtype != torch.uint8 or structure.ndim != 1:
@@ -98,9 +113,9 @@ def from_tensors(tensors: dict[str, Tensor]) -> Any:
 
 
 def _skeleton(value: Any, tensors: list[Tensor]) -> Any:
-    """JSON of a nested value: leaves as they are, all else as [kind, content].
+    """The structure of a nested value as JSON: plain values as they are, else [kind, content].
 
-    Tensors are put into the list.
+    A tensor becomes ["tensor", its number], and is appended to `tensors`.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -131,6 +146,5 @@ def _whole(json_value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(
-        json.dumps(settings, default=repr)
-    )  # tuples become lists, as in a header that was read
+    # tuples become lists, as in a header that was read
+    return json.loads(json.dumps(settings, default=repr))

@@ -1,12 +1,14 @@
-r"""The term that contrastive divergence leaves out: how its negatives move with the parameters.
+r"""The term that contrastive divergence leaves out: how its negatives depend on the parameters.
 
-Where x ~ q is what k steps of a sampler on E make, the gradient of KL(data || p) - KL(q || p) in
-the parameters has, beside contrastive divergence's two terms, one through q,
+Let q be the law of the negatives x, which k steps of a sampler on E make. Beside the two terms of
+contrastive divergence the gradient of KL(data || p) - KL(q || p) in the parameters has one through
+q: that of
 
-    L = KL(q || p) with p held = E_q E(x) - H(q) + const,    E held, x with its gradient through (the last of) the steps
+    L = E_q E(x) - H(q),    KL(q || p) up to a constant,
 
-and the entropy is estimated by the distance rho of each x to the nearest of m other draws (V_d:
-volume of the unit ball),
+with the parameters of E held, and x differentiated through (the last of) the steps. The entropy is
+estimated by the distance rho of each x to the nearest of m other draws, with V_d the volume of the
+unit ball,
 
     H(q) = E[ d log rho ] + log V_d + psi(m + 1) - psi(1)
 
@@ -36,42 +38,44 @@ __all__ = ["nearest_neighbour_entropy", "sampler_divergence"]
 def sampler_divergence(
     energy: Callable[[Tensor], Tensor], negatives: Tensor, others: Tensor
 ) -> Tensor:
-    """`E(x) - H(q)`: KL(q || p) up to log Z, with gradients through the negatives alone, never
-    through the energy.
+    """An estimate of KL(q || p) - log Z, `E(x) - H(q)`, differentiable in the negatives alone.
 
     Args:
-        energy: `(batch, *event_shape) -> (batch,)`.
-        negatives: X, with their gradients.
-        others: Draws of the same sampler that are not among them, such as those of earlier updates,
-            `(m, *event_shape)`.
+        energy: E, `(batch, *event_shape) -> (batch,)`, whose parameters get no gradient.
+        negatives: x, with their gradients, `(batch, *event_shape)`.
+        others: Other draws of the same sampler, such as those of earlier updates, `(m,
+            *event_shape)`.
 
     Returns:
-        `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+        `(batch,)`, in nats.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
     """
     values, slope = grad_energy(energy, negatives.detach())
-    held = values + row_dot(
-        slope, negatives - negatives.detach()
-    )  # E(x), whose gradient is grad E(x) dx
+    # E(x), whose gradient is grad E(x) dx
+    held = values + row_dot(slope, negatives - negatives.detach())
     return held - nearest_neighbour_entropy(negatives, others)
 
 
 def nearest_neighbour_entropy(x: Tensor, others: Tensor) -> Tensor:
-    """Entropy in nats, an estimate a row whose mean is H as m grows.
+    """Estimates of the entropy of a law from nearest neighbours, whose mean tends to H as m grows.
 
-    The others are constants to its gradient.
-
-    The bias at finite m grows with the dimension, the gradient less so.
-
-    References:
-        Kozachenko, Leonenko (1987).
+    The bias at finite m grows with the dimension, that of the gradient less so.
 
     Args:
-        x: `(batch, *event_shape)`.
-        others: `(m, *event_shape)`, independent of x and of the same law.
+        x: Draws, `(batch, *event_shape)`.
+        others: Other draws of the same law, independent of x, `(m, *event_shape)`; no gradient
+            flows to them.
 
     Returns:
-        `(batch,)`; `-inf` where a row of x is among the others. Raises `InvalidArgument` where
-        shapes disagree.
+        One estimate a row in nats, `(batch,)`; `-inf` where a row of x is among the others.
+
+    Raises:
+        InvalidArgument: Where shapes disagree, or there are no others.
+
+    References:
+        Kozachenko, Leonenko, "Sample estimate of the entropy of a random vector" (1987).
     """
     if others.shape[1:] != x.shape[1:] or not len(others):
         raise InvalidArgument(

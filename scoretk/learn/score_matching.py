@@ -1,14 +1,12 @@
-r"""Score matching without the score of the data.
-
-Integration by parts leaves derivatives of the model alone.
+r"""Score matching without the score of the data, by integration by parts.
 
 For data of density p and a model s of its score,
 
     J = E_p[ |s(x)|^2 / 2 + tr ds/dx ] = E_p |s - grad log p|^2 / 2 - E_p |grad log p|^2 / 2
 
-With directions v, `E v v^T = I`, the trace is `E_v v^T (ds/dx) v` and the square may be `E_v (v^T
-s)^2`. Both are sums over the event, never means: s scales the two terms differently, so neither may
-be divided alone.
+With random directions v, `E v v^T = I`, the trace is `E_v v^T (ds/dx) v`, and the square may be
+`E_v (v^T s)^2`. Both terms are sums over the event, never means: as they scale differently with s,
+neither may be divided alone.
 
 References:
     Hyvärinen, "Estimation of non-normalized statistical models by score matching" (2005).
@@ -34,19 +32,22 @@ Score = Callable[[Tensor], Tensor]
 
 
 def implicit_score_matching(score: Score, x: Tensor) -> Tensor:
-    """Implicit score matching with the exact trace.
+    """Implicit score matching with the exact trace, `|s|^2 / 2 + tr ds/dx`.
 
-    `|s|^2 / 2 + tr ds/dx`, at the price of a backward pass a dimension.
-
-    References:
-        Hyvärinen (2005).
+    It costs one backward pass for each dimension.
 
     Args:
-        score: `(batch, *event_shape) -> like it`, rows independent.
-        x: Data `(batch, *event_shape)`.
+        score: s, `(batch, *event_shape)` to the same shape, its rows independent.
+        x: Data, `(batch, *event_shape)`.
 
     Returns:
-        `(batch,)`. Raises `InvalidArgument` where the score has another shape than x.
+        `(batch,)`.
+
+    Raises:
+        InvalidArgument: Where the score has another shape than x.
+
+    References:
+        Hyvärinen, "Estimation of non-normalized statistical models by score matching" (2005).
     """
     axes = torch.eye(math.prod(x.shape[1:]), dtype=x.dtype, device=x.device)
     s, curvatures = _along(score, x, axes.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape))
@@ -56,22 +57,26 @@ def implicit_score_matching(score: Score, x: Tensor) -> Tensor:
 def sliced_score_matching(
     score: Score, x: Tensor, probes: Tensor, *, variance_reduced: bool = True
 ) -> Tensor:
-    """Sliced score matching.
+    """Sliced score matching, `mean_v v^T (ds/dx) v + |s|^2 / 2`.
 
-    `mean_v v^T (ds/dx) v + |s|^2 / 2`, or `(v^T s)^2 / 2` without variance reduction.
-
-    Over the probes' distribution its mean is `implicit_score_matching`, either way.
-
-    References:
-        Song, Garg, Shi, Ermon (2019): SSM-VR, and SSM.
+    Its mean over the probes is `implicit_score_matching`.
 
     Args:
         score: As in `implicit_score_matching`.
-        x: As in `implicit_score_matching`.
-        probes: v `(k, batch, *event_shape)`, standard normals or signs.
+        x: Data, `(batch, *event_shape)`.
+        probes: v, standard normals or random signs, `(k, batch, *event_shape)`.
+        variance_reduced: Whether the second term is `|s|^2 / 2` (SSM-VR) instead of `mean_v (v^T
+            s)^2 / 2` (SSM), which has the same mean.
 
     Returns:
-        `(batch,)`. Raises `InvalidArgument` where shapes disagree.
+        `(batch,)`.
+
+    Raises:
+        InvalidArgument: Where shapes disagree.
+
+    References:
+        Song, Garg, Shi, Ermon, "Sliced score matching: a scalable approach to density and score
+        estimation" (2019).
     """
     if probes.shape[1:] != x.shape or not len(probes):
         raise InvalidArgument(
@@ -87,8 +92,9 @@ def sliced_score_matching(
 
 
 def _along(score: Score, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """`s(x)`, like x, and `v^T (ds/dx) v`, `(k, batch)`, both differentiable in the parameters
-    where gradients are on.
+    """The score at x, like x, and `v^T (ds/dx) v` for each of k directions v, `(k, batch)`.
+
+    Both are differentiable in the parameters of s where gradients are on.
     """
     keep = torch.is_grad_enabled()
     with torch.enable_grad():

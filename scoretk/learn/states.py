@@ -1,6 +1,4 @@
-"""What losses remember from call to call, such as a replay buffer, kept apart for each part of a
-batch.
-"""
+"""What losses remember from call to call, such as replay buffers, for each part of a batch."""
 
 from __future__ import annotations
 
@@ -19,12 +17,16 @@ __all__ = ["States"]
 
 
 class States:
-    """The states of those candidates that have `state_dict` and `load_state_dict`.
+    """The states of objects that belong to a training, such as losses with a replay buffer.
 
-    Modules are not among them.
+    Args:
+        candidates: Objects, of which those count that have `state_dict` and `load_state_dict` and
+            are no modules.
+        parts: How many parts a batch is computed in. With several, each part has states of its own,
+            and the objects must have `for_part(number)`, which makes them that part's.
 
-    With several parts each has states of its own, and the objects `for_part(number)`, which makes
-    them that part's.
+    Raises:
+        InvalidArgument: Where there are several parts and an object has no `for_part`.
     """
 
     def __init__(self, candidates: list[Any], parts: int) -> None:
@@ -53,7 +55,7 @@ class States:
 
     @contextmanager
     def of(self, part: int) -> Iterator[None]:
-        """Hold the state of this part."""
+        """A context in which the objects have the states of this part, which it may change."""
         if part in self.kept:
             self._set(self.kept[part])
         yield
@@ -62,14 +64,17 @@ class States:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Hold the first state this process has, and put back afterwards what was there."""
+        """A context in which the objects have the first states of this process.
+
+        Afterwards they have the states of before again.
+        """
         before = self._now()
         self._set(next(iter(self.kept.values()), before))
         yield
         self._set(before)
 
     def moment(self) -> dict[int, list[Any]]:
-        """The states of all parts, of those of the other processes too."""
+        """The states of all parts, by number, those of the other processes included."""
         return {
             part: state
             for content in processes.gathered(packed(self.kept or {0: self._now()}))

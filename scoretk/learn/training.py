@@ -1,7 +1,4 @@
-"""One training of the fit loop.
-
-A step, an evaluation, and the moment between two steps from which another can go on.
-"""
+"""One training: its steps, its evaluations, and the moment from which another run can go on."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ __all__ = ["NotFinite", "Training"]
 
 
 class NotFinite(ArithmeticError):
-    """Leaves an optimiser's step before it moves the weights."""
+    """Something is not finite; raised inside an optimiser's step, before it moves the weights."""
 
 
 class Training:
@@ -85,7 +82,11 @@ class Training:
         self.module.eval()
 
     def advance(self) -> None:
-        """One step: every player's turn. Raises `NotFinite`."""
+        """Make one step: every player's turn.
+
+        Raises:
+            NotFinite: Where a loss, a gradient or a weight is not finite.
+        """
         for player, optimiser, rates in zip(self.players, self.optimisers, self.rates, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * self.recipe.rate(self.step)
@@ -102,7 +103,7 @@ class Training:
         self.module.train()
 
         def closure() -> Tensor:
-            if told:  # some optimisers ask again, at other weights: with the same randomness
+            if told:  # some optimisers call again, at other weights: with the same randomness
                 _set_states(self.randomness, before)
             optimiser.zero_grad()
             value, numbers = self._gradient(player.loss, batch, parameters)
@@ -123,9 +124,10 @@ class Training:
     def _gradient(
         self, loss: Loss, batch: Tensor, parameters: list[nn.Parameter]
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """The loss of a batch and its gradients, over all processes.
+        """The loss of a batch, whose gradients are set, over all processes.
 
-        And what the last slice here tells.
+        Returns:
+            The loss, and the numbers that it tells of the last slice of this process.
         """
         total, numbers = torch.zeros((), device=parameters[0].device), dict[str, float | Tensor]()
         slices = batch.tensor_split(self.parts)
@@ -144,7 +146,8 @@ class Training:
     def evaluate(self) -> None:
         """Add to the history, and keep the averaged weights where they are the best so far.
 
-        Raises `NotFinite`.
+        Raises:
+            NotFinite: Where the value on held-out rows is NaN.
         """
         found = processes.agreed(self._held_out_value())
         if found is not None and math.isnan(found):
@@ -160,8 +163,9 @@ class Training:
             self.best.weights, self.best.step = self.averaged(), self.step
 
     def _held_out_value(self) -> float | None:
-        """The averaged weights' value on held-out rows, with the same randomness at each
-        evaluation.
+        """The value of the averaged weights on held-out rows, None without such rows.
+
+        The random numbers are the same at each evaluation.
         """
         if len(self.held_out) == 0 or self.measure is None:
             return None
@@ -176,7 +180,7 @@ class Training:
         return float(torch.stack(values).mean())
 
     def identity(self, data: Tensor, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What tells this run from others."""
+        """What tells this run from others, as plain values."""
         weights = {
             name: [str(v.dtype), list(v.shape)] for name, v in self.module.state_dict().items()
         }
@@ -211,7 +215,11 @@ class Training:
         }
 
     def restore(self, moment: dict[str, Any]) -> None:
-        """Go on from a moment. Raises `CheckpointError`."""
+        """Go on from a moment.
+
+        Raises:
+            CheckpointError: Where it does not fit this training.
+        """
         try:
             for optimiser, its in zip(self.optimisers, moment["optimisers"], strict=True):
                 optimiser.load_state_dict(its)
@@ -282,7 +290,7 @@ def _parameters(player: Player, module: nn.Module) -> list[nn.Parameter]:
 
 
 def _average(module: nn.Module, decay: float) -> AveragedModel:
-    """The average, which starts as the module itself; buffers are taken as they are."""
+    """The averaged weights, which start as those of the module; buffers are not averaged."""
 
     def take_in(averages: Any, present: Any, averaged: Tensor | int) -> None:
         done = int(averaged)
@@ -295,7 +303,7 @@ def _average(module: nn.Module, decay: float) -> AveragedModel:
 
 
 def _generators(module: nn.Module) -> list[torch.Generator]:
-    """Those that modules hold as attributes, as dropout does."""
+    """The generators that modules hold as attributes, as those with dropout do."""
     held = [
         value
         for m in module.modules()
@@ -322,7 +330,7 @@ def _mean(outcome: Tensor | tuple[Tensor, Numbers]) -> tuple[Tensor, dict[str, f
 
 
 def _name(make: Any) -> Any:
-    """What tells one maker of optimisers from another, without addresses."""
+    """What tells one maker of optimisers from another, without addresses in memory."""
     if isinstance(make, partial):
         return [_name(make.func), repr(make.args), repr(make.keywords)]
     return (

@@ -1,20 +1,21 @@
-r"""Weights that turn noise prediction into every other regression on a Gaussian path.
+r"""Weights w that turn noise prediction into every other regression on a Gaussian path.
 
-`w(path, t) * noise_prediction(...)`.
+The loss is `weighting(name, path, t) * noise_prediction(net, x, t, noise, path)`. Given x_t, an
+error e in the predicted noise is an error of `-e / sigma` in the score, `-(sigma / alpha) e` in the
+data, `(alpha + sigma^2 / alpha) e` in v and `-(lambda' sigma / 2) e` in the velocity, with lambda =
+log(alpha^2 / sigma^2) and its time derivative lambda' > 0. So
 
-Given x_t, an error e in the predicted noise is an error of `-e / sigma` in the score, `-(sigma /
-alpha) e` in the data, `(alpha + sigma^2 / alpha) e` in v and `-(lambda' sigma / 2) e` in the
-velocity, with lambda = log(alpha^2 / sigma^2) and its time derivative lambda' > 0. So
+    name         w                                with it, noise prediction is
+    noise        1                                itself: score matching weighted by sigma^2
+    score        1 / sigma^2                      denoising score matching, unweighted
+    data         sigma^2 / alpha^2                data prediction
+    v            ((alpha^2 + sigma^2) / alpha)^2  v prediction
+    velocity     (lambda' sigma / 2)^2            flow matching
+    likelihood   lambda' / 2                      1/d of the integrand over t of a bound of -log p
+    min-snr      min(1, 5 / snr)                  data prediction weighted by min(snr, 5)
+    edm          (s^2 + 1/4) / (1/4)              data prediction as EDM weights it
 
-    name          w                                            with it, noise prediction is
-    noise         1                                            itself: score matching weighted by sigma^2
-    score         1 / sigma^2                                  denoising score matching, unweighted
-    data          sigma^2 / alpha^2                            data prediction
-    v             ((alpha^2 + sigma^2) / alpha)^2              v prediction
-    velocity      (lambda' sigma / 2)^2                        flow matching
-    likelihood    lambda' / 2                                  the bound of -log p, a dth of its integrand over t
-    min-snr       min(1, 5 / snr), snr = alpha^2 / sigma^2     data prediction weighted by min(snr, 5)
-    edm           (s^2 + 1/4) / (1/4), s = sigma / alpha       data prediction in EDM's preconditioning, for data of std 1/2
+where snr = alpha^2 / sigma^2 and s = sigma / alpha; EDM's data have standard deviation 1/2.
 
 References:
     Vincent, "A connection between score matching and denoising autoencoders" (2011).
@@ -60,13 +61,19 @@ WEIGHTINGS: dict[str, Callable[[PathPoint], Tensor]] = {
 
 
 def weighting(name: str, path: GaussianPath, t: Tensor) -> Tensor:
-    """The weight of each row's noise prediction, `(batch,)`.
+    """The weight of noise prediction at times t.
 
-    Several are infinite at an end of the path: draw t inside.
+    Several weights are infinite at an end of the path: draw t inside.
 
     Args:
-        name: In `WEIGHTINGS`.
-        path: The path.
-        t: `(batch,)`. Raises `UnknownName`.
+        name: A name in `WEIGHTINGS`.
+        path: The Gaussian path.
+        t: Times, `(batch,)`.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        UnknownName: For an unknown weighting.
     """
     return WEIGHTINGS[option("weighting", name, WEIGHTINGS)](path(t.double())).to(t)
