@@ -1,11 +1,8 @@
-"""The whole failure vocabulary.
+"""What can fail: exceptions for calls that cannot be served, a status for chains that fail.
 
-Exceptions for calls that cannot be served, a status for chains that fail.
-
-Two kinds of failure are kept apart. A *call* that is wrong or cannot be carried out raises a
-`ScoretkError` whose message says what it got, what was expected and what to do. A *chain* that
-fails while its neighbours are well does not raise: it carries a `Status` code, is frozen at its
-last finite state, and the run goes on.
+A *call* that is wrong or cannot be carried out raises a `ScoretkError`, whose message says what it
+got, what was expected and what to do. A *chain* that fails while its neighbours are well does not
+raise: it carries a `Status` code, is frozen at its last finite state, and the run goes on.
 
 This module imports nothing but the standard library, so that everything may import it.
 """
@@ -39,11 +36,10 @@ __all__ = [
 
 
 SHOWN, LONGEST = 80, 2000
-"""How many characters a message shows of a value, and how many it has at most."""
+"""The most characters that a message shows of a value, and that it has."""
 
-_REPR = (
-    Repr()
-)  # which stops where the beginning is known: the repr of a long list takes as long as the list
+# It stops early: the repr of a long list takes time in proportion to its length.
+_REPR = Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * SHOWN
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = (
     _REPR.maxdeque
@@ -53,16 +49,17 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozens
 class Status(IntEnum):
     """What became of one chain.
 
-    `draws.status` holds these codes, `draws.failed_at` the step (-1 where all is well).
+    `draws.status` holds these codes, `draws.failed_at` the step at which the chain failed (-1 where
+    it did not).
     """
 
     OK = 0
     NONFINITE = 1
     """Position, energy or score became NaN or infinite (or were so at the start)."""
     DIVERGED = 2
-    """Left the region in which the solver's numbers mean anything, while still finite."""
+    """Left the region in which the solver's numbers are meaningful, while still finite."""
     MAX_STEPS = 3
-    """An adaptive solver used up its steps before it reached the end."""
+    """An adaptive solver used up its steps before it reached the end of its interval."""
     UNTRUSTED = 4
     """An estimate whose standard error is not to be trusted."""
 
@@ -70,10 +67,8 @@ class Status(IntEnum):
 class ScoretkError(Exception):
     """Base of every error that scoretk raises on purpose.
 
-    All can be pickled, so that they come back from processes.
-
-    A message has at most `LONGEST` characters, whatever the repr of a value or another library puts
-    into it.
+    All can be pickled, so that they reach the caller from other processes. A message has at most
+    `LONGEST` characters, whatever the repr of a value or another library puts into it.
     """
 
     def __init__(self, *parts: object) -> None:
@@ -88,10 +83,7 @@ class ScoretkError(Exception):
 def _restored(
     kind: type[ScoretkError], args: tuple[Any, ...], attributes: dict[str, Any]
 ) -> ScoretkError:
-    """An error from its parts.
-
-    `__init__` takes other arguments than the message that it makes of them.
-    """
+    """An error from its parts, past `__init__`, whose arguments are not those of the message."""
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)
     return error
@@ -100,7 +92,11 @@ def _restored(
 class InvalidArgument(ScoretkError, ValueError):
     """An argument has a wrong value, type, shape, dtype or device.
 
-    The message names the argument first.
+    Args:
+        argument: Its name, which begins the message.
+        got: Its value.
+        expected: What was expected, in words.
+        hint: What to do, or nothing.
     """
 
     def __init__(self, argument: str, got: object, expected: str, hint: str = "") -> None:
@@ -110,7 +106,14 @@ class InvalidArgument(ScoretkError, ValueError):
 
 
 class MissingCapability(ScoretkError, TypeError):
-    """A solver needs what a field does not offer and what cannot be derived from what it offers."""
+    """What is needed is not offered by a field and cannot be derived from what it offers.
+
+    Args:
+        field: What the message calls the field.
+        offers: The capabilities that it offers.
+        needs: The capabilities that are needed.
+        bridge: What would help, a sentence.
+    """
 
     def __init__(
         self, field: str, offers: Iterable[str], needs: Iterable[str], bridge: str
@@ -123,13 +126,18 @@ class MissingCapability(ScoretkError, TypeError):
 
 
 class SingularConversion(ScoretkError, ArithmeticError):
-    """A conversion between data, noise, score, velocity and v has no determinate value at this
-    time.
-    """
+    """One of data, noise, score, velocity and v does not determine another at this time."""
 
 
 class UnknownName(ScoretkError, LookupError):
-    """No model, solver, method or option has this name."""
+    """No model, solver, method or option has this name.
+
+    Args:
+        kind: What the name is of, such as "solver".
+        name: The name asked for.
+        known: The names that there are.
+        hint: What to do, in place of the nearest known name.
+    """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.name, self.known = name, sorted(known)
@@ -140,7 +148,12 @@ class UnknownName(ScoretkError, LookupError):
 
 
 class AmbiguousName(ScoretkError, LookupError):
-    """A short model name that several distributions claim."""
+    """A short name that several distributions register.
+
+    Args:
+        name: The short name.
+        ids: The full ids that it may mean.
+    """
 
     def __init__(self, name: str, ids: Iterable[str]) -> None:
         self.name, self.ids = name, sorted(ids)
@@ -151,11 +164,17 @@ class AmbiguousName(ScoretkError, LookupError):
 
 
 class BrokenPlugin(ScoretkError, RuntimeError):
-    """A model was asked for whose plugin failed; the message carries the cause and the fix."""
+    """A plugin that was asked for failed; the message has the cause and what to do."""
 
 
 class MissingDependency(ScoretkError, ImportError):
-    """An optional package is needed for what was asked."""
+    """An optional package is needed for what was asked.
+
+    Args:
+        package: The package.
+        extra: The extra of scoretk that installs it.
+        purpose: What needs it.
+    """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package!r}: pip install 'scoretk[{extra}]'")
@@ -171,7 +190,9 @@ class CheckpointError(ScoretkError, RuntimeError):
 class FitFailure(ScoretkError, RuntimeError):
     """Loss or gradient became NaN or infinite in training.
 
-    Carries `step` and `weights`, the last good ones.
+    Attributes:
+        step: The step at which it did.
+        weights: The weights of the step before.
     """
 
     def __init__(self, step: int, weights: dict[str, Any]) -> None:
@@ -190,7 +211,10 @@ class OutputExists(ScoretkError, FileExistsError):
 class ChainFailure(ScoretkError, RuntimeError):
     """Chains failed and `on_failure="raise"` was asked for.
 
-    Carries `chains`, `status` and `failed_at`.
+    Attributes:
+        chains: The ids of the chains that failed.
+        status: Their `Status` codes.
+        failed_at: The steps at which they failed.
     """
 
     def __init__(self, chains: list[int], status: list[int], failed_at: list[int]) -> None:
@@ -217,13 +241,11 @@ def _cut(text: str, length: int) -> str:
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""A text as a terminal may be sent it.
-
-    Characters that control one, or that no encoding knows, as escapes.
+    r"""A text with what would control a terminal, or cannot be encoded, as escapes.
 
     Args:
-        text: The text.
-        keep: Those that stay, such as "\n".
+        text: Anything, by its `str`.
+        keep: Characters to leave as they are, such as "\n".
     """
     return "".join(
         c if c in keep or category(c) not in _UNPRINTABLE else c.encode("unicode_escape").decode()
@@ -232,8 +254,8 @@ def printable(text: object, keep: str = "") -> str:
 
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Control and format characters (escape sequences; marks that turn the direction of writing),
-surrogates, line separators.
+"""Control and format characters (escape sequences, marks of the direction of writing), surrogates,
+line separators.
 """
 
 
@@ -247,7 +269,8 @@ def _short(value: object) -> str:
                 SHOWN,
             )
         return _cut(_REPR.repr(value), SHOWN)
-    except Exception:  # noqa: BLE001 (an integer of 5000 digits, or an object whose repr fails: the message must not)
+    # An integer of 5000 digits, or an object whose repr fails: the message must not.
+    except Exception:  # noqa: BLE001
         return f"an object of type {type(value).__name__}"
 
 

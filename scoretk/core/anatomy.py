@@ -1,23 +1,24 @@
-"""What a field is made of: one walk, to any depth, each object once.
+"""What a field is made of: one walk over its parts, to any depth, each object once.
 
 A field is a graph of Python objects. Its *parts* are what its evaluation can reach: attributes
 (`__dict__` and `__slots__`), the items and keys of containers, what a partial, a bound method or a
-wrapper holds, a function's closure, defaults and code, the globals that the code names and, in
-modules, the attributes that it names, an object's class with its methods and attributes. `walk`
-goes over them breadth first and without recursion: depth has no limit, and each object is known by
-the shortest way to it.
+wrapper holds, a function's closure, defaults and code, the globals that the code names (of modules,
+the attributes that it names), and an object's class with its methods and attributes. `walk` visits
+them breadth first and without recursion: depth has no limit, and each object is known by the
+shortest way to it.
 
-From the walk come the networks that are held in eval mode (`left_as_found`), device and dtype of
+The walk finds the networks that are held in eval mode (`left_as_found`), the device and dtype of
 the state (`state_like`), and what tells one field from another (`scoretk.core.identity`).
 
-Where it ends. Code of torch, numpy, the standard library and this package is *known*: it is what
-its name says, and what it names is its own affair; but what it holds (closures, defaults, bound
-arguments, attributes) is the user's and is followed. An installed package is followed within
-itself. What cannot be looked into (locks, files, handles of C libraries) has no parts.
+Where it ends: code of torch, numpy, the standard library and this package is *known*. It is
+identified by its name, and what it refers to is not followed; but what it holds (closures,
+defaults, bound arguments, attributes) is the user's and is followed. An installed package is
+followed within itself. What cannot be looked into (locks, files, handles of C libraries) has no
+parts.
 
-Nothing that the walk finds is kept for the next: attributes may be rebound, and to see that none
-was takes as long as to walk again. Kept is what cannot change: the names in a code object, and how
-objects of a class are taken apart.
+The walk keeps nothing it finds for the next one: attributes may be rebound, and to see that none
+was takes as long as to walk again. It keeps only what cannot change: the names in a code object,
+and how objects of a class are taken apart.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ __all__ = [
 ]
 
 PLAIN: frozenset[type] = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
-"""Types whose values are what they are."""
+"""Types whose values are compared by value and have no parts."""
 
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType)
 ATOMS: tuple[type, ...] = (
@@ -117,15 +118,13 @@ ATOMS: tuple[type, ...] = (
     FrameType,
     TracebackType,
 )
-"""Types without parts, those of plain values among them."""
+"""Types without parts, `PLAIN` among them."""
 
 MANY = 256
-"""How many plain entries of a dictionary are parts of their own."""
+"""Dictionaries of plain values with more entries than this have no parts: they count as a whole."""
 
 Part = tuple[str, Any]
-"""How a part is reached from its whole, much as one would write it, such as `.weight` or `[3]`; and
-the part.
-"""
+"""How a part is reached from its whole, much as in code (`.weight`, `[3]`), and the part."""
 
 _PACKAGES = frozenset({"torch", "numpy", "functorch", "scoretk"})
 _HANDLES = frozenset(
@@ -149,7 +148,7 @@ _HANDLES = frozenset(
         "unittest",
     }
 )
-"""Modules of the standard library whose objects are handles of the process."""
+"""Modules of the standard library whose objects belong to the process (files, locks, sockets)."""
 
 _UNLOOKED = frozenset(
     {
@@ -176,7 +175,7 @@ _UNLOOKED = frozenset(
         "_abc_impl",
     }
 )
-"""What stands in the namespace of a class and has no say in what its objects do."""
+"""Entries in the namespace of a class that do not affect what its objects do."""
 
 _REGISTERS = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -191,8 +190,11 @@ _STATED = ("__reduce_ex__", "__reduce__", "__getnewargs_ex__", "__getnewargs__")
 class Names(NamedTuple):
     """What a code object, with those nested in it, refers to.
 
-    Globals that it loads, modules that it imports, and the names of the attributes that it may ask
-    for (those in strings among them, for `getattr`).
+    Attributes:
+        globals: The globals that it loads.
+        imports: The modules that it imports.
+        attributes: The names of attributes that it may ask for, those in strings (for `getattr`)
+            among them.
     """
 
     globals: tuple[str, ...]
@@ -206,7 +208,7 @@ _NAMES: weakref.WeakKeyDictionary[CodeType, Names] = weakref.WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class ModuleView:
-    """A module as some code sees it: those of its attributes are parts that the code names."""
+    """A module as some code sees it: its parts are those of its attributes that the code names."""
 
     module: ModuleType
     names: frozenset[str]
@@ -216,17 +218,14 @@ class ModuleView:
 
 
 def is_known(value: Any) -> bool:
-    """Whether a class or function is what its name says.
-
-    That of torch, numpy, the standard library, this package.
-    """
+    """Whether a class or function is torch's, numpy's, the standard library's or this package's."""
     return _whose(_home(value)) == "known"
 
 
 def _home(value: Any) -> str:
     """The module whose code a class or function is.
 
-    (One that wraps another bears its name, but has globals of its own.)
+    A function that wraps another bears the other's name, but has globals of its own.
     """
     module = (
         value.__globals__.get("__name__")
@@ -250,9 +249,8 @@ def _whose(module: Any) -> str:
 def _whose_package(top: str, file: str | None) -> str:
     if top in _PACKAGES:
         return "known"
-    if (
-        top == "__main__"
-    ):  # also where what was started is an installed program, such as a notebook or a test runner
+    # Also where the program that was started is an installed one: a notebook, a test runner.
+    if top == "__main__":
         return "own"
     folders = Path(file).parents if isinstance(file, str) else ()
     if any(folder.name in ("site-packages", "dist-packages") for folder in folders):
@@ -322,9 +320,7 @@ def _slots_of(names: tuple[str, ...]) -> Splitter:
 
 
 def _slots(kind: type) -> tuple[str, ...]:
-    """The attributes of a class's objects that are no entries of their `__dict__`, by the names
-    that the class has for them.
-    """
+    """The names of a class's slots: attributes of its objects that are not in their `__dict__`."""
     return tuple(
         name
         for base in kind.__mro__
@@ -359,9 +355,8 @@ def _of_array(value: np.ndarray) -> list[Part]:
 
 
 def _of_tensor(value: Tensor) -> list[Part]:
-    return (
-        [] if value.is_nested else _attributes(value)
-    )  # whose sizes count the nested tensors of the process
+    # The sizes of nested tensors count those of the process.
+    return [] if value.is_nested else _attributes(value)
 
 
 def _of_proxy(value: Any) -> list[Part]:
@@ -372,10 +367,7 @@ def _of_proxy(value: Any) -> list[Part]:
 
 
 def _pickled(value: Any) -> list[Part]:
-    """The pieces from which an object of C code says that it could be made again.
-
-    None where it does not say.
-    """
+    """The pieces from which an object of C code can be made again; none where it does not say."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -409,9 +401,9 @@ def _of_cell(value: CellType) -> list[Part]:
 
 
 def _of_function(value: FunctionType) -> list[Part]:
-    """Closure, defaults, attributes, and what it names.
+    """Closure, defaults, attributes, and the globals that the code names.
 
-    All globals of one's own code, some of an installed package's.
+    Of the user's own code all of these, of an installed package's those within the package.
     """
     attributes, code, home = vars(value), value.__code__, value.__globals__
     if _COMPILED in attributes:  # the rest is the compiler's
@@ -437,10 +429,7 @@ def _of_function(value: FunctionType) -> list[Part]:
 
 
 def _within(package: str, value: Any) -> bool:
-    """Whether an installed package's code is followed to what it names.
-
-    To its data, and to its own functions and classes.
-    """
+    """Whether what an installed package's code names is followed: data, and its own code."""
     if isinstance(value, FunctionType | type):
         return _top(_home(value)) == _top(package)
     return isinstance(value, nn.Module | Tensor | np.ndarray) or type(value) in PLAIN
@@ -451,10 +440,10 @@ def _seen_by(names: Names, value: Any) -> Any:
 
 
 def _of_seen(value: ModuleView) -> list[Part]:
-    """The attributes that are named: of one's own module all.
+    """The attributes of a module that some code names.
 
-    Of another's its data, its functions where it is followed, and what is one's own and was put
-    there.
+    Of the user's own modules all of them. Of others only data, functions where the package is
+    followed, and what is the user's and was put there.
     """
     module, held = value.module.__name__, vars(value.module)
     whose = _whose(module)
@@ -469,9 +458,11 @@ def _of_seen(value: ModuleView) -> list[Part]:
 
 
 def _is_followed(value: Any, package: str | None) -> bool:
-    """Whether what another's module holds is followed.
+    """Whether what a module of others holds is followed.
 
-    Where `package` is None, all its own functions are known.
+    Args:
+        value: What it holds.
+        package: The installed package whose own functions are followed; None where they are known.
     """
     if isinstance(value, FunctionType | type):
         return _whose(_home(value)) == "own" or (
@@ -504,9 +495,8 @@ def _of_nn_module(value: nn.Module) -> list[Part]:
         found += [("." + name, item) for name, item in own[register].items() if item is not None]
     for name in _HOOKS:
         if own.get(name):
-            found += [
-                (f".{name}[{i}]", hook) for i, hook in enumerate(own[name].values())
-            ]  # their keys are counters
+            # Hooks by their order: their keys are counters of the process.
+            found += [(f".{name}[{i}]", hook) for i, hook in enumerate(own[name].values())]
     return found
 
 
@@ -515,10 +505,10 @@ def _of_compiled_module(value: nn.Module) -> list[Part]:
 
 
 def _of_traced(value: Any) -> list[Part]:
-    """Of `torch.fx.GraphModule`: its graph is the code, which is among the attributes.
+    """Of a `torch.fx.GraphModule`: its code, which is among the attributes, stands for its graph.
 
-    The ranges of sizes that an export noted decide nothing, and their symbols' dictionaries are in
-    the order of hashes.
+    The ranges of sizes that an export noted decide nothing, and the dictionaries of their symbols
+    are in the order of hashes.
     """
     return [
         part
@@ -564,8 +554,9 @@ def _splitter(kind: type) -> Splitter:
 
 
 def _is_stated(kind: type) -> bool:
-    """Whether a known class says what objects of one's own class are made of, as what is beneath a
-    subclass of `float` does.
+    """Whether a known base of the user's own class says how its objects are made again.
+
+    As what lies beneath a subclass of `float` does.
     """
     for name in _STATED:
         owner = next(base for base in kind.__mro__ if name in vars(base) or base is object)
@@ -575,8 +566,9 @@ def _is_stated(kind: type) -> bool:
 
 
 def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
-    """The splitter of what a class inherits, with its objects' attributes and the class itself
-    where these are not known.
+    """What takes an object apart by its base, and by its attributes and its class as well.
+
+    The class counts where it is not known.
     """
     if kind in _KINDS or split in (_none, _of_class, _of_compiled_module, _of_script):
         return split or _none
@@ -644,13 +636,13 @@ _SPLITTERS: weakref.WeakKeyDictionary[type, Splitter] = weakref.WeakKeyDictionar
 
 
 def walk(value: Any) -> list[Any]:
-    """Everything that a value is made of, itself first, the nearest before the farther, each object
-    once.
+    """Everything that a value is made of: itself first, the nearest before the farther, each once.
+
+    Plain values (`PLAIN`) are left out, unless the value is one.
     """
     found, seen = [value], {key_of(value)}
-    for (
-        item
-    ) in found:  # which grows on the way; it holds all that was seen, so that no id is used twice
+    # The list grows on the way; it holds all that was seen, so that no id is used twice.
+    for item in found:
         kind = type(item)
         for _, part in (_SPLITTERS.get(kind) or _splitter(kind))(item):
             if type(part) not in PLAIN and (key := key_of(part)) not in seen:
@@ -692,12 +684,12 @@ def _tensors(found: list[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]
 
 
 def state_like(value: Any) -> list[Tensor]:
-    """The tensors that tell device and dtype of a field's state, where it holds any.
+    """The tensors that tell the device and dtype of a field's state, where it holds any.
 
-    They are the floating parameters of its networks; where it has none, its modules' buffers; where
-    it has none, the other floating tensors that it holds. A schedule is no such hint: neither what
-    an object holds that says of itself `steers = True` (a `GaussianPath`), nor a table of the same
-    shape as one of its own.
+    They are the floating-point parameters of its networks; where it has none, the buffers of its
+    modules; where it has none either, its other floating-point tensors. Schedules do not count:
+    neither what is held by an object that has `steers = True` (a `GaussianPath`), nor a tensor of
+    the same shape as one of those.
     """
     found = walk(value)
     parameters, buffers, others = _tensors(found)
@@ -715,8 +707,11 @@ def _steers(item: Any) -> bool:
 
 @contextmanager
 def left_as_found(value: Any, grad: bool = False) -> Iterator[None]:
-    """Hold a field's modules in eval mode, their parameters without gradients (unless `grad`), and
-    restore both after.
+    """Hold a field's modules in eval mode, and restore them on leaving.
+
+    Args:
+        value: A field, or anything that is made of modules.
+        grad: Whether the parameters keep asking for gradients; by default they do not.
     """
     modules = modules_of(value)
     training = [m for m in modules if m.training]

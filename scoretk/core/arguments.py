@@ -1,6 +1,7 @@
 """Checks of arguments.
 
-Each raises `InvalidArgument`, which names the argument, what it got and what was expected.
+Each takes the name of the argument and its value, returns the value in plain form, and raises
+`InvalidArgument`, whose message has the name, what was got and what was expected.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ MOST = torch.finfo(torch.float32).max
 
 
 def is_integer(value: Any) -> bool:
-    """Whether this is one integer: Python's, numpy's, or a tensor or an array of no dimension.
+    """Whether a value is one integer: Python's, numpy's, or a tensor or array of no dimension.
 
-    Truth values are none.
+    Booleans are not.
     """
     if (
         isinstance(value, bool)
@@ -54,7 +55,7 @@ def is_integer(value: Any) -> bool:
         or getattr(value, "dtype", None) is torch.bool
     ):
         return False
-    if isinstance(value, int):  # the compiler does not take `index` of an enumeration's member
+    if isinstance(value, int):  # the compiler cannot take `index` of a member of an enumeration
         return True
     try:
         index(value)
@@ -64,29 +65,32 @@ def is_integer(value: Any) -> bool:
 
 
 def integer(name: str, value: Any, least: int = 0, below: int = 2**63) -> int:
-    """A plain integer in [least, below), from any that `is_integer` knows."""
+    """A plain integer in [least, below); `below` is a power of two, or one more."""
     if not is_integer(value) or not least <= (number := int(value)) < below:
         raise InvalidArgument(name, value, f"an integer in [{least}, 2**{below.bit_length() - 1})")
     return number
 
 
 def count(name: str, value: Any, *, least: int = 0) -> int:
-    """A plain integer of at least `least`, and of 64 bits as tensors count."""
+    """A plain integer in [least, 2^63)."""
     if not is_integer(value) or not least <= (number := index(value)) < 2**63:
         raise InvalidArgument(name, value, f"an integer of at least {least}")
     return number
 
 
 def counts(owner: Any, **least: int) -> None:
-    """The attributes of these names, of a frozen dataclass in `__post_init__`, become plain
-    integers of at least so much.
+    """Make attributes of a frozen dataclass plain integers, in its `__post_init__`.
+
+    Args:
+        owner: The dataclass object.
+        least: The least value of each, by the attribute's name.
     """
     for name, bound in least.items():
         object.__setattr__(owner, name, count(name, getattr(owner, name), least=bound))
 
 
 def finite(name: str, value: Any) -> float:
-    """A finite real number."""
+    """A finite real number, as a float."""
     number = _real(value)
     if number is None or not math.isfinite(number):
         raise InvalidArgument(name, value, "a finite number")
@@ -94,7 +98,7 @@ def finite(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
-    """A positive real number that float32 holds."""
+    """A positive real number that float32 can hold, as a float."""
     number = _real(value)
     if number is None or not 0 < number < MOST:
         raise InvalidArgument(name, value, "a positive finite number")
@@ -109,13 +113,13 @@ def flag(name: str, value: Any) -> bool:
 
 
 def flags(owner: Any, *names: str) -> None:
-    """The attributes of these names, of a dataclass in `__post_init__`, are True or False."""
+    """Check that attributes of a dataclass are True or False, in its `__post_init__`."""
     for name in names:
         flag(name, getattr(owner, name))
 
 
 def device(name: str, value: Any) -> torch.device:
-    """A device on which tensors can be made here."""
+    """A device of this machine on which tensors hold numbers (not "meta")."""
     try:
         found = torch.device(value)
         torch.empty(0, device=found)
@@ -129,7 +133,7 @@ def device(name: str, value: Any) -> torch.device:
 
 
 def names(argument: str, value: Any) -> frozenset[str]:
-    """One name, or several."""
+    """One name, or several, as a set."""
     several = isinstance(value, Iterable) and not isinstance(value, str | Tensor)
     found = list(value) if several else [value]
     if not all(isinstance(name, str) for name in found):
@@ -138,7 +142,18 @@ def names(argument: str, value: Any) -> frozenset[str]:
 
 
 def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
-    """Condition values: tensors by name, each of so many rows; None for none."""
+    """Condition values: tensors by name, one row a chain.
+
+    Args:
+        value: A mapping, or None for no conditions.
+        rows: How many rows each has; None for any number.
+
+    Returns:
+        A dict of tensors.
+
+    Raises:
+        InvalidArgument: It is no mapping of names to dense tensors of so many rows.
+    """
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
@@ -155,10 +170,9 @@ def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
 
 
 def _real(value: Any) -> float | None:
-    """A real number as a float, None where it is none; infinite beyond the range of floats."""
-    if (
-        isinstance(value, bool) or not isinstance(value, Real) or isinstance(value, Fraction)
-    ):  # which torch does not take
+    """A real number as a float, infinite beyond its range; None where it is no real number."""
+    # A Fraction is a Real, but torch does not take it.
+    if isinstance(value, bool) or not isinstance(value, Real) or isinstance(value, Fraction):
         return None
     try:
         return float(value)
@@ -167,14 +181,19 @@ def _real(value: Any) -> float | None:
 
 
 def float_dtype(name: str, value: Any, advice: str = "") -> torch.dtype:
-    """torch.float32 or torch.float64."""
+    """torch.float32 or torch.float64; `advice` says what to do about any other."""
     if not isinstance(value, torch.dtype) or value not in (torch.float32, torch.float64):
         raise InvalidArgument(name, value, "torch.float32 or torch.float64", advice)
     return value
 
 
 def option(name: str, value: Any, known: Iterable[str]) -> str:
-    """One of the known strings."""
+    """One of the known strings.
+
+    Raises:
+        InvalidArgument: It is no string.
+        UnknownName: It is another string; the message has the nearest.
+    """
     names = list(known)
     if not isinstance(value, str):
         raise InvalidArgument(name, value, f"one of {', '.join(map(repr, names))}")
@@ -184,17 +203,14 @@ def option(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def function(name: str, value: Any, form: str) -> Any:
-    """Something that can be called, in the form that the message shows.
-
-    No class in place of its object.
-    """
+    """Something that can be called, and no class; `form` shows the call in the message."""
     if not callable(value) or isinstance(value, type):
         raise InvalidArgument(name, value, f"a callable {form}")
     return value
 
 
 def event_shape(value: Any, name: str = "event_shape") -> tuple[int, ...]:
-    """The shape of one event, of positive sizes."""
+    """The shape of one event: a tuple of positive sizes."""
     if (
         isinstance(value, str)
         or not isinstance(value, Sequence)
@@ -217,7 +233,7 @@ def pair(name: str, value: Any) -> tuple[float, float]:
 
 
 def numbers(name: str, value: Any) -> Tensor:
-    """A dense tensor with values, of any kind and shape, from whatever torch takes for one."""
+    """A dense tensor with values, of any dtype and shape, from whatever torch makes one of."""
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -239,11 +255,16 @@ def numbers(name: str, value: Any) -> Tensor:
 
 
 def tensor_like(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
-    """A real floating tensor of this shape (None: any size there), finite throughout.
+    """A real floating-point tensor, finite throughout.
 
-    Integers become float32.
+    Args:
+        name: The argument's name.
+        value: What torch can make a tensor of; integers become torch's default dtype.
+        shape: Its shape; None for any size of an axis.
 
-    It is `aligned`, so that no result depends on where in memory the caller's numbers lie.
+    Returns:
+        The tensor, `aligned`, so that no result depends on where in memory the caller's numbers
+        lie.
     """
     tensor = numbers(name, value)
     fits = tensor.ndim == len(shape) and all(

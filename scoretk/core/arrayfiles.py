@@ -1,4 +1,4 @@
-"""A user's own array read from a file: `.npy`, `.npz` or `.csv`; never pickle."""
+"""A user's own array read from a file: `.npy`, `.npz` or `.csv`, never pickle."""
 
 from __future__ import annotations
 
@@ -41,24 +41,31 @@ _UNREADABLE = (
     struct.error,
     tokenize.TokenError,
 )
-"""What numpy and the archive reader raise over files that are not what they say: the header of an
-.npy is Python source.
+"""What numpy and the archive reader raise for malformed files: the header of an .npy is Python
+source.
 """
 
 
 def read_array(
     path: str | os.PathLike[str], name: str | None = None, *, argument: str = "data", axes: int = 2
 ) -> Tensor:
-    """The numbers in a file, rows first; integers and booleans become float32.
+    """The numbers in a file, rows first.
 
     Args:
-        path: Ending in .npy, .npz or .csv (commas, one row a line, a line of headings or none).
+        path: Of a file that ends in .npy, .npz or .csv (commas, one row a line, with or without a
+            line of headings).
         name: Which array of an .npz that holds several.
-        argument: What the file is given for.
-        axes: How many the array has at least.
+        argument: The argument that errors name.
+        axes: The least number of axes of the array.
+
+    Returns:
+        `(n, *event_shape)`, float64 where the file has floating-point numbers of more than 4 bytes,
+        else float32. Numbers that do not fit become infinite.
 
     Raises:
-        `InvalidArgument`, `UnknownName`.
+        InvalidArgument: The file cannot be read, holds no real numbers, has too few axes, or holds
+            several arrays and no name is given.
+        UnknownName: The file has no array of this name.
     """
     file = file_to_read(argument, path, f"the path of a file of numbers ({', '.join(ENDINGS)})")
     if file.suffix not in ENDINGS:
@@ -85,9 +92,8 @@ def read_array(
             "rows, (n, *event_shape)",
             "One number a row is (n, 1)",
         )
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # what float64 does not hold is not finite: for the caller to refuse
+    # What float64 cannot hold becomes infinite, which the caller refuses.
+    with np.errstate(over="ignore", invalid="ignore"):
         wide = array.dtype.kind == "f" and array.dtype.itemsize > 4
         return fresh(torch.from_numpy(array.astype(np.float64 if wide else np.float32)))
 

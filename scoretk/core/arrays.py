@@ -1,11 +1,11 @@
 """Where a tensor's numbers lie in memory, so that equal numbers give equal bits.
 
-Products of matrices and vectors, inner products among them, add up in an order that depends on the
-address of their first number and on its strides: the processor's vector instructions take the
-numbers before the first aligned address one by one. So two tensors of equal numbers may give sums
-that differ in the last bit. torch allocates at multiples of `ALIGNMENT` bytes, but a row of a
-batch, a tensor read from a file and a view into someone's array begin anywhere. What is read from a
-file goes through `fresh`; what a user gives and what a field is asked through `aligned`.
+Matrix products and inner products add up in an order that depends on the address of their first
+number and on its strides: the processor's vector instructions take the numbers before the first
+aligned address one by one. So two tensors of equal numbers may give sums that differ in the last
+bit. torch allocates at multiples of `ALIGNMENT` bytes, but a row of a batch, a tensor read from a
+file or a view into a user's array may begin anywhere. What is read from a file goes through
+`fresh`; what a user gives, and what a field is called with, through `aligned`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ ALIGNMENT = 64
 
 
 def is_aligned(x: Tensor) -> bool:
-    """Whether x begins at a multiple of `ALIGNMENT` bytes and its rows lie one behind the other,
-    without gaps.
-    """
+    """Whether x is contiguous and begins at a multiple of `ALIGNMENT` bytes."""
     return (
         x.data_ptr() % ALIGNMENT == 0
         and x.is_contiguous()
@@ -31,15 +29,15 @@ def is_aligned(x: Tensor) -> bool:
 
 
 def fresh(x: Tensor) -> Tensor:
-    """The numbers of x in memory of their own, aligned and without gaps; without a graph."""
+    """A copy of x in memory of its own, aligned and contiguous; without a graph."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x.detach())
 
 
 def aligned(x: Tensor) -> Tensor:
-    """X itself where it `is_aligned`, else an aligned copy, through which gradients pass.
+    """`x` itself where it `is_aligned`, else an aligned copy, through which gradients pass.
 
     Inside a compiled function and inside a transformation of `torch.func` a tensor has no address,
-    and is returned as it is: there the inputs of the whole are what has to be aligned.
+    and is returned as it is: there the inputs of the whole function have to be aligned.
     """
     if torch.compiler.is_compiling() or x.layout is not torch.strided:
         return x
@@ -52,7 +50,7 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def aligned_values(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A dict of tensors, each `aligned`; what is no tensor stays as it is."""
+    """The dict with each tensor `aligned`; what is no tensor stays as it is."""
     return {
         name: aligned(value) if isinstance(value, Tensor) else value
         for name, value in values.items()
@@ -60,8 +58,9 @@ def aligned_values(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
-    """The strides of contiguous memory. torch takes any for an axis of length 1, and products of
-    matrices look at them.
+    """The strides of contiguous memory of this shape.
+
+    torch calls any stride contiguous along an axis of length 1, but matrix products look at it.
     """
     strides, step = [], 1
     for n in reversed(x.shape):

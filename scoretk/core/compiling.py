@@ -1,4 +1,4 @@
-"""torch.compile for functions that many different runs share."""
+"""`torch.compile` for functions that many different runs share."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Uncompilable", "compiled"]
 KEPT = 64
 LIMIT_HIT = "FailOnRecompileLimitHit"  # by name: importing its home takes a second
 COMPILER = ("torch._dynamo", "torch._functorch", "torch._inductor", "torch._subclasses", "torch.fx")
-"""Where the compiler's own errors are at home. What a model raises while it is traced comes as one
-of them too.
+"""The modules of the compiler's own errors. What a model raises while it is traced becomes one of
+them too.
 """
 OWN = (str(Path(__file__).parent), *torch.__path__)
 STANDARD, INSTALLED = (get_path(name) for name in ("stdlib", "purelib"))
@@ -30,26 +30,28 @@ _copies: OrderedDict[Hashable, CodeType] = OrderedDict()
 
 
 class Uncompilable(ScoretkError, RuntimeError):
-    """The compiler cannot take a function.
-
-    Its message says why, and at which line that is not of torch or this package.
-    """
+    """The compiler cannot take a function: the message says why, and at which line of the user's."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(f"{_place(error)}: {_reason(error)}")
 
 
 def compiled(method: Any, key: Hashable) -> Callable[..., Any]:
-    """The bound method compiled for static shapes, in one graph.
+    """A bound method compiled for static shapes, in one graph.
 
-    The compiler keeps what it has made, and a small limit on how much, by code object. So each key
-    (what tells one kind of run from another) has a copy of the code of its own: equal runs find
-    their compiled function again, and different ones do not use up each other's limit. A kind that
-    reaches it all the same starts afresh, once. The last 64 kinds are remembered.
+    The compiler caches by code object, and takes a small number of variants of each. So each kind
+    of run has its own copy of the code: equal runs find their compiled function again, and
+    different ones do not use up each other's limit. A kind that reaches the limit all the same is
+    compiled anew, once. The last 64 kinds are remembered.
 
-    Raises:
-        `Uncompilable` from a call that the compiler fails at; where it is the model that fails, the
-        method itself does too.
+    Args:
+        method: A bound method.
+        key: What tells one kind of run from another.
+
+    Returns:
+        A function of the same arguments. Where the compiler fails, calling it raises
+        `Uncompilable`; where the model fails while it is traced, `Uncompilable` as well, and the
+        method itself raises the model's own error.
     """
     full_key = (method.__func__, key)
     function, afresh = _compile(method, full_key), False
@@ -80,7 +82,7 @@ def _compile(method: Any, key: Hashable) -> Callable[..., Any]:
 
 
 def _place(error: Exception) -> str:
-    """The last line of the user's among those that the compiler was tracing, else the last of any."""
+    """The last line of the user's among those that were being traced, else the last of any."""
     known = getattr(error, "real_stack", None) or ()
     frames: list[Any] = [(f.filename, f.lineno, f.name) for f in known] or FRAME.findall(str(error))
     theirs = [frame for frame in frames if not _ours(str(frame[0]))]
@@ -96,6 +98,6 @@ def _ours(file: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what the compiler says that says something."""
+    """The first line of the compiler's message that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]

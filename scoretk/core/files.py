@@ -1,11 +1,9 @@
-"""Files on the disk.
+"""Files on disk: paths that are checked before anything is spent, and atomic writing.
 
-Paths that are checked before anything is spent, and writing that is whole or not at all.
-
-A file is written beside its place, as `.NAME.PID.tmp`, flushed to the disk and then put there, so
-that a kill at any moment leaves one whole file. What a killed process leaves beside is cleared by
-the next one that writes there. A symbolic link is followed: what it points at is replaced, and the
-link stays. Permissions are kept.
+A file is written beside its place, as `.NAME.PID.tmp`, flushed to the disk and then renamed, so
+that a kill at any moment leaves one whole file, the old or the new. What a killed process leaves
+behind is removed by the next one that writes there. A symbolic link is followed: its target is
+replaced, and the link stays. Permissions are kept.
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ from scoretk.errors import InvalidArgument
 __all__ = ["as_path", "file_to_read", "file_to_write", "is_regular", "write_atomically"]
 
 LONGEST_NAME = 200
-"""Bytes of a file's name that still go into the name of the file beside it: most file systems take
-names of 255.
+"""Bytes; a longer file name goes into the name of the temporary file as a digest, as most file
+systems take names of 255.
 """
 
 Buffer = bytes | bytearray | memoryview
@@ -34,7 +32,16 @@ Buffer = bytes | bytearray | memoryview
 def as_path(argument: str, path: Any, expected: str = "the path of a file") -> Path:
     """A path that the file system can be asked about.
 
-    Raises `InvalidArgument`, which names the argument.
+    Args:
+        argument: The argument that errors name.
+        path: What the user gave: a string or a path object.
+        expected: What errors say was expected.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidArgument: It is no path, is empty, holds a NUL, or names a folder.
     """
     if not isinstance(path, str | os.PathLike):
         raise InvalidArgument(argument, path, expected)
@@ -53,9 +60,20 @@ def as_path(argument: str, path: Any, expected: str = "the path of a file") -> P
 
 
 def file_to_read(argument: str, path: Any, expected: str = "the path of a file") -> Path:
-    """The path of a regular file that is there.
+    """The path of a regular file that exists.
 
-    Raises `InvalidArgument`: a FIFO or device is not waited for.
+    A FIFO or a device is refused, so that nothing waits for one.
+
+    Args:
+        argument: The argument that errors name.
+        path: What the user gave.
+        expected: What errors say was expected.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidArgument: No regular file is there.
     """
     file = as_path(argument, path, expected)
     try:
@@ -68,9 +86,19 @@ def file_to_read(argument: str, path: Any, expected: str = "the path of a file")
 
 
 def file_to_write(argument: str, path: Any, expected: str = "the path of a file") -> Path:
-    """The path of a regular file, or of one that can be made.
+    """The path of a regular file, or of one that can be created.
 
-    Raises `InvalidArgument`, before anything is spent.
+    Args:
+        argument: The argument that errors name.
+        path: What the user gave.
+        expected: What errors say was expected.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidArgument: Something else is there, or its folder does not exist or cannot be written
+            to.
     """
     file = as_path(argument, path, expected)
     try:
@@ -94,14 +122,23 @@ def file_to_write(argument: str, path: Any, expected: str = "the path of a file"
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a regular file is there, links followed. Raises `OSError` where nothing is."""
+    """Whether a regular file is there, links followed.
+
+    Raises:
+        OSError: Nothing is there.
+    """
     return stat.S_ISREG(os.stat(path).st_mode)
 
 
 def write_atomically(path: Path, *parts: Buffer) -> None:
-    """Put the parts, one behind the other, at `path` in one step, on the disk when this returns.
+    """Put the parts, one after the other, at `path` in one step; flushed when this returns.
 
-    Raises `OSError`.
+    Args:
+        path: Where to, links followed.
+        parts: The bytes of the file.
+
+    Raises:
+        OSError: The file cannot be written, or what is there is no regular file.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -120,7 +157,7 @@ def write_atomically(path: Path, *parts: Buffer) -> None:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # not every file system lets a folder be flushed
+    with contextlib.suppress(OSError):  # not every file system can flush a folder
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -144,10 +181,7 @@ def _stem(name: str) -> str:
 
 
 def _clear(folder: Path, stem: str) -> None:
-    """Remove what processes that are no more have left: `.STEM.PID.tmp`.
-
-    That of a process that lives is its own.
-    """
+    """Remove the `.STEM.PID.tmp` of processes that no longer run."""
     left = re.compile(rf"\.{re.escape(stem)}\.([1-9][0-9]*)\.tmp")
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -157,7 +191,7 @@ def _clear(folder: Path, stem: str) -> None:
 
 
 def _lives(process: int) -> bool:
-    """Whether another process of this number runs; where that cannot be asked, yes."""
+    """Whether another process of this number runs; True where the system cannot say."""
     if process == os.getpid() or os.name != "posix":
         return process != os.getpid()
     try:

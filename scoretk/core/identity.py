@@ -1,19 +1,17 @@
-"""What tells one field, or one solver, from another.
+"""What tells one field, or one solver, from another: everything that decides its answers, as text.
 
-Everything that decides what it answers, as text.
-
-An `Identity` is a map from ways to values. A way is how the walk (`scoretk.core.anatomy`) first
-comes to an object, such as `field.fn.scale`; the value is what the object is apart from its parts:
-a number as it is, of an array dtype, shape and SHA-256, of a function its code (instructions, names
+An `Identity` is a map from paths to values. A path (`way` in the code) is how the walk
+(`scoretk.core.anatomy`) first reaches an object, such as `field.fn.scale`; the value is what the object is apart from its parts: a
+number as it is, of an array dtype, shape and SHA-256, of a function its code (instructions, names
 and constants; no file names or line numbers), of a container its kind and keys. No entry depends on
 the process that made it: neither addresses nor hashes of objects count, and the items of sets are
 put in order. Known classes and functions (torch's, numpy's, ...) are their names. Of what cannot be
-looked into (locks, files, handles of C libraries, random generators) only the kind counts: what
-differs within is for the second net to see, the field's own answers.
+looked into (locks, files, handles of C libraries, random generators) only the kind counts;
+differences within show only in the field's own answers, which a checkpoint compares as well.
 
 Some of what a field is made of may change while a run goes on: a count of its calls, a list of what
-it has seen, a cache. What a run itself has changed does not tell it from another; `changing` finds
-it, and it is left out.
+it has seen, a cache. What a run itself has changed does not tell its field from another;
+`Identity.changing` finds it, and it is left out.
 """
 
 from __future__ import annotations
@@ -36,12 +34,11 @@ from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_known, key_of
 __all__ = ["Identity", "differences", "is_summary", "tensor_value", "without_addresses"]
 
 SHOWN = 60
-"""How many characters of a value are kept as they are; of a longer one the beginning and a digest.
-"""
+"""Characters of a value that are kept as they are; of a longer one the beginning and a digest."""
 
 KEPT = 256
-"""How many entries of a summary are kept one by one, the nearest; the others are summed up by what
-they are parts of.
+"""Entries of a summary that are kept one by one, the nearest; the others share a digest for each
+object that they are parts of.
 """
 
 FEW = 4
@@ -70,7 +67,7 @@ _MANGLED = re.compile(r"___torch_mangle_\d+\.")
 
 @dataclass(frozen=True)
 class _Same:
-    """An object met again, by the way on which it was met first."""
+    """An object met again, by the path on which it was met first."""
 
     way: str
 
@@ -78,7 +75,11 @@ class _Same:
 class Identity:
     """What some named things are made of.
 
-    Attributes: values, text by way, the nearest first.
+    Args:
+        things: The things by name: a field, a solver.
+
+    Attributes:
+        values: Text by path, the nearest first.
     """
 
     def __init__(self, **things: Any) -> None:
@@ -88,9 +89,9 @@ class Identity:
         self._marks = {way: _mark(item) for way, item in found}
 
     def changing(self) -> list[str]:
-        """The ways of what has changed since.
+        """The paths of what has changed since this was made.
 
-        With `*`, for all within, of containers and of what is new.
+        Of containers, and of what is new, the path ends in `*` and means all that lies within.
         """
         found = dict(_found(self._things))
         changed = [
@@ -105,7 +106,12 @@ class Identity:
     def summary(self, changing: Iterable[str] = ()) -> dict[str, Any]:
         """Plain values of bounded size.
 
-        A digest of every entry but those that change, and the nearest of them by their ways.
+        Args:
+            changing: The paths to leave out, as `changing` gives them.
+
+        Returns:
+            `digest`, of every entry that is not left out; `parts`, the nearest entries by path, and
+            digests of the others; `changing`, what was left out.
         """
         ways = sorted(changing)
         kept = [(way, value) for way, value in self.values.items() if not _among(way, ways)]
@@ -125,7 +131,15 @@ class Identity:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """In what two summaries differ, `way: value there, value here`; nothing where they are equal."""
+    """In what two summaries differ.
+
+    Args:
+        theirs: The summary of a checkpoint.
+        ours: The summary of the present run.
+
+    Returns:
+        Lines `path: value there, value here`, a few at most; none where the summaries are equal.
+    """
     if theirs == ours:
         return []
     there, here = theirs["parts"], ours["parts"]
@@ -152,23 +166,18 @@ def is_summary(value: Any) -> bool:
 
 
 def without_addresses(text: str) -> str:
-    """A text without the addresses that Python puts into the names of objects.
-
-    They differ from process to process.
-    """
+    """A text without the addresses (` at 0x...`) that Python puts into the names of objects."""
     return _ADDRESS.sub("", text)
 
 
 def _found(things: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """All objects by the way on which they are first met, the nearest first.
+    """All objects by the path on which they are first met, the nearest first.
 
-    Of one that is met again, that it is the same.
+    An object that is met again is a `_Same`.
     """
     found, seen = list(things.items()), {key_of(item): name for name, item in things.items()}
-    for (
-        way,
-        item,
-    ) in found:  # which grows on the way; it holds all that was seen, so that no id is used twice
+    # The list grows on the way; it holds all that was seen, so that no id is used twice.
+    for way, item in found:
         for label, part in [] if type(item) in PLAIN or type(item) is _Same else _in_order(item):
             there = way + label
             if type(part) in PLAIN:
@@ -201,7 +210,7 @@ def _is_within(way: str, whole: str) -> bool:
 
 
 def _outermost(ways: Iterable[str]) -> list[str]:
-    """The ways without those that lie within another of them."""
+    """The paths without those that lie within another of them."""
     found: list[str] = []
     for way in sorted(set(ways), key=len):
         if not _among(way.removesuffix("*"), [other for other in found if other != way]):
@@ -213,10 +222,7 @@ def _outermost(ways: Iterable[str]) -> list[str]:
 
 
 def _mark(item: Any) -> Any:
-    """What shows that an object may have changed.
-
-    Of a tensor torch's count of its changes, of all else the value.
-    """
+    """What shows that an object may have changed: of a tensor its version, else its value."""
     if isinstance(item, Tensor) and not item.is_inference():
         return id(item), item._version
     return _value(item)
@@ -252,10 +258,7 @@ def _value(item: Any) -> str:
 
 
 def _content(item: Any) -> str:
-    """What containers have beside their items, and plain items themselves.
-
-    Nothing of other objects.
-    """
+    """What containers have besides their parts: length, keys and plain items; else nothing."""
     if isinstance(item, Mapping):
         if len(item) > MANY and _are_plain([*item.keys(), *item.values()]):
             return f" of {len(item)}: {_short(repr(dict(item)))}"
@@ -281,8 +284,8 @@ def _name(item: Any) -> str:
     """A name that tells one known object from another.
 
     A class of this package is named without its module, so that a run can be continued after the
-    module has been moved. Functions keep theirs: what is in a module alone (`build`, a lambda in
-    it) has the same name in several.
+    module has moved. Functions keep theirs: some (`build`, a lambda) have the same name in several
+    modules.
     """
     owner = getattr(item, "__objclass__", None) or getattr(item, "__self__", None)
     home = getattr(item, "__module__", None) or (type(owner).__name__ if owner is not None else "")
@@ -300,7 +303,7 @@ def _digest(content: Any) -> str:
 
 
 def _of_code(code: CodeType) -> str:
-    """Its digest, with its numbers and strings to be read."""
+    """The digest of a code object, with its numbers and strings in readable form."""
     constants = [c for c in code.co_consts if type(c) in PLAIN and c is not None]
     return f"code {_digest(repr(_code(code)).encode())[:16]} with {_short(', '.join(map(repr, constants)) or 'no constants')}"
 
@@ -343,9 +346,9 @@ def _of_array(array: np.ndarray) -> str:
 
 
 def tensor_value(tensor: Tensor) -> str:
-    """Its dtype, shape and digest, with its numbers where they are few."""
-    # the lengths of the rows of a nested tensor are among its numbers: as a shape it has none,
-    # or one that counts tensors
+    """The dtype, shape and digest of a tensor, and its numbers where they are few."""
+    # A nested tensor has no shape, or one that counts tensors; its rows' lengths are among its
+    # numbers.
     shape = (
         ("nested", tensor.shape[0] if tensor.layout is torch.jagged else tensor.size(0))
         if tensor.is_nested
@@ -394,17 +397,16 @@ def _strided(tensor: Tensor) -> list[Tensor]:
 
 def _bytes(tensor: Tensor) -> bytes:
     plain = tensor.to("cpu").resolve_conj().resolve_neg()
-    flat = plain.new_empty(plain.numel()).copy_(
-        plain.reshape(-1)
-    )  # of stride 1, which an expanded tensor is not
-    return (
-        f"{plain.dtype}{tuple(plain.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()
-    )  # numpy has no bfloat16
+    # In memory of stride 1, which an expanded tensor is not.
+    flat = plain.new_empty(plain.numel()).copy_(plain.reshape(-1))
+    # As bytes, as numpy has no bfloat16.
+    return f"{plain.dtype}{tuple(plain.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()
 
 
 def _script(item: Any) -> str:
-    """The code of a scripted module or function, without numbers that count what was compiled
-    before, and the tensors that the code names by number only.
+    """The code of a scripted module or function, and the tensors that it names by number only.
+
+    Numbers that count what was compiled before are left out.
     """
     methods = item._c._method_names() if isinstance(item, torch.jit.ScriptModule) else []
     made = [getattr(item, name) for name in sorted(methods)] or [item]

@@ -1,6 +1,6 @@
 """Old import paths, kept for one release.
 
-Each name is found where it now lives, with a `DeprecationWarning` that says where.
+Each name is found where it now is, with a `DeprecationWarning` that says where.
 """
 
 from __future__ import annotations
@@ -67,17 +67,14 @@ MOVED = {
     "families.jem": "models.digits.jem",
     "families.ncsn": "models.digits.ncsn",
 }
-"""Where the modules of release 0.1 went, from the package's root; several, where a module has been
-divided.
-"""
-
+"""Where the modules of release 0.1 went, from the package's root; several where one was divided."""
 
 PUBLIC = {"grids"}
-"""Modules whose short path is the public one: that is where they are, with no warning."""
+"""Modules whose short path is the public one: found there without a warning."""
 
 
 class Moved(MetaPathFinder, Loader):
-    """Finds modules by their old paths, behind all other finders."""
+    """Finds modules by their old paths, after all other finders."""
 
     def find_spec(
         self, fullname: str, path: object = None, target: object = None
@@ -93,7 +90,7 @@ class Moved(MetaPathFinder, Loader):
         return _Forward(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Names are looked up when they are asked for; a public path is the module itself."""
+        """Leave the names to be looked up on demand; at a public path put the module itself."""
         root, _, old = module.__name__.partition(".")
         if old in PUBLIC:
             sys.modules[module.__name__] = import_module(f"{root}.{MOVED[old]}")

@@ -1,31 +1,30 @@
-"""Counter-based noise.
-
-Every number is a pure function of (seed, chain, step, stream, element), and of nothing else.
+"""Counter-based noise: a pure function of seed, chain, step, stream and element.
 
 The generator is Philox4x32-10: a keyed bijection of 128-bit counters, here four words `w_0..w_3` of
 32 bits each,
 
-    (w_0, w_1, w_2, w_3) = Philox(counter, key),    key = the 64-bit seed: (its low 32 bits, its high 32 bits)
+    (w_0, w_1, w_2, w_3) = Philox(counter, key)
 
-and the four words of the counter hold
+where the key is the 64-bit seed, its low 32 bits first, and the four words of the counter hold
 
-    word 0   element block, b = e // 4 for element e of a chain's event in row-major order   32 bits
-    word 1   chain, its global id                                                            32 bits
-    word 2   step                                                                            32 bits
+    word 0   block b = e // 4 of element e of a chain's event, in row-major order     32 bits
+    word 1   chain, its global id                                                     32 bits
+    word 2   step                                                                     32 bits
     word 3   stream (bits 0-23), kind of value (bits 24-30), half of the value (bit 31)
 
 so chain 17 has the same noise alone, in a batch, in chunks, on several machines and after a resume.
 What does not fit these widths is refused. Kinds (normal, uniform, Rademacher) have words of their
 own even in the same stream.
 
-Element e is made of word `w_{e % 4}` of its block. A float64 value has 64 bits: that word, and
+Element e is made from word `w_{e % 4}` of its block. A float64 value has 64 bits: that word, and
 below it the same word of the counter with bit 31 of its last word set. So a float64 value is the
 float32 value with more digits, and agrees with it to the resolution of 32 bits. With `W` the 32 or
 64 bits read as a fraction in (0, 1), half a unit added:
 
-    uniform     u = W, and the largest number below 1 where that rounds to 1: resolution 2^-32 (2^-64) near zero
-    normal      (z_0, z_1) = sqrt(-2 log W_0) (cos, sin)(2 pi W_1), z_2 and z_3 likewise from W_2 and W_3 (Box-Muller);
-                the largest |z| is 6.8 in float32 and 9.5 in float64
+    uniform     u = W, and the largest number below 1 where that rounds to 1;
+                resolution 2^-32 (float64: 2^-64) near zero
+    normal      (z_0, z_1) = sqrt(-2 log W_0) (cos, sin)(2 pi W_1), and z_2, z_3 likewise from
+                W_2, W_3 (Box-Muller); the largest |z| is 6.8 in float32 and 9.5 in float64
     Rademacher  +1 where the word is below 2^31, else -1
 
 On CUDA all of this is one kernel of Triton, where that is installed (`scoretk.core.noise_kernel`);
@@ -35,9 +34,8 @@ Integers and uniforms have the same bits everywhere. Normals agree between devic
 eager and compiled, to rounding; on one CPU they have the same bits whatever the batch.
 
 References:
-    J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel Random Numbers: As Easy as 1, 2,
-    3", SC 2011. G. E. P. Box, M. E. Muller, "A Note on the Generation of Random Normal Deviates",
-    Ann. Math. Stat. 29, 1958.
+    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
+    Box, Muller, "A note on the generation of random normal deviates" (1958).
 """
 
 from __future__ import annotations
@@ -69,22 +67,19 @@ ROUNDS = 10
 STREAMS = 2**24
 LOW_HALF = 1 << 31
 
-# Rounds done on small tensors, before most words of the counter depend on block and chain together:
-# see `_words`.
+# Rounds done on small tensors, before the words depend on block and chain together: see `_words`.
 BROADCAST_ROUNDS = 2
-# Blocks worked on at once. On a CPU: five buffers of int64 stay in a core's second-level cache, and
-# torch does not split
-# operations of this size among threads, whose meeting after each of so many small ones would cost
-# more than they gain.
+# Blocks worked on at once. On a CPU five buffers of int64 stay in a core's second-level cache, and
+# torch does not split operations of this size among threads, whose synchronisation after each of so
+# many small operations would cost more than they gain.
 CHUNK = 2**15
 CHUNK_ACCELERATOR = 2**22
-# Values made ahead of need: few at first, where one evaluation costs the same for any number, then
-# more.
+# Values made ahead of need: few at first, where most of the cost is that of the call, then more.
 WINDOW_FIRST = 2**12
 WINDOW_MOST = 2**18
 WINDOWS_KEPT = 16
 
-# Constants as tensors of shape (): torch takes them in faster than Python integers.
+# Constants as tensors of shape (), which torch reads faster than Python integers.
 _MULTIPLIERS, _MASK, _HALF = (
     torch.tensor(MULTIPLIERS).unbind(),
     torch.tensor(MASK),
@@ -93,7 +88,7 @@ _MULTIPLIERS, _MASK, _HALF = (
 
 
 class _Kind(IntEnum):
-    """Which transform the words of a block go through: bits 24 to 30 of the counter's last word."""
+    """Which transform the words go through: bits 24 to 30 of the counter's last word."""
 
     NORMAL = 0
     UNIFORM = 1
@@ -108,19 +103,20 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any], rounds: int = ROUNDS)
 
     One round is, with `M_0 c_0 = 2^32 h_0 + l_0` and `M_1 c_2 = 2^32 h_1 + l_1`,
 
-        (c_0, c_1, c_2, c_3) <- (h_1 ^ c_1 ^ k_0, l_1, h_0 ^ c_3 ^ k_1, l_0),    (k_0, k_1) <- (k_0 + A_0, k_1 + A_1).
+        (c_0, c_1, c_2, c_3) <- (h_1 ^ c_1 ^ k_0, l_1, h_0 ^ c_3 ^ k_1, l_0)
+                  (k_0, k_1) <- (k_0 + A_0, k_1 + A_1).
 
     References:
-        Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
+        Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
 
     Args:
         counter: Four words in [0, 2^32), each a Python integer or an int64 tensor; tensors
             broadcast.
         key: Two words, likewise.
-        rounds: How many.
+        rounds: The number of rounds.
 
     Returns:
-        four words in [0, 2^32), of the broadcast shape.
+        Four words in [0, 2^32), of the broadcast shape.
     """
     c, k = tuple(counter), tuple(key)
     for _ in range(rounds):
@@ -129,8 +125,8 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any], rounds: int = ROUNDS)
 
 
 def _round(c: Sequence[Any], k: Sequence[Any]) -> tuple[Any, ...]:
-    # M c overflows a signed 64-bit integer, which a compiler may take as a licence to drop
-    # masks: (M - 2^32) c does not.
+    # M c overflows a signed 64-bit integer, which allows a compiler to drop masks; (M - 2^32) c
+    # does not.
     q0, q1 = c[0] * (MULTIPLIERS[0] - 2**32), c[2] * (MULTIPLIERS[1] - 2**32)
     high0, high1 = (q0 >> 32) + c[0], (q1 >> 32) + c[2]
     return high1 ^ c[1] ^ k[0], q1 & MASK, high0 ^ c[3] ^ k[1], q0 & MASK
@@ -141,10 +137,8 @@ def _round_(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_round` in place, for buffers of one shape.
 
-    The second and fourth word are right in their low 32 bits only.
-
-    Here the product does overflow: torch's own kernels wrap, and what is shifted down by 32 bits is
-    masked.
+    The second and fourth word are right in their low 32 bits only. Unlike in `_round` the product
+    overflows: torch's own kernels wrap, and what is shifted down by 32 bits is masked.
     """
     c0, c1, c2, c3 = c
     c0 *= _MULTIPLIERS[0]
@@ -160,18 +154,21 @@ def _bump(k: Sequence[Any]) -> tuple[Any, Any]:
 
 
 def derive(seed: int, *indices: int) -> int:
-    """A new 64-bit seed from a seed and indices, such as "the n-th update of a training run".
+    """A new 64-bit seed from a seed and indices, such as that of the n-th update of a training run.
 
-    `derive(seed, i, j) == derive(derive(seed, i), j)`, and `derive(seed) == seed`. The words come
-    from a kind of their own, so that a derived seed is never among the words some `Noise` is made
-    of.
+    `derive(seed, i, j) == derive(derive(seed, i), j)`, and `derive(seed) == seed`. The words are of
+    a kind of their own, so that a derived seed is never among the words that some `Noise` is made
+    from.
 
     Args:
         seed: In [0, 2^64).
         indices: Each in [0, 2^64).
 
     Returns:
-        an integer in [0, 2^64).
+        An integer in [0, 2^64).
+
+    Raises:
+        InvalidArgument: One of them is no integer in this range.
     """
     seed = integer("seed", seed, below=2**64)
     for index in indices:
@@ -184,8 +181,15 @@ def derive(seed: int, *indices: int) -> int:
 
 
 class _Window(NamedTuple):
-    """The noise of the steps [start, stop), a row a step; `version` tells whether somebody wrote
-    into it since.
+    """The noise of the steps [start, stop), made at once.
+
+    Attributes:
+        start: The first step.
+        stop: The step after the last.
+        rows: The noise of each step, views of `values`.
+        values: `(stop - start, chains, *shape)`.
+        version: torch's count of writes to `values` when they were made: it has changed where
+            somebody wrote into them.
     """
 
     start: int
@@ -205,16 +209,20 @@ class Noise:
     On a CPU, and wherever the step is a Python integer, the noise of many steps is made at once and
     served from there (a tensor returned is a view: clone it before you write into it). Where the
     step is a tensor on an accelerator, or under `torch.compile`, the step enters the arithmetic as
-    a tensor: no synchronisation, no recompilation as it changes, and its range is then the caller's
-    responsibility.
+    a tensor: no synchronisation, no recompilation as it changes, and the caller answers for its
+    range.
 
     Args:
         seed: In [0, 2^64).
-        chains: A number of chains n (their ids are 0..n-1), a range, or an integer tensor of ids
-            (n,), in [0, 2^32).
-        device: Where the noise is made; that of `chains` where this is a tensor, else the CPU.
-        dtype: Float32 or float64, of the values for which no other is asked.
-        window: Steps made at once; None chooses by size. It changes the speed only.
+        chains: A number of chains n (their ids are 0..n-1), a range, or an integer tensor `(n,)` of
+            ids, all in [0, 2^32).
+        device: Where the noise is made; None for that of `chains` where it is a tensor, else the
+            CPU.
+        dtype: torch.float32 or torch.float64, where a call asks for no other.
+        window: Steps made at once; None chooses by size. It affects the speed only.
+
+    Raises:
+        InvalidArgument: One of these is out of its range.
     """
 
     def __init__(
@@ -234,8 +242,7 @@ class Noise:
 
     def _bind(self) -> None:
         self._key = (self.seed & MASK, self.seed >> 32)
-        # A compiled function reads the key from a tensor, so that one compilation serves
-        # every seed.
+        # A compiled function reads the key from a tensor: one compilation serves every seed.
         self._key_tensor = torch.tensor(self._key, dtype=torch.int64, device=self.chains.device)
         self._zero = torch.zeros((), dtype=torch.int64, device=self.chains.device)
         self._windows: dict[Any, _Window] = {}
@@ -251,7 +258,14 @@ class Noise:
         self._bind()
 
     def select(self, rows: slice) -> Noise:
-        """The noise of a subset of the chains, by position; also a mask or an index tensor."""
+        """The noise of some of the chains.
+
+        Args:
+            rows: Their positions: a slice, a mask or an index tensor.
+
+        Returns:
+            The same noise for those chains alone.
+        """
         part = object.__new__(Noise)
         part.__setstate__({**self.__getstate__(), "chains": self.chains[rows]})
         return part
@@ -267,9 +281,9 @@ class Noise:
 
         Args:
             step: In [0, 2^32), an integer or an int64 tensor of shape ().
-            stream: In [0, 2^24).
-            shape: Of one chain's event.
-            dtype: float32 or float64; None for that of the noise.
+            stream: In [0, 2^24), see `Stream`.
+            shape: The shape of one chain's values.
+            dtype: torch.float32 or torch.float64; None for that of the noise.
 
         Returns:
             `(chains, *shape)`.
@@ -283,7 +297,7 @@ class Noise:
         shape: Sequence[int],
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Uniforms in the open interval (0, 1). Arguments and return as `normal`."""
+        """Uniforms in the open interval (0, 1); arguments and result as in `normal`."""
         return self._draw(_Kind.UNIFORM, step, stream, shape, dtype)
 
     def rademacher(
@@ -293,7 +307,7 @@ class Noise:
         shape: Sequence[int],
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Signs, +1 or -1 with equal probability. Arguments and return as `normal`."""
+        """Signs, +1 or -1 with equal probability; arguments and result as in `normal`."""
         return self._draw(_Kind.RADEMACHER, step, stream, shape, dtype)
 
     def ahead(
@@ -308,7 +322,10 @@ class Noise:
 
         Args:
             method: "normal", "uniform" or "rademacher".
-            steps: `(w,)` of int64; the others as `normal`.
+            steps: `(w,)` of int64.
+            stream: As in `normal`.
+            shape: As in `normal`.
+            dtype: As in `normal`.
 
         Returns:
             `(w, chains, *shape)`.
@@ -353,7 +370,10 @@ class Noise:
         shape: Sequence[int],
         dtype: torch.dtype | None,
     ) -> Tensor:
-        """As one expression without state or synchronisation, which a compiler can fuse."""
+        """The noise as one expression without state or synchronisation, which a compiler can fuse.
+
+        Steps of shape `(w, 1, 1)` give the noise of w steps.
+        """
         step = self._zero + step  # (), or (w, 1, 1) for the noise of w steps
         rows = (*step.shape[:1], len(self.chains))
         word, shape = _stream_word(kind, stream), _shape(shape)
@@ -368,8 +388,8 @@ class Noise:
         if not torch.compiler.is_compiling() and has_kernel(self.chains.device):
             made = _by_kernel(kind, self._key_tensor, word, step.flatten(), self.chains, n, dtype)
             return made.reshape(*rows, *shape)
-        # Without this the compiler folds the products of an arange into its index
-        # arithmetic, which has too few bits.
+        # Without the xor the compiler folds the products of an arange into its index arithmetic,
+        # which has too few bits.
         block = torch.arange(-(-n // 4), device=self.chains.device) ^ self._zero
         key = self._key_tensor.unbind()
         halves = [
@@ -386,7 +406,7 @@ class Noise:
     def _ahead(
         self, asked: tuple[_Kind, int, tuple[int, ...], torch.dtype | None], step: int
     ) -> Tensor:
-        """Make the window in which this step lies, and keep it."""
+        """Make and keep the window in which this step lies; the noise of the step."""
         kind, stream, shape, dtype = asked
         step = integer("step", step, below=2**32)
         word, shape = _stream_word(kind, stream), _shape(shape)
@@ -397,10 +417,8 @@ class Noise:
             ),
         )
         start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window)
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # so that autograd may use what inference mode made
+        # Also in inference mode, so that autograd may use the values later.
+        with torch.inference_mode(False), torch.no_grad():
             if has_kernel(self.chains.device):
                 steps = torch.arange(start, stop, device=self.chains.device)
                 values = _by_kernel(kind, self._key_tensor, word, steps, self.chains, n, dtype)
@@ -418,14 +436,14 @@ class Noise:
 
 @cache
 def has_kernel(device: torch.device) -> bool:
-    """Whether the noise of a device is made by one kernel (`scoretk.core.noise_kernel`)."""
+    """Whether a device's noise is made by one kernel (`scoretk.core.noise_kernel`)."""
     return device.type == "cuda" and find_spec("triton") is not None
 
 
 def _by_kernel(
     kind: _Kind, key: Tensor, word: int, steps: Tensor, chains: Tensor, n: int, dtype: torch.dtype
 ) -> Tensor:
-    """As `_generate`, of a key and steps that are tensors."""
+    """As `_generate`, with a key and steps that are tensors."""
     from scoretk.core.noise_kernel import fused_noise, transform_constants
 
     constants = transform_constants(dtype, chains.device)
@@ -434,9 +452,9 @@ def _by_kernel(
 
 
 def _span(step: int, values: int, window: int | None) -> tuple[int, int]:
-    """The window of a step.
+    """The window [start, stop) of a step.
 
-    Aligned, and so that from step 0 on, or from anywhere, windows grow to the largest.
+    Windows are aligned to their length, and grow from a step on to the largest.
     """
     if window is not None:
         length = window
@@ -461,8 +479,10 @@ def _generate(
     n: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The first n values of every step and chain, (len(steps), len(chains), n), made in chunks that
-    fit a cache.
+    """The first n values of every step and chain, made in chunks that fit a cache.
+
+    Returns:
+        `(len(steps), len(chains), n)`.
     """
     blocks, width = -(-n // 4), min(n, 4)
     sizes = (len(steps), len(chains), blocks)
@@ -490,8 +510,10 @@ def _generate(
 
 
 def _chunks(sizes: tuple[int, int, int], device: torch.device) -> tuple[list[list[slice]], int]:
-    """Slices of (steps, chains, blocks) whose product makes even chunks, and the most blocks in one
-    chunk.
+    """Slices of (steps, chains, blocks) whose product makes even chunks.
+
+    Returns:
+        The slices of each axis, and the most blocks in one chunk.
     """
     room = CHUNK if device.type == "cpu" else CHUNK_ACCELERATOR
     parts: list[list[slice]] = []
@@ -505,10 +527,7 @@ def _chunks(sizes: tuple[int, int, int], device: torch.device) -> tuple[list[lis
 
 
 def _step_counter(steps: range, chains: int, blocks: int, device: torch.device) -> int | Tensor:
-    """The step as a word of the counter.
-
-    A number, or a tensor that broadcasts against (chains, blocks).
-    """
+    """The step as a word of the counter: a number, or a tensor that broadcasts over the chunk."""
     if len(steps) == 1:
         return steps[0]
     at = torch.arange(steps[0], steps[-1] + 1, device=device)[:, None, None]
@@ -528,11 +547,20 @@ def _words(
     schedule: Sequence[Sequence[Tensor]],
     buffers: Tensor,
 ) -> list[Tensor]:
-    """`philox4x32` of a counter (blocks,), (chains, 1), step (steps or 1, chains or 1, 1) or
-    integer, integer; faster.
+    """`philox4x32`, faster, in buffers.
 
-    The first rounds work on what the words depend on (block alone, chain alone), the others in
-    place, in `buffers`: five rows of int64, of which the words returned are four.
+    The first rounds work on the small tensors that the words depend on (block alone, chain alone),
+    the others in place.
+
+    Args:
+        counter: Block `(blocks,)`, chain `(chains, 1)`, step (an integer, or
+            `(steps, chains or 1, 1)`), and an integer.
+        key: The two words of the key.
+        schedule: The keys of all rounds.
+        buffers: `(5, n)` of int64, n at least the number of blocks of the chunk.
+
+    Returns:
+        The four words, views of four of the buffers.
     """
     shape = torch.broadcast_shapes(*(word.shape for word in counter if isinstance(word, Tensor)))
     c: Sequence[Any] = counter
@@ -564,8 +592,9 @@ def _fraction(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype)
 
 
 def _angle(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype) -> Tensor:
-    """`2 pi W` in [-pi, pi): a signed number is nearer zero, where floating point is finer, and
-    cheaper to convert.
+    """`2 pi W` in [-pi, pi).
+
+    A signed number is nearer zero, where floating point is finer, and cheaper to convert.
     """
     angle = halves[0][word].to(torch.int32).to(dtype)
     if dtype == torch.float64:

@@ -1,9 +1,9 @@
-"""The noise of `scoretk.core.noise` in one kernel of Triton, for CUDA: the same words, the same
-transforms, one launch where eager torch needs a hundred.
+"""The noise of `scoretk.core.noise` in one kernel of Triton, for CUDA.
 
-Integers and uniforms have the bits of the reference; normals agree to rounding. Step, key and chain
-ids are read on the device, so that a launch waits for nothing and can stand in a CUDA graph that is
-played again at another step.
+The same words and the same transforms, in one launch where eager torch needs a hundred. Integers
+and uniforms have the bits of the reference; normals agree to rounding. Step, key and chain ids are
+read on the device, so that a launch waits for nothing and can stand in a CUDA graph that is
+replayed at another step.
 
 References:
     Tillet, Kung, Cox, "Triton: an intermediate language and compiler for tiled neural network
@@ -26,7 +26,7 @@ __all__ = ["fused_noise"]
 NORMAL, UNIFORM, RADEMACHER = (tl.constexpr(kind) for kind in range(3))
 LOW_HALF = tl.constexpr(1 << 31)
 BLOCKS = 256
-"""Blocks of four values a program."""
+"""How many blocks of four values each program of the grid makes."""
 
 
 @triton.jit
@@ -108,15 +108,15 @@ def fused_noise(
 
     Args:
         kind: 0 for normals, 1 for uniforms, 2 for signs.
-        key: The two words of the seed, `(2,)` of int64.
-        constants: As `transform_constants`, of the dtype that is wanted.
+        key: The two words of the seed, the low one first, `(2,)` of int64.
+        constants: Those of `transform_constants`, in the dtype that is wanted.
         word: The last word of the counter: stream and kind.
         steps: `(w,)` of int64.
-        chains: Ids, `(chains,)` of int64.
-        n: Values a chain, at least one.
+        chains: Their ids, `(chains,)` of int64.
+        n: Values of each chain, at least one.
 
     Returns:
-        `(w, chains, n)`.
+        `(w, chains, n)`, in the dtype of the constants.
     """
     rows, dtype = len(steps) * len(chains), constants.dtype
     out = torch.empty((len(steps), len(chains), n), dtype=dtype, device=chains.device)
@@ -140,8 +140,16 @@ def fused_noise(
 
 @cache
 def transform_constants(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`pi 2^-31` and the largest number below one, `(2,)`: a number in a kernel's text would be
-    rounded to float32.
+    """`pi 2^-31` and the largest number below one, as a tensor.
+
+    A number in the text of a kernel would be rounded to float32.
+
+    Args:
+        dtype: torch.float32 or torch.float64.
+        device: Where the kernel runs.
+
+    Returns:
+        `(2,)`, in that dtype on that device.
     """
     numbers = [math.pi * 2.0**-31, 1.0 - torch.finfo(dtype).eps / 2]
     return torch.tensor(numbers, dtype=dtype, device=device)

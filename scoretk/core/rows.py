@@ -1,11 +1,12 @@
-"""Pieces that act on the row axis.
+"""Functions that act on the rows of a batch, each row by itself.
 
 Axis 0 of `x` of shape `(batch, *event_shape)` holds one chain or sample a row.
 
-Everything here treats rows independently, so that a row's result does not depend on its neighbours.
-To the bit: torch's own `logaddexp`, `sigmoid`, `softplus`, `exp2` and `pow` take another way, with
-another last bit, for the few entries that do not fill a vector at the end of a tensor, so that a
-row would change with how many come before it. `exp`, `log`, `log1p` and `sqrt` do not.
+A row's result does not depend on the rows beside it, to the bit. torch's own `logaddexp`,
+`sigmoid`, `softplus`, `exp2` and `pow` do not have this property: the few entries at the end of a
+tensor that do not fill a vector register are computed by another formula, whose last bit may
+differ, so that a row would change with how many come before it. `exp`, `log`, `log1p` and `sqrt` do
+have it.
 """
 
 from __future__ import annotations
@@ -28,51 +29,64 @@ __all__ = [
 
 
 def across(values: Tensor, x: Tensor) -> Tensor:
-    """One value a row, `(batch,)`, shaped so that it broadcasts over `x` of shape `(batch,
-    *event_shape)`.
+    """One value a row, shaped so that it broadcasts over x.
+
+    Args:
+        values: `(batch,)`.
+        x: `(batch, *event_shape)`.
+
+    Returns:
+        `(batch, 1, ..., 1)`, of as many axes as x.
     """
     return values.reshape(values.shape + (1,) * (x.ndim - 1))
 
 
 def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
-    """`x + factor y`, the factor a number, or a tensor shaped so that it multiplies y."""
+    """`x + factor y`; the factor is a number, or a tensor that broadcasts over y."""
     return x + factor * y if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
 
 
 def row_sum(x: Tensor) -> Tensor:
-    """Sum over the event axes: `(batch, *event_shape) -> (batch,)`."""
+    """The sum over the event axes: `(batch, *event_shape) -> (batch,)`."""
     return x.flatten(1).sum(1) if x.ndim > 1 else x
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product over the event axes: `(batch, *event_shape), like -> (batch,)`."""
+    """The inner product over the event axes: twice `(batch, *event_shape) -> (batch,)`."""
     return row_sum(a * b)
 
 
 def finite_rows(x: Tensor) -> Tensor:
     """Which rows are finite throughout: `(batch, *event_shape) -> (batch,)` of bool."""
-    finite = (
-        x - x
-    ) == 0  # inf - inf and nan - nan are nan; cheaper than isfinite, which takes four passes
+    # inf - inf and nan - nan are nan; cheaper than isfinite, which takes four passes.
+    finite = (x - x) == 0
     return finite.flatten(1).all(1) if x.ndim > 1 else finite
 
 
 def select_rows(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Row by row `new` where `chosen`, else `old`.
 
-    Never blends: a NaN in the row not chosen leaves no trace.
+    It selects and does not blend: a NaN in the row not chosen leaves no trace.
+
+    Args:
+        chosen: `(batch,)` of bool.
+        new: `(batch, *event_shape)`.
+        old: Like new.
+
+    Returns:
+        Like new.
     """
     return torch.where(across(chosen, new), new, old)
 
 
 def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
-    """`log(exp(a) + exp(b))`, without overflow."""
-    apart = torch.where(a == b, 0.0, a - b).abs()  # also of equal infinities
+    """`log(exp(a) + exp(b))` without overflow; a and b broadcast."""
+    apart = torch.where(a == b, 0.0, a - b).abs()  # equal infinities included
     return torch.maximum(a, b) + torch.log1p(torch.exp(-apart))
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
-    """`x ** exponent` of x >= 0."""
+    """`x ** exponent` for x >= 0."""
     return torch.exp(exponent * torch.log(x))
 
 

@@ -1,14 +1,13 @@
-"""Tensors and a header of plain values in one safetensors file, every byte of which a checksum
-covers; never pickle.
+"""Tensors and a header of plain values in one safetensors file with a checksum; never pickle.
 
 A safetensors file is a length, a JSON text that says where each tensor lies, and the tensors'
-bytes. Its metadata have one entry,
+bytes. The metadata here have one entry,
 
     {"format": 1, "kind": "run", "seal": SHA-256, "header": {...}}
 
-where the seal is that of the whole file, its own 64 digits as zeros. So no bit of the file can
-change unnoticed: a changed seal does not fit the rest, and a change of anything else does not fit
-the seal. What is read lies in fresh memory (`core.arrays`).
+where the seal is the checksum of the whole file, with zeros in place of its own 64 digits. So no
+bit of the file can change unnoticed: a changed seal does not fit the rest, and a change of anything
+else does not fit the seal. Tensors are read into fresh memory (`core.arrays`).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ METADATA = "scoretk"
 KEYS = {"format", "kind", "seal", "header"}
 BLANK = b"0" * 64
 LONGEST_JSON = 100_000_000
-"""Bytes, the most that the reader of safetensors takes."""
+"""Bytes: the most that the reader of safetensors takes."""
 
 CHUNK = 1 << 24
 
@@ -50,33 +49,30 @@ _DAMAGE = (
     RuntimeError,
     MemoryError,
 )
-"""What reading a file that is not what it says may raise; `RecursionError` is a `RuntimeError`."""
+"""What reading a malformed file may raise (`RecursionError` is a `RuntimeError`)."""
 
 
 class Unreadable(ValueError):
-    """A file is damaged, cannot be read, or is none of the kind asked for.
-
-    The message says which.
-    """
+    """A file is damaged, cannot be read, or is not of the kind asked for; the message says which."""
 
 
 def write_sealed(
     path: Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
 ) -> None:
-    """Write a file atomically (`core.files`); what was there stays until the new one is whole.
+    """Write a file atomically (`core.files`): what was there stays until the new one is whole.
 
     Args:
-        path: The path.
+        path: Where to.
         kind: What is in it, such as "run".
         tensors: By name.
-        header: Plain values.
+        header: Plain values, ready for JSON.
 
     Raises:
-        `OSError` where the disk refuses, `ValueError` for what cannot be put into such a file.
+        OSError: The disk refuses.
+        ValueError: The tensors or the header cannot be put into such a file.
     """
-    placeholder = hashlib.sha256(
-        os.urandom(32)
-    ).hexdigest()  # found again in the text, whatever else is in it
+    # Random, so that it is found again in the text whatever else is in it.
+    placeholder = hashlib.sha256(os.urandom(32)).hexdigest()
     try:
         about = {"format": FORMAT, "kind": kind, "seal": placeholder, "header": dict(header)}
         plain = {name: fresh(value.detach().to("cpu")) for name, value in tensors.items()}
@@ -95,18 +91,19 @@ def write_sealed(
 def read_sealed(
     path: Path, kind: str, unsealed: Callable[[Mapping[str, str]], dict[str, Any]] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, in fresh memory, and header of a file that `write_sealed` wrote.
-
-    The file is only read.
+    """Tensors and header of a file that `write_sealed` wrote.
 
     Args:
-        path: The path.
-        kind: The kind.
-        unsealed: For files from before there were seals: makes their header of their metadata, or
-            raises `ValueError` where they are none of those.
+        path: The file, which is only read.
+        kind: What has to be in it, such as "run".
+        unsealed: For files from before there were seals: makes their header from their metadata, or
+            raises `ValueError` where they are not such a file. None refuses them.
+
+    Returns:
+        The tensors by name, in fresh memory on the CPU, and the header.
 
     Raises:
-        `Unreadable`.
+        Unreadable: The file is damaged, cannot be read, or is not of this kind.
     """
     try:
         if not is_regular(path):
@@ -133,7 +130,11 @@ def read_sealed(
 
 
 def plain_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises `ValueError`, also for an object that has a key twice."""
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is no JSON, or an object in it has a key twice.
+    """
     return json.loads(text, object_pairs_hook=_once)
 
 
@@ -147,7 +148,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _header(
     text: bytes, kind: str, unsealed: Callable[[Mapping[str, str]], dict[str, Any]] | None
 ) -> tuple[dict[str, Any], bytes | None]:
-    """The header, and the seal; None of a file from before there were seals."""
+    """The header and the seal; the seal is None in a file from before there were seals."""
     metadata = plain_json(text).get("__metadata__", {})
     about = plain_json(metadata[METADATA]) if set(metadata) == {METADATA} else None
     if not isinstance(about, dict) or set(about) != KEYS:

@@ -1,4 +1,4 @@
-"""The noise streams: one number a purpose, so that no two uses of the noise ever meet."""
+"""The streams of the noise: one number for each purpose, so that no two uses share random numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ __all__ = ["Stream"]
 
 
 class Stream(IntEnum):
-    """Which use a piece of noise serves. Third-party solvers may use numbers from `USER` on."""
+    """What a piece of noise is for; a word of the counter in `scoretk.core.noise`.
+
+    Attributes:
+        START: Initial states and exact draws.
+        PROPOSAL: The noise of a step: proposals, increments of an SDE.
+        ACCEPT: Uniforms of accept/reject decisions.
+        PROBE: Random directions and test points, of trace estimates and of checks of derivatives.
+        REPLAY: Which entries of a replay buffer are restarted.
+        CORRECTION: A second draw of the same step, such as the signs of Barker's proposal.
+        SWAP: Exchanges between temperatures, and resampling.
+        LENGTH: Lengths and directions of trajectories.
+        MOMENTUM: Refreshed momenta.
+        USER: The first number that third-party solvers may use.
+    """
 
     START = 0
     PROPOSAL = 1
@@ -21,4 +34,4 @@ class Stream(IntEnum):
     MOMENTUM = 8
     USER = 16
 
-    __hash__ = int.__hash__  # equal to its number, and hashed without a detour through Python
+    __hash__ = int.__hash__  # in C: it is part of a key that is looked up at every step
