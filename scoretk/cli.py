@@ -1,7 +1,7 @@
 """The command line: `scoretk list | describe | check | sample | fit | demo`.
 
-Exit codes: 0 done, 1 a run that failed, 2 wrong use, 130 interrupted. What a command needs it
-imports when it runs, so that listing needs no torch.
+Exit codes: 0 done, 1 a run that failed, 2 wrong use, 130 interrupted. A command imports what it
+needs when it runs, so that listing needs no torch.
 """
 
 from __future__ import annotations
@@ -50,11 +50,18 @@ DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 _MISUSE = (InvalidArgument, UnknownName, AmbiguousName, MissingCapability, OutputExists)
 
 ENOUGH_TO_JUDGE, JUDGED = 20, 8
-"""From how many draws of a chain on a verdict is printed, and on how many coordinates it looks."""
+"""The least draws of a chain for a verdict, and the most coordinates that it looks at."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command.
+
+    Args:
+        arguments: The words of the command line; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -191,9 +198,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(*lines: object, sep: str = " ", file: Any = None) -> None:
-    """Print to a terminal of any encoding.
+    """Print to a stream of any encoding.
 
-    What would control it, from whatever plugin or file, is escaped.
+    Characters that would control a terminal, from whatever plugin or file, are escaped.
     """
     stream = sys.stdout if file is None else file
     text = sep.join(printable(line, keep="\n\t") for line in lines)
@@ -280,7 +287,7 @@ _FINDERS = {"model": find_model, "solver": find_solver}
 
 
 def _kind(options: argparse.Namespace) -> str:
-    """Whether the name is that of a model or of a solver."""
+    """Whether the name is that of a model or of a solver; `--kind` decides where it is of both."""
     if options.kind:
         _FINDERS[options.kind](options.name)
         return str(options.kind)
@@ -315,7 +322,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _checked_model(options: argparse.Namespace) -> list[Any]:
-    describe(options.name)  # what cannot be described is told before anything heavy is imported
+    describe(options.name)  # an unknown name fails before heavy imports
     if options.set:
         raise InvalidArgument(
             "--set", options.set, f"nothing: {options.name} is a model, and these are for solvers"
@@ -324,7 +331,7 @@ def _checked_model(options: argparse.Namespace) -> list[Any]:
         from hypothesis.configuration import set_hypothesis_home_dir
     except ImportError as error:
         raise MissingDependency("hypothesis", "check", "scoretk check") from error
-    set_hypothesis_home_dir(os.devnull)  # it would leave a folder where the user stands
+    set_hypothesis_home_dir(os.devnull)  # else it leaves a folder in the working directory
     from scoretk.conformance import check_model
 
     return check_model(options.name)
@@ -341,7 +348,7 @@ def _checked_solver(options: argparse.Namespace) -> list[Any]:
 def _sample(options: argparse.Namespace) -> int:
     from scoretk.run.draws import FORMATS, check_output
 
-    if options.output:  # moments are no draws, which the other formats hold
+    if options.output:  # only the first format holds moments
         check_output(
             options.output, options.force, FORMATS[:1] if options.keep == "moments" else FORMATS
         )
@@ -503,7 +510,7 @@ def _report(options: argparse.Namespace, draws: Any, written: str | None) -> Non
 
 
 def _assignments(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` pairs; values are Python literals where they read as such, else strings."""
+    """`NAME=VALUE` pairs; values are Python literals where they can be read as such, else strings."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

@@ -1,13 +1,14 @@
 """What tells one field, or one solver, from another: everything that decides its answers, as text.
 
 An `Identity` is a map from paths to values. A path (`way` in the code) is how the walk
-(`scoretk.core.anatomy`) first reaches an object, such as `field.fn.scale`; the value is what the object is apart from its parts: a
-number as it is, of an array dtype, shape and SHA-256, of a function its code (instructions, names
-and constants; no file names or line numbers), of a container its kind and keys. No entry depends on
-the process that made it: neither addresses nor hashes of objects count, and the items of sets are
-put in order. Known classes and functions (torch's, numpy's, ...) are their names. Of what cannot be
-looked into (locks, files, handles of C libraries, random generators) only the kind counts;
-differences within show only in the field's own answers, which a checkpoint compares as well.
+(`scoretk.core.anatomy`) first reaches an object, such as `field.fn.scale`; the value is what the
+object is apart from its parts: a number as it is, of an array dtype, shape and SHA-256, of a
+function its code (instructions, names and constants; no file names or line numbers), of a container
+its kind and keys. No entry depends on the process that made it: neither addresses nor hashes of
+objects count, and the items of sets are put in order. Known classes and functions (torch's,
+numpy's, ...) are their names. Of what cannot be looked into (locks, files, handles of C libraries,
+random generators) only the kind counts; differences within show only in the field's own answers,
+which a checkpoint compares as well.
 
 Some of what a field is made of may change while a run goes on: a count of its calls, a list of what
 it has seen, a cache. What a run itself has changed does not tell its field from another;

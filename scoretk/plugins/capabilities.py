@@ -1,4 +1,4 @@
-"""What a field can offer: the one list, and how a field's own answer to it is read."""
+"""What a field can offer: the one list, and how it is read from a field."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CAPABILITIES = (
 
 
 def offers(field: object) -> frozenset[str]:
-    """Names in `CAPABILITIES` that the field offers.
+    """The names in `CAPABILITIES` that a field offers.
 
-    Its own `provides` where it has one, else what it has.
+    Its own `provides` where it has one, else the capabilities that it has as attributes.
     """
     declared = getattr(field, "provides", None)
     if declared is not None:

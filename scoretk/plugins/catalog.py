@@ -1,4 +1,4 @@
-"""What one entry-point group holds: finding by name, and the isolation in which plugin code runs."""
+"""The plugins of one entry-point group: finding one by name, and isolating its code."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ BUILT_IN = "scoretk"
 
 
 class Catalog:
-    """The plugins of one entry-point group, and which of them this process has met and found
-    broken.
+    """The plugins of one entry-point group, with those that have failed in this process.
 
     Metadata is read afresh each time, and a plugin that failed is tried again when it is asked for
     again.
 
     Args:
-        group: the entry-point group.
-        kind: what a plugin of it is called in errors.
-        built_in: this package's own by name, "module:attribute", where they stand in a table and not in its metadata.
+        group: The entry-point group.
+        kind: What errors call a plugin of the group, such as "solver".
+        built_in: This package's own, "module:attribute" by name, where they stand in a table and
+            not in its metadata.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class Catalog:
     def listing(self) -> list[Entry | Broken]:
         """All plugins sorted by id, from metadata alone.
 
-        `Broken` where that, or an earlier use of one, failed.
+        Returns:
+            An `Entry` for each; a `Broken` where that, or an earlier use of the plugin, failed.
         """
         return [self._met.get(item.id, item) for item in self._all()]
 
@@ -62,11 +63,16 @@ class Catalog:
     def find(self, name: str) -> Entry:
         """The plugin of this full id or short name.
 
-        A built-in's short name always means the built-in.
+        The short name of a built-in always means the built-in.
+
+        Args:
+            name: A full id ("my-package/my-model") or a short name.
 
         Raises:
-            `UnknownName`; `AmbiguousName`; `BrokenPlugin` where the distribution's metadata cannot
-            be read.
+            InvalidArgument: The name is no string.
+            UnknownName: Nothing has this name.
+            AmbiguousName: Several distributions have this short name.
+            BrokenPlugin: The distribution's metadata cannot be read.
         """
         if not isinstance(name, str):
             raise InvalidArgument("name", name, f"the name of a {self.kind}")
@@ -84,20 +90,25 @@ class Catalog:
     def isolated(
         self, entry: Entry, stage: str, given: Mapping[str, Any] | None = None
     ) -> Iterator[None]:
-        """Run plugin code: whatever it raises becomes a `Broken` record and a `BrokenPlugin` caused
-        by it, and whatever it does to this process is undone (`containment`).
+        """Run a plugin's code: what it raises is recorded, what it does to this process is undone.
 
-        With arguments `given` by the caller nothing is recorded, as they may be at fault and not
-        the plugin; and a `ScoretkError` that refuses them passes as it is. So does a
-        `MissingDependency`, which is no fault of the plugin, and `KeyboardInterrupt`, but in a
-        `survey` only where the user pressed Ctrl-C.
+        Whatever it raises becomes a `Broken` record and the cause of a `BrokenPlugin`;
+        `containment` says what is undone. Some errors pass as they are: `MissingDependency`, which
+        is no fault of the plugin; `KeyboardInterrupt`, in a `survey` only if the user pressed
+        Ctrl-C; and with arguments `given` any `ScoretkError`, which refuses them. With these
+        nothing is recorded, as they may be at fault and not the plugin.
+
+        Args:
+            entry: The plugin.
+            stage: "describe", "load" or "train".
+            given: The arguments that the caller of the package gave.
         """
         with contained() as interrupts:
             try:
                 yield
-            except (
-                BaseException
-            ) as error:  # SystemExit, and what extension modules and test runners derive from it
+            except BaseException as error:
+                # SystemExit too, and what extension modules and test runners derive from
+                # BaseException.
                 if isinstance(error, KeyboardInterrupt) and (
                     interrupts.pressed or not self._surveys
                 ):
@@ -115,9 +126,9 @@ class Catalog:
 
     @contextmanager
     def survey(self) -> Iterator[None]:
-        """Go through plugins that nobody asked for one by one.
+        """Go through plugins that nobody asked for individually.
 
-        None of them may end that, by a `KeyboardInterrupt` either.
+        None of them can end that, not even by raising `KeyboardInterrupt` itself.
         """
         before, self._surveys = self._surveys, True
         try:
@@ -149,6 +160,6 @@ def _blame(given: Mapping[str, Any] | None) -> str:
 def pointed_at(value: str) -> Any:
     """The object that "module:attribute" points at.
 
-    Extras, as in "module:attribute [extra]", are set aside.
+    Extras, as in "module:attribute [extra]", are ignored.
     """
     return resolve_name(value.partition("[")[0].strip())

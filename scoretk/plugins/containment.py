@@ -1,14 +1,15 @@
-"""The room in which code of plugins runs: it leaves the process as it was, whatever it does to it.
+"""A context in which plugin code runs: afterwards the process is as it was before.
 
-Put back afterwards, where changed: the generators of random, numpy and torch; torch's default dtype
-and device, gradient mode, number of threads, deterministic and backend flags; numpy's handling of
-errors; the filters of warnings, the root of logging, signal handlers, the environment, the working
-folder, the hooks and streams of `sys`. Entries that a plugin adds to `sys.path` stay, behind those
-that were there, as it may import from them later. What is written to standard output goes to
-standard error, of Python and of C alike, so that output which a program reads holds nothing else.
+Put back, where changed: the random generators of Python, numpy and torch; torch's default dtype and
+device, gradient mode, number of threads, deterministic and backend flags; numpy's handling of
+errors; the filters of warnings, the root logger, signal handlers, the environment, the working
+directory, the hooks and streams of `sys`. Entries that a plugin adds to `sys.path` stay, behind
+those that were there, as it may import from them later. What is written to standard output goes to
+standard error, from Python and from C alike, so that output which a program reads holds nothing
+else.
 
-torch and numpy are not imported here. Where one is loaded it is guarded; where it is loaded within
-the room, it is guarded from the end of its import on.
+torch and numpy are not imported here. Where one is loaded it is guarded; where the plugin imports
+it, it is guarded from the end of its import on.
 
 What a process cannot undo is not contained: threads that were started, functions that were
 replaced, `os._exit`.
@@ -36,16 +37,15 @@ __all__ = ["Interrupts", "contained", "outside"]
 
 Restore = Callable[[], object]
 SIGNALS = [s for s in signal.valid_signals() if s < 32] if os.name == "posix" else []
-"""Those with a name; the system refuses to have two of them handled, which then have no handler of
-Python's to put back.
-"""
+"""The signals with a name. Two of them cannot be handled; their handler is None and is left alone."""
 
 
 @contextmanager
 def contained() -> Iterator[Interrupts]:
-    """Run the code of a plugin.
+    """Run the code of a plugin, and put back what it changes.
 
-    Yields what tells an interrupt by the user from one that the code raised by itself.
+    Yields:
+        What tells an interrupt by the user from one that the code raised by itself.
     """
     with Interrupts() as interrupts, _process_kept(), _STREAMS.redirected():
         yield interrupts
@@ -54,8 +54,8 @@ def contained() -> Iterator[Interrupts]:
 class Interrupts:
     """Listens for Ctrl-C.
 
-    `pressed` tells whether a signal came, and not the code itself, when `KeyboardInterrupt` was
-    raised.
+    Attributes:
+        pressed: Whether a signal came, so that a `KeyboardInterrupt` is not the code's own.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Interrupts:
 
 @contextmanager
 def _process_kept() -> Iterator[None]:
-    """Put back what is this process's, in the reverse order in which it was looked at."""
+    """Put back what belongs to this process, in the reverse order in which it was recorded."""
     with contextlib.ExitStack() as kept:
         for keep in _KEPT:
             kept.callback(keep())
@@ -222,7 +222,7 @@ def _pairs(now: Any, before: Any) -> list[tuple[Any, Any]]:
 
 
 def _guard_torch(torch: Any) -> Restore:
-    """Torch's generators and the settings of the whole process."""
+    """Record torch's generators and process-wide settings; how to put them back."""
     generator = torch.get_rng_state()
     accelerators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     device = torch.get_default_device()
@@ -248,7 +248,7 @@ def _guard_torch(torch: Any) -> Restore:
 
 
 def _torch_settings(torch: Any) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """How each setting is asked for and put back."""
+    """How each setting is read and put back."""
 
     def flushes() -> bool:
         return bool(torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1 == 0)
@@ -285,7 +285,7 @@ _GUARDED: dict[str, Callable[[Any], Restore]] = {"numpy": _guard_numpy, "torch":
 
 
 def _is_loaded(name: str) -> bool:
-    """Whether a module is there whole, and not in the middle of its import."""
+    """Whether a module is loaded, and not in the middle of its import."""
     module = sys.modules.get(name)
     return module is not None and not getattr(
         getattr(module, "__spec__", None), "_initializing", False
@@ -313,9 +313,9 @@ class _Watch(importlib.abc.MetaPathFinder):
 
 
 class _Noting(importlib.abc.Loader):
-    """A module's own loader.
+    """A module's own loader, and then a guard for the module.
 
-    When it has run it stands where it would have stood, and the module is guarded.
+    Once it has run, the module's own loader stands in its attributes again.
     """
 
     def __init__(self, loader: Any, kept: contextlib.ExitStack) -> None:
@@ -333,7 +333,7 @@ class _Noting(importlib.abc.Loader):
 
 
 class _Streams:
-    """Standard output as standard error, for as long as any thread is in the room."""
+    """Standard output as standard error, while any thread is within `contained`."""
 
     def __init__(self) -> None:
         self.lock, self.inside = threading.RLock(), 0
@@ -375,7 +375,14 @@ _STREAMS = _Streams()
 
 
 def outside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of the caller's that a plugin calls: for so long standard output is what it is."""
+    """The caller's function, to be called by a plugin: meanwhile standard output is the real one.
+
+    Args:
+        function: Such as the `report` of a training.
+
+    Returns:
+        A function of the same arguments.
+    """
 
     def called(*args: Any, **kwargs: Any) -> Any:
         with _STREAMS.lock:
@@ -393,7 +400,7 @@ def outside(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _flush(*streams: Any) -> None:
-    """Write out what Python's streams and C's hold back, so that it goes where it was meant to go."""
+    """Write out what Python's streams and C's still hold, so that it goes where it was meant to."""
     for stream in streams:
         with contextlib.suppress(Exception):  # whatever a plugin has put there
             stream.flush()

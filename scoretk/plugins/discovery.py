@@ -22,10 +22,15 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Entry:
-    """A plugin as its metadata shows it. `value` is the object it points at, "module:attribute".
+    """A plugin as its metadata shows it, with characters that would control a terminal escaped.
 
-    `needs` tells, of a model that was verified, which optional package it lacks here. Characters
-    that would control a terminal are escaped in all of them.
+    Attributes:
+        id: The canonical id, `distribution/name`.
+        name: The key of the entry point.
+        distribution: The normalised name of the distribution.
+        version: The distribution's version.
+        value: The object that the entry point points at, "module:attribute".
+        needs: After `verify`, which optional package it lacks here; else empty.
     """
 
     id: str
@@ -40,9 +45,13 @@ class Entry:
 class Broken:
     """A plugin that failed.
 
-    `stage` is "list", "describe" or "load", `error` the exception's type and message.
-
-    Where the metadata itself cannot be read no name is known, and the id is `distribution/*`.
+    Attributes:
+        id: The canonical id; `distribution/*` where the metadata cannot be read and no name is
+            known.
+        distribution: The normalised name of the distribution.
+        version: The distribution's version.
+        stage: At which stage: "list", "describe", "load" or "train".
+        error: The type and message of the exception.
     """
 
     id: str
@@ -55,7 +64,12 @@ class Broken:
     def by(cls, error: BaseException, entry: Entry, stage: str) -> Broken:
         """The record of a failure.
 
-        It keeps the error's text only, so that no model lives on in a traceback.
+        It keeps the text of the error only, so that no model is kept alive by a traceback.
+
+        Args:
+            error: What was raised.
+            entry: The plugin.
+            stage: "list", "describe", "load" or "train".
         """
         text = printable("".join(format_exception_only(error)).strip(), keep="\n\t")
         return cls(entry.id, entry.distribution, entry.version, stage, text)
@@ -76,29 +90,33 @@ def normalised(name: str) -> str:
 
 
 def discover(group: str) -> list[Entry | Broken]:
-    """Every plugin that registers in the entry-point group, sorted by id.
+    """Every plugin that registers in an entry-point group, sorted by id.
 
-    `Broken` where metadata cannot be read.
+    Args:
+        group: The group, such as "scoretk.models".
+
+    Returns:
+        An `Entry` for each; a `Broken` for each distribution whose metadata cannot be read.
     """
     found: dict[str, Entry | Broken] = {}
     for dist in distributions():
         for item in _read(dist, group):
             first = found.setdefault(item.id, item)
-            if (
-                first is not item and item.distribution == UNKNOWN
-            ):  # of several without a name none hides another
+            # Of several distributions without a name none hides another.
+            if first is not item and item.distribution == UNKNOWN:
                 found[f"{item.id} {len(found)}"] = replace(item, id=f"{item.id} {len(found)}")
     return [found[id] for id in sorted(found)]
 
 
 def read_entries(name: str, group: str) -> list[Entry]:
-    """What the distribution of this normalised name registers in the group.
+    """What a distribution registers in a group; raises whatever reading its metadata raises.
 
-    Raises what reading it raises.
+    Args:
+        name: The normalised name of the distribution.
+        group: The entry-point group.
     """
-    dist = distribution(
-        name
-    )  # of several on sys.path the first, which need not be the one that led here
+    # Of several on sys.path the first, which need not be the one that was found.
+    dist = distribution(name)
     version = _version(dist)
     points = dist.entry_points.select(group=group)
     return [
@@ -114,10 +132,10 @@ def read_entries(name: str, group: str) -> list[Entry]:
 
 
 def _version(dist: Distribution) -> str:
-    """The distribution's version: every look at it reads and parses a whole file."""
+    """The distribution's version. Every access to it reads and parses a whole file."""
     try:
         found = dist.metadata["Version"]
-    except KeyError:  # as later versions of Python have it
+    except KeyError:  # in later versions of Python
         found = None
     return UNKNOWN if found is None else printable(found)
 

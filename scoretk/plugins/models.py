@@ -1,6 +1,6 @@
 """The registered models in three lazy stages, each isolated.
 
-List (metadata), describe (the spec), load (the field).
+List (from metadata), describe (from the spec), load (the field).
 """
 
 from __future__ import annotations
@@ -40,18 +40,23 @@ _MODELS = Catalog("scoretk.models", "model")
 def list_models() -> list[Entry | Broken]:
     """All registered models sorted by id. Imports neither the plugins nor torch.
 
-    A `Broken` record stands for a model whose metadata cannot be read, or that failed when this
-    process used it.
+    Returns:
+        An `Entry` for each; a `Broken` for one whose metadata cannot be read, or that failed when
+        this process used it.
     """
     return _MODELS.listing()
 
 
 def find_model(name: str) -> Entry:
-    """The entry of a model by its full id or its short name, from metadata alone.
+    """The entry of a model, from metadata alone.
+
+    Args:
+        name: A full id ("my-package/my-model") or a short name.
 
     Raises:
-        `UnknownName`, `AmbiguousName`; `BrokenPlugin` where the distribution's metadata cannot be
-        read.
+        UnknownName: Nothing has this name; the message has the nearest.
+        AmbiguousName: Models of several packages have this short name.
+        BrokenPlugin: The distribution's metadata cannot be read.
     """
     return _MODELS.find(name)
 
@@ -59,20 +64,30 @@ def find_model(name: str) -> Entry:
 def describe(name: str) -> ModelSpec:
     """What the plugin says about its model; imports the spec's module only.
 
+    Args:
+        name: A full id or a short name.
+
     Raises:
-        as `find_model`; `BrokenPlugin` where the plugin cannot be imported or holds no spec of this
-        name.
+        UnknownName: Nothing has this name.
+        AmbiguousName: Models of several packages have this short name.
+        BrokenPlugin: The plugin cannot be imported or holds no spec of this name.
     """
     return _spec(_MODELS.find(name))
 
 
 def load(name: str, /, **parameters: Any) -> Any:
-    """The field of a model. The parameters override the defaults in its spec.
+    """The field of a model.
+
+    Args:
+        name: A full id or a short name.
+        parameters: Parameters of the model, in place of the defaults in its spec.
 
     Raises:
-        as `describe`; `InvalidArgument` for a parameter that the model does not have;
-        `BrokenPlugin` where the factory fails or returns no field, or a field that lacks what the
-        spec claims.
+        UnknownName: Nothing has this name.
+        AmbiguousName: Models of several packages have this short name.
+        InvalidArgument: The model does not have a parameter, or refuses its value.
+        BrokenPlugin: The plugin cannot be imported, its factory fails or returns no field, or the
+            field lacks what the spec claims.
     """
     entry = _MODELS.find(name)
     spec = _spec(entry)
@@ -93,20 +108,25 @@ def train(
 ) -> Any:
     """Train a model anew.
 
-    What is returned has `save(path)`; `load(name, weights=path)` then gives the field.
-
     Args:
-        name: The name.
+        name: A full id or a short name.
         data: A tensor `(n, *event_shape)`, or None for the data of the shipped weights.
-        seed: Of the random numbers.
+        seed: The seed of the random numbers.
         report: Called with the progress after each evaluation.
-        checkpoint: A file to save the training to and to go on from, for a trainer that takes one.
-        settings: Of the model's trainer, such as steps.
+        checkpoint: A file to save the training to and to continue it from, for a trainer that takes
+            one.
+        settings: Settings of the model's trainer, such as `steps`.
+
+    Returns:
+        An object with `save(path)`; `load(name, weights=path)` then gives the field.
 
     Raises:
-        as `describe`; `MissingCapability` for a model without a trainer; `InvalidArgument` for a
-        setting that the trainer does not have; what the trainer raises, `FitFailure` among them;
-        `BrokenPlugin` where that is no `ScoretkError`.
+        UnknownName: Nothing has this name.
+        AmbiguousName: Models of several packages have this short name.
+        MissingCapability: The model has no trainer.
+        InvalidArgument: The trainer does not have a setting, or refuses its value.
+        FitFailure: The loss or its gradient is not finite.
+        BrokenPlugin: The plugin fails with an error of its own.
     """
     entry = _MODELS.find(name)
     spec = _spec(entry)
@@ -142,13 +162,18 @@ def train(
 
 
 def build(spec: ModelSpec, /, **parameters: Any) -> Any:
-    """The field that a spec's factory makes, registered or not.
+    """The field that a spec's factory makes, registered or not; its code runs unguarded.
 
-    Here the plugin's code runs unguarded.
+    Args:
+        spec: The model's spec.
+        parameters: In place of the defaults in the spec.
+
+    Returns:
+        The field. What the factory raises is raised here.
 
     Raises:
-        what the factory raises; `TypeError` or `ValueError` where it returns no field, or not the
-        one claimed.
+        TypeError: The factory returns no field, or one that lacks what the spec claims.
+        ValueError: The field has another event shape than the spec says.
     """
     field = pointed_at(spec.factory)(**{**spec.parameters, **parameters})
     _check_claims(spec, field, own=not parameters)
@@ -156,7 +181,7 @@ def build(spec: ModelSpec, /, **parameters: Any) -> Any:
 
 
 def describe_all() -> dict[str, ModelSpec | ScoretkError]:
-    """What every registered model's plugin says about it, by id; where that fails, why."""
+    """The specs of all registered models by id; where describing one fails, the error."""
     found: dict[str, ModelSpec | ScoretkError] = {}
     with _MODELS.survey():
         for item in list_models():
@@ -170,9 +195,9 @@ def describe_all() -> dict[str, ModelSpec | ScoretkError]:
 def verify() -> list[Entry | Broken]:
     """All registered models after each has been taken through every stage.
 
-    Those that failed are `Broken`.
-
-    A model that only lacks an optional package is not: its entry says what it `needs`.
+    Returns:
+        An `Entry` for each, a `Broken` for those that failed. One that only lacks an optional
+        package is not broken: its entry says what it `needs`.
     """
     needs = dict[str, str]()
     with _MODELS.survey():
@@ -211,7 +236,13 @@ def _refuse_unknown(given: dict[str, Any], known: list[str], expected: str) -> N
 
 
 def _check_claims(spec: ModelSpec, field: Any, own: bool) -> None:
-    """The field against its spec; the event shape only where the parameters are the spec's own."""
+    """Hold a field to its spec.
+
+    Args:
+        spec: The spec.
+        field: What the factory made.
+        own: Whether the parameters are the spec's own; only then the event shape is compared.
+    """
     if isinstance(field, type) or not hasattr(field, "event_shape"):
         raise TypeError(
             f"{spec.factory} returned {field!r:.80}, which is no field: it has no event_shape"

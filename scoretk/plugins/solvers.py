@@ -1,9 +1,8 @@
-"""Solvers by name: those of this package, and those that others register in the entry-point group
-`scoretk.solvers`.
+"""Solvers by name: this package's own, and those of the entry-point group `scoretk.solvers`.
 
-An entry point's value points at a solver class. A name means that class with its defaults; where a
-setting has none, `load_solver` takes it as a keyword. Listing imports neither the classes nor
-torch.
+An entry point's value points at a solver class. A name means that class with its defaults; a
+setting without a default is given to `load_solver` as a keyword. Listing imports neither the
+classes nor torch.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType(
         "probability-flow": "scoretk.solvers.probability_flow:ProbabilityFlow",
     }
 )
-"""The one table of this package's solvers, by name, in the order in which they are shown."""
+"""This package's solvers by name, in the order in which they are shown."""
 
 SOLVER_PROTOCOL = ("needs", "timed", "init_cost", "step_cost", "capturable", "init", "step")
-"""What every solver object has: `scoretk.solvers.base.Solver` says what it means."""
+"""What every solver object has; `scoretk.solvers.base.Solver` says what each means."""
 
 _SOLVERS = Catalog("scoretk.solvers", "solver", BUILT_IN_SOLVERS)
 
@@ -68,13 +67,14 @@ class SolverSpec:
     """What a solver class says about itself, in plain values.
 
     Args:
-        id: the canonical id, `distribution/name`.
-        solver: the class, "module:Class".
-        summary: the first paragraph of its docstring.
-        settings: the defaults of its settings by name.
-        required: the settings without a default.
-        needs: the field's methods that it calls, with default settings; None where those needed are not known.
-        timed: whether it works on fields in time (True), on static ones (False), or on both (None).
+        id: The canonical id, `distribution/name`.
+        solver: The class, "module:Class".
+        summary: The first paragraph of its docstring.
+        settings: The defaults of its settings by name.
+        required: The settings without a default.
+        needs: The methods of the field that it calls, with default settings; None where they depend
+            on settings that have no default.
+        timed: Whether it works on fields in time (True), on static ones (False), or on both (None).
     """
 
     id: str
@@ -86,7 +86,7 @@ class SolverSpec:
     timed: bool | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The same ready for JSON; a default that is no plain value as its `repr`."""
+        """The spec ready for JSON; a default that is no plain value as its `repr`."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["settings"] = {name: _plain(value) for name, value in self.settings.items()}
         plain["required"] = list(self.required)
@@ -95,26 +95,38 @@ class SolverSpec:
 
 
 def list_solvers() -> list[Entry | Broken]:
-    """All registered solvers sorted by id, from metadata alone; `Broken` as in `list_models`."""
+    """All registered solvers sorted by id, from metadata alone.
+
+    Returns:
+        An `Entry` for each; a `Broken` as in `list_models`.
+    """
     return _SOLVERS.listing()
 
 
 def find_solver(name: str) -> Entry:
-    """The entry of a solver by its full id or its short name, from metadata alone.
+    """The entry of a solver, from metadata alone.
+
+    Args:
+        name: A full id ("my-package/my-kernel") or a short name ("mala").
 
     Raises:
-        UnknownName: nothing has this name; the nearest is told. AmbiguousName: several packages'
-        solvers have this short name. BrokenPlugin: the distribution's metadata cannot be read.
+        UnknownName: Nothing has this name; the message has the nearest.
+        AmbiguousName: Solvers of several packages have this short name.
+        BrokenPlugin: The distribution's metadata cannot be read.
     """
     return _SOLVERS.find(name)
 
 
 def load_solver_class(name: str) -> type[Any]:
-    """The class of a registered solver, by its full id or its short name.
+    """The class of a registered solver.
+
+    Args:
+        name: A full id or a short name.
 
     Raises:
-        `UnknownName`, `AmbiguousName`; `BrokenPlugin` where it cannot be imported or is no solver
-        class.
+        UnknownName: Nothing has this name.
+        AmbiguousName: Solvers of several packages have this short name.
+        BrokenPlugin: It cannot be imported or is no solver class.
     """
     return _class(_SOLVERS.find(name))
 
@@ -123,16 +135,18 @@ def load_solver(name: str, /, **settings: Any) -> Any:
     """The solver of this name with these settings, its defaults for the others.
 
     Args:
-        name: a full id ("my-package/my-kernel") or a short name ("mala").
-        settings: keyword arguments of the class; `kernel` may be a name itself.
+        name: A full id ("my-package/my-kernel") or a short name ("mala").
+        settings: Keyword arguments of the class; `kernel` may itself be a name.
 
     Returns:
         The solver object.
 
     Raises:
-        UnknownName, AmbiguousName, BrokenPlugin: as `load_solver_class`. InvalidArgument: a setting
-        that the class does not have, one without a default that is not given, or what the class
-        itself refuses.
+        UnknownName: Nothing has this name.
+        AmbiguousName: Solvers of several packages have this short name.
+        BrokenPlugin: It cannot be imported, is no solver class, or fails.
+        InvalidArgument: The class does not have a setting, a setting without a default is not
+            given, or the class refuses a value.
     """
     entry = _SOLVERS.find(name)
     kind = _class(entry)
@@ -164,15 +178,20 @@ def load_solver(name: str, /, **settings: Any) -> Any:
 def describe_solver(name: str) -> SolverSpec:
     """What a solver's class says about itself; imports its module only.
 
+    Args:
+        name: A full id or a short name.
+
     Raises:
-        UnknownName, AmbiguousName, BrokenPlugin: as `load_solver_class`.
+        UnknownName: Nothing has this name.
+        AmbiguousName: Solvers of several packages have this short name.
+        BrokenPlugin: It cannot be imported or is no solver class.
     """
     entry = _SOLVERS.find(name)
     kind = _class(entry)
     with _SOLVERS.isolated(entry, "describe"):
         known = _settings(kind)
         required = tuple(n for n, default in known.items() if default is MISSING)
-        shown = kind if required else kind()  # what depends on settings is a property of an object
+        shown = kind if required else kind()  # what depends on settings is a property
         needs, timed = (None if isinstance(v, property) else v for v in (shown.needs, shown.timed))
         first = (inspect.getdoc(kind) or "").strip().partition("\n\n")[0]
         return SolverSpec(
@@ -189,9 +208,9 @@ def describe_solver(name: str) -> SolverSpec:
 def verify_solvers() -> list[Entry | Broken]:
     """All registered solvers after the class of each has been imported.
 
-    Those that failed are `Broken`.
-
-    One that only lacks an optional package is not: its entry says what it `needs`.
+    Returns:
+        An `Entry` for each, a `Broken` for those that failed. One that only lacks an optional
+        package is not broken: its entry says what it `needs`.
     """
     needs = dict[str, str]()
     with _SOLVERS.survey():
@@ -208,17 +227,17 @@ def verify_solvers() -> list[Entry | Broken]:
 
 
 def as_solver(argument: str, value: Any) -> Any:
-    """The solver that an argument means.
-
-    A solver object as it is, a name as `load_solver` reads it.
+    """The solver that an argument means: an object as it is, a name as `load_solver` reads it.
 
     Args:
-        argument: the argument's name, for errors.
-        value: a solver object, or the name of a registered solver.
+        argument: The argument's name, for errors.
+        value: A solver object, or the name of a registered solver.
 
     Raises:
-        InvalidArgument: what is neither; also as `load_solver`. UnknownName, AmbiguousName,
-        BrokenPlugin: as `load_solver`.
+        InvalidArgument: It is neither, or the named solver cannot be made without settings.
+        UnknownName: Nothing has this name.
+        AmbiguousName: Solvers of several packages have this short name.
+        BrokenPlugin: The named solver cannot be imported or fails.
     """
     if isinstance(value, str):
         return load_solver(value)
@@ -266,7 +285,7 @@ def _settings(kind: type[Any]) -> dict[str, Any]:
 def _outdated(kind: type[Any]) -> set[str]:
     """Keywords that a class takes besides its settings.
 
-    Where its constructor is wrapped, those of the wrapping one.
+    They are those of the wrapper around its constructor, which takes names of earlier releases.
     """
     taken = inspect.signature(kind, follow_wrapped=False).parameters.values()
     return {p.name for p in taken if p.kind is p.KEYWORD_ONLY}

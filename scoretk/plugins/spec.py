@@ -1,4 +1,4 @@
-"""What a plugin says about its model, in a light object that costs nothing to import."""
+"""What a plugin says about its model, in an object that costs nothing to import."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ class ModelSpec:
         provides: Names in `CAPABILITIES` that the field offers.
         event_shape: The shape of one x with the default parameters; None where only loading tells.
         summary: One line.
-        parameters: Names and defaults of what the factory takes: None, booleans, numbers, strings
-            and sequences of these. Lists become tuples.
-        trainer: "module:callable" for a model that can be trained, else None. Called as
+        parameters: The parameters of the factory and their defaults: None, booleans, numbers,
+            strings and sequences of these. Lists become tuples.
+        trainer: "module:callable" for a model that can be trained, else None. It is called as
             `trainer(data, seed=..., report=..., **settings)`, data a tensor `(n, *event_shape)` or
-            None for the model's own, it returns an object with `save(path)`; the factory's
-            parameter `weights` takes the path of that file. One that has a parameter `checkpoint`,
-            None by default, may be given a path to save to and to go on from.
+            None for the model's own, and returns an object with `save(path)`; the factory's
+            parameter `weights` takes the path of that file. A trainer may have a parameter
+            `checkpoint`, None by default: the path of a file to save the training to and to
+            continue it from.
         interface: The plugin interface that the plugin is written for, one of `INTERFACES`.
 
     Raises:
-        `InvalidArgument`, which names the field.
+        InvalidArgument: A value does not fit; the message names it.
     """
 
     name: str
@@ -60,9 +61,8 @@ class ModelSpec:
     interface: int = 1
 
     def __new__(cls, *, interface: int = 1, **_: object) -> Self:
-        # Here and not in __post_init__: a spec for a newer interface may have fields that
-        # __init__ does not know, and
-        # its author's users should read which side to upgrade, not of an unexpected keyword.
+        # Here and not in __post_init__: a spec for a newer interface may have fields that __init__
+        # does not know, and its users should read what to upgrade, not of an unexpected keyword.
         _check_interface(interface)
         return super().__new__(cls)
 
@@ -92,9 +92,8 @@ class ModelSpec:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """The spec in plain values, ready for JSON.
-
-        Sorted capabilities, a list or None for the shape.
+        """The spec in plain values, ready for JSON, its capabilities in the order of
+        `CAPABILITIES`.
         """
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["provides"] = [name for name in CAPABILITIES if name in self.provides]
@@ -103,9 +102,8 @@ class ModelSpec:
         return plain
 
     def __reduce__(self) -> tuple[partial[ModelSpec], tuple[()]]:
-        return partial(
-            type(self), **self.as_dict()
-        ), ()  # a read-only mapping cannot be pickled or copied
+        # By plain values, as a read-only mapping cannot be pickled or copied.
+        return partial(type(self), **self.as_dict()), ()
 
 
 def _check_interface(value: object) -> None:
