@@ -1,4 +1,4 @@
-"""What a model is: protocols, wrappers, Gaussian paths, conversions and combinators."""
+"""What a model is: protocols, wrappers, Gaussian paths, conversions and combinations of fields."""
 
 from scoretk.fields.adapters import from_reversed_time, from_sigmas, from_timesteps
 from scoretk.fields.base import Base, EmpiricalBase, NormalBase, as_base, standard_normal

@@ -1,6 +1,4 @@
-"""Foreign conventions, converted once at the edge.
-
-Integer timesteps, sigma as time, time that runs the other way.
+"""Models of other conventions as fields: integer timesteps, sigma as time, reversed time.
 
 What calls a network in its own convention is a small object, not a local function, so that the
 fields can be pickled.
@@ -68,22 +66,23 @@ def from_timesteps(
     *,
     integer: bool = True,
 ) -> Diffusion:
-    """A DDPM-style network on integer timesteps k = N - 1 (noise) ... 0 (data) as a `Diffusion` on
-    its own schedule.
+    """A DDPM-style network on integer timesteps as a `Diffusion` on its own schedule.
 
-    Timestep k sits at `t = 1 - (k + 1) / N`, so a uniform grid of N steps meets every timestep
-    exactly, and t = 1 is one step below k = 0: the data themselves.
+    Timestep k, from N - 1 (noise) to 0 (data), sits at `t = 1 - (k + 1) / N`, so a uniform grid of
+    N steps meets every timestep exactly, and t = 1 is one step below k = 0: the data themselves.
 
     Args:
-        net: Called as `net(x, k, **cond)` with k of shape `(batch,)`, int64 (rounded to the nearest
-            timestep, and never below 0), or in the dtype of x and unrounded where `integer=False`.
-        alphas_cumprod: `(N,)`.
-        event_shape: The event shape.
+        net: Called as `net(x, k, **cond)` with k of shape `(batch,)`.
+        alphas_cumprod: alpha^2 of each timestep, `(N,)`, decreasing.
+        event_shape: The shape of one x.
         predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
+        integer: Whether k is int64, rounded to the nearest timestep and never below 0; otherwise it
+            is unrounded, in the dtype of x.
 
     Raises:
-        `InvalidArgument`, also for noise or score of a table that ends at 0, where they say nothing
-        of the data.
+        InvalidArgument: An argument does not fit; also noise or score with a table that ends at 0,
+            where they hold no information on the data.
+        UnknownName: `predicts` is none of these.
     """
     if not isinstance(integer, bool):
         raise InvalidArgument("integer", integer, "True or False")
@@ -105,13 +104,17 @@ def from_sigmas(
     path: GaussianPath | None = None,
     predicts: str = "data",
 ) -> Diffusion:
-    """A network that takes the noise level sigma for time (EDM, NCSN, k-diffusion) as a
-    `Diffusion`.
+    """A network whose time is the noise level sigma (EDM, NCSN, k-diffusion) as a `Diffusion`.
 
     Args:
         net: Called as `net(x, sigma, **cond)` with sigma of shape `(batch,)`.
-        path: Variance exploding (`EDM()` by default, or `VE(...)`).
-        predicts: "data" for an EDM denoiser, "score" for an NCSN.
+        event_shape: The shape of one x.
+        path: Variance exploding: `VE(...)`, or `EDM(...)`; None for `EDM()`.
+        predicts: What the network predicts: "data" for an EDM denoiser, "score" for an NCSN.
+
+    Raises:
+        InvalidArgument: An argument does not fit.
+        UnknownName: `predicts` is no prediction.
     """
     path = EDM() if path is None else path
     if not isinstance(path, EDM | VE):
@@ -133,16 +136,21 @@ def from_reversed_time(
     predicts: str = "velocity",
     base: object = None,
 ) -> Diffusion | Velocity:
-    """A network whose time s runs from data (s = 0) to noise (s = 1), as a field in this package's
-    time t = 1 - s.
+    """A network whose time s runs from data (s = 0) to noise (s = 1), in this package's t = 1 - s.
 
     A velocity changes its sign with the direction, `dx/dt = -dx/ds`; the other predictions do not.
 
     Args:
-        net: Called as `net(x, s, **cond)`.
-        path: In this package's time (None, with predicts "velocity", for a `Velocity` from `base`).
+        net: Called as `net(x, s, **cond)` with s of shape `(batch,)`.
+        event_shape: The shape of one x.
+        path: The Gaussian path in this package's time; None, with predicts "velocity", for a
+            `Velocity` from `base`.
         predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
-        base: Of a `Velocity`: the law at s = 1, a field with `draw`; None for N(0, I).
+        base: The law at s = 1, as in `Velocity`; None for N(0, I).
+
+    Raises:
+        InvalidArgument: An argument does not fit, or there is no path and no velocity.
+        UnknownName: `predicts` is none of these.
     """
     function("net", net, "net(x, s, **cond)")
     check_prediction(predicts)

@@ -1,6 +1,5 @@
-"""When two things that fields are made of - paths, constraints, decoders, bases - are the same.
-
-By value.
+"""Whether two things that fields are made of (paths, constraints, decoders, bases) are equal by
+value.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ __all__ = ["alike"]
 
 
 def alike(a: Any, b: Any) -> bool:
-    """Whether a and b are one thing, or of one type and of equal parts.
+    """Whether a and b are the same object, or of one type and of equal parts.
 
     Tensors and arrays are equal where dtype, shape and all entries are; methods where they are the
-    same of equal objects; modules, functions and types only where they are one. A `repr`, which may
-    be cut, decides nothing.
+    same of equal objects; modules, functions and types only where they are the same object. A
+    `repr` decides nothing, as it may be abbreviated.
     """
     return _alike(a, b, set())
 
@@ -60,7 +59,7 @@ def _equal_parts(a: Any, b: Any, open_pairs: set[tuple[int, int]]) -> bool:
 
 
 def _parts(value: Any) -> dict[str, Any] | None:
-    """What an object is made of by name, without what it has worked out from that.
+    """What an object is made of, by name, without what is cached from that.
 
     None where it does not say.
     """

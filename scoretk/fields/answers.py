@@ -1,12 +1,10 @@
-"""What a field answers, checked where it enters.
-
-Shape, numbers, and that the question was left as it was.
+"""Checks of what a field returns: its shape, its numbers, and that the input was left as it was.
 
 A complex energy has no order, an integer one no gradient, and a field that writes into its x moves
-the chain: none of them fails by itself, all of them sample something else. The checks look at
-shapes, dtypes and torch's count of writes, and at values where a question is put for the first
-time, so that a run does not stall; in compiled code they are made when it is traced, and writes are
-not seen.
+the chain: none of these fails by itself, all of them sample something else. The checks look at
+shapes, dtypes and torch's count of writes, and at values only the first time a method is called, so
+that a run does not stall; in compiled code they are made when it is traced, and writes are not
+seen.
 """
 
 from __future__ import annotations
@@ -24,12 +22,20 @@ from scoretk.errors import InvalidArgument
 __all__ = ["check_rows", "unwritten", "written_into"]
 
 _CLOSELY: ContextVar[bool] = ContextVar("closely", default=False)
-"""Whether the values of what is asked are compared, before and after."""
+"""Whether the values of an input are compared before and after the evaluation."""
 
 
 def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint: str) -> Tensor:
-    """The model's answer, refused with a clear error where it is no tensor of this shape, or not of
-    real floating numbers.
+    """A model's answer, if it is a tensor of this shape and of real floating-point numbers.
+
+    Args:
+        what: What it is, such as "energy", for the message.
+        got: The answer.
+        shape: The shape that it has to have.
+        hint: What to do about another shape.
+
+    Raises:
+        InvalidArgument: It is anything else.
     """
     if (
         not isinstance(got, Tensor)
@@ -52,12 +58,23 @@ def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint
 def unwritten(
     what: str, evaluate: Callable[[Tensor], Any], x: Tensor, *, asked: set[str] | None = None
 ) -> Any:
-    """`evaluate(x)`, refused with `InvalidArgument` where that has written into x.
+    """`evaluate(x)`, if that does not write into x.
 
-    Seen are torch's own writes, which it counts, at every call. What goes past it (numpy on x's
-    memory, `x.data`) shows in the values alone: they are compared where `asked`, the questions that
-    were put before, does not hold this one, for x and for whatever is made of it and asked in turn
-    meanwhile.
+    Writes by torch, which counts them, are seen at every call. Others (by numpy on x's memory, by
+    `x.data`) show in the values alone, which are compared at the first call of each method, for x
+    and for whatever is made of it and passed on meanwhile.
+
+    Args:
+        what: The method, such as "energy".
+        evaluate: A function of x.
+        x: Its argument.
+        asked: The methods that were called before; this one is added. None compares no values.
+
+    Returns:
+        What `evaluate` returns.
+
+    Raises:
+        InvalidArgument: The evaluation has written into x.
     """
     if torch.compiler.is_compiling():
         return evaluate(x)
@@ -77,10 +94,7 @@ def unwritten(
 
 
 def _writes(x: Tensor) -> int:
-    """How often x has been written into, as torch counts it for autograd.
-
-    0 where it does not count.
-    """
+    """How often x has been written into, as torch counts it for autograd; 0 where it does not."""
     return 0 if x.is_inference() else x._version
 
 
@@ -91,7 +105,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def written_into(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> InvalidArgument | None:
     """The error for an evaluation that writes into its x, None for any other.
 
-    Asked where autograd has refused one.
+    Called where autograd has refused one.
     """
     spare = x.detach().clone()
     with suppress(Exception), torch.no_grad():  # what matters is whether it wrote before it failed

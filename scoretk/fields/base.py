@@ -1,7 +1,4 @@
-"""Where a timed field starts.
-
-`p_init` at t = 0, as something that can be drawn from and, where it can, evaluated.
-"""
+"""The law of a field in time at t = 0: something to draw from and, where it can be, evaluated."""
 
 from __future__ import annotations
 
@@ -32,8 +29,9 @@ __all__ = [
 
 @runtime_checkable
 class Base(Protocol):
-    """A start: `draw(n, noise)` gives `(n, *event_shape)`, with the noise's chain ids and its START
-    stream.
+    """A law to start from.
+
+    `draw(n, noise)` gives `(n, *event_shape)`, from the noise's START stream and chain ids.
     """
 
     @property
@@ -44,7 +42,12 @@ class Base(Protocol):
 
 @dataclass(frozen=True)
 class NormalBase:
-    """N(0, std^2 I) over `event_shape`."""
+    """N(0, std^2 I).
+
+    Args:
+        event_shape: The shape of one x.
+        std: The standard deviation of each entry.
+    """
 
     event_shape: tuple[int, ...]
     std: float = 1.0
@@ -64,7 +67,7 @@ class NormalBase:
         return -x / self.std**2
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalised log density, `(batch,)`."""
+        """The normalised log density, `(batch,)`."""
         return -self.energy(x) - math.prod(self.event_shape) * math.log(
             self.std * math.sqrt(2 * math.pi)
         )
@@ -72,7 +75,11 @@ class NormalBase:
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalBase:
-    """The rows of a data set, drawn with replacement: `samples` of shape `(n, *event_shape)`."""
+    """The rows of a data set, drawn with replacement.
+
+    Args:
+        samples: `(n, *event_shape)`.
+    """
 
     samples: Tensor
 
@@ -83,7 +90,7 @@ class EmpiricalBase:
         return tuple(self.samples.shape[1:])
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """N rows picked by the noise, `(n, *event_shape)`."""
+        """Rows of the data picked by the noise, `(n, *event_shape)`."""
         u = noise.uniform(0, Stream.START, (), torch.float64)
         rows = (u * len(self.samples)).long().clamp(max=len(self.samples) - 1)
         return self.samples.to(rows.device)[rows]
@@ -91,7 +98,11 @@ class EmpiricalBase:
 
 @dataclass(frozen=True)
 class UniformStates:
-    """The uniform law over a discrete field's states, as the base of an annealing run."""
+    """The uniform law over a discrete field's states, as the base of an annealing run.
+
+    Args:
+        field: The discrete field.
+    """
 
     field: Any
 
@@ -115,9 +126,8 @@ class UniformStates:
         return x.new_full((len(x),), -sites * math.log(kinds))
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Every site uniform over the states, wherever the field itself likes to start.
-
-        `(n, *event_shape)`.
+        """Every site uniform over the states, `(n, *event_shape)`; the field's own `initial` has no
+        say.
         """
         return uniform_states(self.field.states, self.event_shape, noise)
 
@@ -128,9 +138,9 @@ def standard_normal(event_shape: tuple[int, ...], std: float = 1.0) -> NormalBas
 
 
 def plain_base(field: Any) -> NormalBase | UniformStates:
-    """What annealing begins with where nothing else is said.
+    """The default base of annealing.
 
-    N(0, I), or the uniform law over a discrete field's states.
+    N(0, I), or for a discrete field the uniform law over its states.
     """
     native = getattr(field, "native", field)
     if getattr(native, "states", None) is None:
@@ -139,9 +149,15 @@ def plain_base(field: Any) -> NormalBase | UniformStates:
 
 
 def as_base(value: object, event_shape: tuple[int, ...]) -> Base:
-    """A base from what a user has: a distribution, a field with `draw`, or a tensor of samples.
+    """A base from what a user has.
 
-    Raises `InvalidArgument` where it is none of these or has another event shape.
+    Args:
+        value: A torch distribution, a field with `draw`, or a tensor `(n, *event_shape)` of
+            samples.
+        event_shape: The event shape that it has to have.
+
+    Raises:
+        InvalidArgument: It is none of these or has another event shape.
     """
     base: object = value
     if isinstance(value, torch.distributions.Distribution):

@@ -1,8 +1,7 @@
-"""Fields between fields, and fields in stretched coordinates.
+"""The fields that tempering and annealing use: bridges between two fields, and rescaled
+coordinates.
 
-What tempering and annealing walk through.
-
-bridge(f, g, w)      p_f^(1-w) p_g^w       energies (1 - w) E_f + w E_g
+    bridge(f, g, w)      p_f^(1-w) p_g^w       energies (1 - w) E_f + w E_g
 """
 
 from __future__ import annotations
@@ -26,11 +25,14 @@ __all__ = ["Bridge", "Stretched", "bridge", "states_of"]
 
 @dataclass(frozen=True, eq=False)
 class Bridge(Wrapped):
-    """`(1 - w) E_start + w E_end`; w a number, or one value a row.
+    """`(1 - w) E_start + w E_end`.
 
-    Where start is None its energy is 0 everywhere.
+    It lives in the space of its end.
 
-    It lives where its end does: the start's law, of a base, is one of the solver's space.
+    Args:
+        start: A static field on the solver's space, such as a base; None for energy 0 everywhere.
+        end: A static field.
+        weight: w, a number or one value a row.
     """
 
     start: Any
@@ -65,7 +67,7 @@ class Bridge(Wrapped):
         )
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)` and `grad E(x)`, each field evaluated once."""
+        """`E(x)`, `(batch,)`, and its gradient, like x, each field evaluated once."""
         of_start, of_end = own(self.takes, cond)
         start = (
             (None, None)
@@ -80,7 +82,10 @@ class Bridge(Wrapped):
         return self._mixed(start[0], end[0], x), self._mixed(start[1], end[1], x)
 
     def _alone(self, field: Any, other: float) -> bool:
-        """Whether a field has no part in the mixture: so that 0 times infinity is never asked for."""
+        """Whether a field has no part in the bridge.
+
+        Then it is not evaluated, so that 0 times infinity does not occur.
+        """
         return field is None or (not isinstance(self.weight, Tensor) and self.weight == other)
 
     def _mixed(self, start: Tensor | None, end: Tensor | None, x: Tensor) -> Tensor:
@@ -96,7 +101,9 @@ class Bridge(Wrapped):
 class Stretched(Wrapped):
     """A field in coordinates y with `x = scale y`.
 
-    Scale a number or a tensor that broadcasts over x.
+    Args:
+        field: A static field of x.
+        scale: A number, or a tensor that broadcasts over x.
     """
 
     field: Any
@@ -110,40 +117,43 @@ class Stretched(Wrapped):
         return (self.field,)
 
     def energy(self, y: Tensor, **cond: Tensor) -> Tensor:
-        """`E(scale y)`, `(batch,)`; the constant of the change of variables is left out."""
+        """`E(scale y)`, `(batch,)`, without the constant of the change of variables."""
         energy: Tensor = self.field.energy(self.scale * y, **cond)
         return energy
 
     def score(self, y: Tensor, **cond: Tensor) -> Tensor:
-        """The slope in these units, like y."""
+        """The score in y: that of the field at `scale y`, times scale; like y."""
         return self.scale * static(self.field).score(self.scale * y, **cond)
 
     def energy_and_grad(self, y: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`E` and its gradient in y."""
+        """The energy, `(batch,)`, and its gradient in y, like y."""
         energy, gradient = static(self.field).energy_and_grad(self.scale * y, **cond)
         return energy, self.scale * gradient
 
 
 def states_of(field: Any) -> Any:
-    """The states of a discrete field, also through the view that solvers have of it.
+    """The states of a discrete field, also of a solver's view of it.
 
-    None of any other.
+    None for any other field.
     """
     return getattr(getattr(field, "native", field), "states", None)
 
 
 def bridge(start: Any, end: Any, weight: float) -> Any:
-    """The geometric bridge between two static fields: `p_start^(1 - w) p_end^w`.
+    """The geometric bridge between two static fields, `p_start^(1 - w) p_end^w`.
 
     Args:
-        start: Static fields with energies and one event shape.
-        end: Static fields with energies and one event shape.
-        weight: w in [0, 1]. Where the end is `constrained` the bridge is too, and the start a law
-            of its free space, such as N(0, I), or `constrained` alike. Where the end has discrete
-            states the start has the same, or none: then it is an energy on them.
+        start: A static field with an energy. Where the end is `constrained`, a law of its free
+            space, such as N(0, I), or `constrained` alike. Where the end has discrete states, one
+            with the same, or with none: then it is an energy on them.
+        end: A static field with an energy and the same event shape.
+        weight: w in [0, 1].
+
+    Returns:
+        A static field, `constrained` where the end is.
 
     Raises:
-        `InvalidArgument` where they do not fit together.
+        InvalidArgument: The fields do not fit together, or w is outside [0, 1].
     """
     start, end = in_one_space((start, end))
     for name, field in (("start", start), ("end", end)):

@@ -1,9 +1,7 @@
-"""Which conditions a field takes, as its callable's signature says.
+"""Which conditions a field takes, by the signature of its callable.
 
-Of several fields each gets those that are its own.
-
-A product of a conditional and an unconditional expert is given the first one's conditions, which
-the second has no names for.
+Of several fields that are combined each gets those that it takes: a product of a conditional and an
+unconditional expert is given the first one's conditions, for which the second has no names.
 """
 
 from __future__ import annotations
@@ -24,13 +22,13 @@ Names = frozenset[str] | None
 """Names of conditions; None where any may be taken."""
 
 _MEMBERS = (Kind.POWER, Kind.MIXTURE, Kind.MOVED)
-"""Wrappers that ask their fields, and no one else, with the conditions."""
+"""Kinds of wrappers that hand the conditions to their fields, and use none themselves."""
 
 
 def taken(field: Any) -> Names:
-    """The conditions that a field takes, where its callable says so.
+    """The names of the conditions that a field takes.
 
-    None where it takes all, or does not say.
+    None where it takes all, or its callable does not say.
     """
     if isinstance(field, DistributionField):
         return frozenset()
@@ -44,9 +42,17 @@ def taken(field: Any) -> Names:
 
 
 def own(takes: Iterable[Names], cond: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The conditions of each field.
+    """The conditions for each of several fields.
 
-    What none of them takes goes to all, so that it is not left out without a word.
+    What none of them takes goes to all, so that an unknown name raises an error instead of being
+    dropped.
+
+    Args:
+        takes: The names that each field takes, None for all.
+        cond: All conditions, by name.
+
+    Returns:
+        For each field its conditions.
     """
     listed = list(takes)
     known = _union(listed)
@@ -67,11 +73,11 @@ def _union(several: Iterable[Names]) -> Names:
 
 
 def _named(function: Callable[..., Any], positional: int) -> Names:
-    """The parameters of a function that can be given by name, but for the first, which are x and t."""
+    """The parameters of a function that can be given by name, without the first, x and t."""
     called = function.forward if isinstance(function, nn.Module) else function
     try:
         parameters = list(inspect.signature(called).parameters.values())
-    except (TypeError, ValueError):  # of C code, which does not say
+    except (TypeError, ValueError):  # C code does not say
         return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None

@@ -1,6 +1,4 @@
-r"""Constrained parameters sampled in free space.
-
-Positive, interval, simplex, ordered and any other torch constraint.
+"""Constrained parameters sampled in free space: positive, interval, simplex, ordered and others.
 
 With T the bijection from free z to the user's x (`scoretk.fields.supports`), the energy that a
 solver sees is
@@ -38,11 +36,16 @@ __all__ = ["Constrained", "constrained", "ordered", "users_shape"]
 
 @dataclass(frozen=True, eq=False)
 class Constrained(Wrapped):
-    """A static field in free space; `constrain` and `unconstrain` go to the user's space and back.
+    """A static field in free space; `constrain` and `unconstrain` lead to the user's space and
+    back.
 
-    Attributes: field, in the user's space; transform, from free space to it; event_shape, of free
-    z; constraint; log_density, of z, `(batch,)`, where that is known better than by x: near an edge
-    x cannot say how near.
+    Attributes:
+        field: The field in the user's space.
+        transform: The bijection from free space to the user's.
+        event_shape: The shape of one free z.
+        constraint: The constraint that the user's x satisfies.
+        log_density: The log density of z, `(batch,)`, where it is known better than through x,
+            which near an edge of the support has no digits left; else None.
     """
 
     field: Any
@@ -63,7 +66,7 @@ class Constrained(Wrapped):
         return frozenset({"energy", "score"}) | (offers(self.field) & {"log_prob", "draw"})
 
     def around(self, field: Any) -> Constrained:
-        """Another field of the user's space, seen through the same map."""
+        """Another field of the user's space, under the same map."""
         return replace(self, field=field, log_density=None)
 
     @property
@@ -76,7 +79,11 @@ class Constrained(Wrapped):
         return self.transform.constrain(z)
 
     def unconstrain(self, x: Tensor) -> Tensor:
-        """`T^-1(x)`. Raises `InvalidArgument` where a row is outside the constraint."""
+        """`T^-1(x)`, `(batch, *constrained_shape) -> (batch, *event_shape)`.
+
+        Raises:
+            InvalidArgument: A row is outside the constraint.
+        """
         z = self.transform.unconstrain(x)
         if not bool(self.transform.contains(x).all()) or not bool(torch.isfinite(z).all()):
             raise InvalidArgument("x", x, f"points inside the constraint {self.constraint}")
@@ -95,7 +102,7 @@ class Constrained(Wrapped):
         return energy - self._jacobian(z, x)
 
     def energy_and_grad(self, z: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(z)` and `grad E(z)` for the price of one of each."""
+        """`E(z)`, `(batch,)`, and its gradient, like z, in one evaluation."""
         return grad_energy(lambda y: self.energy(y, **cond), z)
 
     def score(self, z: Tensor, **cond: Tensor) -> Tensor:
@@ -137,13 +144,13 @@ class Constrained(Wrapped):
 
     @property
     def initial(self) -> Callable[[int, NoiseSource], Tensor] | None:
-        """The start of the user's field, taken to free space; None where it has none."""
+        """The start of the user's field, mapped to free space; None where it has none."""
         own = getattr(self.field, "initial", None)
         return None if own is None else lambda n, noise: self.transform.unconstrain(own(n, noise))
 
 
 def users_shape(field: Any) -> tuple[int, ...]:
-    """The event shape of a field's draws: for a `constrained` field that in the user's space."""
+    """The event shape of a field's draws: that in the user's space where it is constrained."""
     return tuple(getattr(field, "constrained_shape", field.event_shape))
 
 
@@ -159,9 +166,12 @@ def constrained(
             ...) or `scoretk.ordered`; for a vector of several kinds of parameters, pairs of a
             constraint and how many entries it holds, such as `[(positive, 2), (simplex, 3)]`.
 
+    Returns:
+        The field in free space.
+
     Raises:
-        `InvalidArgument` where there is no bijection to the constraint, or it does not fit the
-        field.
+        InvalidArgument: There is no bijection onto the constraint's support, or it does not fit the
+            field.
     """
     if not is_field(field) or is_timed(field) or "energy" not in offers(field):
         raise InvalidArgument(
@@ -189,7 +199,11 @@ def constrained(
 
 
 def _kinds(constraint: Any) -> Any:
-    """A constraint, or a tuple of pairs. Raises `InvalidArgument` for anything else."""
+    """A constraint, or a tuple of pairs of a constraint and a number of entries.
+
+    Raises:
+        InvalidArgument: It is neither.
+    """
     if isinstance(constraint, constraints.Constraint):
         return constraint
     if isinstance(constraint, Sequence) and not isinstance(constraint, str) and constraint:

@@ -1,8 +1,6 @@
-"""Fields on finitely many states.
+"""Fields on finitely many states: what they share, and a wrapper for any static field.
 
-What they share, and the wrapper that gives any static field its states.
-
-Where the states number 2^20 at most the law is enumerated, and `log_prob` and `draw` are exact.
+With at most 2^20 states the law is enumerated, and `log_prob` and `draw` are exact.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ CHUNK = 2**15
 
 
 class DiscreteField:
-    """What every field on finitely many states has.
+    """The methods of every field on finitely many states.
 
     A subclass gives `event_shape`, `states` and `energy(x)`.
     """
@@ -48,7 +46,7 @@ class DiscreteField:
     def provides(self) -> frozenset[str]:
         """An energy, its score and states.
 
-        `log_prob` and `draw` where the states can be enumerated.
+        Also `log_prob` and `draw` where the states can be enumerated.
         """
         return frozenset({"energy", "score", "states"}) | (
             {"log_prob", "draw"} if self._enumerable else frozenset()
@@ -61,27 +59,33 @@ class DiscreteField:
     def exact_log_partition(self) -> float:
         """`log sum_x exp(-E(x))` over all states.
 
-        Raises `MissingCapability` where they are more than 2^20.
+        Raises:
+            MissingCapability: There are more than 2^20 states.
         """
         self._must_enumerate("exact_log_partition")
         return float(self._log_weights().logsumexp(0))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log probability of states, `(batch,)`. Raises as `exact_log_partition`."""
+        """The log probability of states, `(batch,)`.
+
+        Raises:
+            MissingCapability: There are more than 2^20 states.
+        """
         self._must_enumerate("log_prob")
         return -self.energy(x) - self.exact_log_partition()
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact samples `(n, *event_shape)`, by inverse cdf from one uniform each.
+        """Exact samples `(n, *event_shape)`, by the inverse distribution function of one uniform
+        each.
 
-        Raises as `exact_log_partition`.
+        Raises:
+            MissingCapability: There are more than 2^20 states.
         """
         self._must_enumerate("draw")
         u = noise.uniform(0, Stream.START, (), torch.float64)
         cdf = self._log_weights().softmax(0).cumsum(0).to(u.device)
-        state = torch.searchsorted(
-            cdf, u * cdf[-1], right=True
-        )  # u < 1, so that u cdf[-1] < cdf[-1] when rounded too
+        # As u < 1, also the rounded u cdf[-1] is below cdf[-1].
+        state = torch.searchsorted(cdf, u * cdf[-1], right=True)
         return self._numbered(state, noise.uniform(0, Stream.START, ()).dtype)
 
     @property
@@ -98,7 +102,12 @@ class DiscreteField:
     def _numbered(self, number: Tensor, dtype: torch.dtype) -> Tensor:
         """The states of these numbers, the first site being the most significant digit.
 
-        `(n, *event_shape)`.
+        Args:
+            number: `(n,)` of int64, below `k^sites`.
+            dtype: That of the states.
+
+        Returns:
+            `(n, *event_shape)`.
         """
         sites, k = layout(self.states, self.event_shape)
         powers = k ** torch.arange(sites - 1, -1, -1, device=number.device)
@@ -114,13 +123,18 @@ class DiscreteField:
 
 @dataclass(frozen=True, eq=False)
 class Discrete(DiscreteField, Wrapped):
-    """A static field whose sites take these states only, such as `Discrete(Energy(fn, (5,)),
-    states=(0.0, 1.0, 2.0))`.
+    """A static field whose sites take these states only.
+
+    Such as `Discrete(Energy(fn, (5,)), states=(0.0, 1.0, 2.0))`.
 
     Args:
         field: Static, with an energy.
         states: A tuple of the numbers that every site can take, or "one-hot" where the last event
             axis is a category.
+
+    Raises:
+        InvalidArgument: The field is no static field with an energy, or the states do not fit its
+            shape.
     """
 
     field: Any
@@ -164,13 +178,17 @@ class Discrete(DiscreteField, Wrapped):
         return StaticField(self.field).score(x, **cond)
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """Both for the price of one where the field allows."""
+        """The energy, `(batch,)`, and its gradient, like x; in one evaluation where the field
+        can.
+        """
         return StaticField(self.field).energy_and_grad(x, **cond)
 
     def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """Log probability of states, `(batch,)`.
+        """The log probability of states, `(batch,)`.
 
-        Raises as `exact_log_partition`, and for a law of its own in each row.
+        Raises:
+            MissingCapability: There are more than 2^20 states, or condition values, with which each
+                row has a law of its own.
         """
         if cond:
             bridge = "One law is enumerated, not one a row: bind the condition in the energy"

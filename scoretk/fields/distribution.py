@@ -1,6 +1,6 @@
 """A field from a `torch.distributions.Distribution`.
 
-Energy, score, `log_prob`, and `draw` where it can be exact.
+It has energy, score and `log_prob`, and `draw` where that can be exact.
 
 The field is one of the user's space. Where the distribution lives on a part of it (a simplex,
 positive numbers, correlations), solvers get it in free space (`in_free_space`), in coordinates that
@@ -37,12 +37,14 @@ __all__ = ["DistributionField", "as_field", "from_distribution", "in_free_space"
 
 @dataclass(frozen=True, eq=False)
 class DistributionField:
-    """The static field of a distribution.
+    """The static field of a distribution; made by `from_distribution`.
 
     Outside the support the energy is `inf`, never an exception.
 
-    Attributes: distribution; provides; support, the bijection from free space, None where the
-    distribution is one of all of R^d.
+    Attributes:
+        distribution: The distribution.
+        provides: The capabilities of the field.
+        support: The bijection from free space; None where the distribution lives on all of R^d.
     """
 
     distribution: td.Distribution
@@ -56,8 +58,10 @@ class DistributionField:
         return tuple(self.distribution.event_shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalised log density, `(batch, *event_shape) -> (batch,)`; `-inf` outside the support."""
-        if len(x) == 0:  # which torch's own support checks cannot take
+        """The normalised log density, `(batch, *event_shape) -> (batch,)`; `-inf` outside the
+        support.
+        """
+        if len(x) == 0:  # torch's own support checks cannot take it
             return row_sum(x)
         return log_density(self._law, x)
 
@@ -66,7 +70,7 @@ class DistributionField:
         return -self.log_prob(x)
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)` and `grad E(x)` for the price of one of each."""
+        """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
         return grad_energy(self.energy, x)
 
     def score(self, x: Tensor) -> Tensor:
@@ -75,9 +79,9 @@ class DistributionField:
 
     @property
     def initial(self) -> Callable[[int, NoiseSource], Tensor] | None:
-        """A start inside the support, N(0, I) in free space.
+        """A start inside the support: N(0, I) in free space.
 
-        None where the distribution is one of all of R^d.
+        None where the distribution lives on all of R^d.
         """
         if self._free is None:
             return None
@@ -87,10 +91,7 @@ class DistributionField:
         )
 
     def in_free_space(self) -> Any:
-        """The field as solvers get it.
-
-        In free space where the distribution has a support of its own.
-        """
+        """The field as solvers get it: in free space where it has a support of its own."""
         if self.support is None:
             return self
         assert self._free is not None
@@ -100,17 +101,18 @@ class DistributionField:
         )
 
     def bare(self) -> DistributionField:
-        """The same field without its support: for what is itself put under it."""
+        """The same field without its support, to be the inner field of a `Constrained`."""
         return replace(self, support=None, _free=None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by its distribution: the law in free space is functions that are made anew."""
+        """Pickled as its distribution, from which the functions of the free law are made anew."""
         return _made_again, (self.distribution, self.support is None)
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples, `(n, *event_shape)`.
 
-        Raises `MissingCapability` where no explicit transform is known.
+        Raises:
+            MissingCapability: No explicit transform of noise is known.
         """
         if "draw" not in self.provides:
             raise MissingCapability(
@@ -124,17 +126,20 @@ class DistributionField:
 
 
 def from_distribution(distribution: td.Distribution) -> DistributionField:
-    """A field with energy, score and `log_prob` from a torch distribution, and `draw` where an
-    explicit transform exists.
+    """A field with energy, score and `log_prob` from a torch distribution.
 
-    Where it has a support it is sampled in free space: chains start inside, and draws are inside. A
-    von Mises distribution, whose density repeats for ever, is taken on [-pi, pi].
+    It has `draw` where the distribution is an explicit transform of noise. Where it has a support
+    it is sampled in free space: chains start inside, and draws are inside. A von Mises
+    distribution, whose density is periodic, is taken on [-pi, pi].
 
     Args:
         distribution: Continuous, with `batch_shape == ()`; its `event_shape` is the field's.
 
+    Returns:
+        The field.
+
     Raises:
-        `InvalidArgument` for anything else, with the wrapping that makes it right.
+        InvalidArgument: It is anything else; the message has the wrapping that makes it right.
     """
     if not isinstance(distribution, td.Distribution):
         raise InvalidArgument("distribution", distribution, "a torch.distributions.Distribution")
@@ -158,9 +163,8 @@ def from_distribution(distribution: td.Distribution) -> DistributionField:
     law = unvalidated(distribution)
     try:
         support, free = support_of(law), free_law(law)
-        free.log_density(
-            _origin(distribution, free.space)
-        )  # a transform that is not bijective leaves none
+        # A transform that is not bijective has no density: it fails here.
+        free.log_density(_origin(distribution, free.space))
     except (NotImplementedError, ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise InvalidArgument(
             "distribution",
@@ -180,7 +184,7 @@ def _made_again(distribution: td.Distribution, bare: bool) -> DistributionField:
 
 
 def _origin(distribution: td.Distribution, space: Bijection) -> Tensor:
-    """Z = 0, one row, where the distribution's own tensors are."""
+    """One row z = 0, where the distribution's own tensors are."""
     hint = next(iter(state_like(distribution)), torch.zeros(()))
     return torch.zeros(
         (1, *space.free_shape(tuple(distribution.event_shape))),
@@ -195,24 +199,24 @@ def as_field(value: Any) -> Any:
 
 
 def in_free_space(value: Any) -> Any:
-    """A field, or a distribution, as solvers get it.
-
-    One that says that it lives on a support, in free space.
-    """
+    """A field or distribution as solvers get it: in free space where it has a support."""
     field = as_field(value)
     own = getattr(field, "in_free_space", None)
     return own() if callable(own) else field
 
 
 def in_one_space(fields: Sequence[Any], *, all_alike: bool = False) -> tuple[Any, ...]:
-    """Fields, or distributions, to be combined.
+    """Fields or distributions that are to be combined, in one space.
 
-    Those of the user's space beside one on a support are put under it.
+    Those without a support are put under the support of the others.
 
     Args:
-        fields: The fields.
-        all_alike: Whether only fields that all have a support are put under it, as mixtures of laws
-            with and without live where any of them does.
+        fields: The fields or distributions.
+        all_alike: Whether that happens only where all have a support. A mixture of laws with and
+            without one lives where any of them does.
+
+    Returns:
+        The fields, in their order.
     """
     made = tuple(as_field(f) for f in fields)
     supported = [f for f in made if isinstance(f, DistributionField) and f.support is not None]
@@ -245,10 +249,7 @@ def _discrete(distribution: td.Distribution) -> bool:
 
 
 class _Draws:
-    """Hands out fresh uniforms and normals of the START stream.
-
-    The n-th request is the n-th step of that stream.
-    """
+    """Fresh uniforms and normals of the START stream: the n-th request is its n-th step."""
 
     def __init__(self, noise: NoiseSource) -> None:
         self._noise, self._count = noise, -1
@@ -278,7 +279,7 @@ def _explicit(d: td.Distribution) -> bool:
 
 @singledispatch
 def _transform(d: td.Distribution, draws: _Draws) -> Tensor:
-    """`(n, *batch_shape, *event_shape)` from the noise.
+    """Draws `(n, *batch_shape, *event_shape)` from the noise.
 
     By default through the inverse distribution function.
     """

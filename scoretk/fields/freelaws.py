@@ -1,20 +1,20 @@
-r"""Distributions in free space.
+"""Distributions in free space.
 
-Coordinates z in which a law is smooth on all of R^d, and its density loses no digits.
+Free space is coordinates z in R^d in which a law is smooth and its density loses no digits.
 
 A `FreeLaw` is a bijection T from z to x and the log density of z itself. Where mass is near an edge
-of the support, x cannot say how near: in float32 nothing lies between 1 - 6e-8 and 1, but a tenth
-of the draws of Beta(.1, .1) do. So the density is not that of x times a Jacobian but, where the
-family allows, a function of z:
+of the support, x has no digits left to say how near: in float32 nothing lies between 1 - 6e-8 and
+1, but a tenth of the draws of Beta(.1, .1) do. So the density is not that of x times a Jacobian
+but, where the family allows, a function of z:
 
-    Beta(a, b)              z = log(x / (1 - x))     a log s(z) + b log s(-z) - log B(a, b),   s(z) = 1 / (1 + exp(-z))
-    Gamma(a, b)             z = log x                a log b + a z - b exp(z) - log Gamma(a)
-    Dirichlet(a)            x = softmax(V z)         sum a_i log x_i - log B(a) + log(k) / 2
-    T(y), y of a law        z of y                   that of y
-    mixtures                z of all components      the mixture of theirs, where one T serves all
+    Beta(a, b)          z = log(x / (1 - x))   a log s(z) + b log s(-z) - log B(a, b)
+    Gamma(a, b)         z = log x              a log b + a z - b exp(z) - log Gamma(a)
+    Dirichlet(a)        x = softmax(V z)       sum a_i log x_i - log B(a) + log(k) / 2
+    T(y), y of a law    z of y                 that of y
+    mixtures            z of all components    the mixture of theirs, where one T serves all
 
-and so on; all others have the density of x and the Jacobian of the bijection onto their support
-(`scoretk.fields.supports`).
+and so on, with `s(z) = 1 / (1 + exp(-z))`. All others have the density of x and the Jacobian of the
+bijection onto their support (`scoretk.fields.supports`).
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ __all__ = ["FreeLaw", "free_law", "log_density", "support_of", "unvalidated"]
 class FreeLaw:
     """A distribution in free space.
 
-    Attributes: space, the bijection from z `(n, *batch, *free)` to x `(n, *batch, *event)`;
-    log_density, of z, `(n, *batch)`.
+    Attributes:
+        space: The bijection from z `(n, *batch, *free)` to x `(n, *batch, *event)`.
+        log_density: The log density of z, `(n, *batch)`.
     """
 
     space: Bijection
@@ -62,9 +63,9 @@ class FreeLaw:
 
 
 def unvalidated(distribution: Any) -> Any:
-    """The distribution and all that it is made of without torch's checks of values.
+    """A copy of a distribution, and of those that it is made of, without torch's checks of values.
 
-    Its tensors are shared.
+    Their tensors are shared.
     """
     made = copy.copy(distribution)
     made._validate_args = False
@@ -75,15 +76,20 @@ def unvalidated(distribution: Any) -> Any:
 
 
 def support_of(d: Any) -> Bijection:
-    """The bijection onto the distribution's support.
+    """The bijection from free space onto a distribution's support.
 
-    Raises `ValueError` or `NotImplementedError` where there is none.
+    Args:
+        d: A distribution.
+
+    Raises:
+        ValueError: There is none.
+        NotImplementedError: There is none.
     """
     if isinstance(d, td.Independent):
         return support_of(d.base_dist)
     if type(d) is td.TransformedDistribution and all(t.bijective for t in d.transforms):
-        # torch takes the last transform's codomain, which says nothing of a base that is
-        # itself on a part of its domain
+        # torch takes the last transform's codomain, which is too large where the base lives on a
+        # part of the domain.
         return _Image(support_of(d.base_dist), tuple(d.transforms))
     if isinstance(d, td.MixtureSameFamily):
         return _hull(d.component_distribution)
@@ -95,10 +101,7 @@ def support_of(d: Any) -> Bijection:
 
 
 def _hull(component: Any) -> Bijection:
-    """The support of a mixture of the last batch axis of a distribution.
-
-    What its components' supports span.
-    """
+    """The support of a mixture: what those of its components, along the last batch axis, span."""
     space, axis = support_of(component), -1 - len(component.event_shape)
     if isinstance(space, Above) and isinstance(space.lower, Tensor):
         return Above(_over(space.lower, component, torch.amin, axis))
@@ -130,13 +133,14 @@ def _over(bound: Any, component: Any, reduce: Callable[..., Tensor], axis: int) 
 
 
 def log_density(d: Any, x: Tensor) -> Tensor:
-    """`log p(x)`, `(n, *batch)`.
-
-    `-inf` outside the support, whatever the distribution itself says there.
+    """`log p(x)`; `-inf` outside the support, whatever the distribution itself says there.
 
     Args:
-        d: Unvalidated.
+        d: An `unvalidated` distribution.
         x: `(n, *batch, *event)`.
+
+    Returns:
+        `(n, *batch)`.
     """
     if isinstance(d, td.Independent):
         return trailing_sum(log_density(d.base_dist, x), d.reinterpreted_batch_ndims)
@@ -149,21 +153,21 @@ def log_density(d: Any, x: Tensor) -> Tensor:
     inside = space.contains(x)
     for _ in range(inside.ndim - (x.ndim - len(d.event_shape))):
         inside = inside.all(-1)
-    # the point put in for what is outside keeps NaN out of the gradients of the others
+    # A point inside in place of what is outside keeps NaN out of the gradients of the others.
     lead = len(d.event_shape)
     spread = inside.reshape(*inside.shape, *(1 for _ in range(lead)))
     middle = space.constrain(x.new_zeros(space.free_shape(tuple(x.shape))))
     y = torch.where(spread, x, middle)
     # torch's own generalised Pareto takes no float64
     own = _tail(d).log_density(y) if isinstance(d, td.GeneralizedPareto) else d.log_prob(y)
-    value = own + 0 * trailing_sum(y, lead)  # so that a constant density has a gradient: zero
+    value = own + 0 * trailing_sum(y, lead)  # so that a constant density has a gradient: 0
     return torch.where(inside, value, -torch.inf)
 
 
 def _pulled_back(d: Any, x: Tensor) -> Tensor:
-    """The density of a transformed distribution, by that of its base.
+    """The log density of a transformed distribution by that of its base.
 
-    Also where its inverse leaves the base's support.
+    It is `-inf` where the inverse leaves the base's support.
     """
     event = len(d.event_shape)
     jacobian, y = x.new_zeros(()), x
@@ -181,9 +185,13 @@ def _pulled_back(d: Any, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Image:
-    """A bijection followed by torch's transforms.
+    """A bijection followed by torch's transforms; what rounds out of `within` comes back to its
+    end.
 
-    What then rounds out of the support comes back to its end.
+    Attributes:
+        inner: The bijection.
+        transforms: torch's transforms, in the order in which they are applied.
+        within: The support of the result.
     """
 
     inner: Bijection
@@ -216,7 +224,7 @@ class _Image:
         return self.within.clamped(x)
 
     def _before(self, x: Tensor) -> list[Tensor]:
-        """What the transforms make x from: the first of them from the first, and x at the end."""
+        """The values before each of the transforms, in their order, and x at the end."""
         steps = [x]
         for transform in reversed(self.transforms):
             steps.append(transform.inv(steps[-1]))
@@ -245,9 +253,9 @@ class _Image:
 
 
 def _stick_breaking(y: Tensor) -> Tensor:
-    """`x_i = s(u_i) prod_(j<i) s(-u_j)`, u_i = y_i - log(k - i).
+    """`x_i = s(u_i) prod_(j<i) s(-u_j)` with `u_i = y_i - log(k - i)`.
 
-    By logarithms, where torch's own ends at 1 - eps.
+    Computed by logarithms, where torch's own ends at 1 - eps.
     """
     left = torch.arange(y.shape[-1], 0, -1, dtype=y.dtype, device=y.device)
     u = y - left.log()
@@ -258,15 +266,20 @@ def _stick_breaking(y: Tensor) -> Tensor:
 
 @singledispatch
 def free_law(d: Any) -> FreeLaw:
-    """The distribution, unvalidated, in free space.
+    """A distribution in free space.
 
-    Raises `ValueError` or `NotImplementedError` where it has none.
+    Args:
+        d: An `unvalidated` distribution.
+
+    Raises:
+        ValueError: There is no bijection onto its support.
+        NotImplementedError: There is no bijection onto its support.
     """
     return _by_x(d)
 
 
 def _by_x(d: Any) -> FreeLaw:
-    """From the density of x and the Jacobian of the bijection onto its support."""
+    """The law by the density of x and the Jacobian of the bijection onto its support."""
     space = support_of(d)
     if isinstance(space, Real):
         return FreeLaw(REAL, lambda z: log_density(d, z))
@@ -318,7 +331,13 @@ def _(d: td.MixtureSameFamily) -> FreeLaw:
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """A bijection that is the same for all components of a mixture: that of the first."""
+    """The bijection of a mixture's first component, where those of all components are the same.
+
+    Attributes:
+        each: The bijection of all components together.
+        axis: The components' axis in x.
+        free_axis: The components' axis in z.
+    """
 
     each: Bijection
     axis: int
@@ -384,12 +403,10 @@ def _(d: td.FisherSnedecor) -> FreeLaw:
 
 @dataclass(frozen=True, eq=False)
 class _Tail:
-    """`x = loc + scale (e^(c w) - 1) / c`, w = e^z, and `loc + scale w` for c = 0.
+    """The generalised Pareto law, from an exponential variable `w = e^z`.
 
-    Generalised Pareto from exponential w.
-
-    Its density is `exp(-(1 + c) w) / scale`, for c < 0 on an interval that ends at `loc - scale /
-    c`.
+    `x = loc + scale (e^(c w) - 1) / c`, and `loc + scale w` for c = 0. Its density is
+    `exp(-(1 + c) w) / scale`, for c < 0 on an interval that ends at `loc - scale / c`.
     """
 
     loc: Tensor
@@ -398,8 +415,9 @@ class _Tail:
     event_dim = 0
 
     def _parts(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """loc, scale, whether c is 0, and c, or another number there, so that no branch that is not
-        taken divides by 0.
+        """`loc`, `scale`, whether c is 0, and c.
+
+        Where c is 0 another number stands for it, so that no branch of a `where` divides by 0.
         """
         loc, scale, c = (value.to(like) for value in (self.loc, self.scale, self.c))
         return loc, scale, c == 0, torch.where(c == 0, 1.0, c)
@@ -427,7 +445,7 @@ class _Tail:
         return self.w(x).log()
 
     def log_density(self, x: Tensor) -> Tensor:
-        """Of x in the support."""
+        """The log density of x in the support."""
         return -self.scale.to(x).log() - (1 + self.c.to(x)) * self.w(x)
 
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
@@ -510,7 +528,7 @@ def _(d: td.Wishart) -> FreeLaw:
 
 @dataclass(frozen=True, eq=False)
 class _Circle:
-    """The circle but for the point opposite to `loc`.
+    """The circle without the point opposite to `loc`.
 
     `x = loc + pi (2 s(z) - 1)`, brought to [-pi, pi).
     """
@@ -551,9 +569,9 @@ def _(d: td.VonMises) -> FreeLaw:
 
 @dataclass(frozen=True, eq=False)
 class _Powers:
-    """`x = (1 - u^(1/b))^(1/a)`, u uniform.
+    """`x = (1 - u^(1/b))^(1/a)` with uniform u = s(z), computed by logarithms.
 
-    The inverse distribution function of Kumaraswamy's law, by logarithms.
+    The inverse distribution function of Kumaraswamy's law.
     """
 
     a: Tensor
@@ -585,7 +603,7 @@ class _Powers:
 
 
 def _log_one_minus_exp(y: Tensor) -> Tensor:
-    """`log(1 - exp(y))` of y < 0."""
+    """`log(1 - exp(y))` for y < 0."""
     near = y > -math.log(2)
     one = -math.log(2)
     return torch.where(

@@ -16,15 +16,26 @@ __all__ = ["grad_energy"]
 
 
 def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """`(E(x), grad E(x))`: `(batch,)` and like x.
-
-    Where the energy is NaN or infinite there is no gradient, and it is returned as NaN, whatever
-    autograd makes of the branch (a `where` that gives NaN has derivative 0): a score solver must
-    not walk on there unnoticed.
+    """An energy and its gradient.
 
     Rows are independent, so the gradient of the summed energy holds each row's own. Where x itself
     asks for gradients the result is differentiable, in x and in the parameters; otherwise no graph
     is kept.
+
+    Where the energy is NaN or infinite there is no gradient, and it is returned as NaN, whatever
+    autograd makes of the branch (a `where` that gives NaN has derivative 0): a solver that uses
+    scores must not go on there unnoticed.
+
+    Args:
+        energy: `(batch, *event_shape) -> (batch,)`.
+        x: `(batch, *event_shape)`.
+
+    Returns:
+        `E(x)`, `(batch,)`, and `grad E(x)`, like x.
+
+    Raises:
+        InvalidArgument: The energy does not depend on x in a way that autograd sees, or writes into
+            x.
     """
     if torch.compiler.is_compiling():
 
@@ -41,9 +52,8 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
             values = energy(y)
         except RuntimeError as error:  # among them autograd's, of a leaf that is written into
             written = written_into("energy", energy, x)
-            if written is None and "requires grad" in str(
-                error
-            ):  # torch's, of a number or an array taken out of the graph
+            # torch's error where a number or an array is taken out of the graph.
+            if written is None and "requires grad" in str(error):
                 written = _without_gradient(energy)
             if written is None:
                 raise
@@ -57,9 +67,8 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
             raise _without_gradient(values) from error
         if gradient is None:  # a graph, and x is not in it
             raise _without_gradient(values)
-    if summed.device.type != "cpu" or not math.isfinite(
-        summed.item()
-    ):  # on the CPU the host may look first
+    # On the CPU the host can look first, without a stall.
+    if summed.device.type != "cpu" or not math.isfinite(summed.item()):
         gradient = _only_where_finite(gradient, values if keep else values.detach())
     return values if keep else values.detach(), gradient
 

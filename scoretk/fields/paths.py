@@ -1,32 +1,33 @@
-r"""Gaussian paths from noise (t = 0) to data (t = 1).
+"""Gaussian paths from noise (t = 0) to data (t = 1).
 
 A path is the pair of functions in `x_t = alpha(t) x_1 + sigma(t) eps`, `eps ~ N(0, I)`:
 
-    path        alpha                       sigma
-    Linear      t                             1 - t
-    Cosine      sin(pi t / 2)                 cos(pi t / 2)
-    Interpolant t                             (1 - t) sqrt(1 + bulge^2 t^2)
-    VP          exp(-int_0^s beta / 2)        sqrt(1 - alpha^2)          s = 1 - t, beta linear in s
-    SubVP       as VP                         1 - alpha^2
-    VE          1                             sigma_max^(1-t) sigma_min^t
-    EDM         1                             (sigma_max^(1/rho) + t (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
-    Tabulated   from alphas_cumprod           sqrt(1 - alpha^2)
+    path         alpha                    sigma
+    Linear       t                        1 - t
+    Cosine       sin(pi t / 2)            cos(pi t / 2)
+    Interpolant  t                        (1 - t) sqrt(1 + bulge^2 t^2)
+    VP           exp(-int_0^s beta / 2)   sqrt(1 - alpha^2)     s = 1 - t, beta linear in s
+    SubVP        as VP                    1 - alpha^2
+    VE           1                        sigma_max^(1-t) sigma_min^t
+    EDM          1                        ((1 - t) sigma_max^(1/rho) + t sigma_min^(1/rho))^rho
+    Tabulated    from alphas_cumprod      sqrt(1 - alpha^2)
 
 A path is called with t and returns `alpha, sigma, alpha', sigma'`; its inverse takes the log
 signal-to-noise ratio `log(alpha^2 / sigma^2)` back to t. Functions take a float (computed in
 float64) or a tensor (in its own dtype).
 
-At the data end of VP, `sigma' = -inf` while `sigma sigma' = -alpha alpha'` stays finite;
-`sigma_dsigma` gives that product, so that conversions have their determinate value there.
+At the data end of VP `sigma' = -inf`, while `sigma sigma' = -alpha alpha'` stays finite;
+`sigma_dsigma` gives that product, so that conversions have their value there.
 
 References:
     Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
-    stochastic differential equations" (2021): VP, sub-VP, VE. Karras, Aittala, Aila, Laine,
-    "Elucidating the design space of diffusion-based generative models" (2022): EDM. Nichol,
-    Dhariwal, "Improved denoising diffusion probabilistic models" (2021): Cosine. Lipman, Chen,
-    Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023): Linear. Albergo, Boffi,
-    Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and diffusions" (2023):
-    Interpolant.
+    stochastic differential equations" (2021): VP, sub-VP, VE.
+    Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+    models" (2022): EDM.
+    Nichol, Dhariwal, "Improved denoising diffusion probabilistic models" (2021): Cosine.
+    Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow matching for generative modeling" (2023): Linear.
+    Albergo, Boffi, Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and
+    diffusions" (2023): Interpolant.
 """
 
 from __future__ import annotations
@@ -59,15 +60,22 @@ __all__ = [
 Time = float | Tensor
 
 STEEPEST = 1.9
-"""The most by which log alpha may rise in an interval at the end of the first, so that a parabola
-from alpha = 0 is monotone.
+"""The largest slope of log alpha, per interval, at the end of the first interval: below 2, so that
+the parabola from alpha = 0 is monotone.
 """
 BISECTIONS = 60
-"""Halvings of a cell that leave less of it than float64 resolves."""
+"""Halvings of an interval, until less is left of it than float64 resolves."""
 
 
 class PathPoint(NamedTuple):
-    """`alpha, sigma` and their time derivatives at one time (or at one time a row)."""
+    """Alpha, sigma and their time derivatives at one time, or at one time a row.
+
+    Attributes:
+        alpha: The signal coefficient.
+        sigma: The noise coefficient.
+        dalpha: The time derivative of alpha.
+        dsigma: The time derivative of sigma.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -80,39 +88,43 @@ def _tensor(value: Time) -> Tensor:
 
 
 class GaussianPath(ABC):
-    """`x_t = alpha(t) x_1 + sigma(t) eps`. A path of your own gives the four functions and `t`."""
+    """`x_t = alpha(t) x_1 + sigma(t) eps`.
+
+    A subclass defines `alpha`, `sigma`, their derivatives `dalpha` and `dsigma`, and the inverse
+    `t`; t is a float or a tensor of times in [0, 1].
+    """
 
     steers: ClassVar[bool] = True
-    """Its numbers steer a solve: they are float64 whatever the state is
+    """Its tensors are float64 whatever the state is, and do not tell the state's dtype
     (`scoretk.core.anatomy.state_like`).
     """
 
     @abstractmethod
     def alpha(self, t: Time) -> Tensor:
-        """Signal coefficient, like `t`."""
+        """The signal coefficient, like t."""
 
     @abstractmethod
     def sigma(self, t: Time) -> Tensor:
-        """Noise coefficient, like `t`."""
+        """The noise coefficient, like t."""
 
     @abstractmethod
     def dalpha(self, t: Time) -> Tensor:
-        """Time derivative of `alpha`."""
+        """The time derivative of `alpha`, like t."""
 
     @abstractmethod
     def dsigma(self, t: Time) -> Tensor:
-        """Time derivative of `sigma`; `-inf` where it has no finite value."""
+        """The time derivative of `sigma`, like t; `-inf` where it is not finite."""
 
     @abstractmethod
     def t(self, log_snr: Time) -> Tensor:
-        """The time at which `log(alpha^2 / sigma^2)` has this value."""
+        """The time at which `log(alpha^2 / sigma^2)` has this value, like `log_snr`."""
 
     def sigma_dsigma(self, t: Time) -> Tensor:
-        """`sigma sigma' = (sigma^2)' / 2`, finite also where `sigma'` is not."""
+        """`sigma sigma' = (sigma^2)' / 2`, like t; finite also where `sigma'` is not."""
         return self.sigma(t) * self.dsigma(t)
 
     def log_snr(self, t: Time) -> Tensor:
-        """`log(alpha^2 / sigma^2)`; `inf` where sigma = 0, `-inf` where alpha = 0."""
+        """`log(alpha^2 / sigma^2)`, like t; `inf` where sigma = 0, `-inf` where alpha = 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def __call__(self, t: Time) -> PathPoint:
@@ -142,14 +154,15 @@ class Linear(GaussianPath):
 
 @dataclass(frozen=True)
 class Interpolant(GaussianPath):
-    """`x_t = t x_1 + (1 - t) x_0 + gamma z` with x_0 and z both N(0, I).
+    """`x_t = t x_1 + (1 - t) x_0 + gamma z`, with x_0 and z both N(0, I).
 
-    `alpha = t`, `sigma^2 = (1 - t)^2 + gamma^2`.
+    So `alpha = t` and `sigma^2 = (1 - t)^2 + gamma^2`. Here `gamma = bulge t (1 - t)`, so that
+    `sigma = (1 - t) sqrt(1 + bulge^2 t^2)` has the finite slope -sqrt(1 + bulge^2) at the data, and
+    log-SNR increases for every bulge >= 0. (The gamma of a Brownian bridge, `sqrt(2 t (1 - t))`,
+    gives `sigma = sqrt(1 - t^2)`: variance preserving, but with sigma' = -inf at t = 1.)
 
-    Here `gamma = bulge t (1 - t)`, so that `sigma = (1 - t) sqrt(1 + bulge^2 t^2)` has the finite
-    slope -sqrt(1 + bulge^2) at the data, and log-SNR increases for every bulge >= 0; 0 is `Linear`.
-    (The gamma of a Brownian bridge, `sqrt(2 t (1 - t))`, gives `sigma = sqrt(1 - t^2)`: variance
-    preserving, but with sigma' = -inf at t = 1.)
+    Args:
+        bulge: At least 0; 0 is `Linear`.
 
     References:
         Albergo, Boffi, Vanden-Eijnden, "Stochastic interpolants: a unifying framework for flows and
@@ -182,8 +195,7 @@ class Interpolant(GaussianPath):
         return (1 - t) * self.bulge**2 * t / swelling - swelling
 
     def t(self, log_snr: Time) -> Tensor:
-        # log-SNR = 2 u - log(1 + bulge^2 t^2) increases in u = logit t: halve the interval
-        # that holds it
+        # log-SNR = 2 u - log(1 + bulge^2 t^2) increases in u = logit t: bisection.
         log_snr = _tensor(log_snr)
         low, high = log_snr / 2, log_snr / 2 + math.log1p(self.bulge**2) / 2
         for _ in range(BISECTIONS):
@@ -201,9 +213,8 @@ class Cosine(GaussianPath):
         return torch.sin(math.pi / 2 * _tensor(t))
 
     def sigma(self, t: Time) -> Tensor:
-        return torch.sin(
-            math.pi / 2 * (1 - _tensor(t))
-        )  # exactly 0 at t = 1, which cos(pi / 2) is not
+        # Exactly 0 at t = 1, which cos(pi / 2) is not.
+        return torch.sin(math.pi / 2 * (1 - _tensor(t)))
 
     def dalpha(self, t: Time) -> Tensor:
         return math.pi / 2 * self.sigma(t)
@@ -223,7 +234,7 @@ def _check_betas(beta_min: float, beta_max: float) -> None:
 
 
 class _LinearBeta(GaussianPath):
-    """What VP and sub-VP share.
+    """What VP and sub-VP share: a rate beta that is linear in s = 1 - t.
 
     `log alpha = -int_0^s beta / 2` with `beta = beta_min + s (beta_max - beta_min)`.
     """
@@ -249,7 +260,12 @@ class _LinearBeta(GaussianPath):
 
 @dataclass(frozen=True)
 class VP(_LinearBeta):
-    """Variance preserving, `alpha^2 + sigma^2 = 1`: the path of DDPM in continuous time."""
+    """Variance preserving, `alpha^2 + sigma^2 = 1`: the path of DDPM in continuous time.
+
+    Args:
+        beta_min: The rate at the data.
+        beta_max: The rate at the noise, at least `beta_min`.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -272,7 +288,12 @@ class VP(_LinearBeta):
 
 @dataclass(frozen=True)
 class SubVP(_LinearBeta):
-    """`alpha` as VP with `sigma = 1 - alpha^2`, below VP's everywhere."""
+    """`alpha` as VP and `sigma = 1 - alpha^2`, below VP's everywhere.
+
+    Args:
+        beta_min: The rate at the data.
+        beta_max: The rate at the noise, at least `beta_min`.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -287,8 +308,8 @@ class SubVP(_LinearBeta):
         return -2 * self.alpha(t) * self.dalpha(t)
 
     def t(self, log_snr: Time) -> Tensor:
-        # alpha = 2 / (1/r + sqrt(1/r^2 + 4)) solves r alpha^2 + alpha = r for r = alpha /
-        # sigma, without cancellation
+        # alpha = 2 / (1/r + sqrt(1/r^2 + 4)) solves r alpha^2 + alpha = r, r = alpha / sigma,
+        # without cancellation.
         inverse = torch.exp(-_tensor(log_snr) / 2)
         return self._t_of_log_alpha(math.log(2) - torch.log(inverse + torch.sqrt(inverse**2 + 4)))
 
@@ -315,7 +336,12 @@ class _VarianceExploding(GaussianPath):
 
 @dataclass(frozen=True)
 class VE(_VarianceExploding):
-    """Variance exploding with geometric `sigma`, from `sigma_max` at t = 0 to `sigma_min` at t = 1."""
+    """Variance exploding with geometric sigma: `sigma = sigma_max^(1-t) sigma_min^t`.
+
+    Args:
+        sigma_min: Sigma at t = 1.
+        sigma_max: Sigma at t = 0, above `sigma_min`.
+    """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -338,8 +364,12 @@ class VE(_VarianceExploding):
 
 @dataclass(frozen=True)
 class EDM(_VarianceExploding):
-    """Variance exploding with `sigma^(1/rho)` linear in t, from `sigma_max` at t = 0 to `sigma_min`
-    at t = 1.
+    """Variance exploding with `sigma^(1/rho)` linear in t.
+
+    Args:
+        sigma_min: Sigma at t = 1.
+        sigma_max: Sigma at t = 0, above `sigma_min`.
+        rho: Positive; larger values spend more of the time at small sigma.
     """
 
     sigma_min: float = 0.002
@@ -369,22 +399,25 @@ class EDM(_VarianceExploding):
 
 @dataclass(frozen=True, eq=False)
 class Tabulated(GaussianPath):
-    """A discrete-time schedule `alphas_cumprod[k] = alpha^2`, k = 0 (least noise) to N - 1 (most),
-    made continuous.
+    """A discrete-time schedule `alphas_cumprod[k] = alpha^2` made continuous,
+    `sigma^2 = 1 - alpha^2`.
 
-    Timestep k sits at `t = 1 - (k + 1) / N`, so t = 0 is k = N - 1, and t = 1 is the data
-    themselves (alpha = 1, sigma = 0), one step below k = 0. Between the tabulated times log alpha
-    is a cubic in t, monotone and with a continuous derivative, so that adaptive solvers meet no
-    kinks.
+    Timestep k, from 0 (least noise) to N - 1 (most), sits at `t = 1 - (k + 1) / N`, so t = 0 is k =
+    N - 1, and t = 1 is the data themselves (alpha = 1, sigma = 0), one step below k = 0. Between
+    the tabulated times log alpha is a cubic in t, monotone and with a continuous derivative, so
+    that adaptive solvers meet no kinks.
 
     A table that ends at 0 (zero terminal signal-to-noise ratio) has alpha(0) = 0. Within its first
-    interval alpha is a parabola from 0, `alpha_1 u (2 - s + (s - 1) u)` with u = N t, that meets
-    the cubic beyond with its slope s. A model that predicts the noise or the score knows nothing of
-    the data there; one that predicts the data, v or the velocity does.
+    interval alpha is a parabola from 0, `alpha_1 u (2 - s + (s - 1) u)` with u = N t, which meets
+    the cubic beyond with its slope s. There a prediction of the noise or the score holds no
+    information on the data; one of the data, v or the velocity does.
 
     Args:
-        alphas_cumprod: A sequence or tensor of shape (N,), decreasing, in (0, 1), the last one 0 or
-            more.
+        alphas_cumprod: A sequence or tensor `(N,)`, decreasing, in (0, 1); the last one may be 0
+            where there are three or more.
+
+    Raises:
+        InvalidArgument: The table is not decreasing, or not in this range.
 
     References:
         Fritsch, Butland, "A method for constructing local monotone piecewise cubic interpolants"
@@ -439,22 +472,23 @@ class Tabulated(GaussianPath):
         return self.steps * (1 - _tensor(t)) - 1
 
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The cubic of the cell of t, coefficients `(4, ...)`, and how far t lies before the knot
-        to its right, in cells.
+        """The interval in which t lies.
+
+        Returns:
+            The coefficients of its cubic, `(4, *t.shape)`, and the distance from t to the knot on
+            its right, in intervals, like t.
         """
         table: Tensor = self._cubics.to(t.device, t.dtype)  # type: ignore[attr-defined]
         cell = (t * self.steps).floor().long().clamp(0, self.steps - 1)
-        chosen = table.index_select(1, cell.flatten()).reshape(
-            4, *cell.shape
-        )  # a 0-d index is a number to the compiler
+        # By a flat index: one without axes is a number to the compiler.
+        chosen = table.index_select(1, cell.flatten()).reshape(4, *cell.shape)
         return chosen, (cell + 1).to(t.dtype) - t * self.steps
 
     def _log_alpha(self, t: Time) -> Tensor:
         t = _tensor(t)
         (c0, c1, c2, c3), v = self._cell(t)
-        cubic: Tensor = c0 + v * (
-            c1 + v * (c2 + v * c3)
-        )  # from the right, so that alpha = 1 exactly at t = 1
+        # From the right, so that alpha = 1 exactly at t = 1.
+        cubic: Tensor = c0 + v * (c1 + v * (c2 + v * c3))
         if self._parabola is None:  # type: ignore[attr-defined]
             return cubic
         first, linear, square = self._parabola  # type: ignore[attr-defined]
@@ -505,12 +539,18 @@ class Tabulated(GaussianPath):
 
 
 def _monotone_cubics(knots: Tensor, steepest: float = math.inf) -> Tensor:
-    """Coefficients `(4, cells)` of increasing cubics through increasing knots, in v, the distance
-    before the right knot.
+    """Increasing cubics through increasing knots, in v, the distance to the right knot.
 
-    The slope at a knot is the harmonic mean of its neighbours' (the ends': extrapolated, and kept
-    between a third and three times their cell's, the first's at most `steepest`), which keeps each
-    cubic monotone.
+    The slope at an inner knot is the harmonic mean of its neighbours'. Those at the ends are
+    extrapolated, and kept between a third of and three times their interval's, the first at most
+    `steepest`; this keeps each cubic monotone.
+
+    Args:
+        knots: `(cells + 1,)`.
+        steepest: The largest slope at the first knot.
+
+    Returns:
+        Coefficients `(4, cells)`, constant terms first.
     """
     rise = knots.diff()
     inner = 2 * rise[:-1] * rise[1:] / (rise[:-1] + rise[1:])

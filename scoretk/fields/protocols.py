@@ -33,7 +33,7 @@ __all__ = [
 
 @runtime_checkable
 class Field(Protocol):
-    """Anything with an `event_shape`; which of the methods below it has says what it can do."""
+    """Anything with an `event_shape`; its other methods say what it can do."""
 
     @property
     def event_shape(self) -> tuple[int, ...]: ...
@@ -68,7 +68,7 @@ class Timed(Field, Protocol):
 
 
 class NoiseSource(Protocol):
-    """What `draw` and the solvers ask of `scoretk.core.noise.Noise`."""
+    """What `draw` and the solvers use of `scoretk.core.noise.Noise`."""
 
     @property
     def chains(self) -> Tensor: ...
@@ -88,9 +88,8 @@ class NoiseSource(Protocol):
 
 @runtime_checkable
 class Drawable(Field, Protocol):
-    """An exact sampler.
-
-    `draw(n, noise)` gives `(n, *event_shape)`, an explicit transform of the noise.
+    """An exact sampler: `draw(n, noise)` is `(n, *event_shape)`, an explicit transform of the
+    noise.
     """
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor: ...
@@ -113,6 +112,6 @@ def is_timed(field: object) -> bool:
 
 
 def field_name(field: object) -> str:
-    """How messages call the field: its repr where short, else its type."""
+    """What messages call a field: its repr where that is short, else its type."""
     text = repr(field)
     return text if len(text) <= 60 and "\n" not in text else type(field).__name__

@@ -3,8 +3,8 @@
 A field implements its native methods only. `resolve` wraps it in a `StaticField` or `TimedField`
 that has the methods asked for, derived where mathematics allows (score from energy by autograd, any
 prediction from any other on a Gaussian path), binds the condition rows, and refuses the rest with
-the bridge that would help. Whatever the native methods are asked is `aligned` in memory, wherever a
-solver took it from.
+the bridge that would help. The inputs of the native methods are `aligned` in memory, wherever a
+solver took them from.
 """
 
 from __future__ import annotations
@@ -39,31 +39,34 @@ _NATIVE_OF = {"velocity": "velocity", "denoise": "data", "score": "score"}
 
 
 class Parts:
-    """What a solver that cannot be captured whole hands to the compiler in parts.
+    """How a solver that cannot be captured as a whole has parts of its step compiled.
 
-    Functions `(field, *arguments)`.
+    A part is a function `(field, *arguments)`.
     """
 
     fuses = False
     """Whether parts are compiled, so that a solver prefers few kinds of them."""
 
     def fused(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(field, *arguments)`; compiled where the run is."""
+        """`function(field, *arguments)`, compiled where the run is."""
         return function(self, *arguments)
 
 
 @dataclass(frozen=True, eq=False)
 class StaticField(Parts):
-    """A static field as a solver receives it.
+    """A static field as a solver receives it, the condition rows bound.
 
-    `energy`, `score` and `energy_and_grad`, the condition rows bound.
+    It has `energy`, `score` and `energy_and_grad`.
+
+    Attributes:
+        native: The field itself.
+        cond: The condition rows by name.
+        asked: The methods that have been called before (`scoretk.fields.answers.unwritten`).
     """
 
     native: Any
     cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
-    asked: set[str] = dataclass_field(
-        default_factory=set, repr=False
-    )  # what it has been asked before
+    asked: set[str] = dataclass_field(default_factory=set, repr=False)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -89,7 +92,7 @@ class StaticField(Parts):
         return check_rows("energy", energy, x.shape[:1], _ENERGY)
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`grad log p(x)`, like x: the field's own, else `-grad E` by autograd."""
+        """`grad log p(x)`, like x: the field's own score, else `-grad E` by autograd."""
         if "score" in offers(self.native):
             x = aligned(x)
             score = self._ask("score", self.native.score, x, cond, torch.nan)
@@ -97,7 +100,10 @@ class StaticField(Parts):
         return -grad_energy(lambda y: self.energy(y, **cond), x)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)` and `grad E(x) = -score(x)`, in one evaluation where the field allows."""
+        """`E(x)`, `(batch,)`, and `grad E(x) = -score(x)`, like x.
+
+        In one evaluation where the field allows.
+        """
         own = getattr(self.native, "energy_and_grad", None)
         if own is not None:
             x = aligned(x)
@@ -112,19 +118,22 @@ class StaticField(Parts):
 
 @dataclass(frozen=True, eq=False)
 class TimedField(Parts):
-    """A timed field as a solver receives it.
+    """A timed field as a solver receives it, the condition rows bound.
 
-    Every prediction that its path allows, the condition rows bound.
+    It has every prediction that its path allows. Everywhere x is `(batch, *event_shape)`, t a
+    scalar or one time a row.
 
-    `path` is its Gaussian path, or None where it has none: then only its native methods answer.
+    Attributes:
+        native: The field itself.
+        path: Its Gaussian path; None where it has none: then only its native methods answer.
+        cond: The condition rows by name.
+        asked: The methods that have been called before (`scoretk.fields.answers.unwritten`).
     """
 
     native: Any
     path: GaussianPath | None
     cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
-    asked: set[str] = dataclass_field(
-        default_factory=set, repr=False
-    )  # what it has been asked before
+    asked: set[str] = dataclass_field(default_factory=set, repr=False)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -132,16 +141,16 @@ class TimedField(Parts):
 
     @property
     def base(self) -> Any:
-        """`p_init`, or None where the field does not say."""
+        """The law at t = 0, or None where the field does not say."""
         return getattr(self.native, "base", None)
 
     @cached_property
     def source(self) -> str:
-        """The prediction that the field makes natively."""
+        """The name of the prediction that the field makes natively."""
         return prediction(self.native)[0]
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """The native prediction, like x: what `source` names."""
+        """The native prediction, which `source` names, like x."""
         x, t = aligned(x), aligned(t) if isinstance(t, Tensor) else t
         ask = getattr(self.native, "predict", None)
         if ask is None:
@@ -152,7 +161,16 @@ class TimedField(Parts):
         return check_rows(self.source, value, x.shape, _LIKE)
 
     def to(self, target: str, x: Tensor, t: float | Tensor) -> Tensor:
-        """The prediction `target` (one of data, noise, score, velocity, v), like x."""
+        """A prediction by name.
+
+        Args:
+            target: "data", "noise", "score", "velocity" or "v".
+            x: `(batch, *event_shape)`.
+            t: A scalar or one time a row.
+
+        Returns:
+            Like x.
+        """
         value = self.predict(x, t)
         if self.source == target:
             return value
@@ -171,9 +189,15 @@ class TimedField(Parts):
         return self.to("velocity", x, t)
 
     def velocities(self, times: Tensor, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
-        """`velocity` at each of the times `(k, batch)`, as functions of x in a dtype.
+        """The velocity at several times, as functions of x; what depends on the times alone is
+        computed once.
 
-        What the times alone decide is worked out for all at once.
+        Args:
+            times: `(k, batch)`.
+            dtype: That of x.
+
+        Returns:
+            k functions of x `(batch, *event_shape)`, with values like x.
         """
         if self.source == "velocity":
             return [partial(self.predict, t=t) for t in times]
@@ -198,7 +222,11 @@ def static(field: object) -> StaticField:
 
 
 def prediction(field: Any) -> tuple[str, GaussianPath | None]:
-    """What a timed field natively predicts, and on which Gaussian path (None where it has none)."""
+    """What a timed field natively predicts, and its Gaussian path (None where it has none).
+
+    Raises:
+        MissingCapability: It has none of `velocity`, `score` and `denoise`.
+    """
     path = getattr(field, "path", None)
     named = getattr(field, "predicts", None)
     if named is not None and callable(getattr(field, "predict", None)):
@@ -215,7 +243,15 @@ def prediction(field: Any) -> tuple[str, GaussianPath | None]:
 
 
 def gaussian_path(field: Any, purpose: str) -> GaussianPath:
-    """The field's Gaussian path. Raises `MissingCapability` where it has none."""
+    """The field's Gaussian path.
+
+    Args:
+        field: A field in time.
+        purpose: What needs the path, for the message.
+
+    Raises:
+        MissingCapability: The field has no Gaussian path.
+    """
     path = getattr(field, "path", None)
     if isinstance(path, GaussianPath):
         return path
@@ -237,20 +273,22 @@ def resolve(
     *,
     timed: bool | None = None,
 ) -> StaticField | TimedField:
-    """What a solver receives for `field`.
-
-    The methods named in `needs`, derived where that is possible.
+    """What a solver receives for a field: the methods that it needs, derived where possible.
 
     Args:
-        field: Or a torch distribution, in free space where it has a support.
-        needs: Names among energy, score, velocity, denoise.
-        cond: Condition values with one row a chain.
-        timed: Whether the solver works in time (None: as the field is).
+        field: A field, or a torch distribution, which is taken in free space where it has a
+            support.
+        needs: Names among energy, score, velocity, denoise, states, gibbs.
+        cond: Condition values by name, one row a chain.
+        timed: Whether the solver works in time; None: as the field does.
+
+    Returns:
+        A `TimedField` for a solver in time, else a `StaticField`.
 
     Raises:
-        `MissingCapability` saying what is offered, what is needed and what would bridge the two;
-        `InvalidArgument` for something that is no field, and for conditions that the field has no
-        name for.
+        MissingCapability: The field cannot serve; the message says what it offers, what is needed
+            and what would bridge the two.
+        InvalidArgument: It is no field, or has no name for a condition.
     """
     field = in_free_space(field)
     wanted, rows = frozenset(needs), conditions(cond)

@@ -1,16 +1,17 @@
-r"""A static field given a Gaussian path.
+"""A static field on a Gaussian path.
 
 `p_t` is the law of `x_t = alpha x_1 + sigma eps` with `x_1 ~ p = exp(-E) / Z`.
 
-The denoiser `D(x, t) = E[x_1 | x_t = x]` is a mean over the posterior `p(x_1 | x) ~ exp(-E(x_1))
-N(x; alpha x_1, sigma^2 I)`. A reference `N(m, s^2)` of the data (s one number, or one a coordinate)
-has a posterior of its own, `N(mu, r^2)` with
+The denoiser `D(x, t) = E[x_1 | x_t = x]` is a mean over the posterior
+`p(x_1 | x) ~ exp(-E(x_1)) N(x; alpha x_1, sigma^2 I)`. A reference `N(m, s^2)` of the data (s one
+number, or one a coordinate) has a posterior of its own, `N(mu, r^2)` with
 
-    mu = (alpha x + (sigma/s)^2 m) / (alpha^2 + (sigma/s)^2),      r^2 = sigma^2 / (alpha^2 + (sigma/s)^2),
+    mu  = (alpha x + (sigma/s)^2 m) / (alpha^2 + (sigma/s)^2),
+    r^2 = sigma^2 / (alpha^2 + (sigma/s)^2),
 
 which is `N(x/alpha, (sigma/alpha)^2)` for s = inf, the reference itself where alpha = 0, and the
-point `x/alpha` where sigma = 0. In `u = (x_1 - mu) / r` the likelihood cancels, and with `g(u) =
-E(x_1) - |(x_1 - m) / s|^2 / 2`
+point `x/alpha` where sigma = 0. In `u = (x_1 - mu) / r` the likelihood cancels, and with
+`g(u) = E(x_1) - |(x_1 - m) / s|^2 / 2`
 
     p(u | x) ~ exp(-|u|^2 / 2 - g(u)).
 
@@ -19,9 +20,9 @@ where g is constant,
 
     u' = a u - (1 - a) b grad g(u) + sqrt(1 - a^2) z,      a = exp(-h),      b = 1/S, 2/S, ..., 1,
 
-from `u ~ N(0, I)`. They are not corrected by acceptance, which would break D into pieces in x, but
-by their weight, that of annealed importance sampling with `N_b` the density of a step and `N_b`
-from u' to u its reversal,
+from `u ~ N(0, I)`. They are not corrected by acceptance, which would make D discontinuous in x, but
+by their weight, that of annealed importance sampling with `N_b` the density of a step and of its
+reversal,
 
     w ~ exp(-|u_S|^2 / 2 - g(u_S) + |u_0|^2 / 2)  prod_s N_b(u_(s-1) | u_s) / N_b(u_s | u_(s-1)),
 
@@ -30,8 +31,8 @@ Without an energy there are no weights: then b = 1, all weights are equal, and t
 remains.
 
 The normals are antithetic pairs, fixed by the seed and shared by all rows and times. The standard
-error leaves out a pair at a time (jackknife): it agrees with the delta method where many samples
-share the weight, and does not vanish where one has it all.
+error is a jackknife that leaves out one pair at a time: it agrees with the delta method where many
+samples share the weight, and does not vanish where one has it all.
 
 References:
     Akhound-Sadegh, Rector-Brooks, Bose, Mittal, Lemos, Liu, Sendera, Ravanbakhsh, Gidel, Bengio,
@@ -69,16 +70,18 @@ __all__ = ["Denoised", "Smoothed", "smoothed"]
 
 ESTIMATORS = ("monte-carlo", "langevin")
 DIRECTIONS = 2**32
-"""Which of the seeds derived from the user's the directions have: none that counts calls, and not
-that of the chains.
+"""The index of the directions' seed among those derived from the user's: beyond any count of calls,
+and not that of the chains.
 """
 
 
 class Denoised(NamedTuple):
     """An estimate of the denoiser and how good it is.
 
-    mean, `E[x_1 | x_t = x]`, like x; stderr, the root of its expected squared Euclidean error, and
-    effective, the effective number of samples `1 / sum_k w_k^2`, both `(batch,)`.
+    Attributes:
+        mean: `E[x_1 | x_t = x]`, like x.
+        stderr: The root of its expected squared Euclidean error, `(batch,)`, in units of x_1.
+        effective: The effective number of samples, `1 / sum_k w_k^2`, `(batch,)`.
     """
 
     mean: Tensor
@@ -97,7 +100,7 @@ def smoothed(
     reference: tuple[Any, Any] | Tensor | None = None,
     seed: int = 0,
 ) -> Smoothed:
-    """A static field on a Gaussian path, so that solvers in time serve it.
+    """A static field on a Gaussian path, so that solvers in time can sample it.
 
     See the module's docstring.
 
@@ -107,20 +110,23 @@ def smoothed(
         estimator: "monte-carlo" (one energy a sample; for few dimensions, or late times), or
             "langevin" (`steps + 1` energies and gradients a sample; for more dimensions).
         samples: K, even, at least 4: antithetic pairs, for each row. An evaluation holds `batch K`
-            events at once; `batch` of `sample` bounds that.
-        steps: S and h of "langevin", h in units of the reference's posterior: below about the ratio
-            of the data's smallest variance to that of the reference, and `S h` of order 1 or more.
-        step_size: S and h of "langevin", h in units of the reference's posterior: below about the
-            ratio of the data's smallest variance to that of the reference, and `S h` of order 1 or
-            more.
-        reference: `(m, s)`, each a number or of the event shape, or samples of the data `(n,
-            *event_shape)` whose mean and standard deviation are taken; None for N(0, I). It should
-            cover the data; a poor one costs effective samples.
-        seed: Of the directions.
+            events at once; the `batch` of `sample` bounds that.
+        steps: S, the number of steps of "langevin".
+        step_size: h, the size of a step of "langevin", in units of the reference's posterior: below
+            about the ratio of the data's smallest variance to that of the reference, and with `S h`
+            of order 1 or more.
+        reference: `(m, s)`, each a number or of the event shape, or samples of the data
+            `(n, *event_shape)` whose mean and standard deviation are taken; None for N(0, I). It
+            should cover the data; a poor one costs effective samples.
+        seed: The seed of the normals.
+
+    Returns:
+        A field in time, with `error` and `estimate` besides the usual methods.
 
     Raises:
-        `InvalidArgument`, `UnknownName`; `MissingCapability` for a field that is timed already or
-        has no energy where one is needed.
+        InvalidArgument: An argument does not fit.
+        UnknownName: No estimator has this name.
+        MissingCapability: The field is timed already, or has no energy where one is needed.
     """
     if not is_field(field):
         raise InvalidArgument(
@@ -169,7 +175,7 @@ def smoothed(
 
 
 def _reference(value: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, float64, each of shape () or of the event's."""
+    """Mean and standard deviation in float64, each of shape () or of the event's."""
     expected = f"(mean, std), samples of shape (n, {', '.join(map(str, shape))}), or None"
     if value is None:
         value = (0.0, 1.0)
@@ -194,8 +200,14 @@ def _reference(value: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 class Smoothed(Wrapped, GaussianPathField):
     """A static field on a Gaussian path, its denoiser estimated; made by `smoothed`.
 
-    Attributes: field; path; mean and std of the reference; directions `(1 + S, K/2, *event_shape)`,
-    the normals; step_size h; weighted, whether the field's energy weights the samples.
+    Attributes:
+        field: The static field.
+        path: The Gaussian path.
+        mean: Of the reference, of shape () or of the event's, float64.
+        std: Of the reference, likewise.
+        directions: The normals, `(1 + S, K/2, *event_shape)`.
+        step_size: h.
+        weighted: Whether the field's energy weights the samples.
     """
 
     field: Any
@@ -224,21 +236,28 @@ class Smoothed(Wrapped, GaussianPathField):
         return self.estimate(x, t, **cond).mean
 
     def error(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
-        """The denoiser's standard error, `(batch,)`, in units of x_1.
+        """The denoiser's standard error, in units of x_1; times `alpha / sigma^2` it is the
+        score's.
 
-        Times `alpha / sigma^2` it is the score's.
-
-        The root of the expected squared Euclidean error; infinite where one pair of samples has all
-        the weight. Of a field without an energy it includes how far the posterior's mean score,
-        zero in equilibrium, would still move the mean; modes that the steps do not reach, and the
+        It is the root of the expected squared Euclidean error, infinite where one pair of samples
+        has all the weight. Without an energy it includes how far the mean score over the samples,
+        zero in equilibrium, would still move the mean. Modes that the steps do not reach, and the
         bias of their size, show in no score and are not in it.
+
+        Returns:
+            `(batch,)`.
         """
         return self.estimate(x, t, **cond).stderr
 
     def estimate(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Denoised:
         """The denoiser with its standard error and effective number of samples, in one evaluation.
 
-        Samples of infinite or NaN energy have no weight; where none has any, the row is NaN.
+        Samples of infinite or NaN energy have no weight; a row in which no sample has any is NaN.
+
+        Args:
+            x: `(batch, *event_shape)`.
+            t: A scalar or one time a row, in [0, 1].
+            cond: Condition values, one row a row of x.
         """
         center, radius = self._posterior(x, t)
         k = 2 * self.directions.shape[1]
@@ -289,8 +308,11 @@ class Smoothed(Wrapped, GaussianPathField):
         return u, -target.potential(u), None
 
     def _anneal(self, target: _Whitened) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Position, log weight, and (without weights) the posterior's score there, after the
-        Langevin steps.
+        """The samples after the Langevin steps.
+
+        Returns:
+            The positions u `(batch K, *event)`, their log weights `(batch K,)`, and, where they are
+            not weighted, the posterior's score there.
         """
         steps = len(self.directions) - 1
         a = math.exp(-self.step_size)
@@ -304,8 +326,8 @@ class Smoothed(Wrapped, GaussianPathField):
             u = free - drift
             value, grad = target.potential_and_grad(u, self.weighted)
             if self.weighted:
-                # |free|^2 + |back|^2 = |u|^2 + |z|^2: what is left of the four
-                # squares is of the drift's order
+                # |free|^2 + |back|^2 = |u|^2 + |z|^2: the large squares cancel, what is left is
+                # of the drift's order.
                 shift = (a * drift + c * b * grad) / spread
                 log_weight = (
                     log_weight
@@ -316,7 +338,16 @@ class Smoothed(Wrapped, GaussianPathField):
 
 @dataclass(frozen=True, eq=False)
 class _Whitened:
-    """The posterior in `u = (x_1 - mu) / r`, relative to the reference's: the potential g."""
+    """The posterior in `u = (x_1 - mu) / r`, relative to the reference's: the potential g.
+
+    Attributes:
+        field: The static field.
+        center: mu, `(rows, *event)`.
+        radius: r, like center.
+        mean: m of the reference.
+        std: s of the reference.
+        cond: Condition values, one row a row.
+    """
 
     field: Any
     center: Tensor
@@ -334,7 +365,7 @@ class _Whitened:
         )
 
     def potential_and_grad(self, u: Tensor, weighted: bool) -> tuple[Tensor, Tensor]:
-        """G and grad g; without an energy g is 0."""
+        """`g(u)`, `(rows,)`, and its gradient, like u; unweighted, without an energy, g is 0."""
         x = self.center + self.radius * u
         off = (x - self.mean) / self.std
         if not weighted:
@@ -343,20 +374,24 @@ class _Whitened:
             )
         energy, slope = static(self.field).energy_and_grad(x, **self.cond)
         grad = self.radius * (slope - off / self.std)
-        # Any drift has exact weights, as a step and its reversal share it: none where the
-        # energy has no gradient.
+        # Any drift has exact weights, as a step and its reversal share it: where the energy has no
+        # gradient there is none.
         return energy - row_sum(off.square()) / 2, select_rows(
             finite_rows(grad), grad, torch.zeros_like(grad)
         )
 
 
 def _jackknife(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted mean and its variance when one antithetic pair at a time is left out.
+    """The weighted mean and its variance by leaving out one antithetic pair at a time.
+
+    Without pair i the mean moves by `-sum_pair w (value - mean) / (1 - sum_pair w)`.
 
     Args:
         weights: `(batch, K)`, which sum to 1.
-        values: `(batch, K, *event)`, the pairs K/2 apart. Returns two tensors `(batch, *event)`.
-            Without the pair i the mean moves by `-sum_pair w (value - mean) / (1 - sum_pair w)`.
+        values: `(batch, K, *event)`, the members of a pair K/2 apart.
+
+    Returns:
+        Mean and variance, `(batch, *event)` each.
     """
     pairs = weights.shape[1] // 2
     share = weights.reshape(weights.shape + (1,) * (values.ndim - 2))

@@ -1,6 +1,4 @@
-"""States of discrete fields.
-
-What they are, and the way between x, the number of each site's state, and their weights.
+"""The states of discrete fields, and the ways between x, state numbers and weights.
 
 Site i of x takes one of the states v_1, .., v_k: numbers, or the one-hot rows of the last event
 axis.
@@ -33,11 +31,23 @@ __all__ = [
 ]
 
 States = tuple[float, ...] | str
+"""The numbers that every site can take, or `ONE_HOT`."""
 ONE_HOT = "one-hot"
 
 
 def check_states(states: Any, event_shape: tuple[int, ...]) -> States:
-    """States that fit the event shape. Raises `InvalidArgument`."""
+    """States that fit an event shape.
+
+    Args:
+        states: A tuple of at least two different numbers, or "one-hot".
+        event_shape: The shape of one x.
+
+    Returns:
+        The states.
+
+    Raises:
+        InvalidArgument: They are neither, or the last axis has fewer than two categories.
+    """
     if isinstance(states, str) and states == ONE_HOT:
         if not event_shape or event_shape[-1] < 2:
             raise InvalidArgument(
@@ -63,9 +73,15 @@ def layout(states: States, event_shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def uniform_states(states: States, event_shape: tuple[int, ...], noise: Any) -> Tensor:
-    """Every site uniform over the states, a row for each of the noise's chains.
+    """Every site uniform over the states.
 
-    `(chains, *event_shape)`.
+    Args:
+        states: The states.
+        event_shape: The shape of one x.
+        noise: Its START stream, at step 0, is used; a row for each of its chains.
+
+    Returns:
+        `(chains, *event_shape)`.
     """
     sites, k = layout(states, event_shape)
     u = noise.uniform(0, Stream.START, (sites,))
@@ -73,16 +89,21 @@ def uniform_states(states: States, event_shape: tuple[int, ...], noise: Any) -> 
 
 
 def weigh(s: Tensor, states: States) -> Tensor:
-    """`<v_k, s_i>`, what a linear function of slope s gives each state of each site.
+    """`<v_k, s_i>`: what a linear function of slope s gives each state of each site.
 
-    `(chains, sites, k)`.
+    Args:
+        s: `(chains, *event_shape)`.
+        states: The states.
+
+    Returns:
+        `(chains, sites, k)`.
     """
     s = by_site(s, states)
     return s if isinstance(states, str) else s * values(states, s.dtype, s.device)
 
 
 def labels(x: Tensor, states: States) -> Tensor:
-    """The number of the state that each site is in (the nearest one): `(chains, sites)` of int64."""
+    """The number of the state nearest to each site: `(chains, sites)` of int64."""
     x = by_site(x, states)
     return (
         x.argmax(-1)
@@ -94,7 +115,17 @@ def labels(x: Tensor, states: States) -> Tensor:
 def place(
     label: Tensor, states: States, event_shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """The x with these labels: `(chains, *event_shape)`."""
+    """The x with these labels.
+
+    Args:
+        label: `(chains, sites)` of int64.
+        states: The states.
+        event_shape: The shape of one x.
+        dtype: That of x.
+
+    Returns:
+        `(chains, *event_shape)`.
+    """
     if isinstance(states, str):
         x = (label[..., None] == torch.arange(event_shape[-1], device=label.device)).to(dtype)
     else:
@@ -103,12 +134,17 @@ def place(
 
 
 def pick(logits: Tensor, u: Tensor) -> Tensor:
-    """One category a row by inverse cdf.
-
-    Logits `(..., k)` and uniforms `(...)` give `(...)` of int64.
+    """One category a row, by the inverse distribution function.
 
     The first category whose cumulative probability exceeds u, and the last possible one where
     rounding leaves none. Never a category of probability 0, in whatever order a device adds up.
+
+    Args:
+        logits: `(..., k)`, unnormalised log probabilities.
+        u: Uniforms in (0, 1), `(...)`.
+
+    Returns:
+        `(...)` of int64.
     """
     probability = torch.softmax(logits, -1)
     reach = torch.where(probability > 0, probability.cumsum(-1), -1.0)
@@ -117,7 +153,9 @@ def pick(logits: Tensor, u: Tensor) -> Tensor:
 
 
 def by_site(x: Tensor, states: States) -> Tensor:
-    """`(chains, sites, k)` of one-hot rows, `(chains, sites, 1)` of numbers."""
+    """The entries of x by its sites: `(chains, sites, k)` of one-hot rows, `(chains, sites, 1)` of
+    numbers.
+    """
     sites, k = layout(states, tuple(x.shape[1:]))
     return x.reshape(len(x), sites, k if isinstance(states, str) else 1)
 
@@ -125,6 +163,6 @@ def by_site(x: Tensor, states: States) -> Tensor:
 def values(states: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The states as a tensor `(k,)`, filled on the device.
 
-    Copying a list there would make the host wait.
+    Copying a list to an accelerator would make the host wait.
     """
     return torch.stack([torch.full((), v, dtype=dtype, device=device) for v in states])

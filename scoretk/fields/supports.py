@@ -1,20 +1,23 @@
-r"""Bijections from free space onto supports, by constraint, that resolve both ends of a support as
-far as the dtype can.
+"""Bijections from free space onto supports, precise at both ends of a support.
 
 A bijection T takes free z to x in the user's space. torch's own (`biject_to`) clamp at `1 - eps`
 where 0 resolves to 1e-38, so that mass at one end is kept and at the other cut; here each x is
 computed from the nearer end, on a simplex and for correlations from logarithms:
 
-    x > a                 a + exp(z)
-    a < x < b             a + (b - a) s(z) for z < 0, else b - (b - a) s(-z),       s(z) = 1 / (1 + exp(-z))
-    simplex               log x = log softmax(V z), V orthonormal, its columns orthogonal to (1, .., 1): symmetric in the entries
-    Cholesky factors      L_ii = exp(z_ii); of correlations L_ij = tanh(z_ij) prod_(k<j) sech(z_ik), the last without tanh
-    positive definite     x = L L^T
+    x > a               a + exp(z)
+    a < x < b           a + (b - a) s(z) for z < 0, else b - (b - a) s(-z)
+    simplex             log x = log softmax(V z), V orthonormal, its columns orthogonal to
+                        (1, .., 1): symmetric in the entries
+    Cholesky factors    L_ii = exp(z_ii); of correlations
+                        L_ij = tanh(z_ij) prod_(k<j) sech(z_ik), the last without tanh
+    positive definite   x = L L^T
 
-What rounds onto an end comes back as the last number inside, so that x is always in the support.
+with `s(z) = 1 / (1 + exp(-z))`. What rounds onto an end is moved to the last number inside, so that
+x is always in the support.
 
 References:
-    Carpenter et al., "Stan: a probabilistic programming language" (2017).
+    Carpenter, Gelman, Hoffman, Lee, Goodrich, Betancourt, Brubaker, Guo, Li, Riddell, "Stan: a
+    probabilistic programming language" (2017).
     Egozcue, Pawlowsky-Glahn, Mateu-Figueras, Barcelo-Vidal, "Isometric logratio transformations for
     compositional data analysis" (2003).
     Lewandowski, Kurowicka, Joe, "Generating random correlation matrices based on vines and extended
@@ -52,18 +55,19 @@ Shape = tuple[int, ...]
 
 
 class Bijection(Protocol):
-    """From free z `(batch, .., *free)` onto x `(batch, .., *event)`.
+    """A map from free z `(batch, .., *free)` onto x `(batch, .., *event)`.
 
-    An event has `event_dim` axes, those before are kept.
+    An event has `event_dim` axes; the axes before it are kept.
     """
 
     @property
     def event_dim(self) -> int: ...
 
     def free_shape(self, shape: Shape) -> Shape:
-        """The shape of z for x of this shape, without the batch.
+        """The shape of z for x of this shape, both without the batch axis.
 
-        Raises `ValueError` where no such x is in the support.
+        Raises:
+            ValueError: No such x is in the support.
         """
         ...
 
@@ -72,11 +76,11 @@ class Bijection(Protocol):
     def unconstrain(self, x: Tensor) -> Tensor: ...
 
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
-        """`log |det dx/dz|`, `(batch, ..)`."""
+        """`log |det dx/dz|`, `(batch, ..)`, at z and `x = T(z)`."""
         ...
 
     def clamped(self, x: Tensor) -> Tensor:
-        """x, or where it has rounded onto an end of the support, the last number inside."""
+        """`x`, or where it has rounded onto an end of the support, the last number inside."""
         ...
 
     def contains(self, x: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ REAL = Real()
 def _nexts(bound: Bound, upwards: bool) -> dict[torch.dtype, float]:
     """The next number after a bound, by dtype.
 
-    Nothing where it is a tensor, whose next is worked out where it is needed.
+    Empty for a tensor, whose next number is found when it is needed.
     """
     if isinstance(bound, Tensor):
         return {}
@@ -126,9 +130,9 @@ def _nexts(bound: Bound, upwards: bool) -> dict[torch.dtype, float]:
 
 
 def _next(bound: Tensor, upwards: bool) -> Tensor:
-    """The next number of the dtype after a bound; after zero the smallest normal one.
+    """The next number of the dtype after a bound; after zero the smallest normal number.
 
-    Some devices flush those below to zero.
+    Some devices flush smaller ones to zero.
     """
     tiny = torch.finfo(bound.dtype).tiny
     beyond = torch.nextafter(bound, torch.full_like(bound, math.inf if upwards else -math.inf))
@@ -136,7 +140,7 @@ def _next(bound: Tensor, upwards: bool) -> Tensor:
 
 
 def _at_least(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tensor:
-    """x, at least the next number after the bound."""
+    """`x`, but at least the next number after the bound."""
     return (
         torch.maximum(x, _next(bound.to(x), True))
         if isinstance(bound, Tensor)
@@ -158,7 +162,11 @@ def _as(bound: Bound, like: Tensor) -> Bound:
 
 @dataclass(frozen=True, eq=False)
 class Above:
-    """Numbers above a bound: `x = a + exp(z)`."""
+    """Numbers above a bound: `x = a + exp(z)`.
+
+    Args:
+        lower: a, a number or a tensor that broadcasts over x.
+    """
 
     lower: Bound
     event_dim = 0
@@ -188,7 +196,11 @@ class Above:
 
 @dataclass(frozen=True, eq=False)
 class Below:
-    """Numbers below a bound: `x = b - exp(z)`."""
+    """Numbers below a bound: `x = b - exp(z)`.
+
+    Args:
+        upper: b, a number or a tensor that broadcasts over x.
+    """
 
     upper: Bound
     event_dim = 0
@@ -218,7 +230,12 @@ class Below:
 
 @dataclass(frozen=True, eq=False)
 class Between:
-    """Numbers between two bounds, each x computed from the nearer one."""
+    """Numbers between two bounds, each x computed from the nearer one.
+
+    Args:
+        lower: a, a number or a tensor that broadcasts over x.
+        upper: b, likewise.
+    """
 
     lower: Bound
     upper: Bound
@@ -262,7 +279,7 @@ class Between:
 class Simplex:
     """Positive numbers on the last axis that add up to one.
 
-    The density is one of all entries but the last.
+    The density is with respect to all entries but the last.
     """
 
     event_dim = 1
@@ -345,7 +362,7 @@ def _log_sech(z: Tensor) -> Tensor:
 class CorrelationCholesky:
     """Cholesky factors of correlation matrices: rows of unit length.
 
-    The density is one of the entries below the diagonal.
+    The density is with respect to the entries below the diagonal.
     """
 
     event_dim = 2
@@ -356,8 +373,9 @@ class CorrelationCholesky:
         return (*shape[:-2], n * (n - 1) // 2)
 
     def _log_rest(self, partial: Tensor) -> Tensor:
-        """`sum_(k<j) log sech(z_ik)`, half the logarithm of what the first j - 1 entries leave of
-        row i.
+        """`sum_(k<j) log sech(z_ik)`, `(.., n, n)`.
+
+        Half the logarithm of what the entries before the j-th leave of the unit length of row i.
         """
         steps = _log_sech(partial)
         return steps.cumsum(-1) - steps
@@ -372,9 +390,8 @@ class CorrelationCholesky:
         return torch.tanh(partial) * rest + torch.diag_embed(rest.diagonal(dim1=-2, dim2=-1))
 
     def unconstrain(self, x: Tensor) -> Tensor:
-        rest = (
-            x.square().flip(-1).cumsum(-1).flip(-1).sqrt()
-        )  # of the entries from j on, from the small end: the diagonal
+        # The length of the entries from j on, added up from the diagonal, the small end.
+        rest = x.square().flip(-1).cumsum(-1).flip(-1).sqrt()
         return _taken(torch.asinh(x[..., :-1] / rest[..., 1:]), diagonal=False)
 
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
@@ -390,9 +407,9 @@ class CorrelationCholesky:
 
 @dataclass(frozen=True)
 class LowerCholesky:
-    """Lower triangles with a positive diagonal.
+    """Lower triangular matrices with a positive diagonal.
 
-    The density is one of the entries that are not zero.
+    The density is with respect to the entries that are not zero.
     """
 
     event_dim = 2
@@ -432,7 +449,7 @@ class LowerCholesky:
 class PositiveDefinite:
     """Symmetric positive definite matrices `L L^T`.
 
-    The density is one of the entries on and below the diagonal.
+    The density is with respect to the entries on and below the diagonal.
     """
 
     event_dim = 2
@@ -474,8 +491,7 @@ class _Ordered(constraints.Constraint):
 
 
 ordered = _Ordered()
-"""Strictly increasing vectors, as a constraint beside those of `torch.distributions.constraints`.
-"""
+"""The constraint of strictly increasing vectors, for use as those of torch."""
 
 
 @dataclass(frozen=True)
@@ -508,9 +524,10 @@ class Ordered:
 class Joined:
     """Bijections side by side on a vector.
 
-    Each maps so many free entries to so many of the user's, not always as many.
+    Each maps its share of the free entries to its share of the user's, which need not be as many.
 
-    Arguments: pairs of a constraint and how many entries of the user's vector it holds.
+    Args:
+        parts: Pairs of a constraint and how many entries of the user's vector it holds.
     """
 
     event_dim = 1
@@ -564,7 +581,12 @@ class Joined:
 
 @dataclass(frozen=True, eq=False)
 class OfTorch:
-    """Any other constraint for which torch has a bijection."""
+    """Any other constraint for which torch has a bijection.
+
+    Attributes:
+        constraint: The constraint.
+        transform: torch's transform onto its support.
+    """
 
     constraint: Any
     transform: Any
@@ -627,10 +649,13 @@ _MADE: dict[type, Any] = {
 def bijection(constraint: Any) -> Bijection:
     """The bijection onto a constraint's support.
 
-    For pairs of a constraint and a number of entries, side by side on a vector.
+    Args:
+        constraint: A constraint; or a tuple of pairs of a constraint and a number of entries, side
+            by side on a vector.
 
     Raises:
-        `ValueError` or `NotImplementedError` where there is none.
+        ValueError: There is none.
+        NotImplementedError: There is none.
     """
     if isinstance(constraint, tuple):
         return Joined(constraint)

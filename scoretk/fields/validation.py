@@ -1,23 +1,21 @@
-"""Values that `torch.distributions` refuses are points outside a support.
-
-Rejections of their rows, not errors of a run.
+"""Values that `torch.distributions` refuses are points outside a support: their rows are rejected.
 
 torch's distributions check what they are given, parameters and values, and raise `ValueError` for
 the whole batch where one row of it is NaN or outside a support: a proposal far out, a scale that
-has underflown. The density there is zero. So where an evaluation is refused, the rows at fault are
-replaced by a row that is not, the batch is asked again, and they get what zero density means.
+has underflowed. The density there is zero. So where an evaluation is refused, the rows at fault are
+replaced by a row that is not, the batch is evaluated again, and they get what zero density means.
 
 Turning the checks off instead would change laws: `Exponential(1.0).log_prob(-1.0)` is then 1, and
-rises for ever. For the same reason the checks are on while a field is asked, also where the default
-has been turned off, as any use of `torch.compile` does for the whole process; a distribution that
-was given `validate_args=False` stays as it is.
+rises for ever. For the same reason the checks are on while a field is evaluated, also where the
+default has been turned off, as any use of `torch.compile` does for the whole process; a
+distribution that was given `validate_args=False` stays as it is.
 
 A compiled evaluation has no checks. So before a run is compiled its field is asked here and there
 whether it refuses anything (`refuses`), and if so the run is not compiled.
 
 An evaluation that is refused is repeated, once for each distribution that refuses; what a run
-counts is what its solver asked for. An error that does not come from x (data outside a support, a
-scale that is negative for every x) is the user's, and is raised.
+counts is the evaluations that its solver asked for. An error that does not come from x (data
+outside a support, a scale that is negative for every x) is the user's, and is raised.
 """
 
 from __future__ import annotations
@@ -46,13 +44,17 @@ REACH = (0.0, 1.0, 10.0, 100.0)
 def rejecting(
     evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], *refused: float
 ) -> Any:
-    """`evaluate(x, **cond)`, with what torch's distributions refuse replaced row by row.
+    """`evaluate(x, **cond)`, with the rows that torch's distributions refuse filled in.
 
     Args:
-        evaluate: Of independent rows, gives a tensor or a tuple of them, a row each.
+        evaluate: A function of independent rows; gives a tensor or a tuple of tensors, one row a
+            row.
         x: `(batch, *event_shape)`.
-        cond: One row a row of x.
-        refused: What the rows get that are refused, a number for each tensor.
+        cond: Condition values, one row a row of x.
+        refused: What the refused rows get: a number for each tensor.
+
+    Returns:
+        What `evaluate` returns.
     """
     if torch.compiler.is_compiling():  # which leaves the checks out
         return evaluate(x, **cond)
@@ -105,11 +107,13 @@ def _checking() -> Iterator[None]:
 def _without_refused(
     evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], error: ValueError
 ) -> tuple[Tensor, Any]:
-    """Which rows are refused, `(batch,)`, and the evaluation with others in their place.
+    """Find the rows that are refused, and evaluate with others in their place.
 
-    None where there are no others.
+    Returns:
+        Which rows are refused, `(batch,)` of bool, and the evaluation; None where all are refused.
 
-    Raises the error where it does not come from x.
+    Raises:
+        ValueError: The given error, where it does not come from x.
     """
     outside = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     while True:
@@ -127,9 +131,10 @@ def _without_refused(
 
 
 def _check_of(error: ValueError) -> dict[str, Any] | None:
-    """What torch's check knew that raised the error: `value`, and `valid` where it is told.
+    """The local variables of the check of torch's that raised an error, such as `value` and
+    `valid`.
 
-    None for any other error.
+    None where the error is no such check's.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -144,9 +149,10 @@ def _check_of(error: ValueError) -> dict[str, Any] | None:
 
 
 def _rows_at_fault(error: ValueError, rows: int) -> Tensor | None:
-    """Which rows a check has refused, `(rows,)`; None where it does not tell.
+    """Which rows a check has refused, `(rows,)` of bool; None where it does not tell.
 
-    Raises the error where it was no such check.
+    Raises:
+        ValueError: The given error, where it is no such check's.
     """
     known = _check_of(error)
     if known is None:
@@ -160,7 +166,7 @@ def _rows_at_fault(error: ValueError, rows: int) -> Tensor | None:
 def _found_by_halves(
     evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], rows: Tensor
 ) -> Tensor:
-    """Which of these rows are refused, by asking for parts of the batch."""
+    """Which of these rows are refused, `(batch,)` of bool, by evaluating parts of the batch."""
     outside = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     parts = [rows]
     while parts:
@@ -180,7 +186,7 @@ def _found_by_halves(
 def _evaluated_elsewhere(
     evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], outside: Tensor
 ) -> Any:
-    """The evaluation with the first row that is inside in the place of those outside."""
+    """The evaluation with the first row that is inside in place of those outside."""
     first = int((~outside).nonzero()[0])
 
     def moved(values: Tensor) -> Tensor:

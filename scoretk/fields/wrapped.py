@@ -1,14 +1,12 @@
-r"""What a field made of fields keeps of them.
+"""What a field made of fields keeps of them: one rule for every capability and kind of wrapper.
 
-One rule for every optional capability and every kind of wrapper.
-
-A wrapper makes a law of laws. What its fields can do beyond energy and score falls into two sorts:
+A wrapper makes a law of laws. What its fields can do beyond energy and score is of two sorts:
 
 - *Where a law lives* (`SPACE`) is part of what it is: the discrete `states`, and the map
-  `constrain` from the space of the solver to that of the user. A wrapper keeps it or cannot be
-  made: left out, every solver would sample another law without a word.
+`constrain` from the space of the solver to that of the user. A wrapper keeps it or cannot be made:
+left out, every solver would sample another law without a word.
 - *What can be done with a law* may be kept, or done anew by the wrapper's own method; else it is
-  refused where it is asked for.
+refused where it is asked for.
 
 A wrapper says what it does to the law (`Kind`), and `RULES` what follows for each capability. What
 `RULES` does not name for a kind is refused, so that a new capability is never passed on by
@@ -17,14 +15,15 @@ accident.
 A law in the user's space is combined *there*: a field over a map has `around(field)`, the same map
 around another field, and
 
-    tempered(constrained(f, c), T) = constrained(tempered(f, T), c),    product(constrained(f, c), constrained(g, c)) = ...
+    tempered(constrained(f, c), T) = constrained(tempered(f, T), c)
+    product(constrained(f, c), constrained(g, c)) = constrained(product(f, g), c)
 
 so that the Jacobian is neither tempered nor counted twice (`shared_map`).
 
 *In time* a wrapper makes a density at each t of those of its fields. The probability flow and the
-reverse SDE lead from one to the next only where they are the noised densities of the law at t = 1:
-where what the wrapper does commutes with noising, as mixing does, and powers and products do not,
-`(p_t)^(1/T)` is not `(p^(1/T))_t` (`FLOWS`, `check_flow`).
+reverse SDE lead from one to the next only where they are the noised densities of the law at t = 1,
+which holds where what the wrapper does commutes with noising. Mixing does; powers and products do
+not, `(p_t)^(1/T)` is not `(p^(1/T))_t` (`FLOWS`, `check_flow`).
 """
 
 from __future__ import annotations
@@ -89,13 +88,11 @@ class Rule(Enum):
     OWN = auto()
     """What the wrapper makes of it itself; refused where it makes nothing."""
     ANEW = auto()
-    """As `OWN`, of fields that have none: of a law's `SPACE`, one that has it cannot be wrapped
-    so.
-    """
+    """As `OWN`, of fields that have none: one that has it cannot be wrapped so."""
     REFUSE = auto()
     """Not the wrapper's: refused where it is asked for."""
     BAR = auto()
-    """Of a law's `SPACE`: a field that has it cannot be wrapped so."""
+    """A field that has it cannot be wrapped so."""
 
 
 _COMBINED = (Kind.POWER, Kind.BLEND, Kind.TILT, Kind.MIXTURE)
@@ -118,13 +115,11 @@ NATIVE = frozenset(
         "velocity",
     }
 )
-"""What makes a field a field, and a map a map. Every wrapper has of these what it makes itself, and
-nothing by a rule.
-"""
+"""What makes a field a field, and a map a map: a wrapper has its own, and keeps none by a rule."""
 
 
 def _rules(rule: Rule, *kinds: Kind, **others: Rule) -> Mapping[Kind, Rule]:
-    """One rule for some kinds, others by name; all that are not named refuse."""
+    """One rule for some kinds, others by name; all kinds that are not named refuse."""
     return (
         dict.fromkeys(Kind, Rule.REFUSE)
         | dict.fromkeys(kinds, rule)
@@ -165,9 +160,9 @@ RULES: Mapping[str, Mapping[Kind, Rule]] = {
     "around": _rules(Rule.OWN, Kind.MOVED),
     "in_free_space": _rules(Rule.REFUSE),
     "support": _rules(Rule.REFUSE),
-    # a start is only a start: any point of the space will do
+    # any point of the space will do for a start
     "initial": _rules(Rule.FIRST, Kind.SAME, *_COMBINED, RESTRICTED=Rule.OWN, MOVED=Rule.OWN),
-    # of what draws hold, which is in the user's space
+    # acts on draws, which are in the user's space
     "decode": _rules(Rule.KEEP, Kind.SAME, *_COMBINED, Kind.NOISED, Kind.RESTRICTED, Kind.MOVED),
     "null": _rules(
         Rule.KEEP, Kind.SAME, *_COMBINED, Kind.MOMENT, Kind.NOISED, Kind.RESTRICTED, Kind.MOVED
@@ -193,8 +188,8 @@ SPACE = ("states", "constrain")
 FLOWS = frozenset(Kind) - {Kind.POWER}
 """The kinds whose densities in time a flow follows.
 
-Guidance and posterior methods are among them, approximations that are used as flows: their
-docstrings say what is lost.
+Guidance and posterior methods are among them: approximations that are used as flows, with what is
+lost in their docstrings.
 """
 
 _BRIDGES = {
@@ -211,14 +206,11 @@ _BRIDGES = {
 
 
 class NotKept(MissingCapability, AttributeError):
-    """A capability that a wrapper does not have.
-
-    To `getattr` and `hasattr` an attribute that is missing.
-    """
+    """A capability that a wrapper does not have; to `getattr` and `hasattr` a missing attribute."""
 
 
 class Wrapped:
-    """A field made of fields: its optional capabilities by `RULES`.
+    """A field made of fields: its optional capabilities follow `RULES`.
 
     A subclass gives `kind`, `inner` and `computed`.
     """
@@ -227,12 +219,12 @@ class Wrapped:
 
     @property
     def inner(self) -> tuple[Any, ...]:
-        """The fields whose capabilities these are."""
+        """The fields whose capabilities it may keep."""
         raise NotImplementedError  # abstract: this class is a mixin for frozen dataclasses
 
     @property
     def computed(self) -> frozenset[str]:
-        """The capabilities of `CAPABILITIES` that the wrapper computes by itself."""
+        """The capabilities among `CAPABILITIES` that the wrapper computes itself."""
         raise NotImplementedError
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -252,18 +244,18 @@ class Wrapped:
 
     @property
     def flows(self) -> bool:
-        """Whether its densities in time are the noised ones of its law, where those of its fields
-        are of theirs.
+        """Whether its densities in time are the noised ones of its law, as those of its fields
+        are.
         """
         return self.kind in FLOWS
 
     @cached_property
     def event_shape(self) -> tuple[int, ...]:
-        """That of its fields."""
+        """The event shape of its fields."""
         return tuple(self.inner[0].event_shape)
 
     def _provides(self) -> frozenset[str]:
-        """What it computes itself, and what is left to it of its fields."""
+        """What it computes itself, and what it keeps of its fields."""
         own = frozenset(n for n in RULES if _defines(type(self), n) or n in vars(self))
         return self.computed | {
             n for n in CAPABILITIES if n in RULES and n not in own and _kept(self, n) is not None
@@ -273,9 +265,7 @@ class Wrapped:
 
 
 class _ByRule:
-    """A capability that a wrapper has by `RULES`, unless its class or the wrapper itself has one of
-    its own.
-    """
+    """A capability that follows `RULES`, unless the wrapper's class or the wrapper has its own."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -300,7 +290,7 @@ def _defines(cls: type, name: str) -> bool:
 
 
 def _kept(wrapper: Wrapped, name: str) -> Any:
-    """A capability by its rule; None where there is none."""
+    """A capability by its rule; None where it is not kept."""
     rule = RULES[name][wrapper.kind]
     if rule not in (Rule.KEEP, Rule.SHARE, Rule.FIRST):
         return None
@@ -317,7 +307,7 @@ def _held(wrapper: Wrapped, name: str) -> list[Any]:
 def _of(field: Any, name: str) -> Any:
     native = getattr(field, "native", field)  # the field behind a solver's view of it
     if isinstance(getattr(type(native), name, None), _ByRule) and name not in vars(native):
-        return _kept(native, name)  # as reading it, without the making of an error
+        return _kept(native, name)  # as reading it would give, without making an error
     return getattr(native, name, None)
 
 
@@ -327,9 +317,9 @@ def _agree(values: Sequence[Any]) -> bool:
 
 
 def _meaning(value: Any) -> Any:
-    """What is compared of a capability.
+    """What of a capability is compared.
 
-    Of the maps to and from the user's space the bijection, whatever field it is around.
+    Of the maps to and from the user's space it is the bijection, whatever field it is around.
     """
     owner = getattr(value, "__self__", None)
     transform = getattr(owner, "transform", None)
@@ -341,7 +331,7 @@ def _meaning(value: Any) -> Any:
 def _check_space(wrapper: Wrapped, name: str) -> None:
     rule = RULES[name][wrapper.kind]
     if rule in (Rule.OWN, Rule.REFUSE) or (rule is Rule.KEEP and len(wrapper.inner) == 1):
-        return  # (the second is what solvers make at every step: one field agrees with itself)
+        return  # (one field agrees with itself; solvers make such wrappers at every step)
     held = _held(wrapper, name)
     if not held or _kept(wrapper, name) is not None:
         return
@@ -352,9 +342,15 @@ def _check_space(wrapper: Wrapped, name: str) -> None:
 
 
 def check_within(argument: str, field: Any, law: Any) -> None:
-    """Raises `InvalidArgument` where a field lives in another space than a law that it joins.
+    """Check that a field lives in the same space as a law that it joins.
 
-    It may say nothing, or the same.
+    Args:
+        argument: The argument that errors name.
+        field: The field. It may also say nothing of the space.
+        law: The law that it joins.
+
+    Raises:
+        InvalidArgument: It lives in another space.
     """
     for name in SPACE:
         own = _of(field, name)
@@ -370,9 +366,11 @@ def check_within(argument: str, field: Any, law: Any) -> None:
 def check_flow(field: Any) -> None:
     """Refuse a field in time whose probability flow would lead to another law than its own.
 
+    Fields inside it are looked at to any depth; static ones are not, as `smoothed(tempered(f, T))`
+    is noised as a whole.
+
     Args:
-        field: A field in time, or a solver's view of one. Fields inside it are looked at to any depth, static ones are not:
-            `smoothed(tempered(f, T))` is noised as a whole.
+        field: A field in time, or a solver's view of one.
 
     Raises:
         MissingCapability: It is, or is made of, a power or a product of fields in time.
@@ -407,11 +405,17 @@ def _without_flow(field: Any) -> Any:
 
 
 def shared_map(argument: str, fields: Sequence[Any]) -> Any:
-    """The map from free space that all the fields are seen through, as a field over it.
+    """The map from free space under which all the fields are, as a field over it.
 
-    None where none is.
+    Args:
+        argument: The argument that errors name.
+        fields: The fields.
 
-    Raises `InvalidArgument` where some are and others are not, or by another constraint.
+    Returns:
+        The first field over the map; None where none of them is over a map.
+
+    Raises:
+        InvalidArgument: Some are under a map and others are not, or under another.
     """
     moved = [f for f in fields if callable(getattr(f, "around", None))]
     if not moved:

@@ -1,11 +1,9 @@
 """Wrappers that make a field of a plain callable or module, and nothing more.
 
-Each offers what its callable gives.
-
-A network in a `Diffusion` or `Velocity` is called as `net(x, t, **cond)` with x of shape `(batch,
-*event_shape)` and t of shape `(batch,)`, in the dtype of x, in this package's time (t = 0 noise, t
-= 1 data). Networks that speak of integer timesteps, of sigma or of reversed time are adapted once,
-in `scoretk.fields.adapters`.
+Each offers what its callable gives. A network in a `Diffusion` or `Velocity` is called as
+`net(x, t, **cond)` with x of shape `(batch, *event_shape)` and t of shape `(batch,)`, in the dtype
+of x, in this package's time (t = 0 noise, t = 1 data). Networks that take integer timesteps, sigma
+or reversed time are adapted in `scoretk.fields.adapters`.
 """
 
 from __future__ import annotations
@@ -42,11 +40,16 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Energy:
-    """A static field from `fn(x, **cond) -> (batch,)`, the energy `E(x) = -log p(x) + const`.
+    """A static field from an energy, `E(x) = -log p(x) + const`.
+
+    Its score, `-grad E(x)`, is by autograd.
 
     Args:
-        fn: A callable or module.
-        event_shape: The shape of one x. `score(x) = -grad E(x)` by autograd.
+        fn: A callable or module, `fn(x, **cond) -> (batch,)` for x `(batch, *event_shape)`.
+        event_shape: The shape of one x.
+
+    Raises:
+        InvalidArgument: `fn` cannot be called, or `event_shape` is no shape.
     """
 
     fn: Callable[..., Tensor]
@@ -69,13 +72,21 @@ class Energy:
         return -self.energy_and_grad(x, **cond)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)` and `grad E(x)` for the price of one of each."""
+        """`E(x)`, `(batch,)`, and `grad E(x)`, like x, in one evaluation."""
         return grad_energy(lambda y: self.energy(y, **cond), x)
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A static field from `fn(x, **cond)`, the score `grad log p(x)`, like x. It has no energy."""
+    """A static field from a score, `grad log p(x)`; it has no energy.
+
+    Args:
+        fn: A callable or module, `fn(x, **cond)`, like x `(batch, *event_shape)`.
+        event_shape: The shape of one x.
+
+    Raises:
+        InvalidArgument: `fn` cannot be called, or `event_shape` is no shape.
+    """
 
     fn: Callable[..., Tensor]
     event_shape: tuple[int, ...]
@@ -93,10 +104,11 @@ class Score:
 
 
 class GaussianPathField:
-    """The methods that every field on a Gaussian path has, from one native prediction and the
+    """The methods of every field on a Gaussian path, from one native prediction and its
     conversions.
 
     A subclass gives `path`, `predicts` (a name in `PREDICTIONS`) and `predict(x, t, **cond)`.
+    Everywhere x is `(batch, *event_shape)`, t a scalar or one time a row.
     """
 
     path: GaussianPath
@@ -138,11 +150,14 @@ class GaussianPathField:
 
 @dataclass(frozen=True, eq=False)
 class At(Wrapped):
-    """A timed field held at one time.
+    """A timed field at one time: a static field with the score of `p_t`.
 
-    A static field with the score of `p_t`, and its density where the field says it.
+    It has a density where the field has `log_prob_at(x, t, **cond)`, the normalised `log p_t(x)`,
+    `(batch,)`.
 
-    A field says it as `log_prob_at(x, t, **cond)`, `log p_t(x)`, normalised, `(batch,)`.
+    Attributes:
+        field: The field in time.
+        t: A scalar or one time a row.
     """
 
     field: Any
@@ -156,7 +171,7 @@ class At(Wrapped):
 
     @property
     def computed(self) -> frozenset[str]:
-        """A score; with `log_prob_at` log_prob and energy as well."""
+        """A score; with `log_prob_at` also `log_prob` and an energy."""
         known = callable(getattr(self.field, "log_prob_at", None))
         return frozenset({"score", "log_prob", "energy"} if known else {"score"})
 
@@ -191,16 +206,22 @@ def _call_network(
 
 @dataclass(frozen=True, eq=False)
 class Diffusion(GaussianPathField):
-    """A timed field from a network that predicts one of data, noise, score, velocity or v on a
-    Gaussian path.
+    """A timed field from a network that predicts data, noise, score, velocity or v on a Gaussian
+    path.
+
+    Its `base` is N(0, sigma(0)^2 I).
 
     Args:
         net: Called as `net(x, t, **cond)` with t of shape `(batch,)`.
-        event_shape: The event shape.
+        event_shape: The shape of one x.
         path: A `GaussianPath`.
-        predicts: What the network's output means.
-        null: The condition values that stand for none, by name (None: leave it out), where the
-            network has learned to do without, for `scoretk.guided`. `base` is N(0, sigma(0)^2 I).
+        predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
+        null: For `scoretk.guided`, where the network has learned to do without conditions: the
+            condition values that stand for none, by name (None leaves the keyword out).
+
+    Raises:
+        InvalidArgument: An argument does not fit.
+        UnknownName: `predicts` is none of these.
     """
 
     net: Callable[..., Tensor]
@@ -220,7 +241,7 @@ class Diffusion(GaussianPathField):
 
     @property
     def base(self) -> Base:
-        """`p_init`, the distribution at t = 0."""
+        """The law at t = 0, N(0, sigma(0)^2 I)."""
         return standard_normal(self.event_shape, float(self.path.sigma(0.0)))
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
@@ -229,18 +250,21 @@ class Diffusion(GaussianPathField):
 
 
 class Velocity(GaussianPathField):
-    """A timed field from a network that predicts the velocity `dx/dt` of a flow from `base` (t = 0)
-    to data (t = 1).
+    """A timed field from a network that predicts the velocity `dx/dt` of a flow.
+
+    The flow leads from `base` (t = 0) to data (t = 1). With the standard normal base it is taken as
+    the linear Gaussian path `x_t = t x_1 + (1 - t) eps`, with independent coupling, so that score
+    and denoiser follow from the velocity. With any other base it has a velocity only: asking for
+    the others raises `MissingCapability`.
 
     Args:
         net: Called as `net(x, t, **cond)` with t of shape `(batch,)`.
-        event_shape: The event shape.
-        base: The distribution at t = 0: None for N(0, I), a `torch.distributions.Distribution`, a
-            field with `draw`, or a tensor `(n, *event_shape)` of samples to start from.
+        event_shape: The shape of one x.
+        base: The law at t = 0: None for N(0, I), a `torch.distributions.Distribution`, a field with
+            `draw`, or a tensor `(n, *event_shape)` of samples to start from.
 
-    With the standard normal base the flow is taken as the linear Gaussian path `x_t = t x_1 + (1 -
-    t) eps`, independent coupling, so that score and denoiser follow from the velocity. With any
-    other base it has a velocity only: asking for the others raises `MissingCapability`.
+    Raises:
+        InvalidArgument: An argument does not fit.
     """
 
     predicts = "velocity"
@@ -262,7 +286,7 @@ class Velocity(GaussianPathField):
 
     @property
     def provides(self) -> frozenset[str]:  # type: ignore[override]
-        """A velocity and a base; with the Gaussian base all conversions as well."""
+        """A velocity and a base; with the standard normal base all conversions as well."""
         return frozenset({"velocity", "base"}) if self.path is None else GaussianPathField.provides
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
@@ -278,7 +302,7 @@ class Velocity(GaussianPathField):
 
 
 def no_gaussian_path(field: object, target: str) -> MissingCapability:
-    """The error for a conversion asked of a velocity that has no Gaussian path."""
+    """The error for a conversion of a velocity that has no Gaussian path."""
     return MissingCapability(
         type(field).__name__,
         {"velocity"},

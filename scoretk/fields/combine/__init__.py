@@ -1,13 +1,14 @@
-r"""Fields made of fields.
+"""Fields made of fields.
 
-A combinator wraps the field, not the solver, so that every solver gets every combination.
+A combination wraps the field, not the solver, so that every solver can sample every combination.
 
-    tempered(field, T)            p^(1/T)                                energy / T, score / T
-    product(f, g, ...)            p_f p_g ... (product of experts)       sums of energies, of scores
-    mixture((f, g, ...), w)       w_f p_f + w_g p_g + ...                normalised densities; scores in the shares
-                                                                         r_f = w_f p_f(x) / sum_i w_i p_i(x)
-    guided(field, weight, ...)    u + weight (c - u)                     classifier-free guidance; weight 1 means none
-    classifier_guided(field, l)   score + weight grad log p(y | x_t)     guidance by a classifier; weight 0 means none
+    tempered(field, T)           p^(1/T)                 energy / T, score / T
+    product(f, g, ...)           p_f p_g ...             sums of energies, of scores
+    mixture((f, g, ...), w)      w_f p_f + w_g p_g + ... normalised densities; scores in the
+                                                         shares r_f = w_f p_f(x) / sum_i w_i p_i(x)
+    guided(field, weight, ...)   u + weight (c - u)      classifier-free guidance; 1 means none
+    classifier_guided(field, l)  score + weight grad log p(y | x_t)
+                                                         guidance by a classifier; 0 means none
 
 All of them commute with time: `product(f, g).at(t)` is `product(f.at(t), g.at(t))`. But are the
 densities p_t so found the noised density of t = 1? Noising is linear: of a *mixture* they are, and
@@ -19,9 +20,11 @@ standard deviation .707, VP's flow ends at 13.8: so it is refused for powers and
 (`wrapped.check_flow`), and for guidance, where it is common practice, it is not. Langevin
 corrections at each time make it right (Du et al.):
 
-    ReverseSDE("ancestral", corrector=k), AnnealedLangevin    scores only; biased by the step size, for which a product of n
-                                                              experts at a level is up to n times as curved as one
-    MALA or HMC on `field.at(t)`, from one t to the next      exact for p_t; where each `f.at(t)` has an energy
+    ReverseSDE("ancestral", corrector=k), AnnealedLangevin
+        scores only; biased by the step size, for which a product of n experts at a level is up to
+        n times as curved as one
+    MALA or HMC on `field.at(t)`, from one t to the next
+        exact for p_t; where each `f.at(t)` has an energy
 
 Powers and products start from the power or product of the normal bases. Where the weights of the
 scores do not add up to one the "denoiser" `(x + sigma^2 score) / alpha` is no mean of data, and
@@ -35,6 +38,7 @@ References:
     Kynkaanniemi, Aittala, Karras, Laine, Aila, Lehtinen, "Applying guidance in a limited interval
     improves sample and distribution quality in diffusion models" (2024).
     Lin, Liu, Li, Yang, "Common diffusion noise schedules and sample steps are flawed" (2024).
+    Hinton, "Training products of experts by minimizing contrastive divergence" (2002).
 """
 
 from scoretk.fields.combine.classifier import classifier_guided

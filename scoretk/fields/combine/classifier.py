@@ -1,4 +1,4 @@
-"""`classifier_guided`: the score of a field, and that of `p(y | x_t)` (Dhariwal, Nichol, 2021)."""
+"""`classifier_guided`: the score of a field plus that of `p(y | x_t)`."""
 
 from __future__ import annotations
 
@@ -34,23 +34,30 @@ def classifier_guided(
 ) -> object:
     """Classifier guidance: `score + weight grad log p(y | x_t)`.
 
-    With weight 1 Bayes' rule: exact for an exact classifier.
-
-    Another weight is the caveat's power `p(y | x_t)^weight`. What classifies clean data only is a
-    likelihood: `posterior`.
+    Weight 1 is Bayes' rule, exact for an exact classifier. Any other weight is the power
+    `p(y | x_t)^weight`, with the caveat of `scoretk.fields.combine`. A classifier of clean data is
+    a likelihood: see `posterior`.
 
     Args:
         field: Timed, on a Gaussian path.
         log_prob: Called as `log_prob(x, t, **cond)`, x noisy and t of shape `(batch,)` in the dtype
             of x; gives `log p(y | x_t = x)` of the y wanted, `(batch,)`, up to a constant,
             differentiable in x.
-        weight: Any finite number.
+        weight: Any finite number; 0 means no guidance.
         measured: The names of the condition values that `log_prob` takes; all others go to the
             field alone.
-        interval: As in `guided`; at other levels the field alone is asked.
+        interval: Noise levels `(low, high)` as in `guided`; at other levels the field alone is
+            evaluated.
+
+    Returns:
+        A timed field on the same path.
 
     Raises:
-        `InvalidArgument`; `MissingCapability` for a field without a Gaussian path.
+        InvalidArgument: An argument does not fit, or the field is static.
+        MissingCapability: The field has no Gaussian path.
+
+    References:
+        Dhariwal, Nichol, "Diffusion models beat GANs on image synthesis" (2021).
     """
     if not is_timed(field):
         raise InvalidArgument(
@@ -64,9 +71,16 @@ def classifier_guided(
 
 @dataclass(frozen=True, eq=False)
 class Classified(Steered):
-    """The first field's denoiser, shifted by `weight (sigma^2 / alpha) grad log p(y | x_t)`.
+    """The field's denoiser, shifted by `weight (sigma^2 / alpha) grad log p(y | x_t)`.
 
-    Near alpha = 0 as `posterior`.
+    Near alpha = 0 it is evaluated as `posterior` is.
+
+    Attributes:
+        first: The field.
+        classifier: `log_prob` of `classifier_guided`.
+        weight: As there.
+        measured: As there.
+        interval: As there.
     """
 
     first: Any
@@ -90,7 +104,7 @@ class Classified(Steered):
         object.__setattr__(self, "_earliest", earliest)
 
     def plain(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """D, like x."""
+        """The field's own denoiser D, like x."""
         return TimedField(self.first, self.path, split(cond, self.measured)[1]).denoise(x, t)
 
     def steered(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:

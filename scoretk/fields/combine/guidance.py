@@ -1,4 +1,4 @@
-"""`guided`: classifier-free guidance, `u + weight (c - u)` (Ho, Salimans, 2022)."""
+"""`guided`: classifier-free guidance, `u + weight (c - u)`."""
 
 from __future__ import annotations
 
@@ -34,25 +34,35 @@ def guided(
 ) -> object:
     """Classifier-free guidance: `g = u + weight (c - u)` in the model's own prediction.
 
-    As all predictions are affine in one another with the same x, guiding one is guiding all.
-    `weight` 1 is no guidance, 0 the unconditional model, above 1 stronger. (Ho and Salimans write
+    As all predictions are affine in one another with the same x, guiding one is guiding all. Weight
+    1 is no guidance, 0 the unconditional model, above 1 stronger guidance. (Ho and Salimans write
     weight = 1 + w.)
 
     Args:
         field: The conditional model c.
         weight: Any finite number.
-        unconditional: The model u; by default `field` itself with the condition values in `null`
-            put in place of the caller's (a value a name; None leaves the keyword out). At most one
-            of the two is given; with neither the field's own `null` serves, where it has one.
+        unconditional: The model u; by default `field` itself with the condition values in `null` in
+            place of the caller's. At most one of `unconditional` and `null` is given; with neither
+            the field's own `null` is used, where it has one.
+        null: Condition values that stand for no condition, by name; None leaves the keyword out.
         interval: `(low, high)`, the noise levels `low < sigma/alpha <= high` at which to guide; at
-            others c alone is asked (Kynkaanniemi et al.). Timed fields only.
-        rescale: Phi in [0, 1], the part in which g is brought back to the standard deviation of c
-            over the entries of its sample, `g (1 - phi + phi std(c) / std(g))` (Lin et al.),
-            against the saturation of large weights. Timed fields of at least two entries only; here
-            it does matter what the model predicts.
+            others c alone is evaluated (Kynkaanniemi et al.). Timed fields only.
+        rescale: phi in [0, 1], the part in which g is brought back to the standard deviation of c
+            over the entries of its sample, `g (1 - phi + phi std(c) / std(g))`, against the
+            saturation of large weights (Lin et al.). Timed fields of at least two entries only;
+            with it the result does depend on what the model predicts.
+
+    Returns:
+        A field, timed or static as c is.
 
     Raises:
-        `InvalidArgument`.
+        InvalidArgument: The fields do not fit together, or an argument is out of its range.
+
+    References:
+        Ho, Salimans, "Classifier-free diffusion guidance" (2022).
+        Kynkaanniemi, Aittala, Karras, Laine, Aila, Lehtinen, "Applying guidance in a limited
+        interval improves sample and distribution quality in diffusion models" (2024).
+        Lin, Liu, Li, Yang, "Common diffusion noise schedules and sample steps are flawed" (2024).
     """
     finite("weight", weight)
     if unconditional is None and null is None:
@@ -104,7 +114,8 @@ def guided(
 def _null(values: Any) -> dict[str, Any]:
     """Condition values that stand for none, by name.
 
-    Raises `InvalidArgument` where one could be no condition.
+    Raises:
+        InvalidArgument: A value cannot be a condition.
     """
     if not isinstance(values, Mapping | None) or not all(
         isinstance(name, str) for name in values or {}
@@ -125,7 +136,11 @@ def _null(values: Any) -> dict[str, Any]:
 class _Blend(Wrapped):
     """What guided fields share.
 
-    The two fields, and what the second is told in place of the condition.
+    Attributes:
+        first: The conditional model c.
+        other: The unconditional model u.
+        nulls: The condition values that stand for none, by name.
+        apart: Whether u is a model of its own, called without conditions.
     """
 
     first: Any
@@ -141,16 +156,23 @@ class _Blend(Wrapped):
 
     @property
     def null(self) -> Any:
-        """What stands for no condition.
-
-        What this guidance takes for it, or with a model of its own for that the first's.
-        """
+        """What stands for no condition here: the nulls, or with u apart the first field's own."""
         return getattr(self.first, "null", None) if self.apart else self.nulls
 
 
 @dataclass(frozen=True, eq=False)
 class Guided(_Blend, Steered):
-    """Guidance of a field in time: `u + weight (c - u)` in whatever it predicts."""
+    """Guidance of a field in time: `u + weight (c - u)` in what the field predicts.
+
+    Attributes:
+        first: The conditional model c.
+        other: The unconditional model u.
+        weight: 1 means no guidance.
+        nulls: The condition values that stand for none, by name.
+        apart: Whether u is a model of its own, called without conditions.
+        interval: The noise levels at which to guide, None for all.
+        rescale: phi, the part in which the standard deviation is that of c.
+    """
 
     first: Any
     other: Any
@@ -165,7 +187,7 @@ class Guided(_Blend, Steered):
         return prediction(self.first)[0]
 
     def plain(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """c, like x."""
+        """The prediction of c, like x."""
         return TimedField(self.first, self.path, cond).predict(x, t)
 
     def steered(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -184,7 +206,7 @@ class Guided(_Blend, Steered):
     def at(self, t: float | Tensor) -> Any:
         """The static field of time t.
 
-        Guided energies, where both have them and guidance is the plain one.
+        Without interval and rescaling its energy is guided as well, where both fields have one.
         """
         if self.interval is not None or self.rescale:
             return super().at(t)
@@ -193,9 +215,14 @@ class Guided(_Blend, Steered):
 
 @dataclass(frozen=True, eq=False)
 class GuidedStatic(_Blend):
-    """Static guidance: energies, hence scores, combined as `u + weight (c - u)`.
+    """Guidance of a static field: energies and scores are `u + weight (c - u)`.
 
-    `p_u^(1 - w) p_c^w`.
+    Attributes:
+        first: The conditional model c.
+        other: The unconditional model u.
+        weight: 1 means no guidance.
+        nulls: The condition values that stand for none, by name.
+        apart: Whether u is a model of its own, called without conditions.
     """
 
     first: Any
@@ -227,9 +254,9 @@ class GuidedStatic(_Blend):
 def _unconditioned(
     x: Tensor, cond: dict[str, Tensor], null: dict[str, Any], apart: bool
 ) -> dict[str, Any]:
-    """What the unconditional model is called with.
+    """The condition values with which the unconditional model is called.
 
-    Its own nothing, or the caller's values with the nulls put in, as rows.
+    None for a model apart, else the caller's with the nulls in their place, as rows.
     """
     if apart:
         return {}
@@ -238,12 +265,19 @@ def _unconditioned(
 
 
 def _null_rows(name: str, value: Any, given: Tensor | None, x: Tensor) -> Tensor:
-    """A null as one value a row of x.
+    """A null as one value a row of x, like the condition that it replaces where that is given.
 
-    In shape, dtype and device as what it stands in for, where that is given.
+    Where it is not, a tensor that has a row for each of x is taken as it is, any other as one row;
+    a floating-point number is of the dtype of x.
 
-    Without it, a tensor that has a row for each of x is taken as it is, and a floating number is of
-    the dtype of x.
+    Args:
+        name: The condition's name.
+        value: The null: a number or a tensor.
+        given: The caller's condition rows, or None.
+        x: `(batch, *event_shape)`.
+
+    Raises:
+        InvalidArgument: The null does not fit the condition's shape or dtype.
     """
     own = torch.as_tensor(value)
     if given is None:

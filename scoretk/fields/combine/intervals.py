@@ -1,4 +1,9 @@
-"""Guidance in an interval of noise levels (Kynkaanniemi et al., 2024)."""
+"""Guidance in an interval of noise levels.
+
+References:
+    Kynkaanniemi, Aittala, Karras, Laine, Aila, Lehtinen, "Applying guidance in a limited interval
+    improves sample and distribution quality in diffusion models" (2024).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,11 @@ Interval = tuple[float, float]
 
 
 def as_interval(value: Any) -> Interval | None:
-    """Noise levels (low, high), None for all. Raises `InvalidArgument`."""
+    """Noise levels (low, high) with 0 <= low < high; None for all levels.
+
+    Raises:
+        InvalidArgument: It is neither.
+    """
     if value is None:
         return None
     try:
@@ -32,9 +41,9 @@ def as_interval(value: Any) -> Interval | None:
 
 
 class Steered(SamePath):
-    """Guidance in its interval of noise levels, the first field alone elsewhere.
+    """Guidance within an interval of noise levels, the first field alone elsewhere.
 
-    A subclass gives `steered`.
+    A subclass gives `plain` and `steered`.
     """
 
     interval: Interval | None

@@ -1,4 +1,4 @@
-"""What combinations share: fields that fit together, each told its own conditions, on one path."""
+"""What combinations share: fields that fit together, each with its own conditions, on one path."""
 
 from __future__ import annotations
 
@@ -20,9 +20,20 @@ __all__ = ["Members", "OfMany", "SamePath", "fitting"]
 
 
 def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
-    """Whether the fields are timed.
+    """Check that fields fit together.
 
-    Raises `InvalidArgument` unless they are fields that fit together.
+    Args:
+        argument: The argument that errors name.
+        fields: The fields.
+        purpose: What timed fields need a Gaussian path for, for the message.
+
+    Returns:
+        Whether they are timed.
+
+    Raises:
+        InvalidArgument: They are no fields, of several event shapes, timed and static, or on
+            several paths.
+        MissingCapability: A timed one has no Gaussian path.
     """
     if not isinstance(fields, Sequence) or isinstance(fields, str) or not fields:
         raise InvalidArgument(argument, fields, "at least one field")
@@ -45,15 +56,19 @@ def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
 
 
 class Members(Wrapped):
-    """A combination of fields, each of which is told the conditions that it takes."""
+    """A combination of fields, each of which gets the conditions that it takes.
+
+    Attributes:
+        fields: The fields.
+        takes: The names of the conditions that each takes.
+    """
 
     fields: tuple[Any, ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        takes: tuple[Names, ...] = tuple(
-            map(taken, self.fields)
-        )  # here, as the compiler reads no signatures
+        # Here, as a compiled function cannot read signatures.
+        takes: tuple[Names, ...] = tuple(map(taken, self.fields))
         object.__setattr__(self, "takes", takes)
 
     @property
@@ -66,7 +81,7 @@ class Members(Wrapped):
 
 
 class SamePath(Wrapped, GaussianPathField):
-    """A timed combination: the path is that of its fields."""
+    """A timed combination on the path of its fields."""
 
     @property
     def computed(self) -> frozenset[str]:
@@ -78,7 +93,7 @@ class SamePath(Wrapped, GaussianPathField):
 
 
 class OfMany(Members, SamePath):
-    """A timed combination of several fields alike."""
+    """A timed combination of several fields on one path."""
 
     def views(self, cond: dict[str, Tensor]) -> list[TimedField]:
         """The fields as solvers see them, the condition rows bound."""

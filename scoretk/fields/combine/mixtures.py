@@ -1,4 +1,4 @@
-"""`mixture`: `sum_i w_i p_i`, of normalised densities."""
+"""`mixture`: `sum_i w_i p_i` of normalised densities."""
 
 from __future__ import annotations
 
@@ -30,22 +30,25 @@ def mixture(
 ) -> object:
     """The mixture `sum_i w_i p_i`.
 
-    Densities add up, and scores and denoisers in the shares `w_i p_i(x) / sum_j w_j p_j(x)`.
-
-    Shares compare densities, so that each must be normalised: energies known up to a constant do
-    not mix, nor do scores.
+    Densities add up; scores and denoisers are averaged in the shares
+    `w_i p_i(x) / sum_j w_j p_j(x)`. Shares compare densities, so each must be normalised: energies
+    known up to a constant do not mix, nor do scores.
 
     Args:
         fields: All static, each with `log_prob`; or all timed on one and the same Gaussian path,
             each with `log_prob` in its `at(t)`, and then the result is the exactly noised mixture.
             One event shape.
-        weights: W, positive; normalised here.
-        log_partition: For static fields with an energy E_i instead, the `log Z_i` of `p_i =
-            exp(-E_i) / Z_i`, such as `scoretk.log_partition` estimates; an error in it shifts its
-            component's weight by as much.
+        weights: w, positive; they are normalised here.
+        log_partition: For static fields with an energy E_i instead, the `log Z_i` of
+            `p_i = exp(-E_i) / Z_i`, such as `scoretk.log_partition` estimates; an error in it
+            shifts the log weight of its component by as much.
+
+    Returns:
+        A field, timed or static as its components are.
 
     Raises:
-        `InvalidArgument`; `MissingCapability` for a component without a normalised density.
+        InvalidArgument: The fields do not fit together, or an argument is out of its range.
+        MissingCapability: A component has no normalised density.
     """
     if isinstance(fields, Sequence) and not isinstance(fields, str):
         fields = in_one_space(fields, all_alike=True)
@@ -97,8 +100,12 @@ def _demand(field: Any, asked: Any, what: str, where: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Mixture(Members):
-    """`sum_i w_i p_i`, `p_i` of log density `log_prob`, or `-E_i - log Z_i` where the constants are
-    given.
+    """A static mixture `sum_i w_i p_i`.
+
+    Attributes:
+        fields: The components.
+        log_weights: log w_i, normalised.
+        log_partition: log Z_i of components with energies; None where they have `log_prob`.
     """
 
     fields: tuple[Any, ...]
@@ -111,7 +118,7 @@ class Mixture(Members):
     def joint(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log(w_i p_i(x))`, `(batch, fields)`.
 
-        Where one is NaN, as outside a support, and not all are, its density is 0.
+        A component that is NaN, as outside a support, has density 0 there, unless all are NaN.
         """
         if self.log_partition is None:
             logs = [f.log_prob(x, **own) for f, own in self.told(cond)]
@@ -125,7 +132,7 @@ class Mixture(Members):
         return torch.where(absent & ~absent.all(1, keepdim=True), -torch.inf, joint)
 
     def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """Normalised log density, `(batch,)`."""
+        """The normalised log density, `(batch,)`."""
         return torch.logsumexp(self.joint(x, **cond), 1)
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
@@ -137,7 +144,7 @@ class Mixture(Members):
         return -self.energy_and_grad(x, **cond)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`-log p(x)` and its gradient."""
+        """`-log p(x)`, `(batch,)`, and its gradient, like x."""
         joint = self.joint(x, **cond)
         return -torch.logsumexp(joint, 1), -_shared(
             joint, [self._score(f, x, own) for f, own in self.told(cond)]
@@ -151,7 +158,12 @@ class Mixture(Members):
 
 @dataclass(frozen=True, eq=False)
 class MixtureTimed(OfMany):
-    """The noised mixture: denoisers in the shares of the noised densities."""
+    """The noised mixture: denoisers averaged in the shares of the noised densities.
+
+    Attributes:
+        fields: The components.
+        log_weights: log w_i, normalised.
+    """
 
     fields: tuple[Any, ...]
     log_weights: tuple[float, ...]
@@ -164,7 +176,7 @@ class MixtureTimed(OfMany):
         return _shared(self.at(t).joint(x, **cond), [f.denoise(x, t) for f in self.views(cond)])
 
     def score(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
-        """`sum_i r_i score_i(x, t)`, like x: also at sigma = 0 where the fields' own are."""
+        """`sum_i r_i score_i(x, t)`, like x; at sigma = 0 too where the components have it."""
         return self.at(t).score(x, **cond)
 
     def log_prob_at(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
@@ -177,7 +189,17 @@ class MixtureTimed(OfMany):
 
 
 def _shared(joint: Tensor, values: Iterable[Tensor]) -> Tensor:
-    """`sum_i r_i v_i`, the shares `r = softmax(joint)`, like v; what has no share may be infinite."""
+    """`sum_i r_i v_i` with the shares `r = softmax(joint)`.
+
+    A value whose share is 0 may be infinite.
+
+    Args:
+        joint: `(batch, fields)`.
+        values: For each field a tensor `(batch, *event_shape)`.
+
+    Returns:
+        `(batch, *event_shape)`.
+    """
     shares = torch.softmax(joint, 1).unbind(1)
     return reduce(
         add,

@@ -1,4 +1,4 @@
-"""`tempered` and `product`: `p^(1/T)`, and `p_f p_g ...`, the product of experts."""
+"""`tempered` and `product`: `p^(1/T)`, and the product of experts `p_f p_g ...`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,16 @@ def tempered(field: object, temperature: float) -> object:
     """The field of `p^(1/T)`: energy and score divided by T.
 
     Args:
-        field: Static, or timed on a Gaussian path (then its scores are tempered; see the caveat of
-            the package).
-        temperature: T > 0. `tempered(field, 1)` is the field itself in other clothes.
+        field: Static, or timed on a Gaussian path; then its scores are tempered, with the caveat of
+            `scoretk.fields.combine`.
+        temperature: T > 0. `tempered(field, 1)` has the law of the field itself.
+
+    Returns:
+        A field, timed or static as the given one is.
+
+    Raises:
+        InvalidArgument: It is no field, or T is not positive.
+        MissingCapability: A timed field has no Gaussian path.
     """
     temperature = positive("temperature", temperature)
     (field,) = in_one_space((field,))
@@ -45,11 +52,18 @@ def product(*fields: object) -> object:
     """The product of experts: energies and scores add up.
 
     Args:
-        fields: All static or all timed on one and the same Gaussian path (see the caveat of the
-            package), with one event shape.
+        fields: All static or all timed on one and the same Gaussian path (with the caveat of
+            `scoretk.fields.combine`), of one event shape.
+
+    Returns:
+        A field, timed or static as its experts are.
 
     Raises:
-        `InvalidArgument` where they do not fit together.
+        InvalidArgument: The fields do not fit together.
+        MissingCapability: A timed field has no Gaussian path.
+
+    References:
+        Hinton, "Training products of experts by minimizing contrastive divergence" (2002).
     """
     fields = in_one_space(fields)
     if fitting("fields", fields, "product"):
@@ -62,7 +76,12 @@ def product(*fields: object) -> object:
 
 @dataclass(frozen=True, eq=False)
 class Powered(Members):
-    """`weight * sum of energies`, weight 1 / T; scores likewise."""
+    """`weight * sum of energies` with weight 1 / T; scores likewise.
+
+    Attributes:
+        fields: The experts.
+        temperature: T.
+    """
 
     fields: tuple[Any, ...]
     temperature: float
@@ -84,7 +103,8 @@ class Powered(Members):
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`weight sum_i E_i(x)`, `(batch,)`.
 
-        Raises `MissingCapability` where one of the fields has no energy.
+        Raises:
+            MissingCapability: One of the fields has no energy.
         """
         if "energy" not in self.provides:
             f = next(f for f in self.fields if "energy" not in offers(f))
@@ -99,13 +119,18 @@ class Powered(Members):
         return self.weight * reduce(add, (static(f).score(x, **own) for f, own in self.told(cond)))
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)` and `grad E(x)` for the price of one of each."""
+        """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
         return grad_energy(lambda y: self.energy(y, **cond), x)
 
 
 @dataclass(frozen=True, eq=False)
 class PoweredTimed(OfMany):
-    """`weight * sum of scores` at each time, weight 1 / T."""
+    """`weight * sum of scores` at each time, with weight 1 / T.
+
+    Attributes:
+        fields: The experts.
+        temperature: T.
+    """
 
     fields: tuple[Any, ...]
     temperature: float
@@ -115,7 +140,7 @@ class PoweredTimed(OfMany):
 
     @property
     def flows(self) -> bool:
-        """Only as the field itself in other clothes."""
+        """Only where it is one field at T = 1."""
         return self.weight == 1 and len(self.fields) == 1
 
     @property
@@ -127,7 +152,7 @@ class PoweredTimed(OfMany):
     def base(self) -> Base | None:
         """The power of the product of the bases.
 
-        Of N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2)); of others None.
+        Of bases N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2)); of others None.
         """
         bases: list[Base | None] = [getattr(f, "base", None) for f in self.fields]
         if self.weight == 1 and len(bases) == 1:
@@ -148,22 +173,21 @@ class PoweredTimed(OfMany):
         return self.weight * reduce(add, (_score_at(f, x, t) for f in self.views(cond)))
 
     def at(self, t: float | Tensor) -> Powered:  # type: ignore[override]
-        """The static combination of the fields at time t, with an energy where they have one."""
+        """The static combination at time t, with an energy where the fields have one."""
         return Powered(tuple(f.at(t) for f in self.fields), self.temperature)
 
 
 def _score_at(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
-    own = getattr(
-        field.native, "score", None
-    )  # where it is exact at sigma = 0, and a conversion would not be
+    # The field's own is exact at sigma = 0, where a conversion is not.
+    own = getattr(field.native, "score", None)
     return field.score(x, t) if own is None else own(x, t, **field.cond)
 
 
 def exponents(field: Any) -> tuple[float, float]:
-    """The least of the `a_i` in `prod p_i^(a_i)`, and their sum, of a field in time.
+    """The least exponent `a_i` in `prod p_i^(a_i)`, and their sum, of a field in time.
 
-    What is no power of fields is a law of its own, of exponent 1; of other wrappers around several
-    those that are farthest from it.
+    A field that is no power or product counts as one law, of exponent 1. Of other wrappers around
+    several fields the extremes are taken.
     """
     field = getattr(field, "native", field)
     if not isinstance(field, Wrapped) or not is_timed(field):
