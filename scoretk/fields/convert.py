@@ -1,4 +1,4 @@
-r"""Conversions between the five ways of saying the same thing about a Gaussian path.
+"""Conversions between the five predictions of a model on a Gaussian path.
 
 With `D = E[x_1 | x_t]` ("data") and `e = E[eps | x_t]` ("noise"):
 
@@ -12,8 +12,8 @@ the time alone: `target = a source + b x_t`. Where alpha, sigma or a denominator
 either determinate (the formulas below are arranged so that it then comes out exactly) or does not
 exist, and `SingularConversion` is raised.
 
-Reference for v: Salimans, Ho, "Progressive distillation for fast sampling of diffusion models"
-(2022).
+References:
+    Salimans, Ho, "Progressive distillation for fast sampling of diffusion models" (2022): v.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ _Pair = tuple[Tensor, Tensor]
 
 
 def check_prediction(name: str) -> None:
-    """Raise `UnknownName` unless `name` is one of `PREDICTIONS`, `InvalidArgument` where it is no
-    name.
+    """Check the name of a prediction.
+
+    Raises:
+        UnknownName: It is none of `PREDICTIONS`.
+        InvalidArgument: It is no string.
     """
     option("prediction", name, PREDICTIONS)
 
@@ -46,22 +49,21 @@ def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str
     """`(a, b)` with `target = a source + b x_t` at time t.
 
     Args:
-        path: The path.
-        t: A float or a float64 tensor of any shape.
-        source: Names in `PREDICTIONS`. Returns two tensors like t, not finite where the conversion
-            is singular.
-        target: Names in `PREDICTIONS`. Returns two tensors like t, not finite where the conversion
-            is singular.
+        path: The Gaussian path.
+        t: A float, or a float64 tensor of any shape.
+        source: The prediction that is known, a name in `PREDICTIONS`.
+        target: The prediction that is wanted, a name in `PREDICTIONS`.
+
+    Returns:
+        Two tensors like t, not finite where the conversion is singular.
     """
     if isinstance(t, float):
         t = torch.tensor(t, dtype=torch.float64)
     alpha, sigma, dalpha, dsigma = path(t)
     if source == target:
         return torch.ones_like(alpha), torch.zeros_like(alpha)
-    if (source, target) == (
-        "score",
-        "velocity",
-    ):  # through sigma sigma', finite where sigma' alone is not
+    # Through sigma sigma', which is finite where sigma' alone is not.
+    if (source, target) == ("score", "velocity"):
         return dalpha * sigma**2 / alpha - path.sigma_dsigma(t), dalpha / alpha
     if (source, target) == ("velocity", "score"):
         determinant = dalpha * sigma**2 - alpha * path.sigma_dsigma(t)
@@ -81,7 +83,7 @@ def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str
 def _data_and_noise(
     source: str, alpha: Tensor, sigma: Tensor, dalpha: Tensor, dsigma: Tensor
 ) -> tuple[_Pair, _Pair]:
-    """Coefficients of D and of e in (source, x)."""
+    """The pairs of coefficients of D and of e in (source, x)."""
     one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
     if source == "data":
         return (one, zero), (-alpha / sigma, 1 / sigma)
@@ -92,7 +94,7 @@ def _data_and_noise(
     if source == "v":
         square = alpha**2 + sigma**2
         return (-sigma / square, alpha / square), (alpha / square, sigma / square)
-    # velocity: solve the 2 x 2 system, its rows scaled so that an infinite sigma' has its limit
+    # velocity: the 2 x 2 system is scaled, so that an infinite sigma' has its limit
     scale = dsigma.abs().clamp(min=1)
     slope = torch.where(dsigma.isinf(), dsigma.sign(), dsigma / scale)
     determinant = alpha * slope - sigma * dalpha / scale
@@ -115,14 +117,20 @@ def convert(
     """Turn a model's `source` prediction at `(x_t, t)` into `target`.
 
     Args:
-        value: `(batch, *event_shape)`.
-        x: `(batch, *event_shape)`.
-        t: A scalar or one value a row.
+        value: The source prediction, `(batch, *event_shape)`.
+        x: x_t, like value.
+        t: A scalar or one time a row.
+        path: The Gaussian path.
+        source: The prediction that is known, a name in `PREDICTIONS`.
+        target: The prediction that is wanted, a name in `PREDICTIONS`.
 
     Returns:
-        like x. Raises `SingularConversion` where the target has no determinate value, except under
-        compilation or with t on an accelerator, where asking would stall the device: there the
-        result is not finite.
+        The target prediction, like x.
+
+    Raises:
+        SingularConversion: The source does not determine the target at t. Under compilation, and
+            with t on an accelerator, where asking would stall the device, the result is not finite
+            instead.
     """
     if source == target:
         return value
@@ -140,9 +148,20 @@ def convert(
 def row_coefficients(
     path: GaussianPath, t: Tensor, source: str, target: str, dtype: torch.dtype
 ) -> _Pair:
-    """As `coefficients`, in a dtype, for times t of any shape and dtype.
+    """As `coefficients`, for times of any shape and dtype, in a given dtype.
 
-    `SingularConversion` as `convert` raises it.
+    Args:
+        path: The Gaussian path.
+        t: Times.
+        source: The prediction that is known.
+        target: The prediction that is wanted.
+        dtype: That of the result.
+
+    Returns:
+        Two tensors of the shape of t.
+
+    Raises:
+        SingularConversion: As in `convert`.
     """
     rate, shift = coefficients(path, t.double() if t.device.type != "mps" else t, source, target)
     if t.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -166,6 +185,10 @@ def _refuse_singular(
 
 
 def check_time(t: float | Tensor, x: Tensor) -> None:
-    """Raise `InvalidArgument` unless t is a scalar or one value a row of x."""
+    """Check that t is a scalar or one time a row of x.
+
+    Raises:
+        InvalidArgument: It has another shape.
+    """
     if isinstance(t, Tensor) and t.shape not in (torch.Size([]), x.shape[:1]):
         raise InvalidArgument("t", t, f"a scalar or one value a row, shape () or ({len(x)},)")

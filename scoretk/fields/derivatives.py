@@ -1,21 +1,20 @@
-r"""Derivatives by autograd, and whether they are those of the function.
-
-What cuts a graph is refused, not read as zero.
+"""Derivatives by autograd, and checks whether they are those of the function.
 
 A function f of rows may leave the graph on its way (`torch.no_grad`, `detach`, `.data`, numpy, an
-inference mode, an `autograd.Function` that returns None), in whole or in one of its parts, and
-autograd then says nothing, or too little, of how it depends on x. With random v and w, autograd's
-and the central difference's
+inference mode, an `autograd.Function` that returns None), in whole or in one of its parts; autograd
+then returns a derivative that is zero, or lacks a part. Here that is refused. With random v and w,
+autograd's derivative and the central difference,
 
-    told = <J^T w, v>,      seen(h) = <w, (f(x + h v) - f(x - h v)) / (2 h)>
+    told = <J^T w, v>,      seen(h) = <w, (f(x + h v) - f(x - h v)) / (2 h)>,
 
-agree for a smooth f. They are taken to differ in a row only where the difference quotient knows
-better: where `seen(h)` and `seen(2h)` agree with each other ten times as well as with `told`, and
-by more than rounding. A function with kinks within h, or with noise of its own, is thus left alone.
+agree for a smooth f. They are taken to differ in a row only where the difference quotient is
+reliable: where `seen(h)` and `seen(2h)` agree with each other ten times as well as with `told`, and
+`told` is off by more than rounding. A function with kinks within h, or with noise of its own, is
+thus left alone.
 
-A step function (rounding, a sign, an index of the largest entry) has the derivative that autograd
-says, zero, and what follows the derivative does not see it. It is told by what no place shows a
-derivative of and moves the values all the same.
+A step function (rounding, a sign, the index of the largest entry) really has the derivative zero
+that autograd says, and what follows the derivative does not see the function. It is recognised by a
+derivative that is zero at every one of many points, while its values differ between them.
 
 References:
     Griewank, Walther, "Evaluating derivatives" (2008): products with J and J^T, and tests of them.
@@ -39,17 +38,23 @@ __all__ = ["check_derivative", "check_no_steps", "probes", "value_and_pullback"]
 Map = Callable[[Tensor], Tensor]
 CLEAR, TOLERANCE, ROUNDINGS = 10.0, 0.05, 16.0
 PLACES, ALL_PLACES = 24, 480
-"""At how many places a derivative of zero is looked at, and at how many before a function is said
-to go in steps.
+"""The number of points at which a derivative is looked for first, and, if it is zero at these, before
+a function is said to move in steps.
 """
 NEAREST, FARTHEST = 1e-3, 10.0
-"""The sizes of these places: a steep sigmoid has its derivative about one of them only."""
+"""The range of sizes of these points: a steep sigmoid has a derivative only near some of them."""
 
 
 def probes(like: Tensor, n: int, which: int) -> Tensor:
-    """N rows of standard normal noise of the toolkit's own, shaped like a row of this tensor.
+    """Rows of standard normal noise, the same each time.
 
-    The same each time.
+    Args:
+        like: `(batch, ...)`: shape of a row, dtype and device.
+        n: How many.
+        which: The seed.
+
+    Returns:
+        `(n, ...)`.
     """
     noise = Noise(which, n, device=like.device, dtype=like.dtype)
     return noise.normal(0, Stream.PROBE, tuple(like.shape[1:]), like.dtype)
@@ -58,14 +63,19 @@ def probes(like: Tensor, n: int, which: int) -> Tensor:
 def value_and_pullback(
     f: Callable[[Tensor], Tensor], x: Tensor, *, keep: bool
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """`f(x)` and `v -> J^T v` with `J = df/dx`, row by row and as often as is liked, for one
-    evaluation of f.
+    """`f(x)` and `v -> J^T v` with `J = df/dx`, row by row, for one evaluation of f.
 
     Args:
-        keep: Whether both are differentiable themselves; otherwise no graph outlives the pullback.
+        f: `(rows, *event) -> (rows, *out)`, its rows independent.
+        x: `(rows, *event)`.
+        keep: Whether both are themselves differentiable; otherwise no graph outlives the pullback.
+
+    Returns:
+        The value, `(rows, *out)`, and the pullback, v like the value to like x, which can be called
+        any number of times.
 
     Raises:
-        `InvalidArgument` where f depends on x and autograd does not see it.
+        InvalidArgument: f depends on x and autograd does not see it.
     """
     if torch.compiler.is_compiling():
         pulled = torch.func.vjp(f, x)
@@ -94,18 +104,22 @@ def value_and_pullback(
 def check_derivative(
     f: Map, x: Tensor, what: str, owner: object, hint: str, gradient: Map | None = None
 ) -> None:
-    """Raise `InvalidArgument` where autograd's derivative of f at x is not that of its values.
+    """Check that autograd's derivative of f at x is that of its values.
 
-    See the module's docstring.
+    See the module's docstring. It costs six evaluations of f on these rows, four of them without a
+    graph.
 
     Args:
         f: `(rows, *event) -> (rows, *out)`, its rows independent.
         x: `(rows, *event)`.
-        what: The argument that is to blame and its value.
-        owner: The argument that is to blame and its value.
-        hint: The way out.
-        gradient: Of an f with one number a row, where it is not autograd's. Costs six evaluations
-            of f on these rows, four of them without a graph.
+        what: The argument that errors name.
+        owner: The value of that argument.
+        hint: What to do.
+        gradient: The gradient `(rows, *event) -> (rows, *event)` of an f with one number a row,
+            where it is not by autograd.
+
+    Raises:
+        InvalidArgument: In more than half of the rows it is not.
     """
     x = x.detach()
     with torch.no_grad():
@@ -136,19 +150,22 @@ def check_derivative(
 def check_no_steps(
     f: Map, like: Tensor, what: str, owner: object, hint: str, gradient: Map | None = None
 ) -> None:
-    """Raise `InvalidArgument` where f depends on coordinates of x of which it has no derivative
-    anywhere.
+    """Check that f does not depend in steps on coordinates of x.
 
-    Values at two places differ in these coordinates, and no place of many has a derivative. Costs
-    one evaluation where each coordinate has one, two where f is constant in some.
+    It does where its values at two points that differ in these coordinates differ, and none of many
+    points has a derivative with respect to them. It costs one evaluation where each coordinate has
+    a derivative, and a few more where f is constant in some.
 
     Args:
-        f: `(rows, *event) -> (rows, *out)` for any number of rows, at places of size 1.
-        like: `(1, *event)`, of the dtype and on the device of these.
-        what: As in `check_derivative`.
-        owner: As in `check_derivative`.
-        hint: As in `check_derivative`.
+        f: `(rows, *event) -> (rows, *out)` for any number of rows of size about 1.
+        like: `(1, *event)`, of the dtype and on the device of x.
+        what: The argument that errors name.
+        owner: The value of that argument.
+        hint: What to do.
         gradient: As in `check_derivative`.
+
+    Raises:
+        InvalidArgument: It depends on some coordinate in steps.
     """
     pull = (
         _pulled(f, what, owner, hint)
@@ -165,9 +182,8 @@ def check_no_steps(
             return
         with torch.no_grad():
             elsewhere, again = f(torch.where(blind, x.flip(0), x)).nan_to_num(), f(x).nan_to_num()
-        if torch.equal(elsewhere, value) or not torch.equal(
-            again, value
-        ):  # constant, or noisy by itself
+        # Constant in these coordinates, or with noise of its own.
+        if torch.equal(elsewhere, value) or not torch.equal(again, value):
             return
     raise InvalidArgument(
         what,
@@ -178,7 +194,7 @@ def check_no_steps(
 
 
 def _pulled(f: Map, what: str, owner: object, hint: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """`(x, w) -> J^T w`; zero where nothing of f is in the graph."""
+    """`(x, w) -> J^T w` by autograd; zero where nothing of f is in the graph."""
 
     def pull(x: Tensor, w: Tensor) -> Tensor:
         try:
@@ -190,7 +206,9 @@ def _pulled(f: Map, what: str, owner: object, hint: str) -> Callable[[Tensor, Te
                 return torch.autograd.grad(value, y, w, allow_unused=True, materialize_grads=True)[
                     0
                 ]
-        except RuntimeError as error:  # without a graph it has just been evaluated
+        except (
+            RuntimeError
+        ) as error:  # the graph is at fault: f has just been evaluated without one
             expected = "what torch can differentiate with respect to x"
             raise InvalidArgument(
                 what, owner, expected, f"{str(error).splitlines()[0]} {hint}"
@@ -202,7 +220,7 @@ def _pulled(f: Map, what: str, owner: object, hint: str) -> Callable[[Tensor, Te
 def _weighted(
     gradient: Map, what: str, owner: object, hint: str
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """`(x, w) -> w grad f`, of one number a row."""
+    """`(x, w) -> w grad f` of an f with one number a row."""
 
     def pull(x: Tensor, w: Tensor) -> Tensor:
         try:

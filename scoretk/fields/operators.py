@@ -1,13 +1,12 @@
-r"""Linear measurements with Gaussian noise, `y = A x + std eps`, and the operators A that images are
-measured with.
+"""Linear measurements with Gaussian noise, `y = A x + std eps`, and operators A for images.
 
 An operator is any linear callable of rows, `A(x)`: `(batch, *event_shape) -> (batch, *measured)`.
-Its adjoint is the pullback of A, which autograd gives exactly and which is the same wherever it is
-taken; of an operator that autograd cannot see through it is given. Either is held to `<A x, w> =
-<x, A^T w>` before it is used.
+Its adjoint is the pullback of A, which autograd gives exactly and which is the same at every point;
+of an operator that autograd cannot see through it is given by the user. Either is checked by
+`<A x, w> = <x, A^T w>` before it is used.
 
-Complex measurements (MRI) are pairs of real ones: A x in `C^m` is taken for its real and imaginary
-parts in `R^2m`, each with noise of its own of standard deviation std, and so the adjoint for the
+Complex measurements (MRI) are pairs of real ones: A x in `C^m` is taken as its real and imaginary
+parts in `R^2m`, each with noise of its own of standard deviation std, and so the adjoint as the
 real part of `A^H w`.
 """
 
@@ -31,13 +30,13 @@ from scoretk.fields.derivatives import probes, value_and_pullback
 __all__ = ["Blur", "Downsample", "LinearGaussian", "Mask", "Matrix", "value_and_pullback"]
 
 PROBE = -2.0
-"""The weight of one probe in the sum of two that A must respect: negative, so that neither |x| nor
-a ReLU passes for linear.
+"""The weight c in the check `A(u + c v) = A u + c A v`: negative, so that neither |x| nor a ReLU passes
+for linear.
 """
 
 Map = Callable[[Tensor], Tensor]
 RAISED = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What a callable raises that is not made for the events, or the measurements, that it is given."""
+"""What a callable may raise that is given events, or measurements, of a shape that it cannot take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +61,12 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """The entries of x where mask is True.
+    """The entries of x where the mask is True, in row-major order (inpainting).
 
-    `(batch, *event_shape) -> (batch, m)`, in row-major order (inpainting).
+    It maps `(batch, *event_shape) -> (batch, m)`.
 
     Args:
-        mask: Of bool, `event_shape`.
+        mask: Of bool, `event_shape`, not False throughout.
     """
 
     mask: Tensor
@@ -94,7 +93,10 @@ class Mask:
 class Downsample:
     """Means over squares of `factor x factor` pixels.
 
-    `(batch, ..., h, w) -> (batch, ..., h / factor, w / factor)`.
+    It maps `(batch, ..., h, w) -> (batch, ..., h / factor, w / factor)`.
+
+    Args:
+        factor: A divisor of height and width.
     """
 
     factor: int
@@ -112,8 +114,9 @@ class Downsample:
 
 @dataclass(frozen=True, eq=False)
 class Blur:
-    """`(A x)_i = sum_j kernel_j x_(i+j)` in each channel, j about the kernel's centre, zeros beyond
-    the edges; x as it was.
+    """A correlation with a kernel in each channel, zeros beyond the edges; like x.
+
+    `(A x)_i = sum_j kernel_j x_(i+j)`, j counted from the kernel's centre.
 
     Args:
         kernel: `(a, b)`, both odd.
@@ -145,7 +148,7 @@ class Blur:
 class _Linear(torch.autograd.Function):
     """`A x` of a map that autograd does not see, with its adjoint as derivative.
 
-    Of both in turn, as often as is liked.
+    The derivative of the adjoint is A again, and so on to any order.
     """
 
     @staticmethod
@@ -165,12 +168,12 @@ def _linear(x: Tensor, there: Map, back: Map) -> Tensor:
 
 @dataclass(frozen=True, eq=False, init=False)
 class LinearGaussian:
-    r"""The likelihood of `y = A x + std eps`, `eps ~ N(0, I)`.
+    """The likelihood of `y = A x + std eps`, `eps ~ N(0, I)`.
 
     Args:
         operator: A, a linear callable of rows, `(batch, *event_shape) -> (batch, *measured)`, such
             as `Mask(mask)`, `Downsample(2)`, `Blur(kernel)`, or a matrix `(m, d)` that acts on the
-            flattened event; its values real or complex.
+            flattened event; its values are real or complex.
         y: What was measured, of shape `measured`, the same for all chains, complex where the
             operator's values are; or the name of the condition that holds one measurement a chain,
             `sample(..., cond={name: (chains, *measured)})`.
@@ -181,7 +184,7 @@ class LinearGaussian:
             runs under `torch.no_grad` or in numpy needs it.
 
     Raises:
-        `InvalidArgument`.
+        InvalidArgument: An argument does not fit. Linearity and adjoint are checked by `check`.
     """
 
     operator: Map
@@ -224,8 +227,14 @@ class LinearGaussian:
         return _as_real(self._image(x))
 
     def adjoint(self, w: Tensor, x: Tensor) -> Tensor:
-        """`A^T w`, shaped as `forward` has it, to `(batch, *event_shape)`, like x, whose values
-        play no part.
+        """`A^T w`.
+
+        Args:
+            w: Like `forward` returns.
+            x: `(batch, *event_shape)`, for its shape, dtype and device.
+
+        Returns:
+            Like x.
         """
         if self.transposed is None:
             keep = w.requires_grad and torch.is_grad_enabled()
@@ -262,15 +271,20 @@ class LinearGaussian:
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`log L(x)`, `(batch,)`, and its gradient `A^T (y - A x) / std^2`, like x.
 
-        Differentiable where x asks for gradients.
+        Both are differentiable where x asks for gradients.
         """
         with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             pulled = self.adjoint(self.residual(x, **cond), x) / self.std**2
             return self.log_likelihood(x, **cond), pulled
 
     def check(self, event_shape: tuple[int, ...]) -> None:
-        """Raise `InvalidArgument` unless the operator takes such events to the likes of y, row by
-        row, linearly.
+        """Check that the operator maps such events to the shape of y, row by row, and linearly.
+
+        Args:
+            event_shape: The shape of one x.
+
+        Raises:
+            InvalidArgument: It does not, or its adjoint is not the adjoint.
         """
         dtype = torch.get_default_dtype() if isinstance(self.y, str) else self.y.abs().dtype
         device = None if isinstance(self.y, str) else self.y.device
@@ -307,8 +321,9 @@ class LinearGaussian:
         self._check_adjoint(stacked[:2], image[:2], close)
 
     def _check_adjoint(self, x: Tensor, image: Tensor, close: float) -> None:
-        """The dot-product test, `<A x, w> = <x, A^T w>`, with w standard normal, so that either is
-        of the size of |A x|.
+        """The dot-product test, `<A x, w> = <x, A^T w>`.
+
+        With standard normal w either side is of the size of |A x|.
         """
         w = probes(image, len(image), 1)
         try:
@@ -341,9 +356,8 @@ class LinearGaussian:
         )
 
     def _complex(self, x: Tensor) -> bool:
-        """Whether the operator's values are complex.
-
-        As y is, or, of a y that is still to come, as one image is.
+        """Whether the operator's values are complex: as y is, or, where y is a condition, as one
+        image is.
         """
         if self._pairs is None:
             with torch.no_grad():
@@ -353,7 +367,7 @@ class LinearGaussian:
         return self._pairs  # type: ignore[return-value]
 
     def _image(self, x: Tensor) -> Tensor:
-        """`A x`, as the operator gives it, its derivative by the adjoint where one is given."""
+        """`A x` as the operator gives it; its derivative is by the adjoint where one is given."""
         if self.transposed is None:
             return self._applied(x)
         if torch.compiler.is_compiling() or not (x.requires_grad and torch.is_grad_enabled()):
@@ -362,7 +376,7 @@ class LinearGaussian:
         return torch.view_as_complex(image) if self._complex(x) else image
 
     def _applied(self, x: Tensor) -> Tensor:
-        """What the operator makes of x, which has to be a tensor."""
+        """What the operator makes of x; refused where it is no tensor."""
         image = self.operator(x)
         if not isinstance(image, Tensor):
             hint = f"It gave {type(image).__name__}. One that works in numpy gives torch.from_numpy(...), and its adjoint"
@@ -370,12 +384,12 @@ class LinearGaussian:
         return image
 
     def _seen(self, x: Tensor) -> Tensor:
-        """The operator where no graph is wanted of it; a tensor that autograd may keep."""
+        """`A x` without a graph, in a tensor that autograd may keep."""
         image = self._applied(x.detach())
         return image.clone() if image.is_inference() else image
 
     def _back(self, w: Tensor, x: Tensor) -> Tensor:
-        """The adjoint that was given, of w as `forward` shapes it; like x."""
+        """The given adjoint of w, which is shaped as `forward` has it; like x."""
         assert self.transposed is not None
         with torch.no_grad():
             w = w.detach()
@@ -395,7 +409,7 @@ def _as_real(values: Tensor) -> Tensor:
 
 
 def _numbers(name: str, value: Any, shape: tuple[int | None, ...] | None) -> Tensor:
-    """As `tensor_like`, of any shape where that is None, and complex where the value is."""
+    """As `tensor_like`, but of any shape where that is None, and complex where the value is."""
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -1,4 +1,6 @@
-"""The likelihood at the denoised data, with a step of the right size."""
+"""Diffusion posterior sampling: the likelihood at the denoised data, with a step of the right
+size.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +22,41 @@ __all__ = ["DPS"]
 
 
 CUTS = 12
-"""How often a step up a log-likelihood is cut to a quarter at most."""
+"""The most times that a step up a log-likelihood is cut to a quarter."""
 
 
 @dataclass(frozen=True)
 class DPS:
     """Diffusion posterior sampling: the likelihood at D, `p(y | x_t) ~ L(D)`.
 
-    For a `LinearGaussian` likelihood the residual has, as in the paper, its norm taken out, row by
-    row: the gradient is that of `-zeta |y - A D|`. The paper leaves the size zeta to the user; here
+    For a `LinearGaussian` likelihood the residual is divided by its norm, row by row, as in the
+    paper: the gradient is that of `-zeta |y - A D|`. The paper leaves the size zeta to the user;
+    here
 
         zeta = scale sqrt(m) |r| / |r|_K,      |r|_K^2 = std^2 |r|^2 + v |A^T r|^2,
 
     with which scale 1 is the force of PiGDM on a residual of the expected size (`|r|^2 = m k` where
-    `K = k I`), and a residual n times as large is pulled as much, not n times as much. One product
-    with the transposed Jacobian an evaluation.
+    `K = k I`), and a residual n times as large is pulled as much, not n times as much. An
+    evaluation takes one product with the transposed Jacobian.
 
-    Any other log-likelihood is stepped up from D in the direction `p = V g`, g its gradient there,
-    as far as the posterior of x_1 given x_t has its maximum on that line,
+    Any other log-likelihood is followed uphill from D in the direction `p = V g`, g its gradient
+    there, to the maximum on that line of the posterior of x_1 given x_t,
 
         s maximises  log L(D + s p) - s^2 g^T V g / 2:      s = g^T V g / (g^T V g + p^T H p),
 
-    where H, the curvature of -log L, counts where it is positive and is seen from D to as far as
-    x_1 is spread, and a step that lowers what it should raise is cut to a quarter until it does
-    not. `D_y = D + scale s p`, Kalman's update of a single linear measurement; `V g` alone would
-    overshoot by v / std^2. Two gradients of log L and one value or more an evaluation.
+    and `D_y = D + scale s p`, Kalman's update of a single linear measurement; `V g` alone would
+    overshoot by v / std^2. The curvature H of -log L counts where it is positive, and is a
+    difference of gradients over a distance of at most the spread of x_1. A step that lowers what it
+    should raise is cut to a quarter until it does not. An evaluation takes two gradients of log L
+    and one value or more.
 
     Args:
-        scale: The scale.
+        scale: A factor of the shift; 1 is the size above.
         spread: The standard deviation of the data.
+
+    References:
+        Chung, Kim, Mccann, Klasky, Ye, "Diffusion posterior sampling for general noisy inverse
+        problems" (2023).
     """
 
     scale: float = 1.0
@@ -76,16 +84,19 @@ class DPS:
             * math.sqrt(math.prod(residual.shape[1:]))
             / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         )
-        weight = torch.where(
-            norm.isfinite(), weight, torch.nan
-        )  # and not 0, which would leave the prior as it is
+        # NaN and not 0, which would silently leave the prior as it is.
+        weight = torch.where(norm.isfinite(), weight, torch.nan)
         return prior.covariance(across(weight, pulled) * pulled)
 
 
 def _uphill(likelihood: Any, prior: PriorMoments, spread: float, cond: dict[str, Tensor]) -> Tensor:
-    """`s p`, like x: how far the log-likelihood is followed from D in the direction `p = V g`.
+    """`s p`, like x: how far `DPS` follows the log-likelihood from D in the direction `p = V g`.
 
-    See `DPS`.
+    Args:
+        likelihood: A `CallableLikelihood` or a `FieldLikelihood`.
+        prior: The prior's moments of x_1 given x_t.
+        spread: The standard deviation of the data.
+        cond: The likelihood's own condition values.
     """
     unknown = is_new(likelihood)
     value, gradient = likelihood.slope(prior.data, **cond)
@@ -118,9 +129,18 @@ def _kept(
     value: Tensor,
     cond: dict[str, Tensor],
 ) -> Tensor:
-    """By what a step `share p` is cut, `(batch,)`.
+    """The factor by which a step `share p` is shortened, `(batch,)`.
 
-    To a quarter, until the posterior on its line is no lower than at D.
+    It is divided by 4 until the posterior on the line is no lower than at D.
+
+    Args:
+        likelihood: A `CallableLikelihood` or a `FieldLikelihood`.
+        data: D, `(batch, *event_shape)`.
+        p: The direction, like D.
+        share: The step s, `(batch,)`.
+        rise: `g^T V g`, `(batch,)`.
+        value: `log L(D)`, `(batch,)`.
+        cond: The likelihood's own condition values.
     """
     looks = data.device.type == "cpu" and not torch.compiler.is_compiling()
     kept, rounding = torch.ones_like(rise), 8 * torch.finfo(rise.dtype).eps * value.abs()

@@ -1,7 +1,4 @@
-"""Times at which x_t says almost nothing.
-
-Near alpha = 0, where the path's conversions lose all digits.
-"""
+"""Times near alpha = 0, at which x_t says almost nothing and conversions lose all digits."""
 
 from __future__ import annotations
 
@@ -17,15 +14,29 @@ __all__ = ["earliest_time", "informed"]
 
 
 def earliest_time(path: GaussianPath, dtype: torch.dtype) -> float:
-    """When alpha/sigma is the fourth root of the dtype's rounding; 0 where it always is above."""
+    """The time at which alpha/sigma is the fourth root of the dtype's rounding.
+
+    0 where it is larger all along the path.
+    """
     return max(0.0, float(path.t(math.log(torch.finfo(dtype).eps) / 2)))
 
 
 def informed(
     path: GaussianPath, x: Tensor, t: float | Tensor, earliest: float
 ) -> tuple[Tensor, float | Tensor]:
-    """`(x_t, t)`, or before `earliest` the point at that time that says the same of x_1 (the same
-    l).
+    """A point and time from `earliest` on that say the same of x_1.
+
+    They are (x, t) itself where t is not before `earliest`; else the point at that time with the
+    same `l = alpha x_t / sigma^2`.
+
+    Args:
+        path: The Gaussian path.
+        x: `(batch, *event_shape)`.
+        t: A scalar or one time a row.
+        earliest: As `earliest_time` gives it.
+
+    Returns:
+        x and t, like the given ones.
     """
     if earliest == 0 or (not isinstance(t, Tensor) and t >= earliest):
         return x, t

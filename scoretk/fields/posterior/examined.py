@@ -1,7 +1,4 @@
-"""Whose derivatives have been looked at.
-
-Each likelihood's and each prior's once, at the first call.
-"""
+"""Which likelihoods and priors have had their derivatives checked: each once, at the first call."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ __all__ = ["DERIVATIVE_ROWS", "EXAMINED", "is_new"]
 
 
 DERIVATIVE_ROWS = 8
-"""In how many rows the derivatives of the prior and of the likelihood are looked at."""
+"""The number of rows in which the derivatives of prior and likelihood are checked."""
 
 
 EXAMINED: WeakSet[Any] = WeakSet()
-"""The likelihoods and posteriors whose derivatives have been looked at."""
+"""The likelihoods and posteriors whose derivatives have been checked."""
 
 
 def is_new(value: Any) -> bool:
-    """Whether the derivatives of a likelihood or posterior are still to be looked at."""
+    """Whether the derivatives of a likelihood or posterior are still to be checked."""
     return value not in EXAMINED and not torch.compiler.is_compiling()

@@ -30,7 +30,7 @@ POSTERIOR_METHODS: dict[str, Callable[[], PosteriorMethod]] = {
     "dps": DPS,
     "replacement": Replacement,
 }
-"""The methods for priors in time by name: a new one is its own file and a line here."""
+"""The methods for priors in time, by name; a new one is a file of its own and a line here."""
 
 
 def posterior(
@@ -48,17 +48,22 @@ def posterior(
         prior: A static field, whose posterior is exact: energies, or scores, add up; or a timed
             field on a Gaussian path, whose posterior is timed and starts from the same `base`.
             `prior.at(t)` is static.
-        likelihood: `LinearGaussian(operator, y, std)`; a callable `log_likelihood(x, **cond) ->
-            (batch,)`; or a static field with an energy, `-log L`.
+        likelihood: `LinearGaussian(operator, y, std)`; a callable
+            `log_likelihood(x, **cond) -> (batch,)`; or a static field with an energy, `-log L`.
         method: For a timed prior, "mmps" (the default for a `LinearGaussian`), "pigdm",
             "replacement" or "dps" (the default, and the only one, for any other likelihood), or an
-            object with settings, such as `MMPS(iterations=10)`.
-        measured: The names of the condition values that a callable likelihood takes; all others go
-            to the prior alone. A `LinearGaussian` names its own.
+            object with settings, such as `MMPS(iterations=10)`. None for a static prior.
+        measured: The names of the condition values that the likelihood takes; all others go to the
+            prior alone. A `LinearGaussian` names its own.
+
+    Returns:
+        A field, timed or static as the prior is.
 
     Raises:
-        `InvalidArgument`, `UnknownName`; `MissingCapability` for a timed prior that has no Gaussian
-        path.
+        InvalidArgument: The arguments do not fit together.
+        UnknownName: No method has this name.
+        MissingCapability: A timed prior has no Gaussian path, a static one neither energy nor
+            score.
     """
     prior, likelihood = (
         in_one_space((prior, likelihood))
@@ -95,16 +100,19 @@ def posterior(
 
 
 def as_method(value: str | PosteriorMethod | None, likelihood: Likelihood) -> PosteriorMethod:
-    """The method for a likelihood, by its name in `POSTERIOR_METHODS` or as an object; None.
-
-    The usual one.
+    """The method for a likelihood: by name, as an object, or the usual one.
 
     Args:
-        value: As `posterior` takes it.
+        value: A name in `POSTERIOR_METHODS`, an object, or None for "mmps" (linear measurements) or
+            "dps" (any other likelihood).
         likelihood: What it is to be used with.
 
+    Returns:
+        A `PosteriorMethod`.
+
     Raises:
-        InvalidArgument: No method, or one for linear measurements alone with another likelihood.
+        InvalidArgument: It is no method, or one for linear measurements alone with another
+            likelihood.
         UnknownName: No method has this name.
     """
     linear = isinstance(likelihood, LinearGaussian)

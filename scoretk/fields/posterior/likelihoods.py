@@ -1,4 +1,4 @@
-"""What a posterior takes for a likelihood, and how its derivative is examined."""
+"""What a posterior takes for a likelihood, and how its derivative is checked."""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ IN_TORCH = (
 
 @dataclass(frozen=True, eq=False)
 class CallableLikelihood:
-    """A callable `log_likelihood(x, **cond)` and the names of the condition values that are its
-    own.
+    """A likelihood from a callable `log_likelihood(x, **cond) -> (batch,)`.
+
+    Attributes:
+        of: The callable.
+        measured: The names of the condition values that are its own.
     """
 
     of: Callable[..., Tensor]
@@ -54,24 +57,27 @@ class CallableLikelihood:
         return check_rows("log_likelihood", found, x.shape[:1], hint).to(x.dtype)
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`log L(x)` and its gradient, by autograd.
+        """`log L(x)`, `(batch,)`, and its gradient by autograd, like x.
 
-        The first call sees whether that is the derivative of the values.
+        The first call checks whether that is the derivative of the values.
         """
         if is_new(self):
             _look_along(self, x, cond)
         return self.gradient(x, **cond)
 
     def gradient(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """As `slope`, unexamined."""
+        """As `slope`, without the check."""
         value, gradient = grad_energy(lambda z: -self.log_likelihood(z, **cond), x)
         return -value, -gradient
 
 
 @dataclass(frozen=True, eq=False)
 class FieldLikelihood:
-    """`-E`, with the energy of a static field and its own gradient, and the names of the condition
-    values that are its own.
+    """A likelihood from a static field, `log L = -E`.
+
+    Attributes:
+        of: The field.
+        measured: The names of the condition values that are its own.
     """
 
     of: Any
@@ -82,16 +88,16 @@ class FieldLikelihood:
         return -static(self.of).energy(x, **cond)
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`-E(x)` and its gradient.
+        """`-E(x)`, `(batch,)`, and its gradient by the field, like x.
 
-        The first call sees whether that is the derivative of the values.
+        The first call checks whether that is the derivative of the values.
         """
         if is_new(self):
             _look_along(self, x, cond)
         return self.gradient(x, **cond)
 
     def gradient(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """As `slope`, unexamined."""
+        """As `slope`, without the check."""
         energy, gradient = static(self.of).energy_and_grad(x, **cond)
         return -energy, -gradient
 
@@ -100,7 +106,16 @@ Likelihood = LinearGaussian | CallableLikelihood | FieldLikelihood
 
 
 def as_likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, ...]) -> Likelihood:
-    """What a user gave as a likelihood, held to the event's shape. Raises `InvalidArgument`."""
+    """What a user gave as a likelihood.
+
+    Args:
+        value: A `LinearGaussian`, a callable or a static field with an energy.
+        measured: The names of the condition values that are its own.
+        event_shape: The prior's event shape, which it has to fit.
+
+    Raises:
+        InvalidArgument: It is none of these, or does not fit.
+    """
     if isinstance(value, LinearGaussian):
         if measured:
             raise InvalidArgument(
@@ -127,7 +142,11 @@ def as_likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, 
 def split(
     cond: dict[str, Tensor], own: frozenset[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The condition values of the likelihood, and those of the prior."""
+    """The condition values of the likelihood, and those of the prior.
+
+    Raises:
+        InvalidArgument: One of the likelihood's is missing.
+    """
     missing = own - cond.keys()
     if missing:
         raise InvalidArgument(
@@ -143,7 +162,11 @@ def split(
 def _look_along(
     likelihood: CallableLikelihood | FieldLikelihood, x: Tensor, cond: dict[str, Tensor]
 ) -> None:
-    """See whether the likelihood's gradient at some of the rows x is the derivative of its values."""
+    """Check at some of the rows x whether the likelihood's gradient is that of its values.
+
+    Raises:
+        InvalidArgument: It is not.
+    """
     rows = {name: value[:DERIVATIVE_ROWS] for name, value in cond.items()}
     check_derivative(
         lambda z: likelihood.log_likelihood(z, **rows),
@@ -159,8 +182,10 @@ def _look_along(
 def look_for_steps(
     likelihood: CallableLikelihood | FieldLikelihood, x: Tensor, cond: dict[str, Tensor]
 ) -> None:
-    """See whether the likelihood depends on x in steps, which what follows its gradient does not
-    see.
+    """Check that the likelihood does not depend on x in steps, of which its gradient shows nothing.
+
+    Raises:
+        InvalidArgument: It does.
     """
 
     def rows(z: Tensor) -> dict[str, Tensor]:

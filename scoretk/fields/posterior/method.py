@@ -13,9 +13,13 @@ __all__ = ["PosteriorMethod", "PriorMoments", "trait"]
 
 
 class PriorMoments(NamedTuple):
-    """The prior at `(x_t, t)`: D, like x; the product `u -> V u`.
+    """The prior's moments of x_1 given `(x_t, t)`.
 
-    Alpha and sigma, `()` or `(batch,)`, float64.
+    Attributes:
+        data: The mean D, like x.
+        covariance: The product `u -> V u` with the covariance; u like x.
+        alpha: Of the path at t, `()` or `(batch,)`, float64.
+        sigma: Likewise.
     """
 
     data: Tensor
@@ -24,31 +28,37 @@ class PriorMoments(NamedTuple):
     sigma: Tensor
 
     def variance(self, spread: float, like: Tensor) -> Tensor:
-        """`v`, the variance of x_1 given x_t for data `N(m, spread^2 I)`, to be multiplied with
-        tensors like this one.
+        """`v`, the variance of x_1 given x_t for data `N(m, spread^2 I)`.
+
+        Args:
+            spread: The standard deviation of the data.
+            like: A tensor `(batch, ...)`.
+
+        Returns:
+            Shaped so that it broadcasts over `like`.
         """
         noise = (self.sigma * spread) ** 2
         return across((noise / ((self.alpha * spread) ** 2 + self.sigma**2)).to(like), like)
 
 
 class PosteriorMethod(Protocol):
-    """An approximation of `p(y | x_t)`, as what it adds to the denoiser.
+    """An approximation of `p(y | x_t)`, by what it adds to the denoiser.
 
-    Anything with `shift` is one; what it leaves unsaid is as here (`trait`).
+    Anything with `shift` is one; for an attribute that it lacks the one here counts (`trait`).
     """
 
     differentiates: ClassVar[bool] = True
-    """Whether it asks for V, and so for the derivative of the denoiser."""
+    """Whether it uses V, and so the derivative of the denoiser."""
 
     linear: ClassVar[bool] = False
-    """Whether it is for linear measurements with Gaussian noise alone, a `LinearGaussian`."""
+    """Whether it is only for linear measurements with Gaussian noise, a `LinearGaussian`."""
 
     def shift(self, likelihood: Any, prior: PriorMoments, cond: dict[str, Tensor]) -> Tensor:
         """What the measurement adds to the denoised data.
 
         Args:
             likelihood: A `LinearGaussian`, or what has `log_likelihood`, `slope` and `gradient`.
-            prior: Its moments of x_1 given x_t.
+            prior: The prior's moments of x_1 given x_t.
             cond: The likelihood's own condition values, one row a chain.
 
         Returns:

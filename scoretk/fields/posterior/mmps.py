@@ -1,4 +1,4 @@
-"""Moment matching: the prior's own covariance."""
+"""Moment matching posterior sampling: the prior's own covariance."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ __all__ = ["MMPS"]
 class MMPS:
     """Moment matching: `p(x_1 | x_t)` as a Gaussian with the mean D and the covariance V.
 
-    Exact for Gaussian priors.
-
-    The system is solved by conjugate gradients, each iteration one product with the transposed
-    Jacobian of the denoiser: exact from as many iterations on as there are entries of y, often
-    close with a few. Where a network's Jacobian is far from a covariance (symmetric, of
-    non-negative curvature) more of them do not converge: the iterate of the smallest residual is
-    taken.
+    Exact for Gaussian priors. The system is solved by conjugate gradients, each iteration one
+    product with the transposed Jacobian of the denoiser: exact with as many iterations as y has
+    entries, often close with a few. Where a network's Jacobian is far from a covariance (symmetric
+    and positive semi-definite) more of them do not converge: the iterate of the smallest residual
+    is taken.
 
     Args:
-        iterations: The most of them.
+        iterations: The most iterations, at least 1.
+
+    References:
+        Rozet, Andry, Lanusse, Louppe, "Learning diffusion priors from observations by expectation
+        maximization" (2024).
+        Hestenes, Stiefel, "Methods of conjugate gradients for solving linear systems" (1952).
     """
 
     iterations: int = 5

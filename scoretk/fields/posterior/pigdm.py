@@ -17,12 +17,16 @@ __all__ = ["PiGDM"]
 
 @dataclass(frozen=True)
 class PiGDM:
-    """Pseudoinverse guidance.
+    """Pseudoinverse guidance: `p(x_1 | x_t)` as a Gaussian with mean D and covariance `v I`.
 
-    `p(x_1 | x_t)` as a Gaussian with the mean D and the covariance `v I`.
+    An evaluation takes one product with the transposed Jacobian of the denoiser.
 
-    One product with the transposed Jacobian an evaluation. Arguments: spread, the standard
-    deviation of the data.
+    Args:
+        spread: The standard deviation of the data.
+
+    References:
+        Song, Vahdat, Mardani, Kautz, "Pseudoinverse-guided diffusion models for inverse problems"
+        (2023).
     """
 
     spread: float = 1.0

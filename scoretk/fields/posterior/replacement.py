@@ -17,17 +17,22 @@ __all__ = ["Replacement"]
 
 @dataclass(frozen=True)
 class Replacement:
-    """The measured part of D replaced.
+    """The measured part of D replaced by what was measured.
 
-    For a `Mask` each measured pixel by `(v y + std^2 D) / (v + std^2)`, and D elsewhere.
-
-    Without noise this is `D + A^+ (y - A D)`, and a measured pixel's path is `alpha y + sigma e`,
-    as in RePaint, with the noise e it started from in place of fresh noise. The rest of D learns of
-    y through x_t only. No derivative of the denoiser is taken, nor are steps taken back to mend the
-    seam (RePaint's resampling is a sampler's business, not a field's).
+    For a `Mask` each measured pixel becomes `(v y + std^2 D) / (v + std^2)`, and D stays elsewhere.
+    Without noise this is `D + A^+ (y - A D)`, and the path of a measured pixel is
+    `alpha y + sigma e` as in RePaint, with the noise e that it started from in place of fresh
+    noise. The rest of D depends on y through x_t only: no derivative of the denoiser is taken.
+    RePaint's resampling, which harmonises the two parts, is a sampler's business and not a field's.
 
     Args:
         spread: The standard deviation of the data.
+
+    References:
+        Lugmayr, Danelljan, Romero, Yu, Timofte, Van Gool, "RePaint: inpainting using denoising
+        diffusion probabilistic models" (2022).
+        Wang, Yu, Zhang, "Zero-shot image restoration using denoising diffusion null-space model"
+        (2023).
     """
 
     spread: float = 1.0

@@ -18,7 +18,12 @@ __all__ = ["StaticPosterior"]
 
 @dataclass(frozen=True, eq=False)
 class StaticPosterior(Wrapped):
-    """`E(x) - log L(x)`, E the prior's energy."""
+    """`E(x) - log L(x)`, E the prior's energy.
+
+    Attributes:
+        prior: A static field.
+        likelihood: Its likelihood.
+    """
 
     prior: Any
     likelihood: Likelihood
@@ -37,7 +42,8 @@ class StaticPosterior(Wrapped):
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x) - log L(x)`, `(batch,)`.
 
-        Raises `MissingCapability` where the prior has no energy.
+        Raises:
+            MissingCapability: The prior has no energy.
         """
         if "energy" not in self.provides:
             bridge = "A score alone does not give an energy: use a solver that needs the score only, such as ULA"
@@ -51,7 +57,7 @@ class StaticPosterior(Wrapped):
         return static(self.prior).score(x, **others) + self.likelihood.slope(x, **own)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """The energy and its gradient, prior and likelihood evaluated once."""
+        """The energy, `(batch,)`, and its gradient, like x; prior and likelihood evaluated once."""
         own, others = split(cond, self.likelihood.measured)
         energy, gradient = static(self.prior).energy_and_grad(x, **others)
         value, slope = self.likelihood.slope(x, **own)

@@ -1,4 +1,4 @@
-"""The linear systems that methods solve, each row one of its own."""
+"""The linear systems of posterior methods, each row one of its own."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ __all__ = ["conjugate_gradients", "pulled_residual"]
 
 
 PIGDM_ITERATIONS = 64
-"""Of the solves without the network: at most so many, and none after the residual has reached the
-rounding.
+"""The most iterations of the systems that do not involve the network; they end when the residual is
+down to the rounding.
 """
 
 
 def pulled_residual(
     likelihood: LinearGaussian, prior: PriorMoments, spread: float, cond: dict[str, Tensor]
 ) -> Tensor:
-    """`A^T (R + v A A^T)^-1 r`, like x."""
+    """`A^T (R + v A A^T)^-1 r`, like x.
+
+    Args:
+        likelihood: The measurement.
+        prior: The prior's moments of x_1 given x_t.
+        spread: The standard deviation of the data, which gives v.
+        cond: The likelihood's own condition values.
+    """
     residual = likelihood.residual(prior.data, **cond)
     v = prior.variance(spread, residual)
 
@@ -37,17 +44,23 @@ def pulled_residual(
 def conjugate_gradients(
     product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, least: float
 ) -> Tensor:
-    """W with `K w = b`, each row a system of its own, from w = 0.
+    """The solution w of `K w = b`, each row a system of its own, by conjugate gradients from w = 0.
 
-    The iterate of the smallest residual.
+    The iterate of the smallest residual is taken.
 
     Args:
-        product: `w -> K w`.
+        product: `w -> K w`, K symmetric and positive definite in each row.
         b: `(batch, ...)`.
-        iterations: The most of them.
+        iterations: The most iterations.
         least: A positive lower bound of the eigenvalues of K. A row is done when its residual is
-            down to the rounding, or a direction's curvature below `least / 2`; it is NaN where the
-            dtype does not hold the squares of b, or its products.
+            down to the rounding, or the curvature along a direction is below `least / 2`, which no
+            such K has.
+
+    Returns:
+        w, like b; NaN in a row where the dtype cannot hold the squares of b, or its products.
+
+    References:
+        Hestenes, Stiefel, "Methods of conjugate gradients for solving linear systems" (1952).
     """
     w = best = torch.zeros_like(b)
     residual = direction = b

@@ -25,14 +25,19 @@ __all__ = ["TimedPosterior"]
 
 
 LOG_SNR = (-4.0, 0.0, 4.0)
-"""At which log(alpha^2 / sigma^2), as the path has them, the prior's are."""
+"""The log(alpha^2 / sigma^2), where the path has them, at which the prior's derivatives are checked."""
 
 
 @dataclass(frozen=True, eq=False)
 class TimedPosterior(Wrapped, GaussianPathField):
-    """The prior's denoiser, shifted by the method.
+    """The prior's denoiser, shifted by the method; its base is the prior's.
 
-    Where alpha(0) = 0 it says nothing there, and the base is the prior's.
+    Attributes:
+        prior: A field in time.
+        likelihood: Its likelihood.
+        method: The approximation of `p(y | x_t)`.
+        path: The prior's Gaussian path.
+        predicts: "data".
     """
 
     prior: Any
@@ -77,11 +82,18 @@ class TimedPosterior(Wrapped, GaussianPathField):
         return data + self.method.shift(self.likelihood, point, own)
 
     def _look_at(self, x: Tensor, cond: dict[str, Tensor]) -> None:
-        """See whether autograd has the derivative of the prior's denoiser, and whether that moves
-        in steps.
+        """Check autograd's derivative of the prior's denoiser, and that the denoiser has no steps.
 
-        Where the signal is less than the noise, as large, and more: at another time a model may be
-        another one.
+        At times where the signal is less than the noise, as large, and more, as a model may use
+        another network at another time.
+
+        Args:
+            x: `(batch, *event_shape)`, for its shape, dtype and device.
+            cond: The prior's condition values.
+
+        Raises:
+            InvalidArgument: The derivative is not that of the values, or the denoiser moves in
+                steps.
         """
         times = [float(self.path.t(r).clamp(0, 1)) for r in LOG_SNR]
         hint = "Let torch see through its network; or take method='replacement', which asks for no derivative of it"
