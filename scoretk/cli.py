@@ -510,7 +510,7 @@ def _report(options: argparse.Namespace, draws: Any, written: str | None) -> Non
 
 
 def _assignments(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` pairs; values are Python literals where they can be read as such, else strings."""
+    """`NAME=VALUE` pairs; values are Python literals where they read as such, else strings."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

@@ -1,1 +1,1 @@
-"""What every other package uses: noise, arrays in memory, files on disk, what a field is made of."""
+"""What every other package uses: noise, arrays in memory, files on disk, the parts of a field."""

@@ -30,7 +30,7 @@ _copies: OrderedDict[Hashable, CodeType] = OrderedDict()
 
 
 class Uncompilable(ScoretkError, RuntimeError):
-    """The compiler cannot take a function: the message says why, and at which line of the user's."""
+    """The compiler cannot take a function: the message says why, and at which line of user code."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(f"{_place(error)}: {_reason(error)}")

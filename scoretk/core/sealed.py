@@ -53,7 +53,7 @@ _DAMAGE = (
 
 
 class Unreadable(ValueError):
-    """A file is damaged, cannot be read, or is not of the kind asked for; the message says which."""
+    """A file is damaged, unreadable, or not of the kind asked for; the message says which."""
 
 
 def write_sealed(

@@ -1,4 +1,4 @@
-"""The streams of the noise: one number for each purpose, so that no two uses share random numbers."""
+"""The streams of the noise: one number a purpose, so that no two uses share random numbers."""
 
 from __future__ import annotations
 

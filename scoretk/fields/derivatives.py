@@ -38,8 +38,8 @@ __all__ = ["check_derivative", "check_no_steps", "probes", "value_and_pullback"]
 Map = Callable[[Tensor], Tensor]
 CLEAR, TOLERANCE, ROUNDINGS = 10.0, 0.05, 16.0
 PLACES, ALL_PLACES = 24, 480
-"""The number of points at which a derivative is looked for first, and, if it is zero at these, before
-a function is said to move in steps.
+"""The number of points at which a derivative is looked for first, and, if it is zero at these, the
+number before a function is said to move in steps.
 """
 NEAREST, FARTHEST = 1e-3, 10.0
 """The range of sizes of these points: a steep sigmoid has a derivative only near some of them."""
@@ -106,7 +106,7 @@ def check_derivative(
 ) -> None:
     """Check that autograd's derivative of f at x is that of its values.
 
-    See the module's docstring. It costs six evaluations of f on these rows, four of them without a
+    See the module's docstring. It costs six evaluations of f on these rows, five of them without a
     graph.
 
     Args:
@@ -153,8 +153,8 @@ def check_no_steps(
     """Check that f does not depend in steps on coordinates of x.
 
     It does where its values at two points that differ in these coordinates differ, and none of many
-    points has a derivative with respect to them. It costs one evaluation where each coordinate has
-    a derivative, and a few more where f is constant in some.
+    points has a derivative with respect to them. It costs two evaluations where each coordinate has
+    a derivative, four where f is constant in some.
 
     Args:
         f: `(rows, *event) -> (rows, *out)` for any number of rows of size about 1.

@@ -30,13 +30,13 @@ from scoretk.fields.derivatives import probes, value_and_pullback
 __all__ = ["Blur", "Downsample", "LinearGaussian", "Mask", "Matrix", "value_and_pullback"]
 
 PROBE = -2.0
-"""The weight c in the check `A(u + c v) = A u + c A v`: negative, so that neither |x| nor a ReLU passes
-for linear.
+"""The weight c in the check `A(u + c v) = A u + c A v`: negative, so that neither |x| nor a ReLU
+passes for linear.
 """
 
 Map = Callable[[Tensor], Tensor]
 RAISED = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What a callable may raise that is given events, or measurements, of a shape that it cannot take."""
+"""What a callable may raise for events, or measurements, of a shape that it cannot take."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,1 @@
-"""Differential equations as numbers.
-
-Grids of times, tableaus, steps row by row, and their adjoints.
-"""
+"""Ordinary differential equations: grids of times, tableaus, row-wise adaptive steps, adjoints."""

@@ -1,16 +1,18 @@
-r"""Adaptive integration of `dx/dt = velocity(x, t)` by torchdiffeq's Runge-Kutta pairs, with
-guarantees added.
+"""Adaptive integration of `dx/dt = velocity(x, t)` by torchdiffeq's pairs, with guarantees added.
 
 One step size serves the batch; the error norm is the largest over rows of the root-mean-square
 scaled error, so each row meets the tolerance whatever its neighbours are. The last step ends on the
 interval's end (torchdiffeq would pass it and interpolate), and no stage is evaluated outside. A row
 whose velocity becomes non-finite is held still and flagged instead of ending the batch.
 
-Where a pair of our own has the name (`dopri5`, `bosh3`, which go row by row), torchdiffeq's is
-named `torchdiffeq/dopri5`.
+Where this package has a pair of the same name (`dopri5`, `bosh3`, which go row by row),
+torchdiffeq's is named `torchdiffeq/dopri5`.
 
 References:
     Dormand, Prince, "A family of embedded Runge-Kutta formulae" (1980).
+    Bogacki, Shampine, "A 3(2) pair of Runge-Kutta formulas" (1989).
+    Fehlberg, "Low-order classical Runge-Kutta formulas with stepsize control and their application
+    to some heat transfer problems" (1969).
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ __all__ = ["TORCHDIFFEQ", "Borrowed", "Integral", "integrate", "largest_row_rms"
 class Borrowed:
     """A pair of torchdiffeq's.
 
-    Its `name` there, its order, and the evaluations that every further step takes.
+    Attributes:
+        name: Its name there.
+        order: Its order.
+        stages: The evaluations of every further step.
     """
 
     name: str
@@ -63,7 +68,7 @@ class Borrowed:
         Args:
             velocity: `(x, t) -> like x`, t a float.
             x: Where to start, `(rows, *event)`.
-            stops: Times, rising or falling.
+            stops: Times, increasing or decreasing.
             rtol: Relative tolerance of a step.
             atol: Absolute tolerance of a step.
             max_steps: The most steps.
@@ -84,15 +89,16 @@ TORCHDIFFEQ = {
     "fehlberg2": Borrowed("fehlberg2", 2, 2),
     "adaptive_heun": Borrowed("adaptive_heun", 2, 1),
 }
-"""Two have pairs of our own under their bare names. `torchdiffeq/` may stand before the others as
-well.
-"""
+"""Two names have the prefix as this package has pairs of the bare names; the others may have it."""
 
 
 class Integral(NamedTuple):
-    """Position at the end, like x; `Status` codes `(batch,)`.
+    """The result of `integrate`.
 
-    Velocity evaluations of the whole batch.
+    Attributes:
+        x: The position at the end, like the start.
+        status: `Status` codes, `(batch,)`.
+        evaluations: Velocity evaluations of the whole batch.
     """
 
     x: Tensor
@@ -101,17 +107,19 @@ class Integral(NamedTuple):
 
 
 def largest_row_rms(scaled: Tensor) -> Tensor:
-    """The error norm: root mean square over each row, the largest over rows.
+    """The error norm: the largest over rows of the root mean square over a row.
 
-    The steps that it sets are constants to autograd.
+    Autograd takes the steps that it sets as constants.
+
+    Args:
+        scaled: Errors in units of the tolerance, `(batch, *event)`.
     """
     return scaled.detach().reshape(len(scaled), -1).square().mean(1).max().sqrt()
 
 
 class _Guarded:
-    """The velocity as the integrator sees it.
-
-    Inside the interval, failed rows at rest, calls counted.
+    """The velocity as the integrator calls it: inside the interval, failed rows at rest,
+    counted.
     """
 
     def __init__(
@@ -142,20 +150,21 @@ def integrate(
     """Integrate from time `start` to time `end`, in either direction.
 
     Args:
-        velocity: `(x, t) -> like x`.
+        velocity: `(x, t) -> like x`, t a float.
         x: `(batch, *event)`.
+        start: The time of x.
+        end: The time to reach.
         method: A pair or its name in `TORCHDIFFEQ`.
-        rtol: The error allowed a step, `atol + rtol |x|`.
-        atol: The error allowed a step, `atol + rtol |x|`.
+        rtol: The relative part of the error allowed in a step, `atol + rtol |x|`.
+        atol: The absolute part.
         max_steps: The most steps, all rows together.
 
     Returns:
-        an `Integral`. A failed row stays where it started, with status `NONFINITE`; where the steps
+        An `Integral`. A failed row stays where it started, with status `NONFINITE`; where the steps
         run out or shrink to nothing all rows do, with `MAX_STEPS` or `DIVERGED`.
     """
-    from torchdiffeq import (
-        odeint,
-    )  # here, as it imports scipy, which takes longer than all of this package
+    # Here, as it imports scipy, which takes longer than all of this package.
+    from torchdiffeq import odeint
 
     pair = (
         method

@@ -1,20 +1,19 @@
-r"""Gradients through an adaptive solve by the adjoint equation.
-
-In the memory of its end, however many steps it took.
+"""Gradients through an adaptive solve by the adjoint equation, which stores the final state only.
 
 For `dx/dt = u(x, t; theta)` from t_0 to t_1 and a loss L of x(t_1), the adjoint `a = dL/dx` goes
 back along with x by
 
-    da/dt = -(du/dx)^T a,      dL/dx(t_0) = a(t_0),      dL/dtheta = int_{t_0}^{t_1} (du/dtheta)^T a dt.
+    da/dt = -(du/dx)^T a,      dL/dx(t_0) = a(t_0)
+    dL/dtheta = int_{t_0}^{t_1} (du/dtheta)^T a dt.
 
-Whatever method went forwards, each row goes back with steps of its own (`scoretk.ode.rowwise`). Its
-adjoint is measured in units of its size at t_1, so that the tolerances are relative to it and a
-loss times c has gradients times c. The integral, which belongs to all rows together, is summed over
-their steps by the pair's own weights and has no say in the steps.
+Whatever the method of the forward solve, each row goes back with steps of its own
+(`scoretk.ode.rowwise`). Its adjoint is measured in units of its size at t_1, so that the tolerances
+are relative to it and a loss times c has gradients times c. The integral, which belongs to all rows
+together, is summed over their steps by the pair's own weights and has no say in the steps.
 
-These are the gradients of the exact solution, met to the tolerances; those of the steps taken
-differ by as much. Going back magnifies errors in x as much as going forwards contracts them; where
-that is too much, a solve cut into intervals (`steps` of `ProbabilityFlow`) takes x up anew at the
+These are the gradients of the exact solution, up to the tolerances; those of the steps taken differ
+by as much. Going back magnifies errors in x as much as going forwards contracts them; where that is
+too much, a solve cut into intervals (`steps` of `ProbabilityFlow`) starts from the stored x at the
 end of each.
 
 References:
@@ -47,9 +46,17 @@ __all__ = ["BackwardSolve", "with_adjoint"]
 
 @dataclass(frozen=True, eq=False)
 class BackwardSolve:
-    """What is gone back along.
+    """The solve backwards.
 
-    The field, `velocity_of(rows)`, from `end` to `start`, and how `integrate_rows` is to do it.
+    Attributes:
+        field: The field as a solver receives it, whose parameters get gradients.
+        velocity_of: The velocity of some of the rows, by their indices.
+        start: The time t_0 of the forward solve, where this one ends.
+        end: The time t_1, where it begins.
+        method: As in `integrate_rows`.
+        rtol: As in `integrate_rows`.
+        atol: As in `integrate_rows`.
+        max_steps: As in `integrate_rows`.
     """
 
     field: TimedField
@@ -63,21 +70,22 @@ class BackwardSolve:
 
 
 def with_adjoint(solve: Callable[[Tensor], Solved], x: Tensor, way: BackwardSolve) -> Solved:
-    """`solve(x)`, its gradients by the adjoint equation.
+    """`solve(x)`, with gradients by the adjoint equation.
 
-    To x, and to all that the field holds (weights, condition rows).
+    They go to x, and to all that the field holds (weights, condition rows).
 
     Args:
-        solve: Run without a graph.
+        solve: The forward solve, which runs without a graph.
         x: `(rows, *event)`.
         way: How to go back.
 
     Returns:
-        What solve does. A row that failed passes no gradient on.
+        What `solve` returns. A row that failed passes no gradient on.
 
     Raises:
-        `InvalidArgument` where the velocity depends on a tensor that wants gradients and that the
-        field does not show; going back, `ScoretkError` where that fails.
+        InvalidArgument: The velocity depends on a tensor that wants gradients and is not among what
+            the field shows.
+        ScoretkError: In the backward pass, where a row does not arrive.
     """
     parameters = list({id(p): p for p in field_tensors(way.field) if p.requires_grad}.values())
     first = torch.zeros(1, dtype=torch.int64, device=x.device)
@@ -106,17 +114,25 @@ class _Adjoint(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, a: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         end, status, *parameters = ctx.saved_tensors
-        with left_as_found(
-            ctx.way.field, grad=True
-        ):  # the run that held its modules in eval mode is over
+        # In eval mode again: the run that held the modules in it is over.
+        with left_as_found(ctx.way.field, grad=True):
             return None, None, *_back(ctx.way, end, a, status == int(Status.OK), parameters)
 
 
 def _back(
     way: BackwardSolve, x: Tensor, a: Tensor, arrived: Tensor, parameters: Sequence[Tensor]
 ) -> list[Tensor]:
-    """`dL/dx(t_0)`, then `dL/dtheta` of each parameter, from the end x of rows that arrived there
-    and `a = dL/dx`.
+    """The gradients of the adjoint equation.
+
+    Args:
+        way: How to go back.
+        x: The positions at t_1, `(rows, *event)`.
+        a: dL/dx there, like x.
+        arrived: The rows that did not fail, `(rows,)` of bool.
+        parameters: Tensors of the field.
+
+    Returns:
+        dL/dx at t_0, like x, and then dL/dtheta for each of the parameters.
     """
     size = a.reshape(len(a), -1).abs().amax(1)
     rows = (arrived & (size != 0)).nonzero()[:, 0]
@@ -132,9 +148,8 @@ def _back(
 
     def along(which: Tensor, z: Tensor, t: Tensor, weight: Tensor) -> None:
         u = _evaluated(way, rows[which], z[:, 0], t)[1]
-        pull = -z[:, 1] * across(
-            (weight * size[which]).to(z), u
-        )  # weights are negative: the steps go back
+        # The weights are negative, as the steps go back.
+        pull = -z[:, 1] * across((weight * size[which]).to(z), u)
         for total, part in zip(sums, _pulled(u, parameters, pull), strict=True):
             total += part
 
@@ -156,7 +171,9 @@ def _back(
 
 
 def _evaluated(way: BackwardSolve, rows: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The place y = x of these rows, and u there with its graph, to the condition rows as well."""
+    """The point y = x of these rows, and the velocity u at y with its graph, the condition rows
+    in it.
+    """
     with torch.enable_grad():
         y = x.detach().requires_grad_()
         return y, way.velocity_of(rows)(y, t)
@@ -170,7 +187,7 @@ def _pulled(u: Tensor, to: Sequence[Tensor], a: Tensor) -> Sequence[Tensor]:
 
 
 def _check_shown(u: Tensor, known: Sequence[Tensor]) -> None:
-    """Refuse a velocity with a hidden dependence: its gradient would be silently none."""
+    """Refuse a velocity with a hidden dependence, whose gradient would silently be none."""
     own, ends = {id(v) for v in known}, {v.grad_fn for v in known}
     ahead, seen = [u.grad_fn], set(ends)
     while ahead:

@@ -1,10 +1,16 @@
-r"""Time grids: float64 times on the CPU, from t = 0 (noise) to t = 1 (data), along which a timed
-solver walks.
+"""Time grids: float64 times on the CPU, from t = 0 (noise) to t = 1 (data), for timed solvers.
 
-`sigma/alpha` names the relative noise level in the coordinates `x/alpha` in which solvers work. A
+`sigma/alpha` is the relative noise level, in the coordinates `x/alpha` in which solvers work. A
 path with alpha = 0 at t = 0 has no finite level there: grids in the level then start at t = 0 and
 continue from `LARGEST_LEVEL`. A path that ends above sigma = 0 (VE, EDM) ends there; the step from
 its end to sigma = 0 is the solver's `denoise`.
+
+References:
+    Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+    models" (2022): `karras`, `edm`.
+    Nichol, Dhariwal, "Improved denoising diffusion probabilistic models" (2021): `cosine`.
+    Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver: a fast ODE solver for diffusion probabilistic model
+    sampling in around 10 steps" (2022): `log_snr`.
 """
 
 from __future__ import annotations
@@ -49,17 +55,25 @@ def uniform(steps: int) -> Tensor:
 
 
 def levels(path: GaussianPath, t: Tensor) -> Tensor:
-    """`sigma/alpha` at times t; `inf` where alpha = 0."""
+    """`sigma/alpha` at times t, like t; `inf` where alpha = 0."""
     return path.sigma(t) / path.alpha(t)
 
 
 def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
-    """Times at which `1 / (1 + level^exponent)` is equally spaced, `steps + 1` of them.
+    """Times at which `1 / (1 + level^exponent)` is equally spaced.
 
     The log-SNR then runs through the quantiles of a logistic distribution, densest where the level
     is that of data of unit scale, which is where samples take their shape. With exponent 1 these
     are equal steps of the linear path's time. Both ends are ordinary points, also those with alpha
     = 0 or sigma = 0.
+
+    Args:
+        path: The Gaussian path.
+        steps: The number of intervals.
+        exponent: Positive; smaller values put more times near the ends.
+
+    Returns:
+        `(steps + 1,)`.
     """
     high, low = levels(path, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     first, last = 1 / (1 + high**exponent), 1 / (1 + low**exponent)
@@ -69,10 +83,18 @@ def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
 
 
 def cosine(path: GaussianPath, steps: int) -> Tensor:
-    """Equally spaced angles `atan(level)`, as `steps + 1` times.
+    """Times at which the angle `atan(level)` is equally spaced: equal steps of the cosine path's
+    time.
 
-    Equal steps of the cosine path's time (Nichol, Dhariwal, "Improved denoising diffusion
-    probabilistic models", 2021).
+    Args:
+        path: The Gaussian path.
+        steps: The number of intervals.
+
+    Returns:
+        `(steps + 1,)`.
+
+    References:
+        Nichol, Dhariwal, "Improved denoising diffusion probabilistic models" (2021).
     """
     high, low = levels(path, torch.tensor([0.0, 1.0], dtype=torch.float64)).atan()
     angle = high + (low - high) * uniform(steps)
@@ -80,16 +102,44 @@ def cosine(path: GaussianPath, steps: int) -> Tensor:
 
 
 def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Tensor:
-    """Levels with `level^(1/rho)` equally spaced (Karras, Aittala, Aila, Laine, "Elucidating the
-    design space of diffusion-based generative models", 2022), as `steps + 1` times.
+    """Times at which `level^(1/rho)` is equally spaced.
+
+    Args:
+        path: The Gaussian path.
+        steps: The number of intervals.
+        rho: Positive; larger values put more times at small levels.
+
+    Returns:
+        `(steps + 1,)`.
+
+    Raises:
+        InvalidArgument: There are fewer steps than the ends of the path need.
+
+    References:
+        Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+        models" (2022).
     """
     return _spaced(path, steps, lambda s: s ** (1 / rho), lambda r: r**rho)
 
 
 def edm(path: GaussianPath, steps: int) -> Tensor:
-    """The levels of EDM, `karras` with rho = 7 between 80 and .002, on any path.
+    """The levels of EDM: those of `karras` with rho = 7 between 80 and .002, on any path.
 
-    Its ends beyond are steps of their own.
+    The ends of a path that lie beyond these are steps of their own.
+
+    Args:
+        path: The Gaussian path.
+        steps: The number of intervals.
+
+    Returns:
+        `(steps + 1,)`.
+
+    Raises:
+        InvalidArgument: There are fewer steps than the ends of the path need.
+
+    References:
+        Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+        models" (2022).
     """
     return _spaced(
         path, steps, lambda s: s ** (1 / 7), lambda r: r**7, widest=(LARGEST_LEVEL, SMALLEST_LEVEL)
@@ -97,7 +147,18 @@ def edm(path: GaussianPath, steps: int) -> Tensor:
 
 
 def log_snr(path: GaussianPath, steps: int) -> Tensor:
-    """Equally spaced log signal-to-noise ratios, as `steps + 1` times."""
+    """Times at which the log signal-to-noise ratio is equally spaced.
+
+    Args:
+        path: The Gaussian path.
+        steps: The number of intervals.
+
+    Returns:
+        `(steps + 1,)`.
+
+    Raises:
+        InvalidArgument: There are fewer steps than the ends of the path need.
+    """
     return _spaced(path, steps, torch.log, torch.exp)
 
 
@@ -108,8 +169,19 @@ def _spaced(
     backward: Callable[[Tensor], Tensor],
     widest: tuple[float, float] = (math.inf, 0.0),
 ) -> Tensor:
-    """Times at which `forward(level)` is equally spaced between the path's ends, those that reach
-    `widest` or beyond apart.
+    """Times at which `forward(level)` is equally spaced between the path's ends.
+
+    An end at `widest` or beyond is a step of its own.
+
+    Args:
+        path: The Gaussian path.
+        steps: The number of intervals.
+        forward: A monotone function of the level.
+        backward: Its inverse.
+        widest: The largest and the smallest level that are spaced.
+
+    Returns:
+        `(steps + 1,)`.
     """
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     high, low = levels(path, ends).tolist()
@@ -134,7 +206,7 @@ def _spaced(
 
 
 def _beyond(larger: float, smaller: float) -> bool:
-    """Whether a level is a path's end that lies beyond a limit, rounding apart.
+    """Whether a path's end lies beyond a limit, rounding aside.
 
     Infinity and 0 always do.
     """
@@ -142,12 +214,19 @@ def _beyond(larger: float, smaller: float) -> bool:
 
 
 def table(path: GaussianPath, given: Sequence[float], steps: int | None = None) -> Tensor:
-    """The times of a table of decreasing levels `sigma/alpha` (inf is t = 0, and 0 is t = 1), such
-    as published ones.
+    """The times of a table of decreasing levels `sigma/alpha`, such as published ones.
 
     Args:
-        given: The levels.
-        steps: To change their number: log-levels between the table's are then interpolated.
+        path: The Gaussian path.
+        given: The levels; inf is t = 0, and 0 is t = 1.
+        steps: The number of intervals; log-levels between the table's are interpolated. None for
+            the table's own.
+
+    Returns:
+        `(steps + 1,)`.
+
+    Raises:
+        InvalidArgument: The levels do not decrease, are negative, or cannot be interpolated.
     """
     level = torch.as_tensor(given, dtype=torch.float64).flatten()
     if len(level) < 2 or not bool((level.diff() < 0).all()) or float(level[-1]) < 0:
@@ -178,25 +257,30 @@ def adapt(
     seed: int = 0,
     cond: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """The grid on which steps of a method of this order make equal local errors on this field.
-
-    `steps + 1` times.
+    """The grid on which the steps of a method make equal local errors on this field.
 
     A few trajectories are solved on a fine grid, in the time `w = alpha/(alpha+sigma)` and the
     position `x/(alpha+sigma)` (t and x without a path), whose velocity F gives the local error of a
     step: `h^(order+1) |d^order F / dw^order|`, here relative to the spread of the trajectories at
-    that time, which is what the rest of the flow scales it by. The steps are `h ~ (local error
-    density)^(-1/(order+1))`. Half of the density is the default grid's, so that no time is left
-    out.
+    that time, which is what the rest of the flow scales it by. The steps are
+    `h ~ (local error density)^(-1/(order+1))`. Half of the density is the default grid's, so that
+    no time is left out.
 
     Args:
-        field: With a base to start from.
-        order: Of the method's prediction (3 for "adams_3").
-        chains: The trajectories and their intervals (so many evaluations each).
-        fine: The trajectories and their intervals (so many evaluations each).
-        seed: Of their start.
-        cond: Condition rows, one a chain. The result is a plain tensor, for
-            `ProbabilityFlow(grid=...)`, to be found once and kept.
+        field: A field in time with a base to start from.
+        steps: The number of intervals.
+        order: The order of the method's prediction (3 for "adams_3").
+        chains: The number of trajectories.
+        fine: The intervals of the fine grid, each one evaluation of every trajectory.
+        seed: The seed of their starts.
+        cond: Condition values by name, one row a chain.
+
+    Returns:
+        `(steps + 1,)`, for `ProbabilityFlow(grid=...)`; it is to be found once and kept.
+
+    Raises:
+        InvalidArgument: An argument is out of its range.
+        MissingCapability: The field has no velocity.
     """
     count("order", order, least=1)
     base = grid(None, getattr(field, "path", None), count("fine", fine, least=4 * (order + 1)))
@@ -229,8 +313,11 @@ def adapt(
 def _trajectories(
     field: Any, times: Tensor, chains: int, seed: int, cond: Mapping[str, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Times w `(n + 1,)`, positions `(n + 1, chains, *event)`, their slopes in w `(n, ...)`, by the
-    second-order Adams rule.
+    """Trajectories by the second-order Adams rule, in w.
+
+    Returns:
+        Times w `(n + 1,)`, positions `(n + 1, chains, *event)`, and their slopes in w,
+        `(n, chains, *event)`.
     """
     bound: Any = resolve(field, {"velocity"}, cond, timed=True)
     path = bound.path
@@ -256,7 +343,7 @@ def _trajectories(
 
 
 def _smoothed(values: Tensor, width: int) -> Tensor:
-    """Running means of `2 width + 1` values, shorter at the ends."""
+    """Running means of `2 width + 1` values, of fewer at the ends."""
     total = torch.cat([values.new_zeros(1), values.cumsum(0)])
     i = torch.arange(len(values))
     low, high = (i - width).clamp(min=0), (i + width + 1).clamp(max=len(values))
@@ -275,13 +362,21 @@ GRIDS = ("uniform", *_NAMED)
 def grid(
     spec: str | Sequence[float] | Tensor | None, path: GaussianPath | None, steps: int
 ) -> Tensor:
-    """The times of a grid given by name, by its own times, or left to the default.
+    """The times of a grid: by name, as given, or the default.
 
     Args:
-        spec: None (logistic; uniform in t on a table and without a path), a name in `GRIDS`, or
-            increasing times in [0, 1].
-        path: None for a flow without a Gaussian path, which has uniform grids only.
-        steps: Ignored where times are given.
+        spec: A name in `GRIDS`; increasing times in [0, 1]; or None for "logistic" ("uniform" on a
+            table and without a path).
+        path: The Gaussian path; None for a flow without one, which has uniform grids only.
+        steps: The number of intervals; ignored where times are given.
+
+    Returns:
+        `(steps + 1,)`.
+
+    Raises:
+        InvalidArgument: The times do not increase or leave [0, 1], the name needs a path, or there
+            are too few steps.
+        UnknownName: No grid has this name.
     """
     if spec is None:
         spec = "uniform" if path is None or isinstance(path, Tabulated) else "logistic"

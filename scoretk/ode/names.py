@@ -1,20 +1,23 @@
 """The names that users of other packages bring, and what is meant by them here.
 
-A name leads to a method where that is the same one: equal to the bit of its formula, on the same
-grid, at every setting that it has here. Otherwise it is refused, and the message says what comes
-nearest. Why those that lead somewhere are the same:
+A name leads to a method where that is the same one: equal in formula, on the same grid, at every
+setting that it has here. Otherwise it is refused, and the message says what comes nearest. Why
+those that lead somewhere are the same:
 
-    ddim          at eta = 0 `x' = alpha' D + sigma' e`, a step with D constant: "euler". k-diffusion's "euler" is its form in
-                  `x/alpha` and `sigma/alpha`, as is the Euler step of Karras et al.
-    heun          of Karras et al., in `sigma/alpha`, with an Euler step to 0
-    dpm++ 2m      D extrapolated in log-SNR to the middle of the step, first order at first and to sigma = 0
-    euler a       ancestral steps with `sigma_up = eta sigma' sqrt(1 - sigma'^2/sigma^2)` in units of alpha: DDIM's noise
-    ddpm          the posterior `q(x' | x, x_1 = D)`: ancestral steps at eta = 1
-    rk45, rk23    the pairs of Dormand and Prince, and of Bogacki and Shampine
+    ddim        at eta = 0 `x' = alpha' D + sigma' e`, a step with D constant: "euler".
+                k-diffusion's "euler" is its form in `x/alpha` and `sigma/alpha`, as is the Euler
+                step of Karras et al.
+    heun        of Karras et al., in `sigma/alpha`, with an Euler step to 0
+    dpm++ 2m    D extrapolated in log-SNR to the middle of the step, first order at first and to
+                sigma = 0
+    euler a     ancestral steps with `sigma_up = eta sigma' sqrt(1 - sigma'^2/sigma^2)` in units of
+                alpha: DDIM's noise
+    ddpm        the posterior `q(x' | x, x_1 = D)`: ancestral steps at eta = 1
+    rk45, rk23  the pairs of Dormand and Prince, and of Bogacki and Shampine
 
 Why others do not: UniPC, DEIS, PNDM, LMS and exponential Adams methods put polynomials through the
-same predictions but in another variable (log-SNR, t, the index, sigma), where ours have w, so that
-their coefficients differ; the SDE form of DPM++ scales the square of the noise with its eta;
+same predictions but in another variable (log-SNR, t, the index, sigma), where those here have w, so
+that their coefficients differ; the SDE form of DPM++ scales the square of the noise with its eta;
 torchdiffeq's "rk4" is the 3/8 rule.
 
 References:
@@ -27,6 +30,7 @@ References:
     Zhang, Chen, "Fast sampling of diffusion models with exponential integrator" (2023).
     Zhao, Bai, Rao, Zhou, Lu, "UniPC: a unified predictor-corrector framework for fast sampling of
     diffusion models" (2023).
+    Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020).
     The names are those of the documentation of diffusers, k-diffusion, azula, SciPy and
     torchdiffeq.
 """
@@ -42,7 +46,10 @@ __all__ = ["FOREIGN", "Foreign", "spelled"]
 class Foreign(NamedTuple):
     """What a name from elsewhere means.
 
-    A method of `ProbabilityFlow`, one of `ReverseSDE`, and what to use where neither.
+    Attributes:
+        flow: The same method of `ProbabilityFlow`, if there is one.
+        sde: The same method of `ReverseSDE`, if there is one.
+        advice: What to use where there is none.
     """
 
     flow: str = ""
@@ -51,8 +58,9 @@ class Foreign(NamedTuple):
 
 
 def spelled(name: str) -> str:
-    """A name without case, spaces and signs, `sample_` or `k_` before it and `Scheduler` or
-    `Sampler` behind it; "+" is "p".
+    """A name in lower case, of letters and digits only.
+
+    `sample_` or `k_` before it and `Scheduler` or `Sampler` behind it are dropped; "+" becomes "p".
     """
     bare = re.sub(r"^(sample_|k_)|(scheduler|sampler)$", "", name.lower())
     return re.sub(r"[^a-z0-9]", "", bare.replace("+", "p"))
@@ -156,4 +164,4 @@ FOREIGN: dict[str, Foreign] = {
         advice="None is for stiff problems; adaptive are 'dopri5', 'tsit5', 'bosh3'",
     ),
 }
-"""By `spelled` names. Names of our own are exact and come first."""
+"""By `spelled` names. This package's own names are exact and come first."""

@@ -1,10 +1,11 @@
-"""Every method for the probability flow, by one name with one meaning.
+"""Every method for the probability flow: one name, one meaning.
 
 A method is a rule: a `Multistep` or `RungeKutta` along a given grid (`ode.tableaus`), a `Pair` that
-goes row by row (`ode.rowwise`), or one borrowed from torchdiffeq (`ode.adaptive`), whose steps a
+steps row by row (`ode.rowwise`), or one borrowed from torchdiffeq (`ode.adaptive`), whose steps a
 batch shares. A rule stands in one of the tables below and states its order there. Whatever takes a
-`method` looks it up here and asks the rule for the rest, so that a new entry is sampled, encoded
-and scored with as it stands. What other packages call their methods is in `ode.names`.
+`method` looks it up here and asks the rule for the rest, so that a new entry can be used for
+sampling, encoding and likelihoods as it stands. What other packages call their methods is in
+`ode.names`.
 """
 
 from __future__ import annotations
@@ -31,16 +32,17 @@ __all__ = [
 
 
 class Rule(Protocol):
-    """What every table's entries have."""
+    """What every entry of the tables has."""
 
     @property
     def order(self) -> int:
-        """The power of the step in the error at the end."""
+        """The power of the step size in the error at the end."""
 
     @property
     def stages(self) -> int:
-        """Evaluations of a step (of an attempt, where steps are chosen), without those of the step
-        before that it uses.
+        """Evaluations of a step (of an attempt, where steps are chosen).
+
+        Those of the step before that it uses do not count.
         """
 
     @property
@@ -62,21 +64,30 @@ class Rule(Protocol):
     def of_velocity(self) -> bool:
         """Whether it integrates a velocity, in any ODE.
 
-        Otherwise it is one for the denoiser of a Gaussian path.
+        Otherwise it needs the denoiser of a Gaussian path.
         """
 
     @property
     def solve(self) -> Callable[..., Solved]:
-        """`solve(velocity, x, stops, *, select, rtol, atol, max_steps)`.
+        """`solve(velocity, x, stops, *, select, rtol, atol, max_steps)`, `dx/dt = velocity(x, t)`.
 
-        `dx/dt = velocity(x, t)` along the stops.
-
-        A grid's rules have no use for what follows the stops.
+        Rules along a grid go from stop to stop, and do not use the keywords.
         """
 
 
 class Method(NamedTuple):
-    """A rule and its name, with what can be said of it: see `Rule`."""
+    """A rule and its name, with what can be said of it: see `Rule`.
+
+    Attributes:
+        name: The name in its table.
+        rule: The rule.
+        order: As in `Rule`.
+        stages: As in `Rule`.
+        embedded: As in `Rule`.
+        adaptive: As in `Rule`.
+        rowwise: As in `Rule`.
+        needs: What it needs of the field, "velocity" or "denoise".
+    """
 
     name: str
     rule: Any
@@ -86,7 +97,6 @@ class Method(NamedTuple):
     adaptive: bool
     rowwise: bool
     needs: str
-    """What it asks of the field, "velocity" or "denoise"."""
 
     @classmethod
     def of(cls, name: str, rule: Rule) -> Method:
@@ -121,8 +131,9 @@ def find_method(name: Any) -> Method:
         The method, under its own name.
 
     Raises:
-        InvalidArgument: For what is no string. UnknownName: For other names, with what to use
-        instead where a method is known elsewhere.
+        InvalidArgument: It is no string.
+        UnknownName: No method has this name; the message says what to use instead where it is known
+            from elsewhere.
     """
     if not isinstance(name, str):
         raise InvalidArgument(
@@ -138,10 +149,15 @@ def find_method(name: Any) -> Method:
 
 
 def velocity_method(name: Any) -> Method:
-    """As `find_method`, of the methods that integrate a velocity in any coordinates.
+    """As `find_method`, for methods that integrate a velocity in any coordinates.
+
+    Args:
+        name: As a solver's `method` takes it.
 
     Raises:
-        InvalidArgument: Also for an integrator of the denoiser, which is one along the path only.
+        InvalidArgument: It is no string, or a method of the denoiser, which integrates along a
+            Gaussian path only.
+        UnknownName: No method has this name.
     """
     method = find_method(name)
     if method.needs != "velocity":

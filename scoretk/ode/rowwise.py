@@ -1,19 +1,18 @@
-r"""Adaptive integration of `dx/dt = u(x, t)` in which every row walks by itself.
-
-Own steps, own tolerance, own end.
+"""Adaptive integration of `dx/dt = u(x, t)` in which every row has steps and tolerances of its own.
 
 A pair of embedded Runge-Kutta methods with weights a, b, e = b - b_hat and nodes c takes a row from
 (x, t) by its own step h to
 
-    k_i = u(x + h sum_j a_ij k_j, t + c_i h),    x' = x + h sum_i b_i k_i,    error = h sum_i e_i k_i,
+    k_i = u(x + h sum_j a_ij k_j, t + c_i h),    x' = x + h sum_i b_i k_i,
+    error = h sum_i e_i k_i,
 
-the last k_i standing at x', so that it is the first of the next step. In the norm r, the root mean
-square over the row of error / (atol + rtol max(|x|, |x'|)), a step is accepted where r <= 1. Either
-way the next is, by a proportional-integral control,
+the last k_i being that at x', so that it is the first of the next step. In the norm r, the root
+mean square over the row of error / (atol + rtol max(|x|, |x'|)), a step is accepted where r <= 1.
+Either way the next is, by a proportional-integral control,
 
     h' = h clip(.9 r^-p r_before^q, .2, 10),    p = .7/order,    q = .4/order,
 
-with r_before that of the last accepted step. Times in a step are met by the quartic
+with r_before that of the last accepted step. At times within a step the state is the quartic
 
     x(s) = hermite(x, k_1, x', k_last; s) + s^2 (1 - s)^2 h sum_i d_i k_i,    0 <= s <= 1.
 
@@ -60,7 +59,11 @@ LEAST_ULPS = 16  # the least step, in spacings of floats at the larger end
 
 
 class VelocityOf:
-    """The velocity of a timed field, which can be told of all times of a step together."""
+    """The velocity of a timed field, which can be evaluated at all times of a step together.
+
+    Args:
+        field: A timed field as a solver receives it.
+    """
 
     def __init__(self, field: TimedField) -> None:
         self.field = field
@@ -72,8 +75,12 @@ class VelocityOf:
 class Pair(NamedTuple):
     """An embedded pair whose last stage is the next step's first.
 
-    `order` of x'; `nodes` c_2, c_3, ...; `weights` rows a_2, a_3, ..., the last of them b; `error`
-    e; `bend` d of the quartic.
+    Attributes:
+        order: The order of x'.
+        nodes: c_2, c_3, ...
+        weights: The rows a_2, a_3, ..., the last of them b.
+        error: e.
+        bend: d of the quartic.
     """
 
     order: int
@@ -84,7 +91,7 @@ class Pair(NamedTuple):
 
     @property
     def stages(self) -> int:
-        """Evaluations an attempt: the first is that of the step before."""
+        """Evaluations of an attempt, without the first, which is that of the step before."""
         return len(self.nodes)
 
     @property
@@ -120,7 +127,14 @@ class Pair(NamedTuple):
     ) -> Solved:
         """`dx/dt = velocity(x, t)` from the first stop to the last, each row with steps of its own.
 
-        See `integrate_rows`.
+        Args:
+            velocity: As in `integrate_rows`.
+            x: Where to start, `(rows, *event)`.
+            stops: Times, increasing or decreasing.
+            select: As in `integrate_rows`.
+            rtol: As in `integrate_rows`.
+            atol: As in `integrate_rows`.
+            max_steps: As in `integrate_rows`.
 
         Returns:
             Position at the end, status and evaluations.
@@ -216,12 +230,17 @@ PAIRS = {
 
 
 class RowSolution(NamedTuple):
-    """Where the rows came to: x, like the start; the time t there; `Status` codes; evaluations.
+    """The result of `integrate_rows`.
 
-    `(rows,)` all three.
+    A row that did not arrive has its last accepted state in `x`, and in `states` at the times
+    beyond.
 
-    `states` `(rows, times, *event)` holds x at the times asked for, None where none were. A row
-    that did not arrive has its last accepted state in x, and in `states` from there on.
+    Attributes:
+        x: The last positions, `(rows, *event)`.
+        t: The times there, `(rows,)`.
+        status: `Status` codes, `(rows,)`.
+        evaluations: Velocity evaluations, `(rows,)`.
+        states: x at the times asked for, `(rows, times, *event)`; None where none were.
     """
 
     x: Tensor
@@ -232,7 +251,14 @@ class RowSolution(NamedTuple):
 
 
 class Integration(NamedTuple):
-    """What all rows share: the pair, its nodes as a column of times, and the ends of the interval."""
+    """What all rows share.
+
+    Attributes:
+        pair: The embedded pair.
+        nodes: Its nodes, `(stages, 1)`.
+        start: The time at which the rows start.
+        end: The time to reach.
+    """
 
     pair: Pair
     nodes: Tensor
@@ -241,22 +267,27 @@ class Integration(NamedTuple):
 
     @property
     def span(self) -> float:
-        """The interval's length, with its direction as sign."""
+        """The interval's length, negative where time decreases."""
         return self.end - self.start
 
     @property
     def least(self) -> float:
-        """The length that no step may fall below."""
+        """The least length of a step."""
         return LEAST_ULPS * torch.finfo(self.nodes.dtype).eps * max(abs(self.start), abs(self.end))
 
 
 class ActiveRows(NamedTuple):
     """The rows under way.
 
-    Their places in the batch, x and u = dx/dt there, t, the step h to try next, r_before,
-    tolerances.
-
-    `rtol` and `atol` are shaped to broadcast over x; the rest are `(rows,)`.
+    Attributes:
+        rows: Their indices in the batch, `(rows,)`.
+        x: Their positions, `(rows, *event)`.
+        u: dx/dt there, like x.
+        t: Their times, `(rows,)`.
+        h: The step to try next, `(rows,)`.
+        error: r_before, `(rows,)`.
+        rtol: Relative tolerances, shaped to broadcast over x.
+        atol: Absolute tolerances, likewise.
     """
 
     rows: Tensor
@@ -270,9 +301,17 @@ class ActiveRows(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """An attempt: h as tried; x and t before it; those after it; all k; r.
+    """An attempted step of every row.
 
-    And whether it is accepted.
+    Attributes:
+        h: The step, `(rows,)`.
+        x: The position before it, `(rows, *event)`.
+        t: The time before it, `(rows,)`.
+        x_after: The position after it.
+        t_after: The time after it.
+        k: The velocities of all stages, each like x.
+        error: r, `(rows,)`.
+        accepted: Whether r <= 1, `(rows,)` of bool.
     """
 
     h: Tensor
@@ -299,32 +338,38 @@ def integrate_rows(
     select: Select | None = None,
     along: Along | None = None,
 ) -> RowSolution:
-    """Integrate from time `start` to time `end`, in either direction, each row with steps of its
-    own.
+    """Integrate from time `start` to time `end`, in either direction, each row with its own steps.
+
+    Gradients are recorded where autograd is on, with the steps as constants. The host waits for the
+    device once a step.
 
     Args:
         velocity: `(x, t) -> like x` with x `(rows, *event)` and t `(rows,)` in float64 (float32 on
             a device without it), never outside the interval.
-        x: The x.
+        x: Where to start, `(rows, *event)`.
+        start: The time there.
+        end: The time to reach.
         method: A pair or its name in `PAIRS`.
-        rtol: The error allowed a step in root mean square over a row, `atol + rtol |x|`, numbers or
-            one a row.
-        atol: The error allowed a step in root mean square over a row, `atol + rtol |x|`, numbers or
-            one a row.
+        rtol: The relative part of the error allowed in a step, `atol + rtol |x|` in root mean
+            square over a row; a number or `(rows,)`.
+        atol: The absolute part, likewise.
         max_steps: The most attempts.
         at: Times in the interval to report the state at, which cost no evaluation.
         select: For a velocity that depends on the row by more than x: called with the indices
             `(k,)` of the rows that go on whenever others leave, it returns the velocity of these.
-            Without it, velocity serves any rows.
-        along: Called as `along(rows, x, t, w)` with places on the way of rows `(k,)`, such that the
-            sum of `w f(x, t)` over the calls is the integral of f dt along each row's way, to the
-            method's order and with no say in its steps.
+            Without it, `velocity` has to serve any rows.
+        along: Called as `along(rows, x, t, w)` with points on the trajectories of rows `(k,)`, such
+            that the sum of `w f(x, t)` over the calls is the integral of f dt along each row's
+            trajectory, to the method's order and with no say in its steps.
 
     Returns:
-        a `RowSolution`. A row costs two evaluations and those of its attempts. One that uses up its
-        steps keeps its state, with status `MAX_STEPS`; where steps shrink to nothing, `NONFINITE`
-        if the velocity is what is not finite, else `DIVERGED`. Gradients are recorded where
-        autograd is on, with the steps as constants. Synchronises once a step.
+        A `RowSolution`. A row costs two evaluations and those of its attempts. One that uses up its
+        steps keeps its state, with status `MAX_STEPS`; one whose steps shrink to nothing has
+        `NONFINITE` if its velocity is not finite, else `DIVERGED`.
+
+    Raises:
+        InvalidArgument: An argument is out of its range.
+        UnknownName: No pair has this name.
     """
     pair = method if isinstance(method, Pair) else PAIRS[option("method", method, PAIRS)]
     start, end, attempts = (
@@ -350,10 +395,10 @@ def integrate_rows(
         arrived = active.t == end
         over = arrived | (active.h.abs() < shared.least)
         if wanted is None:
-            leaving = int(over.sum())  # the step's one wait for the device
+            leaving = int(over.sum())  # the only point of a step at which the host waits
         else:
             met = _met(shared, step, wanted)
-            leaving, meeting = torch.stack([over.sum(), met.sum()]).tolist()  # or this
+            leaving, meeting = torch.stack([over.sum(), met.sum()]).tolist()  # here likewise
             if meeting:
                 _report(pair, found, active.rows, step, wanted, met, meeting)
         if leaving:
@@ -379,7 +424,7 @@ def integrate_rows(
 
 
 def _tolerance(name: str, value: float | Tensor, x: Tensor) -> Tensor:
-    """One a row, shaped to broadcast over x."""
+    """One tolerance a row, shaped to broadcast over x."""
     if not isinstance(value, Tensor):
         value = x.new_full(x.shape[:1], positive(name, value))
     if value.shape != x.shape[:1] or not bool((value > 0).all()):
@@ -407,7 +452,7 @@ def _rows(active: ActiveRows, rows: Tensor) -> ActiveRows:
 def _combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
     """`sum_i weights_i k_i`, term by term.
 
-    A matrix product would round a row by what stands beside it.
+    A matrix product would round a row according to the rows beside it.
     """
     total = k[0] * weights[0]
     for weight, slope in zip(weights[1:], k[1:], strict=True):
@@ -417,7 +462,10 @@ def _combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
 
 
 def _row_rms(ratio: Tensor) -> Tensor:
-    """Root mean square over each row, `(rows,)`, rounded to float32; NaN and infinity are infinity."""
+    """The root mean square over each row, `(rows,)`, rounded to float32.
+
+    NaN and infinity give infinity.
+    """
     square = ratio.square().reshape(len(ratio), -1)
     wide = None if ratio.device.type == "mps" else torch.float64
     return square.mean(1, dtype=wide).sqrt().float().nan_to_num(torch.inf)
@@ -426,17 +474,15 @@ def _row_rms(ratio: Tensor) -> Tensor:
 def _started(
     shared: Integration, velocity: Velocity, x: Tensor, t: Tensor, rtol: Tensor, atol: Tensor
 ) -> ActiveRows:
-    """The rows at the start.
+    """The rows at the start, with their first steps.
 
-    Their first step from the sizes of x, u and du/dt, the last by a trial step of Euler's method.
+    These follow from the sizes of x, u and du/dt, the last by a trial step of Euler's method.
     """
     u = velocity(x, t)
     with torch.no_grad():
         scale, span = atol + rtol * x.abs(), shared.span
-        size, speed = (
-            _row_rms(x / scale).to(t),
-            _row_rms(u / scale).to(t) * abs(span),
-        )  # in tolerances; times in spans
+        # Sizes in tolerances, times in spans.
+        size, speed = (_row_rms(x / scale).to(t), _row_rms(u / scale).to(t) * abs(span))
         usual = (size > 1e-5) & (speed > 1e-5) & speed.isfinite()
         trial = torch.where(usual, 0.01 * size / speed, 1e-4).clamp(max=1.0)
         inside = (t + trial * span).clamp(
@@ -461,7 +507,7 @@ def _slopes(
 
 
 def _attempt(shared: Integration, velocity: Velocity, active: ActiveRows) -> Attempt:
-    """One step of every row, as long as it wants but not past the end."""
+    """One step of every row, of the length that it wants but not past the end."""
     x, t = active.x, active.t
     last = STRETCH * active.h / (shared.end - t) >= 1
     after = torch.where(last, shared.end, t + active.h)
@@ -474,14 +520,13 @@ def _attempt(shared: Integration, velocity: Velocity, active: ActiveRows) -> Att
     with torch.no_grad():
         scale = torch.addcmul(active.atol, active.rtol, torch.maximum(x.abs(), ahead.abs()))
         error = _row_rms(long * _combine(shared.pair.error, k) / scale)
-        error = torch.where(
-            finite_rows(ahead), error, torch.inf
-        )  # what overflows may do so at a finite speed
+        # A position may overflow at a finite speed.
+        error = torch.where(finite_rows(ahead), error, torch.inf)
     return Attempt(h, x, t, ahead, after, k, error, error <= 1)
 
 
 def _advanced(shared: Integration, active: ActiveRows, step: Attempt) -> ActiveRows:
-    """The rows after the attempt, with the next h."""
+    """The rows after the attempt, with their next steps."""
     error, order = step.error.to(step.t), shared.pair.order
     factor = SAFETY * error ** (-RESPONSE / order) * active.error ** (MEMORY / order)
     return active._replace(
@@ -496,9 +541,10 @@ def _advanced(shared: Integration, active: ActiveRows, step: Attempt) -> ActiveR
 def _places(
     shared: Integration, rows: Tensor, step: Attempt
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The quadrature of the steps accepted.
+    """The quadrature over the accepted steps.
 
-    Rows, and their x, t and h b_i at each stage that has a weight.
+    Yields:
+        Rows, their x and t, and h b_i, for each stage that has a weight.
     """
     taken = step.accepted.nonzero()[:, 0]
     rows, x, t, after, h = (leaf[taken] for leaf in (rows, step.x, step.t, step.t_after, step.h))
@@ -515,7 +561,7 @@ def _places(
 
 
 def _met(shared: Integration, step: Attempt, wanted: Tensor) -> Tensor:
-    """Which times each row's step has met, `(rows, times)`."""
+    """Which of the times asked for lie in each row's accepted step, `(rows, times)` of bool."""
     since, left = (
         (wanted - step.t[:, None]) * shared.span,
         (step.t_after[:, None] - wanted) * shared.span,
@@ -552,7 +598,7 @@ def _settle(found: RowSolution, active: ActiveRows, status: Tensor, spent: int) 
 
 
 def _hold(shared: Integration, found: RowSolution, wanted: Tensor) -> None:
-    """Rows that failed keep their last state at the times beyond."""
+    """Give rows that failed their last state at the times beyond."""
     assert found.states is not None
     row, which = ((wanted - found.t[:, None]) * shared.span > 0).nonzero(as_tuple=True)
     found.states[row, which] = found.x[row]

@@ -1,9 +1,13 @@
-r"""Fixed-grid methods of the probability flow as tables of numbers: one row an evaluation.
+"""Fixed-grid methods of the probability flow as tables of numbers: one row an evaluation.
 
 Every method here is linear in the position x, the present prediction and a few earlier ones, so its
-coefficients follow from alpha and sigma alone, in float64, once a run. An evaluation reads one row,
+coefficients follow from alpha and sigma alone, in float64, once a run. A row has the numbers of one
+evaluation:
 
-    t, (p, q) of what is remembered, F = p x + q D, weights of (x, F, F_1, F_2, ...) for the next point, and for the position,
+    t                           the time at which the field is evaluated
+    (p, q)                      of what is remembered, F = p x + q D
+    weights of (x, F, F_1, ..)  for the point of the next evaluation, F_1, .. the earlier F
+    weights of (x, F, F_1, ..)  for the position
 
 so that a compiled or captured step serves every row, and no evaluation is spent that does not
 count. Steps are exact in `x_t = alpha D + sigma e` but for the change of the prediction. With any
@@ -11,12 +15,15 @@ count. Steps are exact in `x_t = alpha D + sigma e` but for the change of the pr
 
     d(x/m) = F d(alpha/m) / b = -F d(sigma/m) / a,        F = b D - a e = (m D - a x) / sigma
 
-    x' = (m'/m) x + (alpha' sigma - alpha sigma') / m  <F>,     <F> the mean of F, evenly in alpha/m (or in sigma/m) over the step
+    x' = (m'/m) x + (alpha' sigma - alpha sigma') / m  <F>
 
-    form      m               F       evenly in         known as
-    DATA      sigma           D       alpha/sigma       DPM-Solver++, UniPC: exponential in log-SNR
-    NOISE     alpha           -e      sigma/alpha       DPM-Solver, DEIS, linear multistep
-    LINEAR    alpha + sigma   D - e   w                 Adams methods in the time `w = alpha/(alpha+sigma)` of the linear path
+where `<F>` is the mean of F, evenly in alpha/m (or in sigma/m), over the step.
+
+    form     m               F      evenly in    known as
+    DATA     sigma           D      alpha/sigma  DPM-Solver++, UniPC: exponential in log-SNR
+    NOISE    alpha           -e     sigma/alpha  DPM-Solver, DEIS, linear multistep
+    LINEAR   alpha + sigma   D - e  w            Adams methods in the time of the linear path,
+                                                 w = alpha/(alpha+sigma)
 
 A constant F gives DDIM (Euler) in every form. Multistep methods of order k put a polynomial in w
 through the last k predictions and average it exactly. In w, unlike in log-SNR, both ends are
@@ -34,8 +41,9 @@ from alpha = 0 or to sigma = 0.
 Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have
 it. "rk4_38" is Kutta's 3/8 rule, "ralston_3" and "ralston_4" the rules of three and four stages
 with the least bound on their error. On a step to sigma = 0 those with a stage at its end give way
-to one without (`closing`), where neither a denoiser determines F nor a velocity such as `(data - x)
-/ (1 - t)` has a value. A velocity without a Gaussian path counts as the linear path's, `w = t`.
+to one without (`closing`), as there neither does a denoiser determine F nor has a velocity such as
+`(data - x) / (1 - t)` a value. A velocity without a Gaussian path counts as the linear path's,
+`w = t`.
 
 Rules of a velocity are rules for any `dx/dt = u(x, t)` as well: `solve` follows them between given
 times, where no form, path or end has a say. There multistep rules get their past by Kutta's rule
@@ -47,8 +55,9 @@ References:
     Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
     models" (2022).
     Hairer, Norsett, Wanner, "Solving ordinary differential equations I" (1993), III.1 for what
-    multistep methods are started with. Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for
-    guided sampling of diffusion probabilistic models" (2022).
+    multistep methods are started with.
+    Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided sampling of diffusion
+    probabilistic models" (2022).
     Ralston, "Runge-Kutta methods with minimum error bounds" (1962).
     Zhang, Chen, "Fast sampling of diffusion models with exponential integrator" (2023).
     Zhao, Bai, Rao, Zhou, Lu, "UniPC: a unified predictor-corrector framework for fast sampling of
@@ -78,15 +87,21 @@ __all__ = ["GRID_RULES", "Knot", "Multistep", "RungeKutta", "Tableau", "knots", 
 LARGEST_WEIGHTS = 10.0
 LONGEST_CORRECTED = 4.0
 LAST_STAGE = 0.95
-"""Of a step to sigma = 0. Nearer to 1 what is asked there counts for more where it is large (data
-narrower than the step).
+"""The last stage of a step to sigma = 0, as a part of the step. Nearer to 1 the prediction there,
+which is large for data narrower than the step, would count for more.
 """
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
 
 class Knot(NamedTuple):
-    """A time of the grid with its alpha and sigma, as floats."""
+    """A time of the grid.
+
+    Attributes:
+        t: The time.
+        alpha: The path's alpha there.
+        sigma: The path's sigma there.
+    """
 
     t: float
     alpha: float
@@ -94,22 +109,29 @@ class Knot(NamedTuple):
 
 
 class Form(NamedTuple):
-    """`m = a alpha + b sigma`, the scale that is divided out of x."""
+    """`m = a alpha + b sigma`, the scale by which x is divided.
+
+    Attributes:
+        a: The coefficient of alpha.
+        b: The coefficient of sigma.
+    """
 
     a: float
     b: float
 
     def scale(self, k: Knot) -> float:
-        """M at a knot."""
+        """`m` at a knot."""
         return self.a * k.alpha + self.b * k.sigma
 
     def remembered(self, k: Knot) -> tuple[float, float]:
-        """`(p, q)` with `F = p x + q D`."""
+        """`(p, q)` with `F = p x + q D` at a knot."""
         return (-self.a / k.sigma, self.scale(k) / k.sigma) if self.a else (0.0, 1.0)
 
     def step(self, now: Knot, after: Knot) -> tuple[float, float]:
-        """`(m'/m, (alpha' sigma - alpha sigma') / m)`, the latter as `(alpha' - alpha m'/m)/b` or
-        `(sigma m'/m - sigma')/a`.
+        """The coefficients of x and of `<F>` in a step.
+
+        They are `m'/m` and `(alpha' sigma - alpha sigma') / m`, the latter computed as
+        `(alpha' - alpha m'/m) / b` or `(sigma m'/m - sigma') / a`.
         """
         gain = self.scale(after) / self.scale(now)
         return gain, (after.alpha - now.alpha * gain) / self.b if self.b else (
@@ -120,17 +142,16 @@ class Form(NamedTuple):
 DATA, NOISE, LINEAR = Form(0.0, 1.0), Form(1.0, 0.0), Form(1.0, 1.0)
 
 Mean = Callable[[Sequence[Knot], Knot, Knot, Form], list[float]]
-"""The weights of the predictions at some knots (newest first) in `<F>` over the step between two
-more.
+"""`(nodes, now, after, form) -> weights`: those of the predictions at the nodes (newest first) in
+`<F>` over the step from now to after.
 """
 
 
 def polynomial_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
-    """The Lagrange polynomials of the nodes, in w, averaged over the step by Gauss-Legendre
-    quadrature.
+    """The Lagrange polynomials of the nodes, in w, averaged over the step.
 
-    Times in w are pairs (w, 1 - w), whose differences `w (1 - v) - v (1 - w)` keep their digits
-    near both ends.
+    By Gauss-Legendre quadrature. Times in w are pairs (w, 1 - w), whose differences
+    `w (1 - v) - v (1 - w)` keep their digits near both ends.
     """
     m, m_after = form.scale(now), form.scale(after)
     alpha = (1 - _NODES) * m_after * now.alpha + _NODES * m * after.alpha
@@ -146,7 +167,7 @@ def polynomial_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -
 
 
 def midpoint_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
-    """DPM-Solver++(2M).
+    """The mean of DPM-Solver++(2M).
 
     The straight line in log-SNR through two predictions, at the middle of the step.
     """
@@ -158,10 +179,7 @@ def midpoint_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> 
 
 
 class GridRule:
-    """What rules along a given grid have in common.
-
-    No estimate of their error, and every row for itself.
-    """
+    """What rules along a given grid share: no estimate of their error, every row by itself."""
 
     adaptive: ClassVar[bool] = False
     embedded: ClassVar[bool] = False
@@ -170,9 +188,13 @@ class GridRule:
 
 @dataclass(frozen=True)
 class Multistep(GridRule):
-    """One evaluation a step: `<F>` from the last `points` predictions.
+    """One evaluation a step: `<F>` from the last predictions.
 
-    With `corrected`, from one more in hindsight.
+    Args:
+        points: The number of predictions that a step uses.
+        form: The scale and prediction in which it works.
+        corrected: Whether the last step is averaged once more with the prediction at its end.
+        mean: The weights of the predictions in `<F>`.
     """
 
     points: int
@@ -184,7 +206,7 @@ class Multistep(GridRule):
 
     @property
     def order(self) -> int:
-        """The power of the step in its error at the end."""
+        """The power of the step size in the error at the end."""
         return self.points + self.corrected
 
     @property
@@ -200,13 +222,13 @@ class Multistep(GridRule):
     def solve(self, velocity: Velocity, x: Tensor, stops: Sequence[float], **_: Any) -> Solved:
         """`dx/dt = velocity(x, t)` from stop to stop, for a rule of the velocity.
 
-        The first `memory` steps, which have no past, are Kutta's, whose first stages are the past
-        of what follows.
+        The first `memory` steps have no past: they are Kutta's, whose first stages are the past of
+        those that follow.
 
         Args:
             velocity: `(x, t) -> like x`, t a float.
             x: Where to start, `(rows, *event)`.
-            stops: Times, rising or falling.
+            stops: Times, increasing or decreasing.
 
         Returns:
             Position at the end, status and evaluations.
@@ -230,7 +252,7 @@ class Multistep(GridRule):
         return _settled(x, steps + (STARTER.stages - 1) * min(self.memory, steps))
 
     def rows(self, grid: Sequence[Knot], path: GaussianPath | None) -> list[list[list[float]]]:
-        """The rows of each interval."""
+        """The rows of each interval of a grid; without a path those of a velocity."""
         form = self.form if path is not None else LINEAR
         first = 0 if form.scale(grid[0]) > 0 else 1
         rows, shares = [], [1.0]
@@ -259,7 +281,7 @@ class Multistep(GridRule):
     def _corrects(self, done: int) -> bool:
         """Whether the last of `done` steps is corrected.
 
-        Always with a corrector, and while the order still rises.
+        Always with a corrector, and otherwise while the order still rises.
         """
         return done > 0 and (
             self.corrected or (done < self.points and self.mean is polynomial_mean)
@@ -276,12 +298,14 @@ class Multistep(GridRule):
 
 @dataclass(frozen=True)
 class RungeKutta(GridRule):
-    """Explicit stages within a step: `nodes` c_i.
+    """Explicit stages within a step.
 
-    `weights`, one row for every next stage and for the step.
-
-    `order` is the power of the step in its error at the end. `closing` steps to sigma = 0, where a
-    stage at the end of the step has no value.
+    Args:
+        order: The power of the step size in the error at the end.
+        form: The scale and prediction in which it works.
+        nodes: c_i, the times of the stages as parts of the step.
+        weights: a_ij for every stage after the first, and b_i.
+        closing: The rule for steps to sigma = 0, where a stage at the end of the step has no value.
     """
 
     order: int
@@ -308,7 +332,7 @@ class RungeKutta(GridRule):
         Args:
             velocity: `(x, t) -> like x`, t a float.
             x: Where to start, `(rows, *event)`.
-            stops: Times, rising or falling.
+            stops: Times, increasing or decreasing.
 
         Returns:
             Position at the end, status and evaluations.
@@ -320,7 +344,18 @@ class RungeKutta(GridRule):
     def taken(
         self, velocity: Velocity, x: Tensor, first: Tensor, now: float, after: float
     ) -> Tensor:
-        """X after one step, `first` being the velocity where it begins."""
+        """The position after one step.
+
+        Args:
+            velocity: `(x, t) -> like x`, t a float.
+            x: The position before it, `(rows, *event)`.
+            first: The velocity there, like x.
+            now: The time before it.
+            after: The time after it.
+
+        Returns:
+            Like x.
+        """
         slopes = [first]
         for c, weights in zip(self.nodes[1:], self.weights, strict=False):
             slopes.append(
@@ -329,23 +364,21 @@ class RungeKutta(GridRule):
         return x + (after - now) * _combined(self.weights[-1], slopes)
 
     def rows(self, grid: Sequence[Knot], path: GaussianPath | None) -> list[list[list[float]]]:
-        """The rows of each interval."""
+        """The rows of each interval of a grid; without a path those of a velocity."""
         return [self._interval(now, after, path) for now, after in pairwise(grid)]
 
     def _interval(self, now: Knot, after: Knot, path: GaussianPath | None) -> list[list[float]]:
         rule = self.closing if after.sigma == 0 and self.closing else self
-        rule = (
-            _EULER if after.t == now.t else rule
-        )  # behind the path's end nothing was learned that a stage could ask for
+        # Behind the path's end no model was trained: a step there has no stage to evaluate.
+        rule = _EULER if after.t == now.t else rule
         form = LINEAR if path is None else rule.form if rule.form.scale(now) > 0 else DATA
         stops = [_between(now, after, c, form, path) for c in rule.nodes]
         rows = []
         for stage, there, c, weights in zip(
             stops, [*stops[1:], after], [*rule.nodes[1:], 1.0], rule.weights, strict=True
         ):
-            gain, rate = form.step(
-                now, there
-            )  # all stages lie on one straight line: this one is c of the whole
+            # All stages lie on one straight line: this one is a part c of the whole.
+            gain, rate = form.step(now, there)
             ahead = (gain, *(rate / c * w for w in reversed(weights)))
             memorised = form.remembered(stage) if path is not None else (0.0, 1.0)
             rows.append(_row(stage.t, memorised, ahead, (1.0,), self.memory))
@@ -373,12 +406,12 @@ def _between(now: Knot, after: Knot, c: float, form: Form, path: GaussianPath | 
 
 
 def _combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """`sum_i weights_i slopes_i` of as many as there are weights."""
+    """`sum_i weights_i slopes_i`, of as many as both have."""
     return torch.stack([w * k for w, k in zip(weights, slopes, strict=False) if w]).sum(0)
 
 
 def _settled(x: Tensor, evaluations: int) -> Solved:
-    """What came of every row."""
+    """The result of a solve: position, status, and the same number of evaluations for every row."""
     status = torch.where(finite_rows(x), int(Status.OK), int(Status.NONFINITE))
     return x, status, torch.full_like(status, evaluations)
 
@@ -401,12 +434,18 @@ def _row(
 def four_stages(c2: float, c3: float, c4: float = 1.0) -> RungeKutta:
     """Kutta's rule with stages at 0, c2, c3, c4 in w, 0 < c2 < c3 < c4 <= 1.
 
-    It closes with `c4 = LAST_STAGE`.
+    With b from the quadrature and d_i = sum_j a_ij c_j, the conditions `sum b d = 1/6`,
+    `sum b c d = 1/8` and `sum b_i a_ij d_j = 1/24` give the stages. The last one of fourth order,
+    `sum b_i a_ij c_j^2 = 1/12`, then holds for c4 = 1 alone (Butcher, 1963): below it the error of
+    a single step is of fourth order in its length, as that of all steps before it is.
 
-    With b from the quadrature and d_i = sum_j a_ij c_j, the conditions `sum b d = 1/6`, `sum b c d
-    = 1/8` and `sum b_i a_ij d_j = 1/24` give the stages. The last one of fourth order, `sum b_i
-    a_ij c_j^2 = 1/12`, then holds for c4 = 1 alone (Butcher, 1963): below it the error of a single
-    step is of fourth order in its length, as that of all before it is.
+    Args:
+        c2: The second node.
+        c3: The third node.
+        c4: The last node; where it is 1 the rule closes with `c4 = LAST_STAGE`.
+
+    References:
+        Butcher, "Coefficients for the study of Runge-Kutta integration processes" (1963).
     """
     b = np.linalg.solve(
         np.vander([0.0, c2, c3, c4], increasing=True).T, [1, 1 / 2, 1 / 3, 1 / 4]
@@ -449,15 +488,15 @@ GRID_RULES: dict[str, Multistep | RungeKutta] = {
     **{f"adams_{k}": Multistep(k, LINEAR) for k in (2, 3, 4)},
     **{f"adams_pc_{k}": Multistep(k, LINEAR, corrected=True) for k in (2, 3)},
 }
-"""Every entry states its order. The number in a multistep rule's name is that of the points that a
-step predicts with.
-"""
+"""Rules by name. The number in a multistep rule's name is that of the predictions a step uses."""
 
 
 class Tableau(NamedTuple):
-    """`rows` of shape (evaluations, 3 + 2 (memory + 2)): see the module's docstring.
+    """A method along a grid.
 
-    Which rows end an interval.
+    Attributes:
+        rows: `(evaluations, 3 + 2 (memory + 2))`, float64: see the module's docstring.
+        milestones: For each row, whether it ends an interval.
     """
 
     rows: Tensor
@@ -465,8 +504,12 @@ class Tableau(NamedTuple):
 
 
 def knots(path: GaussianPath | None, times: Tensor, denoise: bool) -> list[Knot]:
-    """The grid's times with their alpha and sigma, and sigma = 0 behind them where the run is to
-    end denoised.
+    """The times of a grid with their alpha and sigma.
+
+    Args:
+        path: The Gaussian path; None for the linear one.
+        times: The grid, `(n + 1,)`, float64.
+        denoise: Whether sigma = 0 follows a path's end that is above it.
     """
     if path is None:
         return [Knot(t, t, 1 - t) for t in times.tolist()]
@@ -484,7 +527,17 @@ def knots(path: GaussianPath | None, times: Tensor, denoise: bool) -> list[Knot]
 def tableau(
     method: str, path: GaussianPath | None, times: Tensor, denoise: bool = False
 ) -> Tableau:
-    """The rows of a rule in `GRID_RULES` along a grid."""
+    """The rows of a rule along a grid.
+
+    Args:
+        method: A name in `GRID_RULES`.
+        path: The Gaussian path; None for a velocity without one.
+        times: The grid, `(n + 1,)`, float64.
+        denoise: Whether the run ends with a step to sigma = 0.
+
+    Raises:
+        SingularConversion: The grid goes on behind sigma = 0.
+    """
     grid = tuple(knots(path, times, denoise))
     if any(k.sigma == 0 for k in grid[:-1]):
         raise SingularConversion("the grid goes on behind sigma = 0: nothing leads away from there")

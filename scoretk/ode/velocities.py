@@ -1,4 +1,4 @@
-"""What solvers of differential equations are given, and what they give back."""
+"""What solvers of differential equations are given, and what they return."""
 
 from __future__ import annotations
 

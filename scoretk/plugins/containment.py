@@ -37,7 +37,7 @@ __all__ = ["Interrupts", "contained", "outside"]
 
 Restore = Callable[[], object]
 SIGNALS = [s for s in signal.valid_signals() if s < 32] if os.name == "posix" else []
-"""The signals with a name. Two of them cannot be handled; their handler is None and is left alone."""
+"""The signals with a name. Two of them cannot be handled: their handler is None, and stays."""
 
 
 @contextmanager

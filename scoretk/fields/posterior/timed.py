@@ -25,12 +25,14 @@ __all__ = ["TimedPosterior"]
 
 
 LOG_SNR = (-4.0, 0.0, 4.0)
-"""The log(alpha^2 / sigma^2), where the path has them, at which the prior's derivatives are checked."""
+"""The log(alpha^2 / sigma^2) at which the prior's derivatives are checked, as the path has them."""
 
 
 @dataclass(frozen=True, eq=False)
 class TimedPosterior(Wrapped, GaussianPathField):
-    """The prior's denoiser, shifted by the method; its base is the prior's.
+    """The prior's denoiser, shifted by the method.
+
+    Its base is the prior's: where alpha(0) = 0 the measurement says nothing of x_t at t = 0.
 
     Attributes:
         prior: A field in time.
