@@ -86,6 +86,10 @@ def test_a_run_is_not_shortened(tmp_path):
         match="20 steps, and steps=10 asks for fewer: a run can be extended, not shortened",
     ):
         run(steps=10)
+    with pytest.raises(
+        stk.CheckpointError, match=r"seed: 0 there, 4 here.*not shortened; solver\.step_size"
+    ):  # all that differs, not the first alone
+        stk.sample(FIELD, stk.ULA(0.2), chains=2, steps=10, seed=4, checkpoint=tmp_path / "c")
     with pytest.raises(stk.CheckpointError, match="warmup: 0 there, 5 here"):
         run(steps=20, warmup=5)
     with pytest.raises(stk.CheckpointError, match="thin: 1 there, 2 here"):

@@ -1,5 +1,6 @@
 """The fit loop: any optimiser, players, early stopping, exact resume, several processes, and what it says on the way."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -65,6 +66,28 @@ def stop_after(step):
     return report
 
 
+def objective(path, *, scale=1.0, augment=None, activation=nn.SiLU, cd=None, seed=0):
+    """A fit whose loss holds what it is given; the network starts elsewhere each time."""
+    with torch.random.fork_rng([]):
+        net = nn.Sequential(nn.Linear(2, 4), activation(), nn.Linear(4, 1))
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p.copy_(torch.linspace(-1, 1, p.numel()).reshape(p.shape) * (next(OBJECTIVES) + i))
+    field, state = stk.Energy(lambda x: net(x)[:, 0] + x.square().sum(1), (2,)), None
+    if cd is not None:
+        state = stk.ContrastiveDivergence(stk.ULA(0.1), steps=cd, start=stk.ReplayBuffer(32))
+
+    def loss(x, _):
+        x = x if augment is None else augment(x)
+        return scale * field.energy(x) if state is None else state(field, x).loss
+
+    recipe = Recipe(4, batch=8, evaluations=2, held_out=0.0)
+    return fit(net, loss, rows(), recipe, checkpoint=path, state=state, seed=seed)
+
+
+OBJECTIVES = itertools.count(1)
+
+
 class TestResume:
     @pytest.mark.parametrize("recipe", slow_but([WHOLE, PARTED], PARTED), ids=["whole", "parts"])
     @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +127,35 @@ class TestResume:
             calls[:] = (
                 [1] * 5
             )  # the second run starts at step 6 and ends, two steps on, inside the same interval
-        assert equal(deterministic(checkpoint=tmp_path / "c").weights, straight.weights)
+        calls[:] = [1] * 9
+        done = fit(net, loss, rows(), RECIPE, checkpoint=tmp_path / "c")
+        assert equal(done.weights, straight.weights)
+
+    @pytest.mark.parametrize(
+        ("there", "here", "said"),
+        [
+            ({}, {"scale": 2.0}, r"scale: 1.0 there, 2.0 here"),
+            ({}, {"augment": lambda x: x.flip(0)}, r"augment: None there, code"),
+            ({}, {"activation": nn.ReLU}, r"module: .*SiLU.* there, .*ReLU.* here"),
+            ({"cd": 3}, {"cd": 4}, r"steps'.: 3 there, 4 here"),
+            ({}, {"scale": 2.0, "seed": 5, "activation": nn.ReLU}, "seed: .*module: .*scale: "),
+        ],
+        ids=["a constant", "an augmentation", "another network", "a state", "all of them"],
+    )
+    def test_another_loss_does_not_take_it_up(self, tmp_path, there, here, said):
+        """And says in what it differs; weights and states that it has changed itself are no difference."""
+        path = tmp_path / "c"
+        assert equal(objective(path, **there).weights, objective(path, **there).weights)
+        content = path.read_bytes()
+        with pytest.raises(stk.CheckpointError, match=f"(?s){said}"):
+            objective(path, **there | here)
+        assert path.read_bytes() == content
+
+    def test_without_the_code_of_the_loss_another_takes_it_up(self, tmp_path, monkeypatch):
+        """The mutant."""
+        monkeypatch.setattr("scoretk.learn.resume.differences", lambda *_: [])
+        objective(tmp_path / "c")
+        objective(tmp_path / "c", scale=2.0)
 
     @pytest.mark.parametrize(
         ("make", "said"),

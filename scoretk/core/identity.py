@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_known, key_of, parts
 
-__all__ = ["Identity", "differences", "is_summary", "tensor_value", "without_addresses"]
+__all__ = ["Identity", "differences", "is_among", "is_summary", "tensor_value", "without_addresses"]
 
 SHOWN = 60
 """Characters of a value that are kept as they are; of a longer one the beginning and a digest."""
@@ -115,7 +115,7 @@ class Identity:
             digests of the others; `changing`, what was left out.
         """
         ways = sorted(changing)
-        kept = [(way, value) for way, value in self.values.items() if not _among(way, ways)]
+        kept = [(way, value) for way, value in self.values.items() if not is_among(way, ways)]
         digest = _digest(json.dumps([sorted(kept), ways]).encode())
         rest: dict[str, list[str]] = {}
         for way, value in kept[KEPT:]:
@@ -200,7 +200,8 @@ def _in_order(item: Any) -> list[Part]:
     return sorted(found, key=lambda part: part[0])
 
 
-def _among(way: str, ways: Iterable[str]) -> bool:
+def is_among(way: str, ways: Iterable[str]) -> bool:
+    """Whether a way is one of these, or within one that ends with `*`."""
     return any(
         way == other or (other.endswith("*") and _is_within(way, other[:-1])) for other in ways
     )
@@ -214,7 +215,7 @@ def _outermost(ways: Iterable[str]) -> list[str]:
     """The paths without those that lie within another of them."""
     found: list[str] = []
     for way in sorted(set(ways), key=len):
-        if not _among(way.removesuffix("*"), [other for other in found if other != way]):
+        if not is_among(way.removesuffix("*"), [other for other in found if other != way]):
             found.append(way)
     return sorted(found)
 

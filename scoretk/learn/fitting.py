@@ -90,9 +90,10 @@ def fit(
     players = [Player("", module, loss)] if callable(loss) else list(loss)
     run = Training(module, players, data, recipe, seed, evaluate, state)
     file = None if checkpoint is None else checkpoint_file(checkpoint)
-    identity = {} if file is None else run.identity(data, settings)
-    if file is not None and file.exists():
-        run.restore(read_moment(file, identity))
+    whose, changed = None if file is None else run.whose(data, settings), list[str]()
+    if file is not None and whose is not None and file.exists():
+        moment, changed = read_moment(file, whose)
+        run.restore(moment)
     every = max(1, recipe.steps // recipe.evaluations)
     try:
         while run.step < recipe.steps and (recipe.patience is None or run.stale < recipe.patience):
@@ -100,8 +101,8 @@ def fit(
             if run.step % every == 0 or run.step == recipe.steps:
                 run.evaluate()
                 moment = None if file is None else run.moment()
-                if file is not None and processes.rank() == 0:
-                    write_moment(file, moment, identity)
+                if file is not None and whose is not None and processes.rank() == 0:
+                    write_moment(file, moment, whose, changed)
                 if report is not None and processes.rank() == 0:
                     report(run.best.history[-1])
     except NotFinite as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from torch import Tensor
 
 from scoretk.core.arrays import fresh
 from scoretk.core.files import file_to_write
+from scoretk.core.identity import Identity, differences, is_among, is_summary
 from scoretk.core.sealed import plain_json
 from scoretk.errors import CheckpointError
-from scoretk.run.checkpoint import check_header, read, unfit, write
+from scoretk.run.checkpoint import check_header, check_settings, load, unfit, write
 
 __all__ = [
+    "Whose",
     "checkpoint_file",
     "from_tensors",
     "packed",
@@ -46,31 +50,65 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
     return file_to_write("checkpoint", path)
 
 
-def write_moment(path: Path, moment: Any, settings: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Whose:
+    """What tells a training from others.
+
+    Args:
+        settings: Plain values.
+        code: What its losses, its measure and its optimisers are made of.
+        apart: The ways in `code` to what the training itself changes.
+    """
+
+    settings: dict[str, Any]
+    code: Identity
+    apart: tuple[str, ...]
+
+    def summary(self, changing: Iterable[str] = ()) -> dict[str, Any]:
+        """That of `code`, without what training changes."""
+        return self.code.summary({*self.apart, *changing})
+
+    def changing(self) -> list[str]:
+        """The ways to what has changed since the start, the modules' weights left out."""
+        return [
+            way for way in self.code.changing() if not is_among(way.removesuffix("*"), self.apart)
+        ]
+
+
+def write_moment(path: Path, moment: Any, whose: Whose, changed: Iterable[str] = ()) -> None:
     """Write a moment atomically.
 
     Args:
         path: The file.
         moment: A nested value.
-        settings: Plain values that tell the run from others.
+        whose: What tells the training from others.
+        changed: The ways to what it had changed before it was taken up.
 
     Raises:
         CheckpointError: Where the moment holds a value of another type, or writing fails.
     """
-    write(path, to_tensors(moment), {"settings": _plain(settings)}, "fit")
+    made = whose.summary({*changed, *whose.changing()})
+    write(path, to_tensors(moment), {"settings": _plain(whose.settings), "made": made}, "fit")
 
 
-def read_moment(path: Path, settings: dict[str, Any]) -> Any:
-    """The moment that `write_moment` wrote; the file is only read.
+def read_moment(path: Path, whose: Whose) -> tuple[Any, list[str]]:
+    """The moment that `write_moment` wrote, and the ways to what that training had changed.
+
+    The file is only read.
 
     Raises:
-        CheckpointError: Where the file is damaged, or written with other settings.
+        CheckpointError: Where the file is damaged, or another training's: with all that differs.
     """
-    tensors, header = read(path, _plain(settings), "fit")
+    tensors, header = load(path, "fit")
     try:
-        check_header(header, settings=lambda value: True)
-        return from_tensors(tensors)
+        check_header(header, settings=lambda v: isinstance(v, dict), made=is_summary)
+        changed = header["made"]["changing"]
+        other = differences(header["made"], whose.summary(changed))
+        check_settings(path, header["settings"], _plain(whose.settings), other)
+        return from_tensors(tensors), changed
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise unfit(path, f"it holds no moment of a training ({error})") from error
 
 

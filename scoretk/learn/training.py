@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from scoretk.core.arguments import count, tensor_like
 from scoretk.core.arrays import aligned
+from scoretk.core.identity import Identity, without_addresses
 from scoretk.core.noise import derive
 from scoretk.errors import CheckpointError, InvalidArgument, ScoretkError
 from scoretk.learn import processes
 from scoretk.learn.recipe import Fit, Loss, Numbers, Player, Progress, Recipe
+from scoretk.learn.resume import Whose
 from scoretk.learn.states import States
 from scoretk.run.checkpoint import is_count, tensor_digest
 
@@ -179,8 +181,28 @@ class Training:
         self.module.load_state_dict(present)
         return float(torch.stack(values).mean())
 
-    def identity(self, data: Tensor, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What tells this run from others, as plain values."""
+    def whose(self, data: Tensor, settings: Mapping[str, Any] | None) -> Whose:
+        """What tells this run from others: its settings, and the code of its losses.
+
+        The weights are not, nor what the training itself changes; a moment has both.
+        """
+        modules = [self.module, *(player.module for player in self.players)]
+        states = self.states.objects
+        learned = {
+            "modules": modules,
+            "weights": [v for m in modules for v in (*m.parameters(), *m.buffers())],
+            "states": states,
+        }
+        code = Identity(
+            state=[_settings_of(state) for state in states],
+            **learned,
+            loss=[player.loss for player in self.players],
+            evaluate=None if self.measure is self.players[0].loss else self.measure,
+            optimiser=[self.recipe.optimiser, *(player.optimiser for player in self.players)],
+        )
+        return Whose(self._settings(data, settings), code, tuple(f"{name}*" for name in learned))
+
+    def _settings(self, data: Tensor, settings: Mapping[str, Any] | None) -> dict[str, Any]:
         weights = {
             name: [str(v.dtype), list(v.shape)] for name, v in self.module.state_dict().items()
         }
@@ -189,6 +211,7 @@ class Training:
             "seed": self.seed,
             "data": tensor_digest({"data": torch.as_tensor(data)}),
             "weights": weights,
+            "module": without_addresses(repr(self.module)),
             "recipe": asdict(self.recipe)
             | {"optimiser": _name(self.recipe.optimiser), "parts": self.parts},
             "players": [[p.name, p.steps, _name(p.optimiser)] for p in self.players],
@@ -247,6 +270,15 @@ class Training:
             raise CheckpointError(
                 f"the checkpoint does not fit this training: {error}. It is left untouched"
             ) from error
+
+
+def _settings_of(state: Any) -> dict[str, Any]:
+    """What a state that is a dataclass has been given; of what has a state of its own its kind."""
+    given = {f.name: getattr(state, f.name) for f in fields(state)} if is_dataclass(state) else {}
+    return {"": type(state)} | {
+        name: type(value) if hasattr(value, "load_state_dict") else value
+        for name, value in given.items()
+    }
 
 
 def _number(moment: dict[str, Any], name: str) -> int:

@@ -117,7 +117,7 @@ def run_batches(
 
     With a checkpoint the run is saved when due, at its end, and when anything stops it (Ctrl-C, a
     model's error); where the file exists already the run goes on from it. Raises what `drive` and
-    `checkpoint.read` raise.
+    `checkpoint.load` raise.
     """
     run = _resume(batches, solver, recorder, saving)
     total, finished = sum(b.schedule.total for b in batches), list[Finished]()
@@ -373,15 +373,14 @@ def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
 
     With other settings, of another field or solver, or longer than this run.
     """
-    theirs, ours = dict(header["settings"]), saving.settings
+    theirs, ours, shorter = dict(header["settings"]), saving.settings, list[str]()
     before, asked = theirs.get("steps"), ours["steps"]
     if saving.extends and is_count(before) and before != asked:
         if before > asked:
-            raise CheckpointError(
-                f"{path} is of a run of {before} steps, and steps={asked} asks for fewer: a run "
-                f"can be extended, not shortened. "
-                f"Ask for {before} or more, or move the file away to start afresh"
-            )
+            shorter = [
+                f"it is of a run of {before} steps, and steps={asked} asks for fewer: a run can be "
+                f"extended, not shortened"
+            ]
         loose = [
             b["step"]
             for b in header["batches"]
@@ -395,7 +394,7 @@ def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
             )
         theirs["steps"] = asked
     summary = saving.identity.summary(header["identity"]["changing"])
-    check_settings(path, theirs, ours, differences(header["identity"], summary))
+    check_settings(path, theirs, ours, [*shorter, *differences(header["identity"], summary)])
 
 
 def _held(said: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:

@@ -35,7 +35,6 @@ __all__ = [
     "check_settings",
     "is_count",
     "load",
-    "read",
     "tensor_digest",
     "unfit",
     "weights_digest",
@@ -155,22 +154,6 @@ def write(
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {error}. An older one there is untouched"
         ) from error
-
-
-def read(
-    path: Path, settings: dict[str, Any], kind: str = "run"
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a checkpoint of the run with these settings.
-
-    Raises:
-        `CheckpointError` where the file is damaged, truncated, no checkpoint, or another run's,
-        with the settings in which they differ. The file is only read.
-    """
-    tensors, header = load(path, kind)
-    if not isinstance(header.get("settings"), dict):
-        raise unfit(path, "it holds no settings")
-    check_settings(path, header["settings"], settings)
-    return tensors, header
 
 
 def load(path: Path, kind: str = "run") -> tuple[dict[str, Tensor], dict[str, Any]]:
