@@ -1,5 +1,6 @@
 """What warmup tuned is given back to a solver, which then goes on without warmup."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -134,3 +135,38 @@ def test_compiled_it_agrees_with_eager(name):
         for c in (False, True)
     )
     assert torch.allclose(eager, compiled, rtol=1e-3, atol=1e-3)
+
+
+# --- a run that goes on has noise of its own
+
+
+def moves(draws, start):
+    """What led each chain from one draw to the next, `(chains, steps, *event)`."""
+    way = torch.cat([start[:, None], draws.x], 1)
+    return way.diff(dim=1).flatten(1)
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_a_run_that_goes_on_with_the_same_seed_is_not_moved_as_before(mutant, monkeypatch):
+    """On a flat target every proposal is accepted, so that moves are the noise. The mutant: the noise once more."""
+    if mutant:
+        monkeypatch.setattr(tuned.Before, "continued_by", lambda *_: 0)
+    flat = stk.Energy(lambda x: 0 * x.sum(1), (5,))
+    solver = stk.MALA()
+    first = stk.sample(flat, solver, chains=8, warmup=40, steps=40, seed=3)
+    twice = {"warmup": 0, "steps": 40, "seed": 3}
+    second = stk.sample(flat, solver.tuned_by(first), init=first.final, **twice)
+    third = stk.sample(flat, solver.tuned_by(second), init=second.final, **twice)
+    part = stk.sample(
+        flat, solver.tuned_by(first), init=first.final[2:5], chains=range(2, 5), **twice
+    )
+    again = stk.sample(flat, solver.tuned_by(first), init=first.final, **twice)
+    assert torch.equal(second.x, again.x)
+    assert torch.equal(part.x, second.x[2:5])
+    a, b = moves(second, first.final), moves(third, second.final)
+    alike = float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+    assert (abs(alike) < 6 / math.sqrt(a.numel())) is not mutant
+    if not mutant:
+        assert (second.provenance["continues"], third.provenance["continues"]) == (1, 2)
+    fresh = stk.sample(flat, solver.tuned_by(first), init=first.final, **(twice | {"seed": 4}))
+    assert "continues" not in fresh.provenance

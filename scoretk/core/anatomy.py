@@ -71,12 +71,14 @@ __all__ = [
     "PLAIN",
     "ModuleView",
     "Names",
+    "as_networks_take",
     "field_tensors",
     "is_known",
     "key_of",
     "left_as_found",
     "modules_of",
     "names_in",
+    "network_dtype",
     "parts",
     "state_like",
     "walk",
@@ -699,6 +701,28 @@ def state_like(value: Any) -> list[Tensor]:
         t.shape for item in found if _steers(item) for t in walk(item) if isinstance(t, Tensor)
     }
     return [t for t in others if t.shape not in schedules] if schedules else others
+
+
+def network_dtype(value: Any) -> torch.dtype | None:
+    """The dtype in which a field's networks take x: that of their floating parameters.
+
+    None where it has none, or only such as compute in a lower precision than a state has.
+    """
+    parameters = _tensors(walk(value))[0]
+    return next((p.dtype for p in parameters if p.dtype in (torch.float32, torch.float64)), None)
+
+
+def as_networks_take(value: Any, *given: Any) -> tuple[Any, ...]:
+    """Tensors, and dictionaries of them, with the floating ones in a field's `network_dtype`."""
+    dtype = network_dtype(value)
+
+    def cast(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {name: cast(part) for name, part in item.items()}
+        fits = dtype is None or not isinstance(item, Tensor) or not item.is_floating_point()
+        return item if fits else item.to(dtype)
+
+    return tuple(map(cast, given))
 
 
 def _steers(item: Any) -> bool:

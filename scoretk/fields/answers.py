@@ -9,6 +9,7 @@ seen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -17,9 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.errors import InvalidArgument
+from scoretk.errors import InvalidArgument, ScoretkError
 
 __all__ = ["check_rows", "unwritten", "written_into"]
+
+DTYPES_DIFFER = re.compile(
+    r"same dtype|scalar type|input type.*weight type|index.*dtypes match", re.IGNORECASE
+)
+"""What torch says of tensors whose dtypes it does not bring together."""
+_APART = (
+    "torch says: {}. The state has the dtype of the network's parameters unless dtype= says other: "
+    "leave it out, or convert what the model holds, .to(dtype)"
+)
 
 _CLOSELY: ContextVar[bool] = ContextVar("closely", default=False)
 """Whether the values of an input are compared before and after the evaluation."""
@@ -87,7 +97,14 @@ def unwritten(
             _CLOSELY.reset(closely)
     kept = x.detach().clone() if _CLOSELY.get() else None
     before = _writes(x)
-    answer = evaluate(x)
+    try:
+        answer = evaluate(x)
+    except RuntimeError as error:
+        if not isinstance(error, ScoretkError) and DTYPES_DIFFER.search(str(error)):
+            raise InvalidArgument(
+                "dtype", x.dtype, "that of all that the model computes with", _APART.format(error)
+            ) from error
+        raise
     if _writes(x) != before or not (kept is None or _same(kept, x.detach())):
         raise _written(what, x)
     return answer

@@ -47,7 +47,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import left_as_found
+from scoretk.core.anatomy import as_networks_take, left_as_found
 from scoretk.core.arguments import conditions, count, counts, positive, tensor_like
 from scoretk.core.rows import across, finite_rows, row_dot, select_rows
 from scoretk.errors import InvalidArgument, Status
@@ -313,10 +313,12 @@ def encode(
         products); `InvalidArgument`.
     """
     check_flow(field)
-    bound = resolve(field, {"velocity"}, cond, timed=True)
+    (given,) = as_networks_take(field, conditions(cond))
+    bound = resolve(field, {"velocity"}, given, timed=True)
     assert isinstance(bound, TimedField)
     rows = tensor_like("x", x, (None, *bound.event_shape))
     conditions(cond, len(rows))
+    (rows,) = as_networks_take(field, rows)
     solve, flow = Solve(method, steps, grid, rtol, atol, max_steps), Flow(bound)
     asked = asks_for_gradients(rows, cond)
     with left_as_found(field, grad=asked), torch.set_grad_enabled(asked):

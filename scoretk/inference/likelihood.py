@@ -43,7 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import left_as_found
+from scoretk.core.anatomy import as_networks_take, left_as_found
 from scoretk.core.arguments import conditions, count, integer, is_integer, option, pair, tensor_like
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.core.noise import Noise, derive
@@ -154,6 +154,7 @@ def log_prob(
         resolve(field, ())
     points = tensor_like("x", x, (None, *users_shape(field)))
     ids, given = row_ids(rows, points), conditions(cond, len(points))
+    points, given = as_networks_take(field, points, given)
     solve = Solve(method, steps, grid, rtol, atol, max_steps)
     option("trace", trace or "exact", ("exact", "hutchinson", "hutch++"))
     option("probe_law", probe_law, ("rademacher", "gaussian"))
@@ -327,6 +328,7 @@ def bits_per_dim(
             f"Of data in [0, 1]: (x * {levels - 1}).round()",
         )
     found, ids = [], row_ids(rows, cells)
+    (cells,) = as_networks_take(field, cells)
     for i in range(draws):
         own = derive(seed, i)
         u = Noise(own, ids, dtype=cells.dtype).uniform(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoretk._version import __version__
-from scoretk.core.anatomy import field_tensors, left_as_found, state_like
+from scoretk.core.anatomy import field_tensors, left_as_found, network_dtype, state_like
 from scoretk.core.arguments import (
     conditions,
     count,
@@ -25,7 +25,7 @@ from scoretk.core.arguments import (
 from scoretk.core.arguments import device as as_device
 from scoretk.core.arrays import aligned
 from scoretk.core.identity import Identity, without_addresses
-from scoretk.core.noise import Noise
+from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
@@ -112,8 +112,9 @@ def sample(
             equation on the way back: the gradients to the solver's tolerance.
         batch: Chains at a time, for memory; the draws are the same. The chains that tune a solver,
             the pilot, run together.
-        device: Of the state, float32 or float64; by default those of `init`, else of the model.
-        dtype: Of the state, float32 or float64; by default those of `init`, else of the model.
+        device: Of the state; by default that of `init`, else of the model.
+        dtype: Of the state, float32 or float64; by default that of the parameters of the field's
+            networks, else of `init`, else of the model's other tensors. What is given is cast.
         compile: Whether to compile the step with torch.compile. Where the compiler cannot take the
             field (data-dependent control flow, a call to other libraries), a warning names the
             line, and the run goes on as without.
@@ -147,13 +148,16 @@ def sample(
     _check_pilot(parts, solver, start, rows)
     saved = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)
     recorder = _recorder(model, keep)
+    before = getattr(solver, "before", None)
+    continues = 0 if before is None else before.continued_by(seed, _given(init))
+    own = derive(integer("seed", seed, below=2**64), continues) if continues else seed
 
     with left_as_found(model, bool(grad)), torch.set_grad_enabled(bool(grad)):
         batches = [
             _batch(
                 model,
                 solver,
-                Noise(seed, part.ids, device=place.device, dtype=place.dtype),
+                Noise(own, part.ids, device=place.device, dtype=place.dtype),
                 part,
                 start,
                 rows,
@@ -175,7 +179,8 @@ def sample(
             start,
             rows,
             compile,
-            {"pilot": plan.pilot} if adapts(solver) else {},
+            ({"pilot": plan.pilot} if adapts(solver) else {})
+            | ({"continues": continues} if continues else {}),
         )
         saving = None
         if saved is not None:
@@ -339,13 +344,16 @@ def _by_adjoint(solver: Solver) -> Solver:
 def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
     """Device and dtype of the state.
 
-    As asked, else as `init`, else as the model, else torch's defaults.
+    As asked, else as `init`, else as the model, else torch's defaults; the dtype of a network's
+    parameters goes before that of `init`, which is cast.
     """
     hints = ([init] if isinstance(init, Tensor) else []) + state_like(model)
     found = as_device(
         "device", device if device is not None else (hints[0].device if hints else "cpu")
     )
     usable = (torch.float32, torch.float64)
+    if dtype is None:
+        dtype = network_dtype(model)
     if dtype is None:
         kinds = [t.dtype for t in hints if t.dtype in usable]
         dtype = kinds[0] if kinds else (torch.get_default_dtype() if not hints else torch.float32)
@@ -371,6 +379,11 @@ def _recorder(model: Any, keep: str) -> Recorder:
     """What keeps the draws: in the user's space where the solver works in another."""
     constrain = getattr(model, "constrain", None)
     return RECORDERS[keep] if constrain is None else Constraining(RECORDERS[keep], constrain)
+
+
+def _given(init: Any) -> Tensor | None:
+    """Where the user wants the chains to start, in the user's space."""
+    return None if init is None else torch.as_tensor(init)
 
 
 def _chains(chains: int | range | None, start: Tensor | None) -> range:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import left_as_found
+from scoretk.core.anatomy import as_networks_take, left_as_found
 from scoretk.core.arguments import count, counts, finite, tensor_like
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
@@ -207,7 +207,7 @@ class ContrastiveDivergence:
             ChainFailure: Where every chain failed, for then there is nothing to learn from.
         """
         resolve(field, {"energy"} | (self.solver.needs & {"states"}), timed=False)
-        data = tensor_like("batch", batch, (None, *field.event_shape))
+        (data,) = as_networks_take(field, tensor_like("batch", batch, (None, *field.event_shape)))
         moment, slots = self._negatives(field, data)
         negatives, fine = moment.state.x.detach(), moment.status == int(Status.OK)
         self._write_back(field, slots, moment, fine, data)

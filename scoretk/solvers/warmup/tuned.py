@@ -28,7 +28,7 @@ from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Trial
 from scoretk.solvers.warmup.step_size import DualAveraging, first_step_size
 
-__all__ = ["GIVEN", "PlannedTuned", "StepTuned", "Tunable", "Tuned", "root"]
+__all__ = ["GIVEN", "Before", "PlannedTuned", "StepTuned", "Tunable", "Tuned", "root"]
 
 
 GIVEN = torch.tensor(torch.nan, dtype=torch.float64)
@@ -110,7 +110,8 @@ class Tunable:
 
         Args:
             draws: The draws of a run of a solver of this class on events of the same shape. They
-                may be of a run with values given back, and may have been saved and loaded.
+                may be of a run with values given back, and may have been saved and loaded. A run
+                from `init=draws.final` with their seed has other noise than they had.
 
         Raises:
             InvalidArgument: Where nothing was tuned, or another class of solver; where the shapes do
@@ -127,7 +128,39 @@ class Tunable:
                 f"draws of a {type(self).__name__} whose warmup has tuned something",
                 "A step size means another thing to another solver: let each tune its own",
             )
-        return (PlannedTuned if is_planned(self) else Tuned)(self, dict(values))
+        before = Before(
+            int(provenance.get("seed", 0)),
+            int(provenance.get("continues", 0)),
+            row_marks(draws.final),
+        )
+        return (PlannedTuned if is_planned(self) else Tuned)(self, dict(values), before)
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """The run whose tuning a solver has: its seed, how many runs of it that one went on from.
+
+    `ends` `(chains,)` are the marks of the rows where its chains ended.
+    """
+
+    seed: int
+    continues: int
+    ends: Tensor
+
+    def continued_by(self, seed: int, init: Tensor | None) -> int:
+        """How many runs of a seed one goes on from that begins at `init`: 0, or one more than this.
+
+        Chains that go on where these ended, with the seed that led them there, would be moved by the
+        same noise once more; so their noise is that of another seed, `derive(seed, that number)`.
+        """
+        goes_on = init is not None and bool(torch.isin(row_marks(init), self.ends).any())
+        return self.continues + 1 if goes_on and seed == self.seed else 0
+
+
+def row_marks(x: Tensor) -> Tensor:
+    """A number by which each row of `(n, *event_shape)` is known again, `(n,)` in float64."""
+    rows = x.detach().cpu().float().double().flatten(1)
+    return (rows * torch.linspace(1, 2, rows.shape[1], dtype=torch.float64)).sum(1)
 
 
 class StepTuned(Tunable):
@@ -181,6 +214,7 @@ class _GivenBack:
 
     solver: Any
     values: dict[str, Tensor]
+    before: Before
 
     given_back: ClassVar[bool] = True
 
@@ -268,6 +302,7 @@ class Tuned(_GivenBack):
 
     solver: Any
     values: dict[str, Tensor]
+    before: Before
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -276,6 +311,7 @@ class PlannedTuned(_GivenBack):
 
     solver: Any
     values: dict[str, Tensor]
+    before: Before
 
     def ahead(self, state: Any) -> Callable[[int], int]:
         """The length of each step from this state on, as a function of the step's index."""

@@ -1,0 +1,89 @@
+"""One rule for dtypes: the state has that of the network's parameters, and what the user gives is cast to it."""
+
+import pytest
+import torch
+from torch import nn
+
+import scoretk as stk
+
+ROWS = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(8, 2)
+KERNEL = stk.HMC(step_size=0.1, leapfrogs=2, metric="none")
+
+
+def linear(inputs, outputs, dtype):
+    state = torch.random.get_rng_state()
+    torch.manual_seed(1)
+    net = nn.Linear(inputs, outputs).to(dtype)
+    torch.random.set_rng_state(state)
+    return net
+
+
+def energy(dtype):
+    net = linear(4, 1, dtype)
+    return stk.Energy(lambda x, c: net(torch.cat([x, c], 1))[:, 0] + x.square().sum(1), (2,))
+
+
+def flow(dtype):
+    net = linear(4, 2, dtype)
+    return stk.Velocity(lambda x, t, c: net(torch.cat([x, c], 1)), (2,))
+
+
+def plain(dtype):
+    net = linear(2, 1, dtype)
+    return stk.Energy(lambda x: net(x)[:, 0] + x.square().sum(1), (2,))
+
+
+CALLS = {
+    "sample": lambda d, x: stk.sample(energy(d), KERNEL, init=x, cond={"c": x}, steps=2).x,
+    "sample a flow": lambda d, x: stk.sample(flow(d), init=x, cond={"c": x}).final,
+    "log_prob": lambda d, x: stk.log_prob(flow(d), x, cond={"c": x}).value,
+    "encode": lambda d, x: stk.encode(flow(d), x, cond={"c": x}).x,
+    "bits_per_dim": lambda d, x: stk.bits_per_dim(flow(d), x.abs().ceil(), cond={"c": x}).value,
+    "contrastive divergence": lambda d, x: stk.ContrastiveDivergence(stk.ULA(0.1))(plain(d), x)[0],
+    "posterior": lambda d, x: (
+        stk.sample(
+            stk.posterior(plain(d), stk.LinearGaussian(torch.eye(2).to(x), x[0], 0.5)),
+            KERNEL,
+            chains=8,
+            steps=2,
+        ).x
+    ),
+}
+KINDS = [torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", KINDS)
+def test_what_is_given_is_cast_to_the_networks_dtype(call, given, dtype):
+    if call == "posterior" and given == torch.float16:
+        with pytest.raises(stk.InvalidArgument, match=r"expected torch\.float32 or"):
+            CALLS[call](dtype, ROWS.to(given))
+        return
+    assert CALLS[call](dtype, ROWS.to(given)).dtype == dtype
+
+
+def test_without_a_network_init_decides():
+    field = stk.Energy(lambda x: x.square().sum(1), (2,))
+    for dtype in KINDS:
+        assert stk.sample(field, KERNEL, init=ROWS.to(dtype), steps=2).x.dtype == dtype
+
+
+@pytest.mark.parametrize("asked", KINDS)
+def test_a_dtype_that_the_network_does_not_take_is_refused_in_ones_words(asked):
+    other = KINDS[1 - KINDS.index(asked)]
+    for call in (
+        lambda: stk.sample(plain(other), KERNEL, chains=2, dtype=asked, steps=2),
+        lambda: plain(other).energy(ROWS.to(asked)),
+    ):
+        with pytest.raises(stk.InvalidArgument, match=r"dtype: expected that of all.*leave it out"):
+            call()
+
+
+def test_where_the_network_is_not_asked_data_of_another_dtype_fail(monkeypatch):
+    """The mutant."""
+    for module in ("inference.likelihood", "inference.encoding", "learn.contrastive"):
+        monkeypatch.setattr(f"scoretk.{module}.as_networks_take", lambda field, *given: given)
+    for call in ("log_prob", "encode", "contrastive divergence"):
+        with pytest.raises(stk.InvalidArgument, match="dtype"):
+            CALLS[call](torch.float32, ROWS)
