@@ -57,7 +57,7 @@ def equal(a, b):
 def test_latents_and_densities_do_not_depend_on_the_batch(options):
     whole = stk.encode(FIELD, X, **options)
     dense = stk.log_prob(FIELD, X, trace="hutchinson", **options)
-    for batch in (1, 3):
+    for batch in (3,):
         parts = stk.encode(FIELD, X, batch=batch, **options)
         assert torch.equal(parts.x, whole.x)
         assert torch.equal(parts.status, whole.status)
@@ -105,18 +105,18 @@ def test_sketches_are_the_rows_own():
 
 
 def test_errors_of_rows_scored_apart_average_out():
-    """Sixty rows, each alone, average to the truth with ids of their own; the mutant, one id for all, errs as one row does."""
+    """Forty rows, each alone, average to the truth with ids of their own; the mutant, one id for all, errs as one row does."""
     field, scale = tilted()
     x = scale @ torch.full((12,), 0.3, dtype=torch.float64)
     options = {"trace": "hutchinson", "probes": 2, "method": "rk4", "steps": 8}
     truth = stk.log_prob(field, x[None], trace="exact", method="rk4", steps=8).value
-    alone = torch.cat([stk.log_prob(field, x[None], rows=i, **options).value for i in range(60)])
+    alone = torch.cat([stk.log_prob(field, x[None], rows=i, **options).value for i in range(40)])
     assert_mean(alone, truth)
     shared = torch.cat([stk.log_prob(field, x[None], **options).value for _ in range(3)])
     assert shared.unique().numel() == 1
     assert abs(float(shared[0] - truth)) > float(alone.std()) / math.sqrt(
-        60
-    )  # what sixty rows err by together
+        40
+    )  # what forty rows err by together
 
 
 def test_bits_per_dim_take_ids_and_batches():
