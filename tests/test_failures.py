@@ -274,7 +274,7 @@ def test_no_chain_stays_where_it_may_go_on(name):
     assert not bool((draws.x == 0).any())
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", slow_but(TUNED, "hmc", "nuts", "mclmc", "parallel-tempering"))
 def test_tuning_hides_no_failure(name):
     """Among chains of which some start beyond the edge: those are flagged, the others sample and never go there."""
     init = start(name)
@@ -314,7 +314,7 @@ def test_a_failing_chain_leaves_no_trace_in_its_neighbours(name):
         assert torch.equal(values[alone].nan_to_num(), ill.stats[stat][alone].nan_to_num()), stat
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", slow_but(TUNED, "chees", "mclmc", "parallel-tempering"))
 def test_what_is_tuned_is_what_it_would_be_without_the_failing_chain(name):
     init = start(name)
     init[-1] = 2.0

@@ -192,7 +192,7 @@ def test_dual_averaging_finds_the_step_size_of_its_target():
     assert size == pytest.approx(0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("accept", [0.574, 0.8])
+@pytest.mark.parametrize("accept", slow_but([0.574, 0.8], 0.8))
 def test_acceptance_reaches_its_target(accept):
     """One leapfrog step, whose acceptance falls smoothly with the step size: near the limit of stability it does not."""
     solver = stk.HMC(leapfrogs=1, jitter=0, accept=accept)
@@ -237,6 +237,7 @@ def test_without_a_solver_an_energy_tunes_itself():
         stk.sample(stk.Score(lambda x: -x, (2,)))
 
 
+@pytest.mark.slow  # by default in `test_approach`, against more of its moments
 def test_eight_schools_by_default():
     draws = stk.sample("eight-schools", chains=128, steps=300, seed=1, dtype=torch.float64)
     mu, tau, theta = EightSchools().parameters(draws.x)

@@ -322,9 +322,7 @@ def test_evaluations_of_tuning_are_counted(solver):
 TUNED = [MCLMC(), AdjustedMCLMC(), AdjustedMCLMC(leapfrogs=3)]
 
 
-@pytest.mark.parametrize(
-    "solver", [*TUNED[:2], pytest.param(TUNED[2], marks=pytest.mark.slow)], ids=repr
-)
+@pytest.mark.parametrize("solver", slow_but(TUNED, TUNED[0], TUNED[2]), ids=repr)
 def test_chains_do_not_depend_on_the_batch(solver):
     run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(40, pilot=5), "seed": 6, **DOUBLE}
     whole, parts = stk.sample(UNEQUAL, solver, **run), stk.sample(UNEQUAL, solver, batch=4, **run)
@@ -520,7 +518,7 @@ def test_failures_are_flagged():
     assert float(warmed.tuned["step_size"] * warmed.tuned["scale"].mean()) < 0.2
 
 
-@pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC()], ids=repr)
+@pytest.mark.parametrize("solver", slow_but([MCLMC(), AdjustedMCLMC()], AdjustedMCLMC()), ids=repr)
 def test_chains_that_start_far_out_come_along(solver):
     """One among those that tune, one among those that follow."""
     init = torch.zeros((64, 2))
@@ -552,7 +550,7 @@ AFAR += [
 
 
 @pytest.mark.parametrize(("mean", "std", "dim"), AFAR)
-@pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC()], ids=repr)
+@pytest.mark.parametrize("solver", slow_but([MCLMC(), AdjustedMCLMC()], MCLMC()), ids=repr)
 def test_warmup_arrives_from_afar(solver, mean, std, dim):
     """From N(0, I), wherever the target is and however small, also chains that do not tune.
 

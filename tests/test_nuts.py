@@ -14,7 +14,7 @@ from scoretk.run.moment import begin
 from scoretk.solvers import nuts
 from scoretk.solvers.nuts import NUTS, End
 from tests.evidence import assert_second_moment, mean_z, z_limit
-from tests.marks import slow_but
+from tests.marks import slow_but, slow_rows_but
 from tests.test_hamiltonian import CHAINS, CORRELATED, ILL, TARGETS, correlated, steep
 from tests.test_langevin import one_step_from_exact
 
@@ -25,8 +25,15 @@ def invariance(name, factor):
     return distance(one_step_from_exact(NUTS(factor * size, metric="none"), target, seed=3))
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.5])
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    slow_rows_but(
+        [(name, factor) for name in TARGETS for factor in (1.0, 1.5)],
+        *((name, 1.5) for name in TARGETS),
+        ("semicircle", 1.0),
+        ("funnel", 1.0),
+    ),
+)
 def test_exact_draws_stay_exact(name, factor):
     assert invariance(name, factor) < 1
 
@@ -107,10 +114,17 @@ def looks_at_one_end(right):
 
 
 WRONG = [
-    *(
-        (name, mutant, 1.5)
-        for mutant in (ignores_weights, biased_the_wrong_way, always_moves_on)
-        for name in ("gaussian", "ring", "funnel", "in space")
+    *slow_rows_but(
+        [
+            (name, mutant, 1.5)
+            for mutant in (ignores_weights, biased_the_wrong_way, always_moves_on)
+            for name in ("gaussian", "ring", "funnel", "in space")
+        ],
+        *(
+            (name, mutant, 1.5)
+            for mutant in (ignores_weights, biased_the_wrong_way, always_moves_on)
+            for name in ("ring", "funnel")
+        ),
     ),
     ("gaussian", takes_the_last_point, 1.0),
     ("in space", takes_the_last_point, 1.5),
@@ -349,7 +363,7 @@ def test_inside_another_solver_each_chain_keeps_its_condition():
     assert torch.equal(together.final, apart.final)
 
 
-@pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35, 55))
+@pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35))
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     class Stop(Exception):
         pass
@@ -456,6 +470,7 @@ def test_tuned_on_scales_from_1_to_a_hundredth():
     assert draws.failures == {}
 
 
+@pytest.mark.slow  # as with HMC, by default
 def test_a_dense_metric_learns_the_correlation():
     field = stk.Energy(correlated, (2,))
     draws = stk.sample(
@@ -466,7 +481,8 @@ def test_a_dense_metric_learns_the_correlation():
     )
 
 
-@pytest.mark.parametrize("pilot", slow_but([4, 64], 4))
+@pytest.mark.slow  # as with HMC, by default
+@pytest.mark.parametrize("pilot", [4, 64])
 def test_a_chain_that_starts_far_out_comes_along(pilot):
     init = torch.zeros((16, 2))
     init[7] = 12.0

@@ -383,7 +383,7 @@ class Elementwise:
     [
         stk.HMC(**SMALL),
         pytest.param(stk.NUTS(metric="none", max_depth=3), marks=pytest.mark.slow),
-        stk.MALA(0.2),
+        pytest.param(stk.MALA(0.2), marks=pytest.mark.slow),
     ],
 )
 def test_chains_do_not_depend_on_the_batch(kernel):
@@ -404,7 +404,7 @@ def test_chains_do_not_depend_on_the_batch(kernel):
     assert whole.cost == parts.cost
 
 
-@pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35, 55))
+@pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35))
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     class Stop(Exception):
         pass
