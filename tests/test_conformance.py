@@ -19,7 +19,7 @@ from scoretk.conformance import (
 )
 from scoretk.conformance.kit import Check
 from scoretk.plugins import ModelSpec
-from tests.lawful import checked
+from tests.lawful import broken_laws, checked
 from tests.marks import slow_but
 
 BY_NAME = {check.name: check for check in CHECKS}
@@ -468,8 +468,8 @@ def test_the_wrong_model_is_caught_by_its_law(law, model, about):
 
 
 def test_the_plain_models_that_were_made_wrong_are_right():
-    assert failures(Static()) == {}
-    assert failures(Exact()) == {}
+    assert broken_laws(Static()) == {}
+    assert broken_laws(Exact()) == {}
 
 
 def test_every_law_has_a_wrong_model():
@@ -505,13 +505,13 @@ def test_the_gradient_law_resolves_a_network_in_float32():
 
 
 def test_an_energy_that_computes_in_float32_whatever_it_is_given_is_not_blamed():
-    assert failures(stk.Energy(lambda x: quadratic(x.float()), (2,))) == {}
+    assert broken_laws(stk.Energy(lambda x: quadratic(x.float()), (2,))) == {}
 
 
 def test_conditions_go_with_their_rows():
     field = stk.Energy(lambda x, label: quadratic(x - label[:, None]), (2,))
     label = torch.arange(5.0)
-    assert failures(field, cond={"label": label}) == {}
+    assert broken_laws(field, cond={"label": label}) == {}
     first = stk.Energy(lambda x, label: quadratic(x - label[:1, None]), (2,))
     assert "alone" in failures(first, cond={"label": label})
     assert "label" in failures(field)["shapes"]

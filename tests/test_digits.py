@@ -6,6 +6,7 @@ import torch
 import scoretk as stk
 from scoretk.diagnostics import Classifier, copies, sliced_wasserstein
 from scoretk.models.digits.data import load_digits
+from tests.marks import slow_but
 
 SEEDS = range(5)
 
@@ -32,7 +33,7 @@ def distance(draws, digits):
     return sum(sliced_wasserstein(x, digits.test, seed=i) for i, x in enumerate(draws)) / len(draws)
 
 
-@pytest.mark.parametrize("name", ["digits-flow", "digits-diffusion"])
+@pytest.mark.parametrize("name", slow_but(["digits-flow", "digits-diffusion"], "digits-flow"))
 def test_samples_are_as_near_to_test_digits_as_the_promise(name, digits):
     solver = stk.ProbabilityFlow("heun", steps=20)
     x = [stk.sample(name, solver, chains=360, seed=s).final for s in SEEDS]
@@ -68,7 +69,9 @@ def test_energy_samples_are_good_and_long_chains_no_worse(digits, longer):
     assert Classifier(digits.train, digits.train_labels).judge(y.final).balance > 0.97
 
 
-@pytest.mark.parametrize("name", ["digits-energy", "digits-flow", "digits-diffusion"])
+@pytest.mark.parametrize(
+    "name", slow_but(["digits-energy", "digits-flow", "digits-diffusion"], "digits-flow")
+)
 def test_samples_are_no_copies(name, digits):
     if name == "digits-energy":
         x = stk.sample(name, stk.ULA(0.005), chains=200, steps=500, keep="last").final

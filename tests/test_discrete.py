@@ -17,6 +17,7 @@ from scoretk.solvers import discrete
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
 from tests.lawful import checked
+from tests.marks import slow_but
 from tests.test_langevin import one_step_from_exact
 
 CHAINS = 40_000
@@ -177,7 +178,7 @@ class AcceptsNaN:
 @pytest.mark.parametrize("mutant", [Energies, StaleGradient, MissingHalf])
 @pytest.mark.parametrize("kernel", solvers(1.0))
 @pytest.mark.parametrize(
-    "name", [n for n in TARGETS if n != "hard core"]
+    "name", slow_but([n for n in TARGETS if n != "hard core"], "ising", "uneven")
 )  # whose gradient is the same everywhere
 def test_invariance_catches_wrong_kernels(monkeypatch, name, kernel, mutant):
     mutant().apply(monkeypatch)
@@ -291,11 +292,11 @@ def test_long_runs_reach_the_exact_moments(kernel):
         return torch.stack([m, m.square(), m.abs(), target.energy(x)], 1)
 
     draws = stk.sample(
-        target, kernel, chains=3000, steps=1, warmup=150, seed=2, keep="last", dtype=torch.float64
+        target, kernel, chains=1500, steps=1, warmup=100, seed=2, keep="last", dtype=torch.float64
     )
     truth = p @ moments(xs)
     assert_mean(moments(draws.final), truth)
-    start = target.initial(3000, stk.Noise(2, 3000, dtype=torch.float64))
+    start = target.initial(1500, stk.Noise(2, 1500, dtype=torch.float64))
     assert mean_z(moments(start), truth).abs().max() > 2 * z_limit(4)
 
 

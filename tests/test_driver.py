@@ -196,8 +196,8 @@ field = stk.Energy(lambda x: (x * x).sum(1) / 2 + (x**4).sum(1) / 40, (3,))
 def slow(x):
     import time; time.sleep(0.0004)
     return (x * x).sum(1) / 2 + (x**4).sum(1) / 40
-saved = stk.Checkpoint(sys.argv[1], every=0.02) if len(sys.argv) > 3 else None
-draws = stk.sample(stk.Energy(slow, (3,)), stk.MALA(0.3), chains=7, steps=900, warmup=20, thin=3, batch=4, seed=9,
+saved = stk.Checkpoint(sys.argv[1], every=0.05) if len(sys.argv) > 3 else None
+draws = stk.sample(stk.Energy(slow, (3,)), stk.MALA(0.3), chains=7, steps=300, warmup=20, thin=3, batch=4, seed=9,
                    keep=sys.argv[3] if len(sys.argv) > 3 else "all", checkpoint=saved)
 draws.save(sys.argv[2], force=True)
 """
@@ -218,7 +218,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_p
         stk.Energy(lambda x: (x * x).sum(1) / 2 + (x**4).sum(1) / 40, (3,)),
         stk.MALA(0.3),
         chains=7,
-        steps=900,
+        steps=300,
         warmup=20,
         thin=3,
         batch=4,

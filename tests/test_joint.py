@@ -289,7 +289,8 @@ def calibration(model, field, solver, pilot=stk.Warmup.pilot):
     return [math.log(max(len(p) * value, 1e-300)) / math.log(FALSE_ALARM) for value in p]
 
 
-@pytest.mark.parametrize("name", slow_but(MODELS, "mixture"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_posteriors_are_calibrated_by_default(name):
     assert max(calibration(MODELS[name], posterior(MODELS[name]), BY_DEFAULT)) < 1
 

@@ -289,7 +289,7 @@ def test_the_ladder_is_reproducible_and_as_long_as_asked():
 def test_few_weights_that_count_are_said():
     far = stk.Energy(lambda x: (x - 9).square().sum(1) * 50, (5,))
     with pytest.warns(UserWarning, match="few weights count"):
-        found = stk.log_partition(far, NormalBase((5,)), levels=2, chains=64, check=False)
+        found = stk.log_partition(far, NormalBase((5,)), levels=2, chains=64, pilot=64, check=False)
     assert found.status == stk.Status.UNTRUSTED
 
 

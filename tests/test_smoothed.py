@@ -119,7 +119,7 @@ def test_the_bias_falls_as_the_samples_grow():
 
     def errors(k):
         return torch.cat(
-            [smoothed(target, samples=k, seed=s).denoise(x, t) - exact for s in range(1000)]
+            [smoothed(target, samples=k, seed=s).denoise(x, t) - exact for s in range(500)]
         )
 
     few, many = errors(8), errors(128)

@@ -389,13 +389,13 @@ def test_rounding_at_an_end_is_no_clamp_where_the_law_is_known_in_free_space():
     """Beta(.1, .1) has a tenth of its mass nearer to 1 than float32 tells: exact by the density of z, lost by that of x."""
     beta = torch.distributions.Beta(torch.tensor(0.1), torch.tensor(0.1))
     steady = stk.HMC(1.0, leapfrogs=4, metric="none")
-    exact = stk.sample(beta, steady, chains=64, steps=300, warmup=50, seed=1)
+    exact = stk.sample(beta, steady, chains=64, steps=120, warmup=50, seed=1)
     by_x = stk.constrained(
         stk.Energy(lambda x: -beta.log_prob(x), ()), torch.distributions.constraints.unit_interval
     )
     for draws, clamped in (
         (exact, False),
-        (stk.sample(by_x, steady, chains=64, steps=300, warmup=50, seed=1), True),
+        (stk.sample(by_x, steady, chains=64, steps=120, warmup=50, seed=1), True),
     ):
         assert ("clamp" in {f.kind for f in draws.summary().findings}) == clamped
     exact.provenance["exact_ends"] = False
