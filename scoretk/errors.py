@@ -171,7 +171,7 @@ class MissingDependency(ScoretkError, ImportError):
     """An optional package is needed for what was asked.
 
     Args:
-        package: The package.
+        package: The name of the package.
         extra: The extra of scoretk that installs it.
         purpose: What needs it.
     """

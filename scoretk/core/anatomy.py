@@ -558,7 +558,7 @@ def _splitter(kind: type) -> Splitter:
 def _is_stated(kind: type) -> bool:
     """Whether a known base of the user's own class says how its objects are made again.
 
-    As what lies beneath a subclass of `float` does.
+    `float` does, for objects of a subclass.
     """
     for name in _STATED:
         owner = next(base for base in kind.__mro__ if name in vars(base) or base is object)
@@ -568,9 +568,8 @@ def _is_stated(kind: type) -> bool:
 
 
 def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
-    """What takes an object apart by its base, and by its attributes and its class as well.
-
-    The class counts where it is not known.
+    """What takes an object apart by its base, its attributes and, unless that is known, its
+    class.
     """
     if kind in _KINDS or split in (_none, _of_class, _of_compiled_module, _of_script):
         return split or _none
@@ -664,9 +663,8 @@ def modules_of(value: Any) -> list[nn.Module]:
 
 
 def field_tensors(value: Any) -> list[Tensor]:
-    """The floating tensors that a field holds.
-
-    The parameters of its modules, their buffers, then all others.
+    """The floating-point tensors of a field: its modules' parameters, their buffers, then all
+    others.
     """
     return [tensor for group in _tensors(walk(value)) for tensor in group]
 

@@ -65,7 +65,7 @@ def is_integer(value: Any) -> bool:
 
 
 def integer(name: str, value: Any, least: int = 0, below: int = 2**63) -> int:
-    """A plain integer in [least, below); `below` is a power of two, or one more."""
+    """A plain integer in [least, below)."""
     if not is_integer(value) or not least <= (number := int(value)) < below:
         raise InvalidArgument(name, value, f"an integer in [{least}, 2**{below.bit_length() - 1})")
     return number

@@ -417,7 +417,7 @@ class Noise:
             ),
         )
         start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window)
-        # Also in inference mode, so that autograd may use the values later.
+        # Not in inference mode, so that autograd can use the values later.
         with torch.inference_mode(False), torch.no_grad():
             if has_kernel(self.chains.device):
                 steps = torch.arange(start, stop, device=self.chains.device)

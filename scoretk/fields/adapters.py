@@ -79,6 +79,9 @@ def from_timesteps(
         integer: Whether k is int64, rounded to the nearest timestep and never below 0; otherwise it
             is unrounded, in the dtype of x.
 
+    Returns:
+        A field in time on the schedule's own path, `Tabulated`.
+
     Raises:
         InvalidArgument: An argument does not fit; also noise or score with a table that ends at 0,
             where they hold no information on the data.
@@ -111,6 +114,9 @@ def from_sigmas(
         event_shape: The shape of one x.
         path: Variance exploding: `VE(...)`, or `EDM(...)`; None for `EDM()`.
         predicts: What the network predicts: "data" for an EDM denoiser, "score" for an NCSN.
+
+    Returns:
+        A field in time on that path.
 
     Raises:
         InvalidArgument: An argument does not fit.
@@ -147,6 +153,9 @@ def from_reversed_time(
             `Velocity` from `base`.
         predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
         base: The law at s = 1, as in `Velocity`; None for N(0, I).
+
+    Returns:
+        A field in time: a `Velocity` without a path, else a `Diffusion`.
 
     Raises:
         InvalidArgument: An argument does not fit, or there is no path and no velocity.

@@ -59,10 +59,7 @@ def _equal_parts(a: Any, b: Any, open_pairs: set[tuple[int, int]]) -> bool:
 
 
 def _parts(value: Any) -> dict[str, Any] | None:
-    """What an object is made of, by name, without what is cached from that.
-
-    None where it does not say.
-    """
+    """What an object is made of, by name, without what it caches; None where it does not say."""
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     return dict(vars(value)) if hasattr(value, "__dict__") else None

@@ -44,6 +44,9 @@ def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint
         shape: The shape that it has to have.
         hint: What to do about another shape.
 
+    Returns:
+        The answer as it is.
+
     Raises:
         InvalidArgument: It is anything else.
     """
@@ -122,7 +125,12 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def written_into(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> InvalidArgument | None:
     """The error for an evaluation that writes into its x, None for any other.
 
-    Called where autograd has refused one.
+    It is called where autograd has refused an evaluation.
+
+    Args:
+        what: The method, such as "energy".
+        evaluate: A function of x.
+        x: Its argument; the evaluation is repeated on a copy.
     """
     spare = x.detach().clone()
     with suppress(Exception), torch.no_grad():  # what matters is whether it wrote before it failed

@@ -156,6 +156,9 @@ def as_base(value: object, event_shape: tuple[int, ...]) -> Base:
             samples.
         event_shape: The event shape that it has to have.
 
+    Returns:
+        A field with `draw`.
+
     Raises:
         InvalidArgument: It is none of these or has another event shape.
     """

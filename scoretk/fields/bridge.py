@@ -132,10 +132,7 @@ class Stretched(Wrapped):
 
 
 def states_of(field: Any) -> Any:
-    """The states of a discrete field, also of a solver's view of it.
-
-    None for any other field.
-    """
+    """The states of a discrete field, also through a solver's view of it; None of any other."""
     return getattr(getattr(field, "native", field), "states", None)
 
 

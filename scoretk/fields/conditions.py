@@ -26,10 +26,7 @@ _MEMBERS = (Kind.POWER, Kind.MIXTURE, Kind.MOVED)
 
 
 def taken(field: Any) -> Names:
-    """The names of the conditions that a field takes.
-
-    None where it takes all, or its callable does not say.
-    """
+    """The names of the conditions that a field takes; None where it takes all, or does not say."""
     if isinstance(field, DistributionField):
         return frozenset()
     if isinstance(field, Energy | Score):

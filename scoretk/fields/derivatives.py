@@ -206,9 +206,8 @@ def _pulled(f: Map, what: str, owner: object, hint: str) -> Callable[[Tensor, Te
                 return torch.autograd.grad(value, y, w, allow_unused=True, materialize_grads=True)[
                     0
                 ]
-        except (
-            RuntimeError
-        ) as error:  # the graph is at fault: f has just been evaluated without one
+        except RuntimeError as error:
+            # The graph is at fault: f has just been evaluated without one.
             expected = "what torch can differentiate with respect to x"
             raise InvalidArgument(
                 what, owner, expected, f"{str(error).splitlines()[0]} {hint}"

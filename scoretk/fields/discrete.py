@@ -44,9 +44,8 @@ class DiscreteField:
 
     @property
     def provides(self) -> frozenset[str]:
-        """An energy, its score and states.
-
-        Also `log_prob` and `draw` where the states can be enumerated.
+        """An energy, its score and states; where the states can be enumerated, `log_prob` and
+        `draw`.
         """
         return frozenset({"energy", "score", "states"}) | (
             {"log_prob", "draw"} if self._enumerable else frozenset()
@@ -123,9 +122,7 @@ class DiscreteField:
 
 @dataclass(frozen=True, eq=False)
 class Discrete(DiscreteField, Wrapped):
-    """A static field whose sites take these states only.
-
-    Such as `Discrete(Energy(fn, (5,)), states=(0.0, 1.0, 2.0))`.
+    """A static field whose sites take these states only: `Discrete(Energy(fn, (5,)), (0.0, 1.0))`.
 
     Args:
         field: Static, with an energy.

@@ -42,7 +42,7 @@ class DistributionField:
     Outside the support the energy is `inf`, never an exception.
 
     Attributes:
-        distribution: The distribution.
+        distribution: torch's, of empty batch shape.
         provides: The capabilities of the field.
         support: The bijection from free space; None where the distribution lives on all of R^d.
     """
@@ -79,9 +79,9 @@ class DistributionField:
 
     @property
     def initial(self) -> Callable[[int, NoiseSource], Tensor] | None:
-        """A start inside the support: N(0, I) in free space.
+        """A start inside the support, N(0, I) in free space: `(n, noise) -> (n, *event_shape)`.
 
-        None where the distribution lives on all of R^d.
+        It is None where the distribution lives on all of R^d.
         """
         if self._free is None:
             return None
@@ -281,7 +281,7 @@ def _explicit(d: td.Distribution) -> bool:
 def _transform(d: td.Distribution, draws: _Draws) -> Tensor:
     """Draws `(n, *batch_shape, *event_shape)` from the noise.
 
-    By default through the inverse distribution function.
+    The default is the inverse distribution function; other families are registered below.
     """
     return d.icdf(draws.uniform(tuple(d.batch_shape + d.event_shape)))
 

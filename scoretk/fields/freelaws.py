@@ -81,6 +81,9 @@ def support_of(d: Any) -> Bijection:
     Args:
         d: A distribution.
 
+    Returns:
+        The bijection.
+
     Raises:
         ValueError: There is none.
         NotImplementedError: There is none.
@@ -255,7 +258,7 @@ class _Image:
 def _stick_breaking(y: Tensor) -> Tensor:
     """`x_i = s(u_i) prod_(j<i) s(-u_j)` with `u_i = y_i - log(k - i)`.
 
-    Computed by logarithms, where torch's own ends at 1 - eps.
+    It is computed by logarithms, as torch's own ends at 1 - eps.
     """
     left = torch.arange(y.shape[-1], 0, -1, dtype=y.dtype, device=y.device)
     u = y - left.log()
@@ -270,6 +273,9 @@ def free_law(d: Any) -> FreeLaw:
 
     Args:
         d: An `unvalidated` distribution.
+
+    Returns:
+        The bijection onto its support, and its log density in free space.
 
     Raises:
         ValueError: There is no bijection onto its support.
@@ -569,9 +575,8 @@ def _(d: td.VonMises) -> FreeLaw:
 
 @dataclass(frozen=True, eq=False)
 class _Powers:
-    """`x = (1 - u^(1/b))^(1/a)` with uniform u = s(z), computed by logarithms.
-
-    The inverse distribution function of Kumaraswamy's law.
+    """The inverse distribution function of Kumaraswamy's law, `x = (1 - u^(1/b))^(1/a)`, u =
+    s(z).
     """
 
     a: Tensor

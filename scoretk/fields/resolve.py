@@ -100,10 +100,7 @@ class StaticField(Parts):
         return -grad_energy(lambda y: self.energy(y, **cond), x)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)`, `(batch,)`, and `grad E(x) = -score(x)`, like x.
-
-        In one evaluation where the field allows.
-        """
+        """`E(x)`, `(batch,)`, and `grad E(x)`, like x; in one evaluation where the field can."""
         own = getattr(self.native, "energy_and_grad", None)
         if own is not None:
             x = aligned(x)
@@ -248,6 +245,9 @@ def gaussian_path(field: Any, purpose: str) -> GaussianPath:
     Args:
         field: A field in time.
         purpose: What needs the path, for the message.
+
+    Returns:
+        The path.
 
     Raises:
         MissingCapability: The field has no Gaussian path.

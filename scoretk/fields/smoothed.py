@@ -258,6 +258,9 @@ class Smoothed(Wrapped, GaussianPathField):
             x: `(batch, *event_shape)`.
             t: A scalar or one time a row, in [0, 1].
             cond: Condition values, one row a row of x.
+
+        Returns:
+            The three, as `Denoised`.
         """
         center, radius = self._posterior(x, t)
         k = 2 * self.directions.shape[1]

@@ -76,9 +76,9 @@ def uniform_states(states: States, event_shape: tuple[int, ...], noise: Any) -> 
     """Every site uniform over the states.
 
     Args:
-        states: The states.
+        states: As `check_states` gives them.
         event_shape: The shape of one x.
-        noise: Its START stream, at step 0, is used; a row for each of its chains.
+        noise: The noise of the chains, one a row; its START stream at step 0 is used.
 
     Returns:
         `(chains, *event_shape)`.
@@ -89,11 +89,11 @@ def uniform_states(states: States, event_shape: tuple[int, ...], noise: Any) -> 
 
 
 def weigh(s: Tensor, states: States) -> Tensor:
-    """`<v_k, s_i>`: what a linear function of slope s gives each state of each site.
+    """`<v_k, s_i>`: what a linear function of slope s is at each state of each site.
 
     Args:
-        s: `(chains, *event_shape)`.
-        states: The states.
+        s: The slope, `(chains, *event_shape)`.
+        states: As `check_states` gives them.
 
     Returns:
         `(chains, sites, k)`.
@@ -119,7 +119,7 @@ def place(
 
     Args:
         label: `(chains, sites)` of int64.
-        states: The states.
+        states: As `check_states` gives them.
         event_shape: The shape of one x.
         dtype: That of x.
 

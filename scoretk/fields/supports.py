@@ -584,7 +584,7 @@ class OfTorch:
     """Any other constraint for which torch has a bijection.
 
     Attributes:
-        constraint: The constraint.
+        constraint: One of torch's constraints.
         transform: torch's transform onto its support.
     """
 
@@ -652,6 +652,9 @@ def bijection(constraint: Any) -> Bijection:
     Args:
         constraint: A constraint; or a tuple of pairs of a constraint and a number of entries, side
             by side on a vector.
+
+    Returns:
+        The bijection.
 
     Raises:
         ValueError: There is none.

@@ -35,10 +35,10 @@ from scoretk.fields.derivatives import probes
 __all__ = ["refuses", "rejecting"]
 
 _SEEN: ContextVar[list[ValueError] | None] = ContextVar("seen", default=None)
-"""Where the errors are noted that made rows rejections, while anybody asks."""
+"""The errors for which rows were rejected, while `refuses` collects them; else None."""
 
 REACH = (0.0, 1.0, 10.0, 100.0)
-"""How far from a point, in each coordinate, it is asked whether anything is refused."""
+"""How far around a point, in each coordinate, `refuses` looks."""
 
 
 def rejecting(
@@ -76,11 +76,14 @@ def rejecting(
 
 
 def refuses(evaluate: Callable[[Tensor], Any], x: Tensor) -> str | None:
-    """What torch's distributions refuse in `evaluate` at x or around it; None where nothing.
+    """What torch's distributions refuse at x or around it, while `evaluate` evaluates a field.
 
     Args:
-        evaluate: What asks a field, and so `rejecting`.
+        evaluate: A function of x that evaluates a field.
         x: `(rows, *event_shape)`.
+
+    Returns:
+        The first complaint; None where there is none.
     """
     noted: list[ValueError] = []
     token = _SEEN.set(noted)
@@ -131,10 +134,8 @@ def _without_refused(
 
 
 def _check_of(error: ValueError) -> dict[str, Any] | None:
-    """The local variables of the check of torch's that raised an error, such as `value` and
-    `valid`.
-
-    None where the error is no such check's.
+    """The local variables (`value`, `valid`) of the check of torch's that raised an error, else
+    None.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

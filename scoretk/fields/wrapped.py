@@ -409,7 +409,7 @@ def shared_map(argument: str, fields: Sequence[Any]) -> Any:
 
     Args:
         argument: The argument that errors name.
-        fields: The fields.
+        fields: Those that are to be combined.
 
     Returns:
         The first field over the map; None where none of them is over a map.

@@ -113,6 +113,9 @@ def largest_row_rms(scaled: Tensor) -> Tensor:
 
     Args:
         scaled: Errors in units of the tolerance, `(batch, *event)`.
+
+    Returns:
+        `()`.
     """
     return scaled.detach().reshape(len(scaled), -1).square().mean(1).max().sqrt()
 

@@ -80,7 +80,7 @@ class Method(NamedTuple):
 
     Attributes:
         name: The name in its table.
-        rule: The rule.
+        rule: The object that carries it out.
         order: As in `Rule`.
         stages: As in `Rule`.
         embedded: As in `Rule`.
@@ -153,6 +153,9 @@ def velocity_method(name: Any) -> Method:
 
     Args:
         name: As a solver's `method` takes it.
+
+    Returns:
+        The method, under its own name.
 
     Raises:
         InvalidArgument: It is no string, or a method of the denoiser, which integrates along a

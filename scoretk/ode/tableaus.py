@@ -148,10 +148,19 @@ Mean = Callable[[Sequence[Knot], Knot, Knot, Form], list[float]]
 
 
 def polynomial_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
-    """The Lagrange polynomials of the nodes, in w, averaged over the step.
+    """`<F>` of the polynomial in w through predictions: its Lagrange polynomials, averaged.
 
-    By Gauss-Legendre quadrature. Times in w are pairs (w, 1 - w), whose differences
+    The quadrature is Gauss-Legendre. Times in w are pairs (w, 1 - w), whose differences
     `w (1 - v) - v (1 - w)` keep their digits near both ends.
+
+    Args:
+        nodes: The knots of the predictions, newest first.
+        now: The knot at which the step begins.
+        after: The knot at which it ends.
+        form: The scale and prediction of the method.
+
+    Returns:
+        The weight of each prediction.
     """
     m, m_after = form.scale(now), form.scale(after)
     alpha = (1 - _NODES) * m_after * now.alpha + _NODES * m * after.alpha
@@ -167,9 +176,20 @@ def polynomial_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -
 
 
 def midpoint_mean(nodes: Sequence[Knot], now: Knot, after: Knot, form: Form) -> list[float]:
-    """The mean of DPM-Solver++(2M).
+    """`<F>` of DPM-Solver++(2M): the line in log-SNR through two predictions, at mid-step.
 
-    The straight line in log-SNR through two predictions, at the middle of the step.
+    Args:
+        nodes: The knots of the predictions, newest first.
+        now: The knot at which the step begins.
+        after: The knot at which it ends.
+        form: Not used: the method is one of DATA.
+
+    Returns:
+        The weight of each prediction; the newest alone on steps from alpha = 0 or to sigma = 0.
+
+    References:
+        Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: fast solver for guided sampling of diffusion
+        probabilistic models" (2022).
     """
     if len(nodes) == 1 or after.sigma == 0 or nodes[1].alpha == 0:
         return [1.0]
@@ -281,7 +301,7 @@ class Multistep(GridRule):
     def _corrects(self, done: int) -> bool:
         """Whether the last of `done` steps is corrected.
 
-        Always with a corrector, and otherwise while the order still rises.
+        With a corrector all are, otherwise those at which the order still rises.
         """
         return done > 0 and (
             self.corrected or (done < self.points and self.mean is polynomial_mean)
@@ -444,6 +464,9 @@ def four_stages(c2: float, c3: float, c4: float = 1.0) -> RungeKutta:
         c3: The third node.
         c4: The last node; where it is 1 the rule closes with `c4 = LAST_STAGE`.
 
+    Returns:
+        The rule, of order 4 where c4 = 1, else 3.
+
     References:
         Butcher, "Coefficients for the study of Runge-Kutta integration processes" (1963).
     """
@@ -510,6 +533,9 @@ def knots(path: GaussianPath | None, times: Tensor, denoise: bool) -> list[Knot]
         path: The Gaussian path; None for the linear one.
         times: The grid, `(n + 1,)`, float64.
         denoise: Whether sigma = 0 follows a path's end that is above it.
+
+    Returns:
+        A knot for each time, and one more at sigma = 0 where it follows.
     """
     if path is None:
         return [Knot(t, t, 1 - t) for t in times.tolist()]
@@ -534,6 +560,9 @@ def tableau(
         path: The Gaussian path; None for a velocity without one.
         times: The grid, `(n + 1,)`, float64.
         denoise: Whether the run ends with a step to sigma = 0.
+
+    Returns:
+        The rows, and which of them end an interval.
 
     Raises:
         SingularConversion: The grid goes on behind sigma = 0.

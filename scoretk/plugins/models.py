@@ -53,6 +53,9 @@ def find_model(name: str) -> Entry:
     Args:
         name: A full id ("my-package/my-model") or a short name.
 
+    Returns:
+        The entry.
+
     Raises:
         UnknownName: Nothing has this name; the message has the nearest.
         AmbiguousName: Models of several packages have this short name.
@@ -66,6 +69,9 @@ def describe(name: str) -> ModelSpec:
 
     Args:
         name: A full id or a short name.
+
+    Returns:
+        The model's spec.
 
     Raises:
         UnknownName: Nothing has this name.
@@ -81,6 +87,9 @@ def load(name: str, /, **parameters: Any) -> Any:
     Args:
         name: A full id or a short name.
         parameters: Parameters of the model, in place of the defaults in its spec.
+
+    Returns:
+        The field.
 
     Raises:
         UnknownName: Nothing has this name.
@@ -239,7 +248,7 @@ def _check_claims(spec: ModelSpec, field: Any, own: bool) -> None:
     """Hold a field to its spec.
 
     Args:
-        spec: The spec.
+        spec: What the plugin says about its model.
         field: What the factory made.
         own: Whether the parameters are the spec's own; only then the event shape is compared.
     """

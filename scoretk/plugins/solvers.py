@@ -109,6 +109,9 @@ def find_solver(name: str) -> Entry:
     Args:
         name: A full id ("my-package/my-kernel") or a short name ("mala").
 
+    Returns:
+        The entry.
+
     Raises:
         UnknownName: Nothing has this name; the message has the nearest.
         AmbiguousName: Solvers of several packages have this short name.
@@ -122,6 +125,9 @@ def load_solver_class(name: str) -> type[Any]:
 
     Args:
         name: A full id or a short name.
+
+    Returns:
+        The class.
 
     Raises:
         UnknownName: Nothing has this name.
@@ -181,6 +187,9 @@ def describe_solver(name: str) -> SolverSpec:
     Args:
         name: A full id or a short name.
 
+    Returns:
+        A `SolverSpec`.
+
     Raises:
         UnknownName: Nothing has this name.
         AmbiguousName: Solvers of several packages have this short name.
@@ -232,6 +241,9 @@ def as_solver(argument: str, value: Any) -> Any:
     Args:
         argument: The argument's name, for errors.
         value: A solver object, or the name of a registered solver.
+
+    Returns:
+        The solver object.
 
     Raises:
         InvalidArgument: It is neither, or the named solver cannot be made without settings.

@@ -24,7 +24,7 @@ def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
 
     Args:
         argument: The argument that errors name.
-        fields: The fields.
+        fields: Those that are to be combined.
         purpose: What timed fields need a Gaussian path for, for the message.
 
     Returns:
@@ -59,7 +59,7 @@ class Members(Wrapped):
     """A combination of fields, each of which gets the conditions that it takes.
 
     Attributes:
-        fields: The fields.
+        fields: Those that are combined.
         takes: The names of the conditions that each takes.
     """
 

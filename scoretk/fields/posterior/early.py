@@ -14,9 +14,8 @@ __all__ = ["earliest_time", "informed"]
 
 
 def earliest_time(path: GaussianPath, dtype: torch.dtype) -> float:
-    """The time at which alpha/sigma is the fourth root of the dtype's rounding.
-
-    0 where it is larger all along the path.
+    """The time at which alpha/sigma is the fourth root of the dtype's rounding; 0 if it always
+    is above.
     """
     return max(0.0, float(path.t(math.log(torch.finfo(dtype).eps) / 2)))
 

@@ -113,6 +113,9 @@ def as_likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, 
         measured: The names of the condition values that are its own.
         event_shape: The prior's event shape, which it has to fit.
 
+    Returns:
+        An object with `log_likelihood` and `slope`.
+
     Raises:
         InvalidArgument: It is none of these, or does not fit.
     """

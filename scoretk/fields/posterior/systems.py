@@ -23,13 +23,16 @@ down to the rounding.
 def pulled_residual(
     likelihood: LinearGaussian, prior: PriorMoments, spread: float, cond: dict[str, Tensor]
 ) -> Tensor:
-    """`A^T (R + v A A^T)^-1 r`, like x.
+    """`A^T (R + v A A^T)^-1 r`.
 
     Args:
         likelihood: The measurement.
         prior: The prior's moments of x_1 given x_t.
         spread: The standard deviation of the data, which gives v.
         cond: The likelihood's own condition values.
+
+    Returns:
+        Like x.
     """
     residual = likelihood.residual(prior.data, **cond)
     v = prior.variance(spread, residual)
