@@ -29,14 +29,14 @@ A constant F gives DDIM (Euler) in every form. Multistep methods of order k put 
 through the last k predictions and average it exactly. In w, unlike in log-SNR, both ends are
 ordinary points: D is smooth in `sigma/alpha` where that vanishes and in its inverse where that
 does, so high order holds up to alpha = 0 and sigma = 0. A corrector averages the last step once
-more with the prediction that has arrived since, which costs no evaluation; the first steps, whose
-order is low for want of a past, are always corrected.
+more with the prediction made since, which costs no evaluation; the first steps, whose order is low
+for lack of earlier predictions, are always corrected.
 
 Order is lowered at the start, where the form has no value (m = 0), and on steps so long beside
-those before that the weights of `<F>` exceed `LARGEST_WEIGHTS` in absolute sum; a step over which 1
-- w falls by more than `LONGEST_CORRECTED` is not corrected, because the correction of narrow data
-would grow from step to step. `dpmpp_2m`, whose line is one in log-SNR, is of first order on steps
-from alpha = 0 or to sigma = 0.
+those before that the weights of `<F>` exceed `LARGEST_WEIGHTS` in absolute sum; a step over which
+`1 - w` falls by more than a factor `LONGEST_CORRECTED` is not corrected, because the correction of
+narrow data would grow from step to step. `dpmpp_2m`, whose line is one in log-SNR, is of first
+order on steps from alpha = 0 or to sigma = 0.
 
 Runge-Kutta methods work in w too; "heun" is Heun's method in `sigma/alpha`, as Karras et al. have
 it. "rk4_38" is Kutta's 3/8 rule, "ralston_3" and "ralston_4" the rules of three and four stages

@@ -1,4 +1,16 @@
-"""What a field can offer: the one list, and how it is read from a field."""
+"""What a field can offer: the one list, and how it is read from a field.
+
+energy    E(x) = -log p(x) + const
+score     grad log p(x); of a field in time that of p_t
+velocity  dx/dt of the flow from t = 0 to t = 1
+denoise   E[x_1 | x_t = x]
+log_prob  the normalised log density
+draw      exact samples, a function of the noise
+decode    from what is sampled (a latent) to the data
+base      the law at t = 0
+states    the states of each site, of a discrete field
+gibbs     a sweep of block Gibbs sampling
+"""
 
 from __future__ import annotations
 
