@@ -77,12 +77,20 @@ def test_stages_follow_one_another_and_a_closing_rule_asks_inside_only(name):
         assert rule.closing.nodes[:3] == rule.nodes[:3]
 
 
+def continuous(pair, s):
+    """The weights of the slopes at a share s of the step: Hermite's cubic, and what bends it once more."""
+    b, bend = np.array([*pair.weights[-1], 0.0]), np.array(pair.bend)
+    first, last = np.eye(len(b))[0], np.eye(len(b))[-1]
+    rise, fall = first - b, 2 * b - first - last
+    return s * (b + (1 - s) * (rise + s * (fall + (1 - s) * bend)))
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_has_two_orders_and_a_continuous_one_between(name):
     pair = PAIRS[name]
     c = np.array([0.0, *pair.nodes])
     a = matrix(c, pair.weights)
-    b, e, bend = np.array([*pair.weights[-1], 0.0]), np.array(pair.error), np.array(pair.bend)
+    b, e = np.array([*pair.weights[-1], 0.0]), np.array(pair.error)
     np.testing.assert_allclose(a.sum(1), c, atol=1e-12)
     assert pair.nodes[-1] == 1, "the last stage is the next step's first"
     np.testing.assert_allclose(a[-1], b)
@@ -93,10 +101,8 @@ def test_a_pair_has_two_orders_and_a_continuous_one_between(name):
     assert any(abs(e @ v) > 1e-6 for v, _ in conditions(pair.order, c, a)), (
         "no estimate of the error"
     )
-    first, last = np.eye(len(c))[0], np.eye(len(c))[-1]
     for s in (0.3, 0.8):
-        rise, fall = first - b, 2 * b - first - last
-        weights = s * (b + (1 - s) * (rise + s * (fall + (1 - s) * bend)))
+        weights = continuous(pair, s)
         for v, goal in conditions(min(pair.order, 4), c, a, s):
             assert weights @ v == pytest.approx(goal, abs=1e-9)
 
@@ -112,7 +118,7 @@ def rms(v):
 def walked(pair, x, start, end, rtol, atol):
     """One row by itself, in plain numbers: Hairer's first step, then the proportional-integral controller.
 
-    Where it arrives, and the evaluations; what is rejected keeps its first slope.
+    Where it arrives, the evaluations, how many steps were rejected, which keep their first slope, and the steps taken.
     """
     p, span = pair.order, end - start
     u = rate(x, start)
@@ -123,7 +129,7 @@ def walked(pair, x, start, end, rtol, atol):
     bend = rms(turn / scale) * abs(span) / trial
     share = (0.01 / max(speed, bend)) ** (1 / p)
     h = float(np.float32(max(min(share, 100 * trial), 0.001 * trial))) * span
-    t, before, calls, rejected = start, 1.0, 2, 0
+    t, before, calls, rejected, taken = start, 1.0, 2, 0, []
     while t != end:
         last = 1.01 * h / (end - t) >= 1
         after = end if last else t + h
@@ -135,20 +141,25 @@ def walked(pair, x, start, end, rtol, atol):
         calls += len(pair.nodes)
         scale = atol + rtol * max(abs(x), abs(ahead))
         error = rms(h * sum(w * s for w, s in zip(pair.error, k, strict=True)) / scale)
+        if error <= 1:
+            taken.append((t, h, x, np.array(k)))
         factor = 0.9 * error ** (-0.7 / p) * before ** (0.4 / p)
         h *= min(max(float(np.float32(factor)), 0.2), 10.0)
         if error <= 1:
             x, u, t, before = ahead, k[-1], after, max(error, 1e-4)
         else:
             rejected += 1
-    return x, calls, rejected
+    return x, calls, rejected, taken
 
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("back", [False, True])
 def test_an_adaptive_solve_is_its_loop(name, back):
     start, end = (1.0, 0.0) if back else (0.0, 1.0)
-    x, calls, rejected = walked(PAIRS[name], 2.0, start, end, 1e-4, 1e-6)
+    pair = PAIRS[name]
+    x, calls, rejected, taken = walked(pair, 2.0, start, end, 1e-4, 1e-6)
+    inner = taken[3][0] + taken[3][1]  # also the very end of a step
+    wanted = [start, 0.31, 0.6, inner, 0.62, end]
     found = integrate_rows(
         lambda y, t: torch.tensor([[rate(float(y), float(t))]], dtype=torch.float64),
         torch.tensor([[2.0]], dtype=torch.float64),
@@ -157,10 +168,29 @@ def test_an_adaptive_solve_is_its_loop(name, back):
         method=name,
         rtol=1e-4,
         atol=1e-6,
+        at=wanted,
     )
     assert rejected, "nothing was rejected"
+    for time, state in zip(wanted[1:], found.states[0, 1:, 0].tolist(), strict=True):
+        shares = [((time - t) / h, t, h, y, k) for t, h, y, k in taken]
+        s, _, h, y, k = next(v for v in shares if 0 < v[0] <= 1 + 1e-12)
+        assert state == pytest.approx(y + h * continuous(pair, s) @ k, rel=1e-8)
+    assert float(found.states[0, 0]) == 2.0
     assert int(found.evaluations) == calls
     assert float(found.x) == pytest.approx(x, rel=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.995, 1.0, 1.005, 3.0])
+def test_a_step_that_nearly_reaches_the_end_ends_there(ratio):
+    """A constant velocity whose first step, `(0.01 / speed)^(1/5)`, is about as long as the interval."""
+    atol, speed = 1e-3, 0.01 / ratio**5
+    rate = torch.full((1, 1), speed * atol, dtype=torch.float64)
+    found = integrate_rows(
+        lambda x, t: rate, torch.full((1, 1), 10 * atol).double(), 0.0, 1.0, rtol=1e-12, atol=atol
+    )
+    assert int(found.status) == 0
+    assert int(found.evaluations) == 2 + 6
+    assert float(found.x) == pytest.approx((10 + speed) * atol, rel=1e-6)
 
 
 def test_the_error_of_a_batch_is_that_of_its_hardest_row():
@@ -177,9 +207,11 @@ def test_a_borrowed_method_asks_inside_its_interval_only():
         asked.append(float(t))
         return -x
 
-    integrate(velocity, torch.ones(2, 1), 0.25, 0.75, rtol=1e-3, atol=1e-3)
-    assert min(asked) >= 0.25
-    assert max(asked) <= 0.75
+    for end in (0.75, 0.251, 0.249):  # of a short one the first trial step is longer
+        asked.clear()
+        integrate(velocity, torch.ones(2, 1), 0.25, end, rtol=1e-3, atol=1e-3)
+        assert min(asked) >= min(0.25, end)
+        assert max(asked) <= max(0.25, end)
 
 
 # A denoiser that is neither linear nor even, in tensors and in numbers.
@@ -338,34 +370,52 @@ def test_unipc_predicts_and_corrects_with_exact_integrals(order):
     np.testing.assert_allclose(found, x, rtol=1e-7)
 
 
-def test_multistep_rules_are_extrapolations_with_bounded_weights():
-    """A step ten times as long as those before: no method of three points may take weights above ten."""
-    times = (0.0, 0.01, 0.02, 0.5, 0.9)
-    x, found = flowed(Linear(), "adams_3", times)
-    slopes, before = [], None
+def shares(at, now, after):
+    """The Lagrange polynomials of these times, in the mean over a step."""
+    t, w = np.polynomial.legendre.leggauss(20)
+    t = now + (t + 1) / 2 * (after - now)
+    return [
+        w @ np.prod([(t - b) / (a - b) for b in at if b != a] or [0 * t + 1], 0) / 2 for a in at
+    ]
 
-    def shares(at, now, after):
-        t, w = np.polynomial.legendre.leggauss(20)
-        t = now + (t + 1) / 2 * (after - now)
-        return [
-            w @ np.prod([(t - b) / (a - b) for b in at if b != a] or [0 * t + 1], 0) / 2 for a in at
-        ]
 
-    lowered = 0
+@pytest.mark.parametrize(
+    ("method", "points", "corrected", "times", "lowers", "leaves"),
+    [
+        ("adams_3", 3, 0, (0.0, 0.01, 0.02, 0.5, 0.9), 1, 0),
+        ("adams_pc_2", 2, 1, (0.0, 0.3, 0.5, 0.9, 0.95), 0, 1),
+        ("adams_pc_3", 3, 1, (0.0, 0.2, 0.4, 0.84, 0.9, 0.99), 0, 0),
+    ],
+)
+def test_multistep_rules_hold_back_where_steps_are_long(
+    method, points, corrected, times, lowers, leaves
+):
+    """No weights above ten in absolute sum; no correction of a step over which the noise falls by more than four."""
+    x, found = flowed(Linear(), method, times)
+    slopes, before, lowered, left = [], None, 0, 0
+
+    def weights(i, most, now, after):
+        nonlocal lowered
+        for n in range(most, 0, -1):
+            w = shares(times[i::-1][:n], now, after)
+            if n == 1 or sum(map(abs, w)) <= 10:
+                return w
+            lowered += 1
+
     for i, (now, after) in enumerate(itertools.pairwise(times)):
         slopes.insert(0, slope(x, now))
-        if before is not None and i < 3:
+        if before is not None and (corrected or i < points):
             base, since = before
-            moulton = shares(times[i::-1][: i + 1], since, now)
-            x = base + (now - since) * sum(w * s for w, s in zip(moulton, slopes, strict=False))
-        for points in range(min(i + 1, 3), 0, -1):
-            weights = shares(times[i::-1][:points], now, after)
-            if points == 1 or sum(map(abs, weights)) <= 10:
-                break
-            lowered += 1
+            if 1 - since <= 4 * (1 - now):
+                w = weights(i, min(i + 1, points + corrected), since, now)
+                x = base + (now - since) * sum(v * s for v, s in zip(w, slopes, strict=False))
+            else:
+                left += 1
         before = (x, now)
-        x = x + (after - now) * sum(w * s for w, s in zip(weights, slopes, strict=False))
-    assert lowered
+        w = weights(i, min(i + 1, points), now, after)
+        x = x + (after - now) * sum(v * s for v, s in zip(w, slopes, strict=False))
+    assert bool(lowered) == bool(lowers)
+    assert left == leaves
     np.testing.assert_allclose(found, x, rtol=1e-8)
 
 

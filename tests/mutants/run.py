@@ -107,6 +107,7 @@ def _run_there(copy: Path, tests: list[str], more: tuple[str, ...], pipe: int) -
     os.chdir(copy)
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for name in [n for n in sys.modules if n.partition(".")[0] in ("scoretk", "tests")]:
         del sys.modules[name]  # as the tests' package has imported them here
     sys.path[:] = [str(copy), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
@@ -124,7 +125,7 @@ def _run_there(copy: Path, tests: list[str], more: tuple[str, ...], pipe: int) -
             "-p",
             "no:cacheprovider",
             "-p",
-            "no:xdist",
+            "pytest_timeout",
             f"--timeout={TEST_LIMIT}",
         ]
         code = pytest.main([*options, *more, *tests], plugins=[FirstFailure(pipe)])
@@ -155,15 +156,25 @@ class Copy:
                 shutil.copytree(ROOT / name, folder / name)
             elif (ROOT / name).exists():
                 shutil.copy(ROOT / name, folder / name)
-        subprocess.run(
-            [sys.executable, "-m", "compileall", "-q", str(folder / "scoretk")], check=True
-        )
+        for prepare in (
+            ["compileall", "-q", "scoretk"],
+            ["pytest", "-q", "--collect-only", "tests/laws"],
+        ):
+            subprocess.run(
+                [sys.executable, "-m", *prepare],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": str(folder)},
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
 
-    def tried(self, mutant: Mutant) -> Outcome:
+    def tried(self, mutant: Mutant, *, laws: bool = False) -> Outcome:
+        """What becomes of a mutant under the tests that cover its file, or under those of its laws alone."""
         started, broken = time.monotonic(), list[str]()
+        tests = [t for t in covering(mutant.file) if not laws or t.startswith("tests/laws/")]
         while True:
             with self.changed(mutant):
-                killer = first_failure(self.folder, covering(mutant.file), *broken)
+                killer = first_failure(self.folder, tests, *broken) if tests else ""
             if not killer or self.passes(killer):
                 return Outcome(killer, round(time.monotonic() - started, 1))
             file = killer.removesuffix(NOT_COLLECTED)
@@ -253,12 +264,15 @@ def page(known: dict[str, list[Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rounds", nargs="*", choices=[*ROUNDS, []])
+    parser.add_argument("rounds", nargs="*", help=f"of {', '.join(ROUNDS)}; all")
     parser.add_argument(
         "--only", default="", help="those whose file or description holds this text"
     )
     parser.add_argument(
         "--afresh", action="store_true", help="also those that are known to be killed"
+    )
+    parser.add_argument(
+        "--laws", action="store_true", help="under tests/laws alone; survivors are not remembered"
     )
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -276,8 +290,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder).resolve())
         for i, mutant in enumerate(chosen):
-            outcome = copy.tried(mutant)
-            known[key(mutant)] = list(outcome)
+            outcome = copy.tried(mutant, laws=asked.laws)
+            if outcome.killed_by or not asked.laws:
+                known[key(mutant)] = list(outcome)
             KNOWN.parent.mkdir(exist_ok=True)
             KNOWN.write_text(json.dumps(known, indent=0))
             said = outcome.killed_by or "SURVIVES"
