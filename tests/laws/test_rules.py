@@ -419,6 +419,14 @@ def test_multistep_rules_hold_back_where_steps_are_long(
     np.testing.assert_allclose(found, x, rtol=1e-8)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "torchdiffeq/dopri5", "euler"])
+def test_a_closing_step_takes_the_denoised_data_at_the_scale_of_its_time(method):
+    times = (0.05, 0.4, 0.8)
+    _, there = flowed(PATH, method, times)
+    _, found = flowed(PATH, method, times, denoise=True)
+    np.testing.assert_allclose(found, float(PATH.alpha(0.8)) * data(there, 0.8), rtol=1e-4)
+
+
 def test_every_rule_states_its_order():
     for name, rule in GRID_RULES.items():
         if isinstance(rule, Multistep):

@@ -106,7 +106,7 @@ def test_what_a_run_costs_is_what_it_asks():
         stk.NUTS(max_depth=3),
     ):
         calls["n"] = 0
-        found = stk.sample(field, solver, chains=6, steps=4, warmup=30, seed=1)
+        found = stk.sample(field, solver, chains=6, steps=2, warmup=20, seed=1)
         assert found.cost["score"] == calls["n"], solver
 
 
@@ -119,19 +119,19 @@ def test_starts_made_anew_are_wider_and_narrower_in_turn():
 
     field = stk.Energy(energy, (20,))
     with pytest.warns(UserWarning, match="found no start"):
-        stk.sample(field, stk.ULA(1e-9), chains=32, steps=1, dtype=torch.float64)
+        stk.sample(field, stk.ULA(1e-9), chains=16, steps=1, dtype=torch.float64)
     spreads = [1.0]
     for k in range(1, 9):
         spreads += [2.0**-k, 2.0**k]
     found = [s for s in asked if s > 0][: len(spreads)]
-    np.testing.assert_allclose(np.log2(found), np.log2(spreads), atol=0.2)
+    np.testing.assert_allclose(np.log2(found), np.log2(spreads), atol=0.3)
 
 
 def test_chains_of_later_batches_take_over_what_the_first_have_tuned():
     field = gaussian(2)
-    run = {"chains": 24, "steps": 3, "seed": 2}
-    warmup = stk.Warmup(steps=40, pilot=16)
-    apart = stk.sample(field, stk.MALA(), warmup=warmup, batch=4, **run)
+    run = {"chains": 12, "steps": 2, "seed": 2}
+    warmup = stk.Warmup(steps=20, pilot=8)
+    apart = stk.sample(field, stk.MALA(), warmup=warmup, batch=3, **run)
     whole = stk.sample(field, stk.MALA(), warmup=warmup, **run)
     assert torch.equal(apart.x, whole.x)
     assert torch.equal(apart.tuned["step_size"], whole.tuned["step_size"])

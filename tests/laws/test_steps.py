@@ -13,6 +13,7 @@ from scoretk.core.streams import Stream
 from scoretk.fields.paths import VP
 from scoretk.fields.resolve import resolve
 from scoretk.solvers.importance import Ladder, resampled
+from scoretk.solvers.nuts import Span, join
 from scoretk.solvers.parts.metropolis import decide
 
 N, D, STEPS = 6, 3, 5
@@ -208,14 +209,13 @@ def test_hmc(metric, scale):
     followed(stk.HMC(eps, steps, jitter, metric), one, check=told, scale=scale, spread=2.0)
 
 
-def test_a_trajectory_whose_energy_falls_without_end_diverges():
-    field = stk.Energy(lambda x: -((10 * x) ** 2).sum(1), (2,))
-    solver = stk.HMC(1.0, leapfrogs=3, metric="none")
-    noise = Noise(0, 4, dtype=torch.float64)
-    bound = resolve(field, solver.needs, timed=False)
-    state = solver.init(bound, noise.normal(0, Stream.USER, (2,)), noise)
-    state = state._replace(energy=state.energy + 5000.0)
-    assert bool(solver.step(bound, state, noise)[1]["diverging"].all())
+def test_a_trajectory_diverges_by_the_size_of_its_error_also_where_the_energy_falls():
+    for off, told in ((-5000.0, True), (5000.0, True), (900.0, False), (-900.0, False)):
+        solver = stk.HMC(0.1, leapfrogs=3, metric="none")
+        noise, bound, state = begun(solver)
+        state = state._replace(energy=state.energy + off)
+        found = solver.step(bound, state, noise)[1]["diverging"]
+        assert bool(found.all() if told else ~found.any())
 
 
 def van_der_corput(n):
@@ -304,6 +304,32 @@ def test_nuts():
         np.testing.assert_allclose(state.x.numpy(), x, rtol=1e-8, atol=1e-8)
         for name, values in told.items():
             np.testing.assert_allclose(info[name].numpy(), values, rtol=1e-8)
+
+
+def test_a_trajectory_turns_as_a_whole_or_at_either_joint():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(6, 4000, 3)) + np.array([0.9, 0, 0])
+    a_first, a_last, a_total, b_first, b_last, b_total = vectors
+    spans = [(a_first, a_last, a_total), (b_first, b_last, b_total)]
+    a, b = (Span(*map(torch.tensor, span)) for span in spans)
+
+    def turns(first, last, total):
+        return ((first * total).sum(1) <= 0) | ((last * total).sum(1) <= 0)
+
+    each = [
+        turns(a_first, b_last, a_total + b_total),
+        turns(a_first, b_first, a_total + b_first),
+        turns(a_last, b_last, a_last + b_total),
+    ]
+    for i in range(3):
+        alone = each[i] & ~each[i - 1] & ~each[i - 2]
+        assert alone.sum() > 50
+    whole, turned = join(a, b, 2)
+    assert np.array_equal(turned.numpy(), np.any(each, 0))
+    assert np.array_equal(join(a, b, 1)[1].numpy(), each[0])
+    assert torch.equal(whole.first, a.first)
+    assert torch.equal(whole.last, b.last)
+    torch.testing.assert_close(whole.total, a.total + b.total)
 
 
 NORM = 0.1931833275037836
