@@ -346,12 +346,12 @@ def quartic(x):
 
 def test_an_approach_is_its_recursion():
     """Single leapfrog steps, each chain with its own size and curvatures from secants."""
-    place_x = torch.tensor([[9.0, -4.0], [3.0, 2.0], [0.1, 0.2]], dtype=torch.float64)
+    place_x = torch.tensor([[40.0, -4.0], [3.0, 2.0], [0.1, 0.2]], dtype=torch.float64)
     field = resolve(stk.Energy(quartic, (2,)), {"energy", "score"}, timed=False)
     noise = Noise(4, 3, dtype=torch.float64)
     place = approach.Place(place_x, *field.energy_and_grad(place_x))
     own = approach.Stride(
-        torch.tensor([0.1, -0.4, 0.2], dtype=torch.float64),
+        torch.tensor([-4.0, -0.4, 0.2], dtype=torch.float64),
         torch.full((3, 2), 0.5, dtype=torch.float64),
     )
     step, steps, index = 1, 20, torch.tensor(7)
@@ -368,7 +368,7 @@ def test_an_approach_is_its_recursion():
     momenta = noise.normal(index, Stream.PROPOSAL, (n, 2), torch.float64).numpy()
     factors = 1 + 0.25 * (2 * noise.uniform(index, Stream.LENGTH, (n,), torch.float64).numpy() - 1)
     u = noise.uniform(index, Stream.ACCEPT, (n,), torch.float64).numpy()
-    most = (math.sqrt(2) + 3) ** 2 / 2
+    most, capped = (math.sqrt(2) + 3) ** 2 / 2, 0
     x, log_size, log_h = (
         place_x.numpy().copy(),
         own.log_size.numpy().copy(),
@@ -386,6 +386,7 @@ def test_an_approach_is_its_recursion():
             after = half - eps / 2 * s * g(there)
             secant = np.log(np.abs(g(there) - g(x[row]))) - np.log(np.abs(there - x[row]))
             counted = [min(v @ v / 2, most) for v in (p, after)]
+            capped += after @ after / 2 > most
             accept = math.exp(min(e(x[row]) - e(there) + counted[0] - counted[1], 0))
             if u[row, i] < accept:
                 x[row], log_h[row] = there, log_h[row] + 0.2 * (secant - log_h[row])
@@ -394,6 +395,7 @@ def test_an_approach_is_its_recursion():
     np.testing.assert_allclose(learned.log_size.numpy(), log_size, rtol=1e-7)
     np.testing.assert_allclose(learned.log_curvature.numpy(), log_h, rtol=1e-7)
     assert report.gradients == 8
+    assert capped, "nothing was gained on the way down"
 
 
 def test_the_common_stride_is_the_median():
