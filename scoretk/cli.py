@@ -443,8 +443,8 @@ def _inverse(options: argparse.Namespace) -> int:
     print_restored(rows)
     _say(
         f"\ndemo done: {len({r.problem for r in rows})} inverse problems, "
-        f"{sum(bool(r.model) for r in rows)} runs, "
-        f"{time.perf_counter() - started:.0f} s; pictures and inverse.json in {options.output}/"
+        f"{sum(bool(r.model) for r in rows)} runs, {time.perf_counter() - started:.0f} s; pictures "
+        f"and inverse.json in {options.output}/"
     )
     return DONE
 

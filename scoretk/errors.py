@@ -199,8 +199,7 @@ class FitFailure(ScoretkError, RuntimeError):
         self.step, self.weights = step, weights
         super().__init__(
             f"the loss or its gradient is not finite at step {step}; the weights of the step "
-            f"before are kept. "
-            "Try a lower learning rate, or look for extreme values in the data"
+            "before are kept. Try a lower learning rate, or look for extreme values in the data"
         )
 
 

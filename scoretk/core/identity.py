@@ -264,7 +264,10 @@ def _content(item: Any) -> str:
     if isinstance(item, Mapping):
         if len(item) > MANY and _are_plain([*item.keys(), *item.values()]):
             return f" of {len(item)}: {_short(repr(dict(item)))}"
-        return f" of {len(item)} with keys {_short(', '.join(repr(k) if type(k) in PLAIN else 'object' for k in item))}"
+        return (
+            f" of {len(item)} with keys "
+            f"{_short(', '.join(repr(k) if type(k) in PLAIN else 'object' for k in item))}"
+        )
     if isinstance(item, nn.Module):
         return f" of {_short(', '.join(item._modules))}" if item._modules else ""
     if isinstance(item, set | frozenset):
@@ -307,7 +310,10 @@ def _digest(content: Any) -> str:
 def _of_code(code: CodeType) -> str:
     """The digest of a code object, with its numbers and strings in readable form."""
     constants = [c for c in code.co_consts if type(c) in PLAIN and c is not None]
-    return f"code {_digest(repr(_code(code)).encode())[:16]} with {_short(', '.join(map(repr, constants)) or 'no constants')}"
+    return (
+        f"code {_digest(repr(_code(code)).encode())[:16]} with "
+        f"{_short(', '.join(map(repr, constants)) or 'no constants')}"
+    )
 
 
 def _code(code: CodeType) -> tuple[Any, ...]:

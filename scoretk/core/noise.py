@@ -248,7 +248,10 @@ class Noise:
         self._windows: dict[Any, _Window] = {}
 
     def __repr__(self) -> str:
-        return f"Noise(seed={self.seed}, {len(self.chains)} chains, {self.chains.device}, {self.dtype})"
+        return (
+            f"Noise(seed={self.seed}, {len(self.chains)} chains, {self.chains.device}, "
+            f"{self.dtype})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("seed", "chains", "dtype", "window")}

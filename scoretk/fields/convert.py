@@ -179,8 +179,7 @@ def _refuse_singular(
     if not bool((a.isfinite() & b.isfinite()).all()):
         raise SingularConversion(
             f"{target} is not determined by {source} at t = {t} of {path}, where alpha or sigma is "
-            f"0. Let the model "
-            "predict something else, or ask at a time inside (0, 1)"
+            "0. Let the model predict something else, or ask at a time inside (0, 1)"
         )
 
 

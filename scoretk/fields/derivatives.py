@@ -143,7 +143,10 @@ def check_derivative(
     if int(wrong.sum()) * 2 > len(x):
         row = int(wrong.to(torch.int8).argmax())
         expected = "what torch can differentiate with respect to x"
-        found = f"Along one direction autograd says {float(told[row]):.4g}, its values {float(near[row]):.4g}"
+        found = (
+            f"Along one direction autograd says {float(told[row]):.4g}, its values "
+            f"{float(near[row]):.4g}"
+        )
         raise InvalidArgument(what, owner, expected, f"{found}: {_why()}. {hint}")
 
 

@@ -95,7 +95,10 @@ class DiscreteField:
     def _must_enumerate(self, name: str) -> None:
         if not self._enumerable:
             sites, k = layout(self.states, self.event_shape)
-            bridge = f"It enumerates 2^20 states at most, not {k}^{sites}: take a smaller model, or sample it"
+            bridge = (
+                f"It enumerates 2^20 states at most, not {k}^{sites}: take a smaller model, or "
+                "sample it"
+            )
             raise MissingCapability(field_name(self), self.provides, {name}, bridge)
 
     def _numbered(self, number: Tensor, dtype: torch.dtype) -> Tensor:

@@ -379,7 +379,10 @@ class LinearGaussian:
         """What the operator makes of x; refused where it is no tensor."""
         image = self.operator(x)
         if not isinstance(image, Tensor):
-            hint = f"It gave {type(image).__name__}. One that works in numpy gives torch.from_numpy(...), and its adjoint"
+            hint = (
+                f"It gave {type(image).__name__}. One that works in numpy gives "
+                "torch.from_numpy(...), and its adjoint"
+            )
             raise InvalidArgument("operator", self.operator, "a map from tensors to tensors", hint)
         return image
 

@@ -260,9 +260,8 @@ def gaussian_path(field: Any, purpose: str) -> GaussianPath:
         offers(field),
         {purpose},
         "Conversions need a Gaussian path: give the field a `path` attribute (a GaussianPath such "
-        "as scoretk.Linear()), "
-        "or, for a velocity from a base other than N(0, I), use a solver that needs the velocity "
-        "only",
+        "as scoretk.Linear()), or, for a velocity from a base other than N(0, I), use a solver "
+        "that needs the velocity only",
     )
 
 
@@ -324,14 +323,16 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
             {f"{name}(x, t)" for name in has},
             {f"{name}(x)" for name in needs},
             "It is a field in time: field.at(t) is its static field at time t, near 1 for the "
-            "data; or use a solver that "
-            "works in time, such as ProbabilityFlow or AnnealedLangevin",
+            "data; or use a solver that works in time, such as ProbabilityFlow or AnnealedLangevin",
         )
     absent = {
         name for name in has & {"energy", "score"} if not callable(getattr(field, name, None))
     }
     if absent:
-        hint = "A spec is no model yet: scoretk.load(its name) makes one; else give the class what its `provides` says"
+        hint = (
+            "A spec is no model yet: scoretk.load(its name) makes one; else give the class what "
+            "its `provides` says"
+        )
         raise MissingCapability(
             field_name(field), has - absent, needs, f"It claims {', '.join(sorted(absent))}. {hint}"
         )
@@ -370,8 +371,7 @@ def _resolve_timed(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) -
             offers(field),
             {f"{name}(x, t)" for name in needs},
             "It is a static field: sample it with a kernel such as MALA or ULA, or with "
-            "AnnealedLangevin over a tempering "
-            "ladder",
+            "AnnealedLangevin over a tempering ladder",
         )
     path = prediction(field)[1]
     has = offers(field)

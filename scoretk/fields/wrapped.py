@@ -387,10 +387,10 @@ def check_flow(field: Any) -> None:
             offers(found),
             {"a flow from each time to the next"},
             "Powers and products of noised densities are not the noised power or product: their "
-            "flow ends in another law. "
-            "Take AnnealedLangevin(), ReverseSDE('ancestral', corrector=n) "
-            "on a path whose alpha(0) is above 0, or a kernel such as MALA on field.at(t); where "
-            "the fields are known without noise, smoothed(...) of their power or product",
+            "flow ends in another law. Take AnnealedLangevin(), ReverseSDE('ancestral', "
+            "corrector=n) on a path whose alpha(0) is above 0, or a kernel such as MALA on "
+            "field.at(t); where the fields are known without noise, smoothed(...) of their power "
+            "or product",
         )
 
 

@@ -282,7 +282,10 @@ class Velocity(GaussianPathField):
         )
 
     def __repr__(self) -> str:
-        return f"Velocity(net={type(self.net).__name__}, event_shape={self.event_shape}, base={self.base})"
+        return (
+            f"Velocity(net={type(self.net).__name__}, event_shape={self.event_shape}, "
+            f"base={self.base})"
+        )
 
     @property
     def provides(self) -> frozenset[str]:  # type: ignore[override]
@@ -308,7 +311,6 @@ def no_gaussian_path(field: object, target: str) -> MissingCapability:
         {"velocity"},
         {target},
         "A velocity gives score and denoiser on a Gaussian path only: use base=None where the flow "
-        "was trained from "
-        "N(0, I), or Diffusion(net, event_shape, path=..., predicts='velocity') for another "
-        "Gaussian path",
+        "was trained from N(0, I), or Diffusion(net, event_shape, path=..., predicts='velocity') "
+        "for another Gaussian path",
     )

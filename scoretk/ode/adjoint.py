@@ -214,6 +214,6 @@ def _check_arrived(rows: Tensor, status: Tensor) -> None:
         name = Status(int(status[failed[0]])).name
         raise ScoretkError(
             f"grad='adjoint': {len(failed)} row(s) did not come back, the first row "
-            f"{int(rows[failed[0]])}, {name}. Allow more "
-            "max_steps or a larger rtol, or use grad='checkpoint'"
+            f"{int(rows[failed[0]])}, {name}. Allow more max_steps or a larger rtol, or use "
+            "grad='checkpoint'"
         )

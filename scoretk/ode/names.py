@@ -98,8 +98,7 @@ FOREIGN: dict[str, Foreign] = {
     ),
     **_meant(
         "dpm++ 3m sde, dpm++ sde, dpm++ 2s a, dpm++ 2s ancestral, dpm solver sde, dpm2 a, dpm2 "
-        "ancestral, "
-        "kdpm2 ancestral discrete",
+        "ancestral, kdpm2 ancestral discrete",
         advice="It has noise. The nearest is ReverseSDE('dpmpp_2m')",
     ),
     **_meant("pc, predictor corrector", advice="ReverseSDE('ancestral', corrector=1)"),

@@ -77,8 +77,8 @@ class Broken:
     def __str__(self) -> str:
         fix = (
             f"`pip install --force-reinstall {self.distribution}` repairs an incomplete "
-            f"installation, `pip check` "
-            f"shows what is missing; otherwise upgrade {self.distribution} or ask its authors"
+            "installation, `pip check` shows what is missing; otherwise upgrade "
+            f"{self.distribution} or ask its authors"
         )
         what = f"plugin {self.id} ({self.distribution} {self.version}) failed at {self.stage}"
         return f"{what}: {self.error.rstrip('.')}. {fix}"

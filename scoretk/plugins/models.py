@@ -259,8 +259,8 @@ def _check_claims(spec: ModelSpec, field: Any, own: bool) -> None:
     if own and spec.event_shape is not None and tuple(field.event_shape) != spec.event_shape:
         raise ValueError(
             f"the spec says event_shape={spec.event_shape} but the field's is "
-            f"{tuple(field.event_shape)}; "
-            "event_shape=None is for a shape that depends on the parameters"
+            f"{tuple(field.event_shape)}; event_shape=None is for a shape that depends on the "
+            "parameters"
         )
     missing = spec.provides - offers(field)
     if missing:

@@ -173,7 +173,8 @@ def load_solver(name: str, /, **settings: Any) -> Any:
         raise InvalidArgument(
             "solver",
             name,
-            f"{wanted} for {name}, as {'these have' if len(missing) > 1 else 'this has'} no default",
+            f"{wanted} for {name}, as {'these have' if len(missing) > 1 else 'this has'} no "
+            "default",
             f"Give a solver object, {_spelled(entry, kind)}({wanted}); on the command line, "
             + " ".join(f"--set {n}=VALUE" for n in missing),
         )

@@ -92,9 +92,8 @@ def _demand(field: Any, asked: Any, what: str, where: str) -> None:
             offers(asked),
             {what},
             f"A mixture compares normalised densities: {where} needs {what}. For static energies "
-            f"give log_partition; without "
-            "densities draw from each field the share of the samples that is its weight, which is "
-            "exact",
+            "give log_partition; without densities draw from each field the share of the samples "
+            "that is its weight, which is exact",
         )
 
 

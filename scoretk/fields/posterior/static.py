@@ -46,7 +46,10 @@ class StaticPosterior(Wrapped):
             MissingCapability: The prior has no energy.
         """
         if "energy" not in self.provides:
-            bridge = "A score alone does not give an energy: use a solver that needs the score only, such as ULA"
+            bridge = (
+                "A score alone does not give an energy: use a solver that needs the score only, "
+                "such as ULA"
+            )
             raise MissingCapability(field_name(self.prior), offers(self.prior), {"energy"}, bridge)
         own, others = split(cond, self.likelihood.measured)
         return static(self.prior).energy(x, **others) - self.likelihood.log_likelihood(x, **own)

@@ -98,7 +98,10 @@ class TimedPosterior(Wrapped, GaussianPathField):
                 steps.
         """
         times = [float(self.path.t(r).clamp(0, 1)) for r in LOG_SNR]
-        hint = "Let torch see through its network; or take method='replacement', which asks for no derivative of it"
+        hint = (
+            "Let torch see through its network; or take method='replacement', which asks for no "
+            "derivative of it"
+        )
 
         def denoised(times: Sequence[float]) -> Callable[[Tensor], Tensor]:
             """D of rows of size 1, brought to the size of `x_t`, at these times in turn."""
