@@ -49,6 +49,8 @@ def test_a_number_is_finite_and_of_a_size_that_tensors_count(check, value):
         lambda: stk.VP(HUGE, HUGE),
         lambda: stk.tempered(FIELD, HUGE),
         lambda: stk.ProbabilityFlow(steps=HUGE),
+        lambda: stk.AnnealedLangevin(levels=(1e300,)),
+        lambda: stk.AnnealedLangevin(levels=(1.0, 1e-200)),
         lambda: stk.Checkpoint("c", every=HUGE),
         lambda: stk.ReplayBuffer(HUGE),
         lambda: stk.ReplayBuffer(8, refresh=HUGE),

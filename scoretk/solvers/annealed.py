@@ -461,8 +461,9 @@ def _ladder(values: Sequence[float] | Tensor) -> Tensor:
         raise InvalidArgument(
             "levels", values, "an integer, or decreasing positive numbers"
         ) from error
-    falling = len(ladder) > 0 and bool((ladder.diff() < 0).all()) and float(ladder[-1]) > 0
-    if not (falling and math.isfinite(ladder[0])):
+    squares = ladder.square()  # which the steps are made of
+    falling = len(ladder) > 0 and bool((ladder.diff() < 0).all()) and float(squares[-1]) > 0
+    if not (falling and math.isfinite(squares[0])):
         raise InvalidArgument("levels", values, "an integer, or decreasing positive numbers")
     return ladder
 
