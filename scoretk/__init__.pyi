@@ -2,6 +2,7 @@ from scoretk import conformance as conformance
 from scoretk import diagnostics as diagnostics
 from scoretk import learn as learn
 from scoretk._version import __version__ as __version__
+from scoretk.core.anatomy import to_device as to_device
 from scoretk.core.noise import Noise as Noise
 from scoretk.core.streams import Stream as Stream
 from scoretk.diagnostics.summary import Finding as Finding

@@ -361,9 +361,12 @@ def _sample(options: argparse.Namespace) -> int:
 
     import torch
 
+    from scoretk.core.anatomy import to_device
     from scoretk.inference.sampling import sample
 
     field = load(options.name, **parameters) if parameters else options.name
+    if parameters and options.device:
+        to_device(field, options.device)
     names = (
         "chains",
         "steps",
@@ -479,7 +482,7 @@ def _show_progress(progress: Any) -> None:
 
 def _report(options: argparse.Namespace, draws: Any, written: str | None) -> None:
     shape = list((draws.x if draws.x is not None else draws.final).shape)
-    averages = {name: float(value.double().nanmean()) for name, value in draws.stats.items()}
+    averages = {name: float(value.cpu().double().nanmean()) for name, value in draws.stats.items()}
     tuned = {name: float(value) for name, value in draws.tuned.items() if value.numel() == 1}
     summary = {
         "shape": shape,

@@ -65,6 +65,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scoretk.errors import InvalidArgument
+
 __all__ = [
     "ATOMS",
     "MANY",
@@ -72,6 +74,7 @@ __all__ = [
     "ModuleView",
     "Names",
     "as_networks_take",
+    "check_place",
     "field_tensors",
     "is_known",
     "key_of",
@@ -81,6 +84,7 @@ __all__ = [
     "network_dtype",
     "parts",
     "state_like",
+    "to_device",
     "walk",
 ]
 
@@ -660,6 +664,54 @@ def key_of(part: Any) -> Any:
 def modules_of(value: Any) -> list[nn.Module]:
     """All torch modules that a field calls or holds, with those within them."""
     return [item for item in walk(value) if isinstance(item, nn.Module)]
+
+
+def _outermost(value: Any) -> list[nn.Module]:
+    """The torch modules of a field that are no part of another of them."""
+    modules = modules_of(value)
+    parts = {id(part) for m in modules for part in m._modules.values()}
+    return [m for m in modules if id(m) not in parts]
+
+
+def to_device(field: Any, device: torch.device | str) -> Any:
+    """The field, with the modules that it is made of moved to a device, in place.
+
+    For a field that was loaded, or made of modules: a model that `sample` is given by its name goes
+    to the run's device by itself. Constants that are no part of a module are copied where x is.
+    """
+    for module in _outermost(field):
+        module.to(device)
+    return field
+
+
+def check_place(field: Any, device: torch.device) -> None:
+    """Refuse a field one of whose modules has all its floating tensors on other devices.
+
+    A module that is spread over several devices, this one among them, sees to its copies itself.
+
+    Raises:
+        `InvalidArgument` that says where they are.
+    """
+    found = []
+    for module in _outermost(field):
+        own = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+        places = {_place_of(t.device) for t in own}
+        if places and _place_of(device) not in places:
+            found.append(f"{type(module).__name__} on {', '.join(sorted(places))}")
+    if found:
+        raise InvalidArgument(
+            "field",
+            ", ".join(found),
+            f"modules on {_place_of(device)}, where the state is",
+            f"Move them with module.to('{device}'), or scoretk.to_device(field, '{device}')",
+        )
+
+
+def _place_of(device: torch.device) -> str:
+    """The name of a device; of one without a number, as "cuda" is, that of the present one."""
+    if device.index is None and device.type not in ("cpu", "meta"):
+        device = torch.empty(0, device=device).device
+    return str(device)
 
 
 def field_tensors(value: Any) -> list[Tensor]:

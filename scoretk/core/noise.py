@@ -54,6 +54,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import device as as_device
 from scoretk.core.arguments import float_dtype, integer
+from scoretk.core.devices import has_float64
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 
@@ -218,7 +219,8 @@ class Noise:
             ids, all in [0, 2^32).
         device: Where the noise is made; None for that of `chains` where it is a tensor, else the
             CPU.
-        dtype: torch.float32 or torch.float64, where a call asks for no other.
+        dtype: torch.float32 or torch.float64, where a call asks for no other. A device without
+            float64 makes float32 of either: the same values with fewer digits.
         window: Steps made at once; None chooses by size. It affects the speed only.
 
     Raises:
@@ -365,6 +367,14 @@ class Noise:
             return found.rows[step - found.start]
         return self._ahead(asked, step)
 
+    def _dtype(self, asked: torch.dtype | None) -> torch.dtype:
+        """What is made where this is asked for: the digits that the device has."""
+        dtype = float_dtype(
+            "dtype", self.dtype if asked is None else asked, "Convert the noise afterwards"
+        )
+        narrow = dtype == torch.float64 and not has_float64(self.chains.device.type)
+        return torch.float32 if narrow else dtype
+
     def _inline(
         self,
         kind: _Kind,
@@ -380,12 +390,7 @@ class Noise:
         step = self._zero + step  # (), or (w, 1, 1) for the noise of w steps
         rows = (*step.shape[:1], len(self.chains))
         word, shape = _stream_word(kind, stream), _shape(shape)
-        n, dtype = (
-            math.prod(shape),
-            float_dtype(
-                "dtype", self.dtype if dtype is None else dtype, "Convert the noise afterwards"
-            ),
-        )
+        n, dtype = (math.prod(shape), self._dtype(dtype))
         if not n or not len(self.chains):
             return self.chains.new_zeros((*rows, *shape), dtype=dtype)
         if not torch.compiler.is_compiling() and has_kernel(self.chains.device):
@@ -413,12 +418,7 @@ class Noise:
         kind, stream, shape, dtype = asked
         step = integer("step", step, below=2**32)
         word, shape = _stream_word(kind, stream), _shape(shape)
-        n, dtype = (
-            math.prod(shape),
-            float_dtype(
-                "dtype", self.dtype if dtype is None else dtype, "Convert the noise afterwards"
-            ),
-        )
+        n, dtype = (math.prod(shape), self._dtype(dtype))
         start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window)
         # Not in inference mode, so that autograd can use the values later.
         with torch.inference_mode(False), torch.no_grad():

@@ -29,16 +29,18 @@ __all__ = [
 
 
 def across(values: Tensor, x: Tensor) -> Tensor:
-    """One value a row, shaped so that it broadcasts over x.
+    """One value a row, shaped so that it broadcasts over x; one value for all as it is.
+
+    A tensor with an axis has to be where x is; one without may steer it from the CPU.
 
     Args:
-        values: `(batch,)`.
+        values: `(batch,)` or `()`.
         x: `(batch, *event_shape)`.
 
     Returns:
-        `(batch, 1, ..., 1)`, of as many axes as x.
+        `(batch, 1, ..., 1)`, of as many axes as x, or `()`.
     """
-    return values.reshape(values.shape + (1,) * (x.ndim - 1))
+    return values.reshape(values.shape + (1,) * (x.ndim - 1)) if values.ndim else values
 
 
 def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count, option
+from scoretk.core.devices import wide
 from scoretk.diagnostics import mixing
 from scoretk.errors import InvalidArgument
 
@@ -134,7 +135,8 @@ def bfmi(energy: Tensor) -> Tensor:
     """
     if not isinstance(energy, Tensor) or energy.ndim != 2 or energy.shape[1] < 3:
         raise InvalidArgument("energy", energy, "a tensor (chains, draws) of at least three draws")
-    return energy.double().diff(dim=1).square().mean(1) / energy.double().var(1)
+    energy = wide(energy)
+    return energy.diff(dim=1).square().mean(1) / energy.var(1)
 
 
 def _each(x: Tensor, measure: Callable[[Any], Any], least: int = 4) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.anatomy import field_tensors
 from scoretk.errors import InvalidArgument, ScoretkError
 
 __all__ = ["check_rows", "unwritten", "written_into"]
@@ -103,7 +104,10 @@ def unwritten(
     try:
         answer = evaluate(x)
     except RuntimeError as error:
-        if not isinstance(error, ScoretkError) and DTYPES_DIFFER.search(str(error)):
+        if isinstance(error, ScoretkError):
+            raise
+        _refuse_elsewhere(what, evaluate, x, error)
+        if DTYPES_DIFFER.search(str(error)):
             raise InvalidArgument(
                 "dtype", x.dtype, "that of all that the model computes with", _APART.format(error)
             ) from error
@@ -111,6 +115,20 @@ def unwritten(
     if _writes(x) != before or not (kept is None or _same(kept, x.detach())):
         raise _written(what, x)
     return answer
+
+
+def _refuse_elsewhere(
+    what: str, evaluate: Callable[[Tensor], Any], x: Tensor, error: RuntimeError
+) -> None:
+    """Say where a field's tensors are, where torch has refused to compute with them for that."""
+    places = {str(t.device) for t in field_tensors(evaluate)} - {str(x.device)}
+    if places and "device" in str(error):
+        raise InvalidArgument(
+            what,
+            f"tensors on {', '.join(sorted(places))}",
+            f"those that it computes with on {x.device}, where x is",
+            "Move them there, or let the field take them along: tensor.to(x.device)",
+        ) from error
 
 
 def _writes(x: Tensor) -> int:

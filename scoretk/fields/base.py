@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import on
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
@@ -93,7 +94,7 @@ class EmpiricalBase:
         """Rows of the data picked by the noise, `(n, *event_shape)`."""
         u = noise.uniform(0, Stream.START, (), torch.float64)
         rows = (u * len(self.samples)).long().clamp(max=len(self.samples) - 1)
-        return self.samples.to(rows.device)[rows]
+        return on(self.samples, rows.device)[rows]
 
 
 @dataclass(frozen=True)

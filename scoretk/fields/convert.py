@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import option
+from scoretk.core.devices import wide
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument, SingularConversion
 from scoretk.fields.paths import GaussianPath
@@ -163,7 +164,7 @@ def row_coefficients(
     Raises:
         SingularConversion: As in `convert`.
     """
-    rate, shift = coefficients(path, t.double() if t.device.type != "mps" else t, source, target)
+    rate, shift = coefficients(path, wide(t), source, target)
     if t.device.type == "cpu" and not torch.compiler.is_compiling():
         _refuse_singular(rate, shift, t, path, source, target)
     return rate.to(dtype), shift.to(dtype)

@@ -82,7 +82,7 @@ class DiscreteField:
         """
         self._must_enumerate("draw")
         u = noise.uniform(0, Stream.START, (), torch.float64)
-        cdf = self._log_weights().softmax(0).cumsum(0).to(u.device)
+        cdf = self._log_weights().softmax(0).cumsum(0).to(u)
         # As u < 1, also the rounded u cdf[-1] is below cdf[-1].
         state = torch.searchsorted(cdf, u * cdf[-1], right=True)
         return self._numbered(state, noise.uniform(0, Stream.START, ()).dtype)

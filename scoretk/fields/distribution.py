@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.constrained import Constrained
-from scoretk.fields.freelaws import FreeLaw, free_law, log_density, support_of, unvalidated
+from scoretk.fields.freelaws import FreeLaw, free_law, log_density, moved, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource, is_timed
 from scoretk.fields.supports import Bijection, Real
@@ -63,7 +64,7 @@ class DistributionField:
         """
         if len(x) == 0:  # torch's own support checks cannot take it
             return row_sum(x)
-        return log_density(self._law, x)
+        return log_density(self.on(x.device)._law, x)
 
     def energy(self, x: Tensor) -> Tensor:
         """`-log_prob(x)`, `(batch,)`."""
@@ -85,7 +86,7 @@ class DistributionField:
         """
         if self._free is None:
             return None
-        space, shape = self._free.space, self.event_shape
+        space, shape = _Following(self, self._free.space), self.event_shape
         return lambda n, noise: space.constrain(
             noise.normal(0, Stream.START, space.free_shape(shape))
         )
@@ -95,10 +96,32 @@ class DistributionField:
         if self.support is None:
             return self
         assert self._free is not None
-        space, free = self._free.space, self._free.log_density
-        return Constrained(
-            self.bare(), space, space.free_shape(self.event_shape), self.distribution.support, free
+        space, shape = (
+            _Following(self, self._free.space),
+            self._free.space.free_shape(self.event_shape),
         )
+        return Constrained(self.bare(), space, shape, self.distribution.support, space.log_density)
+
+    def on(self, device: torch.device) -> DistributionField:
+        """The field of the same distribution on a device, made at the first call for each.
+
+        A distribution takes no tensors of another device than its own.
+        """
+        held = state_like(self.distribution)
+        if all(t.device == device for t in held):
+            return self
+        if any(t.requires_grad for t in held):  # a copy is of one graph
+            return self._moved(device)
+        copies = _ELSEWHERE.setdefault(self, {})
+        written = tuple(t._version for t in held)
+        found = copies.get(device)
+        if found is None or found[0] != written:
+            with torch.inference_mode(False), torch.no_grad():
+                found = copies[device] = written, self._moved(device)
+        return found[1]
+
+    def _moved(self, device: torch.device) -> DistributionField:
+        return _made_again(moved(self.distribution, device), self._free is None)
 
     def bare(self) -> DistributionField:
         """The same field without its support, to be the inner field of a `Constrained`."""
@@ -122,7 +145,52 @@ class DistributionField:
                 "It is no explicit transform of uniforms and normals: sample it with a kernel such "
                 "as MALA",
             )
-        return _transform(self.distribution, _Draws(noise))
+        return _transform(self.on(noise.chains.device).distribution, _Draws(noise))
+
+
+_ELSEWHERE: WeakKeyDictionary[
+    DistributionField, dict[torch.device, tuple[tuple[int, ...], DistributionField]]
+] = WeakKeyDictionary()
+"""By field those on other devices, with how often its tensors had been written into before."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Following:
+    """The bijection and the density in free space of a distribution, wherever z is."""
+
+    field: DistributionField
+    space: Bijection
+
+    @property
+    def event_dim(self) -> int:
+        return self.space.event_dim
+
+    def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.space.free_shape(shape)
+
+    def _free(self, like: Tensor) -> FreeLaw:
+        free = self.field.on(like.device)._free
+        assert free is not None
+        return free
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Of z, `(batch,)`."""
+        return self._free(z).log_density(z)
+
+    def constrain(self, z: Tensor) -> Tensor:
+        return self._free(z).space.constrain(z)
+
+    def unconstrain(self, x: Tensor) -> Tensor:
+        return self._free(x).space.unconstrain(x)
+
+    def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        return self._free(z).space.log_jacobian(z, x)
+
+    def clamped(self, x: Tensor) -> Tensor:
+        return self._free(x).space.clamped(x)
+
+    def contains(self, x: Tensor) -> Tensor:
+        return self._free(x).space.contains(x)
 
 
 def from_distribution(distribution: td.Distribution) -> DistributionField:
@@ -293,14 +361,14 @@ def _(d: td.Normal, draws: _Draws) -> Tensor:
 
 @_transform.register
 def _(d: td.MultivariateNormal, draws: _Draws) -> Tensor:
-    z = draws.normal(tuple(d.batch_shape + d.event_shape))
+    z = draws.normal(tuple(d.batch_shape + d.event_shape)).to(d.loc.dtype)
     return d.loc + (d._unbroadcasted_scale_tril @ z.unsqueeze(-1)).squeeze(-1)
 
 
 @_transform.register
 def _(d: td.LowRankMultivariateNormal, draws: _Draws) -> Tensor:
     factor = d._unbroadcasted_cov_factor
-    low = draws.normal((*d.batch_shape, factor.shape[-1]))
+    low = draws.normal((*d.batch_shape, factor.shape[-1])).to(factor.dtype)
     full = draws.normal(tuple(d.batch_shape + d.event_shape))
     x: Tensor = d.loc + (factor @ low.unsqueeze(-1)).squeeze(-1)
     return x + d._unbroadcasted_cov_diag.sqrt() * full

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch import distributions as td
 from torch.nn.functional import logsigmoid
 
+from scoretk.core.devices import on
 from scoretk.fields.supports import (
     REAL,
     Above,
@@ -46,7 +47,7 @@ from scoretk.fields.supports import (
     trailing_sum,
 )
 
-__all__ = ["FreeLaw", "free_law", "log_density", "support_of", "unvalidated"]
+__all__ = ["FreeLaw", "free_law", "log_density", "moved", "support_of", "unvalidated"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,19 @@ def unvalidated(distribution: Any) -> Any:
         if isinstance(value, td.Distribution):
             setattr(made, name, unvalidated(value))
     return made
+
+
+def moved(part: Any, device: torch.device) -> Any:
+    """A distribution, transform or constraint with all its tensors on a device."""
+    if isinstance(part, Tensor):
+        return on(part, device)
+    if isinstance(part, td.Distribution | td.Transform | td.constraints.Constraint):
+        made = copy.copy(part)
+        made.__dict__.update({n: moved(v, device) for n, v in vars(part).items()})
+        return made
+    if isinstance(part, list | tuple) and type(part) in (list, tuple):
+        return type(part)(moved(v, device) for v in part)
+    return part
 
 
 def support_of(d: Any) -> Bijection:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scoretk.core.arguments import counts, function, numbers, positive, tensor_like
+from scoretk.core.devices import alike, on, wide
 from scoretk.core.rows import row_dot, row_sum
 from scoretk.errors import InvalidArgument, ScoretkError
 from scoretk.fields.derivatives import probes, value_and_pullback
@@ -53,10 +54,9 @@ class Matrix:
         object.__setattr__(self, "matrix", _numbers("matrix", self.matrix, (None, None)))
 
     def __call__(self, x: Tensor) -> Tensor:
-        matrix = self.matrix.to(
-            x.device, x.dtype.to_complex() if self.matrix.is_complex() else x.dtype
-        )
-        return rearrange(x, "batch ... -> batch (...)").to(matrix) @ matrix.T
+        rows = rearrange(x, "batch ... -> batch (...)")
+        rows = rows.to(x.dtype.to_complex()) if self.matrix.is_complex() else rows
+        return rows @ alike(self.matrix, rows).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Mask:
         if x.shape[1:] != self.mask.shape:
             raise InvalidArgument("mask", self.mask, f"the shape of an event, {tuple(x.shape[1:])}")
         rows = rearrange(x, "batch ... -> batch (...)")
-        return rows.index_select(1, self._entries.to(x.device))  # type: ignore[attr-defined]
+        return rows.index_select(1, on(self._entries, x.device))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Blur:
                 f"images (..., h, w), but an event has shape {tuple(x.shape[1:])}",
             )
         planes = rearrange(x, "... h w -> (...) 1 h w")
-        return functional.conv2d(planes, self.kernel.to(x)[None, None], padding="same").reshape(
+        return functional.conv2d(planes, alike(self.kernel, x)[None, None], padding="same").reshape(
             x.shape
         )
 
@@ -260,7 +260,7 @@ class LinearGaussian:
             raise InvalidArgument(
                 "y", y[0], f"the shape of what the operator measures, {tuple(image.shape[1:])}"
             )
-        return _as_real(y.to(image)) - _as_real(image)
+        return _as_real(alike(y, image)) - _as_real(image)
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log N(y; A x, std^2 I)`, `(batch,)`."""
@@ -334,7 +334,7 @@ class LinearGaussian:
             raise self._without_adjoint("Autograd sees nothing of it") from error
         except RAISED as error:
             raise self._without_adjoint(str(error).splitlines()[0]) from error
-        there, here = row_dot(image.double(), w.double()), row_dot(x.double(), back.double())
+        there, here = row_dot(wide(image), wide(w)), row_dot(wide(x), wide(back))
         if not bool(((there - here).abs() <= close * row_dot(image, image).sqrt()).all()):
             raise self._without_adjoint(
                 f"<A x, w> is {float(there[0]):.6g} and <x, A^T w> {float(here[0]):.6g} for one x "

@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import finite, positive
+from scoretk.core.devices import alike
 from scoretk.core.rows import power, sigmoid, softplus
 from scoretk.errors import InvalidArgument
 
@@ -478,7 +479,7 @@ class Tabulated(GaussianPath):
             The coefficients of its cubic, `(4, *t.shape)`, and the distance from t to the knot on
             its right, in intervals, like t.
         """
-        table: Tensor = self._cubics.to(t.device, t.dtype)  # type: ignore[attr-defined]
+        table = alike(self._cubics, t)  # type: ignore[attr-defined]
         cell = (t * self.steps).floor().long().clamp(0, self.steps - 1)
         # By a flat index: one without axes is a number to the compiler.
         chosen = table.index_select(1, cell.flatten()).reshape(4, *cell.shape)
@@ -519,10 +520,8 @@ class Tabulated(GaussianPath):
 
     def t(self, log_snr: Time) -> Tensor:
         log_alpha = -softplus(-_tensor(log_snr)) / 2
-        knots, table = (
-            part.to(log_alpha.device, log_alpha.dtype)
-            for part in (self._cubics[0], self._cubics)  # type: ignore[attr-defined]
-        )
+        table = alike(self._cubics, log_alpha)  # type: ignore[attr-defined]
+        knots = table[0].contiguous()
         cell = torch.searchsorted(knots, log_alpha, right=False).clamp(0, self.steps - 1)
         c0, c1, c2, c3 = table[:, cell]
         low, high = torch.zeros_like(log_alpha), torch.ones_like(log_alpha)

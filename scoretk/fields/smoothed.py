@@ -54,6 +54,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count, option, positive, tensor_like
+from scoretk.core.devices import alike, on, precise
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import across, finite_rows, row_dot, row_sum, select_rows
 from scoretk.core.streams import Stream
@@ -269,8 +270,8 @@ class Smoothed(Wrapped, GaussianPathField):
             self.field,
             center.repeat_interleave(k, 0),
             radius.repeat_interleave(k, 0),
-            self.mean.to(x),
-            self.std.to(x),
+            alike(self.mean, x),
+            alike(self.std, x),
             rows,
         )
         u, log_weight, pull = (
@@ -293,16 +294,18 @@ class Smoothed(Wrapped, GaussianPathField):
     def _posterior(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """`mu` and r of the reference's posterior, like x."""
         check_time(t, x)
-        exact = torch.as_tensor(t, dtype=torch.float64)
-        std, alpha = self.std.to(exact.device), across(self.path.alpha(exact), x)
-        sigma = across(self.path.sigma(exact), x)
+        exact = precise(t)
+        std = on(self.std, x.device)
+        alpha, sigma = (
+            across(f(exact), x).to(std.dtype) for f in (self.path.alpha, self.path.sigma)
+        )
         total = alpha**2 + (sigma / std) ** 2
         gain, shrink = (alpha / total).to(x), ((sigma / std) ** 2 / total).to(x)
-        return gain * x + shrink * self.mean.to(x), (sigma / total.sqrt()).to(x).expand_as(x)
+        return gain * x + shrink * alike(self.mean, x), (sigma / total.sqrt()).to(x).expand_as(x)
 
     def _normal(self, index: int, target: _Whitened) -> Tensor:
         """Normals `(batch K, *event)`: for each row the same antithetic pairs."""
-        half = self.directions[index].to(target.center)
+        half = alike(self.directions, target.center)[index]
         both = torch.cat([half, -half])
         return both.expand(len(target.center) // len(both), *both.shape).flatten(0, 1)
 

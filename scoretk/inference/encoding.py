@@ -47,7 +47,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import as_networks_take, left_as_found
+from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import conditions, count, counts, positive, tensor_like
 from scoretk.core.rows import across, finite_rows, row_dot, select_rows
 from scoretk.errors import InvalidArgument, Status
@@ -317,6 +317,7 @@ def encode(
     bound = resolve(field, {"velocity"}, given, timed=True)
     assert isinstance(bound, TimedField)
     rows = tensor_like("x", x, (None, *bound.event_shape))
+    check_place(field, rows.device)
     conditions(cond, len(rows))
     (rows,) = as_networks_take(field, rows)
     solve, flow = Solve(method, steps, grid, rtol, atol, max_steps), Flow(bound)

@@ -43,7 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import as_networks_take, left_as_found
+from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import conditions, count, integer, is_integer, option, pair, tensor_like
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.core.noise import Noise, derive
@@ -153,6 +153,7 @@ def log_prob(
     if not is_field(field):
         resolve(field, ())
     points = tensor_like("x", x, (None, *users_shape(field)))
+    check_place(field, points.device)
     ids, given = row_ids(rows, points), conditions(cond, len(points))
     points, given = as_networks_take(field, points, given)
     solve = Solve(method, steps, grid, rtol, atol, max_steps)

@@ -35,9 +35,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from scoretk.core.anatomy import left_as_found, state_like
+from scoretk.core.anatomy import check_place, left_as_found, state_like
 from scoretk.core.arguments import count, finite, flag, float_dtype, option
 from scoretk.core.arguments import device as as_device
+from scoretk.core.devices import wide, widest
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status
@@ -251,7 +252,7 @@ def log_partition(
         progress=progress,
         keep="all",
     )
-    log_weight = torch.where(draws.ok, draws.stats["log_weight"][:, -1].double(), torch.nan)
+    log_weight = torch.where(draws.ok, wide(draws.stats["log_weight"][:, -1]), torch.nan)
     value, stderr, effective = _log_mean(_families(log_weight, draws.stats["ancestor"][:, -1]))
     apart = _disagreement(look, draws, log_weight) if look is not None and check else 0.0
     doubts = _doubts(float(stderr), apart, ladder)
@@ -320,7 +321,7 @@ def _fitted(field: Any, look: Draws) -> Any:
     N(0, I) where that run fails.
     """
     assert look.x is not None
-    x = look.x[look.ok].double().flatten(0, 1)
+    x = wide(look.x[look.ok]).flatten(0, 1)
     if len(x) < LOOK_STEPS:
         return plain_base(field)
     spread = (WIDER * x.std(0)).clamp(min=torch.finfo(torch.float32).tiny)
@@ -339,17 +340,17 @@ def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
     weights, but one here.
     """
     assert look.x is not None
-    known = look.x[look.ok].double()
+    known = wide(look.x[look.ok])
     ours, theirs = (
-        draws.final.double().reshape(len(draws.final), -1),
+        wide(draws.final).reshape(len(draws.final), -1),
         known.reshape(*known.shape[:2], -1),
     )
     if len(theirs) < 2:
         return 0.0
     low, centre, high = torch.quantile(
-        theirs.flatten(0, 1), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), 0
+        theirs.flatten(0, 1), theirs.new_tensor([0.25, 0.5, 0.75]), 0
     )
-    unit = ((high - low) / QUARTILES).clamp(min=torch.finfo(torch.float64).tiny)
+    unit = ((high - low) / QUARTILES).clamp(min=torch.finfo(theirs.dtype).tiny)
     u, v = (((x - centre) / unit).clamp(-3, 3) for x in (ours, theirs))
     ours, theirs = torch.cat([u, u.square()], -1), torch.cat([v, v.square()], -1)
     chains = theirs.mean(1)
@@ -380,7 +381,7 @@ def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> fl
     """
     if "log_prob" not in offers(base):
         return None
-    x = base.draw(1, Noise(seed, 1, device=device, dtype=torch.float64)).double()
+    x = wide(base.draw(1, Noise(seed, 1, device=device, dtype=widest(device))))
     return -float(base.log_prob(x) + base.energy(x))
 
 
@@ -468,6 +469,7 @@ def find_ladder(
     dtype = dtype or (
         hint.dtype if hint is not None and hint.is_floating_point() else torch.get_default_dtype()
     )
+    check_place(field, device)
     with left_as_found(field), torch.no_grad():
         bound = resolve(field, kernel.needs, timed=False)
         assert isinstance(bound, StaticField)
@@ -524,13 +526,13 @@ class _Pilot:
                 "a base with some of its draws where the field has density",
             )
         upper = self._upper(gain, dead)
-        log_weight = torch.where(dead, -torch.inf, gain(upper)[0].double())
+        log_weight = torch.where(dead, -torch.inf, wide(gain(upper)[0]))
         self.variance += _variance(log_weight[~dead])
         u = self.noise.uniform(k, Stream.SWAP, (), torch.float64)[:1]
         self.x = self.x[resampled(log_weight[None], u)[0][0]]
         self.weights.append(1.0 if upper > 1 - 1e-9 else upper)
         scale = torch.ones_like(self.x[0]) if self.discrete else self.x.std(0).clamp(min=1e-6)
-        before, made = log_gain(self.field, self.base, self.x)[0].double(), 0
+        before, made = wide(log_gain(self.field, self.base, self.x)[0]), 0
         while made < max(self.least, PILOT_MOVES) or (
             made < MOST_MOVES and self._remembers(before)
         ):
@@ -556,7 +558,7 @@ class _Pilot:
 
     def _correlation(self, before: Tensor) -> float:
         """Of the log weights' gains before the moves with those now, over the population."""
-        now = log_gain(self.field, self.base, self.x)[0].double()
+        now = wide(log_gain(self.field, self.base, self.x)[0])
         found = float(torch.corrcoef(torch.stack([before, now]))[0, 1])
         return found if math.isfinite(found) else 0.0
 
@@ -567,7 +569,7 @@ class _Pilot:
         """The next weight, as high as keeps the share: by bisection."""
 
         def share(upper: float) -> float:
-            w = torch.softmax(torch.where(dead, -torch.inf, gain(upper)[0].double()), 0)
+            w = torch.softmax(torch.where(dead, -torch.inf, wide(gain(upper)[0])), 0)
             return float(1 / (w.square().sum() * (~dead).sum()))
 
         if share(1.0) >= SHARE:
@@ -607,7 +609,7 @@ def _stretched(ladder: Ladder, levels: int) -> Ladder:
     weights = (old[below] + (place - below) * (old[below + 1] - old[below])).tolist()
     at = [max(math.ceil(p) - 1, 0) for p in place.tolist()[1:]]
     sizes = None if ladder.step_sizes is None else tuple(ladder.step_sizes[i] for i in at)
-    scales = None if ladder.scales is None else ladder.scales[at]
+    scales = None if ladder.scales is None else torch.stack([ladder.scales[i] for i in at])
     moves = None if ladder.moves is None else tuple(ladder.moves[i] for i in at)
     return replace(
         ladder, weights=(0.0, *weights[1:-1], 1.0), step_sizes=sizes, scales=scales, moves=moves

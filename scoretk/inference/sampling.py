@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from scoretk._version import __version__
-from scoretk.core.anatomy import field_tensors, left_as_found, network_dtype, state_like
+from scoretk.core.anatomy import (
+    check_place,
+    field_tensors,
+    left_as_found,
+    network_dtype,
+    state_like,
+    to_device,
+)
 from scoretk.core.arguments import (
     conditions,
     count,
@@ -24,6 +31,7 @@ from scoretk.core.arguments import (
 )
 from scoretk.core.arguments import device as as_device
 from scoretk.core.arrays import aligned
+from scoretk.core.devices import has_float64
 from scoretk.core.identity import Identity, without_addresses
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
@@ -112,7 +120,8 @@ def sample(
             equation on the way back: the gradients to the solver's tolerance.
         batch: Chains at a time, for memory; the draws are the same. The chains that tune a solver,
             the pilot, run together.
-        device: Of the state; by default that of `init`, else of the model.
+        device: Of the state; by default that of `init`, else of the model. A model given by its
+            name goes there; the modules of any other field have to be there.
         dtype: Of the state, float32 or float64; by default that of the parameters of the field's
             networks, else of `init`, else of the model's other tensors. What is given is cast.
         compile: Whether to compile the step with torch.compile. Where the compiler cannot take the
@@ -139,6 +148,8 @@ def sample(
     _check_modes(grad=grad, compile=compile, checkpoint=checkpoint)
     solver = _by_adjoint(solver) if grad == "adjoint" else solver
     place = _place(model, init, device, dtype)
+    model = to_device(model, place.device) if isinstance(field, str) else model
+    check_place(model, place.device)
     start = _start(model, init, place)
     ids = _chains(chains, start)
     rows = _condition_rows(cond, len(ids), place)
@@ -357,8 +368,11 @@ def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
     if dtype is None:
         kinds = [t.dtype for t in hints if t.dtype in usable]
         dtype = kinds[0] if kinds else (torch.get_default_dtype() if not hints else torch.float32)
+        dtype = dtype if has_float64(found.type) else torch.float32
     advice = "The network may compute in a lower precision; a chain's state stalls in it"
-    return _Place(found, float_dtype("dtype", dtype, advice))
+    if float_dtype("dtype", dtype, advice) == torch.float64 and not has_float64(found.type):
+        raise InvalidArgument("dtype", dtype, f"torch.float32: {found.type} has no float64")
+    return _Place(found, dtype)
 
 
 def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:

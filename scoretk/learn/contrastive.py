@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import as_networks_take, left_as_found
+from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import count, counts, finite, tensor_like
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
@@ -208,6 +208,7 @@ class ContrastiveDivergence:
         """
         resolve(field, {"energy"} | (self.solver.needs & {"states"}), timed=False)
         (data,) = as_networks_take(field, tensor_like("batch", batch, (None, *field.event_shape)))
+        check_place(field, data.device)
         moment, slots = self._negatives(field, data)
         negatives, fine = moment.state.x.detach(), moment.status == int(Status.OK)
         self._write_back(field, slots, moment, fine, data)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import wide
 from scoretk.core.rows import across, row_sum
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
@@ -88,7 +89,7 @@ def prediction_error(
     """
     _check(x, t, noise)
     check_prediction(predicts)
-    alpha, sigma, dalpha, dsigma = (across(value.to(x), x) for value in path(t.double()))
+    alpha, sigma, dalpha, dsigma = (across(value.to(x), x) for value in path(wide(t)))
     target = {
         "data": lambda: x,
         "noise": lambda: noise,

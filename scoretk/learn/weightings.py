@@ -34,6 +34,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from scoretk.core.arguments import option
+from scoretk.core.devices import wide
 from scoretk.fields import GaussianPath
 from scoretk.fields.paths import PathPoint
 
@@ -76,4 +77,4 @@ def weighting(name: str, path: GaussianPath, t: Tensor) -> Tensor:
     Raises:
         UnknownName: For an unknown weighting.
     """
-    return WEIGHTINGS[option("weighting", name, WEIGHTINGS)](path(t.double())).to(t)
+    return WEIGHTINGS[option("weighting", name, WEIGHTINGS)](path(wide(t))).to(t)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import option
+from scoretk.core.devices import widest
 from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import Status
 from scoretk.ode.velocities import Solved, Velocity
@@ -175,10 +176,9 @@ def integrate(
         else TORCHDIFFEQ[option("method", method, TORCHDIFFEQ)]
     )
     guarded = _Guarded(velocity, x, start, end)
-    times = torch.tensor(
-        [start, end], dtype=torch.float64, device=x.device if x.device.type != "mps" else "cpu"
-    )
+    times = torch.tensor([start, end], dtype=widest(x.device), device=x.device)
     options = {"norm": largest_row_rms, "step_t": times[1:], "max_num_steps": max_steps}
+    options["dtype"] = times.dtype  # of its clock
     failure = Status.OK
     try:
         final = odeint(guarded, x, times, rtol=rtol, atol=atol, method=pair.name, options=options)[

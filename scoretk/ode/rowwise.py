@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count, finite, option, positive
+from scoretk.core.devices import widest
 from scoretk.core.rows import across, finite_rows, select_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.resolve import TimedField
@@ -377,8 +378,7 @@ def integrate_rows(
         finite("end", end),
         count("max_steps", max_steps, least=1),
     )
-    clock = torch.float32 if x.device.type == "mps" else torch.float64
-    t = torch.full(x.shape[:1], start, dtype=clock, device=x.device)
+    t = torch.full(x.shape[:1], start, dtype=widest(x.device), device=x.device)
     wanted = None if at is None else _inside(at, start, end).to(t)
     tolerances = _tolerance("rtol", rtol, x), _tolerance("atol", atol, x)
     found = _unsolved(x, t, wanted)
@@ -467,8 +467,7 @@ def _row_rms(ratio: Tensor) -> Tensor:
     NaN and infinity give infinity.
     """
     square = ratio.square().reshape(len(ratio), -1)
-    wide = None if ratio.device.type == "mps" else torch.float64
-    return square.mean(1, dtype=wide).sqrt().float().nan_to_num(torch.inf)
+    return square.mean(1, dtype=widest(ratio.device)).sqrt().float().nan_to_num(torch.inf)
 
 
 def _started(

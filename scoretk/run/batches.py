@@ -393,6 +393,7 @@ def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
                 "last few are not made by compiled code. Start afresh at another path"
             )
         theirs["steps"] = asked
+    theirs["device"] = ours["device"]  # the noise is the same on all, and the rest to rounding
     summary = saving.identity.summary(header["identity"]["changing"])
     check_settings(path, theirs, ours, [*shorter, *differences(header["identity"], summary)])
 

@@ -144,7 +144,7 @@ def _staying(before: Tensor) -> list[Tensor]:
     size = before[fine].abs().sum(1) if before.shape[1] > 1 else before[fine, 0]
     order = fine[size.argsort()]
     places = torch.arange(len(before), device=before.device)
-    kept = [order[[1, -2]]] if len(order) > 3 else list(order[:, None])
+    kept = [torch.stack([order[1], order[-2]])] if len(order) > 3 else list(order[:, None])
     return [torch.isin(places, some) for some in kept]
 
 

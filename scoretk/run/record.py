@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import widest
 from scoretk.core.rows import across
 
 __all__ = ["RECORDERS", "Constraining", "KeepAll", "KeepLast", "KeepMoments", "Record", "Recorder"]
@@ -61,7 +62,7 @@ class Recorder(Protocol):
 
 def _exact(x: Tensor) -> torch.dtype:
     """The dtype of running sums: float64 where the device has it, so that long runs lose nothing."""
-    return x.dtype if x.device.type == "mps" else torch.float64
+    return widest(x.device)
 
 
 class _OneByOne:

@@ -221,7 +221,7 @@ def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> 
     References:
         Song, Ermon, "Improved techniques for training score-based generative models" (2020).
     """
-    ladder = tensor_like("sigmas", sigmas, (None,)).double()
+    ladder = tensor_like("sigmas", sigmas, (None,)).cpu().double()
     if not len(ladder) or not bool((ladder > 0).all()) or not bool((ladder.diff() < 0).all()):
         raise InvalidArgument("sigmas", sigmas, "a decreasing ladder of positive levels")
     steps = count("steps_per_level", steps_per_level, least=1)

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count, counts, finite, positive, tensor_like
+from scoretk.core.devices import wide, widest
 from scoretk.core.rows import select_rows
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
@@ -112,7 +113,7 @@ class Ladder:
     def __repr__(self) -> str:
         digest = hashlib.sha256(repr((self.weights, self.step_sizes, self.moves)).encode())
         if self.scales is not None:
-            digest.update(self.scales.detach().double().cpu().numpy().tobytes())
+            digest.update(self.scales.detach().cpu().double().numpy().tobytes())
         return f"Ladder(levels={len(self.weights) - 1}, id={digest.hexdigest()[:8]})"
 
     @property
@@ -201,16 +202,15 @@ def rising(
         E_upper(x)`, in float64 where the device has it, and whether the density is 0 at x. On the
         geometric bridge it evaluates no energy again.
     """
-    wide = torch.float64 if x.device.type != "mps" else x.dtype
 
     def split(gain: Tensor) -> tuple[Tensor, Tensor]:
         dead = gain.isnan() | (gain == -torch.inf)
         return torch.where(dead, 0.0, gain), dead
 
     if isinstance(law_at(field, base, 0.5).native, Bridge):
-        whole = (base.energy(x) - field.energy(x)).to(wide)
+        whole = wide(base.energy(x) - field.energy(x))
         return lambda upper: split((upper - lower) * whole)
-    x = x.to(wide)
+    x = wide(x)
     below = base.energy(x) if lower == 0 else law_at(field, base, lower).energy(x)
     return lambda upper: split(below - law_at(field, base, upper).energy(x))
 
@@ -269,8 +269,8 @@ def resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         number of weights over n, `1 / (n sum w^2)` for weights w with sum 1, `(islands,)`.
     """
     n = log_weight.shape[1]
-    share = torch.softmax(log_weight.double(), 1)
-    points = (torch.arange(n, dtype=torch.float64, device=u.device) + u.double()[:, None]) / n
+    share, u = torch.softmax(wide(log_weight), 1), wide(u)
+    points = (torch.arange(n, dtype=u.dtype, device=u.device) + u[:, None]) / n
     chosen = torch.searchsorted(share.cumsum(1), points).clamp(max=n - 1)
     return chosen, 1 / (n * share.square().sum(1))
 
@@ -354,9 +354,7 @@ class Annealing(ABC):
                 "base", field_name(self.base), f"a field of event shape {field.event_shape}"
             )
         check_path(self.kernel, field, self._base(field))
-        log_weight = torch.zeros(
-            len(x), dtype=torch.float64 if x.device.type != "mps" else x.dtype, device=x.device
-        )
+        log_weight = torch.zeros(len(x), dtype=widest(x.device), device=x.device)
         dead = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return AISState(
             x, log_weight, dead, noise.chains.to(x.device), torch.zeros((), dtype=torch.int64)

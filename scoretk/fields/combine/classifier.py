@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import finite, function, names
+from scoretk.core.devices import precise
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.answers import check_rows
@@ -121,6 +122,6 @@ class Classified(Steered):
             ),
             x,
         )[1]
-        exact = torch.as_tensor(t, dtype=torch.float64)
+        exact = precise(t)
         gain = (self.weight * path.sigma(exact) ** 2 / path.alpha(exact)).to(x)
         return self.plain(x, t, cond) + across(gain, x) * slope

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import precise
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.combine.members import SamePath
@@ -54,7 +55,7 @@ class Steered(SamePath):
         if self.interval is None:
             return self.steered(x, t, cond)
         low, high = self.interval
-        exact = torch.as_tensor(t, dtype=torch.float64)
+        exact = precise(t)
         level = self.path.sigma(exact) / self.path.alpha(exact)
         inside = (low < level) & (level <= high)
         if not isinstance(t, Tensor):

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import precise
 from scoretk.core.rows import across
 from scoretk.fields.paths import GaussianPath
 
@@ -39,7 +40,7 @@ def informed(
     """
     if earliest == 0 or (not isinstance(t, Tensor) and t >= earliest):
         return x, t
-    exact = torch.as_tensor(t, dtype=torch.float64)
+    exact = precise(t)
     later = exact.clamp(min=earliest)
     tilt = (path.alpha(s) / path.sigma(s) ** 2 for s in (exact, later))
     kept = torch.where(exact < earliest, next(tilt) / next(tilt), 1.0)

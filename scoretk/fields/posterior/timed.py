@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import precise, widest
 from scoretk.core.rows import across
 from scoretk.fields.convert import check_time
 from scoretk.fields.derivatives import check_derivative, check_no_steps, probes, value_and_pullback
@@ -71,9 +72,7 @@ class TimedPosterior(Wrapped, GaussianPathField):
         differentiates = trait(self.method, "differentiates")
         if differentiates and len(x) and is_new(self):
             self._look_at(x, others)
-        alpha, sigma = (
-            f(torch.as_tensor(t, dtype=torch.float64)) for f in (self.path.alpha, self.path.sigma)
-        )
+        alpha, sigma = (f(precise(t)) for f in (self.path.alpha, self.path.sigma))
         gain = across((sigma**2 / alpha).to(x), x)
         if differentiates:
             keep = x.requires_grad and torch.is_grad_enabled()
@@ -108,7 +107,7 @@ class TimedPosterior(Wrapped, GaussianPathField):
 
             def f(z: Tensor) -> Tensor:
                 turn = torch.arange(len(z), device=z.device)
-                t = torch.tensor(times, dtype=torch.float64, device=z.device)[turn % len(times)]
+                t = torch.tensor(times, dtype=widest(z.device), device=z.device)[turn % len(times)]
                 prior = TimedField(
                     self.prior,
                     self.path,

@@ -124,15 +124,15 @@ class CriticAndGenerator(nn.Module):
     def generate(self, z: Tensor) -> Tensor:
         """Images, `(batch, latent) -> (batch, *event_shape)`."""
         return (
-            (self.mean + self.std * self.generator(z.to(self.mean)))
+            (self.mean + self.std * self.generator(z.to(self.mean.dtype)))
             .reshape(len(z), *self.shape)
-            .to(z)
+            .to(z.dtype)
         )
 
     def log_ratio(self, x: Tensor) -> Tensor:
         """`a V(x) + b`, an estimate of log p/q, `(batch, *event_shape) -> (batch,)`."""
         a, b = self.calibration
-        return a * self.critic((x.to(self.mean).flatten(1) - self.mean) / self.std) + b
+        return a * self.critic((x.to(self.mean.dtype).flatten(1) - self.mean) / self.std) + b
 
     @torch.no_grad()
     def start(self, rows: Tensor) -> None:

@@ -271,7 +271,7 @@ class FlowNetwork(OnSpread):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Z = f(x) and log |det df/dx|: `(batch, *event_shape) -> (batch, d), (batch,)`."""
-        z = self._out_of(self._into(x.to(self.mean).flatten(1) - self.mean) / self.std)
+        z = self._out_of(self._into(x.to(self.mean.dtype).flatten(1) - self.mean) / self.std)
         total = -self.std.log().sum().expand(len(z))
         for step in self.steps:
             z, ladj = step(z)
@@ -280,7 +280,7 @@ class FlowNetwork(OnSpread):
 
     def inverse(self, z: Tensor) -> Tensor:
         """`f^-1(z)`, `(batch, d)` both."""
-        u = z.to(self.mean)
+        u = z.to(self.mean.dtype)
         step: Any
         for step in reversed(self.steps):
             u = step.inverse(u)
@@ -288,7 +288,7 @@ class FlowNetwork(OnSpread):
 
     def gaussian(self, z: Tensor) -> Tensor:
         """Normals given the data's mean and covariance, like z: `f^-1` without its steps."""
-        return self._unwhitened(z.to(self.mean).flatten(1)).reshape(z.shape).to(z.dtype)
+        return self._unwhitened(z.to(self.mean.dtype).flatten(1)).reshape(z.shape).to(z.dtype)
 
     def _unwhitened(self, u: Tensor) -> Tensor:
         return self.mean + self._out_of(self._into(u) * self.std)
@@ -506,8 +506,11 @@ class ContinuousNetwork(OnSpread):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """`(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
-        time, rate = t.to(self.mean)[:, None], self.std.log()
-        at, scale = self._into(x.to(self.mean).flatten(1) - time * self.mean), (time * rate).exp()
+        time, rate = t.to(self.mean.dtype)[:, None], self.std.log()
+        at, scale = (
+            self._into(x.to(self.mean.dtype).flatten(1) - time * self.mean),
+            (time * rate).exp(),
+        )
         moved = rate * at + scale * self._into(self.drift(self._out_of(at / scale), time[:, 0]))
         return (self.mean + self._out_of(moved)).reshape(x.shape)
 
@@ -530,7 +533,7 @@ class ContinuousNetwork(OnSpread):
             )
             return -torch.cat([rate, trace, -kinetic], 1)
 
-        start = self._out_of(self._into(x.to(self.mean).flatten(1) - self.mean) / self.std)
+        start = self._out_of(self._into(x.to(self.mean.dtype).flatten(1) - self.mean) / self.std)
         start, shape = torch.cat([start, start.new_zeros(len(x), 2)], 1), (dim + 2,)
         field = Velocity(
             back, shape, base=standard_normal(shape)

@@ -295,9 +295,9 @@ class PathNetwork(OnSpread):
         Cond, one row a row, goes to the backbone.
         """
         alpha, sigma = (
-            value.to(self.mean)[:, None] for value in (self.path.alpha(t), self.path.sigma(t))
+            value.to(self.mean.dtype)[:, None] for value in (self.path.alpha(t), self.path.sigma(t))
         )
-        centred = x.to(self.mean).flatten(1) - alpha * self.mean
+        centred = x.to(self.mean.dtype).flatten(1) - alpha * self.mean
         signal, w2 = alpha * self.std, (alpha * self.std).square() + sigma.square()
         seen = centred / ((alpha * self._scale).square() + sigma.square()).sqrt()
         learned = self._into(
@@ -308,7 +308,8 @@ class PathNetwork(OnSpread):
             return self._out_of(noise).reshape(x.shape)
         data = signal * self.std / w2 * self._into(centred) + self.std * sigma / w2.sqrt() * learned
         a, b = (
-            value.to(self.mean)[:, None] for value in OF_DATA_AND_NOISE[self.predicts](self.path(t))
+            value.to(self.mean.dtype)[:, None]
+            for value in OF_DATA_AND_NOISE[self.predicts](self.path(t))
         )
         return (self._out_of(a * data + b * noise) + a * self.mean).reshape(x.shape)
 
@@ -321,7 +322,7 @@ class PathNetwork(OnSpread):
 
         the second term being small where the data leave some directions almost empty.
         """
-        c = self._into(x.to(self.mean).flatten(1) - self.mean)
+        c = self._into(x.to(self.mean.dtype).flatten(1) - self.mean)
         level2 = (c / self.std).square().sum(1) / self.std.pow(-2).sum()
         return self.path.t(-level2.log()).clamp(0, 1)
 
@@ -358,8 +359,8 @@ class EDMNetwork(OnSpread):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """D, `(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
-        sigma, s = self.path.sigma(t).to(self.mean)[:, None], self._scale
-        y, w = x.to(self.mean).flatten(1) - self.mean, (sigma.square() + s.square()).sqrt()
+        sigma, s = self.path.sigma(t).to(self.mean.dtype)[:, None], self._scale
+        y, w = x.to(self.mean.dtype).flatten(1) - self.mean, (sigma.square() + s.square()).sqrt()
         learned = self.backbone(y / w, sigma.log().squeeze(1) / 4)
         return (self.mean + (s / w).square() * y + sigma * s / w * learned).reshape(x.shape)
 
@@ -378,12 +379,12 @@ class ConfinedEnergy(OnSpread):
 
     def confinement(self, x: Tensor) -> Tensor:
         """The Gaussian's energy, `(batch, *event_shape) -> (batch,)`."""
-        coordinates = self._into(x.to(self.mean).flatten(1) - self.mean) / self.std
+        coordinates = self._into(x.to(self.mean.dtype).flatten(1) - self.mean) / self.std
         return coordinates.square().sum(1) / 2
 
     def correction(self, x: Tensor) -> Tensor:
         """f, `(batch, *event_shape)` to what the backbone gives, `(batch,)`."""
-        return self.backbone((x.to(self.mean).flatten(1) - self.mean) / self._scale)
+        return self.backbone((x.to(self.mean.dtype).flatten(1) - self.mean) / self._scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, *event_shape) -> (batch,)`."""

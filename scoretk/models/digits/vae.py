@@ -105,14 +105,14 @@ class Network(nn.Module):
 
     def posterior(self, x: Tensor) -> td.Independent[td.Distribution]:
         """q(z | x), `(batch, *shape)` to a normal over `(latent,)`."""
-        centre, log_std = self.encoder((x.to(self.mean).flatten(1) - self.mean) / self.std).chunk(
-            2, 1
-        )
+        centre, log_std = self.encoder(
+            (x.to(self.mean.dtype).flatten(1) - self.mean) / self.std
+        ).chunk(2, 1)
         return _independent(td.Normal(centre, log_std.exp(), validate_args=False), 1)
 
     def likelihood(self, z: Tensor) -> td.Independent[td.Distribution]:
         """p(x | z), `(rows, latent)` to a distribution over `shape`."""
-        out = self.decoder(z.to(self.mean))
+        out = self.decoder(z.to(self.mean.dtype))
         if self.binary:
             logits = (self.mean.logit(FLOOR) + out).unflatten(1, self.shape)
             return _independent(td.Bernoulli(logits=logits, validate_args=False), len(self.shape))

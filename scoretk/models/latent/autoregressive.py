@@ -146,13 +146,13 @@ class Bernoullis(nn.Module):
 
     def log_prob(self, rows: Tensor) -> Tensor:
         """`sum_i x_i a_i - log(1 + exp a_i)`, `(batch, d) -> (batch,)`."""
-        rows = rows.to(next(self.parameters()))
+        rows = rows.to(next(self.parameters()).dtype)
         a = self.backbone(rows).squeeze(2)
         return (rows * a - softplus(a)).sum(1)
 
     def site(self, rows: Tensor, i: int, u: Tensor) -> Tensor:
         """Site i given those before it, of uniforms `(batch, 1)`: `(batch,)`."""
-        a = self.backbone.at(rows.to(next(self.parameters())), i)
+        a = self.backbone.at(rows.to(next(self.parameters()).dtype), i)
         return (u < torch.sigmoid(a)).squeeze(1).to(rows)
 
 
@@ -178,7 +178,7 @@ class Logistics(nn.Module):
 
     def log_prob(self, rows: Tensor) -> Tensor:
         """`sum_i log sum_k w_k logistic(x_i; m_k, s_k)`, `(batch, d) -> (batch,)`."""
-        y = (rows.to(self.mean) - self.mean) / self.std
+        y = (rows.to(self.mean.dtype) - self.mean) / self.std
         logits, means, scales = self._mixture(self.backbone(y))
         z = (y[..., None] - means) / scales
         each = logits.log_softmax(-1) + logsigmoid(z) + logsigmoid(-z) - scales.log()
@@ -190,7 +190,7 @@ class Logistics(nn.Module):
         `(batch,)`.
         """
         logits, means, scales = self._mixture(
-            self.backbone.at((rows.to(self.mean) - self.mean) / self.std, i)
+            self.backbone.at((rows.to(self.mean.dtype) - self.mean) / self.std, i)
         )
         k = pick(logits, u[:, 0].to(logits))[:, None]
         y = means.gather(1, k) + scales.gather(1, k) * torch.logit(u[:, 1:]).to(

@@ -96,7 +96,7 @@ class LatentEnergy:
 
     def energy(self, z: Tensor) -> Tensor:
         """`E(z)`, `(batch, *event_shape) -> (batch,)`."""
-        return row_sum(z * z) / 2 - self.log_ratio(self.generator(z)).to(z)
+        return row_sum(z * z) / 2 - self.log_ratio(self.generator(z)).to(z.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """`G(z)`, `(batch, *event_shape) -> (batch, *data_shape)`."""

@@ -36,6 +36,7 @@ from torch import distributions as td
 
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import count, option, tensor_like
+from scoretk.core.devices import alike, wide
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
 from scoretk.core.streams import Stream
@@ -117,7 +118,7 @@ class VAE:
 
     def decode(self, z: Tensor) -> Tensor:
         """The decoder's mean, `(batch, latent) -> (batch, *data_shape)`."""
-        return self.decoder(z).mean.to(z)
+        return self.decoder(z).mean.to(z.dtype)
 
     def observe(self, z: Tensor, noise: NoiseSource) -> Tensor:
         """A draw of p(x | z), `(batch, *data_shape)`.
@@ -133,7 +134,7 @@ class VAE:
         """The encoder's mean, `(batch, *data_shape) -> (batch, *latent)`."""
         with left_as_found(self), torch.no_grad():
             rows = self.data_rows(x)
-            return self.encoder(rows).mean.to(rows)
+            return self.encoder(rows).mean.to(rows.dtype)
 
     def interpolate(self, a: Tensor, b: Tensor, n: int, *, way: str = "spherical") -> Tensor:
         """Images between images, by way of their latents.
@@ -318,7 +319,7 @@ class Posterior:
     def energy(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """`-log p(x | z) - log p(z)`, `(batch, latent), (batch, *data_shape) -> (batch,)`."""
         shape = (len(z), *self.vae.data_shape)
-        rows = self.x.to(z).expand(shape) if self.x is not None else x
+        rows = alike(self.x, z).expand(shape) if self.x is not None else x
         if rows is None or rows.shape != shape:
             raise InvalidArgument(
                 "x", rows, f'the data, one row a chain, shape {shape}: cond={{"x": rows}}'
@@ -526,7 +527,7 @@ def _laplace(vae: VAE, x: Tensor, z: Tensor, steps: int) -> td.MultivariateNorma
             energy = -vae.log_likelihood(x, y) - vae.log_prior(y)
             (slope,) = torch.autograd.grad(energy.sum(), y, create_graph=True)
             rows = [torch.autograd.grad(s.sum(), y, retain_graph=True)[0] for s in slope.unbind(1)]
-        hessian = torch.stack(rows, 1).double().nan_to_num(0, 0, 0)
+        hessian = wide(torch.stack(rows, 1)).nan_to_num(0, 0, 0)
         size, axes = torch.linalg.eigh((hessian + hessian.mT) / 2)
         return (
             energy.detach(),
@@ -537,7 +538,7 @@ def _laplace(vae: VAE, x: Tensor, z: Tensor, steps: int) -> td.MultivariateNorma
     length = z.new_ones((len(x), 1))
     energy, slope, factor = derivatives(z)
     for _ in range(steps):
-        step = (factor @ factor.mT @ slope.double()[..., None]).squeeze(-1)
+        step = (factor @ factor.mT @ wide(slope)[..., None]).squeeze(-1)
         tried = z - length * step.to(z)
         found = derivatives(tried)
         better = found[0] < energy

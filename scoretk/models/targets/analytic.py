@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import counts, positive
+from scoretk.core.devices import alike
 from scoretk.core.streams import Stream
 from scoretk.fields import NoiseSource
 
@@ -121,6 +122,7 @@ class EightSchools:
 
     effects = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
     errors = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
+    _effects, _errors = (torch.tensor(v, dtype=torch.float64) for v in (effects, errors))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -136,7 +138,7 @@ class EightSchools:
         `(batch,)`.
         """
         mu, tau, theta = self.parameters(x)
-        standard = (x.new_tensor(self.effects) - theta) / x.new_tensor(self.errors)
+        standard = (alike(self._effects, x) - theta) / alike(self._errors, x)
         likelihood = standard.square().sum(-1) / 2
         prior = mu.square() / 50 + torch.log1p(tau.square() / 25) + x[..., 2:].square().sum(-1) / 2
         return likelihood + prior - x[..., 1]

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from scoretk.core.arguments import count, counts, finite, tensor_like
+from scoretk.core.devices import alike, wide
 from scoretk.core.rows import row_dot
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
@@ -200,15 +201,15 @@ class IndependentUnits(DiscreteField):
 
     def energy(self, x: Tensor) -> Tensor:
         """`-b . v`, `(batch,)`."""
-        return -row_dot(x, self.bias.to(x).expand_as(x))
+        return -row_dot(x, alike(self.bias, x).expand_as(x))
 
     def score(self, x: Tensor) -> Tensor:
         """b, like x."""
-        return self.bias.to(x).expand_as(x)
+        return alike(self.bias, x).expand_as(x)
 
     def exact_log_partition(self) -> float:
         """`sum_i log(1 + exp(b_i))`."""
-        return float(softplus(self.bias.double()).sum())
+        return float(softplus(wide(self.bias)).sum())
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log probability of states, `(batch,)`."""
@@ -217,7 +218,7 @@ class IndependentUnits(DiscreteField):
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples `(n, *event_shape)`, from one uniform a unit."""
         u = noise.uniform(0, Stream.START, self.event_shape)
-        return (u < torch.sigmoid(self.bias.to(u))).to(u)
+        return (u < torch.sigmoid(alike(self.bias, u))).to(u)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,9 +265,9 @@ class RBM(DiscreteField):
 
     def energy(self, x: Tensor) -> Tensor:
         """The free energy, `(batch,)`."""
-        return -(x.flatten(1) @ self.visible_bias.to(x).flatten()) - softplus(self._hidden(x)).sum(
-            1
-        )
+        return -(x.flatten(1) @ alike(self.visible_bias, x).flatten()) - softplus(
+            self._hidden(x)
+        ).sum(1)
 
     def score(self, x: Tensor) -> Tensor:
         """`b + W sigmoid(c + v W)`, like x."""
@@ -308,12 +309,12 @@ class RBM(DiscreteField):
         return super().exact_log_partition()
 
     def _hidden(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.weights.to(x) + self.hidden_bias.to(x)
+        return x.flatten(1) @ alike(self.weights, x) + alike(self.hidden_bias, x)
 
     def _visible(self, hidden: Tensor) -> Tensor:
-        return (hidden @ self.weights.to(hidden).T).reshape(
-            -1, *self.event_shape
-        ) + self.visible_bias.to(hidden)
+        return (hidden @ alike(self.weights, hidden).T).reshape(-1, *self.event_shape) + alike(
+            self.visible_bias, hidden
+        )
 
 
 def ising(size: int = 4, coupling: float = 0.3, field: float = 0.0) -> Ising:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import positive
+from scoretk.core.devices import alike, precise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath, GaussianPathField, NoiseSource, NormalBase, standard_normal
@@ -74,9 +75,9 @@ class GaussianMixture:
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples `m_k + s_k z` with k drawn by the weights, `(n, *event_shape)`."""
         u = noise.uniform(0, Stream.START, (), torch.float64)
-        k = (u[:, None] > self.weights.cumsum(0)[:-1].to(u)).sum(1)
+        k = (u[:, None] > alike(self.weights, u).cumsum(0)[:-1]).sum(1)
         z = noise.normal(0, Stream.START, self.event_shape)
-        return self.means.to(z)[k] + self.stds.to(z)[k].reshape(-1, *[1] * (z.ndim - 1)) * z
+        return alike(self.means, z)[k] + alike(self.stds, z)[k].reshape(-1, *[1] * (z.ndim - 1)) * z
 
     def noised(self, path: GaussianPath) -> NoisedMixture:
         """The exact timed field of this density on a Gaussian path."""
@@ -88,7 +89,7 @@ class GaussianMixture:
     def _components(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means `(1, k, d)` and variances `(1, k)`, in x's dtype."""
         flat = (1, len(self.means), math.prod(self.event_shape))
-        return self.means.to(x).reshape(flat), self.stds.to(x).square()[None]
+        return alike(self.means, x).reshape(flat), alike(self.stds, x).square()[None]
 
     def _noised_components(
         self, x: Tensor, alpha: Tensor, sigma: Tensor
@@ -106,7 +107,7 @@ class GaussianMixture:
         """`log w_k N(x; m_k, v_k I)`, `(batch, k)`, and `x - m_k`, `(batch, k, d)`."""
         d = means.shape[-1]
         off = x.reshape(-1, 1, d) - means
-        logits = self.weights.to(x).log() - off.square().sum(-1) / (2 * variance)
+        logits = alike(self.weights, x).log() - off.square().sum(-1) / (2 * variance)
         return logits - d / 2 * torch.log(2 * math.pi * variance), off
 
     def _log_prob(self, x: Tensor, means: Tensor, variance: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ class NoisedMixture(GaussianPathField):
 
     def _at(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Alpha and sigma in x's dtype, from a time in float64."""
-        exact = torch.as_tensor(t, dtype=torch.float64)
+        exact = precise(t)
         return self.path.alpha(exact).to(x), self.path.sigma(exact).to(x)
 
     def _noised(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:

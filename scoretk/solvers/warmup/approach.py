@@ -52,6 +52,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import wide
 from scoretk.core.rows import across, finite_rows, row_dot, select_rows
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
@@ -130,7 +131,7 @@ def common_stride(own: Stride, alive: Tensor, metric: str, before: Tensor) -> tu
     usable = alive & finite_rows(own.log_curvature) & own.log_size.isfinite()
     if not bool(usable.any()):
         return 1.0, before
-    log_size, log_curvature = (v[usable].double().median(0).values for v in own)
+    log_size, log_curvature = (wide(v[usable]).median(0).values for v in own)
     size, scale = float(log_size.exp()), (-log_curvature / 2).exp()
     if metric == "none":
         return size * float(scale.min()), before

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from scoretk.core.devices import wide
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.warmup.learning import Change, Lesson
 
@@ -85,7 +86,8 @@ class TemperatureLadder:
         rejection = 1 - lesson.trial.seen[lesson.alive]
         if not len(rejection):
             return state, memory, None
-        memory = Rejections(memory.rejections + rejection.double().mean(0).cpu(), memory.rounds + 1)
+        mean = wide(rejection).mean(0).cpu()
+        memory = Rejections(memory.rejections + mean, memory.rounds + 1)
         if not window_ends(lesson.step, lesson.warmup):
             return state, memory, None
         ladder = even_ladder(state.inverse_temperatures, memory.rejections / memory.rounds)

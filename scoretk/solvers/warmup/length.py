@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import widest
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.parts.leapfrog import Trajectory, stretch, unstretch
 from scoretk.solvers.warmup.learning import Change, Lesson
@@ -97,7 +98,7 @@ class SquaredJumps:
             [0.0, 0.0, 0.0, math.log(float(state.step_size))], dtype=torch.float64
         )
         slowest = torch.arange(
-            1.0, state.x[0].numel() + 1, dtype=torch.float64, device=state.x.device
+            1.0, state.x[0].numel() + 1, dtype=widest(state.x.device), device=state.x.device
         ).cos()
         return state._replace(length=state.step_size), Ascent(ascent, slowest), 0
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.warmup.learning import Change, Lesson
 
@@ -80,7 +81,7 @@ def begin_window(x: Tensor, dense: bool) -> Window:
     """An empty window for positions x, `(chains, *event_shape)`."""
     shape = x.shape[1:]
     square = (shape.numel(), shape.numel()) if dense else shape
-    mean, deviations = (x.new_zeros(size, dtype=torch.float64) for size in (shape, square))
+    mean, deviations = (x.new_zeros(size, dtype=widest(x.device)) for size in (shape, square))
     return Window(torch.zeros((), dtype=torch.float64), mean, deviations)
 
 
@@ -89,7 +90,7 @@ def accumulate(window: Window, x: Tensor, dense: bool) -> Window:
     n = len(x)
     if n == 0:
         return window
-    rows = x.detach().to(torch.float64)
+    rows = wide(x.detach())
     centre = rows.mean(0)
     about, shift, before = rows - centre, centre - window.mean, float(window.draws)
     total = before + n

@@ -33,6 +33,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import wide
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.warmup.learning import Change, Lesson
 
@@ -170,7 +171,7 @@ def resized(count: float, xi: Tensor, rounding: Tensor, size: float) -> float:
 def _rounding(energy: Tensor) -> Tensor:
     """The mean square that rounding makes in the difference of two energies of this size."""
     size = energy.abs()
-    return (torch.nextafter(size, torch.full_like(size, torch.inf)) - size).double().square() / 6
+    return wide(torch.nextafter(size, torch.full_like(size, torch.inf)) - size).square() / 6
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ class EnergyError:
         usual, aim = lesson.usual, self.variance * state.x.shape[1:].numel()
         if not bool(usual.any()):
             return state, memory, None
-        error = lesson.trial.info["energy_error"].double()
+        error = wide(lesson.trial.info["energy_error"])
         xi = torch.where(lesson.trial.accept > 0, error.square() / aim, torch.inf)
         steps = memory.steps + 1
         size = resized(

@@ -1,0 +1,78 @@
+"""What a device has, and constants that are copied to it once.
+
+An accelerator waits for nothing but what the host asks of it, and each copy of a constant from the
+host's memory makes the host wait. So what a field holds for good (means, weights, measurements) is
+copied at the first evaluation on a device, and found there at the next.
+
+Scalars that steer a solve are float64 on the CPU, whatever the device. Sums and statistics of what
+is on a device are float64 there too, where it has that; where it has none (Apple's MPS), they are
+float32, with the digits of that.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+__all__ = ["alike", "has_float64", "on", "precise", "wide", "widest"]
+
+
+@cache
+def has_float64(kind: str) -> bool:
+    """Whether a type of device, such as "cuda" or "mps", has numbers of 64 bits."""
+    if kind == "cpu":
+        return True
+    try:
+        torch.empty(0, dtype=torch.float64, device=kind)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The dtype of sums and statistics on a device: float64, or float32 where it has none."""
+    return torch.float64 if has_float64(device.type) else torch.float32
+
+
+def wide(x: Tensor) -> Tensor:
+    """X in the widest dtype of its device."""
+    return x.to(widest(x.device))
+
+
+def precise(t: float | Tensor) -> Tensor:
+    """A time as a tensor: of a number in float64 on the CPU, else in the widest dtype there is."""
+    return wide(t) if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+
+
+_Copies = dict[tuple[torch.device, torch.dtype], tuple[int, Tensor]]
+_COPIES: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""By constant its copies, each with how often the constant had been written into before."""
+
+
+def alike(constant: Tensor, x: Tensor) -> Tensor:
+    """A constant on the device and in the dtype of x: `constant.to(x)`, copied once for each."""
+    return _copied(constant, x.device, x.dtype)
+
+
+def on(constant: Tensor, device: torch.device) -> Tensor:
+    """A constant on a device, in its own dtype or the widest that there is; copied once for each."""
+    dtype = constant.dtype
+    if dtype == torch.float64 and not has_float64(device.type):
+        dtype = torch.float32
+    return _copied(constant, device, dtype)
+
+
+def _copied(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if constant.device == device and constant.dtype == dtype:
+        return constant
+    if torch.compiler.is_compiling() or constant.requires_grad or constant.is_inference():
+        return constant.to(device, dtype)  # a copy is of one graph, of one trace
+    copies: _Copies = _COPIES.setdefault(constant, {})
+    found = copies.get((device, dtype))
+    if found is None or found[0] != constant._version:
+        with torch.inference_mode(False), torch.no_grad():  # so that autograd may use it later
+            found = copies[device, dtype] = (constant._version, constant.to(device, dtype))
+    return found[1]

@@ -1,0 +1,330 @@
+"""A pretend accelerator: tensors that say they are on another device, and compute on the CPU.
+
+`pretend()` registers torch's own device for backends from outside (PrivateUse1) under the name "pretend". A tensor there is a
+wrapper about a CPU tensor; a mode below autograd (`Watching`) sees every operation on it. It
+
+- computes on the wrapped tensors, so that results are those of the CPU to the bit;
+- refuses tensors of two devices in one operation as CUDA does: a 0-d tensor of the CPU may steer an elementwise operation, and
+  an index may come from the CPU; all else raises;
+- without `float64`, refuses float64 and complex128 as MPS does;
+- writes a `Ledger`: kernels (operations that are no views), waits (where the host stands still until the device has caught up: a
+  number read, a copy in either direction, a shape that depends on values), and *strays*, operations on CPU tensors with a row
+  a chain, all with the line of the package that asked.
+
+`watch()` keeps the same ledger for a real device, and for the CPU. Not pretended: streams, memory, the device's own
+rounding, and its compiler.
+"""
+
+import functools
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NAME = "pretend"
+PACKAGE = f"{Path(__file__).parents[1] / 'scoretk'}/"
+
+
+def _words(text):
+    return frozenset(text.split())
+
+
+# Elementwise operations, whose kernels take a 0-d tensor of the CPU as a number.
+TAKE_NUMBERS = _words(
+    """
+    add sub rsub mul div true_divide floor_divide remainder fmod pow float_power atan2 hypot copysign
+    nextafter maximum minimum fmax fmin eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and
+    bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift __and__ __or__ __xor__ __lshift__
+    __rshift__ where copy fill masked_fill logaddexp logaddexp2 xlogy heaviside addcmul addcdiv clamp
+    clamp_min clamp_max index_put _index_put_impl sigmoid_backward tanh_backward threshold_backward
+    """
+)
+TAKE_INDICES = frozenset(("index", "index_put", "_index_put_impl"))
+# What starts no kernel: views, what only allocates, questions about a shape.
+NO_KERNEL = _words(
+    """
+    view _unsafe_view reshape _reshape_alias slice select unbind expand permute transpose t unsqueeze
+    squeeze detach alias as_strided split split_with_sizes diagonal lift lift_fresh unflatten chunk
+    narrow movedim empty empty_like new_empty empty_strided new_empty_strided is_same_size sym_size
+    sym_stride sym_numel sym_storage_offset stride size set resize view_as_real view_as_complex unfold
+    swapaxes squeeze_ unsqueeze_ t_ transpose_ real imag conj _conj resolve_conj resolve_neg
+    _local_scalar_dense is_pinned
+    """
+)
+WAITS = _words(
+    """
+    _local_scalar_dense nonzero masked_select _unique _unique2 unique_dim unique_consecutive equal
+    is_nonzero
+    """
+)
+
+
+_CPU = torch.device("cpu")
+_PYTHONS_OWN = (
+    *((torch, name) for name in ("tensor", "as_tensor", "asarray")),
+    *((torch.Tensor, name) for name in ("new_tensor", "tolist")),
+)
+
+
+@dataclass
+class Ledger:
+    """What a device was asked.
+
+    Kernels by operation, waits and strays by operation and line; `rows` is the number of chains by which strays are known (an odd
+    one: nothing else may have it).
+    """
+
+    rows: int | None = None
+    kernels: Counter = field(default_factory=Counter)
+    waits: Counter = field(default_factory=Counter)
+    strays: Counter = field(default_factory=Counter)
+
+    def clear(self):
+        for counter in (self.kernels, self.waits, self.strays):
+            counter.clear()
+
+
+def asking(depth: int = 2) -> str:
+    """The innermost lines of the package that led here."""
+    found, frame = [], sys._getframe(1)
+    while frame is not None and len(found) < depth:
+        name = frame.f_code.co_filename
+        if name.startswith(PACKAGE):
+            found.append(f"{name.removeprefix(PACKAGE)}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " < ".join(found) or "a test"
+
+
+class There(torch.Tensor):
+    """A tensor on the pretend device: all that is known of it is in `held`, on the CPU."""
+
+    __slots__ = ("held",)
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            layout=held.layout,
+            device=torch.device(NAME, 0),
+        )
+
+    def __init__(self, held):
+        self.held = held
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __repr__(self):
+        return f"There({self.held!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise RuntimeError(f"{func}: the pretend device is there within `pretend()` only")
+
+
+class Watching(TorchDispatchMode):
+    """Keeps the ledger of one type of device, and carries out what is asked of the pretend one."""
+
+    def __init__(self, ledger: Ledger, kind: str, *, float64: bool = True):
+        super().__init__()
+        self.ledger, self.kind, self.float64 = ledger, kind, float64
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # its guard against the compiler costs as much as the rest
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, base, starts = _known(func)
+        tensors = _tensors(args, kwargs) if kwargs else _tensors(args)
+        there, here = [], []
+        for t in tensors:
+            place = t.device.type
+            if place == self.kind:
+                there.append(t)
+            elif place == "cpu":
+                here.append(t)
+        if self.kind == NAME:
+            if there and here:
+                _refuse_mixture(func, base, args, there, here)
+            out = self._carried_out(func, base, args, kwargs or {}, there)
+        else:
+            out = func(*args, **(kwargs or {}))
+        made = _tensors((out,))
+        arrives = any(t.device.type == self.kind for t in made)
+        if starts and (there or arrives):
+            self.ledger.kernels[name] += 1
+        elif starts and here and any(self.ledger.rows in t.shape for t in (*here, *made)):
+            self.ledger.strays[name, asking()] += 1
+        if (there or arrives) and (waits := self._waits(base, args, there, arrives)):
+            self.ledger.waits[waits, asking()] += 1
+        return out
+
+    def _carried_out(self, func, base, args, kwargs, there):
+        """On the tensors that are held; what comes of it is wrapped where it belongs on the device."""
+        belongs = bool(there)
+        if (asked := kwargs.get("device")) is not None:
+            belongs, kwargs = _is_there(asked), {**kwargs, "device": _CPU}
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
+        out = func(*map(_held, args), **{k: _held(v) for k, v in kwargs.items()})
+        if base == "copy":
+            belongs = isinstance(args[0], There)
+        if not belongs:
+            return out
+        wrappers = {id(t.held): t for t in there}  # of what is written in place
+
+        def wrapped(value):
+            if isinstance(value, torch.Tensor):
+                known = wrappers.get(id(value))
+                return self._arrived(func, value) if known is None else known
+            return type(value)(map(wrapped, value)) if isinstance(value, list | tuple) else value
+
+        return wrapped(out)
+
+    def _arrived(self, func, value):
+        if not self.float64 and value.dtype in (torch.float64, torch.complex128):
+            raise TypeError(
+                f"{func}: cannot make {value.dtype} on the pretend device, which has no float64"
+            )
+        return There(value)
+
+    def _waits(self, base, args, there, arrives):
+        """What makes the host stand still in an operation, or ""."""
+        if base in ("_to_copy", "copy"):
+            source = args[0] if base == "_to_copy" else args[1]
+            leaves = source.device.type == self.kind
+            return "" if leaves == arrives else "device to host" if leaves else "host to device"
+        if not there:
+            return ""
+        if base in WAITS:
+            return base
+        if base in TAKE_INDICES:
+            indices = [i for i in args[1] if isinstance(i, torch.Tensor)]
+            if any(i.dtype in (torch.bool, torch.uint8) for i in indices):
+                return "mask as an index"
+            if any(i.device.type != self.kind for i in indices):
+                return "host to device"
+        if base == "repeat_interleave":
+            return base
+        return ""
+
+
+@functools.cache
+def _known(func):
+    """`add_.Tensor` of an operation, `add`, in place or not, and whether it starts a kernel."""
+    name = func._schema.name.split("::")[1]
+    base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    return f"{name}.{func._schema.overload_name}".rstrip("."), base, base not in NO_KERNEL
+
+
+def _tensors(values, more=None):
+    """The tensors among the arguments of an operation: lists are one deep."""
+    found = []
+    for value in values if more is None else (*values, *more.values()):
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += [v for v in value if isinstance(v, torch.Tensor)]
+    return found
+
+
+def _held(value):
+    if isinstance(value, There):
+        return value.held
+    if isinstance(value, list | tuple):
+        return [v.held if isinstance(v, There) else v for v in value]
+    return value
+
+
+def _is_there(device) -> bool:
+    return torch.device(device).type == NAME
+
+
+def _refuse_mixture(func, base, args, there, here):
+    """Raise as CUDA does where an operation gets tensors of both devices."""
+    if base in ("copy", "_to_copy"):
+        return
+    if base in TAKE_INDICES and isinstance(args[0], There):
+        here = [t for t in here if not any(t is i for i in args[1])]
+    written = args[0] if args and isinstance(args[0], torch.Tensor) else None
+    in_place = func._schema.is_mutable and not isinstance(written, There)
+    if here and (in_place or base not in TAKE_NUMBERS or any(t.ndim for t in here)):
+        shown = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in (*there, *here))
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but {func} got {shown} (at {asking()})"
+        )
+
+
+@contextmanager
+def _made_there(watching: Watching):
+    """What does not come as an operation: tensors made of Python's numbers, and those read back as a list.
+
+    On a device torch makes such a tensor on the CPU and copies it, in one call, which waits.
+    """
+    kept = {(owner, name): getattr(owner, name) for owner, name in _PYTHONS_OWN}
+
+    def from_numbers(original):
+        def make(data, *args, **kwargs):
+            asked = kwargs.get("device")
+            if asked is None or not _is_there(asked):
+                return original(data, *args, **kwargs)
+            if isinstance(data, torch.Tensor):
+                return data.to(asked, kwargs.get("dtype", data.dtype))
+            wants = kwargs.pop("requires_grad", False)
+            kwargs.pop("device")
+            return original(data, *args, **kwargs).to(asked).requires_grad_(wants)
+
+        return make
+
+    def new_tensor(self, data, *, dtype=None, device=None, requires_grad=False):
+        dtype, device = dtype or self.dtype, self.device if device is None else device
+        return torch.tensor(data, dtype=dtype, device=device, requires_grad=requires_grad)
+
+    def tolist(self):
+        if not isinstance(self, There):
+            return kept[torch.Tensor, "tolist"](self)
+        watching.ledger.waits["tolist", asking()] += 1
+        return self.held.tolist()
+
+    try:
+        for name in ("tensor", "as_tensor", "asarray"):
+            setattr(torch, name, from_numbers(kept[torch, name]))
+        torch.Tensor.new_tensor, torch.Tensor.tolist = new_tensor, tolist
+        yield
+    finally:
+        for (owner, name), original in kept.items():
+            setattr(owner, name, original)
+
+
+@functools.cache
+def _registered() -> None:
+    """The device, for the rest of the process: torch takes none back."""
+    backend_registration._setup_privateuseone_for_python_backend(NAME)
+
+
+@contextmanager
+def pretend(*, rows: int | None = None, float64: bool = True):
+    """A device of the name "pretend" within the block, and its ledger; without float64 where this is so."""
+    _registered()
+    ledger = Ledger(rows)
+    watching = Watching(ledger, NAME, float64=float64)
+    # torch counts its devices at the first backward pass of a process, which may have been: a pass in
+    # the caller's own thread asks for no count, and shows who asked.
+    with torch.autograd.set_multithreading_enabled(False), _made_there(watching), watching:
+        yield ledger
+
+
+@contextmanager
+def watch(kind: str, *, rows: int | None = None):
+    """The ledger of a real type of device."""
+    ledger = Ledger(rows)
+    with Watching(ledger, kind):
+        yield ledger

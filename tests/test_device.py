@@ -1,0 +1,1075 @@
+"""Everything on an accelerator: the same draws as on the CPU, made there and nowhere else.
+
+By default the accelerator is a pretend one (`tests/accelerator.py`), which computes on the CPU: equal to the bit. With
+`--device cuda` or `mps` it is the real one: equal to rounding, from the same noise.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import scoretk as stk
+from scoretk.core import devices
+from scoretk.learn import (
+    Recipe,
+    denoising_score_matching,
+    fit,
+    flow_matching,
+    prediction_error,
+    stratified,
+)
+from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
+from tests import accelerator
+from tests.evidence import assert_mean, assert_second_moment
+from tests.marks import slow_but
+
+CHAINS = 31
+"""A number that no other axis has: a row a chain is known by it."""
+D = 4
+QUIET = {"progress": False}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device under test, and what is measured on it."""
+
+    name: str
+    pretended: bool
+    float64: bool = True
+
+    @contextmanager
+    def on(self):
+        """Its ledger, within the block."""
+        opened = (
+            accelerator.pretend(rows=CHAINS, float64=self.float64)
+            if self.pretended
+            else accelerator.watch(torch.device(self.name).type, rows=CHAINS)
+        )
+        devices.has_float64.cache_clear()
+        with opened as ledger:
+            yield ledger
+        devices.has_float64.cache_clear()
+
+    @property
+    def dtype(self):
+        return torch.float64 if self.float64 else torch.float32
+
+
+def machine(asked: str, *, float64: bool) -> Machine:
+    if asked == "cpu":
+        return Machine(accelerator.NAME, True, float64)
+    if float64 != (torch.device(asked).type != "mps"):
+        pytest.skip(f"{asked} has float64, or has not")
+    return Machine(asked, False, float64)
+
+
+@pytest.fixture
+def device(request):
+    """The accelerator, pretended or real."""
+    asked = request.config.getoption("--device")
+    return machine(asked, float64=torch.device(asked).type != "mps")
+
+
+@pytest.fixture
+def narrow(request):
+    """An accelerator without float64."""
+    return machine(request.config.getoption("--device"), float64=False)
+
+
+def tensors(value):
+    """All tensors of draws, latents, estimates and their like, by name."""
+    if isinstance(value, torch.Tensor):
+        return {"": value}
+    if isinstance(value, stk.Draws):
+        names = ("x", "final", "status", "failed_at", "mean", "var")
+        found = {n: getattr(value, n) for n in names}
+        return {n: v for n, v in found.items() if v is not None} | dict(value.stats)
+    if isinstance(value, stk.Latents):
+        return {"x": value.x, "status": value.status}
+    if isinstance(value, stk.Estimate):
+        return {"value": value.value, "stderr": value.stderr}
+    if isinstance(value, dict):
+        return {f"{n}/{m}": v for n, part in value.items() for m, v in tensors(part).items()}
+    return {f"{i}/{m}": v for i, part in enumerate(value) for m, v in tensors(part).items()}
+
+
+HOSTS_OWN = ("a test", "run/checkpoint.py", "core/identity.py")
+"""Who may work with rows of chains on the CPU: the tests, and what is written to files or hashed."""
+
+
+def same_on(machine: Machine, run, *, host: tuple[str, ...] = (), rounding: float = 0.0):
+    """What `run(device)` gives there is what it gives on the CPU, and was computed there.
+
+    Args:
+        host: Where else in the package the host may work with rows of chains.
+        rounding: How far the pretended device may be from the CPU; a real one by 1e-6 at least.
+    """
+    here = tensors(run("cpu"))
+    with machine.on() as ledger:
+        there = tensors(run(machine.name))
+        for name, value in there.items():
+            assert value.device.type == torch.device(machine.name).type, f"{name}: {value.device}"
+        home = {name: value.detach().cpu() for name, value in there.items()}
+        strays = {k: n for k, n in ledger.strays.items() if not k[1].startswith(HOSTS_OWN + host)}
+        assert ledger.kernels
+    assert not strays, f"computed on the CPU: {strays}"
+    assert home.keys() == here.keys()
+    limit = rounding if machine.pretended else max(rounding, 1e-6)
+    for name, value in here.items():
+        value, other = value.detach(), home[name]
+        if value.is_floating_point():
+            torch.testing.assert_close(
+                other,
+                value,
+                rtol=limit,
+                atol=limit,
+                equal_nan=True,
+                msg=lambda m, name=name: f"{name}: {m}",
+            )
+        else:
+            assert torch.equal(value, other), name
+    return here
+
+
+# --- fields, made where they are asked for
+
+
+def well(device="cpu"):
+    """A double well beside a Gaussian."""
+    return stk.Energy(lambda x: 4 * (x[:, 0] ** 2 - 1) ** 2 + x[:, 1:].square().sum(1) / 2, (D,))
+
+
+def gaussian_score(device="cpu"):
+    return stk.Score(lambda x: -x, (D,))
+
+
+class Net(nn.Module):
+    """A small network of a point and a time, made of the same numbers everywhere."""
+
+    def __init__(self, dim=D, dtype=torch.float64):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        shapes = {"enter": (16, dim + 1), "leave": (dim, 16)}
+        for name, shape in shapes.items():
+            value = torch.randn(shape, generator=generator, dtype=torch.float64) / 4
+            setattr(self, name, nn.Parameter(value.to(dtype)))
+
+    def forward(self, x, t=None, label=None):
+        t = x.new_zeros(len(x)) if t is None else t.to(x.dtype)
+        t = t if label is None else t + 0.1 * label.to(x.dtype)
+        return torch.tanh(torch.cat([x, t[:, None]], 1) @ self.enter.T) @ self.leave.T
+
+
+def net(device, dtype=torch.float64):
+    return Net(dtype=dtype).to(device)
+
+
+def module_energy(device, dtype=torch.float64):
+    f = net(device, dtype)
+    return stk.Energy(lambda x: f(x).sum(1) + x.square().sum(1) / 2, (D,))
+
+
+def diffusion(device, predicts="data", path=None, dtype=torch.float64):
+    return stk.Diffusion(net(device, dtype), (D,), path or stk.EDM(), predicts)
+
+
+def velocity(device, dtype=torch.float64):
+    return stk.Velocity(net(device, dtype), (D,))
+
+
+def table(n=50):
+    return torch.cumprod(1 - torch.linspace(1e-3, 0.2, n, dtype=torch.float64), 0)
+
+
+def by_timesteps(device):
+    f = net(device)
+    return stk.from_timesteps(lambda x, k: f(x, k / 50), table(), (D,))
+
+
+def by_sigmas(device):
+    f = net(device)
+    return stk.from_sigmas(lambda x, s: f(x, s.log()), (D,))
+
+
+def by_reversed_time(device):
+    return stk.from_reversed_time(net(device), (D,))
+
+
+def potts(device, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    j = torch.randn(6, 6, generator=generator, dtype=torch.float64).to(dtype).to(device)
+    return stk.Discrete(stk.Energy(lambda x: -((x @ (j + j.T)) * x).sum(1) / 8, (6,)), (-1.0, 1.0))
+
+
+def half_line(device):
+    return stk.constrained(
+        stk.Energy(lambda x: (x - 2 * x.log()).sum(1), (3,)),
+        torch.distributions.constraints.positive,
+    )
+
+
+def simplex(device):
+    return stk.constrained(
+        stk.Energy(lambda x: -(x.log()).sum(1), (3,)), torch.distributions.constraints.simplex
+    )
+
+
+def gamma(device):
+    shape = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64, device=device)
+    return torch.distributions.Independent(torch.distributions.Gamma(shape, shape), 1)
+
+
+def gamma_of_the_cpu(device):
+    return gamma("cpu")
+
+
+def correlated(device):
+    return torch.distributions.MultivariateNormal(
+        torch.zeros(2, dtype=torch.float64, device=device),
+        torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64, device=device),
+    )
+
+
+def inner(device):
+    return torch.distributions.MultivariateNormal(
+        torch.zeros(D, dtype=torch.float64, device=device),
+        torch.eye(D, dtype=torch.float64, device=device),
+    )
+
+
+def measured(device, operator=None):
+    matrix = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
+    return stk.LinearGaussian(
+        stk.Matrix(matrix if operator is None else operator), [0.5, -0.5], 0.3
+    )
+
+
+def posterior(device, prior=diffusion, method=None):
+    return stk.posterior(prior(device), measured(device), method)
+
+
+def conditional(device):
+    return stk.Diffusion(net(device), (D,), stk.EDM(), "data", {"label": torch.tensor(0.0)})
+
+
+def log_of_class(x, t, label):
+    return -(x[:, 0] - label).square()
+
+
+def ring_in_time(device):
+    return stk.load("ring-mixture").noised(stk.VP())
+
+
+STATIC = {
+    "energy": well,
+    "energy of a module": module_energy,
+    "constrained": half_line,
+    "simplex": simplex,
+    "distribution": gamma,
+    "distribution of the CPU": gamma_of_the_cpu,
+    "correlated distribution": correlated,
+    "product": lambda d: stk.product(well(), inner(d)),
+    "tempered": lambda d: stk.tempered(well(), 2.0),
+    "mixture": lambda d: stk.mixture([inner(d), stk.from_distribution(inner(d))], [0.3, 0.7]),
+    "posterior": lambda d: stk.posterior(inner(d), measured(d)),
+    "bridge": lambda d: stk.bridge(inner(d), well(), 0.5),
+    "ring-mixture": lambda d: stk.load("ring-mixture"),
+    "eight-schools": lambda d: stk.load("eight-schools"),
+    "funnel": lambda d: stk.load("funnel"),
+    "logistic-regression": lambda d: stk.load("logistic-regression"),
+}
+TIMED = {
+    "data": diffusion,
+    **{
+        n: partial(diffusion, predicts=n, path=stk.VP())
+        for n in ("noise", "score", "velocity", "v")
+    },
+    "subvp": partial(diffusion, path=stk.SubVP()),
+    "linear": partial(diffusion, path=stk.Linear()),
+    "cosine": partial(diffusion, path=stk.Cosine()),
+    "timesteps": by_timesteps,
+    "sigmas": by_sigmas,
+    "reversed time": by_reversed_time,
+    "smoothed": lambda d: stk.smoothed(well(), samples=8),
+    "guided": lambda d: stk.guided(diffusion(d), 2.0, diffusion(d)),
+    "guided in an interval": lambda d: stk.guided(
+        diffusion(d), 2.0, diffusion(d), interval=(0.5, 2.0)
+    ),
+    "rescaled": lambda d: stk.guided(diffusion(d), 2.0, diffusion(d), rescale=0.5),
+    "posterior": posterior,
+    **{
+        f"posterior by {type(m).__name__}": partial(posterior, method=m)
+        for m in (stk.PiGDM(), stk.DPS(), stk.MMPS(), stk.Replacement())
+        if not isinstance(m, stk.Replacement)
+    },
+    "noised mixture": ring_in_time,
+}
+SCORED = {
+    "tempered": lambda d: stk.tempered(diffusion(d), 2.0),
+    "product": lambda d: stk.product(diffusion(d), diffusion(d)),
+}
+"""Those of which no flow from time to time is known."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A field and the solver that is run on it."""
+
+    field: object
+    solver: object
+    warmup: int | None = None
+    steps: int | None = 6
+    keep: str | None = None
+
+    def __call__(self, device):
+        grid = is_grid(self.solver)
+        field = self.field(device)
+        return stk.sample(
+            field,
+            self.solver,
+            chains=CHAINS,
+            steps=None if grid else self.steps,
+            warmup=self.warmup,
+            seed=5,
+            keep=self.keep,
+            device=device,
+            dtype=torch.float64,
+            **QUIET,
+        )
+
+
+def case_of(name):
+    solver = EXAMPLES[name]
+    if name in ("gibbs-with-gradients", "discrete-langevin"):
+        return Case(potts, solver)
+    if name == "block-gibbs":
+        return Case(lambda d: stk.load("rbm"), solver)
+    if name in ("probability-flow", "reverse-sde"):
+        return Case(diffusion, solver)
+    return Case(well, replace(solver, island=31) if name == "smc" else solver)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver(name, device):
+    same_on(device, case_of(name))
+
+
+TUNED = {
+    "HMC": stk.HMC(leapfrogs=3),
+    "HMC dense": stk.HMC(leapfrogs=3, metric="dense"),
+    "ChEES": stk.ChEES(most=20),
+    "ChEES dense": stk.ChEES(metric="dense", most=20),
+    "NUTS": stk.NUTS(max_depth=4),
+    "NUTS dense": stk.NUTS(max_depth=4, metric="dense"),
+    "MCLMC": stk.MCLMC(),
+    "AdjustedMCLMC": stk.AdjustedMCLMC(most=20),
+    "AdjustedMCLMC leapfrogs": stk.AdjustedMCLMC(leapfrogs=3),
+    "PreconditionedLangevin": stk.PreconditionedLangevin(),
+    "ParallelTempering": stk.ParallelTempering(),
+    "ParallelTempering NUTS": stk.ParallelTempering(stk.NUTS(0.3, metric="none", max_depth=3)),
+}
+
+
+@pytest.mark.parametrize("name", slow_but(TUNED, "ChEES", "MCLMC"))
+def test_every_warmup(name, device):
+    same_on(device, Case(well, TUNED[name], warmup=24))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in TUNED if "Tempering" not in n])
+def test_warmup_from_afar(name, device):
+    far = partial(stk.Energy, lambda x: (x[:, 0] / 1e-4).square() / 2 + x.square().sum(1), (D,))
+    same_on(device, Case(lambda d: far(), TUNED[name], warmup=60))
+
+
+SHARED_STEPS = ["dopri8", "adaptive_heun"]
+ADAPTIVE = ["dopri5", "tsit5", "bosh3", *SHARED_STEPS]
+METHODS = ["euler", "adams_3", "adams_4", "heun", "trapezoid", "rk4", "ralston_3", "dpmpp_2m"]
+METHODS += ["unipc_2", "adams_pc_3", *ADAPTIVE]
+
+
+@pytest.mark.parametrize("method", slow_but(METHODS, "adams_3", "dpmpp_2m", "dopri5", "dopri8"))
+def test_every_method_of_the_flow(method, device):
+    tolerances = {"rtol": 1e-3, "atol": 1e-3} if method in ADAPTIVE else {}
+    same_on(device, Case(diffusion, stk.ProbabilityFlow(method, steps=5, **tolerances)))
+
+
+@pytest.mark.parametrize(
+    "method", slow_but(["euler", "ancestral", "ddim", "dpmpp_2m"], "ancestral")
+)
+def test_every_reverse_sde(method, device):
+    same_on(device, Case(diffusion, stk.ReverseSDE(method, steps=5)))
+
+
+def test_ends_and_corrections(device):
+    same_on(device, Case(diffusion, stk.ProbabilityFlow(steps=5, denoise=True)))
+    same_on(device, Case(diffusion, stk.ReverseSDE("ancestral", steps=5, corrector=1), keep="all"))
+    same_on(device, Case(diffusion, stk.AnnealedLangevin(4)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        STATIC,
+        "energy of a module",
+        "constrained",
+        "distribution of the CPU",
+        "product",
+        "posterior",
+        "ring-mixture",
+    ),
+)
+def test_every_static_field(name, device):
+    same_on(device, Case(STATIC[name], stk.HMC(0.05, leapfrogs=2, metric="none"), steps=3))
+
+
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        TIMED, "noise", "timesteps", "sigmas", "guided in an interval", "posterior", "smoothed"
+    ),
+)
+def test_every_field_in_time(name, device):
+    same_on(device, Case(TIMED[name], stk.ProbabilityFlow("heun", steps=4)))
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_every_field_without_a_flow(name, device):
+    same_on(device, Case(SCORED[name], stk.AnnealedLangevin(3)))
+
+
+def test_scores_and_velocities(device):
+    same_on(device, Case(gaussian_score, stk.ULA(0.1)))
+    same_on(device, Case(velocity, stk.ProbabilityFlow("dopri5", steps=2)))
+
+
+@pytest.mark.parametrize("keep", ["all", "last", "moments"])
+def test_what_is_kept(keep, device):
+    same_on(device, Case(well, stk.ULA(0.01), keep=keep))
+
+
+# --- what else is asked of a field
+
+
+def points(device, n=CHAINS, dim=D, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(n, dim, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+def labels(device):
+    return {"label": (torch.arange(CHAINS, dtype=torch.float64) % 3).to(device)}
+
+
+def gradient_of_a_run(device, grad=True, solver=None):
+    """Of the draws' squares to the start and to the model's parameters."""
+    f, start = net(device), points(device).requires_grad_()
+    field = stk.Diffusion(f, (D,), stk.EDM(), "data")
+    draws = stk.sample(
+        field, solver or stk.ProbabilityFlow(steps=3), init=start, grad=grad, **QUIET
+    )
+    found = torch.autograd.grad(draws.final.square().sum(), [start, *f.parameters()])
+    return dict(zip(("start", "enter", "leave"), found, strict=True))
+
+
+QUESTIONS = {
+    "log_prob": lambda d: stk.log_prob(velocity(d), points(d), steps=4, method="rk4"),
+    "log_prob, adaptive": lambda d: stk.log_prob(
+        diffusion(d), points(d), rtol=1e-2, atol=1e-2, trace="hutchinson", probes=2
+    ),
+    "log_prob, hutch++": lambda d: stk.log_prob(
+        diffusion(d), points(d), steps=3, method="rk4", trace="hutch++", probes=6
+    ),
+    "log_prob of a distribution": lambda d: stk.log_prob(gamma("cpu"), points(d)[:, :3].exp()),
+    "log_prob given labels": lambda d: stk.log_prob(
+        conditional(d), points(d), cond=labels(d), steps=3, method="rk4"
+    ),
+    "bits_per_dim": lambda d: stk.bits_per_dim(
+        velocity(d), points(d).mul(20).round().clamp(0, 255), steps=3, method="rk4"
+    ),
+    "encode": lambda d: stk.encode(diffusion(d), points(d), rtol=1e-2, atol=1e-2),
+    "encode along a grid": lambda d: stk.encode(velocity(d), points(d), steps=4, method="adams_3"),
+    "interpolate": lambda d: stk.interpolate(points(d, 2), points(d, 2) + 1, 5),
+    "log_prob of a mixture": lambda d: stk.log_prob(stk.load("ring-mixture"), points(d, dim=2)),
+    "a run given labels": lambda d: stk.sample(
+        conditional(d), stk.ProbabilityFlow(steps=4), cond=labels(d), init=points(d), **QUIET
+    ),
+    "a guided run given labels": lambda d: stk.sample(
+        stk.guided(conditional(d), 2.0),
+        stk.ProbabilityFlow(steps=4),
+        cond=labels(d),
+        init=points(d),
+        **QUIET,
+    ),
+    "a run led by a classifier": lambda d: stk.sample(
+        stk.classifier_guided(diffusion(d), log_of_class, measured="label"),
+        stk.ProbabilityFlow(steps=4),
+        cond=labels(d),
+        init=points(d),
+        **QUIET,
+    ),
+    "a run to the gradient": gradient_of_a_run,
+    "a run by the adjoint": lambda d: gradient_of_a_run(
+        d, grad="adjoint", solver=stk.ProbabilityFlow("dopri5", steps=2, rtol=1e-2, atol=1e-2)
+    ),
+    "posterior given measurements": lambda d: stk.sample(
+        stk.posterior(diffusion(d), stk.LinearGaussian(stk.Mask(torch.arange(D) < 2), "seen", 0.3)),
+        stk.ProbabilityFlow(steps=3),
+        cond={"seen": points(d)[:, :2]},
+        init=points(d),
+        **QUIET,
+    ),
+    "posterior by replacement": lambda d: stk.sample(
+        stk.posterior(diffusion(d), measured(d), stk.Replacement()),
+        stk.ReverseSDE(steps=3),
+        chains=CHAINS,
+        dtype=torch.float64,
+        device=d,
+        **QUIET,
+    ),
+    "from rows of data": lambda d: stk.sample(
+        stk.Velocity(net(d), (D,), base=points("cpu", 50)),
+        stk.ProbabilityFlow("heun", steps=3),
+        chains=CHAINS,
+        dtype=torch.float64,
+        device=d,
+        **QUIET,
+    ),
+    "from a law of the CPU": lambda d: stk.sample(
+        stk.Velocity(net(d), (D,), base=inner("cpu")),
+        stk.ProbabilityFlow("heun", steps=3),
+        chains=CHAINS,
+        dtype=torch.float64,
+        device=d,
+        **QUIET,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        QUESTIONS,
+        "log_prob of a distribution",
+        "log_prob given labels",
+        "bits_per_dim",
+        "encode along a grid",
+        "a guided run given labels",
+        "a run to the gradient",
+        "posterior given measurements",
+        "from rows of data",
+        "from a law of the CPU",
+    ),
+)
+def test_every_question(name, device):
+    same_on(device, QUESTIONS[name], rounding=1e-12 if "gradient" in name else 0)
+
+
+@pytest.mark.parametrize("method", slow_but(["ais", "smc"], "ais"))
+def test_normalising_constants(method, device):
+    def run(d):
+        return stk.log_partition(
+            well(),
+            inner(d),
+            method=method,
+            chains=CHAINS * (2 if method == "smc" else 1),
+            levels=6,
+            pilot=CHAINS,
+            check=False,
+            device=d,
+            dtype=torch.float64,
+            **({"island": CHAINS} if method == "smc" else {}),
+        )
+
+    same_on(device, run)
+
+
+@pytest.mark.parametrize("start", slow_but(["data", "noise", "buffer"], "buffer"))
+def test_contrastive_divergence(start, device):
+    def run(d):
+        f = net(d)
+        field = stk.Energy(lambda x: f(x).sum(1) + x.square().sum(1) / 2, (D,))
+        begin = stk.ReplayBuffer(2 * CHAINS, 0.3) if start == "buffer" else start
+        cd, found = stk.ContrastiveDivergence(stk.ULA(0.01), 2, begin), {}
+        for i in range(2):
+            loss, negatives = cd(field, points(d))
+            loss.backward()
+            found |= {f"negatives {i}": negatives, f"loss {i}": loss.detach()}
+        return found | {n: p.grad for n, p in f.named_parameters()}
+
+    same_on(device, run, host=("learn/contrastive.py",))  # which slots are read is the host's
+
+
+LOSSES = {
+    "diffusion": lambda f, x, t, z: prediction_error(f, x, t, z, stk.EDM()),
+    "flow": flow_matching,
+    "score": lambda f, x, t, z: denoising_score_matching(f, x, z, 0.3),
+}
+
+
+@pytest.mark.parametrize("kind", slow_but(LOSSES, "diffusion"))
+def test_training(kind, device, tmp_path):
+    """With a checkpoint half way, which is gone on from on the other device as well."""
+
+    def run(d, steps=4, file=None):
+        f = net(d)
+
+        def loss(rows, generator):
+            t = stratified(len(rows), generator).to(rows).clamp(0.01, 0.99)
+            z = torch.randn(rows.shape, generator=generator, dtype=rows.dtype).to(rows.device)
+            return LOSSES[kind](f, rows, t, z)
+
+        recipe = Recipe(steps, batch=16, evaluations=2)
+        return fit(f, loss, points(d, 40), recipe, seed=3, checkpoint=file).weights
+
+    whole = same_on(device, run)
+    with device.on():
+        run(device.name, file=tmp_path / "there")
+        again = run(device.name, file=tmp_path / "there")
+        for (name, value), other in zip(again.items(), whole.values(), strict=True):
+            torch.testing.assert_close(value.cpu(), other, msg=lambda m, name=name: f"{name}: {m}")
+    for name, value in run("cpu", file=tmp_path / "there").items():
+        assert value.device.type == "cpu", name
+
+
+# --- models by name, and modules that sit elsewhere
+
+NAMES = [name.id.removeprefix("scoretk/") for name in stk.list_models()]
+
+
+def default_run(name, device):
+    """A short run of a model by its name."""
+    spec = stk.describe(name)
+    timed = "velocity" in spec.provides or "denoise" in spec.provides
+    solver = (
+        stk.ProbabilityFlow(steps=3)
+        if timed
+        else stk.ULA(1e-4)
+        if "states" not in spec.provides
+        else stk.GibbsWithGradients()
+    )
+    return stk.sample(
+        name, solver, chains=CHAINS, steps=None if timed else 2, device=device, **QUIET
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        NAMES, "digits-energy", "digits-diffusion", "digits-flow", "digits-gan", "digits-made"
+    ),
+)
+def test_a_model_by_its_name_goes_to_the_device(name, device):
+    same_on(device, partial(default_run, name), rounding=1e-4)
+
+
+def test_a_module_elsewhere_is_refused_and_said_where(device):
+    f = net("cpu")
+    fields = {
+        "energy": (stk.Energy(lambda x: f(x).sum(1), (D,)), stk.ULA(0.1)),
+        "velocity": (stk.Velocity(f, (D,)), stk.ProbabilityFlow(steps=2)),
+        "within": (
+            stk.tempered(stk.product(well(), stk.Energy(lambda x: f(x).sum(1), (D,))), 2.0),
+            stk.ULA(0.1),
+        ),
+        "loaded": (stk.load("digits-energy"), stk.ULA(1e-4)),
+    }
+    with device.on():
+        for field, solver in fields.values():
+            with pytest.raises(stk.InvalidArgument, match=r"(Net|ConfinedEnergy) on cpu"):
+                stk.sample(field, solver, chains=3, device=device.name, **QUIET)
+        x = points(device.name)
+        for ask in (stk.log_prob, stk.encode):
+            with pytest.raises(stk.InvalidArgument, match="Net on cpu"):
+                ask(fields["velocity"][0], x)
+        with pytest.raises(stk.InvalidArgument, match="Net on cpu"):
+            stk.log_partition(fields["energy"][0], inner(device.name), device=device.name)
+        with pytest.raises(stk.InvalidArgument, match="Net on cpu"):
+            stk.ContrastiveDivergence(stk.ULA(0.1))(fields["energy"][0], x)
+        matrix = torch.eye(D, dtype=torch.float64)
+        with pytest.raises(stk.InvalidArgument, match="tensors on cpu"):
+            stk.sample(
+                stk.Energy(lambda x: (x @ matrix).square().sum(1), (D,)),
+                stk.ULA(0.1),
+                init=x,
+                **QUIET,
+            )
+        moved = stk.to_device(fields["velocity"][0], device.name)
+        assert stk.encode(moved, x, steps=2, method="euler").x.device == x.device
+
+
+# --- files, and what is told of draws
+
+
+@pytest.mark.parametrize(
+    "name", slow_but(["mala", "chees", "smc", "probability-flow"], "mala", "probability-flow")
+)
+def test_a_checkpoint_goes_on_there_and_on_the_cpu(name, device, tmp_path):
+    """Saved on the device, read on the device, and on the CPU: the same draws as at a stretch."""
+    made = {
+        "chees": stk.ChEES(most=10),
+        "mala": stk.MALA(0.1),
+        "smc": stk.SMC(levels=6, island=CHAINS),
+        "probability-flow": stk.ProbabilityFlow(steps=6),
+    }[name]
+    field = ring_in_time if name == "probability-flow" else well
+    kernel = name in ("mala", "chees")
+
+    def run(d, path=None, steps=8):
+        more = {"steps": steps, "warmup": 20 if name == "chees" else 0} if kernel else {}
+        return stk.sample(
+            field(d),
+            made,
+            chains=CHAINS,
+            seed=5,
+            device=d,
+            dtype=torch.float64,
+            checkpoint=path,
+            **more,
+            **QUIET,
+        )
+
+    whole = run("cpu")
+    with device.on():
+        there = tmp_path / "there"
+        run(device.name, there, steps=4)
+        again = run(device.name, there)
+        torch.testing.assert_close(again.final.cpu(), whole.final)
+        assert again.final.device.type != "cpu"
+        here = tmp_path / "here"
+        run(device.name, here, steps=4)
+        taken = run("cpu", here)
+        torch.testing.assert_close(taken.final, whole.final)
+        assert taken.final.device.type == "cpu"
+    back = tmp_path / "back"
+    run("cpu", back, steps=4)
+    with device.on():
+        torch.testing.assert_close(run(device.name, back).final.cpu(), whole.final)
+
+
+def test_what_is_told_of_draws(device, tmp_path):
+    run = partial(
+        stk.sample, well(), stk.MALA(0.1), chains=CHAINS, steps=40, dtype=torch.float64, **QUIET
+    )
+    here = run()
+    with device.on():
+        there = run(device=device.name)
+        assert str(there.summary()) == str(here.summary())
+        assert str(there) == str(here).replace("cpu", str(there.x.device))
+        there.save(tmp_path / "draws.safetensors")
+        assert torch.equal(stk.Draws.load(tmp_path / "draws.safetensors").x, there.x.cpu())
+        assert there.failures == here.failures
+        for name in ("rhat", "ess", "mcse"):
+            measure = getattr(stk.diagnostics, name)
+            torch.testing.assert_close(measure(there.x), measure(here.x))
+
+
+# --- a device without float64
+
+
+def narrow_run(name, device):
+    """What the tests above do, in float32 throughout."""
+    solver, field = case_of(name).solver, case_of(name).field
+    made = {
+        diffusion: partial(diffusion, dtype=torch.float32),
+        potts: partial(potts, dtype=torch.float32),
+    }.get(field, field)
+    more = {} if is_grid(solver) else {"steps": 6}
+    return stk.sample(made(device), solver, chains=CHAINS, seed=5, device=device, **more, **QUIET)
+
+
+def near(machine, run, rounding=1e-5):
+    """Draws without float64 are those with it to the digits of float32."""
+    here = tensors(run("cpu"))
+    with machine.on():
+        there = {name: value.detach().cpu() for name, value in tensors(run(machine.name)).items()}
+    assert there.keys() == here.keys()
+    for name, value in here.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(
+                there[name].double(),
+                value.detach().double(),
+                rtol=rounding,
+                atol=rounding,
+                equal_nan=True,
+                msg=lambda m, name=name: f"{name}: {m}",
+            )
+
+
+@pytest.mark.parametrize("name", slow_but(SOLVERS, "hmc", "ais", "gibbs-with-gradients"))
+def test_every_solver_without_float64(name, narrow):
+    near(narrow, partial(narrow_run, name))
+
+
+@pytest.mark.parametrize("name", slow_but(TUNED, "MCLMC"))
+def test_every_warmup_without_float64(name, narrow):
+    def run(d):
+        return stk.sample(well(), TUNED[name], chains=CHAINS, steps=2, warmup=20, device=d, **QUIET)
+
+    with narrow.on() as ledger:
+        draws = run(narrow.name)
+        assert draws.final.cpu().isfinite().all()
+        assert not draws.failures
+        assert not {k: n for k, n in ledger.strays.items() if not k[1].startswith(HOSTS_OWN)}
+
+
+@pytest.mark.parametrize("method", slow_but(METHODS, "adams_3", "dopri5", "dopri8"))
+def test_every_method_of_the_flow_without_float64(method, narrow):
+    tolerances = {"rtol": 1e-2, "atol": 1e-2} if method in ADAPTIVE else {}
+    flow = stk.ProbabilityFlow(method, steps=3, **tolerances)
+
+    def run(d):
+        return stk.sample(diffusion(d, dtype=torch.float32), flow, chains=CHAINS, device=d, **QUIET)
+
+    near(narrow, run, 2 * tolerances.get("rtol", 5e-5))
+
+
+NARROW = {
+    "log_prob": lambda d: stk.log_prob(
+        velocity(d, torch.float32), points(d, dtype=torch.float32), steps=3, method="rk4"
+    ),
+    "encode": lambda d: stk.encode(
+        diffusion(d, dtype=torch.float32), points(d, dtype=torch.float32), rtol=1e-2, atol=1e-2
+    ),
+    "distribution": lambda d: stk.sample(
+        gamma("cpu"), stk.MALA(0.1), chains=CHAINS, steps=3, dtype=torch.float32, device=d, **QUIET
+    ),
+    "mixture": lambda d: stk.sample(
+        ring_in_time(d),
+        stk.ProbabilityFlow(steps=4),
+        chains=CHAINS,
+        dtype=torch.float32,
+        device=d,
+        **QUIET,
+    ),
+    "smoothed": lambda d: stk.sample(
+        stk.smoothed(well(), samples=8),
+        stk.ProbabilityFlow(steps=3),
+        chains=CHAINS,
+        device=d,
+        **QUIET,
+    ),
+    "guided in an interval": lambda d: stk.sample(
+        stk.guided(
+            diffusion(d, dtype=torch.float32),
+            2.0,
+            diffusion(d, dtype=torch.float32),
+            interval=(0.5, 2),
+        ),
+        stk.ProbabilityFlow(steps=3),
+        chains=CHAINS,
+        device=d,
+        **QUIET,
+    ),
+    "posterior": lambda d: stk.sample(
+        stk.posterior(diffusion(d, dtype=torch.float32), measured(d)),
+        stk.ProbabilityFlow(steps=3),
+        chains=CHAINS,
+        device=d,
+        **QUIET,
+    ),
+    "moments": lambda d: stk.sample(
+        well(), stk.ULA(0.01), chains=CHAINS, steps=5, keep="moments", device=d, **QUIET
+    ),
+    "digits": lambda d: stk.sample(
+        "digits-energy", stk.ULA(1e-4), chains=5, steps=2, device=d, **QUIET
+    ),
+}
+
+
+@pytest.mark.parametrize("name", slow_but(NARROW, "encode", "distribution", "smoothed", "moments"))
+def test_every_question_without_float64(name, narrow):
+    near(narrow, NARROW[name], 1e-4)
+
+
+def test_float64_is_refused_where_there_is_none(narrow):
+    with narrow.on(), pytest.raises(stk.InvalidArgument, match="has no float64"):
+        stk.sample(well(), stk.ULA(0.1), chains=3, dtype=torch.float64, device=narrow.name, **QUIET)
+
+
+# --- the law, and what catches a run that is not on the device
+
+
+def test_the_law_on_the_device(device):
+    """Correlated normals by Hamiltonian steps from afar: their means and second moments."""
+    covariance = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    with device.on():
+        law = torch.distributions.MultivariateNormal(
+            torch.zeros(2, dtype=torch.float64), covariance
+        )
+        solver = stk.HMC(0.4, leapfrogs=4, metric="none")
+        draws = stk.sample(
+            law, solver, chains=4001, steps=20, keep="last", device=device.name, **QUIET
+        )
+        x = draws.final.cpu()
+    assert_mean(x, [0.0, 0.0])
+    assert_mean(x[:, 0] * x[:, 1], 0.5, "covariance")
+    assert_second_moment(x, 0.0, [1.0, 1.0])
+
+
+def waits_a_step(run, device):
+    """By line, how many more waits a run of 24 steps has than one of 8, a step.
+
+    But for those of a block of steps, of which there are the fewer the faster a step is.
+    """
+    with device.on() as ledger:
+        counts = []
+        for steps in (8, 24):
+            ledger.clear()
+            run(device.name, steps)
+            counts.append(ledger.waits.copy())
+    more = {line: (n - counts[0][line]) / 16 for line, n in counts[1].items()}
+    return {k: n for k, n in more.items() if n > 0 and not k[1].startswith("run/batches.py")}
+
+
+FOLLOWING = {
+    name: STATIC[name]
+    for name in (
+        "distribution of the CPU",
+        "ring-mixture",
+        "eight-schools",
+        "logistic-regression",
+        "posterior",
+        "energy of a module",
+    )
+}
+
+
+@pytest.mark.parametrize("name", slow_but(FOLLOWING, "distribution of the CPU", "ring-mixture"))
+def test_constants_are_copied_once(name, device):
+    def run(d, steps):
+        return stk.sample(
+            FOLLOWING[name](d), stk.ULA(1e-3), chains=CHAINS, steps=steps, device=d, **QUIET
+        )
+
+    assert waits_a_step(run, device) == {}
+
+
+def test_what_is_copied_at_every_step_is_seen(device):
+    """A mutant of a target: its constant is copied at every evaluation."""
+    scale = torch.ones(D)
+
+    def run(d, steps):
+        field = stk.Energy(lambda x: (x * scale.to(x)).square().sum(1), (D,))
+        return stk.sample(
+            field, stk.ULA(1e-3), chains=CHAINS, steps=steps, device=d, dtype=torch.float32, **QUIET
+        )
+
+    assert sum(waits_a_step(run, device).values()) >= 1
+
+
+def test_what_is_computed_on_the_cpu_is_seen(device):
+    """A mutant of a model: it fetches x, computes, and sends the answer."""
+    f = net("cpu")
+    field = stk.Energy(lambda x: f(x.cpu()).sum(1).to(x.device), (D,))
+
+    def run(d):
+        start = points(d)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("scoretk.inference.sampling.check_place", lambda *_: None)
+            return stk.sample(field, stk.ULA(0.1), steps=2, init=start, **QUIET)
+
+    with pytest.raises(AssertionError, match="computed on the CPU"):
+        same_on(device, run)
+
+
+def test_a_scalar_with_an_axis_is_refused(device):
+    """A mutant of `across`, as it was: one value for all, shaped like x, from the CPU."""
+
+    def shaped(values, x):
+        return values.reshape(values.shape + (1,) * (x.ndim - 1))
+
+    with device.on(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scoretk.solvers.mclmc.across", shaped)
+        with pytest.raises(RuntimeError, match="same device"):
+            case_of("mclmc")(device.name)
+
+
+class TestPretended:
+    """What CUDA refuses and allows, the pretended device does."""
+
+    def test_mixtures(self):
+        here = torch.ones(3)
+        with accelerator.pretend() as ledger:
+            there = here.to(accelerator.NAME)
+            refused = (
+                lambda: there + here,
+                lambda: torch.cat([there, here]),
+                lambda: here.add_(there),
+                lambda: torch.tensor(1.0).add_(there.sum()),
+                lambda: torch.where(there > 0, here, 0.0),
+                lambda: there @ here,
+                lambda: here[there.long()],
+                lambda: torch.stack([there.sum(), here.sum()]),
+            )
+            for mix in refused:
+                with pytest.raises(RuntimeError, match="same device"):
+                    mix()
+            with pytest.raises((TypeError, RuntimeError)):
+                there.numpy()
+            ledger.clear()
+            for allowed in (
+                there * torch.tensor(2.0),
+                torch.where(there > 0, torch.tensor(1.0), there),
+                there.clamp(min=torch.tensor(0.5)),
+                torch.tensor(2.0, dtype=torch.float64) - there,
+            ):
+                assert allowed.device.type == accelerator.NAME
+                assert allowed.dtype == torch.float32
+            assert not ledger.waits
+            assert torch.equal(there[torch.tensor([0, 2])].cpu(), here[:2])
+            assert ledger.waits.total() == 2  # an index from the host, and the answer to it
+
+    def test_waits(self):
+        with accelerator.pretend() as ledger:
+            x = torch.tensor([1.0, 2.0], device=accelerator.NAME)
+            asked = (
+                lambda: float(x.sum()),
+                lambda: bool((x > 0).all()),
+                x.tolist,
+                x.cpu,
+                lambda: torch.ones(2).to(x),
+                lambda: x[x > 1],
+                x.nonzero,
+                lambda: torch.tensor([1.0], device=x.device),
+                lambda: x.new_tensor([1.0]),
+                lambda: torch.empty(2).copy_(x),
+            )
+            for ask in asked:
+                ledger.clear()
+                ask()
+                assert ledger.waits.total() == 1, ledger.waits
+            ledger.clear()
+            y = (x * 2 + 1).exp_().reshape(2, 1).expand(2, 3)
+            assert ledger.kernels.total() == 3
+            assert not ledger.waits
+            assert y.device == x.device
+
+    def test_gradients_and_writing(self):
+        with accelerator.pretend():
+            x = torch.tensor([1.0, 2.0], device=accelerator.NAME, requires_grad=True)
+            (slope,) = torch.autograd.grad((x**2).sum(), x)
+            assert torch.equal(slope.cpu(), torch.tensor([2.0, 4.0]))
+            y = torch.zeros(2, device=accelerator.NAME)
+            y[1] = 3
+            y += 1
+            assert y.tolist() == [1.0, 4.0]
+
+    def test_without_float64(self):
+        with accelerator.pretend(float64=False):
+            for make in (
+                lambda: torch.zeros(2, dtype=torch.float64, device=accelerator.NAME),
+                lambda: torch.zeros(2, device=accelerator.NAME).double(),
+                lambda: torch.zeros(2, dtype=torch.float64).to(accelerator.NAME),
+            ):
+                with pytest.raises(TypeError, match="no float64"):
+                    make()
+
+    def test_nothing_of_it_is_left(self):
+        before = torch.tensor, torch.Tensor.tolist
+        with accelerator.pretend():
+            assert torch.tensor is not before[0]
+        assert (torch.tensor, torch.Tensor.tolist) == before
