@@ -657,7 +657,7 @@ def walk(value: Any) -> list[Any]:
 
 
 def key_of(part: Any) -> Any:
-    """What tells a part from others as long as both are alive."""
+    """A key that tells a part from others as long as both are alive."""
     return id(part) if type(part) is not ModuleView else (id(part.module), part.names)
 
 
@@ -722,7 +722,7 @@ def field_tensors(value: Any) -> list[Tensor]:
 
 
 def _tensors(found: list[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The floating tensors among the things found: parameters, modules' buffers, others."""
+    """The floating-point tensors found: parameters, buffers of modules, others."""
     floating = {
         id(item): item for item in found if isinstance(item, Tensor) and item.is_floating_point()
     }

@@ -15,7 +15,7 @@ class Stream(IntEnum):
         PROPOSAL: The noise of a step: proposals, increments of an SDE.
         ACCEPT: Uniforms of accept/reject decisions.
         PROBE: Random directions and test points, of trace estimates and of checks of derivatives.
-        REPLAY: Which entries of a replay buffer are restarted.
+        REPLAY: Which slots of a replay buffer are used, and which of them start anew.
         CORRECTION: A second draw of the same step, such as the signs of Barker's proposal.
         SWAP: Exchanges between temperatures, and resampling.
         LENGTH: Lengths and directions of trajectories.

@@ -49,7 +49,7 @@ class _OnSigmas:
 
 @dataclass(frozen=True, eq=False)
 class _OnReversedTime:
-    """A network called with the time that runs the other way: `sign net(x, 1 - t)`."""
+    """A network called with reversed time: `sign net(x, 1 - t)`."""
 
     net: Callable[..., Tensor]
     sign: float

@@ -134,7 +134,7 @@ class UniformStates:
 
 
 def standard_normal(event_shape: tuple[int, ...], std: float = 1.0) -> NormalBase:
-    """N(0, std^2 I)."""
+    """N(0, std^2 I) over `event_shape`, as a base."""
     return NormalBase(event_shape, std)
 
 

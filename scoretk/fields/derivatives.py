@@ -160,7 +160,8 @@ def check_no_steps(
     a derivative, four where f is constant in some.
 
     Args:
-        f: `(rows, *event) -> (rows, *out)` for any number of rows of size about 1.
+        f: `(rows, *event) -> (rows, *out)` for any number of rows, which are of the sizes
+            from `NEAREST` to `FARTHEST`.
         like: `(1, *event)`, of the dtype and on the device of x.
         what: The argument that errors name.
         owner: The value of that argument.

@@ -165,7 +165,7 @@ class Discrete(DiscreteField, Wrapped):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """That of the field."""
+        """The event shape of the field."""
         return tuple(self.field.event_shape)
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:

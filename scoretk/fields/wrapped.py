@@ -77,7 +77,7 @@ class Kind(Enum):
 
 
 class Rule(Enum):
-    """What becomes of a capability."""
+    """What becomes of a capability of the fields in their wrapper."""
 
     KEEP = auto()
     """That of those fields that have it; they must agree."""

@@ -407,7 +407,7 @@ class RungeKutta(GridRule):
 
 
 def _share_of_noise(k: Knot) -> float:
-    """`1 - w`."""
+    """`1 - w = sigma / (alpha + sigma)`."""
     return k.sigma / (k.alpha + k.sigma)
 
 
@@ -447,7 +447,7 @@ def _row(
     kept: Sequence[float],
     memory: int,
 ) -> list[float]:
-    """A row of `3 + 2 (memory + 2)` numbers."""
+    """A row of the table, `3 + 2 (memory + 2)` numbers: see the module's docstring."""
     return [t, *memorised, *_sum(ahead, [0.0] * (memory + 2)), *_sum(kept, [0.0] * (memory + 2))]
 
 

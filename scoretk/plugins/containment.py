@@ -37,7 +37,7 @@ __all__ = ["Interrupts", "contained", "outside"]
 
 Restore = Callable[[], object]
 SIGNALS = [s for s in signal.valid_signals() if s < 32] if os.name == "posix" else []
-"""The signals with a name. Two of them cannot be handled: their handler is None, and stays."""
+"""The signals with a name. Two of them cannot be handled: their handler never changes."""
 
 
 @contextmanager
@@ -313,9 +313,9 @@ class _Watch(importlib.abc.MetaPathFinder):
 
 
 class _Noting(importlib.abc.Loader):
-    """A module's own loader, and then a guard for the module.
+    """A module's own loader, after which the module is guarded.
 
-    Once it has run, the module's own loader stands in its attributes again.
+    The module's attributes show its own loader, as they would without this.
     """
 
     def __init__(self, loader: Any, kept: contextlib.ExitStack) -> None:

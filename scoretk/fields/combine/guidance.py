@@ -57,6 +57,7 @@ def guided(
 
     Raises:
         InvalidArgument: The fields do not fit together, or an argument is out of its range.
+        MissingCapability: A timed field has no Gaussian path.
 
     References:
         Ho, Salimans, "Classifier-free diffusion guidance" (2022).

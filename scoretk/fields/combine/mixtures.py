@@ -48,7 +48,7 @@ def mixture(
 
     Raises:
         InvalidArgument: The fields do not fit together, or an argument is out of its range.
-        MissingCapability: A component has no normalised density.
+        MissingCapability: A component has no normalised density, or a timed one no Gaussian path.
     """
     if isinstance(fields, Sequence) and not isinstance(fields, str):
         fields = in_one_space(fields, all_alike=True)

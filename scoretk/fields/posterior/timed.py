@@ -103,7 +103,9 @@ class TimedPosterior(Wrapped, GaussianPathField):
         )
 
         def denoised(times: Sequence[float]) -> Callable[[Tensor], Tensor]:
-            """D of rows of size 1, brought to the size of `x_t`, at these times in turn."""
+            """`D` at these times in turn, of rows of size 1 that are scaled to the size of
+            `x_t`.
+            """
 
             def f(z: Tensor) -> Tensor:
                 turn = torch.arange(len(z), device=z.device)
