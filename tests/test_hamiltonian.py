@@ -10,10 +10,10 @@ import scoretk as stk
 from scoretk.fields import resolve
 from scoretk.models.targets.analytic import EightSchools, Funnel, Semicircle
 from scoretk.models.targets.mixture import gaussian, ring_mixture
-from scoretk.run import capture as tape
-from scoretk.run import drive
+from scoretk.run import capture
 from scoretk.run.capture import Tape
-from scoretk.run.moment import begin
+from scoretk.run.drive import drive, engine_of
+from scoretk.run.moment import Loop, begin
 from scoretk.run.record import RECORDERS
 from scoretk.run.schedule import Schedule
 from scoretk.solvers.hmc import Point, halton, leapfrog
@@ -493,8 +493,8 @@ def hole(x):
     "kinds", [6, 1, 0], ids=["all lengths", "a length without function", "parts"]
 )
 def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
-    monkeypatch.setattr(drive, "KINDS", kinds)
-    monkeypatch.setattr(drive, "COVERED", 0.1)
+    monkeypatch.setattr(capture, "KINDS", kinds)
+    monkeypatch.setattr(capture, "COVERED", 0.1)
     solver, init = (
         stk.ChEES(step_size=0.25, length=0.375, metric="none"),
         torch.zeros(6, 2, dtype=torch.float64),
@@ -505,14 +505,14 @@ def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
         stk.Noise(3, 6, dtype=torch.float64),
     )
     start = begin(solver, bound, init, noise)
-    schedule, keep = Schedule(20), RECORDERS["all"]
-    (*_, eager) = drive.drive(solver, bound, noise, start, schedule, keep)
+    loop = Loop(solver, bound, noise, Schedule(20), RECORDERS["all"])
+    (*_, eager) = drive(loop, start)
     found = []
     for blocks in ((20,), (3, 8, 9)):
-        engine, moment = drive._Compiled(solver, bound, noise, schedule, keep), start
+        engine, moment = engine_of(loop, compiled=True), start
         for steps in blocks:
             moment = engine.block(moment, steps)
-        assert len(engine._functions) == min(kinds, 3)
+        assert len(engine._calls.functions) == min(kinds, 3)
         found.append(moment.record)
         assert torch.equal(moment.status, eager.status)
         assert torch.equal(moment.failed_at, eager.failed_at)
@@ -525,9 +525,8 @@ def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
         )
     assert torch.equal(found[0].tensors["x"], found[1].tensors["x"])  # whatever the blocks
     assert eager.record.stats["leapfrogs"][:, 0].unique().tolist() == [1, 2, 3]
-    assert [solver.ahead(start.state)(i) for i in range(20)] == eager.record.stats["leapfrogs"][
-        :, 0
-    ].tolist()
+    kind_at, taken = solver.capturable_ahead(start.state), eager.record.stats["leapfrogs"][:, 0]
+    assert [kind_at(i).leapfrogs for i in range(20)] == taken.tolist()
     assert (eager.record.tensors["x"][:, 2] == init[2]).all()
     assert eager.status.tolist() == [0, 0, 1, 0, 0, 0]
 
@@ -535,15 +534,14 @@ def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
 @pytest.mark.parametrize("blocks", [(21,), (5, 16), (1, 9, 11)], ids=str)
 def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(monkeypatch, blocks):
     starts, read = [], Tape.read
-    for module in (drive, tape):
-        monkeypatch.setattr(
-            module, "compiled", lambda method, key: method
-        )  # it is about the driver's division of a run
+    monkeypatch.setattr(
+        capture, "compiled", lambda function, key: function
+    )  # it is about the engine's division of a run
     monkeypatch.setattr(Tape, "read", lambda self, step: (starts.append(step), read(self, step))[1])
     solver = stk.HMC(leapfrogs=2, step_size=0.3, metric="none")
     bound, noise = resolve(stk.Energy(hole, (2,)), solver.needs), stk.Noise(3, 6)
     moment = begin(solver, bound, torch.zeros(6, 2), noise)
-    engine = drive._Compiled(solver, bound, noise, Schedule(21), RECORDERS["all"])
+    engine = engine_of(Loop(solver, bound, noise, Schedule(21), RECORDERS["all"]), compiled=True)
     for steps in blocks:
         moment = engine.block(moment, steps)
     assert starts[-1] == 16

@@ -167,6 +167,35 @@ class Drifts(Walk):
         return super().jump(state, noise) + 0.05
 
 
+class Foresees(Walk):
+    """A walk that is captured when it is known how far it jumps, which the wrong versions say wrongly."""
+
+    capturable: ClassVar = False
+
+    def step(self, field, state, noise):
+        return Walk(self.size * (1 + int(state.step) % 2)).step(field, state, noise)
+
+    def capturable_ahead(self, state):
+        return lambda step: Walk(self.size * (1 + step % 2))
+
+
+class ForeseesLate(Foresees):
+    def capturable_ahead(self, state):
+        return lambda step: Walk(self.size * (1 + (step + 1) % 2))
+
+
+class ForeseesAnew(Foresees):
+    """Each time another object that equals none, so that there would be no end of functions."""
+
+    def capturable_ahead(self, state):
+        return lambda step: Unequal(self.size * (1 + step % 2))
+
+
+class Unequal(Walk):
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
 WRONG = {
     "protocol": (UnknownNeed(), Unsaid()),
     "tensors": (NumberInInfo(), OtherKind()),
@@ -176,6 +205,7 @@ WRONG = {
     "batched": (OfTheBatch(), Counter()),
     "flagged": (NaNReplaced(),),
     "counted": (Uncounted(), Overcounted()),
+    "foreseen": (ForeseesLate(), ForeseesAnew()),
     "invariant": (AlwaysAccepts(), WrongTemperature(), Stands(), Drifts()),
 }
 

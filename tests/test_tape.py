@@ -9,7 +9,7 @@ import torch
 import scoretk as stk
 from scoretk.core.compiling import compiled
 from scoretk.fields.resolve import resolve
-from scoretk.run.capture import Request, Tape, requests
+from scoretk.run.capture import Request, Tape, listen
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
@@ -49,17 +49,16 @@ class Asker:
 def test_listening_finds_what_is_asked_for_the_steps_own_index():
     noise = stk.Noise(3, 4)
     state = Asker().init(None, torch.zeros(4, 2), noise)._replace(step=torch.tensor(5))
-    found = requests(Asker(), None, state, noise, 5)
-    served, all_served = found
-    assert served == (
+    heard = listen(Asker(), None, state, noise, 5)
+    assert heard.asked == (
         Request("normal", stk.Stream.PROPOSAL, (2,), torch.float32),
         Request("rademacher", stk.Stream.PROBE, (2,), torch.float32),
         Request("uniform", 20, (), torch.float32),
     )
-    assert not all_served
+    assert not heard.is_all
     field = resolve(FIELD, {"score"})
     start = stk.ULA(0.1).init(field, torch.zeros(4, 2), noise)
-    assert requests(stk.ULA(0.1), field, start, noise, 0)[1]
+    assert listen(stk.ULA(0.1), field, start, noise, 0).is_all
 
 
 @pytest.mark.compiled

@@ -61,9 +61,7 @@ def test_it_is_the_solver_with_these_settings_to_the_bit(name, mutant, monkeypat
     same = replace(solver, **{n: float(first.tuned[n]) for n in names})
     if mutant:
         monkeypatch.setattr(
-            tuned._GivenBack,
-            "init",
-            lambda self, field, x, noise: self.solver.init(field, x, noise),
+            tuned.Tuned, "init", lambda self, field, x, noise: self.solver.init(field, x, noise)
         )
     runs = [
         stk.sample(FIELD, s, init=first.final, steps=5, seed=2).x

@@ -234,6 +234,29 @@ def invariant(solver: Any) -> None:
         )
 
 
+def foreseen(solver: Any) -> None:
+    """What it says ahead of a step, so that this can be captured, makes the same step"""
+    ahead = traits(solver).capturable_ahead
+    if ahead is None:
+        return
+    for field, x in _starts(solver):
+        noise, bound = _noise(FEW), _bound(field, solver)
+        state = solver.init(bound, x, noise)
+        kind_at = ahead(state)
+        for k in range(_length(solver, bound)):
+            kind, again = kind_at(k), ahead(state)(k)
+            demand(
+                kind == again and hash(kind) == hash(again),
+                f"step {k} is of two kinds, as its kind, asked twice, is not equal to itself",
+            )
+            said, told = kind.step(bound, state, noise)
+            state, info = solver.step(bound, state, noise)
+            demand(
+                _close(list(_leaves(said)), list(_leaves(state))) and told.keys() == info.keys(),
+                f"step {k} is not the one that was said ahead",
+            )
+
+
 SOLVER_LAWS: tuple[SolverLaw, ...] = (
     protocol,
     tensors,
@@ -243,6 +266,7 @@ SOLVER_LAWS: tuple[SolverLaw, ...] = (
     batched,
     flagged,
     counted,
+    foreseen,
     invariant,
 )
 
@@ -368,6 +392,13 @@ def _compare(field: Watched, what: str, said: dict[str, int]) -> None:
 def _same(a: Any, b: Any) -> bool:
     return a is b or (
         torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+    )
+
+
+def _close(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        u.shape == v.shape and torch.allclose(u, v, equal_nan=True)
+        for u, v in zip(a, b, strict=True)
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from scoretk.core.arguments import conditions
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arrays import aligned, aligned_values
+from scoretk.core.compiling import part
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, unwritten
 from scoretk.fields.conditions import taken
@@ -31,29 +32,15 @@ from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.validation import rejecting
 
-__all__ = ["Parts", "StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
+__all__ = ["StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
 
 _ENERGY = "An energy gives one number a row: sum over the event axes, keep the batch axis"
 _LIKE = "It is shaped like x"
 _NATIVE_OF = {"velocity": "velocity", "denoise": "data", "score": "score"}
 
 
-class Parts:
-    """How a solver that cannot be captured as a whole has parts of its step compiled.
-
-    A part is a function `(field, *arguments)`.
-    """
-
-    fuses = False
-    """Whether parts are compiled, so that a solver prefers few kinds of them."""
-
-    def fused(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(field, *arguments)`, compiled where the run is."""
-        return function(self, *arguments)
-
-
 @dataclass(frozen=True, eq=False)
-class StaticField(Parts):
+class StaticField:
     """A static field as a solver receives it, the condition rows bound.
 
     It has `energy`, `score` and `energy_and_grad`.
@@ -101,20 +88,26 @@ class StaticField(Parts):
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)`, `(batch,)`, and `grad E(x)`, like x; in one evaluation where the field can."""
-        own = getattr(self.native, "energy_and_grad", None)
-        if own is not None:
-            x = aligned(x)
-            energy, gradient = self._ask("energy_and_grad", own, x, cond, torch.inf, torch.nan)
-            return check_rows("energy", energy, x.shape[:1], _ENERGY), check_rows(
-                "gradient", gradient, x.shape, _LIKE
-            )
-        if "score" in offers(self.native):
-            return self.energy(x, **cond), -self.score(x, **cond)
-        return grad_energy(lambda y: self.energy(y, **cond), aligned(x))
+        bound = StaticField(self.native, self.cond | cond, self.asked) if cond else self
+        return _energy_and_grad(bound, x)
+
+
+@part
+def _energy_and_grad(field: StaticField, x: Tensor) -> tuple[Tensor, Tensor]:
+    own = getattr(field.native, "energy_and_grad", None)
+    if own is not None:
+        x = aligned(x)
+        energy, gradient = field._ask("energy_and_grad", own, x, {}, torch.inf, torch.nan)
+        return check_rows("energy", energy, x.shape[:1], _ENERGY), check_rows(
+            "gradient", gradient, x.shape, _LIKE
+        )
+    if "score" in offers(field.native):
+        return field.energy(x), -field.score(x)
+    return grad_energy(field.energy, aligned(x))
 
 
 @dataclass(frozen=True, eq=False)
-class TimedField(Parts):
+class TimedField:
     """A timed field as a solver receives it, the condition rows bound.
 
     It has every prediction that its path allows. Everywhere x is `(batch, *event_shape)`, t a
@@ -125,12 +118,17 @@ class TimedField(Parts):
         path: Its Gaussian path; None where it has none: then only its native methods answer.
         cond: The condition rows by name.
         asked: The methods that have been called before (`scoretk.fields.answers.unwritten`).
+        source: The name of the prediction that the field makes natively.
     """
 
     native: Any
     path: GaussianPath | None
     cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
     asked: set[str] = dataclass_field(default_factory=set, repr=False)
+    source: str = dataclass_field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", prediction(self.native)[0])
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -141,21 +139,9 @@ class TimedField(Parts):
         """The law at t = 0, or None where the field does not say."""
         return getattr(self.native, "base", None)
 
-    @cached_property
-    def source(self) -> str:
-        """The name of the prediction that the field makes natively."""
-        return prediction(self.native)[0]
-
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The native prediction, which `source` names, like x."""
-        x, t = aligned(x), aligned(t) if isinstance(t, Tensor) else t
-        ask = getattr(self.native, "predict", None)
-        if ask is None:
-            ask = getattr(
-                self.native, next(m for m, name in _NATIVE_OF.items() if name == self.source)
-            )
-        value = unwritten(self.source, lambda y: ask(y, t, **self.cond), x, asked=self.asked)
-        return check_rows(self.source, value, x.shape, _LIKE)
+        return _predict(self, x, t)
 
     def to(self, target: str, x: Tensor, t: float | Tensor) -> Tensor:
         """A prediction by name.
@@ -211,6 +197,18 @@ class TimedField(Parts):
 
     def _velocity_by(self, t: Tensor, rate: Tensor, shift: Tensor, x: Tensor) -> Tensor:
         return rate * self.predict(x, t) + shift * x
+
+
+@part
+def _predict(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
+    x, t = aligned(x), aligned(t) if isinstance(t, Tensor) else t
+    ask = getattr(field.native, "predict", None)
+    if ask is None:
+        ask = getattr(
+            field.native, next(m for m, name in _NATIVE_OF.items() if name == field.source)
+        )
+    value = unwritten(field.source, lambda y: ask(y, t, **field.cond), x, asked=field.asked)
+    return check_rows(field.source, value, x.shape, _LIKE)
 
 
 def static(field: object) -> StaticField:

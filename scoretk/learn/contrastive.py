@@ -29,7 +29,7 @@ from scoretk.errors import ChainFailure, InvalidArgument, Status
 from scoretk.fields.resolve import resolve
 from scoretk.plugins import as_solver
 from scoretk.run.drive import drive
-from scoretk.run.moment import Moment, begin
+from scoretk.run.moment import Loop, Moment, begin
 from scoretk.run.record import KeepLast
 from scoretk.run.schedule import Schedule
 from scoretk.solvers.base import check_settled, is_grid
@@ -237,7 +237,8 @@ class ContrastiveDivergence:
             bound = resolve(field, self.solver.needs, timed=self.solver.timed)
             start = begin(self.solver, bound, x.to(data), noise)
             schedule = Schedule(self.steps, kept=(True,) * self.steps)
-            *_, moment = drive(self.solver, bound, noise, start, schedule, KeepLast())
+            loop = Loop(self.solver, bound, noise, schedule, KeepLast())
+            *_, moment = drive(loop, start)
         return moment, slots
 
     def _noise(self, chains: int | Tensor, like: Tensor) -> Noise:

@@ -22,6 +22,7 @@ from scoretk.errors import CheckpointError, Status
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.validation import refuses
+from scoretk.run.capture import CALL
 from scoretk.run.checkpoint import (
     Checkpoint,
     another,
@@ -31,9 +32,9 @@ from scoretk.run.checkpoint import (
     load,
     unfit,
 )
-from scoretk.run.drive import UNROLL, drive
+from scoretk.run.drive import drive
 from scoretk.run.independence import check_rows_apart
-from scoretk.run.moment import Moment, begin, is_free, outcome
+from scoretk.run.moment import Loop, Moment, begin, is_free, outcome
 from scoretk.run.progress import ProgressBar
 from scoretk.run.record import Record, Recorder
 from scoretk.run.schedule import Schedule
@@ -42,9 +43,6 @@ from scoretk.run.witness import contradiction, witness
 from scoretk.solvers.base import adapts, is_tuned
 
 __all__ = ["Batch", "Finished", "Saving", "run_batches"]
-
-CALL = UNROLL
-"""Compiled calls start and end at multiples of so many steps."""
 
 
 @dataclass(frozen=True)
@@ -200,18 +198,15 @@ def _driven(
 
     Where the compiler cannot take the field, a warning, and eagerly on.
     """
-    how: dict[str, Any] = {"recompute": recompute, "on_failure": on_failure}
+    loop = Loop(solver, batch.bound, batch.noise, batch.schedule, recorder)
     while True:
         try:
             yield from drive(
-                solver,
-                batch.bound,
-                batch.noise,
+                loop,
                 run.moments[i],
-                batch.schedule,
-                recorder,
                 compiled=compiler.used,
-                **how,
+                recompute=recompute,
+                on_failure=on_failure,
             )
             return
         except Uncompilable as failure:

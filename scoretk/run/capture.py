@@ -1,26 +1,81 @@
-"""The noise of many steps made ahead of a compiled graph, which then holds the step's own
-arithmetic and nothing else.
+"""What of a run is compiled, and into what.
 
-With the noise inside the graph a compiler that sees several steps recomputes each in the next; read
-from memory it does not. What a step asks for is found by listening to two steps: a tape serves
-requests for the step's own index, and passes any other on to the noise itself, to be computed in
-the graph.
+A solver says what can be captured of it, and nothing else: its whole step (`capturable`), its step
+where it is known how long that is (`capturable_ahead`), or the parts that its step is made of
+(`scoretk.core.compiling.part`). How many steps go into one graph, where a loop is cut, for which
+numbers of rows there are functions: all of that is decided here.
+
+- `Captured` is the engine of steps that can be captured whole. It makes so many in one graph that
+  the call itself costs little, and few enough that they compile in seconds: how many operations a
+  step has is counted while it is made once.
+- The noise of many steps is made ahead of the graph, which then holds the step's own arithmetic
+  and nothing else (`Tape`). With the noise inside a compiler that sees several steps recomputes
+  each in the next; read from memory it does not. What a step asks for is found by listening to two
+  steps: a tape serves requests for the step's own index, and passes any other on to the noise
+  itself, to be computed in the graph.
+- `CompiledParts` compiles the parts of steps that cannot be captured, each once for all numbers of
+  rows: where a step goes on with some of the chains, a part is given as many rows as there are
+  chains, and what it makes of the others is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoretk.core.compiling import compiled
 from scoretk.core.noise import Noise
+from scoretk.run.moment import Loop, Moment
+from scoretk.run.settle import Now, make_step
+from scoretk.run.state import state_leaves, with_leaves
+from scoretk.solvers.base import traits
 
-__all__ = ["Request", "Tape", "requests"]
+__all__ = [
+    "CALL",
+    "Captured",
+    "CompiledParts",
+    "Engine",
+    "Heard",
+    "Request",
+    "Tape",
+    "TapedNoise",
+    "listen",
+]
 
+T = TypeVar("T")
+
+CALL = 8
+"""The most steps in one graph, a power of two. Calls start at multiples of their length, so that
+they divide a run in the same way after a resume.
+"""
+CALL_VALUES = 1 << 18
+"""Where the state has more values, a call costs little beside a step: then it makes one."""
+CALL_OPERATIONS = 1024
+"""How many operations a graph may have, where it has more than one step: what is compiled in about
+ten seconds.
+"""
+KINDS, COVERED = 6, 0.9
+"""For how many kinds of steps there are functions at most, and of how large a part of the steps
+they have to be.
+"""
+LOOKED_AT = 512
+"""How many steps are looked at for that."""
+STRIDE = 4
+"""How often a compiled part repeats what is repeated more often."""
 WINDOW_VALUES = 1 << 18
+
+
+class Engine(Protocol):
+    """What makes the steps of a run."""
+
+    def block(self, moment: Moment, steps: int) -> Moment:
+        """The moment after so many steps, or after fewer, but at least one."""
 
 
 class Request(NamedTuple):
@@ -30,6 +85,16 @@ class Request(NamedTuple):
     stream: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+class Heard(NamedTuple):
+    """What a step asks of the noise for its own index, whether that is all that it asks, and how
+    many operations it has beside the noise.
+    """
+
+    asked: tuple[Request, ...]
+    is_all: bool
+    operations: int
 
 
 class _Asking:
@@ -65,12 +130,27 @@ class _Asking:
         return self._ask("rademacher", step, stream, shape, dtype)
 
 
-class _Listener(_Asking):
-    """Notes every request with the step that it is for."""
+class _Operations(TorchDispatchMode):
+    """Counts torch's operations."""
 
-    def __init__(self, noise: Noise) -> None:
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Listener(_Asking):
+    """Notes every request with the step that it is for, and leaves the noise's own operations out
+    of the count.
+    """
+
+    def __init__(self, noise: Noise, operations: _Operations) -> None:
         super().__init__(noise)
         self.heard: list[tuple[int, Request]] = []
+        self.operations = operations
 
     def _ask(
         self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
@@ -78,11 +158,14 @@ class _Listener(_Asking):
         self.heard.append(
             (int(step), Request(method, int(stream), tuple(shape), dtype or self.noise.dtype))
         )
-        return getattr(self.noise, method)(step, stream, shape, dtype)
+        before = self.operations.count
+        values = getattr(self.noise, method)(step, stream, shape, dtype)
+        self.operations.count = before
+        return values
 
 
-class _Player(_Asking):
-    """One step's view of a tape: answers in the order of the requests."""
+class TapedNoise(_Asking):
+    """The noise of one step, read from a tape where it holds what is asked."""
 
     def __init__(self, noise: Noise, asked: tuple[Request, ...], values: Sequence[Tensor]) -> None:
         super().__init__(noise)
@@ -98,36 +181,32 @@ class _Player(_Asking):
         return getattr(self.noise, method)(step, stream, shape, dtype)
 
 
-def requests(
-    solver: Any, bound: Any, state: Any, noise: Noise, step: int
-) -> tuple[tuple[Request, ...], bool]:
-    """What a step asks of the noise for its own index, found out by making two steps, whose results
+def listen(solver: Any, bound: Any, state: Any, noise: Noise, step: int) -> Heard:
+    """What a step asks of the noise and how long it is, found out by making two steps, whose results
     are dropped.
 
     A request that also comes for another step's index, or in one of the two steps only, is left to
-    the graph.
-
-    Returns:
-        the requests; whether they are all that is asked.
+    the graph. The operations are those of the second step: the first may make what is kept.
     """
     heard: list[list[tuple[int, Request]]] = []
     for _ in range(2):
-        listener = _Listener(noise)
-        state, _ = solver.step(bound, state, listener)
+        with _Operations() as operations:
+            listener = _Listener(noise, operations)
+            state, _ = solver.step(bound, state, listener)
         heard.append(listener.heard)
     own = [
-        {request for index, request in part if index == step + ahead}
-        for ahead, part in enumerate(heard)
+        {request for index, request in of_step if index == step + ahead}
+        for ahead, of_step in enumerate(heard)
     ]
     other = {
         request
-        for ahead, part in enumerate(heard)
-        for index, request in part
+        for ahead, of_step in enumerate(heard)
+        for index, request in of_step
         if index != step + ahead
     }
     served = (own[0] & own[1]) - other
-    everything = {request for part in heard for _, request in part}
-    return tuple(sorted(served, key=repr)), served == everything
+    everything = {request for of_step in heard for _, request in of_step}
+    return Heard(tuple(sorted(served, key=repr)), served == everything, operations.count)
 
 
 class Tape:
@@ -135,7 +214,7 @@ class Tape:
 
     Args:
         noise: The noise.
-        asked: From `requests`.
+        asked: From `listen`.
         length: The steps that a reader takes at a time.
     """
 
@@ -166,6 +245,236 @@ class Tape:
         at = step - start
         return [value[at : at + self.length] for value in self._values]
 
-    def player(self, values: Sequence[Tensor], index: int) -> _Player:
+    def at(self, values: Sequence[Tensor], index: int) -> TapedNoise:
         """The noise of one step among those read."""
-        return _Player(self.noise, self.asked, [value[index] for value in values])
+        return TapedNoise(self.noise, self.asked, [value[index] for value in values])
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """So many steps of a solver, with their settling: what one compiled function makes."""
+
+    solver: Any
+    field: Any
+    tape: Tape
+
+    def run(self, now: Now, step: Tensor, values: list[Tensor]) -> tuple[Any, ...]:
+        """The steps from index `step` on, a 0-d tensor.
+
+        What the run then is, the index of the next step, and position, statistics and evaluations
+        of each step, `(steps, chains, ...)`.
+        """
+        xs, infos = [], []
+        for i in range(self.tape.length):
+            noise = self.tape.at(values, i)
+            now, stats, used = make_step(self.solver, self.field, noise, now, step + i, False)
+            xs.append(now.state.x)
+            infos.append(stats if used is None else stats | {"evaluations": used.sum()})
+        info = {name: torch.stack([one[name] for one in infos]) for name in infos[0]}
+        return now, step + self.tape.length, torch.stack(xs), info
+
+
+class _Calls(NamedTuple):
+    """The compiled functions of a run.
+
+    Args:
+        tape: the noise of their steps.
+        kind_at: what kind a step is of, by its index.
+        functions: by kind; a kind without one is made by another engine.
+    """
+
+    tape: Tape
+    kind_at: Callable[[int], Hashable]
+    functions: Mapping[Hashable, Callable[..., Any]]
+
+
+class Captured:
+    """The engine of steps that can be captured whole, all of them or those of some kinds.
+
+    What is known ahead of a step tells its kind. Each kind has a function, of one step: more would
+    gain little and make many kinds. Where these are too many, parts are compiled instead.
+
+    Args:
+        loop: what is run.
+        eager: who makes the steps that fill no call, and those that tune.
+        in_parts: who makes all steps where these are of too many kinds.
+    """
+
+    def __init__(self, loop: Loop, eager: Engine, in_parts: Engine) -> None:
+        self.loop, self.eager, self.in_parts = loop, eager, in_parts
+        self._calls: _Calls | None = None
+
+    def block(self, moment: Moment, steps: int) -> Moment:
+        """As `Engine.block`: as many whole calls as there is room for."""
+        warmup = self.loop.schedule.warmup
+        if moment.tuning is not None and moment.step < warmup:
+            return self.eager.block(moment, min(steps, warmup - moment.step))
+        calls = self._calls = self._calls or self._compile(moment)
+        if not calls.functions:
+            return self.in_parts.block(moment, steps)
+        length, end = calls.tape.length, moment.step + steps
+        while moment.step < end:
+            alone = min(-moment.step % length or length, end - moment.step)
+            called = self._called(calls, moment, end) if alone == length else moment
+            moment = called if called.step > moment.step else self.eager.block(moment, alone)
+        return moment
+
+    def _compile(self, moment: Moment) -> _Calls:
+        """The functions of a run that has come to this moment, behind its warmup."""
+        loop, x = self.loop, moment.state.x
+        ahead = None if loop.solver.capturable else traits(loop.solver).capturable_ahead
+        kind_at = _of_one_kind if ahead is None else ahead(moment.state)
+        heard = listen(loop.solver, loop.field, moment.state, loop.noise, moment.step)
+        tape = Tape(loop.noise, heard.asked, 1 if ahead is not None else _length(heard, x.numel()))
+        native = type(_native(loop.field))
+        functions, first = {}, loop.schedule.warmup
+        for kind in _common(map(kind_at, range(first, first + LOOKED_AT))):
+            solver = loop.solver if ahead is None else kind
+            key = (repr(solver), native, x.shape, x.dtype, x.device, heard.asked, tape.length)
+            functions[kind] = compiled(_Steps(solver, loop.field, tape).run, key)
+        return _Calls(tape, kind_at, functions)
+
+    def _called(self, calls: _Calls, moment: Moment, end: int) -> Moment:
+        """Compiled calls as far as they reach: to less than a call before the end, or a kind
+        without function.
+        """
+        loop, device, length = self.loop, moment.status.device, calls.tape.length
+        schedule, recorder = loop.schedule, loop.recorder
+        leaves = {n: v.to(device) for n, v in state_leaves(moment.state).items()}
+        now = Now(with_leaves(moment.state, leaves), moment.status, moment.failed_at, moment.reach)
+        counter = torch.tensor(moment.step, dtype=torch.int64, device=device)
+        record, step, evaluations = moment.record, moment.step, moment.evaluations
+        kept, total = schedule.kept_before(step), schedule.kept_before(schedule.total)
+        while end - step >= length:
+            function = calls.functions.get(calls.kind_at(step))
+            if function is None:
+                break
+            now, counter, xs, stats = function(now, counter, calls.tape.read(step))
+            if "evaluations" in stats:
+                evaluations += int(stats.pop("evaluations").sum())
+            chosen = [i for i in range(length) if schedule.keeps(step + i)]
+            if chosen:
+                record = recorder.extend(record, xs, stats, chosen, kept, total)
+                kept += len(chosen)
+            step += length
+        return replace(
+            moment,
+            state=now.state,
+            status=now.status,
+            failed_at=now.failed_at,
+            step=step,
+            record=record,
+            evaluations=evaluations,
+        )
+
+
+def _native(field: Any) -> Any:
+    """What a bound field is made of."""
+    return getattr(field, "native", field)
+
+
+def _of_one_kind(step: int) -> Hashable:
+    return None
+
+
+def _length(heard: Heard, values: int) -> int:
+    """How many steps go into one graph, for a state of so many values."""
+    if not heard.is_all or values > CALL_VALUES:
+        return 1
+    length = CALL
+    while length > 1 and length * heard.operations > CALL_OPERATIONS:
+        length //= 2
+    return length
+
+
+def _common(kinds: Iterable[Hashable]) -> list[Hashable]:
+    """The most common kinds of steps, or none where these are too rare."""
+    seen = Counter(kinds)
+    common = seen.most_common(KINDS)
+    covered = sum(n for _, n in common)
+    return [kind for kind, _ in common] if covered >= COVERED * seen.total() else []
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledParts:
+    """Compiles the parts of the steps of a run (`scoretk.core.compiling.PartCompiler`).
+
+    Each part has one function for each shape of an event and each setting, whatever the number of
+    rows: those that are missing to `chains` are copies of the last one. Numbers are given to it as
+    tensors, so that it serves them all.
+
+    Args:
+        field: the run's field.
+        chains: how many rows it has.
+    """
+
+    field: Any
+    chains: int
+    made: dict[Hashable, Callable[..., Any]] = field(default_factory=dict, repr=False)
+
+    def serves(self, field: Any) -> bool:
+        """Whether it is the run's field, perhaps for some of its rows."""
+        return _native(field) is _native(self.field)
+
+    def call(self, function: Callable[..., T], field: Any, *rows: Any, **same: Any) -> T:
+        """As `scoretk.core.compiling.part`."""
+        rows, same = (_mapped(_as_data, value) for value in (rows, same))
+        n = next(len(v) for v in _leaves(rows) if isinstance(v, Tensor) and v.ndim)
+        fewer = 0 < n < self.chains
+        if fewer:
+            rows, cond = (_mapped(self._filled, value) for value in (rows, field.cond))
+            field = replace(field, cond=cond)
+        settings = tuple(map(_setting, _leaves((rows, same))))
+        key = (function, type(_native(field)), tuple(same), settings)
+        if key not in self.made:
+            self.made[key] = compiled(function, key[1:])
+        answer: T = self.made[key](field, *rows, **same)
+        return _mapped(lambda v: v[:n] if v.ndim else v, answer) if fewer else answer
+
+    def iterate(
+        self, body: Callable[..., T], field: Any, carry: T, times: int, *rows: Any, **same: Any
+    ) -> T:
+        """As `scoretk.core.compiling.iterate`, cut into as few kinds of functions as will do."""
+        while times:
+            n = STRIDE if times >= STRIDE else 1
+            carry = self.call(_repeated, field, carry, *rows, body=body, times=n, **same)
+            times -= n
+        return carry
+
+    def _filled(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        return torch.cat([value, value[-1:].expand(self.chains - len(value), *value.shape[1:])])
+
+
+def _repeated(
+    field: Any, carry: T, *rows: Any, body: Callable[..., T], times: int, **same: Any
+) -> T:
+    for _ in range(times):
+        carry = body(field, carry, *rows, **same)
+    return carry
+
+
+def _as_data(value: Any) -> Any:
+    return torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else value
+
+
+def _setting(value: Any) -> Hashable:
+    """What a function is compiled for: the form of a tensor, the value of what is none."""
+    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
+
+
+def _leaves(nest: Any) -> list[Any]:
+    if isinstance(nest, dict):
+        nest = tuple(nest.values())
+    return [leaf for v in nest for leaf in _leaves(v)] if isinstance(nest, tuple) else [nest]
+
+
+def _mapped(function: Callable[[Any], Any], nest: Any) -> Any:
+    """The function of all leaves of nested tuples and dicts."""
+    if isinstance(nest, dict):
+        return {name: _mapped(function, value) for name, value in nest.items()}
+    if not isinstance(nest, tuple):
+        return function(nest)
+    values = (_mapped(function, value) for value in nest)
+    return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)

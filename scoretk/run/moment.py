@@ -1,4 +1,4 @@
-"""All that a run is at a moment, and the moment before its first step."""
+"""A run: what stays the same, all that it is at a moment, and the moment before its first step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor
 from scoretk.core.rows import select_rows
 from scoretk.errors import Status
 from scoretk.fields.resolve import TimedField
-from scoretk.run.record import Record
+from scoretk.run.record import Record, Recorder
+from scoretk.run.schedule import Schedule
 from scoretk.run.state import finite_chains
 from scoretk.solvers.base import is_grid, traits
 
-__all__ = ["Moment", "begin", "extent", "is_free", "outcome", "reach_of"]
+__all__ = ["Loop", "Moment", "begin", "extent", "is_free", "outcome", "reach_of"]
 
 BEYOND_PATH, BEYOND_START = 1e7, 1e15
 """How far beyond the scales of its path and its start a chain is `DIVERGED`; where there is no
@@ -30,6 +31,25 @@ GROWN = 100.0
 """How much farther out than halfway through the run a chain without acceptance is `DIVERGED`."""
 ATTEMPTS = 100
 """How often a chain is started anew whose energy or score is not finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """What stays the same while a run goes from moment to moment.
+
+    Args:
+        solver: the solver.
+        field: what `resolve` returned for it, bound to the chains.
+        noise: that of the chains.
+        schedule: which steps there are.
+        recorder: what is kept of them.
+    """
+
+    solver: Any
+    field: Any
+    noise: Any
+    schedule: Schedule
+    recorder: Recorder
 
 
 @dataclass

@@ -9,7 +9,7 @@ chain that leaves every scale that the path and its own start know
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,50 +19,57 @@ from scoretk.run.record import masked
 from scoretk.run.state import all_finite, finite_chains, select_state
 from scoretk.solvers.base import Info
 
-__all__ = ["make_step", "settle", "settled"]
+__all__ = ["Made", "Now", "make_step", "settle", "settled", "within"]
+
+
+class Now(NamedTuple):
+    """What a step finds: the solver's state, and for each chain its `Status`, the step where it
+    failed or -1, and how far it may go (`scoretk.run.moment.reach_of`), `(chains,)`.
+    """
+
+    state: Any
+    status: Tensor
+    failed_at: Tensor
+    reach: Tensor | None
+
+
+class Made(NamedTuple):
+    """What a step leaves: what the next one finds, what is reported, and the evaluations of each
+    chain, `(chains,)`, where they vary.
+    """
+
+    now: Now
+    stats: Info
+    evaluations: Tensor | None
 
 
 def make_step(
-    solver: Any,
-    bound: Any,
-    noise: Any,
-    moment: tuple[Any, Tensor, Tensor, Tensor | None],
-    step: Any,
-    probe: bool,
-) -> tuple[Any, ...]:
-    """One step and its settling: (state, status, failed_at, stats, evaluations)."""
-    new, info = solver.step(bound, moment[0], noise)
-    return settled(new, info, moment, step, probe)
+    solver: Any, field: Any, noise: Any, now: Now, step: int | Tensor, probe: bool
+) -> Made:
+    """One step and its settling, as `settled`."""
+    new, info = solver.step(field, now.state, noise)
+    return settled(new, info, now, step, probe)
 
 
-def settled(
-    new: Any, info: Info, moment: tuple[Any, Tensor, Tensor, Tensor | None], step: Any, probe: bool
-) -> tuple[Any, ...]:
-    """A step that was made, settled; as `make_step`.
+def settled(new: Any, info: Info, now: Now, step: int | Tensor, probe: bool) -> Made:
+    """A step that was made, settled.
 
     Args:
         new: the state after it.
         info: what it reports.
-        moment: state, status, failed_at and reach before it.
+        now: what it found.
         step: its index.
-        probe: whether to look first if all is well, which spares the masks but waits for the
-            device; for runs on the CPU in which all chains are.
+        probe: whether the host looks first if all is well, which spares the masks; for runs on the
+            CPU in which all chains are well.
     """
-    old, status, failed_at, reach = moment
     evaluations = info.get("evaluations")
-    if (
-        probe
-        and "status" not in info
-        and all_finite(new)
-        and (reach is None or bool(within(new.x, reach).all()))
-    ):
-        stats = (
-            {n: v for n, v in info.items() if n != "evaluations"}
-            if evaluations is not None
-            else info
-        )
-        return new, status, failed_at, stats, evaluations
-    return (*settle(new, old, info, status, failed_at, step, reach), evaluations)
+    if probe and "status" not in info and all_finite(new) and _are_within(new.x, now.reach):
+        stats = {n: v for n, v in info.items() if n != "evaluations"}
+        return Made(now._replace(state=new), stats, evaluations)
+    state, status, failed_at, stats = settle(
+        new, now.state, info, now.status, now.failed_at, step, now.reach
+    )
+    return Made(Now(state, status, failed_at, now.reach), stats, evaluations)
 
 
 def settle(
@@ -96,3 +103,7 @@ def settle(
 def within(x: Tensor, reach: Tensor) -> Tensor:
     """Which chains are within reach, `(chains,)` of bool; those that are not finite are not."""
     return x.reshape(len(x), -1).abs().amax(1) <= reach
+
+
+def _are_within(x: Tensor, reach: Tensor | None) -> bool:
+    return reach is None or bool(within(x, reach).all())

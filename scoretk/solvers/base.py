@@ -39,7 +39,6 @@ __all__ = [
     "adapts",
     "check_settled",
     "is_grid",
-    "is_planned",
     "is_tuned",
     "read_row",
     "traits",
@@ -77,9 +76,11 @@ class Solver(Protocol):
 
     @property
     def capturable(self) -> bool:
-        """Whether `step` can be compiled or captured.
+        """Whether `step` can be compiled or captured whole.
 
-        That is, whether it is free of synchronisation and of control flow that depends on data.
+        That is, whether it is free of synchronisation and of control flow that depends on data. What
+        can be captured of a step that cannot is said by `Traits.capturable_ahead`, and by the parts
+        that it is made of (`scoretk.core.compiling.part`).
         """
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
@@ -130,20 +131,6 @@ class TunedSolver(Solver, Protocol):
 
 
 @runtime_checkable
-class PlannedSolver(Solver, Protocol):
-    """A kernel whose steps differ in length, in a way known ahead once warmup is over.
-
-    A step of given length can be captured.
-    """
-
-    def ahead(self, state: Any) -> Callable[[int], int]:
-        """The length of each step from this state on, as a function of the step's index."""
-
-    def taking(self, length: int) -> Any:
-        """An object whose `step` has that length, and can be captured."""
-
-
-@runtime_checkable
 class GridSolver(Solver, Protocol):
     """A solver that carries its own grid and ends."""
 
@@ -174,6 +161,10 @@ class Traits:
         with_adjoint: `with_adjoint() -> solver`, the same solver with gradients by the adjoint
             equation, which `grad="adjoint"` asks for; None where only its steps can be
             differentiated.
+        capturable_ahead: For a solver that is not `capturable`, but whose steps are where the length
+            of each is known: `capturable_ahead(state)(i)` makes step i, from this state on and as
+            long as warmup changes nothing, by a `step(field, state, noise)` that can be captured.
+            Equal ones make equal steps. None where nothing is known ahead.
         start: `start(field, x, noise) -> x`, which turns the field's start of chains without `init`
             into the solver's; by default it is left as it is.
     """
@@ -184,6 +175,7 @@ class Traits:
     island: int = 1
     given_back: bool = False
     with_adjoint: Callable[[], Any] | None = None
+    capturable_ahead: Callable[[Any], Callable[[int], Any]] | None = None
     start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved
 
 
@@ -196,21 +188,6 @@ def traits(solver: Any) -> Traits:
 def is_grid(solver: Any) -> bool:
     """Whether the solver carries its own grid, and so takes no steps, warmup or thin."""
     return callable(getattr(solver, "milestones", None))
-
-
-def is_planned(solver: Any) -> bool:
-    """Whether the solver's `step` may be replaced by `taking(length).step`.
-
-    It may not where a subclass has overridden `step` without `taking`.
-    """
-    if not isinstance(solver, PlannedSolver):
-        return False
-    kinds = type(solver).__mro__
-    step, taking = (
-        next((kind for kind in kinds if name in vars(kind)), kinds[0])
-        for name in ("step", "taking")
-    )
-    return issubclass(taking, step)
 
 
 def adapts(solver: Any) -> bool:

@@ -167,7 +167,6 @@ class GibbsWithGradients:
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score", "states"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
-    weight: ClassVar[int] = 4  # many small operations a step: the compiler unrolls few of them
     init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
 
@@ -257,7 +256,6 @@ class DiscreteLangevin(StepTuned):
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
     goes_alone: ClassVar[bool] = False  # discrete states have no leapfrog steps to approach by
-    weight: ClassVar[int] = 4  # many small operations a step: the compiler unrolls few of them
     init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
 
@@ -349,7 +347,6 @@ class BlockGibbs:
     needs: ClassVar[frozenset[str]] = frozenset({"gibbs", "states"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
-    weight: ClassVar[int] = 4
     init_cost: ClassVar[dict[str, int]] = {}
     step_cost: ClassVar[dict[str, int]] = {"gibbs": 1}
 

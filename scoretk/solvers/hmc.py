@@ -43,8 +43,8 @@ from scoretk.solvers.base import Info
 from scoretk.solvers.parts.leapfrog import (
     Point,
     Trajectory,
-    arrive_and_decide,
-    depart,
+    inner_steps,
+    last_step_and_decision,
     leapfrog,
     unstretch,
 )
@@ -145,10 +145,9 @@ class Hamiltonian(Tunable):
         )
         u = noise.uniform(state.step, Stream.ACCEPT, (), state.x.dtype)
         here = Point(state.x, state.energy, state.grad)
-        x, p = depart(field, here, momentum, eps, steps, state.scale, self._dense)
-        chosen: Point
-        chosen, info, end = field.fused(
-            arrive_and_decide, here, momentum, x, p, eps, state.scale, self._dense, u
+        x, p = inner_steps(field, here, momentum, eps, steps, state.scale, self._dense)
+        chosen, info, end = last_step_and_decision(
+            field, here, momentum, x, p, eps, u, scale=state.scale, dense=self._dense
         )
         return (
             HMCState(*chosen, state.step + 1, state.step_size, state.scale, state.length),
@@ -229,11 +228,6 @@ class HMC(Stepping):
     def step_cost(self) -> Mapping[str, int]:
         """One gradient a leapfrog step, and the energy at the end."""
         return {"energy": 1, "score": self.leapfrogs}
-
-    @property
-    def weight(self) -> int:
-        """How many evaluations long a step is, for unrolling compiled steps."""
-        return self.leapfrogs
 
     def _stepped(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any
@@ -327,8 +321,7 @@ class ChEES(Hamiltonian):
         Shorter `(chains,)`, factors on the step size in warmup.
         """
         size, time = float(state.step_size), 2 * halton(int(state.step)) * float(state.length)
-        eps: Any = torch.tensor(size, dtype=state.x.dtype) if field.fuses else size
-        eps = eps if shorter is None else across(size * shorter, state.x)
+        eps = size if shorter is None else across(size * shorter, state.x)
         return *self._counted(field, state, noise, eps, self._leapfrogs(time, size)), time
 
     def _leapfrogs(self, time: float, size: float) -> int:
@@ -341,21 +334,22 @@ class ChEES(Hamiltonian):
         taken = torch.full_like(info["diverging"], steps, dtype=torch.int64)
         return new, info | {"evaluations": taken, "leapfrogs": taken.to(state.x.dtype)}, end
 
-    def ahead(self, state: HMCState) -> Callable[[int], int]:
-        """How many leapfrog steps each step takes, by its index, as long as warmup does not change
-        the state's length.
+    @property
+    def capturable_ahead(self) -> Callable[[HMCState], Callable[[int], Counted]] | None:
+        """As `scoretk.solvers.base.Traits` says; None where a subclass has a step of its own, which
+        this knows nothing of.
         """
-        size, length = float(state.step_size), float(state.length)
-        return lambda step: self._leapfrogs(2 * halton(step) * length, size)
+        return self._ahead if type(self).step is ChEES.step else None
 
-    def taking(self, leapfrogs: int) -> Counted:
-        """The step that takes so many leapfrog steps."""
-        return Counted(self, leapfrogs)
+    def _ahead(self, state: HMCState) -> Callable[[int], Counted]:
+        """The numbers of leapfrog steps follow from step size and length, which after warmup stay."""
+        size, length = float(state.step_size), float(state.length)
+        return lambda step: Counted(self, self._leapfrogs(2 * halton(step) * length, size))
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A step of `ChEES` after warmup whose number of leapfrog steps is given, so that it can be
+    """`ChEES` after warmup with a number of leapfrog steps that is given, so that its step can be
     captured.
     """
 

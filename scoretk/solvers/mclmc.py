@@ -329,14 +329,6 @@ class MCLMC(_Isokinetic):
         """One gradient a drift, and the energy at the end."""
         return {"energy": 1, "score": self._gradients}
 
-    @property
-    def weight(self) -> int:
-        """How long a step is, in leapfrog steps, for unrolling compiled steps.
-
-        A turn takes about as many operations as four kicks.
-        """
-        return 4 * self._gradients
-
     def _pooled(self) -> Part:
         return EnergyError(self.energy_variance)
 
@@ -458,11 +450,6 @@ class AdjustedMCLMC(_Isokinetic):
             if self.leapfrogs is None
             else {"energy": 1, "score": self.leapfrogs * self._gradients}
         )
-
-    @property
-    def weight(self) -> int:
-        """As `MCLMC.weight`."""
-        return 4 * (self.leapfrogs or 1) * self._gradients
 
     @property
     def _learns(self) -> bool:

@@ -260,7 +260,7 @@ class ProbabilityFlow:
     def _solved(self, field: TimedField, x: Tensor, start: float, end: float) -> Solved:
         if not (self.adjoint and torch.is_grad_enabled()):
             return self._integrated(field, start, end, x)
-        velocity_of, method = partial(_velocity_of, field, x, start), self.ode_method
+        velocity_of, method = partial(_velocity_of, field), self.ode_method
         back = method.rule if method.rowwise else PAIRS["dopri5"]
         way = BackwardSolve(
             field, velocity_of, start, end, back, self.rtol, self.atol, self.max_steps
@@ -269,7 +269,7 @@ class ProbabilityFlow:
 
     def _integrated(self, field: TimedField, start: float, end: float, x: Tensor) -> Solved:
         limits = {"rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps}
-        select = partial(_velocity_of, field, x, start)
+        select = partial(_velocity_of, field)
         rule: Rule = self.ode_method.rule
         return rule.solve(VelocityOf(field), x, (start, end), select=select, **limits)
 
@@ -307,23 +307,11 @@ def _bounded(field: TimedField, t: float) -> bool:
     return field.path is None or bool(field.path.dsigma(t).isfinite())
 
 
-def _velocity_of(
-    field: TimedField, batch: Tensor, start: float, rows: Tensor
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The velocity as a function of x and t at some rows of the batch.
-
-    A compiled field is made for the batch's number of rows, and so is evaluated at all of them.
-    """
-    if not field.fuses:
-        return VelocityOf(
-            replace(field, cond={name: value[rows] for name, value in field.cond.items()})
-        )
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        times = t.new_full(batch.shape[:1], start).index_copy(0, rows, t)
-        return field.velocity(batch.index_copy(0, rows, x), times)[rows]
-
-    return velocity
+def _velocity_of(field: TimedField, rows: Tensor) -> VelocityOf:
+    """The velocity as a function of x and t at some rows of the batch."""
+    return VelocityOf(
+        replace(field, cond={name: value[rows] for name, value in field.cond.items()})
+    )
 
 
 def velocity_determinate(field: TimedField, t: float) -> bool:

@@ -5,6 +5,9 @@ With scales S, a diagonal or a Cholesky factor, and H(x, p) = E(x) + |p|^2 / 2, 
     p <- p - eps/2 S^T grad E(x),    x <- x + eps S p,    p <- p - eps/2 S^T grad E(x)
 
 neighbouring half steps joined: one gradient a step.
+
+So L steps are half a kick, L - 1 drifts with a kick after each (`inner_steps`), and a last drift
+with half a kick (`last_step`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.core.compiling import iterate, part
 from scoretk.core.rows import row_dot
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
@@ -23,10 +27,9 @@ __all__ = [
     "DIVERGENCE",
     "Point",
     "Trajectory",
-    "advance",
-    "arrive",
-    "arrive_and_decide",
-    "depart",
+    "inner_steps",
+    "last_step",
+    "last_step_and_decision",
     "leapfrog",
     "pull",
     "stretch",
@@ -34,8 +37,6 @@ __all__ = [
 ]
 
 DIVERGENCE = 1000.0
-STRIDE = 4
-"""How many steps a compiled part takes at once, where there are so many."""
 
 
 class Point(NamedTuple):
@@ -79,7 +80,7 @@ def unstretch(scale: Tensor, x: Tensor, dense: bool) -> Tensor:
     return columns.T.reshape(x.shape)
 
 
-def depart(
+def inner_steps(
     field: StaticField,
     start: Point,
     momentum: Tensor,
@@ -92,31 +93,28 @@ def depart(
 
     Position, and momentum half a step on.
     """
-    x, p, left = start.x, momentum - (eps / 2) * pull(scale, start.grad, dense), steps - 1
-    while left:
-        n = left if not field.fuses else STRIDE if left >= STRIDE else 1
-        x, p = field.fused(advance, x, p, eps, n, scale, dense)
-        left -= n
-    return x, p
+    here = start.x, momentum - (eps / 2) * pull(scale, start.grad, dense)
+    return iterate(drift_and_kick, field, here, steps - 1, eps, scale=scale, dense=dense)
 
 
-def advance(
-    field: StaticField, x: Tensor, p: Tensor, eps: Any, steps: int, scale: Tensor, dense: bool
+def drift_and_kick(
+    field: StaticField, here: tuple[Tensor, Tensor], eps: Any, *, scale: Tensor, dense: bool
 ) -> tuple[Tensor, Tensor]:
-    """So many drifts, each with a whole kick after it."""
-    for _ in range(steps):
-        x = x + eps * stretch(scale, p, dense)
-        p = p + eps * pull(scale, field.score(x), dense)
-    return x, p
+    """A drift, and a whole kick after it, of position and momentum."""
+    x, p = here
+    x = x + eps * stretch(scale, p, dense)
+    return x, p + eps * pull(scale, field.score(x), dense)
 
 
-def arrive(
+@part
+def last_step(
     field: StaticField,
     start: Point,
     momentum: Tensor,
     x: Tensor,
     p: Tensor,
     eps: Any,
+    *,
     scale: Tensor,
     dense: bool,
 ) -> Trajectory:
@@ -142,25 +140,27 @@ def leapfrog(
     Args:
         eps: A number, a 0-d tensor, or one value a chain shaped to multiply x.
     """
-    x, p = depart(field, start, momentum, eps, steps, scale, dense)
-    return field.fused(arrive, start, momentum, x, p, eps, scale, dense)
+    x, p = inner_steps(field, start, momentum, eps, steps, scale, dense)
+    return last_step(field, start, momentum, x, p, eps, scale=scale, dense=dense)
 
 
-def arrive_and_decide(
+@part
+def last_step_and_decision(
     field: StaticField,
     start: Point,
     momentum: Tensor,
     x: Tensor,
     p: Tensor,
     eps: Any,
+    u: Tensor,
+    *,
     scale: Tensor,
     dense: bool,
-    u: Tensor,
 ) -> tuple[Point, Info, Trajectory]:
     """The end of a trajectory, the point that Metropolis chooses with uniforms u, and what there is
     to report.
     """
-    end = arrive(field, start, momentum, x, p, eps, scale, dense)
+    end = last_step(field, start, momentum, x, p, eps, scale=scale, dense=dense)
     chosen, probability = decide(start, end.point, -end.error, u)
     info = {
         "accept": probability,

@@ -21,14 +21,14 @@ from scoretk.core.rows import across
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.base import Info, is_planned, traits
+from scoretk.solvers.base import Info, traits
 from scoretk.solvers.parts.leapfrog import Point, leapfrog
 from scoretk.solvers.parts.metropolis import metropolis
 from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Trial
 from scoretk.solvers.warmup.step_size import DualAveraging, first_step_size
 
-__all__ = ["GIVEN", "Before", "PlannedTuned", "StepTuned", "Tunable", "Tuned", "root"]
+__all__ = ["GIVEN", "Before", "StepTuned", "Tunable", "Tuned", "root"]
 
 
 GIVEN = torch.tensor(torch.nan, dtype=torch.float64)
@@ -102,7 +102,7 @@ class Tunable:
             first_step_size(accept, FIRST_ACCEPT), state.x.shape[1:].numel()
         ), tried
 
-    def tuned_by(self, draws: Any) -> Tuned | PlannedTuned:
+    def tuned_by(self, draws: Any) -> Tuned:
         """This solver with what the warmup of another run has tuned, and so with nothing to tune.
 
         The tuned values replace the solver's own step size, length and scales; all else is as the
@@ -133,7 +133,7 @@ class Tunable:
             int(provenance.get("continues", 0)),
             row_marks(draws.final),
         )
-        return (PlannedTuned if is_planned(self) else Tuned)(self, dict(values), before)
+        return Tuned(self, dict(values), before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +196,7 @@ class StepTuned(Tunable):
             return self.step_size
         return across(state.step_size.to(state.x.dtype), state.x)
 
-    def tuned_by(self, draws: Any) -> Tuned | PlannedTuned:
+    def tuned_by(self, draws: Any) -> Tuned:
         """As `Tunable.tuned_by`."""
         if self.step_size is None:
             return super().tuned_by(draws)
@@ -209,7 +209,8 @@ def root(value: float | Tensor) -> float | Tensor:
     return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
-class _GivenBack:
+@dataclass(frozen=True, eq=False, repr=False)
+class Tuned:
     """A solver, and the values, by name, of those leaves of its state that a warmup has tuned."""
 
     solver: Any
@@ -256,9 +257,9 @@ class _GivenBack:
         return self.solver.capturable
 
     @property
-    def weight(self) -> int:
-        """How many evaluations long a step is, for unrolling compiled steps."""
-        return getattr(self.solver, "weight", 1)
+    def capturable_ahead(self) -> Callable[[Any], Callable[[int], Any]] | None:
+        """What the solver's steps can be captured as, when it is known how long each is."""
+        return traits(self.solver).capturable_ahead
 
     @property
     def exact(self) -> bool:
@@ -294,29 +295,3 @@ class _GivenBack:
     def step(self, field: Any, state: Any, noise: NoiseSource) -> tuple[Any, Info]:
         """The solver's own step, which reads what is tuned from the state."""
         return self.solver.step(field, state, noise)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Tuned(_GivenBack):
-    """A solver with tuned values."""
-
-    solver: Any
-    values: dict[str, Tensor]
-    before: Before
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PlannedTuned(_GivenBack):
-    """A `scoretk.solvers.base.PlannedSolver` with tuned values."""
-
-    solver: Any
-    values: dict[str, Tensor]
-    before: Before
-
-    def ahead(self, state: Any) -> Callable[[int], int]:
-        """The length of each step from this state on, as a function of the step's index."""
-        return self.solver.ahead(state)
-
-    def taking(self, length: int) -> Any:
-        """An object whose `step` has that length."""
-        return self.solver.taking(length)

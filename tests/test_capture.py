@@ -1,0 +1,298 @@
+"""What is captured of a run: steps by how long they are, parts for any number of rows, and no other field's."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.core.compiling import iterate, part, parts_compiled_by
+from scoretk.fields.resolve import StaticField, TimedField, resolve
+from scoretk.run import capture
+from scoretk.run.capture import Captured, CompiledParts, Heard, listen
+from scoretk.run.drive import Eager, drive, engine_of
+from scoretk.run.moment import Loop, begin
+from scoretk.run.record import RECORDERS
+from scoretk.run.schedule import Schedule
+from scoretk.solvers import EXAMPLES
+from scoretk.solvers.base import Traits, is_grid, traits
+
+FIELD = stk.Energy(lambda x: x.square().sum(1) / 2 + (x**4).sum(1) / 40, (3,))
+CHAINS = 16
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The keys of all functions that are compiled, which stay as they are: it is about how many there are."""
+    keys = []
+
+    def as_it_is(function, key):
+        keys.append((function, key))
+
+        def graph(*arguments, **named):
+            with parts_compiled_by(None):  # what is within a graph is a part of it
+                return function(*arguments, **named)
+
+        return graph
+
+    monkeypatch.setattr(capture, "compiled", as_it_is)
+    return keys
+
+
+def loop_of(solver, field=FIELD, steps=4, chains=CHAINS, cond=None):
+    bound = resolve(field, solver.needs, cond, timed=solver.timed)
+    noise = stk.Noise(3, chains, dtype=torch.float64)
+    x = noise.normal(0, stk.Stream.START, bound.event_shape)
+    milestones = solver.milestones(bound) if is_grid(solver) else (True,) * steps
+    schedule = Schedule(len(milestones), kept=milestones)
+    return Loop(solver, bound, noise, schedule, RECORDERS["all"]), x
+
+
+def run(loop, x, compiled):
+    (*_, last) = drive(loop, begin(loop.solver, loop.field, x, loop.noise), compiled=compiled)
+    return last
+
+
+def push(x, t, y):
+    return torch.sin(3 * x) - t[:, None] * x + y
+
+
+CONDITIONED = stk.Velocity(push, (3,))
+ROWS = {"y": torch.linspace(-2, 2, 3 * CHAINS, dtype=torch.float64).reshape(CHAINS, 3)}
+IN_PARTS = {
+    "nuts": (stk.NUTS(0.4, metric="none", max_depth=4), FIELD, None, 1),
+    "chees": (stk.ChEES(0.2, 1.0, metric="none"), FIELD, None, 3),
+    "adjusted-mclmc": (stk.AdjustedMCLMC(0.5, 2.0, metric="none"), FIELD, None, 1),
+    "dopri5": (stk.ProbabilityFlow("dopri5", steps=2, rtol=1e-3), CONDITIONED, ROWS, 2),
+    "dopri8": (stk.ProbabilityFlow("dopri8", steps=2, rtol=1e-3), CONDITIONED, ROWS, 1),
+}
+"""Solver, field, condition rows, and of how many kinds its parts are: some in two settings, or at a time for each row."""
+
+
+def run_in_parts(loop, x):
+    engine, moment = engine_of(loop, compiled=True), begin(loop.solver, loop.field, x, loop.noise)
+    engine = engine if isinstance(engine, Eager) else engine.in_parts
+    while moment.step < loop.schedule.total:
+        moment = engine.block(moment, loop.schedule.total - moment.step)
+    return moment
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_part_has_one_function_whatever_the_rows(made, name):
+    solver, field, cond, kinds = IN_PARTS[name]
+    loop, x = loop_of(solver, field, cond=cond)
+    eager, parted = run(loop, x, False), run_in_parts(loop, x)
+    assert torch.equal(parted.state.x, eager.state.x)
+    assert parted.evaluations == eager.evaluations
+    assert len(made) == kinds
+
+
+@pytest.mark.parametrize("name", ["nuts", "dopri5"])
+def test_without_filling_up_each_number_of_rows_has_its_own(made, monkeypatch, name):
+    """The mutant."""
+    monkeypatch.setattr(CompiledParts, "_filled", lambda self, value: value)
+    solver, field, cond, kinds = IN_PARTS[name]
+    run_in_parts(*loop_of(solver, field, cond=cond))
+    assert len(made) > kinds
+
+
+@part
+def moved(field, x, size, *, by):
+    return x + size * by, {"sum": x.sum(1)}
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 5, 9])
+def test_parts_get_all_rows_and_give_back_those_asked_for(made, n):
+    """More than there are, as where a step asks at two places at once, are taken as they come."""
+    field = StaticField(FIELD)
+    x = torch.arange(3.0 * n).reshape(n, 3)
+    with parts_compiled_by(CompiledParts(field, 5)):
+        for size in (0.5, 0.25, torch.tensor(2.0), x + 1):
+            y, info = moved(field, x, size, by=torch.ones(3))
+            assert torch.equal(y, x + size)
+            assert torch.equal(info["sum"], x.sum(1))
+    assert len(made) == 3  # numbers are data: both sizes have one function
+
+
+def test_settings_are_compiled_in(made):
+    field, x = StaticField(FIELD), torch.ones(2, 3)
+    with parts_compiled_by(CompiledParts(field, 2)):
+        for by in (1, 2, 1):
+            assert torch.equal(moved(field, x, x, by=by)[0], x + by)
+    assert len(made) == 2
+
+
+def doubled(field, carry, shift, *, sign):
+    x, n = carry
+    return 2 * x + sign * shift, n + 1
+
+
+@pytest.mark.parametrize("rows", [4, 2])
+@pytest.mark.parametrize("times", range(10))
+def test_what_is_repeated_is_cut_into_two_kinds(made, times, rows):
+    field, x, shift = StaticField(FIELD), torch.ones(rows), torch.arange(float(rows))
+    start = (x, torch.zeros(rows, dtype=torch.int64))
+    plain = iterate(doubled, field, start, times, shift, sign=-1)
+    with parts_compiled_by(CompiledParts(field, 4)):
+        cut = iterate(doubled, field, start, times, shift, sign=-1)
+    assert all(map(torch.equal, cut, plain))
+    assert cut[1].tolist() == [times] * rows
+    assert len(made) <= 2
+
+
+class Spy:
+    """Compiles nothing and tells what it was given."""
+
+    def __init__(self, field):
+        self.field, self.given = field, []
+
+    def serves(self, field):
+        return CompiledParts(self.field, 1).serves(field)
+
+    def call(self, function, field, *rows, **same):
+        self.given.append(function.__name__)
+        return function(field, *rows, **same)
+
+    def iterate(self, body, field, carry, times, *rows, **same):
+        self.given += [body.__name__] * times
+        return carry
+
+
+def test_parts_of_other_fields_are_left_alone():
+    """A field inside the run's own is evaluated within a part of it, or where nothing is compiled."""
+    bound, others = StaticField(FIELD), [StaticField(stk.tempered(FIELD, 2.0)), StaticField(FIELD)]
+    spy = Spy(bound)
+    with parts_compiled_by(spy):
+        others[0].energy_and_grad(torch.zeros(2, 3))
+        assert spy.given == []
+        others[1].energy_and_grad(torch.zeros(2, 3))  # the same field, for other rows
+        assert spy.given == ["_energy_and_grad"]
+        timed = TimedField(CONDITIONED, None, {"y": torch.zeros(2, 3)})
+        timed.predict(torch.zeros(2, 3), 0.5)
+        assert spy.given == ["_energy_and_grad"]
+
+
+def test_an_eager_run_inside_a_compiled_one_is_eager():
+    loop, x = loop_of(stk.NUTS(0.4, metric="none", max_depth=3), steps=2)
+    spy, start = Spy(loop.field), begin(loop.solver, loop.field, x, loop.noise)
+    with parts_compiled_by(spy):
+        tuple(drive(loop, start))
+        assert spy.given == []
+        loop.solver.step(loop.field, start.state, loop.noise)
+        assert "last_step" in spy.given  # the mutant: steps that no engine makes
+
+
+def test_warmup_is_not_compiled(made):
+    run = {"chains": 6, "steps": 2, "warmup": 30, "dtype": torch.float64}
+    compiled = stk.sample(FIELD, stk.NUTS(max_depth=3), compile=True, **run)
+    eager = stk.sample(FIELD, stk.NUTS(max_depth=3), **run)
+    assert torch.equal(compiled.x, eager.x)
+    assert torch.equal(compiled.tuned["step_size"], eager.tuned["step_size"])
+    assert 1 <= len(made) <= 3
+
+
+CAPTURABLE = [n for n, s in EXAMPLES.items() if s.capturable and s.needs <= {"energy", "score"}]
+CAPTURABLE = [n for n in CAPTURABLE if EXAMPLES[n].timed is False]
+
+
+def heard_of(solver, field=FIELD, window=None):
+    loop, x = loop_of(solver, field)
+    noise = stk.Noise(3, CHAINS, dtype=torch.float64, window=window)
+    state = begin(solver, loop.field, x, noise).state
+    return listen(solver, loop.field, state, noise, 0)
+
+
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_the_noise_is_no_part_of_a_steps_length(name):
+    solver = EXAMPLES[name]
+    at_once, one_by_one = heard_of(solver), heard_of(solver, window=1)
+    assert at_once.operations == one_by_one.operations > 0
+    assert at_once.is_all
+
+
+def test_with_the_noise_it_would_depend_on_when_it_is_made(monkeypatch):
+    """The mutant."""
+
+    def ask(self, method, step, stream, shape, dtype):
+        self.heard.append((int(step), capture.Request(method, int(stream), tuple(shape), dtype)))
+        return getattr(self.noise, method)(step, stream, shape, dtype)
+
+    monkeypatch.setattr(capture._Listener, "_ask", ask)
+    solver = EXAMPLES["mala"]
+    assert heard_of(solver).operations < heard_of(solver, window=1).operations
+
+
+def test_longer_steps_make_shorter_calls():
+    lengths = [
+        capture._length(heard_of(stk.HMC(0.1, n, metric="none")), 1) for n in (1, 4, 16, 64, 256)
+    ]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] == capture.CALL
+    assert lengths[-1] == 1
+    for operations in (1, 100, 1000, 10**4):
+        length = capture._length(Heard((), True, operations), 1)
+        assert length == 1 or length * operations <= capture.CALL_OPERATIONS
+        assert length & (length - 1) == 0
+        assert capture.CALL % length == 0
+    assert capture._length(Heard((), True, 1), capture.CALL_VALUES + 1) == 1
+    assert capture._length(Heard((), False, 1), 1) == 1
+    deep = stk.Energy(lambda x: sum(x.sin().square().sum(1) for _ in range(200)), (3,))
+    assert capture._length(heard_of(stk.ULA(0.1), deep), 1) == 1  # the field's are counted too
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """A kernel whose steps are of two kinds, in turn, and which is captured by these only."""
+
+    size: float = 0.1
+    shown: float = 1.0
+
+    needs: ClassVar = frozenset({"energy", "score"})
+    timed: ClassVar = False
+    capturable: ClassVar = False
+    init_cost: ClassVar = {}
+    step_cost: ClassVar = {"score": 1}
+
+    def init(self, field, x, noise):
+        return stk.ULA(self.size).init(field, x, noise)
+
+    def step(self, field, state, noise):
+        return OneKind(self, int(state.step) % 2).step(field, state, noise)
+
+    def capturable_ahead(self, state):
+        return lambda step: OneKind(self, step % 2 * self.shown)
+
+
+@dataclass(frozen=True)
+class OneKind:
+    kernel: Alternating
+    odd: float
+
+    def step(self, field, state, noise):
+        return stk.ULA(self.kernel.size * (1 + self.odd)).step(field, state, noise)
+
+
+def test_kinds_of_steps_have_a_function_each(made):
+    loop, x = loop_of(Alternating(), steps=21)
+    assert torch.equal(run(loop, x, True).state.x, run(loop, x, False).state.x)
+    assert [key[0] for _, key in made if "OneKind" in str(key[0])] == [
+        repr(OneKind(Alternating(), odd)) for odd in (0.0, 1.0)
+    ]
+
+
+def test_too_many_kinds_are_made_in_parts(made, monkeypatch):
+    monkeypatch.setattr(capture, "KINDS", 1)
+    loop, x = loop_of(Alternating(), steps=21)
+    assert torch.equal(run(loop, x, True).state.x, run(loop, x, False).state.x)
+    assert not [key for _, key in made if "OneKind" in str(key[0])]
+
+
+def test_who_says_nothing_of_what_is_ahead_is_made_in_parts():
+    assert Traits(("score",)).capturable_ahead is None
+    for name, solver in EXAMPLES.items():
+        loop = Loop(solver, None, stk.Noise(0, 4), None, None)
+        whole = solver.capturable or traits(solver).capturable_ahead is not None
+        engine = engine_of(loop, compiled=True)
+        assert isinstance(engine, Captured if whole else Eager), name
+        assert isinstance(engine_of(loop, compiled=False), Eager)
