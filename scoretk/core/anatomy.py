@@ -667,17 +667,25 @@ def modules_of(value: Any) -> list[nn.Module]:
 
 
 def _outermost(value: Any) -> list[nn.Module]:
-    """The torch modules of a field that are no part of another of them."""
+    """The torch modules of a field that are not within another of them."""
     modules = modules_of(value)
     parts = {id(part) for m in modules for part in m._modules.values()}
     return [m for m in modules if id(m) not in parts]
 
 
 def to_device(field: Any, device: torch.device | str) -> Any:
-    """The field, with the modules that it is made of moved to a device, in place.
+    """A field with its modules moved to a device, in place.
 
-    For a field that was loaded, or made of modules: a model that `sample` is given by its name goes
-    to the run's device by itself. Constants that are no part of a module are copied where x is.
+    It is for a field that was loaded or made of modules: a model that `sample` is given by name
+    moves to the run's device by itself. Constants that are not in a module are copied to where x
+    is.
+
+    Args:
+        field: A field.
+        device: Where to.
+
+    Returns:
+        The field itself.
     """
     for module in _outermost(field):
         module.to(device)
@@ -685,12 +693,17 @@ def to_device(field: Any, device: torch.device | str) -> Any:
 
 
 def check_place(field: Any, device: torch.device) -> None:
-    """Refuse a field one of whose modules has all its floating tensors on other devices.
+    """Check that a field's modules are on a device.
 
-    A module that is spread over several devices, this one among them, sees to its copies itself.
+    A module that is spread over several devices, this one among them, is left to do its own copies.
+
+    Args:
+        field: A field.
+        device: Where the state is.
 
     Raises:
-        `InvalidArgument` that says where they are.
+        InvalidArgument: All floating-point tensors of a module are on other devices; the message
+            says on which.
     """
     found = []
     for module in _outermost(field):
@@ -708,7 +721,7 @@ def check_place(field: Any, device: torch.device) -> None:
 
 
 def _place_of(device: torch.device) -> str:
-    """The name of a device; of one without a number, as "cuda" is, that of the present one."""
+    """The name of a device, with its number: that of the current device where it has none."""
     if device.index is None and device.type not in ("cpu", "meta"):
         device = torch.empty(0, device=device).device
     return str(device)
@@ -754,16 +767,25 @@ def state_like(value: Any) -> list[Tensor]:
 
 
 def network_dtype(value: Any) -> torch.dtype | None:
-    """The dtype in which a field's networks take x: that of their floating parameters.
+    """The dtype in which a field's networks take x: that of their floating-point parameters.
 
-    None where it has none, or only such as compute in a lower precision than a state has.
+    None where there are none of float32 or float64: lower precisions are for the network's own
+    arithmetic, not for the state.
     """
     parameters = _tensors(walk(value))[0]
     return next((p.dtype for p in parameters if p.dtype in (torch.float32, torch.float64)), None)
 
 
 def as_networks_take(value: Any, *given: Any) -> tuple[Any, ...]:
-    """Tensors, and dictionaries of them, with the floating ones in a field's `network_dtype`."""
+    """Tensors, and dictionaries of them, as a field's networks take them.
+
+    Args:
+        value: The field.
+        given: Tensors and mappings; anything else stays as it is.
+
+    Returns:
+        The same, with floating-point tensors in the field's `network_dtype`.
+    """
     dtype = network_dtype(value)
 
     def cast(item: Any) -> Any:

@@ -1,12 +1,11 @@
-"""What a device has, and constants that are copied to it once.
+"""What numbers a device has, and constants that are copied to it once.
 
-An accelerator waits for nothing but what the host asks of it, and each copy of a constant from the
-host's memory makes the host wait. So what a field holds for good (means, weights, measurements) is
-copied at the first evaluation on a device, and found there at the next.
+Each copy of a constant from the host's memory to an accelerator makes the host wait. So what a
+field holds permanently (means, weights, measurements) is copied at the first evaluation on a
+device, and found there at the next.
 
-Scalars that steer a solve are float64 on the CPU, whatever the device. Sums and statistics of what
-is on a device are float64 there too, where it has that; where it has none (Apple's MPS), they are
-float32, with the digits of that.
+Scalars that control a solve are float64 on the CPU, whatever the device. Sums and statistics on a
+device are float64 there too, or float32 where it has no float64 (Apple's MPS).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ __all__ = ["alike", "has_float64", "on", "precise", "wide", "widest"]
 
 @cache
 def has_float64(kind: str) -> bool:
-    """Whether a type of device, such as "cuda" or "mps", has numbers of 64 bits."""
+    """Whether a type of device, such as "cuda" or "mps", has 64-bit floating-point numbers."""
     if kind == "cpu":
         return True
     try:
@@ -38,18 +37,21 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def wide(x: Tensor) -> Tensor:
-    """X in the widest dtype of its device."""
+    """The tensor in the widest dtype of its device."""
     return x.to(widest(x.device))
 
 
 def precise(t: float | Tensor) -> Tensor:
-    """A time as a tensor: of a number in float64 on the CPU, else in the widest dtype there is."""
+    """A time as a tensor.
+
+    A number is float64 on the CPU; a tensor is in the widest dtype of its device.
+    """
     return wide(t) if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
 
 
 _Copies = dict[tuple[torch.device, torch.dtype], tuple[int, Tensor]]
 _COPIES: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""By constant its copies, each with how often the constant had been written into before."""
+"""The copies of each constant, with torch's count of writes to the constant when each was made."""
 
 
 def alike(constant: Tensor, x: Tensor) -> Tensor:
@@ -58,7 +60,9 @@ def alike(constant: Tensor, x: Tensor) -> Tensor:
 
 
 def on(constant: Tensor, device: torch.device) -> Tensor:
-    """A constant on a device, in its own dtype or the widest that there is; copied once for each."""
+    """A constant on a device, in its own dtype or the widest that there is; copied once for
+    each.
+    """
     dtype = constant.dtype
     if dtype == torch.float64 and not has_float64(device.type):
         dtype = torch.float32

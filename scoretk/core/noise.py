@@ -368,7 +368,7 @@ class Noise:
         return self._ahead(asked, step)
 
     def _dtype(self, asked: torch.dtype | None) -> torch.dtype:
-        """What is made where this is asked for: the digits that the device has."""
+        """The dtype of the values when this is asked for: float32 on a device without float64."""
         dtype = float_dtype(
             "dtype", self.dtype if asked is None else asked, "Convert the noise afterwards"
         )

@@ -120,7 +120,17 @@ def unwritten(
 def _refuse_elsewhere(
     what: str, evaluate: Callable[[Tensor], Any], x: Tensor, error: RuntimeError
 ) -> None:
-    """Say where a field's tensors are, where torch has refused to compute with them for that."""
+    """Say where a field's tensors are, if that is why torch has refused to compute with them.
+
+    Args:
+        what: The method, such as "energy".
+        evaluate: What was called.
+        x: Its argument.
+        error: torch's error.
+
+    Raises:
+        InvalidArgument: The error is about devices, and the field has tensors on others than x's.
+    """
     places = {str(t.device) for t in field_tensors(evaluate)} - {str(x.device)}
     if places and "device" in str(error):
         raise InvalidArgument(

@@ -103,9 +103,9 @@ class DistributionField:
         return Constrained(self.bare(), space, shape, self.distribution.support, space.log_density)
 
     def on(self, device: torch.device) -> DistributionField:
-        """The field of the same distribution on a device, made at the first call for each.
+        """The field of the same distribution on a device; made at the first call for each device.
 
-        A distribution takes no tensors of another device than its own.
+        A distribution cannot take tensors of another device than its own.
         """
         held = state_like(self.distribution)
         if all(t.device == device for t in held):
@@ -151,12 +151,19 @@ class DistributionField:
 _ELSEWHERE: WeakKeyDictionary[
     DistributionField, dict[torch.device, tuple[tuple[int, ...], DistributionField]]
 ] = WeakKeyDictionary()
-"""By field those on other devices, with how often its tensors had been written into before."""
+"""The fields on other devices of each field, with torch's count of writes to its tensors when they
+were made.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class _Following:
-    """The bijection and the density in free space of a distribution, wherever z is."""
+    """The bijection and log density of a distribution in free space, on whatever device z is.
+
+    Attributes:
+        field: The distribution's field.
+        space: The bijection on the distribution's own device.
+    """
 
     field: DistributionField
     space: Bijection
@@ -174,7 +181,7 @@ class _Following:
         return free
 
     def log_density(self, z: Tensor) -> Tensor:
-        """Of z, `(batch,)`."""
+        """The log density of z, `(batch,)`."""
         return self._free(z).log_density(z)
 
     def constrain(self, z: Tensor) -> Tensor:
