@@ -1,7 +1,4 @@
-"""The built-in models as plugins.
-
-Light specs, registered through the same entry points as everybody's.
-"""
+"""The built-in models as plugins: light specs, registered through the same entry points as others."""
 
 from scoretk.plugins.spec import ModelSpec
 
@@ -152,9 +149,16 @@ def _digits(
     summary: str,
     event_shape: tuple[int, ...] = (1, 8, 8),
 ) -> ModelSpec:
-    """A model of scikit-learn's handwritten digits.
+    """The spec of a model of scikit-learn's handwritten digits.
 
-    Trained, a module under `scoretk.models.digits`, or an object in it, with `build` and `train`.
+    Args:
+        name: Its name.
+        family: Its family.
+        trained: A module under `scoretk.models.digits`, or "module:object" in it, with `build` and
+            `train`.
+        provides: What its field provides.
+        summary: One line about it.
+        event_shape: The shape of an event.
     """
     at = f"scoretk.models.digits.{trained}" + ("." if ":" in trained else ":")
     return ModelSpec(

@@ -1,29 +1,28 @@
-r"""digits-gan and digits-wgan.
-
-A generator's latent space as a field, its energy corrected by the critic it was trained with.
+r"""digits-gan and digits-wgan: a generator's latent space as a field, corrected by its critic.
 
 The field is `models.latent.energies.LatentEnergy`: N(0, I) over the latents, corrected by the
-calibrated critic.
+calibrated critic that the generator was trained with.
 
 The game is f-GAN's or Wasserstein's (`learn.adversarial`), with noise of standard deviation
 `smoothing` on data and draws, so that both have densities. The averaged generator is kept, and the
-critic trained on against it. All is computed in standard units, y = (x - mean) / std, with one mean
-an entry and one std for all. There
+critic is trained on against it. All is computed in standard units, y = (x - mean) / std, with one
+mean for each entry and one std for all. There
 
     G(z) = c(A z + F(z)),    c(u) = low + softplus(u - low) - softplus(u - high)
 
-A the data's first principal components, so that the start is the Gaussian closest to them; F a
-network that starts at zero; c a soft clip of each entry to its range in the data, with corners as
-wide as the noise.
+with A the first principal components of the data, so that the start is the Gaussian closest to
+them; F a network that starts at zero; and c a soft clip of each entry to its range in the data,
+with corners as wide as the noise.
 
 References:
     Goodfellow et al., "Generative adversarial nets" (2014).
-    Nowozin, Cseke, Tomioka, "f-GAN" (2016).
+    Nowozin, Cseke, Tomioka, "f-GAN: training generative neural samplers using variational
+    divergence minimization" (2016).
     Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved training of Wasserstein GANs" (2017).
     Mescheder, Geiger, Nowozin, "Which training methods for GANs do actually converge?" (2018), for
     the penalty on slopes.
-    Azadi, Olsson, Darrell, Goodfellow, Odena, "Discriminator rejection sampling" (2019), which
-    calibrates too.
+    Azadi, Olsson, Darrell, Goodfellow, Odena, "Discriminator rejection sampling" (2019), for the
+    calibration.
     Che, Zhang, Sohl-Dickstein, Larochelle, Paull, Cao, Bengio, "Your GAN is secretly an
     energy-based model and you should use discriminator driven latent sampling" (2020).
 """
@@ -63,19 +62,18 @@ Loss = Callable[[Tensor, torch.Generator], Tensor]
 Report = Callable[[Progress], Any] | None
 
 HELD_OUT = 0.1
-"""The share of the data that only the calibration sees."""
+"""The share of the data that is kept for the calibration."""
 CALIBRATION_DRAWS = 20_000
 
 
 class Generator(nn.Module):
-    """`G(z) = c(A z + F(z))` of the module's docstring, in standard units, `(batch, latent) ->
-    (batch, dim)`.
+    """The generator `G(z) = c(A z + F(z))`, in standard units (see the module).
 
     Args:
-        latent: The latent.
-        dim: The dim.
-        width: Of F.
-        blocks: Of F.
+        latent: The dimension of z.
+        dim: The dimension of G(z).
+        width: The width of F's hidden layers.
+        blocks: The number of F's residual blocks.
         corner: The width of c's corners.
     """
 
@@ -94,7 +92,7 @@ class Generator(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
 
     def forward(self, z: Tensor) -> Tensor:
-        """`(batch, latent) -> (batch, dim)`."""
+        """The generator's output, `(batch, latent) -> (batch, dim)`."""
         h = silu(self.enter(z))
         for norm, block in zip(self.norms, self.blocks, strict=True):
             h = h + silu(block(norm(h)))
@@ -103,8 +101,12 @@ class Generator(nn.Module):
 
 
 class CriticAndGenerator(nn.Module):
-    """Generator and critic in standard units, the mean `(dim,)` and std of the data, and the
-    calibration `(a, b)`.
+    """Generator and critic in standard units, with the data's mean and std and the calibration.
+
+    `mean` is `(dim,)`, `std` `()`, and `calibration` the numbers `(a, b)` of `log_ratio`.
+
+    Args:
+        settings: The shape of an event, and the sizes of the networks.
     """
 
     mean: Tensor
@@ -130,7 +132,7 @@ class CriticAndGenerator(nn.Module):
         )
 
     def log_ratio(self, x: Tensor) -> Tensor:
-        """`a V(x) + b`, an estimate of log p/q, `(batch, *event_shape) -> (batch,)`."""
+        """The estimate `a V(x) + b` of log p/q, `(batch, *event_shape) -> (batch,)`."""
         a, b = self.calibration
         return a * self.critic((x.to(self.mean.dtype).flatten(1) - self.mean) / self.std) + b
 
@@ -157,7 +159,11 @@ class CriticAndGenerator(nn.Module):
 
 @dataclass(frozen=True)
 class _Game:
-    """What both models share: `build`, and training with a pair of losses."""
+    """What both models share: `build`, and training with a pair of losses.
+
+    Args:
+        model: The name of the model.
+    """
 
     model: str
 
@@ -165,7 +171,7 @@ class _Game:
         """The latent energy with these weights, by default the shipped ones.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model.
+            InvalidArgument: Where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.model)
         pair = stored.into(lambda: CriticAndGenerator(stored.settings))
@@ -185,7 +191,7 @@ class _Game:
         checkpoint: str | os.PathLike[str] | None,
         **chosen: Any,
     ) -> Stored:
-        """The game, then the critic against the averaged generator, then its calibration."""
+        """Play the game, train the critic against the averaged generator, and calibrate it."""
         ready = prepare(self.default_data() if data is None else data, chosen["smoothing"])
         made = notes(self.model, data is None, seed, **chosen)
         settings = {
@@ -245,7 +251,7 @@ CriticLoss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 GeneratorLoss = Callable[[Tensor], Tensor]
 
 _SHAPING = ("latent", "width", "blocks", "critic_width", "critic_blocks", "smoothing")
-"""The settings that say what the networks are."""
+"""The settings that build the networks."""
 
 
 @dataclass(frozen=True)
@@ -275,30 +281,31 @@ class _FGan(_Game):
         """Fit generator and critic to data.
 
         Args:
-            data: `(n, *event_shape)`, None for the digits.
-            seed: Of the random numbers.
-            divergence: A name in `DIVERGENCES`, whose non-saturating form the generator descends.
-            steps: Of the game.
-            refine: Of the critic alone after it.
-            steps: Of the critic alone after it.
+            data: The data, `(n, *event_shape)`, None for the digits.
+            seed: The seed of the random numbers.
+            divergence: A name in `DIVERGENCES`, whose non-saturating form the generator minimises.
+            steps: How many steps the game has.
+            refine: How many steps of the critic alone follow.
             smoothing: The standard deviation of the noise on data and draws, over the data's own.
-            penalty: Weight of the critic's mean squared slope at the data (R1).
-            latent: Dimensions.
-            width: Of the generator.
-            blocks: Of the generator.
-            critic_width: The last for each step of the generator.
-            critic_blocks: The last for each step of the generator.
-            critic_steps: The last for each step of the generator.
-            learning_rate: The learning rate.
-            report: Called after each evaluation.
-            checkpoint: A file to save the game to and to go on from.
+            penalty: The weight of the critic's mean squared gradient at the data (R1).
+            latent: The number of latents.
+            width: The width of the generator's hidden layers.
+            blocks: The number of its residual blocks.
+            critic_width: The width of the critic's hidden layers.
+            critic_blocks: The number of its residual blocks.
+            critic_steps: How many steps the critic makes for each step of the generator.
+            learning_rate: The learning rate of both.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save the game to and to go on from, None for none.
 
         Returns:
-            the averaged weights of the last step, the critic's calibrated on a held-out tenth of
+            The averaged weights of the last step, the critic's calibrated on a held-out tenth of
             the rows.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
         option("divergence", divergence, DIVERGENCES)
 
@@ -332,7 +339,7 @@ class _FGan(_Game):
 
 @dataclass(frozen=True)
 class _Wasserstein(_Game):
-    """The game of the Wasserstein distance, with a penalty on slopes other than 1."""
+    """The game of the Wasserstein distance, with a penalty on gradients of norm other than 1."""
 
     def train(
         self,
@@ -355,15 +362,31 @@ class _Wasserstein(_Game):
     ) -> Stored:
         """Fit generator and critic to data.
 
-        Arguments are as of `GAN.train`, but penalty, the weight of `(|grad V| - 1)^2` between data
-        and draws.
+        Args:
+            data: As for `digits-gan`.
+            seed: As for `digits-gan`.
+            steps: As for `digits-gan`.
+            refine: As for `digits-gan`.
+            smoothing: As for `digits-gan`.
+            penalty: The weight of `(|grad V| - 1)^2` between data and draws.
+            latent: As for `digits-gan`.
+            width: As for `digits-gan`.
+            blocks: As for `digits-gan`.
+            critic_width: As for `digits-gan`.
+            critic_blocks: As for `digits-gan`.
+            critic_steps: As for `digits-gan`.
+            learning_rate: As for `digits-gan`.
+            report: As for `digits-gan`.
+            checkpoint: As for `digits-gan`.
 
         Returns:
-            the averaged weights of the last step, the critic's calibrated on a held-out tenth of
+            The averaged weights of the last step, the critic's calibrated on a held-out tenth of
             the rows.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
 
         def losses(pair: CriticAndGenerator) -> tuple[CriticLoss, GeneratorLoss]:

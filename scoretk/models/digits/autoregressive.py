@@ -1,11 +1,12 @@
 r"""digits-fvsbn, -nade, -made and -pixelcnn: autoregressive networks of handwritten digits.
 
-    digits-fvsbn     a = b + L x, L strictly lower triangular                     a fully visible sigmoid belief network
-    digits-nade      a_i = b_i + V_i . sigmoid(c + W_{.,<i} x_{<i})               one hidden layer, its weights shared
-    digits-made      an MLP whose hidden units each see the sites up to their own
+    digits-fvsbn     a fully visible sigmoid belief network: a = b + L x, L strictly lower triangular
+    digits-nade      one hidden layer with shared weights: a_i = b_i + V_i . sigmoid(c + W_{.,<i} x_{<i})
+    digits-made      an MLP with masked weights: each hidden unit sees the sites up to its own
     digits-pixelcnn  convolutions whose kernels see the pixels above, and those to the left
 
-Sites of the first two are binary, those of the other two real (`models.latent.autoregressive`).
+Here a_i are the numbers that give the law of site i. Sites of the first two models are binary, those
+of the other two real (`models.latent.autoregressive`).
 
 References:
     Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?" (1996).
@@ -48,9 +49,9 @@ Report = Callable[[Progress], Any] | None
 
 
 def _sees(order: Tensor, of_inputs: Tensor, *, equals: bool) -> Tensor:
-    """Which inputs a unit is connected with.
+    """Which inputs each unit sees, `(units, inputs)` of bool.
 
-    Those that come before it, and its `equals` where told. `(units, inputs)`.
+    They are those that come before it in order, and where `equals` those at its own place.
     """
     return order[:, None] >= of_inputs if equals else order[:, None] > of_inputs
 
@@ -60,41 +61,50 @@ def _masked(layer: Any, x: Tensor, seen: Tensor) -> Tensor:
 
 
 class SigmoidBelief(Backbone):
-    """Logistic regression of each site on those before it."""
+    """The logistic regression of each site on those before it, for d = `dim` sites."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.layer = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, d) -> (batch, d, 1)`."""
+        """The logits of all sites, `(batch, d) -> (batch, d, 1)`."""
         site = torch.arange(x.shape[1], device=x.device)
         return _masked(self.layer, x, _sees(site, site, equals=False))[..., None]
 
 
 class SharedHidden(Backbone):
-    """NADE's hidden layer for each site, of the sites before it; `width` units."""
+    """NADE: for each site a hidden layer of `width` units, of the sites before it."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
         self.enter, self.leave = nn.Linear(dim, width), nn.Linear(width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, d) -> (batch, d, 1)`."""
+        """The logits of all sites, `(batch, d) -> (batch, d, 1)`."""
         before = (x[..., None] * self.enter.weight.T)[:, :-1].cumsum(1)
         before = nn.functional.pad(before, (0, 0, 1, 0))  # the first site sees none
         hidden = torch.sigmoid(self.enter.bias + before)
         return ((hidden * self.leave.weight).sum(2) + self.leave.bias)[..., None]
 
     def at(self, x: Tensor, i: int) -> Tensor:
-        """The numbers of site i alone, for a dth of the work."""
+        """The logit of site i alone, `(batch, 1)`, for a dth of the work."""
         hidden = torch.sigmoid(linear(x[:, :i], self.enter.weight[:, :i], self.enter.bias))
         return linear(hidden, self.leave.weight[i : i + 1], self.leave.bias[i : i + 1])
 
 
 class MaskedMLP(Backbone):
-    """A residual MLP in which hidden unit j sees sites up to number j mod (d - 1), and a site the
-    units of those before it.
+    """MADE: a residual MLP with masked weights.
+
+    Hidden unit j sees the sites up to number j mod (d - 1); the outputs of a site see the units that
+    see only sites before it.
+
+    Args:
+        dim: d, the number of sites.
+        width: The width of the hidden layers.
+        layers: Their number.
+        outputs: How many numbers a site has.
+        dropout: The share of hidden units dropped in training.
     """
 
     def __init__(self, dim: int, width: int, layers: int, outputs: int, dropout: float) -> None:
@@ -105,23 +115,21 @@ class MaskedMLP(Backbone):
         self.leave = nn.Linear(width, dim * outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, d) -> (batch, d, outputs)`."""
+        """The numbers of all sites, `(batch, d) -> (batch, d, outputs)`."""
         h, last = self._units(x)
         d, outputs = x.shape[1], self.leave.out_features // x.shape[1]
         site = torch.arange(d, device=x.device).repeat_interleave(outputs)
         return _masked(self.leave, h, _sees(site, last, equals=False)).unflatten(1, (d, outputs))
 
     def at(self, x: Tensor, i: int) -> Tensor:
-        """The numbers of site i alone, without the outputs of the others."""
+        """The numbers of site i alone, `(batch, outputs)`, without computing those of the others."""
         h, last = self._units(x)
         outputs = self.leave.out_features // x.shape[1]
         own = slice(i * outputs, (i + 1) * outputs)
         return linear(h * (last < i), self.leave.weight[own], self.leave.bias[own])
 
     def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The last hidden layer, `(batch, width)`, and the last site that each unit sees,
-        `(width,)`.
-        """
+        """The last hidden layer `(batch, width)`, and the last site that each unit sees `(width,)`."""
         site = torch.arange(x.shape[1], device=x.device)
         last = torch.arange(self.enter.out_features, device=x.device) % max(1, x.shape[1] - 1)
         h = silu(_masked(self.enter, x, _sees(last, site, equals=True)))
@@ -131,9 +139,9 @@ class MaskedMLP(Backbone):
 
 
 class _MaskedConv(nn.Linear):
-    """A convolution, its kernel k x k with k odd, that sees the pixels before each.
+    """A convolution with a k x k kernel, k odd, that sees the pixels before each pixel.
 
-    And the pixel itself where `equals`.
+    Where `equals` it sees the pixel itself as well.
     """
 
     def __init__(self, channels: int, width: int, k: int, equals: bool) -> None:
@@ -141,7 +149,7 @@ class _MaskedConv(nn.Linear):
         self.k, self.equals = k, equals
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, channels, rows, columns) -> (batch, width, rows, columns)`."""
+        """The output: `(batch, channels, rows, columns) -> (batch, width, rows, columns)`."""
         if self.k == 1 and self.equals:  # nothing to hide
             return conv2d(x, self.weight[..., None, None], self.bias)
         places = torch.arange(self.k**2, device=x.device)
@@ -162,18 +170,24 @@ class _Block(nn.Module):
         self.dropout = Dropout(dropout, seed)
 
     def forward(self, h: Tensor) -> Tensor:
-        """`(batch, width, rows, columns)`, like it."""
+        """The block's output, like h: `(batch, width, rows, columns)`."""
         return h + self.widen(self.dropout(silu(self.middle(silu(self.narrow(silu(h)))))))
 
 
 class MaskedConvolutions(Backbone):
     """The PixelCNN, for events of any shape.
 
-    Their last axis are columns, all others one below another the rows.
+    The last axis of an event are the columns; all others, flattened, are the rows. A first 7 x 7
+    kernel sees earlier pixels, and residual blocks follow. (Stacked, the kernels miss some pixels to
+    the upper right.) A bias for each channel and pixel is learned too, as the digits stand in the
+    middle of their images.
 
-    A first 7 x 7 kernel of earlier pixels, then residual blocks; stacked, the kernels miss some
-    pixels to the upper right. A number for each channel and pixel is learned too, as the digits
-    stand in the middle of their images.
+    Args:
+        shape: The shape of an event.
+        width: The number of channels.
+        blocks: The number of residual blocks.
+        outputs: How many numbers a site has.
+        dropout: The share of channels' entries dropped in training.
     """
 
     def __init__(
@@ -187,7 +201,10 @@ class MaskedConvolutions(Backbone):
         self.leave = _MaskedConv(width, outputs, 1, equals=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, d) -> (batch, d, outputs)`, also of the first rows of the image alone."""
+        """The numbers of all sites: `(batch, d) -> (batch, d, outputs)`.
+
+        x may also be the first rows of the image alone.
+        """
         places = (self.place.weight + self.place.bias[:, None])[:, : x.shape[1]]
         h = self.enter(x.unflatten(1, (1, -1, self.columns))) + places.unflatten(
             1, (-1, self.columns)
@@ -197,14 +214,14 @@ class MaskedConvolutions(Backbone):
         return self.leave(silu(h)).flatten(2).movedim(1, 2)
 
     def at(self, x: Tensor, i: int) -> Tensor:
-        """The numbers of site i alone, from the image down to its row."""
+        """The numbers of site i alone, `(batch, outputs)`, from the rows of the image down to its."""
         return self(x[:, : (i // self.columns + 1) * self.columns])[:, i]
 
 
 class _Model:
-    """What the models share: weights in, a field out, and maximum likelihood.
+    """What the models share: a field from weights, and training by maximum likelihood.
 
-    Subclasses: kinds of data, then models.
+    Its subclasses are kinds of data, and theirs the models.
     """
 
     name: str
@@ -216,7 +233,7 @@ class _Model:
         """The field with these weights, by default the shipped ones.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model.
+            InvalidArgument: Where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.name)
         network = stored.into(
@@ -231,9 +248,9 @@ class _Model:
     def _fit(
         self, data: Tensor | None, seed: int, report: Report, checkpoint: File, **settings: Any
     ) -> Stored:
-        """The weights of the highest likelihood on a held-out tenth of the rows.
+        """Train, and keep the weights of the highest likelihood on a held-out tenth of the rows.
 
-        The bin's noise on both.
+        Training and held-out rows have the noise of `bin` on them.
         """
         rows = prepare(self.default_data() if data is None else data, 1.0).rows
         self._admit(rows)
@@ -253,14 +270,18 @@ class _Model:
         return training.fitted(network, loss, rows, recipe, built, **settings)
 
     def _admit(self, rows: Tensor) -> None:
-        """Raises `InvalidArgument` for data that are not of this kind."""
+        """Refuse data that are not of this kind.
+
+        Raises:
+            InvalidArgument: In that case.
+        """
 
     def _conditionals(self, backbone: Backbone, spread: PrincipalAxes) -> nn.Module:
-        """The kind of its sites."""
+        """The conditional laws of the sites, with the numbers that the backbone gives."""
         raise NotImplementedError
 
     def _backbone(self, settings: dict[str, Any]) -> Backbone:
-        """Untrained."""
+        """The untrained backbone of these settings."""
         raise NotImplementedError
 
 
@@ -326,18 +347,20 @@ class _FVSBN(_Binary):
         """Fit the model to data.
 
         Args:
-            data: Of zeros and ones `(n, *event_shape)`, None for the digits.
-            seed: Of the random numbers.
-            steps: Of the optimiser.
-            weight_decay: The weight decay.
-            report: Called after each evaluation.
-            checkpoint: A file to save to and to go on from.
+            data: The data, zeros and ones, `(n, *event_shape)`, None for the digits.
+            seed: The seed of the random numbers.
+            steps: How many steps the optimiser makes.
+            weight_decay: The decoupled weight decay of the optimiser, at least 0.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save to and to go on from, None for none.
 
         Returns:
-            the weights that make a held-out tenth of the rows likeliest.
+            The weights that make a held-out tenth of the rows likeliest.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
         return self._fit(data, seed, report, checkpoint, steps=steps, weight_decay=weight_decay)
 
@@ -361,7 +384,20 @@ class _NADE(_Binary):
         report: Report = None,
         checkpoint: File = None,
     ) -> Stored:
-        """Fit the model to data. Arguments as `FVSBN.train`; width, hidden units."""
+        """Fit the model to data.
+
+        Args:
+            data: As for `digits-fvsbn`.
+            seed: As for `digits-fvsbn`.
+            steps: As for `digits-fvsbn`.
+            width: The number of hidden units.
+            weight_decay: As for `digits-fvsbn`.
+            report: As for `digits-fvsbn`.
+            checkpoint: As for `digits-fvsbn`.
+
+        Returns:
+            The weights that make a held-out tenth of the rows likeliest.
+        """
         return self._fit(
             data, seed, report, checkpoint, steps=steps, width=width, weight_decay=weight_decay
         )
@@ -393,23 +429,26 @@ class _MADE(_Real):
         """Fit the model to data.
 
         Args:
-            data: `(n, *event_shape)`, None for the digits.
-            seed: Of the random numbers.
-            steps: Of the optimiser.
+            data: The data, `(n, *event_shape)`, None for the digits.
+            seed: The seed of the random numbers.
+            steps: How many steps the optimiser makes.
             bin: The width of the data's bins, in which each number is spread evenly, 0 for data
                 that are continuous.
-            width: And number of the hidden layers.
-            components: Of each site's mixture.
+            width: The width of the hidden layers.
+            layers: Their number.
+            components: The number of components of each site's mixture.
             dropout: The share of hidden units dropped in training.
-            weight_decay: The weight decay.
-            report: Called after each evaluation.
-            checkpoint: A file to save to and to go on from.
+            weight_decay: The decoupled weight decay of the optimiser, at least 0.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save to and to go on from, None for none.
 
         Returns:
-            the weights that make a held-out tenth of the rows likeliest.
+            The weights that make a held-out tenth of the rows likeliest.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
         return self._fit(
             data,
@@ -453,7 +492,21 @@ class _PixelCNN(_Real):
     ) -> Stored:
         """Fit the model to data.
 
-        Arguments as `MADE.train`; width, channels; blocks, residual ones.
+        Args:
+            data: As for `digits-made`.
+            seed: As for `digits-made`.
+            steps: As for `digits-made`.
+            bin: As for `digits-made`.
+            width: The number of channels.
+            blocks: The number of residual blocks.
+            components: As for `digits-made`.
+            dropout: As for `digits-made`.
+            weight_decay: As for `digits-made`.
+            report: As for `digits-made`.
+            checkpoint: As for `digits-made`.
+
+        Returns:
+            The weights that make a held-out tenth of the rows likeliest.
         """
         return self._fit(
             data,

@@ -1,12 +1,15 @@
-r"""digits-rbm: a restricted Boltzmann machine of scikit-learn's handwritten digits as binary images.
+r"""digits-rbm: a restricted Boltzmann machine of handwritten digits as binary images.
 
-    p(v, h) = exp(b . v + c . h + v^T W h) / Z,     E(v) = -b . v - sum_j log(1 + exp(c_j + (v W)_j)),     v_i, h_j = 0 or 1
+    p(v, h) = exp(b . v + c . h + v^T W h) / Z,    v_i, h_j = 0 or 1
+    E(v) = -b . v - sum_j log(1 + exp(c_j + (v W)_j))
 
-fitted by `grad (mean E(v+) - mean E(v-))`, v+ the data and v- what block Gibbs sweeps have made of
+It is fitted by the gradient of `mean E(v+) - mean E(v-)`, v+ being the data and v- the outcome of
+block Gibbs sweeps that start from
 
     cd            the data (Hinton 2002)
     persistent    the negatives of the step before (Tieleman 2008)
-    tempered      the same, swapped with replicas at machines on the way from independent units (Desjardins et al. 2010)
+    tempered      these, swapped with replicas at machines on the way from independent units
+                  (Desjardins et al. 2010)
 
 Sample it with `BlockGibbs()`, `GibbsWithGradients()` or `DiscreteLangevin(0.5)`; log Z is
 
@@ -65,7 +68,7 @@ def build(weights: str | os.PathLike[str] | None = None) -> RBM:
     Event shape `(1, 8, 8)` for the digits, pixels 0 or 1.
 
     Raises:
-        `InvalidArgument` where the file holds no weights of this model.
+        InvalidArgument: Where the file holds no weights of this model.
     """
     stored = read_weights(weights, MODEL)
     settings = stored.settings
@@ -74,10 +77,7 @@ def build(weights: str | os.PathLike[str] | None = None) -> RBM:
 
 
 def default_data() -> Tensor:
-    """What the shipped weights were trained on.
-
-    The digits' training images, ink as 1, `(1437, 1, 8, 8)`.
-    """
+    """The data of the shipped weights: the digits' training images, ink as 1, `(1437, 1, 8, 8)`."""
     return binarised(load_digits().train)
 
 
@@ -99,23 +99,27 @@ def train(
     """Fit the machine to data.
 
     Args:
-        data: `(n, *event_shape)` of 0 and 1, None for the digits.
-        seed: Of the random numbers.
-        steps: Of the optimiser.
+        data: The data, `(n, *event_shape)` of 0 and 1, None for the digits.
+        seed: The seed of the random numbers.
+        steps: How many steps the optimiser makes.
         method: "cd", "persistent" or "tempered".
-        hidden: Units.
-        sweeps: Of block Gibbs before each step of the optimiser.
-        chains: That persist.
-        replicas: Of each of them, where tempered.
-        learning_rate: And (decoupled) decay of the optimiser.
-        report: Called after each evaluation.
-        checkpoint: A file to save to and to go on from.
+        hidden: The number of hidden units.
+        sweeps: How many block Gibbs sweeps are made before each step of the optimiser.
+        chains: How many persistent chains there are.
+        replicas: How many replicas each chain has, at least 2, with "tempered".
+        learning_rate: The learning rate of the optimiser.
+        decay: Its decoupled weight decay.
+        report: Called with the progress after each evaluation.
+        checkpoint: The file to save to and to go on from, None for none.
 
     Returns:
-        the averaged weights of the last step.
+        The averaged weights of the last step.
 
     Raises:
-        `InvalidArgument`, `UnknownName`, `FitFailure`, `CheckpointError`.
+        InvalidArgument: For data or settings that do not fit.
+        UnknownName: For an unknown method.
+        FitFailure: Where loss, gradient or weights are no longer finite.
+        CheckpointError: Where the checkpoint is damaged or another run's.
     """
     rows = _states(default_data() if data is None else data)
     option("method", method, NEGATIVES)
@@ -159,10 +163,7 @@ def train(
 
 
 class Parameters(nn.Module):
-    """A machine's W, b and c, to be fitted.
-
-    Those of `RBM`, by the same names and in the same order.
-    """
+    """The parameters W, b and c of a machine, by the names and in the order of `RBM`."""
 
     def __init__(self, event_shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def start(self, bias: Tensor, generator: torch.Generator) -> None:
-        """Small normal weights, this visible bias, no hidden bias."""
+        """Set W to small normal numbers and b to `bias`; c stays 0."""
         self.weights.normal_(0.0, INITIAL_SCALE, generator=generator)
         self.visible_bias.copy_(bias)
 
@@ -184,22 +185,21 @@ class Parameters(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Tempered(DiscreteField):
-    """Replicas of a machine, each at a machine w_k of the way from independent units.
+    """Replicas of a machine along the way from independent units, as one field.
 
-    `E(x) = sum_k E_(w_k)(x_k)`.
+    Replica k is at the machine that is w_k of the way, and `E(x) = sum_k E_k(x_k)`. A sweep is one
+    of each replica, followed by exact swaps of neighbours, of places 0 and 1, 2 and 3, ..., then of
+    1 and 2, 3 and 4, ..., accepted with probability
 
-    A sweep is each replica's own, then exact swaps of neighbours: of places 0 and 1, 2 and 3 ...,
-    then of 1 and 2, 3 and 4 ...,
+        min(1, exp(E_k(x_k) + E_l(x_l) - E_k(x_l) - E_l(x_k))),    l = k + 1
 
-        accept with probability min(1, exp(E_k(x_k) + E_l(x_l) - E_k(x_l) - E_l(x_k))),     l = k + 1
-
-    so that `BlockGibbs` on it is parallel tempering of the machine, whose law is that of the first
+    So `BlockGibbs` on it is parallel tempering of the machine, whose law is that of the first
     replica.
 
     Args:
-        machine: The machine.
-        units: Where the way begins.
-        replicas: K, evenly spaced with w = 1 first and w = 0 last.
+        machine: The machine, at w = 1.
+        units: The independent units, at w = 0.
+        replicas: K, at w evenly spaced from 1 first to 0 last.
     """
 
     machine: RBM
@@ -219,7 +219,7 @@ class Tempered(DiscreteField):
 
     @cached_property
     def laws(self) -> list[RBM]:
-        """The machines of the replicas."""
+        """The machines of the replicas, K of them."""
         between = [
             self.machine.between(self.units, 1 - k / (self.replicas - 1))
             for k in range(self.replicas)
@@ -240,7 +240,15 @@ class Tempered(DiscreteField):
         return torch.stack([law.score(x[:, k]) for k, law in enumerate(self.laws)], 1)
 
     def gibbs(self, x: Tensor, u: Tensor) -> Tensor:
-        """A sweep of each replica and a round of swaps: x like x, uniforms `(batch, *gibbs_shape)`."""
+        """A sweep of each replica and a round of swaps.
+
+        Args:
+            x: `(batch, K, *event_shape of the machine)`.
+            u: Uniforms, `(batch, *gibbs_shape)`.
+
+        Returns:
+            The new x.
+        """
         own, of_swaps = u.tensor_split([-(self.replicas - 1)], 1)
         sweeps = zip(self.laws, x.unbind(1), own.chunk(self.replicas, 1), strict=True)
         swept = [law.gibbs(x_k, u_k) for law, x_k, u_k in sweeps]
@@ -256,19 +264,20 @@ class Tempered(DiscreteField):
 
 
 class TemperedDivergence:
-    """`loss, negatives = divergence(machine, batch)`.
+    """Persistent contrastive divergence with tempered chains.
 
-    Persistent contrastive divergence with tempered chains.
+    `loss, negatives = divergence(machine, batch)`.
 
     Args:
-        units: Where the replicas' way begins.
-        chains: How many are kept, each with its replicas.
-        sweeps: Of block Gibbs sampling, at each call.
-        replicas: Temperatures of each chain.
-        seed: Of the chains.
+        units: The independent units from which the replicas' way begins.
+        chains: How many chains are kept, each with its replicas.
+        sweeps: How many block Gibbs sweeps a call makes.
+        replicas: How many replicas a chain has.
+        seed: The seed of the chains' noise.
 
     References:
-        Desjardins, Courville, Bengio, Vincent, Delalleau (2010).
+        Desjardins, Courville, Bengio, Vincent, Delalleau, "Tempered Markov chain Monte Carlo for
+        training of restricted Boltzmann machines" (2010).
     """
 
     def __init__(
@@ -284,7 +293,7 @@ class TemperedDivergence:
         self.x: Tensor | None = None  # the replicas, once there are any
 
     def __call__(self, machine: RBM, batch: Tensor) -> CDStep:
-        """`mean E(batch) - mean E(negatives)`, the negatives being every chain's first replica."""
+        """The loss `mean E(batch) - mean E(negatives)`, and the negatives: all first replicas."""
         if self.x is None:
             n = self.chains * self.replicas
             start: Any = Noise(self._of_call(), n)
@@ -323,7 +332,11 @@ class TemperedDivergence:
 
 
 def _states(data: Any) -> Tensor:
-    """Data of 0 and 1 in float32 on the CPU, at least two rows."""
+    """Data of 0 and 1, at least two rows, in float32 on the CPU.
+
+    Raises:
+        InvalidArgument: For other data.
+    """
     shape = tuple(getattr(data, "shape", ()))
     if len(shape) < 2 or shape[0] < 2:
         raise InvalidArgument("data", data, "at least two rows, shape (n, *event_shape)")

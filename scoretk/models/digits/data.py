@@ -1,7 +1,4 @@
-"""scikit-learn's handwritten digits.
-
-1797 images of 8 x 8 pixels in [-1, 1], in one fixed stratified split.
-"""
+"""scikit-learn's handwritten digits: 1797 images of 8 x 8 pixels in [-1, 1], in one fixed split."""
 
 from __future__ import annotations
 
@@ -20,8 +17,9 @@ SPLIT_SEED = 0
 
 
 class Digits(NamedTuple):
-    """Images `(1437, 1, 8, 8)` and `(360, 1, 8, 8)`, float32 in [-1, 1], with their int64 labels 0
-    ... 9.
+    """The data: images of float32 in [-1, 1] and their int64 labels 0 to 9.
+
+    The training images are `(1437, 1, 8, 8)`, the test images `(360, 1, 8, 8)`.
     """
 
     train: Tensor
@@ -31,9 +29,10 @@ class Digits(NamedTuple):
 
 
 def load_digits() -> Digits:
-    """The data and their split, the same at every call.
+    """The data and their split, stratified by label and the same at every call.
 
-    Raises `MissingDependency` without scikit-learn.
+    Raises:
+        MissingDependency: Where scikit-learn is not installed.
     """
     try:
         from sklearn import datasets, model_selection

@@ -1,10 +1,7 @@
-r"""Diffusion models of scikit-learn's handwritten digits.
+r"""Diffusion models of handwritten digits: one recipe, and what each variant of it chooses.
 
-One recipe, and what each variant of it chooses.
-
-Data seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, and a network that learns one of
-the predictions of `scoretk.fields.convert` by regression, at times t of density q and with weights
-w,
+Data are seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, and a network learns one of the
+predictions y of `scoretk.fields.convert` by regression, at random times t and with weights w,
 
     E_t w(t) |net(x_t, t) - y(x_1, eps, t)|^2 / d
 
@@ -12,14 +9,14 @@ w,
     digits-diffusion         VP         noise      balanced
     digits-subvp             sub-VP     noise      balanced
     digits-ve                VE         score      balanced
-    digits-edm               EDM        data       log-normal sigma, 1 / c_out^2, in EDM's preconditioning
+    digits-edm               EDM        data       log-normal sigma, 1 / c_out^2, as EDM
     digits-v                 cosine     v          uniform, 1
-    digits-class-diffusion   VP         noise      balanced; given the class, or for some rows not
+    digits-class-diffusion   VP         noise      balanced; given the class, for some rows not
 
-where "balanced" lets every noise level count alike for data of standard deviation s: `a =
-atan2(alpha s, sigma)` is uniform on (0, pi / 2), and the weight is that of v, in units of s. The
-recipe serves any array of real numbers; the shipped weights are its outcome on the digits' training
-images. Balanced, the preconditioned network learns the same function on every path.
+where "balanced" lets every noise level count alike for data of standard deviation s: the angle
+`atan2(alpha s, sigma)` is uniform on (0, pi / 2), and the weight is that of v, in units of s. With
+it the preconditioned network learns the same function on every path. The recipe serves any array of
+real numbers; the shipped weights are its outcome on the digits' training images.
 
 References:
     Ho, Jain, Abbeel, "Denoising diffusion probabilistic models" (2020): noise.
@@ -76,19 +73,19 @@ Levels = Callable[[Tensor, GaussianPath, str, float], tuple[Tensor, Tensor]]
 """`(u, path, predicts, s) -> (t, weight)`, all `(batch,)`; u uniform on [0, 1)."""
 
 Condition = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
-"""`(indices of rows, generator) -> cond` to train with."""
+"""`(indices of rows, generator) -> cond`, the conditions to train these rows with."""
 
 P_MEAN, P_STD = -1.2, 1.2
-"""Of log sigma, as EDM draws it."""
+"""The mean and the standard deviation of log sigma, as EDM draws it."""
 
 
 def balanced(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Tensor, Tensor]:
-    """Times at which the angle `atan2(alpha s, sigma)` is `pi u / 2`, and the weight `1 + (sigma /
-    (alpha s))^2` of the noise.
+    """Times at which `atan2(alpha s, sigma)` is `pi u / 2`, and weights that balance noise levels.
+
+    The weight is `1 + (sigma / (alpha s))^2` for noise prediction, and its equivalent for others.
     """
-    ratio = torch.tan(
-        torch.pi / 2 * u.double().clamp(0.002, 0.998)
-    )  # the path's own ends are not at 0 and 1
+    # the path's own ends are not at 0 and 1
+    ratio = torch.tan(torch.pi / 2 * u.double().clamp(0.002, 0.998))
     t = path.t(2 * torch.log(ratio / s)).clamp(0, 1)
     alpha, sigma = path.alpha(t), path.sigma(t)
     weight = 1 + (sigma / (alpha * s)).square()
@@ -98,14 +95,12 @@ def balanced(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Te
 
 
 def uniform(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Tensor, Tensor]:
-    """Uniform times, equal weights."""
+    """Uniform times t = u, and weights 1."""
     return u, torch.ones_like(u)
 
 
 def log_normal(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[Tensor, Tensor]:
-    """EDM's: `log sigma ~ N(P_mean, P_std^2)` within the path, and the weight `1 / c_out^2` of the
-    data.
-    """
+    """EDM's times, `log sigma ~ N(P_MEAN, P_STD^2)` within the path, and weights `1 / c_out^2`."""
     normal = torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
     t = path.t(-2 * (P_MEAN + P_STD * normal)).clamp(0, 1)
     sigma = path.sigma(t)
@@ -116,16 +111,14 @@ def log_normal(u: Tensor, path: GaussianPath, predicts: str, s: float) -> tuple[
 class DiffusionVariant:
     """One diffusion model.
 
-    Its path and prediction, how its times are drawn and weighted, its network.
-
     Args:
-        name: Of the model.
-        path: The path.
-        predicts: The predicts.
-        levels: The levels.
-        network: Made of `(backbone, path, predicts, spread)`.
-        width: Of the backbone where training is not told.
-        blocks: Of the backbone where training is not told.
+        name: The name of the model.
+        path: Its Gaussian path.
+        predicts: What its network predicts, a name in `scoretk.fields.convert.PREDICTIONS`.
+        levels: How its times are drawn and weighted.
+        network: The class of its network, made of `(backbone, path, predicts, spread)`.
+        width: The width of the backbone's hidden layers, by default.
+        blocks: The number of its residual blocks, by default.
     """
 
     name: str
@@ -140,7 +133,7 @@ class DiffusionVariant:
         """The diffusion model with these weights, by default the shipped ones.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model.
+            InvalidArgument: Where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.name)
         settings = stored.settings
@@ -166,22 +159,24 @@ class DiffusionVariant:
         """Fit the diffusion model to data.
 
         Args:
-            data: `(n, *event_shape)`, None for the digits.
-            seed: Of the random numbers.
-            steps: Of the optimiser.
-            smoothing: The standard deviation of the noise that is put on the data (against their
-                discreteness, and against learning them by heart) over their own.
-            width: Of the network, None for the variant's.
-            blocks: Of the network, None for the variant's.
-            dropout: Of the network, None for the variant's.
-            report: Called after each evaluation.
-            checkpoint: A file to save to and to go on from.
+            data: The data, `(n, *event_shape)`, None for the digits.
+            seed: The seed of the random numbers.
+            steps: How many steps the optimiser makes.
+            smoothing: The standard deviation of the noise that is put on the data, as they are
+                discrete and against overfitting, over their own.
+            width: The width of the network's hidden layers, None for the variant's.
+            blocks: The number of its residual blocks, None for the variant's.
+            dropout: The share of hidden units dropped in training.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save to and to go on from, None for none.
 
         Returns:
-            the weights of the lowest loss on a held-out tenth of the rows.
+            The weights of the lowest loss on a held-out tenth of the rows.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
         ready = prepare(load_digits().train if data is None else data, smoothing)
         chosen = self.sized(width, blocks, dropout)
@@ -201,9 +196,15 @@ class DiffusionVariant:
         labels: Tensor | None = None,
         **options: Any,
     ) -> dict[str, Tensor]:
-        """The recipe: the weights that `train` stores. made, its notes.
+        """Train, and return the weights.
 
-        Labels, what condition tells of; options of `fit`.
+        Args:
+            ready: The data.
+            settings: What builds the backbone.
+            condition: Gives the conditions of each batch of rows.
+            made: The notes on the training, with its seed and steps.
+            labels: What `condition` tells of, so that checkpoints know it; or None.
+            options: Options of `scoretk.learn.fit`.
         """
         backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(made["seed"]))
         network = self.network(backbone, self.path, self.predicts, ready.spread)
@@ -216,9 +217,8 @@ class DiffusionVariant:
             given = partial(network, **condition(index.long(), generator))
             return weight * prediction_error(given, x, t, noise, self.path, self.predicts)
 
-        rows = torch.arange(
-            len(ready.rows), dtype=torch.float64
-        )  # their numbers, so that labels go with them
+        # the indices of the rows, so that labels go with them
+        rows = torch.arange(len(ready.rows), dtype=torch.float64)
         shown = {"rows": ready.rows} | ({} if labels is None else {"labels": labels})
         options["settings"] = made | {"data": tensor_digest(shown)}
         return fit(network, loss, rows, Recipe(made["steps"]), seed=made["seed"], **options).weights
@@ -231,12 +231,13 @@ class DiffusionVariant:
 
 @dataclass(frozen=True)
 class ClassConditional:
-    """A variant told the class of what it learns, and for a share of the rows not.
+    """A variant that is told the class, but not for all rows, so that it can guide itself.
 
-    Model and guide of itself.
+    `cond={"label": (chains,)}` holds whole numbers, -1 for no class in particular, as without cond.
+    `scoretk.guided(field, weight)` guides it.
 
-    `cond={"label": (chains,)}` holds whole numbers, -1 for no class in particular; without cond
-    there is none. `scoretk.guided(field, weight)` guides it.
+    Args:
+        of: The variant.
 
     References:
         Ho, Salimans, "Classifier-free diffusion guidance" (2022).
@@ -246,7 +247,7 @@ class ClassConditional:
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The name of the model."""
         return self.of.name
 
     def build(self, weights: str | os.PathLike[str] | None = None) -> Diffusion:
@@ -270,15 +271,27 @@ class ClassConditional:
     ) -> Stored:
         """Fit the model to data and their labels.
 
-        Arguments are as `DiffusionVariant.train`.
-
         Args:
-            labels: `(n,)` of data of your own, whole numbers from 0, or -1 where unknown, or a file
-                of them such as `scoretk fit --data` takes.
-            unlabelled: The share of rows that are shown without theirs.
+            data: As in `DiffusionVariant.train`; None, together with the labels, for the digits.
+            labels: The classes of the data, whole numbers from 0, or -1 where unknown, `(n,)`, or a
+                file of them such as `scoretk fit --data` takes.
+            seed: As in `DiffusionVariant.train`.
+            steps: As in `DiffusionVariant.train`.
+            smoothing: As in `DiffusionVariant.train`.
+            width: As in `DiffusionVariant.train`.
+            blocks: As in `DiffusionVariant.train`.
+            dropout: As in `DiffusionVariant.train`.
+            unlabelled: The share of the rows that are trained without their label, in [0, 1).
+            report: As in `DiffusionVariant.train`.
+            checkpoint: As in `DiffusionVariant.train`.
+
+        Returns:
+            The weights of the lowest loss on a held-out tenth of the rows.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
         ready, known = labelled(data, labels, smoothing, least=-1)
         if not 0 <= finite("unlabelled", unlabelled) < 1:

@@ -1,17 +1,17 @@
-r"""digits-energy: an energy-based model of scikit-learn's handwritten digits, by persistent
-contrastive divergence.
+r"""digits-energy: an energy-based model of handwritten digits, by persistent contrastive divergence.
 
-    E(x) = |s^-1 U^T (x - m)|^2 / 2 + f(x),      loss = mean E(x+) - mean E(x-) + decay (mean f(x+)^2 + mean f(x-)^2)
+    E(x) = |s^-1 U^T (x - m)|^2 / 2 + f(x)
+    loss = mean E(x+) - mean E(x-) + decay (mean f(x+)^2 + mean f(x-)^2)
 
-with x+ the data, noise of standard deviation `smoothing` put on them so that they have a density,
-and x- the chains of a replay buffer under Langevin dynamics at temperature 1: no lowered
-temperature, no clipped gradient, nothing that the chains of a later run would not have. Sample it
-with `ULA(0.005)` or `MALA(0.005)`; a chain from N(0, I) needs about 1000 steps. Its density, which
-`log_partition` normalises, is that of digits with the training's noise on them.
+with x+ the data, with noise on them so that they have a density, and x- the chains of a replay
+buffer under Langevin dynamics at temperature 1, without clipped gradients, so that the chains of a
+later run follow the same law. Sample it with `ULA(0.005)` or `MALA(0.005)`; a chain from N(0, I)
+needs about 1000 steps. Its density, which `log_partition` normalises, is that of digits with the
+training's noise on them.
 
-What else the literature steadies training with can be switched on: a penalty on f's slope, `penalty
-mean |grad f(x+)|^2` (Mescheder et al. 2018), and hidden layers of spectral norm 1 (Miyato et al.
-2018).
+Two means of the literature against unstable training can be switched on: a penalty on the gradient
+of f, `penalty mean |grad f(x+)|^2` (Mescheder et al. 2018), and hidden layers of spectral norm 1
+(Miyato et al. 2018).
 
 References:
     Tieleman, "Training restricted Boltzmann machines using approximations to the likelihood
@@ -57,7 +57,7 @@ def build(weights: str | os.PathLike[str] | None = None) -> Energy:
     """The energy with these weights, by default the shipped ones.
 
     Raises:
-        `InvalidArgument` where the file holds no weights of this model.
+        InvalidArgument: Where the file holds no weights of this model.
     """
     stored = read_weights(weights, MODEL)
     settings = stored.settings
@@ -92,28 +92,31 @@ def train(
     """Fit the energy to data.
 
     Args:
-        data: `(n, *event_shape)`, None for the digits.
-        seed: Of the random numbers.
-        steps: Of the optimiser.
+        data: The data, `(n, *event_shape)`, None for the digits.
+        seed: The seed of the random numbers.
+        steps: How many steps the optimiser makes.
         smoothing: The standard deviation of the noise that is put on the data, over their own.
-        width: Of the network.
-        blocks: Of the network.
-        chain_steps: Langevin steps before each step of the optimiser, of step_size times the data's
-            variance.
-        chains: Slots of the replay buffer.
+        width: The width of the network's hidden layers.
+        blocks: The number of its residual blocks.
+        chain_steps: How many Langevin steps are made before each step of the optimiser.
+        step_size: The size of these steps, in units of the data's variance.
+        chains: The number of chains in the replay buffer.
         refresh: The share of the chains that start anew from N(0, I) when read.
-        decay: Of f.
-        ema: Of the averaged weights.
-        penalty: On f's slope.
+        decay: The weight of f^2 in the loss.
+        ema: The decay of the averaged weights, in [0, 1).
+        penalty: The weight of the squared gradient of f at the data, at least 0.
         spectral: Whether the hidden layers have spectral norm 1.
-        report: Called after each evaluation.
-        checkpoint: A file to save to and to go on from.
+        report: Called with the progress after each evaluation.
+        checkpoint: The file to save to and to go on from, None for none.
 
     Returns:
-        the averaged weights of the last step.
+        The averaged weights of the last step.
 
     Raises:
-        `InvalidArgument`, `FitFailure`; `CheckpointError`; `ChainFailure` where every chain failed.
+        InvalidArgument: For data or settings that do not fit.
+        FitFailure: Where loss, gradient or weights are no longer finite.
+        CheckpointError: Where the checkpoint is damaged or another run's.
+        ChainFailure: Where every chain failed.
     """
     if finite("penalty", penalty) < 0:
         raise InvalidArgument("penalty", penalty, "a number of at least 0")
@@ -184,18 +187,18 @@ def train(
 def _constrained(network: ConfinedEnergy, seed: int) -> list[nn.Module]:
     """Give all linear layers but the last, whose scale is the energy's, spectral norm 1.
 
-    These layers.
+    Returns:
+        These layers.
     """
     *hidden, _ = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the power iteration begins with torch's own random vectors
+    # the power iteration begins with random vectors of torch's global generator
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return [spectral_norm(layer) for layer in hidden]
 
 
 def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`mean |grad f(x)|^2` over the rows, differentiable in f's parameters."""
+    """The mean of `|grad f(x)|^2` over the rows, differentiable in f's parameters."""
     y = x.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(function(y).sum(), y, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()

@@ -1,14 +1,20 @@
-r"""Flow matching on scikit-learn's handwritten digits.
+r"""Flow matching on handwritten digits, with four couplings of starts x_0 and data x_1.
 
-One velocity, four ways to say which start meets which datum.
+The velocity
 
-    u(x, t) = E[d/dt x_t | x_t = x]        carries the distribution of x_0 to that of x_1 along dx/dt = u
+    u(x, t) = E[d/dt x_t | x_t = x]
 
-    digits-flow           x_t = (1 - t) x_0 + t x_1, x_0 ~ N(0, I) on its own: a Gaussian path, so u tells the score as well
-    digits-flow-ot        x_0 ~ N(0, I), paired with the x_1 of its batch by optimal transport: the lines cross less, so paths are
-                          straighter and few steps do. x_t is no Gaussian path: a velocity, a density, but no score
-    digits-flow-classes   x_0 a digit of one class, x_1 of another, paired likewise: any p_init, here Gaussians around images
-    digits-interpolant    x_t = (1 - t) x_0 + t x_1 + gamma(t) z, both x_0 and z ~ N(0, I): a Gaussian path (see `Interpolant`)
+carries the law of x_0 to that of x_1 along dx/dt = u.
+
+    digits-flow           x_t = (1 - t) x_0 + t x_1, with x_0 ~ N(0, I) independent of x_1. This is a
+                          Gaussian path, so that u determines the score as well.
+    digits-flow-ot        x_0 ~ N(0, I), paired with the x_1 of its batch by optimal transport. The
+                          lines cross less, so that paths are straighter and few steps are enough.
+                          The path is not Gaussian: a velocity and a density, but no score.
+    digits-flow-classes   x_0 a digit of one class, x_1 of another, paired likewise: p_init is a
+                          mixture of Gaussians around images.
+    digits-interpolant    x_t = (1 - t) x_0 + t x_1 + gamma(t) z, with x_0 and z ~ N(0, I): a
+                          Gaussian path (see `Interpolant`).
 
 All recipes serve any array of real numbers; the shipped weights are their outcome on the digits'
 training images.
@@ -63,7 +69,10 @@ Report = Callable[[Progress], Any] | None
 class FromNoise:
     """A flow from N(0, I).
 
-    The model's name, the coupling of starts and data (a name in `COUPLINGS`), the network's width.
+    Args:
+        model: The name of the model.
+        coupling: The coupling of starts and data, a name in `COUPLINGS`.
+        width: The width of the network's hidden layers, by default.
     """
 
     model: str
@@ -74,7 +83,7 @@ class FromNoise:
         """The flow with these weights, by default the shipped ones.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model.
+            InvalidArgument: Where the file holds no weights of this model.
         """
         stored = _read(weights, self.model)
         shape = tuple(stored.settings["event_shape"])
@@ -97,20 +106,25 @@ class FromNoise:
         """Fit the flow to data.
 
         Args:
-            data: `(n, *event_shape)`, None for the digits.
-            seed: Of the random numbers.
-            steps: Of the optimiser.
-            smoothing: The standard deviation of the noise that is put on the data (against their
-                discreteness, and against learning them by heart) over their own.
-            width: (None: the model's own), blocks and dropout of the network.
-            report: Called after each evaluation.
-            checkpoint: A file to save to and to go on from.
+            data: The data, `(n, *event_shape)`, None for the digits.
+            seed: The seed of the random numbers.
+            steps: How many steps the optimiser makes.
+            smoothing: The standard deviation of the noise that is put on the data, as they are
+                discrete and against overfitting, over their own.
+            width: The width of the network's hidden layers, None for the model's own.
+            blocks: The number of its residual blocks.
+            dropout: The share of hidden units dropped in training.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save to and to go on from, None for none.
 
         Returns:
-            the weights of the lowest loss on a held-out tenth of the rows.
+            The weights of the lowest loss on a held-out tenth of the rows.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`; `MissingDependency` for optimal
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
+            MissingDependency: Where a package that it needs is not installed.
             coupling without POT.
         """
         ready, couple = (
@@ -140,7 +154,10 @@ class FromNoise:
 class Interpolated:
     """A stochastic interpolant between N(0, I) and data.
 
-    Velocity and score, for `ReverseSDE` with any amount of noise.
+    It has a velocity and a score, so that `ReverseSDE` samples it with any amount of noise.
+
+    Args:
+        model: The name of the model.
     """
 
     model: str
@@ -149,7 +166,7 @@ class Interpolated:
         """The interpolant's field with these weights, by default the shipped ones.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model.
+            InvalidArgument: Where the file holds no weights of this model.
         """
         stored = _read(weights, self.model)
         path = Interpolant(stored.settings["bulge"])
@@ -171,11 +188,27 @@ class Interpolated:
         report: Report = None,
         checkpoint: Weights = None,
     ) -> Stored:
-        """Fit the velocity to data, by matching `alpha' x_1 + sigma' eps`.
+        """Fit the velocity to data, by regression on `alpha' x_1 + sigma' eps`.
 
-        Bulge is the path's (see `Interpolant`).
+        Args:
+            data: As in `FromNoise.train`.
+            seed: As in `FromNoise.train`.
+            bulge: The factor in `gamma = bulge t (1 - t)`, at least 0 (see `Interpolant`).
+            steps: As in `FromNoise.train`.
+            smoothing: As in `FromNoise.train`.
+            width: The width of the network's hidden layers.
+            blocks: As in `FromNoise.train`.
+            dropout: As in `FromNoise.train`.
+            report: As in `FromNoise.train`.
+            checkpoint: As in `FromNoise.train`.
 
-        Other arguments, what is returned and what is raised: as `FromNoise.train`.
+        Returns:
+            The weights of the lowest loss on a held-out tenth of the rows.
+
+        Raises:
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
         ready, path = (
             prepare(load_digits().train if data is None else data, smoothing),
@@ -207,7 +240,10 @@ class Interpolated:
 class BetweenData:
     """A flow from some data to other data, coupled by optimal transport.
 
-    Its base is a Gaussian around each start.
+    Its base is a mixture of Gaussians, one around each start.
+
+    Args:
+        model: The name of the model.
     """
 
     model: str
@@ -215,10 +251,10 @@ class BetweenData:
     def build(self, weights: Weights = None) -> Velocity:
         """The flow with these weights, by default the shipped ones.
 
-        With the density of its base it has one too.
+        As its base has a density, so has the flow.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model.
+            InvalidArgument: Where the file holds no weights of this model.
         """
         stored = _read(weights, self.model)
         start, std = stored.weights.pop("start"), stored.settings["std"]
@@ -246,22 +282,28 @@ class BetweenData:
         """Fit the flow from starts to data.
 
         Args:
-            source: The digits' classes to start from and to end at, where there are no data.
-            target: The digits' classes to start from and to end at, where there are no data.
-            data: The end, and start, the beginning, rows `(n, *event_shape)` each, start a tensor
-                or a file such as `scoretk fit --data` takes.
-            blur: The standard deviations of the noise that is put on starts and on data, over their
-                own: of the training threes a blur of 0.7 has the largest leave-one-out likelihood.
-                The others as `FromNoise.train`.
-            smoothing: The standard deviations of the noise that is put on starts and on data, over
-                their own: of the training threes a blur of 0.7 has the largest leave-one-out
-                likelihood. The others as `FromNoise.train`.
+            data: x_1, `(n, *event_shape)`; None, together with `start`, for digits of two classes.
+            seed: The seed of the random numbers.
+            source: The class of digits to start from, where there are no data.
+            target: The class of digits to end at, where there are no data.
+            start: x_0, `(m, *event_shape)`, or a file of them such as `scoretk fit --data` takes.
+            blur: The standard deviation of the noise that is put on starts, over their own. (For the
+                training threes 0.7 has the largest leave-one-out likelihood.)
+            steps: How many steps the optimiser makes.
+            smoothing: The standard deviation of the noise that is put on data, over their own.
+            width: The width of the network's hidden layers.
+            blocks: The number of its residual blocks.
+            dropout: The share of hidden units dropped in training.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save to and to go on from, None for none.
 
         Returns:
-            the weights of the lowest loss on a held-out tenth of the data, with the starts.
+            The weights of the lowest loss on a held-out tenth of the data, with the starts.
 
         Raises:
-            `InvalidArgument`, `FitFailure`; `MissingDependency` without POT.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            MissingDependency: Where a package that it needs is not installed.
         """
         first, last = _two_ends(data, start, source, target)
         before, ready = prepare(first, blur), prepare(last, smoothing)
@@ -308,9 +350,11 @@ class BetweenData:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Units in which starts have mean 0 and root mean variance 1.
+    """Units `(x - mean) / scale` in which starts have mean 0 and mean variance 1.
 
-    `(x - mean) / scale`, mean `event_shape`.
+    Args:
+        mean: Like an event.
+        scale: One number.
     """
 
     mean: Tensor
@@ -318,22 +362,19 @@ class Units:
 
     @classmethod
     def of(cls, start: Tensor, std: float) -> Units:
-        """Of starts `(n, *event_shape)` with noise of this standard deviation on them."""
+        """The units of starts `(n, *event_shape)` with noise of this standard deviation on them."""
         return cls(
             start.mean(0), math.sqrt(float(start.double().var(0, correction=0).mean()) + std**2)
         )
 
     def into(self, x: Tensor) -> Tensor:
-        """X in these units, like x."""
+        """The rows x in these units, like x."""
         return (x - self.mean.to(x)) / self.scale
 
 
 @dataclass(frozen=True, eq=False)
 class _InUnits:
-    """`scale net((x - mean) / scale, t)`.
-
-    The velocity of a flow whose network lives in other units.
-    """
+    """The velocity `scale net((x - mean) / scale, t)` of a network in other units."""
 
     network: nn.Module
     units: Units
@@ -370,7 +411,7 @@ def _two_ends(data: Any, start: Any, source: int, target: int) -> tuple[Tensor, 
 
 
 def _settings(rows: Tensor, asked: dict[str, Any]) -> dict[str, Any]:
-    """What builds the network again."""
+    """The settings that build the network."""
     return {
         "event_shape": list(rows.shape[1:]),
         **{name: asked[name] for name in ("width", "blocks", "dropout")},

@@ -1,17 +1,16 @@
-r"""Normalizing flows on scikit-learn's handwritten digits.
-
-NICE, real NVP, MAF, neural splines, and a continuous flow.
+r"""Normalizing flows on handwritten digits: NICE, real NVP, MAF, neural splines, a continuous flow.
 
 A flow is an invertible f from data to standard normals, so that
 
-    log p(x) = log N(f(x); 0, I) + log |det df/dx|,        x = f^-1(z) with z ~ N(0, I) is an exact draw.
+    log p(x) = log N(f(x); 0, I) + log |det df/dx|
 
-Here f is whitening, `u = U s^-1 U^T (x - m)`, which turns pixels as little as it can, and then
-steps that are the identity before training, so that the flow starts as the Gaussian with the data's
-mean m and covariance `U diag(s^2) U^T`. A step changes each coordinate by an increasing function,
-an addition, an affine function or a rational-quadratic spline, whose parameters a network makes of
-other coordinates: in a coupling one half of them from the other half; in an autoregressive step
-each from those before it, by masked weights. The transforms are zuko's, their networks our own.
+and x = f^-1(z) with z ~ N(0, I) is an exact draw. Here f is whitening, `u = U s^-1 U^T (x - m)`,
+which mixes pixels as little as possible, followed by steps that are the identity before training:
+the flow starts as the Gaussian with the data's mean m and covariance `U diag(s^2) U^T`. A step
+changes each coordinate by an increasing function - an addition, an affine function or a
+rational-quadratic spline - whose parameters a network makes of other coordinates: in a coupling
+those of one half from the other half; in an autoregressive step those of each from those before it,
+by masked weights. The transforms are zuko's, their networks our own.
 
 digits-ffjord is a flow in time, `du/dt = F(u, t)` from normals at t = 0 to whitened data at t = 1.
 In data space that is
@@ -19,13 +18,14 @@ In data space that is
     x_t = t m + U s^t U^T u_t,        dx/dt = m + U [log(s) s^t U^T u + s^t U^T F(u, t)],
 
 again exactly the data's Gaussian where F = 0. It is trained by maximum likelihood through the
-package's own solver, along
+package's own solver, back in time from (u_1, 0, 0) along
 
-    d/dt (u, l, k) = (F, e^T (dF/du) e, -|F|^2)    back from (u_1, 0, 0),        log p(x) = log N(u_0; 0, I) + l_0 - sum log s,
+    d/dt (u, l, k) = (F, e^T (dF/du) e, -|F|^2)
+    log p(x) = log N(u_0; 0, I) + l_0 - sum log s
 
-with e fixed random signs for a solve, and k_0, the way's kinetic energy, held small: straight ways
-need few steps. Its path is no Gaussian one, so it has a velocity, a base and hence a density, but
-neither score nor denoiser.
+with random signs e that are fixed during a solve. The kinetic energy k_0 is kept small by a penalty,
+as straight paths need few steps. The path is not Gaussian, so the model has a velocity, a base and
+hence a density, but neither score nor denoiser.
 
 References:
     Dinh, Krueger, Bengio, "NICE: non-linear independent components estimation" (2015).
@@ -93,16 +93,17 @@ __all__ = [
 
 BINS = 8
 PARAMETERS = {"additive": 1, "affine": 2, "spline": 3 * BINS - 1}
-"""How many numbers a univariate function takes."""
-
+"""How many parameters a univariate function has, by its kind."""
 KNOTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-"""Where the continuous flow's network sees soft steps of each coordinate."""
+"""Where the soft steps of each coordinate lie that the continuous flow's network sees."""
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer in which output i sees input j where its degree is at least that of j.
+    """A linear layer in which an output sees the inputs whose degree is at most its own.
 
-    `degrees_i >= degrees_j`.
+    Args:
+        inputs: The degrees of the inputs.
+        outputs: The degrees of the outputs.
     """
 
     def __init__(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
@@ -110,7 +111,7 @@ class MaskedLinear(nn.Linear):
         self.degrees = tuple(inputs), tuple(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, inputs) -> (batch, outputs)`."""
+        """The layer's output, `(batch, inputs) -> (batch, outputs)`."""
         return linear(x, self.weight * _mask(*self.degrees, x.device), self.bias)
 
 
@@ -122,21 +123,20 @@ def _mask(inputs: tuple[int, ...], outputs: tuple[int, ...], device: torch.devic
 
 
 class Conditioner(nn.Module):
-    """A residual MLP that makes parameters for each output from the inputs of a lower degree only,
-    zero at the start.
+    """A residual MLP that makes the parameters of each output from inputs of a lower degree.
 
-    With one degree throughout, as in a coupling, its hidden units are smooth rectifiers; with
-    several bounded ones, as each coordinate of a draw feeds all that follow, and what grows with
-    them could explode.
+    The parameters are zero at the start. In a coupling, where all outputs have one degree, hidden
+    units are smooth rectifiers. In an autoregressive step they are bounded (tanh): each coordinate
+    of a draw enters all that follow, and what grows with them could explode.
 
     Args:
-        inputs: Their degrees.
-        outputs: Their degrees.
-        parameters: How many for each output.
-        width: The width.
-        blocks: The blocks.
-        dropout: The dropout.
-        seed: Of the dropout.
+        inputs: The degrees of the inputs.
+        outputs: The degrees of the outputs.
+        parameters: How many parameters an output has.
+        width: The width of the hidden layers.
+        blocks: The number of residual blocks.
+        dropout: The share of hidden units dropped in training.
+        seed: The seed of the dropout.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Conditioner(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, inputs) -> (batch, outputs, parameters)`."""
+        """The parameters, `(batch, inputs) -> (batch, outputs, parameters)`."""
         first, *others = self.dropouts
         h = first(self.activation(self.enter(x)))
         for block, dropout in zip(self.blocks, others, strict=True):
@@ -175,10 +175,14 @@ class Step(nn.Module):
     """A coupling, or an autoregressive step.
 
     Args:
-        kind: Of the univariate functions, a name in `PARAMETERS`.
-        kept: Which coordinates a coupling keeps and makes the others' functions of, None for an
-            autoregressive step.
-        order: The places of the coordinates in such a step; the others as `Conditioner` has them.
+        kind: The kind of the univariate functions, a name in `PARAMETERS`.
+        kept: Which coordinates a coupling keeps, from which it makes the functions of the others;
+            None for an autoregressive step.
+        order: The place of each coordinate in an autoregressive step.
+        width: As in `Conditioner`.
+        blocks: As in `Conditioner`.
+        dropout: As in `Conditioner`.
+        seed: As in `Conditioner`.
     """
 
     def __init__(
@@ -202,22 +206,25 @@ class Step(nn.Module):
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The step towards the normals, and its log determinant.
 
-        `(batch, d) -> (batch, d), (batch,)`.
+        Args:
+            u: `(batch, d)`.
+
+        Returns:
+            z, `(batch, d)`, and log |det dz/du|, `(batch,)`.
         """
         z, ladj = self._transform().call_and_ladj(u)
         return z, ladj.sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """The step back, `(batch, d)` both.
+        """The step back, `(batch, d) -> (batch, d)`.
 
-        An autoregressive one knows one coordinate more after each pass.
+        An autoregressive step determines one coordinate in each pass.
         """
         if self.kept is not None:
             return self._transform().inv(z)
         u, order = torch.zeros_like(z), torch.tensor(self.order, device=z.device)
-        for place in range(
-            len(self.order)
-        ):  # and not all at once, as zuko does: what is not known yet could overflow
+        # one by one, and not all at once as zuko does: what is not known yet could overflow
+        for place in range(len(self.order)):
             u = torch.where(order == place, self._univariate(u).inv(z), u)
         return u
 
@@ -239,9 +246,9 @@ class Step(nn.Module):
 
 
 class Scaling(nn.Module):
-    """A factor for each coordinate, as additions keep volumes.
+    """A learned factor for each coordinate, which additive steps need as they keep volumes.
 
-    A layer of the input 1, so that `fresh` starts it at zero.
+    Its logarithm is a linear layer of the input 1, so that `fresh` starts it at zero.
     """
 
     def __init__(self, dim: int) -> None:
@@ -249,12 +256,12 @@ class Scaling(nn.Module):
         self.log = zero_start(nn.Linear(1, dim))
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """`(batch, d) -> (batch, d), (batch,)`."""
+        """The scaled coordinates and the log determinant, `(batch, d) -> (batch, d), (batch,)`."""
         logarithm = self._logarithm
         return u * logarithm.exp(), logarithm.sum().expand(len(u))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """`(batch, d)` both."""
+        """The inverse, `(batch, d) -> (batch, d)`."""
         return z * (-self._logarithm).exp()
 
     @property
@@ -270,7 +277,7 @@ class FlowNetwork(OnSpread):
         self.steps = steps
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Z = f(x) and log |det df/dx|: `(batch, *event_shape) -> (batch, d), (batch,)`."""
+        """The normals f(x) `(batch, d)` and log |det df/dx| `(batch,)`, x `(batch, *event_shape)`."""
         z = self._out_of(self._into(x.to(self.mean.dtype).flatten(1) - self.mean) / self.std)
         total = -self.std.log().sum().expand(len(z))
         for step in self.steps:
@@ -279,7 +286,7 @@ class FlowNetwork(OnSpread):
         return z, total
 
     def inverse(self, z: Tensor) -> Tensor:
-        """`f^-1(z)`, `(batch, d)` both."""
+        """The inverse f^-1(z), `(batch, d) -> (batch, d)`."""
         u = z.to(self.mean.dtype)
         step: Any
         for step in reversed(self.steps):
@@ -287,7 +294,7 @@ class FlowNetwork(OnSpread):
         return self._unwhitened(u)
 
     def gaussian(self, z: Tensor) -> Tensor:
-        """Normals given the data's mean and covariance, like z: `f^-1` without its steps."""
+        """Normals z with the mean and the covariance of the data, like z: f^-1 without its steps."""
         return self._unwhitened(z.to(self.mean.dtype).flatten(1)).reshape(z.shape).to(z.dtype)
 
     def _unwhitened(self, u: Tensor) -> Tensor:
@@ -296,9 +303,11 @@ class FlowNetwork(OnSpread):
 
 @dataclass(frozen=True, eq=False)
 class NormalizingFlow:
-    """A field from a flow of the event's coordinates.
+    """A flow as a static field, whose density and draws are exact.
 
-    Everything is exact, the density and the draws.
+    Args:
+        network: The flow.
+        event_shape: The shape of an event.
     """
 
     network: FlowNetwork
@@ -307,16 +316,16 @@ class NormalizingFlow:
     provides = frozenset({"energy", "score", "log_prob", "draw", "decode"})
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """`log N(f(x); 0, I) + log |det df/dx|`, `(batch,)`."""
+        """The log density `log N(f(x); 0, I) + log |det df/dx|`, normalised, `(batch,)`."""
         z, ladj = self.network(x)
         return (_normal_log_prob(z) + ladj).to(x.dtype)
 
     def energy(self, x: Tensor) -> Tensor:
-        """`-log p(x)`, `(batch,)`."""
+        """The energy `-log p(x)`, `(batch,)`."""
         return -self.log_prob(x)
 
     def score(self, x: Tensor) -> Tensor:
-        """`grad log p(x)`, like x."""
+        """The score `grad log p(x)`, like x."""
         return -self.energy_and_grad(x)[1]
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -324,11 +333,11 @@ class NormalizingFlow:
         return grad_energy(self.energy, x)
 
     def encode(self, x: Tensor) -> Tensor:
-        """f(x), the latents of data, like x."""
+        """The latents f(x) of data, like x."""
         return self.network(x)[0].reshape(x.shape).to(x.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
-        """`f^-1(z)`, data of latents, like z."""
+        """The data f^-1(z) of latents, like z."""
         return self.network.inverse(z.flatten(1)).reshape(z.shape).to(z.dtype)
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
@@ -337,7 +346,7 @@ class NormalizingFlow:
             return self.decode(noise.normal(0, Stream.START, self.event_shape))
 
     def initial(self, n: int, noise: NoiseSource) -> Tensor:
-        """Where chains start: draws of the data's Gaussian, drawn in by half, `(n, *event_shape)`.
+        """Where chains start, `(n, *event_shape)`: the data's Gaussian with half its spread.
 
         Far out, as at N(0, I) in the pixels, the energy of affine couplings is too steep for any
         step.
@@ -348,9 +357,17 @@ class NormalizingFlow:
 
 @dataclass(frozen=True)
 class Stepwise:
-    """A flow of steps as a model.
+    """A flow of couplings or autoregressive steps as a model.
 
-    Its name, the kind of its functions, how its steps see each other, and its defaults.
+    Args:
+        model: The name of the model.
+        kind: The kind of its univariate functions, a name in `PARAMETERS`.
+        autoregressive: Whether its steps are autoregressive instead of couplings.
+        layers: How many steps the flow has, by default.
+        width: The width of their networks' hidden layers, by default.
+        blocks: The number of their residual blocks, by default.
+        dropout: The share of hidden units dropped in training, by default.
+        steps: How many steps the optimiser makes, by default.
     """
 
     model: str
@@ -366,8 +383,8 @@ class Stepwise:
         """The flow with these weights, by default the shipped ones.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model; `MissingDependency`
-            without zuko.
+            InvalidArgument: Where the file holds no weights of this model.
+            MissingDependency: Where zuko is not installed.
         """
         _transforms()
         stored = read_weights(weights, self.model)
@@ -391,23 +408,26 @@ class Stepwise:
         """Fit the flow to data by maximum likelihood.
 
         Args:
-            data: `(n, *event_shape)` of at least two numbers a row, None for the digits.
-            seed: Of the random numbers.
-            steps: Of the optimiser.
+            data: The data, `(n, *event_shape)` of at least two numbers a row, None for the digits.
+            seed: The seed of the random numbers.
+            steps: How many steps the optimiser makes, None for the model's own number.
             bin: The distance of the data's levels, over which they are spread evenly, 0 for data
                 that are continuous already.
-            layers: How many steps the flow has.
-            width: Of their networks.
-            blocks: Of their networks.
-            dropout: Of their networks.
-            report: Called after each evaluation.
-            checkpoint: A file to save to and to go on from. Other settings, None: the model's own.
+            layers: How many steps the flow has, None for the model's own number.
+            width: The width of their networks' hidden layers, None for the model's own.
+            blocks: The number of their residual blocks, None for the model's own.
+            dropout: The share of hidden units dropped in training, None for the model's own.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save to and to go on from, None for none.
 
         Returns:
-            the weights of the lowest loss on a held-out tenth of the rows.
+            The weights of the lowest loss on a held-out tenth of the rows.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`; `MissingDependency` without zuko.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
+            MissingDependency: Where a package that it needs is not installed.
         """
         _transforms()
         rows, spread = _prepared(data, bin)
@@ -459,12 +479,16 @@ SPLINE = Stepwise(
 
 
 class Drift(nn.Module):
-    """F(u, t), zero at the start.
+    """The drift F(u, t) of whitened coordinates, zero at the start.
 
-    An MLP of the coordinates and of soft steps of each, plus a linear function of the same.
+    It is an MLP of the coordinates and of soft steps of each, plus a linear function of the same.
+    The steps, `tanh(3 (u_i - k))`, let the law of a single coordinate be sharp, as is that of a
+    pixel that is mostly black. The time scales and shifts the hidden layers.
 
-    The steps, `tanh(3 (u_i - k))`, let one coordinate's own law be sharp, as that of a pixel that
-    is mostly black is. The time scales and shifts the hidden layers.
+    Args:
+        dim: The dimension of u.
+        width: The width of the hidden layers.
+        features: The number of features of the time.
     """
 
     def __init__(self, dim: int, width: int, features: int = 32) -> None:
@@ -480,7 +504,7 @@ class Drift(nn.Module):
         self.direct = zero_start(nn.Linear(seen, dim))
 
     def forward(self, u: Tensor, t: Tensor) -> Tensor:
-        """`(batch, dim), (batch,) -> (batch, dim)`."""
+        """The drift at u and t: `(batch, dim), (batch,) -> (batch, dim)`."""
         phase = (
             math.pi * t[:, None] * torch.arange(1, HARMONICS + 1, dtype=u.dtype, device=u.device)
         )
@@ -498,14 +522,14 @@ class Drift(nn.Module):
 
 
 class ContinuousNetwork(OnSpread):
-    """The velocity dx/dt of the flow in time, from that of whitened coordinates, `F(u, t)`."""
+    """The velocity dx/dt of the continuous flow, from the drift F(u, t) of whitened coordinates."""
 
     def __init__(self, drift: nn.Module, spread: PrincipalAxes) -> None:
         super().__init__(spread)
         self.drift = drift
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """`(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
+        """The velocity at x and t: `(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
         time, rate = t.to(self.mean.dtype)[:, None], self.std.log()
         at, scale = (
             self._into(x.to(self.mean.dtype).flatten(1) - time * self.mean),
@@ -515,9 +539,15 @@ class ContinuousNetwork(OnSpread):
         return (self.mean + self._out_of(moved)).reshape(x.shape)
 
     def solved(self, x: Tensor, signs: Tensor, solver: ProbabilityFlow) -> tuple[Tensor, Tensor]:
-        """`log p(x)` by these probes `(batch, d)`, and the kinetic energy: `(batch,)` both.
+        """Solve back from x for its log density and kinetic energy, differentiable in the weights.
 
-        Differentiable in the weights.
+        Args:
+            x: `(batch, *event_shape)`.
+            signs: The probes e, random signs, `(batch, d)`.
+            solver: The solver.
+
+        Returns:
+            An estimate of log p(x), and k_0, each `(batch,)`.
         """
         dim = x[0].numel()
 
@@ -535,9 +565,8 @@ class ContinuousNetwork(OnSpread):
 
         start = self._out_of(self._into(x.to(self.mean.dtype).flatten(1) - self.mean) / self.std)
         start, shape = torch.cat([start, start.new_zeros(len(x), 2)], 1), (dim + 2,)
-        field = Velocity(
-            back, shape, base=standard_normal(shape)
-        )  # with a base of its own, so on no Gaussian path
+        # with a base of its own, and so on no Gaussian path
+        field = Velocity(back, shape, base=standard_normal(shape))
         grad = torch.is_grad_enabled()
         end = sample(
             field, solver, chains=len(x), init=start, cond={"signs": signs}, grad=grad
@@ -547,7 +576,11 @@ class ContinuousNetwork(OnSpread):
 
 @dataclass(frozen=True)
 class Continuous:
-    """The continuous flow as a model."""
+    """The continuous flow as a model.
+
+    Args:
+        model: The name of the model.
+    """
 
     model: str
 
@@ -557,7 +590,7 @@ class Continuous:
         A velocity from N(0, I), of no Gaussian path.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model.
+            InvalidArgument: Where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.model)
         shape = tuple(stored.settings["event_shape"])
@@ -582,22 +615,24 @@ class Continuous:
         """Fit the flow to data by maximum likelihood, through the solver.
 
         Args:
-            data: `(n, *event_shape)`, None for the digits.
-            seed: Of the random numbers.
-            steps: Of the optimiser.
+            data: The data, `(n, *event_shape)`, None for the digits.
+            seed: The seed of the random numbers.
+            steps: How many steps the optimiser makes.
             bin: The distance of the data's levels, over which they are spread evenly, 0 for data
                 that are continuous already.
-            width: Of the network.
-            intervals: Of the solver ("rk4") in training.
-            kinetic: The weight of the kinetic energy.
-            report: Called after each evaluation.
-            checkpoint: A file to save to and to go on from.
+            width: The width of the network's hidden layers.
+            intervals: How many intervals the solver ("rk4") has in training.
+            kinetic: The weight of the kinetic energy in the loss.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save to and to go on from, None for none.
 
         Returns:
-            the weights of the lowest loss on a held-out tenth of the rows.
+            The weights of the lowest loss on a held-out tenth of the rows.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
         rows, spread = _prepared(data, bin)
         settings = {"event_shape": list(rows.shape[1:]), "width": width}
@@ -640,7 +675,11 @@ def default_data() -> Tensor:
 
 
 def _transforms() -> Any:
-    """Zuko's transforms, imported when a flow is first asked for."""
+    """Zuko's transforms, imported where a flow is used.
+
+    Raises:
+        MissingDependency: Where zuko is not installed.
+    """
     try:
         from zuko import transforms
     except ImportError as error:
@@ -649,7 +688,11 @@ def _transforms() -> Any:
 
 
 def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, PrincipalAxes]:
-    """The rows, and their spread once they are spread out over bins."""
+    """The rows, and the Gaussian of the rows once they are spread over bins.
+
+    Raises:
+        InvalidArgument: For data or a bin that do not fit.
+    """
     if finite("bin", bin) < 0:
         raise InvalidArgument(
             "bin", bin, "the distance of the data's levels, or 0 for continuous data"
@@ -664,13 +707,14 @@ def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, PrincipalAxes]:
 
 
 def _half(place: int, layer: int, dim: int) -> bool:
-    """Which coordinates a coupling keeps: those with a bit of their place set, then the others.
+    """Whether a coupling keeps the coordinate at a place.
 
-    Layer by layer other bits.
+    Pairs of layers take the bits of the place in turn: the first layer of a pair keeps the
+    coordinates whose bit is 0, the second the others.
     """
     return (place >> layer // 2 % (dim - 1).bit_length()) % 2 == layer % 2
 
 
 def _normal_log_prob(z: Tensor) -> Tensor:
-    """`log N(z; 0, I)`, `(batch, d) -> (batch,)`."""
+    """The log density log N(z; 0, I), `(batch, d) -> (batch,)`."""
     return -(z.square() + math.log(2 * math.pi)).sum(1) / 2

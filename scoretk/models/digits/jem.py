@@ -1,16 +1,16 @@
-r"""digits-jem: one network that classifies scikit-learn's handwritten digits and is an energy-based
-model of them.
+r"""digits-jem: one network as a classifier and an energy-based model of handwritten digits.
 
-A classifier's logits f(x)_y are read as a joint density of images and labels, here beside a
-Gaussian's energy that confines it,
+The logits f(x)_y of a classifier are read as a joint density of images and labels, with the energy
+q of a Gaussian that confines it:
 
-    p(x, y) = exp(-q(x) + f(x)_y) / Z,      E(x) = q(x) - logsumexp_y f(x)_y,      E(x | y) = q(x) - f(x)_y + const
-    p(y | x) = softmax f(x),                q(x) = |s^-1 U^T (x - m)|^2 / 2
+    p(x, y) = exp(-q(x) + f(x)_y) / Z,    q(x) = |s^-1 U^T (x - m)|^2 / 2
+    E(x) = q(x) - logsumexp_y f(x)_y,     E(x | y) = q(x) - f(x)_y + const
+    p(y | x) = softmax f(x)
 
-and fitted by both its factors, `-log p(y | x)` as a classifier and `-log p(x)` by persistent
+Both factors of p(x, y) are fitted, `-log p(y | x)` as a classifier and `-log p(x)` by persistent
 contrastive divergence:
 
-    loss = mean E(x+) - mean E(x-) + weight mean (-log p(y+ | x+)) + decay (mean f(x+)^2 + mean f(x-)^2)
+    loss = mean E(x+) - mean E(x-) - weight mean log p(y+ | x+) + decay (mean f(x+)^2 + mean f(x-)^2)
 
 Sample it with `ULA(0.005)`; one class with `cond={"label": labels}`, one whole number a chain.
 
@@ -52,13 +52,11 @@ MODEL = "digits-jem"
 
 @dataclass(frozen=True, eq=False)
 class JEM:
-    """A static field of a classifier.
-
-    The energy of x, or of x given a label, and the classifier itself.
+    """A classifier as a static field: the energy of x, or of x given a label.
 
     Args:
-        network: Whose correction is f, `(batch, *event_shape) -> (batch, classes)`.
-        event_shape: Of an image.
+        network: q and f: its correction is f, `(batch, *event_shape) -> (batch, classes)`.
+        event_shape: The shape of an image.
     """
 
     network: ConfinedEnergy
@@ -74,12 +72,17 @@ class JEM:
         return self.network.correction(x).to(x.dtype)
 
     def energy(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """`E(x)`, or with labels `(batch,)` of whole numbers `E(x | y)`, `(batch,)`.
+        """The energy `E(x)`, or `E(x | y)` given labels.
 
-        Infinite for a label of no class.
+        Args:
+            x: `(batch, *event_shape)`.
+            label: Whole numbers, `(batch,)`, or None.
+
+        Returns:
+            `(batch,)`, infinite for a label of no class.
 
         Raises:
-            `InvalidArgument` where there is not one label a row.
+            InvalidArgument: Where there is not one label a row.
         """
         logits = self.classify(x)
         if label is not None:
@@ -90,11 +93,11 @@ class JEM:
         return (self.network.confinement(x) - logits.logsumexp(1)).to(x.dtype)
 
     def score(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """`-grad E`, like x."""
+        """The score `-grad E`, like x; label as in `energy`."""
         return -self.energy_and_grad(x, label)[1]
 
     def energy_and_grad(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """E and its gradient in x, for the price of one of each."""
+        """The energy and its gradient in x, for the price of one of each."""
         return grad_energy(lambda y: self.energy(y, label), x)
 
 
@@ -102,7 +105,7 @@ def build(weights: File | None = None) -> JEM:
     """The model with these weights, by default the shipped ones.
 
     Raises:
-        `InvalidArgument` where the file holds no weights of this model.
+        InvalidArgument: Where the file holds no weights of this model.
     """
     stored = read_weights(weights, MODEL)
     settings = stored.settings
@@ -111,10 +114,7 @@ def build(weights: File | None = None) -> JEM:
 
 
 def default_data() -> Tensor:
-    """What the shipped weights were trained on, beside their labels.
-
-    The digits' training images, `(1437, 1, 8, 8)`.
-    """
+    """The data of the shipped weights, beside their labels: training images `(1437, 1, 8, 8)`."""
     return load_digits().train
 
 
@@ -139,16 +139,31 @@ def train(
     """Fit the model to labelled data.
 
     Args:
-        data: `(n, *event_shape)` and labels `(n,)`, whole numbers from 0, or a file of them such as
-            `scoretk fit --data` takes, both None for the digits.
-        weight: Of the classifier's loss.
-        decay: Of the logits; the others as for digits-energy.
+        data: The data, `(n, *event_shape)`; None, together with the labels, for the digits.
+        labels: Their classes, whole numbers from 0, `(n,)`, or a file of them such as `scoretk fit
+            --data` takes.
+        seed: The seed of the random numbers.
+        steps: How many steps the optimiser makes.
+        smoothing: The standard deviation of the noise that is put on the data, over their own.
+        width: The width of the network's hidden layers.
+        blocks: The number of its residual blocks.
+        chain_steps: How many Langevin steps are made before each step of the optimiser.
+        step_size: The size of these steps, in units of the data's variance.
+        chains: The number of chains in the replay buffer.
+        refresh: The share of the chains that start anew from N(0, I) when read.
+        weight: The weight of the classifier's loss.
+        decay: The weight of the squared logits in the loss.
+        report: Called with the progress after each evaluation.
+        checkpoint: The file to save to and to go on from, None for none.
 
     Returns:
-        the averaged weights of the last step.
+        The averaged weights of the last step.
 
     Raises:
-        `InvalidArgument`, `FitFailure`, `CheckpointError`; `ChainFailure` where every chain failed.
+        InvalidArgument: For data or settings that do not fit.
+        FitFailure: Where loss, gradient or weights are no longer finite.
+        CheckpointError: Where the checkpoint is damaged or another run's.
+        ChainFailure: Where every chain failed.
     """
     ready, classes = labelled(data, labels, smoothing)
     shape = tuple(ready.rows.shape[1:])

@@ -1,23 +1,22 @@
-r"""Score models of scikit-learn's handwritten digits.
+r"""Noise-conditional score networks (NCSN) of handwritten digits, over a ladder of noise levels.
 
-Noise-conditional score networks over a ladder of noise levels.
-
-With levels `s_1 > ... > s_L`, geometric, one of them drawn for each row, denoising score matching
-weighted by `s_i^2`,
+The levels `s_1 > ... > s_L` are geometric, and one of them is drawn for each row. The loss is
+denoising score matching, weighted by `s_i^2`,
 
     E_i |s_i score(x + s_i eps, s_i) + eps|^2 / d
 
-    digits-ncsn      twelve levels from 2 to .01 (NCSN has ten, as near to one another, from 1 to .01 for pixels in [0, 1]; here
-                     they lie in [-1, 1]); the network is told the level
-    digits-ncsnv2    levels from the data's largest distance (technique 1), near enough to overlap (technique 2); a network
-                     that is not told the level, `score(x, s) = net(x) / s` (technique 3)
+    digits-ncsn      Twelve levels from 2 to .01, for pixels in [-1, 1] (NCSN has ten, as near to one
+                     another, from 1 to .01 for pixels in [0, 1]). The network is told the level.
+    digits-ncsnv2    Levels from the data's largest distance (technique 1), near enough to overlap
+                     (technique 2). The network is not told the level: `score(x, s) = net(x) / s`
+                     (technique 3).
 
-As fields they are in time, on the path VE(s_L, s_1), whose levels between those of the ladder the
-networks interpolate. Langevin steps suit both: `AnnealedLangevin.ncsn()`, and
-`AnnealedLangevin.ncsnv2(data, .05, 20)`, whose step size is technique 4's. Solvers without them,
-and densities by the flow, feel what the two give up: NCSN's start N(0, s_1^2 I) is not quite the
-noised data; and the score of NCSNv2, which takes the level from x, is as long for a point too far
-out as for any other, so that a flow never brings it in.
+As fields they are timed, on the path VE(s_L, s_1); between the levels of the ladder the networks
+interpolate. Langevin steps suit both: `AnnealedLangevin.ncsn()`, and `AnnealedLangevin.ncsnv2(data,
+.05, 20)`, whose step size is technique 4's. Solvers without Langevin steps, and densities by the
+probability flow, are less accurate: NCSN's start N(0, s_1^2 I) is not quite the noised data; and the
+score of NCSNv2, which takes the level from x, is no longer for a point too far out than for any
+other, so that a flow never brings it in.
 
 References:
     Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019).
@@ -55,11 +54,12 @@ class NCSNVariant:
     """One score model.
 
     Args:
-        name: The name.
+        name: The name of the model.
         told: Whether its network is told the level.
-        sigma_min: Of its ladder where training is not told, None: NCSNv2's techniques 1 and 2.
-        sigma_max: Of its ladder where training is not told, None: NCSNv2's techniques 1 and 2.
-        levels: Of its ladder where training is not told, None: NCSNv2's techniques 1 and 2.
+        sigma_min: The lowest level of the ladder, by default, in units of the data.
+        sigma_max: The highest level, by default; None for the largest distance of two data points
+            (NCSNv2's technique 1).
+        levels: How many levels, by default; None for as many as overlap enough (technique 2).
     """
 
     name: str
@@ -72,7 +72,7 @@ class NCSNVariant:
         """The score model with these weights, by default the shipped ones.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model.
+            InvalidArgument: Where the file holds no weights of this model.
         """
         stored = read_weights(weights, self.name)
         settings = stored.settings
@@ -100,25 +100,27 @@ class NCSNVariant:
         """Fit the score model to data.
 
         Args:
-            data: `(n, *event_shape)`, None for the digits.
-            seed: Of the random numbers.
-            steps: Of the optimiser.
-            smoothing: The standard deviation of the noise that is put on the data (against learning
-                them by heart) over their own.
-            sigma_min: Of the ladder, in units of the data, None for the variant's.
-            sigma_max: Of the ladder, in units of the data, None for the variant's.
-            levels: Of the ladder, in units of the data, None for the variant's.
-            width: Of the network.
-            blocks: Of the network.
-            dropout: Of the network.
-            report: Called after each evaluation.
-            checkpoint: A file to save to and to go on from.
+            data: The data, `(n, *event_shape)`, None for the digits.
+            seed: The seed of the random numbers.
+            steps: How many steps the optimiser makes.
+            smoothing: The standard deviation of the noise that is put on the data against
+                overfitting, over their own.
+            sigma_min: The lowest level, in units of the data, None for the variant's.
+            sigma_max: The highest level, None for the variant's.
+            levels: How many levels, None for the variant's.
+            width: The width of the network's hidden layers.
+            blocks: The number of its residual blocks.
+            dropout: The share of hidden units dropped in training.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save to and to go on from, None for none.
 
         Returns:
-            the weights of the lowest loss on a held-out tenth of the rows.
+            The weights of the lowest loss on a held-out tenth of the rows.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
         ready = prepare(load_digits().train if data is None else data, smoothing)
         settings = {
@@ -168,9 +170,8 @@ class NCSNVariant:
             raise InvalidArgument("sigma_min, sigma_max", (low, high), "0 < sigma_min < sigma_max")
         n = self.levels if levels is None else levels
         if n is None:
-            ratio = ncsnv2_ratio(
-                max(5, rows[0].numel())
-            )  # of fewer dimensions than 5 none, as levels always overlap
+            # in fewer than 5 dimensions levels of any ratio overlap
+            ratio = ncsnv2_ratio(max(5, rows[0].numel()))
             n = 1 + math.ceil(math.log(high / low) / math.log(ratio))
         return {"sigma_min": low, "sigma_max": high, "levels": count("levels", n, least=2)}
 
@@ -192,9 +193,9 @@ DIGITS_NCSNV2 = NCSNVariant("digits-ncsnv2", told=False, sigma_min=0.05)
 
 
 def _untold(network: PathNetwork) -> Callable[[Tensor], Tensor]:
-    """The network of x alone whose share in `s` is the score.
+    """The network of x alone that over the level is the score.
 
-    Minus the noise, at the level that x itself shows.
+    It is minus the predicted noise at the level that x itself shows.
     """
     return lambda x: -network(x, network.apparent_time(x))
 

@@ -1,12 +1,12 @@
-r"""Small networks for the trained families, and the Gaussian answer that each of them starts from.
+r"""Small networks for the trained families, each starting as the predictor for Gaussian data.
 
-Data with mean m and covariance `U diag(s^2) U^T` seen through a Gaussian path, `x_t = alpha x_1 +
+Data with mean m and covariance `U diag(s^2) U^T`, seen through a Gaussian path, `x_t = alpha x_1 +
 sigma eps`, have the linear predictors (Wiener's; exact for Gaussian data)
 
-    D = m + U [alpha s^2 / w^2] c,    e = U [sigma / w^2] c,    c = U^T (x_t - alpha m),    w^2 = alpha^2 s^2 + sigma^2
+    D = m + U [alpha s^2 / w^2] c,    e = U [sigma / w^2] c
+    c = U^T (x_t - alpha m),          w^2 = alpha^2 s^2 + sigma^2
 
-What is left of data and noise once these are taken away is one and the same vector of unit
-variance, scaled:
+What remains of data and noise is one and the same vector F of unit variance, scaled:
 
     x_1 - D = U [s sigma / w] F,      eps - e = -U [alpha s / w] F
 
@@ -54,16 +54,19 @@ __all__ = [
 Module = TypeVar("Module", bound=nn.Module)
 
 FULL_COVARIANCE = 1024
-"""Up to this many dimensions the covariance is used whole; beyond, one variance for all directions.
+"""Up to this many dimensions the full covariance is used; beyond, one variance for all directions.
 """
-
 HARMONICS = 8
-"""Frequencies at which the networks see the path's angle."""
+"""How many harmonics of the path's angle the networks get."""
 
 
 class PrincipalAxes(NamedTuple):
-    """A Gaussian: mean `(d,)`, principal directions as columns `(d, d)` (None: any), and stds along
-    them `(d,)`.
+    """A Gaussian by its principal axes.
+
+    Args:
+        mean: `(d,)`.
+        basis: The principal directions as columns, `(d, d)`; None where all directions are alike.
+        std: The standard deviations along them, `(d,)`.
     """
 
     mean: Tensor
@@ -72,8 +75,11 @@ class PrincipalAxes(NamedTuple):
 
 
 def principal_axes(data: Tensor, floor: float) -> PrincipalAxes:
-    """Mean and covariance of data `(n, *event_shape)`, `floor^2` added to the variance of every
-    direction.
+    """The Gaussian with the mean and the covariance of data.
+
+    Args:
+        data: `(n, *event_shape)`.
+        floor: Its square is added to the variance of every direction.
     """
     rows = data.detach().to("cpu", torch.float64).reshape(len(data), -1)
     mean, d = rows.mean(0), rows.shape[1]
@@ -88,11 +94,10 @@ def principal_axes(data: Tensor, floor: float) -> PrincipalAxes:
 
 
 def fresh(make: Callable[[], Module], generator: torch.Generator) -> Module:
-    """The module that `make` builds, its weights from this generator and not, as torch's own, from
-    the global one.
+    """The module that `make` builds, with initial weights from a given generator.
 
-    Fan-in uniform weights and zero biases for every linear layer; zero weights for those marked
-    `zero_start`.
+    (Torch's own initial weights are from the global generator.) Every linear layer has zero biases
+    and weights that are uniform by its fan-in, or zero where it is marked `zero_start`.
     """
     with torch.device("meta"):
         module = make()
@@ -109,13 +114,18 @@ def fresh(make: Callable[[], Module], generator: torch.Generator) -> Module:
 
 
 def zero_start(layer: nn.Linear) -> nn.Linear:
-    """Mark a layer whose output starts at zero, so that a residual network starts as its skip."""
+    """Mark a layer whose output starts at zero, so that a residual block starts as the identity."""
     layer.zero_start = True  # type: ignore[assignment]
     return layer
 
 
 class Dropout(nn.Module):
-    """Inverted dropout with a generator of its own, as torch's draws from the global one."""
+    """Inverted dropout with a generator of its own, where torch's draws from the global one.
+
+    Args:
+        share: The share of the entries that are set to zero in training, in [0, 1).
+        seed: The seed of the generator.
+    """
 
     def __init__(self, share: float, seed: int = 0) -> None:
         super().__init__()
@@ -123,7 +133,7 @@ class Dropout(nn.Module):
         self.generator = torch.Generator("cpu").manual_seed(seed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """In training a share of the entries zero and the others scaled up; else x."""
+        """In training x with a share of its entries zero and the others scaled up; else x."""
         if not self.training or self.share == 0:
             return x
         kept = torch.rand(x.shape, generator=self.generator, device="cpu") >= self.share
@@ -142,22 +152,21 @@ class TimeBlock(nn.Module):
         self.outer = zero_start(nn.Linear(width, width))
 
     def forward(self, h: Tensor, features: Tensor) -> Tensor:
-        """`(batch, width), (batch, features) -> (batch, width)`."""
+        """The block's output: `(batch, width), (batch, features) -> (batch, width)`."""
         scale, shift = self.modulation(features).chunk(2, 1)
         return h + self.outer(self.dropout(silu(self.inner(self.norm(h)) * (1 + scale) + shift)))
 
 
 class TimeMLP(nn.Module):
-    """A residual MLP of x, an angle in [-pi / 2, pi / 2] that stands for the time, and a class
-    where there are any.
+    """A residual MLP of x, of an angle in [-pi / 2, pi / 2] that stands for the time, and of a class.
 
     Args:
-        dim: Of x.
-        width: The width.
-        blocks: The blocks.
+        dim: The dimension of x.
+        width: The width of the hidden layers.
+        blocks: The number of residual blocks.
         dropout: The share of hidden units dropped in training.
-        features: Of the time.
-        classes: How many, 0 for none.
+        features: The number of features of the time.
+        classes: The number of classes, 0 for none.
     """
 
     def __init__(
@@ -182,13 +191,19 @@ class TimeMLP(nn.Module):
             self.label = nn.Linear(classes, features, bias=False)
 
     def forward(self, x: Tensor, angle: Tensor, label: Tensor | None = None) -> Tensor:
-        """`(batch, dim), (batch,), (batch,) -> (batch, dim)`.
+        """The network's output.
 
-        Label -1, or None for all rows, is no class in particular.
+        Args:
+            x: `(batch, dim)`.
+            angle: `(batch,)`.
+            label: Whole numbers, `(batch,)`, -1 for no class in particular; None for -1 in all rows.
+
+        Returns:
+            `(batch, dim)`.
 
         Raises:
-            `InvalidArgument` for a label outside -1 ... classes - 1, except under compilation or on
-            an accelerator, where asking would stall the device: there it is none.
+            InvalidArgument: For a label outside -1 ... classes - 1. Under compilation or on an
+                accelerator, where the check would stall the device, such a label is no class.
         """
         phase = 2 * angle[:, None] * torch.arange(1, HARMONICS + 1, dtype=x.dtype, device=x.device)
         features = self.time(torch.cat([phase.cos(), phase.sin()], 1))
@@ -201,7 +216,7 @@ class TimeMLP(nn.Module):
         return self.leave(silu(self.norm(h)))
 
     def _one_hot(self, label: Tensor) -> Tensor:
-        """`(batch,) -> (batch, classes)`: zeros where the label is no class."""
+        """One-hot rows of labels, `(batch,) -> (batch, classes)`: zeros for no class."""
         known = torch.arange(self.classes, device=label.device)
         if label.device.type == "cpu" and not torch.compiler.is_compiling():
             allowed = torch.arange(-1, self.classes)
@@ -213,8 +228,13 @@ class TimeMLP(nn.Module):
 
 
 class EnergyMLP(nn.Module):
-    """A residual MLP with smooth activations and one number a row, or so many `outputs`, zero at
-    the start.
+    """A residual MLP with smooth activations and one number a row, zero at the start.
+
+    Args:
+        dim: The dimension of x.
+        width: The width of the hidden layers.
+        blocks: The number of residual blocks.
+        outputs: How many numbers a row, None for one without an axis.
     """
 
     def __init__(
@@ -227,7 +247,7 @@ class EnergyMLP(nn.Module):
         self.leave = zero_start(nn.Linear(width, outputs or 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, dim) -> (batch,)`, or `(batch, outputs)`."""
+        """The network's output: `(batch, dim) -> (batch,)`, or `(batch, outputs)`."""
         h = silu(self.enter(x))
         for block in self.blocks:
             h = h + silu(block(h))
@@ -240,13 +260,13 @@ OF_DATA_AND_NOISE: dict[str, Callable[[PathPoint], tuple[Tensor, Tensor]]] = {
     "velocity": lambda p: (p.dalpha, p.dsigma),
     "v": lambda p: (-p.sigma, p.alpha),
 }
-"""A prediction other than the noise as `a D + b e`: `(a, b)` at a point of the path."""
+"""The weights `(a, b)` of a prediction `a D + b e` other than the noise, at a point of the path."""
 
 
 class OnSpread(nn.Module):
-    """What both kinds share: a Gaussian as buffers, and coordinates in it.
+    """A module with a Gaussian as buffers, and coordinates along its principal axes.
 
-    The module computes in its own dtype.
+    It computes in its own dtype, whatever that of its inputs.
     """
 
     mean: Tensor
@@ -267,19 +287,19 @@ class OnSpread(nn.Module):
 
     @property
     def _scale(self) -> Tensor:
-        """The root mean variance, one number."""
+        """The root of the mean variance, `()`."""
         return self.std.square().mean().sqrt()
 
 
 class PathNetwork(OnSpread):
-    """One of the predictions on a Gaussian path: the Gaussian answer plus a learned F.
+    """A prediction on a Gaussian path: that for Gaussian data plus a learned F.
 
     Args:
-        backbone: `(x, angle, **cond) -> like x` on rows `(batch, d)`.
-        path: The path.
-        predicts: A name in `scoretk.fields.convert.PREDICTIONS`, of which "velocity" needs a path
-            whose sigma' is finite and "score" one whose sigma is never 0.
-        spread: Of the data.
+        backbone: F, `(x, angle, **cond)` to the shape of x, on rows `(batch, d)`.
+        path: The Gaussian path.
+        predicts: A name in `scoretk.fields.convert.PREDICTIONS`. "velocity" needs a path whose
+            sigma' is finite, "score" one whose sigma is never 0.
+        spread: The Gaussian of the data.
     """
 
     def __init__(
@@ -290,9 +310,9 @@ class PathNetwork(OnSpread):
         self.backbone, self.path, self.predicts = backbone, path, predicts
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """`(batch, *event_shape), (batch,) -> (batch, *event_shape)`.
+        """The prediction at x and t: `(batch, *event_shape), (batch,) -> (batch, *event_shape)`.
 
-        Cond, one row a row, goes to the backbone.
+        `cond`, with one entry for each row, goes to the backbone.
         """
         alpha, sigma = (
             value.to(self.mean.dtype)[:, None] for value in (self.path.alpha(t), self.path.sigma(t))
@@ -314,13 +334,14 @@ class PathNetwork(OnSpread):
         return (self._out_of(a * data + b * noise) + a * self.mean).reshape(x.shape)
 
     def apparent_time(self, x: Tensor) -> Tensor:
-        r"""The time that x itself shows on a path with alpha = 1, `(batch,)`.
+        r"""An estimate of the time from x alone, on a path with alpha = 1, `(batch,)`.
 
-        It is that of the noise level
+        It is the time of the noise level
 
-            s(x)^2 = sum_i (c_i / s_i)^2 / sum_i s_i^-2,    whose mean at level sigma is sigma^2 + d / sum_i s_i^-2
+            s(x)^2 = sum_i (c_i / s_i)^2 / sum_i s_i^-2
 
-        the second term being small where the data leave some directions almost empty.
+        whose mean at level sigma is `sigma^2 + d / sum_i s_i^-2`. The second term is small where the
+        data have almost no variance in some directions.
         """
         c = self._into(x.to(self.mean.dtype).flatten(1) - self.mean)
         level2 = (c / self.std).square().sum(1) / self.std.pow(-2).sum()
@@ -328,20 +349,20 @@ class PathNetwork(OnSpread):
 
 
 class EDMNetwork(OnSpread):
-    r"""EDM's preconditioned denoiser, of data about their mean m and of one standard deviation s in
-    all directions.
+    r"""EDM's preconditioned denoiser, for data with mean m and one standard deviation s.
 
         D = m + c_skip y + c_out F(c_in y, c_noise),    y = x - m,    w^2 = sigma^2 + s^2
         c_skip = s^2 / w^2,    c_out = sigma s / w,    c_in = 1 / w,    c_noise = log(sigma) / 4
 
-    References:
-        Karras, Aittala, Aila, Laine (2022), table 1 (whose data have mean 0).
-
     Args:
-        backbone: F, `(x, c_noise) -> like x` on rows `(batch, d)`.
-        path: Variance exploding.
+        backbone: F, `(x, c_noise)` to the shape of x, on rows `(batch, d)`.
+        path: A variance-exploding path.
         predicts: "data".
-        spread: Of the data, of which the mean and the total variance are used.
+        spread: The Gaussian of the data, of which the mean and the total variance are used.
+
+    References:
+        Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+        models" (2022), table 1 (whose data have mean 0).
     """
 
     def __init__(
@@ -358,7 +379,7 @@ class EDMNetwork(OnSpread):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """D, `(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
+        """The denoiser D: `(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
         sigma, s = self.path.sigma(t).to(self.mean.dtype)[:, None], self._scale
         y, w = x.to(self.mean.dtype).flatten(1) - self.mean, (sigma.square() + s.square()).sqrt()
         learned = self.backbone(y / w, sigma.log().squeeze(1) / 4)
@@ -366,11 +387,11 @@ class EDMNetwork(OnSpread):
 
 
 class ConfinedEnergy(OnSpread):
-    """`E(x) = |s^-1 U^T (x - m)|^2 / 2 + f((x - m) / s)`: a Gaussian's energy plus a learned f.
+    """A Gaussian's energy plus a learned f: `E(x) = |s^-1 U^T (x - m)|^2 / 2 + f((x - m) / s_0)`.
 
     Args:
-        backbone: F, `(batch, d) -> (batch,)`.
-        spread: Of the data.
+        backbone: f, `(batch, d) -> (batch,)`, of x in units of s_0, the root of the mean variance.
+        spread: The Gaussian of the data.
     """
 
     def __init__(self, backbone: nn.Module, spread: PrincipalAxes) -> None:
@@ -383,9 +404,9 @@ class ConfinedEnergy(OnSpread):
         return coordinates.square().sum(1) / 2
 
     def correction(self, x: Tensor) -> Tensor:
-        """f, `(batch, *event_shape)` to what the backbone gives, `(batch,)`."""
+        """The learned f: from `(batch, *event_shape)` what the backbone gives, `(batch,)`."""
         return self.backbone((x.to(self.mean.dtype).flatten(1) - self.mean) / self._scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, *event_shape) -> (batch,)`."""
+        """The energy, `(batch, *event_shape) -> (batch,)`."""
         return self.confinement(x) + self.correction(x)

@@ -1,9 +1,7 @@
-"""Trained weights in safetensors files.
+"""Trained weights in safetensors files, with how to build their network and how they were made.
 
-The tensors, and as metadata how to build their network and where they came from.
-
-Parameters are stored as float16 and computed with as float32; what a model takes from the data
-(statistics; rows to start from) stays float32. No pickle is ever loaded.
+Parameters are stored as float16 and used as float32; what a model takes from the data (statistics,
+rows to start from) stays float32. No pickle is ever loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +33,11 @@ KIND = "weights"
 class Stored:
     """A trained network.
 
-    The model's name, what builds it (plain values), its state dict, and notes on its making.
+    Args:
+        model: The name of the model.
+        settings: Plain values that build the network.
+        weights: Its state dict.
+        notes: How the weights were made.
     """
 
     model: str
@@ -45,21 +47,22 @@ class Stored:
 
     @property
     def spread(self) -> PrincipalAxes:
-        """The Gaussian that the network starts from."""
+        """The Gaussian of the data, which the network starts from."""
         return PrincipalAxes(*(self.weights.get(name) for name in PrincipalAxes._fields))  # type: ignore[arg-type]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file that the model's parameter `weights` takes, atomically.
 
-        Raises `InvalidArgument`.
+        Raises:
+            InvalidArgument: Where the file cannot be written.
         """
         write_weights(path, self)
 
     def into(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """The module that `make` builds, in eval mode with these weights.
+        """The module that `make` builds, in eval mode and with these weights.
 
         Raises:
-            `InvalidArgument` where they do not fit.
+            InvalidArgument: Where the weights do not fit it.
         """
         with torch.device("meta"):  # no memory, no random numbers
             module = make()
@@ -78,7 +81,11 @@ def shipped(model: str) -> Path:
 
 
 def write_weights(path: str | os.PathLike[str], stored: Stored) -> None:
-    """Write a network's weights, atomically. Raises `InvalidArgument`."""
+    """Write a network's weights, atomically.
+
+    Raises:
+        InvalidArgument: Where the file cannot be written.
+    """
     half = {name: t.half() if _is_parameter(name) else t for name, t in stored.weights.items()}
     header = {"model": stored.model, "settings": stored.settings, "notes": stored.notes}
     file = file_to_write("path", path)
@@ -91,11 +98,15 @@ def write_weights(path: str | os.PathLike[str], stored: Stored) -> None:
 
 
 def read_weights(path: str | os.PathLike[str] | None, model: str) -> Stored:
-    """Read what `write_weights` wrote; None for the weights that come with the package.
+    """Read what `write_weights` wrote.
+
+    Args:
+        path: The file, None for the weights that come with the package.
+        model: The name of the model.
 
     Raises:
-        `InvalidArgument` where the file does not exist, is no such file, or holds another model's
-        weights.
+        InvalidArgument: Where the file does not exist, is no such file, or holds the weights of
+            another model.
     """
     expected = f"the path of weights of {model}"
     path = shipped(model) if path is None else path
@@ -126,7 +137,11 @@ def _is_parameter(name: str) -> bool:
 
 
 def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The header of weights that were saved before files had seals."""
+    """The header of a file that was written before files had checksums.
+
+    Raises:
+        Unreadable: Where it has none.
+    """
     if set(metadata) != {"scoretk"}:
         raise Unreadable("it holds no weights")
     return plain_json(metadata["scoretk"])

@@ -1,4 +1,4 @@
-"""What the trained families share: data made ready, the fit, and notes on how weights were made."""
+"""What the trained families share: preparing data, the fit, and notes on how weights were made."""
 
 from __future__ import annotations
 
@@ -37,8 +37,12 @@ Report = Callable[[Progress], Any] | None
 
 
 class Prepared(NamedTuple):
-    """Data `(n, *event_shape)` in float32, the standard deviation of the noise to put on them, and
-    their spread with it.
+    """Data that are ready for training.
+
+    Args:
+        rows: The data, `(n, *event_shape)` in float32 on the CPU.
+        std: The standard deviation of the noise that is put on them, in units of the data.
+        spread: The Gaussian with the mean and the covariance of the noised data.
     """
 
     rows: Tensor
@@ -46,7 +50,7 @@ class Prepared(NamedTuple):
     spread: PrincipalAxes
 
     def blurred(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows with fresh noise on them."""
+        """Rows with new noise of standard deviation `std` on them."""
         return rows + self.std * torch.randn(rows.shape, generator=generator)
 
 
@@ -57,6 +61,9 @@ def prepare(data: Any, smoothing: float) -> Prepared:
         data: `(n, *event_shape)` with at least two rows that differ.
         smoothing: The standard deviation of the noise over that of the data (the root of their mean
             variance), above 0.
+
+    Raises:
+        InvalidArgument: For other data or noise.
     """
     shape = tuple(getattr(data, "shape", ()))
     if len(shape) < 2 or shape[0] < 2:
@@ -71,24 +78,27 @@ def prepare(data: Any, smoothing: float) -> Prepared:
 
 
 def dequantised(rows: Tensor, bin: float, generator: torch.Generator) -> Tensor:
-    """Rows, each number spread evenly over a bin of this width around it.
-
-    Rows as they are where it is 0.
-    """
+    """Rows with uniform noise: each number is spread evenly over a bin of width `bin` around it."""
     return rows + bin * (torch.rand(rows.shape, generator=generator) - 0.5) if bin else rows
 
 
 def labelled(
     data: Any, labels: Any, smoothing: float, *, least: int = 0
 ) -> tuple[Prepared, Tensor]:
-    """Labelled data: checked and measured, and one label a row, int64, of which the classes are 0
-    and above.
+    """Check labelled data.
 
     Args:
-        data: As for `prepare`.
-        smoothing: As for `prepare`.
+        data: As in `prepare`; None, together with the labels, for the digits.
         labels: Whole numbers from `least`, `(n,)`, or a file of them such as `scoretk fit --data`
-            takes. Data and labels None: the digits.
+            takes. Classes are counted from 0.
+        smoothing: As in `prepare`.
+        least: The smallest label allowed; -1 where labels may be unknown.
+
+    Returns:
+        The prepared data, and one int64 label a row, `(n,)`.
+
+    Raises:
+        InvalidArgument: Where there is not one such label for each row of data.
     """
     if data is None and labels is None:
         digits = load_digits()
@@ -122,11 +132,11 @@ class TrainingRequest:
     """A training as its caller asks for it.
 
     Args:
-        model: Its name.
-        own: Whether the data are the model's own.
-        seed: Of the random numbers.
-        report: Called after each evaluation.
-        checkpoint: A file to save to and to go on from.
+        model: The name of the model.
+        own: Whether the data are the model's default ones.
+        seed: The seed of the random numbers.
+        report: Called with the progress after each evaluation.
+        checkpoint: The file to save to and to go on from, None for none.
     """
 
     model: str
@@ -147,18 +157,17 @@ class TrainingRequest:
         tell: Mapping[str, Any] = MappingProxyType({}),
         **asked: Any,
     ) -> Stored:
-        """The weights that `scoretk.learn.fit` finds, with what builds their network again and what
-        repeats their making.
+        """Train by `scoretk.learn.fit`, and store what it finds.
 
         Args:
-            network: As of `fit`.
-            loss: As of `fit`.
-            rows: As of `fit`.
-            recipe: As of `fit`.
-            state: As of `fit`.
-            settings: What builds the network.
-            tell: What else tells this training's checkpoint from others'.
-            asked: The settings of the trainer.
+            network: The module to fit.
+            loss: The loss, as in `fit`.
+            rows: The data, as in `fit`.
+            recipe: How to optimise.
+            settings: Plain values that build the network.
+            state: An object that belongs to the training, as in `fit`.
+            tell: Plain values that, beside the notes, tell this training's checkpoint from others'.
+            asked: The settings of the trainer, which repeat the training.
         """
         made = notes(self.model, self.own, self.seed, **asked)
         done = fit(
@@ -176,13 +185,13 @@ class TrainingRequest:
 
 
 def notes(model: str, own: bool, seed: int, **settings: Any) -> dict[str, Any]:
-    """What to remember of a training: the command that repeats it, and the versions in use.
+    """Notes on a training: the command that repeats it, and the versions in use.
 
     Args:
-        model: Its name.
-        own: Whether the data are the model's own.
-        seed: Of the random numbers.
-        settings: Of the trainer.
+        model: The name of the model.
+        own: Whether the data are the model's default ones.
+        seed: The seed of the random numbers.
+        settings: The settings of the trainer.
     """
     chosen = [f"--set {name}={value}" for name, value in settings.items()]
     command = " ".join(

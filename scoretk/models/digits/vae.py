@@ -1,15 +1,14 @@
-r"""digits-vae, digits-vae-binary and digits-latent-energy.
+r"""digits-vae, digits-vae-binary, digits-latent-energy: variational autoencoders of digits.
 
-Variational autoencoders of handwritten digits.
+The first two are trained by the importance-weighted bound (`learn.likelihoods`). The decoder is
+Gaussian with a learned mean and standard deviation of each pixel, or Bernoulli. The third learns a
+prior with the energy `E(z) = |z|^2 / 2 + f(z)`,
 
-E log w of the importance weights w is the ELBO. The decoder is Gaussian with a learned mean and std
-a pixel, or Bernoulli. The learned prior is tilted,
+    p(z) = exp(-f(z)) N(z; 0, I) / Z
+    loss = -E_q [log p(x | z) - log q(z | x)] + E_q E(z) - mean E(z-)
 
-    p(z) = exp(-f(z)) N(z; 0, I) / Z,    loss = -E_q [log p(x | z) - log q(z | x)] + E_q E(z) - mean E(z-)
-
-with z- the persistent Langevin chains of contrastive divergence. As `E(z) = |z|^2 / 2 + f(z)`, the
-loss is the negative ELBO and the last two terms are contrastive divergence's, through which the
-encoder learns as well.
+with z- the persistent Langevin chains of contrastive divergence. This is the negative ELBO, whose
+last two terms are contrastive divergence; through them the encoder learns as well.
 
 References:
     Kingma, Welling, "Auto-encoding variational Bayes" (2014).
@@ -46,13 +45,11 @@ __all__ = ["BINARY", "GAUSSIAN", "LATENT_ENERGY", "LearnedPrior", "VAEVariant"]
 
 
 FLOOR = 0.01
-"""Of the decoder's std, over the data's, and of the pixel means that a Bernoulli decoder starts
-from.
+"""The least standard deviation of the decoder, over that of the data; and the least distance from 0
+and 1 of the pixel means that a Bernoulli decoder starts from.
 """
-
-
 BIN = 0.125
-"""How far the digits' levels are apart."""
+"""The distance between neighbouring grey levels of the digits."""
 
 
 BITS = (0.0, 1.0)
@@ -62,9 +59,10 @@ class Network(nn.Module):
     """Encoder and decoder as MLPs, and f of a learned prior.
 
     Args:
-        settings: Of the variant.
-        mean: `(d,)` and std `()` of the data.
-        generator: Of the weights, None for none.
+        settings: Shapes, widths and dropout, and whether pixels are binary.
+        mean: The mean of the data, `(d,)`.
+        std: Their standard deviation, `()`.
+        generator: The generator of the initial weights, None to leave them to the caller.
     """
 
     mean: Tensor
@@ -104,14 +102,14 @@ class Network(nn.Module):
         self.register_buffer("std", std)
 
     def posterior(self, x: Tensor) -> td.Independent[td.Distribution]:
-        """q(z | x), `(batch, *shape)` to a normal over `(latent,)`."""
+        """The encoder q(z | x): from x `(batch, *shape)` a normal law over `(latent,)`."""
         centre, log_std = self.encoder(
             (x.to(self.mean.dtype).flatten(1) - self.mean) / self.std
         ).chunk(2, 1)
         return _independent(td.Normal(centre, log_std.exp(), validate_args=False), 1)
 
     def likelihood(self, z: Tensor) -> td.Independent[td.Distribution]:
-        """p(x | z), `(rows, latent)` to a distribution over `shape`."""
+        """The decoder p(x | z): from z `(rows, latent)` a law over `shape`."""
         out = self.decoder(z.to(self.mean.dtype))
         if self.binary:
             logits = (self.mean.logit(FLOOR) + out).unflatten(1, self.shape)
@@ -122,7 +120,7 @@ class Network(nn.Module):
         return _independent(td.Normal(centre, scale, validate_args=False), len(self.shape))
 
     def field(self) -> VAE:
-        """The field that it is."""
+        """The network as a field over the latents."""
         prior = None if self.prior is None else Energy(self.prior, (self.latent,))
         states = BITS if self.binary else None
         return VAE(self.posterior, self.likelihood, (self.latent,), self.shape, prior, states)
@@ -142,7 +140,12 @@ def _independent(law: td.Distribution, axes: int) -> td.Independent[td.Distribut
 
 @dataclass(frozen=True)
 class VAEVariant:
-    """A model of this family with the prior N(0, I): its name, and whether its pixels are 0 and 1."""
+    """A model of this family with the prior N(0, I).
+
+    Args:
+        model: The name of the model.
+        binary: Whether its pixels are 0 and 1.
+    """
 
     model: str
     binary: bool
@@ -151,7 +154,7 @@ class VAEVariant:
         """The autoencoder with these weights, by default the shipped ones.
 
         Raises:
-            `InvalidArgument` where the file holds no weights of this model.
+            InvalidArgument: Where the file holds no weights of this model.
         """
         return _built(self.model, weights)
 
@@ -177,23 +180,25 @@ class VAEVariant:
         """Fit the autoencoder to data.
 
         Args:
-            data: `(n, *data_shape)`, None for the digits.
-            seed: Of the random numbers.
-            steps: Of the optimiser.
-            latent: How many.
-            width: Of both networks.
-            dropout: Of both networks.
-            draws: How many importance weights the bound has (1: the ELBO).
+            data: The data, `(n, *data_shape)`, None for the digits.
+            seed: The seed of the random numbers.
+            steps: How many steps the optimiser makes.
+            latent: The number of latents.
+            width: The width of the hidden layers of encoder and decoder.
+            dropout: The share of their hidden units dropped in training.
+            draws: K, how many importance weights the bound has (1: the ELBO).
             bin: The width of the uniform noise put on the data, None for the digits' 1/8, 0 for
                 data that are continuous or binary.
-            report: Called after each evaluation.
-            checkpoint: A file to save to and to go on from.
+            report: Called with the progress after each evaluation.
+            checkpoint: The file to save to and to go on from, None for none.
 
         Returns:
-            the weights of the best bound on a held-out tenth of the rows.
+            The weights of the best bound on a held-out tenth of the rows.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
         """
         count("draws", draws, least=1)
         bin = (0.0 if self.binary else BIN) if bin is None else finite("bin", bin)
@@ -236,7 +241,7 @@ class VAEVariant:
 
 @dataclass(frozen=True)
 class LearnedPrior:
-    """The Gaussian model with a learned prior."""
+    """The model with a Gaussian decoder and a learned prior."""
 
     model: str
 
@@ -265,21 +270,31 @@ class LearnedPrior:
     ) -> Stored:
         """Fit autoencoder and prior to data together.
 
-        Arguments are as `VAEVariant.train`.
-
         Args:
-            prior_width: Of f.
-            chain_steps: Langevin steps of step_size in latents before each step of the optimiser.
-            chains: Slots of the replay buffer.
+            data: As in `VAEVariant.train`.
+            seed: As in `VAEVariant.train`.
+            steps: As in `VAEVariant.train`.
+            latent: As in `VAEVariant.train`.
+            width: As in `VAEVariant.train`.
+            dropout: As in `VAEVariant.train`.
+            prior_width: The width of the hidden layers of f.
+            chain_steps: How many Langevin steps of latents precede each step of the optimiser.
+            step_size: The size of these steps.
+            chains: The number of chains in the replay buffer.
             refresh: The share of the chains that start anew from N(0, I) when read.
-            decay: Of `f^2`.
+            decay: The weight of f^2 in the loss.
+            bin: The width of the uniform noise put on the data, 0 for continuous data.
+            report: As in `VAEVariant.train`.
+            checkpoint: As in `VAEVariant.train`.
 
         Returns:
-            the averaged weights of the last step.
+            The averaged weights of the last step.
 
         Raises:
-            `InvalidArgument`, `FitFailure`, `CheckpointError`; `ChainFailure` where every chain
-            failed.
+            InvalidArgument: For data or settings that do not fit.
+            FitFailure: Where loss, gradient or weights are no longer finite.
+            CheckpointError: Where the checkpoint is damaged or another run's.
+            ChainFailure: Where every chain failed.
         """
         rows = _training_rows(load_digits().train if data is None else data, binary=False)
         network = _fresh(
@@ -300,9 +315,8 @@ class LearnedPrior:
             x = dequantised(batch, finite("bin", bin), generator)
             q = network.posterior(x)
             z = reparametrised(q, torch.randn((len(x), latent), generator=generator))
-            gap, negatives = divergence(
-                prior, z
-            )  # E_q E(z), through which the encoder learns, less E of the chains
+            # E_q E(z), through which the encoder learns, less the mean E of the chains
+            gap, negatives = divergence(prior, z)
             f = prior.fn.correction(torch.cat([z.detach(), negatives]))
             return (
                 q.log_prob(z) - network.likelihood(z).log_prob(x) + gap + decay * f.square().mean()

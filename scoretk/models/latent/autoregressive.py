@@ -1,12 +1,13 @@
-r"""Autoregressive models.
+r"""Autoregressive models, whose density and draws are exact.
 
-Each site given those before it, in row-major order, so that density and draws are exact.
+The sites of an event, in row-major order, are given by those before them:
 
-    log p(x) = sum_i log p(x_i | a_i),    a_i = a_i(x_1, .., x_{i-1}),    x_i = F^-1(u_i | a_i) one site after the other
+    log p(x) = sum_i log p(x_i | a_i),    a_i = a_i(x_1, .., x_{i-1}),    x_i = F^-1(u_i | a_i)
 
-A backbone gives all a_i in one pass, connections masked so that a_i sees no site from i on; a draw
-takes a pass a site. Binary sites have `p(x_i = 1) = sigmoid(a_i)`; their energy holds for real x as
-well, so that a score exists. Real sites have `p(x_i) = sum_k w_k logistic(x_i; m_k, s_k)`.
+A backbone gives the numbers a_i of all sites in one pass, its connections masked so that a_i depends
+on no site from i on; a draw takes a pass for each site. Binary sites have `p(x_i = 1) =
+sigmoid(a_i)`; their energy holds for real x as well, so that a score exists. Real sites have
+`p(x_i) = sum_k w_k logistic(x_i; m_k, s_k)`.
 
 References:
     Larochelle, Murray, "The neural autoregressive distribution estimator" (2011).
@@ -33,8 +34,8 @@ from scoretk.fields.states import pick
 __all__ = ["Autoregressive", "Backbone", "Bernoullis", "BinaryAutoregressive", "Logistics"]
 
 SCALES = 7.0
-"""A logistic's log scale, in standard deviations of the data, stays within this of 0: so that no
-density is unbounded.
+"""The largest magnitude of a logistic's log scale, in standard deviations of the data, so that
+densities are bounded.
 """
 
 
@@ -42,10 +43,7 @@ density is unbounded.
 
 
 class _Ancestral:
-    """What fields of conditionals have.
-
-    Density, energy and score of all sites at once, and draws site by site.
-    """
+    """What the fields share: density, energy and score of all sites, and draws site by site."""
 
     network: Any  # Bernoullis or Logistics
     shape: tuple[int, ...]
@@ -55,26 +53,26 @@ class _Ancestral:
         return self.shape
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """`sum_i log p(x_i | x_<i)`, normalised, `(batch,)`."""
+        """The log density `sum_i log p(x_i | x_<i)`, normalised, `(batch,)`."""
         return self.network.log_prob(x.flatten(1)).to(x.dtype)
 
     def energy(self, x: Tensor) -> Tensor:
-        """`-log p(x)`, `(batch,)`."""
+        """The energy `-log p(x)`, `(batch,)`."""
         return -self.log_prob(x)
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)` and `grad E(x)` for the price of one of each."""
+        """The energy and its gradient, for the price of one of each."""
         return grad_energy(self.energy, x)
 
     def score(self, x: Tensor) -> Tensor:
-        """`-grad E(x)`, like x."""
+        """The score `-grad E(x)`, like x."""
         return -self.energy_and_grad(x)[1]
 
     @torch.no_grad()
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact samples `(n, *event_shape)` by inverse cdf, without gradients.
+        """Exact samples by inverse cdf, `(n, *event_shape)`, without gradients.
 
-        As many passes as there are sites.
+        They take as many passes as there are sites.
         """
         sites = math.prod(self.event_shape)
         u = noise.uniform(0, Stream.START, (sites, self.network.uniforms))
@@ -89,8 +87,8 @@ class Autoregressive(_Ancestral):
     """The static field of real sites, each given those before it.
 
     Args:
-        network: The network.
-        shape: Of one x.
+        network: The conditional laws of the sites.
+        shape: The shape of an event.
     """
 
     network: Logistics
@@ -101,11 +99,11 @@ class Autoregressive(_Ancestral):
 
 @dataclass(frozen=True, eq=False)
 class BinaryAutoregressive(_Ancestral, DiscreteField):
-    """The field of sites 0 or 1, each given those before it.
+    """The static field of sites that are 0 or 1, each given those before it.
 
     Args:
-        network: The network.
-        shape: Of one x.
+        network: The conditional laws of the sites.
+        shape: The shape of an event.
     """
 
     network: Bernoullis
@@ -123,19 +121,18 @@ class BinaryAutoregressive(_Ancestral, DiscreteField):
 
 
 class Backbone(nn.Module):
-    """A module `(batch, d) -> (batch, d, outputs)`.
-
-    The numbers of site i are functions of the sites before i.
-    """
+    """A module `(batch, d) -> (batch, d, outputs)` whose numbers of site i depend on sites before i."""
 
     def at(self, x: Tensor, i: int) -> Tensor:
-        """The numbers of site i alone, `(batch, d) -> (batch, outputs)`."""
+        """The numbers of site i alone, `(batch, outputs)`, from x `(batch, d)`."""
         return self(x)[:, i]
 
 
 class Bernoullis(nn.Module):
-    """`p(x_i = 1 | x_<i) = sigmoid(a_i)`, with `backbone(rows) -> a`, `(batch, d) -> (batch, d,
-    1)`.
+    """Conditional laws of binary sites, `p(x_i = 1 | x_<i) = sigmoid(a_i)`.
+
+    Args:
+        backbone: Gives a, `(batch, d) -> (batch, d, 1)`.
     """
 
     uniforms = 1
@@ -145,25 +142,24 @@ class Bernoullis(nn.Module):
         self.backbone = backbone
 
     def log_prob(self, rows: Tensor) -> Tensor:
-        """`sum_i x_i a_i - log(1 + exp a_i)`, `(batch, d) -> (batch,)`."""
+        """The log probability `sum_i x_i a_i - log(1 + exp a_i)`, `(batch, d) -> (batch,)`."""
         rows = rows.to(next(self.parameters()).dtype)
         a = self.backbone(rows).squeeze(2)
         return (rows * a - softplus(a)).sum(1)
 
     def site(self, rows: Tensor, i: int, u: Tensor) -> Tensor:
-        """Site i given those before it, of uniforms `(batch, 1)`: `(batch,)`."""
+        """A draw of site i given those before it, `(batch,)`, from uniforms u `(batch, 1)`."""
         a = self.backbone.at(rows.to(next(self.parameters()).dtype), i)
         return (u < torch.sigmoid(a)).squeeze(1).to(rows)
 
 
 class Logistics(nn.Module):
-    """`p(x_i | x_<i)`: a mixture of logistics in `y_i = (x_i - mean) / std`, weights, means and
-    scales from the backbone.
+    """Conditional laws of real sites: mixtures of logistics in `y_i = (x_i - mean) / std`.
 
     Args:
-        backbone: `(batch, d) -> (batch, d, 3 k)` for k components.
-        mean: Of the sites, `()`.
-        std: Of the sites, `()`.
+        backbone: Gives weights, means and scales of k components, `(batch, d) -> (batch, d, 3 k)`.
+        mean: The mean of the data over all sites, `()`.
+        std: Their standard deviation, `()`.
     """
 
     uniforms = 2
@@ -177,7 +173,7 @@ class Logistics(nn.Module):
         self.register_buffer("std", std)
 
     def log_prob(self, rows: Tensor) -> Tensor:
-        """`sum_i log sum_k w_k logistic(x_i; m_k, s_k)`, `(batch, d) -> (batch,)`."""
+        """The log density `sum_i log sum_k w_k logistic(x_i; m_k, s_k)`, `(batch, d) -> (batch,)`."""
         y = (rows.to(self.mean.dtype) - self.mean) / self.std
         logits, means, scales = self._mixture(self.backbone(y))
         z = (y[..., None] - means) / scales
@@ -185,23 +181,22 @@ class Logistics(nn.Module):
         return (each.logsumexp(-1) - self.std.log()).sum(1)
 
     def site(self, rows: Tensor, i: int, u: Tensor) -> Tensor:
-        """Site i given those before it: the first of the uniforms `(batch, 2)` picks the component.
+        """A draw of site i given those before it, `(batch,)`, from uniforms u `(batch, 2)`.
 
-        `(batch,)`.
+        The first uniform picks the component.
         """
         logits, means, scales = self._mixture(
             self.backbone.at((rows.to(self.mean.dtype) - self.mean) / self.std, i)
         )
         k = pick(logits, u[:, 0].to(logits))[:, None]
-        y = means.gather(1, k) + scales.gather(1, k) * torch.logit(u[:, 1:]).to(
-            logits
-        )  # u below 1 could round to 1
+        # the logit before the cast: in a narrower dtype a u below 1 could round to 1
+        y = means.gather(1, k) + scales.gather(1, k) * torch.logit(u[:, 1:]).to(logits)
         return (self.mean + self.std * y).squeeze(1).to(rows)
 
     def _mixture(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the weights, means and scales, `(..., 3 k)` to `(..., k)`.
+        """The logits of the weights, the means and the scales, `(..., k)` each, from `(..., 3 k)`.
 
-        Means one apart where the backbone says 0.
+        Where the backbone says 0 the means are one apart, so that components differ.
         """
         logits, means, scales = numbers.chunk(3, -1)
         k = logits.shape[-1]

@@ -1,20 +1,18 @@
-r"""Energies over a generator's latents.
+r"""Energies over a generator's latents, by an estimate of the density ratio of data and draws.
 
-Where an estimate says how much likelier data are than its draws.
-
-A generator G and z ~ N(0, I) give the law Q of G(z), a critic V says how much likelier data are
-there, log p/q ~ a V + b, and
+A generator G and z ~ N(0, I) give the law Q of G(z), with density q; a critic V estimates the log
+density ratio of data and draws, log p/q ~ a V + b. Then
 
     E(z) = |z|^2 / 2 - a V(G(z))
 
-is the energy of the latents whose images follow q exp(a V) ~ p: discriminator driven latent
-sampling. Chains start from N(0, I), the generator's own samples; `field.prior` is the law without
-the critic, `field.critic` the energy -log p/q of an image. a and b give held-out data the highest
-likelihood (`calibrate`): only as good as V, so measure what the chains gain.
+is the energy of latents whose images follow q exp(a V) ~ p: discriminator driven latent sampling.
+Chains start from N(0, I), the generator's own samples; `field.prior` is the law without the critic,
+`field.critic` the energy -log p/q of an image. The numbers a and b maximise the likelihood of
+held-out data (`calibrate`). The samples are only as good as V: measure what the chains gain.
 
 References:
-    Azadi, Olsson, Darrell, Goodfellow, Odena, "Discriminator rejection sampling" (2019), which
-    calibrates too.
+    Azadi, Olsson, Darrell, Goodfellow, Odena, "Discriminator rejection sampling" (2019), for the
+    calibration.
     Che, Zhang, Sohl-Dickstein, Larochelle, Paull, Cao, Bengio, "Your GAN is secretly an
     energy-based model and you should use discriminator driven latent sampling" (2020).
 """
@@ -40,9 +38,11 @@ Decoder = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class GeneratorPrior:
-    """The latents' own law, N(0, I) over `event_shape`.
+    """The law of the latents without a critic, N(0, I): decoded draws are the generator's samples.
 
-    Decoded, its draws are the generator's samples.
+    Args:
+        generator: G, `(batch, *event_shape)` to data space.
+        event_shape: The shape of a latent.
     """
 
     generator: Decoder
@@ -51,11 +51,11 @@ class GeneratorPrior:
     provides = frozenset({"energy", "score", "log_prob", "draw", "decode"})
 
     def energy(self, z: Tensor) -> Tensor:
-        """`|z|^2 / 2`, `(batch,)`."""
+        """The energy `|z|^2 / 2`, `(batch,)`."""
         return standard_normal(self.event_shape).energy(z)
 
     def score(self, z: Tensor) -> Tensor:
-        """`-z`, like z."""
+        """The score `-z`, like z."""
         return -z
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -67,24 +67,25 @@ class GeneratorPrior:
         return standard_normal(self.event_shape).draw(n, noise)
 
     def decode(self, z: Tensor) -> Tensor:
-        """`G(z)`, in data space."""
+        """The generator's output G(z), in data space."""
         return self.generator(z)
 
 
 @dataclass(frozen=True, eq=False)
 class LatentEnergy:
-    """`E(z) = |z|^2 / 2 - log_ratio(G(z))`.
+    """The energy of latents `E(z) = |z|^2 / 2 - log_ratio(G(z))`.
 
-    Where `log_ratio = log p/q + const`, decoded samples of it follow p.
-
-    References:
-        Che et al. (2020).
+    Where `log_ratio = log p/q + const`, decoded samples follow p.
 
     Args:
-        generator: `(batch, *event_shape) -> (batch, *data_shape)`.
-        log_ratio: `(batch, *data_shape) -> (batch,)`.
-        event_shape: Of a latent.
-        data_shape: Of what the generator makes.
+        generator: G, `(batch, *event_shape) -> (batch, *data_shape)`.
+        log_ratio: An estimate of log p/q, `(batch, *data_shape) -> (batch,)`.
+        event_shape: The shape of a latent.
+        data_shape: The shape of what the generator makes.
+
+    References:
+        Che, Zhang, Sohl-Dickstein, Larochelle, Paull, Cao, Bengio, "Your GAN is secretly an
+        energy-based model and you should use discriminator driven latent sampling" (2020).
     """
 
     generator: Decoder
@@ -95,23 +96,23 @@ class LatentEnergy:
     provides = frozenset({"energy", "decode"})
 
     def energy(self, z: Tensor) -> Tensor:
-        """`E(z)`, `(batch, *event_shape) -> (batch,)`."""
+        """The energy E(z), `(batch, *event_shape) -> (batch,)`."""
         return row_sum(z * z) / 2 - self.log_ratio(self.generator(z)).to(z.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
-        """`G(z)`, `(batch, *event_shape) -> (batch, *data_shape)`."""
+        """The generator's output G(z), `(batch, *event_shape) -> (batch, *data_shape)`."""
         return self.generator(z)
 
     @property
     def prior(self) -> GeneratorPrior:
-        """N(0, I): sampling from the generator without the critic."""
+        """The law N(0, I) of the latents: sampling from the generator without the critic."""
         return GeneratorPrior(self.generator, self.event_shape)
 
     @property
     def critic(self) -> Energy:
-        """`-log p/q` over data space.
+        """The energy `-log_ratio` over data space.
 
-        An energy relative to the generator's law, on its own not normalisable.
+        It is relative to the generator's law, and on its own not normalisable.
         """
         return Energy(partial(_minus, self.log_ratio), self.data_shape)
 
@@ -121,26 +122,27 @@ def _minus(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def calibrate(data: Tensor, draws: Tensor, effective: float = 50.0) -> tuple[float, float]:
-    """The scale a and shift b for which `q exp(a V + b)` is normalised and gives the data the
-    highest likelihood.
+    """Calibrate a critic: a and b that maximise the likelihood of data under `q exp(a V + b)`.
 
         max_a  a mean V(x) - log mean exp(a V(y)),      b = -log mean exp(a V(y))
 
-    a is where V has the same mean over the data and, by importance weights, over the tilted draws.
-    At the best critic of "gan", "js" and "reverse-kl" the answer is (1, 0), of "kl" (1, -1), of
-    "hellinger" (2, 0).
+    At this a the mean of V over the data is that over the draws with weights w = exp(a V). At the
+    best critic of "gan", "js" and "reverse-kl" the answer is (1, 0), of "kl" (1, -1), of "hellinger"
+    (2, 0).
+
+    Args:
+        data: V at held-out data, `(n,)`.
+        draws: V at draws of the generator, `(m,)`.
+        effective: The least effective number of draws, `(sum w)^2 / sum w^2`, which bounds a.
+
+    Returns:
+        a and b.
+
+    Raises:
+        InvalidArgument: For values that are not finite vectors.
 
     References:
         Arbel, Zhou, Gretton, "Generalized energy based models" (2021), for the objective.
-
-    Args:
-        data: The critic's values V there, `(n,)` and `(m,)`.
-        draws: The critic's values V there, `(n,)` and `(m,)`.
-        effective: The number of draws that the weights must be worth, `(sum w)^2 / sum w^2`: a is
-            at most where they are worth less.
-
-    Raises:
-        `InvalidArgument`.
     """
     x, y = (
         tensor_like(name, v, (None,)).detach().double()

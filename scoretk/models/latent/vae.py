@@ -3,14 +3,14 @@ r"""Variational autoencoders, as fields over their latents.
 A prior p(z), a decoder p(x | z) and an encoder q(z | x) give one model several targets, all of
 which the solvers sample:
 
-    VAE(z)              E = -log p(z)                          N(0, I), or a learned prior; `decode` gives images
-    posterior(x)(z)     E = -log p(x | z) - log p(z)           its partition function is p(x)
-    joint(z, x)         E = -log p(x | z) - log p(z)           over the flat (z, x)
-    marginal(x)         p(x) = int p(x | z) p(z) dz            exact draws; its density is estimated
+    VAE(z)             E = -log p(z)                    N(0, I) or a learned prior, with `decode`
+    posterior(x)(z)    E = -log p(x | z) - log p(z)     its partition function is p(x)
+    joint(z, x)        E = -log p(x | z) - log p(z)     over the flat (z, x)
+    marginal(x)        p(x) = int p(x | z) p(z) dz      exact draws; its density is estimated
 
-The density of the marginal has two unbiased estimates, with nothing in common but the model:
-importance weights `w_k = p(x, z_k) / q(z_k | x)`, `z_k ~ q`, whose mean is p(x), and annealed
-importance sampling from prior to posterior. E log w is the ELBO. The prior may be learned.
+The density of the marginal has two unbiased estimates that share nothing but the model: importance
+weights `w_k = p(x, z_k) / q(z_k | x)`, `z_k ~ q`, whose mean is p(x), and annealed importance
+sampling from prior to posterior. E log w is the ELBO. The prior may be learned.
 
 References:
     Kingma, Welling, "Auto-encoding variational Bayes" (2014).
@@ -54,13 +54,13 @@ from scoretk.solvers import HMC
 __all__ = ["VAE", "Joint", "Marginal", "Posterior"]
 
 AT_ONCE = 2**15
-"""Rows that the decoder sees at once where many importance weights are made."""
+"""How many rows the decoder gets at once where many importance weights are computed."""
 WIDER = 1.2
-"""How much wider than the curvature says a proposal for importance weights is, against weights
-without bounds.
+"""How much wider than the curvature says a proposal for importance weights is, so that the weights
+are bounded.
 """
 STIFFEST = 1e10
-"""The largest curvature that is taken at its word."""
+"""The largest curvature that is used; larger ones are clamped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +68,16 @@ class VAE:
     """A variational autoencoder as the static field of its latents.
 
     Args:
-        encoder: `x -> q(z | x)`, a normal distribution of batch shape `(batch,)`, and decoder, `z
-            -> p(x | z)`, normal or Bernoulli, as in `scoretk.learn.negative_elbo`.
-        event_shape: (latent,).
-        data_shape: Of one x.
+        encoder: `x -> q(z | x)`, a normal law of batch shape `(batch,)`, as in
+            `scoretk.learn.negative_elbo`.
+        decoder: `z -> p(x | z)`, a normal or Bernoulli law of batch shape `(batch,)`.
+        event_shape: `(latent,)`, the number of latents.
+        data_shape: The shape of one x.
         prior: A static field over latents, None for N(0, I).
         pixel_states: (0.0, 1.0) where the decoder is Bernoulli, else None.
+
+    Raises:
+        InvalidArgument: Where the shape or the prior does not fit.
     """
 
     encoder: Callable[[Tensor], td.Distribution]
@@ -105,15 +109,23 @@ class VAE:
         return frozenset({"energy", "decode"}) | (offers(self.prior) & {"log_prob", "draw"})
 
     def energy(self, z: Tensor) -> Tensor:
-        """`-log p(z)` up to a constant, `(batch, latent) -> (batch,)`."""
+        """The prior's energy, -log p(z) up to a constant, `(batch, latent) -> (batch,)`."""
         return self.prior.energy(z)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """`log p(z)`, normalised, `(batch,)`. Raises `MissingCapability` where the prior is not."""
+        """The prior's log density log p(z), normalised, `(batch,)`.
+
+        Raises:
+            MissingCapability: Where the prior is known up to a constant only.
+        """
         return self._asked_of_prior("log_prob").log_prob(z)
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact draws of the prior, `(n, latent)`. Raises `MissingCapability` where it has none."""
+        """Exact draws of the prior, `(n, latent)`.
+
+        Raises:
+            MissingCapability: Where the prior has none.
+        """
         return self._asked_of_prior("draw").draw(n, noise)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -121,9 +133,9 @@ class VAE:
         return self.decoder(z).mean.to(z.dtype)
 
     def observe(self, z: Tensor, noise: NoiseSource) -> Tensor:
-        """A draw of p(x | z), `(batch, *data_shape)`.
+        """A draw of p(x | z), the decoder's noise included, `(batch, *data_shape)`.
 
-        The decoder's mean and its noise, at step 1 as the prior's own is at 0.
+        It reads the noise at step 1, as draws of the prior read it at step 0.
         """
         law = self.decoder(z)
         if self.pixel_states is None:
@@ -137,14 +149,16 @@ class VAE:
             return self.encoder(rows).mean.to(rows.dtype)
 
     def interpolate(self, a: Tensor, b: Tensor, n: int, *, way: str = "spherical") -> Tensor:
-        """Images between images, by way of their latents.
+        """Images between images, by interpolation of their latents.
 
         Args:
-            a: `(batch, *data_shape)`.
-            b: `(batch, *data_shape)`.
+            a: The first images, `(batch, *data_shape)`.
+            b: The last images, `(batch, *data_shape)`.
             n: How many, at least 2, the reconstructions of a and b among them.
-            way: "spherical" (`scoretk.interpolate`) or "linear". Returns: `(batch, n,
-                *data_shape)`.
+            way: "spherical" (`scoretk.interpolate`) or "linear".
+
+        Returns:
+            `(batch, n, *data_shape)`.
         """
         start, end = self.encode(a), self.encode(b)
         count("n", n, least=2)
@@ -156,15 +170,19 @@ class VAE:
             return self.decode(z.flatten(0, 1)).unflatten(0, (len(z), n))
 
     def posterior(self, x: Tensor | None = None) -> Posterior:
-        """The field of p(z | x): of one image x, `data_shape`.
+        """The field of p(z | x), of one image x for all chains.
 
-        Without it, of a row a chain, `cond={"x": rows}`.
+        Without x each chain has an image of its own, given as `cond={"x": rows}`.
         """
         return Posterior(self, None if x is None else tensor_like("x", x, self.data_shape))
 
     @property
     def joint(self) -> Joint:
-        """The field of p(z, x). Raises `MissingCapability` where x is discrete."""
+        """The field of p(z, x).
+
+        Raises:
+            MissingCapability: Where x is discrete.
+        """
         if self.pixel_states is not None:
             raise MissingCapability(
                 field_name(self),
@@ -177,9 +195,9 @@ class VAE:
 
     @property
     def marginal(self) -> Marginal:
-        """The model of the data, p(x).
+        """The law of the data, p(x).
 
-        `dataclasses.replace(vae.marginal, draws=...)` has other accuracy.
+        `dataclasses.replace(vae.marginal, draws=...)` changes the accuracy of its density.
         """
         return Marginal(self)
 
@@ -190,9 +208,9 @@ class VAE:
 
         Args:
             x: `(batch, *data_shape)`.
-            draws: Of q a row, at least 2.
-            seed: Of the random numbers.
-            rows: Ids as in `scoretk.log_prob`.
+            draws: How many draws of q a row has, at least 2.
+            seed: The seed of the draws.
+            rows: The ids of the rows, which their draws depend on, as in `scoretk.log_prob`.
 
         Returns:
             `Estimate`, value and stderr `(batch,)`.
@@ -210,15 +228,17 @@ class VAE:
         seed: int = 0,
         rows: int | range | Tensor | None = None,
     ) -> Tensor:
-        """`log w_k = log p~(z_k) + log p(x | z_k) - log q(z_k)`, p~ the prior, normalised or not.
+        """The log weights `log p~(z_k) + log p(x | z_k) - log q(z_k)` of draws z_k of q.
+
+        Here p~ is the prior, normalised or not.
 
         Args:
             x: `(batch, *data_shape)`.
-            draws: How many a row, at least 2.
-            newton: 0 for q the encoder, else q is half the encoder and half a normal at a mode of
-                the posterior that so many Newton steps found.
-            seed: Of the random numbers.
-            rows: Ids as in `scoretk.log_prob`.
+            draws: How many draws a row has, at least 2.
+            newton: 0 for q the encoder. Else q is half the encoder and half a normal law at a mode
+                of the posterior, found by so many Newton steps.
+            seed: The seed of the draws.
+            rows: The ids of the rows, which their draws depend on, as in `scoretk.log_prob`.
 
         Returns:
             `(draws, batch)`; the mean of w is `Z p(x)` with Z that of p~ (`log_z`).
@@ -232,9 +252,8 @@ class VAE:
             laws, found = [self.encoder(data)], []
             if count("newton", newton):
                 laws.append(_laplace(self, data, laws[0].mean, newton))
-            for first in range(
-                0, k, together
-            ):  # one step of the noise a draw: row i has the same draws in any batch
+            # each draw reads a step of the noise: row i has the same draws in any batch
+            for first in range(0, k, together):
                 steps = range(first, min(first + together, k))
                 normals = torch.stack(
                     [noise.normal(s, Stream.PROBE, self.event_shape) for s in steps]
@@ -248,7 +267,7 @@ class VAE:
             return torch.cat(found)
 
     def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """`log p~(z) + log p(x | z)`, `(k, batch)`."""
+        """The joint log density `log p~(z) + log p(x | z)`, `(k, batch)`."""
         flat = z.flatten(0, 1)
         return (
             self.log_likelihood(x.expand(len(z), *x.shape).flatten(0, 1), flat)
@@ -256,25 +275,28 @@ class VAE:
         ).reshape(z.shape[:2])
 
     def data_rows(self, x: Tensor) -> Tensor:
-        """X as rows `(batch, *data_shape)`. Raises `InvalidArgument`."""
+        """The data x, checked to be rows `(batch, *data_shape)`.
+
+        Raises:
+            InvalidArgument: For other shapes, or values that pixels do not take.
+        """
         rows = tensor_like("x", x, (None, *self.data_shape))
         if self.pixel_states is not None:
             check_states("x", rows, self.pixel_states)
         return rows
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """`log p(x | z)`, `(batch,)`."""
-        return (
-            self.decoder(z).log_prob(x) if len(z) else z.new_zeros(0)
-        )  # torch's Independent takes no empty batch
+        """The log likelihood log p(x | z), `(batch,)`."""
+        # torch's Independent takes no empty batch
+        return self.decoder(z).log_prob(x) if len(z) else z.new_zeros(0)
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """`log p~(z)`, `(batch,)`: normalised where the prior can be."""
+        """The prior's log density log p~(z), `(batch,)`, normalised where the prior has it so."""
         return self.prior.log_prob(z) if "log_prob" in offers(self.prior) else -self.prior.energy(z)
 
     @cached_property
     def log_z(self) -> Estimate:
-        """Log Z of p~, made once.
+        """The log Z of p~, computed once.
 
         0 where the prior is normalised, else by annealed importance sampling from N(0, I).
         """
@@ -297,14 +319,15 @@ class VAE:
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """The field of p(z | x).
+    """The field of p(z | x), `E(z) = -log p(x | z) - log p(z)`.
 
-    `E(z) = -log p(x | z) - log p(z)`, whose partition function is p(x) (times that of the prior).
+    Its partition function is p(x) (times that of the prior). Good starts of chains are
+    `init=vae.encode(rows)`.
 
     Args:
-        vae: The vae.
-        x: One image that all chains are given, or None: then each has its own, as `cond={"x":
-            rows}`. Chains begin well at `init=vae.encode(rows)`.
+        vae: The autoencoder.
+        x: One image for all chains, or None: then each chain has its own, given as `cond={"x":
+            rows}`.
     """
 
     vae: VAE
@@ -317,7 +340,18 @@ class Posterior:
         return self.vae.event_shape
 
     def energy(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        """`-log p(x | z) - log p(z)`, `(batch, latent), (batch, *data_shape) -> (batch,)`."""
+        """The energy `-log p(x | z) - log p(z)`.
+
+        Args:
+            z: `(batch, latent)`.
+            x: The images of the rows, `(batch, *data_shape)`, where the field has none.
+
+        Returns:
+            `(batch,)`.
+
+        Raises:
+            InvalidArgument: Where there is not one image a row.
+        """
         shape = (len(z), *self.vae.data_shape)
         rows = alike(self.x, z).expand(shape) if self.x is not None else x
         if rows is None or rows.shape != shape:
@@ -354,12 +388,12 @@ class Joint:
         )
 
     def energy(self, zx: Tensor) -> Tensor:
-        """`-log p(x | z) - log p(z)`, `(batch,)`."""
+        """The energy `-log p(x | z) - log p(z)`, `(batch,)`."""
         z, x = self.split(zx)
         return -self.vae.log_likelihood(x, z) + self.vae.energy(z)
 
     def log_prob(self, zx: Tensor) -> Tensor:
-        """`log p(z, x)`, normalised, `(batch,)`."""
+        """The log density log p(z, x), normalised, `(batch,)`."""
         z, x = self.split(zx)
         return self.vae.log_likelihood(x, z) + self.vae.log_prob(z)
 
@@ -376,14 +410,12 @@ class Joint:
 
 @dataclass(frozen=True, eq=False)
 class Marginal:
-    """p(x) in data space.
-
-    Exact draws where the prior has them, and its log density by two estimates.
+    """The law p(x) of the data: exact draws where the prior has them, and estimates of its density.
 
     Args:
-        vae: The vae.
-        draws: How many importance weights a row, and newton, of which proposal, as in
-            `VAE.log_weights`.
+        vae: The autoencoder.
+        draws: How many importance weights a row has.
+        newton: How many Newton steps find the proposal, as in `VAE.log_weights`.
     """
 
     vae: VAE
@@ -396,21 +428,21 @@ class Marginal:
 
     @property
     def states(self) -> tuple[float, ...] | None:
-        """What pixels take where they are discrete, else None."""
+        """The values that pixels take where they are discrete, else None."""
         return self.vae.pixel_states
 
     @property
     def provides(self) -> frozenset[str]:
-        """Draw where the prior has it, states where pixels have them."""
+        """ "draw" where the prior has it, "states" where pixels are discrete."""
         return (self.vae.provides & {"draw"}) | (
             {"states"} if self.states is not None else frozenset()
         )
 
     @torch.no_grad()
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact draws, without gradients.
+        """Exact draws, `(n, *data_shape)`, without gradients.
 
-        z of the prior, then x of the decoder, its noise included. `(n, *data_shape)`.
+        Each is a draw z of the prior, and then x of the decoder, its noise included.
         """
         return self.vae.observe(self.vae.draw(n, noise), noise)
 
@@ -423,25 +455,24 @@ class Marginal:
     def importance_log_prob(
         self, x: Tensor, *, seed: int = 0, rows: int | range | Tensor | None = None
     ) -> Estimate:
-        """`log (1/K sum_k w_k)`, in nats.
+        """The importance-weighted estimate of log p(x), `log (1/K sum_k w_k)`, in nats.
 
-        Log p(x) but for a bias of half its squared standard error, downwards.
-
-        The standard error is the delta method's. Half of the draws are the encoder's and half those
-        of a normal at a mode of the posterior, since an encoder alone, narrower than the posterior
-        and not correlated, leaves few weights that count. Where few still do (the method says how
-        many, in the worst row) more draws are needed, or `annealed_log_prob`.
-
-        References:
-            Burda, Grosse, Salakhutdinov (2016).
+        Its bias is downwards, by half the squared standard error, which is by the delta method. Half
+        of the draws are of the encoder and half of a normal law at a mode of the posterior: with the
+        encoder alone, which is narrower than the posterior and not correlated, few weights count.
+        Where the effective number of weights is still small (the estimate's method says it for the
+        worst row), more draws are needed, or `annealed_log_prob`.
 
         Args:
             x: `(batch, *data_shape)`.
-            seed: Of the random numbers.
-            rows: The ids that each row's draws hang on, as in `scoretk.log_prob`.
+            seed: The seed of the draws.
+            rows: The ids of the rows, which their draws depend on, as in `scoretk.log_prob`.
 
         Returns:
-            `Estimate`, value and stderr `(batch,)`.
+            An `Estimate`, value and stderr `(batch,)`.
+
+        References:
+            Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders" (2016).
         """
         log_w = self.vae.log_weights(x, draws=self.draws, newton=self.newton, seed=seed, rows=rows)
         value, stderr, effective = _log_mean(log_w)
@@ -458,21 +489,23 @@ class Marginal:
         rows: int | range | Tensor | None = None,
         **options: Any,
     ) -> Estimate:
-        """Log p(x) as the partition function of the posterior, by annealed importance sampling from
-        the prior.
+        """Log p(x) as the log partition function of the posterior, by annealed importance sampling.
 
-        References:
-            Wu, Burda, Salakhutdinov, Grosse (2017).
+        Annealing begins at the prior.
 
         Args:
             x: `(batch, *data_shape)`.
-            chains: A row.
-            seed: Of the random numbers.
-            rows: Ids as in `scoretk.log_prob`.
-            options: Of `scoretk.log_partition`.
+            chains: How many chains a row has.
+            seed: The seed of the chains.
+            rows: The ids of the rows, which their draws depend on, as in `scoretk.log_prob`.
+            options: Options of `scoretk.log_partition`.
 
         Returns:
-            `Estimate`, value and stderr `(batch,)`, in nats.
+            An `Estimate`, value and stderr `(batch,)`, in nats.
+
+        References:
+            Wu, Burda, Salakhutdinov, Grosse, "On the quantitative analysis of decoder-based
+            generative models" (2017).
         """
         data = self.vae.data_rows(x)
         base = (
@@ -494,8 +527,10 @@ class Marginal:
 
 
 def _log_mean(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`log mean_k w_k`, its standard error by the delta method, and the effective number, of `(k,
-    ...)`.
+    """The log of the mean of k weights, from log weights `(k, ...)`.
+
+    Returns:
+        It, its standard error by the delta method, and the effective number of weights, `(...)`.
     """
     n = len(log_w)
     effective = 1 / torch.softmax(log_w, 0).square().sum(0)
@@ -507,7 +542,7 @@ def _log_mean(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _log_mixed(logs: list[Tensor], draws: int) -> Tensor:
-    """The log density of the mixture of proposals that take turns over so many draws."""
+    """The log density of the mixture of proposals that take turns over `draws` draws."""
     shares = [len(range(i, draws, len(logs))) / draws for i in range(len(logs))]
     return torch.stack(
         [log + math.log(share) for log, share in zip(logs, shares, strict=True)]
@@ -515,10 +550,10 @@ def _log_mixed(logs: list[Tensor], draws: int) -> Tensor:
 
 
 def _laplace(vae: VAE, x: Tensor, z: Tensor, steps: int) -> td.MultivariateNormal:
-    """A normal at a mode of p(z | x), as wide as the curvature there says and a little wider.
+    """A normal law at a mode of p(z | x), a little wider than the curvature there says.
 
-    Newton steps from z, each row's its own, of an absolute curvature of at least the prior's, taken
-    where the energy falls.
+    The mode is found by Newton steps from z, row by row, with the absolute values of the curvatures,
+    of at least those of the prior N(0, I); a step is taken where the energy falls.
     """
 
     def derivatives(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -553,7 +588,7 @@ def _laplace(vae: VAE, x: Tensor, z: Tensor, steps: int) -> td.MultivariateNorma
 
 
 def _estimate(vae: VAE, value: Tensor, stderr: Tensor, method: str, energies: int) -> Estimate:
-    """What was found of `log Z p(x)`, less log Z of the prior."""
+    """The estimate of log p(x), from one of log Z p(x) with Z that of the prior."""
     value, stderr = (
         value - vae.log_z.value.to(value),
         torch.hypot(stderr, vae.log_z.stderr.to(stderr)),

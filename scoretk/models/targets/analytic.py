@@ -1,7 +1,4 @@
-"""Static targets whose truth is known.
-
-A funnel, a semicircle that is NaN outside its support, and eight schools.
-"""
+"""Static targets with known answers: a funnel, a semicircle with an edge, and eight schools."""
 
 from __future__ import annotations
 
@@ -32,6 +29,10 @@ __all__ = [
 class Funnel:
     """Neal's funnel: `x_0 ~ N(0, scale^2)`, the others `N(0, exp(x_0))`.
 
+    Args:
+        dim: The number of coordinates, at least 2.
+        scale: The standard deviation of x_0, above 0.
+
     References:
         Neal, "Slice sampling" (2003).
     """
@@ -50,7 +51,7 @@ class Funnel:
         return (self.dim,)
 
     def energy(self, x: Tensor) -> Tensor:
-        """`x_0^2 / (2 scale^2) + exp(-x_0) |x_rest|^2 / 2 + (d - 1) x_0 / 2`, `(batch,)`."""
+        """The energy `x_0^2 / (2 scale^2) + exp(-x_0) |x_rest|^2 / 2 + (d - 1) x_0 / 2`, `(batch,)`."""
         neck, rest = x[:, 0], x[:, 1:]
         spread = torch.exp(-neck) * rest.square().sum(1)
         return neck.square() / (2 * self.scale**2) + spread / 2 + (self.dim - 1) * neck / 2
@@ -68,7 +69,7 @@ class Funnel:
 
 @dataclass(frozen=True)
 class Semicircle:
-    """`p(x) = 2/pi sqrt(1 - x^2)` on (-1, 1).
+    """The semicircle law, `p(x) = 2/pi sqrt(1 - x^2)` on (-1, 1).
 
     Outside the energy is NaN, as it is for many hand-written targets.
     """
@@ -80,7 +81,7 @@ class Semicircle:
         return (1,)
 
     def energy(self, x: Tensor) -> Tensor:
-        """`-log(1 - x^2) / 2`, `(batch,)`; NaN outside (-1, 1)."""
+        """The energy `-log(1 - x^2) / 2`, `(batch,)`; NaN outside (-1, 1)."""
         return -torch.log1p(-x[:, 0].square()) / 2
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -88,10 +89,7 @@ class Semicircle:
         return math.log(2 / math.pi) - self.energy(x)
 
     def initial(self, n: int, noise: NoiseSource) -> Tensor:
-        """Starts well inside the support, away from the edges' infinite gradients.
-
-        Uniform on (-1/2, 1/2), `(n, 1)`.
-        """
+        """Starts away from the edges, where gradients are infinite: uniform on (-1/2, 1/2), `(n, 1)`."""
         return noise.uniform(0, Stream.START, (1,)) - 0.5
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
@@ -112,7 +110,8 @@ class Schools(NamedTuple):
 class EightSchools:
     """Eight schools, non-centred, in unconstrained coordinates `x = (mu, log tau, theta_raw_1..8)`.
 
-        y_j ~ N(theta_j, s_j^2),  theta = mu + tau theta_raw,  theta_raw ~ N(0, 1),  mu ~ N(0, 5^2),  tau ~ half-Cauchy(5)
+        y_j ~ N(theta_j, s_j^2),    theta = mu + tau theta_raw
+        theta_raw ~ N(0, 1),    mu ~ N(0, 5^2),    tau ~ half-Cauchy(5)
 
     References:
         Rubin, "Estimation in parallel randomized experiments" (1981), whose data these are.
@@ -129,13 +128,14 @@ class EightSchools:
         return (10,)
 
     def parameters(self, x: Tensor) -> Schools:
-        """mu, tau and theta of positions `(..., 10)`."""
+        """The parameters mu, tau and theta at positions `(..., 10)`."""
         mu, tau = x[..., 0], x[..., 1].exp()
         return Schools(mu, tau, mu[..., None] + tau[..., None] * x[..., 2:])
 
     def energy(self, x: Tensor) -> Tensor:
-        """Negative log posterior up to a constant, with the Jacobian of `tau = exp(x_1)`,
-        `(batch,)`.
+        """The negative log posterior up to a constant, `(batch,)`.
+
+        It includes the Jacobian of `tau = exp(x_1)`.
         """
         mu, tau, theta = self.parameters(x)
         standard = (alike(self._effects, x) - theta) / alike(self._errors, x)

@@ -1,18 +1,18 @@
-r"""Discrete states: Ising and Potts models on a periodic square lattice, and a restricted Boltzmann
-machine.
+r"""Discrete targets: Ising and Potts models on a periodic square lattice, and Boltzmann machines.
 
-    Ising   E(x) = -J sum_<ij> x_i x_j - h sum_i x_i,                  x_i = -1 or 1
-    Potts   E(x) = -J sum_<ij> <x_i, x_j>,                             x_i a one-hot row
-    RBM     E(v) = -b . v - sum_j log(1 + exp(c_j + (v W)_j)),         v_i = 0 or 1, the hidden units summed out
+    Ising   E(x) = -J sum_<ij> x_i x_j - h sum_i x_i,             x_i = -1 or 1
+    Potts   E(x) = -J sum_<ij> <x_i, x_j>,                        x_i a one-hot row
+    RBM     E(v) = -b . v - sum_j log(1 + exp(c_j + (v W)_j)),    v_i = 0 or 1
 
-The formulas hold for real x as well, so that a score exists; the law is that of the states alone.
-Every site of the lattice has a bond with its right and with its lower neighbour, 2 size^2 in all:
-at size 2 both bonds of a pair count. Where the states number 2^20 at most the law is enumerated,
-and `log_prob` and `draw` are exact.
+In the restricted Boltzmann machine the hidden units are summed out. The formulas hold for real x as
+well, so that a score exists; the law is that of the states alone. Every site of the lattice has a
+bond with its right and with its lower neighbour, 2 size^2 in all: at size 2 both bonds of a pair
+count. Where there are at most 2^20 states the law is enumerated, and `log_prob` and `draw` are
+exact.
 
 Annealing goes from the uniform law, or for the machine from independent units, to the model along
-models of the same kind, which sweep as it does: couplings times w, and biases from those of the
-start in proportion.
+models of the same kind, which have the same Gibbs sweep: couplings are multiplied by w, and biases
+interpolated between those of the start and the model.
 
 References:
     Ising, "Beitrag zur Theorie des Ferromagnetismus" (1925).
@@ -48,53 +48,49 @@ __all__ = ["RBM", "IndependentUnits", "Ising", "Potts", "ising", "potts", "rbm"]
 
 
 MOST_HIDDEN = 20
-"""Up to this many hidden units a Boltzmann machine's log Z is enumerated over them."""
+"""Up to this many hidden units the log Z of a Boltzmann machine is computed by enumerating them."""
 
 
 class _Lattice(DiscreteField):
-    """A periodic square lattice whose neighbours x_i, x_j are bound by `-coupling <x_i, x_j>`, in a
-    field.
-    """
+    """A periodic square lattice in a field, with an energy `-coupling <x_i, x_j>` for each bond."""
 
     size: int
     coupling: float
     field: float
 
-    _log_weights = lru_cache(maxsize=4)(
-        DiscreteField._log_weights
-    )  # equal lattices have equal laws
+    # equal lattices have equal laws
+    _log_weights = lru_cache(maxsize=4)(DiscreteField._log_weights)
 
     def score(self, x: Tensor) -> Tensor:
-        """`J` times the sum of the four neighbours, plus `h`, like x.
+        """The score, J times the sum of the four neighbours plus h, like x.
 
-        The log odds of a site's states given the others.
+        Products with a site's states are their log odds given all other sites.
         """
         rows, columns = (x.roll(1, axis) + x.roll(-1, axis) for axis in (1, 2))
         return self.coupling * (rows + columns) + self.field
 
     def energy(self, x: Tensor) -> Tensor:
-        """`E(x)`, `(batch,)`."""
+        """The energy E(x), `(batch,)`."""
         return self._energy(x, self.score(x))
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)` and `grad E(x)` from one sum over the neighbours."""
+        """The energy and its gradient, from one sum over the neighbours."""
         score = self.score(x)
         return self._energy(x, score), -score
 
     def _energy(self, x: Tensor, score: Tensor) -> Tensor:
-        return (
-            -row_dot(x, score + self.field) / 2
-        )  # <x, score> has every bond twice, the field once
+        # <x, score> has every bond twice, the field once
+        return -row_dot(x, score + self.field) / 2
 
     @property
     def provides(self) -> frozenset[str]:
-        """What `DiscreteField` provides; a Gibbs sweep at even sizes."""
+        """What `DiscreteField` provides, and at even sizes a Gibbs sweep."""
         return super().provides | (frozenset() if self.size % 2 else frozenset({"gibbs"}))
 
     def between(self, base: Any, weight: float) -> _Lattice | None:
-        """The lattice with its energy times the weight, w of the way from the uniform law.
+        """The lattice with its energy times `weight`, on the way from the uniform law.
 
-        None for another base.
+        None for any other base.
         """
         if not isinstance(base, UniformStates):
             return None
@@ -105,18 +101,28 @@ class _Lattice(DiscreteField):
 
     @property
     def gibbs_shape(self) -> tuple[int, ...]:
-        """One uniform a site. Raises `MissingCapability` at odd sizes."""
+        """One uniform for each site.
+
+        Raises:
+            MissingCapability: At odd sizes.
+        """
         if self.size % 2:
             bridge = "On a periodic lattice of odd size the sites of a checkerboard's colour have bonds: take an even one"
             raise MissingCapability(field_name(self), self.provides, {"gibbs"}, bridge)
         return (self.size, self.size)
 
     def gibbs(self, x: Tensor, u: Tensor) -> Tensor:
-        """Both colours of the checkerboard in turn, each given the other.
+        """A Gibbs sweep: both colours of the checkerboard in turn, each given the other.
 
-        x like x, uniforms `(batch, size, size)`.
+        Args:
+            x: `(batch, *event_shape)`.
+            u: Uniforms, `(batch, size, size)`.
 
-        Raises `MissingCapability` at odd sizes.
+        Returns:
+            The new x.
+
+        Raises:
+            MissingCapability: At odd sizes, where sites of one colour have bonds.
         """
         side = torch.arange(self.gibbs_shape[0], device=x.device)
         colour = (side[:, None] + side).flatten() % 2
@@ -129,7 +135,13 @@ class _Lattice(DiscreteField):
 
 @dataclass(frozen=True)
 class Ising(_Lattice):
-    """The Ising model, event shape `(size, size)`: spins -1 and 1, coupling J, field h."""
+    """The Ising model of spins -1 and 1, event shape `(size, size)`.
+
+    Args:
+        size: The number of rows and of columns, at least 2.
+        coupling: J.
+        field: h.
+    """
 
     size: int = 4
     coupling: float = 0.3
@@ -152,7 +164,13 @@ class Ising(_Lattice):
 
 @dataclass(frozen=True)
 class Potts(_Lattice):
-    """The Potts model, event shape `(size, size, colours)`: one-hot rows, coupling J."""
+    """The Potts model of one-hot rows, event shape `(size, size, colours)`.
+
+    Args:
+        size: The number of rows and of columns, at least 2.
+        colours: The number of states of a site, at least 2.
+        coupling: J.
+    """
 
     size: int = 4
     colours: int = 3
@@ -177,10 +195,10 @@ class Potts(_Lattice):
 class IndependentUnits(DiscreteField):
     """Units that are 1 or 0 independently of each other, `p(v_i = 1) = sigmoid(b_i)`.
 
-    Exact at any size.
+    Density and draws are exact at any size.
 
     Args:
-        bias: B, of the event shape.
+        bias: b, of the event shape.
     """
 
     bias: Tensor
@@ -190,8 +208,9 @@ class IndependentUnits(DiscreteField):
 
     @classmethod
     def of(cls, data: Tensor) -> IndependentUnits:
-        """Units as often 1 as in data `(n, *event_shape)`, one of each value counted in, so that no
-        rate is 0 or 1.
+        """Units that are as often 1 as in data `(n, *event_shape)`.
+
+        A 0 and a 1 are added to the data of each unit, so that no rate is 0 or 1.
         """
         return cls(torch.logit((data.sum(0) + 1) / (len(data) + 2)))
 
@@ -200,15 +219,15 @@ class IndependentUnits(DiscreteField):
         return tuple(self.bias.shape)
 
     def energy(self, x: Tensor) -> Tensor:
-        """`-b . v`, `(batch,)`."""
+        """The energy `-b . v`, `(batch,)`."""
         return -row_dot(x, alike(self.bias, x).expand_as(x))
 
     def score(self, x: Tensor) -> Tensor:
-        """b, like x."""
+        """The score b, like x."""
         return alike(self.bias, x).expand_as(x)
 
     def exact_log_partition(self) -> float:
-        """`sum_i log(1 + exp(b_i))`."""
+        """The value of log Z, `sum_i log(1 + exp(b_i))`."""
         return float(softplus(wide(self.bias)).sum())
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -226,9 +245,12 @@ class RBM(DiscreteField):
     """A restricted Boltzmann machine as the law of its visible units, 0 or 1.
 
     Args:
-        weights: W `(visible, hidden)`.
-        visible_bias: B, of the event shape, with as many entries as W has rows.
-        hidden_bias: c `(hidden,)`.
+        weights: W, `(visible, hidden)`.
+        visible_bias: b, of the event shape, with as many entries as W has rows.
+        hidden_bias: c, `(hidden,)`.
+
+    Raises:
+        InvalidArgument: Where the shapes do not fit one another.
     """
 
     weights: Tensor
@@ -260,34 +282,37 @@ class RBM(DiscreteField):
 
     @property
     def gibbs_shape(self) -> tuple[int, ...]:
-        """One uniform a hidden unit, then one a visible one."""
+        """One uniform for each hidden unit, then one for each visible unit."""
         return (sum(self.weights.shape),)
 
     def energy(self, x: Tensor) -> Tensor:
-        """The free energy, `(batch,)`."""
+        """The free energy E(v), hidden units summed out, `(batch,)`."""
         return -(x.flatten(1) @ alike(self.visible_bias, x).flatten()) - softplus(
             self._hidden(x)
         ).sum(1)
 
     def score(self, x: Tensor) -> Tensor:
-        """`b + W sigmoid(c + v W)`, like x."""
+        """The score `b + W sigmoid(c + v W)`, like x."""
         return self._visible(torch.sigmoid(self._hidden(x)))
 
     def gibbs(self, x: Tensor, u: Tensor) -> Tensor:
-        """Hidden units given the visible ones, then visible given hidden.
+        """A Gibbs sweep: hidden units given the visible ones, then visible units given the hidden.
 
-        Uniforms `(batch, hidden + visible)`.
+        Args:
+            x: `(batch, *event_shape)`.
+            u: Uniforms, `(batch, hidden + visible)`.
+
+        Returns:
+            The new x.
         """
         of_hidden, of_visible = u.tensor_split([len(self.hidden_bias)], 1)
         hidden = (of_hidden < torch.sigmoid(self._hidden(x))).to(x)
         return (of_visible.reshape(x.shape) < torch.sigmoid(self._visible(hidden))).to(x)
 
     def between(self, base: Any, weight: float) -> RBM | None:
-        """The machine w of the way from independent units, or from the uniform law, to this one.
+        """The machine at w = `weight` of the way from independent units or the uniform law.
 
-        None for another base.
-
-        Its parameters are `w W`, `(1 - w) b_base + w b` and `w c`.
+        Its parameters are `w W`, `(1 - w) b_base + w b` and `w c`. None for any other base.
         """
         if not isinstance(base, IndependentUnits | UniformStates):
             return None
@@ -296,10 +321,12 @@ class RBM(DiscreteField):
         return RBM(weight * self.weights, bias, weight * self.hidden_bias)
 
     def exact_log_partition(self) -> float:
-        """Log Z by enumeration of the visible or of the hidden units, whichever are fewer, the
-        others summed out.
+        """The value of log Z, by enumerating the visible or the hidden units, whichever are fewer.
 
-        Raises `MissingCapability` where both are more than 20.
+        The others are summed out.
+
+        Raises:
+            MissingCapability: Where there are more than 20 of both.
         """
         hidden, visible = len(self.hidden_bias), self.visible_bias.numel()
         if hidden < visible and hidden <= MOST_HIDDEN:
@@ -328,9 +355,12 @@ def potts(size: int = 4, colours: int = 3, coupling: float = 0.5) -> Potts:
 
 
 def rbm(visible: int = 6, hidden: int = 4, seed: int = 0) -> RBM:
-    """A restricted Boltzmann machine with normal parameters.
+    """A restricted Boltzmann machine with normal parameters, weights of scale 1 and biases of 1/2.
 
-    Weights of scale 1, biases of scale 1/2.
+    Args:
+        visible: The number of visible units.
+        hidden: The number of hidden units.
+        seed: The seed of the parameters.
     """
     count("visible", visible, least=1)
     count("hidden", hidden, least=1)

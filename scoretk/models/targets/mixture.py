@@ -1,11 +1,10 @@
-r"""Mixtures of isotropic Gaussians, exact at every time of every Gaussian path.
+r"""Mixtures of isotropic Gaussians, known exactly at every time of every Gaussian path.
 
-The truth that solvers are tested against.
-
-    p(x) = sum_k w_k N(x; m_k, s_k^2 I),      p_t(x) = sum_k w_k N(x; alpha m_k, (alpha^2 s_k^2 + sigma^2) I)
+    p(x)   = sum_k w_k N(x; m_k, s_k^2 I)
+    p_t(x) = sum_k w_k N(x; alpha m_k, (alpha^2 s_k^2 + sigma^2) I)
     E[x_1 | x_t = x] = sum_k r_k(x) (m_k + alpha s_k^2 / (alpha^2 s_k^2 + sigma^2) (x - alpha m_k))
 
-with `r_k(x)` the posterior weights of the components.
+with `r_k(x)` the posterior weights of the components. Solvers are tested against them.
 """
 
 from __future__ import annotations
@@ -28,12 +27,15 @@ __all__ = ["GaussianMixture", "NoisedMixture", "gaussian", "ring_mixture"]
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """A static field: `sum_k w_k N(m_k, s_k^2 I)`.
+    """A mixture `sum_k w_k N(m_k, s_k^2 I)` as a static field.
 
     Args:
-        means: `(k, *event_shape)`.
-        stds: `(k,)`, the weights positive, normalised here.
-        weights: `(k,)`, the weights positive, normalised here.
+        means: m_k, `(k, *event_shape)`.
+        stds: s_k, positive, `(k,)`.
+        weights: Proportional to w_k, positive, `(k,)`; they are normalised.
+
+    Raises:
+        InvalidArgument: Where the shapes do not fit, or a std or a weight is not positive.
     """
 
     means: Tensor
@@ -65,11 +67,11 @@ class GaussianMixture:
         return self._log_prob(x, *self._components(x))
 
     def energy(self, x: Tensor) -> Tensor:
-        """`-log p(x)`, `(batch,)`."""
+        """The energy `-log p(x)`, `(batch,)`."""
         return -self.log_prob(x)
 
     def score(self, x: Tensor) -> Tensor:
-        """`grad log p(x)`, like x."""
+        """The score `grad log p(x)`, like x."""
         return self._score(x, *self._components(x))
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
@@ -83,20 +85,22 @@ class GaussianMixture:
         """The exact timed field of this density on a Gaussian path."""
         return NoisedMixture(self, path)
 
-    # What is asked for is all that is worked out: a mixture is so small that a solver's step on it
-    # costs what its operations do by their number.
+    # Only what is asked for is computed: a mixture is so small that the cost of a solver's step on it
+    # is given by the number of operations.
 
     def _components(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means `(1, k, d)` and variances `(1, k)`, in x's dtype."""
+        """The means `(1, k, d)` and the variances `(1, k)` of the components, in the dtype of x."""
         flat = (1, len(self.means), math.prod(self.event_shape))
         return alike(self.means, x).reshape(flat), alike(self.stds, x).square()[None]
 
     def _noised_components(
         self, x: Tensor, alpha: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of `alpha x_1 + sigma z`, a row each or one for all.
+        """The components of `alpha x_1 + sigma z`, with alpha and sigma scalars or one value a row.
 
-        And by how much x, off its component's mean, moves the mean of `x_1`, `(batch or 1, k)`.
+        Returns:
+            Their means `(batch or 1, k, d)`, their variances `(batch or 1, k)`, and the slope of
+            E[x_1 | x] in x for each component `(batch or 1, k)`.
         """
         means, s2 = self._components(x)
         a, s = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
@@ -104,7 +108,7 @@ class GaussianMixture:
         return a[..., None] * means, variance, a * s2 / variance
 
     def _logits(self, x: Tensor, means: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """`log w_k N(x; m_k, v_k I)`, `(batch, k)`, and `x - m_k`, `(batch, k, d)`."""
+        """The terms `log w_k N(x; m_k, v_k I)`, `(batch, k)`, and `x - m_k`, `(batch, k, d)`."""
         d = means.shape[-1]
         off = x.reshape(-1, 1, d) - means
         logits = alike(self.weights, x).log() - off.square().sum(-1) / (2 * variance)
@@ -119,7 +123,7 @@ class GaussianMixture:
         return -(shares * off / variance[..., None]).sum(1).reshape(x.shape)
 
     def _denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """`E[x_1 | x]`; alpha and sigma are scalars or one value a row."""
+        """The denoiser `E[x_1 | x]`, like x; alpha and sigma are scalars or one value a row."""
         means, variance, moves = self._noised_components(x, alpha, sigma)
         logits, off = self._logits(x, means, variance)
         shares = torch.softmax(logits, 1)[..., None]
@@ -128,10 +132,7 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class NoisedMixture(GaussianPathField):
-    """The exact timed field of a mixture on a path.
-
-    Its denoiser in closed form, also where alpha or sigma is 0.
-    """
+    """The exact timed field of a mixture on a Gaussian path, also where alpha or sigma is 0."""
 
     mixture: GaussianMixture
     path: GaussianPath
@@ -145,23 +146,23 @@ class NoisedMixture(GaussianPathField):
 
     @property
     def base(self) -> NormalBase:
-        """N(0, sigma(0)^2 I)."""
+        """The law at t = 0, N(0, sigma(0)^2 I)."""
         return standard_normal(self.event_shape, float(self.path.sigma(0.0)))
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
-        """`E[x_1 | x_t = x]`, like x."""
+        """The denoiser `E[x_1 | x_t = x]`, like x."""
         return self.mixture._denoise(x, *self._at(x, t))
 
     def score(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
-        """`grad log p_t(x)`, like x."""
+        """The score `grad log p_t(x)`, like x."""
         return self.mixture._score(x, *self._noised(x, t))
 
     def log_prob_at(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """`log p_t(x)`, `(batch,)`."""
+        """The log density `log p_t(x)`, `(batch,)`."""
         return self.mixture._log_prob(x, *self._noised(x, t))
 
     def _at(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Alpha and sigma in x's dtype, from a time in float64."""
+        """The path's alpha and sigma at t in the dtype of x, computed in float64."""
         exact = precise(t)
         return self.path.alpha(exact).to(x), self.path.sigma(exact).to(x)
 
@@ -181,7 +182,7 @@ def ring_mixture(components: int = 8, radius: float = 2.0, std: float = 0.25) ->
 def gaussian(
     dim: int = 2, mean: float | Sequence[float] = 0.0, std: float = 1.0
 ) -> GaussianMixture:
-    """N(mean, std^2 I) in `dim` dimensions."""
+    """The Gaussian N(mean, std^2 I) in `dim` dimensions."""
     positive("std", std)
     center = torch.as_tensor(mean, dtype=torch.float64).expand(dim)
     return GaussianMixture(center[None].clone(), torch.tensor([std]), torch.ones(1))

@@ -1,11 +1,11 @@
-r"""Bayesian regressions on scikit-learn's data, with standard normal priors on all coefficients w
-and gradients by hand.
+r"""Bayesian regressions on scikit-learn's data, with N(0, 1) priors and closed-form gradients.
 
-    logistic   E(w) = sum_i log(1 + exp(-m_i)) + |w|^2 / 2,  m_i = (2 y_i - 1) a_i . w
-    linear     E(w, log sigma) = |y - A w|^2 / (2 sigma^2) + n log sigma + |w|^2 / 2 + sigma^2 / 2 - log sigma
+    logistic   E(w) = sum_i log(1 + exp(-m_i)) + |w|^2 / 2,    m_i = (2 y_i - 1) a_i . w
+    linear     E(w, log sigma) = |y - A w|^2 / (2 sigma^2) + n log sigma
+                                 + |w|^2 / 2 + sigma^2 / 2 - log sigma
 
 with rows `a_i = (1, features)` of the design matrix A `(n, k)`, the features standardised. A and y
-are loaded at the first call and kept for each dtype and device that asks.
+are loaded at the first call and kept for each dtype and device.
 
 References:
     Gelman et al., "Bayesian Data Analysis" (3rd ed. 2013), chapters 14 and 16.
@@ -32,22 +32,21 @@ __all__ = [
 
 
 class _Data(NamedTuple):
-    """Design matrix `(n, k)`, its first column ones, and response `(n,)`."""
+    """The design matrix `(n, k)`, its first column ones, and the response `(n,)`."""
 
     design: Tensor
     response: Tensor
 
 
-_KEPT: dict[
-    tuple[str, torch.dtype, torch.device], _Data
-] = {}  # not in the fields: a run's settings hold their tensors
+_KEPT: dict[tuple[str, torch.dtype, torch.device], _Data] = {}
+"""Data by name, dtype and device. They are not in the fields, whose tensors a run's settings hold."""
 
 
 def _data(name: str, x: Tensor) -> _Data:
     """The data in the dtype and on the device of x."""
     key = (name, x.dtype, x.device)
     if key not in _KEPT:
-        with torch.inference_mode(False):  # what is kept must serve autograd later
+        with torch.inference_mode(False):  # so that autograd may use what is kept
             design, response = (
                 torch.from_numpy(part).to(x.device, x.dtype) for part in _load(name)
             )
@@ -56,8 +55,10 @@ def _data(name: str, x: Tensor) -> _Data:
 
 
 def _load(name: str) -> tuple[Any, Any]:
-    """Design and response as float64 arrays, a continuous response standardised, labels as -1 and
-    1.
+    """The design and the response as float64 arrays: labels are -1 and 1, others standardised.
+
+    Raises:
+        MissingDependency: Where scikit-learn is not installed.
     """
     try:
         from sklearn import datasets, preprocessing
@@ -70,7 +71,7 @@ def _load(name: str) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class LogisticRegression:
-    """Malignant or benign: 569 tumours by 30 features; `x = (intercept, w_1..30)`.
+    """Malignant or benign: 569 tumours with 30 features; `x = (intercept, w_1..30)`.
 
         y_i ~ Bernoulli(sigmoid(a_i . x)),  x ~ N(0, I)
 
@@ -86,11 +87,11 @@ class LogisticRegression:
         return (31,)
 
     def energy(self, x: Tensor) -> Tensor:
-        """Negative log posterior up to a constant, `(batch,)`."""
+        """The negative log posterior up to a constant, `(batch,)`."""
         return self._energy(x, self._margins(x))
 
     def score(self, x: Tensor) -> Tensor:
-        """`A^T (y - sigmoid(A x)) - x`, like x."""
+        """The score `A^T (y - sigmoid(A x)) - x`, like x."""
         return -self._grad(x, self._margins(x))
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +121,7 @@ class LinearParameters(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearRegression:
-    """Progression of diabetes: 442 patients by 10 features; `x = (intercept, w_1..10, log sigma)`.
+    """Progression of diabetes: 442 patients, 10 features; `x = (intercept, w_1..10, log sigma)`.
 
         y_i ~ N(a_i . w, sigma^2),  w ~ N(0, I),  sigma ~ half-normal(1)
 
@@ -135,18 +136,21 @@ class LinearRegression:
         return (12,)
 
     def parameters(self, x: Tensor) -> LinearParameters:
-        """Intercept, slopes and sigma of positions `(..., 12)`."""
+        """The intercept, the slopes and sigma at positions `(..., 12)`."""
         return LinearParameters(x[..., 0], x[..., 1:-1], x[..., -1].exp())
 
     def energy(self, x: Tensor) -> Tensor:
-        """Negative log posterior up to a constant, with the Jacobian of `sigma = exp(x_11)`,
-        `(batch,)`.
+        """The negative log posterior up to a constant, `(batch,)`.
+
+        It includes the Jacobian of `sigma = exp(x_11)`.
         """
         return self._energy(x, self._standard(x))
 
     def score(self, x: Tensor) -> Tensor:
-        """In w `A^T (y - A w) / sigma^2 - w`, in log sigma `|y - A w|^2 / sigma^2 - n - sigma^2 +
-        1`, like x.
+        """The score, like x.
+
+        It is `A^T (y - A w) / sigma^2 - w` in w, and `|y - A w|^2 / sigma^2 - n - sigma^2 + 1` in
+        log sigma.
         """
         return -self._grad(x, self._standard(x))
 
@@ -156,7 +160,7 @@ class LinearRegression:
         return self._energy(x, standard), self._grad(x, standard)
 
     def _standard(self, x: Tensor) -> Tensor:
-        """`(y - A w) / sigma`, `(batch, n)`."""
+        """The standardised residuals `(y - A w) / sigma`, `(batch, n)`."""
         design, response = _data("diabetes", x)
         return (response - x[:, :-1] @ design.T) * torch.exp(-x[:, -1:])
 
