@@ -433,7 +433,7 @@ class Marginal:
 
     @property
     def provides(self) -> frozenset[str]:
-        """ "draw" where the prior has it, "states" where pixels are discrete."""
+        """What it offers: "draw" where the prior has it, "states" where pixels are discrete."""
         return (self.vae.provides & {"draw"}) | (
             {"states"} if self.states is not None else frozenset()
         )
