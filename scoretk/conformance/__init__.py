@@ -1,7 +1,4 @@
-"""The kit for authors of models and solvers.
-
-The laws that they are held to, as a report and as pytest tests.
-"""
+"""The kit for authors of models and solvers: the laws they are held to, as reports and as tests."""
 
 from scoretk.conformance.kit import CHECKS, Check, CheckResult, check_model, parametrize_with_checks
 from scoretk.conformance.solver_kit import (

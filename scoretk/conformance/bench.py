@@ -1,9 +1,7 @@
-"""What solvers are tried on.
+"""The fields on which solvers are tried: exact laws, an exact timed field, all watched.
 
-Exact laws on the line, in the plane and on a lattice, and an exact field in time, all watched.
-
-A watched field counts the rows that it is asked for, of each kind, and can be injured: beyond an
-edge all that it says is NaN.
+A watched field counts the rows of which each method is asked, and can have an edge beyond which all
+its answers are NaN.
 """
 
 from __future__ import annotations
@@ -34,14 +32,14 @@ MODES = GaussianMixture(
 
 @dataclass
 class Watched:
-    """A field with natively what a solver needs, counted by kind in `asked`, and NaN where `x[:, 0]
-    > edge`.
+    """A field with exactly the methods that a solver needs, whose evaluations are counted.
 
     Args:
-        inner: an exact law, with `draw` where it is static.
-        provides: the methods that the solver needs.
-        edge: of the first entry of x, beyond which all answers are NaN.
-        met: which rows of the whole batch have been answered so, `(chains,)`.
+        inner: An exact law, with `draw` where it is static.
+        provides: The methods that the solver needs.
+        edge: Where the first entry of x is larger, all answers are NaN.
+        asked: How many rows each method was asked for.
+        met: Which rows of the whole batch have been answered with NaN, `(chains,)`.
     """
 
     inner: Any
@@ -56,7 +54,7 @@ class Watched:
         return getattr(self.inner, name)
 
     def energy(self, x: Tensor, *t: Any) -> Tensor:
-        """As `inner`'s, watched; so are all others."""
+        """The energy of `inner`, counted, and NaN beyond the edge; so are all other methods."""
         return self._answer("energy", x, *t)
 
     def score(self, x: Tensor, *t: Any) -> Tensor:
@@ -80,12 +78,12 @@ class Watched:
 
 
 HIDDEN = ("predict", "predicts", "energy_and_grad", "between", "log_prob", "noised", "initial")
-"""What would answer in place of the watched methods."""
+"""Attributes of `inner` that could answer in place of the watched methods."""
 
 
 @dataclass(frozen=True)
 class Enumerated:
-    """A discrete law of few states, drawn exactly: all of them are weighed."""
+    """A discrete law of few states with exact draws, by enumeration of the states."""
 
     inner: Any
 
@@ -111,7 +109,7 @@ class Enumerated:
 
 
 def bench_for(solver: Any, edge: float = math.inf) -> list[Watched]:
-    """The fields on which a solver is tried, by what it says that it serves."""
+    """The fields on which a solver is tried, by the fields that it says it serves."""
     if solver.timed is True:
         inner: tuple[Any, ...] = (MODES.noised(VP()),)
     elif solver.needs & {"states", "gibbs"}:

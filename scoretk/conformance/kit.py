@@ -1,4 +1,4 @@
-"""Running the laws: over examples that hypothesis chooses, for a report, and as parametrised tests."""
+"""Running the laws of a field: over examples by hypothesis, for a report, and as pytest tests."""
 
 from __future__ import annotations
 
@@ -27,9 +27,13 @@ Conditions = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What became of one check.
+    """The outcome of one check.
 
-    `status` is "passed", "failed" or "skipped" (the law says nothing about this model).
+    Args:
+        check: The name of the check.
+        status: "passed", "failed" or "skipped" (the law says nothing about this model).
+        law: The law in words.
+        detail: What was found, where it failed.
     """
 
     check: str
@@ -53,10 +57,12 @@ class Check:
         return (self.run.__doc__ or "").strip()
 
     def __call__(self, model: Any, cond: Conditions | None = None) -> None:
-        """Arguments as `check_model`.
+        """Hold a model to the law; arguments are those of `check_model`.
 
         Raises:
-            `Violation`; `NotApplicable`; `MissingDependency` without hypothesis.
+            Violation: Where the law does not hold.
+            NotApplicable: Where it says nothing about this model.
+            MissingDependency: Where hypothesis is not installed.
         """
         self.hold(*_opened(model), cond)
 
@@ -69,7 +75,7 @@ class Check:
     def result(
         self, field: Any, claims: frozenset[str], cond: Conditions | None = None
     ) -> CheckResult:
-        """The same as a record."""
+        """As `hold`, with the outcome as a record."""
         record = partial(CheckResult, check=self.name, law=self.law)
         try:
             self.hold(field, claims, cond)
@@ -92,11 +98,13 @@ def check_model(model: Any, *, cond: Conditions | None = None) -> list[CheckResu
             takes the rows in turn.
 
     Returns:
-        one result a check, the first of which is "loads"; where that fails it is the only one.
+        One result for each check, the first of which is "loads"; where that fails it is the only
+        one.
 
     Raises:
-        `MissingDependency` without hypothesis; `InvalidArgument` for what is no model;
-        `UnknownName` and `AmbiguousName`.
+        MissingDependency: Where hypothesis is not installed.
+        InvalidArgument: For what is no model.
+        UnknownName: For a name that is not registered; AmbiguousName for one that is so twice.
     """
     _check_argument(model)
     loads = partial(CheckResult, check="loads", law="the model can be loaded")
@@ -115,8 +123,9 @@ def parametrize_with_checks(models: Iterable[Any], cond: Conditions | None = Non
             check(model)
 
     Args:
-        models: As in `check_model`. A law that says nothing about a model is a skipped test.
-        cond: As in `check_model`. A law that says nothing about a model is a skipped test.
+        models: Names, specs or fields, as in `check_model`. A law that says nothing about a model is
+            a skipped test.
+        cond: As in `check_model`, for all of them.
     """
     import pytest
 
@@ -129,9 +138,11 @@ def parametrize_with_checks(models: Iterable[Any], cond: Conditions | None = Non
 
 
 def _explore(law: Law, subject: Subject) -> None:
-    """Hold the subject to the law in many cases.
+    """Hold the subject to the law in `EXAMPLES` cases.
 
-    A failure is shrunk to its simplest case, which the message names.
+    Raises:
+        Violation: Where a case fails. It is shrunk to the simplest one, which the message names.
+        MissingDependency: Where hypothesis is not installed.
     """
     try:
         from hypothesis import HealthCheck, Phase, given, settings

@@ -1,8 +1,6 @@
-"""The laws of a field.
+"""The laws of a field, each a function of a subject and a case that raises `Violation`.
 
-Each is a function of a subject and one case that raises `Violation` where it does not hold.
-
-The docstring's first line is the law, as reports show it.
+The docstring of a law is the law in words, as reports show it.
 """
 
 from __future__ import annotations
@@ -215,9 +213,8 @@ def held_time(s: Subject, case: Case) -> None:
 def conversions(s: Subject, case: Case) -> None:
     """Its predictions agree with its path"""
     _only(s.timed and isinstance(getattr(s.field, "path", None), GaussianPath))
-    log_snr = torch.tensor(
-        6 * case.t - 3, dtype=torch.float64
-    )  # where no conversion magnifies rounding much
+    # log-SNRs where no conversion magnifies rounding much
+    log_snr = torch.tensor(6 * case.t - 3, dtype=torch.float64)
     x, t = s.points(case), min(max(float(s.field.path.t(log_snr)), 0.0), 1.0)
     bound = s.conditions(range(case.rows))
     derived = resolve(s.field, (), bound)

@@ -15,16 +15,16 @@ from scoretk.core.anatomy import modules_of
 __all__ = ["in_float64"]
 
 FINE, COARSE = 1e-5, 2e-2
-"""Relative errors allowed of a finite difference: of an energy with float64's digits, and of one
-with float32's.
+"""The relative errors allowed of a finite difference, where the energy has the digits of float64 and
+where it has those of float32.
 """
 
 
 @contextmanager
 def in_float64(s: Subject, case: Case) -> Iterator[tuple[Subject, float]]:
-    """The subject in float64 and the tolerance that its energy allows.
+    """A context with the subject in float64, and the tolerance that its energy allows.
 
-    As it is where float64 does not go through.
+    Where the field does not take float64 the subject is as it was.
     """
     held = [t for m in modules_of(s.field) for t in (*m.parameters(False), *m.buffers(False))]
     single = [(t, t.data) for t in held if t.is_floating_point()]
@@ -51,7 +51,7 @@ def _double(value: Tensor) -> Tensor:
 
 
 def _tolerance(s: Subject, case: Case) -> float | None:
-    """What the digits of the energy allow; None where the field takes no float64."""
+    """The tolerance that the digits of the energy allow; None where the field takes no float64."""
     try:
         energy = s("energy", s.points(case), s.times(case))
     except (RuntimeError, TypeError, ValueError):

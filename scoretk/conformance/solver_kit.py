@@ -37,14 +37,15 @@ class SolverCheck:
         return (self.run.__doc__ or "").strip()
 
     def __call__(self, solver: Any) -> None:
-        """Hold a solver, or that of a name, to the law.
+        """Hold a solver, given as an object or by name, to the law.
 
         Raises:
-            Violation: the law does not hold. NotApplicable: it says nothing about this solver.
+            Violation: Where the law does not hold.
+            NotApplicable: Where it says nothing about this solver.
         """
         made = _opened(solver)
         with contained(), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tuned runs, which are short here
+            warnings.simplefilter("ignore")  # tuned runs are short here, and warn
             try:
                 self.run(made)
             except (NotApplicable, Violation):
@@ -53,7 +54,7 @@ class SolverCheck:
                 raise Violation(f"{type(error).__name__}: {error}") from error
 
     def result(self, solver: Any) -> CheckResult:
-        """The same as a record."""
+        """As a call, with the outcome as a record."""
         record = partial(CheckResult, check=self.name, law=self.law)
         try:
             self(solver)
@@ -70,20 +71,20 @@ SOLVER_CHECKS: tuple[SolverCheck, ...] = tuple(map(SolverCheck, SOLVER_LAWS))
 def check_solver(solver: Any) -> list[CheckResult]:
     """Hold a solver to the laws of solvers, on exact targets of unit scale.
 
-    A law says nothing about some solvers: that exact draws stay exact, of those with a grid of
-    their own and of those that say `exact = False`. One with settings that suit other scales is
-    given here with settings for this one.
+    Some laws say nothing about some solvers: the law that exact draws stay exact says nothing about
+    those with a grid of their own, and those that say `exact = False`. Give a solver settings that
+    suit targets of unit scale.
 
     Args:
-        solver: a solver object, or the name of a registered one: with its defaults, or, where this package's own lacks
-            some, as `scoretk.solvers.EXAMPLES` has it.
+        solver: A solver object, or the name of a registered one. By name it has its defaults; a
+            solver of this package that lacks some is taken from `scoretk.solvers.EXAMPLES`.
 
     Returns:
-        One result a check, in the order of `SOLVER_CHECKS`.
+        One result for each check, in the order of `SOLVER_CHECKS`.
 
     Raises:
-        InvalidArgument: what is no solver, or a name whose class has settings without defaults.
-        UnknownName, AmbiguousName, BrokenPlugin: as `scoretk.load_solver`.
+        InvalidArgument: For what is no solver, or a name whose class has settings without defaults.
+        UnknownName: As `scoretk.load_solver`; likewise AmbiguousName and BrokenPlugin.
     """
     made = _opened(solver)
     return [check.result(made) for check in SOLVER_CHECKS]
@@ -97,7 +98,8 @@ def parametrize_with_solver_checks(solvers: Iterable[Any]) -> Any:
             check(solver)
 
     Args:
-        solvers: as in `check_solver`. A law that says nothing about a solver is a skipped test.
+        solvers: Solvers or names, as in `check_solver`. A law that says nothing about a solver is a
+            skipped test.
     """
     import pytest
 

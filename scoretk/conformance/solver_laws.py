@@ -1,9 +1,7 @@
-"""The laws of a solver.
+"""The laws of a solver, each a function of a solver that raises `Violation`.
 
-Each is a function of a solver that raises `Violation` where it does not hold.
-
-The docstring's first line is the law, as reports show it. Statistical laws are held at a
-false-alarm rate of 1e-6 a law, with a fixed seed: what passes once passes always.
+The docstring of a law is the law in words, as reports show it. Statistical laws have a false-alarm
+rate of 1e-6 each, and fixed seeds: what passes once passes always.
 """
 
 from __future__ import annotations
@@ -38,10 +36,10 @@ SolverLaw = Callable[[Any], None]
 
 FALSE_ALARM = 1e-6
 MANY, MOVES = 20_000, 4
-"""Chains, and steps of each, from which invariance is judged."""
+"""How many chains, and steps of each, invariance is judged by."""
 FEW, STEPS, WARMUP = 16, 6, 8
 EDGE = 0.8
-"""A fifth of N(0, 1) lies beyond; of spins, one of their two states."""
+"""The edge of watched fields: a fifth of N(0, 1) lies beyond it, and one of two spin states."""
 
 
 def protocol(solver: Any) -> None:
@@ -175,12 +173,11 @@ def flagged(solver: Any) -> None:
         draws = _run(field, solver, chains=4 * size, steps=16)
         demand(bool(finite_rows(draws.final).all()), "a chain ends at NaN or infinity")
         assert draws.x is not None
-        known = draws.status == int(Status.OK)  # of which nobody is told that they are lost
+        known = draws.status == int(Status.OK)  # chains that are not flagged
         if "log_weight" in draws.stats:
             known &= draws.stats["log_weight"][:, -1] > -math.inf
-        # of a field in time each answer counts; a kernel may ask beyond the edge and
-        # reject, but not stay there: where it
-        # ends it may not have looked yet
+        # on a timed field each answer counts; a kernel may evaluate the field beyond the edge and
+        # reject, but not stay there (at its last point it may not have evaluated it yet)
         lost = field.met if is_timed(field) else (draws.x[:, 1:-1].flatten(2)[..., 0] > EDGE).any(1)
         said = f"{int((lost & known).sum())} of {len(known)} chains were beyond the edge, where all is NaN"
         demand(not bool((lost & known).any()), f"{said}, and are not flagged")
@@ -272,9 +269,9 @@ SOLVER_LAWS: tuple[SolverLaw, ...] = (
 
 
 def _features(field: Watched, x: Tensor) -> Tensor:
-    """Moments of x whose means a wrong kernel changes.
+    """Functions of x whose means a wrong kernel changes, `(n, features)`.
 
-    First and second ones, products, the energy, and waves.
+    They are first and second moments, products of coordinates, the energy, and waves.
     """
     flat = x.reshape(len(x), -1).double()
     pairs = [flat[:, i] * flat[:, j] for i in range(flat.shape[1]) for j in range(i + 1)]
@@ -283,7 +280,7 @@ def _features(field: Watched, x: Tensor) -> Tensor:
 
 
 def _settled(field: Watched, solver: Any) -> Any:
-    """The solver with nothing left to tune."""
+    """The solver with nothing left to tune, tuned by a run of its own where it must be."""
     if not adapts(solver):
         return solver
     if not callable(getattr(solver, "tuned_by", None)):
@@ -347,7 +344,7 @@ def _leaves(state: Any) -> Iterator[Tensor]:
 
 
 def _kind(state: Any) -> str:
-    """What the state is made of, in words."""
+    """The names, shapes and dtypes of the state's leaves, as text."""
     demand(
         isinstance(state, tuple) and hasattr(state, "_fields"),
         f"the state is a {type(state).__name__}, no NamedTuple",

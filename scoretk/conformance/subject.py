@@ -1,7 +1,4 @@
-"""What the laws are held against.
-
-A field, with the points, times and conditions at which it is asked.
-"""
+"""A field as the laws see it, with the points, times and conditions at which it is evaluated."""
 
 from __future__ import annotations
 
@@ -25,23 +22,29 @@ METHODS = ("energy", "score", "velocity", "denoise", "log_prob", "decode")
 TIMELESS = ("log_prob", "decode")
 
 POOL = 16
-"""How many draws of a field that draws are the points at which it is asked."""
-
+"""How many draws of a field with `draw` are the points at which it is evaluated."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-"""Rounding that is allowed, relative to the largest number in a row (and to 1)."""
+"""The rounding that is allowed, relative to the largest number in a row, or to 1."""
 
 
 class Violation(AssertionError):
-    """A law does not hold."""
+    """Raised where a law does not hold."""
 
 
 class NotApplicable(SkipTest):
-    """A law says nothing about this field. Test runners show it as a skipped test."""
+    """Raised where a law says nothing about a field; test runners show it as a skipped test."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One example: how many rows, from which noise, spread how far, at which time."""
+    """One example at which a field is evaluated.
+
+    Args:
+        rows: How many rows the batch has.
+        seed: The seed of its noise.
+        scale: The factor on points where the field would start.
+        t: The time, for a timed field.
+    """
 
     rows: int = 4
     seed: int = 0
@@ -53,7 +56,12 @@ class Case:
 class Subject:
     """A field and what is claimed of it.
 
-    `cond` holds condition values; a batch takes its rows in turn.
+    Args:
+        field: The field.
+        claims: The capabilities that are claimed of it.
+        dtype: The dtype of the points.
+        device: Their device.
+        cond: Condition values by name, `(rows, ...)`; a batch takes the rows in turn.
     """
 
     field: Any
@@ -66,10 +74,7 @@ class Subject:
     def all_of(
         cls, model: Any, claims: frozenset[str], cond: Mapping[str, Tensor]
     ) -> list[Subject]:
-        """The field in its own dtype and device.
-
-        In both dtypes where it holds no tensors that fix one.
-        """
+        """The subjects of a field: on its device, and in its dtype or, where it has none, in both."""
         held = state_like(model)
         dtypes = [held[0].dtype] if held and held[0].dtype in TOLERANCE else list(TOLERANCE)
         device = held[0].device if held else torch.device("cpu")
@@ -90,15 +95,14 @@ class Subject:
         return [name for name in METHODS if name in has]
 
     def noise(self, case: Case) -> Noise:
-        """The case's noise, one chain a row."""
+        """The noise of a case, one chain for each row."""
         return Noise(case.seed, case.rows, device=self.device, dtype=self.dtype, window=1)
 
     def points(self, case: Case) -> Tensor:
-        """Points where the field can be asked, `(rows, *event_shape)`.
+        """Points at which the field can be evaluated, `(rows, *event_shape)`.
 
-        Where it would start, spread by the scale.
-
-        What it draws itself is not spread, as the field may end where its samples do.
+        They are its own draws where it has them, else points where it would start, times the scale.
+        (Draws are not scaled, as the field may have an edge where its draws do.)
         """
         noise = self.noise(case)
         if "draw" in offers(self.field):
@@ -115,14 +119,11 @@ class Subject:
 
     @cached_property
     def _drawn(self) -> Tensor:
-        """What the field draws, once for all cases.
-
-        Drawing may take far longer than what is asked there.
-        """
+        """Draws of the field, `(POOL, *event_shape)`, made once, as drawing may take long."""
         return self.field.draw(POOL, self.noise(Case(POOL))).cpu()
 
     def times(self, case: Case) -> Tensor:
-        """A time of its own for each row, near the case's and inside (0, 1): `(rows,)`."""
+        """A time for each row, near that of the case and inside (0, 1): `(rows,)`."""
         spread = 0.1 * self.noise(case).uniform(0, Stream.USER, ())
         return (0.9 * case.t + spread).to(self.dtype)
 
@@ -136,29 +137,34 @@ class Subject:
         )
 
     def conditions(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The condition values of these rows of a batch."""
+        """The condition values of some rows of a batch."""
         index = torch.tensor(rows, dtype=torch.int64)
         return {key: value[index.to(value.device) % len(value)] for key, value in self.cond.items()}
 
     def __call__(
         self, name: str, x: Tensor, t: Any = None, rows: Sequence[int] | None = None
     ) -> Any:
-        """A method's answer at x.
+        """The answer of a method at x.
 
-        `rows` says which rows of the batch these are: their conditions go with them.
+        Args:
+            name: The name of the method.
+            x: `(n, *event_shape)`.
+            t: The time, for methods of a timed field that take one.
+            rows: Which rows of the batch these are, so that they get their conditions; None for the
+                first n.
         """
         bound = self.conditions(range(len(x)) if rows is None else rows)
         takes_time = self.timed and name not in TIMELESS
         return getattr(self.field, name)(x, *([t] if takes_time else []), **bound)
 
     def ask(self, name: str, case: Case) -> Any:
-        """A method's answer at the case's points, or its draw."""
+        """The answer of a method at the points of a case; for "draw" the field's draws."""
         if name == "draw":
             return self.field.draw(case.rows, self.noise(case))
         return self(name, self.points(case), self.times(case))
 
     def answers(self, case: Case) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-        """`(method, x, t, answer)` for each method."""
+        """The tuples `(method, x, t, answer)` of all methods at the points of a case."""
         points, times = self.points(case), self.times(case)
         for name in self.methods:
             x, t = points.clone(), times.clone()
@@ -169,18 +175,27 @@ class Subject:
 
 
 def demand(holds: bool, message: str) -> None:
-    """Raise `Violation` unless the law holds."""
+    """Raise unless a law holds.
+
+    Raises:
+        Violation: With this message.
+    """
     if not holds:
         raise Violation(message)
 
 
 def close(name: str, got: Tensor, expected: Tensor, meaning: str, factor: float = 1.0) -> None:
-    """Raise `Violation` unless the two agree row by row to rounding; NaN agrees with NaN.
+    """Raise unless two tensors agree row by row to rounding; NaN agrees with NaN.
 
     Args:
-        name: Of the method.
-        meaning: What the comparison stands for.
-        factor: On the tolerance of the dtype.
+        name: The name of the method.
+        got: Its answer, `(rows, ...)`.
+        expected: What it should be, like it.
+        meaning: What is compared, as text.
+        factor: The factor on the dtype's `TOLERANCE`.
+
+    Raises:
+        Violation: At the first row where they differ.
     """
     demand(
         got.shape == expected.shape,

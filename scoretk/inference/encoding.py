@@ -12,20 +12,19 @@ from phi near 0 (noise) to phi = pi/2 (sigma = 0, the data). The rate is bounded
 where the velocity in t is not (sigma' of VP), so that ends are ordinary points. Without a Gaussian
 path the flow is taken in t, with rho = 1.
 
-The end correction: a field that predicts the data does not determine `e = (x - alpha D) / sigma` at
+The end correction. A field that predicts the data does not determine `e = (x - alpha D) / sigma` at
 sigma = 0. But `e = -sigma score`, so for data with a density e vanishes there, in proportion to
 sigma. From such an end the first step, to phi_1, is the trapezoid rule with that limit, `z + (phi_1
-- pi/2) / 2 rate(z, phi_1)`, which leaves an error of order (pi/2 - phi_1)^4. Song et al. (2021)
-start at phi_1 from x as it is, which takes the data for data noised by sigma(phi_1), an error of
-second order.
+- pi/2) / 2 rate(z, phi_1)`, which leaves an error of order (pi/2 - phi_1)^4. (Song et al. (2021)
+start at phi_1 from x as it is, as if x were noised by sigma(phi_1): an error of second order.)
 
-A model's own velocity, such as `(data - x) / (1 - t)`, may have no value at t = 1 and is not asked
-there: the first step, of a length h so short that h^3 is below the tolerance, is `z + h rate(z +
-h/2 rate(z, phi_1), phi_1/2)`, phi_1/2 half way.
+A model's own velocity, such as `(data - x) / (1 - t)`, may have no value at t = 1 and is not
+evaluated there. The first step, of a length h so short that h^3 is below the tolerance, is then a
+midpoint step, `z + h rate(z + h/2 rate(z, phi_1), phi_m)`, with phi_m half way to phi_1.
 
-Methods are those of `scoretk.ode.registry` that integrate a velocity; here they integrate the rate
-in phi. Those for the denoiser, which are made for a form of their own (`scoretk.ode.tableaus`), are
-refused.
+The methods are those of `scoretk.ode.registry` that integrate a velocity; here they integrate the
+rate in phi. Methods for the denoiser, which are made for a form of their own
+(`scoretk.ode.tableaus`), are refused.
 
 References:
     Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-based generative modeling through
@@ -63,23 +62,26 @@ from scoretk.run.draws import Cost
 __all__ = ["Flow", "Latents", "Rate", "Solve", "encode", "interpolate", "parts"]
 
 Rate = Callable[[Tensor, float | Tensor], Tensor]
-"""`(z, phi) -> like z`, phi a number or one a row."""
+"""`(z, phi)` to dz/dphi, like z, phi being a number or one a row."""
 
 CLOSEST = 1e-3
-"""How far in phi, hence in sigma/alpha, from an end without a determinate rate an adaptive solve
-begins: where Song et al. (2021) do on VP, 1e-5 from the end in t. Nearer, `x - alpha D` would be
-lost in float32.
+"""The distance in phi, and so in sigma/alpha, at which an adaptive solve begins from an end where the
+rate is not determinate: that of Song et al. (2021) on VP, 1e-5 from the end in t. Nearer, `x - alpha
+D` would be lost in float32.
 """
-
 LOOKED_AT = 8
-"""In how many rows it is seen whether autograd has the derivative of a model."""
+"""In how many rows it is tested whether autograd has the derivative of a model."""
 
 
 @dataclass(frozen=True)
 class Latents:
     """What `encode` found.
 
-    Latents x at t = 0, `(batch, *event_shape)`, NaN where `status`, `(batch,)`, is not OK.
+    Args:
+        x: The latents at t = 0, `(batch, *event_shape)`, NaN where the status is not OK.
+        status: The `Status` code of each row, `(batch,)`.
+        method: How they were found.
+        cost: How many evaluations it took.
     """
 
     x: Tensor
@@ -95,17 +97,17 @@ class Latents:
 
 @dataclass(frozen=True)
 class Flow:
-    """The probability flow of a field in its angle, as the module's docstring has it."""
+    """The probability flow of a field in the angle phi (see the module)."""
 
     field: TimedField
 
     def angle(self, t: float) -> float:
-        """Phi at time t; t itself where there is no Gaussian path."""
+        """The angle phi at time t; t itself where there is no Gaussian path."""
         path = self.field.path
         return t if path is None else math.atan2(float(path.alpha(t)), float(path.sigma(t)))
 
     def radius(self, t: float) -> float:
-        """Rho at time t: `x = rho z`."""
+        """The radius rho at time t, where `x = rho z`; 1 where there is no Gaussian path."""
         path = self.field.path
         return 1.0 if path is None else math.hypot(float(path.alpha(t)), float(path.sigma(t)))
 
@@ -130,9 +132,7 @@ class Flow:
 
     @cached_property
     def unasked(self) -> bool:
-        """Whether the field is not asked at the data end, as its prediction may have no value
-        there.
-        """
+        """Whether the field is not evaluated at the data end, as it may have no value there."""
         path = self.field.path
         return self.field.source == "velocity" and (path is None or float(path.sigma(1.0)) == 0)
 
@@ -146,7 +146,7 @@ class Flow:
         return min(max(float(path.t(2 * math.log(math.tan(angle)))), 0.0), 1.0)
 
     def times(self, angles: Tensor) -> Tensor:
-        """As `time`, of angles `(rows,)`."""
+        """The times of angles `(rows,)`, as `time`."""
         path, (noise, data) = self.field.path, self.ends
         if path is None:
             return angles
@@ -154,7 +154,7 @@ class Flow:
         return torch.where(angles <= noise, 0.0, torch.where(angles >= data, 1.0, inside))
 
     def rate(self, z: Tensor, angle: float | Tensor) -> Tensor:
-        """`dz/dphi`, like z, at an angle or at one a row."""
+        """The rate `dz/dphi`, like z, at an angle that is a number or one a row."""
         t = self.times(angle) if isinstance(angle, Tensor) else self.time(angle)
         path = self.field.path
         if path is None:
@@ -168,7 +168,10 @@ class Flow:
 
 @dataclass(frozen=True)
 class Solve:
-    """How a flow is followed from data to noise: by an adaptive method, or by another along a grid."""
+    """How a flow is solved from data to noise: by an adaptive method, or on a grid.
+
+    The settings are those of `encode`.
+    """
 
     method: str = "dopri5"
     steps: int | None = None
@@ -198,7 +201,7 @@ class Solve:
 
     @property
     def ode_method(self) -> Method:
-        """What `scoretk.ode.registry` has under the method's name."""
+        """The method's entry in `scoretk.ode.registry`."""
         return velocity_method(self.method)
 
     @property
@@ -207,14 +210,14 @@ class Solve:
         return self.ode_method.adaptive
 
     def describe(self, flow: Flow) -> str:
-        """The method, its steps, and where it begins."""
+        """The method, its steps, and whether its end is corrected, as text."""
         steps = "" if self.adaptive else f", {len(self._angles(flow)) - 1} steps"
         return f"{self.method}{steps}{'' if flow.determinate else ', end corrected'}"
 
     def angles(self, flow: Flow) -> list[float]:
-        """Where to stop on the way from data to noise.
+        """The angles of the grid, from data to noise.
 
-        First, where a field is not asked at the data, a short way off.
+        Where a field is not evaluated at the data, the second one is a short way off.
         """
         found = self._angles(flow)
         if not flow.unasked:
@@ -234,15 +237,16 @@ class Solve:
     def run(
         self, flow: Flow, rate_of: Callable[[Tensor], Rate], start: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Integrate rows `(batch, ...)` from the data end to the noise end.
+        """Integrate rows from the data end to the noise end.
 
         Args:
-            flow: The flow.
-            rate_of: The rate `rate(y, phi) -> like y` of some of the rows, `(k,)`.
-            start: The rows y there.
+            flow: The flow, which gives the angles.
+            rate_of: Takes indices of rows, `(k,)`, to their rate `rate(y, phi)`, like y.
+            start: The rows y at the data end, `(batch, ...)`.
 
         Returns:
-            the rows at the other end; their `Status` codes and evaluations, both `(batch,)`.
+            The rows at the noise end; their `Status` codes, `(batch,)`; and the evaluations of each,
+            `(batch,)`.
         """
         angles, y, opening = self.angles(flow), start, 0
         rate = rate_of(torch.arange(len(y), device=y.device))
@@ -259,15 +263,14 @@ class Solve:
 
 
 def corrected_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
-    """From an end at sigma = 0 to the next angle, by the trapezoid rule with the rate's limit
-    there, 0.
-    """
+    """The first step from an end at sigma = 0, by the trapezoid rule with the rate's limit 0 there."""
     return y + (angles[1] - angles[0]) / 2 * rate(y, angles[1])
 
 
 def short_of_the_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
-    """From an end where the field is not asked to the next angle, by the midpoint rule, its first
-    stage at the next angle.
+    """The first step from an end where the field is not evaluated, by the midpoint rule.
+
+    Its first stage is at the next angle instead of the end.
     """
     half = (angles[1] - angles[0]) / 2
     return y + 2 * half * rate(y + half * rate(y, angles[1]), angles[0] + half)
@@ -293,24 +296,29 @@ def encode(
     `base`.
 
     Args:
-        field: Timed.
-        x: `(rows, *event_shape)`.
-        cond: One row a row of x.
-        method: Adaptive ("dopri5", "tsit5", "bosh3", each row with its own steps; "dopri8" and its
-            like, whose steps a batch shares) with rtol, atol and max_steps, or fixed ("euler",
-            "heun", "rk4", "adams_3", ...: those of `ProbabilityFlow` that integrate a velocity)
-            with steps (default 32) and grid as `ProbabilityFlow` has them.
-        batch: Rows at a time, for memory: the latents are the same, where a batch shares its steps
-            to the tolerances.
+        field: A timed field.
+        x: Data, `(rows, *event_shape)`.
+        cond: Condition values by name, one row for each row of x.
+        method: An adaptive method ("dopri5", "tsit5", "bosh3", each row with its own steps; "dopri8"
+            and its like, whose steps a batch shares), or one on a grid ("euler", "heun", "rk4",
+            "adams_3", ...: those of `ProbabilityFlow` that integrate a velocity).
+        steps: The number of steps of a method on a grid, None for 32.
+        grid: The grid of such a method, as in `ProbabilityFlow`.
+        rtol: The relative tolerance of an adaptive method, as in `ProbabilityFlow`.
+        atol: The absolute tolerance of an adaptive method.
+        max_steps: The most steps of an adaptive method.
+        batch: How many rows are solved at a time, for memory; None for all. The latents are the
+            same, to the tolerances where a batch shares its steps.
 
     Returns:
-        `Latents`; a row that failed is NaN and has its status. Where x or a condition requires
+        The `Latents`; a row that failed is NaN and has its status. Where x or a condition requires
         gradients (and autograd is on) so do the latents, to these and to the field's parameters:
         those of the steps that the solve took.
 
     Raises:
-        `MissingCapability` for a field that is not timed, or that no flow follows (powers,
-        products); `InvalidArgument`.
+        MissingCapability: For a field that is not timed, or without a probability flow (powers,
+            products).
+        InvalidArgument: For other wrong arguments.
     """
     check_flow(field)
     (given,) = as_networks_take(field, conditions(cond))
@@ -332,7 +340,7 @@ def encode(
 
 
 def _encoded(solve: Solve, flow: Flow, x: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents of these rows of x, their status and evaluations."""
+    """The latents of some rows of x, their status and their evaluations."""
     places = torch.arange(len(x), device=x.device)[part]
     z, status, calls = solve.run(
         flow, lambda rows: flow.of(places[rows]).rate, x[part] / flow.radius(1.0)
@@ -344,7 +352,7 @@ def _encoded(solve: Solve, flow: Flow, x: Tensor, part: slice) -> tuple[Tensor, 
 
 
 def parts(n: int, batch: int | None) -> list[slice]:
-    """N rows, so many at a time; all at once where batch is None, or where there are none."""
+    """The slices of n rows, `batch` at a time; one slice where that is None or there are no rows."""
     size = n if batch is None else count("batch", batch, least=1)
     return [slice(i, min(i + size, n)) for i in range(0, n, size)] if n else [slice(0, 0)]
 
@@ -356,9 +364,10 @@ def asks_for_gradients(x: Tensor, cond: Mapping[str, Tensor] | None) -> bool:
 
 
 def check_differentiable(bound: TimedField, x: Tensor) -> None:
-    """Refuse a model whose prediction depends on x behind autograd's back.
+    """Refuse a model whose dependence on x autograd does not see, as gradients would be wrong.
 
-    Its derivative would be wrong, silently.
+    Raises:
+        InvalidArgument: In that case.
     """
     few = {name: value[:LOOKED_AT] for name, value in bound.cond.items()}
     part = TimedField(bound.native, bound.path, few)
@@ -367,7 +376,11 @@ def check_differentiable(bound: TimedField, x: Tensor) -> None:
 
 
 def given_gradients(found: Tensor, asked: bool, field: object) -> Tensor:
-    """What was found. Raises `InvalidArgument` where gradients were asked for and it has none."""
+    """The result `found`, which must require gradients where they were asked for.
+
+    Raises:
+        InvalidArgument: Where it does not.
+    """
     if asked and not found.requires_grad:
         raise InvalidArgument(
             "x",
@@ -379,27 +392,27 @@ def given_gradients(found: Tensor, asked: bool, field: object) -> Tensor:
 
 
 def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:
-    """Points on the way from latents a to latents b: along the great circle, at equal angles.
+    """Spherical interpolation from latents a to latents b, at equal angles.
 
-    With `u` the unit vectors and `Omega` the angle between them,
+    With `u` the unit vectors and `Omega` the angle between them the points are, for w = 0, ..., 1,
 
-        (sin((1 - w) Omega) u_a + sin(w Omega) u_b) / sin(Omega)  times  (1 - w) |a| + w |b|,    w = 0, ..., 1.
+        (sin((1 - w) Omega) u_a + sin(w Omega) u_b) / sin(Omega)  times  (1 - w) |a| + w |b|
 
-    The norm goes from |a| to |b| in equal parts, so it is kept where both are the same. In many
+    The norm goes from |a| to |b| in equal parts, so that it is kept where both are the same. In many
     dimensions latents from N(0, s^2 I) have norms near s sqrt(d), which a straight line would
     leave: half way it falls to s sqrt(d / 2).
 
     Args:
-        a: `(batch, *event_shape)`.
-        b: `(batch, *event_shape)`.
+        a: The first latents, `(batch, *event_shape)`.
+        b: The last latents, like them.
         n: How many points, at least 2, the ends among them.
 
     Returns:
         `(batch, n, *event_shape)`; `.flatten(0, 1)` is an `init` for `stk.sample`.
 
     Raises:
-        `InvalidArgument` where a row is zero or b points opposite to a, so that no shortest way is
-        determined.
+        InvalidArgument: Where a row is zero, or b points opposite to a, so that there is no shortest
+            way.
     """
     if not isinstance(a, Tensor) or a.ndim == 0:
         raise InvalidArgument("a", a, "latents (batch, *event_shape)")

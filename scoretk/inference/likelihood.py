@@ -1,5 +1,4 @@
-r"""Log densities: exact where the family has them, by its own estimator where it has one, else by
-the probability flow.
+r"""Log densities: exact where a field has them, else by its own estimator or probability flow.
 
 Along a flow `dz/dphi = u(z, phi)` the density changes by the divergence,
 
@@ -9,13 +8,15 @@ integrated from the data end back to the noise in one augmented solve of `(z, in
 coordinates and with the end correction of `scoretk.inference.encoding`; `log p(x) = log p(z) - d
 log rho`. The divergence, the trace of `J = du/dz`, is
 
-    exact        one product with J a dimension
-    hutchinson   e^T J e for random e with E[e e^T] = I: independent signs, or standard normals. The variance over e is
-                 2 sum_{i != j} S_ij^2 for signs and 2 sum_{ij} S_ij^2 for normals, with S = (J + J^T) / 2
-    hutch++      tr(Q^T J Q), exact, with Q an orthonormal basis of J^T R, R a third of the probes; and for each of the others,
-                 less its part in that range, g = (I - Q Q^T) e, the unbiased g^T J g - c (|g|^2 - tr(I - Q Q^T)), c the
-                 ratio of g^T J g to |g|^2 over the rest of them. Better where few directions make most of S_ij; where its
-                 diagonal does, as in models of small images, signs alone are better
+    exact        one product with J for each dimension
+    hutchinson   e^T J e for random e with E[e e^T] = I: independent signs, or standard normals.
+                 With S = (J + J^T) / 2 its variance over e is 2 sum_{i != j} S_ij^2 for signs and
+                 2 sum_{ij} S_ij^2 for normals.
+    hutch++      tr(Q^T J Q), exact, with Q an orthonormal basis of J^T R, R being a third of the
+                 probes; and for each other probe e, with g = (I - Q Q^T) e, the unbiased g^T J g -
+                 c (|g|^2 - tr(I - Q Q^T)), c being the ratio of the sums of g^T J g and |g|^2 over
+                 all others. It is better where few directions make most of S_ij; where the diagonal
+                 does, as in models of small images, signs alone are better.
 
 with the products `e^T J` of all e by one vectorised backward pass. Probes are fixed during the
 solve, and each has an integral of its own, so that their spread gives the standard error.
@@ -69,16 +70,20 @@ from scoretk.run.draws import Cost
 __all__ = ["Estimate", "bits_per_dim", "divergence", "log_prob"]
 
 EXACT_TRACE_UP_TO = 32
-ABREAST = 64  # directions a vectorised backward pass takes at once
+ABREAST = 64
+"""How many directions a vectorised backward pass takes at once."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number a row (or one number) with its standard error.
+    """An estimate with its standard error, one for each row or one number.
 
-    `value`, `stderr`, how it was made, and what it cost.
-
-    `status` holds a `Status` code a row where a row can fail; the value of a failed row is NaN.
+    Args:
+        value: The estimate, `(batch,)` or `()`; NaN for a row that failed.
+        stderr: Its standard error, like it.
+        method: How it was made.
+        cost: How many evaluations it took.
+        status: `Status` codes, like the value where rows can fail.
     """
 
     value: Tensor
@@ -114,40 +119,42 @@ def log_prob(
     none, and so have the density of data noised by sigma = 1e-3.
 
     Args:
-        field: With `log_prob` of its own (used as it is), a torch distribution, or timed with a
-            base that has a density.
-        x: `(batch, *event_shape)`, of a `constrained` field in the user's space, as draws are, and
+        field: A field with `log_prob` of its own (which is used), a torch distribution, or a timed
+            field with a base that has a density.
+        x: `(batch, *event_shape)`; for a `constrained` field in the user's space, as draws are, and
             so is the density.
-        cond: One row a row of x.
-        method: Of the solve as in `encode`.
-        steps: Of the solve as in `encode`.
-        grid: Of the solve as in `encode`.
-        rtol: Of the solve as in `encode`.
-        atol: Of the solve as in `encode`.
-        max_steps: Of the solve as in `encode`.
-        trace: "exact", "hutchinson" or "hutch++" (None: exact up to 32 dimensions, else
-            Hutchinson's).
-        probes: How many products with the Jacobian an estimate may take (Hutch++ has a third each
-            for the range and for the trace in it).
-        probe_law: "rademacher" or "gaussian".
-        seed: Of the probes.
-        rows: The ids that the probes of each row hang on: a number, that of the first row, a range
-            or an integer tensor `(batch,)`, by default 0, 1, 2, .... A row has the same probes with
-            the same id in any batch, and rows scored apart have independent ones where their ids
-            differ: pass `rows=i` with `x[i : i + 1]`. batch, rows at a time, for memory: the values
-            are the same (with the methods of `encode` whose steps a batch shares, to the
-            tolerances; where a network's matrix products round by the batch, to rounding).
+        cond: Condition values by name, one row for each row of x.
+        method: The method of the solve, as in `encode`.
+        steps: As in `encode`.
+        grid: As in `encode`.
+        rtol: As in `encode`.
+        atol: As in `encode`.
+        max_steps: As in `encode`.
+        trace: "exact", "hutchinson" or "hutch++"; None for exact up to 32 dimensions, else
+            Hutchinson's.
+        probes: How many products with the Jacobian an estimate may take. (Hutch++ has a third each
+            for the range and for the trace in it.)
+        probe_law: "rademacher" or "gaussian", the law of the probes.
+        seed: The seed of the probes.
+        rows: The ids of the rows, which their probes depend on: a number, that of the first row; a
+            range; or an integer tensor `(batch,)`; None for 0, 1, 2, ... A row has the same probes
+            in any batch, and rows scored apart have independent ones where their ids differ: pass
+            `rows=i` with `x[i : i + 1]`.
+        batch: How many rows are solved at a time, for memory; None for all. The values are the same
+            (to the tolerances with methods whose steps a batch shares; to rounding where a
+            network's matrix products round by the batch).
 
     Returns:
-        `Estimate` with value and stderr of shape `(batch,)`, NaN where the row's status is not OK;
-        the standard error is that of the probes, 0 where nothing is estimated; the error of the
-        solve is not in it. Where x or a condition requires gradients (and autograd is on) so does
-        the value, to these and to the field's parameters: those of the steps that the solve took,
-        with all of them in memory. Otherwise nothing is kept for gradients.
+        An `Estimate`, value and stderr `(batch,)`, NaN where the row's status is not OK. The
+        standard error is that of the probes, 0 where nothing is estimated; the error of the solve
+        is not in it. Where x or a condition requires gradients (and autograd is on) so does the
+        value, to these and to the field's parameters: those of the steps that the solve took, with
+        all of them in memory.
 
     Raises:
-        `MissingCapability` where the field has no normalised density, or is a power or product in
-        time; `InvalidArgument`.
+        MissingCapability: Where the field has no normalised density, or is a power or product in
+            time.
+        InvalidArgument: For other wrong arguments.
     """
     field = as_field(field)
     if not is_field(field):
@@ -179,13 +186,14 @@ def log_prob(
 
 
 Scorer = Callable[[Tensor, Tensor, dict[str, Tensor]], Estimate]
-"""Of rows of x, their ids and their conditions."""
+"""Takes rows of x, their ids and their conditions to the estimates of their densities."""
 
 
 def row_ids(rows: int | range | Tensor | None, x: Tensor) -> Tensor:
-    """The ids of the rows of x, `(batch,)`, from what `rows=` takes in `log_prob`.
+    """The ids of the rows of x, `(batch,)`, from the argument `rows` of `log_prob`.
 
-    Raises `InvalidArgument`.
+    Raises:
+        InvalidArgument: Where there is not one id in [0, 2^32) for each row.
     """
     if rows is None or is_integer(rows):
         first = 0 if rows is None else integer("rows", rows, below=2**32)
@@ -200,7 +208,10 @@ def row_ids(rows: int | range | Tensor | None, x: Tensor) -> Tensor:
 
 
 def _own_density(field: Any, seed: int, *, plain: bool) -> Scorer | None:
-    """The field's own density, or its own estimate; None where it has neither."""
+    """The field's own density, or its own estimator; None where it has neither.
+
+    `plain` says that neither ids of rows nor batches were asked for.
+    """
 
     def exact(x: Tensor, ids: Tensor, cond: dict[str, Tensor]) -> Estimate:
         known = field.users_log_prob if hasattr(field, "constrained_shape") else field.log_prob
@@ -227,7 +238,11 @@ def _own_density(field: Any, seed: int, *, plain: bool) -> Scorer | None:
 def _flow_density(
     field: Any, solve: Solve, trace: str | None, probes: int, probe_law: str, seed: int
 ) -> Scorer:
-    """The density by the probability flow. Raises `MissingCapability` where there is none."""
+    """The density by the probability flow.
+
+    Raises:
+        MissingCapability: Where the field has no flow, or its base no density.
+    """
     if not is_timed(field):
         raise MissingCapability(
             field_name(field),
@@ -265,7 +280,7 @@ def _flow_density(
 
 
 def _joined(found: list[Estimate]) -> Estimate:
-    """Estimates of some rows after another as one."""
+    """Estimates of consecutive rows as one."""
     first = found[0]
     if len(found) == 1:
         return first
@@ -300,19 +315,21 @@ def bits_per_dim(
 
     Args:
         field: As in `log_prob`, a density over `interval`.
-        x: `(batch, *event_shape)`, whole numbers in [0, levels).
-        interval: (low, high), where the field has its data.
-        draws: Of u (and of probes) a row, at least 2.
-        seed: Of both.
-        rows: The ids that both hang on, as in `log_prob`.
-        options: Any other of it, such as `trace`, `probes`, `method`, `cond` and `batch`.
+        x: Whole numbers in [0, levels), `(batch, *event_shape)`.
+        levels: The number of levels.
+        interval: (low, high), the range of the field's data.
+        draws: How many draws of u (and of probes) a row has, at least 2.
+        seed: The seed of both.
+        rows: The ids of the rows, which both depend on, as in `log_prob`.
+        options: Other arguments of `log_prob`, such as `trace`, `probes`, `method`, `cond`, `batch`.
 
     Returns:
-        `Estimate` with value and stderr of shape `(batch,)`, from the draws' spread; NaN where a
-        draw failed.
+        An `Estimate`, value and stderr `(batch,)`, from the spread of the draws; NaN where a draw
+        failed.
 
     Raises:
-        as `log_prob`.
+        InvalidArgument: For x that is not of whole numbers in [0, levels), or as `log_prob`.
+        MissingCapability: As `log_prob`.
     """
     low, high = pair("interval", interval)
     count("levels", levels, least=2)
@@ -360,12 +377,21 @@ def bits_per_dim(
 def _probes(
     noise: Noise, x: Tensor, n: int, law: str = "rademacher", *, sketched: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """N probes a row of x, `(n, batch, *event_shape)`.
-
-    Where `sketched` fewer, and those to find the range with.
+    """The probes of each row of x, and where `sketched` those that find the range for Hutch++.
 
     Hutch++ takes a third of the n products for the sketch (at most d) and as many for the trace in
     its range.
+
+    Args:
+        noise: One chain for each row.
+        x: `(batch, *event_shape)`.
+        n: How many products with the Jacobian may be taken.
+        law: "rademacher" or "gaussian".
+        sketched: Whether the probes are for Hutch++.
+
+    Returns:
+        The probes, `(n, batch, *event_shape)` or fewer where sketched; and the sketch, `(r, batch,
+        *event_shape)`, or None.
     """
     count("probes", n, least=4 if sketched else 2)
     range_of = min(n // 3, math.prod(x.shape[1:])) if sketched else 0
@@ -381,13 +407,18 @@ def divergence(
     directions: Tensor | None,
     sketch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`u(x, t)`, like x, and its divergence `(k, batch)`: one exact row, or one estimate a probe.
+    """A velocity and its divergence, differentiable where autograd is on.
 
     Args:
-        velocity: `(x, t) -> like x`, rows independent.
-        t: The t.
-        directions: Probes `(k, batch, *event)` or None for the exact trace.
-        sketch: `(r, batch, *event)`, for Hutch++. Differentiable where autograd is on.
+        velocity: u, `(x, t)` to a tensor like x, its rows independent.
+        x: `(batch, *event_shape)`.
+        t: The second argument of u, a time or an angle: a number, or one a row.
+        directions: Probes, `(k, batch, *event_shape)`, or None for the exact trace.
+        sketch: The sketch of Hutch++, `(r, batch, *event_shape)`, or None for Hutchinson's.
+
+    Returns:
+        `u(x, t)`, like x, and the divergence: exact, `(1, batch)`, or one estimate for each probe,
+        `(k, batch)`.
     """
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -405,12 +436,18 @@ def divergence(
 
 
 def products(u: Tensor, y: Tensor, directions: Tensor, keep: bool = False) -> Tensor:
-    """`e^T du/dy` for every direction e, `(k, batch, *event_shape)`.
+    """The products `e^T du/dy` for every direction e.
 
-    Vectorised, or one by one where a model cannot be.
+    They are vectorised, or taken one by one where a model cannot be.
 
     Args:
-        keep: Whether the products are differentiable themselves.
+        u: A function of y, like it.
+        y: `(batch, *event_shape)`, a leaf of the graph of u.
+        directions: The directions e, `(k, batch, *event_shape)`.
+        keep: Whether the products are to be differentiable themselves.
+
+    Returns:
+        `(k, batch, *event_shape)`.
     """
 
     def pulled(e: Tensor, together: bool) -> Tensor:
@@ -429,16 +466,16 @@ def products(u: Tensor, y: Tensor, directions: Tensor, keep: bool = False) -> Te
 
 
 def _standard_error(values: Tensor) -> Tensor:
-    """Of the mean of each row's values `(batch, k)`.
+    """The standard error of the mean of each row's values, `(batch, k) -> (batch,)`.
 
-    Not by torch's `std`, which rounds a row by how many stand beside it.
+    It does not use torch's `std`, whose rounding of a row depends on the number of rows.
     """
     k = values.shape[1]
     return ((values - values.mean(1, keepdim=True)).square().sum(1) / ((k - 1) * k)).sqrt()
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products over the event axes: `(k, batch, *event_shape), like -> (k, batch)`."""
+    """Inner products over the event axes, of `(k, batch, *event_shape)`: `(k, batch)`."""
     return (a * b).flatten(2).sum(-1) if a.ndim > 2 else a * b
 
 
@@ -453,13 +490,11 @@ def _exact_trace(u: Tensor, y: Tensor, keep: bool) -> Tensor:
 
 
 def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor, keep: bool) -> Tensor:
-    """Hutch++ for `J^T`, which has the trace of J.
+    """Hutch++ for `J^T`, which has the trace of J: one estimate for each probe, `(k, batch)`.
 
-    `(k, batch)`, the trace in the sketched range in each.
-
-    Whatever the basis the estimate is unbiased, and so is its gradient with the basis held fixed.
-    The term in c takes out what a multiple of the identity adds to the variance, as signs do until
-    they are projected.
+    Each contains the exact trace in the sketched range. The estimate is unbiased whatever the basis,
+    and so is its gradient with the basis held fixed. The term in c removes what a multiple of the
+    identity adds to the variance, as signs do before they are projected.
     """
     seen = products(u, y, sketch, keep)
     basis = torch.linalg.qr(_columns(seen)).Q.detach()  # (batch, d, r)
@@ -474,7 +509,7 @@ def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor, keep: bo
 
 
 def _columns(vectors: Tensor) -> Tensor:
-    """`(k, batch, *event_shape) -> (batch, d, k)`."""
+    """Vectors as the columns of matrices, `(k, batch, *event_shape) -> (batch, d, k)`."""
     return vectors.flatten(2).permute(1, 2, 0)
 
 
@@ -504,8 +539,7 @@ def _by_flow(
     noise, data = flow.radius(0.0), flow.radius(1.0)
     start = torch.cat([x.reshape(batch, d) / data, x.new_zeros((batch, k))], 1)
     state, status, calls = solve.run(flow, augmented, start)
-    # each probe's integral, from data to noise, is an estimate of its own; the base's density
-    # is common to all
+    # each probe's integral from data to noise is an estimate of its own; the base is common to all
     base = bound.base.log_prob(noise * state[:, :d].reshape(x.shape)) + d * math.log(noise / data)
     value = base + state[:, d:].mean(1)
     stderr = torch.zeros_like(value) if directions is None else _standard_error(state[:, d:])

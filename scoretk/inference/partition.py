@@ -1,18 +1,16 @@
-r"""Log partition functions.
+r"""Log partition functions `log Z`, `Z = int exp(-E(x)) dx`, by AIS or sequential Monte Carlo.
 
-`log Z`, `Z = int exp(-E(x)) dx`, by annealed importance sampling or sequential Monte Carlo.
-
-A pilot, a population that is resampled at every level, finds the ladder: each next weight so that
+A pilot, a population that is resampled at every level, finds the ladder: each next weight such that
 the effective share of the population stays at .9, the kernel's step size at each level by its
-acceptance, its units by the population's spread, and how often it moves by how soon the gains of
-log weight are forgotten. Then the ladder is frozen and the run proper uses noise of its own, so
+acceptance, its units by the population's spread, and the number of its moves by how soon the gains
+of log weights decorrelate. Then the ladder is frozen, and the run proper uses noise of its own, so
 that the mean weight is unbiased whatever the pilot found.
 
     log Z = log Z_base + log mean_c w_c,    stderr = sd(w) / (mean(w) sqrt(n))
 
-over independent chains (annealed importance sampling) or, for sequential Monte Carlo, over
-*families*: n is the number of chains, w the summed weights of all that descend from one of them, 0
-where none does. Resampled weights are not independent, those of different families nearly are.
+over n independent chains in annealed importance sampling. In sequential Monte Carlo the w are summed
+over *families*: all chains that descend from one first draw, 0 where none does. Resampled weights
+are not independent; the sums of different families nearly are.
 
 References:
     Neal, "Annealed importance sampling" (2001).
@@ -73,26 +71,26 @@ __all__ = ["Normalised", "find_ladder", "log_partition"]
 
 SHARE = 0.9
 SPREAD = 0.5
-"""The variance of the log weights that annealed importance sampling's ladder is refined to."""
+"""The variance of log weights to which the ladder of annealed importance sampling is refined."""
 NOTHING = -10.0
 PILOT_MOVES = 5
 MOST_LEVELS = 5000
 MOST_MOVES = 20
 FORGOTTEN = 0.5
-"""How much of the log weights' gains, by correlation, may be left after the moves at a level."""
+"""The largest correlation of the log weights' gains before and after the moves at a level."""
 FIRST_STEP = 0.3
 WIDER = 1.5
 LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
-"""The short run whose moments make the base; its trajectories are held short."""
+"""The settings of the short run whose moments make the base; its trajectories are short."""
 TARGET_ACCEPT = 0.8
 LARGE = 0.15
-"""The largest standard error to be trusted, in nats. It is that of 45 independent weights of equal
-size among many of none: with fewer the mean of so skewed a law is not normal, and the largest
-weights are likely not among those seen.
+"""The largest standard error to be trusted, in nats. It is that of 45 equal weights among many that
+are 0: with fewer the mean of so skewed a law is not normal, and the largest weights are likely not
+among those seen.
 """
 ISLAND = 256
 FALSE_ALARM = 1e-4
-"""How often the check of an honest run fails."""
+"""The rate of false alarms of the check against a Hamiltonian run."""
 STUCK = 2.0
 QUARTILES = 1.349
 """The distance between a standard normal's quartiles."""
@@ -100,12 +98,12 @@ QUARTILES = 1.349
 
 @dataclass(frozen=True, eq=False)
 class Normalised(Wrapped):
-    """A static field with an energy, and `log_prob(x) = -E(x) - log Z`.
+    """A static field with an energy and a known log Z, which gives `log_prob(x) = -E(x) - log Z`.
 
-    So that `bits_per_dim` and the like serve it.
+    So `bits_per_dim` and the like serve it.
 
     Args:
-        field: The field.
+        field: A static field with an energy.
         log_z: A number, such as `float(log_partition(field).value)`. Its standard error, which all
             rows share, is not in the standard errors made of `log_prob`: add it, over d log 2 for
             bits per dimension.
@@ -127,24 +125,24 @@ class Normalised(Wrapped):
         finite("log_z", self.log_z)
 
     def energy(self, x: Tensor) -> Tensor:
-        """The field's, `(batch,)`."""
+        """The field's energy, `(batch,)`."""
         energy: Tensor = self.field.energy(x)
         return energy
 
     def score(self, x: Tensor) -> Tensor:
-        """The field's, like x."""
+        """The field's score, like x."""
         return static(self.field).score(x)
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, for the price of one where the field allows."""
+        """The energy and its gradient, for the price of one where the field allows."""
         return static(self.field).energy_and_grad(x)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """`-E(x) - log Z`, `(batch,)`."""
+        """The log density `-E(x) - log Z`, `(batch,)`."""
         return -self.energy(x) - self.log_z
 
     def users_log_prob(self, x: Tensor) -> Tensor:
-        """That of a field under a constraint in the user's space, `(batch,)`; `-inf` outside."""
+        """The log density of a constrained field in the user's space, `(batch,)`; `-inf` outside."""
         energy: Tensor = self.field.users_energy(x)
         return -energy - self.log_z
 
@@ -167,44 +165,42 @@ def log_partition(
     dtype: torch.dtype | None = None,
     progress: bool | None = None,
 ) -> Estimate:
-    """`log Z` of a static energy.
-
-    Between two fields, the logarithm of the ratio of their partition functions.
+    """The log partition function `log Z` of a static energy, or its difference between two fields.
 
     Args:
-        field: Static, with an energy.
+        field: A static field with an energy.
         base: Where the annealing begins: a static field with `energy` and `draw`, or a torch
-            distribution; of a field under a constraint a law of free space, or a distribution with
-            the same support. By default a Gaussian with the means of a short run of `ChEES` and 1.5
+            distribution; for a constrained field a law of free space, or a distribution with the
+            same support. By default a Gaussian with the means of a short run of `ChEES` and 1.5
             times its standard deviations; for discrete states the uniform law. Where it has
-            `log_prob` its own log Z is known and counted in; where not, the value is `log Z - log
+            `log_prob` its own log Z is known and added; where not, the value is `log Z - log
             Z_base`.
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
-        chains: How many; for "smc" whole islands.
+        chains: How many chains there are; for "smc" whole islands.
         levels: How many levels the ladder has; by default as many as the pilot finds it to need.
         kernel: An exact kernel, or its name; by default HMC with 2 leapfrog steps, about a quarter
             of a period; for discrete states `BlockGibbs` where the field has a path of its own from
             the base (a Boltzmann machine, a lattice), else `GibbsWithGradients`.
-        moves: Steps of the kernel at each level, at least: where the pilot finds it slow to forget,
-            up to 20.
+        moves: The least number of steps of the kernel at each level; where the pilot finds that they
+            decorrelate slowly there are up to 20.
         island: How many chains are resampled together; by default 256, or all where they are fewer.
         pilot: How many chains find the ladder.
         check: Whether the weighted draws are compared with a short tuned Hamiltonian run, where
             states are continuous.
-        seed: As for `sample`.
-        batch: As for `sample`.
-        device: As for `sample`.
-        dtype: As for `sample`.
-        progress: As for `sample`.
+        seed: As in `sample`.
+        batch: As in `sample`.
+        device: As in `sample`.
+        dtype: As in `sample`.
+        progress: As in `sample`.
 
     Returns:
-        `Estimate`, value and stderr of shape (). Where few chains carry the weight, the kernel is
-        too slow for the ladder, or the check fails, the standard error is not to be trusted: it
-        warns, says so in `method`, and `status` is `UNTRUSTED`.
+        An `Estimate`, value and stderr `()`, in nats. Where few chains carry the weight, the kernel
+        is too slow for the ladder, or the check fails, the standard error is not to be trusted: a
+        warning is given, `method` says so, and `status` is `UNTRUSTED`.
 
     Raises:
-        `InvalidArgument`; `MissingCapability` where there is no energy, or the base cannot be drawn
-        from.
+        InvalidArgument: For wrong arguments, and a base from which the field is not reached.
+        MissingCapability: Where the field has no energy, or the base cannot be drawn from.
     """
     field, base = _in_free_space(field, base)
     option("method", method, ("ais", "smc"))
@@ -272,8 +268,9 @@ def log_partition(
 
 
 def _in_free_space(field: Any, base: Any) -> tuple[Any, Any]:
-    """Field and base in the space that the kernels work in, and without a map from it, so that
-    draws stay there.
+    """The field and the base in the space that kernels work in.
+
+    They have no map to the user's space, so that draws stay in free space.
     """
     field, base = in_free_space(field), as_field(base)
     if not isinstance(field, Constrained):
@@ -301,7 +298,7 @@ def _base(field: Any, base: Any, look: Draws | None) -> Any:
 
 
 def _look(field: Any, seed: int, device: Any, dtype: Any) -> Draws:
-    """A short tuned run."""
+    """A short tuned Hamiltonian run of the field."""
     return sample(
         field,
         ChEES(most=LOOK_LEAPFROGS),
@@ -316,7 +313,7 @@ def _look(field: Any, seed: int, device: Any, dtype: Any) -> Draws:
 
 
 def _fitted(field: Any, look: Draws) -> Any:
-    """A Gaussian with the means of the short run and 1.5 times its standard deviations.
+    """A Gaussian with the means of the short run and `WIDER` times its standard deviations.
 
     N(0, I) where that run fails.
     """
@@ -330,14 +327,12 @@ def _fitted(field: Any, look: Draws) -> Any:
 
 
 def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
-    """How far the weighted draws are from the short run, the largest |z| in units of `z`'s limit.
+    """How far the weighted draws are from the short run: the largest |z| over the limit of |z|.
 
-    Above 1 they are of two laws.
-
-    Compared are the means of each coordinate u, in units of its quartiles and cut at 3 so that no
-    tail decides, and of u^2; where the short run's own chains agree, R-hat below 2: of what it is
-    stuck in it knows nothing. A region that the annealed chains never find leaves no trace in their
-    weights, but one here.
+    Above 1 they are of two laws. Compared are the means of each coordinate u, in units of its
+    quartiles and clamped at 3 so that no tail decides, and of u^2, where the chains of the short run
+    agree among themselves (R-hat below 2). A region that the annealed chains never find cannot be
+    seen in their weights, but here.
     """
     assert look.x is not None
     known = wide(look.x[look.ok])
@@ -377,7 +372,7 @@ def _default_kernel(field: Any, base: Any) -> Any:
 def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> float | None:
     """The base's own log Z, from its normalised density and its energy at one draw.
 
-    None where it is not known.
+    None where it has no normalised density.
     """
     if "log_prob" not in offers(base):
         return None
@@ -386,9 +381,7 @@ def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> fl
 
 
 def _families(log_weight: Tensor, ancestor: Tensor) -> Tensor:
-    """The log of each ancestor's summed weights, `(chains,)`.
-
-    -inf for those that have no descendants.
+    """The log of the summed weights of each ancestor's descendants, `(chains,)`; -inf without any.
 
     Resampled weights are not independent, but those of different ancestors nearly are: their spread
     is that of the estimate.
@@ -399,7 +392,7 @@ def _families(log_weight: Tensor, ancestor: Tensor) -> Tensor:
 
 
 def _doubts(stderr: float, apart: float, ladder: Ladder) -> list[str]:
-    """Why a standard error is not to be trusted; empty where it is."""
+    """The reasons why a standard error is not to be trusted, as text; none where it is."""
     doubts = []
     if apart > 1:
         doubts.append(
@@ -427,7 +420,7 @@ def _doubts(stderr: float, apart: float, ladder: Ladder) -> list[str]:
 
 
 def _log_mean(log_weight: Tensor) -> tuple[Tensor, Tensor, float]:
-    """`log mean w`, its standard error by the delta method, and the effective number of weights."""
+    """The log of the mean weight, its standard error by the delta method, and the effective number."""
     n, top = len(log_weight), log_weight.max()
     w = (log_weight - top).exp() if bool(top > -torch.inf) else log_weight * torch.nan
     mean = w.mean()
@@ -447,16 +440,23 @@ def find_ladder(
     device: Any,
     dtype: Any,
 ) -> tuple[Ladder, Cost]:
-    """The ladder that a pilot finds, and what it cost.
+    """Find the ladder by a pilot.
 
     Args:
-        field: As for `log_partition`.
-        base: As for `log_partition`.
-        kernel: As for `log_partition`.
-        levels: How many there are to be, None for as many as it takes.
-        refine: Whether to divide them further until the log weights of unresampled chains vary by
-            about .5.
-        chains: Of the pilot.
+        field: As in `log_partition`.
+        base: As in `log_partition`, a field.
+        kernel: As in `log_partition`, a solver.
+        moves: As in `log_partition`.
+        levels: How many levels there are to be, None for as many as it takes.
+        refine: Whether to divide them further until the variance of the log weights of chains that
+            are not resampled is about `SPREAD`.
+        chains: How many chains the pilot has.
+        seed: The seed of the pilot.
+        device: As in `sample`.
+        dtype: As in `sample`.
+
+    Returns:
+        The ladder, and what the pilot cost.
     """
     if levels is not None:
         count("levels", levels, least=1)
@@ -492,7 +492,7 @@ def find_ladder(
 
 
 class _Pilot:
-    """A population on its way from the base to the field, and what it learns."""
+    """The pilot: a population on its way from the base to the field, and what it has found."""
 
     def __init__(
         self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any, dtype: torch.dtype
@@ -545,7 +545,7 @@ class _Pilot:
             if self.size is not None:
                 self.size *= math.exp((float(accept.mean()) - TARGET_ACCEPT) / (1 + made))
             made += 1
-        # after five moves a correlation r is r^(m/5) after m
+        # a correlation r after the moves made is r^(m / made) after m moves
         left = max(self._correlation(before), 1e-3) ** (1 / made)
         wanted = math.ceil(math.log(FORGOTTEN) / math.log(min(left, 0.999)))
         self.moves.append(min(max(self.least, wanted), MOST_MOVES))
@@ -557,7 +557,7 @@ class _Pilot:
         self.scales.append(scale)
 
     def _correlation(self, before: Tensor) -> float:
-        """Of the log weights' gains before the moves with those now, over the population."""
+        """The correlation of the log weights' gains before the moves and now, over the population."""
         now = wide(log_gain(self.field, self.base, self.x)[0])
         found = float(torch.corrcoef(torch.stack([before, now]))[0, 1])
         return found if math.isfinite(found) else 0.0
@@ -566,7 +566,7 @@ class _Pilot:
         return self._correlation(before) > FORGOTTEN
 
     def _upper(self, gain: Callable[[float], tuple[Tensor, Tensor]], dead: Tensor) -> float:
-        """The next weight, as high as keeps the share: by bisection."""
+        """The highest next weight at which the effective share is `SHARE`, by bisection."""
 
         def share(upper: float) -> float:
             w = torch.softmax(torch.where(dead, -torch.inf, wide(gain(upper)[0])), 0)
@@ -591,9 +591,9 @@ class _Pilot:
 
 
 def _variance(log_weight: Tensor) -> float:
-    """Of log weights, those that are too small to count taken as `NOTHING`.
+    """The variance of log weights, clamped below at `NOTHING` relative to their mean.
 
-    How far below they are says nothing of the rest.
+    How far weights that do not count are below it says nothing of the others.
     """
     if len(log_weight) < 2:
         return 0.0
@@ -602,7 +602,7 @@ def _variance(log_weight: Tensor) -> float:
 
 
 def _stretched(ladder: Ladder, levels: int) -> Ladder:
-    """The ladder with another number of levels: as many to each of its intervals, interpolated."""
+    """The ladder with another number of levels, spread evenly over its intervals."""
     old = torch.tensor(ladder.weights, dtype=torch.float64)
     place = torch.arange(levels + 1, dtype=torch.float64) * ladder.levels / levels
     below = place.floor().clamp(max=ladder.levels - 1).long()

@@ -95,16 +95,13 @@ def sample(
         chains: How many, or which: `range(8, 16)` gives chains 8 to 15 of a run of 16. By default
             as many as `init` has rows, else 1024. Where warmup tunes the solver, the first chains
             of that run do (`Warmup.pilot`), in the range or not.
-        steps: For kernels, which run warmup + steps steps and keep steps // thin draws (defaults
-            1000, 0, 1). Solvers that tune themselves do so in warmup (default 500; a number, or a
-            `Warmup`). Solvers with a grid of their own refuse them.
-        warmup: For kernels, which run warmup + steps steps and keep steps // thin draws (defaults
-            1000, 0, 1). Solvers that tune themselves do so in warmup (default 500; a number, or a
-            `Warmup`). Solvers with a grid of their own refuse them.
-        thin: For kernels, which run warmup + steps steps and keep steps // thin draws (defaults
-            1000, 0, 1). Solvers that tune themselves do so in warmup (default 500; a number, or a
-            `Warmup`). Solvers with a grid of their own refuse them.
-        seed: In [0, 2^64).
+        steps: How many steps a kernel makes after warmup (default 1000). Solvers with a grid of
+            their own take neither steps nor warmup nor thin.
+        warmup: How many steps a kernel makes before, in which solvers that tune themselves do so: a
+            number (default 500 for these, else 0), or a `Warmup`.
+        thin: How many steps there are from one kept draw to the next (default 1): steps // thin
+            draws are kept.
+        seed: The seed of all random numbers, in [0, 2^64).
         init: Where the chains start, a row for each chain asked for, `(chains, *event_shape)`, for
             a `constrained` field in the user's space. By default a timed field's `base`, a static
             field's own `initial(n, noise)`, else N(0, I). Chains that so get an infinite energy
@@ -132,11 +129,14 @@ def sample(
         on_failure: "flag" marks failed chains in `draws.status`; "raise" stops with `ChainFailure`.
 
     Returns:
-        `Draws`.
+        The draws, with the status of each chain and what the solver reported.
 
     Raises:
-        `InvalidArgument` and `UnknownName` for wrong arguments, `MissingCapability` where the field
-        lacks what the solver needs, `CheckpointError`, and `ChainFailure` with on_failure="raise".
+        InvalidArgument: For wrong arguments.
+        UnknownName: For the name of a model or solver that is not registered, or an unknown option.
+        MissingCapability: Where the field lacks what the solver needs.
+        CheckpointError: Where the checkpoint is damaged or another run's.
+        ChainFailure: Where a chain fails, with on_failure="raise".
     """
     model, origin = _model(field)
     solver = _default_solver(model) if solver is None else as_solver("solver", solver)
@@ -195,9 +195,8 @@ def sample(
         )
         saving = None
         if saved is not None:
-            told = {
-                name: value for name, value in settings.items() if name != "weights"
-            }  # which the identity holds
+            # the weights are in the identity
+            told = {name: value for name, value in settings.items() if name != "weights"}
             saving = Saving(
                 saved, told, Identity(field=model, solver=solver), extends=not is_grid(solver)
             )
@@ -216,9 +215,12 @@ def sample(
 
 @dataclass(frozen=True)
 class _Batch:
-    """A batch: the ids of its chains.
+    """A batch of chains.
 
-    Which of its rows are asked for, and which rows of what was given belong to these.
+    Args:
+        ids: The ids of its chains.
+        returned: Which of its rows are asked for.
+        given: Which rows of `init` and the conditions belong to these.
     """
 
     ids: range
@@ -228,7 +230,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the state lives."""
+    """The device and the dtype of the state."""
 
     device: torch.device
     dtype: torch.dtype
@@ -248,9 +250,9 @@ def _event_shape(model: Any) -> tuple[int, ...]:
 
 
 def _check_temperature(model: Any, solver: Any) -> None:
-    """Refuse what would be `(p(x) |dx/dz|)^(1/T)`.
+    """Refuse a solver's temperature on a constrained field.
 
-    A solver's temperature is that of the space in which it works.
+    As the solver works in free space, it would sample `(p(x) |dx/dz|)^(1/T)`.
     """
     if is_timed(model) or getattr(model, "constrain", None) is None:
         return
@@ -279,9 +281,12 @@ def _default_solver(model: Any) -> Solver:
 
 
 def _parts(ids: range, batch: int, tuning: int) -> list[_Batch]:
-    """The batches.
+    """The batches of a run.
 
-    So many chains that tune the solver are the first of the run, whether they are asked for or not.
+    Args:
+        ids: The ids of the chains that are asked for.
+        batch: How many chains a batch has.
+        tuning: How many chains tune the solver: the first ones of the run, asked for or not.
     """
     parts, begun = [], 0
     if tuning:
@@ -302,7 +307,7 @@ def _parts(ids: range, batch: int, tuning: int) -> list[_Batch]:
 
 
 def _plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:
-    """How the warmup goes."""
+    """The plan of the warmup."""
     if isinstance(warmup, Warmup):
         return warmup
     steps = (DEFAULT_WARMUP if adapts(solver) else 0) if warmup is None else count("warmup", warmup)
@@ -312,7 +317,7 @@ def _plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:
 def _check_pilot(
     parts: list[_Batch], solver: Solver, start: Tensor | None, rows: dict[str, Tensor]
 ) -> None:
-    """Refuse a start or conditions that chains beside those asked for would need too."""
+    """Refuse `init` or `cond` where chains that are not asked for tune, and would need them too."""
     first = parts[0]
     if len(first.ids) == len(first.ids[first.returned]) or (start is None and not rows):
         return
@@ -379,9 +384,8 @@ def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
     """Where the user wants the chains to start, in the space that the solver works in."""
     if init is None:
         return None
-    if is_timed(model) or not hasattr(
-        model, "unconstrain"
-    ):  # a flow starts from latents, which live in its own space
+    # a flow starts from latents, which are in its own space
+    if is_timed(model) or not hasattr(model, "unconstrain"):
         return tensor_like("init", init, (None, *_event_shape(model))).to(place.device, place.dtype)
     given = tensor_like("init", init, (None, *model.constrained_shape)).to(
         place.device, place.dtype
@@ -465,7 +469,7 @@ def _batch(
 
 @dataclass(frozen=True)
 class Later:
-    """A chain's noise for another attempt at a start."""
+    """The noise of chains for another attempt at a start, from steps of its own."""
 
     noise: Noise
     attempt: int
@@ -504,22 +508,23 @@ def _step_by_step(noise: Noise) -> Noise:
 
 
 def _spread(attempt: int) -> float:
-    """The standard deviation of an attempt at a start: 1, 1/2, 2, 1/4, 4, .., 2^-8, 2^8, and again."""
+    """The standard deviation of an attempt at a start: 1, 1/2, 2, 1/4, 4, ..., 2^-8, 2^8, 1, ..."""
     power = (attempt % 17 + 1) // 2
     return 2.0 ** (power if attempt % 17 % 2 == 0 else -power)
 
 
 def _tracked(x: Tensor) -> Tensor:
-    """With grad=True a start that autograd follows, as an energy's score is differentiable only
-    where its x is.
+    """The start, requiring gradients where autograd is on.
+
+    The score of an energy is differentiable only where its x requires gradients.
     """
     return x.detach().requires_grad_() if torch.is_grad_enabled() and not x.requires_grad else x
 
 
 def _initial(model: Any, noise: Noise | Later, place: _Place, spread: float = 1.0) -> Tensor:
-    """Where the chains of a field start that is given no `init`.
+    """Where chains without `init` start, `(chains, *event_shape)`.
 
-    Spread, the standard deviation of a start from noise.
+    `spread` is the standard deviation of a start from normals.
     """
     x: Tensor
     n, shape = len(noise.chains), _event_shape(model)
@@ -581,9 +586,9 @@ def _schedule(
 
 
 def _torch_state(device: str) -> dict[str, Any]:
-    """What torch has been told that changes what a model computes.
+    """The settings of torch that change what a model computes.
 
-    (How many threads it has changes the last bits only.)
+    (The number of threads changes the last bits only.)
     """
     half = torch.is_autocast_enabled(device) if torch.amp.is_autocast_available(device) else False
     return {
@@ -608,7 +613,7 @@ def _settings(
     compiled: bool,
     pilot: dict[str, int],
 ) -> dict[str, Any]:
-    """What tells one run from another: a checkpoint is taken up by a run with equal settings only."""
+    """What tells one run from another; a checkpoint is resumed only by a run with equal settings."""
     return {
         "model": origin,
         "exact_ends": isinstance(model, Constrained) and model.log_density is not None,
