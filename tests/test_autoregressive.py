@@ -20,7 +20,7 @@ from scoretk.plugins.models import build
 from scoretk.solvers.discrete import DiscreteLangevin, GibbsWithGradients
 from tests.evidence import FALSE_ALARM, z_limit
 from tests.lawful import checked
-from tests.marks import slow_but
+from tests.marks import slow_but, slow_rows_but
 from tests.test_discrete import all_states, distance
 from tests.test_langevin import one_step_from_exact
 
@@ -262,8 +262,14 @@ def data_of(name, shape=(1, 2, 3), n=40):
     return (rows > 0).float() if name in BINARY else 3 * rows + 10
 
 
-@pytest.mark.parametrize("shape", [(2,), (1, 2, 3)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    slow_rows_but(
+        [(shape, name) for shape in ((2,), (1, 2, 3)) for name in MODELS],
+        *(((2,), name) for name in MODELS),
+        *(((1, 2, 3), name) for name in ("digits-pixelcnn",)),
+    ),
+)
 def test_a_short_training_on_any_event_shape_round_trips(name, shape, tmp_path):
     model, data = MODELS[name], data_of(name, shape)
     settings = {"steps": 3} | ({} if name == "digits-fvsbn" else {"width": 8})
@@ -397,7 +403,7 @@ def test_real_likelihoods_beat_the_gaussian_with_the_datas_covariance(name, ship
     assert_less(found, gaussian - 0.3)
 
 
-@pytest.mark.parametrize("name", slow_but(MODELS, "digits-fvsbn", "digits-nade", "digits-made"))
+@pytest.mark.parametrize("name", slow_but(MODELS, "digits-made"))
 def test_samples_are_near_test_digits_of_all_classes_and_no_copies(name, shipped_models, digits):
     train, test = ((x > -1).float() if name in BINARY else x for x in (digits.train, digits.test))
     x = shipped_models[name].draw(720, stk.Noise(1, 720))

@@ -41,7 +41,7 @@ from scoretk.plugins.models import build
 from scoretk.solvers.annealed import AnnealedLangevin, ncsnv2_ladder
 from tests.evidence import assert_distribution, ks_p, mean_z, z_limit
 from tests.lawful import checked
-from tests.marks import slow_but
+from tests.marks import slow_but, slow_rows_but
 
 MODELS = {model.name: model for model in (*VARIANTS, DIGITS_NCSN, DIGITS_NCSNV2)}
 SPECS = {name: getattr(specs, name.replace("-", "_")) for name in MODELS}
@@ -278,8 +278,14 @@ def test_training_learns_what_a_gaussian_does_not_know(name, tmp_path):
     assert errors[400] < (0.6 if slow else 0.4) * errors[1]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("shape", [(5,), (1, 2, 3)])
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    slow_rows_but(
+        [(shape, name) for shape in ((5,), (1, 2, 3)) for name in MODELS],
+        *(((5,), name) for name in MODELS),
+        ((1, 2, 3), "digits-edm"),
+    ),
+)
 def test_a_short_training_round_trips(name, shape, tmp_path):
     model, data = MODELS[name], 3 * torch.randn(40, *shape, generator=rng()) + 10
     more = {"labels": torch.arange(40) % 4} if name == DIGITS_CLASS.name else {}
@@ -380,7 +386,7 @@ def test_samples_are_good(name, digits, classifier):
     assert classifier.judge(torch.cat(x)).balance > 0.98
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm", "digits-v"))
 def test_held_out_digits_are_likelier_than_under_a_gaussian(name, digits):
     field, x = MODELS[name].build(), digits.test[:40]
     found = stk.log_prob(field, x, rtol=1e-2, atol=1e-2, probes=2)

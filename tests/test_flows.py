@@ -26,7 +26,7 @@ from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from tests.evidence import FALSE_ALARM, assert_distribution, assert_mean, ks_p, mean_z, z_limit
 from tests.lawful import checked
-from tests.marks import slow_but
+from tests.marks import slow_but, slow_rows_but
 
 pytest.importorskip("zuko")
 
@@ -204,8 +204,14 @@ def test_it_keeps_the_laws(name):
     assert not failed, failed
 
 
-@every
-@pytest.mark.parametrize("shape", [(2,), (1, 2, 3)])
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    slow_rows_but(
+        [(shape, name) for shape in ((2,), (1, 2, 3)) for name in EVERY],
+        *(((2,), name) for name in EVERY),
+        *(((1, 2, 3), name) for name in ("digits-maf",)),
+    ),
+)
 def test_a_short_training_on_any_event_shape_round_trips(name, shape, tmp_path):
     data = 3 * torch.randn(64, *shape, generator=torch.Generator().manual_seed(0)) + 10
     stored, again = (EVERY[name].train(data, steps=3, width=16, bin=0.0) for _ in range(2))
@@ -291,7 +297,9 @@ BALANCE = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name != FFJORD.model])
+@pytest.mark.parametrize(
+    "name", slow_but([name for name in EVERY if name != FFJORD.model], "digits-realnvp")
+)
 def test_chains_start_where_steps_are_possible(name):
     field, run = build(SPECS[name]), {"chains": 256, "steps": 50, "keep": "last"}
     start = field.initial(256, stk.Noise(0, 256))
@@ -306,7 +314,7 @@ def test_chains_start_where_steps_are_possible(name):
         assert stk.sample(field, stk.ULA(1e-4), init=normals, **run).failures == {"NONFINITE": 256}
 
 
-@every
+@pytest.mark.parametrize("name", slow_but(EVERY, "digits-realnvp"))
 def test_shipped_likelihood_beats_a_gaussian(name, digits):
     levels = ((digits.test + 1) * 8).round()
     options = {"method": "rk4", "steps": 8, "probes": 2} if name == FFJORD.model else {}
@@ -327,7 +335,7 @@ def test_shipped_likelihood_beats_a_gaussian(name, digits):
         assert known > max(BITS.values())
 
 
-@every
+@pytest.mark.parametrize("name", slow_but(EVERY, "digits-spline"))
 def test_shipped_samples_are_digits(name, digits):
     field, n = build(SPECS[name]), 720
     if name == FFJORD.model:

@@ -351,6 +351,7 @@ def swaps_of(temperatures, steps=80):
     return torch.stack(seen).mean((0, 1)), torch.stack(trips).mean(0)
 
 
+@pytest.mark.slow  # how it learns is held in `tests/laws/test_tuning.py`
 def test_the_ladder_evens_rejections_out_and_round_trips_rise():
     """Across the transition of the Ising model; 200 chains know a rejection rate to .01 or so."""
     solver = ParallelTempering(SPINS, replicas=6, hottest=6.0, kernel_steps=2)

@@ -405,6 +405,7 @@ def test_nats_of_binary_test_images(models, digits):
     assert float(-found.value.mean()) < 20
 
 
+@pytest.mark.slow
 def test_samples_are_digits(models, digits):
     judge = Classifier(digits.train, digits.train_labels).judge
     noise, gaussian, energy = (
