@@ -1,5 +1,7 @@
 """One suite for CPU and GPU: `pytest --device cuda`. Statistical tests run in float64 unless they test a dtype."""
 
+import gc
+
 import pytest
 import torch
 
@@ -12,9 +14,28 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="the torch device that the tests run on")
 
 
+def pytest_sessionstart():
+    """Collection makes a million objects that stay: without this they are looked through again and again, then and later."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture
 def device(request):
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def fewer_cases(monkeypatch):
+    """Laws are held in the few cases that do for right models of ours (`tests/lawful.py`)."""
+    from scoretk.conformance import kit
+    from tests.lawful import CASES
+
+    monkeypatch.setattr(kit, "EXAMPLES", CASES)
 
 
 @pytest.fixture(autouse=True)

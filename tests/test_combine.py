@@ -498,6 +498,7 @@ def test_conditions_are_split_with_the_batch():
         torch.testing.assert_close(parts.final, whole.final, rtol=1e-10, atol=1e-10, msg=name)
 
 
+@pytest.mark.usefixtures("fewer_cases")
 @parametrize_with_checks([f for n, (f, c) in combinations((2,)).items() if not c])
 def test_combinations_obey_the_laws(model, check):
     check(model)

@@ -89,6 +89,7 @@ GOOD = {
 }
 
 
+@pytest.mark.usefixtures("fewer_cases")
 @parametrize_with_checks([GOOD["diffusion"], GOOD["distribution"]])
 def test_the_checks_are_tests(model, check):
     check(model)

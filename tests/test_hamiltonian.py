@@ -264,6 +264,7 @@ class PlainMean(stk.ChEES):
         return DualAveraging(self.accept)
 
 
+@pytest.mark.slow  # by what mean, and over which chains, is held below
 def test_the_default_reaches_the_neck_of_the_funnel():
     found = {}
     for solver in (stk.ChEES(), PlainMean(accept=0.8)):
@@ -286,6 +287,7 @@ def test_the_harmonic_mean_and_what_is_left_out_of_it():
     assert found == pytest.approx(4 / 5 * 4 / (1 + 2 + 4 + 100))
     assert harmonic_acceptance(accept, usual, torch.ones(7, dtype=torch.bool)) == 0
     assert pooled_acceptance(accept, usual) == pytest.approx(1.751 / 5)
+    assert stk.ChEES().adaptation.parts[0] == DualAveraging(stk.ChEES().accept, "harmonic")
 
 
 def test_an_edge_costs_the_default_no_small_steps():

@@ -405,7 +405,8 @@ def test_the_energy_error_reaches_its_target(metric, variance):
     assert float(draws.tuned["length"]) == pytest.approx(known[1], rel=0.05)
 
 
-@pytest.mark.parametrize("accept", [0.9, pytest.param(0.7, marks=pytest.mark.slow)])
+@pytest.mark.slow  # as with HMC, by default
+@pytest.mark.parametrize("accept", [0.9, 0.7])
 def test_the_acceptance_reaches_its_target(accept):
     solver = AdjustedMCLMC(leapfrogs=2, accept=accept)
     draws = stk.sample(ILL, solver, chains=64, steps=100, warmup=400, seed=2)

@@ -472,7 +472,7 @@ def repeats(rows: Tensor) -> list[str]:
 ARRANGEMENTS = {
     "elements": (1, 2**21, 1),
     "chains": (2**19, 4, 1),
-    "steps": (1, 4, 2**19),
+    "steps": (4, 4, 2**17),
     "all": (128, 128, 128),
 }
 

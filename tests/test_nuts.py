@@ -457,6 +457,7 @@ def test_any_event_shape(shape):
 # --- tuning --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # as with ChEES, by default
 def test_tuned_on_scales_from_1_to_a_hundredth():
     draws = stk.sample(
         ILL, NUTS(max_depth=5), chains=64, steps=50, warmup=250, seed=1, dtype=torch.float64

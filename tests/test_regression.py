@@ -140,6 +140,7 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
         linear_regression().energy(torch.zeros(1, 12))
 
 
+@pytest.mark.usefixtures("fewer_cases")
 @parametrize_with_checks([linear_regression(), logistic_regression()])
 def test_laws(model, check):
     check(model)
