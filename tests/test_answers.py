@@ -334,3 +334,53 @@ def test_nulls_of_other_shapes():
 def test_a_null_that_the_condition_cannot_hold_is_refused(null, cond):
     with pytest.raises(InvalidArgument, match="null"):
         told(null, cond)
+
+
+# --- messages in the user's words
+
+
+def test_no_message_names_a_private_class():
+    """Every class of fields that is not public has words for what users make it with."""
+    from scoretk.fields import protocols
+    from scoretk.fields.wrapped import Wrapped
+
+    found, kinds = set(), [Wrapped]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if kind.__module__.startswith("scoretk.fields"):
+            found.add(kind.__name__)
+    inner = {"Wrapped", "Members", "OfMany", "SamePath", "_Blend", "Bridge", "Stretched"}
+    public = {name for name in found if hasattr(stk, name)}
+    assert found - public - inner <= protocols._MADE_BY.keys()
+
+
+def test_refusals_say_how_a_field_was_made():
+    positive = stk.constrained(stk.Energy(lambda x: x.sum(1), (2,)), constraints.positive)
+    gamma = torch.distributions.Independent(torch.distributions.Gamma(torch.ones(2), 1.0), 1)
+    timed = stk.Diffusion(lambda x, t: 0.5 * x, (2,), stk.Linear(), "data")
+    table = torch.eye(3)
+    looked_up = stk.Discrete(
+        stk.Energy(lambda x: table[x[:, 0].long(), x[:, 1].long()], (2,)), (0.0, 1.0, 2.0)
+    )
+    corrected = stk.ReverseSDE("ancestral", corrector=2, steps=4)
+    cases = {
+        "a tempered field or a product of fields in time offers": lambda: stk.sample(
+            stk.tempered(timed, 2.0), chains=2
+        ),
+        "a field over its support.*Gamma, Beta and Dirichlet cannot. Leave base": lambda: (
+            stk.log_partition(positive, base=gamma, chains=8)
+        ),
+        r"one-hot rows \(scoretk.Discrete": lambda: stk.sample(looked_up, chains=2, steps=2),
+        r"alpha\(0\) is 0.*AnnealedLangevin\(\), or a path": lambda: stk.sample(
+            stk.tempered(timed, 2.0), corrected, chains=2
+        ),
+        "mixture|guided": lambda: stk.sample(
+            stk.guided(timed, 2.0, unconditional=timed), stk.HMC(0.1), chains=2
+        ),
+    }
+    for said, call in cases.items():
+        with pytest.raises(stk.ScoretkError, match=f"(?s){said}"):
+            call()
+    draws = stk.sample(timed, corrected, chains=2)  # which predicts the data
+    assert draws.ok.all()

@@ -447,3 +447,25 @@ def test_the_average_is_of_the_tied_weights_too():
     )
     assert torch.equal(done.weights["a.0.weight"], done.weights["b.0.weight"])
     assert not torch.equal(done.weights["a.0.weight"], before)
+
+
+PIXELS = torch.arange(128.0).reshape(64, 2) * 2
+
+
+def fitted(data):
+    net = nn.Linear(2, 2).to(data.dtype if data.is_floating_point() else None)
+    return fit(net, lambda x, _: (net(x) - 1).square().sum(1), data, Recipe(1, batch=8))
+
+
+@pytest.mark.parametrize("data", [PIXELS, PIXELS.to(torch.uint8), PIXELS.double() + 1])
+def test_pixels_as_files_have_them_are_told(data):
+    with torch.random.fork_rng([]), pytest.warns(UserWarning, match=r"x / 127.5 - 1 gives"):
+        fitted(data)
+
+
+@pytest.mark.parametrize(
+    "data", [PIXELS / 127.5 - 1, PIXELS + 0.5, PIXELS * 4, PIXELS / 16, -PIXELS]
+)
+def test_other_data_raise_no_alarm(data):
+    with torch.random.fork_rng([]):
+        fitted(data)

@@ -1,6 +1,7 @@
 """`draws.summary()` finds what is wrong and only that; `to_arviz` speaks ArviZ's language."""
 
 import math
+import re
 
 import arviz as az
 import matplotlib
@@ -135,7 +136,7 @@ def test_slow_energies_bad_rates_and_stuck_chains_are_found():
     assert not problems(made(x, hamiltonian=independent(d=1, seed=1)[..., 0]))
     assert any("accepted" in p for p in problems(made(x, accept=torch.full((16, 200), 0.01))))
     x[3] = x[3, :1]
-    assert any("1 chains never moved" in p for p in problems(made(x)))
+    assert any("1 chain never moved" in p for p in problems(made(x)))
 
 
 def test_a_real_run_of_each_kind():
@@ -223,3 +224,18 @@ def test_the_functions_are_arviz_for_tensors():
             wrong()
     with pytest.raises(stk.UnknownName, match="method"):
         stk.diagnostics.ess(x, "most")
+
+
+def test_a_fix_is_said_once_and_numbers_are_as_long_as_they_say_something():
+    """Chains in two modes far from each other: disagreement, memory and spread have one fix."""
+    x = torch.where(torch.arange(16)[:, None, None] % 2 == 0, 1e6, -1e6)
+    noise = stk.Noise(0, 16).normal(0, 0, (200, 2))
+    draws = stk.Draws(x + noise, (x + noise)[:, -1], torch.zeros(16).long(), torch.full((16,), -1))
+    summary = draws.summary()
+    assert len({f.fix for f in summary.findings}) < len(summary.findings) > 2
+    for finding in summary.findings:
+        assert summary.verdict.count(finding.problem) == summary.verdict.count(finding.fix) == 1
+    assert not re.search(r"\d{5}\.\d", str(summary))  # an R-hat of 6 digits and three places
+    assert "1 chain of 200 draws" in str(
+        stk.Draws(draws.x[:1], draws.final[:1], draws.status[:1], draws.failed_at[:1]).summary()
+    )

@@ -35,7 +35,7 @@ from scoretk.diagnostics.mixing import (
     split,
     tail_effective,
 )
-from scoretk.diagnostics.verdict import Finding, Sampler, findings, kish
+from scoretk.diagnostics.verdict import Finding, Sampler, as_r_hat, counted, findings, kish
 from scoretk.errors import MissingDependency, Status
 
 __all__ = ["COLUMNS", "Finding", "Summary", "arviz", "divergent_draws", "summarise"]
@@ -77,7 +77,10 @@ class Summary:
 
     @property
     def verdict(self) -> str:
-        """One line for each problem with its fix, or one that says there is none."""
+        """One line for each problem with its fix, or one that says there is none.
+
+        A fix that several problems share is said with the first of them.
+        """
         if self.ok and self.independent:
             return (
                 "Independent draws, in which nothing is wrong. Whether the solver's steps are "
@@ -86,7 +89,14 @@ class Summary:
             )
         if self.ok:
             return "No problem found: the chains agree, and there are effective draws enough."
-        return "\n".join(f"- {finding}" for finding in self.findings)
+        said: set[str] = set()
+        lines = []
+        for finding in self.findings:
+            lines.append(
+                f"- {finding.problem}, likewise" if finding.fix in said else f"- {finding}"
+            )
+            said.add(finding.fix)
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         head = ("", *COLUMNS)
@@ -104,7 +114,12 @@ class Summary:
         ]
         more = [f"... and {self.left_out} coordinates more"] if self.left_out else []
         return "\n".join(
-            [*table, *more, f"{self.chains} chains of {self.draws} draws", self.verdict]
+            [
+                *table,
+                *more,
+                f"{counted(self.chains, 'chain')} of {counted(self.draws, 'draw')}",
+                self.verdict,
+            ]
         )
 
     __repr__ = __str__
@@ -258,7 +273,7 @@ def _shown(column: str, value: float) -> str:
     return (
         f"{value:.0f}"
         if column.startswith("ess")
-        else f"{value:.3f}"
+        else as_r_hat(value)
         if column == "r_hat"
         else f"{value:.4g}"
     )

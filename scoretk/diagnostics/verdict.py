@@ -97,6 +97,16 @@ PLACE, SPREAD, TURN, VALUE = "place", "spread", "turn", "value"
 DISCRETE = ("GibbsWithGradients", "DiscreteLangevin", "BlockGibbs")
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things, one of them in the singular."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def as_r_hat(value: float) -> str:
+    """R-hat to three places, where it is near enough to 1 for them to say anything."""
+    return f"{value:.3f}" if value < 100 else f"{value:.2g}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that is wrong.
@@ -515,11 +525,11 @@ def _movement(
     never = stuck & whole
     fix = f"use a longer warmup, another start, or {sampler.smaller_steps}"
     if never.any():
-        yield Finding(f"{int(never.sum())} chains never moved", fix, "stuck")
+        yield Finding(f"{counted(int(never.sum()), 'chain')} never moved", fix, "stuck")
     if (stuck & ~never).any():
         longest = int(run[stuck & ~never].max())
         yield Finding(
-            f"{int((stuck & ~never).sum())} chains stood still, for up to {longest} draws at a time",
+            f"{counted(int((stuck & ~never).sum()), 'chain')} stood still, for up to {longest} draws at a time",
             fix,
             "stuck",
         )
@@ -602,7 +612,7 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
             worst = int(np.where(found, value, 0).argmax())
             more = f" ({int(found.sum())} coordinates)" if found.sum() > 1 else ""
             yield Finding(
-                f"the chains disagree{where}, {name} of {names[worst]} is {value[worst]:.3f}{more}",
+                f"the chains disagree{where}, {name} of {names[worst]} is {as_r_hat(value[worst])}{more}",
                 fix,
                 "disagree",
             )
@@ -612,7 +622,7 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
             yield Finding(
                 f"the chains have not forgotten where they were, nested {name} of "
                 f"{_listed(names, found, worst)} is "
-                f"{nested[worst]:.3f} (z = {remembered[worst]:.3g})",
+                f"{as_r_hat(nested[worst])} (z = {remembered[worst]:.3g})",
                 fix,
                 "memory",
             )

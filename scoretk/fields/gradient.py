@@ -74,7 +74,11 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
 
 
 def _without_gradient(energy: object) -> InvalidArgument:
-    hint = "A constant, detached or numpy-computed energy has no gradient; wrap a Score instead"
+    hint = (
+        "A constant, detached or numpy-computed energy has no gradient, nor has one that looks up a "
+        "table by x.long(). Write it in torch, a look-up of states as a product with one-hot rows "
+        "(scoretk.Discrete(field, 'one-hot') and x @ table); on real numbers a Score will do"
+    )
     if torch.is_inference_mode_enabled():
         hint = "torch.inference_mode() forbids all gradients: use torch.no_grad(), which does not"
     return InvalidArgument(

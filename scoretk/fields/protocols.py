@@ -111,7 +111,30 @@ def is_timed(field: object) -> bool:
     return callable(getattr(field, "at", None))
 
 
+_MADE_BY = {
+    "At": "field.at(t)",
+    "Classified": "a field guided by a classifier",
+    "Constrained": "a field over its support (constrained, or of a distribution)",
+    "DiscreteField": "Discrete(...)",
+    "DistributionField": "from_distribution(...)",
+    "Guided": "guided(...)",
+    "GuidedStatic": "guided(...)",
+    "Mixture": "mixture(...)",
+    "MixtureTimed": "mixture(...)",
+    "Powered": "a tempered field or a product of fields",
+    "PoweredTimed": "a tempered field or a product of fields in time",
+    "Smoothed": "smoothed(...)",
+    "StaticPosterior": "posterior(...)",
+    "Steered": "guided(...)",
+    "TimedPosterior": "posterior(...)",
+}
+"""What users call the fields that have no public class of their own."""
+
+
 def field_name(field: object) -> str:
-    """What messages call a field: its repr where that is short, else its type."""
+    """What messages call a field: how it is made, its repr where that is short, else its type."""
+    kind = type(field)
+    if kind.__name__ in _MADE_BY and kind.__module__.startswith("scoretk."):
+        return _MADE_BY[kind.__name__]
     text = repr(field)
-    return text if len(text) <= 60 and "\n" not in text else type(field).__name__
+    return text if len(text) <= 60 and "\n" not in text else kind.__name__

@@ -23,6 +23,7 @@ from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.convert import check_prediction, check_time, convert
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import VP, GaussianPath, Linear
+from scoretk.fields.protocols import field_name
 from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import Kind, Wrapped
 
@@ -307,7 +308,7 @@ class Velocity(GaussianPathField):
 def no_gaussian_path(field: object, target: str) -> MissingCapability:
     """The error for a conversion of a velocity that has no Gaussian path."""
     return MissingCapability(
-        type(field).__name__,
+        field_name(field),
         {"velocity"},
         {target},
         "A velocity gives score and denoiser on a Gaussian path only: use base=None where the flow "

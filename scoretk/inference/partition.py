@@ -288,7 +288,9 @@ def _base(field: Any, base: Any, look: Draws | None) -> Any:
             field_name(base),
             offers(base),
             {"energy", "draw"},
-            "The base must be one that can be drawn from exactly",
+            "The base must be one that can be drawn from exactly, by a transform of uniforms or "
+            "normals: Normal, Exponential, LogNormal, Uniform and their like can, Gamma, Beta and "
+            "Dirichlet cannot. Leave base out, and one is found",
         )
     if tuple(base.event_shape) != tuple(field.event_shape):
         raise InvalidArgument(

@@ -31,9 +31,11 @@ References:
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from scoretk.errors import FitFailure
@@ -43,6 +45,9 @@ from scoretk.learn.resume import checkpoint_file, read_moment, write_moment
 from scoretk.learn.training import NotFinite, Training
 
 __all__ = ["Fit", "Player", "Progress", "Recipe", "fit"]
+
+BRIGHT, PIXEL_ROWS = 100, 256
+"""Above which value the largest of so many rows of whole numbers is one of pixels."""
 
 
 def fit(
@@ -87,6 +92,7 @@ def fit(
             step and the last good averaged weights, which the module is left with.
         CheckpointError: Where the checkpoint is damaged or another run's.
     """
+    _warn_of_pixels(data)
     players = [Player("", module, loss)] if callable(loss) else list(loss)
     run = Training(module, players, data, recipe, seed, evaluate, state)
     file = None if checkpoint is None else checkpoint_file(checkpoint)
@@ -110,3 +116,21 @@ def fit(
         raise FitFailure(run.step, run.averaged()) from error
     run.settle(run.best.weights)
     return run.best
+
+
+def _warn_of_pixels(data: Tensor) -> None:
+    """Say where data are pixels as files have them, whole numbers up to 255.
+
+    The noise of every path, and the N(0, I) from which chains start, are of size 1 beside them: the
+    levels overlap nothing, and what is learned is a lattice of points.
+    """
+    rows = torch.as_tensor(data)[:PIXEL_ROWS]
+    if not rows.numel() or rows.is_complex() or rows.dtype is torch.bool:
+        return
+    low, high = float(rows.amin()), float(rows.amax())
+    if low >= 0 and BRIGHT < high <= 255 and bool((rows == rows.round()).all()):
+        warnings.warn(
+            f"data: whole numbers from {low:g} to {high:g}, as pixels in files, beside noise of size "
+            "1. Scale them: x / 127.5 - 1 gives [-1, 1]; bits_per_dim takes the pixels themselves",
+            stacklevel=3,
+        )

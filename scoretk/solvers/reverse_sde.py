@@ -74,9 +74,9 @@ from torch import Tensor
 from scoretk.core.arguments import counts, finite, flags, option, positive
 from scoretk.core.rows import across, row_sum
 from scoretk.core.streams import Stream
-from scoretk.errors import InvalidArgument, SingularConversion, UnknownName
+from scoretk.errors import InvalidArgument, MissingCapability, SingularConversion, UnknownName
 from scoretk.fields.paths import GaussianPath
-from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.protocols import NoiseSource, field_name
 from scoretk.fields.resolve import TimedField, gaussian_path
 from scoretk.fields.wrapped import check_flow
 from scoretk.ode.grids import grid
@@ -191,8 +191,24 @@ class ReverseSDE:
         rows = [row for interval in intervals for row in interval]
         if len(rows) == len(intervals):  # no corrections, or all levels are at sigma = 0
             check_flow(field)
+        self._check_first(field)
         table = torch.tensor(rows, dtype=torch.float64)
         return SDEState(x, torch.zeros_like(x), table, torch.zeros((), dtype=torch.int64))
+
+    def _check_first(self, field: TimedField) -> None:
+        """Refuse a field that says its score alone where no data are in x: alpha = 0.
+
+        The mean of the data, of which every step is made, is `(x + sigma^2 score) / alpha`.
+        """
+        first = float(self.times(field)[0])
+        if field.source == "score" and float(_path(field).alpha(first)) == 0:
+            raise MissingCapability(
+                field_name(field.native),
+                {f"the score at t = {first:g}"},
+                {"the mean of the data"},
+                f"On {field.path!r} alpha({first:g}) is 0, where the score does not tell it (as that of a power or a "
+                "product of fields does not). Take AnnealedLangevin(), or a path whose alpha(0) is above 0, such as VP()",
+            )
 
     def start(self, field: TimedField, x: Tensor, noise: NoiseSource) -> Tensor:
         """A draw x of the base, brought from t = 0 to the grid's first time."""
