@@ -21,10 +21,10 @@ standard deviation .707, VP's flow ends at 13.8: so it is refused for powers and
 corrections at each time make it right (Du et al.):
 
     ReverseSDE("ancestral", corrector=k), AnnealedLangevin
-        scores only; biased by the step size, for which a product of n experts at a level is up to
-        n times as curved as one
+        needs scores only; biased by the step size, which a product needs smaller, as n experts
+        are up to n times as curved as one
     MALA or HMC on `field.at(t)`, from one t to the next
-        exact for p_t; where each `f.at(t)` has an energy
+        exact for p_t; needs an energy of each `f.at(t)`
 
 Powers and products start from the power or product of the normal bases. Where the weights of the
 scores do not add up to one the "denoiser" `(x + sigma^2 score) / alpha` is no mean of data, and

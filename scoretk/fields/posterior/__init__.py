@@ -24,11 +24,12 @@ variance `v = sigma^2 spread^2 / (alpha^2 spread^2 + sigma^2)` of data of standa
                  for any other L: g and -H the gradient and the Hessian of log L at D, p = V g;
                  exact for Gaussians and one entry
 
-Each row is on its own: its norm, its iterations. At sigma = 0, V and v vanish and `D_y = D`. At
-alpha = 0 it is J that vanishes, and V does not. As
-`p(x_1 | x_t) ~ p(x_1) exp(l x_1 - (alpha / sigma)^2 |x_1|^2 / 2)` with `l = alpha x_t / sigma^2`,
-alpha/sigma is raised, with l kept, to the fourth root of the dtype's rounding where it is less: an
-error of the order of the square root.
+Each row is on its own: its norm, its iterations. At sigma = 0, V and v vanish and `D_y = D`. Near
+alpha = 0 J vanishes and V does not, so that the product `(sigma^2 / alpha) J^T` has no digits left.
+As `p(x_1 | x_t) ~ p(x_1) exp(l x_1 - (alpha / sigma)^2 |x_1|^2 / 2)` with
+`l = alpha x_t / sigma^2`, a point at which alpha/sigma is below the fourth root of the dtype's
+rounding is replaced by one of that alpha/sigma and of the same l, with an error of the order of the
+rounding's square root.
 
 References:
     Chung, Kim, Mccann, Klasky, Ye, "Diffusion posterior sampling for general noisy inverse

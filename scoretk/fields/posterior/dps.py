@@ -33,11 +33,12 @@ class DPS:
     paper: the gradient is that of `-zeta |y - A D|`. The paper leaves the size zeta to the user;
     here
 
-        zeta = scale sqrt(m) |r| / |r|_K,      |r|_K^2 = std^2 |r|^2 + v |A^T r|^2,
+        zeta = scale sqrt(m) |r| / |r|_K,      |r|_K^2 = r^T K r = std^2 |r|^2 + v |A^T r|^2,
 
-    with which scale 1 is the force of PiGDM on a residual of the expected size (`|r|^2 = m k` where
-    `K = k I`), and a residual n times as large is pulled as much, not n times as much. An
-    evaluation takes one product with the transposed Jacobian.
+    with `K = std^2 I + v A A^T` and m entries of y. So scale 1 gives the shift of PiGDM for a
+    residual of the expected size (`|r|^2 = m k` where `K = k I`), and a residual n times as large
+    gives the same shift, not one n times as large. An evaluation takes one product with the
+    transposed Jacobian.
 
     Any other log-likelihood is followed uphill from D in the direction `p = V g`, g its gradient
     there, to the maximum on that line of the posterior of x_1 given x_t,
