@@ -43,7 +43,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from enum import IntEnum
 from functools import cache
 from importlib.util import find_spec
 from numbers import Integral
@@ -88,15 +87,14 @@ _MULTIPLIERS, _MASK, _HALF = (
 )
 
 
-class _Kind(IntEnum):
-    """Which transform the words go through: bits 24 to 30 of the counter's last word."""
+class _Kind:
+    """Which transform the words of a block go through: bits 24 to 30 of the counter's last word.
 
-    NORMAL = 0
-    UNIFORM = 1
-    RADEMACHER = 2
+    Plain integers, as they are parts of keys that are looked up at every step, compiled or not.
+    """
+
+    NORMAL, UNIFORM, RADEMACHER = range(3)
     SEED = 127
-
-    __hash__ = int.__hash__  # in C: it is part of a key that is looked up at every step
 
 
 def philox4x32(counter: Sequence[Any], key: Sequence[Any], rounds: int = ROUNDS) -> tuple[Any, ...]:
@@ -335,11 +333,13 @@ class Noise:
         Returns:
             `(w, chains, *shape)`.
         """
-        return self._inline(_Kind[method.upper()], steps[:, None, None], stream, shape, dtype)
+        return self._inline(
+            getattr(_Kind, method.upper()), steps[:, None, None], stream, shape, dtype
+        )
 
     def _draw(
         self,
-        kind: _Kind,
+        kind: int,
         step: int | Tensor,
         stream: int,
         shape: Sequence[int],
@@ -377,7 +377,7 @@ class Noise:
 
     def _inline(
         self,
-        kind: _Kind,
+        kind: int,
         step: int | Tensor,
         stream: int,
         shape: Sequence[int],
@@ -412,7 +412,7 @@ class Noise:
         return torch.stack(values[:n], -1).reshape(*rows, -1)[..., :n].reshape(*rows, *shape)
 
     def _ahead(
-        self, asked: tuple[_Kind, int, tuple[int, ...], torch.dtype | None], step: int
+        self, asked: tuple[int, int, tuple[int, ...], torch.dtype | None], step: int
     ) -> Tensor:
         """Make and keep the window in which this step lies; the noise of the step."""
         kind, stream, shape, dtype = asked
@@ -444,13 +444,13 @@ def has_kernel(device: torch.device) -> bool:
 
 
 def _by_kernel(
-    kind: _Kind, key: Tensor, word: int, steps: Tensor, chains: Tensor, n: int, dtype: torch.dtype
+    kind: int, key: Tensor, word: int, steps: Tensor, chains: Tensor, n: int, dtype: torch.dtype
 ) -> Tensor:
     """As `_generate`, with a key and steps that are tensors."""
     from scoretk.core.noise_kernel import fused_noise, transform_constants
 
     constants = transform_constants(dtype, chains.device)
-    values: Tensor = fused_noise(int(kind), key, constants, word, steps, chains, n)
+    values: Tensor = fused_noise(kind, key, constants, word, steps, chains, n)
     return values
 
 
@@ -474,7 +474,7 @@ def _span(step: int, values: int, window: int | None) -> tuple[int, int]:
 
 
 def _generate(
-    kind: _Kind,
+    kind: int,
     key: tuple[int, int],
     word: int,
     steps: range,
@@ -628,11 +628,12 @@ def _signs(
     return 1 - 2 * (halves[0][word] >> 31).to(dtype), 1 - 2 * (halves[0][word + 1] >> 31).to(dtype)
 
 
-TRANSFORMS = {_Kind.NORMAL: _normals, _Kind.UNIFORM: _uniforms, _Kind.RADEMACHER: _signs}
+TRANSFORMS = (_normals, _uniforms, _signs)
+"""By kind."""
 
 
-def _stream_word(kind: _Kind, stream: int) -> int:
-    return integer("stream", stream, below=STREAMS) | int(kind) << 24
+def _stream_word(kind: int, stream: int) -> int:
+    return integer("stream", stream, below=STREAMS) | kind << 24
 
 
 def _step_tensor(step: Tensor) -> None:

@@ -19,7 +19,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
 
 __all__ = ["fused_noise"]
 
@@ -100,7 +99,6 @@ def _fill(
     tl.store(at + 3, z3, mask=here & (e + 3 < n))
 
 
-@triton_op("scoretk::noise", mutates_args={})
 def fused_noise(
     kind: int, key: Tensor, constants: Tensor, word: int, steps: Tensor, chains: Tensor, n: int
 ) -> Tensor:
@@ -121,7 +119,7 @@ def fused_noise(
     rows, dtype = len(steps) * len(chains), constants.dtype
     out = torch.empty((len(steps), len(chains), n), dtype=dtype, device=chains.device)
     grid = (-(-rows * -(-n // 4) // BLOCKS),)
-    wrap_triton(_fill)[grid](
+    _fill[grid](
         out,
         key,
         steps,
