@@ -1,6 +1,4 @@
-"""`scoretk demo`: every built-in model through every solver that serves it, as tables, pictures and
-a page.
-"""
+"""The demo, `scoretk demo`: every built-in model through every solver that serves it."""
 
 from scoretk.demo.main import run_demo
 from scoretk.demo.rows import Demo, Row

@@ -1,11 +1,12 @@
-"""The cells of the table.
+"""The cells of the table: which solver serves which model, in which view, with which settings.
 
-Which solver serves which model, in which view of it, with which settings.
+A *view* is the field that a solver works on, made from a model (`solvers.matrix` says how): the
+model itself; a static field with Gaussian noise on it, exactly where its family can (`noised`), else
+estimated (`scoretk.smoothed`); or one noise level of a timed field (`at`), from which a last
+denoising step leads to the data (walk-jump sampling).
 
-A *view* is what of a model a solver works on (`solvers.matrix` says which): the field itself; a
-static field with Gaussian noise put on it, exactly where its family can (`noised`), else estimated
-(`scoretk.smoothed`); one noise level of a timed field (`at`), from which a last denoising step
-leads to the data (walk-jump sampling: Saremi, Hyvärinen, "Neural empirical Bayes", 2019).
+References:
+    Saremi, Hyvärinen, "Neural empirical Bayes" (2019), for walk-jump sampling.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from scoretk.solvers.parts.nested import with_step_size
 __all__ = ["Cell", "Size", "cells"]
 
 WALK_LEVEL = 0.5
-"""sigma/alpha of the noise level at which a kernel walks through a timed field."""
+"""The noise level sigma/alpha at which kernels sample a timed field."""
 
 BEST_ACCEPTANCE = 0.574
 ISLAND = 40
@@ -60,16 +61,21 @@ DEPTH, MOST = 5, 16
 REPLICAS = 4
 SMOOTHED_LABEL = "smoothed"
 PLANE = 2
-"""Up to this many dimensions plain Monte Carlo estimates a noised score well."""
+"""Up to this many dimensions noised scores are estimated by plain Monte Carlo."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much the demo does: chains.
+    """How much the demo does.
 
-    Steps of a Langevin kernel, `trajectories` of one that takes many steps at a time (and as many
-    for warmup); rounds in which a step size is found; held-out rows at which likelihoods are taken,
-    and chains for those that are annealed.
+    Args:
+        chains: How many chains a run has.
+        steps: How many steps a Langevin kernel makes.
+        trajectories: How many steps a kernel makes that takes several gradients a step, and as many
+            for warmup.
+        rounds: In how many short runs a step size is found.
+        likelihood_rows: At how many held-out rows likelihoods are computed.
+        annealed: How many chains annealed importance sampling has.
     """
 
     chains: int = 360
@@ -80,7 +86,7 @@ class Size:
     annealed: int = 256
 
     def less(self) -> Size:
-        """For networks that are asked for an energy, and for its gradient: fewer chains and steps."""
+        """A smaller size, for networks with costly energies: fewer chains and steps."""
         return replace(
             self,
             chains=self.chains // 3,
@@ -94,7 +100,12 @@ class Size:
 class Cell:
     """One model under one solver.
 
-    What to call it, and the run (None with a reason where there is none).
+    Args:
+        solver: The name of the solver.
+        setting: Its setting, as text.
+        run: Takes a seed to draws, None where the solver does not serve the model.
+        finish: Takes positions to samples of the model.
+        reason: Why there is no run.
     """
 
     solver: str
@@ -105,7 +116,7 @@ class Cell:
 
 
 def cells(field: Any, size: Size) -> Iterator[Cell]:
-    """The cells of one model, at least one a solver."""
+    """The cells of one model, at least one for each solver."""
     views = _Views(field, size.rounds)
     for name in SOLVERS:
         found = use(offers(field), name)
@@ -121,9 +132,14 @@ def cells(field: Any, size: Size) -> Iterator[Cell]:
 
 @dataclass(frozen=True)
 class _View:
-    """A field that a solver can work on; how its positions become samples.
+    """A field that a solver can work on.
 
-    Its noise level, where it is one.
+    Args:
+        field: The field.
+        label: What to call it, empty for the model itself.
+        finish: Takes its positions to samples of the model.
+        level: The standard deviation of its noise, where it is a noise level of a timed field.
+        rounds: In how many short runs its step size is found.
     """
 
     field: Any
@@ -134,14 +150,14 @@ class _View:
 
     @property
     def discrete(self) -> bool:
-        """Whether its states are finitely many."""
+        """Whether its states are discrete."""
         return "states" in offers(self.field)
 
     @cached_property
     def step_size(self) -> float:
-        """A step size for Langevin kernels.
+        """A step size for Langevin kernels, in squared units of x.
 
-        Tuned where there is an energy, else a fifth of the noise's variance.
+        It is tuned where there is an energy, and a fifth of the noise's variance at a noise level.
         """
         if self.level is not None or "energy" not in offers(self.field):
             return 0.2 * (self.level if self.level is not None else 0.5) ** 2
@@ -150,7 +166,7 @@ class _View:
 
 @dataclass(frozen=True)
 class _Views:
-    """The views of a model, each made when it is first asked for."""
+    """The views of a model, each made when it is first used."""
 
     field: Any
     rounds: int
@@ -200,7 +216,7 @@ def _cell(view: _View, solver: str, setting: str, made: Callable[[], Any], **opt
 
 
 def _step_size(field: Any, rounds: int, chains: int = 64, steps: int = 25) -> float:
-    """The step size at which MALA accepts at its best rate."""
+    """The step size at which MALA has its best acceptance, found in some short runs."""
     size, x = 0.05, None
     for k in range(rounds):
         draws = sample(field, MALA(size), chains=chains, steps=steps, init=x, seed=k, keep="last")
@@ -225,7 +241,7 @@ def _ula(view: _View, size: Size) -> Iterator[Cell]:
 
 def _underdamped(view: _View, size: Size) -> Iterator[Cell]:
     def made() -> Underdamped:
-        h = math.sqrt(view.step_size / 2)  # a length: half of the one that Langevin steps have
+        h = math.sqrt(view.step_size / 2)  # half the length sqrt(2 h) of a Langevin step
         return Underdamped(h if view.level is not None else h / 2)
 
     steps = size.steps // (3 if view.level is not None else 1)
@@ -257,9 +273,7 @@ def _preconditioned(view: _View, size: Size) -> Iterator[Cell]:
 
 
 def _example(name: str, view: _View, size: Size) -> Cell:
-    """A kernel as its example has it, with the view's step size where it takes one, in squared
-    units of x.
-    """
+    """A kernel with the settings of its example, and the view's step size where it takes one."""
 
     def made() -> Any:
         return EXAMPLES[name] if view.discrete else with_step_size(EXAMPLES[name], view.step_size)
@@ -289,16 +303,14 @@ def _nuts(view: _View, size: Size) -> Iterator[Cell]:
 
 
 def _inner(view: _View) -> Any:
-    """The kernel inside a nested solver."""
+    """The kernel inside a solver that has one."""
     if view.discrete:
         return GibbsWithGradients()
     return HMC(math.sqrt(view.step_size / 2), leapfrogs=4, metric="none")
 
 
 def _weighted(name: str, view: _View, size: Size) -> Iterator[Cell]:
-    """Weighted draws, resampled by their weights at the end, so that what is judged is equally
-    weighted.
-    """
+    """AIS or SMC, its draws resampled by their weights, so that they can be judged like others."""
     island = min(ISLAND, size.chains)
     chains = size.chains // island * island if name == "smc" else size.chains
 
@@ -381,7 +393,7 @@ def _reverse_sde(view: _View, size: Size) -> Iterator[Cell]:
         )
 
 
-# Of those that are not here, the example will do.
+# Solvers that are not here run as in `EXAMPLES`.
 SETTINGS: dict[str, Callable[[_View, Size], Iterator[Cell]]] = {
     "ula": _ula,
     "preconditioned-langevin": _preconditioned,

@@ -1,22 +1,22 @@
 r"""Inverse problems on held-out digits: half an image missing, 8 x 8 pixels from 4 x 4, and noise.
 
-Each image is measured once, `y = A x + std eps`, and restored by k draws of the posterior: of a
-timed prior through the methods of `scoretk.posterior`, approximations all; of an energy by HMC and
-MALA on prior plus likelihood, exact but for the chains' length. With x_j the draws of an image, m
-their mean, v their variance (divisor k - 1), and means over images and pixels,
+Each image is measured once, `y = A x + std eps`, and restored by k draws of the posterior: with a
+timed prior by the methods of `scoretk.posterior`, which are all approximations; with an energy by
+HMC and MALA on prior plus likelihood, exact but for the length of the chains. With x_j the draws of
+an image, m their mean, v their variance (divisor k - 1), and means over images and pixels,
 
     error  = sqrt(mean (m - truth)^2)             single = sqrt(mean (x_j - truth)^2)
     spread = sqrt((1 + 1/k) mean v) / error       fit    = sqrt(mean (y - A x_j)^2) / std
 
-Were the prior the digits' own law, the truth would be a draw of its posterior like any other, so
-that exact draws have the spread 1 and the fit 1. A spread below 1 is false confidence; a fit above
-1 has not heeded the measurement. The baselines are a plain one for each problem, and with the mean
-and covariance M, C of the training images
+Were the prior the law of the digits, the truth would be a draw of its posterior like any other, so
+that exact draws have spread 1 and fit 1. A spread below 1 says that draws vary too little; a fit
+above 1 that they do not agree with the measurement. The baselines are a plain one for each problem,
+and, with the mean M and the covariance C of the training images,
 
     M + C A^T (A C A^T + std^2 I)^-1 (y - A M),
 
-the posterior mean if digits were Gaussian, and the best estimate that is linear in y (Wiener's
-filter).
+which is the posterior mean if digits were Gaussian, and the best estimate that is linear in y
+(Wiener's filter).
 
 References:
     Wiener, "Extrapolation, interpolation, and smoothing of stationary time series" (1949).
@@ -75,10 +75,16 @@ UPPER = (torch.arange(8) < 4)[:, None].expand(EVENT_SHAPE)
 
 @dataclass(frozen=True)
 class Problem:
-    """What is measured, `y = operator(x) + std eps`, and the plain way back.
+    """An inverse problem, `y = operator(x) + std eps`, with a plain baseline.
 
-    `plain(y, mean)` is an image of y and the training images' mean; `shown(y)` y as an image, NaN
-    where nothing is known.
+    Args:
+        name: Its name.
+        title: What is measured, as text.
+        operator: A, linear in x.
+        std: The standard deviation of the noise.
+        baseline: The name of the baseline.
+        plain: The baseline: takes y and the mean of the training images to images.
+        shown: Takes y to images, NaN where nothing was measured.
     """
 
     name: str
@@ -90,7 +96,7 @@ class Problem:
     shown: Callable[[Tensor], Tensor]
 
     def measure(self, x: Tensor) -> Tensor:
-        """y, the same at every call."""
+        """The measurements of images x, the same at every call."""
         exact = self.operator(x)
         return exact + self.std * Noise(MEASUREMENT_SEED, len(x)).normal(
             0, Stream.START, exact.shape[1:], exact.dtype
@@ -98,7 +104,7 @@ class Problem:
 
 
 def _completed(y: Tensor, lower: Tensor) -> Tensor:
-    """The upper halves y, `(n, 32)`, above the lower half of an image `(1, 8, 8)`."""
+    """Images of the upper halves y, `(n, 32)`, and the lower half of an image, `(1, 8, 8)`."""
     images = lower.repeat(len(y), 1, 1, 1)
     images[:, UPPER] = y
     return images
@@ -136,9 +142,9 @@ PROBLEMS = (
 
 
 class Agreement(NamedTuple):
-    """How draws agree with the truth and with what was measured (see the module's docstring).
+    """How draws agree with the truth and with what was measured (see the module).
 
-    Stderr is that of error.
+    `stderr` is the standard error of `error` over images.
     """
 
     error: float
@@ -173,11 +179,22 @@ evaluations: of the prior, products with its Jacobian not counted."""
 
 @dataclass(frozen=True)
 class Restoration:
-    """One line of the table: a baseline (no model), or a posterior's draws.
+    """One line of the table: a baseline, or the draws of a posterior.
 
-    `accuracy` and `single_accuracy` are shares of the means, and of the draws, that a classifier
-    trained on real digits puts into the class of the truth. Images of which a draw failed are left
-    out; None where all are, and for what draws alone have.
+    Images of which a draw failed are left out. A value is None where all are, and for a baseline
+    where only draws have it.
+
+    Args:
+        problem: The name of the problem.
+        model: The name of the prior, empty for a baseline.
+        method: The name of the baseline, or of method and solver.
+        agreement: How the draws agree with truth and measurement.
+        accuracy: The share of the means that a classifier puts into the class of the truth.
+        single_accuracy: That of single draws.
+        evaluations: How often the prior was evaluated.
+        seconds: How long it took.
+        chains: How many draws there are.
+        failed: How many of them failed.
     """
 
     problem: str
@@ -196,9 +213,10 @@ class Restoration:
 
 
 class _Known(NamedTuple):
-    """Held-out images and their labels, as many of each class; of the training images the moments.
+    """Held-out images and labels, equally many of each class, and what is known of training images.
 
-    The judge.
+    `mean` `(1, 8, 8)` and `covariance` `(64, 64)` are of the training images, on which `classifier`
+    is trained.
     """
 
     truth: Tensor
@@ -209,7 +227,10 @@ class _Known(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """A way to a posterior; shown, whether in the picture."""
+    """A way to sample a posterior: its name, solver, method and options of `sample`.
+
+    `shown` says whether its draws are in the picture.
+    """
 
     name: str
     solver: Any
@@ -227,18 +248,24 @@ def run_inverse(
     seed: int = 0,
     report: Callable[[Restoration], Any] | None = None,
 ) -> list[Restoration]:
-    """Every problem, by the baselines and with every model as the prior.
+    """Solve every problem by the baselines and with every model as the prior.
 
     Args:
-        folder: For `inverse.json` and a sheet a problem, made where it does not exist.
+        folder: The folder for `inverse.json` and a picture of each problem, made where it does not
+            exist.
         models: Names of models of digits, timed on a Gaussian path or with an energy.
-        images: How many, rounded down to the tens, at least ten.
-        steps: Of HMC, and as many for warmup.
-        seed: Of the draws: what is measured is the same for all.
+        images: How many images are restored, rounded down to tens, at least ten.
+        steps: How many steps HMC makes, and as many for warmup.
+        seed: The seed of the draws; the measurements are the same for all seeds.
         report: Called with each row as it is done.
 
+    Returns:
+        The rows of the table.
+
     Raises:
-        `InvalidArgument` for a folder that cannot be written; `UnknownName`; `MissingDependency`.
+        InvalidArgument: For a folder that cannot be written.
+        UnknownName: For the name of a model that is not registered.
+        MissingDependency: Where scikit-learn or matplotlib is not installed.
     """
     target = Path(folder)
     priors = {name: load(name) for name in models}
@@ -263,9 +290,9 @@ def run_inverse(
 def restorations(
     models: Mapping[str, Any], folder: Path, images: int, steps: int, seed: int
 ) -> Iterator[Restoration]:
-    """The rows, one after the other, and a sheet of each problem in the folder.
+    """Yield the rows, and write a picture of each problem into the folder.
 
-    Arguments as in `run_inverse`.
+    Arguments are those of `run_inverse`, the models by name.
     """
     known = _known(max(1, images // CLASSES))
     spread = float(known.covariance.diagonal().mean().sqrt())
@@ -337,9 +364,16 @@ def _number(value: float | None, form: str) -> str:
 
 
 def linear_estimate(problem: Problem, y: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """The linear-Gaussian estimate, `(n, 1, 8, 8)` like y in dtype.
+    """The best estimate that is linear in y (Wiener's filter).
 
-    Mean `(1, 8, 8)`, covariance `(64, 64)` float64.
+    Args:
+        problem: The problem.
+        y: The measurements, `(n, ...)`.
+        mean: The mean of the training images, `(1, 8, 8)`.
+        covariance: Their covariance, `(64, 64)` in float64.
+
+    Returns:
+        `(n, 1, 8, 8)`, in the dtype of y.
     """
     basis = torch.eye(len(covariance), dtype=covariance.dtype).reshape(-1, *mean.shape)
     a_t = problem.operator(basis).flatten(1)
@@ -350,8 +384,13 @@ def linear_estimate(problem: Problem, y: Tensor, mean: Tensor, covariance: Tenso
 
 
 def agreement(problem: Problem, y: Tensor, x: Tensor, truth: Tensor) -> Agreement:
-    """Of draws x, `(n, k, 1, 8, 8)` with k at least 2, of the posteriors given y, with the truth
-    `(n, 1, 8, 8)`.
+    """How draws of the posteriors given y agree with the truth and with y.
+
+    Args:
+        problem: The problem.
+        y: The measurements, `(n, ...)`.
+        x: k draws for each, k at least 2, `(n, k, 1, 8, 8)`.
+        truth: The images that were measured, `(n, 1, 8, 8)`.
     """
     k = x.shape[1]
     error, stderr = _error(x.mean(1), truth)
@@ -361,7 +400,7 @@ def agreement(problem: Problem, y: Tensor, x: Tensor, truth: Tensor) -> Agreemen
 
 
 def _error(x: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Root mean square over images and pixels, and its standard error over images."""
+    """The root mean square error over images and pixels, and its standard error over images."""
     squares = (x - truth).square().flatten(1).mean(1)
     error = math.sqrt(float(squares.mean()))
     return error, float(squares.std()) / math.sqrt(len(squares)) / (2 * error)
@@ -372,7 +411,7 @@ def _rms(x: Tensor) -> float:
 
 
 def _known(of_each: int) -> _Known:
-    """Images in the order 0 ... 9, 0 ... 9, ..."""
+    """So many held-out images of each class, in the order 0 ... 9, 0 ... 9, ..."""
     digits = load_digits()
     chosen = torch.stack(
         [(digits.test_labels == c).nonzero()[:of_each, 0] for c in range(CLASSES)], 1
@@ -404,7 +443,7 @@ def _runs(prior: Any, problem: Problem, spread: float, steps: int) -> Iterator[_
 def _restore(
     row: Restoration, problem: Problem, prior: Any, run: _Run, y: Tensor, known: _Known, seed: int
 ) -> tuple[Restoration, Tensor]:
-    """The row, and the draws `(n, k, 1, 8, 8)`."""
+    """The finished row, and the draws `(n, k, 1, 8, 8)`."""
     field = posterior(prior, LinearGaussian(problem.operator, "y", problem.std), run.method)
     rows = {"y": y.repeat_interleave(DRAWS, 0)}
     started = time.perf_counter()

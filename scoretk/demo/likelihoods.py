@@ -1,10 +1,8 @@
-"""Held-out likelihoods.
+"""Held-out likelihoods, one number for each model and method, so that methods can be compared.
 
-One number a model and way to compute it, so that two ways can be seen to agree.
-
-Digits are judged in bits a dimension of their 17 grey levels (a uniform guess is log2 17 = 4.09),
-by uniform dequantisation; binary digits in bits a pixel (a uniform guess is 1); everything else in
-nats an event, by its own exact draws.
+The unit is bits per dimension of the 17 grey levels for digits, by uniform dequantisation (a uniform
+guess has log2 17 = 4.09); bits per pixel for binary digits (a uniform guess has 1); and nats per
+event for all else, at the model's own exact draws.
 """
 
 from __future__ import annotations
@@ -27,20 +25,29 @@ __all__ = ["Likelihood", "likelihoods"]
 
 LEVELS = 17
 INTERVAL = (-1 - 1 / (LEVELS - 1), 1 + 1 / (LEVELS - 1))
-"""Cells of width 1/8 around the grey levels k / 8 - 1."""
+"""The range of the data: cells of width 1/8 around the grey levels k / 8 - 1."""
 
 TOLERANCE = 1e-3
 PROBES = 4
 FEW = 4
 CHECKED = frozenset({"digits-flow", "digits-fvsbn", "digits-nice", "digits-vae"})
-"""Trained models of which every way is shown, beside those that are not trained."""
+"""Trained models with which every method is shown, as with those that are not trained."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """One number: the mean over held-out rows, its standard error over them, and the method's own
-    for these rows, by which alone two methods differ; None, and a note why, where there is no
-    method. Rows that failed are left out, and noted.
+    """One number of the table.
+
+    The numbers are None, with a note why, where there is no method.
+
+    Args:
+        model: The name of the model.
+        method: The name of the method.
+        value: The mean over held-out rows, without those that failed.
+        rows_error: Its standard error over rows, which methods on one model share.
+        own_error: The standard error of the method itself, by which methods may differ.
+        unit: The unit of the numbers.
+        note: How many rows failed, and warnings.
     """
 
     model: str
@@ -60,15 +67,18 @@ class Likelihood:
 def likelihoods(
     name: str, model: Any, rows: Tensor, digits: bool, chains: int = 256, seed: int = 0
 ) -> Iterator[Likelihood]:
-    """The ways in which this model's density can be had here, at held-out rows `(n, *event_shape)`.
+    """Compute a model's log density at held-out rows, by one method or by all that there are.
 
     Args:
-        name: The name.
+        name: The name of the model.
         model: The model.
-        rows: The rows.
-        digits: Whether they are images.
-        chains: Of annealed importance sampling.
-        seed: Of all that the methods draw.
+        rows: Held-out rows, `(n, *event_shape)`.
+        digits: Whether they are images of digits.
+        chains: How many chains annealed importance sampling has.
+        seed: The seed of all that the methods draw.
+
+    Yields:
+        One likelihood for each method, or one without numbers where there is none.
     """
     density = getattr(model, "marginal", model)
     unit = "nats" if not digits else "bits/pixel" if "states" in offers(density) else "bits/dim"
@@ -94,7 +104,7 @@ def likelihoods(
 def _summed(
     name: str, way: _Way, value: Tensor, own: Tensor, in_unit: float, unit: str
 ) -> Likelihood:
-    """The mean over the rows that are well, `value` and `own` their numbers and errors `(rows,)`."""
+    """The mean over the rows that are well, from their values and the method's errors `(rows,)`."""
     well = value.isfinite()
     n, lost = (
         int(well.sum()),
@@ -117,8 +127,15 @@ def _summed(
 
 @dataclass(frozen=True)
 class _Way:
-    """What the method is called, a field whose `log_prob` it is, options of that, how many rows it
-    takes, the error of a constant in it in nats, and any warning.
+    """A method of computing a density.
+
+    Args:
+        method: Its name.
+        field: The field to which `log_prob` is applied.
+        options: Options of that.
+        rows: How many rows it is applied to, None for all.
+        constant_error: The standard error of a constant in it, such as log Z, in nats.
+        warning: What it has warned of.
     """
 
     method: str
@@ -130,7 +147,7 @@ class _Way:
 
 
 def _ways(density: Any, rows: Tensor, check: bool, chains: int, seed: int) -> Iterator[_Way]:
-    """One way, and where there are more and they are to be checked, all."""
+    """The methods for a density: all where they are to be compared, else the first one."""
     has, dim = offers(density), rows[0].numel()
     if tuple(density.event_shape) != tuple(rows.shape[1:]):
         return
@@ -174,7 +191,7 @@ def _ways(density: Any, rows: Tensor, check: bool, chains: int, seed: int) -> It
 
 @dataclass(frozen=True)
 class _Annealed:
-    """The marginal of a latent-variable model, its density by annealed importance sampling."""
+    """The marginal of a latent-variable model, with its density by annealed importance sampling."""
 
     marginal: Any
     chains: int
@@ -188,7 +205,7 @@ class _Annealed:
     def estimate_log_prob(
         self, x: Tensor, *, seed: int = 0, rows: int | range | Tensor | None = None
     ) -> Estimate:
-        """`log p(x)`, an estimate a row."""
+        """An estimate of log p(x) for each row of x."""
         return self.marginal.annealed_log_prob(
             x, chains=self.chains, pilot=min(64, self.chains), seed=seed, rows=rows
         )

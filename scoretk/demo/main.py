@@ -1,6 +1,4 @@
-"""The demo: build each model, run its cells, judge the samples, draw the sheets, and return the
-rows of the tables.
-"""
+"""The demo: build each model, run its cells, judge the samples, draw pictures, and make tables."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ __all__ = ["run_demo"]
 BUILT_IN = "scoretk"
 DECODING_SEED = 321
 ONE_CLASS = {"digits-flow-classes": 8}
-"""Models of one class of digits."""
+"""Models of a single class of digits, and that class."""
 SLOW = frozenset(
     {"digits-made", "digits-nade", "digits-pixelcnn", "digits-realnvp", "digits-spline"}
 )
@@ -51,7 +49,7 @@ SLOW = frozenset(
 
 @dataclass(frozen=True)
 class _Share:
-    """One model's share of the demo; `plane`, panels of its points where they lie in the plane."""
+    """What the demo found for one model, with panels of its points where they are in the plane."""
 
     found: Demo
     plane: list[tuple[str, Tensor]]
@@ -66,19 +64,25 @@ def run_demo(
     workers: int = 1,
     report: Callable[[object], Any] | None = None,
 ) -> Demo:
-    """Run the built-in models, or those named, through every solver that serves them.
+    """Run models through every solver that serves them.
 
     Args:
-        folder: For the page `index.html`, `table.json` and the sheets, made where it does not
-            exist.
-        models: Short names.
-        seed: Of the random numbers.
-        size: The size.
-        workers: Processes of one thread each (1: this one), which change nothing but the time.
-        report: Called with every row as its model is done.
+        folder: The folder for the page `index.html`, `table.json` and the pictures, made where it
+            does not exist.
+        models: Names of models, None for all built-in ones.
+        seed: The seed of the random numbers.
+        size: How much to do, None for the default.
+        workers: How many processes of one thread each work (1: this one). It changes nothing but the
+            time.
+        report: Called with every row when its model is done.
+
+    Returns:
+        The rows of the tables, and the names of the pictures.
 
     Raises:
-        `InvalidArgument` for a folder that cannot be written; `UnknownName`; `MissingDependency`.
+        InvalidArgument: For a folder that cannot be written.
+        UnknownName: For the name of a model that is not registered.
+        MissingDependency: Where a package that the demo needs is not installed.
     """
     target = _folder(folder)
     specs = [describe(name) for name in models] if models is not None else _built_in()
@@ -106,17 +110,16 @@ def run_demo(
 def _parts(
     work: Callable[[ModelSpec], _Share], specs: list[ModelSpec], workers: int
 ) -> Generator[_Share]:
-    """Each model's part, in the order of the models.
+    """What is found for each model, in the order of the models.
 
-    No process outlives this one: each holds the reading end of a pipe, and leaves when the writing
-    end is closed, by whatever stops the run (Ctrl-C, an error) or by the death of this process.
+    No process outlives this one: each holds the reading end of a pipe, and exits when the writing
+    end is closed, by whatever stops the run (Ctrl-C, an error) or ends this process.
     """
     if workers == 1:
         yield from map(work, specs)
         return
-    spawn = multiprocessing.get_context(
-        "spawn"
-    )  # a fork of a process with running threads may hang
+    # a fork of a process with running threads may hang
+    spawn = multiprocessing.get_context("spawn")
     ended, running = spawn.Pipe(duplex=False)
     with (
         ended,
@@ -133,9 +136,7 @@ def _parts(
 
 
 def _worker(ended: Connection) -> None:
-    """Make a process one that works in one thread, leaves Ctrl-C to the first process, and goes
-    when that goes.
-    """
+    """Set up a worker process: one thread, no Ctrl-C, and an exit when the first process ends."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -186,7 +187,7 @@ def _drawn(source: Any, n: int, seed: int) -> _Drawn:
 
 
 def _images(model: Any, x: Tensor) -> Tensor:
-    """Images, and what latents are decoded to, with the decoder's own noise where it has some."""
+    """Images x as they are; decoded latents, with the decoder's own noise where it has some."""
     if tuple(x.shape[1:]) == EVENT_SHAPE:
         return x
     with torch.no_grad():
@@ -197,7 +198,7 @@ def _images(model: Any, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What of `Draws` a table needs, for draws that no solver made."""
+    """Exact draws, with what a table needs of `Draws`."""
 
     final: Tensor
     cost: dict[str, int] = field(default_factory=dict)

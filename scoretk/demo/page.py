@@ -1,4 +1,4 @@
-"""The demo as one HTML page: the tables, and the pictures that lie beside it."""
+"""The demo as one HTML page: the tables, and pictures in files beside it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ img { max-width: 100%; height: auto; }
 
 
 def write_page(path: Path, demo: Demo) -> None:
-    """Write the page. Its pictures are named relative to it."""
+    """Write the page of a demo to a path, in the folder of its pictures."""
     figures = "".join(
         f'<figure id="{escape(name)}"><figcaption>{escape(name.removesuffix(".png"))}</figcaption>'
         f'<img src="{escape(name)}" alt="{escape(name)}" loading="lazy"></figure>'

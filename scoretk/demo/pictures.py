@@ -1,7 +1,4 @@
-"""Sheets of samples.
-
-Digits in rows, restored digits below what they were, points of the plane as scatter plots.
-"""
+"""Pictures of samples: digits in rows, restored digits below the originals, scatter plots."""
 
 from __future__ import annotations
 
@@ -30,7 +27,12 @@ def _pyplot() -> Any:
 
 
 def digit_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
-    """One block of small images a panel, `(n, 1, 8, 8)` in [-1, 1], under its title."""
+    """Write a picture with a block of small images for each panel, under its title.
+
+    Args:
+        path: The file.
+        panels: Titles and images, `(n, 1, 8, 8)` in [-1, 1], or zeros and ones.
+    """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(
         len(panels), 1, figsize=(10, 2.9 * len(panels)), squeeze=False, layout="constrained"
@@ -50,8 +52,13 @@ def digit_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
 
 
 def restored_sheet(path: Path, title: str, rows: list[tuple[str, Tensor]], columns: int) -> None:
-    """Rows of small images under each other, the first ones of `(n, 1, 8, 8)` in [-1, 1], NaN in
-    blue; a name before each row.
+    """Write a picture with rows of small images, NaN in blue.
+
+    Args:
+        path: The file.
+        title: Its title.
+        rows: The names of the rows and their images, `(n, 1, 8, 8)` in [-1, 1].
+        columns: How many images of each row are shown.
     """
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(0.56 * columns, 0.56 * len(rows)))
@@ -69,12 +76,12 @@ def restored_sheet(path: Path, title: str, rows: list[tuple[str, Tensor]], colum
 
 
 def _levels(images: Tensor) -> Tensor:
-    """Images of zeros and ones alone, from -1 to 1 like the others."""
+    """Images in [-1, 1], those of zeros and ones scaled to it."""
     return 2 * images - 1 if bool(((images == 0) | (images == 1)).all()) else images
 
 
 def _mosaic(images: Tensor, rows: int, columns: int) -> Any:
-    """`(rows 9 + 1, columns 9 + 1)` pixels: the images with a line of grey between them."""
+    """The images as one array, `(9 rows + 1, 9 columns + 1)`, with grey lines between them."""
     canvas = images.new_zeros(rows * 9 + 1, columns * 9 + 1)
     for i, image in enumerate(images[: rows * columns, 0]):
         top, left = divmod(i, columns)
@@ -83,7 +90,7 @@ def _mosaic(images: Tensor, rows: int, columns: int) -> Any:
 
 
 def plane_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
-    """Scatter plots of points `(n, 2)`, on one scale, four a row."""
+    """Write a picture with scatter plots of points `(n, 2)`, on one scale, four in a row."""
     pyplot = _pyplot()
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)

@@ -1,6 +1,6 @@
-"""How good samples are.
+"""The quality of samples beside exact draws, held-out images or known moments.
 
-Beside exact draws, held-out images or known moments, each with the noise floor of real ones.
+Each distance is shown with that between two sets of real samples, its noise floor.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ SCHOOLS = torch.tensor(
     ],
     dtype=torch.float64,
 )
-"""Posterior mean and standard deviation of mu, tau and theta_1..8 (posteriordb, eight schools,
-reference draws).
+"""Posterior means and standard deviations of mu, tau and theta_1..8, from the reference draws of
+posteriordb's eight schools.
 """
 
 DRAWS_SEED = 987
 LONG_CHAINS, LONG_STEPS = 256, 400
-"""The run whose moments stand for those of a posterior that nobody has published: long beside the
+"""The size of the run that gives the moments of a posterior without published ones: long beside the
 runs that are judged.
 """
 ENOUGH = 2000
@@ -53,13 +53,18 @@ ENOUGH = 2000
 
 @dataclass(frozen=True)
 class Quality:
-    """What the samples of one run are worth; None where a measure does not apply.
+    """The quality of the samples of one run; None where a measure does not apply.
 
-    `distance` is sliced Wasserstein over its floor; `mmd` and its `mmd_floor` are squared; `z` the
-    largest of the means' errors in standard errors; `balance` and `confidence` are of a classifier
-    trained on real digits, whose confidence and accuracy on held-out ones are `real_confidence` and
-    `real_accuracy`; `copied` is the share nearer to a training image than all but a hundredth of
-    the held-out ones.
+    Args:
+        distance: The sliced Wasserstein distance over its floor.
+        mmd: The squared maximum mean discrepancy.
+        mmd_floor: Its floor.
+        z: The largest error of a mean, in standard errors.
+        balance: The balance of the classes that a classifier trained on real digits sees.
+        confidence: Its mean confidence.
+        real_confidence: Its mean confidence on held-out digits.
+        real_accuracy: Its accuracy on held-out digits.
+        copied: The share of samples nearer to a training image than 99 % of held-out images are.
     """
 
     distance: float | None = None
@@ -75,8 +80,12 @@ class Quality:
 
 @dataclass(frozen=True)
 class Moments:
-    """Known means and standard deviations `(k,)` of k numbers computed of positions `(n,
-    *event_shape)`.
+    """Known moments of a law.
+
+    Args:
+        of: Takes positions `(n, *event_shape)` to k numbers each, `(n, k)`.
+        mean: Their means, `(k,)`.
+        std: Their standard deviations, `(k,)`.
     """
 
     of: Callable[[Tensor], Tensor]
@@ -86,9 +95,16 @@ class Moments:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real samples to compare with and the floor of each distance; or known moments.
+    """What samples are compared with: real samples, or known moments.
 
-    `binary` digits have pixels 0 and 1.
+    Args:
+        rows: Real samples, `(n, *event_shape)`, or None.
+        floor: The sliced Wasserstein distance of two sets of them.
+        mmd_floor: Their squared maximum mean discrepancy.
+        digits: Whether they are images of digits.
+        binary: Whether their pixels are 0 and 1.
+        one_class: Whether they are of a single class.
+        moments: Known moments, or None.
     """
 
     rows: Tensor | None = None
@@ -107,9 +123,13 @@ def _digits() -> tuple[Digits, Classifier]:
 
 
 def reference(model: Any, chains: int, digits: bool, label: int | None = None) -> Reference:
-    """What a model's samples are held against: held-out digits, of one label or all.
+    """What a model's samples are compared with.
 
-    Its own exact draws; known moments.
+    Args:
+        model: The model.
+        chains: How many samples there will be.
+        digits: Whether they are digits: then held-out ones, else exact draws or known moments.
+        label: The class of the digits, None for all.
     """
     binary = False
     if digits:
@@ -147,7 +167,7 @@ def _schools(model: EightSchools, x: Tensor) -> Tensor:
 
 
 def judge(x: Tensor, against: Reference) -> Quality:
-    """The quality of finite samples `(n, *event_shape)`; nothing of fewer than two."""
+    """The quality of finite samples, `(n, *event_shape)`; without values for fewer than two."""
     if len(x) < 2:
         return Quality()
     if against.moments is not None:

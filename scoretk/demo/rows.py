@@ -1,4 +1,4 @@
-"""What the demo finds: a row a model and solver, a likelihood a model and method."""
+"""What the demo finds: rows by model and solver, likelihoods by model and method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ __all__ = ["Demo", "Row"]
 class Row:
     """One line of the table of samples.
 
-    `reason` says why there is no run, `different` how many different draws there are.
+    Args:
+        model: The name of the model.
+        family: Its family.
+        solver: The name of the solver.
+        setting: Its setting, as text.
+        quality: The quality of the samples.
+        evaluations: How often the model was evaluated.
+        seconds: How long it took.
+        chains: How many chains there were.
+        failed: How many of them failed.
+        reason: Why there is no run, empty where there is one.
+        different: How many different draws there are, None where that says nothing.
     """
 
     model: str
@@ -33,7 +44,7 @@ class Row:
 
     @property
     def shown(self) -> str:
-        """The setting, and where few draws are shown many times over, how few."""
+        """The setting, and how many draws are different where many are equal."""
         n = self.chains - self.failed
         if self.different is None or self.different > n / 2:
             return self.setting
@@ -46,19 +57,16 @@ class Row:
 
 @dataclass
 class Demo:
-    """What the demo found.
-
-    A row a model and solver, a likelihood a model and method, and the pictures' names.
-    """
+    """What the demo found: rows, likelihoods, and the file names of the pictures."""
 
     rows: list[Row] = field(default_factory=list)
     likelihoods: list[Likelihood] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """All of it as JSON takes it.
+        """All of it as plain values for JSON.
 
-        None for a number that is not finite, such as a distance that overflows.
+        A number that is not finite, such as a distance that overflows, is None.
         """
         return _plain(asdict(self))
 

@@ -1,7 +1,4 @@
-"""The tables as lines of text, and in print.
-
-Through rich where it is installed, else as plain columns.
-"""
+"""The tables as lines of text, and in print: by rich where it is installed, else as plain columns."""
 
 from __future__ import annotations
 
@@ -17,9 +14,14 @@ WIDTH = 200
 
 @dataclass(frozen=True)
 class Table:
-    """Lines of text under a head; the first `left` columns are names.
+    """A table as text.
 
-    A name repeated from the line before is left out.
+    Args:
+        title: Its title.
+        head: The names of the columns.
+        lines: The texts of each line.
+        legend: What the columns mean.
+        left: How many columns, the first ones, are names.
     """
 
     title: str
@@ -59,7 +61,7 @@ nats: mean log density of exact draws. ± rows: standard error over the held-out
 
 
 def tables(demo: Demo) -> tuple[Table, Table]:
-    """Likelihoods, and samples; both ordered by family and model."""
+    """The tables of likelihoods and of samples, both ordered by family and model."""
     family = {row.model: row.family for row in demo.rows}
     likelihoods: list[tuple[str, ...]] = [
         (
@@ -118,7 +120,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _gathered(rows: list[Row]) -> list[Row]:
-    """The rows, those of one model that are empty for one reason as one line after its others."""
+    """The rows, with one row for all solvers that do not serve a model for the same reason."""
     gathered: list[Row] = []
     for model in dict.fromkeys(row.model for row in rows):
         ours = [row for row in rows if row.model == model]
@@ -134,7 +136,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def merged(table: Table) -> list[tuple[str, ...]]:
-    """The lines, a family and a model named once."""
+    """The lines, with family and model only in the first of several lines."""
     last: tuple[str, ...] = ("", "")
     lines = []
     for line in table.lines:
