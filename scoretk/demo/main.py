@@ -243,10 +243,7 @@ def _run(
     started = time.perf_counter()
     try:
         draws = cell.run(seed)
-    except (
-        InvalidArgument,
-        MissingCapability,
-    ) as error:  # a shape or a field that these settings refuse
+    except (InvalidArgument, MissingCapability) as error:  # settings that refuse the field
         return dataclasses.replace(row, reason=str(error).split(". ")[0]), None
     seconds = time.perf_counter() - started
     well = draws.final[draws.ok]

@@ -1,3 +1,1 @@
-"""Many steps: the driver, compiled steps, batches of chains, what is recorded, checkpoints and
-draws.
-"""
+"""Many steps: the loop, compiled steps, batches of chains, records, checkpoints and draws."""

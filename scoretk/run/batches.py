@@ -1,7 +1,4 @@
-"""A run of many chains.
-
-Batch after batch through the one loop, saved on the way, resumed where it stopped.
-"""
+"""A run of many chains: batch after batch through the one loop, saved on the way, and resumed."""
 
 from __future__ import annotations
 
@@ -47,21 +44,37 @@ __all__ = ["Batch", "Finished", "Saving", "run_batches"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What is one batch's own: its field with condition rows bound, its noise, and where it starts."""
+    """What is a batch's own.
+
+    Args:
+        bound: The field with the condition rows of its chains bound.
+        noise: The noise of its chains.
+        start: Makes the positions at the start, `(chains, *event_shape)`.
+        schedule: Which steps it makes, and which are kept.
+        again: Makes another attempt at a start, by its number from 1; None where the user has given
+            the start.
+    """
 
     bound: Any
     noise: Any
     start: Callable[[], Tensor]
     schedule: Schedule
     again: Callable[[int], Tensor] | None = None
-    """Another attempt at a start, by its number from 1; None where chains that cannot start
-    there are the user's.
-    """
 
 
 @dataclass
 class Finished:
-    """What is left of a batch when it has run."""
+    """The outcome of a batch.
+
+    Args:
+        final: The last positions, as they are kept, `(chains, *event_shape)`.
+        status: The `Status` code of each chain, `(chains,)`.
+        failed_at: The step at which each failed, as users count it, or -1, `(chains,)`.
+        record: What was kept.
+        evaluations: How many evaluations its steps reported.
+        restarts: How many starts of chains were made again.
+        tuned: What warmup has tuned, by name.
+    """
 
     final: Tensor
     status: Tensor
@@ -74,8 +87,11 @@ class Finished:
 
 @dataclass
 class _Run:
-    """A run in flight: by the number of a batch its moment, once it has begun and as long as it is
-    needed; and what the run has changed of what the field is made of, before it was taken up.
+    """A run that is going on.
+
+    Args:
+        moments: The moments of batches by number, from their beginning as long as they are needed.
+        changed: Names of parts of the field that the run had changed before it was resumed.
     """
 
     moments: dict[int, Moment] = field(default_factory=dict)
@@ -87,11 +103,11 @@ class Saving:
     """Where a run is saved, and what tells it from others.
 
     Args:
-        checkpoint: The checkpoint.
-        settings: Plain values.
-        identity: Of the field and the solver.
-        extends: Whether a run of fewer steps may be gone on with, which it may not where the
-            solver's grid decides how many there are.
+        checkpoint: Where it is saved, and how often.
+        settings: The settings of the run, plain values.
+        identity: The identity of field and solver.
+        extends: Whether a checkpoint of fewer steps may be extended; not where the solver's grid
+            decides how many there are.
     """
 
     checkpoint: Checkpoint
@@ -114,8 +130,24 @@ def run_batches(
     """Run every batch to its end.
 
     With a checkpoint the run is saved when due, at its end, and when anything stops it (Ctrl-C, a
-    model's error); where the file exists already the run goes on from it. Raises what `drive` and
-    `checkpoint.load` raise.
+    model's error); where the file exists already the run goes on from it.
+
+    Args:
+        batches: The batches, of which the first tunes the solver.
+        solver: The solver.
+        recorder: What is kept of the steps.
+        compiled: Whether steps are compiled.
+        recompute: As in `drive`.
+        on_failure: As in `drive`.
+        saving: How the run is saved, None for not at all.
+        progress: Whether a progress line is shown, None for on a terminal.
+
+    Returns:
+        The outcomes, one for each batch.
+
+    Raises:
+        ChainFailure: As `drive`.
+        CheckpointError: Where the checkpoint is damaged, another run's, or cannot be written.
     """
     run = _resume(batches, solver, recorder, saving)
     total, finished = sum(b.schedule.total for b in batches), list[Finished]()
@@ -163,7 +195,7 @@ class _Compiler:
 
 
 def _compilable(bound: Any, x: Tensor) -> bool:
-    """Whether a compiled run has the law that an eager one has; else a warning.
+    """Whether a compiled run samples the law that an eager one does; warns where it does not.
 
     The compiler leaves out the checks of `torch.distributions`, which say where a density is zero.
     """
@@ -194,9 +226,9 @@ def _driven(
     recompute: bool,
     on_failure: str,
 ) -> Iterator[Moment]:
-    """The moments of a batch from the run's own on.
+    """The moments of a batch, from that of the run on.
 
-    Where the compiler cannot take the field, a warning, and eagerly on.
+    Where the compiler cannot take the field it warns, and the batch goes on eagerly.
     """
     loop = Loop(solver, batch.bound, batch.noise, batch.schedule, recorder)
     while True:
@@ -217,7 +249,10 @@ def _driven(
 
 
 def _begin(solver: Any, batch: Batch, tuned: dict[str, Tensor] | None) -> Moment:
-    """The first batch of a solver that warmup tunes learns; the others take over what it has tuned."""
+    """The first moment of a batch, which tunes the solver where `tuned` is None and it has to be.
+
+    Other batches take over what the first one has tuned.
+    """
     warms = adapts(solver) and batch.schedule.warmup > 0
     tunes, taken = warms and tuned is None, tuned if warms else None
     return begin(
@@ -248,7 +283,7 @@ def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) ->
 def _saved_on_exit(
     run: _Run, solver: Any, recorder: Recorder, batches: list[Batch], saving: Saving | None
 ) -> Iterator[None]:
-    """Save at the end, and also when something stops the run; then that something goes on its way."""
+    """A context that saves the run at its end, and when an exception stops it, which is raised on."""
     if saving is None:
         yield
         return
@@ -270,7 +305,7 @@ def _saved_on_exit(
 
 
 def _asked(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
-    """What the field says at the last moment. Raises what the model raises."""
+    """What the field answers at the last moment; a model's own errors are raised on."""
     if not run.moments:
         return {}
     i, moment = max(run.moments.items(), key=lambda item: item[0])
@@ -278,7 +313,7 @@ def _asked(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
 
 
 def _asked_at_last(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
-    """As `_asked` when the run is over: a model that fails then takes nothing of the run with it."""
+    """As `_asked` when the run is over: a model that fails then does not keep it from being saved."""
     try:
         return _asked(run, solver, batches)
     except Exception:  # noqa: BLE001 (whatever a model raises)
@@ -288,9 +323,7 @@ def _asked_at_last(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Te
 def _save(
     run: _Run, recorder: Recorder, batches: list[Batch], saving: Saving, said: dict[str, Tensor]
 ) -> None:
-    """Write all moments, each under the number of its batch, and what the field says at the last
-    one.
-    """
+    """Write all moments by the numbers of their batches, and what the field answered at the last."""
     tensors = {f"witness/{name}": value for name, value in said.items()}
     for i, m in run.moments.items():
         batch, record = (
@@ -318,12 +351,12 @@ def _save(
 
 
 def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Saving | None) -> _Run:
-    """The run as a checkpoint has it.
+    """The run as a checkpoint has it, or a new one; the file is only read.
 
-    All of it is held to what this run could have written before any of it is used.
+    All of the checkpoint is compared with what this run could have written before it is used.
 
     Raises:
-        `CheckpointError`; the file is only read.
+        CheckpointError: Where it is damaged, another run's, or does not fit.
     """
     if saving is None or not saving.checkpoint.file.exists():
         return _Run()
@@ -364,9 +397,10 @@ def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Savin
 
 
 def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
-    """Refuse another run's checkpoint.
+    """Refuse a checkpoint with other settings, of another field or solver, or of a longer run.
 
-    With other settings, of another field or solver, or longer than this run.
+    Raises:
+        CheckpointError: In that case.
     """
     theirs, ours, shorter = dict(header["settings"]), saving.settings, list[str]()
     before, asked = theirs.get("steps"), ours["steps"]
@@ -394,9 +428,10 @@ def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
 
 
 def _held(said: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-    """What a field is said to have answered, where it has the form of such answers.
+    """The answers of a field in a checkpoint, checked to be of the form of such answers.
 
-    Raises `ValueError`.
+    Raises:
+        ValueError: Where they are not.
     """
     if not said:
         return said
@@ -411,22 +446,30 @@ def _held(said: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
 
 
 class _Saved:
-    """The tensors of a checkpoint: each is taken once, in the shape and dtype that it has to have."""
+    """The tensors of a checkpoint, each of which is taken once, in the shape and dtype it must have.
+
+    Args:
+        tensors: By name.
+    """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.left = dict(tensors)
 
     def under(self, prefix: str) -> _Saved:
-        """Those whose names begin with a prefix, by the rest of their names.
-
-        They are taken from here.
-        """
+        """Take those whose names begin with a prefix, by the rest of their names."""
         names = [name for name in self.left if name.startswith(prefix)]
         return _Saved({name[len(prefix) :]: self.left.pop(name) for name in names})
 
     def take(self, name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-        """One tensor, with the dtype and on the device of another, and with its shape unless
-        another is named.
+        """Take one tensor.
+
+        Args:
+            name: Its name.
+            like: A tensor with its dtype, on the device where it will be.
+            shape: Its shape, None for that of `like`.
+
+        Raises:
+            ValueError: Where it is missing, or has another dtype or shape.
         """
         if name not in self.left:
             raise ValueError(f"it has no {name}")
@@ -441,7 +484,11 @@ class _Saved:
     def take_all(
         self, chains: int, axes: tuple[int, ...], device: torch.device
     ) -> dict[str, Tensor]:
-        """All that is left, by name, each with the chains on one of these axes."""
+        """Take all that is left, by name, each with the chains on one of these axes.
+
+        Raises:
+            ValueError: Where one has not.
+        """
         for name, value in self.left.items():
             if not any(value.ndim > axis and value.shape[axis] == chains for axis in axes):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, for {chains} chains")
@@ -456,7 +503,11 @@ class _Saved:
 
 
 def _read_outcome(saved: _Saved, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
-    """Status and step of failure of every chain of a batch of which so many steps are done."""
+    """The status and the step of failure of every chain of a batch after so many steps.
+
+    Raises:
+        ValueError: Where they hold codes or steps that do not exist.
+    """
     status, failed_at = (saved.take(name, batch.noise.chains) for name in ("status", "failed_at"))
     known = torch.tensor([int(code) for code in Status], device=status.device)
     if not bool(torch.isin(status, known).all()):
@@ -467,9 +518,10 @@ def _read_outcome(saved: _Saved, batch: Batch, steps: int) -> tuple[Tensor, Tens
 
 
 def _read_record(saved: _Saved, batch: Batch, kept: int) -> Record:
-    """What was kept of a batch: draws `(kept, chains, *event)`, or the last, or moments.
+    """What was kept of a batch: draws `(kept, chains, *event)`, the last one or moments, and stats.
 
-    And statistics.
+    Raises:
+        ValueError: Where it is none of these.
     """
     chains, device = len(batch.noise.chains), batch.noise.chains.device
     record = Record.from_flat(saved.take_all(chains, (0, 1), device))
@@ -492,7 +544,11 @@ def _read_moment(
     step: int,
     evaluations: int,
 ) -> Moment:
-    """The moment of a batch: all of it has the form that a run of this field and solver has."""
+    """The moment of a batch, checked to have the form that a run of this field and solver has.
+
+    Raises:
+        ValueError: Where it has not.
+    """
     if step < batch.schedule.warmup:
         template = _begin(solver, batch, tuned)
     else:
@@ -527,11 +583,14 @@ def _read_moment(
 
 
 def _check_positions(record: Record, like: Tensor) -> None:
-    """Hold every position that is kept to the dtype and event shape of one. Raises `ValueError`."""
+    """Check that all positions that are kept have the dtype and the event shape of `like`.
+
+    Raises:
+        ValueError: Where one has not.
+    """
     for name, value in record.tensors.items():
-        rows = (
-            value.flatten(0, 1) if name == "x" else value
-        )  # moments are in float64 where the device has it
+        # moments are in float64 where the device has it
+        rows = value.flatten(0, 1) if name == "x" else value
         fits = rows.dtype == like.dtype if name == "x" else rows.is_floating_point()
         if not fits or rows.shape[1:] != like.shape[1:]:
             raise ValueError(
@@ -541,9 +600,9 @@ def _check_positions(record: Record, like: Tensor) -> None:
 
 
 def _with_room(record: Record, schedule: Schedule, step: int) -> Record:
-    """A record of all draws, which was saved as far as it was filled, with room for the rest.
+    """A record that was saved as far as it was filled, with room for the draws that follow.
 
-    Where none of them is to be kept, as the last draw of a shorter run is not, nothing.
+    It is empty where none of its draws is to be kept, as the last draw of a shorter run is not.
     """
     kept, total = schedule.kept_before(step), schedule.kept_before(schedule.total)
     if not kept:

@@ -1,10 +1,8 @@
-"""Checkpoints: a run's whole moment in one sealed file (`core.sealed`), written atomically.
+"""Checkpoints: the whole moment of a run in one sealed file (`core.sealed`), written atomically.
 
-Never pickle.
-
-The header holds the run's settings, which tell it from others, and its position. A file that is
-damaged, truncated, foreign, or does not fit the run that takes it up is refused and left untouched:
-nothing is written before all of it is checked.
+No pickle is used. The header holds the settings of the run, which tell it from others, and its
+position. A file that is damaged, truncated, of another kind, or does not fit the run that resumes it
+is refused and left untouched: nothing is written before all of it is checked.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ __all__ = [
 ADVICE = "It is left untouched: move it away or name another path to start afresh"
 
 _KNOWN: Any = WeakTensorKeyDictionary()
-"""Digests of weights, with what they looked like then."""
+"""Digests of weights, each with a mark of what the tensor was then."""
 
 
 @dataclass
@@ -52,10 +50,10 @@ class Checkpoint:
     """Where and how often a run is saved.
 
     Args:
-        path: Of the file, its folder existing.
-        every: Seconds between writes (a write that is slow widens it, so that saving never takes
-            more than a twentieth of the time). A run given a checkpoint that exists goes on from
-            there.
+        path: The path of the file, in a folder that exists. Where the file exists the run goes on
+            from it.
+        every: The seconds between two writes. Slow writes lengthen it, so that saving takes at most
+            a twentieth of the time.
     """
 
     path: str | os.PathLike[str]
@@ -72,7 +70,7 @@ class Checkpoint:
         return Path(os.fsdecode(self.path))
 
     def begin(self) -> None:
-        """Start the clock."""
+        """Start to count the seconds to the first write."""
         self._due = time.monotonic() + self.every
 
     def due(self) -> bool:
@@ -80,9 +78,10 @@ class Checkpoint:
         return time.monotonic() >= self._due
 
     def save(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        """Write and set the time of the next write.
+        """Write, and set the time of the next write.
 
-        Raises `CheckpointError` where that fails; the old file stays.
+        Raises:
+            CheckpointError: Where that fails; the old file stays.
         """
         started = time.monotonic()
         write(self.file, tensors, header)
@@ -90,7 +89,7 @@ class Checkpoint:
 
 
 def tensor_digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of names."""
+    """The SHA-256 of tensors: of their names, dtypes, shapes and bytes, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().to("cpu")
@@ -103,9 +102,9 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
 
 
 def weights_digest(weights: Iterable[Tensor]) -> str:
-    """SHA-256 over tensors that live long, such as a model's weights.
+    """The SHA-256 of tensors that live long, such as a model's weights.
 
-    Each is read whole once, and again when it has changed.
+    Each is read as a whole once, and again when it has changed.
     """
     digest = hashlib.sha256()
     for tensor in weights:
@@ -121,9 +120,9 @@ def weights_digest(weights: Iterable[Tensor]) -> str:
 
 
 def _mark(tensor: Tensor) -> Any:
-    """What shows that a tensor has changed.
+    """A mark of a tensor that differs when it has changed.
 
-    None where torch does not count the changes, or it has no address or no sum.
+    None where torch does not count its changes, or it has no address or no sum.
     """
     if (
         tensor.is_inference()
@@ -133,10 +132,9 @@ def _mark(tensor: Tensor) -> Any:
     ):
         return None
     try:
-        total = float(
-            tensor.detach().sum()
-        )  # which sees what the counter does not: changes by way of `.data`
-    except (RuntimeError, NotImplementedError):  # as of numbers of eight bits
+        # the sum sees what the counter does not: changes by way of `.data`
+        total = float(tensor.detach().sum())
+    except (RuntimeError, NotImplementedError):  # such as for numbers of eight bits
         return None
     return tensor._version, tensor.data_ptr(), total
 
@@ -144,9 +142,10 @@ def _mark(tensor: Tensor) -> Any:
 def write(
     path: Path, tensors: dict[str, Tensor], header: dict[str, Any], kind: str = "run"
 ) -> None:
-    """Write a checkpoint.
+    """Write a checkpoint of a kind, "run" or "fit".
 
-    Raises `CheckpointError` where that cannot be done; what was there before stays.
+    Raises:
+        CheckpointError: Where that cannot be done; what was there before stays.
     """
     try:
         write_sealed(path, kind, tensors, header)
@@ -157,9 +156,10 @@ def write(
 
 
 def load(path: Path, kind: str = "run") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a checkpoint, whosever it is.
+    """The tensors and the header of a checkpoint of any run; the file is only read.
 
-    Raises `CheckpointError`; the file is only read.
+    Raises:
+        CheckpointError: Where it is damaged, or no checkpoint of this kind.
     """
     try:
         return read_sealed(path, kind)
@@ -172,9 +172,16 @@ def load(path: Path, kind: str = "run") -> tuple[dict[str, Tensor], dict[str, An
 def check_settings(
     path: Path, theirs: dict[str, Any], ours: dict[str, Any], more: Iterable[str] = ()
 ) -> None:
-    """Refuse a checkpoint with other settings, or with more that differs.
+    """Refuse a checkpoint with other settings.
 
-    Raises `CheckpointError`, which says what does.
+    Args:
+        path: The file.
+        theirs: The settings in it.
+        ours: The settings of this run.
+        more: Other differences, as text.
+
+    Raises:
+        CheckpointError: Where there are differences, which it names.
     """
     ours = json.loads(json.dumps(ours))  # tuples become lists, as in a file
     other = [*_differences(theirs, ours), *more]
@@ -193,9 +200,10 @@ def unfit(path: Path, why: object) -> CheckpointError:
 
 
 def check_header(found: Any, **checks: Callable[[Any], bool]) -> dict[str, Any]:
-    """A dict with these keys and no others, each of whose values passes its check.
+    """The header `found`, checked to be a dict with these keys alone and values that pass.
 
-    Raises `ValueError`.
+    Raises:
+        ValueError: Where it is not.
     """
     if not isinstance(found, dict) or found.keys() != checks.keys():
         keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
@@ -212,9 +220,9 @@ def is_count(value: Any, most: int = 2**63 - 1) -> bool:
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> Iterator[str]:
-    """Where two plain values differ, entry by entry.
+    """Where two plain values differ, entry by entry, as text.
 
-    1, 1.0 and True differ, NaN is equal to itself.
+    1, 1.0 and True differ; NaN is equal to itself.
     """
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in [*ours, *sorted(theirs.keys() - ours.keys())]:

@@ -1,7 +1,4 @@
-"""What a run returns.
-
-Draws, what became of each chain, statistics, cost, and where it all came from.
-"""
+"""What a run returns: draws, the status of each chain, statistics, cost, and provenance."""
 
 from __future__ import annotations
 
@@ -39,17 +36,14 @@ OUTCOME = ("status", "failed_at")
 PLAIN = {"x", "final", "mean", "var", "chains", *OUTCOME}
 """The tensors of draws, beside statistics and what was tuned."""
 WITHOUT_IDS = {"ids": False}
-"""Said in the header of draws whose chains had no ids: of a file without a seal, and in none of
-another.
-"""
+"""The entry of a header that says that chains had no ids, as in files from before checksums."""
 
 
 class Cost(dict[str, int]):
-    """Model evaluations by kind ("energy", "score", "velocity"), one a row.
+    """Model evaluations by kind ("energy", "score", "velocity"), counted by rows.
 
-    A batch of 100 counts 100.
-
-    An energy evaluated together with its gradient counts one of each.
+    A batch of 100 counts 100. An energy that is evaluated together with its gradient counts one of
+    each.
     """
 
     @property
@@ -65,14 +59,20 @@ class Cost(dict[str, int]):
 class Draws:
     """The outcome of `sample`.
 
-    Attributes: x, `(chains, kept, *event_shape)`, None where only moments were kept; final, the
-    last position, `(chains, *event_shape)`; mean and var (of n - 1), `(chains, *event_shape)`,
-    where moments were kept; status and failed_at, `(chains,)`: a `Status` code, and the step at
-    which the chain failed, -1 where all is well; stats, by name, `(chains, kept)` beside `x`, or
-    `(chains,)` averages where only the last draw or moments were kept; cost; provenance, plain
-    values that tell how to make the same draws again; tuned, by name what warmup tuned, such as
-    "step_size" and "scale", which `solver.tuned_by(draws)` gives back to a solver; chains,
-    `(chains,)`, the id of each chain, which its noise hangs on.
+    Args:
+        x: The draws, `(chains, kept, *event_shape)`; None where only moments were kept.
+        final: The last positions, `(chains, *event_shape)`.
+        status: The `Status` code of each chain, `(chains,)`.
+        failed_at: The step at which the chain failed, -1 where it did not, `(chains,)`.
+        stats: What the solver reported, by name: `(chains, kept)`, or averages `(chains,)` where
+            only the last draw or moments were kept.
+        cost: How many evaluations the run took, by kind.
+        provenance: Plain values that say how to make the same draws again.
+        mean: The mean of each chain, `(chains, *event_shape)`, where moments were kept.
+        var: The variance of each chain (divisor n - 1), like it, where moments were kept.
+        tuned: What warmup has tuned, by name, such as "step_size" and "scale";
+            `solver.tuned_by(draws)` gives it back to a solver.
+        chains: The id of each chain, which its noise depends on, `(chains,)`.
     """
 
     x: Tensor | None
@@ -116,14 +116,15 @@ class Draws:
         )
 
     def to_arviz(self) -> Any:
-        """An ArviZ `InferenceData`.
+        """The draws as an ArviZ `InferenceData`.
 
-        Posterior with variable "x", and sample_stats under ArviZ's names: "lp" (minus the energy),
-        "energy" (the Hamiltonian's), "acceptance_rate", "n_steps", "tree_depth", "diverging", and
-        each chain's "status" and "failed_at".
+        Its posterior has the variable "x"; its sample_stats have ArviZ's names: "lp" (minus the
+        energy), "energy" (of the Hamiltonian), "acceptance_rate", "n_steps", "tree_depth",
+        "diverging", and each chain's "status" and "failed_at".
 
         Raises:
-            `MissingDependency` without ArviZ; `InvalidArgument` where draws were not kept.
+            MissingDependency: Where ArviZ is not installed.
+            InvalidArgument: Where draws were not kept.
         """
         if self.x is None:
             raise InvalidArgument(
@@ -139,9 +140,8 @@ class Draws:
         for name, value in (("status", self.status), ("failed_at", self.failed_at)):
             stats[name] = np.broadcast_to(_numpy(value).astype(np.int32)[:, None], self.x.shape[:2])
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="More chains"
-            )  # many short chains are what this package is for
+            # many short chains are what this package is for
+            warnings.filterwarnings("ignore", message="More chains")
             return az.from_dict(
                 posterior={"x": _numpy(self.x)},
                 sample_stats=stats,
@@ -150,17 +150,19 @@ class Draws:
             )
 
     def summary(self, most: int = 100) -> Summary:
-        """Means, Monte-Carlo errors, effective sample sizes, R-hat, and a plain verdict with the
-        most likely fixes.
+        """Means, Monte-Carlo errors, effective draws, R-hat, and a verdict with the likeliest fixes.
 
         All coordinates are judged, by tests with stated rates of false alarms
         (docs/diagnostics.md).
 
         Args:
-            most: How many coordinates get a row. Print what is returned.
+            most: How many coordinates get a row of the table.
+
+        Returns:
+            A `Summary`, which prints as a table and a verdict.
 
         Raises:
-            `InvalidArgument` where draws were not kept.
+            InvalidArgument: Where draws were not kept.
         """
         if self.x is None:
             raise InvalidArgument("keep", "moments", "'all': a summary needs the draws themselves")
@@ -170,9 +172,10 @@ class Draws:
 
     @property
     def divergent(self) -> Tensor:
-        """The draws at which a trajectory diverged, `(n, *event_shape)`.
+        """The draws at which a trajectory diverged, `(n, *event_shape)`; n = 0 without reports.
 
-        None where the kernel reports none.
+        Raises:
+            InvalidArgument: Where draws were not kept.
         """
         if self.x is None:
             raise InvalidArgument(
@@ -181,14 +184,19 @@ class Draws:
         return divergent_draws(self.x, self.stats)
 
     def save(self, path: str | Path, force: bool = False) -> Path:
-        """Write the draws.
+        """Write the draws to a file, which is replaced as a whole or not at all.
 
-        The ending says how: `.safetensors` (everything), `.nc` (ArviZ), `.npy` (x alone).
+        Args:
+            path: Its ending says what is written: `.safetensors` (everything), `.nc` (what ArviZ
+                takes) or `.npy` (x alone).
+            force: Whether a file that exists is replaced.
+
+        Returns:
+            The path.
 
         Raises:
-            `OutputExists` where the file exists and `force` is not given; `InvalidArgument` for
-            another ending or an unwritable place. A file that exists is replaced whole or not at
-            all.
+            OutputExists: Where the file exists and `force` is not given.
+            InvalidArgument: For another ending, or a place that cannot be written.
         """
         target = check_output(path, force)
         try:
@@ -213,7 +221,8 @@ class Draws:
     def load(path: str | Path) -> Draws:
         """Draws from a `.safetensors` file that `save` wrote.
 
-        Raises `InvalidArgument` for anything else.
+        Raises:
+            InvalidArgument: For anything else.
         """
         file = file_to_read("path", path, "the path of a .safetensors file of draws")
         try:
@@ -225,7 +234,7 @@ class Draws:
             ) from error
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors by name, and all else."""
+        """The tensors by name, and the header with all else."""
         named: Mapping[str, Tensor | None] = {
             "x": self.x,
             "final": self.final,
@@ -266,7 +275,11 @@ class Draws:
 
 
 def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The header of draws that were saved before files had seals."""
+    """The header of draws that were saved before files had checksums.
+
+    Raises:
+        Unreadable: Where there is none.
+    """
     if set(metadata) != {"scoretk_draws"}:
         raise Unreadable("it holds no draws")
     header = plain_json(metadata["scoretk_draws"])
@@ -274,9 +287,10 @@ def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
-    """Draws from their parts.
+    """Draws from the tensors and the header of a file.
 
-    Raises `ValueError`, `TypeError` or `KeyError` where they are not those of draws.
+    Raises:
+        ValueError: Where they are not those of draws; also TypeError or KeyError.
     """
     named = not isinstance(header, dict) or header.pop("ids", True)
     if not isinstance(header, dict) or header.keys() != {"cost", "provenance"}:
@@ -317,7 +331,13 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
 
 
 def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMATS) -> Path:
-    """The path to write to. Raises what `Draws.save` raises, before a run has spent anything."""
+    """The path to write draws to, checked before a run has spent anything.
+
+    Raises:
+        InvalidArgument: As `Draws.save`.
+        OutputExists: As `Draws.save`.
+        MissingDependency: Where the ending needs a package that is not installed.
+    """
     target = file_to_write("path", path)
     if target.suffix not in endings:
         raise InvalidArgument("path", str(path), f"a file name that ends in {', '.join(endings)}")

@@ -44,15 +44,18 @@ def drive(
     """Run from a moment to the schedule's end, yielding the moment after every block of steps.
 
     Args:
-        loop: what is run.
-        moment: From `begin` or a checkpoint.
+        loop: What is run.
+        moment: The moment to begin from, of `begin` or of a checkpoint.
         compiled: Whether the step is compiled, or, of a solver that cannot be captured, its parts.
         recompute: Whether what a step computes on the way is not kept for gradients but computed
             again.
         on_failure: "raise" to stop after the first block in which a chain failed.
 
+    Yields:
+        The moment after each block.
+
     Raises:
-        `ChainFailure`.
+        ChainFailure: Where a chain has failed, with on_failure="raise".
     """
     engine, schedule = engine_of(loop, compiled=compiled, recompute=recompute), loop.schedule
     size, free = CALL, is_free(loop.solver)

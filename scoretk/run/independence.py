@@ -92,7 +92,7 @@ class _Refused(Exception):
 
 
 def _question(name: str, bound: Any) -> Question:
-    """`(x, rows) -> answers`, `rows` being those whose conditions hold."""
+    """A method of the field as a function of x and the rows whose conditions hold."""
 
     def ask(x: Tensor, rows: Tensor) -> Tensor:
         cond = {key: value[rows] for key, value in bound.cond.items()}
@@ -149,9 +149,10 @@ def _staying(before: Tensor) -> list[Tensor]:
 
 
 def _exchanged(bound: Any, x: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
-    """X with copies of the rows that stay in all other places, and whose row is where.
+    """A batch in which only some rows stay, and the number of the row in each place.
 
-    Where all rows are one, points of N(0, I) in their place, unless the field lives on states.
+    In the other places are copies of the rows that stay. Where all rows are equal, they are points
+    of N(0, I) instead, unless the field is on discrete states.
     """
     kept, own = stay.nonzero().flatten(), torch.arange(len(x), device=x.device)
     places = torch.where(stay, own, kept[own % len(kept)])

@@ -38,11 +38,11 @@ class Loop:
     """What stays the same while a run goes from moment to moment.
 
     Args:
-        solver: the solver.
-        field: what `resolve` returned for it, bound to the chains.
-        noise: that of the chains.
-        schedule: which steps there are.
-        recorder: what is kept of them.
+        solver: The solver that makes the steps.
+        field: What `resolve` returned for it, bound to the chains.
+        noise: The noise of the chains.
+        schedule: Which steps there are.
+        recorder: What is kept of them.
     """
 
     solver: Any
@@ -85,11 +85,15 @@ def begin(
 ) -> Moment:
     """The moment before the first step.
 
-    A chain whose energy or score is not finite at the start is `NONFINITE`, at 0.
+    A chain whose energy or score is not finite at the start is `NONFINITE`, at step 0.
 
     Args:
+        solver: The solver.
+        bound: The field, bound to the chains.
+        x: The positions at the start, `(chains, *event_shape)`.
+        noise: The noise of the chains.
         tunes: Whether warmup is to tune the solver.
-        tuned: What other chains have tuned for these.
+        tuned: What other chains have tuned for these, by name.
         again: The start that an attempt makes, by its number, for chains that are not finite at the
             one before; None to take x as it is.
     """

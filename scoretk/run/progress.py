@@ -1,4 +1,4 @@
-"""The progress line: rate, time left and failed chains, on a terminal; nothing elsewhere."""
+"""The progress line on a terminal: rate, time left and failed chains."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ class ProgressBar:
     """Shows steps done out of `total` through rich.
 
     Args:
-        show: True, False, or None for "where standard error is a terminal and rich is installed".
-        total: steps.
+        show: Whether it is shown; None for where standard error is a terminal and rich is installed.
+        total: How many steps there are.
+
+    Raises:
+        InvalidArgument: Where `show` is neither.
+        MissingDependency: Where `show` is True and rich is not installed.
     """
 
     def __init__(self, show: bool | None, total: int) -> None:

@@ -1,7 +1,7 @@
-"""What a run keeps: every draw, the last one, or moments, with the kernels' statistics beside them.
+"""What a run keeps: every draw, the last one, or moments, with the solver's statistics.
 
-A recorder is a small set of pure functions over a tuple of tensors (the *record*), so that a run
-can commit position, state and record in one assignment, and a checkpoint can hold them all. Only
+A recorder is a small set of pure functions over named tensors (the *record*), so that a run can
+replace position, state and record in one assignment, and a checkpoint can hold them all. Only
 `KeepAll` writes in place, into slots that a repeated step fills with the same numbers again.
 """
 
@@ -25,7 +25,12 @@ CHUNK = 1 << 16
 
 @dataclass
 class Record:
-    """Tensors by name. `x`, `mean` and `m2` concern the position, `stats` the kernel's info."""
+    """What has been kept.
+
+    Args:
+        tensors: Positions ("x"), or running moments of them ("mean", "m2").
+        stats: Statistics that the solver reported, by name.
+    """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     stats: Stats = field(default_factory=dict)
@@ -44,9 +49,9 @@ class Record:
 
 
 class Recorder(Protocol):
-    """How draws turn into a record.
+    """How draws are added to a record.
 
-    `index` counts the draws kept so far, `total` those of the whole run.
+    `index` is the number of draws kept so far, `total` that of the whole run.
     """
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record: ...
@@ -61,15 +66,15 @@ class Recorder(Protocol):
 
 
 def _exact(x: Tensor) -> torch.dtype:
-    """The dtype of running sums: float64 where the device has it, so that long runs lose nothing."""
+    """The dtype of running sums: float64 where the device has it, so that long sums stay accurate."""
     return widest(x.device)
 
 
 class _OneByOne:
-    """How a block of steps turns into a record: step by step."""
+    """A recorder that adds the steps of a block one by one."""
 
     def position(self, x: Tensor) -> Tensor:
-        """A position as it is kept: as it is."""
+        """The position as it is kept: unchanged."""
         return x
 
     def extend(
@@ -81,8 +86,15 @@ class _OneByOne:
         index: int,
         total: int,
     ) -> Record:
-        """Add the chosen among the positions `(steps, chains, *event)` and their statistics
-        `(steps, chains)`.
+        """Add the chosen steps of a block.
+
+        Args:
+            record: The record so far.
+            xs: The positions after each step, `(steps, chains, *event_shape)`.
+            stats: The statistics of each step, `(steps, chains)`, by name.
+            chosen: Which steps of the block are kept.
+            index: As in `Recorder`.
+            total: As in `Recorder`.
         """
         for n, i in enumerate(chosen):
             record = self.add(
@@ -95,11 +107,10 @@ class KeepAll(_OneByOne):
     """Every draw: `x` of shape `(total, chains, *event)`, statistics `(total, chains)`."""
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
-        """Write draw number `index`, making room for all on the first."""
+        """Write draw number `index`; the first one makes room for all."""
         if not record.tensors:
-            if (
-                x.requires_grad
-            ):  # a graph needs the draws themselves, not a buffer overwritten in place
+            # a graph needs the draws themselves, not a buffer overwritten in place
+            if x.requires_grad:
                 return Record({"x": x[None]}, {name: value[None] for name, value in stats.items()})
             record = Record({"x": x.new_empty((total, *x.shape))})
             record.stats = {
@@ -129,7 +140,7 @@ class KeepAll(_OneByOne):
         return record
 
     def filled(self, record: Record, count: int) -> Record:
-        """The part that holds draws so far."""
+        """The part of the record that is filled, `count` draws."""
         return Record(
             {n: v[:count] for n, v in record.tensors.items()},
             {n: v[:count] for n, v in record.stats.items()},
@@ -137,10 +148,10 @@ class KeepAll(_OneByOne):
 
 
 class KeepLast(_OneByOne):
-    """The last draw only; statistics as sums over the draws."""
+    """The last draw only, `(1, chains, *event)`; statistics as sums over the draws."""
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
-        """Replace the draw, add up the statistics."""
+        """Replace the draw, and add the statistics to their sums."""
         return Record({"x": x[None]}, _summed(record.stats, stats))
 
     def filled(self, record: Record, count: int) -> Record:
@@ -148,19 +159,20 @@ class KeepLast(_OneByOne):
 
 
 class KeepMoments(_OneByOne):
-    """Running mean and squared deviation of each chain (Welford, 1962).
+    """The running mean and the sum of squared deviations of each chain, in constant memory.
 
-    Memory does not grow with the steps.
+    References:
+        Welford, "Note on a method for calculating corrected sums of squares and products" (1962).
     """
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
-        """`mean += (x - mean) / n`, `m2 += (x - mean_before) (x - mean_after)`."""
+        """Update `mean += (x - mean) / n` and `m2 += (x - mean_before) (x - mean_after)`."""
         old = record.tensors or {
             name: torch.zeros_like(x, dtype=_exact(x)) for name in ("mean", "m2")
         }
         new = {name: torch.empty_like(value) for name, value in old.items()}
         for start in range(0, len(x), rows := max(1, CHUNK // max(1, x[0].numel()))):
-            part = slice(start, start + rows)  # a part at a time: what is in between stays small
+            part = slice(start, start + rows)  # a part at a time, so that intermediates stay small
             mean, m2 = _welford(old["mean"][part], old["m2"][part], x[part], index)
             new["mean"][part], new["m2"][part] = mean, m2
         return Record(new, _summed(record.stats, stats))
@@ -171,16 +183,18 @@ class KeepMoments(_OneByOne):
 
 @dataclass(frozen=True)
 class Constraining(_OneByOne):
-    """Another recorder, of positions taken from the solver's free space to the user's.
+    """Another recorder for positions that are mapped from free space to the user's.
 
-    `constrain(z)`.
+    Args:
+        inner: The other recorder.
+        constrain: The map, `(chains, *event_shape)` to positions in the user's space.
     """
 
     inner: Recorder
     constrain: Callable[[Tensor], Tensor]
 
     def position(self, x: Tensor) -> Tensor:
-        """A position as it is kept: in the user's space."""
+        """The position as it is kept: in the user's space."""
         return self.constrain(x)
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
@@ -203,9 +217,7 @@ def _summed(sums: Stats, stats: Stats) -> Stats:
 
 
 def masked(stats: Stats, alive: Tensor) -> Stats:
-    """Statistics with those of failed chains NaN, so that no average counts them as if they had
-    moved.
-    """
+    """Statistics that are NaN for failed chains, so that no average counts these as if they moved."""
     return {
         name: torch.where(across(alive, value), value, torch.nan)
         if value.is_floating_point()

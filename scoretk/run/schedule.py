@@ -11,7 +11,12 @@ __all__ = ["Schedule"]
 class Schedule:
     """Which steps there are and which are kept.
 
-    `kept[s]` for step s, or warmup and thin for a kernel.
+    Args:
+        total: How many steps there are, warmup included.
+        warmup: How many of them, the first ones, are warmup.
+        thin: After warmup every thin-th step is kept.
+        kept: Whether each step is kept, in place of that rule; or None.
+        milestones: For a solver with a grid, whether each step completes an interval.
     """
 
     total: int
@@ -39,8 +44,5 @@ class Schedule:
         return max(step - self.warmup, 0) // self.thin
 
     def interval(self, step: int) -> int:
-        """The step as users count it.
-
-        Intervals of the solver's grid where it takes several rows to one.
-        """
+        """The step as users count it: in intervals of the grid, for a solver that has one."""
         return step if self.milestones is None else sum(self.milestones[:step])

@@ -23,8 +23,13 @@ __all__ = ["Made", "Now", "make_step", "settle", "settled", "within"]
 
 
 class Now(NamedTuple):
-    """What a step finds: the solver's state, and for each chain its `Status`, the step where it
-    failed or -1, and how far it may go (`scoretk.run.moment.reach_of`), `(chains,)`.
+    """What a run is before a step.
+
+    Args:
+        state: The solver's state.
+        status: The `Status` code of each chain, `(chains,)`.
+        failed_at: The step at which each failed, or -1, `(chains,)`.
+        reach: How far each may go (`scoretk.run.moment.reach_of`), `(chains,)`; None for anywhere.
     """
 
     state: Any
@@ -34,8 +39,12 @@ class Now(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a step leaves: what the next one finds, what is reported, and the evaluations of each
-    chain, `(chains,)`, where they vary.
+    """What a step has made.
+
+    Args:
+        now: What the run is before the next step.
+        stats: What is reported.
+        evaluations: The evaluations of each chain, `(chains,)`, where they vary; else None.
     """
 
     now: Now
@@ -46,20 +55,20 @@ class Made(NamedTuple):
 def make_step(
     solver: Any, field: Any, noise: Any, now: Now, step: int | Tensor, probe: bool
 ) -> Made:
-    """One step and its settling, as `settled`."""
+    """Make a step and settle it; arguments are those of `settled`, with solver, field and noise."""
     new, info = solver.step(field, now.state, noise)
     return settled(new, info, now, step, probe)
 
 
 def settled(new: Any, info: Info, now: Now, step: int | Tensor, probe: bool) -> Made:
-    """A step that was made, settled.
+    """Settle a step: decide for each chain whether it moves on, stays, or has failed.
 
     Args:
-        new: the state after it.
-        info: what it reports.
-        now: what it found.
-        step: its index.
-        probe: whether the host looks first if all is well, which spares the masks; for runs on the
+        new: The solver's state after the step.
+        info: What the step reports.
+        now: What the run was before it.
+        step: The index of the step.
+        probe: Whether the host first looks if all is well, and then needs no masks; for runs on the
             CPU in which all chains are well.
     """
     evaluations = info.get("evaluations")
@@ -81,9 +90,10 @@ def settle(
     step: int | Tensor,
     reach: Tensor | None = None,
 ) -> tuple[Any, ...]:
-    """Row by row accept the new state or keep the old one; see the module's docstring.
+    """Row by row take the new state or keep the old one, without synchronisation (see the module).
 
-    No synchronisation.
+    Returns:
+        The state, the status and the step of failure of each chain, and the statistics.
     """
     alive, finite = status == int(Status.OK), finite_chains(new)
     code = info.get("status", torch.zeros_like(status)).to(status.dtype)

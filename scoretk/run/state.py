@@ -24,10 +24,7 @@ __all__ = [
 
 
 def state_leaves(nest: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of nested NamedTuples and tuples by their names.
-
-    Those of a plain tuple are numbered.
-    """
+    """The tensors of nested NamedTuples and tuples by name; those of a plain tuple by number."""
     leaves: dict[str, Tensor] = {}
     for name, value in zip(getattr(nest, "_fields", range(len(nest))), nest, strict=True):
         leaves |= (
@@ -39,7 +36,7 @@ def state_leaves(nest: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def with_leaves(nest: Any, leaves: dict[str, Tensor], prefix: str = "") -> Any:
-    """The same with its tensors replaced."""
+    """The same nest with other tensors, by the names of `state_leaves`."""
     names = getattr(nest, "_fields", range(len(nest)))
     values = [
         with_leaves(value, leaves, f"{prefix}{name}.")
@@ -51,7 +48,7 @@ def with_leaves(nest: Any, leaves: dict[str, Tensor], prefix: str = "") -> Any:
 
 
 def tuned_leaves(state: Any) -> dict[str, Tensor]:
-    """What warmup has tuned: the leaves that all chains share, but the step's index."""
+    """What warmup has tuned: the leaves that all chains share, without the index of the step."""
     shared: frozenset[str] = getattr(state, "shared", frozenset()) - {"step"}
     return {name: value for name, value in state_leaves(state).items() if name in shared}
 
@@ -64,10 +61,9 @@ def _chain_leaves(state: Any) -> dict[str, Tensor]:
 
 
 def all_finite(state: Any) -> bool:
-    """Whether all of the state is finite: asked of the host, cheap on the CPU.
+    """Whether all of the state is finite, by sums that the host reads, which is cheap on the CPU.
 
-    A sum that overflows says no where yes is right: then the masks are computed, which give the
-    same bits.
+    Where a sum overflows the answer is wrongly no: then masks are computed, with the same bits.
     """
     shared, total, before = getattr(state, "shared", ()), 0.0, None
     for name, value in zip(state._fields, state, strict=True):

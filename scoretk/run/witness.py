@@ -1,11 +1,9 @@
-"""What a field answers at a few points.
+"""What a field answers at a few points, kept in checkpoints and compared when a run is resumed.
 
-Kept with a run's checkpoint, and asked again when the run is taken up.
-
-It is the second net under the identity of a run (`scoretk.core.identity`): it sees what no walk
-over a field can, such as numbers within a C library. Two fields made alike answer alike to the bit
-on one machine, and to rounding elsewhere, so that answers are compared to the root of their dtype's
-precision, relative to the largest.
+It adds to the identity of a run (`scoretk.core.identity`) what no walk over a field can see, such as
+numbers within a C library. Equal fields give equal answers to the bit on one machine, and to
+rounding elsewhere, so that answers are compared to the root of their dtype's precision, relative to
+the largest.
 """
 
 from __future__ import annotations
@@ -23,18 +21,17 @@ __all__ = ["contradiction", "witness"]
 
 ROWS = 4
 TIMES = (0.3, 0.7)
-"""Times at which a timed field is asked, away from the ends, where a prediction may have no answer.
-"""
+"""Times at which a timed field is evaluated, away from the ends, where it may have no value."""
 
 ASKED = ("energy", "score", "denoise", "velocity")
 
 
 def witness(bound: Any, needs: frozenset[str], x: Tensor) -> dict[str, Tensor]:
-    """Some of the rows of x, and what the field says of them, by name.
+    """Some rows of x and what the field answers there, as tensors by name.
 
     Args:
         bound: The field as a solver receives it, with condition rows for the rows of x.
-        needs: What that solver asks of it.
+        needs: The methods that this solver needs.
         x: `(chains, *event_shape)`.
     """
     rows = finite_rows(x).nonzero().flatten()[:ROWS]
@@ -42,7 +39,7 @@ def witness(bound: Any, needs: frozenset[str], x: Tensor) -> dict[str, Tensor]:
 
 
 def contradiction(bound: Any, needs: frozenset[str], said: dict[str, Tensor]) -> str | None:
-    """Where the field does not answer as it did when `witness` asked it; None where it does."""
+    """Where the field does not answer as in `said`, which `witness` made; None where it does."""
     if not said:
         return None
     answers = _answers(bound, needs, said["x"], said["rows"])
