@@ -69,7 +69,7 @@ def test_grids_without_a_path_do_not_ask_there_either(method):
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("method", ["dopri5", "rk4", "heun"])
+@pytest.mark.parametrize("method", slow_but(["dopri5", "rk4", "heun"], "dopri5", "heun"))
 def test_the_way_back_does_not_ask_there(method, base):
     """Latents and densities, which are NaN where it does."""
     asked = []

@@ -432,7 +432,7 @@ def test_bits_of_a_gaussian(timed):
         law.noised(stk.Cosine()) if timed else law
     )  # at t = 0 alpha is 0: the base is the marginal
     cells = torch.arange(24, dtype=torch.float64).reshape(-1, 3) % levels
-    cells = cells.repeat(60, 1)
+    cells = cells.repeat(25, 1)
     settings = {"method": "rk4", "steps": 40} if timed else {}
     got = bits_per_dim(field, cells, levels=levels, draws=draws, seed=3, **settings)
     middle = (cells + 0.5) / levels

@@ -450,8 +450,15 @@ def test_what_is_given_is_not_tuned():
     assert MCLMC(0.2, 1.1).adapts
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (1, 4, 4)])
-@pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC()], ids=repr)
+@pytest.mark.parametrize(
+    ("solver", "shape"),
+    slow_rows_but(
+        [(solver, shape) for solver in TUNED[:2] for shape in ((2,), (1, 3), (1, 4, 4))],
+        (TUNED[0], (1, 4, 4)),
+        (TUNED[1], (1, 3)),
+    ),
+    ids=repr,
+)
 def test_events_of_any_shape(shape, solver):
     dim = math.prod(shape)
     field = stk.Energy(lambda x: x.square().flatten(1).sum(1) / 2, shape)

@@ -15,7 +15,7 @@ from scoretk.inference.partition import _variance, find_ladder
 from scoretk.models.targets.analytic import Funnel, Semicircle
 from scoretk.solvers.importance import log_gain, resampled
 from tests.evidence import FALSE_ALARM, z_limit
-from tests.marks import slow_rows_but
+from tests.marks import slow_but, slow_rows_but
 
 SHIFTED = stk.Energy(lambda x: (x - 2).square().sum(1) / 0.18, (3,))
 SHIFTED_LOG_Z = 1.5 * math.log(2 * math.pi * 0.09)
@@ -66,7 +66,7 @@ def mean_square_is_one(z):
     )
 
 
-@pytest.mark.parametrize("method", ["ais", "smc"])
+@pytest.mark.parametrize("method", slow_but(["ais", "smc"], "smc"))
 def test_the_standard_error_is_calibrated(method):
     run = {
         "base": NormalBase((3,)),

@@ -14,7 +14,7 @@ import scoretk as stk
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.ode import grids, tableaus
 from scoretk.ode.grids import GRIDS
-from tests.marks import slow_but
+from tests.marks import slow_but, slow_rows_but
 from tests.test_fields import PATHS
 
 FIXED = tuple(tableaus.GRID_RULES)
@@ -522,7 +522,11 @@ def test_a_velocity_without_a_path_is_solved_in_t(method):
     assert abs(-_slope(counts, errors) - ORDER[method]) < 0.3, errors
 
 
-SMOOTH = [(m, p) for m in ("dopri5", "bosh3") for p in PATHS]
+SMOOTH = slow_rows_but(
+    [(m, p) for m in ("dopri5", "bosh3") for p in PATHS],
+    *(("dopri5", p) for p in PATHS),
+    *(("bosh3", p) for p in PATHS if isinstance(p, stk.VP)),
+)
 
 
 @pytest.mark.parametrize(

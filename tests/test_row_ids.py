@@ -75,9 +75,10 @@ def test_methods_whose_steps_a_batch_shares_agree_to_the_tolerance(method):
 def test_rows_scored_one_by_one_are_those_of_the_whole(options):
     options = options | EASY
     whole = stk.log_prob(FIELD, X, seed=3, **options)
-    alone = [stk.log_prob(FIELD, X[i : i + 1], seed=3, rows=i, **options) for i in range(len(X))]
-    assert torch.equal(torch.cat([a.value for a in alone]), whole.value)
-    assert torch.equal(torch.cat([a.stderr for a in alone]), whole.stderr)
+    some = [0, 3, 6]
+    alone = [stk.log_prob(FIELD, X[i : i + 1], seed=3, rows=i, **options) for i in some]
+    assert torch.equal(torch.cat([a.value for a in alone]), whole.value[some])
+    assert torch.equal(torch.cat([a.stderr for a in alone]), whole.stderr[some])
     ids = torch.tensor([4, 1, 6])
     equal(
         stk.log_prob(FIELD, X[ids], seed=3, rows=ids, **options),

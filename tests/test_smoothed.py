@@ -11,6 +11,7 @@ from scoretk.fields.smoothed import Smoothed, smoothed
 from scoretk.models.targets.analytic import Semicircle
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import assert_mean, mean_z, z_limit
+from tests.marks import slow_but
 
 GAUSSIAN, RING = gaussian(dim=2, mean=[0.7, -0.3], std=0.5), ring_mixture()
 PATHS = [stk.VP(), stk.Linear(), stk.VE(0.01, 20.0)]
@@ -258,7 +259,9 @@ def flow_allowance(field, target, std, factor=2.0):
     return factor * float(torch.trapezoid(reach, level.log()))
 
 
-@pytest.mark.parametrize("path", [stk.VP(), stk.Linear()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "path", slow_but([stk.VP(), stk.Linear()], stk.VP()), ids=lambda p: type(p).__name__
+)
 def test_the_probability_flow_samples_a_static_energy(path):
     """Mean and root mean square, each off by at most the allowance (Minkowski) beside the draws' own standard error."""
     field = smoothed(stk.Energy(GAUSSIAN.energy, (2,)), path, samples=256, seed=3)

@@ -22,7 +22,7 @@ from scoretk.solvers.mala import MALAState
 from scoretk.solvers.tempering import ParallelTempering, swap_log_ratio
 from scoretk.solvers.warmup.ladder import even_ladder, window_ends
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
-from tests.marks import slow_but
+from tests.marks import slow_but, slow_rows_but
 from tests.test_discrete import all_states, distance, law
 
 CHAINS = 40_000
@@ -114,8 +114,10 @@ def test_exact_draws_of_all_places_stay_exact(name, first):
     assert line_distance(name, first) < 1
 
 
-@pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("name", LATTICES)
+@pytest.mark.parametrize(
+    ("name", "first"),
+    slow_rows_but([(name, k) for name in LATTICES for k in (0, 1)], ("ising", 0), ("potts", 1)),
+)
 def test_exact_draws_of_discrete_states_stay_exact(name, first):
     assert lattice_distance(name, first) < 1
 
@@ -280,7 +282,7 @@ def test_far_modes_get_their_weights_and_the_kernel_alone_stays():
         "seed": 1,
     }
     kernel = stk.HMC(1.0, leapfrogs=5, metric="none")
-    alone = stk.sample(FAR, kernel, **run)
+    alone = stk.sample(FAR, kernel, **(run | {"steps": 50}))
     assert bool((alone.x < 0).all())
     draws = stk.sample(FAR, ParallelTempering(kernel), **run)
     assert draws.failures == {}

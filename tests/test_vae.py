@@ -234,7 +234,9 @@ def bumpy():
     return stk.Energy(lambda z: z[:, 0].square() / 2 + 2 * torch.cos(2 * z[:, 0]), (1,))
 
 
-@pytest.mark.parametrize("prior", [None, bumpy()], ids=["normal", "learned"])
+@pytest.mark.parametrize(
+    "prior", [pytest.param(None, marks=pytest.mark.slow), bumpy()], ids=["normal", "learned"]
+)
 def test_probabilities_of_binary_images_are_those_of_quadrature_and_sum_to_one(prior):
     model = bernoulli(prior)
     log_z, known = quadrature(model)
