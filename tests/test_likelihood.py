@@ -549,6 +549,17 @@ def test_gradients_of_latents_of_estimates_of_conditions_and_of_parameters():
     assert weight.requires_grad
 
 
+def test_gradients_of_a_divergence_that_is_not_constant():
+    """What linear fields do not show: the divergence of theirs is the same everywhere."""
+    weight = torch.tensor([[0.9, -0.7], [0.4, 1.1]], dtype=torch.float64)
+    field, x = stk.Velocity(lambda x, t: torch.tanh(2 * x @ weight.T), (2,)), rows_of((2,), n=3)
+    for trace in ("exact", "hutchinson"):
+        told, seen = of_x(
+            lambda v, t=trace: stk.log_prob(field, v, method="rk4", steps=6, trace=t).value, x
+        )
+        torch.testing.assert_close(told, seen, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_are_kept_only_where_asked_and_refused_where_there_are_none():
     known, x = blob((2,), 0.7), rows_of((2,), n=3)
     for field in (known, known.noised(stk.VP())):
