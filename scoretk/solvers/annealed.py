@@ -1,35 +1,34 @@
-r"""Annealed Langevin dynamics.
+r"""Annealed Langevin dynamics: unadjusted Langevin through falling noise levels or temperatures.
 
-Unadjusted Langevin through a ladder of noise levels or of temperatures.
+For noise levels `s_1 > ... > s_L` of a timed field, in the coordinates `y = x/alpha`, `s =
+sigma/alpha`, the steps at level i are
 
-Noise levels `s_1 > ... > s_L` of a timed field, in the coordinates `y = x/alpha`, `s =
-sigma/alpha`:
+    y' = y + a_i grad log p_i(y) + sqrt(2 a_i) z,    a_i = eps s_i^2 / s_L^2,
 
-    a_i = eps s_i^2 / s_L^2,      y' = y + a_i grad log p_i(y) + sqrt(2 a_i) z,      at the end y + s_L^2 grad log p_L(y)
-
-the last being the denoiser's mean. Temperatures `T_1 > ... > T_L` of a static field, with the same
-rule for the tempered score `s / T_i` (so that the drift is `eps / T_L` throughout and the noise
-cools down):
+and the last one is `y + s_L^2 grad log p_L(y)`, the mean of the denoiser. For temperatures `T_1 > ...
+> T_L` of a static field the rule is the same with the tempered score `score / T_i` (so that the
+factor of the score is `eps / T_L` throughout and only the noise falls):
 
     a_i = eps T_i / T_L,          x' = x + (a_i / T_i) score(x) + sqrt(2 a_i) z
 
 The ladder and eps can be computed from the data. In D dimensions the techniques of NCSNv2 are:
 
-    1. s_1 is the largest distance between two data points, so that chains can pass between any of them.
-    2. s_i / s_(i+1) = gamma, such that half of what level i+1 adds to a point lies in the shell of radii
-       (sqrt(D) +- 3 / sqrt(2)) s_i that holds what level i adds:
+    1. s_1 is the largest distance between two data points, so that chains can pass between any two.
+    2. s_i / s_(i+1) = gamma, such that half of what level i+1 adds to a point lies in the shell of
+       radii (sqrt(D) +- 3 / sqrt(2)) s_i that holds what level i adds:
            Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma) = 1/2.
     3. One network for all levels: score_i(x) = net(x) / s_i.
-    4. eps, such that T steps at a level bring the variance from that of the level before as near as can be to its own.
+    4. eps is such that T steps at a level bring the variance from that of the level before as near
+       as possible to its own.
 
-How many steps. Let the law be N(0, s_0^2), raised to the power w: at the level s the stationary
+The number of steps. Let the law be N(0, s_0^2), raised to the power w: at the level s the stationary
 variance is `(s_0^2 + s^2) / w`. With T steps at each of levels whose ratio is gamma, and `q = eps /
-s_L^2`, the variance v falls behind. In u = v w / s_0^2 and z = s^2 / s_0^2
+s_L^2`, the variance v lags behind it. In u = v w / s_0^2 and z = s^2 / s_0^2
 
-    du/dz = R w / (1 + z) (u - (1 + z)),      R = T q / log gamma,      at the end u = R w / (R w - 1),
+    du/dz = R w / (1 + z) (u - (1 + z)),    R = T q / log gamma,
 
-whatever s_0 is: the excess is `1 / (R w - 1)`, .43 at technique 4's eps of 32 levels with T = 5,
-and more for w < 1. By default T keeps it at `EXCESS`.
+and at the end u = R w / (R w - 1), whatever s_0 is: the relative excess is `1 / (R w - 1)`, .43 at
+technique 4's eps of 32 levels with T = 5, and more for w < 1. By default T keeps it at `EXCESS`.
 
 References:
     Song, Ermon, "Generative modeling by estimating gradients of the data distribution" (2019):
@@ -82,21 +81,23 @@ __all__ = [
 
 BLOCK = 2048
 EXCESS, STEP = 0.04, 0.5
-"""By what share of the variance the default number of steps may leave it too large, and the step
-at each level that it is made of, in units of what the sum of powers lets be stable.
+"""The relative excess of the variance that the default number of steps leaves, and the default size
+of a step in units of the largest that is stable for the sum of powers.
 """
 TOLD = 0.25
-"""The excess of a power's variance above which a run warns of steps that the user has set."""
+"""The relative excess of a power's variance above which a run warns of steps set by the user."""
 FEWEST = 5
 
 
 def largest_distance(data: Tensor) -> float:
-    """NCSNv2's technique 1.
-
-    The largest Euclidean distance between two rows of data, all pairs compared, block by block.
+    """The largest Euclidean distance between two rows of data (NCSNv2's technique 1).
 
     Args:
-        data: `(n, *event_shape)`; the work grows as n^2: of very many points give a sample.
+        data: At least two rows, `(n, *event_shape)`. The work grows as n^2: give a sample of very
+            many rows.
+
+    Returns:
+        The distance, in units of the data.
     """
     points = _rows(data).flatten(1)
     blocks = (points - points.mean(0)).split(BLOCK)
@@ -104,7 +105,11 @@ def largest_distance(data: Tensor) -> float:
 
 
 def _rows(data: Any) -> Tensor:
-    """Data of at least one axis beside that of the rows, at least two rows."""
+    """Data with at least two rows and an axis beside that of the rows, in float32 or float64.
+
+    Raises:
+        InvalidArgument: For other data.
+    """
     rows = tensor_like("data", data, (None,) * max(numbers("data", data).ndim, 2))
     if len(rows) < 2:
         raise InvalidArgument("data", data, "at least two rows")
@@ -114,12 +119,14 @@ def _rows(data: Any) -> Tensor:
 
 
 def ncsnv2_overlap(ratio: float, dim: int) -> float:
-    """`Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma)`, how much
-    neighbouring levels have in common.
+    """How much neighbouring noise levels overlap, for NCSNv2's technique 2.
+
+    It is `Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma)`, which falls
+    with gamma from near 1 at gamma = 1.
 
     Args:
-        ratio: Gamma >= 1 of neighbouring levels.
-        dim: D. Near 1 at gamma = 1.
+        ratio: gamma >= 1, the ratio of neighbouring levels.
+        dim: D, the number of entries of an event.
     """
     if finite("ratio", ratio) < 1:
         raise InvalidArgument("ratio", ratio, "a number of at least 1")
@@ -131,13 +138,15 @@ def ncsnv2_overlap(ratio: float, dim: int) -> float:
 
 
 def ncsnv2_ratio(dim: int, overlap: float = 0.5) -> float:
-    """NCSNv2's technique 2.
-
-    The ratio gamma of neighbouring levels at which `ncsnv2_overlap` has this value.
+    """The ratio gamma of neighbouring levels with a given overlap (NCSNv2's technique 2).
 
     Args:
-        dim: D >= 5 (in fewer, levels of any ratio overlap more than that).
-        overlap: In (0, .9].
+        dim: D >= 5, the number of entries of an event. (In fewer dimensions levels of any ratio
+            overlap.)
+        overlap: The value of `ncsnv2_overlap`, in (0, .9].
+
+    Raises:
+        InvalidArgument: For other values.
     """
     if count("dim", dim, least=1) < 5:
         raise InvalidArgument(
@@ -158,15 +167,19 @@ def ncsnv2_ratio(dim: int, overlap: float = 0.5) -> float:
 def ncsnv2_ladder(
     data: Tensor, sigma_min: float = 0.01, *, overlap: float = 0.5, ratio: float | None = None
 ) -> Tensor:
-    """The levels of NCSNv2 for these data, by its techniques 1 and 2.
-
-    `(L,)`, float64, decreasing, geometric.
+    """The levels of NCSNv2 for given data, by its techniques 1 and 2.
 
     Args:
-        data: `(n, *event_shape)`, or a sample of them.
-        sigma_min: The last level (.01 for pixels in [0, 1]).
-        overlap: That of neighbouring levels.
-        ratio: Theirs, instead of technique 2. It is an upper limit, as L is whole.
+        data: The data or a sample of them, `(n, *event_shape)`.
+        sigma_min: The last level (.01 for pixels in [0, 1]), in units of the data.
+        overlap: The overlap of neighbouring levels, in (0, .9].
+        ratio: An upper limit of the ratio of neighbouring levels, above 1, in place of `overlap`.
+
+    Returns:
+        `(L,)`, float64, decreasing and geometric.
+
+    Raises:
+        InvalidArgument: Where the last level is not below the first, or the ratio not above 1.
     """
     data = _rows(data)
     high, low = largest_distance(data), positive("sigma_min", sigma_min)
@@ -185,14 +198,17 @@ def ncsnv2_ladder(
 def unconditional(
     net: Callable[..., Tensor], event_shape: Sequence[int], path: VE | EDM
 ) -> Diffusion:
-    """NCSNv2's technique 3.
+    """A network without time as a timed field (NCSNv2's technique 3).
 
-    A network without time as a field in time, `score(x, t) = net(x) / sigma(t)`.
+    Its score is `score(x, t) = net(x) / sigma(t)`.
 
     Args:
-        net: Called as `net(x, **cond)`.
-        event_shape: The event shape.
-        path: Variance exploding, such as `VE(ladder[-1], ladder[0])`.
+        net: Called as `net(x, **cond)`, gives a tensor like x.
+        event_shape: The shape of one x, without the batch.
+        path: A variance-exploding path, such as `VE(ladder[-1], ladder[0])`.
+
+    Raises:
+        InvalidArgument: For any other path.
     """
     if not isinstance(path, VE | EDM):
         raise InvalidArgument(
@@ -207,16 +223,20 @@ def unconditional(
 
 
 def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> float:
-    r"""NCSNv2's technique 4.
+    r"""The step size eps for which T steps bring the noise to that of a level (technique 4).
 
-    The eps for which the noise left after T steps at a level is that of the next.
-
-    It minimises `|(1 - eps/s_L^2)^(2T) (gamma^2 - k) + k - 1|`, `k = 2 eps / (s_L^2 (1 - (1 -
-    eps/s_L^2)^2))`, gamma the ratio of neighbouring levels.
+    With `q = eps / s_L^2`, gamma the ratio of neighbouring levels and `k = 2 q / (1 - (1 - q)^2)` it
+    minimises `|(1 - q)^(2T) (gamma^2 - k) + k - 1|`.
 
     Args:
-        sigmas: The decreasing geometric ladder.
-        steps_per_level: T >= 1. Returns eps.
+        sigmas: The decreasing geometric ladder, `(L,)`.
+        steps_per_level: T >= 1.
+
+    Returns:
+        eps, the step size at the last level.
+
+    Raises:
+        InvalidArgument: Where the ladder does not decrease, or a level is not positive.
 
     References:
         Song, Ermon, "Improved techniques for training score-based generative models" (2020).
@@ -252,9 +272,10 @@ SHARED = frozenset({"table", "step"})
 
 
 class AnnealedState(NamedTuple):
-    """Position in x/alpha, `(chains, *event_shape)`; the table of the ladder.
+    """The state of `AnnealedLangevin`.
 
-    The index of the next step.
+    Position in the coordinates x/alpha, `(chains, *event_shape)`; the table of the steps; the index
+    of its next row.
     """
 
     x: Tensor
@@ -272,16 +293,19 @@ class AnnealedLangevin:
     """Annealed Langevin over noise levels (timed fields) or temperatures (static fields).
 
     Args:
-        levels: How many (geometric between the path's ends, or from temperature 100 to 1), or the
-            decreasing levels themselves: sigma/alpha for a timed field, temperatures for a static
-            one.
-        steps_per_level: How many. None, for a timed field: as many as bring the law's width
-            within 2 %, on powers and products of fields (`tempered`, `product`) too; for a static
-            one: 5. Five a level is what NCSNv2 takes, which leaves a Gaussian a fifth too wide.
-        step_size: Eps, at the last level (None: where `steps_per_level` is given NCSNv2's technique
-            4, else half of `sigma_L^2`; a static field has no such rule and needs it said).
-        denoise: Whether a timed field's run ends on the denoised mean, one evaluation more.
-            `ncsn()` and `ncsnv2(data)` are the published settings.
+        levels: The number of levels (geometric between the path's ends, or from temperature 100 to
+            1), or the decreasing levels themselves: sigma/alpha for a timed field, temperatures for
+            a static one.
+        steps_per_level: T, the number of steps at each level. None takes, for a timed field, as many
+            as bring the law's width within 2 %, on powers and products of fields (`tempered`,
+            `product`) too; for a static one 5. (NCSNv2 takes 5, which leaves a Gaussian a fifth too
+            wide.)
+        step_size: eps, at the last level. None takes NCSNv2's technique 4 where `steps_per_level` is
+            given, else half of the largest stable one, `sigma_L^2` for a single field; a static
+            field has no such rule and needs a number.
+        denoise: Whether a timed field's run ends with the denoised mean, one evaluation more.
+
+    `ncsn()` and `ncsnv2(data)` are the published settings.
     """
 
     levels: int | Sequence[float] = 32
@@ -309,10 +333,10 @@ class AnnealedLangevin:
 
     @classmethod
     def ncsn(cls) -> AnnealedLangevin:
-        """NCSN's: ten levels from 1 to .01, for pixels in [0, 1], 100 steps at each, without a
-        closing denoising step.
+        """The settings of NCSN, for pixels in [0, 1].
 
-        Its eps is published as 2e-5 in `x + (a/2) score + sqrt(a) z`, which is 1e-5 here.
+        Ten levels from 1 to .01, 100 steps at each, and no closing denoising step. Its eps is
+        published as 2e-5 for steps `x + (a/2) score + sqrt(a) z`, which is 1e-5 here.
         """
         return cls(_geometric(1.0, 0.01, 10), 100, step_size=1e-5, denoise=False)  # type: ignore[arg-type]
 
@@ -320,15 +344,19 @@ class AnnealedLangevin:
     def ncsnv2(
         cls, data: Tensor, sigma_min: float = 0.01, steps_per_level: int = 5, **options: Any
     ) -> AnnealedLangevin:
-        """NCSNv2's for these data, by its techniques 1, 2 and 4.
+        """The settings of NCSNv2 for given data, by its techniques 1, 2 and 4.
 
-        Arguments are those of `ncsnv2_ladder`.
+        Args:
+            data: As in `ncsnv2_ladder`.
+            sigma_min: As in `ncsnv2_ladder`.
+            steps_per_level: T, the number of steps at each level.
+            options: Other arguments of `ncsnv2_ladder`.
         """
         return cls(ncsnv2_ladder(data, sigma_min, **options), steps_per_level)  # type: ignore[arg-type]
 
     @property
     def temperature(self) -> float:
-        """The temperature at which it ends on a static field."""
+        """The temperature at which a run on a static field ends."""
         return 1.0 if isinstance(self.levels, int) else float(self.levels[-1])
 
     def ladder(self, field: Any) -> Tensor:
@@ -339,7 +367,7 @@ class AnnealedLangevin:
         return _geometric(high, low, self.levels)
 
     def milestones(self, field: Any) -> tuple[bool, ...]:
-        """Every Langevin step is on the way; so is the closing denoising step."""
+        """Every Langevin step counts as an interval, and so does the closing denoising step."""
         extra = 1 if self.denoise and isinstance(field, TimedField) else 0
         return (True,) * (len(self.ladder(field)) * self._steps(field, self.ladder(field)) + extra)
 
@@ -353,7 +381,7 @@ class AnnealedLangevin:
     def step(
         self, field: Any, state: AnnealedState, noise: NoiseSource
     ) -> tuple[AnnealedState, Info]:
-        """Rows of the table: t, alpha, drift, noise."""
+        """One step, by the next row of the table: t, alpha, the weight of the score, the noise."""
         t, alpha, drift, spread = read_row(state.table, state.step)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         score = (
@@ -395,7 +423,7 @@ class AnnealedLangevin:
         return rows
 
     def _steps(self, field: Any, ladder: Tensor) -> int:
-        """T; see the module's docstring."""
+        """The number T of steps at each level (see the module)."""
         if self.steps_per_level is not None:
             return self.steps_per_level
         if not isinstance(field, TimedField):
@@ -405,7 +433,7 @@ class AnnealedLangevin:
         return max(FEWEST, math.ceil(rate * _log_ratio(ladder) / q - 1e-9))
 
     def _size(self, field: Any, ladder: Tensor) -> float:
-        """Eps."""
+        """The step size eps at the last level."""
         if self.step_size is not None:
             return float(self.step_size)
         if not isinstance(field, TimedField):
@@ -421,7 +449,7 @@ class AnnealedLangevin:
         return min(ncsnv2_step_size(ladder, self.steps_per_level), stable)
 
     def _warn_of_excess(self, field: Any) -> None:
-        """Say where a power of fields in time ends too wide by what the user has set."""
+        """Warn where a power of timed fields ends too wide, by settings of the user."""
         if self.steps_per_level is None or not isinstance(field, TimedField):
             return
         least, ladder = exponents(field)[0], self.ladder(field)
@@ -445,7 +473,7 @@ def _log_ratio(ladder: Tensor) -> float:
 
 
 def _geometric(high: float, low: float, n: int) -> Tensor:
-    """N levels from high to low, float64; one is low."""
+    """Geometric levels from high to low, `(n,)` in float64; a single one is low."""
     steps = (
         torch.linspace(0, 1, n, dtype=torch.float64)
         if n > 1

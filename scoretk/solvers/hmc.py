@@ -1,18 +1,17 @@
-r"""Hamiltonian Monte Carlo with a tuned step size, tuned scales and, over many chains, a tuned
-trajectory length.
+r"""Hamiltonian Monte Carlo with tuned step size, scales and, over many chains, trajectory length.
 
 With scales S (a diagonal or a Cholesky factor), momentum p ~ N(0, I) and H(x, p) = E(x) + |p|^2 /
 2, L leapfrog steps of
 
     p <- p - eps/2 S^T grad E(x),    x <- x + eps S p,    p <- p - eps/2 S^T grad E(x)
 
-(neighbouring half steps joined: one gradient a step), and then x is accepted with probability
+(neighbouring half kicks joined: one gradient a step) end in x', which is accepted with probability
 min(1, exp(H - H')).
 
-`HMC` takes L steps; with `jitter` each chain's step size is multiplied by a uniform factor at each
-trajectory, so that no period of the target is met for ever. `ChEES` takes ceil(u_n T / eps), u_n
-between 0 and 2 the n-th point of Halton's sequence, the same for all chains; warmup tunes T
-(`warmup.length.SquaredJumps`).
+`HMC` makes L steps; with `jitter` each chain's step size is multiplied by a uniform factor in each
+trajectory, so that trajectories do not stay in phase with a period of the target. `ChEES` makes
+ceil(u_n T / eps) steps in the n-th trajectory, the same for all chains, u_n in (0, 2) being twice
+the n-th point of Halton's sequence; warmup tunes T (`warmup.length.SquaredJumps`).
 
 References:
     Duane, Kennedy, Pendleton, Roweth, "Hybrid Monte Carlo" (1987).
@@ -72,9 +71,11 @@ SHARED = frozenset({"step", "step_size", "scale", "length"})
 
 
 class HMCState(NamedTuple):
-    """A point, the index of the next step, and what warmup tunes.
+    """The state of Hamiltonian kernels.
 
-    Step size `()`, scale, trajectory length `()`.
+    Position x, its energy `(chains,)` and the gradient of its energy, like x; the index of the next
+    step; and what warmup tunes: step size `()`, scales like an event or `(d, d)`, and trajectory
+    length `()`.
     """
 
     x: Tensor
@@ -157,9 +158,9 @@ class Hamiltonian(Tunable):
 
     @property
     def adaptation(self) -> Adaptation:
-        """Step size and scales, as far as they are not given.
+        """What is tuned: all that is not given.
 
-        Where the step size is not, chains may go their own way first.
+        Where the step size is tuned, chains that start far off begin as in `warmup.approach`.
         """
         step_size = () if self._eps is not None else (self._pooled(),)
         lengths = ("length",) if self._eps is not None else ("step_size", "length")
@@ -168,21 +169,21 @@ class Hamiltonian(Tunable):
         return Adaptation((*step_size, *self._lengths(), *scales), approach)
 
     def _pooled(self) -> Part:
-        """What the step size is tuned by."""
+        """The part of warmup that tunes the step size."""
         return DualAveraging(self.accept)
 
     def _lengths(self) -> tuple[Part, ...]:
-        """What the length of trajectories is tuned by."""
+        """The part of warmup that tunes the length of trajectories, if any does."""
         return ()
 
 
 class Stepping(Hamiltonian):
-    """What kernels share whose step, tuned or not, is one function `_stepped` of the step size."""
+    """What kernels share whose step is a function `_stepped` of the step size, tuned or given."""
 
     def _stepped(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any
     ) -> tuple[HMCState, Info]:
-        """A step with this step size, a 0-d tensor or one value a chain."""
+        """A step with step size eps, `()` or `(chains,)`."""
         raise NotImplementedError
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> HMCState:
@@ -199,15 +200,18 @@ class Stepping(Hamiltonian):
 class HMC(Stepping):
     """Hamiltonian Monte Carlo with a fixed number of leapfrog steps.
 
+    Reports "accept", "energy", "hamiltonian" (at the start of the trajectory) and "diverging" (an
+    error of the total energy above 1000, or NaN). A trajectory that ends in NaN or infinity is
+    rejected.
+
     Args:
-        step_size: None to tune it in warmup.
-        leapfrogs: L.
-        jitter: In [0, 1), the half width of the uniform factor on each trajectory's step size.
+        step_size: eps > 0, in scaled space; None to tune it in warmup.
+        leapfrogs: L, the number of leapfrog steps in a trajectory.
+        jitter: The half width, in [0, 1), of the uniform factor about 1 that multiplies each
+            trajectory's step size.
         metric: "diagonal", "dense" or "none": the scales learned in warmup.
-        accept: The acceptance aimed at. (At .651, best for many dimensions, the jitter carries
-            steps past the stability limit in a few.) Reports "accept", "energy", "hamiltonian" (at
-            the start of the trajectory) and "diverging" (an error of the total energy above 1000,
-            or NaN). A trajectory that ends in NaN or infinity is rejected.
+        accept: The mean acceptance, in (0, 1), that warmup tunes the step size to. (At .651, which
+            is best in many dimensions, the jitter carries steps past the stability limit in a few.)
     """
 
     step_size: float | None = None
@@ -232,7 +236,7 @@ class HMC(Stepping):
     def _stepped(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any
     ) -> tuple[HMCState, Info]:
-        """As `Stepping._stepped`; the step size is that before the jitter."""
+        """As `Stepping._stepped`; eps is the step size before jitter."""
         if self.jitter:
             u = noise.uniform(state.step, Stream.LENGTH, (), state.x.dtype)
             eps = eps * (1 + self.jitter * (2 * u - 1))
@@ -254,20 +258,21 @@ def halton(n: int) -> float:
 class ChEES(Hamiltonian):
     """Hamiltonian Monte Carlo that tunes step size, scales and trajectory length over many chains.
 
-    The default for energies.
+    The default for energies. Use 16 chains or more: the length is learned from how they differ.
+
+    Reports what `HMC` does, and "leapfrogs", the number of leapfrog steps.
 
     Args:
-        step_size: T, None to tune them in warmup.
-        length: T, None to tune them in warmup.
-        metric: As in `HMC`.
-        accept: The harmonic mean over chains of the acceptance aimed at (times the share of those
-            that did not diverge).
-        learning_rate: Of Adam on log T.
-        most: The largest number of leapfrog steps in a trajectory. (In the harmonic mean a chain in
-            a narrow place counts, whose proposals the step size of the others has rejected. With
-            the plain one, at .8, the neck of Neal's funnel was out of reach, and its mean wrong by
-            .4 standard deviations.) Reports what `HMC` does, and "leapfrogs". Use 16 chains or
-            more: the length is learned from how they differ.
+        step_size: eps > 0, in scaled space; None to tune it in warmup.
+        length: T > 0, the mean time of a trajectory; None to tune it in warmup.
+        metric: "diagonal", "dense" or "none": the scales learned in warmup.
+        accept: The harmonic mean acceptance over chains, times the share of those that did not
+            diverge, that warmup tunes the step size to. (In the harmonic mean chains in narrow
+            places weigh more, where a step size that suits the others is rejected. With the plain
+            mean, at .8, the neck of Neal's funnel was out of reach, and its mean wrong by .4
+            standard deviations.)
+        learning_rate: The learning rate of Adam on log T.
+        most: The largest number of leapfrog steps in a trajectory.
     """
 
     step_size: float | None = None
@@ -299,7 +304,7 @@ class ChEES(Hamiltonian):
     def trial(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor
     ) -> Trial:
-        """As `Tunable.trial`; shows the trajectories, which are of as many steps for all chains."""
+        """As `Tunable.trial`; `Trial.seen` is the trajectory, of as many steps for all chains."""
         state, info, end, time = self._halton_step(field, state, noise, shorter)
         return Trial(state, info, info["accept"], TimedTrajectory(end, time))
 
@@ -316,9 +321,9 @@ class ChEES(Hamiltonian):
     def _halton_step(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor | None = None
     ) -> tuple[HMCState, Info, Trajectory, float]:
-        """A step, its trajectory and the time that this takes.
+        """A step, with its trajectory and the time of that.
 
-        Shorter `(chains,)`, factors on the step size in warmup.
+        In warmup `shorter` `(chains,)` are factors on the step size.
         """
         size, time = float(state.step_size), 2 * halton(int(state.step)) * float(state.length)
         eps = size if shorter is None else across(size * shorter, state.x)

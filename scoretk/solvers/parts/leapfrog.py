@@ -1,10 +1,10 @@
-r"""The leapfrog integrator in a space that scales make, and Metropolis' decision at its end.
+r"""The leapfrog integrator with scales, and the Metropolis decision at its end.
 
-With scales S, a diagonal or a Cholesky factor, and H(x, p) = E(x) + |p|^2 / 2, steps of
+With scales S, a diagonal or a Cholesky factor, and H(x, p) = E(x) + |p|^2 / 2, a step is
 
     p <- p - eps/2 S^T grad E(x),    x <- x + eps S p,    p <- p - eps/2 S^T grad E(x)
 
-neighbouring half steps joined: one gradient a step.
+and neighbouring half kicks are joined: one gradient a step.
 
 So L steps are half a kick, L - 1 drifts with a kick after each (`inner_steps`), and a last drift
 with half a kick (`last_step`).
@@ -40,7 +40,7 @@ DIVERGENCE = 1000.0
 
 
 class Point(NamedTuple):
-    """What a proposal replaces: position, energy `(chains,)` and gradient of the energy."""
+    """What a proposal replaces: position, energy `(chains,)` and its gradient, like x."""
 
     x: Tensor
     energy: Tensor
@@ -48,10 +48,7 @@ class Point(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """The end of a trajectory.
-
-    The point, its momentum, and the error of the total energy `(chains,)`.
-    """
+    """The end of a trajectory: point, momentum, and the error of the total energy `(chains,)`."""
 
     point: Point
     momentum: Tensor
@@ -59,12 +56,12 @@ class Trajectory(NamedTuple):
 
 
 def stretch(scale: Tensor, p: Tensor, dense: bool) -> Tensor:
-    """`S p`."""
+    """The velocity `S p` of a momentum p, like it; `dense` says that S is a Cholesky factor."""
     return (p.reshape(len(p), -1) @ scale.T).reshape(p.shape) if dense else scale * p
 
 
 def pull(scale: Tensor, gradient: Tensor, dense: bool) -> Tensor:
-    """`S^T g`."""
+    """The gradient `S^T g` in scaled space of a gradient g, like it."""
     return (
         (gradient.reshape(len(gradient), -1) @ scale).reshape(gradient.shape)
         if dense
@@ -73,7 +70,7 @@ def pull(scale: Tensor, gradient: Tensor, dense: bool) -> Tensor:
 
 
 def unstretch(scale: Tensor, x: Tensor, dense: bool) -> Tensor:
-    """`S^-1 x`."""
+    """The position `S^-1 x` in scaled space of a position x, like it."""
     if not dense:
         return x / scale
     columns: Tensor = torch.linalg.solve_triangular(scale, x.reshape(len(x), -1).T, upper=False)
@@ -89,9 +86,10 @@ def inner_steps(
     scale: Tensor,
     dense: bool,
 ) -> tuple[Tensor, Tensor]:
-    """So many leapfrog steps but for the last drift and what follows it.
+    """All of a trajectory but its last drift and half kick; arguments are those of `leapfrog`.
 
-    Position, and momentum half a step on.
+    Returns:
+        The position, and the momentum half a step later.
     """
     here = start.x, momentum - (eps / 2) * pull(scale, start.grad, dense)
     return iterate(drift_and_kick, field, here, steps - 1, eps, scale=scale, dense=dense)
@@ -100,7 +98,7 @@ def inner_steps(
 def drift_and_kick(
     field: StaticField, here: tuple[Tensor, Tensor], eps: Any, *, scale: Tensor, dense: bool
 ) -> tuple[Tensor, Tensor]:
-    """A drift, and a whole kick after it, of position and momentum."""
+    """Position and momentum after a drift and a whole kick."""
     x, p = here
     x = x + eps * stretch(scale, p, dense)
     return x, p + eps * pull(scale, field.score(x), dense)
@@ -135,10 +133,16 @@ def leapfrog(
     scale: Tensor,
     dense: bool,
 ) -> Trajectory:
-    """So many leapfrog steps.
+    """A trajectory of several leapfrog steps.
 
     Args:
-        eps: A number, a 0-d tensor, or one value a chain shaped to multiply x.
+        field: A static field with energy and score.
+        start: The first point, with its energy and gradient.
+        momentum: The momentum there, like x.
+        eps: The step size: a number, a 0-d tensor, or one value a chain shaped to multiply x.
+        steps: How many steps.
+        scale: S, like an event, or a Cholesky factor `(d, d)`.
+        dense: Whether S is a Cholesky factor.
     """
     x, p = inner_steps(field, start, momentum, eps, steps, scale, dense)
     return last_step(field, start, momentum, x, p, eps, scale=scale, dense=dense)
@@ -157,8 +161,10 @@ def last_step_and_decision(
     scale: Tensor,
     dense: bool,
 ) -> tuple[Point, Info, Trajectory]:
-    """The end of a trajectory, the point that Metropolis chooses with uniforms u, and what there is
-    to report.
+    """As `last_step`, with the Metropolis decision by uniforms u `(chains,)`.
+
+    Returns:
+        The chosen point, the report of the step, and the end of the trajectory.
     """
     end = last_step(field, start, momentum, x, p, eps, scale=scale, dense=dense)
     chosen, probability = decide(start, end.point, -end.error, u)
