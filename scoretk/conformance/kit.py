@@ -123,8 +123,8 @@ def parametrize_with_checks(models: Iterable[Any], cond: Conditions | None = Non
             check(model)
 
     Args:
-        models: Names, specs or fields, as in `check_model`. A law that says nothing about a model is
-            a skipped test.
+        models: Names, specs or fields, as in `check_model`. A law that says nothing about a model
+            is a skipped test.
         cond: As in `check_model`, for all of them.
     """
     import pytest

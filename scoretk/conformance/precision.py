@@ -15,8 +15,8 @@ from scoretk.core.anatomy import modules_of
 __all__ = ["in_float64"]
 
 FINE, COARSE = 1e-5, 2e-2
-"""The relative errors allowed of a finite difference, where the energy has the digits of float64 and
-where it has those of float32.
+"""The relative errors allowed of a finite difference, where the energy has the digits of float64
+and where it has those of float32.
 """
 
 

@@ -1,8 +1,8 @@
 """The cells of the table: which solver serves which model, in which view, with which settings.
 
 A *view* is the field that a solver works on, made from a model (`solvers.matrix` says how): the
-model itself; a static field with Gaussian noise on it, exactly where its family can (`noised`), else
-estimated (`scoretk.smoothed`); or one noise level of a timed field (`at`), from which a last
+model itself; a static field with Gaussian noise on it, exactly where its family can (`noised`),
+else estimated (`scoretk.smoothed`); or one noise level of a timed field (`at`), from which a last
 denoising step leads to the data (walk-jump sampling).
 
 References:

@@ -1,8 +1,8 @@
 """Held-out likelihoods, one number for each model and method, so that methods can be compared.
 
-The unit is bits per dimension of the 17 grey levels for digits, by uniform dequantisation (a uniform
-guess has log2 17 = 4.09); bits per pixel for binary digits (a uniform guess has 1); and nats per
-event for all else, at the model's own exact draws.
+The unit is bits per dimension of the 17 grey levels for digits, by uniform dequantisation (a
+uniform guess has log2 17 = 4.09); bits per pixel for binary digits (a uniform guess has 1); and
+nats per event for all else, at the model's own exact draws.
 """
 
 from __future__ import annotations

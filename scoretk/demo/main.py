@@ -72,8 +72,8 @@ def run_demo(
         models: Names of models, None for all built-in ones.
         seed: The seed of the random numbers.
         size: How much to do, None for the default.
-        workers: How many processes of one thread each work (1: this one). It changes nothing but the
-            time.
+        workers: How many processes of one thread each work (1: this one). It changes nothing but
+            the time.
         report: Called with every row when its model is done.
 
     Returns:

@@ -77,11 +77,11 @@ def rhat(x: Tensor) -> Tensor:
 def nested_rhat(x: Tensor, superchains: int) -> Tensor:
     """Nested R-hat of each coordinate, `sqrt(1 + B / W)`, for chains in superchains.
 
-    B is the variance of the superchains' means, W the mean over superchains of the variance of their
-    chains' means plus the variance within these. Where the chains of a superchain start at one
-    point it tells whether they have forgotten it. Where all chains start independently it only says
-    how well a superchain's mean is known, about `sqrt(1 + tau / (M n))` for M chains of n draws;
-    `summary` then groups chains by where their first half was.
+    B is the variance of the superchains' means, W the mean over superchains of the variance of
+    their chains' means plus the variance within these. Where the chains of a superchain start at
+    one point it tells whether they have forgotten it. Where all chains start independently it only
+    says how well a superchain's mean is known, about `sqrt(1 + tau / (M n))` for M chains of n
+    draws; `summary` then groups chains by where their first half was.
 
     Args:
         x: Draws, `(chains, draws, *event_shape)`.

@@ -103,7 +103,8 @@ def kernel_stein_discrepancy(
         A `TestResult`, its statistic near 0 (on either side) where x are draws of p.
 
     Raises:
-        InvalidArgument: Where x or score has the wrong shape or is not finite, or all draws coincide.
+        InvalidArgument: Where x or score has the wrong shape or is not finite, or all draws
+            coincide.
         UnknownName: For another kernel.
     """
     rows = sample_rows("x", x)
@@ -201,9 +202,9 @@ def sliced_wasserstein_test(
 ) -> TestResult:
     """Two-sample test by permutations of `SW_2(x, y)`.
 
-    The statistic is that of `sliced_wasserstein` with the same seed. It is weak against a difference
-    in few of many coordinates, of which a random direction sees little. It depends on units: scale
-    the coordinates to like spreads first.
+    The statistic is that of `sliced_wasserstein` with the same seed. It is weak against a
+    difference in few of many coordinates, of which a random direction sees little. It depends on
+    units: scale the coordinates to like spreads first.
 
     Args:
         x: Independent draws, `(n, *event_shape)`.
@@ -241,9 +242,9 @@ def classifier_test(x: Tensor, y: Tensor, *, level: float = 0.05, seed: int = 0)
     """Two-sample test by the held-out accuracy of a classifier that tells the samples apart.
 
     The classifier is trained on one half of each sample. It is a logistic regression on the
-    coordinates and their squares, so it sees means and variances of the coordinates, and is blind to
-    correlations. The accuracy is the mean of the shares of x and of y that are classified rightly,
-    so that chance is at 1/2 for any sizes. Given the classifier, the held-out labels are
+    coordinates and their squares, so it sees means and variances of the coordinates, and is blind
+    to correlations. The accuracy is the mean of the shares of x and of y that are classified
+    rightly, so that chance is at 1/2 for any sizes. Given the classifier, the held-out labels are
     exchangeable under the null hypothesis, and the number of rows of x that it finds is
     hypergeometric: the p-value is exact. (Folds of a cross-validation would train on one another's
     rows, and the binomial law of their accuracy gives too many false alarms.)

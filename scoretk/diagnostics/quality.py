@@ -121,7 +121,8 @@ def copies(x: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -
         x: Samples, `(n, *event_shape)`.
         train: Training data of the same event shape.
         held_out: Held-out data of the same event shape.
-        quantile: The quantile of the held-out rows' distances below which a sample counts as a copy.
+        quantile: The quantile of the held-out rows' distances below which a sample counts as a
+            copy.
 
     Raises:
         InvalidArgument: For empty or non-finite samples or data.

@@ -45,8 +45,8 @@ COLUMNS = ("mean", "sd", "mcse_mean", "mcse_sd", "ess_bulk", "ess_tail", "r_hat"
 MOST = 100
 VALUES = 1 << 23
 """The largest number of values, in all rows, whose ranks are taken. Of more, the ranks are those of
-evenly spaced steps of each chain, and effective draws are at most as many. Monte-Carlo errors are of
-all draws.
+evenly spaced steps of each chain, and effective draws are at most as many. Monte-Carlo errors are
+of all draws.
 """
 
 

@@ -68,14 +68,14 @@ __all__ = [
 
 RATE = 1e-3
 HIGH_R_HAT, FEW_R_HAT = 1.01, 1.1
-"""R-hat is too large above the first where a test says that chains of one law would not have it, and
-above the second where there are few effective draws.
+"""R-hat is too large above the first where a test says that chains of one law would not have it,
+and above the second where there are few effective draws.
 """
 SLACK = 2.0
 """The factor by which the variance of chains' means must exceed that expected from within chains."""
 FEW_EFFECTIVE = 400
 SPREAD_OF_EFFECTIVE = 6.0
-"""The relative variance of an estimate of effective draws times their number, for independent draws.
+"""The relative variance of an estimate of effective draws times their number, of independent draws.
 """
 LOW_BFMI = 0.3
 STRAY = 0.002
@@ -403,8 +403,8 @@ def findings(
         failed_at: The step at which each of all chains failed, or -1.
         stats: What the solver reported of the chains that are well, by name, `(chains, n)`.
         sampler: What made the draws.
-        exact_ends: Whether x was made in finer coordinates and then rounded to its dtype: then equal
-            values at an end of the range are rounding, and no mass is lost.
+        exact_ends: Whether x was made in finer coordinates and then rounded to its dtype: then
+            equal values at an end of the range are rounding, and no mass is lost.
     """
     found = [*_failures(status, failed_at, sampler)]
     if not x.size:
@@ -704,8 +704,8 @@ def _copies(x: Array, own: Chains) -> Iterator[Finding]:
 def different(rows: Array) -> int | None:
     """How many of the rows `(n, ...)` are different.
 
-    None where numbers lie on a lattice, so that rows may be equal by chance: where all are integers,
-    or where there are more different rows than values of any coordinate.
+    None where numbers lie on a lattice, so that rows may be equal by chance: where all are
+    integers, or where there are more different rows than values of any coordinate.
     """
     flat = np.ascontiguousarray(rows.reshape(len(rows), -1))
     ones = len(np.unique(flat, axis=0))

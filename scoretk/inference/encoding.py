@@ -65,9 +65,9 @@ Rate = Callable[[Tensor, float | Tensor], Tensor]
 """`(z, phi)` to dz/dphi, like z, phi being a number or one a row."""
 
 CLOSEST = 1e-3
-"""The distance in phi, and so in sigma/alpha, at which an adaptive solve begins from an end where the
-rate is not determinate: that of Song et al. (2021) on VP, 1e-5 from the end in t. Nearer, `x - alpha
-D` would be lost in float32.
+"""The distance in phi, and so in sigma/alpha, at which an adaptive solve begins from an end where
+the rate is not determinate: that of Song et al. (2021) on VP, 1e-5 from the end in t. Nearer,
+`x - alpha D` would be lost in float32.
 """
 LOOKED_AT = 8
 """In how many rows it is tested whether autograd has the derivative of a model."""
@@ -245,8 +245,8 @@ class Solve:
             start: The rows y at the data end, `(batch, ...)`.
 
         Returns:
-            The rows at the noise end; their `Status` codes, `(batch,)`; and the evaluations of each,
-            `(batch,)`.
+            The rows at the noise end; their `Status` codes, `(batch,)`; and the evaluations of
+            each, `(batch,)`.
         """
         angles, y, opening = self.angles(flow), start, 0
         rate = rate_of(torch.arange(len(y), device=y.device))
@@ -299,9 +299,9 @@ def encode(
         field: A timed field.
         x: Data, `(rows, *event_shape)`.
         cond: Condition values by name, one row for each row of x.
-        method: An adaptive method ("dopri5", "tsit5", "bosh3", each row with its own steps; "dopri8"
-            and its like, whose steps a batch shares), or one on a grid ("euler", "heun", "rk4",
-            "adams_3", ...: those of `ProbabilityFlow` that integrate a velocity).
+        method: An adaptive method ("dopri5", "tsit5", "bosh3", each row with its own steps;
+            "dopri8" and its like, whose steps a batch shares), or one on a grid ("euler", "heun",
+            "rk4", "adams_3", ...: those of `ProbabilityFlow` that integrate a velocity).
         steps: The number of steps of a method on a grid, None for 32.
         grid: The grid of such a method, as in `ProbabilityFlow`.
         rtol: The relative tolerance of an adaptive method, as in `ProbabilityFlow`.
@@ -398,8 +398,8 @@ def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:
 
         (sin((1 - w) Omega) u_a + sin(w Omega) u_b) / sin(Omega)  times  (1 - w) |a| + w |b|
 
-    The norm goes from |a| to |b| in equal parts, so that it is kept where both are the same. In many
-    dimensions latents from N(0, s^2 I) have norms near s sqrt(d), which a straight line would
+    The norm goes from |a| to |b| in equal parts, so that it is kept where both are the same. In
+    many dimensions latents from N(0, s^2 I) have norms near s sqrt(d), which a straight line would
     leave: half way it falls to s sqrt(d / 2).
 
     Args:
@@ -411,8 +411,8 @@ def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:
         `(batch, n, *event_shape)`; `.flatten(0, 1)` is an `init` for `stk.sample`.
 
     Raises:
-        InvalidArgument: Where a row is zero, or b points opposite to a, so that there is no shortest
-            way.
+        InvalidArgument: Where a row is zero, or b points opposite to a, so that there is no
+            shortest way.
     """
     if not isinstance(a, Tensor) or a.ndim == 0:
         raise InvalidArgument("a", a, "latents (batch, *event_shape)")

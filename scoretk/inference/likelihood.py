@@ -321,7 +321,8 @@ def bits_per_dim(
         draws: How many draws of u (and of probes) a row has, at least 2.
         seed: The seed of both.
         rows: The ids of the rows, which both depend on, as in `log_prob`.
-        options: Other arguments of `log_prob`, such as `trace`, `probes`, `method`, `cond`, `batch`.
+        options: Other arguments of `log_prob`, such as `trace`, `probes`, `method`, `cond`,
+            `batch`.
 
     Returns:
         An `Estimate`, value and stderr `(batch,)`, from the spread of the draws; NaN where a draw
@@ -492,9 +493,9 @@ def _exact_trace(u: Tensor, y: Tensor, keep: bool) -> Tensor:
 def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor, keep: bool) -> Tensor:
     """Hutch++ for `J^T`, which has the trace of J: one estimate for each probe, `(k, batch)`.
 
-    Each contains the exact trace in the sketched range. The estimate is unbiased whatever the basis,
-    and so is its gradient with the basis held fixed. The term in c removes what a multiple of the
-    identity adds to the variance, as signs do before they are projected.
+    Each contains the exact trace in the sketched range. The estimate is unbiased whatever the
+    basis, and so is its gradient with the basis held fixed. The term in c removes what a multiple
+    of the identity adds to the variance, as signs do before they are projected.
     """
     seen = products(u, y, sketch, keep)
     basis = torch.linalg.qr(_columns(seen)).Q.detach()  # (batch, d, r)

@@ -8,9 +8,9 @@ that the mean weight is unbiased whatever the pilot found.
 
     log Z = log Z_base + log mean_c w_c,    stderr = sd(w) / (mean(w) sqrt(n))
 
-over n independent chains in annealed importance sampling. In sequential Monte Carlo the w are summed
-over *families*: all chains that descend from one first draw, 0 where none does. Resampled weights
-are not independent; the sums of different families nearly are.
+over n independent chains in annealed importance sampling. In sequential Monte Carlo the w are
+summed over *families*: all chains that descend from one first draw, 0 where none does. Resampled
+weights are not independent; the sums of different families nearly are.
 
 References:
     Neal, "Annealed importance sampling" (2001).
@@ -181,8 +181,8 @@ def log_partition(
         kernel: An exact kernel, or its name; by default HMC with 2 leapfrog steps, about a quarter
             of a period; for discrete states `BlockGibbs` where the field has a path of its own from
             the base (a Boltzmann machine, a lattice), else `GibbsWithGradients`.
-        moves: The least number of steps of the kernel at each level; where the pilot finds that they
-            decorrelate slowly there are up to 20.
+        moves: The least number of steps of the kernel at each level; where the pilot finds that
+            they decorrelate slowly there are up to 20.
         island: How many chains are resampled together; by default 256, or all where they are fewer.
         pilot: How many chains find the ladder.
         check: Whether the weighted draws are compared with a short tuned Hamiltonian run, where
@@ -332,9 +332,9 @@ def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
     """How far the weighted draws are from the short run: the largest |z| over the limit of |z|.
 
     Above 1 they are of two laws. Compared are the means of each coordinate u, in units of its
-    quartiles and clamped at 3 so that no tail decides, and of u^2, where the chains of the short run
-    agree among themselves (R-hat below 2). A region that the annealed chains never find cannot be
-    seen in their weights, but here.
+    quartiles and clamped at 3 so that no tail decides, and of u^2, where the chains of the short
+    run agree among themselves (R-hat below 2). A region that the annealed chains never find cannot
+    be seen in their weights, but here.
     """
     assert look.x is not None
     known = wide(look.x[look.ok])

@@ -15,8 +15,8 @@ with the maximum where g_f(V) = f'(p/q).
     js             u log u - (u + 1) log((u + 1) / 2)   log 2 - softplus(-v)     softplus(v) - log 2
     gan            u log u - (u + 1) log(u + 1)         -softplus(-v)            softplus(v)
 
-"js" is twice the Jensen-Shannon divergence; "gan", for which f(1) = -log 4, is that minus log 4. For
-both the best V is log p/q.
+"js" is twice the Jensen-Shannon divergence; "gan", for which f(1) = -log 4, is that minus log 4.
+For both the best V is log p/q.
 
 The Wasserstein-1 distance is instead the maximum of `E_P V - E_Q V` over critics with gradients of
 norm at most 1, which a penalty on the norm enforces.
@@ -112,8 +112,8 @@ def f_gan_critic(critic: Critic, x: Tensor, y: Tensor, divergence: str = "gan") 
 
     References:
         Nowozin, Cseke, Tomioka, "f-GAN: training generative neural samplers using variational
-        divergence minimization" (2016); Goodfellow et al., "Generative adversarial nets" (2014), for
-        "gan".
+        divergence minimization" (2016); Goodfellow et al., "Generative adversarial nets" (2014),
+        for "gan".
     """
     d = _divergence(divergence)
     return d.conjugate(_values(critic, y)).mean() - d.activation(_values(critic, x)).mean()

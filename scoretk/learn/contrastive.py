@@ -55,8 +55,8 @@ class ReplayBuffer:
     by a refresh (or a failure), never by being overwritten.
 
     `samples` `(size, *event_shape)` are the chains, None before the first use; `age` `(size,)`
-    counts the reads of each since its start from noise; `lineage` `(size,)` is a number that changes
-    whenever a slot starts anew.
+    counts the reads of each since its start from noise; `lineage` `(size,)` is a number that
+    changes whenever a slot starts anew.
 
     Args:
         size: The number of slots.
@@ -152,8 +152,9 @@ class ContrastiveDivergence:
     anew.
 
     `last` is a dict that tells of the latest call: "energy_gap", mean E(negatives) - mean E(batch),
-    near 0 where the negatives follow the data; "failed", the number of chains that failed; "accept",
-    the mean acceptance, where the kernel reports it; "buffer_age", the mean age of a replay buffer.
+    near 0 where the negatives follow the data; "failed", the number of chains that failed;
+    "accept", the mean acceptance, where the kernel reports it; "buffer_age", the mean age of a
+    replay buffer.
 
     Args:
         solver: A kernel such as `ULA` or `MALA`, or its name, with nothing left to tune, as a call
@@ -161,8 +162,8 @@ class ContrastiveDivergence:
         steps: How many steps the kernel makes in a call.
         start: "data" (CD-k), "noise", or a `ReplayBuffer` (persistent CD).
         seed: The seed of the random numbers, in [0, 2^64).
-        energy_decay: The weight of `mean E(batch)^2 + mean E(negatives)^2`, which holds the energy's
-            free constant and its scale.
+        energy_decay: The weight of `mean E(batch)^2 + mean E(negatives)^2`, which holds the
+            energy's free constant and its scale.
 
     References:
         Du, Mordatch, "Implicit generation and modeling with energy-based models" (2019), for

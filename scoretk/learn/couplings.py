@@ -67,8 +67,8 @@ def optimal_coupling(start: Tensor, x: Tensor) -> Tensor:
         MissingDependency: Where POT is not installed.
 
     References:
-        Tong, Fatras, Malkin, Huguet, Zhang, Rector-Brooks, Wolf, Bengio, "Improving and generalizing
-        flow-based generative models with minibatch optimal transport" (2024).
+        Tong, Fatras, Malkin, Huguet, Zhang, Rector-Brooks, Wolf, Bengio, "Improving and
+        generalizing flow-based generative models with minibatch optimal transport" (2024).
     """
     try:
         from ot.lp import emd
@@ -83,8 +83,7 @@ def optimal_coupling(start: Tensor, x: Tensor) -> Tensor:
     ]
     a, b = (rows.flatten(1).to("cpu", torch.float64) for rows in ends)
     uniform = torch.full((len(x),), 1 / len(x), dtype=torch.float64).numpy()
-    # with equal weights the simplex ends at a vertex of the doubly stochastic matrices: a
-    # permutation
+    # with equal weights the simplex ends at a vertex of the Birkhoff polytope, a permutation
     plan = torch.from_numpy(
         emd(uniform, uniform, torch.cdist(a, b).square().numpy(), numItermax=PIVOTS)
     )

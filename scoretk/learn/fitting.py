@@ -5,8 +5,8 @@ At step k
     w <- optimiser(w, clip(grad loss)),    a <- d a + (1 - d) w,    d = min(decay, (k + 1) / (k + 10))
 
 The averaged weights a are evaluated, and kept: those with the best value on held-out rows, or the
-last where none are held out. All randomness comes from one `torch.Generator` with the caller's seed and from those that the
-modules hold; the global one is left alone.
+last where none are held out. All randomness comes from one `torch.Generator` with the caller's seed
+and from those that the modules hold; the global one is left alone.
 
 **Players** of a game, such as a critic and a generator, take turns within a step, each with its own
 loss and optimiser.

@@ -130,8 +130,8 @@ def denoising_score_matching(
 ) -> Tensor:
     """Denoising score matching: `|sigma score(x + sigma eps) + eps|^2 / d`.
 
-    It is minimised by the score of the noised data. This is the squared error of the score, weighted
-    by sigma^2; times `sigma^(p - 2)` it is weighted by `sigma^p`.
+    It is minimised by the score of the noised data. This is the squared error of the score,
+    weighted by sigma^2; times `sigma^(p - 2)` it is weighted by `sigma^p`.
 
     Args:
         score: The score of a static field, `score(x)`, like x.

@@ -56,7 +56,8 @@ class Recipe:
         weight_decay: The decoupled weight decay of AdamW.
         clip: The largest norm of the gradient, to which it is clipped.
         decay: The decay of the averaged weights, in [0, 1).
-        held_out: The share of the rows that is kept for choosing the weights, in [0, 1), 0 for none.
+        held_out: The share of the rows that is kept for choosing the weights, in [0, 1), 0 for
+            none.
         repeats: How often held-out rows are evaluated, each time with other random numbers.
         evaluations: How many evaluations there are, evenly spaced.
         optimiser: Makes an optimiser of a list of parameters, such as

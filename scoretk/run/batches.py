@@ -446,7 +446,7 @@ def _held(said: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
 
 
 class _Saved:
-    """The tensors of a checkpoint, each of which is taken once, in the shape and dtype it must have.
+    """The tensors of a checkpoint, each taken once, in the shape and dtype that it must have.
 
     Args:
         tensors: By name.

@@ -1,8 +1,8 @@
 """Checkpoints: the whole moment of a run in one sealed file (`core.sealed`), written atomically.
 
 No pickle is used. The header holds the settings of the run, which tell it from others, and its
-position. A file that is damaged, truncated, of another kind, or does not fit the run that resumes it
-is refused and left untouched: nothing is written before all of it is checked.
+position. A file that is damaged, truncated, of another kind, or does not fit the run that resumes
+it is refused and left untouched: nothing is written before all of it is checked.
 """
 
 from __future__ import annotations
@@ -94,9 +94,8 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().to("cpu")
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        flat = value.new_empty(value.numel()).copy_(
-            value.reshape(-1)
-        )  # of stride 1, which an expanded value is not
+        # of stride 1, which an expanded value is not
+        flat = value.new_empty(value.numel()).copy_(value.reshape(-1))
         digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
 

@@ -150,7 +150,7 @@ class Draws:
             )
 
     def summary(self, most: int = 100) -> Summary:
-        """Means, Monte-Carlo errors, effective draws, R-hat, and a verdict with the likeliest fixes.
+        """Means, Monte-Carlo errors, effective draws, R-hat, and a verdict with likely fixes.
 
         All coordinates are judged, by tests with stated rates of false alarms
         (docs/diagnostics.md).

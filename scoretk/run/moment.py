@@ -57,8 +57,8 @@ class Moment:
     """All that a run is after `step` steps.
 
     `reach` `(chains,)` follows from the start; see `reach_of`. `restarts` counts the starts of
-    chains that were made anew. `halfway` `(chains,)`, once a kernel that nothing holds is half through
-    its run, says how far out the chains were; see `outcome`.
+    chains that were made anew. `halfway` `(chains,)`, once a kernel that nothing holds is half
+    through its run, says how far out the chains were; see `outcome`.
     """
 
     state: Any

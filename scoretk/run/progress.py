@@ -15,7 +15,8 @@ class ProgressBar:
     """Shows steps done out of `total` through rich.
 
     Args:
-        show: Whether it is shown; None for where standard error is a terminal and rich is installed.
+        show: Whether it is shown; None for where standard error is a terminal and rich is
+            installed.
         total: How many steps there are.
 
     Raises:

@@ -1,7 +1,7 @@
 """What a field answers at a few points, kept in checkpoints and compared when a run is resumed.
 
-It adds to the identity of a run (`scoretk.core.identity`) what no walk over a field can see, such as
-numbers within a C library. Equal fields give equal answers to the bit on one machine, and to
+It adds to the identity of a run (`scoretk.core.identity`) what no walk over a field can see, such
+as numbers within a C library. Equal fields give equal answers to the bit on one machine, and to
 rounding elsewhere, so that answers are compared to the root of their dtype's precision, relative to
 the largest.
 """

@@ -5,9 +5,9 @@ sigma/alpha`, the steps at level i are
 
     y' = y + a_i grad log p_i(y) + sqrt(2 a_i) z,    a_i = eps s_i^2 / s_L^2,
 
-and the last one is `y + s_L^2 grad log p_L(y)`, the mean of the denoiser. For temperatures `T_1 > ...
-> T_L` of a static field the rule is the same with the tempered score `score / T_i` (so that the
-factor of the score is `eps / T_L` throughout and only the noise falls):
+and the last one is `y + s_L^2 grad log p_L(y)`, the mean of the denoiser. For temperatures
+`T_1 > ... > T_L` of a static field the rule is the same with the tempered score `score / T_i` (so
+that the factor of the score is `eps / T_L` throughout and only the noise falls):
 
     a_i = eps T_i / T_L,          x' = x + (a_i / T_i) score(x) + sqrt(2 a_i) z
 
@@ -21,9 +21,9 @@ The ladder and eps can be computed from the data. In D dimensions the techniques
     4. eps is such that T steps at a level bring the variance from that of the level before as near
        as possible to its own.
 
-The number of steps. Let the law be N(0, s_0^2), raised to the power w: at the level s the stationary
-variance is `(s_0^2 + s^2) / w`. With T steps at each of levels whose ratio is gamma, and `q = eps /
-s_L^2`, the variance v lags behind it. In u = v w / s_0^2 and z = s^2 / s_0^2
+The number of steps. Let the law be N(0, s_0^2), raised to the power w: at the level s the
+stationary variance is `(s_0^2 + s^2) / w`. With T steps at each of levels whose ratio is gamma, and
+`q = eps / s_L^2`, the variance v lags behind it. In u = v w / s_0^2 and z = s^2 / s_0^2
 
     du/dz = R w / (1 + z) (u - (1 + z)),    R = T q / log gamma,
 
@@ -113,9 +113,8 @@ def _rows(data: Any) -> Tensor:
     rows = tensor_like("data", data, (None,) * max(numbers("data", data).ndim, 2))
     if len(rows) < 2:
         raise InvalidArgument("data", data, "at least two rows")
-    return (
-        rows if rows.dtype is torch.float64 else rows.float()
-    )  # distances are not made of half precision
+    # distances are not taken in half precision
+    return rows if rows.dtype is torch.float64 else rows.float()
 
 
 def ncsnv2_overlap(ratio: float, dim: int) -> float:
@@ -225,8 +224,8 @@ def unconditional(
 def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> float:
     r"""The step size eps for which T steps bring the noise to that of a level (technique 4).
 
-    With `q = eps / s_L^2`, gamma the ratio of neighbouring levels and `k = 2 q / (1 - (1 - q)^2)` it
-    minimises `|(1 - q)^(2T) (gamma^2 - k) + k - 1|`.
+    With `q = eps / s_L^2`, gamma the ratio of neighbouring levels and `k = 2 q / (1 - (1 - q)^2)`
+    it minimises `|(1 - q)^(2T) (gamma^2 - k) + k - 1|`.
 
     Args:
         sigmas: The decreasing geometric ladder, `(L,)`.
@@ -296,12 +295,12 @@ class AnnealedLangevin:
         levels: The number of levels (geometric between the path's ends, or from temperature 100 to
             1), or the decreasing levels themselves: sigma/alpha for a timed field, temperatures for
             a static one.
-        steps_per_level: T, the number of steps at each level. None takes, for a timed field, as many
-            as bring the law's width within 2 %, on powers and products of fields (`tempered`,
+        steps_per_level: T, the number of steps at each level. None takes, for a timed field, as
+            many as bring the law's width within 2 %, on powers and products of fields (`tempered`,
             `product`) too; for a static one 5. (NCSNv2 takes 5, which leaves a Gaussian a fifth too
             wide.)
-        step_size: eps, at the last level. None takes NCSNv2's technique 4 where `steps_per_level` is
-            given, else half of the largest stable one, `sigma_L^2` for a single field; a static
+        step_size: eps, at the last level. None takes NCSNv2's technique 4 where `steps_per_level`
+            is given, else half of the largest stable one, `sigma_L^2` for a single field; a static
             field has no such rule and needs a number.
         denoise: Whether a timed field's run ends with the denoised mean, one evaluation more.
 

@@ -78,9 +78,9 @@ class Solver(Protocol):
     def capturable(self) -> bool:
         """Whether `step` can be compiled or captured whole.
 
-        That is, whether it is free of synchronisation and of control flow that depends on data. What
-        can be captured of a step that cannot is said by `Traits.capturable_ahead`, and by the parts
-        that it is made of (`scoretk.core.compiling.part`).
+        That is, whether it is free of synchronisation and of control flow that depends on data.
+        What can be captured of a step that cannot is said by `Traits.capturable_ahead`, and by the
+        parts that it is made of (`scoretk.core.compiling.part`).
         """
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
@@ -161,10 +161,10 @@ class Traits:
         with_adjoint: `with_adjoint() -> solver`, the same solver with gradients by the adjoint
             equation, which `grad="adjoint"` asks for; None where only its steps can be
             differentiated.
-        capturable_ahead: For a solver that is not `capturable`, but whose steps are where the length
-            of each is known: `capturable_ahead(state)(i)` makes step i, from this state on and as
-            long as warmup changes nothing, by a `step(field, state, noise)` that can be captured.
-            Equal ones make equal steps. None where nothing is known ahead.
+        capturable_ahead: For a solver that is not `capturable`, but whose steps are where the
+            length of each is known: `capturable_ahead(state)(i)` makes step i, from this state on
+            and as long as warmup changes nothing, by a `step(field, state, noise)` that can be
+            captured. Equal ones make equal steps. None where nothing is known ahead.
         start: `start(field, x, noise) -> x`, which turns the field's start of chains without `init`
             into the solver's; by default it is left as it is.
     """

@@ -1,16 +1,16 @@
 r"""Annealed importance sampling and sequential Monte Carlo: weighted draws of any energy.
 
 They lead from a base that can be drawn from along the bridge `E_b = (1 - b) E_base + b E`, with 0 =
-b_0 < b_1 < ... < b_n = 1. Each chain begins with a draw of the base; at level k its weight grows and
-then it moves under a kernel that leaves `exp(-E_(b_k))` as it is:
+b_0 < b_1 < ... < b_n = 1. Each chain begins with a draw of the base; at level k its weight grows
+and then it moves under a kernel that leaves `exp(-E_(b_k))` as it is:
 
     log w <- log w + (b_k - b_(k-1)) (E_base(x) - E(x)),    x <- kernel_(b_k)(x)
 
 The mean weight is an unbiased estimate of `Z / Z_base`, whatever the number of levels, and weighted
 draws follow the target. A field may have a path of its own: `between(base, b)`, a field for each b
 (None for a base that it has no path from). The weight then grows by `E_(b_(k-1))(x) - E_(b_k)(x)`,
-and where those fields have a Gibbs sweep, `BlockGibbs` can be the kernel. Where the target's density
-is 0 (the energy infinite, or NaN as outside a support) the weight is 0.
+and where those fields have a Gibbs sweep, `BlockGibbs` can be the kernel. Where the target's
+density is 0 (the energy infinite, or NaN as outside a support) the weight is 0.
 
 `SMC` also resamples (systematically) within *islands*, groups of neighbouring chains, whenever an
 island's weights have become uneven: chains with small weights go on from where others are. The mean
@@ -329,9 +329,8 @@ class Annealing(ABC):
         """
         kinds = {"energy", *self.kernel.init_cost, *self.kernel.step_cost}
         start, each = self.kernel.init_cost, self.kernel.step_cost
-        moves = (
-            self.moves if self.ladder is None or self.ladder.moves is None else 0
-        )  # those are in `init_cost`
+        # the moves of a ladder that has its own are counted in `init_cost`
+        moves = self.moves if self.ladder is None or self.ladder.moves is None else 0
         return {
             n: (n == "energy") + start.get(n, 0) + moves * each.get(n, 0) for n in sorted(kinds)
         }
@@ -397,9 +396,9 @@ class Annealing(ABC):
 class AIS(Annealing):
     """Annealed importance sampling: weighted draws of a static energy, from draws of a base.
 
-    Reports "log_weight" (at the last level that of the final draw), "accept", the mean acceptance of
-    the kernel at the level, and "ancestor", the chain whose first draw this one descends from (its
-    own number, unless it was resampled).
+    Reports "log_weight" (at the last level that of the final draw), "accept", the mean acceptance
+    of the kernel at the level, and "ancestor", the chain whose first draw this one descends from
+    (its own number, unless it was resampled).
 
     Args:
         levels: n, the number of levels, spaced as `(k/n)^3` where no `ladder` is given.

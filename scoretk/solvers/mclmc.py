@@ -1,8 +1,8 @@
 r"""Microcanonical Langevin Monte Carlo, unadjusted and adjusted.
 
 The velocity has length one, and the gradient only changes its direction. In d dimensions, with
-scales S, the position x moves along S u, |u| = 1. A constant gradient turns u by a closed form: over
-a time t, with g = S grad E(x), e = -g / |g|, c = <e, u> and delta = t |g| / (d - 1),
+scales S, the position x moves along S u, |u| = 1. A constant gradient turns u by a closed form:
+over a time t, with g = S grad E(x), e = -g / |g|, c = <e, u> and delta = t |g| / (d - 1),
 
     u' = (u + e (sinh delta + c (cosh delta - 1))) / D,    D = cosh delta + c sinh delta
 
@@ -393,8 +393,8 @@ class AdjustedMCLMC(_Isokinetic):
 
     Args:
         step_size: eps > 0, a length in scaled space; None to tune it in warmup.
-        length: The length of a trajectory in scaled space; None to take it in warmup as a quarter of
-            a Gaussian's period, pi/2 times the root of the summed variances.
+        length: The length of a trajectory in scaled space; None to take it in warmup as a quarter
+            of a Gaussian's period, pi/2 times the root of the summed variances.
         leapfrogs: N, a fixed number of steps of the integrator in place of a length (only then can
             the step be compiled).
         jitter: The half width, in [0, 1), of the uniform factor about 1 that multiplies each

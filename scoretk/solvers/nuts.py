@@ -7,11 +7,12 @@ p', and whose momenta have the sum rho over all its points, turns back where
 
     <p, rho> <= 0    or    <p', rho> <= 0,
 
-and a part made of halves a and b also where a with the first point of b does, or the last point of a
-with b. This is tested in all parts that repeated halving makes, so that every point of a trajectory
-would have made the same trajectory with the same probability. A subtree that turns back in itself,
-or meets an error H - H_0 of the total energy above 1000 or a value that is not finite, is dropped
-whole and ends the trajectory. A trajectory that turns back as a whole is kept and grows no further.
+and a part made of halves a and b also where a with the first point of b does, or the last point of
+a with b. This is tested in all parts that repeated halving makes, so that every point of a
+trajectory would have made the same trajectory with the same probability. A subtree that turns back
+in itself, or meets an error H - H_0 of the total energy above 1000 or a value that is not finite,
+is dropped whole and ends the trajectory. A trajectory that turns back as a whole is kept and grows
+no further.
 
 With weights w = exp(H_0 - H), each point of a subtree is chosen with probability w / sum w. The
 chosen point replaces that of the trajectory so far with probability min(1, W_subtree / W_before), W

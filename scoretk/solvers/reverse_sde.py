@@ -31,11 +31,11 @@ where the methods differ in k (and 2M in D):
 
 So a step to sigma' = 0 returns D without noise, one from alpha = 0 is bounded, and where the data
 are small beside the noise the scale of x is right however long the steps. (Unscaled, Euler-Maruyama
-- with eta = 1 the reverse diffusion sampler of Song et al. - adds `(1 + eta^2)^2 (1 - q^2)^2 / 4` of
-s^2 too much variance a step. After alpha = 0 the first ratios q are about 0, 1/2, 2/3, 3/4, ... on
-any grid, and an error that is made there decays as `q^(2 eta^2)` only: with eta = 0 never.) Written
-in x, each method is `x' = a x + b D + c D_before + d z` with numbers from alpha and sigma alone: one
-row of a table for each evaluation.
+- with eta = 1 the reverse diffusion sampler of Song et al. - adds `(1 + eta^2)^2 (1 - q^2)^2 / 4`
+of s^2 too much variance a step. After alpha = 0 the first ratios q are about 0, 1/2, 2/3, 3/4, ...
+on any grid, and an error that is made there decays as `q^(2 eta^2)` only: with eta = 0 never.)
+Written in x, each method is `x' = a x + b D + c D_before + d z` with numbers from alpha and sigma
+alone: one row of a table for each evaluation.
 
 A corrector makes Langevin steps `y' = y + h score_y + sqrt(2 h) z` at the level just reached, with
 Song et al.'s rule for a signal-to-noise ratio r, `h = 2 (r |z| / |score_y|)^2`. They take the mean
@@ -220,8 +220,8 @@ class ReverseSDE:
 
         A row holds t, the weights of x, D, D_before and z, and the reach. With the rule "sample" x
         goes a part p of the way, `x' = x + p (mean - x) + sqrt(p) d z` with p = reach / |mean -
-        x|^2, at most 1. Steps have an infinite reach, and so p = 1; corrections have mean = alpha D,
-        d = sqrt(2) sigma, and so p = h / s^2.
+        x|^2, at most 1. Steps have an infinite reach, and so p = 1; corrections have mean = alpha
+        D, d = sqrt(2) sigma, and so p = h / s^2.
         """
         t, a, b, c, spread, reach = read_row(state.table, state.step)
         x, z = (

@@ -24,8 +24,8 @@ modes. With kernels that forget the energy from one swap to the next the mean of
 
     1 / (2 + 2 sum_k r_k / (1 - r_k)),    or 1 - r_1 with two places,
 
-at most 1/2 for any K above 2. A mean far below that says that each replica stays in its mode's range
-of energies: more `kernel_steps` help, or a hotter end. A mean of 0 says that draws have not
+at most 1/2 for any K above 2. A mean far below that says that each replica stays in its mode's
+range of energies: more `kernel_steps` help, or a hotter end. A mean of 0 says that draws have not
 forgotten where they started.
 
 References:

@@ -61,8 +61,8 @@ class UnderdampedState(NamedTuple):
 class GHMCState(NamedTuple):
     """The state of `GHMC`.
 
-    Position x, its energy `(chains,)`, the gradient of its energy and the velocity, both like x; the
-    index of the next step; the step size h that warmup tunes.
+    Position x, its energy `(chains,)`, the gradient of its energy and the velocity, both like x;
+    the index of the next step; the step size h that warmup tunes.
     """
 
     x: Tensor

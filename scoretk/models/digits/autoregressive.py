@@ -5,8 +5,8 @@ r"""digits-fvsbn, -nade, -made and -pixelcnn: autoregressive networks of handwri
     digits-made      an MLP with masked weights: each hidden unit sees the sites up to its own
     digits-pixelcnn  convolutions whose kernels see the pixels above, and those to the left
 
-Here a_i are the numbers that give the law of site i. Sites of the first two models are binary, those
-of the other two real (`models.latent.autoregressive`).
+Here a_i are the numbers that give the law of site i. Sites of the first two models are binary,
+those of the other two real (`models.latent.autoregressive`).
 
 References:
     Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?" (1996).
@@ -96,8 +96,8 @@ class SharedHidden(Backbone):
 class MaskedMLP(Backbone):
     """MADE: a residual MLP with masked weights.
 
-    Hidden unit j sees the sites up to number j mod (d - 1); the outputs of a site see the units that
-    see only sites before it.
+    Hidden unit j sees the sites up to number j mod (d - 1); the outputs of a site see the units
+    that see only sites before it.
 
     Args:
         dim: d, the number of sites.
@@ -178,9 +178,9 @@ class MaskedConvolutions(Backbone):
     """The PixelCNN, for events of any shape.
 
     The last axis of an event are the columns; all others, flattened, are the rows. A first 7 x 7
-    kernel sees earlier pixels, and residual blocks follow. (Stacked, the kernels miss some pixels to
-    the upper right.) A bias for each channel and pixel is learned too, as the digits stand in the
-    middle of their images.
+    kernel sees earlier pixels, and residual blocks follow. (Stacked, the kernels miss some pixels
+    to the upper right.) A bias for each channel and pixel is learned too, as the digits stand in
+    the middle of their images.
 
     Args:
         shape: The shape of an event.

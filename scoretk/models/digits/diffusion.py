@@ -1,7 +1,7 @@
 r"""Diffusion models of handwritten digits: one recipe, and what each variant of it chooses.
 
-Data are seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, and a network learns one of the
-predictions y of `scoretk.fields.convert` by regression, at random times t and with weights w,
+Data are seen through a Gaussian path, `x_t = alpha x_1 + sigma eps`, and a network learns one of
+the predictions y of `scoretk.fields.convert` by regression, at random times t and with weights w,
 
     E_t w(t) |net(x_t, t) - y(x_1, eps, t)|^2 / d
 

@@ -1,4 +1,4 @@
-r"""digits-energy: an energy-based model of handwritten digits, by persistent contrastive divergence.
+r"""digits-energy: an energy-based model of digits, by persistent contrastive divergence.
 
     E(x) = |s^-1 U^T (x - m)|^2 / 2 + f(x)
     loss = mean E(x+) - mean E(x-) + decay (mean f(x+)^2 + mean f(x-)^2)

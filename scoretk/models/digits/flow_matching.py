@@ -287,8 +287,8 @@ class BetweenData:
             source: The class of digits to start from, where there are no data.
             target: The class of digits to end at, where there are no data.
             start: x_0, `(m, *event_shape)`, or a file of them such as `scoretk fit --data` takes.
-            blur: The standard deviation of the noise that is put on starts, over their own. (For the
-                training threes 0.7 has the largest leave-one-out likelihood.)
+            blur: The standard deviation of the noise that is put on starts, over their own. (For
+                the training threes 0.7 has the largest leave-one-out likelihood.)
             steps: How many steps the optimiser makes.
             smoothing: The standard deviation of the noise that is put on data, over their own.
             width: The width of the network's hidden layers.

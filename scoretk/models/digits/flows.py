@@ -23,9 +23,9 @@ package's own solver, back in time from (u_1, 0, 0) along
     d/dt (u, l, k) = (F, e^T (dF/du) e, -|F|^2)
     log p(x) = log N(u_0; 0, I) + l_0 - sum log s
 
-with random signs e that are fixed during a solve. The kinetic energy k_0 is kept small by a penalty,
-as straight paths need few steps. The path is not Gaussian, so the model has a velocity, a base and
-hence a density, but neither score nor denoiser.
+with random signs e that are fixed during a solve. The kinetic energy k_0 is kept small by a
+penalty, as straight paths need few steps. The path is not Gaussian, so the model has a velocity, a
+base and hence a density, but neither score nor denoiser.
 
 References:
     Dinh, Krueger, Bengio, "NICE: non-linear independent components estimation" (2015).

@@ -10,7 +10,8 @@ q of a Gaussian that confines it:
 Both factors of p(x, y) are fitted, `-log p(y | x)` as a classifier and `-log p(x)` by persistent
 contrastive divergence:
 
-    loss = mean E(x+) - mean E(x-) - weight mean log p(y+ | x+) + decay (mean f(x+)^2 + mean f(x-)^2)
+    loss = mean E(x+) - mean E(x-) - weight mean log p(y+ | x+)
+           + decay (mean f(x+)^2 + mean f(x-)^2)
 
 Sample it with `ULA(0.005)`; one class with `cond={"label": labels}`, one whole number a chain.
 

@@ -14,8 +14,8 @@ denoising score matching, weighted by `s_i^2`,
 As fields they are timed, on the path VE(s_L, s_1); between the levels of the ladder the networks
 interpolate. Langevin steps suit both: `AnnealedLangevin.ncsn()`, and `AnnealedLangevin.ncsnv2(data,
 .05, 20)`, whose step size is technique 4's. Solvers without Langevin steps, and densities by the
-probability flow, are less accurate: NCSN's start N(0, s_1^2 I) is not quite the noised data; and the
-score of NCSNv2, which takes the level from x, is no longer for a point too far out than for any
+probability flow, are less accurate: NCSN's start N(0, s_1^2 I) is not quite the noised data; and
+the score of NCSNv2, which takes the level from x, is no longer for a point too far out than for any
 other, so that a flow never brings it in.
 
 References:

@@ -158,7 +158,7 @@ class TimeBlock(nn.Module):
 
 
 class TimeMLP(nn.Module):
-    """A residual MLP of x, of an angle in [-pi / 2, pi / 2] that stands for the time, and of a class.
+    """A residual MLP of x, of an angle in [-pi/2, pi/2] that stands for the time, and of a class.
 
     Args:
         dim: The dimension of x.
@@ -196,7 +196,8 @@ class TimeMLP(nn.Module):
         Args:
             x: `(batch, dim)`.
             angle: `(batch,)`.
-            label: Whole numbers, `(batch,)`, -1 for no class in particular; None for -1 in all rows.
+            label: Whole numbers, `(batch,)`, -1 for no class in particular; None for -1 in all
+                rows.
 
         Returns:
             `(batch, dim)`.
@@ -340,8 +341,8 @@ class PathNetwork(OnSpread):
 
             s(x)^2 = sum_i (c_i / s_i)^2 / sum_i s_i^-2
 
-        whose mean at level sigma is `sigma^2 + d / sum_i s_i^-2`. The second term is small where the
-        data have almost no variance in some directions.
+        whose mean at level sigma is `sigma^2 + d / sum_i s_i^-2`. The second term is small where
+        the data have almost no variance in some directions.
         """
         c = self._into(x.to(self.mean.dtype).flatten(1) - self.mean)
         level2 = (c / self.std).square().sum(1) / self.std.pow(-2).sum()

@@ -4,8 +4,8 @@ The sites of an event, in row-major order, are given by those before them:
 
     log p(x) = sum_i log p(x_i | a_i),    a_i = a_i(x_1, .., x_{i-1}),    x_i = F^-1(u_i | a_i)
 
-A backbone gives the numbers a_i of all sites in one pass, its connections masked so that a_i depends
-on no site from i on; a draw takes a pass for each site. Binary sites have `p(x_i = 1) =
+A backbone gives the numbers a_i of all sites in one pass, its connections masked so that a_i
+depends on no site from i on; a draw takes a pass for each site. Binary sites have `p(x_i = 1) =
 sigmoid(a_i)`; their energy holds for real x as well, so that a score exists. Real sites have
 `p(x_i) = sum_k w_k logistic(x_i; m_k, s_k)`.
 

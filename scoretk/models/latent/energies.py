@@ -127,8 +127,8 @@ def calibrate(data: Tensor, draws: Tensor, effective: float = 50.0) -> tuple[flo
         max_a  a mean V(x) - log mean exp(a V(y)),      b = -log mean exp(a V(y))
 
     At this a the mean of V over the data is that over the draws with weights w = exp(a V). At the
-    best critic of "gan", "js" and "reverse-kl" the answer is (1, 0), of "kl" (1, -1), of "hellinger"
-    (2, 0).
+    best critic of "gan", "js" and "reverse-kl" the answer is (1, 0), of "kl" (1, -1), of
+    "hellinger" (2, 0).
 
     Args:
         data: V at held-out data, `(n,)`.

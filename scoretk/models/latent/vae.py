@@ -457,11 +457,11 @@ class Marginal:
     ) -> Estimate:
         """The importance-weighted estimate of log p(x), `log (1/K sum_k w_k)`, in nats.
 
-        Its bias is downwards, by half the squared standard error, which is by the delta method. Half
-        of the draws are of the encoder and half of a normal law at a mode of the posterior: with the
-        encoder alone, which is narrower than the posterior and not correlated, few weights count.
-        Where the effective number of weights is still small (the estimate's method says it for the
-        worst row), more draws are needed, or `annealed_log_prob`.
+        Its bias is downwards, by half the squared standard error, which is by the delta method.
+        Half of the draws are of the encoder and half of a normal law at a mode of the posterior:
+        with the encoder alone, which is narrower than the posterior and not correlated, few weights
+        count. Where the effective number of weights is still small (the estimate's method says it
+        for the worst row), more draws are needed, or `annealed_log_prob`.
 
         Args:
             x: `(batch, *data_shape)`.
@@ -552,8 +552,8 @@ def _log_mixed(logs: list[Tensor], draws: int) -> Tensor:
 def _laplace(vae: VAE, x: Tensor, z: Tensor, steps: int) -> td.MultivariateNormal:
     """A normal law at a mode of p(z | x), a little wider than the curvature there says.
 
-    The mode is found by Newton steps from z, row by row, with the absolute values of the curvatures,
-    of at least those of the prior N(0, I); a step is taken where the energy falls.
+    The mode is found by Newton steps from z, row by row, with the absolute values of the
+    curvatures, of at least those of the prior N(0, I); a step is taken where the energy falls.
     """
 
     def derivatives(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

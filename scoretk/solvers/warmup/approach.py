@@ -25,9 +25,10 @@ is 1e8, and in float32 rounding alone is 10).
 
 The first trajectory is long and keeps the energy that it gains: within a box of half width 4 (1 +
 |x|) about its start it leaves steep places. (Where the energy grows like x^400, as that of a moving
-average which cannot be inverted, short steps end on the floor of a valley 1e-8 wide and do not leave
-it. A long orbit spends its time where the energy is flat.) Then each step of warmup has `LEAPFROGS`
-gradients: first as single leapfrog steps, which adapt fastest, then as trajectories of 2, 4 and 8.
+average which cannot be inverted, short steps end on the floor of a valley 1e-8 wide and do not
+leave it. A long orbit spends its time where the energy is flat.) Then each step of warmup has
+`LEAPFROGS` gradients: first as single leapfrog steps, which adapt fastest, then as trajectories of
+2, 4 and 8.
 
 These steps do not leave the target as it is: as a step learns from where it leads, chains gather
 where steps are long. (In the mouth of Neal's funnel: x_0 had a mean of 1.6 after them, of a

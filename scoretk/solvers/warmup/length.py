@@ -1,7 +1,7 @@
 r"""What warmup learns of the length of trajectories.
 
-`SquaredJumps` tunes the length T by stochastic ascent (Adam) on the squared change of <v, x>^2 along
-the slowest direction v, a unit of time:
+`SquaredJumps` tunes the length T by stochastic ascent (Adam) on the squared change of <v, x>^2
+along the slowest direction v, a unit of time:
 
     C(T) / T,    C = mean_c a_c G_c^2 / 4,    G_c = <v, x'_c - m'>^2 - <v, x_c - m>^2,
 
@@ -165,7 +165,7 @@ class SquaredJumps:
             before: The state before the step.
             seen: The trajectory of the step.
             accept: The acceptance, `(chains,)`.
-            usual: `(chains,)` of bool, the chains that count; with fewer than two the gradient is 0.
+            usual: `(chains,)` of bool, the chains that count; of fewer than two the gradient is 0.
         """
         n = int(usual.sum())
         if n < 2:

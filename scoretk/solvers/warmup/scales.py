@@ -2,9 +2,9 @@ r"""What warmup learns of the target's scales: from its moments in windows that 
 
 In the first steps chains only approach the target, those that begin far off with settings of their
 own (`warmup.approach`). Then there are windows as Stan's: the covariance C of a window's n draws,
-pooled over chains (by Chan's update), gives the scales for the next window as a root of `(n C + 5e-3
-S^2) / (n + 5)`, S being the scales so far; then the step size starts anew. The last steps tune the
-step size alone.
+pooled over chains (by Chan's update), gives the scales for the next window as a root of
+`(n C + 5e-3 S^2) / (n + 5)`, S being the scales so far; then the step size starts anew. The last
+steps tune the step size alone.
 
 References:
     Stan development team, "Stan reference manual" (warmup windows and shrinkage).

@@ -40,8 +40,8 @@ FIRST_ACCEPT = 0.8
 class Tunable:
     """What solvers that warmup tunes have in common.
 
-    Their state holds `x`, `energy`, `grad`, `step` and `step_size`, and what is tuned as leaves that
-    all chains share.
+    Their state holds `x`, `energy`, `grad`, `step` and `step_size`, and what is tuned as leaves
+    that all chains share.
     """
 
     init: Callable[..., Any]
@@ -114,8 +114,8 @@ class Tunable:
                 from `init=draws.final` with their seed has other noise than they had.
 
         Raises:
-            InvalidArgument: Where nothing was tuned, or another class of solver; where the shapes do
-                not fit, at the start of a run.
+            InvalidArgument: Where nothing was tuned, or another class of solver; where the shapes
+                do not fit, at the start of a run.
         """
         values, provenance = getattr(draws, "tuned", None), getattr(draws, "provenance", None)
         if not isinstance(values, Mapping) or not isinstance(provenance, Mapping):
@@ -150,8 +150,9 @@ class Before:
     def continued_by(self, seed: int, init: Tensor | None) -> int:
         """How many runs of a seed one goes on from that begins at `init`: 0, or one more than this.
 
-        Chains that go on where these ended, with the seed that led them there, would be moved by the
-        same noise once more; so their noise is that of another seed, `derive(seed, that number)`.
+        Chains that go on where these ended, with the seed that led them there, would be moved by
+        the same noise once more; so their noise is that of another seed,
+        `derive(seed, that number)`.
         """
         goes_on = init is not None and bool(torch.isin(row_marks(init), self.ends).any())
         return self.continues + 1 if goes_on and seed == self.seed else 0
