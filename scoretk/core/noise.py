@@ -76,7 +76,8 @@ CHUNK = 2**15
 CHUNK_ACCELERATOR = 2**22
 # Values made ahead of need: few at first, where most of the cost is that of the call, then more.
 WINDOW_FIRST = 2**12
-WINDOW_MOST = 2**18
+WINDOW_MOST = 2**18  # in a CPU's cache
+WINDOW_MOST_ACCELERATOR = 2**23  # where each step made for itself would start a hundred kernels
 WINDOWS_KEPT = 16
 
 # Constants as tensors of shape (), which torch reads faster than Python integers.
@@ -419,7 +420,9 @@ class Noise:
         step = integer("step", step, below=2**32)
         word, shape = _stream_word(kind, stream), _shape(shape)
         n, dtype = (math.prod(shape), self._dtype(dtype))
-        start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window)
+        on_cpu = self.chains.device.type == "cpu"
+        most = WINDOW_MOST if on_cpu else WINDOW_MOST_ACCELERATOR
+        start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window, most)
         # Not in inference mode, so that autograd can use the values later.
         with torch.inference_mode(False), torch.no_grad():
             if has_kernel(self.chains.device):
@@ -454,7 +457,9 @@ def _by_kernel(
     return values
 
 
-def _span(step: int, values: int, window: int | None) -> tuple[int, int]:
+def _span(
+    step: int, values: int, window: int | None, most_values: int = WINDOW_MOST
+) -> tuple[int, int]:
     """The window [start, stop) of a step.
 
     Windows are aligned to their length, and grow from a step on to the largest.
@@ -465,7 +470,7 @@ def _span(step: int, values: int, window: int | None) -> tuple[int, int]:
         length = 1
     else:
         least, most = (
-            1 << max(limit // values, 1).bit_length() - 1 for limit in (WINDOW_FIRST, WINDOW_MOST)
+            1 << max(limit // values, 1).bit_length() - 1 for limit in (WINDOW_FIRST, most_values)
         )
         start = step - step % least
         length = min(most, max(least, start & -start))

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.devices import widest
+from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.parts.leapfrog import Trajectory, stretch, unstretch
 from scoretk.solvers.warmup.learning import Change, Lesson
@@ -167,23 +167,24 @@ class SquaredJumps:
             accept: The acceptance, `(chains,)`.
             usual: `(chains,)` of bool, the chains that count; of fewer than two the gradient is 0.
         """
-        n = int(usual.sum())
+        rows = usual.nonzero().flatten()  # a mask as an index would wait for the device each time
+        n = len(rows)
         if n < 2:
             return memory, 0.0
         places = (before.x, seen.end.point.x)
-        x, ahead = (unstretch(before.scale, v[usual], self.dense).reshape(n, -1) for v in places)
+        x, ahead = (unstretch(before.scale, v[rows], self.dense).reshape(n, -1) for v in places)
         x, ahead = x - x.mean(0), ahead - ahead.mean(0)
         along = (memory.slowest / memory.slowest.norm()).to(x)
         slowest = MEMORY * memory.slowest + (1 - MEMORY) * (x.T @ (x @ along) / n).to(
             memory.slowest
         )
-        a, b, p = x @ along, ahead @ along, seen.end.momentum[usual].reshape(n, -1) @ along
+        a, b, p = x @ along, ahead @ along, seen.end.momentum[rows].reshape(n, -1) @ along
         gain = b.square() - a.square()
         rise = seen.time * gain * b * p - gain.square() / 4
-        slope = float((accept[usual] * rise).mean() / accept[usual].mean())
-        return memory._replace(
-            slowest=slowest if bool(slowest.isfinite().all()) else memory.slowest
-        ), slope
+        counted = accept[rows]
+        slope = (counted * rise).mean() / counted.mean()
+        found, sound = torch.stack([wide(slope), wide(slowest.isfinite().all())]).tolist()
+        return memory._replace(slowest=slowest if sound else memory.slowest), found
 
     def _ascend(
         self, memory: Ascent, slope: float, size: float, length: float, last: bool

@@ -129,7 +129,9 @@ def harmonic_acceptance(accept: Tensor, usual: Tensor, diverging: Tensor) -> flo
     sound = accept[usual & ~diverging]
     if not len(sound):
         return 0.0
-    return len(sound) / int(usual.sum()) / float((1 / sound.clamp(min=LEAST)).mean())
+    mean = (1 / sound.clamp(min=LEAST)).mean()
+    all_usual, slowness = torch.stack([wide(usual.sum()), wide(mean)]).tolist()  # in one read
+    return len(sound) / all_usual / slowness
 
 
 def first_step_size(
