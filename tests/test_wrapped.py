@@ -585,6 +585,7 @@ NOT_OF_FIELDS = frozenset(
         "adapts",
         "exact",
         "for_part",
+        "before",
         "given_back",
         "init",
         "kind",
