@@ -1,21 +1,21 @@
 """What of a run is compiled, and into what.
 
-A solver says what can be captured of it, and nothing else: its whole step (`capturable`), its step
-where it is known how long that is (`capturable_ahead`), or the parts that its step is made of
-(`scoretk.core.compiling.part`). How many steps go into one graph, where a loop is cut, for which
-numbers of rows there are functions: all of that is decided here.
+A solver says only what of it can be captured: its whole step (`capturable`), its step once the
+step's length is known (`capturable_ahead`), or the parts that its step is made of
+(`scoretk.core.compiling.part`). What is decided here is how many steps go into one
+graph, where a loop is cut, and for which numbers of rows there are functions.
 
-- `Captured` is the engine of steps that can be captured whole. It makes so many in one graph that
-  the call itself costs little, and few enough that they compile in seconds: how many operations a
-  step has is counted while it is made once.
-- The noise of many steps is made ahead of the graph, which then holds the step's own arithmetic
-  and nothing else (`Tape`). With the noise inside a compiler that sees several steps recomputes
-  each in the next; read from memory it does not. What a step asks for is found by listening to two
-  steps: a tape serves requests for the step's own index, and passes any other on to the noise
-  itself, to be computed in the graph.
+- `Captured` is the engine of steps that can be captured whole. It puts enough of them into one
+  graph that the call itself costs little, and few enough that they compile in seconds. For this the
+  operations of a step are counted while it is made once.
+- The noise of many steps is made before the graph runs (`Tape`), so that the graph holds the step's
+  own arithmetic alone. (A compiler that sees several steps with their noise computes each step
+  again within the next; noise that is read from memory prevents this.) What a step asks for is
+  found by recording the requests of two steps. A tape answers those for the step's own index; all
+  others go to the noise itself and are computed in the graph.
 - `CompiledParts` compiles the parts of steps that cannot be captured, each once for all numbers of
-  rows: where a step goes on with some of the chains, a part is given as many rows as there are
-  chains, and what it makes of the others is dropped.
+  rows: where a step goes on with some of the chains, copies of the last row fill the batch up to
+  all chains, and their results are dropped.
 """
 
 from __future__ import annotations
@@ -55,31 +55,30 @@ CALL = 8
 they divide a run in the same way after a resume.
 """
 CALL_VALUES = 1 << 18
-"""Where the state has more values, a call costs little beside a step: then it makes one."""
+"""The most values of a state whose steps share a graph; beyond, a call costs little beside a step."""
 CALL_OPERATIONS = 1024
-"""How many operations a graph may have, where it has more than one step: what is compiled in about
-ten seconds.
-"""
+"""The most operations in a graph of more than one step: these compile in about ten seconds."""
 KINDS, COVERED = 6, 0.9
-"""For how many kinds of steps there are functions at most, and of how large a part of the steps
-they have to be.
+"""The most kinds of steps that have functions, and the least share of all steps that these kinds
+must cover together; else none has.
 """
 LOOKED_AT = 512
-"""How many steps are looked at for that."""
+"""The number of steps after warmup whose kinds are counted for that."""
 STRIDE = 4
-"""How often a compiled part repeats what is repeated more often."""
+"""The number of repetitions in one compiled function of `CompiledParts.iterate`."""
 WINDOW_VALUES = 1 << 18
+"""About how many values a tape computes ahead for a request, in at most 128 reads."""
 
 
 class Engine(Protocol):
     """What makes the steps of a run."""
 
     def block(self, moment: Moment, steps: int) -> Moment:
-        """The moment after so many steps, or after fewer, but at least one."""
+        """The moment after at most `steps` further steps, and at least one."""
 
 
 class Request(NamedTuple):
-    """One thing that a step asks of the noise: which method, with which arguments beside the step."""
+    """A request to the noise: its method, and its arguments but for the step's index."""
 
     method: str
     stream: int
@@ -88,8 +87,10 @@ class Request(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What a step asks of the noise for its own index, whether that is all that it asks, and how
-    many operations it has beside the noise.
+    """What `listen` finds.
+
+    `asked` are a step's requests to the noise for its own index; `is_all` is whether it makes no
+    other; `operations` is the number of its operations without those of the noise.
     """
 
     asked: tuple[Request, ...]
@@ -98,7 +99,7 @@ class Heard(NamedTuple):
 
 
 class _Asking:
-    """A noise source with its three methods as one; the rest is the noise's own."""
+    """A noise source whose three methods call `_ask`; other attributes are those of the noise."""
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
@@ -143,9 +144,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Listener(_Asking):
-    """Notes every request with the step that it is for, and leaves the noise's own operations out
-    of the count.
-    """
+    """Records each request with its step, and does not count the operations of the noise."""
 
     def __init__(self, noise: Noise, operations: _Operations) -> None:
         super().__init__(noise)
@@ -165,7 +164,7 @@ class _Listener(_Asking):
 
 
 class TapedNoise(_Asking):
-    """The noise of one step, read from a tape where it holds what is asked."""
+    """The noise of one step: from a tape where that holds the request, else from the noise."""
 
     def __init__(self, noise: Noise, asked: tuple[Request, ...], values: Sequence[Tensor]) -> None:
         super().__init__(noise)
@@ -182,11 +181,21 @@ class TapedNoise(_Asking):
 
 
 def listen(solver: Any, bound: Any, state: Any, noise: Noise, step: int) -> Heard:
-    """What a step asks of the noise and how long it is, found out by making two steps, whose results
-    are dropped.
+    """The requests of a step to the noise, and its operations, from two steps that are dropped.
 
-    A request that also comes for another step's index, or in one of the two steps only, is left to
-    the graph. The operations are those of the second step: the first may make what is kept.
+    A request that is also made for another step's index, or in only one of the two steps, is left
+    to the graph. The operations are those of the second step, as the first may compute what later
+    steps reuse.
+
+    Args:
+        solver: The solver whose step it is.
+        bound: The field, bound to its conditions.
+        state: The state before the first of the two steps.
+        noise: The run's noise.
+        step: The index of that step.
+
+    Returns:
+        The requests and the number of operations.
     """
     heard: list[list[tuple[int, Request]]] = []
     for _ in range(2):
@@ -213,9 +222,9 @@ class Tape:
     """The answers to some requests for windows of steps, computed by one compiled function.
 
     Args:
-        noise: The noise.
-        asked: From `listen`.
-        length: The steps that a reader takes at a time.
+        noise: The noise of the run, for all of its chains.
+        asked: The requests, as in `Heard.asked`.
+        length: The number of steps that are read at a time.
     """
 
     def __init__(self, noise: Noise, asked: tuple[Request, ...], length: int) -> None:
@@ -233,36 +242,40 @@ class Tape:
         return [self.noise.ahead(r.method, steps, r.stream, r.shape, r.dtype) for r in self.asked]
 
     def read(self, step: int) -> list[Tensor]:
-        """For each request the values of the steps `[step, step + length)`: `(length, chains,
-        *shape)`.
-        """
+        """For each request its values at `[step, step + length)`, `(length, chains, *shape)`."""
         start = step - step % self.steps
         if self.asked and start != self._start:
-            # windows start at multiples of their length, so that a resumed run computes
-            # them in the same way
+            # windows start at multiples of their length: a resumed run makes the same ones
             steps = torch.arange(start, start + self.steps, device=self.noise.chains.device)
             self._start, self._values = start, self._make(steps)
         at = step - start
         return [value[at : at + self.length] for value in self._values]
 
     def at(self, values: Sequence[Tensor], index: int) -> TapedNoise:
-        """The noise of one step among those read."""
+        """The noise of step `index` of those whose values were read."""
         return TapedNoise(self.noise, self.asked, [value[index] for value in values])
 
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """So many steps of a solver, with their settling: what one compiled function makes."""
+    """`tape.length` steps of a solver and their chains' status, as one compiled function."""
 
     solver: Any
     field: Any
     tape: Tape
 
     def run(self, now: Now, step: Tensor, values: list[Tensor]) -> tuple[Any, ...]:
-        """The steps from index `step` on, a 0-d tensor.
+        """The steps from index `step` on.
 
-        What the run then is, the index of the next step, and position, statistics and evaluations
-        of each step, `(steps, chains, ...)`.
+        Args:
+            now: The run before them.
+            step: The index of the first, a 0-d tensor of int64.
+            values: What `tape.read` gives for them.
+
+        Returns:
+            The run after them; the index of the next step; the positions, `(length, chains,
+            *event)`; the statistics of each step, `(length, chains, ...)`, and its "evaluations",
+            `(length,)`, where the solver reports them.
         """
         xs, infos = [], []
         for i in range(self.tape.length):
@@ -278,9 +291,9 @@ class _Calls(NamedTuple):
     """The compiled functions of a run.
 
     Args:
-        tape: the noise of their steps.
-        kind_at: what kind a step is of, by its index.
-        functions: by kind; a kind without one is made by another engine.
+        tape: The noise of their steps.
+        kind_at: The kind of a step, by its index.
+        functions: By kind; steps of a kind without one are made by another engine.
     """
 
     tape: Tape
@@ -291,13 +304,14 @@ class _Calls(NamedTuple):
 class Captured:
     """The engine of steps that can be captured whole, all of them or those of some kinds.
 
-    What is known ahead of a step tells its kind. Each kind has a function, of one step: more would
-    gain little and make many kinds. Where these are too many, parts are compiled instead.
+    Steps whose length is known ahead are of one kind where `capturable_ahead` gives equal solvers
+    for them. Each kind has a function of one step: more would gain little and make many kinds.
+    Where there are too many kinds, parts are compiled instead.
 
     Args:
-        loop: what is run.
-        eager: who makes the steps that fill no call, and those that tune.
-        in_parts: who makes all steps where these are of too many kinds.
+        loop: What stays the same in the run.
+        eager: The engine of steps that do not fill a call, and of those that tune.
+        in_parts: The engine of all steps where these are of too many kinds.
     """
 
     def __init__(self, loop: Loop, eager: Engine, in_parts: Engine) -> None:
@@ -305,7 +319,7 @@ class Captured:
         self._calls: _Calls | None = None
 
     def block(self, moment: Moment, steps: int) -> Moment:
-        """As `Engine.block`: as many whole calls as there is room for."""
+        """As `Engine.block`; the compiled calls begin at multiples of their length."""
         warmup = self.loop.schedule.warmup
         if moment.tuning is not None and moment.step < warmup:
             return self.eager.block(moment, min(steps, warmup - moment.step))
@@ -320,7 +334,7 @@ class Captured:
         return moment
 
     def _compile(self, moment: Moment) -> _Calls:
-        """The functions of a run that has come to this moment, behind its warmup."""
+        """The functions of a run at a moment after its warmup."""
         loop, x = self.loop, moment.state.x
         ahead = None if loop.solver.capturable else traits(loop.solver).capturable_ahead
         kind_at = _of_one_kind if ahead is None else ahead(moment.state)
@@ -335,9 +349,7 @@ class Captured:
         return _Calls(tape, kind_at, functions)
 
     def _called(self, calls: _Calls, moment: Moment, end: int) -> Moment:
-        """Compiled calls as far as they reach: to less than a call before the end, or a kind
-        without function.
-        """
+        """The moment after compiled calls, up to the end or to a kind that has no function."""
         loop, device, length = self.loop, moment.status.device, calls.tape.length
         schedule, recorder = loop.schedule, loop.recorder
         leaves = {n: v.to(device) for n, v in state_leaves(moment.state).items()}
@@ -369,7 +381,7 @@ class Captured:
 
 
 def _native(field: Any) -> Any:
-    """What a bound field is made of."""
+    """The field beneath a bound one."""
     return getattr(field, "native", field)
 
 
@@ -378,7 +390,7 @@ def _of_one_kind(step: int) -> Hashable:
 
 
 def _length(heard: Heard, values: int) -> int:
-    """How many steps go into one graph, for a state of so many values."""
+    """The number of steps in one graph, for a state of so many values."""
     if not heard.is_all or values > CALL_VALUES:
         return 1
     length = CALL
@@ -388,7 +400,7 @@ def _length(heard: Heard, values: int) -> int:
 
 
 def _common(kinds: Iterable[Hashable]) -> list[Hashable]:
-    """The most common kinds of steps, or none where these are too rare."""
+    """The most common kinds of steps, or none where they cover too few of the steps."""
     seen = Counter(kinds)
     common = seen.most_common(KINDS)
     covered = sum(n for _, n in common)
@@ -400,12 +412,13 @@ class CompiledParts:
     """Compiles the parts of the steps of a run (`scoretk.core.compiling.PartCompiler`).
 
     Each part has one function for each shape of an event and each setting, whatever the number of
-    rows: those that are missing to `chains` are copies of the last one. Numbers are given to it as
-    tensors, so that it serves them all.
+    rows: fewer than `chains` are filled up with copies of the last. Floats are passed as tensors,
+    so that one function serves all their values.
 
     Args:
-        field: the run's field.
-        chains: how many rows it has.
+        field: The run's field.
+        chains: The number of chains, and so of rows of a full batch.
+        made: The functions made so far, by part and setting.
     """
 
     field: Any
@@ -413,7 +426,7 @@ class CompiledParts:
     made: dict[Hashable, Callable[..., Any]] = field(default_factory=dict, repr=False)
 
     def serves(self, field: Any) -> bool:
-        """Whether it is the run's field, perhaps for some of its rows."""
+        """Whether the field is that of the run, be it for some of the rows only."""
         return _native(field) is _native(self.field)
 
     def call(self, function: Callable[..., T], field: Any, *rows: Any, **same: Any) -> T:
@@ -434,7 +447,7 @@ class CompiledParts:
     def iterate(
         self, body: Callable[..., T], field: Any, carry: T, times: int, *rows: Any, **same: Any
     ) -> T:
-        """As `scoretk.core.compiling.iterate`, cut into as few kinds of functions as will do."""
+        """As `scoretk.core.compiling.iterate`, in functions of `STRIDE` repetitions and of one."""
         while times:
             n = STRIDE if times >= STRIDE else 1
             carry = self.call(_repeated, field, carry, *rows, body=body, times=n, **same)
@@ -460,7 +473,7 @@ def _as_data(value: Any) -> Any:
 
 
 def _setting(value: Any) -> Hashable:
-    """What a function is compiled for: the form of a tensor, the value of what is none."""
+    """What a function is compiled for: a tensor's shape, dtype and device; other values as such."""
     return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
 
 
@@ -471,7 +484,7 @@ def _leaves(nest: Any) -> list[Any]:
 
 
 def _mapped(function: Callable[[Any], Any], nest: Any) -> Any:
-    """The function of all leaves of nested tuples and dicts."""
+    """Nested tuples and dicts with the function applied to each leaf."""
     if isinstance(nest, dict):
         return {name: _mapped(function, value) for name, value in nest.items()}
     if not isinstance(nest, tuple):

@@ -44,7 +44,7 @@ def drive(
     """Run from a moment to the schedule's end, yielding the moment after every block of steps.
 
     Args:
-        loop: What is run.
+        loop: What stays the same in the run.
         moment: The moment to begin from, of `begin` or of a checkpoint.
         compiled: Whether the step is compiled, or, of a solver that cannot be captured, its parts.
         recompute: Whether what a step computes on the way is not kept for gradients but computed
@@ -73,7 +73,17 @@ def drive(
 
 
 def engine_of(loop: Loop, *, compiled: bool, recompute: bool = False) -> Engine:
-    """Who makes the steps of a run, from what its solver says can be captured of it."""
+    """The engine of a run, by what its solver says can be captured of it.
+
+    Args:
+        loop: What stays the same in the run.
+        compiled: As in `drive`.
+        recompute: As in `drive`.
+
+    Returns:
+        `Eager` where nothing is compiled; `Captured` where steps can be captured whole; else
+        `Eager` with compiled parts.
+    """
     eager = Eager(loop, recompute=recompute)
     if not compiled:
         return eager
@@ -86,13 +96,13 @@ def engine_of(loop: Loop, *, compiled: bool, recompute: bool = False) -> Engine:
 class Eager:
     """The engine that makes steps one by one.
 
-    On the CPU the host first looks whether all is well, which spares the masks.
+    On the CPU each step first tests whether all chains are well, and makes no masks while they are.
 
     Args:
-        loop: what is run.
-        parts: who compiles the parts of steps that do not tune. What tunes changes what a part
-            would be made for.
-        recompute: as in `drive`.
+        loop: What stays the same in the run.
+        parts: What compiles the parts of steps that do not tune; None to compile none. (Tuning
+            changes the settings that a part would be compiled for.)
+        recompute: As in `drive`.
     """
 
     loop: Loop
@@ -135,7 +145,7 @@ class Eager:
         )
 
     def _tuned(self, now: Now, tuning: Any, step: int, probe: bool) -> tuple[Made, Any]:
-        """A step of warmup, and what is learned by then."""
+        """A step of warmup, and the state of the adaptation after it."""
         solver, field, noise = self.loop.solver, self.loop.field, self.loop.noise
         at = (noise, now.status == int(Status.OK), step, self.loop.schedule.warmup)
         new, info, tuning = solver.adaptation.update(solver, field, now.state, tuning, *at)
@@ -152,16 +162,15 @@ class Eager:
 
 
 def _made_as_found(solver: Any, field: Any, *rest: Any) -> Made:
-    """As `make_step`, the field's modules held as they are in a run: on the way back that has
-    ended.
-    """
+    """`make_step` with modules in the modes of a run, which is over when gradients call it again."""
     with left_as_found(getattr(field, "native", field), True):
         return make_step(solver, field, *rest)
 
 
 def _aligned(step: int, size: int) -> int:
-    """A block that ends on a multiple of `CALL`, so that compiled calls divide a run in the same
-    way after a resume.
+    """The length of a block of about `size` steps that ends at a multiple of `CALL`.
+
+    So compiled calls divide a run in the same way after a resume.
     """
     return (step // CALL * CALL + size) - step
 

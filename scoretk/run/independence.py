@@ -177,7 +177,11 @@ def _differing(one: Tensor, other: Tensor, before: Tensor) -> int | None:
 def _unsteady(
     asked: Question, bound: Any, x: Tensor, rows: Tensor, before: Tensor, difference: Tensor
 ) -> bool:
-    """Whether the field answers otherwise to the same question, or by as much to another last digit."""
+    """Whether the difference is no sign of dependence.
+
+    That is, where equal questions have different answers, or where a change of x in its last digit
+    changes the answer about as much as `difference`.
+    """
     if any(not torch.equal(asked(x, rows).nan_to_num(), before.nan_to_num()) for _ in range(3)):
         return True
     if "states" in offers(bound.native):

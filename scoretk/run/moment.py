@@ -28,7 +28,7 @@ path, how far beyond its start.
 its noise.
 """
 GROWN = 100.0
-"""How much farther out than halfway through the run a chain without acceptance is `DIVERGED`."""
+"""A chain without acceptance is `DIVERGED` this factor farther out than halfway through its run."""
 ATTEMPTS = 100
 """How often a chain is started anew whose energy or score is not finite."""
 
@@ -56,9 +56,18 @@ class Loop:
 class Moment:
     """All that a run is after `step` steps.
 
-    `reach` `(chains,)` follows from the start; see `reach_of`. `restarts` counts the starts of
-    chains that were made anew. `halfway` `(chains,)`, once a kernel that nothing holds is half
-    through its run, says how far out the chains were; see `outcome`.
+    Args:
+        state: The solver's state.
+        status: The `Status` code of each chain, `(chains,)`.
+        failed_at: The step at which each failed, or -1, `(chains,)`.
+        step: The number of steps made, and so the index of the next.
+        record: What was kept of them.
+        evaluations: The evaluations that the solver reported, summed over chains.
+        tuning: The state of the adaptation; None where warmup does not tune.
+        reach: The largest magnitude that x may have, `(chains,)` (see `reach_of`); None for any.
+        restarts: The number of starts made again, counting all chains at each attempt.
+        halfway: The largest magnitude of x halfway through the run, `(chains,)`, of a solver with
+            neither acceptance nor grid (see `outcome`); None before and for others.
     """
 
     state: Any
@@ -164,11 +173,12 @@ def is_free(solver: Any) -> bool:
 def outcome(moment: Moment) -> tuple[Tensor, Tensor]:
     """Status and step of failure of each chain when the run is over.
 
-    A step too long for a kernel without acceptance takes x farther out by a factor a step, and a
-    run may end before anything overflows. What does not blow up wanders, or goes to its target:
-    from half of the run to its end by a factor of two. So a chain is `DIVERGED`, at the last step,
-    that is `GROWN` times as far out as it and as half of all chains were halfway, and as the unit.
-    It is said of a run that is over only: one that goes on is the same whatever it was stopped for.
+    Where the step of a kernel without acceptance is too long, |x| grows by a factor each step, and
+    a run may end before anything overflows. A stable chain diffuses or nears its target: from half
+    of the run to its end |x| grows by about two at most. So a chain is `DIVERGED`, at the last
+    step, where |x| is above `GROWN` times the largest of 1, its own value halfway and the chains'
+    median then.
+    This is tested at the end of a run only, so that a run that is resumed is as one never stopped.
     """
     if moment.halfway is None:
         return moment.status, moment.failed_at
