@@ -259,7 +259,7 @@ def test_a_stiff_neighbour_costs_the_others_nothing():
 @pytest.mark.parametrize(
     "change",
     [
-        ("return square.mean(1, dtype=wide)", "return square.mean(dtype=wide).expand(len(square))"),
+        ("return square.mean(1, dtype=", "return square.mean().expand(len(square)).to(dtype="),
         ("over = arrived |", "over = arrived.all().expand(len(arrived)) |"),
         ("else select(active.rows)", "else velocity"),
         ("_rows(active, stay)", "_rows(active, stay.flip(0))._replace(rows=active.rows[stay])"),

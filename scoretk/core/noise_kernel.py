@@ -122,8 +122,8 @@ def fused_noise(
     _fill[grid](
         out,
         key,
-        steps,
-        chains,
+        steps.contiguous(),
+        chains.contiguous(),
         constants,
         word,
         rows,
