@@ -7,6 +7,7 @@ import torch
 
 import scoretk as stk
 from scoretk.core.arguments import count, finite, positive, tensor_like
+from scoretk.fields.base import NormalBase
 
 HUGE = 10**400
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
@@ -49,6 +50,7 @@ def test_a_number_is_finite_and_of_a_size_that_tensors_count(check, value):
         lambda: stk.VP(HUGE, HUGE),
         lambda: stk.tempered(FIELD, HUGE),
         lambda: stk.ProbabilityFlow(steps=HUGE),
+        lambda: stk.grids.logistic(PATH, 4, exponent=HUGE),
         lambda: stk.AnnealedLangevin(levels=(1e300,)),
         lambda: stk.AnnealedLangevin(levels=(1.0, 1e-200)),
         lambda: stk.Checkpoint("c", every=HUGE),
@@ -166,6 +168,43 @@ def test_what_has_no_shape_of_events_is_no_field(shape):
         lambda: stk.Discrete(wrong, (0.0, 1.0)),
         lambda: stk.log_prob(wrong, torch.zeros(1, 2)),
         lambda: stk.log_partition(wrong),
+    ):
+        with pytest.raises(stk.InvalidArgument):
+            make()
+
+
+class Foreign:
+    """A third-party field that names what it predicts."""
+
+    event_shape, path = (2,), PATH
+
+    def __init__(self, predicts):
+        self.predicts = predicts
+
+    def at(self, t):
+        return self
+
+    def predict(self, x, t):
+        return x
+
+
+def test_an_unknown_prediction_is_none_of_the_known_ones():
+    run = {"init": torch.ones(2, 2)}
+    known = stk.sample(Foreign("velocity"), stk.ProbabilityFlow("euler", steps=4), **run).final
+    assert known.isfinite().all()
+    with pytest.raises(stk.UnknownName, match="eps"):
+        stk.sample(Foreign("eps"), stk.ProbabilityFlow("euler", steps=4), **run)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 0.0, -1.0])
+def test_settings_of_grids_and_bases_are_positive_numbers(wrong):
+    for make in (
+        lambda: stk.grids.logistic(PATH, 4, exponent=wrong),
+        lambda: stk.grids.karras(PATH, 4, rho=wrong),
+        lambda: NormalBase((2,), wrong),
+        lambda: stk.Velocity(lambda x, t: x, (2,), torch.full((3, 2), math.nan)),
+        lambda: stk.grids.table(PATH, ["a", "b"]),
+        lambda: stk.grids.table(PATH, "abc"),
     ):
         with pytest.raises(stk.InvalidArgument):
             make()

@@ -32,7 +32,9 @@ def differences(device):
             key, ids, steps = (
                 v.to(device) for v in (noise._key_tensor, noise.chains, torch.tensor(STEPS))
             )
-            ids = torch.stack([ids, ids + 1], 1)[:, 0]  # a part of the chains: not next to each other
+            ids = torch.stack([ids, ids + 1], 1)[
+                :, 0
+            ]  # a part of the chains: not next to each other
             constants = transform_constants(dtype, torch.device(device))
             for kind, name in enumerate(KINDS):
                 for n in (1, 2, 3, 4, 7, 300):

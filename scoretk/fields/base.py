@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoretk.core.arguments import positive
 from scoretk.core.devices import on
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
@@ -54,6 +55,9 @@ class NormalBase:
     std: float = 1.0
 
     provides = frozenset({"energy", "score", "log_prob", "draw"})
+
+    def __post_init__(self) -> None:
+        positive("std", self.std)
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """`std z`, `(n, *event_shape)`."""
@@ -171,9 +175,9 @@ def as_base(value: object, event_shape: tuple[int, ...]) -> Base:
                 "base", value, "a distribution with an explicit transform of standard noise"
             )
     elif isinstance(value, Tensor):
-        if value.ndim == 0 or len(value) == 0:
+        if value.ndim == 0 or len(value) == 0 or not bool(value.isfinite().all()):
             raise InvalidArgument(
-                "base", value, f"at least one sample: a tensor (n, *{event_shape})"
+                "base", value, f"at least one sample, and finite ones: a tensor (n, *{event_shape})"
             )
         base = EmpiricalBase(value)
     if not isinstance(base, Drawable | DistributionField):

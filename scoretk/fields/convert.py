@@ -57,7 +57,12 @@ def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str
 
     Returns:
         Two tensors like t, not finite where the conversion is singular.
+
+    Raises:
+        UnknownName: Of a prediction.
     """
+    check_prediction(source)
+    check_prediction(target)
     if isinstance(t, float):
         t = torch.tensor(t, dtype=torch.float64)
     alpha, sigma, dalpha, dsigma = path(t)

@@ -25,7 +25,7 @@ from scoretk.core.compiling import part
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, unwritten
 from scoretk.fields.conditions import taken
-from scoretk.fields.convert import convert, row_coefficients
+from scoretk.fields.convert import check_prediction, convert, row_coefficients
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
@@ -221,10 +221,12 @@ def prediction(field: Any) -> tuple[str, GaussianPath | None]:
 
     Raises:
         MissingCapability: It has none of `velocity`, `score` and `denoise`.
+        UnknownName: What it says that it predicts is no prediction.
     """
     path = getattr(field, "path", None)
     named = getattr(field, "predicts", None)
     if named is not None and callable(getattr(field, "predict", None)):
+        check_prediction(named)
         return named, path
     for method, name in _NATIVE_OF.items():
         if method in offers(field):

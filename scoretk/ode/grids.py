@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.anatomy import left_as_found
-from scoretk.core.arguments import count, option
+from scoretk.core.arguments import count, option, positive
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import GaussianPath, Tabulated
@@ -75,6 +75,7 @@ def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
     Returns:
         `(steps + 1,)`.
     """
+    positive("exponent", exponent)
     high, low = levels(path, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     first, last = 1 / (1 + high**exponent), 1 / (1 + low**exponent)
     u = first + (last - first) * uniform(steps)
@@ -119,6 +120,7 @@ def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Tensor:
         Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
         models" (2022).
     """
+    positive("rho", rho)
     return _spaced(path, steps, lambda s: s ** (1 / rho), lambda r: r**rho)
 
 
@@ -228,11 +230,13 @@ def table(path: GaussianPath, given: Sequence[float], steps: int | None = None) 
     Raises:
         InvalidArgument: The levels do not decrease, are negative, or cannot be interpolated.
     """
-    level = torch.as_tensor(given, dtype=torch.float64).flatten()
+    decreasing = "at least two decreasing levels sigma/alpha, none negative"
+    try:
+        level = torch.as_tensor(given, dtype=torch.float64).flatten()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidArgument("given", given, decreasing) from error
     if len(level) < 2 or not bool((level.diff() < 0).all()) or float(level[-1]) < 0:
-        raise InvalidArgument(
-            "given", given, "at least two decreasing levels sigma/alpha, none negative"
-        )
+        raise InvalidArgument("given", given, decreasing)
     if steps is not None:
         if not bool(level.isfinite().all() and (level > 0).all()):
             raise InvalidArgument(

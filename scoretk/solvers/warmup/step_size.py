@@ -131,7 +131,8 @@ def harmonic_acceptance(accept: Tensor, usual: Tensor, diverging: Tensor) -> flo
         return 0.0
     mean = (1 / sound.clamp(min=LEAST)).mean()
     all_usual, slowness = torch.stack([wide(usual.sum()), wide(mean)]).tolist()  # in one read
-    return len(sound) / all_usual / slowness
+    harmonic: float = len(sound) / all_usual / slowness
+    return harmonic
 
 
 def first_step_size(
