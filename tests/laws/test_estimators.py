@@ -11,11 +11,12 @@ from scipy import stats
 import scoretk as stk
 from scoretk.diagnostics import convergence, discrepancies, distances, mixing, quality, summary
 from scoretk.diagnostics.verdict import Sampler
-from scoretk.fields.paths import VP
+from scoretk.fields.base import NormalBase
+from scoretk.fields.paths import VE
 from scoretk.fields.resolve import resolve
 from scoretk.inference import likelihood
 from scoretk.inference.encoding import Flow, corrected_end, interpolate, short_of_the_end
-from scoretk.inference.partition import _families, _log_mean, _stretched
+from scoretk.inference.partition import _families, _log_mean, _stretched, find_ladder
 from scoretk.solvers.importance import Ladder
 
 RNG = np.random.default_rng(0)
@@ -270,7 +271,7 @@ def test_copies_are_nearer_than_held_out_rows_are():
 
 # Likelihoods and latents.
 
-PATH = VP(0.2, 9.0)
+PATH = VE(0.05, 3.0)
 MEAN, STD = torch.tensor([0.4, -1.0]).double(), torch.tensor([0.6, 1.4]).double()
 
 
@@ -285,13 +286,13 @@ X = torch.tensor(RNG.normal(size=(5, 2)))
 
 
 def test_the_density_of_a_noised_gaussian_is_known():
-    """The base is N(0, 1), the end of the path N(alpha m, alpha^2 s^2 + sigma^2) at t = 0: the flow's own density follows."""
+    """Between times a Gaussian is stretched about its mean: the flow's own density at the data follows from the base's."""
     found = stk.log_prob(FIELD, X, rtol=1e-6, atol=1e-6)
-    alpha, sigma = float(PATH.alpha(0.0)), float(PATH.sigma(0.0))
-    spread = (alpha**2 * STD**2 + sigma**2).sqrt()
-    latents = alpha * MEAN + spread * (X - MEAN) / STD
+    (alpha, sigma), (end, left) = ((float(PATH.alpha(t)), float(PATH.sigma(t))) for t in (0.0, 1.0))
+    spread = (alpha**2 * STD**2 + sigma**2).sqrt() / (end**2 * STD**2 + left**2).sqrt()
+    latents = alpha * MEAN + spread * (X - end * MEAN)
     base = torch.distributions.Normal(0.0, sigma).log_prob(latents).sum(1)
-    right = base + (spread / STD).log().sum()
+    right = base + spread.log().sum()
     torch.testing.assert_close(found.value, right, rtol=1e-4, atol=1e-4)
     assert float(found.stderr.abs().max()) == 0
     there = stk.encode(FIELD, X, rtol=1e-6, atol=1e-6)
@@ -345,7 +346,7 @@ def test_interpolation_turns_evenly_and_stretches_evenly():
 
 def test_bits_per_dimension_are_means_over_dequantisations():
     cells = torch.tensor([[0.0, 3.0], [2.0, 1.0]], dtype=torch.float64)
-    levels, low, high = 4, -2.0, 2.0
+    levels, low, high = 4, -2.0, 1.0
     seen = []
 
     class Law:
@@ -425,12 +426,37 @@ def test_a_ladder_is_stretched_evenly_in_its_levels():
 def test_log_z_of_known_laws():
     """A Gaussian with another scale and constant, from a base whose own constant counts."""
     field = stk.Energy(lambda x: (x**2).sum(1) / (2 * 0.8**2) + 1.7, (2,))
-    base = stk.from_distribution(
-        torch.distributions.Independent(
-            torch.distributions.Normal(torch.full((2,), 0.2), torch.full((2,), 1.1)), 1
-        )
-    )
+    base = NormalBase((2,), 1.3)
     found = stk.log_partition(field, base, chains=256, pilot=128, check=False, dtype=torch.float64)
     right = 2 * math.log(0.8 * math.sqrt(2 * math.pi)) - 1.7
     assert abs(float(found.value) - right) < 6 * float(found.stderr)
     assert float(found.stderr) < 0.1
+    assert found.method.startswith("AIS (")
+
+
+def test_a_ladder_has_a_level_wherever_the_weights_lose_a_tenth():
+    """From N(0, 1) to N(0, s^2), both known: at each level of the pilot the weights keep about nine tenths of their number."""
+    s, d = 0.2, 3
+    field = stk.Energy(lambda x: (x**2).sum(1) / (2 * s**2), (d,))
+    kernel = stk.MALA(0.3)
+    ladder, _ = find_ladder(
+        field,
+        NormalBase((d,), 1.0),
+        kernel=kernel,
+        moves=1,
+        levels=None,
+        refine=False,
+        chains=512,
+        seed=0,
+        device=None,
+        dtype=torch.float64,
+    )
+    precision = [1 + w * (1 / s**2 - 1) for w in ladder.weights]
+    shares = []
+    for before, after in itertools.pairwise(precision):
+        step = after - before  # of the weights exp(-step x^2 / 2) under N(0, 1 / before)
+        mean, square = (1 + step / before) ** (-d / 2), (1 + 2 * step / before) ** (-d / 2)
+        shares.append(mean**2 / square)
+    assert len(shares) > 5
+    assert all(abs(share - 0.9) < 0.04 for share in shares[:-1])
+    assert shares[-1] > 0.86

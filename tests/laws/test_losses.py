@@ -228,6 +228,32 @@ def test_contrastive_divergence_is_the_gap_of_energies_after_its_steps():
     assert not torch.equal(*made)
 
 
+def test_contrastive_divergence_leaves_out_negatives_that_failed():
+    def wall(x):
+        inside = torch.where(x[:, 0] > 1, torch.nan, 1.0)
+        return (x**2).sum(1) / 2 * inside
+
+    data = torch.tensor([[0.9, 0.0], [-1.0, 0.5], [0.95, 1.0], [0.3, 0.3]], dtype=torch.float64)
+    field = stk.Energy(wall, (2,))
+    cd = ContrastiveDivergence(stk.ULA(0.05), steps=3, seed=1)
+    found = cd(field, data)
+    noise, x, well = (
+        Noise(derive(1, 0), 4, dtype=torch.float64),
+        data,
+        torch.ones(4, dtype=torch.bool),
+    )
+    for step in range(3):
+        z = noise.normal(step, Stream.PROPOSAL, (2,), torch.float64)
+        there = x - 0.05 * x + math.sqrt(0.1) * z
+        well = well & (there[:, 0] <= 1)
+        x = torch.where(well[:, None], there, x)
+    assert 0 < int(well.sum()) < 4
+    torch.testing.assert_close(found.negatives, x)
+    right = field.energy(data).mean() - field.energy(x[well]).mean()
+    torch.testing.assert_close(found.loss, right)
+    assert cd.last["failed"] == 4 - int(well.sum())
+
+
 def test_a_replay_buffer_keeps_ages_and_lineages():
     size, refresh = 40, 0.25
     buffer = ReplayBuffer(size, refresh)

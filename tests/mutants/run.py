@@ -2,12 +2,13 @@
 
 Each mutant of the list (`listed.py`) is put into a copy of the package, and the tests that cover its file run until one fails.
 The test that killed it is run once on the copy without it as well: where it fails there too, it says nothing, and the others go
-on without it. A mutant that ends in no time limit, or whose package cannot be imported, is killed as well.
+on without it. A mutant whose tests do not end in time, or with which the package cannot be imported, is killed as well.
 
-    python -m tests.mutants.run [first] [fresh] [--only TEXT] [--afresh]
+    python -m tests.mutants.run [first] [fresh] [--only TEXT] [--afresh] [--laws]
 
-goes through those that are not known to be killed (all, with `--afresh`), remembers each outcome in `build/mutants.json`, and
-writes docs/mutants.md. Every mutant runs in a fork of one process that has imported torch once, and imports the package anew.
+goes through those that are not known to be killed (all, with `--afresh`), under all tests that cover their files (under those
+of `tests/laws` alone, which takes seconds, with `--laws`), remembers each outcome in `build/mutants.json`, and writes
+docs/mutants.md. Every mutant runs in a fork of one process that has imported torch once, and imports the package anew.
 """
 
 import argparse
