@@ -10,7 +10,7 @@ from scipy import stats
 
 import scoretk as stk
 from scoretk.diagnostics import convergence, discrepancies, distances, mixing, quality, summary
-from scoretk.diagnostics.verdict import Sampler
+from scoretk.diagnostics.verdict import Sampler, findings
 from scoretk.fields.base import NormalBase
 from scoretk.fields.paths import VE
 from scoretk.fields.resolve import resolve
@@ -170,6 +170,20 @@ def test_chains_that_vary_more_than_their_draws_allow():
     right = float(mixing.f_deviate(np.array(f), c, c * n / (3 * tau[0])))
     assert mixing.between(x, slack, 0.4)[0] == pytest.approx(right)
     assert mixing.z_limit(1e-3, 50) == pytest.approx(stats.norm.isf(1e-3 / 50))
+
+
+def test_the_largest_of_many_comparisons_is_held_to_the_limit_of_many():
+    """Of three hundred coordinates of independent draws some exceed what one alone would not, and nothing is told."""
+    x = np.random.default_rng(13).normal(size=(24, 20, 300))
+    scores = mixing.normal_scores(np.ascontiguousarray(x.transpose(2, 0, 1)))
+    z = np.abs(mixing.drift(scores, np.zeros(300, bool))[0]).max()
+    assert z > mixing.z_limit(1e-3, 2)
+    well, names = torch.zeros(24, dtype=torch.int64), [f"x[{i}]" for i in range(300)]
+    found = findings(x, names, well, well - 1, {}, Sampler())
+    assert [f.problem for f in found if f.kind != "few"] == []
+    x[:, 10:, 3] += 1.2
+    kinds = {f.kind for f in findings(x[:, :, :5], names[:5], well, well - 1, {}, Sampler())}
+    assert "drift" in kinds
 
 
 def test_the_fraction_of_energy_that_a_step_renews():

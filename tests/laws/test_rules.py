@@ -455,6 +455,20 @@ def test_grids_are_even_in_what_they_say():
     np.testing.assert_allclose(found, [300.0, *between, 1e-4], rtol=1e-9)
 
 
+def test_an_adapted_grid_is_even_in_its_density_of_errors():
+    """Of `dx/dt = exp(a t)` that density is `exp(a t / (order + 1))`; half of the grid's is the default's, even here."""
+    a, order, n = 8.0, 3, 16
+    field = stk.Velocity(
+        lambda x, t: torch.exp(a * t)[:, None].expand_as(x),
+        (1,),
+        base=torch.linspace(-2, 2, 50, dtype=torch.float64)[:, None],
+    )
+    times = grids.adapt(field, n, order=order).numpy()
+    b = a / (order + 1)
+    reached = ((np.exp(b * times) - 1) / (math.exp(b) - 1) + times) / 2
+    np.testing.assert_allclose(reached, np.arange(n + 1) / n, atol=0.02)
+
+
 def test_the_adjoint_of_a_linear_flow_is_its_matrix():
     """`dx/dt = a (k x + b)`: the end is linear in x and has a closed form in k."""
     k = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
