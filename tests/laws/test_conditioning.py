@@ -233,3 +233,29 @@ def test_a_mixture_shares_by_density():
         wi * torch.exp(-e(y) - z) for wi, e, z in zip(w, energies, log_z, strict=True)
     ).log()
     torch.testing.assert_close(field.score(x), torch.autograd.grad(value.sum(), y)[0])
+
+
+def test_dps_goes_all_the_way_where_a_likelihood_curves_upwards():
+    def log_likelihood(x):
+        return (x**2).sum(1) / 50
+
+    g = DATA / 25
+    right = g @ V
+    np.testing.assert_allclose(shifts(DPS(1.0, SPREAD), log_likelihood), right, rtol=1e-6)
+
+
+def test_a_gaussian_likelihood_is_normalised():
+    law = stk.LinearGaussian(tensor(A), tensor(Y), STD)
+    right = torch.distributions.Normal(tensor(X) @ tensor(A).T, STD).log_prob(tensor(Y)).sum(1)
+    torch.testing.assert_close(law.log_likelihood(tensor(X)), right)
+
+
+def test_weights_of_a_mixture_are_shares():
+    laws = [
+        torch.distributions.Independent(torch.distributions.Normal(torch.full((3,), m), 1.0), 1)
+        for m in (0.0, 2.0)
+    ]
+    x = tensor(X).float()
+    found = stk.mixture([stk.from_distribution(v) for v in laws], (1, 3)).log_prob(x)
+    right = (laws[0].log_prob(x).exp() / 4 + laws[1].log_prob(x).exp() * 3 / 4).log()
+    torch.testing.assert_close(found, right)

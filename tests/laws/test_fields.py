@@ -6,15 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import distributions as td
 
 import scoretk as stk
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
+from scoretk.errors import InvalidArgument
+from scoretk.fields.alike import alike
 from scoretk.fields.base import NormalBase
 from scoretk.fields.bridge import Bridge, Stretched
 from scoretk.fields.convert import PREDICTIONS, convert
 from scoretk.fields.discrete import Discrete
 from scoretk.fields.paths import EDM, VE, VP, Cosine, Interpolant, Linear, SubVP, Tabulated
+from scoretk.fields.states import check_states, uniform_states
+from scoretk.fields.supports import bijection, ordered
 
 TIMES = (0.07, 0.31, 0.47, 0.83)
 BETAS = (0.3, 12.0)
@@ -207,3 +212,81 @@ def test_a_noised_field_is_its_weighted_mean(estimator):
     assert float(found.stderr) == pytest.approx(math.sqrt((r**2 * variance).sum()), rel=1e-8)
     share = weights / weights.sum()
     assert float(found.effective) == pytest.approx(1 / np.square(share).sum(), rel=1e-8)
+
+
+def test_draws_of_distributions_are_transforms_of_their_noise():
+    """Of a low-rank normal `m + W z + sqrt(D) e`, of a mixture the component whose part of [0, 1) the uniform is in."""
+    noise = Noise(2, 400, dtype=torch.float64)
+    loc, factor, diagonal = (
+        torch.randn(*s, generator=torch.Generator().manual_seed(1)) for s in ((3,), (3, 2), (3,))
+    )
+    law = td.LowRankMultivariateNormal(loc, factor, diagonal.exp())
+    low = noise.normal(0, Stream.START, (2,), torch.float32)
+    full = noise.normal(1, Stream.START, (3,), torch.float32)
+    right = loc + low @ factor.T + diagonal.exp().sqrt() * full
+    torch.testing.assert_close(stk.from_distribution(law).draw(400, noise), right)
+    shares, means = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([-5.0, 0.0, 7.0])
+    law = td.MixtureSameFamily(td.Categorical(shares), td.Normal(means, 0.1))
+    z = noise.normal(0, Stream.START, (3,), torch.float32)
+    u = noise.uniform(1, Stream.START, (), torch.float32)
+    chosen = (u > 0.2).long() + (u > 0.7).long()
+    right = (means + 0.1 * z)[torch.arange(400), chosen]
+    torch.testing.assert_close(stk.from_distribution(law).draw(400, noise), right)
+
+
+def test_fields_are_alike_where_their_numbers_and_dtypes_are():
+    x = torch.tensor([1.0, 2.0])
+    assert alike(x, x.clone())
+    assert not alike(x, x.double())
+    assert not alike(x, x + 1)
+
+
+def test_states_are_different_and_begin_evenly():
+    with pytest.raises(InvalidArgument, match="different"):
+        check_states((0.0, 1.0, 1.0), (2,))
+    noise, states = Noise(3, 50), (-1.0, 0.5, 2.0)
+    u = noise.uniform(0, Stream.START, (4,))
+    right = torch.tensor(states)[(u * 3).long()].reshape(50, 2, 2)
+    assert torch.equal(uniform_states(states, (2, 2), noise), right)
+    assert set(right.flatten().tolist()) == set(states)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "shape"),
+    [
+        (td.constraints.corr_cholesky, (3, 3)),
+        (td.constraints.lower_cholesky, (2, 2)),
+        (td.constraints.positive_definite, (2, 2)),
+        (td.constraints.simplex, (4,)),
+        (
+            td.constraints.interval(
+                torch.tensor([-1.0, 0.0]).double(), torch.tensor([3.0, 0.5]).double()
+            ),
+            (2,),
+        ),
+        (td.constraints.interval(-1.0, 2.5), (2,)),
+        (td.constraints.greater_than(0.5), (2,)),
+        (ordered, (3,)),
+    ],
+    ids=str,
+)
+def test_the_jacobian_of_a_constraint_is_that_of_its_map(constraint, shape):
+    """The determinant of the derivative by autograd, onto the entries that are free."""
+    space = bijection(constraint)
+    free = space.free_shape(shape)
+    z = torch.randn(1, *free, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def entries(z):
+        x = space.constrain(z[None])[0]
+        if constraint is td.constraints.simplex:
+            return x[:-1]
+        if x.ndim == 2:
+            diagonal = 0 if constraint is not td.constraints.corr_cholesky else -1
+            return x[tuple(torch.tril_indices(*x.shape, diagonal))]
+        return x
+
+    matrix = torch.autograd.functional.jacobian(entries, z[0]).reshape(-1, z[0].numel())
+    found = space.log_jacobian(z, space.constrain(z))
+    right = float(torch.linalg.slogdet(matrix)[1])
+    assert float(found.sum()) == pytest.approx(right, rel=1e-8)
+    torch.testing.assert_close(space.unconstrain(space.constrain(z)), z)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 import scoretk as stk
 from scoretk.core.noise import Noise
@@ -789,3 +790,77 @@ def test_distances_between_one_hot_states_are_those_of_their_vectors():
     vectors = torch.eye(4, dtype=torch.float64)
     expected = (x[0][:, None] - vectors[None]).square().sum(-1)
     torch.testing.assert_close(_distances(x, "one-hot")[0], expected)
+
+
+def test_published_settings():
+    du = stk.ULA.du_mordatch()
+    assert (du.step_size, du.clip, du.box) == (10.0, 0.01, (0.0, 1.0))
+    assert math.sqrt(2 * du.step_size * du.temperature) == pytest.approx(0.005)
+    jem = stk.ULA.jem()
+    assert (jem.step_size, math.sqrt(2 * jem.temperature)) == (1.0, pytest.approx(0.01))
+    ncsn = stk.AnnealedLangevin.ncsn()
+    np.testing.assert_allclose(ncsn.levels, np.geomspace(1, 0.01, 10))
+    assert (ncsn.steps_per_level, ncsn.step_size, ncsn.denoise) == (100, 1e-5, False)
+
+
+def test_adjusted_mclmc_takes_the_steps_that_its_length_needs():
+    eps, length = 0.4, 1.5
+
+    def one(draw, step, x, _):
+        there, _, error = isokinetic(x, unit(draw.z(step)), eps, 4, np.ones(D))
+        x, accept = chosen(draw, step, x, there, -error)
+        return x, {"accept": accept, "evaluations": 4 * 2}, None
+
+    solver = stk.AdjustedMCLMC(eps, length, jitter=0.0, metric="none")
+    noise, bound, state = begun(solver, spread=2.0)
+    draw, x = Draw(noise), state.x.numpy().copy()
+    for step in range(5):
+        state, info = solver.step(bound, state, noise)
+        x, told, _ = one(draw, step, x, None)
+        np.testing.assert_allclose(state.x.numpy(), x, rtol=1e-8)
+        assert info["evaluations"].tolist() == [told["evaluations"]] * N
+    assert stk.AdjustedMCLMC.reach == pytest.approx(math.pi / 2)
+    assert stk.MCLMC.reach == 1
+
+
+def test_techniques_of_ncsnv2():
+    """The overlap of the radii of two levels; the step after which the noise that is left is that of the next level."""
+    ratio, dim = 1.05, 200
+    shift = math.sqrt(2 * dim) * (ratio - 1)
+    right = norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio)
+    assert stk.ncsnv2_overlap(ratio, dim) == pytest.approx(right, rel=1e-9)
+    assert stk.ncsnv2_overlap(stk.ncsnv2_ratio(dim), dim) == pytest.approx(0.5)
+    last, gamma, steps = 0.1, 1.2, 5
+    eps = stk.ncsnv2_step_size([last * gamma, last], steps)
+
+    def off(size):
+        """By how much the variance left differs from that of the level, relative to it."""
+        variance = (gamma * last) ** 2
+        for _ in range(steps):  # Langevin on N(0, s^2): x' = (1 - eps / s^2) x + sqrt(2 eps) z
+            variance = (1 - size / last**2) ** 2 * variance + 2 * size
+        return abs(variance / last**2 - 1)
+
+    assert off(eps) <= min(off(q * last**2) for q in np.linspace(0.001, 0.999, 999)) + 1e-6
+
+
+def test_draws_of_a_base_are_brought_to_the_first_level():
+    solver = stk.AnnealedLangevin((2.0, 0.5), 1, 0.01)
+    bound = resolve(TIMED, solver.needs, timed=True)
+    x = torch.ones(2, D, dtype=torch.float64)
+    t = float(PATH.t(-2 * math.log(2.0)))
+    torch.testing.assert_close(solver.start(bound, x, None), x * scales(t)[1] / scales(0.0)[1])
+
+
+def test_a_corrector_by_the_samples_own_score_goes_no_further_than_the_denoised_data():
+    """Where the score is small the step of its rule is cut at s^2, which leads to D with the noise of that step."""
+    field = stk.Diffusion(lambda x, t: x / PATH.alpha(t)[:, None] + 1e-3, (D,), PATH, "data")
+    solver = stk.ReverseSDE("ancestral", grid=GRID[1:3], corrector=1, snr=0.5, rule="sample")
+    noise = Noise(11, N, dtype=torch.float64)
+    bound = resolve(field, solver.needs, timed=True)
+    x = noise.normal(0, Stream.USER, (D,), torch.float64)
+    state = solver.step(bound, solver.init(bound, x, noise), noise)[0]
+    alpha, sigma = scales(GRID[2])
+    y, s = state.x / alpha, sigma / alpha
+    z = torch.tensor(Draw(noise).z(1))
+    right = alpha * (y + 1e-3 + math.sqrt(2) * s * z)
+    torch.testing.assert_close(solver.step(bound, state, noise)[0].x, right)

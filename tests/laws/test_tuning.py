@@ -346,13 +346,13 @@ def quartic(x):
 
 def test_an_approach_is_its_recursion():
     """Single leapfrog steps, each chain with its own size and curvatures from secants."""
-    place_x = torch.tensor([[40.0, -4.0], [3.0, 2.0], [0.1, 0.2]], dtype=torch.float64)
+    place_x = torch.tensor([[40.0, -4.0]] * 6 + [[3.0, 2.0], [0.1, 0.2]], dtype=torch.float64)
     field = resolve(stk.Energy(quartic, (2,)), {"energy", "score"}, timed=False)
-    noise = Noise(4, 3, dtype=torch.float64)
+    noise = Noise(4, 8, dtype=torch.float64)
     place = approach.Place(place_x, *field.energy_and_grad(place_x))
     own = approach.Stride(
-        torch.tensor([-4.0, -0.4, 0.2], dtype=torch.float64),
-        torch.full((3, 2), 0.5, dtype=torch.float64),
+        torch.tensor([-2.9, -2.7, -2.6, -2.5, -2.4, -2.3, -0.4, 0.2], dtype=torch.float64),
+        torch.full((8, 2), 0.5, dtype=torch.float64),
     )
     step, steps, index = 1, 20, torch.tensor(7)
     found, learned, report = approach.stride(field, place, own, noise, index, step, steps)
@@ -375,7 +375,7 @@ def test_an_approach_is_its_recursion():
         own.log_curvature.numpy().copy(),
     )
     for i in range(n):
-        for row in range(3):
+        for row in range(8):
             eps, s, p = (
                 math.exp(log_size[row]) * factors[row, i],
                 np.exp(-log_h[row] / 2),
@@ -386,8 +386,9 @@ def test_an_approach_is_its_recursion():
             after = half - eps / 2 * s * g(there)
             secant = np.log(np.abs(g(there) - g(x[row]))) - np.log(np.abs(there - x[row]))
             counted = [min(v @ v / 2, most) for v in (p, after)]
-            capped += after @ after / 2 > most
             accept = math.exp(min(e(x[row]) - e(there) + counted[0] - counted[1], 0))
+            whole = e(x[row]) - e(there) + (p @ p - after @ after) / 2
+            capped += accept > 0.9 and whole < -1
             if u[row, i] < accept:
                 x[row], log_h[row] = there, log_h[row] + 0.2 * (secant - log_h[row])
             log_size[row] += 0.5 * (accept - 0.8)
