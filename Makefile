@@ -10,10 +10,10 @@ demo: $(STAMP)
 	$(BIN)/scoretk demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 compiled: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m 'compiled and not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'compiled and not slow'
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

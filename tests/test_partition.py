@@ -277,12 +277,12 @@ def test_the_ladder_is_reproducible_and_as_long_as_asked():
     }
     runs = [
         find_ladder(SHIFTED, NormalBase((3,)), levels=n, dtype=None, **settings)[0]
-        for n in (None, None, 3, 50)
+        for n in (None, None, 3, 20)
     ]
     assert runs[0].weights == runs[1].weights
-    assert [r.levels for r in runs[2:]] == [3, 50]
+    assert [r.levels for r in runs[2:]] == [3, 20]
     assert all(a < b for r in runs for a, b in zip(r.weights, r.weights[1:], strict=False))
-    assert runs[3].scales.shape == (50, 3)
+    assert runs[3].scales.shape == (20, 3)
 
 
 @pytest.mark.filterwarnings("ignore:log_partition")
