@@ -536,6 +536,7 @@ def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
 @pytest.mark.parametrize("blocks", [(21,), (5, 16), (1, 9, 11)], ids=str)
 def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(monkeypatch, blocks):
     starts, read = [], Tape.read
+    monkeypatch.setattr(capture, "CALL", 4)
     monkeypatch.setattr(
         capture, "compiled", lambda function, key: function
     )  # it is about the engine's division of a run
