@@ -119,6 +119,7 @@ class Eager:
         record, evaluations, tuning = moment.record, moment.evaluations, moment.tuning
         kept, total = schedule.kept_before(moment.step), schedule.kept_before(schedule.total)
         probe = now.status.device.type == "cpu" and not bool(now.status.any())
+        spent: Tensor | int = 0  # read at the end of the block, as a device waits for its reader
         with parts_compiled_by(None if tunes else self.parts):
             for step in range(moment.step, moment.step + steps):
                 before = now.status
@@ -129,7 +130,7 @@ class Eager:
                 now = made.now
                 probe = probe and (now.status is before or not bool(now.status.any()))
                 if made.evaluations is not None:
-                    evaluations += int(made.evaluations.sum())
+                    spent = made.evaluations.sum() + spent
                 if schedule.keeps(step):
                     record = recorder.add(record, now.state.x, made.stats, kept, total)
                     kept += 1
@@ -140,7 +141,7 @@ class Eager:
             failed_at=now.failed_at,
             step=moment.step + steps,
             record=record,
-            evaluations=evaluations,
+            evaluations=evaluations + int(spent),
             tuning=tuning,
         )
 
