@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -207,4 +208,29 @@ def test_settings_of_grids_and_bases_are_positive_numbers(wrong):
         lambda: stk.grids.table(PATH, "abc"),
     ):
         with pytest.raises(stk.InvalidArgument):
+            make()
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), torch.zeros(2), [0, 0], {}, ()], ids=repr)
+def test_what_is_no_name_is_not_compared_with_names(value):
+    """An array compared with a string is an array, which is neither true nor false."""
+    rows, run = torch.zeros(2, 2), {"chains": 2, "steps": 2}
+    for make in (
+        lambda: stk.sample(FIELD, value),
+        lambda: stk.sample(FIELD, stk.ULA(0.1), grad=value, **run),
+        lambda: stk.sample(FIELD, stk.ULA(0.1), keep=value, **run),
+        lambda: stk.log_prob(TIMED, rows, method=value),
+        lambda: stk.log_prob(TIMED, rows, trace=value),
+        lambda: stk.log_prob(TIMED, rows, trace="hutchinson", probe_law=value),
+        lambda: stk.log_partition(FIELD, method=value),
+        lambda: stk.smoothed(FIELD, PATH, estimator=value),
+        lambda: stk.Diffusion(TIMED.net, (2,), PATH, value),
+        lambda: stk.from_timesteps(TIMED.net, torch.linspace(0.99, 0.01, 5), (2,), value),
+        lambda: stk.from_sigmas(TIMED.net, (2,), predicts=value),
+        lambda: stk.from_reversed_time(TIMED.net, (2,), PATH, value),
+        lambda: stk.ProbabilityFlow(value),
+        lambda: stk.ReverseSDE(value),
+        lambda: stk.HMC(metric=value),
+    ):
+        with pytest.raises(stk.ScoretkError):
             make()

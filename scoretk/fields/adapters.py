@@ -90,6 +90,7 @@ def from_timesteps(
     if not isinstance(integer, bool):
         raise InvalidArgument("integer", integer, "True or False")
     path = Tabulated(numbers("alphas_cumprod", alphas_cumprod))
+    check_prediction(predicts)
     if predicts in ("noise", "score") and float(path.alpha(0.0)) == 0:
         raise InvalidArgument(
             "predicts",

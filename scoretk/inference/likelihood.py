@@ -70,6 +70,7 @@ from scoretk.run.draws import Cost
 __all__ = ["Estimate", "bits_per_dim", "divergence", "log_prob"]
 
 EXACT_TRACE_UP_TO = 32
+TRACES = ("exact", "hutchinson", "hutch++")
 ABREAST = 64
 """How many directions a vectorised backward pass takes at once."""
 
@@ -164,7 +165,7 @@ def log_prob(
     ids, given = row_ids(rows, points), conditions(cond, len(points))
     points, given = as_networks_take(field, points, given)
     solve = Solve(method, steps, grid, rtol, atol, max_steps)
-    option("trace", trace or "exact", ("exact", "hutchinson", "hutch++"))
+    option("trace", "exact" if trace is None else trace, TRACES)
     option("probe_law", probe_law, ("rademacher", "gaussian"))
     score = _own_density(field, seed, plain=rows is None and batch is None) or _flow_density(
         field, solve, trace, probes, probe_law, seed
