@@ -1,0 +1,106 @@
+"""What becomes of an error in the code of a plugin, and which plugin a name means."""
+
+import os
+import sys
+
+import pytest
+
+from scoretk.errors import (
+    AmbiguousName,
+    BrokenPlugin,
+    InvalidArgument,
+    MissingDependency,
+    ScoretkError,
+    UnknownName,
+)
+from scoretk.plugins import catalog
+from scoretk.plugins.catalog import Catalog
+from scoretk.plugins.discovery import Broken, Entry, normalised
+
+OWN = {"mala": "scoretk.solvers.mala:MALA", "ula": "scoretk.solvers.ula:ULA"}
+
+
+def of_others(*names):
+    """Entries of other packages, `(distribution, name)`."""
+    return [Entry(f"{d}/{n}", n, d, "1.0", f"{d}:{n}") for d, n in names]
+
+
+@pytest.fixture
+def known(monkeypatch):
+    others = of_others(("other", "mala"), ("one", "walk"), ("two", "walk"), ("my-pkg", "jump"))
+    monkeypatch.setattr(catalog, "discover", lambda group: others)
+    return Catalog("scoretk.nothing", "solver", OWN)
+
+
+def test_a_name_means_an_id_then_a_built_in_then_whoever_alone_has_it(known):
+    assert known.find("mala").id == "scoretk/mala"
+    assert known.find("other/mala").id == "other/mala"
+    assert known.find("jump").id == known.find("My_Pkg/jump").id == "my-pkg/jump"
+    assert normalised("My__Pkg.x") == "my-pkg-x"
+    with pytest.raises(AmbiguousName):
+        known.find("walk")
+    with pytest.raises(UnknownName):
+        known.find("one/mala")
+
+
+def raised(known, error, stage="load", given=None):
+    entry = known.find("ula")
+    with pytest.raises(BaseException) as caught, known.isolated(entry, stage, given):
+        raise error
+    recorded = [item for item in known.listing() if item.id == entry.id]
+    return caught.value, isinstance(recorded[0], Broken)
+
+
+def test_an_error_is_recorded_until_the_same_stage_succeeds(known):
+    told, recorded = raised(known, RuntimeError("no"))
+    assert isinstance(told, BrokenPlugin)
+    assert isinstance(told.__cause__, RuntimeError)
+    assert recorded
+    entry = known.find("ula")
+    with known.isolated(entry, "describe"):
+        pass
+    assert any(isinstance(item, Broken) for item in known.listing())
+    with known.isolated(entry, "load"):
+        pass
+    assert not any(isinstance(item, Broken) for item in known.listing())
+
+
+def test_what_is_no_fault_of_the_plugin_passes_as_it_is(known):
+    missing = MissingDependency("POT", "transport", "optimal_coupling")
+    assert raised(known, missing) == (missing, False)
+    refused = InvalidArgument("step_size", -1, "a positive number")
+    assert raised(known, refused, given={"step_size": -1}) == (refused, False)
+    told, recorded = raised(known, refused)
+    assert isinstance(told, BrokenPlugin)
+    assert recorded
+
+
+def test_nothing_is_recorded_of_arguments_that_may_be_at_fault(known):
+    told, recorded = raised(known, ValueError("bad"), given={"width": 3})
+    assert isinstance(told, BrokenPlugin)
+    assert "width=3" in str(told)
+    assert not recorded
+
+
+def test_an_interrupt_passes_but_in_a_survey(known):
+    told, recorded = raised(known, KeyboardInterrupt())
+    assert isinstance(told, KeyboardInterrupt)
+    assert not recorded
+    with known.survey():
+        told, recorded = raised(known, KeyboardInterrupt())
+    assert isinstance(told, ScoretkError)
+    assert recorded
+
+
+def test_the_process_is_as_it_was(known, monkeypatch):
+    monkeypatch.setenv("SCORETK_BEFORE", "1")
+    path, folder = list(sys.path), os.getcwd()
+    with known.isolated(known.find("ula"), "load"):
+        os.environ["SCORETK_WITHIN"] = os.environ.pop("SCORETK_BEFORE")
+        sys.path[:] = ["/nowhere", *sys.path[1:]]
+        os.chdir("/")
+    assert os.environ["SCORETK_BEFORE"] == "1"
+    assert "SCORETK_WITHIN" not in os.environ
+    assert sys.path == [*path, "/nowhere"]
+    assert os.getcwd() == folder
+    sys.path.remove("/nowhere")
