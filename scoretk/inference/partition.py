@@ -206,6 +206,8 @@ def log_partition(
     option("method", method, ("ais", "smc"))
     chains, pilot = count("chains", chains, least=2), count("pilot", pilot, least=16)
     moves, check = count("moves", moves, least=1), flag("check", check)
+    levels = None if levels is None else count("levels", levels, least=1)
+    given = None if kernel is None else as_kernel(kernel, sweeps=True)
     device = None if device is None else as_device("device", device)
     dtype = None if dtype is None else float_dtype("dtype", dtype)
     island = min(chains, ISLAND) if island is None else count("island", island, least=2)
@@ -217,7 +219,7 @@ def log_partition(
         else _look(field, seed, device, dtype)
     )
     start = _base(field, base, look)
-    inner = _default_kernel(field, start) if kernel is None else as_kernel(kernel, sweeps=True)
+    inner = _default_kernel(field, start) if given is None else given
     if getattr(inner, "step_size", 1.0) is None:
         inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
     check_settled("kernel", inner)  # before the pilot spends anything
