@@ -540,6 +540,7 @@ def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(m
     monkeypatch.setattr(
         capture, "compiled", lambda function, key: function
     )  # it is about the engine's division of a run
+    monkeypatch.setattr(capture, "_length", lambda heard, values: 4)
     monkeypatch.setattr(Tape, "read", lambda self, step: (starts.append(step), read(self, step))[1])
     solver = stk.HMC(leapfrogs=2, step_size=0.3, metric="none")
     bound, noise = resolve(stk.Energy(hole, (2,)), solver.needs), stk.Noise(3, 6)

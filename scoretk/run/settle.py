@@ -73,8 +73,9 @@ def settled(new: Any, info: Info, now: Now, step: int | Tensor, probe: bool) -> 
     """
     evaluations = info.get("evaluations")
     if probe and "status" not in info and all_finite(new) and _are_within(new.x, now.reach):
-        stats = {n: v for n, v in info.items() if n != "evaluations"}
-        return Made(now._replace(state=new), stats, evaluations)
+        if evaluations is not None:
+            info = {n: v for n, v in info.items() if n != "evaluations"}
+        return Made(Now(new, now.status, now.failed_at, now.reach), info, evaluations)
     state, status, failed_at, stats = settle(
         new, now.state, info, now.status, now.failed_at, step, now.reach
     )
