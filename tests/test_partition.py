@@ -143,6 +143,14 @@ KNOWN = {
 EASY = {"shifted", "ring", "student", "well", "scales"}
 
 
+def test_modes_that_the_short_run_never_joins_raise_no_doubt():
+    """Its chains stay where they began; judged by their squares this seed was not trusted."""
+    field, truth = KNOWN["well"]
+    estimate = stk.log_partition(field, method="smc", seed=5)
+    assert estimate.status == stk.Status.OK
+    assert abs(z_score(estimate, truth)) < z_limit()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.filterwarnings("ignore:log_partition")

@@ -335,8 +335,9 @@ def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
 
     Above 1 they are of two laws. Compared are the means of each coordinate u, in units of its
     quartiles and clamped at 3 so that no tail decides, and of u^2, where the chains of the short
-    run agree among themselves (R-hat below 2). A region that the annealed chains never find cannot
-    be seen in their weights, but here.
+    run agree among themselves in both (R-hat below 2): where they stay in the regions that they
+    began in, how often each is met says nothing, and the square has a share in that. A region that
+    the annealed chains never find cannot be seen in their weights, but here.
     """
     assert look.x is not None
     known = wide(look.x[look.ok])
@@ -360,7 +361,8 @@ def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
         0, draws.stats["ancestor"][:, -1], weight * (ours - mean)
     )
     z = (chains.mean(0) - mean) / (between / len(chains) + family.square().sum(0)).sqrt()
-    judged = z[(between < within * (STUCK**2 - 1)) & z.isfinite()]
+    mixed = (between < within * (STUCK**2 - 1)).unflatten(0, (2, -1)).all(0).repeat(2)
+    judged = z[mixed & z.isfinite()]
     limit = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * max(len(judged), 1)))
     return float(judged.abs().max()) / limit if len(judged) else 0.0
 
