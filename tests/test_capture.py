@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.core import compiling
 from scoretk.core.compiling import iterate, part, parts_compiled_by
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.run import capture
@@ -183,10 +184,16 @@ def test_an_eager_run_inside_a_compiled_one_is_eager():
         assert "last_step" in spy.given  # the mutant: steps that no engine makes
 
 
-def test_warmup_is_not_compiled(made):
+def test_warmup_is_not_compiled(made, monkeypatch):
+    compilers, tuned = [], Eager._tuned
+    monkeypatch.setattr(
+        Eager, "_tuned", lambda *a: (compilers.append(compiling._PARTS.get()), tuned(*a))[1]
+    )
     run = {"chains": 6, "steps": 2, "warmup": 30, "dtype": torch.float64}
-    compiled = stk.sample(FIELD, stk.NUTS(max_depth=3), compile=True, **run)
-    eager = stk.sample(FIELD, stk.NUTS(max_depth=3), **run)
+    compiled, eager = (
+        stk.sample(FIELD, stk.NUTS(max_depth=3), compile=c, **run) for c in (True, False)
+    )
+    assert compilers == [None] * 60
     assert torch.equal(compiled.x, eager.x)
     assert torch.equal(compiled.tuned["step_size"], eager.tuned["step_size"])
     assert 1 <= len(made) <= 3
@@ -296,3 +303,20 @@ def test_who_says_nothing_of_what_is_ahead_is_made_in_parts():
         engine = engine_of(loop, compiled=True)
         assert isinstance(engine, Captured if whole else Eager), name
         assert isinstance(engine_of(loop, compiled=False), Eager)
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_only_what_fills_no_call_is_made_alone(made, monkeypatch, mutant):
+    """A run is interrupted halfway to see how far out chains without acceptance are. The mutant: wherever that is."""
+    if mutant:
+        monkeypatch.setattr("scoretk.run.drive._half", lambda schedule, compiled: schedule.half)
+    alone, block = [], Eager.block
+    monkeypatch.setattr(
+        Eager, "block", lambda self, moment, n: (alone.append(n), block(self, moment, n))[1]
+    )
+    left = []
+    for steps in (8, 12, 16, 24):
+        alone.clear()
+        run(*loop_of(stk.ULA(0.1), steps=steps), True)
+        left.append(sum(alone))
+    assert (left == [0, 4, 0, 0]) is not mutant

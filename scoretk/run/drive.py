@@ -58,12 +58,12 @@ def drive(
         ChainFailure: Where a chain has failed, with on_failure="raise".
     """
     engine, schedule = engine_of(loop, compiled=compiled, recompute=recompute), loop.schedule
-    size, free = CALL, is_free(loop.solver)
+    size, half = CALL, _half(schedule, compiled) if is_free(loop.solver) else 0
     while moment.step < schedule.total:
         started = time.perf_counter()
-        end = schedule.half if free and moment.step < schedule.half else schedule.total
+        end = half if moment.step < half < schedule.total else schedule.total
         moment = engine.block(moment, min(_aligned(moment.step, size), end - moment.step))
-        if free and moment.step == schedule.half:
+        if moment.step == half:
             moment = replace(moment, halfway=extent(moment.state.x))
         _raise_failures(moment, schedule, on_failure, loop.noise.chains)
         yield moment
@@ -166,6 +166,15 @@ def _made_as_found(solver: Any, field: Any, *rest: Any) -> Made:
     """`make_step` with modules in the modes of a run, which is over when gradients call it again."""
     with left_as_found(getattr(field, "native", field), True):
         return make_step(solver, field, *rest)
+
+
+def _half(schedule: Schedule, compiled: bool) -> int:
+    """Where a run is interrupted to see how far out its chains are.
+
+    A compiled run at the next multiple of `CALL`, so that this divides no call; where that is its
+    end, it is not looked at.
+    """
+    return -(-schedule.half // CALL) * CALL if compiled else schedule.half
 
 
 def _aligned(step: int, size: int) -> int:
