@@ -9,6 +9,8 @@ import torch
 import scoretk as stk
 from scoretk.core.arguments import count, finite, positive, tensor_like
 from scoretk.fields.base import NormalBase
+from scoretk.models.targets.mixture import GaussianMixture
+from scoretk.ode.rowwise import integrate_rows
 
 HUGE = 10**400
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
@@ -233,4 +235,24 @@ def test_what_is_no_name_is_not_compared_with_names(value):
         lambda: stk.HMC(metric=value),
     ):
         with pytest.raises(stk.ScoretkError):
+            make()
+
+
+@pytest.mark.parametrize("value", [(HUGE, 1.0), [HUGE], HUGE, ((HUGE,),), ("a",), (None, 1.0)])
+def test_what_is_no_list_of_numbers_is_named(value):
+    for make in (
+        lambda: stk.AnnealedLangevin(levels=value),
+        lambda: stk.ParallelTempering(temperatures=value),
+        lambda: stk.grids.table(PATH, value),
+        lambda: stk.sample(TIMED, stk.ProbabilityFlow("euler", grid=value), chains=2),
+        lambda: stk.from_timesteps(TIMED.net, value, (2,)),
+        lambda: stk.LinearGaussian(torch.eye(2), value, 1.0),
+        lambda: stk.guided(TIMED, 2.0, null={"y": 0}, interval=value),
+        lambda: stk.Discrete(FIELD, value),
+        lambda: stk.bits_per_dim(TIMED, torch.zeros(2, 2), interval=value),
+        lambda: stk.Velocity(TIMED.net, (2,), value),
+        lambda: GaussianMixture(value, value, value),
+        lambda: integrate_rows(TIMED.net, torch.zeros(2, 2), 0.0, 1.0, at=value),
+    ):
+        with pytest.raises(stk.InvalidArgument):
             make()

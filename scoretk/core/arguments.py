@@ -44,6 +44,10 @@ __all__ = [
 MOST = torch.finfo(torch.float32).max
 
 
+UNREADABLE = (TypeError, ValueError, RuntimeError, OverflowError)
+"""What torch raises for a value of which it makes no tensor."""
+
+
 def is_integer(value: Any) -> bool:
     """Whether a value is one integer: Python's, numpy's, or a tensor or array of no dimension.
 
@@ -91,7 +95,7 @@ def counts(owner: Any, **least: int) -> None:
 
 def finite(name: str, value: Any) -> float:
     """A finite real number, as a float."""
-    number = _real(value)
+    number = real(value)
     if number is None or not math.isfinite(number):
         raise InvalidArgument(name, value, "a finite number")
     return number
@@ -99,7 +103,7 @@ def finite(name: str, value: Any) -> float:
 
 def positive(name: str, value: Any) -> float:
     """A positive real number that float32 can hold, as a float."""
-    number = _real(value)
+    number = real(value)
     if number is None or not 0 < number < MOST:
         raise InvalidArgument(name, value, "a positive finite number")
     return number
@@ -169,7 +173,7 @@ def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
     return dict(value)
 
 
-def _real(value: Any) -> float | None:
+def real(value: Any) -> float | None:
     """A real number as a float, infinite beyond its range; None where it is no real number."""
     # A Fraction is a Real, but torch does not take it.
     if isinstance(value, bool) or not isinstance(value, Real) or isinstance(value, Fraction):
@@ -236,7 +240,7 @@ def numbers(name: str, value: Any) -> Tensor:
     """A dense tensor with values, of any dtype and shape, from whatever torch makes one of."""
     try:
         tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except UNREADABLE as error:
         raise InvalidArgument(
             name, value, "a tensor or something that becomes one", str(error)
         ) from error
@@ -252,6 +256,14 @@ def numbers(name: str, value: Any) -> Tensor:
             "a dense tensor with values, neither sparse, nested nor quantised, nor on 'meta'",
         )
     return tensor
+
+
+def floats(name: str, value: Any, expected: str) -> Tensor:
+    """The numbers as a tensor of float64, where they are; `expected` says what they should be."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64)
+    except UNREADABLE as error:
+        raise InvalidArgument(name, value, expected) from error
 
 
 def tensor_like(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:

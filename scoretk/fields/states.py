@@ -7,12 +7,12 @@ axis.
 from __future__ import annotations
 
 from math import isfinite, prod
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scoretk.core.arguments import real
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 
@@ -56,7 +56,9 @@ def check_states(states: Any, event_shape: tuple[int, ...]) -> States:
                 "at least two categories on the last axis for one-hot rows",
             )
         return ONE_HOT
-    numbers = isinstance(states, tuple) and all(isinstance(v, Real) and isfinite(v) for v in states)
+    numbers = isinstance(states, tuple) and all(
+        (number := real(v)) is not None and isfinite(number) for v in states
+    )
     if not numbers or len(set(states)) < max(2, len(states)):
         raise InvalidArgument(
             "states", states, "a tuple of at least two different numbers, or 'one-hot'"

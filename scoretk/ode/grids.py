@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.anatomy import left_as_found
-from scoretk.core.arguments import count, option, positive
+from scoretk.core.arguments import count, floats, option, positive
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import GaussianPath, Tabulated
@@ -231,10 +231,7 @@ def table(path: GaussianPath, given: Sequence[float], steps: int | None = None) 
         InvalidArgument: The levels do not decrease, are negative, or cannot be interpolated.
     """
     decreasing = "at least two decreasing levels sigma/alpha, none negative"
-    try:
-        level = torch.as_tensor(given, dtype=torch.float64).flatten()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InvalidArgument("given", given, decreasing) from error
+    level = floats("given", given, decreasing).cpu().flatten()
     if len(level) < 2 or not bool((level.diff() < 0).all()) or float(level[-1]) < 0:
         raise InvalidArgument("given", given, decreasing)
     if steps is not None:
@@ -395,12 +392,7 @@ def grid(
                 "'uniform' or times: a flow without a Gaussian path has no noise level",
             )
         return _NAMED[spec](path, steps)
-    try:
-        times = torch.as_tensor(spec, dtype=torch.float64, device="cpu").flatten()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InvalidArgument(
-            "grid", spec, f"one of {', '.join(GRIDS)} or times in [0, 1]"
-        ) from error
+    times = floats("grid", spec, f"one of {', '.join(GRIDS)} or times in [0, 1]").cpu().flatten()
     inside = (
         len(times) >= 2
         and bool((times.diff() > 0).all())

@@ -41,7 +41,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import count, finite, option, positive
+from scoretk.core.arguments import count, finite, floats, option, positive
 from scoretk.core.devices import widest
 from scoretk.core.rows import across, finite_rows, select_rows
 from scoretk.errors import InvalidArgument, Status
@@ -433,9 +433,10 @@ def _tolerance(name: str, value: float | Tensor, x: Tensor) -> Tensor:
 
 
 def _inside(at: Sequence[float] | Tensor, start: float, end: float) -> Tensor:
-    times = torch.as_tensor(at, dtype=torch.float64, device="cpu")
+    within = f"times between {start} and {end}, in one dimension"
+    times = floats("at", at, within).cpu()
     if times.ndim != 1 or not bool(((times >= min(start, end)) & (times <= max(start, end))).all()):
-        raise InvalidArgument("at", at, f"times between {start} and {end}, in one dimension")
+        raise InvalidArgument("at", at, within)
     return times
 
 

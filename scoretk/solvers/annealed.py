@@ -53,6 +53,7 @@ from scoretk.core.arguments import (
     counts,
     finite,
     flags,
+    floats,
     function,
     is_integer,
     numbers,
@@ -482,16 +483,12 @@ def _geometric(high: float, low: float, n: int) -> Tensor:
 
 
 def _ladder(values: Sequence[float] | Tensor) -> Tensor:
-    try:
-        ladder = torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgument(
-            "levels", values, "an integer, or decreasing positive numbers"
-        ) from error
+    decreasing = "an integer, or decreasing positive numbers"
+    ladder = floats("levels", values, decreasing).cpu().flatten()
     squares = ladder.square()  # which the steps are made of
     falling = len(ladder) > 0 and bool((ladder.diff() < 0).all()) and float(squares[-1]) > 0
     if not (falling and math.isfinite(squares[0])):
-        raise InvalidArgument("levels", values, "an integer, or decreasing positive numbers")
+        raise InvalidArgument("levels", values, decreasing)
     return ladder
 
 

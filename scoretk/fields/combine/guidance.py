@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import finite
+from scoretk.core.arguments import UNREADABLE, finite
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.alike import alike
@@ -127,7 +127,7 @@ def _null(values: Any) -> dict[str, Any]:
     for name, value in (values or {}).items():
         try:
             torch.as_tensor(0 if value is None else value)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise InvalidArgument(
                 f"null[{name!r}]", value, "a number, a tensor, or None", str(error)
             ) from error

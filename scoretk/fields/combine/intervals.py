@@ -34,7 +34,7 @@ def as_interval(value: Any) -> Interval | None:
         return None
     try:
         low, high = (float(v) for v in value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument("interval", value, "None or noise levels (low, high)") from error
     if not 0 <= low < high:
         raise InvalidArgument("interval", value, "noise levels (low, high) with 0 <= low < high")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import positive
+from scoretk.core.arguments import floats, positive
 from scoretk.core.devices import alike, precise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
@@ -46,9 +46,7 @@ class GaussianMixture:
 
     def __post_init__(self) -> None:
         for name in ("means", "stds", "weights"):
-            object.__setattr__(
-                self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64)
-            )
+            object.__setattr__(self, name, floats(name, getattr(self, name), "numbers"))
         k = len(self.means)
         if self.stds.shape != (k,) or self.weights.shape != (k,):
             raise InvalidArgument(
