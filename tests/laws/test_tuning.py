@@ -103,7 +103,9 @@ def test_the_first_step_size_is_the_first_on_the_other_side_of_its_aim():
 
     assert step_size.first_step_size(accept, 0.3) == pytest.approx(1.6)
     assert sizes == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
-    assert step_size.first_step_size(accept, 0.97) == pytest.approx(0.025)
+    sizes.clear()
+    assert step_size.first_step_size(accept, 0.96) == pytest.approx(0.025)
+    assert sizes == pytest.approx([0.1, 0.05, 0.025])
 
 
 def test_the_energy_error_sets_the_step_by_its_sixth_root():
