@@ -213,18 +213,20 @@ def key(mutant: Mutant) -> str:
 
 
 def rates(known: dict[str, list[Any]], listed: list[Mutant]) -> list[str]:
-    """Lines of a table: how many of a round's mutants are killed, by package and in all."""
+    """Lines of a table: how many of a round's mutants are killed, by package and in all, and how many nobody asked about."""
     lines = []
     for name in ROUNDS:
-        of_round = [m for m in listed if m.round == name and key(m) in known and not m.equivalent]
-        packages = list(dict.fromkeys(m.package for m in of_round))
-        for package in [*packages, "all"]:
+        of_round = [m for m in listed if m.round == name and not m.equivalent]
+        for package in [
+            *dict.fromkeys(m.package for m in of_round),
+            *(["all"] if of_round else []),
+        ]:
             some = [m for m in of_round if package in (m.package, "all")]
-            killed = sum(bool(known[key(m)][0]) for m in some)
-            if some:
-                lines.append(
-                    f"| {name} | {package} | {killed} of {len(some)} | {killed / len(some):.1%} |"
-                )
+            asked = [m for m in some if key(m) in known]
+            killed = sum(bool(known[key(m)][0]) for m in asked)
+            lines.append(
+                f"| {name} | {package} | {killed} of {len(some)} | {len(some) - len(asked)} |"
+            )
     return lines
 
 
@@ -238,7 +240,7 @@ def page(known: dict[str, list[Any]]) -> str:
         "the package, and the default test that tells each from the right one. The fresh round was written after the tests",
         "that the first one had led to, without a look at them.",
         "",
-        "| round | package | killed | |",
+        "| round | package | killed | not asked |",
         "|---|---|---:|---:|",
         *rates(known, listed),
     ]
@@ -255,11 +257,10 @@ def page(known: dict[str, list[Any]]) -> str:
             "|---|---|---|",
         ]
         for m in listed:
-            if m.round == name and not m.equivalent and key(m) in known:
-                test = known[key(m)][0].replace("|", "\\|")
-                lines.append(
-                    f"| `{m.file}` | {m.why} | {f'`{test}`' if test else '**survives**'} |"
-                )
+            if m.round == name and not m.equivalent:
+                test = known.get(key(m), [""])[0].replace("|", "\\|")
+                told = f"`{test}`" if test else "**survives**" if key(m) in known else "not asked"
+                lines.append(f"| `{m.file}` | {m.why} | {told} |")
     return "\n".join(lines) + "\n"
 
 
