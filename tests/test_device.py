@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import scoretk as stk
-from scoretk.core import devices
 from scoretk.learn import (
     Recipe,
     denoising_score_matching,
@@ -49,10 +48,8 @@ class Machine:
             if self.pretended
             else accelerator.watch(torch.device(self.name).type, rows=CHAINS)
         )
-        devices.has_float64.cache_clear()
         with opened as ledger:
             yield ledger
-        devices.has_float64.cache_clear()
 
     @property
     def dtype(self):

@@ -10,8 +10,6 @@ device are float64 there too, or float32 where it has no float64 (Apple's MPS).
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -19,11 +17,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 __all__ = ["alike", "has_float64", "on", "precise", "wide", "widest"]
 
 
-@cache
+_HAS_FLOAT64 = {"cpu": True, "cuda": True, "mps": False}
+"""Of the types of devices that are known; others are asked each time."""
+
+
 def has_float64(kind: str) -> bool:
     """Whether a type of device, such as "cuda" or "mps", has 64-bit floating-point numbers."""
-    if kind == "cpu":
-        return True
+    if kind in _HAS_FLOAT64:
+        return _HAS_FLOAT64[kind]
     try:
         torch.empty(0, dtype=torch.float64, device=kind)
     except (TypeError, RuntimeError):
