@@ -7,6 +7,7 @@ them, under a constraint on a grid, with the Jacobian of the map from autograd.
 import ast
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch.distributions import constraints
 import scoretk as stk
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields import CAPABILITIES, NormalBase, offers, resolve, standard_normal, wrapped
+from scoretk.fields.protocols import OPTIONAL, optional
 from scoretk.fields.wrapped import NATIVE, RULES, Kind, Rule, Wrapped
 from scoretk.inference.partition import Normalised
 from scoretk.models.targets.lattices import Ising
@@ -622,7 +624,7 @@ def asked():
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
-                and node.func.id in ("getattr", "hasattr")
+                and node.func.id in ("getattr", "hasattr", "optional")
             ):
                 if isinstance(node.args[1], ast.Constant):
                     yield node.args[1].value, path.relative_to(root)
@@ -644,6 +646,18 @@ def test_what_is_asked_of_fields_is_in_the_table():
     assert {"constrain", "between", "null", "gibbs_shape", "estimate_log_prob"} <= {
         name for name, _ in asked()
     }
+
+
+def test_optional_capabilities_are_written_down_and_asked_in_one_way():
+    """The protocol of a field is `OPTIONAL`: nothing of it is found by `getattr` elsewhere."""
+    assert set(RULES) | {"path", "predict", "predicts", "constraint"} == set(OPTIONAL)
+    root, apart = Path(stk.__file__).parent, {"protocols.py", "wrapped.py", "witness.py"}
+    for path in root.rglob("*.py"):
+        if not NO_FIELDS & set(path.relative_to(root).parts) and path.name not in apart:
+            found = re.findall(r'(?:getattr|hasattr)\([^()]+, "(\w+)"', path.read_text())
+            assert not OPTIONAL.keys() & set(found), path
+    with pytest.raises(KeyError, match="nul"):
+        optional(stk.VP(), "nul")
 
 
 # --- conditions: of several fields each is told its own

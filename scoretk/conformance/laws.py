@@ -19,7 +19,7 @@ from scoretk.conformance.subject import Case, NotApplicable, Subject, close, dem
 from scoretk.core.rows import finite_rows, row_dot
 from scoretk.errors import MissingCapability, SingularConversion
 from scoretk.fields.paths import GaussianPath
-from scoretk.fields.protocols import CAPABILITIES, is_timed, offers
+from scoretk.fields.protocols import CAPABILITIES, is_timed, offers, optional
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 
 __all__ = ["LAWS", "Law"]
@@ -212,7 +212,7 @@ def held_time(s: Subject, case: Case) -> None:
 
 def conversions(s: Subject, case: Case) -> None:
     """Its predictions agree with its path"""
-    _only(s.timed and isinstance(getattr(s.field, "path", None), GaussianPath))
+    _only(s.timed and isinstance(optional(s.field, "path"), GaussianPath))
     # log-SNRs where no conversion magnifies rounding much
     log_snr = torch.tensor(6 * case.t - 3, dtype=torch.float64)
     x, t = s.points(case), min(max(float(s.field.path.t(log_snr)), 0.0), 1.0)

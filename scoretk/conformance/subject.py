@@ -14,7 +14,7 @@ from torch import Tensor
 from scoretk.core.anatomy import state_like
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
-from scoretk.fields.protocols import is_timed, offers
+from scoretk.fields.protocols import is_timed, offers, optional
 
 __all__ = ["Case", "NotApplicable", "Subject", "Violation", "close", "demand"]
 
@@ -107,9 +107,9 @@ class Subject:
         noise = self.noise(case)
         if "draw" in offers(self.field):
             return self._like(self._drawn[torch.arange(case.seed, case.seed + case.rows) % POOL])
-        start = getattr(self.field, "initial", None)
+        start = optional(self.field, "initial")
         if start is None and self.timed:
-            start = getattr(getattr(self.field, "base", None), "draw", None)
+            start = optional(optional(self.field, "base"), "draw")
         x = (
             start(case.rows, noise)
             if callable(start)

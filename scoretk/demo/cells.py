@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scoretk.fields.paths import VP
-from scoretk.fields.protocols import is_timed, offers
+from scoretk.fields.protocols import is_timed, offers, optional
 from scoretk.fields.resolve import resolve
 from scoretk.fields.smoothed import smoothed
 from scoretk.inference.sampling import sample
@@ -191,7 +191,7 @@ class _Views:
 
     @cached_property
     def noised(self) -> _View:
-        if callable(getattr(self.field, "noised", None)):
+        if callable(optional(self.field, "noised")):
             return replace(self.plain, field=self.field.noised(VP()), label="with VP noise")
         rough = sample(
             self.field, MALA(self.plain.step_size), chains=64, steps=100, keep="last"

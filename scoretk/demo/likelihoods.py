@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from scoretk.fields.paths import VP
-from scoretk.fields.protocols import is_timed, offers
+from scoretk.fields.protocols import is_timed, offers, optional
 from scoretk.inference.likelihood import Estimate, bits_per_dim, log_prob
 from scoretk.inference.partition import Normalised, log_partition
 
@@ -80,7 +80,7 @@ def likelihoods(
     Yields:
         One likelihood for each method, or one without numbers where there is none.
     """
-    density = getattr(model, "marginal", model)
+    density = optional(model, "marginal") or model
     unit = "nats" if not digits else "bits/pixel" if "states" in offers(density) else "bits/dim"
     in_unit = 1 / (math.log(2) * rows[0].numel()) if digits else 1.0  # of a nat
     ways = list(_ways(density, rows, not digits or name in CHECKED, chains, seed))
@@ -153,7 +153,7 @@ def _ways(density: Any, rows: Tensor, check: bool, chains: int, seed: int) -> It
         return
     flow = {"rtol": TOLERANCE, "atol": TOLERANCE}
     if is_timed(density):
-        if callable(getattr(density.base, "log_prob", None)):
+        if callable(optional(density.base, "log_prob")):
             yield _Way("probability flow", density, {**flow, "probes": PROBES})
             if check and dim > FEW:
                 yield _Way(
@@ -169,14 +169,14 @@ def _ways(density: Any, rows: Tensor, check: bool, chains: int, seed: int) -> It
     known = "log_prob" in has
     if known:
         yield _Way("exact", density)
-    if callable(getattr(density, "estimate_log_prob", None)):
+    if callable(optional(density, "estimate_log_prob")):
         yield _Way("importance weights", density)
         known = True
         if check:
             yield _Way(f"importance weights ({FEW} rows)", density, {}, FEW)
             annealed = _Annealed(density, max(2, chains // 4))
             yield _Way(f"annealed importance sampling ({FEW} rows)", annealed, {}, FEW)
-    if callable(getattr(density, "noised", None)):
+    if callable(optional(density, "noised")):
         yield _Way("probability flow", density.noised(VP()), flow)
     if "energy" in has and (check or not known):
         with warnings.catch_warnings(record=True) as caught:

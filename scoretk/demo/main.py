@@ -31,7 +31,7 @@ from scoretk.demo.quality import Reference, judge, reference
 from scoretk.demo.rows import Demo, Row
 from scoretk.diagnostics.verdict import different
 from scoretk.errors import InvalidArgument, MissingCapability, Status
-from scoretk.fields.protocols import is_timed, offers
+from scoretk.fields.protocols import is_timed, offers, optional
 from scoretk.models.digits.data import EVENT_SHAPE
 from scoretk.plugins import Entry, ModelSpec, describe, list_models, load
 
@@ -174,7 +174,7 @@ def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Share:
 def _exact(model: Any, digits: bool, size: Size) -> Iterator[Cell]:
     """The model's own sampler, as a cell beside those of the solvers."""
     latent = tuple(model.event_shape) != EVENT_SHAPE
-    source, setting = getattr(model, "marginal", model), "exact"
+    source, setting = optional(model, "marginal") or model, "exact"
     if latent and "draw" not in offers(source):
         source, setting = getattr(model, "prior", model), "generator alone"
     if digits and "draw" in offers(source):
@@ -191,7 +191,7 @@ def _images(model: Any, x: Tensor) -> Tensor:
     if tuple(x.shape[1:]) == EVENT_SHAPE:
         return x
     with torch.no_grad():
-        if callable(getattr(model, "observe", None)):
+        if callable(optional(model, "observe")):
             return model.observe(x, Noise(DECODING_SEED, len(x), dtype=x.dtype))
         return model.decode(x)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoretk.core.noise import Noise
 from scoretk.diagnostics import Classifier, copies, mmd, sliced_wasserstein
-from scoretk.fields.protocols import offers
+from scoretk.fields.protocols import offers, optional
 from scoretk.inference.sampling import sample
 from scoretk.models.digits.data import Digits, binarised, load_digits
 from scoretk.models.targets.analytic import EightSchools
@@ -141,7 +141,7 @@ def reference(model: Any, chains: int, digits: bool, label: int | None = None) -
                 data.train[data.train_labels == label],
             )
         real = [train[torch.randperm(len(train), generator=generator)[:chains]] for _ in range(5)]
-        binary = "states" in offers(getattr(model, "marginal", model))
+        binary = "states" in offers(optional(model, "marginal") or model)
         if binary:
             held_out, *real = map(binarised, (held_out, *real))
     elif isinstance(model, EightSchools):

@@ -15,7 +15,7 @@ from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import DistributionField, from_distribution
-from scoretk.fields.protocols import Drawable, NoiseSource
+from scoretk.fields.protocols import Drawable, NoiseSource, optional
 from scoretk.fields.states import layout, uniform_states
 
 __all__ = [
@@ -148,7 +148,7 @@ def plain_base(field: Any) -> NormalBase | UniformStates:
     N(0, I), or for a discrete field the uniform law over its states.
     """
     native = getattr(field, "native", field)
-    if getattr(native, "states", None) is None:
+    if optional(native, "states") is None:
         return standard_normal(tuple(native.event_shape))
     return UniformStates(native)
 

@@ -16,7 +16,7 @@ from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.conditions import Names, own, taken
 from scoretk.fields.distribution import in_one_space
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
 
@@ -133,7 +133,7 @@ class Stretched(Wrapped):
 
 def states_of(field: Any) -> Any:
     """The states of a discrete field, also through a solver's view of it; None of any other."""
-    return getattr(getattr(field, "native", field), "states", None)
+    return optional(getattr(field, "native", field), "states")
 
 
 def bridge(start: Any, end: Any, weight: float) -> Any:

@@ -27,7 +27,7 @@ from torch.distributions import constraints
 from scoretk.core.arguments import count
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import NoiseSource, field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import NoiseSource, field_name, is_field, is_timed, offers, optional
 from scoretk.fields.supports import Bijection, bijection, ordered, trailing_sum
 from scoretk.fields.wrapped import Kind, Wrapped
 
@@ -145,13 +145,13 @@ class Constrained(Wrapped):
     @property
     def initial(self) -> Callable[[int, NoiseSource], Tensor] | None:
         """The start of the user's field, mapped to free space; None where it has none."""
-        own = getattr(self.field, "initial", None)
+        own = optional(self.field, "initial")
         return None if own is None else lambda n, noise: self.transform.unconstrain(own(n, noise))
 
 
 def users_shape(field: Any) -> tuple[int, ...]:
     """The event shape of a field's draws: that in the user's space where it is constrained."""
-    return tuple(getattr(field, "constrained_shape", field.event_shape))
+    return tuple(optional(field, "constrained_shape") or field.event_shape)
 
 
 def constrained(

@@ -30,7 +30,7 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.freelaws import FreeLaw, free_law, log_density, moved, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import NoiseSource, is_timed
+from scoretk.fields.protocols import NoiseSource, is_timed, optional
 from scoretk.fields.supports import Bijection, Real
 
 __all__ = ["DistributionField", "as_field", "from_distribution", "in_free_space", "in_one_space"]
@@ -276,7 +276,7 @@ def as_field(value: Any) -> Any:
 def in_free_space(value: Any) -> Any:
     """A field or distribution as solvers get it: in free space where it has a support."""
     field = as_field(value)
-    own = getattr(field, "in_free_space", None)
+    own = optional(field, "in_free_space")
     return own() if callable(own) else field
 
 
@@ -295,7 +295,7 @@ def in_one_space(fields: Sequence[Any], *, all_alike: bool = False) -> tuple[Any
     """
     made = tuple(as_field(f) for f in fields)
     supported = [f for f in made if isinstance(f, DistributionField) and f.support is not None]
-    moved = [f for f in made if callable(getattr(f, "around", None))]
+    moved = [f for f in made if callable(optional(f, "around"))]
     if not supported:
         return made
     if all_alike and len(supported) + len(moved) < len(made):

@@ -7,8 +7,9 @@ every method as keyword arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from scoretk.plugins.capabilities import CAPABILITIES, offers
 
 __all__ = [
     "CAPABILITIES",
+    "OPTIONAL",
     "Drawable",
     "Field",
     "HasEnergy",
@@ -28,6 +30,7 @@ __all__ = [
     "is_field",
     "is_timed",
     "offers",
+    "optional",
 ]
 
 
@@ -104,6 +107,53 @@ def is_field(value: object) -> bool:
         and not isinstance(value, type)
         and all(is_integer(n) and n > 0 for n in shape)
     )
+
+
+OPTIONAL: Mapping[str, str] = MappingProxyType(
+    {
+        "path": "the Gaussian path of a field in time, from noise to data",
+        "predicts": "the name of what `predict` returns, one of `convert.PREDICTIONS`",
+        "predict": "`predict(x, t) -> like x`, the native prediction of a field in time",
+        "base": "the law at t = 0, a field with `draw`: where chains of a field in time start",
+        "initial": "`initial(n, noise) -> (n, *event_shape)`, where chains of a static field start",
+        "states": "the values that an entry of x may take, or 'one-hot': a field on discrete states",
+        "gibbs": "`gibbs(x, noise, step) -> x`, an exact sweep over blocks of sites",
+        "gibbs_shape": "the shape of the state that `gibbs` sweeps over, where that is not x's",
+        "between": "`between(base, weight)`, a path of the field's own from a base to itself",
+        "constrain": "`constrain(z) -> x`, from free space to the user's: a field under a constraint",
+        "unconstrain": "`unconstrain(x) -> z`, the way back",
+        "constrained_shape": "the event shape in the user's space",
+        "constraint": "what `constrain` leads to",
+        "around": "`around(field)`, another field of the user's space seen through the same map",
+        "support": "the constraint on which the field lives while it is not yet in free space",
+        "in_free_space": "`in_free_space()`, the field as it is sampled",
+        "decode": "`decode(x)`, what a latent stands for",
+        "null": "the condition values that stand for no condition, by name",
+        "draw": "`draw(n, noise) -> (n, *event_shape)`, exact samples",
+        "log_prob": "`log_prob(x) -> (batch,)`, the normalised log density",
+        "log_prob_at": "`log_prob_at(x, t) -> (batch,)`, that of `p_t`",
+        "estimate_log_prob": "an unbiased estimate of the density, with its standard error",
+        "exact_log_partition": "log Z by enumeration",
+        "noised": "`noised(path)`, the exact field in time of which this is the end",
+        "marginal": "the field in data space of a model whose x is a latent",
+        "observe": "`observe(x, noise)`, data drawn given a latent",
+    }
+)
+"""What a field may have beside the methods of its kind, all of it optional; read by `optional`.
+
+What becomes of each under a wrapper says `fields.wrapped.RULES`.
+"""
+
+
+def optional(field: object, name: str) -> Any:
+    """One of `OPTIONAL` as the field has it; None where it has not.
+
+    Raises:
+        KeyError: The name is none of `OPTIONAL`.
+    """
+    if name not in OPTIONAL:
+        raise KeyError(name)
+    return getattr(field, name, None)
 
 
 def is_timed(field: object) -> bool:

@@ -29,7 +29,7 @@ from scoretk.fields.convert import check_prediction, convert, row_coefficients
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.validation import rejecting
 
 __all__ = ["StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
@@ -137,7 +137,7 @@ class TimedField:
     @property
     def base(self) -> Any:
         """The law at t = 0, or None where the field does not say."""
-        return getattr(self.native, "base", None)
+        return optional(self.native, "base")
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The native prediction, which `source` names, like x."""
@@ -202,7 +202,7 @@ class TimedField:
 @part
 def _predict(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
     x, t = aligned(x), aligned(t) if isinstance(t, Tensor) else t
-    ask = getattr(field.native, "predict", None)
+    ask = optional(field.native, "predict")
     if ask is None:
         ask = getattr(
             field.native, next(m for m, name in _NATIVE_OF.items() if name == field.source)
@@ -223,9 +223,9 @@ def prediction(field: Any) -> tuple[str, GaussianPath | None]:
         MissingCapability: It has none of `velocity`, `score` and `denoise`.
         UnknownName: What it says that it predicts is no prediction.
     """
-    path = getattr(field, "path", None)
-    named = getattr(field, "predicts", None)
-    if named is not None and callable(getattr(field, "predict", None)):
+    path = optional(field, "path")
+    named = optional(field, "predicts")
+    if named is not None and callable(optional(field, "predict")):
         check_prediction(named)
         return named, path
     for method, name in _NATIVE_OF.items():
@@ -252,7 +252,7 @@ def gaussian_path(field: Any, purpose: str) -> GaussianPath:
     Raises:
         MissingCapability: The field has no Gaussian path.
     """
-    path = getattr(field, "path", None)
+    path = optional(field, "path")
     if isinstance(path, GaussianPath):
         return path
     raise MissingCapability(

@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.alike import alike
-from scoretk.fields.protocols import CAPABILITIES, field_name, is_timed, offers
+from scoretk.fields.protocols import CAPABILITIES, field_name, is_timed, offers, optional
 
 __all__ = [
     "FLOWS",
@@ -417,11 +417,11 @@ def shared_map(argument: str, fields: Sequence[Any]) -> Any:
     Raises:
         InvalidArgument: Some are under a map and others are not, or under another.
     """
-    moved = [f for f in fields if callable(getattr(f, "around", None))]
+    moved = [f for f in fields if callable(optional(f, "around"))]
     if not moved:
         return None
     if len(moved) < len(fields) or not _agree([f.transform for f in moved]):
-        shown = [getattr(f, "constraint", None) for f in fields]
+        shown = [optional(f, "constraint") for f in fields]
         raise InvalidArgument(
             argument,
             shown,

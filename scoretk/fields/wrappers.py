@@ -23,7 +23,7 @@ from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.convert import check_prediction, check_time, convert
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import VP, GaussianPath, Linear
-from scoretk.fields.protocols import field_name
+from scoretk.fields.protocols import field_name, optional
 from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import Kind, Wrapped
 
@@ -173,7 +173,7 @@ class At(Wrapped):
     @property
     def computed(self) -> frozenset[str]:
         """A score; with `log_prob_at` also `log_prob` and an energy."""
-        known = callable(getattr(self.field, "log_prob_at", None))
+        known = callable(optional(self.field, "log_prob_at"))
         return frozenset({"score", "log_prob", "energy"} if known else {"score"})
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:

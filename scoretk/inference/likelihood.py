@@ -52,7 +52,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.constrained import users_shape
 from scoretk.fields.distribution import as_field
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.resolve import TimedField, resolve
 from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import check_flow
@@ -215,14 +215,16 @@ def _own_density(field: Any, seed: int, *, plain: bool) -> Scorer | None:
     """
 
     def exact(x: Tensor, ids: Tensor, cond: dict[str, Tensor]) -> Estimate:
-        known = field.users_log_prob if hasattr(field, "constrained_shape") else field.log_prob
+        known = (
+            field.log_prob if optional(field, "constrained_shape") is None else field.users_log_prob
+        )
         value = rejecting(known, x, cond, -torch.inf)
         status = torch.where(value.isnan(), int(Status.NONFINITE), int(Status.OK))
         return Estimate(value, torch.zeros_like(value), "exact", Cost(log_prob=len(x)), status)
 
     if "log_prob" in offers(field):
         return exact
-    own = getattr(field, "estimate_log_prob", None)
+    own = optional(field, "estimate_log_prob")
     if not callable(own):
         return None
     by_row = "rows" in signature(own).parameters
@@ -253,8 +255,8 @@ def _flow_density(
             "function",
         )
     check_flow(field)
-    base = getattr(field, "base", None)
-    if not callable(getattr(base, "log_prob", None)):
+    base = optional(field, "base")
+    if not callable(optional(base, "log_prob")):
         raise MissingCapability(
             field_name(field),
             offers(field),

@@ -44,13 +44,13 @@ from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import Stretched, states_of
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import as_field, from_distribution, in_free_space
-from scoretk.fields.protocols import field_name, offers
+from scoretk.fields.protocols import field_name, offers, optional
 from scoretk.fields.resolve import StaticField, resolve, static
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.inference.likelihood import Estimate
 from scoretk.inference.sampling import sample
 from scoretk.run.draws import Cost, Draws
-from scoretk.solvers.base import Solver, check_settled, traits
+from scoretk.solvers.base import Solver, check_settled, has_step_size, traits
 from scoretk.solvers.discrete import BlockGibbs, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import (
@@ -220,7 +220,7 @@ def log_partition(
     )
     start = _base(field, base, look)
     inner = _default_kernel(field, start) if given is None else given
-    if getattr(inner, "step_size", 1.0) is None:
+    if traits(inner).step_size is None:
         inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
     check_settled("kernel", inner)  # before the pilot spends anything
     resolve(field, inner.needs, timed=False)
@@ -277,7 +277,7 @@ def _in_free_space(field: Any, base: Any) -> tuple[Any, Any]:
     field, base = in_free_space(field), as_field(base)
     if not isinstance(field, Constrained):
         return field, base
-    if getattr(base, "support", None) is not None:
+    if optional(base, "support") is not None:
         base = Constrained(base, field.transform, field.event_shape, field.constraint)
     return Stretched(field, 1.0), base
 
@@ -507,7 +507,7 @@ class _Pilot:
         self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, dtype)
         self.least, self.moves = moves, [0]
         self.discrete = states_of(field) is not None
-        self.size = getattr(kernel, "step_size", None)
+        self.size = traits(kernel).step_size if has_step_size(kernel) else None
         self.weights, self.sizes, self.scales = [0.0], [], []  # type: ignore[var-annotated]
         self.variance, self.cost = 0.0, {}  # type: ignore[var-annotated]
 

@@ -38,7 +38,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import in_free_space
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.plugins import as_solver, find_model, load
 from scoretk.run.batches import Batch, Finished, Saving, run_batches
@@ -254,7 +254,7 @@ def _check_temperature(model: Any, solver: Any) -> None:
 
     As the solver works in free space, it would sample `(p(x) |dx/dz|)^(1/T)`.
     """
-    if is_timed(model) or getattr(model, "constrain", None) is None:
+    if is_timed(model) or optional(model, "constrain") is None:
         return
     if traits(solver).temperature != 1:
         raise InvalidArgument(
@@ -385,7 +385,7 @@ def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
     if init is None:
         return None
     # a flow starts from latents, which are in its own space
-    if is_timed(model) or not hasattr(model, "unconstrain"):
+    if is_timed(model) or optional(model, "unconstrain") is None:
         return tensor_like("init", init, (None, *_event_shape(model))).to(place.device, place.dtype)
     given = tensor_like("init", init, (None, *model.constrained_shape)).to(
         place.device, place.dtype
@@ -395,7 +395,7 @@ def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
 
 def _recorder(model: Any, keep: str) -> Recorder:
     """What keeps the draws: in the user's space where the solver works in another."""
-    constrain = getattr(model, "constrain", None)
+    constrain = optional(model, "constrain")
     return RECORDERS[keep] if constrain is None else Constraining(RECORDERS[keep], constrain)
 
 
@@ -529,13 +529,13 @@ def _initial(model: Any, noise: Noise | Later, place: _Place, spread: float = 1.
     x: Tensor
     n, shape = len(noise.chains), _event_shape(model)
     if is_timed(model):
-        base = getattr(model, "base", None)
+        base = optional(model, "base")
         if base is None:
             raise InvalidArgument(
                 "init", None, f"a start: {field_name(model)} is a timed field without a base"
             )
         x = base.draw(n, noise)
-    elif callable(getattr(model, "initial", None)):
+    elif callable(optional(model, "initial")):
         x = model.initial(n, noise)
     else:
         x = noise.normal(0, Stream.START, shape, place.dtype)

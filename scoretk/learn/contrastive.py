@@ -26,6 +26,7 @@ from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
 from scoretk.core.streams import Stream
 from scoretk.errors import ChainFailure, InvalidArgument, Status
+from scoretk.fields.protocols import optional
 from scoretk.fields.resolve import resolve
 from scoretk.plugins import as_solver
 from scoretk.run.drive import drive
@@ -250,7 +251,7 @@ class ContrastiveDivergence:
     def _fresh(self, field: Any, ids: Tensor, like: Tensor) -> Tensor:
         """Starts from noise, `(n, *event_shape)`: the field's own `initial`, else N(0, I)."""
         noise = self._noise(ids, like)
-        initial = getattr(field, "initial", None)
+        initial = optional(field, "initial")
         if callable(initial):
             return initial(len(ids), noise).to(like)
         return noise.normal(0, Stream.START, tuple(field.event_shape), like.dtype)

@@ -28,6 +28,7 @@ from scoretk.core.arguments import count, floats, option, positive
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import GaussianPath, Tabulated
+from scoretk.fields.protocols import optional
 from scoretk.fields.resolve import resolve
 
 __all__ = [
@@ -284,7 +285,7 @@ def adapt(
         MissingCapability: The field has no velocity.
     """
     count("order", order, least=1)
-    base = grid(None, getattr(field, "path", None), count("fine", fine, least=4 * (order + 1)))
+    base = grid(None, optional(field, "path"), count("fine", fine, least=4 * (order + 1)))
     with left_as_found(field):
         w, position, slope = _trajectories(
             field, base, count("chains", chains, least=2), seed, cond

@@ -19,6 +19,7 @@ code asks a solver for nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
@@ -38,6 +39,7 @@ __all__ = [
     "TunedSolver",
     "adapts",
     "check_settled",
+    "has_step_size",
     "is_grid",
     "is_tuned",
     "read_row",
@@ -165,6 +167,8 @@ class Traits:
             length of each is known: `capturable_ahead(state)(i)` makes step i, from this state on
             and as long as warmup changes nothing, by a `step(field, state, noise)` that can be
             captured. Equal ones make equal steps. None where nothing is known ahead.
+        step_size: What a kernel that has a step size says of it, None where warmup tunes it; NaN
+            where it has none.
         start: `start(field, x, noise) -> x`, which turns the field's start of chains without `init`
             into the solver's; by default it is left as it is.
     """
@@ -176,6 +180,7 @@ class Traits:
     given_back: bool = False
     with_adjoint: Callable[[], Any] | None = None
     capturable_ahead: Callable[[Any], Callable[[int], Any]] | None = None
+    step_size: float | None = math.nan
     start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved
 
 
@@ -183,6 +188,12 @@ def traits(solver: Any) -> Traits:
     """What the solver says of itself, and the defaults for the rest."""
     said = {f.name: getattr(solver, f.name) for f in fields(Traits) if hasattr(solver, f.name)}
     return Traits(**{"varying": (min(solver.needs),)} | said)
+
+
+def has_step_size(solver: Any) -> bool:
+    """Whether the solver has a step size, be it a number or one that warmup tunes."""
+    size = traits(solver).step_size
+    return size is None or not math.isnan(size)
 
 
 def is_grid(solver: Any) -> bool:

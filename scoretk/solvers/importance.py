@@ -42,7 +42,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import Bridge, Stretched, states_of
-from scoretk.fields.protocols import NoiseSource, field_name, offers
+from scoretk.fields.protocols import NoiseSource, field_name, offers, optional
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info, check_settled, traits
 from scoretk.solvers.hmc import HMC
@@ -150,7 +150,7 @@ class AISState(NamedTuple):
 
 def law_at(field: StaticField, base: Any, weight: float) -> StaticField:
     """The law at level `weight`: of the field's own path from this base, else geometric."""
-    own = None if field.cond else getattr(field.native, "between", None)
+    own = None if field.cond else optional(field.native, "between")
     law = None if own is None else own(base, weight)
     return StaticField(Bridge(base, field, weight) if law is None else law)
 

@@ -267,7 +267,7 @@ class ParallelTempering(Tunable):
 
     @property
     def _tunes_step_size(self) -> bool:
-        return getattr(self.kernel, "step_size", 1.0) is None
+        return traits(self.kernel).step_size is None
 
     def _ladder(self) -> Tensor:
         if self.temperatures is not None:
@@ -285,8 +285,8 @@ class ParallelTempering(Tunable):
         own = (start.x, start.energy, start.grad)
         replicas, energy, grad = (v.repeat_interleave(k, 0).unflatten(0, (len(x), k)) for v in own)
         from_hottest = (torch.arange(k, device=x.device) == k - 1).repeat(len(x), 1)
-        size = getattr(self.kernel, "step_size", torch.nan)
-        size = torch.tensor(1.0 if size is None else size, dtype=torch.float64)
+        named = traits(self.kernel).step_size
+        size = torch.tensor(1.0 if named is None else named, dtype=torch.float64)
         step = torch.zeros((), dtype=torch.int64)
         return TemperingState(
             start.x, replicas, energy, grad, from_hottest, step, size, self._ladder()

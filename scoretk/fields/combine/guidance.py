@@ -16,7 +16,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.alike import alike
 from scoretk.fields.combine.intervals import Interval, Steered, as_interval
 from scoretk.fields.distribution import in_one_space
-from scoretk.fields.protocols import is_field, is_timed, offers
+from scoretk.fields.protocols import is_field, is_timed, offers, optional
 from scoretk.fields.resolve import TimedField, gaussian_path, prediction, static
 from scoretk.fields.wrapped import Kind, Wrapped, shared_map
 
@@ -67,7 +67,7 @@ def guided(
     """
     finite("weight", weight)
     if unconditional is None and null is None:
-        null = getattr(field, "null", None)
+        null = optional(field, "null")
     if (unconditional is None) == (null is None):
         raise InvalidArgument(
             "unconditional, null",
@@ -158,7 +158,7 @@ class _Blend(Wrapped):
     @property
     def null(self) -> Any:
         """What stands for no condition here: the nulls, or with u apart the first field's own."""
-        return getattr(self.first, "null", None) if self.apart else self.nulls
+        return optional(self.first, "null") if self.apart else self.nulls
 
 
 @dataclass(frozen=True, eq=False)

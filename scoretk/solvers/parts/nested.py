@@ -11,7 +11,7 @@ from torch import Tensor
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.plugins import load_solver
-from scoretk.solvers.base import Solver, is_grid, traits
+from scoretk.solvers.base import Solver, has_step_size, is_grid, traits
 
 __all__ = ["NestedNoise", "as_kernel", "with_step_size"]
 
@@ -98,8 +98,6 @@ def as_kernel(kernel: Any, *, sweeps: bool = False) -> Any:
 
 def with_step_size(kernel: Any, step_size: float | None) -> Any:
     """The kernel with this step size; unchanged where that is None or the kernel has none."""
-    return (
-        replace(kernel, step_size=step_size)
-        if step_size is not None and hasattr(kernel, "step_size")
-        else kernel
-    )
+    if step_size is None or not has_step_size(kernel):
+        return kernel
+    return replace(kernel, step_size=step_size)
