@@ -341,3 +341,10 @@ def test_a_run_of_a_power_has_its_width_and_one_of_few_steps_is_told():
     assert -5 * error < float(draws.final.square().mean().sqrt()) / 0.5**0.5 - 1 < 0.03 + 5 * error
     with pytest.warns(UserWarning, match="variance of this power or product of fields ends too"):
         stk.sample(field, AnnealedLangevin(steps_per_level=5), chains=4)
+
+
+def test_a_step_size_that_needs_millions_of_steps_is_refused():
+    field = stk.Diffusion(lambda x, t: x, (2,), stk.VP(), "noise")
+    for tiny in (1e-300, 1e-12):
+        with pytest.raises(stk.InvalidArgument, match=r"step_size: .*at each level"):
+            stk.sample(field, AnnealedLangevin(step_size=tiny), chains=2)

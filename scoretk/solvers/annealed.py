@@ -87,7 +87,7 @@ of a step in units of the largest that is stable for the sum of powers.
 """
 TOLD = 0.25
 """The relative excess of a power's variance above which a run warns of steps set by the user."""
-FEWEST = 5
+FEWEST, MOST = 5, 1_000_000
 
 
 def largest_distance(data: Tensor) -> float:
@@ -429,8 +429,16 @@ class AnnealedLangevin:
         if not isinstance(field, TimedField):
             return FEWEST
         rate = (1 + 1 / EXCESS) / exponents(field)[0]
-        q = self._size(field, ladder) / float(ladder[-1]) ** 2
-        return max(FEWEST, math.ceil(rate * _log_ratio(ladder) / q - 1e-9))
+        size = self._size(field, ladder)
+        steps = rate * _log_ratio(ladder) * float(ladder[-1]) ** 2 / size
+        if not steps < MOST:
+            raise InvalidArgument(
+                "step_size",
+                size,
+                f"a step that needs fewer than {MOST:,} of its kind at each level: it takes {steps:.3g}",
+                "Leave it out, or say steps_per_level",
+            )
+        return max(FEWEST, math.ceil(steps - 1e-9))
 
     def _size(self, field: Any, ladder: Tensor) -> float:
         """The step size eps at the last level."""
