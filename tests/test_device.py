@@ -938,7 +938,7 @@ FOLLOWING = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(FOLLOWING, "distribution of the CPU", "ring-mixture"))
+@pytest.mark.parametrize("name", slow_but(FOLLOWING, "distribution of the CPU", "posterior"))
 def test_constants_are_copied_once(name, device):
     def run(d, steps):
         return stk.sample(

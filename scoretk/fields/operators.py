@@ -260,7 +260,8 @@ class LinearGaussian:
             raise InvalidArgument(
                 "y", y[0], f"the shape of what the operator measures, {tuple(image.shape[1:])}"
             )
-        return _as_real(alike(y, image)) - _as_real(image)
+        known = y.to(image) if isinstance(self.y, str) else alike(self.y, image)[None]
+        return _as_real(known) - _as_real(image)
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log N(y; A x, std^2 I)`, `(batch,)`."""
