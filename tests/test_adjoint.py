@@ -434,8 +434,8 @@ def test_integrals_along_the_way_are_of_its_own_steps(method):
     ("old", "new"),
     [
         (
-            "torch.lerp(t, after, course.nodes)), strict",
-            "torch.lerp(after, t, course.nodes)), strict",
+            "torch.lerp(t, after, shared.nodes)), strict",
+            "torch.lerp(after, t, shared.nodes)), strict",
         ),
         (
             "step.accepted.nonzero()[:, 0]\n    rows,",

@@ -211,7 +211,7 @@ def test_from_timesteps_sees_integers_and_the_right_ones():
         return torch.zeros_like(x)
 
     field = stk.from_timesteps(net, table, (2,))
-    stk.sample(field, stk.ProbabilityFlow("euler", steps=steps), chains=2)
+    stk.sample(field, stk.ProbabilityFlow("euler", steps=steps), chains=3)
     assert seen == list(range(steps - 1, -1, -1))
     for k in (0, 4, 9):
         assert float(field.path.alpha(1 - (k + 1) / steps)) == pytest.approx(

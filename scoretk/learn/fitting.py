@@ -125,8 +125,8 @@ def _warn_of_pixels(data: Tensor) -> None:
     levels overlap nothing, and what is learned is a lattice of points.
     """
     rows = torch.as_tensor(data)[:PIXEL_ROWS]
-    if not rows.numel() or rows.is_complex() or rows.dtype is torch.bool:
-        return
+    if rows.ndim < 2 or not rows.numel() or rows.is_complex() or rows.dtype is torch.bool:
+        return  # rows of one number may be indices
     low, high = float(rows.amin()), float(rows.amax())
     if low >= 0 and BRIGHT < high <= 255 and bool((rows == rows.round()).all()):
         warnings.warn(

@@ -344,7 +344,8 @@ def _save(
             "settings": saving.settings,
             "identity": saving.identity.summary({*run.changed, *saving.identity.changing()}),
             "batches": [
-                {"step": m.step, "evaluations": m.evaluations} for m in run.moments.values()
+                {"step": m.step, "evaluations": m.evaluations, "looked": m.halfway is not None}
+                for m in run.moments.values()
             ],
         },
     )
@@ -378,7 +379,14 @@ def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Savin
             most = min(
                 batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"]
             )
-            check_header(position, step=partial(is_count, most=most), evaluations=is_count)
+            if isinstance(position, dict):  # files from before there was a look halfway
+                position = {"looked": False} | position
+            check_header(
+                position,
+                step=partial(is_count, most=most),
+                evaluations=is_count,
+                looked=lambda v: isinstance(v, bool) and v <= is_free(solver),
+            )
             tuned = tuned_leaves(run.moments[0].state) if i else None
             run.moments[i] = _read_moment(
                 saved.under(f"{i}/"), solver, recorder, batch, tuned, **position
@@ -543,6 +551,7 @@ def _read_moment(
     tuned: dict[str, Tensor] | None,
     step: int,
     evaluations: int,
+    looked: bool,
 ) -> Moment:
     """The moment of a batch, checked to have the form that a run of this field and solver has.
 
@@ -555,7 +564,7 @@ def _read_moment(
         template = begin(solver, batch.bound, batch.start(), batch.noise, again=batch.again)
     status, failed_at = _read_outcome(saved, batch, step)
     halfway = None
-    if is_free(solver) and "halfway" in saved.left:
+    if looked:
         halfway = saved.take("halfway", template.state.x, (len(batch.noise.chains),))
     record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(step))
     state, tuning = saved.under("state/"), saved.under("tuning/")
