@@ -379,8 +379,6 @@ def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Savin
             most = min(
                 batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"]
             )
-            if isinstance(position, dict):  # files from before there was a look halfway
-                position = {"looked": False} | position
             check_header(
                 position,
                 step=partial(is_count, most=most),
