@@ -337,15 +337,16 @@ def _save(
             f"{i}/{kind}/{name}": v for kind, part in parts.items() for name, v in part.items()
         }
         tensors |= {f"{i}/status": m.status, f"{i}/failed_at": m.failed_at}
-        tensors |= {} if m.halfway is None else {f"{i}/halfway": m.halfway}
+        if is_free(solver):  # NaN until then
+            unseen = m.state.x.new_full((len(m.state.x),), torch.nan)
+            tensors[f"{i}/halfway"] = unseen if m.halfway is None else m.halfway
     saving.checkpoint.save(
         tensors,
         {
             "settings": saving.settings,
             "identity": saving.identity.summary({*run.changed, *saving.identity.changing()}),
             "batches": [
-                {"step": m.step, "evaluations": m.evaluations, "looked": m.halfway is not None}
-                for m in run.moments.values()
+                {"step": m.step, "evaluations": m.evaluations} for m in run.moments.values()
             ],
         },
     )
@@ -379,12 +380,7 @@ def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Savin
             most = min(
                 batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"]
             )
-            check_header(
-                position,
-                step=partial(is_count, most=most),
-                evaluations=is_count,
-                looked=lambda v: isinstance(v, bool) and v <= is_free(solver),
-            )
+            check_header(position, step=partial(is_count, most=most), evaluations=is_count)
             tuned = tuned_leaves(run.moments[0].state) if i else None
             run.moments[i] = _read_moment(
                 saved.under(f"{i}/"), solver, recorder, batch, tuned, **position
@@ -549,7 +545,6 @@ def _read_moment(
     tuned: dict[str, Tensor] | None,
     step: int,
     evaluations: int,
-    looked: bool,
 ) -> Moment:
     """The moment of a batch, checked to have the form that a run of this field and solver has.
 
@@ -562,8 +557,9 @@ def _read_moment(
         template = begin(solver, batch.bound, batch.start(), batch.noise, again=batch.again)
     status, failed_at = _read_outcome(saved, batch, step)
     halfway = None
-    if looked:
-        halfway = saved.take("halfway", template.state.x, (len(batch.noise.chains),))
+    if is_free(solver):
+        seen = saved.take("halfway", template.state.x, (len(batch.noise.chains),))
+        halfway = None if bool(seen.isnan().any()) else seen
     record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(step))
     state, tuning = saved.under("state/"), saved.under("tuning/")
     leaves = {name: state.take(name, value) for name, value in state_leaves(template.state).items()}
