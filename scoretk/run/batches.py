@@ -180,7 +180,7 @@ def run_batches(
                 )
                 shown.update(sum(b.schedule.total for b in batches[:i]) + moment.step, failed)
                 if saving and saving.checkpoint.due():
-                    _save(run, recorder, batches, saving, _asked(run, solver, batches))
+                    _save(run, solver, recorder, batches, saving, _asked(run, solver, batches))
             finished.append(_finish(run.moments[i], batch.schedule, recorder, is_tuned(solver)))
             if saving is None:
                 del run.moments[i]  # and with it the memory of its state
@@ -293,7 +293,7 @@ def _saved_on_exit(
     except BaseException as error:
         if not isinstance(error, CheckpointError):
             try:
-                _save(run, recorder, batches, saving, _asked_at_last(run, solver, batches))
+                _save(run, solver, recorder, batches, saving, _asked_at_last(run, solver, batches))
                 error.add_note(
                     f"The run so far is in {saving.checkpoint.path}: the same call goes on from "
                     f"there."
@@ -301,7 +301,7 @@ def _saved_on_exit(
             except CheckpointError as second:
                 error.add_note(str(second))
         raise
-    _save(run, recorder, batches, saving, _asked_at_last(run, solver, batches))
+    _save(run, solver, recorder, batches, saving, _asked_at_last(run, solver, batches))
 
 
 def _asked(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
@@ -321,7 +321,12 @@ def _asked_at_last(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Te
 
 
 def _save(
-    run: _Run, recorder: Recorder, batches: list[Batch], saving: Saving, said: dict[str, Tensor]
+    run: _Run,
+    solver: Any,
+    recorder: Recorder,
+    batches: list[Batch],
+    saving: Saving,
+    said: dict[str, Tensor],
 ) -> None:
     """Write all moments by the numbers of their batches, and what the field answered at the last."""
     tensors = {f"witness/{name}": value for name, value in said.items()}
