@@ -429,9 +429,18 @@ def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
                 "last few are not made by compiled code. Start afresh at another path"
             )
         theirs["steps"] = asked
-    theirs["device"] = ours["device"]  # the noise is the same on all, and the rest to rounding
+    if _is_device(theirs.get("device")):
+        theirs["device"] = ours["device"]  # the noise is the same on all, and the rest to rounding
     summary = saving.identity.summary(header["identity"]["changing"])
     check_settings(path, theirs, ours, [*shorter, *differences(header["identity"], summary)])
+
+
+def _is_device(kind: Any) -> bool:
+    """Whether it is the type of a device, such as "cuda"."""
+    try:
+        return isinstance(kind, str) and torch.device(kind).type == kind
+    except RuntimeError:
+        return False
 
 
 def _held(said: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
