@@ -304,10 +304,22 @@ def _made_there(watching: Watching):
             setattr(owner, name, original)
 
 
+class _Module:
+    """What torch asks of a backend by name: from the registration on also beside work on the CPU."""
+
+    is_initialized = is_available = staticmethod(lambda: True)
+    _is_in_bad_fork = staticmethod(lambda: False)
+    current_device = staticmethod(lambda: 0)
+    device_count = staticmethod(lambda: 1)
+    manual_seed_all = set_rng_state = staticmethod(lambda *_, **__: None)
+    get_rng_state = staticmethod(lambda *_, **__: torch.zeros(0, dtype=torch.uint8))
+    get_amp_supported_dtype = staticmethod(lambda: [torch.float16, torch.bfloat16])
+
+
 @functools.cache
 def _registered() -> None:
     """The device, for the rest of the process: torch takes none back."""
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 
 
 @contextmanager

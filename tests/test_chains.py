@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.core.noise import Noise
 from scoretk.inference import sampling
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 
@@ -183,3 +184,32 @@ def test_one_draw_has_no_variance():
     many = stk.sample(FIELD, stk.ULA(0.1), chains=3, steps=2, keep="moments")
     every = stk.sample(FIELD, stk.ULA(0.1), chains=3, steps=2)
     torch.testing.assert_close(many.var, every.x.double().var(1))
+
+
+def test_noise_made_ahead_is_given_back_after_each_batch(monkeypatch):
+    """A thousand batches hold no more of it than one."""
+    held = []
+    forget = Noise.forget
+
+    def told(noise):
+        held.append(len(noise._windows))
+        forget(noise)
+        assert not noise._windows
+
+    monkeypatch.setattr(Noise, "forget", told)
+    stk.sample("gaussian", stk.ULA(0.1), chains=6, batch=2, steps=8)
+    assert len(held) == 3
+    assert min(held) > 0
+
+
+def test_what_no_pilot_chain_has_tuned_runs_no_other():
+    """All of the pilot begins where the energy is not finite: nothing was learned, and all say so."""
+    field = stk.Energy(lambda x: torch.where(x > 50, torch.nan, x.square() / 2).sum(1), (2,))
+    start = torch.zeros(12, 2)
+    start[:4] = 100.0
+    for kernel in (stk.MALA(), stk.HMC()):
+        warmup = stk.Warmup(10, pilot=4)
+        draws = stk.sample(field, kernel, init=start, steps=4, warmup=warmup, batch=4)
+        assert (draws.status == stk.Status.NONFINITE).all()
+    fine = stk.sample(field, stk.MALA(), init=start.flip(0), steps=4, warmup=warmup, batch=4)
+    assert (fine.status[:8] == stk.Status.OK).all()

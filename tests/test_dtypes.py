@@ -87,3 +87,15 @@ def test_where_the_network_is_not_asked_data_of_another_dtype_fail(monkeypatch):
     for call in ("log_prob", "encode", "contrastive divergence"):
         with pytest.raises(stk.InvalidArgument, match="dtype"):
             CALLS[call](torch.float32, ROWS)
+
+
+def test_a_measurement_that_numpy_has_written_into_is_seen():
+    """No copy in another dtype outlives what it was made of."""
+    y = torch.zeros(2, dtype=torch.float64)
+    known = stk.posterior(
+        stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), stk.LinearGaussian(torch.eye(2), y, 0.1)
+    )
+    x = torch.ones(1, 2)
+    before = known.energy(x)
+    y.numpy()[:] = 5.0
+    assert known.energy(x) > before + 100

@@ -75,6 +75,8 @@ def _copied(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
         return constant
     if torch.compiler.is_compiling() or constant.requires_grad or constant.is_inference():
         return constant.to(device, dtype)  # a copy is of one graph, of one trace
+    if constant.device == device:
+        return constant.to(dtype)  # no wait is spared, and what numpy writes is seen
     copies: _Copies = _COPIES.setdefault(constant, {})
     found = copies.get((device, dtype))
     if found is None or found[0] != constant._version:

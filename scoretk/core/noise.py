@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -261,6 +262,10 @@ class Noise:
         self.__dict__.update(state)
         self._bind()
 
+    def forget(self) -> None:
+        """Give the memory of noise made ahead of need back; what is asked for later is made again."""
+        self._windows.clear()
+
     def select(self, rows: slice) -> Noise:
         """The noise of some of the chains.
 
@@ -442,8 +447,23 @@ class Noise:
 
 @cache
 def has_kernel(device: torch.device) -> bool:
-    """Whether a device's noise is made by one kernel (`scoretk.core.noise_kernel`)."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    """Whether the noise of a device is made by one kernel (`scoretk.core.noise_kernel`).
+
+    Warns where Triton is there and makes none for the device: torch's own operations then serve.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    none = torch.zeros(2, dtype=torch.int64, device=device)
+    try:
+        _by_kernel(_Kind.NORMAL, none, 0, none, none, 1, torch.float32)
+    except Exception as error:  # noqa: BLE001 (whatever a compiler raises that is not whole)
+        warnings.warn(
+            f"noise on {device} takes a hundred launches where one would do: Triton makes no kernel "
+            f"there ({type(error).__name__}: {error})",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _by_kernel(

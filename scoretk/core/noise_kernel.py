@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -119,20 +120,21 @@ def fused_noise(
     rows, dtype = len(steps) * len(chains), constants.dtype
     out = torch.empty((len(steps), len(chains), n), dtype=dtype, device=chains.device)
     grid = (-(-rows * -(-n // 4) // BLOCKS),)
-    _fill[grid](
-        out,
-        key,
-        steps.contiguous(),
-        chains.contiguous(),
-        constants,
-        word,
-        rows,
-        len(chains),
-        n,
-        KIND=kind,
-        DOUBLE=dtype == torch.float64,
-        SIZE=BLOCKS,
-    )
+    with torch.cuda.device(chains.device) if chains.is_cuda else nullcontext():
+        _fill[grid](
+            out,
+            key,
+            steps.contiguous(),
+            chains.contiguous(),
+            constants,
+            word,
+            rows,
+            len(chains),
+            n,
+            KIND=kind,
+            DOUBLE=dtype == torch.float64,
+            SIZE=BLOCKS,
+        )
     return out
 
 

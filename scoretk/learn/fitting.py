@@ -92,9 +92,9 @@ def fit(
             step and the last good averaged weights, which the module is left with.
         CheckpointError: Where the checkpoint is damaged or another run's.
     """
-    _warn_of_pixels(data)
     players = [Player("", module, loss)] if callable(loss) else list(loss)
     run = Training(module, players, data, recipe, seed, evaluate, state)
+    _warn_of_pixels(data)
     file = None if checkpoint is None else checkpoint_file(checkpoint)
     whose, changed = None if file is None else run.whose(data, settings), list[str]()
     if file is not None and whose is not None and file.exists():

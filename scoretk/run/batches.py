@@ -150,7 +150,7 @@ def run_batches(
         CheckpointError: Where the checkpoint is damaged, another run's, or cannot be written.
     """
     run = _resume(batches, solver, recorder, saving)
-    total, finished = sum(b.schedule.total for b in batches), list[Finished]()
+    total, finished, lost = sum(b.schedule.total for b in batches), list[Finished](), 0
     compiler = _Compiler(compiled)
     with (
         ProgressBar(progress, total) as shown,
@@ -159,6 +159,8 @@ def run_batches(
         for i, batch in enumerate(batches):
             if i not in run.moments:
                 run.moments[i] = _begin(solver, batch, finished[0].tuned if finished else None)
+                if finished and adapts(solver) and bool((finished[0].failed_at == 0).all()):
+                    run.moments[i] = _untuned(run.moments[i])
                 if i == 0:
                     check_rows_apart(batch.bound, solver.needs, run.moments[i].state.x)
             if compiler.used and not i:
@@ -174,14 +176,13 @@ def run_batches(
                 on_failure=on_failure,
             ):
                 run.moments[i] = moment
-                failed = sum(
-                    int((status != 0).sum())
-                    for status in (*(f.status for f in finished), moment.status)
-                )
+                failed = lost + int((moment.status != 0).sum())
                 shown.update(sum(b.schedule.total for b in batches[:i]) + moment.step, failed)
                 if saving and saving.checkpoint.due():
                     _save(run, solver, recorder, batches, saving, _asked(run, solver, batches))
             finished.append(_finish(run.moments[i], batch.schedule, recorder, is_tuned(solver)))
+            lost += int((finished[-1].status != 0).sum())
+            batch.noise.forget()
             if saving is None:
                 del run.moments[i]  # and with it the memory of its state
     return finished
@@ -257,6 +258,15 @@ def _begin(solver: Any, batch: Batch, tuned: dict[str, Tensor] | None) -> Moment
     tunes, taken = warms and tuned is None, tuned if warms else None
     return begin(
         solver, batch.bound, batch.start(), batch.noise, tunes=tunes, tuned=taken, again=batch.again
+    )
+
+
+def _untuned(moment: Moment) -> Moment:
+    """A batch whose pilot failed at its start, every chain: there is nothing to run it with."""
+    return replace(
+        moment,
+        status=torch.full_like(moment.status, int(Status.NONFINITE)),
+        failed_at=torch.zeros_like(moment.failed_at),
     )
 
 

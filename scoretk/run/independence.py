@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.anatomy import field_tensors
 from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import InvalidArgument
 from scoretk.fields.derivatives import probes
@@ -40,6 +41,8 @@ TIME = 0.5
 """Where a field in time is asked: away from the ends, where a prediction may have no answer."""
 CLEAR, ROUNDINGS = 1e-2, 64.0
 """What counts as another answer: so much of how far answers lie apart, and of their rounding."""
+TF32 = 2.0**-10
+"""The unit of rounding of products that CUDA may make of float32."""
 
 Question = Callable[[Tensor, Tensor], Tensor]
 
@@ -121,7 +124,7 @@ def _compare(
         fewer = asked(x[:FEWER], rows[:FEWER])
         seen.append((f"in a batch of {FEWER}", before[:FEWER], fewer))
     for how, one, other in seen:
-        row = _differing(one, other, before)
+        row = _differing(one, other, before, _resolution(bound, x))
         if row is not None and not _unsteady(asked, bound, x, rows, before, one - other):
             raise InvalidArgument(
                 bound.source if name == "predict" else name,
@@ -162,16 +165,25 @@ def _exchanged(bound: Any, x: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
     return others, places
 
 
-def _differing(one: Tensor, other: Tensor, before: Tensor) -> int | None:
+def _differing(one: Tensor, other: Tensor, before: Tensor, eps: float) -> int | None:
     """The first row of which the two answers differ; None where there is none."""
     fine = finite_rows(one) & finite_rows(other)
     known = before[finite_rows(before)]
     if not len(known):
         return None
     apart = (known - known.mean(0)).abs().max()
-    limit = CLEAR * apart + ROUNDINGS * torch.finfo(one.dtype).eps * known.abs().max()
+    limit = CLEAR * apart + ROUNDINGS * eps * known.abs().max()
     wrong = (fine & ((one - other).abs().amax(1) > limit)).nonzero().flatten()
     return int(wrong[0]) if len(wrong) else None
+
+
+def _resolution(bound: Any, x: Tensor) -> float:
+    """The largest unit of rounding of all that may be computed with for x."""
+    kinds = {x.dtype} | {t.dtype for t in field_tensors(bound.native) if t.is_floating_point()}
+    if torch.is_autocast_enabled(x.device.type):
+        kinds.add(torch.get_autocast_dtype(x.device.type))
+    eps = max(torch.finfo(kind).eps for kind in kinds)
+    return max(eps, TF32) if x.is_cuda else eps
 
 
 def _unsteady(
@@ -186,7 +198,7 @@ def _unsteady(
         return True
     if "states" in offers(bound.native):
         return False
-    digit = 2 * torch.finfo(x.dtype).eps * x.abs().clamp(min=1.0)
+    digit = 2 * _resolution(bound, x) * x.abs().clamp(min=1.0)
     moved = [
         (asked(y, rows) - before).nan_to_num(0.0, 0.0, 0.0).abs().max()
         for y in (x + digit, x - digit)
