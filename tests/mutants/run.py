@@ -7,7 +7,7 @@ on without it. A mutant whose tests do not end in time, or with which the packag
     python -m tests.mutants.run [first] [fresh] [--only TEXT] [--afresh] [--laws]
 
 goes through those that are not known to be killed (all, with `--afresh`), under all tests that cover their files (under those
-of `tests/laws` alone, which takes seconds, with `--laws`), remembers each outcome in `build/mutants.json`, and writes
+of `tests/laws` alone, which takes seconds, with `--laws`), remembers each outcome in `known.json`, and writes
 docs/mutants.md. Every mutant runs in a fork of one process that has imported torch once, and imports the package anew.
 """
 
@@ -54,7 +54,7 @@ COPIED = (
 )
 LIMIT, TEST_LIMIT = 900.0, 150
 """Seconds for the tests of a mutant, and for one test."""
-KNOWN, PAGE = ROOT / "build" / "mutants.json", ROOT / "docs" / "mutants.md"
+KNOWN, PAGE = ROOT / "tests" / "mutants" / "known.json", ROOT / "docs" / "mutants.md"
 
 
 class Outcome(NamedTuple):
@@ -295,8 +295,7 @@ def main() -> int:
             outcome = copy.tried(mutant, laws=asked.laws)
             if outcome.killed_by or not asked.laws:
                 known[key(mutant)] = list(outcome)
-            KNOWN.parent.mkdir(exist_ok=True)
-            KNOWN.write_text(json.dumps(known, indent=0))
+            KNOWN.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n")
             said = outcome.killed_by or "SURVIVES"
             print(
                 f"{i + 1}/{len(chosen)} {mutant.file}: {mutant.why}: {said} ({outcome.seconds} s)",
