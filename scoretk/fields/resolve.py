@@ -10,10 +10,10 @@ solver took them from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,15 @@ from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.validation import rejecting
 
-__all__ = ["StaticField", "TimedField", "gaussian_path", "prediction", "resolve", "static"]
+__all__ = [
+    "StaticField",
+    "TimedField",
+    "gaussian_path",
+    "of_rows",
+    "prediction",
+    "resolve",
+    "static",
+]
 
 _ENERGY = "An energy gives one number a row: sum over the event axes, keep the batch axis"
 _LIKE = "It is shaped like x"
@@ -214,6 +222,19 @@ def _predict(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
 def static(field: object) -> StaticField:
     """The static field as solvers see it, without conditions."""
     return field if isinstance(field, StaticField) else StaticField(field)
+
+
+F = TypeVar("F", bound="StaticField | TimedField")
+
+
+def of_rows(field: F, rows: Tensor) -> F:
+    """The field for some rows of its batch, with the conditions of these.
+
+    Args:
+        field: As a solver receives it.
+        rows: Their numbers `(k,)`.
+    """
+    return replace(field, cond={name: value[rows] for name, value in field.cond.items()})
 
 
 def prediction(field: Any) -> tuple[str, GaussianPath | None]:

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -53,7 +53,7 @@ from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.derivatives import check_derivative
 from scoretk.fields.protocols import field_name
-from scoretk.fields.resolve import TimedField, resolve
+from scoretk.fields.resolve import TimedField, of_rows, resolve
 from scoretk.fields.wrapped import check_flow
 from scoretk.ode.grids import grid as times_of
 from scoretk.ode.registry import Method, every_method, velocity_method
@@ -126,9 +126,7 @@ class Flow:
 
     def of(self, rows: Tensor) -> Flow:
         """The flow of some of the rows, `(k,)`, which have their own conditions."""
-        return Flow(
-            replace(self.field, cond={name: value[rows] for name, value in self.field.cond.items()})
-        )
+        return Flow(of_rows(self.field, rows))
 
     @cached_property
     def unasked(self) -> bool:

@@ -30,7 +30,7 @@ from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import InvalidArgument
 from scoretk.fields.derivatives import probes
 from scoretk.fields.protocols import offers
-from scoretk.fields.resolve import StaticField, TimedField
+from scoretk.fields.resolve import StaticField, TimedField, of_rows
 
 __all__ = ["check_rows_apart"]
 
@@ -98,8 +98,7 @@ def _question(name: str, bound: Any) -> Question:
     """A method of the field as a function of x and the rows whose conditions hold."""
 
     def ask(x: Tensor, rows: Tensor) -> Tensor:
-        cond = {key: value[rows] for key, value in bound.cond.items()}
-        here = replace(bound, cond=cond, asked=set())
+        here = replace(of_rows(bound, rows), asked=set())
         answer = here.predict(x, TIME) if name == "predict" else getattr(here, name)(x)
         return answer.detach().flatten(1) if answer.ndim > 1 else answer.detach()[:, None]
 

@@ -8,7 +8,6 @@ the largest.
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from scoretk.core.rows import finite_rows
 from scoretk.fields.protocols import offers
+from scoretk.fields.resolve import StaticField, TimedField, of_rows
 
 __all__ = ["contradiction", "witness"]
 
@@ -60,9 +60,8 @@ def contradiction(bound: Any, needs: frozenset[str], said: dict[str, Tensor]) ->
 
 
 def _answers(bound: Any, needs: frozenset[str], x: Tensor, rows: Tensor) -> dict[str, Tensor]:
-    cond = getattr(bound, "cond", None)
-    if cond and is_dataclass(bound):
-        bound = replace(bound, cond={name: value[rows] for name, value in cond.items()})  # type: ignore[type-var]
+    if isinstance(bound, StaticField | TimedField):
+        bound = of_rows(bound, rows)
     asked = [name for name in ASKED if name in needs] or [
         name for name in ASKED if name in offers(bound.native)
     ][:1]

@@ -36,7 +36,7 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -46,7 +46,7 @@ from scoretk.core.arguments import counts
 from scoretk.core.rows import across, finite_rows, log_add_exp, row_dot, select_rows
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
-from scoretk.fields.resolve import StaticField
+from scoretk.fields.resolve import StaticField, of_rows
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import HMCState, Stepping
 from scoretk.solvers.parts.leapfrog import DIVERGENCE, Point, leapfrog
@@ -323,9 +323,6 @@ class NUTS(Stepping):
                 )
                 done.append(rows_of(tree.found, ended))
                 tree, subtree = rows_of((tree, subtree), growing)
-                rows = tree.found.chain
-                bound = replace(
-                    field, cond={name: value[rows] for name, value in field.cond.items()}
-                )
+                bound = of_rows(field, tree.found.chain)
         done.append(tree.found)
         return in_order(done)

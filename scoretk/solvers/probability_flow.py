@@ -30,7 +30,7 @@ from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.protocols import NoiseSource
-from scoretk.fields.resolve import TimedField
+from scoretk.fields.resolve import TimedField, of_rows
 from scoretk.fields.wrapped import check_flow
 from scoretk.ode.adjoint import BackwardSolve, with_adjoint
 from scoretk.ode.grids import grid
@@ -309,9 +309,7 @@ def _bounded(field: TimedField, t: float) -> bool:
 
 def _velocity_of(field: TimedField, rows: Tensor) -> VelocityOf:
     """The velocity as a function of x and t at some rows of the batch."""
-    return VelocityOf(
-        replace(field, cond={name: value[rows] for name, value in field.cond.items()})
-    )
+    return VelocityOf(of_rows(field, rows))
 
 
 def velocity_determinate(field: TimedField, t: float) -> bool:
