@@ -248,24 +248,16 @@ def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> 
     last = float(ladder[-1])
     gamma = float(ladder[-2] / ladder[-1]) if len(ladder) > 1 else 1.0
     q = torch.logspace(-8, 0, 200_001, dtype=torch.float64)[:-1]  # q = eps / s_L^2
-    for _ in range(2):  # coarse over eight decades, then fine between the neighbours of the best
+
+    def off(q: Tensor) -> Tensor:
         k = 2 / (2 - q)
-        off = ((1 - q) ** (2 * steps) * (gamma**2 - k) + k - 1).abs()
-        best = int(off.argmin())
+        return ((1 - q) ** (2 * steps) * (gamma**2 - k) + k - 1).abs()
+
+    for _ in range(2):  # coarse over eight decades, then fine between the neighbours of the best
+        best = int(off(q).argmin())
         low, high = q[max(best - 1, 0)], q[min(best + 1, len(q) - 1)]
         q = torch.linspace(float(low), float(high), 100_001, dtype=torch.float64)
-    return (
-        float(
-            q[
-                int(
-                    ((1 - q) ** (2 * steps) * (gamma**2 - 2 / (2 - q)) + 2 / (2 - q) - 1)
-                    .abs()
-                    .argmin()
-                )
-            ]
-        )
-        * last**2
-    )
+    return float(q[int(off(q).argmin())]) * last**2
 
 
 SHARED = frozenset({"table", "step"})

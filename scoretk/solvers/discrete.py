@@ -268,8 +268,6 @@ class DiscreteLangevin(StepTuned):
         flags(self, "adjusted")
         self._check_step()
         positive("temperature", self.temperature)
-        if not isinstance(self.adjusted, bool):
-            raise InvalidArgument("adjusted", self.adjusted, "True or False")
         if self.step_size is None and not self.adjusted:
             raise InvalidArgument(
                 "step_size",

@@ -86,10 +86,8 @@ INTEGRATORS: dict[str, tuple[float, ...]] = {
 """Shares of the step size: turn, drift, turn, ... Each drift costs a gradient."""
 
 METRICS = ("none", "diagonal")
-MEMORY, MOST_CHANGE = 75, 64.0
 FIRST_STEPS = 10
 """Steps of an adjusted trajectory before its length is known."""
-APPROACH_ACCEPT = 0.8
 
 
 class MCLMCState(NamedTuple):
