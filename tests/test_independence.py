@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import scoretk as stk
-from scoretk.run import batches
+from scoretk.run import batches, independence
 
 SHORT = {"steps": 2}
 HALF = stk.ULA(step_size=1e-3)
@@ -75,7 +75,15 @@ def noisy(generator):
 
 MLP, REGRESSORS = net(6), torch.linspace(-3, 3, 6000).reshape(1000, 6).sin()
 FAR = torch.arange(36.0).reshape(6, 6).cos()
+
+
+def coarse(x):
+    """What sums in bfloat16 do, whose order hangs on the size of the batch."""
+    return square(x) + 500 * (1 + (len(x) % 4) * 2.0**-8)
+
+
 RIGHT = {
+    "sums in bfloat16": stk.Energy(coarse, (6,)),
     "a network": stk.Energy(lambda x: MLP(x)[:, 0], (6,)),
     "a network squeezed": stk.Energy(lambda x: MLP(x).squeeze(), (6,)),
     "a large regression": stk.Energy(lambda x: (x @ REGRESSORS.T - 300).square().sum(1), (6,)),
@@ -102,6 +110,12 @@ def test_rounding_and_noise_are_no_dependence(name):
         torch.full((24, *field.event_shape), 9.0),
     ):
         stk.sample(field, HALF, chains=24, init=init, **SHORT)
+
+
+def test_without_room_for_them_coarse_sums_would_be_refused(monkeypatch):
+    monkeypatch.setattr(independence, "COARSE", 0.0)
+    with pytest.raises(stk.InvalidArgument, match="in a batch of 2"):
+        stk.sample(RIGHT["sums in bfloat16"], HALF, chains=24, **SHORT)
 
 
 def test_without_the_question_coupled_rows_pass(monkeypatch):

@@ -41,6 +41,11 @@ TIME = 0.5
 """Where a field in time is asked: away from the ends, where a prediction may have no answer."""
 CLEAR, ROUNDINGS = 1e-2, 64.0
 """What counts as another answer: so much of how far answers lie apart, and of their rounding."""
+COARSE = 2.0**-5
+"""What a batch of another size may differ by: a model may compute within in bfloat16, whose sums
+depend on the size, and show nothing of it. A mean over rows or a division by their number differs
+by more.
+"""
 TF32 = 2.0**-10
 """The unit of rounding of products that CUDA may make of float32."""
 
@@ -114,16 +119,17 @@ def _compare(
         except Exception as error:  # whatever a model raises
             raise _Refused from error
 
-    before = asked(x, rows)
+    before, fine = asked(x, rows), ROUNDINGS * _resolution(bound, x)
     seen = []
     for stay in _staying(before):
         others, places = _exchanged(bound, x, stay)
-        seen.append(("beside other rows", before[stay], asked(others, rows[places])[stay]))
+        beside = asked(others, rows[places])[stay]
+        seen.append(("beside other rows", before[stay], beside, fine))
     if smaller:
         fewer = asked(x[:FEWER], rows[:FEWER])
-        seen.append((f"in a batch of {FEWER}", before[:FEWER], fewer))
-    for how, one, other in seen:
-        row = _differing(one, other, before, _resolution(bound, x))
+        seen.append((f"in a batch of {FEWER}", before[:FEWER], fewer, max(fine, COARSE)))
+    for how, one, other, rounding in seen:
+        row = _differing(one, other, before, rounding)
         if row is not None and not _unsteady(asked, bound, x, rows, before, one - other):
             raise InvalidArgument(
                 bound.source if name == "predict" else name,
@@ -164,14 +170,21 @@ def _exchanged(bound: Any, x: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
     return others, places
 
 
-def _differing(one: Tensor, other: Tensor, before: Tensor, eps: float) -> int | None:
-    """The first row of which the two answers differ; None where there is none."""
+def _differing(one: Tensor, other: Tensor, before: Tensor, rounding: float) -> int | None:
+    """The first row of which the two answers differ by more than rounding; None where there is none.
+
+    Args:
+        one: Answers `(k, entries)`.
+        other: The others, of the same rows.
+        before: The answers to the whole question, `(rows, entries)`.
+        rounding: How much of the largest of these is none.
+    """
     fine = finite_rows(one) & finite_rows(other)
     known = before[finite_rows(before)]
     if not len(known):
         return None
     apart = (known - known.mean(0)).abs().max()
-    limit = CLEAR * apart + ROUNDINGS * eps * known.abs().max()
+    limit = CLEAR * apart + rounding * known.abs().max()
     wrong = (fine & ((one - other).abs().amax(1) > limit)).nonzero().flatten()
     return int(wrong[0]) if len(wrong) else None
 
