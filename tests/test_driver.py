@@ -327,6 +327,8 @@ class TestDrawsFiles:
         data = arviz.from_netcdf(draws.save(tmp_path / "d.nc"))
         assert dict(data.posterior.sizes) == {"chain": 3, "draw": 5, "x_dim_0": 2}
         assert data.sample_stats["acceptance_rate"].shape == (3, 5)
+        lp = torch.from_numpy(data.sample_stats["lp"].values)
+        assert torch.equal(lp, -draws.stats["energy"])
         assert json.loads(data.attrs["scoretk"])["seed"] == 0
 
 

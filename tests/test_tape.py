@@ -117,6 +117,9 @@ def test_an_equal_run_does_not_compile_again():
         field = stk.Score(lambda x: -2 * x, (3,))
         return stk.sample(field, stk.ULA(0.07), chains=2, steps=16, keep="last", compile=True)
 
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     once()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled at all
     with torch.compiler.set_stance("fail_on_recompile"):
         once()

@@ -290,3 +290,16 @@ def test_the_jacobian_of_a_constraint_is_that_of_its_map(constraint, shape):
     right = float(torch.linalg.slogdet(matrix)[1])
     assert float(found.sum()) == pytest.approx(right, rel=1e-8)
     torch.testing.assert_close(space.unconstrain(space.constrain(z)), z)
+
+
+def test_a_table_that_ends_at_0_has_no_seam():
+    """Alpha and its slope go on through the end of the first cell, and alpha is the table's there."""
+    table = torch.linspace(0.98, 0.0, 12, dtype=torch.float64)
+    path, seam, h = Tabulated(table), 1 / len(table), 1e-7
+    before, at, after = (float(path.alpha(t)) for t in (seam - h, seam, seam + h))
+    assert at == pytest.approx(math.sqrt(float(table[-2])), rel=1e-6)
+    assert before == pytest.approx(at, abs=1e-4)
+    assert (at - before) / h == pytest.approx((after - at) / h, rel=1e-3)
+    for t in (0.3 * seam, 0.7 * seam, 1.3 * seam):
+        slope = (float(path.alpha(t + h)) - float(path.alpha(t - h))) / (2 * h)
+        assert float(path.dalpha(t)) == pytest.approx(slope, rel=1e-4)

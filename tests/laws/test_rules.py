@@ -11,6 +11,7 @@ import scoretk as stk
 from scoretk import grids
 from scoretk.core.noise import Noise
 from scoretk.fields.paths import EDM, VE, VP, Linear
+from scoretk.models.targets.mixture import gaussian
 from scoretk.ode.adaptive import largest_row_rms
 from scoretk.ode.rowwise import PAIRS, integrate_rows
 from scoretk.ode.tableaus import GRID_RULES, Multistep, RungeKutta
@@ -493,3 +494,11 @@ def test_the_adjoint_of_a_linear_flow_is_its_matrix():
     torch.testing.assert_close(end, closed, rtol=1e-7, atol=0)
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=0)
     torch.testing.assert_close(k.grad, w.grad, rtol=1e-6, atol=0)
+
+
+def test_an_adapted_grid_has_the_seed_that_it_is_given():
+    field = gaussian(dim=2, std=0.3).noised(stk.VP())
+    one, same, other = (stk.grids.adapt(field, 6, chains=2, fine=32, seed=s) for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.allclose(one, other, atol=0.2)

@@ -11,6 +11,7 @@ from scoretk.errors import Status
 from scoretk.fields.resolve import resolve
 from scoretk.models.targets.mixture import gaussian
 from scoretk.run.checkpoint import weights_digest
+from scoretk.run.moment import BEYOND_PATH, BEYOND_START, reach_of
 from scoretk.run.record import KeepMoments, Record
 from scoretk.run.schedule import Schedule
 from scoretk.run.settle import settle
@@ -159,3 +160,24 @@ def test_a_witness_contradicts_another_field():
     assert contradiction(bounds[1], solver.needs, said) is None
     assert "energy" in contradiction(bounds[2], solver.needs, said)
     assert math.isfinite(float(said["energy"].sum()))
+
+
+def test_another_attempt_at_a_start_has_numbers_of_its_own():
+    """Half of the plane: the first numbers on another scale would lie in the other half for ever."""
+    field = stk.Energy(lambda x: torch.where(x[:, 0] > 0, x.square().sum(1) / 2, torch.inf), (2,))
+    draws = stk.sample(field, stk.MALA(0.01), chains=64, steps=1, seed=3)
+    assert draws.failures == {}
+    assert (draws.final[:, 0] > 0).all()
+
+
+def test_how_far_a_chain_may_go_is_told_by_its_path_and_by_its_start():
+    flow, x = stk.ProbabilityFlow("euler", steps=2), torch.tensor([[0.0], [3.0], [1e4]])
+    field = stk.Diffusion(lambda x, t: x, (1,), stk.EDM(sigma_max=80.0), "data")
+    bound = resolve(field, {"velocity"})
+    far = [BEYOND_PATH * s for s in (80.0, 80.0, 1e4)]
+    assert reach_of(flow, bound, x).tolist() == pytest.approx(far)
+    still = resolve(gaussian(dim=1), {"score"})
+    annealed = stk.AnnealedLangevin(3, 2, step_size=0.1)
+    far = [BEYOND_START * s for s in (1.0, 3.0, 1e4)]
+    assert reach_of(annealed, still, x).tolist() == pytest.approx(far)
+    assert reach_of(stk.ULA(0.1), still, x) is None

@@ -13,6 +13,7 @@ from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.fields.paths import VP
 from scoretk.fields.resolve import resolve
+from scoretk.models.targets.mixture import gaussian
 from scoretk.solvers.importance import Ladder, resampled
 from scoretk.solvers.nuts import Span, join
 from scoretk.solvers.parts.metropolis import decide
@@ -862,3 +863,14 @@ def test_a_corrector_by_the_samples_own_score_goes_no_further_than_the_denoised_
     z = torch.tensor(Draw(noise).z(1))
     right = alpha * (y + 1e-3 + math.sqrt(2) * s * z)
     torch.testing.assert_close(solver.step(bound, state, noise)[0].x, right)
+
+
+def test_an_energy_that_falls_far_ends_no_trajectory():
+    """A chain comes home from 300 standard deviations; one that goes out so far diverges."""
+    kernel = stk.NUTS(0.3, metric="none", max_depth=4)
+    home = stk.sample(gaussian(dim=2), kernel, init=torch.full((8, 2), 300.0), steps=1)
+    assert not home.stats["diverging"].any()
+    assert (home.final.abs() < 290).all()
+    cliff = stk.Energy(lambda x: 1e5 * torch.relu(x.norm(dim=1) - 1), (2,))
+    out = stk.sample(cliff, kernel, init=torch.zeros(8, 2), steps=1)
+    assert out.stats["diverging"].all()
