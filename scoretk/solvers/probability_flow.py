@@ -209,7 +209,9 @@ class ProbabilityFlow:
 
     def step(self, field: TimedField, state: Any, noise: NoiseSource) -> tuple[Any, Info]:
         """One evaluation of a fixed-grid method, or one interval of an adaptive one."""
-        return self._interval(field, state) if self.adaptive else self._evaluation(field, state)
+        if isinstance(state, IntervalState):
+            return self._interval(field, state)
+        return self._evaluation(field, state)
 
     def _evaluation(self, field: TimedField, state: FlowState) -> tuple[FlowState, Info]:
         t, p, q, *weights = read_row(state.table, state.step)
