@@ -1,6 +1,7 @@
 """Arguments that no function can serve are refused by name: numbers beyond every range, tensors without numbers, odd ladders."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scoretk.ode.rowwise import integrate_rows
 
 HUGE = 10**400
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+TIMED = stk.Diffusion(lambda x, t: x, (2,), stk.VP(), "data")
 
 
 def quick(**options):
@@ -256,3 +258,56 @@ def test_what_is_no_list_of_numbers_is_named(value):
     ):
         with pytest.raises(stk.InvalidArgument):
             make()
+
+
+@pytest.mark.parametrize(
+    ("make", "form", "has"),
+    [
+        (lambda: stk.Energy(lambda: 0.0, (2,)), "fn(x, **cond)", 0),
+        (lambda: stk.Velocity(lambda x, *, t: x, (2,)), "net(x, t, **cond)", 1),
+        (lambda: stk.Velocity(torch.nn.Identity(), (2,)), "net(x, t, **cond)", 1),
+        (lambda: stk.classifier_guided(TIMED, lambda x: x.sum(1)), "log_prob(x, t)", 1),
+    ],
+)
+def test_a_function_takes_what_it_will_be_given(make, form, has):
+    with pytest.raises(stk.InvalidArgument, match=f"{re.escape(form)}.*{has} positional"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "net", [lambda x, t: -x, lambda *given: -given[0], lambda x, t, y=None: -x, torch.mul]
+)
+def test_a_function_may_take_more_or_not_tell(net):
+    stk.Velocity(net, (2,))
+
+
+META, SPARSE = torch.empty(4, 2, device="meta"), torch.eye(2).to_sparse()
+
+
+@pytest.mark.parametrize("odd", [META, SPARSE], ids=["meta", "sparse"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda odd: stk.AnnealedLangevin(levels=odd),
+        lambda odd: stk.ProbabilityFlow(grid=odd),
+        lambda odd: stk.Velocity(lambda x, t: x, (2,), base=odd),
+        lambda odd: stk.guided(TIMED, 2.0, null={"y": odd}),
+        lambda odd: stk.log_prob(TIMED, torch.zeros(4, 2), rows=odd),
+    ],
+)
+def test_numbers_are_dense_tensors_with_values(make, odd):
+    with pytest.raises(stk.InvalidArgument):
+        make(odd)
+
+
+def test_what_no_square_or_list_of_names_or_device_can_be():
+    with pytest.raises(stk.InvalidArgument, match="finite square"):
+        stk.ReverseSDE(eta=1e300)
+    for odd in (np.array(3.0), torch.tensor(1), [[]], 5):
+        with pytest.raises(stk.InvalidArgument, match="a name, or names"):
+            stk.classifier_guided(TIMED, lambda x, t: x.sum(1), measured=odd)
+    for odd in ("cuda:99", range(0), torch.nn.Identity(), "meta"):
+        with pytest.raises(stk.InvalidArgument, match=r"^device"):
+            stk.to_device(torch.nn.Identity(), odd)
+    with pytest.raises(stk.InvalidArgument, match=r"^rows"):
+        stk.log_prob(TIMED, torch.zeros(2, 2), rows=torch.tensor(0.5))

@@ -42,40 +42,47 @@ def signature(name):
     return [p for p in taken if p.kind not in (p.VAR_KEYWORD,)]
 
 
-@st.composite
-def calls(draw):
-    """A public name, with positional and keyword arguments for it."""
-    name = draw(st.sampled_from(NAMES))
+PILOTED = {"sample", "log_partition", "smoothed", "log_prob", "encode", "bits_per_dim"}
+"""What takes minutes by its defaults."""
+
+
+def plausible(p):
+    return PLAUSIBLE.get(p.name, SMALL if p.name in COUNTS else (0.5, 1))
+
+
+def called(name, values):
+    """The call with these arguments, `{parameter: value}`, the needed ones plausible and the others cheap or left out."""
     positional, keywords = [], {}
-    odd = draw(
-        st.integers(0, 2)
-    )  # how many arguments are hostile; the others are plausible or left out
-    taken = signature(name)
-    chosen = set(draw(st.permutations(range(len(taken))))[:odd])
-    for i, p in enumerate(taken):
-        needed = p.default is p.empty
-        if i in chosen:
-            value = draw(st.sampled_from(HOSTILE))
-        elif needed:
-            value = draw(
-                st.sampled_from(PLAUSIBLE.get(p.name, SMALL if p.name in COUNTS else (0.5, 1)))
-            )
-        elif p.name in CHEAP and name in (
-            "sample",
-            "log_partition",
-            "smoothed",
-            "log_prob",
-            "encode",
-            "bits_per_dim",
-        ):
+    for p in signature(name):
+        if p.name in values:
+            value = values[p.name]
+        elif p.default is p.empty:
+            value = plausible(p)[0]
+        elif p.name in CHEAP and name in PILOTED:
             value = CHEAP[p.name]
         else:
             continue
-        if p.kind is p.VAR_POSITIONAL or p.kind is p.POSITIONAL_ONLY:
+        if p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY):
             positional.append(value)
         else:
             keywords[p.name] = value
     return name, positional, keywords
+
+
+@st.composite
+def calls(draw):
+    """A public name, with positional and keyword arguments for it."""
+    name = draw(st.sampled_from(NAMES))
+    taken = signature(name)
+    odd = draw(st.integers(0, 2))  # how many are hostile; the others are plausible or left out
+    chosen = set(draw(st.permutations(range(len(taken))))[:odd])
+    values = {}
+    for i, p in enumerate(taken):
+        if i in chosen:
+            values[p.name] = draw(st.sampled_from(HOSTILE))
+        elif p.default is p.empty:
+            values[p.name] = draw(st.sampled_from(plausible(p)))
+    return called(name, values)
 
 
 PACKAGE = Path(stk.__file__).parent
@@ -152,3 +159,13 @@ def test_whatever_is_passed_ends_in_a_result_or_a_named_error(call):
 @hypothesis.given(calls())
 def test_at_length(call):
     holds(call)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", NAMES)
+def test_each_argument_in_turn_is_whatever(name):
+    """All that is hostile for every argument, where chance may leave out a pair."""
+    for p in signature(name):
+        for odd in HOSTILE:
+            holds(called(name, {p.name: odd}))

@@ -65,6 +65,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scoretk.core.arguments import device as as_device
 from scoretk.errors import InvalidArgument
 
 __all__ = [
@@ -686,9 +687,13 @@ def to_device(field: Any, device: torch.device | str) -> Any:
 
     Returns:
         The field itself.
+
+    Raises:
+        InvalidArgument: There is no such device.
     """
+    place = as_device("device", device)
     for module in _outermost(field):
-        module.to(device)
+        module.to(place)
     return field
 
 

@@ -7,8 +7,10 @@ Each takes the name of the argument and its value, returns the value in plain fo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from inspect import Parameter, signature
 from numbers import Real
 from operator import index
 from typing import Any
@@ -138,11 +140,14 @@ def device(name: str, value: Any) -> torch.device:
 
 def names(argument: str, value: Any) -> frozenset[str]:
     """One name, or several, as a set."""
-    several = isinstance(value, Iterable) and not isinstance(value, str | Tensor)
-    found = list(value) if several else [value]
-    if not all(isinstance(name, str) for name in found):
+    found = [value] if isinstance(value, str) else value
+    try:
+        several = frozenset(found)
+    except TypeError:  # nothing to go through, or things that have no hash
+        several = frozenset([None])
+    if not all(isinstance(name, str) for name in several):
         raise InvalidArgument(argument, value, "a name, or names")
-    return frozenset(found)
+    return several
 
 
 def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
@@ -207,10 +212,34 @@ def option(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def function(name: str, value: Any, form: str) -> Any:
-    """Something that can be called, and no class; `form` shows the call in the message."""
+    """Something that can be called as `form` shows, such as `net(x, t, **cond)`, and no class.
+
+    Where its signature is known it takes as many positional arguments as the form has.
+    """
     if not callable(value) or isinstance(value, type):
         raise InvalidArgument(name, value, f"a callable {form}")
+    shown = re.match(r"\w+\(([^)]*)\)", form)
+    given = [a for a in shown[1].split(", ") if not a.startswith("*")] if shown else []
+    most = _positional(value)
+    if most is not None and most < len(given):
+        raise InvalidArgument(
+            name, value, f"a callable {form}", f"It has {most} positional parameters"
+        )
     return value
+
+
+def _positional(value: Any) -> int | None:
+    """How many positional arguments a callable takes at most; None for any number, or unknown."""
+    try:
+        taken = signature(value.forward if isinstance(value, torch.nn.Module) else value).parameters
+    except (AttributeError, TypeError, ValueError):
+        return None
+    kinds = [p.kind for p in taken.values()]
+    if Parameter.VAR_POSITIONAL in kinds:
+        return None
+    return sum(
+        kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
+    )
 
 
 def event_shape(value: Any, name: str = "event_shape") -> tuple[int, ...]:
@@ -261,7 +290,7 @@ def numbers(name: str, value: Any) -> Tensor:
 def floats(name: str, value: Any, expected: str) -> Tensor:
     """The numbers as a tensor of float64, where they are; `expected` says what they should be."""
     try:
-        return torch.as_tensor(value, dtype=torch.float64)
+        return numbers(name, torch.as_tensor(value, dtype=torch.float64))
     except UNREADABLE as error:
         raise InvalidArgument(name, value, expected) from error
 

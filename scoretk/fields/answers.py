@@ -32,8 +32,8 @@ _APART = (
     "leave it out, or convert what the model holds, .to(dtype)"
 )
 
-_CLOSELY: ContextVar[bool | None] = ContextVar("closely", default=None)
-"""Whether the values of an input are compared before and after; None outside of an evaluation."""
+_CLOSELY: ContextVar[bool] = ContextVar("closely", default=False)
+"""Whether the values of an input are compared before and after."""
 
 
 def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint: str) -> Tensor:
@@ -92,8 +92,8 @@ def unwritten(
     """
     if torch.compiler.is_compiling():
         return evaluate(x)
-    if asked is not None and _CLOSELY.get() is None:  # what is asked in turn follows this one
-        closely = _CLOSELY.set(what not in asked)
+    if asked is not None and what not in asked and not _CLOSELY.get():
+        closely = _CLOSELY.set(True)  # what is asked in turn follows this one
         asked.add(what)
         try:
             return unwritten(what, evaluate, x)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import positive
+from scoretk.core.arguments import numbers, positive
 from scoretk.core.devices import on
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
@@ -175,11 +175,12 @@ def as_base(value: object, event_shape: tuple[int, ...]) -> Base:
                 "base", value, "a distribution with an explicit transform of standard noise"
             )
     elif isinstance(value, Tensor):
-        if value.ndim == 0 or len(value) == 0 or not bool(value.isfinite().all()):
+        samples = numbers("base", value)
+        if samples.ndim == 0 or len(samples) == 0 or not bool(samples.isfinite().all()):
             raise InvalidArgument(
                 "base", value, f"at least one sample, and finite ones: a tensor (n, *{event_shape})"
             )
-        base = EmpiricalBase(value)
+        base = EmpiricalBase(samples)
     if not isinstance(base, Drawable | DistributionField):
         raise InvalidArgument(
             "base",

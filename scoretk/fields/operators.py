@@ -22,7 +22,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional
 
-from scoretk.core.arguments import UNREADABLE, counts, function, numbers, positive, tensor_like
+from scoretk.core.arguments import counts, function, numbers, positive, tensor_like
 from scoretk.core.devices import alike, on, wide
 from scoretk.core.rows import row_dot, row_sum
 from scoretk.errors import InvalidArgument, ScoretkError
@@ -414,12 +414,7 @@ def _as_real(values: Tensor) -> Tensor:
 
 def _numbers(name: str, value: Any, shape: tuple[int | None, ...] | None) -> Tensor:
     """As `tensor_like`, but of any shape where that is None, and complex where the value is."""
-    try:
-        tensor = torch.as_tensor(value)
-    except UNREADABLE as error:
-        raise InvalidArgument(
-            name, value, "a tensor or something that becomes one", str(error)
-        ) from error
+    tensor = numbers(name, value)
     shape = tuple(tensor.shape) if shape is None else shape
     if not tensor.is_complex():
         return tensor_like(name, tensor, shape)

@@ -40,7 +40,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import finite, positive
+from scoretk.core.arguments import finite, floats, positive
 from scoretk.core.devices import alike
 from scoretk.core.rows import power, sigmoid, softplus
 from scoretk.errors import InvalidArgument
@@ -430,14 +430,8 @@ class Tabulated(GaussianPath):
     alphas_cumprod: Tensor
 
     def __post_init__(self) -> None:
-        try:
-            table = (
-                torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).detach().cpu().flatten()
-            )
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InvalidArgument(
-                "alphas_cumprod", self.alphas_cumprod, "a sequence of numbers", str(error)
-            ) from error
+        table = floats("alphas_cumprod", self.alphas_cumprod, "a sequence of numbers")
+        table = table.detach().cpu().flatten()
         decreasing = len(table) >= 2 and bool((table.diff() < 0).all()) and float(table[-1]) >= 0
         if not (decreasing and float(table[0]) < 1 and float(table[1]) > 0):
             raise InvalidArgument(

@@ -199,7 +199,9 @@ def row_ids(rows: int | range | Tensor | None, x: Tensor) -> Tensor:
     if rows is None or is_integer(rows):
         first = 0 if rows is None else integer("rows", rows, below=2**32)
         rows = range(first, first + len(x))
-    if not isinstance(rows, range | Tensor) or len(rows) != len(x):
+    if not (isinstance(rows, range) or (isinstance(rows, Tensor) and rows.ndim == 1)) or (
+        len(rows) != len(x)
+    ):
         expected = f"a number, or a range or an integer tensor of {len(x)} ids, one a row of x"
         raise InvalidArgument("rows", rows, expected)
     try:

@@ -280,7 +280,7 @@ class _Steps:
         xs, infos = [], []
         for i in range(self.tape.length):
             noise = self.tape.at(values, i)
-            now, stats, used = make_step(self.solver, self.field, noise, now, step + i, False)
+            now, stats, used = make_step(self.solver, self.field, noise, now, step + i, None)
             xs.append(now.state.x)
             infos.append(stats if used is None else stats | {"evaluations": used.sum()})
         info = {name: torch.stack([one[name] for one in infos]) for name in infos[0]}

@@ -10,6 +10,7 @@ block is an `Engine`: `Eager` one by one, `scoretk.run.capture.Captured` by comp
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -118,17 +119,18 @@ class Eager:
         now = Now(moment.state, moment.status, moment.failed_at, moment.reach)
         record, evaluations, tuning = moment.record, moment.evaluations, moment.tuning
         kept, total = schedule.kept_before(moment.step), schedule.kept_before(schedule.total)
-        probe = now.status.device.type == "cpu" and not bool(now.status.any())
+        least = math.inf if now.reach is None else float(now.reach.min())
+        looks = now.status.device.type == "cpu" and not bool(now.status.any())
         spent: Tensor | int = 0  # read at the end of the block, as a device waits for its reader
         with parts_compiled_by(None if tunes else self.parts):
             for step in range(moment.step, moment.step + steps):
-                before = now.status
+                before, probe = now.status, least if looks else None
                 if tunes:
                     made, tuning = self._tuned(now, tuning, step, probe)
                 else:
                     made = self._made(now, step, probe)
                 now = made.now
-                probe = probe and (now.status is before or not bool(now.status.any()))
+                looks = looks and (now.status is before or not bool(now.status.any()))
                 if made.evaluations is not None:
                     spent = made.evaluations.sum() + spent
                 if schedule.keeps(step):
@@ -145,14 +147,14 @@ class Eager:
             tuning=tuning,
         )
 
-    def _tuned(self, now: Now, tuning: Any, step: int, probe: bool) -> tuple[Made, Any]:
+    def _tuned(self, now: Now, tuning: Any, step: int, probe: float | None) -> tuple[Made, Any]:
         """A step of warmup, and the state of the adaptation after it."""
         solver, field, noise = self.loop.solver, self.loop.field, self.loop.noise
         at = (noise, now.status == int(Status.OK), step, self.loop.schedule.warmup)
         new, info, tuning = solver.adaptation.update(solver, field, now.state, tuning, *at)
         return settled(new, info, now, step, probe), tuning
 
-    def _made(self, now: Now, step: int, probe: bool) -> Made:
+    def _made(self, now: Now, step: int, probe: float | None) -> Made:
         arguments = (self.loop.solver, self.loop.field, self.loop.noise, now, step, probe)
         if not self.recompute:
             return make_step(*arguments)

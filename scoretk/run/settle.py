@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from scoretk.errors import Status
 from scoretk.run.record import masked
@@ -54,14 +55,14 @@ class Made(NamedTuple):
 
 
 def make_step(
-    solver: Any, field: Any, noise: Any, now: Now, step: int | Tensor, probe: bool
+    solver: Any, field: Any, noise: Any, now: Now, step: int | Tensor, probe: float | None
 ) -> Made:
     """Make a step and settle it; arguments are those of `settled`, with solver, field and noise."""
     new, info = solver.step(field, now.state, noise)
     return settled(new, info, now, step, probe)
 
 
-def settled(new: Any, info: Info, now: Now, step: int | Tensor, probe: bool) -> Made:
+def settled(new: Any, info: Info, now: Now, step: int | Tensor, probe: float | None) -> Made:
     """Settle a step: decide for each chain whether it moves on, stays, or has failed.
 
     Args:
@@ -69,11 +70,11 @@ def settled(new: Any, info: Info, now: Now, step: int | Tensor, probe: bool) -> 
         info: What the step reports.
         now: What the run was before it.
         step: The index of the step.
-        probe: Whether the host first looks if all is well, and then needs no masks; for runs on the
-            CPU in which all chains are well.
+        probe: For runs on the CPU in which all chains are well: how far out all of them may be, for
+            the host to see that all is well without a mask. None where it does not look.
     """
     evaluations = info.get("evaluations")
-    if probe and "status" not in info and all_finite(new) and _are_within(new.x, now.reach):
+    if probe is not None and "status" not in info and all_finite(new) and _all_within(new.x, probe):
         if evaluations is not None:
             info = {n: v for n, v in info.items() if n != "evaluations"}
         return Made(Now(new, now.status, now.failed_at, now.reach), info, evaluations)
@@ -117,9 +118,6 @@ def within(x: Tensor, reach: Tensor) -> Tensor:
     return x.reshape(len(x), -1).abs().amax(1) <= reach
 
 
-def _are_within(x: Tensor, reach: Tensor | None) -> bool:
-    """Whether all are; mostly the largest entry of all is within the least reach, one look."""
-    if reach is None or not x.numel():
-        return True
-    largest = torch.linalg.vector_norm(x, math.inf)
-    return bool(largest <= reach.min()) or bool(within(x, reach).all())
+def _all_within(x: Tensor, reach: float) -> bool:
+    """Whether no entry of x is farther out."""
+    return reach == math.inf or not x.numel() or float(vector_norm(x, math.inf)) <= reach

@@ -241,4 +241,4 @@ def read_row(table: Tensor, index: Tensor) -> Any:
     """
     if torch.compiler.is_compiling() or index.device.type != "cpu":
         return table.index_select(0, index.reshape(1)).squeeze(0).unbind(0)
-    return table[index].tolist()
+    return table[int(index)].tolist()

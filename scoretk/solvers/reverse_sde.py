@@ -150,9 +150,12 @@ class ReverseSDE:
         object.__setattr__(self, "method", _named(self.method))  # one name for one solver
         flags(self, "denoise")
         counts(self, steps=1)
-        if not 0 <= finite("eta", self.eta) <= (1 if self.method == "ddim" else math.inf):
+        eta = finite("eta", self.eta)
+        if not (0 <= eta <= (1 if self.method == "ddim" else math.inf) and eta * eta < math.inf):
             raise InvalidArgument(
-                "eta", self.eta, "a number of at least 0, and at most 1 with method='ddim'"
+                "eta",
+                self.eta,
+                "a number of at least 0 with a finite square, and at most 1 with method='ddim'",
             )
         counts(self, corrector=0)
         if self.corrector and self.method == "dpmpp_2m":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import UNREADABLE, finite
+from scoretk.core.arguments import finite, numbers
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.alike import alike
@@ -125,12 +125,8 @@ def _null(values: Any) -> dict[str, Any]:
             "null", values, "a mapping of names to condition values, None to leave one out"
         )
     for name, value in (values or {}).items():
-        try:
-            torch.as_tensor(0 if value is None else value)
-        except UNREADABLE as error:
-            raise InvalidArgument(
-                f"null[{name!r}]", value, "a number, a tensor, or None", str(error)
-            ) from error
+        if value is not None:
+            numbers(f"null[{name!r}]", value)
     return dict(values or {})
 
 
