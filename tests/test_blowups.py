@@ -165,3 +165,33 @@ def test_without_a_look_back_a_kernels_blow_up_is_an_answer(monkeypatch):
     draws = stk.sample(QUADRATIC, stk.ULA(3.0), chains=8, steps=20, keep="last")
     assert draws.failures == {}
     assert float(draws.final.abs().min()) > 1e4
+
+
+SLOWLY = [(stk.ULA(2.046), 100, 130), (stk.ULA(2.1), 40, 60), (stk.ULA(2.035), 70, 200)]
+
+
+def of_an_extension(folder, solver, short, long):
+    """The outcomes of a run that was extended, and of one that never stopped."""
+    run = {"chains": 64, "seed": 3, "keep": "last"}
+    for steps in (short, long):
+        extended = stk.sample(QUADRATIC, solver, steps=steps, checkpoint=folder / "run.ckpt", **run)
+    undisturbed = stk.sample(QUADRATIC, solver, steps=long, **run)
+    assert torch.equal(extended.x, undisturbed.x)
+    return extended.status, undisturbed.status
+
+
+@pytest.mark.parametrize(("solver", "short", "long"), SLOWLY)
+def test_an_extended_run_tells_of_the_blow_ups_of_an_undisturbed_one(tmp_path, solver, short, long):
+    extended, undisturbed = of_an_extension(tmp_path, solver, short, long)
+    assert torch.equal(extended, undisturbed)
+
+
+def test_looks_at_parts_of_the_run_would_tell_of_others(tmp_path, monkeypatch):
+    """The mutant: a run is looked at after a quarter and a half of its length."""
+
+    def next_look(self, step, _):
+        return next(n for n in (self.total // 4, self.total // 2, 10**9) if n > step)
+
+    monkeypatch.setattr("scoretk.run.schedule.Schedule.next_look", next_look)
+    extended, undisturbed = of_an_extension(tmp_path, *SLOWLY[0])
+    assert not torch.equal(extended, undisturbed)

@@ -307,9 +307,10 @@ def test_who_says_nothing_of_what_is_ahead_is_made_in_parts():
 
 @pytest.mark.parametrize("mutant", [False, True])
 def test_only_what_fills_no_call_is_made_alone(made, monkeypatch, mutant):
-    """A run is interrupted halfway to see how far out chains without acceptance are. The mutant: wherever that is."""
+    """A run is interrupted to see how far out chains without acceptance are. The mutant: wherever that is."""
     if mutant:
-        monkeypatch.setattr("scoretk.run.drive._half", lambda schedule, compiled: schedule.half)
+        next_look = Schedule.next_look
+        monkeypatch.setattr(Schedule, "next_look", lambda self, step, _: next_look(self, step, 1))
     alone, block = [], Eager.block
     monkeypatch.setattr(
         Eager, "block", lambda self, moment, n: (alone.append(n), block(self, moment, n))[1]

@@ -57,6 +57,13 @@ def test_two_and_three_chains_are_told_apart_too(chains):
             stk.sample(field, HALF, chains=chains, seed=seed, **SHORT)
 
 
+@pytest.mark.parametrize("chains", [2, 4, 10])
+def test_few_chains_of_a_long_run_are_asked_too(chains):
+    for name in ("minus the mean", "minus the largest", "divided by the batch", "a running sum"):
+        with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+            stk.sample(stk.Energy(COUPLED[name], (3,)), HALF, chains=chains, steps=400)
+
+
 def test_scores_velocities_and_rows_that_start_alike():
     cases = [
         (stk.Score(lambda x: -x + x.mean(0), (3,)), HALF, None),
@@ -128,7 +135,7 @@ def test_without_the_question_coupled_rows_pass(monkeypatch):
 def test_it_costs_less_than_an_evaluation():
     rows = []
     field = stk.Energy(lambda x: (rows.append(len(x)), square(x))[1], (2,))
-    for chains, least in ((20, 0), (64, 20)):
+    for chains, steps, least in ((20, 3, 0), (64, 3, 20), (4, 40, 0), (4, 200, 20)):
         rows.clear()
-        draws = stk.sample(field, HALF, chains=chains, steps=3)
+        draws = stk.sample(field, HALF, chains=chains, steps=steps)
         assert sum(rows) == draws.cost["score"] + least

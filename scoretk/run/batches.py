@@ -31,7 +31,7 @@ from scoretk.run.checkpoint import (
 )
 from scoretk.run.drive import drive
 from scoretk.run.independence import check_rows_apart
-from scoretk.run.moment import Loop, Moment, begin, is_free, outcome
+from scoretk.run.moment import Loop, Moment, begin, outcome
 from scoretk.run.progress import ProgressBar
 from scoretk.run.record import Record, Recorder
 from scoretk.run.schedule import Schedule
@@ -162,7 +162,7 @@ def run_batches(
                 if finished and adapts(solver) and bool((finished[0].failed_at == 0).all()):
                     run.moments[i] = _untuned(run.moments[i])
                 if i == 0:
-                    check_rows_apart(batch.bound, solver.needs, run.moments[i].state.x)
+                    check_rows_apart(batch.bound, solver.needs, run.moments[i].state.x, total)
             if compiler.used and not i:
                 compiler.used = _compilable(batch.bound, run.moments[i].state.x)
             for moment in _driven(
@@ -352,9 +352,8 @@ def _save(
             f"{i}/{kind}/{name}": v for kind, part in parts.items() for name, v in part.items()
         }
         tensors |= {f"{i}/status": m.status, f"{i}/failed_at": m.failed_at}
-        if is_free(solver):  # NaN until then
-            unseen = m.state.x.new_full((len(m.state.x),), torch.nan)
-            tensors[f"{i}/halfway"] = unseen if m.halfway is None else m.halfway
+        if m.looks is not None:
+            tensors[f"{i}/looks"] = m.looks
     saving.checkpoint.save(
         tensors,
         {
@@ -580,10 +579,7 @@ def _read_moment(
     else:
         template = begin(solver, batch.bound, batch.start(), batch.noise, again=batch.again)
     status, failed_at = _read_outcome(saved, batch, step)
-    halfway = None
-    if is_free(solver):
-        seen = saved.take("halfway", template.state.x, (len(batch.noise.chains),))
-        halfway = None if bool(seen.isnan().any()) else seen
+    looks = None if template.looks is None else saved.take("looks", template.looks)
     record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(step))
     state, tuning = saved.under("state/"), saved.under("tuning/")
     leaves = {name: state.take(name, value) for name, value in state_leaves(template.state).items()}
@@ -605,7 +601,7 @@ def _read_moment(
         record=_with_room(record, batch.schedule, step),
         evaluations=evaluations,
         tuning=restored,
-        halfway=halfway,
+        looks=looks,
     )
 
 

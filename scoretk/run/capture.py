@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoretk.core.compiling import compiled
+from scoretk.core.devices import on
 from scoretk.core.noise import Noise
 from scoretk.run.moment import Loop, Moment
 from scoretk.run.settle import Now, make_step
@@ -352,7 +353,7 @@ class Captured:
         """The moment after compiled calls, up to the end or to a kind that has no function."""
         loop, device, length = self.loop, moment.status.device, calls.tape.length
         schedule, recorder = loop.schedule, loop.recorder
-        leaves = {n: v.to(device) for n, v in state_leaves(moment.state).items()}
+        leaves = {n: on(v, device) for n, v in state_leaves(moment.state).items()}
         now = Now(with_leaves(moment.state, leaves), moment.status, moment.failed_at, moment.reach)
         counter = torch.tensor(moment.step, dtype=torch.int64, device=device)
         record, step, evaluations = moment.record, moment.step, moment.evaluations

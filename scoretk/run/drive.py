@@ -24,7 +24,7 @@ from scoretk.core.anatomy import left_as_found
 from scoretk.core.compiling import PartCompiler, parts_compiled_by
 from scoretk.errors import ChainFailure, Status
 from scoretk.run.capture import CALL, Captured, CompiledParts, Engine
-from scoretk.run.moment import Loop, Moment, extent, is_free, outcome
+from scoretk.run.moment import Loop, Moment, is_free, looked_at, outcome
 from scoretk.run.schedule import Schedule
 from scoretk.run.settle import Made, Now, make_step, settled
 from scoretk.solvers.base import traits
@@ -59,13 +59,14 @@ def drive(
         ChainFailure: Where a chain has failed, with on_failure="raise".
     """
     engine, schedule = engine_of(loop, compiled=compiled, recompute=recompute), loop.schedule
-    size, half = CALL, _half(schedule, compiled) if is_free(loop.solver) else 0
+    size, free = CALL, is_free(loop.solver)
     while moment.step < schedule.total:
         started = time.perf_counter()
-        end = half if moment.step < half < schedule.total else schedule.total
-        moment = engine.block(moment, min(_aligned(moment.step, size), end - moment.step))
-        if moment.step == half:
-            moment = replace(moment, halfway=extent(moment.state.x))
+        look = schedule.next_look(moment.step, CALL if compiled else 1) if free else math.inf
+        end = min(look, schedule.total)
+        moment = engine.block(moment, int(min(_aligned(moment.step, size), end - moment.step)))
+        if moment.step == look:
+            moment = looked_at(moment)
         _raise_failures(moment, schedule, on_failure, loop.noise.chains)
         yield moment
         # a block takes about a tenth of a second: often enough for progress, checkpoints and Ctrl-C
@@ -168,15 +169,6 @@ def _made_as_found(solver: Any, field: Any, *rest: Any) -> Made:
     """`make_step` with modules in the modes of a run, which is over when gradients call it again."""
     with left_as_found(getattr(field, "native", field), True):
         return make_step(solver, field, *rest)
-
-
-def _half(schedule: Schedule, compiled: bool) -> int:
-    """Where a run is interrupted to see how far out its chains are.
-
-    A compiled run at the next multiple of `CALL`, so that this divides no call; where that is its
-    end, it is not looked at.
-    """
-    return -(-schedule.half // CALL) * CALL if compiled else schedule.half
 
 
 def _aligned(step: int, size: int) -> int:

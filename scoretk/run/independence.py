@@ -36,7 +36,9 @@ __all__ = ["check_rows_apart"]
 
 ROWS, FEWER = 4, 2
 ASKED = 2 * ROWS + FEWER
-"""How many rows a question takes: a run of no more chains would pay more than an evaluation."""
+"""How many rows a question takes."""
+SHARE = 20
+"""A question is to cost no more than an evaluation of all chains, or this part of a run's steps."""
 TIME = 0.5
 """Where a field in time is asked: away from the ends, where a prediction may have no answer."""
 CLEAR, ROUNDINGS = 1e-2, 64.0
@@ -52,17 +54,18 @@ TF32 = 2.0**-10
 Question = Callable[[Tensor, Tensor], Tensor]
 
 
-def check_rows_apart(bound: Any, needs: frozenset[str], x: Tensor) -> None:
+def check_rows_apart(bound: Any, needs: frozenset[str], x: Tensor, steps: int) -> None:
     """Refuse a field whose answer for a row depends on the other rows, or on how many there are.
 
-    Ten rows of each question are asked for, so that runs of no more chains are looked at only where
-    there are as many chains as the event has entries along an axis, and the axes can be mistaken.
-    Where the field takes no such few rows, the whole is asked twice.
+    Ten rows of each question are asked for. A run that would pay more than a `SHARE` for them is
+    looked at only where there are as many chains as the event has entries along an axis, and the
+    axes can be mistaken. Where the field takes no such few rows, the whole is asked twice.
 
     Args:
         bound: The field as a solver receives it, with condition rows for the rows of x.
         needs: What that solver asks of it.
         x: `(chains, *event_shape)`, where the chains are.
+        steps: How many steps the run makes.
 
     Raises:
         InvalidArgument: Saying what was seen.
@@ -70,7 +73,8 @@ def check_rows_apart(bound: Any, needs: frozenset[str], x: Tensor) -> None:
     if not isinstance(bound, StaticField | TimedField):
         return
     questions = _questions(bound, needs)
-    if len(x) > ASKED * len(questions) or (len(x) > 1 and len(x) in x.shape[1:]):
+    worth = len(x) * max(steps // SHARE, 1) > ASKED * len(questions)
+    if len(x) > 1 and (worth or len(x) in x.shape[1:]):
         with torch.no_grad():
             for name in questions:
                 _check(name, bound, x.detach())
@@ -86,7 +90,7 @@ def _questions(bound: StaticField | TimedField, needs: frozenset[str]) -> list[s
 
 def _check(name: str, bound: Any, x: Tensor) -> None:
     ask = _question(name, bound)
-    few = torch.arange(ROWS, device=x.device) % len(x)
+    few = torch.arange(min(ROWS, len(x)), device=x.device)
     try:
         _compare(name, ask, bound, x[few], few, smaller=True)
     except _Refused:
@@ -126,8 +130,9 @@ def _compare(
         beside = asked(others, rows[places])[stay]
         seen.append(("beside other rows", before[stay], beside, fine))
     if smaller:
-        fewer = asked(x[:FEWER], rows[:FEWER])
-        seen.append((f"in a batch of {FEWER}", before[:FEWER], fewer, max(fine, COARSE)))
+        size = min(FEWER, len(x) - 1)
+        fewer = asked(x[:size], rows[:size])
+        seen.append((f"in a batch of {size}", before[:size], fewer, max(fine, COARSE)))
     for how, one, other, rounding in seen:
         row = _differing(one, other, before, rounding)
         if row is not None and not _unsteady(asked, bound, x, rows, before, one - other):

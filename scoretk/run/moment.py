@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from scoretk.run.schedule import Schedule
 from scoretk.run.state import finite_chains
 from scoretk.solvers.base import is_grid, traits
 
-__all__ = ["Loop", "Moment", "begin", "extent", "is_free", "outcome", "reach_of"]
+__all__ = ["Loop", "Moment", "begin", "extent", "is_free", "looked_at", "outcome", "reach_of"]
 
 BEYOND_PATH, BEYOND_START = 1e7, 1e15
 """How far beyond the scales of its path and its start a chain is `DIVERGED`; where there is no
@@ -28,7 +28,7 @@ path, how far beyond its start.
 its noise.
 """
 GROWN = 100.0
-"""A chain without acceptance is `DIVERGED` this factor farther out than halfway through its run."""
+"""A chain without acceptance is `DIVERGED` this factor farther out than at the last look but one."""
 ATTEMPTS = 100
 """How often a chain is started anew whose energy or score is not finite."""
 
@@ -66,8 +66,9 @@ class Moment:
         tuning: The state of the adaptation; None where warmup does not tune.
         reach: The largest magnitude that x may have, `(chains,)` (see `reach_of`); None for any.
         restarts: The number of starts made again, counting all chains at each attempt.
-        halfway: The largest magnitude of x halfway through the run, `(chains,)`, of a solver with
-            neither acceptance nor grid (see `outcome`); None before and for others.
+        looks: The largest magnitudes of x at the last two looks (`Schedule.next_look`),
+            `(2, chains)`, of a solver with neither acceptance nor grid (see `outcome`), NaN where
+            there was none; None for other solvers.
     """
 
     state: Any
@@ -79,7 +80,7 @@ class Moment:
     tuning: Any = None
     reach: Tensor | None = None
     restarts: int = 0
-    halfway: Tensor | None = None
+    looks: Tensor | None = None
 
 
 def begin(
@@ -127,6 +128,7 @@ def begin(
         torch.where(finite, -1, 0),
         reach=reach_of(solver, bound, state.x),
         restarts=attempts * len(x),
+        looks=torch.full_like(extent(state.x), torch.nan).repeat(2, 1) if is_free(solver) else None,
     )
     if tunes and bool(finite.any()):
         moment.state, moment.tuning, spent = solver.adaptation.begin(
@@ -170,19 +172,26 @@ def is_free(solver: Any) -> bool:
     return not is_grid(solver) and not traits(solver).exact
 
 
+def looked_at(moment: Moment) -> Moment:
+    """The moment with a look at how far its chains are."""
+    assert moment.looks is not None
+    return replace(moment, looks=torch.stack([moment.looks[1], extent(moment.state.x)]))
+
+
 def outcome(moment: Moment) -> tuple[Tensor, Tensor]:
     """Status and step of failure of each chain when the run is over.
 
     Where the step of a kernel without acceptance is too long, |x| grows by a factor each step, and
-    a run may end before anything overflows. A stable chain diffuses or nears its target: from half
-    of the run to its end |x| grows by about two at most. So a chain is `DIVERGED`, at the last
-    step, where |x| is above `GROWN` times the largest of 1, its own value halfway and the chains'
-    median then.
+    a run may end before anything overflows. A stable chain diffuses or nears its target: from the
+    last look but one, after a quarter to a half of the run, to its end |x| grows by about two. So a
+    chain is `DIVERGED`, at the last step, where |x| is above `GROWN` times the largest of 1, its
+    own value then and the chains' median then.
     This is tested at the end of a run only, so that a run that is resumed is as one never stopped.
     """
-    if moment.halfway is None:
+    if moment.looks is None:
         return moment.status, moment.failed_at
-    before = torch.maximum(moment.halfway, moment.halfway.median()).clamp(min=1.0)
+    earlier = moment.looks[0].nan_to_num(torch.inf)  # without a look nothing has grown
+    before = torch.maximum(earlier, earlier.median()).clamp(min=1.0)
     gone = (extent(moment.state.x) > GROWN * before) & (moment.status == int(Status.OK))
     return (
         torch.where(gone, int(Status.DIVERGED), moment.status),

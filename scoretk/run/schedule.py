@@ -25,10 +25,20 @@ class Schedule:
     kept: tuple[bool, ...] | None = None
     milestones: tuple[bool, ...] | None = None
 
-    @property
-    def half(self) -> int:
-        """The step halfway between the end of warmup and that of the run."""
-        return self.warmup + (self.total - self.warmup) // 2
+    def next_look(self, step: int, multiple: int) -> int:
+        """The next step after this one at which a run is interrupted to see how far its chains are.
+
+        Those are the powers of two past warmup, whatever the length of the run, so that a run that
+        is extended has been looked at where an undisturbed one is.
+
+        Args:
+            step: How many steps have been made.
+            multiple: Of what the step is a multiple: the next one, so that a look divides no call.
+        """
+        power = 1
+        while (look := -(-(self.warmup + power) // multiple) * multiple) <= step:
+            power *= 2
+        return look
 
     def keeps(self, step: int) -> bool:
         """Whether the position after this step is kept."""
