@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -376,10 +377,10 @@ def linear_estimate(problem: Problem, y: Tensor, mean: Tensor, covariance: Tenso
         `(n, 1, 8, 8)`, in the dtype of y.
     """
     basis = torch.eye(len(covariance), dtype=covariance.dtype).reshape(-1, *mean.shape)
-    a_t = problem.operator(basis).flatten(1)
+    a_t = rearrange(problem.operator(basis), "d ... -> d (...)")
     noise = problem.std**2 * torch.eye(a_t.shape[1], dtype=a_t.dtype)
     gain = torch.linalg.solve(a_t.T @ covariance @ a_t + noise, a_t.T @ covariance)
-    residual = (y - problem.operator(mean[None])).flatten(1).to(gain)
+    residual = rearrange(y - problem.operator(mean[None]), "n ... -> n (...)").to(gain)
     return mean + (residual @ gain).to(y).unflatten(1, mean.shape)
 
 
@@ -395,7 +396,8 @@ def agreement(problem: Problem, y: Tensor, x: Tensor, truth: Tensor) -> Agreemen
     k = x.shape[1]
     error, stderr = _error(x.mean(1), truth)
     spread = math.sqrt((1 + 1 / k) * float(x.var(1).mean())) / error
-    residual = y.repeat_interleave(k, 0) - problem.operator(x.flatten(0, 1))
+    images = rearrange(x, "n k ... -> (n k) ...")
+    residual = repeat(y, "n ... -> (n k) ...", k=k) - problem.operator(images)
     return Agreement(error, stderr, _rms(x - truth[:, None]), spread, _rms(residual) / problem.std)
 
 
@@ -445,13 +447,14 @@ def _restore(
 ) -> tuple[Restoration, Tensor]:
     """The finished row, and the draws `(n, k, 1, 8, 8)`."""
     field = posterior(prior, LinearGaussian(problem.operator, "y", problem.std), run.method)
-    rows = {"y": y.repeat_interleave(DRAWS, 0)}
+    rows = {"y": repeat(y, "n ... -> (n draws) ...", draws=DRAWS)}
     started = time.perf_counter()
     draws = sample(
         field, run.solver, chains=len(rows["y"]), cond=rows, seed=seed, keep="last", **run.options
     )
     seconds = time.perf_counter() - started
-    x, well = draws.final.unflatten(0, (-1, DRAWS)), draws.ok.unflatten(0, (-1, DRAWS)).all(1)
+    x = rearrange(draws.final, "(n draws) ... -> n draws ...", draws=DRAWS)
+    well = rearrange(draws.ok, "(n draws) -> n draws", draws=DRAWS).all(1)
     row = replace(
         row,
         evaluations=sum(draws.cost.values()),
@@ -467,6 +470,7 @@ def _restore(
         agreement=agreement(problem, y[well], x[well], known.truth[well]),
         accuracy=known.classifier.accuracy(x[well].mean(1), labels),
         single_accuracy=known.classifier.accuracy(
-            x[well].flatten(0, 1), labels.repeat_interleave(DRAWS)
+            rearrange(x[well], "n draws ... -> (n draws) ..."),
+            repeat(labels, "n -> (n draws)", draws=DRAWS),
         ),
     ), x

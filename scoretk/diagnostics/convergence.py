@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from scoretk.core.arguments import count, option
@@ -145,7 +146,8 @@ def _each(x: Tensor, measure: Callable[[Any], Any], least: int = 4) -> Tensor:
         raise InvalidArgument(
             "x", x, f"draws (chains, draws, *event_shape), at least {least} of each chain"
         )
-    flat = x.detach().cpu().reshape(*x.shape[:2], -1)
+    flat = rearrange(x.detach().cpu(), "chains draws ... -> chains draws (...)")
     parts = flat.split(max(1, CHUNK // max(1, flat[:, :, 0].numel())), 2)
-    found = [measure(part.permute(2, 0, 1).double().contiguous().numpy()) for part in parts]
+    leading = (rearrange(part, "chains draws d -> d chains draws").double() for part in parts)
+    found = [measure(part.contiguous().numpy()) for part in leading]
     return torch.from_numpy(np.concatenate(found)).reshape(x.shape[2:])

@@ -33,6 +33,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from torch import Tensor
 
 from scoretk.diagnostics.mixing import (
@@ -285,7 +286,9 @@ def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK)
 def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[str, Any]:
     """The findings of `Chains` for some of d coordinates, `(chains, n, some)`, each `stride` apart."""
     broken = _not_held(x)
-    v = np.ascontiguousarray(x[:, ::stride].transpose(2, 0, 1), dtype=np.float64)
+    v = np.ascontiguousarray(
+        rearrange(x[:, ::stride], "chains draws d -> d chains draws"), dtype=np.float64
+    )
     v[broken > 0] = 0.0
     still = (v == v[:, :, :1]).all((1, 2))
     for i in np.flatnonzero(still & (stride > 1)):

@@ -51,6 +51,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from scoretk.core.arguments import count, option, positive, tensor_like
@@ -283,10 +284,11 @@ class Smoothed(Wrapped, GaussianPathField):
                 select_rows(usable, u, torch.zeros_like(u)),
                 log_weight.where(usable, -torch.inf),
             )
-        weights = torch.softmax(log_weight.reshape(-1, k), 1)
-        mean, variance = _jackknife(weights, u.reshape(-1, k, *u.shape[1:]))
+        weights = torch.softmax(rearrange(log_weight, "(batch k) -> batch k", k=k), 1)
+        mean, variance = _jackknife(weights, rearrange(u, "(batch k) ... -> batch k ...", k=k))
         if pull is not None:
-            drift, spread = _jackknife(weights, pull.reshape(-1, k, *u.shape[1:]))
+            pulls = rearrange(pull, "(batch k) ... -> batch k ...", k=k)
+            drift, spread = _jackknife(weights, pulls)
             variance = variance + (drift.square() - spread).clamp(min=0)
         stderr = row_sum(radius.square() * variance).sqrt()
         return Denoised(center + radius * mean, stderr, 1 / weights.square().sum(1))
@@ -307,7 +309,7 @@ class Smoothed(Wrapped, GaussianPathField):
         """Normals `(batch K, *event)`: for each row the same antithetic pairs."""
         half = alike(self.directions, target.center)[index]
         both = torch.cat([half, -half])
-        return both.expand(len(target.center) // len(both), *both.shape).flatten(0, 1)
+        return repeat(both, "k ... -> (batch k) ...", batch=len(target.center) // len(both))
 
     def _propose(self, target: _Whitened) -> tuple[Tensor, Tensor, None]:
         u = self._normal(0, target)

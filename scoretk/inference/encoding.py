@@ -44,6 +44,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
@@ -417,7 +418,7 @@ def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:
     start, end = tensor_like("a", a, tuple(a.shape)), tensor_like("b", b, tuple(a.shape))
     count("n", n, least=2)
     w = torch.linspace(0, 1, n, dtype=start.dtype, device=start.device)
-    rows = [v.reshape(len(v), 1, math.prod(v.shape[1:])) for v in (start, end)]
+    rows = [rearrange(v, "batch ... -> batch 1 (...)") for v in (start, end)]
     norms = [row_dot(v, v).sqrt().reshape(-1, 1, 1) for v in rows]
     first, last = (v / norm for v, norm in zip(rows, norms, strict=True))
     apart, along = (row_dot(v, v).sqrt().reshape(-1, 1, 1) for v in (first - last, first + last))

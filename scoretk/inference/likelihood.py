@@ -42,6 +42,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
@@ -506,7 +507,7 @@ def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor, keep: bo
     basis = torch.linalg.qr(_columns(seen)).Q.detach()  # (batch, d, r)
     probes = _columns(directions)
     rest = probes - basis @ (basis.mT @ probes)
-    both = torch.cat([basis, rest], 2).permute(2, 0, 1).reshape(-1, *y.shape)
+    both = rearrange(torch.cat([basis, rest], 2), "batch d k -> k batch d").reshape(-1, *y.shape)
     within, beyond = _inner(products(u, y, both, keep), both).split([len(sketch), len(directions)])
     norms, known = rest.square().sum(1).T, basis.shape[1] - basis.shape[2]
     others = (norms.sum(0) - norms).clamp(min=torch.finfo(norms.dtype).tiny)
@@ -516,7 +517,7 @@ def _hutch_pp(u: Tensor, y: Tensor, directions: Tensor, sketch: Tensor, keep: bo
 
 def _columns(vectors: Tensor) -> Tensor:
     """Vectors as the columns of matrices, `(k, batch, *event_shape) -> (batch, d, k)`."""
-    return vectors.flatten(2).permute(1, 2, 0)
+    return rearrange(vectors, "k batch ... -> batch (...) k")
 
 
 def _by_flow(

@@ -30,6 +30,7 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
@@ -322,7 +323,7 @@ def _fitted(field: Any, look: Draws) -> Any:
     N(0, I) where that run fails.
     """
     assert look.x is not None
-    x = wide(look.x[look.ok]).flatten(0, 1)
+    x = rearrange(wide(look.x[look.ok]), "chains draws ... -> (chains draws) ...")
     if len(x) < LOOK_STEPS:
         return plain_base(field)
     spread = (WIDER * x.std(0)).clamp(min=torch.finfo(torch.float32).tiny)
@@ -341,14 +342,14 @@ def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
     """
     assert look.x is not None
     known = wide(look.x[look.ok])
-    ours, theirs = (
-        wide(draws.final).reshape(len(draws.final), -1),
-        known.reshape(*known.shape[:2], -1),
-    )
+    ours = rearrange(wide(draws.final), "chains ... -> chains (...)")
+    theirs = rearrange(known, "chains draws ... -> chains draws (...)")
     if len(theirs) < 2:
         return 0.0
     low, centre, high = torch.quantile(
-        theirs.flatten(0, 1), theirs.new_tensor([0.25, 0.5, 0.75]), 0
+        rearrange(theirs, "chains draws d -> (chains draws) d"),
+        theirs.new_tensor([0.25, 0.5, 0.75]),
+        0,
     )
     unit = ((high - low) / QUARTILES).clamp(min=torch.finfo(theirs.dtype).tiny)
     u, v = (((x - centre) / unit).clamp(-3, 3) for x in (ours, theirs))

@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from scoretk._version import __version__
@@ -57,6 +58,7 @@ DEFAULT_WARMUP = Warmup.steps
 MOST_CHAINS = 2**32
 STEPS_A_START = 1 << 16
 """Steps of the noise's START stream that an attempt at a start may take."""
+BY_CHAIN = "draws chains ... -> chains draws ..."
 
 
 def sample(
@@ -670,10 +672,10 @@ def _draws(
     stats = {}
     for name in first.stats:
         value = _joined([(f.record.stats[name], r) for f, r in asked], 1 if keep == "all" else 0)
-        stats[name] = value.movedim(0, 1) if keep == "all" else value / kept
+        stats[name] = rearrange(value, BY_CHAIN) if keep == "all" else value / kept
     m2 = joined.get("m2")
     return Draws(
-        x=joined["x"].movedim(0, 1) if "x" in joined else None,
+        x=rearrange(joined["x"], BY_CHAIN) if "x" in joined else None,
         final=_joined([(f.final, r) for f, r in asked]),
         status=_joined([(f.status, r) for f, r in asked]),
         failed_at=_joined([(f.failed_at, r) for f, r in asked]),

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Protocol
 
+from einops import rearrange, repeat
 from torch import Tensor
 from torch import distributions as td
 
@@ -122,9 +123,10 @@ def log_weights(
         InvalidArgument: Where shapes disagree.
     """
     z = _latents(x, posterior, noise)
-    rows = z.flatten(0, 1)
+    rows = rearrange(z, "k batch ... -> (k batch) ...")
     log_prior = check_rows("prior", prior.log_prob(rows), rows.shape[:1], HINT)
-    return _reconstruction(x, decoder, z) + log_prior.reshape(z.shape[:2]) - posterior.log_prob(z)
+    log_prior = rearrange(log_prior, "(k batch) -> k batch", k=len(z))
+    return _reconstruction(x, decoder, z) + log_prior - posterior.log_prob(z)
 
 
 def negative_elbo(
@@ -206,8 +208,7 @@ def _latents(x: Tensor, posterior: td.Distribution, noise: Tensor) -> Tensor:
 
 def _reconstruction(x: Tensor, decoder: Decoder, z: Tensor) -> Tensor:
     """The reconstruction `log p(x | z_k)`, `(k, batch)`, the decoder called once for all k."""
-    repeated = x.expand(len(z), *x.shape).flatten(0, 1)
-    values = check_rows(
-        "decoder", decoder(z.flatten(0, 1)).log_prob(repeated), repeated.shape[:1], HINT
-    )
-    return values.reshape(z.shape[:2])
+    repeated = repeat(x, "batch ... -> (k batch) ...", k=len(z))
+    law = decoder(rearrange(z, "k batch ... -> (k batch) ..."))
+    values = check_rows("decoder", law.log_prob(repeated), repeated.shape[:1], HINT)
+    return rearrange(values, "(k batch) -> k batch", k=len(z))

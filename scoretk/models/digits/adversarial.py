@@ -37,6 +37,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
@@ -134,12 +135,12 @@ class CriticAndGenerator(nn.Module):
     def log_ratio(self, x: Tensor) -> Tensor:
         """The estimate `a V(x) + b` of log p/q, `(batch, *event_shape) -> (batch,)`."""
         a, b = self.calibration
-        return a * self.critic((x.to(self.mean.dtype).flatten(1) - self.mean) / self.std) + b
+        return a * self.critic(self.standard(x.to(self.mean.dtype))) + b
 
     @torch.no_grad()
     def start(self, rows: Tensor) -> None:
         """Take mean, std, range and principal components from data `(n, *event_shape)`."""
-        flat, made = rows.flatten(1).double(), self.generator
+        flat, made = rearrange(rows, "n ... -> n (...)").double(), self.generator
         std = flat.var(0, correction=0).mean().sqrt()
         y = (flat - flat.mean(0)) / std
         spread, axes = torch.linalg.svd(y / math.sqrt(len(y)), full_matrices=False)[1:]
@@ -154,7 +155,7 @@ class CriticAndGenerator(nn.Module):
 
     def standard(self, rows: Tensor) -> Tensor:
         """Data `(n, *event_shape)` in standard units, `(n, dim)`."""
-        return (rows.flatten(1) - self.mean) / self.std
+        return (rearrange(rows, "n ... -> n (...)") - self.mean) / self.std
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, silu
 
@@ -119,7 +120,8 @@ class MaskedMLP(Backbone):
         h, last = self._units(x)
         d, outputs = x.shape[1], self.leave.out_features // x.shape[1]
         site = torch.arange(d, device=x.device).repeat_interleave(outputs)
-        return _masked(self.leave, h, _sees(site, last, equals=False)).unflatten(1, (d, outputs))
+        out = _masked(self.leave, h, _sees(site, last, equals=False))
+        return rearrange(out, "batch (site output) -> batch site output", site=d)
 
     def at(self, x: Tensor, i: int) -> Tensor:
         """The numbers of site i alone, `(batch, outputs)`, without computing those of the others."""
@@ -151,11 +153,12 @@ class _MaskedConv(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """The output: `(batch, channels, rows, columns) -> (batch, width, rows, columns)`."""
         if self.k == 1 and self.equals:  # nothing to hide
-            return conv2d(x, self.weight[..., None, None], self.bias)
+            return conv2d(x, rearrange(self.weight, "out channel -> out channel 1 1"), self.bias)
         places = torch.arange(self.k**2, device=x.device)
         seen = _sees(places[self.k**2 // 2, None], places, equals=self.equals)
-        kernel = self.weight.unflatten(1, (-1, self.k**2)) * seen
-        return conv2d(x, kernel.unflatten(2, (self.k, self.k)), self.bias, padding=self.k // 2)
+        kernel = rearrange(self.weight, "out (channel a b) -> out channel a b", a=self.k, b=self.k)
+        kernel = kernel * rearrange(seen, "1 (a b) -> a b", a=self.k)
+        return conv2d(x, kernel, self.bias, padding=self.k // 2)
 
 
 class _Block(nn.Module):
@@ -206,12 +209,13 @@ class MaskedConvolutions(Backbone):
         x may also be the first rows of the image alone.
         """
         places = (self.place.weight + self.place.bias[:, None])[:, : x.shape[1]]
-        h = self.enter(x.unflatten(1, (1, -1, self.columns))) + places.unflatten(
-            1, (-1, self.columns)
+        image = rearrange(x, "batch (row column) -> batch 1 row column", column=self.columns)
+        h = self.enter(image) + rearrange(
+            places, "channel (row column) -> channel row column", column=self.columns
         )
         for block in self.blocks:
             h = block(h)
-        return self.leave(silu(h)).flatten(2).movedim(1, 2)
+        return rearrange(self.leave(silu(h)), "batch out row column -> batch (row column) out")
 
     def at(self, x: Tensor, i: int) -> Tensor:
         """The numbers of site i alone, `(batch, outputs)`, from the rows of the image down to its."""

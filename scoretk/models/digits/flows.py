@@ -51,6 +51,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
@@ -151,10 +152,8 @@ class Conditioner(nn.Module):
     ) -> None:
         super().__init__()
         hidden = [k % max(outputs) for k in range(width)]
-        self.shape, self.activation = (
-            (len(outputs), parameters),
-            silu if max(outputs) == 1 else torch.tanh,
-        )
+        self.shape = len(outputs), parameters
+        self.activation = silu if max(outputs) == 1 else torch.tanh
         self.enter = MaskedLinear(inputs, hidden)
         self.blocks = nn.ModuleList([MaskedLinear(hidden, hidden) for _ in range(blocks)])
         self.dropouts = nn.ModuleList([Dropout(dropout, seed + i) for i in range(blocks + 1)])
@@ -168,7 +167,8 @@ class Conditioner(nn.Module):
         h = first(self.activation(self.enter(x)))
         for block, dropout in zip(self.blocks, others, strict=True):
             h = h + dropout(self.activation(block(h)))
-        return self.leave(h).unflatten(1, self.shape)
+        outputs = self.shape[0]
+        return rearrange(self.leave(h), "batch (output p) -> batch output p", output=outputs)
 
 
 class Step(nn.Module):
@@ -278,7 +278,7 @@ class FlowNetwork(OnSpread):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The normals f(x) `(batch, d)` and log |det df/dx| `(batch,)`, x `(batch, *event_shape)`."""
-        z = self._out_of(self._into(x.to(self.mean.dtype).flatten(1) - self.mean) / self.std)
+        z = self._out_of(self._into(self._rows(x) - self.mean) / self.std)
         total = -self.std.log().sum().expand(len(z))
         for step in self.steps:
             z, ladj = step(z)
@@ -295,7 +295,7 @@ class FlowNetwork(OnSpread):
 
     def gaussian(self, z: Tensor) -> Tensor:
         """Normals z with the mean and the covariance of the data, like z: f^-1 without its steps."""
-        return self._unwhitened(z.to(self.mean.dtype).flatten(1)).reshape(z.shape).to(z.dtype)
+        return self._unwhitened(self._rows(z)).reshape(z.shape).to(z.dtype)
 
     def _unwhitened(self, u: Tensor) -> Tensor:
         return self.mean + self._out_of(self._into(u) * self.std)
@@ -515,7 +515,7 @@ class Drift(nn.Module):
         steps = torch.tanh(
             3 * (u[:, :, None] - torch.tensor(KNOTS, dtype=u.dtype, device=u.device))
         )
-        seen = torch.cat([u, steps.flatten(1)], 1)
+        seen = torch.cat([u, rearrange(steps, "batch dim knot -> batch (dim knot)")], 1)
         h = silu(self.enter(seen) * (1 + scale) + shift)
         h = h + silu(self.inner(h) * (1 + inner_scale) + inner_shift)
         return self.leave(h) + self.direct(seen)
@@ -531,10 +531,7 @@ class ContinuousNetwork(OnSpread):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at x and t: `(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
         time, rate = t.to(self.mean.dtype)[:, None], self.std.log()
-        at, scale = (
-            self._into(x.to(self.mean.dtype).flatten(1) - time * self.mean),
-            (time * rate).exp(),
-        )
+        at, scale = (self._into(self._rows(x) - time * self.mean), (time * rate).exp())
         moved = rate * at + scale * self._into(self.drift(self._out_of(at / scale), time[:, 0]))
         return (self.mean + self._out_of(moved)).reshape(x.shape)
 
@@ -563,7 +560,7 @@ class ContinuousNetwork(OnSpread):
             )
             return -torch.cat([rate, trace, -kinetic], 1)
 
-        start = self._out_of(self._into(x.to(self.mean.dtype).flatten(1) - self.mean) / self.std)
+        start = self._out_of(self._into(self._rows(x) - self.mean) / self.std)
         start, shape = torch.cat([start, start.new_zeros(len(x), 2)], 1), (dim + 2,)
         # with a base of its own, and so on no Gaussian path
         field = Velocity(back, shape, base=standard_normal(shape))

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -81,7 +82,7 @@ def principal_axes(data: Tensor, floor: float) -> PrincipalAxes:
         data: `(n, *event_shape)`.
         floor: Its square is added to the variance of every direction.
     """
-    rows = data.detach().to("cpu", torch.float64).reshape(len(data), -1)
+    rows = rearrange(data.detach().to("cpu", torch.float64), "rows ... -> rows (...)")
     mean, d = rows.mean(0), rows.shape[1]
     centred = rows - mean
     if d > FULL_COVARIANCE or len(rows) <= d:
@@ -280,6 +281,10 @@ class OnSpread(nn.Module):
         self.register_buffer("basis", spread.basis)
         self.register_buffer("std", spread.std)
 
+    def _rows(self, x: Tensor) -> Tensor:
+        """Events as rows, `(batch, *event_shape) -> (batch, d)`, in the module's dtype."""
+        return rearrange(x.to(self.mean.dtype), "batch ... -> batch (...)")
+
     def _into(self, rows: Tensor) -> Tensor:
         return rows if self.basis is None else rows @ self.basis
 
@@ -318,7 +323,7 @@ class PathNetwork(OnSpread):
         alpha, sigma = (
             value.to(self.mean.dtype)[:, None] for value in (self.path.alpha(t), self.path.sigma(t))
         )
-        centred = x.to(self.mean.dtype).flatten(1) - alpha * self.mean
+        centred = self._rows(x) - alpha * self.mean
         signal, w2 = alpha * self.std, (alpha * self.std).square() + sigma.square()
         seen = centred / ((alpha * self._scale).square() + sigma.square()).sqrt()
         learned = self._into(
@@ -344,7 +349,7 @@ class PathNetwork(OnSpread):
         whose mean at level sigma is `sigma^2 + d / sum_i s_i^-2`. The second term is small where
         the data have almost no variance in some directions.
         """
-        c = self._into(x.to(self.mean.dtype).flatten(1) - self.mean)
+        c = self._into(self._rows(x) - self.mean)
         level2 = (c / self.std).square().sum(1) / self.std.pow(-2).sum()
         return self.path.t(-level2.log()).clamp(0, 1)
 
@@ -382,7 +387,7 @@ class EDMNetwork(OnSpread):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The denoiser D: `(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""
         sigma, s = self.path.sigma(t).to(self.mean.dtype)[:, None], self._scale
-        y, w = x.to(self.mean.dtype).flatten(1) - self.mean, (sigma.square() + s.square()).sqrt()
+        y, w = self._rows(x) - self.mean, (sigma.square() + s.square()).sqrt()
         learned = self.backbone(y / w, sigma.log().squeeze(1) / 4)
         return (self.mean + (s / w).square() * y + sigma * s / w * learned).reshape(x.shape)
 
@@ -401,12 +406,12 @@ class ConfinedEnergy(OnSpread):
 
     def confinement(self, x: Tensor) -> Tensor:
         """The Gaussian's energy, `(batch, *event_shape) -> (batch,)`."""
-        coordinates = self._into(x.to(self.mean.dtype).flatten(1) - self.mean) / self.std
+        coordinates = self._into(self._rows(x) - self.mean) / self.std
         return coordinates.square().sum(1) / 2
 
     def correction(self, x: Tensor) -> Tensor:
         """The learned f: from `(batch, *event_shape)` what the backbone gives, `(batch,)`."""
-        return self.backbone((x.to(self.mean.dtype).flatten(1) - self.mean) / self._scale)
+        return self.backbone((self._rows(x) - self.mean) / self._scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """The energy, `(batch, *event_shape) -> (batch,)`."""

@@ -26,6 +26,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch import distributions as td
 
@@ -103,9 +104,8 @@ class Network(nn.Module):
 
     def posterior(self, x: Tensor) -> td.Independent[td.Distribution]:
         """The encoder q(z | x): from x `(batch, *shape)` a normal law over `(latent,)`."""
-        centre, log_std = self.encoder(
-            (x.to(self.mean.dtype).flatten(1) - self.mean) / self.std
-        ).chunk(2, 1)
+        rows = rearrange(x.to(self.mean.dtype), "batch ... -> batch (...)")
+        centre, log_std = self.encoder((rows - self.mean) / self.std).chunk(2, 1)
         return _independent(td.Normal(centre, log_std.exp(), validate_args=False), 1)
 
     def likelihood(self, z: Tensor) -> td.Independent[td.Distribution]:

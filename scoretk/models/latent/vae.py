@@ -31,6 +31,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 from torch import distributions as td
 
@@ -167,7 +168,8 @@ class VAE:
         else:
             z = torch.stack([torch.lerp(start, end, k / (n - 1)) for k in range(n)], 1)
         with left_as_found(self), torch.no_grad():
-            return self.decode(z.flatten(0, 1)).unflatten(0, (len(z), n))
+            images = self.decode(rearrange(z, "rows n ... -> (rows n) ..."))
+            return rearrange(images, "(rows n) ... -> rows n ...", n=n)
 
     def posterior(self, x: Tensor | None = None) -> Posterior:
         """The field of p(z | x), of one image x for all chains.
@@ -268,11 +270,10 @@ class VAE:
 
     def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """The joint log density `log p~(z) + log p(x | z)`, `(k, batch)`."""
-        flat = z.flatten(0, 1)
-        return (
-            self.log_likelihood(x.expand(len(z), *x.shape).flatten(0, 1), flat)
-            + self.log_prior(flat)
-        ).reshape(z.shape[:2])
+        flat = rearrange(z, "k batch ... -> (k batch) ...")
+        images = repeat(x, "batch ... -> (k batch) ...", k=len(z))
+        joint = self.log_likelihood(images, flat) + self.log_prior(flat)
+        return rearrange(joint, "(k batch) -> k batch", k=len(z))
 
     def data_rows(self, x: Tensor) -> Tensor:
         """The data x, checked to be rows `(batch, *data_shape)`.
