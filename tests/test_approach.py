@@ -12,14 +12,14 @@ from scoretk.models.targets.analytic import EightSchools, Funnel
 from scoretk.solvers.hmc import Point, leapfrog, unstretch
 from scoretk.solvers.warmup.adaptation import Approach
 from scoretk.solvers.warmup.approach import (
+    OwnSettings,
     Place,
-    Stride,
     _log_secant,
-    begin_strides,
+    approach_step,
     begins_far,
-    common_stride,
+    common_settings,
+    first_settings,
     lengths,
-    stride,
 )
 from scoretk.solvers.warmup.length import SquaredJumps, TimedTrajectory
 from tests.evidence import z_limit
@@ -266,8 +266,8 @@ def test_a_step_takes_as_many_gradients_however_they_are_grouped():
     assert lengths(2, 3) == (2, 4)
 
 
-def strides(chains):
-    """Places and strides of these chains after three steps."""
+def own_settings(chains):
+    """Places and settings of these chains after three steps."""
     field = resolve(
         stk.Energy(
             lambda x: (x.square() * torch.tensor([1.0, 1e6]).to(x)).sum(1) / 2 + x[:, 0].cosh(),
@@ -277,14 +277,14 @@ def strides(chains):
     )
     noise = stk.Noise(5, chains)
     x = noise.normal(0, 0, (2,), torch.float32)
-    place, own = Place(x, *field.energy_and_grad(x)), begin_strides(x)
+    place, own = Place(x, *field.energy_and_grad(x)), first_settings(x)
     for step in range(3):
-        place, own, _ = stride(field, place, own, noise, torch.tensor(step), step, 3)
+        place, own, _ = approach_step(field, place, own, noise, torch.tensor(step), step, 3)
     return place, own
 
 
 def test_each_chain_goes_its_own_way():
-    (whole, sizes), (part, own) = strides(range(7)), strides(range(2, 5))
+    (whole, sizes), (part, own) = own_settings(range(7)), own_settings(range(2, 5))
     assert torch.equal(whole.x[2:5], part.x)
     for ours, theirs in zip(own, sizes, strict=True):
         assert torch.equal(ours, theirs[2:5])
@@ -309,20 +309,20 @@ def test_secants_are_curvatures_and_rounding_only_bounds_them():
     )
 
 
-def test_the_common_stride_is_the_median_of_those_that_are_well():
-    own = Stride(
+def test_the_common_settings_is_the_median_of_those_that_are_well():
+    own = OwnSettings(
         torch.tensor([0.0, 1.0, 2.0, 9.0]),
         torch.tensor([[0.0, 2.0], [2.0, 4.0], [4.0, 6.0], [99.0, torch.nan]]),
     )
     alive, before = torch.tensor([True, True, True, True]), torch.ones(2)
-    size, scale = common_stride(own, alive, "diagonal", before)
+    size, scale = common_settings(own, alive, "diagonal", before)
     assert size == pytest.approx(math.e)
     torch.testing.assert_close(scale, torch.tensor([math.exp(-1), math.exp(-2)]))
     torch.testing.assert_close(
-        common_stride(own, alive, "dense", torch.eye(2))[1], torch.diag(scale)
+        common_settings(own, alive, "dense", torch.eye(2))[1], torch.diag(scale)
     )
-    assert common_stride(own, alive, "none", before) == (pytest.approx(math.exp(-1)), before)
-    assert common_stride(own, ~alive, "diagonal", before) == (1.0, before)
+    assert common_settings(own, alive, "none", before) == (pytest.approx(math.exp(-1)), before)
+    assert common_settings(own, ~alive, "diagonal", before) == (1.0, before)
 
 
 @pytest.mark.parametrize("dense", [False, True])

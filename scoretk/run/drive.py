@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as again
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.compiling import PartCompiler, parts_compiled_by
@@ -28,6 +28,7 @@ from scoretk.run.moment import Loop, Moment, is_free, looked_at, outcome
 from scoretk.run.schedule import Schedule
 from scoretk.run.settle import Made, Now, make_step, settled
 from scoretk.solvers.base import traits
+from scoretk.solvers.warmup.adaptation import WarmupStep
 
 __all__ = ["Eager", "drive", "engine_of"]
 
@@ -151,15 +152,16 @@ class Eager:
     def _tuned(self, now: Now, tuning: Any, step: int, probe: float | None) -> tuple[Made, Any]:
         """A step of warmup, and the state of the adaptation after it."""
         solver, field, noise = self.loop.solver, self.loop.field, self.loop.noise
-        at = (noise, now.status == int(Status.OK), step, self.loop.schedule.warmup)
-        new, info, tuning = solver.adaptation.update(solver, field, now.state, tuning, *at)
+        alive, warmup = now.status == int(Status.OK), self.loop.schedule.warmup
+        at = WarmupStep(solver, field, noise, alive, step, warmup)
+        new, info, tuning = solver.adaptation.update(at, now.state, tuning)
         return settled(new, info, now, step, probe), tuning
 
     def _made(self, now: Now, step: int, probe: float | None) -> Made:
         arguments = (self.loop.solver, self.loop.field, self.loop.noise, now, step, probe)
         if not self.recompute:
             return make_step(*arguments)
-        made: Made = again(
+        made: Made = recomputed(
             _made_as_found, *arguments, use_reentrant=False, preserve_rng_state=False
         )
         return made

@@ -13,7 +13,7 @@ from scoretk.core.streams import Stream
 from scoretk.fields.resolve import resolve
 from scoretk.solvers.parts.leapfrog import Point, Trajectory
 from scoretk.solvers.warmup import approach, halving, ladder, length, scales, step_size
-from scoretk.solvers.warmup.adaptation import Adaptation
+from scoretk.solvers.warmup.adaptation import Adaptation, WarmupStep
 from scoretk.solvers.warmup.learning import Change, Lesson, Trial
 
 
@@ -79,7 +79,8 @@ def test_a_run_keeps_the_average_of_its_steps():
     state, learned, _ = adaptation.begin(solver, bound, state, noise, alive)
     start = math.exp(float(learned.parts[0].averaging[0]))
     for step in range(25):
-        state, _, learned = adaptation.update(solver, bound, state, learned, noise, alive, step, 25)
+        at = WarmupStep(solver, bound, noise, alive, step, 25)
+        state, _, learned = adaptation.update(at, state, learned)
     expected = averaged([r for r, _ in rates], 0.574, start)
     assert float(state.step_size) == pytest.approx(expected[-1], rel=1e-12)
 
@@ -294,7 +295,7 @@ def test_windows_double_and_leave_room_for_the_step_size(warmup):
     assert [step for step, (counts, _) in enumerate(told) if counts] == list(
         range(first, warmup - last)
     )
-    assert scales.approach(warmup) == first
+    assert scales.approach_steps(warmup) == first
 
 
 def test_chains_that_hardly_move_halve_their_steps_after_three_and_come_back():
@@ -352,12 +353,12 @@ def test_an_approach_is_its_recursion():
     field = resolve(stk.Energy(quartic, (2,)), {"energy", "score"}, timed=False)
     noise = Noise(4, 8, dtype=torch.float64)
     place = approach.Place(place_x, *field.energy_and_grad(place_x))
-    own = approach.Stride(
+    own = approach.OwnSettings(
         torch.tensor([-2.9, -2.7, -2.6, -2.5, -2.4, -2.3, -0.4, 0.2], dtype=torch.float64),
         torch.full((8, 2), 0.5, dtype=torch.float64),
     )
     step, steps, index = 1, 20, torch.tensor(7)
-    found, learned, report = approach.stride(field, place, own, noise, index, step, steps)
+    found, learned, report = approach.approach_step(field, place, own, noise, index, step, steps)
     k = np.array([1.0, 30.0])
 
     def e(x):
@@ -401,14 +402,14 @@ def test_an_approach_is_its_recursion():
     assert capped, "nothing was gained on the way down"
 
 
-def test_the_common_stride_is_the_median():
+def test_the_common_settings_are_medians():
     sizes = torch.tensor([0.5, 1.0, 3.0, 100.0], dtype=torch.float64)
     h = torch.tensor([[1.0, 4.0], [4.0, 16.0], [9.0, 64.0], [1e6, 1e6]], dtype=torch.float64)
     alive = torch.tensor([True, True, True, False])
-    own, before = approach.Stride(sizes.log(), h.log()), torch.ones(2, dtype=torch.float64)
-    size, scale = approach.common_stride(own, alive, "diagonal", before)
+    own, before = approach.OwnSettings(sizes.log(), h.log()), torch.ones(2, dtype=torch.float64)
+    size, scale = approach.common_settings(own, alive, "diagonal", before)
     assert size == pytest.approx(1.0)
     np.testing.assert_allclose(scale.numpy(), [1 / 2, 1 / 4])
-    assert approach.common_stride(own, alive, "none", before)[0] == pytest.approx(1 / 4)
-    dense = approach.common_stride(own, alive, "dense", before)[1]
+    assert approach.common_settings(own, alive, "none", before)[0] == pytest.approx(1 / 4)
+    dense = approach.common_settings(own, alive, "dense", before)[1]
     np.testing.assert_allclose(dense.numpy(), np.diag([1 / 2, 1 / 4]))

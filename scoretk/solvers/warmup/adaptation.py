@@ -22,24 +22,24 @@ from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.leapfrog import DIVERGENCE
 from scoretk.solvers.warmup.approach import (
+    OwnSettings,
     Place,
-    Stride,
-    begin_strides,
+    approach_step,
     begins_far,
     beside,
-    common_stride,
-    stride,
+    common_settings,
+    first_settings,
 )
 from scoretk.solvers.warmup.halving import PATIENCE, next_idle, shortening
 from scoretk.solvers.warmup.learning import Change, Lesson, Part
-from scoretk.solvers.warmup.scales import approach
+from scoretk.solvers.warmup.scales import approach_steps
 from scoretk.solvers.warmup.step_size import number
 
-__all__ = ["Adaptation", "Approach", "Learned"]
+__all__ = ["Adaptation", "Approach", "Learned", "WarmupStep"]
 
 
 class OwnWay(NamedTuple):
-    """Which chains take steps of their own at first, `(chains,)`, and the `Stride` of each."""
+    """Which chains take steps of their own at first, `(chains,)`, and the `OwnSettings` of each."""
 
     far: Tensor
     log_size: Tensor
@@ -57,6 +57,26 @@ class Learned(NamedTuple):
     idle: Tensor
     way: tuple[Tensor, ...]
     parts: tuple[Any, ...]
+
+
+class WarmupStep(NamedTuple):
+    """A step of warmup that is to be made.
+
+    Args:
+        kernel: The solver whose settings are learned.
+        field: The field, bound to the chains.
+        noise: The noise of the chains.
+        alive: `(chains,)` of bool, the chains that are well.
+        number: The number of this step, from 0.
+        warmup: How many steps warmup has.
+    """
+
+    kernel: Any
+    field: Any
+    noise: NoiseSource
+    alive: Tensor
+    number: int
+    warmup: int
 
 
 @dataclass(frozen=True)
@@ -141,69 +161,46 @@ class Adaptation:
             torch.zeros(len(state.x), device=state.x.device),
         )
         return Learned(
-            idle, () if self.approach is None else OwnWay(none > 0, *begin_strides(state.x)), ()
+            idle, () if self.approach is None else OwnWay(none > 0, *first_settings(state.x)), ()
         )
 
-    def update(
-        self,
-        kernel: Any,
-        field: Any,
-        state: Any,
-        learned: Learned,
-        noise: NoiseSource,
-        alive: Tensor,
-        step: int,
-        warmup: int,
-    ) -> tuple[Any, Info, Learned]:
+    def update(self, at: WarmupStep, state: Any, learned: Learned) -> tuple[Any, Info, Learned]:
         """Make a step of warmup and learn from it.
 
         Args:
-            kernel: As in `begin`.
-            field: As in `begin`.
-            state: The state before the step.
+            at: The step, of the kernel that this is the adaptation of.
+            state: The state before it.
             learned: What is remembered.
-            noise: As in `begin`.
-            alive: As in `begin`.
-            step: The number of this step, from 0.
-            warmup: How many steps warmup has.
 
         Returns:
             The state after the step, its report, and what is remembered.
         """
-        now, spent = (noise, alive, step, warmup), 0
-        if self.approach is None or step >= approach(warmup):
-            return self._together(kernel, field, state, learned, *now)
-        if step == 0:
-            far, spent = self.approach.begins_far(field, state, noise, alive, bool(learned.parts))
+        if self.approach is None or at.number >= approach_steps(at.warmup):
+            return self._together(at, state, learned)
+        spent = 0
+        if at.number == 0:
+            tunes = bool(learned.parts)
+            far, spent = self.approach.begins_far(at.field, state, at.noise, at.alive, tunes)
             learned = learned._replace(way=learned.way._replace(far=far))  # type: ignore[attr-defined]
         far = learned.way[0]
         if bool(far.all()):
-            state, info, learned = self._alone(kernel, field, state, learned, *now)
+            state, info, learned = self._alone(at, state, learned)
         elif not bool(far.any()):
-            state, info, learned = self._together(kernel, field, state, learned, *now)
+            state, info, learned = self._together(at, state, learned)
         else:
-            state, info, learned = self._mixed(kernel, field, state, learned, *now)
-        return state, _also(info, spent, alive) if spent else info, learned
+            state, info, learned = self._mixed(at, state, learned)
+        return state, _also(info, spent, at.alive) if spent else info, learned
 
-    def _together(
-        self,
-        kernel: Any,
-        field: Any,
-        state: Any,
-        learned: Learned,
-        noise: NoiseSource,
-        alive: Tensor,
-        step: int,
-        warmup: int,
-    ) -> tuple[Any, Info, Learned]:
+    def _together(self, at: WarmupStep, state: Any, learned: Learned) -> tuple[Any, Info, Learned]:
         """As `update`, for a step with the settings that all chains share."""
-        trial = kernel.trial(field, state, noise, shortening(learned.idle, state.x.dtype))
-        usual = across(alive, learned.idle) & (learned.idle <= PATIENCE)
+        shorter = shortening(learned.idle, state.x.dtype)
+        trial = at.kernel.trial(at.field, state, at.noise, shorter)
+        usual = across(at.alive, learned.idle) & (learned.idle <= PATIENCE)
         learned = learned._replace(idle=next_idle(learned.idle, trial.accept))
         if not learned.parts:
             return trial.state, trial.info, learned
         came_far = bool(learned.way) and bool(learned.way[0].any())
-        lesson = Lesson(state, trial, alive, usual, step, warmup, came_far)
+        lesson = Lesson(state, trial, at.alive, usual, at.number, at.warmup, came_far)
         state, memories = trial.state, list(learned.parts)
         for i, part in enumerate(self.parts):
             state, memories[i], change = part.learn(state, memories[i], lesson)
@@ -219,61 +216,42 @@ class Adaptation:
             after.append(heard)
         return state, after
 
-    def _alone(
-        self,
-        kernel: Any,
-        field: Any,
-        state: Any,
-        learned: Learned,
-        noise: NoiseSource,
-        alive: Tensor,
-        step: int,
-        warmup: int,
-    ) -> tuple[Any, Info, Learned]:
+    def _alone(self, at: WarmupStep, state: Any, learned: Learned) -> tuple[Any, Info, Learned]:
         """As `update`, for a step with settings of each chain's own.
 
         The last such step sets the step size and the scales that all chains share from then on.
         """
         assert self.approach is not None
         far, *own = learned.way
-        here, steps = Place(state.x, state.energy, state.grad), approach(warmup)
-        place, stepped, report = stride(field, here, Stride(*own), noise, state.step, step, steps)
+        here, steps = Place(state.x, state.energy, state.grad), approach_steps(at.warmup)
+        place, settings, report = approach_step(
+            at.field, here, OwnSettings(*own), at.noise, state.step, at.number, steps
+        )
         state = state._replace(**place._asdict(), step=state.step + 1)
         info = {
             "accept": report.accept,
             "energy": place.energy,
             "diverging": ~(report.error.abs() < DIVERGENCE),
-            "evaluations": beside(kernel, report.gradients, alive),
+            "evaluations": beside(at.kernel, report.gradients, at.alive),
         }
-        learned = learned._replace(way=OwnWay(far, *stepped))
-        if not learned.parts or step < steps - 1:
+        learned = learned._replace(way=OwnWay(far, *settings))
+        if not learned.parts or at.number < steps - 1:
             return state, info, learned
         metric = self.approach.metric
         before = state.x.new_ones(()) if metric == "none" else state.scale
-        size, scale = common_stride(stepped, alive, metric, before)
+        size, scale = common_settings(settings, at.alive, metric, before)
         dim, kept = state.x.shape[1:].numel(), {} if metric == "none" else {"scale": scale}
-        state = state._replace(step_size=number(kernel.of_leapfrog(size, dim)), **kept)
+        state = state._replace(step_size=number(at.kernel.of_leapfrog(size, dim)), **kept)
         state, memories = self._changed(state, list(learned.parts), Change(arrived=True))
         return state, info, learned._replace(parts=tuple(memories))
 
-    def _mixed(
-        self,
-        kernel: Any,
-        field: Any,
-        state: Any,
-        learned: Learned,
-        noise: NoiseSource,
-        alive: Tensor,
-        step: int,
-        warmup: int,
-    ) -> tuple[Any, Info, Learned]:
+    def _mixed(self, at: WarmupStep, state: Any, learned: Learned) -> tuple[Any, Info, Learned]:
         """As `update`, for chains that follow and of which only some have settings of their own.
 
         Each chain does what it would in a batch of its kind.
         """
-        now = (noise, alive, step, warmup)
-        own, ours, after = self._alone(kernel, field, state, learned, *now)
-        common, theirs, idle = self._together(kernel, field, state, learned, *now)
+        own, ours, after = self._alone(at, state, learned)
+        common, theirs, idle = self._together(at, state, learned)
         far = learned.way[0]
         place = {
             name: select_rows(far, getattr(own, name), getattr(common, name))
@@ -283,7 +261,7 @@ class Adaptation:
             name: torch.where(far, ours[name], theirs[name]) for name in ours.keys() & theirs.keys()
         }
         # all gradients of the common step
-        counted = _also(theirs, 0, alive)["evaluations"] - beside(kernel, 0, alive)
+        counted = _also(theirs, 0, at.alive)["evaluations"] - beside(at.kernel, 0, at.alive)
         info["evaluations"] = ours["evaluations"] + counted
         return (
             common._replace(**place),

@@ -61,14 +61,14 @@ from scoretk.fields.resolve import StaticField
 
 __all__ = [
     "LEAPFROGS",
+    "OwnSettings",
     "Place",
     "Report",
-    "Stride",
-    "begin_strides",
+    "approach_step",
     "begins_far",
     "beside",
-    "common_stride",
-    "stride",
+    "common_settings",
+    "first_settings",
 ]
 
 LEAPFROGS = 8
@@ -92,11 +92,28 @@ class Place(NamedTuple):
     grad: Tensor
 
 
-class Stride(NamedTuple):
+class OwnSettings(NamedTuple):
     """The settings of each chain's own: log eps, `(chains,)`, and log curvatures log h, like x."""
 
     log_size: Tensor
     log_curvature: Tensor
+
+
+class Trajectories(NamedTuple):
+    """How a step of the approach is made.
+
+    Args:
+        number: How many trajectories follow each other.
+        leapfrogs: How many leapfrog steps each has.
+        memory: w, how fast the curvatures follow.
+        box: Like x, how far each coordinate may go from its start: where it would go further the
+            trajectory ends; None for no bound.
+    """
+
+    number: int
+    leapfrogs: int
+    memory: float = MEMORY
+    box: Tensor | None = None
 
 
 class Report(NamedTuple):
@@ -111,12 +128,14 @@ class Report(NamedTuple):
     gradients: int
 
 
-def begin_strides(x: Tensor) -> Stride:
+def first_settings(x: Tensor) -> OwnSettings:
     """Settings to begin with: step sizes and curvatures of 1."""
-    return Stride(x.new_zeros(len(x)), torch.zeros_like(x))
+    return OwnSettings(x.new_zeros(len(x)), torch.zeros_like(x))
 
 
-def common_stride(own: Stride, alive: Tensor, metric: str, before: Tensor) -> tuple[float, Tensor]:
+def common_settings(
+    own: OwnSettings, alive: Tensor, metric: str, before: Tensor
+) -> tuple[float, Tensor]:
     """The step size and the scales that all chains share next: medians over those that are well.
 
     Args:
@@ -154,15 +173,15 @@ def lengths(step: int, steps: int) -> tuple[int, int]:
     return LEAPFROGS // leapfrogs, leapfrogs
 
 
-def stride(
+def approach_step(
     field: StaticField,
     place: Place,
-    own: Stride,
+    own: OwnSettings,
     noise: NoiseSource,
     index: Tensor,
     step: int,
     steps: int,
-) -> tuple[Place, Stride, Report]:
+) -> tuple[Place, OwnSettings, Report]:
     """Make a step of the approach.
 
     Args:
@@ -177,19 +196,13 @@ def stride(
     Returns:
         Places and settings after the step, and its report.
     """
-    x, spent = place.x, 0
+    spent, made = 0, Trajectories(*lengths(step, steps))
     if step == 0:
+        memory, box = min(MEMORY, FIRST_MEMORY / made.leapfrogs), BOX * (1 + place.x.abs())
+        made = made._replace(memory=memory, box=box)
         own, spent = own._replace(log_curvature=_probed(field, place, noise, index)), 1
-    trajectories, leapfrogs = lengths(step, steps)
-    memory, box = (
-        (min(MEMORY, FIRST_MEMORY / leapfrogs), BOX * (1 + x.abs()))
-        if step == 0
-        else (MEMORY, None)
-    )
-    place, own, accept, error = _own_way(
-        field, place, own, noise, index, trajectories, leapfrogs, memory, box
-    )
-    return place, own, Report(accept, error, spent + trajectories * leapfrogs)
+    place, own, accept, error = _moved(field, place, own, noise, index, made)
+    return place, own, Report(accept, error, spent + made.number * made.leapfrogs)
 
 
 def begins_far(
@@ -209,54 +222,48 @@ def begins_far(
     Returns:
         `(chains,)` of bool, and how many gradients a chain it took to find out.
     """
-    there, own = place, Stride(place.x.new_zeros(len(place.x)), _probed(field, place, noise, index))
+    log_curvature = _probed(field, place, noise, index)
+    there, own = place, first_settings(place.x)._replace(log_curvature=log_curvature)
     for i in range(TRIALS):
-        there, own, *_ = _own_way(field, there, own, noise, index + i, LEAPFROGS, 1, MEMORY, None)
+        there, own, *_ = _moved(field, there, own, noise, index + i, Trajectories(LEAPFROGS, 1))
     return ~(place.energy - there.energy <= FAR * place.x.shape[1:].numel()), 1 + TRIALS * LEAPFROGS
 
 
-def _own_way(
+def _moved(
     field: StaticField,
     place: Place,
-    own: Stride,
+    own: OwnSettings,
     noise: NoiseSource,
     index: Tensor,
-    trajectories: int,
-    leapfrogs: int,
-    memory: float,
-    box: Tensor | None,
-) -> tuple[Place, Stride, Tensor, Tensor]:
+    made: Trajectories,
+) -> tuple[Place, OwnSettings, Tensor, Tensor]:
     """Places and settings after some trajectories, and acceptance and change of U of the last.
 
     The last two are `(chains,)`. Arguments are as for `_trajectory`, with the step `index` under
     which the noise is read.
     """
-    x = place.x
-    momenta = noise.normal(index, Stream.PROPOSAL, (trajectories, *x.shape[1:]), x.dtype)
-    factors = 1 + JITTER * (2 * noise.uniform(index, Stream.LENGTH, (trajectories,), x.dtype) - 1)
-    u = noise.uniform(index, Stream.ACCEPT, (trajectories,), x.dtype)
-    for i in range(trajectories):
+    x, n = place.x, made.number
+    momenta = noise.normal(index, Stream.PROPOSAL, (n, *x.shape[1:]), x.dtype)
+    factors = 1 + JITTER * (2 * noise.uniform(index, Stream.LENGTH, (n,), x.dtype) - 1)
+    u = noise.uniform(index, Stream.ACCEPT, (n,), x.dtype)
+    for i in range(n):
         eps = own.log_size.exp() * factors[:, i]
-        end, log_curvature, error = _trajectory(
-            field, place, own, momenta[:, i], eps, leapfrogs, memory, box
-        )
+        end, log_curvature, error = _trajectory(field, place, own, momenta[:, i], eps, made)
         accept = torch.where(error.isnan(), 0.0, (-error).clamp(max=0).exp())
         moved = u[:, i] < accept
         place = Place(*(select_rows(moved, new, old) for new, old in zip(end, place, strict=True)))
         log_curvature = select_rows(moved, log_curvature, own.log_curvature)
-        own = Stride(own.log_size + GAIN * (accept - ACCEPT), log_curvature)
+        own = OwnSettings(own.log_size + GAIN * (accept - ACCEPT), log_curvature)
     return place, own, accept, error
 
 
 def _trajectory(
     field: StaticField,
     start: Place,
-    own: Stride,
+    own: OwnSettings,
     momentum: Tensor,
     eps: Tensor,
-    leapfrogs: int,
-    memory: float,
-    box: Tensor | None,
+    made: Trajectories,
 ) -> tuple[Place, Tensor, Tensor]:
     """One trajectory of each chain.
 
@@ -266,10 +273,7 @@ def _trajectory(
         own: The settings of each chain's own, of which the curvatures are used.
         momentum: Like x.
         eps: `(chains,)`, the step sizes.
-        leapfrogs: How many leapfrog steps.
-        memory: w, how fast the curvatures follow.
-        box: Like x, how far each coordinate may go from its start: where it would go further the
-            trajectory ends; None for no bound.
+        made: How many leapfrog steps it has, how it learns and where it ends.
 
     Returns:
         The end, the log curvatures learned on the way, like x, and the change of U, `(chains,)`,
@@ -277,16 +281,17 @@ def _trajectory(
     """
     scale, size = (-own.log_curvature / 2).exp(), across(eps, start.x)
     here, p, log_curvature, going = start, momentum, own.log_curvature, None
-    for _ in range(leapfrogs):
+    for _ in range(made.leapfrogs):
         half = p - size / 2 * scale * here.grad
         x = here.x + size * scale * half
         there = Place(x, *field.energy_and_grad(x))
         after = half - size / 2 * scale * there.grad
-        learned = log_curvature + memory * (_log_secant(here, there, log_curvature) - log_curvature)
-        if box is None:
+        secant = _log_secant(here, there, log_curvature)
+        learned = log_curvature + made.memory * (secant - log_curvature)
+        if made.box is None:
             here, p, log_curvature = there, after, learned
             continue
-        inside = ((x - start.x).abs() <= box).reshape(len(x), -1).all(1)
+        inside = ((x - start.x).abs() <= made.box).reshape(len(x), -1).all(1)
         going = inside if going is None else going & inside
         here = Place(*(select_rows(going, new, old) for new, old in zip(there, here, strict=True)))
         p, log_curvature = select_rows(going, after, p), select_rows(going, learned, log_curvature)

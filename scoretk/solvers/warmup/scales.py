@@ -29,7 +29,7 @@ __all__ = [
     "Scales",
     "Window",
     "accumulate",
-    "approach",
+    "approach_steps",
     "begin_window",
     "scales",
     "window_end",
@@ -52,7 +52,7 @@ class Window(NamedTuple):
     deviations: Tensor
 
 
-def approach(warmup: int) -> int:
+def approach_steps(warmup: int) -> int:
     """How many of the first steps of warmup only approach the target.
 
     0 where warmup is too short for windows.
@@ -67,7 +67,7 @@ def window_end(step: int, warmup: int) -> tuple[bool, bool]:
     if warmup < 20:
         return False, False
     last, length = (50, 25) if warmup >= 150 else (int(0.1 * warmup), warmup)
-    start, end = approach(warmup), warmup - last
+    start, end = approach_steps(warmup), warmup - last
     if not start <= step < end:
         return False, False
     # a window takes all that is left where that is too short for another of twice its length
