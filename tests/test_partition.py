@@ -11,7 +11,7 @@ from torch import distributions as td
 
 import scoretk as stk
 from scoretk.fields import NormalBase
-from scoretk.inference.partition import _variance, find_ladder
+from scoretk.inference.partition import Population, _variance, find_ladder
 from scoretk.models.targets.analytic import Funnel, Semicircle
 from scoretk.solvers.importance import log_gain, resampled
 from tests.evidence import FALSE_ALARM, z_limit
@@ -275,18 +275,8 @@ def test_regions_without_density_weigh_nothing_and_are_no_failure():
 
 
 def test_the_ladder_is_reproducible_and_as_long_as_asked():
-    settings = {
-        "kernel": stk.HMC(0.3, metric="none"),
-        "moves": 1,
-        "refine": False,
-        "chains": 64,
-        "seed": 1,
-        "device": None,
-    }
-    runs = [
-        find_ladder(SHIFTED, NormalBase((3,)), levels=n, dtype=None, **settings)[0]
-        for n in (None, None, 3, 20)
-    ]
+    given = SHIFTED, NormalBase((3,)), stk.HMC(0.3, metric="none"), Population(64, seed=1)
+    runs = [find_ladder(*given, moves=1, levels=n, refine=False)[0] for n in (None, None, 3, 20)]
     assert runs[0].weights == runs[1].weights
     assert [r.levels for r in runs[2:]] == [3, 20]
     assert all(a < b for r in runs for a, b in zip(r.weights, r.weights[1:], strict=False))

@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -68,7 +68,7 @@ from scoretk.solvers.importance import (
 )
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 
-__all__ = ["Normalised", "find_ladder", "log_partition"]
+__all__ = ["Normalised", "Population", "find_ladder", "log_partition"]
 
 SHARE = 0.9
 SPREAD = 0.5
@@ -225,17 +225,9 @@ def log_partition(
         inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
     check_settled("kernel", inner)  # before the pilot spends anything
     resolve(field, inner.needs, timed=False)
+    population = Population(pilot, derive(seed, 1), device, dtype)
     ladder, spent = find_ladder(
-        field,
-        start,
-        kernel=inner,
-        moves=moves,
-        levels=levels,
-        refine=method == "ais",
-        chains=pilot,
-        seed=derive(seed, 1),
-        device=device,
-        dtype=dtype,
+        field, start, inner, population, moves=moves, levels=levels, refine=method == "ais"
     )
     run: AIS | SMC = AIS(base=start, kernel=inner, moves=moves, ladder=ladder)
     if method == "smc":
@@ -434,18 +426,43 @@ def _log_mean(log_weight: Tensor) -> tuple[Tensor, Tensor, float]:
     return top + mean.log(), w.std() / (mean * math.sqrt(n)), float(w.sum() ** 2 / w.square().sum())
 
 
+class Population(NamedTuple):
+    """The chains of a pilot.
+
+    Args:
+        chains: How many there are.
+        seed: The seed of their noise.
+        device: As in `sample`.
+        dtype: As in `sample`.
+    """
+
+    chains: int
+    seed: int
+    device: Any = None
+    dtype: torch.dtype | None = None
+
+    def noise(self, field: Any) -> Noise:
+        """The chains' noise, on the device and in the dtype of the field where none are given."""
+        device, dtype = torch.device("cpu"), torch.get_default_dtype()
+        for like in state_like(field)[:1]:
+            device, dtype = like.device, like.dtype if like.is_floating_point() else dtype
+        return Noise(
+            self.seed,
+            self.chains,
+            device=device if self.device is None else torch.device(self.device),
+            dtype=dtype if self.dtype is None else self.dtype,
+        )
+
+
 def find_ladder(
     field: Any,
     base: Any,
-    *,
     kernel: Any,
+    population: Population,
+    *,
     moves: int,
     levels: int | None,
     refine: bool,
-    chains: int,
-    seed: int,
-    device: Any,
-    dtype: Any,
 ) -> tuple[Ladder, Cost]:
     """Find the ladder by a pilot.
 
@@ -453,59 +470,37 @@ def find_ladder(
         field: As in `log_partition`.
         base: As in `log_partition`, a field.
         kernel: As in `log_partition`, a solver.
+        population: The pilot's chains.
         moves: As in `log_partition`.
         levels: How many levels there are to be, None for as many as it takes.
         refine: Whether to divide them further until the variance of the log weights of chains that
             are not resampled is about `SPREAD`.
-        chains: How many chains the pilot has.
-        seed: The seed of the pilot.
-        device: As in `sample`.
-        dtype: As in `sample`.
 
     Returns:
         The ladder, and what the pilot cost.
     """
     if levels is not None:
         count("levels", levels, least=1)
-    hint = next(iter(state_like(field)), None)
-    device = (
-        torch.device(device)
-        if device is not None
-        else (hint.device if hint is not None else torch.device("cpu"))
-    )
-    dtype = dtype or (
-        hint.dtype if hint is not None and hint.is_floating_point() else torch.get_default_dtype()
-    )
-    check_place(field, device)
+    noise = population.noise(field)
+    check_place(field, noise.chains.device)
     with left_as_found(field), torch.no_grad():
         bound = resolve(field, kernel.needs, timed=False)
         assert isinstance(bound, StaticField)
         check_path(kernel, bound, base)
-        pilot = _Pilot(
-            bound, base, kernel, moves, Noise(seed, chains, device=device, dtype=dtype), dtype
-        )
+        pilot = _Pilot(bound, base, kernel, moves, noise)
         pilot.run()
     ladder = pilot.ladder()
-    wanted = (
-        levels
-        if levels is not None
-        else (
-            min(ladder.levels * max(1, math.ceil(pilot.variance / SPREAD)), MOST_LEVELS)
-            if refine
-            else None
-        )
-    )
-    return (ladder if wanted is None else _stretched(ladder, wanted)), Cost(pilot.cost)
+    if levels is None and refine:
+        levels = min(ladder.levels * max(1, math.ceil(pilot.variance / SPREAD)), MOST_LEVELS)
+    return (ladder if levels is None else _stretched(ladder, levels)), Cost(pilot.cost)
 
 
 class _Pilot:
     """The pilot: a population on its way from the base to the field, and what it has found."""
 
-    def __init__(
-        self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any) -> None:
         self.field, self.base, self.kernel, self.noise = field, base, kernel, noise
-        self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, dtype)
+        self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, noise.dtype)
         self.least, self.moves = moves, [0]
         self.discrete = states_of(field) is not None
         self.size = traits(kernel).step_size if has_step_size(kernel) else None

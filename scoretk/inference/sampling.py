@@ -163,38 +163,27 @@ def sample(
     recorder = _recorder(model, keep)
     before = getattr(solver, "before", None)
     continues = 0 if before is None else before.continued_by(seed, _given(init))
-    own = derive(integer("seed", seed, below=2**64), continues) if continues else seed
+
+    run = _Run(
+        origin=without_addresses(origin),
+        model=model,
+        solver=solver,
+        ids=ids,
+        seed=integer("seed", seed, below=2**64),
+        continues=continues,
+        start=start,
+        rows=rows,
+        place=place,
+        lengths=(steps, None if warmup is None else plan.steps, thin),
+        keep=keep,
+        batch=min(size, len(ids)),
+        pilot=plan.pilot if adapts(solver) else None,
+        compiled=compile,
+    )
 
     with left_as_found(model, bool(grad)), torch.set_grad_enabled(bool(grad)):
-        batches = [
-            _batch(
-                model,
-                solver,
-                Noise(own, part.ids, device=place.device, dtype=place.dtype),
-                part,
-                start,
-                rows,
-                (steps, None if warmup is None else plan.steps, thin, keep),
-                place,
-            )
-            for part in parts
-        ]
-        settings = _settings(
-            without_addresses(origin),
-            model,
-            solver,
-            ids,
-            seed,
-            keep,
-            size,
-            place,
-            batches[-1].schedule,
-            start,
-            rows,
-            compile,
-            ({"pilot": plan.pilot} if adapts(solver) else {})
-            | ({"continues": continues} if continues else {}),
-        )
+        batches = [run.batch_of(part) for part in parts]
+        settings = run.settings(batches[-1].schedule)
         saving = None
         if saved is not None:
             # the weights are in the identity
@@ -212,7 +201,7 @@ def sample(
             saving=saving,
             progress=progress,
         )
-    return _draws(ids, parts, batches, done, solver, keep, settings)
+    return _draws(run, parts, batches, done, settings)
 
 
 @dataclass(frozen=True)
@@ -236,6 +225,98 @@ class _Place:
 
     device: torch.device
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run as it is asked for, with its arguments checked.
+
+    Args:
+        origin: Where the field came from.
+        model: The field, in free space.
+        solver: The solver.
+        ids: The ids of the chains that are asked for.
+        seed: The user's seed.
+        continues: How many runs with this seed went before, whose noise is not read again.
+        start: Where the chains start, in the space that the solver works in; None where nothing is
+            given.
+        rows: The conditions, one row a chain.
+        place: The device and the dtype of the state.
+        lengths: `steps`, `warmup` and `thin`, None where they are not given.
+        keep: What is kept of the draws.
+        batch: How many chains run together.
+        pilot: How many chains tune the solver; None where nothing is tuned.
+        compiled: Whether steps are compiled.
+    """
+
+    origin: str
+    model: Any
+    solver: Any
+    ids: range
+    seed: int
+    continues: int
+    start: Tensor | None
+    rows: dict[str, Tensor]
+    place: _Place
+    lengths: tuple[int | None, int | None, int | None]
+    keep: str
+    batch: int
+    pilot: int | None
+    compiled: bool
+
+    def batch_of(self, part: _Batch) -> Batch:
+        """A batch of chains, with the field bound to their rows."""
+        seed = derive(self.seed, self.continues) if self.continues else self.seed
+        noise = Noise(seed, part.ids, device=self.place.device, dtype=self.place.dtype)
+        rows = {name: value[part.given] for name, value in self.rows.items()}
+        bound = resolve(self.model, self.solver.needs, rows, timed=self.solver.timed)
+
+        def begin_at(attempt: int = 0) -> Tensor:
+            if self.start is not None:
+                return _tracked(aligned(self.start[part.given]))
+            drawn: Any = noise if attempt == 0 else Later(_step_by_step(noise), attempt)
+            x = _initial(self.model, drawn, self.place, _spread(attempt))
+            return _tracked(traits(self.solver).start(bound, x, drawn))
+
+        schedule = _schedule(self.solver, bound, *self.lengths, self.keep)
+        if not part.ids[part.returned]:  # these only tune
+            schedule = Schedule(schedule.warmup, schedule.warmup, schedule.thin)
+        restart = begin_at if self.start is None and not is_timed(self.model) else None
+        return Batch(bound, noise, begin_at, schedule, restart)
+
+    def settings(self, schedule: Schedule) -> dict[str, Any]:
+        """What tells one run from another.
+
+        A checkpoint is resumed only by a run with equal settings.
+        """
+        ids, place = self.ids, self.place
+        told = {"pilot": self.pilot, "continues": self.continues or None}
+        return {
+            "model": self.origin,
+            "exact_ends": (
+                isinstance(self.model, Constrained) and self.model.log_density is not None
+            ),
+            "weights": weights_digest(field_tensors(self.model))[:16],
+            "event_shape": list(_event_shape(self.model)),
+            "solver": without_addresses(repr(self.solver)),
+            "chains": len(ids) if ids == range(len(ids)) else repr(ids),
+            "seed": self.seed,
+            "steps": schedule.total - schedule.warmup,
+            "warmup": schedule.warmup,
+            **{name: value for name, value in told.items() if value is not None},
+            "thin": schedule.thin,
+            "keep": self.keep,
+            "batch": self.batch,
+            "device": place.device.type,
+            "dtype": str(place.dtype).removeprefix("torch."),
+            "compile": self.compiled,
+            "init": None if self.start is None else tensor_digest({"init": self.start})[:16],
+            "cond": tensor_digest(self.rows)[:16] if self.rows else None,
+            "torch_state": _torch_state(place.device.type),
+            "scoretk": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        }
 
 
 def _model(field: Any) -> tuple[Any, str]:
@@ -438,37 +519,6 @@ def _condition_rows(
     return rows
 
 
-def _batch(
-    model: Any,
-    solver: Any,
-    noise: Noise,
-    part: _Batch,
-    start: Tensor | None,
-    rows: dict[str, Tensor],
-    asked: tuple[int | None, int | None, int | None, str],
-    place: _Place,
-) -> Batch:
-    bound = resolve(
-        model,
-        solver.needs,
-        {name: value[part.given] for name, value in rows.items()},
-        timed=solver.timed,
-    )
-
-    def begin_at(attempt: int = 0) -> Tensor:
-        if start is not None:
-            return _tracked(aligned(start[part.given]))
-        drawn: Any = noise if attempt == 0 else Later(_step_by_step(noise), attempt)
-        x = _initial(model, drawn, place, _spread(attempt))
-        return _tracked(traits(solver).start(bound, x, drawn))
-
-    schedule = _schedule(solver, bound, *asked)
-    if not part.ids[part.returned]:  # these only tune
-        schedule = Schedule(schedule.warmup, schedule.warmup, schedule.thin)
-    again = begin_at if start is None and not is_timed(model) else None
-    return Batch(bound, noise, begin_at, schedule, again)
-
-
 @dataclass(frozen=True)
 class Later:
     """The noise of chains for another attempt at a start, from steps of its own."""
@@ -600,61 +650,18 @@ def _torch_state(device: str) -> dict[str, Any]:
     }
 
 
-def _settings(
-    origin: str,
-    model: Any,
-    solver: Any,
-    ids: range,
-    seed: int,
-    keep: str,
-    batch: int,
-    place: _Place,
-    schedule: Schedule,
-    start: Tensor | None,
-    rows: dict[str, Tensor],
-    compiled: bool,
-    pilot: dict[str, int],
-) -> dict[str, Any]:
-    """What tells one run from another; a checkpoint is resumed only by a run with equal settings."""
-    return {
-        "model": origin,
-        "exact_ends": isinstance(model, Constrained) and model.log_density is not None,
-        "weights": weights_digest(field_tensors(model))[:16],
-        "event_shape": list(_event_shape(model)),
-        "solver": without_addresses(repr(solver)),
-        "chains": len(ids) if ids == range(len(ids)) else repr(ids),
-        "seed": integer("seed", seed, below=2**64),
-        "steps": schedule.total - schedule.warmup,
-        "warmup": schedule.warmup,
-        **pilot,
-        "thin": schedule.thin,
-        "keep": keep,
-        "batch": min(batch, len(ids)),
-        "device": place.device.type,
-        "dtype": str(place.dtype).removeprefix("torch."),
-        "compile": compiled,
-        "init": None if start is None else tensor_digest({"init": start})[:16],
-        "cond": tensor_digest(rows)[:16] if rows else None,
-        "torch_state": _torch_state(place.device.type),
-        "scoretk": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
-
-
 def _draws(
-    ids: range,
+    run: _Run,
     parts: list[_Batch],
     batches: list[Batch],
     done: list[Finished],
-    solver: Any,
-    keep: str,
     settings: dict[str, Any],
 ) -> Draws:
+    ids, solver, keep = run.ids, run.solver, run.keep
     cost: dict[str, int] = {}
-    for batch, part, run in zip(batches, parts, done, strict=True):
+    for batch, part, finished in zip(batches, parts, done, strict=True):
         for kind, n in solver.init_cost.items():
-            cost[kind] = cost.get(kind, 0) + (len(part.ids) + run.restarts) * n
+            cost[kind] = cost.get(kind, 0) + (len(part.ids) + finished.restarts) * n
         for kind, n in solver.step_cost.items():
             cost[kind] = cost.get(kind, 0) + len(part.ids) * n * batch.schedule.total
     varying = sum(f.evaluations for f in done)

@@ -145,10 +145,10 @@ class Hamiltonian(Tunable):
             state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype
         )
         u = noise.uniform(state.step, Stream.ACCEPT, (), state.x.dtype)
-        here = Point(state.x, state.energy, state.grad)
-        x, p = inner_steps(field, here, momentum, eps, steps, state.scale, self._dense)
+        start = Point(state.x, state.energy, state.grad)
+        here = inner_steps(field, start, momentum, eps, steps, state.scale, self._dense)
         chosen, info, end = last_step_and_decision(
-            field, here, momentum, x, p, eps, u, scale=state.scale, dense=self._dense
+            field, start, momentum, here, eps, u, scale=state.scale, dense=self._dense
         )
         return (
             HMCState(*chosen, state.step + 1, state.step_size, state.scale, state.length),

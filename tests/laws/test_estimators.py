@@ -16,7 +16,7 @@ from scoretk.fields.paths import VE
 from scoretk.fields.resolve import resolve
 from scoretk.inference import likelihood
 from scoretk.inference.encoding import Flow, corrected_end, interpolate, short_of_the_end
-from scoretk.inference.partition import _families, _log_mean, _stretched, find_ladder
+from scoretk.inference.partition import Population, _families, _log_mean, _stretched, find_ladder
 from scoretk.solvers.importance import Ladder
 
 RNG = np.random.default_rng(0)
@@ -456,14 +456,11 @@ def test_a_ladder_has_a_level_wherever_the_weights_lose_a_tenth():
     ladder, _ = find_ladder(
         field,
         NormalBase((d,), 1.0),
-        kernel=kernel,
+        kernel,
+        Population(512, seed=0, dtype=torch.float64),
         moves=1,
         levels=None,
         refine=False,
-        chains=512,
-        seed=0,
-        device=None,
-        dtype=torch.float64,
     )
     precision = [1 + w * (1 / s**2 - 1) for w in ladder.weights]
     shares = []

@@ -109,14 +109,17 @@ def last_step(
     field: StaticField,
     start: Point,
     momentum: Tensor,
-    x: Tensor,
-    p: Tensor,
+    here: tuple[Tensor, Tensor],
     eps: Any,
     *,
     scale: Tensor,
     dense: bool,
 ) -> Trajectory:
-    """The last drift and half kick, and the error of the total energy since the start."""
+    """The last drift and half kick, and the error of the total energy since the start.
+
+    Arguments are those of `leapfrog`, with `here` the position and momentum of `inner_steps`.
+    """
+    x, p = here
     x = x + eps * stretch(scale, p, dense)
     energy, gradient = field.energy_and_grad(x)
     p = p - (eps / 2) * pull(scale, gradient, dense)
@@ -144,8 +147,8 @@ def leapfrog(
         scale: S, like an event, or a Cholesky factor `(d, d)`.
         dense: Whether S is a Cholesky factor.
     """
-    x, p = inner_steps(field, start, momentum, eps, steps, scale, dense)
-    return last_step(field, start, momentum, x, p, eps, scale=scale, dense=dense)
+    here = inner_steps(field, start, momentum, eps, steps, scale, dense)
+    return last_step(field, start, momentum, here, eps, scale=scale, dense=dense)
 
 
 @part
@@ -153,8 +156,7 @@ def last_step_and_decision(
     field: StaticField,
     start: Point,
     momentum: Tensor,
-    x: Tensor,
-    p: Tensor,
+    here: tuple[Tensor, Tensor],
     eps: Any,
     u: Tensor,
     *,
@@ -166,7 +168,7 @@ def last_step_and_decision(
     Returns:
         The chosen point, the report of the step, and the end of the trajectory.
     """
-    end = last_step(field, start, momentum, x, p, eps, scale=scale, dense=dense)
+    end = last_step(field, start, momentum, here, eps, scale=scale, dense=dense)
     chosen, probability = decide(start, end.point, -end.error, u)
     info = {
         "accept": probability,
