@@ -97,6 +97,16 @@ def test_nothing_runs_in_a_circle():
     tuple(TopologicalSorter(arrows()).static_order())  # raises CycleError
 
 
+def test_one_module_knows_the_format_of_files():
+    knows = {
+        name
+        for name, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if any(i.partition(".")[0] == "safetensors" for i in imported(node))
+    }
+    assert knows == {"scoretk.core.sealed"}
+
+
 def test_a_circle_would_be_found():
     circle = {"a": {"b"}, "b": {"c"}, "c": {"a"}}
     with pytest.raises(ValueError, match="cycle"):

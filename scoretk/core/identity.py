@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_known, key_of, parts
+from scoretk.core.arrays import numbers_as_bytes
 
 __all__ = ["Identity", "differences", "is_among", "is_summary", "tensor_value", "without_addresses"]
 
@@ -405,10 +406,7 @@ def _strided(tensor: Tensor) -> list[Tensor]:
 
 def _bytes(tensor: Tensor) -> bytes:
     plain = tensor.to("cpu").resolve_conj().resolve_neg()
-    # In memory of stride 1, which an expanded tensor is not.
-    flat = plain.new_empty(plain.numel()).copy_(plain.reshape(-1))
-    # As bytes, as numpy has no bfloat16.
-    return f"{plain.dtype}{tuple(plain.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()
+    return f"{plain.dtype}{tuple(plain.shape)}".encode() + numbers_as_bytes(plain)
 
 
 def _script(item: Any) -> str:

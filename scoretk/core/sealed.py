@@ -20,13 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import load, save
 from torch import Tensor
 
 from scoretk.core.arrays import fresh
 from scoretk.core.files import is_regular, write_atomically
 
-__all__ = ["Unreadable", "plain_json", "read_sealed", "write_sealed"]
+__all__ = [
+    "Unreadable",
+    "check_header",
+    "from_bytes",
+    "is_count",
+    "plain_json",
+    "read_sealed",
+    "to_bytes",
+    "write_sealed",
+]
 
 FORMAT = 1
 METADATA = "scoretk"
@@ -75,8 +84,7 @@ def write_sealed(
     placeholder = hashlib.sha256(os.urandom(32)).hexdigest()
     try:
         about = {"format": FORMAT, "kind": kind, "seal": placeholder, "header": dict(header)}
-        plain = {name: fresh(value.detach().to("cpu")) for name, value in tensors.items()}
-        content = to_bytes(plain, {METADATA: json.dumps(about, sort_keys=True)})
+        content = to_bytes(tensors, {METADATA: json.dumps(about, sort_keys=True)})
     except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     end = 8 + int.from_bytes(content[:8], "little")
@@ -127,6 +135,40 @@ def read_sealed(
         raise
     except _DAMAGE as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors by name as the bytes of a safetensors file without a seal.
+
+    Raises:
+        SafetensorError: Where they cannot be put into one; also ValueError or RuntimeError.
+    """
+    return save({name: fresh(value.to("cpu")) for name, value in tensors.items()}, metadata)
+
+
+def from_bytes(content: bytes) -> dict[str, Tensor]:
+    """The tensors that `to_bytes` was given, in fresh memory on the CPU."""
+    return {name: fresh(value) for name, value in load(content).items()}
+
+
+def check_header(found: Any, **checks: Callable[[Any], bool]) -> dict[str, Any]:
+    """The header `found`, checked to be a dict with these keys alone and values that pass.
+
+    Raises:
+        ValueError: Where it is not.
+    """
+    if not isinstance(found, dict) or found.keys() != checks.keys():
+        keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"expected the entries {sorted(checks)}, got {keys}")
+    for name, holds in checks.items():
+        if not holds(found[name]):
+            raise ValueError(f"{name} cannot be {found[name]!r:.80}")
+    return found
+
+
+def is_count(value: Any, most: int = 2**63 - 1) -> bool:
+    """Whether a value is an integer from 0 to `most`."""
+    return type(value) is int and 0 <= value <= most
 
 
 def plain_json(text: str | bytes) -> Any:

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from scoretk.core.arrays import fresh
 from scoretk.core.files import file_to_write
 from scoretk.core.identity import Identity, differences, is_among, is_summary
-from scoretk.core.sealed import plain_json
+from scoretk.core.sealed import check_header, from_bytes, plain_json, to_bytes
 from scoretk.errors import CheckpointError
-from scoretk.run.checkpoint import check_header, check_settings, load, unfit, write
+from scoretk.run.checkpoint import check_settings, load, unfit, write
 
 __all__ = [
     "Whose",
@@ -114,12 +111,12 @@ def read_moment(path: Path, whose: Whose) -> tuple[Any, list[str]]:
 
 def packed(value: Any) -> bytes:
     """A nested value as bytes, for other processes."""
-    return to_bytes({name: fresh(t.detach().to("cpu")) for name, t in to_tensors(value).items()})
+    return to_bytes(to_tensors(value))
 
 
 def unpacked(content: bytes) -> Any:
     """The inverse of `packed`."""
-    return from_tensors({name: fresh(t) for name, t in from_bytes(content).items()})
+    return from_tensors(from_bytes(content))
 
 
 def to_tensors(value: Any) -> dict[str, Tensor]:

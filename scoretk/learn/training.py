@@ -18,12 +18,13 @@ from scoretk.core.arguments import count, tensor_like
 from scoretk.core.arrays import aligned
 from scoretk.core.identity import Identity, without_addresses
 from scoretk.core.noise import derive
+from scoretk.core.sealed import is_count
 from scoretk.errors import CheckpointError, InvalidArgument, ScoretkError
 from scoretk.learn import processes
 from scoretk.learn.recipe import Fit, Loss, Numbers, Player, Progress, Recipe
 from scoretk.learn.resume import Whose
 from scoretk.learn.states import States
-from scoretk.run.checkpoint import is_count, tensor_digest
+from scoretk.run.checkpoint import tensor_digest
 
 __all__ = ["NotFinite", "Training"]
 

@@ -15,20 +15,13 @@ from torch import Tensor
 
 from scoretk.core.compiling import Uncompilable
 from scoretk.core.identity import Identity, differences, is_summary
+from scoretk.core.sealed import check_header, is_count
 from scoretk.errors import CheckpointError, Status
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.validation import refuses
 from scoretk.run.capture import CALL
-from scoretk.run.checkpoint import (
-    Checkpoint,
-    another,
-    check_header,
-    check_settings,
-    is_count,
-    load,
-    unfit,
-)
+from scoretk.run.checkpoint import Checkpoint, another, check_settings, load, unfit
 from scoretk.run.drive import drive
 from scoretk.run.independence import check_rows_apart
 from scoretk.run.moment import Loop, Moment, begin, outcome

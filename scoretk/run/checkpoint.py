@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.core.arguments import positive
+from scoretk.core.arrays import numbers_as_bytes
 from scoretk.core.files import file_to_write
 from scoretk.core.identity import tensor_value
 from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
@@ -29,9 +30,7 @@ from scoretk.errors import CheckpointError
 __all__ = [
     "Checkpoint",
     "another",
-    "check_header",
     "check_settings",
-    "is_count",
     "load",
     "tensor_digest",
     "unfit",
@@ -94,9 +93,7 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().to("cpu")
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        # of stride 1, which an expanded value is not
-        flat = value.new_empty(value.numel()).copy_(value.reshape(-1))
-        digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+        digest.update(numbers_as_bytes(value))
     return digest.hexdigest()
 
 
@@ -196,26 +193,6 @@ def another(path: Path, differences: Iterable[str]) -> CheckpointError:
 def unfit(path: Path, why: object) -> CheckpointError:
     """The error for a checkpoint that is whole but not what this run could have written."""
     return CheckpointError(f"{path} does not fit this run: {why}. {ADVICE}")
-
-
-def check_header(found: Any, **checks: Callable[[Any], bool]) -> dict[str, Any]:
-    """The header `found`, checked to be a dict with these keys alone and values that pass.
-
-    Raises:
-        ValueError: Where it is not.
-    """
-    if not isinstance(found, dict) or found.keys() != checks.keys():
-        keys = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
-        raise ValueError(f"expected the entries {sorted(checks)}, got {keys}")
-    for name, holds in checks.items():
-        if not holds(found[name]):
-            raise ValueError(f"{name} cannot be {found[name]!r:.80}")
-    return found
-
-
-def is_count(value: Any, most: int = 2**63 - 1) -> bool:
-    """Whether a value is an integer from 0 to `most`."""
-    return type(value) is int and 0 <= value <= most
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> Iterator[str]:

@@ -30,7 +30,6 @@ References:
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -50,17 +49,15 @@ from scoretk.learn.adversarial import (
     wasserstein_critic,
     wasserstein_generator,
 )
-from scoretk.learn.fitting import Player, Progress, Recipe, fit
-from scoretk.models.digits.data import load_digits
+from scoretk.learn.fitting import Player, Recipe, fit
 from scoretk.models.digits.networks import EnergyMLP, fresh, zero_start
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import notes, prepare
+from scoretk.models.digits.training import File, Report, TrainingRequest, prepare
 from scoretk.models.latent.energies import LatentEnergy, calibrate
 
 __all__ = ["GAN", "WGAN"]
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]
-Report = Callable[[Progress], Any] | None
 
 HELD_OUT = 0.1
 """The share of the data that is kept for the calibration."""
@@ -168,7 +165,7 @@ class _Game:
 
     model: str
 
-    def build(self, weights: str | os.PathLike[str] | None = None) -> LatentEnergy:
+    def build(self, weights: File = None) -> LatentEnergy:
         """The latent energy with these weights, by default the shipped ones.
 
         Raises:
@@ -179,22 +176,18 @@ class _Game:
         assert isinstance(pair, CriticAndGenerator)
         return LatentEnergy(pair.generate, pair.log_ratio, (stored.settings["latent"],), pair.shape)
 
-    def default_data(self) -> Tensor:
-        """What the shipped weights were trained on: the digits' training images, `(1437, 1, 8, 8)`."""
-        return load_digits().train
-
     def _fit(
         self,
         data: Tensor | None,
         losses: Callable[[CriticAndGenerator], tuple[CriticLoss, GeneratorLoss]],
         seed: int,
         report: Report,
-        checkpoint: str | os.PathLike[str] | None,
+        checkpoint: File,
         **chosen: Any,
     ) -> Stored:
         """Play the game, train the critic against the averaged generator, and calibrate it."""
-        ready = prepare(self.default_data() if data is None else data, chosen["smoothing"])
-        made = notes(self.model, data is None, seed, **chosen)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint, chosen)
+        ready = prepare(data, chosen["smoothing"])
         settings = {
             "event_shape": list(ready.rows.shape[1:]),
             **{name: chosen[name] for name in _SHAPING},
@@ -228,16 +221,7 @@ class _Game:
             Player("generator", pair.generator, generator_loss),
         ]
         game = recipe(chosen["steps"], learning_rate=chosen["learning_rate"])
-        fit(
-            pair,
-            players,
-            rows[held:],
-            game,
-            seed=seed,
-            report=report,
-            checkpoint=checkpoint,
-            settings=made,
-        )
+        training.fit(pair, players, rows[held:], game)
         if chosen["refine"]:
             refine = recipe(chosen["refine"], learning_rate=1e-3, decay=0.99)
             fit(pair.critic, critic_loss, rows[held:], refine, seed=seed, report=report)
@@ -245,7 +229,7 @@ class _Game:
             z = torch.randn(CALIBRATION_DRAWS, settings["latent"], generator=generator)
             found = calibrate(pair.critic(rows[:held]), pair.critic(pair.generator(z)))
         pair.calibration.copy_(torch.tensor(found))
-        return Stored(self.model, settings, pair.state_dict(), made)
+        return training.stored(settings, pair.state_dict())
 
 
 CriticLoss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
@@ -277,7 +261,7 @@ class _FGan(_Game):
         critic_steps: int = 1,
         learning_rate: float = 3e-4,
         report: Report = None,
-        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit generator and critic to data.
 
@@ -359,7 +343,7 @@ class _Wasserstein(_Game):
         critic_steps: int = 3,
         learning_rate: float = 3e-4,
         report: Report = None,
-        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit generator and critic to data.
 

@@ -19,7 +19,6 @@ References:
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -30,11 +29,11 @@ from torch.nn.functional import conv2d, linear, silu
 
 from scoretk.core.arguments import count, finite
 from scoretk.errors import InvalidArgument
-from scoretk.learn.fitting import Progress, Recipe
+from scoretk.learn.fitting import Recipe
 from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.digits.networks import Dropout, PrincipalAxes, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import TrainingRequest, dequantised, prepare
+from scoretk.models.digits.training import File, Report, TrainingRequest, dequantised, prepare
 from scoretk.models.latent.autoregressive import (
     Autoregressive,
     Backbone,
@@ -44,9 +43,6 @@ from scoretk.models.latent.autoregressive import (
 )
 
 __all__ = ["FVSBN", "MADE", "NADE", "PIXELCNN"]
-
-File = str | os.PathLike[str] | None
-Report = Callable[[Progress], Any] | None
 
 
 def _sees(order: Tensor, of_inputs: Tensor, *, equals: bool) -> Tensor:
@@ -270,8 +266,8 @@ class _Model:
         recipe = Recipe(
             settings["steps"], self.batch, self.learning_rate, weight_decay=settings["weight_decay"]
         )
-        training = TrainingRequest(self.name, data is None, seed, report, checkpoint)
-        return training.fitted(network, loss, rows, recipe, built, **settings)
+        training = TrainingRequest(self.name, data is None, seed, report, checkpoint, settings)
+        return training.stored(built, training.fit(network, loss, rows, recipe).weights)
 
     def _admit(self, rows: Tensor) -> None:
         """Refuse data that are not of this kind.

@@ -31,8 +31,6 @@ References:
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,10 +45,10 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.discrete import DiscreteField
 from scoretk.inference.sampling import sample
 from scoretk.learn.contrastive import CDStep, ContrastiveDivergence, ReplayBuffer
-from scoretk.learn.fitting import Progress, Recipe
+from scoretk.learn.fitting import Recipe
 from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import TrainingRequest
+from scoretk.models.digits.training import File, Report, TrainingRequest
 from scoretk.models.targets.lattices import RBM, IndependentUnits
 from scoretk.solvers import BlockGibbs
 
@@ -62,7 +60,7 @@ INITIAL_SCALE = 0.01
 """The standard deviation of the weights at the start (Hinton 2010)."""
 
 
-def build(weights: str | os.PathLike[str] | None = None) -> RBM:
+def build(weights: File = None) -> RBM:
     """The machine with these weights, by default the shipped ones.
 
     Event shape `(1, 8, 8)` for the digits, pixels 0 or 1.
@@ -93,8 +91,8 @@ def train(
     replicas: int = 8,
     learning_rate: float = 5e-3,
     decay: float = 0.1,
-    report: Callable[[Progress], Any] | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
+    report: Report = None,
+    checkpoint: File = None,
 ) -> Stored:
     """Fit the machine to data.
 
@@ -143,23 +141,21 @@ def train(
         clip=10.0,
         held_out=0.0,
     )
-    training = TrainingRequest(MODEL, data is None, seed, report, checkpoint)
-    return training.fitted(
-        network,
-        lambda x, _: divergence(network.machine, x).loss,
-        rows,
-        recipe,
-        {"event_shape": list(shape), "hidden": hidden},
-        state=divergence,
-        steps=steps,
-        method=method,
-        hidden=hidden,
-        sweeps=sweeps,
-        chains=chains,
-        replicas=replicas,
-        learning_rate=learning_rate,
-        decay=decay,
+    asked = {
+        "steps": steps,
+        "method": method,
+        "hidden": hidden,
+        "sweeps": sweeps,
+        "chains": chains,
+        "replicas": replicas,
+        "learning_rate": learning_rate,
+        "decay": decay,
+    }
+    training = TrainingRequest(MODEL, data is None, seed, report, checkpoint, asked)
+    done = training.fit(
+        network, lambda x, _: divergence(network.machine, x).loss, rows, recipe, state=divergence
     )
+    return training.stored({"event_shape": list(shape), "hidden": hidden}, done.weights)
 
 
 class Parameters(nn.Module):

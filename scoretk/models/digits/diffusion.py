@@ -32,10 +32,10 @@ References:
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,13 +44,19 @@ from torch import Tensor
 from scoretk.core.arguments import finite
 from scoretk.errors import InvalidArgument
 from scoretk.fields import EDM, VE, VP, Cosine, Diffusion, GaussianPath, SubVP
-from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.fitting import Recipe
 from scoretk.learn.losses import prediction_error, stratified
 from scoretk.learn.weightings import weighting
-from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import EDMNetwork, PathNetwork, TimeMLP, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import Prepared, labelled, notes, prepare
+from scoretk.models.digits.training import (
+    File,
+    Prepared,
+    Report,
+    TrainingRequest,
+    labelled,
+    prepare,
+)
 from scoretk.run.checkpoint import tensor_digest
 
 __all__ = [
@@ -68,7 +74,6 @@ __all__ = [
     "uniform",
 ]
 
-File = str | os.PathLike[str]
 Levels = Callable[[Tensor, GaussianPath, str, float], tuple[Tensor, Tensor]]
 """`(u, path, predicts, s) -> (t, weight)`, all `(batch,)`; u uniform on [0, 1)."""
 
@@ -129,7 +134,7 @@ class DiffusionVariant:
     width: int = 144
     blocks: int = 2
 
-    def build(self, weights: str | os.PathLike[str] | None = None) -> Diffusion:
+    def build(self, weights: File = None) -> Diffusion:
         """The diffusion model with these weights, by default the shipped ones.
 
         Raises:
@@ -153,8 +158,8 @@ class DiffusionVariant:
         width: int | None = None,
         blocks: int | None = None,
         dropout: float = 0.3,
-        report: Callable[[Progress], Any] | None = None,
-        checkpoint: File | None = None,
+        report: Report = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit the diffusion model to data.
 
@@ -178,35 +183,32 @@ class DiffusionVariant:
             FitFailure: Where loss, gradient or weights are no longer finite.
             CheckpointError: Where the checkpoint is damaged or another run's.
         """
-        ready = prepare(load_digits().train if data is None else data, smoothing)
+        ready = prepare(data, smoothing)
         chosen = self.sized(width, blocks, dropout)
         settings = {"event_shape": list(ready.rows.shape[1:]), **chosen}
-        made = notes(self.name, data is None, seed, steps=steps, smoothing=smoothing, **chosen)
-        weights = self.fitted(
-            ready, settings, lambda index, generator: {}, made, report=report, checkpoint=checkpoint
-        )
-        return Stored(self.name, settings, weights, made)
+        asked = {"steps": steps, "smoothing": smoothing, **chosen}
+        training = TrainingRequest(self.name, data is None, seed, report, checkpoint, asked)
+        return self.fitted(training, ready, settings)
 
     def fitted(
         self,
+        training: TrainingRequest,
         ready: Prepared,
         settings: dict[str, Any],
-        condition: Condition,
-        made: dict[str, Any],
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> dict[str, Tensor]:
-        """Train, and return the weights.
+        condition: Condition = lambda index, generator: {},
+        tell: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Stored:
+        """Train, and store what is found.
 
         Args:
+            training: What is asked for.
             ready: The data.
             settings: What builds the backbone.
             condition: Gives the conditions of each batch of rows.
-            made: The notes on the training, with its seed and steps.
-            labels: What `condition` tells of, so that checkpoints know it; or None.
-            options: Options of `scoretk.learn.fit`.
+            tell: What `condition` tells of, so that checkpoints know it.
         """
-        backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(made["seed"]))
+        generator = torch.Generator().manual_seed(training.seed)
+        backbone = fresh(lambda: _backbone(settings), generator)
         network = self.network(backbone, self.path, self.predicts, ready.spread)
         scale = float(ready.spread.std.square().mean().sqrt())
 
@@ -219,9 +221,9 @@ class DiffusionVariant:
 
         # the indices of the rows, so that labels go with them
         rows = torch.arange(len(ready.rows), dtype=torch.float64)
-        shown = {"rows": ready.rows} | ({} if labels is None else {"labels": labels})
-        options["settings"] = made | {"data": tensor_digest(shown)}
-        return fit(network, loss, rows, Recipe(made["steps"]), seed=made["seed"], **options).weights
+        known = {"data": tensor_digest({"rows": ready.rows, **tell})}
+        done = training.fit(network, loss, rows, Recipe(training.asked["steps"]), tell=known)
+        return training.stored(settings, done.weights)
 
     def sized(self, width: int | None, blocks: int | None, dropout: float) -> dict[str, Any]:
         """The backbone's settings, the variant's own in place of None."""
@@ -250,7 +252,7 @@ class ClassConditional:
         """The name of the model."""
         return self.of.name
 
-    def build(self, weights: str | os.PathLike[str] | None = None) -> Diffusion:
+    def build(self, weights: File = None) -> Diffusion:
         """As `DiffusionVariant.build`."""
         return self.of.build(weights)
 
@@ -258,7 +260,7 @@ class ClassConditional:
         self,
         data: Tensor | None = None,
         *,
-        labels: Tensor | File | None = None,
+        labels: Tensor | File = None,
         seed: int = 0,
         steps: int = 6000,
         smoothing: float = 0.06,
@@ -266,8 +268,8 @@ class ClassConditional:
         blocks: int | None = None,
         dropout: float = 0.3,
         unlabelled: float = 0.15,
-        report: Callable[[Progress], Any] | None = None,
-        checkpoint: File | None = None,
+        report: Report = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit the model to data and their labels.
 
@@ -307,12 +309,15 @@ class ClassConditional:
             hidden = torch.rand(len(index), generator=generator) < unlabelled
             return {"label": known[index].masked_fill(hidden, -1)}
 
-        asked = chosen | {"unlabelled": unlabelled} | ({} if data is None else {"labels": "FILE"})
-        made = notes(self.name, data is None, seed, steps=steps, smoothing=smoothing, **asked)
-        weights = self.of.fitted(
-            ready, settings, condition, made, known, report=report, checkpoint=checkpoint
-        )
-        return Stored(self.name, settings, weights, made)
+        asked = {
+            "steps": steps,
+            "smoothing": smoothing,
+            **chosen,
+            "unlabelled": unlabelled,
+            **({} if data is None else {"labels": "FILE"}),
+        }
+        training = TrainingRequest(self.name, data is None, seed, report, checkpoint, asked)
+        return self.of.fitted(training, ready, settings, condition, {"labels": known})
 
 
 DIGITS_DIFFUSION = DiffusionVariant("digits-diffusion", VP(), "noise", width=256, blocks=3)

@@ -29,7 +29,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,14 +40,18 @@ from scoretk.core.arguments import finite
 from scoretk.errors import InvalidArgument
 from scoretk.fields import Energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
-from scoretk.learn.fitting import Progress, Recipe, fit
-from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import ConfinedEnergy, EnergyMLP, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import notes, prepare
+from scoretk.models.digits.training import (
+    File,
+    Report,
+    TrainingRequest,
+    contrastive_recipe,
+    prepare,
+)
 from scoretk.solvers import ULA
 
-__all__ = ["build", "default_data", "train"]
+__all__ = ["build", "train"]
 
 MODEL = "digits-energy"
 
@@ -63,11 +66,6 @@ def build(weights: str | os.PathLike[str] | None = None) -> Energy:
     settings = stored.settings
     network = stored.into(lambda: ConfinedEnergy(_backbone(settings), stored.spread))
     return Energy(network, tuple(settings["event_shape"]))
-
-
-def default_data() -> Tensor:
-    """What the shipped weights were trained on: the digits' training images, `(1437, 1, 8, 8)`."""
-    return load_digits().train
 
 
 def train(
@@ -86,8 +84,8 @@ def train(
     ema: float = 0.999,
     penalty: float = 0.0,
     spectral: bool = False,
-    report: Callable[[Progress], Any] | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
+    report: Report = None,
+    checkpoint: File = None,
 ) -> Stored:
     """Fit the energy to data.
 
@@ -120,7 +118,7 @@ def train(
     """
     if finite("penalty", penalty) < 0:
         raise InvalidArgument("penalty", penalty, "a number of at least 0")
-    ready = prepare(default_data() if data is None else data, smoothing)
+    ready = prepare(data, smoothing)
     shape = tuple(ready.rows.shape[1:])
     settings = {"event_shape": list(shape), "width": width, "blocks": blocks}
     network = ConfinedEnergy(
@@ -129,16 +127,6 @@ def train(
     hidden = _constrained(network, seed) if spectral else []
     field = Energy(network, shape)
     h = step_size * (ready.std / smoothing) ** 2
-    recipe = Recipe(
-        steps,
-        learning_rate=3e-4,
-        betas=(0.5, 0.99),
-        weight_decay=0.0,
-        clip=10.0,
-        held_out=0.0,
-        decay=ema,
-    )
-    recipe = replace(recipe, batch=min(recipe.batch, chains))
     divergence = ContrastiveDivergence(ULA(h), chain_steps, ReplayBuffer(chains, refresh), seed)
 
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -151,37 +139,26 @@ def train(
             penalty * _slope(network.correction, x) if penalty else 0.0
         ), divergence.last
 
-    made = notes(
-        MODEL,
-        data is None,
-        seed,
-        steps=steps,
-        smoothing=smoothing,
-        width=width,
-        blocks=blocks,
-        chain_steps=chain_steps,
-        step_size=step_size,
-        chains=chains,
-        refresh=refresh,
-        decay=decay,
-        ema=ema,
-        penalty=penalty,
-        spectral=spectral,
-    )
-    fit(
-        network,
-        loss,
-        ready.rows,
-        recipe,
-        seed=seed,
-        report=report,
-        checkpoint=checkpoint,
-        state=divergence,
-        settings=made,
-    )
+    asked = {
+        "steps": steps,
+        "smoothing": smoothing,
+        "width": width,
+        "blocks": blocks,
+        "chain_steps": chain_steps,
+        "step_size": step_size,
+        "chains": chains,
+        "refresh": refresh,
+        "decay": decay,
+        "ema": ema,
+        "penalty": penalty,
+        "spectral": spectral,
+    }
+    training = TrainingRequest(MODEL, data is None, seed, report, checkpoint, asked)
+    recipe = contrastive_recipe(steps, chains, ema)
+    training.fit(network, loss, ready.rows, recipe, state=divergence)
     for layer in hidden:
         parametrize.remove_parametrizations(layer, "weight")
-    return Stored(MODEL, settings, network.state_dict(), made)
+    return training.stored(settings, network.state_dict())
 
 
 def _constrained(network: ConfinedEnergy, seed: int) -> list[nn.Module]:

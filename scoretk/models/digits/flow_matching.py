@@ -31,9 +31,7 @@ References:
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,7 +42,7 @@ from scoretk.core.arrayfiles import read_array
 from scoretk.errors import InvalidArgument
 from scoretk.fields import Diffusion, GaussianPath, Interpolant, Linear, Velocity, standard_normal
 from scoretk.learn.couplings import COUPLINGS, optimal_coupling
-from scoretk.learn.fitting import Progress, Recipe
+from scoretk.learn.fitting import Recipe
 from scoretk.learn.losses import flow_matching, prediction_error, stratified
 from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import (
@@ -55,14 +53,11 @@ from scoretk.models.digits.networks import (
     principal_axes,
 )
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import TrainingRequest, prepare
+from scoretk.models.digits.training import File, Report, TrainingRequest, prepare
 from scoretk.models.targets.mixture import GaussianMixture
 from scoretk.run.checkpoint import tensor_digest
 
 __all__ = ["CLASSES", "FLOW", "INTERPOLANT", "OPTIMAL", "BetweenData", "FromNoise", "Interpolated"]
-
-Weights = str | os.PathLike[str] | None
-Report = Callable[[Progress], Any] | None
 
 
 @dataclass(frozen=True)
@@ -79,13 +74,13 @@ class FromNoise:
     coupling: str
     width: int
 
-    def build(self, weights: Weights = None) -> Velocity:
+    def build(self, weights: File = None) -> Velocity:
         """The flow with these weights, by default the shipped ones.
 
         Raises:
             InvalidArgument: Where the file holds no weights of this model.
         """
-        stored = _read(weights, self.model)
+        stored = read_weights(weights, self.model)
         shape = tuple(stored.settings["event_shape"])
         base = None if self.coupling == "independent" else standard_normal(shape)
         return Velocity(_trained(stored, Linear()), shape, base)
@@ -101,7 +96,7 @@ class FromNoise:
         blocks: int = 3,
         dropout: float = 0.3,
         report: Report = None,
-        checkpoint: Weights = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit the flow to data.
 
@@ -127,10 +122,7 @@ class FromNoise:
             MissingDependency: Where a package that it needs is not installed.
             coupling without POT.
         """
-        ready, couple = (
-            prepare(load_digits().train if data is None else data, smoothing),
-            COUPLINGS[self.coupling],
-        )
+        ready, couple = (prepare(data, smoothing), COUPLINGS[self.coupling])
         asked: dict[str, Any] = {
             "steps": steps,
             "smoothing": smoothing,
@@ -146,8 +138,9 @@ class FromNoise:
             start = torch.randn(x.shape, generator=generator)
             return flow_matching(network, x, stratified(len(x), generator), couple(start, x))
 
-        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
-        return training.fitted(network, loss, ready.rows, Recipe(steps), settings, **asked)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint, asked)
+        done = training.fit(network, loss, ready.rows, Recipe(steps))
+        return training.stored(settings, done.weights)
 
 
 @dataclass(frozen=True)
@@ -162,13 +155,13 @@ class Interpolated:
 
     model: str
 
-    def build(self, weights: Weights = None) -> Diffusion:
+    def build(self, weights: File = None) -> Diffusion:
         """The interpolant's field with these weights, by default the shipped ones.
 
         Raises:
             InvalidArgument: Where the file holds no weights of this model.
         """
-        stored = _read(weights, self.model)
+        stored = read_weights(weights, self.model)
         path = Interpolant(stored.settings["bulge"])
         return Diffusion(
             _trained(stored, path), tuple(stored.settings["event_shape"]), path, "velocity"
@@ -186,7 +179,7 @@ class Interpolated:
         blocks: int = 3,
         dropout: float = 0.3,
         report: Report = None,
-        checkpoint: Weights = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit the velocity to data, by regression on `alpha' x_1 + sigma' eps`.
 
@@ -210,10 +203,7 @@ class Interpolated:
             FitFailure: Where loss, gradient or weights are no longer finite.
             CheckpointError: Where the checkpoint is damaged or another run's.
         """
-        ready, path = (
-            prepare(load_digits().train if data is None else data, smoothing),
-            Interpolant(bulge),
-        )
+        ready, path = (prepare(data, smoothing), Interpolant(bulge))
         asked: dict[str, Any] = {
             "bulge": bulge,
             "steps": steps,
@@ -232,8 +222,9 @@ class Interpolated:
                 network, x, stratified(len(x), generator), noise, path, "velocity"
             )
 
-        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
-        return training.fitted(network, loss, ready.rows, Recipe(steps), settings, **asked)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint, asked)
+        done = training.fit(network, loss, ready.rows, Recipe(steps))
+        return training.stored(settings, done.weights)
 
 
 @dataclass(frozen=True)
@@ -248,7 +239,7 @@ class BetweenData:
 
     model: str
 
-    def build(self, weights: Weights = None) -> Velocity:
+    def build(self, weights: File = None) -> Velocity:
         """The flow with these weights, by default the shipped ones.
 
         As its base has a density, so has the flow.
@@ -256,7 +247,7 @@ class BetweenData:
         Raises:
             InvalidArgument: Where the file holds no weights of this model.
         """
-        stored = _read(weights, self.model)
+        stored = read_weights(weights, self.model)
         start, std = stored.weights.pop("start"), stored.settings["std"]
         base = GaussianMixture(start, torch.full((len(start),), std), torch.ones(len(start)))
         net = _InUnits(_trained(stored, Linear()), Units.of(start, std))
@@ -277,7 +268,7 @@ class BetweenData:
         blocks: int = 3,
         dropout: float = 0.3,
         report: Report = None,
-        checkpoint: Weights = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit the flow from starts to data.
 
@@ -335,17 +326,10 @@ class BetweenData:
                 network, x, stratified(len(x), generator), optimal_coupling(x_0, x)
             )
 
-        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
-        stored = training.fitted(
-            network,
-            loss,
-            ready.rows,
-            Recipe(steps),
-            settings,
-            tell={"start": tensor_digest({"start": before.rows})},
-            **asked,
-        )
-        return replace(stored, weights=stored.weights | {"start": before.rows})
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint, asked)
+        tell = {"start": tensor_digest({"start": before.rows})}
+        done = training.fit(network, loss, ready.rows, Recipe(steps), tell=tell)
+        return training.stored(settings, done.weights | {"start": before.rows})
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,10 +412,6 @@ def _fresh(
 ) -> PathNetwork:
     backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed))
     return PathNetwork(backbone, path, "velocity", spread)
-
-
-def _read(weights: Weights, model: str) -> Stored:
-    return read_weights(weights, model)
 
 
 def _trained(stored: Stored, path: GaussianPath) -> nn.Module:

@@ -44,8 +44,7 @@ References:
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -62,9 +61,8 @@ from scoretk.fields import NoiseSource, Velocity
 from scoretk.fields.base import standard_normal
 from scoretk.fields.gradient import grad_energy
 from scoretk.inference.sampling import sample
-from scoretk.learn.fitting import Progress, Recipe
+from scoretk.learn.fitting import Recipe
 from scoretk.learn.likelihoods import negative_log_likelihood
-from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import (
     HARMONICS,
     Dropout,
@@ -75,7 +73,7 @@ from scoretk.models.digits.networks import (
     zero_start,
 )
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import TrainingRequest, dequantised, prepare
+from scoretk.models.digits.training import File, Report, TrainingRequest, dequantised, prepare
 from scoretk.solvers import ProbabilityFlow
 
 __all__ = [
@@ -89,7 +87,6 @@ __all__ = [
     "FlowNetwork",
     "NormalizingFlow",
     "Stepwise",
-    "default_data",
 ]
 
 BINS = 8
@@ -379,7 +376,7 @@ class Stepwise:
     dropout: float
     steps: int
 
-    def build(self, weights: str | os.PathLike[str] | None = None) -> NormalizingFlow:
+    def build(self, weights: File = None) -> NormalizingFlow:
         """The flow with these weights, by default the shipped ones.
 
         Raises:
@@ -402,8 +399,8 @@ class Stepwise:
         width: int | None = None,
         blocks: int | None = None,
         dropout: float | None = None,
-        report: Callable[[Progress], Any] | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
+        report: Report = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit the flow to data by maximum likelihood.
 
@@ -449,10 +446,10 @@ class Stepwise:
             return negative_log_likelihood(flow.log_prob, dequantised(rows, bin, generator)) / dim
 
         steps = self.steps if steps is None else steps
-        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
-        return training.fitted(
-            network, loss, rows, Recipe(steps), settings, steps=steps, bin=bin, **chosen
-        )
+        asked = {"steps": steps, "bin": bin, **chosen}
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint, asked)
+        done = training.fit(network, loss, rows, Recipe(steps))
+        return training.stored(settings, done.weights)
 
     def _steps(self, settings: dict[str, Any]) -> nn.ModuleList:
         dim, places = math.prod(settings["event_shape"]), range(math.prod(settings["event_shape"]))
@@ -581,7 +578,7 @@ class Continuous:
 
     model: str
 
-    def build(self, weights: str | os.PathLike[str] | None = None) -> Velocity:
+    def build(self, weights: File = None) -> Velocity:
         """The flow with these weights, by default the shipped ones.
 
         A velocity from N(0, I), of no Gaussian path.
@@ -606,8 +603,8 @@ class Continuous:
         width: int = 96,
         intervals: int = 3,
         kinetic: float = 0.01,
-        report: Callable[[Progress], Any] | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
+        report: Report = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit the flow to data by maximum likelihood, through the solver.
 
@@ -644,19 +641,16 @@ class Continuous:
             return (kinetic * energy - value) / dim
 
         recipe = Recipe(steps, batch=128, repeats=2, evaluations=10)
-        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
-        return training.fitted(
-            network,
-            loss,
-            rows,
-            recipe,
-            settings,
-            steps=steps,
-            bin=bin,
-            width=width,
-            intervals=intervals,
-            kinetic=kinetic,
-        )
+        asked = {
+            "steps": steps,
+            "bin": bin,
+            "width": width,
+            "intervals": intervals,
+            "kinetic": kinetic,
+        }
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint, asked)
+        done = training.fit(network, loss, rows, recipe)
+        return training.stored(settings, done.weights)
 
     @staticmethod
     def _drift(settings: dict[str, Any]) -> Drift:
@@ -664,11 +658,6 @@ class Continuous:
 
 
 FFJORD = Continuous("digits-ffjord")
-
-
-def default_data() -> Tensor:
-    """What the shipped weights were trained on: the digits' training images, `(1437, 1, 8, 8)`."""
-    return load_digits().train
 
 
 def _transforms() -> Any:
@@ -694,7 +683,7 @@ def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, PrincipalAxes]:
         raise InvalidArgument(
             "bin", bin, "the distance of the data's levels, or 0 for continuous data"
         )
-    rows = prepare(default_data() if data is None else data, 1.0).rows
+    rows = prepare(data, 1.0).rows
     count("numbers in a row of data", math.prod(rows.shape[1:]), least=2)
     spread = principal_axes(rows, bin / math.sqrt(12))
     if not float(spread.std.min()) > 1e-6 * float(spread.std.max()):

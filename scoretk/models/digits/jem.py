@@ -25,9 +25,7 @@ References:
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,17 +35,20 @@ from torch.nn.functional import cross_entropy
 from scoretk.errors import InvalidArgument
 from scoretk.fields.gradient import grad_energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
-from scoretk.learn.fitting import Progress, Recipe
-from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import ConfinedEnergy, EnergyMLP, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import TrainingRequest, labelled
+from scoretk.models.digits.training import (
+    File,
+    Report,
+    TrainingRequest,
+    contrastive_recipe,
+    labelled,
+)
 from scoretk.run.checkpoint import tensor_digest
 from scoretk.solvers import ULA
 
-__all__ = ["JEM", "build", "default_data", "train"]
+__all__ = ["JEM", "build", "train"]
 
-File = str | os.PathLike[str]
 MODEL = "digits-jem"
 
 
@@ -114,14 +115,9 @@ def build(weights: File | None = None) -> JEM:
     return JEM(network, tuple(settings["event_shape"]))  # type: ignore[arg-type]
 
 
-def default_data() -> Tensor:
-    """The data of the shipped weights, beside their labels: training images `(1437, 1, 8, 8)`."""
-    return load_digits().train
-
-
 def train(
     data: Tensor | None = None,
-    labels: Tensor | File | None = None,
+    labels: Tensor | File = None,
     *,
     seed: int = 0,
     steps: int = 3000,
@@ -134,8 +130,8 @@ def train(
     refresh: float = 0.001,
     weight: float = 1.0,
     decay: float = 1e-3,
-    report: Callable[[Progress], Any] | None = None,
-    checkpoint: File | None = None,
+    report: Report = None,
+    checkpoint: File = None,
 ) -> Stored:
     """Fit the model to labelled data.
 
@@ -179,10 +175,6 @@ def train(
     )
     field = JEM(network, shape)
     h = step_size * (ready.std / smoothing) ** 2
-    recipe = Recipe(
-        steps, learning_rate=3e-4, betas=(0.5, 0.99), weight_decay=0.0, clip=10.0, held_out=0.0
-    )
-    recipe = replace(recipe, batch=min(recipe.batch, chains))
     divergence = ContrastiveDivergence(ULA(h), chain_steps, ReplayBuffer(chains, refresh), seed)
 
     def loss(numbers: Tensor, generator: torch.Generator) -> Tensor:
@@ -196,27 +188,29 @@ def train(
             + decay * (real.square().mean() + made.square().mean())
         )
 
-    training = TrainingRequest(MODEL, data is None, seed, report, checkpoint)
-    return training.fitted(
+    asked = {
+        "steps": steps,
+        "smoothing": smoothing,
+        "width": width,
+        "blocks": blocks,
+        "chain_steps": chain_steps,
+        "step_size": step_size,
+        "chains": chains,
+        "refresh": refresh,
+        "weight": weight,
+        "decay": decay,
+        **({} if data is None else {"labels": "FILE"}),
+    }
+    training = TrainingRequest(MODEL, data is None, seed, report, checkpoint, asked)
+    done = training.fit(
         network,
         loss,
         torch.arange(len(ready.rows)).double(),
-        recipe,
-        settings,
+        contrastive_recipe(steps, chains),
         state=divergence,
         tell={"data": tensor_digest({"rows": ready.rows, "labels": classes})},
-        steps=steps,
-        smoothing=smoothing,
-        width=width,
-        blocks=blocks,
-        chain_steps=chain_steps,
-        step_size=step_size,
-        chains=chains,
-        refresh=refresh,
-        weight=weight,
-        decay=decay,
-        **{} if data is None else {"labels": "FILE"},
     )
+    return training.stored(settings, done.weights)
 
 
 def _backbone(settings: dict[str, Any]) -> EnergyMLP:

@@ -38,12 +38,11 @@ from torch import Tensor
 from scoretk.core.arguments import count, positive
 from scoretk.errors import InvalidArgument
 from scoretk.fields import VE, Diffusion
-from scoretk.learn.fitting import Progress, Recipe
+from scoretk.learn.fitting import Recipe
 from scoretk.learn.losses import denoising_score_matching
-from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import PathNetwork, TimeMLP, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import TrainingRequest, prepare
+from scoretk.models.digits.training import File, Report, TrainingRequest, prepare
 from scoretk.solvers.annealed import largest_distance, ncsnv2_ratio, unconditional
 
 __all__ = ["DIGITS_NCSN", "DIGITS_NCSNV2", "NCSNVariant"]
@@ -94,8 +93,8 @@ class NCSNVariant:
         width: int = 144,
         blocks: int = 2,
         dropout: float = 0.3,
-        report: Callable[[Progress], Any] | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
+        report: Report = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit the score model to data.
 
@@ -122,7 +121,7 @@ class NCSNVariant:
             FitFailure: Where loss, gradient or weights are no longer finite.
             CheckpointError: Where the checkpoint is damaged or another run's.
         """
-        ready = prepare(load_digits().train if data is None else data, smoothing)
+        ready = prepare(data, smoothing)
         settings = {
             "event_shape": list(ready.rows.shape[1:]),
             **self._ladder(ready.rows, sigma_min, sigma_max, levels),
@@ -147,17 +146,10 @@ class NCSNVariant:
             )
 
         chosen = {name: value for name, value in settings.items() if name != "event_shape"}
-        training = TrainingRequest(self.name, data is None, seed, report, checkpoint)
-        return training.fitted(
-            network,
-            loss,
-            ready.rows,
-            Recipe(steps),
-            settings,
-            steps=steps,
-            smoothing=smoothing,
-            **chosen,
-        )
+        asked = {"steps": steps, "smoothing": smoothing, **chosen}
+        training = TrainingRequest(self.name, data is None, seed, report, checkpoint, asked)
+        done = training.fit(network, loss, ready.rows, Recipe(steps))
+        return training.stored(settings, done.weights)
 
     def _ladder(
         self, rows: Tensor, low: float | None, high: float | None, levels: int | None

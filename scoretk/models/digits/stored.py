@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from scoretk.core.files import file_to_read, file_to_write
-from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
+from scoretk.core.sealed import Unreadable, check_header, plain_json, read_sealed, write_sealed
 from scoretk.errors import InvalidArgument
 from scoretk.models.digits.networks import PrincipalAxes
-from scoretk.run.checkpoint import check_header
 
 __all__ = ["SHIPPED", "Stored", "read_weights", "shipped", "write_weights"]
 

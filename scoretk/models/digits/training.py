@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from scoretk._version import __version__
 from scoretk.core.arguments import finite, tensor_like
 from scoretk.core.arrayfiles import read_array
 from scoretk.errors import InvalidArgument
-from scoretk.learn.fitting import Progress, Recipe, fit
+from scoretk.learn.fitting import Fit, Player, Progress, Recipe, fit
 from scoretk.learn.recipe import Loss
 from scoretk.models.digits.data import load_digits
 from scoretk.models.digits.networks import PrincipalAxes, principal_axes
@@ -26,9 +26,9 @@ __all__ = [
     "Prepared",
     "Report",
     "TrainingRequest",
+    "contrastive_recipe",
     "dequantised",
     "labelled",
-    "notes",
     "prepare",
 ]
 
@@ -58,13 +58,14 @@ def prepare(data: Any, smoothing: float) -> Prepared:
     """Check the data and measure their spread.
 
     Args:
-        data: `(n, *event_shape)` with at least two rows that differ.
+        data: `(n, *event_shape)` with at least two rows that differ; None for the digits'.
         smoothing: The standard deviation of the noise over that of the data (the root of their mean
             variance), above 0.
 
     Raises:
         InvalidArgument: For other data or noise.
     """
+    data = load_digits().train if data is None else data
     shape = tuple(getattr(data, "shape", ()))
     if len(shape) < 2 or shape[0] < 2:
         raise InvalidArgument("data", data, "at least two rows, shape (n, *event_shape)")
@@ -137,6 +138,7 @@ class TrainingRequest:
         seed: The seed of the random numbers.
         report: Called with the progress after each evaluation.
         checkpoint: The file to save to and to go on from, None for none.
+        asked: The settings of the trainer, which repeat the training.
     """
 
     model: str
@@ -144,33 +146,38 @@ class TrainingRequest:
     seed: int
     report: Report
     checkpoint: File
+    asked: Mapping[str, Any]
 
-    def fitted(
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Notes on the training: the command that repeats it, and the versions in use."""
+        chosen = [f"--set {name}={value}" for name, value in self.asked.items()]
+        data = [] if self.own else ["--data FILE"]
+        command = " ".join([f"scoretk fit {self.model}", *data, f"--seed {self.seed}", *chosen])
+        versions = {"scoretk": __version__, "torch": str(torch.__version__)}
+        return {"command": command, "seed": self.seed, **self.asked, **versions}
+
+    def fit(
         self,
         network: nn.Module,
-        loss: Loss,
+        loss: Loss | Sequence[Player],
         rows: Tensor,
         recipe: Recipe,
-        settings: dict[str, Any],
         *,
         state: Any = None,
         tell: Mapping[str, Any] = MappingProxyType({}),
-        **asked: Any,
-    ) -> Stored:
-        """Train by `scoretk.learn.fit`, and store what it finds.
+    ) -> Fit:
+        """Train by `scoretk.learn.fit`.
 
         Args:
             network: The module to fit.
-            loss: The loss, as in `fit`.
-            rows: The data, as in `fit`.
+            loss: The loss, or the players, as in `scoretk.learn.fit`.
+            rows: The data, as there.
             recipe: How to optimise.
-            settings: Plain values that build the network.
-            state: An object that belongs to the training, as in `fit`.
+            state: An object that belongs to the training, as there.
             tell: Plain values that, beside the notes, tell this training's checkpoint from others'.
-            asked: The settings of the trainer, which repeat the training.
         """
-        made = notes(self.model, self.own, self.seed, **asked)
-        done = fit(
+        return fit(
             network,
             loss,
             rows,
@@ -179,23 +186,29 @@ class TrainingRequest:
             report=self.report,
             checkpoint=self.checkpoint,
             state=state,
-            settings=made | dict(tell),
+            settings=self.notes | dict(tell),
         )
-        return Stored(self.model, settings, done.weights, made)
+
+    def stored(self, settings: dict[str, Any], weights: dict[str, Tensor]) -> Stored:
+        """What has been trained: weights, and the plain values that build the network."""
+        return Stored(self.model, settings, weights, self.notes)
 
 
-def notes(model: str, own: bool, seed: int, **settings: Any) -> dict[str, Any]:
-    """Notes on a training: the command that repeats it, and the versions in use.
+def contrastive_recipe(steps: int, chains: int, decay: float = Recipe.decay) -> Recipe:
+    """How an energy is fitted by its own chains.
 
     Args:
-        model: The name of the model.
-        own: Whether the data are the model's default ones.
-        seed: The seed of the random numbers.
-        settings: The settings of the trainer.
+        steps: How many steps the optimiser makes.
+        chains: The number of chains in the replay buffer: no more rows are read at a time.
+        decay: The decay of the averaged weights, in [0, 1).
     """
-    chosen = [f"--set {name}={value}" for name, value in settings.items()]
-    command = " ".join(
-        [f"scoretk fit {model}", *([] if own else ["--data FILE"]), f"--seed {seed}", *chosen]
+    return Recipe(
+        steps,
+        batch=min(Recipe.batch, chains),
+        learning_rate=3e-4,
+        betas=(0.5, 0.99),
+        weight_decay=0.0,
+        clip=10.0,
+        held_out=0.0,
+        decay=decay,
     )
-    versions = {"scoretk": __version__, "torch": str(torch.__version__)}
-    return {"command": command, "seed": seed, **settings, **versions}

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -33,12 +33,12 @@ from torch import distributions as td
 from scoretk.core.arguments import count, finite
 from scoretk.fields import Energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
-from scoretk.learn.fitting import Progress, Recipe
+from scoretk.learn.fitting import Recipe
 from scoretk.learn.likelihoods import negative_elbo, negative_iwae, reparametrised
 from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.digits.networks import ConfinedEnergy, Dropout, EnergyMLP, PrincipalAxes, fresh
 from scoretk.models.digits.stored import Stored, read_weights
-from scoretk.models.digits.training import TrainingRequest, dequantised, prepare
+from scoretk.models.digits.training import File, Report, TrainingRequest, dequantised, prepare
 from scoretk.models.latent.vae import VAE, check_states
 from scoretk.solvers import ULA
 
@@ -150,7 +150,7 @@ class VAEVariant:
     model: str
     binary: bool
 
-    def build(self, weights: str | os.PathLike[str] | None = None) -> VAE:
+    def build(self, weights: File = None) -> VAE:
         """The autoencoder with these weights, by default the shipped ones.
 
         Raises:
@@ -174,8 +174,8 @@ class VAEVariant:
         dropout: float = 0.1,
         draws: int = 3,
         bin: float | None = None,
-        report: Callable[[Progress], Any] | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
+        report: Report = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit the autoencoder to data.
 
@@ -223,20 +223,17 @@ class VAEVariant:
                 )
             return negative_iwae(x, network.posterior(x), network.likelihood, unit, normals)
 
-        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
-        return training.fitted(
-            network,
-            loss,
-            rows,
-            Recipe(steps),
-            network.settings,
-            steps=steps,
-            latent=latent,
-            width=width,
-            dropout=dropout,
-            draws=draws,
-            bin=bin,
-        )
+        asked = {
+            "steps": steps,
+            "latent": latent,
+            "width": width,
+            "dropout": dropout,
+            "draws": draws,
+            "bin": bin,
+        }
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint, asked)
+        done = training.fit(network, loss, rows, Recipe(steps))
+        return training.stored(network.settings, done.weights)
 
 
 @dataclass(frozen=True)
@@ -245,7 +242,7 @@ class LearnedPrior:
 
     model: str
 
-    def build(self, weights: str | os.PathLike[str] | None = None) -> VAE:
+    def build(self, weights: File = None) -> VAE:
         """As `VAEVariant.build`."""
         return _built(self.model, weights)
 
@@ -265,8 +262,8 @@ class LearnedPrior:
         refresh: float = 0.01,
         decay: float = 1e-3,
         bin: float = BIN,
-        report: Callable[[Progress], Any] | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
+        report: Report = None,
+        checkpoint: File = None,
     ) -> Stored:
         """Fit autoencoder and prior to data together.
 
@@ -322,28 +319,23 @@ class LearnedPrior:
                 q.log_prob(z) - network.likelihood(z).log_prob(x) + gap + decay * f.square().mean()
             )
 
-        recipe = Recipe(steps, held_out=0.0)
-        recipe = replace(recipe, batch=min(recipe.batch, chains))
-        training = TrainingRequest(self.model, data is None, seed, report, checkpoint)
-        return training.fitted(
-            network,
-            loss,
-            rows,
-            recipe,
-            network.settings,
-            state=divergence,
-            steps=steps,
-            latent=latent,
-            width=width,
-            dropout=dropout,
-            prior_width=prior_width,
-            chain_steps=chain_steps,
-            step_size=step_size,
-            chains=chains,
-            refresh=refresh,
-            decay=decay,
-            bin=bin,
-        )
+        asked = {
+            "steps": steps,
+            "latent": latent,
+            "width": width,
+            "dropout": dropout,
+            "prior_width": prior_width,
+            "chain_steps": chain_steps,
+            "step_size": step_size,
+            "chains": chains,
+            "refresh": refresh,
+            "decay": decay,
+            "bin": bin,
+        }
+        recipe = Recipe(steps, batch=min(Recipe.batch, chains), held_out=0.0)
+        training = TrainingRequest(self.model, data is None, seed, report, checkpoint, asked)
+        done = training.fit(network, loss, rows, recipe, state=divergence)
+        return training.stored(network.settings, done.weights)
 
 
 GAUSSIAN = VAEVariant("digits-vae", binary=False)
