@@ -284,8 +284,8 @@ def draws(s: Subject, case: Case) -> None:
         tuple(x.shape) == (n, *s.shape), f"draw: shape {tuple(x.shape)}, expected {(n, *s.shape)}"
     )
     demand(bool(finite_rows(x).all()), "draw: a sample is NaN or infinite")
-    again = s.field.draw(n, s.noise(replace(case, rows=n)))
-    close("draw", again, x, "drawn twice from the same noise", factor=0.0)
+    repeated = s.field.draw(n, s.noise(replace(case, rows=n)))
+    close("draw", repeated, x, "drawn twice from the same noise", factor=0.0)
     close(
         "draw",
         s.field.draw(2, noise.select(slice(1, 3))),

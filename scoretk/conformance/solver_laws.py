@@ -241,9 +241,9 @@ def foreseen(solver: Any) -> None:
         state = solver.init(bound, x, noise)
         kind_at = ahead(state)
         for k in range(_length(solver, bound)):
-            kind, again = kind_at(k), ahead(state)(k)
+            kind, repeated = kind_at(k), ahead(state)(k)
             demand(
-                kind == again and hash(kind) == hash(again),
+                kind == repeated and hash(kind) == hash(repeated),
                 f"step {k} is of two kinds, as its kind, asked twice, is not equal to itself",
             )
             said, told = kind.step(bound, state, noise)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["alike", "has_float64", "on", "precise", "wide", "widest"]
+__all__ = ["constant_like", "has_float64", "on", "precise", "wide", "widest"]
 
 
 _HAS_FLOAT64 = {"cpu": True, "cuda": True, "mps": False}
@@ -55,7 +55,7 @@ _COPIES: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """The copies of each constant, with torch's count of writes to the constant when each was made."""
 
 
-def alike(constant: Tensor, x: Tensor) -> Tensor:
+def constant_like(constant: Tensor, x: Tensor) -> Tensor:
     """A constant on the device and in the dtype of x: `constant.to(x)`, copied once for each."""
     return _copied(constant, x.device, x.dtype)
 

@@ -97,12 +97,12 @@ def plane_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(3 * columns, 3.2 * rows), squeeze=False, layout="constrained"
     )
-    reach = 1.1 * max(float(points.abs().max()) for _, points in panels)
+    limit = 1.1 * max(float(points.abs().max()) for _, points in panels)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis, (title, points) in zip(axes.flat, panels, strict=False):
         axis.scatter(*points.T.cpu().numpy(), s=4, linewidths=0)
-        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         axis.set_title(title.replace(": ", "\n"), fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -230,8 +230,8 @@ def _of_chains(values: Any, most: int) -> dict[str, float]:
     found = {"mean": values.mean(), "sd": values.std(ddof=1) if values.size > 1 else math.nan}
     if values.shape[1] < 4 or (values == values[0, 0]).all() or not np.isfinite(values).all():
         return found
-    stride = min(math.ceil(values.size / most), values.shape[1] // 4)
-    ranked = values[None, :, ::stride]
+    thin = min(math.ceil(values.size / most), values.shape[1] // 4)
+    ranked = values[None, :, ::thin]
     halves = split(ranked)
     scores = normal_scores(halves)
     return found | {

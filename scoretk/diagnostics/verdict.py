@@ -252,10 +252,10 @@ def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK)
     """
     chains, n, d = x.shape
     values = max(BUDGET // max(d, 1), LEAST)
-    stride = max(1, math.ceil(chains * n / values))
-    stride = min(stride + 1 - stride % 2, max(1, (n // 16 - 1) | 1))
-    size = max(1, chunk // max(chains * n // stride, 1))
-    parts = [_judge_some(x[:, :, i : i + size], stride, d, discrete) for i in range(0, d, size)]
+    thin = max(1, math.ceil(chains * n / values))
+    thin = min(thin + 1 - thin % 2, max(1, (n // 16 - 1) | 1))
+    size = max(1, chunk // max(chains * n // thin, 1))
+    parts = [_judge_some(x[:, :, i : i + size], thin, d, discrete) for i in range(0, d, size)]
 
     def joined(*path: Any) -> Array:
         found: list[Any] = parts
@@ -283,15 +283,15 @@ def judge(x: Array, names: list[str], discrete: bool | None, chunk: int = CHUNK)
     )
 
 
-def _judge_some(x: Array, stride: int, d: int, discrete: bool | None) -> dict[str, Any]:
-    """The findings of `Chains` for some of d coordinates, `(chains, n, some)`, each `stride` apart."""
+def _judge_some(x: Array, thin: int, d: int, discrete: bool | None) -> dict[str, Any]:
+    """The findings of `Chains` for some of d coordinates, `(chains, n, some)`, each `thin` apart."""
     broken = _not_held(x)
     v = np.ascontiguousarray(
-        rearrange(x[:, ::stride], "chains draws d -> d chains draws"), dtype=np.float64
+        rearrange(x[:, ::thin], "chains draws d -> d chains draws"), dtype=np.float64
     )
     v[broken > 0] = 0.0
     still = (v == v[:, :, :1]).all((1, 2))
-    for i in np.flatnonzero(still & (stride > 1)):
+    for i in np.flatnonzero(still & (thin > 1)):
         still[i] = bool((x[:, :, i] == x[:, :1, i]).all())
     constant = still & (v[:, :, 0] == v[:, :1, 0]).all(1)
     still &= ~constant

@@ -185,9 +185,12 @@ def check_no_steps(
         if not bool(blind.any()):
             return
         with torch.no_grad():
-            elsewhere, again = f(torch.where(blind, x.flip(0), x)).nan_to_num(), f(x).nan_to_num()
+            elsewhere, repeated = (
+                f(torch.where(blind, x.flip(0), x)).nan_to_num(),
+                f(x).nan_to_num(),
+            )
         # Constant in these coordinates, or with noise of its own.
-        if torch.equal(elsewhere, value) or not torch.equal(again, value):
+        if torch.equal(elsewhere, value) or not torch.equal(repeated, value):
             return
     raise InvalidArgument(
         what,

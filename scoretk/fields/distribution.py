@@ -280,14 +280,14 @@ def in_free_space(value: Any) -> Any:
     return own() if callable(own) else field
 
 
-def in_one_space(fields: Sequence[Any], *, all_alike: bool = False) -> tuple[Any, ...]:
+def in_one_space(fields: Sequence[Any], *, all_or_none: bool = False) -> tuple[Any, ...]:
     """Fields or distributions that are to be combined, in one space.
 
     Those without a support are put under the support of the others.
 
     Args:
         fields: The fields or distributions.
-        all_alike: Whether that happens only where all have a support. A mixture of laws with and
+        all_or_none: Whether that happens only where all have a support. A mixture of laws with and
             without one lives where any of them does.
 
     Returns:
@@ -298,7 +298,7 @@ def in_one_space(fields: Sequence[Any], *, all_alike: bool = False) -> tuple[Any
     moved = [f for f in made if callable(optional(f, "around"))]
     if not supported:
         return made
-    if all_alike and len(supported) + len(moved) < len(made):
+    if all_or_none and len(supported) + len(moved) < len(made):
         return tuple(f.bare() if f in supported else f for f in made)
     first, support = supported[0], supported[0].support
     assert support is not None

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scoretk.core.arguments import counts, function, numbers, positive, tensor_like
-from scoretk.core.devices import alike, on, wide
+from scoretk.core.devices import constant_like, on, wide
 from scoretk.core.rows import row_dot, row_sum
 from scoretk.errors import InvalidArgument, ScoretkError
 from scoretk.fields.derivatives import probes, value_and_pullback
@@ -56,7 +56,7 @@ class Matrix:
     def __call__(self, x: Tensor) -> Tensor:
         rows = rearrange(x, "batch ... -> batch (...)")
         rows = rows.to(x.dtype.to_complex()) if self.matrix.is_complex() else rows
-        return rows @ alike(self.matrix, rows).T
+        return rows @ constant_like(self.matrix, rows).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +140,9 @@ class Blur:
                 f"images (..., h, w), but an event has shape {tuple(x.shape[1:])}",
             )
         planes = rearrange(x, "... h w -> (...) 1 h w")
-        return functional.conv2d(planes, alike(self.kernel, x)[None, None], padding="same").reshape(
-            x.shape
-        )
+        return functional.conv2d(
+            planes, constant_like(self.kernel, x)[None, None], padding="same"
+        ).reshape(x.shape)
 
 
 class _Linear(torch.autograd.Function):
@@ -260,7 +260,7 @@ class LinearGaussian:
             raise InvalidArgument(
                 "y", y[0], f"the shape of what the operator measures, {tuple(image.shape[1:])}"
             )
-        known = y.to(image) if isinstance(self.y, str) else alike(self.y, image)[None]
+        known = y.to(image) if isinstance(self.y, str) else constant_like(self.y, image)[None]
         return _as_real(known) - _as_real(image)
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:

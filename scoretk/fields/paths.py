@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import finite, floats, positive
-from scoretk.core.devices import alike
+from scoretk.core.devices import constant_like
 from scoretk.core.rows import power, sigmoid, softplus
 from scoretk.errors import InvalidArgument
 
@@ -473,7 +473,7 @@ class Tabulated(GaussianPath):
             The coefficients of its cubic, `(4, *t.shape)`, and the distance from t to the knot on
             its right, in intervals, like t.
         """
-        table = alike(self._cubics, t)  # type: ignore[attr-defined]
+        table = constant_like(self._cubics, t)  # type: ignore[attr-defined]
         cell = (t * self.steps).floor().long().clamp(0, self.steps - 1)
         # By a flat index: one without axes is a number to the compiler.
         chosen = table.index_select(1, cell.flatten()).reshape(4, *cell.shape)
@@ -514,7 +514,7 @@ class Tabulated(GaussianPath):
 
     def t(self, log_snr: Time) -> Tensor:
         log_alpha = -softplus(-_tensor(log_snr)) / 2
-        table = alike(self._cubics, log_alpha)  # type: ignore[attr-defined]
+        table = constant_like(self._cubics, log_alpha)  # type: ignore[attr-defined]
         knots = table[0].contiguous()
         cell = torch.searchsorted(knots, log_alpha, right=False).clamp(0, self.steps - 1)
         c0, c1, c2, c3 = table[:, cell]

@@ -55,7 +55,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from scoretk.core.arguments import count, option, positive, tensor_like
-from scoretk.core.devices import alike, on, precise
+from scoretk.core.devices import constant_like, on, precise
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import across, finite_rows, row_dot, row_sum, select_rows
 from scoretk.core.streams import Stream
@@ -271,8 +271,8 @@ class Smoothed(Wrapped, GaussianPathField):
             self.field,
             center.repeat_interleave(k, 0),
             radius.repeat_interleave(k, 0),
-            alike(self.mean, x),
-            alike(self.std, x),
+            constant_like(self.mean, x),
+            constant_like(self.std, x),
             rows,
         )
         u, log_weight, pull = (
@@ -303,11 +303,13 @@ class Smoothed(Wrapped, GaussianPathField):
         )
         total = alpha**2 + (sigma / std) ** 2
         gain, shrink = (alpha / total).to(x), ((sigma / std) ** 2 / total).to(x)
-        return gain * x + shrink * alike(self.mean, x), (sigma / total.sqrt()).to(x).expand_as(x)
+        return gain * x + shrink * constant_like(self.mean, x), (sigma / total.sqrt()).to(
+            x
+        ).expand_as(x)
 
     def _normal(self, index: int, target: _Whitened) -> Tensor:
         """Normals `(batch K, *event)`: for each row the same antithetic pairs."""
-        half = alike(self.directions, target.center)[index]
+        half = constant_like(self.directions, target.center)[index]
         both = torch.cat([half, -half])
         return repeat(both, "k ... -> (batch k) ...", batch=len(target.center) // len(both))
 

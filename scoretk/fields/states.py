@@ -149,9 +149,9 @@ def pick(logits: Tensor, u: Tensor) -> Tensor:
         `(...)` of int64.
     """
     probability = torch.softmax(logits, -1)
-    reach = torch.where(probability > 0, probability.cumsum(-1), -1.0)
-    reached = (reach > u[..., None]) | (reach == reach.amax(-1, keepdim=True))
-    return reached.byte().argmax(-1)
+    total = torch.where(probability > 0, probability.cumsum(-1), -1.0)
+    exceeds = (total > u[..., None]) | (total == total.amax(-1, keepdim=True))
+    return exceeds.byte().argmax(-1)
 
 
 def by_site(x: Tensor, states: States) -> Tensor:

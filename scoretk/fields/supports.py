@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transforms
 from torch.nn.functional import logsigmoid
 
-from scoretk.core.devices import alike
+from scoretk.core.devices import constant_like
 
 __all__ = [
     "REAL",
@@ -144,7 +144,7 @@ def _next(bound: Tensor, upwards: bool) -> Tensor:
 def _at_least(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tensor:
     """`x`, but at least the next number after the bound."""
     return (
-        torch.maximum(x, _next(alike(bound, x), True))
+        torch.maximum(x, _next(constant_like(bound, x), True))
         if isinstance(bound, Tensor)
         else x.clamp(min=nexts[x.dtype])
     )
@@ -152,14 +152,14 @@ def _at_least(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tenso
 
 def _at_most(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tensor:
     return (
-        torch.minimum(x, _next(alike(bound, x), False))
+        torch.minimum(x, _next(constant_like(bound, x), False))
         if isinstance(bound, Tensor)
         else x.clamp(max=nexts[x.dtype])
     )
 
 
 def _as(bound: Bound, like: Tensor) -> Bound:
-    return alike(bound, like) if isinstance(bound, Tensor) else bound
+    return constant_like(bound, like) if isinstance(bound, Tensor) else bound
 
 
 @dataclass(frozen=True, eq=False)

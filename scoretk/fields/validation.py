@@ -203,8 +203,8 @@ def _raise_unless_of_x(
     with torch.enable_grad():
         try:
             evaluate(x.detach().requires_grad_(), **cond)
-        except ValueError as again:
-            known = _check_of(again) or {}
+        except ValueError as refusal:
+            known = _check_of(refusal) or {}
             if isinstance(known.get("value"), Tensor) and known["value"].requires_grad:
                 return
     raise error

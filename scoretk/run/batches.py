@@ -44,7 +44,7 @@ class Batch:
         noise: The noise of its chains.
         start: Makes the positions at the start, `(chains, *event_shape)`.
         schedule: Which steps it makes, and which are kept.
-        again: Makes another attempt at a start, by its number from 1; None where the user has given
+        restart: Makes another attempt at a start, by its number from 1; None where the user has given
             the start.
     """
 
@@ -52,7 +52,7 @@ class Batch:
     noise: Any
     start: Callable[[], Tensor]
     schedule: Schedule
-    again: Callable[[int], Tensor] | None = None
+    restart: Callable[[int], Tensor] | None = None
 
 
 @dataclass
@@ -250,7 +250,13 @@ def _begin(solver: Any, batch: Batch, tuned: dict[str, Tensor] | None) -> Moment
     warms = adapts(solver) and batch.schedule.warmup > 0
     tunes, taken = warms and tuned is None, tuned if warms else None
     return begin(
-        solver, batch.bound, batch.start(), batch.noise, tunes=tunes, tuned=taken, again=batch.again
+        solver,
+        batch.bound,
+        batch.start(),
+        batch.noise,
+        tunes=tunes,
+        tuned=taken,
+        restart=batch.restart,
     )
 
 
@@ -570,7 +576,7 @@ def _read_moment(
     if step < batch.schedule.warmup:
         template = _begin(solver, batch, tuned)
     else:
-        template = begin(solver, batch.bound, batch.start(), batch.noise, again=batch.again)
+        template = begin(solver, batch.bound, batch.start(), batch.noise, restart=batch.restart)
     status, failed_at = _read_outcome(saved, batch, step)
     looks = None if template.looks is None else saved.take("looks", template.looks)
     record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(step))

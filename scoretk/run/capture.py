@@ -65,7 +65,7 @@ must cover together; else none has.
 """
 LOOKED_AT = 512
 """The number of steps after warmup whose kinds are counted for that."""
-STRIDE = 4
+UNROLLED = 4
 """The number of repetitions in one compiled function of `CompiledParts.iterate`."""
 WINDOW_VALUES = 1 << 18
 """About how many values a tape computes ahead for a request, in at most 128 reads."""
@@ -448,9 +448,9 @@ class CompiledParts:
     def iterate(
         self, body: Callable[..., T], field: Any, carry: T, times: int, *rows: Any, **same: Any
     ) -> T:
-        """As `scoretk.core.compiling.iterate`, in functions of `STRIDE` repetitions and of one."""
+        """As `scoretk.core.compiling.iterate`, in functions of `UNROLLED` repetitions and of one."""
         while times:
-            n = STRIDE if times >= STRIDE else 1
+            n = UNROLLED if times >= UNROLLED else 1
             carry = self.call(_repeated, field, carry, *rows, body=body, times=n, **same)
             times -= n
         return carry

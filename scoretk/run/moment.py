@@ -91,7 +91,7 @@ def begin(
     *,
     tunes: bool = False,
     tuned: dict[str, Tensor] | None = None,
-    again: Callable[[int], Tensor] | None = None,
+    restart: Callable[[int], Tensor] | None = None,
 ) -> Moment:
     """The moment before the first step.
 
@@ -104,14 +104,14 @@ def begin(
         noise: The noise of the chains.
         tunes: Whether warmup is to tune the solver.
         tuned: What other chains have tuned for these, by name.
-        again: The start that an attempt makes, by its number, for chains that are not finite at the
+        restart: The start that an attempt makes, by its number, for chains that are not finite at the
             one before; None to take x as it is.
     """
     state = solver.init(bound, x, noise)
     finite, attempts = finite_chains(state), 0
-    while again is not None and attempts < ATTEMPTS and not bool(finite.all()):
+    while restart is not None and attempts < ATTEMPTS and not bool(finite.all()):
         attempts += 1
-        x = select_rows(finite, x, again(attempts))
+        x = select_rows(finite, x, restart(attempts))
         state = solver.init(bound, x, noise)
         finite = finite_chains(state)
     if attempts == ATTEMPTS and not bool(finite.all()):

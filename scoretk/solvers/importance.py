@@ -458,16 +458,16 @@ class SMC(Annealing):
 
     def _resample(self, state: AISState, noise: NoiseSource) -> AISState:
         n = self.island
-        weight = torch.where(state.dead, -torch.inf, state.log_weight).reshape(-1, n)
-        hopeless = (weight == -torch.inf).all(1)
-        weight = torch.where(hopeless[:, None], 0.0, weight)
+        log_weight = torch.where(state.dead, -torch.inf, state.log_weight).reshape(-1, n)
+        hopeless = (log_weight == -torch.inf).all(1)
+        log_weight = torch.where(hopeless[:, None], 0.0, log_weight)
         u = noise.uniform(state.step, Stream.SWAP, (), torch.float64).reshape(-1, n)[:, 0]
-        chosen, share = resampled(weight, u)
+        chosen, share = resampled(log_weight, u)
         due = (share < self.threshold) & ~hopeless
         source = torch.where(due[:, None], chosen, torch.arange(n, device=chosen.device))
         rows = (source + n * torch.arange(len(source), device=chosen.device)[:, None]).flatten()
-        mean = weight.logsumexp(1, keepdim=True) - torch.log(
-            torch.tensor(float(n), dtype=weight.dtype)
+        mean = log_weight.logsumexp(1, keepdim=True) - torch.log(
+            torch.tensor(float(n), dtype=log_weight.dtype)
         )
         renewed = due.repeat_interleave(n)
         return AISState(

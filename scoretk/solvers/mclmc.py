@@ -210,7 +210,7 @@ class _Isokinetic(Tunable):
     timed: ClassVar[bool | None] = False
     init_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
     varying: ClassVar[tuple[str, ...]] = ("score",)
-    reach: ClassVar[float] = 1.0
+    length_factor: ClassVar[float] = 1.0
 
     def _check(self) -> None:
         for name in ("step_size", "length"):
@@ -279,7 +279,7 @@ class _Isokinetic(Tunable):
 
     def _lengths(self) -> tuple[Part, ...]:
         """The part of warmup that tunes the length, if any does."""
-        return (Spread(self.reach),) if self.length is None else ()
+        return (Spread(self.length_factor),) if self.length is None else ()
 
     def _multiples(self) -> tuple[Part, ...]:
         """The part of warmup that keeps the length at a multiple of the step size, if any does."""
@@ -417,7 +417,7 @@ class AdjustedMCLMC(_Isokinetic):
     _: KW_ONLY
     most: int = 1000
 
-    reach: ClassVar[float] = math.pi / 2
+    length_factor: ClassVar[float] = math.pi / 2
 
     def __post_init__(self) -> None:
         self._check()

@@ -185,8 +185,8 @@ def extend(tree: Tree, subtree: Subtree, end: End, n: int) -> tuple[Tree, Subtre
     error = point.energy + row_dot(momentum, momentum) / 2 - tree.start
     sound = finite_rows(point.x) & error.isfinite() & (error < DIVERGENCE)
     log_w = torch.where(sound, -error, -math.inf)
-    weight = log_add_exp(subtree.log_weight, log_w)
-    chosen = select(subtree.log_u[:, n - 1] < log_w - weight, point, subtree.point)
+    log_weight = log_add_exp(subtree.log_weight, log_w)
+    chosen = select(subtree.log_u[:, n - 1] < log_w - log_weight, point, subtree.point)
     *parts, last = (*subtree.parts, Span(momentum, momentum, momentum))
     growing, size = tree.growing & sound, 1
     while n % (2 * size) == 0:
@@ -198,7 +198,7 @@ def extend(tree: Tree, subtree: Subtree, end: End, n: int) -> tuple[Tree, Subtre
         diverging=tree.found.diverging | (tree.growing & ~sound),
         evaluations=tree.found.evaluations + 1,
     )
-    subtree = subtree._replace(end=end, point=chosen, log_weight=weight, parts=(*parts, last))
+    subtree = subtree._replace(end=end, point=chosen, log_weight=log_weight, parts=(*parts, last))
     return tree._replace(found=found, growing=growing), subtree
 
 

@@ -221,12 +221,12 @@ class ReverseSDE:
     def step(self, field: TimedField, state: SDEState, noise: NoiseSource) -> tuple[SDEState, Info]:
         """One evaluation, by the next row of the table.
 
-        A row holds t, the weights of x, D, D_before and z, and the reach. With the rule "sample" x
-        goes a part p of the way, `x' = x + p (mean - x) + sqrt(p) d z` with p = reach / |mean -
-        x|^2, at most 1. Steps have an infinite reach, and so p = 1; corrections have mean = alpha
-        D, d = sqrt(2) sigma, and so p = h / s^2.
+        A row holds t, the weights of x, D, D_before and z, and the square L^2 of a length. With the
+        rule "sample" x goes a part p of the way, `x' = x + p (mean - x) + sqrt(p) d z` with p = L^2
+        / |mean - x|^2, at most 1. Steps have an infinite length L, and so p = 1; corrections have
+        mean = alpha D, d = sqrt(2) sigma, and so p = h / s^2.
         """
-        t, a, b, c, spread, reach = read_row(state.table, state.step)
+        t, a, b, c, spread, length2 = read_row(state.table, state.step)
         x, z = (
             state.x,
             noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype),
@@ -234,7 +234,7 @@ class ReverseSDE:
         data = field.denoise(x, t)
         mean = _plus(_plus(x * a, b, data), c, state.last)
         if self.rule == "sample":
-            part = across((reach / row_sum((mean - x).square())).clamp(max=1), x)
+            part = across((length2 / row_sum((mean - x).square())).clamp(max=1), x)
             mean, z = torch.lerp(x, mean, part), part.sqrt() * z
         x = _plus(mean, spread, z)
         last = data if self.method == "dpmpp_2m" else x  # no other method reads it

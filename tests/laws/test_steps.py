@@ -818,8 +818,8 @@ def test_adjusted_mclmc_takes_the_steps_that_its_length_needs():
         x, told, _ = one(draw, step, x, None)
         np.testing.assert_allclose(state.x.numpy(), x, rtol=1e-8)
         assert info["evaluations"].tolist() == [told["evaluations"]] * N
-    assert stk.AdjustedMCLMC.reach == pytest.approx(math.pi / 2)
-    assert stk.MCLMC.reach == 1
+    assert stk.AdjustedMCLMC.length_factor == pytest.approx(math.pi / 2)
+    assert stk.MCLMC.length_factor == 1
 
 
 def test_techniques_of_ncsnv2():

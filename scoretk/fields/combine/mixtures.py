@@ -51,7 +51,7 @@ def mixture(
         MissingCapability: A component has no normalised density, or a timed one no Gaussian path.
     """
     if isinstance(fields, Sequence) and not isinstance(fields, str):
-        fields = in_one_space(fields, all_alike=True)
+        fields = in_one_space(fields, all_or_none=True)
     timed, members = fitting("fields", fields, "mixture"), tuple(fields)
     space = shared_map("fields", members)
     if space is not None:

@@ -76,7 +76,7 @@ def product(*fields: object) -> object:
 
 @dataclass(frozen=True, eq=False)
 class Powered(Members):
-    """`weight * sum of energies` with weight 1 / T; scores likewise.
+    """`power * sum of energies` with the power 1 / T; scores likewise.
 
     Attributes:
         fields: The experts.
@@ -89,7 +89,7 @@ class Powered(Members):
     kind = Kind.POWER
 
     @property
-    def weight(self) -> float:
+    def power(self) -> float:
         """`1 / T`."""
         return 1 / self.temperature
 
@@ -112,11 +112,11 @@ class Powered(Members):
                 field_name(f), offers(f), {"energy"}, "A score alone does not give an energy."
             )
         total: Tensor = reduce(add, (f.energy(x, **own) for f, own in self.told(cond)))
-        return self.weight * total
+        return self.power * total
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`weight sum_i score_i(x)`, like x."""
-        return self.weight * reduce(add, (static(f).score(x, **own) for f, own in self.told(cond)))
+        return self.power * reduce(add, (static(f).score(x, **own) for f, own in self.told(cond)))
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
@@ -125,7 +125,7 @@ class Powered(Members):
 
 @dataclass(frozen=True, eq=False)
 class PoweredTimed(OfMany):
-    """`weight * sum of scores` at each time, with weight 1 / T.
+    """`power * sum of scores` at each time, with the power 1 / T.
 
     Attributes:
         fields: The experts.
@@ -141,10 +141,10 @@ class PoweredTimed(OfMany):
     @property
     def flows(self) -> bool:
         """Only where it is one field at T = 1."""
-        return self.weight == 1 and len(self.fields) == 1
+        return self.power == 1 and len(self.fields) == 1
 
     @property
-    def weight(self) -> float:
+    def power(self) -> float:
         """`1 / T`."""
         return 1 / self.temperature
 
@@ -152,16 +152,16 @@ class PoweredTimed(OfMany):
     def base(self) -> Base | None:
         """The power of the product of the bases.
 
-        Of bases N(0, s_i^2) it is N(0, 1 / (weight sum_i 1 / s_i^2)); of others None.
+        Of bases N(0, s_i^2) it is N(0, 1 / (power sum_i 1 / s_i^2)); of others None.
         """
         bases: list[Base | None] = [optional(f, "base") for f in self.fields]
-        if self.weight == 1 and len(bases) == 1:
+        if self.power == 1 and len(bases) == 1:
             return bases[0]
         normal = [b for b in bases if isinstance(b, NormalBase)]
         if len(normal) < len(bases):
             return None
         return standard_normal(
-            self.event_shape, (self.weight * sum(b.std**-2 for b in normal)) ** -0.5
+            self.event_shape, (self.power * sum(b.std**-2 for b in normal)) ** -0.5
         )
 
     @property
@@ -170,7 +170,7 @@ class PoweredTimed(OfMany):
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
         """`weight sum_i score_i(x, t)`, like x."""
-        return self.weight * reduce(add, (_score_at(f, x, t) for f in self.views(cond)))
+        return self.power * reduce(add, (_score_at(f, x, t) for f in self.views(cond)))
 
     def at(self, t: float | Tensor) -> Powered:  # type: ignore[override]
         """The static combination at time t, with an energy where the fields have one."""
@@ -195,5 +195,5 @@ def exponents(field: Any) -> tuple[float, float]:
     parts = [exponents(part) for part in field.inner if is_timed(part)] or [(1.0, 1.0)]
     least, sums = min(p[0] for p in parts), [p[1] for p in parts]
     if isinstance(field, PoweredTimed):
-        return field.weight * least, field.weight * sum(sums)
+        return field.power * least, field.power * sum(sums)
     return least, max(sums)

@@ -80,14 +80,14 @@ class DPS:
         norm = (
             likelihood.std**2 * row_dot(residual, residual) + v * row_dot(pulled, pulled)
         ).sqrt()
-        weight = (
+        step = (
             self.scale
             * math.sqrt(math.prod(residual.shape[1:]))
             / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         )
         # NaN and not 0, which would silently leave the prior as it is.
-        weight = torch.where(norm.isfinite(), weight, torch.nan)
-        return prior.covariance(across(weight, pulled) * pulled)
+        step = torch.where(norm.isfinite(), step, torch.nan)
+        return prior.covariance(across(step, pulled) * pulled)
 
 
 def _uphill(likelihood: Any, prior: PriorMoments, spread: float, cond: dict[str, Tensor]) -> Tensor:
@@ -105,9 +105,9 @@ def _uphill(likelihood: Any, prior: PriorMoments, spread: float, cond: dict[str,
         look_for_steps(likelihood, prior.data, cond)
     direction = prior.covariance(gradient)
     rise, length = row_dot(gradient, direction), row_dot(direction, direction).sqrt()
-    reach = (prior.variance(spread, direction).flatten() * math.prod(direction.shape[1:])).sqrt()
+    radius = (prior.variance(spread, direction).flatten() * math.prod(direction.shape[1:])).sqrt()
     tiny = torch.finfo(length.dtype).tiny
-    part = (reach / length.clamp(min=tiny)).clamp(max=1.0)
+    part = (radius / length.clamp(min=tiny)).clamp(max=1.0)
     ahead = likelihood.slope(prior.data + across(part, direction) * direction, **cond)[1]
     bend = row_dot(gradient - ahead, direction) / part.clamp(min=tiny)
     share = torch.where(

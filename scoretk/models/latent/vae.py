@@ -37,7 +37,7 @@ from torch import distributions as td
 
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import count, option, tensor_like
-from scoretk.core.devices import alike, wide
+from scoretk.core.devices import constant_like, wide
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
 from scoretk.core.streams import Stream
@@ -354,7 +354,7 @@ class Posterior:
             InvalidArgument: Where there is not one image a row.
         """
         shape = (len(z), *self.vae.data_shape)
-        rows = alike(self.x, z).expand(shape) if self.x is not None else x
+        rows = constant_like(self.x, z).expand(shape) if self.x is not None else x
         if rows is None or rows.shape != shape:
             raise InvalidArgument(
                 "x", rows, f'the data, one row a chain, shape {shape}: cond={{"x": rows}}'

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import counts, positive
-from scoretk.core.devices import alike
+from scoretk.core.devices import constant_like
 from scoretk.core.streams import Stream
 from scoretk.fields import NoiseSource
 
@@ -138,7 +138,7 @@ class EightSchools:
         It includes the Jacobian of `tau = exp(x_1)`.
         """
         mu, tau, theta = self.parameters(x)
-        standard = (alike(self._effects, x) - theta) / alike(self._errors, x)
+        standard = (constant_like(self._effects, x) - theta) / constant_like(self._errors, x)
         likelihood = standard.square().sum(-1) / 2
         prior = mu.square() / 50 + torch.log1p(tau.square() / 25) + x[..., 2:].square().sum(-1) / 2
         return likelihood + prior - x[..., 1]

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from scoretk.core.arguments import count, counts, finite, tensor_like
-from scoretk.core.devices import alike, wide
+from scoretk.core.devices import constant_like, wide
 from scoretk.core.rows import row_dot
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
@@ -220,11 +220,11 @@ class IndependentUnits(DiscreteField):
 
     def energy(self, x: Tensor) -> Tensor:
         """The energy `-b . v`, `(batch,)`."""
-        return -row_dot(x, alike(self.bias, x).expand_as(x))
+        return -row_dot(x, constant_like(self.bias, x).expand_as(x))
 
     def score(self, x: Tensor) -> Tensor:
         """The score b, like x."""
-        return alike(self.bias, x).expand_as(x)
+        return constant_like(self.bias, x).expand_as(x)
 
     def exact_log_partition(self) -> float:
         """The value of log Z, `sum_i log(1 + exp(b_i))`."""
@@ -237,7 +237,7 @@ class IndependentUnits(DiscreteField):
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples `(n, *event_shape)`, from one uniform a unit."""
         u = noise.uniform(0, Stream.START, self.event_shape)
-        return (u < torch.sigmoid(alike(self.bias, u))).to(u)
+        return (u < torch.sigmoid(constant_like(self.bias, u))).to(u)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +287,7 @@ class RBM(DiscreteField):
 
     def energy(self, x: Tensor) -> Tensor:
         """The free energy E(v), hidden units summed out, `(batch,)`."""
-        return -(x.flatten(1) @ alike(self.visible_bias, x).flatten()) - softplus(
+        return -(x.flatten(1) @ constant_like(self.visible_bias, x).flatten()) - softplus(
             self._hidden(x)
         ).sum(1)
 
@@ -336,12 +336,12 @@ class RBM(DiscreteField):
         return super().exact_log_partition()
 
     def _hidden(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ alike(self.weights, x) + alike(self.hidden_bias, x)
+        return x.flatten(1) @ constant_like(self.weights, x) + constant_like(self.hidden_bias, x)
 
     def _visible(self, hidden: Tensor) -> Tensor:
-        return (hidden @ alike(self.weights, hidden).T).reshape(-1, *self.event_shape) + alike(
-            self.visible_bias, hidden
-        )
+        return (hidden @ constant_like(self.weights, hidden).T).reshape(
+            -1, *self.event_shape
+        ) + constant_like(self.visible_bias, hidden)
 
 
 def ising(size: int = 4, coupling: float = 0.3, field: float = 0.0) -> Ising:

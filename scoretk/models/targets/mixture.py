@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import floats, positive
-from scoretk.core.devices import alike, precise
+from scoretk.core.devices import constant_like, precise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath, GaussianPathField, NoiseSource, NormalBase, standard_normal
@@ -75,9 +75,12 @@ class GaussianMixture:
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples `m_k + s_k z` with k drawn by the weights, `(n, *event_shape)`."""
         u = noise.uniform(0, Stream.START, (), torch.float64)
-        k = (u[:, None] > alike(self.weights, u).cumsum(0)[:-1]).sum(1)
+        k = (u[:, None] > constant_like(self.weights, u).cumsum(0)[:-1]).sum(1)
         z = noise.normal(0, Stream.START, self.event_shape)
-        return alike(self.means, z)[k] + alike(self.stds, z)[k].reshape(-1, *[1] * (z.ndim - 1)) * z
+        return (
+            constant_like(self.means, z)[k]
+            + constant_like(self.stds, z)[k].reshape(-1, *[1] * (z.ndim - 1)) * z
+        )
 
     def noised(self, path: GaussianPath) -> NoisedMixture:
         """The exact timed field of this density on a Gaussian path."""
@@ -89,7 +92,9 @@ class GaussianMixture:
     def _components(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The means `(1, k, d)` and the variances `(1, k)` of the components, in the dtype of x."""
         flat = (1, len(self.means), math.prod(self.event_shape))
-        return alike(self.means, x).reshape(flat), alike(self.stds, x).square()[None]
+        return constant_like(self.means, x).reshape(flat), constant_like(self.stds, x).square()[
+            None
+        ]
 
     def _noised_components(
         self, x: Tensor, alpha: Tensor, sigma: Tensor
@@ -109,7 +114,7 @@ class GaussianMixture:
         """The terms `log w_k N(x; m_k, v_k I)`, `(batch, k)`, and `x - m_k`, `(batch, k, d)`."""
         d = means.shape[-1]
         off = x.reshape(-1, 1, d) - means
-        logits = alike(self.weights, x).log() - off.square().sum(-1) / (2 * variance)
+        logits = constant_like(self.weights, x).log() - off.square().sum(-1) / (2 * variance)
         return logits - d / 2 * torch.log(2 * math.pi * variance), off
 
     def _log_prob(self, x: Tensor, means: Tensor, variance: Tensor) -> Tensor:

@@ -214,10 +214,10 @@ class Spread:
     The variances are those that a window found, in scaled space.
 
     Args:
-        reach: The factor on the root.
+        factor: That on the root.
     """
 
-    reach: float = 1.0
+    factor: float = 1.0
 
     def begin(
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
@@ -236,7 +236,7 @@ class Spread:
         if change.spread is None or change.after is None:
             return state, memory
         return state._replace(
-            length=number(self.reach * float((change.spread / change.after).square().sum().sqrt()))
+            length=number(self.factor * float((change.spread / change.after).square().sum().sqrt()))
         ), memory
 
 
