@@ -113,6 +113,13 @@ class _Asking:
     ) -> Tensor:
         raise NotImplementedError
 
+    def _own(
+        self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
+    ) -> Tensor:
+        """What the noise itself answers."""
+        values: Tensor = getattr(self.noise, method)(step, stream, shape, dtype)
+        return values
+
     def normal(
         self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
     ) -> Tensor:
@@ -159,7 +166,7 @@ class _Listener(_Asking):
             (int(step), Request(method, int(stream), tuple(shape), dtype or self.noise.dtype))
         )
         before = self.operations.count
-        values = getattr(self.noise, method)(step, stream, shape, dtype)
+        values = self._own(method, step, stream, shape, dtype)
         self.operations.count = before
         return values
 
@@ -178,7 +185,7 @@ class TapedNoise(_Asking):
         for request, value in zip(self.asked, self.values, strict=True):
             if request == wanted:
                 return value
-        return getattr(self.noise, method)(step, stream, shape, dtype)
+        return self._own(method, step, stream, shape, dtype)
 
 
 def listen(solver: Any, bound: Any, state: Any, noise: Noise, step: int) -> Heard:

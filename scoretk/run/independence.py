@@ -108,7 +108,8 @@ def _question(name: str, bound: Any) -> Question:
 
     def ask(x: Tensor, rows: Tensor) -> Tensor:
         here = replace(of_rows(bound, rows), asked=set())
-        answer = here.predict(x, TIME) if name == "predict" else getattr(here, name)(x)
+        method: Callable[..., Tensor] = getattr(here, name)
+        answer = method(x, TIME) if name == "predict" else method(x)
         return answer.detach().flatten(1) if answer.ndim > 1 else answer.detach()[:, None]
 
     return ask

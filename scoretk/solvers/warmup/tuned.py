@@ -21,7 +21,7 @@ from scoretk.core.rows import across
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.base import Info, traits
+from scoretk.solvers.base import Info, Solver, traits
 from scoretk.solvers.parts.leapfrog import Point, leapfrog
 from scoretk.solvers.parts.metropolis import metropolis
 from scoretk.solvers.warmup.adaptation import Adaptation, Approach
@@ -133,7 +133,8 @@ class Tunable:
             int(provenance.get("continues", 0)),
             row_marks(draws.final),
         )
-        return Tuned(self, dict(values), before)
+        solver: Any = self  # all of `Solver` but what a kernel itself says
+        return Tuned(solver, dict(values), before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +203,8 @@ class StepTuned(Tunable):
         if self.step_size is None:
             return super().tuned_by(draws)
         kernel: Any = self
-        return replace(kernel, step_size=None).tuned_by(draws)
+        tunable: Tunable = replace(kernel, step_size=None)
+        return tunable.tuned_by(draws)
 
 
 def root(value: float | Tensor) -> float | Tensor:
@@ -214,7 +216,7 @@ def root(value: float | Tensor) -> float | Tensor:
 class Tuned:
     """A solver, and the values, by name, of those leaves of its state that a warmup has tuned."""
 
-    solver: Any
+    solver: Solver
     values: dict[str, Tensor]
     before: Before
 
