@@ -32,8 +32,8 @@ _APART = (
     "leave it out, or convert what the model holds, .to(dtype)"
 )
 
-_CLOSELY: ContextVar[bool] = ContextVar("closely", default=False)
-"""Whether the values of an input are compared before and after."""
+_CLOSELY: ContextVar[bool | None] = ContextVar("closely", default=None)
+"""Whether the values of an input are compared before and after; None outside of an evaluation."""
 
 
 def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint: str) -> Tensor:
@@ -92,13 +92,17 @@ def unwritten(
     """
     if torch.compiler.is_compiling():
         return evaluate(x)
-    if asked is not None and what not in asked and not _CLOSELY.get():
-        closely = _CLOSELY.set(True)  # what is asked in turn follows this one
-        asked.add(what)
-        try:
-            return unwritten(what, evaluate, x)
-        finally:
-            _CLOSELY.reset(closely)
+    if asked is None or _CLOSELY.get() is not None:  # what is asked in turn follows the outermost
+        return _watched(what, evaluate, x)
+    closely = _CLOSELY.set(what not in asked)
+    asked.add(what)
+    try:
+        return _watched(what, evaluate, x)
+    finally:
+        _CLOSELY.reset(closely)
+
+
+def _watched(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> Any:
     kept = x.detach().clone() if _CLOSELY.get() else None
     before = _writes(x)
     try:

@@ -120,4 +120,4 @@ def within(x: Tensor, reach: Tensor) -> Tensor:
 
 def _all_within(x: Tensor, reach: float) -> bool:
     """Whether no entry of x is farther out."""
-    return reach == math.inf or not x.numel() or float(vector_norm(x, math.inf)) <= reach
+    return reach == math.inf or not x.numel() or vector_norm(x, math.inf).item() <= reach
