@@ -107,6 +107,36 @@ def test_one_module_knows_the_format_of_files():
     assert knows == {"scoretk.core.sealed"}
 
 
+SIGNATURES = {"sample", "encode", "log_prob", "log_partition", "fit", "train", "integrate_rows"}
+"""Contracts: what users call, the settings of `scoretk fit`, and an integrator in the field's usual form."""
+LANGUAGE = {"_fill"}
+"""A kernel in Triton's language, which has no objects."""
+MOST_ARGUMENTS = 8
+
+
+def crowded(source):
+    """The functions with more arguments than an object should take their place for."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            taken = [
+                a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            ]
+            if len(taken) - (taken[:1] == ["self"]) > MOST_ARGUMENTS:
+                found.add(node.name)
+    return found
+
+
+def test_functions_take_few_arguments():
+    found = set().union(*(crowded(path.read_text()) for path in FILES.values()))
+    assert found == SIGNATURES | LANGUAGE
+
+
+def test_a_ninth_argument_would_be_found():
+    assert crowded("def f(self, a, b, c, d, e, f, g, *, h, i): ...") == {"f"}
+    assert crowded("def f(self, a, b, c, d, e, f, g, *, h): ...") == set()
+
+
 def test_a_circle_would_be_found():
     circle = {"a": {"b"}, "b": {"c"}, "c": {"a"}}
     with pytest.raises(ValueError, match="cycle"):

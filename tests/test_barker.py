@@ -13,8 +13,9 @@ from scoretk.core.streams import Stream
 from scoretk.fields import resolve
 from scoretk.models.targets.mixture import gaussian
 from scoretk.solvers import SOLVERS
-from scoretk.solvers.barker import Barker, BarkerState
+from scoretk.solvers.barker import Barker
 from scoretk.solvers.parts.metropolis import metropolis
+from scoretk.solvers.warmup.tuned import StepTunedState
 from tests.evidence import assert_mean, assert_second_moment, mean_z, z_limit
 from tests.test_langevin import invariance_z
 
@@ -32,7 +33,7 @@ class Uncorrected(Barker):
         )
         u = noise.uniform(state.step, Stream.CORRECTION, shape, state.x.dtype)
         x = state.x + torch.where(u < torch.sigmoid(-z * state.grad), z, -z)
-        proposed = BarkerState(x, *field.energy_and_grad(x), state.step + 1)
+        proposed = StepTunedState(x, *field.energy_and_grad(x), state.step + 1)
         chosen, accept = metropolis(
             state, proposed, state.energy - proposed.energy, state.step, noise
         )

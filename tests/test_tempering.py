@@ -18,9 +18,9 @@ from scoretk.models.targets.analytic import Semicircle
 from scoretk.models.targets.lattices import Ising, Potts
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from scoretk.run.moment import begin
-from scoretk.solvers.mala import MALAState
 from scoretk.solvers.tempering import ParallelTempering, swap_log_ratio
 from scoretk.solvers.warmup.ladder import even_ladder, window_ends
+from scoretk.solvers.warmup.tuned import StepTunedState
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
 from tests.marks import slow_but, slow_rows_but
 from tests.test_discrete import all_states, distance, law
@@ -223,11 +223,11 @@ class Fresh:
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
 
     def init(self, field, x, noise):
-        return MALAState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
+        return StepTunedState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
     def step(self, field, state, noise):
         y = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        return MALAState(y, *field.energy_and_grad(y), state.step + 1), {
+        return StepTunedState(y, *field.energy_and_grad(y), state.step + 1), {
             "accept": torch.ones(len(y), dtype=y.dtype)
         }
 

@@ -36,7 +36,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,28 +48,9 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import metropolis
-from scoretk.solvers.warmup.tuned import GIVEN, StepTuned, root
+from scoretk.solvers.warmup.tuned import StepTuned, StepTunedState, root
 
 __all__ = ["Barker"]
-
-
-class BarkerState(NamedTuple):
-    """The state of `Barker`.
-
-    Position x, its energy `(chains,)` and the gradient of its energy, like x; the index of the next
-    step; the step size h that warmup tunes.
-    """
-
-    x: Tensor
-    energy: Tensor
-    grad: Tensor
-    step: Tensor
-    step_size: Tensor = GIVEN
-
-    @property
-    def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
-        return frozenset({"step", "step_size"})
 
 
 @dataclass(frozen=True)
@@ -102,17 +83,17 @@ class Barker(StepTuned):
         self._check_step()
         positive("temperature", self.temperature)
 
-    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> BarkerState:
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> StepTunedState:
         """The state at x, `(chains, *event_shape)`."""
-        return BarkerState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
+        return StepTunedState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
     def of_leapfrog(self, size: float, dim: int) -> float:
         """The step size h = eps^2 / (2 T) that goes with a leapfrog step of size eps."""
         return size**2 / (2 * self.temperature)
 
     def step(
-        self, field: StaticField, state: BarkerState, noise: NoiseSource
-    ) -> tuple[BarkerState, Info]:
+        self, field: StaticField, state: StepTunedState, noise: NoiseSource
+    ) -> tuple[StepTunedState, Info]:
         """One proposal and its decision."""
         shape, dtype, heat = tuple(state.x.shape[1:]), state.x.dtype, self.temperature
         length = root(2 * self.size(state) * heat)
@@ -120,7 +101,7 @@ class Barker(StepTuned):
         u = noise.uniform(state.step, Stream.CORRECTION, shape, dtype)
         jump = torch.where(u < sigmoid(-z * state.grad / heat), z, -z)
         x = state.x + jump
-        proposed = BarkerState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
+        proposed = StepTunedState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
         gain = softplus(jump * state.grad / heat) - softplus(-jump * proposed.grad / heat)
         log_ratio = (state.energy - proposed.energy) / heat + row_sum(gain)
         chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise)

@@ -69,7 +69,7 @@ from scoretk.fields.states import (
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import metropolis
 from scoretk.solvers.warmup.step_size import first_step_size, number
-from scoretk.solvers.warmup.tuned import GIVEN, StepTuned
+from scoretk.solvers.warmup.tuned import StepTuned, StepTunedState
 
 __all__ = ["BlockGibbs", "DiscreteLangevin", "GibbsWithGradients"]
 
@@ -127,21 +127,6 @@ class DiscreteState(NamedTuple):
     energy: Tensor
     grad: Tensor
     step: Tensor
-
-
-class LangevinState(NamedTuple):
-    """The state of `DiscreteLangevin`: as `DiscreteState`, and the step size that warmup tunes."""
-
-    x: Tensor
-    energy: Tensor
-    grad: Tensor
-    step: Tensor
-    step_size: Tensor = GIVEN
-
-    @property
-    def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
-        return frozenset({"step", "step_size"})
 
 
 class SweepState(NamedTuple):
@@ -276,7 +261,7 @@ class DiscreteLangevin(StepTuned):
             )
 
     def first_step(
-        self, field: StaticField, state: LangevinState, noise: NoiseSource, alive: Tensor
+        self, field: StaticField, state: StepTunedState, noise: NoiseSource, alive: Tensor
     ) -> tuple[float, int]:
         """As `Tunable.first_step`, but from this kernel's own steps instead of leapfrog steps."""
         tried = 0
@@ -292,13 +277,13 @@ class DiscreteLangevin(StepTuned):
 
         return first_step_size(accept, self.accept), tried
 
-    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> LangevinState:
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> StepTunedState:
         x = _start(field, x)
-        return LangevinState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
+        return StepTunedState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
     def step(
-        self, field: StaticField, state: LangevinState, noise: NoiseSource
-    ) -> tuple[LangevinState, Info]:
+        self, field: StaticField, state: StepTunedState, noise: NoiseSource
+    ) -> tuple[StepTunedState, Info]:
         states, shape, dtype = field.native.states, field.event_shape, state.x.dtype
         here = labels(state.x, states)
         size = self.size(state)
@@ -307,7 +292,7 @@ class DiscreteLangevin(StepTuned):
             forward, noise.uniform(state.step, Stream.PROPOSAL, tuple(here.shape[1:]), dtype)
         )
         x = place(there, states, shape, dtype)
-        proposed = LangevinState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
+        proposed = StepTunedState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
         if not self.adjusted:
             return proposed, {"energy": proposed.energy}
         backward = self.log_q(x, proposed.grad, there, states, size)

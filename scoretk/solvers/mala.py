@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,28 +27,9 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import metropolis
-from scoretk.solvers.warmup.tuned import GIVEN, StepTuned, root
+from scoretk.solvers.warmup.tuned import StepTuned, StepTunedState, root
 
 __all__ = ["MALA"]
-
-
-class MALAState(NamedTuple):
-    """The state of `MALA`.
-
-    Position x, its energy `(chains,)` and the gradient of its energy, like x; the index of the next
-    step; the step size h that warmup tunes.
-    """
-
-    x: Tensor
-    energy: Tensor
-    grad: Tensor
-    step: Tensor
-    step_size: Tensor = GIVEN
-
-    @property
-    def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
-        return frozenset({"step", "step_size"})
 
 
 @dataclass(frozen=True)
@@ -78,21 +59,21 @@ class MALA(StepTuned):
         self._check_step()
         positive("temperature", self.temperature)
 
-    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> MALAState:
-        return MALAState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
+    def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> StepTunedState:
+        return StepTunedState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
     def of_leapfrog(self, size: float, dim: int) -> float:
         """The step size h = eps^2 / (2 T) that goes with a leapfrog step of size eps."""
         return size**2 / (2 * self.temperature)
 
     def step(
-        self, field: StaticField, state: MALAState, noise: NoiseSource
-    ) -> tuple[MALAState, Info]:
+        self, field: StaticField, state: StepTunedState, noise: NoiseSource
+    ) -> tuple[StepTunedState, Info]:
         h, heat = self.size(state), self.temperature
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         jump = add_scaled(z * root(2 * h * heat), state.grad, -h)
         x = state.x + jump
-        proposed = MALAState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
+        proposed = StepTunedState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
         # |x - x' + h g'|^2 - |x' - x + h g|^2 = h <2 (x - x') + h (g' - g), g' + g>,
         # the right side without cancellation; g and g' are the gradients at x and x'
         both = proposed.grad + state.grad

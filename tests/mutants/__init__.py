@@ -8,9 +8,10 @@ import torch
 from scoretk.core.streams import Stream
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import HMC, HMCState, Point, leapfrog
-from scoretk.solvers.mala import MALA, MALAState
+from scoretk.solvers.mala import MALA
 from scoretk.solvers.ula import ULA, ULAState
 from scoretk.solvers.underdamped import GHMC, GHMCState, Underdamped, UnderdampedState
+from scoretk.solvers.warmup.tuned import StepTunedState
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class WrongSign(ULA):
 class NoCorrection(MALA):
     """Accepts everything."""
 
-    def step(self, field, state, noise) -> tuple[MALAState, Info]:
+    def step(self, field, state, noise) -> tuple[StepTunedState, Info]:
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         x = state.x - self.step_size * state.grad + sqrt(2 * self.step_size) * z
-        return MALAState(x, *field.energy_and_grad(x), state.step + 1), {
+        return StepTunedState(x, *field.energy_and_grad(x), state.step + 1), {
             "accept": torch.ones_like(state.energy)
         }
 
@@ -49,10 +50,10 @@ class NoCorrection(MALA):
 class SymmetricProposal(MALA):
     """Forgets that the proposal is not symmetric."""
 
-    def step(self, field, state, noise) -> tuple[MALAState, Info]:
+    def step(self, field, state, noise) -> tuple[StepTunedState, Info]:
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         x = state.x - self.step_size * state.grad + sqrt(2 * self.step_size) * z
-        proposed = MALAState(x, *field.energy_and_grad(x), state.step + 1)
+        proposed = StepTunedState(x, *field.energy_and_grad(x), state.step + 1)
         u = noise.uniform(state.step, Stream.ACCEPT, (), x.dtype)
         accept = u.log() < state.energy - proposed.energy
         return _pick(accept, proposed, state), {"accept": accept.to(x.dtype)}
@@ -62,7 +63,7 @@ class SymmetricProposal(MALA):
 class StaleGradient(MALA):
     """After a rejection keeps the proposal's gradient."""
 
-    def step(self, field, state, noise) -> tuple[MALAState, Info]:
+    def step(self, field, state, noise) -> tuple[StepTunedState, Info]:
         right, info = super().step(field, state, noise)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         x = state.x - self.step_size * state.grad + sqrt(2 * self.step_size) * z
@@ -73,12 +74,12 @@ class StaleGradient(MALA):
 class NaNIsReplaced(MALA):
     """Replaces non-finite positions by 0 and accepts."""
 
-    def step(self, field, state, noise) -> tuple[MALAState, Info]:
+    def step(self, field, state, noise) -> tuple[StepTunedState, Info]:
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         x = state.x - self.step_size * state.grad + sqrt(2 * self.step_size) * z
         bad = ~torch.isfinite(field.energy(x))
         x = torch.where(bad[:, None], torch.zeros_like(x), x)
-        proposed = MALAState(x, *field.energy_and_grad(x), state.step + 1)
+        proposed = StepTunedState(x, *field.energy_and_grad(x), state.step + 1)
         right, info = super().step(field, state, noise)
         return _pick(bad, proposed, right), info
 

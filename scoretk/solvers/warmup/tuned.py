@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Trial
 from scoretk.solvers.warmup.step_size import DualAveraging, first_step_size
 
-__all__ = ["GIVEN", "Before", "StepTuned", "Tunable", "Tuned", "root"]
+__all__ = ["GIVEN", "Before", "StepTuned", "StepTunedState", "Tunable", "Tuned", "root"]
 
 
 GIVEN = torch.tensor(torch.nan, dtype=torch.float64)
@@ -163,6 +163,25 @@ def row_marks(x: Tensor) -> Tensor:
     """A number by which each row of `(n, *event_shape)` is known again, `(n,)` in float64."""
     rows = x.detach().cpu().float().double().flatten(1)
     return (rows * torch.linspace(1, 2, rows.shape[1], dtype=torch.float64)).sum(1)
+
+
+class StepTunedState(NamedTuple):
+    """The state of a kernel of which warmup tunes the step size alone.
+
+    Position x, its energy `(chains,)` and the gradient of its energy, like x; the index of the next
+    step; the step size, `GIVEN` where it is a number.
+    """
+
+    x: Tensor
+    energy: Tensor
+    grad: Tensor
+    step: Tensor
+    step_size: Tensor = GIVEN
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains' own."""
+        return frozenset({"step", "step_size"})
 
 
 class StepTuned(Tunable):
