@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ALIGNMENT", "aligned", "aligned_values", "fresh", "is_aligned", "numbers_as_bytes"]
+__all__ = ["ALIGNMENT", "aligned", "aligned_values", "fresh", "is_aligned"]
 
 ALIGNMENT = 64
 """Bytes, of which the address of memory that torch allocates on a CPU is a multiple."""
@@ -55,13 +55,6 @@ def aligned_values(values: dict[str, Tensor]) -> dict[str, Tensor]:
         name: aligned(value) if isinstance(value, Tensor) else value
         for name, value in values.items()
     }
-
-
-def numbers_as_bytes(x: Tensor) -> bytes:
-    """The numbers of a strided tensor on the CPU as bytes, in order."""
-    # in memory of stride 1, which an expanded tensor is not; as bytes, as numpy has no bfloat16
-    flat = x.new_empty(x.numel()).copy_(x.reshape(-1))
-    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:

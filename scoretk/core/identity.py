@@ -31,9 +31,16 @@ import torch
 from torch import Tensor, nn
 
 from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_known, key_of, parts
-from scoretk.core.arrays import numbers_as_bytes
 
-__all__ = ["Identity", "differences", "is_among", "is_summary", "tensor_value", "without_addresses"]
+__all__ = [
+    "Identity",
+    "differences",
+    "is_among",
+    "is_summary",
+    "numbers_as_bytes",
+    "tensor_value",
+    "without_addresses",
+]
 
 SHOWN = 60
 """Characters of a value that are kept as they are; of a longer one the beginning and a digest."""
@@ -407,6 +414,13 @@ def _strided(tensor: Tensor) -> list[Tensor]:
 def _bytes(tensor: Tensor) -> bytes:
     plain = tensor.to("cpu").resolve_conj().resolve_neg()
     return f"{plain.dtype}{tuple(plain.shape)}".encode() + numbers_as_bytes(plain)
+
+
+def numbers_as_bytes(x: Tensor) -> bytes:
+    """The numbers of a strided tensor on the CPU as bytes, in order."""
+    # in memory of stride 1, which an expanded tensor is not; as bytes, as numpy has no bfloat16
+    flat = x.new_empty(x.numel()).copy_(x.reshape(-1))
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _script(item: Any) -> str:

@@ -21,9 +21,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.core.arguments import positive
-from scoretk.core.arrays import numbers_as_bytes
 from scoretk.core.files import file_to_write
-from scoretk.core.identity import tensor_value
+from scoretk.core.identity import numbers_as_bytes, tensor_value
 from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
 from scoretk.errors import CheckpointError
 
