@@ -33,9 +33,9 @@ def device(request):
 def fewer_cases(monkeypatch):
     """Laws are held in the few cases that do for right models of ours (`tests/lawful.py`)."""
     from scoretk.conformance import kit
-    from tests.lawful import CASES
+    from tests.lawful import in_cases
 
-    monkeypatch.setattr(kit, "EXAMPLES", CASES)
+    monkeypatch.setattr(kit, "_explore", in_cases)
 
 
 @pytest.fixture(autouse=True)

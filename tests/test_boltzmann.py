@@ -89,9 +89,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", slow_but(RUNS, "units", "islands", "langevin", "gradients", "lattice")
-)
+@pytest.mark.parametrize("name", slow_but(RUNS, "units", "islands", "gradients", "lattice"))
 def test_log_z_is_right_for_discrete_states(name):
     target, run = RUNS[name]
     estimate = stk.log_partition(target, seed=1, chains=512, pilot=64, **run)
@@ -104,9 +102,9 @@ def test_the_standard_error_of_sweeps_is_calibrated():
     run = {"base": units, "kernel": stk.BlockGibbs(), "chains": 256, "pilot": 32, "levels": 12}
     z = [
         z_score(stk.log_partition(target, seed=s, **run), target.exact_log_partition())
-        for s in range(12)
+        for s in range(6)
     ]
-    assert chi2.ppf(FALSE_ALARM, 12) < sum(v * v for v in z) < 1.2 * chi2.isf(FALSE_ALARM, 12)
+    assert chi2.ppf(FALSE_ALARM, 6) < sum(v * v for v in z) < 1.2 * chi2.isf(FALSE_ALARM, 6)
 
 
 class FromTheEnd(RBM):

@@ -39,8 +39,8 @@ MODELS = (
 )
 
 
-FEW = ("digits-realnvp", "ring-mixture", "semicircle")
-DRAWN = {"digits-fvsbn", "digits-gan", "digits-realnvp"}
+FEW = ("digits-made", "ring-mixture", "semicircle")
+DRAWN = {"digits-fvsbn", "digits-gan", "digits-made", "digits-realnvp"}
 
 
 @pytest.fixture(

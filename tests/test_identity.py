@@ -614,14 +614,6 @@ def in_a_fresh_process(script, *arguments):
     return done.stdout
 
 
-@pytest.mark.filterwarnings(*TORCHS_OWN)
-def test_equal_models_have_one_identity_in_every_process():
-    told = in_a_fresh_process(
-        "import json; from tests import test_identity as t; print(json.dumps(t.digests()))"
-    )
-    assert json.loads(told) == digests()
-
-
 GOES_ON = """
 import sys, torch, scoretk as stk
 names, calls = {"b", "a", (1, "c")}, []
@@ -633,15 +625,30 @@ def run(path, steps):
 """
 
 
-def test_a_run_goes_on_and_is_extended_in_a_fresh_process(tmp_path):
-    names: dict = {"__name__": "__main__"}
+THEN = """
+x = run(sys.argv[1], 20); again = len(calls); y = run(sys.argv[1], 40)
+print(x.double().sum().item().hex(), again, y.double().sum().item().hex())
+import json; from tests import test_identity as t; print(json.dumps(t.digests()))
+"""
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """A run of 20 steps, one of 40, and the lines of a fresh process that goes on with the first and tells its digests."""
+    folder, names = tmp_path_factory.mktemp("apart"), {"__name__": "__main__"}
     exec(GOES_ON, names)
-    first, whole = names["run"](tmp_path / "c", 20), names["run"](tmp_path / "d", 40)
-    then = (
-        "x = run(sys.argv[1], 20); again = len(calls); y = run(sys.argv[1], 40);"
-        "print(x.double().sum().item().hex(), again, y.double().sum().item().hex())"
-    )
-    x, again, y = in_a_fresh_process(GOES_ON + then, str(tmp_path / "c")).split()
+    first, whole = names["run"](folder / "c", 20), names["run"](folder / "d", 40)
+    return first, whole, in_a_fresh_process(GOES_ON + THEN, str(folder / "c")).splitlines()
+
+
+@pytest.mark.filterwarnings(*TORCHS_OWN)
+def test_equal_models_have_one_identity_in_every_process(apart):
+    assert json.loads(apart[2][1]) == digests()
+
+
+def test_a_run_goes_on_and_is_extended_in_a_fresh_process(apart):
+    first, whole, told = apart
+    x, again, y = told[0].split()
     assert x == first.double().sum().item().hex()
     assert int(again) < 10  # it was not run again
     assert y == whole.double().sum().item().hex()

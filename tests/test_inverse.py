@@ -2,13 +2,16 @@
 
 import json
 import math
+from unittest import mock
 
 import pytest
 import torch
 
 import scoretk as stk
+from scoretk.demo import inverse
 from scoretk.demo.inverse import HEAD, PROBLEMS, agreement, linear_estimate, lines_of, run_inverse
 from scoretk.models.digits.data import EVENT_SHAPE, load_digits
+from scoretk.solvers import ReverseSDE
 from tests.test_cli import run
 
 DIM = math.prod(EVENT_SHAPE)
@@ -16,9 +19,10 @@ DIM = math.prod(EVENT_SHAPE)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The demo on so few images and steps that its files and rows are seen, not how good they are."""
+    """The demo on so few images, draws and steps that its files and rows are seen, not how good they are."""
     folder = tmp_path_factory.mktemp("inverse") / "made" / "here"
-    return folder, run_inverse(folder, images=3, steps=3)
+    with mock.patch.multiple(inverse, DRAWS=2, ReverseSDE=lambda method, _: ReverseSDE(method, 6)):
+        return folder, run_inverse(folder, images=3, steps=3)
 
 
 def gaussian(n, seed=0):
@@ -133,5 +137,5 @@ def test_command(capsys, tmp_path):
 
 
 def test_a_prior_that_is_none_of_these_images_is_refused(tmp_path):
-    with pytest.raises(stk.ScoretkError):
+    with pytest.raises(stk.ScoretkError), mock.patch.object(inverse, "PROBLEMS", PROBLEMS[:1]):
         run_inverse(tmp_path, models=["rbm"], images=10, steps=2)

@@ -164,6 +164,8 @@ MODELS = {"hierarchy": Hierarchy(), "mixture": Mixture()}
 # ---------------------------------------------------------------------------------------------------------- Geweke's test
 
 CHAINS, ROUNDS, MOVES = 6000, 10, 3
+FEWER = 2000
+"""Of the default run: the mutants of its cases are caught by more than 1.6 limits with these."""
 SIZES = {"hierarchy": 0.6, "mixture": 1.0}
 
 
@@ -177,16 +179,19 @@ def kernels(size):
     }
 
 
-def marks(model, kernel):
+def case(model, name, kernel):
     """By default every kernel meets one model, and one whose trajectories find their length the other."""
-    return () if model == "hierarchy" or kernel == "nuts" else pytest.mark.slow
+    quick = model == "hierarchy" or name == "nuts"
+    return pytest.param(
+        MODELS[model],
+        kernel,
+        FEWER if quick else CHAINS,
+        id=f"{model}-{name}",
+        marks=() if quick else pytest.mark.slow,
+    )
 
 
-GEWEKE = [
-    pytest.param(MODELS[m], kernel, id=f"{m}-{name}", marks=marks(m, name))
-    for m in MODELS
-    for name, kernel in kernels(SIZES[m]).items()
-]
+GEWEKE = [case(m, name, kernel) for m in MODELS for name, kernel in kernels(SIZES[m]).items()]
 
 
 def joint(model, noise):
@@ -218,19 +223,19 @@ def moments(model, z, y):
     return torch.cat([v, v[:, row] * v[:, column]], 1)
 
 
-def geweke(model, field, solver):
+def geweke(model, field, solver, chains=FEWER):
     """How far, in limits, the two simulators are apart, below 1 being a pass; the parameters at the start and at the end."""
-    apart, noise = (stk.Noise(seed, CHAINS, dtype=torch.float64) for seed in (1, 2))
+    apart, noise = (stk.Noise(seed, chains, dtype=torch.float64) for seed in (1, 2))
     start = joint(model, noise)
     end = successive(model, field, solver, start, noise)
     a, b = moments(model, *joint(model, apart)), moments(model, *end)
-    z = (a.mean(0) - b.mean(0)) / ((a.var(0) + b.var(0)) / CHAINS).sqrt()
+    z = (a.mean(0) - b.mean(0)) / ((a.var(0) + b.var(0)) / chains).sqrt()
     return float(z.abs().nan_to_num(math.inf).max() / z_limit(len(z))), start[0], end[0]
 
 
-@pytest.mark.parametrize(("model", "solver"), GEWEKE)
-def test_the_joint_law_is_kept_on_a_long_way(model, solver):
-    distance, *ends = geweke(model, posterior(model), solver)
+@pytest.mark.parametrize(("model", "solver", "chains"), GEWEKE)
+def test_the_joint_law_is_kept_on_a_long_way(model, solver, chains):
+    distance, *ends = geweke(model, posterior(model), solver, chains)
     assert distance < 1
     for pair in zip(*(z.T for z in ends), strict=True):
         assert abs(float(torch.corrcoef(torch.stack(pair))[0, 1])) < 0.7
@@ -250,17 +255,17 @@ def test_the_joint_test_catches_a_wrong_energy(name, wrong):
     assert geweke(model, wrong(model), solver)[0] > 1.5
 
 
-@pytest.mark.parametrize(("model", "solver"), GEWEKE)
-def test_the_joint_test_catches_a_missing_correction(monkeypatch, model, solver):
+@pytest.mark.parametrize(("model", "solver", "chains"), GEWEKE)
+def test_the_joint_test_catches_a_missing_correction(monkeypatch, model, solver, chains):
     without_correction(monkeypatch)
-    assert geweke(model, posterior(model), solver)[0] > 1.5
+    assert geweke(model, posterior(model), solver, chains)[0] > 1.5
 
 
 # ------------------------------------------------------------------------------------------------------------- calibration
 
 DATA_SETS, RANKS, WARMUP, THIN = (
     1024,
-    8,
+    4,
     100,
     12,
 )  # as many steps from draw to draw as make them all but independent
@@ -313,6 +318,7 @@ def test_only_the_likelihoods_rank_shows_that_data_are_ignored(name):
     assert likelihood > 1.5
 
 
+@pytest.mark.slow  # by default Geweke's test catches it, and calibration what Geweke's may miss
 def test_calibration_catches_a_missing_correction(monkeypatch):
     without_correction(monkeypatch)
     assert (

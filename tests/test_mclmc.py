@@ -324,7 +324,7 @@ TUNED = [MCLMC(), AdjustedMCLMC(), AdjustedMCLMC(leapfrogs=3)]
 
 @pytest.mark.parametrize("solver", slow_but(TUNED, TUNED[0], TUNED[2]), ids=repr)
 def test_chains_do_not_depend_on_the_batch(solver):
-    run = {"chains": 13, "steps": 12, "warmup": stk.Warmup(40, pilot=5), "seed": 6, **DOUBLE}
+    run = {"chains": 13, "steps": 4, "warmup": stk.Warmup(25, pilot=5), "seed": 6, **DOUBLE}
     whole, parts = stk.sample(UNEQUAL, solver, **run), stk.sample(UNEQUAL, solver, batch=4, **run)
     assert torch.equal(whole.x, parts.x)
     assert all(
@@ -335,8 +335,15 @@ def test_chains_do_not_depend_on_the_batch(solver):
     assert torch.equal(whole.x[:7], fewer.x)
 
 
-@pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35, 55))
-@pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC(leapfrogs=1)], ids=repr)
+@pytest.mark.parametrize(
+    ("solver", "stop"),
+    slow_rows_but(
+        [(s, stop) for s in (MCLMC(), AdjustedMCLMC(leapfrogs=1)) for stop in (10, 35, 55)],
+        (MCLMC(), 55),
+        (AdjustedMCLMC(leapfrogs=1), 35),
+    ),
+    ids=repr,
+)
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, solver, stop):
     class Stop(Exception):
         pass
@@ -462,18 +469,18 @@ def test_what_is_given_is_not_tuned():
 def test_events_of_any_shape(shape, solver):
     dim = math.prod(shape)
     field = stk.Energy(lambda x: x.square().flatten(1).sum(1) / 2, shape)
-    draws = stk.sample(field, solver, chains=8, steps=20, warmup=40, seed=1)
-    assert draws.x.shape == (8, 20, *shape)
+    draws = stk.sample(field, solver, chains=8, steps=4, warmup=25, seed=1)
+    assert draws.x.shape == (8, 4, *shape)
     assert draws.failures == {}
     flat = stk.sample(
         stk.Energy(lambda x: x.square().sum(1) / 2, (dim,)),
         solver,
         chains=8,
-        steps=20,
-        warmup=40,
+        steps=4,
+        warmup=25,
         seed=1,
     )
-    assert torch.equal(draws.x.reshape(8, 20, dim), flat.x)
+    assert torch.equal(draws.x.reshape(8, 4, dim), flat.x)
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1)])
@@ -526,7 +533,8 @@ def test_failures_are_flagged():
     assert float(warmed.tuned["step_size"] * warmed.tuned["scale"].mean()) < 0.2
 
 
-@pytest.mark.parametrize("solver", slow_but([MCLMC(), AdjustedMCLMC()], AdjustedMCLMC()), ids=repr)
+@pytest.mark.slow  # by default HMC and ChEES, whose warmup it shares
+@pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC()], ids=repr)
 def test_chains_that_start_far_out_come_along(solver):
     """One among those that tune, one among those that follow."""
     init = torch.zeros((64, 2))
@@ -585,6 +593,6 @@ def test_rounding_of_the_energy_is_no_error(dim, constant):
     field = stk.Energy(lambda x: x.square().sum(1) / 2 + constant, (dim,))
     run = {"chains": 192, "warmup": 200, "seed": 1}
     plain = stk.sample(gaussian(dim=dim), MCLMC(), steps=1, **run)
-    draws = stk.sample(field, MCLMC(), steps=100, **run)
+    draws = stk.sample(field, MCLMC(), steps=40, **run)
     assert 0.1 < float(draws.tuned["step_size"] / plain.tuned["step_size"]) < 1.5
     assert float(draws.x.var()) == pytest.approx(1, abs=0.06)

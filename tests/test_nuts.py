@@ -319,8 +319,8 @@ def test_chains_do_not_depend_on_the_batch():
     )
     run = {
         "chains": 13,
-        "steps": 8,
-        "warmup": stk.Warmup(25, pilot=5),
+        "steps": 5,
+        "warmup": stk.Warmup(12, pilot=5),
         "seed": 6,
         "dtype": torch.float64,
     }

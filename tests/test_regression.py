@@ -172,7 +172,7 @@ def exact_linear_moments(jacobian=True):
 
 
 def test_linear_posterior_is_exact():
-    draws = stk.sample(linear_regression(), chains=256, steps=150, warmup=200, seed=1)
+    draws = stk.sample(linear_regression(), chains=256, steps=80, warmup=150, seed=1)
     assert draws.failures == {}
     mean, variance = exact_linear_moments()
     x = draws.x.double()
@@ -219,7 +219,7 @@ def laplace(target):
 
 def test_logistic_posterior_agrees_with_importance_sampling():
     target = logistic_regression()
-    draws = stk.sample(target, chains=128, steps=150, warmup=200, seed=1)
+    draws = stk.sample(target, chains=128, steps=80, warmup=150, seed=1)
     assert draws.failures == {}
     reference, error = importance_means(target, 20_000)
     of_chains = draws.x.double().mean(1)
@@ -235,9 +235,7 @@ def test_logistic_posterior_agrees_with_importance_sampling():
 # ------------------------------------------------------------------------------------------------------------ the examples
 
 
-@pytest.mark.parametrize(
-    "name", slow_but(["ar5", "garch", "gaussian_process", "mixture"], "ar5", "mixture")
-)
+@pytest.mark.parametrize("name", slow_but(["ar5", "garch", "gaussian_process", "mixture"], "ar5"))
 def test_examples_recover_the_truth(name, capsys):
     example(name).main(steps=60, warmup=120)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]

@@ -123,7 +123,12 @@ class Subject:
         return self.field.draw(POOL, self.noise(Case(POOL))).cpu()
 
     def times(self, case: Case) -> Tensor:
-        """A time for each row, near that of the case and inside (0, 1): `(rows,)`."""
+        """A time for each row, near that of the case and inside (0, 1): `(rows,)`.
+
+        Where no method takes one, that of the case for all.
+        """
+        if not self.timed:
+            return torch.full((case.rows,), case.t, dtype=self.dtype, device=self.device)
         spread = 0.1 * self.noise(case).uniform(0, Stream.USER, ())
         return (0.9 * case.t + spread).to(self.dtype)
 
