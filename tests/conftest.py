@@ -1,6 +1,7 @@
 """One suite for CPU and GPU: `pytest --device cuda`. Statistical tests run in float64 unless they test a dtype."""
 
 import gc
+from unittest import mock
 
 import pytest
 import torch
@@ -36,6 +37,16 @@ def fewer_cases(monkeypatch):
     from tests.lawful import in_cases
 
     monkeypatch.setattr(kit, "_explore", in_cases)
+
+
+@pytest.fixture(scope="module")
+def coarse_pictures():
+    """Figures are saved with few pixels: drawing the demo's takes longer than the runs of its tests."""
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+    with mock.patch.object(Figure, "savefig", lambda figure, to, **_: save(figure, to, dpi=20)):
+        yield
 
 
 @pytest.fixture(autouse=True)

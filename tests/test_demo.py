@@ -51,7 +51,7 @@ def models(request):
 
 
 @pytest.fixture(scope="module")
-def demo(models, tmp_path_factory):
+def demo(models, tmp_path_factory, coarse_pictures):
     folder = tmp_path_factory.mktemp("demo") / "made" / "here"
     return folder, run_demo(folder, models=models, size=SMALL)
 
@@ -206,7 +206,7 @@ def test_a_solver_that_the_demo_does_not_know_is_said(monkeypatch):
     assert [c.reason for c in found] == ["no settings for it in the demo"]
 
 
-def test_command(capsys, tmp_path, monkeypatch):
+def test_command(capsys, tmp_path, monkeypatch, coarse_pictures):
     monkeypatch.setattr("scoretk.demo.main.Size", lambda: SMALL)
     alone = ("demo", "--workers", "1", "--models", "semicircle")
     code, out, err = run(capsys, *alone, "-o", tmp_path / "d")

@@ -69,7 +69,7 @@ def limits(repeats: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize(("n", "d"), [(60, 1), pytest.param(100, 20, marks=pytest.mark.slow)])
 def test_stein_raises_false_alarms_at_its_level(n: int, d: int) -> None:
-    repeats = 1000
+    repeats = 500
     low, high = limits(repeats)
     results = [stein(normal(n, d, seed), seed) for seed in range(repeats)]
     assert low <= sum(r.rejected for r in results) <= high
@@ -82,7 +82,7 @@ def test_stein_raises_false_alarms_at_its_level(n: int, d: int) -> None:
 
 
 def test_stein_raises_false_alarms_at_its_level_on_a_mixture() -> None:
-    repeats = 500
+    repeats = 300
     low, high = limits(repeats)
     found = [
         kernel_stein_discrepancy(modes(100, s), modes_score, bootstraps=199, seed=s)
@@ -98,7 +98,7 @@ def test_stein_raises_false_alarms_at_its_level_on_a_mixture() -> None:
 def test_two_samples_of_one_law_raise_false_alarms_at_the_level(
     name: str, n: int, m: int, d: int
 ) -> None:
-    repeats = 300
+    repeats = 150
     low, high = limits(repeats)
     results = [
         TWO_SAMPLE[name](normal(n, d, 2 * s), normal(m, d, 2 * s + 1), s) for s in range(repeats)

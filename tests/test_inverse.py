@@ -18,7 +18,7 @@ DIM = math.prod(EVENT_SHAPE)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, coarse_pictures):
     """The demo on so few images, draws and steps that its files and rows are seen, not how good they are."""
     folder = tmp_path_factory.mktemp("inverse") / "made" / "here"
     with mock.patch.multiple(inverse, DRAWS=2, ReverseSDE=lambda method, _: ReverseSDE(method, 6)):
