@@ -448,6 +448,37 @@ def test_log_z_of_known_laws():
     assert found.method.startswith("AIS (")
 
 
+def test_a_chain_that_failed_leaves_no_estimate(monkeypatch):
+    """Its last weight is one of a state that was not reached by the law."""
+
+    def failing(*run, **options):
+        draws = stk.sample(*run, **options)
+        draws.status[3] = int(stk.Status.NONFINITE)
+        return draws
+
+    monkeypatch.setattr("scoretk.inference.partition.sample", failing)
+    field = stk.Energy(lambda x: (x**2).sum(1) / 2, (2,))
+    for method in ("ais", "smc"):
+        run = {"chains": 64, "pilot": 64, "check": False, "levels": 3, "method": method}
+        with pytest.warns(UserWarning, match="log_partition"):
+            found = stk.log_partition(field, NormalBase((2,), 1.3), **run)
+        assert found.status == stk.Status.NONFINITE
+        assert math.isnan(found.value)
+
+
+def test_draws_worth_less_than_a_hundred_or_half_of_them_are_told():
+    """The first of n draws has a weight w, the others 1: they are worth `(w + n - 1)^2 / (w^2 + n - 1)`."""
+    sampler = Sampler("AIS(levels=4)")
+    for n, limit in ((1000, 100.0), (60, 30.0)):
+        x = RNG.normal(size=(n, 1, 1))
+        for w in np.geomspace(1.0, n, 30):
+            worth = (w + n - 1) ** 2 / (w**2 + n - 1)
+            logs = np.log(np.where(np.arange(n) == 0, w, 1.0))[:, None]
+            well = torch.zeros(n, dtype=torch.int64)
+            told = findings(x, ["x"], well, well - 1, {"log_weight": logs}, sampler)
+            assert [f.kind for f in told] == (["weights"] if worth < limit else [])
+
+
 def test_a_ladder_has_a_level_wherever_the_weights_lose_a_tenth():
     """From N(0, 1) to N(0, s^2), both known: at each level of the pilot the weights keep about nine tenths of their number."""
     s, d = 0.2, 3

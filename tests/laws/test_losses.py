@@ -281,6 +281,26 @@ def test_a_replay_buffer_keeps_ages_and_lineages():
     assert abs(share - refresh) < 5 * math.sqrt(refresh * (1 - refresh) / touched)
 
 
+def test_slots_of_negatives_that_failed_are_made_anew():
+    """With starts of 5 and a wall at 6: the others go on from where they came, and what failed starts again."""
+
+    def wall(x):
+        return torch.where(x[:, 0] > 6, torch.nan, -x[:, 0])  # a push of 1 a step towards the wall
+
+    class Field(stk.Energy):
+        def initial(self, n, noise):
+            return 5 + 0.1 * noise.normal(0, Stream.START, (1,), torch.float64)
+
+    buffer, data = ReplayBuffer(16, refresh=0.0), torch.zeros(16, 1, dtype=torch.float64)
+    cd = ContrastiveDivergence(stk.ULA(0.35), steps=1, start=buffer, seed=2)
+    cd(Field(wall, (1,)), data)
+    failed = buffer.age == 0
+    assert int(failed.sum()) == cd.last["failed"]
+    assert 0 < int(failed.sum()) < 16
+    assert set(buffer.lineage[failed].tolist()) == set(range(16, 16 + int(failed.sum())))
+    assert buffer.lineage[~failed].tolist() == torch.arange(16)[~failed].tolist()
+
+
 class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -355,6 +375,32 @@ def test_the_parts_of_a_batch_count_by_their_rows():
         done = fit(module, lambda rows, _, m=module: m.w * rows[:, 0].square(), data, recipe)
         found.append(float(done.weights["w"]))
     assert found[1] == pytest.approx(found[0], rel=1e-12)
+
+
+def test_the_parts_of_a_batch_have_noise_of_their_own():
+    drawn = []
+
+    def loss(rows, generator):
+        drawn.append(torch.rand(len(rows), generator=generator))
+        return module.w * rows[:, 0]
+
+    module, recipe = Model(), Recipe(3, batch=8, parts=4, held_out=0.0)
+    fit(module, loss, torch.ones(8, 1, dtype=torch.float64), recipe)
+    assert len(torch.cat(drawn).unique()) == 3 * 8
+
+
+def test_rows_held_out_are_not_trained_on():
+    seen = {True: set(), False: set()}
+
+    def loss(rows, _):
+        seen[module.training].update(rows[:, 0].tolist())
+        return module.w * rows[:, 0]
+
+    module, data = Model(), torch.arange(20.0, dtype=torch.float64)[:, None]
+    recipe = Recipe(40, batch=8, held_out=0.25, evaluations=2)
+    fit(module, loss, data, recipe, evaluate=loss)
+    assert len(seen[False]) == 5
+    assert seen[True] == set(data[:, 0].tolist()) - seen[False]
 
 
 def test_a_velocity_on_the_linear_path_is_flow_matching():

@@ -13,7 +13,7 @@ from scoretk.errors import (
     ScoretkError,
     UnknownName,
 )
-from scoretk.plugins import catalog
+from scoretk.plugins import catalog, models
 from scoretk.plugins.catalog import Catalog
 from scoretk.plugins.discovery import Broken, Entry, normalised
 
@@ -104,3 +104,11 @@ def test_the_process_is_as_it_was(known, monkeypatch):
     assert sys.path == [*path, "/nowhere"]
     assert os.getcwd() == folder
     sys.path.remove("/nowhere")
+
+
+def test_what_every_call_of_a_trainer_takes_is_no_setting_of_it():
+    with pytest.raises(InvalidArgument) as told:
+        models.train("digits-rbm", stepz=3)
+    settings = str(told.value).split("It takes ")[1].split(", ")
+    assert "steps" in settings
+    assert not {"data", "seed", "report", "checkpoint"} & set(settings)
