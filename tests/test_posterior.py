@@ -142,7 +142,7 @@ class TestLinearGaussian:
     def test_mutants_are_seen(self, path):
         for name in applicable(path):
             mutant = MUTANTS[name]
-            assert max(denoiser_error(path, t, mutant) for t in (0.31, 0.77)) > 1e-3, name
+            assert any(denoiser_error(path, t, mutant) > 1e-3 for t in (0.31, 0.77)), name
 
     def test_one_time_a_row(self, path):
         """A tensor of times, scalar times and the ends agree; a batch of mixed times holds each row's own."""
