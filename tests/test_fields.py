@@ -19,6 +19,8 @@ PATHS = [
     stk.EDM(),
     stk.Tabulated(torch.linspace(0.999, 0.005, 50, dtype=torch.float64)),
 ]
+OF_EACH_KIND = (stk.Interpolant, stk.VP, stk.VE, stk.Tabulated)
+"""Paths that end in noise alone, all but so, and that grow, and one with seams."""
 TIMES = (0.0, 0.013, 0.31, 0.77, 0.995, 1.0)
 SHAPES = {"vectors, batch equal to d": (4, (4,)), "images": (3, (2, 3, 3)), "scalars": (5, ())}
 

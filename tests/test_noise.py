@@ -19,7 +19,7 @@ from torch import Tensor
 from scoretk.core import noise as module
 from scoretk.core.noise import Noise, Stream, derive, philox4x32
 from scoretk.errors import InvalidArgument
-from tests.marks import slow_rows_but
+from tests.marks import slow_but, slow_rows_but
 
 ALARM = 1e-6
 FLOATS = (torch.float32, torch.float64)
@@ -507,7 +507,9 @@ def many_normals(device: torch.device) -> Tensor:
     return Noise(2024, 2**9, device=device).normal(0, 0, (2**10 * 12,))
 
 
-@pytest.mark.parametrize("name", WRONG_NORMALS)
+@pytest.mark.parametrize(
+    "name", slow_but(WRONG_NORMALS, "one per cent too wide", "shifted", "sum of twelve uniforms")
+)
 def test_wrong_normals_are_caught(name: str, device) -> None:
     assert normal_faults(WRONG_NORMALS[name](many_normals(device))) != []
 

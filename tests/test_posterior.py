@@ -16,8 +16,8 @@ from scoretk.fields.posterior import DPS, MMPS, POSTERIOR_METHODS, PiGDM, Replac
 from scoretk.models.digits.data import load_digits
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import mean_z, z_limit
-from tests.marks import slow_but
-from tests.test_fields import PATHS, TIMES, mixture
+from tests.marks import slow_but, slow_unless
+from tests.test_fields import OF_EACH_KIND, PATHS, TIMES, mixture
 
 # the problem of NUMBERS: prior N(0, diag(1, 4)), y = x_1 + x_2 + .5 e, y = 2
 COVARIANCE = torch.tensor([1.0, 4.0], dtype=torch.float64).diag()
@@ -123,7 +123,7 @@ def denoiser_error(path, t, method, prior=COVARIANCE):
 EXACT = slow_but([MMPS(), PiGDM(0.7), Replacement(0.7)], PiGDM(0.7), Replacement(0.7))
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("path", slow_unless(PATHS, OF_EACH_KIND), ids=lambda p: type(p).__name__)
 class TestLinearGaussian:
     def test_mmps_is_exact_at_every_time(self, path):
         """At alpha = 0 to the root of the rounding, elsewhere to 1e-8; the score likewise, where sigma is not 0."""

@@ -273,7 +273,7 @@ class Backwards:
         return self.field.predict(x, 1 - t)
 
 
-@pytest.mark.parametrize("method", WITH_MUTANTS)
+@pytest.mark.parametrize("method", slow_but(WITH_MUTANTS, "dpmpp_2m", "unipc_2"))
 def test_the_order_test_catches_wrong_variants(method, flow_of_the_ring, monkeypatch):
     """sigma of one time where the other's belongs; no history; a field whose time runs backwards."""
     field = ring_mixture().noised(stk.Linear())

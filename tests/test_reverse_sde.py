@@ -456,7 +456,9 @@ def test_ring_after_200_steps(path, method):
     assert z.abs().max() < z_limit(len(z)), z
 
 
-@pytest.mark.parametrize("mutant", [*WRONG_STEPS[1:], Reversed])
+@pytest.mark.parametrize(
+    "mutant", [pytest.param(m, marks=pytest.mark.slow) for m in WRONG_STEPS[1:]] + [Reversed]
+)
 def test_the_ring_catches_wrong_steps(monkeypatch, mutant):
     solver = ReverseSDE("ancestral", steps=200)
     if mutant is Reversed:

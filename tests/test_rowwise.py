@@ -259,9 +259,15 @@ def test_a_stiff_neighbour_costs_the_others_nothing():
     "change",
     [
         ("return square.mean(1, dtype=", "return square.mean().expand(len(square)).to(dtype="),
-        ("over = arrived |", "over = arrived.all().expand(len(arrived)) |"),
+        pytest.param(
+            ("over = arrived |", "over = arrived.all().expand(len(arrived)) |"),
+            marks=pytest.mark.slow,
+        ),
         ("else select(active.rows)", "else velocity"),
-        ("_rows(active, stay)", "_rows(active, stay.flip(0))._replace(rows=active.rows[stay])"),
+        pytest.param(
+            ("_rows(active, stay)", "_rows(active, stay.flip(0))._replace(rows=active.rows[stay])"),
+            marks=pytest.mark.slow,
+        ),
         ("    active, spent = _started(", "    active, spent = _shared("),
     ],
     ids=[
