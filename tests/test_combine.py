@@ -312,6 +312,55 @@ def test_guidance_acts_in_its_interval_and_nowhere_else(shape):
         close(one, got[i : i + 1])
 
 
+def counted(shape):
+    """`model`, with a value for no condition, and the sizes of the batches that it has been called with."""
+    sizes, own = [], model(shape)
+
+    def network(x, t, label):
+        sizes.append(len(x))
+        return own.net(x, t, label=label)
+
+    return sizes, stk.Diffusion(network, shape, PATH, "noise")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("limited", [False, True])
+def test_one_model_is_asked_once_on_a_batch_of_twice_the_size(shape, limited):
+    """And never three times where some rows are in the interval, which two models are asked for twice."""
+    sizes, field = counted(shape)
+    ends = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    interval = tuple((PATH.sigma(ends) / PATH.alpha(ends)).tolist()) if limited else None
+    apart = stk.Diffusion(
+        lambda x, t: field.net(x, t, torch.full_like(t, 0.7)), shape, PATH, "noise"
+    )
+    both = guided(field, 4.0, null={"label": 0.7}, interval=interval)
+    two = guided(field, 4.0, apart, interval=interval)
+    x, times = points(shape), torch.linspace(0.3, 0.7, 5, dtype=torch.float64)
+    for t in (0.5, times):
+        for ask in ("predict", "score", "denoise"):
+            sizes.clear()
+            got = getattr(both, ask)(x, t, label=LABEL)
+            assert sizes == [10]
+            close(got, getattr(two, ask)(x, t, label=LABEL))
+            assert sizes == [10, 5, 5]
+        sizes.clear()
+        close(both.at(t).score(x, label=LABEL), two.at(t).score(x, label=LABEL))
+        assert sum(sizes) == 20
+
+
+def test_a_static_field_is_asked_once_too():
+    sizes = []
+
+    def energy(x, label):
+        sizes.append(len(x))
+        return ((x - label[:, None]) ** 2).sum(1) / 2
+
+    field, x = stk.Energy(energy, (2,)), points((2,))
+    got = guided(field, 3.0, null={"label": 0.5}).score(x, label=LABEL)
+    assert sizes == [10]
+    close(got, -(x - 0.5 - 3 * (LABEL[:, None] - 0.5)))
+
+
 def test_outside_the_interval_the_unconditional_model_is_not_asked():
     def refuse(x, t):
         raise AssertionError

@@ -60,9 +60,7 @@ class Steered(SamePath):
         inside = (low < level) & (level <= high)
         if not isinstance(t, Tensor):
             return self.steered(x, t, cond) if bool(inside) else self.plain(x, t, cond)
-        return torch.where(
-            across(inside.to(x.device), x), self.steered(x, t, cond), self.plain(x, t, cond)
-        )
+        return torch.where(across(inside.to(x.device), x), *self.both(x, t, cond))
 
     def plain(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The prediction without guidance, like x."""
@@ -71,3 +69,7 @@ class Steered(SamePath):
     def steered(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The prediction with guidance, like x."""
         raise NotImplementedError
+
+    def both(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The prediction with guidance and the one without, each like x."""
+        return self.steered(x, t, cond), self.plain(x, t, cond)
