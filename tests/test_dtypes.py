@@ -99,3 +99,70 @@ def test_a_measurement_that_numpy_has_written_into_is_seen():
     before = known.energy(x)
     y.numpy()[:] = 5.0
     assert known.energy(x) > before + 100
+
+
+def network(inputs, outputs, hidden=64):
+    state = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+    torch.random.set_rng_state(state)
+    return net
+
+
+HALVED = {
+    "energy": lambda **o: stk.Energy(lambda x: well(x)[:, 0] + x.square().sum(1) / 2, (2,), **o),
+    "score": lambda **o: stk.Score(lambda x: drift(x) - x, (2,), **o),
+    "diffusion": lambda **o: stk.Diffusion(lambda x, t: drift(x), (2,), **o),
+    "velocity": lambda **o: stk.Velocity(lambda x, t: drift(x), (2,), **o),
+    "timesteps": lambda **o: stk.from_timesteps(
+        lambda x, k: drift(x), torch.linspace(0.99, 0.01, 20), (2,), **o
+    ),
+    "sigmas": lambda **o: stk.from_sigmas(
+        lambda x, s: drift(x / (1 + s[:, None] ** 2).sqrt()), (2,), **o
+    ),
+    "reversed": lambda **o: stk.from_reversed_time(lambda x, s: drift(x), (2,), **o),
+}
+SOLVERS = {"energy": KERNEL, "score": stk.ULA(0.05)}
+LEFT = {"energy": 0.5, "sigmas": 0.25}
+"""What bfloat16, 1/256 a product, may leave: a decision of HMC's turned; an error of D for each of EDM's ten e-folds of sigma."""
+well, drift = network(2, 1), network(2, 2)
+
+
+@pytest.mark.parametrize("kind", HALVED)
+def test_autocast_computes_products_in_halves_and_keeps_the_state(kind):
+    """Draws differ from those in float32, by what bfloat16 leaves of them, and are float32."""
+    solver = SOLVERS.get(kind, stk.ProbabilityFlow("heun", steps=8))
+    run = {"chains": 32, "seed": 1} | ({"steps": 5} if kind in SOLVERS else {})
+    whole, half = (stk.sample(HALVED[kind](**o), solver, **run) for o in ({}, BFLOAT))
+    assert half.final.dtype == torch.float32
+    assert half.ok.all()
+    assert not torch.equal(half.final, whole.final)
+    apart = (half.final - whole.final).abs().max() / whole.final.abs().max()
+    assert apart < LEFT.get(kind, 0.05)
+    parts = stk.sample(HALVED[kind](**BFLOAT), solver, batch=8, **run)
+    assert torch.allclose(parts.final, half.final, rtol=0.02, atol=0.02) or kind == "energy"
+
+
+BFLOAT = {"autocast": torch.bfloat16}
+
+
+@pytest.mark.parametrize("odd", [torch.float32, "bfloat16", True, torch.zeros(2)])
+def test_autocast_is_to_halves(odd):
+    for make in HALVED.values():
+        with pytest.raises(stk.InvalidArgument, match="autocast"):
+            make(autocast=odd)
+
+
+def test_autocast_belongs_to_the_run_and_reaches_the_networks_within(tmp_path):
+    seen = []
+
+    def fn(x):
+        seen.append((torch.is_autocast_enabled("cpu"), well.training))
+        return well(x)[:, 0]
+
+    field = stk.Energy(fn, (2,), torch.bfloat16)
+    well.train()
+    stk.sample(field, KERNEL, chains=4, steps=2, checkpoint=tmp_path / "c")
+    assert set(seen) == {(True, False)}
+    with pytest.raises(stk.CheckpointError):
+        stk.sample(stk.Energy(fn, (2,)), KERNEL, chains=4, steps=2, checkpoint=tmp_path / "c")

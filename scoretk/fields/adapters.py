@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from scoretk.core.arguments import event_shape as as_event_shape
@@ -65,6 +66,7 @@ def from_timesteps(
     predicts: str = "noise",
     *,
     integer: bool = True,
+    autocast: torch.dtype | None = None,
 ) -> Diffusion:
     """A DDPM-style network on integer timesteps as a `Diffusion` on its own schedule.
 
@@ -78,6 +80,7 @@ def from_timesteps(
         predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
         integer: Whether k is int64, rounded to the nearest timestep and never below 0; otherwise it
             is unrounded, in the dtype of x.
+        autocast: As in `Energy`.
 
     Returns:
         A field in time on the schedule's own path, `Tabulated`.
@@ -99,7 +102,8 @@ def from_timesteps(
             "A model of the noise was trained on a table that ends above 0: give that one",
         )
     function("net", net, "net(x, k, **cond)")
-    return Diffusion(_OnTimesteps(net, path, integer), as_event_shape(event_shape), path, predicts)
+    adapted = _OnTimesteps(net, path, integer)
+    return Diffusion(adapted, as_event_shape(event_shape), path, predicts, autocast=autocast)
 
 
 def from_sigmas(
@@ -107,6 +111,8 @@ def from_sigmas(
     event_shape: Sequence[int],
     path: GaussianPath | None = None,
     predicts: str = "data",
+    *,
+    autocast: torch.dtype | None = None,
 ) -> Diffusion:
     """A network whose time is the noise level sigma (EDM, NCSN, k-diffusion) as a `Diffusion`.
 
@@ -115,6 +121,7 @@ def from_sigmas(
         event_shape: The shape of one x.
         path: Variance exploding: `VE(...)`, or `EDM(...)`; None for `EDM()`.
         predicts: What the network predicts: "data" for an EDM denoiser, "score" for an NCSN.
+        autocast: As in `Energy`.
 
     Returns:
         A field in time on that path.
@@ -133,6 +140,7 @@ def from_sigmas(
         as_event_shape(event_shape),
         path,
         predicts,
+        autocast=autocast,
     )
 
 
@@ -142,6 +150,8 @@ def from_reversed_time(
     path: GaussianPath | None = None,
     predicts: str = "velocity",
     base: object = None,
+    *,
+    autocast: torch.dtype | None = None,
 ) -> Diffusion | Velocity:
     """A network whose time s runs from data (s = 0) to noise (s = 1), in this package's t = 1 - s.
 
@@ -154,6 +164,7 @@ def from_reversed_time(
             `Velocity` from `base`.
         predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
         base: The law at s = 1, as in `Velocity`; None for N(0, I).
+        autocast: As in `Energy`.
 
     Returns:
         A field in time: a `Velocity` without a path, else a `Diffusion`.
@@ -170,5 +181,5 @@ def from_reversed_time(
             raise InvalidArgument(
                 "path", path, f"the Gaussian path on which the network predicts {predicts}"
             )
-        return Velocity(adapted, as_event_shape(event_shape), base)
-    return Diffusion(adapted, as_event_shape(event_shape), path, predicts)
+        return Velocity(adapted, as_event_shape(event_shape), base, autocast=autocast)
+    return Diffusion(adapted, as_event_shape(event_shape), path, predicts, autocast=autocast)

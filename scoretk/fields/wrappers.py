@@ -9,7 +9,7 @@ or reversed time are adapted in `scoretk.fields.adapters`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -48,18 +48,23 @@ class Energy:
     Args:
         fn: A callable or module, `fn(x, **cond) -> (batch,)` for x `(batch, *event_shape)`.
         event_shape: The shape of one x.
+        autocast: torch.bfloat16 or torch.float16, in which products within `fn` are computed
+            (`torch.autocast`) while x and the result stay in float32; None for their own dtype.
 
     Raises:
-        InvalidArgument: `fn` cannot be called, or `event_shape` is no shape.
+        InvalidArgument: `fn` cannot be called, `event_shape` is no shape, or `autocast` no such
+            dtype.
     """
 
     fn: Callable[..., Tensor]
     event_shape: tuple[int, ...]
+    autocast: InitVar[torch.dtype | None] = None
 
     provides = frozenset({"energy", "score"})
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, autocast: torch.dtype | None) -> None:
         function("fn", self.fn, "fn(x, **cond)")
+        object.__setattr__(self, "fn", _autocast(self.fn, autocast))
         object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
@@ -84,24 +89,49 @@ class Score:
     Args:
         fn: A callable or module, `fn(x, **cond)`, like x `(batch, *event_shape)`.
         event_shape: The shape of one x.
+        autocast: torch.bfloat16 or torch.float16, in which products within `fn` are computed
+            (`torch.autocast`) while x and the result stay in float32; None for their own dtype.
 
     Raises:
-        InvalidArgument: `fn` cannot be called, or `event_shape` is no shape.
+        InvalidArgument: `fn` cannot be called, `event_shape` is no shape, or `autocast` no such
+            dtype.
     """
 
     fn: Callable[..., Tensor]
     event_shape: tuple[int, ...]
+    autocast: InitVar[torch.dtype | None] = None
 
     provides = frozenset({"score"})
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, autocast: torch.dtype | None) -> None:
         function("fn", self.fn, "fn(x, **cond)")
+        object.__setattr__(self, "fn", _autocast(self.fn, autocast))
         object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
         score = unwritten("score", lambda y: rejecting(self.fn, y, cond, torch.nan), x)
         return check_rows("score", score, x.shape, "A score is shaped like x").to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Autocast:
+    """A function of x whose products are computed in another dtype, by `torch.autocast`."""
+
+    fn: Callable[..., Tensor]
+    dtype: torch.dtype
+
+    def __call__(self, x: Tensor, *rest: Tensor, **cond: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, self.dtype):
+            return self.fn(x, *rest, **cond)
+
+
+def _autocast(fn: Callable[..., Tensor], dtype: torch.dtype | None) -> Callable[..., Tensor]:
+    if dtype is None:
+        return fn
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.bfloat16, torch.float16):
+        raise InvalidArgument("autocast", dtype, "torch.bfloat16, torch.float16 or None")
+    return _Autocast(fn, dtype)
 
 
 class GaussianPathField:
@@ -219,6 +249,7 @@ class Diffusion(GaussianPathField):
         predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
         null: For `scoretk.guided`, where the network has learned to do without conditions: the
             condition values that stand for none, by name (None leaves the keyword out).
+        autocast: As in `Energy`.
 
     Raises:
         InvalidArgument: An argument does not fit.
@@ -230,9 +261,11 @@ class Diffusion(GaussianPathField):
     path: GaussianPath = VP()  # noqa: RUF009 (frozen)
     predicts: str = "noise"
     null: Mapping[str, Any] | None = None
+    autocast: InitVar[torch.dtype | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, autocast: torch.dtype | None) -> None:
         function("net", self.net, "net(x, t, **cond)")
+        object.__setattr__(self, "net", _autocast(self.net, autocast))
         object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
         check_prediction(self.predicts)
         if not isinstance(self.path, GaussianPath):
@@ -263,6 +296,7 @@ class Velocity(GaussianPathField):
         event_shape: The shape of one x.
         base: The law at t = 0: None for N(0, I), a `torch.distributions.Distribution`, a field with
             `draw`, or a tensor `(n, *event_shape)` of samples to start from.
+        autocast: As in `Energy`.
 
     Raises:
         InvalidArgument: An argument does not fit.
@@ -272,10 +306,14 @@ class Velocity(GaussianPathField):
     path: GaussianPath | None  # type: ignore[assignment]
 
     def __init__(
-        self, net: Callable[..., Tensor], event_shape: Sequence[int], base: object = None
+        self,
+        net: Callable[..., Tensor],
+        event_shape: Sequence[int],
+        base: object = None,
+        *,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        function("net", net, "net(x, t, **cond)")
-        self.net = net
+        self.net = _autocast(function("net", net, "net(x, t, **cond)"), autocast)
         self.event_shape = as_event_shape(event_shape)
         self.path = Linear() if base is None else None
         self.base = (
