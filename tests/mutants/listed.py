@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-ROUNDS = ("first", "fresh")
+ROUNDS = ("first", "fresh", "third")
 
 
 class Mutant(NamedTuple):
