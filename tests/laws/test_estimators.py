@@ -16,7 +16,16 @@ from scoretk.fields.paths import VE
 from scoretk.fields.resolve import resolve
 from scoretk.inference import likelihood
 from scoretk.inference.encoding import Flow, corrected_end, interpolate, short_of_the_end
-from scoretk.inference.partition import Population, _families, _log_mean, _stretched, find_ladder
+from scoretk.inference.partition import (
+    LARGE,
+    MOST_MOVES,
+    Population,
+    _doubts,
+    _families,
+    _log_mean,
+    _stretched,
+    find_ladder,
+)
 from scoretk.solvers.importance import Ladder
 
 RNG = np.random.default_rng(0)
@@ -502,3 +511,48 @@ def test_a_ladder_has_a_level_wherever_the_weights_lose_a_tenth():
     assert len(shares) > 5
     assert all(abs(share - 0.9) < 0.04 for share in shares[:-1])
     assert shares[-1] > 0.86
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_row_of_which_any_dequantisation_failed_has_failed(failing):
+    calls = itertools.count()
+
+    class Law:
+        event_shape, provides = (2,), frozenset({"log_prob"})
+
+        def log_prob(self, x):
+            found = -x.square().sum(1)
+            return (
+                found.index_fill(0, torch.tensor([1]), math.nan)
+                if next(calls) == failing
+                else found
+            )
+
+    cells = torch.tensor([[0.0, 3.0], [2.0, 1.0]], dtype=torch.float64)
+    found = stk.bits_per_dim(Law(), cells, levels=4, draws=3)
+    assert found.status.tolist() == [int(stk.Status.OK), int(stk.Status.NONFINITE)]
+    assert found.value.isnan().tolist() == [False, True]
+
+
+def test_every_reason_to_doubt_a_partition_function_is_told():
+    """From its limit on: a level where the kernel made all the moves that there are, and had not forgotten."""
+    rising = (0.0, 0.5, 1.0)
+    for moves, slow in (((1, MOST_MOVES - 1), 0), ((1, MOST_MOVES), 1), ((MOST_MOVES,) * 2, 2)):
+        told = _doubts(0.05, 0.5, Ladder(rising, moves=moves))
+        assert [f"at {slow} of 2 levels" in doubt for doubt in told] == [True] * (slow > 0)
+    plain = Ladder(rising)
+    assert _doubts(LARGE, 1.0, plain) == []
+    for stderr, apart, n in (
+        (LARGE * 1.01, 0.5, 1),
+        (math.nan, 0.5, 1),
+        (0.05, 1.01, 1),
+        (1, 2, 2),
+    ):
+        assert len(_doubts(stderr, apart, plain)) == n
+
+
+def test_the_effective_size_of_a_standard_deviation_is_that_of_squares_about_the_common_mean():
+    x = torch.tensor(chains())
+    rows = x.permute(1, 2, 0)
+    squares = (x - x.mean((1, 2), keepdim=True)).square().permute(1, 2, 0)
+    torch.testing.assert_close(convergence.ess(rows, "sd"), convergence.ess(squares, "mean"))

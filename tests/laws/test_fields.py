@@ -15,9 +15,14 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.alike import alike
 from scoretk.fields.base import NormalBase
 from scoretk.fields.bridge import Bridge, Stretched
+from scoretk.fields.conditions import own
 from scoretk.fields.convert import PREDICTIONS, convert
+from scoretk.fields.derivatives import check_no_steps
 from scoretk.fields.discrete import Discrete
+from scoretk.fields.freelaws import free_law, support_of, unvalidated
+from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import EDM, VE, VP, Cosine, Interpolant, Linear, SubVP, Tabulated
+from scoretk.fields.resolve import resolve
 from scoretk.fields.states import check_states, uniform_states
 from scoretk.fields.supports import bijection, ordered
 
@@ -303,3 +308,144 @@ def test_a_table_that_ends_at_0_has_no_seam():
     for t in (0.3 * seam, 0.7 * seam, 1.3 * seam):
         slope = (float(path.alpha(t + h)) - float(path.alpha(t - h))) / (2 * h)
         assert float(path.dalpha(t)) == pytest.approx(slope, rel=1e-4)
+
+
+def test_the_support_of_a_mixture_is_what_its_components_span():
+    """From the least of their lower ends to the greatest of their upper ones, in any order."""
+    low, high = torch.tensor([-2.0, 0.5, -1.0]).double(), torch.tensor([0.0, 3.0, 1.0]).double()
+    weights = torch.tensor([0.2, 0.3, 0.5]).double()
+    for order in itertools.permutations(range(3)):
+        i = list(order)
+        law = td.MixtureSameFamily(td.Categorical(weights[i]), td.Uniform(low[i], high[i]))
+        ends = support_of(law).constrain(torch.tensor([-40.0, 0.0, 40.0]).double())
+        torch.testing.assert_close(ends, torch.tensor([-2.0, 0.5, 3.0]).double())
+    above = td.MixtureSameFamily(td.Categorical(weights), td.Pareto(low + 3, high + 1))
+    least = support_of(above).constrain(torch.tensor(-40.0).double())
+    assert float(least) == pytest.approx(1.0)  # the least scale
+    z = torch.linspace(-30, 30, 60001, dtype=torch.float64)
+    density = free_law(unvalidated(law)).log_density(z).exp()
+    assert float(torch.trapezoid(density, z)) == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_there_is_no_gradient_where_the_energy_is_not_finite(differentiable):
+    """Whatever autograd makes of the branch, and in the row alone that has such an energy."""
+    x = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [0.5, -3.0]]).double()
+    x.requires_grad_(differentiable)
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        field = stk.Energy(lambda y: torch.where(y[:, 0] > 0, y.square().sum(1), wrong), (2,))  # noqa: B023
+        energy, gradient = grad_energy(field.energy, x)
+        torch.testing.assert_close(gradient[[0, 2]], 2 * x[[0, 2]])
+        assert gradient[1].isnan().all()
+        assert not energy[1].isfinite()
+
+
+def test_each_member_of_a_combination_gets_the_conditions_that_it_has_names_for():
+    """One that none has a name for goes to all, which refuse it: it is not dropped."""
+    given = {}
+
+    def labelled(y, label):
+        given["label"] = label
+        return y.square().sum(1) * label
+
+    x, label = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), torch.arange(3.0)
+    first, second = stk.Energy(labelled, (2,)), stk.Energy(lambda y: y.square().sum(1), (2,))
+    for made in (
+        stk.product(first, second),
+        stk.mixture([first, second], [1, 2], [0.0, 0.0]),
+        stk.bridge(second, first, 0.5),
+    ):
+        made.energy(x, label=label)
+        assert torch.equal(given["label"], label)
+        for method in (made.energy, made.score):
+            with pytest.raises(TypeError, match="lable"):
+                method(x, label=label, lable=label)
+    assert own([frozenset({"a"}), frozenset()], {"a": x, "b": x}) == [{"a": x, "b": x}, {"b": x}]
+    assert own([frozenset({"a"}), None], {"a": x, "b": x}) == [{"a": x}, {"a": x, "b": x}]
+
+
+@pytest.mark.parametrize(
+    ("f", "steps"),
+    [
+        (lambda y: y.square().sum(1), False),
+        (lambda y: y.relu().sum(1), False),  # flat in half of the places
+        (lambda y: (y.abs() - 1).clamp(min=0, max=1).sum(1), False),
+        (lambda y: y[:, 0].square(), False),  # flat in the second coordinate
+        (lambda y: y.round().sum(1), True),
+        (lambda y: y[:, 0].square() + y[:, 1].sign(), True),
+    ],
+)
+def test_a_function_goes_in_steps_where_it_changes_and_has_a_derivative_nowhere(f, steps):
+    def check():
+        check_no_steps(f, torch.zeros(1, 2, dtype=torch.float64), "f", f, "a hint")
+
+    if not steps:
+        check()
+        return
+    with pytest.raises(InvalidArgument, match="in steps"):
+        check()
+
+
+class Answering:
+    """A static field whose answers are as they should be, but for one."""
+
+    event_shape, provides = (2,), frozenset({"energy", "score"})
+
+    def __init__(self, wrong, made):
+        self.wrong, self.made = wrong, made
+
+    def told(self, name, value):
+        return self.made(value) if name == self.wrong else value
+
+    def energy(self, x):
+        return self.told("energy", x.square().sum(1) / 2)
+
+    def score(self, x):
+        return self.told("score", -x)
+
+    def energy_and_grad(self, x):
+        energy, gradient = x.square().sum(1) / 2, x.clone()
+        return self.told("energy of both", energy), self.told("gradient of both", gradient)
+
+
+MADE = {
+    "of one row": lambda v: v[:1],
+    "with an axis more": lambda v: v[..., None],
+    "of whole numbers": lambda v: v.round().long(),
+    "complex": lambda v: v.to(torch.complex64),
+    "in numpy": lambda v: v.numpy(),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("wrong", ["energy", "score", "energy of both", "gradient of both"])
+def test_every_answer_of_a_field_is_looked_at(wrong, made):
+    """One that fits x by broadcasting alone would sample another law without a word."""
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    right, field = (resolve(Answering(w, MADE[made]), {"energy", "score"}) for w in ("", wrong))
+    ask = {
+        "energy": lambda f: f.energy(x),
+        "score": lambda f: f.score(x),
+        "energy of both": lambda f: f.energy_and_grad(x),
+        "gradient of both": lambda f: f.energy_and_grad(x),
+    }
+    for name, asked in ask.items():
+        asked(right)
+        if name.split()[-1] == wrong.split()[-1]:
+            with pytest.raises(InvalidArgument, match=wrong.split()[0]):
+                asked(field)
+        else:
+            asked(field)
+
+
+@pytest.mark.parametrize("path", ALL_PATHS, ids=repr)
+def test_a_field_on_a_path_starts_from_its_noise_alone(path):
+    """`N(0, sigma(0)^2 I)`, the law of alpha(0) x_1 left out, where alpha(0) is small or sigma is large."""
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    std = float(path.sigma(0.0))
+    right = td.Normal(0.0, std).log_prob(std * x).sum(1)
+    base = stk.Diffusion(lambda y, t: y, (2,), path).base
+    torch.testing.assert_close(base.log_prob(std * x), right)
+    noise = Noise(4, 5, dtype=torch.float64)
+    normals = noise.normal(0, Stream.START, (2,), torch.float64)
+    torch.testing.assert_close(base.draw(5, noise), std * normals)

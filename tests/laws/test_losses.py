@@ -23,8 +23,10 @@ from scoretk.learn.losses import (
     stratified,
 )
 from scoretk.learn.noise_contrastive import noise_contrastive
+from scoretk.learn.resume import packed, unpacked
 from scoretk.learn.sampler_divergence import nearest_neighbour_entropy, sampler_divergence
 from scoretk.learn.score_matching import implicit_score_matching, sliced_score_matching
+from scoretk.learn.states import States
 from scoretk.learn.weightings import WEIGHTINGS, weighting
 
 N, D = 5, 3
@@ -407,3 +409,69 @@ def test_a_velocity_on_the_linear_path_is_flow_matching():
     x, start, t = randn(N, D), randn(N, D, seed=1), torch.linspace(0.1, 0.9, N, dtype=torch.float64)
     found = prediction_error(net, x, t, start, Linear(), "velocity")
     torch.testing.assert_close(found, flow_matching(net, x, t, start))
+
+
+class Remembering:
+    """A loss with a memory, which each part of a batch has for itself."""
+
+    def __init__(self):
+        self.seen = torch.zeros(2)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+    def for_part(self, part):
+        self.seen = self.seen + 10 * (part + 1)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_losses_remember_is_of_each_part_and_not_of_evaluations(parts):
+    loss = Remembering()
+    states = States([loss, torch.nn.Identity(), loss], parts)
+    start = [10.0 * (p + 1) if parts > 1 else 0.0 for p in range(parts)]
+    for turn in range(2):
+        for part in range(parts):
+            with states.of(part):
+                assert loss.seen.tolist() == [start[part] + turn] * 2
+                loss.seen = loss.seen + 1
+        before = states.moment()
+        with states.unchanged():
+            loss.seen = loss.seen + 100
+        after = states.moment()
+        assert {p: s[0]["seen"].tolist() for p, s in after.items()} == {
+            p: [start[p] + turn + 1] * 2 for p in range(parts)
+        }
+        states.restore(before)
+    if parts == 1:
+        assert loss.seen.tolist() == [2.0, 2.0]
+
+
+def test_a_moment_of_a_training_comes_back_as_it_was():
+    """Values and their types, to any depth: an optimiser may tell a tuple from a list."""
+    moment = {
+        "step": 3,
+        "betas": (0.9, 0.999),
+        "nested": [(1, [2.5, None]), {"a": (True, "b"), 7: ()}, [], {}],
+        "state": {0: {"m": randn(2, 3), "ids": (torch.arange(3), torch.ones(()).bool())}},
+    }
+
+    def same(a, b):
+        assert type(a) is type(b)
+        if isinstance(a, torch.Tensor):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+        elif isinstance(a, dict):
+            assert list(a) == list(b)
+            for name in a:
+                same(a[name], b[name])
+        elif isinstance(a, list | tuple):
+            assert len(a) == len(b)
+            for one, other in zip(a, b, strict=True):
+                same(one, other)
+        else:
+            assert a == b
+
+    same(unpacked(packed(moment)), moment)

@@ -14,6 +14,7 @@ from scoretk.errors import (
     UnknownName,
 )
 from scoretk.plugins import catalog, models
+from scoretk.plugins.capabilities import CAPABILITIES, offers
 from scoretk.plugins.catalog import Catalog
 from scoretk.plugins.discovery import Broken, Entry, normalised
 
@@ -112,3 +113,18 @@ def test_what_every_call_of_a_trainer_takes_is_no_setting_of_it():
     settings = str(told.value).split("It takes ")[1].split(", ")
     assert "steps" in settings
     assert not {"data", "seed", "report", "checkpoint"} & set(settings)
+
+
+def test_a_field_offers_what_it_says_and_else_what_it_has():
+    """One that says it offers nothing offers nothing, whatever it has."""
+
+    class Silent:
+        energy, score = (lambda self, x: x.sum(1)), None
+
+    def saying(*names):
+        return type("Saying", (Silent,), {"provides": names})()
+
+    assert offers(Silent()) == {"energy"}
+    assert offers(saying()) == frozenset()
+    assert offers(saying("score")) == {"score"}
+    assert offers(saying(*CAPABILITIES)) == set(CAPABILITIES)

@@ -1,20 +1,23 @@
 """What a run keeps, counts and masks, in plain numbers."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import scoretk as stk
-from scoretk.errors import Status
+from scoretk.errors import CheckpointError, Status
 from scoretk.fields.resolve import resolve
 from scoretk.models.targets.mixture import gaussian
 from scoretk.run.checkpoint import weights_digest
 from scoretk.run.moment import BEYOND_PATH, BEYOND_START, reach_of
+from scoretk.run.progress import ProgressBar
 from scoretk.run.record import KeepMoments, Record
 from scoretk.run.schedule import Schedule
 from scoretk.run.settle import settle
+from scoretk.run.state import all_finite, finite_chains
 from scoretk.run.witness import contradiction, witness
 
 
@@ -181,3 +184,108 @@ def test_how_far_a_chain_may_go_is_told_by_its_path_and_by_its_start():
     far = [BEYOND_START * s for s in (1.0, 3.0, 1e4)]
     assert reach_of(annealed, still, x).tolist() == pytest.approx(far)
     assert reach_of(stk.ULA(0.1), still, x) is None
+
+
+def test_chains_go_on_where_all_of_their_state_is_finite():
+    """A position that is finite with an energy that is not is no state to go on from, nor the reverse."""
+    old, new = State(torch.zeros(4, 2), torch.zeros(4)), State(torch.ones(4, 2), torch.ones(4))
+    new.x[1, 0], new[1][2] = torch.inf, torch.nan
+    assert finite_chains(new).tolist() == [True, False, False, True]
+    assert not all_finite(new)
+    assert all_finite(old)
+    well, never = torch.zeros(4, dtype=torch.int64), torch.full((4,), -1)
+    state, status, failed_at, _ = settle(new, old, {}, well, never, 7)
+    assert state[1].tolist() == [1, 0, 0, 1]
+    assert status.tolist() == [0, int(Status.NONFINITE), int(Status.NONFINITE), 0]
+    assert failed_at.tolist() == [-1, 7, 7, -1]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_a_progress_line_is_shown_where_it_is_asked_for_or_there_is_a_terminal(
+    monkeypatch, asked, terminal
+):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert (ProgressBar(asked, 3)._bar is not None) is (terminal if asked is None else asked)
+
+
+@pytest.mark.parametrize(("every", "cost"), [(30.0, 0.5), (2.0, 1.0), (1.0, 0.0)])
+def test_saving_takes_at_most_a_twentieth_of_the_time(monkeypatch, tmp_path, every, cost):
+    """The next write is due after `every` seconds, or after twenty times what the last one took."""
+    now = [100.0]
+    monkeypatch.setattr("scoretk.run.checkpoint.time.monotonic", lambda: now[0])
+
+    def write(*_):
+        now[0] += cost
+
+    monkeypatch.setattr("scoretk.run.checkpoint.write", write)
+    checkpoint = stk.Checkpoint(tmp_path / "run", every)
+    checkpoint.begin()
+    for wait in (every, max(every, 20 * cost)):
+        before = now[0]
+        now[0] = before + wait * 0.99
+        assert not checkpoint.due()
+        now[0] = before + wait * 1.01
+        assert checkpoint.due()
+        checkpoint.save({}, {})
+
+
+def test_a_file_of_draws_keeps_the_ids_of_the_chains(tmp_path):
+    """Whatever the format, as the noise of a chain follows from its id."""
+    pytest.importorskip("arviz")
+    draws = stk.sample(gaussian(2), stk.MALA(0.3), chains=range(3, 11, 2), steps=5)
+    assert draws.chains.tolist() == [3, 5, 7, 9]
+    assert stk.Draws.load(draws.save(tmp_path / "draws.safetensors")).chains.tolist() == [
+        3,
+        5,
+        7,
+        9,
+    ]
+    told = draws.to_arviz()
+    assert told.posterior.chain.values.tolist() == [3, 5, 7, 9]
+    assert told.sample_stats.chain.values.tolist() == [3, 5, 7, 9]
+
+
+OTHERWISE = {
+    "cond": {"cond": {"k": torch.tensor([1.0, 2.0, 4.0])}},
+    "init": {"init": torch.full((3, 2), 0.5)},
+    "seed": {"seed": 5},
+    "warmup": {"warmup": 4},
+    "thin": {"thin": 2},
+    "keep": {"keep": "moments"},
+    "batch": {"batch": 2},
+    "dtype": {"dtype": torch.float64},
+    "solver": {"solver": stk.MALA(0.4)},
+    "the same": {},
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_checkpoint_is_taken_up_by_the_run_that_wrote_it_alone(tmp_path, name):
+    """Each of the arguments on which draws depend tells one run from another, by its values."""
+    run = {
+        "solver": stk.MALA(0.3),
+        "cond": {"k": torch.tensor([1.0, 2.0, 3.0])},
+        "init": torch.zeros(3, 2),
+        "steps": 6,
+        "warmup": 2,
+        "seed": 4,
+    }
+    field = stk.Energy(lambda x, k: k * x.square().sum(1) / 2, (2,))
+    file = tmp_path / "run.safetensors"
+    stk.sample(field, **run, checkpoint=file)
+    if name == "the same":
+        stk.sample(field, **run, checkpoint=file)
+        return
+    with pytest.raises(CheckpointError, match=name):
+        stk.sample(field, **run | OTHERWISE[name], checkpoint=file)
+
+
+@pytest.mark.parametrize("warmup", [3, 25, 64])
+def test_what_is_tuned_stays_from_the_end_of_warmup_on(warmup):
+    """Wherever warmup ends within a block of steps: a run is the beginning of a longer one."""
+    run = {"chains": 4, "warmup": warmup, "seed": 2}
+    short, longer = (stk.sample(gaussian(2), stk.MALA(), steps=n, **run) for n in (2, 23))
+    assert torch.equal(short.tuned["step_size"], longer.tuned["step_size"])
+    assert torch.equal(short.x, longer.x[:, :2])

@@ -11,9 +11,12 @@ from scipy.stats import norm
 import scoretk as stk
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
+from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import VP
 from scoretk.fields.resolve import resolve
 from scoretk.models.targets.mixture import gaussian
+from scoretk.solvers import EXAMPLES
+from scoretk.solvers.base import is_grid
 from scoretk.solvers.importance import Ladder, resampled
 from scoretk.solvers.nuts import Span, join
 from scoretk.solvers.parts.metropolis import decide
@@ -874,3 +877,36 @@ def test_an_energy_that_falls_far_ends_no_trajectory():
     cliff = stk.Energy(lambda x: 1e5 * torch.relu(x.norm(dim=1) - 1), (2,))
     out = stk.sample(cliff, kernel, init=torch.zeros(8, 2), steps=1)
     assert out.stats["diverging"].all()
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        *(s for s in EXAMPLES.values() if {"energy", "score"} == s.needs and not is_grid(s)),
+        stk.PreconditionedLangevin(0.3, metric="none", adjusted=False),
+    ],
+    ids=repr,
+)
+def test_the_energy_that_a_step_reports_is_that_of_its_position(solver):
+    noise, bound, state = begun(solver, spread=2.0)
+    for _ in range(4):
+        state, info = solver.step(bound, state, noise)
+        if "energy" in info:
+            torch.testing.assert_close(info["energy"], bound.energy(state.x))
+
+
+def test_a_flow_or_a_reverse_sde_begins_at_the_scale_of_its_first_time():
+    for t in (0.0, 0.2):
+        solver = stk.ReverseSDE("ancestral", grid=(t, 0.6, 0.9))
+        bound = resolve(TIMED, solver.needs, timed=True)
+        x = torch.ones(2, D, dtype=torch.float64)
+        torch.testing.assert_close(solver.start(bound, x, None), x * scales(t)[1] / scales(0.0)[1])
+
+
+@pytest.mark.parametrize("kernel", [stk.MALA(0.1, temperature=2.0), stk.ULA(0.1), stk.ULA])
+def test_a_kernel_inside_another_solver_is_exact_at_temperature_1(kernel):
+    for outer in (stk.AIS, stk.SMC, stk.ParallelTempering):
+        with pytest.raises(InvalidArgument, match="kernel"):
+            outer(kernel=kernel)
+    with pytest.raises(InvalidArgument, match="kernel"):
+        stk.log_partition(gaussian(dim=2), kernel=kernel)
