@@ -11,6 +11,7 @@ import scoretk as stk
 from scoretk.cli import main
 from scoretk.conformance import SOLVER_CHECKS, check_solver, parametrize_with_solver_checks
 from scoretk.core.streams import Stream
+from scoretk.run import settle
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.parts.metropolis import metropolis
 from tests.marks import slow_but
@@ -226,6 +227,60 @@ def test_each_law_catches_its_wrong_solvers(law, solver):
     result = CHECKS[law].result(solver)
     assert result.status == "failed"
     assert result.detail
+
+
+BROKEN_ANSWERS = {
+    "a dict for a state": ("init", lambda state: state._asdict()),
+    "a tuple for a state": ("init", tuple),
+    "a position as an array": ("init", lambda state: state._replace(x=state.x.numpy())),
+    "a position for half the event": ("init", lambda state: state._replace(x=state.x[:, :1])),
+    "no info": ("step", lambda answer: answer[0]),
+    "None for info": ("step", lambda answer: (answer[0], None)),
+    "a number for a statistic": ("step", lambda answer: (answer[0], {"accept": 1.0})),
+    "a statistic of other rows": ("step", lambda answer: (answer[0], {"accept": torch.ones(3)})),
+    "another state": ("step", lambda answer: (tuple(answer[0]), answer[1])),
+    "a position that shrinks": (
+        "step",
+        lambda answer: (answer[0]._replace(x=answer[0].x[:, :1]), answer[1]),
+    ),
+    "a position in float64": (
+        "step",
+        lambda answer: (answer[0]._replace(x=answer[0].x.double()), answer[1]),
+    ),
+}
+"""What is no answer, by name: of which method, and what makes it of a right one."""
+
+
+@dataclass(frozen=True)
+class Misanswering(Walk):
+    wrong: str = "no info"
+
+    def _spoilt(self, call, answer):
+        method, spoil = BROKEN_ANSWERS[self.wrong]
+        return spoil(answer) if method == call else answer
+
+    def init(self, field, x, noise):
+        return self._spoilt("init", super().init(field, x, noise))
+
+    def step(self, field, state, noise):
+        return self._spoilt("step", super().step(field, state, noise))
+
+
+BOWL = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+
+
+@pytest.mark.parametrize("wrong", BROKEN_ANSWERS)
+def test_what_is_no_answer_of_a_solver_is_refused_in_a_run(wrong):
+    with pytest.raises(stk.InvalidArgument, match=r"^solver: expected"):
+        stk.sample(BOWL, Misanswering(wrong=wrong), 8, steps=3)
+
+
+def test_taken_as_it_comes_it_is_drawn_from_or_leaks(monkeypatch):
+    monkeypatch.setattr(settle, "checked_step", lambda answer, old: answer)
+    shrunk = stk.sample(BOWL, Misanswering(wrong="a position that shrinks"), 8, steps=3)
+    assert shrunk.x.shape == (8, 3, 1)
+    with pytest.raises(AttributeError):
+        stk.sample(BOWL, Misanswering(wrong="None for info"), 8, steps=3)
 
 
 @pytest.mark.parametrize("name", slow_but(EXAMPLES, "probability-flow", "discrete-langevin"))

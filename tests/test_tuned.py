@@ -1,5 +1,6 @@
 """What warmup tuned is given back to a solver, which then goes on without warmup."""
 
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -97,6 +98,10 @@ def test_what_does_not_fit_is_refused():
     for other in (3, None, {"step_size": torch.ones(())}):
         with pytest.raises(stk.InvalidArgument, match=r"as scoretk\.sample returns them"):
             stk.HMC().tuned_by(other)
+    for spoilt in (torch.tensor(torch.nan), torch.tensor(torch.inf), 0.5):
+        draws = dataclasses.replace(first, tuned=first.tuned | {"step_size": spoilt})
+        with pytest.raises(stk.InvalidArgument, match="finite numbers"):
+            stk.HMC().tuned_by(draws)
     with pytest.raises(stk.InvalidArgument, match="tuned values of shapes"):
         stk.sample(
             stk.Energy(lambda x: x.square().sum(1), (2,)),

@@ -15,7 +15,7 @@ from scoretk.errors import Status
 from scoretk.fields.resolve import TimedField
 from scoretk.run.record import Record, Recorder
 from scoretk.run.schedule import Schedule
-from scoretk.run.state import finite_chains
+from scoretk.run.state import checked_start, finite_chains
 from scoretk.solvers.base import is_grid, traits
 
 __all__ = ["Loop", "Moment", "begin", "extent", "is_free", "looked_at", "outcome", "reach_of"]
@@ -107,7 +107,7 @@ def begin(
         restart: The start that an attempt makes, by its number, for chains that are not finite at the
             one before; None to take x as it is.
     """
-    state = solver.init(bound, x, noise)
+    state = checked_start(solver.init(bound, x, noise), x)
     finite, attempts = finite_chains(state), 0
     while restart is not None and attempts < ATTEMPTS and not bool(finite.all()):
         attempts += 1

@@ -18,7 +18,7 @@ from torch.linalg import vector_norm
 
 from scoretk.errors import Status
 from scoretk.run.record import masked
-from scoretk.run.state import all_finite, finite_chains, select_state
+from scoretk.run.state import all_finite, checked_step, finite_chains, select_state
 from scoretk.solvers.base import Info
 
 __all__ = ["Made", "Now", "make_step", "settle", "settled", "within"]
@@ -58,7 +58,7 @@ def make_step(
     solver: Any, field: Any, noise: Any, now: Now, step: int | Tensor, probe: float | None
 ) -> Made:
     """Make a step and settle it; arguments are those of `settled`, with solver, field and noise."""
-    new, info = solver.step(field, now.state, noise)
+    new, info = checked_step(solver.step(field, now.state, noise), now.state)
     return settled(new, info, now, step, probe)
 
 

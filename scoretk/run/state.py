@@ -6,21 +6,72 @@ Leaves have the chains on axis 0, except those without an axis and those that th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoretk.core.rows import finite_rows, select_rows
+from scoretk.errors import InvalidArgument
 
 __all__ = [
     "all_finite",
+    "checked_start",
+    "checked_step",
     "finite_chains",
     "select_state",
     "state_leaves",
     "tuned_leaves",
     "with_leaves",
 ]
+
+
+def checked_start(state: Any, x: Tensor) -> Any:
+    """What a solver's `init` returned at x, where it is a state that can be run.
+
+    Raises:
+        InvalidArgument: It is no NamedTuple of tensors with a position like x.
+    """
+    named = isinstance(state, tuple) and hasattr(state, "_fields")
+    if not named or not all(isinstance(leaf, Tensor) for leaf in state_leaves(state).values()):
+        raise InvalidArgument("solver", state, f"a NamedTuple of tensors from its init {_BRIDGE}")
+    _check_position(state, x, "init")
+    return state
+
+
+def checked_step(answer: Any, old: Any) -> tuple[Any, Mapping[str, Tensor]]:
+    """What a solver's `step` returned from the state `old`, where it is `(state, info)`.
+
+    What is asked is known without reading a tensor, so that a step on a device is not waited for.
+
+    Raises:
+        InvalidArgument: It is not that; the state is of another kind or its position of another
+            shape; or something reported is not one value, or one row, a chain.
+    """
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
+        raise InvalidArgument("solver", answer, f"(state, info) from its step, a dict {_BRIDGE}")
+    new, info = answer
+    if type(new) is not type(old):
+        raise InvalidArgument("solver", new, f"a {type(old).__name__} from its step, as from init")
+    _check_position(new, old.x, "step")
+    for name, value in info.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != old.x.shape[:1]:
+            raise InvalidArgument(
+                "solver", value, f"info[{name!r}] with a value for each of {len(old.x)} chains"
+            )
+    return new, info
+
+
+_BRIDGE = "(scoretk.conformance.check_solver holds a solver to its protocol)"
+
+
+def _check_position(state: Any, x: Tensor, call: str) -> None:
+    place = getattr(state, "x", None)
+    if not isinstance(place, Tensor) or place.shape != x.shape or place.dtype != x.dtype:
+        raise InvalidArgument(
+            "solver", place, f"a position x of shape {tuple(x.shape)}, {x.dtype}, from its {call}"
+        )
 
 
 def state_leaves(nest: Any, prefix: str = "") -> dict[str, Tensor]:

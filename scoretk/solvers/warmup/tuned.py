@@ -128,6 +128,9 @@ class Tunable:
                 f"draws of a {type(self).__name__} whose warmup has tuned something",
                 "A step size means another thing to another solver: let each tune its own",
             )
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or not bool(value.isfinite().all()):
+                raise InvalidArgument(f"draws.tuned[{name!r}]", value, "a tensor of finite numbers")
         before = Before(
             int(provenance.get("seed", 0)),
             int(provenance.get("continues", 0)),
