@@ -267,6 +267,15 @@ ELSEWHERE = {
     "heun3": "ralston_3",
     "heun2": "trapezoid",
     "sample_dpm_2_ancestral": "has noise",
+    "torchdiffeq/heun3": "ralston_3",
+    "torchdiffeq/explicit_adams": "adams_3",
+    "DPM++ 2M Karras": "grid='edm'",
+    "KarrasVeScheduler": "grid='edm'",
+    "ScoreSdeVeScheduler": "corrector=1",
+    "SASolverScheduler": "ReverseSDE('dpmpp_2m')",
+    "RePaintScheduler": "scoretk.posterior",
+    "CogVideoXDDIMScheduler": "euler",
+    "LCMScheduler": "distilled",
     "adams3": "did you mean 'adams_3'",
 }
 

@@ -145,7 +145,8 @@ FOREIGN: dict[str, Foreign] = {
         advice="ProbabilityFlow('trapezoid'), Heun's rule in t",
     ),
     **_meant(
-        "heun3, rk3, ssprk3, kutta3", advice="Of third order with three stages is 'ralston_3'"
+        "heun3, torchdiffeq/heun3, rk3, ssprk3, kutta3",
+        advice="Of third order with three stages is 'ralston_3'",
     ),
     **_meant(
         "torchdiffeq/rk4",
@@ -154,13 +155,36 @@ FOREIGN: dict[str, Foreign] = {
     **_meant("torchdiffeq/euler", advice="'euler' here, on a grid of its own"),
     **_meant("torchdiffeq/midpoint", advice="'midpoint' here, on a grid of its own"),
     **_meant(
-        "explicit adams, implicit adams, fixed adams",
+        "explicit adams, implicit adams, fixed adams, torchdiffeq/explicit_adams, "
+        "torchdiffeq/implicit_adams, torchdiffeq/fixed_adams",
         advice="'adams_3', or with a corrector 'adams_pc_3'",
     ),
     **_meant("dop853, dopri853", advice="Of order 8 is 'dopri8', another pair"),
     **_meant(
-        "lsoda, bdf, radau, scipy solver",
+        "lsoda, bdf, radau, scipy solver, torchdiffeq/scipy_solver",
         advice="None is for stiff problems; adaptive are 'dopri5', 'tsit5', 'bosh3'",
+    ),
+    **_meant(
+        "dpm++ 2m karras",
+        advice="Its noise levels are a grid: ProbabilityFlow('dpmpp_2m', grid='edm')",
+    ),
+    **_meant(
+        "euler karras", advice="Its noise levels are a grid: ProbabilityFlow('euler', grid='edm')"
+    ),
+    **_meant(
+        "karras ve, edm stochastic",
+        advice="It has noise; without, ProbabilityFlow('heun', grid='edm')",
+    ),
+    **_meant(
+        "score sde ve, score sde vp",
+        advice="ReverseSDE('ancestral'), with corrector=1 for the predictor-corrector form",
+    ),
+    **_meant("sa solver", advice="It has noise. The nearest is ReverseSDE('dpmpp_2m')"),
+    **_meant("repaint", advice="It conditions: scoretk.posterior(field, ..., 'replacement')"),
+    **_meant("cogvideox ddim", advice="ProbabilityFlow('euler') on the path of its table"),
+    **_meant(
+        "lcm, tcd, cm stochastic iterative",
+        advice="It is for distilled networks that jump to the data: no flow is followed",
     ),
 }
 """By `spelled` names. This package's own names are exact and come first."""

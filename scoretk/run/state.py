@@ -6,7 +6,6 @@ Leaves have the chains on axis 0, except those without an axis and those that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ def checked_start(state: Any, x: Tensor) -> Any:
     return state
 
 
-def checked_step(answer: Any, old: Any) -> tuple[Any, Mapping[str, Tensor]]:
+def checked_step(answer: Any, old: Any) -> tuple[Any, dict[str, Tensor]]:
     """What a solver's `step` returned from the state `old`, where it is `(state, info)`.
 
     What is asked is known without reading a tensor, so that a step on a device is not waited for.
@@ -49,7 +48,7 @@ def checked_step(answer: Any, old: Any) -> tuple[Any, Mapping[str, Tensor]]:
         InvalidArgument: It is not that; the state is of another kind or its position of another
             shape; or something reported is not one value, or one row, a chain.
     """
-    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], dict):
         raise InvalidArgument("solver", answer, f"(state, info) from its step, a dict {_BRIDGE}")
     new, info = answer
     if type(new) is not type(old):
