@@ -180,7 +180,9 @@ FOREIGN: dict[str, Foreign] = {
         advice="ReverseSDE('ancestral'), with corrector=1 for the predictor-corrector form",
     ),
     **_meant("sa solver", advice="It has noise. The nearest is ReverseSDE('dpmpp_2m')"),
-    **_meant("repaint", advice="It conditions: scoretk.posterior(field, ..., 'replacement')"),
+    **_meant(
+        "repaint", advice="It conditions: scoretk.posterior(field, measured, scoretk.Replacement())"
+    ),
     **_meant("cogvideox ddim", advice="ProbabilityFlow('euler') on the path of its table"),
     **_meant(
         "lcm, tcd, cm stochastic iterative",
