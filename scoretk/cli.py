@@ -317,7 +317,8 @@ def _check(options: argparse.Namespace) -> int:
     else:
         for r in results:
             _say(f"{r.status:8} {r.check}" + (f": {r.detail}" if r.detail else ""))
-        _say(f"{len(results) - len(failed)} of {len(results)} laws hold for {options.name}")
+        held, silent = (sum(r.status == s for r in results) for s in ("passed", "skipped"))
+        _say(f"{options.name}: {held} laws hold, {len(failed)} fail, {silent} do not apply")
     return FAILED if failed else DONE
 
 

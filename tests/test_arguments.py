@@ -311,3 +311,11 @@ def test_what_no_square_or_list_of_names_or_device_can_be():
             stk.to_device(torch.nn.Identity(), odd)
     with pytest.raises(stk.InvalidArgument, match=r"^rows"):
         stk.log_prob(TIMED, torch.zeros(2, 2), rows=torch.tensor(0.5))
+
+
+def test_a_methods_name_is_no_solvers():
+    for name in ("dopri5", "heun"):
+        with pytest.raises(stk.UnknownName, match=rf"ProbabilityFlow\('{name}'\)"):
+            stk.sample(TIMED, name)
+    with pytest.raises(stk.UnknownName, match="did you mean 'nuts'"):
+        stk.sample(FIELD, "NUTS")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,24 @@ def test_it_is_the_solver_with_these_settings_to_the_bit(name, mutant, monkeypat
         for s in (same, solver.tuned_by(first))
     ]
     assert torch.equal(*runs) is not mutant
+
+
+def test_what_was_tuned_is_enough():
+    """As the draws give it, and as files and pickles do."""
+    first = warmed(SOLVERS["HMC"])
+    run = {"init": first.final, "steps": 4, "seed": 1, "chains": 8}  # the seed that led there
+    whole = stk.sample(FIELD, SOLVERS["HMC"].tuned_by(first), **run)
+    for values in (first.tuned, pickle.loads(pickle.dumps(first)).tuned):
+        assert torch.equal(stk.sample(FIELD, SOLVERS["HMC"].tuned_by(values), **run).x, whole.x)
+    with pytest.raises(stk.InvalidArgument, match=r"NUTS whose warmup.*means another thing"):
+        stk.NUTS().tuned_by(first.tuned)
+    with pytest.raises(stk.InvalidArgument, match=r"HMC\(\)\.tuned_by"):
+        stk.sample(FIELD, stk.HMC(), warmup=first.tuned, chains=8)
+    given = stk.sample(FIELD, stk.MALA(0.1), steps=2, chains=4)
+    with pytest.raises(stk.InvalidArgument, match="nothing tuned"):
+        stk.MALA().tuned_by(given.tuned)
+    with pytest.raises(stk.InvalidArgument, match=r"draws\.tuned"):
+        stk.HMC().tuned_by(dict(first.tuned))
 
 
 def test_scales_are_used():

@@ -36,11 +36,12 @@ from scoretk.core.devices import has_float64
 from scoretk.core.identity import Identity, without_addresses
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
-from scoretk.errors import InvalidArgument
+from scoretk.errors import InvalidArgument, UnknownName
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.resolve import StaticField, TimedField, resolve
+from scoretk.ode.registry import has_method
 from scoretk.plugins import as_solver, find_model, load
 from scoretk.run.batches import Batch, Finished, Saving, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
@@ -141,7 +142,7 @@ def sample(
         ChainFailure: Where a chain fails, with on_failure="raise".
     """
     model, origin = _model(field)
-    solver = _default_solver(model) if solver is None else as_solver("solver", solver)
+    solver = _default_solver(model) if solver is None else _named(solver)
     _check_temperature(model, solver)
     keep = option(
         "keep", keep if keep is not None else ("last" if is_grid(solver) else "all"), RECORDERS
@@ -393,8 +394,12 @@ def _plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:
     """The plan of the warmup."""
     if isinstance(warmup, Warmup):
         return warmup
-    steps = (DEFAULT_WARMUP if adapts(solver) else 0) if warmup is None else count("warmup", warmup)
-    return planned(solver, steps)
+    if warmup is None:
+        return planned(solver, DEFAULT_WARMUP if adapts(solver) else 0)
+    if isinstance(warmup, Draws | Mapping):
+        given = f"What was tuned is given to the solver: {type(solver).__name__}().tuned_by(draws)"
+        raise InvalidArgument("warmup", warmup, "a number of steps, or a Warmup", given)
+    return planned(solver, count("warmup", warmup))
 
 
 def _check_pilot(
@@ -480,6 +485,18 @@ def _recorder(model: Any, keep: str) -> Recorder:
     """What keeps the draws: in the user's space where the solver works in another."""
     constrain = optional(model, "constrain")
     return RECORDERS[keep] if constrain is None else Constraining(RECORDERS[keep], constrain)
+
+
+def _named(solver: Any) -> Solver:
+    """The solver of an argument; of an ODE method's name it is said which solver has it."""
+    try:
+        found: Solver = as_solver("solver", solver)
+    except UnknownName as error:
+        if not has_method(error.name):
+            raise
+        hint = f"It is a method: ProbabilityFlow({error.name!r})"
+        raise UnknownName("solver", error.name, error.known, hint) from error
+    return found
 
 
 def _given(init: Any) -> Tensor | None:

@@ -25,6 +25,7 @@ from scoretk.run.checkpoint import Checkpoint, another, check_settings, load, un
 from scoretk.run.drive import drive
 from scoretk.run.independence import check_rows_apart
 from scoretk.run.moment import Loop, Moment, begin, outcome
+from scoretk.run.outwards import check_grows
 from scoretk.run.progress import ProgressBar
 from scoretk.run.record import Record, Recorder
 from scoretk.run.schedule import Schedule
@@ -155,7 +156,9 @@ def run_batches(
                 if finished and adapts(solver) and bool((finished[0].failed_at == 0).all()):
                     run.moments[i] = _untuned(run.moments[i])
                 if i == 0:
-                    check_rows_apart(batch.bound, solver.needs, run.moments[i].state.x, total)
+                    x = run.moments[i].state.x
+                    check_rows_apart(batch.bound, solver.needs, x, total)
+                    check_grows(batch.bound, x, total)
             if compiler.used and not i:
                 compiler.used = _compilable(batch.bound, run.moments[i].state.x)
             for moment in _driven(

@@ -55,6 +55,26 @@ class Cost(dict[str, int]):
         return self.total
 
 
+class Tuning(dict[str, Tensor]):
+    """What a run's warmup has tuned, by name, and of which run it is.
+
+    Attributes:
+        provenance: As in `Draws`.
+        final: As in `Draws`.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Tensor], provenance: Mapping[str, Any], final: Tensor
+    ) -> None:
+        super().__init__(values)
+        self.provenance, self.final = provenance, final
+
+    @property
+    def tuned(self) -> Tuning:
+        """This itself, as draws have it."""
+        return self
+
+
 @dataclass
 class Draws:
     """The outcome of `sample`.
@@ -71,7 +91,7 @@ class Draws:
         mean: The mean of each chain, `(chains, *event_shape)`, where moments were kept.
         var: The variance of each chain (divisor n - 1), like it, where moments were kept.
         tuned: What warmup has tuned, by name, such as "step_size" and "scale";
-            `solver.tuned_by(draws)` gives it back to a solver.
+            `solver.tuned_by(draws.tuned)`, or `tuned_by(draws)`, gives it back to a solver.
         chains: The id of each chain, which its noise depends on, `(chains,)`.
     """
 
@@ -90,6 +110,7 @@ class Draws:
     def __post_init__(self) -> None:
         if self.chains is None:
             self.chains = torch.arange(len(self.final))
+        self.tuned = Tuning(self.tuned, self.provenance, self.final)
 
     @property
     def ok(self) -> Tensor:

@@ -109,8 +109,8 @@ class Tunable:
         solver says.
 
         Args:
-            draws: The draws of a run of a solver of this class on events of the same shape. They
-                may be of a run with values given back, and may have been saved and loaded. A run
+            draws: The draws of a run of a solver of this class on events of the same shape, or
+                their `tuned`. They may be of a run with values given back, and may have been saved and loaded. A run
                 from `init=draws.final` with their seed has other noise than they had.
 
         Raises:
@@ -119,13 +119,19 @@ class Tunable:
         """
         values, provenance = getattr(draws, "tuned", None), getattr(draws, "provenance", None)
         if not isinstance(values, Mapping) or not isinstance(provenance, Mapping):
-            raise InvalidArgument("draws", draws, "draws, as scoretk.sample returns them")
-        theirs = str(provenance.get("solver", "")).partition("(")[0]
-        if theirs != type(self).__name__ or not values:
+            raise InvalidArgument(
+                "draws", draws, "draws, as scoretk.sample returns them, or draws.tuned"
+            )
+        theirs, own = str(provenance.get("solver", "")).partition("(")[0], type(self).__name__
+        wanted = f"draws of a {own} whose warmup has tuned something"
+        if not values:
+            hint = "What a solver is given, such as its step_size, is not tuned"
+            raise InvalidArgument("draws", f"draws of {theirs}, with nothing tuned", wanted, hint)
+        if theirs != own:
             raise InvalidArgument(
                 "draws",
-                f"{sorted(values)} tuned for {theirs or 'no solver'}",
-                f"draws of a {type(self).__name__} whose warmup has tuned something",
+                f"{', '.join(sorted(values))} tuned for {theirs or 'no solver'}",
+                wanted,
                 "A step size means another thing to another solver: let each tune its own",
             )
         for name, value in values.items():
