@@ -1,4 +1,4 @@
-"""What `scoretk.sample(field, "random-walk")` means. `scoretk.solvers.base` says all that a solver may have."""
+"""What `scoretk.sample(field, "random-walk")` means. scoretk's `docs/solvers.md` has all that a solver may have."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
