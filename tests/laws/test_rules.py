@@ -10,11 +10,9 @@ import torch
 import scoretk as stk
 from scoretk import grids
 from scoretk.core.noise import Noise
-from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import EDM, VE, VP, Linear
 from scoretk.models.targets.mixture import gaussian
 from scoretk.ode.adaptive import largest_row_rms
-from scoretk.ode.registry import every_method
 from scoretk.ode.rowwise import PAIRS, integrate_rows
 from scoretk.ode.tableaus import GRID_RULES, Multistep, RungeKutta
 
@@ -520,35 +518,3 @@ def test_a_row_that_failed_once_has_failed():
         assert found.status.tolist() == [int(stk.Status.OK), int(stk.Status.NONFINITE)], name
         assert float(found.x[0]) == pytest.approx(math.exp(-1), rel=1e-2)
         assert float(found.x[1]) == -2.0
-
-
-def test_a_row_that_failed_passes_no_gradient_back():
-    """Neither to its start nor to the parameters, which have those of the other rows alone."""
-    k = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.k = k
-
-        def forward(self, x, t):
-            fast = 1 + 50 * torch.sin(3000 * t[:, None])  # takes more steps than there are
-            return torch.where(x < 0, fast, 1.0) * self.k * x
-
-    field = stk.Velocity(Net(), (1,), base=torch.zeros(1, 1))
-    solver = stk.ProbabilityFlow("dopri5", rtol=1e-6, atol=1e-6, max_steps=60)
-    x = torch.tensor([[0.4], [-1.3], [2.0]], dtype=torch.float64, requires_grad=True)
-    draws = stk.sample(field, solver, init=x, grad="adjoint")
-    assert draws.status.tolist() == [0, int(stk.Status.MAX_STEPS), 0]
-    draws.final.sum().backward()
-    grown = math.exp(0.7)
-    np.testing.assert_allclose(x.grad.flatten(), [grown, 0.0, grown], rtol=1e-4)
-    assert float(k.grad) == pytest.approx(2.4 * grown, rel=1e-4)
-
-
-@pytest.mark.parametrize("name", [m.name for m in every_method() if m.needs == "denoise"])
-def test_a_method_of_the_denoiser_integrates_nothing_else(name):
-    field, x = stk.Diffusion(net, (3,), VP()), torch.zeros(2, 3)
-    for ask in (stk.encode, stk.log_prob):
-        with pytest.raises(InvalidArgument, match="integrator of the velocity"):
-            ask(field, x, method=name, steps=4)

@@ -212,6 +212,18 @@ def test_the_length_ascends_by_adam_and_its_average_is_kept():
         assert found == pytest.approx(1.4 * math.exp(average) if last else long, rel=1e-9)
 
 
+@pytest.mark.parametrize("slope", [1.0, -1.0])
+def test_trajectories_are_of_one_step_at_least_and_of_the_most_at_most(slope):
+    """The mean length goes as far as half of the longest trajectory, as the times are up to twice the mean."""
+    size, most, long = 0.3, 9, 0.7
+    part = length.SquaredJumps(0.5, most)
+    start = torch.tensor([0, 0, 0, math.log(long)], dtype=torch.float64)
+    memory = length.Ascent(start, torch.ones(1))
+    for _ in range(20):
+        memory, long = part._ascend(memory, slope, size, long, False)
+    assert long == pytest.approx(size * most / 2 if slope > 0 else size, rel=1e-12)
+
+
 def test_what_chees_has_learned_goes_into_new_units():
     """Projections scale by the square of the stretch, slopes by its fourth power: Adam's moments with them."""
     part = length.SquaredJumps(0.025, 1000)

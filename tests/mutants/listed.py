@@ -1,7 +1,8 @@
 """The list of wrong versions: what they are, and which tests cover what they change.
 
-`first.toml` and `fresh.toml` hold, by file of the package, edits `[old text, new text, what is wrong]`, with a fourth entry where
-the edit changes nothing that can be observed: why. `covers.toml` holds, by file or folder, the tests that cover it.
+`first.toml`, `fresh.toml` and `third.toml` hold, by file of the package, edits `[old text, new text, what is wrong]`, with
+a fourth entry where the edit changes nothing that can be observed: why. `covers.toml` holds, by file or folder, the tests
+that cover it.
 """
 
 import tomllib
