@@ -556,3 +556,17 @@ def test_the_effective_size_of_a_standard_deviation_is_that_of_squares_about_the
     rows = x.permute(1, 2, 0)
     squares = (x - x.mean((1, 2), keepdim=True)).square().permute(1, 2, 0)
     torch.testing.assert_close(convergence.ess(rows, "sd"), convergence.ess(squares, "mean"))
+
+
+def test_of_independent_draws_the_last_one_is_judged_with_its_own_reports():
+    """Of all levels that were kept, draws, weights and all: the summary is that of the last alone."""
+    x, logs = torch.tensor(RNG.normal(size=(80, 6, 2))), torch.tensor(RNG.normal(size=(80, 6)))
+    well = torch.zeros(80, dtype=torch.int64)
+    whole, last = (
+        summary.summarise(x[:, part], well, well - 1, {"log_weight": w}, solver="AIS(levels=6)")
+        for part, w in ((slice(None), logs), (slice(5, 6), logs[:, 5]))
+    )
+    assert whole.rows == last.rows
+    w = torch.softmax(logs[:, 5], 0)
+    assert whole.rows["x[1]"]["mean"] == pytest.approx(float(w @ x[:, 5, 1]))
+    assert whole.draws == 1

@@ -348,6 +348,8 @@ def test_the_best_average_on_held_out_rows_is_kept():
     assert 0 < best < steps - 1
     assert float(done.weights["w"]) == pytest.approx(averages[best], rel=1e-12)
     assert done.step == best + 1
+    assert module.w.item() == done.weights["w"].item()  # the module ends with them, to be used
+    assert not module.training
     held = [p.held_out for p in done.history]
     np.testing.assert_allclose(held, [(a - 1) ** 2 for a in averages], rtol=1e-9)
 

@@ -518,3 +518,20 @@ def test_a_row_that_failed_once_has_failed():
         assert found.status.tolist() == [int(stk.Status.OK), int(stk.Status.NONFINITE)], name
         assert float(found.x[0]) == pytest.approx(math.exp(-1), rel=1e-2)
         assert float(found.x[1]) == -2.0
+
+
+def test_a_closing_step_that_is_not_finite_fails_its_row_alone():
+    """The solve before it was well: the row stays where that ended, and says so."""
+    atol = 1e-4
+    level = 0.1 * math.sqrt(atol)  # how far from the end the closing step begins
+
+    def net(x, t):
+        late = t[:, None] > 1 - 0.7 * level  # only the middle of the closing step
+        return torch.where(late & (x < 0), torch.nan, x)
+
+    field = stk.Velocity(net, (1,), base=torch.zeros(1, 1))
+    x = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    found = stk.sample(field, stk.ProbabilityFlow("bosh3", rtol=1e-6, atol=atol), init=x)
+    assert found.status.tolist() == [int(stk.Status.OK), int(stk.Status.NONFINITE)]
+    grown = [math.e, -math.exp(1 - level)]
+    np.testing.assert_allclose(found.final[:, 0], grown, rtol=1e-4)
