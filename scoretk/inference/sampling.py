@@ -283,7 +283,7 @@ class _Run:
         if not part.ids[part.returned]:  # these only tune
             schedule = Schedule(schedule.warmup, schedule.warmup, schedule.thin)
         restart = begin_at if self.start is None and not is_timed(self.model) else None
-        return Batch(bound, noise, begin_at, schedule, restart)
+        return Batch(bound, noise, begin_at, schedule, restart, self.start is None)
 
     def settings(self, schedule: Schedule) -> dict[str, Any]:
         """What tells one run from another.

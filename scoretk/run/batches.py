@@ -20,6 +20,7 @@ from scoretk.errors import CheckpointError, Status
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.validation import refuses
+from scoretk.run.begun import warn_of_base
 from scoretk.run.capture import CALL
 from scoretk.run.checkpoint import Checkpoint, another, check_settings, load, unfit
 from scoretk.run.drive import drive
@@ -31,7 +32,7 @@ from scoretk.run.record import Record, Recorder
 from scoretk.run.schedule import Schedule
 from scoretk.run.state import state_leaves, tuned_leaves, with_leaves
 from scoretk.run.witness import contradiction, witness
-from scoretk.solvers.base import adapts, is_tuned
+from scoretk.solvers.base import adapts, is_grid, is_tuned
 
 __all__ = ["Batch", "Finished", "Saving", "run_batches"]
 
@@ -47,6 +48,7 @@ class Batch:
         schedule: Which steps it makes, and which are kept.
         restart: Makes another attempt at a start, by its number from 1; None where the user has given
             the start.
+        drawn: Whether the start is drawn for the run, not given by the user.
     """
 
     bound: Any
@@ -54,6 +56,7 @@ class Batch:
     start: Callable[[], Tensor]
     schedule: Schedule
     restart: Callable[[int], Tensor] | None = None
+    drawn: bool = False
 
 
 @dataclass
@@ -159,6 +162,8 @@ def run_batches(
                     x = run.moments[i].state.x
                     check_rows_apart(batch.bound, solver.needs, x, total)
                     check_grows(batch.bound, x, total)
+                    if batch.drawn and is_grid(solver):
+                        warn_of_base(batch.bound, x, total)
             if compiler.used and not i:
                 compiler.used = _compilable(batch.bound, run.moments[i].state.x)
             for moment in _driven(

@@ -1,0 +1,68 @@
+"""Whether a field in time begins where its path does, found out at the start of a run.
+
+A run along a Gaussian path starts from N(0, sigma(0)^2 I) in place of the law of
+`x_0 = alpha(0) x_1 + sigma(0) eps`. Where alpha(0) is 0 they are the same; else the data's part,
+alpha(0) D(x) by the model itself, has to be small beside the noise: of data far from the origin or
+of a large scale it is not, and the flow from there leads somewhere else, without a word.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.core.rows import finite_rows
+from scoretk.fields.resolve import TimedField, of_rows
+
+__all__ = ["warn_of_base"]
+
+ROWS, VALUES, SHARE = 4, 128, 5
+FARTHER, WIDER = 1.0, 1 / 3
+"""What is told: the data's part, in units of the noise; and the mean of `x e / sigma`, which is 1 for
+draws of `p_0` (Stein's identity) and `sigma^2 / (sigma^2 + alpha^2 s^2)` of N(0, sigma^2) for data of
+deviation s about 0. Of 128 numbers it is below a third by chance once in ten million runs.
+"""
+
+
+def warn_of_base(bound: Any, x: Tensor, steps: int) -> None:
+    """Warn where a path's first level of noise does not cover the data.
+
+    Args:
+        bound: The field as a solver receives it, with condition rows for the rows of x.
+        x: `(chains, *event_shape)`, where the chains start, at t = 0.
+        steps: How many steps the run makes; one that would pay more than a `SHARE` of them for the
+            question is not asked.
+    """
+    if not isinstance(bound, TimedField) or bound.path is None or not x.numel():
+        return
+    alpha, sigma = float(bound.path.alpha(0.0)), float(bound.path.sigma(0.0))
+    rows = max(ROWS, -(-VALUES // x[0].numel()))
+    if alpha == 0 or rows > len(x) or len(x) * (steps // SHARE) <= rows:
+        return
+    few = torch.arange(rows, device=x.device)
+    with torch.no_grad():
+        data = of_rows(bound, few).denoise(x.detach()[few], 0.0)
+    well = finite_rows(data)
+    if not bool(well.any()):
+        return
+    x, data = x.detach()[few][well].double(), data[well].double()
+    part, spread = alpha * root_mean_square(data) / sigma, root_mean_square(x)
+    # of draws of p_0 itself E x^2 is at least E (alpha D)^2 + sigma^2
+    farther = part > FARTHER and spread**2 < sigma**2 * (1 + part**2) / 2
+    wider = float((x * (x - alpha * data)).mean()) < WIDER * sigma**2 and spread < 2 * sigma
+    if farther or wider:
+        warnings.warn(
+            f"the run starts from N(0, {sigma:.3g}^2), which is not where the model's path begins: it "
+            f"takes the data for far from 0, or spread wider than {sigma / alpha:.3g}. Draws are of "
+            f"another law. Scale the data to unit size, as paths suppose, or take a path with more "
+            f"noise",
+            stacklevel=2,
+        )
+
+
+def root_mean_square(x: Tensor) -> float:
+    """The root mean square of all entries."""
+    return float(x.square().mean().sqrt())

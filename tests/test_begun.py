@@ -1,0 +1,69 @@
+"""A run from N(0, sigma(0)^2 I) warns where that is not where the model's path begins."""
+
+import warnings
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.run import batches
+
+
+def of_gaussian(path, mean, std):
+    """The field in time of data N(mean, std^2), exact, in two dimensions."""
+
+    def denoise(x, t):
+        a, s = (f(t.double())[:, None] for f in (path.alpha, path.sigma))
+        gain = a * std**2 / (a**2 * std**2 + s**2)
+        return (mean + gain * (x.double() - a * mean)).to(x)
+
+    return stk.Diffusion(denoise, (2,), path, "data")
+
+
+FAR = {
+    "vp, far": (stk.VP(), 3e4, 1e4),
+    "edm, far": (stk.EDM(sigma_max=80), 3e4, 1.0),
+    "edm, wide": (stk.EDM(sigma_max=80), 0.0, 500.0),
+    "ve, far": (stk.VE(0.01, 10.0), 100.0, 1.0),
+}
+NEAR = {
+    "vp": (stk.VP(), 1.0, 2.0),
+    "vp, pixels": (stk.VP(), 30.0, 20.0),
+    "edm": (stk.EDM(sigma_max=80), 3.0, 20.0),
+    "linear, far": (stk.Linear(), 3e4, 1e4),
+    "cosine, far": (stk.Cosine(), 3e3, 1e3),
+}
+SOLVERS = [stk.ProbabilityFlow("heun", steps=20), stk.ReverseSDE(steps=40)]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("name", FAR)
+def test_noise_that_does_not_cover_the_data_is_told(name, solver):
+    path, mean, std = FAR[name]
+    with pytest.warns(UserWarning, match="not where the model's path begins"):
+        draws = stk.sample(of_gaussian(path, mean, std), solver, chains=64)
+    off = (draws.final.mean() - mean).abs() / std, (draws.final.std() / std - 1).abs()
+    assert max(off) > 0.5  # it was another law
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("name", NEAR)
+def test_no_alarm_where_it_covers_them(name, solver):
+    stk.sample(of_gaussian(*NEAR[name]), solver, chains=64)
+
+
+def test_none_of_a_start_that_is_given_or_drawn_of_the_path():
+    path, mean, std = FAR["edm, far"]
+    field = of_gaussian(path, mean, std)
+    x = mean + 80 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    draws = stk.sample(field, SOLVERS[0], init=x)
+    assert (draws.final.mean() - mean).abs() < 1
+
+
+def test_without_the_look_it_is_another_law_without_a_word(monkeypatch):
+    """The mutant."""
+    monkeypatch.setattr(batches, "warn_of_base", lambda *run: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draws = stk.sample(of_gaussian(*FAR["vp, far"]), SOLVERS[0], chains=64)
+    assert draws.ok.all()
