@@ -930,13 +930,13 @@ def test_the_law_on_the_device(device):
 
 
 def waits_a_step(run, device):
-    """By line, how many more waits a run of 24 steps has than one of 8, a step.
+    """By line, how many more waits a run of 40 steps has than one of 24, a step.
 
     But for those of a block of steps, of which there are the fewer the faster a step is.
     """
     with device.on() as ledger:
         counts = []
-        for steps in (8, 24):
+        for steps in (24, 40):
             ledger.clear()
             run(device.name, steps)
             counts.append(ledger.waits.copy())

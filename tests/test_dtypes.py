@@ -166,3 +166,40 @@ def test_autocast_belongs_to_the_run_and_reaches_the_networks_within(tmp_path):
     assert set(seen) == {(True, False)}
     with pytest.raises(stk.CheckpointError):
         stk.sample(stk.Energy(fn, (2,)), KERNEL, chains=4, steps=2, checkpoint=tmp_path / "c")
+
+
+class Precise:
+    """A field of its own that computes in float64, whatever x has."""
+
+    event_shape, provides = (2,), frozenset({"energy", "score"})
+
+    def energy(self, x):
+        return x.double().square().sum(1) / 2
+
+    def score(self, x):
+        return -x.double()
+
+
+class PreciseFlow:
+    event_shape, provides = (2,), frozenset({"velocity"})
+
+    def velocity(self, x, t):
+        return -x.double()
+
+    def at(self, t):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("field", "solver", "run"),
+    [
+        (Precise(), stk.ULA(0.1), {"steps": 4}),
+        (Precise(), stk.MALA(0.1), {"steps": 4}),
+        (PreciseFlow(), stk.ProbabilityFlow("heun", steps=4), {}),
+        (PreciseFlow(), stk.ProbabilityFlow("dopri5"), {}),
+    ],
+)
+def test_a_field_that_computes_in_float64_leaves_the_states_dtype(field, solver, run):
+    draws = stk.sample(field, solver, init=torch.ones(8, 2), **run)
+    assert draws.final.dtype == torch.float32
+    assert draws.ok.all()

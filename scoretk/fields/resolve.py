@@ -91,7 +91,7 @@ class StaticField:
         if "score" in offers(self.native):
             x = aligned(x)
             score = self._ask("score", self.native.score, x, cond, torch.nan)
-            return check_rows("score", score, x.shape, _LIKE)
+            return check_rows("score", score, x.shape, _LIKE).to(x.dtype)
         return -grad_energy(lambda y: self.energy(y, **cond), x)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,9 +106,8 @@ def _energy_and_grad(field: StaticField, x: Tensor) -> tuple[Tensor, Tensor]:
     if own is not None:
         x = aligned(x)
         energy, gradient = field._ask("energy_and_grad", own, x, {}, torch.inf, torch.nan)
-        return check_rows("energy", energy, x.shape[:1], _ENERGY), check_rows(
-            "gradient", gradient, x.shape, _LIKE
-        )
+        gradient = check_rows("gradient", gradient, x.shape, _LIKE).to(x.dtype)
+        return check_rows("energy", energy, x.shape[:1], _ENERGY), gradient
     if "score" in offers(field.native):
         return field.energy(x), -field.score(x)
     return grad_energy(field.energy, aligned(x))
@@ -216,7 +215,7 @@ def _predict(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
             field.native, next(m for m, name in _NATIVE_OF.items() if name == field.source)
         )
     value = unwritten(field.source, lambda y: ask(y, t, **field.cond), x, asked=field.asked)
-    return check_rows(field.source, value, x.shape, _LIKE)
+    return check_rows(field.source, value, x.shape, _LIKE).to(x.dtype)
 
 
 def static(field: object) -> StaticField:
