@@ -452,3 +452,26 @@ def test_integrals_along_the_way_are_of_its_own_steps(method):
 )
 def test_mutants_of_the_integral_are_caught(old, new):
     assert off_along(mutated(rowwise, old, new).integrate_rows, "dopri5") > 1e-6
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_a_row_that_failed_leaves_the_gradient_of_the_others(mutant, monkeypatch):
+    """dx/dt = k x^2 from 40 is infinite at t = 1/20, where its square is no number: nor is zero times that."""
+    if mutant:  # the closing step is made of all rows
+        closed = probability_flow.ProbabilityFlow._closed
+
+        def of_all(self, field, x, start, end):
+            far = x.new_full((1, *x.shape[1:]), torch.finfo(x.dtype).max)
+            made, calls = closed(self, field, torch.cat([x, far]), start, end)
+            return made[:-1] + 0 * made[-1:].nan_to_num(0, 0, 0), calls
+
+        monkeypatch.setattr(probability_flow.ProbabilityFlow, "_closed", of_all)
+    k = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    field = stk.Velocity(lambda x, t: k * x**2, (1,))
+    init = torch.tensor([[0.5], [40.0], [-1.5]], dtype=torch.float64)
+    draws = stk.sample(field, stk.ProbabilityFlow("dopri5"), init=init, grad="adjoint")
+    assert draws.ok.tolist() == [True, False, True]
+    draws.final[draws.ok].sum().backward()
+    x = init[draws.ok]
+    right = (x**2 / (1 - k.detach() * x) ** 2).sum()
+    assert torch.allclose(k.grad, right, rtol=1e-3) is not mutant

@@ -292,7 +292,8 @@ def told(null, cond):
     chains = 5 if cond is None else None
     run = {} if cond is None else {"cond": {"y": cond}}
     stk.sample(field, stk.ProbabilityFlow("euler", steps=1), chains=chains or len(cond), **run)
-    return net.seen[1]
+    # both in one call, or c first
+    return net.seen[0].chunk(2)[1] if len(net.seen) == 1 else net.seen[1]
 
 
 DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64]

@@ -117,7 +117,8 @@ INJURIES = {
 @pytest.fixture(autouse=True)
 def unasked(monkeypatch):
     """Injuries by the number of a call count the run's own, not what is asked before its first step."""
-    monkeypatch.setattr(batches, "check_rows_apart", lambda *run: None)
+    for question in ("check_rows_apart", "check_grows", "warn_of_base"):
+        monkeypatch.setattr(batches, question, lambda *run: None)
 
 
 def target(name, injury=None):

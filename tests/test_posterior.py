@@ -1015,6 +1015,7 @@ def test_a_callable_likelihood_of_a_solvable_problem_is_met(case):
         assert float(residual.amax()) < 0.5
 
 
+@pytest.mark.filterwarnings("ignore:the run starts from")
 def test_a_gradient_that_is_not_normalised_leaves_every_scale(monkeypatch):
     def plain(likelihood, prior, spread, cond):
         return prior.covariance(likelihood.slope(prior.data, **cond)[1])

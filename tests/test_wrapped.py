@@ -572,6 +572,7 @@ NOT_OF_FIELDS = frozenset(
         "__self__",
         "_fields",
         "_make",
+        "x",  # of a solver's state
         "base_constraint",
         "dtype",
         "load_state_dict",

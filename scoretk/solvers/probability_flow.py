@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import counts, flags, positive
-from scoretk.core.rows import finite_rows, select_rows
+from scoretk.core.rows import finite_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.protocols import NoiseSource
@@ -231,13 +231,15 @@ class ProbabilityFlow:
         closes = int(state.step) == len(state.times) - 2 and self._closes_apart(field, end)
         reached = self._last_inside(field, end, state.x.dtype) if closes else end
         x, status, evaluations = self._solved(field, state.x, start, max(start, reached))
-        if closes:
-            closed, calls = self._closed(field, x, max(start, reached), end)
-            x = select_rows((status == Status.OK) & finite_rows(closed), closed, x)
-            status = torch.where(
-                (status == Status.OK) & ~finite_rows(closed), int(Status.NONFINITE), status
-            )
-            evaluations = evaluations + calls
+        well = (status == Status.OK).nonzero().flatten()
+        if closes and len(
+            well
+        ):  # a failed row is not asked: what a model is there reaches gradients
+            closed, calls = self._closed(of_rows(field, well), x[well], max(start, reached), end)
+            sound = finite_rows(closed)
+            x = x.index_copy(0, well[sound], closed[sound])
+            status = status.index_fill(0, well[~sound], int(Status.NONFINITE))
+            evaluations = evaluations.index_add(0, well, torch.full_like(well, calls))
         return state._replace(x=x, step=state.step + 1), {
             "status": status,
             "evaluations": evaluations,
