@@ -239,3 +239,24 @@ def test_listing_needs_no_torch():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "scoretk/mala" in run.stdout
     assert run.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("needs", "energy"),
+        ("needs", (3,)),
+        ("step_cost", 3),
+        ("step_cost", {"energy": -1}),
+        ("init_cost", {"energy": 0.5}),
+        ("init_cost", {1: 1}),
+        ("step_cost", None),
+    ],
+)
+def test_what_a_solver_says_of_itself_is_checked(name, odd):
+    class Odd(stk.ULA):
+        pass
+
+    setattr(Odd, name, odd)
+    with pytest.raises(stk.InvalidArgument, match=rf"^solver\.{name}"):
+        stk.sample(FIELD, Odd(0.1), chains=4, steps=2)

@@ -117,6 +117,10 @@ def test_what_does_not_fit_is_refused():
     for other in (3, None, {"step_size": torch.ones(())}):
         with pytest.raises(stk.InvalidArgument, match=r"as scoretk\.sample returns them"):
             stk.HMC().tuned_by(other)
+    for none in (0.0, -0.1):
+        draws = dataclasses.replace(first, tuned=first.tuned | {"step_size": torch.tensor(none)})
+        with pytest.raises(stk.InvalidArgument, match="positive numbers"):
+            stk.HMC().tuned_by(draws)
     for spoilt in (torch.tensor(torch.nan), torch.tensor(torch.inf), 0.5):
         draws = dataclasses.replace(first, tuned=first.tuned | {"step_size": spoilt})
         with pytest.raises(stk.InvalidArgument, match="finite numbers"):

@@ -43,6 +43,7 @@ from scoretk.fields.protocols import field_name, is_field, is_timed, offers, opt
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.ode.registry import has_method
 from scoretk.plugins import as_solver, find_model, load
+from scoretk.plugins.solvers import check_attributes
 from scoretk.run.batches import Batch, Finished, Saving, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
@@ -496,6 +497,7 @@ def _named(solver: Any) -> Solver:
             raise
         hint = f"It is a method: ProbabilityFlow({error.name!r})"
         raise UnknownName("solver", error.name, error.known, hint) from error
+    check_attributes("solver", found)
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "SOLVER_PROTOCOL",
     "SolverSpec",
     "as_solver",
+    "check_attributes",
     "describe_solver",
     "find_solver",
     "list_solvers",
@@ -263,6 +265,33 @@ def as_solver(argument: str, value: Any) -> Any:
         having = f"a solver, which has {', '.join(SOLVER_PROTOCOL)}"
         raise InvalidArgument(argument, value, having, f"It has no {' and no '.join(lacking)}")
     return value
+
+
+def check_attributes(argument: str, solver: Any) -> None:
+    """Check what a solver says of its needs and costs, before a run relies on it.
+
+    Args:
+        argument: The argument's name, for errors.
+        solver: The solver object.
+
+    Raises:
+        InvalidArgument: `needs` is no set of names, or a cost no mapping of names to numbers.
+    """
+    if isinstance(solver.needs, str) or not all(isinstance(name, str) for name in solver.needs):
+        raise InvalidArgument(
+            f"{argument}.needs", solver.needs, "a set of names, such as frozenset({'energy'})"
+        )
+    for name in ("init_cost", "step_cost"):
+        cost = getattr(solver, name)
+        if not isinstance(cost, Mapping) or not all(
+            isinstance(kind, str) and isinstance(n, Integral) and int(n) >= 0
+            for kind, n in cost.items()
+        ):
+            raise InvalidArgument(
+                f"{argument}.{name}",
+                cost,
+                "evaluations a chain by the method's name, such as {'energy': 1}",
+            )
 
 
 def _class(entry: Entry) -> type[Any]:

@@ -110,8 +110,9 @@ class Tunable:
 
         Args:
             draws: The draws of a run of a solver of this class on events of the same shape, or
-                their `tuned`. They may be of a run with values given back, and may have been saved and loaded. A run
-                from `init=draws.final` with their seed has other noise than they had.
+                their `tuned`. They may be of a run with values given back, and may have been saved
+                and loaded. A run from `init=draws.final` with their seed has other noise than they
+                had.
 
         Raises:
             InvalidArgument: Where nothing was tuned, or another class of solver; where the shapes
@@ -137,6 +138,8 @@ class Tunable:
         for name, value in values.items():
             if not isinstance(value, Tensor) or not bool(value.isfinite().all()):
                 raise InvalidArgument(f"draws.tuned[{name!r}]", value, "a tensor of finite numbers")
+            if name == "step_size" and not bool((value > 0).all()):
+                raise InvalidArgument(f"draws.tuned[{name!r}]", value, "positive numbers")
         before = Before(
             int(provenance.get("seed", 0)),
             int(provenance.get("continues", 0)),
