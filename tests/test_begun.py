@@ -67,3 +67,17 @@ def test_without_the_look_it_is_another_law_without_a_word(monkeypatch):
         warnings.simplefilter("error")
         draws = stk.sample(of_gaussian(*FAR["vp, far"]), SOLVERS[0], chains=64)
     assert draws.ok.all()
+
+
+def test_a_model_that_takes_no_few_rows_is_run_unasked():
+    asked = []
+
+    def denoise(x, t):
+        asked.append(len(x))
+        if len(x) != 256:
+            raise RuntimeError("made for 256 rows")
+        return x / 2
+
+    field = stk.Diffusion(denoise, (2,), stk.VP(), "data")
+    assert stk.sample(field, SOLVERS[0], chains=256).ok.all()
+    assert set(asked) > {256}

@@ -847,6 +847,14 @@ def test_every_method_of_the_flow_without_float64(method, narrow):
     near(narrow, run, 2 * tolerances.get("rtol", 5e-5))
 
 
+def test_questions_at_the_start_are_asked_without_float64(narrow):
+    """With enough chains and steps for all of them, of a field in time and of a static one."""
+    run = {"chains": 64, **QUIET}
+    timed = partial(diffusion, dtype=torch.float32, path=stk.VP())
+    near(narrow, lambda d: stk.sample(timed(d), stk.ReverseSDE(steps=20), device=d, **run), 5e-5)
+    near(narrow, lambda d: stk.sample(well(), stk.ULA(1e-3), steps=20, device=d, **run), 5e-5)
+
+
 NARROW = {
     "log_prob": lambda d: stk.log_prob(
         velocity(d, torch.float32), points(d, dtype=torch.float32), steps=3, method="rk4"

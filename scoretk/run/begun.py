@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import wide
 from scoretk.core.rows import finite_rows
 from scoretk.fields.resolve import TimedField, of_rows
 
@@ -43,12 +44,15 @@ def warn_of_base(bound: Any, x: Tensor, steps: int) -> None:
     if alpha == 0 or rows > len(x) or len(x) * (steps // SHARE) <= rows:
         return
     few = torch.arange(rows, device=x.device)
-    with torch.no_grad():
-        data = of_rows(bound, few).denoise(x.detach()[few], 0.0)
+    try:
+        with torch.no_grad():
+            data = of_rows(bound, few).denoise(x.detach()[few], 0.0)
+    except Exception:  # noqa: BLE001 (a model that takes no few rows, or no t = 0: the run will tell)
+        return
     well = finite_rows(data)
     if not bool(well.any()):
         return
-    x, data = x.detach()[few][well].double(), data[well].double()
+    x, data = wide(x.detach()[few][well]), wide(data[well])
     part, spread = alpha * root_mean_square(data) / sigma, root_mean_square(x)
     # of draws of p_0 itself E x^2 is at least E (alpha D)^2 + sigma^2
     farther = part > FARTHER and spread**2 < sigma**2 * (1 + part**2) / 2

@@ -231,10 +231,8 @@ class ProbabilityFlow:
         closes = int(state.step) == len(state.times) - 2 and self._closes_apart(field, end)
         reached = self._last_inside(field, end, state.x.dtype) if closes else end
         x, status, evaluations = self._solved(field, state.x, start, max(start, reached))
-        well = (status == Status.OK).nonzero().flatten()
-        if closes and len(
-            well
-        ):  # a failed row is not asked: what a model is there reaches gradients
+        well = (status == Status.OK).nonzero().flatten() if closes else status[:0]
+        if len(well):  # a failed row is not asked: what the model is there would reach gradients
             closed, calls = self._closed(of_rows(field, well), x[well], max(start, reached), end)
             sound = finite_rows(closed)
             x = x.index_copy(0, well[sound], closed[sound])
