@@ -117,7 +117,7 @@ INJURIES = {
 @pytest.fixture(autouse=True)
 def unasked(monkeypatch):
     """Injuries by the number of a call count the run's own, not what is asked before its first step."""
-    for question in ("check_rows_apart", "check_grows", "warn_of_base"):
+    for question in ("check_rows_apart", "check_grows", "check_slopes", "warn_of_base"):
         monkeypatch.setattr(batches, question, lambda *run: None)
 
 

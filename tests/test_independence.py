@@ -139,8 +139,8 @@ def test_it_costs_less_than_an_evaluation():
         (20, 3, 0),
         (64, 3, 20),
         (4, 40, 0),
-        (4, 200, 20 + 12),
-    ):  # 12 of `run.outwards`
+        (4, 200, 20 + 12 + 24),  # 12 of `run.outwards`, 24 of `run.slopes`
+    ):
         rows.clear()
         draws = stk.sample(field, HALF, chains=chains, steps=steps)
         assert sum(rows) == draws.cost["score"] + least

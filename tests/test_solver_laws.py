@@ -134,6 +134,15 @@ class Counter(Walk):
         return super().log_ratio(state, new) - 0.1 * (torch.arange(len(new.x)) % 3)
 
 
+class OfTheRejected(Walk):
+    """Its chains wait for each other where most are rejected."""
+
+    def step(self, field, state, noise):
+        new, info = super().step(field, state, noise)
+        waits = info["accept"].mean() < 0.2
+        return (state._replace(step=new.step) if waits else new), info
+
+
 class NaNReplaced(Walk):
     def energy(self, field, x):
         return field.energy(x).nan_to_num(0.0)
@@ -203,7 +212,7 @@ WRONG = {
     "unmutated": (InPlace(), InPlaceStart()),
     "quiet": (OwnNoise(), Seeds()),
     "seeded": (OwnNoise(), Remembers()),
-    "batched": (OfTheBatch(), Counter()),
+    "batched": (OfTheBatch(), Counter(), OfTheRejected()),
     "flagged": (NaNReplaced(),),
     "counted": (Uncounted(), Overcounted()),
     "foreseen": (ForeseesLate(), ForeseesAnew()),

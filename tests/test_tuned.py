@@ -125,6 +125,16 @@ def test_what_does_not_fit_is_refused():
         draws = dataclasses.replace(first, tuned=first.tuned | {"step_size": spoilt})
         with pytest.raises(stk.InvalidArgument, match="finite numbers"):
             stk.HMC().tuned_by(draws)
+    factor = torch.eye(3)
+    factor[2, 2] = 0.0
+    for kernel, scale in (
+        (stk.HMC(leapfrogs=4), torch.tensor([1.0, 0.0, 1.0])),
+        (stk.HMC(leapfrogs=4), -first.tuned["scale"]),
+        (stk.HMC(leapfrogs=4, metric="dense"), factor),
+    ):
+        draws = dataclasses.replace(first, tuned=first.tuned | {"scale": scale})
+        with pytest.raises(stk.InvalidArgument, match="positive numbers"):
+            kernel.tuned_by(draws)
     with pytest.raises(stk.InvalidArgument, match="tuned values of shapes"):
         stk.sample(
             stk.Energy(lambda x: x.square().sum(1), (2,)),

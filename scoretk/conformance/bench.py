@@ -22,7 +22,7 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.models.targets.lattices import ising
 from scoretk.models.targets.mixture import GaussianMixture, gaussian
 
-__all__ = ["Watched", "bench_for"]
+__all__ = ["Watched", "bench_for", "steep_for"]
 
 METHODS = ("energy", "score", "gibbs", "velocity", "denoise")
 MODES = GaussianMixture(
@@ -116,7 +116,19 @@ def bench_for(solver: Any, edge: float = math.inf) -> list[Watched]:
         inner = (Enumerated(ising(2, 0.4, 0.2)),)
     else:
         inner = (gaussian(dim=2), MODES)
-    return [Watched(law, frozenset(solver.needs) | _extras(solver, law), edge) for law in inner]
+    return [_watched(solver, law, edge) for law in inner]
+
+
+def steep_for(solver: Any) -> list[Watched]:
+    """Static laws so narrow that a kernel whose step fits the others is mostly rejected."""
+    if solver.timed is True:
+        return []
+    discrete = solver.needs & {"states", "gibbs"}
+    return [_watched(solver, Enumerated(ising(2, 3.0, 1.0)) if discrete else gaussian(2, std=0.05))]
+
+
+def _watched(solver: Any, law: Any, edge: float = math.inf) -> Watched:
+    return Watched(law, frozenset(solver.needs) | _extras(solver, law), edge)
 
 
 def _extras(solver: Any, law: Any) -> frozenset[str]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoretk.conformance.bench import Watched, bench_for
+from scoretk.conformance.bench import Watched, bench_for, steep_for
 from scoretk.conformance.subject import NotApplicable, demand
 from scoretk.core.noise import Noise
 from scoretk.core.rows import finite_rows
@@ -151,7 +151,7 @@ def seeded(solver: Any) -> None:
 def batched(solver: Any) -> None:
     """Chain c is the same chain, to the bit, whatever the batch"""
     size = max(4, traits(solver).island)
-    for field, _ in _starts(solver):
+    for field in (*bench_for(solver), *steep_for(solver)):
         whole, parts = (_run(field, solver, chains=4 * size, batch=b) for b in (None, size))
         demand(
             _all_same([whole.x, whole.status], [parts.x, parts.status]),

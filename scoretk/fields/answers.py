@@ -51,13 +51,11 @@ def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint
     Raises:
         InvalidArgument: It is anything else.
     """
-    if (
-        not isinstance(got, Tensor)
-        or got.shape != shape
-        or got.layout is not torch.strided
-        or got.is_meta
-    ):
+    if not isinstance(got, Tensor) or got.shape != shape:
         raise InvalidArgument(what, got, f"a tensor of shape {tuple(shape)}", hint)
+    if got.layout is not torch.strided or got.is_meta:
+        kind = "a meta tensor" if got.is_meta else f"a tensor of layout {got.layout}"
+        raise InvalidArgument(what, kind, "a dense tensor with values: tensor.to_dense()")
     if not got.is_floating_point():
         raise InvalidArgument(
             what,

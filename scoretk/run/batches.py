@@ -30,6 +30,7 @@ from scoretk.run.outwards import check_grows
 from scoretk.run.progress import ProgressBar
 from scoretk.run.record import Record, Recorder
 from scoretk.run.schedule import Schedule
+from scoretk.run.slopes import check_slopes
 from scoretk.run.state import state_leaves, tuned_leaves, with_leaves
 from scoretk.run.witness import contradiction, witness
 from scoretk.solvers.base import adapts, is_grid, is_tuned
@@ -162,6 +163,7 @@ def run_batches(
                     x = run.moments[i].state.x
                     check_rows_apart(batch.bound, solver.needs, x, total)
                     check_grows(batch.bound, x, total)
+                    check_slopes(batch.bound, solver.needs, x, total)
                     if batch.drawn and is_grid(solver):
                         warn_of_base(batch.bound, x, total)
             if compiler.used and not i:

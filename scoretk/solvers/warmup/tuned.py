@@ -138,7 +138,7 @@ class Tunable:
         for name, value in values.items():
             if not isinstance(value, Tensor) or not bool(value.isfinite().all()):
                 raise InvalidArgument(f"draws.tuned[{name!r}]", value, "a tensor of finite numbers")
-            if name == "step_size" and not bool((value > 0).all()):
+            if not bool((_sizes(name, value, tuple(draws.final.shape[1:])) > 0).all()):
                 raise InvalidArgument(f"draws.tuned[{name!r}]", value, "positive numbers")
         before = Before(
             int(provenance.get("seed", 0)),
@@ -147,6 +147,16 @@ class Tunable:
         )
         solver: Any = self  # all of `Solver` but what a kernel itself says
         return Tuned(solver, dict(values), before)
+
+
+def _sizes(name: str, value: Tensor, event_shape: tuple[int, ...]) -> Tensor:
+    """Those numbers of a tuned value without which a step goes nowhere.
+
+    They are a step size, and scales; of a Cholesky factor the diagonal.
+    """
+    if name == "scale" and value.ndim == 2 and tuple(value.shape) != event_shape:
+        return value.diagonal()
+    return value if name in ("step_size", "scale") else value.new_ones(1)
 
 
 @dataclass(frozen=True, eq=False)

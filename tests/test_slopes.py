@@ -1,0 +1,121 @@
+"""The gradient of an energy is that of its values, or the run is refused when it starts."""
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.run import batches
+
+
+def gaussian(x):
+    return x.square().sum(1) / 2
+
+
+def partly_detached(x):
+    return gaussian(torch.cat([x[:, :1].detach(), x[:, 1:]], 1))
+
+
+def through_numpy(x):
+    return gaussian(x) + torch.as_tensor((x.detach().numpy() ** 4).sum(1))
+
+
+class Own:
+    """A field with an energy and a gradient or a score of its own."""
+
+    event_shape = (2,)
+
+    def __init__(self, slope):
+        self.slope = slope
+
+    def energy(self, x):
+        return gaussian(x)
+
+
+class OwnGradient(Own):
+    def energy_and_grad(self, x):
+        return gaussian(x), self.slope * x
+
+
+class OwnScore(Own):
+    def score(self, x):
+        return -self.slope * x
+
+
+class InSteps(torch.autograd.Function):
+    """A step with the gradient of the identity, as quantised networks have."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x * 50).round() / 50
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+NOISY = torch.Generator().manual_seed(1)
+WRONG = {
+    "a coordinate is detached": stk.Energy(partly_detached, (2,)),
+    "a part is numpy's": stk.Energy(through_numpy, (3,)),
+    "another's gradient": OwnGradient(0.5),
+    "minus its gradient": OwnGradient(-1.0),
+    "a score of twice the slope": OwnScore(2.0),
+    "tempered": stk.tempered(stk.Energy(partly_detached, (2,)), 2.0),
+    "in a product": stk.product(
+        stk.Energy(gaussian, (2,)), stk.Energy(lambda x: gaussian(2 * x.detach() - x), (2,))
+    ),
+}
+RIGHT = {
+    "smooth": stk.Energy(gaussian, (2,)),
+    "own gradient": OwnGradient(1.0),
+    "own score": OwnScore(1.0),
+    "kinks": stk.Energy(lambda x: x.abs().sum(1), (2,)),
+    "flat in parts": stk.Energy(lambda x: x.clamp(-1, 1).square().sum(1) + 0 * x.sum(1), (2,)),
+    "a large constant": stk.Energy(lambda x: gaussian(x) + 1e5, (2,)),
+    "in steps, on purpose": stk.Energy(lambda x: gaussian(InSteps.apply(x)), (2,)),
+    "in bfloat16": stk.Energy(lambda x: gaussian(x.bfloat16()).to(x.dtype), (2,)),
+    "noise of its own": stk.Energy(
+        lambda x: gaussian(x) + torch.randn(len(x), generator=NOISY), (2,)
+    ),
+    "steep": stk.Energy(lambda x: 1e6 * gaussian(x), (2,)),
+    "with an edge": stk.Energy(lambda x: torch.where((x > 0).all(1), x.sum(1), torch.inf), (2,)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("solver", [stk.ULA(0.01), stk.HMC(0.1, metric="none", leapfrogs=2)])
+def test_a_gradient_that_is_not_the_energys_is_refused(name, solver):
+    with pytest.raises(stk.InvalidArgument, match=r"Along one direction.*let it be this energy's"):
+        stk.sample(WRONG[name], solver, chains=64, steps=100)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_others_are_sampled(name, dtype):
+    stk.sample(
+        RIGHT[name],
+        stk.ULA(1e-8),
+        chains=64,
+        steps=40,
+        dtype=dtype,
+        init=0.1
+        + torch.rand(64, RIGHT[name].event_shape[0], generator=torch.Generator().manual_seed(2)),
+    )
+
+
+def test_what_no_gradient_follows_is_not_asked():
+    rows = []
+    field = stk.Energy(lambda x: (rows.append(len(x)), partly_detached(x))[1], (2,))
+    stk.sample(field, stk.ULA(0.01), chains=3, steps=20)  # it would cost more than the run
+    assert sum(rows) == 3 * 21
+
+
+def test_without_the_question_another_law_is_sampled(monkeypatch):
+    """The mutant: no such question, and a coordinate never hears of its energy."""
+    monkeypatch.setattr(batches, "check_slopes", lambda *run: None)
+    draws = stk.sample(
+        WRONG["a coordinate is detached"], stk.ULA(0.05), chains=64, steps=400, keep="last"
+    )
+    assert bool(draws.ok.all())
+    assert draws.final[:, 0].var() > 10  # a walk of 400 steps of variance .1, where 1 is right
+    assert draws.final[:, 1].var() < 3
