@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,10 @@ import torch
 
 import scoretk as stk
 from scoretk.demo.cells import Cell, Size, cells
-from scoretk.demo.likelihoods import likelihoods
+from scoretk.demo.likelihoods import Likelihood, compared, likelihoods
 from scoretk.demo.main import _built_in, _run, run_demo
 from scoretk.demo.quality import Quality, judge, reference
-from scoretk.demo.rows import Demo, Row
+from scoretk.demo.rows import Demo, Done, Row
 from scoretk.demo.table import tables
 from scoretk.solvers import SOLVERS
 from tests.test_cli import run
@@ -151,6 +152,48 @@ def test_ways_to_one_likelihood_agree():
     assert abs(flow.value - exact.value) < 0.01
     assert abs(sampled.value - exact.value) < 4 * sampled.own_error
     assert 0 < sampled.own_error < 0.1
+
+
+def test_a_method_that_another_contradicts_is_marked():
+    def at(method, value, own):
+        return Likelihood("m", method, value, 0.5, own, "nats", "few weights" * (own == 0.2))
+
+    one, none = at("exact", -2.0, 0.0), Likelihood("m", "none", None, None, None, "nats")
+    off, near = at("annealed importance sampling", -1.0, 0.2), at("probability flow", -2.1, 0.05)
+    few, trace = at("flow (4 rows)", -3.0, 0.01), at("flow, exact trace (4 rows)", -3.02, 0.0)
+    found = compared([one, off, near, few, trace, none])
+    assert [v.note for v in found] == ["", "5.0 errors off exact; few weights", "", "", "", ""]
+    assert [replace(v, note="") for v in found] == [
+        replace(v, note="") for v in (one, off, near, few, trace, none)
+    ]
+    assert compared([few, replace(trace, value=-3.05)])[0].note == (
+        "5.0 errors off flow, exact trace (4 rows)"
+    )
+
+
+def test_the_map_has_a_cell_for_every_model_and_solver(demo, models):
+    page = (demo[0] / "index.html").read_text()
+    body = page[page.index('class="map"') : page.index("</table>")]
+    solvers = list(dict.fromkeys(row.solver for row in demo[1].rows))
+    assert body.count("<th><span>") == len(solvers)
+    assert body.count("<tr") == len(models) + 1
+    assert body.count("<td") == len(models) * (len(solvers) + 2)
+    row = next(r for r in demo[1].rows if (r.model, r.solver) == ("semicircle", "ula"))
+    assert f"{row.quality.distance:.1f}!</td>" in body  # chains failed there
+
+
+def test_one_line_a_model(demo):
+    rows = [r for r in demo[1].rows if r.model == "semicircle"]
+    done = Done.of(rows)
+    assert done.runs + done.empty == len(rows)
+    assert done.failed > 0
+    best = min(
+        (r for r in rows if r.quality.distance is not None and r.solver != "draw"),
+        key=lambda r: r.quality.distance,
+    )
+    assert f"nearest: {best.solver} {best.quality.distance:.2f}" in str(done)
+    assert len(str(done)) < 100
+    assert Done.of([r for r in rows if r.reason]).nearest is None
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from typing import Any
 
@@ -21,7 +21,7 @@ from scoretk.fields.protocols import is_timed, offers, optional
 from scoretk.inference.likelihood import Estimate, bits_per_dim, log_prob
 from scoretk.inference.partition import Normalised, log_partition
 
-__all__ = ["Likelihood", "likelihoods"]
+__all__ = ["Likelihood", "compared", "likelihoods"]
 
 LEVELS = 17
 INTERVAL = (-1 - 1 / (LEVELS - 1), 1 + 1 / (LEVELS - 1))
@@ -30,6 +30,7 @@ INTERVAL = (-1 - 1 / (LEVELS - 1), 1 + 1 / (LEVELS - 1))
 TOLERANCE = 1e-3
 PROBES = 4
 FEW = 4
+CONTRADICTS = 3.0
 CHECKED = frozenset({"digits-flow", "digits-fvsbn", "digits-nice", "digits-vae"})
 """Trained models with which every method is shown, as with those that are not trained."""
 
@@ -58,10 +59,33 @@ class Likelihood:
     unit: str
     note: str = ""
 
-    def __str__(self) -> str:
-        if self.value is None:
-            return f"{self.model}  {self.method}  -- {self.note}"
-        return f"{self.model}  {self.method}  {self.value:.3f} ± {self.rows_error:.3f} {self.unit}"
+
+def compared(found: Iterable[Likelihood]) -> list[Likelihood]:
+    """Likelihoods of one model, with a note at each that another of the same rows contradicts.
+
+    That one is the method with the least error of its own, or the first of them; of two whose
+    values differ by more than `CONTRADICTS` of their own errors not both are right.
+    """
+    found = list(found)
+    by_rows: dict[str, list[Likelihood]] = {}
+    for one in found:
+        if one.value is not None:
+            by_rows.setdefault(one.method.partition(" (")[2].rpartition(",")[2], []).append(one)
+    best = {id(one): min(group, key=_own) for group in by_rows.values() for one in group}
+    return [_beside(one, best[id(one)]) if id(one) in best else one for one in found]
+
+
+def _own(one: Likelihood) -> float:
+    return one.own_error or 0.0
+
+
+def _beside(one: Likelihood, other: Likelihood) -> Likelihood:
+    error = math.hypot(_own(one), _own(other))
+    off = abs((one.value or 0.0) - (other.value or 0.0))
+    if one is other or off <= CONTRADICTS * error or not error:
+        return one
+    told = f"{off / error:.1f} errors off {other.method}"
+    return replace(one, note="; ".join(filter(None, (told, one.note))))
 
 
 def likelihoods(

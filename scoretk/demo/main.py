@@ -24,11 +24,11 @@ from torch import Tensor
 from scoretk.core.arguments import count
 from scoretk.core.noise import Noise
 from scoretk.demo.cells import Cell, Size, cells
-from scoretk.demo.likelihoods import likelihoods
+from scoretk.demo.likelihoods import compared, likelihoods
 from scoretk.demo.page import write_page
 from scoretk.demo.pictures import digit_sheet, plane_sheet
 from scoretk.demo.quality import Reference, judge, reference
-from scoretk.demo.rows import Demo, Row
+from scoretk.demo.rows import Demo, Done, Row
 from scoretk.diagnostics.verdict import different
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.protocols import is_timed, offers, optional
@@ -74,7 +74,7 @@ def run_demo(
         size: How much to do, None for the default.
         workers: How many processes of one thread each work (1: this one). It changes nothing but
             the time.
-        report: Called with every row when its model is done.
+        report: Called with a `Done` for every model when it is done.
 
     Returns:
         The rows of the tables, and the names of the pictures.
@@ -95,8 +95,7 @@ def run_demo(
             demo.pictures += part.found.pictures
             plane += part.plane
             if report is not None:
-                for line in (*part.found.rows, *part.found.likelihoods):
-                    report(line)
+                report(Done.of(part.found.rows))
     if plane:
         plane_sheet(target / "plane.png", plane)
         demo.pictures.append("plane.png")
@@ -159,7 +158,9 @@ def _one_model(target: Path, size: Size, seed: int, spec: ModelSpec) -> _Share:
             ("real digits, held out" if digits else f"{spec.name}: exact draws", real.rows)
         )
         rows = real.rows[: size.likelihood_rows]
-        found.likelihoods += likelihoods(spec.name, model, rows, digits, size.annealed, seed)
+        found.likelihoods += compared(
+            likelihoods(spec.name, model, rows, digits, size.annealed, seed)
+        )
     for cell in (*_exact(model, digits, size), *cells(model, size)):
         row, x = _run(spec, cell, partial(_images, model) if digits else _same, real, seed)
         found.rows.append(row)

@@ -9,7 +9,7 @@ from typing import Any
 from scoretk.demo.likelihoods import Likelihood
 from scoretk.demo.quality import Quality
 
-__all__ = ["Demo", "Row"]
+__all__ = ["Demo", "Done", "Row"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,46 @@ class Row:
             return self.setting
         return f"{self.setting} [{self.different} different draws, shown as {n}]".lstrip()
 
+
+@dataclass(frozen=True)
+class Done:
+    """A model that is done, as one line.
+
+    Args:
+        model: Its name.
+        runs: How many runs there are.
+        empty: How many solvers do not serve it.
+        failed: How many chains of all have failed.
+        seconds: How long the runs took.
+        nearest: The run whose samples are nearest to the data, None where none is judged.
+    """
+
+    model: str
+    runs: int
+    empty: int
+    failed: int
+    seconds: float
+    nearest: Row | None
+
+    @classmethod
+    def of(cls, rows: list[Row]) -> Done:
+        """Of the rows of one model, of which there is one at least."""
+        runs = [row for row in rows if not row.reason]
+        judged = [row for row in runs if row.quality.distance is not None and row.solver != "draw"]
+        return cls(
+            rows[0].model,
+            len(runs),
+            len(rows) - len(runs),
+            sum(row.failed for row in runs),
+            sum(row.seconds for row in runs),
+            min(judged, key=lambda row: row.quality.distance or 0.0, default=None),
+        )
+
     def __str__(self) -> str:
-        done = f"-- {self.reason}" if self.reason else f"{self.shown}  {self.seconds:.1f} s"
-        return f"{self.model}  {self.solver}  {done}"
+        best = self.nearest
+        near = "" if best is None else f"  nearest: {best.solver} {best.quality.distance:.2f}"
+        failed = f"  {self.failed} chains failed" if self.failed else ""
+        return f"{self.model:<22}{self.runs:>3} runs{self.seconds:>7.1f} s{near}{failed}"
 
 
 @dataclass
