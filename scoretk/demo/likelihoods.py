@@ -112,17 +112,20 @@ def likelihoods(
         yield Likelihood(name, "none", None, None, None, unit, _why_not(density))
     for way in ways:
         x = rows[: way.rows]
-        if unit == "bits/dim":
-            cells = ((x + 1) * (LEVELS - 1) / 2).round()
-            found = bits_per_dim(
-                way.field, cells, levels=LEVELS, interval=INTERVAL, seed=seed, **way.options
-            )
-            value, own = found.value.double(), found.stderr.double()
-        else:
-            found = log_prob(way.field, x, seed=seed, **way.options)
-            sign = -in_unit if digits else 1.0
-            value, own = sign * found.value.double(), in_unit * found.stderr.double()
-        yield _summed(name, way, value, own, in_unit, unit)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if unit == "bits/dim":
+                cells = ((x + 1) * (LEVELS - 1) / 2).round()
+                found = bits_per_dim(
+                    way.field, cells, levels=LEVELS, interval=INTERVAL, seed=seed, **way.options
+                )
+                value, own = found.value.double(), found.stderr.double()
+            else:
+                found = log_prob(way.field, x, seed=seed, **way.options)
+                sign = -in_unit if digits else 1.0
+                value, own = sign * found.value.double(), in_unit * found.stderr.double()
+        told = dict.fromkeys(filter(None, (way.warning, *(str(w.message) for w in caught))))
+        yield _summed(name, replace(way, warning=" ".join(told)), value, own, in_unit, unit)
 
 
 def _summed(
