@@ -60,6 +60,13 @@ def test_none_of_a_start_that_is_given_or_drawn_of_the_path():
     assert (draws.final.mean() - mean).abs() < 1
 
 
+def test_none_where_chains_begin_at_another_level():
+    """The published ladder begins at 1, where chains are, though the path goes on to 2."""
+    field = of_gaussian(stk.VE(0.01, 2.0), 0.0, 1.0)
+    draws = stk.sample(field, stk.AnnealedLangevin.ncsn(), chains=128)
+    assert abs(float(draws.final.std()) - 1) < 0.3
+
+
 def test_without_the_look_it_is_another_law_without_a_word(monkeypatch):
     """The mutant."""
     monkeypatch.setattr(batches, "warn_of_base", lambda *run: None)
