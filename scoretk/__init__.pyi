@@ -41,6 +41,7 @@ from scoretk.fields import Replacement as Replacement
 from scoretk.fields import Score as Score
 from scoretk.fields import SubVP as SubVP
 from scoretk.fields import Tabulated as Tabulated
+from scoretk.fields import Variable as Variable
 from scoretk.fields import Velocity as Velocity
 from scoretk.fields import bridge as bridge
 from scoretk.fields import classifier_guided as classifier_guided

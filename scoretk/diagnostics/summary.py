@@ -17,8 +17,9 @@ What is judged, by which test and at which rate of false alarms: `verdict` and d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import product
 from typing import Any
 
@@ -36,9 +37,9 @@ from scoretk.diagnostics.mixing import (
     tail_effective,
 )
 from scoretk.diagnostics.verdict import Finding, Sampler, as_r_hat, counted, findings, kish
-from scoretk.errors import MissingDependency, Status
+from scoretk.errors import Status
 
-__all__ = ["COLUMNS", "Finding", "Summary", "arviz", "divergent_draws", "summarise"]
+__all__ = ["COLUMNS", "Finding", "Summary", "divergent_draws", "entry_names", "summarise"]
 
 COLUMNS = ("mean", "sd", "mcse_mean", "mcse_sd", "ess_bulk", "ess_tail", "r_hat")
 
@@ -124,18 +125,22 @@ class Summary:
 
     __repr__ = __str__
 
-
-def arviz(purpose: str) -> Any:
-    """The ArviZ module.
-
-    Raises:
-        MissingDependency: Where it is not installed; `purpose` says what needs it.
-    """
-    try:
-        import arviz as module
-    except ImportError as error:
-        raise MissingDependency("arviz", "arviz", purpose) from error
-    return module
+    def _repr_html_(self) -> str:
+        """The table and the verdict, for notebooks."""
+        head = "".join(f"<th>{column}</th>" for column in ("", *COLUMNS))
+        body = "".join(
+            f"<tr><th>{escape(name)}</th>"
+            + "".join(f"<td>{_shown(column, row[column])}</td>" for column in COLUMNS)
+            + "</tr>"
+            for name, row in self.rows.items()
+        )
+        more = f"<p>... and {self.left_out} coordinates more</p>" if self.left_out else ""
+        size = f"{counted(self.chains, 'chain')} of {counted(self.draws, 'draw')}"
+        verdict = "<br>".join(map(escape, self.verdict.split("\n")))
+        return (
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+            f"<p>{size}</p><p>{verdict}</p>"
+        )
 
 
 def summarise(
@@ -146,6 +151,7 @@ def summarise(
     most: int = MOST,
     solver: str = "",
     exact_ends: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> Summary:
     """The summary of draws.
 
@@ -158,11 +164,12 @@ def summarise(
         most: How many coordinates get a row: evenly spaced ones where there are more.
         solver: The solver's `repr`, so that advice names its own settings.
         exact_ends: Whether x was made in finer coordinates and then rounded to its dtype.
+        labels: What the coordinates are called; by default "x[0]" and so on.
     """
     sampler = Sampler(solver)
     well = (status == int(Status.OK)).cpu()
     everyone = bool(well.all())
-    names = _names(tuple(x.shape[2:]))
+    names = entry_names(tuple(x.shape[2:])) if labels is None else list(labels)
     kept = x.detach().cpu().reshape(*x.shape[:2], len(names))
     kept = kept if everyone else kept[well]
     known = {name: value.detach().cpu() for name, value in stats.items()}
@@ -200,7 +207,8 @@ def divergent_draws(x: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
     return x[:0].flatten(0, 1) if diverging is None or diverging.ndim != 2 else x[diverging.bool()]
 
 
-def _names(shape: tuple[int, ...]) -> list[str]:
+def entry_names(shape: Sequence[int]) -> list[str]:
+    """What the entries of an x without names are called: "x[0, 1]", or "x"."""
     return (
         [f"x[{', '.join(map(str, index))}]" for index in product(*map(range, shape))]
         if shape

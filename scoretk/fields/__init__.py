@@ -8,6 +8,7 @@ from scoretk.fields.constrained import Constrained, constrained, ordered
 from scoretk.fields.convert import PREDICTIONS, coefficients, convert
 from scoretk.fields.discrete import Discrete, DiscreteField
 from scoretk.fields.distribution import DistributionField, from_distribution
+from scoretk.fields.layout import Variable
 from scoretk.fields.operators import Blur, Downsample, LinearGaussian, Mask, Matrix
 from scoretk.fields.paths import (
     EDM,
@@ -84,6 +85,7 @@ __all__ = [
     "Tabulated",
     "Timed",
     "TimedField",
+    "Variable",
     "Velocity",
     "as_base",
     "bridge",

@@ -21,7 +21,7 @@ from torch import Tensor
 from scoretk.core.anatomy import field_tensors
 from scoretk.errors import InvalidArgument, ScoretkError
 
-__all__ = ["check_rows", "unwritten", "written_into"]
+__all__ = ["check_energy", "check_rows", "unwritten", "written_into"]
 
 DTYPES_DIFFER = re.compile(
     r"same dtype|scalar type|input type.*weight type|index.*dtypes match", re.IGNORECASE
@@ -65,6 +65,16 @@ def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint
             "is meant to have no gradient",
         )
     return got
+
+
+def check_energy(got: object, x: Tensor) -> Tensor:
+    """An energy at x, if it is one number a row, `(batch,)`, in the dtype of x.
+
+    Raises:
+        InvalidArgument: It is anything else.
+    """
+    hint = "An energy gives one number a row: sum over the event axes, keep the batch axis"
+    return check_rows("energy", got, x.shape[:1], hint).to(x.dtype)
 
 
 def unwritten(

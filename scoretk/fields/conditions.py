@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from scoretk.fields.distribution import DistributionField
+from scoretk.fields.distribution import DistributionField, in_free_space
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import Diffusion, Energy, Score, Velocity
 
@@ -27,6 +27,7 @@ _MEMBERS = (Kind.POWER, Kind.MIXTURE, Kind.MOVED)
 
 def taken(field: Any) -> Names:
     """The names of the conditions that a field takes; None where it takes all, or does not say."""
+    field = in_free_space(field)  # an energy of named variables takes these by name as well
     if isinstance(field, DistributionField):
         return frozenset()
     if isinstance(field, Energy | Score):

@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -26,9 +26,10 @@ from torch.distributions import constraints
 
 from scoretk.core.arguments import count
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.gradient import grad_energy
+from scoretk.fields.gradient import followed, grad_energy
 from scoretk.fields.protocols import NoiseSource, field_name, is_field, is_timed, offers, optional
 from scoretk.fields.supports import Bijection, bijection, ordered, trailing_sum
+from scoretk.fields.variables import Named, Variables, named, variables_of
 from scoretk.fields.wrapped import Kind, Wrapped
 
 __all__ = ["Constrained", "constrained", "ordered", "users_shape"]
@@ -46,6 +47,7 @@ class Constrained(Wrapped):
         constraint: The constraint that the user's x satisfies.
         log_density: The log density of z, `(batch,)`, where it is known better than through x,
             which near an edge of the support has no digits left; else None.
+        direct: The energy of z with fewer operations than through x; else None.
     """
 
     field: Any
@@ -53,6 +55,7 @@ class Constrained(Wrapped):
     event_shape: tuple[int, ...] = dataclass_field()
     constraint: Any
     log_density: Callable[[Tensor], Tensor] | None = None
+    direct: Callable[..., Tensor] | None = None
 
     kind = Kind.MOVED
 
@@ -67,7 +70,12 @@ class Constrained(Wrapped):
 
     def around(self, field: Any) -> Constrained:
         """Another field of the user's space, under the same map."""
-        return replace(self, field=field, log_density=None)
+        return replace(self, field=field, log_density=None, direct=None)
+
+    @property
+    def variables(self) -> Named | None:
+        """The names of what the user's x holds; None where it has none."""
+        return self.transform if isinstance(self.transform, Variables) else named(self.field)
 
     @property
     def constrained_shape(self) -> tuple[int, ...]:
@@ -97,9 +105,11 @@ class Constrained(Wrapped):
         """`E_user(T(z)) - log |det dT/dz|`, `(batch,)`."""
         if self.log_density is not None:
             return -self.log_density(z)
+        if self.direct is not None:
+            return self.direct(z, **cond)
         x = self.transform.constrain(z)
         energy: Tensor = self.field.energy(x, **cond)
-        return energy - self._jacobian(z, x)
+        return followed(energy, z) - self._jacobian(z, x)
 
     def energy_and_grad(self, z: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(z)`, `(batch,)`, and its gradient, like z, in one evaluation."""
@@ -155,7 +165,10 @@ def users_shape(field: Any) -> tuple[int, ...]:
 
 
 def constrained(
-    field: Any, constraint: constraints.Constraint | Sequence[tuple[constraints.Constraint, int]]
+    field: Any,
+    constraint: constraints.Constraint
+    | Sequence[tuple[constraints.Constraint, int]]
+    | Mapping[str, Any],
 ) -> Constrained:
     """A field whose constrained parameters are sampled in free space and come back in their own.
 
@@ -164,7 +177,8 @@ def constrained(
             user's space.
         constraint: Of `torch.distributions.constraints` (`positive`, `interval(a, b)`, `simplex`,
             ...) or `scoretk.ordered`; for a vector of several kinds of parameters, pairs of a
-            constraint and how many entries it holds, such as `[(positive, 2), (simplex, 3)]`.
+            constraint and how many entries it holds, such as `[(positive, 2), (simplex, 3)]`; or
+            named variables that x holds side by side, as in `scoretk.Energy`.
 
     Returns:
         The field in free space.
@@ -182,8 +196,12 @@ def constrained(
         )
     kinds = _kinds(constraint)
     shape = tuple(field.event_shape)
+    if isinstance(kinds, Variables) and named(field) is not None:
+        raise InvalidArgument(
+            "constraint", kinds, f"no names beside those that {field_name(field)} has of its own"
+        )
     try:
-        transform = bijection(kinds)
+        transform = kinds if isinstance(kinds, Variables) else bijection(kinds)
         free = transform.free_shape(shape)
         fits = transform.constrain(torch.zeros((1, *free))).shape == (1, *shape)
     except (NotImplementedError, ValueError, RuntimeError, AssertionError, IndexError) as error:
@@ -199,13 +217,15 @@ def constrained(
 
 
 def _kinds(constraint: Any) -> Any:
-    """A constraint, or a tuple of pairs of a constraint and a number of entries.
+    """A constraint, a tuple of pairs of a constraint and a number of entries, or `Variables`.
 
     Raises:
-        InvalidArgument: It is neither.
+        InvalidArgument: It is none of these.
     """
     if isinstance(constraint, constraints.Constraint):
         return constraint
+    if isinstance(constraint, Mapping | Variables):
+        return variables_of(constraint)
     if isinstance(constraint, Sequence) and not isinstance(constraint, str) and constraint:
         pairs = [pair for pair in constraint if isinstance(pair, Sequence) and len(pair) == 2]
         if len(pairs) == len(constraint) and all(
@@ -215,6 +235,6 @@ def _kinds(constraint: Any) -> Any:
     raise InvalidArgument(
         "constraint",
         constraint,
-        "a constraint, or pairs of one and how many entries it holds",
+        "a constraint, pairs of one and how many entries it holds, or variables by name",
         "Such as torch.distributions.constraints.positive",
     )

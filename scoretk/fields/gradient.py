@@ -12,7 +12,7 @@ from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.answers import written_into
 
-__all__ = ["grad_energy"]
+__all__ = ["followed", "grad_energy"]
 
 
 def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,22 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
     return values if keep else values.detach(), gradient
 
 
+def followed(energy: Tensor, x: Tensor) -> Tensor:
+    """A part of an energy, if autograd has followed it from x.
+
+    Other parts, such as a Jacobian, would hide that it was not.
+
+    Raises:
+        InvalidArgument: Where x requires gradients, and the part does not.
+    """
+    asked = not torch.compiler.is_compiling() and torch.is_grad_enabled() and x.requires_grad
+    if asked and not energy.requires_grad:
+        raise _without_gradient(energy)
+    return energy
+
+
 def _without_gradient(energy: object) -> InvalidArgument:
+    """The error for an energy that autograd cannot follow."""
     hint = (
         "A constant, detached or numpy-computed energy has no gradient, nor has one that looks up a "
         "table by x.long(). Write it in torch, a look-up of states as a product with one-hot rows "

@@ -124,6 +124,7 @@ OPTIONAL: Mapping[str, str] = MappingProxyType(
         "unconstrain": "`unconstrain(x) -> z`, the way back",
         "constrained_shape": "the event shape in the user's space",
         "constraint": "what `constrain` leads to",
+        "variables": "the names of what draws hold, a `fields.variables.Named`",
         "around": "`around(field)`, another field of the user's space seen through the same map",
         "support": "the constraint on which the field lives while it is not yet in free space",
         "in_free_space": "`in_free_space()`, the field as it is sampled",

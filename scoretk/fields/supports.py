@@ -181,10 +181,15 @@ class Above:
         return shape
 
     def constrain(self, z: Tensor) -> Tensor:
+        if not isinstance(self.lower, Tensor) and self.lower == 0:
+            return self.clamped(z.exp())
         return self.clamped(_as(self.lower, z) + z.exp())
 
     def clamped(self, x: Tensor) -> Tensor:
-        return _at_least(x, self.lower, self._low).clamp(max=torch.finfo(x.dtype).max)
+        most = torch.finfo(x.dtype).max
+        if isinstance(self.lower, Tensor):
+            return _at_least(x, self.lower, self._low).clamp(max=most)
+        return x.clamp(self._low[x.dtype], most)
 
     def unconstrain(self, x: Tensor) -> Tensor:
         return (x - _as(self.lower, x)).log()

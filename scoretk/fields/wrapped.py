@@ -157,6 +157,17 @@ RULES: Mapping[str, Mapping[Kind, Rule]] = {
     "constrain": _MAP,
     "unconstrain": _MAP,
     "constrained_shape": _MAP,
+    # the names of what draws hold
+    "variables": _rules(
+        Rule.KEEP,
+        Kind.SAME,
+        *_COMBINED,
+        Kind.MOMENT,
+        Kind.NOISED,
+        MIXTURE=Rule.SHARE,
+        RESTRICTED=Rule.KEEP,
+        MOVED=Rule.OWN,
+    ),
     "around": _rules(Rule.OWN, Kind.MOVED),
     "in_free_space": _rules(Rule.REFUSE),
     "support": _rules(Rule.REFUSE),

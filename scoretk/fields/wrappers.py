@@ -9,8 +9,8 @@ or reversed time are adapted in `scoretk.fields.adapters`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass
-from typing import Any
+from dataclasses import InitVar, dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,13 +18,15 @@ from torch import Tensor
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.answers import check_rows, unwritten
+from scoretk.fields.answers import check_energy, check_rows, unwritten
 from scoretk.fields.base import Base, as_base, standard_normal
+from scoretk.fields.constrained import constrained
 from scoretk.fields.convert import check_prediction, check_time, convert
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import VP, GaussianPath, Linear
 from scoretk.fields.protocols import field_name, optional
 from scoretk.fields.validation import rejecting
+from scoretk.fields.variables import ByName, FreeEnergy, check_takes, variables_of
 from scoretk.fields.wrapped import Kind, Wrapped
 
 __all__ = [
@@ -39,39 +41,96 @@ __all__ = [
 ]
 
 
+_OF_A_MAP = frozenset(
+    {
+        "around",
+        "constrain",
+        "constrained_shape",
+        "constraint",
+        "field",
+        "transform",
+        "unconstrain",
+        "users_energy",
+    }
+)
+"""What a field over a map has beside a law; an energy of named variables has it from its map."""
+
+
 @dataclass(frozen=True, eq=False)
 class Energy:
     """A static field from an energy, `E(x) = -log p(x) + const`.
 
     Its score, `-grad E(x)`, is by autograd.
 
+    With `variables` the function takes these by name, each `(batch, *shape)` and in its support,
+    in place of x. Then x holds their free coordinates side by side, the energy is
+
+        E(x) = E_user(T(x)) - log |det dT/dx|
+
+    with T the map to the variables, and draws hold the variables themselves: `draws["tau"]` is
+    `(chains, kept, *shape)` (`scoretk.fields.variables`).
+
     Args:
-        fn: A callable or module, `fn(x, **cond) -> (batch,)` for x `(batch, *event_shape)`.
-        event_shape: The shape of one x.
+        fn: A callable or module, `fn(x, **cond) -> (batch,)` for x `(batch, *event_shape)`; with
+            `variables` it is called as `fn(mu=..., tau=..., **cond)`.
+        event_shape: The shape of one x; with `variables` it follows from these.
         autocast: torch.bfloat16 or torch.float16, in which products within `fn` are computed
             (`torch.autocast`) while x and the result stay in float32; None for their own dtype.
+        variables: By name a shape, a constraint of `torch.distributions.constraints` (of one
+            number), or a `scoretk.Variable(shape, constraint, dims)`.
 
     Raises:
-        InvalidArgument: `fn` cannot be called, `event_shape` is no shape, or `autocast` no such
-            dtype.
+        InvalidArgument: `fn` cannot be called, `event_shape` is no shape, `autocast` no such dtype,
+            or `variables` are none.
     """
 
     fn: Callable[..., Tensor]
-    event_shape: tuple[int, ...]
+    event_shape: tuple[int, ...] = None  # type: ignore[assignment]
     autocast: InitVar[torch.dtype | None] = None
+    variables: InitVar[Mapping[str, Any] | None] = None
 
     provides = frozenset({"energy", "score"})
+    _free: ClassVar[Any] = None
+    """With `variables`, the same law as a field over the map to them."""
 
-    def __post_init__(self, autocast: torch.dtype | None) -> None:
-        function("fn", self.fn, "fn(x, **cond)")
-        object.__setattr__(self, "fn", _autocast(self.fn, autocast))
-        object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
+    def __post_init__(
+        self, autocast: torch.dtype | None, variables: Mapping[str, Any] | None
+    ) -> None:
+        if variables is None:
+            function("fn", self.fn, "fn(x, **cond)")
+            object.__setattr__(self, "fn", _autocast(self.fn, autocast))
+            object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
+            return
+        if self.event_shape is not None:
+            raise InvalidArgument(
+                "event_shape", self.event_shape, "none beside variables, from which it follows"
+            )
+        space = variables_of(variables)
+        check_takes(self.fn, space.layout)
+        fn = _autocast(self.fn, autocast)
+        users = Energy(ByName(fn, space.layout), (space.layout.size,))
+        free = replace(constrained(users, space), direct=FreeEnergy(fn, space))
+        for name, value in (
+            ("event_shape", free.event_shape),
+            ("variables", space),
+            ("_free", free),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_A_MAP and self._free is not None:
+            return getattr(self._free, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def in_free_space(self) -> Any:
+        """The field as solvers get it: with `variables` that of the map to these."""
+        return self if self._free is None else self._free
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x)`, `(batch, *event_shape) -> (batch,)`."""
-        hint = "An energy gives one number a row: sum over the event axes, keep the batch axis"
-        energy = unwritten("energy", lambda y: rejecting(self.fn, y, cond, torch.inf), x)
-        return check_rows("energy", energy, x.shape[:1], hint).to(x.dtype)
+        ask = self.fn if self._free is None else self._free.energy
+        found = unwritten("energy", lambda y: rejecting(ask, y, cond, torch.inf), x)
+        return check_energy(found, x)
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`-grad E(x)`, like x."""
@@ -116,14 +175,15 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class _Autocast:
-    """A function of x whose products are computed in another dtype, by `torch.autocast`."""
+    """A function whose products are computed in another dtype, by `torch.autocast`."""
 
     fn: Callable[..., Tensor]
     dtype: torch.dtype
 
-    def __call__(self, x: Tensor, *rest: Tensor, **cond: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, self.dtype):
-            return self.fn(x, *rest, **cond)
+    def __call__(self, *given: Tensor, **named: Tensor) -> Tensor:
+        first = next(iter((*given, *named.values())))
+        with torch.autocast(first.device.type, self.dtype):
+            return self.fn(*given, **named)
 
 
 def _autocast(fn: Callable[..., Tensor], dtype: torch.dtype | None) -> Callable[..., Tensor]:

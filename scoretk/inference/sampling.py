@@ -41,6 +41,7 @@ from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.resolve import StaticField, TimedField, resolve
+from scoretk.fields.variables import Derived, named
 from scoretk.ode.registry import has_method
 from scoretk.plugins import as_solver, find_model, load
 from scoretk.plugins.solvers import check_attributes
@@ -71,7 +72,7 @@ def sample(
     warmup: int | Warmup | None = None,
     thin: int | None = None,
     seed: int = 0,
-    init: Tensor | None = None,
+    init: Tensor | Mapping[str, Tensor] | None = None,
     cond: Mapping[str, Tensor] | None = None,
     keep: str | None = None,
     grad: bool | str = False,
@@ -107,10 +108,11 @@ def sample(
             draws are kept.
         seed: The seed of all random numbers, in [0, 2^64).
         init: Where the chains start, a row for each chain asked for, `(chains, *event_shape)`, for
-            a `constrained` field in the user's space. By default a timed field's `base`, a static
-            field's own `initial(n, noise)`, else N(0, I). Chains that so get an infinite energy
-            start again, up to 100 times, from N(0, s^2 I) of smaller and larger s; those that
-            `init` starts there are flagged.
+            a `constrained` field in the user's space; of named variables also a dict, each
+            `(chains, *shape)`. By default a timed field's `base`, a static field's own
+            `initial(n, noise)`, else N(0, I). Chains that so get an infinite energy start again, up
+            to 100 times, from N(0, s^2 I) of smaller and larger s; those that `init` starts there
+            are flagged.
         cond: Condition values by name, one row a chain; they reach the model as keyword arguments.
         keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or
             "moments".
@@ -151,6 +153,7 @@ def sample(
     option("on_failure", on_failure, ("flag", "raise"))
     _check_modes(grad=grad, compile=compile, checkpoint=checkpoint)
     solver = _by_adjoint(solver) if grad == "adjoint" else solver
+    init = _by_name(model, init) if isinstance(init, Mapping) else init
     place = _place(model, init, device, dtype)
     model = to_device(model, place.device) if isinstance(field, str) else model
     check_place(model, place.device)
@@ -469,6 +472,19 @@ def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
     return _Place(found, dtype)
 
 
+def _by_name(model: Any, init: Mapping[str, Tensor]) -> Tensor:
+    """Where the chains start, in the space of draws, from values by name."""
+    names = named(model)
+    if names is None:
+        hint = "Names: scoretk.Energy(fn, variables={...})"
+        raise InvalidArgument("init", init, "a tensor: the field has no named variables", hint)
+    if is_timed(model):
+        raise InvalidArgument(
+            "init", init, "a tensor of latents, from which a field in time starts"
+        )
+    return names.point(init)
+
+
 def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
     """Where the user wants the chains to start, in the space that the solver works in."""
     if init is None:
@@ -700,8 +716,9 @@ def _draws(
         value = _joined([(f.record.stats[name], r) for f, r in asked], 1 if keep == "all" else 0)
         stats[name] = rearrange(value, BY_CHAIN) if keep == "all" else value / kept
     m2 = joined.get("m2")
+    x = rearrange(joined["x"], BY_CHAIN) if "x" in joined else None
     return Draws(
-        x=rearrange(joined["x"], BY_CHAIN) if "x" in joined else None,
+        x=x,
         final=_joined([(f.final, r) for f, r in asked]),
         status=_joined([(f.status, r) for f, r in asked]),
         failed_at=_joined([(f.failed_at, r) for f, r in asked]),
@@ -712,7 +729,18 @@ def _draws(
         mean=joined.get("mean"),
         var=None if m2 is None else m2 / (kept - 1),  # of one draw NaN: it has none
         chains=torch.arange(ids.start, ids.stop, ids.step),
+        **_variables(run.model, x),
     )
+
+
+def _variables(model: Any, x: Tensor | None) -> dict[str, Any]:
+    """What draws say of named variables; the values of those that x does not hold itself."""
+    names = named(model)
+    if names is None:
+        return {}
+    if not isinstance(names, Derived):
+        return {"layout": names.layout}
+    return {} if x is None else {"layout": names.layout, "named": names.values(x)}
 
 
 def _joined(parts: list[tuple[Tensor, slice]], axis: int = 0) -> Tensor:

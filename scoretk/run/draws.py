@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import count
+from scoretk.core.arguments import UNREADABLE, count, is_integer, option
 from scoretk.core.files import file_to_read, file_to_write, write_atomically
+from scoretk.core.inferencedata import check_netcdf, inference_data, netcdf
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
-from scoretk.diagnostics.summary import Summary, arviz, divergent_draws, summarise
+from scoretk.diagnostics.summary import Summary, divergent_draws, entry_names, summarise
 from scoretk.errors import InvalidArgument, MissingDependency, OutputExists, ScoretkError, Status
+from scoretk.fields.layout import Layout
 
 __all__ = ["FORMATS", "Cost", "Draws", "check_output"]
 
@@ -31,9 +31,13 @@ ARVIZ_NAMES = {
     "depth": "tree_depth",
 }
 FORMATS = (".safetensors", ".nc", ".npy")
+READ_BY = {".nc": "arviz.from_netcdf(path)", ".npy": "numpy.load(path)"}
+"""What reads the other formats."""
+SHOWN = 20
+"""How many rows of the summary a notebook shows."""
 KIND = "draws"
 OUTCOME = ("status", "failed_at")
-PLAIN = {"x", "final", "mean", "var", "chains", *OUTCOME}
+PLAIN = {"x", "final", "mean", "var", "named", "chains", *OUTCOME}
 """The tensors of draws, beside statistics and what was tuned."""
 WITHOUT_IDS = {"ids": False}
 """The entry of a header that says that chains had no ids, as in files from before checksums."""
@@ -93,6 +97,12 @@ class Draws:
         tuned: What warmup has tuned, by name, such as "step_size" and "scale";
             `solver.tuned_by(draws.tuned)`, or `tuned_by(draws)`, gives it back to a solver.
         chains: The id of each chain, which its noise depends on, `(chains,)`.
+        layout: Which named variables x holds side by side; None where they have no names.
+        named: The variables side by side, `(chains, kept, layout.size)`, where they are functions
+            of x; None where x holds them itself.
+
+    The sequence of the draws of each chain: `len(draws)` counts chains, `draws[3]`, `draws[:10]` and
+    `draws[draws.ok]` are draws of some of them. By a name, `draws["tau"]`, one has a variable.
     """
 
     x: Tensor | None
@@ -106,6 +116,8 @@ class Draws:
     var: Tensor | None = None
     tuned: dict[str, Tensor] = field(default_factory=dict)
     chains: Tensor = None  # type: ignore[assignment]
+    layout: Layout | None = None
+    named: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.chains is None:
@@ -136,22 +148,71 @@ class Draws:
             f"Draws({kept}, solver={self.provenance.get('solver')}, cost={dict(self.cost)}{wrong})"
         )
 
-    def to_arviz(self) -> Any:
-        """The draws as an ArviZ `InferenceData`.
+    @property
+    def variables(self) -> dict[str, Tensor]:
+        """The variables by name, `(chains, kept, *shape)`; "x" alone where they have no names.
 
-        Its posterior has the variable "x"; its sample_stats have ArviZ's names: "lp" (minus the
-        energy), "energy" (of the Hamiltonian), "acceptance_rate", "n_steps", "tree_depth",
-        "diverging", and each chain's "status" and "failed_at".
+        Raises:
+            InvalidArgument: Where draws were not kept.
+        """
+        x = self._kept("a variable needs the draws themselves; draws.mean and draws.var hold all")
+        return {"x": x} if self.layout is None else self.layout.split(self._values(x))
+
+    def _kept(self, why: str) -> Tensor:
+        if self.x is None:
+            raise InvalidArgument("keep", "moments", f"'all' or 'last': {why}")
+        return self.x
+
+    def _values(self, x: Tensor) -> Tensor:
+        """What names are of: the variables side by side, or x itself."""
+        return x if self.named is None else self.named
+
+    @overload
+    def __getitem__(self, key: str) -> Tensor: ...
+    @overload
+    def __getitem__(self, key: int | slice | Tensor | Sequence[int]) -> Draws: ...
+    def __getitem__(self, key: Any) -> Tensor | Draws:
+        """A variable by its name, `(chains, kept, *shape)`; else the draws of some chains.
+
+        Raises:
+            UnknownName: No variable has this name.
+            IndexError: There is no such chain.
+            InvalidArgument: It is neither a name nor chains.
+        """
+        if isinstance(key, str):
+            variables = self.variables
+            return variables[option("variable", key, variables)]
+        return self._chosen(_rows(key, len(self)))
+
+    def __len__(self) -> int:
+        return len(self.final)
+
+    def __iter__(self) -> Iterator[Draws]:
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in (("x",) if self.layout is None else self.layout.shapes)
+
+    def _chosen(self, rows: Any) -> Draws:
+        """The draws of some chains; cost and what was tuned stay those of the whole run."""
+        by_chain = ("x", "final", "status", "failed_at", "mean", "var", "chains", "named")
+        parts = {n: v[rows] for n in by_chain if (v := getattr(self, n)) is not None}
+        return replace(self, stats={n: v[rows] for n, v in self.stats.items()}, **parts)
+
+    def to_arviz(self) -> Any:
+        """The draws as ArviZ has them: an `InferenceData` of ArviZ 0.x, a `DataTree` of 1.x.
+
+        Its posterior has the variables by name, with their dims and coords, or "x"; its
+        sample_stats have ArviZ's names: "lp" (minus the energy), "energy" (of the Hamiltonian),
+        "acceptance_rate", "n_steps", "tree_depth", "diverging", and each chain's "status" and
+        "failed_at".
 
         Raises:
             MissingDependency: Where ArviZ is not installed.
             InvalidArgument: Where draws were not kept.
         """
-        if self.x is None:
-            raise InvalidArgument(
-                "keep", "moments", "'all' or 'last': ArviZ needs the draws themselves"
-            )
-        az = arviz("to_arviz")
+        x = self._kept("ArviZ needs the draws themselves")
+        layout = self.layout
         stats = {n: _numpy(v) for n, v in self.stats.items() if v.ndim == 2}
         if "energy" in stats:
             stats["lp"] = -stats.pop("energy")
@@ -159,16 +220,17 @@ class Draws:
         if "diverging" in stats:
             stats["diverging"] = stats["diverging"].astype(bool)
         for name, value in (("status", self.status), ("failed_at", self.failed_at)):
-            stats[name] = np.broadcast_to(_numpy(value).astype(np.int32)[:, None], self.x.shape[:2])
-        with warnings.catch_warnings():
-            # many short chains are what this package is for
-            warnings.filterwarnings("ignore", message="More chains")
-            return az.from_dict(
-                posterior={"x": _numpy(self.x)},
-                sample_stats=stats,
-                coords={"chain": _numpy(self.chains)},
-                attrs={"scoretk": json.dumps(self.provenance)},
-            )
+            stats[name] = np.broadcast_to(_numpy(value).astype(np.int32)[:, None], x.shape[:2])
+        return inference_data(
+            {
+                "posterior": {name: _numpy(value) for name, value in self.variables.items()},
+                "sample_stats": stats,
+            },
+            dims={} if layout is None else layout.dims,
+            coords={"chain": _numpy(self.chains), **({} if layout is None else layout.coords)},
+            attrs={"scoretk": json.dumps(self.provenance)},
+            purpose="to_arviz",
+        )
 
     def summary(self, most: int = 100) -> Summary:
         """Means, Monte-Carlo errors, effective draws, R-hat, and a verdict with likely fixes.
@@ -185,11 +247,39 @@ class Draws:
         Raises:
             InvalidArgument: Where draws were not kept.
         """
-        if self.x is None:
-            raise InvalidArgument("keep", "moments", "'all': a summary needs the draws themselves")
+        x = self._kept("a summary needs the draws themselves")
         rows, solver = count("most", most, least=1), str(self.provenance.get("solver", ""))
         exact = self.provenance.get("exact_ends") is True
-        return summarise(self.x, self.status, self.failed_at, self.stats, rows, solver, exact)
+        labels = None if self.layout is None else self.layout.labels
+        return summarise(
+            self._values(x), self.status, self.failed_at, self.stats, rows, solver, exact, labels
+        )
+
+    def _repr_html_(self) -> str:
+        """The first rows of the summary and the verdict, for notebooks."""
+        head = f"<p><code>{escape(repr(self))}</code></p>"
+        return head if self.x is None else head + self.summary(SHOWN)._repr_html_()
+
+    def to_pandas(self) -> Any:
+        """The draws as a pandas `DataFrame`: a row a draw, a column an entry of the variables.
+
+        Its index has the levels "chain" (the ids) and "draw"; columns are "mu", "theta[3]".
+
+        Raises:
+            MissingDependency: Where pandas is not installed.
+            InvalidArgument: Where draws were not kept.
+        """
+        x = self._kept("a table needs the draws themselves")
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingDependency("pandas", "pandas", "to_pandas") from error
+        values = _numpy(self._values(x)).reshape(x.shape[0] * x.shape[1], -1)
+        index = pandas.MultiIndex.from_product(
+            [_numpy(self.chains), range(x.shape[1])], names=["chain", "draw"]
+        )
+        labels = entry_names(x.shape[2:]) if self.layout is None else self.layout.labels
+        return pandas.DataFrame(values, index=index, columns=labels)
 
     @property
     def divergent(self) -> Tensor:
@@ -198,11 +288,8 @@ class Draws:
         Raises:
             InvalidArgument: Where draws were not kept.
         """
-        if self.x is None:
-            raise InvalidArgument(
-                "keep", "moments", "'all': where trajectories diverged needs the draws themselves"
-            )
-        return divergent_draws(self.x, self.stats)
+        x = self._kept("where trajectories diverged needs the draws themselves")
+        return divergent_draws(x, self.stats)
 
     def save(self, path: str | Path, force: bool = False) -> Path:
         """Write the draws to a file, which is replaced as a whole or not at all.
@@ -225,7 +312,9 @@ class Draws:
                 named, header = self._parts()
                 write_sealed(target, KIND, named, header)
             else:
-                write_atomically(target, self._netcdf() if target.suffix == ".nc" else self._npy())
+                write_atomically(
+                    target, netcdf(self.to_arviz()) if target.suffix == ".nc" else self._npy()
+                )
         except ScoretkError:
             raise
         except OSError as error:
@@ -250,8 +339,10 @@ class Draws:
             tensors, header = read_sealed(file, KIND, _unsealed)
             return _draws(tensors, header)
         except (Unreadable, ValueError, TypeError, KeyError) as error:
+            other = READ_BY.get(file.suffix)
+            hint = f"{other} reads it" if other else str(error)
             raise InvalidArgument(
-                "path", str(path), "a .safetensors file of draws that Draws.save wrote", str(error)
+                "path", str(path), "a .safetensors file of draws that Draws.save wrote", hint
             ) from error
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -263,13 +354,16 @@ class Draws:
             "failed_at": self.failed_at,
             "mean": self.mean,
             "var": self.var,
+            "named": self.named,
             "chains": self.chains,
             **{f"stats/{name}": value for name, value in self.stats.items()},
             **{f"tuned/{name}": value for name, value in self.tuned.items()},
         }
+        names = {} if self.layout is None else {"layout": self.layout.plain()}
         return {n: v for n, v in named.items() if v is not None}, {
             "cost": dict(self.cost),
             "provenance": self.provenance,
+            **names,
         }
 
     def _shapes(self) -> dict[str, Any]:
@@ -280,19 +374,10 @@ class Draws:
         }
 
     def _npy(self) -> bytes:
-        if self.x is None:
-            raise InvalidArgument(
-                "path", ".npy", "'.safetensors': moments have no x to put into a .npy file"
-            )
+        x = self._kept("moments have no x to put into a .npy file: '.safetensors' has all")
         buffer = BytesIO()
-        np.save(buffer, _numpy(self.x), allow_pickle=False)
+        np.save(buffer, _numpy(x), allow_pickle=False)
         return buffer.getvalue()
-
-    def _netcdf(self) -> bytes:
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / "draws.nc"
-            self.to_arviz().to_netcdf(str(file), engine="h5netcdf")
-            return file.read_bytes()
 
 
 def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -314,8 +399,9 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
         ValueError: Where they are not those of draws; also TypeError or KeyError.
     """
     named = not isinstance(header, dict) or header.pop("ids", True)
-    if not isinstance(header, dict) or header.keys() != {"cost", "provenance"}:
-        raise ValueError("its header has other entries than cost and provenance")
+    if not isinstance(header, dict) or header.keys() - {"layout"} != {"cost", "provenance"}:
+        raise ValueError("its header has other entries than cost, provenance and layout")
+    layout = Layout.from_plain(header["layout"]) if "layout" in header else None
     cost, provenance = header["cost"], header["provenance"]
     if not isinstance(cost, dict) or not all(type(n) is int and n >= 0 for n in cost.values()):
         raise ValueError("its cost is no number of evaluations by kind")
@@ -333,13 +419,15 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
     ):
         raise ValueError(f"it holds {', '.join(sorted(tensors))}")
     chains, event = plain["final"].shape[:1], plain["final"].shape[1:]
+    if layout is not None and "named" not in plain and tuple(event) != (layout.size,):
+        raise ValueError(f"its layout is of {layout.size} entries")
+    if "named" in plain and (layout is None or "x" not in plain):
+        raise ValueError("it holds variables without a layout")
     for name, value in plain.items():
         whole = name in (*OUTCOME, "chains")
-        shape = (
-            tuple(chains)
-            if whole
-            else (*chains, *(value.shape[1:2] if name == "x" else ()), *event)
-        )
+        each = (layout.size,) if name == "named" and layout is not None else event
+        kept = plain["x"].shape[1:2] if name in ("x", "named") else ()
+        shape = tuple(chains) if whole else (*chains, *kept, *each)
         kind_fits = value.dtype == torch.int64 if whole else value.is_floating_point()
         if not chains or tuple(value.shape) != shape or not kind_fits:
             raise ValueError(f"{name} has shape {tuple(value.shape)} and {value.dtype}")
@@ -348,7 +436,8 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
     for name, value in parts["stats"].items():
         if value.shape[:1] != chains:
             raise ValueError(f"the statistic {name} has shape {tuple(value.shape)}")
-    return Draws(cost=Cost(cost), provenance=provenance, **parts, **{"x": None} | plain)  # type: ignore[arg-type]
+    made = Draws(cost=Cost(cost), provenance=provenance, **parts, **{"x": None} | plain)  # type: ignore[arg-type]
+    return replace(made, layout=layout)
 
 
 def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMATS) -> Path:
@@ -363,15 +452,46 @@ def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMA
     if target.suffix not in endings:
         raise InvalidArgument("path", str(path), f"a file name that ends in {', '.join(endings)}")
     if target.suffix == ".nc":
-        arviz("a .nc file")
-        if importlib.util.find_spec("h5netcdf") is None:
-            raise MissingDependency("h5netcdf", "arviz", "a .nc file")
+        check_netcdf("a .nc file")
     if target.exists() and not force:
         raise OutputExists(
             f"{target} exists and is kept: choose another name, or overwrite it with force=True "
             f"(--force)"
         )
     return target
+
+
+def _rows(key: Any, chains: int) -> Any:
+    """Chains by a number, a slice, numbers or a mask, as what selects rows and keeps the axis.
+
+    Raises:
+        IndexError: There is no such chain.
+        InvalidArgument: It is none of these.
+    """
+    if isinstance(key, slice):
+        return key
+    if is_integer(key):
+        if not -chains <= (i := int(key)) < chains:
+            raise IndexError(f"chain {i} of {chains}")
+        return slice(i % chains, i % chains + 1)
+    expected = "a variable's name, or chains: a number, a slice, numbers, or a mask of all"
+    hint = "Draws of a chain: draws.x[chain, draw]" if isinstance(key, tuple) else ""
+    try:
+        rows = torch.as_tensor(key)
+    except UNREADABLE as error:
+        raise InvalidArgument("draws[...]", key, expected, hint) from error
+    mask = rows.dtype is torch.bool
+    if isinstance(key, tuple) or rows.ndim != 1 or (mask and len(rows) != chains):
+        raise InvalidArgument("draws[...]", key, expected, hint)
+    if not len(rows):
+        return rows.long()
+    if mask:
+        return rows
+    if rows.is_floating_point() or rows.is_complex():
+        raise InvalidArgument("draws[...]", key, expected, hint)
+    if int(rows.min()) < -chains or int(rows.max()) >= chains:
+        raise IndexError(f"chains {rows.tolist()} of {chains}")
+    return rows.long()
 
 
 def _numpy(value: Tensor) -> Any:

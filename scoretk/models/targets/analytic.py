@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from scoretk.core.arguments import counts, positive
 from scoretk.core.devices import constant_like
 from scoretk.core.streams import Stream
-from scoretk.fields import NoiseSource
+from scoretk.fields import NoiseSource, Variable
+from scoretk.fields.variables import Derived, variables_of
 
 __all__ = [
     "EightSchools",
@@ -127,6 +129,11 @@ class EightSchools:
     def event_shape(self) -> tuple[int, ...]:
         return (10,)
 
+    @property
+    def variables(self) -> Derived:
+        """The names of the parameters: draws["tau"]."""
+        return _SCHOOLS
+
     def parameters(self, x: Tensor) -> Schools:
         """The parameters mu, tau and theta at positions `(..., 10)`."""
         mu, tau = x[..., 0], x[..., 1].exp()
@@ -142,6 +149,25 @@ class EightSchools:
         likelihood = standard.square().sum(-1) / 2
         prior = mu.square() / 50 + torch.log1p(tau.square() / 25) + x[..., 2:].square().sum(-1) / 2
         return likelihood + prior - x[..., 1]
+
+
+def _at(mu: Tensor, tau: Tensor, theta: Tensor) -> Tensor:
+    """The position of these parameters: the inverse of `EightSchools.parameters`."""
+    raw = (theta - mu[..., None]) / tau[..., None]
+    return torch.cat([mu[..., None], tau.log()[..., None], raw], -1)
+
+
+_SCHOOLS = Derived(
+    variables_of(
+        {
+            "mu": (),
+            "tau": constraints.positive,
+            "theta": Variable((8,), dims="school", coords={"school": list("ABCDEFGH")}),
+        }
+    ),
+    of=lambda x: EightSchools().parameters(x)._asdict(),
+    at=_at,
+)
 
 
 def funnel(dim: int = 10, scale: float = 3.0) -> Funnel:

@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from scoretk.errors import MissingDependency
+from scoretk.fields import Variable
+from scoretk.fields.variables import Derived, variables_of
 
 __all__ = [
     "LinearParameters",
@@ -81,6 +84,7 @@ class LogisticRegression:
     """
 
     provides = frozenset({"energy", "score"})
+    variables = variables_of({"intercept": (), "slopes": Variable((30,), dims="feature")})
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -139,6 +143,11 @@ class LinearRegression:
         """The intercept, the slopes and sigma at positions `(..., 12)`."""
         return LinearParameters(x[..., 0], x[..., 1:-1], x[..., -1].exp())
 
+    @property
+    def variables(self) -> Derived:
+        """The names of the parameters: draws["sigma"]."""
+        return _LINEAR
+
     def energy(self, x: Tensor) -> Tensor:
         """The negative log posterior up to a constant, `(batch,)`.
 
@@ -179,6 +188,20 @@ class LinearRegression:
             - 1
         )
         return torch.cat([of_w, of_scale], 1)
+
+
+def _at(intercept: Tensor, slopes: Tensor, sigma: Tensor) -> Tensor:
+    """The position of these parameters: the inverse of `LinearRegression.parameters`."""
+    return torch.cat([intercept[..., None], slopes, sigma.log()[..., None]], -1)
+
+
+_LINEAR = Derived(
+    variables_of(
+        {"intercept": (), "slopes": Variable((10,), dims="feature"), "sigma": constraints.positive}
+    ),
+    of=lambda x: LinearRegression().parameters(x)._asdict(),
+    at=_at,
+)
 
 
 def logistic_regression() -> LogisticRegression:

@@ -1,0 +1,633 @@
+"""Named variables: the law, the names and the starts are those of the variables, whatever wraps the field."""
+
+import math
+import re
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import distributions as td
+from torch.distributions import constraints
+
+import scoretk as stk
+from scoretk.errors import InvalidArgument, UnknownName
+from scoretk.fields import layout, resolve
+from scoretk.fields import variables as vs
+from scoretk.fields.variables import named
+from scoretk.inference import sampling
+from scoretk.inference.partition import Normalised
+from tests.evidence import assert_mean, mean_z, z_limit
+
+POSITIVE = constraints.positive
+LOW, HIGH = torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([1.0, 0.5, 7.0])
+
+SUPPORTS = {
+    "real": stk.Variable((2,)),
+    "positive": POSITIVE,
+    "above": stk.Variable((2,), constraints.greater_than(-2.0)),
+    "bounded": stk.Variable((3,), constraints.interval(LOW, HIGH)),
+    "shares": stk.Variable((4,), constraints.simplex),
+    "rows": stk.Variable((2, 3), constraints.simplex),
+    "ordered": stk.Variable((3,), stk.ordered),
+    "factor": stk.Variable((3, 3), constraints.lower_cholesky),
+    "correlation": stk.Variable((3, 3), constraints.corr_cholesky),
+    "covariance": stk.Variable((2, 2), constraints.positive_definite),
+    "array": stk.Variable((2, 2), constraints.independent(POSITIVE, 2)),
+}
+
+
+def of(name):
+    """An energy of one variable, in which no two entries play the same part."""
+
+    def energy(value):
+        flat = value.reshape(len(value), -1)
+        weights = 0.3 + torch.arange(flat.shape[1], dtype=flat.dtype)
+        return len(name) * (weights * (flat - 0.7).square()).sum(1)
+
+    return energy
+
+
+def together(**values):
+    return sum(of(name)(value) for name, value in values.items())
+
+
+ALL = stk.Energy(together, variables=SUPPORTS)
+
+
+def alone(name):
+    """The same variable as a field of its own, by way of `constrained`."""
+    spec = SUPPORTS[name]
+    v = spec if isinstance(spec, stk.Variable) else stk.Variable((), spec)
+    field = stk.Energy(of(name), v.shape)
+    return field if v.constraint is constraints.real else stk.constrained(field, v.constraint)
+
+
+def points(n, size, seed=1):
+    return torch.randn(n, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def law_is_that_of_the_parts(field):
+    z, total, at = points(7, *field.event_shape), 0.0, 0
+    for name in SUPPORTS:
+        part = alone(name)
+        size = math.prod(part.event_shape)
+        total = total + part.energy(z[:, at : at + size].reshape(7, *part.event_shape))
+        at += size
+    assert at == z.shape[1]
+    return all(
+        torch.allclose(found, total, rtol=1e-10)
+        for found in (
+            field.energy(z),
+            field.energy_and_grad(z)[0],
+            field.around(field.field).energy(z),  # by way of x
+            resolve(field, {"energy"}).energy(z),
+        )
+    )
+
+
+def test_the_energy_is_the_users_and_the_jacobian_of_every_variable():
+    assert law_is_that_of_the_parts(ALL)
+    z = points(5, *ALL.event_shape)
+    torch.testing.assert_close(ALL.unconstrain(ALL.constrain(z)), z)
+    y = z.clone().requires_grad_()
+    torch.testing.assert_close(
+        -torch.autograd.grad(ALL.energy(y).sum(), y)[0], resolve(ALL, {"score"}).score(z)
+    )
+
+
+MUTANTS = {
+    "no Jacobian": (vs.Variables, "_log_jacobian", lambda self, z, x: None),
+    "one too little": (
+        vs.Variables,
+        "_log_jacobian",
+        lambda self, z, x: sum(
+            vs.trailing_sum(p.log_jacobian(z[n], x[n]), z[n].ndim - 1 - p.event_dim)
+            for n, p in list(zip(self.specs, self.parts, strict=True))[:-1]
+            if p is not vs.REAL and n != "rows"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_missing_jacobian_is_caught(mutant, monkeypatch):
+    owner, name, wrong = MUTANTS[mutant]
+    monkeypatch.setattr(owner, name, wrong)
+    assert not law_is_that_of_the_parts(ALL)
+
+
+# Names, shapes and starts
+
+SHAPES = {"a": (), "m": (2, 2), "v": stk.Variable((4,), dims="item", coords={"item": list("wxyz")})}
+START = {
+    "a": torch.tensor([1.0, 2.0, 3.0]),
+    "m": torch.arange(12.0).reshape(3, 2, 2),
+    "v": -torch.arange(12.0).reshape(3, 4),
+}
+
+
+def flat(a, m, v):
+    return a.square() + m.square().sum((1, 2)) + v.square().sum(1)
+
+
+SHAPED = stk.Energy(flat, variables=SHAPES)
+
+
+def starts_where_it_is_told():
+    draws = stk.sample(SHAPED, stk.ULA(1e-12), steps=2, init=START)
+    seen = {}
+
+    def look(a, m, v):
+        seen.update(a=a.detach(), m=m.detach(), v=v.detach())
+        return flat(a, m, v)
+
+    stk.Energy(look, variables=SHAPES).energy(draws.final)
+    return all(
+        torch.allclose(draws[name][:, -1], value, atol=1e-3)
+        and torch.allclose(seen[name], value, atol=1e-3)
+        and draws[name].shape == (3, 2, *value.shape[1:])
+        for name, value in START.items()
+    )
+
+
+def test_draws_and_starts_have_the_variables_by_name():
+    assert starts_where_it_is_told()
+    assert SHAPED.event_shape == (9,)
+    reordered = {name: START[name] for name in reversed(START)}
+    again = stk.sample(SHAPED, stk.ULA(1e-12), steps=1, init=reordered)
+    torch.testing.assert_close(again["m"][:, 0], START["m"], atol=1e-3, rtol=0)
+
+
+WRONG_POINTS = {
+    "transposed": lambda v: v | {"m": v["m"].mT},
+    "in the order of the dict": lambda v: dict(zip(v, [v["a"], *SWAPPED.values()], strict=True)),
+    "shifted by a chain": lambda v: {n: one.roll(1, 0) for n, one in v.items()},
+}
+SWAPPED = {"m": START["v"].reshape(3, 2, 2), "v": START["m"].reshape(3, 4)}
+
+
+@pytest.mark.parametrize("mutant", WRONG_POINTS)
+def test_a_start_elsewhere_is_caught(mutant, monkeypatch):
+    right = vs.Variables.point
+    wrong = WRONG_POINTS[mutant]
+    monkeypatch.setattr(vs.Variables, "point", lambda self, v: right(self, wrong(v)))
+    assert not starts_where_it_is_told()
+
+
+@pytest.mark.parametrize("owner", ["draws", "function"])
+def test_names_that_are_shifted_by_one_are_caught(owner, monkeypatch):
+    right = layout.Layout.split
+
+    def shifted(self, x):
+        by_function = x.ndim == 2
+        return right(self, x.roll(1, -1) if by_function == (owner == "function") else x)
+
+    monkeypatch.setattr(layout.Layout, "split", shifted)
+    assert not starts_where_it_is_told()
+
+
+@pytest.mark.parametrize("keep", ["all", "last", "moments"])
+def test_names_with_everything_that_can_be_kept(keep):
+    field = stk.Energy(
+        lambda p, tau: tau + p.square().sum(1),
+        variables={"p": stk.Variable((3,), constraints.simplex), "tau": POSITIVE},
+    )
+    draws = stk.sample(field, stk.HMC(0.3, metric="none"), chains=5, steps=6, keep=keep)
+    if keep == "moments":
+        assert draws.mean.shape == (5, 4)
+        with pytest.raises(InvalidArgument, match="moments"):
+            draws["tau"]
+        return
+    kept = 6 if keep == "all" else 1
+    assert draws["tau"].shape == (5, kept)
+    torch.testing.assert_close(draws["p"].sum(-1), torch.ones(5, kept))
+    assert set(draws.variables) == {"p", "tau"}
+    assert "tau" in draws
+    assert "x" not in draws
+    again = stk.sample(field, stk.ULA(1e-12), steps=1, init=draws.final)  # the draws' own space
+    torch.testing.assert_close(again.final, draws.final, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UnknownName, match="tau"):
+        draws["tauu"]
+
+
+# The law of draws
+
+
+def test_a_conjugate_posterior():
+    """`s^2 ~ InverseGamma(3, 2)`, `mu | s ~ N(0, s^2)`, y ~ N(mu, s^2)`, and shares of their own."""
+    y = torch.tensor([1.0, 2.5, 0.5, 2.0])
+    counts = torch.tensor([2.0, 5.0, 1.0])
+
+    def energy(mu, var, p):
+        prior = 4 * var.log() + 2 / var + 0.5 * var.log() + mu.square() / (2 * var)
+        likelihood = 2 * var.log() + (y - mu[:, None]).square().sum(1) / (2 * var)
+        return prior + likelihood - (counts * p.log()).sum(1)
+
+    field = stk.Energy(
+        energy, variables={"mu": (), "var": POSITIVE, "p": stk.Variable((3,), constraints.simplex)}
+    )
+    n, mean = len(y), float(y.mean())
+    a = 3 + n / 2
+    b = 2 + float((y - mean).square().sum()) / 2 + n * mean**2 / (2 * (n + 1))
+    log_var = math.log(b) - float(torch.digamma(torch.tensor(a)))
+    truth = {"mu": n * mean / (n + 1), "var": log_var, "p": (counts + 1) / (counts + 1).sum()}
+
+    def wrong(made):
+        kernel = stk.HMC(0.4, leapfrogs=4, metric="none")
+        draws = stk.sample(made, kernel, chains=256, steps=24, warmup=12, seed=3)
+        found = draws.variables | {"var": draws["var"].log()}
+        zs = [mean_z(found[name].mean(1), value).abs().max() for name, value in truth.items()]
+        return max(map(float, zs)) > z_limit(5)
+
+    assert not wrong(field)
+    assert wrong(stk.Energy(lambda **v: energy(**v) - v["var"].log(), variables=field.variables))
+
+
+def test_conditions_reach_the_function_beside_the_variables():
+    def energy(mu, *, y, scale=1.0):
+        return (mu - y).square() / (2 * scale)
+
+    field = stk.Energy(energy, variables={"mu": ()})
+    y = torch.tensor([-5.0, 0.0, 5.0]).repeat(40)
+    draws = stk.sample(
+        field,
+        stk.HMC(0.8, leapfrogs=3, metric="none"),
+        chains=120,
+        steps=40,
+        warmup=10,
+        cond={"y": y},
+    )
+    assert_mean(draws["mu"].mean(1) - y, 0.0)
+    with pytest.raises(InvalidArgument, match=r"takes: scale, y"):
+        stk.sample(field, stk.ULA(0.1), chains=120, steps=1, cond={"y": y, "z": y})
+    with pytest.raises(InvalidArgument, match="got 'mu, y'"):
+        stk.sample(field, stk.ULA(0.1), chains=120, steps=1, cond={"y": y, "mu": y})
+    any_names = stk.Energy(lambda mu, **c: mu.square(), variables={"mu": ()})
+    with pytest.raises(InvalidArgument, match="no variable has"):
+        stk.sample(any_names, stk.ULA(0.1), chains=120, steps=1, cond={"mu": y})
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, mu, tau):
+        return self.scale * mu.square() + tau
+
+
+def test_a_module_takes_names_and_its_parameters_are_found():
+    net = Net()
+    draws = stk.sample(
+        stk.Energy(net, variables={"mu": (), "tau": POSITIVE}), stk.ULA(0.01), chains=2, steps=2
+    )
+    assert draws.x.dtype == torch.float64
+    moved = stk.sample(
+        stk.Energy(net, variables={"mu": (), "tau": POSITIVE}),
+        stk.ULA(0.01),
+        chains=2,
+        steps=2,
+        grad=True,
+    )
+    moved["mu"].sum().backward()
+    assert net.scale.grad.abs() > 0
+
+
+# What wraps a field keeps its names
+
+
+def positive_energy(mu, tau):
+    return mu.square() / 2 + tau - 2 * tau.log()
+
+
+PAIR = {"mu": (), "tau": POSITIVE}
+FIELD = stk.Energy(positive_energy, variables=PAIR)
+SCHOOLS = stk.load("eight-schools")
+WRAPPERS = {
+    "tempered": lambda f: stk.tempered(f, 2.0),
+    "product": lambda f: stk.product(f, f),
+    "mixture": lambda f: stk.mixture([f, f], [0.5, 0.5], log_partition=[0.0, 0.3]),
+    "posterior": lambda f: stk.posterior(f, lambda x: -x.square().sum(1)),
+    "posterior of a field": lambda f: stk.posterior(f, f),
+    "guided": lambda f: stk.guided(f, 1.5, f),
+    "bridge": lambda f: stk.bridge(f, f, 0.5),
+    "normalised": lambda f: Normalised(f, 0.0),
+    "smoothed": stk.smoothed,
+    "smoothed at a time": lambda f: stk.smoothed(f).at(0.5),
+    "twice": lambda f: stk.tempered(stk.posterior(f, lambda x: -x.square().sum(1)), 2.0),
+}
+
+
+@pytest.mark.parametrize("inner", [FIELD, SCHOOLS], ids=["variables", "derived"])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_keep_the_names(name, inner):
+    assert named(WRAPPERS[name](inner)).layout == named(inner).layout
+
+
+@pytest.mark.parametrize("name", ["tempered", "product", "posterior", "mixture", "twice"])
+def test_wrappers_have_the_law_in_the_users_space(name):
+    by_hand = stk.constrained(
+        stk.Energy(lambda x: positive_energy(x[:, 0], x[:, 1]), (2,)),
+        [(constraints.real, 1), (POSITIVE, 1)],
+    )
+    z = points(5, 2)
+    torch.testing.assert_close(WRAPPERS[name](FIELD).energy(z), WRAPPERS[name](by_hand).energy(z))
+
+
+def test_a_product_with_other_names_is_refused():
+    for other in (
+        {"mu": (), "sigma": POSITIVE},
+        {"tau": POSITIVE, "mu": ()},
+        {"mu": (), "tau": ()},
+    ):
+        field = stk.Energy(lambda **v: sum(v.values()), variables=other)
+        with pytest.raises(InvalidArgument, match="one and the same constraint"):
+            stk.product(FIELD, field)
+    with pytest.raises(InvalidArgument):
+        stk.constrained(FIELD, POSITIVE)
+    with pytest.raises(InvalidArgument, match="names"):
+        stk.constrained(SCHOOLS, {"a": (10,)})
+
+
+def test_names_for_a_field_of_one_x():
+    field = stk.constrained(
+        stk.Energy(lambda x: positive_energy(x[:, 0], x[:, 1]), (2,)), {"mu": (), "tau": POSITIVE}
+    )
+    z = points(5, 2)
+    assert torch.equal(field.energy(z), FIELD.energy(z))
+    assert stk.sample(field, stk.ULA(0.01), chains=2, steps=3)["tau"].shape == (2, 3)
+    with pytest.raises(InvalidArgument, match="2 entries"):
+        stk.constrained(stk.Energy(lambda x: x.sum(1), (3,)), PAIR)
+
+
+# The built-in posteriors
+
+
+def test_the_built_in_posteriors_have_names_and_the_bits_they_had():
+    class Unnamed(type(SCHOOLS)):
+        variables = None
+
+    run = {"solver": stk.HMC(0.2, metric="none"), "chains": 3, "steps": 4, "seed": 5}
+    draws, plain = stk.sample("eight-schools", **run), stk.sample(Unnamed(), **run)
+    assert torch.equal(draws.x, plain.x)
+    mu, tau, theta = SCHOOLS.parameters(draws.x)
+    for name, value in (("mu", mu), ("tau", tau), ("theta", theta)):
+        assert torch.equal(draws[name], value)
+    start = {"mu": mu[:, -1], "tau": tau[:, -1], "theta": theta[:, -1]}
+    again = stk.sample("eight-schools", stk.ULA(1e-12), steps=1, init=start)
+    torch.testing.assert_close(again.final, draws.final, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InvalidArgument, match=r"init\['tau'\]"):
+        stk.sample("eight-schools", stk.ULA(1e-3), steps=1, init=start | {"tau": -tau[:, -1]})
+    assert plain.layout is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("linear-regression", {"intercept": (), "slopes": (10,), "sigma": ()}),
+        ("logistic-regression", {"intercept": (), "slopes": (30,)}),
+    ],
+)
+def test_the_regressions_have_names(name, shapes):
+    pytest.importorskip("sklearn")
+    draws = stk.sample(name, stk.ULA(1e-4), chains=2, steps=3)
+    assert {n: tuple(v.shape[2:]) for n, v in draws.variables.items()} == shapes
+    assert torch.equal(draws["intercept"], draws.x[..., 0])
+    if "sigma" in shapes:
+        assert torch.equal(draws["sigma"], draws.x[..., -1].exp())
+    back = stk.sample(
+        name, stk.ULA(1e-12), steps=1, init={n: v[:, -1] for n, v in draws.variables.items()}
+    )
+    torch.testing.assert_close(back.final, draws.final, rtol=1e-4, atol=1e-5)
+
+
+# Draws as people use them
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return stk.sample(SHAPED, stk.HMC(0.2, metric="none"), chains=range(4, 9), steps=12, seed=2)
+
+
+def test_draws_are_a_sequence_of_chains(drawn):
+    assert len(drawn) == 5
+    assert [c.chains.tolist() for c in drawn] == [[4], [5], [6], [7], [8]]
+    assert torch.equal(drawn[-1]["m"], drawn["m"][4:])
+    for key, rows in (
+        (slice(1, 3), [1, 2]),
+        (torch.tensor([True, False, True, False, False]), [0, 2]),
+        ([3, 0], [3, 0]),
+        (np.array([1]), [1]),
+        (drawn.ok, [0, 1, 2, 3, 4]),
+    ):
+        some = drawn[key]
+        assert isinstance(some, stk.Draws)
+        for name in ("x", "final", "status", "failed_at", "chains"):
+            assert torch.equal(getattr(some, name), getattr(drawn, name)[rows])
+        assert torch.equal(some.stats["accept"], drawn.stats["accept"][rows])
+        assert some.summary().chains == len(rows)
+    for wrong in ((0, 1), 1.5, None, torch.ones(3, dtype=torch.bool), [[0]], [0.5]):
+        with pytest.raises(InvalidArgument, match=r"draws\[...\]"):
+            drawn[wrong]
+    for beyond in (5, -6, [0, 7]):
+        with pytest.raises(IndexError):
+            drawn[beyond]
+    with pytest.raises(InvalidArgument, match="init"):
+        stk.sample(SHAPED, stk.ULA(0.1), steps=1, init=drawn)
+    derived = stk.sample("eight-schools", stk.ULA(0.01), chains=3, steps=2)
+    assert torch.equal(derived[1:]["theta"], derived["theta"][1:])
+
+
+def test_rows_and_columns_are_called_by_name(drawn):
+    labels = ["a", "m[0, 0]", "m[0, 1]", "m[1, 0]", "m[1, 1]", *(f"v[{i}]" for i in range(4))]
+    rows = drawn.summary().rows
+    assert list(rows) == labels
+    assert rows["v[3]"]["mean"] == pytest.approx(float(drawn["v"][..., 3].double().mean()))
+    assert rows["m[1, 0]"]["mean"] == pytest.approx(float(drawn["m"][..., 1, 0].double().mean()))
+    table = drawn.to_pandas()
+    assert list(table.columns) == labels
+    assert table.index.names == ["chain", "draw"]
+    assert table.loc[(6, 3), "m[0, 1]"] == float(drawn["m"][2, 3, 0, 1])
+    shown = drawn._repr_html_()
+    assert "<th>m[1, 0]</th>" in shown
+    assert drawn.summary().verdict.split("\n")[0][:20] in shown
+    plain = stk.sample("ring-mixture", stk.ULA(0.01), chains=2, steps=3)
+    assert list(plain.to_pandas().columns) == ["x[0]", "x[1]"]
+    assert torch.equal(plain["x"], plain.x)
+    assert list(stk.sample("eight-schools", stk.ULA(0.01), chains=2, steps=5).summary().rows)[
+        2:4
+    ] == ["theta[0]", "theta[1]"]
+
+
+def test_files_keep_names_dims_and_coords(drawn, tmp_path):
+    derived = stk.sample("eight-schools", stk.ULA(0.01), chains=3, steps=2)
+    for draws in (drawn, derived, drawn[1:3]):
+        again = stk.Draws.load(draws.save(tmp_path / "d.safetensors", force=True))
+        assert again.layout == draws.layout
+        assert all(torch.equal(again[name], draws[name]) for name in draws.variables)
+    data = drawn.to_arviz()
+    assert data.posterior["v"].dims == ("chain", "draw", "item")
+    assert data.posterior["item"].values.tolist() == list("wxyz")
+    assert data.posterior["m"].dims == ("chain", "draw", "m_dim_0", "m_dim_1")
+    assert np.array_equal(data.posterior["m"].values, drawn["m"].numpy())
+
+
+def test_what_else_reads_a_file_is_said(drawn, tmp_path):
+    for name, reader in (("d.nc", "arviz.from_netcdf"), ("d.npy", "numpy.load")):
+        path = tmp_path / name
+        path.write_bytes(b"something else")
+        with pytest.raises(InvalidArgument, match=reader):
+            stk.Draws.load(path)
+
+
+def test_pandas_is_asked_for_by_its_extra(drawn, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(stk.MissingDependency, match=r"scoretk\[pandas\]"):
+        drawn.to_pandas()
+
+
+# Hostile input
+
+V = stk.Variable
+REFUSED = {
+    "none": {},
+    "no mapping": [("mu", ())],
+    "a number as a name": {1: ()},
+    "no identifier": {"a b": ()},
+    "a keyword": {"lambda": ()},
+    "an axis of all draws": {"chain": ()},
+    "a zero size": {"mu": (0,)},
+    "a size that is none": {"mu": (-1,)},
+    "a bare number": {"mu": 3},
+    "a class of constraints": {"mu": constraints.interval},
+    "a distribution": {"mu": td.HalfNormal(1.0)},
+    "a constraint of vectors without a shape": {"mu": constraints.simplex},
+    "bounds of another shape": {"mu": constraints.interval(LOW, HIGH)},
+    "bounds the wrong way round": {"mu": constraints.interval(1.0, 0.0)},
+    "bounds that are infinite": {"mu": constraints.interval(0.0, math.inf)},
+    "states": {"mu": constraints.boolean},
+    "a matrix that is not square": {"mu": lambda: V((2, 3), constraints.corr_cholesky)},
+    "a simplex of one": {"mu": lambda: V((1,), constraints.simplex)},
+    "too many dims": {"mu": lambda: V((2,), dims=("a", "b"))},
+    "a dim twice": {"mu": lambda: V((2, 2), dims=("a", "a"))},
+    "a dim of all draws": {"mu": lambda: V((2,), dims="draw")},
+    "a dim that is a variable": {"mu": lambda: V((2,), dims="nu"), "nu": ()},
+    "dims of two sizes": {"mu": lambda: V((2,), dims="a"), "nu": lambda: V((3,), dims="a")},
+    "coords of two kinds": {
+        "mu": lambda: V((2,), dims="a", coords={"a": [1, 2]}),
+        "nu": lambda: V((2,), dims="a", coords={"a": [3, 4]}),
+    },
+    "too few coords": {"mu": lambda: V((2,), dims="a", coords={"a": [1]})},
+    "coords of another axis": {"mu": lambda: V((2,), dims="a", coords={"b": [1, 2]})},
+    "coords that are no labels": {"mu": lambda: V((2,), dims="a", coords={"a": [None, None]})},
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_variables_that_are_none_are_refused(case):
+    given = REFUSED[case]
+    with pytest.raises(InvalidArgument):
+        stk.Energy(lambda **v: 0.0, variables=made(given))
+
+
+def made(given):
+    if not isinstance(given, dict):
+        return given
+    return {n: v() if getattr(v, "__name__", "") == "<lambda>" else v for n, v in given.items()}
+
+
+def no_names(x):
+    return x.sum(1)
+
+
+def by_position(mu, tau, /):
+    return mu + tau
+
+
+def another(mu, sigma):
+    return mu + sigma
+
+
+@pytest.mark.parametrize("fn", [no_names, by_position, another, lambda *a: a[0], 3, Net])
+def test_functions_that_do_not_take_the_names_are_refused(fn):
+    with pytest.raises(InvalidArgument, match=r"fn: expected a callable fn\(mu, tau"):
+        stk.Energy(fn, variables=PAIR)
+
+
+def test_a_shape_beside_variables_is_refused():
+    with pytest.raises(InvalidArgument, match="beside variables"):
+        stk.Energy(positive_energy, (2,), variables=PAIR)
+    with pytest.raises(InvalidArgument, match="event_shape"):
+        stk.Energy(positive_energy)
+
+
+WRONG_STARTS = {
+    "one is missing": ({"mu": torch.zeros(3)}, "each of mu, tau"),
+    "one too many": ({"mu": torch.zeros(3), "tau": torch.ones(3), "nu": torch.ones(3)}, "mu, tau"),
+    "another shape": ({"mu": torch.zeros(3, 1), "tau": torch.ones(3)}, r"init\['mu'\]"),
+    "other rows": ({"mu": torch.zeros(2), "tau": torch.ones(3)}, r"init\['tau'\]"),
+    "outside": ({"mu": torch.zeros(3), "tau": -torch.ones(3)}, r"init\['tau'\].*GreaterThan"),
+    "on the edge": ({"mu": torch.zeros(3), "tau": torch.zeros(3)}, r"init\['tau'\]"),
+    "not a number": ({"mu": torch.full((3,), math.nan), "tau": torch.ones(3)}, r"init\['mu'\]"),
+    "words": ({"mu": "zero", "tau": torch.ones(3)}, r"init\['mu'\]"),
+    "nothing": ({}, "mu, tau"),
+    "no rows": ({"mu": torch.zeros(0), "tau": torch.ones(0)}, "init"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_STARTS)
+def test_starts_that_do_not_fit_are_refused(case):
+    start, said = WRONG_STARTS[case]
+    with pytest.raises(InvalidArgument, match=said):
+        stk.sample(FIELD, stk.ULA(0.01), steps=1, init=start)
+
+
+def test_names_for_a_field_without_them_are_refused():
+    start = {"mu": torch.zeros(3)}
+    with pytest.raises(InvalidArgument, match="no named variables"):
+        stk.sample("ring-mixture", stk.ULA(0.01), steps=1, init=start)
+    with pytest.raises(InvalidArgument, match="latents"):
+        stk.sample(stk.smoothed(FIELD), stk.ProbabilityFlow(steps=2), init=start)
+    with pytest.raises(InvalidArgument, match="chains=4"):
+        stk.sample(FIELD, stk.ULA(0.01), steps=1, chains=4, init=start | {"tau": torch.ones(3)})
+
+
+def test_answers_that_are_no_energies_are_refused():
+    z = torch.zeros(3, 2)
+    for wrong in (
+        lambda mu, tau: (mu + tau)[:, None],
+        lambda mu, tau: (mu + tau).sum(),
+        lambda mu, tau: 0.0,
+        lambda mu, tau: (mu + tau).detach(),
+        lambda mu, tau: torch.from_numpy((mu + tau).detach().numpy()),
+    ):
+        with pytest.raises(InvalidArgument):
+            stk.Energy(wrong, variables=PAIR).energy_and_grad(z)
+        with pytest.raises(InvalidArgument):
+            stk.sample(stk.Energy(wrong, variables=PAIR), stk.ULA(0.1), chains=3, steps=1)
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "variables.md"
+
+
+def test_the_page_runs(capsys):
+    """With a tenth of its steps; its eight schools are the built-in ones."""
+    names: dict = {}
+    text = re.sub(r"\b(steps)=(\d+)0\b", r"\1=\g<2>", PAGE.read_text())
+    with torch.random.fork_rng(), mock.patch.object(sampling, "DEFAULT_WARMUP", 20):
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(block, str(PAGE), "exec"), names)
+    assert "raw[7]" in capsys.readouterr().out
+    assert names["data"].posterior["raw"].dims == ("chain", "draw", "school")
+    z = points(6, 10)
+    gap = names["schools"].energy(z) - SCHOOLS.energy(z)
+    assert float(gap.std()) < 1e-5 < float(SCHOOLS.energy(z).std())
+
+
+@pytest.mark.compiled
+def test_compiled_runs_have_names():
+    draws = stk.sample(FIELD, stk.HMC(0.3, metric="none"), chains=4, steps=16, compile=True)
+    eager = stk.sample(FIELD, stk.HMC(0.3, metric="none"), chains=4, steps=16)
+    torch.testing.assert_close(draws["tau"], eager["tau"], rtol=1e-3, atol=1e-4)
