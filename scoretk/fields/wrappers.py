@@ -41,17 +41,14 @@ __all__ = [
 ]
 
 
-_OF_A_MAP = frozenset(
-    {
-        "around",
-        "constrain",
-        "constrained_shape",
-        "constraint",
-        "field",
-        "transform",
-        "unconstrain",
-        "users_energy",
-    }
+_OF_A_MAP = (
+    "around",
+    "constrain",
+    "constrained_shape",
+    "constraint",
+    "field",
+    "transform",
+    "unconstrain",
 )
 """What a field over a map has beside a law; an energy of named variables has it from its map."""
 
@@ -110,17 +107,9 @@ class Energy:
         fn = _autocast(self.fn, autocast)
         users = Energy(ByName(fn, space.layout), (space.layout.size,))
         free = replace(constrained(users, space), direct=FreeEnergy(fn, space))
-        for name, value in (
-            ("event_shape", free.event_shape),
-            ("variables", space),
-            ("_free", free),
-        ):
+        own = {"event_shape": free.event_shape, "variables": space, "_free": free}
+        for name, value in (own | {name: getattr(free, name) for name in _OF_A_MAP}).items():
             object.__setattr__(self, name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _OF_A_MAP and self._free is not None:
-            return getattr(self._free, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def in_free_space(self) -> Any:
         """The field as solvers get it: with `variables` that of the map to these."""
