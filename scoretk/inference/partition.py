@@ -250,9 +250,8 @@ def log_partition(
     for doubt in doubts:
         warnings.warn(f"log_partition: {doubt}", stacklevel=2)
     known = _log_z(start, draws.final.dtype, draws.final.device, seed)
-    cost = Cost(draws.cost)
-    for kind, n in spent.items():
-        cost[kind] = cost.get(kind, 0) + n
+    parts = [draws.cost, spent, *([] if look is None else [look.cost])]
+    cost = Cost({kind: sum(p.get(kind, 0) for p in parts) for part in parts for kind in part})
     ratio = "" if known is not None else "ratio to the base, "
     how = f"{method.upper()} ({ratio}{ladder.levels} levels, effective {effective:.0f} of {chains} chains)"
     how += ", not to be trusted" if doubts else ""
@@ -534,7 +533,7 @@ class _Pilot:
         self.x = self.x[resampled(log_weight[None], u)[0][0]]
         self.weights.append(1.0 if upper > 1 - 1e-9 else upper)
         scale = torch.ones_like(self.x[0]) if self.discrete else self.x.std(0).clamp(min=1e-6)
-        before, made = wide(log_gain(self.field, self.base, self.x)[0]), 0
+        before, made = self._whole_gain(), 0
         while made < max(self.least, PILOT_MOVES) or (
             made < MOST_MOVES and self._remembers(before)
         ):
@@ -552,16 +551,20 @@ class _Pilot:
         wanted = math.ceil(math.log(FORGOTTEN) / math.log(min(left, 0.999)))
         self.moves.append(min(max(self.least, wanted), MOST_MOVES))
         n = len(self.x)
-        self._count({"energy": 2 * n})
+        self._count({"energy": n})  # of the gain on the way to this level
         for known in (self.kernel.init_cost, self.kernel.step_cost):
             self._count({name: each * n * made for name, each in known.items()})
         self.sizes.append(self.size)
         self.scales.append(scale)
 
+    def _whole_gain(self) -> Tensor:
+        """The gains of log weights on the whole way, `(chains,)`, by which moves are judged."""
+        self._count({"energy": len(self.x)})
+        return wide(log_gain(self.field, self.base, self.x)[0])
+
     def _correlation(self, before: Tensor) -> float:
         """The correlation of the log weights' gains before the moves and now, over the population."""
-        now = wide(log_gain(self.field, self.base, self.x)[0])
-        found = float(torch.corrcoef(torch.stack([before, now]))[0, 1])
+        found = float(torch.corrcoef(torch.stack([before, self._whole_gain()]))[0, 1])
         return found if math.isfinite(found) else 0.0
 
     def _remembers(self, before: Tensor) -> bool:

@@ -14,7 +14,7 @@ from scoretk.diagnostics.verdict import Sampler, findings
 from scoretk.fields.base import NormalBase
 from scoretk.fields.paths import VE
 from scoretk.fields.resolve import resolve
-from scoretk.inference import likelihood
+from scoretk.inference import likelihood, partition
 from scoretk.inference.encoding import Flow, corrected_end, interpolate, short_of_the_end
 from scoretk.inference.partition import (
     LARGE,
@@ -570,3 +570,46 @@ def test_of_independent_draws_the_last_one_is_judged_with_its_own_reports():
     w = torch.softmax(logs[:, 5], 0)
     assert whole.rows["x[1]"]["mean"] == pytest.approx(float(w @ x[:, 5, 1]))
     assert whole.draws == 1
+
+
+class Counted:
+    """N(0, I) by its energy and gradient, with the rows that each was asked for."""
+
+    event_shape = (2,)
+
+    def __init__(self):
+        self.asked = {"energy": 0, "score": 0}
+
+    def energy(self, x):
+        self.asked["energy"] += len(x)
+        return (x**2).sum(1) / 2
+
+    def score(self, x):
+        self.asked["score"] += len(x)
+        return -x
+
+    def energy_and_grad(self, x):
+        return self.energy(x), -self.score(x)
+
+
+AT_START = 40
+"""What may be asked before a run, which its cost leaves out: the few rows of `run.independence` and `run.outwards`."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "ais", "check": True},
+        {"method": "smc", "check": False},
+        {"kernel": stk.MALA(0.3), "moves": 7, "check": False},
+    ],
+    ids=["with a look", "smc", "moves"],
+)
+def test_a_partition_function_costs_what_it_asks(options, monkeypatch):
+    """The pilot, the run, and the Hamiltonian run beside them. (That run's approach counts gradients, not energies.)"""
+    for name in ("LOOK_STEPS", "LOOK_WARMUP"):
+        monkeypatch.setattr(partition, name, 20)
+    field = Counted()
+    found = stk.log_partition(field, NormalBase((2,), 1.3), chains=32, pilot=32, **options)
+    for kind in ["score"] if options["check"] else ["energy", "score"]:
+        assert 0 <= field.asked[kind] - found.cost[kind] <= AT_START, kind

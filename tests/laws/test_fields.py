@@ -23,8 +23,9 @@ from scoretk.fields.freelaws import free_law, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import EDM, VE, VP, Cosine, Interpolant, Linear, SubVP, Tabulated
 from scoretk.fields.resolve import resolve
-from scoretk.fields.states import check_states, uniform_states
+from scoretk.fields.states import check_states, pick, uniform_states
 from scoretk.fields.supports import bijection, ordered
+from scoretk.models.targets.mixture import GaussianMixture
 
 TIMES = (0.07, 0.31, 0.47, 0.83)
 BETAS = (0.3, 12.0)
@@ -449,3 +450,112 @@ def test_a_field_on_a_path_starts_from_its_noise_alone(path):
     noise = Noise(4, 5, dtype=torch.float64)
     normals = noise.normal(0, Stream.START, (2,), torch.float64)
     torch.testing.assert_close(base.draw(5, noise), std * normals)
+
+
+class Even:
+    """Noise whose uniforms are spread evenly over the chains, and whose normals are 0."""
+
+    def __init__(self, chains):
+        self.chains = torch.arange(chains)
+
+    def uniform(self, step, stream, shape, dtype=torch.float32):
+        u = ((self.chains + 0.5) / len(self.chains)).to(dtype)
+        return u.reshape(-1, *(1 for _ in shape)).expand(-1, *shape)
+
+    def normal(self, step, stream, shape, dtype=torch.float32):
+        return torch.zeros(len(self.chains), *shape, dtype=dtype)
+
+
+SAMPLES, LAW = torch.tensor([[-2.0], [0.0], [1.0], [5.0]]), torch.tensor([0.1, 0.4, 0.3, 0.2])
+ON_SAMPLES = stk.Energy(lambda x: -(((x - SAMPLES.T.to(x)) == 0) * LAW.log().to(x)).sum(1), (1,))
+PICKED = {
+    "samples of a base": (0.25, stk.Velocity(lambda x, t: x, (1,), SAMPLES).base.draw),
+    "states to begin with": (
+        0.25,
+        lambda n, noise: Discrete(ON_SAMPLES, (-2.0, 0.0, 1.0, 5.0)).initial(n, noise),
+    ),
+    "one-hot states": (
+        0.25,
+        lambda n, noise: uniform_states("one-hot", (1, 4), noise)[:, 0] @ SAMPLES,
+    ),
+    "enumerated states": (
+        LAW,
+        lambda n, noise: Discrete(ON_SAMPLES, (-2.0, 0.0, 1.0, 5.0)).draw(n, noise),
+    ),
+    "a category": (
+        LAW,
+        lambda n, noise: SAMPLES[pick(LAW.log().expand(n, 4), noise.uniform(0, 0, ()))],
+    ),
+    "a component of a distribution": (
+        LAW,
+        lambda n, noise: stk.from_distribution(
+            td.MixtureSameFamily(td.Categorical(LAW), td.Normal(SAMPLES[:, 0], 0.1))
+        ).draw(n, noise)[:, None],
+    ),
+    "a component of a mixture": (
+        LAW,
+        lambda n, noise: GaussianMixture(SAMPLES, torch.full((4,), 0.1), LAW).draw(n, noise),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_what_is_picked_by_a_uniform_is_picked_in_proportion(name):
+    """Uniforms that are spread evenly pick each of several as often as its share says, one more or one less."""
+    share, draw = PICKED[name]
+    found = draw(200, Even(200))
+    counts = torch.stack([(found == value).all(1).sum() for value in SAMPLES])
+    assert counts.sum() == 200
+    assert (counts - 200 * torch.as_tensor(share)).abs().max() <= 1
+
+
+def rises(x):
+    return (x.diff(dim=-1) > 0).all(-1)
+
+
+INSIDE = {
+    "positive": (td.constraints.positive, (3,)),
+    "nonnegative": (td.constraints.nonnegative, (2, 2)),
+    "greater than": (td.constraints.greater_than(-0.5), (3,)),
+    "less than": (td.constraints.less_than(0.5), (3,)),
+    "interval": (td.constraints.interval(-1.0, 2.5), (3,)),
+    "simplex": (td.constraints.simplex, (4,)),
+    "ordered": (ordered, (4,)),
+    "lower triangles": (td.constraints.lower_cholesky, (3, 3)),
+    "positive definite": (td.constraints.positive_definite, (3, 3)),
+    "correlations": (td.constraints.corr_cholesky, (3, 3)),
+    "several": ([(td.constraints.positive, 2), (td.constraints.less_than(0.5), 2)], (4,)),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_point_is_inside_where_all_of_it_is(name):
+    """In the user's space the energy is finite where torch's own check of the constraint says so: points of
+    which any one entry is moved, and those that are not."""
+    constraint, shape = INSIDE[name]
+    field = stk.constrained(stk.Energy(lambda x: (x**2).flatten(1).sum(1) / 2, shape), constraint)
+    generator = torch.Generator().manual_seed(3)
+    x = field.constrain(torch.randn(5, *field.event_shape, generator=generator).double())
+    moved = [x]
+    for i in range(x[0].numel()):
+        for off in (-3.0, 3.0):
+            moved.append(x.clone())
+            moved[-1].flatten(1)[:, i] += off
+    x = torch.cat(moved)
+    parts = (
+        [(constraint, x)]
+        if name != "several"
+        else zip([one for one, _ in constraint], x.split(2, 1), strict=True)
+    )
+    inside = torch.stack(
+        [
+            (rises(v) if one is ordered else one.check(v)).reshape(len(x), -1).all(1)
+            for one, v in parts
+        ]
+    ).all(0)
+    assert bool(inside[:5].all())
+    assert not bool(inside.all())
+    assert torch.equal(field.users_energy(x).isfinite(), inside)
+    for row in x[~inside][:: max(1, len(x) // 20)]:
+        with pytest.raises(InvalidArgument, match="inside the constraint"):
+            field.unconstrain(row[None])

@@ -1,0 +1,182 @@
+"""Rows with times and conditions of their own: each is what it is alone, at its time as a number, under its condition."""
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.fields.smoothed import smoothed
+from scoretk.models.targets.mixture import GaussianMixture
+
+D, M, ROWS = 3, 2, 4
+_generator = torch.Generator().manual_seed(0)
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=_generator, dtype=torch.float64)
+
+
+X, LABEL, MEASURED, A = randn(ROWS, D), randn(ROWS), randn(ROWS, M), randn(M, D)
+TIMES = torch.tensor([0.31, 0.74, 0.12, 0.55], dtype=torch.float64)
+PATH = stk.VP(0.2, 8.0)
+
+
+def network(x, t, label=None):
+    """Of the time, the label and x, so that none can be another row's unseen."""
+    shift = 0.0 if label is None else label[:, None]
+    return torch.sin((1 + 3 * t)[:, None] * x + shift) * (2 - t)[:, None]
+
+
+def network_in_steps(x, k, label):
+    return network(x, k.to(x.dtype) / 20, label)
+
+
+def energy(x, label):
+    return ((x - label[:, None]) ** 2).sum(1) / 2 + torch.cos(2 * x).sum(1)
+
+
+def log_prob(x, t, label):
+    return -(((1 + t)[:, None] * x - label[:, None]) ** 2).sum(1)
+
+
+def log_likelihood(x, y):
+    return -((x[:, :M] - y) ** 2).sum(1)
+
+
+def model(predicts="noise", path=PATH):
+    return stk.Diffusion(network, (D,), path, predicts)
+
+
+def apart():
+    return stk.Diffusion(lambda x, t: network(x, t) / 2, (D,), PATH, "noise")
+
+
+def gaussians(seed):
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(2, D, generator=generator, dtype=torch.float64)
+    return GaussianMixture(means, torch.tensor([0.4, 0.8]), torch.tensor([0.3, 0.7]))
+
+
+def measured(method=None):
+    return stk.posterior(model(), stk.LinearGaussian(A, "y", 0.5), method)
+
+
+def noised(estimator, **options):
+    return smoothed(stk.Energy(energy, (D,)), PATH, estimator, samples=8, **options)
+
+
+LABELLED = {
+    **{p: lambda p=p: model(p) for p in ("data", "noise", "score", "velocity", "v")},
+    "a variance-exploding path": lambda: model("data", stk.VE(0.02, 10.0)),
+    "a table": lambda: model("v", stk.Tabulated(torch.linspace(0.99, 0.02, 20))),
+    "velocity alone": lambda: stk.Velocity(network, (D,)),
+    "reversed time": lambda: stk.from_reversed_time(network, (D,), PATH, "v"),
+    "sigmas": lambda: stk.from_sigmas(network, (D,)),
+    "timesteps": lambda: stk.from_timesteps(network_in_steps, torch.linspace(0.99, 0.02, 20), (D,)),
+    "tempered": lambda: stk.tempered(model(), 2.0),
+    "product": lambda: stk.product(model(), model("data")),
+    "guided, one model once": lambda: stk.guided(model(), 3.0, null={"label": 0.3}),
+    "guided, one model twice": lambda: stk.guided(model(), 3.0, null={"label": None}),
+    "guided, two models": lambda: stk.guided(model(), 3.0, apart()),
+    "guided in an interval": lambda: stk.guided(
+        model(), 3.0, null={"label": 0.3}, interval=(0.5, 1.5)
+    ),
+    "guided and rescaled": lambda: stk.guided(model(), 3.0, null={"label": 0.3}, rescale=0.6),
+    "classifier": lambda: stk.classifier_guided(apart(), log_prob, 2.0, measured="label"),
+    "classifier in an interval": lambda: stk.classifier_guided(
+        apart(), log_prob, 2.0, measured="label", interval=(0.5, 1.5)
+    ),
+    "monte carlo": lambda: noised("monte-carlo"),
+    "langevin": lambda: noised("langevin", steps=3),
+}
+OTHERS = {
+    **{method: lambda m=method: measured(m) for method in ("mmps", "pigdm", "dps", "replacement")},
+    "any likelihood": lambda: stk.posterior(model(), log_likelihood, measured="y"),
+}
+WITHOUT = {
+    "mixture": lambda: stk.mixture(
+        [gaussians(1).noised(PATH), gaussians(2).noised(PATH)], [0.3, 0.7]
+    )
+}
+FIELDS = {
+    **{name: (make, {"label": LABEL}) for name, make in LABELLED.items()},
+    **{name: (make, {"label": LABEL, "y": MEASURED}) for name, make in OTHERS.items()},
+    **{name: (make, {}) for name, make in WITHOUT.items()},
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_row_has_its_own_time_and_condition(name):
+    """Of every field in time, in all that it answers; at(times) is a static field of as many laws."""
+    make, cond = FIELDS[name]
+    field = make()
+    for answer in ("denoise", "score", "velocity"):
+        ask = getattr(field, answer)
+        whole = ask(X, TIMES, **cond)
+        for i, t in enumerate(TIMES.tolist()):
+            own = {key: value[i : i + 1] for key, value in cond.items()}
+            alone = ask(X[i : i + 1], t, **own)
+            torch.testing.assert_close(whole[i], alone[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        field.at(TIMES).score(X, **cond), field.score(X, TIMES, **cond), rtol=1e-9, atol=1e-9
+    )
+
+
+def static():
+    return stk.Energy(energy, (D,))
+
+
+def flat(x, label=None):
+    return (x**4).sum(1) / 4 + (0.0 if label is None else label * x[:, 0])
+
+
+STATIC = {
+    "energy": static,
+    "score": lambda: stk.Score(lambda x, label: -x * label[:, None], (D,)),
+    "tempered": lambda: stk.tempered(static(), 2.0),
+    "product": lambda: stk.product(static(), stk.Energy(flat, (D,))),
+    "bridge": lambda: stk.bridge(stk.Energy(flat, (D,)), static(), 0.4),
+    "mixture": lambda: stk.mixture(
+        [static(), stk.Energy(flat, (D,))], [0.3, 0.7], log_partition=[0.1, -0.2]
+    ),
+    "guided, one model once": lambda: stk.guided(static(), 3.0, null={"label": 0.3}),
+    "guided, one model twice": lambda: stk.guided(
+        stk.Energy(flat, (D,)), 3.0, null={"label": None}
+    ),
+    "constrained": lambda: stk.constrained(static(), torch.distributions.constraints.positive),
+    "states": lambda: stk.Discrete(static(), (-1.0, 0.5, 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_a_row_has_its_own_condition(name):
+    field = STATIC[name]()
+    asked = [a for a in ("energy", "score", "energy_and_grad") if callable(getattr(field, a, None))]
+    for answer in asked:
+        ask = getattr(field, answer)
+        whole = ask(X, label=LABEL)
+        for i in range(ROWS):
+            alone = ask(X[i : i + 1], label=LABEL[i : i + 1])
+            pairs = zip(whole, alone, strict=True) if isinstance(whole, tuple) else [(whole, alone)]
+            for some, one in pairs:
+                torch.testing.assert_close(some[i], one[0], rtol=1e-9, atol=1e-9)
+
+
+EVERY = {
+    **{name: (make, (TIMES,), cond) for name, (make, cond) in FIELDS.items()},
+    **{f"static, {name}": (make, (), {"label": LABEL}) for name, make in STATIC.items()},
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_row_without_a_number_has_no_answer_and_the_others_have_theirs(name):
+    """NaN in, NaN out: no field makes a number, a density of 0 or a place of it."""
+    make, when, cond = EVERY[name]
+    field, x = make(), X.clone()
+    x[2] = torch.nan
+    kept = torch.arange(ROWS) != 2
+    for answer in ("denoise", "score", "velocity") if when else ("energy", "score"):
+        ask = getattr(field, answer, None)
+        if ask is not None:
+            gone, whole = ask(x, *when, **cond), ask(X, *when, **cond)
+            assert bool(gone[2].isnan().all()), answer
+            torch.testing.assert_close(gone[kept], whole[kept], rtol=1e-9, atol=1e-9)
