@@ -14,10 +14,11 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import VP
 from scoretk.fields.resolve import resolve
+from scoretk.models.targets.lattices import ising
 from scoretk.models.targets.mixture import gaussian
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.base import is_grid
-from scoretk.solvers.importance import Ladder, resampled
+from scoretk.solvers.importance import AISState, Ladder, resampled
 from scoretk.solvers.nuts import Span, join
 from scoretk.solvers.parts.metropolis import decide
 
@@ -910,3 +911,72 @@ def test_a_kernel_inside_another_solver_is_exact_at_temperature_1(kernel):
             outer(kernel=kernel)
     with pytest.raises(InvalidArgument, match="kernel"):
         stk.log_partition(gaussian(dim=2), kernel=kernel)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
+def test_resampling_keeps_the_mean_weight_of_each_island_also_of_one_with_dead_chains(threshold):
+    """Whatever the weights are and however many of them are 0: chains go on from such that have a weight, where
+    any has, and those that do are no longer dead."""
+    island, islands = 6, 40
+    n, rng = island * islands, np.random.default_rng(5)
+    logs = rng.normal(size=(islands, island)) * rng.choice([0.1, 2.0], size=(islands, 1)) + 3
+    dead = rng.uniform(size=(islands, island)) < rng.choice([0.0, 0.3, 1.0], size=(islands, 1))
+    shown = np.where(dead, -np.inf, logs)
+    noise, solver = Noise(4, n, dtype=torch.float64), stk.SMC(island=island, threshold=threshold)
+    step = torch.zeros((), dtype=torch.int64)
+    x, names = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n) + 1000
+    state = AISState(x, torch.tensor(logs).flatten(), torch.tensor(dead).flatten(), names, step)
+    found = solver._resample(state, noise)
+    after = np.where(found.dead, -np.inf, found.log_weight).reshape(islands, island)
+    source = found.x[:, 0].long().reshape(islands, island).numpy()
+    assert torch.equal(found.ancestor, names[source.flatten()])
+    with np.errstate(divide="ignore"):
+        means = [np.log(np.exp(w).mean(1)) for w in (shown, after)]
+    np.testing.assert_allclose(*means, rtol=1e-12)
+    kinds = set()
+    for i in range(islands):
+        w = np.exp(shown[i]) / max(np.exp(shown[i]).sum(), 1e-300)
+        hopeless = dead[i].all()
+        due = not hopeless and 1 / (island * (w**2).sum()) < threshold
+        kinds.add((bool(hopeless), bool(due), bool(dead[i].any())))
+        if due:
+            assert (shown.flatten()[source[i]] > -np.inf).all()
+            assert not found.dead.reshape(islands, island)[i].any()
+            assert np.ptp(after[i]) == 0
+        else:
+            assert source[i].tolist() == list(range(i * island, (i + 1) * island))
+            np.testing.assert_array_equal(after[i], shown[i])
+    assert len(kinds) >= 3
+
+
+def on_corners(x):
+    return x.flatten(1).sum(1)
+
+
+SITES = {
+    "numbers": stk.Discrete(stk.Energy(on_corners, (D,)), STATES),
+    "one-hot": stk.Discrete(stk.Energy(on_corners, (2, 3)), "one-hot"),
+    "spins": ising(2),
+}
+ON_SITES = {
+    "GibbsWithGradients": stk.GibbsWithGradients(),
+    "DiscreteLangevin": stk.DiscreteLangevin(0.3),
+    "BlockGibbs": stk.BlockGibbs(),
+    "ParallelTempering": stk.ParallelTempering(stk.GibbsWithGradients(), replicas=2),
+}
+ON_STATES = [(k, f) for k in ON_SITES for f in SITES if k != "BlockGibbs" or f == "spins"]
+
+
+@pytest.mark.parametrize(("kernel", "sites"), ON_STATES)
+def test_a_kernel_on_states_begins_in_them_and_nowhere_between(kernel, sites):
+    """Rounding is taken off; any one entry that is further from its state than that is refused."""
+    solver, field = ON_SITES[kernel], SITES[sites]
+    noise = Noise(3, 2, dtype=torch.float64)
+    bound = resolve(field, solver.needs, timed=False)
+    x = field.initial(2, noise).double()
+    assert torch.equal(solver.init(bound, x + 1e-9, noise).x, x)
+    for off, entry in itertools.product((1e-3, -0.03, 0.2), range(x[0].numel())):
+        between = x.clone()
+        between[1].view(-1)[entry] += off
+        with pytest.raises(InvalidArgument, match="initial"):
+            solver.init(bound, between, noise)
