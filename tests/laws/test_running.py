@@ -10,6 +10,7 @@ import torch
 import scoretk as stk
 from scoretk.errors import CheckpointError, Status
 from scoretk.fields.resolve import resolve
+from scoretk.fields.states import uniform_states
 from scoretk.models.targets.mixture import gaussian
 from scoretk.run.checkpoint import weights_digest
 from scoretk.run.moment import BEYOND_PATH, BEYOND_START, reach_of
@@ -19,6 +20,8 @@ from scoretk.run.schedule import Schedule
 from scoretk.run.settle import settle
 from scoretk.run.state import all_finite, finite_chains
 from scoretk.run.witness import contradiction, witness
+from scoretk.solvers import EXAMPLES
+from scoretk.solvers.base import is_grid
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
@@ -289,3 +292,77 @@ def test_what_is_tuned_stays_from_the_end_of_warmup_on(warmup):
     short, longer = (stk.sample(gaussian(2), stk.MALA(), steps=n, **run) for n in (2, 23))
     assert torch.equal(short.tuned["step_size"], longer.tuned["step_size"])
     assert torch.equal(short.x, longer.x[:, :2])
+
+
+class Counted:
+    """An energy and its gradient, infinite beyond an edge, with the rows that each was asked for."""
+
+    event_shape = (3,)
+
+    def __init__(self, edge=-torch.inf):
+        self.edge, self.asked = edge, {"energy": 0, "score": 0}
+
+    def energy(self, x):
+        self.asked["energy"] += len(x)
+        return torch.where(x[:, 0] > self.edge, (x**2).sum(1) / 2, torch.inf)
+
+    def score(self, x):
+        self.asked["score"] += len(x)
+        return -x
+
+    def energy_and_grad(self, x):
+        return self.energy(x), -self.score(x)
+
+
+class CountedSpins(Counted):
+    """Sites of two values, with sweeps."""
+
+    states, gibbs_shape = (-1.0, 1.0), (3,)
+
+    def __init__(self):
+        super().__init__()
+        self.asked["gibbs"] = 0
+
+    def initial(self, n, noise):
+        return uniform_states(self.states, self.event_shape, noise)
+
+    def gibbs(self, x, u):
+        self.asked["gibbs"] += len(x)
+        return torch.where(u < 0.5, 1.0, -1.0)
+
+
+def spent(field, name, solver):
+    """A run of few chains, of which nothing is asked before it starts, and the cost that it tells of."""
+    steps = {} if is_grid(solver) else {"steps": 3, "warmup": 2}
+    chains = 8 if name == "smc" else 4
+    return stk.sample(field, solver, chains=chains, seed=2, **steps).cost
+
+
+@pytest.mark.parametrize("name", [n for n, s in EXAMPLES.items() if s.timed is not True])
+def test_every_kernel_tells_what_it_asks(name):
+    """Of each kind so many rows as the field was asked for; starts that are made again are starts too."""
+    solver = EXAMPLES[name]
+    fields = [CountedSpins()] if "states" in solver.needs else [Counted(), Counted(edge=0.5)]
+    for field in fields[:1] if name in ("ais", "smc", "ula", "underdamped") else fields:
+        cost = spent(field, name, solver)
+        assert {k: n for k, n in cost.items() if n} == {k: n for k, n in field.asked.items() if n}
+
+
+@pytest.mark.parametrize("name", [n for n, s in EXAMPLES.items() if s.timed is not False])
+def test_every_solver_in_time_tells_what_it_asks(name):
+    """Every evaluation is one of the network."""
+    asked = []
+
+    def net(x, t):
+        asked.append(len(x))
+        return -x * t[:, None]
+
+    field = stk.Diffusion(net, (3,), stk.VP(), "noise")
+    for solver in [EXAMPLES[name], *([stk.ProbabilityFlow("tsit5")] if "flow" in name else [])]:
+        asked.clear()
+        assert sum(spent(field, name, solver).values()) == sum(asked)
+    if "flow" in name:
+        for method in ("dopri5", "rk4", "adams_3"):
+            asked.clear()
+            found = stk.encode(field, torch.ones(4, 3), method=method, batch=3)
+            assert found.cost == {"velocity": sum(asked)}
