@@ -10,6 +10,9 @@ import torch
 import scoretk as stk
 from scoretk.core.arguments import count, finite, positive, tensor_like
 from scoretk.fields.base import NormalBase
+from scoretk.inference.partition import Normalised
+from scoretk.learn import Recipe
+from scoretk.learn.contrastive import ReplayBuffer
 from scoretk.models.targets.mixture import GaussianMixture
 from scoretk.ode.rowwise import integrate_rows
 
@@ -319,3 +322,65 @@ def test_a_methods_name_is_no_solvers():
             stk.sample(TIMED, name)
     with pytest.raises(stk.UnknownName, match="did you mean 'nuts'"):
         stk.sample(FIELD, "NUTS")
+
+
+def interval_of(ends):
+    return stk.bits_per_dim(Normalised(FIELD, 0.0), torch.zeros(1, 2), interval=ends)
+
+
+ENDS = {
+    "interval of pixels": (interval_of, [(0.0, 1.0), (-1.0, -0.5)], [(1.0, 1.0), (1.0, 0.0)]),
+    "box": (lambda v: stk.ULA(0.1, box=v), [(0.0, 1.0)], [(1.0, 1.0), (1.0, 0.0)]),
+    "interval of levels": (
+        lambda v: stk.guided(TIMED, 2.0, null={"y": 0}, interval=v),
+        [(0.0, 1.0)],
+        [(1.0, 1.0), (1.0, 0.5), (-0.1, 1.0)],
+    ),
+    "jitter": (lambda v: stk.HMC(0.1, jitter=v), [0.0, 0.999], [1.0, -1e-9]),
+    "jitter of trajectories": (
+        lambda v: stk.AdjustedMCLMC(0.1, jitter=v),
+        [0.0, 0.999],
+        [1.0, -1e-9],
+    ),
+    "accept": (lambda v: stk.ChEES(accept=v), [1e-3, 0.999], [0.0, 1.0]),
+    "accept of a step": (lambda v: stk.MALA(accept=v), [1e-3, 0.999], [0.0, 1.0]),
+    "accept of trajectories": (lambda v: stk.AdjustedMCLMC(accept=v), [1e-3, 0.999], [0.0, 1.0]),
+    "threshold": (lambda v: stk.SMC(threshold=v), [0.0, 1.0], [-1e-9, 1 + 1e-9]),
+    "hottest": (lambda v: stk.ParallelTempering(hottest=v), [1.001], [1.0, 0.5]),
+    "temperatures": (
+        lambda v: stk.ParallelTempering(temperatures=v),
+        [(1.0, 1.5)],
+        [(1.0, 1.0), (1.5, 1.0), (1.0,)],
+    ),
+    "levels": (
+        lambda v: stk.AnnealedLangevin(levels=v),
+        [(1.0, 0.5), (1.0,)],
+        [(1.0, 1.0), (1.0, 0.0)],
+    ),
+    "eta": (lambda v: stk.ReverseSDE("ddim", eta=v), [0.0, 1.0], [-1e-9, 1 + 1e-9]),
+    "snr": (lambda v: stk.ReverseSDE("euler", snr=v), [0.5**0.5, 1e-6], [0.0, 0.708]),
+    "betas": (lambda v: stk.VP(*v), [(0.1, 0.1), (0.1, 2.0)], [(0.0, 1.0), (1.0, 0.9)]),
+    "sigmas": (lambda v: stk.VE(*v), [(0.1, 0.2)], [(0.1, 0.1), (0.0, 1.0), (1.0, 0.9)]),
+    "bulge": (stk.Interpolant, [0.0, 3.0], [-1e-9]),
+    "bridge": (lambda v: stk.bridge(FIELD, FIELD, v), [0.0, 1.0], [-1e-9, 1 + 1e-9]),
+    "held out": (lambda v: Recipe(5, held_out=v), [0.0, 0.99], [1.0, -1e-9]),
+    "decay": (lambda v: Recipe(5, decay=v), [0.0, 0.99], [1.0, -1e-9]),
+    "refresh": (lambda v: ReplayBuffer(5, v), [0.0, 1.0], [-1e-9, 1 + 1e-9]),
+    "level": (
+        lambda v: stk.diagnostics.mmd_test(ROWS, ROWS + 1, level=v, permutations=40),
+        [0.05, 0.999],
+        [0.0, 1.0],
+    ),
+    "points of an interpolation": (lambda v: stk.interpolate(ROWS, ROWS + 1, v), [2, 3], [1, 0]),
+}
+ROWS = torch.arange(8.0).reshape(4, 2) + 1
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_range_has_the_ends_that_it_says_and_no_others(name):
+    make, inside, outside = ENDS[name]
+    for value in inside:
+        make(value)
+    for value in outside:
+        with pytest.raises(stk.InvalidArgument):
+            make(value)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 
 import scoretk as stk
 from scoretk.diagnostics import convergence, discrepancies, distances, mixing, quality, summary
-from scoretk.diagnostics.verdict import Sampler, findings
+from scoretk.diagnostics.verdict import Sampler, findings, kish
 from scoretk.fields.base import NormalBase
 from scoretk.fields.paths import VE
 from scoretk.fields.resolve import resolve
@@ -26,7 +27,7 @@ from scoretk.inference.partition import (
     _stretched,
     find_ladder,
 )
-from scoretk.solvers.importance import Ladder
+from scoretk.solvers.importance import Ladder, resampled
 
 RNG = np.random.default_rng(0)
 
@@ -613,3 +614,87 @@ def test_a_partition_function_costs_what_it_asks(options, monkeypatch):
     found = stk.log_partition(field, NormalBase((2,), 1.3), chains=32, pilot=32, **options)
     for kind in ["score"] if options["check"] else ["energy", "score"]:
         assert 0 <= field.asked[kind] - found.cost[kind] <= AT_START, kind
+
+
+@pytest.mark.filterwarnings("ignore:log_partition")
+def test_the_ladder_is_divided_for_weights_that_are_not_resampled():
+    """That of annealed importance sampling into equal parts of the one that sequential Monte Carlo takes."""
+    narrow = stk.Energy(lambda x: (x**2).sum(1) / (2 * 0.3**2), (3,))
+    given = {"chains": 16, "pilot": 24, "kernel": stk.MALA(0.3), "check": False, "seed": 5}
+    told = [
+        stk.log_partition(narrow, NormalBase((3,)), method=method, **given).method
+        for method in ("ais", "smc")
+    ]
+    parts, plain = (int(re.search(r"\((\d+) levels", how)[1]) for how in told)
+    assert parts % plain == 0
+    assert parts > plain > 3
+
+
+class Saying:
+    """A classifier that says of each row whether its number is in a list."""
+
+    found = ()
+
+    def __init__(self, **settings):
+        pass
+
+    def fit(self, rows, labels):
+        pass
+
+    def predict(self, rows):
+        return np.isin(np.arange(len(rows)), self.found)
+
+
+@pytest.mark.parametrize(("n", "m"), [(20, 20), (20, 8), (9, 31)])
+@pytest.mark.parametrize("right", [0.0, 0.4, 0.7, 1.0])
+def test_a_classifier_is_judged_by_its_shares_of_either_sample(n, m, right, monkeypatch):
+    """Their mean, so that saying the larger sample of all is no better than chance; its p-value is hypergeometric."""
+    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Saying)
+    half, other = n // 2, m // 2
+    ours, wrong = round(right * half), round((1 - right) * other)
+    monkeypatch.setattr(Saying, "found", [*range(ours), *range(half, half + wrong)])
+    x, y = torch.randn(n, 2, generator=torch.Generator().manual_seed(0)), torch.ones(m, 2)
+    found = discrepancies.classifier_test(x, y, level=0.2)
+    shares = ours / half, 1 - wrong / other
+    assert found.statistic == pytest.approx(sum(shares) / 2)
+    called = ours + wrong
+    tail = stats.hypergeom(half + other, half, called).sf
+    assert found.p_value == pytest.approx(tail(ours - 1))
+    limit = max(k for k in range(half + 1) if tail(k - 1) > 0.2)
+    assert found.threshold == pytest.approx((limit / half + 1 - (called - limit) / other) / 2)
+
+
+def test_the_median_distance_of_many_rows_is_that_of_all(monkeypatch):
+    """Of few of them, evenly spaced: whatever their order is, as those of two samples that are joined."""
+    monkeypatch.setattr(discrepancies, "MEDIAN_ROWS", 60)
+    near, far = np.linspace(0, 1, 300), np.linspace(40, 90, 300)
+    for rows in (np.concatenate([near, far]), np.concatenate([far, near])):
+        found = discrepancies._median_distance("x", rows, torch.tensor(rows)[:, None])
+        right = float(torch.pdist(torch.tensor(rows)[:, None]).median())
+        assert found == pytest.approx(right, rel=0.1)
+
+
+@pytest.mark.parametrize("shift", [-1e5, -700.0, 0.0, 700.0, 1e5])
+def test_log_weights_have_a_common_constant_that_says_nothing(shift):
+    """Neither what they are worth, nor moments, nor who goes on; a log mean moves by it."""
+    logs = RNG.normal(size=24)
+    values, u = RNG.normal(size=24), torch.full((2,), 0.3).double()
+    moved = logs + shift
+    assert kish(moved) == pytest.approx(np.exp(logs).sum() ** 2 / np.exp(2 * logs).sum())
+    pairs = [
+        (list(summary._weighted(values, w).values()), resampled(torch.tensor(w).reshape(2, 12), u))
+        for w in (logs, moved)
+    ]
+    np.testing.assert_allclose(pairs[0][0], pairs[1][0], rtol=1e-8)
+    assert torch.equal(pairs[0][1][0], pairs[1][1][0])
+    torch.testing.assert_close(pairs[0][1][1], pairs[1][1][1])
+    one, two = (_log_mean(torch.tensor(w)) for w in (logs, moved))
+    assert float(two[0] - one[0]) == pytest.approx(shift)
+    assert [float(v) for v in two[1:]] == pytest.approx([float(v) for v in one[1:]])
+    assert partition._variance(torch.tensor(moved)) == pytest.approx(
+        partition._variance(torch.tensor(logs))
+    )
+    families = _families(torch.tensor(moved), torch.arange(24) // 4 * 4)
+    assert float(families.logsumexp(0)) == pytest.approx(
+        float(torch.tensor(logs).logsumexp(0)) + shift
+    )

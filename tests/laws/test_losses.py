@@ -354,11 +354,21 @@ def test_the_best_average_on_held_out_rows_is_kept():
     np.testing.assert_allclose(held, [(a - 1) ** 2 for a in averages], rtol=1e-9)
 
 
-def test_the_rate_of_a_recipe():
-    recipe = Recipe(200)
-    for step in (0, 1, 3, 50, 100, 199):
-        falling = 0.02 + 0.98 * (1 + math.cos(math.pi * step / 200)) / 2
-        assert recipe.rate(step) == pytest.approx(min(1, (step + 1) / 4) * falling)
+FALLING = {
+    "cosine": lambda part: 0.02 + 0.98 * (1 + math.cos(math.pi * part)) / 2,
+    "constant": lambda part: 1.0,
+}
+
+
+@pytest.mark.parametrize("schedule", FALLING)
+@pytest.mark.parametrize("steps", [1, 60, 200])
+def test_the_rate_of_a_recipe(schedule, steps):
+    """It rises linearly over a fiftieth of the steps, whatever it does then."""
+    recipe = Recipe(steps, schedule=schedule)
+    for step in range(0, steps, max(1, steps // 50)):
+        rise = min(1, (step + 1) / max(1, steps // 50))
+        assert recipe.rate(step) == pytest.approx(rise * FALLING[schedule](step / steps))
+    assert steps < 200 or recipe.rate(0) < 0.3
 
 
 def test_the_parts_of_a_batch_count_by_their_rows():
@@ -477,3 +487,37 @@ def test_a_moment_of_a_training_comes_back_as_it_was():
             assert a == b
 
     same(unpacked(packed(moment)), moment)
+
+
+class Heard:
+    """A solver, with what each of its steps reported."""
+
+    def __init__(self, solver):
+        self.solver, self.accept = solver, []
+
+    def __getattr__(self, name):
+        return getattr(self.solver, name)
+
+    def step(self, field, state, noise):
+        state, info = self.solver.step(field, state, noise)
+        self.accept.append(info["accept"])
+        return state, info
+
+
+@pytest.mark.parametrize(
+    "solver", [stk.MALA(2.0), stk.GHMC(1.5), stk.HMC(1.5, leapfrogs=2, metric="none")], ids=repr
+)
+def test_contrastive_divergence_tells_of_all_of_its_steps(solver):
+    """The mean acceptance of a call, which differs from step to step; and the mean age of the buffer's chains."""
+    heard, buffer = Heard(solver), ReplayBuffer(12, refresh=0.0)
+    cd = ContrastiveDivergence(heard, steps=4, start=buffer, seed=3)
+    field = stk.Energy(lambda x: (x**4).sum(1) / 4, (2,))
+    for call in range(1, 4):
+        heard.accept.clear()
+        cd(field, randn(6, 2))
+        steps = torch.stack(heard.accept).mean(1)
+        assert len(steps) == 4
+        assert float(steps.std()) > 0.01
+        assert cd.last["accept"] == pytest.approx(float(steps.mean()))
+        assert cd.last["buffer_age"] == pytest.approx(6 * call / 12)
+        assert cd.last["failed"] == 0

@@ -2,9 +2,12 @@
 
 import os
 import sys
+from dataclasses import astuple
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
+from scoretk.core.identity import is_among
 from scoretk.errors import (
     AmbiguousName,
     BrokenPlugin,
@@ -13,7 +16,7 @@ from scoretk.errors import (
     ScoretkError,
     UnknownName,
 )
-from scoretk.plugins import catalog, models
+from scoretk.plugins import catalog, discovery, models
 from scoretk.plugins.capabilities import CAPABILITIES, offers
 from scoretk.plugins.catalog import Catalog
 from scoretk.plugins.discovery import Broken, Entry, normalised
@@ -128,3 +131,31 @@ def test_a_field_offers_what_it_says_and_else_what_it_has():
     assert offers(saying()) == frozenset()
     assert offers(saying("score")) == {"score"}
     assert offers(saying(*CAPABILITIES)) == set(CAPABILITIES)
+
+
+def test_what_metadata_say_is_shown_without_characters_that_control_a_terminal(monkeypatch):
+    """In all of an entry, and of a record of what failed."""
+    told = "\x1b[2J\r\u202e"
+    points = EntryPoints([EntryPoint(f"na{told}me", f"mod:at{told}tr", "some.group")])
+
+    class Odd:
+        metadata, entry_points = {"Version": f"1{told}", "Name": f"pk{told}g"}, points
+
+        def read_text(self, name):
+            return "[some.group]"
+
+    monkeypatch.setattr(discovery, "distributions", lambda: [Odd()])
+    monkeypatch.setattr(discovery, "distribution", lambda name: Odd())
+    (entry,) = discovery.discover("some.group")
+    failed = Broken.by(ValueError(f"no{told}"), entry, "load")
+    for text in (*astuple(entry), *astuple(failed)):
+        assert text.isprintable(), text
+    assert entry.value.startswith("mod:at")
+
+
+def test_a_part_that_changes_takes_what_lies_within_it_along_and_nothing_that_is_named_like_it():
+    inside = ["field.net", "field.net.weight", "field.net[0]", "field.net(x)"]
+    beside = ["field.net2", "field.network.weight", "field.ne", "field", "fields.net"]
+    for way in inside + beside:
+        assert is_among(way, ["solver", "field.net*"]) is (way in inside)
+        assert is_among(way, ["solver", "field.net"]) is (way == "field.net")

@@ -357,12 +357,17 @@ def test_every_solver_in_time_tells_what_it_asks(name):
         asked.append(len(x))
         return -x * t[:, None]
 
-    field = stk.Diffusion(net, (3,), stk.VP(), "noise")
-    for solver in [EXAMPLES[name], *([stk.ProbabilityFlow("tsit5")] if "flow" in name else [])]:
+    field = stk.Velocity(net, (3,))
+    for solver in [
+        EXAMPLES[name],
+        *([stk.ProbabilityFlow("tsit5", rtol=1e-2, atol=1e-2)] if "flow" in name else []),
+    ]:
         asked.clear()
         assert sum(spent(field, name, solver).values()) == sum(asked)
     if "flow" in name:
         for method in ("dopri5", "rk4", "adams_3"):
             asked.clear()
-            found = stk.encode(field, torch.ones(4, 3), method=method, batch=3)
+            found = stk.encode(
+                field, torch.ones(4, 3), method=method, rtol=1e-2, atol=1e-2, batch=3
+            )
             assert found.cost == {"velocity": sum(asked)}
