@@ -1,0 +1,104 @@
+"""What is computed in blocks, for memory, is what it is in one: for each such constant of the package, with blocks that
+do not divide what they are of.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.core import noise, sealed
+from scoretk.core.streams import Stream
+from scoretk.diagnostics import convergence, discrepancies, verdict
+from scoretk.fields import discrete
+from scoretk.inference import likelihood
+from scoretk.run import record
+from scoretk.solvers import annealed
+
+_generator = torch.Generator().manual_seed(0)
+ROWS = torch.randn(31, 3, generator=_generator, dtype=torch.float64)
+OTHERS = torch.randn(23, 3, generator=_generator, dtype=torch.float64) + 0.2
+CHAINS = torch.randn(4, 40, 5, generator=_generator, dtype=torch.float64).cumsum(1)
+
+
+def moments():
+    keep, kept = record.KeepMoments(), record.Record()
+    for i in range(3):
+        kept = keep.add(kept, ROWS * (i + 1), {}, i, 3)
+    return kept.tensors["mean"], kept.tensors["m2"]
+
+
+def spins():
+    field = stk.Discrete(stk.Energy(lambda x: x @ torch.arange(5.0).to(x), (5,)), (-1.0, 1.0))
+    return field.exact_log_partition(), field.log_prob(torch.ones(1, 5))
+
+
+def traces():
+    matrix, x = torch.eye(5).double().roll(1, 0) + 0.3, torch.ones(2, 5).double()
+    probes = torch.cos(torch.arange(70.0).double()).reshape(7, 2, 5)
+    return tuple(
+        likelihood.divergence(lambda y, t: torch.sin(y @ matrix), x, 0.0, directions)[1]
+        for directions in (None, probes)
+    )
+
+
+def judged():
+    found = verdict.judge(CHAINS.numpy(), list("abcde"), None, chunk=verdict.CHUNK)
+    ways = [*found.drift.values(), *found.memory.values(), *found.between.values()]
+    return torch.tensor(np.stack(ways)), torch.tensor(found.bulk)
+
+
+def compared():
+    slopes = -ROWS
+    found = [
+        discrepancies.kernel_stein_discrepancy(ROWS, slopes, bootstraps=30),
+        discrepancies.mmd_test(ROWS, OTHERS, permutations=30),
+    ]
+    return tuple(torch.tensor([f.statistic, f.threshold, f.p_value]) for f in found)
+
+
+def made():
+    own = stk.Noise(3, 9, dtype=torch.float64, window=3)
+    return tuple(own.normal(s, Stream.USER, (7,)).clone() for s in (0, 5, 300))
+
+
+def written(folder):
+    path = folder / "a.safetensors"
+    sealed.write_sealed(path, "run", {"x": ROWS}, {"n": 1})
+    return (sealed.read_sealed(path, "run")[0]["x"],)
+
+
+BLOCKS = {
+    (annealed, "BLOCK"): lambda _: (annealed.largest_distance(ROWS),),
+    (likelihood, "ABREAST"): lambda _: traces(),
+    (discrete, "CHUNK"): lambda _: spins(),
+    (record, "CHUNK"): lambda _: moments(),
+    (convergence, "CHUNK"): lambda _: (stk.diagnostics.ess(CHAINS), stk.diagnostics.rhat(CHAINS)),
+    (verdict, "CHUNK"): lambda _: judged(),
+    (discrepancies, "BLOCK"): lambda _: compared(),
+    (noise, "CHUNK"): lambda _: made(),
+    (sealed, "CHUNK"): written,
+}
+
+
+@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("where", BLOCKS, ids=lambda where: where[0].__name__.partition(".")[2])
+def test_what_is_computed_in_blocks_is_what_it_is_in_one(where, size, monkeypatch, tmp_path):
+    whole = BLOCKS[where](tmp_path)
+    monkeypatch.setattr(*where, size)
+    for one, other in zip(BLOCKS[where](tmp_path), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def test_every_size_of_blocks_is_asked_about():
+    """A constant that is named so, of another device than this one's aside."""
+    named = {
+        (path.stem, name)
+        for path in Path(stk.__file__).parent.rglob("*.py")
+        for line in re.findall(r"^[A-Z_]+(?:, [A-Z_]+)* = ", path.read_text(), re.MULTILINE)
+        for name in re.findall(r"\b(?:BLOCK|CHUNK|ABREAST)\b", line)
+    }
+    assert named == {(m.__name__.rpartition(".")[2], name) for m, name in BLOCKS}
