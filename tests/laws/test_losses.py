@@ -12,7 +12,7 @@ import scoretk as stk
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.fields.paths import VP, Linear
-from scoretk.learn import Recipe, fit
+from scoretk.learn import Player, Recipe, fit
 from scoretk.learn.adversarial import DIVERGENCES, f_gan_critic, f_gan_generator, wasserstein_critic
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
 from scoretk.learn.likelihoods import log_weights, negative_elbo, negative_iwae
@@ -521,3 +521,55 @@ def test_contrastive_divergence_tells_of_all_of_its_steps(solver):
         assert cd.last["accept"] == pytest.approx(float(steps.mean()))
         assert cd.last["buffer_age"] == pytest.approx(6 * call / 12)
         assert cd.last["failed"] == 0
+
+
+def noisy(module):
+    def loss(rows, generator):
+        return (module.w - torch.randn(len(rows), generator=generator, dtype=torch.float64)) ** 2
+
+    return loss
+
+
+def fitted(**options):
+    module = Model()
+    recipe = Recipe(12, batch=4, held_out=0.25, repeats=3, **options)
+    return fit(module, noisy(module), torch.arange(16.0)[:, None], recipe, seed=4), module
+
+
+def test_every_evaluation_has_the_same_random_numbers_and_leaves_the_training_its_own():
+    """Of weights that do not move all are equal to the bit; and those that are trained do not depend on how many
+    evaluations there were."""
+    still, _ = fitted(evaluations=6, learning_rate=1e-30)
+    values = {p.held_out for p in still.history}
+    assert len(still.history) == 6
+    assert len(values) == 1
+    found = []
+    for evaluations in (1, 3, 12):
+        done, _ = fitted(evaluations=evaluations)
+        assert len(done.history) == evaluations
+        found.append([p.held_out for p in done.history][-1])
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_report_is_of_the_steps_since_the_last_one():
+    """Means of the loss and of the numbers beside it, of a player with several turns a step too."""
+    steps, told = 10, {"a": [], "b": []}
+    module = Model()
+
+    def losing(name):
+        def loss(rows, _):
+            told[name].append(float(len(told[name]) ** 2))
+            return module.w * 0 + told[name][-1], {"number": 2 * told[name][-1]}
+
+        return loss
+
+    players = [Player("a", module, losing("a"), steps=3), Player("b", module, losing("b"))]
+    done = fit(
+        module, players, torch.zeros(8, 1), Recipe(steps, held_out=0.0, evaluations=5, batch=4)
+    )
+    assert [p.step for p in done.history] == [2, 4, 6, 8, 10]
+    for i, report in enumerate(done.history):
+        a, b = told["a"][6 * i : 6 * i + 6], told["b"][2 * i : 2 * i + 2]
+        assert report.loss == pytest.approx(np.mean(b))
+        assert report.health["a loss"] == pytest.approx(np.mean(a))
+        assert report.health["b number"] == pytest.approx(2 * np.mean(b))
