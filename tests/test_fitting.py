@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +19,7 @@ from scoretk.learn.resume import from_tensors, packed, to_tensors, unpacked
 from scoretk.models.digits.flow_matching import FLOW
 from scoretk.models.digits.stored import read_weights
 from tests.marks import slow_but
+from tests.processes import environment
 from tests.trainings import (
     KINDS,
     PARTED,
@@ -228,18 +228,10 @@ class TestResume:
 def folder(tmp_path_factory):
     """What two gloo processes wrote."""
     folder = tmp_path_factory.mktemp("two")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    program = [str(ROOT / "tests" / "trainings.py"), str(folder)]
+    command = [sys.executable, str(ROOT / "tests" / "trainings.py"), str(folder)]
+    settings = environment(OMP_NUM_THREADS="1")
     done = subprocess.run(
-        command + program, check=False, capture_output=True, text=True, env=environment, timeout=120
+        command, check=False, capture_output=True, text=True, env=settings, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return folder

@@ -1,10 +1,14 @@
-"""Small trainings of every kind, for the tests of the fit loop; as a program, one process of a `torchrun`.
+"""Small trainings of every kind, for the tests of the fit loop; as a program, two processes that train together.
 
-torchrun --nproc-per-node 2 tests/trainings.py FOLDER     # writes each one's weights to FOLDER/NAME-RANK.safetensors
+python tests/trainings.py FOLDER     # writes each one's weights to FOLDER/NAME-RANK.safetensors
 """
 
+import multiprocessing
+import os
+import socket
 import sys
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +118,36 @@ def main(folder):
         assert cli.main([*command, "-o", str(folder / "flow.safetensors")]) == 0
 
 
+def one_of_two(number, port, folder):
+    """`main` with the variables that `torchrun` sets."""
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "trainings",
+        "RANK": str(number),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    main(folder)
+
+
+def launch(folder):
+    """Two processes, forked before torch has threads: `torchrun` would import torch three times."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    both = [fork.Process(target=one_of_two, args=(n, port, folder)) for n in (0, 1)]
+    for process in both:
+        process.start()
+    running, failed = {process.sentinel: process for process in both}, False
+    while running:
+        for ended in wait(list(running)):
+            failed |= running.pop(ended).exitcode != 0
+        for process in running.values() if failed else ():
+            process.terminate()  # it would wait for the one that failed
+    return int(failed)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    sys.exit(launch(Path(sys.argv[1])))

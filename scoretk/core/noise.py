@@ -28,7 +28,8 @@ float32 value with more digits, and agrees with it to the resolution of 32 bits.
     Rademacher  +1 where the word is below 2^31, else -1
 
 On CUDA all of this is one kernel of Triton, where that is installed (`scoretk.core.noise_kernel`);
-elsewhere, and in what `torch.compile` fuses, torch's own operations.
+on a CPU the words are NumPy's; elsewhere, and in what `torch.compile` fuses, all are torch's own
+operations.
 
 Integers and uniforms have the same bits everywhere. Normals agree between devices, and between
 eager and compiled, to rounding; on one CPU they have the same bits whatever the batch.
@@ -49,7 +50,9 @@ from importlib.util import find_spec
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scoretk.core.arguments import device as as_device
@@ -68,12 +71,10 @@ ROUNDS = 10
 STREAMS = 2**24
 LOW_HALF = 1 << 31
 
-# Rounds done on small tensors, before the words depend on block and chain together: see `_words`.
-BROADCAST_ROUNDS = 2
-# Blocks worked on at once. On a CPU five buffers of int64 stay in a core's second-level cache, and
-# torch does not split operations of this size among threads, whose synchronisation after each of so
-# many small operations would cost more than they gain.
-CHUNK = 2**15
+# Blocks worked on at once. On a CPU six buffers of 64-bit integers stay in a core's second-level
+# cache, and torch does not split operations of this size among threads, whose synchronisation would
+# cost more than they gain.
+CHUNK = 2**14
 CHUNK_ACCELERATOR = 2**22
 # Values made ahead of need: few at first, where most of the cost is that of the call, then more.
 WINDOW_FIRST = 2**12
@@ -81,12 +82,8 @@ WINDOW_MOST = 2**18  # in a CPU's cache
 WINDOW_MOST_ACCELERATOR = 2**23  # where each step made for itself would start a hundred kernels
 WINDOWS_KEPT = 16
 
-# Constants as tensors of shape (), which torch reads faster than Python integers.
-_MULTIPLIERS, _MASK, _HALF = (
-    torch.tensor(MULTIPLIERS).unbind(),
-    torch.tensor(MASK),
-    torch.tensor(32),
-)
+_MULTIPLIERS = np.array(MULTIPLIERS, np.uint64).reshape(2, 1, 1, 1, 1)
+_MASK, _HALF = np.uint64(MASK), np.uint64(32)
 
 
 class _Kind:
@@ -131,23 +128,6 @@ def _round(c: Sequence[Any], k: Sequence[Any]) -> tuple[Any, ...]:
     q0, q1 = c[0] * (MULTIPLIERS[0] - 2**32), c[2] * (MULTIPLIERS[1] - 2**32)
     high0, high1 = (q0 >> 32) + c[0], (q1 >> 32) + c[2]
     return high1 ^ c[1] ^ k[0], q1 & MASK, high0 ^ c[3] ^ k[1], q0 & MASK
-
-
-def _round_(
-    c: Sequence[Tensor], k: Sequence[Tensor], spare: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_round` in place, for buffers of one shape.
-
-    The second and fourth word are right in their low 32 bits only. Unlike in `_round` the product
-    overflows: torch's own kernels wrap, and what is shifted down by 32 bits is masked.
-    """
-    c0, c1, c2, c3 = c
-    c0 *= _MULTIPLIERS[0]
-    c2 *= _MULTIPLIERS[1]
-    for product, word, part in ((c2, c1, k[0]), (c0, c3, k[1])):
-        torch.bitwise_right_shift(product, _HALF, out=spare)
-        word.bitwise_xor_(part).bitwise_xor_(spare).bitwise_and_(_MASK)
-    return c1, c2, c3, c0
 
 
 def _bump(k: Sequence[Any]) -> tuple[Any, Any]:
@@ -517,17 +497,13 @@ def _generate(
     out = torch.empty((*sizes, width), dtype=dtype, device=chains.device)
     if not out.numel():
         return out.reshape(len(steps), len(chains), n)
-    parts, extent = _chunks(sizes, chains.device)
+    parts = _chunks(sizes, chains.device)
     halves = _halves(word, dtype)
-    buffers = torch.empty((len(halves), 5, extent), dtype=torch.int64, device=chains.device)
-    schedule = _schedule(key)
+    make = _words_on_cpu if chains.device.type == "cpu" else _words
+    at_once = torch.arange(steps.start, steps.stop, device=chains.device)[:, None, None]
     for at, chain, block in itertools.product(*parts):
-        c0 = torch.arange(block.start, block.stop, device=chains.device)
-        c1, c2 = chains[chain, None], _step_counter(steps[at], len(chains), blocks, chains.device)
-        words = [
-            _words((c0, c1, c2, half), key, schedule, own)
-            for half, own in zip(halves, buffers, strict=True)
-        ]
+        of_block = torch.arange(block.start, block.stop, device=chains.device)
+        words = make((of_block, chains[chain, None], at_once[at]), halves, key)
         here = out[at, chain, block]
         for pair in range(0, width, 2):
             for e, value in enumerate(TRANSFORMS[kind](words, pair, dtype), pair):
@@ -537,12 +513,8 @@ def _generate(
     return out if out.shape[-1] == n else out[..., :n].contiguous()
 
 
-def _chunks(sizes: tuple[int, int, int], device: torch.device) -> tuple[list[list[slice]], int]:
-    """Slices of (steps, chains, blocks) whose product makes even chunks.
-
-    Returns:
-        The slices of each axis, and the most blocks in one chunk.
-    """
+def _chunks(sizes: tuple[int, int, int], device: torch.device) -> list[list[slice]]:
+    """Slices of each of the axes (steps, chains, blocks), whose product makes even chunks."""
     room = CHUNK if device.type == "cpu" else CHUNK_ACCELERATOR
     parts: list[list[slice]] = []
     extent = 1
@@ -551,59 +523,60 @@ def _chunks(sizes: tuple[int, int, int], device: torch.device) -> tuple[list[lis
         length = -(-size // pieces)
         parts.insert(0, [slice(i, min(i + length, size)) for i in range(0, size, length)])
         extent *= length
-    return parts, extent
-
-
-def _step_counter(steps: range, chains: int, blocks: int, device: torch.device) -> int | Tensor:
-    """The step as a word of the counter: a number, or a tensor that broadcasts over the chunk."""
-    if len(steps) == 1:
-        return steps[0]
-    at = torch.arange(steps[0], steps[-1] + 1, device=device)[:, None, None]
-    # Short rows cost more to broadcast than to write out.
-    return at if chains * blocks > 512 else at.expand(-1, chains, 1).contiguous()
-
-
-def _schedule(key: tuple[int, int]) -> list[tuple[Tensor, ...]]:
-    """The keys of all rounds, as tensors of shape ()."""
-    keys = torch.arange(ROUNDS)[:, None] * torch.tensor(WEYL) + torch.tensor(key) & MASK
-    return [k.unbind() for k in keys.unbind()]
+    return parts
 
 
 def _words(
-    counter: Sequence[Any],
-    key: tuple[int, int],
-    schedule: Sequence[Sequence[Tensor]],
-    buffers: Tensor,
-) -> list[Tensor]:
-    """`philox4x32`, faster, in buffers.
-
-    The first rounds work on the small tensors that the words depend on (block alone, chain alone),
-    the others in place.
+    counter: tuple[Tensor, Tensor, Tensor], halves: Sequence[int], key: tuple[int, int]
+) -> list[tuple[Tensor, ...]]:
+    """The four words of each half of the values.
 
     Args:
-        counter: Block `(blocks,)`, chain `(chains, 1)`, step (an integer, or
-            `(steps, chains or 1, 1)`), and an integer.
+        counter: Block `(blocks,)`, chain `(chains, 1)` and step `(steps, 1, 1)`.
+        halves: The last word of the counter, for each half.
         key: The two words of the key.
-        schedule: The keys of all rounds.
-        buffers: `(5, n)` of int64, n at least the number of blocks of the chunk.
 
     Returns:
-        The four words, views of four of the buffers.
+        For each half four tensors `(steps, chains, blocks)` of int64.
     """
-    shape = torch.broadcast_shapes(*(word.shape for word in counter if isinstance(word, Tensor)))
-    c: Sequence[Any] = counter
-    k: Sequence[int] = key
-    for _ in range(BROADCAST_ROUNDS):
-        c, k = _round(c, k), _bump(k)
-    *owned, spare = (buffer.view(shape) for buffer in buffers[:, : math.prod(shape)])
-    for buffer, word in zip(owned, c, strict=True):
-        buffer.copy_(word) if isinstance(word, Tensor) else buffer.fill_(word)
-    c = owned
-    for r in range(BROADCAST_ROUNDS, ROUNDS):
-        c = _round_(c, schedule[r], spare)
-    c[1].bitwise_and_(_MASK)
-    c[3].bitwise_and_(_MASK)
-    return list(c)
+    return [philox4x32((*counter, half), key) for half in halves]
+
+
+def _words_on_cpu(
+    counter: tuple[Tensor, Tensor, Tensor], halves: Sequence[int], key: tuple[int, int]
+) -> list[tuple[Tensor, ...]]:
+    """`_words` in five operations a round, in place, for all halves at once.
+
+    The counter is held as two pairs, `a = (c_0, c_2)` and `b = (c_1, c_3)`. With `M a = 2^32 h + l`,
+    and `~` for a pair the other way round, which is a view, a round is
+
+        (a, b) <- (~h ^ b ^ k, ~l).
+
+    NumPy starts an operation in less time than torch does, and has 64 bits without a sign.
+    """
+    block, chain, step = (word.numpy() for word in counter)
+    shape = (2, len(halves), len(step), len(chain), len(block))
+    a, b, high = (np.empty(shape, np.uint64) for _ in range(3))
+    a[0], a[1], b[0], b[1] = block, step, chain, np.reshape(halves, (-1, 1, 1, 1))
+    for k in _pairs(key):
+        a *= _MULTIPLIERS
+        np.right_shift(a, _HALF, out=high)
+        a &= _MASK
+        b ^= high[::-1]
+        b ^= k
+        a, b = b, a[::-1]
+    return [
+        tuple(torch.from_numpy(word[half].view(np.int64)) for word in (a[0], b[0], a[1], b[1]))
+        for half in range(len(halves))
+    ]
+
+
+def _pairs(key: tuple[int, int]) -> NDArray[np.uint64]:
+    """The keys of all rounds, `(ROUNDS, 2, 1, 1, 1, 1)`."""
+    keys = [key]
+    for _ in range(ROUNDS - 1):
+        keys.append(_bump(keys[-1]))
+    return np.array(keys, np.uint64).reshape(ROUNDS, 2, 1, 1, 1, 1)
 
 
 def _halves(word: int, dtype: torch.dtype) -> tuple[int, ...]:
