@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Tests start dozens of processes, and rewrite two hundred modules: compiled once, not each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test compiled slow mutants lint types clean
 
 demo: $(STAMP)
