@@ -104,11 +104,12 @@ def test_they_are_those_of_finite_differences(method):
     places = (net.weight.data, x, shift)
     for place, gradient in zip(places, found, strict=True):
         direction, values = normal(*place.shape, seed=5), []
-        for sign in (1, -2, 1):
+        for sign in (1, -2):
             place += sign * 1e-4 * direction
             values.append(
                 float(run(False, net=net, x=x, shift=shift, **options)[0].final.pow(3).sum())
             )
+        place += 1e-4 * direction
         assert (values[0] - values[1]) / 2e-4 == pytest.approx(
             float((gradient * direction).sum()), rel=1e-6
         )

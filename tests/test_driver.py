@@ -125,7 +125,9 @@ class TestFailures:
                 assert torch.equal(
                     draws.x[chain, at:], draws.x[chain, at - 1].expand_as(draws.x[chain, at:])
                 )
-        alone = stk.sample(field, stk.ULA(0.3), init=torch.zeros(300, 1), steps=60, seed=0, batch=7)
+        alone = stk.sample(
+            field, stk.ULA(0.3), init=torch.zeros(300, 1), steps=60, seed=0, batch=110
+        )
         assert torch.equal(alone.x, draws.x)
 
     def test_a_start_without_finite_energy_is_flagged_and_not_moved(self):

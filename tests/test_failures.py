@@ -7,6 +7,7 @@ chain that did is where it was.
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -151,6 +152,12 @@ def sample(field, solver, init, **options):
     )
 
 
+@cache
+def drawn(name, injury, solver):
+    """What a solver draws on an injured field; asked for by two laws."""
+    return sample(target(name, injury), solver, start(name))
+
+
 class Made(NamedTuple):
     """A step, row by row: x before, where the sound field leads, x after; who met the injury; who was well before and after."""
 
@@ -181,8 +188,7 @@ def replay(solver, injured, sound, init):
 
 def hold_to_the_law(name, injury, solver):
     """The steps of a run, all of which are as the module's docstring says, and those of `sample`."""
-    init = start(name)
-    draws = sample(target(name, injury), solver, init)
+    init, draws = start(name), drawn(name, injury, solver)
     steps = list(replay(solver, target(name, injury), target(name), init))
     assert torch.equal(draws.x, torch.stack([step.after for step in steps], 1))
     assert torch.equal(draws.ok, steps[-1].is_well)
@@ -232,7 +238,7 @@ def test_the_law_catches_made_up_places(name, mutant):
 def test_flags_tell_all(name, injury):
     """Who starts beyond the edge is flagged, or weightless; who fails stays; `on_failure="raise"` raises what is flagged."""
     init, edge = start(name), INJURIES[injury].get("edge", EDGE)
-    draws, far = sample(target(name, injury), EVERY[name], init), init[:, 0] > edge
+    draws, far = drawn(name, injury, EVERY[name]), init[:, 0] > edge
     failed = draws.failed_at
     assert bool(draws.x.isfinite().all())
     assert torch.equal(draws.ok, failed == -1)
