@@ -2,6 +2,8 @@ from scoretk import conformance as conformance
 from scoretk import diagnostics as diagnostics
 from scoretk import learn as learn
 from scoretk._version import __version__ as __version__
+from scoretk.adapters.dispatch import from_ as from_
+from scoretk.adapters.flows import from_flow as from_flow
 from scoretk.core.anatomy import to_device as to_device
 from scoretk.core.noise import Noise as Noise
 from scoretk.core.streams import Stream as Stream

@@ -13,7 +13,8 @@ from torch import Tensor
 from scoretk.conformance.laws import LAWS, Law
 from scoretk.conformance.subject import Case, NotApplicable, Subject, Violation
 from scoretk.core.anatomy import left_as_found
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.errors import MissingDependency
+from scoretk.fields.foreign import no_field
 from scoretk.fields.protocols import is_field, offers
 from scoretk.plugins import ModelSpec, describe, find_model, load
 from scoretk.plugins.models import build
@@ -185,7 +186,7 @@ def _check_argument(model: Any) -> None:
     if isinstance(model, str):
         find_model(model)
     elif not isinstance(model, ModelSpec) and (not is_field(model)):
-        raise InvalidArgument(
+        raise no_field(
             "model", model, "a registered model's name, a ModelSpec, or a field with event_shape"
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function, numbers
 from scoretk.errors import InvalidArgument
-from scoretk.fields.convert import check_prediction
+from scoretk.fields.convert import prediction_name
 from scoretk.fields.paths import EDM, VE, GaussianPath, Tabulated
 from scoretk.fields.wrappers import Diffusion, Velocity
 
@@ -93,7 +93,7 @@ def from_timesteps(
     if not isinstance(integer, bool):
         raise InvalidArgument("integer", integer, "True or False")
     path = Tabulated(numbers("alphas_cumprod", alphas_cumprod))
-    check_prediction(predicts)
+    predicts = prediction_name(predicts)
     if predicts in ("noise", "score") and float(path.alpha(0.0)) == 0:
         raise InvalidArgument(
             "predicts",
@@ -174,7 +174,7 @@ def from_reversed_time(
         UnknownName: `predicts` is none of these.
     """
     function("net", net, "net(x, s, **cond)")
-    check_prediction(predicts)
+    predicts = prediction_name(predicts)
     adapted = _OnReversedTime(net, -1.0 if predicts == "velocity" else 1.0)
     if path is None:
         if predicts != "velocity":

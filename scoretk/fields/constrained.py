@@ -26,6 +26,7 @@ from torch.distributions import constraints
 
 from scoretk.core.arguments import count
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.foreign import no_field
 from scoretk.fields.gradient import followed, grad_energy
 from scoretk.fields.protocols import NoiseSource, field_name, is_field, is_timed, offers, optional
 from scoretk.fields.supports import Bijection, bijection, ordered, trailing_sum
@@ -188,9 +189,9 @@ def constrained(
             field.
     """
     if not is_field(field) or is_timed(field) or "energy" not in offers(field):
-        raise InvalidArgument(
+        raise no_field(
             "field",
-            field_name(field),
+            field,
             "a static field with an energy",
             "Such as scoretk.Energy(fn, event_shape)",
         )

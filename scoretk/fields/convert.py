@@ -18,7 +18,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -26,24 +28,62 @@ from torch import Tensor
 from scoretk.core.arguments import option
 from scoretk.core.devices import wide
 from scoretk.core.rows import across
-from scoretk.errors import InvalidArgument, SingularConversion
+from scoretk.errors import InvalidArgument, SingularConversion, UnknownName
 from scoretk.fields.paths import GaussianPath
 
-__all__ = ["PREDICTIONS", "check_prediction", "coefficients", "convert", "row_coefficients"]
+__all__ = [
+    "ALSO_KNOWN_AS",
+    "PREDICTIONS",
+    "coefficients",
+    "convert",
+    "prediction_name",
+    "row_coefficients",
+]
 
 PREDICTIONS = ("data", "noise", "score", "velocity", "v")
+
+ALSO_KNOWN_AS: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("sample", "x0", "x_0", "x_start", "pred_x0", "pred_x_start"), "data"),
+        **dict.fromkeys(("denoised", "denoiser"), "data"),
+        **dict.fromkeys(("eps", "epsilon", "pred_noise"), "noise"),
+        **dict.fromkeys(("v_prediction", "v_pred", "pred_v"), "v"),
+        "flow": "velocity",
+    }
+)
+"""Other packages' names of the predictions: of diffusers, k-diffusion, and the literature."""
+
+_TOWARDS_NOISE = ("flow_prediction", "flow_pred")
+"""Names for `noise - data`, the velocity of a time that runs from data to noise."""
 
 _Pair = tuple[Tensor, Tensor]
 
 
-def check_prediction(name: str) -> None:
-    """Check the name of a prediction.
+def prediction_name(name: str) -> str:
+    """The name of a prediction, from any that it is known by.
+
+    Args:
+        name: One of `PREDICTIONS`, or of `ALSO_KNOWN_AS` in any spelling ("v-prediction").
+
+    Returns:
+        One of `PREDICTIONS`.
 
     Raises:
-        UnknownName: It is none of `PREDICTIONS`.
+        UnknownName: It is no such name.
         InvalidArgument: It is no string.
     """
-    option("prediction", name, PREDICTIONS)
+    if name in PREDICTIONS:
+        return name
+    if isinstance(name, str):
+        plain = name.lower().replace("-", "_").replace(" ", "_")
+        if plain in _TOWARDS_NOISE:
+            hint = (
+                "That is noise - data, in a time that runs to the noise: "
+                "scoretk.from_reversed_time(net, event_shape), whose velocity it is"
+            )
+            raise UnknownName("prediction", name, PREDICTIONS, hint)
+        name = ALSO_KNOWN_AS.get(plain, plain if plain in PREDICTIONS else name)
+    return option("prediction", name, PREDICTIONS)
 
 
 def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str) -> _Pair:
@@ -61,8 +101,7 @@ def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str
     Raises:
         UnknownName: Of a prediction.
     """
-    check_prediction(source)
-    check_prediction(target)
+    source, target = prediction_name(source), prediction_name(target)
     if isinstance(t, float):
         t = torch.tensor(t, dtype=torch.float64)
     alpha, sigma, dalpha, dsigma = path(t)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from scoretk.core.streams import Stream
-from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.errors import MissingCapability
+from scoretk.fields.foreign import no_field
 from scoretk.fields.protocols import NoiseSource, field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.states import States, check_states, layout, place, uniform_states
@@ -153,11 +154,8 @@ class Discrete(DiscreteField, Wrapped):
 
     def __post_init__(self) -> None:
         if not is_field(self.field) or is_timed(self.field) or "energy" not in offers(self.field):
-            raise InvalidArgument(
-                "field",
-                field_name(self.field),
-                "a static field with an energy",
-                "Such as scoretk.Energy",
+            raise no_field(
+                "field", self.field, "a static field with an energy", "Such as scoretk.Energy"
             )
         super().__post_init__()
         check_states(self.states, tuple(self.field.event_shape))

@@ -28,12 +28,21 @@ from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.constrained import Constrained
+from scoretk.fields.foreign import adapter_of, no_field
 from scoretk.fields.freelaws import FreeLaw, free_law, log_density, moved, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import NoiseSource, is_timed, optional
+from scoretk.fields.protocols import NoiseSource, is_field, is_timed, optional
 from scoretk.fields.supports import Bijection, Real
 
-__all__ = ["DistributionField", "as_field", "from_distribution", "in_free_space", "in_one_space"]
+__all__ = [
+    "DistributionField",
+    "as_field",
+    "draw_from",
+    "explicit",
+    "from_distribution",
+    "in_free_space",
+    "in_one_space",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +154,7 @@ class DistributionField:
                 "It is no explicit transform of uniforms and normals: sample it with a kernel such "
                 "as MALA",
             )
-        return _transform(self.on(noise.chains.device).distribution, _Draws(noise))
+        return draw_from(self.on(noise.chains.device).distribution, noise)
 
 
 _ELSEWHERE: WeakKeyDictionary[
@@ -216,8 +225,9 @@ def from_distribution(distribution: td.Distribution) -> DistributionField:
     Raises:
         InvalidArgument: It is anything else; the message has the wrapping that makes it right.
     """
-    if not isinstance(distribution, td.Distribution):
-        raise InvalidArgument("distribution", distribution, "a torch.distributions.Distribution")
+    other = adapter_of(distribution) not in (None, "from_distribution")
+    if other or not isinstance(distribution, td.Distribution):
+        raise no_field("distribution", distribution, "a torch.distributions.Distribution")
     if distribution.batch_shape:
         raise InvalidArgument(
             "distribution",
@@ -234,7 +244,7 @@ def from_distribution(distribution: td.Distribution) -> DistributionField:
             "For discrete states: scoretk.Discrete(scoretk.Energy(lambda x: "
             "-distribution.log_prob(x), event_shape), states)",
         )
-    provides = {"energy", "score", "log_prob"} | ({"draw"} if _explicit(distribution) else set())
+    provides = {"energy", "score", "log_prob"} | ({"draw"} if explicit(distribution) else set())
     law = unvalidated(distribution)
     try:
         support, free = support_of(law), free_law(law)
@@ -269,8 +279,16 @@ def _origin(distribution: td.Distribution, space: Bijection) -> Tensor:
 
 
 def as_field(value: Any) -> Any:
-    """A distribution as its field; anything else as it is."""
-    return from_distribution(value) if isinstance(value, td.Distribution) else value
+    """A distribution as its field; a field, or what is nothing known, as it is.
+
+    Raises:
+        InvalidArgument: It is another library's object, of which an adapter makes a field.
+    """
+    if isinstance(value, td.Distribution):
+        return from_distribution(value)
+    if adapter_of(value) is not None and not is_field(value):
+        raise no_field("field", value, "a field")
+    return value
 
 
 def in_free_space(value: Any) -> Any:
@@ -340,13 +358,19 @@ class _Draws:
         return self._next(self._noise.uniform, shape)
 
 
-def _explicit(d: td.Distribution) -> bool:
+def draw_from(d: td.Distribution, noise: NoiseSource) -> Tensor:
+    """Draws `(n, *batch_shape, *event_shape)` of an `explicit` distribution, from the noise."""
+    return _transform(d, _Draws(noise))
+
+
+def explicit(d: td.Distribution) -> bool:
+    """Whether a distribution is a known transform of uniforms and normals."""
     if isinstance(d, td.Independent):
-        return _explicit(d.base_dist)
+        return explicit(d.base_dist)
     if isinstance(d, td.TransformedDistribution):
-        return _explicit(d.base_dist)
+        return explicit(d.base_dist)
     if isinstance(d, td.MixtureSameFamily):
-        return _explicit(d.component_distribution)
+        return explicit(d.component_distribution)
     return _transform.dispatch(type(d)) is not _transform.dispatch(td.Distribution) or (
         type(d).icdf is not td.Distribution.icdf
     )

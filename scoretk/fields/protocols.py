@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from scoretk.core.arguments import is_integer
+from scoretk.fields.foreign import adapter_of
 from scoretk.plugins.capabilities import CAPABILITIES, offers
 
 __all__ = [
@@ -99,14 +100,22 @@ class Drawable(Field, Protocol):
 
 
 def is_field(value: object) -> bool:
-    """Whether something is a field: an object, no class, with the shape of an event."""
+    """Whether something is a field: an object, no class, with the shape of an event.
+
+    An object of another library that has such a shape too, as its distributions have, is one only
+    where it has a method of a field.
+    """
     shape = getattr(value, "event_shape", None)
     return (
         isinstance(shape, Sequence)
         and not isinstance(shape, str)
         and not isinstance(value, type)
         and all(is_integer(n) and n > 0 for n in shape)
+        and (adapter_of(value) is None or bool(offers(value) & _OF_A_FIELD))
     )
+
+
+_OF_A_FIELD = frozenset({"energy", "score", "velocity", "denoise"})
 
 
 OPTIONAL: Mapping[str, str] = MappingProxyType(

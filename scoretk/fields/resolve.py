@@ -25,8 +25,9 @@ from scoretk.core.compiling import part
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, unwritten
 from scoretk.fields.conditions import taken
-from scoretk.fields.convert import check_prediction, convert, row_coefficients
+from scoretk.fields.convert import convert, prediction_name, row_coefficients
 from scoretk.fields.distribution import in_free_space
+from scoretk.fields.foreign import no_field
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
@@ -246,8 +247,7 @@ def prediction(field: Any) -> tuple[str, GaussianPath | None]:
     path = optional(field, "path")
     named = optional(field, "predicts")
     if named is not None and callable(optional(field, "predict")):
-        check_prediction(named)
-        return named, path
+        return prediction_name(named), path
     for method, name in _NATIVE_OF.items():
         if method in offers(field):
             return name, path
@@ -314,7 +314,7 @@ def resolve(
     if not is_field(field):
         if not isinstance(field, type) and hasattr(field, "event_shape"):
             as_event_shape(field.event_shape)  # raises, with what a shape is
-        raise InvalidArgument(
+        raise no_field(
             "field",
             field,
             "a field (something with event_shape and energy, score or velocity)",

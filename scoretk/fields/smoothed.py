@@ -62,6 +62,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import NormalBase, standard_normal
 from scoretk.fields.convert import check_time
+from scoretk.fields.foreign import no_field
 from scoretk.fields.paths import VP, GaussianPath
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import static
@@ -131,9 +132,7 @@ def smoothed(
         MissingCapability: The field is timed already, or has no energy where one is needed.
     """
     if not is_field(field):
-        raise InvalidArgument(
-            "field", field, "a static field, such as scoretk.Energy(fn, event_shape)"
-        )
+        raise no_field("field", field, "a static field, such as scoretk.Energy(fn, event_shape)")
     if not isinstance(path, GaussianPath):
         raise InvalidArgument(
             "path", path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()"

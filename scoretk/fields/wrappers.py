@@ -21,7 +21,7 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_energy, check_rows, unwritten
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.constrained import constrained
-from scoretk.fields.convert import check_prediction, check_time, convert
+from scoretk.fields.convert import check_time, convert, prediction_name
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.paths import VP, GaussianPath, Linear
 from scoretk.fields.protocols import field_name, optional
@@ -295,7 +295,8 @@ class Diffusion(GaussianPathField):
         net: Called as `net(x, t, **cond)` with t of shape `(batch,)`.
         event_shape: The shape of one x.
         path: A `GaussianPath`.
-        predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
+        predicts: What the network predicts: "data", "noise", "score", "velocity" or "v"; names of
+            other packages ("epsilon", "x0", "v_prediction", ...: `ALSO_KNOWN_AS`) mean these.
         null: For `scoretk.guided`, where the network has learned to do without conditions: the
             condition values that stand for none, by name (None leaves the keyword out).
         autocast: As in `Energy`.
@@ -316,7 +317,7 @@ class Diffusion(GaussianPathField):
         function("net", self.net, "net(x, t, **cond)")
         object.__setattr__(self, "net", _autocast(self.net, autocast))
         object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
-        check_prediction(self.predicts)
+        object.__setattr__(self, "predicts", prediction_name(self.predicts))
         if not isinstance(self.path, GaussianPath):
             raise InvalidArgument(
                 "path", self.path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()"

@@ -15,7 +15,7 @@ from scoretk.core.devices import wide
 from scoretk.core.rows import across, row_sum
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
-from scoretk.fields.convert import check_prediction
+from scoretk.fields.convert import prediction_name
 
 __all__ = [
     "denoising_score_matching",
@@ -88,7 +88,6 @@ def prediction_error(
         data and v.
     """
     _check(x, t, noise)
-    check_prediction(predicts)
     alpha, sigma, dalpha, dsigma = (across(value.to(x), x) for value in path(wide(t)))
     target = {
         "data": lambda: x,
@@ -96,7 +95,7 @@ def prediction_error(
         "score": lambda: -noise / sigma,
         "velocity": lambda: dalpha * x + dsigma * noise,
         "v": lambda: alpha * noise - sigma * x,
-    }[predicts]()
+    }[prediction_name(predicts)]()
     return _mean_square(net(alpha * x + sigma * noise, t) - target)
 
 

@@ -16,6 +16,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.alike import alike
 from scoretk.fields.combine.intervals import Interval, Steered, as_interval
 from scoretk.fields.distribution import in_one_space
+from scoretk.fields.foreign import no_field
 from scoretk.fields.protocols import is_field, is_timed, offers, optional
 from scoretk.fields.resolve import TimedField, gaussian_path, prediction, static
 from scoretk.fields.wrapped import Kind, Wrapped, shared_map
@@ -81,7 +82,7 @@ def guided(
     field, other = in_one_space((field, field if unconditional is None else unconditional))
     for name, one in (("field", field), ("unconditional", other)):
         if not is_field(one):
-            raise InvalidArgument(name, one, "a field")
+            raise no_field(name, one, "a field")
     if is_timed(field) != is_timed(other):
         raise InvalidArgument("unconditional", other, "timed as the field is (or static as it is)")
     both: tuple[Any, Any] = (field, other)

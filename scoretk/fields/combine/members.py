@@ -10,6 +10,7 @@ from torch import Tensor
 from scoretk.errors import InvalidArgument
 from scoretk.fields.alike import alike
 from scoretk.fields.conditions import Names, own, taken
+from scoretk.fields.foreign import no_field
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import is_field, is_timed
 from scoretk.fields.resolve import TimedField, gaussian_path
@@ -39,7 +40,7 @@ def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
         raise InvalidArgument(argument, fields, "at least one field")
     for f in fields:
         if not is_field(f):
-            raise InvalidArgument(argument, f, "a field", "Such as scoretk.Energy(fn, event_shape)")
+            raise no_field(argument, f, "a field", "Such as scoretk.Energy(fn, event_shape)")
     shapes = {tuple(f.event_shape) for f in fields}
     if len(shapes) > 1:
         raise InvalidArgument(argument, shapes, "fields of one event shape")

@@ -7,7 +7,8 @@ from typing import Any
 
 from scoretk.core.arguments import names, option
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.distribution import in_one_space
+from scoretk.fields.distribution import as_field, in_one_space
+from scoretk.fields.foreign import no_field
 from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.posterior.dps import DPS
 from scoretk.fields.posterior.likelihoods import Likelihood, as_likelihood
@@ -67,11 +68,11 @@ def posterior(
     """
     prior, likelihood = (
         in_one_space((prior, likelihood))
-        if is_field(likelihood)
+        if is_field(as_field(likelihood))
         else (*in_one_space((prior,)), likelihood)
     )
     if not is_field(prior):
-        raise InvalidArgument(
+        raise no_field(
             "prior",
             prior,
             "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)",

@@ -35,7 +35,7 @@ from torch.nn.functional import silu
 from scoretk.core.arguments import option
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
-from scoretk.fields.convert import check_prediction
+from scoretk.fields.convert import prediction_name
 from scoretk.fields.paths import PathPoint
 
 __all__ = [
@@ -312,8 +312,7 @@ class PathNetwork(OnSpread):
         self, backbone: nn.Module, path: GaussianPath, predicts: str, spread: PrincipalAxes
     ) -> None:
         super().__init__(spread)
-        check_prediction(predicts)
-        self.backbone, self.path, self.predicts = backbone, path, predicts
+        self.backbone, self.path, self.predicts = backbone, path, prediction_name(predicts)
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """The prediction at x and t: `(batch, *event_shape), (batch,) -> (batch, *event_shape)`.

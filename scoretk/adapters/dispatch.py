@@ -1,0 +1,48 @@
+"""`from_`: the field of another library's object, by the adapter for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from scoretk.adapters.flows import from_flow
+from scoretk.errors import InvalidArgument
+from scoretk.fields.distribution import from_distribution
+from scoretk.fields.foreign import ADAPTERS, adapter_of
+from scoretk.fields.protocols import is_field
+
+__all__ = ["from_"]
+
+BY_NAME: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {adapter.__name__: adapter for adapter in (from_distribution, from_flow)}
+)
+"""The adapters of `scoretk.fields.foreign.ADAPTERS`, by name."""
+
+
+def from_(value: Any, *args: Any, **options: Any) -> Any:
+    """The field of an object of another library, by the adapter for it.
+
+    Args:
+        value: A field, which is returned as it is; or an object that an adapter takes.
+        args: What that adapter takes besides, as the scheduler in `from_diffusers(unet, scheduler)`.
+        options: The same, by name.
+
+    Returns:
+        A field.
+
+    Raises:
+        InvalidArgument: No adapter is known for it.
+    """
+    adapter = adapter_of(value)
+    if adapter is not None:
+        return BY_NAME[adapter](value, *args, **options)
+    if is_field(value):
+        return value
+    known = ", ".join(sorted({package for package, _ in ADAPTERS}))
+    raise InvalidArgument(
+        "value",
+        value,
+        f"a field, or an object of {known}",
+        "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity",
+    )

@@ -1,0 +1,409 @@
+"""Normalizing flows of zuko, nflows, normflows and FrEIA as fields.
+
+A flow is a bijection f from data to noise with a base law on the noise:
+
+    log p(x | c) = log p_base(f(x; c)) + log |det df/dx|
+    x = f^-1(z; c),  z ~ p_base
+
+Density and score are the flow's own. Its samples are made from this package's noise, so that chain
+17 draws the same x anywhere; that needs a base that is a known transform of normals or uniforms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.rows import row_sum
+from scoretk.core.streams import Stream
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.distribution import draw_from, explicit
+from scoretk.fields.foreign import no_field, owners
+from scoretk.fields.gradient import grad_energy
+from scoretk.fields.protocols import NoiseSource
+
+__all__ = ["FlowField", "from_flow"]
+
+Cond = dict[str, Tensor]
+
+
+class _Flow(Protocol):
+    """What a library's flow is asked for."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the conditions that it may take."""
+
+    def conditional(self, shape: tuple[int, ...]) -> bool:
+        """Whether it has to be given its conditions."""
+
+    def shape(self) -> tuple[int, ...]:
+        """The event shape; raises anything where the flow does not say."""
+
+    def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
+        """`log p(x | c)`, `(batch,)`."""
+
+    @property
+    def explicit(self) -> bool:
+        """Whether its base is a known transform of the noise."""
+
+    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        """`(chains, *event_shape)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class FlowField:
+    """The static field of a normalizing flow; made by `from_flow`.
+
+    Attributes:
+        flow: The flow, as its library's adapter asks it.
+        event_shape: The shape of one x.
+        provides: Energy, score and `log_prob`; `draw` where the base is a known transform of noise.
+        conditional: Whether it has to be given conditions.
+    """
+
+    flow: Any
+    event_shape: tuple[int, ...]
+    provides: frozenset[str]
+    conditional: bool
+
+    def __repr__(self) -> str:
+        # a flow's own repr is long, and zuko's builds parts anew, from torch's global generator
+        return f"from_flow({type(self.flow).__name__.lstrip('_')}, {self.event_shape})"
+
+    def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """The flow's own log density, `(batch, *event_shape) -> (batch,)`."""
+        if len(x) == 0:
+            return row_sum(x)
+        log_prob: Tensor = self.flow.log_prob(x, self._checked(cond))
+        return log_prob.to(x.dtype)
+
+    def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`-log p(x)`, `(batch,)`."""
+        return -self.log_prob(x, **cond)
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
+        return grad_energy(lambda y: self.energy(y, **cond), x)
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`grad log p(x)`, like x."""
+        return -self.energy_and_grad(x, **cond)[1]
+
+    def draw(self, n: int, noise: NoiseSource, **cond: Tensor) -> Tensor:
+        """Exact samples `f^-1(z)`, `(n, *event_shape)`, z from the noise.
+
+        Raises:
+            MissingCapability: The base of the flow is no known transform of noise.
+        """
+        if "draw" not in self.provides:
+            raise MissingCapability(
+                type(self.flow).__name__.lstrip("_"),
+                self.provides,
+                {"draw"},
+                "The flow's base is no known transform of normals or uniforms: sample the field "
+                "with a kernel such as MALA, or give the flow a diagonal normal base",
+            )
+        x: Tensor = self.flow.draw(noise, self._checked(cond))
+        return x.reshape(n, *self.event_shape)
+
+    def _checked(self, cond: Cond) -> Cond:
+        names = self.flow.names
+        if not cond.keys() <= set(names) or (self.conditional and not cond):
+            wanted = f"the flow's conditions: {', '.join(names) or 'none'}"
+            raise InvalidArgument("cond", ", ".join(sorted(cond)) or None, wanted)
+        return cond
+
+
+def from_flow(flow: Any, event_shape: Sequence[int] | None = None) -> FlowField:
+    """A field with energy, score, `log_prob` and `draw` from a normalizing flow.
+
+    A conditional flow takes its condition by the name that its library has for it, one row a chain:
+    "c" (zuko, FrEIA; of several in FrEIA "c0", "c1", ...), "context" (nflows, normflows), "y"
+    (classes in normflows).
+
+    Args:
+        flow: A flow of zuko (or a distribution that it has made), nflows, normflows or FrEIA, whose
+            networks lead from data to N(0, I).
+        event_shape: The shape of one x, where the flow does not say.
+
+    Returns:
+        The field. It has `draw` where the flow's base is a known transform of noise.
+
+    Raises:
+        InvalidArgument: It is no such flow, or its event shape is not known.
+    """
+    kind = next((_KINDS[owner] for owner in owners(flow) if owner in _KINDS), None)
+    if kind is None:
+        raise no_field("flow", flow, "a flow of zuko, nflows, normflows or FrEIA")
+    law: _Flow = kind(flow)
+    if event_shape is None:
+        try:
+            event_shape = law.shape()
+        except Exception as error:  # whatever a flow of unknown build raises
+            raise InvalidArgument(
+                "event_shape", None, "the shape of one x, which this flow does not say", str(error)
+            ) from error
+    shape = as_event_shape(event_shape)
+    provides = {"energy", "score", "log_prob"} | ({"draw"} if law.explicit else set())
+    return FlowField(law, shape, frozenset(provides), law.conditional(shape))
+
+
+def _fails(evaluate: Callable[[], Any]) -> bool:
+    """Whether a flow cannot be asked without a condition."""
+    try:
+        with torch.no_grad():
+            evaluate()
+    except Exception:  # noqa: BLE001 (torch's errors of shapes, a library's own of a missing context)
+        return True
+    return False
+
+
+def _like(module: torch.nn.Module) -> Tensor:
+    """A tensor of the dtype and on the device of a module."""
+    held = (*module.parameters(), *module.buffers())
+    return next((t for t in held if t.is_floating_point()), torch.zeros(()))
+
+
+def _normal(noise: NoiseSource, shape: Sequence[int], module: torch.nn.Module) -> Tensor:
+    """Standard normals of the START stream, `(chains, *shape)`, as the module takes them."""
+    return noise.normal(0, Stream.START, tuple(shape)).to(_like(module).dtype)
+
+
+def _log_normal(z: Tensor) -> Tensor:
+    """`log N(z; 0, I)`, `(batch,)`."""
+    return -row_sum(z * z) / 2 - z[0].numel() * math.log(2 * math.pi) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class _ZukoLaw:
+    """A distribution that zuko has made: a flow without, or with one, condition."""
+
+    law: Any
+    names = ()
+
+    def __post_init__(self) -> None:
+        if self.law.batch_shape:
+            raise InvalidArgument(
+                "flow",
+                self.law,
+                "an empty batch_shape",
+                "Give the flow itself, scoretk.from_flow(flow), and the rows as cond={'c': rows}",
+            )
+
+    def conditional(self, shape: tuple[int, ...]) -> bool:
+        return False
+
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.law.event_shape)
+
+    def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
+        log_prob: Tensor = self.law.log_prob(x)
+        return log_prob
+
+    @property
+    def explicit(self) -> bool:
+        return explicit(self.law.base)
+
+    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        return _zuko_draw(self.law, self.law.base, noise)
+
+
+def _zuko_draw(law: Any, base: td.Distribution, noise: NoiseSource) -> Tensor:
+    x: Tensor = law.transform.inv(draw_from(base, noise))
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class _Zuko:
+    """A flow of zuko: `flow(c)` is the distribution given c, a row for a row of c."""
+
+    flow: Any
+    names = ("c",)
+
+    def conditional(self, shape: tuple[int, ...]) -> bool:
+        zeros = _like(self.flow).new_zeros((1, *shape))
+        return _fails(lambda: self.flow().log_prob(zeros))
+
+    def shape(self) -> tuple[int, ...]:
+        return tuple(getattr(self.flow, "base", self.flow)().event_shape)
+
+    def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
+        log_prob: Tensor = self.flow(*cond.values()).log_prob(x)
+        return log_prob
+
+    @property
+    def explicit(self) -> bool:
+        base = getattr(self.flow, "base", None)
+        return base is not None and not _fails(base) and explicit(base())
+
+    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        return _zuko_draw(self.flow(*cond.values()), self.flow.base(), noise)
+
+
+@dataclass(frozen=True, eq=False)
+class _NFlows:
+    """A flow of nflows: a transform from data to noise, a base, and an embedding of the context."""
+
+    flow: Any
+    names = ("context",)
+
+    def conditional(self, shape: tuple[int, ...]) -> bool:
+        """Whether a part of it reads a context; many leave it out without a word where it is None."""
+        return any(
+            getattr(part, "context_features", None) or "context" in name
+            for name, part in self.flow.named_modules()
+        )
+
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.flow._distribution._shape)
+
+    def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
+        log_prob: Tensor = self.flow.log_prob(x, **cond)
+        return log_prob
+
+    @property
+    def explicit(self) -> bool:
+        return type(self.flow._distribution).__name__ in _NFLOWS_BASES
+
+    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        base, context = self.flow._distribution, cond.get("context")
+        if context is not None:
+            context = self.flow._embedding_net(context)
+        z = _normal(noise, base._shape, self.flow)
+        mean, log_std = _NFLOWS_BASES[type(base).__name__](base, context)
+        x: Tensor = self.flow._transform.inverse(mean + log_std.exp() * z, context=context)[0]
+        return x
+
+
+_NFLOWS_BASES: dict[str, Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]] = {
+    "StandardNormal": lambda base, context: (torch.zeros(()), torch.zeros(())),
+    "DiagonalNormal": lambda base, context: (
+        base.mean_.reshape(1, *base._shape),
+        base.log_std_.reshape(1, *base._shape),
+    ),
+    "ConditionalDiagonalNormal": lambda base, context: base._compute_params(context),
+}
+"""Mean and log standard deviation of the diagonal normals of nflows, by class."""
+
+
+@dataclass(frozen=True, eq=False)
+class _NormFlows:
+    """A flow of normflows, whose layers lead from noise to data."""
+
+    flow: Any
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        kinds = {name for _, name in owners(self.flow)}
+        return ("context",) if "ConditionalNormalizingFlow" in kinds else ("y",) * self._by_class
+
+    @property
+    def _by_class(self) -> bool:
+        return any(name in ("ClassCondFlow", "MultiscaleFlow") for _, name in owners(self.flow))
+
+    def conditional(self, shape: tuple[int, ...]) -> bool:
+        if self._by_class:
+            return bool(getattr(self.flow, "class_cond", True))
+        return bool(self.names)
+
+    def shape(self) -> tuple[int, ...]:
+        base = self.flow.q0
+        if self.names:
+            return tuple(base.shape)
+        with torch.no_grad():
+            return tuple(self.flow.forward(_like(self.flow).new_zeros((1, *base.shape))).shape[1:])
+
+    def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
+        if self._by_class:
+            log_prob: Tensor = self.flow.log_prob(x, cond.get("y"))
+        else:
+            log_prob = self.flow.log_prob(x, **cond)
+        return log_prob
+
+    @property
+    def explicit(self) -> bool:
+        return type(self.flow.q0).__name__ in ("DiagGaussian", "ConditionalDiagGaussian")
+
+    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        base, context = self.flow.q0, cond.get("context")
+        z = _normal(noise, base.shape, self.flow)
+        if type(base).__name__ == "DiagGaussian":
+            hotter = math.log(base.temperature or 1.0)
+            x: Tensor = base.loc + (base.log_scale + hotter).exp() * z
+        else:
+            mean, log_scale = base.context_encoder(context).chunk(2, -1)
+            x = mean + log_scale.exp() * z
+        given = {} if context is None else {"context": context}
+        for layer in self.flow.flows:
+            x = layer(x, **given)[0]
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class _FrEIA:
+    """An invertible network of FrEIA, which leads from data to N(0, I): it has no base of its own."""
+
+    flow: Any
+    explicit = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        several = self._conditions
+        return ("c",) if several == 1 else tuple(f"c{i}" for i in range(several))
+
+    @property
+    def _conditions(self) -> int:
+        nodes = getattr(self.flow, "condition_nodes", None)
+        if nodes is not None:
+            return len(nodes)
+        return 1 + max((i for i in self.flow.conditions if i is not None), default=-1)
+
+    def conditional(self, shape: tuple[int, ...]) -> bool:
+        return self._conditions > 0
+
+    def _given(self, cond: Cond) -> list[Tensor] | None:
+        return [cond[name] for name in self.names] if self.names else None
+
+    def shape(self) -> tuple[int, ...]:
+        (shape,) = self.flow.dims_in  # of one input
+        return tuple(shape)
+
+    def _output_shapes(self) -> list[tuple[int, ...]]:
+        shapes = getattr(self.flow, "global_out_shapes", None) or self.flow.shapes[-1:]
+        return [tuple(shape) for shape in shapes]
+
+    def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
+        z, log_det = self.flow(x, c=self._given(cond))
+        parts = z if isinstance(z, tuple) else (z,)
+        log_prob: Tensor = log_det + sum(map(_log_normal, parts))
+        return log_prob
+
+    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        shapes = self._output_shapes()
+        flat = _normal(noise, (sum(map(math.prod, shapes)),), self.flow)
+        parts = flat.split([math.prod(shape) for shape in shapes], 1)
+        z = [part.reshape(len(flat), *shape) for part, shape in zip(parts, shapes, strict=True)]
+        found = self.flow(z[0] if len(z) == 1 else z, c=self._given(cond), rev=True, jac=False)[0]
+        x: Tensor = found[0] if isinstance(found, tuple) else found
+        return x
+
+
+_KINDS: dict[tuple[str, str], Callable[[Any], _Flow]] = {
+    ("zuko", "LazyDistribution"): _Zuko,
+    ("zuko", "NormalizingFlow"): _ZukoLaw,
+    ("nflows", "Flow"): _NFlows,
+    ("normflows", "NormalizingFlow"): _NormFlows,
+    ("normflows", "ClassCondFlow"): _NormFlows,
+    ("normflows", "MultiscaleFlow"): _NormFlows,
+    ("FrEIA", "SequenceINN"): _FrEIA,
+    ("FrEIA", "GraphINN"): _FrEIA,
+}
+"""How a library's flows are asked, by package and class."""

@@ -1,0 +1,59 @@
+"""Objects of other libraries, and the adapter that makes a field of each.
+
+An object is known by the name of its class or of one that this derives from, and by the package
+that has it: nothing of another library is imported to ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from scoretk.errors import InvalidArgument
+
+__all__ = ["ADAPTERS", "adapter_of", "no_field", "owners"]
+
+ADAPTERS: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("torch", "Distribution"): "from_distribution",
+        ("zuko", "LazyDistribution"): "from_flow",
+        ("zuko", "NormalizingFlow"): "from_flow",
+        ("nflows", "Flow"): "from_flow",
+        ("normflows", "NormalizingFlow"): "from_flow",
+        ("normflows", "ClassCondFlow"): "from_flow",
+        ("normflows", "MultiscaleFlow"): "from_flow",
+        ("FrEIA", "SequenceINN"): "from_flow",
+        ("FrEIA", "GraphINN"): "from_flow",
+    }
+)
+"""The adapter of a library's class and of those that derive from it, by package and class."""
+
+
+def adapter_of(value: object) -> str | None:
+    """The name of the adapter that makes a field of an object; None where none is known.
+
+    The nearest class decides: zuko's flows are torch distributions too.
+    """
+    return next((ADAPTERS[owner] for owner in owners(value) if owner in ADAPTERS), None)
+
+
+def owners(value: object) -> list[tuple[str, str]]:
+    """Package and class of an object and of all that its class derives from, the nearest first."""
+    return [(base.__module__.partition(".")[0], base.__name__) for base in type(value).__mro__]
+
+
+def no_field(argument: str, value: Any, expected: str, hint: str = "") -> InvalidArgument:
+    """The error for what is no field, with the adapter that makes one of it where there is one.
+
+    Args:
+        argument: The argument that the message names.
+        value: What was given.
+        expected: What was expected.
+        hint: What to do where no adapter is known.
+    """
+    adapter = adapter_of(value)
+    if adapter is None:
+        return InvalidArgument(argument, value, expected, hint)
+    way = f"{type(value).__name__}: scoretk.{adapter} makes a field of it"
+    return InvalidArgument(argument, type(value), expected, way)  # (whose repr may compute)

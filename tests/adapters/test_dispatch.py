@@ -1,0 +1,133 @@
+"""What is no field names the adapter that makes one of it; names of other packages for predictions mean ours."""
+
+import pytest
+import torch
+from torch import distributions as td
+
+import scoretk as stk
+from scoretk.adapters.dispatch import BY_NAME
+from scoretk.conformance import check_model
+from scoretk.errors import InvalidArgument, UnknownName
+from scoretk.fields import PREDICTIONS, foreign
+from scoretk.fields.convert import ALSO_KNOWN_AS, prediction_name
+
+NORMAL = td.MultivariateNormal(torch.zeros(2), torch.eye(2))
+PLAIN = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+
+
+class Flow:
+    """An object of another library, which has the shape of an event and nothing of a field."""
+
+    event_shape = (2,)
+
+    def log_prob(self, x):
+        return x.sum(1)
+
+
+Flow.__module__ = "nflows.flows.base"
+
+CALLS = {
+    "sample": lambda f: stk.sample(f, chains=2),
+    "log_prob": lambda f: stk.log_prob(f, torch.zeros(2, 2)),
+    "log_partition": stk.log_partition,
+    "tempered": lambda f: stk.tempered(f, 2.0),
+    "product": lambda f: stk.product(PLAIN, f),
+    "mixture": lambda f: stk.mixture([PLAIN, f], (0.5, 0.5)),
+    "bridge": lambda f: stk.bridge(PLAIN, f, 0.5),
+    "guided": lambda f: stk.guided(PLAIN, 2.0, f),
+    "posterior": lambda f: stk.posterior(f, PLAIN),
+    "posterior, likelihood": lambda f: stk.posterior(PLAIN, f),
+    "constrained": lambda f: stk.constrained(f, td.constraints.positive),
+    "Discrete": lambda f: stk.Discrete(f, (0.0, 1.0)),
+    "smoothed": stk.smoothed,
+    "check_model": check_model,
+    "from_distribution": stk.from_distribution,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_adapter_of_a_foreign_object_is_named(name):
+    with pytest.raises(InvalidArgument, match=r"Flow: scoretk\.from_flow makes a field of it"):
+        CALLS[name](Flow())
+
+
+@pytest.mark.parametrize("name", ["constrained", "Discrete", "smoothed"])
+def test_so_is_that_of_a_torch_distribution_where_it_is_not_taken(name):
+    with pytest.raises(InvalidArgument, match=r"MultivariateNormal: scoretk\.from_distribution"):
+        CALLS[name](NORMAL)
+
+
+def test_a_foreign_object_with_the_methods_of_a_field_is_one():
+    class Own(Flow):
+        def energy(self, x):
+            return x.square().sum(1) / 2
+
+    field = Own()
+    x = torch.zeros(2, 2)
+    assert stk.sample(field, stk.MALA(0.1), chains=2, steps=2).x.shape == (2, 2, 2)
+    assert torch.equal(stk.tempered(field, 2.0).energy(x), x[:, 0])
+
+
+def test_what_is_already_a_field_stays_it():
+    assert stk.from_(PLAIN) is PLAIN
+    assert stk.from_(NORMAL).event_shape == (2,)
+    with pytest.raises(InvalidArgument, match=r"Wrap a callable: scoretk\.Energy"):
+        stk.from_(lambda x: x)
+    with pytest.raises(InvalidArgument, match=r"Independent\(distribution, 1\)"):
+        stk.from_(td.Normal(torch.zeros(3), 1.0))
+    with pytest.raises(InvalidArgument, match=r"Independent\(distribution, 1\)"):
+        stk.sample(td.Normal(torch.zeros(3), 1.0), chains=2)
+
+
+def test_every_adapter_of_the_table_is_public_and_dispatched_to():
+    assert {*foreign.ADAPTERS.values()} == BY_NAME.keys()
+    assert BY_NAME.keys() <= {*stk.__all__}
+
+
+# --- parametrisations
+
+
+@pytest.mark.parametrize("alias", [*ALSO_KNOWN_AS, "v-prediction", "Epsilon", "X_Start", "DATA"])
+def test_other_names_of_predictions_mean_ours(alias):
+    name = prediction_name(alias)
+    assert name in PREDICTIONS
+
+    def net(x, t):
+        return x * 0.3
+
+    x, t = torch.linspace(-1, 1, 4)[:, None], torch.full((4,), 0.4)
+    ours, theirs = (stk.Diffusion(net, (1,), predicts=p) for p in (name, alias))
+    assert theirs.predicts == name
+    torch.testing.assert_close(theirs.denoise(x, t), ours.denoise(x, t))
+    table = [0.9, 0.5, 0.1]
+    assert stk.from_timesteps(net, table, (1,), alias).predicts == name
+    assert stk.from_sigmas(net, (1,), predicts=alias).predicts == name
+    reverse = [stk.from_reversed_time(net, (1,), stk.Linear(), predicts=p) for p in (name, alias)]
+    torch.testing.assert_close(reverse[0].velocity(x, t), reverse[1].velocity(x, t))
+
+
+def test_a_third_partys_field_may_use_them():
+    class Theirs:
+        event_shape, path, predicts = (1,), stk.VP(), "epsilon"
+
+        def at(self, t):
+            raise NotImplementedError
+
+        def predict(self, x, t):
+            return 0.3 * x
+
+    x = torch.linspace(-1, 1, 4)[:, None]
+    ours = stk.Diffusion(lambda x, t: 0.3 * x, (1,), predicts="noise")
+    found = stk.sample(Theirs(), stk.ProbabilityFlow(steps=4), chains=4, init=x).final
+    torch.testing.assert_close(
+        found, stk.sample(ours, stk.ProbabilityFlow(steps=4), chains=4, init=x).final
+    )
+
+
+def test_an_ambiguous_direction_is_refused_with_the_way():
+    """diffusers' flow prediction is noise - data: read as dx/dt it would have the wrong sign."""
+    for make in (stk.Diffusion, stk.from_sigmas):
+        with pytest.raises(UnknownName, match="from_reversed_time"):
+            make(lambda x, t: x, (1,), predicts="flow_prediction")
+    with pytest.raises(UnknownName, match="did you mean 'noise'"):
+        stk.Diffusion(lambda x, t: x, (1,), predicts="noize")

@@ -1,0 +1,259 @@
+"""Flows of other libraries: their own densities, gradients of these, and draws from our noise through their own maps."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import distributions as td
+
+import scoretk as stk
+from scoretk.adapters.flows import FlowField
+from scoretk.core.noise import Noise
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.gradient import grad_energy
+from tests.evidence import assert_mean
+
+D, C, N = 2, 3, 6
+
+
+def zuko_flow(name, context=0):
+    zuko = pytest.importorskip("zuko")
+    return getattr(zuko.flows, name)(D, context)
+
+
+def zuko_mixture(context=0):
+    zuko = pytest.importorskip("zuko")
+    return zuko.flows.GMM(D, context, components=3)
+
+
+def nflow(context=None, base=None):
+    pytest.importorskip("nflows")
+    from nflows.distributions.normal import StandardNormal
+    from nflows.flows import Flow
+    from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform
+
+    parts = [MaskedAffineAutoregressiveTransform(D, 8, context_features=context) for _ in range(2)]
+    return Flow(CompositeTransform(parts), StandardNormal([D]) if base is None else base)
+
+
+def nflow_diagonal():
+    pytest.importorskip("nflows")
+    from nflows.distributions.normal import DiagonalNormal
+
+    base = DiagonalNormal([D])
+    with torch.no_grad():
+        base.mean_.copy_(torch.tensor([[1.0, -2.0]]))
+        base.log_std_.copy_(torch.tensor([[0.3, -0.2]]))
+    return nflow(base=base)
+
+
+def nflow_by_context():
+    pytest.importorskip("nflows")
+    from nflows.distributions.normal import ConditionalDiagonalNormal
+
+    return nflow(C, ConditionalDiagonalNormal([D], torch.nn.Linear(C, 2 * D)))
+
+
+def normflow(base=None, conditional=False):
+    nf = importing("normflows")
+    base = nf.distributions.DiagGaussian(D) if base is None else base
+    layers = [
+        nf.flows.AutoregressiveRationalQuadraticSpline(D, 1, 8, num_context_channels=C)
+        if conditional
+        else nf.flows.MaskedAffineFlow(
+            torch.tensor([1.0, 0.0]), nf.nets.MLP([D, 8, D]), nf.nets.MLP([D, 8, D])
+        )
+    ]
+    made = nf.ConditionalNormalizingFlow if conditional else nf.NormalizingFlow
+    return made(base, layers)
+
+
+def freia(conditional=False):
+    fr, modules = importing("FrEIA.framework"), importing("FrEIA.modules")
+    flow = fr.SequenceINN(D)
+
+    def subnet(inward, outward):
+        return torch.nn.Sequential(
+            torch.nn.Linear(inward, 8), torch.nn.Tanh(), torch.nn.Linear(8, outward)
+        )
+
+    extra = {"cond": 0, "cond_shape": (C,)} if conditional else {}
+    for _ in range(2):
+        flow.append(modules.AllInOneBlock, subnet_constructor=subnet, **extra)
+    return flow
+
+
+def freia_graph():
+    fr, modules = importing("FrEIA.framework"), importing("FrEIA.modules")
+    start, c = fr.InputNode(D, name="x"), fr.ConditionNode(C, name="c")
+    block = fr.Node(
+        start, modules.AllInOneBlock, {"subnet_constructor": torch.nn.Linear}, conditions=c
+    )
+    return fr.GraphINN([start, c, block, fr.OutputNode(block, name="z")])
+
+
+def importing(name):
+    with warnings.catch_warnings():  # of the library itself, at its first import
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(name)
+
+
+def seeded(make):
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(3)
+        return make().eval()
+
+
+FLOWS = {
+    "zuko NSF": (lambda: zuko_flow("NSF"), None),
+    "zuko MAF, given c": (lambda: zuko_flow("MAF", C), "c"),
+    "zuko NICE": (lambda: zuko_flow("NICE"), None),
+    "zuko GMM": (zuko_mixture, None),
+    "nflows": (nflow, None),
+    "nflows, diagonal base": (nflow_diagonal, None),
+    "nflows, given context": (lambda: nflow(C), "context"),
+    "nflows, base by context": (nflow_by_context, "context"),
+    "normflows": (normflow, None),
+    "normflows, given context": (lambda: normflow(conditional=True), "context"),
+    "FrEIA": (freia, None),
+    "FrEIA, given c": (lambda: freia(True), "c"),
+    "FrEIA graph, given c": (freia_graph, "c"),
+}
+
+
+def own_log_prob(flow, x, cond):
+    """The library's own log density, by its own call."""
+    package = type(flow).__module__.partition(".")[0]
+    if package == "zuko":
+        return flow(*cond.values()).log_prob(x)
+    if package == "FrEIA":
+        z, log_det = flow(x, c=list(cond.values()) or None)
+        return td.Independent(td.Normal(torch.zeros(D), 1.0), 1).log_prob(z) + log_det
+    return flow.log_prob(x, **cond)
+
+
+@pytest.fixture
+def given(request):
+    make, name = FLOWS[request.param]
+    flow = seeded(make)
+    cond = {} if name is None else {name: torch.linspace(-1, 1, N * C).reshape(N, C)}
+    x = torch.stack([torch.linspace(-2, 1.5, N), torch.linspace(1, -1, N)], 1)
+    return flow, stk.from_(flow), x, cond
+
+
+@pytest.mark.parametrize("given", FLOWS, indirect=True)
+class TestFlows:
+    def test_the_density_is_the_librarys_own(self, given):
+        flow, field, x, cond = given
+        assert isinstance(field, FlowField)
+        assert field.event_shape == (D,)
+        torch.testing.assert_close(field.log_prob(x, **cond), own_log_prob(flow, x, cond))
+        torch.testing.assert_close(field.energy(x, **cond), -own_log_prob(flow, x, cond))
+
+    def test_the_score_is_its_gradient(self, given):
+        flow, field, x, cond = given
+        expected = -grad_energy(lambda y: -own_log_prob(flow, y, cond), x)[1]
+        torch.testing.assert_close(field.score(x, **cond), expected)
+
+    def test_rows_are_their_own(self, given):
+        _, field, x, cond = given
+        alone = field.log_prob(x[2:3], **{k: v[2:3] for k, v in cond.items()})
+        torch.testing.assert_close(field.log_prob(x, **cond)[2:3], alone)
+
+    def test_a_missing_or_unknown_condition_is_named(self, given):
+        _, field, x, cond = given
+        with pytest.raises(InvalidArgument, match="the flow's conditions"):
+            field.log_prob(x, nonsense=x)
+        if cond:
+            with pytest.raises(InvalidArgument, match=next(iter(cond))):
+                field.log_prob(x)
+
+    def test_draws_are_a_function_of_the_chain(self, given):
+        _, field, _, cond = given
+        if "draw" not in field.provides:
+            with pytest.raises(MissingCapability, match="diagonal normal base"):
+                field.draw(N, Noise(1, N))
+            return
+        with torch.no_grad():
+            x = field.draw(N, Noise(1, N), **cond)
+            part = field.draw(2, Noise(1, range(2, 4)), **{k: v[2:4] for k, v in cond.items()})
+        torch.testing.assert_close(x[2:4], part)
+        assert field.log_prob(x, **cond).isfinite().all()
+
+    def test_draws_have_the_density(self, given):
+        """By Stein's identity E[score] = 0 and E[x . score] = -d, in standard errors."""
+        _, field, _, cond = given
+        if "draw" not in field.provides:
+            return
+        n = 4000
+        rows = {k: v[:1].expand(n, -1) for k, v in cond.items()}
+        with torch.no_grad():
+            x = field.draw(n, Noise(5, n), **rows)
+        score = field.score(x, **rows)
+        assert_mean(score, [0.0] * D, "E[score]")
+        assert_mean((x * score).sum(1, keepdim=True), [-float(D)], "E[x . score]")
+
+
+@pytest.mark.parametrize("given", ["zuko NSF", "nflows", "FrEIA"], indirect=True)
+def test_stein_sees_draws_of_another_base(given):
+    """A mutant: draws whose base is 10 % too wide."""
+    _, field, _, _ = given
+    noise = Noise(5, 4000)
+    wide = type("Wide", (), {"chains": noise.chains})()
+    wide.normal = lambda *a, **k: 1.1 * noise.normal(*a, **k)
+    with torch.no_grad():
+        x = field.draw(4000, wide)
+    with pytest.raises(AssertionError, match=r"E\[x \. score\]"):
+        assert_mean((x * field.score(x)).sum(1, keepdim=True), [-float(D)], "E[x . score]")
+
+
+def test_a_solver_samples_a_flow():
+    field = stk.from_flow(seeded(lambda: zuko_flow("NICE")))
+    draws = stk.sample(field, stk.MALA(0.1), chains=8, steps=5)
+    assert draws.x.shape == (8, 5, D)
+    assert draws.failures == {}
+    torch.testing.assert_close(stk.log_prob(field, draws.final).value, field.log_prob(draws.final))
+
+
+def test_a_conditional_flow_is_sampled_by_cond():
+    field = stk.from_flow(seeded(lambda: zuko_flow("MAF", C)))
+    rows = torch.linspace(-1, 1, 8 * C).reshape(8, C)
+    draws = stk.sample(field, stk.MALA(0.1), chains=8, steps=3, cond={"c": rows})
+    assert draws.failures == {}
+    with pytest.raises(InvalidArgument, match="conditions: c"):
+        stk.sample(field, stk.MALA(0.1), chains=8, steps=3)
+
+
+def test_a_distribution_that_zuko_made_works_or_names_the_way():
+    flow = seeded(lambda: zuko_flow("NSF"))
+    with pytest.raises(InvalidArgument, match=r"scoretk\.from_flow"):
+        stk.from_distribution(flow())
+    with pytest.raises(InvalidArgument, match=r"scoretk\.from_flow"):
+        stk.sample(flow(), stk.MALA(0.1), chains=2)
+    x = torch.zeros(2, D)
+    torch.testing.assert_close(stk.from_(flow()).log_prob(x), flow().log_prob(x))
+    batched = seeded(lambda: zuko_flow("MAF", C))(torch.zeros(4, C))
+    with pytest.raises(InvalidArgument, match=r"cond=\{'c': rows\}"):
+        stk.from_flow(batched)
+
+
+def test_a_flow_that_does_not_say_its_shape_is_told():
+    class Silent(zuko_class("LazyDistribution")):
+        def forward(self, c=None):
+            if c is None:
+                raise ValueError("a context is needed")
+            return td.Independent(td.Normal(c, 1.0), 1)
+
+    with pytest.raises(InvalidArgument, match="event_shape"):
+        stk.from_flow(Silent())
+    field = stk.from_flow(Silent(), (D,))
+    assert "draw" not in field.provides
+    x = torch.ones(2, D)
+    value = field.log_prob(x, c=torch.ones(2, D))
+    torch.testing.assert_close(value, torch.full((2,), -D / 2 * math.log(2 * math.pi)))
+
+
+def zuko_class(name):
+    return getattr(pytest.importorskip("zuko").lazy, name)
