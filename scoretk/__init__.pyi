@@ -4,6 +4,7 @@ from scoretk import learn as learn
 from scoretk._version import __version__ as __version__
 from scoretk.adapters.dispatch import from_ as from_
 from scoretk.adapters.flows import from_flow as from_flow
+from scoretk.adapters.sklearn import from_sklearn as from_sklearn
 from scoretk.core.anatomy import to_device as to_device
 from scoretk.core.noise import Noise as Noise
 from scoretk.core.streams import Stream as Stream

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from scoretk.adapters.flows import from_flow
+from scoretk.adapters.sklearn import from_sklearn
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import from_distribution
 from scoretk.fields.foreign import ADAPTERS, adapter_of
@@ -15,7 +16,7 @@ from scoretk.fields.protocols import is_field
 __all__ = ["from_"]
 
 BY_NAME: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {adapter.__name__: adapter for adapter in (from_distribution, from_flow)}
+    {adapter.__name__: adapter for adapter in (from_distribution, from_flow, from_sklearn)}
 )
 """The adapters of `scoretk.fields.foreign.ADAPTERS`, by name."""
 

@@ -25,6 +25,7 @@ ADAPTERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("normflows", "MultiscaleFlow"): "from_flow",
         ("FrEIA", "SequenceINN"): "from_flow",
         ("FrEIA", "GraphINN"): "from_flow",
+        ("sklearn", "BaseEstimator"): "from_sklearn",
     }
 )
 """The adapter of a library's class and of those that derive from it, by package and class."""

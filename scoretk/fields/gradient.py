@@ -1,18 +1,23 @@
-"""The gradient of an energy: one forward and one backward pass for all rows."""
+"""The gradient of an energy: one forward and one backward pass for all rows, or one's own."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
-from scoretk.fields.answers import written_into
+from scoretk.fields.answers import check_rows, written_into
 
-__all__ = ["followed", "grad_energy"]
+__all__ = ["OwnGradient", "followed", "grad_energy"]
 
 
 def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +90,69 @@ def followed(energy: Tensor, x: Tensor) -> Tensor:
     if asked and not energy.requires_grad:
         raise _without_gradient(energy)
     return energy
+
+
+@dataclass(frozen=True, eq=False)
+class OwnGradient:
+    """A function of rows together with its gradient, of which autograd need not see the inside.
+
+    Both may be functions of tensors or of numpy arrays. Where a function does not take a tensor,
+    it is given the array: `np.sum(x, axis=1)` and `x.astype(float)` are of arrays alone.
+
+    Attributes:
+        fn: `fn(x, **cond) -> (batch,)`.
+        grad: `grad(x, **cond)`, the gradient of `fn`, like x.
+    """
+
+    fn: Callable[..., Any]
+    grad: Callable[..., Any]
+
+    def __call__(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`fn(x, **cond)`, differentiable in x once."""
+        values: Tensor = _Given.apply(x, self.fn, self.grad, cond)  # type: ignore[no-untyped-call]
+        return values
+
+
+class _Given(torch.autograd.Function):
+    """`fn(x)`, whose derivative is `grad(x)`."""
+
+    @staticmethod
+    def forward(x: Tensor, fn: Callable[..., Any], grad: object, cond: dict[str, Tensor]) -> Tensor:
+        return check_rows("energy", _asked(fn, x, cond), x.shape[:1], "One number a row")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, ctx.grad, ctx.cond = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        gradient = check_rows(
+            "grad", _asked(ctx.grad, x, ctx.cond), x.shape, "The gradient is shaped like x"
+        )
+        return across(slope, x) * gradient, None, None, None
+
+
+def _asked(fn: Callable[..., Any], x: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    """A function's answer as a tensor like x; `fn` takes tensors or arrays."""
+    x = x.detach()
+    cond = {name: value.detach() for name, value in cond.items()}
+    with torch.no_grad(), warnings.catch_warnings():
+        # numpy's, of a tensor that it hands back as one
+        warnings.filterwarnings("ignore", ".*__array_wrap__.*", DeprecationWarning)
+        try:
+            found = fn(x, **cond)
+        except (TypeError, AttributeError) as error:
+            arrays = {name: value.cpu().numpy() for name, value in cond.items()}
+            try:
+                found = fn(x.cpu().numpy(), **arrays)
+            except (TypeError, AttributeError):
+                raise error from None
+    if isinstance(found, np.ndarray | np.generic):
+        found = torch.as_tensor(np.ascontiguousarray(found) if np.ndim(found) else found)
+    return found.to(x) if isinstance(found, Tensor) and found.is_floating_point() else found
 
 
 def _without_gradient(energy: object) -> InvalidArgument:

@@ -22,7 +22,7 @@ from scoretk.fields.answers import check_energy, check_rows, unwritten
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.constrained import constrained
 from scoretk.fields.convert import check_time, convert, prediction_name
-from scoretk.fields.gradient import grad_energy
+from scoretk.fields.gradient import OwnGradient, grad_energy
 from scoretk.fields.paths import VP, GaussianPath, Linear
 from scoretk.fields.protocols import field_name, optional
 from scoretk.fields.validation import rejecting
@@ -57,7 +57,7 @@ _OF_A_MAP = (
 class Energy:
     """A static field from an energy, `E(x) = -log p(x) + const`.
 
-    Its score, `-grad E(x)`, is by autograd.
+    Its score, `-grad E(x)`, is by autograd, or by a gradient of one's own.
 
     With `variables` the function takes these by name, each `(batch, *shape)` and in its support,
     in place of x. Then x holds their free coordinates side by side, the energy is
@@ -75,26 +75,36 @@ class Energy:
             (`torch.autocast`) while x and the result stay in float32; None for their own dtype.
         variables: By name a shape, a constraint of `torch.distributions.constraints` (of one
             number), or a `scoretk.Variable(shape, constraint, dims)`.
+        grad: The gradient of `fn`, `grad(x, **cond)`, like x; then both may be functions of numpy
+            arrays, and autograd need not see their inside. None for autograd.
 
     Raises:
-        InvalidArgument: `fn` cannot be called, `event_shape` is no shape, `autocast` no such dtype,
-            or `variables` are none.
+        InvalidArgument: `fn` or `grad` cannot be called, `event_shape` is no shape, `autocast` no
+            such dtype, or `variables` are none, or beside a `grad`.
     """
 
     fn: Callable[..., Tensor]
     event_shape: tuple[int, ...] = None  # type: ignore[assignment]
     autocast: InitVar[torch.dtype | None] = None
     variables: InitVar[Mapping[str, Any] | None] = None
+    grad: InitVar[Callable[..., Any] | None] = None
 
     provides = frozenset({"energy", "score"})
     _free: ClassVar[Any] = None
     """With `variables`, the same law as a field over the map to them."""
 
     def __post_init__(
-        self, autocast: torch.dtype | None, variables: Mapping[str, Any] | None
+        self,
+        autocast: torch.dtype | None,
+        variables: Mapping[str, Any] | None,
+        grad: Callable[..., Any] | None,
     ) -> None:
+        if grad is not None:
+            function("grad", grad, "grad(x, **cond)")
         if variables is None:
             function("fn", self.fn, "fn(x, **cond)")
+            if grad is not None:
+                object.__setattr__(self, "fn", OwnGradient(self.fn, grad))
             object.__setattr__(self, "fn", _autocast(self.fn, autocast))
             object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
             return
@@ -102,6 +112,9 @@ class Energy:
             raise InvalidArgument(
                 "event_shape", self.event_shape, "none beside variables, from which it follows"
             )
+        if grad is not None:
+            hint = "Put them side by side in x, and constrain it: scoretk.constrained(field, pairs)"
+            raise InvalidArgument("grad", grad, "None beside variables", hint)
         space = variables_of(variables)
         check_takes(self.fn, space.layout)
         fn = _autocast(self.fn, autocast)

@@ -187,7 +187,7 @@ class TestFlows:
         _, field, _, cond = given
         if "draw" not in field.provides:
             return
-        n = 4000
+        n = 2000
         rows = {k: v[:1].expand(n, -1) for k, v in cond.items()}
         with torch.no_grad():
             x = field.draw(n, Noise(5, n), **rows)

@@ -1,0 +1,93 @@
+"""`Energy(fn, shape, grad=g)`: functions that autograd does not see into, of numpy or of torch, with their own gradient."""
+
+import numpy as np
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.conformance import check_model
+from scoretk.errors import InvalidArgument
+
+A = np.array([[2.0, 0.5], [0.5, 1.0]])
+T = torch.as_tensor(A)
+
+
+def in_torch(x):
+    return ((x @ T.to(x)) * x).sum(1) / 2 + x.exp().sum(1)
+
+
+FUNCTIONS = {
+    "arrays": (
+        lambda x: 0.5 * np.sum((x @ A) * x, axis=1) + np.sum(np.exp(x), axis=1),
+        lambda x: x @ A + np.exp(x),
+    ),
+    "asarray": (
+        lambda x: 0.5 * ((np.asarray(x) @ A) * np.asarray(x)).sum(1) + np.exp(np.asarray(x)).sum(1),
+        lambda x: np.asarray(x) @ A + np.exp(np.asarray(x)),
+    ),
+    "tensors": (in_torch, lambda x: x @ T.to(x) + x.exp()),
+    "ufuncs of tensors": (
+        lambda x: 0.5 * ((np.asarray(x) @ A) * np.asarray(x)).sum(1) + np.asarray(np.exp(x)).sum(1),
+        lambda x: np.asarray(x) @ A + np.asarray(np.exp(x)),
+    ),
+}
+X = torch.tensor([[0.3, -1.0], [1.2, 0.4], [-2.0, 0.1]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_and_gradients_are_those_of_the_functions(name, dtype):
+    fn, grad = FUNCTIONS[name]
+    ours, theirs = stk.Energy(in_torch, (2,)), stk.Energy(fn, (2,), grad=grad)
+    x = X.to(dtype)
+    for got, expected in zip(theirs.energy_and_grad(x), ours.energy_and_grad(x), strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(theirs.score(x), ours.score(x))
+    tilted = stk.posterior(theirs, lambda x: -x[:, 0].square())
+    expected = stk.posterior(ours, lambda x: -x[:, 0].square())
+    torch.testing.assert_close(tilted.score(x), expected.score(x))
+    torch.testing.assert_close(stk.tempered(theirs, 3.0).score(x), stk.tempered(ours, 3.0).score(x))
+
+
+def test_a_run_is_that_of_the_energy_in_torch():
+    fn, grad = FUNCTIONS["arrays"]
+    runs = [
+        stk.sample(field, stk.MALA(0.2), chains=4, steps=5, dtype=torch.float64).x
+        for field in (stk.Energy(in_torch, (2,)), stk.Energy(fn, (2,), grad=grad))
+    ]
+    torch.testing.assert_close(*runs)
+
+
+def test_conditions_reach_both():
+    field = stk.Energy(
+        lambda x, y: 0.5 * np.sum((x - y) ** 2, axis=1), (2,), grad=lambda x, y: x - y
+    )
+    y = X.flip(1)
+    torch.testing.assert_close(field.score(X, y=y), y - X)
+    assert stk.sample(field, stk.MALA(0.1), chains=3, steps=2, cond={"y": y.float()}).failures == {}
+
+
+def test_a_law_of_the_kit_finds_a_wrong_gradient(fewer_cases):
+    fn, grad = FUNCTIONS["arrays"]
+    wrong = stk.Energy(fn, (2,), grad=lambda x: 1.05 * grad(x))
+    for field, right in ((stk.Energy(fn, (2,), grad=grad), True), (wrong, False)):
+        failed = [r.law for r in check_model(field) if r.status == "failed"]
+        assert (failed == []) == right, failed
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(InvalidArgument, match="grad: expected a callable"):
+        stk.Energy(in_torch, (2,), grad=3)
+    with pytest.raises(InvalidArgument, match="shaped like x"):
+        stk.Energy(in_torch, (2,), grad=lambda x: x[:, :1]).score(X)
+    with pytest.raises(InvalidArgument, match="energy"):
+        stk.Energy(np.sum, (2,), grad=lambda x: x).score(X)
+    with pytest.raises(
+        TypeError, match="nonsense"
+    ):  # the function's own error, not that of a second try
+        stk.Energy(nonsense, (2,), grad=lambda x: x).score(X)
+
+
+def nonsense(x):
+    raise TypeError("nonsense" if isinstance(x, torch.Tensor) else "the second")
