@@ -2,9 +2,14 @@ from scoretk import conformance as conformance
 from scoretk import diagnostics as diagnostics
 from scoretk import learn as learn
 from scoretk._version import __version__ as __version__
+from scoretk.adapters.azula import from_azula as from_azula
+from scoretk.adapters.diffusers import from_diffusers as from_diffusers
 from scoretk.adapters.dispatch import from_ as from_
+from scoretk.adapters.flow_matching import from_flow_matching as from_flow_matching
 from scoretk.adapters.flows import from_flow as from_flow
+from scoretk.adapters.k_diffusion import from_k_diffusion as from_k_diffusion
 from scoretk.adapters.sklearn import from_sklearn as from_sklearn
+from scoretk.adapters.torchcfm import from_torchcfm as from_torchcfm
 from scoretk.core.anatomy import to_device as to_device
 from scoretk.core.noise import Noise as Noise
 from scoretk.core.streams import Stream as Stream

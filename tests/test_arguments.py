@@ -200,8 +200,8 @@ def test_an_unknown_prediction_is_none_of_the_known_ones():
     run = {"init": torch.ones(2, 2)}
     known = stk.sample(Foreign("velocity"), stk.ProbabilityFlow("euler", steps=4), **run).final
     assert known.isfinite().all()
-    with pytest.raises(stk.UnknownName, match="eps"):
-        stk.sample(Foreign("eps"), stk.ProbabilityFlow("euler", steps=4), **run)
+    with pytest.raises(stk.UnknownName, match="drift"):
+        stk.sample(Foreign("drift"), stk.ProbabilityFlow("euler", steps=4), **run)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 0.0, -1.0])

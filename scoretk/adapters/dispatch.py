@@ -6,8 +6,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from scoretk.adapters.azula import from_azula
+from scoretk.adapters.diffusers import from_diffusers
+from scoretk.adapters.flow_matching import from_flow_matching
 from scoretk.adapters.flows import from_flow
+from scoretk.adapters.k_diffusion import from_k_diffusion
 from scoretk.adapters.sklearn import from_sklearn
+from scoretk.adapters.torchcfm import from_torchcfm
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import from_distribution
 from scoretk.fields.foreign import ADAPTERS, adapter_of
@@ -16,7 +21,19 @@ from scoretk.fields.protocols import is_field
 __all__ = ["from_"]
 
 BY_NAME: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {adapter.__name__: adapter for adapter in (from_distribution, from_flow, from_sklearn)}
+    {
+        adapter.__name__: adapter
+        for adapter in (
+            from_azula,
+            from_diffusers,
+            from_distribution,
+            from_flow,
+            from_flow_matching,
+            from_k_diffusion,
+            from_sklearn,
+            from_torchcfm,
+        )
+    }
 )
 """The adapters of `scoretk.fields.foreign.ADAPTERS`, by name."""
 

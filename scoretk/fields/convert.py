@@ -72,9 +72,7 @@ def prediction_name(name: str) -> str:
         UnknownName: It is no such name.
         InvalidArgument: It is no string.
     """
-    if name in PREDICTIONS:
-        return name
-    if isinstance(name, str):
+    if isinstance(name, str) and name not in PREDICTIONS:
         plain = name.lower().replace("-", "_").replace(" ", "_")
         if plain in _TOWARDS_NOISE:
             hint = (

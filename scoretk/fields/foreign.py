@@ -26,6 +26,15 @@ ADAPTERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("FrEIA", "SequenceINN"): "from_flow",
         ("FrEIA", "GraphINN"): "from_flow",
         ("sklearn", "BaseEstimator"): "from_sklearn",
+        ("diffusers", "ModelMixin"): "from_diffusers",
+        ("azula", "Denoiser"): "from_azula",
+        ("flow_matching", "ModelWrapper"): "from_flow_matching",
+        ("torchcfm", "MLP"): "from_torchcfm",
+        ("torchcfm", "UNetModel"): "from_torchcfm",
+        ("k_diffusion", "Denoiser"): "from_k_diffusion",
+        ("k_diffusion", "VDenoiser"): "from_k_diffusion",
+        ("k_diffusion", "DiscreteSchedule"): "from_k_diffusion",
+        ("diffusers", "DiffusionPipeline"): "from_diffusers",
     }
 )
 """The adapter of a library's class and of those that derive from it, by package and class."""

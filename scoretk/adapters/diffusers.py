@@ -1,0 +1,495 @@
+"""Models of diffusers as fields: the network, and the scheduler that says how it was trained.
+
+A scheduler's configuration fixes what the network means. Three conventions are known:
+
+    trained on     path                               network's time          prediction_type
+    a table        Tabulated(alphas_cumprod)          k = N - 1 ... 0         epsilon, sample,
+                                                      (or log(s) / 4)         v_prediction
+    a line         Linear, s = 1 - t                  s N (inverted: t N)     noise - data = dx/ds
+    EDM            EDM(sigma_min, sigma_max, rho)     log(s) / 4              F, preconditioned
+
+with s the noise level. The table is the scheduler's own, rescaled to zero terminal signal-to-noise
+ratio where that is asked for; x is in the variance-preserving coordinates of the network, so that
+`scale_model_input` has nothing left to do: a scheduler's sample in units of 1/alpha, as those with
+sigmas have it, is `sqrt(1 + s^2) x`. The steps of a scheduler are `field.grid(steps)`, times for
+`ProbabilityFlow(grid=...)`:
+
+    DDIM             ProbabilityFlow("ddim")       Euler, FlowMatchEuler     ProbabilityFlow("euler")
+    DDPM             ReverseSDE("ddpm")            Heun                      ProbabilityFlow("heun")
+    DPMSolver++(2M)  ProbabilityFlow("dpmpp_2m")
+
+A scheduler that clips its prediction of the data has a field whose denoiser is clipped, and whose
+noise follows from it; DDIM clips only one of the two.
+
+References:
+    Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative
+    models" (2022): the preconditioning of EDM.
+    Lin, Liu, Li, Yang, "Common diffusion noise schedules and sample steps are flawed" (2024).
+    Esser et al., "Scaling rectified flow transformers for high-resolution image synthesis" (2024):
+    the shift of a line's grid.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scoretk.core.arguments import count
+from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.devices import constant_like
+from scoretk.core.rows import across
+from scoretk.errors import InvalidArgument
+from scoretk.fields.base import Base
+from scoretk.fields.convert import convert, prediction_name
+from scoretk.fields.paths import EDM, GaussianPath, Linear, Tabulated
+from scoretk.fields.wrappers import Diffusion, GaussianPathField
+
+__all__ = ["DiffusersField", "from_diffusers"]
+
+ADDED = ("text_embeds", "time_ids", "image_embeds")
+"""Conditions that a UNet takes in a dictionary of its own, `added_cond_kwargs`."""
+
+
+BY_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+"""Settings by which a scheduler chooses levels, and finds timesteps for them."""
+
+
+class _Convention(Protocol):
+    """What a scheduler says of its network."""
+
+    @property
+    def path(self) -> GaussianPath:
+        """The Gaussian path that the network was trained on."""
+
+    @property
+    def predicts(self) -> str:
+        """What `predict` gives."""
+
+    def predict(self, ask: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+        """The prediction at x `(batch, *event)` and t `(batch,)`; `ask(x, time)` is the network."""
+
+    def grid(self, scheduler: Any) -> Tensor:
+        """The times of the steps that a scheduler has set."""
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusersField(GaussianPathField):
+    """The field in time of a network and a scheduler of diffusers; made by `from_diffusers`.
+
+    Attributes:
+        model: The network, called by the field's own time.
+        scheduler: The scheduler, as it was given.
+        convention: How the scheduler's steps are times of the field.
+        null: The condition values that stand for none, for `scoretk.guided`; None without.
+        decode: From latents to images, `(batch, *event_shape)` to images; None without a decoder.
+    """
+
+    model: Diffusion
+    scheduler: Any
+    convention: Any
+    null: Mapping[str, Any] | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
+
+    def __repr__(self) -> str:
+        network = type(self.model.net.network).__name__  # type: ignore[attr-defined]
+        return f"from_diffusers({network}, {type(self.scheduler).__name__}, {self.event_shape})"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.model.event_shape
+
+    @property
+    def path(self) -> GaussianPath:  # type: ignore[override]
+        """The path that the scheduler's configuration says."""
+        return self.model.path
+
+    @property
+    def predicts(self) -> str:  # type: ignore[override]
+        return self.model.predicts
+
+    @property
+    def base(self) -> Base:
+        """The law at t = 0, N(0, sigma(0)^2 I)."""
+        return self.model.base
+
+    @property
+    def provides(self) -> frozenset[str]:  # type: ignore[override]
+        """All predictions and a base; `decode` with a decoder."""
+        return GaussianPathField.provides | ({"decode"} if self.decode else frozenset())
+
+    def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
+        """The network's own prediction, like x."""
+        return self.model.predict(x, t, **cond)
+
+    def grid(self, steps: int, **options: Any) -> Tensor:
+        """The times of a scheduler's steps, `(steps + 1,)`, for `ProbabilityFlow(grid=...)`.
+
+        Args:
+            steps: `num_inference_steps`.
+            options: What `set_timesteps` takes besides, such as `mu` for a dynamic shift.
+        """
+        scheduler = copy.deepcopy(self.scheduler)
+        with warnings.catch_warnings():  # diffusers' own use of numpy is no news of ours
+            warnings.simplefilter("ignore", DeprecationWarning)
+            scheduler.set_timesteps(count("steps", steps, least=1), **options)
+        times: Tensor = self.convention.grid(scheduler)
+        return times.clamp(0, 1)
+
+
+def from_diffusers(
+    model: Any,
+    scheduler: Any = None,
+    event_shape: Sequence[int] | None = None,
+    *,
+    null: Mapping[str, Any] | None = None,
+    integer: bool | None = None,
+    clip: bool | None = None,
+    autocast: torch.dtype | None = None,
+) -> DiffusersField:
+    """A field in time from a network and a scheduler of diffusers, or from a pipeline.
+
+    Condition values reach the network by its own names: "class_labels", "encoder_hidden_states",
+    "pooled_projections", "guidance", ...; "text_embeds" and "time_ids" go into `added_cond_kwargs`.
+    Classifier-free guidance is `scoretk.guided(field, weight, null={name: value for none})`. A
+    network with twice the channels, which has learned its variance, is asked for the first half.
+
+    Args:
+        model: A network of diffusers, anything called as `net(x, timestep, **cond)` that returns a
+            tensor, a tuple or an object with `sample`; or a pipeline, whose `unet` or
+            `transformer`, `scheduler` and `vae` are taken.
+        scheduler: A scheduler of diffusers; None for that of the pipeline.
+        event_shape: The shape of one x; None for `(in_channels, *sample_size)` of the network.
+        null: The condition values that stand for none, by name.
+        integer: Whether the network is called with timesteps rounded to integers; None for what
+            the scheduler does. With False solvers see a smooth model between timesteps, where the
+            network can take them.
+        clip: Whether the prediction of the data is clipped; None for what the scheduler's
+            `clip_sample` says.
+        autocast: As in `scoretk.Energy`.
+
+    Returns:
+        The field. `field.grid(steps)` has the times of the scheduler's own steps.
+
+    Raises:
+        InvalidArgument: The scheduler's convention is not known, or an argument does not fit.
+    """
+    parts = model if hasattr(model, "scheduler") else None
+    network = _network_of(parts) if parts is not None else model
+    scheduler = parts.scheduler if scheduler is None and parts is not None else scheduler
+    config = _config_of(scheduler)
+    if event_shape is None:
+        event_shape = _shape_of(network)
+    convention = _convention(scheduler, config, integer)
+    if config.get("clip_sample") if clip is None else clip:
+        convention = _Clipped(convention, float(config.get("clip_sample_range", 1.0)))
+    elif config.get("thresholding") and clip is None:
+        raise InvalidArgument(
+            "scheduler",
+            type(scheduler),
+            "one without dynamic thresholding, which is no prediction of a model",
+            "clip=False leaves it out",
+        )
+    net = _Network(network, convention, *_called(network))
+    field = Diffusion(
+        net, as_event_shape(event_shape), convention.path, convention.predicts, autocast=autocast
+    )
+    return DiffusersField(field, scheduler, convention, null, _decoder(parts))
+
+
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """A network of diffusers, called by this package's time.
+
+    Attributes:
+        network: The network.
+        convention: How it is asked.
+        keyword: The name of its time; None where that is its second argument.
+        grouped: Whether it takes some conditions in `added_cond_kwargs`.
+    """
+
+    network: Any
+    convention: Any
+    keyword: str | None
+    grouped: bool
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        prediction: Tensor = self.convention.predict(lambda y, k: self._ask(y, k, cond), x, t)
+        return prediction
+
+    def _ask(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        given: dict[str, Any] = {n: v for n, v in cond.items() if not (self.grouped and n in ADDED)}
+        added = {n: v for n, v in cond.items() if n not in given}
+        if added:
+            given["added_cond_kwargs"] = added
+        dtype = getattr(self.network, "dtype", x.dtype)
+        dtype = dtype if isinstance(dtype, torch.dtype) else x.dtype
+        args = (x.to(dtype),) if self.keyword else (x.to(dtype), time)
+        if self.keyword:
+            given[self.keyword] = time
+        found = self.network(*args, **given)
+        found = getattr(found, "sample", found)
+        found = found[0] if isinstance(found, tuple | list) else found
+        if isinstance(found, Tensor) and found.shape[1:2] == (2 * x.shape[1],):
+            found = found[:, : x.shape[1]]  # what follows is the variance
+        output: Tensor = found.to(x.dtype) if isinstance(found, Tensor) else found
+        return output
+
+
+@dataclass(frozen=True, eq=False)
+class _OnTable:
+    """A network trained on the integer timesteps of a table.
+
+    Attributes:
+        path: The table as a path.
+        predicts: What the network predicts.
+        integer: Whether its timesteps are integers.
+        levels: s of each timestep, `(N,)`, where the scheduler has sigmas; None where k is linear
+            in t.
+        evenly: In which function of s k is linear between two timesteps, `torch.log` or the
+            identity.
+        by_level: Whether its time is `log(s) / 4` of the noise level s.
+        last: Where the last step of a scheduler without sigmas leads, a time.
+    """
+
+    path: Tabulated
+    predicts: str
+    integer: bool
+    levels: Tensor | None
+    evenly: Callable[[Tensor], Tensor]
+    by_level: bool
+    last: float
+
+    def predict(self, ask: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+        if self.by_level:
+            return ask(x, -self.path.log_snr(t) / 8)
+        k = self._timestep(t).clamp(min=0)
+        return ask(x, k.round().long() if self.integer else k)
+
+    def _timestep(self, t: Tensor) -> Tensor:
+        if self.levels is None:
+            return self.path.timestep(t)
+        levels, level = constant_like(self.levels, t), torch.exp(-self.path.log_snr(t) / 2)
+        above = torch.searchsorted(levels, level.contiguous()).clamp(1, self.path.steps - 1)
+        low, high, level = map(self.evenly, (levels[above - 1], levels[above], level))
+        return above - 1 + ((level - low) / (high - low)).clamp(0, 1)
+
+    def grid(self, scheduler: Any) -> Tensor:
+        sigmas = getattr(scheduler, "sigmas", None)
+        if sigmas is not None:
+            return _times_of_levels(self.path, sigmas)
+        steps = torch.as_tensor(scheduler.timesteps, dtype=torch.float64).cpu()
+        times = 1 - (steps + 1) / self.path.steps
+        last = times.new_tensor([max(self.last, float(times[-1]))])
+        found: Tensor = torch.cat([times, last]).unique()
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _OnLine:
+    """A network of a flow on lines: `x = s noise + (1 - s) data`, its time s N or t N.
+
+    Attributes:
+        steps: N.
+        inverted: Whether its time and its velocity run from noise to data.
+    """
+
+    steps: int
+    inverted: bool
+    predicts = "velocity"
+
+    @property
+    def path(self) -> Linear:
+        return Linear()
+
+    def predict(self, ask: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+        if self.inverted:
+            return ask(x, t * self.steps)
+        return -ask(x, (1 - t) * self.steps)
+
+    def grid(self, scheduler: Any) -> Tensor:
+        sigmas: Tensor = torch.as_tensor(scheduler.sigmas, dtype=torch.float64).cpu().unique()
+        return sigmas if self.inverted else (1 - sigmas).flip(0)
+
+
+@dataclass(frozen=True, eq=False)
+class _OnEDM:
+    """A network F with the preconditioning of EDM: `D = c_skip x + c_out F(c_in x, log(s) / 4)`.
+
+    Attributes:
+        path: The path.
+        spread: The standard deviation of the data that the preconditioning is for.
+        sign: That of c_out, -1 where F predicts v.
+    """
+
+    path: EDM
+    spread: float
+    sign: float
+    predicts = "data"
+
+    def predict(self, ask: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+        level = self.path.sigma(t)
+        s, square = across(level, x), across(level**2 + self.spread**2, x)
+        raw = ask(x / square.sqrt(), level.log() / 4)
+        data: Tensor = (
+            self.spread**2 / square * x + self.sign * s * self.spread / square.sqrt() * raw
+        )
+        return data
+
+    def grid(self, scheduler: Any) -> Tensor:
+        levels = torch.as_tensor(scheduler.sigmas, dtype=torch.float64).cpu()
+        times: Tensor = self.path.t(-2 * levels[levels > 0].unique().flip(0).log())
+        return times
+
+
+@dataclass(frozen=True, eq=False)
+class _Clipped:
+    """A convention whose prediction of the data is clipped to [-reach, reach]."""
+
+    convention: Any
+    reach: float
+    predicts = "data"
+
+    @property
+    def path(self) -> GaussianPath:
+        path: GaussianPath = self.convention.path
+        return path
+
+    def predict(self, ask: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+        raw = self.convention.predict(ask, x, t)
+        data = convert(raw, x, t, self.path, self.convention.predicts, "data")
+        return data.clamp(-self.reach, self.reach)
+
+    def grid(self, scheduler: Any) -> Tensor:
+        times: Tensor = self.convention.grid(scheduler)
+        return times
+
+
+def _times_of_levels(path: Tabulated, sigmas: Any) -> Tensor:
+    """Times of decreasing levels `sigma / alpha`, each once; 0 is t = 1."""
+    levels = torch.as_tensor(sigmas, dtype=torch.float64).cpu().unique().flip(0)
+    times = path.t(-2 * levels[levels > 0].log())
+    return torch.cat([times, times.new_ones(int((levels == 0).sum()))])
+
+
+def _convention(scheduler: Any, config: Mapping[str, Any], integer: bool | None) -> _Convention:
+    """The convention of a scheduler, by its configuration."""
+    name, kind = type(scheduler).__name__, config.get("prediction_type", "epsilon")
+    if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+        return _OnLine(int(config["num_train_timesteps"]), bool(config.get("invert_sigmas")))
+    if name.startswith("EDM"):
+        path = EDM(config["sigma_min"], config["sigma_max"], config["rho"])
+        if kind not in ("epsilon", "v_prediction"):
+            raise _unknown(scheduler, f"prediction_type {kind!r}")
+        sign = 1.0 if kind == "epsilon" else -1.0
+        return _OnEDM(path, float(config["sigma_data"]), sign)
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(table, Tensor) or kind not in ("epsilon", "sample", "v_prediction"):
+        raise _unknown(scheduler, f"prediction_type {kind!r}" if table is not None else "no table")
+    tabulated, predicts = Tabulated(table), prediction_name(kind)
+    if predicts == "noise" and float(tabulated.alpha(0.0)) == 0:
+        raise InvalidArgument(
+            "scheduler",
+            type(scheduler),
+            "prediction_type 'v_prediction' or 'sample' with zero terminal signal-to-noise ratio",
+            "At its first timestep x_t is all noise, which tells nothing of the data",
+        )
+    if integer is None:
+        integer = not torch.as_tensor(scheduler.timesteps).is_floating_point()
+    by_level = config.get("timestep_type") == "continuous" and kind == "v_prediction"
+    last = 1.0 if config.get("set_alpha_to_one", True) else 1 - 1 / tabulated.steps
+    levels = None
+    if getattr(scheduler, "sigmas", None) is not None:
+        levels = (1 / table.double() - 1).sqrt()
+    evenly = torch.log if any(config.get(name) for name in BY_LEVELS) else torch.Tensor.clone
+    return _OnTable(tabulated, predicts, bool(integer), levels, evenly, by_level, last)
+
+
+def _unknown(scheduler: Any, what: str) -> InvalidArgument:
+    return InvalidArgument(
+        "scheduler",
+        type(scheduler),
+        "a scheduler with a table alphas_cumprod (DDPM, DDIM, PNDM, Euler, Heun, DPMSolver, UniPC, "
+        "...), a FlowMatch scheduler or one of EDM",
+        f"It has {what}. By hand: scoretk.from_timesteps, from_sigmas or from_reversed_time",
+    )
+
+
+def _config_of(scheduler: Any) -> Mapping[str, Any]:
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping) or not hasattr(scheduler, "set_timesteps"):
+        raise InvalidArgument(
+            "scheduler",
+            None if scheduler is None else type(scheduler),
+            "a scheduler of diffusers, which says how the network was trained",
+            "Such as DDIMScheduler.from_config(...)",
+        )
+    return config
+
+
+def _network_of(pipeline: Any) -> Any:
+    found = [
+        part
+        for part in (getattr(pipeline, name, None) for name in ("unet", "transformer"))
+        if part is not None
+    ]
+    if len(found) != 1:
+        raise InvalidArgument(
+            "model", type(pipeline), "a pipeline with one unet or transformer", "Give the network"
+        )
+    return found[0]
+
+
+def _shape_of(network: Any) -> tuple[int, ...]:
+    config = getattr(network, "config", {})
+    channels, size = (
+        config.get(name) if isinstance(config, Mapping) else None
+        for name in ("in_channels", "sample_size")
+    )
+    if channels is None or size is None:
+        raise InvalidArgument(
+            "event_shape", None, "the shape of one x, which this network does not say"
+        )
+    return (channels, *((size, size) if isinstance(size, int) else size))
+
+
+def _called(network: Any) -> tuple[str | None, bool]:
+    """By which name a network takes its time, and whether it takes conditions in a dictionary."""
+    function = network.forward if isinstance(network, torch.nn.Module) else network
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None, False
+    keyword = next((n for n in ("timestep", "timesteps") if n in names[1:]), None)
+    return keyword, "added_cond_kwargs" in names
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoder:
+    """From latents to images by a variational autoencoder: `vae.decode(z / scale + shift)`."""
+
+    vae: Any
+    scale: float
+    shift: float
+
+    def __call__(self, z: Tensor) -> Tensor:
+        dtype = getattr(self.vae, "dtype", z.dtype)
+        found = self.vae.decode((z / self.scale + self.shift).to(dtype))
+        image: Tensor = getattr(found, "sample", found)
+        return image.to(z.dtype)
+
+
+def _decoder(pipeline: Any) -> _Decoder | None:
+    vae = getattr(pipeline, "vae", None)
+    if vae is None:
+        return None
+    config = vae.config
+    return _Decoder(
+        vae, float(config.get("scaling_factor") or 1), float(config.get("shift_factor") or 0)
+    )

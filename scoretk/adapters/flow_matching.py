@@ -1,0 +1,79 @@
+"""Velocity models of flow_matching as fields.
+
+Its time is this package's: t = 0 is noise, t = 1 the data, and a model is called by
+`model(x=x, t=t, **extras)`. On an affine path, `x_t = alpha(t) x_1 + sigma(t) x_0` with independent
+x_0 ~ N(0, I), the velocity gives all other predictions; its scheduler is read for alpha and sigma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.adapters.schedules import Scheduled
+from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.errors import InvalidArgument
+from scoretk.fields.foreign import owners
+from scoretk.fields.wrappers import Diffusion, Velocity
+
+__all__ = ["from_flow_matching"]
+
+
+def from_flow_matching(
+    model: Any,
+    event_shape: Sequence[int],
+    path: Any = None,
+    base: object = None,
+    *,
+    autocast: torch.dtype | None = None,
+) -> Diffusion | Velocity:
+    """A field in time from a velocity model of flow_matching.
+
+    Args:
+        model: A `ModelWrapper`, or what is called as `model(x=x, t=t, **extras)`; extras are
+            conditions.
+        event_shape: The shape of one x.
+        path: The `AffineProbPath` (or `CondOTProbPath`) that it was trained on; None for the
+            straight one.
+        base: The law of x_0 as in `scoretk.Velocity`, where that is not N(0, I) or was coupled with
+            the data: then the velocity is all that the field has.
+        autocast: As in `scoretk.Energy`.
+
+    Returns:
+        A field that predicts the velocity.
+
+    Raises:
+        InvalidArgument: The path is not affine, or an argument does not fit.
+    """
+    shape, net = as_event_shape(event_shape), _Named(model)
+    if path is None or base is not None:
+        return Velocity(net, shape, base, autocast=autocast)
+    if ("flow_matching", "AffineProbPath") not in owners(path):
+        raise InvalidArgument("path", type(path), "an AffineProbPath of flow_matching, or None")
+    return Diffusion(net, shape, Scheduled(_Scales(path.scheduler)), "velocity", autocast=autocast)
+
+
+@dataclass(frozen=True, eq=False)
+class _Named:
+    """A model called by its argument names."""
+
+    model: Any
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        velocity: Tensor = self.model(x=x, t=t, **cond)
+        return velocity
+
+
+@dataclass(frozen=True, eq=False)
+class _Scales:
+    """The two scales of a scheduler of flow_matching."""
+
+    scheduler: Any
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.scheduler(t)
+        return found.alpha_t, found.sigma_t

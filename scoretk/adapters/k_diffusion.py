@@ -1,0 +1,51 @@
+"""Wrapped models of k-diffusion as fields.
+
+All its wrappers are denoisers `D(x, sigma)` in variance-exploding coordinates, `x = x_1 + sigma
+eps`, whatever the model within predicts. A wrapper of a model on a table says the levels of its
+ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from scoretk.errors import InvalidArgument
+from scoretk.fields.adapters import from_sigmas
+from scoretk.fields.foreign import owners
+from scoretk.fields.paths import EDM, VE
+from scoretk.fields.wrappers import Diffusion
+
+__all__ = ["from_k_diffusion"]
+
+
+def from_k_diffusion(
+    denoiser: Any,
+    event_shape: Sequence[int],
+    path: EDM | VE | None = None,
+    *,
+    autocast: torch.dtype | None = None,
+) -> Diffusion:
+    """A field in time from a wrapped model of k-diffusion.
+
+    Args:
+        denoiser: A `Denoiser`, `VDenoiser`, or a wrapper of a model on a discrete schedule, called
+            as `denoiser(x, sigma, **cond)`.
+        event_shape: The shape of one x.
+        path: The levels; None for `EDM` between the ends of the schedule, or EDM's own.
+        autocast: As in `scoretk.Energy`.
+
+    Returns:
+        A field that predicts the data. `scoretk.grids.table(field.path, sigmas)` has the times of a
+        list of levels such as `get_sigmas_karras` makes.
+
+    Raises:
+        InvalidArgument: It is no such wrapper, or an argument does not fit.
+    """
+    if not any(package == "k_diffusion" for package, _ in owners(denoiser)):
+        raise InvalidArgument("denoiser", type(denoiser), "a wrapped model of k-diffusion")
+    if path is None and hasattr(denoiser, "sigmas"):
+        path = EDM(float(denoiser.sigma_min), float(denoiser.sigma_max))
+    return from_sigmas(denoiser, event_shape, path, autocast=autocast)
