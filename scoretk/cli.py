@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--on-failure", choices=("flag", "raise"), default="flag")
     sample.add_argument(
-        "-o", "--output", metavar="FILE", help="x.nc (ArviZ), x.safetensors or x.npy"
+        "-o", "--output", metavar="FILE", help="x.nc or x.zarr (ArviZ), x.safetensors or x.npy"
     )
     sample.add_argument("--force", action="store_true", help="overwrite the output file")
     sample.set_defaults(run=_sample)

@@ -231,6 +231,14 @@ def test_the_functions_are_arviz_for_tensors():
         stk.diagnostics.ess(x, "most")
 
 
+def test_nested_r_hat_is_that_of_arviz_1():
+    """The number is ArviZ 1.x's too, in tests/torchfree, which runs where that is installed."""
+    chains, steps = np.meshgrid(np.arange(12), np.arange(40), indexing="ij")
+    draws = np.sin(1.3 * chains * steps + chains) + 0.4 * (chains // 3)
+    found = stk.diagnostics.nested_rhat(torch.from_numpy(draws), 4)
+    assert float(found) == pytest.approx(1.253166100370746, rel=1e-12)
+
+
 def test_a_fix_is_said_once_and_numbers_are_as_long_as_they_say_something():
     """Chains in two modes far from each other: disagreement, memory and spread have one fix."""
     x = torch.where(torch.arange(16)[:, None, None] % 2 == 0, 1e6, -1e6)

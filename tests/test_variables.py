@@ -474,10 +474,34 @@ def test_files_keep_names_dims_and_coords(drawn, tmp_path):
     assert np.array_equal(data.posterior["m"].values, drawn["m"].numpy())
 
 
+def test_zarr_is_replaced_as_a_whole_and_nothing_else_is(drawn, tmp_path):
+    xarray, store = pytest.importorskip("xarray"), tmp_path / "d.zarr"
+    pytest.importorskip("zarr")
+    for draws in (drawn, drawn[:2]):
+        assert draws.save(store, force=True) == store
+        tree = xarray.open_datatree(store, engine="zarr", consolidated=False)
+        assert np.array_equal(tree["posterior"]["m"].values, draws["m"].numpy())
+        assert tree["posterior"]["item"].values.tolist() == list("wxyz")
+        tree.close()
+    with pytest.raises(stk.OutputExists):
+        drawn.save(store)
+    other = tmp_path / "other.zarr"
+    other.mkdir()
+    (other / "thesis.txt").write_text("all of it")
+    with pytest.raises(InvalidArgument, match=r"zarr\.json"):
+        drawn.save(other, force=True)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["d.zarr", "other.zarr"]
+    assert (other / "thesis.txt").exists()
+
+
 def test_what_else_reads_a_file_is_said(drawn, tmp_path):
-    for name, reader in (("d.nc", "arviz.from_netcdf"), ("d.npy", "numpy.load")):
+    for name, reader in (
+        ("d.nc", "arviz.from_netcdf"),
+        ("d.npy", "numpy.load"),
+        ("d.zarr", "xarray.open_datatree"),
+    ):
         path = tmp_path / name
-        path.write_bytes(b"something else")
+        path.mkdir() if name == "d.zarr" else path.write_bytes(b"something else")
         with pytest.raises(InvalidArgument, match=reader):
             stk.Draws.load(path)
 

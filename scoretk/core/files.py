@@ -12,14 +12,23 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from scoretk.errors import InvalidArgument
 
-__all__ = ["as_path", "file_to_read", "file_to_write", "is_regular", "write_atomically"]
+__all__ = [
+    "as_path",
+    "file_to_read",
+    "file_to_write",
+    "folder_to_write",
+    "is_regular",
+    "replace_folder",
+    "write_atomically",
+]
 
 LONGEST_NAME = 200
 """Bytes; a longer file name goes into the name of the temporary file as a digest, as most file
@@ -119,6 +128,56 @@ def file_to_write(argument: str, path: Any, expected: str = "the path of a file"
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InvalidArgument(argument, str(file), f"{expected} in a folder that can be written to")
     return file
+
+
+def folder_to_write(argument: str, path: Any, marks: Iterable[str]) -> Path:
+    """The path of a folder that can be created, or of one of this kind, which is to be replaced.
+
+    Args:
+        argument: The argument that errors name.
+        path: What the user gave.
+        marks: Files of which one at least is in each folder of the kind.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidArgument: Something else is there, or the place cannot be written to.
+    """
+    folder = as_path(argument, path)
+    if folder.exists() and not any((folder / mark).is_file() for mark in marks):
+        raise InvalidArgument(
+            argument,
+            str(folder),
+            f"a new folder, or one with {' or '.join(marks)} in it, which is replaced",
+        )
+    file_to_write(argument, folder.parent / f".{folder.name}")
+    return folder
+
+
+def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Put a folder at `path`, in place of the one that is there.
+
+    It is made beside its place; a kill leaves the old one or the new, or both, the old one as
+    `.NAME.PID.tmp`.
+
+    Args:
+        path: Where to, links followed.
+        write: Makes the folder at the path that it is given.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    beside, old = (target.with_name(f".{_stem(target.name)}.{os.getpid()}.{k}.tmp") for k in (1, 2))
+    try:
+        write(beside)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(beside, target)
+    finally:
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def is_regular(path: Path) -> bool:

@@ -16,10 +16,12 @@ from typing import Any
 
 from scoretk.errors import MissingDependency
 
-__all__ = ["arviz", "check_netcdf", "inference_data", "netcdf"]
+__all__ = ["STORE", "WRITTEN_BY", "arviz", "check_format", "inference_data", "netcdf", "zarr"]
 
-NETCDF = ("h5netcdf", "h5py")
-"""What writes netCDF; h5netcdf does not always bring h5py along."""
+WRITTEN_BY = {".nc": ("h5netcdf", "h5py"), ".zarr": ("zarr",)}
+"""What writes a format, by its ending; h5netcdf does not always bring h5py along."""
+STORE = ("zarr.json", ".zgroup")
+"""Files of which one is in each folder of zarr, of its formats 3 and 2."""
 
 
 def arviz(purpose: str) -> Any:
@@ -76,16 +78,21 @@ def is_tree(az: Any) -> bool:
     return int(az.__version__.partition(".")[0]) >= 1
 
 
-def check_netcdf(purpose: str) -> None:
-    """Check that netCDF can be written.
+def check_format(ending: str) -> None:
+    """Check that ArviZ's data can be written in a format.
+
+    Args:
+        ending: One of `WRITTEN_BY`.
 
     Raises:
         MissingDependency: A package is not installed.
     """
+    purpose = f"a {ending} file"
     arviz(purpose)
-    for package in NETCDF:
+    for package in WRITTEN_BY[ending]:
         if find_spec(package) is None:
-            raise MissingDependency(package, "arviz", purpose)
+            extra = "zarr" if package == "zarr" else "arviz"
+            raise MissingDependency(package, extra, purpose)
 
 
 def netcdf(data: Any) -> bytes:
@@ -94,3 +101,15 @@ def netcdf(data: Any) -> bytes:
         file = Path(folder) / "draws.nc"
         data.to_netcdf(str(file), engine="h5netcdf")
         return file.read_bytes()
+
+
+def zarr(data: Any, folder: Path) -> None:
+    """Write ArviZ's data as a folder of zarr, which `xarray.open_datatree` reads.
+
+    So does `arviz.from_zarr` of ArviZ 1.x; that of 0.x knows zarr's format 2 only.
+    """
+    tree = data.to_datatree() if hasattr(data, "to_datatree") else data
+    with warnings.catch_warnings():
+        # labels are strings, which zarr's format 3 has but does not promise to keep
+        warnings.filterwarnings("ignore", message=".*Zarr V3 specification")
+        tree.to_zarr(str(folder), consolidated=False)

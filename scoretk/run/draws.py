@@ -15,8 +15,15 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import UNREADABLE, count, is_integer, option
-from scoretk.core.files import file_to_read, file_to_write, write_atomically
-from scoretk.core.inferencedata import check_netcdf, inference_data, netcdf
+from scoretk.core.files import (
+    as_path,
+    file_to_read,
+    file_to_write,
+    folder_to_write,
+    replace_folder,
+    write_atomically,
+)
+from scoretk.core.inferencedata import STORE, WRITTEN_BY, check_format, inference_data, netcdf, zarr
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
 from scoretk.diagnostics.summary import Summary, divergent_draws, entry_names, summarise
 from scoretk.errors import InvalidArgument, MissingDependency, OutputExists, ScoretkError, Status
@@ -30,8 +37,12 @@ ARVIZ_NAMES = {
     "leapfrogs": "n_steps",
     "depth": "tree_depth",
 }
-FORMATS = (".safetensors", ".nc", ".npy")
-READ_BY = {".nc": "arviz.from_netcdf(path)", ".npy": "numpy.load(path)"}
+FORMATS = (".safetensors", ".nc", ".zarr", ".npy")
+READ_BY = {
+    ".nc": "arviz.from_netcdf(path)",
+    ".zarr": "xarray.open_datatree(path, engine='zarr')",
+    ".npy": "numpy.load(path)",
+}
 """What reads the other formats."""
 SHOWN = 20
 """How many rows of the summary a notebook shows."""
@@ -295,8 +306,8 @@ class Draws:
         """Write the draws to a file, which is replaced as a whole or not at all.
 
         Args:
-            path: Its ending says what is written: `.safetensors` (everything), `.nc` (what ArviZ
-                takes) or `.npy` (x alone).
+            path: Its ending says what is written: `.safetensors` (everything), `.nc` or `.zarr`
+                (what ArviZ takes; the latter is a folder) or `.npy` (x alone).
             force: Whether a file that exists is replaced.
 
         Returns:
@@ -311,10 +322,13 @@ class Draws:
             if target.suffix == ".safetensors":
                 named, header = self._parts()
                 write_sealed(target, KIND, named, header)
+            elif target.suffix == ".npy":
+                write_atomically(target, self._npy())
+            elif target.suffix == ".nc":
+                write_atomically(target, netcdf(self.to_arviz()))
             else:
-                write_atomically(
-                    target, netcdf(self.to_arviz()) if target.suffix == ".nc" else self._npy()
-                )
+                data = self.to_arviz()
+                replace_folder(target, lambda folder: zarr(data, folder))
         except ScoretkError:
             raise
         except OSError as error:
@@ -334,16 +348,16 @@ class Draws:
         Raises:
             InvalidArgument: For anything else.
         """
+        expected = "a .safetensors file of draws that Draws.save wrote"
+        reader = READ_BY.get(as_path("path", path).suffix)
+        if reader is not None and Path(path).exists():
+            raise InvalidArgument("path", str(path), expected, f"This one is read by {reader}")
         file = file_to_read("path", path, "the path of a .safetensors file of draws")
         try:
             tensors, header = read_sealed(file, KIND, _unsealed)
             return _draws(tensors, header)
         except (Unreadable, ValueError, TypeError, KeyError) as error:
-            other = READ_BY.get(file.suffix)
-            hint = f"{other} reads it" if other else str(error)
-            raise InvalidArgument(
-                "path", str(path), "a .safetensors file of draws that Draws.save wrote", hint
-            ) from error
+            raise InvalidArgument("path", str(path), expected, str(error)) from error
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors by name, and the header with all else."""
@@ -448,11 +462,12 @@ def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMA
         OutputExists: As `Draws.save`.
         MissingDependency: Where the ending needs a package that is not installed.
     """
-    target = file_to_write("path", path)
+    is_folder = as_path("path", path).suffix == ".zarr"
+    target = folder_to_write("path", path, STORE) if is_folder else file_to_write("path", path)
     if target.suffix not in endings:
         raise InvalidArgument("path", str(path), f"a file name that ends in {', '.join(endings)}")
-    if target.suffix == ".nc":
-        check_netcdf("a .nc file")
+    if target.suffix in WRITTEN_BY:
+        check_format(target.suffix)
     if target.exists() and not force:
         raise OutputExists(
             f"{target} exists and is kept: choose another name, or overwrite it with force=True "
