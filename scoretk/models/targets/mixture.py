@@ -96,19 +96,15 @@ class GaussianMixture:
             None
         ]
 
-    def _noised_components(
-        self, x: Tensor, alpha: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _noised_components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The components of `alpha x_1 + sigma z`, with alpha and sigma scalars or one value a row.
 
         Returns:
-            Their means `(batch or 1, k, d)`, their variances `(batch or 1, k)`, and the slope of
-            E[x_1 | x] in x for each component `(batch or 1, k)`.
+            Their means `(batch or 1, k, d)` and their variances `(batch or 1, k)`.
         """
         means, s2 = self._components(x)
         a, s = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
-        variance = a**2 * s2 + s**2
-        return a[..., None] * means, variance, a * s2 / variance
+        return a[..., None] * means, a**2 * s2 + s**2
 
     def _logits(self, x: Tensor, means: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """The terms `log w_k N(x; m_k, v_k I)`, `(batch, k)`, and `x - m_k`, `(batch, k, d)`."""
@@ -127,10 +123,13 @@ class GaussianMixture:
 
     def _denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoiser `E[x_1 | x]`, like x; alpha and sigma are scalars or one value a row."""
-        means, variance, moves = self._noised_components(x, alpha, sigma)
-        logits, off = self._logits(x, means, variance)
+        means, s2 = self._components(x)
+        a, s = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
+        variance = a**2 * s2 + s**2
+        logits, off = self._logits(x, a[..., None] * means, variance)
         shares = torch.softmax(logits, 1)[..., None]
-        return (shares * (self._components(x)[0] + moves[..., None] * off)).sum(1).reshape(x.shape)
+        moves = (a * s2 / variance)[..., None]  # how E[x_1 | x] of each component goes with x
+        return (shares * (means + moves * off)).sum(1).reshape(x.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +169,7 @@ class NoisedMixture(GaussianPathField):
         return self.path.alpha(exact).to(x), self.path.sigma(exact).to(x)
 
     def _noised(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        return self.mixture._noised_components(x, *self._at(x, t))[:2]
+        return self.mixture._noised_components(x, *self._at(x, t))
 
 
 def ring_mixture(components: int = 8, radius: float = 2.0, std: float = 0.25) -> GaussianMixture:
