@@ -40,6 +40,8 @@ SHOWN, LONGEST = 80, 2000
 
 # It stops early: the repr of a long list takes time in proportion to its length.
 _REPR = Repr()
+MOST_NAMES = 12
+"""The most names that a message lists."""
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * SHOWN
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = (
     _REPR.maxdeque
@@ -142,9 +144,7 @@ class UnknownName(ScoretkError, LookupError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.name, self.known = name, sorted(known)
         instead = f". {hint}" if hint else near_match(name, self.known)
-        super().__init__(
-            f"unknown {kind} {name!r}{instead}. Known: {', '.join(self.known) or 'none'}"
-        )
+        super().__init__(f"unknown {kind} {name!r}{instead}. Known: {_some_of(name, self.known)}")
 
 
 class AmbiguousName(ScoretkError, LookupError):
@@ -233,6 +233,14 @@ def near_match(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'mala'?)"`, or nothing where no known name is near."""
     near = get_close_matches(str(name).lower(), {k.lower(): k for k in known}, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _some_of(name: str, known: list[str]) -> str:
+    """All the names where they are few, else those that are nearest to the one asked for."""
+    if len(known) <= MOST_NAMES:
+        return ", ".join(known) or "none"
+    near = get_close_matches(str(name).lower(), known, n=MOST_NAMES // 2, cutoff=0.0)
+    return f"{', '.join(sorted(near))} and {len(known) - len(near)} more"
 
 
 def _cut(text: str, length: int) -> str:

@@ -15,7 +15,7 @@ import scoretk
 from scoretk.core.moved import MOVED, PUBLIC
 
 ROOT = Path(scoretk.__file__).parent
-LOOSE = {"__init__", "errors", "_version", "cli"}
+LOOSE = {"__init__", "__main__", "errors", "_version", "cli"}
 FLOORS = [
     "errors",
     "_version",
@@ -29,7 +29,7 @@ FLOORS = [
     "inference",
     "learn",
 ]
-FLOORS += ["models", "adapters", "conformance", "demo", "cli", "__init__"]
+FLOORS += ["models", "adapters", "conformance", "demo", "cli", "__main__", "__init__"]
 """A module imports from its own floor and from those before it; `plugins` from `errors` and `_version` alone."""
 MOST_ROOMS = 16
 LATE = {"scoretk.core.noise_kernel"}

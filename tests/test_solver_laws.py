@@ -322,7 +322,7 @@ def test_a_name_means_the_example_where_a_setting_has_no_default(capsys, monkeyp
     assert main(["check", "hmc", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["law"] == "it is seen"
     assert main(["check", "scoretk/ula", "--set", "step_size=0.25"]) == 0
-    assert "scoretk/ula: 1 laws hold, 0 fail, 0 do not apply" in capsys.readouterr().out
+    assert "scoretk/ula: 1 passed, 0 failed, 0 skipped" in capsys.readouterr().out
     assert seen == [EXAMPLES["ula"], stk.HMC(), stk.ULA(0.25)]
     assert main(["check", "hmcc"]) == 2
     assert main(["check", "gaussian", "--set", "dim=2"]) == 2

@@ -368,12 +368,12 @@ def test_two_estimates_of_the_likelihood_of_test_images_agree(models, digits):
     marginal = replace(models["digits-vae"].marginal, draws=4000)
     first, second = (
         stk.log_prob(marginal, x),
-        marginal.annealed_log_prob(x, chains=32, pilot=32, seed=1),
+        marginal.annealed_log_prob(x, chains=128, pilot=32, seed=1),
     )
     z = (first.value - second.value) / torch.hypot(first.stderr, second.stderr)
     assert z.abs().max() < z_limit(3)
     assert float(first.stderr.max()) < 0.1
-    assert float(second.stderr.max()) < 0.5
+    assert float(second.stderr.max()) < 0.2
     elbo = marginal.vae.elbo(x, draws=500)
     assert bool((elbo.value < first.value).all())
 

@@ -39,41 +39,43 @@ class Watched:
         provides: The methods that the solver needs.
         edge: Where the first entry of x is larger, all answers are NaN.
         asked: How many rows each method was asked for.
-        met: Which rows of the whole batch have been answered with NaN, `(chains,)`.
+        met: The numbers of the chains that were answered with NaN, where the condition `row` tells
+            them.
     """
 
     inner: Any
     provides: frozenset[str]
     edge: float = math.inf
     asked: Counter[str] = field(default_factory=Counter)
-    met: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    met: set[int] = field(default_factory=set)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in METHODS or name in HIDDEN:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    def energy(self, x: Tensor, *t: Any) -> Tensor:
+    def energy(self, x: Tensor, *t: Any, row: Tensor | None = None) -> Tensor:
         """The energy of `inner`, counted, and NaN beyond the edge; so are all other methods."""
-        return self._answer("energy", x, *t)
+        return self._answer("energy", row, x, *t)
 
-    def score(self, x: Tensor, *t: Any) -> Tensor:
-        return self._answer("score", x, *t)
+    def score(self, x: Tensor, *t: Any, row: Tensor | None = None) -> Tensor:
+        return self._answer("score", row, x, *t)
 
-    def velocity(self, x: Tensor, t: Any) -> Tensor:
-        return self._answer("velocity", x, t)
+    def velocity(self, x: Tensor, t: Any, row: Tensor | None = None) -> Tensor:
+        return self._answer("velocity", row, x, t)
 
-    def denoise(self, x: Tensor, t: Any) -> Tensor:
-        return self._answer("denoise", x, t)
+    def denoise(self, x: Tensor, t: Any, row: Tensor | None = None) -> Tensor:
+        return self._answer("denoise", row, x, t)
 
-    def gibbs(self, x: Tensor, u: Tensor) -> Tensor:
-        return self._answer("gibbs", x, u)
+    def gibbs(self, x: Tensor, u: Tensor, row: Tensor | None = None) -> Tensor:
+        return self._answer("gibbs", row, x, u)
 
-    def _answer(self, name: str, x: Tensor, *rest: Any) -> Tensor:
+    def _answer(self, name: str, row: Tensor | None, x: Tensor, *rest: Any) -> Tensor:
         self.asked[name] += len(x)
         sound = getattr(self.inner, name)(x, *rest)
         beyond = x.reshape(len(x), -1)[:, 0] > self.edge
-        self.met = self.met | beyond if len(self.met) == len(beyond) else beyond
+        if row is not None:
+            self.met.update(row[beyond].tolist())
         return torch.where(across(beyond, sound), torch.nan, sound)
 
 

@@ -170,7 +170,8 @@ def flagged(solver: Any) -> None:
     """
     for field in bench_for(solver, EDGE):
         size = max(16, traits(solver).island)
-        draws = _run(field, solver, chains=4 * size, steps=16)
+        rows = torch.arange(4 * size)
+        draws = _run(field, solver, chains=4 * size, steps=16, cond={"row": rows})
         demand(bool(finite_rows(draws.final).all()), "a chain ends at NaN or infinity")
         assert draws.x is not None
         known = draws.status == int(Status.OK)  # chains that are not flagged
@@ -178,7 +179,8 @@ def flagged(solver: Any) -> None:
             known &= draws.stats["log_weight"][:, -1] > -math.inf
         # on a timed field each answer counts; a kernel may evaluate the field beyond the edge and
         # reject, but not stay there (at its last point it may not have evaluated it yet)
-        lost = field.met if is_timed(field) else (draws.x[:, 1:-1].flatten(2)[..., 0] > EDGE).any(1)
+        met = torch.isin(rows, torch.tensor(sorted(field.met), dtype=rows.dtype))
+        lost = met if is_timed(field) else (draws.x[:, 1:-1].flatten(2)[..., 0] > EDGE).any(1)
         said = f"{int((lost & known).sum())} of {len(known)} chains were beyond the edge, where all is NaN"
         demand(not bool((lost & known).any()), f"{said}, and are not flagged")
 
@@ -304,6 +306,7 @@ def _run(
     steps: int = STEPS,
     warmup: int = WARMUP,
     batch: int | None = None,
+    cond: dict[str, Tensor] | None = None,
 ) -> Draws:
     own: dict[str, Any] = (
         {} if is_grid(solver) else {"steps": steps, "warmup": warmup if adapts(solver) else 0}
@@ -317,6 +320,7 @@ def _run(
         seed=3,
         keep="all",
         batch=batch,
+        cond=cond,
         dtype=torch.float64,
         progress=False,
         **own,

@@ -391,7 +391,8 @@ def _resolve_timed(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) -
             offers(field),
             {f"{name}(x, t)" for name in needs},
             "It is a static field: sample it with a kernel such as MALA or ULA, or with "
-            "AnnealedLangevin over a tempering ladder",
+            "AnnealedLangevin over a tempering ladder; scoretk.smoothed(field, scoretk.VP()) is a "
+            "field in time whose end it is",
         )
     path = prediction(field)[1]
     has = offers(field)

@@ -401,7 +401,7 @@ def _doubts(stderr: float, apart: float, ladder: Ladder) -> list[str]:
         )
     if not stderr <= LARGE:
         doubts.append(
-            f"the standard error is {stderr:.2g}, above {LARGE}: so few weights count that neither "
+            f"the standard error is {stderr:.3g}, above {LARGE}: so few weights count that neither "
             f"it nor the value is to be "
             f"trusted; use more levels than {ladder.levels}, more moves, more chains, or a base "
             f"nearer to the field"

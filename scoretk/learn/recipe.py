@@ -31,17 +31,20 @@ class Progress(NamedTuple):
         held_out: The value on held-out rows, None without such rows.
         health: Means since the last evaluation of the gradient's norm before clipping, "gradient",
             and of the numbers that the loss returns beside its value.
+        of: How many steps there are to be, None where that is not known.
     """
 
     step: int
     loss: float
     held_out: float | None
     health: Mapping[str, float] = MappingProxyType({})
+    of: int | None = None
 
     def __str__(self) -> str:
         chosen = "" if self.held_out is None else f"  held-out {self.held_out:.5g}"
         health = "".join(f"  {name} {value:.3g}" for name, value in self.health.items())
-        return f"step {self.step}  loss {self.loss:.5g}{chosen}{health}"
+        whole = "" if self.of is None else f" of {self.of}"
+        return f"step {self.step}{whole}  loss {self.loss:.5g}{chosen}{health}"
 
 
 @dataclass(frozen=True)

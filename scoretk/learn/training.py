@@ -159,7 +159,7 @@ class Training:
         means = {name: float(total) / steps for name, total in self.sums.items()}
         lost = means[f"{self.players[-1].name} loss".lstrip()]
         means.pop("loss", None)
-        self.best.history.append(Progress(self.step, lost, found, means))
+        self.best.history.append(Progress(self.step, lost, found, means, self.recipe.steps))
         self.sums, self.stale = {}, self.stale + 1
         if found is None or found < self.lowest:
             self.lowest, self.stale = math.inf if found is None else found, 0

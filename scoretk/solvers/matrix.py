@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from scoretk.plugins import ModelSpec
 from scoretk.solvers import SOLVERS
 
-__all__ = ["CONTRASTIVE", "Use", "matrix", "matrix_text", "use"]
+__all__ = ["CONTRASTIVE", "Use", "matrix", "matrix_text", "solver_names", "use"]
 
 CONTRASTIVE = "contrastive divergence"
 
@@ -68,29 +68,58 @@ def _lack(missing: frozenset[str]) -> str:
     )
 
 
-def matrix(specs: Mapping[str, ModelSpec]) -> dict[str, dict[str, Use]]:
-    """The whole matrix: `matrix(specs)[solver][model]`, the models named as in `specs`."""
-    rows = [*SOLVERS, CONTRASTIVE]
+def solver_names() -> list[str]:
+    """The rows of the matrix: all solvers, and contrastive divergence."""
+    return [*SOLVERS, CONTRASTIVE]
+
+
+def matrix(
+    specs: Mapping[str, ModelSpec], solvers: Iterable[str] | None = None
+) -> dict[str, dict[str, Use]]:
+    """The whole matrix: `matrix(specs)[solver][model]`, the models named as in `specs`.
+
+    Args:
+        specs: What the models say of themselves.
+        solvers: Of `solver_names`; None for all.
+    """
     return {
         solver: {name: use(frozenset(spec.provides), solver) for name, spec in specs.items()}
-        for solver in rows
+        for solver in (solver_names() if solvers is None else solvers)
     }
 
 
-def matrix_text(specs: Mapping[str, ModelSpec]) -> str:
-    """The matrix as text: a line a solver, a column a model, and what the signs mean."""
-    table = matrix(specs)
+def matrix_text(specs: Mapping[str, ModelSpec], solvers: Iterable[str] | None = None) -> str:
+    """The matrix as text: a line a model, a column a solver, and what the signs mean.
+
+    Of one model or one solver each line says in words what there is.
+
+    Args:
+        specs: As in `matrix`.
+        solvers: As in `matrix`.
+    """
+    table = matrix(specs, solvers)
+    if len(specs) == 1 or len(table) == 1:
+        words = {
+            solver if len(specs) == 1 else model: one
+            for solver, row in table.items()
+            for model, one in row.items()
+        }
+        width = max(map(len, words))
+        return "\n".join(f"{name:{width}}  {_in_words(one)}" for name, one in words.items())
     reasons = dict.fromkeys(
         u.reason for row in table.values() for u in row.values() if u.way is None
     )
     signs = {reason: chr(ord("A") + i) for i, reason in enumerate(reasons)}
-    width = max(map(len, table))
-    labels = [f"{name} ({spec.family})" for name, spec in specs.items()]
-    lines = [f"{'':{width}}  {'| ' * i}{label}" for i, label in enumerate(labels)]
-    for solver, row in table.items():
-        lines.append(
-            f"{solver:{width}}  " + " ".join(u.way or signs[u.reason] for u in row.values())
-        )
-    lines += ["", *(f"{sign}  {meaning}" for sign, meaning in MEANINGS.items())]
-    lines += [f"{sign}  not: {reason}" for reason, sign in signs.items()]
-    return "\n".join(lines)
+    width = max(map(len, specs))
+    text = [f"{'':{width}}  {'| ' * i}{solver}" for i, solver in enumerate(table)]
+    for model, spec in specs.items():
+        column = (row[model] for row in table.values())
+        said = " ".join(u.way or signs[u.reason] for u in column)
+        text.append(f"{model:{width}}  {said}  {spec.family}")
+    text += ["", *(f"{sign}  {meaning}" for sign, meaning in MEANINGS.items())]
+    text += [f"{sign}  not: {reason}" for reason, sign in signs.items()]
+    return "\n".join(text)
+
+
+def _in_words(one: Use) -> str:
+    return f"{one.way}  {MEANINGS[one.way]}" if one.way else f"-  not: {one.reason}"

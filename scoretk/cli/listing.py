@@ -1,0 +1,186 @@
+"""`scoretk list` and `scoretk describe`: what is registered, and what it says of itself."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scoretk.cli.output import print_json, print_rows, say
+from scoretk.errors import InvalidArgument, ScoretkError, UnknownName
+from scoretk.plugins import (
+    Broken,
+    Entry,
+    ModelSpec,
+    describe,
+    describe_all,
+    describe_solver,
+    find_model,
+    find_solver,
+    list_models,
+    list_solvers,
+    verify,
+    verify_solvers,
+)
+
+__all__ = ["describe_one", "kind_of", "list_all"]
+
+OWN = "scoretk"
+_FINDERS = {"model": find_model, "solver": find_solver}
+
+
+def list_all(options: argparse.Namespace) -> bool:
+    """Print what is registered.
+
+    Other packages' plugins are named from their metadata alone, unless `--verify` or `--family`
+    asks for what they say.
+
+    Returns:
+        Whether nothing that was verified is broken.
+    """
+    if options.matrix:
+        return _matrix(options)
+    if options.model or options.solver:
+        raise InvalidArgument(
+            "--model and --solver", options.model or options.solver, "--matrix beside them"
+        )
+    models = verify() if options.verify else list_models()
+    solvers = verify_solvers() if options.verify else list_solvers()
+    if options.family:
+        models, solvers = _of_family(models, options.family), []
+    broken = [e for e in (*models, *solvers) if isinstance(e, Broken)]
+    if options.json:
+        named = {"models": models, "solvers": solvers}
+        print_json(
+            {
+                kind: [dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in entries]
+                for kind, entries in named.items()
+            }
+        )
+    else:
+        asked = bool(options.verify or options.family)
+        say("models")
+        print_rows([_model_row(entry, asked) for entry in models])
+        if not options.family:
+            say("\nsolvers")
+            print_rows([_solver_row(entry, asked) for entry in solvers])
+    return not (broken and options.verify)
+
+
+def _of_family(models: Sequence[Entry | Broken], family: str) -> list[Entry | Broken]:
+    """The models of a family, as their specs say.
+
+    Raises:
+        UnknownName: There is none.
+    """
+    specs = describe_all()
+    families = {name: s.family for name, s in specs.items() if isinstance(s, ModelSpec)}
+    if family not in families.values():
+        raise UnknownName("family", family, set(families.values()))
+    return [entry for entry in models if families.get(entry.id) == family]
+
+
+def _shown(entry: Entry) -> str:
+    return entry.name if entry.distribution == OWN else entry.id
+
+
+def _state(entry: Entry | Broken) -> str:
+    if isinstance(entry, Broken):
+        return f"BROKEN at {entry.stage}: {' | '.join(entry.error.splitlines())}"
+    return entry.needs
+
+
+def _elsewhere(entry: Entry) -> str:
+    return f"{entry.distribution} {entry.version}"
+
+
+def _model_row(entry: Entry | Broken, asked: bool) -> tuple[str, str, str]:
+    if isinstance(entry, Broken) or entry.needs:
+        return (entry.id, "", _state(entry))
+    if not asked and entry.distribution != OWN:
+        return (_shown(entry), "", _elsewhere(entry))
+    spec = describe(entry.id)
+    return (_shown(entry), spec.family, spec.summary)
+
+
+def _solver_row(entry: Entry | Broken, asked: bool) -> tuple[str, str]:
+    if isinstance(entry, Broken) or entry.needs:
+        return (entry.id, _state(entry))
+    if not asked and entry.distribution != OWN:
+        return (_shown(entry), _elsewhere(entry))
+    return (_shown(entry), describe_solver(entry.id).summary)
+
+
+def _matrix(options: argparse.Namespace) -> bool:
+    from scoretk.solvers.matrix import matrix, matrix_text, solver_names
+
+    found = {name.removeprefix(f"{OWN}/"): spec for name, spec in describe_all().items()}
+    specs = {name: spec for name, spec in found.items() if isinstance(spec, ModelSpec)}
+    if options.family:
+        specs = {name: spec for name, spec in specs.items() if spec.family == options.family}
+    specs = _chosen("model", specs, options.model)
+    solvers = _chosen("solver", dict.fromkeys(solver_names(), None), options.solver)
+    if options.json:
+        table = matrix(specs, solvers)
+        print_json(
+            {s: {m: dataclasses.asdict(u) for m, u in row.items()} for s, row in table.items()}
+        )
+    else:
+        say(matrix_text(specs, solvers))
+    for error in (spec for spec in found.values() if isinstance(spec, ScoretkError)):
+        say(error, file=sys.stderr)
+    return True
+
+
+def _chosen(kind: str, known: Mapping[str, Any], names: str | None) -> dict[str, Any]:
+    """Those of the names in a list with commas, all where there is none.
+
+    Raises:
+        UnknownName: One is not known.
+    """
+    if names is None:
+        return dict(known)
+    for name in names.split(","):
+        if name not in known:
+            raise UnknownName(kind, name, known)
+    return {name: known[name] for name in names.split(",")}
+
+
+def describe_one(options: argparse.Namespace) -> None:
+    """Print what a plugin says of its model or solver."""
+    kind = kind_of(options)
+    spec = (describe(options.name) if kind == "model" else describe_solver(options.name)).as_dict()
+    if options.json:
+        print_json(spec)
+        return
+    for key, value in spec.items():
+        shown = (
+            ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        )
+        listed = isinstance(shown, list) and key != "event_shape"
+        say(f"{key:12} {(', '.join(shown) or 'none') if listed else shown}")
+
+
+def kind_of(options: argparse.Namespace) -> str:
+    """Whether the name is that of a model or of a solver; `--kind` decides where it is of both."""
+    if options.kind:
+        _FINDERS[options.kind](options.name)
+        return str(options.kind)
+    unknown: list[str] = []
+    found = []
+    for kind, find in _FINDERS.items():
+        try:
+            find(options.name)
+        except UnknownName as error:
+            unknown += error.known
+        else:
+            found.append(kind)
+    if len(found) > 1:
+        raise InvalidArgument(
+            "--kind", None, "model or solver", f"{options.name!r} is the name of one of each"
+        )
+    if not found:
+        raise UnknownName("model or solver", options.name, unknown)
+    return found[0]
