@@ -15,7 +15,7 @@ import scoretk
 from scoretk.core.moved import MOVED, PUBLIC
 
 ROOT = Path(scoretk.__file__).parent
-LOOSE = {"__init__", "__main__", "errors", "_version", "cli"}
+LOOSE = {"__init__", "__main__", "errors", "_version"}
 FLOORS = [
     "errors",
     "_version",
