@@ -953,3 +953,11 @@ def test_a_summary_is_bounded_and_covers_all():
     other = identity.Identity(field=many).summary()
     assert one["digest"] != other["digest"]
     assert identity.differences(one, other)
+
+
+def test_a_part_that_changes_takes_what_lies_within_it_along_and_nothing_that_is_named_like_it():
+    inside = ["field.net", "field.net.weight", "field.net[0]", "field.net(x)"]
+    beside = ["field.net2", "field.network.weight", "field.ne", "field", "fields.net"]
+    for way in inside + beside:
+        assert identity.is_among(way, ["solver", "field.net*"]) is (way in inside)
+        assert identity.is_among(way, ["solver", "field.net"]) is (way == "field.net")

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 
 import numpy as np
 import pytest
@@ -616,20 +615,6 @@ def test_a_partition_function_costs_what_it_asks(options, monkeypatch):
         assert 0 <= field.asked[kind] - found.cost[kind] <= AT_START, kind
 
 
-@pytest.mark.filterwarnings("ignore:log_partition")
-def test_the_ladder_is_divided_for_weights_that_are_not_resampled():
-    """That of annealed importance sampling into equal parts of the one that sequential Monte Carlo takes."""
-    narrow = stk.Energy(lambda x: (x**2).sum(1) / (2 * 0.3**2), (3,))
-    given = {"chains": 16, "pilot": 24, "kernel": stk.MALA(0.3), "check": False, "seed": 5}
-    told = [
-        stk.log_partition(narrow, NormalBase((3,)), method=method, **given).method
-        for method in ("ais", "smc")
-    ]
-    parts, plain = (int(re.search(r"\((\d+) levels", how)[1]) for how in told)
-    assert parts % plain == 0
-    assert parts > plain > 3
-
-
 class Saying:
     """A classifier that says of each row whether its number is in a list."""
 
@@ -645,8 +630,8 @@ class Saying:
         return np.isin(np.arange(len(rows)), self.found)
 
 
-@pytest.mark.parametrize(("n", "m"), [(20, 20), (20, 8), (9, 31)])
-@pytest.mark.parametrize("right", [0.0, 0.4, 0.7, 1.0])
+@pytest.mark.parametrize(("n", "m"), [(20, 8), (9, 31)])
+@pytest.mark.parametrize("right", [0.0, 0.7])
 def test_a_classifier_is_judged_by_its_shares_of_either_sample(n, m, right, monkeypatch):
     """Their mean, so that saying the larger sample of all is no better than chance; its p-value is hypergeometric."""
     monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Saying)

@@ -7,7 +7,6 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from scoretk.core.identity import is_among
 from scoretk.errors import (
     AmbiguousName,
     BrokenPlugin,
@@ -151,11 +150,3 @@ def test_what_metadata_say_is_shown_without_characters_that_control_a_terminal(m
     for text in (*astuple(entry), *astuple(failed)):
         assert text.isprintable(), text
     assert entry.value.startswith("mod:at")
-
-
-def test_a_part_that_changes_takes_what_lies_within_it_along_and_nothing_that_is_named_like_it():
-    inside = ["field.net", "field.net.weight", "field.net[0]", "field.net(x)"]
-    beside = ["field.net2", "field.network.weight", "field.ne", "field", "fields.net"]
-    for way in inside + beside:
-        assert is_among(way, ["solver", "field.net*"]) is (way in inside)
-        assert is_among(way, ["solver", "field.net"]) is (way == "field.net")
