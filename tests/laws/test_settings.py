@@ -1,6 +1,6 @@
 """No setting is ignored: another value of it makes other steps, another grid, or another way to learn."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import pytest
@@ -160,3 +160,16 @@ def test_every_setting_of_every_solver_is_asked_about():
     asked = {(type(solver).__name__, name) for solver, name, _ in CASES} | ELSEWHERE
     classes = {type(solver) for solver in stk.solvers.EXAMPLES.values()}
     assert asked == {(c.__name__, f.name) for c in classes for f in fields(c) if f.init}
+
+
+@dataclass(frozen=True)
+class Deaf(stk.ULA):
+    """Mutant: a solver that ignores its temperature."""
+
+    def step(self, field, state, noise):
+        return stk.ULA(self.step_size).step(field, state, noise)
+
+
+def test_a_setting_that_is_ignored_is_found():
+    with pytest.raises(AssertionError):
+        test_another_value_of_a_setting_makes_another_run(Deaf(0.3), "temperature", 2.0)
