@@ -84,7 +84,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("size", [2, 7])
 @pytest.mark.parametrize("where", BLOCKS, ids=lambda where: where[0].__name__.partition(".")[2])
 def test_what_is_computed_in_blocks_is_what_it_is_in_one(where, size, monkeypatch, tmp_path):
     whole = BLOCKS[where](tmp_path)
