@@ -19,7 +19,7 @@ TESTS = ("tests/torchfree", "tests/test_plugins_discovery.py", "tests/test_plugi
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
 def test_what_needs_no_torch(version, tmp_path):
-    python, own = shutil.which(f"python{version}"), str(tmp_path / "bin" / "python")
+    python, own = found(version), str(tmp_path / "bin" / "python")
     made = python is not None and all(
         run(*command).returncode == 0
         for command in (
@@ -33,6 +33,13 @@ def test_what_needs_no_torch(version, tmp_path):
     told = run(own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plain, *TESTS)
     assert told.returncode == 0, told.stdout[-3000:]
     assert " passed" in told.stdout
+
+
+def found(version):
+    """An interpreter of this version, on the path or among pyenv's; None where there is none."""
+    ours = Path.home().glob(f".pyenv/versions/{version}*/bin/python")
+    known = [shutil.which(f"python{version}"), *map(str, ours)]
+    return next((p for p in known if p and run(p, "-c", "").returncode == 0), None)
 
 
 def run(*command):

@@ -512,6 +512,40 @@ def test_pandas_is_asked_for_by_its_extra(drawn, monkeypatch):
         drawn.to_pandas()
 
 
+def test_a_run_goes_on_after_its_draws_were_looked_at(tmp_path):
+    path = tmp_path / "run.safetensors"
+    for field, other in (
+        (
+            FIELD,
+            stk.Energy(positive_energy, variables={"mu": (), "tau": constraints.greater_than(0.5)}),
+        ),
+        (stk.load("eight-schools"), stk.tempered(SCHOOLS, 2.0)),
+    ):
+        run = {"solver": stk.MALA(0.1), "chains": 3, "checkpoint": path}
+        draws = stk.sample(field, steps=6, **run)
+        draws.summary(), draws.to_arviz(), draws.variables
+        more = stk.sample(field, steps=9, **run)
+        assert torch.equal(more.x[:, :6], draws.x)
+        with pytest.raises(stk.CheckpointError, match="another run"):
+            stk.sample(other, steps=12, **run)
+        path.unlink()
+
+
+def test_annealing_and_flows_speak_of_the_variables():
+    """Gamma(3, 2) and N(0, 1), whose constant is `Gamma(3) / 2^3 sqrt(2 pi)`; that of the base is 2 pi."""
+    field = stk.Energy(
+        lambda mu, tau: mu.square() / 2 + 2 * tau - 2 * tau.log(),
+        variables={"mu": (), "tau": POSITIVE},
+    )
+    draws = stk.sample(field, stk.AIS(levels=30), chains=1024, seed=1)
+    weights = draws.stats["log_weight"].flatten().exp()
+    assert_mean(weights * math.sqrt(2 * math.pi), math.gamma(3) / 2**3)
+    assert draws["tau"].min() > 0
+    flow = stk.sample(stk.smoothed(field, samples=8), stk.ProbabilityFlow(steps=4), chains=4)
+    assert flow["tau"].shape == (4, 1)
+    assert flow["tau"].min() > 0
+
+
 # Hostile input
 
 V = stk.Variable

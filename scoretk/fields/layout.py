@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import product
 from keyword import iskeyword
 from numbers import Real as RealNumber
@@ -127,20 +126,19 @@ class Layout:
         dims: The names of the axes of each.
         coords: The labels along axes, by the names of these.
         names: The variables in their order, which is part of what a layout is.
+        sizes: How many entries each variable has.
     """
 
     shapes: Mapping[str, Shape]
     dims: Mapping[str, tuple[str, ...]]
     coords: Mapping[str, list[Any]] = field(default_factory=dict)
     names: tuple[str, ...] = field(init=False)
+    sizes: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        # All at once: what a field is made of does not change by being used.
         object.__setattr__(self, "names", tuple(self.shapes))
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """How many entries each variable has."""
-        return [math.prod(shape) for shape in self.shapes.values()]
+        object.__setattr__(self, "sizes", [math.prod(shape) for shape in self.shapes.values()])
 
     @property
     def size(self) -> int:
@@ -158,7 +156,7 @@ class Layout:
         parts = [_flat(values[name], len(shape)) for name, shape in self.shapes.items()]
         return torch.cat(parts, -1)
 
-    @cached_property
+    @property
     def labels(self) -> list[str]:
         """What each entry is called: "mu", "theta[3]", "L[1, 0]"."""
         return [

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from inspect import Parameter, Signature, signature
 from typing import Any, Protocol, runtime_checkable
 
@@ -82,35 +81,36 @@ class Variables:
     Attributes:
         specs: The variables by name.
         names: Their order, which is part of what they are.
+        parts: The bijections onto the supports, one a variable.
+        layout: Which entries of x are whose.
+        free: Which free coordinates are whose.
     """
 
     specs: Mapping[str, Variable]
     names: tuple[str, ...] = field(init=False)
+    parts: list[Bijection] = field(init=False)
+    layout: Layout = field(init=False)
+    free: Layout = field(init=False)
 
     event_dim = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self.specs))
+        # All at once: what a field is made of does not change by being used.
+        parts = [bijection(v.constraint) for v in self.specs.values()]
+        specs = zip(self.specs.items(), parts, strict=True)
+        free = {name: Variable(part.free_shape(v.shape)) for (name, v), part in specs}
+        made = {
+            "names": tuple(self.specs),
+            "parts": parts,
+            "layout": layout_of(self.specs),
+            "free": layout_of(free),
+        }
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         shown = (f"{n}: {tuple(v.shape)} {v.constraint}" for n, v in self.specs.items())
         return f"variables({', '.join(shown)})"
-
-    @cached_property
-    def layout(self) -> Layout:
-        return layout_of(self.specs)
-
-    @cached_property
-    def parts(self) -> list[Bijection]:
-        """The bijections onto the supports, one a variable."""
-        return [bijection(v.constraint) for v in self.specs.values()]
-
-    @cached_property
-    def free(self) -> Layout:
-        """Which free coordinates are whose."""
-        specs = zip(self.specs.items(), self.parts, strict=True)
-        shapes = {name: part.free_shape(v.shape) for (name, v), part in specs}
-        return layout_of({name: Variable(shape) for name, shape in shapes.items()})
 
     def values(self, x: Tensor) -> Tensor:
         return x
@@ -245,11 +245,10 @@ def variables_of(value: Any) -> Variables:
             "at least one variable by name",
             "Such as {'mu': (), 'tau': torch.distributions.constraints.positive, 'theta': (8,)}",
         )
-    made = Variables({variable_name(name): _variable(name, spec) for name, spec in value.items()})
-    for name, v in made.specs.items():
+    specs = {variable_name(name): _variable(name, spec) for name, spec in value.items()}
+    for name, v in specs.items():
         _check_bijection(name, v)
-    made.layout, made.free  # noqa: B018 (they raise, where axes disagree)
-    return made
+    return Variables(specs)
 
 
 def _variable(name: str, spec: Any) -> Variable:
