@@ -49,6 +49,13 @@ def coarse_pictures():
         yield
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests have half an hour, where they do not say other: machines differ, and so does what else they do."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(autouse=True)
 def global_rng_untouched():
     """A law of the package, held in every test: nothing reads or writes torch's global generator."""

@@ -80,7 +80,6 @@ def test_the_default_reaches_reference_posteriors_soon(name, form, dtype, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "form", "dtype", "seed"), ALL)
 def test_the_default_reaches_reference_posteriors(name, form, dtype, seed):
     posterior, draws = run(name, form, seed=seed, dtype=dtype)
@@ -109,7 +108,6 @@ def test_with_one_step_size_chains_stay_where_they_began():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["kilpisjarvi", "sblrc"])
 def test_with_one_step_size_it_does_not_arrive_or_takes_ten_times_as_long(name):
     posterior, draws = run(name, solver=Together())

@@ -196,7 +196,6 @@ def test_one_line_a_model(demo):
     assert Done.of([r for r in rows if r.reason]).nearest is None
 
 
-@pytest.mark.timeout(1800)  # a network's evidence, twice
 @pytest.mark.parametrize(
     "name",
     [

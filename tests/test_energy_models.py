@@ -207,7 +207,6 @@ def test_normalised_fields_have_densities():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_the_shipped_energy_has_one_log_z_by_two_ways_and_its_bits(digits):
     field = digits_energy.build()
     ais = stk.log_partition(field, chains=256, pilot=128, seed=1)

@@ -26,6 +26,44 @@ def _pyplot() -> Any:
     return pyplot
 
 
+def _grid(
+    pyplot: Any,
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    margins: tuple[float, float, float],
+) -> tuple[Any, Any]:
+    """A figure of panels with margins that are known: to find them takes longer than to draw.
+
+    Args:
+        pyplot: The module.
+        rows: How many panels stand above one another.
+        columns: How many stand side by side.
+        size: Width and height of a panel with its margins, in inches.
+        margins: Those on the left, on the right and above, in inches; below is as on the left.
+
+    Returns:
+        The figure and its axes, `(rows, columns)`.
+    """
+    (width, height), (left, right, above) = size, margins
+    across, down = columns * width, rows * height
+    inner = width - left - right, height - left - above
+    return pyplot.subplots(
+        rows,
+        columns,
+        figsize=(across, down),
+        squeeze=False,
+        gridspec_kw={
+            "left": left / across,
+            "right": 1 - right / across,
+            "bottom": left / down,
+            "top": 1 - above / down,
+            "wspace": (left + right) / inner[0],
+            "hspace": (left + above) / inner[1],
+        },
+    )
+
+
 def digit_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
     """Write a picture with a block of small images for each panel, under its title.
 
@@ -34,9 +72,7 @@ def digit_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
         panels: Titles and images, `(n, 1, 8, 8)` in [-1, 1], or zeros and ones.
     """
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(10, 2.9 * len(panels)), squeeze=False, layout="constrained"
-    )
+    figure, axes = _grid(pyplot, len(panels), 1, (10.0, 2.9), (0.1, 0.1, 0.3))
     for axis, (title, images) in zip(axes[:, 0], panels, strict=True):
         axis.imshow(
             _mosaic(_levels(images), ROWS, COLUMNS),
@@ -94,9 +130,7 @@ def plane_sheet(path: Path, panels: list[tuple[str, Tensor]]) -> None:
     pyplot = _pyplot()
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(3 * columns, 3.2 * rows), squeeze=False, layout="constrained"
-    )
+    figure, axes = _grid(pyplot, rows, columns, (3.0, 3.2), (0.4, 0.1, 0.5))
     limit = 1.1 * max(float(points.abs().max()) for _, points in panels)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
