@@ -63,6 +63,7 @@ from scoretk.fields import mixture as mixture
 from scoretk.fields import ordered as ordered
 from scoretk.fields import posterior as posterior
 from scoretk.fields import product as product
+from scoretk.fields import recomputed as recomputed
 from scoretk.fields import smoothed as smoothed
 from scoretk.fields import tempered as tempered
 from scoretk.inference.encoding import Latents as Latents

@@ -35,6 +35,7 @@ from scoretk.fields.protocols import (
     is_timed,
     offers,
 )
+from scoretk.fields.recompute import Recomputed, recomputed
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.fields.smoothed import Denoised, Smoothed, smoothed
 from scoretk.fields.wrappers import Diffusion, Energy, GaussianPathField, Score, Velocity
@@ -76,6 +77,7 @@ __all__ = [
     "NormalBase",
     "PathPoint",
     "PiGDM",
+    "Recomputed",
     "Replacement",
     "Score",
     "Smoothed",
@@ -104,6 +106,7 @@ __all__ = [
     "ordered",
     "posterior",
     "product",
+    "recomputed",
     "resolve",
     "smoothed",
     "standard_normal",

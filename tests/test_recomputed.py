@@ -1,0 +1,136 @@
+"""Blocks that are computed again: the same numbers, less memory, and a network that is left as it was."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+import scoretk as stk
+from scoretk.fields import recompute
+
+
+class Block(nn.Module):
+    def __init__(self, width, dropout=0.0):
+        super().__init__()
+        self.inside = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+        self.calls = 0
+
+    def forward(self, x, scale=1.0):
+        self.calls += 1
+        return x + scale * self.inside(x)
+
+
+class Net(nn.Module):
+    """An energy of two coordinates by six blocks."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(2, 16), nn.Linear(16, 1)
+            self.blocks = nn.ModuleList([Block(16, dropout) for _ in range(6)])
+
+    def forward(self, x):
+        h = self.first(x)
+        for block in self.blocks:
+            h = block(h, scale=0.5)
+        return self.last(h)[:, 0] + x.square().sum(1)
+
+
+def kept(field, x):
+    """The bytes that a gradient keeps at once for its way back, parameters apart, and the gradient."""
+    own, held = {p.data_ptr() for p in field.fn.parameters()}, 0
+
+    def pack(t):
+        nonlocal held
+        held += 0 if t.data_ptr() in own else t.numel() * t.element_size()
+        return t
+
+    with saved_tensors_hooks(pack, lambda t: t), torch.enable_grad():
+        energy = field.energy(x.clone().requires_grad_())
+    return held, energy
+
+
+def test_the_same_numbers_for_less_memory():
+    net, x = Net().eval(), torch.linspace(-1, 1, 64).reshape(32, 2)
+    plain, again = (stk.Energy(f, (2,)) for f in (net, stk.recomputed(net, Block)))
+    for a, b in zip(plain.energy_and_grad(x), again.energy_and_grad(x), strict=True):
+        assert torch.equal(a, b)
+    assert kept(again, x)[0] < kept(plain, x)[0] / 3
+    assert all("forward" not in block.__dict__ for block in net.blocks)
+    solver = stk.MALA(0.1)
+    one, two = (stk.sample(f, solver, chains=8, steps=10, seed=1).x for f in (plain, again))
+    assert torch.equal(one, two)
+
+
+def test_each_block_is_computed_again_and_once_where_no_gradient_is_asked():
+    net = Net().eval()
+    field = stk.Energy(stk.recomputed(net, Block), (2,))
+    field.energy_and_grad(torch.ones(3, 2))
+    assert [block.calls for block in net.blocks] == [2] * 6
+    with torch.no_grad():
+        field.energy(torch.ones(3, 2))
+    assert [block.calls for block in net.blocks] == [3] * 6
+
+
+def test_derivatives_of_derivatives_and_of_parameters():
+    x = torch.linspace(-1, 1, 6).reshape(3, 2).requires_grad_()
+    found = []
+    for wrap in (lambda net: net, lambda net: stk.recomputed(net, Block)):
+        net = Net().eval()
+        score = stk.Energy(wrap(net), (2,)).score(x)
+        score.square().sum().backward()
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("preserved", [True, False])
+def test_dropout_is_the_same_both_times(monkeypatch, preserved):
+    """In training; the mutant draws it anew, which is another function's gradient."""
+    if not preserved:
+        again = recompute.checkpoint
+        monkeypatch.setattr(
+            recompute,
+            "checkpoint",
+            lambda *a, **k: again(*a, **(k | {"preserve_rng_state": False})),
+        )
+    x, grads = torch.ones(4, 2), []
+    net = Net(dropout=0.5).train()
+    for module in (net, stk.recomputed(net, Block)):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(3)
+            net.zero_grad()
+            module(x).sum().backward()
+            grads.append(net.first.weight.grad.clone())
+    assert torch.allclose(*grads) is preserved
+
+
+def test_a_forward_of_the_users_own_stays_and_errors_leave_nothing_behind():
+    net = Net().eval()
+    own = net.blocks[0].forward
+    net.blocks[0].forward = own
+    field = stk.Energy(stk.recomputed(net, Block), (2,))
+    field.energy_and_grad(torch.ones(3, 2))
+    assert net.blocks[0].__dict__["forward"] is own
+    with pytest.raises(RuntimeError):
+        field.fn(torch.ones(3, 5))
+    assert "forward" not in net.blocks[1].__dict__
+
+
+@pytest.mark.parametrize(
+    ("module", "of"),
+    [
+        (Net(), nn.Conv2d),
+        (Block(2), Block),
+        (Net(), ()),
+        (Net(), "Block"),
+        (lambda x: x, Block),
+        (Net(), (Block, int)),
+    ],
+)
+def test_what_saves_nothing_is_refused(module, of):
+    with pytest.raises(stk.InvalidArgument):
+        stk.recomputed(module, of)
