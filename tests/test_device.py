@@ -274,8 +274,21 @@ def ring_in_time(device):
     return stk.load("ring-mixture").noised(stk.VP())
 
 
+def of_variables(device):
+    low, high = torch.tensor([0.0, -1.0]), torch.tensor([1.0, 3.0])
+    return stk.Energy(
+        lambda mu, share, bounded: mu.square() + share.square().sum(1) + bounded.square().sum(1),
+        variables={
+            "mu": (),
+            "share": stk.Variable((3,), torch.distributions.constraints.simplex),
+            "bounded": stk.Variable((2,), torch.distributions.constraints.interval(low, high)),
+        },
+    )
+
+
 STATIC = {
     "energy": well,
+    "energy of variables": of_variables,
     "energy of a module": module_energy,
     "constrained": half_line,
     "simplex": simplex,

@@ -685,6 +685,7 @@ def test_the_page_runs(capsys):
 
 
 @pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 def test_compiled_runs_have_names():
     draws = stk.sample(FIELD, stk.HMC(0.3, metric="none"), chains=4, steps=16, compile=True)
     eager = stk.sample(FIELD, stk.HMC(0.3, metric="none"), chains=4, steps=16)

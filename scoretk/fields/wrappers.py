@@ -113,7 +113,10 @@ class Energy:
                 "event_shape", self.event_shape, "none beside variables, from which it follows"
             )
         if grad is not None:
-            hint = "Put them side by side in x, and constrain it: scoretk.constrained(field, pairs)"
+            hint = (
+                "Let fn and grad take all side by side, and name the entries: "
+                "scoretk.constrained(scoretk.Energy(fn, event_shape, grad=grad), variables)"
+            )
             raise InvalidArgument("grad", grad, "None beside variables", hint)
         space = variables_of(variables)
         check_takes(self.fn, space.layout)

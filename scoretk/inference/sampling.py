@@ -131,7 +131,7 @@ def sample(
             field (data-dependent control flow, a call to other libraries), a warning names the
             line, and the run goes on as without.
         checkpoint: A path, or a `Checkpoint`, to save the run to and to go on from.
-        progress: True, False, or None for a progress line on a terminal.
+        progress: True, False, or None for a progress line on a terminal or in a notebook.
         on_failure: "flag" marks failed chains in `draws.status`; "raise" stops with `ChainFailure`.
 
     Returns:

@@ -1,8 +1,9 @@
-"""The progress line on a terminal: rate, time left and failed chains."""
+"""The progress line on a terminal or in a notebook: rate, time left and failed chains."""
 
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
@@ -11,12 +12,23 @@ from scoretk.errors import InvalidArgument, MissingDependency
 __all__ = ["ProgressBar"]
 
 
+def in_notebook() -> bool:
+    """Whether the program runs in a notebook that can show a line which changes."""
+    if "IPython" not in sys.modules or find_spec("ipywidgets") is None:
+        return False
+    try:
+        from rich.console import Console
+    except ImportError:
+        return False
+    return Console().is_jupyter
+
+
 class ProgressBar:
     """Shows steps done out of `total` through rich.
 
     Args:
-        show: Whether it is shown; None for where standard error is a terminal and rich is
-            installed.
+        show: Whether it is shown; None for where rich is installed, and standard error is a
+            terminal or the program runs in a notebook (with ipywidgets).
         total: How many steps there are.
 
     Raises:
@@ -28,7 +40,7 @@ class ProgressBar:
         if show is not None and not isinstance(show, bool):
             raise InvalidArgument("progress", show, "True, False or None")
         self._bar: Any = None
-        if show is False or (show is None and not sys.stderr.isatty()):
+        if show is False or (show is None and not (sys.stderr.isatty() or in_notebook())):
             return
         try:
             from rich import progress as rich

@@ -12,6 +12,7 @@ from scoretk.errors import CheckpointError, Status
 from scoretk.fields.resolve import resolve
 from scoretk.fields.states import uniform_states
 from scoretk.models.targets.mixture import gaussian
+from scoretk.run import progress
 from scoretk.run.checkpoint import weights_digest
 from scoretk.run.moment import BEYOND_PATH, BEYOND_START, reach_of
 from scoretk.run.progress import ProgressBar
@@ -211,6 +212,19 @@ def test_a_progress_line_is_shown_where_it_is_asked_for_or_there_is_a_terminal(
     pytest.importorskip("rich")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     assert (ProgressBar(asked, 3)._bar is not None) is (terminal if asked is None else asked)
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_progress_line_is_shown_in_a_notebook(monkeypatch, widgets):
+    """As rich tells a notebook: by the class of IPython's shell."""
+    pytest.importorskip("rich")
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setattr("builtins.get_ipython", lambda: shell, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    monkeypatch.setattr(progress, "find_spec", lambda name: widgets or None)
+    assert ProgressBar(None, 3)._bar is None  # not while IPython is not loaded
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    assert (ProgressBar(None, 3)._bar is not None) is widgets
 
 
 @pytest.mark.parametrize(("every", "cost"), [(30.0, 0.5), (2.0, 1.0), (1.0, 0.0)])
