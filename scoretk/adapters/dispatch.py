@@ -38,7 +38,7 @@ BY_NAME: Mapping[str, Callable[..., Any]] = MappingProxyType(
 """The adapters of `scoretk.fields.foreign.ADAPTERS`, by name."""
 
 
-def from_(value: Any, *args: Any, **options: Any) -> Any:
+def from_(value: Any, /, *args: Any, **options: Any) -> Any:
     """The field of an object of another library, by the adapter for it.
 
     Args:
