@@ -7,8 +7,13 @@ from scoretk.adapters.diffusers import from_diffusers as from_diffusers
 from scoretk.adapters.dispatch import from_ as from_
 from scoretk.adapters.flow_matching import from_flow_matching as from_flow_matching
 from scoretk.adapters.flows import from_flow as from_flow
+from scoretk.adapters.jax import from_jax as from_jax
 from scoretk.adapters.k_diffusion import from_k_diffusion as from_k_diffusion
+from scoretk.adapters.numpyro import from_numpyro as from_numpyro
+from scoretk.adapters.pymc import from_pymc as from_pymc
+from scoretk.adapters.pyro import from_pyro as from_pyro
 from scoretk.adapters.sklearn import from_sklearn as from_sklearn
+from scoretk.adapters.stan import from_stan as from_stan
 from scoretk.adapters.torchcfm import from_torchcfm as from_torchcfm
 from scoretk.core.anatomy import to_device as to_device
 from scoretk.core.noise import Noise as Noise

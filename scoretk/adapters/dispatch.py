@@ -10,8 +10,12 @@ from scoretk.adapters.azula import from_azula
 from scoretk.adapters.diffusers import from_diffusers
 from scoretk.adapters.flow_matching import from_flow_matching
 from scoretk.adapters.flows import from_flow
+from scoretk.adapters.jax import from_jax
 from scoretk.adapters.k_diffusion import from_k_diffusion
+from scoretk.adapters.pymc import from_pymc
+from scoretk.adapters.pyro import from_pyro
 from scoretk.adapters.sklearn import from_sklearn
+from scoretk.adapters.stan import from_stan
 from scoretk.adapters.torchcfm import from_torchcfm
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import from_distribution
@@ -29,8 +33,12 @@ BY_NAME: Mapping[str, Callable[..., Any]] = MappingProxyType(
             from_distribution,
             from_flow,
             from_flow_matching,
+            from_jax,
             from_k_diffusion,
+            from_pymc,
+            from_pyro,
             from_sklearn,
+            from_stan,
             from_torchcfm,
         )
     }
