@@ -12,9 +12,11 @@ from scoretk.adapters.k_diffusion import from_k_diffusion as from_k_diffusion
 from scoretk.adapters.numpyro import from_numpyro as from_numpyro
 from scoretk.adapters.pymc import from_pymc as from_pymc
 from scoretk.adapters.pyro import from_pyro as from_pyro
+from scoretk.adapters.sbi import from_sbi as from_sbi
 from scoretk.adapters.sklearn import from_sklearn as from_sklearn
 from scoretk.adapters.stan import from_stan as from_stan
 from scoretk.adapters.torchcfm import from_torchcfm as from_torchcfm
+from scoretk.adapters.transformers import from_language_model as from_language_model
 from scoretk.core.anatomy import to_device as to_device
 from scoretk.core.noise import Noise as Noise
 from scoretk.core.streams import Stream as Stream

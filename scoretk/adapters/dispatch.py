@@ -14,9 +14,11 @@ from scoretk.adapters.jax import from_jax
 from scoretk.adapters.k_diffusion import from_k_diffusion
 from scoretk.adapters.pymc import from_pymc
 from scoretk.adapters.pyro import from_pyro
+from scoretk.adapters.sbi import from_sbi
 from scoretk.adapters.sklearn import from_sklearn
 from scoretk.adapters.stan import from_stan
 from scoretk.adapters.torchcfm import from_torchcfm
+from scoretk.adapters.transformers import from_language_model
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import from_distribution
 from scoretk.fields.foreign import ADAPTERS, adapter_of
@@ -35,8 +37,10 @@ BY_NAME: Mapping[str, Callable[..., Any]] = MappingProxyType(
             from_flow_matching,
             from_jax,
             from_k_diffusion,
+            from_language_model,
             from_pymc,
             from_pyro,
+            from_sbi,
             from_sklearn,
             from_stan,
             from_torchcfm,
