@@ -10,6 +10,8 @@ from scoretk.adapters.flows import from_flow as from_flow
 from scoretk.adapters.jax import from_jax as from_jax
 from scoretk.adapters.k_diffusion import from_k_diffusion as from_k_diffusion
 from scoretk.adapters.numpyro import from_numpyro as from_numpyro
+from scoretk.adapters.pretrained import load_pretrained as load_pretrained
+from scoretk.adapters.pretrained import save_pretrained as save_pretrained
 from scoretk.adapters.pymc import from_pymc as from_pymc
 from scoretk.adapters.pyro import from_pyro as from_pyro
 from scoretk.adapters.sbi import from_sbi as from_sbi
