@@ -70,8 +70,23 @@ def _by_jax(plain: Any, space: Variables) -> Owned:
     def logp(point: Any) -> Any:
         return function(*(point[name] for name in order))[0]
 
-    owned = InJax(logp, space.layout)
-    return Owned(owned.value, owned.both)
+    wide = _Wide(InJax(logp, space.layout))
+    return Owned(wide.value, wide.both)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wide:
+    """A function in JAX that is asked in float64, the dtype of PyMC's graphs, whatever x has."""
+
+    function: InJax
+
+    def value(self, x: Tensor) -> Tensor:
+        """`log p(x)`, `(batch,)`."""
+        return self.function.value(x.double())
+
+    def both(self, x: Tensor) -> Both:
+        """`log p(x)` and its gradient, like x."""
+        return self.function.both(x.double())
 
 
 @dataclass(frozen=True, eq=False)

@@ -186,14 +186,6 @@ def test_draws_and_starts_have_the_names(field):
         torch.testing.assert_close(draws["theta"], expected["theta"])
 
 
-@pytest.mark.slow
-def test_the_posterior_is_the_reference(field):
-    draws = stk.sample(field, stk.NUTS(), chains=32, steps=500, warmup=500, dtype=torch.float64)
-    mu, tau = draws["mu"], draws["tau"]
-    assert abs(float(mu.mean()) - 4.4) < 0.35
-    assert abs(float(tau.mean()) - 3.6) < 0.6
-
-
 def test_a_tempered_model_is_tempered_in_its_own_space(field):
     z = field.unconstrain(field.variables.point(values()))
     if type(field.transform).__name__ == "_StansMap":
