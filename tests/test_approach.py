@@ -350,7 +350,7 @@ def test_new_scales_change_the_unit_of_the_slope_and_nothing_else(dense):
             torch.ones(64, dtype=torch.float64),
             torch.ones(64, dtype=torch.bool),
         )
-        slopes.append(part.slope(memory, *args)[1])
+        slopes.append(float(part.slope(memory, *args)[1]))
     first = memory._replace(
         ascent=torch.tensor([slopes[0], slopes[0] ** 2, 1.0, 0.0], dtype=torch.float64)
     )

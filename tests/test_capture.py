@@ -181,7 +181,7 @@ def test_an_eager_run_inside_a_compiled_one_is_eager():
         tuple(drive(loop, start))
         assert spy.given == []
         loop.solver.step(loop.field, start.state, loop.noise)
-        assert "last_step" in spy.given  # the mutant: steps that no engine makes
+        assert "one_step" in spy.given  # the mutant: steps that no engine makes
 
 
 def test_warmup_is_not_compiled(made, monkeypatch):

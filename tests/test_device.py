@@ -8,12 +8,14 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 import scoretk as stk
+from scoretk.core import noise as core_noise
 from scoretk.learn import (
     Recipe,
     denoising_score_matching,
@@ -22,7 +24,9 @@ from scoretk.learn import (
     prediction_error,
     stratified,
 )
+from scoretk.run.settle import AtTheEnd
 from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
+from scoretk.solvers.warmup.adaptation import Adaptation
 from tests import accelerator
 from tests.evidence import assert_mean, assert_second_moment
 from tests.marks import slow_but
@@ -734,6 +738,199 @@ def test_a_module_elsewhere_is_refused_and_said_where(device):
         assert stk.encode(moved, x, steps=2, method="euler").x.device == x.device
 
 
+# --- few launches, no waiting
+
+
+def gaussian(dim=100):
+    """Seven kernels an energy with its gradient, by torch's own account."""
+    return stk.Energy(lambda x: x.square().sum(1) / 2, (dim,))
+
+
+def counted(device, solver, field=gaussian, chains=16, *, of="steps", lengths=(64, 80)):
+    """Kernels and waits a step, or a step of warmup, by what a longer run has more than a shorter one."""
+    run = partial(stk.sample, field(), solver, chains=chains, keep="last", dtype=torch.float32)
+    with device.on() as ledger, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "scoretk.run.drive.BLOCK_SECONDS", 0.0
+        )  # no longer blocks on a faster machine
+        found = []
+        for n in lengths:
+            ledger.clear()
+            run(**({"steps": 1, "warmup": 0} | {of: n}), device=device.name, **QUIET)
+            found.append((ledger.kernels.total(), ledger.waits.total()))
+    return [(long - short) / (lengths[1] - lengths[0]) for short, long in zip(*found, strict=True)]
+
+
+@torch.library.custom_op("scoretk_tests::noise", mutates_args=())
+def noise_in_one(
+    kind: int,
+    key: torch.Tensor,
+    word: int,
+    steps: torch.Tensor,
+    chains: torch.Tensor,
+    n: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The noise as one operation, as Triton's kernel makes it on CUDA."""
+    span = range(int(steps[0]), int(steps[-1]) + 1)
+    return core_noise._generate(kind, tuple(key.tolist()), word, span, chains, n, dtype)
+
+
+@pytest.fixture
+def with_kernel(device, monkeypatch):
+    """The device, which has a kernel for the noise."""
+    if device.pretended:
+        monkeypatch.setattr(core_noise, "has_kernel", lambda where: where.type != "cpu")
+        monkeypatch.setattr(core_noise, "_by_kernel", noise_in_one)
+    return device
+
+
+# With 16 chains and 4096; of HMC's 143 the energy and its gradient are 70, and 120 was aimed at.
+MOST_KERNELS = {
+    "ULA": (stk.ULA(1e-2), 20),
+    "MALA": (stk.MALA(1e-2), 35),
+    "HMC": (stk.HMC(0.1, leapfrogs=10, metric="none"), 143),
+}
+
+
+@pytest.mark.parametrize("chains", slow_but([16, 4096], 16))
+@pytest.mark.parametrize("name", slow_but(MOST_KERNELS, "ULA", "MALA"))
+def test_steps_are_few_kernels_and_hardly_wait(name, chains, with_kernel):
+    solver, most = MOST_KERNELS[name]
+    kernels, waits = counted(with_kernel, solver, chains=chains)
+    assert kernels <= most
+    assert waits <= 0.1
+
+
+def test_steps_with_masks_are_many_kernels(with_kernel, monkeypatch):
+    """The mutant: a run that masks each step, as it does once a chain has failed."""
+    monkeypatch.setattr(AtTheEnd, "passes", lambda *_: False)
+    assert counted(with_kernel, stk.ULA(1e-2))[0] > 20
+
+
+WARMUP = {"of": "warmup", "lengths": (64, 80), "field": partial(gaussian, 5)}
+
+
+@pytest.mark.parametrize("solver", slow_but([stk.ChEES(most=2), stk.MCLMC()], stk.ChEES(most=2)))
+def test_a_step_of_warmup_waits_once(solver, device):
+    """But for the first, of chains that may begin far off, and for ends of windows and blocks."""
+    assert counted(device, solver, **WARMUP)[1] <= 1.5
+
+
+@pytest.mark.slow
+def test_parts_that_are_read_one_by_one_are_seen(device, monkeypatch):
+    """The mutant: each part of an adaptation reads what it has measured by itself."""
+
+    def unread(self, memories, lesson):
+        return list(memories), [None] * len(memories)
+
+    monkeypatch.setattr(Adaptation, "_measured", unread)
+    assert counted(device, stk.ChEES(most=2), **WARMUP)[1] > 1.5
+
+
+def test_a_doubling_waits_once(device):
+    """And not each of the leapfrog steps, fifteen in trajectories of four doublings."""
+    solver = stk.NUTS(0.1, metric="none", max_depth=4)
+    assert 1 < counted(device, solver, partial(gaussian, 5), lengths=(4, 8))[1] <= 4
+
+
+def breaking(x):
+    """A score that is not finite far out, where chains arrive at steps of their own."""
+    return torch.where(x.norm(dim=1, keepdim=True) > 2.9, torch.nan, -x)
+
+
+def refusing(x):
+    """A score that takes no position that is not finite."""
+    if not bool(x.isfinite().all()):
+        raise ValueError("no such place")
+    return breaking(x)
+
+
+@dataclass(frozen=True)
+class Recovering:
+    """Langevin of which one chain is not finite for one step, and another is told as failed once."""
+
+    needs = frozenset({"score"})
+    timed = False
+    exact = False
+    capturable = False
+    init_cost: ClassVar = {"score": 1}
+    step_cost: ClassVar = {"score": 1}
+    by_status: bool = False
+
+    def init(self, field, x, noise):
+        return stk.ULA(0.1).init(field, x, noise)
+
+    def step(self, field, state, noise):
+        clean = state._replace(x=state.x.nan_to_num(0.0), score=state.score.nan_to_num(0.0))
+        new, info = stk.ULA(0.1).step(field, clean, noise)
+        here = (torch.arange(len(new.x), device=new.x.device) == 3) & (int(state.step) == 21)
+        if self.by_status:
+            return new, info | {"status": torch.where(here, int(stk.Status.DIVERGED), 0)}
+        return new._replace(x=torch.where(here[:, None], torch.nan, new.x)), info
+
+
+FAILING = {
+    "kernel": (stk.ULA(0.1), breaking),
+    "model that refuses": (stk.ULA(0.1), refusing),
+    "one step": (Recovering(), torch.neg),
+    "by status": (Recovering(by_status=True), torch.neg),
+}
+
+
+def failing(name, keep="all"):
+    solver, score = FAILING[name]
+    field = stk.Score(score, (D,))
+    return lambda d: stk.sample(
+        field,
+        solver,
+        chains=CHAINS,
+        steps=50,
+        seed=2,
+        init=torch.zeros(CHAINS, D, dtype=torch.float64).to(d),
+        keep=keep,
+        **QUIET,
+    )
+
+
+@pytest.mark.parametrize("keep", slow_but(["all", "last", "moments"], "all", "moments"))
+@pytest.mark.parametrize("name", FAILING)
+def test_what_fails_within_a_block_is_as_on_the_cpu(name, keep, device):
+    """Frozen at the last finite state, flagged at its step: to the bit, though seen at the end only."""
+    found = same_on(device, failing(name, keep))
+    failed_at = found["failed_at"]
+    assert int((failed_at >= 0).sum()) >= (1 if name in ("one step", "by status") else 5)
+    assert not set((failed_at[failed_at >= 0] % 16).tolist()) <= {15}
+
+
+@pytest.mark.parametrize("name", ["kernel", "one step", "by status"])
+def test_a_block_that_is_not_asked_is_seen(name, device, monkeypatch):
+    """The mutant: a device that is never asked how its chains are."""
+    monkeypatch.setattr(AtTheEnd, "all_passed", lambda self: True)
+    with pytest.raises(AssertionError):
+        same_on(device, failing(name))
+
+
+def test_a_models_own_error_is_raised_at_once(device):
+    """Not after a second try, which is for chains that had failed."""
+    calls = []
+
+    def score(x):
+        calls.append(len(x))
+        if len(calls) == 9:
+            raise ZeroDivisionError("its own")
+        return -x
+
+    with device.on(), pytest.raises(ZeroDivisionError, match="its own"):
+        stk.sample(stk.Score(score, (D,)), stk.ULA(0.1), steps=40, device=device.name, **QUIET)
+    assert len(calls) == 9
+
+
+def test_the_length_of_a_tuned_langevin_step_is_one_number_for_all(device):
+    """After warmup the step size is a number of the host, which took an axis on its way to the device."""
+    same_on(device, Case(well, stk.MALA(), warmup=24), decides=True)
+
+
 # --- files, and what is told of draws
 
 
@@ -962,7 +1159,8 @@ def waits_a_step(run, device):
             run(device.name, steps)
             counts.append(ledger.waits.copy())
     more = {line: (n - counts[0][line]) / 16 for line, n in counts[1].items()}
-    return {k: n for k, n in more.items() if n > 0 and not k[1].startswith("run/batches.py")}
+    once = ("run/batches.py", "run/settle.py")
+    return {k: n for k, n in more.items() if n > 0 and not k[1].startswith(once)}
 
 
 FOLLOWING = {

@@ -283,10 +283,10 @@ def test_the_harmonic_mean_and_what_is_left_out_of_it():
     accept = torch.tensor([1.0, 0.5, 0.25, 0.0, 0.001, 0.9, 0.9])
     usual = torch.tensor([True] * 5 + [False] * 2)
     diverging = torch.tensor([False, False, False, True, False, False, False])
-    found = harmonic_acceptance(accept, usual, diverging)
+    found = float(harmonic_acceptance(accept, usual, diverging))
     assert found == pytest.approx(4 / 5 * 4 / (1 + 2 + 4 + 100))
     assert harmonic_acceptance(accept, usual, torch.ones(7, dtype=torch.bool)) == 0
-    assert pooled_acceptance(accept, usual) == pytest.approx(1.751 / 5)
+    assert float(pooled_acceptance(accept, usual)) == pytest.approx(1.751 / 5)
     assert stk.ChEES().adaptation.parts[0] == DualAveraging(stk.ChEES().accept, "harmonic")
 
 

@@ -79,7 +79,9 @@ CHUNK_ACCELERATOR = 2**22
 # Values made ahead of need: few at first, where most of the cost is that of the call, then more.
 WINDOW_FIRST = 2**12
 WINDOW_MOST = 2**18  # in a CPU's cache
-WINDOW_MOST_ACCELERATOR = 2**23  # where each step made for itself would start a hundred kernels
+# On a device each window starts a hundred kernels, or one, whatever its size.
+WINDOW_FIRST_ACCELERATOR = 2**18
+WINDOW_MOST_ACCELERATOR = 2**24
 WINDOWS_KEPT = 16
 
 _MULTIPLIERS = np.array(MULTIPLIERS, np.uint64).reshape(2, 1, 1, 1, 1)
@@ -406,8 +408,12 @@ class Noise:
         word, shape = _stream_word(kind, stream), _shape(shape)
         n, dtype = (math.prod(shape), self._dtype(dtype))
         on_cpu = self.chains.device.type == "cpu"
-        most = WINDOW_MOST if on_cpu else WINDOW_MOST_ACCELERATOR
-        start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window, most)
+        limits = (
+            (WINDOW_FIRST, WINDOW_MOST)
+            if on_cpu
+            else (WINDOW_FIRST_ACCELERATOR, WINDOW_MOST_ACCELERATOR)
+        )
+        start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window, limits)
         # Not in inference mode, so that autograd can use the values later.
         with torch.inference_mode(False), torch.no_grad():
             if has_kernel(self.chains.device):
@@ -458,20 +464,22 @@ def _by_kernel(
 
 
 def _span(
-    step: int, values: int, window: int | None, most_values: int = WINDOW_MOST
+    step: int,
+    values: int,
+    window: int | None,
+    limits: tuple[int, int] = (WINDOW_FIRST, WINDOW_MOST),
 ) -> tuple[int, int]:
     """The window [start, stop) of a step.
 
-    Windows are aligned to their length, and grow from a step on to the largest.
+    Windows are aligned to their length, and grow from the first of the limits, in values, to the
+    second.
     """
     if window is not None:
         length = window
     elif not values:
         length = 1
     else:
-        least, most = (
-            1 << max(limit // values, 1).bit_length() - 1 for limit in (WINDOW_FIRST, most_values)
-        )
+        least, most = (1 << max(limit // values, 1).bit_length() - 1 for limit in limits)
         start = step - step % least
         length = min(most, max(least, start & -start))
     start = step - step % length

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.answers import check_rows, written_into
 
-__all__ = ["OwnGradient", "followed", "grad_energy"]
+__all__ = ["OwnGradient", "followed", "grad_energy", "score_of_energy"]
 
 
 def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,6 +43,21 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
         InvalidArgument: The energy does not depend on x in a way that autograd sees, or writes into
             x.
     """
+    values, gradient, doubt = _derived(energy, x)
+    return values, gradient if doubt is None else gradient + doubt
+
+
+def score_of_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`-grad E(x)`, like x; else as `grad_energy`."""
+    _, gradient, doubt = _derived(energy, x)
+    return -gradient if doubt is None else doubt - gradient
+
+
+def _derived(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Energy and gradient as autograd has it, and 0 for each row of finite energy, NaN for others.
+
+    The last broadcasts over x; it is None where the host knows that all rows have one.
+    """
     if torch.compiler.is_compiling():
 
         def total(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +65,7 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
             return values.sum(), values
 
         gradient, values = torch.func.grad(total, has_aux=True)(x)
-        return values, _only_where_finite(gradient, values)
+        return values, gradient, _doubt(values, gradient)
     keep = x.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
         y = x if keep else x.detach().requires_grad_()
@@ -65,17 +81,23 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
             raise written from error
         if not values.requires_grad:
             raise _without_gradient(values)
-        summed = values.sum()
+        ones = _one(values.dtype, values.device).expand(values.shape)
         try:
-            (gradient,) = torch.autograd.grad(summed, y, create_graph=keep, allow_unused=True)
+            (gradient,) = torch.autograd.grad(values, y, ones, create_graph=keep, allow_unused=True)
         except NotImplementedError as error:  # a Function without a backward
             raise _without_gradient(values) from error
         if gradient is None:  # a graph, and x is not in it
             raise _without_gradient(values)
+    values = values if keep else values.detach()
     # On the CPU the host can look first, without a stall.
-    if summed.device.type != "cpu" or not math.isfinite(summed.item()):
-        gradient = _only_where_finite(gradient, values if keep else values.detach())
-    return values if keep else values.detach(), gradient
+    sure = values.device.type == "cpu" and math.isfinite(values.sum().item())
+    return values, gradient, None if sure else _doubt(values, gradient)
+
+
+@cache
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones((), dtype=dtype, device=device)
 
 
 def followed(energy: Tensor, x: Tensor) -> Tensor:
@@ -169,5 +191,5 @@ def _without_gradient(energy: object) -> InvalidArgument:
     )
 
 
-def _only_where_finite(gradient: Tensor, values: Tensor) -> Tensor:
-    return gradient + across(values - values, gradient)  # 0 where finite, NaN elsewhere
+def _doubt(values: Tensor, gradient: Tensor) -> Tensor:
+    return across(values - values, gradient)  # 0 where finite, NaN elsewhere

@@ -28,7 +28,7 @@ from scoretk.fields.conditions import taken
 from scoretk.fields.convert import convert, prediction_name, row_coefficients
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.foreign import no_field
-from scoretk.fields.gradient import grad_energy
+from scoretk.fields.gradient import grad_energy, score_of_energy
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.validation import rejecting
@@ -93,7 +93,7 @@ class StaticField:
             x = aligned(x)
             score = self._ask("score", self.native.score, x, cond, torch.nan)
             return check_rows("score", score, x.shape, _LIKE).to(x.dtype)
-        return -grad_energy(lambda y: self.energy(y, **cond), x)[1]
+        return score_of_energy(lambda y: self.energy(y, **cond), x)
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)`, `(batch,)`, and `grad E(x)`, like x; in one evaluation where the field can."""

@@ -22,7 +22,7 @@ from scoretk.fields.answers import check_energy, check_rows, unwritten
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.constrained import constrained
 from scoretk.fields.convert import check_time, convert, prediction_name
-from scoretk.fields.gradient import OwnGradient, grad_energy
+from scoretk.fields.gradient import OwnGradient, grad_energy, score_of_energy
 from scoretk.fields.paths import VP, GaussianPath, Linear
 from scoretk.fields.protocols import field_name, optional
 from scoretk.fields.validation import rejecting
@@ -139,7 +139,7 @@ class Energy:
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`-grad E(x)`, like x."""
-        return -self.energy_and_grad(x, **cond)[1]
+        return score_of_energy(lambda y: self.energy(y, **cond), x)
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)`, `(batch,)`, and `grad E(x)`, like x, in one evaluation."""

@@ -25,7 +25,7 @@ from scoretk.run.capture import CALL
 from scoretk.run.checkpoint import Checkpoint, another, check_settings, load, unfit
 from scoretk.run.drive import drive
 from scoretk.run.independence import check_rows_apart
-from scoretk.run.moment import Loop, Moment, begin, outcome
+from scoretk.run.moment import Loop, Moment, begin, failures, outcome
 from scoretk.run.outwards import check_grows
 from scoretk.run.progress import ProgressBar
 from scoretk.run.record import Record, Recorder
@@ -179,12 +179,12 @@ def run_batches(
                 on_failure=on_failure,
             ):
                 run.moments[i] = moment
-                failed = lost + int((moment.status != 0).sum())
-                shown.update(sum(b.schedule.total for b in batches[:i]) + moment.step, failed)
+                done = sum(b.schedule.total for b in batches[:i]) + moment.step
+                shown.update(done, lost + moment.failed)
                 if saving and saving.checkpoint.due():
                     _save(run, solver, recorder, batches, saving, _asked(run, solver, batches))
             finished.append(_finish(run.moments[i], batch.schedule, recorder, is_tuned(solver)))
-            lost += int((finished[-1].status != 0).sum())
+            lost += failures(finished[-1].status)
             batch.noise.forget()
             if saving is None:
                 del run.moments[i]  # and with it the memory of its state
@@ -276,6 +276,7 @@ def _untuned(moment: Moment) -> Moment:
         moment,
         status=torch.full_like(moment.status, int(Status.NONFINITE)),
         failed_at=torch.zeros_like(moment.failed_at),
+        failed=len(moment.status),
     )
 
 
@@ -292,7 +293,7 @@ def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) ->
         status,
         failed_at,
         record,
-        moment.evaluations,
+        int(moment.evaluations),
         moment.restarts,
         leaves,
     )
@@ -369,7 +370,7 @@ def _save(
             "settings": saving.settings,
             "identity": saving.identity.summary({*run.changed, *saving.identity.changing()}),
             "batches": [
-                {"step": m.step, "evaluations": m.evaluations} for m in run.moments.values()
+                {"step": m.step, "evaluations": int(m.evaluations)} for m in run.moments.values()
             ],
         },
     )
@@ -606,6 +607,7 @@ def _read_moment(
         state=with_leaves(template.state, leaves),
         status=status,
         failed_at=failed_at,
+        failed=failures(status),
         step=step,
         record=_with_room(record, batch.schedule, step),
         evaluations=evaluations,

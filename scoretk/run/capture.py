@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scoretk.core.compiling import compiled
 from scoretk.core.devices import on
 from scoretk.core.noise import Noise
-from scoretk.run.moment import Loop, Moment
+from scoretk.run.moment import Loop, Moment, failures
 from scoretk.run.settle import Now, make_step
 from scoretk.run.state import state_leaves, with_leaves
 from scoretk.solvers.base import traits
@@ -370,8 +370,8 @@ class Captured:
             if function is None:
                 break
             now, counter, xs, stats = function(now, counter, calls.tape.read(step))
-            if "evaluations" in stats:
-                evaluations += int(stats.pop("evaluations").sum())
+            if "evaluations" in stats:  # read when a run is over, as a device waits for its reader
+                evaluations = stats.pop("evaluations").sum() + evaluations
             chosen = [i for i in range(length) if schedule.keeps(step + i)]
             if chosen:
                 record = recorder.extend(record, xs, stats, chosen, kept, total)
@@ -382,6 +382,7 @@ class Captured:
             state=now.state,
             status=now.status,
             failed_at=now.failed_at,
+            failed=failures(now.status),
             step=step,
             record=record,
             evaluations=evaluations,

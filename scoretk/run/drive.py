@@ -24,15 +24,17 @@ from scoretk.core.anatomy import left_as_found
 from scoretk.core.compiling import PartCompiler, parts_compiled_by
 from scoretk.errors import ChainFailure, Status
 from scoretk.run.capture import CALL, Captured, CompiledParts, Engine
-from scoretk.run.moment import Loop, Moment, is_free, looked_at, outcome
+from scoretk.run.moment import Loop, Moment, failures, is_free, looked_at, outcome
 from scoretk.run.schedule import Schedule
-from scoretk.run.settle import Made, Now, make_step, settled
+from scoretk.run.settle import AtOnce, AtTheEnd, Made, Now, Watching, make_step, settled
 from scoretk.solvers.base import traits
 from scoretk.solvers.warmup.adaptation import WarmupStep
 
 __all__ = ["Eager", "drive", "engine_of"]
 
 BLOCK_SECONDS = 0.1
+DEVICE_BLOCK = 2 * CALL
+"""The fewest steps of a block on a device, which waits for the host at the end of each."""
 
 
 def drive(
@@ -60,7 +62,8 @@ def drive(
         ChainFailure: Where a chain has failed, with on_failure="raise".
     """
     engine, schedule = engine_of(loop, compiled=compiled, recompute=recompute), loop.schedule
-    size, free = CALL, is_free(loop.solver)
+    least = CALL if moment.status.device.type == "cpu" else DEVICE_BLOCK
+    size, free = least, is_free(loop.solver)
     while moment.step < schedule.total:
         started = time.perf_counter()
         look = schedule.next_look(moment.step, CALL if compiled else 1) if free else math.inf
@@ -72,7 +75,7 @@ def drive(
         yield moment
         # a block takes about a tenth of a second: often enough for progress, checkpoints and Ctrl-C
         pace = BLOCK_SECONDS / max(time.perf_counter() - started, 1e-6)
-        size = max(CALL, min(2 * size, int(size * pace) // CALL * CALL))
+        size = max(least, min(2 * size, int(size * pace) // CALL * CALL))
 
 
 def engine_of(loop: Loop, *, compiled: bool, recompute: bool = False) -> Engine:
@@ -99,7 +102,9 @@ def engine_of(loop: Loop, *, compiled: bool, recompute: bool = False) -> Engine:
 class Eager:
     """The engine that makes steps one by one.
 
-    On the CPU each step first tests whether all chains are well, and makes no masks while they are.
+    No masks are made while all chains are well. On the CPU each step looks whether they are; on a
+    device the steps of a block are noted, and made again with masks where one of them was not well
+    (`scoretk.run.settle`).
 
     Args:
         loop: What stays the same in the run.
@@ -114,27 +119,46 @@ class Eager:
 
     def block(self, moment: Moment, steps: int) -> Moment:
         """As `Engine.block`; a block that tunes ends with warmup."""
+        warmup = self.loop.schedule.warmup
+        if moment.tuning is not None and moment.step < warmup:
+            steps = min(steps, warmup - moment.step)
+        if moment.failed:
+            return self._steps(moment, steps, None)
+        if moment.status.device.type == "cpu":
+            reach = math.inf if moment.reach is None else float(moment.reach.min())
+            return self._steps(moment, steps, AtOnce(reach))
+        noted = self._noted(moment, steps, AtTheEnd(moment.reach))
+        return self._steps(moment, steps, None) if noted is None else noted
+
+    def _noted(self, moment: Moment, steps: int, watching: AtTheEnd) -> Moment | None:
+        """The moment after the steps, if all chains were well in all of them."""
+        try:
+            after = self._steps(moment, steps, watching)
+        except Exception:
+            if watching.all_passed():
+                raise
+            return None  # of a model that takes no such positions, where masks would spare it them
+        return after if watching.all_passed() else None
+
+    def _steps(self, moment: Moment, steps: int, watching: Watching | None) -> Moment:
+        """The moment after so many steps; with somebody watching as long as all chains are well."""
         schedule, recorder = self.loop.schedule, self.loop.recorder
         tunes = moment.tuning is not None and moment.step < schedule.warmup
-        if tunes:
-            steps = min(steps, schedule.warmup - moment.step)
         now = Now(moment.state, moment.status, moment.failed_at, moment.reach)
         record, evaluations, tuning = moment.record, moment.evaluations, moment.tuning
         kept, total = schedule.kept_before(moment.step), schedule.kept_before(schedule.total)
-        least = math.inf if now.reach is None else float(now.reach.min())
-        looks = now.status.device.type == "cpu" and not bool(now.status.any())
-        spent: Tensor | int = 0  # read at the end of the block, as a device waits for its reader
         with parts_compiled_by(None if tunes else self.parts):
             for step in range(moment.step, moment.step + steps):
-                before, probe = now.status, least if looks else None
+                before = now.status
                 if tunes:
-                    made, tuning = self._tuned(now, tuning, step, probe)
+                    made, tuning = self._tuned(now, tuning, step, watching)
                 else:
-                    made = self._made(now, step, probe)
+                    made = self._made(now, step, watching)
                 now = made.now
-                looks = looks and (now.status is before or not bool(now.status.any()))
-                if made.evaluations is not None:
-                    spent = made.evaluations.sum() + spent
+                if watching is not None and now.status is not before and bool(now.status.any()):
+                    watching = None
+                if made.evaluations is not None:  # summed on the device, read when a run is over
+                    evaluations = made.evaluations.sum() + evaluations
                 if schedule.keeps(step):
                     record = recorder.add(record, now.state.x, made.stats, kept, total)
                     kept += 1
@@ -143,22 +167,25 @@ class Eager:
             state=now.state,
             status=now.status,
             failed_at=now.failed_at,
+            failed=moment.failed if now.status is moment.status else failures(now.status),
             step=moment.step + steps,
             record=record,
-            evaluations=evaluations + int(spent),
+            evaluations=evaluations,
             tuning=tuning,
         )
 
-    def _tuned(self, now: Now, tuning: Any, step: int, probe: float | None) -> tuple[Made, Any]:
+    def _tuned(
+        self, now: Now, tuning: Any, step: int, watching: Watching | None
+    ) -> tuple[Made, Any]:
         """A step of warmup, and the state of the adaptation after it."""
         solver, field, noise = self.loop.solver, self.loop.field, self.loop.noise
         alive, warmup = now.status == int(Status.OK), self.loop.schedule.warmup
-        at = WarmupStep(solver, field, noise, alive, step, warmup)
+        at = WarmupStep(solver, field, noise, alive, step, warmup, watching is not None)
         new, info, tuning = solver.adaptation.update(at, now.state, tuning)
-        return settled(new, info, now, step, probe), tuning
+        return settled(new, info, now, step, watching), tuning
 
-    def _made(self, now: Now, step: int, probe: float | None) -> Made:
-        arguments = (self.loop.solver, self.loop.field, self.loop.noise, now, step, probe)
+    def _made(self, now: Now, step: int, watching: Watching | None) -> Made:
+        arguments = (self.loop.solver, self.loop.field, self.loop.noise, now, step, watching)
         if not self.recompute:
             return make_step(*arguments)
         made: Made = recomputed(
@@ -185,6 +212,8 @@ def _raise_failures(moment: Moment, schedule: Schedule, on_failure: str, ids: Te
     if on_failure != "raise":
         return
     over = moment.step == schedule.total
+    if not over and not moment.failed:
+        return
     status, failed_at = outcome(moment) if over else (moment.status, moment.failed_at)
     if bool((status != int(Status.OK)).any()):
         chains = torch.nonzero(status != int(Status.OK)).flatten()

@@ -18,7 +18,17 @@ from scoretk.run.schedule import Schedule
 from scoretk.run.state import checked_start, finite_chains
 from scoretk.solvers.base import is_grid, traits
 
-__all__ = ["Loop", "Moment", "begin", "extent", "is_free", "looked_at", "outcome", "reach_of"]
+__all__ = [
+    "Loop",
+    "Moment",
+    "begin",
+    "extent",
+    "failures",
+    "is_free",
+    "looked_at",
+    "outcome",
+    "reach_of",
+]
 
 BEYOND_PATH, BEYOND_START = 1e7, 1e15
 """How far beyond the scales of its path and its start a chain is `DIVERGED`; where there is no
@@ -62,7 +72,9 @@ class Moment:
         failed_at: The step at which each failed, or -1, `(chains,)`.
         step: The number of steps made, and so the index of the next.
         record: What was kept of them.
-        evaluations: The evaluations that the solver reported, summed over chains.
+        failed: How many chains have failed.
+        evaluations: The evaluations that the solver reported, summed over chains; a tensor `()`
+            where the device has counted them.
         tuning: The state of the adaptation; None where warmup does not tune.
         reach: The largest magnitude that x may have, `(chains,)` (see `reach_of`); None for any.
         restarts: The number of starts made again, counting all chains at each attempt.
@@ -76,7 +88,8 @@ class Moment:
     failed_at: Tensor
     step: int = 0
     record: Record = field(default_factory=Record)
-    evaluations: int = 0
+    failed: int = 0
+    evaluations: int | Tensor = 0
     tuning: Any = None
     reach: Tensor | None = None
     restarts: int = 0
@@ -126,11 +139,12 @@ def begin(
         state,
         status,
         torch.where(finite, -1, 0),
+        failed=failures(status),
         reach=reach_of(solver, bound, state.x),
         restarts=attempts * len(x),
         looks=torch.full_like(extent(state.x), torch.nan).repeat(2, 1) if is_free(solver) else None,
     )
-    if tunes and bool(finite.any()):
+    if tunes and moment.failed < len(x):
         moment.state, moment.tuning, spent = solver.adaptation.begin(
             solver, bound, state, noise, finite
         )
@@ -139,6 +153,11 @@ def begin(
         moment.state = state._replace(**{name: value.clone() for name, value in tuned.items()})
         moment.tuning = solver.adaptation.follow(state)
     return moment
+
+
+def failures(status: Tensor) -> int:
+    """How many chains of this status, `(chains,)`, have failed."""
+    return int((status != int(Status.OK)).sum())
 
 
 def reach_of(solver: Any, bound: Any, x: Tensor) -> Tensor | None:

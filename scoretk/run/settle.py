@@ -5,23 +5,40 @@ keeps its last finite one, is marked with a `Status` and the step, and stays the
 earlier stays where it is. On a grid, whose run has no acceptance that could turn it back, so does a
 chain that leaves every scale that the path and its own start know
 (`scoretk.run.moment.reach_of`). Solvers need no code for any of this.
+
+Nearly always all chains are well, and nothing of this has to be computed: somebody `Watching` sees
+that they are. The CPU looks at each step (`AtOnce`). A host that looked would wait for its device,
+so there it is asked once for many steps (`AtTheEnd`), and where a chain was not well these are made
+once more, with masks: the same numbers, as what a step makes is a function of the state before it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from scoretk.core.devices import wide
 from scoretk.errors import Status
 from scoretk.run.record import masked
-from scoretk.run.state import all_finite, checked_step, finite_chains, select_state
+from scoretk.run.state import all_finite, checked_step, finite_chains, floating_leaves, select_state
 from scoretk.solvers.base import Info
 
-__all__ = ["Made", "Now", "make_step", "settle", "settled", "within"]
+__all__ = [
+    "AtOnce",
+    "AtTheEnd",
+    "Made",
+    "Now",
+    "Watching",
+    "make_step",
+    "settle",
+    "settled",
+    "within",
+]
 
 
 class Now(NamedTuple):
@@ -54,15 +71,70 @@ class Made(NamedTuple):
     evaluations: Tensor | None
 
 
+class Watching(Protocol):
+    """Who sees whether all chains are well, in a run in which they were before the step."""
+
+    def passes(self, new: Any, info: Info) -> bool:
+        """Whether a step's state may be taken as it is: all of it finite and within reach, and no
+        chain reported as failed.
+        """
+
+
+@dataclass(frozen=True)
+class AtOnce:
+    """Looks at each step, which is cheap on the CPU.
+
+    Args:
+        reach: How far out all chains may be.
+    """
+
+    reach: float
+
+    def passes(self, new: Any, info: Info) -> bool:
+        """As `Watching.passes`. A no may be wrong: then masks are computed, with the same bits."""
+        return "status" not in info and all_finite(new) and _all_within(new.x, self.reach)
+
+
+@dataclass(frozen=True)
+class AtTheEnd:
+    """Lets every step pass, and notes on the device what the host asks for at the end of a block.
+
+    Args:
+        reach: How far each chain may be, `(chains,)`; None for anywhere.
+        sums: The sums of all floating-point leaves after each step, finite where all entries are
+            (unless they overflow: then masks are computed, with the same bits).
+        alarms: Whether a chain is out of reach, or was reported as failed, `()` of bool.
+    """
+
+    reach: Tensor | None
+    sums: list[Tensor] = field(default_factory=list)
+    alarms: list[Tensor] = field(default_factory=list)
+
+    def passes(self, new: Any, info: Info) -> bool:
+        """As `Watching.passes`, which `all_passed` answers."""
+        self.sums.extend(leaf.detach().sum() for leaf in floating_leaves(new))
+        if self.reach is not None:
+            self.alarms.append(~within(new.x.detach(), self.reach).all())
+        if "status" in info:
+            self.alarms.append((info["status"] != int(Status.OK)).any())
+        return True
+
+    def all_passed(self) -> bool:
+        """Whether all steps since the beginning were right to pass; the host waits, once."""
+        finite = [wide(torch.stack(self.sums)).sum().isfinite()] if self.sums else []
+        alarms = [*self.alarms, *(~known for known in finite)]
+        return not (alarms and bool(torch.stack(alarms).any()))
+
+
 def make_step(
-    solver: Any, field: Any, noise: Any, now: Now, step: int | Tensor, probe: float | None
+    solver: Any, field: Any, noise: Any, now: Now, step: int | Tensor, watching: Watching | None
 ) -> Made:
     """Make a step and settle it; arguments are those of `settled`, with solver, field and noise."""
     new, info = checked_step(solver.step(field, now.state, noise), now.state)
-    return settled(new, info, now, step, probe)
+    return settled(new, info, now, step, watching)
 
 
-def settled(new: Any, info: Info, now: Now, step: int | Tensor, probe: float | None) -> Made:
+def settled(new: Any, info: Info, now: Now, step: int | Tensor, watching: Watching | None) -> Made:
     """Settle a step: decide for each chain whether it moves on, stays, or has failed.
 
     Args:
@@ -70,14 +142,13 @@ def settled(new: Any, info: Info, now: Now, step: int | Tensor, probe: float | N
         info: What the step reports.
         now: What the run was before it.
         step: The index of the step.
-        probe: For runs on the CPU in which all chains are well: how far out all of them may be, for
-            the host to see that all is well without a mask. None where it does not look.
+        watching: For runs in which all chains are well: who sees that they still are, so that there
+            is no need for a mask. None where there is nobody.
     """
     evaluations = info.get("evaluations")
-    if probe is not None and "status" not in info and all_finite(new) and _all_within(new.x, probe):
-        if evaluations is not None:
-            info = {n: v for n, v in info.items() if n != "evaluations"}
-        return Made(Now(new, now.status, now.failed_at, now.reach), info, evaluations)
+    if watching is not None and watching.passes(new, info):
+        stats = {n: v for n, v in info.items() if n not in ("status", "evaluations")}
+        return Made(Now(new, now.status, now.failed_at, now.reach), stats, evaluations)
     state, status, failed_at, stats = settle(
         new, now.state, info, now.status, now.failed_at, step, now.reach
     )

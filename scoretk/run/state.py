@@ -6,6 +6,7 @@ Leaves have the chains on axis 0, except those without an axis and those that th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "checked_start",
     "checked_step",
     "finite_chains",
+    "floating_leaves",
     "select_state",
     "state_leaves",
     "tuned_leaves",
@@ -110,19 +112,26 @@ def _chain_leaves(state: Any) -> dict[str, Tensor]:
     }
 
 
+def floating_leaves(state: Any) -> Iterator[Tensor]:
+    """The chains' own leaves of floating-point numbers, each once where neighbours are the same."""
+    shared, before = getattr(state, "shared", ()), None
+    for name, value in zip(state._fields, state, strict=True):
+        if value is before or name in shared:
+            continue
+        before = value
+        for leaf in state_leaves(value).values() if isinstance(value, tuple) else (value,):
+            if leaf.ndim and leaf.is_floating_point():
+                yield leaf
+
+
 def all_finite(state: Any) -> bool:
     """Whether all of the state is finite, by sums that the host reads, which is cheap on the CPU.
 
     Where a sum overflows the answer is wrongly no: then masks are computed, with the same bits.
     """
-    shared, total, before = getattr(state, "shared", ()), 0.0, None
-    for name, value in zip(state._fields, state, strict=True):
-        if value is before or name in shared:
-            continue
-        before = value
-        for leaf in value if isinstance(value, tuple) else (value,):
-            if leaf.ndim and leaf.is_floating_point():
-                total += leaf.sum().item()
+    total = 0.0
+    for leaf in floating_leaves(state):
+        total += leaf.sum().item()
     return total - total == 0
 
 

@@ -45,6 +45,7 @@ from scoretk.solvers.parts.leapfrog import (
     inner_steps,
     last_step_and_decision,
     leapfrog,
+    paces,
     unstretch,
 )
 from scoretk.solvers.warmup.adaptation import Adaptation, Approach
@@ -146,9 +147,10 @@ class Hamiltonian(Tunable):
         )
         u = noise.uniform(state.step, Stream.ACCEPT, (), state.x.dtype)
         start = Point(state.x, state.energy, state.grad)
-        here = inner_steps(field, start, momentum, eps, steps, state.scale, self._dense)
+        along = paces(eps, state.scale, state.x, self._dense)
+        here = inner_steps(field, start, momentum, along, steps, state.scale, self._dense)
         chosen, info, end = last_step_and_decision(
-            field, start, momentum, here, eps, u, scale=state.scale, dense=self._dense
+            field, start, momentum, here, along, u, scale=state.scale, dense=self._dense
         )
         return (
             HMCState(*chosen, state.step + 1, state.step_size, state.scale, state.length),
@@ -239,7 +241,7 @@ class HMC(Stepping):
         """As `Stepping._stepped`; eps is the step size before jitter."""
         if self.jitter:
             u = noise.uniform(state.step, Stream.LENGTH, (), state.x.dtype)
-            eps = eps * (1 + self.jitter * (2 * u - 1))
+            eps = (1 - self.jitter) * eps + u * (2 * self.jitter * eps)
         eps = across(eps, state.x) if eps.ndim else eps
         new, info, _ = self._trajectory(field, state, noise, eps, self.leapfrogs)
         return new, info

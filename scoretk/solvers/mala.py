@@ -71,14 +71,14 @@ class MALA(StepTuned):
     ) -> tuple[StepTunedState, Info]:
         h, heat = self.size(state), self.temperature
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        jump = add_scaled(z * root(2 * h * heat), state.grad, -h)
-        x = state.x + jump
+        x = add_scaled(add_scaled(state.x, state.grad, -h), z, root(2 * h * heat))
         proposed = StepTunedState(x, *field.energy_and_grad(x), state.step + 1, state.step_size)
-        # |x - x' + h g'|^2 - |x' - x + h g|^2 = h <2 (x - x') + h (g' - g), g' + g>,
-        # the right side without cancellation; g and g' are the gradients at x and x'
+        # |x - x' + h g'|^2 - |x' - x + h g|^2 = h^2 <g' + g - 2 sqrt(2 T / h) z, g' + g>, the right
+        # side without cancellation; g and g' are the gradients at x and x'
         both = proposed.grad + state.grad
-        of_row = h.flatten() if isinstance(h, Tensor) else h
-        backward = row_dot(add_scaled(-2 * jump, proposed.grad - state.grad, h), both) * of_row
-        log_ratio = (state.energy - proposed.energy) / heat - backward / (4 * of_row * heat)
+        backward = row_dot(add_scaled(both, z, -2 * root(2 * heat / h)), both)
+        of_row = h.reshape(-1 if h.ndim else ()) if isinstance(h, Tensor) else h
+        drop = (state.energy - proposed.energy) / heat
+        log_ratio = add_scaled(drop, backward, -of_row / (4 * heat))
         chosen, probability = metropolis(state, proposed, log_ratio, state.step, noise)
         return chosen, {"accept": probability, "energy": chosen.energy}

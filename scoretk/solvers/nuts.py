@@ -21,7 +21,8 @@ being the sums of the weights (biased progressive sampling).
 The chains take their leapfrog steps together. The recursion of the papers becomes a stack of parts
 that all chains share: as in a binary counter, step n (from 1) of a subtree pushes a part of one
 point, and joins the two parts on top as often as 2 divides n. When many chains have ended they are
-taken out of the batch, so that few gradients are evaluated in vain.
+taken out of the batch, so that few gradients are evaluated in vain. The host looks for them after
+each leapfrog step; on a device, which waits for it, after each doubling.
 
 References:
     Hoffman, Gelman, "The No-U-Turn sampler" (2014).
@@ -49,7 +50,7 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField, of_rows
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import HMCState, Stepping
-from scoretk.solvers.parts.leapfrog import DIVERGENCE, Point, leapfrog
+from scoretk.solvers.parts.leapfrog import DIVERGENCE, Point, one_step, paces
 from scoretk.solvers.parts.nested import NestedNoise
 from scoretk.solvers.warmup.plan import takes_pilot
 
@@ -297,6 +298,7 @@ class NUTS(Stepping):
         dtype, bound = state.x.dtype, field
         # inside another solver the field may hold values by row, and must be given all rows
         nested = isinstance(noise, NestedNoise)
+        waits = state.x.device.type != "cpu"
         done: list[Found] = []
         signs = noise.rademacher(state.step, Stream.LENGTH, (self.max_depth,), dtype)
         signed = signs * (across(eps, signs) if eps.ndim else eps)
@@ -308,19 +310,22 @@ class NUTS(Stepping):
                     chain, 1 << depth :
                 ]
                 subtree = empty_subtree(tree, signed[chain, depth], within.log())
-            end = leapfrog(
-                bound, *subtree.end, across(subtree.eps, state.x), 1, state.scale, self._dense
+            along = paces(
+                across(subtree.eps, state.x), state.scale, subtree.end.point.x, self._dense
             )
-            tree, subtree = extend(tree, subtree, End(end.point, end.momentum), n)
+            end = one_step(bound, *subtree.end, along, scale=state.scale, dense=self._dense)
+            tree, subtree = extend(tree, subtree, End(*end), n)
             if n == 2**depth:
                 tree = merge(tree, subtree, log_u[chain, depth], n)
+            if waits and n < 2**depth:
+                continue
             going = int(tree.growing.sum())
             if not going:
                 break
             if going < CROWD * len(chain) and not nested:
-                ended, growing = (
-                    which.nonzero().flatten() for which in (~tree.growing, tree.growing)
-                )
+                # as nonzero would say, which asks the device once more how many they are
+                order = tree.growing.to(torch.int8).argsort(descending=True, stable=True)
+                growing, ended = order[:going], order[going:]
                 done.append(rows_of(tree.found, ended))
                 tree, subtree = rows_of((tree, subtree), growing)
                 bound = of_rows(field, tree.found.chain)

@@ -31,7 +31,8 @@ __all__ = [
     "last_step",
     "last_step_and_decision",
     "leapfrog",
-    "pull",
+    "one_step",
+    "paces",
     "stretch",
     "unstretch",
 ]
@@ -60,12 +61,24 @@ def stretch(scale: Tensor, p: Tensor, dense: bool) -> Tensor:
     return (p.reshape(len(p), -1) @ scale.T).reshape(p.shape) if dense else scale * p
 
 
-def pull(scale: Tensor, gradient: Tensor, dense: bool) -> Tensor:
-    """The gradient `S^T g` in scaled space of a gradient g, like it."""
+def paces(eps: Any, scale: Tensor, x: Tensor, dense: bool) -> Tensor:
+    """What each entry of a velocity and of a kick is multiplied by, like x: eps times the scales.
+
+    Where the scales are a Cholesky factor, eps alone: `turned` and `pulled` then take the factor.
+    """
+    along: Tensor = eps * (x.new_ones(()) if dense else scale)
+    return along.expand(x.shape)
+
+
+def turned(scale: Tensor, p: Tensor, dense: bool) -> Tensor:
+    """The velocity of a momentum p but for its paces, like it."""
+    return stretch(scale, p, dense) if dense else p
+
+
+def pulled(scale: Tensor, gradient: Tensor, dense: bool) -> Tensor:
+    """The gradient `S^T g` in scaled space of a gradient g but for its paces, like it."""
     return (
-        (gradient.reshape(len(gradient), -1) @ scale).reshape(gradient.shape)
-        if dense
-        else scale * gradient
+        (gradient.reshape(len(gradient), -1) @ scale).reshape(gradient.shape) if dense else gradient
     )
 
 
@@ -81,50 +94,70 @@ def inner_steps(
     field: StaticField,
     start: Point,
     momentum: Tensor,
-    eps: Any,
+    along: Tensor,
     steps: int,
     scale: Tensor,
     dense: bool,
 ) -> tuple[Tensor, Tensor]:
-    """All of a trajectory but its last drift and half kick; arguments are those of `leapfrog`.
+    """All of a trajectory but its last drift and half kick.
+
+    Arguments are those of `leapfrog`, with `along` the `paces` in place of eps.
 
     Returns:
         The position, and the momentum half a step later.
     """
-    here = start.x, momentum - (eps / 2) * pull(scale, start.grad, dense)
-    return iterate(drift_and_kick, field, here, steps - 1, eps, scale=scale, dense=dense)
+    pull = pulled(scale, start.grad, dense)
+    here = start.x, torch.addcmul(momentum, along, pull, value=-0.5)
+    return iterate(drift_and_kick, field, here, steps - 1, along, scale=scale, dense=dense)
 
 
 def drift_and_kick(
-    field: StaticField, here: tuple[Tensor, Tensor], eps: Any, *, scale: Tensor, dense: bool
+    field: StaticField, here: tuple[Tensor, Tensor], along: Tensor, *, scale: Tensor, dense: bool
 ) -> tuple[Tensor, Tensor]:
     """Position and momentum after a drift and a whole kick."""
     x, p = here
-    x = x + eps * stretch(scale, p, dense)
-    return x, p + eps * pull(scale, field.score(x), dense)
+    x = torch.addcmul(x, along, turned(scale, p, dense))
+    return x, torch.addcmul(p, along, pulled(scale, field.score(x), dense))
+
+
+def drift_and_half_kick(
+    field: StaticField, here: tuple[Tensor, Tensor], along: Tensor, *, scale: Tensor, dense: bool
+) -> tuple[Point, Tensor]:
+    """The point after a drift, and the momentum there after half a kick."""
+    x, p = here
+    x = torch.addcmul(x, along, turned(scale, p, dense))
+    point = Point(x, *field.energy_and_grad(x))
+    return point, torch.addcmul(p, along, pulled(scale, point.grad, dense), value=-0.5)
+
+
+@part
+def one_step(
+    field: StaticField, start: Point, momentum: Tensor, along: Tensor, *, scale: Tensor, dense: bool
+) -> tuple[Point, Tensor]:
+    """A single leapfrog step: point and momentum after it. Arguments are those of `inner_steps`."""
+    here = inner_steps(field, start, momentum, along, 1, scale, dense)
+    return drift_and_half_kick(field, here, along, scale=scale, dense=dense)
 
 
 @part
 def last_step(
     field: StaticField,
     start: Point,
-    momentum: Tensor,
+    kinetic: Tensor,
     here: tuple[Tensor, Tensor],
-    eps: Any,
+    along: Tensor,
     *,
     scale: Tensor,
     dense: bool,
 ) -> Trajectory:
     """The last drift and half kick, and the error of the total energy since the start.
 
-    Arguments are those of `leapfrog`, with `here` the position and momentum of `inner_steps`.
+    Arguments are those of `inner_steps`, with `here` what that has returned, and `kinetic`
+    `(chains,)` the square of the momentum at the start.
     """
-    x, p = here
-    x = x + eps * stretch(scale, p, dense)
-    energy, gradient = field.energy_and_grad(x)
-    p = p - (eps / 2) * pull(scale, gradient, dense)
-    error = energy - start.energy + (row_dot(p, p) - row_dot(momentum, momentum)) / 2
-    return Trajectory(Point(x, energy, gradient), p, error)
+    point, p = drift_and_half_kick(field, here, along, scale=scale, dense=dense)
+    gained = row_dot(p, p) - kinetic
+    return Trajectory(point, p, torch.add(point.energy - start.energy, gained, alpha=0.5))
 
 
 def leapfrog(
@@ -147,8 +180,10 @@ def leapfrog(
         scale: S, like an event, or a Cholesky factor `(d, d)`.
         dense: Whether S is a Cholesky factor.
     """
-    here = inner_steps(field, start, momentum, eps, steps, scale, dense)
-    return last_step(field, start, momentum, here, eps, scale=scale, dense=dense)
+    along = paces(eps, scale, start.x, dense)
+    here = inner_steps(field, start, momentum, along, steps, scale, dense)
+    kinetic = row_dot(momentum, momentum)
+    return last_step(field, start, kinetic, here, along, scale=scale, dense=dense)
 
 
 @part
@@ -157,7 +192,7 @@ def last_step_and_decision(
     start: Point,
     momentum: Tensor,
     here: tuple[Tensor, Tensor],
-    eps: Any,
+    along: Tensor,
     u: Tensor,
     *,
     scale: Tensor,
@@ -168,12 +203,13 @@ def last_step_and_decision(
     Returns:
         The chosen point, the report of the step, and the end of the trajectory.
     """
-    end = last_step(field, start, momentum, here, eps, scale=scale, dense=dense)
+    kinetic = row_dot(momentum, momentum)
+    end = last_step(field, start, kinetic, here, along, scale=scale, dense=dense)
     chosen, probability = decide(start, end.point, -end.error, u)
     info = {
         "accept": probability,
         "energy": chosen.energy,
-        "hamiltonian": start.energy + row_dot(momentum, momentum) / 2,
+        "hamiltonian": torch.add(start.energy, kinetic, alpha=0.5),
         "diverging": ~(end.error.abs() < DIVERGENCE),
     }
     return chosen, info, end

@@ -20,10 +20,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from scoretk.core.rows import finite_rows, select_rows, sigmoid
+from scoretk.core.rows import nan_unless_finite, select_rows, sigmoid
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 
@@ -72,21 +71,18 @@ def decide(
     current: S, proposed: S, log_ratio: Tensor, u: Tensor, barker: float = 0.0
 ) -> tuple[S, Tensor]:
     """As `metropolis`, with uniforms u `(chains,)` in place of the noise."""
-    usable = ~log_ratio.isnan()
-    for leaf in proposed:
-        if leaf.ndim and leaf.is_floating_point():
-            usable = usable & finite_rows(leaf)
+    leaves = [leaf for leaf in proposed if leaf.ndim and leaf.is_floating_point()]
+    log_ratio = nan_unless_finite(log_ratio, *leaves)  # and so rejected
     probability = log_ratio.clamp(max=0.0).exp()
     if barker:
         probability = (1 - barker) * probability + barker * sigmoid(log_ratio)
-        accept = usable & (u < probability)
+        accept = u < probability
     else:
-        accept = usable & (u.log() < log_ratio)  # resolves what exp rounds to 1 and to 0
+        accept = u.log() < log_ratio  # resolves what exp rounds to 1 and to 0
     chosen = (
         select_rows(accept, new, old) if new.ndim else new
         for new, old in zip(proposed, current, strict=True)
     )
-    probability = torch.where(usable, probability, 0.0)
     # NamedTuple's constructor, which the type `tuple` does not have
     make = getattr(type(proposed), "_make")  # noqa: B009
-    return make(chosen), probability
+    return make(chosen), probability.nan_to_num(0.0)

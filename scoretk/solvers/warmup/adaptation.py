@@ -10,12 +10,14 @@ where they do not move (`halving`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoretk.core.devices import wide
 from scoretk.core.rows import across, select_rows
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
@@ -69,6 +71,7 @@ class WarmupStep(NamedTuple):
         alive: `(chains,)` of bool, the chains that are well.
         number: The number of this step, from 0.
         warmup: How many steps warmup has.
+        all_alive: Whether the host knows that all chains are well.
     """
 
     kernel: Any
@@ -77,6 +80,7 @@ class WarmupStep(NamedTuple):
     alive: Tensor
     number: int
     warmup: int
+    all_alive: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,9 +187,10 @@ class Adaptation:
             far, spent = self.approach.begins_far(at.field, state, at.noise, at.alive, tunes)
             learned = learned._replace(way=learned.way._replace(far=far))  # type: ignore[attr-defined]
         far = learned.way[0]
-        if bool(far.all()):
+        everyone, anyone = torch.stack([far.all(), far.any()]).tolist()
+        if everyone:
             state, info, learned = self._alone(at, state, learned)
-        elif not bool(far.any()):
+        elif not anyone:
             state, info, learned = self._together(at, state, learned)
         else:
             state, info, learned = self._mixed(at, state, learned)
@@ -199,14 +204,29 @@ class Adaptation:
         learned = learned._replace(idle=next_idle(learned.idle, trial.accept))
         if not learned.parts:
             return trial.state, trial.info, learned
-        came_far = bool(learned.way) and bool(learned.way[0].any())
-        lesson = Lesson(state, trial, at.alive, usual, at.number, at.warmup, came_far)
-        state, memories = trial.state, list(learned.parts)
-        for i, part in enumerate(self.parts):
-            state, memories[i], change = part.learn(state, memories[i], lesson)
+        came_far = learned.way[0].any() if learned.way else False
+        lesson = Lesson(state, trial, at.alive, usual, at.number, at.warmup, came_far, at.all_alive)
+        memories, measured = self._measured(learned.parts, lesson)
+        state = trial.state
+        for i, (part, numbers) in enumerate(zip(self.parts, measured, strict=True)):
+            told = replace(lesson, measured=numbers)
+            state, memories[i], change = part.learn(state, memories[i], told)
             if change is not None:
                 state, memories = self._changed(state, memories, change)
         return state, trial.info, learned._replace(parts=tuple(memories))
+
+    def _measured(
+        self, memories: tuple[Any, ...], lesson: Lesson
+    ) -> tuple[list[Any], list[tuple[float, ...]]]:
+        """The memories after all parts have measured a step, and their numbers, in one read."""
+        after, asked = [], []
+        for part, memory in zip(self.parts, memories, strict=True):
+            memory, numbers = part.measure(memory, lesson)
+            after.append(memory)
+            asked.append([wide(number) for number in numbers])
+        flat = [number for numbers in asked for number in numbers]
+        read = iter(torch.stack(flat).tolist() if flat else ())
+        return after, [tuple(islice(read, len(numbers))) for numbers in asked]
 
     def _changed(self, state: Any, memories: list[Any], change: Change) -> tuple[Any, list[Any]]:
         """State and memories after every part has been told of a change."""

@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch.nn.functional import pad
 
 from scoretk.core.devices import wide
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.warmup.learning import Change, Lesson
+from scoretk.solvers.warmup.learning import Change, Lesson, mean_where
 
 __all__ = ["TemperatureLadder", "even_ladder", "window_ends"]
 
@@ -79,15 +80,20 @@ class TemperatureLadder:
         zeros = torch.zeros_like(state.inverse_temperatures)
         return state, Rejections(zeros[1:], zeros[0]), 0
 
+    def measure(self, memory: Rejections, lesson: Lesson) -> tuple[Rejections, tuple[Tensor, ...]]:
+        """As `Part.measure`: the mean rejection of each pair, NaN where no chain is well."""
+        rejection = wide(1 - lesson.trial.seen)
+        return memory, tuple(mean_where(pair, lesson.alive) for pair in rejection.unbind(1))
+
     def learn(
         self, state: Any, memory: Rejections, lesson: Lesson
     ) -> tuple[Any, Rejections, Change | None]:
         """As `Part.learn`."""
-        rejection = 1 - lesson.trial.seen[lesson.alive]
-        if not len(rejection):
+        memory, means = lesson.read(self, memory)
+        if any(map(math.isnan, means)):
             return state, memory, None
-        mean = wide(rejection).mean(0).cpu()
-        memory = Rejections(memory.rejections + mean, memory.rounds + 1)
+        rejections = memory.rejections + torch.tensor(means, dtype=memory.rejections.dtype)
+        memory = Rejections(rejections, memory.rounds + 1)
         if not window_ends(lesson.step, lesson.warmup):
             return state, memory, None
         ladder = even_ladder(state.inverse_temperatures, memory.rejections / memory.rounds)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.base import Info
 
-__all__ = ["Change", "Lesson", "Part", "Trial"]
+__all__ = ["Change", "Lesson", "Part", "Trial", "Unmeasured", "mean_where"]
 
 
 class Trial(NamedTuple):
@@ -45,7 +46,11 @@ class Lesson:
         usual: Like `trial.accept`, of bool: those of them that took a step of the common size.
         step: The number of the step in warmup, from 0.
         warmup: How many steps warmup has.
-        came_far: Whether the chains began with steps of their own (`warmup.approach`).
+        came_far: Whether the chains began with steps of their own (`warmup.approach`); a tensor `()`
+            that is read when it is needed, as a device waits for its reader.
+        all_alive: Whether the host knows that all chains are well.
+        measured: What the part that learns has measured of the step (`Part.measure`), as it was read
+            with what the others have; None where it was not.
     """
 
     before: Any
@@ -54,7 +59,20 @@ class Lesson:
     usual: Tensor
     step: int
     warmup: int
-    came_far: bool
+    came_far: bool | Tensor
+    all_alive: bool = False
+    measured: tuple[float, ...] | None = None
+
+    def living(self, x: Tensor) -> Tensor:
+        """The rows of x, `(chains, ...)`, of the chains that are well."""
+        return x if self.all_alive else x[self.alive]
+
+    def read(self, part: Part, memory: Any) -> tuple[Any, tuple[float, ...]]:
+        """What a part remembers and has measured, of itself where it was not asked before."""
+        if self.measured is not None:
+            return memory, self.measured
+        memory, numbers = part.measure(memory, self)
+        return memory, tuple(float(number) for number in numbers)
 
     @property
     def last(self) -> bool:
@@ -94,8 +112,16 @@ class Part(Protocol):
             how many evaluations a chain this took.
         """
 
+    def measure(self, memory: Any, lesson: Lesson) -> tuple[Any, tuple[Tensor, ...]]:
+        """What is learned from a step where the chains are, without a wait for it.
+
+        Returns:
+            The memory after that, and numbers `()` that `learn` needs on the host, which reads those
+            of all parts at once (`Lesson.read`).
+        """
+
     def learn(self, state: Any, memory: Any, lesson: Lesson) -> tuple[Any, Any, Change | None]:
-        """Learn from a step.
+        """Learn from a step, after `measure`.
 
         Returns:
             State and memory after it, and the change that all parts are to be told of, if any.
@@ -103,3 +129,21 @@ class Part(Protocol):
 
     def changed(self, state: Any, memory: Any, change: Change) -> tuple[Any, Any]:
         """State and memory after a change that this part, another or the approach has made."""
+
+
+class Unmeasured:
+    """What parts share that the host tells all that they need."""
+
+    def measure(self, memory: Any, lesson: Lesson) -> tuple[Any, tuple[Tensor, ...]]:
+        """As `Part.measure`: nothing."""
+        return memory, ()
+
+
+def mean_where(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean of the counted values, `()`, NaN where there is none; nobody waits for it.
+
+    Args:
+        values: Any shape.
+        counted: Like them, of bool.
+    """
+    return torch.where(counted, values, 0.0).sum() / counted.sum()

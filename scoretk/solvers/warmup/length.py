@@ -36,7 +36,7 @@ from torch import Tensor
 from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.parts.leapfrog import Trajectory, stretch, unstretch
-from scoretk.solvers.warmup.learning import Change, Lesson
+from scoretk.solvers.warmup.learning import Change, Lesson, Unmeasured
 from scoretk.solvers.warmup.step_size import number
 
 __all__ = ["Ascent", "Multiple", "Nothing", "Spread", "SquaredJumps", "TimedTrajectory"]
@@ -102,14 +102,19 @@ class SquaredJumps:
         ).cos()
         return state._replace(length=state.step_size), Ascent(ascent, slowest), 0
 
-    def learn(
-        self, state: Any, memory: Ascent, lesson: Lesson
-    ) -> tuple[Any, Ascent, Change | None]:
-        """As `Part.learn`."""
+    def measure(self, memory: Ascent, lesson: Lesson) -> tuple[Ascent, tuple[Tensor, ...]]:
+        """As `Part.measure`: the slope."""
         usual = lesson.usual & (lesson.trial.accept > 0)
         memory, slope = self.slope(
             memory, lesson.before, lesson.trial.seen, lesson.trial.accept, usual
         )
+        return memory, (slope,)
+
+    def learn(
+        self, state: Any, memory: Ascent, lesson: Lesson
+    ) -> tuple[Any, Ascent, Change | None]:
+        """As `Part.learn`."""
+        memory, (slope,) = lesson.read(self, memory)
         size = float(lesson.before.step_size)
         memory, length = self._ascend(memory, slope, size, float(state.length), lesson.last)
         return state._replace(length=number(length)), memory, None
@@ -157,8 +162,8 @@ class SquaredJumps:
 
     def slope(
         self, memory: Ascent, before: Any, seen: TimedTrajectory, accept: Tensor, usual: Tensor
-    ) -> tuple[Ascent, float]:
-        """The memory with the slowest direction updated, and the criterion's gradient in log T.
+    ) -> tuple[Ascent, Tensor]:
+        """The memory with the slowest direction updated, and the criterion's gradient in log T, `()`.
 
         Args:
             memory: The memory before the step.
@@ -167,24 +172,27 @@ class SquaredJumps:
             accept: The acceptance, `(chains,)`.
             usual: `(chains,)` of bool, the chains that count; of fewer than two the gradient is 0.
         """
-        rows = usual.nonzero().flatten()  # a mask as an index would wait for the device each time
-        n = len(rows)
-        if n < 2:
-            return memory, 0.0
-        places = (before.x, seen.end.point.x)
-        x, ahead = (unstretch(before.scale, v[rows], self.dense).reshape(n, -1) for v in places)
-        x, ahead = x - x.mean(0), ahead - ahead.mean(0)
+        n, chosen = usual.sum(), usual[:, None]
+
+        def about_mean(places: Tensor) -> Tensor:
+            rows = unstretch(before.scale, places, self.dense).reshape(len(places), -1)
+            centre = torch.where(chosen, rows, 0.0).sum(0) / n
+            return torch.where(chosen, rows - centre, 0.0)
+
+        x, ahead = about_mean(before.x), about_mean(seen.end.point.x)
         along = (memory.slowest / memory.slowest.norm()).to(x)
         slowest = MEMORY * memory.slowest + (1 - MEMORY) * (x.T @ (x @ along) / n).to(
             memory.slowest
         )
-        a, b, p = x @ along, ahead @ along, seen.end.momentum[rows].reshape(n, -1) @ along
+        momentum = torch.where(chosen, seen.end.momentum.reshape(len(x), -1), 0.0)
+        a, b, p = x @ along, ahead @ along, momentum @ along
         gain = b.square() - a.square()
         rise = seen.time * gain * b * p - gain.square() / 4
-        counted = accept[rows]
+        counted = torch.where(usual, accept, 0.0)
         slope = (counted * rise).mean() / counted.mean()
-        found, sound = torch.stack([wide(slope), wide(slowest.isfinite().all())]).tolist()
-        return memory._replace(slowest=slowest if sound else memory.slowest), found
+        sound = slowest.isfinite().all() & (n > 1)
+        memory = memory._replace(slowest=torch.where(sound, slowest, memory.slowest))
+        return memory, wide(torch.where(n > 1, slope, 0.0))
 
     def _ascend(
         self, memory: Ascent, slope: float, size: float, length: float, last: bool
@@ -208,7 +216,7 @@ class SquaredJumps:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Spread(Unmeasured):
     """Learns the state's `length` as a multiple of the root of the summed variances.
 
     The variances are those that a window found, in scaled space.
@@ -241,7 +249,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Multiple:
+class Multiple(Unmeasured):
     """Keeps the state's `length` at a fixed number of steps.
 
     Args:

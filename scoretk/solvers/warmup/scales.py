@@ -22,7 +22,7 @@ from torch import Tensor
 
 from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.warmup.learning import Change, Lesson
+from scoretk.solvers.warmup.learning import Change, Lesson, Unmeasured
 
 __all__ = [
     "METRICS",
@@ -135,7 +135,7 @@ def scales(window: Window, metric: str, before: Tensor) -> tuple[Window, Tensor]
 
 
 @dataclass(frozen=True)
-class Scales:
+class Scales(Unmeasured):
     """Learns the state's `scale`, a diagonal or a Cholesky factor.
 
     Args:
@@ -165,7 +165,7 @@ class Scales:
         counts, ends = window_end(lesson.step, lesson.warmup)
         if not counts:
             return state, memory, None
-        memory = accumulate(memory, state.x[lesson.alive], self._dense)
+        memory = accumulate(memory, lesson.living(state.x), self._dense)
         if not ends:
             return state, memory, None
         before = state.scale
@@ -173,7 +173,7 @@ class Scales:
         after = before if self.metric == "none" else spread
         grown = float((self._diagonal(after) / self._diagonal(before)).log().mean().exp())
         shrunk = {name: getattr(state, name) / grown for name in self.lengths}
-        change = Change(before, after, spread, came_far=lesson.came_far)
+        change = Change(before, after, spread, came_far=bool(lesson.came_far))
         return state._replace(scale=after, **shrunk), memory, change
 
     def changed(self, state: Any, memory: Window, change: Change) -> tuple[Any, Window]:

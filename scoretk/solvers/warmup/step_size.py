@@ -35,7 +35,7 @@ from torch import Tensor
 
 from scoretk.core.devices import wide
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.warmup.learning import Change, Lesson
+from scoretk.solvers.warmup.learning import Change, Lesson, mean_where
 
 __all__ = [
     "Averaging",
@@ -103,19 +103,18 @@ def next_step_size(
     return Averaging(averaging), math.exp(average if last else log_step)
 
 
-def pooled_acceptance(accept: Tensor, usual: Tensor) -> float:
-    """The mean acceptance over the usual chains, 0 where there is none.
+def pooled_acceptance(accept: Tensor, usual: Tensor) -> Tensor:
+    """The mean acceptance over the usual chains, `()`; 0 where there is none, or one has none.
 
     Args:
         accept: The acceptance, `(chains,)` or `(chains, K)`.
         usual: Like it, of bool: the chains that are well and took a step of the common size.
     """
-    counted = accept[usual]
-    return float(counted.mean()) if len(counted) else 0.0
+    return mean_where(accept, usual).nan_to_num(0.0)
 
 
-def harmonic_acceptance(accept: Tensor, usual: Tensor, diverging: Tensor) -> float:
-    """The harmonic mean acceptance, in which chains that are seldom accepted weigh more.
+def harmonic_acceptance(accept: Tensor, usual: Tensor, diverging: Tensor) -> Tensor:
+    """The harmonic mean acceptance, `()`, in which chains that are seldom accepted weigh more.
 
     The mean is over the usual chains that did not diverge, whose acceptance counts as `LEAST` at
     least, times their share of the usual chains: diverged chains count as 0, as in the plain mean,
@@ -126,13 +125,9 @@ def harmonic_acceptance(accept: Tensor, usual: Tensor, diverging: Tensor) -> flo
         usual: `(chains,)` of bool, as in `pooled_acceptance`.
         diverging: `(chains,)` of bool.
     """
-    sound = accept[usual & ~diverging]
-    if not len(sound):
-        return 0.0
-    mean = (1 / sound.clamp(min=LEAST)).mean()
-    all_usual, slowness = torch.stack([wide(usual.sum()), wide(mean)]).tolist()  # in one read
-    harmonic: float = len(sound) / all_usual / slowness
-    return harmonic
+    sound = usual & ~diverging
+    slowness = wide(mean_where(1 / accept.clamp(min=LEAST), sound))
+    return (wide(sound.sum()) / wide(usual.sum()) / slowness).nan_to_num(0.0)
 
 
 def first_step_size(
@@ -154,19 +149,30 @@ def first_step_size(
     return size
 
 
-def resized(count: float, xi: Tensor, rounding: Tensor, size: float) -> float:
+def pooled_error(xi: Tensor, rounding: Tensor, usual: Tensor) -> tuple[Tensor, Tensor]:
+    """The means over the usual chains of xi without its part of rounding, and of that, each `()`.
+
+    Args:
+        xi: W^2 / (energy_variance d) of each chain, `(chains,)`.
+        rounding: The part of each that rounding makes, `(chains,)`.
+        usual: `(chains,)` of bool, as in `pooled_acceptance`.
+    """
+    sound = torch.minimum(xi, MOST_CHANGE + rounding) - rounding
+    return mean_where(sound, usual), mean_where(rounding, usual)
+
+
+def resized(count: float, pooled: float, rounding: float, size: float) -> float:
     """The step size after a step of a window, by the error of the energy.
 
     Where the error is mostly rounding the step size does not grow, as its effect cannot be seen.
 
     Args:
         count: n, the number of the step in the window, from 1.
-        xi: W^2 / (energy_variance d) of each chain that counts, `(m,)`, not empty.
-        rounding: The part of each that rounding makes, `(m,)`.
+        pooled: The mean of xi, of `pooled_error`.
+        rounding: That of its part of rounding.
         size: The step size before.
     """
-    pooled = float((torch.minimum(xi, MOST_CHANGE + rounding) - rounding).mean())
-    pooled = max(pooled, 1.0 if float(rounding.mean()) > 1 else 1 / MOST_CHANGE)
+    pooled = max(pooled, 1.0 if rounding > 1 else 1 / MOST_CHANGE)
     growth: float = (1 + max(2 / (count + 1), 1 / MEMORY) * (pooled - 1)) ** (-1 / 6)
     return size * growth
 
@@ -200,19 +206,22 @@ class DualAveraging:
         size, spent = kernel.first_step(field, state, noise, alive)
         return state._replace(step_size=number(size)), Averaging(restart(size)), spent
 
+    def measure(self, memory: Averaging, lesson: Lesson) -> tuple[Averaging, tuple[Tensor, ...]]:
+        """As `Part.measure`: the acceptance, pooled over the chains."""
+        accept = lesson.trial.accept
+        if self.pooled == "harmonic":
+            told = harmonic_acceptance(accept, lesson.usual, lesson.trial.info["diverging"])
+        else:
+            told = pooled_acceptance(accept, lesson.usual)
+        return memory, (told,)
+
     def learn(
         self, state: Any, memory: Averaging, lesson: Lesson
     ) -> tuple[Any, Averaging, Change | None]:
         """As `Part.learn`."""
-        memory, size = next_step_size(memory, self.rate(lesson), self.target, lesson.last)
+        memory, (rate,) = lesson.read(self, memory)
+        memory, size = next_step_size(memory, rate, self.target, lesson.last)
         return state._replace(step_size=number(size)), memory, None
-
-    def rate(self, lesson: Lesson) -> float:
-        """The acceptance of a step, pooled over the chains."""
-        accept = lesson.trial.accept
-        if self.pooled == "harmonic":
-            return harmonic_acceptance(accept, lesson.usual, lesson.trial.info["diverging"])
-        return pooled_acceptance(accept, lesson.usual)
 
     def changed(self, state: Any, memory: Averaging, change: Change) -> tuple[Any, Averaging]:
         """As `Part.changed`: averaging begins anew from the state's step size."""
@@ -238,22 +247,27 @@ class EnergyError:
         size, spent = kernel.first_step(field, state, noise, alive)
         return state._replace(step_size=number(size)), Counting(number(0.0)), spent
 
-    def learn(
-        self, state: Any, memory: Counting, lesson: Lesson
-    ) -> tuple[Any, Counting, Change | None]:
-        """As `Part.learn`.
+    def measure(self, memory: Counting, lesson: Lesson) -> tuple[Counting, tuple[Tensor, ...]]:
+        """As `Part.measure`: the means of `pooled_error`, and how many chains they are of.
 
         Where a chain stayed, as its step would not end at finite numbers, its error is infinite.
         """
-        usual, aim = lesson.usual, self.variance * state.x.shape[1:].numel()
-        if not bool(usual.any()):
+        trial, usual = lesson.trial, lesson.usual
+        aim = self.variance * trial.state.x.shape[1:].numel()
+        error = wide(trial.info["energy_error"])
+        xi = torch.where(trial.accept > 0, error.square() / aim, torch.inf)
+        pooled = pooled_error(xi, _rounding(trial.state.energy) / aim, usual)
+        return memory, (*pooled, usual.sum())
+
+    def learn(
+        self, state: Any, memory: Counting, lesson: Lesson
+    ) -> tuple[Any, Counting, Change | None]:
+        """As `Part.learn`."""
+        memory, (pooled, rounding, chains) = lesson.read(self, memory)
+        if not chains:
             return state, memory, None
-        error = wide(lesson.trial.info["energy_error"])
-        xi = torch.where(lesson.trial.accept > 0, error.square() / aim, torch.inf)
         steps = memory.steps + 1
-        size = resized(
-            float(steps), xi[usual], _rounding(state.energy)[usual] / aim, float(state.step_size)
-        )
+        size = resized(float(steps), pooled, rounding, float(state.step_size))
         return state._replace(step_size=number(size)), Counting(steps), None
 
     def changed(self, state: Any, memory: Counting, change: Change) -> tuple[Any, Counting]:
