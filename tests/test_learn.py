@@ -14,6 +14,7 @@ from scoretk.learn.losses import (
     noise_prediction,
     stratified,
 )
+from scoretk.learn.states import States
 from scoretk.models.targets.mixture import gaussian
 from tests.evidence import assert_mean, mean_z, z_limit
 
@@ -155,3 +156,43 @@ def test_held_out_rows_are_not_trained_on():
 def test_recipes_refuse_nonsense(wrong):
     with pytest.raises(stk.InvalidArgument):
         Recipe(**({"steps": 10} | wrong))
+
+
+class KeepsWhatItIsGiven:
+    """A loss's memory that takes over the tensors it is loaded with, and adds to them in place."""
+
+    def __init__(self):
+        self.total = torch.zeros(2)
+
+    def state_dict(self):
+        return {"total": self.total}
+
+    def load_state_dict(self, state):
+        self.total = state["total"]
+
+    def for_part(self, number):
+        self.total = self.total + number
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("copied", [True, False])
+def test_what_an_evaluation_adds_to_a_state_is_gone_after_it(monkeypatch, parts, copied):
+    """And so is what one part adds for another; the mutant hands over the tensors that are kept."""
+    if not copied:
+        monkeypatch.setattr(
+            States,
+            "_set",
+            lambda self, kept: [
+                o.load_state_dict(s) for o, s in zip(self.objects, kept, strict=True)
+            ],
+        )
+    memory = KeepsWhatItIsGiven()
+    states = States([memory], parts)
+    for _ in range(2):
+        with states.unchanged():
+            memory.total += 7
+    ends = []
+    for part in range(parts):
+        with states.of(part):
+            ends.append(memory.total.tolist())
+    assert (ends == [[float(part)] * 2 for part in range(parts)]) is copied

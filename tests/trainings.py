@@ -142,7 +142,9 @@ def launch(folder):
     running, failed = {process.sentinel: process for process in both}, False
     while running:
         for ended in wait(list(running)):
-            failed |= running.pop(ended).exitcode != 0
+            process = running.pop(ended)
+            process.join()  # its pipe is closed before it can be asked how it ended
+            failed |= process.exitcode != 0
         for process in running.values() if failed else ():
             process.terminate()  # it would wait for the one that failed
     return int(failed)

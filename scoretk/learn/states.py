@@ -91,4 +91,4 @@ class States:
 
     def _set(self, states: list[Any]) -> None:
         for o, state in zip(self.objects, states, strict=True):
-            o.load_state_dict(state)
+            o.load_state_dict(copy.deepcopy(state))  # it may keep and change what it is given
