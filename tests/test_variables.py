@@ -269,6 +269,15 @@ def test_conditions_reach_the_function_beside_the_variables():
         stk.sample(any_names, stk.ULA(0.1), chains=120, steps=1, cond={"mu": y})
 
 
+def test_a_condition_may_have_the_name_of_what_methods_take():
+    field = stk.Energy(
+        lambda mu, tau, *, z: (mu - z).square() + tau, variables={"mu": (), "tau": POSITIVE}
+    )
+    for law in (field, stk.tempered(field, 2.0)):
+        draws = stk.sample(law, stk.ULA(0.01), chains=2, steps=2, cond={"z": torch.zeros(2)})
+        assert draws["tau"].shape == (2, 2)
+
+
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -102,7 +102,7 @@ class Constrained(Wrapped):
         jacobian = self.transform.log_jacobian(z, x)
         return trailing_sum(jacobian, jacobian.ndim - 1)
 
-    def energy(self, z: Tensor, **cond: Tensor) -> Tensor:
+    def energy(self, z: Tensor, /, **cond: Tensor) -> Tensor:
         """`E_user(T(z)) - log |det dT/dz|`, `(batch,)`."""
         if self.log_density is not None:
             return -self.log_density(z)
@@ -112,15 +112,15 @@ class Constrained(Wrapped):
         energy: Tensor = self.field.energy(x, **cond)
         return followed(energy, z) - self._jacobian(z, x)
 
-    def energy_and_grad(self, z: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+    def energy_and_grad(self, z: Tensor, /, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(z)`, `(batch,)`, and its gradient, like z, in one evaluation."""
         return grad_energy(lambda y: self.energy(y, **cond), z)
 
-    def score(self, z: Tensor, **cond: Tensor) -> Tensor:
+    def score(self, z: Tensor, /, **cond: Tensor) -> Tensor:
         """`-grad E(z)`, like z."""
         return -self.energy_and_grad(z, **cond)[1]
 
-    def log_prob(self, z: Tensor, **cond: Tensor) -> Tensor:
+    def log_prob(self, z: Tensor, /, **cond: Tensor) -> Tensor:
         """Normalised log density in free space, `(batch,)`."""
         self._must_offer("log_prob")
         if self.log_density is not None:
@@ -129,11 +129,11 @@ class Constrained(Wrapped):
         log_prob: Tensor = self.field.log_prob(x, **cond)
         return log_prob + self._jacobian(z, x)
 
-    def users_energy(self, x: Tensor, **cond: Tensor) -> Tensor:
+    def users_energy(self, x: Tensor, /, **cond: Tensor) -> Tensor:
         """The energy of the user's field, `(batch,)`; `inf` outside the constraint."""
         return torch.where(self._contains(x), self.field.energy(x, **cond), torch.inf)
 
-    def users_log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
+    def users_log_prob(self, x: Tensor, /, **cond: Tensor) -> Tensor:
         """Normalised log density in the user's space, `(batch,)`; `-inf` outside the constraint."""
         self._must_offer("log_prob")
         return torch.where(self._contains(x), self.field.log_prob(x, **cond), -torch.inf)
