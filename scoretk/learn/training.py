@@ -256,9 +256,11 @@ class Training:
             weights, step, history = moment["best"]
             places = {name: value.device for name, value in self.module.state_dict().items()}
             weights = {name: value.to(places[name]) for name, value in weights.items()}
-            self.best = Fit(
-                weights, step, [Progress(*values, of=self.recipe.steps) for values in history]
-            )
+            reports = [
+                Progress(at, lost, held_out, health, self.recipe.steps)
+                for at, lost, held_out, health in history
+            ]
+            self.best = Fit(weights, step, reports)
             self.average.load_state_dict(moment["average"])
             self.module.load_state_dict(moment["weights"])
         except (
