@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests start dozens of processes, and rewrite two hundred modules: compiled once, not each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test compiled slow mutants lint types clean
+.PHONY: demo test compiled slow mutants lint types clean adapters
 
 demo: $(STAMP)
 	$(BIN)/scoretk demo
@@ -20,6 +20,13 @@ compiled: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# The adapters against the libraries themselves, which are large: several GB, in an environment of their own.
+adapters:
+	$(MAKE) VENV=.venv-adapters .venv-adapters/.installed
+	.venv-adapters/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters]'
+	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps flow_matching torchcfm k-diffusion
+	.venv-adapters/bin/python -m pytest tests/adapters -m ''
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants.run --afresh

@@ -345,6 +345,26 @@ def test_wrappers_have_the_law_in_the_users_space(name):
     torch.testing.assert_close(WRAPPERS[name](FIELD).energy(z), WRAPPERS[name](by_hand).energy(z))
 
 
+@pytest.mark.parametrize("prior", [FIELD, SCHOOLS], ids=["variables", "derived"])
+def test_a_likelihood_takes_the_variables_that_it_names(prior):
+    def by_name(tau, *, y):
+        return -(tau - y).square()
+
+    def by_x(x, y):
+        tau = x[:, 1] if prior is FIELD else SCHOOLS.parameters(x).tau
+        return -(tau - y).square()
+
+    y = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    z = points(3, *prior.event_shape)
+    named_law = stk.posterior(prior, by_name, measured="y")
+    plain = stk.posterior(prior, by_x, measured="y")
+    torch.testing.assert_close(named_law.energy(z, y=y), plain.energy(z, y=y))
+    assert not torch.allclose(named_law.energy(z, y=y), prior.energy(z))
+    torch.testing.assert_close(named_law.score(z, y=y), plain.score(z, y=y))
+    draws = stk.sample(named_law, stk.ULA(1e-3), chains=3, steps=2, cond={"y": y})
+    assert draws["tau"].shape == (3, 2)
+
+
 def test_a_product_with_other_names_is_refused():
     for other in (
         {"mu": (), "sigma": POSITIVE},

@@ -611,7 +611,7 @@ NOT_OF_FIELDS = frozenset(
 """Names that the package asks of what is no field."""
 
 
-NO_FIELDS = {"core", "adapters", "containment.py", "discovery.py", "cli.py"}
+NO_FIELDS = {"core", "adapters", "containment.py", "discovery.py", "cli"}
 """Rooms and files that ask no field of anything."""
 
 

@@ -10,9 +10,15 @@ from scoretk.adapters.azula import from_azula
 from scoretk.adapters.diffusers import from_diffusers
 from scoretk.adapters.flow_matching import from_flow_matching
 from scoretk.adapters.flows import from_flow
+from scoretk.adapters.jax import from_jax
 from scoretk.adapters.k_diffusion import from_k_diffusion
+from scoretk.adapters.pymc import from_pymc
+from scoretk.adapters.pyro import from_pyro
+from scoretk.adapters.sbi import from_sbi
 from scoretk.adapters.sklearn import from_sklearn
+from scoretk.adapters.stan import from_stan
 from scoretk.adapters.torchcfm import from_torchcfm
+from scoretk.adapters.transformers import from_language_model
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import from_distribution
 from scoretk.fields.foreign import ADAPTERS, adapter_of
@@ -29,8 +35,14 @@ BY_NAME: Mapping[str, Callable[..., Any]] = MappingProxyType(
             from_distribution,
             from_flow,
             from_flow_matching,
+            from_jax,
             from_k_diffusion,
+            from_language_model,
+            from_pymc,
+            from_pyro,
+            from_sbi,
             from_sklearn,
+            from_stan,
             from_torchcfm,
         )
     }
@@ -38,7 +50,7 @@ BY_NAME: Mapping[str, Callable[..., Any]] = MappingProxyType(
 """The adapters of `scoretk.fields.foreign.ADAPTERS`, by name."""
 
 
-def from_(value: Any, *args: Any, **options: Any) -> Any:
+def from_(value: Any, /, *args: Any, **options: Any) -> Any:
     """The field of an object of another library, by the adapter for it.
 
     Args:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scoretk.adapters.schedules import Scheduled
 from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.arguments import function
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import owners
 from scoretk.fields.wrappers import Diffusion, Velocity
@@ -49,7 +50,8 @@ def from_flow_matching(
     Raises:
         InvalidArgument: The path is not affine, or an argument does not fit.
     """
-    shape, net = as_event_shape(event_shape), _Named(model)
+    shape = as_event_shape(event_shape)
+    net = _Named(function("model", model, "model(**arguments), which are x, t and conditions"))
     if path is None or base is not None:
         return Velocity(net, shape, base, autocast=autocast)
     if ("flow_matching", "AffineProbPath") not in owners(path):
@@ -61,10 +63,10 @@ def from_flow_matching(
 class _Named:
     """A model called by its argument names."""
 
-    model: Any
+    net: Any
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        velocity: Tensor = self.model(x=x, t=t, **cond)
+        velocity: Tensor = self.net(x=x, t=t, **cond)
         return velocity
 
 

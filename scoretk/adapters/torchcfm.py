@@ -27,6 +27,7 @@ from torch import distributions as td
 
 from scoretk.adapters.schedules import Scheduled
 from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.arguments import function
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import owners
 from scoretk.fields.paths import Cosine, GaussianPath, Linear
@@ -65,6 +66,7 @@ def from_torchcfm(
     """
     shape = as_event_shape(event_shape)
     flat = ("torchcfm", "MLP") in owners(model)
+    function("model", model, "model(rows)" if flat else "model(t, x, **cond)")
     net: Callable[..., Tensor] = _OnRows(model) if flat else _TimeFirst(model)
     if base is not None:
         return Velocity(net, shape, base, autocast=autocast)
@@ -121,10 +123,10 @@ class _Target:
 class _TimeFirst:
     """A model that takes the time before x."""
 
-    model: Any
+    net: Any
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        velocity: Tensor = self.model(t, x, **cond)
+        velocity: Tensor = self.net(t, x, **cond)
         return velocity
 
 
@@ -132,8 +134,8 @@ class _TimeFirst:
 class _OnRows:
     """A model of flat rows, with the time as their last entry."""
 
-    model: Any
+    net: Any
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        velocity: Tensor = self.model(torch.cat([x.flatten(1), t[:, None]], 1))
+        velocity: Tensor = self.net(torch.cat([x.flatten(1), t[:, None]], 1))
         return velocity.reshape(x.shape)

@@ -38,9 +38,11 @@ __all__ = [
     "Derived",
     "FreeEnergy",
     "Named",
+    "OfSome",
     "Variables",
     "check_takes",
     "named",
+    "of_some",
     "variables_of",
 ]
 
@@ -335,6 +337,43 @@ def _called(
         twice = ", ".join(sorted(cond.keys() & values.keys()))
         raise InvalidArgument("cond", twice, "names that no variable has: rename one of them")
     return fn(**values, **cond)
+
+
+@dataclass(frozen=True, eq=False)
+class OfSome:
+    """A function of some of the named variables as one of x.
+
+    Attributes:
+        fn: Called as `fn(mu=..., **cond)`, with the variables that it takes.
+        of: The variables.
+        taken: The names of those that it takes.
+    """
+
+    fn: Callable[..., Tensor]
+    of: Named
+    taken: tuple[str, ...]
+
+    def __call__(self, x: Tensor, /, **cond: Tensor) -> Tensor:
+        values = self.of.layout.split(self.of.values(x))
+        return _called(self.fn, {name: values[name] for name in self.taken}, cond)
+
+
+def of_some(fn: Any, law: object) -> Any:
+    """A function of a field's variables as one of x, where its first argument is a variable's name.
+
+    Args:
+        fn: A function of x, or of some of the variables.
+        law: The field.
+
+    Returns:
+        A function of x; what is no function of variables as it is.
+    """
+    names, parameters = named(law), _parameters(fn) if callable(fn) else None
+    if names is None or not parameters or parameters[0].name not in names.layout.shapes:
+        return fn
+    kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    known = {p.name for p in parameters if p.kind in kinds}
+    return OfSome(fn, names, tuple(name for name in names.layout.shapes if name in known))
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,6 +68,7 @@ def test_conditions_reach_both():
     assert stk.sample(field, stk.MALA(0.1), chains=3, steps=2, cond={"y": y.float()}).failures == {}
 
 
+@pytest.mark.slow
 def test_a_law_of_the_kit_finds_a_wrong_gradient(fewer_cases):
     fn, grad = FUNCTIONS["arrays"]
     wrong = stk.Energy(fn, (2,), grad=lambda x: 1.05 * grad(x))
@@ -91,3 +92,14 @@ def test_what_does_not_fit_is_refused():
 
 def nonsense(x):
     raise TypeError("nonsense" if isinstance(x, torch.Tensor) else "the second")
+
+
+def test_a_wrong_gradient_is_seen_in_finite_differences():
+    fn, grad = FUNCTIONS["arrays"]
+    steps = 1e-5 * torch.eye(2, dtype=torch.float64)
+    for factor, right in ((1.0, True), (1.05, False)):
+        field = stk.Energy(fn, (2,), grad=lambda x, factor=factor: factor * grad(x))
+        numeric = torch.stack(
+            [(field.energy(X + h) - field.energy(X - h)) / 2e-5 for h in steps], 1
+        )
+        assert torch.allclose(-field.score(X), numeric, rtol=1e-6, atol=1e-6) == right

@@ -20,6 +20,7 @@ from scoretk.fields.posterior.static import StaticPosterior
 from scoretk.fields.posterior.timed import TimedPosterior
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import gaussian_path
+from scoretk.fields.variables import of_some
 from scoretk.fields.wrapped import check_within, shared_map
 
 __all__ = ["POSTERIOR_METHODS", "posterior"]
@@ -50,7 +51,8 @@ def posterior(
             field on a Gaussian path, whose posterior is timed and starts from the same `base`.
             `prior.at(t)` is static.
         likelihood: `LinearGaussian(operator, y, std)`; a callable
-            `log_likelihood(x, **cond) -> (batch,)`; or a static field with an energy, `-log L`.
+            `log_likelihood(x, **cond) -> (batch,)`, or of a prior's named variables
+            `log_likelihood(mu, tau, **cond)`, of those that it takes; or a static field with an energy, `-log L`.
         method: For a timed prior, "mmps" (the default for a `LinearGaussian`), "pigdm",
             "replacement" or "dps" (the default, and the only one, for any other likelihood), or an
             object with settings, such as `MMPS(iterations=10)`. None for a static prior.
@@ -78,6 +80,7 @@ def posterior(
             "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)",
         )
     taken = names("measured", measured)
+    likelihood = likelihood if is_field(likelihood) else of_some(likelihood, prior)
     if is_field(likelihood):
         if shared_map("prior, likelihood", (prior, likelihood)) is not None:
             likelihood = likelihood.field

@@ -1,0 +1,74 @@
+"""Log densities that another library computes, with its own gradients, as fields of named variables.
+
+The owner gives `log p(x)` and its gradient for rows x, in the user's space; the bijections onto the
+supports of the variables, and the logarithms of their Jacobians, are this package's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from scoretk.core.rows import across
+from scoretk.fields.constrained import Constrained, constrained
+from scoretk.fields.variables import Variables
+from scoretk.fields.wrappers import Energy
+
+__all__ = ["Owned", "of_variables"]
+
+Both = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Owned:
+    """An energy that its owner computes, differentiable in x once, by the owner's gradient.
+
+    Attributes:
+        value: Takes x `(batch, *event_shape)` to `log p(x)`, `(batch,)`.
+        both: Takes x to `log p(x)` and its gradient, like x, in one evaluation.
+    """
+
+    value: Callable[[Tensor], Tensor]
+    both: Callable[[Tensor], Both]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`-log p(x)`, `(batch,)`."""
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return -self.value(x.detach()).to(x)
+        value, gradient = self.both(x.detach())
+        energy: Tensor = _Known.apply(x, -value.to(x), -gradient.to(x))  # type: ignore[no-untyped-call]
+        return energy
+
+
+class _Known(torch.autograd.Function):
+    """A value whose derivative in x is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return across(slope, gradient) * gradient, None, None
+
+
+def of_variables(energy: Callable[[Tensor], Tensor], space: Variables) -> Constrained:
+    """A field over named variables, of an energy of these side by side.
+
+    Args:
+        energy: Takes the variables side by side in the user's space, `(batch, size)`, to
+            `(batch,)`.
+        space: The variables and their supports.
+
+    Returns:
+        The field, in free space.
+    """
+    return constrained(Energy(energy, (space.layout.size,)), space)  # type: ignore[arg-type]

@@ -1,0 +1,247 @@
+"""A field's weights in a folder that says what they are, and back: safetensors, JSON, a model card.
+
+A folder holds `model.safetensors` (every module's state, and answers of the field at fixed points),
+`config.json` (how the field is made, its shape and what it offers) and `README.md`, a model card.
+No code and no pickle is stored: a field is made by a registered model's name and settings, or by
+the caller, and its weights are put in; the answers at the fixed points show whether it is the same.
+
+A folder of this form is a repository of the Hugging Face hub as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoretk._version import __version__
+from scoretk.core.anatomy import left_as_found, modules_of, state_like
+from scoretk.core.noise import Noise
+from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
+from scoretk.core.streams import Stream
+from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers
+from scoretk.fields.resolve import resolve
+from scoretk.plugins import find_model, load
+
+__all__ = ["load_pretrained", "save_pretrained"]
+
+KIND, WEIGHTS, CONFIG, CARD = "pretrained", "model.safetensors", "config.json", "README.md"
+PROBES = 4
+CLOSE = 1e-3
+"""How near the answers have to be, in units of the largest: devices and versions round apart."""
+
+
+def save_pretrained(
+    field: Any,
+    folder: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    card: str = "",
+) -> Path:
+    """Write a field's weights, how it is made, and a model card into a folder.
+
+    Args:
+        field: The field; the weights of all its modules are stored.
+        folder: Where to; it is made, and files of the same names are replaced.
+        model: The name of the registered model that makes it, for `load_pretrained` without a
+            field; None where the caller will make it.
+        settings: What that model, or the caller's function, takes, plain values.
+        card: Text for the model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InvalidArgument: It is no field, has no module with weights, or the settings are not plain.
+        UnknownName: No model has this name.
+    """
+    if not is_field(field):
+        resolve(field, ())  # raises, with the way to wrap it
+    tensors = _states(field)
+    if not tensors:
+        raise InvalidArgument(
+            "field", field_name(field), "a field with modules, whose weights can be stored"
+        )
+    answers = _answers(field)
+    config: dict[str, Any] = {
+        "scoretk": __version__,
+        "model": None if model is None else find_model(model).id,
+        "settings": dict(settings or {}),
+        "event_shape": list(field.event_shape),
+        "provides": sorted(offers(field)),
+        "field": type(field).__name__,
+    }
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument("settings", settings, "plain values for JSON", str(error)) from error
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = tensors if answers is None else tensors | {"answers": answers}
+        write_sealed(path / WEIGHTS, KIND, held, config)
+        (path / CONFIG).write_text(text + "\n", encoding="utf-8")
+        (path / CARD).write_text(_card(config, card), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(
+            "folder", str(path), "a folder that can be written", str(error)
+        ) from error
+    return path
+
+
+def load_pretrained(
+    folder: str | os.PathLike[str], field: Any = None, *, revision: str | None = None
+) -> Any:
+    """The field whose weights are in a folder, or in a repository of the Hugging Face hub.
+
+    Args:
+        folder: What `save_pretrained` wrote; or, where no such folder exists and huggingface_hub is
+            installed, the id of a repository, "user/name".
+        field: A field of the same build, whose weights are replaced; or a function that makes one,
+            called with the stored settings. None for a field that a registered model makes.
+        revision: Of the repository: a branch, a tag or a commit.
+
+    Returns:
+        The field.
+
+    Raises:
+        InvalidArgument: The folder holds no such files, the weights do not fit the field, or it
+            answers otherwise than the one that was stored.
+        MissingDependency: It is no folder, and huggingface_hub is not installed.
+    """
+    path = _folder(folder, revision)
+    try:
+        tensors, header = read_sealed(path / WEIGHTS, KIND)
+        config = dict(header)
+        settings = dict(config["settings"])
+        model = config["model"]
+    except (Unreadable, KeyError, TypeError) as error:
+        raise InvalidArgument(
+            "folder", str(path), "a folder that scoretk.save_pretrained wrote", str(error)
+        ) from error
+    made = _made(field, model, settings)
+    answers = tensors.pop("answers", None)
+    _put(made, tensors)
+    found = None if answers is None else _answers(made)
+    if answers is not None and (found is None or not _same(found, answers)):
+        raise InvalidArgument(
+            "field",
+            field_name(made),
+            "the field whose weights these are: it answers otherwise at the stored points",
+            "What is not a weight differs, such as the path, what is predicted, or a constant",
+        )
+    return made
+
+
+def _folder(folder: str | os.PathLike[str], revision: str | None) -> Path:
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    if not isinstance(folder, str) or folder.count("/") != 1 or folder.startswith((".", "/")):
+        raise InvalidArgument(
+            "folder", str(folder), "a folder, or the id of a repository, user/name"
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingDependency("huggingface_hub", "hub", f"The repository {folder!r}") from error
+    names = [WEIGHTS, CONFIG, CARD]
+    return Path(huggingface_hub.snapshot_download(folder, revision=revision, allow_patterns=names))
+
+
+def _made(field: Any, model: str | None, settings: dict[str, Any]) -> Any:
+    """The field to put weights into."""
+    if field is None:
+        if model is None:
+            raise InvalidArgument(
+                "field", None, "a field, or a function that makes one: no registered model does"
+            )
+        return load(model, **settings)
+    if is_field(field):
+        return field
+    made = field(**settings) if callable(field) else field
+    if not is_field(made):
+        raise InvalidArgument("field", field, "a field, or a function that makes one")
+    return made
+
+
+def _roots(field: Any) -> list[nn.Module]:
+    """The modules of a field that are not within another of them, in the order of the walk."""
+    found = modules_of(field)
+    within = {id(part) for m in found for part in m.modules() if part is not m}
+    return [m for m in found if id(m) not in within]
+
+
+def _states(field: Any) -> dict[str, Tensor]:
+    return {
+        f"{i}.{name}": value.detach().cpu().contiguous().clone()
+        for i, root in enumerate(_roots(field))
+        for name, value in root.state_dict().items()
+    }
+
+
+def _put(field: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Put the weights into the modules of a field."""
+    roots = _roots(field)
+    own = {f"{i}.{name}" for i, root in enumerate(roots) for name in root.state_dict()}
+    if own != tensors.keys():
+        apart = sorted(own ^ tensors.keys())[:5]
+        raise InvalidArgument(
+            "field",
+            field_name(field),
+            f"modules with the stored weights; apart: {', '.join(apart)}",
+        )
+    for i, root in enumerate(roots):
+        lead = f"{i}."
+        state = {n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)}
+        try:
+            root.load_state_dict(state)
+        except RuntimeError as error:
+            raise InvalidArgument(
+                "field", field_name(field), "modules of the stored shapes", str(error)
+            ) from error
+
+
+@torch.no_grad()
+def _answers(field: Any) -> Tensor | None:
+    """What a field answers at fixed points; None where it has to be told conditions."""
+    shape = tuple(field.event_shape)
+    x = Noise(0, PROBES).normal(0, Stream.PROBE, shape)
+    like = next(iter(state_like(field)), x)
+    timed = is_timed(field)
+    bound: Any = resolve(field, (), timed=timed)
+    with left_as_found(field):
+        try:
+            value: Tensor = bound.predict(x.to(like), 0.5) if timed else bound.score(x.to(like))
+        except (TypeError, InvalidArgument, KeyError):
+            return None
+    return value.detach().float().cpu()
+
+
+def _same(found: Tensor, stored: Tensor) -> bool:
+    if found.shape != stored.shape:
+        return False
+    scale = stored.abs().amax().clamp(min=1e-30)
+    return bool((found - stored).abs().amax() <= CLOSE * scale)
+
+
+def _card(config: Mapping[str, Any], text: str) -> str:
+    made = (
+        f"scoretk.load_pretrained(folder)  # {config['model']}"
+        if config["model"]
+        else "scoretk.load_pretrained(folder, field)  # a field of the same build"
+    )
+    shape = tuple(config["event_shape"])
+    return (
+        "---\nlibrary_name: scoretk\ntags:\n- scoretk\n---\n\n# A field of scoretk\n\n"
+        + (f"{text.strip()}\n\n" if text.strip() else "")
+        + f"Events of shape {shape}; offers {', '.join(config['provides'])}.\n\n"
+        + f"```python\nimport scoretk\n\nfield = {made}\n```\n"
+    )

@@ -1,0 +1,108 @@
+"""Posteriors of sbi as fields: its potential, in the free space of its prior's support.
+
+A potential is `log p(theta | x)` up to a constant. It is asked for one observation, given once, or
+for a condition "x_o" with one row a chain. The prior's support is the field's constraint.
+
+References:
+    Tejero-Cantero, Boelts, Deistler, Lueckmann, Durkan, Goncalves, Greenberg, Macke, "sbi: a toolkit
+    for simulation-based inference" (2020).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.arguments import numbers
+from scoretk.errors import InvalidArgument
+from scoretk.fields.constrained import Constrained, constrained
+from scoretk.fields.wrappers import Energy
+
+__all__ = ["from_sbi"]
+
+
+def from_sbi(
+    posterior: Any, x: Any = None, event_shape: Sequence[int] | None = None
+) -> Energy | Constrained:
+    """A field over the parameters from a posterior, or a potential, of sbi.
+
+    Args:
+        posterior: A posterior of sbi, of any of its methods, or its `potential_fn`.
+        x: The observation, or several of the same parameters, `(trials, *shape)`; None for that
+            which the posterior has as its default, or, without one, for `cond={"x_o": rows}`, with a
+            row a chain.
+        event_shape: The shape of the parameters; None for that of the prior.
+
+    Returns:
+        The field: in free space where the prior's support is bounded.
+
+    Raises:
+        InvalidArgument: It is no such posterior, or does not say its prior.
+    """
+    potential = getattr(posterior, "potential_fn", posterior)
+    if not callable(potential) or not hasattr(potential, "set_x"):
+        raise InvalidArgument(
+            "posterior", type(posterior), "a posterior of sbi, or its potential_fn"
+        )
+    prior = getattr(potential, "prior", None) or getattr(posterior, "prior", None)
+    if event_shape is None:
+        event_shape = _shape_of(prior)
+    held = copy.deepcopy(potential)  # whose observation is its own state
+    if x is not None:
+        held.set_x(numbers("x", x))
+    known = held.return_x_o() is not None
+    energy: Any = _OfOne(held) if known else _OfRows(held)
+    field = Energy(energy, as_event_shape(event_shape))
+    support = _support_of(prior)
+    return field if support is None else constrained(field, support)
+
+
+def _shape_of(prior: Any) -> Any:
+    shape = getattr(prior, "event_shape", None)
+    if not shape:
+        raise InvalidArgument(
+            "event_shape", None, "the shape of the parameters, which no prior of the posterior says"
+        )
+    return tuple(shape)
+
+
+def _support_of(prior: Any) -> Any:
+    """The constraint of a prior; None where it is all of R^d, or the prior does not say."""
+    try:
+        support = prior.support
+    except (AttributeError, NotImplementedError):
+        return None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return None if support is constraints.real or support is constraints.real_vector else support
+
+
+@dataclass(frozen=True, eq=False)
+class _OfOne:
+    """The energy at one observation, which the potential holds."""
+
+    potential: Any
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        value: Tensor = self.potential(theta, track_gradients=torch.is_grad_enabled())
+        return -value
+
+
+@dataclass(frozen=True, eq=False)
+class _OfRows:
+    """The energy of each row at its own observation."""
+
+    potential: Any
+
+    def __call__(self, theta: Tensor, x_o: Tensor) -> Tensor:
+        held = copy.copy(self.potential)  # the observation is of this evaluation alone
+        held.set_x(x_o, x_is_iid=False)
+        value: Tensor = held(theta, track_gradients=torch.is_grad_enabled())
+        return -value.reshape(len(theta))

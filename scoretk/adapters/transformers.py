@@ -1,0 +1,293 @@
+r"""Language models of transformers as fields over token ids.
+
+A text of L tokens is L one-hot rows over the vocabulary, so that the energy is a smooth function of
+real x and its gradient is one over tokens, as `scoretk.GibbsWithGradients` needs it. A causal model
+is the normalised law
+
+    log p(x) = sum_i log p(x_i | prefix, x_1 ... x_(i-1)),
+
+from which `draw` samples token by token. Where tokens within the text are given (infilling) it is
+the law of the others up to a constant. A masked model has conditionals and no joint law; its energy
+is minus the pseudo-log-likelihood
+
+    -sum_i log p(x_i | all others),
+
+one pass of the model for each site.
+
+References:
+    Besag, "Statistical analysis of non-lattice data" (1975): the pseudo-likelihood.
+    Salazar, Liang, Nguyen, Kirchhoff, "Masked language model scoring" (2020).
+    Grathwohl, Swersky, Hashemi, Duvenaud, Maddison, "Oops I took a gradient: scalable sampling for
+    discrete distributions" (2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from scoretk.core.arguments import count, integer
+from scoretk.core.devices import on
+from scoretk.core.rows import row_sum
+from scoretk.core.streams import Stream
+from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.foreign import owners
+from scoretk.fields.gradient import grad_energy
+from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.states import pick, uniform_states
+
+__all__ = ["LanguageField", "from_language_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageField:
+    """The static field of a language model over one-hot tokens; made by `from_language_model`.
+
+    Attributes:
+        lm: The model.
+        masked: Whether it is a masked one.
+        before: The ids before the text, `(k,)`.
+        template: The ids of the text, `(length,)`, -1 where they are free.
+        after: The ids after the text, `(k,)`.
+        mask: The id of the mask token, of a masked model.
+    """
+
+    lm: Any
+    masked: bool
+    before: Tensor
+    template: Tensor
+    after: Tensor
+    mask: int | None = None
+
+    states = "one-hot"
+
+    def __repr__(self) -> str:
+        kind = "masked" if self.masked else "causal"
+        return f"from_language_model({type(self.lm).__name__}, {kind}, {self.event_shape})"
+
+    @property
+    def _free(self) -> Tensor:
+        """Which sites of the text are free, `(length,)` of bool."""
+        return self.template < 0
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """`(free tokens, vocabulary)`."""
+        return (int(self._free.sum()), int(self.lm.get_input_embeddings().weight.shape[0]))
+
+    @property
+    def _normalised(self) -> bool:
+        return not self.masked and bool(self._free.all())
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Energy, score, states and decode; of a causal model without given tokens `log_prob` and
+        `draw`.
+        """
+        own = {"energy", "score", "states", "decode"}
+        return frozenset(own | ({"log_prob", "draw"} if self._normalised else set()))
+
+    def initial(self, n: int, noise: NoiseSource) -> Tensor:
+        """Every free token uniform over the vocabulary, `(n, *event_shape)`."""
+        return uniform_states("one-hot", self.event_shape, noise)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Minus the log likelihood, or pseudo-log-likelihood, `(batch,)`."""
+        if len(x) == 0:
+            return row_sum(x)
+        return -(self._masked(x) if self.masked else self._causal(x))
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
+        return grad_energy(self.energy, x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """`-grad E(x)`, like x."""
+        return -self.energy_and_grad(x)[1]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """`log p(x)`, `(batch,)`, of a causal model.
+
+        Raises:
+            MissingCapability: It is a masked model, or tokens within the text are given.
+        """
+        self._must_be_normalised("log_prob")
+        return -self.energy(x)
+
+    @torch.no_grad()
+    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+        """Exact samples, token by token, `(n, *event_shape)`.
+
+        Raises:
+            MissingCapability: It is a masked model, or tokens within the text are given.
+        """
+        self._must_be_normalised("draw")
+        ids = on(self.before, noise.chains.device).expand(n, -1)
+        for i in range(len(self.template)):
+            u = noise.uniform(i, Stream.START, (), torch.float64)
+            logits = self.lm(input_ids=ids).logits[:, -1].double()
+            ids = torch.cat([ids, pick(logits, u)[:, None]], 1)
+        return self.one_hot(ids[:, len(self.before) :])
+
+    def one_hot(self, ids: Tensor) -> Tensor:
+        """The x of texts, such as a start for `init=`: `(n, length)` of ids to `(n, *event_shape)`.
+
+        Raises:
+            InvalidArgument: They are not so many ids.
+        """
+        ids = torch.as_tensor(ids)
+        length, vocabulary = len(self.template), self.event_shape[1]
+        fits = ids.ndim == 2 and ids.shape[1] == length and not ids.is_floating_point()
+        if not fits or bool(((ids < 0) | (ids >= vocabulary)).any()):
+            raise InvalidArgument("ids", ids, f"(n, {length}) ids below {vocabulary}")
+        return one_hot(ids[:, on(self._free, ids.device)].long(), vocabulary).to(self._embedding)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The ids of the text, those that were given among them, `(batch, length)` of int64."""
+        ids = on(self.template, x.device).expand(*x.shape[:-2], -1).clone()
+        ids[..., on(self._free, x.device)] = x.argmax(-1)
+        return ids
+
+    @property
+    def _embedding(self) -> Tensor:
+        weight: Tensor = self.lm.get_input_embeddings().weight
+        return weight
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """The whole text as rows over the vocabulary, `(batch, length, vocabulary)`."""
+        free = on(self._free, x.device)
+        given = one_hot(on(self.template, x.device).clamp(min=0), x.shape[-1]).to(x)
+        place = (free.cumsum(0) - 1).clamp(min=0)
+        return torch.where(free[:, None], x[:, place], given)
+
+    def _embedded(self, rows: Tensor) -> Tensor:
+        """The embeddings of the text between what stands before and after it."""
+        weight = self._embedding
+        before, after = (weight[on(ids, weight.device)] for ids in (self.before, self.after))
+        around = (part.expand(len(rows), -1, -1) for part in (before, after))
+        first, last = around
+        return torch.cat([first, rows.to(weight) @ weight, last], 1)
+
+    def _causal(self, x: Tensor) -> Tensor:
+        rows, k = self._rows(x), len(self.before)
+        logits = self.lm(inputs_embeds=self._embedded(rows)[:, :-1]).logits[:, k - 1 :]
+        return row_sum(torch.log_softmax(logits.to(x), -1) * rows)
+
+    def _masked(self, x: Tensor) -> Tensor:
+        rows, k = self._rows(x), len(self.before)
+        seen, length = self._embedded(rows), rows.shape[1]
+        mask = self._embedding[self.mask]
+        total = x.new_zeros(len(x))
+        for i in range(length):
+            hidden = torch.cat(
+                [seen[:, : k + i], mask.expand(len(x), 1, -1), seen[:, k + i + 1 :]], 1
+            )
+            logits = self.lm(inputs_embeds=hidden).logits[:, k + i]
+            total = total + (torch.log_softmax(logits.to(x), -1) * rows[:, i]).sum(-1)
+        return total
+
+    def _must_be_normalised(self, name: str) -> None:
+        if name not in self.provides:
+            why = "A masked model has no joint law" if self.masked else "Tokens are given within it"
+            raise MissingCapability(
+                repr(self),
+                self.provides,
+                {name},
+                f"{why}: sample it with GibbsWithGradients or DiscreteLangevin",
+            )
+
+
+def from_language_model(
+    lm: Any,
+    length: int,
+    constraint: Mapping[int, int] | Sequence[int | None] | None = None,
+    *,
+    before: Sequence[int] | None = None,
+    after: Sequence[int] = (),
+    mask: int | None = None,
+) -> LanguageField:
+    """A field over the token ids of texts from a causal or masked language model.
+
+    Args:
+        lm: A model of transformers with a head over the vocabulary, `...LMHeadModel`,
+            `...ForCausalLM` or `...ForMaskedLM`.
+        length: How many tokens the text has.
+        constraint: Tokens that are given, by their place in the text, or as one entry a place with
+            None where it is free; None for none. Those that a causal model is given at the
+            beginning join `before`. What a text should hold wherever it is, is a likelihood:
+            `scoretk.posterior(field, log_likelihood)`.
+        before: The ids before the text; None for the beginning-of-sentence token of a causal
+            model's configuration, and for none of a masked one.
+        after: The ids after the text, of a masked model.
+        mask: The id of the mask token; None for that of the configuration.
+
+    Returns:
+        The field, of x of shape `(free tokens, vocabulary)` with states "one-hot".
+
+    Raises:
+        InvalidArgument: An argument does not fit, or the model has no head over tokens.
+    """
+    kinds = [name for _, name in owners(lm)]
+    if not callable(getattr(lm, "get_input_embeddings", None)):
+        raise InvalidArgument("lm", type(lm), "a language model of transformers")
+    masked = any("ForMaskedLM" in name for name in kinds)
+    if not masked and not any("LMHead" in n or "CausalLM" in n for n in kinds):
+        raise InvalidArgument(
+            "lm", type(lm), "a model with a head over the vocabulary", "Such as GPT2LMHeadModel"
+        )
+    template = _template(constraint, count("length", length, least=1))
+    vocabulary = int(lm.get_input_embeddings().weight.shape[0])
+    lead = [] if before is None else [integer("before", i, below=vocabulary) for i in before]
+    if masked:
+        mask = _mask(lm, mask)
+    else:
+        if len(after):
+            raise InvalidArgument("after", after, "nothing with a causal model")
+        if before is None:
+            start = getattr(lm.config, "bos_token_id", None)
+            if start is None:
+                raise InvalidArgument("before", None, "the ids before the text: the model has none")
+            lead = [int(start)]
+        if not lead:
+            raise InvalidArgument("before", before, "at least one id with a causal model")
+        while template and template[0] >= 0 and len(template) > 1:
+            lead.append(template.pop(0))
+    if all(i >= 0 for i in template) or max(template) >= vocabulary:
+        raise InvalidArgument("constraint", constraint, f"ids below {vocabulary}, some place free")
+    return LanguageField(
+        lm,
+        masked,
+        torch.tensor(lead, dtype=torch.int64),
+        torch.tensor(template, dtype=torch.int64),
+        torch.tensor(list(after), dtype=torch.int64),
+        mask if masked else None,
+    )
+
+
+def _mask(lm: Any, mask: int | None) -> int:
+    """The id of the mask token."""
+    found = getattr(lm.config, "mask_token_id", None) if mask is None else mask
+    if found is None:
+        raise InvalidArgument(
+            "mask", mask, "the id of the mask token, which the model does not say"
+        )
+    return integer("mask", found, below=int(lm.get_input_embeddings().weight.shape[0]))
+
+
+def _template(constraint: Any, length: int) -> list[int]:
+    """The ids of the text, -1 where they are free."""
+    if constraint is None:
+        return [-1] * length
+    if isinstance(constraint, Mapping):
+        given = {integer("constraint", i, below=length): constraint[i] for i in constraint}
+        listed = [given.get(i) for i in range(length)]
+    elif isinstance(constraint, Sequence) and len(constraint) == length:
+        listed = list(constraint)
+    else:
+        raise InvalidArgument("constraint", constraint, f"ids by place, or {length} entries")
+    return [-1 if i is None else integer("constraint", i) for i in listed]

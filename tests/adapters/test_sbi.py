@@ -1,0 +1,150 @@
+"""Posteriors of sbi: the potential, the prior's support, an observation or one a chain."""
+
+import warnings
+
+import pytest
+import torch
+from torch import distributions as td
+
+import scoretk as stk
+from scoretk.errors import InvalidArgument
+from scoretk.fields import Constrained
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+D, N = 2, 6
+
+
+@pytest.fixture(scope="module")
+def sbi():
+    with warnings.catch_warnings():  # of the library itself, at its first import
+        warnings.simplefilter("ignore")
+        pytest.importorskip("sbi")
+        import sbi.inference
+        import sbi.neural_nets
+        import sbi.utils
+    return sbi
+
+
+def theta():
+    return torch.linspace(-0.8, 0.7, N * D).reshape(N, D)
+
+
+def rows():
+    return torch.linspace(-1, 1, N * 3).reshape(N, 3)
+
+
+PRIORS = {
+    "box": lambda sbi: sbi.utils.BoxUniform(-torch.ones(D), torch.ones(D)),
+    "normal": lambda sbi: td.MultivariateNormal(torch.zeros(D), torch.eye(D)),
+}
+
+
+def simulated(prior):
+    samples = prior.sample((50,))
+    return samples, torch.randn(50, 3)
+
+
+def potential_of(sbi, method, prior):
+    """The potential of an untrained network."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        samples, x = simulated(prior)
+        if method == "npe":
+            net = sbi.neural_nets.posterior_nn("maf", hidden_features=8, num_transforms=2)
+            make = sbi.inference.posterior_estimator_based_potential
+        elif method == "nle":
+            net = sbi.neural_nets.likelihood_nn("maf", hidden_features=8, num_transforms=2)
+            make = sbi.inference.likelihood_estimator_based_potential
+        else:
+            net = sbi.neural_nets.classifier_nn("mlp", hidden_features=8)
+            make = sbi.inference.ratio_estimator_based_potential
+        estimator = net(samples, x).eval()
+        return make(estimator, prior, None)[0]
+
+
+@pytest.mark.parametrize("prior_name", PRIORS)
+@pytest.mark.parametrize("method", ["npe", "nle", "nre"])
+def test_values_are_the_potentials(sbi, method, prior_name):
+    prior = PRIORS[prior_name](sbi)
+    potential = potential_of(sbi, method, prior)
+    one = rows()[1]
+    field = stk.from_sbi(potential, one)
+    potential.set_x(one)
+    expected = -potential(theta(), track_gradients=False)
+    users = field.field if isinstance(field, Constrained) else field
+    assert isinstance(field, Constrained) == (prior_name == "box")
+    torch.testing.assert_close(users.energy(theta()), expected, rtol=1e-5, atol=1e-5)
+    x = theta().requires_grad_()
+    (gradient,) = torch.autograd.grad(potential(x).sum(), x)
+    torch.testing.assert_close(users.score(theta()), gradient, rtol=1e-4, atol=1e-4)
+    by_row = stk.from_sbi(potential_of(sbi, method, prior))
+    users = by_row.field if isinstance(by_row, Constrained) else by_row
+    found = users.energy(theta(), x_o=rows())
+    torch.testing.assert_close(found[1:2], expected[1:2], rtol=1e-4, atol=1e-4)
+    draws = stk.sample(by_row, stk.MALA(0.05), chains=N, steps=3, cond={"x_o": rows()})
+    assert draws.failures == {}
+    if prior_name == "box":
+        assert bool((draws.x.abs() <= 1).all())
+
+
+def test_a_posterior_has_its_own_observation_and_keeps_it(sbi):
+    prior = PRIORS["box"](sbi)
+    potential = potential_of(sbi, "nle", prior)
+    potential.set_x(rows()[0])
+    posterior = sbi.inference.MCMCPosterior(potential, proposal=prior, theta_transform=None)
+    field = stk.from_(posterior)
+    other = stk.from_(posterior, rows()[2])
+    gap = field.field.energy(theta()) - other.field.energy(theta())
+    assert float(gap.abs().max()) > 1e-3
+    torch.testing.assert_close(posterior.potential_fn.x_o, rows()[:1])
+
+
+def test_what_is_no_posterior_is_refused(sbi):
+    with pytest.raises(InvalidArgument, match="posterior of sbi"):
+        stk.from_sbi(lambda theta: theta)
+    potential = potential_of(sbi, "nle", PRIORS["box"](sbi))
+    with pytest.raises(InvalidArgument, match=r"scoretk\.from_sbi"):
+        stk.sample(potential, chains=2)
+
+
+def two_moons(sbi):
+    """The likelihood of the two moons in closed form, as a potential of sbi."""
+    prior = PRIORS["box"](sbi)
+
+    def potential(theta, x_o):
+        shift = torch.stack(
+            [-(theta.sum(-1).abs()) / 2**0.5, (theta[..., 1] - theta[..., 0]) / 2**0.5], -1
+        )
+        p = x_o - shift - torch.tensor([0.25, 0.0])
+        r = p.square().sum(-1).sqrt()
+        inside = p[..., 0] > 0
+        value = -((r - 0.1) ** 2) / (2 * 0.01**2) - r.log()
+        return torch.where(inside, value, -torch.inf)
+
+    from sbi.inference.potentials.base_potential import CustomPotentialWrapper
+
+    return CustomPotentialWrapper(potential, prior, torch.zeros(1, 2)), prior
+
+
+@pytest.mark.slow
+def test_two_moons_agree_with_its_own_mcmc(sbi):
+    """A classifier tells the draws of both no better than by chance (C2ST)."""
+    potential, prior = two_moons(sbi)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        posterior = sbi.inference.MCMCPosterior(
+            potential,
+            proposal=prior,
+            method="slice_np_vectorized",
+            num_chains=100,
+            thin=5,
+            warmup_steps=200,
+        )
+        theirs = posterior.sample((1000,), x=torch.zeros(1, 2), show_progress_bars=False)
+        field = stk.from_sbi(posterior)
+        draws = stk.sample(field, stk.ParallelTempering(), chains=250, steps=400, warmup=300)
+        ours = draws.x[:, ::100].reshape(-1, 2)[:1000]
+        from sbi.utils.metrics import c2st
+
+        score = float(c2st(ours, theirs))
+    assert score < 0.6
