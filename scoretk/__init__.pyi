@@ -15,6 +15,7 @@ from scoretk.adapters.pretrained import save_pretrained as save_pretrained
 from scoretk.adapters.pymc import from_pymc as from_pymc
 from scoretk.adapters.pyro import from_pyro as from_pyro
 from scoretk.adapters.sbi import from_sbi as from_sbi
+from scoretk.adapters.sbi import to_sbi as to_sbi
 from scoretk.adapters.sklearn import from_sklearn as from_sklearn
 from scoretk.adapters.stan import from_stan as from_stan
 from scoretk.adapters.torchcfm import from_torchcfm as from_torchcfm

@@ -30,8 +30,8 @@ def from_numpyro(model: Callable[..., Any], *args: Any, **options: Any) -> Const
         options: The model's arguments by name.
 
     Returns:
-        The field of its latent sites, by their names, under their supports, with the axes of plates
-        as dims. Solvers work in free space; draws are the sites' values.
+        The field of its latent sites, by their names and under their supports. Solvers work in free
+        space; draws are the sites' values.
 
     Raises:
         InvalidArgument: It has no latent site, a discrete one, or one of a support without a known

@@ -21,11 +21,12 @@ from torch.distributions import constraints
 
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import numbers
-from scoretk.errors import InvalidArgument
+from scoretk.errors import InvalidArgument, MissingDependency
 from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.wrappers import Energy
+from scoretk.inference.sampling import sample
 
-__all__ = ["from_sbi"]
+__all__ = ["from_sbi", "to_sbi"]
 
 
 def from_sbi(
@@ -62,6 +63,54 @@ def from_sbi(
     field = Energy(energy, as_event_shape(event_shape))
     support = _support_of(prior)
     return field if support is None else constrained(field, support)
+
+
+def to_sbi(posterior: Any, solver: Any = None, **options: Any) -> Any:
+    """A posterior of sbi whose samples a solver of this package makes.
+
+    Args:
+        posterior: A posterior of sbi, of any of its methods, or a potential that has its prior.
+        solver: As in `scoretk.sample`.
+        options: What `scoretk.sample` takes besides: "chains" (by default 100), "steps", "warmup",
+            "seed", ...
+
+    Returns:
+        A posterior of sbi. Its `sample(shape, x)` takes as many of each chain's draws as are
+        needed, evenly from all that are kept.
+
+    Raises:
+        MissingDependency: sbi is not installed.
+    """
+    try:
+        from sbi.inference.posteriors.base_posterior import NeuralPosterior
+    except ImportError as error:
+        raise MissingDependency("sbi", "sbi", "A posterior of sbi") from error
+    settings = {"chains": 100} | options | {"keep": "all"}
+
+    class Sampled(NeuralPosterior):  # type: ignore[misc]
+        def sample(self, sample_shape: Any = (), x: Any = None, **ignored: Any) -> Tensor:
+            wanted = torch.Size(sample_shape)
+            field = from_sbi(self.potential_fn, self._x_else_default_x(x))
+            draws = sample(field, solver, **settings)
+            assert draws.x is not None  # they are kept
+            return _spread(draws.x, wanted.numel()).reshape(*wanted, *draws.x.shape[2:])
+
+    return Sampled(getattr(posterior, "potential_fn", posterior))
+
+
+def _spread(x: Tensor, n: int) -> Tensor:
+    """So many draws, `(n, *event)`, evenly from all chains, and from each chain's `(chains, kept)`.
+
+    Raises:
+        InvalidArgument: There are fewer.
+    """
+    chains, kept = x.shape[:2]
+    each = -(-n // chains)
+    if each > kept:
+        hint = f"Ask for steps={each} or more, or for more chains"
+        raise InvalidArgument("sample_shape", n, f"at most {chains * kept} draws", hint)
+    places = torch.linspace(kept - 1, 0, each, dtype=torch.float64).round().long()
+    return x[:, places].transpose(0, 1).flatten(0, 1)[:n]
 
 
 def _shape_of(prior: Any) -> Any:

@@ -99,6 +99,21 @@ def test_a_posterior_has_its_own_observation_and_keeps_it(sbi):
     torch.testing.assert_close(posterior.potential_fn.x_o, rows()[:1])
 
 
+def test_our_solvers_are_a_sampler_of_its(sbi):
+    prior = PRIORS["box"](sbi)
+    potential = potential_of(sbi, "nle", prior)
+    theirs = stk.to_sbi(potential, stk.MALA(0.1), chains=20, steps=10)
+    assert isinstance(theirs, sbi.inference.posteriors.base_posterior.NeuralPosterior)
+    found = theirs.sample((15, 2), x=rows()[1])
+    assert found.shape == (15, 2, D)
+    draws = stk.sample(stk.from_sbi(potential, rows()[1]), stk.MALA(0.1), chains=20, steps=10)
+    torch.testing.assert_close(found.reshape(30, D)[:20], draws.x[:, -1])
+    torch.testing.assert_close(found.reshape(30, D)[20:], draws.x[:10, 0])
+    assert theirs.potential(found.reshape(30, D), x=rows()[1]).isfinite().all()
+    with pytest.raises(InvalidArgument, match="steps=50 or more"):
+        theirs.sample((1000,), x=rows()[1])
+
+
 def test_what_is_no_posterior_is_refused(sbi):
     with pytest.raises(InvalidArgument, match="posterior of sbi"):
         stk.from_sbi(lambda theta: theta)
