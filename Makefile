@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests start dozens of processes, and rewrite two hundred modules: compiled once, not each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test compiled slow mutants lint types clean adapters
+.PHONY: demo test compiled slow mutants lint types docs clean adapters
 
 demo: $(STAMP)
 	$(BIN)/scoretk demo
@@ -38,6 +38,11 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# The site, into build/docs; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -E -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -117,7 +117,9 @@ def check_model(model: Any, *, cond: Conditions | None = None) -> list[CheckResu
 
 
 def parametrize_with_checks(models: Iterable[Any], cond: Conditions | None = None) -> Any:
-    """A pytest decorator for a test that takes `model` and `check`, and calls `check(model)`.
+    """A pytest decorator for a test that takes `model` and `check`.
+
+    The test calls `check(model)`::
 
         @parametrize_with_checks(["my-model", other_spec, a_field])
         def test_laws(model, check):

@@ -91,7 +91,9 @@ def check_solver(solver: Any) -> list[CheckResult]:
 
 
 def parametrize_with_solver_checks(solvers: Iterable[Any]) -> Any:
-    """A pytest decorator for a test that takes `solver` and `check`, and calls `check(solver)`.
+    """A pytest decorator for a test that takes `solver` and `check`.
+
+    The test calls `check(solver)`::
 
         @parametrize_with_solver_checks([MyKernel(0.3), "my-package/my-kernel"])
         def test_laws(solver, check):

@@ -1,0 +1,48 @@
+"""The site that `make docs` builds: the pages of this folder, the README, and a reference from docstrings."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "site"), str(HERE.parent)]
+
+from scoretk import __version__  # noqa: E402
+
+project = "scoretk"
+copyright = "scoretk contributors, Apache-2.0"
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "reference",
+    "repository",
+]
+# A gallery (sphinx-gallery) joins here: its scripts in docs/examples, its pages beside docs/examples.md.
+exclude_patterns = ["plugin-template/**", "site/**", "examples/**", "pictures/**"]
+
+default_role = "code"  # docstrings name code in single backticks, as Markdown does
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_custom_sections = [("Sources", "returns_style")]
+
+html_theme = "furo"
+html_title = f"scoretk {release}"
+html_static_path = ["site/static"]
+html_css_files = ["narrow.css"]
+html_theme_options = {
+    "source_repository": "https://github.com/scoretk/scoretk/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
