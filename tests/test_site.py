@@ -86,7 +86,7 @@ def test_every_page_is_in_a_toctree():
     entries = " ".join(listed).split()
     assert {*entries} >= {page.removesuffix(".md") for page in PAGES} - {"index"}
     chapters = re.search(r"```{toctree}\n(.*?)```", (DOCS / "reference/index.md").read_text(), re.S)
-    assert chapters[1].split() == [*CHAPTERS["CHAPTERS"]]
+    assert chapters[1].split()[1:] == [*CHAPTERS["CHAPTERS"]]
 
 
 def test_the_reference_has_every_public_name():
