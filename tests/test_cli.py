@@ -15,6 +15,7 @@ from scoretk._version import __version__
 from scoretk.cli import main
 from scoretk.cli.output import FitLine
 from scoretk.learn.recipe import Progress
+from scoretk.plugins import describe_solver
 from scoretk.solvers import SOLVERS
 from tests.lawful import broken_laws
 from tests.marks import slow_but
@@ -42,6 +43,14 @@ def test_list_and_describe(capsys):
     assert json.loads(out)["parameters"] == {"dim": 10, "scale": 3.0}
     code, _, _ = run(capsys, "list", "--verify")
     assert code == 0
+
+
+def test_what_is_said_of_solvers_without_their_import_is_what_they_say(capsys):
+    _, out, _ = run(capsys, "list")
+    said = dict(line.split(None, 1) for line in out.partition("\nsolvers\n")[2].splitlines())
+    assert {name: said[name] for name in SOLVERS} == {
+        name: describe_solver(name).summary for name in SOLVERS
+    }
 
 
 def test_list_by_family(capsys):

@@ -97,7 +97,7 @@ def test_fit_writes_weights_of_a_users_data_that_load_takes(capsys, tmp_path, na
     code, printed, told = run(capsys, *command(name, data, settings, "-o", out, "--json"))
     assert code == 0, told
     assert json.loads(printed)["output"] == str(out)
-    assert "step 4  loss" in told
+    assert "step 4 of 4  loss" in told
     field = stk.load(name, weights=str(out))
     assert getattr(field, "data_shape", field.event_shape) == shape
     made = read_weights(out, name).notes["command"]

@@ -32,7 +32,7 @@ def test_the_page_runs(capsys):
     assert spread(names["draws"].final) < 0.2
     assert spread(names["own"].final) < 0.2
     told = capsys.readouterr().out
-    assert "step 20  loss" in told
+    assert "step 20 of 400  loss" in told
     for number in ("held-out", "gradient", "energy_gap", "accept", "buffer_age", "failed 0"):
         assert number in told
 

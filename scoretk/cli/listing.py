@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 from scoretk.cli.output import print_json, print_rows, say
@@ -108,9 +110,22 @@ def _model_row(entry: Entry | Broken, asked: bool) -> tuple[str, str, str]:
 def _solver_row(entry: Entry | Broken, asked: bool) -> tuple[str, str]:
     if isinstance(entry, Broken) or entry.needs:
         return (entry.id, _state(entry))
-    if not asked and entry.distribution != OWN:
-        return (_shown(entry), _elsewhere(entry))
-    return (_shown(entry), describe_solver(entry.id).summary)
+    if asked:
+        return (_shown(entry), describe_solver(entry.id).summary)
+    return (
+        _shown(entry),
+        _own_summary(entry.value) if entry.distribution == OWN else _elsewhere(entry),
+    )
+
+
+def _own_summary(value: str) -> str:
+    """The first line on a class of this package, "module:class", whose import would take torch's."""
+    module, _, name = value.partition(":")
+    *folders, file = module.split(".")[1:]
+    source = files(OWN).joinpath(*folders, f"{file}.py").read_text(encoding="utf-8")
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    told = next((ast.get_docstring(node) for node in classes if node.name == name), None)
+    return (told or "").partition("\n")[0]
 
 
 def _matrix(options: argparse.Namespace) -> bool:

@@ -60,13 +60,17 @@ class FitLine:
     """
 
     def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
+        self._first, self._last = (0, 0.0), 0
         self._open = False
 
     def __call__(self, progress: Any) -> None:
         """Show a `scoretk.learn.recipe.Progress`."""
         now = time.monotonic()
-        self._first = self._first or (progress.step, now)
+        if (
+            progress.step <= self._last or not self._last
+        ):  # the first of a fit; a recipe may have two
+            self._first = (progress.step, now)
+        self._last = progress.step
         steps, seconds = progress.step - self._first[0], now - self._first[1]
         line = str(progress)
         if steps and seconds:
