@@ -21,7 +21,7 @@ from scoretk.fields.variables import variables_of
 __all__ = ["from_numpyro"]
 
 
-def from_numpyro(model: Callable[..., Any], *args: Any, **options: Any) -> Constrained:
+def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Constrained:
     """A field over named variables from a model of numpyro.
 
     Args:

@@ -64,6 +64,9 @@ def save_pretrained(
     """
     if not is_field(field):
         resolve(field, ())  # raises, with the way to wrap it
+    _check_texts(model=model, card=card)
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InvalidArgument("settings", settings, "settings by name")
     tensors = _states(field)
     if not tensors:
         raise InvalidArgument(
@@ -82,7 +85,7 @@ def save_pretrained(
         text = json.dumps(config, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidArgument("settings", settings, "plain values for JSON", str(error)) from error
-    path = Path(folder)
+    path = _path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
         held = tensors if answers is None else tensors | {"answers": answers}
@@ -140,8 +143,25 @@ def load_pretrained(
     return made
 
 
+def _path(folder: Any) -> Path:
+    """The path of a folder, which the file system can be asked about."""
+    try:
+        path = Path(folder)
+        path.is_dir()
+    except (OSError, TypeError, ValueError) as error:  # no path, a NUL, a name that is too long
+        raise InvalidArgument("folder", folder, "the path of a folder", str(error)) from error
+    return path
+
+
+def _check_texts(**texts: Any) -> None:
+    for name, text in texts.items():
+        if text is not None and not isinstance(text, str):
+            raise InvalidArgument(name, text, "a text, or None")
+
+
 def _folder(folder: str | os.PathLike[str], revision: str | None) -> Path:
-    path = Path(folder)
+    path = _path(folder)
+    _check_texts(revision=revision)
     if path.is_dir():
         return path
     if not isinstance(folder, str) or folder.count("/") != 1 or folder.startswith((".", "/")):

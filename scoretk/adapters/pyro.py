@@ -22,7 +22,7 @@ from scoretk.fields.wrappers import Energy
 __all__ = ["from_pyro"]
 
 
-def from_pyro(model: Callable[..., Any], *args: Any, **options: Any) -> Energy:
+def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energy:
     """A field over named variables from a model of Pyro.
 
     Args:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from scoretk.core.rows import across
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.base import Info
 
-__all__ = ["Change", "Lesson", "Part", "Trial", "Unmeasured", "mean_where"]
+__all__ = ["Change", "Lesson", "Part", "Trial", "Unmeasured", "counted_of", "mean_where"]
 
 
 class Trial(NamedTuple):
@@ -139,11 +140,26 @@ class Unmeasured:
         return memory, ()
 
 
-def mean_where(values: Tensor, counted: Tensor) -> Tensor:
-    """The mean of the counted values, `()`, NaN where there is none; nobody waits for it.
+def counted_of(values: Tensor, counted: Tensor) -> Tensor:
+    """The values of the chains that count.
+
+    On the CPU these alone: a sum then has the bits that it has in a run without the others. A device
+    would be waited for to know how many they are, and has zeros in place of the others.
 
     Args:
-        values: Any shape.
+        values: `(chains, ...)`.
+        counted: `(chains,)` of bool.
+    """
+    if values.device.type == "cpu":
+        return values[counted]
+    return torch.where(across(counted, values), values, values.new_zeros(()))
+
+
+def mean_where(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean of the counted values, `()`, NaN where there is none; no device is waited for.
+
+    Args:
+        values: `(chains,)`.
         counted: Like them, of bool.
     """
-    return torch.where(counted, values, 0.0).sum() / counted.sum()
+    return counted_of(values, counted).sum() / counted.sum()

@@ -36,7 +36,7 @@ from torch import Tensor
 from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.parts.leapfrog import Trajectory, stretch, unstretch
-from scoretk.solvers.warmup.learning import Change, Lesson, Unmeasured
+from scoretk.solvers.warmup.learning import Change, Lesson, Unmeasured, counted_of
 from scoretk.solvers.warmup.step_size import number
 
 __all__ = ["Ascent", "Multiple", "Nothing", "Spread", "SquaredJumps", "TimedTrajectory"]
@@ -172,6 +172,9 @@ class SquaredJumps:
             accept: The acceptance, `(chains,)`.
             usual: `(chains,)` of bool, the chains that count; of fewer than two the gradient is 0.
         """
+        values = (before.x, seen.end.point.x, seen.end.momentum, accept)
+        here, there, momentum, accept = (counted_of(v, usual) for v in values)
+        usual = counted_of(usual, usual)
         n, chosen = usual.sum(), usual[:, None]
 
         def about_mean(places: Tensor) -> Tensor:
@@ -179,17 +182,15 @@ class SquaredJumps:
             centre = torch.where(chosen, rows, 0.0).sum(0) / n
             return torch.where(chosen, rows - centre, 0.0)
 
-        x, ahead = about_mean(before.x), about_mean(seen.end.point.x)
+        x, ahead = about_mean(here), about_mean(there)
         along = (memory.slowest / memory.slowest.norm()).to(x)
         slowest = MEMORY * memory.slowest + (1 - MEMORY) * (x.T @ (x @ along) / n).to(
             memory.slowest
         )
-        momentum = torch.where(chosen, seen.end.momentum.reshape(len(x), -1), 0.0)
-        a, b, p = x @ along, ahead @ along, momentum @ along
+        a, b, p = x @ along, ahead @ along, momentum.reshape(len(x), -1) @ along
         gain = b.square() - a.square()
         rise = seen.time * gain * b * p - gain.square() / 4
-        counted = torch.where(usual, accept, 0.0)
-        slope = (counted * rise).mean() / counted.mean()
+        slope = (accept * rise).mean() / accept.mean()
         sound = slowest.isfinite().all() & (n > 1)
         memory = memory._replace(slowest=torch.where(sound, slowest, memory.slowest))
         return memory, wide(torch.where(n > 1, slope, 0.0))
