@@ -928,7 +928,8 @@ def test_a_models_own_error_is_raised_at_once(device):
 
 def test_the_length_of_a_tuned_langevin_step_is_one_number_for_all(device):
     """After warmup the step size is a number of the host, which took an axis on its way to the device."""
-    same_on(device, Case(well, stk.MALA(), warmup=24), decides=True)
+    # warmup sums over the chains that count alone on a CPU, over all on a device: last digits differ
+    same_on(device, Case(well, stk.MALA(), warmup=24), rounding=1e-9, decides=True)
 
 
 # --- files, and what is told of draws

@@ -172,6 +172,8 @@ class SquaredJumps:
             accept: The acceptance, `(chains,)`.
             usual: `(chains,)` of bool, the chains that count; of fewer than two the gradient is 0.
         """
+        if usual.device.type == "cpu" and int(usual.sum()) < 2:
+            return memory, wide(accept.new_zeros(()))
         values = (before.x, seen.end.point.x, seen.end.momentum, accept)
         here, there, momentum, accept = (counted_of(v, usual) for v in values)
         usual = counted_of(usual, usual)
