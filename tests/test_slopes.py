@@ -5,6 +5,7 @@ import torch
 
 import scoretk as stk
 from scoretk.run import batches
+from tests.evidence import z_limit
 
 
 def gaussian(x):
@@ -83,10 +84,19 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-@pytest.mark.parametrize("solver", [stk.ULA(0.01), stk.HMC(0.1, metric="none", leapfrogs=2)])
+@pytest.mark.parametrize("solver", [stk.ULA(0.01), stk.MCLMC(0.1, length=1.0, metric="none")])
 def test_a_gradient_that_is_not_the_energys_is_refused(name, solver):
     with pytest.raises(stk.InvalidArgument, match=r"Along one direction.*let it be this energy's"):
         stk.sample(WRONG[name], solver, chains=64, steps=100)
+
+
+@pytest.mark.parametrize("solver", [stk.MALA(0.1), stk.HMC(0.3, metric="none", leapfrogs=4)])
+def test_a_kernel_that_is_right_with_any_gradient_warns(solver):
+    with pytest.warns(UserWarning, match="slow here, though exact.*let it be this energy's"):
+        draws = stk.sample(WRONG["another's gradient"], solver, chains=400, steps=200, keep="last")
+    # the mean of n squares of N(0, 1), whose standard error is sqrt(2 / n)
+    n = draws.final.numel()
+    assert abs(float(draws.final.square().mean()) - 1) < z_limit() * (2 / n) ** 0.5
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -101,6 +111,35 @@ def test_others_are_sampled(name, dtype):
         init=0.1
         + torch.rand(64, RIGHT[name].event_shape[0], generator=torch.Generator().manual_seed(2)),
     )
+
+
+KINKS = {
+    "relu": lambda x: (x.square() / 2 + x.relu()).sum(1),
+    "an asymmetric law of Laplace": lambda x: torch.where(x > 0, 2 * x, -x).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_chains_may_start_on_a_kink(name):
+    """There the quotients of all steps agree with each other, and with no derivative."""
+    field = stk.Energy(KINKS[name], (2,))
+    stk.sample(field, stk.ULA(1e-3), init=torch.zeros(64, 2), steps=40)
+
+
+def test_what_takes_no_few_rows_or_raises_beside_its_places_is_run():
+    data = torch.linspace(-1, 1, 32).reshape(16, 2)
+    of_rows = stk.Energy(lambda x: (x - data.to(x)).square().sum(1), (2,))
+    assert stk.sample(of_rows, stk.ULA(1e-3), chains=16, steps=200).ok.all()
+
+    def brittle(x):
+        if x.requires_grad or (x == 0.5).all():
+            return gaussian(x)
+        raise ValueError("made for one place")
+
+    draws = stk.sample(
+        stk.Energy(brittle, (2,)), stk.ULA(1e-9), init=torch.full((64, 2), 0.5), steps=40
+    )
+    assert draws.ok.all()
 
 
 def test_what_no_gradient_follows_is_not_asked():

@@ -163,7 +163,7 @@ def run_batches(
                     x = run.moments[i].state.x
                     check_rows_apart(batch.bound, solver.needs, x, total)
                     check_grows(batch.bound, x, total)
-                    check_slopes(batch.bound, solver.needs, x, total)
+                    check_slopes(batch.bound, solver, x, total)
                     if batch.drawn and is_grid(solver):
                         warn_of_base(batch.bound, x, total)
             if compiler.used and not i:

@@ -17,6 +17,7 @@ from torch import Tensor
 from scoretk.core.devices import wide
 from scoretk.core.rows import finite_rows
 from scoretk.fields.resolve import TimedField, of_rows
+from scoretk.run.asking import affordable
 
 __all__ = ["warn_of_base"]
 
@@ -45,7 +46,7 @@ def warn_of_base(bound: Any, x: Tensor, steps: int) -> None:
         return
     alpha, sigma = float(bound.path.alpha(0.0)), float(bound.path.sigma(0.0))
     rows = max(ROWS, -(-VALUES // x[0].numel()))
-    if alpha == 0 or rows > len(x) or len(x) * (steps // SHARE) <= rows:
+    if alpha == 0 or rows > len(x) or not affordable(rows, x, steps, SHARE):
         return
     few = torch.arange(rows, device=x.device)
     try:

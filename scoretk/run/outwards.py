@@ -21,10 +21,11 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.derivatives import probes
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField, of_rows
+from scoretk.run.asking import affordable
 
 __all__ = ["check_grows"]
 
-ROWS, SHARE = 4, 20
+ROWS = 4
 FAR = (1e4, 1e5, 1e6)
 """How far out, in units of the chains' own size or of 1; float32 holds the squares."""
 FASTER = 30.0
@@ -39,8 +40,7 @@ def check_grows(bound: Any, x: Tensor, steps: int) -> None:
     Args:
         bound: The field as a solver receives it, with condition rows for the rows of x.
         x: `(chains, *event_shape)`, where the chains are.
-        steps: How many steps the run makes; a run that would pay more than a `SHARE` of them for
-            the question is not asked.
+        steps: How many steps the run makes; as in `affordable`.
 
     Raises:
         InvalidArgument: Along the rays through a few points the energy falls faster than in
@@ -49,7 +49,7 @@ def check_grows(bound: Any, x: Tensor, steps: int) -> None:
     asked = ROWS * len(FAR)
     if not isinstance(bound, StaticField) or "states" in offers(bound.native) or not x.numel():
         return
-    if len(x) * (steps // SHARE) <= asked:
+    if not affordable(asked, x, steps):
         return
     size = x.detach().abs().amax().nan_to_num(1.0, 1.0, 1.0).clamp(min=1.0)
     far = torch.tensor(FAR, dtype=x.dtype, device=x.device).repeat_interleave(ROWS)
