@@ -61,6 +61,11 @@ def test_list_by_family(capsys):
     assert code == 2
     assert "did you mean 'score'" in err
     assert run(capsys, "list", "--model", "ising")[0] == 2  # it is for the matrix
+    code, _, err = run(capsys, "list", "--matrix", "--family", "scores")
+    assert code == 2
+    assert "did you mean 'score'" in err
+    code, out, _ = run(capsys, "list", "--matrix", "--family", "score", "--json")
+    assert set(json.loads(out)["mala"]) == {"digits-ncsn", "digits-ncsnv2"}
 
 
 def test_the_matrix_is_of_a_width_and_says_in_words_what_one_model_has(capsys):
@@ -99,10 +104,12 @@ def test_names_that_are_many_are_not_all_listed(capsys):
     assert len(err) < 300
 
 
-def test_a_reader_that_leaves_is_no_error():
+@pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}], ids=repr)
+def test_a_reader_that_leaves_is_no_error(unbuffered):
     """`scoretk list | head -1`."""
     command, pipe = [sys.executable, "-c", UNREAD], subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as child:
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | unbuffered
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=buffered) as child:
         child.stdout.close()
         assert child.stderr.read() == ""
     assert child.returncode == 141
@@ -277,6 +284,26 @@ def test_a_run_that_fails_is_1(capsys):
     )
     assert code == 1
     assert "failed" in err
+
+
+def test_what_no_chain_tells_is_null(capsys):
+    """JSON has no NaN: the statistics of a run in which every chain has failed."""
+    run_of = (
+        "sample",
+        "funnel",
+        "--solver",
+        "underdamped",
+        "--set",
+        "step_size=50",
+        "--chains",
+        8,
+        "--steps",
+        30,
+    )
+    code, out, _ = run(capsys, *run_of, "--json")
+    assert code == 1
+    told = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert told["failed"]
 
 
 HEEDED = """

@@ -6,6 +6,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -34,7 +35,8 @@ def check(options: argparse.Namespace) -> bool:
     if options.json:
         print_json([dataclasses.asdict(r) for r in results])
     else:
-        print_rows([(r.status, r.check, r.detail or r.law) for r in results], indent="")
+        rows = [(r.status, r.check, r.detail or r.law.partition("\n")[0]) for r in results]
+        print_rows(rows, indent="")
         told = ", ".join(f"{n} {status}" for status, n in count.items())
         say(f"{options.name}: {told}" + " (skipped laws do not apply)" * bool(count["skipped"]))
     return not count["failed"]
@@ -213,12 +215,13 @@ def demo(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace, draws: Any, written: str | None) -> None:
     shape = list((draws.x if draws.x is not None else draws.final).shape)
     averages = {name: float(value.cpu().double().nanmean()) for name, value in draws.stats.items()}
+    known = {name: value if math.isfinite(value) else None for name, value in averages.items()}
     tuned = {name: float(value) for name, value in draws.tuned.items() if value.numel() == 1}
     summary = {
         "shape": shape,
         "tuned": tuned,
         "failed": draws.failures,
-        "stats": averages,
+        "stats": known,
         "cost": dict(draws.cost),
         "output": written,
         "provenance": draws.provenance,

@@ -6,7 +6,7 @@ import argparse
 import ast
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -51,7 +51,8 @@ def list_all(options: argparse.Namespace) -> bool:
     models = verify() if options.verify else list_models()
     solvers = verify_solvers() if options.verify else list_solvers()
     if options.family:
-        models, solvers = _of_family(models, options.family), []
+        names = _of_family(describe_all(), options.family)
+        models, solvers = [entry for entry in models if entry.id in names], []
     broken = [e for e in (*models, *solvers) if isinstance(e, Broken)]
     if options.json:
         named = {"models": models, "solvers": solvers}
@@ -63,25 +64,27 @@ def list_all(options: argparse.Namespace) -> bool:
         )
     else:
         asked = bool(options.verify or options.family)
+        # plugins are asked before anything is printed: meanwhile standard output is not ours
+        told = [_model_row(e, asked) for e in models], [_solver_row(e, asked) for e in solvers]
         say("models")
-        print_rows([_model_row(entry, asked) for entry in models])
+        print_rows(told[0])
         if not options.family:
             say("\nsolvers")
-            print_rows([_solver_row(entry, asked) for entry in solvers])
+            print_rows(told[1])
     return not (broken and options.verify)
 
 
-def _of_family(models: Sequence[Entry | Broken], family: str) -> list[Entry | Broken]:
-    """The models of a family, as their specs say.
+def _of_family(specs: Mapping[str, Any], family: str) -> dict[str, ModelSpec]:
+    """The specs of a family.
 
     Raises:
         UnknownName: There is none.
     """
-    specs = describe_all()
-    families = {name: s.family for name, s in specs.items() if isinstance(s, ModelSpec)}
-    if family not in families.values():
-        raise UnknownName("family", family, set(families.values()))
-    return [entry for entry in models if families.get(entry.id) == family]
+    sound = {name: spec for name, spec in specs.items() if isinstance(spec, ModelSpec)}
+    families = {spec.family for spec in sound.values()}
+    if family not in families:
+        raise UnknownName("family", family, families)
+    return {name: spec for name, spec in sound.items() if spec.family == family}
 
 
 def _shown(entry: Entry) -> str:
@@ -134,7 +137,7 @@ def _matrix(options: argparse.Namespace) -> bool:
     found = {name.removeprefix(f"{OWN}/"): spec for name, spec in describe_all().items()}
     specs = {name: spec for name, spec in found.items() if isinstance(spec, ModelSpec)}
     if options.family:
-        specs = {name: spec for name, spec in specs.items() if spec.family == options.family}
+        specs = _of_family(specs, options.family)
     specs = _chosen("model", specs, options.model)
     solvers = _chosen("solver", dict.fromkeys(solver_names(), None), options.solver)
     if options.json:

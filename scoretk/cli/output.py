@@ -30,7 +30,7 @@ def say(*lines: object, sep: str = " ", file: Any = None) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
-    say(json.dumps(value, indent=2))
+    say(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_rows(rows: Sequence[Sequence[str]], indent: str = "  ") -> None:

@@ -61,10 +61,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="which solver serves which of them, and why not the others",
     )
     listing.add_argument("--family", metavar="NAME", help="models of this family only")
+    _add(listing, "--model", by=MODELS, metavar="NAME,...", help="of the matrix, these lines only")
     _add(
-        listing, "--model", by=MODELS, metavar="NAME,...", help="of the matrix, these columns only"
+        listing,
+        "--solver",
+        by=SOLVERS,
+        metavar="NAME,...",
+        help="of the matrix, these columns only",
     )
-    _add(listing, "--solver", by=SOLVERS, metavar="NAME,...", help="of the matrix, these only")
     listing.set_defaults(run=list_all)
 
     one = commands.add_parser("describe", help="what a plugin says about its model or solver")
@@ -76,16 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
         "check", help="hold a model to the laws of a field, or a solver to those of solvers"
     )
     _add(checking, "name", by=EITHER)
-    checking.add_argument(
-        "--set", action="append", default=[], metavar="OPTION=VALUE", help="a setting of the solver"
-    )
-    checking.add_argument(
-        "--param",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of the model",
-    )
+    _add_pairs(checking, "--set", "OPTION=VALUE", "a setting of the solver")
+    _add_pairs(checking, "--param", "NAME=VALUE", "a parameter of the model")
     _add_kind(checking)
     checking.set_defaults(run=check)
 
@@ -98,16 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="such as nuts, mala, probability-flow; by default one that tunes itself",
     )
-    sampling.add_argument(
-        "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the solver"
-    )
-    sampling.add_argument(
-        "--param",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of the model",
-    )
+    _add_pairs(sampling, "--set", "OPTION=VALUE", "an option of the solver")
+    _add_pairs(sampling, "--param", "NAME=VALUE", "a parameter of the model")
     for name in ("chains", "steps", "warmup", "thin", "batch"):
         sampling.add_argument(f"--{name}", type=int)
     sampling.add_argument("--seed", type=int, default=0)
@@ -135,9 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="x.npy, x.npz or x.csv: rows (n, *event_shape); else its own data",
     )
     fitting.add_argument("--array", metavar="NAME", help="which array of an x.npz")
-    fitting.add_argument(
-        "--set", action="append", default=[], metavar="SETTING=VALUE", help="such as steps=2000"
-    )
+    _add_pairs(fitting, "--set", "SETTING=VALUE", "such as steps=2000")
     fitting.add_argument("--seed", type=int, default=0)
     fitting.add_argument(
         "--checkpoint", metavar="FILE", help="save the training here, and go on from here"
@@ -173,6 +159,11 @@ def make_parser() -> argparse.ArgumentParser:
     for command in (listing, one, checking, sampling, fitting, showing):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _add_pairs(command: argparse.ArgumentParser, flag: str, metavar: str, told: str) -> None:
+    """Add an option that can be given many times, a name and a value each."""
+    command.add_argument(flag, action="append", default=[], metavar=metavar, help=told)
 
 
 def _add_kind(command: argparse.ArgumentParser) -> None:
