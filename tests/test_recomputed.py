@@ -1,5 +1,7 @@
 """Blocks that are computed again: the same numbers, less memory, and a network that is left as it was."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +108,40 @@ def test_dropout_is_the_same_both_times(monkeypatch, preserved):
             module(x).sum().backward()
             grads.append(net.first.weight.grad.clone())
     assert torch.allclose(*grads) is preserved
+
+
+def test_dropout_alone_in_training_is_the_same_both_times():
+    """Monte Carlo dropout: the block itself is in eval mode."""
+    x, net, grads = torch.ones(4, 2), Net(dropout=0.5).eval(), []
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    for module in (net, stk.recomputed(net, Block)):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(3)
+            net.zero_grad()
+            module(x).sum().backward()
+            grads.append(net.first.weight.grad.clone())
+    assert torch.equal(*grads)
+
+
+def test_a_block_that_changes_when_it_is_called_is_refused():
+    with torch.random.fork_rng([]):
+        net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    again = stk.recomputed(net, nn.BatchNorm1d)
+    x = torch.ones(3, 2, requires_grad=True)
+    with pytest.raises(stk.InvalidArgument, match="num_batches_tracked"):
+        again.train()(x)
+    assert again.eval()(x).shape == (3, 1)
+
+
+def test_threads_leave_the_network_as_it_was():
+    net, x = Net().eval(), torch.ones(3, 2)
+    field = stk.Energy(stk.recomputed(net, Block), (2,))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: field.energy_and_grad(x)[1], range(40)))
+    assert all(torch.equal(g, found[0]) for g in found)
+    assert not any("forward" in block.__dict__ for block in net.blocks)
 
 
 def test_a_forward_of_the_users_own_stays_and_errors_leave_nothing_behind():

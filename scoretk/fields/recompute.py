@@ -11,7 +11,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -61,7 +62,8 @@ def recomputed(module: nn.Module, of: type[nn.Module] | tuple[type[nn.Module], .
         itself is left as it was.
 
     Raises:
-        InvalidArgument: It has no such blocks, or is one itself, which would save nothing.
+        InvalidArgument: It has no such blocks, or is one itself, which would save nothing; when it
+            is called, a block that changes its buffers then (batch normalisation in training).
     """
     kinds = of if isinstance(of, tuple) else (of,)
     if not isinstance(module, nn.Module):
@@ -94,20 +96,40 @@ def _outermost(module: nn.Module, of: tuple[type[nn.Module], ...]) -> Iterator[n
     yield from walk(module)
 
 
+_PATCHING = threading.RLock()
+
+
 @contextmanager
 def _again(blocks: list[nn.Module]) -> Iterator[None]:
-    """Let the blocks keep their inputs alone, within the context."""
-    before = [block.__dict__.get("forward") for block in blocks]
-    for block in blocks:
-        # the global generator is looked at only where a block may draw from it
-        block.__dict__["forward"] = partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=block.training
+    """Let the blocks keep their inputs alone, within the context, which one thread enters at a time."""
+    with _PATCHING:
+        before = [block.__dict__.get("forward") for block in blocks]
+        for block in blocks:
+            block.__dict__["forward"] = partial(_kept, block, block.forward)
+        try:
+            yield
+        finally:
+            for block, own in zip(blocks, before, strict=True):
+                if own is None:
+                    del block.__dict__["forward"]
+                else:
+                    block.__dict__["forward"] = own
+
+
+def _kept(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a block says, its inputs kept alone.
+
+    The global generator is looked at only where a part of it may draw from it.
+    """
+    training = any(module.training for module in block.modules())
+    held = {name: (buffer, buffer._version) for name, buffer in block.named_buffers()}
+    told = checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=training, **kwargs)
+    changed = sorted(name for name, (buffer, version) in held.items() if buffer._version != version)
+    if changed:
+        raise InvalidArgument(
+            "of",
+            f"{type(block).__name__}, which changes its {', '.join(changed)} when it is called",
+            "blocks that stay as they are",
+            "Computed again it would be another: put it into eval mode, or leave it out",
         )
-    try:
-        yield
-    finally:
-        for block, own in zip(blocks, before, strict=True):
-            if own is None:
-                del block.__dict__["forward"]
-            else:
-                block.__dict__["forward"] = own
+    return told
