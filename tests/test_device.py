@@ -481,6 +481,16 @@ def test_what_is_kept(keep, device):
     same_on(device, Case(well, stk.ULA(0.01), keep=keep))
 
 
+def test_chains_are_chosen_by_what_is_on_the_device(device):
+    """A status is there, and the numbers of the chains are the host's."""
+    with device.on():
+        draws = stk.sample(
+            well(device.name), stk.ULA(0.01), chains=CHAINS, steps=3, device=device.name
+        )
+        assert len(draws[draws.ok]) == CHAINS
+        assert len(draws[torch.tensor([0, 2], device=device.name)]) == 2
+
+
 # --- what else is asked of a field
 
 

@@ -504,3 +504,32 @@ def test_a_users_array_is_read_or_refused_whatever_is_in_the_file(tmp_path, endi
             continue
         read += found.dtype in (torch.float32, torch.float64) and found.ndim >= 2
     assert read > 0
+
+
+@pytest.mark.parametrize("fails_at", ["writing", "placing"])
+def test_a_folder_that_cannot_be_replaced_stays(monkeypatch, tmp_path, fails_at):
+    target = tmp_path / "d.zarr"
+    target.mkdir()
+    (target / "zarr.json").write_text("old")
+    replace = os.replace
+
+    def write(folder):
+        folder.mkdir()
+        (folder / "zarr.json").write_text("new")
+        if fails_at == "writing":
+            raise OSError("full")
+
+    def placed(one, other):
+        if fails_at == "placing" and one.name.endswith(".1.tmp"):
+            raise OSError("taken")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "replace", placed)
+    with pytest.raises(OSError, match=r"full|taken"):
+        files.replace_folder(target, write)
+    assert (target / "zarr.json").read_text() == "old"
+    monkeypatch.setattr(os, "replace", replace)
+    fails_at = None
+    files.replace_folder(target, write)
+    assert (target / "zarr.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["d.zarr"]

@@ -158,8 +158,8 @@ def folder_to_write(argument: str, path: Any, marks: Iterable[str]) -> Path:
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Put a folder at `path`, in place of the one that is there.
 
-    It is made beside its place; a kill leaves the old one or the new, or both, the old one as
-    `.NAME.PID.tmp`.
+    It is made beside its place. What fails leaves the old one where it was; a kill between two
+    renamings leaves it beside, as `.NAME.PID.2.tmp`.
 
     Args:
         path: Where to, links followed.
@@ -175,9 +175,13 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
         if target.exists():
             os.replace(target, old)
         os.replace(beside, target)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
     finally:
-        for left in (beside, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def is_regular(path: Path) -> bool:

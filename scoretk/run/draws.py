@@ -492,7 +492,7 @@ def _rows(key: Any, chains: int) -> Any:
     expected = "a variable's name, or chains: a number, a slice, numbers, or a mask of all"
     hint = "Draws of a chain: draws.x[chain, draw]" if isinstance(key, tuple) else ""
     try:
-        rows = torch.as_tensor(key)
+        rows = torch.as_tensor(key).cpu()  # which selects on any device
     except UNREADABLE as error:
         raise InvalidArgument("draws[...]", key, expected, hint) from error
     mask = rows.dtype is torch.bool

@@ -593,7 +593,7 @@ class Counted:
 
 
 AT_START = 40
-"""What may be asked before a run, which its cost leaves out: the few rows of `run.independence` and `run.outwards`."""
+"""What may be asked before a run, which its cost leaves out: few rows, of `run.independence`, `run.outwards`, `run.slopes`."""
 
 
 @pytest.mark.parametrize(
