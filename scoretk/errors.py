@@ -174,10 +174,12 @@ class MissingDependency(ScoretkError, ImportError):
         package: The name of the package.
         extra: The extra of scoretk that installs it.
         purpose: What needs it.
+        cause: What is wrong with it, where it is installed.
     """
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package!r}: pip install 'scoretk[{extra}]'")
+    def __init__(self, package: str, extra: str, purpose: str, cause: str = "") -> None:
+        named = f"{package!r}, {cause}" if cause else repr(package)
+        super().__init__(f"{purpose} needs {named}: pip install 'scoretk[{extra}]'")
 
 
 class CheckpointError(ScoretkError, RuntimeError):

@@ -1,9 +1,9 @@
 """The regressions and the examples against torch.distributions, autograd, exact posteriors, and the truth of simulated data."""
 
-import builtins
 import importlib.util
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,15 +127,8 @@ def test_data_first_asked_for_in_inference_mode_serve_autograd_later(monkeypatch
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
-    plain = builtins.__import__
-
-    def without(name, *rest, **named):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return plain(name, *rest, **named)
-
     monkeypatch.setattr(regression, "_KEPT", {})
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(stk.MissingDependency, match=re.escape("pip install 'scoretk[demo]'")):
         linear_regression().energy(torch.zeros(1, 12))
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from scoretk.adapters.owned import Both, Owned, of_variables
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.core.dependencies import required
+from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.layout import Layout
 from scoretk.fields.variables import variables_of
@@ -31,11 +32,7 @@ def import_jax(purpose: str = "A function of JAX") -> Any:
     Raises:
         MissingDependency: It is not installed.
     """
-    try:
-        import jax
-    except ImportError as error:
-        raise MissingDependency("jax", "jax", purpose) from error
-    return jax
+    return required("jax", "jax", purpose)
 
 
 def from_jax(

@@ -13,7 +13,8 @@ from torch.distributions import constraints
 
 from scoretk.adapters.jax import InJax, import_jax
 from scoretk.adapters.owned import Owned, of_variables
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.core.dependencies import required
+from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
 from scoretk.fields.layout import Variable
 from scoretk.fields.variables import variables_of
@@ -39,11 +40,10 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
         MissingDependency: numpyro is not installed.
     """
     jax = import_jax("A model of numpyro")
-    try:
-        from numpyro import handlers
-        from numpyro.infer.util import log_density
-    except ImportError as error:
-        raise MissingDependency("numpyro", "numpyro", "A model of numpyro") from error
+    handlers, infer = (
+        required(f"numpyro.{name}", "numpyro", "A model of numpyro")
+        for name in ("handlers", "infer.util")
+    )
     traced = handlers.trace(handlers.seed(model, jax.random.PRNGKey(0)))
     sites = {
         name: site
@@ -55,7 +55,7 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
     space = variables_of({name: _variable(name, site) for name, site in sites.items()})
 
     def logp(point: Any) -> Any:
-        return log_density(model, args, options, point)[0]
+        return infer.log_density(model, args, options, point)[0]
 
     owned = InJax(logp, space.layout)
     return of_variables(Owned(owned.value, owned.both), space)

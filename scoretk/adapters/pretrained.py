@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from scoretk._version import __version__
 from scoretk.core.anatomy import left_as_found, modules_of, state_like
+from scoretk.core.dependencies import required
 from scoretk.core.noise import Noise
 from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
 from scoretk.core.streams import Stream
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import resolve
 from scoretk.plugins import find_model, load
@@ -168,12 +169,9 @@ def _folder(folder: str | os.PathLike[str], revision: str | None) -> Path:
         raise InvalidArgument(
             "folder", str(folder), "a folder, or the id of a repository, user/name"
         )
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MissingDependency("huggingface_hub", "hub", f"The repository {folder!r}") from error
+    hub = required("huggingface_hub", "hub", f"The repository {folder!r}")
     names = [WEIGHTS, CONFIG, CARD]
-    return Path(huggingface_hub.snapshot_download(folder, revision=revision, allow_patterns=names))
+    return Path(hub.snapshot_download(folder, revision=revision, allow_patterns=names))
 
 
 def _made(field: Any, model: str | None, settings: dict[str, Any]) -> Any:

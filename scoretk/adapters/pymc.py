@@ -18,7 +18,8 @@ from torch.distributions import constraints
 
 from scoretk.adapters.jax import InJax
 from scoretk.adapters.owned import Both, Owned, of_variables
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.core.dependencies import required
+from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
 from scoretk.fields.layout import Variable
 from scoretk.fields.variables import Variables, variables_of
@@ -41,11 +42,10 @@ def from_pymc(model: Any) -> Constrained:
             known bijection.
         MissingDependency: PyMC is not installed.
     """
-    try:
-        import pymc
-        from pymc.model.transform.conditioning import remove_value_transforms
-    except ImportError as error:
-        raise MissingDependency("pymc", "pymc", "A model of PyMC") from error
+    pymc, conditioning = (
+        required(f"pymc{name}", "pymc", "A model of PyMC")
+        for name in ("", ".model.transform.conditioning")
+    )
     if not isinstance(model, pymc.Model):
         raise InvalidArgument("model", type(model), "a pymc.Model")
     if model.discrete_value_vars:
@@ -53,7 +53,7 @@ def from_pymc(model: Any) -> Constrained:
         raise InvalidArgument("model", names, "continuous variables alone", "Marginalise them")
     start = model.initial_point(random_seed=0)
     space = variables_of({rv.name: _variable(model, rv, start) for rv in model.free_RVs})
-    plain = remove_value_transforms(model)
+    plain = conditioning.remove_value_transforms(model)
     if importlib.util.find_spec("jax") is not None:
         return of_variables(_by_jax(plain, space), space)
     compiled = _Compiled(plain.logp_dlogp_function(ravel_inputs=False), space)

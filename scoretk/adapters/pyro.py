@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.core.dependencies import required
+from scoretk.errors import InvalidArgument
 from scoretk.fields.layout import Variable
 from scoretk.fields.wrappers import Energy
 
@@ -39,10 +40,7 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
             another's value.
         MissingDependency: Pyro is not installed.
     """
-    try:
-        from pyro import poutine
-    except ImportError as error:
-        raise MissingDependency("pyro-ppl", "pyro", "A model of Pyro") from error
+    poutine = required("pyro.poutine", "pyro", "A model of Pyro")
     sites, again = (_latent(poutine, model, args, options, seed) for seed in (0, 1))
     if not sites:
         raise InvalidArgument("model", model, "a model with a latent site", "All of it is observed")

@@ -21,7 +21,8 @@ from torch.distributions import constraints
 
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import numbers
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.core.dependencies import required
+from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.wrappers import Energy
 from scoretk.inference.sampling import sample
@@ -81,13 +82,10 @@ def to_sbi(posterior: Any, solver: Any = None, **options: Any) -> Any:
     Raises:
         MissingDependency: sbi is not installed.
     """
-    try:
-        from sbi.inference.posteriors.base_posterior import NeuralPosterior
-    except ImportError as error:
-        raise MissingDependency("sbi", "sbi", "A posterior of sbi") from error
+    base = required("sbi.inference.posteriors.base_posterior", "sbi", "A posterior of sbi")
     settings = {"chains": 100} | options | {"keep": "all"}
 
-    class Sampled(NeuralPosterior):  # type: ignore[misc]
+    class Sampled(base.NeuralPosterior):  # type: ignore[misc, name-defined]
         def sample(self, sample_shape: Any = (), x: Any = None, **ignored: Any) -> Tensor:
             wanted = torch.Size(sample_shape)
             field = from_sbi(self.potential_fn, self._x_else_default_x(x))

@@ -15,6 +15,7 @@ from typing import Any
 
 from scoretk.cli.listing import kind_of
 from scoretk.cli.output import FitLine, print_json, print_rows, say, say_progress
+from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument, MissingDependency
 from scoretk.plugins import describe, find_model, load, load_solver, train
 
@@ -49,11 +50,10 @@ def _checked_model(options: argparse.Namespace) -> list[Any]:
         raise InvalidArgument(
             "--set", options.set, f"nothing: {options.name} is a model, and these are for solvers"
         )
-    try:
-        from hypothesis.configuration import set_hypothesis_home_dir
-    except ImportError as error:
-        raise MissingDependency("hypothesis", "check", "scoretk check") from error
-    set_hypothesis_home_dir(os.devnull)  # else it leaves a folder in the working directory
+    configuration = required("hypothesis.configuration", "check", "scoretk check")
+    configuration.set_hypothesis_home_dir(
+        os.devnull
+    )  # else it leaves a folder in the working directory
     from scoretk.conformance import check_model
 
     return check_model(load(options.name, **parameters) if parameters else options.name)

@@ -13,7 +13,7 @@ from torch import Tensor
 from scoretk.conformance.laws import LAWS, Law
 from scoretk.conformance.subject import Case, NotApplicable, Subject, Violation
 from scoretk.core.anatomy import left_as_found
-from scoretk.errors import MissingDependency
+from scoretk.core.dependencies import required
 from scoretk.fields.foreign import no_field
 from scoretk.fields.protocols import is_field, offers
 from scoretk.plugins import ModelSpec, describe, find_model, load
@@ -147,11 +147,10 @@ def _explore(law: Law, subject: Subject) -> None:
         Violation: Where a case fails. It is shrunk to the simplest one, which the message names.
         MissingDependency: Where hypothesis is not installed.
     """
-    try:
-        from hypothesis import HealthCheck, Phase, given, settings
-        from hypothesis import strategies as st
-    except ImportError as error:
-        raise MissingDependency("hypothesis", "check", "Checking a model") from error
+    required("hypothesis", "check", "Checking a model")
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+
     cases = st.builds(
         Case,
         rows=st.integers(1, 6),

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from scoretk.core.dependencies import required
 from scoretk.errors import MissingDependency
 
 __all__ = ["STORE", "WRITTEN_BY", "arviz", "check_format", "inference_data", "netcdf", "zarr"]
@@ -33,11 +34,7 @@ def arviz(purpose: str) -> Any:
     Raises:
         MissingDependency: It is not installed.
     """
-    try:
-        import arviz as module
-    except ImportError as error:
-        raise MissingDependency("arviz", "arviz", purpose) from error
-    return module
+    return required("arviz", "arviz", purpose)
 
 
 def inference_data(

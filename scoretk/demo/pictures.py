@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.errors import MissingDependency
+from scoretk.core.dependencies import required
 
 __all__ = ["digit_sheet", "plane_sheet", "restored_sheet"]
 
@@ -16,14 +16,9 @@ COLUMNS, ROWS = 20, 5
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise MissingDependency("matplotlib", "demo", "The demo's pictures") from error
-    return pyplot
+    purpose = "The demo's pictures"
+    required("matplotlib", "demo", purpose).use("Agg")
+    return required("matplotlib.pyplot", "demo", purpose)
 
 
 def _grid(

@@ -35,8 +35,9 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count, function, option, positive
+from scoretk.core.dependencies import required
 from scoretk.diagnostics.distances import _generator, _matching, _pair, sample_rows
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.errors import InvalidArgument
 
 __all__ = [
     "TestResult",
@@ -262,10 +263,7 @@ def classifier_test(x: Tensor, y: Tensor, *, level: float = 0.05, seed: int = 0)
         InvalidArgument: For too few, unequal or non-finite samples.
         MissingDependency: Where scikit-learn is not installed.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise MissingDependency("scikit-learn", "demo", "classifier_test") from error
+    linear_model = required("sklearn.linear_model", "demo", "classifier_test")
     a, b = _pair(x, y)
     _least("x", a, 4)
     _least("y", b, 4)
@@ -281,7 +279,7 @@ def classifier_test(x: Tensor, y: Tensor, *, level: float = 0.05, seed: int = 0)
     train, test = (
         torch.cat([half[k] for half in (p.tensor_split(2) for p in parts)]) for k in (0, 1)
     )
-    model = LogisticRegression(max_iter=5000, class_weight="balanced")
+    model = linear_model.LogisticRegression(max_iter=5000, class_weight="balanced")
     model.fit(features[train].numpy(), ours[train].numpy())
     said, true = torch.from_numpy(model.predict(features[test].numpy())), ours[test]
     n, m, called = int(true.sum()), int((~true).sum()), int(said.sum())

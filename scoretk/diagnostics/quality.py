@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import finite
+from scoretk.core.dependencies import required
 from scoretk.diagnostics.distances import sample_rows
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.errors import InvalidArgument
 
 __all__ = ["Classifier", "Copies", "Verdict", "balance", "copies"]
 
@@ -61,15 +62,12 @@ class Classifier:
     """
 
     def __init__(self, x: Tensor, labels: Tensor) -> None:
-        try:
-            from sklearn.linear_model import LogisticRegression
-        except ImportError as error:
-            raise MissingDependency("scikit-learn", "demo", "Classifier") from error
+        linear_model = required("sklearn.linear_model", "demo", "Classifier")
         rows = sample_rows("x", x)
         if len(labels) != len(rows):
             raise InvalidArgument("labels", labels, f"one label a row of x, {len(rows)}")
         self.classes = int(max(labels)) + 1
-        self._model = LogisticRegression(max_iter=5000).fit(
+        self._model = linear_model.LogisticRegression(max_iter=5000).fit(
             rows.numpy(), torch.as_tensor(labels).numpy()
         )
 

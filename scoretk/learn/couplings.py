@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import tensor_like
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.core.dependencies import required
+from scoretk.errors import InvalidArgument
 
 __all__ = ["COUPLINGS", "independent_coupling", "optimal_coupling"]
 
@@ -70,10 +71,7 @@ def optimal_coupling(start: Tensor, x: Tensor) -> Tensor:
         Tong, Fatras, Malkin, Huguet, Zhang, Rector-Brooks, Wolf, Bengio, "Improving and
         generalizing flow-based generative models with minibatch optimal transport" (2024).
     """
-    try:
-        from ot.lp import emd
-    except ImportError as error:
-        raise MissingDependency("POT", "transport", "optimal_coupling") from error
+    emd = required("ot.lp", "transport", "optimal_coupling").emd
     independent_coupling(start, x)
     if not len(x):
         return start

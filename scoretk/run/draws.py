@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import UNREADABLE, count, is_integer, option
+from scoretk.core.dependencies import required
 from scoretk.core.files import (
     as_path,
     file_to_read,
@@ -26,7 +27,7 @@ from scoretk.core.files import (
 from scoretk.core.inferencedata import STORE, WRITTEN_BY, check_format, inference_data, netcdf, zarr
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
 from scoretk.diagnostics.summary import Summary, divergent_draws, entry_names, summarise
-from scoretk.errors import InvalidArgument, MissingDependency, OutputExists, ScoretkError, Status
+from scoretk.errors import InvalidArgument, OutputExists, ScoretkError, Status
 from scoretk.fields.layout import Layout
 
 __all__ = ["FORMATS", "Cost", "Draws", "check_output"]
@@ -281,10 +282,7 @@ class Draws:
             InvalidArgument: Where draws were not kept.
         """
         x = self._kept("a table needs the draws themselves")
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingDependency("pandas", "pandas", "to_pandas") from error
+        pandas = required("pandas", "pandas", "to_pandas")
         values = _numpy(self._values(x)).reshape(x.shape[0] * x.shape[1], -1)
         index = pandas.MultiIndex.from_product(
             [_numpy(self.chains), range(x.shape[1])], names=["chain", "draw"]

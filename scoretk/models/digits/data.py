@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.errors import MissingDependency
+from scoretk.core.dependencies import required
 
 __all__ = ["EVENT_SHAPE", "HELD_OUT", "SPLIT_SEED", "Digits", "binarised", "load_digits"]
 
@@ -34,10 +34,10 @@ def load_digits() -> Digits:
     Raises:
         MissingDependency: Where scikit-learn is not installed.
     """
-    try:
-        from sklearn import datasets, model_selection
-    except ImportError as error:
-        raise MissingDependency("scikit-learn", "demo", "The digits data") from error
+    datasets, model_selection = (
+        required(f"sklearn.{name}", "demo", "The digits data")
+        for name in ("datasets", "model_selection")
+    )
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = (pixels / 8 - 1).astype("float32").reshape(-1, *EVENT_SHAPE)
     parts = model_selection.train_test_split(

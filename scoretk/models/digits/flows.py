@@ -55,8 +55,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from scoretk.core.arguments import count, finite
+from scoretk.core.dependencies import required
 from scoretk.core.streams import Stream
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.errors import InvalidArgument
 from scoretk.fields import NoiseSource, Velocity
 from scoretk.fields.base import standard_normal
 from scoretk.fields.gradient import grad_energy
@@ -666,11 +667,7 @@ def _transforms() -> Any:
     Raises:
         MissingDependency: Where zuko is not installed.
     """
-    try:
-        from zuko import transforms
-    except ImportError as error:
-        raise MissingDependency("zuko", "flows", "A normalizing flow") from error
-    return transforms
+    return required("zuko.transforms", "flows", "A normalizing flow")
 
 
 def _prepared(data: Tensor | None, bin: float) -> tuple[Tensor, PrincipalAxes]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from scoretk.errors import MissingDependency
+from scoretk.core.dependencies import required
 from scoretk.fields import Variable
 from scoretk.fields.variables import Derived, variables_of
 
@@ -63,10 +63,10 @@ def _load(name: str) -> tuple[Any, Any]:
     Raises:
         MissingDependency: Where scikit-learn is not installed.
     """
-    try:
-        from sklearn import datasets, preprocessing
-    except ImportError as error:
-        raise MissingDependency("scikit-learn", "demo", "The regression data") from error
+    datasets, preprocessing = (
+        required(f"sklearn.{name}", "demo", "The regression data")
+        for name in ("datasets", "preprocessing")
+    )
     features, response = getattr(datasets, f"load_{name}")(return_X_y=True)
     design = preprocessing.add_dummy_feature(preprocessing.scale(features))
     return design, 2.0 * response - 1 if name == "breast_cancer" else preprocessing.scale(response)
