@@ -48,7 +48,7 @@ from scoretk.plugins.solvers import check_attributes
 from scoretk.run.batches import Batch, Finished, Saving, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
-from scoretk.run.record import RECORDERS, Constraining, Recorder
+from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Record, Recorder, Room
 from scoretk.run.schedule import Schedule
 from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
 from scoretk.solvers.base import Solver, adapts, is_grid, traits
@@ -61,6 +61,8 @@ DEFAULT_WARMUP = Warmup.steps
 MOST_CHAINS = 2**32
 STEPS_A_START = 1 << 16
 """Steps of the noise's START stream that an attempt at a start may take."""
+PIECE = 1 << 22
+"""Of how many numbers of draws the variables are computed at a time."""
 BY_CHAIN = "draws chains ... -> chains draws ..."
 
 
@@ -165,7 +167,6 @@ def sample(
     parts = _parts(ids, size, plan.pilot if adapts(solver) else 0)
     _check_pilot(parts, solver, start, rows)
     saved = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)
-    recorder = _recorder(model, keep)
     before = getattr(solver, "before", None)
     continues = 0 if before is None else before.continued_by(seed, _given(init))
 
@@ -184,6 +185,7 @@ def sample(
         batch=min(size, len(ids)),
         pilot=plan.pilot if adapts(solver) else None,
         compiled=compile,
+        room=Room(len(ids)),
     )
 
     with left_as_found(model, bool(grad)), torch.set_grad_enabled(bool(grad)):
@@ -199,7 +201,6 @@ def sample(
         done = run_batches(
             batches,
             solver,
-            recorder,
             compiled=compile,
             recompute=grad == "checkpoint",
             on_failure=on_failure,
@@ -252,6 +253,7 @@ class _Run:
         batch: How many chains run together.
         pilot: How many chains tune the solver; None where nothing is tuned.
         compiled: Whether steps are compiled.
+        room: The memory of the draws.
     """
 
     origin: str
@@ -268,6 +270,7 @@ class _Run:
     batch: int
     pilot: int | None
     compiled: bool
+    room: Room
 
     def batch_of(self, part: _Batch) -> Batch:
         """A batch of chains, with the field bound to their rows."""
@@ -287,7 +290,16 @@ class _Run:
         if not part.ids[part.returned]:  # these only tune
             schedule = Schedule(schedule.warmup, schedule.warmup, schedule.thin)
         restart = begin_at if self.start is None and not is_timed(self.model) else None
-        return Batch(bound, noise, begin_at, schedule, restart, self.start is None)
+        drawn = self.start is None
+        return Batch(bound, noise, begin_at, schedule, self._recorder(part), restart, drawn)
+
+    def _recorder(self, part: _Batch) -> Recorder:
+        """What keeps a batch's draws: in the user's space where the solver works in another."""
+        kept = KeepAll(self.room, part.given) if self.keep == "all" else RECORDERS[self.keep]
+        every = len(part.ids[part.returned]) == len(part.ids)
+        recorder = kept if every else OfRows(kept, part.returned)
+        constrain = optional(self.model, "constrain")
+        return recorder if constrain is None else Constraining(recorder, constrain)
 
     def settings(self, schedule: Schedule) -> dict[str, Any]:
         """What tells one run from another.
@@ -498,12 +510,6 @@ def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
     return tensor_like("init", model.unconstrain(given), (None, *_event_shape(model)))
 
 
-def _recorder(model: Any, keep: str) -> Recorder:
-    """What keeps the draws: in the user's space where the solver works in another."""
-    constrain = optional(model, "constrain")
-    return RECORDERS[keep] if constrain is None else Constraining(RECORDERS[keep], constrain)
-
-
 def _named(solver: Any) -> Solver:
     """The solver of an argument; of an ODE method's name it is said which solver has it."""
     try:
@@ -706,22 +712,22 @@ def _draws(
     asked = [
         (f, part.returned) for f, part in zip(done, parts, strict=True) if part.ids[part.returned]
     ]
-    first, kept = asked[0][0].record, batches[-1].schedule.kept_before(batches[-1].schedule.total)
-    joined = {
-        name: _joined([(f.record.tensors[name], r) for f, r in asked], _chain_axis(name))
-        for name in first.tensors
-    }
-    stats = {}
-    for name in first.stats:
-        value = _joined([(f.record.stats[name], r) for f, r in asked], 1 if keep == "all" else 0)
-        stats[name] = rearrange(value, BY_CHAIN) if keep == "all" else value / kept
+    kept = batches[-1].schedule.kept_before(batches[-1].schedule.total)
+    record = _whole(run, [f.record for f, _ in asked])
+    joined, stats = (
+        record.tensors,
+        {
+            name: rearrange(value, BY_CHAIN) if keep == "all" else value / kept
+            for name, value in record.stats.items()
+        },
+    )
     m2 = joined.get("m2")
     x = rearrange(joined["x"], BY_CHAIN) if "x" in joined else None
     return Draws(
         x=x,
-        final=_joined([(f.final, r) for f, r in asked]),
-        status=_joined([(f.status, r) for f, r in asked]),
-        failed_at=_joined([(f.failed_at, r) for f, r in asked]),
+        final=torch.cat([f.final for f, _ in asked]),
+        status=torch.cat([f.status[rows] for f, rows in asked]),
+        failed_at=torch.cat([f.failed_at[rows] for f, rows in asked]),
         stats=stats,
         cost=Cost(cost),
         provenance=settings,
@@ -733,6 +739,20 @@ def _draws(
     )
 
 
+def _whole(run: _Run, records: list[Record]) -> Record:
+    """What was kept of all batches, with their chains side by side.
+
+    What they wrote into the run's room is there; all else is joined.
+    """
+    if run.room.tensors:
+        return Record.from_flat(run.room.tensors)
+    flat = [record.flat() for record in records]
+    by_draw = {"x"} if run.keep != "all" else flat[0].keys()
+    return Record.from_flat(
+        {name: torch.cat([f[name] for f in flat], int(name in by_draw)) for name in flat[0]}
+    )
+
+
 def _variables(model: Any, x: Tensor | None) -> dict[str, Any]:
     """What draws say of named variables; the values of those that x does not hold itself."""
     names = named(model)
@@ -740,17 +760,17 @@ def _variables(model: Any, x: Tensor | None) -> dict[str, Any]:
         return {}
     if not isinstance(names, Derived):
         return {"layout": names.layout}
-    return {} if x is None else {"layout": names.layout, "named": names.values(x)}
+    return {} if x is None else {"layout": names.layout, "named": _values(names, x)}
 
 
-def _joined(parts: list[tuple[Tensor, slice]], axis: int = 0) -> Tensor:
-    """The rows asked for, joined along the chains' axis."""
-    if all(
-        value.shape[axis] == len(range(*rows.indices(value.shape[axis]))) for value, rows in parts
-    ):
-        return torch.cat([value for value, _ in parts], axis)
-    return torch.cat([value[(slice(None),) * axis + (rows,)] for value, rows in parts], axis)
+def _values(names: Derived, x: Tensor) -> Tensor:
+    """The variables at draws `(chains, kept, *event)`, a piece of them at a time.
 
-
-def _chain_axis(name: str) -> int:
-    return 1 if name == "x" else 0
+    So that beside draws and variables there is room for little else. A graph is of all at once.
+    """
+    if x.requires_grad:
+        return names.values(x)
+    values = x.new_empty((*x.shape[:2], names.layout.size))
+    for i in range(0, x.shape[1], size := max(1, PIECE // max(1, x[:, 0].numel()))):
+        values[:, i : i + size] = names.values(x[:, i : i + size])
+    return values

@@ -47,6 +47,7 @@ class Batch:
         noise: The noise of its chains.
         start: Makes the positions at the start, `(chains, *event_shape)`.
         schedule: Which steps it makes, and which are kept.
+        recorder: What is kept of them.
         restart: Makes another attempt at a start, by its number from 1; None where the user has given
             the start.
         drawn: Whether the start is drawn for the run, not given by the user.
@@ -56,6 +57,7 @@ class Batch:
     noise: Any
     start: Callable[[], Tensor]
     schedule: Schedule
+    recorder: Recorder
     restart: Callable[[int], Tensor] | None = None
     drawn: bool = False
 
@@ -65,10 +67,11 @@ class Finished:
     """The outcome of a batch.
 
     Args:
-        final: The last positions, as they are kept, `(chains, *event_shape)`.
+        final: The last positions, as they are kept, `(rows, *event_shape)`, of the chains that are
+            asked for.
         status: The `Status` code of each chain, `(chains,)`.
         failed_at: The step at which each failed, as users count it, or -1, `(chains,)`.
-        record: What was kept.
+        record: What was kept, of the chains that are asked for.
         evaluations: How many evaluations its steps reported.
         restarts: How many starts of chains were made again.
         tuned: What warmup has tuned, by name.
@@ -117,7 +120,6 @@ class Saving:
 def run_batches(
     batches: list[Batch],
     solver: Any,
-    recorder: Recorder,
     *,
     compiled: bool,
     recompute: bool,
@@ -133,7 +135,6 @@ def run_batches(
     Args:
         batches: The batches, of which the first tunes the solver.
         solver: The solver.
-        recorder: What is kept of the steps.
         compiled: Whether steps are compiled.
         recompute: As in `drive`.
         on_failure: As in `drive`.
@@ -147,13 +148,10 @@ def run_batches(
         ChainFailure: As `drive`.
         CheckpointError: Where the checkpoint is damaged, another run's, or cannot be written.
     """
-    run = _resume(batches, solver, recorder, saving)
+    run = _resume(batches, solver, saving)
     total, finished, lost = sum(b.schedule.total for b in batches), list[Finished](), 0
     compiler = _Compiler(compiled)
-    with (
-        ProgressBar(progress, total) as shown,
-        _saved_on_exit(run, solver, recorder, batches, saving),
-    ):
+    with ProgressBar(progress, total) as shown, _saved_on_exit(run, solver, batches, saving):
         for i, batch in enumerate(batches):
             if i not in run.moments:
                 run.moments[i] = _begin(solver, batch, finished[0].tuned if finished else None)
@@ -169,21 +167,14 @@ def run_batches(
             if compiler.used and not i:
                 compiler.used = _compilable(batch.bound, run.moments[i].state.x)
             for moment in _driven(
-                run,
-                i,
-                solver,
-                batch,
-                recorder,
-                compiler,
-                recompute=recompute,
-                on_failure=on_failure,
+                run, i, solver, batch, compiler, recompute=recompute, on_failure=on_failure
             ):
                 run.moments[i] = moment
                 done = sum(b.schedule.total for b in batches[:i]) + moment.step
                 shown.update(done, lost + moment.failed)
                 if saving and saving.checkpoint.due():
-                    _save(run, solver, recorder, batches, saving, _asked(run, solver, batches))
-            finished.append(_finish(run.moments[i], batch.schedule, recorder, is_tuned(solver)))
+                    _save(run, batches, saving, _asked(run, solver, batches))
+            finished.append(_finish(run.moments[i], batch, is_tuned(solver)))
             lost += failures(finished[-1].status)
             batch.noise.forget()
             if saving is None:
@@ -224,7 +215,6 @@ def _driven(
     i: int,
     solver: Any,
     batch: Batch,
-    recorder: Recorder,
     compiler: _Compiler,
     *,
     recompute: bool,
@@ -234,7 +224,7 @@ def _driven(
 
     Where the compiler cannot take the field it warns, and the batch goes on eagerly.
     """
-    loop = Loop(solver, batch.bound, batch.noise, batch.schedule, recorder)
+    loop = Loop(solver, batch.bound, batch.noise, batch.schedule, batch.recorder)
     while True:
         try:
             yield from drive(
@@ -280,7 +270,8 @@ def _untuned(moment: Moment) -> Moment:
     )
 
 
-def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) -> Finished:
+def _finish(moment: Any, batch: Batch, tuned: bool) -> Finished:
+    schedule, recorder = batch.schedule, batch.recorder
     kept = schedule.kept_before(schedule.total)
     status, failed_at = outcome(moment)
     if schedule.milestones is not None:
@@ -301,7 +292,7 @@ def _finish(moment: Any, schedule: Schedule, recorder: Recorder, tuned: bool) ->
 
 @contextmanager
 def _saved_on_exit(
-    run: _Run, solver: Any, recorder: Recorder, batches: list[Batch], saving: Saving | None
+    run: _Run, solver: Any, batches: list[Batch], saving: Saving | None
 ) -> Iterator[None]:
     """A context that saves the run at its end, and when an exception stops it, which is raised on."""
     if saving is None:
@@ -313,7 +304,7 @@ def _saved_on_exit(
     except BaseException as error:
         if not isinstance(error, CheckpointError):
             try:
-                _save(run, solver, recorder, batches, saving, _asked_at_last(run, solver, batches))
+                _save(run, batches, saving, _asked_at_last(run, solver, batches))
                 error.add_note(
                     f"The run so far is in {saving.checkpoint.path}: the same call goes on from "
                     f"there."
@@ -321,7 +312,7 @@ def _saved_on_exit(
             except CheckpointError as second:
                 error.add_note(str(second))
         raise
-    _save(run, solver, recorder, batches, saving, _asked_at_last(run, solver, batches))
+    _save(run, batches, saving, _asked_at_last(run, solver, batches))
 
 
 def _asked(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
@@ -340,21 +331,12 @@ def _asked_at_last(run: _Run, solver: Any, batches: list[Batch]) -> dict[str, Te
         return {}
 
 
-def _save(
-    run: _Run,
-    solver: Any,
-    recorder: Recorder,
-    batches: list[Batch],
-    saving: Saving,
-    said: dict[str, Tensor],
-) -> None:
+def _save(run: _Run, batches: list[Batch], saving: Saving, said: dict[str, Tensor]) -> None:
     """Write all moments by the numbers of their batches, and what the field answered at the last."""
     tensors = {f"witness/{name}": value for name, value in said.items()}
     for i, m in run.moments.items():
-        batch, record = (
-            batches[i],
-            recorder.filled(m.record, batches[i].schedule.kept_before(m.step)),
-        )
+        batch = batches[i]
+        record = batch.recorder.filled(m.record, batch.schedule.kept_before(m.step))
         parts = {"state": state_leaves(m.state), "record": record.flat()}
         if m.tuning is not None and m.step < batch.schedule.warmup:
             parts["tuning"] = state_leaves(m.tuning)
@@ -376,7 +358,7 @@ def _save(
     )
 
 
-def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Saving | None) -> _Run:
+def _resume(batches: list[Batch], solver: Any, saving: Saving | None) -> _Run:
     """The run as a checkpoint has it, or a new one; the file is only read.
 
     All of the checkpoint is compared with what this run could have written before it is used.
@@ -406,9 +388,7 @@ def _resume(batches: list[Batch], solver: Any, recorder: Recorder, saving: Savin
             )
             check_header(position, step=partial(is_count, most=most), evaluations=is_count)
             tuned = tuned_leaves(run.moments[0].state) if i else None
-            run.moments[i] = _read_moment(
-                saved.under(f"{i}/"), solver, recorder, batch, tuned, **position
-            )
+            run.moments[i] = _read_moment(saved.under(f"{i}/"), solver, batch, tuned, **position)
         saved.nothing_left()
         other = (
             contradiction(batch.bound, solver.needs, _held(said, run.moments[i].state.x))
@@ -552,14 +532,19 @@ def _read_outcome(saved: _Saved, batch: Batch, steps: int) -> tuple[Tensor, Tens
     return status, failed_at
 
 
-def _read_record(saved: _Saved, batch: Batch, kept: int) -> Record:
+def _read_record(saved: _Saved, batch: Batch, chains: int, kept: int) -> Record:
     """What was kept of a batch: draws `(kept, chains, *event)`, the last one or moments, and stats.
+
+    Args:
+        saved: What is there.
+        batch: The batch.
+        chains: How many of its chains are asked for.
+        kept: How many draws.
 
     Raises:
         ValueError: Where it is none of these.
     """
-    chains, device = len(batch.noise.chains), batch.noise.chains.device
-    record = Record.from_flat(saved.take_all(chains, (0, 1), device))
+    record = Record.from_flat(saved.take_all(chains, (0, 1), batch.noise.chains.device))
     if not record.tensors.keys() <= {"x", "mean", "m2"}:
         raise ValueError(f"it keeps {', '.join(sorted(record.tensors))}")
     x = record.tensors.get("x")
@@ -573,7 +558,6 @@ def _read_record(saved: _Saved, batch: Batch, kept: int) -> Record:
 def _read_moment(
     saved: _Saved,
     solver: Any,
-    recorder: Recorder,
     batch: Batch,
     tuned: dict[str, Tensor] | None,
     step: int,
@@ -590,18 +574,19 @@ def _read_moment(
         template = begin(solver, batch.bound, batch.start(), batch.noise, restart=batch.restart)
     status, failed_at = _read_outcome(saved, batch, step)
     looks = None if template.looks is None else saved.take("looks", template.looks)
-    record = _read_record(saved.under("record/"), batch, batch.schedule.kept_before(step))
+    like, kept = batch.recorder.position(template.state.x), batch.schedule.kept_before(step)
+    record = _read_record(saved.under("record/"), batch, len(like), kept)
     state, tuning = saved.under("state/"), saved.under("tuning/")
     leaves = {name: state.take(name, value) for name, value in state_leaves(template.state).items()}
     restored = None
     if template.tuning is not None and tuning.left:
-        like = state_leaves(template.tuning)
+        parts = state_leaves(template.tuning)
         restored = with_leaves(
-            template.tuning, {name: tuning.take(name, value) for name, value in like.items()}
+            template.tuning, {name: tuning.take(name, value) for name, value in parts.items()}
         )
     for part in (saved, state, tuning):
         part.nothing_left()
-    _check_positions(record, recorder.position(template.state.x))
+    _check_positions(record, like)
     return replace(
         template,
         state=with_leaves(template.state, leaves),
@@ -609,7 +594,9 @@ def _read_moment(
         failed_at=failed_at,
         failed=failures(status),
         step=step,
-        record=_with_room(record, batch.schedule, step),
+        record=batch.recorder.restored(
+            record, kept, batch.schedule.kept_before(batch.schedule.total)
+        ),
         evaluations=evaluations,
         tuning=restored,
         looks=looks,
@@ -631,29 +618,3 @@ def _check_positions(record: Record, like: Tensor) -> None:
                 f"it keeps {rows.dtype} of shape {tuple(rows.shape)} where x is {like.dtype} of "
                 f"{tuple(like.shape)}"
             )
-
-
-def _with_room(record: Record, schedule: Schedule, step: int) -> Record:
-    """A record that was saved as far as it was filled, with room for the draws that follow.
-
-    It is empty where none of its draws is to be kept, as the last draw of a shorter run is not.
-    """
-    kept, total = schedule.kept_before(step), schedule.kept_before(schedule.total)
-    if not kept:
-        return Record()
-    if (
-        "x" not in record.tensors
-        or len(record.tensors["x"]) != kept
-        or "mean" in record.tensors
-        or kept == total
-    ):
-        return record
-    return Record(
-        *({n: _grown(v, total) for n, v in part.items()} for part in (record.tensors, record.stats))
-    )
-
-
-def _grown(value: Tensor, total: int) -> Tensor:
-    room = value.new_empty((total, *value.shape[1:]))
-    room[: len(value)] = value
-    return room

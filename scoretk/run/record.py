@@ -2,7 +2,8 @@
 
 A recorder is a small set of pure functions over named tensors (the *record*), so that a run can
 replace position, state and record in one assignment, and a checkpoint can hold them all. Only
-`KeepAll` writes in place, into slots that a repeated step fills with the same numbers again.
+`KeepAll` writes in place, into slots that a repeated step fills with the same numbers again: the
+batches of a run write side by side into one `Room`, which is the memory of its draws.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from torch import Tensor
 from scoretk.core.devices import widest
 from scoretk.core.rows import across
 
-__all__ = ["RECORDERS", "Constraining", "KeepAll", "KeepLast", "KeepMoments", "Record", "Recorder"]
+__all__ = [
+    "RECORDERS",
+    "Constraining",
+    "KeepAll",
+    "KeepLast",
+    "KeepMoments",
+    "OfRows",
+    "Record",
+    "Recorder",
+    "Room",
+]
 
 Stats = dict[str, Tensor]
 CHUNK = 1 << 16
@@ -62,7 +73,36 @@ class Recorder(Protocol):
 
     def filled(self, record: Record, count: int) -> Record: ...
 
+    def restored(self, record: Record, count: int, total: int) -> Record: ...
+
     def position(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Room:
+    """The memory of all draws of a run, of which each batch fills its own chains.
+
+    Args:
+        chains: How many chains the run has.
+        tensors: The draws `(total, chains, *event)` and the statistics `(total, chains)`, by the
+            names of `Record.flat`, from the first draw on.
+    """
+
+    chains: int
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, name: str, like: Tensor, rows: slice, total: int) -> Tensor:
+        """Room for some chains, `(total, rows, *event)`, a view.
+
+        Args:
+            name: What it is for.
+            like: One draw of a batch, `(chains, *event)`.
+            rows: Which chains of the run the batch has.
+            total: How many draws there will be.
+        """
+        if name not in self.tensors:
+            self.tensors[name] = like.new_empty((total, self.chains, *like.shape[1:]))
+        return self.tensors[name][:, rows]
 
 
 def _exact(x: Tensor) -> torch.dtype:
@@ -76,6 +116,13 @@ class _OneByOne:
     def position(self, x: Tensor) -> Tensor:
         """The position as it is kept: unchanged."""
         return x
+
+    def restored(self, record: Record, count: int, total: int) -> Record:
+        """A record of `count` draws that was saved, ready for those that follow.
+
+        It is empty where none of its draws is to be kept, as the last draw of a shorter run is not.
+        """
+        return record if count else Record()
 
     def extend(
         self: Recorder,
@@ -103,8 +150,22 @@ class _OneByOne:
         return record
 
 
+@dataclass(frozen=True)
 class KeepAll(_OneByOne):
-    """Every draw: `x` of shape `(total, chains, *event)`, statistics `(total, chains)`."""
+    """Every draw: `x` of shape `(total, chains, *event)`, statistics `(total, chains)`.
+
+    Args:
+        room: The memory of the run's draws; None for memory of the batch's own.
+        rows: Which chains of the run the batch has.
+    """
+
+    room: Room | None = None
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    def _with_room(self, flat: dict[str, Tensor], total: int) -> Record:
+        """A record with room for so many draws like these, each `(chains, *event)`."""
+        room = self.room or Room(len(flat["x"]))
+        return Record.from_flat({n: room.of(n, v, self.rows, total) for n, v in flat.items()})
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
         """Write draw number `index`; the first one makes room for all."""
@@ -112,10 +173,7 @@ class KeepAll(_OneByOne):
             # a graph needs the draws themselves, not a buffer overwritten in place
             if x.requires_grad:
                 return Record({"x": x[None]}, {name: value[None] for name, value in stats.items()})
-            record = Record({"x": x.new_empty((total, *x.shape))})
-            record.stats = {
-                name: value.new_empty((total, *value.shape)) for name, value in stats.items()
-            }
+            record = self._with_room(Record({"x": x}, stats).flat(), total)
         if x.requires_grad:
             joined = torch.cat([record.tensors["x"], x[None]])
             return Record(
@@ -145,6 +203,22 @@ class KeepAll(_OneByOne):
             {n: v[:count] for n, v in record.tensors.items()},
             {n: v[:count] for n, v in record.stats.items()},
         )
+
+    def restored(self, record: Record, count: int, total: int) -> Record:
+        """The draws of a record that was saved, moved to where the run has room for all.
+
+        Raises:
+            ValueError: There are more or fewer of them.
+        """
+        if not count:
+            return Record()
+        saved = record.flat()
+        if "x" not in saved or any(len(value) != count for value in saved.values()):
+            raise ValueError(f"it does not keep {count} draws")
+        made = self._with_room({name: value[0] for name, value in saved.items()}, total)
+        for name, room in made.flat().items():
+            room[:count] = saved[name]
+        return made
 
 
 class KeepLast(_OneByOne):
@@ -203,6 +277,35 @@ class Constraining(_OneByOne):
 
     def filled(self, record: Record, count: int) -> Record:
         return self.inner.filled(record, count)
+
+    def restored(self, record: Record, count: int, total: int) -> Record:
+        return self.inner.restored(record, count, total)
+
+
+@dataclass(frozen=True)
+class OfRows(_OneByOne):
+    """Another recorder for some of the chains: of those that tune, the ones that are asked for.
+
+    Args:
+        inner: The other recorder.
+        rows: Which chains of the batch.
+    """
+
+    inner: Recorder
+    rows: slice
+
+    def position(self, x: Tensor) -> Tensor:
+        return self.inner.position(x)[self.rows]
+
+    def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
+        some = {name: value[self.rows] for name, value in stats.items()}
+        return self.inner.add(record, x[self.rows], some, index, total)
+
+    def filled(self, record: Record, count: int) -> Record:
+        return self.inner.filled(record, count)
+
+    def restored(self, record: Record, count: int, total: int) -> Record:
+        return self.inner.restored(record, count, total)
 
 
 def _welford(mean: Tensor, m2: Tensor, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
