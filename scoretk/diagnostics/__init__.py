@@ -1,5 +1,13 @@
-"""Diagnostics: convergence of chains, distances between samples, tests, and quality of samples."""
+"""Diagnostics: convergence, distances between samples, tests, calibration, quality of samples."""
 
+from scoretk.diagnostics.calibration import (
+    RankBand,
+    rank_band,
+    sbc_ranks,
+    sbc_test,
+    tarp_ranks,
+    tarp_test,
+)
 from scoretk.diagnostics.convergence import bfmi, ess, mcse, nested_rhat, rhat
 from scoretk.diagnostics.discrepancies import (
     TestResult,
@@ -14,6 +22,7 @@ from scoretk.diagnostics.quality import Classifier, Copies, Verdict, balance, co
 __all__ = [
     "Classifier",
     "Copies",
+    "RankBand",
     "TestResult",
     "Verdict",
     "balance",
@@ -26,7 +35,12 @@ __all__ = [
     "mmd",
     "mmd_test",
     "nested_rhat",
+    "rank_band",
     "rhat",
+    "sbc_ranks",
+    "sbc_test",
     "sliced_wasserstein",
     "sliced_wasserstein_test",
+    "tarp_ranks",
+    "tarp_test",
 ]

@@ -12,7 +12,7 @@ import torch
 import scoretk as stk
 from scoretk.core import noise, sealed
 from scoretk.core.streams import Stream
-from scoretk.diagnostics import convergence, discrepancies, verdict
+from scoretk.diagnostics import calibration, convergence, discrepancies, verdict
 from scoretk.fields import discrete
 from scoretk.inference import likelihood
 from scoretk.run import record
@@ -60,6 +60,13 @@ def compared():
     return tuple(torch.tensor([f.statistic, f.threshold, f.p_value]) for f in found)
 
 
+def ranked():
+    draws = CHAINS[..., :3]
+    found = calibration.sbc_test(ROWS[:4], draws, permutations=30)
+    band = calibration.rank_band(7, 5, simulations=30)
+    return torch.tensor([found.statistic, found.threshold, found.p_value]), band.low, band.high
+
+
 def made():
     own = stk.Noise(3, 9, dtype=torch.float64, window=3)
     return tuple(own.normal(s, Stream.USER, (7,)).clone() for s in (0, 5, 300))
@@ -79,6 +86,7 @@ BLOCKS = {
     (convergence, "CHUNK"): lambda _: (stk.diagnostics.ess(CHAINS), stk.diagnostics.rhat(CHAINS)),
     (verdict, "CHUNK"): lambda _: judged(),
     (discrepancies, "BLOCK"): lambda _: compared(),
+    (calibration, "BLOCK"): lambda _: ranked(),
     (noise, "CHUNK"): lambda _: made(),
     (sealed, "CHUNK"): written,
 }
