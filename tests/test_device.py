@@ -1170,7 +1170,7 @@ def waits_a_step(run, device):
             run(device.name, steps)
             counts.append(ledger.waits.copy())
     more = {line: (n - counts[0][line]) / 16 for line, n in counts[1].items()}
-    once = ("run/batches.py", "run/settle.py")
+    once = ("run/batches.py", "run/resume.py", "run/settle.py")
     return {k: n for k, n in more.items() if n > 0 and not k[1].startswith(once)}
 
 

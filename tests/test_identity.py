@@ -22,7 +22,7 @@ import torch
 
 import scoretk as stk
 from scoretk.core import anatomy, identity
-from scoretk.run import batches as runs
+from scoretk.run import resume as runs
 
 ROOT = Path(__file__).parent.parent
 TORCHS_OWN = (

@@ -39,7 +39,7 @@ MOVED = {
     "witness": "run.witness",
     "drive": "run.drive run.moment run.schedule run.settle run.state",
     "draws": "run.draws",
-    "runs": "run.batches",
+    "runs": "run.batches run.batch run.resume",
     "progress": "run.progress",
     "tape": "run.capture",
     "sampling": "inference.sampling",

@@ -45,10 +45,12 @@ from scoretk.fields.variables import Derived, named
 from scoretk.ode.registry import has_method
 from scoretk.plugins import as_solver, find_model, load
 from scoretk.plugins.solvers import check_attributes
-from scoretk.run.batches import Batch, Finished, Saving, run_batches
+from scoretk.run.batch import Batch
+from scoretk.run.batches import Finished, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
 from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Record, Recorder, Room
+from scoretk.run.resume import Saving
 from scoretk.run.schedule import Schedule
 from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
 from scoretk.solvers.base import Solver, adapts, is_grid, traits

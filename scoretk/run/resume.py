@@ -1,0 +1,387 @@
+"""What is saved of a run of many chains, and how a run is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.core.identity import Identity, differences, is_summary
+from scoretk.core.sealed import check_header, is_count
+from scoretk.errors import CheckpointError, Status
+from scoretk.run.batch import Batch, begin_batch
+from scoretk.run.capture import CALL
+from scoretk.run.checkpoint import Checkpoint, another, check_settings, load, unfit
+from scoretk.run.moment import Moment, begin, failures
+from scoretk.run.record import Record
+from scoretk.run.state import state_leaves, tuned_leaves, with_leaves
+from scoretk.run.witness import contradiction, witness
+
+__all__ = ["Run", "Saving", "asked", "resumed", "save_run", "saved_on_exit"]
+
+
+@dataclass
+class Run:
+    """A run that is going on.
+
+    Args:
+        moments: The moments of batches by number, from their beginning as long as they are needed.
+        changed: Names of parts of the field that the run had changed before it was resumed.
+    """
+
+    moments: dict[int, Moment] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a run is saved, and what tells it from others.
+
+    Args:
+        checkpoint: Where it is saved, and how often.
+        settings: The settings of the run, plain values.
+        identity: The identity of field and solver.
+        extends: Whether a checkpoint of fewer steps may be extended; not where the solver's grid
+            decides how many there are.
+    """
+
+    checkpoint: Checkpoint
+    settings: dict[str, Any]
+    identity: Identity
+    extends: bool
+
+
+@contextmanager
+def saved_on_exit(
+    run: Run, solver: Any, batches: list[Batch], saving: Saving | None
+) -> Iterator[None]:
+    """A context that saves the run at its end, and when an exception stops it, which is raised on."""
+    if saving is None:
+        yield
+        return
+    saving.checkpoint.begin()
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, CheckpointError):
+            try:
+                save_run(run, batches, saving, _asked_at_last(run, solver, batches))
+                error.add_note(
+                    f"The run so far is in {saving.checkpoint.path}: the same call goes on from "
+                    f"there."
+                )
+            except CheckpointError as second:
+                error.add_note(str(second))
+        raise
+    save_run(run, batches, saving, _asked_at_last(run, solver, batches))
+
+
+def asked(run: Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
+    """What the field answers at the last moment; a model's own errors are raised on."""
+    if not run.moments:
+        return {}
+    i, moment = max(run.moments.items(), key=lambda item: item[0])
+    return witness(batches[i].bound, solver.needs, moment.state.x)
+
+
+def _asked_at_last(run: Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
+    """As `asked` when the run is over: a model that fails then does not keep it from being saved."""
+    try:
+        return asked(run, solver, batches)
+    except Exception:  # noqa: BLE001 (whatever a model raises)
+        return {}
+
+
+def save_run(run: Run, batches: list[Batch], saving: Saving, said: dict[str, Tensor]) -> None:
+    """Write all moments by the numbers of their batches, and what the field answered at the last."""
+    tensors = {f"witness/{name}": value for name, value in said.items()}
+    for i, m in run.moments.items():
+        batch = batches[i]
+        record = batch.recorder.filled(m.record, batch.schedule.kept_before(m.step))
+        parts = {"state": state_leaves(m.state), "record": record.flat()}
+        if m.tuning is not None and m.step < batch.schedule.warmup:
+            parts["tuning"] = state_leaves(m.tuning)
+        tensors |= {
+            f"{i}/{kind}/{name}": v for kind, part in parts.items() for name, v in part.items()
+        }
+        tensors |= {f"{i}/status": m.status, f"{i}/failed_at": m.failed_at}
+        if m.looks is not None:
+            tensors[f"{i}/looks"] = m.looks
+    saving.checkpoint.save(
+        tensors,
+        {
+            "settings": saving.settings,
+            "identity": saving.identity.summary({*run.changed, *saving.identity.changing()}),
+            "batches": [
+                {"step": m.step, "evaluations": int(m.evaluations)} for m in run.moments.values()
+            ],
+        },
+    )
+
+
+def resumed(batches: list[Batch], solver: Any, saving: Saving | None) -> Run:
+    """The run as a checkpoint has it, or a new one; the file is only read.
+
+    All of the checkpoint is compared with what this run could have written before it is used.
+
+    Raises:
+        CheckpointError: Where it is damaged, another run's, or does not fit.
+    """
+    if saving is None or not saving.checkpoint.file.exists():
+        return Run()
+    path = saving.checkpoint.file
+    tensors, header = load(path)
+    run = Run()
+    try:
+        check_header(
+            header,
+            settings=lambda v: isinstance(v, dict),
+            identity=is_summary,
+            batches=lambda v: isinstance(v, list) and len(v) <= len(batches),
+        )
+        _check_whose(path, header, saving)
+        run.changed = header["identity"]["changing"]
+        saved = _Saved(tensors)
+        said = saved.under("witness/").left
+        for i, (batch, position) in enumerate(zip(batches, header["batches"], strict=False)):
+            most = min(
+                batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"]
+            )
+            check_header(position, step=partial(is_count, most=most), evaluations=is_count)
+            tuned = tuned_leaves(run.moments[0].state) if i else None
+            run.moments[i] = _read_moment(saved.under(f"{i}/"), solver, batch, tuned, **position)
+        saved.nothing_left()
+        other = (
+            contradiction(batch.bound, solver.needs, _held(said, run.moments[i].state.x))
+            if run.moments
+            else None
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise unfit(path, error) from error
+    if other is not None:
+        raise another(path, [other])
+    return run
+
+
+def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
+    """Refuse a checkpoint with other settings, of another field or solver, or of a longer run.
+
+    Raises:
+        CheckpointError: In that case.
+    """
+    theirs, ours, shorter = dict(header["settings"]), saving.settings, list[str]()
+    before, asked = theirs.get("steps"), ours["steps"]
+    if saving.extends and is_count(before) and before != asked:
+        if before > asked:
+            shorter = [
+                f"it is of a run of {before} steps, and steps={asked} asks for fewer: a run can be "
+                f"extended, not shortened"
+            ]
+        loose = [
+            b["step"]
+            for b in header["batches"]
+            if b["step"] % CALL and b["step"] == before + theirs["warmup"]
+        ]
+        if ours["compile"] and loose:
+            raise CheckpointError(
+                f"{path} ends after {loose[0]} steps: a compiled run is extended from a multiple "
+                f"of {CALL} steps, since the "
+                "last few are not made by compiled code. Start afresh at another path"
+            )
+        theirs["steps"] = asked
+    if _is_device(theirs.get("device")):
+        theirs["device"] = ours["device"]  # the noise is the same on all, and the rest to rounding
+    summary = saving.identity.summary(header["identity"]["changing"])
+    check_settings(path, theirs, ours, [*shorter, *differences(header["identity"], summary)])
+
+
+def _is_device(kind: Any) -> bool:
+    """Whether it is the type of a device, such as "cuda"."""
+    try:
+        return isinstance(kind, str) and torch.device(kind).type == kind
+    except RuntimeError:
+        return False
+
+
+def _held(said: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """The answers of a field in a checkpoint, checked to be of the form of such answers.
+
+    Raises:
+        ValueError: Where they are not.
+    """
+    if not said:
+        return said
+    rows, at = said.get("rows"), said.get("x")
+    if rows is None or at is None or rows.dtype != torch.int64:
+        raise ValueError("what the field has answered is not there as a whole")
+    if at.dtype != x.dtype or at.shape != (len(rows), *x.shape[1:]):
+        raise ValueError("what the field has answered is not kept as it should be")
+    if not bool(((rows >= 0) & (rows < len(x))).all()):
+        raise ValueError("what the field has answered is of chains that there are not")
+    return {name: value.to(x.device) for name, value in said.items()}
+
+
+class _Saved:
+    """The tensors of a checkpoint, each taken once, in the shape and dtype that it must have.
+
+    Args:
+        tensors: By name.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.left = dict(tensors)
+
+    def under(self, prefix: str) -> _Saved:
+        """Take those whose names begin with a prefix, by the rest of their names."""
+        names = [name for name in self.left if name.startswith(prefix)]
+        return _Saved({name[len(prefix) :]: self.left.pop(name) for name in names})
+
+    def take(self, name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Take one tensor.
+
+        Args:
+            name: Its name.
+            like: A tensor with its dtype, on the device where it will be.
+            shape: Its shape, None for that of `like`.
+
+        Raises:
+            ValueError: Where it is missing, or has another dtype or shape.
+        """
+        if name not in self.left:
+            raise ValueError(f"it has no {name}")
+        value, shape = self.left.pop(name), tuple(like.shape) if shape is None else shape
+        if value.dtype != like.dtype or tuple(value.shape) != shape:
+            raise ValueError(
+                f"{name} is {value.dtype} of shape {tuple(value.shape)}, not {like.dtype} of "
+                f"{shape}"
+            )
+        return value.to(like.device)
+
+    def take_all(
+        self, chains: int, axes: tuple[int, ...], device: torch.device
+    ) -> dict[str, Tensor]:
+        """Take all that is left, by name, each with the chains on one of these axes.
+
+        Raises:
+            ValueError: Where one has not.
+        """
+        for name, value in self.left.items():
+            if not any(value.ndim > axis and value.shape[axis] == chains for axis in axes):
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, for {chains} chains")
+        taken, self.left = {name: value.to(device) for name, value in self.left.items()}, {}
+        return taken
+
+    def nothing_left(self) -> None:
+        if self.left:
+            raise ValueError(
+                f"it holds {', '.join(sorted(self.left)[:3])} beside what belongs into it"
+            )
+
+
+def _read_outcome(saved: _Saved, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
+    """The status and the step of failure of every chain of a batch after so many steps.
+
+    Raises:
+        ValueError: Where they hold codes or steps that do not exist.
+    """
+    status, failed_at = (saved.take(name, batch.noise.chains) for name in ("status", "failed_at"))
+    known = torch.tensor([int(code) for code in Status], device=status.device)
+    if not bool(torch.isin(status, known).all()):
+        raise ValueError("status holds a code that there is not")
+    if not bool(((failed_at >= -1) & (failed_at <= steps)).all()):
+        raise ValueError("failed_at holds a step that there is not")
+    return status, failed_at
+
+
+def _read_record(saved: _Saved, batch: Batch, chains: int, kept: int) -> Record:
+    """What was kept of a batch: draws `(kept, chains, *event)`, the last one or moments, and stats.
+
+    Args:
+        saved: What is there.
+        batch: The batch.
+        chains: How many of its chains are asked for.
+        kept: How many draws.
+
+    Raises:
+        ValueError: Where it is none of these.
+    """
+    record = Record.from_flat(saved.take_all(chains, (0, 1), batch.noise.chains.device))
+    if not record.tensors.keys() <= {"x", "mean", "m2"}:
+        raise ValueError(f"it keeps {', '.join(sorted(record.tensors))}")
+    x = record.tensors.get("x")
+    if x is not None and (x.ndim < 2 or x.shape[1] != chains or len(x) not in (1, kept)):
+        raise ValueError(
+            f"it keeps draws of shape {tuple(x.shape)} of {chains} chains, where {kept} are kept"
+        )
+    return record
+
+
+def _read_moment(
+    saved: _Saved,
+    solver: Any,
+    batch: Batch,
+    tuned: dict[str, Tensor] | None,
+    step: int,
+    evaluations: int,
+) -> Moment:
+    """The moment of a batch, checked to have the form that a run of this field and solver has.
+
+    Raises:
+        ValueError: Where it has not.
+    """
+    if step < batch.schedule.warmup:
+        template = begin_batch(solver, batch, tuned)
+    else:
+        template = begin(solver, batch.bound, batch.start(), batch.noise, restart=batch.restart)
+    status, failed_at = _read_outcome(saved, batch, step)
+    looks = None if template.looks is None else saved.take("looks", template.looks)
+    like, kept = batch.recorder.position(template.state.x), batch.schedule.kept_before(step)
+    record = _read_record(saved.under("record/"), batch, len(like), kept)
+    state, tuning = saved.under("state/"), saved.under("tuning/")
+    leaves = {name: state.take(name, value) for name, value in state_leaves(template.state).items()}
+    restored = None
+    if template.tuning is not None and tuning.left:
+        parts = state_leaves(template.tuning)
+        restored = with_leaves(
+            template.tuning, {name: tuning.take(name, value) for name, value in parts.items()}
+        )
+    for part in (saved, state, tuning):
+        part.nothing_left()
+    _check_positions(record, like)
+    return replace(
+        template,
+        state=with_leaves(template.state, leaves),
+        status=status,
+        failed_at=failed_at,
+        failed=failures(status),
+        step=step,
+        record=batch.recorder.restored(
+            record, kept, batch.schedule.kept_before(batch.schedule.total)
+        ),
+        evaluations=evaluations,
+        tuning=restored,
+        looks=looks,
+    )
+
+
+def _check_positions(record: Record, like: Tensor) -> None:
+    """Check that all positions that are kept have the dtype and the event shape of `like`.
+
+    Raises:
+        ValueError: Where one has not.
+    """
+    for name, value in record.tensors.items():
+        # moments are in float64 where the device has it
+        rows = value.flatten(0, 1) if name == "x" else value
+        fits = rows.dtype == like.dtype if name == "x" else rows.is_floating_point()
+        if not fits or rows.shape[1:] != like.shape[1:]:
+            raise ValueError(
+                f"it keeps {rows.dtype} of shape {tuple(rows.shape)} where x is {like.dtype} of "
+                f"{tuple(like.shape)}"
+            )
