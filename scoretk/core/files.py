@@ -193,12 +193,12 @@ def is_regular(path: Path) -> bool:
     return stat.S_ISREG(os.stat(path).st_mode)
 
 
-def write_atomically(path: Path, *parts: Buffer) -> None:
+def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
     """Put the parts, one after the other, at `path` in one step; flushed when this returns.
 
     Args:
         path: Where to, links followed.
-        parts: The bytes of the file.
+        parts: The bytes of the file, each asked for when those before it are written.
 
     Raises:
         OSError: The file cannot be written, or what is there is no regular file.

@@ -7,7 +7,9 @@ bytes. The metadata here have one entry,
 
 where the seal is the checksum of the whole file, with zeros in place of its own 64 digits. So no
 bit of the file can change unnoticed: a changed seal does not fit the rest, and a change of anything
-else does not fit the seal. Tensors are read into fresh memory (`core.arrays`).
+else does not fit the seal. Tensors are written piece by piece from where they are, so that a file
+needs no memory of its own, and read into fresh memory (`core.arrays`), or, as `Stored`, into where
+they belong.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
@@ -27,10 +32,12 @@ from scoretk.core.arrays import fresh
 from scoretk.core.files import is_regular, write_atomically
 
 __all__ = [
+    "Stored",
     "Unreadable",
     "check_header",
     "from_bytes",
     "is_count",
+    "open_sealed",
     "plain_json",
     "read_sealed",
     "to_bytes",
@@ -44,7 +51,27 @@ BLANK = b"0" * 64
 LONGEST_JSON = 100_000_000
 """Bytes: the most that the reader of safetensors takes."""
 
-CHUNK = 1 << 24
+CHUNK = 1 << 20
+"""Bytes that are read at a time for a checksum, and copied between tensors and files."""
+CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What dtypes are called in safetensors files."""
 
 _DAMAGE = (
     SafetensorError,
@@ -84,16 +111,116 @@ def write_sealed(
     placeholder = hashlib.sha256(os.urandom(32)).hexdigest()
     try:
         about = {"format": FORMAT, "kind": kind, "seal": placeholder, "header": dict(header)}
-        content = to_bytes(tensors, {METADATA: json.dumps(about, sort_keys=True)})
+        text = _text(tensors, {METADATA: json.dumps(about, sort_keys=True)})
+        digest = hashlib.sha256(text.replace(placeholder.encode(), BLANK))
+        for piece in _body(tensors):
+            digest.update(piece)
     except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    end = 8 + int.from_bytes(content[:8], "little")
-    body = memoryview(content)[end:]
-    text = content[:end].replace(placeholder.encode(), BLANK)
-    digest = hashlib.sha256(text)
-    digest.update(body)
-    sealed = content[:end].replace(placeholder.encode(), digest.hexdigest().encode())
-    write_atomically(path, sealed, body)
+    sealed = text.replace(placeholder.encode(), digest.hexdigest().encode())
+    write_atomically(path, chain([sealed], _body(tensors)))
+
+
+def _in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """The tensors in the order of such files: the widest numbers first, so that all are aligned."""
+    return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+
+
+def _text(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The length and the JSON text that begin a file.
+
+    Raises:
+        ValueError: A tensor's numbers have no place in such a file.
+    """
+    about: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, value in _in_order(tensors):
+        if value.dtype not in CODES or value.layout is not torch.strided or value.is_nested:
+            raise ValueError(f"{name} is {value.dtype}, {value.layout}, which no file holds")
+        begin, end = end, end + value.numel() * value.element_size()
+        about[name] = {
+            "dtype": CODES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(about, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _body(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """The bytes of all tensors, a piece at a time."""
+    for _, value in _in_order(tensors):
+        yield from _pieces(value.detach())
+
+
+def _pieces(value: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor in order, a piece at a time."""
+    for part in _parts(value):
+        yield _bytes(part)
+
+
+def _parts(value: Tensor) -> Iterator[Tensor]:
+    """A tensor in parts of about `CHUNK` bytes, in order."""
+    size = value.numel() * value.element_size()
+    if size <= CHUNK or not value.ndim:
+        yield from [value] if size else []
+    elif (rows := CHUNK * len(value) // size) < 2:
+        for row in value:
+            yield from _parts(row)
+    else:
+        yield from value.split(rows)
+
+
+def _bytes(value: Tensor) -> memoryview:
+    plain = value.to("cpu").resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, which is read to where it belongs.
+
+    Args:
+        path: The file.
+        begin: Where its bytes begin.
+        dtype: Its dtype.
+        shape: Its shape.
+    """
+
+    path: Path
+    begin: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @property
+    def ndim(self) -> int:
+        """How many axes it has."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def into(self, out: Tensor) -> Tensor:
+        """Read it into a tensor of its shape, a piece at a time.
+
+        Raises:
+            ValueError: The file has become shorter, or the tensor has another shape or dtype.
+        """
+        if out.shape != self.shape or out.dtype != self.dtype:
+            raise ValueError(f"{self.dtype} of shape {tuple(self.shape)} does not fit")
+        with open(self.path, "rb") as file:
+            file.seek(self.begin)
+            for part in _parts(out):
+                read = torch.empty(part.shape, dtype=part.dtype)
+                if file.readinto(_bytes(read)) != read.numel() * read.element_size():
+                    raise ValueError("the file has become shorter")
+                part.copy_(read)
+        return out
+
+    def read(self, device: torch.device) -> Tensor:
+        """The tensor, in memory of its own."""
+        return self.into(torch.empty(self.shape, dtype=self.dtype, device=device))
 
 
 def read_sealed(
@@ -114,27 +241,69 @@ def read_sealed(
         Unreadable: The file is damaged, cannot be read, or is not of this kind.
     """
     try:
-        if not is_regular(path):
-            raise Unreadable("it is no file")
-        with open(path, "rb") as file:
-            head = file.read(8)
-            length = int.from_bytes(head, "little")
-            if length > min(LONGEST_JSON, os.fstat(file.fileno()).st_size):
-                raise Unreadable("it is no safetensors file, or truncated")
-            text = file.read(length)
-            header, seal = _header(text, kind, unsealed)
-            if seal is not None:
-                digest = hashlib.sha256(head + text.replace(seal, BLANK))
-                while part := file.read(CHUNK):
-                    digest.update(part)
-                if text.count(seal) != 1 or digest.hexdigest().encode() != seal:
-                    raise Unreadable("it is damaged: its checksum does not fit")
+        _, header = _checked(path, kind, unsealed)
         with safe_open(path, framework="pt") as opened:
             return {name: fresh(opened.get_tensor(name)) for name in sorted(opened.keys())}, header
     except Unreadable:
         raise
     except _DAMAGE as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def open_sealed(path: Path, kind: str) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """As `read_sealed`, with tensors that are still to be read.
+
+    Args:
+        path: The file.
+        kind: What has to be in it.
+
+    Returns:
+        The tensors by name, and the header.
+
+    Raises:
+        Unreadable: As `read_sealed`.
+    """
+    try:
+        text, header = _checked(path, kind, None)
+        with safe_open(path, framework="pt") as opened:  # which refuses what is malformed
+            names = sorted(opened.keys())
+        about, begin = plain_json(text), 8 + len(text)
+        dtypes = {code: dtype for dtype, code in CODES.items()}
+        return {name: _stored(path, begin, about[name], dtypes) for name in names}, header
+    except Unreadable:
+        raise
+    except _DAMAGE as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def _stored(
+    path: Path, begin: int, entry: dict[str, Any], dtypes: Mapping[str, torch.dtype]
+) -> Stored:
+    """A tensor of a file by its entry in the text, whose bytes end at `begin`."""
+    start, shape = begin + entry["data_offsets"][0], torch.Size(entry["shape"])
+    return Stored(path, start, dtypes[entry["dtype"]], shape)
+
+
+def _checked(
+    path: Path, kind: str, unsealed: Callable[[Mapping[str, str]], dict[str, Any]] | None
+) -> tuple[bytes, dict[str, Any]]:
+    """The text and the header of a file whose seal fits all of it."""
+    if not is_regular(path):
+        raise Unreadable("it is no file")
+    with open(path, "rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if length > min(LONGEST_JSON, os.fstat(file.fileno()).st_size):
+            raise Unreadable("it is no safetensors file, or truncated")
+        text = file.read(length)
+        header, seal = _header(text, kind, unsealed)
+        if seal is not None:
+            digest = hashlib.sha256(head + text.replace(seal, BLANK))
+            while part := file.read(CHUNK):
+                digest.update(part)
+            if text.count(seal) != 1 or digest.hexdigest().encode() != seal:
+                raise Unreadable("it is damaged: its checksum does not fit")
+    return text, header
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:

@@ -63,7 +63,7 @@ DEFAULT_WARMUP = Warmup.steps
 MOST_CHAINS = 2**32
 STEPS_A_START = 1 << 16
 """Steps of the noise's START stream that an attempt at a start may take."""
-PIECE = 1 << 22
+CHUNK = 1 << 22
 """Of how many numbers of draws the variables are computed at a time."""
 BY_CHAIN = "draws chains ... -> chains draws ..."
 
@@ -773,6 +773,6 @@ def _values(names: Derived, x: Tensor) -> Tensor:
     if x.requires_grad:
         return names.values(x)
     values = x.new_empty((*x.shape[:2], names.layout.size))
-    for i in range(0, x.shape[1], size := max(1, PIECE // max(1, x[:, 0].numel()))):
+    for i in range(0, x.shape[1], size := max(1, CHUNK // max(1, x[:, 0].numel()))):
         values[:, i : i + size] = names.values(x[:, i : i + size])
     return values

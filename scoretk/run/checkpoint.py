@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from scoretk.core.arguments import positive
 from scoretk.core.files import file_to_write
 from scoretk.core.identity import numbers_as_bytes, tensor_value
-from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
+from scoretk.core.sealed import Stored, Unreadable, open_sealed, read_sealed, write_sealed
 from scoretk.errors import CheckpointError
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "another",
     "check_settings",
     "load",
+    "opened",
     "tensor_digest",
     "unfit",
     "weights_digest",
@@ -159,9 +160,23 @@ def load(path: Path, kind: str = "run") -> tuple[dict[str, Tensor], dict[str, An
     try:
         return read_sealed(path, kind)
     except Unreadable as error:
-        raise CheckpointError(
-            f"{path} cannot be read as the checkpoint of a {kind}: {error}. {ADVICE}"
-        ) from error
+        raise _unreadable(path, kind, error) from error
+
+
+def opened(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """As `load`, of a run, with tensors that are still to be read.
+
+    Raises:
+        CheckpointError: As `load`.
+    """
+    try:
+        return open_sealed(path, "run")
+    except Unreadable as error:
+        raise _unreadable(path, "run", error) from error
+
+
+def _unreadable(path: Path, kind: str, why: Unreadable) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read as the checkpoint of a {kind}: {why}. {ADVICE}")
 
 
 def check_settings(

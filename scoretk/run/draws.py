@@ -321,9 +321,9 @@ class Draws:
                 named, header = self._parts()
                 write_sealed(target, KIND, named, header)
             elif target.suffix == ".npy":
-                write_atomically(target, self._npy())
+                write_atomically(target, [self._npy()])
             elif target.suffix == ".nc":
-                write_atomically(target, netcdf(self.to_arviz()))
+                write_atomically(target, [netcdf(self.to_arviz())])
             else:
                 data = self.to_arviz()
                 replace_folder(target, lambda folder: zarr(data, folder))

@@ -8,7 +8,7 @@ batches of a run write side by side into one `Room`, which is the memory of its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scoretk.core.devices import widest
 from scoretk.core.rows import across
+from scoretk.core.sealed import Stored
 
 __all__ = [
     "RECORDERS",
@@ -73,7 +74,9 @@ class Recorder(Protocol):
 
     def filled(self, record: Record, count: int) -> Record: ...
 
-    def restored(self, record: Record, count: int, total: int) -> Record: ...
+    def restored(
+        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+    ) -> Record: ...
 
     def position(self, x: Tensor) -> Tensor: ...
 
@@ -117,12 +120,24 @@ class _OneByOne:
         """The position as it is kept: unchanged."""
         return x
 
-    def restored(self, record: Record, count: int, total: int) -> Record:
+    def restored(
+        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+    ) -> Record:
         """A record of `count` draws that was saved, ready for those that follow.
 
         It is empty where none of its draws is to be kept, as the last draw of a shorter run is not.
+
+        Args:
+            saved: Its tensors, by the names of `Record.flat`.
+            count: How many draws it has.
+            total: How many the whole run has.
+            device: Where they belong.
+
+        Raises:
+            ValueError: It has others.
         """
-        return record if count else Record()
+        flat = {name: value.read(device) for name, value in saved.items()} if count else {}
+        return Record.from_flat(flat)
 
     def extend(
         self: Recorder,
@@ -204,20 +219,18 @@ class KeepAll(_OneByOne):
             {n: v[:count] for n, v in record.stats.items()},
         )
 
-    def restored(self, record: Record, count: int, total: int) -> Record:
-        """The draws of a record that was saved, moved to where the run has room for all.
-
-        Raises:
-            ValueError: There are more or fewer of them.
-        """
+    def restored(
+        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+    ) -> Record:
+        """As `Recorder.restored`: draws are read to where the run has room for all."""
         if not count:
             return Record()
-        saved = record.flat()
         if "x" not in saved or any(len(value) != count for value in saved.values()):
             raise ValueError(f"it does not keep {count} draws")
-        made = self._with_room({name: value[0] for name, value in saved.items()}, total)
+        like = {n: torch.empty(v.shape[1:], dtype=v.dtype, device=device) for n, v in saved.items()}
+        made = self._with_room(like, total)
         for name, room in made.flat().items():
-            room[:count] = saved[name]
+            saved[name].into(room[:count])
         return made
 
 
@@ -278,8 +291,10 @@ class Constraining(_OneByOne):
     def filled(self, record: Record, count: int) -> Record:
         return self.inner.filled(record, count)
 
-    def restored(self, record: Record, count: int, total: int) -> Record:
-        return self.inner.restored(record, count, total)
+    def restored(
+        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+    ) -> Record:
+        return self.inner.restored(saved, count, total, device)
 
 
 @dataclass(frozen=True)
@@ -304,8 +319,10 @@ class OfRows(_OneByOne):
     def filled(self, record: Record, count: int) -> Record:
         return self.inner.filled(record, count)
 
-    def restored(self, record: Record, count: int, total: int) -> Record:
-        return self.inner.restored(record, count, total)
+    def restored(
+        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+    ) -> Record:
+        return self.inner.restored(saved, count, total, device)
 
 
 def _welford(mean: Tensor, m2: Tensor, x: Tensor, index: int) -> tuple[Tensor, Tensor]:

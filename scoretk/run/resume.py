@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from scoretk.core.identity import Identity, differences, is_summary
-from scoretk.core.sealed import check_header, is_count
+from scoretk.core.sealed import Stored, check_header, is_count
 from scoretk.errors import CheckpointError, Status
 from scoretk.run.batch import Batch, begin_batch
 from scoretk.run.capture import CALL
-from scoretk.run.checkpoint import Checkpoint, another, check_settings, load, unfit
+from scoretk.run.checkpoint import Checkpoint, another, check_settings, opened, unfit
 from scoretk.run.moment import Moment, begin, failures
-from scoretk.run.record import Record
 from scoretk.run.state import state_leaves, tuned_leaves, with_leaves
 from scoretk.run.witness import contradiction, witness
 
@@ -136,7 +135,7 @@ def resumed(batches: list[Batch], solver: Any, saving: Saving | None) -> Run:
     if saving is None or not saving.checkpoint.file.exists():
         return Run()
     path = saving.checkpoint.file
-    tensors, header = load(path)
+    tensors, header = opened(path)
     run = Run()
     try:
         check_header(
@@ -148,7 +147,7 @@ def resumed(batches: list[Batch], solver: Any, saving: Saving | None) -> Run:
         _check_whose(path, header, saving)
         run.changed = header["identity"]["changing"]
         saved = _Saved(tensors)
-        said = saved.under("witness/").left
+        said = saved.under("witness/").read()
         for i, (batch, position) in enumerate(zip(batches, header["batches"], strict=False)):
             most = min(
                 batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"]
@@ -234,8 +233,12 @@ class _Saved:
         tensors: By name.
     """
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Stored]) -> None:
         self.left = dict(tensors)
+
+    def read(self) -> dict[str, Tensor]:
+        """All of them, by name, on the CPU."""
+        return {name: value.read(torch.device("cpu")) for name, value in self.left.items()}
 
     def under(self, prefix: str) -> _Saved:
         """Take those whose names begin with a prefix, by the rest of their names."""
@@ -261,12 +264,10 @@ class _Saved:
                 f"{name} is {value.dtype} of shape {tuple(value.shape)}, not {like.dtype} of "
                 f"{shape}"
             )
-        return value.to(like.device)
+        return value.read(like.device)
 
-    def take_all(
-        self, chains: int, axes: tuple[int, ...], device: torch.device
-    ) -> dict[str, Tensor]:
-        """Take all that is left, by name, each with the chains on one of these axes.
+    def take_all(self, chains: int, axes: tuple[int, ...]) -> dict[str, Stored]:
+        """Take all that is left, by name, to be read later, each with the chains on one of these axes.
 
         Raises:
             ValueError: Where one has not.
@@ -274,7 +275,7 @@ class _Saved:
         for name, value in self.left.items():
             if not any(value.ndim > axis and value.shape[axis] == chains for axis in axes):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, for {chains} chains")
-        taken, self.left = {name: value.to(device) for name, value in self.left.items()}, {}
+        taken, self.left = self.left, {}
         return taken
 
     def nothing_left(self) -> None:
@@ -299,22 +300,25 @@ def _read_outcome(saved: _Saved, batch: Batch, steps: int) -> tuple[Tensor, Tens
     return status, failed_at
 
 
-def _read_record(saved: _Saved, batch: Batch, chains: int, kept: int) -> Record:
+def _saved_record(saved: _Saved, chains: int, kept: int) -> dict[str, Stored]:
     """What was kept of a batch: draws `(kept, chains, *event)`, the last one or moments, and stats.
 
     Args:
         saved: What is there.
-        batch: The batch.
-        chains: How many of its chains are asked for.
+        chains: How many chains of the batch are asked for.
         kept: How many draws.
 
+    Returns:
+        The tensors by the names of `Record.flat`.
+
     Raises:
-        ValueError: Where it is none of these.
+        ValueError: It is none of these.
     """
-    record = Record.from_flat(saved.take_all(chains, (0, 1), batch.noise.chains.device))
-    if not record.tensors.keys() <= {"x", "mean", "m2"}:
-        raise ValueError(f"it keeps {', '.join(sorted(record.tensors))}")
-    x = record.tensors.get("x")
+    record = saved.take_all(chains, (0, 1))
+    kinds = {name for name in record if not name.startswith("stats/")}
+    if not kinds <= {"x", "mean", "m2"}:
+        raise ValueError(f"it keeps {', '.join(sorted(kinds))}")
+    x = record.get("x")
     if x is not None and (x.ndim < 2 or x.shape[1] != chains or len(x) not in (1, kept)):
         raise ValueError(
             f"it keeps draws of shape {tuple(x.shape)} of {chains} chains, where {kept} are kept"
@@ -342,7 +346,7 @@ def _read_moment(
     status, failed_at = _read_outcome(saved, batch, step)
     looks = None if template.looks is None else saved.take("looks", template.looks)
     like, kept = batch.recorder.position(template.state.x), batch.schedule.kept_before(step)
-    record = _read_record(saved.under("record/"), batch, len(like), kept)
+    record = _saved_record(saved.under("record/"), len(like), kept)
     state, tuning = saved.under("state/"), saved.under("tuning/")
     leaves = {name: state.take(name, value) for name, value in state_leaves(template.state).items()}
     restored = None
@@ -362,7 +366,7 @@ def _read_moment(
         failed=failures(status),
         step=step,
         record=batch.recorder.restored(
-            record, kept, batch.schedule.kept_before(batch.schedule.total)
+            record, kept, batch.schedule.kept_before(batch.schedule.total), like.device
         ),
         evaluations=evaluations,
         tuning=restored,
@@ -370,18 +374,20 @@ def _read_moment(
     )
 
 
-def _check_positions(record: Record, like: Tensor) -> None:
+def _check_positions(record: Mapping[str, Stored], like: Tensor) -> None:
     """Check that all positions that are kept have the dtype and the event shape of `like`.
 
     Raises:
         ValueError: Where one has not.
     """
-    for name, value in record.tensors.items():
+    for name, value in record.items():
+        if name.startswith("stats/"):
+            continue
         # moments are in float64 where the device has it
-        rows = value.flatten(0, 1) if name == "x" else value
-        fits = rows.dtype == like.dtype if name == "x" else rows.is_floating_point()
-        if not fits or rows.shape[1:] != like.shape[1:]:
+        shape = value.shape[1:] if name == "x" else value.shape
+        fits = value.dtype == like.dtype if name == "x" else value.dtype.is_floating_point
+        if not fits or shape[1:] != like.shape[1:]:
             raise ValueError(
-                f"it keeps {rows.dtype} of shape {tuple(rows.shape)} where x is {like.dtype} of "
+                f"it keeps {value.dtype} of shape {tuple(shape)} where x is {like.dtype} of "
                 f"{tuple(like.shape)}"
             )

@@ -14,7 +14,8 @@ from scoretk.core import noise, sealed
 from scoretk.core.streams import Stream
 from scoretk.diagnostics import calibration, convergence, discrepancies, verdict
 from scoretk.fields import discrete
-from scoretk.inference import likelihood
+from scoretk.fields.variables import Derived, variables_of
+from scoretk.inference import likelihood, sampling
 from scoretk.run import record
 from scoretk.solvers import annealed
 
@@ -78,6 +79,11 @@ def written(folder):
     return (sealed.read_sealed(path, "run")[0]["x"],)
 
 
+def derived():
+    square = Derived(variables_of({"a": CHAINS.shape[2:]}), lambda x: {"a": x.square()}, None)
+    return (sampling._values(square, CHAINS),)
+
+
 BLOCKS = {
     (annealed, "BLOCK"): lambda _: (annealed.largest_distance(ROWS),),
     (likelihood, "ABREAST"): lambda _: traces(),
@@ -89,6 +95,7 @@ BLOCKS = {
     (calibration, "BLOCK"): lambda _: ranked(),
     (noise, "CHUNK"): lambda _: made(),
     (sealed, "CHUNK"): written,
+    (sampling, "CHUNK"): lambda _: derived(),
 }
 
 
