@@ -20,7 +20,7 @@ _HOME = {
 }
 """In which module each public name is; the package's own name: it is a module itself."""
 
-_MODULES = {"conformance", "diagnostics", "grids", "learn"}
+_MODULES = {"conformance", "diagnostics", "errors", "grids", "learn", "plot"}
 """The public modules: they are loaded when asked for, `from scoretk import *` leaves them alone."""
 
 __all__ = sorted(_HOME.keys() - _MODULES)  # noqa: PLE0605

@@ -1,5 +1,6 @@
 from scoretk import conformance as conformance
 from scoretk import diagnostics as diagnostics
+from scoretk import errors as errors
 from scoretk import learn as learn
 from scoretk._version import __version__ as __version__
 from scoretk.adapters.azula import from_azula as from_azula
@@ -23,6 +24,7 @@ from scoretk.adapters.transformers import from_language_model as from_language_m
 from scoretk.core.anatomy import to_device as to_device
 from scoretk.core.noise import Noise as Noise
 from scoretk.core.streams import Stream as Stream
+from scoretk.diagnostics import plot as plot
 from scoretk.diagnostics.summary import Finding as Finding
 from scoretk.diagnostics.summary import Summary as Summary
 from scoretk.errors import AmbiguousName as AmbiguousName

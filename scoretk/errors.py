@@ -30,8 +30,6 @@ __all__ = [
     "SingularConversion",
     "Status",
     "UnknownName",
-    "near_match",
-    "printable",
 ]
 
 

@@ -22,6 +22,7 @@ MOVED = {
     "compiling": "core.compiling",
     "arrays": "core.arrayfiles",
     "grids": "ode.grids",
+    "plot": "diagnostics.plot",
     "solvers.tableaus": "ode.tableaus",
     "solvers.rowwise": "ode.rowwise",
     "solvers.adaptive": "ode.adaptive",
@@ -69,7 +70,7 @@ MOVED = {
 }
 """Where the modules of release 0.1 went, from the package's root; several where one was divided."""
 
-PUBLIC = {"grids"}
+PUBLIC = {"grids", "plot"}
 """Modules whose short path is the public one: found there without a warning."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from scoretk.core.arguments import is_integer
@@ -78,15 +79,27 @@ class NoiseSource(Protocol):
     def chains(self) -> Tensor: ...
 
     def normal(
-        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None
+        self,
+        step: int | Tensor,
+        stream: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
     ) -> Tensor: ...
 
     def uniform(
-        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None
+        self,
+        step: int | Tensor,
+        stream: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
     ) -> Tensor: ...
 
     def rademacher(
-        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None
+        self,
+        step: int | Tensor,
+        stream: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
     ) -> Tensor: ...
 
 

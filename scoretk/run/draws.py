@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -26,9 +26,13 @@ from scoretk.core.files import (
 )
 from scoretk.core.inferencedata import STORE, WRITTEN_BY, check_format, inference_data, netcdf, zarr
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
+from scoretk.diagnostics.plot.chains import plot_chains
 from scoretk.diagnostics.summary import Summary, divergent_draws, entry_names, summarise
 from scoretk.errors import InvalidArgument, OutputExists, ScoretkError, Status
 from scoretk.fields.layout import Layout
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["FORMATS", "Cost", "Draws", "check_output"]
 
@@ -265,6 +269,41 @@ class Draws:
         labels = None if self.layout is None else self.layout.labels
         return summarise(
             self._values(x), self.status, self.failed_at, self.stats, rows, solver, exact, labels
+        )
+
+    def plot(
+        self, kind: str = "trace", names: Sequence[str] | str | None = None, most: int = 6
+    ) -> Figure:
+        """Chains as a picture: by ArviZ where it is installed, else by matplotlib.
+
+        Chains that failed are left out. Sheets of samples: `scoretk.plot.samples(draws)`.
+
+        Args:
+            kind: "trace" (histograms and the way of each chain), "rank" (ranks among all draws, even
+                where chains agree) or "pairs" (each entry over each other one).
+            names: The variables, or entries such as "theta[3]", to show; None for the first ones.
+            most: How many entries are shown.
+
+        Returns:
+            A matplotlib figure, which is neither shown nor written: `figure.savefig(path)`.
+
+        Raises:
+            InvalidArgument: Draws were not kept, every chain failed, or numbers are not finite.
+            UnknownName: There is no such kind, variable or entry.
+            MissingDependency: Where matplotlib is not installed.
+        """
+        x = self._kept("a picture needs the draws themselves")
+        values = self._values(x)
+        labels = entry_names(x.shape[2:]) if self.layout is None else self.layout.labels
+        diverging = self.stats.get("diverging")
+        return plot_chains(
+            kind,
+            values.reshape(*values.shape[:2], -1),
+            labels,
+            self.ok,
+            names=names,
+            most=most,
+            diverging=diverging if diverging is not None and diverging.ndim == 2 else None,
         )
 
     def _repr_html_(self) -> str:
