@@ -1,5 +1,7 @@
 """Named variables: the law, the names and the starts are those of the variables, whatever wraps the field."""
 
+import datetime
+import json
 import math
 import re
 from pathlib import Path
@@ -15,7 +17,8 @@ import scoretk as stk
 from scoretk.errors import InvalidArgument, UnknownName
 from scoretk.fields import layout, resolve
 from scoretk.fields import variables as vs
-from scoretk.fields.variables import named
+from scoretk.fields.layout import Layout, layout_of, variable_name
+from scoretk.fields.variables import named, variables_of
 from scoretk.inference import sampling
 from scoretk.inference.partition import Normalised
 from tests.evidence import assert_mean, mean_z, z_limit
@@ -574,6 +577,103 @@ def test_annealing_and_flows_speak_of_the_variables():
     flow = stk.sample(stk.smoothed(field, samples=8), stk.ProbabilityFlow(steps=4), chains=4)
     assert flow["tau"].shape == (4, 1)
     assert flow["tau"].min() > 0
+
+
+# Names that no function takes, in files
+
+OTHERS = ["lambda", "linear.weight", "theta[1]", "größe", "a b", "1a", "x-y", "tau"]
+
+
+def layout_in(names):
+    return layout_of(
+        {name: stk.Variable((n % 3,) if n % 3 else ()) for n, name in enumerate(names)}
+    )
+
+
+@pytest.mark.parametrize("names", [OTHERS, OTHERS[::-1], sorted(OTHERS)], ids=str)
+def test_a_layout_comes_back_from_a_file_with_its_names_in_their_order(names):
+    """A file sorts the entries of a mapping: with it the numbers would go to other variables."""
+    layout = layout_in(names)
+    again = Layout.from_plain(json.loads(json.dumps(layout.plain(), sort_keys=True)))
+    assert again.names == layout.names
+    assert {**again.shapes} == {**layout.shapes}
+    assert again.plain() == layout.plain()
+    x = torch.arange(2.0 * layout.size).reshape(2, -1)
+    for name, part in layout.split(x).items():
+        assert torch.equal(again.split(x)[name], part)
+
+
+def test_files_without_the_order_are_refused():
+    spec = {"shape": [], "dims": []}
+    with pytest.raises(InvalidArgument, match="did not keep"):
+        Layout.from_plain({"variables": {"mu": spec, "tau": spec}, "coords": {}})
+    assert Layout.from_plain({"variables": {"mu": spec}, "coords": {}}).names == ("mu",)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".nc"])
+def test_draws_come_back_with_variables_that_are_not_sorted(tmp_path, ending):
+    field = stk.Energy(
+        lambda tau, mu: 9 * (mu - 5).square() + tau, variables={"tau": POSITIVE, "mu": ()}
+    )
+    draws = stk.sample(field, stk.MALA(0.1), chains=3, steps=4)
+    path = draws.save(tmp_path / f"draws{ending}")
+    if ending == ".nc":
+        pytest.importorskip("xarray")
+        found = xarray_of(path)
+    else:
+        found = {n: v.numpy() for n, v in stk.Draws.load(path).variables.items()}
+    for name in ("mu", "tau"):
+        assert (found[name] == draws[name].numpy()).all()
+
+
+def xarray_of(path):
+    import xarray
+
+    with xarray.open_dataset(path, group="posterior") as data:
+        return {name: data[name].values for name in ("mu", "tau")}
+
+
+@pytest.mark.parametrize("name", ["a/b", "", " ", ".", "a\nb", "chain", "draw", 3, None])
+def test_names_that_files_do_not_keep_are_refused(name):
+    with pytest.raises(InvalidArgument):
+        variables_of({name: stk.Variable()}, variable_name)
+
+
+def test_a_variable_with_the_name_of_anothers_entry_is_refused():
+    with pytest.raises(InvalidArgument, match="an entry of 'theta'"):
+        layout_of({"theta": stk.Variable((2,)), "theta[1]": stk.Variable()})
+    layout_of({"theta": stk.Variable((2,)), "theta[2]": stk.Variable()})
+
+
+DAYS = [
+    np.array(["2024-01-01", "2024-03-01"], dtype="datetime64[D]"),
+    [datetime.date(2024, 1, 1), datetime.date(2024, 3, 1)],
+    [datetime.datetime(2024, 1, 1), datetime.datetime(2024, 3, 1)],
+    [np.datetime64("2024-01-01"), np.datetime64("2024-03-01T00:00")],
+]
+
+
+@pytest.mark.parametrize("days", DAYS, ids=["array", "date", "datetime", "datetime64"])
+def test_labels_are_dates(days):
+    layout = layout_of({"x": stk.Variable((2,), dims="day", coords={"day": days})})
+    again = Layout.from_plain(json.loads(json.dumps(layout.plain())))
+    assert again == layout
+    assert list(again.coords["day"]) == list(DAYS[0])
+    assert np.array(again.coords["day"]).dtype == "datetime64[ns]"
+
+
+@pytest.mark.parametrize(
+    "day",
+    [
+        np.datetime64("NaT"),
+        np.datetime64("3000-01-01"),
+        datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
+    ],
+    ids=["none", "far", "zone"],
+)
+def test_dates_that_tables_do_not_have_are_refused(day):
+    with pytest.raises(InvalidArgument):
+        stk.Variable((1,), dims="day", coords={"day": [day]})
 
 
 # Hostile input

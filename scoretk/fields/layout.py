@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from itertools import product
-from keyword import iskeyword
 from numbers import Real as RealNumber
 from typing import Any
 
@@ -21,6 +21,8 @@ from scoretk.errors import InvalidArgument
 __all__ = ["Layout", "Shape", "Variable", "layout_of", "variable_name"]
 
 Shape = tuple[int, ...]
+LABELS = (str, RealNumber, np.datetime64, date)
+"""What labels along an axis are; Python's dates and pandas's time stamps are of `date`."""
 RESERVED = ("chain", "draw")
 """Names of the axes that all draws have, in ArviZ and in tables."""
 
@@ -85,7 +87,7 @@ def _dims(dims: Any, axes: int) -> tuple[str, ...]:
 
 
 def _coords(coords: Any, sizes: Mapping[str, int]) -> dict[str, list[Any]]:
-    """Labels by axis, as plain strings and numbers.
+    """Labels by axis: strings, numbers and dates.
 
     Raises:
         InvalidArgument: An axis does not exist, or has another number of labels.
@@ -100,21 +102,33 @@ def _coords(coords: Any, sizes: Mapping[str, int]) -> dict[str, list[Any]]:
 
 
 def _labels(name: str, values: Any, size: int) -> list[Any]:
-    listed = values.tolist() if isinstance(values, np.ndarray | Tensor) else values
+    dates = isinstance(values, np.ndarray) and values.dtype.kind == "M"
+    numbers = isinstance(values, np.ndarray | Tensor) and not dates
+    listed = values.tolist() if numbers else list(values) if dates else values
     if (
         not isinstance(listed, Sequence)
         or isinstance(listed, str)
         or len(listed) != size
-        or not all(isinstance(label, str | RealNumber) for label in listed)
+        or not all(isinstance(label, LABELS) for label in listed)
     ):
         raise InvalidArgument(
-            f"coords[{name!r}]", values, f"{size} labels, strings or numbers, one an entry"
+            f"coords[{name!r}]", values, f"{size} labels, strings, numbers or dates, one an entry"
         )
-    return [label if isinstance(label, str) else _number(label) for label in listed]
+    return [_label(name, label) for label in listed]
 
 
-def _number(value: RealNumber) -> int | float:
-    return int(value) if float(value).is_integer() else float(value)  # type: ignore[call-overload]
+def _label(name: str, label: Any) -> Any:
+    if isinstance(label, str):
+        return label
+    if isinstance(label, RealNumber):
+        return int(label) if float(label).is_integer() else float(label)  # type: ignore[call-overload]
+    if getattr(label, "tzinfo", None) is not None:
+        raise InvalidArgument(f"coords[{name!r}]", label, "dates without a time zone", "Or strings")
+    day = np.datetime64(label)
+    kept = day.astype("datetime64[ns]")  # as tables and files have them
+    if np.isnat(day) or kept.astype(day.dtype) != day:
+        raise InvalidArgument(f"coords[{name!r}]", label, "dates from 1678 to 2261", "Or strings")
+    return kept
 
 
 @dataclass(frozen=True)
@@ -159,19 +173,16 @@ class Layout:
     @property
     def labels(self) -> list[str]:
         """What each entry is called: "mu", "theta[3]", "L[1, 0]"."""
-        return [
-            f"{name}[{', '.join(map(str, index))}]" if index else name
-            for name, shape in self.shapes.items()
-            for index in product(*map(range, shape))
-        ]
+        return [name + index for name, shape in self.shapes.items() for index in _indices(shape)]
 
     def plain(self) -> dict[str, Any]:
-        """Itself in plain values, for the header of a file."""
-        variables = {
-            name: {"shape": list(shape), "dims": list(self.dims[name])}
+        """Itself in plain values, for the header of a file, in which mappings have no order."""
+        variables = [
+            {"name": name, "shape": list(shape), "dims": list(self.dims[name])}
             for name, shape in self.shapes.items()
-        }
-        return {"variables": variables, "coords": dict(self.coords)}
+        ]
+        coords = {d: [_plain_label(label) for label in self.coords[d]] for d in self.coords}
+        return {"variables": variables, "coords": coords}
 
     @staticmethod
     def from_plain(value: Any) -> Layout:
@@ -182,16 +193,46 @@ class Layout:
         """
         try:
             specs = {
-                variable_name(name): Variable(tuple(v["shape"]), dims=tuple(v["dims"]))
-                for name, v in value["variables"].items()
+                variable_name(v["name"]): Variable(tuple(v["shape"]), dims=tuple(v["dims"]))
+                for v in _in_order(value["variables"])
             }
             known = {
                 d: n for v in specs.values() for d, n in zip(v.dims or (), v.shape, strict=True)
             }
-            coords = _coords(value["coords"], known)
-        except (KeyError, TypeError, AttributeError) as error:
+            labels = {d: [_from_plain(label) for label in n] for d, n in value["coords"].items()}
+            coords = _coords(labels, known)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InvalidArgument):
+                raise
             raise InvalidArgument("variables", value, "the layout of named variables") from error
         return replace(layout_of(specs), coords=coords)
+
+
+def _in_order(variables: Any) -> Any:
+    """The variables of a file in their order.
+
+    Raises:
+        InvalidArgument: It is of the time when files had them by name, sorted: whose numbers are
+            whose is not known where there are several.
+    """
+    if not isinstance(variables, Mapping):
+        return variables
+    if len(variables) > 1:
+        raise InvalidArgument(
+            "variables",
+            ", ".join(variables),
+            "variables in their order, which files of earlier versions did not keep",
+            "Sample them again, or load with the version that saved them and save as .nc",
+        )
+    return [{"name": name, **v} for name, v in variables.items()]
+
+
+def _plain_label(label: Any) -> Any:
+    return {"date": str(label)} if isinstance(label, np.datetime64) else label
+
+
+def _from_plain(label: Any) -> Any:
+    return np.datetime64(label["date"]) if isinstance(label, Mapping) else label
 
 
 def _flat(value: Tensor, axes: int) -> Tensor:
@@ -199,11 +240,33 @@ def _flat(value: Tensor, axes: int) -> Tensor:
     return value.flatten(-axes) if axes else value.unsqueeze(-1)
 
 
+def _check_entries(specs: Mapping[str, Variable]) -> None:
+    """Check that no variable has the name of another's entry, which tables would mix up.
+
+    Raises:
+        InvalidArgument: One has, as "theta[1]" beside theta of two entries.
+    """
+    for name in specs:
+        stem, bracket, index = name.partition("[")
+        other = specs.get(stem)
+        if bracket and other is not None and f"[{index}" in _indices(other.shape):
+            raise InvalidArgument(
+                "variables", name, f"another name: it is that of an entry of {stem!r}"
+            )
+
+
+def _indices(shape: Shape) -> list[str]:
+    """What the entries of a variable have after its name: "" of a number, "[3]", "[1, 0]"."""
+    indices = product(*map(range, shape))
+    return [f"[{', '.join(map(str, index))}]" if index else "" for index in indices]
+
+
 def layout_of(specs: Mapping[str, Variable]) -> Layout:
     """The layout of variables whose axes and labels agree.
 
     Raises:
-        InvalidArgument: An axis has two sizes or two sets of labels, or the name of a variable.
+        InvalidArgument: An axis has two sizes or two sets of labels, or the name of a variable; or
+            a variable has the name of another's entry.
     """
     dims = {
         name: tuple(v.dims)
@@ -211,6 +274,7 @@ def layout_of(specs: Mapping[str, Variable]) -> Layout:
         else tuple(f"{name}_dim_{i}" for i in range(len(v.shape)))
         for name, v in specs.items()
     }
+    _check_entries(specs)
     sizes: dict[str, int] = {}
     coords: dict[str, list[Any]] = {}
     for name, v in specs.items():
@@ -235,14 +299,19 @@ def layout_of(specs: Mapping[str, Variable]) -> Layout:
 
 
 def variable_name(name: Any) -> str:
-    """A name that a variable can have.
+    """A name that draws can hold a variable by, and files can keep: "tau", "linear.weight".
 
     Raises:
-        InvalidArgument: It is no identifier, or the name of an axis of all draws.
+        InvalidArgument: It is no text, a path, or the name of an axis of all draws.
     """
-    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
+    if not isinstance(name, str) or not name.isprintable() or not name.strip() or name == ".":
+        raise InvalidArgument("variables", name, "names that are texts, such as 'tau'")
+    if "/" in name:
         raise InvalidArgument(
-            "variables", name, "names that a function can have arguments of: Python identifiers"
+            "variables",
+            name,
+            "names without '/', which files of draws keep for groups",
+            "Such as 'scope.tau': numpyro's scope takes divider='.'",
         )
     if name in RESERVED:
         raise InvalidArgument("variables", name, "another name: it is that of an axis of all draws")

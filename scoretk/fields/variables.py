@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, Signature, signature
+from keyword import iskeyword
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -40,6 +41,7 @@ __all__ = [
     "Named",
     "OfSome",
     "Variables",
+    "argument_name",
     "check_takes",
     "named",
     "of_some",
@@ -225,17 +227,31 @@ class Derived:
         return self.at(**self.layout.split(self.named.point(values)))
 
 
-def variables_of(value: Any) -> Variables:
+def argument_name(name: Any) -> str:
+    """A name of a variable that a function takes by it.
+
+    Raises:
+        InvalidArgument: It is no identifier, or no name of a variable.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
+        raise InvalidArgument(
+            "variables", name, "names that a function can have arguments of: Python identifiers"
+        )
+    return variable_name(name)
+
+
+def variables_of(value: Any, name_of: Callable[[Any], str] = argument_name) -> Variables:
     """Variables from what a user gives.
 
     Args:
         value: By name a shape, a constraint (of one number) or a `Variable`.
+        name_of: What checks a name: `variable_name` where no function takes the variables by name.
 
     Returns:
         The variables.
 
     Raises:
-        InvalidArgument: A name is no identifier or is taken, a constraint has no bijection onto
+        InvalidArgument: A name does not serve or is taken, a constraint has no bijection onto
             values of the shape, or axes disagree.
     """
     if isinstance(value, Variables):
@@ -247,7 +263,7 @@ def variables_of(value: Any) -> Variables:
             "at least one variable by name",
             "Such as {'mu': (), 'tau': torch.distributions.constraints.positive, 'theta': (8,)}",
         )
-    specs = {variable_name(name): _variable(name, spec) for name, spec in value.items()}
+    specs = {name_of(name): _variable(name, spec) for name, spec in value.items()}
     for name, v in specs.items():
         _check_bijection(name, v)
     return Variables(specs)
