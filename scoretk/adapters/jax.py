@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.utils.dlpack import from_dlpack
 
-from scoretk.adapters.owned import Both, Owned, of_variables
+from scoretk.adapters.owned import Both, Owned, check_repeats, inner, of_variables
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
-from scoretk.fields.layout import Layout
+from scoretk.fields.layout import Layout, Variable, variable_name
 from scoretk.fields.variables import variables_of
 from scoretk.fields.wrappers import Energy
 
@@ -44,14 +45,15 @@ def from_jax(
         logp: `logp(x)`, the log density of one point up to a constant; a dictionary of arrays where
             the example is one.
         example: One point, which tells its shape: an array, or a dictionary of named arrays.
-        variables: By name, for a dictionary: a constraint, or a `scoretk.Variable` with dims and
-            coords, in place of all real numbers of the shape in the example.
+        variables: By name, for a dictionary: a constraint of values of the example's shape, or a
+            `scoretk.Variable` with dims and coords, in place of all real numbers.
 
     Returns:
         A static field: of x of the shape of the array, or of named variables.
 
     Raises:
-        InvalidArgument: An argument does not fit, or the log density is no number.
+        InvalidArgument: An argument does not fit, or the log density is no number, or another one
+            each time.
         MissingDependency: JAX is not installed.
     """
     jax = import_jax()
@@ -62,16 +64,31 @@ def from_jax(
         raise InvalidArgument("logp", shape, "a log density that is one number a point, shape ()")
     if not isinstance(example, Mapping):
         if variables is not None:
-            raise InvalidArgument("variables", variables, "None with an example that is an array")
-        owned = InJax(logp)
-        return Energy(Owned(owned.value, owned.both), tuple(jax.numpy.shape(example)))
+            raise InvalidArgument(
+                "variables",
+                variables,
+                "None with an example that is an array",
+                "scoretk.constrained(field, constraint) has its support",
+            )
+        owned, event = InJax(logp), tuple(jax.numpy.shape(example))
+        near = jax.numpy.asarray(inner(*event)[0].numpy()) + example
+        check_repeats("logp", lambda: logp(near))
+        return Energy(Owned(owned.value, owned.both), event)
     shapes = {name: tuple(jax.numpy.shape(value)) for name, value in example.items()}
-    space = variables_of(shapes | dict(variables or {}))
+    given = {
+        name: Variable(shapes[name], spec)
+        if name in shapes and isinstance(spec, constraints.Constraint)
+        else spec
+        for name, spec in (variables or {}).items()
+    }
+    space = variables_of(shapes | given, variable_name)
     if space.layout.shapes != shapes:
         raise InvalidArgument(
             "variables", variables, f"variables of the example's shapes, {shapes}"
         )
     owned = InJax(logp, space.layout)
+    some = _to_jax(space.constrain(inner(*space.free_shape((space.layout.size,))))[0].float())
+    check_repeats("logp", lambda: owned.of_row(some))
     return of_variables(Owned(owned.value, owned.both), space)
 
 
@@ -96,7 +113,8 @@ class InJax:
     logp: Callable[[Any], Any]
     layout: Layout | None = field(default=None)
 
-    def _of_row(self, x: Any) -> Any:
+    def of_row(self, x: Any) -> Any:
+        """The log density of one point, an array of JAX."""
         if self.layout is None:
             return self.logp(x)
         point, start = {}, 0
@@ -109,21 +127,21 @@ class InJax:
     @cached_property
     def _values(self) -> Any:
         jax = import_jax()
-        return jax.jit(jax.vmap(self._of_row))
+        return jax.jit(jax.vmap(self.of_row))
 
     @cached_property
     def _gradients(self) -> Any:
         jax = import_jax()
-        return jax.jit(jax.vmap(jax.value_and_grad(self._of_row)))
+        return jax.jit(jax.vmap(jax.value_and_grad(self.of_row)))
 
     def value(self, x: Tensor) -> Tensor:
         """`log p(x)`, `(batch,)`."""
-        with import_jax().enable_x64(x.dtype == torch.float64):
+        with _precision(x):
             return _to_torch(self._values(_to_jax(x)), x)
 
     def both(self, x: Tensor) -> Both:
         """`log p(x)` and its gradient, like x."""
-        with import_jax().enable_x64(x.dtype == torch.float64):
+        with _precision(x):
             value, gradient = self._gradients(_to_jax(x))
             return _to_torch(value, x), _to_torch(gradient, x)
 
@@ -132,8 +150,24 @@ def _size(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
+def _precision(x: Tensor) -> Any:
+    """float64 for rows of it; and where the user has it on, as the data may be of it then."""
+    jax = import_jax()
+    return jax.enable_x64(x.dtype == torch.float64 or bool(jax.config.jax_enable_x64))
+
+
 def _to_jax(x: Tensor) -> Any:
-    return import_jax().dlpack.from_dlpack(x.detach().contiguous())
+    jax = import_jax()
+    try:
+        return jax.dlpack.from_dlpack(x.detach().contiguous())
+    except (RuntimeError, BufferError, TypeError, ValueError) as error:  # of any of its versions
+        devices = ", ".join(sorted({str(device) for device in jax.devices()}))
+        raise InvalidArgument(
+            "x",
+            f"{x.dtype} on {x.device}",
+            f"floating-point numbers where JAX is, on {devices}",
+            "Sample with device='cpu', or install JAX for the device, such as 'jax[cuda12]'",
+        ) from error
 
 
 def _to_torch(value: Any, x: Tensor) -> Tensor:

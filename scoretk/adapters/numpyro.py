@@ -1,22 +1,25 @@
 """Models of numpyro as fields of named variables: names and supports of its sites, its log density.
 
-The log density is numpyro's, of all sites in their own space; observed sites are data.
+The log density is numpyro's, of all sites in their own space; observed sites are data. The supports
+have to be the same at all values of the other sites: their bounds are looked for in a trace of the
+model under `jax.vmap`, where all that depends on a site's value is an array with a row of values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.distributions import constraints
 
 from scoretk.adapters.jax import InJax, import_jax
-from scoretk.adapters.owned import Owned, of_variables
+from scoretk.adapters.owned import Owned, check_repeats, of_variables
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
-from scoretk.fields.layout import Variable
+from scoretk.fields.layout import Variable, variable_name
 from scoretk.fields.variables import variables_of
 
 __all__ = ["from_numpyro"]
@@ -35,8 +38,8 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
         space; draws are the sites' values.
 
     Raises:
-        InvalidArgument: It has no latent site, a discrete one, or one of a support without a known
-            bijection.
+        InvalidArgument: It has no latent site, a discrete one, or one of a support that depends on
+            other sites or has no known bijection; or it takes mini-batches of its data.
         MissingDependency: numpyro is not installed.
     """
     jax = import_jax("A model of numpyro")
@@ -44,21 +47,92 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
         required(f"numpyro.{name}", "numpyro", "A model of numpyro")
         for name in ("handlers", "infer.util")
     )
-    traced = handlers.trace(handlers.seed(model, jax.random.PRNGKey(0)))
-    sites = {
-        name: site
-        for name, site in traced.get_trace(*args, **options).items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
+    of_data = partial(model, *args, **options)
+    first, again = (
+        handlers.trace(handlers.seed(of_data, jax.random.PRNGKey(seed))).get_trace()
+        for seed in (0, 1)
+    )
+    _check_plates(first)
+    sites, others = _latent(first), _latent(again)
     if not sites:
         raise InvalidArgument("model", model, "a model with a latent site", "All of it is observed")
-    space = variables_of({name: _variable(name, site) for name, site in sites.items()})
+    if sites.keys() != others.keys():
+        odd = ", ".join(sorted(sites.keys() ^ others.keys()))
+        raise InvalidArgument("model", f"sites that come and go: {odd}", "sites always the same")
+    specs = {name: _variable(name, site) for name, site in sites.items()}
+    points = {
+        name: jax.numpy.stack([site["value"], others[name]["value"]])
+        for name, site in sites.items()
+    }
+    moving = _moving(jax, handlers, of_data, points)
+    if moving:
+        raise InvalidArgument(
+            "model",
+            f"sites whose support depends on other sites: {', '.join(moving)}",
+            "supports that are always the same",
+            "Sample a site of a fixed support, and transform it",
+        )
+    space = variables_of(specs, variable_name)
 
     def logp(point: Any) -> Any:
-        return infer.log_density(model, args, options, point)[0]
+        return infer.log_density(of_data, (), {}, point)[0]
 
+    start = {name: site["value"] for name, site in sites.items()}
+    try:
+        check_repeats("model", lambda: logp(start))
+    except InvalidArgument:
+        raise
+    except Exception as error:  # numpyro's and the model's, of a random key that there is not
+        raise InvalidArgument(
+            "model", model, "a model that is a function of its sites, and draws nothing", str(error)
+        ) from error
     owned = InJax(logp, space.layout)
     return of_variables(Owned(owned.value, owned.both), space)
+
+
+def _latent(trace: Any) -> dict[str, Any]:
+    return {
+        name: site
+        for name, site in trace.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+
+
+def _check_plates(trace: Any) -> None:
+    """Check that no plate holds a mini-batch.
+
+    Raises:
+        InvalidArgument: One does: its log density is another one for each batch.
+    """
+    for name, site in trace.items():
+        if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
+            size, part = site["args"]
+            raise InvalidArgument(
+                "model",
+                f"the plate {name!r} with {part} of its {size} rows",
+                "plates of all their rows",
+                "Leave subsample_size out, and give the model all data",
+            )
+
+
+def _moving(jax: Any, handlers: Any, model: Any, points: dict[str, Any]) -> list[str]:
+    """The sites whose support depends on the values of sites."""
+    found: dict[str, bool] = {}
+
+    def at(point: Any) -> int:
+        held = handlers.substitute(handlers.seed(model, jax.random.PRNGKey(0)), data=point)
+        for name, site in _latent(handlers.trace(held).get_trace()).items():
+            bounds = jax.tree_util.tree_leaves(site["fn"].support)
+            found[name] = any(isinstance(bound, jax.core.Tracer) for bound in bounds)
+        return 0
+
+    try:
+        jax.vmap(at, out_axes=None)(points)
+    except Exception as error:  # whatever a user's model raises
+        raise InvalidArgument(
+            "model", model, "a model that JAX runs for many chains at once (jax.vmap)", str(error)
+        ) from error
+    return [name for name, moves in found.items() if moves]
 
 
 def _variable(name: str, site: Any) -> Variable:

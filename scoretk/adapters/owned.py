@@ -6,6 +6,7 @@ supports of the variables, and the logarithms of their Jacobians, are this packa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scoretk.core.rows import across
+from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.variables import Variables
 from scoretk.fields.wrappers import Energy
 
-__all__ = ["Owned", "of_variables"]
+__all__ = ["Owned", "check_repeats", "inner", "of_variables"]
 
 Both = tuple[Tensor, Tensor]
 
@@ -58,6 +60,31 @@ class _Known(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return across(slope, gradient) * gradient, None, None
+
+
+def inner(*shape: int) -> Tensor:
+    """A point that is not special: free coordinates between .1 and .4, one event of a shape."""
+    return torch.linspace(0.1, 0.4, math.prod(shape), dtype=torch.float64).reshape(1, *shape)
+
+
+def check_repeats(argument: str, ask: Callable[[], Any]) -> None:
+    """Check that a log density says the same of one point when it is asked again.
+
+    Args:
+        argument: What the message names.
+        ask: Asks for the log density of one point, always of the same; a number.
+
+    Raises:
+        InvalidArgument: It does not: it draws random numbers of its own.
+    """
+    first, again = float(ask()), float(ask())
+    if first != again and not (math.isnan(first) and math.isnan(again)):
+        raise InvalidArgument(
+            argument,
+            f"log densities {first:.6g} and {again:.6g} of one point",
+            "a log density that is a function of the point",
+            "Draw no random numbers in it, and no mini-batches: give it all data",
+        )
 
 
 def of_variables(energy: Callable[[Tensor], Tensor], space: Variables) -> Constrained:

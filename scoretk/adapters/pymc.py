@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -21,7 +23,7 @@ from scoretk.adapters.owned import Both, Owned, of_variables
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
-from scoretk.fields.layout import Variable
+from scoretk.fields.layout import LABELS, Variable, variable_name
 from scoretk.fields.variables import Variables, variables_of
 
 __all__ = ["from_pymc"]
@@ -38,8 +40,8 @@ def from_pymc(model: Any) -> Constrained:
         coords. Solvers work in free space; draws are the variables' values.
 
     Raises:
-        InvalidArgument: It is no such model, has a discrete variable, or one of a support without a
-            known bijection.
+        InvalidArgument: It is no such model, has a discrete variable, one of a support that depends
+            on other variables or has no known bijection, or a log density that draws numbers.
         MissingDependency: PyMC is not installed.
     """
     pymc, conditioning = (
@@ -52,12 +54,22 @@ def from_pymc(model: Any) -> Constrained:
         names = ", ".join(v.name for v in model.discrete_value_vars)
         raise InvalidArgument("model", names, "continuous variables alone", "Marginalise them")
     start = model.initial_point(random_seed=0)
-    space = variables_of({rv.name: _variable(model, rv, start) for rv in model.free_RVs})
+    specs = {rv.name: _variable(model, rv, start) for rv in model.free_RVs}
+    space = variables_of(specs, variable_name)
     plain = conditioning.remove_value_transforms(model)
+    if _is_random(plain.logp()):
+        raise InvalidArgument(
+            "model",
+            "random numbers in its log density",
+            "a log density that is a function of the variables",
+            "Make what pm.Potential takes of named variables, and not of .dist()",
+        )
     if importlib.util.find_spec("jax") is not None:
         return of_variables(_by_jax(plain, space), space)
-    compiled = _Compiled(plain.logp_dlogp_function(ravel_inputs=False), space)
-    compiled.function.set_extra_values({})
+    function = plain.compile_fn(
+        [plain.logp(), plain.dlogp()], inputs=plain.value_vars, point_fn=False
+    )
+    compiled = _Compiled(function, [(v.name, v.dtype) for v in plain.value_vars], space)
     return of_variables(Owned(compiled.value, compiled.both), space)
 
 
@@ -94,11 +106,14 @@ class _Compiled:
     """PyMC's compiled log density and gradient, one chain at a time.
 
     Attributes:
-        function: Its `ValueGradFunction`, of a point by name.
+        function: Takes one value of each argument to the log density and the gradient in them,
+            side by side.
+        arguments: Their names and dtypes, in their order.
         space: The variables.
     """
 
     function: Any
+    arguments: list[tuple[str, str]]
     space: Variables
 
     def value(self, x: Tensor) -> Tensor:
@@ -114,14 +129,12 @@ class _Compiled:
         return values.to(x), gradients.to(x)
 
     def _at(self, row: Tensor) -> Both:
-        point = {n: v[0].numpy() for n, v in self.space.layout.split(row[None]).items()}
-        value, gradient = self.function(point)
-        by_name, start = {}, 0
-        for variable in self.function._grad_vars:
-            size = point[variable.name].size
-            by_name[variable.name] = torch.as_tensor(gradient[start : start + size])
-            start += size
-        joined = torch.cat([by_name[name].reshape(-1) for name in self.space.names])
+        point = self.space.layout.split(row[None])
+        given = [point[name][0].numpy().astype(dtype) for name, dtype in self.arguments]
+        value, gradient = self.function(*given)
+        parts = torch.as_tensor(gradient).double().split([part.size for part in given])
+        by_name = dict(zip((name for name, _ in self.arguments), parts, strict=True))
+        joined = torch.cat([by_name[name] for name in self.space.names])
         return torch.tensor(float(value), dtype=torch.float64), joined
 
 
@@ -147,23 +160,65 @@ def _variable(model: Any, rv: Any, start: Any) -> Variable:
     if kind == "SimplexTransform":
         shape = (*shape[:-1], shape[-1] + 1)
     dims = model.named_vars_to_dims.get(rv.name)
-    coords = {d: list(model.coords[d]) for d in dims or () if model.coords.get(d) is not None}
+    coords = {
+        d: [_label(label) for label in model.coords[d]]
+        for d in dims or ()
+        if model.coords.get(d) is not None
+    }
     return Variable(shape, known[kind](), dims=dims, coords=coords)
 
 
+def _label(label: Any) -> Any:
+    """A label as named variables have it: others than texts, numbers and dates as texts."""
+    if isinstance(label, bool | np.bool_) or not isinstance(label, LABELS):
+        return str(label)
+    if isinstance(label, str | Number):
+        return label
+    is_date = getattr(label, "tzinfo", None) is None and not np.isnat(np.datetime64(label))
+    return label if is_date else str(label)
+
+
 def _interval(transform: Any, rv: Any) -> Any:
-    low, high = (None if b is None else _number(b) for b in transform.args_fn(*rv.owner.inputs))
+    bounds = transform.args_fn(*rv.owner.inputs)
+    low, high = (None if bound is None else _number(rv, bound) for bound in bounds)
+    if low is None and high is None:
+        return constraints.real
     if low is None:
         return constraints.less_than(high)
     return constraints.greater_than(low) if high is None else constraints.interval(low, high)
 
 
-def _number(bound: Any) -> Tensor:
-    """The value of a bound that does not depend on other variables."""
-    try:
-        value = bound.eval()
-    except Exception as error:  # pytensor's, of a graph with free inputs
+def _number(rv: Any, bound: Any) -> Tensor | None:
+    """The value of a bound, which depends on no other variable; None where it is infinite."""
+    if _is_random(bound):
         raise InvalidArgument(
-            "model", str(bound), "bounds that depend on no other variable"
-        ) from error
-    return torch.as_tensor(value, dtype=torch.float64)
+            "model",
+            f"{rv.name}, whose support depends on other variables",
+            "supports that are always the same",
+            "Give it a fixed support, and transform it in a pm.Deterministic",
+        )
+    value = torch.as_tensor(np.asarray(bound.eval() if hasattr(bound, "eval") else bound)).double()
+    infinite = value.isinf()
+    if bool(infinite.any()) and not bool(infinite.all()):
+        raise InvalidArgument(
+            "model",
+            f"{rv.name} with finite and infinite bounds",
+            "bounds of one kind for all of its entries",
+            "Make it two variables",
+        )
+    return None if bool(infinite.all()) else value
+
+
+def _is_random(variable: Any) -> bool:
+    """Whether a variable of pytensor is computed from one that is drawn."""
+    left, seen = [variable], set()
+    while left:
+        owner = getattr(left.pop(), "owner", None)
+        if owner is None or owner in seen:
+            continue
+        seen.add(owner)
+        kinds = {base.__name__ for base in type(owner.op).__mro__}
+        if kinds & {"RandomVariable", "SymbolicRandomVariable"}:
+            return True
+        left.extend(owner.inputs)
+    return False

@@ -6,7 +6,7 @@ otherwise the chains are asked one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from scoretk.adapters.owned import check_repeats
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
-from scoretk.fields.layout import Variable
+from scoretk.fields.layout import Variable, variable_name
+from scoretk.fields.variables import variables_of
 from scoretk.fields.wrappers import Energy
 
 __all__ = ["from_pyro"]
+
+RUNS = 4
+"""How often a model is run before it is believed that its sites and supports are always the same."""
 
 
 def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energy:
@@ -37,60 +42,107 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
 
     Raises:
         InvalidArgument: It has no latent site, a discrete one, or one whose support depends on
-            another's value.
+            another's value; its sites are not always the same; it takes mini-batches of its data,
+            or draws random numbers beside its sites.
         MissingDependency: Pyro is not installed.
     """
     poutine = required("pyro.poutine", "pyro", "A model of Pyro")
-    sites, again = (_latent(poutine, model, args, options, seed) for seed in (0, 1))
-    if not sites:
+    first, *others = (_latent(poutine, model, args, options, seed) for seed in range(RUNS))
+    if not first:
         raise InvalidArgument("model", model, "a model with a latent site", "All of it is observed")
-    for name, site in sites.items():
-        other = again.get(name)
-        if other is None or not _alike(site["fn"].support, other["fn"].support):
-            raise InvalidArgument(
-                "model",
-                f"site {name!r}, whose support depends on other sites",
-                "sites and supports that are always the same",
-                "Sample a site of a fixed support, and transform it",
-            )
-    one = _OnePoint(poutine, model, args, options)
-    points = {name: _two_points(site, again[name]) for name, site in sites.items()}
+    for other in others:
+        _check_sites(first.keys(), other.keys())
+        for name, site in first.items():
+            if not _alike(site["fn"].support, other[name]["fn"].support):
+                raise InvalidArgument(
+                    "model",
+                    f"site {name!r}, whose support depends on other sites",
+                    "sites and supports that are always the same",
+                    "Sample a site of a fixed support, and transform it",
+                )
+    specs = {name: _variable(name, site) for name, site in first.items()}
+    one = _OnePoint(poutine, model, args, options, frozenset(first))
+    points = {n: torch.stack([s["value"], others[0][n]["value"]]) for n, s in first.items()}
+    with torch.random.fork_rng(), torch.no_grad():  # it may draw, and is refused then
+        check_repeats("model", lambda: one({name: rows[0] for name, rows in points.items()}))
+    energy = _Together(one) if _is_mapped(one, points) else _OneByOne(one)
+    return Energy(energy, variables=variables_of(specs, variable_name))  # type: ignore[arg-type]
+
+
+def _is_mapped(one: _OnePoint, points: dict[str, Tensor]) -> bool:
+    """Whether `torch.func.vmap` takes a model, and says of each chain what it is alone."""
     try:
         with torch.no_grad():
-            torch.func.vmap(one)(points)
-        energy: Any = _Together(one)
+            together = torch.func.vmap(one)(points)
     except RuntimeError:  # control flow that depends on the data, writes in place
-        energy = _OneByOne(one)
-    return Energy(energy, variables={name: _variable(name, s) for name, s in sites.items()})
+        return False
+    with torch.no_grad():
+        alone = _OneByOne(one)(**points)
+    return torch.allclose(together, alone, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def _latent(poutine: Any, model: Any, args: Any, options: Any, seed: int) -> dict[str, Any]:
-    """The latent sites of a model, from one run of it."""
+    """The latent sites of a model, from one run of it.
+
+    Raises:
+        InvalidArgument: A plate holds a mini-batch: the log density is another one for each batch.
+    """
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(*args, **options)
+    for name, site in trace.nodes.items():
+        if _is_plate(site) and len(site["value"]) != site["fn"].size:
+            raise InvalidArgument(
+                "model",
+                f"the plate {name!r} with {len(site['value'])} of its {site['fn'].size} rows",
+                "plates of all their rows",
+                "Leave subsample_size and subsample out, and give the model all data",
+            )
+    return _sampled(trace)
+
+
+def _is_plate(site: Any) -> bool:
+    return site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample"
+
+
+def _sampled(trace: Any) -> dict[str, Any]:
+    """The sites of a run whose values were drawn."""
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and type(site["fn"]).__name__ != "_Subsample"
+        if site["type"] == "sample" and not site["is_observed"] and not _is_plate(site)
     }
 
 
+def _check_sites(known: Set[str], found: Set[str]) -> None:
+    """Check that two runs of a model have the same latent sites.
+
+    Raises:
+        InvalidArgument: One has a site that the other has not.
+    """
+    if known != found:
+        raise InvalidArgument(
+            "model",
+            f"sites that come and go: {', '.join(sorted(known ^ found))}",
+            "the same sites at each call",
+            "Sample them all, and choose among their values",
+        )
+
+
 def _alike(a: Any, b: Any) -> bool:
-    return repr(a) == repr(b) and all(
-        torch.equal(torch.as_tensor(u), torch.as_tensor(v))
-        for u, v in zip(_bounds(a), _bounds(b), strict=True)
-    )
-
-
-def _bounds(support: Any) -> list[Any]:
-    return [vars(support)[n] for n in ("lower_bound", "upper_bound") if n in vars(support)]
-
-
-def _two_points(site: Any, other: Any) -> Tensor:
-    return torch.stack([site["value"], other["value"]])
+    """Whether two supports are one: of the same class, with the same parts."""
+    if isinstance(a, constraints.Constraint):
+        ours, theirs = vars(a), vars(b)
+        return (
+            type(a) is type(b)
+            and ours.keys() == theirs.keys()
+            and all(_alike(part, theirs[name]) for name, part in ours.items())
+        )
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    return bool(a == b)
 
 
 def _variable(name: str, site: Any) -> Variable:
@@ -113,17 +165,20 @@ class _OnePoint:
         model: The model.
         args: Its arguments.
         options: Its arguments by name.
+        names: Those of its latent sites.
     """
 
     poutine: Any
     model: Any
     args: tuple[Any, ...]
     options: dict[str, Any]
+    names: frozenset[str]
 
     def __call__(self, values: dict[str, Tensor]) -> Tensor:
         with _unchecked():
             held = self.poutine.condition(self.model, data=values)
             trace = self.poutine.trace(held).get_trace(*self.args, **self.options)
+            _check_sites(self.names, (trace.nodes.keys() & self.names) | _sampled(trace).keys())
             log_prob: Tensor = trace.log_prob_sum()
         return -log_prob
 

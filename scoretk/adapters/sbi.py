@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from scoretk.adapters.owned import check_repeats, inner
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import numbers
 from scoretk.core.dependencies import required
@@ -38,17 +39,17 @@ def from_sbi(
     Args:
         posterior: A posterior of sbi, of any of its methods, or its `potential_fn`.
         x: The observation, or several of the same parameters, `(trials, *shape)`; None for that
-            which the posterior has as its default, or, without one, for `cond={"x_o": rows}`, with a
-            row a chain.
+            which the posterior has as its default (`default_x`), or a potential at this moment; or,
+            without one, for `cond={"x_o": rows}`, with a row a chain.
         event_shape: The shape of the parameters; None for that of the prior.
 
     Returns:
         The field: in free space where the prior's support is bounded.
 
     Raises:
-        InvalidArgument: It is no such posterior, or does not say its prior.
+        InvalidArgument: It is no such posterior, does not say its prior, or answers by chance.
     """
-    potential = getattr(posterior, "potential_fn", posterior)
+    potential = _potential(posterior)
     if not callable(potential) or not hasattr(potential, "set_x"):
         raise InvalidArgument(
             "posterior", type(posterior), "a posterior of sbi, or its potential_fn"
@@ -56,14 +57,36 @@ def from_sbi(
     prior = getattr(potential, "prior", None) or getattr(posterior, "prior", None)
     if event_shape is None:
         event_shape = _shape_of(prior)
-    held = copy.deepcopy(potential)  # whose observation is its own state
-    if x is not None:
-        held.set_x(numbers("x", x))
+    held = _at(posterior, x)
     known = held.return_x_o() is not None
     energy: Any = _OfOne(held) if known else _OfRows(held)
     field = Energy(energy, as_event_shape(event_shape))
     support = _support_of(prior)
-    return field if support is None else constrained(field, support)
+    made = field if support is None else constrained(field, support)
+    if known:
+        with torch.random.fork_rng():  # it may draw, and is refused then
+            check_repeats("posterior", lambda: made.energy(inner(*made.event_shape).float()))
+    return made
+
+
+def _potential(posterior: Any) -> Any:
+    """The potential of a posterior, or itself: one of sbi's may be made of a function, too."""
+    if hasattr(posterior, "set_x"):
+        return posterior
+    return getattr(posterior, "potential_fn", posterior)
+
+
+def _at(posterior: Any, x: Any) -> Any:
+    """The potential of a posterior at x, or at its default: a copy, as that is its own state.
+
+    What a posterior was last asked for is left in its potential; its default is its own.
+    """
+    held = copy.deepcopy(_potential(posterior))
+    if x is not None:
+        held.set_x(numbers("x", x))
+    elif hasattr(posterior, "default_x"):
+        held.set_x(posterior.default_x)
+    return held
 
 
 def to_sbi(posterior: Any, solver: Any = None, **options: Any) -> Any:
@@ -76,24 +99,46 @@ def to_sbi(posterior: Any, solver: Any = None, **options: Any) -> Any:
             "seed", ...
 
     Returns:
-        A posterior of sbi. Its `sample(shape, x)` takes as many of each chain's draws as are
-        needed, evenly from all that are kept.
+        A posterior of sbi, of the same default observation. Its `sample(shape, x)` takes as many of
+        each chain's draws as are needed, evenly from all that are kept, and
+        `sample_batched(shape, x)` the same for each of several observations, in one run. Chains
+        that fail are an error, unless `on_failure="flag"` is among the options.
 
     Raises:
         MissingDependency: sbi is not installed.
     """
     base = required("sbi.inference.posteriors.base_posterior", "sbi", "A posterior of sbi")
-    settings = {"chains": 100} | options | {"keep": "all"}
+    settings = {"chains": 100, "on_failure": "raise"} | options | {"keep": "all"}
 
     class Sampled(base.NeuralPosterior):  # type: ignore[misc, name-defined]
-        def sample(self, sample_shape: Any = (), x: Any = None, **ignored: Any) -> Tensor:
+        def sample(
+            self, sample_shape: Any = (), x: Any = None, show_progress_bars: bool = False
+        ) -> Tensor:
             wanted = torch.Size(sample_shape)
             field = from_sbi(self.potential_fn, self._x_else_default_x(x))
-            draws = sample(field, solver, **settings)
+            draws = sample(field, solver, **_run(show_progress_bars))
             assert draws.x is not None  # they are kept
             return _spread(draws.x, wanted.numel()).reshape(*wanted, *draws.x.shape[2:])
 
-    return Sampled(getattr(posterior, "potential_fn", posterior))
+        def sample_batched(
+            self, sample_shape: Any, x: Any, show_progress_bars: bool = False
+        ) -> Tensor:
+            wanted, rows = torch.Size(sample_shape), numbers("x", x)
+            run = _run(show_progress_bars)
+            each = run["chains"]
+            held = copy.deepcopy(self.potential_fn)
+            held.set_x(None)
+            of_each = {"x_o": rows.repeat_interleave(each, 0)}
+            run |= {"chains": each * len(rows), "cond": of_each}
+            draws = sample(from_sbi(held), solver, **run)
+            assert draws.x is not None  # they are kept
+            found = [_spread(part, wanted.numel()) for part in draws.x.split(each)]
+            return torch.stack(found, 1).reshape(*wanted, len(rows), *draws.x.shape[2:])
+
+    def _run(shown: bool) -> dict[str, Any]:
+        return {"progress": True} | settings if shown else dict(settings)
+
+    return Sampled(_at(posterior, None))
 
 
 def _spread(x: Tensor, n: int) -> Tensor:

@@ -5,7 +5,11 @@ the parameters, and its gradient; T itself only as numbers. So a field is sample
 Stan's log density, and draws are Stan's parameters; what has to combine it with other laws of the
 parameters (`scoretk.tempered`, `product`) would need the derivative of T, and is refused.
 
-bridgestan's interface is of one point: chains are asked one by one.
+bridgestan's interface is of one point: chains are asked one by one. Where Stan refuses values, by a
+`RuntimeError`, the density is 0, and there are no free coordinates.
+
+Stan names each number, `theta.1.2`, and runs through the first axis of an array fastest; a tensor
+runs through the last, so that numbers are put into its order.
 
 References:
     Roualdes, Ward, Carpenter, Seyboldt, Axen, "BridgeStan: efficient in-memory access to the methods
@@ -16,19 +20,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
-from scoretk.adapters.owned import Both, Owned
+from scoretk.adapters.owned import Both, Owned, check_repeats, inner
 from scoretk.core.arguments import tensor_like
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
-from scoretk.fields.layout import Layout, Variable, layout_of
+from scoretk.fields.layout import Layout, Variable, layout_of, variable_name
 
 __all__ = ["from_stan"]
 
@@ -54,10 +58,13 @@ def from_stan(model: Any) -> Constrained:
             "Such as bridgestan.StanModel('model.stan', data)",
         )
     owner = _Stan(model)
-    users = _OfParameters(owner, _layout(model.param_names()))
+    layout, order = _layout(model.param_names())
+    to_parameters = _StansMap(owner, order)
     free = (int(model.param_unc_num()),)
     energy = Owned(owner.value, owner.both)
-    return Constrained(users, _StansMap(owner), free, "the parameters of Stan", direct=energy)
+    check_repeats("model", lambda: owner.value(inner(*free)))
+    users = _OfParameters(owner, layout, to_parameters)
+    return Constrained(users, to_parameters, free, "the parameters of Stan", direct=energy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +98,12 @@ class _Stan:
         return torch.tensor(values, dtype=torch.float64).to(z), shown.to(z)
 
     def each(self, ask: Callable[[Any], Any], x: Tensor, size: int) -> Tensor:
-        """A function of one point, for rows: `(batch, size)`."""
-        found = np.array([np.array(ask(row)) for row in _rows(x)])
-        return torch.as_tensor(found).reshape(len(x), size).to(x)
+        """A function of one point, for rows: `(batch, size)`; NaN where Stan refuses a point."""
+        found = np.full((len(x), size), np.nan)
+        for place, row in zip(found, _rows(x), strict=True):
+            with suppress(RuntimeError):
+                place[:] = ask(row)
+        return torch.as_tensor(found).to(x)
 
 
 def _rows(x: Tensor) -> Any:
@@ -102,24 +112,31 @@ def _rows(x: Tensor) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _StansMap:
-    """Stan's bijection from free coordinates to parameters."""
+    """Stan's bijection from free coordinates to parameters.
+
+    Attributes:
+        stan: The model.
+        order: Where in Stan's order the parameters in the layout's are.
+    """
 
     stan: _Stan
+    order: Tensor
     event_dim = 1
 
     def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (int(self.stan.model.param_unc_num()),)
 
     def constrain(self, z: Tensor) -> Tensor:
-        lead, model = z.shape[:-1], self.stan.model
-        size = int(model.param_num())
-        return self.stan.each(model.param_constrain, z.reshape(-1, z.shape[-1]), size).reshape(
-            *lead, size
-        )
+        found = self._each(self.stan.model.param_constrain, z, len(self.order))
+        return found[..., self.order.to(z.device)]
 
     def unconstrain(self, x: Tensor) -> Tensor:
-        model = self.stan.model
-        return self.stan.each(model.param_unconstrain, x, int(model.param_unc_num()))
+        model, back = self.stan.model, self.order.argsort().to(x.device)
+        return self._each(model.param_unconstrain, x[..., back], int(model.param_unc_num()))
+
+    def _each(self, ask: Callable[[Any], Any], x: Tensor, size: int) -> Tensor:
+        found = self.stan.each(ask, x.reshape(-1, x.shape[-1]), size)
+        return found.reshape(*x.shape[:-1], size)
 
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
         return self.stan.value(z) - self.stan.value(z, jacobian=False)
@@ -128,7 +145,7 @@ class _StansMap:
         return x
 
     def contains(self, x: Tensor) -> Tensor:
-        return x.isfinite().all(-1)  # Stan refuses others where they are unconstrained
+        return self.unconstrain(x).isfinite().all(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +154,7 @@ class _OfParameters:
 
     stan: _Stan
     layout: Layout
+    transform: _StansMap
 
     provides = frozenset({"energy"})
 
@@ -151,8 +169,7 @@ class _OfParameters:
 
     def energy(self, x: Tensor) -> Tensor:
         """Minus Stan's log density of the parameters, `(batch,)`; autograd does not see into it."""
-        z = _StansMap(self.stan).unconstrain(x)
-        return -self.stan.value(z, jacobian=False)
+        return -self.stan.value(self.transform.unconstrain(x), jacobian=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,17 +195,26 @@ class _Parameters:
         )
 
 
-def _layout(names: list[str]) -> Layout:
-    """Variables from Stan's names of numbers, `theta.1`, `theta.2`, ...
+def _layout(names: list[str]) -> tuple[Layout, Tensor]:
+    """Variables from Stan's names of numbers: `mu`, `theta.1.2`, `z.1.real`, `pair:2.1`.
 
-    Of several axes Stan runs through the first fastest, a tensor through the last: those are kept as
-    one axis, in Stan's order.
+    Args:
+        names: One a number, in Stan's order.
+
+    Returns:
+        The variables, and where in Stan's order their numbers are, `(size,)`.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in names:
-        stem, *indices = re.split(r"[.:]", name)
-        seen = shapes.get(stem, (0,) * len(indices))
-        shapes[stem] = tuple(max(a, int(i)) for a, i in zip(seen, indices, strict=True))
-    several = [stem for stem, shape in shapes.items() if sum(n > 1 for n in shape) > 1]
-    flat = {stem: (int(np.prod(shape)),) for stem, shape in shapes.items() if stem in several}
-    return layout_of({n: Variable(flat.get(n, s), constraints.real) for n, s in shapes.items()})
+    places: dict[str, dict[tuple[int, ...], int]] = {}
+    for place, name in enumerate(names):
+        parts = re.findall(r"^[^.:]+|[.:][^.:]+", name)
+        index = tuple(int(part[1:]) for part in parts if _is_index(part))
+        stem = "".join(part for part in parts if not _is_index(part))
+        places.setdefault(variable_name(stem), {})[index] = place
+    shapes = {stem: tuple(map(max, zip(*found, strict=True))) for stem, found in places.items()}
+    # sorted, the last index runs fastest, as in a tensor
+    order = [place for found in places.values() for _, place in sorted(found.items())]
+    return layout_of({n: Variable(shape) for n, shape in shapes.items()}), torch.tensor(order)
+
+
+def _is_index(part: str) -> bool:
+    return part[0] == "." and part[1:].isdecimal()

@@ -1,7 +1,11 @@
 """Eight schools, written in Pyro, numpyro, PyMC, JAX and (a fake of) bridgestan: names, supports, densities, gradients."""
 
+import datetime
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from scoretk.errors import InvalidArgument
 
 Y = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
 SIGMA = [15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -111,6 +116,8 @@ class StanModel:
         return float(self._log_density(row, jacobian)[1].detach())
 
     def log_density_gradient(self, row, *, propto=True, jacobian=True):
+        if not np.isfinite(row).all():
+            raise RuntimeError("Exception: normal_lpdf: Location parameter is nan")
         z, value = self._log_density(row, jacobian)
         return float(value.detach()), torch.autograd.grad(value, z)[0].numpy()
 
@@ -118,8 +125,9 @@ class StanModel:
         return np.concatenate([row[:9], np.exp(row[9:])])
 
     def param_unconstrain(self, row):
-        with np.errstate(invalid="ignore"):
-            return np.concatenate([row[:9], np.log(row[9:])])
+        if not row[9] > 0:
+            raise RuntimeError("lb_free: Lower bounded variable is -1, but must be >= 0")
+        return np.concatenate([row[:9], np.log(row[9:])])
 
 
 StanModel.__module__ = "bridgestan.model"
@@ -224,10 +232,61 @@ class TestJax:
             stk.from_jax(lambda x: -(x**2), jnp.zeros(3))
         with pytest.raises(InvalidArgument, match="example"):
             stk.from_jax(lambda x: x["a"], jnp.zeros(3))
+        with pytest.raises(InvalidArgument, match=r"scoretk\.constrained"):
+            stk.from_jax(lambda x: -(x**2).sum(), jnp.zeros(3), {"a": constraints.positive})
         with pytest.raises(InvalidArgument, match="of the example's shapes"):
             stk.from_jax(lambda p: p["a"].sum(), {"a": jnp.zeros(2)}, {"b": (3,)})
         with pytest.raises(InvalidArgument, match=r"scoretk\.from_jax"):
             stk.sample(jax.jit(lambda x: -(x**2).sum()), chains=2)
+
+    @pytest.mark.parametrize("kind", [constraints.positive, constraints.simplex])
+    def test_a_bare_constraint_is_of_values_of_the_examples_shape(self, kind):
+        importing("jax")
+        import jax.numpy as jnp
+
+        field = stk.from_jax(
+            lambda p: jnp.log(p["a"]).sum() - p["b"] ** 2,
+            {"a": jnp.ones(3), "b": jnp.zeros(())},
+            {"a": kind},
+        )
+        assert {**field.variables.layout.shapes} == {"a": (3,), "b": ()}
+        draws = stk.sample(field, stk.MALA(0.3), chains=4, steps=3)
+        assert bool((draws["a"] > 0).all())
+        if kind is constraints.simplex:
+            torch.testing.assert_close(draws["a"].sum(-1), torch.ones(4, 3))
+
+    def test_tensors_where_jax_is_not_are_refused_with_the_fix(self):
+        importing("jax")
+        import jax.numpy as jnp
+
+        field = stk.from_jax(lambda x: -(x**2).sum(), jnp.zeros(3))
+        with pytest.raises(InvalidArgument, match=r"where JAX is, .* on meta.*device='cpu'"):
+            field.energy(torch.zeros(2, 3, device="meta"))
+
+    def test_a_log_density_by_chance_is_refused(self):
+        importing("jax")
+        import jax.numpy as jnp
+
+        rng = np.random.default_rng(0)
+        with pytest.raises(InvalidArgument, match="a function of the point"):
+            stk.from_jax(lambda x: -(x**2).sum() * rng.uniform(), jnp.zeros(3))
+
+    def test_data_in_float64_are_asked_in_it_whatever_the_rows(self):
+        jax = importing("jax")
+        import jax.numpy as jnp
+
+        before = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", True)
+        try:
+            data = jnp.linspace(0, 1, 8)
+            field = stk.from_jax(lambda x: -((x - data) ** 2).sum(), jnp.zeros(8))
+            draws = stk.sample(field, stk.MALA(0.1), chains=2, steps=2)
+            x = draws.final
+            expected = (x - torch.linspace(0, 1, 8)).square().sum(1)
+            torch.testing.assert_close(field.energy(x), expected)
+            assert x.dtype == torch.float32
+        finally:
+            jax.config.update("jax_enable_x64", before)
 
 
 class TestPyro:
@@ -257,12 +316,115 @@ class TestPyro:
         def discrete():
             pyro.sample("k", dist.Bernoulli(0.5))
 
-        with pytest.raises(InvalidArgument, match="depends on other sites"):
-            stk.from_pyro(moving)
+        def within():
+            high = pyro.sample("high", dist.Exponential(1.0))
+            pyro.sample("x", dist.Uniform(torch.zeros(2), 1 + 1e-6 * high).to_event(1))
+
+        for model in (moving, within):
+            with pytest.raises(InvalidArgument, match=r"'x'.*depends on other sites"):
+                stk.from_pyro(model)
         with pytest.raises(InvalidArgument, match="discrete latent site 'k'"):
             stk.from_pyro(discrete)
         with pytest.raises(InvalidArgument, match="latent site"):
             stk.from_pyro(lambda: None)
+
+    def test_a_scale_that_moves_is_no_support_that_does(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        def model(low):
+            scale = pyro.sample("scale", dist.Exponential(1.0))
+            pyro.sample("x", dist.HalfNormal(scale))
+            pyro.sample("u", dist.Uniform(low, low + 1))
+
+        field = stk.from_pyro(model, torch.tensor(2.0))
+        assert bool((stk.sample(field, stk.MALA(0.3), chains=4, steps=3)["u"] > 2).all())
+
+    @pytest.mark.parametrize("how", ["size", "indices", "in turn"])
+    def test_mini_batches_are_refused(self, how):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        def model(y):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            if how == "in turn":
+                for i in pyro.plate("data", len(y), subsample_size=3):
+                    pyro.sample(f"y_{i}", dist.Normal(mu, 1.0), obs=y[i])
+                return
+            given = {"size": {"subsample_size": 3}, "indices": {"subsample": torch.arange(3)}}
+            with pyro.plate("data", len(y), **given[how]) as rows:
+                pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+        with pytest.raises(InvalidArgument, match="'data' with 3 of its 9 rows"):
+            stk.from_pyro(model, torch.zeros(9))
+
+    def test_all_rows_of_a_plate_are_no_mini_batch(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        def model(y):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(y), subsample_size=len(y)) as rows:
+                pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+        field = stk.from_pyro(model, torch.ones(4))
+        torch.testing.assert_close(
+            field.score(torch.tensor([[0.0], [1.0]])), torch.tensor([[4.0], [-1.0]])
+        )
+
+    @pytest.mark.parametrize("extra_first", [True, False])
+    def test_sites_that_come_and_go_are_refused(self, extra_first):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        calls = []
+
+        def model():
+            calls.append(0)
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            if (len(calls) == 1) == extra_first:
+                pyro.sample("extra", dist.Normal(x, 1.0))
+
+        with pytest.raises(InvalidArgument, match="come and go: extra"):
+            stk.from_pyro(model)
+
+    def test_a_site_that_comes_late_is_refused_where_it_comes(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        def model():
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            if float(x.detach()) > 50:
+                pyro.sample("extra", dist.Normal(x, 1.0))
+
+        field = stk.from_pyro(model)
+        assert bool(field.energy(torch.zeros(2, 1)).isfinite().all())
+        with torch.random.fork_rng(), pytest.raises(InvalidArgument, match="come and go: extra"):
+            field.energy(torch.full((2, 1), 60.0))
+
+    def test_a_log_density_by_chance_is_refused(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        def model():
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            pyro.factor("noise", x * torch.rand(()))
+
+        with pytest.raises(InvalidArgument, match="a function of the point"):
+            stk.from_pyro(model)
+
+    def test_names_that_no_function_takes(self, tmp_path):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        def model():
+            pyro.sample("linear.weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("lambda", dist.Exponential(1.0))
+
+        draws = stk.sample(stk.from_pyro(model), stk.MALA(0.3), chains=4, steps=3)
+        loaded = stk.Draws.load(draws.save(tmp_path / "draws.safetensors"))
+        for name in ("linear.weight", "lambda"):
+            assert torch.equal(loaded[name], draws[name])
 
     def test_supports_of_all_kinds(self):
         pyro = importing("pyro")
@@ -294,8 +456,262 @@ class TestNumpyro:
         with pytest.raises(InvalidArgument, match="discrete latent site 'k'"):
             stk.from_numpyro(lambda: numpyro.sample("k", dist.Bernoulli(0.5)))
 
+    def test_supports_that_move_are_refused(self):
+        numpyro = importing("numpyro")
+        import jax.numpy as jnp
+        import numpyro.distributions as dist
+
+        of_high = {
+            "bound": lambda high: dist.Uniform(0.0, high),
+            "within": lambda high: dist.Uniform(jnp.zeros(2), 1 + 1e-6 * high).to_event(1),
+            "truncated": lambda high: dist.TruncatedNormal(0.0, 1.0, low=high),
+            "a choice": lambda high: dist.Uniform(0.0, jnp.where(high > 50.0, 1.0, 2.0)),
+            "a count": lambda high: dist.Uniform(0.0, 1.0 + jnp.floor(high).astype(int)),
+        }
+        for law in of_high.values():
+
+            def model(law=law):
+                numpyro.sample("x", law(numpyro.sample("high", dist.Exponential(1.0))))
+
+            with pytest.raises(InvalidArgument, match="depends on other sites: x"):
+                stk.from_numpyro(model)
+
+    def test_a_scale_that_moves_is_no_support_that_does(self):
+        numpyro = importing("numpyro")
+        import jax.numpy as jnp
+        import numpyro.distributions as dist
+
+        def model(low):
+            scale = numpyro.sample("scale", dist.Exponential(1.0))
+            numpyro.sample("x", dist.HalfNormal(scale))
+            numpyro.sample("u", dist.Uniform(low, low + 1))
+
+        field = stk.from_numpyro(model, jnp.array(2.0))
+        assert bool((stk.sample(field, stk.MALA(0.3), chains=4, steps=3)["u"] > 2).all())
+
+    def test_mini_batches_and_chance_are_refused(self):
+        numpyro = importing("numpyro")
+        import jax.numpy as jnp
+        import numpyro.distributions as dist
+
+        def batched(y, size):
+            mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+            with numpyro.plate("data", len(y), subsample_size=size) as rows:
+                numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+        with pytest.raises(InvalidArgument, match="'data' with 3 of its 9 rows"):
+            stk.from_numpyro(batched, jnp.zeros(9), 3)
+        whole = stk.from_numpyro(batched, jnp.ones(4), 4)
+        torch.testing.assert_close(
+            whole.score(torch.tensor([[0.0], [1.0]])), torch.tensor([[4.0], [-1.0]])
+        )
+        rng = np.random.default_rng(0)
+
+        def by_chance():
+            numpyro.factor("noise", numpyro.sample("x", dist.Normal(0.0, 1.0)) * rng.uniform())
+
+        with pytest.raises(InvalidArgument, match="a function of the point"):
+            stk.from_numpyro(by_chance)
+
+        def keyed():
+            x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+            numpyro.factor("noise", x * dist.Uniform().sample(numpyro.prng_key()))
+
+        with pytest.raises(InvalidArgument, match="draws nothing"):
+            stk.from_numpyro(keyed)
+        calls = []
+
+        def changing():
+            calls.append(0)
+            x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+            if len(calls) == 2:
+                numpyro.sample("extra", dist.Normal(x, 1.0))
+
+        with pytest.raises(InvalidArgument, match="come and go: extra"):
+            stk.from_numpyro(changing)
+
+    def test_names_of_scopes(self):
+        numpyro = importing("numpyro")
+        import numpyro.distributions as dist
+
+        def model():
+            numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+        with pytest.raises(InvalidArgument, match=r"divider='\.'"):
+            stk.from_numpyro(numpyro.handlers.scope(model, prefix="a"))
+        field = stk.from_numpyro(numpyro.handlers.scope(model, prefix="a", divider="."))
+        assert stk.sample(field, stk.MALA(0.3), chains=4, steps=2)["a.x"].shape == (4, 2)
+
+
+WITHOUT_JAX = """
+import sys
+sys.modules["jax"] = None
+import torch
+from tests.adapters import test_posteriors as these
+field, true = these.in_pymc(), these.TRUE
+z, truth = (f.unconstrain(f.variables.point(these.values())) for f in (field, true))
+for dtype in (torch.float64, torch.float32):
+    (found, gradient), (expected, ours) = field.energy_and_grad(z.to(dtype)), true.energy_and_grad(truth.to(dtype))
+    gap = found - expected
+    torch.testing.assert_close(gap, gap[:1].expand_as(gap), rtol=1e-4, atol=1e-4)
+    assert found.dtype == gradient.dtype == dtype
+    named = [f.variables.layout.split(g) for f, g in ((field, gradient), (true, ours))]
+    for name in named[0]:
+        torch.testing.assert_close(named[0][name], named[1][name], rtol=1e-4, atol=1e-4)
+draws = these.stk.sample(field, these.stk.MALA(0.02), chains=3, steps=3, init={n: v[:3] for n, v in these.values().items()})
+assert draws.failures == {} and draws["theta"].shape == (3, 3, 8)
+assert "pymc.sampling.jax" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+class TestPymc:
+    def test_without_jax_it_is_pymcs_own_function(self):
+        importing("pymc")
+        told = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", WITHOUT_JAX],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert told.returncode == 0, told.stderr[-2000:]
+
+    def test_supports_that_move_are_refused(self):
+        pm = importing("pymc")
+
+        def models():
+            yield lambda high: pm.Uniform("x", 0, high)
+            yield lambda high: pm.Uniform("x", 0, 1 + high**2, shape=3)
+            yield lambda high: pm.TruncatedNormal("x", 0, 1, lower=high)
+            yield lambda high: pm.Pareto("x", 2.0, m=high)
+            yield lambda high: pm.Truncated("x", pm.Normal.dist(0, 1), lower=high)
+            yield lambda high: pm.Uniform("x", 0, pm.Exponential.dist(1.0))
+
+        for law in models():
+            with pm.Model() as model:
+                law(pm.Exponential("high", 1.0))
+            with pytest.raises(InvalidArgument, match="x, whose support depends"):
+                stk.from_pymc(model)
+
+    def test_bounds_of_data_are_the_support(self):
+        pm = importing("pymc")
+        with pm.Model() as model:
+            low = pm.Data("low", np.array([1.0, 2.0]))
+            pm.Uniform("x", low, low + 1, shape=2)
+            pm.TruncatedNormal("y", 0, 1, lower=-np.inf, upper=np.inf)
+            pm.HalfNormal("z", pm.Exponential("scale", 1.0))
+        draws = stk.sample(stk.from_pymc(model), stk.MALA(0.3), chains=4, steps=3)
+        x = draws["x"] - torch.tensor([1.0, 2.0])
+        assert bool(((x > 0) & (x < 1)).all())
+
+    def test_a_log_density_by_chance_is_refused(self):
+        pm = importing("pymc")
+        with pm.Model() as model:
+            x = pm.Normal("x", 0, 1)
+            pm.Potential("noise", x * pm.Normal.dist(0, 1))
+        with pytest.raises(InvalidArgument, match=r"not of \.dist\(\)"):
+            stk.from_pymc(model)
+
+    def test_labels_of_all_kinds(self, tmp_path):
+        pm = importing("pymc")
+        days = np.array(["2024-01-01", "2024-01-02"], dtype="datetime64[D]")
+        coords = {
+            "day": days,
+            "month": [datetime.date(2024, 1, 1), datetime.date(2024, 2, 1)],
+            "pair": [("a", 1), ("b", 2)],
+            "known": [True, False],
+            "zoned": [datetime.datetime(2024, 1, d, tzinfo=datetime.UTC) for d in (1, 2)],
+            "step": [0.5, 1],
+        }
+        with pm.Model(coords=coords) as model:
+            for dim in coords:
+                pm.Normal(f"of_{dim}", 0, 1, dims=dim)
+        draws = stk.sample(stk.from_pymc(model), stk.MALA(0.3), chains=4, steps=3)
+        loaded = stk.Draws.load(draws.save(tmp_path / "draws.safetensors"))
+        for found in (draws, loaded):
+            posterior = found.to_arviz().posterior
+            assert list(posterior.day.values.astype("datetime64[D]")) == list(days)
+            assert posterior.of_day.sel(day="2024-01-02").shape == (4, 3)
+            assert posterior.of_month.sel(month="2024-02").shape[:2] == (4, 3)
+            assert posterior.of_pair.sel(pair="('b', 2)").shape == (4, 3)
+            assert list(posterior.known.values) == ["True", "False"]
+            assert list(posterior.step.values) == [0.5, 1.0]
+            assert posterior.sizes["zoned"] == 2
+
+
+def test_what_stan_refuses_is_outside():
+    """By a RuntimeError, as bridgestan's: there is no such point, and its density is 0."""
+    field = stk.from_stan(StanModel())
+    good = field.variables.point(values())
+    bad = good.clone()
+    bad[1, 9] = -1
+    with pytest.raises(InvalidArgument, match="inside the constraint the parameters of Stan"):
+        field.unconstrain(bad)
+    assert field.users_energy(bad).isinf().tolist() == [False, True, False, False]
+    init = values() | {"tau": torch.tensor([1.0, -1.0, 1.0, 1.0])}
+    with pytest.raises(InvalidArgument):
+        stk.sample(field, stk.MALA(0.1), chains=4, steps=1, init=init)
+    energy, gradient = field.energy_and_grad(torch.full((2, 10), math.nan, dtype=torch.float64))
+    assert bool(energy.isinf().all())
+    assert bool(gradient.isnan().all())
+
+
+class OfNames(StanModel):
+    """Free numbers under the names that Stan has for them, a normal each, of variance 1, 2, 3, ..."""
+
+    NAMES = ("lambda", "m.1.1", "m.2.1", "m.1.2", "m.2.2", "m.1.3", "m.2.3", "z.real", "z.imag")
+    NAMES += ("pair:1", "pair:2.1", "pair:2.2", "c.1.real", "c.1.imag", "c.2.real", "c.2.imag")
+
+    def param_names(self):
+        return list(self.NAMES)
+
+    def param_num(self):
+        return len(self.NAMES)
+
+    param_unc_num = param_num
+
+    def _log_density(self, row, jacobian):
+        z = torch.tensor(row, requires_grad=True)
+        return z, -(z.square() / torch.arange(1, len(row) + 1)).sum() / 2
+
+    def param_constrain(self, row):
+        return row.copy()
+
+    param_unconstrain = param_constrain
+
+
+OfNames.__module__ = "bridgestan.model"
+
+
+def test_stans_arrays_and_names_are_kept(tmp_path):
+    field = stk.from_(OfNames())
+    shapes = {"lambda": (), "m": (2, 3), "z.real": (), "z.imag": (), "pair:1": (), "pair:2": (2,)}
+    assert {**field.variables.layout.shapes} == shapes | {"c.real": (2,), "c.imag": (2,)}
+    z = torch.arange(16.0, dtype=torch.float64).repeat(2, 1)
+    x = field.constrain(z)
+    parts = field.variables.layout.split(x)
+    assert parts["m"][0].tolist() == [[1, 3, 5], [2, 4, 6]]
+    assert parts["c.imag"][0].tolist() == [13, 15]
+    torch.testing.assert_close(field.unconstrain(x), z)
+    torch.testing.assert_close(field.users_energy(x), field.energy(z))
+    draws = stk.sample(field, stk.MALA(0.3), chains=4, steps=3)
+    loaded = stk.Draws.load(draws.save(tmp_path / "draws.safetensors"))
+    for name in field.variables.layout.names:
+        assert torch.equal(loaded[name], draws[name])
+
+
+class ByChance(OfNames):
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+
+    def log_density(self, row, *, propto=True, jacobian=True):
+        return self.rng.uniform()
+
 
 def test_stan_refuses_points_and_says_what_it_is_not():
+    with pytest.raises(InvalidArgument, match="a function of the point"):
+        stk.from_stan(ByChance())
     field = stk.from_stan(StanModel())
     z = torch.full((2, 10), math.nan, dtype=torch.float64)
     assert bool(field.energy(z).isinf().all())

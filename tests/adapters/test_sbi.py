@@ -99,6 +99,80 @@ def test_a_posterior_has_its_own_observation_and_keeps_it(sbi):
     torch.testing.assert_close(posterior.potential_fn.x_o, rows()[:1])
 
 
+def posterior_of(sbi, prior, x=None):
+    potential = potential_of(sbi, "nle", prior)
+    potential.set_x(x)
+    return sbi.inference.MCMCPosterior(potential, proposal=prior, theta_transform=None)
+
+
+def test_a_default_observation_counts_and_not_the_last_that_was_asked_for(sbi):
+    prior = PRIORS["box"](sbi)
+    potential = potential_of(sbi, "nle", prior)
+    truth = [stk.from_sbi(potential, row).field.energy(theta()) for row in rows()]
+    posterior = posterior_of(sbi, prior, rows()[0])
+    posterior.set_default_x(rows()[2])
+    posterior.potential(theta(), x=rows()[3])  # which leaves it in the potential
+    torch.testing.assert_close(stk.from_sbi(posterior).field.energy(theta()), truth[2])
+    torch.testing.assert_close(stk.from_sbi(posterior, rows()[1]).field.energy(theta()), truth[1])
+    torch.testing.assert_close(posterior.potential_fn.x_o, rows()[3:4])
+    free = posterior_of(sbi, prior)
+    free.potential(theta(), x=rows()[3])
+    by_row = stk.from_sbi(free).field
+    found = by_row.energy(theta(), x_o=rows()[2].expand(N, -1))
+    torch.testing.assert_close(found, truth[2], rtol=1e-4, atol=1e-4)
+
+
+def test_our_sampler_keeps_the_default_and_its_own_observation(sbi):
+    prior = PRIORS["box"](sbi)
+    posterior = posterior_of(sbi, prior, rows()[0])
+    posterior.set_default_x(rows()[2])
+    posterior.potential(theta(), x=rows()[3])
+    ours = stk.to_sbi(posterior, stk.MALA(0.1), chains=20, steps=10)
+    torch.testing.assert_close(ours.default_x, rows()[2:3])
+    run = {"solver": stk.MALA(0.1), "chains": 20, "steps": 10}
+    expected = stk.sample(stk.from_sbi(posterior, rows()[2]), **run).x[:, -1]
+    torch.testing.assert_close(ours.sample((20,)), expected)
+    posterior.potential(theta(), x=rows()[4])  # theirs is theirs
+    torch.testing.assert_close(ours.sample((20,)), expected)
+    assert ours.sample().shape == (D,)
+    with pytest.raises(TypeError):
+        ours.sample((20,), num_chains=3)
+
+
+def test_several_observations_in_one_run_are_each_its_own(sbi):
+    prior = PRIORS["box"](sbi)
+    posterior = posterior_of(sbi, prior, rows()[0])
+    run = {"chains": 20, "steps": 10, "init": torch.zeros(60, D)}
+    ours = stk.to_sbi(posterior, stk.ULA(1e-8), **run)
+    assert ours.sample_batched((5, 4), x=rows()[:3]).shape == (5, 4, 3, D)
+    torch.testing.assert_close(
+        ours.sample_batched((20,), x=rows()[:3]), torch.zeros(20, 3, D), rtol=0, atol=1e-2
+    )
+    seen = []
+
+    def potential(theta, x_o):
+        seen.append(x_o.clone())
+        return -((theta - x_o) ** 2).sum(1) / 0.02
+
+    shifted = sbi.inference.potentials.base_potential.CustomPotentialWrapper(potential, prior)
+    sampler = stk.to_sbi(shifted, stk.MALA(0.05), chains=20, steps=100, warmup=200)
+    at = torch.tensor([[0.5, -0.5], [0.0, 0.3], [-0.4, 0.4]])
+    found = sampler.sample_batched((100,), x=at)
+    torch.testing.assert_close(found.mean(0), at, rtol=0, atol=0.05)  # five errors of it
+    assert len(seen) > 0
+
+
+def test_a_potential_by_chance_and_chains_that_fail_are_refused(sbi):
+    prior = PRIORS["box"](sbi)
+    wrap = sbi.inference.potentials.base_potential.CustomPotentialWrapper
+    noisy = wrap(lambda theta, x_o: theta.sum(1) * torch.rand(()), prior, torch.zeros(1, 2))
+    with pytest.raises(InvalidArgument, match="a function of the point"):
+        stk.from_sbi(noisy)
+    nowhere = wrap(lambda theta, x_o: theta.sum(1) + torch.nan, prior, torch.zeros(1, 2))
+    with pytest.raises(stk.ScoretkError):
+        stk.to_sbi(nowhere, stk.ULA(0.1), chains=4, steps=3).sample((2,))
+
+
 def test_our_solvers_are_a_sampler_of_its(sbi):
     prior = PRIORS["box"](sbi)
     potential = potential_of(sbi, "nle", prior)
