@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, datetime
 from itertools import product
 from numbers import Real as RealNumber
 from typing import Any
@@ -122,7 +122,7 @@ def _label(name: str, label: Any) -> Any:
         return label
     if isinstance(label, RealNumber):
         return int(label) if float(label).is_integer() else float(label)  # type: ignore[call-overload]
-    if getattr(label, "tzinfo", None) is not None:
+    if isinstance(label, datetime) and label.tzinfo is not None:
         raise InvalidArgument(f"coords[{name!r}]", label, "dates without a time zone", "Or strings")
     day = np.datetime64(label)
     kept = day.astype("datetime64[ns]")  # as tables and files have them
