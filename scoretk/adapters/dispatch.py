@@ -21,7 +21,7 @@ from scoretk.adapters.torchcfm import from_torchcfm
 from scoretk.adapters.transformers import from_language_model
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import from_distribution
-from scoretk.fields.foreign import ADAPTERS, adapter_of
+from scoretk.fields.foreign import ADAPTERS, adapter_of, nearest
 from scoretk.fields.protocols import is_field
 
 __all__ = ["from_"]
@@ -74,5 +74,6 @@ def from_(value: Any, /, *args: Any, **options: Any) -> Any:
         "value",
         value,
         f"a field, or an object of {known}",
-        "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity",
+        nearest(value)
+        or "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity",
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from scoretk.errors import InvalidArgument
 
-__all__ = ["ADAPTERS", "adapter_of", "no_field", "owners"]
+__all__ = ["ADAPTERS", "NEAREST", "adapter_of", "nearest", "no_field", "owners"]
 
 ADAPTERS: Mapping[tuple[str, str], str] = MappingProxyType(
     {
@@ -47,6 +47,36 @@ ADAPTERS: Mapping[tuple[str, str], str] = MappingProxyType(
 """The adapter of a library's class and of those that derive from it, by package and class."""
 
 
+_FLOW = "from_flow takes the flow"
+_STAN = "from_stan takes a bridgestan.StanModel"
+_JAX = "from_jax takes the log density, a function of one point"
+NEAREST: Mapping[str, str] = MappingProxyType(
+    {
+        "pyro": "from_pyro takes the model, a function with pyro.sample",
+        "numpyro": "from_numpyro takes the model, a function with numpyro.sample",
+        "pymc": "from_pymc takes the pymc.Model",
+        "bridgestan": _STAN,
+        "cmdstanpy": _STAN,
+        "stan": _STAN,
+        "jax": _JAX,
+        "jaxlib": _JAX,
+        "blackjax": _JAX,
+        "sbi": "from_sbi takes a posterior, or its potential_fn",
+        "diffusers": "from_diffusers takes a network with its scheduler, or a pipeline",
+        "transformers": "from_language_model takes a causal or masked language model",
+        "zuko": _FLOW,
+        "nflows": _FLOW,
+        "normflows": _FLOW,
+        "FrEIA": _FLOW,
+        "azula": "from_azula takes a denoiser",
+        "flow_matching": "from_flow_matching takes a ModelWrapper, or its velocity",
+        "torchcfm": "from_torchcfm takes the velocity's network",
+        "k_diffusion": "from_k_diffusion takes a wrapped denoiser",
+    }
+)
+"""What the adapter for a library takes, for other objects of this library."""
+
+
 def adapter_of(value: object) -> str | None:
     """The name of the adapter that makes a field of an object; None where none is known.
 
@@ -60,6 +90,12 @@ def owners(value: object) -> list[tuple[str, str]]:
     return [(base.__module__.partition(".")[0], base.__name__) for base in type(value).__mro__]
 
 
+def nearest(value: object) -> str:
+    """What the adapter for an object's library takes; "" where there is none."""
+    known = (NEAREST[package] for package, _ in owners(value) if package in NEAREST)
+    return next((f"scoretk.{taken}" for taken in known), "")
+
+
 def no_field(argument: str, value: Any, expected: str, hint: str = "") -> InvalidArgument:
     """The error for what is no field, with the adapter that makes one of it where there is one.
 
@@ -71,6 +107,6 @@ def no_field(argument: str, value: Any, expected: str, hint: str = "") -> Invali
     """
     adapter = adapter_of(value)
     if adapter is None:
-        return InvalidArgument(argument, value, expected, hint)
+        return InvalidArgument(argument, value, expected, nearest(value) or hint)
     way = f"{type(value).__name__}: scoretk.{adapter} makes a field of it"
     return InvalidArgument(argument, type(value), expected, way)  # (whose repr may compute)

@@ -1,5 +1,7 @@
 """What is no field names the adapter that makes one of it; names of other packages for predictions mean ours."""
 
+import re
+
 import pytest
 import torch
 from torch import distributions as td
@@ -77,6 +79,25 @@ def test_what_is_already_a_field_stays_it():
         stk.from_(td.Normal(torch.zeros(3), 1.0))
     with pytest.raises(InvalidArgument, match=r"Independent\(distribution, 1\)"):
         stk.sample(td.Normal(torch.zeros(3), 1.0), chains=2)
+
+
+OF = {f"{package}.some.module": package for package in foreign.NEAREST}
+
+
+@pytest.mark.parametrize("module", OF)
+@pytest.mark.parametrize("call", [stk.from_, CALLS["sample"], CALLS["tempered"]])
+def test_another_object_of_a_library_names_what_its_adapter_takes(module, call):
+    strange = type("Trainer", (), {"__module__": module})()
+    said = re.escape(f"scoretk.{foreign.NEAREST[OF[module]]}")
+    with pytest.raises(InvalidArgument, match=said):
+        call(strange)
+
+
+def test_what_is_nearest_is_a_public_adapter():
+    named = {taken.split()[0] for taken in foreign.NEAREST.values()}
+    assert named <= {*stk.__all__}
+    packages = {package for package, _ in foreign.ADAPTERS} - {"torch", "sklearn"}
+    assert packages <= foreign.NEAREST.keys()
 
 
 def test_every_adapter_of_the_table_is_public_and_dispatched_to():
