@@ -5,13 +5,14 @@ A scheduler's configuration fixes what the network means. Three conventions are 
     trained on     path                               network's time          prediction_type
     a table        Tabulated(alphas_cumprod)          k = N - 1 ... 0         epsilon, sample,
                                                       (or log(s) / 4)         v_prediction
-    a line         Linear, s = 1 - t                  s N (inverted: t N)     noise - data = dx/ds
+    a line         Linear, s = 1 - t                  by architecture         noise - data = dx/ds
     EDM            EDM(sigma_min, sigma_max, rho)     log(s) / 4              F, preconditioned
 
 with s the noise level. The table is the scheduler's own, rescaled to zero terminal signal-to-noise
 ratio where that is asked for; x is in the variance-preserving coordinates of the network, so that
 `scale_model_input` has nothing left to do: a scheduler's sample in units of 1/alpha, as those with
-sigmas have it, is `sqrt(1 + s^2) x`. The steps of a scheduler are `field.grid(steps)`, times for
+sigmas have it, is `sqrt(1 + s^2) x`. On a line the time that a network is called with is a matter of
+its architecture (`scoretk.adapters.clocks`). The steps of a scheduler are `field.grid(steps)`, times for
 `ProbabilityFlow(grid=...)`:
 
     DDIM             ProbabilityFlow("ddim")       Euler, FlowMatchEuler     ProbabilityFlow("euler")
@@ -41,6 +42,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoretk.adapters.clocks import clock_of, within
 from scoretk.core.arguments import count
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.devices import constant_like
@@ -48,6 +50,7 @@ from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.base import Base
 from scoretk.fields.convert import convert, prediction_name
+from scoretk.fields.foreign import owners
 from scoretk.fields.paths import EDM, GaussianPath, Linear, Tabulated
 from scoretk.fields.wrappers import Diffusion, GaussianPathField
 
@@ -56,6 +59,9 @@ __all__ = ["DiffusersField", "from_diffusers"]
 ADDED = ("text_embeds", "time_ids", "image_embeds")
 """Conditions that a UNet takes in a dictionary of its own, `added_cond_kwargs`."""
 
+
+FEW = 10
+"""Steps that every scheduler can set: some need four, some allow fifty."""
 
 BY_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Settings by which a scheduler chooses levels, and finds timesteps for them."""
@@ -135,11 +141,8 @@ class DiffusersField(GaussianPathField):
             steps: `num_inference_steps`.
             options: What `set_timesteps` takes besides, such as `mu` for a dynamic shift.
         """
-        scheduler = copy.deepcopy(self.scheduler)
-        with warnings.catch_warnings():  # diffusers' own use of numpy is no news of ours
-            warnings.simplefilter("ignore", DeprecationWarning)
-            scheduler.set_timesteps(count("steps", steps, least=1), **options)
-        times: Tensor = self.convention.grid(scheduler)
+        made = _with_steps(self.scheduler, count("steps", steps, least=1), **options)
+        times: Tensor = self.convention.grid(made)
         return times.clamp(0, 1)
 
 
@@ -151,6 +154,7 @@ def from_diffusers(
     null: Mapping[str, Any] | None = None,
     integer: bool | None = None,
     clip: bool | None = None,
+    time_scale: float | None = None,
     autocast: torch.dtype | None = None,
 ) -> DiffusersField:
     """A field in time from a network and a scheduler of diffusers, or from a pipeline.
@@ -172,13 +176,18 @@ def from_diffusers(
             network can take them.
         clip: Whether the prediction of the data is clipped; None for what the scheduler's
             `clip_sample` says.
+        time_scale: On a line, what the network is called with at pure noise, its time being
+            `time_scale * s` of the noise level s: 1000 where its pipeline hands over the
+            scheduler's timesteps, 1 where timestep / 1000. None for what the pipelines of its
+            architecture do, and for the timesteps with networks that are not of diffusers.
         autocast: As in `scoretk.Energy`.
 
     Returns:
         The field. `field.grid(steps)` has the times of the scheduler's own steps.
 
     Raises:
-        InvalidArgument: The scheduler's convention is not known, or an argument does not fit.
+        InvalidArgument: The scheduler's convention is not known, or how the network counts time,
+            or an argument does not fit.
     """
     parts = model if hasattr(model, "scheduler") else None
     network = _network_of(parts) if parts is not None else model
@@ -186,7 +195,12 @@ def from_diffusers(
     config = _config_of(scheduler)
     if event_shape is None:
         event_shape = _shape_of(network)
-    convention = _convention(scheduler, config, integer)
+    if type(scheduler).__name__.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+        convention: _Convention = _line(network, scheduler, config, integer, time_scale)
+    elif time_scale is None:
+        convention = _convention(scheduler, config, integer)
+    else:
+        raise InvalidArgument("time_scale", time_scale, "None with a scheduler that is of no flow")
     if config.get("clip_sample") if clip is None else clip:
         convention = _Clipped(convention, float(config.get("clip_sample_range", 1.0)))
     elif config.get("thresholding") and clip is None:
@@ -224,13 +238,17 @@ class _Network:
         return prediction
 
     def _ask(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        state = x.dtype
+        inner = within(self.network)
+        x, *rows = _as_taken(inner, x, *cond.values())
+        cond = dict(zip(cond, rows, strict=True))
+        if not any(package == "diffusers" for package, _ in owners(inner)):
+            (time,) = _as_taken(inner, time)  # (those embed it in float32: bfloat16 has no 999)
         given: dict[str, Any] = {n: v for n, v in cond.items() if not (self.grouped and n in ADDED)}
         added = {n: v for n, v in cond.items() if n not in given}
         if added:
             given["added_cond_kwargs"] = added
-        dtype = getattr(self.network, "dtype", x.dtype)
-        dtype = dtype if isinstance(dtype, torch.dtype) else x.dtype
-        args = (x.to(dtype),) if self.keyword else (x.to(dtype), time)
+        args = (x,) if self.keyword else (x, time)
         if self.keyword:
             given[self.keyword] = time
         found = self.network(*args, **given)
@@ -238,8 +256,19 @@ class _Network:
         found = found[0] if isinstance(found, tuple | list) else found
         if isinstance(found, Tensor) and found.shape[1:2] == (2 * x.shape[1],):
             found = found[:, : x.shape[1]]  # what follows is the variance
-        output: Tensor = found.to(x.dtype) if isinstance(found, Tensor) else found
+        output: Tensor = found.to(state) if isinstance(found, Tensor) else found
         return output
+
+
+def _as_taken(network: Any, *given: Tensor) -> list[Tensor]:
+    """Floating-point tensors in the dtype of a network that has one."""
+    dtype = getattr(network, "dtype", None)
+    if not isinstance(dtype, torch.dtype):
+        own = network.parameters() if isinstance(network, torch.nn.Module) else ()
+        dtype = next((p.dtype for p in own if p.is_floating_point()), None)
+    if dtype is None:
+        return list(given)
+    return [v.to(dtype) if v.is_floating_point() else v for v in given]
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,15 +322,21 @@ class _OnTable:
 
 @dataclass(frozen=True, eq=False)
 class _OnLine:
-    """A network of a flow on lines: `x = s noise + (1 - s) data`, its time s N or t N.
+    """A network of a flow on lines: `x = s noise + (1 - s) data`, its time linear in s.
 
     Attributes:
-        steps: N.
-        inverted: Whether its time and its velocity run from noise to data.
+        start: Its time where the scheduler's timestep is 0.
+        span: How far its time goes until the scheduler's timestep is N.
+        inverted: Whether the scheduler's time runs from noise to data.
+        negated: Whether it predicts what the scheduler takes the negative of.
+        whole: N, where the scheduler's timesteps are cut to integers; None where they are not.
     """
 
-    steps: int
+    start: float
+    span: float
     inverted: bool
+    negated: bool
+    whole: int | None
     predicts = "velocity"
 
     @property
@@ -309,9 +344,11 @@ class _OnLine:
         return Linear()
 
     def predict(self, ask: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
-        if self.inverted:
-            return ask(x, t * self.steps)
-        return -ask(x, (1 - t) * self.steps)
+        share = t if self.inverted else 1 - t
+        if self.whole:  # what is an integer but for rounding counts as one
+            share = (share * self.whole + 1 / 64).floor() / self.whole
+        raw = ask(x, self.start + self.span * share)
+        return raw if self.inverted != self.negated else -raw
 
     def grid(self, scheduler: Any) -> Tensor:
         sigmas: Tensor = torch.as_tensor(scheduler.sigmas, dtype=torch.float64).cpu().unique()
@@ -378,11 +415,45 @@ def _times_of_levels(path: Tabulated, sigmas: Any) -> Tensor:
     return torch.cat([times, times.new_ones(int((levels == 0).sum()))])
 
 
+def _with_steps(scheduler: Any, steps: int, **options: Any) -> Any:
+    """A copy of a scheduler that has set its steps, and knows of none before."""
+    made = copy.deepcopy(scheduler)
+    with warnings.catch_warnings():  # diffusers' own use of numpy is no news of ours
+        warnings.simplefilter("ignore", DeprecationWarning)
+        made.set_timesteps(steps, **options)
+    return made
+
+
+def _of_integers(scheduler: Any) -> bool:
+    """Whether a scheduler's timesteps are integers, which some are from `set_timesteps` on."""
+    try:
+        made = _with_steps(scheduler, min(FEW, int(scheduler.config["num_train_timesteps"])))
+    except Exception as error:  # whatever a scheduler of its own kind raises
+        raise _unknown(scheduler, f"no steps of the usual kind ({error!r})") from error
+    return not torch.as_tensor(made.timesteps).is_floating_point()
+
+
+def _line(
+    network: Any,
+    scheduler: Any,
+    config: Mapping[str, Any],
+    integer: bool | None,
+    time_scale: float | None,
+) -> _OnLine:
+    """The convention of a scheduler of a flow on lines, and of the network that it leads."""
+    kind, steps = config.get("prediction_type"), int(config["num_train_timesteps"])
+    if kind not in (None, "flow_prediction"):
+        raise _unknown(scheduler, f"use_flow_sigmas with prediction_type {kind!r}")
+    start, span, negated = clock_of(network, steps, time_scale)
+    if integer is None:  # FlowMatch schedulers have no others
+        integer = bool(config.get("use_flow_sigmas")) and _of_integers(scheduler)
+    inverted = bool(config.get("invert_sigmas"))
+    return _OnLine(start, span, inverted, negated, steps if integer else None)
+
+
 def _convention(scheduler: Any, config: Mapping[str, Any], integer: bool | None) -> _Convention:
     """The convention of a scheduler, by its configuration."""
     name, kind = type(scheduler).__name__, config.get("prediction_type", "epsilon")
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
-        return _OnLine(int(config["num_train_timesteps"]), bool(config.get("invert_sigmas")))
     if name.startswith("EDM"):
         path = EDM(config["sigma_min"], config["sigma_max"], config["rho"])
         if kind not in ("epsilon", "v_prediction"):
@@ -392,6 +463,7 @@ def _convention(scheduler: Any, config: Mapping[str, Any], integer: bool | None)
     table = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(table, Tensor) or kind not in ("epsilon", "sample", "v_prediction"):
         raise _unknown(scheduler, f"prediction_type {kind!r}" if table is not None else "no table")
+    table = _decreasing(table)
     tabulated, predicts = Tabulated(table), prediction_name(kind)
     if predicts == "noise" and float(tabulated.alpha(0.0)) == 0:
         raise InvalidArgument(
@@ -401,7 +473,7 @@ def _convention(scheduler: Any, config: Mapping[str, Any], integer: bool | None)
             "At its first timestep x_t is all noise, which tells nothing of the data",
         )
     if integer is None:
-        integer = not torch.as_tensor(scheduler.timesteps).is_floating_point()
+        integer = _of_integers(scheduler)
     by_level = config.get("timestep_type") == "continuous" and kind == "v_prediction"
     last = 1.0 if config.get("set_alpha_to_one", True) else 1 - 1 / tabulated.steps
     levels = None
@@ -409,6 +481,21 @@ def _convention(scheduler: Any, config: Mapping[str, Any], integer: bool | None)
         levels = (1 / table.double() - 1).sqrt()
     evenly = torch.log if any(config.get(name) for name in BY_LEVELS) else torch.Tensor.clone
     return _OnTable(tabulated, predicts, bool(integer), levels, evenly, by_level, last)
+
+
+def _decreasing(table: Tensor) -> Tensor:
+    """A table alphas_cumprod that decreases to its end.
+
+    Schedulers with sigmas put 2^-24 in the place of a zero terminal signal-to-noise ratio, which is
+    above the entries before it: these are drawn up to a line of the logarithms.
+    """
+    above = (table > table[-1]).nonzero()
+    last = int(above[-1]) if len(above) else len(table) - 1
+    if last >= len(table) - 2:
+        return table
+    ends = table[[last, -1]].log()
+    rest = torch.linspace(float(ends[0]), float(ends[1]), len(table) - last, dtype=torch.float64)
+    return torch.cat([table[: last + 1], rest[1:-1].exp().to(table), table[-1:]])
 
 
 def _unknown(scheduler: Any, what: str) -> InvalidArgument:
@@ -461,6 +548,7 @@ def _shape_of(network: Any) -> tuple[int, ...]:
 
 def _called(network: Any) -> tuple[str | None, bool]:
     """By which name a network takes its time, and whether it takes conditions in a dictionary."""
+    network = within(network)  # whose wrappers take any arguments
     function = network.forward if isinstance(network, torch.nn.Module) else network
     try:
         names = list(inspect.signature(function).parameters)

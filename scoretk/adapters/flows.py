@@ -116,7 +116,7 @@ class FlowField:
 
     def _checked(self, cond: Cond) -> Cond:
         names = self.flow.names
-        if not cond.keys() <= set(names) or (self.conditional and not cond):
+        if cond.keys() != set(names) and (cond or self.conditional):
             wanted = f"the flow's conditions: {', '.join(names) or 'none'}"
             raise InvalidArgument("cond", ", ".join(sorted(cond)) or None, wanted)
         return cond
@@ -356,21 +356,25 @@ class _FrEIA:
 
     @property
     def names(self) -> tuple[str, ...]:
-        several = self._conditions
-        return ("c",) if several == 1 else tuple(f"c{i}" for i in range(several))
+        used = self._used
+        return ("c",) if used == [0] else tuple(f"c{i}" for i in used)
 
     @property
-    def _conditions(self) -> int:
+    def _used(self) -> list[int]:
+        """The places, in the list of conditions, of those that a layer looks at."""
         nodes = getattr(self.flow, "condition_nodes", None)
         if nodes is not None:
-            return len(nodes)
-        return 1 + max((i for i in self.flow.conditions if i is not None), default=-1)
+            return [*range(len(nodes))]
+        return sorted({i for i in self.flow.conditions if i is not None})
 
     def conditional(self, shape: tuple[int, ...]) -> bool:
-        return self._conditions > 0
+        return bool(self._used)
 
-    def _given(self, cond: Cond) -> list[Tensor] | None:
-        return [cond[name] for name in self.names] if self.names else None
+    def _given(self, cond: Cond) -> list[Tensor | None] | None:
+        if not cond:
+            return None
+        placed = dict(zip(self._used, (cond[name] for name in self.names), strict=True))
+        return [placed.get(i) for i in range(max(placed) + 1)]
 
     def shape(self) -> tuple[int, ...]:
         (shape,) = self.flow.dims_in  # of one input

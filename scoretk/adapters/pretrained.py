@@ -171,7 +171,33 @@ def _folder(folder: str | os.PathLike[str], revision: str | None) -> Path:
         )
     hub = required("huggingface_hub", "hub", f"The repository {folder!r}")
     names = [WEIGHTS, CONFIG, CARD]
-    return Path(hub.snapshot_download(folder, revision=revision, allow_patterns=names))
+    try:
+        found = hub.snapshot_download(folder, revision=revision, allow_patterns=names)
+    except Exception as error:  # the hub's own, of HTTP and of the file system
+        raise _unreached(folder, revision, error) from error
+    return Path(found)
+
+
+def _unreached(folder: str, revision: str | None, error: Exception) -> InvalidArgument:
+    """The error for a repository that the hub does not hand over, with what to do."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "RevisionNotFoundError" in kinds:
+        return InvalidArgument(
+            "revision", revision, f"a branch, a tag or a commit of the repository {folder!r}"
+        )
+    if kinds & {"RepositoryNotFoundError", "GatedRepoError", "HFValidationError"}:
+        return InvalidArgument(
+            "folder",
+            folder,
+            "a folder, or a repository of the hub that exists and that you may read",
+            "Of a private or gated one: hf auth login, or HF_TOKEN",
+        )
+    return InvalidArgument(
+        "folder",
+        folder,
+        "a folder, or a repository of the hub that can be reached from here",
+        f"Without a connection give the path of a copy of it. The hub said: {error}",
+    )
 
 
 def _made(field: Any, model: str | None, settings: dict[str, Any]) -> Any:

@@ -14,6 +14,11 @@ is minus the pseudo-log-likelihood
 
 one pass of the model for each site.
 
+A model is asked by embeddings, of which a one-hot row picks one and any other row a mixture. They are
+what its embedding layer says of every token, as some layers scale what they hold. That this is the
+model that token ids ask, and that a causal one is causal, is tried on random texts when the field
+is made.
+
 References:
     Besag, "Statistical analysis of non-lattice data" (1975): the pseudo-likelihood.
     Salazar, Liang, Nguyen, Kirchhoff, "Masked language model scoring" (2020).
@@ -23,14 +28,16 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import count, integer
 from scoretk.core.devices import on
 from scoretk.core.rows import row_sum
@@ -78,7 +85,7 @@ class LanguageField:
     @property
     def event_shape(self) -> tuple[int, ...]:
         """`(free tokens, vocabulary)`."""
-        return (int(self._free.sum()), int(self.lm.get_input_embeddings().weight.shape[0]))
+        return (int(self._free.sum()), _vocabulary(self.lm))
 
     @property
     def _normalised(self) -> bool:
@@ -145,7 +152,9 @@ class LanguageField:
         fits = ids.ndim == 2 and ids.shape[1] == length and not ids.is_floating_point()
         if not fits or bool(((ids < 0) | (ids >= vocabulary)).any()):
             raise InvalidArgument("ids", ids, f"(n, {length}) ids below {vocabulary}")
-        return one_hot(ids[:, on(self._free, ids.device)].long(), vocabulary).to(self._embedding)
+        weight = self.lm.get_input_embeddings().weight
+        rows = one_hot(ids[:, on(self._free, ids.device)].long(), vocabulary)
+        return rows.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
     def decode(self, x: Tensor) -> Tensor:
         """The ids of the text, those that were given among them, `(batch, length)` of int64."""
@@ -153,10 +162,11 @@ class LanguageField:
         ids[..., on(self._free, x.device)] = x.argmax(-1)
         return ids
 
-    @property
-    def _embedding(self) -> Tensor:
-        weight: Tensor = self.lm.get_input_embeddings().weight
-        return weight
+    def _table(self) -> Tensor:
+        """The embeddings of all tokens, `(vocabulary, d)`."""
+        layer = self.lm.get_input_embeddings()
+        table: Tensor = layer(torch.arange(_vocabulary(self.lm), device=layer.weight.device))
+        return table
 
     def _rows(self, x: Tensor) -> Tensor:
         """The whole text as rows over the vocabulary, `(batch, length, vocabulary)`."""
@@ -165,23 +175,22 @@ class LanguageField:
         place = (free.cumsum(0) - 1).clamp(min=0)
         return torch.where(free[:, None], x[:, place], given)
 
-    def _embedded(self, rows: Tensor) -> Tensor:
+    def _embedded(self, rows: Tensor, table: Tensor) -> Tensor:
         """The embeddings of the text between what stands before and after it."""
-        weight = self._embedding
-        before, after = (weight[on(ids, weight.device)] for ids in (self.before, self.after))
-        around = (part.expand(len(rows), -1, -1) for part in (before, after))
-        first, last = around
-        return torch.cat([first, rows.to(weight) @ weight, last], 1)
+        before, after = (table[on(ids, table.device)] for ids in (self.before, self.after))
+        first, last = (part.expand(len(rows), -1, -1) for part in (before, after))
+        return torch.cat([first, rows.to(table) @ table, last], 1)
 
     def _causal(self, x: Tensor) -> Tensor:
         rows, k = self._rows(x), len(self.before)
-        logits = self.lm(inputs_embeds=self._embedded(rows)[:, :-1]).logits[:, k - 1 :]
+        seen = self._embedded(rows, self._table())[:, :-1]
+        logits = self.lm(inputs_embeds=seen).logits[:, k - 1 :]
         return row_sum(torch.log_softmax(logits.to(x), -1) * rows)
 
     def _masked(self, x: Tensor) -> Tensor:
         rows, k = self._rows(x), len(self.before)
-        seen, length = self._embedded(rows), rows.shape[1]
-        mask = self._embedding[self.mask]
+        table = self._table()
+        seen, length, mask = self._embedded(rows, table), rows.shape[1], table[self.mask]
         total = x.new_zeros(len(x))
         for i in range(length):
             hidden = torch.cat(
@@ -200,6 +209,38 @@ class LanguageField:
                 {name},
                 f"{why}: sample it with GibbsWithGradients or DiscreteLangevin",
             )
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Compare the answers to embeddings with those to token ids, on random texts.
+
+        Raises:
+            InvalidArgument: They differ, or a model that is taken for a causal one is not.
+        """
+        vocabulary, length = _vocabulary(self.lm), len(self.template)
+        pad = getattr(self.lm.config, "pad_token_id", None)  # some models do not look at it by ids
+        tokens = torch.tensor([i for i in range(vocabulary) if i != pad or vocabulary == 1])
+        generator = torch.Generator().manual_seed(0)
+        text = tokens[torch.randint(len(tokens), (2, length), generator=generator)]
+        text = torch.where(self._free, text, self.template)
+        first, last = (part.expand(2, -1) for part in (self.before, self.after))
+        ids = on(torch.cat([first, text, last], 1), self.lm.get_input_embeddings().weight.device)
+        rows = one_hot(ids[:, first.shape[1] : first.shape[1] + length], vocabulary)
+        with left_as_found(self.lm):
+            try:
+                by_ids = self.lm(input_ids=ids).logits
+                found = self.lm(inputs_embeds=self._embedded(rows, self._table())).logits
+                last_other = torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % vocabulary], 1)
+                before = by_ids if self.masked else self.lm(input_ids=last_other).logits
+            except Exception as error:  # whatever a model of its own kind raises
+                raise _refused(self.lm, f"It cannot be asked: {error!r}") from error
+        if by_ids.shape[-1] != vocabulary:
+            raise _refused(self.lm, f"It answers with {by_ids.shape[-1]} of {vocabulary} tokens")
+        if not _alike(found, by_ids, 4 * torch.finfo(found.dtype).eps ** 0.5):
+            raise _refused(self.lm, "It answers otherwise to embeddings than to token ids")
+        rounding = 32 * torch.finfo(found.dtype).eps  # of the same arithmetic on the same numbers
+        if not _alike(before[:, :-1], by_ids[:, :-1], rounding):
+            raise _refused(self.lm, "It looks at tokens that come later: it is no causal model")
 
 
 def from_language_model(
@@ -236,37 +277,74 @@ def from_language_model(
     if not callable(getattr(lm, "get_input_embeddings", None)):
         raise InvalidArgument("lm", type(lm), "a language model of transformers")
     masked = any("ForMaskedLM" in name for name in kinds)
+    if getattr(lm.config, "is_encoder_decoder", False):
+        raise InvalidArgument(
+            "lm",
+            type(lm),
+            "a causal or masked model: this one's law is of texts given a source",
+            "Some have a causal decoder of their own, such as BartForCausalLM",
+        )
     if not masked and not any("LMHead" in n or "CausalLM" in n for n in kinds):
         raise InvalidArgument(
             "lm", type(lm), "a model with a head over the vocabulary", "Such as GPT2LMHeadModel"
         )
     template = _template(constraint, count("length", length, least=1))
-    vocabulary = int(lm.get_input_embeddings().weight.shape[0])
-    lead = [] if before is None else [integer("before", i, below=vocabulary) for i in before]
+    vocabulary = _vocabulary(lm)
+    lead = [] if before is None else _ids("before", before, vocabulary)
+    trail = _ids("after", after, vocabulary)
     if masked:
         mask = _mask(lm, mask)
     else:
-        if len(after):
+        if trail:
             raise InvalidArgument("after", after, "nothing with a causal model")
         if before is None:
             start = getattr(lm.config, "bos_token_id", None)
             if start is None:
                 raise InvalidArgument("before", None, "the ids before the text: the model has none")
-            lead = [int(start)]
+            lead = _ids("before", [start], vocabulary)
         if not lead:
             raise InvalidArgument("before", before, "at least one id with a causal model")
         while template and template[0] >= 0 and len(template) > 1:
             lead.append(template.pop(0))
     if all(i >= 0 for i in template) or max(template) >= vocabulary:
         raise InvalidArgument("constraint", constraint, f"ids below {vocabulary}, some place free")
-    return LanguageField(
+    field = LanguageField(
         lm,
         masked,
         torch.tensor(lead, dtype=torch.int64),
         torch.tensor(template, dtype=torch.int64),
-        torch.tensor(list(after), dtype=torch.int64),
+        torch.tensor(trail, dtype=torch.int64),
         mask if masked else None,
     )
+    field._check()
+    return field
+
+
+def _vocabulary(lm: Any) -> int:
+    """How many tokens the embedding layer of a model knows."""
+    return int(lm.get_input_embeddings().weight.shape[0])
+
+
+def _alike(found: Tensor, expected: Tensor, close: float) -> bool:
+    """Whether logits are the same but for rounding, in units of the largest."""
+    return bool(((found - expected).abs() <= close * expected.abs().amax()).all())
+
+
+def _refused(lm: Any, why: str) -> InvalidArgument:
+    return InvalidArgument(
+        "lm",
+        type(lm),
+        "a causal or masked model that answers to inputs_embeds as it does to input_ids",
+        why,
+    )
+
+
+def _ids(name: str, ids: Any, vocabulary: int) -> list[int]:
+    """Token ids, as a list."""
+    listed = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else ids
+    if isinstance(listed, str | bytes | Mapping) or not isinstance(listed, Iterable):
+        raise InvalidArgument(name, ids, f"a list of token ids below {vocabulary}")
+    return [integer(name, i, below=vocabulary) for i in listed]
 
 
 def _mask(lm: Any, mask: int | None) -> int:

@@ -1,5 +1,6 @@
 """Models of diffusers: its own schedulers, step for step from the same noise, and what their configuration says."""
 
+import inspect
 import warnings
 from types import SimpleNamespace
 
@@ -57,14 +58,28 @@ def prediction(kind, x, alpha, sigma):
 def exact(made):
     """The exact model of N(MEAN, STD^2) data on a scheduler's table, between timesteps by its sigmas' logarithms."""
     table, kind = made.alphas_cumprod.double(), made.config.prediction_type
-    log_alpha = table.log() / 2
+    if float(table[-1]) > 0 and bool((table[:-1] < table[-1]).any()):
+        table = table.clamp(min=float(table[-1]))  # where a scheduler put 2^-24 in the place of 0
+    log_alpha = table.clamp(min=1e-30).log() / 2
 
     def net(x, k):
         k = torch.as_tensor(k, dtype=torch.float64).expand(len(x)).clamp(0, len(table) - 1)
         low = k.floor().long().clamp(max=len(table) - 2)
         alpha = torch.lerp(log_alpha[low], log_alpha[low + 1], k - low).exp().to(x)
+        alpha = torch.where(k < len(table) - 1, alpha, table[-1].sqrt().to(alpha))
         alpha = alpha.reshape(-1, *(1 for _ in x.shape[1:]))
         return prediction(kind, x, alpha, (1 - alpha**2).sqrt())
+
+    return net
+
+
+def flow_of(made):
+    """The exact model of N(MEAN, STD^2) data on a line."""
+
+    def net(x, k):
+        s = torch.as_tensor(k).expand(len(x)).reshape(-1, 1, 1, 1) / made.config.num_train_timesteps
+        data = prediction("sample", x, 1 - s, s.clamp(min=1e-9))
+        return (x - data) / s.clamp(min=1e-9)
 
     return net
 
@@ -97,30 +112,43 @@ def vp_start(made, x):
     return x * level, x * level / (1 + level**2).sqrt()
 
 
-TABLE_METHODS = {
-    "DDIM": ("DDIMScheduler", {"clip_sample": False}, "ddim"),
-    "DDIM, trailing": (
-        "DDIMScheduler",
-        {"clip_sample": False, "timestep_spacing": "trailing", "num_train_timesteps": 600},
-        "ddim",
-    ),
-    "DDIM, last alpha": (
-        "DDIMScheduler",
-        {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
-        "ddim",
-    ),
-    "Euler": ("EulerDiscreteScheduler", {}, "euler"),
-    "Euler, leading": ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, "euler"),
-    "Euler, Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, "euler"),
-    "Heun": ("HeunDiscreteScheduler", {}, "heun"),
-    "DPM++": ("DPMSolverMultistepScheduler", {"beta_schedule": "scaled_linear"}, "dpmpp_2m"),
-    "DPM++, trailing": (
-        "DPMSolverMultistepScheduler",
-        {"timestep_spacing": "trailing", "num_train_timesteps": 600},
-        "dpmpp_2m",
-    ),
+METHODS = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "EulerDiscreteScheduler": "euler",
+    "HeunDiscreteScheduler": "heun",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
 DIVIDED_BY_ALPHA = ("EulerDiscreteScheduler", "HeunDiscreteScheduler")
+SPACINGS, KINDS = ("leading", "trailing", "linspace"), ("epsilon", "sample", "v_prediction")
+LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+
+
+def cases():
+    """Scheduler and configuration: spacings, sigmas, zero terminal signal-to-noise ratio, offsets."""
+    for name in METHODS:
+        options = {"clip_sample": False} if name.startswith("DD") else {}
+        for spacing in SPACINGS:
+            if name == "DDIMScheduler" and spacing == "linspace":
+                continue  # it leaves its own grid: below
+            given = {**options, "timestep_spacing": spacing}
+            if name == "DDIMScheduler":
+                given["num_train_timesteps"] = (
+                    600  # a multiple of the steps, as it steps by 600 // 12
+                )
+            yield name, given
+            if name != "HeunDiscreteScheduler":
+                yield name, {**given, "rescale_betas_zero_snr": True}
+        if not name.startswith("DD"):
+            for levels in LEVELS:
+                if levels in inspect.signature(getattr(diffusers, name)).parameters:
+                    yield name, {levels: True}
+        yield name, {**options, "beta_schedule": "scaled_linear"}
+    yield ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1})
+
+
+def named(case):
+    return f"{case[0].removesuffix('Scheduler')} {' '.join(map(str, case[1].values()))}"
 
 
 def apart(found, expected):
@@ -128,53 +156,108 @@ def apart(found, expected):
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def ours(field, made, method, start):
-    grid = field.grid(STEPS)
-    solver = method if not isinstance(method, str) else stk.ProbabilityFlow(method, grid=grid)
-    return stk.sample(field, solver, chains=CHAINS, init=start).final
+def ours(field, method, start, steps=None):
+    grid = field.grid(STEPS if steps is None else steps)
+    if method == "ddpm":
+        solver = stk.ReverseSDE("ddpm", grid=grid.tolist())
+    else:
+        solver = stk.ProbabilityFlow(method, grid=grid)
+    return stk.sample(field, solver, chains=CHAINS, init=start, seed=9).final
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("name", TABLE_METHODS)
-def test_methods_on_a_table_are_reproduced(name, kind):
-    scheduler_name, options, method = TABLE_METHODS[name]
-    made = scheduler(scheduler_name, prediction_type=kind, **options)
-    scaled, start = (
-        vp_start(made, noise()) if scheduler_name in DIVIDED_BY_ALPHA else (noise(),) * 2
-    )
+def own_noise():
+    """What `ours` draws in the steps of DDPM."""
+    return [noise(9, i, Stream.PROPOSAL) for i in range(STEPS)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", [*cases()], ids=named)
+def test_methods_on_a_table_are_reproduced(case, kind):
+    name, options = case
+    if options.get("rescale_betas_zero_snr") and kind == "epsilon":
+        kind = "v_prediction"  # which noise says nothing of the data there: refused, below
+    made = scheduler(name, prediction_type=kind, **options)
+    scaled, start = vp_start(made, noise()) if name in DIVIDED_BY_ALPHA else (noise(),) * 2
     for net in (NET, exact(made)):
         field = stk.from_diffusers(net, made, SHAPE)
         assert isinstance(field.path, Tabulated)
-        expected = theirs(made, net, scaled)
+        expected = theirs(made, net, scaled, own_noise() if name == "DDPMScheduler" else None)
         if float(field.grid(STEPS)[-1]) < 1:
             assert not made.config.set_alpha_to_one
-        assert apart(ours(field, made, method, start), expected) < 1e-4
+        assert apart(ours(field, METHODS[name], start), expected) < 1e-4
 
 
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("kind", ["epsilon", "sample"])
-def test_ddpm_is_reproduced_on_the_same_noise(kind, clip):
-    made = scheduler("DDPMScheduler", prediction_type=kind, clip_sample=clip)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_is_the_schedulers(kind):
+    """The states between, which the last one could hide."""
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler"):
+        made = scheduler(name, prediction_type=kind, timestep_spacing="leading")
+        made.register_to_config(**({"clip_sample": False} if name.startswith("DD") else {}))
+        scaled, x = vp_start(made, noise()) if name in DIVIDED_BY_ALPHA else (noise(),) * 2
+        field, y = stk.from_diffusers(NET, made), scaled
+        grid = field.grid(STEPS)
+        made.set_timesteps(STEPS)
+        for i, t in enumerate(made.timesteps):
+            with torch.no_grad():
+                seen = made.scale_model_input(y, t)
+                y = made.step(NET(seen, t).sample, t, y).prev_sample
+            solver = stk.ProbabilityFlow(METHODS[name], grid=grid[i : i + 2].tolist())
+            x = stk.sample(field, solver, chains=CHAINS, init=x).final
+            level = made.sigmas[i + 1] if name in DIVIDED_BY_ALPHA else torch.zeros(())
+            assert apart(x, y / (1 + level**2).sqrt()) < 1e-4
+
+
+def test_ddim_leaves_its_own_grid_where_its_steps_are_uneven():
+    """It steps by N // steps whatever the spacing; the field's grid is where its network is asked."""
+    made = scheduler("DDIMScheduler", clip_sample=False, timestep_spacing="linspace")
+    field = stk.from_diffusers(exact(made), made, SHAPE)
+    truth = flowed(field, noise())
+    assert apart(ours(field, "ddim", noise()), truth) < apart(
+        theirs(made, exact(made), noise()), truth
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clipping_is_the_schedulers(kind):
+    made = scheduler("DDPMScheduler", prediction_type=kind, clip_sample=True)
     for net in (NET, exact(made)):
         field = stk.from_diffusers(net, made, SHAPE)
-        draws = [noise(9, i, Stream.PROPOSAL) for i in range(STEPS)]
-        expected = theirs(made, net, noise(), draws)
-        solver = stk.ReverseSDE("ddpm", grid=field.grid(STEPS).tolist())
-        found = stk.sample(field, solver, chains=CHAINS, init=noise(), seed=9).final
-        assert apart(found, expected) < 1e-4
+        expected = theirs(made, net, noise(), own_noise())
+        assert apart(ours(field, "ddpm", noise()), expected) < 1e-4
 
 
-@pytest.mark.parametrize("options", [{}, {"shift": 3.0}, {"use_dynamic_shifting": True}])
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_a_learned_variance_is_split_off_as_the_scheduler_does(variance):
+    """The last step of DDPM draws no noise: of it all that is seen is the mean."""
+    made, net = scheduler("DDPMScheduler", variance_type=variance, clip_sample=False), unet(2)
+    field = stk.from_diffusers(net, made, SHAPE)
+    made.set_timesteps(STEPS)
+    with torch.no_grad():
+        found = net(noise(), made.timesteps[-1]).sample
+    expected = made.step(found, made.timesteps[-1], noise()).prev_sample
+    solver = stk.ProbabilityFlow("ddim", grid=field.grid(STEPS)[-2:].tolist())
+    assert apart(stk.sample(field, solver, chains=CHAINS, init=noise()).final, expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"shift": 3.0},
+        {"use_dynamic_shifting": True},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"use_beta_sigmas": True},
+        {"shift_terminal": 0.1},
+        {"num_train_timesteps": 500},
+    ],
+    ids=str,
+)
 def test_flow_matching_is_reproduced(options):
     made = scheduler("FlowMatchEulerDiscreteScheduler", **options)
     mu = {"mu": 0.7} if "use_dynamic_shifting" in options else {}
 
-    def exact_flow(x, k):
-        s = torch.as_tensor(k).expand(len(x)).reshape(-1, 1, 1, 1) / 1000
-        data = prediction("sample", x, 1 - s, s.clamp(min=1e-9))
-        return (x - data) / s.clamp(min=1e-9)
-
-    for net in (NET, exact_flow):
+    for net in (NET, flow_of(made)):
         field = stk.from_diffusers(net, made, SHAPE)
         assert field.path == Linear()
         solver = stk.ProbabilityFlow("euler", grid=field.grid(STEPS, **mu))
@@ -205,7 +288,7 @@ def test_zero_terminal_snr_is_read_from_the_configuration():
     )
     field = stk.from_diffusers(NET, made)
     assert float(field.path.alpha(0.0)) == 0
-    assert apart(ours(field, made, "ddim", noise()), theirs(made, NET, noise())) < 1e-4
+    assert apart(ours(field, "ddim", noise()), theirs(made, NET, noise())) < 1e-4
     with pytest.raises(InvalidArgument, match="zero terminal"):
         stk.from_diffusers(NET, scheduler("DDIMScheduler", rescale_betas_zero_snr=True))
 
@@ -216,34 +299,73 @@ def test_a_wrong_reading_would_be_seen():
     expected = theirs(made, exact(made), noise())
     other = scheduler("DDIMScheduler", clip_sample=False, prediction_type="v_prediction")
     assert (
-        apart(ours(stk.from_diffusers(exact(made), other, SHAPE), other, "ddim", noise()), expected)
-        > 0.1
+        apart(ours(stk.from_diffusers(exact(made), other, SHAPE), "ddim", noise()), expected) > 0.1
     )
     trailing = scheduler("DDIMScheduler", clip_sample=False, timestep_spacing="trailing")
     field = stk.from_diffusers(exact(made), trailing, SHAPE)
-    assert apart(ours(field, trailing, "ddim", noise()), expected) > 1e-3
+    assert apart(ours(field, "ddim", noise()), expected) > 1e-3
     late = stk.from_diffusers(lambda x, k: exact(made)(x, k - 20), made, SHAPE)
-    assert apart(ours(late, made, "ddim", noise()), expected) > 1e-3
+    assert apart(ours(late, "ddim", noise()), expected) > 1e-3
 
 
-def test_our_solvers_do_better_at_equal_evaluations():
-    """Against the exact sample of Gaussian data: each method of diffusers, and our default on the same timesteps."""
-    made = scheduler("EulerDiscreteScheduler", timestep_spacing="trailing")
-    field = stk.from_diffusers(exact(made), made, SHAPE, integer=False)
-    x = noise()
-    sigma = float(field.path.sigma(0.0))
-    alpha = float(field.path.alpha(0.0))
-    exactly = MEAN + STD * (sigma * x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2) ** 0.5
-    found = stk.sample(
-        field, stk.ProbabilityFlow(steps=STEPS, grid="logistic"), chains=CHAINS, init=sigma * x
-    )
-    error = apart(found.final, exactly)
-    scaled = {"DDIM": x, "Euler": None, "DPM++": x}
-    for name, start in scaled.items():
-        scheduler_name, options, _ = TABLE_METHODS[name]
-        peer = scheduler(scheduler_name, **options)
-        start = vp_start(peer, x)[0] if start is None else start
-        assert error < apart(theirs(peer, exact(peer), start), exactly)
+def flowed(field, x):
+    """Where the probability flow of N(MEAN, STD^2) data leads normals x, exactly."""
+    alpha, sigma = (float(v) for v in (field.path.alpha(0.0), field.path.sigma(0.0)))
+    spread = (alpha**2 * STD**2 + sigma**2) ** 0.5
+    return MEAN + STD * (sigma * x - alpha * MEAN) / spread
+
+
+def off(law, *args):
+    """How far the law of what a loop makes of normals is from the data's, of which each is an affine function.
+
+    `law(x, draws)` is asked once: pixel 0 is the image of 0, pixel j that of the j-th normal alone. Returns the
+    Wasserstein distance of N(mean, std^2) to N(MEAN, STD^2).
+    """
+    units = torch.eye(64)[: STEPS + 2].reshape(-1, 1, *SHAPE)
+    image = law(units[1].expand(CHAINS, *SHAPE), [u.expand(CHAINS, *SHAPE) for u in units[2:]])[0]
+    image = image.flatten().double()
+    std = (image[1 : STEPS + 2] - image[0]).square().sum().sqrt()
+    return float(((image[0] - MEAN) ** 2 + (std - STD) ** 2).sqrt())
+
+
+def beaten():
+    for name in METHODS:
+        for spacing in SPACINGS:
+            yield name, {"timestep_spacing": spacing}
+        if not name.startswith("DD"):
+            for levels in LEVELS[:3]:
+                yield name, {levels: True}
+    for options in ({}, {"shift": 3.0}, {"use_karras_sigmas": True}, {"use_beta_sigmas": True}):
+        yield "FlowMatchEulerDiscreteScheduler", options
+
+
+@pytest.mark.parametrize("case", [*beaten()], ids=named)
+def test_our_solvers_do_better_at_equal_evaluations(case):
+    """Each scheduler of diffusers in its own loop, and our default from the same start, on Gaussian data."""
+    name, options = case
+    made = scheduler(name, **options, **({"clip_sample": False} if name.startswith("DD") else {}))
+    flow, asked = name.startswith("FlowMatch"), []
+    net = flow_of(made) if flow else exact(made)
+
+    def counted(x, k):
+        asked.append(k)
+        return net(x, k)
+
+    def peer(x, draws):
+        start = vp_start(made, x)[0] if name in DIVIDED_BY_ALPHA else x
+        return theirs(made, counted, start, draws)
+
+    theirs_off, evaluations = off(peer), len(asked)
+    field = stk.from_diffusers(counted, made, SHAPE, integer=False)
+
+    def default(x, draws):
+        start = float(field.path.sigma(0.0)) * x
+        solver = stk.ProbabilityFlow(steps=evaluations, grid="logistic")
+        return stk.sample(field, solver, chains=CHAINS, init=start).final
+
+    asked.clear()
+    assert off(default) < theirs_off
+    assert len(asked) <= evaluations
 
 
 def test_outputs_labels_and_learned_variance():
@@ -276,7 +398,8 @@ def test_outputs_labels_and_learned_variance():
     assert draws.failures == {}
 
 
-def test_prompts_go_where_the_network_takes_them():
+def prompted():
+    """A UNet like that of SDXL, and conditions for it."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
         net = diffusers.UNet2DConditionModel(
@@ -294,12 +417,16 @@ def test_prompts_go_where_the_network_takes_them():
             addition_time_embed_dim=4,
             projection_class_embeddings_input_dim=4 * 6 + 5,
         ).eval()
-    field = stk.from_(net, scheduler("EulerDiscreteScheduler"))
-    cond = {
+    return net, {
         "encoder_hidden_states": torch.linspace(-1, 1, CHAINS * 8).reshape(CHAINS, 2, 4),
         "text_embeds": torch.linspace(0, 1, CHAINS * 5).reshape(CHAINS, 5),
         "time_ids": torch.ones(CHAINS, 6),
     }
+
+
+def test_prompts_go_where_the_network_takes_them():
+    net, cond = prompted()
+    field = stk.from_(net, scheduler("EulerDiscreteScheduler"))
     x = noise()
     k = field.path.timestep(torch.tensor(0.5, dtype=torch.float64)).float()
     with torch.no_grad():
@@ -343,6 +470,65 @@ def test_what_is_not_known_is_refused_with_the_way():
         stk.from_diffusers(lambda x, k: x, scheduler("DDIMScheduler"))
     with pytest.raises(InvalidArgument, match=r"scoretk\.from_diffusers"):
         stk.sample(NET, chains=2)
+
+
+@pytest.mark.parametrize("steps", [None, 2, 50])
+@pytest.mark.parametrize(
+    "name", [*METHODS, "PNDMScheduler", "UniPCMultistepScheduler", "LCMScheduler"]
+)
+def test_a_schedulers_history_does_not_matter(name, steps):
+    """Some have timesteps of another dtype from `set_timesteps` on; and the scheduler stays as it was."""
+    fresh, used = scheduler(name), scheduler(name)
+    if steps is not None:
+        used.set_timesteps(steps)
+    before = {n: v.clone() for n, v in vars(used).items() if isinstance(v, torch.Tensor)}
+    asked = []
+
+    def net(x, k):
+        asked.append(k)
+        return x
+
+    x = noise()
+    for made in (fresh, used):
+        field = stk.from_diffusers(net, made, SHAPE, clip=False)
+        field.predict(x, 0.4321)
+        field.grid(20)
+    assert torch.equal(asked[0], asked[1])
+    made = scheduler(name)
+    made.set_timesteps(20)
+    assert (
+        asked[0].is_floating_point() == made.timesteps.is_floating_point()
+    )  # the mutant: as found
+    assert all(torch.equal(v, getattr(used, n)) for n, v in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_networks_of_half_precision_take_prompts(name, dtype):
+    net, cond = prompted()
+    made, x = scheduler(name, **({"clip_sample": False} if name.startswith("DD") else {})), noise()
+    full = stk.from_diffusers(net, made).predict(x, 0.3, **cond)
+    field = stk.from_diffusers(prompted()[0].to(dtype), made)
+    found = field.predict(x, 0.3, **cond)
+    assert found.dtype == torch.float32
+    assert apart(found, full) < 40 * torch.finfo(dtype).eps
+    draws = stk.sample(field, stk.ProbabilityFlow(steps=2), chains=CHAINS, cond=cond)
+    assert draws.final.dtype == torch.float32
+    assert draws.failures == {}
+
+
+def test_a_network_of_ones_own_in_half_precision():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.time, self.label = torch.nn.Linear(1, 1), torch.nn.Linear(3, 1)
+
+        def forward(self, x, k, label):
+            k = self.time(k[:, None] / 1000)
+            return x * (k + self.label(label)).reshape(-1, 1, 1, 1)
+
+    field = stk.from_diffusers(Own().to(torch.bfloat16), scheduler("EulerDiscreteScheduler"), SHAPE)
+    assert field.predict(noise(), 0.3, label=torch.ones(CHAINS, 3)).dtype == torch.float32
 
 
 def test_the_models_weights_and_the_global_generator_are_left_alone():

@@ -93,6 +93,29 @@ def freia_graph():
     return fr.GraphINN([start, c, block, fr.OutputNode(block, name="z")])
 
 
+def freia_sequence(*places):
+    """A sequence whose layers look at these places of its list of conditions."""
+    fr, modules = importing("FrEIA.framework"), importing("FrEIA.modules")
+    flow = fr.SequenceINN(D)
+    for place in places:
+        flow.append(
+            modules.AllInOneBlock, subnet_constructor=torch.nn.Linear, cond=place, cond_shape=(C,)
+        )
+    return flow
+
+
+def freia_graph_of_two():
+    fr, modules = importing("FrEIA.framework"), importing("FrEIA.modules")
+    start, given = (
+        fr.InputNode(D, name="x"),
+        [fr.ConditionNode(C, name=name) for name in ("a", "b")],
+    )
+    first, second = ({"subnet_constructor": torch.nn.Linear} for _ in range(2))
+    one = fr.Node(start, modules.AllInOneBlock, first, conditions=given[0])
+    two = fr.Node(one, modules.AllInOneBlock, second, conditions=given[1])
+    return fr.GraphINN([start, *given, one, two, fr.OutputNode(two, name="z")])
+
+
 def importing(name):
     with warnings.catch_warnings():  # of the library itself, at its first import
         warnings.simplefilter("ignore")
@@ -257,3 +280,34 @@ def test_a_flow_that_does_not_say_its_shape_is_told():
 
 def zuko_class(name):
     return getattr(pytest.importorskip("zuko").lazy, name)
+
+
+SEVERAL = {
+    "sequence": (lambda: freia_sequence(0, 1), ("c0", "c1"), (0, 1)),
+    "sequence, the second alone": (lambda: freia_sequence(1, 1), ("c1",), (None, 0)),
+    "sequence, one with a gap": (lambda: freia_sequence(2, 0), ("c0", "c2"), (0, None, 1)),
+    "graph": (freia_graph_of_two, ("c0", "c1"), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_conditions_of_freia_go_to_their_places(name):
+    make, names, places = SEVERAL[name]
+    flow = seeded(make)
+    field = stk.from_flow(flow)
+    rows = [torch.linspace(-1, 1, N * C).reshape(N, C) * (1 + i) for i in range(len(names))]
+    x = torch.linspace(-1, 1, N * D).reshape(N, D)
+    cond = dict(zip(names, rows, strict=True))
+    z, log_det = flow(x, c=[None if i is None else rows[i] for i in places])
+    expected = td.Independent(td.Normal(torch.zeros(D), 1.0), 1).log_prob(z) + log_det
+    torch.testing.assert_close(field.log_prob(x, **cond), expected)
+    assert field.draw(N, Noise(0, N), **cond).shape == (N, D)
+    swapped = dict(zip(names, rows[::-1], strict=True))
+    if len(names) > 1:  # a mutant: the conditions in another order
+        assert not torch.allclose(field.log_prob(x, **swapped), expected, atol=1e-3)
+    for left_out in names:
+        rest = {n: v for n, v in cond.items() if n != left_out}
+        with pytest.raises(InvalidArgument, match=left_out):
+            field.log_prob(x, **rest)
+        with pytest.raises(InvalidArgument, match=left_out):
+            field.draw(N, Noise(0, N), **rest)

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from importlib import import_module
 
 import pytest
 import torch
@@ -123,3 +124,39 @@ def test_a_repository_of_the_hub_is_a_folder_of_this_form(trained, tmp_path, mon
         stk.load_pretrained("someone/field", diffusion())
     with pytest.raises(InvalidArgument, match="a folder, or the id"):
         stk.load_pretrained(str(tmp_path / "nothing" / "here"))
+
+
+HUB_ERRORS = {
+    "RepositoryNotFoundError": "exists and that you may read",
+    "GatedRepoError": "hf auth login",
+    "RevisionNotFoundError": "revision: expected a branch, a tag or a commit",
+    "LocalEntryNotFoundError": "can be reached from here",
+    "OfflineModeIsEnabled": "path of a copy",
+    "HfHubHTTPError": "The hub said",
+    "HFValidationError": "exists and that you may read",
+}
+
+
+@pytest.mark.parametrize("name", HUB_ERRORS)
+def test_errors_of_the_hub_say_what_to_do(name, monkeypatch):
+    """The hub's own classes, raised where it would."""
+    hub = pytest.importorskip("huggingface_hub")
+    kind = getattr(import_module("huggingface_hub.errors"), name)
+
+    def fails(*args, **options):
+        raise kind.__new__(kind, "it broke")
+
+    monkeypatch.setattr(hub, "snapshot_download", fails)
+    with pytest.raises(InvalidArgument, match=HUB_ERRORS[name]):
+        stk.load_pretrained("someone/field", diffusion(), revision="v9")
+
+
+def test_a_repository_without_a_connection(monkeypatch, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    constants = import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InvalidArgument, match="can be reached from here"):
+        stk.load_pretrained("someone/field", diffusion())
+    with pytest.raises(InvalidArgument, match="exists and that you may read"):
+        stk.load_pretrained("some one/field", diffusion())

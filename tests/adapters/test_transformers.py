@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chi2
 
 import scoretk as stk
+from scoretk.adapters.transformers import LanguageField
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument, MissingCapability
 from tests.evidence import FALSE_ALARM
@@ -113,14 +114,30 @@ def test_infilling_is_the_law_of_what_is_free(gpt2):
     with pytest.raises(MissingCapability, match="given within it"):
         field.draw(2, Noise(0, 2))
     draws = stk.sample(
-        field, stk.GibbsWithGradients(), chains=256, steps=40, warmup=20, keep="last"
+        field, stk.GibbsWithGradients(), chains=1024, steps=40, warmup=20, keep="last"
     )
     assert draws.failures == {}
     first = field.decode(draws.final)[:, 0]
     truth = log_likelihood(gpt2, ids).softmax(0)
     expected = torch.zeros(V).index_add(0, ids[:, 0], truth)
-    found = torch.bincount(first, minlength=V) / len(first)
-    assert float((found - expected).abs().max()) < 5 * 0.5 / math.sqrt(256)
+    assert gap(first, expected) < most_apart(len(first))
+    # a mutant: the law of the first token, which does not know the one that follows
+    unaware = log_likelihood(gpt2, every(length=1)).softmax(0)
+    assert float((unaware - expected).abs().max()) > 2 * most_apart(len(first))
+
+
+def gap(found, expected):
+    """The largest difference of a share of tokens from its probability."""
+    share = torch.bincount(found, minlength=len(expected)) / len(found)
+    return float((share - expected).abs().max())
+
+
+def most_apart(n):
+    """What one of V shares of n independent chains exceeds with probability FALSE_ALARM at most.
+
+    By Hoeffding's inequality, `P(|share - p| > e) <= 2 exp(-2 n e^2)`, and a union over the tokens.
+    """
+    return math.sqrt(math.log(2 * V / FALSE_ALARM) / (2 * n))
 
 
 def test_given_tokens_at_the_beginning_are_a_prompt(gpt2):
@@ -156,6 +173,153 @@ def test_a_masked_model_has_its_pseudo_likelihood(bert):
         field.log_prob(field.one_hot(ids))
     draws = stk.sample(field, stk.DiscreteLangevin(), chains=4, steps=3, warmup=2)
     assert draws.failures == {}
+
+
+IDS = {"vocab_size": 11, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+SMALL = {
+    "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
+GROUPED = {"num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 32}
+DECODER = {
+    "d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16,
+    "scale_embedding": True, "max_position_embeddings": 32,
+}  # fmt: skip
+STATES = {"hidden_size": 8, "state_size": 4, "num_hidden_layers": 1, "conv_kernel": 2}
+MASKED = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+MODELS = {
+    "GPT2LMHeadModel": ("GPT2Config", {"n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}),
+    "LlamaForCausalLM": ("LlamaConfig", SMALL | GROUPED),
+    "MistralForCausalLM": ("MistralConfig", SMALL | GROUPED),
+    "Qwen2ForCausalLM": ("Qwen2Config", SMALL | {"num_key_value_heads": 1}),
+    "GemmaForCausalLM": ("GemmaConfig", SMALL | GROUPED),  # embeddings scaled by sqrt(8)
+    "Gemma2ForCausalLM": ("Gemma2Config", SMALL | GROUPED),
+    "Gemma3ForCausalLM": ("Gemma3TextConfig", SMALL | GROUPED),
+    "OPTForCausalLM": (  # whose positions are offset, and whose embeddings are projected
+        "OPTConfig",
+        {"hidden_size": 8, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"word_embed_proj_dim": 4, "max_position_embeddings": 32},
+    ),
+    "BartForCausalLM": ("BartConfig", DECODER),  # scaled, and offset
+    "PegasusForCausalLM": ("PegasusConfig", DECODER),
+    "GPTNeoXForCausalLM": ("GPTNeoXConfig", SMALL),
+    "BloomForCausalLM": ("BloomConfig", {"hidden_size": 8, "n_layer": 1, "n_head": 2}),
+    "GraniteForCausalLM": (
+        "GraniteConfig", SMALL | {"num_key_value_heads": 1, "embedding_multiplier": 3.0}
+    ),
+    "MambaForCausalLM": ("MambaConfig", STATES | {"time_step_rank": 2}),
+    "RwkvForCausalLM": ("RwkvConfig", {"hidden_size": 32, "num_hidden_layers": 2}),
+    "BertLMHeadModel": ("BertConfig", SMALL | {"is_decoder": True}),
+    "BertForMaskedLM": ("BertConfig", SMALL),
+    "RobertaForMaskedLM": ("RobertaConfig", SMALL | MASKED | {"max_position_embeddings": 32}),
+    "DistilBertForMaskedLM": (
+        "DistilBertConfig", {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    ),
+    "AlbertForMaskedLM": ("AlbertConfig", SMALL | {"embedding_size": 4}),
+}  # fmt: skip
+
+
+def model(transformers, name):
+    config, options = MODELS[name]
+    made_from = getattr(transformers, config)(**(IDS | options))
+    lm = made(getattr(transformers, name), made_from)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        for p in lm.parameters():
+            if p.ndim > 1:  # answers that differ by more than rounding
+                torch.nn.init.normal_(p, std=0.5)
+    return lm
+
+
+@torch.no_grad()
+def by_ids(lm, ids, before, mask):
+    """The (pseudo-)log-likelihood by token ids, as the model is usually called."""
+    if mask is None:
+        return log_likelihood(lm, ids, before)
+    whole = torch.cat([torch.tensor(before).expand(len(ids), -1), ids], 1)
+    total = torch.zeros(len(ids))
+    for i in range(ids.shape[1]):
+        hidden = whole.clone()
+        hidden[:, len(before) + i] = mask
+        logs = lm(input_ids=hidden).logits.float().log_softmax(-1)[:, len(before) + i]
+        total += logs.gather(1, ids[:, i : i + 1])[:, 0]
+    return total
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_energy_is_that_of_token_ids(transformers, name):
+    """Whatever the embedding layer does to its weights, and wherever positions begin."""
+    lm = model(transformers, name)
+    given = {"before": [0, 5], "mask": 3} if "Masked" in name else {"before": [0, 5]}
+    field = stk.from_language_model(lm, L, **given)
+    ids = torch.randint(3, 11, (6, L), generator=torch.Generator().manual_seed(5))
+    expected = by_ids(lm, ids, [0, 5], given.get("mask"))
+    torch.testing.assert_close(-field.energy(field.one_hot(ids)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma3ForCausalLM", "BertForMaskedLM"])
+def test_models_of_half_precision_have_states_of_float32(transformers, name):
+    lm, given = model(transformers, name), {"before": [0], "mask": 3}
+    given = given if "Masked" in name else {"before": [0]}
+    ids = torch.tensor([[4, 5, 6], [7, 8, 9]])
+    full = stk.from_language_model(lm, L, **given)
+    expected = full.energy(full.one_hot(ids)).detach()
+    field = stk.from_language_model(lm.to(torch.bfloat16), L, **given)
+    x = field.one_hot(ids)
+    assert x.dtype == field.score(x).dtype == torch.float32
+    torch.testing.assert_close(field.energy(x).detach(), expected, rtol=0.1, atol=0.1)
+
+
+def test_an_embedding_that_is_not_what_ids_see_is_refused(transformers, monkeypatch):
+    """A mutant: the weights of the layer, which this one scales."""
+    lm = model(transformers, "Gemma3ForCausalLM")
+    monkeypatch.setattr(LanguageField, "_table", lambda self: lm.get_input_embeddings().weight)
+    with pytest.raises(InvalidArgument, match="otherwise to embeddings"):
+        stk.from_language_model(lm, L)
+
+
+def test_a_model_that_is_not_causal_is_refused_as_one(transformers):
+    config = transformers.BertConfig(**(IDS | SMALL))  # not a decoder
+    with pytest.raises(InvalidArgument, match="no causal model"):
+        stk.from_language_model(made(transformers.BertLMHeadModel, config), L)
+
+
+def test_models_of_another_kind_are_refused(transformers):
+    for kind, config in (
+        ("T5ForConditionalGeneration", transformers.T5Config(d_model=8, d_ff=16, num_layers=1,
+            num_heads=2, d_kv=4, vocab_size=11, decoder_start_token_id=0)),
+        ("BartForConditionalGeneration", transformers.BartConfig(**IDS, d_model=8, encoder_layers=1,
+            decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2)),
+    ):  # fmt: skip
+        with pytest.raises(InvalidArgument, match="given a source"):
+            stk.from_language_model(made(getattr(transformers, kind), config), L)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[V + 2], [-1], [1.5], [[1, 2]], "12", 3, torch.tensor([0.5]), torch.tensor([[1]]), {1: 2}, [None]],
+    ids=repr,
+)  # fmt: skip
+def test_ids_around_the_text_are_checked(gpt2, bert, ids):
+    for name in ("before", "after"):
+        with pytest.raises(InvalidArgument, match=name):
+            stk.from_language_model(bert, L, mask=3, **{name: ids})
+    with pytest.raises(InvalidArgument, match="before"):
+        stk.from_language_model(gpt2, L, before=ids)
+
+
+def test_ids_after_the_text_are_seen_by_a_masked_model(bert):
+    ids = torch.tensor([[1, 2, 3], [4, 0, 1]])
+    field = stk.from_language_model(bert, L, before=[V], after=torch.tensor([0, 4]), mask=V + 1)
+    around = torch.cat([ids, torch.tensor([[0, 4]]).expand(2, -1)], 1)
+    whole = torch.cat([torch.full((2, 1), V), around], 1)
+    expected = torch.zeros(2)
+    with torch.no_grad():
+        for i in range(L):
+            hidden = whole.clone()
+            hidden[:, 1 + i] = V + 1
+            logs = bert(input_ids=hidden).logits.log_softmax(-1)[:, 1 + i]
+            expected += logs.gather(1, ids[:, i : i + 1])[:, 0]
+    torch.testing.assert_close(-field.energy(field.one_hot(ids)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_does_not_fit_is_refused(transformers, gpt2, bert):
