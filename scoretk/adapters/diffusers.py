@@ -19,6 +19,9 @@ its architecture (`scoretk.adapters.clocks`). The steps of a scheduler are `fiel
     DDPM             ReverseSDE("ddpm")            Heun                      ProbabilityFlow("heun")
     DPMSolver++(2M)  ProbabilityFlow("dpmpp_2m")
 
+Some schedulers round the timesteps that they find for their levels, and some cut them; which, is seen
+by the steps that one sets.
+
 A scheduler that clips its prediction of the data has a field whose denoiser is clipped, and whose
 noise follows from it; DDIM clips only one of the two.
 
@@ -36,7 +39,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -278,7 +281,7 @@ class _OnTable:
     Attributes:
         path: The table as a path.
         predicts: What the network predicts.
-        integer: Whether its timesteps are integers.
+        whole: Makes integers of its timesteps; None where they are none.
         levels: s of each timestep, `(N,)`, where the scheduler has sigmas; None where k is linear
             in t.
         evenly: In which function of s k is linear between two timesteps, `torch.log` or the
@@ -289,7 +292,7 @@ class _OnTable:
 
     path: Tabulated
     predicts: str
-    integer: bool
+    whole: Callable[[Tensor], Tensor] | None
     levels: Tensor | None
     evenly: Callable[[Tensor], Tensor]
     by_level: bool
@@ -298,10 +301,11 @@ class _OnTable:
     def predict(self, ask: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
         if self.by_level:
             return ask(x, -self.path.log_snr(t) / 8)
-        k = self._timestep(t).clamp(min=0)
-        return ask(x, k.round().long() if self.integer else k)
+        k = self.timestep(t).clamp(min=0)
+        return ask(x, self.whole(k).long() if self.whole else k)
 
-    def _timestep(self, t: Tensor) -> Tensor:
+    def timestep(self, t: Tensor) -> Tensor:
+        """The timestep at t, a real number."""
         if self.levels is None:
             return self.path.timestep(t)
         levels, level = constant_like(self.levels, t), torch.exp(-self.path.log_snr(t) / 2)
@@ -345,8 +349,8 @@ class _OnLine:
 
     def predict(self, ask: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
         share = t if self.inverted else 1 - t
-        if self.whole:  # what is an integer but for rounding counts as one
-            share = (share * self.whole + 1 / 64).floor() / self.whole
+        if self.whole:
+            share = _cut(share * self.whole) / self.whole
         raw = ask(x, self.start + self.span * share)
         return raw if self.inverted != self.negated else -raw
 
@@ -424,10 +428,19 @@ def _with_steps(scheduler: Any, steps: int, **options: Any) -> Any:
     return made
 
 
+def _few(scheduler: Any) -> int:
+    return min(FEW, int(scheduler.config["num_train_timesteps"]))
+
+
+def _cut(k: Tensor) -> Tensor:
+    """The integer parts; what is an integer but for rounding counts as one."""
+    return (k + 1 / 64).floor()
+
+
 def _of_integers(scheduler: Any) -> bool:
     """Whether a scheduler's timesteps are integers, which some are from `set_timesteps` on."""
     try:
-        made = _with_steps(scheduler, min(FEW, int(scheduler.config["num_train_timesteps"])))
+        made = _with_steps(scheduler, _few(scheduler))
     except Exception as error:  # whatever a scheduler of its own kind raises
         raise _unknown(scheduler, f"no steps of the usual kind ({error!r})") from error
     return not torch.as_tensor(made.timesteps).is_floating_point()
@@ -480,7 +493,15 @@ def _convention(scheduler: Any, config: Mapping[str, Any], integer: bool | None)
     if getattr(scheduler, "sigmas", None) is not None:
         levels = (1 / table.double() - 1).sqrt()
     evenly = torch.log if any(config.get(name) for name in BY_LEVELS) else torch.Tensor.clone
-    return _OnTable(tabulated, predicts, bool(integer), levels, evenly, by_level, last)
+    whole = torch.round if integer else None
+    convention = _OnTable(tabulated, predicts, whole, levels, evenly, by_level, last)
+    if levels is None or not integer or not _of_integers(scheduler):
+        return convention
+    made = _with_steps(scheduler, _few(scheduler))
+    times = _times_of_levels(tabulated, made.sigmas[: len(made.timesteps)])
+    k, own = convention.timestep(times), torch.as_tensor(made.timesteps).cpu()
+    rounds = len(k) == len(own) and torch.equal(k.round().long(), own.long())
+    return convention if rounds else replace(convention, whole=_cut)
 
 
 def _decreasing(table: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def cases():
         options = {"clip_sample": False} if name.startswith("DD") else {}
         for spacing in SPACINGS:
             if name == "DDIMScheduler" and spacing == "linspace":
-                continue  # it leaves its own grid: below
+                continue  # it steps by N // 12, to where its next step is not: no grid has these
             given = {**options, "timestep_spacing": spacing}
             if name == "DDIMScheduler":
                 given["num_train_timesteps"] = (
@@ -205,16 +205,6 @@ def test_every_step_is_the_schedulers(kind):
             x = stk.sample(field, solver, chains=CHAINS, init=x).final
             level = made.sigmas[i + 1] if name in DIVIDED_BY_ALPHA else torch.zeros(())
             assert apart(x, y / (1 + level**2).sqrt()) < 1e-4
-
-
-def test_ddim_leaves_its_own_grid_where_its_steps_are_uneven():
-    """It steps by N // steps whatever the spacing; the field's grid is where its network is asked."""
-    made = scheduler("DDIMScheduler", clip_sample=False, timestep_spacing="linspace")
-    field = stk.from_diffusers(exact(made), made, SHAPE)
-    truth = flowed(field, noise())
-    assert apart(ours(field, "ddim", noise()), truth) < apart(
-        theirs(made, exact(made), noise()), truth
-    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -472,7 +462,7 @@ def test_what_is_not_known_is_refused_with_the_way():
         stk.sample(NET, chains=2)
 
 
-@pytest.mark.parametrize("steps", [None, 2, 50])
+@pytest.mark.parametrize("steps", [None, 10, 50])
 @pytest.mark.parametrize(
     "name", [*METHODS, "PNDMScheduler", "UniPCMultistepScheduler", "LCMScheduler"]
 )
@@ -511,7 +501,7 @@ def test_networks_of_half_precision_take_prompts(name, dtype):
     field = stk.from_diffusers(prompted()[0].to(dtype), made)
     found = field.predict(x, 0.3, **cond)
     assert found.dtype == torch.float32
-    assert apart(found, full) < 40 * torch.finfo(dtype).eps
+    assert apart(found.detach(), full.detach()) < 40 * torch.finfo(dtype).eps
     draws = stk.sample(field, stk.ProbabilityFlow(steps=2), chains=CHAINS, cond=cond)
     assert draws.final.dtype == torch.float32
     assert draws.failures == {}
@@ -527,7 +517,9 @@ def test_a_network_of_ones_own_in_half_precision():
             k = self.time(k[:, None] / 1000)
             return x * (k + self.label(label)).reshape(-1, 1, 1, 1)
 
-    field = stk.from_diffusers(Own().to(torch.bfloat16), scheduler("EulerDiscreteScheduler"), SHAPE)
+    with torch.random.fork_rng():
+        net = Own().to(torch.bfloat16)
+    field = stk.from_diffusers(net, scheduler("EulerDiscreteScheduler"), SHAPE)
     assert field.predict(noise(), 0.3, label=torch.ones(CHAINS, 3)).dtype == torch.float32
 
 
