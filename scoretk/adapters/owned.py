@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,12 @@ from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.variables import Variables
 from scoretk.fields.wrappers import Energy
 
-__all__ = ["Owned", "check_repeats", "inner", "of_variables"]
+__all__ = ["Owned", "check_repeats", "generators_kept", "inner", "of_variables"]
 
 Both = tuple[Tensor, Tensor]
+
+ROUNDING = 1e-5
+"""What two answers at one point may differ by: sums in float32 on a device have no fixed order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +71,14 @@ def inner(*shape: int) -> Tensor:
     return torch.linspace(0.1, 0.4, math.prod(shape), dtype=torch.float64).reshape(1, *shape)
 
 
+def generators_kept() -> AbstractContextManager[None]:
+    """What draws within leaves torch's global generators as they were, of the CPU and the device."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    return torch.random.fork_rng(devices)
+
+
 def check_repeats(argument: str, ask: Callable[[], Any]) -> None:
-    """Check that a log density says the same of one point when it is asked again.
+    """Check that a log density says the same of one point when it is asked again, but for rounding.
 
     Args:
         argument: What the message names.
@@ -78,7 +88,8 @@ def check_repeats(argument: str, ask: Callable[[], Any]) -> None:
         InvalidArgument: It does not: it draws random numbers of its own.
     """
     first, again = float(ask()), float(ask())
-    if first != again and not (math.isnan(first) and math.isnan(again)):
+    same = math.isclose(first, again, rel_tol=ROUNDING, abs_tol=ROUNDING)
+    if not same and not (math.isnan(first) and math.isnan(again)):
         raise InvalidArgument(
             argument,
             f"log densities {first:.6g} and {again:.6g} of one point",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from scoretk.adapters.owned import check_repeats
+from scoretk.adapters.owned import check_repeats, generators_kept
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.layout import Variable, variable_name
@@ -63,7 +63,7 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
     specs = {name: _variable(name, site) for name, site in first.items()}
     one = _OnePoint(poutine, model, args, options, frozenset(first))
     points = {n: torch.stack([s["value"], others[0][n]["value"]]) for n, s in first.items()}
-    with torch.random.fork_rng(), torch.no_grad():  # it may draw, and is refused then
+    with generators_kept(), torch.no_grad():  # it may draw, and is refused then
         check_repeats("model", lambda: one({name: rows[0] for name, rows in points.items()}))
     energy = _Together(one) if _is_mapped(one, points) else _OneByOne(one)
     return Energy(energy, variables=variables_of(specs, variable_name))  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def _latent(poutine: Any, model: Any, args: Any, options: Any, seed: int) -> dic
     Raises:
         InvalidArgument: A plate holds a mini-batch: the log density is another one for each batch.
     """
-    with torch.random.fork_rng(), torch.no_grad():
+    with generators_kept(), torch.no_grad():
         torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(*args, **options)
     for name, site in trace.nodes.items():

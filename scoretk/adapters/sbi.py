@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from scoretk.adapters.owned import check_repeats, inner
+from scoretk.adapters.owned import check_repeats, generators_kept, inner
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import numbers
 from scoretk.core.dependencies import required
@@ -64,8 +64,9 @@ def from_sbi(
     support = _support_of(prior)
     made = field if support is None else constrained(field, support)
     if known:
-        with torch.random.fork_rng():  # it may draw, and is refused then
-            check_repeats("posterior", lambda: made.energy(inner(*made.event_shape).float()))
+        at = inner(*made.event_shape).to(held.device, torch.get_default_dtype())
+        with generators_kept():  # it may draw, and is refused then
+            check_repeats("posterior", lambda: made.energy(at))
     return made
 
 
