@@ -57,6 +57,19 @@ def demo(models, tmp_path_factory, coarse_pictures):
     return folder, run_demo(folder, models=models, size=SMALL)
 
 
+@pytest.mark.slow
+def test_tokens_are_judged_as_images_and_their_likelihood_is_a_pixels(tmp_path):
+    size = Size(chains=64, steps=16, trajectories=2, rounds=1, likelihood_rows=32, annealed=16)
+    found = run_demo(tmp_path, models=["digits-transformer"], size=size)
+    (likelihood,) = found.likelihoods
+    assert (likelihood.method, likelihood.unit) == ("exact", "bits/pixel")
+    assert 1.5 < likelihood.value < 2.2  # 1.85 on all test images
+    ran = {row.solver: row for row in found.rows if row.quality.distance is not None}
+    assert {"draw", "gibbs-with-gradients", "discrete-langevin"} <= ran.keys()
+    assert ran["draw"].quality.distance < 1.6 < ran["gibbs-with-gradients"].quality.distance
+    assert (tmp_path / "digits-transformer.png").exists()
+
+
 def test_every_model_meets_every_solver(demo, models):
     rows = demo[1].rows
     assert {(r.model, r.solver) for r in rows if r.solver != "draw"} == {

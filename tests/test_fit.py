@@ -18,6 +18,7 @@ SHORT = ("--set", "steps=3", "--set", "width=16")
 TRAINABLE = [
     e.name for e in stk.list_models() if e.id.startswith("scoretk/") and stk.describe(e.id).trainer
 ]
+ONE_HOT = ["digits-transformer"]
 BINARY = ["digits-fvsbn", "digits-nade", "digits-rbm", "digits-vae-binary"]
 LABELLED = ["digits-class-diffusion", "digits-jem"]
 OF_EACH_FAMILY = {stk.describe(name).family: name for name in reversed(TRAINABLE)}.values()
@@ -66,6 +67,9 @@ def of_a_user(folder, name, seed=0):
     """A user's data for this model as a file, and the settings that train on them: of any shape, for the PixelCNN images."""
     shape = (1, 4, 5) if name == "digits-pixelcnn" else (2, 3)
     array = rows(40, shape, seed)
+    if name in ONE_HOT:
+        array = np.eye(4, dtype=np.uint8)[np.clip(array // 3, 0, 3).astype(int)]
+        shape = array.shape[1:]
     data = write(folder, "npy", (array > 5).astype(np.uint8) if name in BINARY else array)
     settings = {"steps": 4, **SMALL.get(name, {"width": 8})}
     if name in LABELLED:

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scoretk.demo.quality import as_events
 from scoretk.fields.paths import VP
 from scoretk.fields.protocols import is_timed, offers, optional
 from scoretk.inference.likelihood import Estimate, bits_per_dim, log_prob
@@ -107,6 +108,7 @@ def likelihoods(
     density = optional(model, "marginal") or model
     unit = "nats" if not digits else "bits/pixel" if "states" in offers(density) else "bits/dim"
     in_unit = 1 / (math.log(2) * rows[0].numel()) if digits else 1.0  # of a nat
+    rows = as_events(density, rows) if digits else rows
     ways = list(_ways(density, rows, not digits or name in CHECKED, chains, seed))
     if not ways:
         yield Likelihood(name, "none", None, None, None, unit, _why_not(density))

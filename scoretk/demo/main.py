@@ -42,7 +42,14 @@ DECODING_SEED = 321
 ONE_CLASS = {"digits-flow-classes": 8}
 """Models of a single class of digits, and that class."""
 SLOW = frozenset(
-    {"digits-made", "digits-nade", "digits-pixelcnn", "digits-realnvp", "digits-spline"}
+    {
+        "digits-made",
+        "digits-nade",
+        "digits-pixelcnn",
+        "digits-realnvp",
+        "digits-spline",
+        "digits-transformer",
+    }
 )
 """Models whose gradient takes several times as long as others'."""
 

@@ -19,6 +19,7 @@ from scoretk.diagnostics import Classifier, copies, mmd, sliced_wasserstein
 from scoretk.fields.protocols import offers, optional
 from scoretk.inference.sampling import sample
 from scoretk.models.digits.data import Digits, binarised, load_digits
+from scoretk.models.digits.transformer import as_tokens
 from scoretk.models.targets.analytic import EightSchools
 from scoretk.solvers import BlockGibbs, ChEES
 
@@ -141,7 +142,8 @@ def reference(model: Any, chains: int, digits: bool, label: int | None = None) -
                 data.train[data.train_labels == label],
             )
         real = [train[torch.randperm(len(train), generator=generator)[:chains]] for _ in range(5)]
-        binary = "states" in offers(optional(model, "marginal") or model)
+        states = optional(optional(model, "marginal") or model, "states")
+        binary = states is not None and not isinstance(states, str)  # tokens are shown decoded
         if binary:
             held_out, *real = map(binarised, (held_out, *real))
     elif isinstance(model, EightSchools):
@@ -164,6 +166,11 @@ def reference(model: Any, chains: int, digits: bool, label: int | None = None) -
 def _schools(model: EightSchools, x: Tensor) -> Tensor:
     mu, tau, theta = model.parameters(x.double())
     return torch.cat([mu[:, None], tau[:, None], theta], 1)
+
+
+def as_events(model: Any, images: Tensor) -> Tensor:
+    """Images of digits as a model of them takes them: as one-hot levels of ink where it has tokens."""
+    return as_tokens(images) if optional(model, "states") == "one-hot" else images
 
 
 def judge(x: Tensor, against: Reference) -> Quality:

@@ -27,6 +27,7 @@ __all__ = [
     "digits_realnvp",
     "digits_spline",
     "digits_subvp",
+    "digits_transformer",
     "digits_v",
     "digits_vae",
     "digits_vae_binary",
@@ -200,6 +201,14 @@ digits_pixelcnn = _digits(
     "autoregressive:PIXELCNN",
     _EXACT,
     "masked convolutions on scikit-learn's handwritten digits, pixels in [-1, 1]",
+)
+digits_transformer = _digits(
+    "digits-transformer",
+    "autoregressive",
+    "transformer:TRANSFORMER",
+    _EXACT_STATES | {"decode"},
+    "a causal transformer, a language model whose text is a digit: tokens are levels of ink",
+    (1, 8, 8, 17),
 )
 digits_vae = _digits(
     "digits-vae",

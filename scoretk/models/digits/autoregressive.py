@@ -42,7 +42,7 @@ from scoretk.models.latent.autoregressive import (
     Logistics,
 )
 
-__all__ = ["FVSBN", "MADE", "NADE", "PIXELCNN"]
+__all__ = ["FVSBN", "MADE", "NADE", "PIXELCNN", "MaximumLikelihood"]
 
 
 def _sees(order: Tensor, of_inputs: Tensor, *, equals: bool) -> Tensor:
@@ -218,7 +218,7 @@ class MaskedConvolutions(Backbone):
         return self(x[:, : (i // self.columns + 1) * self.columns])[:, i]
 
 
-class _Model:
+class MaximumLikelihood:
     """What the models share: a field from weights, and training by maximum likelihood.
 
     Its subclasses are kinds of data, and theirs the models.
@@ -259,9 +259,12 @@ class _Model:
         backbone = fresh(lambda: self._backbone(built), torch.Generator().manual_seed(seed))
         network: Any = self._conditionals(backbone, PrincipalAxes(rows.mean(), None, rows.std()))
 
+        law = self.field(network, tuple(rows.shape[1:]))
+        sites = law.in_a_row[0]
+
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            x = dequantised(rows, width, generator)
-            return -network.log_prob(x.flatten(1)) / x[0].numel()
+            loss: Tensor = -law.log_prob(dequantised(rows, width, generator)) / sites
+            return loss
 
         recipe = Recipe(
             settings["steps"], self.batch, self.learning_rate, weight_decay=settings["weight_decay"]
@@ -291,11 +294,11 @@ def _check(settings: dict[str, Any]) -> None:
             raise InvalidArgument(name, value, "a share in [0, 1)")
         if name in ("bin", "weight_decay") and not finite(name, value) >= 0:
             raise InvalidArgument(name, value, "a number of at least 0")
-        if name in ("width", "layers", "blocks", "components"):
+        if name in ("width", "heads", "layers", "blocks", "components"):
             count(name, value, least=1)
 
 
-class _Binary(_Model):
+class _Binary(MaximumLikelihood):
     """Models of binary sites."""
 
     field = BinaryAutoregressive
@@ -319,7 +322,7 @@ class _Binary(_Model):
         return Bernoullis(backbone)
 
 
-class _Real(_Model):
+class _Real(MaximumLikelihood):
     """Models of real sites."""
 
     field = Autoregressive

@@ -6,8 +6,8 @@ The sites of an event, in row-major order, are given by those before them:
 
 A backbone gives the numbers a_i of all sites in one pass, its connections masked so that a_i
 depends on no site from i on; a draw takes a pass for each site. Binary sites have `p(x_i = 1) =
-sigmoid(a_i)`; their energy holds for real x as well, so that a score exists. Real sites have
-`p(x_i) = sum_k w_k logistic(x_i; m_k, s_k)`.
+sigmoid(a_i)`, tokens, which are one-hot rows, `p(x_i = k) = softmax(a_i)_k`; their energies hold for
+real x as well, so that a score exists. Real sites have `p(x_i) = sum_k w_k logistic(x_i; m_k, s_k)`.
 
 References:
     Larochelle, Murray, "The neural autoregressive distribution estimator" (2011).
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid, one_hot, softplus
 
 from scoretk.core.streams import Stream
 from scoretk.fields import NoiseSource
@@ -31,7 +31,15 @@ from scoretk.fields.discrete import DiscreteField
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.states import pick
 
-__all__ = ["Autoregressive", "Backbone", "Bernoullis", "BinaryAutoregressive", "Logistics"]
+__all__ = [
+    "Autoregressive",
+    "Backbone",
+    "Bernoullis",
+    "BinaryAutoregressive",
+    "Categoricals",
+    "Logistics",
+    "TokenAutoregressive",
+]
 
 SCALES = 7.0
 """The largest magnitude of a logistic's log scale, in standard deviations of the data, so that
@@ -45,16 +53,21 @@ densities are bounded.
 class _Ancestral:
     """What the fields share: density, energy and score of all sites, and draws site by site."""
 
-    network: Any  # Bernoullis or Logistics
+    network: Any  # Bernoullis, Categoricals or Logistics
     shape: tuple[int, ...]
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         return self.shape
 
+    @property
+    def in_a_row(self) -> tuple[int, ...]:
+        """The shape of an event whose sites stand in a row."""
+        return (math.prod(self.event_shape),)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density `sum_i log p(x_i | x_<i)`, normalised, `(batch,)`."""
-        return self.network.log_prob(x.flatten(1)).to(x.dtype)
+        return self.network.log_prob(x.reshape(len(x), *self.in_a_row)).to(x.dtype)
 
     def energy(self, x: Tensor) -> Tensor:
         """The energy `-log p(x)`, `(batch,)`."""
@@ -74,9 +87,9 @@ class _Ancestral:
 
         They take as many passes as there are sites.
         """
-        sites = math.prod(self.event_shape)
+        sites = self.in_a_row[0]
         u = noise.uniform(0, Stream.START, (sites, self.network.uniforms))
-        x = u.new_zeros(n, sites)
+        x = u.new_zeros(n, *self.in_a_row)
         for i in range(sites):
             x[:, i] = self.network.site(x, i, u[:, i])
         return x.reshape(n, *self.event_shape)
@@ -117,14 +130,45 @@ class BinaryAutoregressive(_Ancestral, DiscreteField):
         return 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class TokenAutoregressive(_Ancestral, DiscreteField):
+    """The static field of tokens, each given those before it: a language model's law.
+
+    Args:
+        network: The conditional laws of the tokens.
+        shape: The shape of an event, `(*sites, vocabulary)`.
+    """
+
+    network: Categoricals
+    shape: tuple[int, ...]
+
+    states = "one-hot"
+    provides = frozenset({"energy", "score", "states", "log_prob", "draw", "decode"})
+
+    @property
+    def in_a_row(self) -> tuple[int, ...]:
+        return math.prod(self.event_shape[:-1]), self.event_shape[-1]
+
+    def exact_log_partition(self) -> float:
+        """0: the energy is normalised, however many states there are."""
+        return 0.0
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The tokens as levels from -1 to 1, `(batch, *event_shape) -> (batch, *sites)`."""
+        return 2 * x.argmax(-1).to(x.dtype) / (x.shape[-1] - 1) - 1
+
+
 # Conditionals: what the numbers a_i of a site mean
 
 
 class Backbone(nn.Module):
-    """A module `(batch, d) -> (batch, d, outputs)` whose numbers of site i depend on sites before i."""
+    """A module `(batch, d) -> (batch, d, outputs)` whose numbers of site i depend on sites before i.
+
+    Where sites are tokens it takes `(batch, d, vocabulary)`.
+    """
 
     def at(self, x: Tensor, i: int) -> Tensor:
-        """The numbers of site i alone, `(batch, outputs)`, from x `(batch, d)`."""
+        """The numbers of site i alone, `(batch, outputs)`, from x as above."""
         return self(x)[:, i]
 
 
@@ -151,6 +195,30 @@ class Bernoullis(nn.Module):
         """A draw of site i given those before it, `(batch,)`, from uniforms u `(batch, 1)`."""
         a = self.backbone.at(rows.to(next(self.parameters()).dtype), i)
         return (u < torch.sigmoid(a)).squeeze(1).to(rows)
+
+
+class Categoricals(nn.Module):
+    """Conditional laws of tokens, `p(x_i = k | x_<i) = softmax(a_i)_k`.
+
+    Args:
+        backbone: Gives a, `(batch, d, vocabulary)` of one-hot rows to the same shape.
+    """
+
+    uniforms = 1
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """The log probability `sum_i x_i . log softmax(a_i)`, `(batch, d, k) -> (batch,)`."""
+        rows = rows.to(next(self.parameters()).dtype)
+        return (rows * self.backbone(rows).log_softmax(-1)).sum((1, 2))
+
+    def site(self, rows: Tensor, i: int, u: Tensor) -> Tensor:
+        """A draw of token i given those before it, one-hot `(batch, k)`, from u `(batch, 1)`."""
+        a = self.backbone.at(rows.to(next(self.parameters()).dtype), i)
+        return one_hot(pick(a, u[:, 0].to(a)), a.shape[-1]).to(rows)
 
 
 class Logistics(nn.Module):
