@@ -61,7 +61,9 @@ def test_moments_and_last_agree_with_all(solver):
     moments = stk.sample(QUADRATIC, solver, keep="moments", **options)
     last = stk.sample(QUADRATIC, solver, keep="last", **options)
     assert every.x.shape == (8, 50, 3)
-    assert moments.x is None
+    assert moments.kept == 0
+    with pytest.raises(stk.InvalidArgument, match=r"draws\.x.*draws\.mean"):
+        _ = moments.x
     torch.testing.assert_close(moments.mean, every.x.mean(1), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(moments.var, every.x.var(1), rtol=1e-10, atol=1e-12)
     assert torch.equal(last.x[:, 0], last.final)
@@ -351,7 +353,7 @@ def test_no_memory_grows_with_the_steps():
         for d in (few, many)
     ]
     assert sizes[0] == sizes[1]
-    assert many.x is None
+    assert many.kept == 0
 
 
 WRONG = [

@@ -118,7 +118,6 @@ def to_sbi(posterior: Any, solver: Any = None, **options: Any) -> Any:
             wanted = torch.Size(sample_shape)
             field = from_sbi(self.potential_fn, self._x_else_default_x(x))
             draws = sample(field, solver, **_run(show_progress_bars))
-            assert draws.x is not None  # they are kept
             return _spread(draws.x, wanted.numel()).reshape(*wanted, *draws.x.shape[2:])
 
         def sample_batched(
@@ -132,7 +131,6 @@ def to_sbi(posterior: Any, solver: Any = None, **options: Any) -> Any:
             of_each = {"x_o": rows.repeat_interleave(each, 0)}
             run |= {"chains": each * len(rows), "cond": of_each}
             draws = sample(from_sbi(held), solver, **run)
-            assert draws.x is not None  # they are kept
             found = [_spread(part, wanted.numel()) for part in draws.x.split(each)]
             return torch.stack(found, 1).reshape(*wanted, len(rows), *draws.x.shape[2:])
 

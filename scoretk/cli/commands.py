@@ -213,7 +213,7 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace, draws: Any, written: str | None) -> None:
-    shape = list((draws.x if draws.x is not None else draws.final).shape)
+    shape = list((draws.x if draws.kept else draws.final).shape)
     averages = {name: float(value.cpu().double().nanmean()) for name, value in draws.stats.items()}
     known = {name: value if math.isfinite(value) else None for name, value in averages.items()}
     tuned = {name: float(value) for name, value in draws.tuned.items() if value.numel() == 1}
@@ -238,7 +238,7 @@ def _report(options: argparse.Namespace, draws: Any, written: str | None) -> Non
     if tuned:
         say("tuned    " + ", ".join(f"{name} {value:.4g}" for name, value in tuned.items()))
     say("cost     " + ", ".join(f"{n:,} {kind}" for kind, n in draws.cost.items()))
-    if draws.x is not None and draws.x.shape[1] >= ENOUGH_TO_JUDGE:
+    if draws.kept >= ENOUGH_TO_JUDGE:
         with contextlib.suppress(MissingDependency):
             say(f"verdict  {draws.summary(most=JUDGED).verdict}")
     if written:

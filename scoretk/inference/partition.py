@@ -51,7 +51,7 @@ from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.inference.likelihood import Estimate
 from scoretk.inference.sampling import sample
 from scoretk.run.draws import Cost, Draws
-from scoretk.solvers.base import Solver, check_settled, has_step_size, traits
+from scoretk.solvers.base import Steps, check_settled, has_step_size, traits
 from scoretk.solvers.discrete import BlockGibbs, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import (
@@ -155,7 +155,7 @@ def log_partition(
     method: str = "ais",
     chains: int = 1024,
     levels: int | None = None,
-    kernel: Solver | str | None = None,
+    kernel: Steps | str | None = None,
     moves: int = 1,
     island: int | None = None,
     pilot: int = 256,
@@ -313,7 +313,6 @@ def _fitted(field: Any, look: Draws) -> Any:
 
     N(0, I) where that run fails.
     """
-    assert look.x is not None
     x = rearrange(wide(look.x[look.ok]), "chains draws ... -> (chains draws) ...")
     if len(x) < LOOK_STEPS:
         return plain_base(field)
@@ -331,7 +330,6 @@ def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
     began in, how often each is met says nothing, and the square has a share in that. A region that
     the annealed chains never find cannot be seen in their weights, but here.
     """
-    assert look.x is not None
     known = wide(look.x[look.ok])
     ours = rearrange(wide(draws.final), "chains ... -> chains (...)")
     theirs = rearrange(known, "chains draws ... -> chains draws (...)")

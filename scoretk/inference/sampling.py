@@ -53,7 +53,7 @@ from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Record,
 from scoretk.run.resume import Saving
 from scoretk.run.schedule import Schedule
 from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
-from scoretk.solvers.base import Solver, adapts, is_grid, traits
+from scoretk.solvers.base import Solver, Steps, adapts, is_grid, traits
 from scoretk.solvers.warmup.plan import Warmup, planned
 
 __all__ = ["sample"]
@@ -70,7 +70,7 @@ BY_CHAIN = "draws chains ... -> chains draws ..."
 
 def sample(
     field: Any,
-    solver: Solver | str | None = None,
+    solver: Steps | str | None = None,
     chains: int | range | None = None,
     steps: int | None = None,
     warmup: int | Warmup | None = None,
@@ -726,7 +726,7 @@ def _draws(
     m2 = joined.get("m2")
     x = rearrange(joined["x"], BY_CHAIN) if "x" in joined else None
     return Draws(
-        x=x,
+        x=x,  # type: ignore[arg-type]  # None where moments were kept
         final=torch.cat([f.final for f, _ in asked]),
         status=torch.cat([f.status[rows] for f, rows in asked]),
         failed_at=torch.cat([f.failed_at[rows] for f, rows in asked]),

@@ -95,12 +95,30 @@ class Tuning(dict[str, Tensor]):
         return self
 
 
+class _Kept:
+    """The attribute x of `Draws`: a tensor, or an error that says what there is in its place."""
+
+    def __get__(self, draws: Draws | None, owner: type[Draws]) -> Any:
+        if draws is None:
+            return self
+        x: Tensor | None = vars(draws)["x"]
+        if x is None:
+            expected = "draws.mean and draws.var"
+            hint = "keep='all' or 'last' keeps the draws themselves"
+            raise InvalidArgument("draws.x", "draws of which moments were kept", expected, hint)
+        return x
+
+    def __set__(self, draws: Draws, value: Tensor | None) -> None:
+        vars(draws)["x"] = value
+
+
 @dataclass
 class Draws:
     """The outcome of `sample`.
 
     Args:
-        x: The draws, `(chains, kept, *event_shape)`; None where only moments were kept.
+        x: The draws, `(chains, kept, *event_shape)`; None where only moments were kept: asked for,
+            that raises `InvalidArgument`.
         final: The last positions, `(chains, *event_shape)`.
         status: The `Status` code of each chain, `(chains,)`.
         failed_at: The step at which the chain failed, -1 where it did not, `(chains,)`.
@@ -121,7 +139,7 @@ class Draws:
     `draws[draws.ok]` are draws of some of them. By a name, `draws["tau"]`, one has a variable.
     """
 
-    x: Tensor | None
+    x: Tensor
     final: Tensor
     status: Tensor
     failed_at: Tensor
@@ -141,6 +159,12 @@ class Draws:
         self.tuned = Tuning(self.tuned, self.provenance, self.final)
 
     @property
+    def kept(self) -> int:
+        """How many draws of each chain there are in x; 0 where only moments were kept."""
+        x: Tensor | None = vars(self)["x"]
+        return 0 if x is None else x.shape[1]
+
+    @property
     def ok(self) -> Tensor:
         """Which chains are well, `(chains,)` of bool."""
         return self.status == int(Status.OK)
@@ -156,7 +180,7 @@ class Draws:
     def __repr__(self) -> str:
         kept = (
             f"x={tuple(self.x.shape)}"
-            if self.x is not None
+            if vars(self)["x"] is not None
             else f"moments of {tuple(self.final.shape)}"
         )
         wrong = f", failed={self.failures}" if self.failures else ""
@@ -175,7 +199,7 @@ class Draws:
         return {"x": x} if self.layout is None else self.layout.split(self._values(x))
 
     def _kept(self, why: str) -> Tensor:
-        if self.x is None:
+        if vars(self)["x"] is None:
             raise InvalidArgument("keep", "moments", f"'all' or 'last': {why}")
         return self.x
 
@@ -212,7 +236,8 @@ class Draws:
     def _chosen(self, rows: Any) -> Draws:
         """The draws of some chains; cost and what was tuned stay those of the whole run."""
         by_chain = ("x", "final", "status", "failed_at", "mean", "var", "chains", "named")
-        parts = {n: v[rows] for n in by_chain if (v := getattr(self, n)) is not None}
+        held = {name: vars(self)[name] for name in by_chain}
+        parts: dict[str, Any] = {n: None if v is None else v[rows] for n, v in held.items()}
         return replace(self, stats={n: v[rows] for n, v in self.stats.items()}, **parts)
 
     def to_arviz(self) -> Any:
@@ -309,7 +334,7 @@ class Draws:
     def _repr_html_(self) -> str:
         """The first rows of the summary and the verdict, for notebooks."""
         head = f"<p><code>{escape(repr(self))}</code></p>"
-        return head if self.x is None else head + self.summary(SHOWN)._repr_html_()
+        return head if vars(self)["x"] is None else head + self.summary(SHOWN)._repr_html_()
 
     def to_pandas(self) -> Any:
         """The draws as a pandas `DataFrame`: a row a draw, a column an entry of the variables.
@@ -399,7 +424,7 @@ class Draws:
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors by name, and the header with all else."""
         named: Mapping[str, Tensor | None] = {
-            "x": self.x,
+            "x": vars(self)["x"],
             "final": self.final,
             "status": self.status,
             "failed_at": self.failed_at,
@@ -429,6 +454,9 @@ class Draws:
         buffer = BytesIO()
         np.save(buffer, _numpy(x), allow_pickle=False)
         return buffer.getvalue()
+
+
+Draws.x = _Kept()  # type: ignore[assignment]  # its annotation is what there is to read
 
 
 def _unsealed(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -487,8 +515,8 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
     for name, value in parts["stats"].items():
         if value.shape[:1] != chains:
             raise ValueError(f"the statistic {name} has shape {tuple(value.shape)}")
-    made = Draws(cost=Cost(cost), provenance=provenance, **parts, **{"x": None} | plain)  # type: ignore[arg-type]
-    return replace(made, layout=layout)
+    held: dict[str, Any] = {"x": None} | plain
+    return Draws(cost=Cost(cost), provenance=provenance, layout=layout, **parts, **held)  # type: ignore[arg-type]
 
 
 def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMATS) -> Path:

@@ -35,6 +35,7 @@ __all__ = [
     "Info",
     "Solver",
     "State",
+    "Steps",
     "Traits",
     "TunedSolver",
     "adapts",
@@ -54,6 +55,20 @@ class State(Protocol):
 
     @property
     def x(self) -> Tensor: ...
+
+
+class Steps(Protocol):
+    """What type checkers see of a solver where it is handed over: its two functions.
+
+    The attributes of `Solver` are class variables of some solvers and properties of others, and no
+    protocol admits both to every type checker; they are looked at when a run begins.
+    """
+
+    def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
+        """The state at position x, `(chains, *event_shape)`."""
+
+    def step(self, field: Any, state: Any, noise: NoiseSource) -> tuple[Any, Any]:
+        """The next state and what happened on the way."""
 
 
 @runtime_checkable
