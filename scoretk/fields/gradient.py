@@ -43,21 +43,18 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
         InvalidArgument: The energy does not depend on x in a way that autograd sees, or writes into
             x.
     """
-    values, gradient, doubt = _derived(energy, x)
-    return values, gradient if doubt is None else gradient + doubt
+    return _derived(energy, x, 1.0)
 
 
 def score_of_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`-grad E(x)`, like x; else as `grad_energy`."""
-    _, gradient, doubt = _derived(energy, x)
-    return -gradient if doubt is None else doubt - gradient
+    return _derived(energy, x, -1.0)[1]
 
 
-def _derived(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Energy and gradient as autograd has it, and 0 for each row of finite energy, NaN for others.
-
-    The last broadcasts over x; it is None where the host knows that all rows have one.
-    """
+def _derived(
+    energy: Callable[[Tensor], Tensor], x: Tensor, sign: float
+) -> tuple[Tensor, Tensor]:
+    """The energy, and its gradient times a sign, NaN in rows whose energy is not finite."""
     if torch.compiler.is_compiling():
 
         def total(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +62,7 @@ def _derived(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Ten
             return values.sum(), values
 
         gradient, values = torch.func.grad(total, has_aux=True)(x)
-        return values, gradient, _doubt(values, gradient)
+        return values, sign * gradient + across(values - values, gradient)
     keep = x.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
         y = x if keep else x.detach().requires_grad_()
@@ -81,23 +78,25 @@ def _derived(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Ten
             raise written from error
         if not values.requires_grad:
             raise _without_gradient(values)
-        ones = _one(values.dtype, values.device).expand(values.shape)
+        signs = _number(sign, values.dtype, values.device).expand(values.shape)
         try:
-            (gradient,) = torch.autograd.grad(values, y, ones, create_graph=keep, allow_unused=True)
+            (slope,) = torch.autograd.grad(values, y, signs, create_graph=keep, allow_unused=True)
         except NotImplementedError as error:  # a Function without a backward
             raise _without_gradient(values) from error
-        if gradient is None:  # a graph, and x is not in it
+        if slope is None:  # a graph, and x is not in it
             raise _without_gradient(values)
     values = values if keep else values.detach()
     # On the CPU the host can look first, without a stall.
-    sure = values.device.type == "cpu" and math.isfinite(values.sum().item())
-    return values, gradient, None if sure else _doubt(values, gradient)
+    if values.device.type == "cpu" and math.isfinite(values.sum().item()):
+        return values, slope
+    zero = _number(0.0, values.dtype, values.device)
+    return values, torch.addcmul(slope, across(values, slope), zero)  # inf * 0 is NaN
 
 
 @cache
-def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.ones((), dtype=dtype, device=device)
+        return torch.tensor(value, dtype=dtype, device=device)
 
 
 def followed(energy: Tensor, x: Tensor) -> Tensor:
@@ -189,7 +188,3 @@ def _without_gradient(energy: object) -> InvalidArgument:
     return InvalidArgument(
         "energy", energy, "an energy that torch can differentiate with respect to x", hint
     )
-
-
-def _doubt(values: Tensor, gradient: Tensor) -> Tensor:
-    return across(values - values, gradient)  # 0 where finite, NaN elsewhere
