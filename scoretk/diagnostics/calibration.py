@@ -247,7 +247,8 @@ def _distances(
             raise InvalidArgument("references", references, f"the shape of truth, {truth.shape}")
     unit = pool.reshape(-1, d).std(0)
     unit = torch.where(unit > 0, unit, torch.ones_like(unit))
-    return ((pool - near[:, None]) / unit).norm(dim=2, keepdim=True)
+    distances: Tensor = ((pool - near[:, None]) / unit).norm(dim=2, keepdim=True)
+    return distances
 
 
 def _ranks(pool: Tensor, generator: torch.Generator) -> Tensor:

@@ -51,9 +51,7 @@ def score_of_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return _derived(energy, x, -1.0)[1]
 
 
-def _derived(
-    energy: Callable[[Tensor], Tensor], x: Tensor, sign: float
-) -> tuple[Tensor, Tensor]:
+def _derived(energy: Callable[[Tensor], Tensor], x: Tensor, sign: float) -> tuple[Tensor, Tensor]:
     """The energy, and its gradient times a sign, NaN in rows whose energy is not finite."""
     if torch.compiler.is_compiling():
 
