@@ -6,6 +6,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "site"), str(HERE.parent)]
 
+from gallery import CONFIG  # noqa: E402
+
 from scoretk import __version__  # noqa: E402
 
 project = "scoretk"
@@ -17,11 +19,23 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
     "reference",
     "repository",
 ]
-# A gallery (sphinx-gallery) joins here: its scripts in docs/examples, its pages beside docs/examples.md.
-exclude_patterns = ["plugin-template/**", "site/**", "examples/**", "pictures/**"]
+sphinx_gallery_conf = CONFIG
+suppress_warnings = ["config.cache"]  # the gallery's settings hold a function: they are not cached
+exclude_patterns = [
+    "plugin-template/**",
+    "site/**",
+    "examples/**",
+    "pictures/**",
+    "gallery/**",
+    "auto_gallery/*.py",
+    "auto_gallery/*.ipynb",
+    "auto_gallery/*.zip",
+    "auto_gallery/*.json",
+]
 
 default_role = "code"  # docstrings name code in single backticks, as Markdown does
 myst_heading_anchors = 3
