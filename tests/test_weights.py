@@ -18,6 +18,7 @@ from scoretk.fields.protocols import is_timed, offers
 from scoretk.inference.partition import Normalised
 from scoretk.models.digits.data import binarised, load_digits
 from scoretk.models.digits.stored import read_weights, shipped
+from scoretk.models.digits.transformer import as_tokens
 from scoretk.plugins.catalog import pointed_at
 from tests.test_cli import run
 from tests.test_fit import TRAINABLE
@@ -54,7 +55,8 @@ def quality(name, weights=None):
             density, float(stk.log_partition(density, kernel=kernel, chains=256).value)
         )
     if "states" in offers(density):
-        nats = -stk.log_prob(density, binarised(rows)).value
+        states = as_tokens(rows) if name == "digits-transformer" else binarised(rows)
+        nats = -stk.log_prob(density, states).value
         return math.log(float(nats.mean()) / (rows[0].numel() * math.log(2)))
     found = stk.bits_per_dim(density, ((rows + 1) * 8).round(), **LEVELS, rtol=1e-3, atol=1e-3)
     return math.log(float(found.value.mean()))
