@@ -36,6 +36,7 @@ from scoretk.errors import InvalidArgument as InvalidArgument
 from scoretk.errors import MissingCapability as MissingCapability
 from scoretk.errors import MissingDependency as MissingDependency
 from scoretk.errors import OutputExists as OutputExists
+from scoretk.errors import RankFailure as RankFailure
 from scoretk.errors import ScoretkError as ScoretkError
 from scoretk.errors import SingularConversion as SingularConversion
 from scoretk.errors import Status as Status
@@ -102,6 +103,9 @@ from scoretk.plugins import train as train
 from scoretk.run.checkpoint import Checkpoint as Checkpoint
 from scoretk.run.draws import Cost as Cost
 from scoretk.run.draws import Draws as Draws
+from scoretk.run.joining import concatenate as concatenate
+from scoretk.run.ranks import Ranks as Ranks
+from scoretk.run.ranks import distributed as distributed
 from scoretk.solvers import AIS as AIS
 from scoretk.solvers import GHMC as GHMC
 from scoretk.solvers import HMC as HMC

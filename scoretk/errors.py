@@ -26,6 +26,7 @@ __all__ = [
     "MissingCapability",
     "MissingDependency",
     "OutputExists",
+    "RankFailure",
     "ScoretkError",
     "SingularConversion",
     "Status",
@@ -185,6 +186,10 @@ class CheckpointError(ScoretkError, RuntimeError):
 
     The file is left as it was.
     """
+
+
+class RankFailure(ScoretkError, RuntimeError):
+    """A process of a job hangs, has ended, or cannot be reached by the others."""
 
 
 class FitFailure(ScoretkError, RuntimeError):

@@ -96,10 +96,8 @@ def sample(options: argparse.Namespace) -> bool:
 
     from scoretk.core.anatomy import to_device
     from scoretk.inference.sampling import sample as draw
+    from scoretk.run.ranks import Ranks, distributed
 
-    field = load(options.name, **parameters) if parameters else options.name
-    if parameters and options.device:
-        to_device(field, options.device)
     names = (
         "chains",
         "steps",
@@ -108,17 +106,25 @@ def sample(options: argparse.Namespace) -> bool:
         "batch",
         "seed",
         "keep",
-        "device",
         "compile",
         "checkpoint",
         "on_failure",
     )
-    draws = draw(
-        field,
-        solver,
-        dtype=getattr(torch, options.dtype) if options.dtype else None,
-        **{name: getattr(options, name) for name in names},
-    )
+    started = "TORCHELASTIC_RUN_ID" in os.environ  # by torchrun, several processes
+    with distributed() if started else contextlib.nullcontext(Ranks()) as ranks:
+        device = options.device or (str(ranks.device) if ranks.world_size > 1 else None)
+        field = load(options.name, **parameters) if parameters else options.name
+        if parameters and device:
+            to_device(field, device)
+        draws = draw(
+            field,
+            solver,
+            dtype=getattr(torch, options.dtype) if options.dtype else None,
+            device=device,
+            **{name: getattr(options, name) for name in names},
+        )
+        if ranks.rank > 0:
+            return True
     if parameters:  # the field was made here: what it is of is known all the same
         given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
         draws.provenance["model"] = f"{find_model(options.name).id}({given})"

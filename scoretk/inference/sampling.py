@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -49,6 +50,7 @@ from scoretk.run.batch import Batch
 from scoretk.run.batches import Finished, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
+from scoretk.run.ranks import shared_call, shares, unshared
 from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Record, Recorder, Room
 from scoretk.run.resume import Saving
 from scoretk.run.schedule import Schedule
@@ -61,6 +63,8 @@ __all__ = ["sample"]
 DEFAULT_CHAINS = 1024
 DEFAULT_WARMUP = Warmup.steps
 MOST_CHAINS = 2**32
+SHARED_CHAINS, SHARED_BATCHES = 256, 64
+"""Of batches that ranks share, by default: the fewest chains of one, and the most batches."""
 STEPS_A_START = 1 << 16
 """Steps of the noise's START stream that an attempt at a start may take."""
 CHUNK = 1 << 22
@@ -126,7 +130,8 @@ def sample(
             `ProbabilityFlow`, keeps the ends of the grid's intervals only and solves the adjoint
             equation on the way back: the gradients to the solver's tolerance.
         batch: Chains at a time, for memory; the draws are the same. The chains that tune a solver,
-            the pilot, run together.
+            the pilot, run together. By default all; inside `distributed`, where ranks share the
+            batches, at most 64 batches of at least 256 chains.
         device: Of the state; by default that of `init`, else of the model. A model given by its
             name goes there; the modules of any other field have to be there.
         dtype: Of the state, float32 or float64; by default that of the parameters of the field's
@@ -164,7 +169,7 @@ def sample(
     start = _start(model, init, place)
     ids = _chains(chains, start)
     rows = _condition_rows(cond, len(ids), place)
-    size = len(ids) if batch is None else count("batch", batch, least=1)
+    size = _default_batch(len(ids)) if batch is None else count("batch", batch, least=1)
     plan = _plan(solver, warmup)
     parts = _parts(ids, size, plan.pilot if adapts(solver) else 0)
     _check_pilot(parts, solver, start, rows)
@@ -190,25 +195,29 @@ def sample(
         room=Room(len(ids)),
     )
 
-    with left_as_found(model, bool(grad)), torch.set_grad_enabled(bool(grad)):
+    own = unshared() if grad else nullcontext()  # a graph is a process's own
+    with left_as_found(model, bool(grad)), torch.set_grad_enabled(bool(grad)), own:
         batches = [run.batch_of(part) for part in parts]
         settings = run.settings(batches[-1].schedule)
+        asked = saved is not None or shares()
+        identity = Identity(field=model, solver=solver) if asked else None
         saving = None
-        if saved is not None:
+        if saved is not None and identity is not None:
             # the weights are in the identity
             told = {name: value for name, value in settings.items() if name != "weights"}
-            saving = Saving(
-                saved, told, Identity(field=model, solver=solver), extends=not is_grid(solver)
+            saving = Saving(saved, told, identity, extends=not is_grid(solver))
+        call = {**settings, "on_failure": on_failure, "checkpoint": saved and str(saved.path)}
+        with shared_call(call, identity) as share:
+            done = run_batches(
+                batches,
+                solver,
+                compiled=compile,
+                recompute=grad == "checkpoint",
+                on_failure=on_failure,
+                saving=saving,
+                progress=progress,
+                share=share,
             )
-        done = run_batches(
-            batches,
-            solver,
-            compiled=compile,
-            recompute=grad == "checkpoint",
-            on_failure=on_failure,
-            saving=saving,
-            progress=progress,
-        )
     return _draws(run, parts, batches, done, settings)
 
 
@@ -406,6 +415,14 @@ def _parts(ids: range, batch: int, tuning: int) -> list[_Batch]:
         j = min(i + batch, len(ids))
         parts.append(_Batch(ids[i:j], slice(0, j - i), slice(i, j)))
     return parts
+
+
+def _default_batch(chains: int) -> int:
+    """How many chains run together where nobody says so: all, or enough batches for many ranks.
+
+    However many ranks there are, since the last bits of matrix products hang on it.
+    """
+    return max(SHARED_CHAINS, -(-chains // SHARED_BATCHES)) if shares() else chains
 
 
 def _plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:

@@ -102,15 +102,18 @@ def fit(
         run.restore(moment)
     every = max(1, recipe.steps // recipe.evaluations)
     try:
-        while run.step < recipe.steps and (recipe.patience is None or run.stale < recipe.patience):
-            run.advance()
-            if run.step % every == 0 or run.step == recipe.steps:
-                run.evaluate()
-                moment = None if file is None else run.moment()
-                if file is not None and whose is not None and processes.rank() == 0:
-                    write_moment(file, moment, whose, changed)
-                if report is not None and processes.rank() == 0:
-                    report(run.best.history[-1])
+        with processes.unshared():  # each rank samples for its own slice
+            while run.step < recipe.steps and (
+                recipe.patience is None or run.stale < recipe.patience
+            ):
+                run.advance()
+                if run.step % every == 0 or run.step == recipe.steps:
+                    run.evaluate()
+                    moment = None if file is None else run.moment()
+                    if file is not None and whose is not None and processes.rank() == 0:
+                        write_moment(file, moment, whose, changed)
+                    if report is not None and processes.rank() == 0:
+                        report(run.best.history[-1])
     except NotFinite as error:
         run.settle(run.averaged())
         raise FitFailure(run.step, run.averaged()) from error

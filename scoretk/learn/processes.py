@@ -6,14 +6,24 @@ summed in one message a step.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, distributed, nn
 
-__all__ = ["agreed", "gathered", "joined", "own", "process_count", "rank", "same_start", "summed"]
+from scoretk.run.ranks import carrier, gathered, joined, unshared
+
+__all__ = [
+    "agreed",
+    "gathered",
+    "joined",
+    "own",
+    "process_count",
+    "rank",
+    "same_start",
+    "summed",
+    "unshared",
+]
 
 
 def _several() -> bool:
@@ -38,20 +48,6 @@ def own(parts: int) -> range:
     """
     each = parts // process_count()
     return range(rank() * each, (rank() + 1) * each)
-
-
-@contextmanager
-def joined() -> Iterator[None]:
-    """A context in which the processes that `torchrun` has started, if any, are joined by gloo."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or _several():
-        yield
-        return
-    distributed.init_process_group("gloo")
-    try:
-        yield
-        distributed.barrier()  # gloo may abort in a process whose peer has left
-    finally:
-        distributed.destroy_process_group()
 
 
 def same_start(module: nn.Module) -> None:
@@ -88,19 +84,6 @@ def agreed(value: float | None) -> float | None:
     """The value that the first process has, in all of them; None where it is None."""
     if value is None or process_count() == 1:
         return value
-    message = torch.tensor(value, dtype=torch.float64)
+    message = torch.tensor(value, dtype=torch.float64, device=carrier(torch.device("cpu")))
     distributed.broadcast(message, 0)
     return float(message)
-
-
-def gathered(content: bytes) -> list[bytes]:
-    """The bytes of every process, in the order of their ranks."""
-    if process_count() == 1:
-        return [content]
-    sizes = [torch.zeros((), dtype=torch.int64) for _ in range(process_count())]
-    distributed.all_gather(sizes, torch.tensor(len(content)))
-    longest = max(int(n) for n in sizes)
-    mine = torch.frombuffer(bytearray(content.ljust(longest, b"\0")), dtype=torch.uint8)
-    all_of_them = [torch.empty_like(mine) for _ in sizes]
-    distributed.all_gather(all_of_them, mine)
-    return [t[: int(n)].numpy().tobytes() for t, n in zip(all_of_them, sizes, strict=True)]

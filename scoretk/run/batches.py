@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,15 +16,17 @@ from scoretk.errors import Status
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.validation import refuses
+from scoretk.run.archive import archive_of
 from scoretk.run.batch import Batch, begin_batch
 from scoretk.run.begun import warn_of_base
-from scoretk.run.drive import drive
+from scoretk.run.drive import BLOCK_SECONDS, drive
 from scoretk.run.independence import check_rows_apart
 from scoretk.run.moment import Loop, Moment, failures, outcome
 from scoretk.run.outwards import check_grows
 from scoretk.run.progress import ProgressBar
-from scoretk.run.record import Record
-from scoretk.run.resume import Run, Saving, asked, resumed, save_run, saved_on_exit
+from scoretk.run.ranks import Share
+from scoretk.run.record import Record, Told
+from scoretk.run.resume import Saving
 from scoretk.run.slopes import check_slopes
 from scoretk.run.state import tuned_leaves
 from scoretk.solvers.base import adapts, is_grid, is_tuned
@@ -55,6 +57,37 @@ class Finished:
     restarts: int
     tuned: dict[str, Tensor] = field(default_factory=dict)
 
+    def flat(self) -> dict[str, Tensor]:
+        """All of it as tensors by name, for other processes."""
+        counts = torch.tensor([self.evaluations, self.restarts])
+        own = {"final": self.final, "status": self.status, "failed_at": self.failed_at}
+        return {
+            **own,
+            "counts": counts,
+            **{f"record/{name}": value for name, value in self.record.flat().items()},
+            **{f"tuned/{name}": value for name, value in self.tuned.items()},
+        }
+
+    @staticmethod
+    def told(flat: Mapping[str, Tensor], batch: Batch) -> Finished:
+        """The outcome of a batch that another process has run."""
+        record, tuned = (
+            {name.removeprefix(kind): v for name, v in flat.items() if name.startswith(kind)}
+            for kind in ("record/", "tuned/")
+        )
+        told = {name: Told(value) for name, value in record.items()}
+        kept = batch.schedule.kept_before(batch.schedule.total)
+        evaluations, restarts = flat["counts"].tolist()
+        return Finished(
+            flat["final"],
+            flat["status"],
+            flat["failed_at"],
+            batch.recorder.restored(told, kept, kept, flat["final"].device),
+            evaluations,
+            restarts,
+            tuned,
+        )
+
 
 def run_batches(
     batches: list[Batch],
@@ -65,6 +98,7 @@ def run_batches(
     on_failure: str,
     saving: Saving | None,
     progress: bool | None,
+    share: Share,
 ) -> list[Finished]:
     """Run every batch to its end.
 
@@ -79,6 +113,8 @@ def run_batches(
         on_failure: As in `drive`.
         saving: How the run is saved, None for not at all.
         progress: Whether a progress line is shown, None for on a terminal.
+        share: This process's share of the run: it runs batches that it claims, and is told what
+            became of the others.
 
     Returns:
         The outcomes, one for each batch.
@@ -87,38 +123,92 @@ def run_batches(
         ChainFailure: As `drive`.
         CheckpointError: Where the checkpoint is damaged, another run's, or cannot be written.
     """
-    run = resumed(batches, solver, saving)
-    total, finished, lost = sum(b.schedule.total for b in batches), list[Finished](), 0
-    compiler = _Compiler(compiled)
-    with ProgressBar(progress, total) as shown, saved_on_exit(run, solver, batches, saving):
-        for i, batch in enumerate(batches):
-            if i not in run.moments:
-                run.moments[i] = begin_batch(solver, batch, finished[0].tuned if finished else None)
-                if finished and adapts(solver) and bool((finished[0].failed_at == 0).all()):
-                    run.moments[i] = _untuned(run.moments[i])
+    total, lost, mine = sum(b.schedule.total for b in batches), 0, dict[int, Finished]()
+    archive, compiler = archive_of(saving, batches, solver, share), _Compiler(compiled)
+    with ProgressBar(progress if share.first else False, total) as shown, archive:
+        for i in share.claims(len(batches)):
+            batch, pilot = batches[i], _Pilot.of(share, i, solver, batches[i].noise.chains.device)
+            archive.take_up(i, pilot.tuned)
+            if i not in archive.moments:
+                archive.moments[i] = _begun(solver, batch, pilot)
                 if i == 0:
-                    x = run.moments[i].state.x
-                    check_rows_apart(batch.bound, solver.needs, x, total)
-                    check_grows(batch.bound, x, total)
-                    check_slopes(batch.bound, solver, x, total)
-                    if batch.drawn and is_grid(solver):
-                        warn_of_base(batch.bound, x, total)
-            if compiler.used and not i:
-                compiler.used = _compilable(batch.bound, run.moments[i].state.x)
+                    _look_over(batch, solver, archive.moments[i].state.x, total)
+            compiler.settle(share, i, batch.bound, archive.moments[i].state.x)
+            pilot.publish(share, archive.moments[i], batch)
+            done = share.pulse(i, archive.moments[i].step, archive.moments[i].step)
             for moment in _driven(
-                run, i, solver, batch, compiler, recompute=recompute, on_failure=on_failure
+                archive.moments[i],
+                Loop(solver, batch.bound, batch.noise, batch.schedule, batch.recorder),
+                compiler,
+                recompute=recompute,
+                on_failure=on_failure,
+                seconds=0.0 if share.steady else BLOCK_SECONDS,
             ):
-                run.moments[i] = moment
-                done = sum(b.schedule.total for b in batches[:i]) + moment.step
+                done = share.pulse(i, moment.step, moment.step - archive.moments[i].step)
+                archive.moments[i] = moment
+                pilot.publish(share, moment, batch)
                 shown.update(done, lost + moment.failed)
-                if saving and saving.checkpoint.due():
-                    save_run(run, batches, saving, asked(run, solver, batches))
-            finished.append(_finish(run.moments[i], batch, is_tuned(solver)))
-            lost += failures(finished[-1].status)
+                if archive.due():
+                    archive.save(i)
+            mine[i] = _finish(archive.moments[i], batch, is_tuned(solver))
+            lost += failures(mine[i].status)
             batch.noise.forget()
-            if saving is None:
-                del run.moments[i]  # and with it the memory of its state
-    return finished
+            archive.over(i)
+        outcomes = {i: (f if i == 0 else replace(f, tuned={})).flat() for i, f in mine.items()}
+        told = share.collected(outcomes, len(batches), batches[0].noise.chains.device)
+        return [
+            mine[i] if i in mine else Finished.told(outcome, batch)
+            for i, (outcome, batch) in enumerate(zip(told, batches, strict=True))
+        ]
+
+
+@dataclass
+class _Pilot:
+    """What a batch knows of the one that tunes the solver.
+
+    Args:
+        tuned: What it has tuned, by name; None where this batch is the one, or there is none.
+        failed: Whether all its chains failed at the start.
+        asked: Whether others wait for it.
+    """
+
+    tuned: dict[str, Tensor] | None = None
+    failed: bool = False
+    asked: bool = False
+
+    @staticmethod
+    def of(share: Share, i: int, solver: Any, place: torch.device) -> _Pilot:
+        """What batch i knows; waits for the end of the first one's warmup."""
+        if not adapts(solver):
+            return _Pilot()
+        if i == 0:
+            return _Pilot(asked=True)
+        told = dict(share.told("pilot"))
+        failed = bool(told.pop(""))
+        tuned = {n: v if v.device.type == "cpu" else v.to(place) for n, v in told.items()}
+        return _Pilot(tuned, failed)
+
+    def publish(self, share: Share, moment: Moment, batch: Batch) -> None:
+        """Tell the other batches what this one has tuned, once its warmup is over."""
+        if self.asked and moment.step >= batch.schedule.warmup:
+            failed = (moment.failed_at == 0).all()
+            share.tell("pilot", {"": failed, **tuned_leaves(moment.state)})
+            self.asked = False
+
+
+def _begun(solver: Any, batch: Batch, pilot: _Pilot) -> Moment:
+    """The first moment of a batch; without a pilot there is nothing to run it with."""
+    moment = begin_batch(solver, batch, pilot.tuned)
+    return _untuned(moment) if pilot.failed else moment
+
+
+def _look_over(batch: Batch, solver: Any, x: Tensor, steps: int) -> None:
+    """What is asked of a field at the start of a run of so many steps, at the chains' positions."""
+    check_rows_apart(batch.bound, solver.needs, x, steps)
+    check_grows(batch.bound, x, steps)
+    check_slopes(batch.bound, solver, x, steps)
+    if batch.drawn and is_grid(solver):
+        warn_of_base(batch.bound, x, steps)
 
 
 @dataclass
@@ -126,6 +216,16 @@ class _Compiler:
     """Whether the run is compiled, until the compiler fails."""
 
     used: bool
+
+    def settle(self, share: Share, i: int, bound: Any, x: Tensor) -> None:
+        """Do without where the first batch is not to be compiled."""
+        if not self.used:
+            return
+        if i == 0:
+            self.used = _compilable(bound, x)
+            share.tell("compiled", {"": torch.tensor(self.used)})
+        else:
+            self.used = bool(share.told("compiled")[""])
 
 
 def _compilable(bound: Any, x: Tensor) -> bool:
@@ -150,29 +250,29 @@ def _compilable(bound: Any, x: Tensor) -> bool:
 
 
 def _driven(
-    run: Run,
-    i: int,
-    solver: Any,
-    batch: Batch,
+    moment: Moment,
+    loop: Loop,
     compiler: _Compiler,
     *,
     recompute: bool,
     on_failure: str,
+    seconds: float,
 ) -> Iterator[Moment]:
-    """The moments of a batch, from that of the run on.
+    """The moments of a batch, from one on.
 
     Where the compiler cannot take the field it warns, and the batch goes on eagerly.
     """
-    loop = Loop(solver, batch.bound, batch.noise, batch.schedule, batch.recorder)
     while True:
         try:
-            yield from drive(
+            for moment in drive(  # noqa: B020 (on goes what has come so far)
                 loop,
-                run.moments[i],
+                moment,
                 compiled=compiler.used,
                 recompute=recompute,
                 on_failure=on_failure,
-            )
+                seconds=seconds,
+            ):
+                yield moment
             return
         except Uncompilable as failure:
             compiler.used = False

@@ -21,15 +21,18 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.core.arguments import positive
-from scoretk.core.files import file_to_write
+from scoretk.core.files import as_path, file_to_write
 from scoretk.core.identity import numbers_as_bytes, tensor_value
 from scoretk.core.sealed import Stored, Unreadable, open_sealed, read_sealed, write_sealed
 from scoretk.errors import CheckpointError
 
 __all__ = [
+    "LOCK",
+    "MANIFEST",
     "Checkpoint",
     "another",
     "check_settings",
+    "is_shared",
     "load",
     "opened",
     "tensor_digest",
@@ -39,6 +42,9 @@ __all__ = [
 ]
 
 ADVICE = "It is left untouched: move it away or name another path to start afresh"
+
+MANIFEST, LOCK = "manifest.safetensors", "lock"
+"""The files of a folder that is a checkpoint, beside one a batch (`run.archive`)."""
 
 _KNOWN: Any = WeakTensorKeyDictionary()
 """Digests of weights, each with a mark of what the tensor was then."""
@@ -50,7 +56,7 @@ class Checkpoint:
 
     Args:
         path: The path of the file, in a folder that exists. Where the file exists the run goes on
-            from it.
+            from it. Inside `distributed` it is a folder, with a file for each batch.
         every: The seconds between two writes. Slow writes lengthen it, so that saving takes at most
             a twentieth of the time.
     """
@@ -60,7 +66,9 @@ class Checkpoint:
     _due: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        file_to_write("checkpoint", self.path, "the path of a file (or a scoretk.Checkpoint)")
+        expected = "the path of a file (or a scoretk.Checkpoint)"
+        if not is_shared(as_path("checkpoint", self.path, expected)):
+            file_to_write("checkpoint", self.path, expected)
         positive("every", self.every)
 
     @property
@@ -76,15 +84,35 @@ class Checkpoint:
         """Whether it is time for the next write."""
         return time.monotonic() >= self._due
 
-    def save(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    def save(
+        self,
+        tensors: dict[str, Tensor],
+        header: dict[str, Any],
+        path: Path | None = None,
+        kind: str = "run",
+    ) -> None:
         """Write, and set the time of the next write.
+
+        Args:
+            tensors: By name.
+            header: Plain values.
+            path: A file in a folder that is the checkpoint; None for the checkpoint itself.
+            kind: What is in it.
 
         Raises:
             CheckpointError: Where that fails; the old file stays.
         """
         started = time.monotonic()
-        write(self.file, tensors, header)
+        write(self.file if path is None else path, tensors, header, kind)
         self._due = time.monotonic() + max(self.every, 20 * (time.monotonic() - started))
+
+
+def is_shared(path: Path) -> bool:
+    """Whether a path is the folder of a run that several processes share."""
+    try:
+        return any((path / name).is_file() for name in (MANIFEST, LOCK))
+    except OSError:  # such as for a name that is too long
+        return False
 
 
 def tensor_digest(tensors: dict[str, Tensor]) -> str:
@@ -163,16 +191,16 @@ def load(path: Path, kind: str = "run") -> tuple[dict[str, Tensor], dict[str, An
         raise _unreadable(path, kind, error) from error
 
 
-def opened(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
-    """As `load`, of a run, with tensors that are still to be read.
+def opened(path: Path, kind: str = "run") -> tuple[dict[str, Stored], dict[str, Any]]:
+    """As `load`, with tensors that are still to be read.
 
     Raises:
         CheckpointError: As `load`.
     """
     try:
-        return open_sealed(path, "run")
+        return open_sealed(path, kind)
     except Unreadable as error:
-        raise _unreadable(path, "run", error) from error
+        raise _unreadable(path, kind, error) from error
 
 
 def _unreadable(path: Path, kind: str, why: Unreadable) -> CheckpointError:

@@ -30,7 +30,7 @@ from scoretk.run.settle import AtOnce, AtTheEnd, Made, Now, Watching, make_step,
 from scoretk.solvers.base import traits
 from scoretk.solvers.warmup.adaptation import WarmupStep
 
-__all__ = ["Eager", "drive", "engine_of"]
+__all__ = ["BLOCK_SECONDS", "Eager", "drive", "engine_of"]
 
 BLOCK_SECONDS = 0.1
 DEVICE_BLOCK = 2 * CALL
@@ -44,6 +44,7 @@ def drive(
     compiled: bool = False,
     recompute: bool = False,
     on_failure: str = "flag",
+    seconds: float = BLOCK_SECONDS,
 ) -> Iterator[Moment]:
     """Run from a moment to the schedule's end, yielding the moment after every block of steps.
 
@@ -54,6 +55,8 @@ def drive(
         recompute: Whether what a step computes on the way is not kept for gradients but computed
             again.
         on_failure: "raise" to stop after the first block in which a chain failed.
+        seconds: About how long a block takes: often enough for progress, checkpoints and Ctrl-C. 0
+            for blocks as short as can be, which end at the same steps however fast they are.
 
     Yields:
         The moment after each block.
@@ -73,8 +76,7 @@ def drive(
             moment = looked_at(moment)
         _raise_failures(moment, schedule, on_failure, loop.noise.chains)
         yield moment
-        # a block takes about a tenth of a second: often enough for progress, checkpoints and Ctrl-C
-        pace = BLOCK_SECONDS / max(time.perf_counter() - started, 1e-6)
+        pace = seconds / max(time.perf_counter() - started, 1e-6)
         size = max(least, min(2 * size, int(size * pace) // CALL * CALL))
 
 

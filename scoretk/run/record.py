@@ -29,6 +29,7 @@ __all__ = [
     "Record",
     "Recorder",
     "Room",
+    "Told",
 ]
 
 Stats = dict[str, Tensor]
@@ -75,10 +76,40 @@ class Recorder(Protocol):
     def filled(self, record: Record, count: int) -> Record: ...
 
     def restored(
-        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
     ) -> Record: ...
 
     def position(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Told:
+    """A tensor that another process has told, as `Stored` is one in a file.
+
+    Args:
+        value: The tensor.
+    """
+
+    value: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def into(self, out: Tensor) -> Tensor:
+        """Put it where it belongs."""
+        return out.copy_(self.value)
+
+    def read(self, device: torch.device) -> Tensor:
+        """The tensor, on a device."""
+        return self.value.to(device)
 
 
 @dataclass
@@ -121,7 +152,7 @@ class _OneByOne:
         return x
 
     def restored(
-        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
     ) -> Record:
         """A record of `count` draws that was saved, ready for those that follow.
 
@@ -220,7 +251,7 @@ class KeepAll(_OneByOne):
         )
 
     def restored(
-        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
     ) -> Record:
         """As `Recorder.restored`: draws are read to where the run has room for all."""
         if not count:
@@ -292,7 +323,7 @@ class Constraining(_OneByOne):
         return self.inner.filled(record, count)
 
     def restored(
-        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
     ) -> Record:
         return self.inner.restored(saved, count, total, device)
 
@@ -320,7 +351,7 @@ class OfRows(_OneByOne):
         return self.inner.filled(record, count)
 
     def restored(
-        self, saved: Mapping[str, Stored], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
     ) -> Record:
         return self.inner.restored(saved, count, total, device)
 

@@ -1,10 +1,9 @@
-"""What is saved of a run of many chains, and how a run is taken up again."""
+"""What a file holds of a run of many chains, and how it is taken up again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,9 @@ from scoretk.run.capture import CALL
 from scoretk.run.checkpoint import Checkpoint, another, check_settings, opened, unfit
 from scoretk.run.moment import Moment, begin, failures
 from scoretk.run.state import state_leaves, tuned_leaves, with_leaves
-from scoretk.run.witness import contradiction, witness
+from scoretk.run.witness import contradiction
 
-__all__ = ["Run", "Saving", "asked", "resumed", "save_run", "saved_on_exit"]
-
-
-@dataclass
-class Run:
-    """A run that is going on.
-
-    Args:
-        moments: The moments of batches by number, from their beginning as long as they are needed.
-        changed: Names of parts of the field that the run had changed before it was resumed.
-    """
-
-    moments: dict[int, Moment] = field(default_factory=dict)
-    changed: list[str] = field(default_factory=list)
+__all__ = ["Saving", "check_whose", "contents", "header_of", "read_moments"]
 
 
 @dataclass(frozen=True)
@@ -56,51 +42,24 @@ class Saving:
     extends: bool
 
 
-@contextmanager
-def saved_on_exit(
-    run: Run, solver: Any, batches: list[Batch], saving: Saving | None
-) -> Iterator[None]:
-    """A context that saves the run at its end, and when an exception stops it, which is raised on."""
-    if saving is None:
-        yield
-        return
-    saving.checkpoint.begin()
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, CheckpointError):
-            try:
-                save_run(run, batches, saving, _asked_at_last(run, solver, batches))
-                error.add_note(
-                    f"The run so far is in {saving.checkpoint.path}: the same call goes on from "
-                    f"there."
-                )
-            except CheckpointError as second:
-                error.add_note(str(second))
-        raise
-    save_run(run, batches, saving, _asked_at_last(run, solver, batches))
+def contents(
+    moments: dict[int, Moment],
+    batches: list[Batch],
+    saving: Saving,
+    changed: Iterable[str],
+    said: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header of a file with moments, by the numbers of their batches.
 
-
-def asked(run: Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
-    """What the field answers at the last moment; a model's own errors are raised on."""
-    if not run.moments:
-        return {}
-    i, moment = max(run.moments.items(), key=lambda item: item[0])
-    return witness(batches[i].bound, solver.needs, moment.state.x)
-
-
-def _asked_at_last(run: Run, solver: Any, batches: list[Batch]) -> dict[str, Tensor]:
-    """As `asked` when the run is over: a model that fails then does not keep it from being saved."""
-    try:
-        return asked(run, solver, batches)
-    except Exception:  # noqa: BLE001 (whatever a model raises)
-        return {}
-
-
-def save_run(run: Run, batches: list[Batch], saving: Saving, said: dict[str, Tensor]) -> None:
-    """Write all moments by the numbers of their batches, and what the field answered at the last."""
+    Args:
+        moments: The moments.
+        batches: All batches of the run.
+        saving: How the run is saved.
+        changed: Names of parts of the field that the run had changed before it was resumed.
+        said: What the field answers at the last moment.
+    """
     tensors = {f"witness/{name}": value for name, value in said.items()}
-    for i, m in run.moments.items():
+    for i, m in moments.items():
         batch = batches[i]
         record = batch.recorder.filled(m.record, batch.schedule.kept_before(m.step))
         parts = {"state": state_leaves(m.state), "record": record.flat()}
@@ -112,63 +71,81 @@ def save_run(run: Run, batches: list[Batch], saving: Saving, said: dict[str, Ten
         tensors |= {f"{i}/status": m.status, f"{i}/failed_at": m.failed_at}
         if m.looks is not None:
             tensors[f"{i}/looks"] = m.looks
-    saving.checkpoint.save(
-        tensors,
-        {
-            "settings": saving.settings,
-            "identity": saving.identity.summary({*run.changed, *saving.identity.changing()}),
-            "batches": [
-                {"step": m.step, "evaluations": int(m.evaluations)} for m in run.moments.values()
-            ],
-        },
-    )
+    header = header_of(saving, changed)
+    header["batches"] = [
+        {"step": m.step, "evaluations": int(m.evaluations)} for m in moments.values()
+    ]
+    return tensors, header
 
 
-def resumed(batches: list[Batch], solver: Any, saving: Saving | None) -> Run:
-    """The run as a checkpoint has it, or a new one; the file is only read.
+def header_of(saving: Saving, changed: Iterable[str]) -> dict[str, Any]:
+    """The settings of a run, and the identity of its field and solver."""
+    summary = saving.identity.summary({*changed, *saving.identity.changing()})
+    return {"settings": saving.settings, "identity": summary}
+
+
+def read_moments(
+    path: Path,
+    kind: str,
+    numbers: Sequence[int],
+    batches: list[Batch],
+    solver: Any,
+    saving: Saving,
+    tuned: dict[str, Tensor] | None = None,
+) -> tuple[dict[int, Moment], list[str]]:
+    """The moments in a checkpoint, by the numbers of their batches; the file is only read.
 
     All of the checkpoint is compared with what this run could have written before it is used.
+
+    Args:
+        path: The file.
+        kind: What has to be in it.
+        numbers: The numbers of the batches that may be in it; the first ones are.
+        batches: All batches of the run.
+        solver: The solver.
+        saving: How the run is saved.
+        tuned: What the pilot has tuned, where it is in another file.
+
+    Returns:
+        The moments, and the names of parts of the field that the run had changed.
 
     Raises:
         CheckpointError: Where it is damaged, another run's, or does not fit.
     """
-    if saving is None or not saving.checkpoint.file.exists():
-        return Run()
-    path = saving.checkpoint.file
-    tensors, header = opened(path)
-    run = Run()
+    tensors, header = opened(path, kind)
+    moments = dict[int, Moment]()
     try:
         check_header(
             header,
             settings=lambda v: isinstance(v, dict),
             identity=is_summary,
-            batches=lambda v: isinstance(v, list) and len(v) <= len(batches),
+            batches=lambda v: isinstance(v, list) and len(v) <= len(numbers),
         )
-        _check_whose(path, header, saving)
-        run.changed = header["identity"]["changing"]
+        check_whose(path, header, saving)
         saved = _Saved(tensors)
         said = saved.under("witness/").read()
-        for i, (batch, position) in enumerate(zip(batches, header["batches"], strict=False)):
+        for i, position in zip(numbers, header["batches"], strict=False):
+            batch = batches[i]
             most = min(
                 batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"]
             )
             check_header(position, step=partial(is_count, most=most), evaluations=is_count)
-            tuned = tuned_leaves(run.moments[0].state) if i else None
-            run.moments[i] = _read_moment(saved.under(f"{i}/"), solver, batch, tuned, **position)
+            told = tuned_leaves(moments[0].state) if i and 0 in moments else tuned
+            moments[i] = _read_moment(saved.under(f"{i}/"), solver, batch, told, **position)
         saved.nothing_left()
         other = (
-            contradiction(batch.bound, solver.needs, _held(said, run.moments[i].state.x))
-            if run.moments
+            contradiction(batch.bound, solver.needs, _held(said, moments[i].state.x))
+            if moments
             else None
         )
     except (ValueError, KeyError, TypeError) as error:
         raise unfit(path, error) from error
     if other is not None:
         raise another(path, [other])
-    return run
+    return moments, list(header["identity"]["changing"])
 
 
-def _check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
+def check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
     """Refuse a checkpoint with other settings, of another field or solver, or of a longer run.
 
     Raises:

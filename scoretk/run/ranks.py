@@ -1,0 +1,595 @@
+"""The processes of one job (`torchrun`, torch.distributed): who runs which batch, what they tell.
+
+Inside `distributed` every rank makes the same calls. The unit of work is the batch: ranks claim the
+numbers of batches from the store of the process group, an atomic addition each, so that what a
+batch is hangs on `batch=` and on nothing else, and a slow rank claims fewer. What warmup has tuned
+goes through the store; what became of the batches is broadcast when all are over, so that every
+rank returns what one process would have.
+
+Ranks that hold one model together (`model_group`: FSDP, tensor parallel) are a *team*. Its first
+rank, the leader, claims for all of them, and they make the same steps.
+
+Nobody waits blindly. A rank that waits, as one that works, looks whether another rank has failed,
+and then raises the same error; and whether the next rank in the ring still moves, and else names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scoretk.core.arguments import positive
+from scoretk.core.identity import Identity, differences
+from scoretk.core.sealed import from_bytes, to_bytes
+from scoretk.errors import InvalidArgument, RankFailure, ScoretkError
+
+__all__ = [
+    "Alone",
+    "Ranks",
+    "Share",
+    "carrier",
+    "distributed",
+    "gathered",
+    "joined",
+    "shared_call",
+    "shares",
+    "unshared",
+]
+
+TIMEOUT = 600.0
+"""Seconds without a word after which a rank is said to hang."""
+PULSE = 1.0
+"""Seconds between two words of a rank: a thousand of them send three thousand messages a second, of
+some tens of thousands that one store answers.
+"""
+LOOK = 0.2
+"""The most seconds between two looks of a rank that waits."""
+
+FAREWELL = 3.0
+"""The most seconds that a rank with an error waits for the others to end with it: those that start
+processes end all that are left when the first one fails.
+"""
+END = "end"
+
+_ENTERED = count()
+dist: Any = torch.distributed
+"""What it has hangs on how torch was built, and most of that is not typed."""
+Outcome = Mapping[str, Tensor]
+Form = tuple[str, list[int], str]
+"""The dtype, the shape and the kind of device of a tensor."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where a process stands among those of its job.
+
+    Args:
+        rank: Its number, from 0.
+        world_size: How many there are.
+        device: The device that is its own: `cuda:LOCAL_RANK` where there is a GPU for each process
+            of the machine, else the CPU.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The processes between which calls are shared.
+
+    Args:
+        ranks: Where this one stands.
+        team: The ranks that hold one model together with this one, the leader first.
+        store: What all of them read and write.
+        timeout: As in `distributed`.
+        calls: Counts the calls that were shared, alike on every rank.
+        changed: Names of parts of fields that calls have changed on any rank, such as a counter.
+        known: The errors of calls that all ranks know of.
+    """
+
+    ranks: Ranks
+    team: tuple[int, ...]
+    store: Any
+    timeout: float
+    calls: Iterator[int] = field(default_factory=count)
+    changed: set[str] = field(default_factory=set)
+    known: list[BaseException] = field(default_factory=list)
+
+
+_JOB: ContextVar[_Job | None] = ContextVar("scoretk_job", default=None)
+
+
+@contextmanager
+def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[Ranks]:
+    """A context in which the processes of a job share the batches of `sample`.
+
+    Every rank makes the same calls, and gets the same draws as one process with that `batch=`, to
+    the bit, at any number of ranks. They are those that `torchrun` has started, or of a process
+    group of torch.distributed that is there already; in a plain process the context does nothing
+    but give `batch` its default.
+
+    An error on one rank is raised on all.
+
+    Args:
+        model_group: The ranks that hold this rank's copy of the model together, a process group or
+            a one-dimensional `DeviceMesh`: for networks that one device does not hold (FSDP, tensor
+            parallel). None where each rank has a model of its own.
+        timeout: The seconds after which a rank without a word is named, and the job ends. A step,
+            and whatever a rank does alone between two calls, has to be shorter.
+
+    Yields:
+        The number of this rank, how many there are, and its device.
+
+    Raises:
+        InvalidArgument: The ranks make different calls, or `model_group` is none.
+        RankFailure: A rank hangs or has ended.
+    """
+    positive("timeout", timeout)
+    outer = _JOB.get()
+    if outer is not None:  # within a function that shares on its own account
+        yield outer.ranks
+        return
+    with joined(timeout) as (ranks, store):
+        if store is None:
+            raise ScoretkError("this build of torch has no torch.distributed")
+        job = _Job(ranks, _team(model_group, ranks.rank), store, timeout)
+        end, token = _Shared(job, END), _JOB.set(job)
+        try:
+            with end.failing_together():
+                yield ranks
+                end.meet("at the end")
+        finally:
+            _JOB.reset(token)
+
+
+def _team(model_group: Any, rank: int) -> tuple[int, ...]:
+    """The ranks of a model's group, the leader first."""
+    if model_group is None:
+        return (rank,)
+    expected = "a process group or a one-dimensional DeviceMesh with this rank in it"
+    from torch.distributed.device_mesh import DeviceMesh
+
+    group = model_group.get_group() if isinstance(model_group, DeviceMesh) else model_group
+    try:
+        team = tuple(sorted(dist.get_process_group_ranks(group)))
+    except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
+        raise InvalidArgument("model_group", model_group, expected, str(error)) from error
+    if rank not in team:
+        raise InvalidArgument("model_group", team, expected)
+    return team
+
+
+@contextmanager
+def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
+    """A context in which the processes that `torchrun` has started are one process group.
+
+    A group that is there is used, and left as it is. Tensors on the CPU go by gloo, those on GPUs by
+    NCCL where each process of a machine has one of its own. A plain process is a job of one.
+
+    Yields:
+        Where this process stands, and the store of the group, None where torch cannot have one.
+    """
+    turn = str(next(_ENTERED))  # names in a store are used once
+    if dist.is_available() and dist.is_initialized():
+        store = dist.PrefixStore(f"scoretk/{turn}", dist.distributed_c10d._get_default_store())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), _device()), store
+        return
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        store = dist.HashStore() if dist.is_available() else None
+        yield Ranks(), store
+        return
+    device = _device()
+    found, rank, world_size = next(dist.rendezvous("env://"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo",
+        store=dist.PrefixStore(f"group/{turn}", found),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout),
+    )
+    try:
+        yield Ranks(rank, world_size, device), dist.PrefixStore(f"scoretk/{turn}", found)
+        gathered(b"")  # gloo may abort in a process whose peer has left
+    finally:
+        dist.destroy_process_group()
+
+
+def _device() -> torch.device:
+    """The device of this process: a GPU of its own where there are as many as processes."""
+    number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", number + 1))
+    if max(count, number + 1) <= torch.cuda.device_count():
+        return torch.device("cuda", number)
+    return torch.device("cpu")
+
+
+def shares() -> bool:
+    """Whether this process shares its calls, as inside `distributed`."""
+    return _JOB.get() is not None
+
+
+@contextmanager
+def unshared() -> Iterator[None]:
+    """A context in which calls are this process's own, as where each rank has other data."""
+    token = _JOB.set(None)
+    try:
+        yield
+    finally:
+        _JOB.reset(token)
+
+
+class Share(Protocol):
+    """This process's share of a call.
+
+    Attributes:
+        alone: Whether it is all of it.
+        first: Whether this is the first process, which makes folders and shows how far the call is.
+        leads: Whether this process is the first one of its team, which writes its files.
+        steady: Whether other processes make the same steps at the same time.
+    """
+
+    alone: bool
+    first: bool
+    leads: bool
+    steady: bool
+
+    def claims(self, batches: int) -> Iterator[int]: ...
+
+    def tell(self, name: str, tensors: Outcome) -> None: ...
+
+    def told(self, name: str) -> Outcome: ...
+
+    def pulse(self, batch: int, step: int, made: int) -> int: ...
+
+    def agreed(self, value: Any) -> Any: ...
+
+    def collected(
+        self, mine: Mapping[int, Outcome], batches: int, place: torch.device
+    ) -> Iterator[Outcome]: ...
+
+
+class Alone:
+    """All of a call."""
+
+    alone, first, leads, steady = True, True, True, False
+
+    def __init__(self) -> None:
+        self._made, self._said = 0, dict[str, Outcome]()
+
+    def claims(self, batches: int) -> Iterator[int]:
+        """The numbers of the batches to run, in order."""
+        return iter(range(batches))
+
+    def tell(self, name: str, tensors: Outcome) -> None:
+        """Say something to those who ask for it by its name."""
+        self._said[name] = tensors
+
+    def told(self, name: str) -> Outcome:
+        """What was said under a name."""
+        return self._said[name]
+
+    def pulse(self, batch: int, step: int, made: int) -> int:
+        """Say that `made` steps were made, in a batch that is now after `step`.
+
+        Returns:
+            How many steps the call has made so far.
+        """
+        self._made += made
+        return self._made
+
+    def agreed(self, value: Any) -> Any:
+        """A plain value as the leader of the team has it."""
+        return value
+
+    def collected(
+        self, mine: Mapping[int, Outcome], batches: int, place: torch.device
+    ) -> Iterator[Outcome]:
+        """What became of every batch, in order.
+
+        Args:
+            mine: What became of those that ran here, by number.
+            batches: How many there are.
+            place: The device of this process's state; what other ranks have on the CPU stays there.
+        """
+        return (mine[i] for i in range(batches))
+
+
+@contextmanager
+def shared_call(settings: Mapping[str, Any], identity: Identity | None) -> Iterator[Share]:
+    """A context for one call, of which this process has a share; an error in it reaches all ranks.
+
+    Args:
+        settings: What the call is, plain values, which are the same on every rank.
+        identity: What field and solver are made of, which is as well; None in a process that
+            shares nothing.
+
+    Raises:
+        InvalidArgument: They are not.
+    """
+    job = _JOB.get()
+    if job is None or identity is None:
+        yield Alone()
+        return
+    share = _Shared(job, str(next(job.calls)))
+    with share.failing_together():
+        share.check(settings, identity)
+        yield share
+
+
+class _Shared:
+    """A share of a call that the ranks of a job make together; methods as in `Alone`.
+
+    Args:
+        job: The processes.
+        call: The name of the call, the same on every rank.
+    """
+
+    def __init__(self, job: _Job, call: str) -> None:
+        self.job, self.call = job, call
+        self.rank, self.world_size = job.ranks.rank, job.ranks.world_size
+        self.alone, self.first = False, self.rank == 0
+        self.leads, self.steady = self.rank == job.team[0], len(job.team) > 1
+        self.store = dist.PrefixStore(call, job.store)
+        self._said, self._turns, self._words = dict[str, Outcome](), count(), count()
+        self._made, self._due, self._watched = 0, 0.0, (b"", time.monotonic())
+        self.identity: Identity | None = None
+
+    def check(self, settings: Mapping[str, Any], identity: Identity) -> None:
+        """Refuse a call that is not the one that the first rank to come here makes."""
+        self.identity, summary = identity, identity.summary(self.job.changed)
+        self._look("the start of the call")
+        ours = json.dumps([self.rank, settings, summary])
+        rank, theirs, made_of = json.loads(self.store.compare_set("call", "", ours))
+        _, here, summary = json.loads(ours)
+        other = [
+            f"{name}: {theirs.get(name)!r:.80} there, {here.get(name)!r:.80} here"
+            for name in {**theirs, **here}
+            if json.dumps(theirs.get(name)) != json.dumps(here.get(name))
+        ] + differences(made_of, summary)
+        if other:
+            raise InvalidArgument(
+                "distributed",
+                f"another one on rank {self.rank}",
+                "the same call on every rank",
+                f"What rank {rank} has there, and rank {self.rank} here: {'; '.join(other)}. Build "
+                f"the field alike on all (seeds, weights); a call of one rank's own stands outside",
+            )
+
+    def claims(self, batches: int) -> Iterator[int]:
+        while (i := self.agreed_on(lambda: self.store.add("claims", 1) - 1)) < batches:
+            self._look(f"the start of batch {i}")
+            yield i
+
+    def tell(self, name: str, tensors: Outcome) -> None:
+        self._said[name] = tensors
+        if self.leads:
+            placed = {f"{value.device.type}/{n}": value for n, value in tensors.items()}
+            self.store.set(f"said/{name}", to_bytes(placed))
+
+    def told(self, name: str) -> Outcome:
+        if name not in self._said:
+            placed = from_bytes(self._waited_for(f"said/{name}"))
+            parts = {n: n.partition("/") for n in placed}
+            self._said[name] = {parts[n][2]: v.to(parts[n][0]) for n, v in placed.items()}
+        return self._said[name]
+
+    def pulse(self, batch: int, step: int, made: int) -> int:
+        self._made += made
+        if time.monotonic() >= self._due:
+            self._look(f"step {step} of batch {batch}")
+        return self._made
+
+    def agreed(self, value: Any) -> Any:
+        return self.agreed_on(lambda: value)
+
+    def agreed_on(self, made: Callable[[], Any]) -> Any:
+        """What the leader of the team makes, on each of its ranks."""
+        if not self.steady:
+            return made()
+        name = f"team {self.job.team[0]}/{next(self._turns)}"
+        if not self.leads:
+            return json.loads(self._waited_for(name))
+        value = made()
+        self.store.set(name, json.dumps(value))
+        return value
+
+    def collected(
+        self, mine: Mapping[int, Outcome], batches: int, place: torch.device
+    ) -> Iterator[Outcome]:
+        if self.leads:
+            self.store.add("over", len(mine))
+        self._until(lambda: self.store.add("over", 0) >= batches, "for the other batches")
+        self.meet("with all batches")
+        if self.world_size == 1:
+            return (mine[i] for i in range(batches))
+        return self._exchanged(mine, batches, place)
+
+    def _exchanged(
+        self, mine: Mapping[int, Outcome], batches: int, place: torch.device
+    ) -> Iterator[Outcome]:
+        forms = {i: _forms(outcome) for i, outcome in mine.items()} if self.leads else {}
+        changed = [] if self.identity is None else list(self.identity.changing())
+        try:
+            told = [json.loads(part) for part in gathered(json.dumps([forms, changed]).encode())]
+            self.job.changed.update(*(names for _, names in told))
+            whose = {int(i): (rank, each[i]) for rank, (each, _) in enumerate(told) for i in each}
+            for i in range(batches):
+                rank, form = whose[i]
+                yield {
+                    name: _broadcast(mine.get(i, {}).get(name), kind, rank, place)
+                    for name, kind in form.items()
+                }
+        except RuntimeError as error:  # of the backends
+            raise RankFailure(f"the ranks cannot send each other their draws: {error}") from error
+
+    def meet(self, where: str) -> None:
+        """Wait until every rank is here."""
+        self.store.add(where, 1)
+        self._until(lambda: self.store.add(where, 0) >= self.world_size, f"for all to be {where}")
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """A context in which the first error of any rank is raised on all of them."""
+        try:
+            yield
+        except BaseException as error:
+            own = _lost(error) if isinstance(error, dist.DistError) else error
+            try:
+                first = self._first(own)
+            except dist.DistError:  # nobody can be told any more
+                first = own
+            if first is error:
+                raise
+            raise first from error
+
+    def _first(self, error: BaseException) -> BaseException:
+        """The first error of this call; whose it is waits a little until the other ranks have it."""
+        known = any(error is other for other in self.job.known)
+        first = _unpacked(
+            self.store.compare_set("error", "", _packed(error, self.rank)), self.rank, error
+        )
+        self.store.add("ended", 1)
+        over = time.monotonic() + (0.0 if known or first is not error else FAREWELL)
+        while self.store.add("ended", 0) < self.world_size and time.monotonic() < over:
+            time.sleep(LOOK / 4)
+        self.job.known.append(first)
+        return error if known else first
+
+    def _waited_for(self, name: str) -> bytes:
+        self._until(lambda: self.store.check([name]), f"for {name}")
+        found: bytes = self.store.get(name)
+        return found
+
+    def _until(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait, and look about meanwhile.
+
+        Raises:
+            RankFailure: The next rank has ended or hangs.
+            DistError: The store is gone.
+            BaseException: What another rank has raised.
+        """
+        pause = 1e-3
+        while not holds():
+            if time.monotonic() >= self._due:
+                self._look(f"waiting {what}")
+            time.sleep(pause)
+            pause = min(2 * pause, LOOK)
+
+    def _look(self, word: str) -> None:
+        """Say what this rank does, see whether another has failed, and whether the next still moves."""
+        now = time.monotonic()
+        self._due = now + min(PULSE, self.job.timeout / 4)
+        self.store.set(f"word {self.rank}", f"{word}, word {next(self._words)}")
+        for store, error in ((self.store, "error"), (self.job.store, f"{END}/error")):
+            if store.check([error]):
+                self.job.known.append(_unpacked(store.get(error), self.rank))
+                raise self.job.known[-1]
+        self._watch((self.rank + 1) % self.world_size, now)
+
+    def _watch(self, other: int, now: float) -> None:
+        """Name the next rank in the ring where it has said nothing for too long.
+
+        Each watches one other, so that words are read as often as they are written.
+        """
+        name = f"word {other}"
+        word = self.store.get(name) if self.store.check([name]) else b""
+        if word != self._watched[0]:
+            self._watched = word, now
+        elif other != self.rank and now - self._watched[1] > self.job.timeout:
+            last = word.decode().rpartition(",")[0]
+            where = f"its last word was: {last}" if last else "it has not come to this call"
+            raise RankFailure(
+                f"rank {other} of {self.world_size} has said nothing for {self.job.timeout:g} s; "
+                f"{where}. It hangs or has ended. Where a step takes so long, give "
+                f"scoretk.distributed a longer timeout="
+            )
+
+
+def _lost(error: BaseException) -> RankFailure:
+    return RankFailure(
+        f"another process, or the store that torchrun or rank 0 keeps, cannot be reached: {error}"
+    )
+
+
+def _packed(error: BaseException, rank: int) -> bytes:
+    """An error for other processes; as text alone where it cannot be pickled."""
+    text = f"{type(error).__name__}: {error}"
+    try:
+        content = pickle.dumps(error)
+        pickle.loads(content)
+    except Exception:  # noqa: BLE001 (whatever a class of errors does there)
+        content = pickle.dumps(RankFailure(text))
+    return pickle.dumps((rank, content))
+
+
+def _unpacked(packed: bytes, rank: int, own: BaseException | None = None) -> BaseException:
+    """The error of some rank as this one raises it, `own` where it is its own.
+
+    As torch.distributed does for objects, it is unpickled: the ranks of a job trust one another.
+    """
+    whose, content = pickle.loads(packed)
+    if whose == rank and own is not None:
+        return own
+    try:
+        error: BaseException = pickle.loads(content)
+    except Exception as failure:  # noqa: BLE001 (a class that is not here)
+        error = RankFailure(f"an error that cannot be told here: {failure}")
+    error.add_note(f"It was raised on rank {whose}.")
+    return error
+
+
+def _forms(outcome: Outcome) -> dict[str, Form]:
+    return {
+        name: (str(value.dtype).removeprefix("torch."), list(value.shape), value.device.type)
+        for name, value in outcome.items()
+    }
+
+
+def _broadcast(value: Tensor | None, form: Form, source: int, place: torch.device) -> Tensor:
+    """A tensor that the rank `source` has, on all ranks, as bytes, which every backend takes."""
+    dtype, shape, kind = form
+    if value is None:
+        there = place if place.type == kind else torch.device(kind)
+        value = torch.empty(shape, dtype=getattr(torch, dtype), device=there)
+    message = value.detach().contiguous()
+    if message.numel():
+        carried = message.reshape(-1).view(torch.uint8).to(carrier(message.device))
+        dist.broadcast(carried, source)
+        message = carried.to(message.device).view(message.dtype).reshape(shape)
+    return message
+
+
+def carrier(device: torch.device) -> torch.device:
+    """Where a tensor has to be for the process group: there, or where the group has a backend."""
+    served = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]
+    return device if device.type in served else torch.device(served[0])
+
+
+def gathered(content: bytes) -> list[bytes]:
+    """The bytes of every process, in the order of their ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [content]
+    place = carrier(torch.device("cpu"))
+    sizes = [torch.zeros((), dtype=torch.int64, device=place) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor(len(content), device=place))
+    longest = max(1, *(int(n) for n in sizes))
+    mine = torch.frombuffer(bytearray(content.ljust(longest, b"\0")), dtype=torch.uint8).to(place)
+    every = [torch.empty_like(mine) for _ in sizes]
+    dist.all_gather(every, mine)
+    return [t[: int(n)].cpu().numpy().tobytes() for t, n in zip(every, sizes, strict=True)]

@@ -1,0 +1,363 @@
+"""Jobs of several processes that share their runs, for the tests; as a program, all jobs of the default tests.
+
+python tests/jobs.py FILE     # what every rank of every job had, by the names of jobs and numbers of ranks, into FILE
+"""
+
+import contextlib
+import hashlib
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import torch
+
+import scoretk as stk
+from scoretk import cli
+from scoretk.run import batches, ranks
+
+CHAINS, BATCH = 60, 12
+PILOT = stk.Warmup(24, pilot=16)
+
+
+def bumpy(x):
+    return x.square().sum(1) / 2 + torch.sin(3 * x).sum(1)
+
+
+FIELD = stk.Energy(bumpy, (3,))
+FLOW = stk.Velocity(lambda x, t: torch.tanh(x) * (1 - t[:, None]), (2,))
+
+
+def digest(draws):
+    """All that draws hold, cost and provenance among it."""
+    tensors, header = draws._parts()
+    told = hashlib.sha256(repr(sorted(map(str, header.items()))).encode())
+    for name, value in sorted(tensors.items()):
+        told.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + value.numpy().tobytes())
+    return told.hexdigest()
+
+
+CALLS = {
+    "tuned": lambda **more: stk.sample(FIELD, chains=CHAINS, steps=8, warmup=PILOT, **more),
+    "moments": lambda **more: stk.sample(
+        FIELD, stk.MALA(0.3), chains=CHAINS, steps=9, keep="moments", **more
+    ),
+    "last": lambda **more: stk.sample(
+        FIELD, stk.HMC(0.2, 3), chains=7, steps=9, keep="last", **more
+    ),
+    "a grid": lambda **more: stk.sample(FLOW, stk.ProbabilityFlow(steps=4), chains=CHAINS, **more),
+    "a range": lambda **more: stk.sample(
+        FIELD, chains=range(10, 50), steps=4, warmup=PILOT, keep="moments", **more
+    ),
+}
+
+
+def one_process():
+    """The digests of the same calls in one process."""
+    return {name: digest(call(batch=BATCH)) for name, call in CALLS.items()}
+
+
+def shared_draws():
+    with stk.distributed():
+        return one_process()
+
+
+def command(folder):
+    """The command line as torchrun starts it: the first rank alone writes and prints."""
+    os.environ["TORCHELASTIC_RUN_ID"] = "jobs"
+    words = ["sample", "funnel", "--solver", "mala", "--set", "step_size=0.1", "--batch", "8"]
+    words += ["--chains", "20", "--steps", "4", "-o", str(folder / "draws.safetensors")]
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        code = cli.main(words)
+    return code, bool(told.getvalue())
+
+
+def tuned_apart():
+    """The mutant: every batch tunes for itself, on whatever rank it is."""
+    batches._Pilot.of = staticmethod(lambda share, i, *rest: batches._Pilot(asked=not i))
+    with stk.distributed():
+        return digest(CALLS["tuned"](batch=BATCH))
+
+
+def in_order_of_ranks():
+    """The mutant: draws are put together by ranks, not by the numbers of batches."""
+    exchanged = ranks._Shared._exchanged
+
+    def by_rank(share, *rest):
+        return reversed(list(exchanged(share, *rest)))
+
+    ranks._Shared._exchanged = by_rank
+    with stk.distributed():
+        return digest(CALLS["moments"](batch=BATCH))
+
+
+def raised(call):
+    """What a call raises, and what is noted there."""
+    try:
+        call()
+    except BaseException as error:  # noqa: BLE001 (an interrupt too)
+        return type(error).__name__, str(error), list(getattr(error, "__notes__", []))
+    return None
+
+
+def rank():
+    return int(os.environ["RANK"])
+
+
+def fails_on(number, error):
+    """A field that raises on one rank."""
+
+    def energy(x):
+        if rank() == number:
+            raise error
+        time.sleep(0.1)  # so that the other one has a batch too
+        return bumpy(x)
+
+    return stk.Energy(energy, (3,))
+
+
+class Odd(Exception):
+    """One that cannot be pickled."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def errors():
+    """Errors of one rank, and that the ranks go on together after each."""
+    found = {}
+    with stk.distributed():
+        for name, error in (
+            ("value", ValueError("no such value")),
+            ("odd", Odd(1, 2)),
+            ("interrupt", KeyboardInterrupt()),
+        ):
+            found[name] = raised(
+                lambda e=error: stk.sample(fails_on(1, e), stk.ULA(0.1), CHAINS, 4, batch=BATCH)
+            )
+        found["steps"] = raised(
+            lambda: stk.sample(FIELD, stk.ULA(0.1), CHAINS, 4 + rank(), batch=BATCH)
+        )
+        shift = float(rank())
+        other = stk.Energy(lambda x: bumpy(x - shift), (3,))
+        found["field"] = raised(lambda: stk.sample(other, stk.ULA(0.1), CHAINS, 4, batch=BATCH))
+        found["after"] = digest(CALLS["moments"](batch=BATCH))
+    return found
+
+
+def leaves_early():
+    """One rank ends with an error between two calls."""
+
+    def call():
+        with stk.distributed():
+            if rank() == 0:
+                raise LookupError("nothing to do")
+            CALLS["moments"](batch=BATCH)
+
+    return raised(call)
+
+
+def counted():
+    """A field that counts its calls, so that it is another on every rank after the first."""
+    calls = []
+
+    def energy(x):
+        calls.append(len(x))
+        return bumpy(x)
+
+    with stk.distributed():
+        field = stk.Energy(energy, (3,))
+        runs = [stk.sample(field, stk.MALA(0.3), CHAINS, 4, batch=BATCH) for _ in range(2)]
+    return [digest(draws) for draws in runs]
+
+
+def hangs():
+    """One rank hangs in the field."""
+
+    def energy(x):
+        if rank() == 1:
+            time.sleep(60)
+        return bumpy(x)
+
+    def call():
+        with stk.distributed(timeout=5.0):
+            stk.sample(stk.Energy(energy, (3,)), stk.ULA(0.1), CHAINS, 4, batch=BATCH)
+
+    return raised(call)
+
+
+def is_killed():
+    """One rank is killed in the field, where nothing else ends the others."""
+
+    def energy(x):
+        if rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return bumpy(x)
+
+    def call():
+        with stk.distributed(timeout=5.0):
+            stk.sample(stk.Energy(energy, (3,)), stk.ULA(0.1), CHAINS, 4, batch=BATCH)
+
+    return raised(call)
+
+
+def saved(folder, pause=0.0, timeout=60.0):
+    """A run that is saved after each block; each evaluation takes a pause, which is no part of it."""
+    os.environ["PAUSE"] = str(pause)
+
+    def energy(x):
+        time.sleep(float(os.environ["PAUSE"]))
+        return bumpy(x)
+
+    with stk.distributed(timeout=timeout):
+        draws = stk.sample(
+            stk.Energy(energy, (3,)),
+            chains=CHAINS,
+            steps=24,
+            warmup=PILOT,
+            batch=BATCH,
+            checkpoint=stk.Checkpoint(folder, every=1e-3),
+        )
+    return digest(draws)
+
+
+class Job:
+    """Processes that are forked, before torch has threads, with the variables that `torchrun` sets.
+
+    Args:
+        size: How many.
+        f: What each does.
+        arguments: With what.
+    """
+
+    def __init__(self, size, f, *arguments):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        fork = multiprocessing.get_context("fork")
+        self.answers, ends = {}, []
+        self.processes = []
+        for number in range(size):
+            ours, theirs = fork.Pipe(duplex=False)
+            process = fork.Process(
+                target=self._run, args=(number, size, port, theirs, f, arguments)
+            )
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            ends.append(ours)
+        self.ends = ends
+
+    @staticmethod
+    def _run(number, size, port, end, f, arguments):
+        os.environ |= {
+            "RANK": str(number),
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+        }
+        answer = raised(lambda: end.send(f(*arguments)))
+        if answer is not None:
+            end.send(answer)
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def wait(self, seconds=600.0, ranks=None):
+        """What each rank had, None of one that was killed; those of `ranks` alone are waited for."""
+        left = {end: n for n, end in enumerate(self.ends) if ranks is None or n in ranks}
+        over = time.monotonic() + seconds
+        while left and time.monotonic() < over:
+            for end in wait(list(left), timeout=0.1):
+                number = left.pop(end)
+                try:
+                    self.answers[number] = end.recv()
+                except EOFError:
+                    self.answers[number] = None
+        if left or ranks is not None:
+            self.kill()
+        for process in self.processes:
+            process.join()
+        return self.answers
+
+
+def stormy(folder, seed, sizes, kills, singly=False):
+    """Runs whose jobs are killed at random moments and go on with another number of ranks.
+
+    Args:
+        folder: Where the runs are saved, one after the other: a run that is over makes room for the next.
+        seed: Of the moments.
+        sizes: The numbers of ranks, in turn.
+        kills: How many jobs are killed while they run.
+        singly: Whether every other time one rank alone is killed, and the others have to end by themselves.
+
+    Returns:
+        What the ranks had at the end of each run, a dict a run, and how many processes were left over.
+    """
+    random, done, turn, left, ends = torch.Generator().manual_seed(seed), 0, 0, 0, []
+    draw = lambda: float(torch.rand((), generator=random))  # noqa: E731
+    while done < kills or not ends:
+        pause = 0.004 if done < kills else 0.0
+        size, patience = sizes[turn % len(sizes)], 10.0 if singly else 60.0
+        job = Job(size, saved, folder / str(len(ends)), pause, patience)
+        turn += 1
+        over = wait([p.sentinel for p in job.processes], timeout=0.1 + draw()) if pause else True
+        if over:
+            ends.append(job.wait())
+            continue
+        done += 1
+        if singly and done % 2:
+            victim = int(draw() * len(job.processes))
+            job.processes[victim].kill()
+            for process in job.processes:
+                process.join(60)
+        else:
+            job.kill()
+        left += sum(process.is_alive() for process in job.processes)
+        job.kill()
+    return ends, left
+
+
+def main(file):
+    """All jobs of the default tests."""
+    found = {"one process": one_process()}
+    folder = Path(tempfile.mkdtemp())
+    found["shared draws"] = {n: Job(n, shared_draws).wait() for n in (1, 2, 3)}
+    together = {
+        "errors": (Job(2, errors), None),
+        "leaves early": (Job(2, leaves_early), None),
+        "counted": (Job(2, counted), None),
+        "command": (Job(2, command, folder), None),
+        "tuned apart": (Job(2, tuned_apart), None),
+        "in order of ranks": (Job(2, in_order_of_ranks), None),
+        "hangs": (Job(2, hangs), [0]),
+        "is killed": (Job(3, is_killed), [0, 2]),
+    }
+    for name, (job, waited) in together.items():
+        found[name] = job.wait(ranks=waited)
+    found["written"] = digest(stk.Draws.load(folder / "draws.safetensors"))
+    found["never stopped"] = Job(1, saved, folder / "never").wait()
+    (folder / "killed").mkdir()
+    found["killed"] = stormy(folder / "killed", 1, (2, 3, 1), 3)
+    first = Job(1, saved, folder / "held", 0.05)
+    while not (folder / "held" / "manifest.safetensors").exists():
+        time.sleep(0.01)
+    found["second"] = Job(1, saved, folder / "held").wait()
+    first.kill()
+    Path(file).write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1])

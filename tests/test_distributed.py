@@ -1,0 +1,312 @@
+"""The same chains on one process or many, and what becomes of a job whose processes fail, hang or are killed.
+
+Law: inside `distributed` every rank has what one process has with the same `batch=`: draws, status, statistics, what was
+tuned, cost and provenance, to the bit, at any number of ranks and after any kills.
+"""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import scoretk as stk
+from tests import jobs
+from tests.processes import environment
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What every rank of every job had."""
+    file = tmp_path_factory.mktemp("jobs") / "found"
+    command = [sys.executable, str(HERE / "jobs.py"), str(file)]
+    done = subprocess.run(
+        command,
+        env=environment(OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR"),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return pickle.loads(file.read_bytes())
+
+
+@pytest.mark.parametrize("name", jobs.CALLS)
+def test_every_rank_has_the_draws_of_one_process(found, name):
+    expected = found["one process"][name]
+    for size, ranks in found["shared draws"].items():
+        assert [ranks[n][name] for n in range(size)] == [expected] * size
+
+
+def test_the_bits_hang_on_the_batch_alone(found):
+    """The law has teeth: another composition of batches, and another seed, would be seen."""
+    draws = jobs.CALLS["moments"](batch=jobs.BATCH)
+    assert jobs.digest(draws) == found["one process"]["moments"]
+    assert jobs.digest(jobs.CALLS["moments"](batch=7)) != jobs.digest(draws)
+    assert jobs.digest(jobs.CALLS["moments"](batch=jobs.BATCH, seed=1)) != jobs.digest(draws)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "call"), [("tuned apart", "tuned"), ("in order of ranks", "moments")]
+)
+def test_mutants_are_caught(found, mutant, call):
+    assert found["one process"][call] not in found[mutant].values()
+    assert len(found[mutant]) == 2
+
+
+def test_the_command_line(found):
+    """Both ranks sample, the first one writes and prints; the draws are those of one process."""
+    assert found["command"] == {0: (0, True), 1: (0, False)}
+    draws = stk.sample("funnel", stk.MALA(0.1), chains=20, steps=4, batch=8)
+    assert jobs.digest(draws) == found["written"]
+
+
+@pytest.mark.parametrize("name", ["value", "interrupt", "steps", "field"])
+def test_an_error_of_one_rank_is_raised_on_all(found, name):
+    zero, one = (found["errors"][n][name] for n in (0, 1))
+    assert zero is not None
+    assert zero[:2] == one[:2]
+    assert len(zero[2]) + len(one[2]) == 1, "who has not raised it says who has"
+
+
+def test_errors_say_what_happened(found):
+    errors = found["errors"][0]
+    assert errors["value"] == ("ValueError", "no such value", ["It was raised on rank 1."])
+    assert errors["odd"] == ("RankFailure", "Odd: 1 and 2", ["It was raised on rank 1."])
+    assert found["errors"][1]["odd"][0] == "Odd"
+    assert errors["steps"][0] == errors["field"][0] == "InvalidArgument"
+    assert "steps: " in errors["steps"][1]
+    assert "field.fn.shift: " in errors["field"][1]
+
+
+def test_the_ranks_go_on_after_an_error(found):
+    assert [found["errors"][n]["after"] for n in (0, 1)] == [found["one process"]["moments"]] * 2
+
+
+def test_an_error_between_two_calls_ends_all(found):
+    expected = ("LookupError", "nothing to do", ["It was raised on rank 0."])
+    assert found["leaves early"][1] == expected
+
+
+def test_a_field_may_count_its_calls(found):
+    (first, again), other = found["counted"][0], found["counted"][1]
+    assert first == again
+    assert other == [first, again]
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("hangs", [0]), ("is killed", [0, 2])])
+def test_a_rank_that_hangs_or_is_gone_is_named(found, name, ranks):
+    for n in ranks:
+        kind, text, _ = found[name][n]
+        assert kind == "RankFailure"
+        assert text.startswith("rank 1 of ")
+        assert "the start of batch" in text
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(found):
+    (expected,) = found["never stopped"].values()
+    runs, left = found["killed"]
+    assert left == 0
+    for ranks in runs:
+        assert set(ranks.values()) == {expected}
+
+
+def test_two_jobs_do_not_run_in_one_folder(found):
+    kind, text, _ = found["second"][0]
+    assert kind == "CheckpointError"
+    assert "another job runs in" in text
+
+
+def sampled(path, **more):
+    settings = {"chains": 20, "steps": 4, "batch": 6} | more
+    return stk.sample(jobs.FIELD, stk.MALA(0.3), checkpoint=path, **settings)
+
+
+class TestParts:
+    """Parts of a run made apart, by `chains=range(a, b)`."""
+
+    def parts(self, **more):
+        ids = (range(9, 20), range(9))
+        return [sampled(None, chains=some, batch=20, **more) for some in ids]
+
+    def test_joined_they_are_the_run(self):
+        whole, joined = sampled(None, batch=20), stk.concatenate(self.parts())
+        tensors, header = joined._parts()
+        for name, value in whole._parts()[0].items():
+            torch.testing.assert_close(tensors[name], value)
+        assert torch.equal(joined.chains, torch.arange(20))
+        assert header["provenance"]["chains"] == 20
+        assert header["cost"] == dict(whole.cost)
+
+    def test_every_second_chain(self):
+        even, odd = (sampled(None, chains=range(i, 20, 2), batch=20) for i in (0, 1))
+        torch.testing.assert_close(stk.concatenate([odd, even]).x, sampled(None, batch=20).x)
+        assert stk.concatenate([odd]).provenance["chains"] == "range(1, 20, 2)"
+
+    @pytest.mark.parametrize("more", [{"seed": 1}, {"steps": 3}, {"keep": "moments"}])
+    def test_parts_of_other_runs_are_refused(self, more):
+        one, other = self.parts()[0], self.parts(**more)[1]
+        with pytest.raises(stk.InvalidArgument, match=next(iter(more))):
+            stk.concatenate([one, other])
+
+    def test_a_chain_is_there_once(self):
+        one, other = self.parts()
+        with pytest.raises(stk.InvalidArgument, match=r"\[9, 10"):
+            stk.concatenate([one, other, one])
+        with pytest.raises(stk.InvalidArgument, match="parts"):
+            stk.concatenate([])
+
+
+class TestFolders:
+    """A run's folder, by one process."""
+
+    def test_a_plain_process_goes_on_and_extends(self, tmp_path):
+        with stk.distributed():
+            first = sampled(tmp_path / "run")
+        files = sorted(p.name for p in (tmp_path / "run").iterdir())
+        batches = [f"batch-{i:06d}.safetensors" for i in range(4)]
+        assert files == [*batches, "lock", "manifest.safetensors"]
+        assert torch.equal(sampled(tmp_path / "run").x, first.x)
+        assert torch.equal(
+            sampled(tmp_path / "run", steps=9).x, sampled(tmp_path / "file", steps=9).x
+        )
+        with pytest.raises(stk.CheckpointError, match="extended, not shortened"):
+            sampled(tmp_path / "run")
+
+    def test_what_is_over_is_only_read(self, tmp_path):
+        with stk.distributed():
+            sampled(tmp_path / "run")
+            before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*.safetensors")}
+            sampled(tmp_path / "run")
+        assert before == {p: p.stat().st_mtime_ns for p in before}
+
+    def test_another_run_is_refused(self, tmp_path):
+        with stk.distributed():
+            sampled(tmp_path / "run")
+            with pytest.raises(stk.CheckpointError, match="another run"):
+                sampled(tmp_path / "run", seed=1)
+            with pytest.raises(stk.CheckpointError, match="another run"):
+                sampled(tmp_path / "run", batch=5)
+
+    def test_a_batch_is_not_taken_for_another_nor_when_damaged(self, tmp_path):
+        with stk.distributed():
+            sampled(tmp_path / "run")
+        one, two = (tmp_path / "run" / f"batch-00000{i}.safetensors" for i in (1, 2))
+        two.write_bytes(one.read_bytes())
+        with pytest.raises(stk.CheckpointError, match="batch-000002"):
+            sampled(tmp_path / "run")
+        two.write_bytes(one.read_bytes()[:-1])
+        with pytest.raises(stk.CheckpointError, match="damaged"):
+            sampled(tmp_path / "run")
+        two.unlink()
+        assert sampled(tmp_path / "run").x.shape == (20, 4, 3)
+
+    def test_the_file_of_one_process_is_not_shared(self, tmp_path):
+        sampled(tmp_path / "file")
+        with (
+            stk.distributed(),
+            pytest.raises(stk.CheckpointError, match="a checkpoint is a folder"),
+        ):
+            sampled(tmp_path / "file")
+
+    def test_another_folder_is_no_checkpoint(self, tmp_path):
+        (tmp_path / "mine").mkdir()
+        with stk.distributed(), pytest.raises(stk.InvalidArgument, match="not of a folder"):
+            sampled(tmp_path / "mine")
+
+
+def test_a_plain_process_is_a_job_of_one():
+    with stk.distributed() as ranks:
+        assert (ranks.rank, ranks.world_size, ranks.device.type) == (0, 1, "cpu")
+        with stk.distributed() as inner:
+            assert inner is ranks
+        draws = stk.sample(jobs.FIELD, stk.MALA(0.3), chains=600, steps=1)
+    assert draws.provenance["batch"] == 256
+    assert stk.sample(jobs.FIELD, stk.MALA(0.3), chains=60, steps=1).provenance["batch"] == 60
+
+
+def test_gradients_are_a_process_s_own():
+    start = torch.zeros(8, 3, requires_grad=True)
+    with stk.distributed():
+        stk.sample(
+            jobs.FIELD, stk.ULA(0.1), init=start, steps=2, grad=True, batch=3
+        ).x.sum().backward()
+    assert start.grad is not None
+
+
+@pytest.mark.parametrize("bad", [3, "all", object()])
+def test_a_model_group_is_one_of_torch_distributed(bad):
+    with pytest.raises(stk.InvalidArgument, match="model_group"), stk.distributed(model_group=bad):
+        pass
+
+
+@pytest.mark.slow
+def test_a_storm_of_kills(tmp_path):
+    """Forty jobs of two to four ranks are killed, whole or in part, at random moments: nothing is lost, nobody left."""
+    program = f"""
+import pathlib, pickle, torch
+torch.set_num_threads(1)
+from tests import jobs
+folder = pathlib.Path({str(tmp_path)!r})
+expected = jobs.Job(1, jobs.saved, folder / "never").wait()
+found = jobs.stormy(folder, 5, (2, 4, 3), 40, singly=True)
+(folder / "found").write_bytes(pickle.dumps((expected, *found)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR"),
+        capture_output=True,
+        text=True,
+        timeout=3000,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected, ends, left = pickle.loads((tmp_path / "found").read_bytes())
+    assert left == 0
+    for ranks in ends:
+        assert set(ranks.values()) == set(expected.values())
+
+
+def recipe(begins):
+    """A block of code of docs/many-machines.md, by how it begins."""
+    blocks = (HERE.parent / "docs" / "many-machines.md").read_text().split("```python\n")[1:]
+    (found,) = [b.partition("```")[0] for b in blocks if b.startswith(begins)]
+    return found
+
+
+def test_the_page_s_first_script_and_dask(capsys):
+    names = {}
+    exec(compile(recipe("import torch"), "the page", "exec"), names)
+    assert capsys.readouterr().out
+    pytest.importorskip("dask")
+    exec(compile(recipe("import dask"), "the page", "exec"), names)
+    field = names["field"]
+    whole = stk.sample(field, stk.MALA(0.3), chains=256, steps=20, batch=64)
+    assert torch.equal(names["draws"].x, whole.x)
+
+
+def test_an_array_of_jobs(tmp_path):
+    """The page's recipe for SLURM: a task knows its number, and nothing of the others."""
+    program = """
+import os, sys
+from tests import jobs
+import scoretk as stk
+i, each = int(os.environ["SLURM_ARRAY_TASK_ID"]), 10
+draws = stk.sample(jobs.FIELD, stk.MALA(0.3), chains=range(i * each, (i + 1) * each), steps=4)
+draws.save(f"{sys.argv[1]}/part-{i}.safetensors")
+"""
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)],
+            env=environment(OMP_NUM_THREADS="1", SLURM_ARRAY_TASK_ID=str(i)),
+        )
+        for i in (0, 1)
+    ]
+    assert [task.wait(300) for task in tasks] == [0, 0]
+    draws = stk.concatenate(stk.Draws.load(path) for path in sorted(tmp_path.glob("part-*")))
+    assert torch.equal(draws.x, sampled(None, batch=10).x)
