@@ -14,7 +14,7 @@ from scoretk.run import capture
 from scoretk.run.capture import Captured, CompiledParts, Heard, listen
 from scoretk.run.drive import Eager, drive, engine_of
 from scoretk.run.moment import Loop, begin
-from scoretk.run.record import RECORDERS
+from scoretk.run.record import RECORDERS, Record
 from scoretk.run.schedule import Schedule
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.base import Traits, is_grid, traits
@@ -28,7 +28,7 @@ def made(monkeypatch):
     """The keys of all functions that are compiled, which stay as they are: it is about how many there are."""
     keys = []
 
-    def as_it_is(function, key):
+    def as_it_is(function, key, options=None):
         keys.append((function, key))
 
         def graph(*arguments, **named):
@@ -39,6 +39,12 @@ def made(monkeypatch):
 
     monkeypatch.setattr(capture, "compiled", as_it_is)
     return keys
+
+
+@pytest.fixture
+def no_loop(monkeypatch):
+    """As on a device, and where the compiler makes no loop of the steps."""
+    monkeypatch.setattr(capture, "has_loop", lambda solver, x: False)
 
 
 def loop_of(solver, field=FIELD, steps=4, chains=CHAINS, cond=None):
@@ -280,7 +286,7 @@ class OneKind:
         return stk.ULA(self.kernel.size * (1 + self.odd)).step(field, state, noise)
 
 
-def test_kinds_of_steps_have_a_function_each(made):
+def test_kinds_of_steps_have_a_function_each(made, no_loop):
     loop, x = loop_of(Alternating(), steps=21)
     assert torch.equal(run(loop, x, True).state.x, run(loop, x, False).state.x)
     assert [key[0] for _, key in made if "OneKind" in str(key[0])] == [
@@ -288,7 +294,7 @@ def test_kinds_of_steps_have_a_function_each(made):
     ]
 
 
-def test_too_many_kinds_are_made_in_parts(made, monkeypatch):
+def test_too_many_kinds_are_made_in_parts(made, no_loop, monkeypatch):
     monkeypatch.setattr(capture, "KINDS", 1)
     loop, x = loop_of(Alternating(), steps=21)
     assert torch.equal(run(loop, x, True).state.x, run(loop, x, False).state.x)
@@ -297,6 +303,7 @@ def test_too_many_kinds_are_made_in_parts(made, monkeypatch):
 
 def test_who_says_nothing_of_what_is_ahead_is_made_in_parts():
     assert Traits(("score",)).capturable_ahead is None
+    assert not Traits(("score",)).capturable_as_loop
     for name, solver in EXAMPLES.items():
         loop = Loop(solver, None, stk.Noise(0, 4), None, None)
         whole = solver.capturable or traits(solver).capturable_ahead is not None
@@ -306,7 +313,7 @@ def test_who_says_nothing_of_what_is_ahead_is_made_in_parts():
 
 
 @pytest.mark.parametrize("mutant", [False, True])
-def test_only_what_fills_no_call_is_made_alone(made, monkeypatch, mutant):
+def test_only_what_fills_no_call_is_made_alone(made, no_loop, monkeypatch, mutant):
     """A run is interrupted to see how far out chains without acceptance are. The mutant: wherever that is."""
     if mutant:
         next_look = Schedule.next_look
@@ -321,3 +328,174 @@ def test_only_what_fills_no_call_is_made_alone(made, monkeypatch, mutant):
         run(*loop_of(stk.ULA(0.1), steps=steps), True)
         left.append(sum(alone))
     assert (left == [0, 4, 0, 0]) is not mutant
+
+
+LOOPED = [*CAPTURABLE, "chees"]
+
+
+def in_blocks(loop, x, blocks):
+    """A run by an engine that compiles, in blocks of these lengths."""
+    engine, moment = engine_of(loop, compiled=True), begin(loop.solver, loop.field, x, loop.noise)
+    for steps in blocks:
+        moment = engine.block(moment, steps)
+    return moment
+
+
+def same_run(one, other):
+    """Whether two moments are equal to the bit, what was recorded and reported included."""
+    parts = [
+        (
+            m.state.x,
+            m.status,
+            m.failed_at,
+            torch.as_tensor(m.evaluations),
+            *m.record.flat().values(),
+        )
+        for m in (one, other)
+    ]
+    return len(parts[0]) == len(parts[1]) and all(
+        torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*parts, strict=True)
+    )
+
+
+@pytest.mark.parametrize("blocks", [(13,), (1, 5, 1, 6)], ids=str)
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_loop_makes_the_steps_of_an_eager_run_whatever_the_blocks(made, name, blocks):
+    """A chain that fails on the way among them, and the counts of evaluations."""
+    solver = EXAMPLES[name] if name != "chees" else IN_PARTS[name][0]
+    loop, x = loop_of(solver, stk.Energy(edged, (3,)), steps=13)
+    eager, looped = run(loop, x, False), in_blocks(loop, x, blocks)
+    assert same_run(looped, eager)
+    assert [type(getattr(function, "__self__", None)) for function, _ in made].count(
+        capture._Loop
+    ) == 1
+
+
+def edged(x):
+    """An energy that is not a number beyond an edge that some chain of some kernel meets."""
+    energy = x.square().sum(1) / 2 + (x**4).sum(1) / 40
+    return torch.where(x[:, 0] < 1.5, energy, torch.nan)
+
+
+def test_the_second_of_two_steps_is_not_made_where_one_is_asked_for(made, monkeypatch):
+    """The mutant: it is."""
+    monkeypatch.setattr(
+        capture, "_of_two", lambda *a, of=capture._of_two: (of(*a)[0], of(*a)[1] | True, of(*a)[2])
+    )
+    loop, x = loop_of(stk.MALA(0.2), steps=13)
+    assert not same_run(in_blocks(loop, x, (1, 5, 1, 6)), run(loop, x, False))
+
+
+def test_what_a_step_changes_is_carried(made, monkeypatch):
+    """The mutant: the loop takes the cached gradient for one that no step changes."""
+    monkeypatch.setattr(
+        capture, "listen", lambda *a, of=listen: of(*a)._replace(kept=frozenset({"grad"}))
+    )
+    loop, x = loop_of(stk.MALA(0.2), steps=13)
+    assert not same_run(in_blocks(loop, x, (13,)), run(loop, x, False))
+
+
+def test_where_no_loop_can_be_compiled_steps_still_are(made, monkeypatch):
+    kinds, as_it_is = [], capture.compiled
+
+    def fails(function, key, options=None):
+        kinds.append(type(getattr(function, "__self__", None)).__name__)
+        if kinds[-1] != "_Loop":
+            return as_it_is(function, key)
+
+        def graph(*arguments):
+            raise compiling.Uncompilable(RuntimeError("no graph within a graph"))
+
+        return graph
+
+    monkeypatch.setattr(capture, "compiled", fails)
+    for solver, then in ((stk.ULA(0.1), "_Steps"), (IN_PARTS["chees"][0], "NoneType")):
+        kinds.clear()
+        loop, x = loop_of(solver, steps=13)
+        assert same_run(in_blocks(loop, x, (5, 8)), run(loop, x, False))
+        assert kinds.count("_Loop") == 1
+        assert then in kinds
+
+
+@pytest.mark.parametrize("chains", [4, 1])
+def test_large_states_and_devices_have_no_loop(chains):
+    x = torch.zeros(chains, capture.CALL_VALUES // chains)
+    assert capture.has_loop(stk.ULA(0.1), x)
+    assert capture.has_loop(stk.ChEES(), x)
+    assert not capture.has_loop(stk.NUTS(), x)
+    assert not capture.has_loop(stk.ULA(0.1), torch.cat([x, x]))
+    assert not capture.has_loop(stk.ULA(0.1), x.to("meta"))
+
+
+def test_a_step_size_that_the_state_carries_is_not_compiled_for(made):
+    """Nor one that another run has tuned; a setting that the step reads is."""
+
+    def keys_of(*solvers):
+        made.clear()
+        for solver in solvers:
+            run(*loop_of(solver, steps=2), True)
+        return len({key[0] for _, key in made if isinstance(key[0], str)})
+
+    given = stk.Draws(
+        torch.zeros(2, 1, 3),
+        torch.zeros(2, 3),
+        torch.zeros(2),
+        torch.zeros(2),
+        provenance={"solver": "HMC()", "seed": 0},
+        tuned={"step_size": torch.tensor(0.3), "length": torch.tensor(1.0), "scale": torch.ones(3)},
+    )
+    tuned = stk.HMC(leapfrogs=2).tuned_by(given)
+    assert keys_of(*(stk.HMC(h, 2, metric="none") for h in (0.1, 0.2))) == 1
+    assert keys_of(tuned, stk.HMC(0.1, 2)) == 1
+    assert keys_of(*(stk.ChEES(h, 3 * h, metric="none") for h in (0.1, 0.2))) == 1
+    assert keys_of(*(stk.HMC(0.1, n, metric="none") for n in (1, 2))) == 2
+    assert keys_of(*(stk.ULA(h) for h in (0.1, 0.2))) == 2
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 3, 4], [1, 4], [2]], ids=str)
+@pytest.mark.parametrize("keep", RECORDERS)
+def test_steps_recorded_together_are_those_recorded_one_by_one(keep, chosen):
+    """To the bit: else a resumed run would end with other averages."""
+    noise, recorder = stk.Noise(1, 4), RECORDERS[keep]
+    xs = noise.at_once("normal", range(5), 1, (3,))
+    stats = {
+        "accept": noise.at_once("uniform", range(5), 2, ()),
+        "diverging": noise.at_once("uniform", range(5), 3, ()) < 0.5,
+    }
+    together = one_by_one = Record()
+    for first in (0, len(chosen)):  # where there is no record yet, and to one that there is
+        together = recorder.extend(together, xs, stats, chosen, first, 10)
+        for n, i in enumerate(chosen):
+            of_step = {name: value[i] for name, value in stats.items()}
+            one_by_one = recorder.add(one_by_one, xs[i], of_step, first + n, 10)
+    flat, steps = (recorder.filled(r, 2 * len(chosen)).flat() for r in (together, one_by_one))
+    assert flat.keys() == steps.keys()
+    assert all(torch.equal(flat[name], steps[name]) for name in flat)
+
+
+QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+
+
+@QUIET
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    "solver", [stk.ULA(0.1), pytest.param(IN_PARTS["chees"][0], marks=pytest.mark.slow)], ids=str
+)
+def test_one_graph_serves_any_number_of_chains_and_of_steps(solver):
+    field = stk.Energy(lambda x: x.square().sum(1) / 2 + (x**4).sum(1) / 40, (3,))
+    run, x = {"warmup": 0, "seed": 5, "keep": "all"}, torch.zeros(40, 3)
+
+    def drawn(chains, steps, compile=True, **more):
+        return stk.sample(
+            field, solver, init=x[:chains], steps=steps, compile=compile, **run | more
+        )
+
+    graphs = torch._dynamo.utils.counters["stats"]
+    first = drawn(7, 20)
+    before = graphs["unique_graphs"]
+    for chains, steps in ((8, 5), (40, 33), (7, 1)):
+        compiled, eager = (drawn(chains, steps, compile=c) for c in (True, False))
+        torch.testing.assert_close(compiled.x, eager.x)
+        torch.testing.assert_close(compiled.x[:7, :20], first.x[:, :steps])
+    torch.testing.assert_close(drawn(10, 20, batch=7).x[:7], first.x)
+    assert graphs["unique_graphs"] - before <= 4  # of the noise alone, which has one for each size

@@ -16,7 +16,7 @@ from scoretk.run.drive import drive, engine_of
 from scoretk.run.moment import Loop, begin
 from scoretk.run.record import RECORDERS
 from scoretk.run.schedule import Schedule
-from scoretk.solvers.hmc import Point, halton, leapfrog
+from scoretk.solvers.hmc import Point, halton, halton_points, leapfrog
 from scoretk.solvers.warmup.scales import accumulate, begin_window, scales, window_end
 from scoretk.solvers.warmup.step_size import (
     Averaging,
@@ -393,6 +393,9 @@ def test_saved_draws_keep_what_was_tuned(tmp_path):
 
 def test_haltons_points():
     assert [halton(n) for n in range(5)] == [0.5, 0.25, 0.75, 0.125, 0.625]
+    for first in (0, 10**6, 2**32 - 50):
+        indices = range(first, first + 50)
+        assert halton_points(torch.tensor(indices)).tolist() == [halton(n) for n in indices]
 
 
 def test_default_solver_on_a_normal():
@@ -492,11 +495,13 @@ def hole(x):
     "ignore::DeprecationWarning"
 )  # torch's own, on its way through the compiler
 @pytest.mark.parametrize(
-    "kinds", [6, 1, 0], ids=["all lengths", "a length without function", "parts"]
+    "kinds", [None, 6, 1, 0], ids=["a loop", "all lengths", "a length without function", "parts"]
 )
 def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
-    monkeypatch.setattr(capture, "KINDS", kinds)
-    monkeypatch.setattr(capture, "COVERED", 0.1)
+    if kinds is not None:  # as on a device
+        monkeypatch.setattr(capture, "has_loop", lambda solver, x: False)
+        monkeypatch.setattr(capture, "KINDS", kinds)
+        monkeypatch.setattr(capture, "COVERED", 0.1)
     solver, init = (
         stk.ChEES(step_size=0.25, length=0.375, metric="none"),
         torch.zeros(6, 2, dtype=torch.float64),
@@ -514,7 +519,9 @@ def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
         engine, moment = engine_of(loop, compiled=True), start
         for steps in blocks:
             moment = engine.block(moment, steps)
-        assert len(engine._calls.functions) == min(kinds, 3)
+        if kinds is not None:
+            assert len(engine._calls.functions) == min(kinds, 3)
+        assert (engine._loop is None) is (kinds is not None)
         found.append(moment.record)
         assert torch.equal(moment.status, eager.status)
         assert torch.equal(moment.failed_at, eager.failed_at)
@@ -541,6 +548,7 @@ def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(m
         capture, "compiled", lambda function, key: function
     )  # it is about the engine's division of a run
     monkeypatch.setattr(capture, "_length", lambda heard, values: 4)
+    monkeypatch.setattr(capture, "has_loop", lambda solver, x: False)
     monkeypatch.setattr(Tape, "read", lambda self, step: (starts.append(step), read(self, step))[1])
     solver = stk.HMC(leapfrogs=2, step_size=0.3, metric="none")
     bound, noise = resolve(stk.Energy(hole, (2,)), solver.needs), stk.Noise(3, 6)

@@ -9,6 +9,7 @@ import torch
 import scoretk as stk
 from scoretk.core.compiling import compiled
 from scoretk.fields.resolve import resolve
+from scoretk.run import capture
 from scoretk.run.capture import Request, Tape, listen
 
 pytestmark = pytest.mark.filterwarnings(
@@ -123,3 +124,18 @@ def test_an_equal_run_does_not_compile_again():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was compiled at all
     with torch.compiler.set_stance("fail_on_recompile"):
         once()
+
+
+@pytest.mark.parametrize("shape", [(), (3, 5)])
+@pytest.mark.parametrize("method", ["normal", "uniform", "rademacher"])
+def test_a_tape_that_is_not_compiled_has_the_bits_of_the_noise(monkeypatch, method, shape):
+    monkeypatch.setattr(capture, "COMPILED_NOISE", False)
+    noise = stk.Noise(1, 6, dtype=torch.float32)
+    tape = Tape(noise, (Request(method, 7, shape, torch.float32),), 8)
+    for step in (0, 8, 8 * 1000, 16):
+        (values,) = tape.read(step)
+        exact = torch.stack([getattr(noise, method)(step + i, 7, shape) for i in range(8)])
+        assert torch.equal(values, exact)
+        (most,), count = tape.read_most(step + 3, 2**40)
+        assert 0 < count == len(most) <= tape.steps
+        assert torch.equal(most[:5], exact[3:])

@@ -20,12 +20,28 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
+from torch.utils._pytree import tree_map
 
 from scoretk.errors import ScoretkError
 
-__all__ = ["PartCompiler", "Uncompilable", "compiled", "iterate", "part", "parts_compiled_by"]
+__all__ = [
+    "PartCompiler",
+    "Uncompilable",
+    "any_length",
+    "apart",
+    "compiled",
+    "iterate",
+    "over_rows",
+    "part",
+    "parts_compiled_by",
+]
 
 KEPT = 64
+UNROLLED = 12
+"""The most repetitions that a graph holds one after another; more are a loop in it."""
 LIMIT_HIT = "FailOnRecompileLimitHit"  # by name: importing its home takes a second
 COMPILER = ("torch._dynamo", "torch._functorch", "torch._inductor", "torch._subclasses", "torch.fx")
 """The modules of the compiler's own errors. What a model raises while it is traced becomes one of
@@ -47,8 +63,12 @@ class Uncompilable(ScoretkError, RuntimeError):
         super().__init__(f"{_place(error)}: {_reason(error)}")
 
 
-def compiled(function: Any, key: Hashable) -> Callable[..., Any]:
-    """A function or a bound method compiled for static shapes, in one graph.
+def compiled(
+    function: Any, key: Hashable, *, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """A function or a bound method compiled in one graph.
+
+    It is for the shapes that it meets first, but for axes that `any_length` has marked.
 
     The compiler caches by code object, and takes a small number of variants of each. So each kind
     of run has its own copy of the code: equal runs find their compiled function again, and
@@ -58,6 +78,7 @@ def compiled(function: Any, key: Hashable) -> Callable[..., Any]:
     Args:
         function: A function or a bound method.
         key: What tells one kind of run from another.
+        options: Those of torch's compiler, by its own names.
 
     Returns:
         A function of the same arguments. Where the compiler fails, calling it raises
@@ -65,7 +86,7 @@ def compiled(function: Any, key: Hashable) -> Callable[..., Any]:
         function itself raises the model's own error.
     """
     full_key = (getattr(function, "__func__", function), key)
-    made, afresh = _compile(function, full_key), False
+    made, afresh = _compile(function, full_key, options), False
 
     def run(*arguments: Any, **named: Any) -> Any:
         nonlocal made, afresh
@@ -74,7 +95,7 @@ def compiled(function: Any, key: Hashable) -> Callable[..., Any]:
         except Exception as error:
             if type(error).__name__ == LIMIT_HIT and not afresh:
                 _copies.pop(full_key, None)
-                made, afresh = _compile(function, full_key), True
+                made, afresh = _compile(function, full_key, options), True
                 return run(*arguments, **named)
             if not any(kind.__module__.startswith(COMPILER) for kind in type(error).__mro__):
                 raise
@@ -83,7 +104,9 @@ def compiled(function: Any, key: Hashable) -> Callable[..., Any]:
     return run
 
 
-def _compile(function: Any, key: Hashable) -> Callable[..., Any]:
+def _compile(
+    function: Any, key: Hashable, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
     plain = getattr(function, "__func__", function)
     code = _copies.pop(key, None) or plain.__code__.replace()
     _copies[key] = code
@@ -94,7 +117,16 @@ def _compile(function: Any, key: Hashable) -> Callable[..., Any]:
     )
     own.__kwdefaults__ = plain.__kwdefaults__
     bound = own if plain is function else MethodType(own, function.__self__)
-    return torch.compile(bound, fullgraph=True, dynamic=False)
+    return torch.compile(bound, fullgraph=True, dynamic=False, options=options)
+
+
+def any_length(x: Tensor, *axes: int) -> Tensor:
+    """The tensor, whose axes a function that is compiled for it may then have of any length.
+
+    One graph serves all lengths but 1, unless what is compiled needs to know them.
+    """
+    torch._dynamo.maybe_mark_dynamic(x, axes)
+    return x
 
 
 class PartCompiler(Protocol):
@@ -155,26 +187,90 @@ def part(function: Callable[..., T]) -> Callable[..., T]:
     return run
 
 
-def iterate(body: Callable[..., T], field: Any, carry: T, times: int, *rows: Any, **same: Any) -> T:
+def iterate(
+    body: Callable[..., T], field: Any, carry: T, times: int | Tensor, *rows: Any, **same: Any
+) -> T:
     """`carry <- body(field, carry, *rows, **same)`, so many times.
 
-    The one place for what a step does over and over, so that whoever compiles it may cut it, or
-    make one loop of it.
+    The one place for what a step does over and over, so that whoever compiles it may cut it. Within
+    a graph it is a loop of the graph's own where the number of times is a tensor, or above
+    `UNROLLED` on the CPU.
 
     Args:
         body: as what `part` marks.
         field: the field.
         carry: a tuple of tensors with the chains on axis 0.
-        times: how often.
+        times: how often; a tensor `()` of int64 only within a graph.
         rows: the further arguments of the body, as in `part`.
         same: the further arguments of the body, as in `part`.
     """
     compiler = _compiler_of(field)
     if compiler is not None:
+        assert isinstance(times, int)
         return compiler.iterate(body, field, carry, times, *rows, **same)
+    if isinstance(times, Tensor) or (torch.compiler.is_compiling() and _is_long(carry, times)):
+        looped: T = _loop(body, field, carry, times, rows, same)
+        return looped
     for _ in range(times):
         carry = body(field, carry, *rows, **same)
     return carry
+
+
+def _is_long(carry: Any, times: int) -> bool:
+    return times > UNROLLED and all(leaf.device.type == "cpu" for leaf in carry)
+
+
+def _loop(
+    body: Callable[..., Any],
+    field: Any,
+    carry: Any,
+    times: int | Tensor,
+    rows: tuple[Any, ...],
+    same: dict[str, Any],
+) -> Any:
+    """As `iterate`, as a loop in the graph, whose length it reads when it runs."""
+
+    def goes_on(done: Tensor, *_: Tensor) -> Tensor:
+        return done < times
+
+    def once(done: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
+        return done + 1, *map(apart, body(field, before, *rows, **same))
+
+    none = torch.zeros((), dtype=torch.int64, device=carry[0].device)
+    start = tuple(map(apart, carry))
+    _, *after = while_loop(goes_on, once, (none, *start))
+    # What a loop of no turn hands back is what it was given, whose memory the compiler, which sees
+    # no further use of that, has given to other values (torch 2.13, C++ wrappers).
+    after = [torch.where(none < times, new, old) for new, old in zip(after, start, strict=True)]
+    return tuple(after)
+
+
+def apart(x: Tensor) -> Tensor:
+    """The values in memory of their own, in one order, as what a loop carries has to be."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def over_rows(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: Any) -> Any:
+    """`carry, out_k = body(carry, rows_k)` for each k: the last carry, and what came out.
+
+    Within a graph it is a loop of the graph's own, which holds the body once.
+
+    Args:
+        body: A function of a tuple of tensors, and of a tuple of those of one step. Both that it
+            returns lie in memory of their own (`apart`), the carry as it was.
+        carry: A tuple of tensors.
+        rows: A tuple of tensors whose axis 0 are the steps, at least two of them.
+
+    Returns:
+        The carry after the last step, and the nest of what came out, a step a row.
+    """
+    if torch.compiler.is_compiling():
+        return scan(body, carry, rows)
+    outs = []
+    for k in range(len(rows[0])):
+        carry, out = body(carry, tuple(row[k] for row in rows))
+        outs.append(out)
+    return carry, tree_map(lambda *values: torch.stack(values), *outs)
 
 
 def _place(error: Exception) -> str:

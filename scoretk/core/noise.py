@@ -325,6 +325,43 @@ class Noise:
             getattr(_Kind, method.upper()), steps[:, None, None], stream, shape, dtype
         )
 
+    def at_once(
+        self,
+        method: str,
+        steps: range,
+        stream: int,
+        shape: Sequence[int],
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """The noise of several steps, made at once and not kept.
+
+        Args:
+            method: "normal", "uniform" or "rademacher".
+            steps: Their indices.
+            stream: As in `normal`.
+            shape: As in `normal`.
+            dtype: As in `normal`.
+
+        Returns:
+            `(len(steps), chains, *shape)`, with the bits of one step after another.
+        """
+        kind, shape = getattr(_Kind, method.upper()), _shape(shape)
+        return self._made(kind, steps, _stream_word(kind, stream), shape, self._dtype(dtype))
+
+    def _made(
+        self, kind: int, steps: range, word: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        """As `at_once`, from what the counter's last word holds."""
+        n, chains = math.prod(shape), self.chains
+        # Not in inference mode, so that autograd can use the values later.
+        with torch.inference_mode(False), torch.no_grad():
+            if has_kernel(chains.device):
+                at = torch.arange(steps.start, steps.stop, device=chains.device)
+                values = _by_kernel(kind, self._key_tensor, word, at, chains, n, dtype)
+            else:
+                values = _generate(kind, self._key, word, steps, chains, n, dtype)
+        return values.reshape(len(steps), len(chains), *shape)
+
     def _draw(
         self,
         kind: int,
@@ -414,14 +451,8 @@ class Noise:
             else (WINDOW_FIRST_ACCELERATOR, WINDOW_MOST_ACCELERATOR)
         )
         start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window, limits)
-        # Not in inference mode, so that autograd can use the values later.
+        values = self._made(kind, range(start, stop), word, shape, dtype)
         with torch.inference_mode(False), torch.no_grad():
-            if has_kernel(self.chains.device):
-                steps = torch.arange(start, stop, device=self.chains.device)
-                values = _by_kernel(kind, self._key_tensor, word, steps, self.chains, n, dtype)
-            else:
-                values = _generate(kind, self._key, word, range(start, stop), self.chains, n, dtype)
-            values = values.reshape(stop - start, len(self.chains), *shape)
             rows = values.unbind() if stop - start > 1 else (values[0],)
         self._windows.pop(asked, None)
         if len(self._windows) >= WINDOWS_KEPT:

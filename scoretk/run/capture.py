@@ -5,9 +5,12 @@ step's length is known (`capturable_ahead`), or the parts that its step is made 
 (`scoretk.core.compiling.part`). What is decided here is how many steps go into one
 graph, where a loop is cut, and for which numbers of rows there are functions.
 
-- `Captured` is the engine of steps that can be captured whole. It puts enough of them into one
-  graph that the call itself costs little, and few enough that they compile in seconds. For this the
-  operations of a step are counted while it is made once.
+- `Captured` is the engine of steps that can be captured whole. On the CPU they are a loop in one
+  graph, which holds the step once, whatever the number of steps, of chains, and of what each step
+  does over and over (`_Loop`). Where the compiler cannot make a loop of them, and on devices, one
+  graph holds several steps one after another: enough that the call itself costs little, and few
+  enough that they compile in seconds (`_Steps`). For this the operations of a step are counted
+  while it is made once.
 - The noise of many steps is made before the graph runs (`Tape`), so that the graph holds the step's
   own arithmetic alone. (A compiler that sees several steps with their noise computes each step
   again within the next; noise that is read from memory prevents this.) What a step asks for is
@@ -22,19 +25,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scoretk.core.compiling import compiled
+from scoretk.core.compiling import Uncompilable, any_length, apart, compiled, over_rows
 from scoretk.core.devices import on
 from scoretk.core.noise import Noise
 from scoretk.run.moment import Loop, Moment, failures
 from scoretk.run.settle import Now, make_step
-from scoretk.run.state import state_leaves, with_leaves
+from scoretk.run.state import chain_leaves, state_leaves, tuned_leaves, with_leaves
 from scoretk.solvers.base import traits
 
 __all__ = [
@@ -57,6 +60,8 @@ they divide a run in the same way after a resume.
 """
 CALL_VALUES = 1 << 18
 """The most values of a state whose steps share a graph; beyond, a call costs little beside a step."""
+LOOP_OPTIONS = {"cpp_wrapper": True}
+"""Of a graph with loops: what calls its kernels is C++ itself, as a loop calls them often."""
 CALL_OPERATIONS = 1024
 """The most operations in a graph of more than one step: these compile in about ten seconds."""
 KINDS, COVERED = 6, 0.9
@@ -67,6 +72,10 @@ LOOKED_AT = 512
 """The number of steps after warmup whose kinds are counted for that."""
 UNROLLED = 4
 """The number of repetitions in one compiled function of `CompiledParts.iterate`."""
+COMPILED_NOISE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether a CPU makes noise faster by a compiled function. Where its registers do not multiply
+64-bit integers, NumPy is as fast, has the bits of an eager run, and ten seconds less to compile.
+"""
 WINDOW_VALUES = 1 << 18
 """About how many values a tape computes ahead for a request, in at most 128 reads."""
 
@@ -91,12 +100,14 @@ class Heard(NamedTuple):
     """What `listen` finds.
 
     `asked` are a step's requests to the noise for its own index; `is_all` is whether it makes no
-    other; `operations` is the number of its operations without those of the noise.
+    other; `operations` is the number of its operations without those of the noise; `kept` names the
+    leaves of the state that it hands on as they are.
     """
 
     asked: tuple[Request, ...]
     is_all: bool
     operations: int
+    kept: frozenset[str] = frozenset()
 
 
 class _Asking:
@@ -206,6 +217,7 @@ def listen(solver: Any, bound: Any, state: Any, noise: Noise, step: int) -> Hear
         The requests and the number of operations.
     """
     heard: list[list[tuple[int, Request]]] = []
+    before = state_leaves(state)
     for _ in range(2):
         with _Operations() as operations:
             listener = _Listener(noise, operations)
@@ -223,11 +235,12 @@ def listen(solver: Any, bound: Any, state: Any, noise: Noise, step: int) -> Hear
     }
     served = (own[0] & own[1]) - other
     everything = {request for of_step in heard for _, request in of_step}
-    return Heard(tuple(sorted(served, key=repr)), served == everything, operations.count)
+    kept = frozenset(n for n, leaf in state_leaves(state).items() if leaf is before[n])
+    return Heard(tuple(sorted(served, key=repr)), served == everything, operations.count, kept)
 
 
 class Tape:
-    """The answers to some requests for windows of steps, computed by one compiled function.
+    """The answers to some requests for windows of steps, by one compiled function where that pays.
 
     Args:
         noise: The noise of the run, for all of its chains.
@@ -244,20 +257,39 @@ class Tape:
             1, min(1 << max(WINDOW_VALUES // (size * length), 1).bit_length() - 1, 128)
         )
         self._start, self._values = -1, list[Tensor]()
-        self._make = compiled(self._window, (asked, len(noise.chains), self.steps))
+        as_on_cpu = noise.chains.device.type == "cpu" and not COMPILED_NOISE
+        self._compiled = None if as_on_cpu else compiled(self._window, (asked, self.steps))
 
     def _window(self, steps: Tensor) -> list[Tensor]:
         return [self.noise.ahead(r.method, steps, r.stream, r.shape, r.dtype) for r in self.asked]
 
+    def _make(self, start: int) -> list[Tensor]:
+        """The values of the window that begins at this step."""
+        if self._compiled is not None:
+            at = torch.arange(start, start + self.steps, device=self.noise.chains.device)
+            values: list[Tensor] = self._compiled(at)
+            return values
+        steps = range(start, start + self.steps)
+        return [self.noise.at_once(r.method, steps, r.stream, r.shape, r.dtype) for r in self.asked]
+
     def read(self, step: int) -> list[Tensor]:
         """For each request its values at `[step, step + length)`, `(length, chains, *shape)`."""
+        values, at = self._window_of(step)
+        return [value[at : at + self.length] for value in values]
+
+    def read_most(self, step: int, most: int) -> tuple[list[Tensor], int]:
+        """As `read`, for as many steps as the window has, at most so many; and how many these are."""
+        values, at = self._window_of(step)
+        count = min(most, self.steps - at)
+        return [value[at : at + count] for value in values], count
+
+    def _window_of(self, step: int) -> tuple[list[Tensor], int]:
+        """The values of the window that a step is in, and where it is there."""
         start = step - step % self.steps
         if self.asked and start != self._start:
             # windows start at multiples of their length: a resumed run makes the same ones
-            steps = torch.arange(start, start + self.steps, device=self.noise.chains.device)
-            self._start, self._values = start, self._make(steps)
-        at = step - start
-        return [value[at : at + self.length] for value in self._values]
+            self._start, self._values = start, self._make(start)
+        return self._values, step - start
 
     def at(self, values: Sequence[Tensor], index: int) -> TapedNoise:
         """The noise of step `index` of those whose values were read."""
@@ -295,6 +327,63 @@ class _Steps:
         return now, step + self.tape.length, torch.stack(xs), info
 
 
+@dataclass(frozen=True, eq=False)
+class _Loop:
+    """Any number of steps of a solver and their chains' status, as one compiled function.
+
+    Args:
+        solver: The solver.
+        field: The field, bound to its conditions.
+        tape: The noise of the steps.
+        kept: As in `Heard`.
+    """
+
+    solver: Any
+    field: Any
+    tape: Tape
+    kept: frozenset[str]
+
+    def run(self, now: Now, steps: Tensor, made: Tensor, values: list[Tensor]) -> tuple[Any, ...]:
+        """Steps one after another.
+
+        Args:
+            now: The run before them.
+            steps: Their indices, `(n,)` of int64, n > 1.
+            made: Which of them are made, `(n,)` of bool; the others change nothing.
+            values: What the tape has for them, each `(n, chains, *shape)`.
+
+        Returns:
+            The run after them; the positions, `(n, chains, *event)`; the statistics of each step,
+            `(n, chains, ...)`, and its "evaluations", `(n,)`, where the solver reports them.
+        """
+        leaves = state_leaves(now.state)
+        names = [name for name in leaves if name not in self.kept]
+
+        def moment(carry: tuple[Tensor, ...]) -> Now:
+            status, failed_at, *changing = carry
+            state = with_leaves(now.state, leaves | dict(zip(names, changing, strict=True)))
+            return Now(state, status, failed_at, now.reach)
+
+        def body(carry: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> tuple[Any, Any]:
+            step, is_made, *drawn = row
+            noise = TapedNoise(self.tape.noise, self.tape.asked, drawn)
+            after, stats, used = make_step(
+                self.solver, self.field, noise, moment(carry), step, None
+            )
+            info = stats if used is None else stats | {"evaluations": used.sum()}
+            at_last = state_leaves(after.state)
+            new = (after.status, after.failed_at, *(at_last[name] for name in names))
+            chosen = tuple(
+                apart(torch.where(is_made, one, other))
+                for one, other in zip(new, carry, strict=True)
+            )
+            return chosen, (apart(after.state.x), {n: apart(v) for n, v in info.items()})
+
+        carry = (now.status, now.failed_at, *(leaves[name] for name in names))
+        carry, (xs, stats) = over_rows(body, carry, (steps, made, *values))
+        return moment(carry), xs, stats
+
+
 class _Calls(NamedTuple):
     """The compiled functions of a run.
 
@@ -312,9 +401,11 @@ class _Calls(NamedTuple):
 class Captured:
     """The engine of steps that can be captured whole, all of them or those of some kinds.
 
-    Steps whose length is known ahead are of one kind where `capturable_ahead` gives equal solvers
-    for them. Each kind has a function of one step: more would gain little and make many kinds.
-    Where there are too many kinds, parts are compiled instead.
+    On the CPU they are made by loops in one graph. Elsewhere, and where the compiler has no loop
+    for them, by functions of several steps: steps whose length is known ahead are of one kind where
+    `capturable_ahead` gives equal solvers for them, and each kind has a function of one step (more
+    would gain little and make many kinds). Where there are too many kinds, parts are compiled
+    instead.
 
     Args:
         loop: What stays the same in the run.
@@ -324,13 +415,26 @@ class Captured:
 
     def __init__(self, loop: Loop, eager: Engine, in_parts: Engine) -> None:
         self.loop, self.eager, self.in_parts = loop, eager, in_parts
+        self._loop: tuple[Tape, Callable[..., Any]] | None = None
         self._calls: _Calls | None = None
+        self._loops = True
 
     def block(self, moment: Moment, steps: int) -> Moment:
-        """As `Engine.block`; the compiled calls begin at multiples of their length."""
+        """As `Engine.block`; compiled calls of several steps begin at multiples of their length."""
         warmup = self.loop.schedule.warmup
         if moment.tuning is not None and moment.step < warmup:
             return self.eager.block(moment, min(steps, warmup - moment.step))
+        if self._loops and has_loop(self.loop.solver, moment.state.x):
+            try:
+                return self._looped(moment, moment.step + steps)
+            except Uncompilable:  # a graph within a graph takes less than a graph
+                self._loops = False
+        return self._in_calls(moment, steps)
+
+    def _in_calls(self, moment: Moment, steps: int) -> Moment:
+        """As `block`, by functions of several steps."""
+        if not (self.loop.solver.capturable or traits(self.loop.solver).capturable_ahead):
+            return self.in_parts.block(moment, steps)
         calls = self._calls = self._calls or self._compile(moment)
         if not calls.functions:
             return self.in_parts.block(moment, steps)
@@ -340,6 +444,37 @@ class Captured:
             called = self._called(calls, moment, end) if alone == length else moment
             moment = called if called.step > moment.step else self.eager.block(moment, alone)
         return moment
+
+    def _compile_loop(self, moment: Moment) -> tuple[Tape, Callable[..., Any]]:
+        """The function of a run's steps after its warmup, and their noise."""
+        loop, x = self.loop, moment.state.x
+        heard = listen(loop.solver, loop.field, moment.state, loop.noise, moment.step)
+        tape = Tape(loop.noise, heard.asked, CALL)
+        native = type(_native(loop.field))
+        settings = _settings(loop.solver, moment.state)
+        key = (settings, native, x.shape[1:], x.dtype, heard.asked, heard.kept)
+        run = _Loop(loop.solver, loop.field, tape, heard.kept).run
+        return tape, compiled(run, key, options=LOOP_OPTIONS)
+
+    def _looped(self, moment: Moment, end: int) -> Moment:
+        """The moment at this step, by a loop in one graph."""
+        self._loop = self._loop or self._compile_loop(moment)
+        schedule, recorder = self.loop.schedule, self.loop.recorder
+        tape, function = self._loop
+        now = Now(moment.state, moment.status, moment.failed_at, moment.reach)
+        record, step, evaluations = moment.record, moment.step, moment.evaluations
+        kept, total = schedule.kept_before(step), schedule.kept_before(schedule.total)
+        while step < end:
+            values, count = tape.read_most(step, end - step)
+            now, xs, stats = function(_of_any_length(now), *_of_two(step, count, values))
+            if "evaluations" in stats:
+                evaluations = stats.pop("evaluations")[:count].sum() + evaluations
+            chosen = [i for i in range(count) if schedule.keeps(step + i)]
+            if chosen:
+                record = recorder.extend(record, xs, stats, chosen, kept, total)
+                kept += len(chosen)
+            step += count
+        return _moved(moment, now, step, record, evaluations)
 
     def _compile(self, moment: Moment) -> _Calls:
         """The functions of a run at a moment after its warmup."""
@@ -377,16 +512,66 @@ class Captured:
                 record = recorder.extend(record, xs, stats, chosen, kept, total)
                 kept += len(chosen)
             step += length
-        return replace(
-            moment,
-            state=now.state,
-            status=now.status,
-            failed_at=now.failed_at,
-            failed=failures(now.status),
-            step=step,
-            record=record,
-            evaluations=evaluations,
-        )
+        return _moved(moment, now, step, record, evaluations)
+
+
+def has_loop(solver: Any, x: Tensor) -> bool:
+    """Whether a graph can hold the steps of a solver at positions like x as a loop.
+
+    Where the state is large the loop would gain nothing, and on a device it would wait for it at
+    each turn.
+    """
+    can = solver.capturable or traits(solver).capturable_as_loop
+    return can and x.device.type == "cpu" and x.numel() <= CALL_VALUES
+
+
+def _settings(solver: Any, state: Any) -> str:
+    """What a solver's steps are compiled for: its settings but for those that its state carries.
+
+    So one function serves all step sizes that warmup may find, or that are given back.
+    """
+    plain = solver.solver if traits(solver).given_back else solver
+    if not is_dataclass(plain):
+        return repr(plain)
+    carried = {name for name, v in tuned_leaves(state).items() if bool(v.isfinite().all())}
+    own = {f.name: getattr(plain, f.name) for f in fields(plain) if f.name not in carried}
+    return f"{type(plain).__qualname__}({own})"
+
+
+def _of_any_length(now: Now) -> Now:
+    """What a function of any number of chains is called with."""
+    chains = [now.status, now.failed_at, *chain_leaves(now.state).values()]
+    for value in [*chains, *([] if now.reach is None else [now.reach])]:
+        any_length(value, 0)
+    return now
+
+
+def _of_two(step: int, count: int, values: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The indices of steps, which of them are made, and their noise, for at least two steps.
+
+    A graph of any number of steps is for more than one: one step is made as the first of two.
+    """
+    steps = torch.arange(step, step + max(count, 2))
+    made = steps < step + count
+    if count == 1:
+        values = [torch.cat([value, value]) for value in values]
+    for value in values:
+        any_length(value, 0, 1)
+    return any_length(steps, 0), any_length(made, 0), values
+
+
+def _moved(moment: Moment, now: Now, step: int, record: Any, evaluations: int | Tensor) -> Moment:
+    """The moment after compiled steps."""
+    return replace(
+        moment,
+        state=now.state,
+        status=now.status,
+        failed_at=now.failed_at,
+        failed=failures(now.status),
+        step=step,
+        record=record,
+        evaluations=evaluations,
+    )
 
 
 def _native(field: Any) -> Any:

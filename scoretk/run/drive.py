@@ -96,7 +96,10 @@ def engine_of(loop: Loop, *, compiled: bool, recompute: bool = False) -> Engine:
     if not compiled:
         return eager
     in_parts = Eager(loop, CompiledParts(loop.field, len(loop.noise.chains)), recompute)
-    captured = loop.solver.capturable or traits(loop.solver).capturable_ahead is not None
+    said = traits(loop.solver)
+    captured = (
+        loop.solver.capturable or said.capturable_as_loop or said.capturable_ahead is not None
+    )
     return Captured(loop, eager, in_parts) if captured else in_parts
 
 

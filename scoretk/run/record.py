@@ -272,6 +272,18 @@ class KeepLast(_OneByOne):
         """Replace the draw, and add the statistics to their sums."""
         return Record({"x": x[None]}, _summed(record.stats, stats))
 
+    def extend(
+        self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int
+    ) -> Record:
+        """As `add` for each chosen step, with the bits of one after another."""
+        sums = {}
+        for name, value in stats.items():
+            rows = value.to(_exact(value))
+            rows = rows if len(chosen) == len(rows) else rows[chosen]
+            before = [record.stats[name][None]] if name in record.stats else []
+            sums[name] = torch.cat([*before, rows]).cumsum(0)[-1]
+        return Record({"x": xs[chosen[-1]][None]}, sums)
+
     def filled(self, record: Record, count: int) -> Record:
         return record
 

@@ -17,6 +17,7 @@ from scoretk.errors import InvalidArgument
 
 __all__ = [
     "all_finite",
+    "chain_leaves",
     "checked_start",
     "checked_step",
     "finite_chains",
@@ -105,7 +106,8 @@ def tuned_leaves(state: Any) -> dict[str, Tensor]:
     return {name: value for name, value in state_leaves(state).items() if name in shared}
 
 
-def _chain_leaves(state: Any) -> dict[str, Tensor]:
+def chain_leaves(state: Any) -> dict[str, Tensor]:
+    """The chains' own leaves by name, with the chains on axis 0."""
     shared: frozenset[str] = getattr(state, "shared", frozenset())
     return {
         n: v for n, v in state_leaves(state).items() if v.ndim and n.split(".")[0] not in shared
@@ -138,13 +140,13 @@ def all_finite(state: Any) -> bool:
 def finite_chains(state: Any) -> Tensor:
     """Of which chains all leaves are finite, `(chains,)` of bool."""
     finite = [
-        finite_rows(leaf) for leaf in _chain_leaves(state).values() if leaf.is_floating_point()
+        finite_rows(leaf) for leaf in chain_leaves(state).values() if leaf.is_floating_point()
     ]
     return torch.stack(finite).all(0) if len(finite) > 1 else finite[0]
 
 
 def select_state(chosen: Tensor, new: Any, old: Any) -> Any:
     """The new state of the chosen chains `(chains,)`, the old one of the others."""
-    ours, theirs = _chain_leaves(new), _chain_leaves(old)
+    ours, theirs = chain_leaves(new), chain_leaves(old)
     merged = state_leaves(new) | {n: select_rows(chosen, v, theirs[n]) for n, v in ours.items()}
     return with_leaves(new, merged)

@@ -182,6 +182,8 @@ class Traits:
             length of each is known: `capturable_ahead(state)(i)` makes step i, from this state on
             and as long as warmup changes nothing, by a `step(field, state, noise)` that can be
             captured. Equal ones make equal steps. None where nothing is known ahead.
+        capturable_as_loop: For a solver that is not `capturable`: whether `step` is where a graph can
+            hold loops whose length it reads when it runs (`scoretk.core.compiling.iterate`).
         step_size: What a kernel that has a step size says of it, None where warmup tunes it; NaN
             where it has none.
         start: `start(field, x, noise) -> x`, which turns the field's start of chains without `init`
@@ -195,6 +197,7 @@ class Traits:
     given_back: bool = False
     with_adjoint: Callable[[], Any] | None = None
     capturable_ahead: Callable[[Any], Callable[[int], Any]] | None = None
+    capturable_as_loop: bool = False
     step_size: float | None = math.nan
     start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved
 

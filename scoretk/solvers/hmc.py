@@ -140,7 +140,7 @@ class Hamiltonian(Tunable):
         )
 
     def _trajectory(
-        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int
+        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int | Tensor
     ) -> tuple[HMCState, Info, Trajectory]:
         momentum = noise.normal(
             state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype
@@ -255,6 +255,13 @@ def halton(n: int) -> float:
     return value
 
 
+def halton_points(n: Tensor) -> Tensor:
+    """As `halton`, for indices in [0, 2^32), like n in float64: the bits of n + 1, reversed."""
+    places = torch.arange(33, device=n.device)
+    bits = (n + 1).unsqueeze(-1).bitwise_right_shift(places) & 1
+    return bits.bitwise_left_shift(32 - places).sum(-1).double() * 2.0**-33
+
+
 @takes_pilot
 @dataclass(frozen=True)
 class ChEES(Hamiltonian):
@@ -301,6 +308,8 @@ class ChEES(Hamiltonian):
     def step(
         self, field: StaticField, state: HMCState, noise: NoiseSource
     ) -> tuple[HMCState, Info]:
+        if torch.compiler.is_compiling():
+            return self._captured_step(field, state, noise)
         return self._halton_step(field, state, noise)[:2]
 
     def trial(
@@ -334,12 +343,26 @@ class ChEES(Hamiltonian):
     def _leapfrogs(self, time: float, size: float) -> int:
         return min(max(math.ceil(time / size), 1), self.most)
 
+    def _captured_step(
+        self, field: StaticField, state: HMCState, noise: NoiseSource
+    ) -> tuple[HMCState, Info]:
+        """As `step`, within a graph: the number of leapfrog steps is read when it runs."""
+        time = 2 * halton_points(state.step) * state.length
+        steps = (time / state.step_size).ceil().clamp(1, self.most).to(torch.int64)
+        eps = state.step_size.to(state.x.dtype)
+        return self._counted(field, state, noise, eps, steps)[:2]
+
     def _counted(
-        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int
+        self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int | Tensor
     ) -> tuple[HMCState, Info, Trajectory]:
         new, info, end = self._trajectory(field, state, noise, eps, steps)
-        taken = torch.full_like(info["diverging"], steps, dtype=torch.int64)
+        taken = torch.zeros_like(info["diverging"], dtype=torch.int64) + steps
         return new, info | {"evaluations": taken, "leapfrogs": taken.to(state.x.dtype)}, end
+
+    @property
+    def capturable_as_loop(self) -> bool:
+        """As `scoretk.solvers.base.Traits` says, but for a subclass with a step of its own."""
+        return type(self).step is ChEES.step
 
     @property
     def capturable_ahead(self) -> Callable[[HMCState], Callable[[int], Counted]] | None:

@@ -95,7 +95,7 @@ def inner_steps(
     start: Point,
     momentum: Tensor,
     along: Tensor,
-    steps: int,
+    steps: int | Tensor,
     scale: Tensor,
     dense: bool,
 ) -> tuple[Tensor, Tensor]:

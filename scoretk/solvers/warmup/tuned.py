@@ -306,6 +306,11 @@ class Tuned:
         return traits(self.solver).capturable_ahead
 
     @property
+    def capturable_as_loop(self) -> bool:
+        """Whether the solver's step can be captured where a graph can hold loops."""
+        return traits(self.solver).capturable_as_loop
+
+    @property
     def exact(self) -> bool:
         """Whether the solver leaves its target as it is."""
         return traits(self.solver).exact
