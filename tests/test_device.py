@@ -88,7 +88,7 @@ def tensors(value):
         return {"": value}
     if isinstance(value, stk.Draws):
         names = ("x", "final", "status", "failed_at", "mean", "var")
-        found = {n: getattr(value, n) for n in names}
+        found = {n: vars(value)[n] for n in names}  # x is asked of moments too
         return {n: v for n, v in found.items() if v is not None} | dict(value.stats)
     if isinstance(value, stk.Latents):
         return {"x": value.x, "status": value.status}
