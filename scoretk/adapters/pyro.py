@@ -175,7 +175,7 @@ class _OnePoint:
     names: frozenset[str]
 
     def __call__(self, values: dict[str, Tensor]) -> Tensor:
-        with _unchecked():
+        with _unchecked(self.poutine):
             held = self.poutine.condition(self.model, data=values)
             trace = self.poutine.trace(held).get_trace(*self.args, **self.options)
             _check_sites(self.names, (trace.nodes.keys() & self.names) | _sampled(trace).keys())
@@ -206,11 +206,16 @@ class _OneByOne:
 
 
 @contextmanager
-def _unchecked() -> Iterator[None]:
-    """Without the checks of distributions, which look at values; the supports hold by the map."""
-    before = Distribution._validate_args
+def _unchecked(poutine: Any) -> Iterator[None]:
+    """Without the checks of distributions and traces, which look at values, as no map over chains can.
+
+    The supports hold by the map from free space, and what is not finite is the run's to say.
+    """
+    traces, values = poutine.is_validation_enabled(), Distribution._validate_args
+    poutine.enable_validation(False)
     Distribution.set_default_validate_args(False)
     try:
         yield
     finally:
-        Distribution.set_default_validate_args(before)
+        poutine.enable_validation(traces)
+        Distribution.set_default_validate_args(values)

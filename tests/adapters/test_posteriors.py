@@ -290,6 +290,32 @@ class TestJax:
 
 
 class TestPyro:
+    def test_many_chains_are_one_call_of_the_model(self):
+        """Under the checks of values that pyro makes by default, which stay as they were."""
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        calls = []
+
+        def model(y):
+            calls.append(None)
+            scale = pyro.sample("scale", dist.HalfNormal(1.0))
+            with pyro.plate("row", 3):
+                pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+        y = torch.tensor([1.0, -2.0, 0.5])
+        with pyro.validation_enabled(True):
+            field = stk.from_pyro(model, y)
+            scale = torch.linspace(0.5, 2.0, 50)
+            calls.clear()
+            found = field.field.energy(scale[:, None])
+            assert len(calls) == 1
+            assert pyro.poutine.is_validation_enabled()
+            assert pyro.distributions.is_validation_enabled()
+        expected = -td.HalfNormal(1.0).log_prob(scale)
+        expected -= td.Normal(0.0, scale[:, None]).log_prob(y).sum(1)
+        torch.testing.assert_close(found, expected)
+
     def test_a_model_that_vmap_does_not_take_is_asked_row_by_row(self):
         pyro = importing("pyro")
         import pyro.distributions as dist

@@ -28,6 +28,20 @@ def importing(name):
         return pytest.importorskip(name)
 
 
+def in_pyro():
+    pyro = importing("pyro")
+    import pyro.distributions as dist
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("school", 8):
+            raw = pyro.sample("raw", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(mu + tau * raw, torch.tensor(SIGMA)), obs=y)
+
+    return stk.from_pyro(model, torch.tensor(Y))
+
+
 def in_numpyro():
     numpyro = importing("numpyro")
     import jax.numpy as jnp
@@ -41,6 +55,16 @@ def in_numpyro():
             numpyro.sample("y", dist.Normal(mu + tau * raw, jnp.array(SIGMA)), obs=y)
 
     return stk.from_numpyro(model, jnp.array(Y))
+
+
+def in_pymc():
+    pm = importing("pymc")
+    with pm.Model(coords={"school": list("ABCDEFGH")}) as model:
+        mu = pm.Normal("mu", 0, 5)
+        tau = pm.HalfCauchy("tau", 5)
+        raw = pm.Normal("raw", 0, 1, dims="school")
+        pm.Normal("y", mu + tau * raw, np.array(SIGMA), observed=np.array(Y))
+    return stk.from_pymc(model)
 
 
 def in_jax():
@@ -90,7 +114,13 @@ class StanModel:
         return np.concatenate([row[:1], np.log(row[1:2]), row[2:]])
 
 
-OWNERS = {"numpyro": in_numpyro, "jax": in_jax, "stan": lambda: stk.from_stan(StanModel())}
+OWNERS = {
+    "pyro": in_pyro,
+    "numpyro": in_numpyro,
+    "pymc": in_pymc,
+    "jax": in_jax,
+    "stan": lambda: stk.from_stan(StanModel()),
+}
 
 
 def parameters(field):
