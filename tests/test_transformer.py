@@ -165,7 +165,7 @@ def test_the_shipped_model_obeys_the_laws(field):
     assert [r for r in checked(field) if r.status == "failed"] == []
 
 
-def test_it_knows_digits_better_than_sites_apart_and_its_draws_look_like_them(field):
+def test_it_knows_digits_better_than_sites_apart(field):
     digits = load_digits()
     train, test = (transformer.as_tokens(x).flatten(1, -2) for x in (digits.train, digits.test))
     torch.testing.assert_close(field.decode(test.reshape(-1, 1, 8, 8, 17)), digits.test)
@@ -173,6 +173,11 @@ def test_it_knows_digits_better_than_sites_apart_and_its_draws_look_like_them(fi
     apart = -(test * share.log()).sum((1, 2))
     own = field.energy(test.reshape(-1, 1, 8, 8, 17)).detach()
     assert float((own - apart).mean()) < -20  # nats an image: it has 82, sites apart 108
+
+
+@pytest.mark.slow
+def test_its_draws_look_like_digits(field):
+    digits = load_digits()
     images = field.decode(field.draw(360, stk.Noise(0, 360)))
     generator = torch.Generator().manual_seed(0)
     real = (digits.train[torch.randperm(1437, generator=generator)[:360]] for _ in range(5))
