@@ -16,6 +16,16 @@ from scoretk.fields.resolve import resolve
 from scoretk.fields.validation import refuses
 from tests.evidence import FALSE_ALARM, ks_p, mean_z, z_limit
 
+BRINGS = [
+    (
+        "a `torch.distributions.Distribution`",
+        "stk.sample(distribution)",
+        "its `log_prob`",
+        "",
+        ["test_the_law_in_free_space_is_the_distribution"],
+    )
+]
+
 
 def t(*values):
     return torch.tensor(values if len(values) > 1 else values[0], dtype=torch.float64)

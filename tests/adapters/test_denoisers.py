@@ -15,6 +15,40 @@ from scoretk.adapters.schedules import Scheduled
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields import EDM, VP, Cosine, Linear
 
+BRINGS = [
+    (
+        "a denoiser of azula",
+        "stk.from_azula(denoiser, event_shape)",
+        "its posterior's mean, its schedules",
+        "azula==0.11.1",
+        ["TestAzula.test_values_are_its_own_against_the_time"],
+    ),
+    (
+        "a velocity model of flow_matching",
+        "stk.from_flow_matching(model, event_shape, path)",
+        "its `velocity_to_target`, its `ODESolver`",
+        "flow_matching==1.0.10",
+        [
+            "TestFlowMatching.test_values_are_its_own_on_its_path",
+            "TestFlowMatching.test_its_solver_goes_the_same_way",
+        ],
+    ),
+    (
+        "a velocity model of torchcfm",
+        "stk.from_torchcfm(model, event_shape, matcher)",
+        "what its matchers regress to, for Gaussian data",
+        "torchcfm==1.0.7",
+        ["TestTorchCFM.test_the_matchers_regression_is_the_fields_velocity"],
+    ),
+    (
+        "a wrapped model of k-diffusion",
+        "stk.from_k_diffusion(denoiser, event_shape)",
+        "its wrappers' values",
+        "k-diffusion==0.1.1.post1",
+        ["TestKDiffusion.test_a_model_on_a_table", "TestKDiffusion.test_a_model_of_v"],
+    ),
+]
+
 D, N, MEAN, STD = 2, 5, 0.4, 0.6
 X = torch.linspace(-1.5, 2, N * D).reshape(N, D)
 T = 0.35

@@ -13,6 +13,25 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields import EDM, Linear, Tabulated
 
+BRINGS = [
+    (
+        "a network, or a pipeline, of diffusers",
+        "stk.from_diffusers(unet, scheduler)",
+        "DDIM, DDPM, Euler, Heun, DPM++(2M), FlowMatchEuler, EDMEuler: 12 steps from "
+        "the same noise, to 1e-4 of scale, every spacing, choice of sigmas, prediction "
+        "and zero terminal SNR; five pipelines' own runs",
+        "diffusers==0.42.1",
+        [
+            "test_methods_on_a_table_are_reproduced",
+            "test_every_step_is_the_schedulers",
+            "test_flow_matching_is_reproduced",
+            "test_edm_is_reproduced",
+            "test_zero_terminal_snr_is_read_from_the_configuration",
+            "test_clocks.test_a_pipelines_own_run_is_reproduced",
+        ],
+    )
+]
+
 with warnings.catch_warnings():  # of the library itself, at its first import
     warnings.simplefilter("ignore")
     diffusers = pytest.importorskip("diffusers")

@@ -1,16 +1,17 @@
-"""The blocks of docs/bring-your-own.md run, where the libraries that they import are installed."""
+"""docs/bring-your-own.md: its table is what the tests declare, its blocks run where their libraries are installed."""
 
 import importlib.util
 import re
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
 
 import scoretk as stk
 from scoretk.fields.foreign import ADAPTERS
+from tests.adapters import table
 
-PAGE = (Path(__file__).parent.parent.parent / "docs/bring-your-own.md").read_text()
+PAGE = table.PAGE.read_text()
 SECTIONS = {
     title: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
@@ -28,8 +29,35 @@ def test_a_section_runs(title):
             exec(compile(block, "docs/bring-your-own.md", "exec"), names)
 
 
-def test_every_adapter_is_in_the_table():
-    lines = [line for line in PAGE.splitlines() if line.startswith("|")]
-    named = set(re.findall(r"stk\.(from_\w+)\(", "\n".join(lines)))
+def test_the_table_is_what_the_tests_declare():
+    found = table.OLD.findall(PAGE)
+    assert found == [table.table()], "python -m tests.adapters.table writes it"
+
+
+def test_every_test_that_is_declared_is_there():
+    for row in table.brought():
+        assert row.tests, row
+        for name in row.tests:
+            other, _, test = name.rpartition(".")
+            elsewhere = other.startswith("test_")
+            module, test = (f"adapters/{other}", test) if elsewhere else (row.module, name)
+            assert test in table.tests_of(module), (row.module, name)
+    assert "test_that_is_not" not in table.tests_of("adapters/test_sbi")
+
+
+def test_a_module_that_holds_an_adapter_declares_it():
+    """Each adapter's line is in a declaration, and each declared line is of a public name."""
+    named = {re.match(r"stk\.(\w+)\(", row.line)[1] for row in table.brought()}
     assert named | {"from_distribution"} >= {*ADAPTERS.values()}
     assert all(hasattr(stk, name) for name in named)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", sorted({row.library for row in table.brought()} - {""}))
+def test_the_version_that_is_named_is_the_one_that_is_tried(library):
+    name, _, wanted = library.partition("==")
+    try:
+        installed = version(name)
+    except PackageNotFoundError:
+        pytest.skip(f"{name} is not installed")
+    assert installed == wanted

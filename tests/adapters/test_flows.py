@@ -14,6 +14,37 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.gradient import grad_energy
 from tests.evidence import assert_mean
 
+BRINGS = [
+    (
+        "a flow of zuko",
+        "stk.from_flow(flow)",
+        "its `log_prob` and inverse",
+        "zuko==1.6.0",
+        ["TestFlows.test_the_density_is_the_librarys_own", "TestFlows.test_draws_have_the_density"],
+    ),
+    (
+        "a flow of nflows",
+        "stk.from_flow(flow)",
+        "its `log_prob` and inverse",
+        "nflows==0.14",
+        ["TestFlows.test_the_density_is_the_librarys_own", "TestFlows.test_draws_have_the_density"],
+    ),
+    (
+        "a flow of normflows",
+        "stk.from_flow(flow)",
+        "its `log_prob` and inverse",
+        "normflows==1.7.3",
+        ["TestFlows.test_the_density_is_the_librarys_own", "TestFlows.test_draws_have_the_density"],
+    ),
+    (
+        "a network of FrEIA",
+        "stk.from_flow(inn)",
+        "its Jacobian and inverse",
+        "FrEIA==0.2",
+        ["TestFlows.test_the_density_is_the_librarys_own", "TestFlows.test_draws_have_the_density"],
+    ),
+]
+
 D, C, N = 2, 3, 6
 
 

@@ -8,6 +8,23 @@ import scoretk as stk
 from scoretk.conformance import check_model
 from scoretk.errors import InvalidArgument
 
+BRINGS = [
+    (
+        "a function",
+        "stk.Energy(fn, event_shape)",
+        "`scoretk.conformance.check_model`",
+        "",
+        ["test_a_law_of_the_kit_finds_a_wrong_gradient"],
+    ),
+    (
+        "a function and its gradient, of numpy or torch",
+        "stk.Energy(fn, event_shape, grad=g)",
+        "the same energy in torch",
+        "",
+        ["test_values_and_gradients_are_those_of_the_functions"],
+    ),
+]
+
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
 T = torch.as_tensor(A)
 

@@ -16,6 +16,62 @@ from torch.distributions import constraints
 import scoretk as stk
 from scoretk.errors import InvalidArgument
 
+BRINGS = [
+    (
+        "a log density of JAX",
+        "stk.from_jax(logp, example)",
+        "eight schools in torch, density and gradient, float32 and float64; the "
+        "posterior against reference draws (`slow`)",
+        "jax==0.10.2",
+        [
+            "test_names_supports_density_and_gradient_are_the_models",
+            "test_schools.test_the_posterior_is_the_references",
+        ],
+    ),
+    (
+        "a model of numpyro",
+        "stk.from_numpyro(model, *args)",
+        "the same",
+        "numpyro==0.22.0",
+        [
+            "test_names_supports_density_and_gradient_are_the_models",
+            "test_schools.test_the_posterior_is_the_references",
+        ],
+    ),
+    (
+        "a model of Pyro",
+        "stk.from_pyro(model, *args)",
+        "the same; all chains in one call of the model",
+        "pyro-ppl==1.9.2",
+        [
+            "test_names_supports_density_and_gradient_are_the_models",
+            "test_schools.test_the_posterior_is_the_references",
+            "TestPyro.test_many_chains_are_one_call_of_the_model",
+        ],
+    ),
+    (
+        "a model of PyMC",
+        "stk.from_pymc(model)",
+        "the same (`slow`), with JAX and without",
+        "pymc==5.28.5",
+        [
+            "test_names_supports_density_and_gradient_are_the_models",
+            "test_schools.test_the_posterior_is_the_references",
+            "TestPymc.test_without_jax_it_is_pymcs_own_function",
+        ],
+    ),
+    (
+        "a model of Stan, by bridgestan",
+        "stk.from_stan(model)",
+        "the same, in a stand-in for its documented interface: the tests compile no Stan program",
+        "bridgestan==2.9.0",
+        [
+            "test_names_supports_density_and_gradient_are_the_models",
+            "test_schools.test_the_posterior_is_the_references",
+        ],
+    ),
+]
+
 Y = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
 SIGMA = [15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]
 ROOT = Path(__file__).parents[2]

@@ -11,6 +11,20 @@ import scoretk as stk
 from scoretk.core import anatomy
 from scoretk.errors import InvalidArgument, MissingDependency, UnknownName
 
+BRINGS = [
+    (
+        "a folder, or a repository of the Hub",
+        "stk.load_pretrained(folder)",
+        "bits of what `stk.save_pretrained` wrote; the Hub's errors",
+        "huggingface_hub==2.4.0",
+        [
+            "test_a_field_of_the_callers_own_comes_back",
+            "test_a_repository_of_the_hub_is_a_folder_of_this_form",
+            "test_errors_of_the_hub_say_what_to_do",
+        ],
+    )
+]
+
 
 def network(width=8):
     with torch.random.fork_rng():

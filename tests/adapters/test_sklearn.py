@@ -10,6 +10,23 @@ from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument, MissingCapability
 from tests.evidence import assert_distribution, assert_mean, assert_second_moment
 
+BRINGS = [
+    (
+        "a mixture of scikit-learn",
+        "stk.from_sklearn(gm)",
+        "its `score_samples`, every type of covariance",
+        "scikit-learn==1.9.1",
+        ["test_a_mixtures_density_is_its_own"],
+    ),
+    (
+        "a kernel density estimate of scikit-learn",
+        "stk.from_sklearn(kde)",
+        "its `score_samples`, every kernel",
+        "scikit-learn==1.9.1",
+        ["test_an_estimates_density_is_its_own"],
+    ),
+]
+
 mixture = pytest.importorskip("sklearn.mixture")
 neighbors = pytest.importorskip("sklearn.neighbors")
 

@@ -14,6 +14,20 @@ from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument, MissingCapability
 from tests.evidence import FALSE_ALARM
 
+BRINGS = [
+    (
+        "a causal or masked language model of transformers",
+        "stk.from_language_model(lm, length)",
+        "its logits on token ids, all texts enumerated; 20 architectures",
+        "transformers==5.24.0",
+        [
+            "test_a_causal_models_law_is_its_own_and_normalised",
+            "test_a_masked_model_has_its_pseudo_likelihood",
+            "test_the_energy_is_that_of_token_ids",
+        ],
+    )
+]
+
 V, L = 5, 3
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

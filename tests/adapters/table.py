@@ -1,0 +1,81 @@
+"""The table of docs/bring-your-own.md, made of what the tests of the adapters declare.
+
+A module of tests that holds an adapter to its library says so in a list BRINGS of literals, which is read without importing it:
+what is brought, the line that makes a field of it, what it is checked against, the library in the version that was tried, and
+the names of the tests (of another module of adapters as `module.test`). `python -m tests.adapters.table` writes the page.
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).parent.parent
+PAGE = TESTS.parent / "docs" / "bring-your-own.md"
+MODULES = (
+    "test_supports",
+    "adapters/test_flows",
+    "adapters/test_sklearn",
+    "adapters/test_diffusers",
+    "adapters/test_denoisers",
+    "adapters/test_posteriors",
+    "adapters/test_sbi",
+    "adapters/test_transformers",
+    "adapters/test_pretrained",
+    "adapters/test_own_gradient",
+)
+"""In the order of the page."""
+HEAD = "| bring | line | checked against | version | by |\n|---|---|---|---|---|\n"
+OLD = re.compile(r"^\| bring \|.*\n(?:\|.*\n)+", re.MULTILINE)
+
+
+class Brought(NamedTuple):
+    """A row of the table."""
+
+    what: str
+    line: str
+    against: str
+    library: str
+    tests: list[str]
+    module: str
+
+    def row(self):
+        _, _, version = self.library.partition("==")
+        cells = (self.what, f"`{self.line}`", self.against, version, f"`{self.module}`")
+        return f"| {' | '.join(cells)} |\n".replace("|  |", "| |")
+
+
+def parsed(module):
+    return ast.parse((TESTS / f"{module}.py").read_text()).body
+
+
+def declared(module):
+    """The rows that a module declares."""
+    (brings,) = (
+        ast.literal_eval(node.value)
+        for node in parsed(module)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BRINGS"
+    )
+    return [Brought(*row, module) for row in brings]
+
+
+def tests_of(module):
+    """The names of a module's tests, those of a class as `Class.test`."""
+    found = set()
+    for node in parsed(module):
+        owner = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        inside = node.body if owner else [node]
+        found |= {owner + f.name for f in inside if isinstance(f, ast.FunctionDef)}
+    return {name for name in found if name.rpartition(".")[2].startswith("test_")}
+
+
+def brought():
+    return [row for module in MODULES for row in declared(module)]
+
+
+def table():
+    return HEAD + "".join(row.row() for row in brought())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(OLD.sub(lambda _: table(), PAGE.read_text()))
