@@ -18,6 +18,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import scoretk as stk
 from scoretk import cli
@@ -78,6 +82,40 @@ def command(folder):
     with contextlib.redirect_stdout(told):
         code = cli.main(words)
     return code, bool(told.getvalue())
+
+
+def network():
+    generator = torch.Generator().manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 1))
+    for value in net.parameters():
+        value.data = torch.randn(value.shape, generator=generator) / 3
+    return net
+
+
+def of_network(net, **more):
+    field = stk.Energy(lambda x: net(x).squeeze(1) + x.square().sum(1) / 2, (3,))
+    warmup = stk.Warmup(12, pilot=8)
+    return stk.sample(field, chains=24, steps=4, warmup=warmup, batch=8, **more)
+
+
+def in_teams(spread, folder):
+    """Draws of a network that two ranks hold together, in as many pairs as there are; saved, and taken up."""
+    distributed.init_process_group("gloo")
+    mesh = init_device_mesh(
+        "cpu", (distributed.get_world_size() // 2, 2), mesh_dim_names=("a", "b")
+    )
+    net = network()
+    if spread == "fsdp":
+        for layer in (net[0], net[2], net[4], net):
+            fully_shard(layer, mesh=mesh["b"])
+    else:
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_module(net, mesh["b"], plan)
+    with stk.distributed(model_group=mesh["b"]):
+        draws, again = (of_network(net, checkpoint=folder) for _ in range(2))
+    assert torch.equal(draws.x, again.x)
+    distributed.barrier()
+    return draws.x.numpy()
 
 
 def tuned_apart():
@@ -331,7 +369,7 @@ def stormy(folder, seed, sizes, kills, singly=False):
 
 def main(file):
     """All jobs of the default tests."""
-    found = {"one process": one_process()}
+    found = {"one process": one_process(), "whole network": of_network(network()).x.numpy()}
     folder = Path(tempfile.mkdtemp())
     found["shared draws"] = {n: Job(n, shared_draws).wait() for n in (1, 2, 3)}
     together = {
@@ -339,6 +377,8 @@ def main(file):
         "leaves early": (Job(2, leaves_early), None),
         "counted": (Job(2, counted), None),
         "command": (Job(2, command, folder), None),
+        "fsdp": (Job(2, in_teams, "fsdp", folder / "fsdp"), None),
+        "tensor parallel": (Job(2, in_teams, "tensor parallel", folder / "parallel"), None),
         "tuned apart": (Job(2, tuned_apart), None),
         "in order of ranks": (Job(2, in_order_of_ranks), None),
         "hangs": (Job(2, hangs), [0]),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,40 @@ def test_the_bits_hang_on_the_batch_alone(found):
     assert jobs.digest(draws) == found["one process"]["moments"]
     assert jobs.digest(jobs.CALLS["moments"](batch=7)) != jobs.digest(draws)
     assert jobs.digest(jobs.CALLS["moments"](batch=jobs.BATCH, seed=1)) != jobs.digest(draws)
+
+
+def test_a_network_may_lie_on_two_ranks(found):
+    """FSDP gathers the weights, to the bits of one process; tensor parallelism adds in another order."""
+    whole = found["whole network"]
+    for n in (0, 1):
+        assert np.array_equal(found["fsdp"][n], whole)
+        np.testing.assert_allclose(found["tensor parallel"][n], whole, atol=1e-3)
+    assert np.array_equal(found["tensor parallel"][0], found["tensor parallel"][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", ["fsdp", "tensor parallel"])
+def test_two_teams_of_two(tmp_path, spread):
+    program = f"""
+import pathlib, pickle, torch
+torch.set_num_threads(1)
+from tests import jobs
+folder = pathlib.Path({str(tmp_path)!r})
+ranks = jobs.Job(4, jobs.in_teams, {spread!r}, folder / "run").wait()
+(folder / "found").write_bytes(pickle.dumps((jobs.of_network(jobs.network()).x.numpy(), ranks)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    whole, ranks = pickle.loads((tmp_path / "found").read_bytes())
+    for draws in ranks.values():
+        np.testing.assert_allclose(draws, whole, atol=0.0 if spread == "fsdp" else 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -578,11 +578,16 @@ def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
     """
     if kind in _KINDS or split in (_none, _of_class, _of_compiled_module, _of_script):
         return split or _none
+    if kind.__module__.startswith("torch.distributed.") and not issubclass(
+        kind, nn.Module | Tensor
+    ):  # how modules lie on processes, such as this one's share, which others do not have
+        return _none
     also: list[Splitter] = [] if split is None else [split]
     slots = _slots(kind)
     if kind.__dictoffset__ and not issubclass(kind, nn.Module | Tensor):
         also.append(_attributes)
-    if slots:
+    known_tensor = issubclass(kind, Tensor) and _whose(kind.__module__) == "known"
+    if slots and not known_tensor:  # torch's tell their numbers: of DTensor all, in whatever parts
         also.append(_slots_of(slots))
     if not also:
         also.append(_pickled)

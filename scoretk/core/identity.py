@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -417,7 +418,14 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def numbers_as_bytes(x: Tensor) -> bytes:
-    """The numbers of a strided tensor on the CPU as bytes, in order."""
+    """The numbers of a strided tensor on the CPU as bytes, in order.
+
+    Of a tensor in parts on several processes (FSDP, tensor parallel) those of the whole, for which
+    all of them ask.
+    """
+    spread = sys.modules.get("torch.distributed.tensor")  # where it is not there, none is
+    if spread is not None and isinstance(x, spread.DTensor):
+        x = x.full_tensor()
     # in memory of stride 1, which an expanded tensor is not; as bytes, as numpy has no bfloat16
     flat = x.new_empty(x.numel()).copy_(x.reshape(-1))
     return flat.view(torch.uint8).numpy().tobytes()

@@ -162,6 +162,8 @@ class _InFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, CheckpointError):  # it could not be written a moment ago
+            return
         with _noted(error, self.saving):
             self._write(self._asked_at_last())
 
