@@ -147,6 +147,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(found):
     (expected,) = found["never stopped"].values()
     runs, left = found["killed"]
     assert left == 0
+    assert runs
     for ranks in runs:
         assert set(ranks.values()) == {expected}
 
@@ -303,6 +304,7 @@ found = jobs.stormy(folder, 5, (2, 4, 3), 40, singly=True)
     assert done.returncode == 0, done.stderr
     expected, ends, left = pickle.loads((tmp_path / "found").read_bytes())
     assert left == 0
+    assert ends
     for ranks in ends:
         assert set(ranks.values()) == set(expected.values())
 

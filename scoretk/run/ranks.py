@@ -193,7 +193,8 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
         yield Ranks(), store
         return
     device = _device()
-    found, rank, world_size = next(dist.rendezvous("env://"))
+    patience = timedelta(seconds=timeout)
+    found, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -201,7 +202,7 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
         store=dist.PrefixStore(f"group/{turn}", found),
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=timeout),
+        timeout=patience,
     )
     try:
         yield Ranks(rank, world_size, device), dist.PrefixStore(f"scoretk/{turn}", found)
