@@ -354,7 +354,7 @@ def stormy(folder, seed, sizes, kills, singly=False):
         if over:
             answers = job.wait()
             # on a busy machine ranks may be taken for dead: such a job has ended as by a kill
-            if all(a[0] not in ("RankFailure", "RuntimeError") for a in answers.values()):
+            if all(a and a[0] not in ("RankFailure", "RuntimeError") for a in answers.values()):
                 ends.append(answers)
             continue
         done += 1

@@ -19,6 +19,8 @@ from tests.processes import environment
 
 HERE = Path(__file__).parent
 
+pytestmark = pytest.mark.timeout(900)  # twenty processes, which share what cores there are
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
