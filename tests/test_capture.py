@@ -479,11 +479,12 @@ QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 @QUIET
 @pytest.mark.compiled
 @pytest.mark.parametrize(
-    "solver", [stk.ULA(0.1), pytest.param(IN_PARTS["chees"][0], marks=pytest.mark.slow)], ids=str
+    "solver", [stk.MALA(0.1), pytest.param(IN_PARTS["chees"][0], marks=pytest.mark.slow)], ids=str
 )
-def test_one_graph_serves_any_number_of_chains_and_of_steps(solver):
+def test_one_graph_serves_any_number_of_chains_and_of_steps(monkeypatch, solver):
     field = stk.Energy(lambda x: x.square().sum(1) / 2 + (x**4).sum(1) / 40, (3,))
     run, x = {"warmup": 0, "seed": 5, "keep": "all"}, torch.zeros(40, 3)
+    monkeypatch.setattr(capture, "COMPILED_NOISE", False)  # which has a graph for each size
 
     def drawn(chains, steps, compile=True, **more):
         return stk.sample(
@@ -498,4 +499,4 @@ def test_one_graph_serves_any_number_of_chains_and_of_steps(solver):
         torch.testing.assert_close(compiled.x, eager.x)
         torch.testing.assert_close(compiled.x[:7, :20], first.x[:, :steps])
     torch.testing.assert_close(drawn(10, 20, batch=7).x[:7], first.x)
-    assert graphs["unique_graphs"] - before <= 4  # of the noise alone, which has one for each size
+    assert graphs["unique_graphs"] == before > 0

@@ -72,10 +72,10 @@ def nan_unless_finite(values: Tensor, *parts: Tensor) -> Tensor:
         values: `(batch,)`.
         parts: Each `(batch, ...)`, the shape of a row its own.
     """
-    kinds = {values.shape: values}
+    kinds = {values.shape[1:]: values}  # of a row: a graph may be for any number of these
     for part in parts:  # 0 inf and 0 nan are nan
-        known = kinds.get(part.shape)
-        kinds[part.shape] = part - part if known is None else torch.add(known, part, alpha=0)
+        known = kinds.get(part.shape[1:])
+        kinds[part.shape[1:]] = part - part if known is None else torch.add(known, part, alpha=0)
     first, *others = map(row_sum, kinds.values())
     return sum(others, start=first)
 
