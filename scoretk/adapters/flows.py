@@ -98,7 +98,15 @@ class FlowField:
         return -self.energy_and_grad(x, **cond)[1]
 
     def draw(self, n: int, noise: NoiseSource, **cond: Tensor) -> Tensor:
-        """Exact samples `f^-1(z)`, `(n, *event_shape)`, z from the noise.
+        """Exact samples `f^-1(z)`, z from the noise: `field.draw(8, scoretk.Noise(0, 8))`.
+
+        Args:
+            n: How many.
+            noise: Noise of as many chains, such as `scoretk.Noise(seed, n)`.
+            cond: The flow's conditions by name, `(n, ...)`.
+
+        Returns:
+            `(n, *event_shape)`.
 
         Raises:
             MissingCapability: The base of the flow is no known transform of noise.

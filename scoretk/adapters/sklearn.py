@@ -164,7 +164,16 @@ class KernelDensityField:
         return -self.energy_and_grad(x)[1]
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact samples, `(n, d)`: a datum by its weight, a direction, and a distance.
+        """Exact samples, a datum by its weight, a direction and a distance.
+
+        Such as `field.draw(8, scoretk.Noise(0, 8))`.
+
+        Args:
+            n: How many.
+            noise: Noise of as many chains, such as `scoretk.Noise(seed, n)`.
+
+        Returns:
+            `(n, d)`.
 
         Raises:
             MissingCapability: The law of the distance has no closed form.

@@ -128,7 +128,14 @@ class LanguageField:
 
     @torch.no_grad()
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact samples, token by token, `(n, *event_shape)`.
+        """Exact samples, token by token: `field.draw(8, scoretk.Noise(0, 8))`.
+
+        Args:
+            n: How many.
+            noise: Noise of as many chains, such as `scoretk.Noise(seed, n)`.
+
+        Returns:
+            One-hot rows, `(n, *event_shape)`; `decode` makes token ids of them.
 
         Raises:
             MissingCapability: It is a masked model, or tokens within the text are given.

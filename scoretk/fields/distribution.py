@@ -141,7 +141,14 @@ class DistributionField:
         return _made_again, (self.distribution, self.support is None)
 
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
-        """Exact samples, `(n, *event_shape)`.
+        """Exact samples: `field.draw(8, scoretk.Noise(0, 8))`.
+
+        Args:
+            n: How many.
+            noise: Noise of as many chains, such as `scoretk.Noise(seed, n)`.
+
+        Returns:
+            `(n, *event_shape)`.
 
         Raises:
             MissingCapability: No explicit transform of noise is known.
