@@ -21,7 +21,7 @@ from scoretk.adapters.torchcfm import from_torchcfm
 from scoretk.adapters.transformers import from_language_model
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import from_distribution
-from scoretk.fields.foreign import ADAPTERS, adapter_of, nearest
+from scoretk.fields.foreign import ADAPTERS, adapter_of, nearest, ways
 from scoretk.fields.protocols import is_field
 
 __all__ = ["from_"]
@@ -69,11 +69,13 @@ def from_(value: Any, /, *args: Any, **options: Any) -> Any:
         return BY_NAME[adapter](value, *args, **options)
     if is_field(value):
         return value
-    known = ", ".join(sorted({package for package, _ in ADAPTERS}))
+    known = ", ".join(sorted({package.replace("jaxlib", "jax") for package, _ in ADAPTERS}))
     raise InvalidArgument(
         "value",
         value,
         f"a field, or an object of {known}",
         nearest(value)
-        or "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity",
+        or ways(
+            value, "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity"
+        ),
     )

@@ -15,10 +15,11 @@ import torch
 from torch.distributions import constraints
 
 from scoretk.adapters.jax import InJax, import_jax
-from scoretk.adapters.owned import Owned, check_repeats, of_variables
+from scoretk.adapters.owned import Owned, check_repeats, generators_kept, of_variables
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
+from scoretk.fields.foreign import unfit
 from scoretk.fields.layout import Variable, variable_name
 from scoretk.fields.variables import variables_of
 
@@ -39,7 +40,8 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
 
     Raises:
         InvalidArgument: It has no latent site, a discrete one, or one of a support that depends on
-            other sites or has no known bijection; or it takes mini-batches of its data.
+            other sites or has no known bijection; it takes mini-batches of its data, or does not
+            run.
         MissingDependency: numpyro is not installed.
     """
     jax = import_jax("A model of numpyro")
@@ -48,14 +50,18 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
         for name in ("handlers", "infer.util")
     )
     of_data = partial(model, *args, **options)
-    first, again = (
-        handlers.trace(handlers.seed(of_data, jax.random.PRNGKey(seed))).get_trace()
-        for seed in (0, 1)
-    )
+    try:
+        with generators_kept():  # a model of Pyro, which is refused, draws from them
+            first, again = (
+                handlers.trace(handlers.seed(of_data, jax.random.PRNGKey(seed))).get_trace()
+                for seed in (0, 1)
+            )
+    except Exception as error:  # whatever a user's model raises, or the library that it is of
+        raise unfit(model, "numpyro", error) from error
     _check_plates(first)
     sites, others = _latent(first), _latent(again)
     if not sites:
-        raise InvalidArgument("model", model, "a model with a latent site", "All of it is observed")
+        raise unfit(model, "numpyro")
     if sites.keys() != others.keys():
         odd = ", ".join(sorted(sites.keys() ^ others.keys()))
         raise InvalidArgument("model", f"sites that come and go: {odd}", "sites always the same")

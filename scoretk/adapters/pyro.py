@@ -18,6 +18,7 @@ from torch.distributions import Distribution, constraints
 from scoretk.adapters.owned import check_repeats, generators_kept
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
+from scoretk.fields.foreign import unfit
 from scoretk.fields.layout import Variable, variable_name
 from scoretk.fields.variables import variables_of
 from scoretk.fields.wrappers import Energy
@@ -43,13 +44,13 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
     Raises:
         InvalidArgument: It has no latent site, a discrete one, or one whose support depends on
             another's value; its sites are not always the same; it takes mini-batches of its data,
-            or draws random numbers beside its sites.
+            or draws random numbers beside its sites; or it does not run.
         MissingDependency: Pyro is not installed.
     """
     poutine = required("pyro.poutine", "pyro", "A model of Pyro")
     first, *others = (_latent(poutine, model, args, options, seed) for seed in range(RUNS))
     if not first:
-        raise InvalidArgument("model", model, "a model with a latent site", "All of it is observed")
+        raise unfit(model, "pyro")
     for other in others:
         _check_sites(first.keys(), other.keys())
         for name, site in first.items():
@@ -85,11 +86,15 @@ def _latent(poutine: Any, model: Any, args: Any, options: Any, seed: int) -> dic
     """The latent sites of a model, from one run of it.
 
     Raises:
-        InvalidArgument: A plate holds a mini-batch: the log density is another one for each batch.
+        InvalidArgument: It does not run; or a plate holds a mini-batch: the log density is another
+            one for each batch.
     """
     with generators_kept(), torch.no_grad():
         torch.manual_seed(seed)
-        trace = poutine.trace(model).get_trace(*args, **options)
+        try:
+            trace = poutine.trace(model).get_trace(*args, **options)
+        except Exception as error:  # whatever a user's model raises, or the library that it is of
+            raise unfit(model, "pyro", error) from error
     for name, site in trace.nodes.items():
         if _is_plate(site) and len(site["value"]) != site["fn"].size:
             raise InvalidArgument(

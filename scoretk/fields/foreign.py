@@ -6,13 +6,27 @@ that has it: nothing of another library is imported to ask.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Mapping, Set
+from functools import partial
+from inspect import getclosurevars, unwrap
+from traceback import walk_tb
+from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 from scoretk.errors import InvalidArgument
 
-__all__ = ["ADAPTERS", "NEAREST", "adapter_of", "nearest", "no_field", "owners"]
+__all__ = [
+    "ADAPTERS",
+    "FUNCTIONS",
+    "NEAREST",
+    "adapter_of",
+    "library_of",
+    "nearest",
+    "no_field",
+    "owners",
+    "unfit",
+    "ways",
+]
 
 ADAPTERS: Mapping[tuple[str, str], str] = MappingProxyType(
     {
@@ -76,6 +90,16 @@ NEAREST: Mapping[str, str] = MappingProxyType(
 )
 """What the adapter for a library takes, for other objects of this library."""
 
+FUNCTIONS: Mapping[str, str] = MappingProxyType(
+    {"numpyro": "from_numpyro", "pyro": "from_pyro", "jax": "from_jax"}
+)
+"""The adapters that take functions, by the library whose names these use; the first that is used
+decides, as models of numpyro use JAX beside it."""
+_WAYS = (
+    "If the function is a model of numpyro or Pyro: scoretk.from_numpyro(model, *args), "
+    "scoretk.from_pyro(model, *args); a log density of JAX: scoretk.from_jax(fn, example)"
+)
+
 
 def adapter_of(value: object) -> str | None:
     """The name of the adapter that makes a field of an object; None where none is known.
@@ -92,8 +116,63 @@ def owners(value: object) -> list[tuple[str, str]]:
 
 def nearest(value: object) -> str:
     """What the adapter for an object's library takes; "" where there is none."""
-    known = (NEAREST[package] for package, _ in owners(value) if package in NEAREST)
+    packages = [*(package for package, _ in owners(value)), library_of(value)]
+    known = (NEAREST[package] for package in packages if package in NEAREST)
     return next((f"scoretk.{taken}" for taken in known), "")
+
+
+def library_of(value: object) -> str:
+    """The library of `FUNCTIONS` that a function, or a module, is of; "" where none shows.
+
+    A function shows a library by its globals and what it closes over: the library's modules, or
+    what it took out of these.
+    """
+    inner: Any = value
+    while isinstance(inner, partial | MethodType):
+        inner = inner.func if isinstance(inner, partial) else inner.__func__
+    if not isinstance(inner, FunctionType):
+        return next((package for package, _ in owners(inner) if package in FUNCTIONS), "")
+    try:
+        used = getclosurevars(unwrap(inner))
+    except (TypeError, ValueError):  # a wrapper of no function, a cell that is empty yet
+        return ""
+    things = (*used.globals.values(), *used.nonlocals.values())
+    return _first({_home(thing).partition(".")[0] for thing in things} | used.unbound)
+
+
+def _first(packages: Set[str]) -> str:
+    return next((library for library in FUNCTIONS if library in packages), "")
+
+
+def _raised_within(error: BaseException | None) -> set[str]:
+    """The packages whose code an error went through."""
+    trace = walk_tb(error.__traceback__ if error else None)
+    return {str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in trace}
+
+
+def _home(thing: object) -> str:
+    """The name of a module, or of the module that something is of."""
+    home = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", "")
+    return home if isinstance(home, str) else ""
+
+
+def unfit(model: object, library: str, error: Exception | None = None) -> InvalidArgument:
+    """The error for a function that a library cannot run as a model of its own.
+
+    Args:
+        model: The function.
+        library: One of `FUNCTIONS`.
+        error: What the library, or the model within it, raised; None where it found no site.
+    """
+    own = library_of(model) or _first(_raised_within(error) & {"numpyro", "pyro"} - {library})
+    if own and own != library:
+        said = f"This looks like a {own} model: scoretk.{FUNCTIONS[own]}(model, *args)"
+    elif error is None:
+        said = "All of it is observed"
+    else:
+        said = f"It raised {type(error).__name__}" + (f": {error}" if str(error) else "")
+    expected = "with a latent site" if error is None else "that runs with its arguments"
+    return InvalidArgument("model", model, f"a {library} model {expected}", said)
 
 
 def no_field(argument: str, value: Any, expected: str, hint: str = "") -> InvalidArgument:
@@ -107,6 +186,13 @@ def no_field(argument: str, value: Any, expected: str, hint: str = "") -> Invali
     """
     adapter = adapter_of(value)
     if adapter is None:
-        return InvalidArgument(argument, value, expected, nearest(value) or hint)
+        return InvalidArgument(argument, value, expected, nearest(value) or ways(value, hint))
     way = f"{type(value).__name__}: scoretk.{adapter} makes a field of it"
     return InvalidArgument(argument, type(value), expected, way)  # (whose repr may compute)
+
+
+def ways(value: object, hint: str) -> str:
+    """A hint, and to a function what else makes fields of functions."""
+    if not isinstance(value, FunctionType | MethodType | partial):
+        return hint
+    return f"{hint}. {_WAYS}" if hint else _WAYS

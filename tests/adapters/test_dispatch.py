@@ -1,6 +1,8 @@
 """What is no field names the adapter that makes one of it; names of other packages for predictions mean ours."""
 
+import functools
 import re
+import types
 
 import pytest
 import torch
@@ -103,6 +105,57 @@ def test_what_is_nearest_is_a_public_adapter():
 def test_every_adapter_of_the_table_is_public_and_dispatched_to():
     assert {*foreign.ADAPTERS.values()} == BY_NAME.keys()
     assert BY_NAME.keys() <= {*stk.__all__}
+
+
+def written_for(*packages):
+    """A function that names modules of these packages, as a model imports them."""
+    names = {package: types.ModuleType(f"{package}.some") for package in packages}
+    scope = {f"m{i}": module for i, module in enumerate(names.values())}
+    exec(f"def model(x): return [{', '.join(scope)}]", scope)
+    return scope["model"]
+
+
+@pytest.mark.parametrize(
+    ("packages", "adapter"),
+    [
+        (["numpyro"], "from_numpyro"),
+        (["jax", "numpyro"], "from_numpyro"),
+        (["pyro", "torch"], "from_pyro"),
+        (["jax", "torch"], "from_jax"),
+    ],
+)
+@pytest.mark.parametrize("call", [stk.from_, CALLS["sample"], CALLS["tempered"]])
+def test_a_function_shows_its_library_by_the_names_that_it_uses(packages, adapter, call):
+    model = written_for(*packages)
+    for one in (model, functools.partial(model, 1)):
+        with pytest.raises(InvalidArgument, match=rf"\. scoretk\.{adapter} takes"):
+            call(one)
+
+
+@pytest.mark.parametrize("call", [stk.from_, CALLS["sample"], CALLS["tempered"]])
+def test_a_function_of_no_library_is_told_all_ways(call):
+    with pytest.raises(InvalidArgument) as refused:
+        call(lambda x: later)
+    said = str(refused.value)
+    for adapter in foreign.FUNCTIONS.values():
+        assert f"scoretk.{adapter}(" in said
+    assert "jaxlib" not in said
+    later = None
+
+
+def test_a_model_that_its_adapter_cannot_run_names_the_library_that_it_is_of():
+    by_helpers = types.FunctionType(
+        compile("raise AssertionError", "", "exec"), {"__name__": "numpyro.primitives"}
+    )
+    try:
+        by_helpers()
+    except AssertionError as error:
+        raised = error
+    assert "scoretk.from_numpyro(" in str(foreign.unfit((lambda x: x), "pyro", raised))
+    own = foreign.unfit((lambda x: x), "numpyro", raised)
+    assert str(own).endswith("It raised AssertionError")
+    assert "scoretk.from_pyro(" in str(foreign.unfit(written_for("pyro"), "numpyro"))
+    assert "All of it is observed" in str(foreign.unfit(written_for("pyro"), "pyro"))
 
 
 # --- parametrisations

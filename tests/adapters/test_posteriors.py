@@ -263,6 +263,33 @@ def test_a_tempered_model_is_tempered_in_its_own_space(field):
         torch.testing.assert_close(named[0][name], named[1][name])
 
 
+@pytest.mark.parametrize("other", ["pyro", "numpyro"])
+def test_a_model_of_another_library_is_told_its_adapter(other):
+    library, dist = importing(other), importing(f"{other}.distributions")
+    importing("pyro" if other == "numpyro" else "numpyro")
+
+    def model():
+        library.sample("mu", dist.Normal(0.0, 1.0))
+
+    wrong = stk.from_numpyro if other == "pyro" else stk.from_pyro
+    with pytest.raises(InvalidArgument, match=rf"a {other} model: scoretk\.from_{other}\("):
+        wrong(model)
+
+
+@pytest.mark.parametrize("library", ["pyro", "numpyro"])
+def test_what_a_model_raises_is_told(library):
+    importing(library)
+
+    def model(y):
+        raise KeyError("no such column")
+
+    adapter = getattr(stk, f"from_{library}")
+    with pytest.raises(InvalidArgument, match=r"TypeError: .* missing 1 required"):
+        adapter(model)
+    with pytest.raises(InvalidArgument, match="KeyError: 'no such column'"):
+        adapter(model, 1.0)
+
+
 class TestJax:
     def test_an_array_in_the_dtype_of_x(self):
         importing("jax")
