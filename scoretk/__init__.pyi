@@ -29,6 +29,7 @@ from scoretk.diagnostics.summary import Finding as Finding
 from scoretk.diagnostics.summary import Summary as Summary
 from scoretk.errors import AmbiguousName as AmbiguousName
 from scoretk.errors import BrokenPlugin as BrokenPlugin
+from scoretk.errors import Busy as Busy
 from scoretk.errors import ChainFailure as ChainFailure
 from scoretk.errors import CheckpointError as CheckpointError
 from scoretk.errors import FitFailure as FitFailure
@@ -40,6 +41,7 @@ from scoretk.errors import RankFailure as RankFailure
 from scoretk.errors import ScoretkError as ScoretkError
 from scoretk.errors import SingularConversion as SingularConversion
 from scoretk.errors import Status as Status
+from scoretk.errors import StoreError as StoreError
 from scoretk.errors import UnknownName as UnknownName
 from scoretk.fields import DPS as DPS
 from scoretk.fields import EDM as EDM
@@ -106,6 +108,9 @@ from scoretk.run.draws import Draws as Draws
 from scoretk.run.joining import concatenate as concatenate
 from scoretk.run.ranks import Ranks as Ranks
 from scoretk.run.ranks import distributed as distributed
+from scoretk.run.store import Zarr as Zarr
+from scoretk.run.stored import Lazy as Lazy
+from scoretk.run.stored import StoredDraws as StoredDraws
 from scoretk.solvers import AIS as AIS
 from scoretk.solvers import GHMC as GHMC
 from scoretk.solvers import HMC as HMC

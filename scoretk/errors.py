@@ -19,6 +19,7 @@ from unicodedata import category
 __all__ = [
     "AmbiguousName",
     "BrokenPlugin",
+    "Busy",
     "ChainFailure",
     "CheckpointError",
     "FitFailure",
@@ -30,6 +31,7 @@ __all__ = [
     "ScoretkError",
     "SingularConversion",
     "Status",
+    "StoreError",
     "UnknownName",
 ]
 
@@ -190,6 +192,17 @@ class CheckpointError(ScoretkError, RuntimeError):
 
 class RankFailure(ScoretkError, RuntimeError):
     """A process of a job hangs, has ended, or cannot be reached by the others."""
+
+
+class StoreError(ScoretkError, RuntimeError):
+    """A store of draws cannot be written or read, is damaged, or is another run's.
+
+    What was written before stays readable.
+    """
+
+
+class Busy(ScoretkError, RuntimeError):
+    """Another job writes to the same path at this time."""
 
 
 class FitFailure(ScoretkError, RuntimeError):

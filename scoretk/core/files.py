@@ -26,6 +26,7 @@ __all__ = [
     "file_to_write",
     "folder_to_write",
     "is_regular",
+    "lives",
     "replace_folder",
     "write_atomically",
 ]
@@ -249,11 +250,11 @@ def _clear(folder: Path, stem: str) -> None:
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             found = left.fullmatch(name)
-            if found is not None and not _lives(int(found[1])):
+            if found is not None and not lives(int(found[1])):
                 (folder / name).unlink(missing_ok=True)
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
     """Whether another process of this number runs; True where the system cannot say."""
     if process == os.getpid() or os.name != "posix":
         return process != os.getpid()

@@ -17,10 +17,26 @@ from typing import Any
 from scoretk.core.dependencies import required
 from scoretk.errors import MissingDependency
 
-__all__ = ["STORE", "WRITTEN_BY", "arviz", "check_format", "inference_data", "netcdf", "zarr"]
+__all__ = [
+    "ARVIZ_NAMES",
+    "STORE",
+    "WRITTEN_BY",
+    "arviz",
+    "check_format",
+    "inference_data",
+    "netcdf",
+    "zarr",
+]
 
 WRITTEN_BY = {".nc": ("h5netcdf", "h5py"), ".zarr": ("zarr",)}
 """What writes a format, by its ending; h5netcdf does not always bring h5py along."""
+ARVIZ_NAMES = {
+    "accept": "acceptance_rate",
+    "hamiltonian": "energy",
+    "leapfrogs": "n_steps",
+    "depth": "tree_depth",
+}
+"""What ArviZ calls what solvers report."""
 STORE = ("zarr.json", ".zgroup")
 """Files of which one is in each folder of zarr, of its formats 3 and 2."""
 
@@ -110,3 +126,27 @@ def zarr(data: Any, folder: Path) -> None:
         # labels are strings, which zarr's format 3 has but does not promise to keep
         warnings.filterwarnings("ignore", message=".*Zarr V3 specification")
         tree.to_zarr(str(folder), consolidated=False)
+
+
+def stored_data(folder: Path, chains: Any, purpose: str) -> Any:
+    """ArviZ's data in a folder of zarr, not read yet.
+
+    Args:
+        folder: The folder.
+        chains: Which chains, by their place; None for all.
+        purpose: What needs ArviZ, for the message.
+
+    Returns:
+        An `InferenceData` of ArviZ 0.x, a `DataTree` of 1.x.
+
+    Raises:
+        MissingDependency: ArviZ or zarr is not installed.
+    """
+    az = arviz(purpose)
+    xarray = required("xarray", "zarr", purpose)
+    tree = xarray.open_datatree(folder, engine="zarr", consolidated=False, chunks=None)
+    tree = tree if chains is None else tree.isel(chain=chains)
+    if is_tree(az):
+        return tree
+    groups = {name: tree[name].to_dataset() for name in tree.children}
+    return az.InferenceData(**groups, attrs=dict(tree.attrs))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -35,6 +36,7 @@ from scoretk.core.arguments import device as as_device
 from scoretk.core.arrays import aligned
 from scoretk.core.devices import has_float64
 from scoretk.core.identity import Identity, without_addresses
+from scoretk.core.locks import held
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, UnknownName
@@ -50,10 +52,13 @@ from scoretk.run.batch import Batch
 from scoretk.run.batches import Finished, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
-from scoretk.run.ranks import shared_call, shares, unshared
+from scoretk.run.fits import Kept, check_fits
+from scoretk.run.ranks import Share, shared_call, shares, unshared
 from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Record, Recorder, Room
 from scoretk.run.resume import Saving
 from scoretk.run.schedule import Schedule
+from scoretk.run.store import Contents, Store, Streaming, Zarr
+from scoretk.run.stored import stored_draws
 from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
 from scoretk.solvers.base import Solver, Steps, adapts, is_grid, traits
 from scoretk.solvers.warmup.plan import Warmup, planned
@@ -82,7 +87,7 @@ def sample(
     seed: int = 0,
     init: Tensor | Mapping[str, Tensor] | None = None,
     cond: Mapping[str, Tensor] | None = None,
-    keep: str | None = None,
+    keep: str | Zarr | None = None,
     grad: bool | str = False,
     batch: int | None = None,
     device: str | torch.device | None = None,
@@ -123,7 +128,8 @@ def sample(
             are flagged.
         cond: Condition values by name, one row a chain; they reach the model as keyword arguments.
         keep: "all" (kernels' default; for a grid the way as well), "last" (a grid's default) or
-            "moments".
+            "moments"; `scoretk.Zarr(path)` streams draws to the disk, from where they are read when
+            they are asked for. What memory does not hold is refused.
         grad: Whether gradients flow through the run (from `init`, `cond` and the model's parameters
             to the draws); "checkpoint" keeps the states only and computes each step again on the
             way back: the same gradients in less memory; "adjoint", for adaptive methods of
@@ -151,16 +157,17 @@ def sample(
         UnknownName: For the name of a model or solver that is not registered, or an unknown option.
         MissingCapability: Where the field lacks what the solver needs.
         CheckpointError: Where the checkpoint is damaged or another run's.
+        OutputExists: Where there is a store at the path already, which is not to be taken up.
+        StoreError: Where the store cannot be written or is another run's.
+        Busy: Where another job writes to the checkpoint or the store.
         ChainFailure: Where a chain fails, with on_failure="raise".
     """
     model, origin = _model(field)
     solver = _default_solver(model) if solver is None else _named(solver)
     _check_temperature(model, solver)
-    keep = option(
-        "keep", keep if keep is not None else ("last" if is_grid(solver) else "all"), RECORDERS
-    )
+    streamed, keep = _kept(keep, solver)
     option("on_failure", on_failure, ("flag", "raise"))
-    _check_modes(grad=grad, compile=compile, checkpoint=checkpoint)
+    _check_modes(grad=grad, compile=compile, checkpoint=checkpoint, streamed=streamed)
     solver = _by_adjoint(solver) if grad == "adjoint" else solver
     init = _by_name(model, init) if isinstance(init, Mapping) else init
     place = _place(model, init, device, dtype)
@@ -193,21 +200,43 @@ def sample(
         pilot=plan.pilot if adapts(solver) else None,
         compiled=compile,
         room=Room(len(ids)),
+        streamed=streamed is not None,
     )
 
     own = unshared() if grad else nullcontext()  # a graph is a process's own
-    with left_as_found(model, bool(grad)), torch.set_grad_enabled(bool(grad)), own:
+    with (
+        left_as_found(model, bool(grad)),
+        torch.set_grad_enabled(bool(grad)),
+        own,
+        ExitStack() as ends,
+    ):
+        if saved is not None and not shares():
+            ends.enter_context(held(saved.file))
         batches = [run.batch_of(part) for part in parts]
-        settings = run.settings(batches[-1].schedule)
+        schedule = batches[-1].schedule
+        check_fits(run.what_is_kept(schedule))
+        settings = run.settings(schedule)
         asked = saved is not None or shares()
         identity = Identity(field=model, solver=solver) if asked else None
-        saving = None
-        if saved is not None and identity is not None:
-            # the weights are in the identity
-            told = {name: value for name, value in settings.items() if name != "weights"}
-            saving = Saving(saved, told, identity, extends=not is_grid(solver))
         call = {**settings, "on_failure": on_failure, "checkpoint": saved and str(saved.path)}
         with shared_call(call, identity) as share:
+            if streamed is not None:
+                if share.first:
+                    ends.enter_context(held(streamed.folder))
+                n = schedule.kept_before(schedule.total)
+                store = _store(run, streamed, parts, settings, n, saved, share)
+                run = replace(run, store=store)
+                ends.callback(store.close)
+                batches = [
+                    replace(batch, recorder=run.recorder(part))
+                    for batch, part in zip(batches, parts, strict=True)
+                ]
+            saving = None
+            if saved is not None and identity is not None:
+                # the weights are in the identity
+                told = {name: value for name, value in settings.items() if name != "weights"}
+                told |= {} if run.store is None else {"store": run.store.id}
+                saving = Saving(saved, told, identity, extends=not is_grid(solver))
             done = run_batches(
                 batches,
                 solver,
@@ -265,6 +294,8 @@ class _Run:
         pilot: How many chains tune the solver; None where nothing is tuned.
         compiled: Whether steps are compiled.
         room: The memory of the draws.
+        streamed: Whether they go to a store instead.
+        store: The store, as soon as it is known what goes there.
     """
 
     origin: str
@@ -282,6 +313,8 @@ class _Run:
     pilot: int | None
     compiled: bool
     room: Room
+    streamed: bool
+    store: Store | None = None
 
     def batch_of(self, part: _Batch) -> Batch:
         """A batch of chains, with the field bound to their rows."""
@@ -302,15 +335,30 @@ class _Run:
             schedule = Schedule(schedule.warmup, schedule.warmup, schedule.thin)
         restart = begin_at if self.start is None and not is_timed(self.model) else None
         drawn = self.start is None
-        return Batch(bound, noise, begin_at, schedule, self._recorder(part), restart, drawn)
+        return Batch(bound, noise, begin_at, schedule, self.recorder(part), restart, drawn)
 
-    def _recorder(self, part: _Batch) -> Recorder:
+    def recorder(self, part: _Batch) -> Recorder:
         """What keeps a batch's draws: in the user's space where the solver works in another."""
-        kept = KeepAll(self.room, part.given) if self.keep == "all" else RECORDERS[self.keep]
+        kept: Recorder = RECORDERS[self.keep]
+        if self.store is not None:
+            kept = Streaming(self.store, part.given)
+        elif self.keep == "all":
+            kept = KeepAll(self.room, part.given)
         every = len(part.ids[part.returned]) == len(part.ids)
         recorder = kept if every else OfRows(kept, part.returned)
         constrain = optional(self.model, "constrain")
         return recorder if constrain is None else Constraining(recorder, constrain)
+
+    def what_is_kept(self, schedule: Schedule) -> Kept:
+        """What the run keeps, in numbers."""
+        model, names = self.model, named(self.model)
+        shape = optional(model, "constrained_shape") or _event_shape(model)
+        final = math.prod(int(n) for n in shape)
+        more = names.layout.size if isinstance(names, Derived) else 0
+        draws, streamed = schedule.kept_before(schedule.total), self.streamed
+        chains, place = len(self.ids), self.place
+        entries = final + more
+        return Kept(self.keep, chains, draws, entries, final, place.dtype, place.device, streamed)
 
     def settings(self, schedule: Schedule) -> dict[str, Any]:
         """What tells one run from another.
@@ -333,7 +381,7 @@ class _Run:
             "warmup": schedule.warmup,
             **{name: value for name, value in told.items() if value is not None},
             "thin": schedule.thin,
-            "keep": self.keep,
+            "keep": f"{self.keep}, streamed" if self.streamed else self.keep,
             "batch": self.batch,
             "device": place.device.type,
             "dtype": str(place.dtype).removeprefix("torch."),
@@ -454,7 +502,46 @@ def _check_pilot(
     )
 
 
-def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None:
+def _kept(keep: Any, solver: Solver) -> tuple[Zarr | None, str]:
+    """The store that draws go to, or None, and what is kept of them."""
+    streamed = keep if isinstance(keep, Zarr) else None
+    asked = keep.keep if isinstance(keep, Zarr) else keep
+    asked = ("last" if is_grid(solver) else "all") if asked is None else asked
+    return streamed, option("keep", asked, RECORDERS)
+
+
+def _store(
+    run: _Run,
+    asked: Zarr,
+    parts: list[_Batch],
+    settings: dict[str, Any],
+    draws: int,
+    saved: Checkpoint | None,
+    share: Share,
+) -> Store:
+    """The store of a run of so many draws, which the first of its processes looks for."""
+    names = named(run.model)
+    contents = Contents(
+        run.ids,
+        draws,
+        None if names is None else names.layout,
+        names.values if isinstance(names, Derived) else None,
+        {name: value for name, value in settings.items() if name != "steps"},
+        settings,
+    )
+    sizes = [n for part in parts if (n := len(part.ids[part.returned]))]
+    file = None if saved is None else saved.file
+    if share.first:
+        store = Store(asked, contents, sizes, file)
+        share.tell("store", {"id": torch.tensor(list(bytes.fromhex(store.id)))})
+        return store
+    known = bytes(share.told("store")["id"].tolist()).hex()
+    return Store(asked, contents, sizes, file, known)
+
+
+def _check_modes(
+    *, grad: bool | str, compile: bool, checkpoint: object, streamed: Zarr | None
+) -> None:
     flag("compile", compile)
     if not isinstance(grad, bool) and not (
         isinstance(grad, str) and grad in ("checkpoint", "adjoint")
@@ -464,6 +551,8 @@ def _check_modes(*, grad: bool | str, compile: bool, checkpoint: object) -> None
         raise InvalidArgument(
             "grad", grad, "grad=False together with compile or checkpoint: neither keeps a graph"
         )
+    if grad and streamed is not None:
+        raise InvalidArgument("grad", grad, "grad=False where draws go to a store, without a graph")
 
 
 def _by_adjoint(solver: Solver) -> Solver:
@@ -740,20 +829,25 @@ def _draws(
             for name, value in record.stats.items()
         },
     )
+    common: dict[str, Any] = {
+        "final": torch.cat([f.final for f, _ in asked]),
+        "status": torch.cat([f.status[rows] for f, rows in asked]),
+        "failed_at": torch.cat([f.failed_at[rows] for f, rows in asked]),
+        "cost": Cost(cost),
+        "provenance": settings,
+        "tuned": done[0].tuned,
+        "chains": torch.arange(ids.start, ids.stop, ids.step),
+    }
+    if run.store is not None:
+        return stored_draws(run.store, **common)
     m2 = joined.get("m2")
     x = rearrange(joined["x"], BY_CHAIN) if "x" in joined else None
     return Draws(
         x=x,  # type: ignore[arg-type]  # None where moments were kept
-        final=torch.cat([f.final for f, _ in asked]),
-        status=torch.cat([f.status[rows] for f, rows in asked]),
-        failed_at=torch.cat([f.failed_at[rows] for f, rows in asked]),
         stats=stats,
-        cost=Cost(cost),
-        provenance=settings,
-        tuned=done[0].tuned,
         mean=joined.get("mean"),
         var=None if m2 is None else m2 / (kept - 1),  # of one draw NaN: it has none
-        chains=torch.arange(ids.start, ids.stop, ids.step),
+        **common,
         **_variables(run.model, x),
     )
 
@@ -763,6 +857,8 @@ def _whole(run: _Run, records: list[Record]) -> Record:
 
     What they wrote into the run's room is there; all else is joined.
     """
+    if run.store is not None:
+        return Record()
     if run.room.tensors:
         return Record.from_flat(run.room.tensors)
     flat = [record.flat() for record in records]

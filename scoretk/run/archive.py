@@ -20,7 +20,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from scoretk.core.identity import is_summary
 from scoretk.core.sealed import check_header, is_count
-from scoretk.errors import CheckpointError
+from scoretk.errors import CheckpointError, StoreError
 from scoretk.run.batch import Batch
 from scoretk.run.checkpoint import ADVICE, LOCK, MANIFEST, is_shared, load, unfit
 from scoretk.run.moment import Moment
@@ -98,7 +98,7 @@ def archive_of(saving: Saving | None, batches: list[Batch], solver: Any, share: 
         CheckpointError: A process by itself has saved the run in a file, which many cannot write.
     """
     if saving is None:
-        return _InMemory()
+        return _InMemory(batches)
     if share.alone and not is_shared(saving.checkpoint.file):
         return _InFile(saving, batches, solver)
     if saving.checkpoint.file.is_file():
@@ -110,16 +110,23 @@ def archive_of(saving: Saving | None, batches: list[Batch], solver: Any, share: 
 
 
 class _InMemory:
-    """A run that is not saved."""
+    """A run that is not saved; what went to a store is there when an error ends it.
 
-    def __init__(self) -> None:
-        self.moments = dict[int, Moment]()
+    Args:
+        batches: The batches of the run.
+    """
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches, self.moments = batches, dict[int, Moment]()
 
     def __enter__(self) -> _InMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        return
+        with suppress(StoreError):
+            for i, m in self.moments.items():
+                kept = self.batches[i].schedule.kept_before(m.step)
+                self.batches[i].recorder.flushed(m.record, kept, m.status, m.failed_at)
 
     def take_up(self, i: int, tuned: dict[str, Tensor] | None) -> None:
         return
@@ -162,7 +169,8 @@ class _InFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, CheckpointError):  # it could not be written a moment ago
+        # it could not be written a moment ago, or what was saved before fits what is in the store
+        if isinstance(error, CheckpointError | StoreError):
             return
         with _noted(error, self.saving):
             self._write(self._asked_at_last())
@@ -231,7 +239,7 @@ class _InFolder:
         trace: TracebackType | None,
     ) -> None:
         with self._open, _noted(error, self.saving):
-            for i in self.moments:
+            for i in [] if isinstance(error, StoreError) else self.moments:
                 # where others hold the model too, they do not come to answer
                 asked = partial(self._asked, i)
                 self._write(i, {} if self.share.steady else _or_nothing(asked))
@@ -324,12 +332,12 @@ def _noted(error: BaseException | None, saving: Saving) -> Iterator[None]:
     """
     try:
         yield
-    except CheckpointError as second:
+    except (CheckpointError, StoreError) as second:
         if error is None:
             raise
         error.add_note(str(second))
         return
-    if error is not None and not isinstance(error, CheckpointError):
+    if error is not None and not isinstance(error, CheckpointError | StoreError):
         error.add_note(
             f"The run so far is in {saving.checkpoint.path}: the same call goes on from there."
         )

@@ -152,6 +152,7 @@ def run_batches(
                     archive.save(i)
             mine[i] = _finish(archive.moments[i], batch, is_tuned(solver))
             lost += failures(mine[i].status)
+            archive.moments[i] = replace(archive.moments[i], record=mine[i].record)
             batch.noise.forget()
             archive.over(i)
         outcomes = {i: (f if i == 0 else replace(f, tuned={})).flat() for i, f in mine.items()}
@@ -298,6 +299,7 @@ def _finish(moment: Any, batch: Batch, tuned: bool) -> Finished:
     if schedule.milestones is not None:
         as_intervals = [schedule.interval(s) if s >= 0 else -1 for s in failed_at.tolist()]
         failed_at = torch.tensor(as_intervals, dtype=failed_at.dtype, device=failed_at.device)
+    recorder.ended(moment.record, kept, status, failed_at)
     record = recorder.filled(moment.record, kept)
     leaves = tuned_leaves(moment.state) if tuned else {}
     return Finished(

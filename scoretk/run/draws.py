@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import UNREADABLE, count, is_integer, option
 from scoretk.core.dependencies import required
+from scoretk.core.devices import has_float64
 from scoretk.core.files import (
     as_path,
     file_to_read,
@@ -24,7 +25,15 @@ from scoretk.core.files import (
     replace_folder,
     write_atomically,
 )
-from scoretk.core.inferencedata import STORE, WRITTEN_BY, check_format, inference_data, netcdf, zarr
+from scoretk.core.inferencedata import (
+    ARVIZ_NAMES,
+    STORE,
+    WRITTEN_BY,
+    check_format,
+    inference_data,
+    netcdf,
+    zarr,
+)
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
 from scoretk.diagnostics.plot.chains import plot_chains
 from scoretk.diagnostics.summary import Summary, divergent_draws, entry_names, summarise
@@ -36,12 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Cost", "Draws", "check_output"]
 
-ARVIZ_NAMES = {
-    "accept": "acceptance_rate",
-    "hamiltonian": "energy",
-    "leapfrogs": "n_steps",
-    "depth": "tree_depth",
-}
 FORMATS = (".safetensors", ".nc", ".zarr", ".npy")
 READ_BY = {
     ".nc": "arviz.from_netcdf(path)",
@@ -239,6 +242,13 @@ class Draws:
         held = {name: vars(self)[name] for name in by_chain}
         parts: dict[str, Any] = {n: None if v is None else v[rows] for n, v in held.items()}
         return replace(self, stats={n: v[rows] for n, v in self.stats.items()}, **parts)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean and the variance (divisor n - 1) of each chain's draws, `(chains, *event_shape)`."""
+        if self.x is None:
+            return self.mean, self.var
+        wide = self.x.double() if has_float64(self.x.device.type) else self.x
+        return wide.mean(1), wide.var(1)
 
     def to_arviz(self) -> Any:
         """The draws as ArviZ has them: an `InferenceData` of ArviZ 0.x, a `DataTree` of 1.x.

@@ -71,9 +71,13 @@ def drive(
         started = time.perf_counter()
         look = schedule.next_look(moment.step, CALL if compiled else 1) if free else math.inf
         end = min(look, schedule.total)
-        moment = engine.block(moment, int(min(_aligned(moment.step, size), end - moment.step)))
+        most = schedule.steps_for(moment.step, loop.recorder.most())
+        steps = _aligned(moment.step, int(min(size, most)) // CALL * CALL)
+        moment = engine.block(moment, int(min(steps, end - moment.step)))
         if moment.step == look:
             moment = looked_at(moment)
+        kept = schedule.kept_before(moment.step)
+        loop.recorder.passed(moment.record, kept, moment.status, moment.failed_at)
         _raise_failures(moment, schedule, on_failure, loop.noise.chains)
         yield moment
         pace = seconds / max(time.perf_counter() - started, 1e-6)

@@ -8,6 +8,7 @@ batches of a run write side by side into one `Room`, which is the memory of its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -81,6 +82,14 @@ class Recorder(Protocol):
 
     def position(self, x: Tensor) -> Tensor: ...
 
+    def most(self) -> float: ...
+
+    def passed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None: ...
+
+    def flushed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None: ...
+
+    def ended(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None: ...
+
 
 @dataclass(frozen=True)
 class Told:
@@ -150,6 +159,26 @@ class _OneByOne:
     def position(self, x: Tensor) -> Tensor:
         """The position as it is kept: unchanged."""
         return x
+
+    def most(self) -> float:
+        """How many draws a block of steps may add: any number."""
+        return math.inf
+
+    def passed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        """What is done when a block of steps is over, for recorders that write to a store: nothing.
+
+        Args:
+            record: The record.
+            count: How many draws it has been given.
+            status: The status of each chain of the batch, `(chains,)`.
+            failed_at: The step at which each failed, or -1, `(chains,)`.
+        """
+
+    def flushed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        """As `passed`, with all that has been recorded, which is on the disk when this returns."""
+
+    def ended(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        """As `flushed`, when the batch is over: what became of each chain is known."""
 
     def restored(
         self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
@@ -323,6 +352,18 @@ class Constraining(_OneByOne):
     inner: Recorder
     constrain: Callable[[Tensor], Tensor]
 
+    def most(self) -> float:
+        return self.inner.most()
+
+    def passed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        self.inner.passed(record, count, status, failed_at)
+
+    def flushed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        self.inner.flushed(record, count, status, failed_at)
+
+    def ended(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        self.inner.ended(record, count, status, failed_at)
+
     def position(self, x: Tensor) -> Tensor:
         """The position as it is kept: in the user's space."""
         return self.constrain(x)
@@ -351,6 +392,18 @@ class OfRows(_OneByOne):
 
     inner: Recorder
     rows: slice
+
+    def most(self) -> float:
+        return self.inner.most()
+
+    def passed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        self.inner.passed(record, count, status[self.rows], failed_at[self.rows])
+
+    def flushed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        self.inner.flushed(record, count, status[self.rows], failed_at[self.rows])
+
+    def ended(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        self.inner.ended(record, count, status[self.rows], failed_at[self.rows])
 
     def position(self, x: Tensor) -> Tensor:
         return self.inner.position(x)[self.rows]

@@ -61,7 +61,9 @@ def contents(
     tensors = {f"witness/{name}": value for name, value in said.items()}
     for i, m in moments.items():
         batch = batches[i]
-        record = batch.recorder.filled(m.record, batch.schedule.kept_before(m.step))
+        kept = batch.schedule.kept_before(m.step)
+        batch.recorder.flushed(m.record, kept, m.status, m.failed_at)
+        record = batch.recorder.filled(m.record, kept)
         parts = {"state": state_leaves(m.state), "record": record.flat()}
         if m.tuning is not None and m.step < batch.schedule.warmup:
             parts["tuning"] = state_leaves(m.tuning)

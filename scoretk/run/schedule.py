@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 __all__ = ["Schedule"]
@@ -52,6 +53,13 @@ class Schedule:
         if self.kept is not None:
             return sum(self.kept[:step])
         return max(step - self.warmup, 0) // self.thin
+
+    def steps_for(self, step: int, draws: float) -> float:
+        """How many steps there are from this one on that keep no more than so many draws."""
+        if self.kept is not None or draws == math.inf:
+            return draws  # each step keeps one at most
+        before = (self.kept_before(step) + int(draws) + 1) * self.thin
+        return self.warmup + before - 1 - step
 
     def interval(self, step: int) -> int:
         """The step as users count it: in intervals of the grid, for a solver that has one."""

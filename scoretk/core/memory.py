@@ -1,0 +1,108 @@
+"""How much memory is free, of the process's machine, its container, or a device."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+__all__ = ["available", "gigabytes"]
+
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes as gigabytes (10^9 bytes), with three digits."""
+    return f"{size / 1e9:.3g} GB" if size < 1e12 else f"{size / 1e9:,.0f} GB"
+
+
+def available(device: torch.device) -> int | None:
+    """How many bytes can be taken on a device; None where the system does not say.
+
+    On the CPU that is the least of what the machine has free (with swap), what the control groups
+    of the process leave (a container's limit), and what the process's own limit on its address
+    space leaves. What a cache holds counts as free.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + held)
+    if device.type != "cpu":
+        return None
+    found = [_of_machine(), *_of_groups(), _of_process()]
+    known = [n for n in found if n is not None]
+    return max(0, min(known)) if known else None
+
+
+def _of_machine() -> int | None:
+    """What the machine has free."""
+    told = _table(MEMINFO)
+    if "MemAvailable" in told:
+        return 1024 * (told["MemAvailable"] + told.get("SwapFree", 0))
+    try:  # all there is, where nothing says how much of it is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _of_groups() -> list[int]:
+    """What each control group of the process leaves, from the innermost on; none without limits."""
+    found = []
+    for line in _text(CGROUP).splitlines():
+        _, kinds, way = [*line.split(":", 2), "", ""][:3]
+        if kinds not in ("", "memory") and "memory" not in kinds.split(","):
+            continue
+        root = GROUPS / "memory" if kinds else GROUPS
+        names = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            if kinds
+            else ("memory.max", "memory.current")
+        )
+        inside = root / way.lstrip("/")
+        for folder in (inside, *inside.parents):
+            if not folder.is_relative_to(root):
+                break
+            limit, used = (_number(folder / name) for name in names)
+            if limit is not None and used is not None and limit < 1 << 60:
+                told = _table(folder / "memory.stat")
+                cached = told.get("total_inactive_file", told.get("inactive_file", 0))
+                found.append(limit - max(0, used - cached))
+    return found
+
+
+def _of_process() -> int | None:
+    """What the process's own limit leaves."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = _table(STATUS).get("VmSize")
+    if limit == resource.RLIM_INFINITY or used is None:
+        return None
+    return limit - 1024 * used
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _table(path: Path) -> dict[str, int]:
+    """The numbers of a file of names and numbers, by name."""
+    found = {}
+    for line in _text(path).splitlines():
+        words = line.replace(":", " ").split()
+        if len(words) >= 2 and words[1].isdigit():
+            found[words[0]] = int(words[1])
+    return found

@@ -1,0 +1,693 @@
+"""Draws streamed to a store of zarr, which need not fit in memory.
+
+A store is a folder of zarr's format 3 in xarray's conventions, with the groups `posterior` (a named
+variable an array, or "x"; where variables are functions of x, that is in the group `positions`) and
+`sample_stats` (in ArviZ's names, with each chain's `status`, `failed_at` and `kept`, how many of
+its draws are there). All arrays have their whole size from the first draw on; what is not there yet
+is NaN, False or -1. A chunk has the draws of chains of one batch, so that batches of several
+processes are written without locks, and each file is replaced as a whole: who reads meanwhile finds
+chunks that are there or not.
+
+Draws are collected on the device in a ring (`Streaming`). A chunk that is full is copied while the steps
+go on into the rest of it (on CUDA by a stream of its own, to memory that is pinned), and written by
+a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoretk.core.arguments import count, option
+from scoretk.core.dependencies import required
+from scoretk.core.files import as_path, folder_to_write
+from scoretk.core.inferencedata import ARVIZ_NAMES
+from scoretk.core.sealed import Stored
+from scoretk.errors import OutputExists, StoreError
+from scoretk.fields.layout import Layout
+from scoretk.run.record import Record, Stats, Told
+
+__all__ = ["LEAST_BLOCK", "Contents", "Store", "Streaming", "Zarr", "chains_a_chunk", "zarr_module"]
+
+MARK = "zarr.json"
+RING = 1 << 26
+"""Bytes of a ring, about, where the user says nothing of the length of a chunk."""
+LARGEST_CHUNK = 1 << 26
+"""Bytes of a chunk, at most, where it has more than one chain."""
+LEAST_BLOCK = 16
+"""How many draws a ring has room for beside a chunk, at least, so that blocks of steps are no
+shorter than those of a run whose draws are kept in memory.
+"""
+ADVICE = (
+    "Choose another path or remove it; to take up the run that wrote it, give the checkpoint= that "
+    "it was saved to"
+)
+ABSENT = -1
+"""What integers are where nothing has been written."""
+
+
+@dataclass(frozen=True)
+class Zarr:
+    """A store for draws, as `keep=scoretk.Zarr("run.zarr")`: they are streamed to it, and read lazily.
+
+    Args:
+        path: The folder, which is made. One that exists is refused, unless it is taken up: by the
+            same call, with the `checkpoint=` that the run was saved to.
+        keep: "all" for each kept step, "last" for the last one of each chain; by default what the
+            solver keeps.
+        draws: How many draws of a chain a chunk has; by default so many that about 64 MB are
+            collected in memory.
+
+    Raises:
+        InvalidArgument: For wrong arguments, or a path that cannot be written.
+        MissingDependency: Where zarr is not installed.
+    """
+
+    path: str | os.PathLike[str]
+    keep: str | None = None
+    draws: int | None = None
+
+    def __post_init__(self) -> None:
+        folder_to_write("keep", self.path, (MARK,))
+        if self.keep is not None:
+            option("keep", self.keep, ("all", "last"))
+        if self.draws is not None:
+            count("draws", self.draws, least=1)
+        zarr_module()
+
+    @property
+    def folder(self) -> Path:
+        """The path, as a `Path`."""
+        return as_path("keep", self.path)
+
+
+def zarr_module() -> Any:
+    """The module zarr.
+
+    Raises:
+        MissingDependency: It is not installed.
+    """
+    return required("zarr", "zarr", "keep=scoretk.Zarr(path)")
+
+
+def chains_a_chunk(batches: list[int], bytes_of_one: int) -> int:
+    """How many chains a chunk has, so that none has chains of two batches.
+
+    Args:
+        batches: How many chains each batch has, in their order.
+        bytes_of_one: The bytes of one chain's draws in a chunk.
+    """
+    ends = np.cumsum(batches[:-1]).tolist()
+    # the last batch may end anywhere: no chunk follows
+    common = math.gcd(*ends) if ends else batches[-1]
+    most = max(1, LARGEST_CHUNK // max(1, bytes_of_one))
+    return max(n for n in range(1, min(common, most) + 1) if common % n == 0)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store is to hold, as the run knows it.
+
+    Args:
+        ids: The ids of the chains.
+        total: How many draws of each.
+        layout: The named variables; None for "x" alone.
+        values: Makes the variables of x, side by side; None where x holds them.
+        told: What tells the run from others, plain values.
+        provenance: As in `Draws`.
+    """
+
+    ids: range
+    total: int
+    layout: Layout | None
+    values: Callable[[Tensor], Tensor] | None
+    told: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+class Store:
+    """The store of a run.
+
+    Args:
+        asked: What the user asked for.
+        contents: What it is to hold.
+        batches: How many chains each batch has.
+        saved: The run's checkpoint, there or not, with which a store that is there is taken up: from
+            what was saved, or, where nothing was, from the beginning, if it is the same run.
+
+        known: The store's number, as another process of the job has found it.
+
+    Attributes:
+        id: A number of its own, which its checkpoint knows it by.
+
+    Raises:
+        OutputExists: Something is there, and is not to be taken up.
+        StoreError: It is another run's.
+    """
+
+    def __init__(
+        self,
+        asked: Zarr,
+        contents: Contents,
+        batches: list[int],
+        saved: Path | None,
+        known: str | None = None,
+    ) -> None:
+        self.folder, self.contents, self.batches = asked.folder, contents, batches
+        self.arrays, self.writer = dict[str, Any](), _Writer()
+        self._draws = asked.draws
+        if known is not None:
+            self.id = known
+        elif not self.folder.exists():
+            self.id = uuid.uuid4().hex
+        elif saved is None:
+            raise OutputExists(f"{self.folder} exists and is kept. {ADVICE}")
+        else:
+            self.id = self._number(same=not saved.exists())
+
+    def _number(self, same: bool) -> str:
+        """The number of the store that is there.
+
+        Args:
+            same: Whether it has to say of itself that it is this run's, where no checkpoint does.
+
+        Raises:
+            StoreError: It is no store of this run.
+        """
+        try:
+            about = zarr_module().open_group(self.folder, mode="r").attrs["scoretk_run"]
+            number, theirs = about["id"], about["told"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self.folder} is no store of draws of a run: {error}. {ADVICE}"
+            ) from error
+        ours = json.loads(json.dumps(dict(self.contents.told)))
+        other = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
+        if other and same:
+            said = "; ".join(
+                f"{k}: {theirs.get(k)!r:.80} there, {ours.get(k)!r:.80} here" for k in other
+            )
+            raise StoreError(f"{self.folder} holds another run's draws ({said}). {ADVICE}")
+        return str(number)
+
+    def draws_a_chunk(self, like: Tensor) -> int:
+        """How many draws a chunk has: as in the store that is there, or as asked, or by bytes."""
+        if (self.folder / MARK).exists():
+            group = self._opened()
+            if "chunk" in group.attrs["scoretk_run"]:
+                return int(group.attrs["scoretk_run"]["chunk"])
+        most = max(self.batches) * like[0].numel() * like.element_size()
+        asked = max(1, RING // (3 * max(1, most))) if self._draws is None else self._draws
+        return min(asked, self.contents.total)
+
+    def _opened(self) -> Any:
+        try:
+            return zarr_module().open_group(self.folder, mode="r+")
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self.folder} cannot be read: {error}") from error
+
+    def made(self, like: Mapping[str, Tensor], chunk: int) -> None:
+        """Make the arrays where they are not there yet, and longer where the run is extended.
+
+        Args:
+            like: One draw of a batch, and its statistics, by the names of `Record.flat`.
+            chunk: How many draws a chunk has.
+        """
+        zarr, contents = zarr_module(), self.contents
+        about = {
+            "scoretk": json.dumps(dict(contents.provenance)),
+            "scoretk_run": {"id": self.id, "told": dict(contents.told), "chunk": chunk},
+        }
+        if (self.folder / MARK).exists():
+            group = self._opened()
+            group.attrs.update(about)
+        else:
+            group = zarr.create_group(self.folder, zarr_format=3, attributes=about)
+        x = like["x"]
+        chains, n, lead = len(contents.ids), contents.total, ("chain", "draw")
+        rows = chains_a_chunk(self.batches, chunk * x[0].numel() * x.element_size())
+
+        def array(where: str, shape: tuple[int, ...], dtype: Any, dims: tuple[str, ...]) -> None:
+            kept = (rows, chunk)[: len(shape)] if dims[0] == "chain" else shape[:1]
+            self.arrays[where] = _array(
+                group, where, shape, (*kept, *shape[len(kept) :]), np.dtype(dtype), dims
+            )
+
+        dtype = str(x.dtype).removeprefix("torch.")
+        event = tuple(x.shape[1:])
+        if contents.layout is None or contents.values is not None:
+            group_of_x = "posterior" if contents.layout is None else "positions"
+            dims = tuple(f"x_dim_{i}" for i in range(len(event)))
+            array(f"{group_of_x}/x", (chains, n, *event), dtype, (*lead, *dims))
+        if contents.layout is not None:
+            for name, shape in contents.layout.shapes.items():
+                dims = contents.layout.dims[name]
+                array(f"posterior/{name}", (chains, n, *shape), dtype, (*lead, *dims))
+        for name, value in Record.from_flat(dict(like)).stats.items():
+            kind = "bool" if name in TRUTHS else str(value.dtype).removeprefix("torch.")
+            there, more = f"sample_stats/{stored_name(name)}", tuple(value.shape[1:])
+            dims = tuple(f"{name}_dim_{i}" for i in range(len(more)))
+            array(there, (chains, n, *more), kind, (*lead, *dims))
+        for name in ("status", "failed_at", "kept"):
+            array(f"sample_stats/{name}", (chains,), "int64", ("chain",))
+        for place in ("posterior", "sample_stats", *(["positions"] if contents.values else [])):
+            _coordinates(group[place], contents)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(self.folder)
+
+    def close(self) -> None:
+        """End the thread that writes, and give its memory back, when all is written that can be."""
+        self.writer.close()
+        self.writer = _Writer()
+
+    def open(self) -> None:
+        """Open the arrays that are there."""
+        group = self._opened()
+        for place in ("posterior", "positions", "sample_stats"):
+            if place in group:
+                for name, found in group[place].arrays():
+                    self.arrays[f"{place}/{name}"] = found
+
+    def names(self) -> list[str]:
+        """The statistics in the store, by the names of a solver."""
+        places = [w.partition("/")[2] for w in self.arrays if w.startswith("sample_stats/")]
+        own = ("status", "failed_at", "kept", "chain", "draw")
+        return [solver_name(name) for name in places if name not in own and "_dim_" not in name]
+
+    def write(self, rows: slice, start: int, values: Mapping[str, np.ndarray]) -> None:
+        """Write draws of some chains.
+
+        Args:
+            rows: Which chains of the run.
+            start: The number of the first draw.
+            values: By the names of `Record.flat`, and "named", `(draws, chains, ...)`; "status",
+                "failed_at" and "kept", `(chains,)`.
+
+        Raises:
+            StoreError: The disk refuses.
+        """
+        with self.told():
+            for name, value in values.items():
+                for where, part in self._placed(name, value):
+                    if value.ndim == 1:
+                        self.arrays[where][rows] = part
+                        continue
+                    end = min(start + len(part), self.contents.total)
+                    self.arrays[where][rows, start:end] = np.swapaxes(part[: end - start], 0, 1)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """A context in which what the disk refuses is a `StoreError`."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(
+                f"cannot write draws to {self.folder}: {error}. What was written before can be "
+                f"read; when there is room the same call, with its checkpoint=, goes on from there"
+            ) from error
+
+    def _placed(self, name: str, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """Where a part of a record goes, and as what."""
+        layout, derived = self.contents.layout, self.contents.values is not None
+        if name in ("status", "failed_at", "kept"):
+            return [(f"sample_stats/{name}", value)]
+        if name.startswith("stats/"):
+            there = stored_name(name[6:])
+            return [(f"sample_stats/{there}", as_stored(name[6:], value))]
+        if layout is None or (name == "x" and derived):
+            return [(f"{'positions' if derived else 'posterior'}/x", value)]
+        parts = layout.split(torch.from_numpy(value))
+        return [(f"posterior/{variable}", part.numpy()) for variable, part in parts.items()]
+
+    def read(self, name: str, rows: slice, start: int, end: int) -> np.ndarray:
+        """Draws of some chains as they were in a record, `(draws, chains, ...)`.
+
+        Args:
+            name: As in `write`.
+            rows: Which chains.
+            start: The number of the first draw.
+            end: The number of the draw after the last.
+
+        Raises:
+            StoreError: They cannot be read.
+        """
+        try:
+            if name.startswith("stats/"):
+                value = self.arrays[f"sample_stats/{stored_name(name[6:])}"][rows, start:end]
+                return as_reported(name[6:], np.swapaxes(np.asarray(value), 0, 1))
+            if self.contents.layout is None or self.contents.values is not None:
+                where = "posterior" if self.contents.layout is None else "positions"
+                return np.swapaxes(np.asarray(self.arrays[f"{where}/x"][rows, start:end]), 0, 1)
+            parts = [
+                np.asarray(self.arrays[f"posterior/{n}"][rows, start:end])
+                for n in self.contents.layout.names
+            ]
+            flat = np.concatenate([p.reshape(*p.shape[:2], -1) for p in parts], -1)
+            return np.swapaxes(flat, 0, 1)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise StoreError(f"cannot read draws from {self.folder}: {error}") from error
+
+
+def _array(
+    group: Any,
+    where: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype,
+    dims: tuple[str, ...],
+) -> Any:
+    """An array of the store, made, or longer than it was."""
+    place, name = where.split("/")
+    inside = group.require_group(place)
+    if name in inside:
+        found = inside[name]
+        if found.shape[0] != shape[0] or found.shape[2:] != shape[2:] or found.dtype != dtype:
+            raise StoreError(f"{where} is {found.dtype} of {found.shape}, not {dtype} of {shape}")
+        if found.shape != shape:
+            found.resize(shape)
+        return found
+    empty = {"f": math.nan, "b": False, "i": ABSENT}.get(dtype.kind, 0)
+    return inside.create_array(
+        name,
+        shape=shape,
+        chunks=tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True)),
+        dtype=dtype,
+        fill_value=empty,
+        dimension_names=dims,
+    )
+
+
+def _coordinates(group: Any, contents: Contents) -> None:
+    """The labels along all axes of a group."""
+    own = contents.ids
+    labels: dict[str, Any] = {
+        "chain": np.arange(own.start, own.stop, own.step),
+        "draw": np.arange(contents.total),
+    }
+    coords = {} if contents.layout is None else contents.layout.coords
+    for _, array in list(group.arrays()):
+        for dim, size in zip(array.metadata.dimension_names, array.shape, strict=True):
+            labels.setdefault(dim, np.asarray(coords[dim]) if dim in coords else np.arange(size))
+    for dim, values in labels.items():
+        if dim in group and group[dim].shape == values.shape:
+            continue
+        if dim in group:
+            group[dim].resize(values.shape)
+        else:
+            with warnings.catch_warnings():
+                # strings, which zarr's format 3 has but does not promise to keep
+                warnings.filterwarnings("ignore", message=".*Zarr V3 specification")
+                text = values.dtype.kind == "U"
+                group.create_array(
+                    dim,
+                    shape=values.shape,
+                    chunks=(max(1, min(len(values), 1 << 20)),),
+                    dtype=str if text else values.dtype,
+                    dimension_names=(dim,),
+                )
+        group[dim][:] = values.astype(object) if values.dtype.kind == "U" else values
+
+
+TRUTHS = frozenset({"diverging"})
+"""Statistics that ArviZ has as yes or no."""
+
+
+def stored_name(name: str) -> str:
+    """What a solver's statistic is called in ArviZ."""
+    return "lp" if name == "energy" else ARVIZ_NAMES.get(name, name)
+
+
+def solver_name(name: str) -> str:
+    """The inverse of `stored_name`."""
+    return "energy" if name == "lp" else {v: k for k, v in ARVIZ_NAMES.items()}.get(name, name)
+
+
+def as_stored(name: str, value: np.ndarray) -> np.ndarray:
+    """A solver's statistic as ArviZ has it: of an energy its negative, lp."""
+    return -value if name == "energy" else value.astype(bool) if name in TRUTHS else value
+
+
+def as_reported(name: str, value: np.ndarray) -> np.ndarray:
+    """The inverse of `as_stored`."""
+    return -value if name == "energy" else value
+
+
+@dataclass
+class _Half:
+    """Memory of the host for a chunk on its way to the disk, and what is still to be done with it."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    writing: Future[None] | None = None
+
+    def free(self) -> None:
+        """Wait until it may be written into again.
+
+        Raises:
+            StoreError: What was in it could not be written.
+        """
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+
+class _Writer:
+    """What is on its way from rings to the disk: two chunks at most, one after the other."""
+
+    def __init__(self) -> None:
+        self.halves, self._turn = (_Half(), _Half()), 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._side: Any = None
+        self._copied: Any = None
+
+    def begin(
+        self, parts: Mapping[str, Tensor], write: Callable[[dict[str, np.ndarray]], None]
+    ) -> None:
+        """Copy tensors to the host, and have them written there.
+
+        On a device with streams the copy has one of its own: the steps go on meanwhile. What
+        follows the next copy may overwrite what this one copies, and waits for it, on the device.
+        """
+        half, self._turn = self.halves[self._turn], 1 - self._turn
+        half.free()
+        device = next(iter(parts.values())).device
+        module = None if device.type == "cpu" else torch.get_device_module(device)
+        streams = module is not None and hasattr(module, "Streaming")
+        for name, value in parts.items():
+            room = half.tensors.get(name)
+            if room is None or room.shape[1:] != value.shape[1:] or len(room) < len(value):
+                half.tensors[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=streams)
+        rooms = {name: half.tensors[name][: len(value)] for name, value in parts.items()}
+        copied = self._copy_beside(module, parts, rooms) if streams else None
+        if not streams:
+            for name, value in parts.items():
+                rooms[name].copy_(value)
+        host = {name: room.numpy() for name, room in rooms.items()}
+
+        def written() -> None:
+            if copied is not None:
+                copied.synchronize()
+            write(host)
+
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="scoretk-store")
+        half.writing = self._thread.submit(written)
+
+    def _copy_beside(
+        self, module: Any, parts: Mapping[str, Tensor], rooms: Mapping[str, Tensor]
+    ) -> Any:
+        """Copy in a stream of its own; the event after it."""
+        now = module.current_stream()
+        if self._copied is not None:
+            now.wait_event(self._copied)
+        self._side = self._side or module.Streaming()
+        self._side.wait_stream(now)
+        with module.stream(self._side):
+            for name, value in parts.items():
+                value.record_stream(self._side)
+                rooms[name].copy_(value, non_blocking=True)
+            self._copied = self._side.record_event()
+        return self._copied
+
+    def wait(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            StoreError: It cannot be.
+        """
+        for half in self.halves:
+            half.free()
+
+    def close(self) -> None:
+        """Wait until all is written that can be, and end the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+
+@dataclass
+class _Progress:
+    """How far a stream is: how many draws a chunk has, and how many have gone from the ring."""
+
+    chunk: int = 1
+    written: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Streaming:
+    """The recorder of a batch whose draws go to a store.
+
+    Its record is a ring of the last draws, written in place as that of `KeepAll`: a block of steps
+    that is made again fills it with the same numbers. Only between blocks (`passed`) are chunks
+    taken from it, so what is written are draws that stay.
+
+    Args:
+        store: Where they go.
+        rows: Which chains of the run the batch has.
+    """
+
+    store: Store
+    rows: slice
+    _now: _Progress = field(default_factory=_Progress)
+
+    def position(self, x: Tensor) -> Tensor:
+        return x
+
+    def most(self) -> int:
+        """How many draws a block of steps may add.
+
+        The ring has room for these, for a chunk that is on its way to the host, and for less than a
+        chunk that is not full.
+        """
+        return max(self._now.chunk, LEAST_BLOCK)
+
+    def _ring(self, like: Mapping[str, Tensor]) -> Record:
+        """An empty ring for draws like these; its arrays are in the store from now on."""
+        chunk = self.store.draws_a_chunk(like["x"])
+        with self.store.told():
+            self.store.made(like, chunk)
+        self._now.chunk, size = chunk, 2 * chunk + max(chunk, LEAST_BLOCK)
+        return Record.from_flat({n: v.new_empty((size, *v.shape)) for n, v in like.items()})
+
+    def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
+        """Write draw number `index` into the ring."""
+        record = record if record.tensors else self._ring(Record({"x": x}, stats).flat())
+        at = index % len(record.tensors["x"])
+        record.tensors["x"][at] = x
+        for name, value in stats.items():
+            record.stats[name][at] = value
+        return record
+
+    def extend(
+        self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int
+    ) -> Record:
+        """As `add`, for each chosen step of a block."""
+        for n, i in enumerate(chosen):
+            own = {name: value[i] for name, value in stats.items()}
+            record = self.add(record, xs[i], own, index + n, total)
+        return record
+
+    def passed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        """Begin to write the chunks that are full.
+
+        Args:
+            record: The ring.
+            count: How many draws have been made.
+            status: The status of each chain.
+            failed_at: Where each failed.
+
+        Raises:
+            StoreError: What was begun before could not be written.
+        """
+        now = self._now
+        while record.tensors and count - now.written >= now.chunk:
+            self._begin(record, now.written, now.chunk, status, failed_at, now.written + now.chunk)
+            now.written += now.chunk
+
+    def flushed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        """As `passed`, with the chunk that is not full, and wait until all is written.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        self.passed(record, count, status, failed_at)
+        now = self._now
+        if record.tensors:
+            # also of no further draws, as a chain may have another status by now
+            self._begin(record, now.written, count - now.written, status, failed_at, count)
+        self.store.writer.wait()
+
+    def ended(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
+        """As `flushed`; of a batch that was over when it was taken up, what became of its chains."""
+        self.flushed(record, count, status, failed_at)
+        if not record.tensors and count:
+            self.store.open()
+            fates = {"status": status, "failed_at": failed_at}
+            self.store.write(self.rows, 0, {name: v.cpu().numpy() for name, v in fates.items()})
+
+    def filled(self, record: Record, count: int) -> Record:
+        """What a checkpoint has of it: nothing, as all is in the store."""
+        return Record()
+
+    def restored(
+        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
+    ) -> Record:
+        """The ring as it was after `count` draws, from what the store has of its last chunk.
+
+        Of a batch that is over, here or in another process, there is nothing to go on with.
+        """
+        if count in (0, total):
+            return Record()
+        store, now = self.store, self._now
+        store.open()
+        names = ["x", *(f"stats/{name}" for name in store.names())]
+        like = {n: _tensor(store.read(n, self.rows, 0, 1)[0], device) for n in names}
+        record = self._ring(like)
+        now.written = count // now.chunk * now.chunk
+        size = len(record.tensors["x"])
+        for name, ring in record.flat().items():
+            if now.written < count:
+                part = _tensor(store.read(name, self.rows, now.written, count), device)
+                for i in range(count - now.written):
+                    ring[(now.written + i) % size] = part[i]
+        return record
+
+    def _begin(
+        self, record: Record, start: int, n: int, status: Tensor, failed_at: Tensor, kept: int
+    ) -> None:
+        """Take draws from the ring, and begin to write them."""
+        size = len(record.tensors["x"])
+        at = [i % size for i in range(start, start + n)]
+        parts = {name: _cut(ring, at) for name, ring in record.flat().items()} if n else {}
+        values = self.store.contents.values
+        if n and values is not None:
+            parts["named"] = values(parts["x"])
+        parts |= {"status": status, "failed_at": failed_at}
+        made = np.full(len(status), kept)
+        self.store.writer.begin(
+            parts, lambda host: self.store.write(self.rows, start, host | {"kept": made})
+        )
+
+
+def _tensor(value: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(value)).to(device)
+
+
+def _cut(ring: Tensor, at: list[int]) -> Tensor:
+    """Some draws of a ring, which may go round its end; a view where they do not."""
+    if at[-1] >= at[0]:
+        return ring[at[0] : at[-1] + 1]
+    return torch.cat([ring[at[0] :], ring[: at[-1] + 1]])

@@ -1,0 +1,414 @@
+"""Draws in a store of zarr, read when they are asked for."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoretk.core.arguments import count
+from scoretk.core.inferencedata import stored_data
+from scoretk.core.memory import available, gigabytes
+from scoretk.diagnostics.summary import Summary, entry_names, summarise
+from scoretk.errors import InvalidArgument, StoreError
+from scoretk.run.draws import Draws
+from scoretk.run.store import Store, as_reported, stored_name
+
+__all__ = ["Lazy", "StoredDraws", "stored_draws"]
+
+CHUNK = 1 << 25
+"""Bytes that are read at a time, about."""
+JUDGED = 1 << 28
+"""Bytes of draws that a summary judges at most; of more, it judges draws that are evenly spaced."""
+
+
+def _as_is(value: np.ndarray) -> np.ndarray:
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """Draws `(chains, kept, *event)` on the disk, of which is read what is asked for.
+
+    Indexed, it gives a tensor of the part that the index names: of chains and draws no others are
+    read. Where torch, numpy or arithmetic take it, they get all of it as one tensor, if it fits
+    into memory.
+
+    Args:
+        arrays: The arrays of the store, `(chains, kept, ...)`; several are laid side by side.
+        rows: Which chains of them.
+        event: The shape of one draw.
+        reported: Makes what a solver reported of what is stored.
+    """
+
+    arrays: tuple[Any, ...]
+    rows: range | np.ndarray
+    event: tuple[int, ...]
+    reported: Callable[[np.ndarray], np.ndarray] = field(default=_as_is, repr=False)
+
+    @property
+    def shape(self) -> torch.Size:
+        """As a tensor's."""
+        return torch.Size((len(self.rows), self.arrays[0].shape[1], *self.event))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As a tensor's."""
+        return torch.from_numpy(np.empty(0, self.arrays[0].dtype)).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is read comes to: the CPU."""
+        return torch.device("cpu")
+
+    @property
+    def ndim(self) -> int:
+        """As a tensor's."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes all of it takes in memory."""
+        return self.numel() * self.element_size()
+
+    def numel(self) -> int:
+        """As a tensor's."""
+        return math.prod(self.shape)
+
+    def element_size(self) -> int:
+        """As a tensor's."""
+        return int(self.arrays[0].dtype.itemsize)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Lazy(shape={tuple(self.shape)}, dtype={self.dtype}, in a store)"
+
+    def __getitem__(self, key: Any) -> Tensor:
+        keys = list(key) if isinstance(key, tuple) else [key]
+        boxes = [slice(0, self.shape[0]), slice(0, self.shape[1])]
+        for axis, size in enumerate(self.shape[:2]):
+            if axis >= len(keys) or keys[axis] is None or keys[axis] is Ellipsis:
+                break
+            boxes[axis], keys[axis] = _box(keys[axis], size)
+            if keys[axis] is None:  # a mask of several axes, or something that torch may know
+                boxes, keys = [slice(0, n) for n in self.shape[:2]], [key]
+                break
+        return self.read(*boxes)[tuple(keys) if isinstance(key, tuple) else keys[0]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def chosen(self, rows: Any) -> Lazy:
+        """Some chains, not read yet; `rows` is what selects rows of a tensor."""
+        if isinstance(rows, slice):
+            own = self.rows[rows]
+        else:
+            own = np.asarray(self.rows)[rows.numpy()]
+        return replace(self, rows=own)
+
+    def read(self, chains: slice, draws: slice) -> Tensor:
+        """A part of it, `(chains, draws, *event)`.
+
+        Raises:
+            InvalidArgument: It does not fit into memory.
+            StoreError: It cannot be read.
+        """
+        rows, n = self.rows[chains], len(range(self.shape[1])[draws])
+        _check_fits(len(rows) * n * math.prod(self.event) * self.element_size())
+        try:
+            parts = [np.asarray(_taken(array, rows, draws)) for array in self.arrays]
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise StoreError(f"draws cannot be read: {error}") from error
+        shape = (len(rows), n, *self.event)
+        if len(parts) > 1:
+            flat = [part.reshape(*shape[:2], math.prod(part.shape[2:])) for part in parts]
+            parts = [np.concatenate(flat, -1)]
+        return torch.from_numpy(np.ascontiguousarray(self.reported(parts[0]).reshape(shape)))
+
+    def load(self) -> Tensor:
+        """All of it.
+
+        Raises:
+            InvalidArgument: It does not fit into memory.
+        """
+        return self.read(slice(None), slice(None))
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """All of it, some draws of all chains at a time: which draws, and these."""
+        whole = self.shape[1]
+        step = self.arrays[0].chunks[1]
+        size = max(1, self.nbytes // max(1, whole))
+        step *= max(1, CHUNK // (size * step))
+        for start in range(0, whole, step):
+            part = slice(start, min(start + step, whole))
+            yield part, self.read(slice(None), part)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean and the variance (divisor n - 1) of each chain, `(chains, *event)`, float64.
+
+        References:
+            Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+            variances" (1979).
+        """
+        mean = torch.zeros((len(self), *self.event), dtype=torch.float64)
+        m2, n = torch.zeros_like(mean), 0
+        for _, piece in self.pieces():
+            part, k = piece.double(), piece.shape[1]
+            own = part.mean(1)
+            gap = own - mean
+            m2 += (part - own[:, None]).square().sum(1) + gap.square() * (n * k / (n + k))
+            mean += gap * (k / (n + k))
+            n += k
+        return mean, m2 / (n - 1)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        return func(*map(_loaded, args), **{k: _loaded(v) for k, v in (kwargs or {}).items()})
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.load().numpy().astype(dtype or self.arrays[0].dtype, copy=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.load(), name)
+
+
+def _arithmetic(name: str) -> Callable[..., Any]:
+    own = getattr(operator, name, None)
+
+    def method(self: Lazy, *others: Any) -> Any:
+        if own is None:  # the other operand came first
+            return getattr(self.load(), name)(*map(_loaded, others))
+        return own(self.load(), *map(_loaded, others))
+
+    return method
+
+
+for _name in (
+    *("add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "mod"),
+    *("radd", "rsub", "rmul", "rtruediv", "rpow", "neg", "abs", "eq", "ne", "lt", "le", "gt", "ge"),
+):
+    setattr(Lazy, f"__{_name}__", _arithmetic(f"__{_name}__"))
+Lazy.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+def _loaded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_loaded, value))
+    return value.load() if isinstance(value, Lazy) else value
+
+
+def _check_fits(size: int) -> None:
+    room = available(torch.device("cpu"))
+    if room is not None and size > room:
+        raise InvalidArgument(
+            "draws",
+            f"{gigabytes(size)} of draws",
+            f"a part that memory holds: {gigabytes(room)} are free",
+            "Ask for some chains or draws, draws.x[:, -1000:], or a piece at a time, "
+            "draws.x.pieces()",
+        )
+
+
+def _taken(array: Any, rows: range | np.ndarray, draws: slice) -> Any:
+    """Some chains and draws of an array."""
+    if isinstance(rows, range):
+        ahead = rows if rows.step > 0 else rows[::-1]
+        found = array[slice(ahead.start, ahead.stop, ahead.step) if len(ahead) else slice(0), draws]
+        return found if rows.step > 0 else found[::-1]
+    return array.oindex[rows, draws]
+
+
+def _box(key: Any, size: int) -> tuple[slice, Any]:
+    """The smallest range of an axis that an index needs, and the index within it; None for any."""
+    if isinstance(key, bool):
+        return slice(0, size), None
+    if isinstance(key, slice):
+        chosen = range(size)[key]
+        if chosen.step < 0:  # as torch has it
+            raise ValueError("step must be greater than zero")
+        return slice(chosen.start, max(chosen.start, chosen.stop), chosen.step), slice(None)
+    try:
+        at = operator.index(key)
+    except TypeError:
+        pass
+    else:
+        if not -size <= at < size:
+            raise IndexError(f"index {at} of {size}")
+        at %= size
+        return slice(at, at + 1), 0
+    picked = torch.as_tensor(key)
+    if picked.ndim != 1 or picked.is_floating_point():
+        return slice(0, size), None
+    if picked.dtype is torch.bool:
+        if len(picked) != size:
+            raise IndexError(f"a mask of {len(picked)} for {size}")
+        picked = picked.nonzero().flatten()
+    if not len(picked):
+        return slice(0, 0), picked.long()
+    if int(picked.min()) < -size or int(picked.max()) >= size:
+        raise IndexError(f"indices {picked.tolist()!r:.80} of {size}")
+    picked = torch.where(picked < 0, picked + size, picked).long()
+    low = int(picked.min())
+    return slice(low, int(picked.max()) + 1), picked - low
+
+
+@dataclass(repr=False)
+class StoredDraws(Draws):
+    """The outcome of `sample(keep=scoretk.Zarr(path))`: draws that are read when they are asked for.
+
+    `x`, variables and statistics are `Lazy`; all else is as in `Draws`.
+
+    Args:
+        store: The folder of the store.
+        values: The variables side by side; x itself where they have no names.
+    """
+
+    store: Path = Path()
+    values: Lazy = None  # type: ignore[assignment]
+
+    @property
+    def variables(self) -> dict[str, Tensor]:
+        """The variables by name, `(chains, kept, *shape)`, each `Lazy`."""
+        if self.layout is None:
+            return {"x": self._values(None)}
+        shapes = zip(self.values.arrays, self.layout.shapes.items(), strict=True)
+        made: Any = {n: Lazy((array,), self.values.rows, shape) for array, (n, shape) in shapes}
+        return dict(made)
+
+    def _values(self, x: Any) -> Any:
+        return self.values
+
+    def _chosen(self, rows: Any) -> Draws:
+        own: Any = {n: getattr(self, n)[rows] for n in ("final", "status", "failed_at", "chains")}
+        own |= {name: getattr(self, name).chosen(rows) for name in ("x", "values")}
+        stats: Any = self.stats
+        return replace(self, stats={n: value.chosen(rows) for n, value in stats.items()}, **own)
+
+    def in_memory(self) -> Draws:
+        """The same draws in memory, as `sample` with keep="all" gives them.
+
+        Raises:
+            InvalidArgument: They do not fit.
+        """
+        own = {f.name: getattr(self, f.name) for f in fields(Draws)}
+        x: Any = own["x"]
+        stats: Any = self.stats
+        derived = self.layout is not None and self.values.arrays != x.arrays
+        own |= {
+            "x": x.load(),
+            "stats": {name: value.load() for name, value in stats.items()},
+            "named": self.values.load() if derived else None,
+        }
+        return Draws(**own)
+
+    def save(self, path: str | Path, force: bool = False) -> Path:
+        """As `Draws.save`, by way of `in_memory`; the store itself is saved already."""
+        return self.in_memory().save(path, force)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        return _moments(self.x)
+
+    def to_arviz(self) -> Any:
+        """The store as ArviZ has it, not read yet: a `DataTree`, an `InferenceData` of ArviZ 0.x.
+
+        Raises:
+            MissingDependency: ArviZ is not installed.
+        """
+        rows = self.values.rows
+        whole = isinstance(rows, range) and rows == range(self.values.arrays[0].shape[0])
+        return stored_data(self.store, None if whole else np.asarray(rows), "to_arviz")
+
+    def summary(self, most: int = 100) -> Summary:
+        """As `Draws.summary`.
+
+        Of more than `JUDGED` bytes, draws that are an odd number of steps apart are judged, and of
+        very many chains evenly spaced ones. Means and standard deviations are of all.
+        """
+        values, rows = self.values, count("most", most, least=1)
+        chains, draws = _judged(values)
+        part = values.read(chains, draws)
+        stats: Any = {name: value[chains, draws] for name, value in self.stats.items()}
+        solver = str(self.provenance.get("solver", ""))
+        exact = self.provenance.get("exact_ends") is True
+        labels = entry_names(values.event) if self.layout is None else self.layout.labels
+        status, failed_at = self.status[chains], self.failed_at[chains]
+        made = summarise(part, status, failed_at, stats, rows, solver, exact, labels)
+        if part.shape == values.shape or made.independent:
+            return made
+        mean, sd = _pooled(values.chosen(self.ok))
+        at = {label: i for i, label in enumerate(labels)}
+        table = {
+            name: row | {"mean": float(mean[at[name]]), "sd": float(sd[at[name]])}
+            for name, row in made.rows.items()
+        }
+        return replace(made, rows=table)
+
+
+def _moments(lazy: Any) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = lazy.moments()
+    return found
+
+
+def _judged(values: Lazy) -> tuple[slice, slice]:
+    """Which chains and draws are judged: evenly spaced ones, so many that memory holds them."""
+    chains, kept = values.shape[:2]
+    most = max(1, JUDGED // max(1, math.prod(values.event) * values.element_size()))
+    few = max(min(kept, 1000), most // max(1, chains))
+    thin = math.ceil(kept / few)
+    thin += 1 - thin % 2  # which keeps period two visible
+    apart = math.ceil(chains / max(1, most // math.ceil(kept / thin)))
+    return slice(0, chains, apart), slice(0, kept, thin)
+
+
+def _pooled(values: Lazy) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation of all draws of all chains, by entry, float64."""
+    mean, var = values.moments()
+    n = values.shape[1]
+    within = var.nan_to_num(0.0) * (n - 1)
+    total = mean.mean(0)
+    squares = (within + (mean - total).square() * n).sum(0)
+    sd = (squares / (len(mean) * n - 1)).sqrt()
+    return total.reshape(-1), sd.reshape(-1)
+
+
+def stored_draws(store: Store, **rest: Any) -> StoredDraws:
+    """The draws in a store.
+
+    Args:
+        store: The store, all written.
+        rest: All else of `Draws`.
+    """
+    store.open()
+    contents, arrays = store.contents, store.arrays
+    chains, layout = range(len(contents.ids)), contents.layout
+    event = tuple(rest["final"].shape[1:])
+    named = [] if layout is None else [arrays[f"posterior/{name}"] for name in layout.names]
+    values = Lazy(tuple(named), chains, (layout.size,)) if layout is not None else None
+    if values is None or contents.values is not None:
+        place = "posterior" if layout is None else "positions"
+        x = Lazy((arrays[f"{place}/x"],), chains, event)
+    else:
+        x = values
+    stats: Any = {}
+    for name in store.names():
+        array = arrays[f"sample_stats/{stored_name(name)}"]
+        reported = partial(as_reported, name)
+        stats[name] = Lazy((array,), chains, tuple(array.shape[2:]), reported)
+    lazy: Any = x
+    return StoredDraws(
+        x=lazy, stats=stats, layout=layout, store=store.folder, values=values or x, **rest
+    )

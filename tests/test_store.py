@@ -1,0 +1,420 @@
+"""Draws that are streamed to a store: the bits of a run in memory, read lazily, whatever stops the run; one job at a time."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import constraints
+
+import scoretk as stk
+from scoretk.core.locks import held, lock_of
+from scoretk.errors import Busy, InvalidArgument, OutputExists, StoreError
+from scoretk.run import store as streaming
+from scoretk.run.store import Streaming, chains_a_chunk
+
+pytest.importorskip("zarr")
+xarray = pytest.importorskip("xarray")
+
+NAMED = stk.Energy(
+    lambda mu, tau, theta: (mu.square() + tau + theta.square().sum(1)) / 2,
+    variables={
+        "mu": (),
+        "tau": constraints.positive,
+        "theta": stk.Variable((3,), dims=("school",), coords={"school": ["a", "b", "c"]}),
+    },
+)
+PLAIN = stk.Energy(lambda x: x.square().sum((1, 2)) / 2, (2, 3))
+HMC, RUN = stk.HMC(leapfrogs=3), {"chains": 10, "steps": 45, "warmup": 20, "seed": 2, "batch": 4}
+
+
+def drawn(path=None, field=NAMED, solver=HMC, draws=16, **changes):
+    keep = {} if path is None else {"keep": stk.Zarr(path, draws=draws)}
+    return stk.sample(field, solver, **(RUN | keep | changes))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The same draws in memory and in a store."""
+    return drawn(), drawn(tmp_path_factory.mktemp("pair") / "d.zarr")
+
+
+class TestTheSameDraws:
+    @pytest.mark.parametrize(
+        ("field", "solver", "changes"),
+        [
+            (NAMED, HMC, {}),
+            (PLAIN, stk.ULA(0.1), {"warmup": None, "thin": 3, "chains": range(3, 12)}),
+            (PLAIN, HMC, {"chains": range(2, 9), "warmup": stk.Warmup(20, pilot=4)}),
+            ("eight-schools", HMC, {"steps": 20}),
+            (PLAIN, stk.ULA(0.1), {"warmup": None, "steps": 5, "draws": 1}),
+            (PLAIN, stk.ULA(0.1), {"warmup": None, "steps": 200, "draws": 1000}),
+        ],
+        ids=["names", "thinned", "pilot", "derived", "short", "long"],
+    )
+    def test_to_the_bit(self, field, solver, changes, tmp_path):
+        own = {n: v for n, v in changes.items() if n != "draws"}
+        here, there = (
+            drawn(None, field, solver, **own),
+            drawn(tmp_path / "d", field, solver, **changes),
+        )
+        for name in ("x", "final", "status", "failed_at", "chains"):
+            assert torch.equal(getattr(here, name), getattr(there, name)), name
+        assert here.stats.keys() == there.stats.keys()
+        for name, value in here.stats.items():
+            assert torch.equal(value, there.stats[name].load())
+            assert value.dtype == there.stats[name].dtype
+        for name, value in here.variables.items():
+            assert torch.equal(value, there[name])
+            assert value.shape == there[name].shape
+
+    def test_of_a_grid_its_last_point_or_the_way_to_it(self, tmp_path):
+        flow = stk.Velocity(lambda x, t: -x, (2,))
+        for kept, keep in (("last", None), ("all", "all")):
+            here = stk.sample(flow, stk.ProbabilityFlow(steps=20), chains=6, batch=4, keep=kept)
+            where = stk.Zarr(tmp_path / kept, keep=keep, draws=3)
+            there = stk.sample(flow, stk.ProbabilityFlow(steps=20), chains=6, batch=4, keep=where)
+            assert torch.equal(here.x, there.x)
+
+    def test_a_ring_that_flushes_within_a_block_is_caught(self, tmp_path, monkeypatch):
+        """Chains that fail in a block have it made again, with masks: what went before was not to stay."""
+        field = stk.Energy(lambda x: torch.where(x > 2.5, torch.nan, x.square() / 2).sum(1), (1,))
+        run = {"steps": 300, "warmup": None, "chains": 12, "batch": 12}
+        here = drawn(None, field, stk.ULA(0.3), **run)
+        there = drawn(tmp_path / "d", field, stk.ULA(0.3), **run)
+        assert len(here) - here.ok.sum() > 0
+        assert torch.equal(here.x, there.x)
+        assert torch.equal(here.status, there.status)
+
+        monkeypatch.setattr("scoretk.run.drive.BLOCK_SECONDS", 1e3)
+        monkeypatch.setattr(Streaming, "most", lambda self: 10_000)  # more than the ring holds
+        assert not torch.equal(here.x, drawn(tmp_path / "e", field, stk.ULA(0.3), **run).x)
+
+    def test_failed_chains_are_flagged_in_the_store(self, tmp_path):
+        field = stk.Energy(lambda x: torch.where(x > 2.5, torch.nan, x.square() / 2).sum(1), (1,))
+        draws = drawn(tmp_path / "d", field, stk.ULA(0.3), steps=20, warmup=None)
+        tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
+        assert np.array_equal(tree["sample_stats"]["status"], draws.status)
+        assert np.array_equal(tree["sample_stats"]["failed_at"], draws.failed_at)
+        assert 0 < (draws.status != 0).sum() < len(draws)
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        "key",
+        [
+            *(3, -1, slice(2, 7), (slice(None), -1), (slice(1, 9, 2), slice(-20, None, 3), 1)),
+            *(torch.tensor([4, 1, 7]), [3, -1], (torch.tensor([1, 2]), torch.tensor([3, 9]))),
+            *((Ellipsis, 0), (0, 0, 0), (slice(None), [1, 2]), torch.arange(10) % 3 == 0),
+            *((slice(4, 4), slice(None)), (None, 0), (slice(None), torch.arange(45) > 40)),
+        ],
+        ids=str,
+    )
+    def test_an_index_gives_what_it_gives_of_a_tensor(self, pair, key):
+        here, there = pair
+        assert torch.equal(here.x[key], there.x[key])
+
+    def test_wrong_indices_are_as_of_a_tensor(self, pair):
+        for key in (10, -11, (0, 45), [10], torch.ones(9, dtype=torch.bool)):
+            for draws in pair:
+                with pytest.raises(IndexError):
+                    draws.x[key]
+
+    def test_only_what_is_asked_for_is_read(self, pair, monkeypatch):
+        _, there = pair
+        whole = type(there.x).read
+
+        def read(self, chains, draws):
+            assert len(range(*chains.indices(10))) * len(range(*draws.indices(45))) <= 45
+            return whole(self, chains, draws)
+
+        monkeypatch.setattr(type(there.x), "read", read)
+        assert there.x[3].shape == (45, 5)
+        assert there["theta"][:, -1].shape == (10, 3)
+        assert len(there) == 10
+        assert there.x.shape == (10, 45, 5)
+        assert there[2:5].x.shape == (3, 45, 5)
+        assert "Lazy" in repr(there.x)
+        assert repr(there) == repr(pair[0])
+        with pytest.raises(AssertionError):
+            there.x.mean()
+
+    def test_chains_of_draws_are_draws(self, pair):
+        for rows in (3, slice(2, 8), torch.arange(10) % 2 == 0, [5, 1]):
+            here, there = (draws[rows] for draws in pair)
+            assert torch.equal(here.x, there.x)
+            assert torch.equal(here["tau"], there["tau"])
+            assert torch.equal(here.stats["accept"], there.stats["accept"].load())
+            assert torch.equal(here[0:1].x, there[0:1].x)
+
+    def test_torch_and_numpy_take_it(self, pair):
+        here, there = pair
+        assert torch.equal(torch.cat([here.x, here.x]), torch.cat([there.x, there.x]))
+        assert torch.equal(here.x * 2, there.x * 2)
+        assert torch.equal(1 - here.x, 1 - there.x)
+        assert torch.equal(here.x.mean((0, 1)), there.x.mean((0, 1)))
+        assert np.array_equal(here.x.numpy(), np.asarray(there.x))
+        with pytest.raises(AttributeError):
+            there.x.no_such_thing  # noqa: B018
+
+    def test_the_summary_is_that_of_memory(self, pair):
+        here, there = pair
+        assert str(here.summary()) == str(there.summary())
+
+    def test_moments_are_read_in_pieces(self, pair, monkeypatch):
+        here, there = pair
+        monkeypatch.setattr("scoretk.run.stored.CHUNK", 1)
+        assert len(list(there.x.pieces())) == 3
+        for one, other in zip(here.moments(), there.moments(), strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_a_summary_of_more_than_fits_judges_some_and_averages_all(self, pair, monkeypatch):
+        here, there = pair
+        monkeypatch.setattr("scoretk.run.stored.JUDGED", 10 * 5 * 4 * 20)
+        some, whole = there.summary(), here.summary()
+        assert some.chains * some.draws < whole.chains * whole.draws
+        for name, row in whole.rows.items():
+            assert some.rows[name]["mean"] == pytest.approx(row["mean"], rel=1e-5)
+            assert some.rows[name]["sd"] == pytest.approx(row["sd"], rel=1e-5)
+
+    def test_what_does_not_fit_into_memory_is_not_read(self, pair, monkeypatch):
+        monkeypatch.setattr("scoretk.run.stored.available", lambda device: 500)
+        with pytest.raises(InvalidArgument, match="pieces"):
+            pair[1].x.mean()
+        assert pair[1].x[0, :5].shape == (5, 5)
+
+    def test_saved_as_those_in_memory(self, pair, tmp_path):
+        here, there = pair
+        for name in ("d.safetensors", "d.npy"):
+            there.save(tmp_path / name)
+        again = stk.Draws.load(tmp_path / "d.safetensors")
+        assert torch.equal(again.x, here.x)
+        assert torch.equal(again.stats["accept"], here.stats["accept"])
+        assert np.array_equal(np.load(tmp_path / "d.npy"), here.x)
+
+    def test_arviz_has_the_same_and_reads_it_when_asked(self, pair):
+        pytest.importorskip("arviz")
+        here, there = (draws.to_arviz() for draws in pair)
+        for group in ("posterior", "sample_stats"):
+            for name, value in here[group].data_vars.items():
+                other = there[group][name]
+                assert np.array_equal(
+                    value.values.reshape(10, 45, -1)[:, 0],
+                    other.values.reshape(10, -1)[:, : value[0, 0].size],
+                )
+        assert list(there["posterior"]["school"].values) == ["a", "b", "c"]
+        some = pair[1][[4, 2]].to_arviz()
+        assert list(some["posterior"]["chain"].values) == [4, 2]
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping(after):
+    """A field that stops a run after so many calls, once."""
+    calls = [after]
+
+    def energy(x):
+        calls[0] -= 1
+        if calls[0] == 0:
+            raise Stop
+        return x.square().sum((1, 2)) / 2
+
+    return stk.Energy(energy, (2, 3))
+
+
+SHORT = {"solver": stk.ULA(0.1), "warmup": None, "steps": 100, "draws": 8}
+
+
+class TestTakingUp:
+    @pytest.mark.parametrize("after", [60, 280])
+    def test_a_run_that_was_stopped_goes_on_to_the_bit(self, after, tmp_path):
+        here = drawn(None, stopping(-1), stk.ULA(0.1), warmup=None, steps=100)
+        field, saved = stopping(after), stk.Checkpoint(tmp_path / "c", every=1e-9)
+        with pytest.raises(Stop):
+            drawn(tmp_path / "d", field, checkpoint=saved, **SHORT)
+        there = drawn(tmp_path / "d", field, checkpoint=saved, **SHORT)
+        assert torch.equal(here.x, there.x)
+        assert [p.name for p in sorted(tmp_path.iterdir())] == ["c", "d"]
+
+    def test_a_checkpoint_holds_no_draws(self, tmp_path):
+        big = SHORT | {"steps": 2000, "draws": 500}
+        drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **big)
+        assert (tmp_path / "c").stat().st_size < 20_000
+
+    def test_a_longer_run_goes_on_from_a_shorter_one(self, tmp_path):
+        drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **SHORT)
+        more = SHORT | {"steps": 133}
+        there = drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **more)
+        assert torch.equal(drawn(None, PLAIN, stk.ULA(0.1), warmup=None, steps=133).x, there.x)
+        tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
+        assert tree["posterior"].sizes["draw"] == 133
+
+    def test_a_run_that_was_never_saved_begins_anew_in_its_own_store_only(self, tmp_path):
+        drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **SHORT)
+        (tmp_path / "c").unlink()
+        again = drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **SHORT)
+        assert torch.equal(drawn(None, PLAIN, stk.ULA(0.1), warmup=None, steps=100).x, again.x)
+        (tmp_path / "c").unlink()
+        with pytest.raises(StoreError, match="seed: 2 there, 3 here"):
+            drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", seed=3, **SHORT)
+        assert torch.equal(again.x, again.x)
+
+    def test_what_is_there_is_kept_and_the_message_says_how_to_take_it_up(self, tmp_path):
+        drawn(tmp_path / "d", PLAIN, **SHORT)
+        with pytest.raises(OutputExists, match="checkpoint="):
+            drawn(tmp_path / "d", PLAIN, **SHORT)
+        (tmp_path / "other").mkdir()
+        with pytest.raises(InvalidArgument, match=r"zarr\.json"):
+            stk.Zarr(tmp_path / "other")
+        drawn(tmp_path / "e", PLAIN, checkpoint=tmp_path / "c", **SHORT)
+        shutil.rmtree(tmp_path / "e")
+        with pytest.raises(stk.CheckpointError, match="store"):
+            drawn(tmp_path / "e", PLAIN, checkpoint=tmp_path / "c", **SHORT)
+
+    def test_what_was_drawn_before_an_interrupt_can_be_read(self, tmp_path):
+        with pytest.raises(Stop):
+            drawn(tmp_path / "d", stopping(150), **SHORT)
+        tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
+        here = drawn(None, PLAIN, stk.ULA(0.1), warmup=None, steps=100)
+        kept = tree["sample_stats"]["kept"].values
+        assert kept.max() > 0
+        for chain, n in enumerate(kept):
+            there = tree["posterior"]["x"].values[chain, : max(n, 0)]
+            assert np.array_equal(there, here.x[chain, : max(n, 0)])
+
+    def test_gradients_have_no_store(self, tmp_path):
+        with pytest.raises(InvalidArgument, match="grad"):
+            drawn(tmp_path / "d", PLAIN, grad=True, **SHORT)
+
+
+KILLED = """
+import os, sys, time, torch
+import scoretk as stk
+from scoretk.run import store
+torch.set_num_threads(1)
+field = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
+folder, limit = sys.argv[1], int(sys.argv[2])
+if limit:
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+saved = stk.Checkpoint(folder + "/c", every=1e-9)
+try:
+    run = dict(chains=8, steps=4000, seed=5, batch=4, checkpoint=saved)
+    stk.sample(field, stk.ULA(0.1), keep=stk.Zarr(folder + "/d", draws=256), **run)
+except stk.ScoretkError as error:
+    print(type(error).__name__, error)
+    sys.exit(3)
+print("done")
+"""
+
+
+def job(folder, limit=0):
+    return subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder), str(limit)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def in_memory():
+    field = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
+    return stk.sample(field, stk.ULA(0.1), chains=8, steps=4000, seed=5, batch=4)
+
+
+class TestFaults:
+    def test_a_full_disk_is_told_what_was_written_stays_and_the_run_goes_on(self, tmp_path):
+        # files of at most 6 kB: of the draws of a chunk, 12 kB, none fits, of metadata all
+        full = job(tmp_path, 6000)
+        said = full.communicate(timeout=120)[0]
+        assert full.returncode == 3, said
+        assert "cannot write" in said
+        xarray.open_datatree(tmp_path / "d", engine="zarr").close()
+        again = job(tmp_path)
+        assert again.communicate(timeout=120)[0].endswith("done\n")
+        tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
+        assert np.array_equal(tree["posterior"]["x"].values, in_memory().x)
+
+    @pytest.mark.slow
+    def test_killed_at_any_moment_it_goes_on_to_the_bit(self, tmp_path):
+        rng = np.random.default_rng(0)
+        for _ in range(6):
+            first = job(tmp_path)
+            while first.poll() is None and not (tmp_path / "d" / "zarr.json").exists():
+                pass
+            try:
+                first.wait(float(rng.uniform(0, 1.5)))
+            except subprocess.TimeoutExpired:
+                first.send_signal(signal.SIGKILL)
+            first.communicate()
+        assert job(tmp_path).communicate(timeout=120)[0].endswith("done\n")
+        tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
+        assert np.array_equal(tree["posterior"]["x"].values, in_memory().x)
+
+
+class TestOneJobAtATime:
+    def test_a_second_job_is_refused(self, tmp_path):
+        for name in ("d", "c"):
+            with held(tmp_path / name), pytest.raises(Busy, match=f"process {os.getpid()} on"):
+                drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", steps=5)
+        assert list(tmp_path.iterdir()) == []
+        drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", steps=5)
+
+    def test_the_second_process_is_refused_and_a_killed_one_leaves_nothing_in_the_way(
+        self, tmp_path
+    ):
+        code = (
+            "import sys, time\nfrom scoretk.core.locks import held\n"
+            f"with held({str(tmp_path / 'd')!r}):\n    print('held', flush=True)\n    time.sleep(600)"
+        )
+        first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=f"process {first.pid} "), held(tmp_path / "d"):
+            pass
+        first.kill()
+        first.communicate()
+        assert lock_of(tmp_path / "d").exists()
+        with held(tmp_path / "d"):
+            assert json.loads(lock_of(tmp_path / "d").read_text())["pid"] == os.getpid()
+        assert not lock_of(tmp_path / "d").exists()
+
+    def test_without_locks_the_process_named_is_asked_for(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("scoretk.core.locks.fcntl", None)
+        path, lock = tmp_path / "d", lock_of(tmp_path / "d")
+        with held(path), pytest.raises(Busy), held(path):
+            pass
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        lock.write_text(json.dumps({"pid": gone.pid, "host": socket.gethostname()}))
+        with held(path):
+            pass
+        lock.write_text(json.dumps({"pid": gone.pid, "host": "elsewhere"}))
+        with pytest.raises(Busy, match="elsewhere"), held(path):
+            pass
+
+
+class TestChunks:
+    def test_no_chunk_has_chains_of_two_batches(self):
+        for batches in ([256, 100, 100, 44], [64, 64, 1], [7], [10, 10], [12, 8, 8, 3]):
+            size = chains_a_chunk(batches, 1)
+            for end in np.cumsum(batches)[:-1]:
+                assert end % size == 0
+        assert chains_a_chunk([256, 100, 100, 44], 1) == 4
+        assert chains_a_chunk([64, 64, 1], 1) == 64
+        assert chains_a_chunk([64], streaming.LARGEST_CHUNK // 8) == 8
+        assert chains_a_chunk([64], streaming.LARGEST_CHUNK * 8) == 1
+
+    def test_it_is_read_without_a_warning(self, pair):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            xarray.open_datatree(pair[1].store, engine="zarr").load()
