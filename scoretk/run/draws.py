@@ -245,7 +245,7 @@ class Draws:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """The mean and the variance (divisor n - 1) of each chain's draws, `(chains, *event_shape)`."""
-        if not self.kept:
+        if self.mean is not None and self.var is not None:
             return self.mean, self.var
         wide = self.x.double() if has_float64(self.x.device.type) else self.x
         return wide.mean(1), wide.var(1)
