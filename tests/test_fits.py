@@ -15,23 +15,23 @@ def asked_nothing(x):
 
 
 @pytest.mark.parametrize(
-    ("run", "said"),
+    ("free", "run", "said"),
     [
-        ({"chains": 10**6, "steps": 10**7, "batch": 10}, "80,000 GB"),
-        ({"chains": 4, "steps": 10**12}, "32,000 GB"),
-        ({"chains": 2 * 10**9, "steps": 1000, "thin": 10, "batch": 10}, "1,616 GB"),
-        ({"chains": 2 * 10**9, "steps": 1000, "keep": "moments", "batch": 10}, "80 GB"),
+        (10**10, {"chains": 10**6, "steps": 10**7, "batch": 10**4}, "80,000 GB"),
+        (10**10, {"chains": 4, "steps": 10**12}, "32,000 GB"),
+        (10**9, {"chains": 2 * 10**6, "steps": 1000, "thin": 10, "batch": 10**4}, "1.62 GB"),
+        (10**7, {"chains": 2 * 10**6, "steps": 9, "keep": "moments", "batch": 10**4}, "0.08 GB"),
     ],
     ids=["draws", "steps", "thinned", "moments"],
 )
-def test_what_does_not_fit_is_refused_before_the_field_is_asked(run, said, monkeypatch):
-    monkeypatch.setattr("scoretk.run.fits.available", lambda device: 10**10)
+def test_what_does_not_fit_is_refused_before_the_field_is_asked(free, run, said, monkeypatch):
+    monkeypatch.setattr("scoretk.run.fits.available", lambda device: free)
     field = stk.Energy(asked_nothing, (2,))
     with pytest.raises(stk.InvalidArgument) as refused:
         stk.sample(field, stk.ULA(0.1), dtype=torch.float32, warmup=500, **run)
     text = str(refused.value)
     assert said in text
-    assert "10 GB are free" in text
+    assert f"{free / 1e9:.3g} GB are free" in text
     ways = ("chains=range",) if run.get("keep") else ("keep='moments'", "thin=", "Zarr(")
     assert all(way in text for way in ways), text
 

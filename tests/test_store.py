@@ -310,7 +310,7 @@ if limit:
 saved = stk.Checkpoint(folder + "/c", every=1e-9)
 try:
     run = dict(chains=8, steps=4000, seed=5, batch=4, checkpoint=saved)
-    stk.sample(field, stk.ULA(0.1), keep=stk.Zarr(folder + "/d", draws=256), **run)
+    stk.sample(field, stk.ULA(0.1), keep=stk.Zarr(folder + "/d", draws=1024), **run)
 except stk.ScoretkError as error:
     print(type(error).__name__, error)
     sys.exit(3)
@@ -334,8 +334,8 @@ def in_memory():
 
 class TestFaults:
     def test_a_full_disk_is_told_what_was_written_stays_and_the_run_goes_on(self, tmp_path):
-        # files of at most 6 kB: of the draws of a chunk, 12 kB, none fits, of metadata all
-        full = job(tmp_path, 6000)
+        # files of at most 20 kB: of the draws of a chunk, 49 kB, none fits, of metadata all
+        full = job(tmp_path, 20_000)
         said = full.communicate(timeout=120)[0]
         assert full.returncode == 3, said
         assert "cannot write" in said
