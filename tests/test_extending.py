@@ -18,7 +18,8 @@ SOLVERS = {
 
 
 def assert_equal(a, b):
-    for name in ("x", "final", "mean", "var", "status", "failed_at"):
+    assert a.kept == b.kept
+    for name in (*["x"] * bool(a.kept), "final", "mean", "var", "status", "failed_at"):
         one, other = getattr(a, name), getattr(b, name)
         assert one is other is None or torch.equal(one, other), name
     assert a.stats.keys() == b.stats.keys()

@@ -563,6 +563,7 @@ def test_a_class_cannot_define_what_its_kind_refuses():
 NOT_OF_FIELDS = frozenset(
     {
         # of Python's objects, arrays and modules
+        "Stream",
         "__dict__",
         "_pilot",
         "__file__",

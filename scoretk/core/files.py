@@ -28,6 +28,7 @@ __all__ = [
     "is_regular",
     "lives",
     "replace_folder",
+    "stem_of",
     "write_atomically",
 ]
 
@@ -170,7 +171,8 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
         OSError: The folder cannot be written.
     """
     target = Path(os.path.realpath(path))
-    beside, old = (target.with_name(f".{_stem(target.name)}.{os.getpid()}.{k}.tmp") for k in (1, 2))
+    stem = f".{stem_of(target.name)}.{os.getpid()}"
+    beside, old = (target.with_name(f"{stem}.{k}.tmp") for k in (1, 2))
     try:
         write(beside)
         if target.exists():
@@ -211,7 +213,7 @@ def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
         mode = None
     if mode is not None and not stat.S_ISREG(mode):
         raise OSError(f"{_what(target)} is there, not a file")
-    stem = _stem(target.name)
+    stem = stem_of(target.name)
     _clear(target.parent, stem)
     beside = target.with_name(f".{stem}.{os.getpid()}.tmp")
     try:
@@ -239,7 +241,8 @@ def _write(path: Path, parts: Iterable[Buffer], mode: int | None) -> None:
         os.fsync(file.fileno())
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
+    """A name to which something can be added: itself, or its hash where it is too long for that."""
     encoded = os.fsencode(name)
     return name if len(encoded) <= LONGEST_NAME else hashlib.sha256(encoded).hexdigest()
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scoretk.core.files import lives
+from scoretk.core.files import lives, stem_of
 from scoretk.errors import Busy
 
 try:
@@ -38,7 +38,7 @@ _HELD: set[Path] = set()
 def lock_of(path: str | os.PathLike[str]) -> Path:
     """The lock file of a path."""
     target = Path(os.path.realpath(path))
-    return target.with_name(f".{target.name}.lock")
+    return target.with_name(f".{stem_of(target.name)}.lock")
 
 
 @contextmanager

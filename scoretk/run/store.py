@@ -487,7 +487,7 @@ class _Writer:
         half.free()
         device = next(iter(parts.values())).device
         module = None if device.type == "cpu" else torch.get_device_module(device)
-        streams = module is not None and hasattr(module, "Streaming")
+        streams = module is not None and hasattr(module, "Stream")
         for name, value in parts.items():
             room = half.tensors.get(name)
             if room is None or room.shape[1:] != value.shape[1:] or len(room) < len(value):
@@ -514,7 +514,7 @@ class _Writer:
         now = module.current_stream()
         if self._copied is not None:
             now.wait_event(self._copied)
-        self._side = self._side or module.Streaming()
+        self._side = self._side or module.Stream()
         self._side.wait_stream(now)
         with module.stream(self._side):
             for name, value in parts.items():
