@@ -11,11 +11,11 @@ from subprocess import run
 from unittest import mock
 
 import pytest
-import torch
 
 import scoretk as stk
 from scoretk.conformance import CHECKS, SOLVER_CHECKS
 from scoretk.inference import sampling
+from tests.promises import blocks, run_blocks
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -28,10 +28,6 @@ ELSEWHERE = {
 }
 """Pages whose blocks another test runs."""
 CHAPTERS = runpy.run_path(str(DOCS / "site" / "chapters.py"))
-
-
-def blocks(text):
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def rows(text, heading):
@@ -51,19 +47,10 @@ def code(text):
 OWN = [name for name, text in PAGES.items() if blocks(text) and name not in ELSEWHERE]
 
 
-def page_runs(name, pieces):
-    names: dict = {}
-    with torch.random.fork_rng():
-        for block in pieces:
-            exec(compile(block, f"docs/{name}", "exec"), names)
-            for promise in re.findall(r"^(.*?)  # True$", block, re.MULTILINE):
-                assert bool(eval(promise, names)), promise
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_a_page_runs_as_it_stands(name):
-    page_runs(name, blocks(PAGES[name]))
+    run_blocks(name, blocks(PAGES[name]))
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -71,7 +58,7 @@ def test_a_page_runs(name):
     """With a tenth of its hundreds of steps, and so short a warmup where it leaves its length open."""
     text = re.sub(r"\b(steps|warmup)=(\d+)00\b", r"\1=\g<2>0", PAGES[name])
     with mock.patch.object(sampling, "DEFAULT_WARMUP", 30):
-        page_runs(name, blocks(text))
+        run_blocks(name, blocks(text))
 
 
 def test_other_pages_run_elsewhere():

@@ -22,6 +22,7 @@ from scoretk.fields.variables import named, variables_of
 from scoretk.inference import sampling
 from scoretk.inference.partition import Normalised
 from tests.evidence import assert_mean, mean_z, z_limit
+from tests.promises import blocks, run_blocks
 
 POSITIVE = constraints.positive
 LOW, HIGH = torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([1.0, 0.5, 7.0])
@@ -802,12 +803,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "variables.md"
 
 def test_the_page_runs(capsys):
     """With a tenth of its steps and a quarter of its chains; its eight schools are the built-in ones."""
-    names: dict = {}
     text = re.sub(r"\b(steps)=(\d+)0\b", r"\1=\g<2>", PAGE.read_text())
     text = text.replace("chains=64", "chains=16")
-    with torch.random.fork_rng(), mock.patch.object(sampling, "DEFAULT_WARMUP", 20):
-        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-            exec(compile(block, str(PAGE), "exec"), names)
+    with mock.patch.object(sampling, "DEFAULT_WARMUP", 20):
+        names = run_blocks(PAGE.name, blocks(text))
     assert "raw[7]" in capsys.readouterr().out
     assert names["data"].posterior["raw"].dims == ("chain", "draw", "school")
     z = points(6, 10)

@@ -5,28 +5,26 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
-import torch
 
 import scoretk as stk
 from scoretk.fields.foreign import ADAPTERS
 from tests.adapters import table
+from tests.promises import blocks, run_blocks
 
 PAGE = table.PAGE.read_text()
 SECTIONS = {
-    title: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    title: blocks(text)
     for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
 }
 
 
-@pytest.mark.parametrize("title", [title for title, blocks in SECTIONS.items() if blocks])
+@pytest.mark.parametrize("title", [title for title, found in SECTIONS.items() if found])
 def test_a_section_runs(title):
-    names: dict = {}
     for block in SECTIONS[title]:
         for package in re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE):
             if importlib.util.find_spec(package) is None:
                 pytest.skip(f"{package} is not installed")
-        with torch.random.fork_rng():
-            exec(compile(block, "docs/bring-your-own.md", "exec"), names)
+    run_blocks(table.PAGE.name, SECTIONS[title])
 
 
 def test_the_table_is_what_the_tests_declare():
