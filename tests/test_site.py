@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import runpy
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +14,10 @@ from unittest import mock
 import pytest
 
 import scoretk as stk
+from scoretk.cli.parser import make_parser
 from scoretk.conformance import CHECKS, SOLVER_CHECKS
 from scoretk.inference import sampling
+from scoretk.solvers.matrix import MEANINGS
 from tests.promises import blocks, run_blocks
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +30,8 @@ ELSEWHERE = {
     "variables.md": "test_variables.py",
 }
 """Pages whose blocks another test runs."""
+NEEDS = {"many-machines.md": "dask", "pictures.md": "matplotlib"}
+"""What the blocks of a page import, beyond what the tests of this package need."""
 CHAPTERS = runpy.run_path(str(DOCS / "site" / "chapters.py"))
 
 
@@ -44,18 +49,25 @@ def code(text):
     return re.findall(r"`([^`]+)`", text)
 
 
+def needed(name):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+
+
 OWN = [name for name, text in PAGES.items() if blocks(text) and name not in ELSEWHERE]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_a_page_runs_as_it_stands(name):
+    needed(name)
     run_blocks(name, blocks(PAGES[name]))
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_page_runs(name):
     """With a tenth of its hundreds of steps, and so short a warmup where it leaves its length open."""
+    needed(name)
     text = re.sub(r"\b(steps|warmup)=(\d+)00\b", r"\1=\g<2>0", PAGES[name])
     with mock.patch.object(sampling, "DEFAULT_WARMUP", 30):
         run_blocks(name, blocks(text))
@@ -74,6 +86,12 @@ def test_every_page_is_in_a_toctree():
     assert {*entries} >= {page.removesuffix(".md") for page in PAGES} - {"index"}
     chapters = re.search(r"```{toctree}\n(.*?)```", (DOCS / "reference/index.md").read_text(), re.S)
     assert chapters[1].split()[1:] == [*CHAPTERS["CHAPTERS"]]
+
+
+def test_every_page_is_linked_from_the_first():
+    """By a link: where the pages are read as files, a toctree is none."""
+    linked = {*re.findall(r"\]\(([\w-]+\.md)", PAGES["index.md"])}
+    assert linked >= {*PAGES} - {"index.md"}
 
 
 def test_the_reference_has_every_public_name():
@@ -203,6 +221,38 @@ def test_a_wrong_default_would_be_found(wrong):
     assert wrong[0] in PAGES["choosing.md"]
     with pytest.raises((AssertionError, KeyError, stk.ScoretkError)):
         check_choosing(PAGES["choosing.md"].replace(*wrong))
+
+
+def check_cli(text):
+    """The parser takes the lines of the page, which have all commands, with the options and signs that it names."""
+    taken = {}
+    for line in re.search(r"```\n(.*?)```", text, re.DOTALL)[1].splitlines():
+        _, command, *words = shlex.split(line, comments=True)
+        taken[command] = vars(make_parser().parse_args([command, *words]))
+    assert {*taken} == {"list", "describe", "check", "sample", "fit", "demo"}
+    table, signs = (part.split("\n\n")[0] for part in text.split("|---|---|")[1:])
+    options = re.findall(r"^\| (.*?) \| ([a-z, ]+) \|", table, re.MULTILINE)
+    assert len(options) > 5
+    for names, of in options:
+        for name in re.findall(r"`-(?:-([\w-]+)|o)", names):
+            for command in of.split(", "):
+                assert (name or "output").replace("-", "_") in taken[command], (name, command)
+    told = re.findall(r"^\| `(.)` \| (.*) \|$", signs, re.MULTILINE)
+    assert {sign: meaning.replace("`", "") for sign, meaning in told} == MEANINGS
+
+
+def test_the_page_of_the_command_line_is_the_parsers():
+    text = PAGES["cli.md"]
+    check_cli(text)
+    for wrong in (
+        ("--family", "--kin"),
+        ("scoretk describe", "scoretk tell"),
+        ("| `--inverse` | demo |", "| `--inverse` | fit |"),
+        ("| `t` | one time", "| `t` | two times"),
+    ):
+        assert wrong[0] in text
+        with pytest.raises((AssertionError, KeyError, SystemExit)):
+            check_cli(text.replace(*wrong))
 
 
 def first(doc):
