@@ -204,15 +204,15 @@ def from_diffusers(
         convention = _convention(scheduler, config, integer)
     else:
         raise InvalidArgument("time_scale", time_scale, "None with a scheduler that is of no flow")
-    if config.get("clip_sample") if clip is None else clip:
-        convention = _Clipped(convention, float(config.get("clip_sample_range", 1.0)))
-    elif config.get("thresholding") and clip is None:
+    if config.get("thresholding") and clip is None:  # which diffusers does before it clips
         raise InvalidArgument(
             "scheduler",
             type(scheduler),
             "one without dynamic thresholding, which is no prediction of a model",
             "clip=False leaves it out",
         )
+    if config.get("clip_sample") if clip is None else clip:
+        convention = _Clipped(convention, float(config.get("clip_sample_range", 1.0)))
     net = _Network(network, convention, *_called(network))
     field = Diffusion(
         net, as_event_shape(event_shape), convention.path, convention.predicts, autocast=autocast

@@ -235,7 +235,10 @@ _KERNELS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "tophat": lambda square: torch.where(square <= 1, 0.0, -torch.inf).to(square),
         "epanechnikov": lambda square: _log(1 - square),
         "linear": lambda square: _log(1 - _root(square)),
-        "cosine": lambda square: _log(torch.cos(math.pi / 2 * _root(square.clamp(max=1)))),
+        # where cos is 0 it is 6e-17 in float64
+        "cosine": lambda square: _log(
+            torch.where(square < 1, torch.cos(math.pi / 2 * _root(square.clamp(max=1))), 0.0)
+        ),
     }
 )
 """`log K` of the squared distance in bandwidths."""

@@ -473,8 +473,9 @@ def test_what_is_not_known_is_refused_with_the_way():
         stk.from_diffusers(NET)
     with pytest.raises(InvalidArgument, match=r"scoretk\.from_timesteps"):
         stk.from_diffusers(NET, scheduler("CMStochasticIterativeScheduler"))
-    with pytest.raises(InvalidArgument, match="clip=False"):
-        stk.from_diffusers(NET, scheduler("DDPMScheduler", thresholding=True, clip_sample=False))
+    for clips in ({}, {"clip_sample": True}, {"clip_sample": False}):  # diffusers then clips never
+        with pytest.raises(InvalidArgument, match="clip=False"):
+            stk.from_diffusers(NET, scheduler("DDIMScheduler", thresholding=True, **clips))
     with pytest.raises(InvalidArgument, match="event_shape"):
         stk.from_diffusers(lambda x, k: x, scheduler("DDIMScheduler"))
     with pytest.raises(InvalidArgument, match=r"scoretk\.from_diffusers"):

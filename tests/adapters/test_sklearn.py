@@ -101,6 +101,17 @@ def test_weights_of_the_data_count(kernel):
     assert (plain - found).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel", ["tophat", "epanechnikov", "linear", "cosine"])
+def test_outside_a_bounded_support_there_is_nothing(kernel, dtype):
+    fitted = neighbors.KernelDensity(kernel=kernel, bandwidth=0.5).fit(np.zeros((1, 2)))
+    radius = torch.tensor([0.499, 0.501, 0.6, 50.0, 1e6], dtype=dtype)
+    x = torch.stack([radius, torch.zeros_like(radius)], 1)
+    found = stk.log_prob(stk.from_sklearn(fitted), x).value
+    assert found.isfinite().tolist() == [True, False, False, False, False]
+    assert torch.equal(found[1:], torch.full((4,), -torch.inf, dtype=found.dtype))
+
+
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "tophat"])
 def test_the_score_is_the_gradient_in_finite_differences(kernel):
     field = stk.from_sklearn(estimate(kernel))
