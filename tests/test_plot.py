@@ -1,5 +1,7 @@
 """What pictures show is what the draws, fields and paths are: the data of axes are compared with the numbers themselves."""
 
+import inspect
+import itertools
 import sys
 from importlib.util import find_spec
 from unittest import mock
@@ -321,6 +323,66 @@ def test_a_field_in_time_shows_its_flow_or_one_time():
     assert np.array_equal(
         np.stack(shown.axes[0].lines[1].get_data(), 1), kept.x[1].double().numpy()
     )
+
+
+def test_the_window_of_a_flow_is_that_of_its_data_where_the_noise_is_wide():
+    """EDM's noise has std 80, these data 1; the noise of VP has 1 too, and all of a way is shown."""
+    edm = stk.EDM(sigma_min=0.002, sigma_max=80.0)
+    for path, least, most in ((edm, 2.0, 6.0), (stk.VP(), 2.0, 6.0)):
+
+        def data(x, t, path=path):
+            a, s = path.alpha(t)[:, None], path.sigma(t)[:, None]
+            return a * x / (a**2 + s**2)
+
+        field = stk.Diffusion(data, (2,), path, predicts="data")
+        for side in (
+            stk.plot.field(field).axes[0].get_xlim,
+            stk.plot.field(field).axes[0].get_ylim,
+        ):
+            assert least < -side()[0] < most
+            assert least < side()[1] < most
+    wide = stk.plot.field(field, bounds=(-9, 9, -8, 8)).axes[0]
+    assert (*wide.get_xlim(), *wide.get_ylim()) == (-9, 9, -8, 8)
+    point = stk.Diffusion(lambda x, t: torch.full_like(x, 2.9), (2,), edm, predicts="data")
+    assert stk.plot.field(point).axes[0].get_xlim()[1] > 50
+    with mock.patch.object(plane, "DOT", 0.0):  # a mutant: every way, whatever the noise
+        shown = stk.plot.field(
+            stk.Diffusion(lambda x, t: x / (1 + edm.sigma(t)[:, None] ** 2), (2,), edm)
+        )
+        assert shown.axes[0].get_xlim()[1] > 50
+
+
+def test_dots_are_smaller_where_they_are_many():
+    sizes = [
+        float(stk.plot.samples(normal(n, 2)).axes[0].collections[0].get_sizes()[0])
+        for n in (10, 400, 100_000)
+    ]
+    assert sizes[0] > 2 * sizes[1] > 4 * sizes[2]
+
+
+@pytest.mark.skipif(find_spec("arviz") is None, reason="ArviZ is not installed")
+def test_no_title_lies_on_another_panels_ticks(draws):
+    """Of two rows: what is drawn of each panel, its title too, ends before the next."""
+
+    def apart(figure):
+        figure.canvas.draw()
+        boxes = [axes.get_tightbbox() for axes in figure.axes]
+        return not any(
+            min(a.x1, b.x1) > max(a.x0, b.x0) + 1 and min(a.y1, b.y1) > max(a.y0, b.y0) + 1
+            for a, b in itertools.combinations(boxes, 2)
+        )
+
+    assert apart(draws.plot())
+    with mock.patch.object(matplotlib.figure.Figure, "set_layout_engine"):  # a mutant
+        assert not apart(draws.plot())
+
+
+@pytest.mark.parametrize("name", sorted(stk._MODULES - {"errors", "grids"}))
+def test_a_public_package_lists_its_names_and_not_the_modules_beside_them(name):
+    module = getattr(stk, name)
+    assert dir(module) == sorted(module.__all__)
+    for listed in dir(module):
+        assert not inspect.ismodule(getattr(module, listed)) or listed in stk._MODULES
 
 
 def test_conditions_networks_and_modes_are_as_in_sampling():

@@ -60,6 +60,7 @@ def chain_figure(kind: str, values: Mapping[str, np.ndarray], diverging: Any = N
         warnings.simplefilter("ignore")
         made = getattr(az, function)(data, **told)
         figure: Figure = made.viz["figure"].item() if is_tree(az) else np.ravel(made)[0].figure
+        figure.set_layout_engine("constrained")  # else titles lie on the ticks of the row above
         figure.canvas.draw()  # what is placed at the first drawing warns then
     pyplot.close(figure)
     return figure

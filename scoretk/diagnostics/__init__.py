@@ -44,3 +44,8 @@ __all__ = [
     "tarp_ranks",
     "tarp_test",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names alone: the modules beside them have nothing to call."""
+    return sorted(__all__)

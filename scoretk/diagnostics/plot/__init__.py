@@ -9,3 +9,8 @@ from scoretk.diagnostics.plot.plane import field
 from scoretk.diagnostics.plot.sheet import samples
 
 __all__ = ["field", "path", "samples"]
+
+
+def __dir__() -> list[str]:
+    """The public names alone: the modules beside them have nothing to call."""
+    return sorted(__all__)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "array", "canvas", "grid", "the_axes"]
+__all__ = ["COLORS", "array", "canvas", "dot", "grid", "the_axes"]
 
 COLORS = {
     "density": "Blues",
@@ -74,6 +74,11 @@ def grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, l
     for spare in axes[count:]:
         spare.remove()
     return figure, list(axes[:count])
+
+
+def dot(n: int) -> float:
+    """How large a dot is among n, an area in square points: many cover no more than few, about."""
+    return min(max(4000 / n, 1.0), 30.0)
 
 
 def array(value: Tensor) -> np.ndarray:

@@ -26,7 +26,7 @@ from scoretk.core.anatomy import as_networks_take, field_tensors, left_as_found
 from scoretk.core.arguments import conditions, count, finite
 from scoretk.core.noise import Noise
 from scoretk.core.rows import finite_rows
-from scoretk.diagnostics.plot.figures import COLORS, array, the_axes
+from scoretk.diagnostics.plot.figures import COLORS, array, dot, the_axes
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import from_distribution, in_free_space
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
@@ -50,6 +50,8 @@ INSIDE = 2e-3
 """The share of the mass that may be left out at each side of the window."""
 GRID, ARROWS = 120, 18
 """Points a side at which density and arrows are taken."""
+POINT, DOT = 1e-4, 0.1
+"""Data that take less of a picture's side than the second are a dot, than the first one point."""
 PLAIN = (-3.0, 3.0, -3.0, 3.0)
 """The window where nothing says where the field lives."""
 
@@ -102,7 +104,8 @@ def field(
         t: A time in [0, 1], of a field in time; None for its flow.
         draws: What `scoretk.sample` returned: its draws as points, or where every step of a flow was
             kept (`keep="all"`) as ways.
-        bounds: The window `(x0_min, x0_max, x1_min, x1_max)`; None to find one.
+        bounds: The window `(x0_min, x0_max, x1_min, x1_max)`; None to find one: of a flow all of
+            its ways, or its data where these are small beside the noise, as in EDM.
         cond: Condition values by name, one row, as for one chain.
         chains: How many ways of a flow are drawn where there are no draws.
         seed: The seed of where they start.
@@ -124,7 +127,9 @@ def field(
     with torch.no_grad(), left_as_found(model):
         if is_timed(model) and t is None:
             n = count("chains", chains, least=1)
-            _draw_ways(panel, _ways(model, rows, n, seed) if points is None else points)
+            ways = _ways(model, rows, n, seed) if points is None else points
+            _draw_ways(panel, ways)
+            window = window or _of_the_data(array(ways))
         else:
             window = _draw_plane(panel, _plane(model, t, rows), window, points)
     if window is not None:
@@ -239,7 +244,7 @@ def _draw_plane(
         _draw_arrows(panel, plane.arrows, window)
     if points is not None:
         well = array(points).reshape(-1, 2)
-        panel.scatter(well[:, 0], well[:, 1], s=3, linewidths=0, color=COLORS["draws"])
+        panel.scatter(well[:, 0], well[:, 1], s=dot(len(well)), linewidths=0, color=COLORS["draws"])
     return window
 
 
@@ -341,6 +346,16 @@ def _around(points: np.ndarray) -> Bounds:
     room = 0.15 * np.maximum(high - low, 1e-6)
     (a, c), (b, d) = low - room, high + room
     return float(a), float(b), float(c), float(d)
+
+
+def _of_the_data(ways: np.ndarray) -> Bounds | None:
+    """A window around the ends of ways `(chains, kept, 2)`, where noise makes them a dot.
+
+    None where all of the ways is seen well in one picture, or where they end in one point.
+    """
+    ends, everything = _around(ways[:, -1]), _around(ways.reshape(-1, 2))
+    share = max((ends[i + 1] - ends[i]) / (everything[i + 1] - everything[i]) for i in (0, 2))
+    return ends if POINT < share < DOT else None
 
 
 def _massive(mesh: Mesh) -> Bounds:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count, event_shape, numbers
-from scoretk.diagnostics.plot.figures import COLORS, array, the_axes
+from scoretk.diagnostics.plot.figures import COLORS, array, dot, the_axes
 from scoretk.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def samples(
     elif event == (2,):
         shown, panel = x, the_axes(axes, (4.5, 4.5))
         at = array(x)
-        panel.scatter(at[:, 0], at[:, 1], s=4, linewidths=0, color=COLORS["draws"])
+        panel.scatter(at[:, 0], at[:, 1], s=dot(len(x)), linewidths=0, color=COLORS["draws"])
         panel.set(aspect="equal", xlabel="x[0]", ylabel="x[1]")
     elif len(event) == 1:
         shown, panel = x[:n], the_axes(axes, (5.5, 3.2))
