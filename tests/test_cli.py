@@ -30,6 +30,26 @@ def run(capsys, *arguments):
     return code, out, err
 
 
+@pytest.mark.parametrize(("kind", "other"), [("models", "solvers"), ("solvers", "models")])
+def test_a_list_of_one_kind(capsys, kind, other):
+    code, out, _ = run(capsys, "list", f"--{kind}")
+    assert code == 0
+    assert out.startswith(f"{kind}\n")
+    assert f"\n{other}\n" not in out
+    assert [*json.loads(run(capsys, "list", f"--{kind}", "--json")[1])] == [kind]
+
+
+def test_wrong_words_name_the_nearest_and_the_commands_own_usage(capsys):
+    code, _, err = run(capsys, "sampl", "funnel")
+    assert code == 2
+    assert "did you mean 'sample'?" in err
+    code, _, err = run(capsys, "list", "--bogus")
+    assert code == 2
+    assert err.startswith("usage: scoretk list ")
+    assert "--bogus" in err
+    assert "did you mean 'last'?" in run(capsys, "sample", "funnel", "--keep", "lst")[2]
+
+
 def test_list_and_describe(capsys):
     code, out, _ = run(capsys, "list")
     assert code == 0

@@ -6,7 +6,7 @@ import argparse
 import ast
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -58,19 +58,23 @@ def list_all(options: argparse.Namespace) -> bool:
         named = {"models": models, "solvers": solvers}
         print_json(
             {
-                kind: [dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in entries]
-                for kind, entries in named.items()
+                kind: [
+                    dataclasses.asdict(e) | {"broken": isinstance(e, Broken)} for e in named[kind]
+                ]
+                for kind in options.kinds or named
             }
         )
     else:
         asked = bool(options.verify or options.family)
         # plugins are asked before anything is printed: meanwhile standard output is not ours
-        told = [_model_row(e, asked) for e in models], [_solver_row(e, asked) for e in solvers]
-        say("models")
-        print_rows(told[0])
-        if not options.family:
-            say("\nsolvers")
-            print_rows(told[1])
+        told: dict[str, Sequence[Sequence[str]]] = {
+            "models": [_model_row(e, asked) for e in models],
+            "solvers": [_solver_row(e, asked) for e in solvers],
+        }
+        kinds = options.kinds or (["models"] if options.family else [*told])
+        for place, kind in enumerate(kinds):
+            say(f"\n{kind}" if place else kind)
+            print_rows(told[kind])
     return not (broken and options.verify)
 
 

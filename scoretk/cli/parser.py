@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+import re
+from typing import Any, NoReturn
 
 from scoretk._version import __version__
 from scoretk.cli.commands import check, demo, fit, sample
 from scoretk.cli.listing import describe_one, list_all
+from scoretk.errors import near_match
 from scoretk.plugins import Entry, list_models, list_solvers
 
 __all__ = ["make_parser"]
@@ -35,6 +37,24 @@ MODELS, SOLVERS, EITHER = (
 )
 
 
+class Words(argparse.ArgumentParser):
+    """A parser that names the nearest of the words it knows, and the usage of the command asked."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; what a command does not know is told with this command's usage."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            asked = getattr(options, "command", None) or self
+            asked.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse's, with the nearest of the choices."""
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        near = near_match(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+        super().error(message + near)
+
+
 def _add(command: argparse.ArgumentParser, *names: str, by: Any = None, **options: Any) -> None:
     """Add an argument, with what completes it."""
     command.add_argument(*names, **options).completer = by  # type: ignore[attr-defined]
@@ -42,11 +62,11 @@ def _add(command: argparse.ArgumentParser, *names: str, by: Any = None, **option
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `scoretk`, whose options have the command as `run`, None where there is none."""
-    parser = argparse.ArgumentParser(
+    parser = Words(
         prog="scoretk", description="One sampler and score toolkit for every model family."
     )
     parser.add_argument("--version", action="version", version=f"scoretk {__version__}")
-    parser.set_defaults(run=None)
+    parser.set_defaults(run=None, command=None)
     commands = parser.add_subparsers(metavar="command")
 
     listing = commands.add_parser("list", help="the registered models and solvers")
@@ -61,6 +81,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="which solver serves which of them, and why not the others",
     )
     listing.add_argument("--family", metavar="NAME", help="models of this family only")
+    listing.add_argument(
+        "--models", action="append_const", const="models", dest="kinds", help="the models only"
+    )
+    listing.add_argument(
+        "--solvers", action="append_const", const="solvers", dest="kinds", help="the solvers only"
+    )
     _add(listing, "--model", by=MODELS, metavar="NAME,...", help="of the matrix, these lines only")
     _add(
         listing,
@@ -158,6 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     for command in (listing, one, checking, sampling, fitting, showing):
         command.add_argument("--json", action="store_true", help="print JSON")
+        command.set_defaults(command=command)
     return parser
 
 
