@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.core.arguments import count, finite, positive, tensor_like
+from scoretk.core.arguments import conditions, count, finite, integer, positive, tensor_like
+from scoretk.errors import InvalidArgument
 from scoretk.fields.base import NormalBase
 from scoretk.inference.partition import Normalised
 from scoretk.learn import Recipe
@@ -384,3 +385,23 @@ def test_a_range_has_the_ends_that_it_says_and_no_others(name):
     for value in outside:
         with pytest.raises(stk.InvalidArgument):
             make(value)
+
+
+def test_a_bound_of_integers_is_shown_as_it_is():
+    for below, shown in ((30, "30)"), (5, "5)"), (2**32, "2**32)"), (2**64, "2**64)")):
+        with pytest.raises(InvalidArgument, match=re.escape(f"an integer in [0, {shown}")):
+            integer("n", -1, below=below)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"), [((1, 3), "8, 3"), ((3,), "8, 3"), ((), "8"), ((1, 2, 4), "8, 2, 4")]
+)
+def test_one_condition_for_all_chains_is_told_to_be_expanded(shape, sizes):
+    value = torch.zeros(shape)
+    with pytest.raises(InvalidArgument, match=re.escape(f"value.expand({sizes})")):
+        conditions({"y": value}, 8)
+    told = value.expand(*map(int, sizes.split(", ")))
+    assert torch.equal(conditions({"y": told}, 8)["y"], told)
+    with pytest.raises(InvalidArgument) as refused:
+        conditions({"y": torch.zeros(7, 3)}, 8)
+    assert "expand" not in str(refused.value)

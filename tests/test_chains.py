@@ -214,3 +214,22 @@ def test_what_no_pilot_chain_has_tuned_runs_no_other():
         assert (draws.status == stk.Status.NONFINITE).all()
     fine = stk.sample(field, stk.MALA(), init=start.flip(0), steps=4, warmup=warmup, batch=4)
     assert (fine.status[:8] == stk.Status.OK).all()
+
+
+PLANE = stk.Energy(lambda x: x.square().sum(1), (2,))
+NAMED = stk.Energy(lambda mu, s: mu.square() + s.square().sum(1), variables={"mu": (), "s": (2,)})
+
+
+@pytest.mark.parametrize(
+    ("field", "init", "sizes"),
+    [
+        (PLANE, torch.zeros(2), "16, 2"),
+        (NAMED, {"mu": 0.0, "s": torch.zeros(16, 2)}, "16"),
+        (NAMED, {"mu": torch.zeros(16), "s": [0.0, 0.0]}, "16, 2"),
+    ],
+)
+@pytest.mark.parametrize("chains", [16, range(4, 20)])
+def test_one_point_for_all_chains_is_told_to_be_expanded(field, init, sizes, chains):
+    said = rf"a tensor of 16 rows, one a chain, .*expand\({sizes}\)"
+    with pytest.raises(stk.InvalidArgument, match=said):
+        stk.sample(field, stk.ULA(0.1), chains=chains, steps=2, init=init)

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from scoretk.core.anatomy import left_as_found
-from scoretk.core.arguments import count, integer
+from scoretk.core.arguments import count, integer, is_integer
 from scoretk.core.devices import on
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
@@ -315,6 +315,7 @@ def from_language_model(
             lead.append(template.pop(0))
     if all(i >= 0 for i in template) or max(template) >= vocabulary:
         raise InvalidArgument("constraint", constraint, f"ids below {vocabulary}, some place free")
+    _check_length(lm, length, len(lead) + len(template) + len(trail))
     field = LanguageField(
         lm,
         masked,
@@ -325,6 +326,31 @@ def from_language_model(
     )
     field._check()
     return field
+
+
+def _check_length(lm: Any, length: int, whole: int) -> None:
+    """Check that a text, with what stands beside it, has no more tokens than a model has positions.
+
+    Args:
+        lm: The model, whose configuration may say how many it has.
+        length: How many tokens the text has.
+        whole: How many it has with those before and after it.
+
+    Raises:
+        InvalidArgument: It is.
+    """
+    names = ("max_position_embeddings", "n_positions")
+    stated = (getattr(lm.config, name, None) for name in names)
+    most: int = next((n for n in stated if is_integer(n)), 0)
+    beside = whole - length
+    if 0 < most < whole:
+        taken = f", of which {beside} are for tokens beside the text" if beside else ""
+        raise InvalidArgument(
+            "length",
+            length,
+            f"at most {most - beside}",
+            f"length {length} exceeds the model's {most} positions{taken}",
+        )
 
 
 def _vocabulary(lm: Any) -> int:
@@ -369,8 +395,15 @@ def _template(constraint: Any, length: int) -> list[int]:
     if constraint is None:
         return [-1] * length
     if isinstance(constraint, Mapping):
-        given = {integer("constraint", i, below=length): constraint[i] for i in constraint}
-        listed = [given.get(i) for i in range(length)]
+        for place in constraint:
+            if not is_integer(place) or not 0 <= place < length:
+                raise InvalidArgument(
+                    "constraint",
+                    place,
+                    f"a place in 0..{length - 1} of a text of {length} tokens",
+                    "It is a token by its place: {place: token}",
+                )
+        listed = [constraint.get(i) for i in range(length)]
     elif isinstance(constraint, Sequence) and len(constraint) == length:
         listed = list(constraint)
     else:

@@ -22,6 +22,7 @@ from scoretk.core.arrays import aligned
 from scoretk.errors import InvalidArgument, UnknownName
 
 __all__ = [
+    "a_row_each",
     "conditions",
     "count",
     "counts",
@@ -50,6 +51,10 @@ UNREADABLE = (TypeError, ValueError, RuntimeError, OverflowError)
 """What torch raises for a value of which it makes no tensor."""
 
 
+LARGE = 2**32
+"""From here on a bound of integers is a power of two, and is written as one."""
+
+
 def is_integer(value: Any) -> bool:
     """Whether a value is one integer: Python's, numpy's, or a tensor or array of no dimension.
 
@@ -73,7 +78,8 @@ def is_integer(value: Any) -> bool:
 def integer(name: str, value: Any, least: int = 0, below: int = 2**63) -> int:
     """A plain integer in [least, below)."""
     if not is_integer(value) or not least <= (number := int(value)) < below:
-        raise InvalidArgument(name, value, f"an integer in [{least}, 2**{below.bit_length() - 1})")
+        end = f"2**{below.bit_length() - 1}" if below >= LARGE else str(below)
+        raise InvalidArgument(name, value, f"an integer in [{least}, {end})")
     return number
 
 
@@ -173,9 +179,21 @@ def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
                 f"cond[{name!r}]",
                 given,
                 f"a tensor of {'rows' if rows is None else f'{rows} rows'}",
+                _shared(given, rows),
             )
         numbers(f"cond[{name!r}]", given)
     return dict(value)
+
+
+def _shared(given: Any, rows: int | None) -> str:
+    """How one row becomes the same for all chains; "" where it is not one row."""
+    if not isinstance(given, Tensor) or rows is None:
+        return ""
+    one = given.shape[:1] == (1,)
+    if given.ndim > 1 and not one:
+        return ""
+    sizes = ", ".join(map(str, (rows, *given.shape[one:])))
+    return f"One for all chains: value.expand({sizes})"
 
 
 def real(value: Any) -> float | None:
@@ -293,6 +311,28 @@ def floats(name: str, value: Any, expected: str) -> Tensor:
         return numbers(name, torch.as_tensor(value, dtype=torch.float64))
     except UNREADABLE as error:
         raise InvalidArgument(name, value, expected) from error
+
+
+def a_row_each(name: str, value: Any, shape: tuple[int, ...], rows: int | None) -> None:
+    """Check that a value is more than one row, where its axis of rows is forgotten.
+
+    Args:
+        name: The argument's name.
+        value: What torch can make a tensor of.
+        shape: The shape of one row.
+        rows: How many rows are expected; None for any number.
+
+    Raises:
+        InvalidArgument: It has as many axes as one row.
+    """
+    if numbers(name, value).ndim == len(shape):
+        sizes = ", ".join(map(str, ("chains" if rows is None else rows, *shape)))
+        raise InvalidArgument(
+            name,
+            value,
+            f"a tensor of {'' if rows is None else f'{rows} '}rows, one a chain",
+            f"One for all chains: torch.as_tensor(value).expand({sizes})",
+        )
 
 
 def tensor_like(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:

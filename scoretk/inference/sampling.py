@@ -24,6 +24,7 @@ from scoretk.core.anatomy import (
     to_device,
 )
 from scoretk.core.arguments import (
+    a_row_each,
     conditions,
     count,
     flag,
@@ -169,11 +170,11 @@ def sample(
     option("on_failure", on_failure, ("flag", "raise"))
     _check_modes(grad=grad, compile=compile, checkpoint=checkpoint, streamed=streamed)
     solver = _by_adjoint(solver) if grad == "adjoint" else solver
-    init = _by_name(model, init) if isinstance(init, Mapping) else init
+    init = _by_name(model, init, chains) if isinstance(init, Mapping) else init
     place = _place(model, init, device, dtype)
     model = to_device(model, place.device) if isinstance(field, str) else model
     check_place(model, place.device)
-    start = _start(model, init, place)
+    start = _start(model, init, place, chains)
     ids = _chains(chains, start)
     rows = _condition_rows(cond, len(ids), place)
     size = _default_batch(len(ids)) if batch is None else count("batch", batch, least=1)
@@ -592,7 +593,7 @@ def _place(model: Any, init: object, device: Any, dtype: Any) -> _Place:
     return _Place(found, dtype)
 
 
-def _by_name(model: Any, init: Mapping[str, Tensor]) -> Tensor:
+def _by_name(model: Any, init: Mapping[str, Tensor], chains: int | range | None) -> Tensor:
     """Where the chains start, in the space of draws, from values by name."""
     names = named(model)
     if names is None:
@@ -602,19 +603,30 @@ def _by_name(model: Any, init: Mapping[str, Tensor]) -> Tensor:
         raise InvalidArgument(
             "init", init, "a tensor of latents, from which a field in time starts"
         )
+    for name, shape in names.layout.shapes.items():
+        if name in init:
+            a_row_each(f"init[{name!r}]", init[name], shape, _how_many(chains))
     return names.point(init)
 
 
-def _start(model: Any, init: Tensor | None, place: _Place) -> Tensor | None:
+def _how_many(chains: int | range | None) -> int | None:
+    """How many chains are asked for, where that is said."""
+    return len(chains) if isinstance(chains, range) else chains
+
+
+def _start(
+    model: Any, init: Tensor | None, place: _Place, chains: int | range | None
+) -> Tensor | None:
     """Where the user wants the chains to start, in the space that the solver works in."""
     if init is None:
         return None
     # a flow starts from latents, which are in its own space
-    if is_timed(model) or optional(model, "unconstrain") is None:
-        return tensor_like("init", init, (None, *_event_shape(model))).to(place.device, place.dtype)
-    given = tensor_like("init", init, (None, *model.constrained_shape)).to(
-        place.device, place.dtype
-    )
+    free = is_timed(model) or optional(model, "unconstrain") is None
+    shape = _event_shape(model) if free else tuple(model.constrained_shape)
+    a_row_each("init", init, shape, _how_many(chains))
+    given = tensor_like("init", init, (None, *shape)).to(place.device, place.dtype)
+    if free:
+        return given
     return tensor_like("init", model.unconstrain(given), (None, *_event_shape(model)))
 
 
@@ -652,7 +664,10 @@ def _chains(chains: int | range | None, start: Tensor | None) -> range:
         raise InvalidArgument("init", start, "at least one row")
     if start is not None and len(start) != len(ids):
         raise InvalidArgument(
-            "init", start, f"one row a chain, {len(ids)} rows for chains={chains}"
+            "init",
+            start,
+            f"one row a chain, {len(ids)} rows for chains={chains}",
+            "One for all chains: init.expand(chains, ...)" if len(start) == 1 else "",
         )
     return ids
 

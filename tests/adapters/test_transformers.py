@@ -349,3 +349,20 @@ def test_what_does_not_fit_is_refused(transformers, gpt2, bert):
         stk.sample(gpt2, chains=2)
     with pytest.raises(InvalidArgument, match="ids"):
         stk.from_language_model(gpt2, L).one_hot(torch.zeros(2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("place", [L, -1, 9, 2**40, "a"])
+def test_a_place_beyond_the_text_is_told_where_places_are(gpt2, place):
+    with pytest.raises(InvalidArgument, match=r"a place in 0\.\.2 of a text of 3 tokens"):
+        stk.from_language_model(gpt2, L, constraint={place: 1})
+
+
+def test_a_text_longer_than_the_models_positions_is_refused(gpt2, bert):
+    with pytest.raises(InvalidArgument, match="length 50 exceeds the model's 8 positions"):
+        stk.from_language_model(gpt2, 50)
+    with pytest.raises(InvalidArgument, match="at most 7"):  # one is for the token before it
+        stk.from_language_model(gpt2, 8)
+    with pytest.raises(InvalidArgument, match="length 9 exceeds the model's 8 positions"):
+        stk.from_language_model(bert, 9, mask=3)
+    assert stk.from_language_model(gpt2, 7).event_shape == (7, V)
+    assert stk.from_language_model(bert, 8, mask=3).event_shape[0] == 8
