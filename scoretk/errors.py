@@ -122,10 +122,13 @@ class MissingCapability(ScoretkError, TypeError):
         self, field: str, offers: Iterable[str], needs: Iterable[str], bridge: str
     ) -> None:
         self.offers, self.needs = frozenset(offers), frozenset(needs)
-        super().__init__(
-            f"{field} offers {_listing(self.offers)}, but {_listing(self.needs)} is needed. "
-            f"{bridge}"
+        missing = self.needs - self.offers
+        lacks = (
+            f"{field} offers {_listing(self.offers)}, but {_listing(missing)} is needed"
+            if missing
+            else f"{field} does not serve here, although it offers {_listing(self.needs)}"
         )
+        super().__init__(f"{lacks}. {bridge}")
 
 
 class SingularConversion(ScoretkError, ArithmeticError):

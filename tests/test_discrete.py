@@ -550,7 +550,7 @@ def test_condition_rows_reach_energy_and_sweep():
         (lambda: Discrete(uneven, (0.0, 1.0)), "field"),
         (lambda: Discrete(stk.Energy(uneven, (4,)), (1.0,)), "states"),
         (lambda: Discrete(stk.Energy(uneven, (4,)), (1.0, 1.0)), "states"),
-        (lambda: Discrete(stk.Energy(uneven, (4,)), [0.0, 1.0]), "states"),
+        (lambda: Discrete(stk.Energy(uneven, (4,)), [[0.0, 1.0]]), "states"),
         (lambda: Discrete(stk.Energy(uneven, (4,)), "two"), "states"),
         (lambda: Discrete(stk.Energy(uneven, (1,)), "one-hot"), "event_shape"),
     ],
@@ -558,3 +558,32 @@ def test_condition_rows_reach_energy_and_sweep():
 def test_wrong_arguments_are_named(make, named):
     with pytest.raises(stk.InvalidArgument, match=rf"^{named}"):
         make()
+
+
+@pytest.mark.parametrize(
+    "states", [range(3), [0, 1, 2], torch.arange(3), np.arange(3), torch.arange(3.0)], ids=str
+)
+def test_states_are_any_sequence_of_numbers_and_kept_as_a_tuple(states):
+    field = stk.Discrete(stk.Energy(lambda x: x.sum(1), (2,)), states)
+    assert field.states == (0, 1, 2)
+    assert isinstance(field.states, tuple)
+    assert stk.sample(field, stk.GibbsWithGradients(), chains=2, steps=2).failures == {}
+
+
+@pytest.mark.parametrize(
+    "states", ["01", (1,), (1, 1), [[0, 1]], torch.eye(2), {0: 1}, torch.ones(())]
+)
+def test_what_are_no_states_is_told_what_are(states):
+    with pytest.raises(stk.InvalidArgument, match=r"\(0, 1\) or tuple\(range\(30\)\)"):
+        stk.Discrete(stk.Energy(lambda x: x.sum(1), (2,)), states)
+
+
+def test_a_solver_that_would_leave_the_states_is_told_so_and_not_what_is_there():
+    field = stk.Discrete(stk.Energy(lambda x: x.sum(1), (2,)), (0, 1))
+    with pytest.raises(stk.MissingCapability) as refused:
+        stk.sample(field, stk.NUTS(), chains=2, steps=2)
+    assert "is needed" not in str(refused.value)
+    assert "GibbsWithGradients" in str(refused.value)
+    score = stk.Score(lambda x: -x, (2,))
+    with pytest.raises(stk.MissingCapability, match=r"offers score, but energy is needed"):
+        stk.sample(score, stk.NUTS(), chains=2, steps=2)

@@ -130,8 +130,8 @@ class Discrete(DiscreteField, Wrapped):
 
     Args:
         field: Static, with an energy.
-        states: A tuple of the numbers that every site can take, or "one-hot" where the last event
-            axis is a category.
+        states: The numbers that every site can take, a tuple, list, range or tensor, which are
+            kept as a tuple; or "one-hot" where the last event axis is a category.
 
     Raises:
         InvalidArgument: The field is no static field with an energy, or the states do not fit its
@@ -158,7 +158,8 @@ class Discrete(DiscreteField, Wrapped):
                 "field", self.field, "a static field with an energy", "Such as scoretk.Energy"
             )
         super().__post_init__()
-        check_states(self.states, tuple(self.field.event_shape))
+        states = check_states(self.states, tuple(self.field.event_shape))
+        object.__setattr__(self, "states", states)
         check_within("field", self.field, self)
 
     @property

@@ -249,7 +249,8 @@ def from_distribution(distribution: td.Distribution) -> DistributionField:
             distribution,
             "a continuous distribution",
             "For discrete states: scoretk.Discrete(scoretk.Energy(lambda x: "
-            "-distribution.log_prob(x), event_shape), states)",
+            "-distribution.log_prob(x), event_shape), states) with states such as (0, 1) or "
+            "tuple(range(30))",
         )
     provides = {"energy", "score", "log_prob"} | ({"draw"} if explicit(distribution) else set())
     law = unvalidated(distribution)

@@ -371,7 +371,7 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
             next(iter(sorted(needs - derivable))),
             "A field in time is needed: Diffusion or Velocity",
         )
-        raise MissingCapability(field_name(field), has, needs, bridge)
+        raise MissingCapability(field_name(field), has, needs - derivable, bridge)
     if "states" in has and not needs & {"states", "gibbs"}:
         raise MissingCapability(
             field_name(field),

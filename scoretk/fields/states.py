@@ -6,9 +6,11 @@ axis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite, prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,11 +41,12 @@ def check_states(states: Any, event_shape: tuple[int, ...]) -> States:
     """States that fit an event shape.
 
     Args:
-        states: A tuple of at least two different numbers, or "one-hot".
+        states: At least two different numbers, in a tuple, list, range, tensor of one axis or
+            array; or "one-hot".
         event_shape: The shape of one x.
 
     Returns:
-        The states.
+        The states, the numbers as a tuple.
 
     Raises:
         InvalidArgument: They are neither, or the last axis has fewer than two categories.
@@ -56,15 +59,20 @@ def check_states(states: Any, event_shape: tuple[int, ...]) -> States:
                 "at least two categories on the last axis for one-hot rows",
             )
         return ONE_HOT
-    numbers = isinstance(states, tuple) and all(
-        (number := real(v)) is not None and isfinite(number) for v in states
+    listed = states.tolist() if isinstance(states, Tensor | np.ndarray) else states
+    numbers = (
+        isinstance(listed, Sequence)
+        and not isinstance(listed, str | bytes)
+        and all((number := real(v)) is not None and isfinite(number) for v in listed)
     )
-    if not numbers or len(set(states)) < max(2, len(states)):
+    if not numbers or len(set(listed)) < max(2, len(listed)):
         raise InvalidArgument(
-            "states", states, "a tuple of at least two different numbers, or 'one-hot'"
+            "states",
+            states,
+            "at least two different numbers, or 'one-hot'",
+            "Such as (0, 1) or tuple(range(30))",
         )
-    values: tuple[float, ...] = states
-    return values
+    return tuple(listed)
 
 
 def layout(states: States, event_shape: tuple[int, ...]) -> tuple[int, int]:
