@@ -820,3 +820,15 @@ def test_compiled_runs_have_names():
     draws = stk.sample(FIELD, stk.HMC(0.3, metric="none"), chains=4, steps=16, compile=True)
     eager = stk.sample(FIELD, stk.HMC(0.3, metric="none"), chains=4, steps=16)
     torch.testing.assert_close(draws["tau"], eager["tau"], rtol=1e-3, atol=1e-4)
+
+
+def test_what_names_variables_is_told_where_neither_shape_nor_variables_are():
+    with pytest.raises(InvalidArgument, match=r"or variables=\{\.\.\.\}"):
+        stk.Energy(lambda x: x)
+
+
+@pytest.mark.parametrize("spec", [((3,), constraints.positive), [(3,), constraints.positive]])
+def test_a_shape_beside_a_constraint_is_told_to_be_a_variable(spec):
+    said = r"scoretk\.Variable\(\(3,\), constraints\.positive\)"
+    with pytest.raises(InvalidArgument, match=said):
+        stk.Energy(lambda p: p, variables={"p": spec})

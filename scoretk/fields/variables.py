@@ -274,6 +274,14 @@ def _variable(name: str, spec: Any) -> Variable:
         return spec
     if isinstance(spec, constraints.Constraint):
         return Variable((), spec)
+    if isinstance(spec, Sequence) and any(isinstance(s, constraints.Constraint) for s in spec):
+        shape = next((s for s in spec if isinstance(s, Sequence)), (3,))
+        raise InvalidArgument(
+            f"variables[{name!r}]",
+            spec,
+            "a shape such as (8,), a constraint, or scoretk.Variable(shape, constraint)",
+            f"Both together: scoretk.Variable({tuple(shape)}, constraints.positive)",
+        )
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         return Variable(as_event_shape(spec, f"variables[{name!r}]"))
     raise InvalidArgument(

@@ -106,6 +106,13 @@ class Energy:
             if grad is not None:
                 object.__setattr__(self, "fn", OwnGradient(self.fn, grad))
             object.__setattr__(self, "fn", _autocast(self.fn, autocast))
+            if self.event_shape is None:
+                raise InvalidArgument(
+                    "event_shape",
+                    None,
+                    "a tuple of positive integers, such as (2,), or variables={...}",
+                    "variables={'mu': (), 'theta': (8,)}: fn takes these by name",
+                )
             object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
             return
         if self.event_shape is not None:
