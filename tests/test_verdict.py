@@ -10,6 +10,7 @@ from scipy import stats
 import scoretk as stk
 from scoretk.diagnostics import mixing, verdict
 from scoretk.diagnostics.verdict import RATE, Sampler
+from scoretk.errors import Status
 from scoretk.models.targets.mixture import gaussian
 from tests.verdicts import (
     BROKEN,
@@ -400,3 +401,15 @@ def test_rounding_at_an_end_is_no_clamp_where_the_law_is_known_in_free_space():
         assert ("clamp" in {f.kind for f in draws.summary().findings}) == clamped
     exact.provenance["exact_ends"] = False
     assert "clamp" in {f.kind for f in exact.summary().findings}
+
+
+@pytest.mark.filterwarnings("ignore:.*found no start")
+def test_where_no_chain_starts_the_energy_is_to_be_checked_and_no_step_size():
+    nowhere = stk.Energy(lambda x: x.sum(1) * float("nan"), (2,))
+    said = stk.sample(nowhere, stk.NUTS(), chains=4, steps=4, warmup=4).summary().verdict
+    assert "no finite start: check the energy" in said.lower()
+    assert "init=" in said
+    assert "step_size" not in said
+    moved = torch.tensor([int(Status.NONFINITE), 0]), torch.tensor([3, -1])
+    (later,) = verdict._failures(*moved, Sampler("MALA(step_size=0.1)"))
+    assert "step_size" in later.fix

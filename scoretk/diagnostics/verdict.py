@@ -478,7 +478,10 @@ def _failures(status: Tensor, failed_at: Tensor, sampler: Sampler) -> Iterator[F
         failed = status == int(code)
         if code is not Status.OK and bool(failed.any()):
             first = int(failed_at[failed].min())
-            if code is Status.MAX_STEPS:
+            started = sampler.independent or bool((failed_at[failed] > 0).any())
+            if code is Status.NONFINITE and not started:
+                fix = "no finite start: check the energy at a point, or give a start, init="
+            elif code is Status.MAX_STEPS:
                 fix = "raise max_steps, or rtol and atol"
             else:
                 steps = sampler.finer if sampler.independent else sampler.smaller_steps
