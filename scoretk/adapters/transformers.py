@@ -341,7 +341,7 @@ def _check_length(lm: Any, length: int, whole: int) -> None:
     """
     names = ("max_position_embeddings", "n_positions")
     stated = (getattr(lm.config, name, None) for name in names)
-    most: int = next((n for n in stated if is_integer(n)), 0)
+    most = next((int(n) for n in stated if n is not None and is_integer(n)), 0)
     beside = whole - length
     if 0 < most < whole:
         taken = f", of which {beside} are for tokens beside the text" if beside else ""
