@@ -798,6 +798,17 @@ def test_answers_that_are_no_energies_are_refused():
             stk.sample(stk.Energy(wrong, variables=PAIR), stk.ULA(0.1), chains=3, steps=1)
 
 
+def test_draws_say_their_variables_and_failures():
+    field = stk.Energy(
+        lambda mu, tau: tau + mu.square().sum(1) / 2,
+        variables={"mu": (2,), "tau": constraints.positive},
+    )
+    draws = stk.sample(field, stk.MALA(0.3), chains=3, steps=2)
+    assert repr(draws).startswith("Draws(x=(3, 2, 3) of mu[2], tau, solver=MALA(")
+    draws.status[1] = int(stk.Status.NONFINITE)
+    assert "of mu[2], tau, failed={'NONFINITE': 1}" in repr(draws)
+
+
 PAGE = Path(__file__).parent.parent / "docs" / "variables.md"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.utils.dlpack import from_dlpack
 
-from scoretk.adapters.owned import Both, Owned, check_repeats, inner, of_variables
+from scoretk.adapters.owned import Both, Owned, called, check_repeats, inner, of_variables
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
@@ -73,7 +73,7 @@ def from_jax(
         owned, event = InJax(logp), tuple(jax.numpy.shape(example))
         near = jax.numpy.asarray(inner(*event)[0].numpy()) + example
         check_repeats("logp", lambda: logp(near))
-        return Energy(Owned(owned.value, owned.both), event)
+        return Energy(Owned(owned.value, owned.both, called("from_jax", logp)), event)
     shapes = {name: tuple(jax.numpy.shape(value)) for name, value in example.items()}
     given = {
         name: Variable(shapes[name], spec)
@@ -89,7 +89,7 @@ def from_jax(
     owned = InJax(logp, space.layout)
     some = _to_jax(space.constrain(inner(*space.free_shape((space.layout.size,))))[0].float())
     check_repeats("logp", lambda: owned.of_row(some))
-    return of_variables(Owned(owned.value, owned.both), space)
+    return of_variables(Owned(owned.value, owned.both, called("from_jax", logp)), space)
 
 
 def _shape_of(logp: Callable[[Any], Any], example: Any, jax: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch.distributions import constraints
 
 from scoretk.adapters.jax import InJax, import_jax
-from scoretk.adapters.owned import Owned, check_repeats, generators_kept, of_variables
+from scoretk.adapters.owned import Owned, called, check_repeats, generators_kept, of_variables
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
@@ -93,7 +93,7 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
             "model", model, "a model that is a function of its sites, and draws nothing", str(error)
         ) from error
     owned = InJax(logp, space.layout)
-    return of_variables(Owned(owned.value, owned.both), space)
+    return of_variables(Owned(owned.value, owned.both, called("from_numpyro", model)), space)
 
 
 def _latent(trace: Any) -> dict[str, Any]:

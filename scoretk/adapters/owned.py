@@ -22,7 +22,7 @@ from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.variables import Variables
 from scoretk.fields.wrappers import Energy
 
-__all__ = ["Owned", "check_repeats", "generators_kept", "inner", "of_variables"]
+__all__ = ["Owned", "called", "check_repeats", "generators_kept", "inner", "of_variables"]
 
 Both = tuple[Tensor, Tensor]
 
@@ -37,10 +37,15 @@ class Owned:
     Attributes:
         value: Takes x `(batch, *event_shape)` to `log p(x)`, `(batch,)`.
         both: Takes x to `log p(x)` and its gradient, like x, in one evaluation.
+        made: How it was made, in words: its repr.
     """
 
     value: Callable[[Tensor], Tensor]
     both: Callable[[Tensor], Both]
+    made: str
+
+    def __repr__(self) -> str:
+        return self.made
 
     def __call__(self, x: Tensor) -> Tensor:
         """`-log p(x)`, `(batch,)`."""
@@ -64,6 +69,11 @@ class _Known(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return across(slope, gradient) * gradient, None, None
+
+
+def called(adapter: str, owner: Any) -> str:
+    """How a field was made, in a few words: `from_numpyro(schools)`."""
+    return f"{adapter}({getattr(owner, '__name__', type(owner).__name__)})"
 
 
 def inner(*shape: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from scoretk.adapters.jax import InJax
-from scoretk.adapters.owned import Both, Owned, of_variables
+from scoretk.adapters.owned import Both, Owned, called, of_variables
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
@@ -70,7 +70,7 @@ def from_pymc(model: Any) -> Constrained:
         [plain.logp(), plain.dlogp()], inputs=plain.value_vars, point_fn=False
     )
     compiled = _Compiled(function, [(v.name, v.dtype) for v in plain.value_vars], space)
-    return of_variables(Owned(compiled.value, compiled.both), space)
+    return of_variables(Owned(compiled.value, compiled.both, called("from_pymc", model)), space)
 
 
 def _by_jax(plain: Any, space: Variables) -> Owned:
@@ -83,7 +83,7 @@ def _by_jax(plain: Any, space: Variables) -> Owned:
         return function(*(point[name] for name in order))[0]
 
     wide = _Wide(InJax(logp, space.layout))
-    return Owned(wide.value, wide.both)
+    return Owned(wide.value, wide.both, "from_pymc(Model)")
 
 
 @dataclass(frozen=True, eq=False)

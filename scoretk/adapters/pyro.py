@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from scoretk.adapters.owned import check_repeats, generators_kept
+from scoretk.adapters.owned import called, check_repeats, generators_kept
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import unfit
@@ -194,6 +194,9 @@ class _Together:
 
     one: _OnePoint
 
+    def __repr__(self) -> str:
+        return called("from_pyro", self.one.model)
+
     def __call__(self, **values: Tensor) -> Tensor:
         energy: Tensor = torch.func.vmap(self.one)(values)
         return energy
@@ -204,6 +207,9 @@ class _OneByOne:
     """The energy of the chains, one by one."""
 
     one: _OnePoint
+
+    def __repr__(self) -> str:
+        return called("from_pyro", self.one.model)
 
     def __call__(self, **values: Tensor) -> Tensor:
         n = len(next(iter(values.values())))

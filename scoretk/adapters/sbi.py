@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from scoretk.adapters.owned import check_repeats, generators_kept, inner
+from scoretk.adapters.owned import called, check_repeats, generators_kept, inner
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import numbers
 from scoretk.core.dependencies import required
@@ -181,6 +181,9 @@ class _OfOne:
 
     potential: Any
 
+    def __repr__(self) -> str:
+        return called("from_sbi", self.potential)
+
     def __call__(self, theta: Tensor) -> Tensor:
         value: Tensor = self.potential(theta, track_gradients=torch.is_grad_enabled())
         return -value
@@ -191,6 +194,9 @@ class _OfRows:
     """The energy of each row at its own observation."""
 
     potential: Any
+
+    def __repr__(self) -> str:
+        return called("from_sbi", self.potential)
 
     def __call__(self, theta: Tensor, x_o: Tensor) -> Tensor:
         held = copy.copy(self.potential)  # the observation is of this evaluation alone

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoretk.adapters.owned import Both, Owned, check_repeats, inner
+from scoretk.adapters.owned import Both, Owned, called, check_repeats, inner
 from scoretk.core.arguments import tensor_like
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
@@ -61,7 +61,7 @@ def from_stan(model: Any) -> Constrained:
     layout, order = _layout(model.param_names())
     to_parameters = _StansMap(owner, order)
     free = (int(model.param_unc_num()),)
-    energy = Owned(owner.value, owner.both)
+    energy = Owned(owner.value, owner.both, called("from_stan", model))
     check_repeats("model", lambda: owner.value(inner(*free)))
     users = _OfParameters(owner, layout, to_parameters)
     return Constrained(users, to_parameters, free, "the parameters of Stan", direct=energy)
@@ -157,6 +157,9 @@ class _OfParameters:
     transform: _StansMap
 
     provides = frozenset({"energy"})
+
+    def __repr__(self) -> str:
+        return called("from_stan", self.stan.model)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

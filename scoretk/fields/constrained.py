@@ -60,6 +60,11 @@ class Constrained(Wrapped):
 
     kind = Kind.MOVED
 
+    def __repr__(self) -> str:
+        names = self.variables
+        under = self.constraint if names is None else names.layout.told()
+        return f"constrained({self.field!r}, {under})"
+
     @property
     def inner(self) -> tuple[Any, ...]:
         return (self.field,)

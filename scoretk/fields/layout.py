@@ -175,6 +175,10 @@ class Layout:
         """What each entry is called: "mu", "theta[3]", "L[1, 0]"."""
         return [name + index for name, shape in self.shapes.items() for index in _indices(shape)]
 
+    def told(self) -> str:
+        """The variables in a line: "mu, tau, theta[8]"."""
+        return ", ".join(f"{n}{list(shape) if shape else ''}" for n, shape in self.shapes.items())
+
     def plain(self) -> dict[str, Any]:
         """Itself in plain values, for the header of a file, in which mappings have no order."""
         variables = [

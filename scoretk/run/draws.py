@@ -187,9 +187,9 @@ class Draws:
             else f"moments of {tuple(self.final.shape)}"
         )
         wrong = f", failed={self.failures}" if self.failures else ""
-        return (
-            f"Draws({kept}, solver={self.provenance.get('solver')}, cost={dict(self.cost)}{wrong})"
-        )
+        names = "" if self.layout is None else f" of {self.layout.told()}"
+        solver = self.provenance.get("solver")
+        return f"Draws({kept}{names}{wrong}, solver={solver}, cost={dict(self.cost)})"
 
     @property
     def variables(self) -> dict[str, Tensor]:

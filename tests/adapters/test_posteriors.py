@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -234,6 +235,13 @@ def test_names_supports_density_and_gradient_are_the_models(field):
     for name, value in layout.split(x).items():
         torch.testing.assert_close(value, values()[name])
     torch.testing.assert_close(field.energy(z), field.energy_and_grad(z)[0])
+
+
+def test_a_repr_is_short_and_says_where_it_is_from(field):
+    text = repr(field)
+    assert re.search(r"from_\w+\(\w+\)", text)
+    assert len(text) < 120
+    assert "object at" not in text
 
 
 def test_draws_and_starts_have_the_names(field):
