@@ -21,13 +21,20 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan
-from torch._higher_order_ops.while_loop import while_loop
 from torch.utils._pytree import tree_map
 
 from scoretk.errors import ScoretkError
 
+try:  # prototypes of torch's, which other versions may not have
+    from torch._higher_order_ops.scan import scan
+    from torch._higher_order_ops.while_loop import while_loop
+except ImportError:
+    LOOPS = False
+else:
+    LOOPS = True
+
 __all__ = [
+    "LOOPS",
     "PartCompiler",
     "Uncompilable",
     "any_length",
@@ -217,7 +224,7 @@ def iterate(
 
 
 def _is_long(carry: Any, times: int) -> bool:
-    return times > UNROLLED and all(leaf.device.type == "cpu" for leaf in carry)
+    return LOOPS and times > UNROLLED and all(leaf.device.type == "cpu" for leaf in carry)
 
 
 def _loop(

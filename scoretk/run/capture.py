@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scoretk.core.compiling import Uncompilable, any_length, apart, compiled, over_rows
+from scoretk.core.compiling import LOOPS, Uncompilable, any_length, apart, compiled, over_rows
 from scoretk.core.devices import on
 from scoretk.core.noise import Noise
 from scoretk.run.moment import Loop, Moment, failures
@@ -522,7 +522,7 @@ def has_loop(solver: Any, x: Tensor) -> bool:
     each turn.
     """
     can = solver.capturable or traits(solver).capturable_as_loop
-    return can and x.device.type == "cpu" and x.numel() <= CALL_VALUES
+    return LOOPS and can and x.device.type == "cpu" and x.numel() <= CALL_VALUES
 
 
 def _settings(solver: Any, state: Any) -> str:
