@@ -172,8 +172,10 @@ class TestParts:
         ids = (range(9, 20), range(9))
         return [sampled(None, chains=some, batch=20, **more) for some in ids]
 
-    def test_joined_they_are_the_run(self):
-        whole, joined = sampled(None, batch=20), stk.concatenate(self.parts())
+    @pytest.mark.parametrize("keep", ["all", "last", "moments"])
+    def test_joined_they_are_the_run(self, keep):
+        whole = sampled(None, batch=20, keep=keep)
+        joined = stk.concatenate(self.parts(keep=keep))
         tensors, header = joined._parts()
         for name, value in whole._parts()[0].items():
             torch.testing.assert_close(tensors[name], value)
@@ -196,8 +198,27 @@ class TestParts:
         one, other = self.parts()
         with pytest.raises(stk.InvalidArgument, match=r"\[9, 10"):
             stk.concatenate([one, other, one])
-        with pytest.raises(stk.InvalidArgument, match="parts"):
-            stk.concatenate([])
+        for none in ([], 0.5, [one, "other"]):
+            with pytest.raises(stk.InvalidArgument, match="parts"):
+                stk.concatenate(none)
+
+    def test_those_of_a_store_come_into_memory_first(self, tmp_path):
+        pytest.importorskip("zarr")
+        parts = [
+            stk.sample(
+                jobs.FIELD,
+                stk.MALA(0.3),
+                chains=ids,
+                steps=4,
+                batch=20,
+                keep=stk.Zarr(tmp_path / str(ids.start)),
+            )
+            for ids in (range(9), range(9, 20))
+        ]
+        with pytest.raises(stk.InvalidArgument, match="in_memory"):
+            stk.concatenate(parts)
+        joined = stk.concatenate(part.in_memory() for part in parts)
+        torch.testing.assert_close(joined.x, sampled(None, batch=20).x)
 
 
 class TestFolders:

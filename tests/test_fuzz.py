@@ -18,7 +18,7 @@ EXCLUDED = {"train", "Status", "Stream", "ModelSpec"} | {
     n for n, o in CALLABLES.items() if isinstance(o, type) and issubclass(o, Exception)
 }
 """A fit takes minutes where its arguments are right (tests/test_fit.py tries wrong ones); enumerations are Python's own."""
-RECORDS = {"Draws", "Estimate", "Latents", "Finding", "Summary", "Broken", "Cost"}
+RECORDS = {"Draws", "StoredDraws", "Estimate", "Latents", "Finding", "Summary", "Broken", "Cost"}
 """What the package hands out, and nobody makes."""
 NAMES = sorted(set(CALLABLES) - EXCLUDED - RECORDS)
 CHEAP = {

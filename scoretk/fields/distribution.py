@@ -290,11 +290,12 @@ def as_field(value: Any) -> Any:
     """A distribution as its field; a field, or what is nothing known, as it is.
 
     Raises:
-        InvalidArgument: It is another library's object, of which an adapter makes a field.
+        InvalidArgument: It is another library's object, of which an adapter makes a field, or a class
+            in place of a field.
     """
     if isinstance(value, td.Distribution):
         return from_distribution(value)
-    if adapter_of(value) is not None and not is_field(value):
+    if isinstance(value, type) or (adapter_of(value) is not None and not is_field(value)):
         raise no_field("field", value, "a field")
     return value
 

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from scoretk.errors import InvalidArgument
 from scoretk.run.draws import Cost, Draws
+from scoretk.run.stored import StoredDraws
 
 __all__ = ["concatenate"]
 
 OF_A_PART = {"chains", "batch", "init", "cond", "device"}
 """What parts of a run may differ in: all else in their provenance decides the draws."""
 BY_CHAIN = ("x", "final", "status", "failed_at", "mean", "var", "named", "chains")
+"""Of draws whose moments were kept x is None, and asking for it an error."""
 
 
 def concatenate(parts: Iterable[Draws]) -> Draws:
@@ -32,9 +34,13 @@ def concatenate(parts: Iterable[Draws]) -> Draws:
     Raises:
         InvalidArgument: They are not of one run, or have chains in common.
     """
-    every = list(parts)
+    every = list(parts) if isinstance(parts, Iterable) else []
     if not every or not all(isinstance(part, Draws) for part in every):
-        raise InvalidArgument("parts", every, "draws of one part of a run or more")
+        raise InvalidArgument("parts", parts, "draws of one part of a run or more")
+    if any(isinstance(part, StoredDraws) for part in every):
+        raise InvalidArgument(
+            "parts", every, "draws in memory", "Those of a store come into memory by in_memory()"
+        )
     first = every[0]
     for number, part in enumerate(every[1:], 1):
         if other := _differences(first, part):
@@ -49,7 +55,7 @@ def concatenate(parts: Iterable[Draws]) -> Draws:
     if bool((ids[order].diff() == 0).any()):
         twice = ids[order][1:][ids[order].diff() == 0].tolist()
         raise InvalidArgument("parts", twice[:10], "every chain once", "These are there twice")
-    joined = {name: _joined([getattr(part, name) for part in every], order) for name in BY_CHAIN}
+    joined = {name: _joined([vars(part)[name] for part in every], order) for name in BY_CHAIN}
     stats = {name: _joined([part.stats[name] for part in every], order) for name in first.stats}
     cost = Cost()
     for part in every:
@@ -68,9 +74,9 @@ def _differences(one: Draws, other: Draws) -> str:
         and _plain(one.provenance.get(name)) != _plain(other.provenance.get(name))
     ]
     found += [
-        f"{name}: {_form(getattr(one, name))} there, {_form(getattr(other, name))} here"
+        f"{name}: {_form(vars(one)[name])} there, {_form(vars(other)[name])} here"
         for name in BY_CHAIN
-        if _form(getattr(one, name)) != _form(getattr(other, name))
+        if _form(vars(one)[name]) != _form(vars(other)[name])
     ]
     for name in ("stats", "tuned"):
         there, here = (sorted(getattr(draws, name)) for draws in (one, other))

@@ -16,7 +16,7 @@ from scoretk.diagnostics import calibration, convergence, discrepancies, verdict
 from scoretk.fields import discrete
 from scoretk.fields.variables import Derived, variables_of
 from scoretk.inference import likelihood, sampling
-from scoretk.run import record
+from scoretk.run import record, stored
 from scoretk.solvers import annealed
 
 _generator = torch.Generator().manual_seed(0)
@@ -84,6 +84,12 @@ def derived():
     return (sampling._values(square, CHAINS),)
 
 
+def streamed(folder):
+    store = stk.Zarr(folder / f"store {len(list(folder.iterdir()))}", draws=4)
+    quartic = stk.Energy(lambda x: (x**4).sum(1) / 4, (3,))
+    return stk.sample(quartic, stk.ULA(0.1), chains=3, steps=22, keep=store).moments()
+
+
 BLOCKS = {
     (annealed, "BLOCK"): lambda _: (annealed.largest_distance(ROWS),),
     (likelihood, "ABREAST"): lambda _: traces(),
@@ -96,6 +102,7 @@ BLOCKS = {
     (noise, "CHUNK"): lambda _: made(),
     (sealed, "CHUNK"): written,
     (sampling, "CHUNK"): lambda _: derived(),
+    (stored, "CHUNK"): streamed,
 }
 
 

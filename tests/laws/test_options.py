@@ -325,11 +325,23 @@ CASES = [
 ]
 FASTER = {"batch", "device", "progress", "checkpoint", "report", "compile", "window"}
 """What changes time, memory and what is seen, of which there are laws: the same draws whatever they are."""
-RESULTS = {stk.Draws, stk.Estimate, stk.Finding, stk.Summary, stk.Status, stk.Stream}
-FILES = {stk.Checkpoint, stk.train, stk.save_pretrained, stk.load_pretrained}
+RESULTS = {
+    stk.StoredDraws,
+    stk.Lazy,
+    stk.Ranks,
+    stk.Draws,
+    stk.Estimate,
+    stk.Finding,
+    stk.Summary,
+    stk.Status,
+    stk.Stream,
+}
+FILES = {stk.Zarr, stk.Checkpoint, stk.train, stk.save_pretrained, stk.load_pretrained}
 PLUGINS = {stk.ModelSpec, stk.Variable}
 """Of which only names, shapes and labels are told; their tests are those of the listing and of named draws."""
 ELSEWHERE = {
+    (stk.distributed, "model_group"): "test_distributed",
+    (stk.distributed, "timeout"): "test_distributed",
     (stk.LinearGaussian, "adjoint"): "the same numbers, and another is refused",
     (stk.sample, "grad"): "the same numbers, with a graph",
     (stk.sample, "on_failure"): "what is done where chains fail",
