@@ -29,7 +29,7 @@ FLOORS = [
     "inference",
     "learn",
 ]
-FLOORS += ["models", "adapters", "conformance", "demo", "cli", "__main__", "__init__"]
+FLOORS += ["models", "adapters", "conformance", "demo", "bench", "cli", "__main__", "__init__"]
 """A module imports from its own floor and from those before it; `plugins` from `errors` and `_version` alone."""
 MOST_ROOMS = 16
 LATE = {"scoretk.core.noise_kernel"}

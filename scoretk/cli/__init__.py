@@ -1,4 +1,4 @@
-"""The command line: `scoretk list | describe | check | sample | fit | demo`.
+"""The command line: `scoretk list | describe | check | sample | fit | demo | bench`.
 
 Exit codes: 0 done, 1 a run that failed, 2 wrong use, 130 interrupted, 141 nobody reads what is
 printed. A command imports what it needs when it runs, so that listing needs no torch.

@@ -8,10 +8,12 @@ import re
 from typing import Any, NoReturn
 
 from scoretk._version import __version__
+from scoretk.cli.benchmarks import bench
 from scoretk.cli.commands import check, demo, fit, sample
 from scoretk.cli.listing import describe_one, list_all
 from scoretk.errors import near_match
 from scoretk.plugins import Entry, list_models, list_solvers
+from scoretk.plugins.targets import list_targets
 
 __all__ = ["make_parser"]
 
@@ -30,10 +32,11 @@ def _names(*lists: Any) -> Any:
     return complete
 
 
-MODELS, SOLVERS, EITHER = (
+MODELS, SOLVERS, EITHER, TARGETS = (
     _names(list_models),
     _names(list_solvers),
     _names(list_models, list_solvers),
+    _names(list_targets),
 )
 
 
@@ -182,7 +185,29 @@ def make_parser() -> argparse.ArgumentParser:
     )
     showing.set_defaults(run=demo)
 
-    for command in (listing, one, checking, sampling, fitting, showing):
+    measuring = commands.add_parser(
+        "bench", help="the published tables, run with this package's solvers: JSON and a page"
+    )
+    measuring.add_argument(
+        "tables", nargs="*", metavar="table", help="such as low-error; all of them by default"
+    )
+    size = measuring.add_mutually_exclusive_group()
+    size.add_argument(
+        "--quick", action="store_true", help="the rows that are made in a minute (the default)"
+    )
+    size.add_argument("--full", action="store_true", help="all rows, which takes hours")
+    measuring.add_argument(
+        "--data", metavar="FOLDER", help="your folder of data, for the targets that need some"
+    )
+    _add(measuring, "--target", by=TARGETS, metavar="NAME,...", help="these targets only")
+    _add(measuring, "--solver", by=SOLVERS, metavar="NAME,...", help="these solvers in their place")
+    measuring.add_argument("--seed", type=int, default=0)
+    measuring.add_argument(
+        "-o", "--output", metavar="FOLDER", help="for bench.json and the page, index.html"
+    )
+    measuring.set_defaults(run=bench)
+
+    for command in (listing, one, checking, sampling, fitting, showing, measuring):
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(command=command)
     return parser

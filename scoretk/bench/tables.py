@@ -1,0 +1,174 @@
+"""Tables of benchmarks: which rows they have, and how a row is made.
+
+A table is an entry of `TABLES`: a title, what its columns mean, and a function that makes its rows
+one after another. A row is a mapping from heads to cells, in the order in which they are shown: a
+text, a number, a `Measured` number, or None for what is not there. What a row does not reach stands
+in its column "cause".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scoretk.bench.low_error import LOW, Plan, Reached, gradients_to_low_error
+from scoretk.bench.published import COLUMNS
+from scoretk.bench.target import Target
+from scoretk.errors import InvalidArgument, ScoretkError
+from scoretk.plugins import load_solver
+from scoretk.plugins.targets import BUILT_IN_TARGETS, load_target
+from scoretk.solvers import MCLMC, NUTS, AdjustedMCLMC, ChEES
+
+__all__ = ["TABLES", "Asked", "Cell", "Measured", "Row", "Table"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number and its standard error; the number is infinite where it was not reached."""
+
+    value: float
+    stderr: float
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.value):
+            return "not reached"
+        error = f"{self.stderr:,.0f}" if math.isfinite(self.stderr) else "?"
+        return f"{self.value:,.0f} ± {error}"
+
+
+Cell = str | float | Measured | None
+Row = Mapping[str, Cell]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of tables.
+
+    Args:
+        quick: Only the rows that are made in a minute.
+        data: The user's folder of data, None where there is none.
+        targets: Names of targets, empty for all.
+        solvers: Names of solvers, empty for the table's own.
+        seed: The seed.
+    """
+
+    quick: bool = True
+    data: Path | None = None
+    targets: tuple[str, ...] = ()
+    solvers: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        title: Its title.
+        legend: What its columns mean.
+        rows: Makes the rows that are asked for, one after another.
+    """
+
+    title: str
+    legend: str
+    rows: Callable[[Asked], Iterator[Row]]
+
+
+QUICK_TARGETS, QUICK_SOLVERS = ("banana", "ill-conditioned"), ("mclmc", "chees-unscaled")
+SOLVERS: dict[str, tuple[Any, int | None]] = {
+    "mclmc": (MCLMC(), None),
+    "adjusted-mclmc": (AdjustedMCLMC(), None),
+    "chees": (ChEES(), None),
+    "chees-unscaled": (ChEES(metric="none"), 150),
+    "nuts": (NUTS(), None),
+}
+"""The solvers of "low-error" and their steps of warmup, None for the default; others go by name."""
+MOST_TUNING = 2000
+"""Gradients of warmup a chain beyond which a row is not counted as reached."""
+PATIENCE, UNKNOWN_BUDGET = 1.5, 1e6
+"""A run is given up at so many times the best published number, or at a million gradients."""
+
+
+def low_error(asked: Asked) -> Iterator[Row]:
+    """The rows of "low-error": targets by solvers."""
+    targets = asked.targets or (QUICK_TARGETS if asked.quick else tuple(BUILT_IN_TARGETS))
+    solvers = asked.solvers or (QUICK_SOLVERS if asked.quick else tuple(SOLVERS))
+    contestants = [(name, *_contestant(name)) for name in solvers]
+    for name in targets:
+        try:
+            target = _target(name, asked.data)
+        except InvalidArgument as error:  # of its data: the others' rows are made all the same
+            if asked.targets:
+                raise
+            yield _row(name, "", None, None, str(error))
+            continue
+        best = target.published.best
+        budget = UNKNOWN_BUDGET if best is None else PATIENCE * best
+        for label, solver, warmup in contestants:
+            plan = Plan(warmup=warmup, budget=budget, seed=asked.seed)
+            try:
+                made = gradients_to_low_error(target, solver, plan)
+            except ScoretkError as error:
+                yield _row(name, label, target, None, str(error))
+            else:
+                yield _row(name, label, target, made, _cause(target, made))
+
+
+def _contestant(name: str) -> tuple[Any, int | None]:
+    """A solver and its steps of warmup, by its name here or among solvers."""
+    return SOLVERS[name] if name in SOLVERS else (load_solver(name), None)
+
+
+def _target(name: str, data: Path | None) -> Target:
+    target = load_target(name, data)
+    if not isinstance(target, Target):
+        raise InvalidArgument("target", target, f"a scoretk.bench.Target from {name!r}")
+    return target
+
+
+def _row(name: str, solver: str, target: Target | None, made: Reached | None, cause: str) -> Row:
+    published: Mapping[str, float | None] = {} if target is None else target.published.values
+    return {
+        "target": name,
+        "solver": solver,
+        "gradients": None if made is None else Measured(made.worst.value, made.worst.stderr),
+        "(mean over coordinates)": None
+        if made is None
+        else Measured(made.mean.value, made.mean.stderr),
+        "tuning": None if made is None else made.tuning,
+        "with tuning": None if made is None else made.worst.value + made.tuning,
+        **{f"published: {column}": published.get(column) for column in COLUMNS},
+        "reached": "yes" if made is not None and not cause else "no",
+        "cause": cause,
+        "seconds": None if made is None else made.seconds,
+    }
+
+
+def _cause(target: Target, made: Reached) -> str:
+    """Why a row is not reached, empty where it is."""
+    best, total = target.published.best, made.worst.value + made.tuning
+    if made.failed:
+        return f"{made.failed} chains failed"
+    if not math.isfinite(total):
+        return f"the median error is {made.last[0]:.2g} after {made.run:,.0f} gradients, not {LOW}"
+    if made.tuning > MOST_TUNING:
+        return f"more than {MOST_TUNING:,} gradients of tuning"
+    if best is not None and total > best:
+        return f"{total / best:.2f} times the best published number"
+    return ""
+
+
+TABLES: dict[str, Table] = {
+    "low-error": Table(
+        "Gradients to low error",
+        "Gradients a chain until the median over 128 chains of max_i (mean x_i^2 - E x_i^2)^2 / "
+        "Var x_i^2 stays below .01, with its standard error over bootstrapped chains; in the next "
+        "column the mean over i in place of the largest. Tuning is what warmup took of each chain. "
+        "A row is reached where both together are at or below the best published number, which "
+        f"leaves tuning out, with at most {MOST_TUNING:,} gradients of tuning.",
+        low_error,
+    )
+}

@@ -1,0 +1,104 @@
+"""What samplers are judged on: a field, and what is known of its law.
+
+A target is a field with a truth: `Moments`, the means and variances of the squares of some
+coordinates; other tables may ask for other truths. Targets are plugins
+(`scoretk.plugins.targets`): a function `build(data)` that gets the user's folder of data, or None,
+and returns a `Target`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument
+
+__all__ = ["Moments", "Published", "Target", "unchanged"]
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """The coordinates of the field themselves."""
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What is known of the squares of coordinates y = of(x).
+
+    Args:
+        mean_square: E y_i^2, `(k,)`.
+        var_square: Var y_i^2, `(k,)`.
+        source: Where these come from.
+        error: The standard error of `mean_square`, `(k,)`; None where it is exact.
+        of: The coordinates, `(n, *event_shape)` to `(n, k)`.
+    """
+
+    mean_square: Tensor
+    var_square: Tensor
+    source: str
+    error: Tensor | None = None
+    of: Callable[[Tensor], Tensor] = unchanged
+
+    def __post_init__(self) -> None:
+        for name in ("mean_square", "var_square"):
+            value = getattr(self, name)
+            sound = value.shape == self.mean_square.shape and bool((value > 0).all())
+            if not sound or value.ndim != 1 or not bool(value.isfinite().all()):
+                raise InvalidArgument(name, value, "positive numbers, one a coordinate")
+
+    @staticmethod
+    def gaussian(variance: Tensor, source: str, of: Callable[[Tensor], Tensor] = unchanged) -> Any:
+        """Those of centred normal coordinates: E y^2 = v, Var y^2 = 2 v^2.
+
+        Args:
+            variance: v, `(k,)`.
+            source: As in `Moments`.
+            of: As in `Moments`.
+        """
+        return Moments(variance, 2 * variance.square(), source, None, of)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Numbers of the literature on a target.
+
+    Args:
+        values: By the name of a column; None where the method is said not to reach the aim.
+        source: Where they stand, and what is not known of them.
+    """
+
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def best(self) -> float | None:
+        """The least of them, None where there is none."""
+        return min((v for v in self.values.values() if v is not None), default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A field with a truth.
+
+    Args:
+        name: Its name in tables.
+        field: The field.
+        moments: The squares of its coordinates, None where they are not known.
+        published: What the literature reached on it.
+        note: What a reader of the table has to know.
+    """
+
+    name: str
+    field: Any
+    moments: Moments | None = None
+    published: Published = field(default_factory=Published)
+    note: str = ""
+
+    @property
+    def dim(self) -> int:
+        """How many coordinates the field has."""
+        return int(torch.Size(self.field.event_shape).numel())

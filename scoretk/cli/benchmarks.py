@@ -1,0 +1,81 @@
+"""`scoretk bench`: the published tables, printed row by row and written as JSON and one page."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from scoretk.cli.output import print_json, say
+from scoretk.errors import InvalidArgument, UnknownName
+
+__all__ = ["bench"]
+
+HIDDEN = ("seconds",)
+
+
+def bench(options: argparse.Namespace) -> None:
+    """Make the rows that are asked for; what is not reached is said in the row, and is no failure.
+
+    Raises:
+        UnknownName: No table, target or solver has this name.
+        InvalidArgument: The folder of data is none.
+    """
+    from scoretk.bench.page import about, plain, write_report
+    from scoretk.bench.tables import TABLES, Asked
+
+    for name in options.tables:
+        if name not in TABLES:
+            raise UnknownName("table", name, set(TABLES))
+    data = None if options.data is None else Path(options.data)
+    if data is not None and not data.is_dir():
+        raise InvalidArgument("--data", options.data, "a folder that is there")
+    asked = Asked(
+        not options.full, data, _names(options.target), _names(options.solver), options.seed
+    )
+    started = time.perf_counter()
+    made: dict[str, list[Any]] = {}
+    for name in options.tables or TABLES:
+        if not options.json:
+            say(TABLES[name].title)
+        made[name] = []
+        for row in TABLES[name].rows(asked):
+            made[name].append(row)
+            say(_line(row), file=sys.stderr if options.json else None)
+    told = about(options.seed, data, _command(options))
+    written = [] if options.output is None else write_report(Path(options.output), made, told)
+    if options.json:
+        tables = {
+            n: [{h: plain(c) for h, c in row.items()} for row in rs] for n, rs in made.items()
+        }
+        print_json({"about": told, "tables": tables})
+        return
+    for path in written:
+        say(f"written  {path}")
+    rows = [row for table in made.values() for row in table]
+    reached = sum(row.get("reached") == "yes" for row in rows)
+    seconds = time.perf_counter() - started
+    say(f"bench done: {len(rows)} rows, {reached} reached, {seconds:.0f} s")
+
+
+def _names(listed: str | None) -> tuple[str, ...]:
+    return () if listed is None else tuple(listed.split(","))
+
+
+def _line(row: Any) -> str:
+    from scoretk.bench.page import shown
+
+    cells = ((head, shown(cell)) for head, cell in row.items() if head not in HIDDEN)
+    return "  " + "; ".join(f"{head} {text}" for head, text in cells if text)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command line that makes these rows again."""
+    words = ["scoretk", "bench", *options.tables, "--full" if options.full else "--quick"]
+    given = {"--target": options.target, "--solver": options.solver, "--data": options.data}
+    for flag, value in given.items():
+        words += [] if value is None else [flag, "FOLDER" if flag == "--data" else value]
+    return shlex.join([*words, "--seed", str(options.seed)])

@@ -1,0 +1,67 @@
+"""Targets of benchmarks by name: this package's own, and those of the group `scoretk.targets`.
+
+An entry point's value points at a function `build(data)`, which gets the folder of data that the
+user has named, a `pathlib.Path`, or None, and returns a `scoretk.bench.Target`: a field and what is
+known of its law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from scoretk.plugins.catalog import Catalog, pointed_at
+from scoretk.plugins.discovery import Broken, Entry
+
+__all__ = ["BUILT_IN_TARGETS", "list_targets", "load_target"]
+
+BUILT_IN_TARGETS: Mapping[str, str] = MappingProxyType(
+    {
+        "banana": "scoretk.bench.known:banana",
+        "ill-conditioned": "scoretk.bench.known:ill_conditioned",
+        "rosenbrock": "scoretk.bench.known:rosenbrock",
+        "bimodal": "scoretk.bench.known:bimodal",
+        "funnel-20": "scoretk.bench.known:funnel",
+        "brownian": "scoretk.bench.gym:brownian",
+        "german-credit": "scoretk.bench.gym:german_credit",
+        "item-response": "scoretk.bench.gym:item_response",
+        "volatility": "scoretk.bench.gym:volatility",
+    }
+)
+"""This package's targets by name, in the order in which they are shown."""
+
+_TARGETS = Catalog("scoretk.targets", "target", BUILT_IN_TARGETS)
+
+
+def list_targets() -> list[Entry | Broken]:
+    """All registered targets, this package's first, from metadata alone.
+
+    Returns:
+        An `Entry` for each; a `Broken` as in `list_models`.
+    """
+    own = {f"scoretk/{name}": place for place, name in enumerate(BUILT_IN_TARGETS)}
+    return sorted(_TARGETS.listing(), key=lambda e: (own.get(e.id, len(own)), e.id))
+
+
+def load_target(name: str, data: str | Path | None = None) -> Any:
+    """The target of this name.
+
+    Args:
+        name: A full id ("my-package/my-target") or a short name ("banana").
+        data: The user's folder of data, for targets that need one.
+
+    Returns:
+        The `scoretk.bench.Target`.
+
+    Raises:
+        UnknownName: Nothing has this name.
+        AmbiguousName: Targets of several packages have this short name.
+        BrokenPlugin: It cannot be imported or built.
+        InvalidArgument: It needs data that the folder has not.
+    """
+    entry = _TARGETS.find(name)
+    folder = None if data is None else Path(data)
+    with _TARGETS.isolated(entry, "load", {"data": folder}):
+        return pointed_at(entry.value)(folder)

@@ -1,0 +1,379 @@
+"""Benchmarks: the truths of targets, what is counted, and what a reader is told."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.distributions as D
+from torch.nn.functional import softplus
+
+import scoretk as stk
+from scoretk.bench import gym, known, low_error, tables
+from scoretk.bench.low_error import (
+    Crossing,
+    Errors,
+    Plan,
+    Reached,
+    crossing,
+    gradients_to_low_error,
+)
+from scoretk.bench.page import write_report
+from scoretk.bench.target import Moments, Target
+from scoretk.cli import main
+from scoretk.plugins.targets import BUILT_IN_TARGETS, list_targets, load_target
+
+DOUBLE = {"dtype": torch.float64}
+
+
+def double(value):
+    """A parameter to whose dtype torch's distributions cast what they are asked."""
+    return torch.tensor(value, **DOUBLE)
+
+
+def normals(*shape, seed=0):
+    return torch.randn(*shape, **DOUBLE, generator=torch.Generator().manual_seed(seed))
+
+
+# Data in the form of the Inference Gym's, small and made up.
+
+STUDENTS, QUESTIONS, DAYS = 5, 3, 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    seen = rng.normal(size=30)
+    seen[10:20] = np.nan
+    pairs = np.array(
+        [(i, j) for i in range(STUDENTS) for j in range(QUESTIONS) if (i, j) != (2, 1)]
+    )
+    np.savez(
+        made / "datasets.npz",
+        **{
+            "brownian_motion_missing_middle_observations/OBSERVED_LOC": seen,
+            "german_credit_numeric/X": rng.normal(3, 2, size=(20, 24)),
+            "german_credit_numeric/y": rng.integers(1, 3, size=20).astype(float),
+            "synthetic_item_response_theory/STUDENT_IDS": pairs[:, 0],
+            "synthetic_item_response_theory/QUESTION_IDS": pairs[:, 1],
+            "synthetic_item_response_theory/CORRECT": rng.integers(0, 2, size=len(pairs)),
+            "sp500_closing_prices/CLOSING_PRICES": np.exp(rng.normal(size=DAYS + 1).cumsum() / 50),
+        },
+    )
+    sizes = {
+        "brownian_motion_unknown_scales_missing_middle_observations": {
+            "INNOVATION_NOISE_SCALE": (),
+            "OBSERVATION_NOISE_SCALE": (),
+            "LOCS": (30,),
+        },
+        "german_credit_numeric_sparse_logistic_regression": {
+            "GLOBAL_SCALE": (),
+            "LOCAL_SCALES": (25,),
+            "UNSCALED_WEIGHTS": (25,),
+        },
+        "synthetic_item_response_theory": {
+            "MEAN_STUDENT_ABILITY": (),
+            "QUESTION_DIFFICULTY": (QUESTIONS,),
+            "CENTERED_STUDENT_ABILITY": (STUDENTS,),
+        },
+        "stochastic_volatility_log_sp500": {
+            "PERSISTENCE_OF_VOLATILITY": (),
+            "MEAN_LOG_VOLATILITY": (),
+            "WHITE_NOISE_SHOCK_SCALE": (),
+            "LOG_VOLATILITY": (DAYS,),
+        },
+    }
+    kinds = ("MEAN", "MEAN_STANDARD_ERROR", "STANDARD_DEVIATION")
+    truth = {
+        f"{name}/IDENTITY_{part}_{kind}": rng.uniform(0.5, 1.5, size=size)
+        for name, parts in sizes.items()
+        for part, size in parts.items()
+        for kind in kinds
+    }
+    np.savez(made / "ground_truth.npz", **truth)
+    return made
+
+
+NEED_DATA = ("brownian", "german-credit", "item-response", "volatility")
+
+
+@pytest.mark.parametrize("name", BUILT_IN_TARGETS)
+def test_gradients_are_those_of_finite_differences(name, folder):
+    target = load_target(name, folder)
+    x = normals(3, target.dim, seed=1) / 2
+    score, h = stk.Energy(target.field.energy, (target.dim,)), 1e-5
+    got = torch.autograd.grad(score.energy(x.requires_grad_()).sum(), x)[0]
+    x = x.detach()
+    for i in range(target.dim):
+        step = torch.zeros_like(x)
+        step[:, i] = h
+        slope = (target.field.energy(x + step) - target.field.energy(x - step)) / (2 * h)
+        assert torch.allclose(got[:, i], slope, rtol=1e-5, atol=1e-5), (name, i)
+
+
+def brownian(field, u):
+    s, r, x = softplus(u[:, 0]), softplus(u[:, 1]), u[:, 2:]
+    before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+    there = ~field.seen.isnan()
+    return (
+        D.LogNormal(0, 2.0).log_prob(torch.stack([s, r])).sum(0)
+        + D.Normal(before, s[:, None]).log_prob(x).sum(1)
+        + D.Normal(x[:, there], r[:, None]).log_prob(field.seen[there]).sum(1)
+        + u[:, :2].sigmoid().log().sum(1)
+    )
+
+
+def german_credit(field, u):
+    scales, w = u[:, :26].exp(), u[:, 26:]
+    logits = (scales[:, :1] * scales[:, 1:] * w) @ field.features.T
+    return (
+        D.Gamma(double(0.5), double(0.5)).log_prob(scales).sum(1)
+        + u[:, :26].sum(1)
+        + D.Normal(0, 1.0).log_prob(w).sum(1)
+        + D.Bernoulli(logits=logits).log_prob(field.labels).sum(1)
+    )
+
+
+def item_response(field, u):
+    m, b, a = u[:, 0], u[:, 1 : 1 + QUESTIONS], u[:, 1 + QUESTIONS :]
+    logits = m[:, None, None] + a[:, :, None] - b[:, None]
+    told = D.Bernoulli(logits=logits).log_prob(field.right) * field.asked
+    return (
+        D.Normal(0.75, 1.0).log_prob(m)
+        + D.Normal(0, 1.0).log_prob(u[:, 1:]).sum(1)
+        + told.sum((1, 2))
+    )
+
+
+def volatility(field, u):
+    b, m, s, z = u[:, 0].sigmoid(), u[:, 1], softplus(u[:, 2]), u[:, 3:]
+    phi = 2 * b - 1
+    h = [s * z[:, 0] / (1 - phi**2).sqrt()]
+    for t in range(1, DAYS):
+        h.append(phi * h[-1] + s * z[:, t])
+    log_variance = m[:, None] + torch.stack(h, 1)
+    return (
+        D.Beta(20.0, 1.5).log_prob(b)
+        + (b * (1 - b)).log()
+        + D.Cauchy(0, 5.0).log_prob(m)
+        + D.HalfCauchy(double(2.0)).log_prob(s)
+        + u[:, 2].sigmoid().log()
+        + D.Normal(0, 1.0).log_prob(z).sum(1)
+        + D.Normal(0, (log_variance / 2).exp()).log_prob(field.returns).sum(1)
+    )
+
+
+@pytest.mark.parametrize("law", [brownian, german_credit, item_response, volatility])
+def test_posteriors_are_what_torch_says_of_their_laws(law, folder):
+    """Up to a constant; written step by step, where the target has a filter, masks and sums."""
+    field = getattr(gym, law.__name__)(folder).field
+    u = normals(6, *field.event_shape, seed=2) / 2
+    off = field.energy(u) + law(field, u)
+    assert torch.allclose(off, off.mean().expand(6), rtol=0, atol=1e-9)
+
+
+def test_a_volatility_of_another_filter_would_be_found(folder, monkeypatch):
+    monkeypatch.setattr(gym, "pad", lambda h, by: torch.nn.functional.pad(h, by).roll(1, 1))
+    field = gym.volatility(folder).field
+    u = normals(6, *field.event_shape, seed=2) / 2
+    off = field.energy(u) + volatility(field, u)
+    assert not torch.allclose(off, off.mean().expand(6), rtol=0, atol=1e-3)
+
+
+def test_judged_are_the_parameters(folder):
+    for name in NEED_DATA:
+        target = load_target(name, folder)
+        u = normals(4, target.dim, seed=3)
+        y = target.moments.of(u)
+        assert y.shape == (4, len(target.moments.mean_square)), name
+    u = normals(4, 3 + DAYS, seed=3)
+    y = load_target("volatility", folder).moments.of(u)
+    assert torch.allclose(y[:, 0], 2 * u[:, 0].sigmoid() - 1)
+    assert torch.allclose(y[:, 2], softplus(u[:, 2]))
+
+
+def exact_draws(name, n):
+    z = normals(n, 60, seed=4)
+    if name == "banana":
+        first = 10 * z[:, 0]
+        return torch.stack([first, 0.03 * (first**2 - 100) + z[:, 1]], 1)
+    if name == "rosenbrock":
+        x = 1 + z[:, :18]
+        return torch.cat([x, x**2 + 0.1**0.5 * z[:, 18:36]], 1)
+    if name == "bimodal":
+        narrow = z[:, 50:51] < D.Normal(0, 1.0).icdf(torch.tensor(0.25))
+        return torch.where(narrow, 0.6 * z[:, :50] + 4 * torch.eye(50, **DOUBLE)[0], z[:, :50])
+    if name == "funnel-20":
+        return torch.cat([3 * z[:, :1], (1.5 * z[:, :1]).exp() * z[:, 1:20]], 1)
+    return normals(n, 100, seed=4) * torch.logspace(-0.5, 0.5, 100, **DOUBLE)
+
+
+@pytest.mark.parametrize("name", [n for n in BUILT_IN_TARGETS if n not in NEED_DATA])
+def test_moments_are_those_of_exact_draws(name):
+    """Means of squares to 6 standard errors; their variances to a tenth, as they have heavy tails."""
+    target, n = load_target(name), 40_000
+    squares = target.moments.of(exact_draws(name, n)).square()
+    error = (target.moments.var_square / n).sqrt()
+    assert ((squares.mean(0) - target.moments.mean_square).abs() < 6 * error).all()
+    wrong = (squares.mean(0) - 1.1 * target.moments.mean_square).abs() > 6 * error
+    assert wrong.any(), "a truth a tenth off would not be seen"
+    ratio = squares.var(0).median() / target.moments.var_square.median()
+    assert 0.8 < ratio < 1.25
+
+
+# What is counted.
+
+
+def unit(k=1):
+    return Moments.gaussian(torch.ones(k, **DOUBLE), "exact")
+
+
+def test_errors_do_not_depend_on_how_draws_come_in_blocks():
+    x = normals(3, 700, 2, seed=5)
+    whole, parts = Errors.of(unit(2), 3), Errors.of(unit(2), 3)
+    whole.add(x, 0.0, 1400.0)
+    for cut in (slice(0, 1), slice(1, 64), slice(64, 65), slice(65, 700)):
+        parts.add(x[:, cut], 2.0 * cut.start, 2.0 * cut.stop)
+    assert parts.at == pytest.approx(whole.at)
+    assert whole.at[:3] == [2.0, 4.0, 6.0]
+    for one, other in zip(whole.worst + whole.mean, parts.worst + parts.mean, strict=True):
+        assert torch.allclose(one, other)
+    n = int(whole.at[-1] / 2)
+    off = (x[:, :n].square().mean(1) - 1).square() / 2
+    assert torch.allclose(whole.worst[-1], off.amax(1))
+    assert torch.allclose(whole.mean[-1], off.mean(1))
+
+
+def test_a_crossing_lasts():
+    at = torch.arange(1.0, 7.0)
+    error = torch.tensor([1.0, 0.005, 0.02, 0.004, 0.003, 0.002])[:, None].expand(6, 8)
+    assert crossing(at, error) == Crossing(4.0, 0.0)
+    assert math.isinf(crossing(at, error.flip(0)).value)
+    assert crossing(at, 0 * error).value == 1.0
+
+
+def test_independent_draws_cross_where_they_should():
+    """The median of b^2 is .455 / n: at n = 45.5, the median of chi^2_1 over .01."""
+    errors = Errors.of(unit(), 400)
+    errors.add(normals(400, 150, 1, seed=6), 0.0, 150.0)
+    found = crossing(torch.tensor(errors.at), torch.stack(errors.worst))
+    assert abs(found.value - 45.5) < 6 * max(found.stderr, 1.0)
+    assert 0 < found.stderr < 15
+
+
+def test_failed_chains_are_never_low():
+    at, error = torch.arange(1.0, 4.0), torch.full((3, 5), 1e-4)
+    error[:, :3] = math.nan
+    assert math.isinf(crossing(at, error).value)
+
+
+NORMAL = Target("normal", stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), unit(2))
+
+
+def test_gradients_are_counted_and_those_of_warmup_apart():
+    solver = stk.HMC(step_size=0.5, leapfrogs=3, metric="none")
+    made = gradients_to_low_error(NORMAL, solver, Plan(chains=32, budget=1500))
+    steps = low_error.LEAST
+    assert made.failed == 0
+    assert made.run >= 3 * steps
+    assert made.run % 3 <= 2
+    assert 100 < made.worst.value < 1500
+    assert made.mean.value <= made.worst.value
+    assert made.tuning <= 6
+    tuned = gradients_to_low_error(NORMAL, stk.MCLMC(), Plan(chains=32, warmup=30, budget=300))
+    assert 60 <= tuned.tuning < 400
+
+
+def test_no_block_has_the_noise_of_another(monkeypatch):
+    seeds = []
+
+    def spied(*arguments, seed, **others):
+        seeds.append(seed)
+        return stk.sample(*arguments, seed=seed, **others)
+
+    monkeypatch.setattr(low_error, "sample", spied)
+    made = gradients_to_low_error(NORMAL, stk.ULA(0.05), Plan(chains=4, budget=300))
+    assert made.run >= 300
+    assert len(set(seeds)) == len(seeds) >= 3
+
+
+def test_a_target_without_moments_is_refused():
+    with pytest.raises(stk.InvalidArgument, match="moments"):
+        gradients_to_low_error(Target("none", NORMAL.field), stk.ULA(0.1), Plan())
+
+
+# What a reader is told.
+
+
+def reached(worst=5000.0, tuning=1000.0, failed=0):
+    last = (0.005, 0.004)
+    return Reached(Crossing(worst, 90.0), Crossing(4000.0, 50.0), tuning, 7000.0, failed, last, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("made", "cause"),
+    [
+        (reached(), ""),
+        (reached(5600.0), "1.00 times the best"),
+        (reached(tuning=2500.0), "more than 2,000"),
+        (reached(math.inf), "the median error is 0.005 after 7,000"),
+        (reached(failed=3), "3 chains failed"),
+    ],
+)
+def test_what_is_not_reached_says_why(made, cause, monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "gradients_to_low_error", lambda *_: made)
+    (row,) = tables.low_error(tables.Asked(targets=("banana",), solvers=("mclmc",)))
+    assert cause in row["cause"]
+    assert (row["reached"] == "yes") == (not cause)
+    assert row["published: best unadjusted"] == 6580
+    told, page = write_report(tmp_path, {"low-error": [row]}, {"seed": 0})
+    values = json.loads(told.read_text(), parse_constant=pytest.fail)
+    assert values["tables"]["low-error"][0]["cause"] == row["cause"]
+    assert "6,580" in page.read_text()
+
+
+def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tables, "gradients_to_low_error", lambda *_: reached())
+    assert main(["bench", "low-error", "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "bench done: 4 rows, 4 reached" in said
+    assert (tmp_path / "out" / "index.html").exists()
+    assert main(["bench", "--full", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["tables"]["low-error"]
+    assert {row["target"] for row in rows} == set(BUILT_IN_TARGETS)
+    missing = [row for row in rows if row["target"] in NEED_DATA]
+    assert len(missing) == len(NEED_DATA)
+    assert all("--data" in row["cause"] and row["reached"] == "no" for row in missing)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nothing"],
+        ["--target", "nothing"],
+        ["--solver", "nothing", "--target", "banana"],
+        ["--data", "nothing-there"],
+        ["--target", "brownian"],
+    ],
+)
+def test_wrong_words_are_refused(words, capsys):
+    assert main(["bench", *words]) == 2
+    assert "scoretk" in capsys.readouterr().err
+
+
+def test_quick_and_full_exclude_each_other():
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "--quick", "--full"])
+
+
+def test_a_folder_without_the_files_is_refused(tmp_path):
+    with pytest.raises(stk.InvalidArgument, match="ground_truth"):
+        load_target("german-credit", tmp_path)
+
+
+def test_targets_are_listed_as_they_are_shown():
+    assert [e.name for e in list_targets()][: len(BUILT_IN_TARGETS)] == list(BUILT_IN_TARGETS)
+    with pytest.raises(stk.UnknownName, match="banana"):
+        load_target("bananna")
+    assert known.banana(None).dim == 2
