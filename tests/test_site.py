@@ -229,7 +229,7 @@ def check_cli(text):
     for line in re.search(r"```\n(.*?)```", text, re.DOTALL)[1].splitlines():
         _, command, *words = shlex.split(line, comments=True)
         taken[command] = vars(make_parser().parse_args([command, *words]))
-    assert {*taken} == {"list", "describe", "check", "sample", "fit", "demo"}
+    assert {*taken} == {"list", "describe", "check", "sample", "fit", "demo", "bench"}
     table, signs = (part.split("\n\n")[0] for part in text.split("|---|---|")[1:])
     options = re.findall(r"^\| (.*?) \| ([a-z, ]+) \|", table, re.MULTILINE)
     assert len(options) > 5
