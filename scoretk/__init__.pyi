@@ -50,6 +50,7 @@ from scoretk.fields import VE as VE
 from scoretk.fields import VP as VP
 from scoretk.fields import Blur as Blur
 from scoretk.fields import Cosine as Cosine
+from scoretk.fields import Couplings as Couplings
 from scoretk.fields import Diffusion as Diffusion
 from scoretk.fields import Discrete as Discrete
 from scoretk.fields import Downsample as Downsample
@@ -131,6 +132,7 @@ from scoretk.solvers import ParallelTempering as ParallelTempering
 from scoretk.solvers import PreconditionedLangevin as PreconditionedLangevin
 from scoretk.solvers import ProbabilityFlow as ProbabilityFlow
 from scoretk.solvers import ReverseSDE as ReverseSDE
+from scoretk.solvers import SwendsenWang as SwendsenWang
 from scoretk.solvers import Underdamped as Underdamped
 from scoretk.solvers import Warmup as Warmup
 from scoretk.solvers import largest_distance as largest_distance

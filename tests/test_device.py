@@ -371,6 +371,8 @@ class Case:
 
 def case_of(name):
     solver = EXAMPLES[name]
+    if name == "swendsen-wang":
+        return Case(lambda d: stk.load("ising"), solver)
     if name in ("gibbs-with-gradients", "discrete-langevin"):
         return Case(potts, solver)
     if name == "block-gibbs":

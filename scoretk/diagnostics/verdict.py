@@ -95,7 +95,7 @@ BUDGET, LEAST, CHUNK = 1 << 23, 1 << 13, 1 << 21
 """How many values are judged in all, how many of a coordinate at least, and how many at a time."""
 Array = Any
 PLACE, SPREAD, TURN, VALUE = "place", "spread", "turn", "value"
-DISCRETE = ("GibbsWithGradients", "DiscreteLangevin", "BlockGibbs")
+DISCRETE = ("GibbsWithGradients", "DiscreteLangevin", "BlockGibbs", "SwendsenWang")
 
 
 def counted(n: int, what: str) -> str:

@@ -6,6 +6,7 @@ from scoretk.fields.bridge import Bridge, Stretched, bridge
 from scoretk.fields.combine import classifier_guided, guided, mixture, product, tempered
 from scoretk.fields.constrained import Constrained, constrained, ordered
 from scoretk.fields.convert import PREDICTIONS, coefficients, convert
+from scoretk.fields.couplings import Couplings
 from scoretk.fields.discrete import Discrete, DiscreteField
 from scoretk.fields.distribution import DistributionField, from_distribution
 from scoretk.fields.layout import Variable
@@ -53,6 +54,7 @@ __all__ = [
     "Bridge",
     "Constrained",
     "Cosine",
+    "Couplings",
     "Denoised",
     "Diffusion",
     "Discrete",

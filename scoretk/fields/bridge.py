@@ -15,10 +15,11 @@ from scoretk.core.arguments import finite
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.conditions import Names, own, taken
+from scoretk.fields.couplings import Couplings
 from scoretk.fields.distribution import in_one_space
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.resolve import static
-from scoretk.fields.wrapped import Kind, Wrapped, check_within, shared_map
+from scoretk.fields.wrapped import Kind, Wrapped, check_within, not_kept, shared_map
 
 __all__ = ["Bridge", "Stretched", "bridge", "states_of"]
 
@@ -42,7 +43,28 @@ class Bridge(Wrapped):
     """The conditions that start and end take; None where they get all."""
 
     kind = Kind.BLEND
-    computed = frozenset({"energy", "score"})
+
+    @property
+    def computed(self) -> frozenset[str]:
+        bonded = {"couplings"} if self._bonds is not None else set()
+        return frozenset({"energy", "score"}) | bonded
+
+    @property
+    def couplings(self) -> Couplings:
+        """Those of its end, times w; what a start adds is for the energy to decide.
+
+        Raises:
+            NotKept: The end has none, or each row has a w of its own.
+        """
+        own = self._bonds
+        if own is None or isinstance(self.weight, Tensor):
+            raise not_kept(self, "couplings")
+        return own * self.weight
+
+    @property
+    def _bonds(self) -> Couplings | None:
+        native = getattr(self.end, "native", self.end)
+        return None if isinstance(self.weight, Tensor) else optional(native, "couplings")
 
     @property
     def inner(self) -> tuple[Any, ...]:

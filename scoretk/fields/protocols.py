@@ -141,6 +141,7 @@ OPTIONAL: Mapping[str, str] = MappingProxyType(
         "states": "the values that an entry of x may take, or 'one-hot': a field on discrete states",
         "gibbs": "`gibbs(x, noise, step) -> x`, an exact sweep over blocks of sites",
         "gibbs_shape": "the shape of the state that `gibbs` sweeps over, where that is not x's",
+        "couplings": "a `Couplings`: bonds of pairs of sites and weights of single ones, all of the energy",
         "between": "`between(base, weight)`, a path of the field's own from a base to itself",
         "constrain": "`constrain(z) -> x`, from free space to the user's: a field under a constraint",
         "unconstrain": "`unconstrain(x) -> z`, the way back",

@@ -297,7 +297,7 @@ def resolve(
     Args:
         field: A field, or a torch distribution, which is taken in free space where it has a
             support.
-        needs: Names among energy, score, velocity, denoise, states, gibbs.
+        needs: Names among energy, score, velocity, denoise, states, gibbs, couplings.
         cond: Condition values by name, one row a chain.
         timed: Whether the solver works in time; None: as the field does.
 
@@ -367,6 +367,9 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
             "gibbs": "A field sweeps with gibbs(x, u) and says the shape of a chain's uniforms u "
             "in `gibbs_shape`; "
             "GibbsWithGradients and DiscreteLangevin need an energy only",
+            "couplings": "A field whose energy couples pairs of sites alone says so: couplings = "
+            "scoretk.Couplings(first, second, strength, weights); GibbsWithGradients and DiscreteLangevin "
+            "need an energy only",
         }.get(
             next(iter(sorted(needs - derivable))),
             "A field in time is needed: Diffusion or Velocity",
@@ -378,7 +381,7 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
             has,
             needs,
             "Its law is one of discrete states, which this solver would leave: use "
-            "GibbsWithGradients, DiscreteLangevin or BlockGibbs, alone or as the kernel= of "
+            "GibbsWithGradients, DiscreteLangevin, BlockGibbs or SwendsenWang, alone or as the kernel= of "
             "ParallelTempering, AIS or SMC",
         )
     return StaticField(field, cond)

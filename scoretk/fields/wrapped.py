@@ -47,6 +47,7 @@ __all__ = [
     "Wrapped",
     "check_flow",
     "check_within",
+    "not_kept",
     "shared_map",
 ]
 
@@ -186,6 +187,7 @@ RULES: Mapping[str, Mapping[Kind, Rule]] = {
     "estimate_log_prob": _rules(Rule.REFUSE),
     "gibbs": _rules(Rule.KEEP, Kind.SAME),
     "gibbs_shape": _rules(Rule.KEEP, Kind.SAME),
+    "couplings": _rules(Rule.KEEP, Kind.SAME, BLEND=Rule.OWN),
     "between": _rules(Rule.KEEP, Kind.SAME),
     "noised": _rules(Rule.REFUSE),
     "marginal": _rules(Rule.REFUSE),
@@ -213,11 +215,18 @@ _BRIDGES = {
     "log_prob": "A normalised density needs the partition function: scoretk.log_partition, and "
     "scoretk.Normalised",
     "gibbs": "GibbsWithGradients and DiscreteLangevin need an energy only",
+    "couplings": "GibbsWithGradients and DiscreteLangevin need an energy only",
 }
 
 
 class NotKept(MissingCapability, AttributeError):
     """A capability that a wrapper does not have; to `getattr` and `hasattr` a missing attribute."""
+
+
+def not_kept(wrapper: Any, name: str) -> NotKept:
+    """The refusal of a capability that a wrapper does not have."""
+    bridge = _BRIDGES.get(name, "Ask one of its fields")
+    return NotKept(field_name(wrapper), offers(wrapper), {name}, bridge)
 
 
 class Wrapped:
@@ -287,8 +296,7 @@ class _ByRule:
             return self
         found = _kept(wrapper, self.name)
         if found is None:
-            bridge = _BRIDGES.get(self.name, "Ask one of its fields")
-            raise NotKept(field_name(wrapper), offers(wrapper), {self.name}, bridge)
+            raise not_kept(wrapper, self.name)
         return found
 
 

@@ -52,6 +52,7 @@ from scoretk.inference.likelihood import Estimate
 from scoretk.inference.sampling import sample
 from scoretk.run.draws import Cost, Draws
 from scoretk.solvers.base import Steps, check_settled, has_step_size, traits
+from scoretk.solvers.clusters import SwendsenWang
 from scoretk.solvers.discrete import BlockGibbs, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import (
@@ -62,9 +63,9 @@ from scoretk.solvers.importance import (
     kernel_at,
     log_gain,
     move,
+    offered_between,
     resampled,
     rising,
-    sweeps_between,
 )
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 
@@ -180,8 +181,9 @@ def log_partition(
         chains: How many chains there are; for "smc" whole islands.
         levels: How many levels the ladder has; by default as many as the pilot finds it to need.
         kernel: An exact kernel, or its name; by default HMC with 2 leapfrog steps, about a quarter
-            of a period; for discrete states `BlockGibbs` where the field has a path of its own from
-            the base (a Boltzmann machine, a lattice), else `GibbsWithGradients`.
+            of a period; for discrete states `SwendsenWang` where the field has couplings (a
+            lattice), `BlockGibbs` where it has a path of its own from the base (a Boltzmann machine), else
+            `GibbsWithGradients`.
         moves: The least number of steps of the kernel at each level; where the pilot finds that
             they decorrelate slowly there are up to 20.
         island: How many chains are resampled together; by default 256, or all where they are fewer.
@@ -362,7 +364,10 @@ def _default_kernel(field: Any, base: Any) -> Any:
         return HMC(0.3, leapfrogs=2, metric="none")
     bound = resolve(field, {"energy", "states"}, timed=False)
     assert isinstance(bound, StaticField)
-    return BlockGibbs() if sweeps_between(bound, base) else GibbsWithGradients()
+    offered = offered_between(bound, base)
+    if "couplings" in offered:
+        return SwendsenWang()
+    return BlockGibbs() if "gibbs" in offered else GibbsWithGradients()
 
 
 def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> float | None:

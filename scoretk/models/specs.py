@@ -110,7 +110,7 @@ ising = ModelSpec(
     name="ising",
     family="energy-based",
     factory="scoretk.models.targets.lattices:ising",
-    provides={"energy", "score", "states"},
+    provides={"energy", "score", "states", "couplings"},
     event_shape=None,
     summary="the Ising model on a periodic square lattice; exact where it can be enumerated",
     parameters={"size": 4, "coupling": 0.3, "field": 0.0},
@@ -119,7 +119,7 @@ potts = ModelSpec(
     name="potts",
     family="energy-based",
     factory="scoretk.models.targets.lattices:potts",
-    provides={"energy", "score", "states"},
+    provides={"energy", "score", "states", "couplings"},
     event_shape=None,
     summary="the Potts model on a periodic square lattice, one-hot; exact where it can be "
     "enumerated",

@@ -10,6 +10,7 @@ decode    from what is sampled (a latent) to the data
 base      the law at t = 0
 states    the states of each site, of a discrete field
 gibbs     a sweep of block Gibbs sampling
+couplings the bonds of a discrete field that couples pairs of sites alone
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ CAPABILITIES = (
     "base",
     "states",
     "gibbs",
+    "couplings",
 )
 """What a field can offer, in the order in which it is shown."""
 

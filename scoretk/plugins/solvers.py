@@ -48,6 +48,7 @@ BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType(
         "gibbs-with-gradients": "scoretk.solvers.discrete:GibbsWithGradients",
         "discrete-langevin": "scoretk.solvers.discrete:DiscreteLangevin",
         "block-gibbs": "scoretk.solvers.discrete:BlockGibbs",
+        "swendsen-wang": "scoretk.solvers.clusters:SwendsenWang",
         "parallel-tempering": "scoretk.solvers.tempering:ParallelTempering",
         "ais": "scoretk.solvers.importance:AIS",
         "smc": "scoretk.solvers.importance:SMC",

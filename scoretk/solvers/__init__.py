@@ -17,6 +17,7 @@ from scoretk.solvers.annealed import (
     unconditional,
 )
 from scoretk.solvers.base import GridSolver, Info, Solver, State, is_grid
+from scoretk.solvers.clusters import SwendsenWang
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from scoretk.solvers.examples import EXAMPLES
 from scoretk.solvers.hmc import HMC, ChEES
@@ -58,6 +59,7 @@ __all__ = [
     "ReverseSDE",
     "Solver",
     "State",
+    "SwendsenWang",
     "Underdamped",
     "Warmup",
     "is_grid",

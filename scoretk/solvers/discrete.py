@@ -71,7 +71,7 @@ from scoretk.solvers.parts.metropolis import metropolis
 from scoretk.solvers.warmup.step_size import first_step_size, number
 from scoretk.solvers.warmup.tuned import StepTuned, StepTunedState
 
-__all__ = ["BlockGibbs", "DiscreteLangevin", "GibbsWithGradients"]
+__all__ = ["BlockGibbs", "DiscreteLangevin", "GibbsWithGradients", "start_on_states"]
 
 TWICE = 0.5
 """How often Gibbs with gradients makes two changes; design.md has what else was measured."""
@@ -95,7 +95,7 @@ def _distances(x: Tensor, states: States) -> Tensor:
     )
 
 
-def _start(field: StaticField, x: Tensor) -> Tensor:
+def start_on_states(field: StaticField, x: Tensor) -> Tensor:
     """The start x with each site exactly in one of the field's states; synchronises the device.
 
     Raises:
@@ -159,7 +159,7 @@ class GibbsWithGradients:
         positive("temperature", self.temperature)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> DiscreteState:
-        x = _start(field, x)
+        x = start_on_states(field, x)
         return DiscreteState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
     def step(
@@ -278,7 +278,7 @@ class DiscreteLangevin(StepTuned):
         return first_step_size(accept, self.accept), tried
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> StepTunedState:
-        x = _start(field, x)
+        x = start_on_states(field, x)
         return StepTunedState(x, *field.energy_and_grad(x), torch.zeros((), dtype=torch.int64))
 
     def step(
@@ -334,7 +334,7 @@ class BlockGibbs:
     step_cost: ClassVar[dict[str, int]] = {"gibbs": 1}
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> SweepState:
-        return SweepState(_start(field, x), torch.zeros((), dtype=torch.int64))
+        return SweepState(start_on_states(field, x), torch.zeros((), dtype=torch.int64))
 
     def step(
         self, field: StaticField, state: SweepState, noise: NoiseSource

@@ -13,6 +13,7 @@ from typing import Any
 
 from scoretk.solvers.annealed import AnnealedLangevin
 from scoretk.solvers.barker import Barker
+from scoretk.solvers.clusters import SwendsenWang
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import AIS, SMC
@@ -44,6 +45,7 @@ EXAMPLES: Mapping[str, Any] = MappingProxyType(
         "gibbs-with-gradients": GibbsWithGradients(),
         "discrete-langevin": DiscreteLangevin(1.0),
         "block-gibbs": BlockGibbs(),
+        "swendsen-wang": SwendsenWang(),
         "parallel-tempering": ParallelTempering(
             HMC(0.5, leapfrogs=3, metric="none"), temperatures=(1.0, 2.0, 4.0)
         ),

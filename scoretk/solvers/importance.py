@@ -9,7 +9,7 @@ and then it moves under a kernel that leaves `exp(-E_(b_k))` as it is:
 The mean weight is an unbiased estimate of `Z / Z_base`, whatever the number of levels, and weighted
 draws follow the target. A field may have a path of its own: `between(base, b)`, a field for each b
 (None for a base that it has no path from). The weight then grows by `E_(b_(k-1))(x) - E_(b_k)(x)`,
-and where those fields have a Gibbs sweep, `BlockGibbs` can be the kernel. Where the target's
+and where those fields have a Gibbs sweep or couplings, `BlockGibbs` or `SwendsenWang` can be the kernel. Where the target's
 density is 0 (the energy infinite, or NaN as outside a support) the weight is 0.
 
 `SMC` also resamples (systematically) within *islands*, groups of neighbouring chains, whenever an
@@ -56,13 +56,15 @@ __all__ = [
     "kernel_at",
     "log_gain",
     "move",
+    "offered_between",
     "resampled",
     "rising",
-    "sweeps_between",
 ]
 
 POWER = 3.0
 """How a ladder that nobody has tuned crowds towards the base: `b_k = (k / n)^3`."""
+OF_A_PATH = frozenset({"gibbs", "couplings"})
+"""What kernels need of each law on the way, and a geometric bridge of two fields does not have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,24 +166,24 @@ def kernel_at(field: StaticField, base: Any, weight: float, scale: Tensor | floa
     return law if states_of(field) is not None else StaticField(Stretched(law, scale))
 
 
-def sweeps_between(field: StaticField, base: Any) -> bool:
-    """Whether the laws between base and field offer `gibbs`."""
-    return "gibbs" in offers(law_at(field, base, 0.5).native)
+def offered_between(field: StaticField, base: Any) -> frozenset[str]:
+    """What of `OF_A_PATH` the laws between base and field offer."""
+    return OF_A_PATH & offers(law_at(field, base, 0.5).native)
 
 
 def check_path(kernel: Any, field: StaticField, base: Any) -> None:
-    """Refuse a Gibbs sweep as kernel where the laws between base and field have none.
+    """Refuse a kernel that needs what the laws between base and field do not have.
 
     Raises:
         MissingCapability: In that case.
     """
-    if "gibbs" in kernel.needs and not sweeps_between(field, base):
+    if not OF_A_PATH & kernel.needs <= offered_between(field, base):
         raise MissingCapability(
             field_name(field.native),
             offers(field.native),
             {"between"},
-            "BlockGibbs anneals along a path of the field's own, `between(base, weight)`, which "
-            "there is none of from this base: "
+            f"{type(kernel).__name__} anneals along a path of the field's own, `between(base, weight)`, "
+            "which there is none of from this base: "
             "use GibbsWithGradients or DiscreteLangevin, or leave out the base",
         )
 

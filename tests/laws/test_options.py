@@ -340,6 +340,7 @@ FILES = {stk.Zarr, stk.Checkpoint, stk.train, stk.save_pretrained, stk.load_pret
 PLUGINS = {stk.ModelSpec, stk.Variable}
 """Of which only names, shapes and labels are told; their tests are those of the listing and of named draws."""
 ELSEWHERE = {
+    (stk.Couplings, "weights"): "test_clusters",
     (stk.distributed, "model_group"): "test_distributed",
     (stk.distributed, "timeout"): "test_distributed",
     (stk.LinearGaussian, "adjoint"): "the same numbers, and another is refused",

@@ -962,9 +962,11 @@ ON_SITES = {
     "GibbsWithGradients": stk.GibbsWithGradients(),
     "DiscreteLangevin": stk.DiscreteLangevin(0.3),
     "BlockGibbs": stk.BlockGibbs(),
+    "SwendsenWang": stk.SwendsenWang(),
     "ParallelTempering": stk.ParallelTempering(stk.GibbsWithGradients(), replicas=2),
 }
-ON_STATES = [(k, f) for k in ON_SITES for f in SITES if k != "BlockGibbs" or f == "spins"]
+OF_LATTICES = ("BlockGibbs", "SwendsenWang")
+ON_STATES = [(k, f) for k in ON_SITES for f in SITES if k not in OF_LATTICES or f == "spins"]
 
 
 @pytest.mark.parametrize(("kernel", "sites"), ON_STATES)

@@ -40,6 +40,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields import NoiseSource
 from scoretk.fields.base import UniformStates
+from scoretk.fields.couplings import Couplings
 from scoretk.fields.discrete import DiscreteField
 from scoretk.fields.protocols import field_name
 from scoretk.fields.states import labels, pick, place, weigh
@@ -49,6 +50,14 @@ __all__ = ["RBM", "IndependentUnits", "Ising", "Potts", "ising", "potts", "rbm"]
 
 MOST_HIDDEN = 20
 """Up to this many hidden units the log Z of a Boltzmann machine is computed by enumerating them."""
+
+
+@lru_cache(maxsize=8)
+def _bonded(size: int) -> tuple[Tensor, Tensor]:
+    """The sites at both ends of the bonds to right and to lower neighbours, `(2 size^2,)` each."""
+    site = torch.arange(size**2).reshape(size, size)
+    neighbours = torch.cat([site.roll(-1, axis).flatten() for axis in (1, 0)])
+    return site.flatten().repeat(2), neighbours
 
 
 class _Lattice(DiscreteField):
@@ -84,8 +93,19 @@ class _Lattice(DiscreteField):
 
     @property
     def provides(self) -> frozenset[str]:
-        """What `DiscreteField` provides, and at even sizes a Gibbs sweep."""
-        return super().provides | (frozenset() if self.size % 2 else frozenset({"gibbs"}))
+        """What `DiscreteField` provides, couplings, and at even sizes a Gibbs sweep."""
+        gibbs = frozenset() if self.size % 2 else frozenset({"gibbs"})
+        return super().provides | {"couplings"} | gibbs
+
+    def _bonds(self, strength: float, weights: Tensor | None) -> Couplings:
+        """The couplings of bonds of one strength, and of the weights `(k,)` of a site's states."""
+        first, second = _bonded(self.size)
+        return Couplings(
+            first,
+            second,
+            torch.full(first.shape, strength, dtype=torch.float64),
+            None if weights is None else weights.expand(self.size**2, -1),
+        )
 
     def between(self, base: Any, weight: float) -> _Lattice | None:
         """The lattice with its energy times `weight`, on the way from the uniform law.
@@ -158,6 +178,12 @@ class Ising(_Lattice):
     def event_shape(self) -> tuple[int, ...]:
         return (self.size, self.size)
 
+    @property
+    def couplings(self) -> Couplings:
+        """Bonds of `2 J`, as `x_i x_j = 2 [x_i = x_j] - 1`, and weights `h x_i`."""
+        h = torch.tensor(self.states, dtype=torch.float64) * self.field
+        return self._bonds(2 * self.coupling, h if self.field else None)
+
     def _scaled(self, weight: float) -> Ising:
         return replace(self, coupling=weight * self.coupling, field=weight * self.field)
 
@@ -186,6 +212,11 @@ class Potts(_Lattice):
     @property
     def event_shape(self) -> tuple[int, ...]:
         return (self.size, self.size, self.colours)
+
+    @property
+    def couplings(self) -> Couplings:
+        """Bonds of J."""
+        return self._bonds(self.coupling, None)
 
     def _scaled(self, weight: float) -> Potts:
         return replace(self, coupling=weight * self.coupling)
