@@ -61,8 +61,11 @@ class Static(Probe):
 
 
 class States(Static):
-    provides = frozenset({"energy", "states", "gibbs"})
+    provides = frozenset({"energy", "states", "gibbs", "couplings"})
     states = (-2.0, -1.0, 1.0, 2.0)
+    couplings = stk.Couplings(
+        torch.arange(6), torch.arange(1, 7), torch.full((6,), 0.3), torch.zeros(7, 4)
+    )
     gibbs_shape = (7,)
 
     def gibbs(self, x, u, c=None):

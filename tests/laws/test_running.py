@@ -332,6 +332,7 @@ class CountedSpins(Counted):
     """Sites of two values, with sweeps."""
 
     states, gibbs_shape = (-1.0, 1.0), (3,)
+    couplings = stk.Couplings(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.3]))
 
     def __init__(self):
         super().__init__()
