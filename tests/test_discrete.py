@@ -376,7 +376,7 @@ def test_the_fields_obey_the_laws(field):
 def test_too_many_states_are_not_enumerated():
     assert {"log_prob", "draw"} <= ising(4).provides
     large, noise = ising(5), stk.Noise(0, 2)
-    assert large.provides == {"energy", "score", "states"}
+    assert large.provides == {"couplings", "energy", "score", "states"}
     for ask in (
         lambda: large.log_prob(large.initial(2, noise)),
         lambda: large.draw(2, noise),
