@@ -152,7 +152,7 @@ class Doubles:
 def test_every_error_of_the_compilers_is_told_from_a_models(monkeypatch, module):
     ours = type("Backend", (RuntimeError,), {"__module__": module})
 
-    def fails(method, key):
+    def fails(method, key, options):
         def call(*arguments):
             raise ours('no compiler\n  File "/home/a/model.py", line 7, in energy')
 
@@ -173,7 +173,7 @@ def test_what_changes_at_every_call_is_not_compiled_for_ever(monkeypatch):
     hit = type(compiling.LIMIT_HIT, (RuntimeError,), {"__module__": "torch._dynamo.exc"})
     made = []
 
-    def limited(method, key):
+    def limited(method, key, options):
         made.append(key)
 
         def call(*arguments):
@@ -191,7 +191,7 @@ def test_without_the_way_back_the_run_would_end(monkeypatch):
     """The mutant: the compiler's error ends the run, as it did."""
     ours = type("Backend", (RuntimeError,), {"__module__": "torch._dynamo.exc"})
 
-    def fails(method, key):
+    def fails(method, key, options):
         def call(*arguments):
             raise ours('no compiler\n  File "/home/a/model.py", line 7, in energy')
 

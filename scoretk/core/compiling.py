@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from sysconfig import get_path
 from types import CodeType, FunctionType, MethodType
@@ -25,13 +26,11 @@ from torch.utils._pytree import tree_map
 
 from scoretk.errors import ScoretkError
 
-try:  # prototypes of torch's, which other versions may not have
+LOOPS = all(find_spec(f"torch._higher_order_ops.{name}") for name in ("scan", "while_loop"))
+"""Whether this torch has its prototypes of loops within a graph."""
+if LOOPS:
     from torch._higher_order_ops.scan import scan
     from torch._higher_order_ops.while_loop import while_loop
-except ImportError:
-    LOOPS = False
-else:
-    LOOPS = True
 
 __all__ = [
     "LOOPS",

@@ -16,16 +16,16 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from scoretk.core.files import lives, stem_of
 from scoretk.errors import Busy
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
+"""What Windows does not have."""
 
 __all__ = ["held", "lock_of"]
 

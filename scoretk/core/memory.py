@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,15 +78,14 @@ def _of_groups() -> list[int]:
 
 def _of_process() -> int | None:
     """What the process's own limit leaves."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
+    if find_spec("resource") is None:  # on Windows
         return None
+    resource: Any = import_module("resource")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     used = _table(STATUS).get("VmSize")
     if limit == resource.RLIM_INFINITY or used is None:
         return None
-    return limit - 1024 * used
+    return int(limit) - 1024 * used
 
 
 def _text(path: Path) -> str:

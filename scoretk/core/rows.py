@@ -46,7 +46,9 @@ def across(values: Tensor, x: Tensor) -> Tensor:
 
 def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
     """`x + factor y`; the factor is a number, or a tensor that broadcasts over y."""
-    return x + factor * y if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
+    if isinstance(factor, Tensor) or abs(factor) > torch.finfo(y.dtype).max:  # no alpha then
+        return x + factor * y
+    return torch.add(x, y, alpha=factor)
 
 
 def row_sum(x: Tensor) -> Tensor:

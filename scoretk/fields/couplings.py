@@ -47,6 +47,10 @@ class Couplings:
     weights: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in ("first", "second", "strength", "weights"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (name != "weights" or value is not None):
+                raise InvalidArgument(name, value, "a tensor")
         shape = self.first.shape
         for name in ("first", "second"):
             sites = getattr(self, name)

@@ -290,19 +290,24 @@ def as_field(value: Any) -> Any:
     """A distribution as its field; a field, or what is nothing known, as it is.
 
     Raises:
-        InvalidArgument: It is another library's object, of which an adapter makes a field, or a class
-            in place of a field.
+        InvalidArgument: It is another library's object, of which an adapter makes a field.
     """
     if isinstance(value, td.Distribution):
         return from_distribution(value)
-    if isinstance(value, type) or (adapter_of(value) is not None and not is_field(value)):
+    if adapter_of(value) is not None and not is_field(value):
         raise no_field("field", value, "a field")
     return value
 
 
 def in_free_space(value: Any) -> Any:
-    """A field or distribution as solvers get it: in free space where it has a support."""
+    """A field or distribution as solvers get it: in free space where it has a support.
+
+    Raises:
+        InvalidArgument: As `as_field`, and of a class in place of a field.
+    """
     field = as_field(value)
+    if isinstance(field, type):
+        raise no_field("field", field, "a field")
     own = optional(field, "in_free_space")
     return own() if callable(own) else field
 

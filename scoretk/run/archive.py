@@ -22,6 +22,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -38,12 +40,10 @@ from scoretk.run.ranks import Share
 from scoretk.run.resume import Saving, check_whose, contents, header_of, read_moments
 from scoretk.run.witness import witness
 
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
-
 __all__ = ["Archive", "archive_of"]
+
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
+"""What Windows does not have."""
 
 PATIENCE = 3.0
 """Seconds that a job waits for the one before, whose ranks need about two to see that it is over."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from scoretk.errors import InvalidArgument, MissingDependency
+from scoretk.core.dependencies import required
+from scoretk.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,12 +35,9 @@ def canvas(size: tuple[float, float]) -> Figure:
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise MissingDependency("matplotlib", "plot", "A picture") from error
+    pyplot = required("matplotlib.pyplot", "plot", "A picture")
     with pyplot.ioff():
-        figure = pyplot.figure(figsize=size, layout="constrained")
+        figure: Figure = pyplot.figure(figsize=size, layout="constrained")
     pyplot.close(figure)
     return figure
 
