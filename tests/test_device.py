@@ -24,6 +24,7 @@ from scoretk.learn import (
     prediction_error,
     stratified,
 )
+from scoretk.run.checkpoint import weights_digest
 from scoretk.run.settle import AtTheEnd
 from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
 from scoretk.solvers.warmup.adaptation import Adaptation
@@ -844,6 +845,17 @@ def test_a_doubling_waits_once(device):
     """And not each of the leapfrog steps, fifteen in trajectories of four doublings."""
     solver = stk.NUTS(0.1, metric="none", max_depth=4)
     assert 1 < counted(device, solver, partial(gaussian, 5), lengths=(4, 8))[1] <= 4
+
+
+def test_weights_that_have_not_changed_are_looked_at_with_one_wait(device):
+    with device.on() as ledger:
+        weights = [torch.full((3,), float(k), device=device.name) for k in range(10)]
+        known = weights_digest(weights)
+        ledger.clear()
+        assert weights_digest(weights) == known
+        assert ledger.waits.total() == 1
+        weights[7].data.mul_(2)
+        assert weights_digest(weights) != known
 
 
 def breaking(x):

@@ -6,7 +6,7 @@ each step is made on both, and the law is: a chain that did not meet the injury 
 chain that did is where it was.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -402,3 +402,24 @@ def test_a_gradient_whose_norm_overflows_is_flagged():
     steep = stk.Energy(lambda x, row: x.pow(20).sum(1), (2,))
     draws = sample(steep, UNADJUSTED["mclmc"], torch.full((4, 2), 30.0))
     assert draws.failures == {"NONFINITE": 4}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [1e300, 1e-300])
+@pytest.mark.parametrize("name", [name for name, s in EXAMPLES.items() if hasattr(s, "step_size")])
+def test_a_step_size_that_the_dtype_does_not_hold_is_refused_or_told(name, size):
+    """A float that float32 has no room for: a named error or draws, and no error of torch's; far steps are not OK draws."""
+    field = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
+    states = "states" in EXAMPLES[name].needs
+    length = {} if is_grid(EXAMPLES[name]) else {"steps": 3, "warmup": 0}
+    try:
+        draws = stk.sample(
+            stk.Discrete(field, (-1.0, 0.5, 2.0)) if states else field,
+            replace(EXAMPLES[name], step_size=size),
+            chains=4,
+            **length,
+        )
+    except stk.ScoretkError:
+        return
+    assert draws.final.isfinite().all()
+    assert draws.final.abs().max() < 1e3 or draws.failures

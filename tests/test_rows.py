@@ -73,3 +73,14 @@ def test_gradients():
     torch.testing.assert_close(found, torch.sigmoid(x.detach()))
     (found,) = torch.autograd.grad(rows.sigmoid(x).sum(), x)
     torch.testing.assert_close(found, torch.sigmoid(x.detach()) * torch.sigmoid(-x.detach()))
+
+
+@pytest.mark.parametrize(
+    "factor", [0.3, 1e300, -1e300, torch.tensor(0.3), torch.tensor([[2.0], [3.0]])]
+)
+def test_a_factor_may_be_larger_than_its_dtype_holds(factor):
+    """torch takes no such `alpha`: products are infinite, as those of tensors are."""
+    x, y = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.25, -1.0]]), torch.tensor([[2.0, 1.0, -3.0]] * 2)
+    assert torch.equal(
+        rows.add_scaled(x, y, factor), torch.addcmul(x, y, torch.as_tensor(factor).to(x))
+    )

@@ -40,6 +40,7 @@ __all__ = [
     "is_summary",
     "numbers_as_bytes",
     "tensor_value",
+    "whole_tensor",
     "without_addresses",
 ]
 
@@ -417,15 +418,21 @@ def _bytes(tensor: Tensor) -> bytes:
     return f"{plain.dtype}{tuple(plain.shape)}".encode() + numbers_as_bytes(plain)
 
 
-def numbers_as_bytes(x: Tensor) -> bytes:
-    """The numbers of a strided tensor on the CPU as bytes, in order.
+def whole_tensor(x: Tensor) -> Tensor:
+    """A tensor; of one in parts on several processes (FSDP, tensor parallel) the whole.
 
-    Of a tensor in parts on several processes (FSDP, tensor parallel) those of the whole, for which
-    all of them ask.
+    All of them have to ask for it.
     """
     spread = sys.modules.get("torch.distributed.tensor")  # where it is not there, none is
-    if spread is not None and isinstance(x, spread.DTensor):
-        x = x.full_tensor()
+    if spread is None or not isinstance(x, spread.DTensor):
+        return x
+    whole: Tensor = x.full_tensor()
+    return whole
+
+
+def numbers_as_bytes(x: Tensor) -> bytes:
+    """The numbers of a strided tensor on the CPU as bytes, in order, of the `whole_tensor`."""
+    x = whole_tensor(x)
     # in memory of stride 1, which an expanded tensor is not; as bytes, as numpy has no bfloat16
     flat = x.new_empty(x.numel()).copy_(x.reshape(-1))
     return flat.view(torch.uint8).numpy().tobytes()

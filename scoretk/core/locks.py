@@ -42,18 +42,20 @@ def lock_of(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def held(path: str | os.PathLike[str]) -> Iterator[None]:
+def held(path: str | os.PathLike[str], patience: float = 0.0) -> Iterator[None]:
     """A context in which this process alone, and in it this caller alone, writes to a path.
 
     Args:
         path: What is written: a file or a folder, there or not.
+        patience: The seconds that it is waited for another job to end.
 
     Raises:
         Busy: Another job holds it.
     """
-    lock = lock_of(path)
+    lock, over = lock_of(path), time.monotonic() + patience
     try:
-        descriptor = _taken(lock, path)
+        while (descriptor := _free(lock, path, over)) is None:
+            time.sleep(0.1)
     except OSError as error:
         raise Busy(f"{path} cannot be locked: {error}") from error
     _HELD.add(lock_of(path))
@@ -64,6 +66,16 @@ def held(path: str | os.PathLike[str]) -> Iterator[None]:
         with contextlib.suppress(OSError):  # removed while it is held, so that nobody else's is
             lock.unlink()
         os.close(descriptor)
+
+
+def _free(lock: Path, path: object, over: float) -> int | None:
+    """As `_taken`; None where another job holds it and there is time left."""
+    try:
+        return _taken(lock, path)
+    except Busy:
+        if time.monotonic() >= over:
+            raise
+        return None
 
 
 def _taken(lock: Path, path: object) -> int:

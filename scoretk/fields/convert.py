@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import option
 from scoretk.core.devices import wide
-from scoretk.core.rows import across
+from scoretk.core.rows import across, add_scaled
 from scoretk.errors import InvalidArgument, SingularConversion, UnknownName
 from scoretk.fields.paths import GaussianPath
 
@@ -182,7 +182,7 @@ def convert(
     )
     if on_cpu and (not isinstance(t, Tensor) or t.ndim == 0) and not _wants_grad(t):
         a, b = _float_coefficients(path, float(t), source, target)
-        return value * a if b == 0 else torch.add(value * a, x, alpha=b)
+        return value * a if b == 0 else add_scaled(value * a, x, b)
     assert isinstance(t, Tensor)
     rate, shift = row_coefficients(path, t, source, target, x.dtype)
     return across(rate, x) * value + across(shift, x) * x

@@ -71,6 +71,8 @@ DEFAULT_WARMUP = Warmup.steps
 MOST_CHAINS = 2**32
 SHARED_CHAINS, SHARED_BATCHES = 256, 64
 """Of batches that ranks share, by default: the fewest chains of one, and the most batches."""
+PATIENCE = 3.0
+"""Seconds that a job of many waits for the one before, whose ranks need about two to see its end."""
 STEPS_A_START = 1 << 16
 """Steps of the noise's START stream that an attempt at a start may take."""
 CHUNK = 1 << 22
@@ -211,8 +213,6 @@ def sample(
         own,
         ExitStack() as ends,
     ):
-        if saved is not None and not shares():
-            ends.enter_context(held(saved.file))
         batches = [run.batch_of(part) for part in parts]
         schedule = batches[-1].schedule
         check_fits(run.what_is_kept(schedule))
@@ -221,9 +221,11 @@ def sample(
         identity = Identity(field=model, solver=solver) if asked else None
         call = {**settings, "on_failure": on_failure, "checkpoint": saved and str(saved.path)}
         with shared_call(call, identity) as share:
+            written = [saved.file] if saved is not None else []
+            written += [streamed.folder] if streamed is not None else []
+            for path in written if share.first else []:
+                ends.enter_context(held(path, 0.0 if share.alone else PATIENCE))
             if streamed is not None:
-                if share.first:
-                    ends.enter_context(held(streamed.folder))
                 n = schedule.kept_before(schedule.total)
                 store = _store(run, streamed, parts, settings, n, saved, share)
                 run = replace(run, store=store)

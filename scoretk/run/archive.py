@@ -14,39 +14,27 @@ its file; files of batches that are over are only read.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
-import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from scoretk.core.files import replace_folder
 from scoretk.core.identity import is_summary
 from scoretk.core.sealed import check_header, is_count
 from scoretk.errors import CheckpointError, StoreError
 from scoretk.run.batch import Batch
-from scoretk.run.checkpoint import ADVICE, LOCK, MANIFEST, is_shared, load, unfit
+from scoretk.run.checkpoint import ADVICE, MANIFEST, is_shared, load, unfit
 from scoretk.run.moment import Moment
 from scoretk.run.ranks import Share
 from scoretk.run.resume import Saving, check_whose, contents, header_of, read_moments
 from scoretk.run.witness import witness
 
 __all__ = ["Archive", "archive_of"]
-
-fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
-"""What Windows does not have."""
-
-PATIENCE = 3.0
-"""Seconds that a job waits for the one before, whose ranks need about two to see that it is over."""
 
 
 class Archive(Protocol):
@@ -217,18 +205,15 @@ class _InFolder:
         self.saving, self.batches, self.solver, self.share = saving, batches, solver, share
         self.folder = saving.checkpoint.file
         self.moments, self.changed = dict[int, Moment](), set[str]()
-        self._saved, self._open = dict[int, int](), ExitStack()
+        self._saved = dict[int, int]()
 
     def __enter__(self) -> _InFolder:
-        with ExitStack() as opened:
-            if self.share.first:
-                opened.enter_context(_held(self.folder))
-                self._begin()
-                self.share.tell("manifest", {})
-            else:
-                self.share.told("manifest")
-                self._check()
-            self._open = opened.pop_all()
+        if self.share.first:
+            self._begin()
+            self.share.tell("manifest", {})
+        else:
+            self.share.told("manifest")
+            self._check()
         self.saving.checkpoint.begin()
         return self
 
@@ -238,7 +223,7 @@ class _InFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._open, _noted(error, self.saving):
+        with _noted(error, self.saving):
             for i in [] if isinstance(error, StoreError) else self.moments:
                 # where others hold the model too, they do not come to answer
                 asked = partial(self._asked, i)
@@ -287,7 +272,20 @@ class _InFolder:
         if there.exists() and self._check()["settings"] == self._told():
             return
         header = {**header_of(self.saving, self.changed), "batches": len(self.batches)}
-        self.saving.checkpoint.save({}, header, path=there, kind="manifest")
+        if self.folder.exists():
+            self._write_manifest(header, there)
+            return
+        try:  # so that from the first moment on it is known for a run's
+            replace_folder(self.folder, partial(self._make, header))
+        except OSError as error:
+            raise CheckpointError(f"cannot write into {self.folder}: {error}") from error
+
+    def _make(self, header: dict[str, Any], folder: Path) -> None:
+        folder.mkdir()
+        self._write_manifest(header, folder / MANIFEST)
+
+    def _write_manifest(self, header: dict[str, Any], path: Path) -> None:
+        self.saving.checkpoint.save({}, header, path=path, kind="manifest")
 
     def _told(self) -> Any:
         """The settings as a file has them: tuples become lists."""
@@ -341,64 +339,3 @@ def _noted(error: BaseException | None, saving: Saving) -> Iterator[None]:
         error.add_note(
             f"The run so far is in {saving.checkpoint.path}: the same call goes on from there."
         )
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """A context in which a folder, made where there is none, is one job's alone.
-
-    It is let go when the process ends, however it does.
-
-    Raises:
-        CheckpointError: Another job holds it, or it cannot be made.
-    """
-    try:
-        if not folder.exists():
-            _make(folder)
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise CheckpointError(f"cannot write into {folder}: {error}") from error
-    try:
-        _take(lock, folder)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _make(folder: Path) -> None:
-    """Make a folder that is known for a run's from the first moment on."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    beside.mkdir(exist_ok=True)
-    (beside / LOCK).touch()
-    try:
-        beside.rename(folder)
-    except OSError:
-        shutil.rmtree(beside)
-        if not folder.is_dir():  # else another job was first
-            raise
-
-
-def _take(lock: int, folder: Path) -> None:
-    """Hold an open file, or refuse."""
-    over = time.monotonic() + PATIENCE
-    while fcntl is not None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > over:
-                holder = os.pread(lock, 200, 0).decode(errors="replace") or "somebody"
-                raise CheckpointError(
-                    f"another job runs in {folder}: {holder}. Wait for its end, or name another "
-                    f"folder"
-                ) from None
-            time.sleep(0.1)
-        except OSError as error:
-            warnings.warn(
-                f"{folder} lies where files cannot be held ({error}): see to it yourself that no "
-                f"two jobs run in it",
-                stacklevel=2,
-            )
-            break
-    os.truncate(lock, 0)
-    os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())

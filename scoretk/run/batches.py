@@ -296,9 +296,7 @@ def _finish(moment: Any, batch: Batch, tuned: bool) -> Finished:
     schedule, recorder = batch.schedule, batch.recorder
     kept = schedule.kept_before(schedule.total)
     status, failed_at = outcome(moment)
-    if schedule.milestones is not None:
-        as_intervals = [schedule.interval(s) if s >= 0 else -1 for s in failed_at.tolist()]
-        failed_at = torch.tensor(as_intervals, dtype=failed_at.dtype, device=failed_at.device)
+    failed_at = schedule.intervals(failed_at)
     recorder.ended(moment.record, kept, status, failed_at)
     record = recorder.filled(moment.record, kept)
     leaves = tuned_leaves(moment.state) if tuned else {}

@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.core.arguments import positive
+from scoretk.core.devices import widest
 from scoretk.core.files import as_path, file_to_write
-from scoretk.core.identity import numbers_as_bytes, tensor_value
+from scoretk.core.identity import numbers_as_bytes, tensor_value, whole_tensor
 from scoretk.core.sealed import Stored, Unreadable, open_sealed, read_sealed, write_sealed
 from scoretk.errors import CheckpointError
 
 __all__ = [
-    "LOCK",
     "MANIFEST",
     "Checkpoint",
     "another",
@@ -43,8 +43,8 @@ __all__ = [
 
 ADVICE = "It is left untouched: move it away or name another path to start afresh"
 
-MANIFEST, LOCK = "manifest.safetensors", "lock"
-"""The files of a folder that is a checkpoint, beside one a batch (`run.archive`)."""
+MANIFEST = "manifest.safetensors"
+"""The file of a folder that is a checkpoint, beside one a batch (`run.archive`)."""
 
 _KNOWN: Any = WeakTensorKeyDictionary()
 """Digests of weights, each with a mark of what the tensor was then."""
@@ -110,7 +110,7 @@ class Checkpoint:
 def is_shared(path: Path) -> bool:
     """Whether a path is the folder of a run that several processes share."""
     try:
-        return any((path / name).is_file() for name in (MANIFEST, LOCK))
+        return (path / MANIFEST).is_file()
     except OSError:  # such as for a name that is too long
         return False
 
@@ -130,9 +130,8 @@ def weights_digest(weights: Iterable[Tensor]) -> str:
 
     Each is read as a whole once, and again when it has changed.
     """
-    digest = hashlib.sha256()
-    for tensor in weights:
-        mark = _mark(tensor)
+    digest, tensors = hashlib.sha256(), list(weights)
+    for tensor, mark in zip(tensors, _marks(tensors), strict=True):
         if mark is None:
             digest.update(tensor_value(tensor).encode())
             continue
@@ -143,24 +142,38 @@ def weights_digest(weights: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _mark(tensor: Tensor) -> Any:
-    """A mark of a tensor that differs when it has changed.
+def _marks(tensors: list[Tensor]) -> list[Any]:
+    """Marks of tensors, each of which differs when its tensor has changed.
 
-    None where torch does not count its changes, or it has no address or no sum.
+    None where torch does not count its changes, or it has no address or no sum. A device is waited
+    for once, however many tensors are there.
     """
+    sums = [_sum(tensor) for tensor in tensors]
+    totals, devices = dict[int, float](), {s.device for s in sums if s is not None}
+    for device in devices:
+        here = [(i, s) for i, s in enumerate(sums) if s is not None and s.device == device]
+        read = torch.stack([s.to(widest(device)) for _, s in here]).tolist()
+        totals |= {i: total for (i, _), total in zip(here, read, strict=True)}
+    return [
+        (tensor._version, tensor.data_ptr(), totals[i]) if i in totals else None
+        for i, tensor in enumerate(tensors)
+    ]
+
+
+def _sum(tensor: Tensor) -> Tensor | None:
+    """The sum, which sees what torch's counter does not: changes by way of `.data`."""
     if (
         tensor.is_inference()
         or tensor.is_meta
         or tensor.is_nested
+        or tensor.is_complex()
         or tensor.layout is not torch.strided
     ):
         return None
     try:
-        # the sum sees what the counter does not: changes by way of `.data`
-        total = float(tensor.detach().sum())
+        return whole_tensor(tensor.detach().sum())
     except (RuntimeError, NotImplementedError):  # such as for numbers of eight bits
         return None
-    return tensor._version, tensor.data_ptr(), total
 
 
 def write(

@@ -226,5 +226,5 @@ def _raise_failures(moment: Moment, schedule: Schedule, on_failure: str, ids: Te
     status, failed_at = outcome(moment) if over else (moment.status, moment.failed_at)
     if bool((status != int(Status.OK)).any()):
         chains = torch.nonzero(status != int(Status.OK)).flatten()
-        steps = [schedule.interval(s) for s in failed_at[chains].tolist()]
-        raise ChainFailure(ids[chains].tolist(), status[chains].tolist(), steps)
+        steps = schedule.intervals(failed_at[chains])
+        raise ChainFailure(ids[chains].tolist(), status[chains].tolist(), steps.tolist())

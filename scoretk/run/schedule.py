@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
 
 __all__ = ["Schedule"]
 
@@ -61,6 +65,13 @@ class Schedule:
         before = (self.kept_before(step) + int(draws) + 1) * self.thin
         return self.warmup + before - 1 - step
 
-    def interval(self, step: int) -> int:
-        """The step as users count it: in intervals of the grid, for a solver that has one."""
-        return step if self.milestones is None else sum(self.milestones[:step])
+    def intervals(self, steps: Tensor) -> Tensor:
+        """Steps as users count them: in intervals of the grid, for a solver that has one.
+
+        Args:
+            steps: Of int64; below 0, as of chains that are well, they stay.
+        """
+        if self.milestones is None:
+            return steps
+        before = torch.tensor((0, *accumulate(map(int, self.milestones))), device=steps.device)
+        return torch.where(steps < 0, steps, before[steps.clamp(min=0)])

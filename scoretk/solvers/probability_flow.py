@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import counts, flags, positive
-from scoretk.core.rows import finite_rows
+from scoretk.core.rows import add_scaled, finite_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
 from scoretk.fields.protocols import NoiseSource
@@ -333,5 +333,5 @@ def _combine(weights: Sequence[Any], values: Sequence[Tensor]) -> Tensor:
     if w != 1:
         total = total * w
     for w, x in rest:
-        total = torch.add(total, x, alpha=w)
+        total = add_scaled(total, x, w)
     return total

@@ -72,7 +72,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import counts, finite, flags, option, positive
-from scoretk.core.rows import across, row_sum
+from scoretk.core.rows import across, add_scaled, row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, SingularConversion, UnknownName
 from scoretk.fields.paths import GaussianPath
@@ -285,9 +285,8 @@ def _path(field: TimedField) -> GaussianPath:
 
 def _plus(total: Tensor, weight: Any, term: Tensor) -> Tensor:
     """The sum `total + weight term`; a weight that is a float 0, in eager mode, leaves it out."""
-    if isinstance(weight, Tensor):
-        return total + weight * term
-    return total if weight == 0 else torch.add(total, term, alpha=weight)
+    nothing = not isinstance(weight, Tensor) and weight == 0
+    return total if nothing else add_scaled(total, term, weight)
 
 
 def _ratio(now: Knot, after: Knot) -> float:

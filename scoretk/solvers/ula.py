@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import finite, positive
+from scoretk.core.rows import add_scaled
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
@@ -128,8 +129,8 @@ class ULA:
         self, field: StaticField, state: ULAState, noise: NoiseSource
     ) -> tuple[ULAState, Info]:
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        drifted = torch.add(state.x, state.score, alpha=self.step_size)
-        x = torch.add(drifted, z, alpha=sqrt(2 * self.step_size * self.temperature))
+        drifted = add_scaled(state.x, state.score, self.step_size)
+        x = add_scaled(drifted, z, sqrt(2 * self.step_size * self.temperature))
         if self.box is not None:
             x = x.clamp(*self.box)
         return ULAState(x, self._drift(field, x), state.step + 1), {}

@@ -120,12 +120,12 @@ class Underdamped:
     ) -> tuple[UnderdampedState, Info]:
         h, kept = self.step_size, exp(-self.friction * self.step_size)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        v = torch.add(state.velocity, state.score, alpha=h / 2)
-        x = torch.add(state.x, v, alpha=h / 2)
-        v = torch.add(v * kept, z, alpha=sqrt((1 - kept**2) * self.temperature))
-        x = torch.add(x, v, alpha=h / 2)
+        v = add_scaled(state.velocity, state.score, h / 2)
+        x = add_scaled(state.x, v, h / 2)
+        v = add_scaled(v * kept, z, sqrt((1 - kept**2) * self.temperature))
+        x = add_scaled(x, v, h / 2)
         score = field.score(x)
-        return UnderdampedState(x, torch.add(v, score, alpha=h / 2), score, state.step + 1), {}
+        return UnderdampedState(x, add_scaled(v, score, h / 2), score, state.step + 1), {}
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def test_a_schedule_keeps_the_last_of_each_stride(warmup, thin):
 def test_a_grid_counts_intervals_and_keeps_what_it_is_told():
     milestones = (False, True, True, False, True)
     schedule = Schedule(5, kept=(False,) * 4 + (True,), milestones=milestones)
-    assert [schedule.interval(s) for s in range(6)] == [0, 0, 1, 2, 2, 3]
+    steps = torch.tensor([-1, 0, 1, 2, 3, 4, 5])
+    assert schedule.intervals(steps).tolist() == [-1, 0, 0, 1, 2, 2, 3]
     assert [schedule.kept_before(s) for s in range(6)] == [0, 0, 0, 0, 0, 1]
 
 
