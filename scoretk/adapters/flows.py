@@ -13,21 +13,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch import distributions as td
 
+from scoretk.adapters.flow_supports import (
+    Support,
+    flat_axis,
+    nflows_support,
+    normflows_support,
+    zuko_support,
+)
+from scoretk.core.anatomy import state_like
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.distribution import draw_from, explicit
-from scoretk.fields.foreign import no_field, owners
+from scoretk.fields.foreign import answered, no_field, owners
+from scoretk.fields.freelaws import unvalidated
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.supports import Bijection
 
 __all__ = ["FlowField", "from_flow"]
 
@@ -46,6 +57,9 @@ class _Flow(Protocol):
 
     def shape(self) -> tuple[int, ...]:
         """The event shape; raises anything where the flow does not say."""
+
+    def support(self) -> Support | None:
+        """Where x lives, as the flow's parts say; None for all of R^d, or where they do not."""
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
         """`log p(x | c)`, `(batch,)`."""
@@ -67,23 +81,36 @@ class FlowField:
         event_shape: The shape of one x.
         provides: Energy, score and `log_prob`; `draw` where the base is a known transform of noise.
         conditional: Whether it has to be given conditions.
+        support: The bijection from free space onto where x lives; None for all of R^d.
+        within: Where x lives, as a constraint; None for all of R^d.
     """
 
     flow: Any
     event_shape: tuple[int, ...]
     provides: frozenset[str]
     conditional: bool
+    support: Bijection | None = None
+    within: Support | None = None
 
     def __repr__(self) -> str:
         # a flow's own repr is long, and zuko's builds parts anew, from torch's global generator
         return f"from_flow({type(self.flow).__name__.lstrip('_')}, {self.event_shape})"
 
     def log_prob(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """The flow's own log density, `(batch, *event_shape) -> (batch,)`."""
+        """The flow's own log density, `(batch, *event_shape) -> (batch,)`; `-inf` outside the
+        support.
+        """
         if len(x) == 0:
             return row_sum(x)
-        log_prob: Tensor = self.flow.log_prob(x, self._checked(cond))
-        return log_prob.to(x.dtype)
+        given = self._checked(cond)
+        inner = x if self.support is None else self.support.clamped(x)
+        found = self._answered(lambda: self.flow.log_prob(inner, given), x, cond)
+        log_prob: Tensor = found.to(x.dtype)
+        if self.support is None:
+            return log_prob
+        inside = self.support.contains(x)
+        inside = inside.flatten(1).all(1) if inside.ndim > 1 else inside
+        return torch.where(inside, log_prob, -torch.inf)
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`-log p(x)`, `(batch,)`."""
@@ -96,6 +123,18 @@ class FlowField:
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
         return -self.energy_and_grad(x, **cond)[1]
+
+    def bare(self) -> FlowField:
+        """The same field without its support, to be the inner field of a `Constrained`."""
+        return replace(self, support=None, within=None)
+
+    def over_support(self) -> Constrained:
+        """The field in free space, of a flow that has a support."""
+        return constrained(self.bare(), self.within)  # type: ignore[arg-type]
+
+    def in_free_space(self) -> Any:
+        """The field as solvers get it: in free space where it has a support."""
+        return self if self.support is None else self.over_support()
 
     def draw(self, n: int, noise: NoiseSource, **cond: Tensor) -> Tensor:
         """Exact samples `f^-1(z)`, z from the noise: `field.draw(8, scoretk.Noise(0, 8))`.
@@ -119,8 +158,15 @@ class FlowField:
                 "The flow's base is no known transform of normals or uniforms: sample the field "
                 "with a kernel such as MALA, or give the flow a diagonal normal base",
             )
-        x: Tensor = self.flow.draw(noise, self._checked(cond))
-        return x.reshape(n, *self.event_shape)
+        given = self._checked(cond)
+        x = self._answered(lambda: self.flow.draw(noise, given), noise.chains, cond)
+        x = x.reshape(n, *self.event_shape)
+        return x if self.support is None else self.support.clamped(x)
+
+    def _answered(self, ask: Callable[[], Tensor], x: Tensor, cond: Cond) -> Tensor:
+        needless = cond and not self.conditional
+        hint = "This flow answers without a condition: was it made to take one?" if needless else ""
+        return answered(ask, self.flow.flow, x, cond, hint)
 
     def _checked(self, cond: Cond) -> Cond:
         names = self.flow.names
@@ -130,7 +176,9 @@ class FlowField:
         return cond
 
 
-def from_flow(flow: Any, event_shape: Sequence[int] | None = None) -> FlowField:
+def from_flow(
+    flow: Any, event_shape: Sequence[int] | None = None, support: Any = None
+) -> FlowField:
     """A field with energy, score, `log_prob` and `draw` from a normalizing flow.
 
     A conditional flow takes its condition by the name that its library has for it, one row a chain:
@@ -141,12 +189,16 @@ def from_flow(flow: Any, event_shape: Sequence[int] | None = None) -> FlowField:
         flow: A flow of zuko (or a distribution that it has made), nflows, normflows or FrEIA, whose
             networks lead from data to N(0, I).
         event_shape: The shape of one x, where the flow does not say.
+        support: Where x lives, as a constraint is given to `scoretk.constrained`; None for what the
+            flow's parts say, which for circular flows is one period.
 
     Returns:
-        The field. It has `draw` where the flow's base is a known transform of noise.
+        The field, of the user's space: outside the support the density is 0, and solvers work in
+        free space. It has `draw` where the flow's base is a known transform of noise.
 
     Raises:
-        InvalidArgument: It is no such flow, or its event shape is not known.
+        InvalidArgument: It is no such flow, its event shape is not known, or its density does not
+            fall off where x is said to live.
     """
     kind = next((_KINDS[owner] for owner in owners(flow) if owner in _KINDS), None)
     if kind is None:
@@ -161,7 +213,32 @@ def from_flow(flow: Any, event_shape: Sequence[int] | None = None) -> FlowField:
             ) from error
     shape = as_event_shape(event_shape)
     provides = {"energy", "score", "log_prob"} | ({"draw"} if law.explicit else set())
-    return FlowField(law, shape, frozenset(provides), law.conditional(shape))
+    field = FlowField(law, shape, frozenset(provides), law.conditional(shape))
+    within = law.support() if support is None else support
+    if within is not None:
+        over = constrained(field, within)
+        field = replace(field, support=over.transform, within=over.constraint)
+    if not field.conditional:
+        _check_falls_off(field)
+    return field
+
+
+def _check_falls_off(field: FlowField) -> None:
+    """Check that a density falls off along the axes.
+
+    Raises:
+        InvalidArgument: It does not: it is normalised on a part of the space only.
+    """
+    axis = flat_axis(field.log_prob, _like(field.flow.flow).new_zeros((1, *field.event_shape)))
+    if axis is not None:
+        raise InvalidArgument(
+            "support",
+            None,
+            "where x lives, as this flow's density does not fall off along all axes",
+            f"Along entry {axis} it is periodic, or the same however far out. Say on which part it "
+            f"is normalised, such as scoretk.from_flow(flow, support="
+            f"torch.distributions.constraints.interval(-math.pi, math.pi))",
+        )
 
 
 def _fails(evaluate: Callable[[], Any]) -> bool:
@@ -174,9 +251,13 @@ def _fails(evaluate: Callable[[], Any]) -> bool:
     return False
 
 
-def _like(module: torch.nn.Module) -> Tensor:
-    """A tensor of the dtype and on the device of a module."""
-    held = (*module.parameters(), *module.buffers())
+def _like(module: Any) -> Tensor:
+    """A tensor of the dtype and on the device of a module, or of a distribution."""
+    held = (
+        (*module.parameters(), *module.buffers())
+        if isinstance(module, torch.nn.Module)
+        else state_like(module)
+    )
     return next((t for t in held if t.is_floating_point()), torch.zeros(()))
 
 
@@ -194,14 +275,14 @@ def _log_normal(z: Tensor) -> Tensor:
 class _ZukoLaw:
     """A distribution that zuko has made: a flow without, or with one, condition."""
 
-    law: Any
+    flow: Any
     names = ()
 
     def __post_init__(self) -> None:
-        if self.law.batch_shape:
+        if self.flow.batch_shape:
             raise InvalidArgument(
                 "flow",
-                self.law,
+                self.flow,
                 "an empty batch_shape",
                 "Give the flow itself, scoretk.from_flow(flow), and the rows as cond={'c': rows}",
             )
@@ -210,18 +291,22 @@ class _ZukoLaw:
         return False
 
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.law.event_shape)
+        return tuple(self.flow.event_shape)
+
+    def support(self) -> Support | None:
+        return zuko_support(self.flow.transform)
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
-        log_prob: Tensor = self.law.log_prob(x)
+        # torch's checks would refuse all rows where one is outside the base's box
+        log_prob: Tensor = unvalidated(self.flow).log_prob(x)
         return log_prob
 
     @property
     def explicit(self) -> bool:
-        return explicit(self.law.base)
+        return explicit(self.flow.base)
 
     def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
-        return _zuko_draw(self.law, self.law.base, noise)
+        return _zuko_draw(self.flow, self.flow.base, noise)
 
 
 def _zuko_draw(law: Any, base: td.Distribution, noise: NoiseSource) -> Tensor:
@@ -243,8 +328,12 @@ class _Zuko:
     def shape(self) -> tuple[int, ...]:
         return tuple(getattr(self.flow, "base", self.flow)().event_shape)
 
+    def support(self) -> Support | None:
+        return zuko_support(getattr(self.flow, "transform", None))
+
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
-        log_prob: Tensor = self.flow(*cond.values()).log_prob(x)
+        law = unvalidated(self.flow(*cond.values()))
+        log_prob: Tensor = law.log_prob(x)
         return log_prob
 
     @property
@@ -272,6 +361,9 @@ class _NFlows:
 
     def shape(self) -> tuple[int, ...]:
         return tuple(self.flow._distribution._shape)
+
+    def support(self) -> Support | None:
+        return nflows_support(self.flow)
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
         log_prob: Tensor = self.flow.log_prob(x, **cond)
@@ -324,10 +416,15 @@ class _NormFlows:
 
     def shape(self) -> tuple[int, ...]:
         base = self.flow.q0
+        sizes = (getattr(base, name, None) for name in ("ndim", "dim"))
+        shape = getattr(base, "shape", None) or (next(size for size in sizes if size),)
         if self.names:
-            return tuple(base.shape)
+            return tuple(shape)
         with torch.no_grad():
-            return tuple(self.flow.forward(_like(self.flow).new_zeros((1, *base.shape))).shape[1:])
+            return tuple(self.flow.forward(_like(self.flow).new_zeros((1, *shape))).shape[1:])
+
+    def support(self) -> Support | None:
+        return normflows_support(self.flow)
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
         if self._by_class:
@@ -387,6 +484,9 @@ class _FrEIA:
     def shape(self) -> tuple[int, ...]:
         (shape,) = self.flow.dims_in  # of one input
         return tuple(shape)
+
+    def support(self) -> Support | None:
+        return None
 
     def _output_shapes(self) -> list[tuple[int, ...]]:
         shapes = getattr(self.flow, "global_out_shapes", None) or self.flow.shapes[-1:]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -111,6 +111,12 @@ class DistributionField:
         )
         return Constrained(self.bare(), space, shape, self.distribution.support, space.log_density)
 
+    def over_support(self) -> Constrained:
+        """The field in free space, its density that of x and the bijection's."""
+        assert self.support is not None
+        free = self.support.free_shape(self.event_shape)
+        return Constrained(self.bare(), self.support, free, self.distribution.support)
+
     def on(self, device: torch.device) -> DistributionField:
         """The field of the same distribution on a device; made at the first call for each device.
 
@@ -162,6 +168,24 @@ class DistributionField:
                 "as MALA",
             )
         return draw_from(self.on(noise.chains.device).distribution, noise)
+
+
+@runtime_checkable
+class Supported(Protocol):
+    """A field of the user's space that may have a support of its own."""
+
+    @property
+    def support(self) -> Bijection | None:
+        """The bijection from free space onto the support; None for all of R^d."""
+        ...
+
+    def bare(self) -> Any:
+        """The same field without its support."""
+        ...
+
+    def over_support(self) -> Constrained:
+        """The field in free space, where it has a support."""
+        ...
 
 
 _ELSEWHERE: WeakKeyDictionary[
@@ -326,21 +350,18 @@ def in_one_space(fields: Sequence[Any], *, all_or_none: bool = False) -> tuple[A
         The fields, in their order.
     """
     made = tuple(as_field(f) for f in fields)
-    supported = [f for f in made if isinstance(f, DistributionField) and f.support is not None]
+    supported = [f for f in made if isinstance(f, Supported) and f.support is not None]
     moved = [f for f in made if callable(optional(f, "around"))]
     if not supported:
         return made
     if all_or_none and len(supported) + len(moved) < len(made):
         return tuple(f.bare() if f in supported else f for f in made)
-    first, support = supported[0], supported[0].support
-    assert support is not None
-    shape = support.free_shape(first.event_shape)
-    space = Constrained(first.bare(), support, shape, first.distribution.support)
+    first: Any = supported[0]
+    space = first.over_support()
 
     def put(f: Any) -> Any:
-        if isinstance(f, DistributionField) and f.support is not None:
-            free = f.support.free_shape(f.event_shape)
-            return Constrained(f.bare(), f.support, free, f.distribution.support)
+        if isinstance(f, Supported) and f.support is not None:
+            return f.over_support()
         known = moved or is_timed(f) or tuple(getattr(f, "event_shape", ())) != first.event_shape
         return f if known else space.around(f)
 

@@ -6,20 +6,23 @@ that has it: nothing of another library is imported to ask.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from inspect import getclosurevars, unwrap
 from traceback import walk_tb
 from types import FunctionType, MappingProxyType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from scoretk.errors import InvalidArgument
+from torch import Tensor
+
+from scoretk.errors import InvalidArgument, ScoretkError
 
 __all__ = [
     "ADAPTERS",
     "FUNCTIONS",
     "NEAREST",
     "adapter_of",
+    "answered",
     "library_of",
     "nearest",
     "no_field",
@@ -173,6 +176,66 @@ def unfit(model: object, library: str, error: Exception | None = None) -> Invali
         said = f"It raised {type(error).__name__}" + (f": {error}" if str(error) else "")
     expected = "with a latent site" if error is None else "that runs with its arguments"
     return InvalidArgument("model", model, f"a {library} model {expected}", said)
+
+
+_Answer = TypeVar("_Answer")
+
+
+def answered(
+    ask: Callable[[], _Answer], taker: object, x: Tensor, cond: Mapping[str, Tensor], hint: str = ""
+) -> _Answer:
+    """What another library's model answers.
+
+    Args:
+        ask: Asks the model.
+        taker: The model, whose class the message names.
+        x: What it is asked for.
+        cond: The conditions that it is given.
+        hint: What to do; nothing for what the event shape and the conditions are to be.
+
+    Returns:
+        The answer.
+
+    Raises:
+        InvalidArgument: The model does not take these; the message has what it raised. What this
+            package or torch's distributions refuse, and memory that is not there, is raised as it is.
+    """
+    try:
+        return ask()
+    except (ScoretkError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError" or _of_distributions(error):
+            raise
+        rows = {"x": x, **cond}
+        got = ", ".join(f"{name} of shape {tuple(v.shape)}" for name, v in rows.items())
+        way = hint or (
+            "event_shape is the shape of one x, without the axis of the chains; each condition "
+            "has one row a chain, of the width that the model was made for"
+        )
+        said = f"It raised {type(error).__name__}: {error}"
+        raise InvalidArgument(
+            "x" if not cond else "cond",
+            _Told(got),
+            f"rows that {type(taker).__name__} takes",
+            f"{way}. {said}",
+        ) from error
+
+
+class _Told(str):
+    """Words that a message shows as they are."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _of_distributions(error: Exception) -> bool:
+    """Whether one of torch's distributions refuses a value: its row is rejected."""
+    trace = [frame for frame, _ in walk_tb(error.__traceback__)]
+    home = str(trace[-1].f_globals.get("__name__", "")) if trace else ""
+    return isinstance(error, ValueError) and home.startswith("torch.distributions.")
 
 
 def no_field(argument: str, value: Any, expected: str, hint: str = "") -> InvalidArgument:

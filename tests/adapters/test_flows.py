@@ -46,6 +46,7 @@ BRINGS = [
 ]
 
 D, C, N = 2, 3, 6
+REAL = td.constraints.real
 
 
 def zuko_flow(name, context=0):
@@ -342,3 +343,126 @@ def test_several_conditions_of_freia_go_to_their_places(name):
             field.log_prob(x, **rest)
         with pytest.raises(InvalidArgument, match=left_out):
             field.draw(N, Noise(0, N), **rest)
+
+
+# --- where a flow's density lives
+
+
+def of_angles():
+    """A flow of normflows for an angle and a number; its base says the same beyond its box."""
+    nf = importing("normflows")
+    base = nf.distributions.UniformGaussian(D, [0], scale=torch.tensor([2 * math.pi, 1.0]))
+    layer = nf.flows.CircularAutoregressiveRationalQuadraticSpline(
+        D, 1, 8, [0], tail_bound=torch.tensor([math.pi, 5.0])
+    )
+    return nf.NormalizingFlow(base, [layer])
+
+
+def of_shares():
+    pytest.importorskip("nflows")
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.transforms import CompositeTransform, Logit, PointwiseAffineTransform
+
+    parts = [Logit(), PointwiseAffineTransform(shift=0.5, scale=1.5)]
+    return Flow(CompositeTransform(parts), StandardNormal([D]))
+
+
+PI = math.pi
+BOUNDED = {
+    "zuko NCSF": (lambda: zuko_flow("NCSF"), [-PI, -PI], [PI, PI]),
+    "nflows, from shares": (of_shares, [0, 0], [1, 1]),
+    "normflows, an angle": (of_angles, [-PI, -5], [PI, 5]),
+}
+
+
+def on_a_grid(field, low, high, sides=100):
+    """Points of a grid on a box, and the share of mass that a density puts at each."""
+    axes = [
+        torch.linspace(a, b, sides + 1)[:-1] + (b - a) / sides / 2
+        for a, b in zip(low, high, strict=True)
+    ]
+    points = torch.cartesian_prod(*axes)
+    cell = math.prod((b - a) / sides for a, b in zip(low, high, strict=True))
+    return points, field.log_prob(points).exp() * cell
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_flow_on_a_part_of_the_space_is_sampled_there_alone(name):
+    make, low, high = BOUNDED[name]
+    field = stk.from_(seeded(make))
+    with torch.no_grad():
+        points, mass = on_a_grid(field, low, high)
+    assert float(mass.sum()) == pytest.approx(1, abs=1e-2)
+    outside = torch.tensor(high) + 1.0
+    assert field.log_prob(outside.expand(2, D) * torch.tensor([[1.0], [-1.0]])).tolist() == [
+        -math.inf,
+        -math.inf,
+    ]
+    draws = stk.sample(field, stk.MALA(0.3), chains=128, steps=1, warmup=40, seed=1)
+    assert draws.failures == {}
+    assert bool(((draws.x >= torch.tensor(low)) & (draws.x <= torch.tensor(high))).all())
+    waves = torch.tensor([1.0, 2.0])
+    expected = mass @ torch.cat([(waves * points).cos(), points.sin()], 1)
+    x = draws.final
+    assert_mean(torch.cat([(waves * x).cos(), x.sin()], 1), expected.tolist(), name)
+    joint = stk.product(field, field)
+    assert bool((stk.sample(joint, stk.MALA(0.3), chains=4, steps=3).x <= torch.tensor(high)).all())
+
+
+def test_a_mutant_without_the_support_leaves_it():
+    flow = seeded(lambda: zuko_flow("NCSF"))
+    assert stk.from_(flow()).within.upper_bound == PI
+    field = stk.from_flow(flow).bare()
+    draws = stk.sample(field, stk.MALA(1.0), chains=16, steps=30, seed=1)
+    assert bool((draws.x.abs() > PI).any())
+
+
+def test_a_flow_given_a_condition_knows_where_it_lives():
+    field = stk.from_flow(seeded(lambda: zuko_flow("NCSF", C)))
+    draws = stk.sample(field, stk.ULA(0.5), chains=8, steps=9, cond={"c": torch.zeros(8, C)})
+    assert bool((draws.x.abs() <= PI).all())
+
+
+def test_a_density_that_falls_off_nowhere_asks_for_its_support():
+    zuko = pytest.importorskip("zuko")
+    flow = seeded(lambda: zuko_flow("NCSF"))
+    turned = zuko.lazy.UnconditionalTransform(zuko.transforms.RotationTransform, torch.ones(D, D))
+    turned = zuko.lazy.Flow([turned, *flow.transform.transforms], flow.base)
+    with pytest.raises(InvalidArgument, match=r"support=torch\.distributions"):
+        stk.from_flow(turned)
+    nf = importing("normflows")
+    base = nf.distributions.UniformGaussian(D, [0])
+    shifted = nf.NormalizingFlow(base, [nf.flows.AffineConstFlow(D)])
+    with pytest.raises(InvalidArgument, match="entry 0"):
+        stk.from_flow(shifted)
+    with pytest.raises(InvalidArgument, match="entry 1"):  # which leads all beyond 5 to one point
+        stk.from_flow(seeded(of_angles), support=[(td.constraints.interval(-PI, PI), 1), (REAL, 1)])
+    parts = [(td.constraints.interval(-0.5, 0.5), 1), (REAL, 1)]
+    field = stk.from_flow(shifted, support=parts)
+    assert field.log_prob(torch.tensor([[0.6, 0.0]])).tolist() == [-math.inf]
+    with pytest.raises(InvalidArgument, match="constraint"):
+        stk.from_flow(shifted, support=[(td.constraints.positive, 3)])
+
+
+@pytest.mark.parametrize("given", FLOWS, indirect=True)
+def test_conditions_that_do_not_fit_are_told_in_a_sentence(given):
+    _, field, x, cond = given
+    for name in field.flow.names:
+        wide = {name: torch.zeros(N, C + 2)}
+        with pytest.raises(InvalidArgument, match=f"{name} of shape .*It raised"):
+            field.log_prob(x, **wide)
+    if not cond and field.flow.names == ("c",):
+        with pytest.raises(InvalidArgument, match="was it made to take one"):
+            field.log_prob(x, c=torch.zeros(N, C))
+
+
+def test_a_box_beneath_a_flow_refuses_rows_and_not_batches():
+    zuko = pytest.importorskip("zuko")
+    flow = seeded(lambda: zuko_flow("NSF"))
+    flow.base = zuko.lazy.UnconditionalDistribution(
+        zuko.distributions.BoxUniform, -5 * torch.ones(D), 5 * torch.ones(D), buffer=True
+    )
+    found = stk.from_flow(flow).log_prob(torch.tensor([[0.0, 0.0], [6.0, 0.0]]))
+    assert bool(found[0].isfinite())
+    assert found[1].tolist() == -math.inf
