@@ -174,7 +174,7 @@ def test_one_chain_or_a_few_draws_give_what_they_can():
 
 
 def test_without_draws_it_says_so():
-    draws = stk.sample(gaussian(), stk.ULA(0.1), chains=4, steps=5, keep="moments")
+    draws = stk.sample(gaussian(), stk.ULA(0.1), chains=4, steps=3, keep="moments")
     for ask in (draws.summary, lambda: draws.divergent):
         with pytest.raises(stk.InvalidArgument, match="keep"):
             ask()

@@ -411,5 +411,5 @@ def test_where_no_chain_starts_the_energy_is_to_be_checked_and_no_step_size():
     assert "init=" in said
     assert "step_size" not in said
     moved = torch.tensor([int(Status.NONFINITE), 0]), torch.tensor([3, -1])
-    (later,) = verdict._failures(*moved, Sampler("MALA(step_size=0.1)"))
+    (later,) = verdict.failures(*moved, Sampler("MALA(step_size=0.1)"))
     assert "step_size" in later.fix

@@ -17,6 +17,7 @@ from scoretk.diagnostics.discrepancies import (
     sliced_wasserstein_test,
 )
 from scoretk.diagnostics.distances import mmd, sliced_wasserstein
+from scoretk.diagnostics.halves import split_rhat
 from scoretk.diagnostics.quality import Classifier, Copies, Verdict, balance, copies
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "sbc_test",
     "sliced_wasserstein",
     "sliced_wasserstein_test",
+    "split_rhat",
     "tarp_ranks",
     "tarp_test",
 ]

@@ -1,5 +1,7 @@
 """Diagnostics of chains, of all coordinates at once, for tensors `(chains, draws, *event_shape)`.
 
+Draws in a store (`draws.x` of `keep=scoretk.Zarr(path)`) are taken as well, some coordinates at a time.
+
 Each agrees with that of ArviZ to rounding, where ArviZ has it.
 
 References:
@@ -13,8 +15,9 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,7 +34,7 @@ __all__ = ["bfmi", "ess", "mcse", "nested_rhat", "rhat"]
 CHUNK = 1 << 22
 
 
-def ess(x: Tensor, method: str = "bulk") -> Tensor:
+def ess(x: Tensor | Readable, method: str = "bulk") -> Tensor:
     """Effective sample size of each coordinate.
 
     Args:
@@ -57,7 +60,7 @@ def ess(x: Tensor, method: str = "bulk") -> Tensor:
     return _each(x, measures[option("method", method, tuple(measures))])
 
 
-def rhat(x: Tensor) -> Tensor:
+def rhat(x: Tensor | Readable) -> Tensor:
     """Rank-normalised split R-hat of each coordinate: the larger of the plain and the folded one.
 
     Args:
@@ -75,7 +78,14 @@ def rhat(x: Tensor) -> Tensor:
     return _each(x, measure)
 
 
-def nested_rhat(x: Tensor, superchains: int) -> Tensor:
+@runtime_checkable
+class HasMoments(Protocol):
+    """Draws, in memory, in a store, or of which moments were kept."""
+
+    def moments(self) -> tuple[Tensor, Tensor]: ...
+
+
+def nested_rhat(x: Tensor | HasMoments, superchains: int) -> Tensor:
     """Nested R-hat of each coordinate, `sqrt(1 + B / W)`, for chains in superchains.
 
     B is the variance of the superchains' means, W the mean over superchains of the variance of
@@ -85,7 +95,8 @@ def nested_rhat(x: Tensor, superchains: int) -> Tensor:
     draws; `summary` then groups chains by where their first half was.
 
     Args:
-        x: Draws, `(chains, draws, *event_shape)`.
+        x: Draws, `(chains, draws, *event_shape)`; or what `sample` returned, as the means and the
+            variances of chains are enough, which `keep="moments"` has of any number of processes.
         superchains: How many superchains there are, at least two, each of equally many neighbouring
             chains, at least two.
 
@@ -96,20 +107,28 @@ def nested_rhat(x: Tensor, superchains: int) -> Tensor:
         InvalidArgument: Where the chains do not divide so.
     """
     k = count("superchains", superchains, least=2)
-    if isinstance(x, Tensor) and x.ndim >= 2 and (len(x) % k or len(x) < 2 * k):
-        raise InvalidArgument(
-            "superchains", k, f"a divisor of the {len(x)} chains, with two chains at least in each"
-        )
-    return _each(
-        x,
-        lambda v: mixing.nested_r_hat(
-            v, np.broadcast_to(np.arange(len(x)) // (len(x) // k), v.shape[:2])
-        ),
-        least=1,
-    )
+
+    def groups(v: Any) -> Any:
+        chains = v.shape[1]
+        if chains % k or chains < 2 * k:
+            expected = f"a divisor of the {chains} chains, with two chains at least in each"
+            raise InvalidArgument("superchains", k, expected)
+        return np.broadcast_to(np.arange(chains) // (chains // k), v.shape[:2])
+
+    if isinstance(x, Tensor) or not isinstance(x, HasMoments):
+        return _each(x, lambda v: mixing.nested_r_hat(v, groups(v)), least=1)
+    mean, var = x.moments()
+    means, inside = (_by_entry(value) for value in (mean, var.nan_to_num(0.0)))
+    found = mixing.nested_r_hat_of(means, inside, groups(means))
+    return torch.from_numpy(found).reshape(mean.shape[1:])
 
 
-def mcse(x: Tensor, of: str = "mean") -> Tensor:
+def _by_entry(value: Tensor) -> Any:
+    """Numbers `(chains, *event_shape)` as an array `(d, chains)`."""
+    return value.detach().cpu().double().flatten(1).T.contiguous().numpy()
+
+
+def mcse(x: Tensor | Readable, of: str = "mean") -> Tensor:
     """Monte-Carlo standard error of each coordinate's mean or standard deviation.
 
     Args:
@@ -140,14 +159,29 @@ def bfmi(energy: Tensor) -> Tensor:
     return energy.diff(dim=1).square().mean(1) / energy.var(1)
 
 
-def _each(x: Tensor, measure: Callable[[Any], Any], least: int = 4) -> Tensor:
+@runtime_checkable
+class Readable(Protocol):
+    """Draws on the disk, `(chains, draws, *event_shape)`, of which some coordinates are read at a time."""
+
+    shape: torch.Size
+
+    def entries(self, some: slice) -> Tensor: ...
+
+
+def _each(x: Tensor | Readable, measure: Callable[[Any], Any], least: int = 4) -> Tensor:
     """The measure, of arrays `(d, chains, draws)`, of all coordinates, a few at a time."""
-    if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[1] < least:
+    if not isinstance(x, Tensor | Readable) or len(x.shape) < 2 or x.shape[1] < least:
         raise InvalidArgument(
             "x", x, f"draws (chains, draws, *event_shape), at least {least} of each chain"
         )
-    flat = rearrange(x.detach().cpu(), "chains draws ... -> chains draws (...)")
-    parts = flat.split(max(1, CHUNK // max(1, flat[:, :, 0].numel())), 2)
+    d = math.prod(x.shape[2:])
+    size = max(1, CHUNK // max(1, x.shape[0] * x.shape[1]))
+    some = (slice(i, min(i + size, d)) for i in range(0, d, size))
+    if isinstance(x, Tensor):
+        flat = rearrange(x.detach().cpu(), "chains draws ... -> chains draws (...)")
+        parts = (flat[:, :, part] for part in some)
+    else:
+        parts = (x.entries(part) for part in some)
     leading = (rearrange(part, "chains draws d -> d chains draws").double() for part in parts)
     found = [measure(part.contiguous().numpy()) for part in leading]
     return torch.from_numpy(np.concatenate(found)).reshape(x.shape[2:])

@@ -69,8 +69,10 @@ __all__ = [
     "mcse_sd",
     "memory",
     "nested_r_hat",
+    "nested_r_hat_of",
     "normal_scores",
     "outlying",
+    "paired",
     "r_hat",
     "split",
     "tail_effective",
@@ -246,14 +248,14 @@ def drift(x: Array, lattice: Array) -> tuple[Array, Array]:
 
     Args:
         x: `(d, chains, n)`.
-        lattice: `(d,)` of bool, the coordinates of few values, for which `_paired` has a bound.
+        lattice: `(d,)` of bool, the coordinates of few values, for which `paired` has a bound.
 
     Returns:
         z, and by how much the mean of the second half is larger.
     """
     half = x.shape[2] // 2
     with np.errstate(all="ignore"):
-        return _paired(x[:, :, x.shape[2] - half :].mean(2) - x[:, :, :half].mean(2), lattice)
+        return paired(x[:, :, x.shape[2] - half :].mean(2) - x[:, :, :half].mean(2), lattice)
 
 
 def alternation(x: Array, lattice: Array) -> tuple[Array, Array]:
@@ -262,7 +264,7 @@ def alternation(x: Array, lattice: Array) -> tuple[Array, Array]:
     The first and the last draw count half, so that a linear trend cancels.
     """
     turned = flipped(x)[:, :, : (x.shape[2] - 1) // 2 * 2 + 1]
-    return _paired(
+    return paired(
         (turned.sum(2) - (turned[:, :, 0] + turned[:, :, -1]) / 2) / (turned.shape[2] - 1), lattice
     )
 
@@ -281,10 +283,13 @@ def nested_r_hat(x: Array, superchains: Array) -> Array:
         x: `(d, chains, n)`.
         superchains: `(d, chains)`, the number of each chain's superchain, from 0.
     """
-    between_groups, _, sizes = _groups(x.mean(2), superchains)
     inside = x.var(2, ddof=1) if x.shape[2] > 1 else np.zeros(x.shape[:2])
-    means = x.mean(2)
-    _, within_groups, _ = _groups(means, superchains)
+    return nested_r_hat_of(x.mean(2), inside, superchains)
+
+
+def nested_r_hat_of(means: Array, inside: Array, superchains: Array) -> Array:
+    """As `nested_r_hat`, of the means and the variances of chains, each `(d, chains)`."""
+    between_groups, within_groups, sizes = _groups(means, superchains)
     with np.errstate(all="ignore"):
         return np.sqrt(1 + between_groups / sizes / (within_groups + inside.mean(1)))
 
@@ -361,7 +366,7 @@ def between(x: Array, slack: float, centre: float | None = None) -> Array:
     return np.where((variance <= 1e-20) & (apart > 1e-20), np.inf, z)
 
 
-def _paired(difference: Array, lattice: Array) -> tuple[Array, Array]:
+def paired(difference: Array, lattice: Array) -> tuple[Array, Array]:
     """The test that a difference D, `(d, chains)`, has mean 0 over chains.
 
     Draws of few values make few different D, which may all be equal by chance. There |z| is at most

@@ -62,6 +62,7 @@ class Summary:
         draws: How many draws of each.
         left_out: How many coordinates have no row; they are judged all the same.
         independent: Whether the draws are independent instead of chains.
+        of_moments: Whether moments alone were kept, which show less.
     """
 
     rows: dict[str, dict[str, float]]
@@ -70,6 +71,7 @@ class Summary:
     draws: int
     left_out: int = 0
     independent: bool = False
+    of_moments: bool = False
 
     @property
     def ok(self) -> bool:
@@ -87,6 +89,11 @@ class Summary:
                 "Independent draws, in which nothing is wrong. Whether the solver's steps are "
                 "enough they do not show: "
                 "compare with those of more steps."
+            )
+        if self.ok and self.of_moments:
+            return (
+                "No problem found in the moments of the chains' halves. Autocorrelation, tails and "
+                "spread they do not show: keep='all', or scoretk.Zarr(path), does."
             )
         if self.ok:
             return "No problem found: the chains agree, and there are effective draws enough."

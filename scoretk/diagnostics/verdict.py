@@ -61,10 +61,14 @@ __all__ = [
     "Chains",
     "Finding",
     "Sampler",
+    "broken",
     "different",
+    "failures",
     "findings",
     "judge",
     "kish",
+    "listed",
+    "low_acceptance",
 ]
 
 RATE = 1e-3
@@ -409,7 +413,7 @@ def findings(
         exact_ends: Whether x was made in finer coordinates and then rounded to its dtype: then
             equal values at an end of the range are rounding, and no mass is lost.
     """
-    found = [*_failures(status, failed_at, sampler)]
+    found = [*failures(status, failed_at, sampler)]
     if not x.size:
         return (
             *found,
@@ -418,7 +422,7 @@ def findings(
     if sampler.independent:
         return (*found, *_independent(x, names, stats, sampler))
     if x.shape[1] < 4:
-        found += _broken(_not_held(x), names)
+        found += broken(_not_held(x), names)
         return (
             *found,
             Finding(
@@ -436,7 +440,7 @@ def findings(
     ]
     all_judged = [own, *others]
     comparisons = 3 * sum(int(part.judged.sum()) for part in all_judged)
-    found += _broken(own.broken, names)
+    found += broken(own.broken, names)
     if own.constant.all():
         found.append(
             Finding(
@@ -473,7 +477,8 @@ def _extras(
     return values, names
 
 
-def _failures(status: Tensor, failed_at: Tensor, sampler: Sampler) -> Iterator[Finding]:
+def failures(status: Tensor, failed_at: Tensor, sampler: Sampler) -> Iterator[Finding]:
+    """Findings of chains that have failed, one for each kind of failure."""
     for code in Status:
         failed = status == int(code)
         if code is not Status.OK and bool(failed.any()):
@@ -494,11 +499,12 @@ def _failures(status: Tensor, failed_at: Tensor, sampler: Sampler) -> Iterator[F
             )
 
 
-def _broken(counts: Array, names: list[str]) -> Iterator[Finding]:
+def broken(counts: Array, names: list[str], what: str = "draws") -> Iterator[Finding]:
+    """The finding of numbers that are not finite, so many of each coordinate."""
     if counts.any():
         worst = int(counts.argmax())
         yield Finding(
-            f"{int(counts.sum())} numbers among the draws are not finite, or have squares that are "
+            f"{int(counts.sum())} numbers among the {what} are not finite, or have squares that are "
             f"not, {int(counts[worst])} "
             f"of them of {names[worst]}",
             "they are outside of what the dtype holds: use float64, other units, or a model that "
@@ -541,10 +547,15 @@ def _movement(
         )
     if own.still.any() and not never.all():
         yield Finding(
-            f"{_listed(own.names, own.still)} never moved in any chain, and chains differ there",
+            f"{listed(own.names, own.still)} never moved in any chain, and chains differ there",
             "the solver does not move it: its gradient is 0 or its step too small for the dtype",
             "stuck",
         )
+    yield from low_acceptance(stats, sampler)
+
+
+def low_acceptance(stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
+    """The finding that hardly any proposal is accepted, of reports by draw or averages."""
     accept = stats.get("accept")
     if accept is not None and np.isfinite(accept).any() and float(np.nanmean(accept)) < LOW_ACCEPT:
         yield Finding(
@@ -594,7 +605,7 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
             yield Finding(
                 f"the chains drift together in {what}: from the first half of the draws to the "
                 f"second by {by[worst]:+.2g}{unit} "
-                f"in {_listed(names, found, worst)} (z = {abs(z[worst]):.3g})",
+                f"in {listed(names, found, worst)} (z = {abs(z[worst]):.3g})",
                 "they are on their way still: use a longer warmup and more steps",
                 "drift",
             )
@@ -627,7 +638,7 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
             worst = int(remembered.argmax())
             yield Finding(
                 f"the chains have not forgotten where they were, nested {name} of "
-                f"{_listed(names, found, worst)} is "
+                f"{listed(names, found, worst)} is "
                 f"{as_r_hat(nested[worst])} (z = {remembered[worst]:.3g})",
                 fix,
                 "memory",
@@ -649,7 +660,7 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
     if turning.any():
         yield Finding(
             f"the chains alternate: draws at even and at odd places differ in "
-            f"{_listed(names, turning)}",
+            f"{listed(names, turning)}",
             "the kernel has period two. Use one that may stay where it is"
             + (
                 ", such as DiscreteLangevin"
@@ -680,7 +691,7 @@ def _values(own: Chains, sampler: Sampler) -> Iterator[Finding]:
         clamp = "a clamp (box) of the solver" if "box" in sampler.settings else "a clamp"
         yield Finding(
             f"{share[worst]:.1%} of the moves lead to exactly {value[worst]:.6g} in "
-            f"{_listed(own.names, found, worst)}",
+            f"{listed(own.names, found, worst)}",
             f"{clamp}, or the edge of what the dtype resolves, beyond which mass is lost. Use "
             f"float64, or other coordinates",
             "clamp",
@@ -688,7 +699,7 @@ def _values(own: Chains, sampler: Sampler) -> Iterator[Finding]:
     grid = (own.coincidence > COINCIDENCE) & own.judged & ~found
     if grid.any():
         yield Finding(
-            f"draws of {_listed(own.names, grid)} lie on a grid: two are equal with probability "
+            f"draws of {listed(own.names, grid)} lie on a grid: two are equal with probability "
             f"{float(own.coincidence[grid].max()):.1e}",
             "the dtype does not resolve them, and chains stall there: use float64, or subtract "
             "what is large and constant",
@@ -789,7 +800,7 @@ def _independent(
     x: Array, names: list[str], stats: Mapping[str, Array], sampler: Sampler
 ) -> Iterator[Finding]:
     """Findings for independent draws: of numbers that are not finite, weights, and copies."""
-    yield from _broken(_not_held(x), names)
+    yield from broken(_not_held(x), names)
     weight = stats.get("log_weight")
     if weight is not None:
         worth = kish(weight)
@@ -818,7 +829,7 @@ def kish(log_weight: Array) -> float:
     return float(w.sum() ** 2 / np.square(w).sum())
 
 
-def _listed(names: list[str], found: Array, worst: int | None = None) -> str:
+def listed(names: list[str], found: Array, worst: int | None = None) -> str:
     """The worst coordinate by name, and how many others, as text."""
     worst = int(found.argmax()) if worst is None else worst
     others = int(found.sum()) - 1

@@ -857,16 +857,37 @@ def _draws(
     }
     if run.store is not None:
         return stored_draws(run.store, **common)
-    m2 = joined.get("m2")
     x = rearrange(joined["x"], BY_CHAIN) if "x" in joined else None
     return Draws(
         x=x,  # type: ignore[arg-type]  # None where moments were kept
         stats=stats,
-        mean=joined.get("mean"),
-        var=None if m2 is None else m2 / (kept - 1),  # of one draw NaN: it has none
-        **common,
+        **(common | _moments(joined, kept)),
         **_variables(run.model, x),
     )
+
+
+def _moments(joined: dict[str, Tensor], kept: int) -> dict[str, Tensor]:
+    """The means and the variances of so many draws of each chain, and of the halves of these.
+
+    The second half is what is left of all without the first one.
+    """
+    if "mean" not in joined:
+        return {}
+    mean, m2 = joined["mean"], joined["m2"]
+    found = {"mean": mean, "var": m2 / (kept - 1)}  # of one draw NaN: it has none
+    if kept < 4:
+        return found
+    first, first_m2, count = (joined[f"half_{name}"] for name in ("mean", "m2", "draws"))
+    counts = torch.stack([count, kept - count], 1)
+    n, k = counts.to(mean.dtype).reshape(*counts.shape, *(1,) * (mean.ndim - 1)).unbind(1)
+    second = mean + (mean - first) * (n / k)
+    between = (second - first).square() * (n * k / (n + k))
+    second_m2 = (m2 - first_m2 - between).clamp(min=0.0)
+    return found | {
+        "half_mean": torch.stack([first, second], 1),
+        "half_var": torch.stack([first_m2 / (n - 1), second_m2 / (k - 1)], 1),
+        "half_draws": counts,
+    }
 
 
 def _whole(run: _Run, records: list[Record]) -> Record:

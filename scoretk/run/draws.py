@@ -35,15 +35,17 @@ from scoretk.core.inferencedata import (
     zarr,
 )
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
+from scoretk.diagnostics.halves import Halves, halves_of, summarise_halves
 from scoretk.diagnostics.plot.chains import plot_chains
 from scoretk.diagnostics.summary import Summary, divergent_draws, entry_names, summarise
+from scoretk.diagnostics.verdict import Sampler
 from scoretk.errors import InvalidArgument, OutputExists, ScoretkError, Status
 from scoretk.fields.layout import Layout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "Cost", "Draws", "check_output"]
+__all__ = ["BY_CHAIN", "FORMATS", "Cost", "Draws", "check_output"]
 
 FORMATS = (".safetensors", ".nc", ".zarr", ".npy")
 READ_BY = {
@@ -56,8 +58,9 @@ SHOWN = 20
 """How many rows of the summary a notebook shows."""
 KIND = "draws"
 OUTCOME = ("status", "failed_at")
-PLAIN = {"x", "final", "mean", "var", "named", "chains", *OUTCOME}
-"""The tensors of draws, beside statistics and what was tuned."""
+HALVES = ("half_mean", "half_var", "half_draws")
+BY_CHAIN = ("x", "final", *OUTCOME, "mean", "var", *HALVES, "named", "chains")
+"""The tensors of draws, of which each has a row for a chain, beside statistics and what was tuned."""
 WITHOUT_IDS = {"ids": False}
 """The entry of a header that says that chains had no ids, as in files from before checksums."""
 
@@ -131,6 +134,10 @@ class Draws:
         provenance: Plain values that say how to make the same draws again.
         mean: The mean of each chain, `(chains, *event_shape)`, where moments were kept.
         var: The variance of each chain (divisor n - 1), like it, where moments were kept.
+        half_mean: The mean of each half of a chain's draws, `(chains, 2, *event_shape)`, where moments
+            were kept of four draws or more.
+        half_var: The variances of the halves, like it.
+        half_draws: Of how many draws each half is, `(chains, 2)`.
         tuned: What warmup has tuned, by name, such as "step_size" and "scale";
             `solver.tuned_by(draws.tuned)`, or `tuned_by(draws)`, gives it back to a solver.
         chains: The id of each chain, which its noise depends on, `(chains,)`.
@@ -151,6 +158,9 @@ class Draws:
     provenance: dict[str, Any] = field(default_factory=dict)
     mean: Tensor | None = None
     var: Tensor | None = None
+    half_mean: Tensor | None = None
+    half_var: Tensor | None = None
+    half_draws: Tensor | None = None
     tuned: dict[str, Tensor] = field(default_factory=dict)
     chains: Tensor = None  # type: ignore[assignment]
     layout: Layout | None = None
@@ -238,8 +248,7 @@ class Draws:
 
     def _chosen(self, rows: Any) -> Draws:
         """The draws of some chains; cost and what was tuned stay those of the whole run."""
-        by_chain = ("x", "final", "status", "failed_at", "mean", "var", "chains", "named")
-        held = {name: vars(self)[name] for name in by_chain}
+        held = {name: vars(self)[name] for name in BY_CHAIN}
         parts: dict[str, Any] = {n: None if v is None else v[rows] for n, v in held.items()}
         return replace(self, stats={n: v[rows] for n, v in self.stats.items()}, **parts)
 
@@ -249,6 +258,25 @@ class Draws:
             return self.mean, self.var
         wide = self.x.double() if has_float64(self.x.device.type) else self.x
         return wide.mean(1), wide.var(1)
+
+    def halves(self) -> Halves:
+        """The moments of the first and of the second half of each chain's draws.
+
+        Raises:
+            InvalidArgument: There are fewer than four draws, or the draws are from a file of a
+                version that did not keep moments of halves.
+        """
+        mean, var, draws = (vars(self)[name] for name in HALVES)
+        if mean is not None and var is not None and draws is not None:
+            return Halves(mean, var, draws)
+        if vars(self)["x"] is None or self.kept < 4:
+            expected = "at least four draws of each chain, for R-hat of halves"
+            hint = "More steps, with keep='all', a store, or 'moments', have them"
+            raise InvalidArgument("draws", f"{self!r:.200}", expected, hint)
+        return self._halves()
+
+    def _halves(self) -> Halves:
+        return halves_of(self.x)
 
     def to_arviz(self) -> Any:
         """The draws as ArviZ has them: an `InferenceData` of ArviZ 0.x, a `DataTree` of 1.x.
@@ -287,7 +315,8 @@ class Draws:
         """Means, Monte-Carlo errors, effective draws, R-hat, and a verdict with likely fixes.
 
         All coordinates are judged, by tests with stated rates of false alarms
-        (docs/diagnostics.md).
+        (docs/diagnostics.md). Where moments were kept, R-hat is that of the moments of halves, and
+        less is judged.
 
         Args:
             most: How many coordinates get a row of the table.
@@ -296,14 +325,28 @@ class Draws:
             A `Summary`, which prints as a table and a verdict.
 
         Raises:
-            InvalidArgument: Where draws were not kept.
+            InvalidArgument: Where moments were kept of fewer than four draws, or on the way along the
+                grid of a solver.
         """
-        x = self._kept("a summary needs the draws themselves")
+        if vars(self)["x"] is None:
+            return self._summary_of_moments(most)
+        x = self.x
         rows, solver = count("most", most, least=1), str(self.provenance.get("solver", ""))
         exact = self.provenance.get("exact_ends") is True
         labels = None if self.layout is None else self.layout.labels
         return summarise(
             self._values(x), self.status, self.failed_at, self.stats, rows, solver, exact, labels
+        )
+
+    def _summary_of_moments(self, most: int) -> Summary:
+        solver = str(self.provenance.get("solver", ""))
+        if Sampler(solver).independent:
+            hint = "Draws of a solver with a grid of its own are its ends: keep='last'"
+            raise InvalidArgument("draws", f"{self!r:.200}", "draws that are a chain's", hint)
+        labels = None if self.layout is None else self.layout.labels
+        rows = count("most", most, least=1)
+        return summarise_halves(
+            self.halves(), self.status, self.failed_at, self.stats, rows, solver, labels
         )
 
     def plot(
@@ -344,7 +387,10 @@ class Draws:
     def _repr_html_(self) -> str:
         """The first rows of the summary and the verdict, for notebooks."""
         head = f"<p><code>{escape(repr(self))}</code></p>"
-        return head if vars(self)["x"] is None else head + self.summary(SHOWN)._repr_html_()
+        try:
+            return head + self.summary(SHOWN)._repr_html_()
+        except InvalidArgument:  # too few moments to judge
+            return head
 
     def to_pandas(self) -> Any:
         """The draws as a pandas `DataFrame`: a row a draw, a column an entry of the variables.
@@ -440,6 +486,9 @@ class Draws:
             "failed_at": self.failed_at,
             "mean": self.mean,
             "var": self.var,
+            "half_mean": self.half_mean,
+            "half_var": self.half_var,
+            "half_draws": self.half_draws,
             "named": self.named,
             "chains": self.chains,
             **{f"stats/{name}": value for name, value in self.stats.items()},
@@ -456,7 +505,7 @@ class Draws:
         return {
             name: tuple(getattr(value, "shape", ()))
             for name, value in vars(self).items()
-            if name in PLAIN
+            if name in BY_CHAIN
         }
 
     def _npy(self) -> bytes:
@@ -502,21 +551,23 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
         kind: {n[6:]: v for n, v in tensors.items() if n.startswith(f"{kind}/")}
         for kind in ("stats", "tuned")
     }
-    if (
-        len(plain) + sum(map(len, parts.values())) < len(tensors)
-        or not needed <= plain.keys() <= PLAIN
-    ):
+    if len(plain) + sum(map(len, parts.values())) < len(tensors) or not needed <= plain.keys() <= {
+        *BY_CHAIN
+    }:
         raise ValueError(f"it holds {', '.join(sorted(tensors))}")
     chains, event = plain["final"].shape[:1], plain["final"].shape[1:]
     if layout is not None and "named" not in plain and tuple(event) != (layout.size,):
         raise ValueError(f"its layout is of {layout.size} entries")
     if "named" in plain and (layout is None or "x" not in plain):
         raise ValueError("it holds variables without a layout")
+    if 0 < len(plain.keys() & {*HALVES}) < len(HALVES):
+        raise ValueError("it holds a part of the moments of halves")
     for name, value in plain.items():
-        whole = name in (*OUTCOME, "chains")
+        whole = name in (*OUTCOME, "chains", "half_draws")
         each = (layout.size,) if name == "named" and layout is not None else event
         kept = plain["x"].shape[1:2] if name in ("x", "named") else ()
-        shape = tuple(chains) if whole else (*chains, *kept, *each)
+        halves = (2,) if name in HALVES else ()
+        shape = (*chains, *halves) if whole else (*chains, *halves, *kept, *each)
         kind_fits = value.dtype == torch.int64 if whole else value.is_floating_point()
         if not chains or tuple(value.shape) != shape or not kind_fits:
             raise ValueError(f"{name} has shape {tuple(value.shape)} and {value.dtype}")

@@ -47,7 +47,8 @@ class Kept:
         if self.streamed:
             return self.chains * of_one
         if self.keep == "moments":
-            of_one += 2 * self.final * widest(self.device).itemsize
+            # of all draws, and of the first half
+            of_one += 4 * self.final * widest(self.device).itemsize
         else:
             of_one += self.draws * self.entries * self.dtype.itemsize
         return self.chains * of_one

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from scoretk.errors import InvalidArgument
-from scoretk.run.draws import Cost, Draws
+from scoretk.run.draws import BY_CHAIN, Cost, Draws
 from scoretk.run.stored import StoredDraws
 
 __all__ = ["concatenate"]
 
 OF_A_PART = {"chains", "batch", "init", "cond", "device"}
 """What parts of a run may differ in: all else in their provenance decides the draws."""
-BY_CHAIN = ("x", "final", "status", "failed_at", "mean", "var", "named", "chains")
-"""Of draws whose moments were kept x is None, and asking for it an error."""
 
 
 def concatenate(parts: Iterable[Draws]) -> Draws:

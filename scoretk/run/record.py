@@ -42,7 +42,8 @@ class Record:
     """What has been kept.
 
     Args:
-        tensors: Positions ("x"), or running moments of them ("mean", "m2").
+        tensors: Positions ("x"), or running moments of them ("mean", "m2", and what these were
+            after half of the draws: "half_mean", "half_m2", "half_draws").
         stats: Statistics that the solver reported, by name.
     """
 
@@ -320,6 +321,9 @@ class KeepLast(_OneByOne):
 class KeepMoments(_OneByOne):
     """The running mean and the sum of squared deviations of each chain, in constant memory.
 
+    What they are after half of the draws stays beside them, since R-hat compares halves. A run that
+    is extended to less than twice its length has passed its new half: there the old cut stays.
+
     References:
         Welford, "Note on a method for calculating corrected sums of squares and products" (1962).
     """
@@ -329,12 +333,21 @@ class KeepMoments(_OneByOne):
         old = record.tensors or {
             name: torch.zeros_like(x, dtype=_exact(x)) for name in ("mean", "m2")
         }
-        new = {name: torch.empty_like(value) for name, value in old.items()}
+        new = {name: torch.empty_like(old[name]) for name in ("mean", "m2")}
         for start in range(0, len(x), rows := max(1, CHUNK // max(1, x[0].numel()))):
             part = slice(start, start + rows)  # a part at a time, so that intermediates stay small
             mean, m2 = _welford(old["mean"][part], old["m2"][part], x[part], index)
             new["mean"][part], new["m2"][part] = mean, m2
-        return Record(new, _summed(record.stats, stats))
+        half = {name: value for name, value in old.items() if name.startswith("half_")}
+        found = _halved(new | half, index + 1, total)
+        return Record(found, _summed(record.stats, stats))
+
+    def restored(
+        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
+    ) -> Record:
+        """As `Recorder.restored`; a run that is extended to twice its length is at its half now."""
+        record = super().restored(saved, count, total, device)
+        return Record(_halved(record.tensors, count, total), record.stats)
 
     def filled(self, record: Record, count: int) -> Record:
         return record
@@ -425,6 +438,16 @@ def _welford(mean: Tensor, m2: Tensor, x: Tensor, index: int) -> tuple[Tensor, T
     before = x.to(mean.dtype) - mean
     mean = mean + before / (index + 1)
     return mean, m2 + before * (x - mean)
+
+
+def _halved(moments: dict[str, Tensor], count: int, total: int) -> dict[str, Tensor]:
+    """Moments of `count` draws, which after half of them are kept as those of the first half too."""
+    if count == 0 or count != total // 2:
+        return moments
+    mean = moments["mean"]
+    made = torch.full(mean.shape[:1], count, dtype=torch.int64, device=mean.device)
+    half = {"half_mean": mean, "half_m2": moments["m2"], "half_draws": made}
+    return moments | half
 
 
 def _summed(sums: Stats, stats: Stats) -> Stats:

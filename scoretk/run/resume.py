@@ -23,6 +23,9 @@ from scoretk.run.witness import contradiction
 
 __all__ = ["Saving", "check_whose", "contents", "header_of", "read_moments"]
 
+HALF = ("half_mean", "half_m2", "half_draws")
+"""What a record of moments has beside them, from half of the draws on."""
+
 
 @dataclass(frozen=True)
 class Saving:
@@ -295,8 +298,13 @@ def _saved_record(saved: _Saved, chains: int, kept: int) -> dict[str, Stored]:
     """
     record = saved.take_all(chains, (0, 1))
     kinds = {name for name in record if not name.startswith("stats/")}
-    if not kinds <= {"x", "mean", "m2"}:
+    if not kinds <= {"x", "mean", "m2", *HALF}:
         raise ValueError(f"it keeps {', '.join(sorted(kinds))}")
+    half = [record[name] for name in HALF if name in record]
+    if half and not kinds >= {"mean", "m2", *HALF}:
+        raise ValueError(f"it keeps {', '.join(sorted(kinds))}")
+    if half and (half[-1].dtype != torch.int64 or half[-1].shape != (chains,)):
+        raise ValueError("it does not say of how many draws the half is")
     x = record.get("x")
     if x is not None and (x.ndim < 2 or x.shape[1] != chains or len(x) not in (1, kept)):
         raise ValueError(
@@ -360,7 +368,7 @@ def _check_positions(record: Mapping[str, Stored], like: Tensor) -> None:
         ValueError: Where one has not.
     """
     for name, value in record.items():
-        if name.startswith("stats/"):
+        if name.startswith("stats/") or name == "half_draws":
             continue
         # moments are in float64 where the device has it
         shape = value.shape[1:] if name == "x" else value.shape

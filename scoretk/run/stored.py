@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from scoretk.core.arguments import count
 from scoretk.core.inferencedata import stored_data
 from scoretk.core.memory import available, gigabytes
+from scoretk.diagnostics.halves import Halves
 from scoretk.diagnostics.summary import Summary, entry_names, summarise
 from scoretk.errors import InvalidArgument, StoreError
 from scoretk.run.draws import Draws
@@ -143,18 +145,42 @@ class Lazy:
         """
         return self.read(slice(None), slice(None))
 
-    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """All of it, some draws of all chains at a time: which draws, and these."""
-        whole = self.shape[1]
-        step = self.arrays[0].chunks[1]
-        size = max(1, self.nbytes // max(1, whole))
-        step *= max(1, CHUNK // (size * step))
-        for start in range(0, whole, step):
-            part = slice(start, min(start + step, whole))
-            yield part, self.read(slice(None), part)
+    def entries(self, some: slice) -> Tensor:
+        """Some entries of all draws, laid in a row, `(chains, draws, entries)`.
 
-    def moments(self) -> tuple[Tensor, Tensor]:
+        Raises:
+            InvalidArgument: They do not fit into memory.
+            StoreError: They cannot be read.
+        """
+        n = len(range(math.prod(self.event))[some])
+        _check_fits(math.prod(self.shape[:2]) * n * self.element_size())
+        found = torch.empty((*self.shape[:2], n), dtype=self.dtype)
+        for part, piece in self.pieces():
+            found[:, part] = piece.reshape(*piece.shape[:2], -1)[:, :, some]
+        return found
+
+    def pieces(self, first: int = 0, last: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """All of it, some draws of all chains at a time: which draws, and these.
+
+        Args:
+            first: The number of the first draw.
+            last: The number of the draw after the last; None for all.
+        """
+        whole = self.shape[1] if last is None else min(last, self.shape[1])
+        step = self.arrays[0].chunks[1]
+        size = max(1, self.nbytes // max(1, self.shape[1]))
+        step *= max(1, CHUNK // (size * step))
+        ends = [first, *range((first // step + 1) * step, whole, step), whole]
+        for start, end in pairwise(ends):
+            if start < end:
+                yield slice(start, end), self.read(slice(None), slice(start, end))
+
+    def moments(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
         """The mean and the variance (divisor n - 1) of each chain, `(chains, *event)`, float64.
+
+        Args:
+            first: As in `pieces`.
+            last: As in `pieces`.
 
         References:
             Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
@@ -162,7 +188,7 @@ class Lazy:
         """
         mean = torch.zeros((len(self), *self.event), dtype=torch.float64)
         m2, n = torch.zeros_like(mean), 0
-        for _, piece in self.pieces():
+        for _, piece in self.pieces(first, last):
             part, k = piece.double(), piece.shape[1]
             own = part.mean(1)
             gap = own - mean
@@ -170,6 +196,13 @@ class Lazy:
             mean += gap * (k / (n + k))
             n += k
         return mean, m2 / (n - 1)
+
+    def halves(self) -> Halves:
+        """The moments of the first and of the second half of each chain's draws."""
+        cut = self.shape[1] // 2
+        parts = [self.moments(0, cut), self.moments(cut)]
+        mean, var = (torch.stack(list(of), 1) for of in zip(*parts, strict=True))
+        return Halves(mean, var, torch.tensor([cut, self.shape[1] - cut]).expand(len(self), 2))
 
     @classmethod
     def __torch_function__(
@@ -320,7 +353,10 @@ class StoredDraws(Draws):
         return self.in_memory().save(path, force)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        return _moments(self.x)
+        return _lazy(self.x).moments()
+
+    def _halves(self) -> Halves:
+        return _lazy(self.x).halves()
 
     def to_arviz(self) -> Any:
         """The store as ArviZ has it, not read yet: a `DataTree`, an `InferenceData` of ArviZ 0.x.
@@ -358,8 +394,9 @@ class StoredDraws(Draws):
         return replace(made, rows=table)
 
 
-def _moments(lazy: Any) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = lazy.moments()
+def _lazy(x: Any) -> Lazy:
+    """Draws that are annotated as a tensor, as what they are."""
+    found: Lazy = x
     return found
 
 
