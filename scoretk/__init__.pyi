@@ -88,6 +88,7 @@ from scoretk.inference.encoding import interpolate as interpolate
 from scoretk.inference.likelihood import Estimate as Estimate
 from scoretk.inference.likelihood import bits_per_dim as bits_per_dim
 from scoretk.inference.likelihood import log_prob as log_prob
+from scoretk.inference.partition import log_evidence as log_evidence
 from scoretk.inference.partition import log_partition as log_partition
 from scoretk.inference.sampling import sample as sample
 from scoretk.learn import ContrastiveDivergence as ContrastiveDivergence
@@ -133,6 +134,7 @@ from scoretk.solvers import PreconditionedLangevin as PreconditionedLangevin
 from scoretk.solvers import ProbabilityFlow as ProbabilityFlow
 from scoretk.solvers import ReverseSDE as ReverseSDE
 from scoretk.solvers import SwendsenWang as SwendsenWang
+from scoretk.solvers import TwistedSMC as TwistedSMC
 from scoretk.solvers import Underdamped as Underdamped
 from scoretk.solvers import Warmup as Warmup
 from scoretk.solvers import largest_distance as largest_distance

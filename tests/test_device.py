@@ -380,6 +380,8 @@ def case_of(name):
         return Case(lambda d: stk.load("rbm"), solver)
     if name in ("probability-flow", "reverse-sde"):
         return Case(diffusion, solver)
+    if name == "twisted-smc":
+        return Case(posterior, replace(solver, island=CHAINS))
     fewer = {"ais": {"levels": 4}, "smc": {"levels": 4, "island": CHAINS}}
     return Case(well, replace(solver, **fewer.get(name, {})))
 

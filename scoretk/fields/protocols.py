@@ -158,6 +158,8 @@ OPTIONAL: Mapping[str, str] = MappingProxyType(
         "log_prob_at": "`log_prob_at(x, t) -> (batch,)`, that of `p_t`",
         "estimate_log_prob": "an unbiased estimate of the density, with its standard error",
         "exact_log_partition": "log Z by enumeration",
+        "twist": "`twist(x, t)`, of a posterior in time: a `Twist`, guidance and how likely y is from there",
+        "log_likelihood": "`log_likelihood(x) -> (batch,)`, of a posterior: log L of data x",
         "noised": "`noised(path)`, the exact field in time of which this is the end",
         "marginal": "the field in data space of a model whose x is a latent",
         "observe": "`observe(x, noise)`, data drawn given a latent",

@@ -189,6 +189,8 @@ RULES: Mapping[str, Mapping[Kind, Rule]] = {
     "gibbs_shape": _rules(Rule.KEEP, Kind.SAME),
     "couplings": _rules(Rule.KEEP, Kind.SAME, BLEND=Rule.OWN),
     "between": _rules(Rule.KEEP, Kind.SAME),
+    "twist": _rules(Rule.KEEP, Kind.SAME, TILT=Rule.OWN),
+    "log_likelihood": _rules(Rule.KEEP, Kind.SAME, TILT=Rule.OWN),
     "noised": _rules(Rule.REFUSE),
     "marginal": _rules(Rule.REFUSE),
     "observe": _rules(Rule.REFUSE),

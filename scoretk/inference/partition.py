@@ -69,7 +69,7 @@ from scoretk.solvers.importance import (
 )
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 
-__all__ = ["Normalised", "Population", "find_ladder", "log_partition"]
+__all__ = ["Normalised", "Population", "find_ladder", "log_evidence", "log_partition"]
 
 SHARE = 0.9
 SPREAD = 0.5
@@ -261,6 +261,50 @@ def log_partition(
         Status.NONFINITE if not bool(draws.ok.all()) else Status.UNTRUSTED if doubts else Status.OK
     )
     return Estimate(value + (known or 0.0), stderr, how, cost, torch.tensor(int(status)))
+
+
+def log_evidence(draws: Draws) -> Estimate:
+    """The evidence log p(y) that weighted draws of a posterior have found on their way.
+
+    Args:
+        draws: Of `TwistedSMC`, of one measurement; those of several are told apart by slices,
+            `log_evidence(draws[:256])`. Also of `AIS` and `SMC`: then it is `log Z - log Z_base`.
+
+    Returns:
+        An `Estimate`, value and stderr `()`, in nats: the error is that of the spread of families, all chains
+        that descend from one start. Above .15 it is not to be trusted, which is warned of, and said by
+        `method` and `status`.
+
+    Raises:
+        InvalidArgument: Draws without weights, or of several measurements.
+    """
+    kept = {name: draws.stats.get(name) for name in ("log_weight", "ancestor", "measurement")}
+    log_weight, ancestor, measurement = (
+        None if value is None else value.reshape(len(value), -1)[:, -1] for value in kept.values()
+    )
+    if log_weight is None or ancestor is None:
+        raise InvalidArgument("draws", draws, "draws of TwistedSMC, AIS or SMC, which have weights")
+    if measurement is not None and bool((measurement != measurement[:1]).any()):
+        raise InvalidArgument(
+            "draws", draws, "draws of one measurement", "Select its chains: draws[0:256]"
+        )
+    families = _families(
+        torch.where(draws.ok, wide(log_weight), torch.nan), ancestor.unique(return_inverse=True)[1]
+    )
+    value, stderr, effective = _log_mean(families)
+    doubts = not float(stderr) <= LARGE
+    if doubts:
+        warnings.warn(
+            f"log_evidence: the standard error is {float(stderr):.3g}, above {LARGE}, and not to be "
+            "trusted; use more chains, more steps, or a better guidance",
+            stacklevel=2,
+        )
+    how = f"weights (effective {effective:.0f} of {len(log_weight)} chains)"
+    status = (
+        Status.NONFINITE if not bool(draws.ok.all()) else Status.UNTRUSTED if doubts else Status.OK
+    )
+    how += ", not to be trusted" if doubts else ""
+    return Estimate(value, stderr, how, draws.cost, torch.tensor(int(status)))
 
 
 def _in_free_space(field: Any, base: Any) -> tuple[Any, Any]:

@@ -54,6 +54,7 @@ BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType(
         "smc": "scoretk.solvers.importance:SMC",
         "annealed-langevin": "scoretk.solvers.annealed:AnnealedLangevin",
         "reverse-sde": "scoretk.solvers.reverse_sde:ReverseSDE",
+        "twisted-smc": "scoretk.solvers.twisted:TwistedSMC",
         "probability-flow": "scoretk.solvers.probability_flow:ProbabilityFlow",
     }
 )

@@ -29,6 +29,7 @@ from scoretk.solvers.preconditioned import PreconditionedLangevin
 from scoretk.solvers.probability_flow import ProbabilityFlow
 from scoretk.solvers.reverse_sde import ReverseSDE
 from scoretk.solvers.tempering import ParallelTempering
+from scoretk.solvers.twisted import TwistedSMC
 from scoretk.solvers.ula import ULA
 from scoretk.solvers.underdamped import GHMC, Underdamped
 from scoretk.solvers.warmup.plan import Warmup
@@ -60,6 +61,7 @@ __all__ = [
     "Solver",
     "State",
     "SwendsenWang",
+    "TwistedSMC",
     "Underdamped",
     "Warmup",
     "is_grid",

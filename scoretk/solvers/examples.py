@@ -24,6 +24,7 @@ from scoretk.solvers.preconditioned import PreconditionedLangevin
 from scoretk.solvers.probability_flow import ProbabilityFlow
 from scoretk.solvers.reverse_sde import ReverseSDE
 from scoretk.solvers.tempering import ParallelTempering
+from scoretk.solvers.twisted import TwistedSMC
 from scoretk.solvers.ula import ULA
 from scoretk.solvers.underdamped import GHMC, Underdamped
 
@@ -53,6 +54,7 @@ EXAMPLES: Mapping[str, Any] = MappingProxyType(
         "smc": SMC(levels=24, island=8),
         "annealed-langevin": AnnealedLangevin(levels=(2.0, 1.0), steps_per_level=12, step_size=0.2),
         "reverse-sde": ReverseSDE(steps=8),
+        "twisted-smc": TwistedSMC(steps=8, island=8),
         "probability-flow": ProbabilityFlow(steps=8),
     }
 )

@@ -52,11 +52,14 @@ __all__ = [
     "AIS",
     "SMC",
     "Ladder",
+    "Resampling",
+    "check_islands",
     "check_path",
     "kernel_at",
     "log_gain",
     "move",
     "offered_between",
+    "resample_islands",
     "resampled",
     "rising",
 ]
@@ -277,6 +280,67 @@ def resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, 1 / (n * share.square().sum(1))
 
 
+class Resampling(NamedTuple):
+    """Which chains go on from which.
+
+    Args:
+        source: The row that each goes on from, `(chains,)` of int64; its own where it is not resampled.
+        renewed: Which chains' islands are resampled, `(chains,)` of bool.
+        log_weight: The log weights after it, `(chains,)`.
+    """
+
+    source: Tensor
+    renewed: Tensor
+    log_weight: Tensor
+
+
+def resample_islands(
+    log_weight: Tensor, dead: Tensor, island: int, threshold: float, u: Tensor
+) -> Resampling:
+    """Resample the islands whose weights are uneven, and give all chains of each its mean weight.
+
+    Args:
+        log_weight: `(chains,)`.
+        dead: Which weights are 0, `(chains,)` of bool. An island without another stays as it is.
+        island: How many neighbouring chains make an island.
+        threshold: The share of effective chains below which an island is resampled.
+        u: `(chains,)`, uniform on (0, 1); the first of each island is used.
+
+    Returns:
+        A `Resampling`.
+    """
+    n = island
+    of_islands = torch.where(dead, -torch.inf, log_weight).reshape(-1, n)
+    hopeless = (of_islands == -torch.inf).all(1)
+    of_islands = torch.where(hopeless[:, None], 0.0, of_islands)
+    chosen, share = resampled(of_islands, u.reshape(-1, n)[:, 0])
+    due = (share < threshold) & ~hopeless
+    source = torch.where(due[:, None], chosen, torch.arange(n, device=chosen.device))
+    rows = (source + n * torch.arange(len(source), device=chosen.device)[:, None]).flatten()
+    mean = of_islands.logsumexp(1, keepdim=True) - torch.log(
+        torch.tensor(float(n), dtype=log_weight.dtype)
+    )
+    renewed = due.repeat_interleave(n)
+    kept = torch.where(renewed, mean.expand(-1, n).flatten(), log_weight)
+    return Resampling(rows, renewed, kept)
+
+
+def check_islands(island: int, x: Tensor, noise: NoiseSource) -> None:
+    """Refuse chains that are no whole islands.
+
+    Raises:
+        InvalidArgument: In that case.
+    """
+    if len(x) % island:
+        expected = f"whole islands: a multiple of island = {island}, as is batch"
+        raise InvalidArgument("chains", len(x), expected)
+    first = noise.chains[::island, None]
+    whole = first + torch.arange(island, device=first.device)
+    if bool((first % island).any()) or not torch.equal(noise.chains, whole.flatten()):
+        expected = f"whole islands: chains {island} i to {island} (i + 1) - 1"
+        raise InvalidArgument("chains", noise.chains, expected)
+
+
 @dataclass(frozen=True)
 class Annealing(ABC):
     """What `AIS` and `SMC` share: the way from draws of a base to the target, with weights.
@@ -442,40 +506,17 @@ class SMC(Annealing):
             raise InvalidArgument("threshold", self.threshold, "a share between 0 and 1")
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
-        if len(x) % self.island:
-            raise InvalidArgument(
-                "chains",
-                len(x),
-                f"whole islands: a multiple of island = {self.island}, as is batch",
-            )
-        first = noise.chains[:: self.island, None]
-        whole = first + torch.arange(self.island, device=first.device)
-        if bool((first % self.island).any()) or not torch.equal(noise.chains, whole.flatten()):
-            raise InvalidArgument(
-                "chains",
-                noise.chains,
-                f"whole islands: chains {self.island} i to {self.island} (i + 1) - 1",
-            )
+        check_islands(self.island, x, noise)
         return super().init(field, x, noise)
 
     def _resample(self, state: AISState, noise: NoiseSource) -> AISState:
-        n = self.island
-        log_weight = torch.where(state.dead, -torch.inf, state.log_weight).reshape(-1, n)
-        hopeless = (log_weight == -torch.inf).all(1)
-        log_weight = torch.where(hopeless[:, None], 0.0, log_weight)
-        u = noise.uniform(state.step, Stream.SWAP, (), torch.float64).reshape(-1, n)[:, 0]
-        chosen, share = resampled(log_weight, u)
-        due = (share < self.threshold) & ~hopeless
-        source = torch.where(due[:, None], chosen, torch.arange(n, device=chosen.device))
-        rows = (source + n * torch.arange(len(source), device=chosen.device)[:, None]).flatten()
-        mean = log_weight.logsumexp(1, keepdim=True) - torch.log(
-            torch.tensor(float(n), dtype=log_weight.dtype)
-        )
-        renewed = due.repeat_interleave(n)
+        u = noise.uniform(state.step, Stream.SWAP, (), torch.float64)
+        found = resample_islands(state.log_weight, state.dead, self.island, self.threshold, u)
+        renewed = found.renewed
         return AISState(
-            select_rows(renewed, state.x[rows], state.x),
-            torch.where(renewed, mean.expand(-1, n).flatten(), state.log_weight),
+            select_rows(renewed, state.x[found.source], state.x),
+            found.log_weight,
             state.dead & ~renewed,
-            torch.where(renewed, state.ancestor[rows], state.ancestor),
+            torch.where(renewed, state.ancestor[found.source], state.ancestor),
             state.step,
         )

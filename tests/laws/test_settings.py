@@ -26,8 +26,11 @@ def energy(x):
 
 STATIC = stk.Energy(energy, (D,))
 SITES = stk.Discrete(STATIC, (-1.0, 0.5, 2.0))
-TIMED = stk.Diffusion(
-    lambda x, t: torch.sin(3 * x) * (1 + t)[:, None], (D,), stk.VE(0.05, 5.0), "noise"
+TIMED = stk.posterior(
+    stk.Diffusion(
+        lambda x, t: torch.sin(3 * x) * (1 + t)[:, None], (D,), stk.VE(0.05, 5.0), "noise"
+    ),
+    lambda x: -(x - 1).square().sum(1),
 )
 MALA, HMC = stk.MALA(0.3), stk.HMC(0.3, leapfrogs=2, metric="none")
 LADDER = Ladder((0.0, 0.6, 1.0))
@@ -120,6 +123,10 @@ SETTINGS = [
     (stk.ProbabilityFlow("bosh3", steps=2), {"rtol": 0.1, "atol": 0.1, "max_steps": 2}),
     (SDE, {"method": "ancestral", "steps": 5, "grid": GRID, "eta": 0.5, "denoise": True}),
     (replace(SDE, corrector=1), {"corrector": 2, "snr": 0.3, "rule": "sample"}),
+    (
+        stk.TwistedSMC(6, island=4, threshold=1.0),
+        {"steps": 5, "grid": GRID, "island": 2, "threshold": 0.0},
+    ),
 ]
 CASES = [(solver, name, value) for solver, some in SETTINGS for name, value in some.items()]
 ELSEWHERE = {("ProbabilityFlow", "adjoint")}

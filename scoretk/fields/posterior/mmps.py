@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from scoretk.core.arguments import counts
+from scoretk.core.rows import row_dot
 from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.posterior.method import PriorMoments
 from scoretk.fields.posterior.systems import conjugate_gradients
@@ -46,6 +47,21 @@ class MMPS:
         self, likelihood: LinearGaussian, prior: PriorMoments, cond: dict[str, Tensor]
     ) -> Tensor:
         """`V A^T (R + A V A^T)^-1 r`, like x."""
+        return prior.covariance(
+            likelihood.adjoint(self._weighed(likelihood, prior, cond)[1], prior.data)
+        )
+
+    def twisted(
+        self, likelihood: LinearGaussian, prior: PriorMoments, cond: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The shift, and the twist `-r^T (R + A V A^T)^-1 r / 2`, `(batch,)`, of one system."""
+        residual, w = self._weighed(likelihood, prior, cond)
+        return prior.covariance(likelihood.adjoint(w, prior.data)), -row_dot(residual, w) / 2
+
+    def _weighed(
+        self, likelihood: LinearGaussian, prior: PriorMoments, cond: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The residual r and `(R + A V A^T)^-1 r`."""
 
         def covariance(w: Tensor) -> Tensor:
             return likelihood.std**2 * w + likelihood.forward(
@@ -53,5 +69,6 @@ class MMPS:
             )
 
         residual = likelihood.residual(prior.data, **cond)
-        w = conjugate_gradients(covariance, residual, self.iterations, likelihood.std**2)
-        return prior.covariance(likelihood.adjoint(w, prior.data))
+        return residual, conjugate_gradients(
+            covariance, residual, self.iterations, likelihood.std**2
+        )

@@ -11,7 +11,7 @@ from scoretk.core.rows import across, row_dot, select_rows
 from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.posterior.method import PriorMoments
 
-__all__ = ["conjugate_gradients", "pulled_residual"]
+__all__ = ["conjugate_gradients", "pulled_residual", "weighed_residual"]
 
 
 PIGDM_ITERATIONS = 64
@@ -23,7 +23,14 @@ down to the rounding.
 def pulled_residual(
     likelihood: LinearGaussian, prior: PriorMoments, spread: float, cond: dict[str, Tensor]
 ) -> Tensor:
-    """`A^T (R + v A A^T)^-1 r`.
+    """`A^T (R + v A A^T)^-1 r`, like x; arguments as of `weighed_residual`."""
+    return likelihood.adjoint(weighed_residual(likelihood, prior, spread, cond)[1], prior.data)
+
+
+def weighed_residual(
+    likelihood: LinearGaussian, prior: PriorMoments, spread: float, cond: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The residual r and `(R + v A A^T)^-1 r`.
 
     Args:
         likelihood: The measurement.
@@ -32,7 +39,7 @@ def pulled_residual(
         cond: The likelihood's own condition values.
 
     Returns:
-        Like x.
+        Both like y.
     """
     residual = likelihood.residual(prior.data, **cond)
     v = prior.variance(spread, residual)
@@ -40,8 +47,7 @@ def pulled_residual(
     def covariance(w: Tensor) -> Tensor:
         return likelihood.std**2 * w + v * likelihood.forward(likelihood.adjoint(w, prior.data))
 
-    w = conjugate_gradients(covariance, residual, PIGDM_ITERATIONS, likelihood.std**2)
-    return likelihood.adjoint(w, prior.data)
+    return residual, conjugate_gradients(covariance, residual, PIGDM_ITERATIONS, likelihood.std**2)
 
 
 def conjugate_gradients(

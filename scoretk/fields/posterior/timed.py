@@ -18,6 +18,7 @@ from scoretk.fields.posterior.early import earliest_time, informed
 from scoretk.fields.posterior.examined import DERIVATIVE_ROWS, EXAMINED, is_new
 from scoretk.fields.posterior.likelihoods import Likelihood, split
 from scoretk.fields.posterior.method import PosteriorMethod, PriorMoments, trait
+from scoretk.fields.posterior.twist import Twist, twisted
 from scoretk.fields.resolve import TimedField
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import GaussianPathField
@@ -65,6 +66,23 @@ class TimedPosterior(Wrapped, GaussianPathField):
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
         """`D_y`, like x."""
+        point, own = self._moments(x, t, cond)
+        return point.data + self.method.shift(self.likelihood, point, own)
+
+    def twist(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Twist:
+        """D, D_y and a guess of `p(y | x_t)`, see `scoretk.fields.posterior.twist`."""
+        point, own = self._moments(x, t, cond)
+        shift, log_twist = twisted(self.method, self.likelihood, point, own)
+        return Twist(point.data, point.data + shift, log_twist)
+
+    def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`log L(x)` of data x, `(batch,)`."""
+        return self.likelihood.log_likelihood(x, **split(cond, self.likelihood.measured)[0])
+
+    def _moments(
+        self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]
+    ) -> tuple[PriorMoments, dict[str, Tensor]]:
+        """The prior's moments of x_1 given x_t, and the likelihood's own condition values."""
         check_time(t, x)
         own, others = split(cond, self.likelihood.measured)
         x, t = informed(self.path, x, t, self._earliest[x.dtype])  # type: ignore[attr-defined]
@@ -79,8 +97,7 @@ class TimedPosterior(Wrapped, GaussianPathField):
             data, pullback = value_and_pullback(lambda z: prior.denoise(z, t), x, keep=keep)
         else:
             data, pullback = prior.denoise(x, t), _no_derivative
-        point = PriorMoments(data, lambda u: gain * pullback(u), alpha, sigma)
-        return data + self.method.shift(self.likelihood, point, own)
+        return PriorMoments(data, lambda u: gain * pullback(u), alpha, sigma), own
 
     def _look_at(self, x: Tensor, cond: dict[str, Tensor]) -> None:
         """Check autograd's derivative of the prior's denoiser, and that the denoiser has no steps.

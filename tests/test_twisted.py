@@ -1,0 +1,238 @@
+"""Twisted sequential Monte Carlo against the law that it is exact for, at few steps and by any guidance; and the posterior."""
+
+import math
+
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.core.noise import Noise
+from scoretk.diagnostics import sliced_wasserstein
+from scoretk.fields.resolve import resolve
+from scoretk.models.targets.mixture import GaussianMixture
+from scoretk.solvers import twisted as module
+from scoretk.solvers.twisted import TwistedSMC
+from tests.evidence import z_limit
+
+OPERATOR = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
+STD, Y = 0.4, torch.tensor([0.6], dtype=torch.float64)
+PRIOR = GaussianMixture(
+    torch.tensor([[-1.5, 0.0], [1.0, 1.0], [0.5, -1.5]], dtype=torch.float64),
+    torch.tensor([0.4, 0.6, 0.3], dtype=torch.float64),
+    torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64),
+)
+TIMED = PRIOR.noised(stk.VP())
+ISLAND = 16
+RUN = {"dtype": torch.float64, "progress": False}
+
+
+def linear(y=Y):
+    return stk.LinearGaussian(stk.fields.Matrix(OPERATOR), y, STD)
+
+
+def log_likelihood(x):
+    """Of the distance from the origin: no linear measurement."""
+    return -((x.square().sum(1) - 1.0) ** 2) / (2 * 0.5**2)
+
+
+class Astray:
+    """Guidance that is wrong in direction and size."""
+
+    def shift(self, likelihood, prior, cond):
+        return 0.1 * (prior.data.roll(1, 1) + 1)
+
+    differentiates = False
+
+
+CASES = {
+    "mmps": (linear(), "mmps"),
+    "pigdm": (linear(), "pigdm"),
+    "dps": (linear(), "dps"),
+    "replacement": (linear(), "replacement"),
+    "astray": (linear(), Astray()),
+    "any": (log_likelihood, "dps"),
+}
+
+
+def per_island(draws, statistic):
+    """The mean over each island of its weighted statistic: unbiased for `E[L(x) statistic(x)]` over prior draws."""
+    weight = draws.stats["log_weight"].reshape(len(draws.final), -1)[:, -1].exp()
+    return (weight * statistic).reshape(-1, ISLAND).mean(1)
+
+
+def gaps(case, steps, islands=600, prior_draws=60_000):
+    """z of the evidence, and of the weighted means of x and of |x|^2, against weighted draws of the prior's own steps."""
+    likelihood, method = CASES[case]
+    field = stk.posterior(TIMED, likelihood, method)
+    own = stk.sample(
+        field, TwistedSMC(steps, island=ISLAND), chains=ISLAND * islands, seed=1, keep="last", **RUN
+    )
+    prior = stk.sample(
+        TIMED,
+        stk.ReverseSDE("ancestral", steps=steps),
+        chains=prior_draws,
+        seed=2,
+        keep="last",
+        **RUN,
+    ).final
+    chance = field.log_likelihood(prior).exp()
+    found = []
+    for f in (lambda x: 1.0, lambda x: x[:, 0], lambda x: x[:, 1], lambda x: x.square().sum(1)):
+        a, b = per_island(own, f(own.final)), chance * f(prior)
+        error = math.hypot(float(a.std()) / len(a) ** 0.5, float(b.std()) / len(b) ** 0.5)
+        found.append(float(a.mean() - b.mean()) / error)
+    return torch.tensor(found).abs().max()
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[] if c in ("mmps", "any") else pytest.mark.slow) for c in CASES]
+)
+def test_weighted_draws_have_the_law_of_the_prior_s_steps_times_the_likelihood(case):
+    assert gaps(case, 5) < z_limit(4)
+
+
+def gaussian_gaps(method, y=2.0, std=0.5, steps=16, islands=250):
+    """z of the evidence and the first two moments, of N(0, 1) measured once: by the steps' linear recursion."""
+    prior = GaussianMixture(
+        *(torch.tensor(v, dtype=torch.float64) for v in ([[0.0]], [1.0], [1.0]))
+    )
+    field = prior.noised(stk.VP())
+    solver = TwistedSMC(steps, island=ISLAND)
+    x, noise = torch.ones(ISLAND, 1, dtype=torch.float64), Noise(0, ISLAND, dtype=torch.float64)
+    resolved = resolve(field, {"denoise"}, timed=True)
+    variance = 1.0
+    for row in solver.init(resolved, x, noise).table:
+        t, a, b, _, spread, _ = row.tolist()
+        factor = a + b * float(field.denoise(x, t)[0])
+        variance = factor**2 * variance + spread**2
+    total = variance + std**2
+    evidence = math.exp(-(y**2) / (2 * total)) / math.sqrt(2 * math.pi * total)
+    mean, left = variance / total * y, variance * std**2 / total
+    seen = stk.LinearGaussian(
+        torch.eye(1, dtype=torch.float64), torch.tensor([y], dtype=torch.float64), std
+    )
+    draws = stk.sample(
+        stk.posterior(field, seen, method), solver, chains=ISLAND * islands, keep="last", **RUN
+    )
+    z = []
+    for f, truth in (
+        (1.0, 1.0),
+        (draws.final[:, 0], mean),
+        (draws.final[:, 0] ** 2, mean**2 + left),
+    ):
+        values = per_island(draws, f) / evidence - truth
+        z.append(float(values.mean() / values.std() * islands**0.5))
+    return torch.tensor(z).abs().max()
+
+
+@pytest.mark.parametrize("method", ["mmps", "dps", Astray()])
+def test_a_gaussian_posterior_and_its_evidence_are_exact(method):
+    assert gaussian_gaps(method) < z_limit(3)
+
+
+def test_the_twist_of_a_single_step_is_paid(monkeypatch):
+    """A mutant whose steps forget the twist before them has another evidence."""
+    weighed = module._weighed
+    monkeypatch.setattr(
+        module,
+        "_weighed",
+        lambda state, log_twist: weighed(state._replace(log_twist=0 * log_twist), log_twist),
+    )
+    assert gaps("mmps", 5, 1000, 50_000) > 1.5 * z_limit(4)
+
+
+def test_a_proposal_that_is_not_weighed_is_seen(monkeypatch):
+    monkeypatch.setattr(module, "row_sum", lambda x: torch.zeros(len(x), dtype=x.dtype))
+    assert gaps("astray", 5, 400, 50_000) > 2 * z_limit(4)
+
+
+def exact(n, seed):
+    """Draws of the posterior of the linear measurement, a mixture again."""
+    generator = torch.Generator().manual_seed(seed)
+    variance = PRIOR.stds**2
+    s = variance * OPERATOR.square().sum() + STD**2
+    residual = Y - (PRIOR.means @ OPERATOR.T)[:, 0]
+    log_weight = PRIOR.weights.log() - residual**2 / (2 * s) - s.log() / 2
+    evidence = (log_weight - math.log(2 * math.pi) / 2).logsumexp(0) - PRIOR.weights.sum().log()
+    gain = variance[:, None] * OPERATOR / s[:, None]
+    means = PRIOR.means + gain * residual[:, None]
+    which = torch.multinomial(log_weight.softmax(0), n, True, generator=generator)
+    covariance = (
+        torch.diag_embed(variance[:, None].expand(-1, 2))
+        - gain[..., None] * (variance[:, None] * OPERATOR)[:, None]
+    )
+    root = torch.linalg.cholesky(covariance)
+    z = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    return means[which] + (root[which] @ z[..., None])[..., 0], float(evidence)
+
+
+@pytest.mark.slow
+def test_it_is_the_posterior_and_its_guidance_alone_is_not():
+    n = 4096
+    truth, evidence = exact(n, 0)
+    field = stk.posterior(TIMED, linear(), "mmps")
+    draws = stk.sample(field, TwistedSMC(100, island=n), chains=n, keep="last", **RUN)
+    plain = stk.sample(field, stk.ReverseSDE("ancestral", steps=100), chains=n, keep="last", **RUN)
+    floor = sliced_wasserstein(truth, exact(n, 1)[0])
+    assert sliced_wasserstein(truth, draws.final) < 3 * floor
+    assert sliced_wasserstein(truth, plain.final) > 4 * floor
+    found = stk.log_evidence(draws)
+    assert abs(float(found.value) - evidence) < 4 * float(found.stderr) + 0.01
+    assert int(found.status) == stk.Status.OK
+
+
+def test_a_prior_whose_likelihood_is_flat_has_equal_weights():
+    field = stk.posterior(TIMED, lambda x: 0 * x.sum(1), "dps")
+    draws = stk.sample(field, TwistedSMC(4, island=8), chains=16, **RUN)
+    assert torch.equal(draws.stats["log_weight"].flatten(), torch.zeros(16, dtype=torch.float64))
+    found = stk.log_evidence(draws)
+    assert float(found.value) == 0.0
+    plain = stk.sample(TIMED, TwistedSMC(4, island=8), chains=16, **RUN)
+    same = stk.sample(TIMED, stk.ReverseSDE("ancestral", steps=4), chains=16, **RUN)
+    torch.testing.assert_close(plain.final, same.final)
+
+
+@pytest.mark.filterwarnings("ignore:log_evidence")
+def test_islands_are_of_one_measurement():
+    field = stk.posterior(TIMED, linear("y"), "mmps")
+    y = torch.tensor([[0.6], [-1.0]], dtype=torch.float64)
+    run = {"chains": 32, "keep": "last", **RUN}
+    draws = stk.sample(
+        field, TwistedSMC(6, island=16), cond={"y": y.repeat_interleave(16, 0)}, **run
+    )
+    first, second = (stk.log_evidence(draws[part]) for part in (slice(0, 16), slice(16, 32)))
+    assert float(first.value) != float(second.value)
+    with pytest.raises(stk.InvalidArgument, match="one measurement"):
+        stk.log_evidence(draws)
+    with pytest.raises(stk.InvalidArgument, match="equal rows within each island"):
+        stk.sample(field, TwistedSMC(6, island=16), cond={"y": y.repeat(16, 1)}, **run)
+    alone = stk.sample(
+        field, TwistedSMC(6, island=16), cond={"y": y[:1].expand(16, 1)}, **run | {"chains": 16}
+    )
+    assert torch.equal(alone.final, draws.final[:16])
+    with pytest.raises(stk.InvalidArgument, match="which have weights"):
+        stk.log_evidence(stk.sample(TIMED, stk.ReverseSDE(steps=4), chains=4, **RUN))
+
+
+@pytest.mark.filterwarnings("ignore:log_evidence")
+def test_where_the_likelihood_is_zero_the_weight_is_zero():
+    field = stk.posterior(
+        TIMED, lambda x: torch.where(x[:, 0] > 0, -0.1 * x.square().sum(1), -torch.inf), "dps"
+    )
+    draws = stk.sample(field, TwistedSMC(6, island=64), chains=64, keep="last", **RUN)
+    assert bool((draws.final[:, 0] > 0).all())
+    assert bool(draws.ok.all())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TwistedSMC(0),
+        lambda: TwistedSMC(island=1),
+        lambda: TwistedSMC(threshold=1.5),
+        lambda: TwistedSMC(grid=(0.5, 0.2)),
+    ],
+)
+def test_settings_out_of_range_are_refused(make):
+    with pytest.raises(stk.InvalidArgument):
+        make()
