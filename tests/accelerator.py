@@ -11,12 +11,16 @@ wrapper about a CPU tensor; a mode below autograd (`Watching`) sees every operat
   number read, a copy in either direction, a shape that depends on values), and *strays*, operations on CPU tensors with a row
   a chain, all with the line of the package that asked.
 
-`watch()` keeps the same ledger for a real device, and for the CPU. Not pretended: streams, memory, the device's own
-rounding, and its compiler.
+Copies to the host in a stream of their own (`Stream`) are made late: when its event is waited for, or another stream waits
+for it. So who reads the host's memory too early finds what was there before.
+
+`watch()` keeps the same ledger for a real device, and for the CPU. Not pretended: steps in streams of their own, memory, the
+device's own rounding, and its compiler.
 """
 
 import functools
 import sys
+import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,12 +126,76 @@ class There(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
+    def record_stream(self, stream):
+        """Nothing: memory that is asked for is kept until the copy is made."""
+
     def __repr__(self):
         return f"There({self.held!r})"
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         raise RuntimeError(f"{func}: the pretend device is there within `pretend()` only")
+
+
+class Stream:
+    """What is still to be copied beside the steps."""
+
+    def __init__(self):
+        self.copies, self.lock = [], threading.Lock()
+
+    def make(self):
+        with self.lock:
+            for to, held in self.copies:
+                to.copy_(held)
+            self.copies.clear()
+
+    def wait_stream(self, other):
+        other.make()
+
+    def wait_event(self, event):
+        event.stream.make()
+
+    def record_event(self):
+        return Event(self)
+
+
+@dataclass(frozen=True)
+class Event:
+    """The end of what a stream was asked so far."""
+
+    stream: Stream
+
+    def synchronize(self):
+        """The host waits: only that of the steps counts."""
+        if threading.current_thread() is threading.main_thread() and _LEDGERS:
+            _LEDGERS[-1].waits["event", asking()] += 1
+        self.stream.make()
+
+
+_STEPS = Stream()
+_STREAMS = [_STEPS]
+_LEDGERS: list[Ledger] = []
+
+
+@contextmanager
+def _stream(own):
+    _STREAMS.append(own)
+    try:
+        yield
+    finally:
+        _STREAMS.pop()
+
+
+def _beside(base, args, kwargs):
+    """Whether an operation is a copy to the host that nobody waits for."""
+    asked = args[2] if len(args) > 2 else (kwargs or {}).get("non_blocking", False)
+    return (
+        base == "copy"
+        and asked
+        and _STREAMS[-1] is not _STEPS
+        and isinstance(args[1], There)
+        and not isinstance(args[0], There)
+    )
 
 
 class Watching(TorchDispatchMode):
@@ -151,6 +219,9 @@ class Watching(TorchDispatchMode):
                 there.append(t)
             elif place == "cpu":
                 here.append(t)
+        if self.kind == NAME and _beside(base, args, kwargs):
+            _STREAMS[-1].copies.append((args[0], args[1].held))
+            return args[0]
         if self.kind == NAME:
             if there and here:
                 _refuse_mixture(func, base, args, there, here)
@@ -307,6 +378,8 @@ def _made_there(watching: Watching):
 class _Module:
     """What torch asks of a backend by name: from the registration on also beside work on the CPU."""
 
+    Stream, Event, stream = Stream, Event, staticmethod(_stream)
+    current_stream = staticmethod(lambda *_: _STREAMS[-1])
     is_initialized = is_available = staticmethod(lambda: True)
     _is_in_bad_fork = staticmethod(lambda: False)
     current_device = staticmethod(lambda: 0)
@@ -330,8 +403,12 @@ def pretend(*, rows: int | None = None, float64: bool = True):
     watching = Watching(ledger, NAME, float64=float64)
     # torch counts its devices at the first backward pass of a process, which may have been: a pass in
     # the caller's own thread asks for no count, and shows who asked.
-    with torch.autograd.set_multithreading_enabled(False), _made_there(watching), watching:
-        yield ledger
+    _LEDGERS.append(ledger)
+    try:
+        with torch.autograd.set_multithreading_enabled(False), _made_there(watching), watching:
+            yield ledger
+    finally:
+        _LEDGERS.pop()
 
 
 @contextmanager

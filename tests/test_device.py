@@ -860,6 +860,59 @@ def test_weights_that_have_not_changed_are_looked_at_with_one_wait(device):
         assert weights_digest(weights) != known
 
 
+def streamed(device, folder, *, keep, steps, chunk=16, checkpoint=None):
+    """Draws on the device and how often the host has waited; a block of steps has as many, however fast they are."""
+    where = stk.Zarr(folder, draws=chunk) if keep == "zarr" else keep
+    with device.on() as ledger, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scoretk.run.drive.BLOCK_SECONDS", 0.0)
+        draws = stk.sample(
+            gaussian(5),
+            stk.ULA(1e-2),
+            chains=9,
+            batch=9,
+            steps=steps,
+            keep=where,
+            checkpoint=checkpoint,
+            dtype=torch.float32,
+            device=device.name,
+            **QUIET,
+        )
+        return draws.x[:].cpu(), ledger.waits.total()
+
+
+@pytest.mark.parametrize("keep", slow_but(["zarr", "saved"], "zarr"))
+def test_what_goes_to_the_disk_costs_one_wait_a_chunk_at_most(keep, device, tmp_path):
+    """Of a longer run than another by four chunks; a checkpoint that is not due costs none."""
+    pytest.importorskip("zarr")
+    found = {}
+    for steps in (32, 96):
+        for kept in ("all", keep):
+            saved = tmp_path / f"c{steps}" if kept == "saved" else None
+            kind = "all" if kept == "saved" else kept
+            folder = tmp_path / f"{keep}{steps}"
+            found[kept, steps] = streamed(device, folder, keep=kind, steps=steps, checkpoint=saved)
+        assert torch.equal(found["all", steps][0], found[keep, steps][0])
+    more = {kept: found[kept, 96][1] - found[kept, 32][1] for kept in ("all", keep)}
+    assert more[keep] - more["all"] <= (4 if keep == "zarr" else 0)
+
+
+@pytest.mark.parametrize(
+    "mutant", slow_but(["waits for each copy", "does not wait to write"], "does not wait to write")
+)
+def test_copies_beside_the_steps_have_teeth(mutant, device, tmp_path, monkeypatch):
+    pytest.importorskip("zarr")
+    if not device.pretended:
+        pytest.skip("a device that is fast enough forgives the second")
+    if mutant == "waits for each copy":
+        monkeypatch.delattr(accelerator._Module, "Stream")
+    else:
+        monkeypatch.setattr(accelerator.Event, "synchronize", lambda self: None)
+    (here, waits), (there, more) = (
+        streamed(device, tmp_path / "d", keep=keep, steps=96) for keep in ("all", "zarr")
+    )
+    assert more > waits + 6 if mutant == "waits for each copy" else not torch.equal(here, there)
+
+
 def breaking(x):
     """A score that is not finite far out, where chains arrive at steps of their own."""
     return torch.where(x.norm(dim=1, keepdim=True) > 2.9, torch.nan, -x)
