@@ -38,6 +38,8 @@ def made(monkeypatch):
         return graph
 
     monkeypatch.setattr(capture, "compiled", as_it_is)
+    # to the bit: torch adds the product with a tensor otherwise than that with a number
+    monkeypatch.setattr(capture, "on_data", lambda solver, device: solver)
     return keys
 
 
@@ -377,7 +379,25 @@ def edged(x):
     return torch.where(x[:, 0] < 1.5, energy, torch.nan)
 
 
-def test_the_second_of_two_steps_is_not_made_where_one_is_asked_for(made, monkeypatch):
+PATH = stk.Diffusion(
+    lambda x, t: torch.sin(3 * x) * (1 + t)[:, None], (3,), stk.VE(0.05, 5.0), "noise"
+)
+ON_GRIDS = [
+    stk.ProbabilityFlow(steps=9),
+    stk.ReverseSDE(steps=9),
+    stk.AnnealedLangevin(3, 3, 1e-3, denoise=False),
+]
+
+
+@pytest.mark.parametrize("solver", ON_GRIDS, ids=repr)
+def test_nothing_is_read_beyond_a_grid(made, solver):
+    """Where one step is left, as the last one."""
+    loop, x = loop_of(solver, PATH)
+    assert loop.schedule.total == 9
+    assert same_run(in_blocks(loop, x, (8, 1)), run(loop, x, False))
+
+
+def test_the_first_of_two_steps_is_not_made_where_one_is_asked_for(made, monkeypatch):
     """The mutant: it is."""
     monkeypatch.setattr(
         capture, "_of_two", lambda *a, of=capture._of_two: (of(*a)[0], of(*a)[1] | True, of(*a)[2])
@@ -428,7 +448,7 @@ def test_large_states_and_devices_have_no_loop(chains):
 
 
 def test_a_step_size_that_the_state_carries_is_not_compiled_for(made):
-    """Nor one that another run has tuned; a setting that the step reads is."""
+    """Nor one that another run has tuned, nor any number; how many leapfrogs there are is."""
 
     def keys_of(*solvers):
         made.clear()
@@ -449,7 +469,8 @@ def test_a_step_size_that_the_state_carries_is_not_compiled_for(made):
     assert keys_of(tuned, stk.HMC(0.1, 2)) == 1
     assert keys_of(*(stk.ChEES(h, 3 * h, metric="none") for h in (0.1, 0.2))) == 1
     assert keys_of(*(stk.HMC(0.1, n, metric="none") for n in (1, 2))) == 2
-    assert keys_of(*(stk.ULA(h) for h in (0.1, 0.2))) == 2
+    assert keys_of(stk.ULA(0.1), stk.ULA(0.2, temperature=2.0), stk.ULA(0.3, clip=1.0)) == 1
+    assert keys_of(*(stk.MALA(h, 3 * h) for h in (0.1, 0.2))) == 1
 
 
 @pytest.mark.parametrize("chosen", [[0, 1, 2, 3, 4], [1, 4], [2]], ids=str)
@@ -474,6 +495,66 @@ def test_steps_recorded_together_are_those_recorded_one_by_one(keep, chosen):
 
 
 QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+
+
+SITES = stk.Discrete(FIELD, (-1.0, 0.5, 2.0))
+FIXED = {"metric": "none"}
+NUMBERS = [
+    (FIELD, stk.ULA(0.1, clip=2.0, box=(-5.0, 5.0)), stk.ULA(0.2, 1.5, clip=1.0, box=(-2.0, 3.0))),
+    (FIELD, stk.MALA(0.1), stk.MALA(0.2, temperature=2.0)),
+    (FIELD, stk.Barker(0.1), stk.Barker(0.2, temperature=2.0)),
+    (FIELD, stk.PreconditionedLangevin(0.1, **FIXED), stk.PreconditionedLangevin(0.2, **FIXED)),
+    (FIELD, stk.Underdamped(0.1), stk.Underdamped(0.2, 2.0, 1.5)),
+    (FIELD, stk.GHMC(0.1), stk.GHMC(0.2, friction=2.0)),
+    (FIELD, stk.HMC(0.1, 3, **FIXED), stk.HMC(0.2, 3, jitter=0.1, **FIXED)),
+    (FIELD, stk.ChEES(0.1, 0.5, **FIXED), stk.ChEES(0.2, 1.0, most=3, **FIXED)),
+    (FIELD, stk.MCLMC(0.1, 1.0, **FIXED), stk.MCLMC(0.2, 2.0, **FIXED)),
+    (
+        FIELD,
+        stk.AdjustedMCLMC(0.1, leapfrogs=2, **FIXED),
+        stk.AdjustedMCLMC(0.2, leapfrogs=2, jitter=0.1, **FIXED),
+    ),
+    (SITES, stk.GibbsWithGradients(), stk.GibbsWithGradients(2.0)),
+    (SITES, stk.DiscreteLangevin(1.0), stk.DiscreteLangevin(2.0, temperature=2.0)),
+    (PATH, stk.AnnealedLangevin(3, 2, 1e-3), stk.AnnealedLangevin((3.0, 0.2, 0.1), 3, 1e-4)),
+    (PATH, stk.ReverseSDE(steps=5), stk.ReverseSDE(steps=9, eta=0.5)),
+    (PATH, stk.ProbabilityFlow(steps=5), stk.ProbabilityFlow(grid=(0.0, 0.4, 0.7, 1.0))),
+    (PATH, stk.ProbabilityFlow("heun", steps=5), stk.ProbabilityFlow("heun", steps=9)),
+]
+"""A field, a solver, and the solver with other numbers."""
+
+
+def test_every_captured_solver_is_tried_with_other_numbers():
+    tried = {type(solver) for _, solver, _ in NUMBERS} | {stk.BlockGibbs}  # which has no settings
+    whole = [s for s in EXAMPLES.values() if s.capturable or traits(s).capturable_as_loop]
+    assert tried == {type(s) for s in whole}
+
+
+@QUIET
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    ("field", "solver", "other"),
+    [
+        pytest.param(
+            *case,
+            id=repr(case[1]),
+            marks=() if case[1] in (NUMBERS[0][1], NUMBERS[-1][1]) else pytest.mark.slow,
+        )
+        for case in NUMBERS
+    ],
+)
+def test_one_graph_serves_any_numbers_chains_steps_and_seed(monkeypatch, field, solver, other):
+    """With the draws of an eager run."""
+    monkeypatch.setattr(capture, "COMPILED_NOISE", False)  # which has a graph for each size
+    graphs, made = torch._dynamo.utils.counters["stats"], []
+    for seed, chains, kernel in ((0, 7, solver), (1, 12, other), (2, 30, solver)):
+        run = {"chains": chains, "seed": seed, "dtype": torch.float64}
+        if not is_grid(kernel):
+            run |= {"warmup": 0, "steps": 20 + seed}
+        compiled, eager = (stk.sample(field, kernel, compile=c, **run) for c in (True, False))
+        torch.testing.assert_close(compiled.final, eager.final)
+        made.append(graphs["unique_graphs"])
+    assert made[0] == made[1] == made[2] > 0
 
 
 @QUIET

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from importlib.util import find_spec
@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as symbols
 from torch.utils._pytree import tree_map
 
 from scoretk.errors import ScoretkError
@@ -40,6 +41,7 @@ __all__ = [
     "apart",
     "compiled",
     "iterate",
+    "lengths_apart",
     "over_rows",
     "part",
     "parts_compiled_by",
@@ -129,10 +131,17 @@ def _compile(
 def any_length(x: Tensor, *axes: int) -> Tensor:
     """The tensor, whose axes a function that is compiled for it may then have of any length.
 
-    One graph serves all lengths but 1, unless what is compiled needs to know them.
+    One graph serves all lengths but 1, unless what is compiled needs to know them. Within
+    `lengths_apart` that holds of each axis by itself.
     """
     torch._dynamo.maybe_mark_dynamic(x, axes)
     return x
+
+
+def lengths_apart() -> AbstractContextManager[None]:
+    """Within this, axes that happen to be equally long need not be so in another call."""
+    patched: AbstractContextManager[None] = symbols.patch(use_duck_shape=False)  # type: ignore[attr-defined]
+    return patched
 
 
 class PartCompiler(Protocol):

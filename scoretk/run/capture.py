@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -32,13 +33,21 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scoretk.core.compiling import LOOPS, Uncompilable, any_length, apart, compiled, over_rows
-from scoretk.core.devices import on
+from scoretk.core.compiling import (
+    LOOPS,
+    Uncompilable,
+    any_length,
+    apart,
+    compiled,
+    lengths_apart,
+    over_rows,
+)
+from scoretk.core.devices import on, widest
 from scoretk.core.noise import Noise
 from scoretk.run.moment import Loop, Moment, failures
 from scoretk.run.settle import Now, make_step
 from scoretk.run.state import chain_leaves, state_leaves, tuned_leaves, with_leaves
-from scoretk.solvers.base import traits
+from scoretk.solvers.base import as_data, is_grid, traits
 
 __all__ = [
     "CALL",
@@ -49,7 +58,9 @@ __all__ = [
     "Request",
     "Tape",
     "TapedNoise",
+    "compiled_for",
     "listen",
+    "on_data",
 ]
 
 T = TypeVar("T")
@@ -76,6 +87,8 @@ COMPILED_NOISE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """Whether a CPU makes noise faster by a compiled function. Where its registers do not multiply
 64-bit integers, NumPy is as fast, has the bits of an eager run, and ten seconds less to compile.
 """
+_MOST = 2.0**63
+"""The least number that no tensor of whole numbers holds; such settings are compiled in."""
 WINDOW_VALUES = 1 << 18
 """About how many values a tape computes ahead for a request, in at most 128 reads."""
 
@@ -451,9 +464,9 @@ class Captured:
         heard = listen(loop.solver, loop.field, moment.state, loop.noise, moment.step)
         tape = Tape(loop.noise, heard.asked, CALL)
         native = type(_native(loop.field))
-        settings = _settings(loop.solver, moment.state)
-        key = (settings, native, x.shape[1:], x.dtype, heard.asked, heard.kept)
-        run = _Loop(loop.solver, loop.field, tape, heard.kept).run
+        kind = compiled_for(loop.solver, moment.state)
+        key = (kind, native, x.shape[1:], x.dtype, heard.asked, heard.kept)
+        run = _Loop(on_data(loop.solver, x.device), loop.field, tape, heard.kept).run
         return tape, compiled(run, key, options=LOOP_OPTIONS)
 
     def _looped(self, moment: Moment, end: int) -> Moment:
@@ -461,15 +474,18 @@ class Captured:
         self._loop = self._loop or self._compile_loop(moment)
         schedule, recorder = self.loop.schedule, self.loop.recorder
         tape, function = self._loop
+        grid = is_grid(self.loop.solver)
         now = Now(moment.state, moment.status, moment.failed_at, moment.reach)
         record, step, evaluations = moment.record, moment.step, moment.evaluations
         kept, total = schedule.kept_before(step), schedule.kept_before(schedule.total)
         while step < end:
             values, count = tape.read_most(step, end - step)
-            now, xs, stats = function(_of_any_length(now), *_of_two(step, count, values))
+            with lengths_apart():
+                now, xs, stats = function(_of_any_length(now, grid), *_of_two(step, count, values))
+            first = len(xs) - count  # before it are steps that were not made
             if "evaluations" in stats:
-                evaluations = stats.pop("evaluations")[:count].sum() + evaluations
-            chosen = [i for i in range(count) if schedule.keeps(step + i)]
+                evaluations = stats.pop("evaluations")[first:].sum() + evaluations
+            chosen = [first + i for i in range(count) if schedule.keeps(step + i)]
             if chosen:
                 record = recorder.extend(record, xs, stats, chosen, kept, total)
                 kept += len(chosen)
@@ -485,9 +501,10 @@ class Captured:
         tape = Tape(loop.noise, heard.asked, 1 if ahead is not None else _length(heard, x.numel()))
         native = type(_native(loop.field))
         functions, first = {}, loop.schedule.warmup
+        whole = on_data(loop.solver, x.device), compiled_for(loop.solver, moment.state)
         for kind in _common(map(kind_at, range(first, first + LOOKED_AT))):
-            solver = loop.solver if ahead is None else kind
-            key = (repr(solver), native, x.shape, x.dtype, x.device, heard.asked, tape.length)
+            solver, own = (kind, repr(kind)) if ahead is not None else whole
+            key = (own, native, x.shape, x.dtype, x.device, heard.asked, tape.length)
             functions[kind] = compiled(_Steps(solver, loop.field, tape).run, key)
         return _Calls(tape, kind_at, functions)
 
@@ -525,23 +542,58 @@ def has_loop(solver: Any, x: Tensor) -> bool:
     return LOOPS and can and x.device.type == "cpu" and x.numel() <= CALL_VALUES
 
 
-def _settings(solver: Any, state: Any) -> str:
-    """What a solver's steps are compiled for: its settings but for those that its state carries.
+def compiled_for(solver: Any, state: Any) -> str:
+    """What a solver's steps are compiled for.
 
-    So one function serves all step sizes that warmup may find, or that are given back.
+    That is its settings but for those that are data to them, or that its state carries: one
+    function serves all step sizes that warmup may find, or that are given back.
     """
     plain = solver.solver if traits(solver).given_back else solver
     if not is_dataclass(plain):
         return repr(plain)
     carried = {name for name, v in tuned_leaves(state).items() if bool(v.isfinite().all())}
-    own = {f.name: getattr(plain, f.name) for f in fields(plain) if f.name not in carried}
+    data = carried.union(as_data(plain))
+    own = {f.name: getattr(plain, f.name) for f in fields(plain) if f.name not in data}
     return f"{type(plain).__qualname__}({own})"
 
 
-def _of_any_length(now: Now) -> Now:
-    """What a function of any number of chains is called with."""
+def on_data(solver: Any, device: torch.device) -> Any:
+    """The solver with the numbers that are data to its steps as tensors `()`, for a graph of these."""
+    if traits(solver).given_back:
+        data = {"solver": on_data(solver.solver, device)}
+    else:
+        data = {n: _as_tensors(getattr(solver, n), device) for n in as_data(solver)}
+    if not data:
+        return solver
+    other = copy(solver)
+    for name, value in data.items():  # not by `replace`, which would look whether they are numbers
+        object.__setattr__(other, name, value)
+    return other
+
+
+def _as_tensors(value: Any, device: torch.device) -> Any:
+    """Numbers but 0, and those of a tuple, as tensors `()`."""
+    if isinstance(value, tuple):
+        return tuple(_as_tensors(v, device) for v in value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < abs(value) < _MOST:
+        return value
+    dtype = torch.int64 if isinstance(value, int) else widest(device)
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def _of_any_length(now: Now, rows: bool) -> Now:
+    """What a function of any number of chains is called with, and of any number of rows of a grid.
+
+    A tensor that is two leaves of a state at once becomes two, as a loop carries it as two.
+    """
+    leaves, known = state_leaves(now.state), set[int]()
+    for name, leaf in leaves.items():
+        leaves[name] = leaf.clone() if id(leaf) in known else leaf
+        known.add(id(leaf))
+    now = now._replace(state=with_leaves(now.state, leaves))
     chains = [now.status, now.failed_at, *chain_leaves(now.state).values()]
-    for value in [*chains, *([] if now.reach is None else [now.reach])]:
+    tables = [v for v in tuned_leaves(now.state).values() if v.ndim] if rows else []
+    for value in [*chains, *tables, *([] if now.reach is None else [now.reach])]:
         any_length(value, 0)
     return now
 
@@ -549,11 +601,12 @@ def _of_any_length(now: Now) -> Now:
 def _of_two(step: int, count: int, values: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The indices of steps, which of them are made, and their noise, for at least two steps.
 
-    A graph of any number of steps is for more than one: one step is made as the first of two.
+    A graph of any number of steps is for more than one: one step is made as the second of two, both
+    of them from the same state. (A step after it might have no row in a grid's table.)
     """
-    steps = torch.arange(step, step + max(count, 2))
-    made = steps < step + count
+    steps, made = torch.arange(step, step + count), torch.ones(count, dtype=torch.bool)
     if count == 1:
+        steps, made = torch.cat([steps, steps]), torch.tensor([False, True])
         values = [torch.cat([value, value]) for value in values]
     for value in values:
         any_length(value, 0, 1)

@@ -308,6 +308,7 @@ class AnnealedLangevin:
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
     timed: ClassVar[bool | None] = None
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("levels", "steps_per_level", "step_size", "denoise")
     init_cost: ClassVar[dict[str, int]] = {}
     step_cost: ClassVar[dict[str, int]] = {"score": 1}
 

@@ -43,12 +43,13 @@ from torch import Tensor
 
 from scoretk.core.arguments import positive
 from scoretk.core.rows import row_sum, sigmoid, softplus
+from scoretk.core.scalars import root
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import metropolis
-from scoretk.solvers.warmup.tuned import StepTuned, StepTunedState, root
+from scoretk.solvers.warmup.tuned import StepTuned, StepTunedState
 
 __all__ = ["Barker"]
 
@@ -76,6 +77,7 @@ class Barker(StepTuned):
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("step_size", "temperature", "accept")
     init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
 

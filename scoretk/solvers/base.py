@@ -39,6 +39,7 @@ __all__ = [
     "Traits",
     "TunedSolver",
     "adapts",
+    "as_data",
     "check_settled",
     "has_step_size",
     "is_grid",
@@ -182,6 +183,9 @@ class Traits:
             length of each is known: `capturable_ahead(state)(i)` makes step i, from this state on
             and as long as warmup changes nothing, by a `step(field, state, noise)` that can be
             captured. Equal ones make equal steps. None where nothing is known ahead.
+        as_data: Settings that a graph of `step` is not compiled for. There those that are numbers,
+            or tuples of numbers, are tensors `()` (but for 0, which may leave something out); others
+            named here `step` does not read.
         capturable_as_loop: For a solver that is not `capturable`: whether `step` is where a graph can
             hold loops whose length it reads when it runs (`scoretk.core.compiling.iterate`).
         step_size: What a kernel that has a step size says of it, None where warmup tunes it; NaN
@@ -198,6 +202,7 @@ class Traits:
     with_adjoint: Callable[[], Any] | None = None
     capturable_ahead: Callable[[Any], Callable[[int], Any]] | None = None
     capturable_as_loop: bool = False
+    as_data: tuple[str, ...] = ()
     step_size: float | None = math.nan
     start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved
 
@@ -206,6 +211,19 @@ def traits(solver: Any) -> Traits:
     """What the solver says of itself, and the defaults for the rest."""
     said = {f.name: getattr(solver, f.name) for f in fields(Traits) if hasattr(solver, f.name)}
     return Traits(**{"varying": (min(solver.needs),)} | said)
+
+
+def as_data(solver: Any) -> tuple[str, ...]:
+    """The settings that are data to the solver's step (`Traits.as_data`).
+
+    None are where a subclass has a step of its own, of which that knows nothing.
+    """
+    classes = type(solver).__mro__
+    said, step = (
+        next((i for i, c in enumerate(classes) if name in vars(c)), len(classes))
+        for name in ("as_data", "step")
+    )
+    return traits(solver).as_data if said <= step else ()
 
 
 def has_step_size(solver: Any) -> bool:

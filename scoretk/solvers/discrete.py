@@ -152,6 +152,7 @@ class GibbsWithGradients:
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score", "states"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("temperature",)
     init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
 
@@ -240,6 +241,7 @@ class DiscreteLangevin(StepTuned):
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score", "states"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("step_size", "temperature", "accept")
     goes_alone: ClassVar[bool] = False  # discrete states have no leapfrog steps to approach by
     init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
@@ -317,9 +319,9 @@ class DiscreteLangevin(StepTuned):
             `(chains, sites, k)`.
         """
         distances = _distances(x, states)
-        near = distances / (
-            2 * (across(size.flatten(), distances) if isinstance(size, Tensor) else size)
-        )
+        if isinstance(size, Tensor) and size.ndim:  # one a chain
+            size = across(size.flatten(), distances)
+        near = distances / (2 * size)
         return torch.log_softmax(_changes(grad, label, states) / (2 * self.temperature) - near, -1)
 
 

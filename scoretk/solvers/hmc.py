@@ -34,6 +34,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import counts, finite, option, positive
 from scoretk.core.rows import across
+from scoretk.core.scalars import is_zero
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
@@ -223,6 +224,7 @@ class HMC(Stepping):
     accept: float = 0.8
 
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("step_size", "jitter", "accept")
 
     def __post_init__(self) -> None:
         self._check()
@@ -239,7 +241,7 @@ class HMC(Stepping):
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any
     ) -> tuple[HMCState, Info]:
         """As `Stepping._stepped`; eps is the step size before jitter."""
-        if self.jitter:
+        if not is_zero(self.jitter):
             u = noise.uniform(state.step, Stream.LENGTH, (), state.x.dtype)
             eps = (1 - self.jitter) * eps + u * (2 * self.jitter * eps)
         eps = across(eps, state.x) if eps.ndim else eps
@@ -293,6 +295,7 @@ class ChEES(Hamiltonian):
     most: int = 1000
 
     capturable: ClassVar[bool] = False
+    as_data: ClassVar[tuple[str, ...]] = ("step_size", "length", "accept", "learning_rate", "most")
     step_cost: ClassVar[Mapping[str, int]] = {"energy": 1}
 
     def __post_init__(self) -> None:
@@ -348,7 +351,7 @@ class ChEES(Hamiltonian):
     ) -> tuple[HMCState, Info]:
         """As `step`, within a graph: the number of leapfrog steps is read when it runs."""
         time = 2 * halton_points(state.step) * state.length
-        steps = (time / state.step_size).ceil().clamp(1, self.most).to(torch.int64)
+        steps = (time / state.step_size).ceil().clamp(min=1).clamp(max=self.most).to(torch.int64)
         eps = state.step_size.to(state.x.dtype)
         return self._counted(field, state, noise, eps, steps)[:2]
 

@@ -60,6 +60,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import counts, finite, option, positive
 from scoretk.core.rows import across, finite_rows, log_add_exp, row_dot, select_rows
+from scoretk.core.scalars import is_zero
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
@@ -317,6 +318,7 @@ class MCLMC(_Isokinetic):
 
     exact: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("step_size", "length", "metric", "energy_variance")
 
     def __post_init__(self) -> None:
         self._check()
@@ -418,6 +420,14 @@ class AdjustedMCLMC(_Isokinetic):
     most: int = 1000
 
     length_factor: ClassVar[float] = math.pi / 2
+    as_data: ClassVar[tuple[str, ...]] = (
+        "step_size",
+        "length",
+        "jitter",
+        "metric",
+        "accept",
+        "most",
+    )
 
     def __post_init__(self) -> None:
         self._check()
@@ -497,7 +507,7 @@ class AdjustedMCLMC(_Isokinetic):
     def _trajectory(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor, steps: int
     ) -> tuple[HMCState, Info]:
-        if self.jitter:
+        if not is_zero(self.jitter):
             u = noise.uniform(state.step, Stream.LENGTH, (), state.x.dtype)
             eps = eps * (1 + self.jitter * (2 * u - 1))
         here = Point(state.x, state.energy, state.grad)

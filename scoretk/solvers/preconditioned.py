@@ -56,6 +56,7 @@ class PreconditionedLangevin(Hamiltonian):
     adjusted: bool = True
 
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("step_size", "accept")
     step_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
 
     @property

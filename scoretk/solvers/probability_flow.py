@@ -127,6 +127,7 @@ class ProbabilityFlow:
     adjoint: bool = dataclass_field(default=False, repr=False)
 
     timed: ClassVar[bool | None] = True
+    as_data: ClassVar[tuple[str, ...]] = ("steps", "grid", "denoise", "rtol", "atol", "max_steps")
     init_cost: ClassVar[dict[str, int]] = {}
 
     def __post_init__(self) -> None:

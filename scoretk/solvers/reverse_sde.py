@@ -143,6 +143,7 @@ class ReverseSDE:
     needs: ClassVar[frozenset[str]] = frozenset({"denoise"})
     timed: ClassVar[bool | None] = True
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("steps", "grid", "eta", "corrector", "snr", "denoise")
     init_cost: ClassVar[dict[str, int]] = {}
     step_cost: ClassVar[dict[str, int]] = {"denoise": 1}
 

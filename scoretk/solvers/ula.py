@@ -20,7 +20,6 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import finite, positive
 from scoretk.core.rows import add_scaled
+from scoretk.core.scalars import root
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
@@ -70,6 +70,7 @@ class ULA:
     timed: ClassVar[bool | None] = False
     exact: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("step_size", "temperature", "clip", "box")
     init_cost: ClassVar[dict[str, int]] = {"score": 1}
     step_cost: ClassVar[dict[str, int]] = {"score": 1}
 
@@ -130,7 +131,7 @@ class ULA:
     ) -> tuple[ULAState, Info]:
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         drifted = add_scaled(state.x, state.score, self.step_size)
-        x = add_scaled(drifted, z, sqrt(2 * self.step_size * self.temperature))
+        x = add_scaled(drifted, z, root(2 * self.step_size * self.temperature))
         if self.box is not None:
             x = x.clamp(*self.box)
         return ULAState(x, self._drift(field, x), state.step + 1), {}

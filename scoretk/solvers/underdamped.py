@@ -28,7 +28,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import sqrt
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -36,12 +36,13 @@ from torch import Tensor
 
 from scoretk.core.arguments import positive
 from scoretk.core.rows import add_scaled, row_dot
+from scoretk.core.scalars import exponential, root
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import metropolis
-from scoretk.solvers.warmup.tuned import GIVEN, StepTuned, root
+from scoretk.solvers.warmup.tuned import GIVEN, StepTuned
 
 __all__ = ["GHMC", "Underdamped"]
 
@@ -104,6 +105,7 @@ class Underdamped:
     timed: ClassVar[bool | None] = False
     exact: ClassVar[bool] = False
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("step_size", "friction", "temperature")
     init_cost: ClassVar[dict[str, int]] = {"score": 1}
     step_cost: ClassVar[dict[str, int]] = {"score": 1}
 
@@ -118,11 +120,11 @@ class Underdamped:
     def step(
         self, field: StaticField, state: UnderdampedState, noise: NoiseSource
     ) -> tuple[UnderdampedState, Info]:
-        h, kept = self.step_size, exp(-self.friction * self.step_size)
+        h, kept = self.step_size, exponential(-self.friction * self.step_size)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         v = add_scaled(state.velocity, state.score, h / 2)
         x = add_scaled(state.x, v, h / 2)
-        v = add_scaled(v * kept, z, sqrt((1 - kept**2) * self.temperature))
+        v = add_scaled(v * kept, z, root((1 - kept**2) * self.temperature))
         x = add_scaled(x, v, h / 2)
         score = field.score(x)
         return UnderdampedState(x, add_scaled(v, score, h / 2), score, state.step + 1), {}
@@ -150,6 +152,7 @@ class GHMC(StepTuned):
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
+    as_data: ClassVar[tuple[str, ...]] = ("step_size", "friction", "accept")
     init_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
     step_cost: ClassVar[dict[str, int]] = {"energy": 1, "score": 1}
 
@@ -165,7 +168,7 @@ class GHMC(StepTuned):
         self, field: StaticField, state: GHMCState, noise: NoiseSource
     ) -> tuple[GHMCState, Info]:
         h = self.size(state)
-        kept = (-self.friction * h).exp() if isinstance(h, Tensor) else exp(-self.friction * h)
+        kept = exponential(-self.friction * h)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         before = add_scaled(state.velocity * kept, z, root(1 - kept**2))
         v = add_scaled(before, state.grad, -h / 2)

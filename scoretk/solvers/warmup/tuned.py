@@ -8,7 +8,6 @@ warmup, as in `stk.sample(field, solver.tuned_by(draws), init=draws.final, warmu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -28,7 +27,7 @@ from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Trial
 from scoretk.solvers.warmup.step_size import DualAveraging, first_step_size
 
-__all__ = ["GIVEN", "Before", "StepTuned", "StepTunedState", "Tunable", "Tuned", "root"]
+__all__ = ["GIVEN", "Before", "StepTuned", "StepTunedState", "Tunable", "Tuned"]
 
 
 GIVEN = torch.tensor(torch.nan, dtype=torch.float64)
@@ -246,11 +245,6 @@ class StepTuned(Tunable):
         kernel: Any = self
         tunable: Tunable = replace(kernel, step_size=None)
         return tunable.tuned_by(draws)
-
-
-def root(value: float | Tensor) -> float | Tensor:
-    """The square root of a number or a tensor."""
-    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
