@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass, replace
-from importlib.metadata import Distribution, distribution, distributions
+from functools import lru_cache
+from importlib.metadata import Distribution, PackageMetadata, distribution, distributions
+from pathlib import Path
 from traceback import format_exception_only
 
 from scoretk.errors import printable
@@ -117,7 +119,7 @@ def read_entries(name: str, group: str) -> list[Entry]:
     """
     # Of several on sys.path the first, which need not be the one that was found.
     dist = distribution(name)
-    version = _version(dist)
+    version = _version(dist.metadata)
     points = dist.entry_points.select(group=group)
     return [
         Entry(
@@ -131,32 +133,47 @@ def read_entries(name: str, group: str) -> list[Entry]:
     ]
 
 
-def _version(dist: Distribution) -> str:
-    """The distribution's version. Every access to it reads and parses a whole file."""
+def _version(metadata: PackageMetadata) -> str:
     try:
-        found = dist.metadata["Version"]
+        found = metadata["Version"]
     except KeyError:  # in later versions of Python
         found = None
     return UNKNOWN if found is None else printable(found)
 
 
 def _read(dist: Distribution, group: str) -> list[Entry] | list[Broken]:
-    if not _may_register(dist, group):
-        return []
+    try:
+        if f"[{group}]" not in _points(dist):
+            return []
+    except (OSError, UnicodeError):
+        pass  # it cannot be ruled out, so reading it shall say what is wrong
     name = version = UNKNOWN
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that lack an entry
-            version = _version(dist)
-            name = printable(normalised(dist.metadata["Name"]))
+            metadata = dist.metadata  # every access to it reads and parses a whole file
+            version = _version(metadata)
+            name = printable(normalised(metadata["Name"]))
         return read_entries(name, group)
     except Exception as error:  # noqa: BLE001 (one damaged distribution must not hide the others)
         error.add_note(f"in {getattr(dist, '_path', None) or dist.locate_file('')}")
         return [Broken.by(error, Entry(f"{name}/*", "*", name, version, ""), "list")]
 
 
-def _may_register(dist: Distribution, group: str) -> bool:
+def _points(dist: Distribution) -> str:
+    """The text that lists what a distribution registers: most of them register nothing of ours."""
+    path = getattr(dist, "_path", None)
+    if not isinstance(path, Path):  # in an archive, or of somebody's own importer
+        return dist.read_text("entry_points.txt") or ""
+    file = path / "entry_points.txt"
     try:
-        return f"[{group}]" in (dist.read_text("entry_points.txt") or "")
-    except (OSError, UnicodeError):
-        return True  # it cannot be ruled out, so reading it shall say what is wrong
+        at = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return _text(file, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
+
+
+@lru_cache(maxsize=2**12)
+def _text(file: Path, *_: int) -> str:
+    """A file's text, read once for each state of the file: an environment has hundreds of them."""
+    return file.read_text(encoding="utf-8")
