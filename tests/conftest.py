@@ -1,14 +1,18 @@
 """One suite for CPU and GPU: `pytest --device cuda`. Statistical tests run in float64 unless they test a dtype."""
 
 import gc
+import os
 from unittest import mock
 
-import pytest
-import torch
+# Tests run side by side: more threads than cores would only wait for one another, and those of
+# NumPy's and scikit-learn's libraries wait by spinning (a fit of a classifier took six times as
+# long). Before any of them is imported, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-torch.set_num_threads(
-    1
-)  # tests run side by side: more threads than cores would only wait for one another
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -39,6 +39,7 @@ __all__ = ["run_demo"]
 
 BUILT_IN = "scoretk"
 DECODING_SEED = 321
+THREADS = "OMP_NUM_THREADS"
 ONE_CLASS = {"digits-flow-classes": 8}
 """Models of a single class of digits, and that class."""
 SLOW = frozenset(
@@ -130,6 +131,7 @@ def _parts(
     with (
         ended,
         running,
+        _one_thread_each(),
         ProcessPoolExecutor(
             workers, mp_context=spawn, initializer=_worker, initargs=(ended,)
         ) as pool,
@@ -139,6 +141,24 @@ def _parts(
         except BaseException:
             running.close()
             raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started meanwhile have one thread, those of NumPy's and SciPy's libraries too.
+
+    They read the variable as they are imported; with a thread a core in each process they would
+    wait for one another, and by spinning.
+    """
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[THREADS]
+        else:
+            os.environ[THREADS] = before
 
 
 def _worker(ended: Connection) -> None:
