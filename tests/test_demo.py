@@ -234,6 +234,7 @@ def test_likelihoods_are_stable_from_seed_to_seed(name):
         assert (a.value != b.value) == (error > 0), a.method
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_but_the_time(tmp_path):
     names = ["ising", "potts"]  # which few solvers take
     size = Size(chains=8, steps=4, trajectories=2, rounds=1, likelihood_rows=2, annealed=16)
