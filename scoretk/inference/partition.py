@@ -278,7 +278,8 @@ def log_evidence(draws: Draws) -> Estimate:
     Raises:
         InvalidArgument: Draws without weights, or of several measurements.
     """
-    kept = {name: draws.stats.get(name) for name in ("log_weight", "ancestor", "measurement")}
+    stats = draws.stats if isinstance(draws, Draws) else {}
+    kept = {name: stats.get(name) for name in ("log_weight", "ancestor", "measurement")}
     log_weight, ancestor, measurement = (
         None if value is None else value.reshape(len(value), -1)[:, -1] for value in kept.values()
     )
