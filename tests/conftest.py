@@ -9,8 +9,8 @@ from unittest import mock
 # long). Before any of them is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_num_threads(1)
 
