@@ -193,6 +193,38 @@ def test_judged_are_the_parameters(folder):
     assert torch.allclose(y[:, 2], softplus(u[:, 2]))
 
 
+def summed_over_scales(field, second=1.0):
+    """E and Var of the squares by the field's energy: x is normal given both scales, its mode the mean there."""
+    n = len(field.seen)
+    logs = torch.linspace(-12, 6, 121, **DOUBLE)
+    s = torch.cartesian_prod(logs, logs).exp()
+    u = s + (-torch.expm1(-s)).log()
+    jacobian = (s / u.sigmoid()).log().sum(1)
+    s2, r2 = s.square().unbind(1)
+    step = torch.eye(n, **DOUBLE) - torch.eye(n, **DOUBLE).roll(1, 0).tril()
+    there = (~field.seen.isnan()).double()
+    precision = step.T @ step / s2[:, None, None] + torch.diag(there) / r2[:, None, None]
+    covariance = torch.linalg.inv(precision)
+    mean = (covariance @ (there * field.seen.nan_to_num(0.0))) / r2[:, None]
+    energy = field.energy(torch.cat([u, mean], 1))
+    share = (torch.logdet(covariance) / 2 - energy + jacobian).softmax(0)
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    square = share @ torch.cat([s**2, mean**2 + second * variance], 1)
+    power = share @ torch.cat([s**4, mean**4 + 6 * mean**2 * variance + 3 * variance**2], 1)
+    return square, power - square**2
+
+
+def test_moments_of_the_brownian_motion_are_those_of_its_energy():
+    seen = normals(12, seed=5).cumsum(0)
+    seen[4:8] = torch.nan
+    field = gym.Brownian(seen)
+    found, (square, variance) = field.moments(), summed_over_scales(field)
+    torch.testing.assert_close(found.mean_square, square, rtol=1e-7, atol=0)
+    torch.testing.assert_close(found.var_square, variance, rtol=1e-7, atol=0)
+    wrong = summed_over_scales(field, 1.001)[0]
+    assert not torch.allclose(found.mean_square, wrong, rtol=1e-5, atol=0)
+
+
 def exact_draws(name, n):
     z = normals(n, 60, seed=4)
     if name == "banana":
