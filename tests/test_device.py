@@ -398,6 +398,7 @@ TUNED = {
     "HMC dense": stk.HMC(leapfrogs=3, metric="dense"),
     "ChEES": stk.ChEES(most=20),
     "ChEES dense": stk.ChEES(metric="dense", most=20),
+    "ChEES fisher": stk.ChEES(metric="fisher", most=20),
     "NUTS": stk.NUTS(max_depth=4),
     "NUTS dense": stk.NUTS(max_depth=4, metric="dense"),
     "MCLMC": stk.MCLMC(),

@@ -80,8 +80,10 @@ class Table:
 QUICK_TARGETS, QUICK_SOLVERS = ("banana", "ill-conditioned"), ("mclmc", "chees-unscaled")
 SOLVERS: dict[str, tuple[Any, int | None]] = {
     "mclmc": (MCLMC(), None),
+    "mclmc-fisher": (MCLMC(metric="fisher"), None),
     "adjusted-mclmc": (AdjustedMCLMC(), None),
     "chees": (ChEES(), None),
+    "chees-fisher": (ChEES(metric="fisher"), 150),
     "chees-unscaled": (ChEES(metric="none"), 150),
     "nuts": (NUTS(), None),
 }

@@ -212,7 +212,8 @@ class HMC(Stepping):
         leapfrogs: L, the number of leapfrog steps in a trajectory.
         jitter: The half width, in [0, 1), of the uniform factor about 1 that multiplies each
             trajectory's step size.
-        metric: "diagonal", "dense" or "none": the scales learned in warmup.
+        metric: "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`).
         accept: The mean acceptance, in (0, 1), that warmup tunes the step size to. (At .651, which
             is best in many dimensions, the jitter carries steps past the stability limit in a few.)
     """
@@ -276,7 +277,8 @@ class ChEES(Hamiltonian):
     Args:
         step_size: eps > 0, in scaled space; None to tune it in warmup.
         length: T > 0, the mean time of a trajectory; None to tune it in warmup.
-        metric: "diagonal", "dense" or "none": the scales learned in warmup.
+        metric: "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`).
         accept: The harmonic mean acceptance over chains, times the share of those that did not
             diverge, that warmup tunes the step size to. (In the harmonic mean chains in narrow
             places weigh more, where a step size that suits the others is rejected. With the plain

@@ -86,7 +86,7 @@ INTEGRATORS: dict[str, tuple[float, ...]] = {
 }
 """Shares of the step size: turn, drift, turn, ... Each drift costs a gradient."""
 
-METRICS = ("none", "diagonal")
+METRICS = ("none", "diagonal", "fisher")
 FIRST_STEPS = 10
 """Steps of an adjusted trajectory before its length is known."""
 
@@ -301,7 +301,8 @@ class MCLMC(_Isokinetic):
         step_size: eps > 0, a length in scaled space; None to tune it in warmup.
         length: L > 0, over which the direction is forgotten, a length in scaled space; None to take
             it in warmup as the root of the summed variances.
-        metric: "diagonal" or "none": the scales learned in warmup.
+        metric: "diagonal", "fisher" or "none": the scales learned in warmup
+            (`warmup.scales`).
         integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
         energy_variance: The mean square of W per dimension that warmup tunes the step size to: the
             smaller, the less bias.
@@ -399,7 +400,8 @@ class AdjustedMCLMC(_Isokinetic):
             the step be compiled).
         jitter: The half width, in [0, 1), of the uniform factor about 1 that multiplies each
             trajectory's step size.
-        metric: "diagonal" or "none": the scales learned in warmup.
+        metric: "diagonal", "fisher" or "none": the scales learned in warmup
+            (`warmup.scales`).
         integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
         accept: The mean acceptance, in (0, 1), that warmup tunes the step size to.
         most: The largest number of steps in a trajectory.

@@ -250,7 +250,8 @@ class NUTS(Stepping):
 
     Args:
         step_size: eps > 0 of the leapfrog steps, in scaled space; None to tune it in warmup.
-        metric: "diagonal", "dense" or "none": the scales learned in warmup.
+        metric: "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`).
         accept: The mean of "accept", in (0, 1), that warmup tunes the step size to.
         max_depth: The largest number of doublings of a trajectory.
     """

@@ -43,7 +43,8 @@ class PreconditionedLangevin(Hamiltonian):
 
     Args:
         step_size: h > 0, in squared units of the scales; None to tune it in warmup.
-        metric: "diagonal", "dense" or "none": the scales learned in warmup.
+        metric: "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`).
         accept: The mean acceptance, in (0, 1), that warmup tunes the step size to.
         adjusted: Whether a Metropolis decision makes it exact. Warmup makes the decision in any
             case: the step size of the unadjusted chain is the one at which MALA would accept so

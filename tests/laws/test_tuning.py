@@ -278,6 +278,47 @@ def test_scales_are_the_shrunk_moments_of_a_window(dense):
     np.testing.assert_allclose(found @ found.T if dense else found**2, expected, rtol=1e-9)
 
 
+def fisher_of(part, curvature, n=4000):
+    """The squared scales that a part learns from draws of a normal with this curvature, and their gradients."""
+    precision = torch.tensor(curvature, dtype=torch.float64)
+    z = torch.randn(n, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    x = torch.linalg.solve_triangular(torch.linalg.cholesky(precision).T, z.T, upper=True).T + 5
+    scale = torch.tensor([1.0, 30.0], dtype=torch.float64)
+    state, warmup = State(x=x, grad=(x - 5) @ precision, scale=scale), 40
+    memory = part.begin(None, None, state, None, None)[1]
+    for step in range(warmup):
+        state, memory, told = part.learn(state, memory, lesson(step, warmup, accept=torch.ones(n)))
+        if told is not None:
+            change = told
+    return change.after.square().numpy(), change.spread.square().numpy()
+
+
+@pytest.mark.parametrize("curvature", [[[4.0, 0.0], [0.0, 0.01]], [[4.0, 1.9], [1.9, 1.0]]])
+def test_scales_of_least_fisher_divergence(curvature):
+    """s^4 = Var x / Var g = (C^-1)_ii / C_ii, C the curvature: the variance where coordinates are independent."""
+    covariance = np.linalg.inv(curvature)
+    right = np.sqrt(np.diag(covariance) / np.diag(curvature))
+    found, spread = fisher_of(scales.Scales("fisher"), curvature)
+    np.testing.assert_allclose(found, right, rtol=0.1)
+    np.testing.assert_allclose(spread, np.diag(covariance), rtol=0.1)
+    plain = fisher_of(scales.Scales("diagonal"), curvature)[0]
+    assert np.allclose(plain, right, rtol=0.1) == (curvature[0][1] == 0), (
+        "a mutant: without gradients"
+    )
+
+
+def test_scales_of_least_fisher_divergence_are_positive_numbers():
+    part, warmup = scales.Scales("fisher"), 40
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale = torch.tensor([2.0, 3.0], dtype=torch.float64)
+    state = State(x=x, grad=torch.stack([x[:, 0], x[:, 1] * torch.inf], 1), scale=scale)
+    memory = part.begin(None, None, state, None, None)[1]
+    for step in range(warmup):
+        state, memory, _ = part.learn(state, memory, lesson(step, warmup, accept=torch.ones(64)))
+    assert 0 < float(state.scale[0]) < 2
+    assert float(state.scale[1]) == 3.0
+
+
 def test_lengths_keep_what_they_are_when_scales_change():
     """At the end of a window the step size and the length are divided by what the scales have grown."""
     part, warmup = scales.Scales("diagonal", ("step_size", "length")), 40

@@ -141,7 +141,7 @@ def common_settings(
     Args:
         own: The settings of each chain's own.
         alive: `(chains,)` of bool, the chains that are well.
-        metric: "diagonal", "dense", or "none" for scales that stay as they are; then the step size
+        metric: "diagonal", "fisher", "dense", or "none" for scales that stay as they are; then the step size
             is that of the narrowest coordinate.
         before: The scales so far, which also stay where no chain is well.
 

@@ -6,10 +6,21 @@ pooled over chains (by Chan's update), gives the scales for the next window as a
 `(n C + 5e-3 S^2) / (n + 5)`, S being the scales so far; then the step size starts anew. The last
 steps tune the step size alone.
 
+With "fisher" gradients g of the energy count as much as draws. Of all diagonals that which makes the
+Fisher divergence of a normal law from the target least, `E |s g|^2 + E |(x - m) / s|^2`, is
+
+    s^4 = Var x / Var g
+
+where each variance is shrunk as above (towards those of the scales so far). For independent normal
+coordinates s is the standard deviation. It is less where they are correlated or bent: the geometric
+mean of how long a valley is along a coordinate and how wide.
+
 References:
     Stan development team, "Stan reference manual" (warmup windows and shrinkage).
     Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
     variances" (1979).
+    Seyboldt, Carlson, Carpenter, "Preconditioning Hamiltonian Monte Carlo by minimizing Fisher
+    divergence" (2026), for the diagonal of both variances.
 """
 
 from __future__ import annotations
@@ -31,11 +42,12 @@ __all__ = [
     "accumulate",
     "approach_steps",
     "begin_window",
+    "fisher_scales",
     "scales",
     "window_end",
 ]
 
-METRICS = ("none", "diagonal", "dense")
+METRICS = ("none", "diagonal", "fisher", "dense")
 
 SHRINK, FLOOR = 5.0, 1e-3
 
@@ -134,13 +146,28 @@ def scales(window: Window, metric: str, before: Tensor) -> tuple[Window, Tensor]
     return Window(*(torch.zeros_like(value) for value in window)), found.to(before.dtype)
 
 
+def fisher_scales(window: Window, before: Tensor) -> tuple[Window, Tensor, Tensor]:
+    """The scales of least Fisher divergence that a window of draws and gradients has found.
+
+    Args:
+        window: The window, of draws `(x, grad)` side by side, `(n, 2, *event_shape)`.
+        before: The scales so far, which stay where these would be no positive numbers.
+
+    Returns:
+        An empty window, the scales, and the standard deviations, like an event.
+    """
+    emptied, (spread, steepness) = scales(window, "diagonal", torch.stack([before, 1 / before]))
+    found = (spread / steepness).sqrt()
+    return emptied, torch.where(found.isfinite() & (found > 0), found, before), spread
+
+
 @dataclass(frozen=True)
 class Scales(Unmeasured):
     """Learns the state's `scale`, a diagonal or a Cholesky factor.
 
     Args:
-        metric: A name in `METRICS`. With "none" the standard deviations are measured, for other
-            parts to learn from, and the scales stay as they are.
+        metric: A name in `METRICS`; "fisher" needs the state's `grad`. With "none" the standard
+            deviations are measured, for other parts to learn from, and the scales stay as they are.
         lengths: The names of the state's leaves that are lengths in scaled space, which are divided
             by the mean growth of the scales.
     """
@@ -156,7 +183,7 @@ class Scales(Unmeasured):
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
     ) -> tuple[Any, Window, int]:
         """As `Part.begin`."""
-        return state, begin_window(state.x, self._dense), 0
+        return state, begin_window(self._seen(state), self._dense), 0
 
     def learn(
         self, state: Any, memory: Window, lesson: Lesson
@@ -165,12 +192,15 @@ class Scales(Unmeasured):
         counts, ends = window_end(lesson.step, lesson.warmup)
         if not counts:
             return state, memory, None
-        memory = accumulate(memory, lesson.living(state.x), self._dense)
+        memory = accumulate(memory, lesson.living(self._seen(state)), self._dense)
         if not ends:
             return state, memory, None
         before = state.scale
-        memory, spread = scales(memory, "dense" if self._dense else "diagonal", before)
-        after = before if self.metric == "none" else spread
+        if self.metric == "fisher":
+            memory, after, spread = fisher_scales(memory, before)
+        else:
+            memory, spread = scales(memory, "dense" if self._dense else "diagonal", before)
+            after = before if self.metric == "none" else spread
         grown = float((self._diagonal(after) / self._diagonal(before)).log().mean().exp())
         shrunk = {name: getattr(state, name) / grown for name in self.lengths}
         change = Change(before, after, spread, came_far=bool(lesson.came_far))
@@ -179,6 +209,10 @@ class Scales(Unmeasured):
     def changed(self, state: Any, memory: Window, change: Change) -> tuple[Any, Window]:
         """As `Part.changed`: changes leave a window as it is."""
         return state, memory
+
+    def _seen(self, state: Any) -> Tensor:
+        """What windows are made of: the draws, and with "fisher" the gradients beside them."""
+        return torch.stack([state.x, state.grad], 1) if self.metric == "fisher" else state.x
 
     def _diagonal(self, scale: Tensor) -> Tensor:
         return scale.diagonal() if self._dense else scale
