@@ -106,11 +106,11 @@ from scoretk.plugins import load_solver as load_solver
 from scoretk.plugins import train as train
 from scoretk.run.checkpoint import Checkpoint as Checkpoint
 from scoretk.run.draws import Cost as Cost
-from scoretk.run.draws import Draws as Draws
 from scoretk.run.joining import concatenate as concatenate
 from scoretk.run.ranks import Ranks as Ranks
 from scoretk.run.ranks import distributed as distributed
 from scoretk.run.store import Zarr as Zarr
+from scoretk.run.stored import Draws as Draws
 from scoretk.run.stored import Lazy as Lazy
 from scoretk.run.stored import StoredDraws as StoredDraws
 from scoretk.solvers import AIS as AIS

@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
+import xarray
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -27,6 +28,7 @@ import scoretk as stk
 from scoretk import cli
 from scoretk.run import batches, ranks
 
+FORK = multiprocessing.get_context("fork")
 CHAINS, BATCH = 60, 12
 PILOT = stk.Warmup(24, pilot=16)
 
@@ -267,6 +269,46 @@ def saved(folder, pause=0.0, timeout=60.0):
     return digest(draws)
 
 
+def streamed(path, pause=0.0, checkpoint=None, timeout=60.0, **more):
+    """A run whose ranks write one store; as the digest of what is read back."""
+
+    def energy(x):
+        time.sleep(pause)
+        return bumpy(x)
+
+    run = {"chains": CHAINS, "steps": 24, "batch": 7, "checkpoint": checkpoint} | more
+    with stk.distributed(timeout=timeout):
+        keep = stk.Zarr(path, draws=5)
+        draws = stk.sample(stk.Energy(energy, (3,)), stk.MALA(0.3), keep=keep, **run)
+    return draws.x[:].numpy(), stk.diagnostics.rhat(draws.x).numpy()
+
+
+def reads(path, end):
+    """What is seen of a store until this process is told to stop."""
+    seen = []
+    while not end.poll(0.05):
+        if path.exists() and len(seen) < 100:
+            with xarray.open_datatree(path, engine="zarr") as tree:
+                kept = tree["sample_stats"]["kept"].values
+                seen.append((kept, tree["posterior"]["x"].values))
+    end.send(seen)
+
+
+def watched(size, path):
+    """What the ranks of a job read in their store, and how much of it another process has seen meanwhile.
+
+    This process itself reads nothing: zarr has threads, and what is forked after it has none of them.
+    """
+    ours, theirs = FORK.Pipe()
+    reader = FORK.Process(target=reads, args=(path, theirs))
+    reader.start()
+    ranks = Job(size, streamed, path, 0.01).wait(300)
+    ours.send(None)
+    seen = ours.recv()
+    reader.join()
+    return ranks, seen
+
+
 class Job:
     """Processes that are forked, before torch has threads, with the variables that `torchrun` sets.
 
@@ -280,12 +322,11 @@ class Job:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        fork = multiprocessing.get_context("fork")
         self.answers, ends = {}, []
         self.processes = []
         for number in range(size):
-            ours, theirs = fork.Pipe(duplex=False)
-            process = fork.Process(
+            ours, theirs = FORK.Pipe(duplex=False)
+            process = FORK.Process(
                 target=self._run, args=(number, size, port, theirs, f, arguments)
             )
             process.start()
@@ -386,6 +427,7 @@ def main(file):
     }
     for name, (job, waited) in together.items():
         found[name] = job.wait(ranks=waited)
+    found["store"] = watched(2, folder / "draws.zarr")
     found["written"] = stk.Draws.load(folder / "draws.safetensors").x.numpy()
     found["never stopped"] = Job(1, saved, folder / "never").wait()
     (folder / "killed").mkdir()

@@ -154,6 +154,69 @@ def test_a_run_goes_on_with_another_number_of_ranks(found):
         assert set(ranks.values()) == {expected}
 
 
+def in_one_store(ranks, seen):
+    """What holds of a store that several ranks have written, and of what was seen of it meanwhile."""
+    run = {"chains": jobs.CHAINS, "steps": 24, "batch": 7}
+    whole = stk.sample(jobs.FIELD, stk.MALA(0.3), **run)
+    for x, rank_normalised in ranks.values():
+        assert np.array_equal(x, whole.x)
+        assert np.array_equal(rank_normalised, stk.diagnostics.rhat(whole.x))
+    assert seen
+    for kept, x in seen:  # a file that is replaced meanwhile may be newer than the count, not older
+        for chain, n in enumerate(kept):
+            assert np.array_equal(x[chain, : max(n, 0)], whole.x[chain, : max(n, 0)])
+
+
+def test_ranks_write_one_store_which_is_read_meanwhile(found):
+    pytest.importorskip("zarr")
+    in_one_store(*found["store"])
+
+
+def in_jobs(folder, program, seconds=900):
+    """What a program that has `jobs` and `folder` puts into `found`."""
+    program = f"""
+import pathlib, pickle, torch
+torch.set_num_threads(1)
+from tests import jobs
+folder = pathlib.Path({str(folder)!r})
+{program}
+(folder / "found").write_bytes(pickle.dumps(found))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR"),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return pickle.loads((folder / "found").read_bytes())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [3, 4])
+def test_many_ranks_make_one_store(size, tmp_path):
+    """All come to it at once: without one that makes it, half of these jobs would fail."""
+    pytest.importorskip("zarr")
+    program = "found = [jobs.watched(SIZE, folder / f'{k}.zarr') for k in range(5)]"
+    for ranks, seen in in_jobs(tmp_path, program.replace("SIZE", str(size))):
+        in_one_store(ranks, seen)
+
+
+@pytest.mark.slow
+def test_ranks_that_all_make_the_store_are_seen(tmp_path):
+    """The mutant: each makes the arrays where it does not find them."""
+    pytest.importorskip("zarr")
+    program = """
+from scoretk.run import ranks
+ranks._Shared.once = lambda self, name, make: make()
+found = [jobs.Job(4, jobs.streamed, folder / f'{k}.zarr').wait() for k in range(8)]
+"""
+    ends = [end for ranks in in_jobs(tmp_path, program) for end in ranks.values()]
+    assert any(isinstance(end[0], str) for end in ends)
+
+
 def test_two_jobs_do_not_run_in_one_folder(found):
     kind, text, _ = found["second"][0]
     assert kind == "Busy"
@@ -202,23 +265,35 @@ class TestParts:
             with pytest.raises(stk.InvalidArgument, match="parts"):
                 stk.concatenate(none)
 
-    def test_those_of_a_store_come_into_memory_first(self, tmp_path):
+    def test_those_in_stores_stay_there(self, tmp_path, monkeypatch):
         pytest.importorskip("zarr")
+        run = {"steps": 4, "batch": 20}
         parts = [
             stk.sample(
-                jobs.FIELD,
-                stk.MALA(0.3),
-                chains=ids,
-                steps=4,
-                batch=20,
-                keep=stk.Zarr(tmp_path / str(ids.start)),
+                jobs.FIELD, stk.MALA(0.3), chains=ids, keep=stk.Zarr(tmp_path / str(i)), **run
             )
-            for ids in (range(9), range(9, 20))
+            for i, ids in enumerate((range(9, 20), range(0, 9, 2), range(1, 9, 2)))
         ]
+        whole = sampled(None, batch=20)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(parts[0].x), "read", None)  # so that nothing is read
+            joined = stk.concatenate([*parts[:2], stk.Draws.load(tmp_path / "2")])
+        assert isinstance(joined, stk.StoredDraws)
+        assert torch.equal(joined.chains, torch.arange(20))
+        for key in (slice(None), 3, -1, slice(8, 12), [4, 1, 19], (slice(None), -1)):
+            assert torch.equal(joined.x[key], whole.x[key])
+        for name, value in whole.stats.items():
+            assert torch.equal(joined.stats[name].load(), value)
+        assert joined.in_memory()[5:8].summary().rows == whole[5:8].summary().rows
+        assert str(joined[5:8].summary()) == str(whole[5:8].summary())
+        again = stk.concatenate([joined[10:], joined[:10]])
+        assert torch.equal(again.x[:], whole.x)
+        for one, other in zip(joined.moments(), whole.moments(), strict=True):
+            torch.testing.assert_close(one, other)
         with pytest.raises(stk.InvalidArgument, match="in_memory"):
-            stk.concatenate(parts)
-        joined = stk.concatenate(part.in_memory() for part in parts)
-        torch.testing.assert_close(joined.x, sampled(None, batch=20).x)
+            stk.concatenate([parts[0].in_memory(), *parts[1:]])
+        with pytest.raises(stk.InvalidArgument, match=r"\[9, 10"):
+            stk.concatenate([joined, parts[0]])
 
 
 class TestFolders:

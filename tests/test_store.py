@@ -199,6 +199,36 @@ class TestReading:
         assert torch.equal(again.stats["accept"], here.stats["accept"])
         assert np.array_equal(np.load(tmp_path / "d.npy"), here.x)
 
+    def test_a_store_is_loaded_as_what_sample_returned(self, pair, tmp_path):
+        derived = drawn(tmp_path / "e", "eight-schools", steps=5)
+        for made in (pair[1], derived):
+            again = stk.Draws.load(made.store)
+            assert isinstance(again, stk.StoredDraws)
+            assert repr(again) == repr(made)
+            assert (again.cost, again.provenance) == (made.cost, made.provenance)
+            for name in ("x", "final", "status", "failed_at", "chains"):
+                assert torch.equal(getattr(again, name), getattr(made, name)), name
+            for kind in ("tuned", "stats", "variables"):
+                ours, theirs = getattr(again, kind), getattr(made, kind)
+                assert ours.keys() == theirs.keys()
+                assert all(torch.equal(ours[name], value) for name, value in theirs.items()), kind
+            assert str(again.summary()) == str(made.summary())
+
+    def test_what_is_no_store_of_a_run_that_is_over_is_not_loaded(self, tmp_path):
+        with pytest.raises(Stop):
+            drawn(tmp_path / "stopped", stopping(150), **SHORT)
+        with pytest.raises(InvalidArgument, match="takes it up"):
+            stk.Draws.load(tmp_path / "stopped")
+        xarray.Dataset({"x": ("n", [1.0])}).to_zarr(tmp_path / "other", consolidated=False)
+        (tmp_path / "empty").mkdir()
+        for name in ("other", "empty", "nothing"):
+            with pytest.raises(InvalidArgument, match="path"):
+                stk.Draws.load(tmp_path / name)
+        drawn(tmp_path / "d", PLAIN, **SHORT)
+        shutil.rmtree(tmp_path / "d" / "outcome")
+        with pytest.raises(InvalidArgument, match="path"):
+            stk.Draws.load(tmp_path / "d")
+
     def test_arviz_has_the_same_and_reads_it_when_asked(self, pair):
         pytest.importorskip("arviz")
         here, there = (draws.to_arviz() for draws in pair)

@@ -145,7 +145,8 @@ def stored_data(folder: Path, chains: Any, purpose: str) -> Any:
     az = arviz(purpose)
     xarray = required("xarray", "zarr", purpose)
     tree = xarray.open_datatree(folder, engine="zarr", consolidated=False, chunks=None)
-    tree = tree if chains is None else tree.isel(chain=chains)
+    kept = tree.filter(lambda node: "byte" not in node.dims)  # what is scoretk's own
+    tree = kept if chains is None else kept.isel(chain=chains)
     if is_tree(az):
         return tree
     groups = {name: tree[name].to_dataset() for name in tree.children}

@@ -250,7 +250,11 @@ def sample(
                 progress=progress,
                 share=share,
             )
-    return _draws(run, parts, batches, done, settings)
+            draws = _draws(run, parts, batches, done, settings)
+            if run.store is not None and share.first:
+                tuned = {f"tuned/{name}": value for name, value in draws.tuned.items()}
+                run.store.finish({"final": draws.final, **tuned}, draws.cost)
+    return draws
 
 
 @dataclass(frozen=True)
@@ -535,11 +539,11 @@ def _store(
     sizes = [n for part in parts if (n := len(part.ids[part.returned]))]
     file = None if saved is None else saved.file
     if share.first:
-        store = Store(asked, contents, sizes, file)
+        store = Store(asked, contents, sizes, file, once=share.once)
         share.tell("store", {"id": torch.tensor(list(bytes.fromhex(store.id)))})
         return store
     known = bytes(share.told("store")["id"].tolist()).hex()
-    return Store(asked, contents, sizes, file, known)
+    return Store(asked, contents, sizes, file, known, share.once)
 
 
 def _check_modes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from io import BytesIO
@@ -45,7 +45,7 @@ from scoretk.fields.layout import Layout
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BY_CHAIN", "FORMATS", "Cost", "Draws", "check_output"]
+__all__ = ["BY_CHAIN", "FORMATS", "READERS", "Cost", "Draws", "check_output"]
 
 FORMATS = (".safetensors", ".nc", ".zarr", ".npy")
 READ_BY = {
@@ -54,6 +54,9 @@ READ_BY = {
     ".npy": "numpy.load(path)",
 }
 """What reads the other formats."""
+STREAMED = ".zarr"
+READERS: dict[str, Callable[[str | Path], Draws]] = {}
+"""What reads formats of draws that are no file, by the modules that know them."""
 SHOWN = 20
 """How many rows of the summary a notebook shows."""
 KIND = "draws"
@@ -461,13 +464,18 @@ class Draws:
 
     @staticmethod
     def load(path: str | Path) -> Draws:
-        """Draws from a `.safetensors` file that `save` wrote.
+        """Draws from a `.safetensors` file that `save` wrote, or in a store of `keep=scoretk.Zarr`.
+
+        Those of a store, a folder, are `StoredDraws`: they are read when they are asked for.
 
         Raises:
             InvalidArgument: For anything else.
         """
         expected = "a .safetensors file of draws that Draws.save wrote"
-        reader = READ_BY.get(as_path("path", path).suffix)
+        suffix = as_path("path", path).suffix
+        if Path(path).is_dir() and STREAMED in READERS:
+            return READERS[STREAMED](path)
+        reader = READ_BY.get(suffix)
         if reader is not None and Path(path).exists():
             raise InvalidArgument("path", str(path), expected, f"This one is read by {reader}")
         file = file_to_read("path", path, "the path of a .safetensors file of draws")

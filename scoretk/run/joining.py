@@ -26,8 +26,10 @@ def concatenate(parts: Iterable[Draws]) -> Draws:
     For runs whose parts know nothing of one another: tasks of an array of jobs, of Dask or Ray. Where
     warmup tunes, each part has run the pilot too, and the cost is the sum of what was spent.
 
+    Draws in stores stay there: what is joined is read when it is asked for.
+
     Args:
-        parts: The draws of the parts, in any order, on one device.
+        parts: The draws of the parts, in any order, on one device; all in memory, or all in stores.
 
     Raises:
         InvalidArgument: They are not of one run, or have chains in common.
@@ -35,11 +37,10 @@ def concatenate(parts: Iterable[Draws]) -> Draws:
     every = list(parts) if isinstance(parts, Iterable) else []
     if not every or not all(isinstance(part, Draws) for part in every):
         raise InvalidArgument("parts", parts, "draws of one part of a run or more")
-    if any(isinstance(part, StoredDraws) for part in every):
-        raise InvalidArgument(
-            "parts", every, "draws in memory", "Those of a store come into memory by in_memory()"
-        )
-    first = every[0]
+    first, stored = every[0], [part for part in every if isinstance(part, StoredDraws)]
+    if 0 < len(stored) < len(every):
+        hint = "Those of a store come into memory by in_memory()"
+        raise InvalidArgument("parts", every, "draws in memory, or draws in stores", hint)
     for number, part in enumerate(every[1:], 1):
         if other := _differences(first, part):
             raise InvalidArgument(
@@ -53,14 +54,19 @@ def concatenate(parts: Iterable[Draws]) -> Draws:
     if bool((ids[order].diff() == 0).any()):
         twice = ids[order][1:][ids[order].diff() == 0].tolist()
         raise InvalidArgument("parts", twice[:10], "every chain once", "These are there twice")
-    joined = {name: _joined([vars(part)[name] for part in every], order) for name in BY_CHAIN}
-    stats = {name: _joined([part.stats[name] for part in every], order) for name in first.stats}
     cost = Cost()
     for part in every:
         for kind, spent in part.cost.items():
             cost[kind] = cost.get(kind, 0) + spent
     provenance = {**first.provenance, "chains": _told(ids[order])}
-    return replace(first, **joined, stats=stats, cost=cost, provenance=provenance)
+    held = [name for name in BY_CHAIN if not (stored and name == "x")]
+    joined = {name: _joined([vars(part)[name] for part in every], order) for name in held}
+    common = {**joined, "cost": cost, "provenance": provenance}
+    if stored:
+        own = {"tuned": first.tuned, "layout": first.layout}
+        return StoredDraws.joined(stored, order, **common, **own)
+    stats = {name: _joined([part.stats[name] for part in every], order) for name in first.stats}
+    return replace(first, **common, stats=stats)
 
 
 def _differences(one: Draws, other: Draws) -> str:

@@ -260,6 +260,8 @@ class Share(Protocol):
 
     def agreed(self, value: Any) -> Any: ...
 
+    def once(self, name: str, make: Callable[[], object]) -> None: ...
+
     def collected(
         self, mine: Mapping[int, Outcome], batches: int, place: torch.device
     ) -> Iterator[Outcome]: ...
@@ -297,6 +299,15 @@ class Alone:
     def agreed(self, value: Any) -> Any:
         """A plain value as the leader of the team has it."""
         return value
+
+    def once(self, name: str, make: Callable[[], object]) -> None:
+        """Do by one process what all need done before they go on.
+
+        Args:
+            name: What it is, of which there is one in a call.
+            make: Does it.
+        """
+        make()
 
     def collected(
         self, mine: Mapping[int, Outcome], batches: int, place: torch.device
@@ -398,6 +409,13 @@ class _Shared:
 
     def agreed(self, value: Any) -> Any:
         return self.agreed_on(lambda: value)
+
+    def once(self, name: str, make: Callable[[], object]) -> None:
+        if self.store.add(f"begun/{name}", 1) == 1:
+            make()
+            self.store.set(f"done/{name}", b"1")
+        else:
+            self._waited_for(f"done/{name}")
 
     def agreed_on(self, made: Callable[[], Any]) -> Any:
         """What the leader of the team makes, on each of its ranks."""

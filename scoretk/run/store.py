@@ -3,10 +3,12 @@
 A store is a folder of zarr's format 3 in xarray's conventions, with the groups `posterior` (a named
 variable an array, or "x"; where variables are functions of x, that is in the group `positions`) and
 `sample_stats` (in ArviZ's names, with each chain's `status`, `failed_at` and `kept`, how many of
-its draws are there). All arrays have their whole size from the first draw on; what is not there yet
-is NaN, False or -1. A chunk has the draws of chains of one batch, so that batches of several
-processes are written without locks, and each file is replaced as a whole: who reads meanwhile finds
-chunks that are there or not.
+its draws are there). When the run is over, `outcome` holds what else `Draws` have.
+
+All arrays have their whole size from the first draw on; what is not there yet is NaN, False or -1.
+They are made by the process that comes to it first. A chunk has the draws of chains of one batch,
+so that batches of several processes are written without locks, and each file is replaced as a
+whole: who reads meanwhile finds chunks that are there or not.
 
 Draws are collected on the device in a ring (`Streaming`). A chunk that is full is copied while the steps
 go on into the rest of it (on CUDA by a stream of its own, to memory that is pinned), and written by
@@ -33,16 +35,29 @@ from torch import Tensor
 
 from scoretk.core.arguments import count, option
 from scoretk.core.dependencies import required
-from scoretk.core.files import as_path, folder_to_write
+from scoretk.core.files import as_path, folder_to_write, replace_folder
 from scoretk.core.inferencedata import ARVIZ_NAMES
-from scoretk.core.sealed import Stored
-from scoretk.errors import OutputExists, StoreError
+from scoretk.core.sealed import Stored, from_bytes, to_bytes
+from scoretk.errors import InvalidArgument, OutputExists, StoreError
 from scoretk.fields.layout import Layout
 from scoretk.run.record import Record, Stats, Told
 
-__all__ = ["LEAST_BLOCK", "Contents", "Store", "Streaming", "Zarr", "chains_a_chunk", "zarr_module"]
+__all__ = [
+    "LEAST_BLOCK",
+    "Contents",
+    "Store",
+    "StoredRun",
+    "Streaming",
+    "Zarr",
+    "chains_a_chunk",
+    "finished",
+    "zarr_module",
+]
 
 MARK = "zarr.json"
+OUTCOME = "outcome"
+"""The group of what the other groups do not hold."""
+READ_BY_XARRAY = "xarray.open_datatree(path, engine='zarr')"
 RING = 1 << 26
 """Bytes of a ring, about, where the user says nothing of the length of a chunk."""
 LARGEST_CHUNK = 1 << 26
@@ -147,8 +162,8 @@ class Store:
         batches: How many chains each batch has.
         saved: The run's checkpoint, there or not, with which a store that is there is taken up: from
             what was saved, or, where nothing was, from the beginning, if it is the same run.
-
         known: The store's number, as another process of the job has found it.
+        once: As `Share.once`: has the arrays made by one process.
 
     Attributes:
         id: A number of its own, which its checkpoint knows it by.
@@ -165,10 +180,11 @@ class Store:
         batches: list[int],
         saved: Path | None,
         known: str | None = None,
+        once: Callable[[str, Callable[[], object]], object] = lambda _, make: make(),
     ) -> None:
         self.folder, self.contents, self.batches = asked.folder, contents, batches
         self.arrays, self.writer = dict[str, Any](), _Writer()
-        self._draws = asked.draws
+        self._draws, self._once, self._made = asked.draws, once, False
         if known is not None:
             self.id = known
         elif not self.folder.exists():
@@ -220,31 +236,47 @@ class Store:
             raise StoreError(f"{self.folder} cannot be read: {error}") from error
 
     def made(self, like: Mapping[str, Tensor], chunk: int) -> None:
-        """Make the arrays where they are not there yet, and longer where the run is extended.
+        """Have the arrays made where they are not there yet, and longer where the run is extended.
 
         Args:
             like: One draw of a batch, and its statistics, by the names of `Record.flat`.
             chunk: How many draws a chunk has.
         """
-        zarr, contents = zarr_module(), self.contents
+        if not self._made:
+            self._once("store", lambda: self._make(like, chunk))
+            self.open()
+            self._made = True
+
+    def _make(self, like: Mapping[str, Tensor], chunk: int) -> None:
+        """Make the store beside its place, so that it is whole when it is there; or change it there."""
         about = {
-            "scoretk": json.dumps(dict(contents.provenance)),
-            "scoretk_run": {"id": self.id, "told": dict(contents.told), "chunk": chunk},
+            "scoretk": json.dumps(dict(self.contents.provenance)),
+            "scoretk_run": {"id": self.id, "told": dict(self.contents.told), "chunk": chunk},
         }
         if (self.folder / MARK).exists():
             group = self._opened()
             group.attrs.update(about)
-        else:
-            group = zarr.create_group(self.folder, zarr_format=3, attributes=about)
-        x = like["x"]
+            self._fill(group, like, chunk)
+            _consolidate(self.folder)
+            return
+
+        def made(folder: Path) -> None:
+            group = zarr_module().create_group(folder, zarr_format=3, attributes=about)
+            self._fill(group, like, chunk)
+            _consolidate(folder)
+
+        replace_folder(self.folder, made)
+
+    def _fill(self, group: Any, like: Mapping[str, Tensor], chunk: int) -> None:
+        """Make the arrays in a group; arguments as in `made`."""
+        contents, x = self.contents, like["x"]
         chains, n, lead = len(contents.ids), contents.total, ("chain", "draw")
         rows = chains_a_chunk(self.batches, chunk * x[0].numel() * x.element_size())
 
         def array(where: str, shape: tuple[int, ...], dtype: Any, dims: tuple[str, ...]) -> None:
             kept = (rows, chunk)[: len(shape)] if dims[0] == "chain" else shape[:1]
-            self.arrays[where] = _array(
-                group, where, shape, (*kept, *shape[len(kept) :]), np.dtype(dtype), dims
-            )
+            chunks = (*kept, *shape[len(kept) :])
+            _array(group, where, shape, chunks, np.dtype(dtype), dims)
 
         dtype = str(x.dtype).removeprefix("torch.")
         event = tuple(x.shape[1:])
@@ -265,9 +297,35 @@ class Store:
             array(f"sample_stats/{name}", (chains,), "int64", ("chain",))
         for place in ("posterior", "sample_stats", *(["positions"] if contents.values else [])):
             _coordinates(group[place], contents)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(self.folder)
+
+    def finish(self, outcome: Mapping[str, Tensor], cost: Mapping[str, int]) -> None:
+        """Say that all is written, and what else there is to say of the run.
+
+        Args:
+            outcome: Tensors by name: "final", and what was tuned as "tuned/...".
+            cost: As in `Draws`.
+
+        Raises:
+            StoreError: The disk refuses.
+        """
+        with self.told():
+            group = self._opened()
+            content = np.frombuffer(to_bytes(outcome), np.uint8)
+            place = group.require_group(OUTCOME)
+            there = place.create_array(
+                "tensors",
+                shape=content.shape,
+                chunks=content.shape,
+                dtype="uint8",
+                dimension_names=("byte",),
+                overwrite=True,
+            )
+            there[:] = content
+            layout = self.contents.layout
+            names = None if layout is None else layout.plain()
+            done = {"cost": dict(cost), "layout": names}
+            group.attrs["scoretk_run"] = {**group.attrs["scoretk_run"], "done": done}
+            _consolidate(self.folder)
 
     def close(self) -> None:
         """End the thread that writes, and give its memory back, when all is written that can be."""
@@ -276,17 +334,12 @@ class Store:
 
     def open(self) -> None:
         """Open the arrays that are there."""
-        group = self._opened()
-        for place in ("posterior", "positions", "sample_stats"):
-            if place in group:
-                for name, found in group[place].arrays():
-                    self.arrays[f"{place}/{name}"] = found
+        with self.told():
+            self.arrays = _arrays(self._opened())
 
     def names(self) -> list[str]:
         """The statistics in the store, by the names of a solver."""
-        places = [w.partition("/")[2] for w in self.arrays if w.startswith("sample_stats/")]
-        own = ("status", "failed_at", "kept", "chain", "draw")
-        return [solver_name(name) for name in places if name not in own and "_dim_" not in name]
+        return _statistics(self.arrays)
 
     def write(self, rows: slice, start: int, values: Mapping[str, np.ndarray]) -> None:
         """Write draws of some chains.
@@ -364,6 +417,89 @@ class Store:
             raise StoreError(f"cannot read draws from {self.folder}: {error}") from error
 
 
+@dataclass(frozen=True)
+class StoredRun:
+    """What a store holds of a run that is over.
+
+    Args:
+        folder: Where it is.
+        arrays: Its arrays, by group and name.
+        layout: The named variables; None for "x" alone.
+        statistics: The names of the statistics.
+        chains: The ids of the chains.
+        outcome: As in `Store.finish`.
+        cost: As in `Draws`.
+        provenance: As in `Draws`.
+    """
+
+    folder: Path
+    arrays: dict[str, Any]
+    layout: Layout | None
+    statistics: list[str]
+    chains: Tensor
+    outcome: dict[str, Tensor]
+    cost: dict[str, int]
+    provenance: dict[str, Any]
+
+
+def finished(path: str | os.PathLike[str]) -> StoredRun:
+    """What the store at a path holds.
+
+    Raises:
+        InvalidArgument: It is none, or of a run that is not over.
+    """
+    folder, expected = as_path("path", path), "a store that keep=scoretk.Zarr(path) wrote"
+    try:
+        group = zarr_module().open_group(folder, mode="r")
+        about, arrays = group.attrs["scoretk_run"], _arrays(group)
+        if "done" not in about:
+            hint = (
+                "Its run goes on, or was stopped: the same call, with its checkpoint=, takes it up; "
+                f"what is there is read by {READ_BY_XARRAY}"
+            )
+            raise InvalidArgument("path", str(folder), expected, hint)
+        layout = about["done"]["layout"]
+        content = np.asarray(group[OUTCOME]["tensors"][:])
+        return StoredRun(
+            folder,
+            arrays,
+            None if layout is None else Layout.from_plain(layout),
+            _statistics(arrays),
+            torch.from_numpy(np.asarray(arrays["posterior/chain"][:])),
+            from_bytes(content.tobytes()),
+            {str(kind): int(n) for kind, n in about["done"]["cost"].items()},
+            dict(json.loads(group.attrs["scoretk"])),
+        )
+    except InvalidArgument:
+        raise
+    except Exception as error:  # whatever zarr and the formats say of a folder that is none
+        hint = f"{error}. A store of another program is read by {READ_BY_XARRAY}"
+        raise InvalidArgument("path", str(folder), expected, hint) from error
+
+
+def _arrays(group: Any) -> dict[str, Any]:
+    """The arrays of a store, by group and name."""
+    return {
+        f"{place}/{name}": found
+        for place in ("posterior", "positions", "sample_stats")
+        if place in group
+        for name, found in group[place].arrays()
+    }
+
+
+def _statistics(arrays: Mapping[str, Any]) -> list[str]:
+    places = [where.partition("/")[2] for where in arrays if where.startswith("sample_stats/")]
+    own = ("status", "failed_at", "kept", "chain", "draw")
+    return [solver_name(name) for name in places if name not in own and "_dim_" not in name]
+
+
+def _consolidate(folder: Path) -> None:
+    """Write all metadata in one place, which spares a reader of many arrays as many files."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr_module().consolidate_metadata(folder)
+
+
 def _array(
     group: Any,
     where: str,
@@ -371,8 +507,8 @@ def _array(
     chunks: tuple[int, ...],
     dtype: np.dtype,
     dims: tuple[str, ...],
-) -> Any:
-    """An array of the store, made, or longer than it was."""
+) -> None:
+    """Make an array of the store, or make it longer than it was."""
     place, name = where.split("/")
     inside = group.require_group(place)
     if name in inside:
@@ -381,9 +517,9 @@ def _array(
             raise StoreError(f"{where} is {found.dtype} of {found.shape}, not {dtype} of {shape}")
         if found.shape != shape:
             found.resize(shape)
-        return found
+        return
     empty = {"f": math.nan, "b": False, "i": ABSENT}.get(dtype.kind, 0)
-    return inside.create_array(
+    inside.create_array(
         name,
         shape=shape,
         chunks=tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True)),
@@ -405,8 +541,6 @@ def _coordinates(group: Any, contents: Contents) -> None:
         for dim, size in zip(array.metadata.dimension_names, array.shape, strict=True):
             labels.setdefault(dim, np.asarray(coords[dim]) if dim in coords else np.arange(size))
     for dim, values in labels.items():
-        if dim in group and group[dim].shape == values.shape:
-            continue
         if dim in group:
             group[dim].resize(values.shape)
         else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import pairwise
@@ -21,10 +22,11 @@ from scoretk.core.memory import available, gigabytes
 from scoretk.diagnostics.halves import Halves
 from scoretk.diagnostics.summary import Summary, entry_names, summarise
 from scoretk.errors import InvalidArgument, StoreError
-from scoretk.run.draws import Draws
-from scoretk.run.store import Store, as_reported, stored_name
+from scoretk.fields.layout import Layout
+from scoretk.run.draws import READERS, Cost, Draws
+from scoretk.run.store import Store, StoredRun, as_reported, finished, stored_name
 
-__all__ = ["Lazy", "StoredDraws", "stored_draws"]
+__all__ = ["Chained", "Draws", "Lazy", "StoredDraws", "load", "stored_draws"]
 
 CHUNK = 1 << 25
 """Bytes that are read at a time, about."""
@@ -256,8 +258,67 @@ def _check_fits(size: int) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Chained:
+    """Arrays of several stores as one, chain after chain.
+
+    Args:
+        arrays: The arrays, `(chains, kept, ...)`, alike but for their chains.
+        which: In which of them each chain is, `(chains,)`.
+        rows: In which row of that, `(chains,)`.
+    """
+
+    arrays: tuple[Any, ...]
+    which: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As an array's."""
+        return (len(self.rows), *self.arrays[0].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As an array's."""
+        found: np.dtype = self.arrays[0].dtype
+        return found
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Those of the first array."""
+        return tuple(self.arrays[0].chunks)
+
+    def taken(self, rows: range | np.ndarray, draws: slice) -> np.ndarray:
+        """Some chains and draws."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        n = len(range(self.shape[1])[draws])
+        found = np.empty((len(chosen), n, *self.shape[2:]), self.dtype)
+        for part in np.unique(self.which[chosen]):
+            at = np.flatnonzero(self.which[chosen] == part)
+            found[at] = _taken(self.arrays[part], _as_range(self.rows[chosen[at]]), draws)
+        return found
+
+
+def chained(parts: Sequence[Lazy], order: np.ndarray) -> Lazy:
+    """The chains of several `Lazy`, in this order of all of them one after the other, not read yet."""
+    which = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
+    rows = np.concatenate([np.asarray(part.rows, dtype=np.int64) for part in parts])[order]
+    columns = zip(*(part.arrays for part in parts), strict=True)
+    arrays = tuple(Chained(tuple(column), which, rows) for column in columns)
+    return replace(parts[0], arrays=arrays, rows=range(len(order)))
+
+
+def _as_range(rows: np.ndarray) -> range | np.ndarray:
+    """Rows that follow one another as a range, which reads each chunk once."""
+    if len(rows) and (np.diff(rows) == 1).all():
+        return range(int(rows[0]), int(rows[-1]) + 1)
+    return rows
+
+
 def _taken(array: Any, rows: range | np.ndarray, draws: slice) -> Any:
     """Some chains and draws of an array."""
+    if isinstance(array, Chained):
+        return array.taken(rows, draws)
     if isinstance(rows, range):
         ahead = rows if rows.step > 0 else rows[::-1]
         found = array[slice(ahead.start, ahead.stop, ahead.step) if len(ahead) else slice(0), draws]
@@ -306,11 +367,11 @@ class StoredDraws(Draws):
     `x`, variables and statistics are `Lazy`; all else is as in `Draws`.
 
     Args:
-        store: The folder of the store.
+        store: The folder of the store; None where they are in several, which were joined.
         values: The variables side by side; x itself where they have no names.
     """
 
-    store: Path = Path()
+    store: Path | None = None
     values: Lazy = None  # type: ignore[assignment]
 
     @property
@@ -330,6 +391,26 @@ class StoredDraws(Draws):
         own |= {name: getattr(self, name).chosen(rows) for name in ("x", "values")}
         stats: Any = self.stats
         return replace(self, stats={n: value.chosen(rows) for n, value in stats.items()}, **own)
+
+    @staticmethod
+    def joined(parts: Sequence[StoredDraws], order: Tensor, **rest: Any) -> StoredDraws:
+        """Draws of several stores as one, of which none is read.
+
+        Args:
+            parts: The draws, alike but for their chains.
+            order: Which chain of all, one part after the other, is each chain of the whole.
+            rest: All else of `Draws`.
+        """
+        at = order.cpu().numpy()
+        x = chained([_lazy(part.x) for part in parts], at)
+        same = all(part.values.arrays == _lazy(part.x).arrays for part in parts)
+        values = x if same else chained([part.values for part in parts], at)
+        stats: Any = {
+            name: chained([_lazy(part.stats[name]) for part in parts], at)
+            for name in parts[0].stats
+        }
+        lazy: Any = x
+        return StoredDraws(x=lazy, values=values, stats=stats, **rest)
 
     def in_memory(self) -> Draws:
         """The same draws in memory, as `sample` with keep="all" gives them.
@@ -361,9 +442,14 @@ class StoredDraws(Draws):
     def to_arviz(self) -> Any:
         """The store as ArviZ has it, not read yet: a `DataTree`, an `InferenceData` of ArviZ 0.x.
 
+        Draws of several stores come into memory.
+
         Raises:
             MissingDependency: ArviZ is not installed.
+            InvalidArgument: Draws of several stores do not fit.
         """
+        if self.store is None:
+            return self.in_memory().to_arviz()
         rows = self.values.rows
         whole = isinstance(rows, range) and rows == range(self.values.arrays[0].shape[0])
         return stored_data(self.store, None if whole else np.asarray(rows), "to_arviz")
@@ -430,22 +516,62 @@ def stored_draws(store: Store, **rest: Any) -> StoredDraws:
         rest: All else of `Draws`.
     """
     store.open()
-    contents, arrays = store.contents, store.arrays
-    chains, layout = range(len(contents.ids)), contents.layout
+    return _draws_in(store.folder, store.arrays, store.contents.layout, store.names(), **rest)
+
+
+def load(path: str | os.PathLike[str]) -> StoredDraws:
+    """The draws in the store at a path, which are read when they are asked for.
+
+    Raises:
+        InvalidArgument: There is none, or its run is not over.
+    """
+    found: StoredRun = finished(path)
+    tuned = {
+        n.removeprefix("tuned/"): v for n, v in found.outcome.items() if n.startswith("tuned/")
+    }
+    fates = {
+        name: torch.from_numpy(np.asarray(found.arrays[f"sample_stats/{name}"][:]))
+        for name in ("status", "failed_at")
+    }
+    return _draws_in(
+        found.folder,
+        found.arrays,
+        found.layout,
+        found.statistics,
+        final=found.outcome["final"],
+        cost=Cost(found.cost),
+        provenance=found.provenance,
+        tuned=tuned,
+        chains=found.chains,
+        **fates,
+    )
+
+
+READERS[".zarr"] = load
+
+
+def _draws_in(
+    folder: Path,
+    arrays: Mapping[str, Any],
+    layout: Layout | None,
+    statistics: list[str],
+    **rest: Any,
+) -> StoredDraws:
+    """Draws of these arrays, by group and name, with all else of `Draws`."""
     event = tuple(rest["final"].shape[1:])
+    chains = range(len(rest["final"]))
     named = [] if layout is None else [arrays[f"posterior/{name}"] for name in layout.names]
     values = Lazy(tuple(named), chains, (layout.size,)) if layout is not None else None
-    if values is None or contents.values is not None:
+    x = values
+    if values is None or "positions/x" in arrays:
         place = "posterior" if layout is None else "positions"
         x = Lazy((arrays[f"{place}/x"],), chains, event)
-    else:
-        x = values
     stats: Any = {}
-    for name in store.names():
+    for name in statistics:
         array = arrays[f"sample_stats/{stored_name(name)}"]
         reported = partial(as_reported, name)
         stats[name] = Lazy((array,), chains, tuple(array.shape[2:]), reported)
     lazy: Any = x
     return StoredDraws(
-        x=lazy, stats=stats, layout=layout, store=store.folder, values=values or x, **rest
+        x=lazy, stats=stats, layout=layout, store=folder, values=values or lazy, **rest
     )
