@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -473,7 +474,7 @@ class Draws:
         """
         expected = "a .safetensors file of draws that Draws.save wrote"
         suffix = as_path("path", path).suffix
-        if Path(path).is_dir() and STREAMED in READERS:
+        if os.path.isdir(path) and STREAMED in READERS:
             return READERS[STREAMED](path)
         reader = READ_BY.get(suffix)
         if reader is not None and Path(path).exists():
