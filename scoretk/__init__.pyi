@@ -42,6 +42,7 @@ from scoretk.errors import ScoretkError as ScoretkError
 from scoretk.errors import SingularConversion as SingularConversion
 from scoretk.errors import Status as Status
 from scoretk.errors import StoreError as StoreError
+from scoretk.errors import UnknownArgument as UnknownArgument
 from scoretk.errors import UnknownName as UnknownName
 from scoretk.fields import DPS as DPS
 from scoretk.fields import EDM as EDM

@@ -32,6 +32,7 @@ __all__ = [
     "SingularConversion",
     "Status",
     "StoreError",
+    "UnknownArgument",
     "UnknownName",
 ]
 
@@ -133,6 +134,23 @@ class MissingCapability(ScoretkError, TypeError):
 
 class SingularConversion(ScoretkError, ArithmeticError):
     """One of data, noise, score, velocity and v does not determine another at this time."""
+
+
+class UnknownArgument(ScoretkError, TypeError):
+    """A function has no argument of this name.
+
+    Args:
+        function: What the message calls the function.
+        name: The name given.
+        known: The names that it has.
+        hint: What is meant, or what else takes it; "" where that is not known.
+    """
+
+    def __init__(self, function: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.name, self.known = name, list(known)
+        takes = f"It takes {', '.join(self.known) or 'nothing'}"
+        said = f"{hint}. {takes}" if hint and not hint.endswith("?") else f"{hint} {takes}".strip()
+        super().__init__(f"{function} has no argument {name!r}. {said}")
 
 
 class UnknownName(ScoretkError, LookupError):

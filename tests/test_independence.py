@@ -57,6 +57,41 @@ def test_two_and_three_chains_are_told_apart_too(chains):
             stk.sample(field, HALF, chains=chains, seed=seed, **SHORT)
 
 
+def schools(theta, mu, tau):
+    """`tau` of shape `(batch,)` meets `theta` of `(batch, n)`: where both are n, along the wrong axis."""
+    return ((theta - mu[:, None]) / tau).square().sum(1) / 2 + mu.square() + tau
+
+
+def right(theta, mu, tau):
+    return schools(theta, mu, tau[:, None]).diagonal()
+
+
+POSITIVE = torch.distributions.constraints.positive
+VARIABLES = {"mu": (), "tau": POSITIVE}
+
+
+@pytest.mark.parametrize("chains", [2, 3, 4, 8, 10])
+def test_a_variable_as_long_as_there_are_chains_is_asked_for(chains):
+    field = stk.Energy(schools, variables=VARIABLES | {"theta": (chains,)})
+    with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+        stk.sample(field, HALF, chains=chains, **SHORT)
+    law = stk.Energy(right, variables=field.variables.specs)
+    assert stk.sample(law, HALF, chains=chains, **SHORT).failures == {}
+    flat = stk.Energy(lambda x: schools(x[:, 2:], x[:, 0], x[:, 1]), (chains + 2,))
+    flat = stk.constrained(flat, VARIABLES | {"theta": (chains,)})
+    with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+        stk.sample(flat, HALF, chains=chains, **SHORT)
+
+
+@pytest.mark.parametrize("chains", [3, 8])
+def test_an_event_as_long_as_there_are_chains_in_the_users_space_alone(chains):
+    law = stk.constrained(
+        stk.Energy(lambda x: x.square().sum(0), (chains,)), torch.distributions.constraints.simplex
+    )
+    with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+        stk.sample(law, HALF, chains=chains, **SHORT)
+
+
 @pytest.mark.parametrize("chains", [2, 4, 10])
 def test_few_chains_of_a_long_run_are_asked_too(chains):
     for name in ("minus the mean", "minus the largest", "divided by the batch", "a running sum"):

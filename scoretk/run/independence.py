@@ -28,9 +28,11 @@ from torch import Tensor
 from scoretk.core.anatomy import field_tensors
 from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import InvalidArgument
+from scoretk.fields.constrained import users_shape
 from scoretk.fields.derivatives import probes
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField, TimedField, of_rows
+from scoretk.fields.variables import named
 
 __all__ = ["check_rows_apart"]
 
@@ -58,8 +60,8 @@ def check_rows_apart(bound: Any, needs: frozenset[str], x: Tensor, steps: int) -
     """Refuse a field whose answer for a row depends on the other rows, or on how many there are.
 
     Ten rows of each question are asked for. A run that would pay more than a `SHARE` for them is
-    looked at only where there are as many chains as the event has entries along an axis, and the
-    axes can be mistaken. Where the field takes no such few rows, the whole is asked twice.
+    looked at only where there are as many chains as the event, or a named variable, has entries
+    along an axis, and the axes can be mistaken. Where the field takes no such few rows, the whole is asked twice.
 
     Args:
         bound: The field as a solver receives it, with condition rows for the rows of x.
@@ -74,10 +76,17 @@ def check_rows_apart(bound: Any, needs: frozenset[str], x: Tensor, steps: int) -
         return
     questions = _questions(bound, needs)
     worth = len(x) * max(steps // SHARE, 1) > ASKED * len(questions)
-    if len(x) > 1 and (worth or len(x) in x.shape[1:]):
+    if len(x) > 1 and (worth or len(x) in _sides(bound.native, x)):
         with torch.no_grad():
             for name in questions:
                 _check(name, bound, x.detach())
+
+
+def _sides(field: Any, x: Tensor) -> set[int]:
+    """How many entries there are along the axes of an event, as solvers and users see it."""
+    names = named(field)
+    by_name = [] if names is None else names.layout.shapes.values()
+    return {*x.shape[1:], *users_shape(field)}.union(*by_name)
 
 
 def _questions(bound: StaticField | TimedField, needs: frozenset[str]) -> list[str]:
