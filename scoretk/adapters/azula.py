@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scoretk.adapters.schedules import Scheduled
 from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import owners
 from scoretk.fields.wrappers import Diffusion
@@ -23,6 +24,7 @@ from scoretk.fields.wrappers import Diffusion
 __all__ = ["from_azula"]
 
 
+@explained
 def from_azula(
     denoiser: Any, event_shape: Sequence[int], *, autocast: torch.dtype | None = None
 ) -> Diffusion:

@@ -49,6 +49,7 @@ from scoretk.adapters.clocks import clock_of, within
 from scoretk.core.arguments import count
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.devices import constant_like
+from scoretk.core.keywords import explained
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.base import Base
@@ -149,6 +150,7 @@ class DiffusersField(GaussianPathField):
         return times.clamp(0, 1)
 
 
+@explained
 def from_diffusers(
     model: Any,
     scheduler: Any = None,

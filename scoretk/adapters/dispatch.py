@@ -68,6 +68,14 @@ def from_(value: Any, /, *args: Any, **options: Any) -> Any:
     if adapter is not None:
         return BY_NAME[adapter](value, *args, **options)
     if is_field(value):
+        if args or options:
+            needless = ", ".join([*map(repr, args), *(f"{n}=" for n in options)])
+            raise InvalidArgument(
+                "value",
+                value,
+                "nothing beside a field, which stays as it is",
+                f"Leave out {needless}",
+            )
         return value
     known = ", ".join(sorted({package.replace("jaxlib", "jax") for package, _ in ADAPTERS}))
     raise InvalidArgument(

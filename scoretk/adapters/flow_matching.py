@@ -17,6 +17,7 @@ from torch import Tensor
 from scoretk.adapters.schedules import Scheduled
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import owners
 from scoretk.fields.wrappers import Diffusion, Velocity
@@ -24,6 +25,7 @@ from scoretk.fields.wrappers import Diffusion, Velocity
 __all__ = ["from_flow_matching"]
 
 
+@explained
 def from_flow_matching(
     model: Any,
     event_shape: Sequence[int],

@@ -29,6 +29,7 @@ from scoretk.adapters.flow_supports import (
 )
 from scoretk.core.anatomy import state_like
 from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
@@ -176,6 +177,7 @@ class FlowField:
         return cond
 
 
+@explained
 def from_flow(
     flow: Any, event_shape: Sequence[int] | None = None, support: Any = None
 ) -> FlowField:

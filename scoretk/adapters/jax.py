@@ -18,6 +18,7 @@ from torch.utils.dlpack import from_dlpack
 
 from scoretk.adapters.owned import Both, Owned, called, check_repeats, inner, of_variables
 from scoretk.core.dependencies import required
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.layout import Layout, Variable, variable_name
@@ -36,6 +37,7 @@ def import_jax(purpose: str = "A function of JAX") -> Any:
     return required("jax", "jax", purpose)
 
 
+@explained
 def from_jax(
     logp: Callable[[Any], Any], example: Any, variables: Mapping[str, Any] | None = None
 ) -> Energy | Constrained:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.adapters import from_sigmas
 from scoretk.fields.foreign import owners
@@ -21,6 +22,7 @@ from scoretk.fields.wrappers import Diffusion
 __all__ = ["from_k_diffusion"]
 
 
+@explained
 def from_k_diffusion(
     denoiser: Any,
     event_shape: Sequence[int],

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from scoretk._version import __version__
 from scoretk.core.anatomy import left_as_found, modules_of, state_like
 from scoretk.core.dependencies import required
+from scoretk.core.keywords import explained
 from scoretk.core.noise import Noise
 from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
 from scoretk.core.streams import Stream
@@ -38,6 +39,7 @@ CLOSE = 1e-3
 """How near the answers have to be, in units of the largest: devices and versions round apart."""
 
 
+@explained
 def save_pretrained(
     field: Any,
     folder: str | os.PathLike[str],
@@ -100,6 +102,7 @@ def save_pretrained(
     return path
 
 
+@explained
 def load_pretrained(
     folder: str | os.PathLike[str], field: Any = None, *, revision: str | None = None
 ) -> Any:

@@ -21,6 +21,7 @@ from torch.distributions import constraints
 from scoretk.adapters.jax import InJax
 from scoretk.adapters.owned import Both, Owned, called, of_variables
 from scoretk.core.dependencies import required
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
 from scoretk.fields.layout import LABELS, Variable, variable_name
@@ -29,6 +30,7 @@ from scoretk.fields.variables import Variables, variables_of
 __all__ = ["from_pymc"]
 
 
+@explained
 def from_pymc(model: Any) -> Constrained:
     """A field over named variables from a model of PyMC.
 

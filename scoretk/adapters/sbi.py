@@ -23,6 +23,7 @@ from scoretk.adapters.owned import called, check_repeats, generators_kept, inner
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import numbers
 from scoretk.core.dependencies import required
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.wrappers import Energy
@@ -31,6 +32,7 @@ from scoretk.inference.sampling import sample
 __all__ = ["from_sbi", "to_sbi"]
 
 
+@explained
 def from_sbi(
     posterior: Any, x: Any = None, event_shape: Sequence[int] | None = None
 ) -> Energy | Constrained:

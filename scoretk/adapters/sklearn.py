@@ -37,6 +37,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from scoretk.core.devices import on
+from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
@@ -51,6 +52,7 @@ __all__ = ["KernelDensityField", "from_sklearn"]
 BISECTIONS = 60
 
 
+@explained
 def from_sklearn(estimator: Any) -> DistributionField | KernelDensityField:
     """A field with energy, score, `log_prob` and `draw` from a density of scikit-learn.
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from scoretk.adapters.owned import Both, Owned, called, check_repeats, inner
 from scoretk.core.arguments import tensor_like
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.layout import Layout, Variable, layout_of, variable_name
@@ -37,6 +38,7 @@ from scoretk.fields.layout import Layout, Variable, layout_of, variable_name
 __all__ = ["from_stan"]
 
 
+@explained
 def from_stan(model: Any) -> Constrained:
     """A field over named variables from a compiled model of Stan.
 

@@ -28,6 +28,7 @@ from torch import distributions as td
 from scoretk.adapters.schedules import Scheduled
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import owners
 from scoretk.fields.paths import Cosine, GaussianPath, Linear
@@ -38,6 +39,7 @@ __all__ = ["from_torchcfm"]
 COUPLED = ("ExactOptimalTransportConditionalFlowMatcher", "SchrodingerBridgeConditionalFlowMatcher")
 
 
+@explained
 def from_torchcfm(
     model: Any,
     event_shape: Sequence[int],

@@ -40,6 +40,7 @@ from torch.nn.functional import one_hot
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import count, integer, is_integer
 from scoretk.core.devices import on
+from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
@@ -250,6 +251,7 @@ class LanguageField:
             raise _refused(self.lm, "It looks at tokens that come later: it is no causal model")
 
 
+@explained
 def from_language_model(
     lm: Any,
     length: int,

@@ -66,6 +66,7 @@ import torch
 from torch import Tensor, nn
 
 from scoretk.core.arguments import device as as_device
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 
 __all__ = [
@@ -679,6 +680,7 @@ def _outermost(value: Any) -> list[nn.Module]:
     return [m for m in modules if id(m) not in parts]
 
 
+@explained
 def to_device(field: Any, device: torch.device | str) -> Any:
     """A field with its modules moved to a device, in place.
 

@@ -1,5 +1,6 @@
 """What a model is: protocols, wrappers, Gaussian paths, conversions and combinations of fields."""
 
+from scoretk.core.keywords import explained_class
 from scoretk.fields.adapters import from_reversed_time, from_sigmas, from_timesteps
 from scoretk.fields.base import Base, EmpiricalBase, NormalBase, as_base, standard_normal
 from scoretk.fields.bridge import Bridge, Stretched, bridge
@@ -114,3 +115,6 @@ __all__ = [
     "standard_normal",
     "tempered",
 ]
+
+for _made in (Energy, Score, Velocity, Diffusion, Discrete, EDM, VE, VP, SubVP, Variable):
+    explained_class(_made)

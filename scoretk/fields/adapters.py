@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function, numbers
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.convert import prediction_name
 from scoretk.fields.paths import EDM, VE, GaussianPath, Tabulated
@@ -59,6 +60,7 @@ class _OnReversedTime:
         return self.sign * self.net(x, 1 - t, **cond)
 
 
+@explained
 def from_timesteps(
     net: Callable[..., Tensor],
     alphas_cumprod: Tensor | Sequence[float],
@@ -106,6 +108,7 @@ def from_timesteps(
     return Diffusion(adapted, as_event_shape(event_shape), path, predicts, autocast=autocast)
 
 
+@explained
 def from_sigmas(
     net: Callable[..., Tensor],
     event_shape: Sequence[int],
@@ -144,6 +147,7 @@ def from_sigmas(
     )
 
 
+@explained
 def from_reversed_time(
     net: Callable[..., Tensor],
     event_shape: Sequence[int],

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from scoretk.core.arguments import finite
+from scoretk.core.keywords import explained
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.conditions import Names, own, taken
@@ -158,6 +159,7 @@ def states_of(field: Any) -> Any:
     return optional(getattr(field, "native", field), "states")
 
 
+@explained
 def bridge(start: Any, end: Any, weight: float) -> Any:
     """The geometric bridge between two static fields, `p_start^(1 - w) p_end^w`.
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from scoretk.core.arguments import count
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.foreign import no_field
 from scoretk.fields.gradient import followed, grad_energy
@@ -170,6 +171,7 @@ def users_shape(field: Any) -> tuple[int, ...]:
     return tuple(optional(field, "constrained_shape") or field.event_shape)
 
 
+@explained
 def constrained(
     field: Any,
     constraint: constraints.Constraint

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from scoretk.core.anatomy import state_like
+from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
@@ -240,6 +241,7 @@ class _Following:
         return self._free(x).space.contains(x)
 
 
+@explained
 def from_distribution(distribution: td.Distribution) -> DistributionField:
     """A field with energy, score and `log_prob` from a torch distribution.
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 
 __all__ = ["Recomputed", "recomputed"]
@@ -46,6 +47,7 @@ class Recomputed(nn.Module):
             return self.module(*args, **kwargs)
 
 
+@explained
 def recomputed(module: nn.Module, of: type[nn.Module] | tuple[type[nn.Module], ...]) -> Recomputed:
     """A network that needs less memory for a gradient, and the time of another forward pass.
 

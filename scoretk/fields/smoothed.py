@@ -56,6 +56,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import count, option, positive, tensor_like
 from scoretk.core.devices import constant_like, on, precise
+from scoretk.core.keywords import explained
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import across, finite_rows, row_dot, row_sum, select_rows
 from scoretk.core.streams import Stream
@@ -92,6 +93,7 @@ class Denoised(NamedTuple):
     effective: Tensor
 
 
+@explained
 def smoothed(
     field: Any,
     path: GaussianPath = VP(),  # noqa: B008 (frozen)

@@ -49,6 +49,7 @@ from torch import Tensor
 
 from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import conditions, count, counts, positive, tensor_like
+from scoretk.core.keywords import explained
 from scoretk.core.rows import across, finite_rows, row_dot, select_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients
@@ -275,6 +276,7 @@ def short_of_the_end(rate: Rate, y: Tensor, angles: Sequence[float]) -> Tensor:
     return y + 2 * half * rate(y + half * rate(y, angles[1]), angles[0] + half)
 
 
+@explained
 def encode(
     field: Any,
     x: Tensor,
@@ -390,6 +392,7 @@ def given_gradients(found: Tensor, asked: bool, field: object) -> Tensor:
     return found
 
 
+@explained
 def interpolate(a: Tensor, b: Tensor, n: int) -> Tensor:
     """Spherical interpolation from latents a to latents b, at equal angles.
 

@@ -48,6 +48,7 @@ from torch import Tensor
 from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import conditions, count, integer, is_integer, option, pair, tensor_like
 from scoretk.core.arrays import aligned, aligned_values
+from scoretk.core.keywords import explained
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status
@@ -95,6 +96,7 @@ class Estimate:
     status: Tensor = dataclass_field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
 
+@explained
 def log_prob(
     field: Any,
     x: Tensor,

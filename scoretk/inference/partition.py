@@ -38,6 +38,7 @@ from scoretk.core.anatomy import check_place, left_as_found, state_like
 from scoretk.core.arguments import count, finite, flag, float_dtype, option
 from scoretk.core.arguments import device as as_device
 from scoretk.core.devices import wide, widest
+from scoretk.core.keywords import explained
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status
@@ -149,6 +150,7 @@ class Normalised(Wrapped):
         return -energy - self.log_z
 
 
+@explained
 def log_partition(
     field: Any,
     base: Any = None,

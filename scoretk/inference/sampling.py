@@ -37,6 +37,7 @@ from scoretk.core.arguments import device as as_device
 from scoretk.core.arrays import aligned
 from scoretk.core.devices import has_float64
 from scoretk.core.identity import Identity, without_addresses
+from scoretk.core.keywords import explained
 from scoretk.core.locks import held
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
@@ -80,6 +81,7 @@ CHUNK = 1 << 22
 BY_CHAIN = "draws chains ... -> chains draws ..."
 
 
+@explained
 def sample(
     field: Any,
     solver: Steps | str | None = None,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.run.draws import BY_CHAIN, Cost, Draws
 from scoretk.run.stored import StoredDraws
@@ -20,6 +21,7 @@ OF_A_PART = {"chains", "batch", "init", "cond", "device"}
 """What parts of a run may differ in: all else in their provenance decides the draws."""
 
 
+@explained
 def concatenate(parts: Iterable[Draws]) -> Draws:
     """The draws of one run, made in parts by `sample(chains=range(a, b))`, in the order of their ids.
 

@@ -5,6 +5,7 @@ The one table of them is `scoretk.plugins.solvers`, so that they are listed with
 
 from typing import Any
 
+from scoretk.core.keywords import explained_class
 from scoretk.plugins.catalog import pointed_at
 from scoretk.plugins.solvers import BUILT_IN_SOLVERS
 from scoretk.solvers.annealed import (
@@ -77,3 +78,6 @@ SOLVERS: dict[str, type[Any]] = {
     name: pointed_at(value) for name, value in BUILT_IN_SOLVERS.items()
 }
 """The solvers of this package by name, in the order in which they are shown."""
+
+for _made in (*SOLVERS.values(), Ladder, Warmup):
+    explained_class(_made, named=True)

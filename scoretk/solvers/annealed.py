@@ -60,6 +60,7 @@ from scoretk.core.arguments import (
     positive,
     tensor_like,
 )
+from scoretk.core.keywords import explained
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.combine.powers import exponents
@@ -90,6 +91,7 @@ TOLD = 0.25
 FEWEST, MOST = 5, 1_000_000
 
 
+@explained
 def largest_distance(data: Tensor) -> float:
     """The largest Euclidean distance between two rows of data (NCSNv2's technique 1).
 
@@ -118,6 +120,7 @@ def _rows(data: Any) -> Tensor:
     return rows if rows.dtype is torch.float64 else rows.float()
 
 
+@explained
 def ncsnv2_overlap(ratio: float, dim: int) -> float:
     """How much neighbouring noise levels overlap, for NCSNv2's technique 2.
 
@@ -137,6 +140,7 @@ def ncsnv2_overlap(ratio: float, dim: int) -> float:
     ) / 2
 
 
+@explained
 def ncsnv2_ratio(dim: int, overlap: float = 0.5) -> float:
     """The ratio gamma of neighbouring levels with a given overlap (NCSNv2's technique 2).
 
@@ -164,6 +168,7 @@ def ncsnv2_ratio(dim: int, overlap: float = 0.5) -> float:
     return (low + high) / 2
 
 
+@explained
 def ncsnv2_ladder(
     data: Tensor, sigma_min: float = 0.01, *, overlap: float = 0.5, ratio: float | None = None
 ) -> Tensor:
@@ -195,6 +200,7 @@ def ncsnv2_ladder(
     )
 
 
+@explained
 def unconditional(
     net: Callable[..., Tensor], event_shape: Sequence[int], path: VE | EDM
 ) -> Diffusion:
@@ -222,6 +228,7 @@ def unconditional(
     return Diffusion(noise, event_shape, path, "noise")  # type: ignore[arg-type]
 
 
+@explained
 def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> float:
     r"""The step size eps for which T steps bring the noise to that of a level (technique 4).
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import finite, function, names
 from scoretk.core.devices import precise
+from scoretk.core.keywords import explained
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.answers import check_rows
@@ -25,6 +26,7 @@ from scoretk.fields.wrapped import Kind
 __all__ = ["Classified", "classifier_guided"]
 
 
+@explained
 def classifier_guided(
     field: object,
     log_prob: Callable[..., Tensor],

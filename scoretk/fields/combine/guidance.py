@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import finite, numbers
+from scoretk.core.keywords import explained
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.alike import alike
@@ -24,6 +25,7 @@ from scoretk.fields.wrapped import Kind, Wrapped, shared_map
 __all__ = ["Guided", "GuidedStatic", "guided"]
 
 
+@explained
 def guided(
     field: object,
     weight: float,

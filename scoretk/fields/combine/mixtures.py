@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import finite, positive
+from scoretk.core.keywords import explained
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.combine.members import Members, OfMany, fitting
@@ -25,6 +26,7 @@ from scoretk.fields.wrapped import Kind, shared_map
 __all__ = ["Mixture", "MixtureTimed", "mixture"]
 
 
+@explained
 def mixture(
     fields: Sequence[object], weights: Sequence[float], log_partition: Sequence[float] | None = None
 ) -> object:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from scoretk.core.arguments import positive
+from scoretk.core.keywords import explained
 from scoretk.errors import MissingCapability
 from scoretk.fields.base import Base, NormalBase, standard_normal
 from scoretk.fields.combine.members import Members, OfMany, fitting
@@ -22,6 +23,7 @@ from scoretk.fields.wrapped import Kind, Wrapped, shared_map
 __all__ = ["Powered", "PoweredTimed", "exponents", "product", "tempered"]
 
 
+@explained
 def tempered(field: object, temperature: float) -> object:
     """The field of `p^(1/T)`: energy and score divided by T.
 
@@ -48,6 +50,7 @@ def tempered(field: object, temperature: float) -> object:
     )
 
 
+@explained
 def product(*fields: object) -> object:
     """The product of experts: energies and scores add up.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from scoretk.core.arguments import names, option
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.distribution import as_field, in_one_space
 from scoretk.fields.foreign import no_field
@@ -35,6 +36,7 @@ POSTERIOR_METHODS: dict[str, Callable[[], PosteriorMethod]] = {
 """The methods for priors in time, by name; a new one is a file of its own and a line here."""
 
 
+@explained
 def posterior(
     prior: Any,
     likelihood: Any,
