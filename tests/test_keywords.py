@@ -74,7 +74,7 @@ def test_every_public_function_is_explained():
         signature = inspect.signature(function)
         passes = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         if not passes and not function.__module__.startswith("scoretk.plugins"):
-            assert inspect.unwrap(function) is not function, name
+            assert inspect.unwrap(function) is not function, f"{name}: core.keywords.explained"
             assert inspect.signature(inspect.unwrap(function)) == signature
             assert pickle.loads(pickle.dumps(function)) is function
 

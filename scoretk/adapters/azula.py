@@ -17,8 +17,7 @@ from torch import Tensor
 from scoretk.adapters.schedules import Scheduled
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.keywords import explained
-from scoretk.errors import InvalidArgument
-from scoretk.fields.foreign import owners
+from scoretk.fields.foreign import answered, misfit, owners
 from scoretk.fields.wrappers import Diffusion
 
 __all__ = ["from_azula"]
@@ -42,7 +41,7 @@ def from_azula(
         InvalidArgument: It is no such denoiser, or an argument does not fit.
     """
     if ("azula", "Denoiser") not in owners(denoiser):
-        raise InvalidArgument("denoiser", type(denoiser), "an azula.denoise.Denoiser")
+        raise misfit("denoiser", denoiser, "an azula.denoise.Denoiser")
     path = Scheduled(_Reversed(denoiser.schedule))
     net = _Mean(denoiser)
     return Diffusion(net, as_event_shape(event_shape), path, "data", autocast=autocast)
@@ -70,5 +69,7 @@ class _Mean:
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         one = len(t) > 0 and bool((t == t[0]).all())
-        mean: Tensor = self.denoiser(x, 1 - (t[0] if one else t), **cond).mean
+        time = 1 - (t[0] if one else t)
+        found = answered(lambda: self.denoiser(x, time, **cond), self.denoiser, x, cond)
+        mean: Tensor = found.mean
         return mean

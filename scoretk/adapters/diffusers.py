@@ -54,7 +54,7 @@ from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.base import Base
 from scoretk.fields.convert import convert, prediction_name
-from scoretk.fields.foreign import owners
+from scoretk.fields.foreign import answered, misfit, owners
 from scoretk.fields.paths import EDM, GaussianPath, Linear, Tabulated
 from scoretk.fields.wrappers import Diffusion, GaussianPathField
 
@@ -194,6 +194,8 @@ def from_diffusers(
         InvalidArgument: The scheduler's convention is not known, or how the network counts time,
             or an argument does not fit.
     """
+    if isinstance(model, type):
+        raise misfit("model", model, "a network of diffusers, or a pipeline")
     parts = model if hasattr(model, "scheduler") else None
     network = _network_of(parts) if parts is not None else model
     scheduler = parts.scheduler if scheduler is None and parts is not None else scheduler
@@ -256,7 +258,7 @@ class _Network:
         args = (x,) if self.keyword else (x, time)
         if self.keyword:
             given[self.keyword] = time
-        found = self.network(*args, **given)
+        found = answered(lambda: self.network(*args, **given), inner, x, cond)
         found = getattr(found, "sample", found)
         found = found[0] if isinstance(found, tuple | list) else found
         if isinstance(found, Tensor) and found.shape[1:2] == (2 * x.shape[1],):
@@ -426,7 +428,16 @@ def _with_steps(scheduler: Any, steps: int, **options: Any) -> Any:
     made = copy.deepcopy(scheduler)
     with warnings.catch_warnings():  # diffusers' own use of numpy is no news of ours
         warnings.simplefilter("ignore", DeprecationWarning)
-        made.set_timesteps(steps, **options)
+        try:
+            made.set_timesteps(steps, **options)
+        except Exception as error:  # whatever a scheduler raises
+            given = ", ".join([f"steps={steps}", *(f"{n}={v!r}" for n, v in options.items())])
+            raise InvalidArgument(
+                "steps",
+                given,
+                f"steps that {type(scheduler).__name__} can set",
+                f"It raised {type(error).__name__}: {error}",
+            ) from error
     return made
 
 
@@ -444,7 +455,7 @@ def _of_integers(scheduler: Any) -> bool:
     try:
         made = _with_steps(scheduler, _few(scheduler))
     except Exception as error:  # whatever a scheduler of its own kind raises
-        raise _unknown(scheduler, f"no steps of the usual kind ({error!r})") from error
+        raise _unknown(scheduler, f"no steps of the usual kind ({error})") from error
     return not torch.as_tensor(made.timesteps).is_floating_point()
 
 
@@ -534,9 +545,9 @@ def _unknown(scheduler: Any, what: str) -> InvalidArgument:
 def _config_of(scheduler: Any) -> Mapping[str, Any]:
     config = getattr(scheduler, "config", None)
     if not isinstance(config, Mapping) or not hasattr(scheduler, "set_timesteps"):
-        raise InvalidArgument(
+        raise misfit(
             "scheduler",
-            None if scheduler is None else type(scheduler),
+            scheduler,
             "a scheduler of diffusers, which says how the network was trained",
             "Such as DDIMScheduler.from_config(...)",
         )

@@ -18,8 +18,7 @@ from scoretk.adapters.schedules import Scheduled
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.core.keywords import explained
-from scoretk.errors import InvalidArgument
-from scoretk.fields.foreign import owners
+from scoretk.fields.foreign import answered, misfit, owners
 from scoretk.fields.wrappers import Diffusion, Velocity
 
 __all__ = ["from_flow_matching"]
@@ -57,7 +56,7 @@ def from_flow_matching(
     if path is None or base is not None:
         return Velocity(net, shape, base, autocast=autocast)
     if ("flow_matching", "AffineProbPath") not in owners(path):
-        raise InvalidArgument("path", type(path), "an AffineProbPath of flow_matching, or None")
+        raise misfit("path", path, "an AffineProbPath of flow_matching, or None")
     return Diffusion(net, shape, Scheduled(_Scales(path.scheduler)), "velocity", autocast=autocast)
 
 
@@ -68,7 +67,7 @@ class _Named:
     net: Any
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        velocity: Tensor = self.net(x=x, t=t, **cond)
+        velocity: Tensor = answered(lambda: self.net(x=x, t=t, **cond), self.net, x, cond)
         return velocity
 
 

@@ -38,7 +38,7 @@ from scoretk.fields.distribution import draw_from, explicit
 from scoretk.fields.foreign import answered, no_field, owners
 from scoretk.fields.freelaws import unvalidated
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.protocols import NoiseSource, drawn
 from scoretk.fields.supports import Bijection
 
 __all__ = ["FlowField", "from_flow"]
@@ -137,6 +137,7 @@ class FlowField:
         """The field as solvers get it: in free space where it has a support."""
         return self if self.support is None else self.over_support()
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource, **cond: Tensor) -> Tensor:
         """Exact samples `f^-1(z)`, z from the noise: `field.draw(8, scoretk.Noise(0, 8))`.
 

@@ -6,11 +6,12 @@ number of them; float64 rows are computed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -21,6 +22,7 @@ from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
+from scoretk.fields.foreign import answered
 from scoretk.fields.layout import Layout, Variable, variable_name
 from scoretk.fields.variables import variables_of
 from scoretk.fields.wrappers import Energy
@@ -61,9 +63,14 @@ def from_jax(
     jax = import_jax()
     if not callable(logp):
         raise InvalidArgument("logp", logp, "a function logp(x) of one point")
-    shape = _shape_of(logp, example, jax)
-    if shape != ():
-        raise InvalidArgument("logp", shape, "a log density that is one number a point, shape ()")
+    example = _point(example)
+    found = _found(logp, example, jax)
+    if found.shape != () or not jax.numpy.issubdtype(found.dtype, jax.numpy.floating):
+        raise InvalidArgument(
+            "logp",
+            f"a value of shape {found.shape}, {found.dtype}",
+            "a log density that is one real floating-point number a point, shape ()",
+        )
     if not isinstance(example, Mapping):
         if variables is not None:
             raise InvalidArgument(
@@ -73,7 +80,7 @@ def from_jax(
                 "scoretk.constrained(field, constraint) has its support",
             )
         owned, event = InJax(logp), tuple(jax.numpy.shape(example))
-        near = jax.numpy.asarray(inner(*event)[0].numpy()) + example
+        near = jax.numpy.asarray(inner(*event)[0].numpy() + example)
         check_repeats("logp", lambda: logp(near))
         return Energy(Owned(owned.value, owned.both, called("from_jax", logp)), event)
     shapes = {name: tuple(jax.numpy.shape(value)) for name, value in example.items()}
@@ -94,13 +101,53 @@ def from_jax(
     return of_variables(Owned(owned.value, owned.both, called("from_jax", logp)), space)
 
 
-def _shape_of(logp: Callable[[Any], Any], example: Any, jax: Any) -> Any:
+def _point(example: Any) -> Any:
+    """An example as floating-point arrays of numpy, by name where it is a dictionary.
+
+    Raises:
+        InvalidArgument: It is no array of real numbers, and no dictionary of such.
+    """
+    if isinstance(example, Mapping):
+        return {name: _array(f"example[{name!r}]", value) for name, value in example.items()}
+    return _array("example", example)
+
+
+def _array(argument: str, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    known = value is not None and not isinstance(value, str | bytes | Sequence | Mapping)
+    array = np.asarray(value) if known else None
+    kind = "" if array is None else str(array.dtype)
+    if array is None or not kind.startswith(_REAL):
+        raise InvalidArgument(
+            argument,
+            value,
+            "one point of logp, an array of real numbers or a dictionary of such by name",
+            "Real and imaginary parts side by side are real numbers"
+            if kind.startswith("complex")
+            else "logp gets one array, jax.numpy.asarray(example), or a dictionary {name: array}, "
+            "no tuple, list or tree",
+        )
+    return array.astype(np.float64 if array.dtype == np.float64 else np.float32)
+
+
+_REAL = ("float", "int", "uint", "bool", "bfloat")
+"""How the names of dtypes of real numbers begin; a half precision is JAX's own."""
+
+
+def _found(logp: Callable[[Any], Any], example: Any, jax: Any) -> Any:
+    """Shape and dtype of the log density at an example."""
     try:
-        return jax.eval_shape(logp, example).shape
+        found = jax.eval_shape(logp, example)
+        return found if hasattr(found, "shape") else jax.numpy.asarray(found)
     except Exception as error:  # whatever a user's function raises
         raise InvalidArgument(
-            "example", example, "one point of logp, an array or a dictionary of arrays", str(error)
+            "logp", logp, "a log density of points such as the example", _said(error)
         ) from error
+
+
+def _said(error: Exception) -> str:
+    return f"It raised {type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,13 +186,18 @@ class InJax:
     def value(self, x: Tensor) -> Tensor:
         """`log p(x)`, `(batch,)`."""
         with _precision(x):
-            return _to_torch(self._values(_to_jax(x)), x)
+            return _to_torch(answered(lambda: self._values(_to_jax(x)), self.logp, x, {}), x)
 
     def both(self, x: Tensor) -> Both:
         """`log p(x)` and its gradient, like x."""
         with _precision(x):
-            value, gradient = self._gradients(_to_jax(x))
+            value, gradient = answered(
+                lambda: self._gradients(_to_jax(x)), self.logp, x, {}, _DIFFERENTIABLE
+            )
             return _to_torch(value, x), _to_torch(gradient, x)
+
+
+_DIFFERENTIABLE = "The gradient of logp is jax.grad's, in reverse mode"
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -8,14 +8,15 @@ ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scoretk.core.keywords import explained
-from scoretk.errors import InvalidArgument
 from scoretk.fields.adapters import from_sigmas
-from scoretk.fields.foreign import owners
+from scoretk.fields.foreign import answered, misfit, owners
 from scoretk.fields.paths import EDM, VE
 from scoretk.fields.wrappers import Diffusion
 
@@ -47,7 +48,20 @@ def from_k_diffusion(
         InvalidArgument: It is no such wrapper, or an argument does not fit.
     """
     if not any(package == "k_diffusion" for package, _ in owners(denoiser)):
-        raise InvalidArgument("denoiser", type(denoiser), "a wrapped model of k-diffusion")
+        raise misfit("denoiser", denoiser, "a wrapped model of k-diffusion")
     if path is None and hasattr(denoiser, "sigmas"):
         path = EDM(float(denoiser.sigma_min), float(denoiser.sigma_max))
-    return from_sigmas(denoiser, event_shape, path, autocast=autocast)
+    return from_sigmas(_Denoised(denoiser), event_shape, path, autocast=autocast)
+
+
+@dataclass(frozen=True, eq=False)
+class _Denoised:
+    """A denoiser of k-diffusion, whose errors are told in this package's words."""
+
+    denoiser: Any
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+        data: Tensor = answered(
+            lambda: self.denoiser(x, sigma, **cond), self.denoiser, x, {"sigma": sigma, **cond}
+        )
+        return data

@@ -24,6 +24,7 @@ from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
+from scoretk.fields.foreign import misfit
 from scoretk.fields.layout import LABELS, Variable, variable_name
 from scoretk.fields.variables import Variables, variables_of
 
@@ -51,7 +52,7 @@ def from_pymc(model: Any) -> Constrained:
         for name in ("", ".model.transform.conditioning")
     )
     if not isinstance(model, pymc.Model):
-        raise InvalidArgument("model", type(model), "a pymc.Model")
+        raise misfit("model", model, "a pymc.Model")
     if model.discrete_value_vars:
         names = ", ".join(v.name for v in model.discrete_value_vars)
         raise InvalidArgument("model", names, "continuous variables alone", "Marginalise them")

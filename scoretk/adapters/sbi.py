@@ -26,6 +26,7 @@ from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, constrained
+from scoretk.fields.foreign import misfit
 from scoretk.fields.wrappers import Energy
 from scoretk.inference.sampling import sample
 
@@ -53,9 +54,7 @@ def from_sbi(
     """
     potential = _potential(posterior)
     if not callable(potential) or not hasattr(potential, "set_x"):
-        raise InvalidArgument(
-            "posterior", type(posterior), "a posterior of sbi, or its potential_fn"
-        )
+        raise misfit("posterior", posterior, "a posterior of sbi, or its potential_fn")
     prior = getattr(potential, "prior", None) or getattr(posterior, "prior", None)
     if event_shape is None:
         event_shape = _shape_of(prior)

@@ -42,9 +42,9 @@ from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.distribution import DistributionField, from_distribution
-from scoretk.fields.foreign import owners
+from scoretk.fields.foreign import nearest, owners, part_of
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.protocols import NoiseSource, drawn
 from scoretk.fields.states import pick
 
 __all__ = ["KernelDensityField", "from_sklearn"]
@@ -74,7 +74,9 @@ def from_sklearn(estimator: Any) -> DistributionField | KernelDensityField:
             "estimator",
             estimator,
             "a GaussianMixture or a KernelDensity of scikit-learn",
-            "Of a BayesianGaussianMixture, whose score_samples is a bound and no density, a "
+            part_of(estimator)
+            or nearest(estimator)
+            or "Of a BayesianGaussianMixture, whose score_samples is a bound and no density, a "
             "GaussianMixture takes over weights_, means_, covariances_ and precisions_cholesky_",
         )
     name, make = next(iter(kinds.items()))
@@ -165,6 +167,7 @@ class KernelDensityField:
         """`grad log p(x)`, like x."""
         return -self.energy_and_grad(x)[1]
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples, a datum by its weight, a direction and a distance.
 

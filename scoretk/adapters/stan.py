@@ -33,6 +33,7 @@ from scoretk.core.arguments import tensor_like
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
+from scoretk.fields.foreign import misfit
 from scoretk.fields.layout import Layout, Variable, layout_of, variable_name
 
 __all__ = ["from_stan"]
@@ -53,9 +54,9 @@ def from_stan(model: Any) -> Constrained:
     """
     asked = ("log_density", "log_density_gradient", "param_constrain", "param_unconstrain")
     if not all(callable(getattr(model, name, None)) for name in asked):
-        raise InvalidArgument(
+        raise misfit(
             "model",
-            type(model),
+            model,
             "a bridgestan.StanModel",
             "Such as bridgestan.StanModel('model.stan', data)",
         )

@@ -30,7 +30,7 @@ from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.fields.foreign import owners
+from scoretk.fields.foreign import answered, owners
 from scoretk.fields.paths import Cosine, GaussianPath, Linear
 from scoretk.fields.wrappers import Diffusion, Velocity
 
@@ -128,7 +128,7 @@ class _TimeFirst:
     net: Any
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        velocity: Tensor = self.net(t, x, **cond)
+        velocity: Tensor = answered(lambda: self.net(t, x, **cond), self.net, x, cond)
         return velocity
 
 
@@ -139,5 +139,6 @@ class _OnRows:
     net: Any
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        velocity: Tensor = self.net(torch.cat([x.flatten(1), t[:, None]], 1))
+        rows = torch.cat([x.flatten(1), t[:, None]], 1)
+        velocity: Tensor = answered(lambda: self.net(rows), self.net, x, {})
         return velocity.reshape(x.shape)

@@ -44,9 +44,9 @@ from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.foreign import owners
+from scoretk.fields.foreign import misfit, owners
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import NoiseSource
+from scoretk.fields.protocols import NoiseSource, drawn
 from scoretk.fields.states import pick, uniform_states
 
 __all__ = ["LanguageField", "from_language_model"]
@@ -128,6 +128,7 @@ class LanguageField:
         return -self.energy(x)
 
     @torch.no_grad()
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples, token by token: `field.draw(8, scoretk.Noise(0, 8))`.
 
@@ -284,7 +285,7 @@ def from_language_model(
     """
     kinds = [name for _, name in owners(lm)]
     if not callable(getattr(lm, "get_input_embeddings", None)):
-        raise InvalidArgument("lm", type(lm), "a language model of transformers")
+        raise misfit("lm", lm, "a language model of transformers")
     masked = any("ForMaskedLM" in name for name in kinds)
     if getattr(lm.config, "is_encoder_decoder", False):
         raise InvalidArgument(

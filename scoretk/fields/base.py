@@ -15,7 +15,7 @@ from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.distribution import DistributionField, from_distribution
-from scoretk.fields.protocols import Drawable, NoiseSource, optional
+from scoretk.fields.protocols import Drawable, NoiseSource, drawn, optional
 from scoretk.fields.states import layout, uniform_states
 
 __all__ = [
@@ -59,6 +59,7 @@ class NormalBase:
     def __post_init__(self) -> None:
         positive("std", self.std)
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """`std z`, `(n, *event_shape)`."""
         return self.std * noise.normal(0, Stream.START, self.event_shape)
@@ -94,6 +95,7 @@ class EmpiricalBase:
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.samples.shape[1:])
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Rows of the data picked by the noise, `(n, *event_shape)`."""
         u = noise.uniform(0, Stream.START, (), torch.float64)
@@ -130,6 +132,7 @@ class UniformStates:
         sites, kinds = layout(self.field.states, self.event_shape)
         return x.new_full((len(x),), -sites * math.log(kinds))
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Every site uniform over the states, `(n, *event_shape)`; the field's own `initial` has no
         say.

@@ -29,7 +29,15 @@ from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.foreign import no_field
 from scoretk.fields.gradient import followed, grad_energy
-from scoretk.fields.protocols import NoiseSource, field_name, is_field, is_timed, offers, optional
+from scoretk.fields.protocols import (
+    NoiseSource,
+    drawn,
+    field_name,
+    is_field,
+    is_timed,
+    offers,
+    optional,
+)
 from scoretk.fields.supports import Bijection, bijection, ordered, trailing_sum
 from scoretk.fields.variables import Named, Variables, named, variables_of
 from scoretk.fields.wrapped import Kind, Wrapped
@@ -148,6 +156,7 @@ class Constrained(Wrapped):
         inside = self.transform.contains(x)
         return inside.flatten(1).all(1) if inside.ndim > 1 else inside
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples in free space, `(n, *event_shape)`."""
         self._must_offer("draw")

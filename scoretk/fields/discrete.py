@@ -15,7 +15,7 @@ from torch import Tensor
 from scoretk.core.streams import Stream
 from scoretk.errors import MissingCapability
 from scoretk.fields.foreign import no_field
-from scoretk.fields.protocols import NoiseSource, field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import NoiseSource, drawn, field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.states import States, check_states, layout, place, uniform_states
 from scoretk.fields.wrapped import Kind, Wrapped, check_within
@@ -74,6 +74,7 @@ class DiscreteField:
         self._must_enumerate("log_prob")
         return -self.energy(x) - self.exact_log_partition()
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples `(n, *event_shape)`, by the inverse distribution function of one uniform
         each.

@@ -32,7 +32,7 @@ from scoretk.fields.constrained import Constrained
 from scoretk.fields.foreign import adapter_of, no_field
 from scoretk.fields.freelaws import FreeLaw, free_law, log_density, moved, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import NoiseSource, is_field, is_timed, optional
+from scoretk.fields.protocols import NoiseSource, drawn, is_field, is_timed, optional
 from scoretk.fields.supports import Bijection, Real
 
 __all__ = [
@@ -147,6 +147,7 @@ class DistributionField:
         """Pickled as its distribution, from which the functions of the free law are made anew."""
         return _made_again, (self.distribution, self.support is None)
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples: `field.draw(8, scoretk.Noise(0, 8))`.
 

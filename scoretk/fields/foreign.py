@@ -24,9 +24,11 @@ __all__ = [
     "adapter_of",
     "answered",
     "library_of",
+    "misfit",
     "nearest",
     "no_field",
     "owners",
+    "part_of",
     "unfit",
     "ways",
 ]
@@ -114,11 +116,30 @@ def adapter_of(value: object) -> str | None:
 
 def owners(value: object) -> list[tuple[str, str]]:
     """Package and class of an object and of all that its class derives from, the nearest first."""
-    return [(base.__module__.partition(".")[0], base.__name__) for base in type(value).__mro__]
+    return _lineage(type(value))
+
+
+def _lineage(kind: type) -> list[tuple[str, str]]:
+    return [(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__]
+
+
+def _of_class(value: object) -> str:
+    """What to do with a class in place of an object that an adapter takes; "" for all else."""
+    if not isinstance(value, type):
+        return ""
+    adapter = next((ADAPTERS[owner] for owner in _lineage(value) if owner in ADAPTERS), None)
+    if adapter is None:
+        return ""
+    return (
+        f"{value.__name__} is a class: scoretk.{adapter} makes a field of an object, "
+        f"{value.__name__}(...), with its weights or fitted"
+    )
 
 
 def nearest(value: object) -> str:
     """What the adapter for an object's library takes; "" where there is none."""
+    if made := _of_class(value):
+        return made
     packages = [*(package for package, _ in owners(value)), library_of(value)]
     known = (NEAREST[package] for package in packages if package in NEAREST)
     return next((f"scoretk.{taken}" for taken in known), "")
@@ -238,6 +259,33 @@ def _of_distributions(error: Exception) -> bool:
     return isinstance(error, ValueError) and home.startswith("torch.distributions.")
 
 
+def part_of(value: object) -> str:
+    """Which part of an estimator of scikit-learn is the density; "" where it is none of several."""
+    kinds = {name for package, name in owners(value) if package == "sklearn"}
+    if "BaseSearchCV" in kinds:
+        return "The density is the one that was found: scoretk.from_sklearn(search.best_estimator_)"
+    if "Pipeline" in kinds:
+        return (
+            "The density is of what the steps before make of x: scoretk.from_sklearn(pipeline[-1]), "
+            "of pipeline[:-1].transform(x)"
+        )
+    return ""
+
+
+def misfit(argument: str, value: Any, expected: str, hint: str = "") -> InvalidArgument:
+    """The error for what is no object of the library that an adapter is for.
+
+    Args:
+        argument: The argument that the message names.
+        value: What was given, of which the message shows the class: a repr may compute.
+        expected: What was expected.
+        hint: What to do, where nothing is known of the object.
+    """
+    shown = value if value is None or isinstance(value, type) else type(value)
+    made = f"{value.__name__} is a class: make an object of it" if isinstance(value, type) else ""
+    return InvalidArgument(argument, shown, expected, nearest(value) or made or hint)
+
+
 def no_field(argument: str, value: Any, expected: str, hint: str = "") -> InvalidArgument:
     """The error for what is no field, with the adapter that makes one of it where there is one.
 
@@ -250,7 +298,7 @@ def no_field(argument: str, value: Any, expected: str, hint: str = "") -> Invali
     adapter = adapter_of(value)
     if adapter is None:
         return InvalidArgument(argument, value, expected, nearest(value) or ways(value, hint))
-    way = f"{type(value).__name__}: scoretk.{adapter} makes a field of it"
+    way = part_of(value) or f"{type(value).__name__}: scoretk.{adapter} makes a field of it"
     return InvalidArgument(argument, type(value), expected, way)  # (whose repr may compute)
 
 

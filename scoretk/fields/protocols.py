@@ -7,14 +7,16 @@ every method as keyword arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import is_integer
+from scoretk.core.arguments import count, is_integer
+from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import adapter_of
 from scoretk.plugins.capabilities import CAPABILITIES, offers
 
@@ -28,6 +30,7 @@ __all__ = [
     "HasScore",
     "NoiseSource",
     "Timed",
+    "drawn",
     "field_name",
     "is_field",
     "is_timed",
@@ -182,6 +185,25 @@ def optional(field: object, name: str) -> Any:
     return getattr(field, name, None)
 
 
+_Draw = TypeVar("_Draw", bound=Callable[..., Tensor])
+
+
+def drawn(draw: _Draw) -> _Draw:
+    """A method `draw(n, noise)` of a field, which is refused where the noise is not of n chains."""
+
+    @wraps(draw)
+    def checked(self: Any, n: int, noise: Any, **cond: Tensor) -> Tensor:
+        many = count("n", n)
+        chains = getattr(noise, "chains", None)
+        if not isinstance(chains, Tensor) or len(chains) != many:
+            got = noise if chains is None else f"noise of {len(chains)} chains"
+            hint = f"Such as scoretk.Noise(0, {many}), whose seed is 0"
+            raise InvalidArgument("noise", got, f"noise of n = {many} chains", hint)
+        return draw(self, many, noise, **cond)
+
+    return checked  # type: ignore[return-value]  # whose signature is the method's
+
+
 def is_timed(field: object) -> bool:
     """Whether the field's methods take a time."""
     return callable(getattr(field, "at", None))
@@ -192,13 +214,16 @@ _MADE_BY = {
     "Classified": "a field guided by a classifier",
     "Constrained": "a field over its support (constrained, or of a distribution)",
     "DiscreteField": "Discrete(...)",
+    "Diffusion": "Diffusion",
     "DistributionField": "from_distribution(...)",
+    "Energy": "Energy",
     "Guided": "guided(...)",
     "GuidedStatic": "guided(...)",
     "Mixture": "mixture(...)",
     "MixtureTimed": "mixture(...)",
     "Powered": "a tempered field or a product of fields",
     "PoweredTimed": "a tempered field or a product of fields in time",
+    "Score": "Score",
     "Smoothed": "smoothed(...)",
     "StaticPosterior": "posterior(...)",
     "Steered": "guided(...)",

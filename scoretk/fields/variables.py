@@ -15,7 +15,7 @@ given; a `Layout` says which entries are whose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, Signature, signature
 from keyword import iskeyword
@@ -27,7 +27,7 @@ from torch.distributions import constraints
 
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import tensor_like
-from scoretk.errors import InvalidArgument
+from scoretk.errors import InvalidArgument, near_match
 from scoretk.fields.answers import check_energy
 from scoretk.fields.gradient import followed
 from scoretk.fields.layout import Layout, Shape, Variable, layout_of, variable_name
@@ -122,9 +122,12 @@ class Variables:
     def point(self, values: Mapping[str, Any]) -> Tensor:
         shapes = self.layout.shapes
         if not isinstance(values, Mapping) or values.keys() != shapes.keys():
-            given = ", ".join(map(str, values)) if isinstance(values, Mapping) else values
+            given = dict.fromkeys(values, ...) if isinstance(values, Mapping) else values
             raise InvalidArgument(
-                "init", given, f"one value a chain of each of {', '.join(shapes)}"
+                "init",
+                given,
+                f"one value a chain of each of {', '.join(shapes)}",
+                _amiss(values, shapes) if isinstance(values, Mapping) else "",
             )
         rows = {
             name: tensor_like(f"init[{name!r}]", values[name], (None, *shape))
@@ -195,6 +198,15 @@ class Variables:
             for name, part in zip(self.specs, self.parts, strict=True)
         }
         return x, self._log_jacobian(free, x)
+
+
+def _amiss(given: Iterable[Any], known: Mapping[str, Any]) -> str:
+    """Which names are missing, and which are no variable's."""
+    names = list(given)
+    missing = [name for name in known if name not in names]
+    left = [f"{', '.join(missing)} missing"] if missing else []
+    unknown = [f"{n!r} is no variable{near_match(n, known)}" for n in names if n not in known]
+    return "; ".join([*left, *unknown])
 
 
 def _all(inside: Tensor, lead: int) -> Tensor:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
@@ -134,6 +135,10 @@ class Energy:
         for name, value in (own | {name: getattr(free, name) for name in _OF_A_MAP}).items():
             object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        of = self.event_shape if self._free is None else self._free.constraint.layout.told()
+        return f"Energy({_short(self.fn)}, {of})"
+
     def in_free_space(self) -> Any:
         """The field as solvers get it: with `variables` that of the map to these."""
         return self if self._free is None else self._free
@@ -179,6 +184,9 @@ class Score:
         object.__setattr__(self, "fn", _autocast(self.fn, autocast))
         object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
 
+    def __repr__(self) -> str:
+        return f"Score({_short(self.fn)}, {self.event_shape})"
+
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
         score = unwritten("score", lambda y: rejecting(self.fn, y, cond, torch.nan), x)
@@ -204,6 +212,20 @@ def _autocast(fn: Callable[..., Tensor], dtype: torch.dtype | None) -> Callable[
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.bfloat16, torch.float16):
         raise InvalidArgument("autocast", dtype, "torch.bfloat16, torch.float16 or None")
     return _Autocast(fn, dtype)
+
+
+def _short(fn: Any) -> str:
+    """A function in a word: its name, else its class."""
+    while isinstance(fn, ByName | OwnGradient | _Autocast):
+        fn = fn.fn
+    fn = fn.func if isinstance(fn, partial) else fn
+    text = getattr(fn, "__name__", "") or ("" if isinstance(fn, nn.Module) else repr(fn))
+    wordy = not text or " at 0x" in text or "\n" in text or len(text) > WORDY
+    return type(fn).__name__ if wordy else text
+
+
+WORDY = 60
+"""The longest repr of a function that the repr of its field has."""
 
 
 class GaussianPathField:
@@ -346,6 +368,10 @@ class Diffusion(GaussianPathField):
                 "path", self.path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()"
             )
 
+    def __repr__(self) -> str:
+        named = f"{_short(self.net)}, {self.event_shape}, {self.path!r}, {self.predicts!r}"
+        return f"Diffusion({named})"
+
     @property
     def base(self) -> Base:
         """The law at t = 0, N(0, sigma(0)^2 I)."""
@@ -394,10 +420,7 @@ class Velocity(GaussianPathField):
         )
 
     def __repr__(self) -> str:
-        return (
-            f"Velocity(net={type(self.net).__name__}, event_shape={self.event_shape}, "
-            f"base={self.base})"
-        )
+        return f"Velocity(net={_short(self.net)}, event_shape={self.event_shape}, base={self.base})"
 
     @property
     def provides(self) -> frozenset[str]:  # type: ignore[override]

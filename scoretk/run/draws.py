@@ -619,7 +619,9 @@ def _rows(key: Any, chains: int) -> Any:
         InvalidArgument: It is none of these.
     """
     if isinstance(key, slice):
-        return key
+        if key.step is not None and (not is_integer(key.step) or int(key.step) == 0):
+            raise InvalidArgument("draws[...]", key, "a slice of chains whose step is not 0")
+        return torch.tensor(range(chains)[key], dtype=torch.int64) if (key.step or 1) < 0 else key
     if is_integer(key):
         if not -chains <= (i := int(key)) < chains:
             raise IndexError(f"chain {i} of {chains}")

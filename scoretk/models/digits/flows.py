@@ -61,6 +61,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields import NoiseSource, Velocity
 from scoretk.fields.base import standard_normal
 from scoretk.fields.gradient import grad_energy
+from scoretk.fields.protocols import drawn
 from scoretk.inference.sampling import sample
 from scoretk.learn.fitting import Recipe
 from scoretk.learn.likelihoods import negative_log_likelihood
@@ -338,6 +339,7 @@ class NormalizingFlow:
         """The data f^-1(z) of latents, like z."""
         return self.network.inverse(z.flatten(1)).reshape(z.shape).to(z.dtype)
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples, the data of standard normal latents, `(n, *event_shape)`."""
         with torch.no_grad():

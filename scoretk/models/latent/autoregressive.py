@@ -29,6 +29,7 @@ from scoretk.core.streams import Stream
 from scoretk.fields import NoiseSource
 from scoretk.fields.discrete import DiscreteField
 from scoretk.fields.gradient import grad_energy
+from scoretk.fields.protocols import drawn
 from scoretk.fields.states import pick
 
 __all__ = [
@@ -82,6 +83,7 @@ class _Ancestral:
         return -self.energy_and_grad(x)[1]
 
     @torch.no_grad()
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples by inverse cdf, `(n, *event_shape)`, without gradients.
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from scoretk.core.arguments import tensor_like
 from scoretk.core.rows import row_sum
 from scoretk.fields import Energy, NoiseSource, standard_normal
+from scoretk.fields.protocols import drawn
 
 __all__ = ["GeneratorPrior", "LatentEnergy", "calibrate"]
 
@@ -62,6 +63,7 @@ class GeneratorPrior:
         """Normalised log density, `(batch,)`."""
         return standard_normal(self.event_shape).log_prob(z)
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples, `(n, *event_shape)`."""
         return standard_normal(self.event_shape).draw(n, noise)

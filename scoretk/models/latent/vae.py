@@ -44,7 +44,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields import NoiseSource
 from scoretk.fields.base import standard_normal
-from scoretk.fields.protocols import field_name, offers
+from scoretk.fields.protocols import drawn, field_name, offers
 from scoretk.inference.encoding import interpolate
 from scoretk.inference.likelihood import Estimate, row_ids
 from scoretk.inference.partition import log_partition
@@ -121,6 +121,7 @@ class VAE:
         """
         return self._asked_of_prior("log_prob").log_prob(z)
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact draws of the prior, `(n, latent)`.
 
@@ -399,6 +400,7 @@ class Joint:
         return self.vae.log_likelihood(x, z) + self.vae.log_prob(z)
 
     @torch.no_grad()
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact draws, `(n, latent + pixels)`, without gradients."""
         z = self.vae.draw(n, noise)
@@ -440,6 +442,7 @@ class Marginal:
         )
 
     @torch.no_grad()
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact draws, `(n, *data_shape)`, without gradients.
 

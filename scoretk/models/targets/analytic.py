@@ -14,6 +14,7 @@ from scoretk.core.arguments import counts, positive
 from scoretk.core.devices import constant_like
 from scoretk.core.streams import Stream
 from scoretk.fields import NoiseSource, Variable
+from scoretk.fields.protocols import drawn
 from scoretk.fields.variables import Derived, variables_of
 
 __all__ = [
@@ -62,6 +63,7 @@ class Funnel:
         """Normalised log density, `(batch,)`."""
         return -self.energy(x) - self.dim / 2 * math.log(2 * math.pi) - math.log(self.scale)
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples, `(n, dim)`."""
         z = noise.normal(0, Stream.START, (self.dim,))
@@ -94,6 +96,7 @@ class Semicircle:
         """Starts away from the edges, where gradients are infinite: uniform on (-1/2, 1/2), `(n, 1)`."""
         return noise.uniform(0, Stream.START, (1,)) - 0.5
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples: the first coordinate of a uniform point of the disc, `(n, 1)`."""
         u = noise.uniform(0, Stream.START, (2,))

@@ -42,7 +42,7 @@ from scoretk.fields import NoiseSource
 from scoretk.fields.base import UniformStates
 from scoretk.fields.couplings import Couplings
 from scoretk.fields.discrete import DiscreteField
-from scoretk.fields.protocols import field_name
+from scoretk.fields.protocols import drawn, field_name
 from scoretk.fields.states import labels, pick, place, weigh
 
 __all__ = ["RBM", "IndependentUnits", "Ising", "Potts", "ising", "potts", "rbm"]
@@ -265,6 +265,7 @@ class IndependentUnits(DiscreteField):
         """Log probability of states, `(batch,)`."""
         return -self.energy(x) - self.exact_log_partition()
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples `(n, *event_shape)`, from one uniform a unit."""
         u = noise.uniform(0, Stream.START, self.event_shape)

@@ -21,6 +21,7 @@ from scoretk.core.devices import constant_like, precise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath, GaussianPathField, NoiseSource, NormalBase, standard_normal
+from scoretk.fields.protocols import drawn
 
 __all__ = ["GaussianMixture", "NoisedMixture", "gaussian", "ring_mixture"]
 
@@ -72,6 +73,7 @@ class GaussianMixture:
         """The score `grad log p(x)`, like x."""
         return self._score(x, *self._components(x))
 
+    @drawn
     def draw(self, n: int, noise: NoiseSource) -> Tensor:
         """Exact samples `m_k + s_k z` with k drawn by the weights, `(n, *event_shape)`."""
         u = noise.uniform(0, Stream.START, (), torch.float64)
