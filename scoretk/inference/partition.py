@@ -265,6 +265,7 @@ def log_partition(
     return Estimate(value + (known or 0.0), stderr, how, cost, torch.tensor(int(status)))
 
 
+@explained
 def log_evidence(draws: Draws) -> Estimate:
     """The evidence log p(y) that weighted draws of a posterior have found on their way.
 
