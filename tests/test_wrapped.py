@@ -568,6 +568,7 @@ NOT_OF_FIELDS = frozenset(
         "_pilot",
         "__file__",
         "__module__",
+        "__name__",
         "__notes__",
         "__qualname__",
         "__self__",
@@ -575,6 +576,7 @@ NOT_OF_FIELDS = frozenset(
         "_make",
         "x",  # of a solver's state
         "base_constraint",
+        "chains",  # of noise
         "dtype",
         "load_state_dict",
         "ndim",
