@@ -10,7 +10,8 @@ import torch.distributions as D
 from torch.nn.functional import softplus
 
 import scoretk as stk
-from scoretk.bench import gym, known, low_error, tables
+from scoretk.bench import evidence, gym, known, low_error, partition, tables
+from scoretk.bench.evidence import Evidence, evidence_of
 from scoretk.bench.low_error import (
     Crossing,
     Errors,
@@ -98,7 +99,7 @@ def folder(tmp_path_factory):
 NEED_DATA = ("brownian", "german-credit", "item-response", "volatility")
 
 
-@pytest.mark.parametrize("name", BUILT_IN_TARGETS)
+@pytest.mark.parametrize("name", [n for n in BUILT_IN_TARGETS if not n.startswith("ising")])
 def test_gradients_are_those_of_finite_differences(name, folder):
     target = load_target(name, folder)
     x = normals(3, target.dim, seed=1) / 2
@@ -241,7 +242,7 @@ def exact_draws(name, n):
     return normals(n, 100, seed=4) * torch.logspace(-0.5, 0.5, 100, **DOUBLE)
 
 
-@pytest.mark.parametrize("name", [n for n in BUILT_IN_TARGETS if n not in NEED_DATA])
+@pytest.mark.parametrize("name", [n for n in tables.LOW_ERROR_TARGETS if n not in NEED_DATA])
 def test_moments_are_those_of_exact_draws(name):
     """Means of squares to 6 standard errors; their variances to a tenth, as they have heavy tails."""
     target, n = load_target(name), 40_000
@@ -335,6 +336,101 @@ def test_a_target_without_moments_is_refused():
         gradients_to_low_error(Target("none", NORMAL.field), stk.ULA(0.1), Plan())
 
 
+# Evidence.
+
+
+KNOWN = {
+    (8, 0.44068679): 60.1417807891,
+    (16, 0.44068679): 238.642256635,
+    (24, 0.44068679): 536.144603524,
+    (32, 0.44068679): 952.648079549,
+    (16, 0.28): 198.935419021,
+    (16, 0.6): 310.48703859,
+}
+
+
+@pytest.mark.parametrize(("size", "coupling"), KNOWN)
+def test_log_z_of_the_torus(size, coupling):
+    """As quoted for a coupling of eight digits, which L^2 spins make worth 1e-5 at most."""
+    assert partition.kaufman(size, coupling) == pytest.approx(KNOWN[size, coupling], abs=1e-5)
+
+
+def test_log_z_of_a_small_torus_is_a_sum_over_all_states():
+    states = 2.0 * torch.cartesian_prod(*[torch.arange(2.0, **DOUBLE)] * 9).reshape(-1, 3, 3) - 1
+    for coupling in (0.2, 0.44, 0.9):
+        right = float((-stk.load("ising", size=3, coupling=coupling).energy(states)).logsumexp(0))
+        assert partition.kaufman(3, coupling) == pytest.approx(right, abs=1e-10)
+
+
+def test_log_z_of_wells_and_normals():
+    assert load_target("many-well").log_z == pytest.approx(164.6956753, abs=1e-6)
+    well = partition.ManyWell(1)
+    x = torch.linspace(-8, 8, 401, **DOUBLE)
+    for field, log_z in (
+        (well, load_target("many-well").log_z / 16),
+        (load_target("gaussians-25").field, 0.0),
+    ):
+        edge = x * (1 if field is well else 2)
+        energy = field.energy(torch.cartesian_prod(edge, edge))
+        found = float((-energy).logsumexp(0)) + 2 * math.log(float(edge[1] - edge[0]))
+        assert found == pytest.approx(log_z, abs=1e-6)
+    target = load_target("funnel-10")
+    x = normals(5, 10, seed=7)
+    of_law = D.Normal(0, 3.0).log_prob(x[:, 0]) + D.Normal(0, (x[:, :1] / 2).exp()).log_prob(
+        x[:, 1:]
+    ).sum(1)
+    assert torch.allclose(-target.field.energy(x) - target.log_z, of_law)
+
+
+def found(z=(0.5, -1.0), trusted=2):
+    return Evidence((60.1, 60.2), (0.05, 0.06), z, trusted, 1000, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("made", "cause"),
+    [
+        (found(), ""),
+        (found((3.5, -2.5)), "a chance of 0.0001"),
+        (found(trusted=1), "1 of 2 are said not to be trusted"),
+        (found((math.nan, 0.0)), "a chance of nan"),
+    ],
+)
+def test_evidence_that_is_off_says_so(made, cause, monkeypatch):
+    monkeypatch.setattr(tables, "evidence_of", lambda *_: made)
+    (row,) = tables.evidence(tables.Asked(targets=("ising-8",), solvers=("ais",)))
+    assert cause in row["cause"]
+    assert (row["reached"] == "yes") == (not cause)
+    assert str(row["found"]) == "60.100 ± 0.050"
+
+
+def test_squares_of_normal_errors_are_no_surprise():
+    """The share of surprises among sets of 20 normal z; with errors a half too small they are most."""
+    z = normals(400, 20, seed=8)
+    few, most = (
+        sum(found(tuple(row.tolist())).chance < 0.05 for row in rows) for rows in (z, 2 * z)
+    )
+    assert 5 < few < 40
+    assert most > 390
+
+
+def test_evidence_of_a_target(monkeypatch):
+    seeds = []
+
+    def spied(*arguments, seed, **others):
+        seeds.append(seed)
+        return stk.log_partition(*arguments, seed=seed, chains=32, pilot=16, levels=3, **others)
+
+    monkeypatch.setattr(evidence, "log_partition", spied)
+    torus = Target("torus", stk.load("ising", size=3), log_z=partition.kaufman(3, 0.3))
+    made = evidence_of(torus, "ais", 2)
+    assert len(set(seeds)) == 2
+    assert len(set(made.value)) == 2
+    assert made.chance > 1e-6
+    assert made.evaluations > 32
+    with pytest.raises(stk.InvalidArgument, match="log Z"):
+        evidence_of(Target("none", NORMAL.field), "ais", 1)
+
+
 # What a reader is told.
 
 
@@ -367,13 +463,17 @@ def test_what_is_not_reached_says_why(made, cause, monkeypatch, tmp_path):
 
 def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tables, "gradients_to_low_error", lambda *_: reached())
+    monkeypatch.setattr(tables, "evidence_of", lambda *_: found())
     assert main(["bench", "low-error", "-o", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "bench done: 4 rows, 4 reached" in said
     assert (tmp_path / "out" / "index.html").exists()
     assert main(["bench", "--full", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["tables"]["low-error"]
-    assert {row["target"] for row in rows} == set(BUILT_IN_TARGETS)
+    made = json.loads(capsys.readouterr().out)["tables"]
+    of_evidence = [(row["target"], row["solver"]) for row in made["evidence"]]
+    assert of_evidence == [(t, m) for t in tables.EVIDENCE_TARGETS for m in ("ais", "smc")]
+    rows = made["low-error"]
+    assert {row["target"] for row in rows} == set(tables.LOW_ERROR_TARGETS)
     missing = [row for row in rows if row["target"] in NEED_DATA]
     assert len(missing) == len(NEED_DATA)
     assert all("--data" in row["cause"] and row["reached"] == "no" for row in missing)
@@ -387,6 +487,8 @@ def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
         ["--solver", "nothing", "--target", "banana"],
         ["--data", "nothing-there"],
         ["--target", "brownian"],
+        ["evidence", "--target", "banana"],
+        ["low-error", "--target", "ising-8"],
     ],
 )
 def test_wrong_words_are_refused(words, capsys):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scoretk.bench.evidence import SURPRISE, Evidence, evidence_of
 from scoretk.bench.low_error import LOW, Plan, Reached, gradients_to_low_error
 from scoretk.bench.published import COLUMNS
 from scoretk.bench.target import Target
@@ -35,8 +36,11 @@ class Measured:
     def __str__(self) -> str:
         if not math.isfinite(self.value):
             return "not reached"
-        error = f"{self.stderr:,.0f}" if math.isfinite(self.stderr) else "?"
-        return f"{self.value:,.0f} ± {error}"
+        if not math.isfinite(self.stderr):
+            return f"{self.value:,.0f} ± ?"
+        small = 0 < self.stderr < 1
+        digits = 1 - math.floor(math.log10(self.stderr)) if small else 0
+        return f"{self.value:,.{digits}f} ± {self.stderr:,.{digits}f}"
 
 
 Cell = str | float | Measured | None
@@ -77,6 +81,21 @@ class Table:
     rows: Callable[[Asked], Iterator[Row]]
 
 
+EVIDENCE_TARGETS = (
+    "many-well",
+    "funnel-10",
+    "gaussians-25",
+    "ising-8",
+    "ising-16",
+    "ising-16-warm",
+    "ising-16-cold",
+    "ising-24",
+    "ising-32",
+)
+LOW_ERROR_TARGETS = tuple(name for name in BUILT_IN_TARGETS if name not in EVIDENCE_TARGETS)
+QUICK_EVIDENCE, METHODS = ("gaussians-25", "ising-8"), ("ais", "smc")
+SEEDS, QUICK_SEEDS = 20, 2
+"""How often log Z is found."""
 QUICK_TARGETS, QUICK_SOLVERS = ("banana", "ill-conditioned"), ("mclmc", "chees-unscaled")
 SOLVERS: dict[str, tuple[Any, int | None]] = {
     "mclmc": (MCLMC(), None),
@@ -96,7 +115,7 @@ PATIENCE, UNKNOWN_BUDGET = 1.5, 1e6
 
 def low_error(asked: Asked) -> Iterator[Row]:
     """The rows of "low-error": targets by solvers."""
-    targets = asked.targets or (QUICK_TARGETS if asked.quick else tuple(BUILT_IN_TARGETS))
+    targets = asked.targets or (QUICK_TARGETS if asked.quick else LOW_ERROR_TARGETS)
     solvers = asked.solvers or (QUICK_SOLVERS if asked.quick else tuple(SOLVERS))
     contestants = [(name, *_contestant(name)) for name in solvers]
     for name in targets:
@@ -106,6 +125,8 @@ def low_error(asked: Asked) -> Iterator[Row]:
             if asked.targets:
                 raise
             yield _row(name, "", None, None, str(error))
+            continue
+        if target.moments is None:
             continue
         best = target.published.best
         budget = UNKNOWN_BUDGET if best is None else PATIENCE * best
@@ -117,6 +138,49 @@ def low_error(asked: Asked) -> Iterator[Row]:
                 yield _row(name, label, target, None, str(error))
             else:
                 yield _row(name, label, target, made, _cause(target, made))
+
+
+def evidence(asked: Asked) -> Iterator[Row]:
+    """The rows of "evidence": targets by methods."""
+    seeds = QUICK_SEEDS if asked.quick else SEEDS
+    for name in asked.targets or (QUICK_EVIDENCE if asked.quick else EVIDENCE_TARGETS):
+        target = _target(name, asked.data)
+        if target.log_z is None:
+            continue
+        for method in METHODS:
+            if asked.solvers and method not in asked.solvers:
+                continue
+            try:
+                made = evidence_of(target, method, seeds, asked.seed)
+            except ScoretkError as error:
+                yield _evidence_row(target, method, None, str(error))
+            else:
+                yield _evidence_row(target, method, made, _doubt(made))
+
+
+def _evidence_row(target: Target, method: str, made: Evidence | None, cause: str) -> Row:
+    return {
+        "target": target.name,
+        "solver": method,
+        "log Z": f"{target.log_z:.6f}",
+        "found": None if made is None else Measured(made.value[0], made.stderr[0]),
+        "seeds": None if made is None else len(made.z),
+        "mean of z": None if made is None else f"{sum(made.z) / len(made.z):.2f}",
+        "mean of z^2": None if made is None else f"{made.mean_square:.2f}",
+        "evaluations": None if made is None else made.evaluations,
+        "reached": "no" if cause else "yes",
+        "cause": cause,
+        "seconds": None if made is None else made.seconds,
+    }
+
+
+def _doubt(made: Evidence) -> str:
+    """Why evidence is not reached, empty where it is."""
+    if made.trusted < len(made.z):
+        return f"{len(made.z) - made.trusted} of {len(made.z)} are said not to be trusted"
+    if not made.chance >= SURPRISE:
+        return f"errors as large as these have a chance of {made.chance:.1g}"
+    return ""
 
 
 def _contestant(name: str) -> tuple[Any, int | None]:
@@ -172,5 +236,14 @@ TABLES: dict[str, Table] = {
         "A row is reached where both together are at or below the best published number, which "
         f"leaves tuning out, with at most {MOST_TUNING:,} gradients of tuning.",
         low_error,
-    )
+    ),
+    "evidence": Table(
+        "Evidence",
+        "log Z where it is known, by log_partition as it comes: that of the first seed with its "
+        "standard error, and over seeds the errors z in their own standard errors, whose square is 1 "
+        "in the mean where these are right. Evaluations are of gradients, or of energies where these are "
+        "more, all chains together. A row is reached where every seed is trusted and the sum of "
+        f"z^2 is no larger than chance makes it once in {1 / SURPRISE:,.0f} times.",
+        evidence,
+    ),
 }

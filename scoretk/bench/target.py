@@ -90,6 +90,7 @@ class Target:
         moments: The squares of its coordinates, None where they are not known.
         published: What the literature reached on it.
         note: What a reader of the table has to know.
+        log_z: Its log partition function, None where it is not known.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Target:
     moments: Moments | None = None
     published: Published = field(default_factory=Published)
     note: str = ""
+    log_z: float | None = None
 
     @property
     def dim(self) -> int:

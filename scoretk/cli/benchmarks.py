@@ -45,6 +45,9 @@ def bench(options: argparse.Namespace) -> None:
         for row in TABLES[name].rows(asked):
             made[name].append(row)
             say(_line(row), file=sys.stderr if options.json else None)
+    if not any(made.values()):
+        expected = f"of targets and solvers that are in {', '.join(made)}"
+        raise InvalidArgument("--target, --solver", (options.target, options.solver), expected)
     told = about(options.seed, data, _command(options))
     written = [] if options.output is None else write_report(Path(options.output), made, told)
     if options.json:

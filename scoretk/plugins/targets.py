@@ -28,6 +28,15 @@ BUILT_IN_TARGETS: Mapping[str, str] = MappingProxyType(
         "german-credit": "scoretk.bench.gym:german_credit",
         "item-response": "scoretk.bench.gym:item_response",
         "volatility": "scoretk.bench.gym:volatility",
+        "many-well": "scoretk.bench.partition:many_well",
+        "funnel-10": "scoretk.bench.partition:funnel",
+        "gaussians-25": "scoretk.bench.partition:gaussians",
+        "ising-8": "scoretk.bench.partition:ising_8",
+        "ising-16": "scoretk.bench.partition:ising_16",
+        "ising-16-warm": "scoretk.bench.partition:ising_16_warm",
+        "ising-16-cold": "scoretk.bench.partition:ising_16_cold",
+        "ising-24": "scoretk.bench.partition:ising_24",
+        "ising-32": "scoretk.bench.partition:ising_32",
     }
 )
 """This package's targets by name, in the order in which they are shown."""
