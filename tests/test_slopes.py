@@ -1,5 +1,8 @@
 """The gradient of an energy is that of its values, or the run is refused when it starts."""
 
+from types import MappingProxyType
+from typing import NamedTuple
+
 import pytest
 import torch
 
@@ -140,6 +143,35 @@ def test_what_takes_no_few_rows_or_raises_beside_its_places_is_run():
         stk.Energy(brittle, (2,)), stk.ULA(1e-9), init=torch.full((64, 2), 0.5), steps=40
     )
     assert draws.ok.all()
+
+
+class Place(NamedTuple):
+    x: torch.Tensor
+    energy: torch.Tensor
+    step: torch.Tensor
+
+
+class Walk:
+    """A random walk with Metropolis' correction, for which values are enough."""
+
+    needs, timed, capturable, exact = frozenset({"energy"}), False, False, True
+    init_cost = step_cost = MappingProxyType({"energy": 1})
+
+    def init(self, field, x, noise):
+        return Place(x, field.energy(x), torch.zeros((), dtype=torch.int64))
+
+    def step(self, field, state, noise):
+        x = state.x + noise.normal(state.step, 0, tuple(state.x.shape[1:]), state.x.dtype)
+        energy = field.energy(x)
+        u = noise.uniform(state.step, 1, (), energy.dtype)
+        moves = u.log() < state.energy - energy
+        x = torch.where(moves[:, None], x, state.x)
+        return Place(x, torch.where(moves, energy, state.energy), state.step + 1), {}
+
+
+@pytest.mark.parametrize("name", ["a coordinate is detached", "minus its gradient"])
+def test_a_kernel_that_asks_for_no_gradient_is_told_of_none(name):
+    stk.sample(WRONG[name], Walk(), chains=16, steps=60)
 
 
 def test_what_no_gradient_follows_is_not_asked():

@@ -32,6 +32,17 @@ def problems(draws):
     return [finding.problem for finding in draws.summary().findings]
 
 
+@pytest.mark.parametrize("draws", [4, 7, 40])
+def test_chains_that_outnumber_their_draws_have_every_number(monkeypatch, draws):
+    """Ranks are then of a part of the draws of each chain, of which there are halves all the same."""
+    x = independent(chains=64, steps=draws)
+    whole = made(x).summary().rows
+    monkeypatch.setattr("scoretk.diagnostics.summary.VALUES", 64)
+    for name, row in made(x).summary().rows.items():
+        assert all(math.isfinite(row[column]) for column in COLUMNS), row
+        assert row["r_hat"] == pytest.approx(whole[name]["r_hat"], abs=0.1)
+
+
 def test_independent_draws_have_no_problem_and_the_numbers_of_arviz():
     x = independent()
     summary = made(x).summary()
