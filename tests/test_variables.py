@@ -843,3 +843,21 @@ def test_a_shape_beside_a_constraint_is_told_to_be_a_variable(spec):
     said = r"scoretk\.Variable\(\(3,\), constraints\.positive\)"
     with pytest.raises(InvalidArgument, match=said):
         stk.Energy(lambda p: p, variables={"p": spec})
+
+
+def test_one_entry_outside_is_outside():
+    """Of any variable, whatever the others and the rest of its own entries are."""
+    specs = {
+        "mu": (2,),
+        "tau": stk.Variable((2, 2), constraints.positive),
+        "share": stk.Variable((3,), constraints.unit_interval),
+    }
+    field = stk.Energy(lambda mu, tau, share: tau.sum((1, 2)) + share.sum(1), variables=specs)
+    inside = torch.tensor([[-1.0, 2.0, *[0.5] * 7]])
+    x = torch.cat([inside, inside - 3 * torch.eye(9)])
+    found = field.in_free_space().users_energy(x)
+    assert found[:3].isfinite().all()  # itself, and with other values of mu
+    assert (found[3:] == torch.inf).all()
+    for row in x[3:]:
+        with pytest.raises(InvalidArgument):
+            stk.sample(field, stk.ULA(0.1), steps=1, init=row[None])
