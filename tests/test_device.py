@@ -13,6 +13,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Independent, Normal
 
 import scoretk as stk
 from scoretk.core import noise as core_noise
@@ -237,7 +238,7 @@ def simplex(device):
 
 def gamma(device):
     shape = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64, device=device)
-    return torch.distributions.Independent(torch.distributions.Gamma(shape, shape), 1)
+    return Independent(torch.distributions.Gamma(shape, shape), 1)
 
 
 def gamma_of_the_cpu(device):
@@ -1267,6 +1268,48 @@ def test_constants_are_copied_once(name, device):
         )
 
     assert waits_a_step(run, device) == {}
+
+
+def gaussian_of(loc):
+    return stk.from_distribution(Independent(Normal(loc, torch.ones(D)), 1))
+
+
+WRITTEN_INTO = {
+    "a distribution's parameter": (torch.zeros(D), gaussian_of),
+    "an operator's matrix": (
+        torch.ones(1, D),
+        lambda a: stk.posterior(
+            gaussian_of(torch.zeros(D)), stk.LinearGaussian(a, torch.ones(1), std=0.5)
+        ),
+    ),
+    "what was measured": (
+        torch.ones(1),
+        lambda y: stk.posterior(
+            gaussian_of(torch.zeros(D)), stk.LinearGaussian(torch.ones(1, D), y, std=0.5)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_INTO)
+def test_a_constant_that_is_written_into_is_copied_again(name, device):
+    value, made = WRITTEN_INTO[name]
+    value = value.clone()
+    field, x = made(value), torch.linspace(-1, 2, CHAINS * D).reshape(CHAINS, D)
+    for _ in range(2):
+        with device.on():
+            there = stk.sample(
+                field,
+                stk.ULA(1e-3),
+                init=x.to(device.name),
+                steps=2,
+                dtype=torch.float32,
+                seed=1,
+                **QUIET,
+            ).final.cpu()
+        here = stk.sample(field, stk.ULA(1e-3), init=x, steps=2, dtype=torch.float32, seed=1)
+        torch.testing.assert_close(there, here.final, rtol=1e-5, atol=1e-6)
+        value += 3.0
 
 
 def test_what_is_copied_at_every_step_is_seen(device):
