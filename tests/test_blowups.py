@@ -1,11 +1,19 @@
 """Blow-ups on a grid: a chain that is finite, and farther out than its path and its start know, is DIVERGED with its step."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 
 import scoretk as stk
 from scoretk.models.targets.mixture import gaussian
+from scoretk.run.moment import Moment, outcome
 from tests.marks import slow_but
+
+
+class Place(NamedTuple):
+    x: torch.Tensor
+
 
 UNSTABLE = [
     stk.ProbabilityFlow("euler", 50),
@@ -149,6 +157,30 @@ def test_what_wanders_or_goes_to_its_target_raises_no_alarm(name, far):
         for chains in (1, 16):
             draws = stk.sample(field, WELL[name], chains=chains, steps=60, keep="last")
             assert draws.failures == {}
+
+
+@pytest.mark.parametrize(
+    ("others", "end", "status"),
+    [
+        (1e3, 1e3, 0),  # from the origin to where all are
+        (1e3, 2e5, 2),  # and beyond
+        (1.0, 99.0, 0),  # a hundredfold is the limit, and 1 the least of scales
+        (1.0, 101.0, 2),
+        (1e-3, 99.0, 0),
+    ],
+)
+def test_how_far_is_too_far_is_told_by_where_all_chains_were(others, end, status):
+    earlier = torch.tensor([0.0, *[others] * 6])
+    moment = Moment(
+        Place(torch.tensor([[end, 0.0], *[[0.0, others]] * 6])),
+        torch.zeros(7, dtype=torch.int64),
+        torch.full((7,), -1),
+        step=40,
+        looks=torch.stack([earlier, torch.full_like(earlier, torch.nan)]),
+    )
+    found, failed_at = outcome(moment)
+    assert found.tolist() == [status, 0, 0, 0, 0, 0, 0]
+    assert failed_at.tolist() == [40 if status else -1, -1, -1, -1, -1, -1, -1]
 
 
 def test_blow_ups_are_told_in_resumed_and_in_compiled_blocks_alike(tmp_path):
