@@ -322,10 +322,36 @@ class _OnTable:
         if sigmas is not None:
             return _times_of_levels(self.path, sigmas)
         steps = torch.as_tensor(scheduler.timesteps, dtype=torch.float64).cpu()
+        _warn_of_uneven(scheduler, steps, self.path.steps)
         times = 1 - (steps + 1) / self.path.steps
         last = times.new_tensor([max(self.last, float(times[-1]))])
         found: Tensor = torch.cat([times, last]).unique()
         return found
+
+
+def _warn_of_uneven(scheduler: Any, timesteps: Tensor, table: int) -> None:
+    """Warn where a scheduler of DDIM's own steps do not lead from one of its timesteps to the next.
+
+    Each of them goes down by `N // steps`, whatever the next timestep is. Where that is another one,
+    the sample is taken for one of a level that it does not have.
+
+    Args:
+        scheduler: A scheduler that has set its steps.
+        timesteps: Its timesteps, in the order in which they are taken.
+        table: N.
+    """
+    stride = table // len(timesteps)
+    led, next_ones = timesteps - stride, timesteps[1:]
+    if "DDIMScheduler" in type(scheduler).__name__ and not (
+        bool((led[:-1] == next_ones).all()) and float(led[-1]) < 0
+    ):
+        warnings.warn(
+            f"{type(scheduler).__name__} goes down by {table} // {len(timesteps)} = {stride} at each "
+            f"of its steps, which is not where its next timestep is: with these its own samples are "
+            f"others. The grid has its timesteps, and leads from each to the next. A number of steps "
+            f"that divides {table}, with timestep_spacing 'leading' or 'trailing', has no such gap",
+            stacklevel=4,
+        )
 
 
 @dataclass(frozen=True, eq=False)

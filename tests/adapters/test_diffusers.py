@@ -206,6 +206,32 @@ def test_methods_on_a_table_are_reproduced(case, kind):
         assert apart(ours(field, METHODS[name], start), expected) < 1e-4
 
 
+def warned(field, steps):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        field.grid(steps)
+    return any("not where its next timestep is" in str(w.message) for w in found)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [7, 10])
+def test_ddim_is_reproduced_or_told_apart(spacing, steps):
+    """Its steps go down by N // steps, wherever its next timestep is."""
+    made = scheduler("DDIMScheduler", clip_sample=False, timestep_spacing=spacing)
+    net = exact(made)
+    field, x = stk.from_diffusers(net, made, SHAPE), noise()
+    made.set_timesteps(steps)
+    for t in made.timesteps:
+        with torch.no_grad():
+            x = made.step(net(x, t), t, x).prev_sample
+    told = warned(field, steps)
+    assert told == (spacing == "linspace" or (spacing == "trailing" and 1000 % steps > 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert (apart(ours(field, "ddim", noise(), steps), x) < 1e-4) is not told
+    assert not warned(stk.from_diffusers(net, scheduler("DDPMScheduler"), SHAPE), steps)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_step_is_the_schedulers(kind):
     """The states between, which the last one could hide."""
