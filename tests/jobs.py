@@ -1,24 +1,18 @@
-"""Jobs of several processes that share their runs, for the tests; as a program, all jobs of the default tests.
-
-python tests/jobs.py FILE     # what every rank of every job had, by the names of jobs and numbers of ranks, into FILE
-"""
+"""Jobs of several processes that share their runs, for tests that start them in a process without threads."""
 
 import contextlib
 import hashlib
 import io
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
-import sys
-import tempfile
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing.connection import wait
-from pathlib import Path
 
 import torch
-import xarray
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -29,8 +23,14 @@ from scoretk import cli
 from scoretk.run import batches, ranks
 
 FORK = multiprocessing.get_context("fork")
+STORES = find_spec("zarr") is not None and find_spec("xarray") is not None
+if STORES:  # here, once, and not in each process
+    import_module("zarr")
+    xarray = import_module("xarray")
 CHAINS, BATCH = 60, 12
 PILOT = stk.Warmup(24, pilot=16)
+SIZES = (3,)
+"""Of jobs that every test run has, beside the process alone; 1, 2 and 4 are slow tests'."""
 
 
 def bumpy(x):
@@ -56,11 +56,11 @@ CALLS = {
         FIELD, stk.MALA(0.3), chains=CHAINS, steps=9, keep="moments", **more
     ),
     "last": lambda **more: stk.sample(
-        FIELD, stk.HMC(0.2, 3), chains=7, steps=9, keep="last", **more
+        FIELD, stk.HMC(0.2, 3), chains=7, steps=9, warmup=12, keep="last", **more
     ),
     "a grid": lambda **more: stk.sample(FLOW, stk.ProbabilityFlow(steps=4), chains=CHAINS, **more),
     "a range": lambda **more: stk.sample(
-        FIELD, chains=range(10, 50), steps=4, warmup=PILOT, keep="moments", **more
+        FIELD, stk.MALA(), chains=range(10, 50), steps=4, warmup=PILOT, keep="moments", **more
     ),
 }
 
@@ -94,13 +94,13 @@ def network():
     return net
 
 
-def of_network(net, **more):
+def of_network(net, solver=None, **more):
     field = stk.Energy(lambda x: net(x).squeeze(1) + x.square().sum(1) / 2, (3,))
     warmup = stk.Warmup(12, pilot=8)
-    return stk.sample(field, chains=24, steps=4, warmup=warmup, batch=8, **more)
+    return stk.sample(field, solver, chains=24, steps=4, warmup=warmup, batch=8, **more)
 
 
-def in_teams(spread, folder):
+def in_teams(spread, folder, solver=None):
     """Draws of a network that two ranks hold together, in as many pairs as there are; saved, and taken up."""
     distributed.init_process_group("gloo")
     mesh = init_device_mesh(
@@ -114,7 +114,7 @@ def in_teams(spread, folder):
         plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
         parallelize_module(net, mesh["b"], plan)
     with stk.distributed(model_group=mesh["b"]):
-        draws, again = (of_network(net, checkpoint=folder) for _ in range(2))
+        draws, again = (of_network(net, solver, checkpoint=folder) for _ in range(2))
     assert torch.equal(draws.x, again.x)
     distributed.barrier()
     return draws.x.numpy()
@@ -283,6 +283,14 @@ def streamed(path, pause=0.0, checkpoint=None, timeout=60.0, **more):
     return draws.x[:].numpy(), stk.diagnostics.rhat(draws.x).numpy()
 
 
+def task(number, folder):
+    """A task of an array of jobs, as the page has it: it knows its number, and nothing of the others."""
+    os.environ["SLURM_ARRAY_TASK_ID"] = str(number)
+    i, each = int(os.environ["SLURM_ARRAY_TASK_ID"]), 10
+    draws = stk.sample(FIELD, stk.MALA(0.3), chains=range(i * each, (i + 1) * each), steps=4)
+    draws.save(f"{folder}/part-{i}.safetensors")
+
+
 def reads(path, end):
     """What is seen of a store until this process is told to stop."""
     seen = []
@@ -408,18 +416,18 @@ def stormy(folder, seed, sizes, kills, singly=False):
     return ends, done, left
 
 
-def main(file):
-    """All jobs of the default tests."""
-    found = {"one process": one_process(), "whole network": of_network(network()).x.numpy()}
-    folder = Path(tempfile.mkdtemp())
-    found["shared draws"] = {n: Job(n, shared_draws).wait() for n in (1, 2, 3)}
+def all_of_them(folder):
+    """All jobs of the default tests: what every rank of every job had, by the names of jobs and numbers of ranks."""
+    found = {"one process": one_process()}
+    found["whole network"] = of_network(network(), stk.MALA()).x.numpy()
+    found["shared draws"] = {n: Job(n, shared_draws).wait() for n in SIZES}
     together = {
         "errors": (Job(2, errors), None),
         "leaves early": (Job(2, leaves_early), None),
         "counted": (Job(2, counted), None),
         "command": (Job(2, command, folder), None),
-        "fsdp": (Job(2, in_teams, "fsdp", folder / "fsdp"), None),
-        "tensor parallel": (Job(2, in_teams, "tensor parallel", folder / "parallel"), None),
+        "fsdp": (Job(2, in_teams, "fsdp", folder / "fsdp", stk.MALA()), None),
+        **{f"task {i}": (Job(1, task, i, folder), None) for i in (0, 1)},
         "tuned apart": (Job(2, tuned_apart), None),
         "in order of ranks": (Job(2, in_order_of_ranks), None),
         "hangs": (Job(2, hangs), [0]),
@@ -427,19 +435,16 @@ def main(file):
     }
     for name, (job, waited) in together.items():
         found[name] = job.wait(ranks=waited)
-    found["store"] = watched(2, folder / "draws.zarr")
+    found["store"] = watched(2, folder / "draws.zarr") if STORES else None
     found["written"] = stk.Draws.load(folder / "draws.safetensors").x.numpy()
+    parts = [stk.Draws.load(path) for path in sorted(folder.glob("part-*"))]
+    found["array"] = stk.concatenate(parts).x.numpy()
     found["never stopped"] = Job(1, saved, folder / "never").wait()
     (folder / "killed").mkdir()
-    found["killed"] = stormy(folder / "killed", 1, (2, 3, 1), 3)
+    found["killed"] = stormy(folder / "killed", 1, (3, 2), 2)
     first = Job(1, saved, folder / "held", 0.05)
     while not (folder / "held" / "manifest.safetensors").exists():
         time.sleep(0.01)
     found["second"] = Job(1, saved, folder / "held").wait()
     first.kill()
-    Path(file).write_bytes(pickle.dumps(found))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1])
+    return found

@@ -13,6 +13,7 @@ from scoretk.core import sealed
 from scoretk.inference import sampling
 from scoretk.run import record
 from tests.growth import on_linux, peak_of
+from tests.marks import slow_but
 
 WIDE = stk.Energy(lambda x: x.square().sum(1) / 2, (8_000,), grad=lambda x: x)
 BOXED = stk.Energy(
@@ -62,7 +63,10 @@ def share(call):
 
 @on_linux
 class TestDrawsAreInMemoryOnce:
-    @pytest.mark.parametrize("changes", [{}, {"batch": 3}, {"field": BOXED, "batch": 4}])
+    @pytest.mark.parametrize(
+        "changes",
+        slow_but([{}, {"batch": 3}, {"field": BOXED, "batch": 4}], {"field": BOXED, "batch": 4}),
+    )
     def test_in_a_run(self, changes):
         assert share(lambda: drawn(**changes))[0] < MOST
 
@@ -83,6 +87,7 @@ class TestDrawsAreInMemoryOnce:
         monkeypatch.setattr(sampling, "Room", Apart)
         assert share(lambda: drawn(batch=4))[0] > 1.5
 
+    @pytest.mark.slow
     def test_a_copy_on_the_way_to_a_file_would_be_seen(self, monkeypatch, tmp_path):
         monkeypatch.setattr(sealed, "_parts", lambda value: [value])
         taken, _ = share(lambda: drawn(checkpoint=tmp_path / "c", batch=4))
