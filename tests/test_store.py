@@ -229,6 +229,22 @@ class TestReading:
         with pytest.raises(InvalidArgument, match="path"):
             stk.Draws.load(tmp_path / "d")
 
+    @pytest.mark.parametrize("where", ["posterior/x", "sample_stats/lp"])
+    def test_a_chunk_that_is_lost_is_told_and_not_read_as_nan(self, where, tmp_path):
+        run = {"checkpoint": tmp_path / "c", **SHORT, "solver": stk.MALA(0.3)}
+        made = drawn(tmp_path / "d", PLAIN, **run)
+        event = ("0", "0") if where == "posterior/x" else ()
+        (tmp_path / "d" / where).joinpath("c", "1", "12", *event).unlink()
+        for draws in (made, stk.Draws.load(tmp_path / "d")):
+            lazy = draws.x if where == "posterior/x" else draws.stats["energy"]
+            assert bool(lazy[:4].isfinite().all())  # of another chunk
+            assert bool(lazy[:, :96].isfinite().all())
+            for ask in (lazy.load, lambda some=lazy: some[[9, 5]], draws.in_memory):
+                with pytest.raises(StoreError, match="has lost draws"):
+                    ask()
+        with pytest.raises(StoreError, match="has lost draws"):
+            drawn(tmp_path / "d", PLAIN, **run | {"steps": 101})
+
     def test_arviz_has_the_same_and_reads_it_when_asked(self, pair):
         pytest.importorskip("arviz")
         here, there = (draws.to_arviz() for draws in pair)
@@ -276,7 +292,7 @@ class TestTakingUp:
         assert [p.name for p in sorted(tmp_path.iterdir())] == ["c", "d"]
 
     def test_a_checkpoint_holds_no_draws(self, tmp_path):
-        big = SHORT | {"steps": 2000, "draws": 500}
+        big = SHORT | {"steps": 800, "draws": 200}
         drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **big)
         assert (tmp_path / "c").stat().st_size < 20_000
 
@@ -339,8 +355,8 @@ if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 saved = stk.Checkpoint(folder + "/c", every=1e-9)
 try:
-    run = dict(chains=8, steps=4000, seed=5, batch=4, checkpoint=saved)
-    stk.sample(field, stk.ULA(0.1), keep=stk.Zarr(folder + "/d", draws=1024), **run)
+    run = dict(chains=8, steps=1500, seed=5, batch=4, checkpoint=saved)
+    stk.sample(field, stk.ULA(0.1), keep=stk.Zarr(folder + "/d", draws=512), **run)
 except stk.ScoretkError as error:
     print(type(error).__name__, error)
     sys.exit(3)
@@ -359,14 +375,14 @@ def job(folder, limit=0):
 
 def in_memory():
     field = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
-    return stk.sample(field, stk.ULA(0.1), chains=8, steps=4000, seed=5, batch=4)
+    return stk.sample(field, stk.ULA(0.1), chains=8, steps=1500, seed=5, batch=4)
 
 
 class TestFaults:
     def test_a_full_disk_is_told_what_was_written_stays_and_the_run_goes_on(
         self, tmp_path, monkeypatch, capsys
     ):
-        # files of at most 20 kB: of the draws of a chunk, 49 kB, none fits, of metadata all
+        # files of at most 20 kB: of the draws of a chunk, 25 kB, none fits, of metadata all
         full = job(tmp_path, 20_000)
         said = full.communicate(timeout=120)[0]
         assert full.returncode == 3, said

@@ -51,6 +51,7 @@ __all__ = [
     "Zarr",
     "chains_a_chunk",
     "finished",
+    "part_of",
     "zarr_module",
 ]
 
@@ -333,8 +334,8 @@ class Store:
         self.writer = _Writer()
 
     def open(self) -> None:
-        """Open the arrays that are there."""
-        with self.told():
+        """Open the arrays that are there, so that each chunk is written, also one of NaN alone."""
+        with self.told(), zarr_module().config.set({"array.write_empty_chunks": True}):
             self.arrays = _arrays(self._opened())
 
     def names(self) -> list[str]:
@@ -400,15 +401,16 @@ class Store:
         Raises:
             StoreError: They cannot be read.
         """
+        chains, draws = range(*rows.indices(len(self.contents.ids))), slice(start, end)
         try:
             if name.startswith("stats/"):
-                value = self.arrays[f"sample_stats/{stored_name(name[6:])}"][rows, start:end]
-                return as_reported(name[6:], np.swapaxes(np.asarray(value), 0, 1))
+                there = self.arrays[f"sample_stats/{stored_name(name[6:])}"]
+                return as_reported(name[6:], np.swapaxes(part_of(there, chains, draws), 0, 1))
             if self.contents.layout is None or self.contents.values is not None:
                 where = "posterior" if self.contents.layout is None else "positions"
-                return np.swapaxes(np.asarray(self.arrays[f"{where}/x"][rows, start:end]), 0, 1)
+                return np.swapaxes(part_of(self.arrays[f"{where}/x"], chains, draws), 0, 1)
             parts = [
-                np.asarray(self.arrays[f"posterior/{n}"][rows, start:end])
+                part_of(self.arrays[f"posterior/{n}"], chains, draws)
                 for n in self.contents.layout.names
             ]
             flat = np.concatenate([p.reshape(*p.shape[:2], -1) for p in parts], -1)
@@ -475,6 +477,33 @@ def finished(path: str | os.PathLike[str]) -> StoredRun:
     except Exception as error:  # whatever zarr and the formats say of a folder that is none
         hint = f"{error}. A store of another program is read by {READ_BY_XARRAY}"
         raise InvalidArgument("path", str(folder), expected, hint) from error
+
+
+def part_of(array: Any, rows: range | np.ndarray, draws: slice) -> np.ndarray:
+    """Some chains and draws of an array of a store.
+
+    Raises:
+        StoreError: A chunk is not there, in whose place zarr would read NaN.
+    """
+    chosen, kept = range(array.shape[1])[draws], range(0)
+    if len(chosen):
+        kept = range(chosen[0] // array.chunks[1], chosen[-1] // array.chunks[1] + 1)
+    folder = Path(array.store.root) / array.path
+    for i in np.unique(np.asarray(rows, dtype=np.int64) // array.chunks[0]).tolist():
+        for j in kept:
+            key = array.metadata.encode_chunk_key((i, j, *(0,) * (array.ndim - 2)))
+            if not (folder / key).exists():
+                raise StoreError(
+                    f"{folder} has lost draws: chunk {key} is not there. Take the store from where it "
+                    f"was copied from, or make the run again"
+                )
+    if not isinstance(rows, range):
+        return np.asarray(array.oindex[rows, draws])
+    ahead = rows if rows.step > 0 else rows[::-1]
+    found = np.asarray(
+        array[slice(ahead.start, ahead.stop, ahead.step) if len(ahead) else slice(0), draws]
+    )
+    return found if rows.step > 0 else found[::-1]
 
 
 def _arrays(group: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from scoretk.diagnostics.summary import Summary, entry_names, summarise
 from scoretk.errors import InvalidArgument, StoreError
 from scoretk.fields.layout import Layout
 from scoretk.run.draws import READERS, Cost, Draws
-from scoretk.run.store import Store, StoredRun, as_reported, finished, stored_name
+from scoretk.run.store import Store, StoredRun, as_reported, finished, part_of, stored_name
 
 __all__ = ["Chained", "Draws", "Lazy", "StoredDraws", "load", "stored_draws"]
 
@@ -319,11 +319,7 @@ def _taken(array: Any, rows: range | np.ndarray, draws: slice) -> Any:
     """Some chains and draws of an array."""
     if isinstance(array, Chained):
         return array.taken(rows, draws)
-    if isinstance(rows, range):
-        ahead = rows if rows.step > 0 else rows[::-1]
-        found = array[slice(ahead.start, ahead.stop, ahead.step) if len(ahead) else slice(0), draws]
-        return found if rows.step > 0 else found[::-1]
-    return array.oindex[rows, draws]
+    return part_of(array, rows, draws)
 
 
 def _box(key: Any, size: int) -> tuple[slice, Any]:
