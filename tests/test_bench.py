@@ -10,8 +10,9 @@ import torch.distributions as D
 from torch.nn.functional import softplus
 
 import scoretk as stk
-from scoretk.bench import evidence, gym, known, low_error, partition, tables
+from scoretk.bench import evidence, gym, inverse, known, low_error, partition, tables
 from scoretk.bench.evidence import Evidence, evidence_of
+from scoretk.bench.inverse import Distances, Problem, distances
 from scoretk.bench.low_error import (
     Crossing,
     Errors,
@@ -431,6 +432,54 @@ def test_evidence_of_a_target(monkeypatch):
         evidence_of(Target("none", NORMAL.field), "ais", 1)
 
 
+# Inverse problems.
+
+
+@pytest.mark.parametrize("measurements", [1, 2])
+def test_exact_posteriors_are_the_prior_times_the_likelihood(measurements):
+    """By a sum over a grid: log p(y), and the means of draws and of their squares within six standard errors."""
+    made = Problem.made(2, measurements, 3)
+    draws, evidence_of_y = made.exact(20_000, 1)
+    along = torch.linspace(-2.2, 2.2, 601, **DOUBLE)
+    x = torch.cartesian_prod(along, along)
+    off = made.y - x @ made.operator.T
+    joint = made.prior.log_prob(x) + D.Normal(0, double(made.noise)).log_prob(off).sum(1)
+    cell = 2 * math.log(float(along[1] - along[0]))
+    assert evidence_of_y == pytest.approx(float(joint.logsumexp(0)) + cell, abs=1e-6)
+    for statistic in (lambda v: v, torch.square):
+        values = statistic(draws)
+        gap = values.mean(0) - joint.softmax(0) @ statistic(x)
+        assert (gap.abs() < 6 * values.std(0) / len(values) ** 0.5).all()
+    moved = draws + 0.1 * made.operator[0]
+    assert ((moved.mean(0) - joint.softmax(0) @ x).abs() > 6 * draws.std(0) / 141).any()
+
+
+def test_distances_tell_which_sampler_is_right(monkeypatch):
+    monkeypatch.setattr(inverse, "DRAWS", 128)
+    contestants = {
+        "twisted": (stk.TwistedSMC(24, island=128), "mmps"),
+        "deaf": (stk.ReverseSDE("ancestral", 24), stk.DPS(scale=1e-6)),
+    }
+    monkeypatch.setattr(inverse, "CONTESTANTS", contestants)
+    twisted, deaf = (distances("mixture-2", name, 2) for name in contestants)
+    assert len(twisted.z) == 2
+    assert not deaf.z
+    assert twisted.floor == deaf.floor
+    assert sum(twisted.found) < 0.5 * sum(deaf.found)
+
+
+def test_rows_of_posteriors(monkeypatch):
+    told = Distances((0.1, 0.12), (0.1, 0.1), (1.0, 2.0))
+    monkeypatch.setattr(tables, "distances", lambda *_: told)
+    (row,) = tables.posteriors(tables.Asked(solvers=("twisted-mmps",)))
+    assert str(row["sliced W2"]) == "0.110 ± 0.010"
+    assert (row["times the floor"], row["mean z^2 of log p(y)"]) == ("1.10", "2.50")
+    assert (row["reached"], row["cause"]) == ("yes", "")
+    monkeypatch.setattr(tables, "distances", lambda *_: told.__class__((0.4, 0.4), (0.1, 0.1), ()))
+    assert next(iter(tables.posteriors(tables.Asked())))["reached"] == "no"
+    assert not list(tables.posteriors(tables.Asked(targets=("banana",))))
+
+
 # What a reader is told.
 
 
@@ -464,6 +513,7 @@ def test_what_is_not_reached_says_why(made, cause, monkeypatch, tmp_path):
 def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tables, "gradients_to_low_error", lambda *_: reached())
     monkeypatch.setattr(tables, "evidence_of", lambda *_: found())
+    monkeypatch.setattr(tables, "distances", lambda *_: Distances((0.1, 0.2), (0.1, 0.1), ()))
     assert main(["bench", "low-error", "-o", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "bench done: 4 rows, 4 reached" in said
@@ -472,6 +522,7 @@ def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
     made = json.loads(capsys.readouterr().out)["tables"]
     of_evidence = [(row["target"], row["solver"]) for row in made["evidence"]]
     assert of_evidence == [(t, m) for t in tables.EVIDENCE_TARGETS for m in ("ais", "smc")]
+    assert len(made["posteriors"]) == len(inverse.PROBLEMS) * len(inverse.CONTESTANTS)
     rows = made["low-error"]
     assert {row["target"] for row in rows} == set(tables.LOW_ERROR_TARGETS)
     missing = [row for row in rows if row["target"] in NEED_DATA]

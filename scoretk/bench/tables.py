@@ -9,12 +9,15 @@ in its column "cause".
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scoretk.bench.evidence import SURPRISE, Evidence, evidence_of
+from scoretk.bench.inverse import CONTESTANTS, PROBLEMS, Distances, distances
 from scoretk.bench.low_error import LOW, Plan, Reached, gradients_to_low_error
 from scoretk.bench.published import COLUMNS
 from scoretk.bench.target import Target
@@ -96,6 +99,10 @@ LOW_ERROR_TARGETS = tuple(name for name in BUILT_IN_TARGETS if name not in EVIDE
 QUICK_EVIDENCE, METHODS = ("gaussians-25", "ising-8"), ("ais", "smc")
 SEEDS, QUICK_SEEDS = 20, 2
 """How often log Z is found."""
+INSTANCES, QUICK_PROBLEMS = 10, 2
+"""How many inverse problems of a kind there are."""
+NEAR = 1.5
+"""How many times the distance of exact draws counts as right."""
 QUICK_TARGETS, QUICK_SOLVERS = ("banana", "ill-conditioned"), ("mclmc", "chees-unscaled")
 SOLVERS: dict[str, tuple[Any, int | None]] = {
     "mclmc": (MCLMC(), None),
@@ -183,6 +190,36 @@ def _doubt(made: Evidence) -> str:
     return ""
 
 
+def posteriors(asked: Asked) -> Iterator[Row]:
+    """The rows of "posteriors": inverse problems by methods; none where targets are asked for."""
+    if asked.targets:
+        return
+    for problem in ("mixture-2",) if asked.quick else PROBLEMS:
+        for name in CONTESTANTS:
+            if not asked.solvers or name in asked.solvers:
+                count = QUICK_PROBLEMS if asked.quick else INSTANCES
+                started = time.perf_counter()
+                made = distances(problem, name, count, asked.seed)
+                seconds = (time.perf_counter() - started) / count
+                yield _posterior_row(problem, name, made, seconds)
+
+
+def _posterior_row(problem: str, name: str, made: Distances, seconds: float) -> Row:
+    mean, spread = (f(made.found) for f in (statistics.fmean, statistics.stdev))
+    ratio = mean / statistics.fmean(made.floor)
+    return {
+        "target": problem,
+        "solver": name,
+        "sliced W2": Measured(mean, spread / math.sqrt(len(made.found))),
+        "floor": f"{statistics.fmean(made.floor):.3f}",
+        "times the floor": f"{ratio:.2f}",
+        "mean z^2 of log p(y)": f"{statistics.fmean(z**2 for z in made.z):.2f}" if made.z else None,
+        "reached": "yes" if ratio <= NEAR else "no",
+        "cause": "" if ratio <= NEAR else f"more than {NEAR} times the floor",
+        "seconds": seconds,
+    }
+
+
 def _contestant(name: str) -> tuple[Any, int | None]:
     """A solver and its steps of warmup, by its name here or among solvers."""
     return SOLVERS[name] if name in SOLVERS else (load_solver(name), None)
@@ -245,5 +282,14 @@ TABLES: dict[str, Table] = {
         "more, all chains together. A row is reached where every seed is trusted and the sum of "
         f"z^2 is no larger than chance makes it once in {1 / SURPRISE:,.0f} times.",
         evidence,
+    ),
+    "posteriors": Table(
+        "Posteriors of inverse problems",
+        "The sliced Wasserstein distance between 1,024 draws and as many exact ones, the mean over "
+        "problems with its standard error; the floor is that of other exact draws. Methods of "
+        "guidance are sampled by 200 ancestral steps, twisted ones weigh 200 steps. z is the error "
+        "of log p(y) in its own standard error. A row is reached where the distance is at "
+        f"most {NEAR} times the floor.",
+        posteriors,
     ),
 }

@@ -189,7 +189,10 @@ def make_parser() -> argparse.ArgumentParser:
         "bench", help="the published tables, run with this package's solvers: JSON and a page"
     )
     measuring.add_argument(
-        "tables", nargs="*", metavar="table", help="low-error or evidence; all of them by default"
+        "tables",
+        nargs="*",
+        metavar="table",
+        help="low-error, evidence or posteriors; all of them by default",
     )
     size = measuring.add_mutually_exclusive_group()
     size.add_argument(
