@@ -32,13 +32,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measure import machine
+from measure import OF_JAX, at_hand, machine, versions
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -84,10 +85,14 @@ class Logistic(nn.Module):
         return nn.functional.softplus(-(x @ self.signed.T)).sum(1) + x.square().sum(1) / 2
 
 
+def arrays() -> Any:
+    """jax.numpy; numpy where there is no jax, for the check of the energies alone."""
+    return import_module("jax.numpy" if find_spec("jax") else "numpy")
+
+
 def eight_schools() -> Target:
     """Ten coordinates, non-centred."""
-    import jax.numpy as jnp
-
+    jnp = arrays()
     field = stk.load("eight-schools")
     effects, errors = jnp.asarray(field.effects), jnp.asarray(field.errors)
 
@@ -102,17 +107,16 @@ def eight_schools() -> Target:
 
 def logistic() -> Target:
     """Breast cancer, 569 x 30 standardised, and an intercept."""
-    import jax
-    import jax.numpy as jnp
     from sklearn.datasets import load_breast_cancer
 
     features, labels = load_breast_cancer(return_X_y=True)
     features = (features - features.mean(0)) / features.std(0)
     rows = np.concatenate([np.ones((len(features), 1)), features], 1) * (2 * labels[:, None] - 1)
+    jnp = arrays()
     signed = jnp.asarray(rows, dtype=jnp.float32)
 
     def energy(x: Any) -> Any:
-        return jax.nn.softplus(-(signed @ x)).sum() + (x**2).sum() / 2
+        return jnp.logaddexp(0.0, -(signed @ x)).sum() + (x**2).sum() / 2
 
     return Target(
         stk.Energy(Logistic(torch.tensor(rows, dtype=torch.float32)), (31,)), energy, 31, 31
@@ -121,9 +125,7 @@ def logistic() -> Target:
 
 def gaussian() -> Target:
     """A hundred dimensions, standard deviations from 0.1 to 10."""
-    import jax.numpy as jnp
-
-    module = Diagonal()
+    jnp, module = arrays(), Diagonal()
     precision = jnp.asarray(module.precision.numpy())
     deviations = module.precision.numpy() ** -0.5
     truth = (np.zeros_like(deviations), deviations)
@@ -134,7 +136,7 @@ def gaussian() -> Target:
 
 def funnel() -> Target:
     """Ten dimensions, a neck of standard deviation 3."""
-    import jax.numpy as jnp
+    jnp = arrays()
 
     def energy(x: Any) -> Any:
         neck, rest = x[0], x[1:]
@@ -515,9 +517,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     size = Size(options.chains, options.warmup, options.steps, options.device)
-    about = machine(options.device) | {
-        name: version(name) for name in ("jax", "numpyro", "blackjax", "arviz")
-    }
+    about = machine(options.device) | versions((*OF_JAX, "arviz"))
+    peers = list(at_hand(dict.fromkeys(options.peers)))
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(
         f"{size.chains} chains, {size.warmup} steps of warmup, {size.steps} draws each; seconds, median of {options.rounds}"
@@ -526,7 +527,7 @@ def main() -> None:
     for name in options.targets:
         target = TARGETS[name]()
         check(name, target)
-        show(found := compete(name, target, options.peers, size, options.rounds))
+        show(found := compete(name, target, peers, size, options.rounds))
         rows += found
     if options.json:
         settings = {

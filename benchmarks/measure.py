@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 PEERS = ("scoretk", "torch", "torchebm", "azula", "diffusers")
+OF_JAX = ("jax", "numpyro", "blackjax")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,10 @@ class Report:
             name: value / (steps if isinstance(steps, int) else steps[name])
             for name, value in seconds.items()
         }
+        reference = each.get(self.reference, math.nan)
         for name, value in each.items():
             self.timings.append(
-                Timing(row, name, 1e6 * value, value / each[self.reference], aims.get(name, ""))
+                Timing(row, name, 1e6 * value, value / reference, aims.get(name, ""))
             )
 
     def show(self) -> None:
@@ -66,6 +72,15 @@ class Report:
             last = t.row
         for note in self.notes:
             print(note)
+
+
+def at_hand(contestants: dict[str, T]) -> dict[str, T]:
+    """The contestants but those of packages that are not installed, by which their names begin; these are told."""
+    packages = {name: name.split()[0] for name in contestants}
+    missing = {p for p in packages.values() if p in (*PEERS, *OF_JAX) and not find_spec(p)}
+    for package in sorted(missing):
+        print(f"{package} is not installed: its rows are left out")
+    return {name: run for name, run in contestants.items() if packages[name] not in missing}
 
 
 def fastest(
@@ -96,7 +111,13 @@ def machine(device: torch.device) -> dict[str, str]:
         if device.type == "cuda"
         else f"CPU ({platform.machine()})"
     )
-    for package in PEERS:
+    return found | versions(PEERS)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The version of each package."""
+    found = {}
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

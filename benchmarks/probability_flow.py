@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 
 import torch
-from measure import Report, arguments, fastest, finish
+from measure import Report, arguments, at_hand, fastest, finish
 from torch import Tensor
 
 import scoretk as stk
@@ -78,6 +78,7 @@ def main() -> None:
         "diffusers DDIM": lambda: by_diffusers(x, "DDIMScheduler"),
         "diffusers UniPC": lambda: by_diffusers(x, "UniPCMultistepScheduler"),
     }
+    runs = at_hand(runs)
     with torch.no_grad():
         for name, run in runs.items():
             if not bool(torch.isfinite(run()).all()):

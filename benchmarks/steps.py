@@ -15,7 +15,7 @@ import math
 import time
 
 import torch
-from measure import Report, arguments, fastest, finish
+from measure import Report, arguments, at_hand, fastest, finish
 from torch import Tensor, nn
 
 import scoretk as stk
@@ -127,6 +127,7 @@ def trajectories(options: argparse.Namespace) -> Report:
         "scoretk eager": lambda: hmc_by_scoretk(energy, x, 200, False),
         "scoretk compiled": lambda: hmc_by_scoretk(energy, x, 4000, True),
     }
+    runs = at_hand(runs)
     for name, run in runs.items():
         check(name, torch.cat([run() for _ in range(20 if name == "torchebm" else 1)]))
     seconds = fastest(runs, options.device, options.rounds)
@@ -166,6 +167,7 @@ def main() -> None:
             "scoretk eager": lambda e=energy, x=x, n=steps: by_scoretk(e, x, n, False),
             "scoretk compiled": lambda e=energy, x=x, n=many: by_scoretk(e, x, n, True),
         }
+        runs = at_hand(runs)
         if size[1] == 2:
             for name, run in runs.items():
                 check(name, torch.cat([run() for _ in range(20 if size[0] == 10 else 1)]))
