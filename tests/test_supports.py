@@ -18,7 +18,7 @@ from tests.evidence import FALSE_ALARM, ks_p, mean_z, z_limit
 
 BRINGS = [
     (
-        "a `torch.distributions.Distribution`",
+        "a distribution of torch",
         "stk.sample(distribution)",
         "its `log_prob`",
         "",

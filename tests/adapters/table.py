@@ -41,7 +41,7 @@ class Brought(NamedTuple):
 
     def row(self):
         _, _, version = self.library.partition("==")
-        cells = (self.what, f"`{self.line}`", self.against, version, f"`{self.module}`")
+        cells = (self.what, f"`{self.line}`", self.against, version, f"`{Path(self.module).name}`")
         return f"| {' | '.join(cells)} |\n".replace("|  |", "| |")
 
 

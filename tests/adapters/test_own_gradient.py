@@ -12,7 +12,7 @@ BRINGS = [
     (
         "a function",
         "stk.Energy(fn, event_shape)",
-        "`scoretk.conformance.check_model`",
+        "`check_model`",
         "",
         ["test_a_law_of_the_kit_finds_a_wrong_gradient"],
     ),
