@@ -17,6 +17,7 @@ from torch.distributions import constraints
 import scoretk as stk
 from scoretk.core.locks import held, lock_of
 from scoretk.errors import Busy, InvalidArgument, OutputExists, StoreError
+from scoretk.inference import sampling
 from scoretk.run import store as streaming
 from scoretk.run.store import Streaming, chains_a_chunk
 
@@ -462,6 +463,26 @@ class TestChunks:
         assert chains_a_chunk([64, 64, 1], 1) == 64
         assert chains_a_chunk([64], streaming.LARGEST_CHUNK // 8) == 8
         assert chains_a_chunk([64], streaming.LARGEST_CHUNK * 8) == 1
+
+    def test_batches_that_make_many_small_files_are_told(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("scoretk.inference.sampling.MANY_CHUNKS", 4)
+        run = {"steps": 2, "warmup": stk.Warmup(2, pilot=6), "chains": 40}
+        with pytest.warns(UserWarning, match=r"a chunk has 1 of 40 chains.*multiples of 256"):
+            drawn(tmp_path / "d", PLAIN, batch=7, **run)
+        drawn(tmp_path / "e", PLAIN, **{**run, "batch": 16, "warmup": stk.Warmup(2, pilot=16)})
+
+    def test_shared_batches_are_multiples_of_the_pilot(self):
+        with stk.distributed():
+            for chains, size in (
+                (5, 256),
+                (600, 256),
+                (16_384, 256),
+                (16_385, 512),
+                (10**6, 15_872),
+            ):
+                assert sampling._default_batch(chains) == size
+                assert -(-chains // size) <= 64
+        assert sampling._default_batch(600) == 600
 
     def test_it_is_read_without_a_warning(self, pair):
         with warnings.catch_warnings():

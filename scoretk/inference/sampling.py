@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ from scoretk.run.ranks import Share, shared_call, shares, unshared
 from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Record, Recorder, Room
 from scoretk.run.resume import Saving
 from scoretk.run.schedule import Schedule
-from scoretk.run.store import Contents, Store, Streaming, Zarr
+from scoretk.run.store import Contents, Store, Streaming, Zarr, chains_a_chunk
 from scoretk.run.stored import stored_draws
 from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
 from scoretk.solvers.base import Solver, Steps, adapts, is_grid, traits
@@ -72,6 +73,8 @@ DEFAULT_WARMUP = Warmup.steps
 MOST_CHAINS = 2**32
 SHARED_CHAINS, SHARED_BATCHES = 256, 64
 """Of batches that ranks share, by default: the fewest chains of one, and the most batches."""
+FEW_CHAINS, MANY_CHUNKS = 16, 1000
+"""Of a store: fewer chains a chunk are told where more chunks than that lie side by side."""
 PATIENCE = 3.0
 """Seconds that a job of many waits for the one before, whose ranks need about two to see its end."""
 STEPS_A_START = 1 << 16
@@ -477,9 +480,14 @@ def _parts(ids: range, batch: int, tuning: int) -> list[_Batch]:
 def _default_batch(chains: int) -> int:
     """How many chains run together where nobody says so: all, or enough batches for many ranks.
 
-    However many ranks there are, since the last bits of matrix products hang on it.
+    However many ranks there are, since the last bits of matrix products hang on it. A multiple of
+    the least, so that a store's chunks have so many chains.
     """
-    return max(SHARED_CHAINS, -(-chains // SHARED_BATCHES)) if shares() else chains
+    return (
+        max(1, -(-chains // (SHARED_CHAINS * SHARED_BATCHES))) * SHARED_CHAINS
+        if shares()
+        else chains
+    )
 
 
 def _plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:
@@ -539,6 +547,14 @@ def _store(
         settings,
     )
     sizes = [n for part in parts if (n := len(part.ids[part.returned]))]
+    few = chains_a_chunk(sizes, 1)
+    if few < FEW_CHAINS and len(run.ids) > MANY_CHUNKS * few:
+        warnings.warn(
+            f"keep=Zarr: a chunk has {few} of {len(run.ids)} chains, which makes very many small files: "
+            f"it holds chains of one batch, and the batches (batch={run.batch}, pilot={run.pilot}) end "
+            f"at multiples of {few} alone. Give batch= and Warmup(pilot=) multiples of 256",
+            stacklevel=4,
+        )
     file = None if saved is None else saved.file
     if share.first:
         store = Store(asked, contents, sizes, file, once=share.once)

@@ -30,7 +30,7 @@ __all__ = ["Chained", "Draws", "Lazy", "StoredDraws", "load", "stored_draws"]
 
 CHUNK = 1 << 25
 """Bytes that are read at a time, about."""
-JUDGED = 1 << 28
+JUDGED = 1 << 27
 """Bytes of draws that a summary judges at most; of more, it judges draws that are evenly spaced."""
 
 
@@ -180,9 +180,22 @@ class Lazy:
     def moments(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
         """The mean and the variance (divisor n - 1) of each chain, `(chains, *event)`, float64.
 
+        Some chains at a time, so that intermediates stay small.
+
         Args:
             first: As in `pieces`.
             last: As in `pieces`.
+        """
+        rows, draws = self.arrays[0].chunks[:2]
+        of_one = draws * math.prod(self.event) * self.element_size()
+        block = rows * max(1, CHUNK // max(1, rows * of_one))
+        some = (self.chosen(slice(i, i + block)) for i in range(0, len(self), block))
+        found = [part._moments(first, last) for part in some]
+        mean, var = (torch.cat(values) for values in zip(*found, strict=True))
+        return mean, var
+
+    def _moments(self, first: int, last: int | None) -> tuple[Tensor, Tensor]:
+        """As `moments`, of all chains at a time.
 
         References:
             Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
