@@ -1,6 +1,7 @@
 """Twisted sequential Monte Carlo against the law that it is exact for, at few steps and by any guidance; and the posterior."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -212,6 +213,35 @@ def test_islands_are_of_one_measurement():
     assert torch.equal(alone.final, draws.final[:16])
     with pytest.raises(stk.InvalidArgument, match="which have weights"):
         stk.log_evidence(stk.sample(TIMED, stk.ReverseSDE(steps=4), chains=4, **RUN))
+
+
+@pytest.mark.filterwarnings("ignore:log_evidence")
+def test_measurements_that_hold_the_same_numbers_are_told_apart():
+    pair = stk.LinearGaussian(stk.fields.Matrix(torch.eye(2, dtype=torch.float64)), "y", STD)
+    y = torch.tensor([[0.6, -1.0], [-1.0, 0.6]], dtype=torch.float64).repeat_interleave(16, 0)
+    draws = stk.sample(
+        stk.posterior(TIMED, pair, "mmps"),
+        TwistedSMC(6, island=16),
+        chains=32,
+        cond={"y": y},
+        **RUN,
+    )
+    stk.log_evidence(draws[:16])
+    with pytest.raises(stk.InvalidArgument, match="one measurement"):
+        stk.log_evidence(draws)
+
+
+def test_chains_know_from_which_start_they_descend():
+    """One of their own island and, from step to step, one of those whose line had not ended."""
+    field = stk.posterior(TIMED, log_likelihood, "dps")
+    solver = TwistedSMC(8, island=ISLAND)
+    draws = stk.sample(field, solver, chains=range(64, 128), keep="all", **RUN)
+    ancestor = draws.stats["ancestor"].long()
+    assert torch.equal(ancestor // ISLAND, (torch.arange(64, 128) // ISLAND)[:, None].expand(64, 8))
+    for island in ancestor.split(ISLAND):
+        lines = [set(step.tolist()) for step in island.T]
+        assert all(later <= earlier for earlier, later in pairwise(lines))
+        assert len(lines[-1]) < ISLAND
 
 
 @pytest.mark.filterwarnings("ignore:log_evidence")
