@@ -304,6 +304,31 @@ def test_scales_of_least_fisher_divergence(curvature):
     )
 
 
+def test_few_draws_and_gradients_are_shrunk_each_towards_its_own_scale():
+    """Var x towards a thousandth of S^2 and Var g of S^-2, each as five draws: no unit is preferred."""
+    generator = torch.Generator().manual_seed(1)
+    x, grad = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
+    before = torch.tensor([0.1, 2.0, 30.0], dtype=torch.float64)
+    window = scales.accumulate(
+        scales.begin_window(torch.stack([x, grad], 1), dense=False),
+        torch.stack([x, grad], 1),
+        False,
+    )
+    empty, found, spread = scales.fisher_scales(window, before)
+    of_x = (6 * x.var(0) + 5e-3 * before**2) / 11
+    of_g = (6 * grad.var(0) + 5e-3 / before**2) / 11
+    torch.testing.assert_close(found**4, of_x / of_g)
+    torch.testing.assert_close(spread**2, of_x)
+    assert float(empty.draws) == 0
+    torch.testing.assert_close(  # in other units of x
+        scales.fisher_scales(
+            window._replace(deviations=window.deviations * torch.tensor([[49.0], [1 / 49]])),
+            7 * before,
+        )[1],
+        7 * found,
+    )
+
+
 def test_scales_of_least_fisher_divergence_are_positive_numbers():
     part, warmup = scales.Scales("fisher"), 40
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
