@@ -238,7 +238,7 @@ def page(known: dict[str, list[Any]]) -> str:
         "",
         "Written by `make mutants` (`tests/mutants/run.py`; [testing.md](testing.md) says what it does). Small wrong versions of",
         "the package, and the default test that tells each from the right one. The fresh round was written after the tests",
-        "that the first one had led to, without a look at them; the third and the fourth were written from the source alone.",
+        "that the first one had led to, without a look at them; the others were written from the source alone.",
         "",
         "| round | package | killed | not asked |",
         "|---|---|---:|---:|",
