@@ -89,6 +89,7 @@ def _restored(
 ) -> ScoretkError:
     """An error from its parts, past `__init__`, whose arguments are not those of the message."""
     error = kind.__new__(kind, *args)
+    error.args = args  # which a kind of OSError takes in `__init__` alone
     error.__dict__.update(attributes)
     return error
 

@@ -193,6 +193,22 @@ def errors():
     return found
 
 
+def other_stores(folder):
+    """Ranks that ask for stores at other paths, one that is there, and what each raises."""
+    found = {}
+    for name, path in (("paths", f"r{rank()}"), ("there", "there")):
+        if STORES:
+            found[name] = raised(lambda p=path: streamed(folder / p))
+            found[name] = found[name] or raised(lambda p=path: streamed(folder / p))
+    return found
+
+
+def waits_for_another():
+    """One rank of two, of which the other does not come."""
+    os.environ["WORLD_SIZE"] = "2"
+    return raised(lambda: saved(None, timeout=2.0))
+
+
 def leaves_early():
     """One rank ends with an error between two calls."""
 
@@ -424,6 +440,8 @@ def all_of_them(folder):
     together = {
         "errors": (Job(2, errors), None),
         "leaves early": (Job(2, leaves_early), None),
+        "stores": (Job(2, other_stores, folder), None),
+        "waits": (Job(1, waits_for_another), None),
         "counted": (Job(2, counted), None),
         "command": (Job(2, command, folder), None),
         "fsdp": (Job(2, in_teams, "fsdp", folder / "fsdp", stk.MALA()), None),

@@ -128,6 +128,37 @@ def test_errors_say_what_happened(found):
     assert "field.fn.shift: " in errors["field"][1]
 
 
+def test_a_rank_that_does_not_come_is_told(found):
+    kind, text, _ = found["waits"][0]
+    assert kind == "RankFailure"
+    assert "rank 0 of 2 has not met the others" in text
+
+
+def test_ranks_ask_for_one_store_and_hear_whole_errors(found):
+    pytest.importorskip("zarr")
+    for n in (0, 1):
+        kind, text, _ = found["stores"][n]["paths"]
+        assert kind == "InvalidArgument"
+        assert "store: " in text
+        kind, text, _ = found["stores"][n]["there"]
+        assert kind == "OutputExists"
+        assert "exists and is kept" in text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(kind("a text") for kind in (stk.OutputExists, stk.Busy, stk.StoreError)),
+        stk.InvalidArgument("x", 1, "two", "more"),
+        stk.ChainFailure([1], [2], [3]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_keep_their_text_on_the_way(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+
+
 def test_the_ranks_go_on_after_an_error(found):
     assert [found["errors"][n]["after"] for n in (0, 1)] == [found["one process"]["moments"]] * 2
 

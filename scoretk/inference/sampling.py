@@ -225,6 +225,7 @@ def sample(
         asked = saved is not None or shares()
         identity = Identity(field=model, solver=solver) if asked else None
         call = {**settings, "on_failure": on_failure, "checkpoint": saved and str(saved.path)}
+        call |= {} if streamed is None else {"store": str(streamed.path), "draws": streamed.draws}
         with shared_call(call, identity) as share:
             written = [saved.file] if saved is not None else []
             written += [streamed.folder] if streamed is not None else []

@@ -193,22 +193,39 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
         yield Ranks(), store
         return
     device = _device()
-    patience = timedelta(seconds=timeout)
-    found, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo",
-        store=dist.PrefixStore(f"group/{turn}", found),
-        rank=rank,
-        world_size=world_size,
-        timeout=patience,
-    )
+    found, rank, world_size = _met(device, turn, timeout)
     try:
         yield Ranks(rank, world_size, device), dist.PrefixStore(f"scoretk/{turn}", found)
         gathered(b"")  # gloo may abort in a process whose peer has left
     finally:
         dist.destroy_process_group()
+
+
+def _met(device: torch.device, turn: str, timeout: float) -> tuple[Any, int, int]:
+    """The store of the process group that is made, this process's number, and how many there are.
+
+    Raises:
+        RankFailure: Others have not come.
+    """
+    patience = timedelta(seconds=timeout)
+    try:
+        found, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo",
+            store=dist.PrefixStore(f"group/{turn}", found),
+            rank=rank,
+            world_size=world_size,
+            timeout=patience,
+        )
+    except dist.DistError as error:
+        raise RankFailure(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {timeout:g} s: {error} "
+            f"Start as many processes as WORLD_SIZE says, or give a longer timeout="
+        ) from error
+    return found, rank, world_size
 
 
 def _device() -> torch.device:
