@@ -263,3 +263,17 @@ def test_a_fix_is_said_once_and_numbers_are_as_long_as_they_say_something():
     assert "1 chain of 200 draws" in str(
         stk.Draws(draws.x[:1], draws.final[:1], draws.status[:1], draws.failed_at[:1]).summary()
     )
+
+
+def test_draws_of_no_chain_are_empty_or_refused():
+    field = stk.Energy(lambda mu, th: mu**2 + th.square().sum(1), variables={"mu": (), "th": (3,)})
+    draws = stk.sample(field, stk.MALA(0.1), chains=3, steps=8)
+    none = draws[[]]
+    assert none.to_pandas().shape == (0, 4)
+    assert len(stk.concatenate([none, none])) == 0
+    assert torch.equal(stk.concatenate([none, draws]).x, draws.x)
+    for judge in (stk.diagnostics.rhat, stk.diagnostics.ess, stk.diagnostics.mcse):
+        with pytest.raises(stk.InvalidArgument, match="of a chain or more"):
+            judge(none.x)
+    with pytest.raises(stk.InvalidArgument, match="well"):
+        none.plot()

@@ -170,10 +170,12 @@ class Readable(Protocol):
 
 def _each(x: Tensor | Readable, measure: Callable[[Any], Any], least: int = 4) -> Tensor:
     """The measure, of arrays `(d, chains, draws)`, of all coordinates, a few at a time."""
-    if not isinstance(x, Tensor | Readable) or len(x.shape) < 2 or x.shape[1] < least:
-        raise InvalidArgument(
-            "x", x, f"draws (chains, draws, *event_shape), at least {least} of each chain"
+    known = isinstance(x, Tensor | Readable) and len(x.shape) >= 2
+    if not known or x.shape[0] == 0 or x.shape[1] < least:
+        expected = (
+            f"draws (chains, draws, *event_shape) of a chain or more, at least {least} of each"
         )
+        raise InvalidArgument("x", x, expected)
     d = math.prod(x.shape[2:])
     size = max(1, CHUNK // max(1, x.shape[0] * x.shape[1]))
     some = (slice(i, min(i + size, d)) for i in range(0, d, size))

@@ -380,7 +380,7 @@ class Draws:
         diverging = self.stats.get("diverging")
         return plot_chains(
             kind,
-            values.reshape(*values.shape[:2], -1),
+            values.reshape(*values.shape[:2], len(labels)),
             labels,
             self.ok,
             names=names,
@@ -407,11 +407,11 @@ class Draws:
         """
         x = self._kept("a table needs the draws themselves")
         pandas = required("pandas", "pandas", "to_pandas")
-        values = _numpy(self._values(x)).reshape(x.shape[0] * x.shape[1], -1)
+        labels = entry_names(x.shape[2:]) if self.layout is None else self.layout.labels
+        values = _numpy(self._values(x)).reshape(x.shape[0] * x.shape[1], len(labels))
         index = pandas.MultiIndex.from_product(
             [_numpy(self.chains), range(x.shape[1])], names=["chain", "draw"]
         )
-        labels = entry_names(x.shape[2:]) if self.layout is None else self.layout.labels
         return pandas.DataFrame(values, index=index, columns=labels)
 
     @property

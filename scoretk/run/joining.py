@@ -111,6 +111,8 @@ def _joined(values: list[Any], order: Tensor) -> Any:
 
 def _told(ids: Tensor) -> int | str:
     """Ids as `sample` takes them: how many, or a range; else their list."""
+    if not len(ids):
+        return 0
     first, count = int(ids[0]), len(ids)
     step = int(ids[1]) - first if count > 1 else 1
     if not torch.equal(ids, torch.arange(first, first + count * step, step)):
