@@ -12,7 +12,7 @@ Density and score are the flow's own. Its samples are made from this package's n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -325,7 +325,8 @@ class _Zuko:
     names = ("c",)
 
     def conditional(self, shape: tuple[int, ...]) -> bool:
-        zeros = _like(self.flow).new_zeros((1, *shape))
+        own = shape if _fails(self.shape) else self.shape()
+        zeros = _like(self.flow).new_zeros((1, *own))
         return _fails(lambda: self.flow().log_prob(zeros))
 
     def shape(self) -> tuple[int, ...]:
@@ -335,7 +336,7 @@ class _Zuko:
         return zuko_support(getattr(self.flow, "transform", None))
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
-        law = unvalidated(self.flow(*cond.values()))
+        law = unvalidated(self.flow(*_rows(cond)))
         log_prob: Tensor = law.log_prob(x)
         return log_prob
 
@@ -345,7 +346,20 @@ class _Zuko:
         return base is not None and not _fails(base) and explicit(base())
 
     def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
-        return _zuko_draw(self.flow(*cond.values()), self.flow.base(), noise)
+        return _zuko_draw(self.flow(*_rows(cond)), self.flow.base(), noise)
+
+
+def _rows(cond: Cond) -> Iterator[Tensor]:
+    """Conditions of zuko, which takes a vector for one condition of all rows.
+
+    Raises:
+        InvalidArgument: One has no row a chain.
+    """
+    for name, value in cond.items():
+        if value.ndim < 2:
+            hint = f"One for all: {name}.expand(chains, -1). Of one number each: {name}[:, None]"
+            raise InvalidArgument(name, value, "a row a chain, (chains, width)", hint)
+        yield value
 
 
 @dataclass(frozen=True, eq=False)

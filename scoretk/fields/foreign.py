@@ -229,10 +229,12 @@ def answered(
         if type(error).__name__ == "OutOfMemoryError" or _of_distributions(error):
             raise
         rows = {"x": x, **cond}
-        got = ", ".join(f"{name} of shape {tuple(v.shape)}" for name, v in rows.items())
+        got = ", ".join(f"{n} of shape {tuple(v.shape)}, {_dtype(v)}" for n, v in rows.items())
         way = hint or (
             "event_shape is the shape of one x, without the axis of the chains; each condition "
-            "has one row a chain, of the width that the model was made for"
+            "has one row a chain, of the width that the model was made for; and all are of the "
+            "model's dtype, such as of model.float(), or of model.double() in a run with "
+            "dtype=torch.float64"
         )
         said = f"It raised {type(error).__name__}: {error}"
         raise InvalidArgument(
@@ -241,6 +243,10 @@ def answered(
             f"rows that {type(taker).__name__} takes",
             f"{way}. {said}",
         ) from error
+
+
+def _dtype(value: object) -> str:
+    return str(getattr(value, "dtype", "")).removeprefix("torch.")
 
 
 class _Told(str):

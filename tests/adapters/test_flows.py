@@ -450,11 +450,27 @@ def test_conditions_that_do_not_fit_are_told_in_a_sentence(given):
     _, field, x, cond = given
     for name in field.flow.names:
         wide = {name: torch.zeros(N, C + 2)}
-        with pytest.raises(InvalidArgument, match=f"{name} of shape .*It raised"):
+        with pytest.raises(InvalidArgument, match=f"{name} of shape .*float32.*It raised"):
             field.log_prob(x, **wide)
     if not cond and field.flow.names == ("c",):
         with pytest.raises(InvalidArgument, match="was it made to take one"):
             field.log_prob(x, c=torch.zeros(N, C))
+
+
+def test_a_vector_is_no_row_a_chain():
+    """zuko takes it for one condition of all rows: as long as there are chains, without a word."""
+    field = stk.from_flow(seeded(lambda: zuko_flow("MAF", C)))
+    with pytest.raises(InvalidArgument, match=r"c: expected a row a chain"):
+        stk.sample(field, stk.MALA(0.1), chains=C, steps=2, cond={"c": torch.zeros(C)})
+    with pytest.raises(InvalidArgument, match=r"c\.expand"):
+        field.draw(C, Noise(0, C), c=torch.zeros(C))
+
+
+def test_another_event_shape_is_no_missing_condition():
+    field = stk.from_flow(seeded(lambda: zuko_flow("NSF")), (D + 3,))
+    assert not field.conditional
+    with pytest.raises(InvalidArgument, match="event_shape is the shape of one x"):
+        field.log_prob(torch.zeros(2, D + 3))
 
 
 def test_a_box_beneath_a_flow_refuses_rows_and_not_batches():
