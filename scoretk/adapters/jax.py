@@ -69,7 +69,7 @@ def from_jax(
         raise InvalidArgument(
             "logp",
             f"a value of shape {found.shape}, {found.dtype}",
-            "a log density that is one real floating-point number a point, shape ()",
+            "a log density that is one number a point, shape (), real and of floating point",
         )
     if not isinstance(example, Mapping):
         if variables is not None:

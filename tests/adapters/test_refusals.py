@@ -98,7 +98,7 @@ def test_whole_numbers_tell_a_shape_and_densities_are_real():
     for example in (torch.tensor([3, 4]), jnp.zeros(2, jnp.bfloat16), jnp.array([True, False])):
         torch.testing.assert_close(stk.from_jax(logp, example).energy(x), torch.tensor([2.5]))
     for wrong in (lambda x: x.astype(int).sum(), lambda x: x.sum() * 1j, lambda x: x):
-        with pytest.raises(InvalidArgument, match="one real floating-point number"):
+        with pytest.raises(InvalidArgument, match=r"one number a point, .* of floating point"):
             stk.from_jax(wrong, torch.zeros(2))
     with pytest.raises(InvalidArgument, match="It raised"):
         stk.from_jax(lambda x: None, torch.zeros(2))
