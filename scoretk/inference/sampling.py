@@ -900,17 +900,24 @@ def _moments(joined: dict[str, Tensor], kept: int) -> dict[str, Tensor]:
     found = {"mean": mean, "var": m2 / (kept - 1)}  # of one draw NaN: it has none
     if kept < 4:
         return found
+    return found | _halves(joined, kept)
+
+
+@torch.no_grad()
+def _halves(joined: dict[str, Tensor], kept: int) -> dict[str, Tensor]:
+    """The moments of both halves, without copies of what may be very large."""
+    mean = joined["mean"]
     first, first_m2, count = (joined[f"half_{name}"] for name in ("mean", "m2", "draws"))
     counts = torch.stack([count, kept - count], 1)
     n, k = counts.to(mean.dtype).reshape(*counts.shape, *(1,) * (mean.ndim - 1)).unbind(1)
-    second = mean + (mean - first) * (n / k)
-    between = (second - first).square() * (n * k / (n + k))
-    second_m2 = (m2 - first_m2 - between).clamp(min=0.0)
-    return found | {
-        "half_mean": torch.stack([first, second], 1),
-        "half_var": torch.stack([first_m2 / (n - 1), second_m2 / (k - 1)], 1),
-        "half_draws": counts,
-    }
+    means, variances = (mean.new_empty((len(mean), 2, *mean.shape[1:])) for _ in range(2))
+    means[:, 0], variances[:, 0] = first, first_m2
+    second, squares = means[:, 1], variances[:, 1]
+    second.copy_(mean).sub_(first).mul_(n / k).add_(mean)
+    squares.copy_(second).sub_(first).square_().mul_(-n * k / (n + k))
+    squares.add_(joined["m2"]).sub_(first_m2).clamp_(min=0.0).div_(k - 1)
+    variances[:, 0].div_(n - 1)
+    return {"half_mean": means, "half_var": variances, "half_draws": counts}
 
 
 def _whole(run: _Run, records: list[Record]) -> Record:
@@ -923,6 +930,8 @@ def _whole(run: _Run, records: list[Record]) -> Record:
     if run.room.tensors:
         return Record.from_flat(run.room.tensors)
     flat = [record.flat() for record in records]
+    if len(flat) == 1:
+        return records[0]
     by_draw = {"x"} if run.keep != "all" else flat[0].keys()
     return Record.from_flat(
         {name: torch.cat([f[name] for f in flat], int(name in by_draw)) for name in flat[0]}
