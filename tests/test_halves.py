@@ -14,7 +14,7 @@ from torch.distributions import constraints
 import scoretk as stk
 from scoretk.diagnostics import ess, nested_rhat, rhat, split_rhat
 from scoretk.diagnostics.halves import Halves, summarise_halves
-from scoretk.inference import sampling
+from scoretk.run import draws as draws_module
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
 BOXED = stk.Energy(
@@ -69,21 +69,22 @@ def test_of_an_odd_number_of_draws_the_second_half_is_longer():
 
 @pytest.mark.parametrize("wrong", ["without the gap of the means", "all of the draws"])
 def test_mutants_are_caught(wrong, monkeypatch):
-    made = sampling._moments
+    made = draws_module.halves_from
 
-    def mutant(joined, kept):
-        found = made(joined, kept)
-        gap = found["half_mean"].diff(dim=1).square()[:, 0] * kept / 4 / (kept / 2 - 1)
+    def mutant(whole, first, draws):
+        found = made(whole, first, draws)
+        mean, var, (n, k) = found.mean.clone(), found.var.clone(), draws[0].tolist()
         if wrong == "all of the draws":
-            found["half_mean"][:, 1] = found["mean"]
+            mean[:, 1], var[:, 1] = whole
         else:
-            found["half_var"][:, 1] += gap
-        return found
+            var[:, 1] += (mean[:, 1] - mean[:, 0]).square() * n * k / (n + k) / (k - 1)
+        return Halves(mean, var, draws)
 
-    every = drawn()
-    monkeypatch.setattr(sampling, "_moments", mutant)
+    every, kept = drawn(), drawn(keep="moments")
+    np.testing.assert_allclose(split_rhat(kept), textbook(every.x), rtol=1e-3)
+    monkeypatch.setattr(draws_module, "halves_from", mutant)
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(split_rhat(drawn(keep="moments")), textbook(every.x), rtol=1e-3)
+        np.testing.assert_allclose(split_rhat(kept), textbook(every.x), rtol=1e-3)
 
 
 class TestParts:
@@ -124,8 +125,10 @@ class TestParts:
         if steps >= 48:
             assert torch.equal(longer.half_mean, straight.half_mean)
             assert torch.equal(longer.half_var, straight.half_var)
-        torch.testing.assert_close(longer.half_mean[:, 0], every.x[:, :cut].double().mean(1))
-        torch.testing.assert_close(longer.half_var[:, 1], every.x[:, cut:].double().var(1))
+        torch.testing.assert_close(longer.half_mean, every.x[:, :cut].double().mean(1))
+        halves = longer.halves()
+        torch.testing.assert_close(halves.mean[:, 1], every.x[:, cut:].double().mean(1))
+        torch.testing.assert_close(halves.var[:, 1], every.x[:, cut:].double().var(1))
 
     def test_a_run_that_was_stopped_on_its_way(self, tmp_path):
         calls = [0]

@@ -125,12 +125,13 @@ def explained(function: _Function, label: str = "") -> _Function:
         return function
     by_keyword = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     known = {p.name: None for p in parameters if p.kind in by_keyword and p.name != "self"}
+    hidden = getattr(function, "__kwdefaults__", None) or {}  # what a wrapper of it takes beside
     called = label or f"{getattr(function, '__name__', 'the function')}()"
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        if not options.keys() <= known.keys():
-            unknown = next(name for name in options if name not in known)
+        if not options.keys() <= known.keys() | hidden.keys():
+            unknown = next(name for name in options if name not in {**known, **hidden})
             raise UnknownArgument(called, unknown, known, _way(unknown, known))
         return function(*args, **options)
 

@@ -44,7 +44,7 @@ from scoretk.diagnostics.verdict import (
 )
 from scoretk.errors import InvalidArgument, Status
 
-__all__ = ["Halves", "halves_of", "split_rhat", "summarise_halves"]
+__all__ = ["Halves", "halves_from", "halves_of", "split_rhat", "summarise_halves"]
 
 Array = Any
 
@@ -95,6 +95,37 @@ def halves_of(x: Tensor) -> Halves:
         torch.stack([part.mean(1) for part in parts], 1),
         torch.stack([part.var(1) for part in parts], 1),
         torch.tensor([part.shape[1] for part in parts]).expand(len(x), 2),
+    )
+
+
+def halves_from(
+    whole: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor], draws: Tensor
+) -> Halves:
+    """The moments of both halves, from those of all draws and of the first half.
+
+    The second half is what is left of all without the first: with n, k draws of the halves, means
+    m, m_1, m_2 and sums of squared deviations M, M_1, M_2,
+
+        m_2 = m + (m - m_1) n / k        M_2 = M - M_1 - (m_2 - m_1)^2 n k / (n + k).
+
+    Args:
+        whole: Mean and variance of all draws of each chain, `(chains, *event_shape)`.
+        first: Those of the first half.
+        draws: Of how many draws the halves are, `(chains, 2)`.
+
+    References:
+        Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+        variances" (1979).
+    """
+    (mean, var), (first_mean, first_var) = whole, first
+    n, k = draws.to(mean).reshape(*draws.shape, *(1,) * (mean.ndim - 1)).unbind(1)
+    second = mean + (mean - first_mean) * (n / k)
+    squares = var * (n + k - 1) - first_var * (n - 1)
+    squares = squares - (second - first_mean).square() * (n * k / (n + k))
+    return Halves(
+        torch.stack([first_mean, second], 1),
+        torch.stack([first_var, squares.clamp(min=0.0) / (k - 1)], 1),
+        draws,
     )
 
 

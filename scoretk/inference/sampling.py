@@ -41,6 +41,7 @@ from scoretk.core.identity import Identity, without_addresses
 from scoretk.core.keywords import explained
 from scoretk.core.locks import held
 from scoretk.core.noise import Noise, derive
+from scoretk.core.rows import across
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, UnknownName
 from scoretk.fields.constrained import Constrained
@@ -890,34 +891,19 @@ def _draws(
 
 
 def _moments(joined: dict[str, Tensor], kept: int) -> dict[str, Tensor]:
-    """The means and the variances of so many draws of each chain, and of the halves of these.
-
-    The second half is what is left of all without the first one.
-    """
+    """The mean and the variance of so many draws of each chain, and of the first half of these."""
     if "mean" not in joined:
         return {}
     mean, m2 = joined["mean"], joined["m2"]
     found = {"mean": mean, "var": m2 / (kept - 1)}  # of one draw NaN: it has none
     if kept < 4:
         return found
-    return found | _halves(joined, kept)
-
-
-@torch.no_grad()
-def _halves(joined: dict[str, Tensor], kept: int) -> dict[str, Tensor]:
-    """The moments of both halves, without copies of what may be very large."""
-    mean = joined["mean"]
-    first, first_m2, count = (joined[f"half_{name}"] for name in ("mean", "m2", "draws"))
-    counts = torch.stack([count, kept - count], 1)
-    n, k = counts.to(mean.dtype).reshape(*counts.shape, *(1,) * (mean.ndim - 1)).unbind(1)
-    means, variances = (mean.new_empty((len(mean), 2, *mean.shape[1:])) for _ in range(2))
-    means[:, 0], variances[:, 0] = first, first_m2
-    second, squares = means[:, 1], variances[:, 1]
-    second.copy_(mean).sub_(first).mul_(n / k).add_(mean)
-    squares.copy_(second).sub_(first).square_().mul_(-n * k / (n + k))
-    squares.add_(joined["m2"]).sub_(first_m2).clamp_(min=0.0).div_(k - 1)
-    variances[:, 0].div_(n - 1)
-    return {"half_mean": means, "half_var": variances, "half_draws": counts}
+    count = joined["half_draws"]
+    return found | {
+        "half_mean": joined["half_mean"],
+        "half_var": joined["half_m2"] / (across(count, mean) - 1),
+        "half_draws": torch.stack([count, kept - count], 1),
+    }
 
 
 def _whole(run: _Run, records: list[Record]) -> Record:

@@ -36,7 +36,7 @@ from scoretk.core.inferencedata import (
     zarr,
 )
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
-from scoretk.diagnostics.halves import Halves, halves_of, summarise_halves
+from scoretk.diagnostics.halves import Halves, halves_from, halves_of, summarise_halves
 from scoretk.diagnostics.plot.chains import plot_chains
 from scoretk.diagnostics.summary import Summary, divergent_draws, entry_names, summarise
 from scoretk.diagnostics.verdict import Sampler
@@ -138,10 +138,10 @@ class Draws:
         provenance: Plain values that say how to make the same draws again.
         mean: The mean of each chain, `(chains, *event_shape)`, where moments were kept.
         var: The variance of each chain (divisor n - 1), like it, where moments were kept.
-        half_mean: The mean of each half of a chain's draws, `(chains, 2, *event_shape)`, where moments
-            were kept of four draws or more.
-        half_var: The variances of the halves, like it.
-        half_draws: Of how many draws each half is, `(chains, 2)`.
+        half_mean: The mean of the first half of each chain's draws, like `mean`, where moments were
+            kept of four draws or more.
+        half_var: The variance of the first half, like it.
+        half_draws: Of how many draws the halves are, `(chains, 2)`.
         tuned: What warmup has tuned, by name, such as "step_size" and "scale";
             `solver.tuned_by(draws.tuned)`, or `tuned_by(draws)`, gives it back to a solver.
         chains: The id of each chain, which its noise depends on, `(chains,)`.
@@ -270,9 +270,9 @@ class Draws:
             InvalidArgument: There are fewer than four draws, or the draws are from a file of a
                 version that did not keep moments of halves.
         """
-        mean, var, draws = (vars(self)[name] for name in HALVES)
-        if mean is not None and var is not None and draws is not None:
-            return Halves(mean, var, draws)
+        first, first_var, draws = (vars(self)[name] for name in HALVES)
+        if first is not None and first_var is not None and draws is not None:
+            return halves_from(self.moments(), (first, first_var), draws)
         if vars(self)["x"] is None or self.kept < 4:
             expected = "at least four draws of each chain, for R-hat of halves"
             hint = "More steps, with keep='all', a store, or 'moments', have them"
@@ -575,8 +575,8 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
         whole = name in (*OUTCOME, "chains", "half_draws")
         each = (layout.size,) if name == "named" and layout is not None else event
         kept = plain["x"].shape[1:2] if name in ("x", "named") else ()
-        halves = (2,) if name in HALVES else ()
-        shape = (*chains, *halves) if whole else (*chains, *halves, *kept, *each)
+        both = (2,) if name == "half_draws" else ()
+        shape = (*chains, *both) if whole else (*chains, *kept, *each)
         kind_fits = value.dtype == torch.int64 if whole else value.is_floating_point()
         if not chains or tuple(value.shape) != shape or not kind_fits:
             raise ValueError(f"{name} has shape {tuple(value.shape)} and {value.dtype}")
