@@ -329,10 +329,15 @@ def _settings(kind: type[Any]) -> dict[str, Any]:
 def _outdated(kind: type[Any]) -> set[str]:
     """Keywords that a class takes besides its settings.
 
-    They are those of the wrapper around its constructor, which takes names of earlier releases.
+    They are those of wrappers around its constructor, which take names of earlier releases.
     """
-    taken = inspect.signature(kind, follow_wrapped=False).parameters.values()
-    return {p.name for p in taken if p.kind is p.KEYWORD_ONLY}
+    begin: Any = kind.__init__
+    taken: set[str] = set()
+    while hasattr(begin, "__wrapped__"):
+        own = inspect.signature(begin, follow_wrapped=False).parameters.values()
+        taken |= {p.name for p in own if p.kind is p.KEYWORD_ONLY}
+        begin = begin.__wrapped__
+    return taken
 
 
 def _takes_any(kind: type[Any]) -> bool:
