@@ -346,7 +346,7 @@ def test_new_scales_change_the_unit_of_the_slope_and_nothing_else(dense):
         there = end._replace(momentum=unstretch(scale, end.momentum, dense))
         args = (
             state._replace(scale=scale),
-            TimedTrajectory(there.point.x, there.momentum, 0.6),
+            TimedTrajectory(there, 0.6),
             torch.ones(64, dtype=torch.float64),
             torch.ones(64, dtype=torch.bool),
         )

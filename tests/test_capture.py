@@ -18,7 +18,6 @@ from scoretk.run.record import RECORDERS, Record
 from scoretk.run.schedule import Schedule
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.base import Traits, is_grid, traits
-from scoretk.solvers.warmup.adaptation import WarmupStep
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2 + (x**4).sum(1) / 40, (3,))
 CHAINS = 16
@@ -39,33 +38,9 @@ def made(monkeypatch):
         return graph
 
     monkeypatch.setattr(capture, "compiled", as_it_is)
-    monkeypatch.setattr(capture, "over_rows", lambda body, *a: compiling.over_rows(plain(body), *a))
     # to the bit: torch adds the product with a tensor otherwise than that with a number
     monkeypatch.setattr(capture, "on_data", lambda solver, device: solver)
     return keys
-
-
-def plain(body):
-    """The body of a loop, which may hand out tensors in plain tuples and dicts alone, as the compiler's."""
-
-    def check(nest):
-        inside = nest.values() if isinstance(nest, dict) else nest if type(nest) is tuple else ()
-        assert isinstance(nest, torch.Tensor) or type(nest) in (tuple, dict)
-        for value in inside:
-            check(value)
-
-    def once(carry, row):
-        handed_out = body(carry, row)
-        check(handed_out)
-        return handed_out
-
-    return once
-
-
-def test_only_plain_tuples_are_handed_out():
-    """The mutant: one with names."""
-    with pytest.raises(AssertionError):
-        plain(lambda carry, row: (carry, Heard((), True, 1)))((torch.ones(2),), ())
 
 
 @pytest.fixture
@@ -407,109 +382,6 @@ def edged(x):
 PATH = stk.Diffusion(
     lambda x, t: torch.sin(3 * x) * (1 + t)[:, None], (3,), stk.VE(0.05, 5.0), "noise"
 )
-TUNED = [
-    stk.MALA(),
-    stk.Barker(),
-    stk.GHMC(),
-    stk.HMC(leapfrogs=2),
-    stk.ChEES(),
-    stk.ChEES(0.2, metric="dense"),
-    stk.PreconditionedLangevin(),
-    stk.PreconditionedLangevin(adjusted=False),
-    stk.MCLMC(),
-    stk.AdjustedMCLMC(leapfrogs=2),
-]
-WARMUP = {"chains": 6, "steps": 3, "warmup": 24, "seed": 4, "dtype": torch.float64, "keep": "all"}
-
-
-def same_draws(one, other):
-    """Whether two results are equal to the bit, with what was tuned, told and spent."""
-    pairs = [(one.x, other.x), *((one.tuned[n], other.tuned[n]) for n in other.tuned)]
-    pairs += [(one.stats[n].double(), other.stats[n].double()) for n in other.stats]
-    return one.cost == other.cost and all(
-        torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in pairs
-    )
-
-
-@pytest.mark.parametrize("solver", TUNED, ids=repr)
-def test_warmup_learns_from_steps_that_graphs_make(made, monkeypatch, solver):
-    """The same, to the bit, as from those of the kernel; and one graph serves it and what comes after it."""
-    tried, trial = [], type(solver).trial
-    eager = stk.sample(FIELD, solver, **WARMUP)
-    through = Captured._through
-    monkeypatch.setattr(
-        Captured,
-        "_through",
-        lambda self, tries, *a: (tried.append(tries), through(self, tries, *a))[1],
-    )
-    graphed = stk.sample(FIELD, solver, compile=True, **WARMUP)
-    assert trial is type(solver).trial
-    assert same_draws(graphed, eager)
-    own_way = (
-        0 if solver.adaptation.approach is None or not solver.adaptation.approach.always else 3
-    )
-    whole = traits(solver).trial_is_step
-    assert tried.count(True) >= WARMUP["warmup"] - own_way
-    loops = [f for f, _ in made if isinstance(getattr(f, "__self__", None), capture._Loop)]
-    assert len(loops) == (1 if whole else 2)
-
-
-@pytest.mark.parametrize("solver", TUNED, ids=repr)
-def test_a_trial_with_the_common_step_size_is_the_step(solver):
-    """Where the kernel says so: else other steps would be made after warmup."""
-    loop, x = loop_of(solver)
-    start = begin(solver, loop.field, x, loop.noise).state
-    size = torch.tensor(0.2, dtype=torch.float64)
-    state = start._replace(
-        step_size=size, **({"length": 2 * size} if hasattr(start, "length") else {})
-    )
-    trial = solver.trial(loop.field, state, loop.noise, torch.ones(CHAINS, dtype=x.dtype))
-    step, info = solver.step(loop.field, state, loop.noise)
-    known = [torch.equal(a, b) for a, b in zip(trial.state, step, strict=True)]
-    known += [torch.equal(value, info[name]) for name, value in trial.info.items()]
-    if traits(solver).trial_is_step:
-        assert all(known)
-        assert trial.info.keys() == info.keys()
-    held = not isinstance(solver, stk.MCLMC) and getattr(solver, "adjusted", True)
-    assert traits(solver).trial_is_step is held
-
-
-def test_a_chain_that_fails_in_warmup_fails_as_in_an_eager_one(made):
-    """Beyond an edge where the energy is no number; the mutant is a trial that is taken as it is."""
-    field, solver = stk.Energy(edged, (3,)), stk.MCLMC(length=1.0, metric="none")
-    eager, graphed = (stk.sample(field, solver, compile=c, **WARMUP) for c in (False, True))
-    assert same_draws(graphed, eager)
-    assert torch.equal(graphed.status, eager.status)
-
-
-def test_where_no_trial_can_be_compiled_warmup_is_eager(made, monkeypatch):
-    def fails(function, key, options=None):
-        def graph(*arguments, **named):
-            raise compiling.Uncompilable(RuntimeError("no graph within a graph"))
-
-        return graph
-
-    eager = stk.sample(FIELD, stk.MALA(), **WARMUP)
-    monkeypatch.setattr(capture, "compiled", fails)
-    assert same_draws(stk.sample(FIELD, stk.MALA(), compile=True, **WARMUP), eager)
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.0])
-def test_chains_steps_are_shorter_in_graphs_too(made, factor):
-    """As each chain that does not move halves its own; the mutant is a graph for the common size alone."""
-    loop, x = loop_of(stk.MALA())
-    state = begin(loop.solver, loop.field, x, loop.noise).state
-    state = state._replace(step_size=torch.tensor(0.3, dtype=torch.float64))
-    alive, shorter = torch.ones(CHAINS, dtype=torch.bool), torch.ones(CHAINS, dtype=x.dtype)
-    shorter[::2] = factor
-    at = WarmupStep(loop.solver, loop.field, loop.noise, alive, 0, 30)
-    graphed = engine_of(loop, compiled=True)._tried(at, state, shorter)
-    kernel, common = (at.trial(state, of) for of in (shorter, shorter**0))
-    assert torch.equal(graphed.state.x, kernel.state.x)
-    assert torch.equal(graphed.accept, kernel.accept)
-    assert torch.equal(graphed.accept, common.accept) is (factor == 1.0)
-
-
 ON_GRIDS = [
     stk.ProbabilityFlow(steps=9),
     stk.ReverseSDE(steps=9),
@@ -656,26 +528,6 @@ def test_every_captured_solver_is_tried_with_other_numbers():
     tried = {type(solver) for _, solver, _ in NUMBERS} | {stk.BlockGibbs}  # which has no settings
     whole = [s for s in EXAMPLES.values() if s.capturable or traits(s).capturable_as_loop]
     assert tried == {type(s) for s in whole}
-
-
-@QUIET
-@pytest.mark.compiled
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "solver", [s for s in TUNED if s != stk.ChEES(0.2, metric="dense")], ids=repr
-)
-def test_warmup_in_graphs_tunes_what_an_eager_one_does(monkeypatch, solver):
-    """From whichever seed and number of chains, by as many graphs as it took at first."""
-    monkeypatch.setattr(capture, "COMPILED_NOISE", False)
-    graphs, made = torch._dynamo.utils.counters["stats"], []
-    for seed, chains in ((0, 7), (1, 24)):
-        run = WARMUP | {"seed": seed, "chains": chains, "warmup": 60}
-        compiled, eager = (stk.sample(FIELD, solver, compile=c, **run) for c in (True, False))
-        for name, value in eager.tuned.items():
-            torch.testing.assert_close(compiled.tuned[name], value, rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(compiled.x, eager.x, rtol=1e-5, atol=1e-6)
-        made.append(graphs["unique_graphs"])
-    assert made[0] == made[1] > 0
 
 
 @QUIET

@@ -32,7 +32,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from scoretk.core.compiling import (
     LOOPS,
@@ -45,13 +44,10 @@ from scoretk.core.compiling import (
 )
 from scoretk.core.devices import on, widest
 from scoretk.core.noise import Noise
-from scoretk.errors import Status
 from scoretk.run.moment import Loop, Moment, failures
-from scoretk.run.settle import Made, Now, make_step, settled
-from scoretk.run.state import chain_leaves, checked_step, state_leaves, tuned_leaves, with_leaves
-from scoretk.solvers.base import adapts, as_data, is_grid, traits
-from scoretk.solvers.warmup.adaptation import WarmupStep
-from scoretk.solvers.warmup.learning import Trial
+from scoretk.run.settle import Now, make_step
+from scoretk.run.state import chain_leaves, state_leaves, tuned_leaves, with_leaves
+from scoretk.solvers.base import as_data, is_grid, traits
 
 __all__ = [
     "CALL",
@@ -102,13 +98,6 @@ class Engine(Protocol):
 
     def block(self, moment: Moment, steps: int) -> Moment:
         """The moment after at most `steps` further steps, and at least one."""
-
-
-class StepByStep(Engine, Protocol):
-    """An engine that makes each step by the solver itself (`scoretk.run.drive.Eager`)."""
-
-    def trying(self, tries: Callable[[WarmupStep, Any, Tensor], Trial]) -> Engine:
-        """The engine with the trials of its warmup made by this, as in `WarmupStep`."""
 
 
 class Request(NamedTuple):
@@ -360,31 +349,25 @@ class _Loop:
         field: The field, bound to its conditions.
         tape: The noise of the steps.
         kept: As in `Heard`.
-        tries: Whether the steps are made by the solver's `trial`.
     """
 
     solver: Any
     field: Any
     tape: Tape
     kept: frozenset[str]
-    tries: bool
 
-    def run(
-        self, now: Now, shorter: Tensor, steps: Tensor, made: Tensor, values: list[Tensor]
-    ) -> tuple[Any, ...]:
+    def run(self, now: Now, steps: Tensor, made: Tensor, values: list[Tensor]) -> tuple[Any, ...]:
         """Steps one after another.
 
         Args:
             now: The run before them.
-            shorter: The factors on the chains' step sizes in trials, `(chains,)`.
             steps: Their indices, `(n,)` of int64, n > 1.
             made: Which of them are made, `(n,)` of bool; the others change nothing.
             values: What the tape has for them, each `(n, chains, *shape)`.
 
         Returns:
             The run after them; the positions, `(n, chains, *event)`; the statistics of each step,
-            `(n, chains, ...)`, with its "evaluations", where the solver reports them; and of trials
-            their `accept` and what is `seen` of them, with the steps on axis 0.
+            `(n, chains, ...)`, and its "evaluations", `(n,)`, where the solver reports them.
         """
         leaves = state_leaves(now.state)
         names = [name for name in leaves if name not in self.kept]
@@ -397,31 +380,21 @@ class _Loop:
         def body(carry: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> tuple[Any, Any]:
             step, is_made, *drawn = row
             noise = TapedNoise(self.tape.noise, self.tape.asked, drawn)
-            (after, stats, used), tried = self._made(moment(carry), noise, shorter, step)
-            info = stats if used is None else stats | {"evaluations": used}
+            after, stats, used = make_step(
+                self.solver, self.field, noise, moment(carry), step, None
+            )
+            info = stats if used is None else stats | {"evaluations": used.sum()}
             at_last = state_leaves(after.state)
             new = (after.status, after.failed_at, *(at_last[name] for name in names))
             chosen = tuple(
                 apart(torch.where(is_made, one, other))
                 for one, other in zip(new, carry, strict=True)
             )
-            return chosen, tree_map(apart, (after.state.x, info, tried))
+            return chosen, (apart(after.state.x), {n: apart(v) for n, v in info.items()})
 
         carry = (now.status, now.failed_at, *(leaves[name] for name in names))
-        carry, (xs, stats, tried) = over_rows(body, carry, (steps, made, *values))
-        return moment(carry), xs, stats, tried
-
-    def _made(
-        self, now: Now, noise: TapedNoise, shorter: Tensor, step: Tensor
-    ) -> tuple[Made, tuple[Any, ...]]:
-        """A step, and what is told of a trial."""
-        if not self.tries:
-            return make_step(self.solver, self.field, noise, now, step, None), ()
-        trial = self.solver.trial(self.field, now.state, noise, shorter)
-        new, info = checked_step((trial.state, trial.info), now.state)
-        # a loop of the compiler's hands out plain tuples alone
-        seen = () if trial.seen is None else tuple(map(_as_data, trial.seen))
-        return settled(new, info, now, step, None), (trial.accept, seen)
+        carry, (xs, stats) = over_rows(body, carry, (steps, made, *values))
+        return moment(carry), xs, stats
 
 
 class _Calls(NamedTuple):
@@ -449,14 +422,13 @@ class Captured:
 
     Args:
         loop: What stays the same in the run.
-        eager: The engine of steps that do not fill a call, and of those that tune, whose trials are
-            made by a graph all the same.
+        eager: The engine of steps that do not fill a call, and of those that tune.
         in_parts: The engine of all steps where these are of too many kinds.
     """
 
-    def __init__(self, loop: Loop, eager: StepByStep, in_parts: Engine) -> None:
+    def __init__(self, loop: Loop, eager: Engine, in_parts: Engine) -> None:
         self.loop, self.eager, self.in_parts = loop, eager, in_parts
-        self._loop_of: dict[bool, tuple[Tape, Callable[..., Any]]] = {}
+        self._loop: tuple[Tape, Callable[..., Any]] | None = None
         self._calls: _Calls | None = None
         self._loops = True
 
@@ -464,38 +436,13 @@ class Captured:
         """As `Engine.block`; compiled calls of several steps begin at multiples of their length."""
         warmup = self.loop.schedule.warmup
         if moment.tuning is not None and moment.step < warmup:
-            return self._warmed(moment, min(steps, warmup - moment.step))
+            return self.eager.block(moment, min(steps, warmup - moment.step))
         if self._loops and has_loop(self.loop.solver, moment.state.x):
             try:
                 return self._looped(moment, moment.step + steps)
             except Uncompilable:  # a graph within a graph takes less than a graph
                 self._loops = False
         return self._in_calls(moment, steps)
-
-    def _warmed(self, moment: Moment, steps: int) -> Moment:
-        """As `block`, in warmup: the host learns from each trial, which a graph makes."""
-        if not has_loop(self.loop.solver, moment.state.x):
-            return self.eager.block(moment, steps)
-        return self.eager.trying(self._tried).block(moment, steps)
-
-    def _tried(self, at: WarmupStep, state: Any, shorter: Tensor) -> Trial:
-        """A trial, by a loop in one graph; by the kernel itself where that cannot be.
-
-        It can be no loop of the compiler's, and no chain may fail in it (which is rare: then the
-        kernel says how).
-        """
-        status = torch.where(at.alive, int(Status.OK), int(Status.NONFINITE))
-        now = Now(state, status, torch.full_like(status, -1), None)
-        try:
-            made = self._through(True, now, shorter, at.number, 1) if self._loops else None
-        except Uncompilable:
-            made, self._loops = None, False
-        if made is None or not torch.equal(made[0].status, status):
-            own: Trial = at.kernel.trial(at.field, state, at.noise, shorter)
-            return own
-        now, _, stats, tried = made[:4]
-        info, (accept, seen) = tree_map(lambda v: v[-1], (stats, tried))
-        return Trial(now.state, info, accept, seen or None)
 
     def _in_calls(self, moment: Moment, steps: int) -> Moment:
         """As `block`, by functions of several steps."""
@@ -511,40 +458,30 @@ class Captured:
             moment = called if called.step > moment.step else self.eager.block(moment, alone)
         return moment
 
-    def _compile_loop(self, state: Any, step: int, tries: bool) -> tuple[Tape, Callable[..., Any]]:
-        """The function of a run's steps from this state on, or of its trials, and their noise."""
-        loop, x = self.loop, state.x
-        heard = listen(loop.solver, loop.field, state, loop.noise, step)
+    def _compile_loop(self, moment: Moment) -> tuple[Tape, Callable[..., Any]]:
+        """The function of a run's steps after its warmup, and their noise."""
+        loop, x = self.loop, moment.state.x
+        heard = listen(loop.solver, loop.field, moment.state, loop.noise, moment.step)
         tape = Tape(loop.noise, heard.asked, CALL)
         native = type(_native(loop.field))
-        kind = compiled_for(loop.solver, state)
-        key = (kind, native, x.shape[1:], x.dtype, heard.asked, heard.kept, tries)
-        run = _Loop(on_data(loop.solver, x.device), loop.field, tape, heard.kept, tries).run
+        kind = compiled_for(loop.solver, moment.state)
+        key = (kind, native, x.shape[1:], x.dtype, heard.asked, heard.kept)
+        run = _Loop(on_data(loop.solver, x.device), loop.field, tape, heard.kept).run
         return tape, compiled(run, key, options=LOOP_OPTIONS)
-
-    def _through(
-        self, tries: bool, now: Now, shorter: Tensor, step: int, most: int
-    ) -> tuple[Any, ...]:
-        """What `_Loop.run` returns for as many steps as the tape has, and how many these are."""
-        if tries not in self._loop_of:
-            self._loop_of[tries] = self._compile_loop(now.state, step, tries)
-        tape, function = self._loop_of[tries]
-        values, count = tape.read_most(step, most)
-        ready = _of_any_length(now, is_grid(self.loop.solver))
-        with lengths_apart():
-            made = function(ready, any_length(shorter, 0), *_of_two(step, count, values))
-        return *made, count
 
     def _looped(self, moment: Moment, end: int) -> Moment:
         """The moment at this step, by a loop in one graph."""
+        self._loop = self._loop or self._compile_loop(moment)
         schedule, recorder = self.loop.schedule, self.loop.recorder
-        x, tries = moment.state.x, _are_trials(self.loop.solver)
-        ones = x.new_ones(len(x))
+        tape, function = self._loop
+        grid = is_grid(self.loop.solver)
         now = Now(moment.state, moment.status, moment.failed_at, moment.reach)
         record, step, evaluations = moment.record, moment.step, moment.evaluations
         kept, total = schedule.kept_before(step), schedule.kept_before(schedule.total)
         while step < end:
-            now, xs, stats, _, count = self._through(tries, now, ones, step, end - step)
+            values, count = tape.read_most(step, end - step)
+            with lengths_apart():
+                now, xs, stats = function(_of_any_length(now, grid), *_of_two(step, count, values))
             first = len(xs) - count  # before it are steps that were not made
             if "evaluations" in stats:
                 evaluations = stats.pop("evaluations")[first:].sum() + evaluations
@@ -603,11 +540,6 @@ def has_loop(solver: Any, x: Tensor) -> bool:
     """
     can = solver.capturable or traits(solver).capturable_as_loop
     return LOOPS and can and x.device.type == "cpu" and x.numel() <= CALL_VALUES
-
-
-def _are_trials(solver: Any) -> bool:
-    """Whether steps after warmup are made as its trials are, by the same graph."""
-    return adapts(solver) and traits(solver).trial_is_step
 
 
 def compiled_for(solver: Any, state: Any) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,6 @@ from scoretk.run.schedule import Schedule
 from scoretk.run.settle import AtOnce, AtTheEnd, Made, Now, Watching, make_step, settled
 from scoretk.solvers.base import traits
 from scoretk.solvers.warmup.adaptation import WarmupStep
-from scoretk.solvers.warmup.learning import Trial
 
 __all__ = ["BLOCK_SECONDS", "Eager", "drive", "engine_of"]
 
@@ -121,13 +120,11 @@ class Eager:
         parts: What compiles the parts of steps that do not tune; None to compile none. (Tuning
             changes the settings that a part would be compiled for.)
         recompute: As in `drive`.
-        tries: Who makes the trials of warmup, as in `WarmupStep`; None for the solver itself.
     """
 
     loop: Loop
     parts: PartCompiler | None = None
     recompute: bool = False
-    tries: Callable[[WarmupStep, Any, Tensor], Trial] | None = None
 
     def block(self, moment: Moment, steps: int) -> Moment:
         """As `Engine.block`; a block that tunes ends with warmup."""
@@ -141,10 +138,6 @@ class Eager:
             return self._steps(moment, steps, AtOnce(reach))
         noted = self._noted(moment, steps, AtTheEnd(moment.reach))
         return self._steps(moment, steps, None) if noted is None else noted
-
-    def trying(self, tries: Callable[[WarmupStep, Any, Tensor], Trial]) -> Eager:
-        """As `scoretk.run.capture.StepByStep.trying`."""
-        return replace(self, tries=tries)
 
     def _noted(self, moment: Moment, steps: int, watching: AtTheEnd) -> Moment | None:
         """The moment after the steps, if all chains were well in all of them."""
@@ -196,8 +189,7 @@ class Eager:
         """A step of warmup, and the state of the adaptation after it."""
         solver, field, noise = self.loop.solver, self.loop.field, self.loop.noise
         alive, warmup = now.status == int(Status.OK), self.loop.schedule.warmup
-        all_alive = watching is not None
-        at = WarmupStep(solver, field, noise, alive, step, warmup, all_alive, self.tries)
+        at = WarmupStep(solver, field, noise, alive, step, warmup, watching is not None)
         new, info, tuning = solver.adaptation.update(at, now.state, tuning)
         return settled(new, info, now, step, watching), tuning
 

@@ -188,8 +188,6 @@ class Traits:
             named here `step` does not read.
         capturable_as_loop: For a solver that is not `capturable`: whether `step` is where a graph can
             hold loops whose length it reads when it runs (`scoretk.core.compiling.iterate`).
-        trial_is_step: Of a kernel that warmup tunes: whether `trial` with a factor of 1 for each chain
-            makes the step, so that one graph can serve warmup and what comes after it.
         step_size: What a kernel that has a step size says of it, None where warmup tunes it; NaN
             where it has none.
         start: `start(field, x, noise) -> x`, which turns the field's start of chains without `init`
@@ -205,7 +203,6 @@ class Traits:
     capturable_ahead: Callable[[Any], Callable[[int], Any]] | None = None
     capturable_as_loop: bool = False
     as_data: tuple[str, ...] = ()
-    trial_is_step: bool = False
     step_size: float | None = math.nan
     start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved
 

@@ -313,19 +313,16 @@ class ChEES(Hamiltonian):
     def step(
         self, field: StaticField, state: HMCState, noise: NoiseSource
     ) -> tuple[HMCState, Info]:
+        if torch.compiler.is_compiling():
+            return self._captured_step(field, state, noise)
         return self._halton_step(field, state, noise)[:2]
 
     def trial(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor
     ) -> Trial:
         """As `Tunable.trial`; `Trial.seen` is the trajectory, of as many steps for all chains."""
-        state, info, seen = self._halton_step(field, state, noise, shorter)
-        return Trial(state, info, info["accept"], seen)
-
-    @property
-    def trial_is_step(self) -> bool:
-        """As `scoretk.solvers.base.Traits` says, but for a subclass with a step of its own."""
-        return type(self).step is ChEES.step
+        state, info, end, time = self._halton_step(field, state, noise, shorter)
+        return Trial(state, info, info["accept"], TimedTrajectory(end, time))
 
     def _pooled(self) -> Part:
         return DualAveraging(self.accept, "harmonic")
@@ -339,30 +336,26 @@ class ChEES(Hamiltonian):
 
     def _halton_step(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor | None = None
-    ) -> tuple[HMCState, Info, TimedTrajectory]:
-        """A step, with the end of its trajectory and the time of that.
+    ) -> tuple[HMCState, Info, Trajectory, float]:
+        """A step, with its trajectory and the time of that.
 
         In warmup `shorter` `(chains,)` are factors on the step size.
         """
-        size, steps, time = self._timing(state)
+        size, time = float(state.step_size), 2 * halton(int(state.step)) * float(state.length)
         eps = size if shorter is None else across(size * shorter, state.x)
-        new, info, end = self._counted(field, state, noise, eps, steps)
-        return new, info, TimedTrajectory(end.point.x, end.momentum, time)
-
-    def _timing(self, state: HMCState) -> tuple[Any, int | Tensor, Any]:
-        """Step size, number of leapfrog steps and time of the next trajectory.
-
-        Within a graph they are tensors `()`, which are read when it runs.
-        """
-        if torch.compiler.is_compiling():
-            time = 2 * halton_points(state.step) * state.length
-            steps = (time / state.step_size).ceil().clamp(min=1).clamp(max=self.most)
-            return state.step_size.to(state.x.dtype), steps.to(torch.int64), time
-        size, span = float(state.step_size), 2 * halton(int(state.step)) * float(state.length)
-        return size, self._leapfrogs(span, size), span
+        return *self._counted(field, state, noise, eps, self._leapfrogs(time, size)), time
 
     def _leapfrogs(self, time: float, size: float) -> int:
         return min(max(math.ceil(time / size), 1), self.most)
+
+    def _captured_step(
+        self, field: StaticField, state: HMCState, noise: NoiseSource
+    ) -> tuple[HMCState, Info]:
+        """As `step`, within a graph: the number of leapfrog steps is read when it runs."""
+        time = 2 * halton_points(state.step) * state.length
+        steps = (time / state.step_size).ceil().clamp(min=1).clamp(max=self.most).to(torch.int64)
+        eps = state.step_size.to(state.x.dtype)
+        return self._counted(field, state, noise, eps, steps)[:2]
 
     def _counted(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int | Tensor

@@ -528,11 +528,6 @@ class AdjustedMCLMC(_Isokinetic):
             "evaluations": torch.full_like(info["diverging"], gradients, dtype=torch.int64)
         }
 
-    @property
-    def trial_is_step(self) -> bool:
-        """As `scoretk.solvers.base.Traits` says, but for a subclass with a step of its own."""
-        return type(self).step is AdjustedMCLMC.step
-
     def trial(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor
     ) -> Trial:

@@ -85,11 +85,6 @@ class PreconditionedLangevin(Hamiltonian):
             return new, info
         return new._replace(**end.point._asdict()), info | {"energy": end.point.energy}
 
-    @property
-    def trial_is_step(self) -> bool:
-        """As `scoretk.solvers.base.Traits` says, but for a subclass with a step of its own."""
-        return self.adjusted and type(self).step is PreconditionedLangevin.step
-
     def trial(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor
     ) -> Trial:

@@ -11,6 +11,7 @@ import scoretk as stk
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.fields.resolve import resolve
+from scoretk.solvers.parts.leapfrog import Point, Trajectory
 from scoretk.solvers.warmup import approach, halving, ladder, length, scales, step_size
 from scoretk.solvers.warmup.adaptation import Adaptation, WarmupStep
 from scoretk.solvers.warmup.learning import Change, Lesson, Trial
@@ -153,10 +154,12 @@ def test_the_slope_of_chees_is_weighted_by_acceptance():
     usual = np.array([True] * 6 + [False])
     slowest = np.array([1.0, -0.5, 0.3])
     before = State(x=torch.tensor(x), scale=torch.tensor(scale))
-    seen = length.TimedTrajectory(torch.tensor(ahead), torch.tensor(p), time)
+    end = Trajectory(Point(torch.tensor(ahead), None, None), torch.tensor(p), None)
     memory = length.Ascent(torch.zeros(4, dtype=torch.float64), torch.tensor(slowest))
     part = length.SquaredJumps(0.025, 1000)
-    after, slope = part.slope(memory, before, seen, torch.tensor(accept), torch.tensor(usual))
+    after, slope = part.slope(
+        memory, before, length.TimedTrajectory(end, time), torch.tensor(accept), torch.tensor(usual)
+    )
     v = slowest / np.linalg.norm(slowest)
     rows, w = x[usual] / scale, accept[usual]
     there = ahead[usual] / scale
@@ -187,11 +190,11 @@ def test_the_slope_of_chees_is_that_of_its_criterion():
     there, momentum = x * math.cos(t) + p * math.sin(t), p * math.cos(t) - x * math.sin(t)
     momentum = momentum - momentum.mean(0)
     before = State(x=torch.tensor(x), scale=torch.ones(d, dtype=torch.float64))
-    seen = length.TimedTrajectory(torch.tensor(there), torch.tensor(momentum), t)
+    end = Trajectory(Point(torch.tensor(there), None, None), torch.tensor(momentum), None)
     memory = length.Ascent(torch.zeros(4, dtype=torch.float64), torch.tensor(v))
     ones = torch.ones(n, dtype=torch.float64)
     part = length.SquaredJumps(0.025, 1000)
-    slope = part.slope(memory, before, seen, ones, ones.bool())[1]
+    slope = part.slope(memory, before, length.TimedTrajectory(end, t), ones, ones.bool())[1]
     found = (criterion(t + h) - criterion(t - h)) / (2 * h)
     assert float(slope) == pytest.approx(found * t**2, rel=1e-6)
 

@@ -10,7 +10,6 @@ where they do not move (`halving`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from scoretk.solvers.warmup.approach import (
     first_settings,
 )
 from scoretk.solvers.warmup.halving import PATIENCE, next_idle, shortening
-from scoretk.solvers.warmup.learning import Change, Lesson, Part, Trial
+from scoretk.solvers.warmup.learning import Change, Lesson, Part
 from scoretk.solvers.warmup.scales import approach_steps
 from scoretk.solvers.warmup.step_size import number
 
@@ -73,7 +72,6 @@ class WarmupStep(NamedTuple):
         number: The number of this step, from 0.
         warmup: How many steps warmup has.
         all_alive: Whether the host knows that all chains are well.
-        tries: Who makes the kernel's trials, `tries(at, state, shorter)`; None for the kernel.
     """
 
     kernel: Any
@@ -83,14 +81,6 @@ class WarmupStep(NamedTuple):
     number: int
     warmup: int
     all_alive: bool = False
-    tries: Callable[[WarmupStep, Any, Tensor], Trial] | None = None
-
-    def trial(self, state: Any, shorter: Tensor) -> Trial:
-        """The kernel's trial from a state; `shorter` `(chains,)` is as in `TunedSolver.trial`."""
-        if self.tries is not None:
-            return self.tries(self, state, shorter)
-        made: Trial = self.kernel.trial(self.field, state, self.noise, shorter)
-        return made
 
 
 @dataclass(frozen=True)
@@ -209,7 +199,7 @@ class Adaptation:
     def _together(self, at: WarmupStep, state: Any, learned: Learned) -> tuple[Any, Info, Learned]:
         """As `update`, for a step with the settings that all chains share."""
         shorter = shortening(learned.idle, state.x.dtype)
-        trial = at.trial(state, shorter)
+        trial = at.kernel.trial(at.field, state, at.noise, shorter)
         usual = across(at.alive, learned.idle) & (learned.idle <= PATIENCE)
         learned = learned._replace(idle=next_idle(learned.idle, trial.accept))
         if not learned.parts:

@@ -27,8 +27,7 @@ class Trial(NamedTuple):
         state: The state after the step.
         info: What the step reports.
         accept: How likely each chain was to move, `(chains,)`, or by place `(chains, K)`.
-        seen: What the kernel shows besides to the parts that are made for it. Of a step that can be
-            captured it is a tuple of tensors and numbers, of which a graph makes a plain tuple.
+        seen: What the kernel shows besides to the parts that are made for it.
     """
 
     state: Any

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.parts.leapfrog import stretch, unstretch
+from scoretk.solvers.parts.leapfrog import Trajectory, stretch, unstretch
 from scoretk.solvers.warmup.learning import Change, Lesson, Unmeasured, counted_of
 from scoretk.solvers.warmup.step_size import number
 
@@ -68,15 +68,10 @@ class Nothing(NamedTuple):
 
 
 class TimedTrajectory(NamedTuple):
-    """What `SquaredJumps` sees of a step.
+    """What `SquaredJumps` sees of a step: the trajectory, and its time in scaled space."""
 
-    The position and the momentum at the end of its trajectory, `(chains, *event_shape)`, and the
-    time of that in scaled space, a number or `()`.
-    """
-
-    x: Tensor
-    momentum: Tensor
-    time: Any
+    end: Trajectory
+    time: float
 
 
 @dataclass(frozen=True)
@@ -110,8 +105,9 @@ class SquaredJumps:
     def measure(self, memory: Ascent, lesson: Lesson) -> tuple[Ascent, tuple[Tensor, ...]]:
         """As `Part.measure`: the slope."""
         usual = lesson.usual & (lesson.trial.accept > 0)
-        seen = TimedTrajectory(*lesson.trial.seen)
-        memory, slope = self.slope(memory, lesson.before, seen, lesson.trial.accept, usual)
+        memory, slope = self.slope(
+            memory, lesson.before, lesson.trial.seen, lesson.trial.accept, usual
+        )
         return memory, (slope,)
 
     def learn(
@@ -178,7 +174,7 @@ class SquaredJumps:
         """
         if usual.device.type == "cpu" and int(usual.sum()) < 2:
             return memory, wide(accept.new_zeros(()))
-        values = (before.x, seen.x, seen.momentum, accept)
+        values = (before.x, seen.end.point.x, seen.end.momentum, accept)
         here, there, momentum, accept = (counted_of(v, usual) for v in values)
         usual = counted_of(usual, usual)
         n, chosen = usual.sum(), usual[:, None]

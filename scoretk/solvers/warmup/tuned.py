@@ -56,11 +56,6 @@ class Tunable:
         """Whether warmup learns anything."""
         return bool(self.adaptation.parts)
 
-    @property
-    def trial_is_step(self) -> bool:
-        """As `scoretk.solvers.base.Traits` says, of a kernel without a trial of its own."""
-        return type(self).trial is Tunable.trial
-
     def trial(self, field: Any, state: Any, noise: NoiseSource, shorter: Tensor) -> Trial:
         """A step of warmup.
 
