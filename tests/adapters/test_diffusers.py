@@ -338,7 +338,8 @@ def test_a_wrong_reading_would_be_seen():
     )
     trailing = scheduler("DDIMScheduler", clip_sample=False, timestep_spacing="trailing")
     field = stk.from_diffusers(exact(made), trailing, SHAPE)
-    assert apart(ours(field, "ddim", noise()), expected) > 1e-3
+    with pytest.warns(UserWarning, match="goes down by"):  # and is said for these steps
+        assert apart(ours(field, "ddim", noise()), expected) > 1e-3
     late = stk.from_diffusers(lambda x, k: exact(made)(x, k - 20), made, SHAPE)
     assert apart(ours(late, "ddim", noise()), expected) > 1e-3
 
