@@ -8,7 +8,8 @@ JAX is installed, else by PyMC's compiled function, chain by chain.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any
@@ -35,6 +36,8 @@ __all__ = ["from_pymc"]
 def from_pymc(model: Any) -> Constrained:
     """A field over named variables from a model of PyMC.
 
+    The model is taken as it is now: of data that `pymc.set_data` changes afterwards, make a field anew.
+
     Args:
         model: A `pymc.Model`.
 
@@ -59,7 +62,8 @@ def from_pymc(model: Any) -> Constrained:
     start = model.initial_point(random_seed=0)
     specs = {rv.name: _variable(model, rv, start) for rv in model.free_RVs}
     space = variables_of(specs, variable_name)
-    plain = conditioning.remove_value_transforms(model)
+    with _without_initial_values(model):
+        plain = conditioning.remove_value_transforms(model)
     if _is_random(plain.logp()):
         raise InvalidArgument(
             "model",
@@ -74,6 +78,17 @@ def from_pymc(model: Any) -> Constrained:
     )
     compiled = _Compiled(function, [(v.name, v.dtype) for v in plain.value_vars], space)
     return of_variables(Owned(compiled.value, compiled.both, called("from_pymc", model)), space)
+
+
+@contextmanager
+def _without_initial_values(model: Any) -> Iterator[None]:
+    """The model without starts of its own, with which PyMC copies none; they come back."""
+    kept = dict(model.rvs_to_initial_values)
+    model.rvs_to_initial_values.update(dict.fromkeys(kept))
+    try:
+        yield
+    finally:
+        model.rvs_to_initial_values.update(kept)
 
 
 def _by_jax(plain: Any, space: Variables) -> Owned:

@@ -722,6 +722,22 @@ class TestPymc:
         x = draws["x"] - torch.tensor([1.0, 2.0])
         assert bool(((x > 0) & (x < 1)).all())
 
+    def test_starts_of_the_models_own_change_nothing_and_stay(self):
+        pm = importing("pymc")
+
+        def model(**start):
+            with pm.Model() as made:
+                x = pm.Normal("x", [0.0, 1.0], 1.0, **start)
+                pm.Normal("y", x.sum(), 0.5, observed=2.0)
+            return made
+
+        plain, started = model(), model(initval=np.array([3.0, 4.0]))
+        before = dict(started.rvs_to_initial_values)
+        x = torch.tensor([[0.0, 0.0], [1.0, -2.0]], dtype=torch.float64)
+        found, expected = (stk.from_pymc(m).energy(x) for m in (started, plain))
+        torch.testing.assert_close(found, expected)
+        assert dict(started.rvs_to_initial_values) == before
+
     def test_a_log_density_by_chance_is_refused(self):
         pm = importing("pymc")
         with pm.Model() as model:
