@@ -125,3 +125,13 @@ def test_beside_a_field_nothing_is_taken_without_a_word():
 def test_all_that_is_public_is_listed():
     assert set(stk.__all__) | {"errors", "plot", "learn", "grids", "conformance"} <= set(dir(stk))
     assert all(hasattr(stk, name) for name in dir(stk))
+
+
+def test_warnings_point_at_the_users_line():
+    """Through wrappers, and from however deep."""
+    with pytest.warns(DeprecationWarning) as outdated:
+        stk.HMC(pilot=5)
+    energy = stk.Energy(lambda x: x.square().sum(1) / 2, (2,), grad=lambda x: 3 * x)
+    with pytest.warns(UserWarning, match="slow here, though exact") as deep:
+        stk.sample(energy, stk.MALA(0.1), chains=16, steps=60, progress=False)
+    assert [w.filename for w in (*outdated, *deep)] == [__file__] * 2

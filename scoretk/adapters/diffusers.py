@@ -51,6 +51,7 @@ from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.devices import constant_like
 from scoretk.core.keywords import explained
 from scoretk.core.rows import across
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
 from scoretk.fields.base import Base
 from scoretk.fields.convert import convert, prediction_name
@@ -345,12 +346,11 @@ def _warn_of_uneven(scheduler: Any, timesteps: Tensor, table: int) -> None:
     if "DDIMScheduler" in type(scheduler).__name__ and not (
         bool((led[:-1] == next_ones).all()) and float(led[-1]) < 0
     ):
-        warnings.warn(
+        warn(
             f"{type(scheduler).__name__} goes down by {table} // {len(timesteps)} = {stride} at each "
             f"of its steps, which is not where its next timestep is: with these its own samples are "
             f"others. The grid has its timesteps, and leads from each to the next. A number of steps "
-            f"that divides {table}, with timestep_spacing 'leading' or 'trailing', has no such gap",
-            stacklevel=4,
+            f"that divides {table}, with timestep_spacing 'leading' or 'trailing', has no such gap"
         )
 
 

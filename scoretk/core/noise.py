@@ -43,7 +43,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -59,6 +58,7 @@ from scoretk.core.arguments import device as as_device
 from scoretk.core.arguments import float_dtype, integer
 from scoretk.core.devices import has_float64
 from scoretk.core.streams import Stream
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
 
 __all__ = ["Noise", "Stream", "derive", "philox4x32"]
@@ -474,10 +474,9 @@ def has_kernel(device: torch.device) -> bool:
     try:
         _by_kernel(_Kind.NORMAL, none, 0, none, none, 1, torch.float32)
     except Exception as error:  # noqa: BLE001 (whatever a compiler raises that is not whole)
-        warnings.warn(
+        warn(
             f"noise on {device} takes a hundred launches where one would do: Triton makes no kernel "
-            f"there ({type(error).__name__}: {error})",
-            stacklevel=2,
+            f"there ({type(error).__name__}: {error})"
         )
         return False
     return True

@@ -23,7 +23,6 @@ References:
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -41,6 +40,7 @@ from scoretk.core.devices import wide, widest
 from scoretk.core.keywords import explained
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.base import plain_base
 from scoretk.fields.bridge import Stretched, states_of
@@ -252,7 +252,7 @@ def log_partition(
     apart = _disagreement(look, draws, log_weight) if look is not None and check else 0.0
     doubts = _doubts(float(stderr), apart, ladder)
     for doubt in doubts:
-        warnings.warn(f"log_partition: {doubt}", stacklevel=2)
+        warn(f"log_partition: {doubt}")
     known = _log_z(start, draws.final.dtype, draws.final.device, seed)
     parts = [draws.cost, spent, *([] if look is None else [look.cost])]
     cost = Cost({kind: sum(p.get(kind, 0) for p in parts) for part in parts for kind in part})
@@ -298,10 +298,9 @@ def log_evidence(draws: Draws) -> Estimate:
     value, stderr, effective = _log_mean(families)
     doubts = not float(stderr) <= LARGE
     if doubts:
-        warnings.warn(
+        warn(
             f"log_evidence: the standard error is {float(stderr):.3g}, above {LARGE}, and not to be "
-            "trusted; use more chains, more steps, or a better guidance",
-            stacklevel=2,
+            "trusted; use more chains, more steps, or a better guidance"
         )
     how = f"weights (effective {effective:.0f} of {len(log_weight)} chains)"
     status = (

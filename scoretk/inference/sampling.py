@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -43,6 +42,7 @@ from scoretk.core.locks import held
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import across
 from scoretk.core.streams import Stream
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument, UnknownName
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import in_free_space
@@ -551,11 +551,10 @@ def _store(
     sizes = [n for part in parts if (n := len(part.ids[part.returned]))]
     few = chains_a_chunk(sizes, 1)
     if few < FEW_CHAINS and len(run.ids) > MANY_CHUNKS * few:
-        warnings.warn(
+        warn(
             f"keep=Zarr: a chunk has {few} of {len(run.ids)} chains, which makes very many small files: "
             f"it holds chains of one batch, and the batches (batch={run.batch}, pilot={run.pilot}) end "
-            f"at multiples of {few} alone. Give batch= and Warmup(pilot=) multiples of 256",
-            stacklevel=4,
+            f"at multiples of {few} alone. Give batch= and Warmup(pilot=) multiples of 256"
         )
     file = None if saved is None else saved.file
     if share.first:

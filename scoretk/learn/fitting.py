@@ -31,13 +31,13 @@ References:
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scoretk.core.warned import warn
 from scoretk.errors import FitFailure
 from scoretk.learn import processes
 from scoretk.learn.recipe import Fit, Loss, Player, Progress, Recipe
@@ -132,8 +132,7 @@ def _warn_of_pixels(data: Tensor) -> None:
         return  # rows of one number may be indices
     low, high = float(rows.amin()), float(rows.amax())
     if low >= 0 and BRIGHT < high <= 255 and bool((rows == rows.round()).all()):
-        warnings.warn(
+        warn(
             f"data: whole numbers from {low:g} to {high:g}, as pixels in files, beside noise of size "
-            "1. Scale them: x / 127.5 - 1 gives [-1, 1]; bits_per_dim takes the pixels themselves",
-            stacklevel=3,
+            "1. Scale them: x / 127.5 - 1 gives [-1, 1]; bits_per_dim takes the pixels themselves"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.compiling import Uncompilable
+from scoretk.core.warned import warn
 from scoretk.errors import Status
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField
@@ -240,12 +240,11 @@ def _compilable(bound: Any, x: Tensor) -> bool:
     with suppress(Exception):  # what a model raises, the run will
         refused = refuses(ask, x.detach())
     if refused is not None:
-        warnings.warn(
+        warn(
             "compile=True: not compiled, the run goes on eagerly. The field is made of "
             "distributions with a support, whose checks the compiler leaves out: chains would "
             f"leave it. {refused[:300]}. Put the field under its support, scoretk.constrained, or "
-            "let it say where its energy is infinite",
-            stacklevel=4,
+            "let it say where its energy is infinite"
         )
     return refused is None
 
@@ -277,9 +276,7 @@ def _driven(
             return
         except Uncompilable as failure:
             compiler.used = False
-            warnings.warn(
-                f"compile=True: not compiled, the run goes on eagerly. {failure}", stacklevel=4
-            )
+            warn(f"compile=True: not compiled, the run goes on eagerly. {failure}")
 
 
 def _untuned(moment: Moment) -> Moment:

@@ -8,7 +8,6 @@ of a large scale it is not, and the flow from there leads somewhere else, withou
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from scoretk.core.devices import wide
 from scoretk.core.rows import finite_rows
+from scoretk.core.warned import warn
 from scoretk.fields.resolve import TimedField, of_rows
 from scoretk.run.asking import affordable
 
@@ -62,12 +62,11 @@ def warn_of_base(bound: Any, x: Tensor, steps: int) -> None:
     if not sigma / ABOUT < spread < sigma * ABOUT:
         return
     if part > FARTHER or float((x * (x - alpha * data)).mean()) < WIDER * sigma**2:
-        warnings.warn(
+        warn(
             f"the run starts from N(0, {sigma:.3g}^2), which is not where the model's path begins: it "
             f"takes the data for far from 0, or spread wider than {sigma / alpha:.3g}. Draws are of "
             f"another law. Scale the data to unit size, as paths suppose, or take a path with more "
-            f"noise",
-            stacklevel=2,
+            f"noise"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.rows import select_rows
+from scoretk.core.warned import warn
 from scoretk.errors import Status
 from scoretk.fields.resolve import TimedField
 from scoretk.run.record import Record, Recorder
@@ -128,11 +128,10 @@ def begin(
         state = solver.init(bound, x, noise)
         finite = finite_chains(state)
     if attempts == ATTEMPTS and not bool(finite.all()):
-        warnings.warn(
+        warn(
             f"{int((~finite).sum())} of {len(x)} chains found no start with a finite energy and "
             f"score in {ATTEMPTS} attempts, "
-            "and are flagged; give them one: init=",
-            stacklevel=2,
+            "and are flagged; give them one: init="
         )
     status = torch.where(finite, int(Status.OK), int(Status.NONFINITE))
     moment = Moment(

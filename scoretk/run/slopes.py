@@ -13,7 +13,6 @@ is warned of.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
 from scoretk.fields.derivatives import check_derivative, probes
 from scoretk.fields.protocols import offers
@@ -81,7 +81,7 @@ def check_slopes(bound: Any, solver: Any, x: Tensor, steps: int) -> None:
     except InvalidArgument as error:
         if not traits(solver).exact:
             raise
-        warnings.warn(f"{type(solver).__name__} is slow here, though exact. {error}", stacklevel=2)
+        warn(f"{type(solver).__name__} is slow here, though exact. {error}")
 
 
 class _Unanswered(Exception):

@@ -40,7 +40,6 @@ References:
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -62,6 +61,7 @@ from scoretk.core.arguments import (
 )
 from scoretk.core.keywords import explained
 from scoretk.core.streams import Stream
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
 from scoretk.fields.combine.powers import exponents
 from scoretk.fields.paths import EDM, VE, GaussianPath
@@ -467,11 +467,10 @@ class AnnealedLangevin:
         )
         if exponents(field) != (1.0, 1.0) and rate < 1 + 1 / TOLD:
             wide = f"{rate / (rate - 1):.3g} times" if rate > 1 else "without a bound"
-            warnings.warn(
+            warn(
                 f"AnnealedLangevin: with {self.steps_per_level} steps at each of {len(ladder)} levels the "
                 f"variance of this power or product of fields ends too large, {wide} for a Gaussian. "
-                "Leave steps_per_level out, or set more of them",
-                stacklevel=2,
+                "Leave steps_per_level out, or set more of them"
             )
 
 

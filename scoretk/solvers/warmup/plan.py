@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
 from scoretk.core.arguments import counts
+from scoretk.core.warned import warn
 
 __all__ = ["Warmup", "planned", "takes_pilot"]
 
@@ -51,11 +51,10 @@ def takes_pilot(kind: type[T]) -> type[T]:
         begin(self, *args, **settings)
         if pilot is not None:
             object.__setattr__(self, "_pilot", Warmup(pilot=pilot).pilot)
-            warnings.warn(
+            warn(
                 f"{kind.__name__}(pilot=) is now a setting of warmup: sample(..., "
                 f"warmup=scoretk.Warmup(pilot={pilot!r}))",
                 DeprecationWarning,
-                stacklevel=2,
             )
 
     kind.__init__ = begin_with_pilot  # type: ignore[method-assign]
