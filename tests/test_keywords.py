@@ -129,7 +129,7 @@ def test_all_that_is_public_is_listed():
 
 def test_warnings_point_at_the_users_line():
     """Through wrappers, and from however deep."""
-    with pytest.warns(DeprecationWarning) as outdated:
+    with pytest.warns(DeprecationWarning, match="pilot") as outdated:
         stk.HMC(pilot=5)
     energy = stk.Energy(lambda x: x.square().sum(1) / 2, (2,), grad=lambda x: 3 * x)
     with pytest.warns(UserWarning, match="slow here, though exact") as deep:
