@@ -571,6 +571,7 @@ NOT_OF_FIELDS = frozenset(
         "__name__",
         "__notes__",
         "__qualname__",
+        "__wrapped__",
         "__self__",
         "_fields",
         "_make",
