@@ -12,7 +12,10 @@ Density and score are the flow's own. Its samples are made from this package's n
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,7 +30,7 @@ from scoretk.adapters.flow_supports import (
     normflows_support,
     zuko_support,
 )
-from scoretk.core.anatomy import state_like
+from scoretk.core.anatomy import left_as_found, modules_of, state_like
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
@@ -103,9 +106,19 @@ class FlowField:
         """
         if len(x) == 0:
             return row_sum(x)
-        given = self._checked(cond)
+        if x.shape[1:] != self.event_shape:
+            raise InvalidArgument("x", x, f"rows (batch, {str(self.event_shape)[1:]}")
+        given = self._checked(cond, len(x))
         inner = x if self.support is None else self.support.clamped(x)
         found = self._answered(lambda: self.flow.log_prob(inner, given), x, cond)
+        if found.shape != x.shape[:1]:
+            given_shapes = {name: tuple(value.shape) for name, value in cond.items()}
+            raise InvalidArgument(
+                "cond" if cond else "flow",
+                given_shapes or f"log densities of shape {tuple(found.shape)}",
+                f"one log density a row, ({len(x)},)",
+                "A condition is a row a chain, (chains, width)" if cond else "",
+            )
         log_prob: Tensor = found.to(x.dtype)
         if self.support is None:
             return log_prob
@@ -160,7 +173,7 @@ class FlowField:
                 "The flow's base is no known transform of normals or uniforms: sample the field "
                 "with a kernel such as MALA, or give the flow a diagonal normal base",
             )
-        given = self._checked(cond)
+        given = self._checked(cond, n)
         x = self._answered(lambda: self.flow.draw(noise, given), noise.chains, cond)
         x = x.reshape(n, *self.event_shape)
         return x if self.support is None else self.support.clamped(x)
@@ -170,11 +183,14 @@ class FlowField:
         hint = "This flow answers without a condition: was it made to take one?" if needless else ""
         return answered(ask, self.flow.flow, x, cond, hint)
 
-    def _checked(self, cond: Cond) -> Cond:
+    def _checked(self, cond: Cond, rows: int) -> Cond:
         names = self.flow.names
         if cond.keys() != set(names) and (cond or self.conditional):
             wanted = f"the flow's conditions: {', '.join(names) or 'none'}"
             raise InvalidArgument("cond", ", ".join(sorted(cond)) or None, wanted)
+        for name, value in cond.items():
+            if len(value) != rows:  # one row would be that of all without a word
+                raise InvalidArgument(f"cond[{name!r}]", value, f"a row for each of {rows} of x")
         return cond
 
 
@@ -206,7 +222,13 @@ def from_flow(
     kind = next((_KINDS[owner] for owner in owners(flow) if owner in _KINDS), None)
     if kind is None:
         raise no_field("flow", flow, "a flow of zuko, nflows, normflows or FrEIA")
-    law: _Flow = kind(flow)
+    with _copy_to_ask(flow) as copied:
+        field = _field(kind(copied), event_shape, support)
+    return replace(field, flow=kind(flow))
+
+
+def _field(law: _Flow, event_shape: Sequence[int] | None, support: Any) -> FlowField:
+    """The field of a flow, which is asked what it does not say."""
     if event_shape is None:
         try:
             event_shape = law.shape()
@@ -224,6 +246,46 @@ def from_flow(
     if not field.conditional:
         _check_falls_off(field)
     return field
+
+
+@contextmanager
+def _copy_to_ask(flow: Any) -> Iterator[Any]:
+    """A copy of a flow in eval mode: a layer that takes what it is asked for data spoils that alone.
+
+    Raises:
+        InvalidArgument: Asking has changed the copy, so that the flow's density is none yet.
+    """
+    try:
+        copied = deepcopy(flow)
+    except RuntimeError:  # torch copies no tensors that are results
+        copied = flow
+    before = [t.detach().clone() for t in _tensors_of(copied)]
+    try:
+        with left_as_found(copied):
+            yield copied
+    finally:
+        after = _tensors_of(copied)
+        if len(after) != len(before) or not all(map(_same, before, after)):
+            raise InvalidArgument(
+                "flow",
+                type(flow),
+                "a flow that is the same after it was asked",
+                "A layer takes its first batch for data, as ActNorm does: give the flow a batch of "
+                "your data first, or what it was trained to",
+            )
+
+
+def _tensors_of(flow: Any) -> list[Tensor]:
+    """The parameters and buffers of all modules of a flow."""
+    held = (v for m in modules_of(flow) for v in (*m._parameters.values(), *m._buffers.values()))
+    return [tensor for tensor in held if tensor is not None]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors hold the same numbers, or none at the same places."""
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _check_falls_off(field: FlowField) -> None:
@@ -377,7 +439,19 @@ class _NFlows:
         )
 
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.flow._distribution._shape)
+        """That of what comes of the base's zeros, where the inverse can be asked for it."""
+        base = tuple(self.flow._distribution._shape)
+        found: list[Tensor] = []
+
+        def ask() -> None:
+            with (
+                warnings.catch_warnings()
+            ):  # of functions of torch's that nflows calls by old names
+                warnings.simplefilter("ignore")
+                zeros = _like(self.flow).new_zeros((1, *base))
+                found.append(self.flow._transform.inverse(zeros)[0])
+
+        return base if _fails(ask) else tuple(found[0].shape[1:])
 
     def support(self) -> Support | None:
         return nflows_support(self.flow)
@@ -437,8 +511,8 @@ class _NormFlows:
         shape = getattr(base, "shape", None) or (next(size for size in sizes if size),)
         if self.names:
             return tuple(shape)
-        with torch.no_grad():
-            return tuple(self.flow.forward(_like(self.flow).new_zeros((1, *shape))).shape[1:])
+        with torch.no_grad():  # two rows, of which a layer may take the spread
+            return tuple(self.flow.forward(_like(self.flow).new_zeros((2, *shape))).shape[1:])
 
     def support(self) -> Support | None:
         return normflows_support(self.flow)

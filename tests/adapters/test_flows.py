@@ -482,3 +482,83 @@ def test_a_box_beneath_a_flow_refuses_rows_and_not_batches():
     found = stk.from_flow(flow).log_prob(torch.tensor([[0.0, 0.0], [6.0, 0.0]]))
     assert bool(found[0].isfinite())
     assert found[1].tolist() == -math.inf
+
+
+class TestAsking:
+    """A flow is as it was when a field was made of it, whatever its layers take for data."""
+
+    def made(self, layer, **changes):
+        importing("nflows")
+        from nflows import transforms
+        from nflows.distributions import StandardNormal
+        from nflows.flows import Flow
+
+        def build():
+            layers = [
+                getattr(transforms, layer)(D),
+                transforms.MaskedAffineAutoregressiveTransform(D, 8, **changes),
+            ]
+            return Flow(transforms.CompositeTransform(layers), StandardNormal([D]))
+
+        return seeded(build)
+
+    @pytest.mark.parametrize("layer", ["ActNorm", "BatchNorm"])
+    def test_in_training_mode(self, layer):
+        flow = self.made(layer).train()
+        before = {name: value.clone() for name, value in flow.state_dict().items()}
+        stk.from_flow(flow)
+        assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+        assert all(part.training for part in flow.modules())
+        assert all(p.requires_grad for p in flow.parameters())
+
+    def test_dropout_is_held_in_eval_mode(self):
+        flow = self.made("BatchNorm", dropout_probability=0.5)
+        field, x = (
+            stk.from_flow(flow.train()),
+            torch.randn(4, D, generator=torch.Generator().manual_seed(0)),
+        )
+        one, two = (stk.log_prob(field, x).value for _ in range(2))
+        assert torch.equal(one, two)
+        with torch.no_grad():
+            torch.testing.assert_close(one, flow.eval().log_prob(x))
+
+    def test_what_takes_its_first_batch_for_data_is_refused_until_it_has_one(self):
+        nf = importing("normflows")
+
+        def made():
+            net = nf.nets.MLP([1, 8, 2], init_zeros=False)
+            layers = [nf.flows.AffineCouplingBlock(net), nf.flows.ActNorm(2)]
+            return nf.NormalizingFlow(nf.distributions.DiagGaussian(2), layers)
+
+        flow = seeded(made)
+        before = {name: value.clone() for name, value in flow.state_dict().items()}
+        with pytest.raises(InvalidArgument, match="first batch for data"):
+            stk.from_flow(flow)
+        assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+        with torch.no_grad():
+            flow.log_prob(torch.randn(64, 2, generator=torch.Generator().manual_seed(1)))
+        assert stk.from_flow(flow).draw(3, stk.Noise(0, 3)).isfinite().all()
+
+    def test_the_shape_is_that_of_x_and_not_of_the_noise(self):
+        importing("nflows")
+        from nflows import transforms
+        from nflows.distributions import StandardNormal
+        from nflows.flows import Flow
+
+        def build():
+            layers = [transforms.SqueezeTransform(), transforms.OneByOneConvolution(4)]
+            return Flow(transforms.CompositeTransform(layers), StandardNormal([4, 2, 2]))
+
+        flow = seeded(build)
+        field = stk.from_flow(flow)
+        assert field.event_shape == (1, 4, 4)
+        assert field.draw(3, stk.Noise(0, 3)).shape == (3, 1, 4, 4)
+
+    def test_rows_of_a_condition_are_rows_of_x(self):
+        zuko = importing("zuko")
+        field = stk.from_flow(seeded(lambda: zuko.flows.NSF(2, context=C)))
+        for x, c in (((3, 2), (1, C)), ((1, 2), (4, C)), ((3, 2), (3, 1, C))):
+            with pytest.raises(InvalidArgument, match="cond"):
+                field.log_prob(torch.zeros(x), c=torch.zeros(c))
+        with pytest.raises(InvalidArgument, match="x: expected rows"):
+            field.log_prob(torch.zeros(3, 1), c=torch.zeros(3, C))
