@@ -26,11 +26,16 @@ from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, constrained
-from scoretk.fields.foreign import misfit
+from scoretk.fields.foreign import answered, misfit
 from scoretk.fields.wrappers import Energy
 from scoretk.inference.sampling import sample
 
 __all__ = ["from_sbi", "to_sbi"]
+
+OBSERVATION = (
+    "An observation has the shape of one x that the posterior was trained on, and no NaN; several of "
+    "the same parameters are for posteriors of a likelihood or a ratio"
+)
 
 
 @explained
@@ -85,7 +90,8 @@ def _at(posterior: Any, x: Any) -> Any:
     """
     held = copy.deepcopy(_potential(posterior))
     if x is not None:
-        held.set_x(numbers("x", x))
+        given = numbers("x", x)
+        answered(lambda: held.set_x(given), held, given, {}, OBSERVATION)
     elif hasattr(posterior, "default_x"):
         held.set_x(posterior.default_x)
     return held
@@ -186,7 +192,14 @@ class _OfOne:
         return called("from_sbi", self.potential)
 
     def __call__(self, theta: Tensor) -> Tensor:
-        value: Tensor = self.potential(theta, track_gradients=torch.is_grad_enabled())
+        grad = torch.is_grad_enabled()
+        value: Tensor = answered(
+            lambda: self.potential(theta, track_gradients=grad),
+            self.potential,
+            theta,
+            {},
+            OBSERVATION,
+        )
         return -value
 
 
@@ -199,8 +212,15 @@ class _OfRows:
     def __repr__(self) -> str:
         return called("from_sbi", self.potential)
 
-    def __call__(self, theta: Tensor, x_o: Tensor) -> Tensor:
-        held = copy.copy(self.potential)  # the observation is of this evaluation alone
-        held.set_x(x_o, x_is_iid=False)
-        value: Tensor = held(theta, track_gradients=torch.is_grad_enabled())
-        return -value.reshape(len(theta))
+    def __call__(self, theta: Tensor, x_o: Tensor | None = None) -> Tensor:
+        if x_o is None:
+            hint = "Or give it once: from_sbi(posterior, x)"
+            raise InvalidArgument("cond", None, "an observation a chain, cond={'x_o': rows}", hint)
+        rows, held = x_o, copy.copy(self.potential)  # the observation is of this evaluation alone
+
+        def ask() -> Tensor:
+            held.set_x(rows, x_is_iid=False)
+            value: Tensor = held(theta, track_gradients=torch.is_grad_enabled())
+            return -value.reshape(len(theta))
+
+        return answered(ask, held, theta, {"x_o": rows}, OBSERVATION)

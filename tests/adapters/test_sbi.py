@@ -275,3 +275,21 @@ def test_our_draws_agree_with_its_own_mcmc(sbi, task):
         folded = float(c2st(ours.abs(), theirs))
     assert score < 0.6
     assert folded > 0.65  # draws folded onto one of the modes are told apart
+
+
+@pytest.mark.parametrize("method", ["npe", "nle"])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(1, 4), torch.full((1, 3), float("nan"))], ids=["width", "not a number"]
+)
+def test_an_observation_that_does_not_fit_is_told(sbi, method, x):
+    potential = potential_of(sbi, method, PRIORS["normal"](sbi))
+    with pytest.raises(stk.InvalidArgument, match="An observation has the shape of one x"):
+        stk.from_sbi(potential, x)
+
+
+def test_rows_of_observations_that_are_missing_or_do_not_fit_are_told(sbi):
+    field = stk.from_sbi(potential_of(sbi, "npe", PRIORS["normal"](sbi)))
+    with pytest.raises(stk.InvalidArgument, match="an observation a chain"):
+        stk.sample(field, stk.MALA(0.1), chains=N, steps=2)
+    with pytest.raises(stk.InvalidArgument, match="An observation has the shape of one x"):
+        stk.sample(field, stk.MALA(0.1), chains=N, steps=2, cond={"x_o": torch.zeros(N, 5)})
