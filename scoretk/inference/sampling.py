@@ -893,33 +893,38 @@ def _moments(joined: dict[str, Tensor], kept: int) -> dict[str, Tensor]:
     """The mean and the variance of so many draws of each chain, and of the first half of these."""
     if "mean" not in joined:
         return {}
-    mean, m2 = joined["mean"], joined["m2"]
-    found = {"mean": mean, "var": m2 / (kept - 1)}  # of one draw NaN: it has none
+    mean = joined["mean"]
+    # in place, as nobody else has them; of one draw it is NaN: it has none
+    found = {"mean": mean, "var": joined["m2"].div_(kept - 1)}
     if kept < 4:
         return found
     count = joined["half_draws"]
+    few = count[:1] if bool((count == count[0]).all()) else count  # one number for all chains
     return found | {
         "half_mean": joined["half_mean"],
-        "half_var": joined["half_m2"] / (across(count, mean) - 1),
-        "half_draws": torch.stack([count, kept - count], 1),
+        "half_var": joined["half_m2"].div_(across(few, mean) - 1),
+        "half_draws": torch.stack([few, kept - few], 1).expand(len(count), 2),
     }
 
 
 def _whole(run: _Run, records: list[Record]) -> Record:
     """What was kept of all batches, with their chains side by side.
 
-    What they wrote into the run's room is there; all else is joined.
+    What they wrote into the run's room is there; all else is joined, and let go there, so that one
+    tensor at a time is in memory twice.
     """
     if run.store is not None:
         return Record()
     if run.room.tensors:
         return Record.from_flat(run.room.tensors)
     flat = [record.flat() for record in records]
+    for record in records:
+        record.tensors, record.stats = {}, {}
     if len(flat) == 1:
-        return records[0]
+        return Record.from_flat(flat[0])
     by_draw = {"x"} if run.keep != "all" else flat[0].keys()
     return Record.from_flat(
-        {name: torch.cat([f[name] for f in flat], int(name in by_draw)) for name in flat[0]}
+        {n: torch.cat([f.pop(n) for f in flat], int(n in by_draw)) for n in list(flat[0])}
     )
 
 

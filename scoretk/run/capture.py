@@ -45,6 +45,7 @@ from scoretk.core.compiling import (
 from scoretk.core.devices import on, widest
 from scoretk.core.noise import Noise
 from scoretk.run.moment import Loop, Moment, failures
+from scoretk.run.record import Record
 from scoretk.run.settle import Now, make_step
 from scoretk.run.state import chain_leaves, state_leaves, tuned_leaves, with_leaves
 from scoretk.solvers.base import as_data, is_grid, traits
@@ -613,7 +614,9 @@ def _of_two(step: int, count: int, values: list[Tensor]) -> tuple[Tensor, Tensor
     return any_length(steps, 0), any_length(made, 0), values
 
 
-def _moved(moment: Moment, now: Now, step: int, record: Any, evaluations: int | Tensor) -> Moment:
+def _moved(
+    moment: Moment, now: Now, step: int, record: Record, evaluations: int | Tensor
+) -> Moment:
     """The moment after compiled steps."""
     return replace(
         moment,
@@ -622,7 +625,7 @@ def _moved(moment: Moment, now: Now, step: int, record: Any, evaluations: int | 
         failed_at=now.failed_at,
         failed=failures(now.status),
         step=step,
-        record=record,
+        record=record.held(),
         evaluations=evaluations,
     )
 

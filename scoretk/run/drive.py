@@ -178,7 +178,7 @@ class Eager:
             failed_at=now.failed_at,
             failed=moment.failed if now.status is moment.status else failures(now.status),
             step=moment.step + steps,
-            record=record,
+            record=record.held(),
             evaluations=evaluations,
             tuning=tuning,
         )

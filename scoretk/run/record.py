@@ -1,16 +1,17 @@
 """What a run keeps: every draw, the last one, or moments, with the solver's statistics.
 
 A recorder is a small set of pure functions over named tensors (the *record*), so that a run can
-replace position, state and record in one assignment, and a checkpoint can hold them all. Only
-`KeepAll` writes in place, into slots that a repeated step fills with the same numbers again: the
-batches of a run write side by side into one `Room`, which is the memory of its draws.
+replace position, state and record in one assignment, and a checkpoint can hold them all. `KeepAll`
+writes in place, into slots that a repeated step fills with the same numbers again: the batches of a
+run write side by side into one `Room`, which is the memory of its draws. `KeepMoments` does within a
+block of steps, in tensors that no moment holds yet (`Record.own`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -45,10 +46,16 @@ class Record:
         tensors: Positions ("x"), or running moments of them ("mean", "m2", and what these were
             after half of the draws: "half_mean", "half_m2", "half_draws").
         stats: Statistics that the solver reported, by name.
+        own: Whether nothing else holds these, so that the next draw may be added in place.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     stats: Stats = field(default_factory=dict)
+    own: bool = False
+
+    def held(self) -> Record:
+        """The record as a moment holds it: what it has is changed no more."""
+        return replace(self, own=False)
 
     def flat(self) -> dict[str, Tensor]:
         """All tensors under one set of names, for a checkpoint."""
@@ -333,14 +340,16 @@ class KeepMoments(_OneByOne):
         old = record.tensors or {
             name: torch.zeros_like(x, dtype=_exact(x)) for name in ("mean", "m2")
         }
-        new = {name: torch.empty_like(old[name]) for name in ("mean", "m2")}
+        own = (record.own or not record.tensors) and not x.requires_grad
+        new = {n: old[n] if own else torch.empty_like(old[n]) for n in ("mean", "m2")}
         for start in range(0, len(x), rows := max(1, CHUNK // max(1, x[0].numel()))):
             part = slice(start, start + rows)  # a part at a time, so that intermediates stay small
             mean, m2 = _welford(old["mean"][part], old["m2"][part], x[part], index)
             new["mean"][part], new["m2"][part] = mean, m2
         half = {name: value for name, value in old.items() if name.startswith("half_")}
         found = _halved(new | half, index + 1, total)
-        return Record(found, _summed(record.stats, stats))
+        halves = found.get("half_mean") is new["mean"]  # which share the tensors from now on
+        return Record(found, _summed(record.stats, stats, own), own=not halves)
 
     def restored(
         self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
@@ -445,14 +454,20 @@ def _halved(moments: dict[str, Tensor], count: int, total: int) -> dict[str, Ten
     if count == 0 or count != total // 2:
         return moments
     mean = moments["mean"]
-    made = torch.full(mean.shape[:1], count, dtype=torch.int64, device=mean.device)
+    made = torch.tensor([count], device=mean.device).expand(len(mean))  # one number in memory
     half = {"half_mean": mean, "half_m2": moments["m2"], "half_draws": made}
     return moments | half
 
 
-def _summed(sums: Stats, stats: Stats) -> Stats:
-    added = {name: value.to(_exact(value)) for name, value in stats.items()}
-    return {name: sums[name] + value if name in sums else value for name, value in added.items()}
+def _summed(sums: Stats, stats: Stats, own: bool = False) -> Stats:
+    """Sums with another value of each statistic, in the dtype of running sums; `own` as in `Record`."""
+    found = dict(sums)
+    for name, value in stats.items():
+        if name not in sums:
+            found[name] = value.to(_exact(value), copy=True)  # it may be a part of the state
+        else:
+            found[name] = sums[name].add_(value) if own else sums[name] + value.to(_exact(value))
+    return found
 
 
 def masked(stats: Stats, alive: Tensor) -> Stats:

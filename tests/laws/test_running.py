@@ -2,19 +2,23 @@
 
 import math
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 
 import scoretk as stk
+from scoretk.core.noise import Noise
+from scoretk.core.streams import Stream
 from scoretk.errors import CheckpointError, Status
 from scoretk.fields.resolve import resolve
 from scoretk.fields.states import uniform_states
 from scoretk.models.targets.mixture import gaussian
 from scoretk.run import progress
 from scoretk.run.checkpoint import weights_digest
-from scoretk.run.moment import BEYOND_PATH, BEYOND_START, reach_of
+from scoretk.run.drive import drive
+from scoretk.run.moment import BEYOND_PATH, BEYOND_START, Loop, begin, reach_of
 from scoretk.run.progress import ProgressBar
 from scoretk.run.record import KeepMoments, Record
 from scoretk.run.schedule import Schedule
@@ -58,6 +62,76 @@ def test_moments_are_those_of_all_draws():
     torch.testing.assert_close(moments.mean, kept.x.double().mean(1))
     torch.testing.assert_close(moments.var, kept.x.double().var(1))
     torch.testing.assert_close(moments.stats["accept"], kept.stats["accept"].double().mean(1))
+
+
+class TestMomentsInPlace:
+    """Within a block of steps moments are added to in place; what a moment holds does not change."""
+
+    def run(self, held, total=8, cuts=(3,)):
+        """The record after `total` draws in blocks, and whether those that moments held are as they were."""
+        xs = torch.randn(total, 4, 3, generator=torch.Generator().manual_seed(1)).double()
+        record, recorder, kept = Record(), KeepMoments(), []
+        for i, x in enumerate(xs):
+            record = recorder.add(record, x, {"energy": x[:, 0]}, i, total)
+            if i in cuts:
+                record = held(record)
+                kept.append((record, {n: v.clone() for n, v in record.flat().items()}))
+        whole = torch.equal(xs.sum(0)[:, 0], record.stats["energy"])  # and no draw was added to
+        half = torch.allclose(record.tensors["half_mean"], xs[: total // 2].mean(0))
+        same = all(torch.equal(v, was[n]) for r, was in kept for n, v in r.flat().items())
+        return whole and half and same
+
+    @pytest.mark.parametrize("cuts", [(), (0,), (2, 3, 4), (3, 6)])
+    def test_what_a_moment_holds_stays(self, cuts):
+        assert self.run(Record.held, cuts=cuts)
+
+    def test_a_record_that_is_not_held_is_changed(self):
+        assert not self.run(lambda record: record, cuts=(2,))
+
+    def test_halves_that_go_on_being_written_are_caught(self, monkeypatch):
+        monkeypatch.setattr(KeepMoments, "add", _always_in_place(KeepMoments.add))
+        assert not self.run(Record.held, cuts=())
+
+    def test_no_step_takes_memory(self):
+        record, x = Record(), torch.ones(5, 2)
+        places = set()
+        for i in range(3):
+            record = KeepMoments().add(record, x, {"accept": x[:, 0]}, i, 100)
+            places.add(tuple(value.data_ptr() for value in record.flat().values()))
+        assert len(places) == 1
+
+    def test_a_block_that_is_interrupted_has_changed_nothing(self):
+        """So that a run goes on from the moment before."""
+        moments, calls = [], [0]
+
+        def energy(x):
+            calls[0] += 1
+            if calls[0] > 40:
+                raise KeyboardInterrupt
+            return x.square().sum(1) / 2
+
+        solver, field = stk.MALA(0.5), resolve(stk.Energy(energy, (2,)), {"score", "energy"})
+        noise = Noise(0, 5)
+        loop = Loop(solver, field, noise, Schedule(100), KeepMoments())
+        start = noise.normal(0, Stream.START, (2,), torch.float32)
+        with suppress(KeyboardInterrupt):
+            for moment in drive(loop, begin(solver, field, start, noise), seconds=0.0):
+                kept = {n: v.clone() for n, v in moment.record.flat().items()}
+                moments.append((moment.record.flat(), kept))
+        assert moments
+        for flat, kept in moments:
+            assert all(torch.equal(value, kept[name]) for name, value in flat.items())
+
+
+def _always_in_place(add):
+    """The mutant: what was kept of the first half is written on."""
+
+    def mutant(self, record, *rest):
+        found = add(self, record, *rest)
+        found.own = True
+        return found
+
+    return mutant
 
 
 class State(tuple):
