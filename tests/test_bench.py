@@ -10,7 +10,7 @@ import torch.distributions as D
 from torch.nn.functional import softplus
 
 import scoretk as stk
-from scoretk.bench import evidence, gym, inverse, known, low_error, partition, tables
+from scoretk.bench import evidence, gym, inverse, known, low_error, partition, recursion, tables
 from scoretk.bench.evidence import Evidence, evidence_of
 from scoretk.bench.inverse import Distances, Problem, distances
 from scoretk.bench.low_error import (
@@ -176,7 +176,7 @@ def test_posteriors_are_what_torch_says_of_their_laws(law, folder):
 
 
 def test_a_volatility_of_another_filter_would_be_found(folder, monkeypatch):
-    monkeypatch.setattr(gym, "pad", lambda h, by: torch.nn.functional.pad(h, by).roll(1, 1))
+    monkeypatch.setattr(recursion, "pad", lambda h, by: torch.nn.functional.pad(h, by).roll(1, 1))
     field = gym.volatility(folder).field
     u = normals(6, *field.event_shape, seed=2) / 2
     off = field.energy(u) + volatility(field, u)

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, pad, softplus
 
 from scoretk.bench.published import BROWNIAN, GERMAN_CREDIT, ITEM_RESPONSE, VOLATILITY
+from scoretk.bench.recursion import autoregressive
 from scoretk.bench.target import Moments, Target, unchanged
 from scoretk.core.devices import constant_like
 from scoretk.errors import InvalidArgument
@@ -191,8 +192,6 @@ class Volatility:
         (1 + phi) / 2 ~ Beta(20, 3/2),    m ~ Cauchy(5),    s ~ half-Cauchy(2)
         h_0 = s z_0 / sqrt(1 - phi^2),    h_t = phi h_(t-1) + s z_t,    r_t ~ N(0, exp(m + h_t))
 
-    The filter is the product of 1 + phi^(2^k) B^(2^k), B being the shift by a step.
-
     Args:
         returns: r, `(n,)`.
     """
@@ -208,10 +207,7 @@ class Volatility:
         phi, shock = 2 * u[:, :1].sigmoid() - 1, softplus(u[:, 2:3])
         innovations = u[:, 3:]
         first = innovations[:, :1] / (1 - phi.square()).sqrt()
-        h, power, shift = shock * torch.cat([first, innovations[:, 1:]], 1), phi, 1
-        while shift < h.shape[1]:
-            h = h + power * pad(h[:, :-shift], (shift, 0))
-            power, shift = power.square(), 2 * shift
+        h = autoregressive(shock * torch.cat([first, innovations[:, 1:]], 1), phi)
         return torch.cat([phi, u[:, 1:2], shock, h + u[:, 1:2]], 1)
 
     def energy(self, u: Tensor) -> Tensor:

@@ -19,9 +19,11 @@ from typing import Any
 from scoretk.bench.evidence import SURPRISE, Evidence, evidence_of
 from scoretk.bench.inverse import CONTESTANTS, PROBLEMS, Distances, distances
 from scoretk.bench.low_error import LOW, Plan, Reached, gradients_to_low_error
+from scoretk.bench.posteriordb import known_posteriors, target_of
 from scoretk.bench.published import COLUMNS
+from scoretk.bench.reference import CHAINS, Found, against_reference
 from scoretk.bench.target import Target
-from scoretk.errors import InvalidArgument, ScoretkError
+from scoretk.errors import InvalidArgument, ScoretkError, UnknownName
 from scoretk.plugins import load_solver
 from scoretk.plugins.targets import BUILT_IN_TARGETS, load_target
 from scoretk.solvers import MCLMC, NUTS, AdjustedMCLMC, ChEES
@@ -96,6 +98,7 @@ EVIDENCE_TARGETS = (
     "ising-32",
 )
 LOW_ERROR_TARGETS = tuple(name for name in BUILT_IN_TARGETS if name not in EVIDENCE_TARGETS)
+QUICK_REFERENCE = ("mesquite-logmesquite", "sblrc-blr")
 QUICK_EVIDENCE, METHODS = ("gaussians-25", "ising-8"), ("ais", "smc")
 SEEDS, QUICK_SEEDS = 20, 2
 """How often log Z is found."""
@@ -220,12 +223,59 @@ def _posterior_row(problem: str, name: str, made: Distances, seconds: float) -> 
     }
 
 
+def reference(asked: Asked) -> Iterator[Row]:
+    """The rows of "reference": posteriors of the user's folder, and targets with reference draws."""
+    found = tuple(known_posteriors(asked.data))
+    if not found and not asked.targets:
+        wanted = "the folder of posteriordb, or of its files as .npz"
+        error = InvalidArgument("data", asked.data, wanted, "Name it: scoretk bench --data FOLDER")
+        yield _reference_row("posteriordb", "", None, str(error))
+        return
+    chosen = tuple(n for n in found if n in QUICK_REFERENCE) if asked.quick else found
+    for name in asked.targets or chosen:
+        for solver in asked.solvers or ("",):
+            try:
+                target = _target(name, asked.data)
+                if target.reference is None:
+                    break
+                kernel = load_solver(solver) if solver else None
+                made = against_reference(target, kernel, asked.seed)
+            except ScoretkError as error:
+                if asked.targets and isinstance(error, UnknownName):
+                    raise
+                yield _reference_row(name, solver, None, str(error))
+            else:
+                yield _reference_row(name, solver, made, made.cause)
+
+
+def _reference_row(name: str, solver: str, made: Found | None, cause: str) -> Row:
+    return {
+        "target": name,
+        "solver": solver or "default",
+        "worst z": None if made is None else f"{made.agreement.z[0]:.2f} ({made.agreement.z[1]})",
+        "worst z of squares": None
+        if made is None
+        else f"{made.agreement.spread[0]:.2f} ({made.agreement.spread[1]})",
+        "ratio of deviations": None if made is None else f"{made.agreement.ratio:.3f}",
+        "gradients a chain": None if made is None else made.gradients,
+        "gradients an effective draw": None if made is None else f"{made.per_draw:.1f}",
+        "verdict": None if made is None else ("not to be trusted" if made.problems else "clean"),
+        "reached": "no" if cause else "yes",
+        "cause": cause,
+        "seconds": None if made is None else made.seconds,
+    }
+
+
 def _contestant(name: str) -> tuple[Any, int | None]:
     """A solver and its steps of warmup, by its name here or among solvers."""
     return SOLVERS[name] if name in SOLVERS else (load_solver(name), None)
 
 
 def _target(name: str, data: Path | None) -> Target:
+    """A target of the user's posteriordb, or a plugin."""
+    found = known_posteriors(data)
+    if name in found:
+        return target_of(found[name])
     target = load_target(name, data)
     if not isinstance(target, Target):
         raise InvalidArgument("target", target, f"a scoretk.bench.Target from {name!r}")
@@ -291,5 +341,15 @@ TABLES: dict[str, Table] = {
         "of log p(y) in its own standard error. A row is reached where the distance is at "
         f"most {NEAR} times the floor.",
         posteriors,
+    ),
+    "reference": Table(
+        "Reference posteriors",
+        f"Posteriors of posteriordb by stk.sample(field) as it comes, {CHAINS} chains, in the "
+        "parametrisation that one writes first. z are differences of means, and of mean squares about "
+        "the reference's mean, in standard errors of both sides, the largest of all parameters; the "
+        "ratio of standard deviations is the one farthest from 1. Gradients are those of warmup too. "
+        "A row is reached where no z is larger than chance makes one of so many once in "
+        f"{1 / SURPRISE:,.0f} times, and the verdict is clean.",
+        reference,
     ),
 }

@@ -1,7 +1,7 @@
 """What samplers are judged on: a field, and what is known of its law.
 
 A target is a field with a truth: `Moments`, the means and variances of the squares of some
-coordinates; other tables may ask for other truths. Targets are plugins
+coordinates; its log partition function; or a `Reference`, draws of its law. Targets are plugins
 (`scoretk.plugins.targets`): a function `build(data)` that gets the user's folder of data, or None,
 and returns a `Target`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from scoretk.errors import InvalidArgument
 
-__all__ = ["Moments", "Published", "Target", "unchanged"]
+__all__ = ["Moments", "Published", "Reference", "Target", "unchanged"]
 
 
 def unchanged(x: Tensor) -> Tensor:
@@ -62,6 +63,56 @@ class Moments:
         return Moments(variance, 2 * variance.square(), source, None, of)
 
 
+Arrays = Mapping[str, Tensor]
+
+
+def _variables(values: Arrays) -> Arrays:
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Draws of a target's law that others have made.
+
+    Args:
+        draws: By the names of numbers, "sigma" or "beta[1]", `(chains, draws)` each.
+        parameters: What they are of, by name, `(n, *shape)` each, from the field's named variables,
+            `(n, *shape)` each; by default these.
+    """
+
+    draws: Arrays
+    parameters: Callable[[Arrays], Arrays] = _variables
+
+    def __post_init__(self) -> None:
+        shapes = {value.shape for value in self.draws.values()}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+            raise InvalidArgument(
+                "draws", sorted(shapes), "as many of every number, (chains, draws)"
+            )
+
+    def numbers(self, values: Arrays) -> dict[str, Tensor]:
+        """What the draws are of, number by number, from variables by name.
+
+        Args:
+            values: The field's variables, `(n, *shape)` each.
+
+        Returns:
+            `(n,)` each, by names that count from 1: "sigma", "beta[2]", "z[2,1]"; those of `draws`.
+
+        Raises:
+            InvalidArgument: The draws are of other numbers.
+        """
+        made: dict[str, Tensor] = {}
+        for name, value in self.parameters(values).items():
+            places = product(*(range(1, size + 1) for size in value.shape[1:]))
+            labels = [f"{name}[{','.join(map(str, at))}]" if at else name for at in places]
+            made.update(zip(labels, value.reshape(len(value), -1).T, strict=True))
+        missing = [name for name in self.draws if name not in made]
+        if missing:
+            raise InvalidArgument("reference draws", missing, f"some of {', '.join(made)}")
+        return {name: made[name] for name in self.draws}
+
+
 @dataclass(frozen=True)
 class Published:
     """Numbers of the literature on a target.
@@ -91,6 +142,7 @@ class Target:
         published: What the literature reached on it.
         note: What a reader of the table has to know.
         log_z: Its log partition function, None where it is not known.
+        reference: Draws of its law, None where there are none; its field has named variables.
     """
 
     name: str
@@ -99,6 +151,7 @@ class Target:
     published: Published = field(default_factory=Published)
     note: str = ""
     log_z: float | None = None
+    reference: Reference | None = None
 
     @property
     def dim(self) -> int:

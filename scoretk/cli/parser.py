@@ -192,7 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
         "tables",
         nargs="*",
         metavar="table",
-        help="low-error, evidence or posteriors; all of them by default",
+        help="low-error, evidence, posteriors or reference; all of them by default",
     )
     size = measuring.add_mutually_exclusive_group()
     size.add_argument(
