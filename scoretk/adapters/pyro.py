@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from scoretk.adapters.owned import called, check_repeats, generators_kept
+from scoretk.core.anatomy import asked
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import unfit
@@ -180,6 +181,9 @@ class _OnePoint:
     names: frozenset[str]
 
     def __call__(self, values: dict[str, Tensor]) -> Tensor:
+        return asked(lambda: self._energy(values), self.model)
+
+    def _energy(self, values: dict[str, Tensor]) -> Tensor:
         with _unchecked(self.poutine):
             held = self.poutine.condition(self.model, data=values)
             trace = self.poutine.trace(held).get_trace(*self.args, **self.options)

@@ -223,4 +223,4 @@ class _OfRows:
             value: Tensor = held(theta, track_gradients=torch.is_grad_enabled())
             return -value.reshape(len(theta))
 
-        return answered(ask, held, theta, {"x_o": rows}, OBSERVATION)
+        return answered(ask, self.potential, theta, {"x_o": rows}, OBSERVATION)

@@ -41,6 +41,7 @@ from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.answers import check_asked
 from scoretk.fields.distribution import DistributionField, from_distribution
 from scoretk.fields.foreign import nearest, owners, part_of
 from scoretk.fields.gradient import grad_energy
@@ -133,6 +134,7 @@ class KernelDensityField:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The normalised log density, `(batch, d) -> (batch,)`; `-inf` where there is none."""
+        check_asked(x, self.event_shape)
         data, d = on(self.data, x.device).to(x), self.data.shape[1]
         if len(x) == 0:
             return row_sum(x)

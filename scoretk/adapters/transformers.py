@@ -44,7 +44,8 @@ from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.foreign import misfit, owners
+from scoretk.fields.answers import check_asked
+from scoretk.fields.foreign import answered, misfit, owners
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource, drawn
 from scoretk.fields.states import pick, uniform_states
@@ -106,9 +107,11 @@ class LanguageField:
 
     def energy(self, x: Tensor) -> Tensor:
         """Minus the log likelihood, or pseudo-log-likelihood, `(batch,)`."""
+        check_asked(x, self.event_shape)
         if len(x) == 0:
             return row_sum(x)
-        return -(self._masked(x) if self.masked else self._causal(x))
+        ask = self._masked if self.masked else self._causal
+        return -answered(lambda: ask(x), self.lm, x, {})
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
@@ -146,9 +149,13 @@ class LanguageField:
         ids = on(self.before, noise.chains.device).expand(n, -1)
         for i in range(len(self.template)):
             u = noise.uniform(i, Stream.START, (), torch.float64)
-            logits = self.lm(input_ids=ids).logits[:, -1].double()
-            ids = torch.cat([ids, pick(logits, u)[:, None]], 1)
+            ids = torch.cat([ids, pick(self._following(ids), u)[:, None]], 1)
         return self.one_hot(ids[:, len(self.before) :])
+
+    def _following(self, ids: Tensor) -> Tensor:
+        """The logits of the token after texts `(n, k)`, `(n, vocabulary)`."""
+        logits: Tensor = answered(lambda: self.lm(input_ids=ids).logits[:, -1], self.lm, ids, {})
+        return logits.double()
 
     def one_hot(self, ids: Tensor) -> Tensor:
         """The x of texts, such as a start for `init=`: `(n, length)` of ids to `(n, *event_shape)`.

@@ -59,7 +59,7 @@ from types import (
     UnionType,
     WrapperDescriptorType,
 )
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -76,10 +76,12 @@ __all__ = [
     "ModuleView",
     "Names",
     "as_networks_take",
+    "asked",
     "check_place",
     "field_tensors",
     "is_known",
     "key_of",
+    "learning",
     "left_as_found",
     "modules_of",
     "names_in",
@@ -130,6 +132,8 @@ ATOMS: tuple[type, ...] = (
 
 MANY = 256
 """Dictionaries of plain values with more entries than this have no parts: they count as a whole."""
+
+_Answer = TypeVar("_Answer")
 
 Part = tuple[str, Any]
 """How a part is reached from its whole, much as in code (`.weight`, `[3]`), and the part."""
@@ -209,6 +213,13 @@ class Names(NamedTuple):
     imports: tuple[str, ...]
     attributes: frozenset[str]
 
+
+_AS_THEY_ARE: ContextVar[bool] = ContextVar("as_they_are", default=False)
+"""Whether modules that are asked have the mode that they are meant to have."""
+_FOUND: weakref.WeakKeyDictionary[object, list[weakref.ref[nn.Module]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""The modules that a walk has found, by what is made of them."""
 
 _NOTHING = Names((), (), frozenset())
 _NAMES: weakref.WeakKeyDictionary[CodeType, Names] = weakref.WeakKeyDictionary()
@@ -830,6 +841,7 @@ def left_as_found(value: Any, grad: bool = False) -> Iterator[None]:
             p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad
         ]
     )
+    before = _AS_THEY_ARE.set(True)
     try:
         for m in training:
             m.training = False
@@ -837,7 +849,60 @@ def left_as_found(value: Any, grad: bool = False) -> Iterator[None]:
             p.requires_grad_(False)
         yield
     finally:
+        _AS_THEY_ARE.reset(before)
         for m in training:
             m.training = True
         for p in wanting:
             p.requires_grad_(True)
+
+
+@contextmanager
+def learning() -> Iterator[None]:
+    """Let `asked` leave modules as they are: in train mode they are meant to be, to learn."""
+    before = _AS_THEY_ARE.set(True)
+    try:
+        yield
+    finally:
+        _AS_THEY_ARE.reset(before)
+
+
+def asked(ask: Callable[[], _Answer], taker: object) -> _Answer:
+    """What is answered with a model's modules in eval mode; their modes come back.
+
+    It is for models of other libraries, asked in one call at a time: a model with dropout is no
+    function of x, and one with batch normalisation couples rows and keeps what it was asked. Within
+    `left_as_found` all are held already; within `learning` they stay as they are.
+
+    Args:
+        ask: Asks the model.
+        taker: The model, or anything that is made of modules. What it is made of besides the
+            modules that it has registered is looked up once.
+
+    Returns:
+        The answer.
+    """
+    if torch.compiler.is_compiling() or _AS_THEY_ARE.get():
+        return ask()
+    training = [m for m in _modules_known(taker) if m.training]
+    if not training:
+        return ask()
+    try:
+        for m in training:
+            m.training = False
+        return ask()
+    finally:
+        for m in training:
+            m.training = True
+
+
+def _modules_known(taker: object) -> list[nn.Module]:
+    """The modules of a model: those that it has registered now, and those that a walk once found."""
+    try:
+        found = _FOUND.get(taker)
+        if found is None:
+            found = _FOUND[taker] = [weakref.ref(m) for m in modules_of(taker)]
+    except TypeError:  # of a class without weak references, or without a hash
+        return modules_of(taker)
+    own = taker.modules() if isinstance(taker, nn.Module) else ()
+    kept = (m for m in (ref() for ref in found) if m is not None)
+    return [*{id(m): m for m in (*own, *kept)}.values()]

@@ -21,7 +21,7 @@ from torch import Tensor
 from scoretk.core.anatomy import field_tensors
 from scoretk.errors import InvalidArgument, ScoretkError
 
-__all__ = ["check_energy", "check_rows", "unwritten", "written_into"]
+__all__ = ["check_asked", "check_energy", "check_rows", "unwritten", "written_into"]
 
 DTYPES_DIFFER = re.compile(
     r"same dtype|scalar type|input type.*weight type|index.*dtypes match", re.IGNORECASE
@@ -34,6 +34,27 @@ _APART = (
 
 _CLOSELY: ContextVar[bool | None] = ContextVar("closely", default=None)
 """Whether the values of an input are compared before and after; None outside of an evaluation."""
+
+
+def check_asked(x: object, event_shape: tuple[int, ...]) -> None:
+    """Check that a field is asked for rows of its event shape.
+
+    Another shape that broadcasts is answered, by most models, for points that nobody meant.
+
+    Args:
+        x: What it is asked for.
+        event_shape: The field's.
+
+    Raises:
+        InvalidArgument: It is no tensor `(batch, *event_shape)`.
+    """
+    if isinstance(x, Tensor) and x.ndim and x.shape[1:] == event_shape:
+        return
+    one = isinstance(x, Tensor) and x.shape == event_shape
+    wanted = f"(batch, {', '.join(map(str, event_shape))})" if event_shape else "(batch,)"
+    raise InvalidArgument(
+        "x", x, f"a tensor of rows, {wanted}", "One point is a row: x[None]" if one else ""
+    )
 
 
 def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint: str) -> Tensor:

@@ -28,6 +28,7 @@ from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.answers import check_asked
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.foreign import adapter_of, no_field
 from scoretk.fields.freelaws import FreeLaw, free_law, log_density, moved, support_of, unvalidated
@@ -72,6 +73,7 @@ class DistributionField:
         """The normalised log density, `(batch, *event_shape) -> (batch,)`; `-inf` outside the
         support.
         """
+        check_asked(x, self.event_shape)
         if len(x) == 0:  # torch's own support checks cannot take it
             return row_sum(x)
         return log_density(self.on(x.device)._law, x)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from scoretk.core.anatomy import asked
 from scoretk.errors import InvalidArgument, ScoretkError
 
 __all__ = [
@@ -205,7 +206,7 @@ _Answer = TypeVar("_Answer")
 def answered(
     ask: Callable[[], _Answer], taker: object, x: Tensor, cond: Mapping[str, Tensor], hint: str = ""
 ) -> _Answer:
-    """What another library's model answers.
+    """What another library's model answers, in eval mode.
 
     Args:
         ask: Asks the model.
@@ -222,7 +223,7 @@ def answered(
             package or torch's distributions refuse, and memory that is not there, is raised as it is.
     """
     try:
-        return ask()
+        return asked(ask, taker)
     except (ScoretkError, MemoryError):
         raise
     except Exception as error:

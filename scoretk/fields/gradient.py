@@ -53,6 +53,8 @@ def score_of_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _derived(energy: Callable[[Tensor], Tensor], x: Tensor, sign: float) -> tuple[Tensor, Tensor]:
     """The energy, and its gradient times a sign, NaN in rows whose energy is not finite."""
+    if not isinstance(x, Tensor):
+        raise InvalidArgument("x", x, "a tensor of rows, (batch, *event_shape)")
     if torch.compiler.is_compiling():
 
         def total(y: Tensor) -> tuple[Tensor, Tensor]:

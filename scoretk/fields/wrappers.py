@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.answers import check_energy, check_rows, unwritten
+from scoretk.fields.answers import check_asked, check_energy, check_rows, unwritten
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.constrained import constrained
 from scoretk.fields.convert import check_time, convert, prediction_name
@@ -145,6 +145,7 @@ class Energy:
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`E(x)`, `(batch, *event_shape) -> (batch,)`."""
+        check_asked(x, self.event_shape)
         ask = self.fn if self._free is None else self._free.energy
         found = unwritten("energy", lambda y: rejecting(ask, y, cond, torch.inf), x)
         return check_energy(found, x)
@@ -189,6 +190,7 @@ class Score:
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
+        check_asked(x, self.event_shape)
         score = unwritten("score", lambda y: rejecting(self.fn, y, cond, torch.nan), x)
         return check_rows("score", score, x.shape, "A score is shaped like x").to(x.dtype)
 
@@ -316,17 +318,18 @@ class At(Wrapped):
 
 
 def _call_network(
-    net: Callable[..., Tensor], name: str, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]
+    field: Diffusion | Velocity, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]
 ) -> Tensor:
+    check_asked(x, field.event_shape)
     check_time(t, x)
     if not isinstance(t, Tensor):
         times = torch.full(x.shape[:1], t, dtype=x.dtype, device=x.device)
     else:
         times = t.to(x.device, x.dtype).expand(x.shape[:1])
-    prediction = unwritten(name, lambda y: net(y, times, **cond), x)
-    return check_rows(name, prediction, x.shape, "A timed model's prediction is shaped like x").to(
-        x.dtype
-    )
+    prediction = unwritten(field.predicts, lambda y: field.net(y, times, **cond), x)
+    return check_rows(
+        field.predicts, prediction, x.shape, "A timed model's prediction is shaped like x"
+    ).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,7 +382,7 @@ class Diffusion(GaussianPathField):
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
         """The network's own output, like x."""
-        return _call_network(self.net, self.predicts, x, t, cond)
+        return _call_network(self, x, t, cond)
 
 
 class Velocity(GaussianPathField):
@@ -429,7 +432,7 @@ class Velocity(GaussianPathField):
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
         """The network's own output, like x."""
-        return _call_network(self.net, "velocity", x, t, cond)
+        return _call_network(self, x, t, cond)
 
     def _as(self, target: str, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
         if self.path is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from scoretk.core.anatomy import learning
 from scoretk.core.arguments import count, tensor_like
 from scoretk.core.arrays import aligned
 from scoretk.core.identity import Identity, without_addresses
@@ -138,7 +139,7 @@ class Training:
             if self.parts > 1:
                 for i, generator in enumerate(self.randomness):
                     generator.manual_seed(derive(self.seed, self.turns, part, i))
-            with self.states.of(part):
+            with self.states.of(part), learning():
                 value, numbers = _mean(loss(aligned(slices[part]), self.randomness[0]))
             value = value * (len(slices[part]) / len(batch))
             if bool(torch.isfinite(value)):
