@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,9 +33,11 @@ from scoretk.adapters.flow_supports import (
 from scoretk.core.anatomy import left_as_found, modules_of, state_like
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.keywords import explained
+from scoretk.core.noise import Noise
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability
+from scoretk.fields.answers import check_asked
 from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.distribution import draw_from, explicit
 from scoretk.fields.foreign import answered, no_field, owners
@@ -47,6 +49,12 @@ from scoretk.fields.supports import Bijection
 __all__ = ["FlowField", "from_flow"]
 
 Cond = dict[str, Tensor]
+_Found = TypeVar("_Found")
+
+LOST = 0.05
+"""How far from z, in units of 1 + |z|, f(f^-1(z)) may be for a draw: a few digits of an inverse."""
+ASKED = 64
+"""How many draws of a base are led to the data and back before a density is believed."""
 
 
 class _Flow(Protocol):
@@ -62,8 +70,11 @@ class _Flow(Protocol):
     def shape(self) -> tuple[int, ...]:
         """The event shape; raises anything where the flow does not say."""
 
-    def support(self) -> Support | None:
+    def support(self, shape: tuple[int, ...]) -> Support | None:
         """Where x lives, as the flow's parts say; None for all of R^d, or where they do not."""
+
+    def some_conditions(self, rows: int) -> Cond | None:
+        """Conditions to ask it with, which it has to be given; None where it does not say their shape."""
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
         """`log p(x | c)`, `(batch,)`."""
@@ -72,8 +83,17 @@ class _Flow(Protocol):
     def explicit(self) -> bool:
         """Whether its base is a known transform of the noise."""
 
-    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
-        """`(chains, *event_shape)`."""
+    def base(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        """Draws of the base, `(chains, ...)`."""
+
+    def inverse(self, z: Tensor, cond: Cond) -> Tensor:
+        """`f^-1(z; c)`, `(chains, *event_shape)`."""
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        """`f(x; c)`, like z."""
+
+    def gap(self, z: Tensor, other: Tensor) -> Tensor:
+        """How far two noises are apart, like z."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +124,9 @@ class FlowField:
         """The flow's own log density, `(batch, *event_shape) -> (batch,)`; `-inf` outside the
         support.
         """
+        check_asked(x, self.event_shape)
         if len(x) == 0:
             return row_sum(x)
-        if x.shape[1:] != self.event_shape:
-            raise InvalidArgument("x", x, f"rows (batch, {str(self.event_shape)[1:]}")
         given = self._checked(cond, len(x))
         inner = x if self.support is None else self.support.clamped(x)
         found = self._answered(lambda: self.flow.log_prob(inner, given), x, cond)
@@ -174,11 +193,27 @@ class FlowField:
                 "with a kernel such as MALA, or give the flow a diagonal normal base",
             )
         given = self._checked(cond, n)
-        x = self._answered(lambda: self.flow.draw(noise, given), noise.chains, cond)
-        x = x.reshape(n, *self.event_shape)
+        shaped = torch.empty((n, *self.event_shape), device="meta")
+        x, lost = self._answered(lambda: self._there_and_back(noise, given), shaped, cond)
+        if bool(lost.any()):
+            raise InvalidArgument(
+                "flow",
+                f"{int(lost.sum())} of {n} draws z of the base to which no x leads: f(f^-1(z)) is not z",
+                "a flow whose numerical inverse reaches as far as its base",
+                "Sample its density with a kernel such as MALA; the bounds, or the number of steps, "
+                "of an inverse by bisection are the flow's to widen",
+            )
         return x if self.support is None else self.support.clamped(x)
 
-    def _answered(self, ask: Callable[[], Tensor], x: Tensor, cond: Cond) -> Tensor:
+    def _there_and_back(self, noise: NoiseSource, cond: Cond) -> tuple[Tensor, Tensor]:
+        """`x = f^-1(z)` of draws z of the base, and of which f(x) is not z, `(chains,)` of bool."""
+        z = self.flow.base(noise, cond)
+        x = self.flow.inverse(z, cond).reshape(len(z), *self.event_shape)
+        gap = self.flow.gap(z, self.flow.forward(x, cond).reshape(z.shape))
+        lost = ~(gap <= LOST * (1 + z.abs()))  # (which NaN is)
+        return x, lost.flatten(1).any(1)
+
+    def _answered(self, ask: Callable[[], _Found], x: Tensor, cond: Cond) -> _Found:
         needless = cond and not self.conditional
         hint = "This flow answers without a condition: was it made to take one?" if needless else ""
         return answered(ask, self.flow.flow, x, cond, hint)
@@ -239,12 +274,15 @@ def _field(law: _Flow, event_shape: Sequence[int] | None, support: Any) -> FlowF
     shape = as_event_shape(event_shape)
     provides = {"energy", "score", "log_prob"} | ({"draw"} if law.explicit else set())
     field = FlowField(law, shape, frozenset(provides), law.conditional(shape))
-    within = law.support() if support is None else support
+    within = law.support(shape) if support is None else support
     if within is not None:
         over = constrained(field, within)
         field = replace(field, support=over.transform, within=over.constraint)
     if not field.conditional:
         _check_falls_off(field)
+    some = law.some_conditions(ASKED) if field.conditional else {}
+    if some is not None and law.explicit:
+        _check_onto(field, some)
     return field
 
 
@@ -306,6 +344,86 @@ def _check_falls_off(field: FlowField) -> None:
         )
 
 
+def _check_onto(field: FlowField, cond: Cond) -> None:
+    """Check that a flow leads onto all of the space of its base, and from all around the data.
+
+    A density `p_base(f(x)) |det df/dx|` has the mass that the base has where f leads to: with a
+    sigmoid before N(0, 1) a third. There is no x then for other noise. An inverse by bisection does
+    not get far enough out either, but then f leads nearer to the noise from farther out.
+
+    Raises:
+        InvalidArgument: It does not.
+    """
+    flow, noise = field.flow, Noise(0, ASKED)
+    try:
+        with torch.no_grad():
+            z = flow.base(noise, cond)
+            if z[0].numel() != math.prod(field.event_shape):
+                return  # which is told where it is asked
+            x, lost = field._there_and_back(noise, cond)
+    except Exception:  # noqa: BLE001 (what a transform raises of noise to which nothing leads)
+        raise _not_onto(field) from None
+    x, fine = x.detach(), x.flatten(1).isfinite().all(1)
+    if not bool(fine.all()):
+        raise _not_onto(field)
+    if bool(lost.any()):
+        middle = x.median(0).values
+        near = flow.gap(z, flow.forward(x, cond).reshape(z.shape))[lost].flatten(1).amax(1)
+        best = near
+        for reach in FARTHER:
+            y = middle + reach * (x - middle)
+            gap = flow.gap(z, flow.forward(y, cond).reshape(z.shape))[lost].flatten(1).amax(1)
+            best = torch.fmin(best, gap)
+        if bool((best > near / 2).all()):
+            raise _not_onto(field)
+    if field.support is None:
+        _check_defined(field, x, cond)
+
+
+FARTHER = (1.5, 4.0, 16.0, 64.0, 1e3, 1e6)
+"""How much farther from the middle of some data a flow is asked, where their noise is not reached."""
+
+
+def _not_onto(field: FlowField) -> InvalidArgument:
+    return InvalidArgument(
+        "flow",
+        type(field.flow.flow),
+        "a flow from the data onto all of the space of its base",
+        "There is no x for some of the base's noise, so that the density does not integrate to 1: a "
+        "layer, such as a last sigmoid, leads to a part of the space. Leave that layer out, or "
+        "give the flow a base of that part. For data on a part of the space the inverse of such a "
+        "layer, a logit, is the first",
+    )
+
+
+def _check_defined(field: FlowField, x: Tensor, cond: Cond) -> None:
+    """Check that a flow without a support has a density a few standard deviations around its data.
+
+    Raises:
+        InvalidArgument: It raises there, or says NaN.
+    """
+    middle, spread = x.median(0).values, (x - x.median(0).values).abs().median(0).values
+    for side in (-AROUND, AROUND):
+        rows = (middle + side * spread).expand(len(x), *middle.shape)
+        try:
+            with torch.no_grad():
+                found = field.log_prob(rows, **cond)
+        except InvalidArgument as error:
+            found, cause = None, error.__cause__
+        if found is None or bool(found.isnan().any()):
+            raise InvalidArgument(
+                "support",
+                None,
+                "where x lives, as this flow has no density everywhere",
+                "Such as scoretk.from_flow(flow, support=torch.distributions.constraints.interval"
+                "(0.0, 1.0)), of a flow that begins with a logit",
+            ) from (cause if found is None else None)
+
+
+AROUND = 6.0
+"""Where a density is asked for around its data, in their median absolute deviations."""
+
+
 def _fails(evaluate: Callable[[], Any]) -> bool:
     """Whether a flow cannot be asked without a condition."""
     try:
@@ -336,8 +454,33 @@ def _log_normal(z: Tensor) -> Tensor:
     return -row_sum(z * z) / 2 - z[0].numel() * math.log(2 * math.pi) / 2
 
 
+class _OnAllOfSpace:
+    """What the flows of most libraries have in common."""
+
+    def some_conditions(self, rows: int) -> Cond | None:
+        return None
+
+    def gap(self, z: Tensor, other: Tensor) -> Tensor:
+        return (z - other).abs()
+
+
+class _OfZuko:
+    """What a flow of zuko and a distribution of one have in common: a base of torch's."""
+
+    def some_conditions(self, rows: int) -> Cond | None:
+        return None
+
+    def gap(self, z: Tensor, other: Tensor) -> Tensor:
+        """The distance; on a box, whose ends circular flows make one point, that on the circle."""
+        apart, box = (z - other).abs(), self._base().support  # type: ignore[attr-defined]
+        while isinstance(box, td.constraints.independent):
+            box = box.base_constraint
+        low, high = (getattr(box, name, None) for name in ("lower_bound", "upper_bound"))
+        return apart if low is None or high is None else torch.minimum(apart, high - low - apart)
+
+
 @dataclass(frozen=True, eq=False)
-class _ZukoLaw:
+class _ZukoLaw(_OfZuko):
     """A distribution that zuko has made: a flow without, or with one, condition."""
 
     flow: Any
@@ -358,8 +501,8 @@ class _ZukoLaw:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.flow.event_shape)
 
-    def support(self) -> Support | None:
-        return zuko_support(self.flow.transform)
+    def support(self, shape: tuple[int, ...]) -> Support | None:
+        return zuko_support(self.flow.transform, torch.zeros((1, *shape)).to(_like(self.flow)))
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
         # torch's checks would refuse all rows where one is outside the base's box
@@ -370,17 +513,24 @@ class _ZukoLaw:
     def explicit(self) -> bool:
         return explicit(self.flow.base)
 
-    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
-        return _zuko_draw(self.flow, self.flow.base, noise)
+    def _base(self) -> td.Distribution:
+        base: td.Distribution = self.flow.base
+        return base
 
+    def base(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        return draw_from(self.flow.base, noise)
 
-def _zuko_draw(law: Any, base: td.Distribution, noise: NoiseSource) -> Tensor:
-    x: Tensor = law.transform.inv(draw_from(base, noise))
-    return x
+    def inverse(self, z: Tensor, cond: Cond) -> Tensor:
+        x: Tensor = self.flow.transform.inv(z)
+        return x
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        z: Tensor = self.flow.transform(x)
+        return z
 
 
 @dataclass(frozen=True, eq=False)
-class _Zuko:
+class _Zuko(_OfZuko):
     """A flow of zuko: `flow(c)` is the distribution given c, a row for a row of c."""
 
     flow: Any
@@ -394,8 +544,10 @@ class _Zuko:
     def shape(self) -> tuple[int, ...]:
         return tuple(getattr(self.flow, "base", self.flow)().event_shape)
 
-    def support(self) -> Support | None:
-        return zuko_support(getattr(self.flow, "transform", None))
+    def support(self, shape: tuple[int, ...]) -> Support | None:
+        transform = getattr(self.flow, "transform", None)
+        x = torch.zeros((1, *shape)).to(_like(self.flow))
+        return None if transform is None else zuko_support(transform, x)
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
         law = unvalidated(self.flow(*_rows(cond)))
@@ -407,8 +559,20 @@ class _Zuko:
         base = getattr(self.flow, "base", None)
         return base is not None and not _fails(base) and explicit(base())
 
-    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
-        return _zuko_draw(self.flow(*_rows(cond)), self.flow.base(), noise)
+    def _base(self) -> td.Distribution:
+        base: td.Distribution = self.flow.base()
+        return base
+
+    def base(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        return draw_from(self._base(), noise)
+
+    def inverse(self, z: Tensor, cond: Cond) -> Tensor:
+        x: Tensor = self.flow(*_rows(cond)).transform.inv(z)
+        return x
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        z: Tensor = self.flow(*_rows(cond)).transform(x)
+        return z
 
 
 def _rows(cond: Cond) -> Iterator[Tensor]:
@@ -425,7 +589,7 @@ def _rows(cond: Cond) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class _NFlows:
+class _NFlows(_OnAllOfSpace):
     """A flow of nflows: a transform from data to noise, a base, and an embedding of the context."""
 
     flow: Any
@@ -437,6 +601,15 @@ class _NFlows:
             getattr(part, "context_features", None) or "context" in name
             for name, part in self.flow.named_modules()
         )
+
+    def some_conditions(self, rows: int) -> Cond | None:
+        parts = self.flow.named_modules()
+        found = (getattr(part, "context_features", None) for _, part in parts)
+        widths = {width for width in found if width is not None}
+        plain = type(self.flow._embedding_net) is torch.nn.Identity
+        if len(widths) != 1 or not plain:
+            return None
+        return {"context": _like(self.flow).new_zeros((rows, *widths))}
 
     def shape(self) -> tuple[int, ...]:
         """That of what comes of the base's zeros, where the inverse can be asked for it."""
@@ -453,8 +626,8 @@ class _NFlows:
 
         return base if _fails(ask) else tuple(found[0].shape[1:])
 
-    def support(self) -> Support | None:
-        return nflows_support(self.flow)
+    def support(self, shape: tuple[int, ...]) -> Support | None:
+        return nflows_support(self.flow, _like(self.flow).new_zeros((1, *shape)))
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
         log_prob: Tensor = self.flow.log_prob(x, **cond)
@@ -464,14 +637,24 @@ class _NFlows:
     def explicit(self) -> bool:
         return type(self.flow._distribution).__name__ in _NFLOWS_BASES
 
-    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
-        base, context = self.flow._distribution, cond.get("context")
-        if context is not None:
-            context = self.flow._embedding_net(context)
+    def _embedded(self, cond: Cond) -> Tensor | None:
+        context = cond.get("context")
+        embedded: Tensor | None = None if context is None else self.flow._embedding_net(context)
+        return embedded
+
+    def base(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        base = self.flow._distribution
         z = _normal(noise, base._shape, self.flow)
-        mean, log_std = _NFLOWS_BASES[type(base).__name__](base, context)
-        x: Tensor = self.flow._transform.inverse(mean + log_std.exp() * z, context=context)[0]
+        mean, log_std = _NFLOWS_BASES[type(base).__name__](base, self._embedded(cond))
+        return mean + log_std.exp() * z
+
+    def inverse(self, z: Tensor, cond: Cond) -> Tensor:
+        x: Tensor = self.flow._transform.inverse(z, context=self._embedded(cond))[0]
         return x
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        z: Tensor = self.flow._transform(x, context=self._embedded(cond))[0]
+        return z
 
 
 _NFLOWS_BASES: dict[str, Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]] = {
@@ -486,7 +669,7 @@ _NFLOWS_BASES: dict[str, Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]] 
 
 
 @dataclass(frozen=True, eq=False)
-class _NormFlows:
+class _NormFlows(_OnAllOfSpace):
     """A flow of normflows, whose layers lead from noise to data."""
 
     flow: Any
@@ -514,8 +697,8 @@ class _NormFlows:
         with torch.no_grad():  # two rows, of which a layer may take the spread
             return tuple(self.flow.forward(_like(self.flow).new_zeros((2, *shape))).shape[1:])
 
-    def support(self) -> Support | None:
-        return normflows_support(self.flow)
+    def support(self, shape: tuple[int, ...]) -> Support | None:
+        return normflows_support(self.flow, _like(self.flow).new_zeros((1, *shape)))
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
         if self._by_class:
@@ -528,23 +711,32 @@ class _NormFlows:
     def explicit(self) -> bool:
         return type(self.flow.q0).__name__ in ("DiagGaussian", "ConditionalDiagGaussian")
 
-    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
-        base, context = self.flow.q0, cond.get("context")
+    def base(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        base = self.flow.q0
         z = _normal(noise, base.shape, self.flow)
         if type(base).__name__ == "DiagGaussian":
             hotter = math.log(base.temperature or 1.0)
-            x: Tensor = base.loc + (base.log_scale + hotter).exp() * z
-        else:
-            mean, log_scale = base.context_encoder(context).chunk(2, -1)
-            x = mean + log_scale.exp() * z
-        given = {} if context is None else {"context": context}
+            drawn: Tensor = base.loc + (base.log_scale + hotter).exp() * z
+            return drawn
+        mean, log_scale = base.context_encoder(cond["context"]).chunk(2, -1)
+        drawn = mean + log_scale.exp() * z
+        return drawn
+
+    def inverse(self, z: Tensor, cond: Cond) -> Tensor:
+        x = z.clone()  # into which some layers write
         for layer in self.flow.flows:
-            x = layer(x, **given)[0]
+            x = layer(x, **cond)[0]
         return x
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        z = x.clone()
+        for layer in reversed(self.flow.flows):
+            z = layer.inverse(z, **cond)[0]
+        return z
 
 
 @dataclass(frozen=True, eq=False)
-class _FrEIA:
+class _FrEIA(_OnAllOfSpace):
     """An invertible network of FrEIA, which leads from data to N(0, I): it has no base of its own."""
 
     flow: Any
@@ -576,8 +768,22 @@ class _FrEIA:
         (shape,) = self.flow.dims_in  # of one input
         return tuple(shape)
 
-    def support(self) -> Support | None:
+    def support(self, shape: tuple[int, ...]) -> Support | None:
         return None
+
+    def some_conditions(self, rows: int) -> Cond | None:
+        nodes = getattr(self.flow, "condition_nodes", None)
+        if nodes is not None:
+            shapes = [node.output_dims[0] for node in nodes]
+        else:
+            by_place = {
+                i: layer.dims_c[0]
+                for i, layer in zip(self.flow.conditions, self.flow.module_list, strict=True)
+                if i is not None
+            }
+            shapes = [by_place[i] for i in self._used]
+        like = _like(self.flow)
+        return {n: like.new_zeros((rows, *s)) for n, s in zip(self.names, shapes, strict=True)}
 
     def _output_shapes(self) -> list[tuple[int, ...]]:
         shapes = getattr(self.flow, "global_out_shapes", None) or self.flow.shapes[-1:]
@@ -589,14 +795,22 @@ class _FrEIA:
         log_prob: Tensor = log_det + sum(map(_log_normal, parts))
         return log_prob
 
-    def draw(self, noise: NoiseSource, cond: Cond) -> Tensor:
+    def base(self, noise: NoiseSource, cond: Cond) -> Tensor:
+        return _normal(noise, (sum(map(math.prod, self._output_shapes())),), self.flow)
+
+    def inverse(self, z: Tensor, cond: Cond) -> Tensor:
         shapes = self._output_shapes()
-        flat = _normal(noise, (sum(map(math.prod, shapes)),), self.flow)
-        parts = flat.split([math.prod(shape) for shape in shapes], 1)
-        z = [part.reshape(len(flat), *shape) for part, shape in zip(parts, shapes, strict=True)]
-        found = self.flow(z[0] if len(z) == 1 else z, c=self._given(cond), rev=True, jac=False)[0]
+        flat = z.split([math.prod(shape) for shape in shapes], 1)
+        parts = [part.reshape(len(z), *shape) for part, shape in zip(flat, shapes, strict=True)]
+        given = parts[0] if len(parts) == 1 else parts
+        # with its Jacobian, as some layers answer otherwise without
+        found = self.flow(given, c=self._given(cond), rev=True)[0]
         x: Tensor = found[0] if isinstance(found, tuple) else found
         return x
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        z = self.flow(x, c=self._given(cond))[0]
+        return torch.cat([part.flatten(1) for part in (z if isinstance(z, tuple) else (z,))], 1)
 
 
 _KINDS: dict[tuple[str, str], Callable[[Any], _Flow]] = {

@@ -368,8 +368,51 @@ def of_shares():
     return Flow(CompositeTransform(parts), StandardNormal([D]))
 
 
+def of_shares_of_a_line():
+    """Of data that are scaled and put into another order before the logit."""
+    importing("nflows")
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.transforms import (
+        CompositeTransform,
+        Logit,
+        PointwiseAffineTransform,
+        ReversePermutation,
+    )
+
+    line = PointwiseAffineTransform(shift=torch.tensor([-0.5, 1.5]), scale=torch.tensor(0.25))
+    parts = [line, ReversePermutation(D), CompositeTransform([Logit()])]
+    return Flow(CompositeTransform(parts), StandardNormal([D]))
+
+
+def zuko_of(*transforms):
+    zuko = pytest.importorskip("zuko")
+    base = zuko.lazy.UnconditionalDistribution(
+        zuko.distributions.DiagNormal, torch.zeros(D), torch.ones(D), buffer=True
+    )
+    return zuko.lazy.Flow([zuko.lazy.UnconditionalTransform(*part) for part in transforms], base)
+
+
+def logit():
+    return td.SigmoidTransform().inv
+
+
+def zuko_shares_of_a_line():
+    """Of data in (2, 6)."""
+    return zuko_of((td.AffineTransform, torch.tensor(-0.5), torch.tensor(0.25)), (logit,))
+
+
+def normflows_logit():
+    """Of pixels in (0, 1) as normflows has them: the density goes a little beyond."""
+    nf = importing("normflows")
+    return nf.NormalizingFlow(nf.distributions.DiagGaussian(D), [nf.transforms.Logit(alpha=0.1)])
+
+
 PI = math.pi
 BOUNDED = {
+    "nflows, from shares of a line": (of_shares_of_a_line, [2, -6], [6, -2]),
+    "zuko, from shares of a line": (zuko_shares_of_a_line, [2, 2], [6, 6]),
+    "normflows, a logit": (normflows_logit, [-0.125, -0.125], [1.125, 1.125]),
     "zuko NCSF": (lambda: zuko_flow("NCSF"), [-PI, -PI], [PI, PI]),
     "nflows, from shares": (of_shares, [0, 0], [1, 1]),
     "normflows, an angle": (of_angles, [-PI, -5], [PI, 5]),
@@ -427,7 +470,9 @@ def test_a_flow_given_a_condition_knows_where_it_lives():
 def test_a_density_that_falls_off_nowhere_asks_for_its_support():
     zuko = pytest.importorskip("zuko")
     flow = seeded(lambda: zuko_flow("NCSF"))
-    turned = zuko.lazy.UnconditionalTransform(zuko.transforms.RotationTransform, torch.ones(D, D))
+    turned = zuko.lazy.UnconditionalTransform(
+        zuko.transforms.RotationTransform, torch.eye(D)[[1, 0]] * torch.tensor([[1.0], [0.0]])
+    )
     turned = zuko.lazy.Flow([turned, *flow.transform.transforms], flow.base)
     with pytest.raises(InvalidArgument, match=r"support=torch\.distributions"):
         stk.from_flow(turned)
@@ -443,6 +488,100 @@ def test_a_density_that_falls_off_nowhere_asks_for_its_support():
     assert field.log_prob(torch.tensor([[0.6, 0.0]])).tolist() == [-math.inf]
     with pytest.raises(InvalidArgument, match="constraint"):
         stk.from_flow(shifted, support=[(td.constraints.positive, 3)])
+
+
+def nflow_of(*names, first=()):
+    importing("nflows")
+    from nflows import transforms
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+
+    parts = [getattr(transforms, name)() for name in names]
+    return Flow(transforms.CompositeTransform([*first, *parts]), StandardNormal([D]))
+
+
+def freia_into_a_part(conditional=False, layer="InvertibleSigmoid"):
+    modules, flow = importing("FrEIA.modules"), freia(conditional)
+    flow.append(getattr(modules, layer) if layer != "Clamped" else clamped(modules))
+    return flow
+
+
+def clamped(modules):
+    class Clamped(modules.InvertibleModule):
+        """tanh, whose inverse leads all beyond (-1, 1) to its ends."""
+
+        def forward(self, x, c=None, rev=False, jac=True):
+            (x,) = x
+            y = x.clamp(-1 + 1e-6, 1 - 1e-6).atanh() if rev else x.tanh()
+            slope = torch.log1p(-((x if rev else y) ** 2)).sum(1)
+            return (y,), -slope if rev else slope
+
+        def output_dims(self, dims):
+            return dims
+
+    return Clamped
+
+
+INTO_A_PART = {
+    "FrEIA": freia_into_a_part,
+    "FrEIA, given c": lambda: freia_into_a_part(True),
+    "FrEIA, a layer of one's own": lambda: freia_into_a_part(layer="Clamped"),
+    "nflows, sigmoid": lambda: nflow_of("Sigmoid"),
+    "nflows, tanh": lambda: nflow_of("Tanh"),
+    "zuko": lambda: zuko_of((td.SigmoidTransform,)),
+}
+
+
+@pytest.mark.parametrize("name", INTO_A_PART)
+def test_a_flow_into_a_part_of_its_bases_space_has_no_density(name):
+    with pytest.raises(InvalidArgument, match="onto all of the space of its base"):
+        stk.from_flow(seeded(INTO_A_PART[name]))
+
+
+@pytest.mark.parametrize("name", ["FrEIA", "nflows, tanh", "zuko"])
+def test_a_mutant_that_believes_it_has_another_mass(name, monkeypatch):
+    monkeypatch.setattr("scoretk.adapters.flows._check_onto", lambda *_: None)
+    field = stk.from_flow(seeded(INTO_A_PART[name]))
+    with torch.no_grad():
+        _, mass = on_a_grid(field, [-40, -40], [40, 40], 200)
+        assert float(mass.sum()) < 0.6
+        with pytest.raises(InvalidArgument, match=r"no x leads|raised"):
+            field.draw(64, Noise(0, 64))
+
+
+def test_a_flow_that_does_not_reach_far_in_numbers_has_no_density():
+    """zuko's GF cuts what it leads to, at 4.9 for each layer: made anew it has half of a mass."""
+    flow = seeded(lambda: zuko_flow("GF"))
+    with torch.no_grad():
+        found = type("Own", (), {"log_prob": lambda _, x: flow().log_prob(x)})()
+        _, mass = on_a_grid(found, [-60, -60], [60, 60], 400)
+    assert float(mass.sum()) < 0.7
+    with pytest.raises(InvalidArgument, match="onto all of the space of its base"):
+        stk.from_flow(flow)
+
+
+def test_an_inverse_by_bisection_that_ends_too_early_draws_nothing():
+    """zuko looks for x within (-10, 10), of which it gave the ends; the density is as it was."""
+    zuko = pytest.importorskip("zuko")
+    flow = zuko_of((lambda: zuko.transforms.MonotonicTransform(lambda x: x / 50),))
+    field = stk.from_flow(flow)
+    with torch.no_grad():
+        _, mass = on_a_grid(field, [-300, -300], [300, 300], 60)
+        assert float(mass.sum()) == pytest.approx(1, abs=1e-2)
+        assert float(field.flow.inverse(torch.ones(1, D), {}).abs().max()) < 10.1
+        with pytest.raises(InvalidArgument, match=r"f\(f\^-1\(z\)\) is not z.*MALA"):
+            field.draw(64, Noise(0, 64))
+
+
+def test_a_domain_that_is_no_box_of_x_asks_for_its_support():
+    importing("nflows")
+    from nflows.transforms import LULinear
+
+    def turned():
+        return nflow_of("Logit", first=[LULinear(D, identity_init=False)])
+
+    with pytest.raises(InvalidArgument, match="has no density everywhere"):
+        stk.from_flow(seeded(turned))
 
 
 @pytest.mark.parametrize("given", FLOWS, indirect=True)
@@ -560,5 +699,5 @@ class TestAsking:
         for x, c in (((3, 2), (1, C)), ((1, 2), (4, C)), ((3, 2), (3, 1, C))):
             with pytest.raises(InvalidArgument, match="cond"):
                 field.log_prob(torch.zeros(x), c=torch.zeros(c))
-        with pytest.raises(InvalidArgument, match="x: expected rows"):
+        with pytest.raises(InvalidArgument, match="x: expected a tensor of rows"):
             field.log_prob(torch.zeros(3, 1), c=torch.zeros(3, C))
