@@ -5,6 +5,7 @@ A scheduler's configuration fixes what the network means. Three conventions are 
     trained on     path                               network's time          prediction_type
     a table        Tabulated(alphas_cumprod)          k = N - 1 ... 0         epsilon, sample,
                                                       (or log(s) / 4)         v_prediction
+    levels beyond  EDM(sigma_min, sigma_max)          log(s) / 4              v_prediction
     a line         Linear, s = 1 - t                  by architecture         noise - data = dx/ds
     EDM            EDM(sigma_min, sigma_max, rho)     log(s) / 4              F, preconditioned
 
@@ -21,6 +22,9 @@ its architecture (`scoretk.adapters.clocks`). The steps of a scheduler are `fiel
 
 Some schedulers round the timesteps that they find for their levels, and some cut them; which, is seen
 by the steps that one sets.
+
+Where the noise levels of a scheduler with `timestep_type="continuous"` go beyond its table, as those
+of Stable Video Diffusion do, the network is one of EDM for data of spread 1.
 
 A scheduler that clips its prediction of the data has a field whose denoiser is clipped, and whose
 noise follows from it; DDIM clips only one of the two.
@@ -146,6 +150,7 @@ class DiffusersField(GaussianPathField):
             steps: `num_inference_steps`.
             options: What `set_timesteps` takes besides, such as `mu` for a dynamic shift.
         """
+        _warn_of_other_noise(self.scheduler)
         made = _with_steps(self.scheduler, count("steps", steps, least=1), **options)
         times: Tensor = self.convention.grid(made)
         return times.clamp(0, 1)
@@ -309,6 +314,12 @@ class _OnTable:
         k = self.timestep(t).clamp(min=0)
         return ask(x, self.whole(k).long() if self.whole else k)
 
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """The lowest and the highest noise level of the table."""
+        low, high = (torch.exp(-self.path.log_snr(t) / 2) for t in (1 - 1 / self.path.steps, 0.0))
+        return float(low), float(high)
+
     def timestep(self, t: Tensor) -> Tensor:
         """The timestep at t, a real number."""
         if self.levels is None:
@@ -321,13 +332,63 @@ class _OnTable:
     def grid(self, scheduler: Any) -> Tensor:
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is not None:
-            return _times_of_levels(self.path, sigmas)
+            ends = self._ends
+            if _beyond(ends, sigmas):
+                own = _positive(sigmas)
+                raise InvalidArgument(
+                    "scheduler",
+                    f"noise levels from {float(own.min()):.3g} to {float(own.max()):.3g}",
+                    f"levels of its table, from {ends[0]:.3g} to {ends[1]:.3g}, as the network has no "
+                    f"timesteps for others",
+                    "sigma_min and sigma_max are the scheduler's to set; a network that knows more "
+                    "levels is told these by timestep_type='continuous', prediction_type="
+                    "'v_prediction'",
+                )
+            times = _times_of_levels(self.path, sigmas)
+            _warn_of_other_levels(scheduler, self, times)
+            return times
         steps = torch.as_tensor(scheduler.timesteps, dtype=torch.float64).cpu()
         _warn_of_uneven(scheduler, steps, self.path.steps)
         times = 1 - (steps + 1) / self.path.steps
         last = times.new_tensor([max(self.last, float(times[-1]))])
         found: Tensor = torch.cat([times, last]).unique()
         return found
+
+
+def _warn_of_other_noise(scheduler: Any) -> None:
+    """Warn where a scheduler draws other noise in its steps than any solver of this package does."""
+    config, name = scheduler.config, type(scheduler).__name__
+    if config.get("stochastic_sampling"):
+        warn(
+            f"{name} with stochastic_sampling=True draws all noise anew at each step, x' = (1 - s') D "
+            f"+ s' z with the denoised D: a rule for models that were distilled for it, and with many "
+            f"steps of any other model of half of the data's variance. No solver here steps by it: "
+            f"ProbabilityFlow is its deterministic flow, ReverseSDE its diffusion"
+        )
+    variance = config.get("variance_type", "fixed_small")
+    if name.startswith("DDPM") and not str(variance).startswith("fixed_small"):
+        warn(
+            f"{name} with variance_type={variance!r} draws noise of another variance than that of "
+            f"q(x' | x, D): ReverseSDE('ddpm') steps by the latter, as with 'fixed_small'"
+        )
+
+
+def _warn_of_other_levels(scheduler: Any, convention: _OnTable, times: Tensor) -> None:
+    """Warn where a scheduler asks its network at timesteps that are not those of its noise levels."""
+    own = torch.as_tensor(scheduler.timesteps, dtype=torch.float64).cpu().unique().flip(0)
+    asked = times[: len(own)]
+    ours = (
+        -convention.path.log_snr(asked) / 8 if convention.by_level else convention.timestep(asked)
+    )
+    close = 1e-2 if convention.by_level else 2.0
+    levels = len(_positive(scheduler.sigmas).unique())
+    apart = abs(levels - len(own)) > 1 or not bool(((ours - own).abs() <= close).all())
+    if apart:
+        warn(
+            f"{type(scheduler).__name__} asks its network at timesteps that are not those of the noise "
+            f"levels of its steps (interpolation_type {scheduler.config.get('interpolation_type')!r}): "
+            f"its own samples are others. The grid has its levels, and the network is asked at these"
+        )
 
 
 def _warn_of_uneven(scheduler: Any, timesteps: Tensor, table: int) -> None:
@@ -442,6 +503,18 @@ class _Clipped:
         return times
 
 
+def _positive(sigmas: Any) -> Tensor:
+    """The noise levels above 0."""
+    levels = torch.as_tensor(sigmas, dtype=torch.float64).cpu()
+    return levels[levels > 0]
+
+
+def _beyond(ends: tuple[float, float], sigmas: Any) -> bool:
+    """Whether noise levels go beyond those of a table, but for rounding."""
+    levels = _positive(sigmas)
+    return bool((levels < ends[0] * (1 - 1e-3)).any() or (levels > ends[1] * (1 + 1e-3)).any())
+
+
 def _times_of_levels(path: Tabulated, sigmas: Any) -> Tensor:
     """Times of decreasing levels `sigma / alpha`, each once; 0 is t = 1."""
     levels = torch.as_tensor(sigmas, dtype=torch.float64).cpu().unique().flip(0)
@@ -451,6 +524,22 @@ def _times_of_levels(path: Tabulated, sigmas: Any) -> Tensor:
 
 def _with_steps(scheduler: Any, steps: int, **options: Any) -> Any:
     """A copy of a scheduler that has set its steps, and knows of none before."""
+    shifts = scheduler.config.get("use_dynamic_shifting")
+    known = inspect.signature(scheduler.set_timesteps).parameters
+    if type(scheduler).__name__.startswith("FlowMatch") and shifts and options.get("mu") is None:
+        raise InvalidArgument(
+            "mu",
+            None,
+            f"the shift of its times, as {type(scheduler).__name__} has use_dynamic_shifting=True",
+            f"field.grid({steps}, mu=0.7), say: pipelines make it of the number of their latents' "
+            f"patches, from base_shift to max_shift of the configuration",
+        )
+    if options.get("mu") is not None and "mu" in known and not shifts:
+        raise InvalidArgument(
+            "mu",
+            options["mu"],
+            f"none, as {type(scheduler).__name__} has use_dynamic_shifting=False, and leaves it out",
+        )
     made = copy.deepcopy(scheduler)
     with warnings.catch_warnings():  # diffusers' own use of numpy is no news of ours
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -500,6 +589,7 @@ def _line(
     if integer is None:  # FlowMatch schedulers have no others
         integer = bool(config.get("use_flow_sigmas")) and _of_integers(scheduler)
     inverted = bool(config.get("invert_sigmas"))
+    _warn_of_other_noise(scheduler)
     return _OnLine(start, span, inverted, negated, steps if integer else None)
 
 
@@ -531,6 +621,11 @@ def _convention(scheduler: Any, config: Mapping[str, Any], integer: bool | None)
     levels = None
     if getattr(scheduler, "sigmas", None) is not None:
         levels = (1 / table.double() - 1).sqrt()
+    if by_level and levels is not None:
+        made = _with_steps(scheduler, _few(scheduler))
+        own = _positive(made.sigmas)
+        if _beyond((float(levels[0]), float(levels[-1])), own):
+            return _OnEDM(EDM(float(own.min()), float(own.max())), 1.0, -1.0)
     evenly = torch.log if any(config.get(name) for name in BY_LEVELS) else torch.Tensor.clone
     whole = torch.round if integer else None
     convention = _OnTable(tabulated, predicts, whole, levels, evenly, by_level, last)

@@ -270,7 +270,9 @@ def test_a_learned_variance_is_split_off_as_the_scheduler_does(variance):
     with torch.no_grad():
         found = net(noise(), made.timesteps[-1]).sample
     expected = made.step(found, made.timesteps[-1], noise()).prev_sample
-    solver = stk.ProbabilityFlow("ddim", grid=field.grid(STEPS)[-2:].tolist())
+    with pytest.warns(UserWarning, match="of another variance"):
+        grid = field.grid(STEPS)
+    solver = stk.ProbabilityFlow("ddim", grid=grid[-2:].tolist())
     assert apart(stk.sample(field, solver, chains=CHAINS, init=noise()).final, expected) < 1e-4
 
 
@@ -310,6 +312,108 @@ def test_edm_is_reproduced(kind):
     solver = stk.ProbabilityFlow("euler", steps=STEPS, grid=grid, denoise=True)
     found = stk.sample(field, solver, chains=CHAINS, init=80 * noise()).final
     assert apart(found, theirs(made, NET, 80 * noise())) < 1e-4
+
+
+# --- noise levels beyond a table, steps that are none of a grid's
+
+
+def svd(**options):
+    """The scheduler of Stable Video Diffusion: levels up to 700 on a table that ends at 157."""
+    given = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+    levels = {"use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700.0}
+    return scheduler("EulerDiscreteScheduler", **{**given, **levels, **options})
+
+
+def exact_by_level(x, time):
+    """v of N(MEAN, STD^2) data in the coordinates of a network of EDM for data of spread 1."""
+    level = torch.exp(4 * torch.as_tensor(time)).expand(len(x)).reshape(-1, 1, 1, 1)
+    alpha = (1 + level**2).rsqrt()
+    return prediction("v_prediction", x, alpha, level * alpha)
+
+
+@pytest.mark.parametrize("net", [NET, exact_by_level], ids=["unet", "exact"])
+def test_levels_beyond_the_table_are_those_of_edm(net):
+    made = svd()
+    field = stk.from_diffusers(net, made, SHAPE)
+    assert field.path.sigma(torch.zeros(())).item() == pytest.approx(700)
+    solver = stk.ProbabilityFlow("euler", steps=STEPS, grid=field.grid(STEPS), denoise=True)
+    found = stk.sample(field, solver, chains=CHAINS, init=700 * noise()).final
+    expected = theirs(made, net, 700 * noise())
+    assert apart(found, expected) < 1e-4
+    wide = stk.Diffusion(lambda x, t: 1.1 * field.predict(x, t), SHAPE, field.path, "data")
+    mutant = stk.sample(wide, solver, chains=CHAINS, init=700 * noise()).final
+    assert apart(mutant, expected) > 1e-2
+
+
+def test_levels_beyond_the_table_of_a_network_of_timesteps_are_told():
+    field = stk.from_diffusers(NET, svd(timestep_type="discrete", prediction_type="epsilon"))
+    with pytest.raises(InvalidArgument, match=r"its table, from 0\.01 to 157.*0\.002 to 700"):
+        field.grid(STEPS)
+    within = svd(timestep_type="discrete", sigma_min=0.1, sigma_max=10.0)
+    assert float(stk.from_diffusers(NET, within).grid(STEPS)[0]) > 0
+
+
+OTHER_STEPS = {
+    "EulerDiscreteScheduler": ("interpolation_type", ("linear", "log_linear"), "asks its network"),
+    "DDPMScheduler": (
+        "variance_type",
+        ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+        "of another variance",
+    ),
+    "FlowMatchEulerDiscreteScheduler": (
+        "stochastic_sampling",
+        (False, True),
+        "draws all noise anew",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_STEPS)
+def test_steps_that_no_solver_makes_are_told(name):
+    """A warning if and only if the scheduler's own samples are not those of our method on its grid."""
+    option, values, said = OTHER_STEPS[name]
+    for value in values:
+        options = {"clip_sample": False} if name.startswith("DD") else {}
+        made = scheduler(name, **options, **{option: value})
+        flow = name.startswith("FlowMatch")
+        net = flow_of(made) if flow else exact(made)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", UserWarning)
+            field = stk.from_diffusers(net, made, SHAPE)
+            grid = field.grid(STEPS)
+        told = any(said in str(w.message) for w in found)
+        scaled, start = vp_start(made, noise()) if name in DIVIDED_BY_ALPHA else (noise(),) * 2
+        expected = theirs(made, net, scaled, own_noise())
+        solver = stk.ProbabilityFlow("euler", grid=grid)
+        if name == "DDPMScheduler":
+            solver = stk.ReverseSDE("ddpm", grid=grid.tolist())
+        sampled = stk.sample(field, solver, chains=CHAINS, init=start, seed=9).final
+        assert (apart(sampled, expected) < 1e-4) is not told
+        assert told is (value not in (values[0], "fixed_small_log"))
+
+
+def test_drawing_all_noise_anew_leads_to_half_of_the_variance():
+    """Why `stochastic_sampling` is no method here: however many steps, it is another law of any model that is not distilled."""
+    n, generator = 100, torch.Generator().manual_seed(3)
+    made = scheduler("FlowMatchEulerDiscreteScheduler", stochastic_sampling=True)
+    draws = [torch.randn(CHAINS, *SHAPE, generator=generator) for _ in range(n)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "STEPS", n)
+        found = theirs(made, flow_of(made), noise(), draws)
+    assert float(found.std()) / STD < 0.85  # of 128 normals: 5 standard errors below 1
+
+
+def test_a_dynamic_shift_is_asked_for_in_our_words():
+    made = scheduler("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True)
+    field = stk.from_diffusers(NET, made)
+    with pytest.raises(
+        InvalidArgument, match=r"mu: expected the shift.*field\.grid\(12, mu=0\.7\)"
+    ):
+        field.grid(STEPS)
+    fixed = stk.from_diffusers(NET, scheduler("FlowMatchEulerDiscreteScheduler"))
+    with pytest.raises(InvalidArgument, match="mu: expected none"):  # which diffusers leaves out
+        fixed.grid(STEPS, mu=0.7)
+    assert not torch.equal(field.grid(STEPS, mu=0.7), field.grid(STEPS, mu=0.0))
 
 
 def test_zero_terminal_snr_is_read_from_the_configuration():
