@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from torch.nn.functional import softplus
 import scoretk as stk
 from scoretk.bench import evidence, gym, inverse, known, low_error, partition, recursion, tables
 from scoretk.bench.evidence import Evidence, evidence_of
-from scoretk.bench.inverse import Distances, Problem, distances
+from scoretk.bench.inverse import (
+    Calibration,
+    Distances,
+    Problem,
+    calibrated,
+    calibration,
+    distances,
+)
 from scoretk.bench.low_error import (
     Crossing,
     Errors,
@@ -468,15 +476,79 @@ def test_distances_tell_which_sampler_is_right(monkeypatch):
     assert sum(twisted.found) < 0.5 * sum(deaf.found)
 
 
-def test_rows_of_posteriors(monkeypatch):
-    told = Distances((0.1, 0.12), (0.1, 0.1), (1.0, 2.0))
+WRONG = {
+    "narrow": lambda x, prior: x.mean(1, True) + 0.6 * (x - x.mean(1, True)),
+    "wide": lambda x, prior: x.mean(1, True) + 1.6 * (x - x.mean(1, True)),
+    "shifted": lambda x, prior: x + 0.25,
+    "deaf": lambda x, prior: prior,
+}
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """Truths of a prior, measurements, exact draws of each posterior, and draws of the prior."""
+    problem = Problem.made(2, 1, 1)
+    truth, y = problem.simulated(100, 2)
+    draws = [replace(problem, y=row).exact(inverse.RANKED, i)[0] for i, row in enumerate(y)]
+    prior = problem.simulated(100 * inverse.RANKED, 3)[0].reshape(100, inverse.RANKED, 2)
+    return problem, truth, y, torch.stack(draws), prior
+
+
+def test_exact_posteriors_are_calibrated(simulated):
+    problem, truth, y, draws, _ = simulated
+    found = calibrated(problem, truth, y, draws)
+    assert min(found.sbc, found.tarp) > 1e-3
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_not_calibrated_is_seen(wrong, simulated):
+    """At the rate of false alarms by which the table judges: by SBC what is off, by both who does not listen."""
+    problem, truth, y, draws, prior = simulated
+    found = calibrated(problem, truth, y, WRONG[wrong](draws, prior))
+    assert found.sbc <= tables.SURPRISE
+    if wrong in ("wide", "deaf"):
+        assert found.tarp <= tables.SURPRISE
+
+
+def test_simulated_measurements_are_those_of_their_truths():
+    problem = Problem.made(8, 2, 1)
+    x, y = problem.simulated(4000, 5)
+    off = (y - x @ problem.operator.T) / problem.noise
+    assert abs(float(off.var()) - 1) < 6 * (2 / 8000) ** 0.5
+    mean = problem.prior.weights @ problem.prior.means / problem.prior.weights.sum()
+    assert ((x.mean(0) - mean).abs() < 6 * x.std(0) / 4000**0.5).all()
+
+
+def test_calibration_tells_which_sampler_is_right(monkeypatch):
+    monkeypatch.setattr(inverse, "ISLAND", 64)
+    contestants = {
+        "twisted": (stk.TwistedSMC(32), "mmps"),
+        "deaf": (stk.ReverseSDE("ancestral", 24), stk.DPS(scale=1e-6)),
+    }
+    monkeypatch.setattr(inverse, "CONTESTANTS", contestants)
+    twisted, deaf = (calibration("mixture-2", name, 50) for name in contestants)
+    assert min(twisted.sbc, twisted.tarp) > 1e-3
+    assert deaf.sbc <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("found", "ranks", "cause"),
+    [
+        ((0.1, 0.12), (0.4, 0.3), ""),
+        ((0.4, 0.4), (0.4, 0.3), "1.5 times the floor"),
+        ((0.1, 0.12), (1e-4, 0.3), "not calibrated by SBC (p 0.0001)"),
+        ((0.1, 0.12), (0.4, 2e-4), "not calibrated by TARP"),
+        ((0.1, 0.12), (math.nan, 0.5), "SBC"),
+    ],
+)
+def test_rows_of_posteriors(found, ranks, cause, monkeypatch):
+    told = Distances(found, (0.1, 0.1), (1.0, 2.0))
     monkeypatch.setattr(tables, "distances", lambda *_: told)
+    monkeypatch.setattr(tables, "calibration", lambda *_: Calibration(*ranks))
     (row,) = tables.posteriors(tables.Asked(solvers=("twisted-mmps",)))
-    assert str(row["sliced W2"]) == "0.110 ± 0.010"
-    assert (row["times the floor"], row["mean z^2 of log p(y)"]) == ("1.10", "2.50")
-    assert (row["reached"], row["cause"]) == ("yes", "")
-    monkeypatch.setattr(tables, "distances", lambda *_: told.__class__((0.4, 0.4), (0.1, 0.1), ()))
-    assert next(iter(tables.posteriors(tables.Asked())))["reached"] == "no"
+    assert row["mean z^2 of log p(y)"] == "2.50"
+    assert cause in row["cause"]
+    assert (row["reached"] == "yes") == (not cause)
     assert not list(tables.posteriors(tables.Asked(targets=("banana",))))
 
 
@@ -514,6 +586,7 @@ def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tables, "gradients_to_low_error", lambda *_: reached())
     monkeypatch.setattr(tables, "evidence_of", lambda *_: found())
     monkeypatch.setattr(tables, "distances", lambda *_: Distances((0.1, 0.2), (0.1, 0.1), ()))
+    monkeypatch.setattr(tables, "calibration", lambda *_: Calibration(0.5, 0.5))
     assert main(["bench", "low-error", "-o", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "bench done: 4 rows, 4 reached" in said

@@ -10,7 +10,16 @@ posterior is a mixture again,
 whose weights sum to p(y). How far a sampler is from it is the sliced Wasserstein distance to exact draws,
 of which another set is the *floor*.
 
+Whether it is right on the whole, and not on some measurements alone, calibration says: of truths x_i of the
+prior and their measurements y_i, each truth among a few draws of the sampler given y_i. Ranks are of all
+coordinates and of the log likelihood (SBC), and of the distance from the least-squares estimate A^+ y
+(TARP), so that a sampler that ignores y is seen too (`scoretk.diagnostics.calibration`).
+
 References:
+    Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian inference algorithms with
+    simulation-based calibration" (2018).
+    Lemos, Coogan, Hezaveh, Perreault-Levasseur, "Sampling-based accuracy testing of posterior
+    estimators for general inference" (2023).
     Cardoso, Janati El Idrissi, Le Corff, Moulines, "Monte Carlo guided denoising diffusion models for
     Bayesian linear inverse problems" (2024), for the mixture.
 """
@@ -19,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +36,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.noise import derive
+from scoretk.diagnostics.calibration import sbc_test, tarp_test
 from scoretk.diagnostics.distances import sliced_wasserstein
 from scoretk.fields.operators import LinearGaussian, Matrix
 from scoretk.fields.paths import VP
@@ -36,9 +46,20 @@ from scoretk.inference.sampling import sample
 from scoretk.models.targets.mixture import GaussianMixture
 from scoretk.solvers import ReverseSDE, TwistedSMC
 
-__all__ = ["CONTESTANTS", "PROBLEMS", "Distances", "Problem", "distances"]
+__all__ = [
+    "CONTESTANTS",
+    "PROBLEMS",
+    "Calibration",
+    "Distances",
+    "Problem",
+    "calibrated",
+    "calibration",
+    "distances",
+]
 
 DRAWS, NOISE = 1024, 0.1
+RANKED, ISLAND, PERMUTATIONS = 15, 256, 4000
+"""Draws for each truth; chains that are resampled together, of which these are some; permutations."""
 STD = 1 / math.sqrt(128)
 """The standard deviation of a component: 1 where means are 8 apart."""
 PROBLEMS: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -95,6 +116,15 @@ class Problem:
         y = operator @ x + NOISE * normals(measurements)
         prior = GaussianMixture(means, means.new_full((25,), STD), weights)
         return Problem(prior, operator, y, NOISE)
+
+    def simulated(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Truths of the prior `(n, d)`, and what is measured of each `(n, m)`."""
+        generator = torch.Generator().manual_seed(seed)
+        means, (m, d) = self.prior.means, self.operator.shape
+        which = torch.multinomial(self.prior.weights, n, True, generator=generator)
+        z = torch.randn(n, d + m, generator=generator, dtype=means.dtype)
+        x = means[which] + STD * z[:, :d]
+        return x, x @ self.operator.T + self.noise * z[:, d:]
 
     def exact(self, n: int, seed: int) -> tuple[Tensor, float]:
         """Draws of the posterior `(n, d)`, and log p(y)."""
@@ -165,3 +195,74 @@ def distances(problem: str, contestant: str, count: int, seed: int = 0) -> Dista
             told = log_evidence(draws)
             z.append((float(told.value) - log_evidence_of_y) / float(told.stderr))
     return Distances(tuple(found), tuple(floor), tuple(z))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How likely ranks as uneven as a contestant's are where it is right.
+
+    Args:
+        sbc: The p-value of simulation-based calibration.
+        tarp: That of tests of accuracy with random points.
+    """
+
+    sbc: float
+    tarp: float
+
+
+def calibration(problem: str, contestant: str, simulations: int, seed: int = 0) -> Calibration:
+    """Hold a contestant to truths of the prior.
+
+    Args:
+        problem: A name in `PROBLEMS`.
+        contestant: A name in `CONTESTANTS`.
+        simulations: How many truths.
+        seed: From which those of the problem, of truths and of draws are derived.
+    """
+    solver, method = CONTESTANTS[contestant]
+    made = Problem.made(*PROBLEMS[problem], derive(seed, 0))
+    truth, y = made.simulated(simulations, derive(seed, 0, 4))
+    weighs = isinstance(solver, TwistedSMC)
+    each = ISLAND if weighs else RANKED
+    draws = sample(
+        posterior(
+            made.prior.noised(VP()), LinearGaussian(Matrix(made.operator), "y", made.noise), method
+        ),
+        replace(solver, island=each) if weighs else solver,
+        simulations * each,
+        seed=derive(seed, 0, 5),
+        keep="last",
+        cond={"y": y.repeat_interleave(each, 0)},
+        dtype=torch.float64,
+        progress=False,
+    )
+    shown = draws.final.reshape(simulations, each, -1)[:, :: each // RANKED][:, :RANKED]
+    return calibrated(made, truth, y, shown, seed)
+
+
+def calibrated(
+    problem: Problem, truth: Tensor, y: Tensor, draws: Tensor, seed: int = 0
+) -> Calibration:
+    """The p-values of both tests.
+
+    Args:
+        problem: The problem, whose own measurement does not matter.
+        truth: Draws of the prior, `(n, d)`.
+        y: What was measured of each, `(n, m)`.
+        draws: Independent draws given each, `(n, L, d)`.
+        seed: Of ties and permutations.
+    """
+
+    def with_likelihood(x: Tensor, y: Tensor) -> Tensor:
+        missed = (y - x @ problem.operator.T).square().sum(-1, keepdim=True)
+        return torch.cat([x, -missed], -1)
+
+    sbc = sbc_test(
+        with_likelihood(truth, y),
+        with_likelihood(draws, y[:, None]),
+        permutations=PERMUTATIONS,
+        seed=seed,
+    )
+    estimate = y @ torch.linalg.pinv(problem.operator).T
+    tarp = tarp_test(truth, draws, references=estimate, permutations=PERMUTATIONS, seed=seed)
+    return Calibration(sbc.p_value, tarp.p_value)

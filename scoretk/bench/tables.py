@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from scoretk.bench.evidence import SURPRISE, Evidence, evidence_of
-from scoretk.bench.inverse import CONTESTANTS, PROBLEMS, Distances, distances
+from scoretk.bench.inverse import (
+    CONTESTANTS,
+    PROBLEMS,
+    Calibration,
+    Distances,
+    calibration,
+    distances,
+)
 from scoretk.bench.low_error import LOW, Plan, Reached, gradients_to_low_error
 from scoretk.bench.posteriordb import known_posteriors, target_of
 from scoretk.bench.published import COLUMNS
@@ -104,6 +111,8 @@ SEEDS, QUICK_SEEDS = 20, 2
 """How often log Z is found."""
 INSTANCES, QUICK_PROBLEMS = 10, 2
 """How many inverse problems of a kind there are."""
+SIMULATIONS, QUICK_SIMULATIONS = 200, 50
+"""How many truths of the prior calibration is found by."""
 NEAR = 1.5
 """How many times the distance of exact draws counts as right."""
 QUICK_TARGETS, QUICK_SOLVERS = ("banana", "ill-conditioned"), ("mclmc", "chees-unscaled")
@@ -204,12 +213,17 @@ def posteriors(asked: Asked) -> Iterator[Row]:
                 started = time.perf_counter()
                 made = distances(problem, name, count, asked.seed)
                 seconds = (time.perf_counter() - started) / count
-                yield _posterior_row(problem, name, made, seconds)
+                truths = QUICK_SIMULATIONS if asked.quick else SIMULATIONS
+                ranks = calibration(problem, name, truths, asked.seed)
+                yield _posterior_row(problem, name, made, ranks, seconds)
 
 
-def _posterior_row(problem: str, name: str, made: Distances, seconds: float) -> Row:
+def _posterior_row(
+    problem: str, name: str, made: Distances, ranks: Calibration, seconds: float
+) -> Row:
     mean, spread = (f(made.found) for f in (statistics.fmean, statistics.stdev))
     ratio = mean / statistics.fmean(made.floor)
+    cause = _apart(ratio, ranks)
     return {
         "target": problem,
         "solver": name,
@@ -217,10 +231,20 @@ def _posterior_row(problem: str, name: str, made: Distances, seconds: float) -> 
         "floor": f"{statistics.fmean(made.floor):.3f}",
         "times the floor": f"{ratio:.2f}",
         "mean z^2 of log p(y)": f"{statistics.fmean(z**2 for z in made.z):.2f}" if made.z else None,
-        "reached": "yes" if ratio <= NEAR else "no",
-        "cause": "" if ratio <= NEAR else f"more than {NEAR} times the floor",
+        "SBC, p": f"{ranks.sbc:.4f}",
+        "TARP, p": f"{ranks.tarp:.4f}",
+        "reached": "no" if cause else "yes",
+        "cause": cause,
         "seconds": seconds,
     }
+
+
+def _apart(ratio: float, ranks: Calibration) -> str:
+    """Why a sampler of posteriors is not right, empty where nothing is seen."""
+    causes = [f"more than {NEAR} times the floor"] if not ratio <= NEAR else []
+    tests = {"SBC": ranks.sbc, "TARP": ranks.tarp}
+    causes += [f"not calibrated by {n} (p {p:.1g})" for n, p in tests.items() if not p > SURPRISE]
+    return "; ".join(causes)
 
 
 def reference(asked: Asked) -> Iterator[Row]:
@@ -338,8 +362,9 @@ TABLES: dict[str, Table] = {
         "The sliced Wasserstein distance between 1,024 draws and as many exact ones, the mean over "
         "problems with its standard error; the floor is that of other exact draws. Methods of "
         "guidance are sampled by 200 ancestral steps, twisted ones weigh 200 steps. z is the error "
-        "of log p(y) in its own standard error. A row is reached where the distance is at "
-        f"most {NEAR} times the floor.",
+        "of log p(y) in its own standard error. SBC and TARP are p-values of calibration: how often a "
+        "sampler that is right has ranks as uneven, of truths among its draws. A row is reached where "
+        f"the distance is at most {NEAR} times the floor and no p is {SURPRISE} or less.",
         posteriors,
     ),
     "reference": Table(
