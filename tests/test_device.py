@@ -804,11 +804,11 @@ def with_kernel(device, monkeypatch):
     return device
 
 
-# With 16 chains and 4096; of HMC's 133 the energy and its gradient are 70, and 120 was aimed at.
+# With 16 chains and 4096; of HMC's the energy and its gradient are 70.
 MOST_KERNELS = {
     "ULA": (stk.ULA(1e-2), 20),
     "MALA": (stk.MALA(1e-2), 35),
-    "HMC": (stk.HMC(0.1, leapfrogs=10, metric="none"), 133),
+    "HMC": (stk.HMC(0.1, leapfrogs=10, metric="none"), 120),
 }
 
 
@@ -984,6 +984,20 @@ def test_what_fails_within_a_block_is_as_on_the_cpu(name, keep, device):
     failed_at = found["failed_at"]
     assert int((failed_at >= 0).sum()) >= (1 if name in ("one step", "by status") else 5)
     assert not set((failed_at[failed_at >= 0] % 16).tolist()) <= {15}
+
+
+@pytest.mark.parametrize("most", [8 * CHAINS * D, 300], ids=["in portions", "one by one"])
+def test_leaves_are_added_up_in_any_portions(most, device, monkeypatch):
+    monkeypatch.setattr("scoretk.run.settle.TOGETHER", most)
+    same_on(device, failing("kernel"))
+
+
+def test_leaves_that_are_dropped_are_seen(device, monkeypatch):
+    """The mutant: leaves of which there are too many to keep are not added up."""
+    monkeypatch.setattr("scoretk.run.settle.TOGETHER", 8 * CHAINS * D)
+    monkeypatch.setattr(AtTheEnd, "_add_up", lambda self: self.leaves.clear())
+    with pytest.raises(AssertionError):
+        same_on(device, failing("one step"))
 
 
 @pytest.mark.parametrize("name", ["kernel", "one step", "by status"])

@@ -41,6 +41,12 @@ __all__ = [
 ]
 
 
+TOGETHER = 1 << 22
+"""About how many values are kept on a device to be added up in one kernel, small leaves of many steps
+at once; a leaf of more than an eighth of that is added up by itself, as copying it would cost more.
+"""
+
+
 class Now(NamedTuple):
     """What a run is before a step.
 
@@ -101,26 +107,41 @@ class AtTheEnd:
 
     Args:
         reach: How far each chain may be, `(chains,)`; None for anywhere.
-        sums: The sums of all floating-point leaves after each step, finite where all entries are
-            (unless they overflow: then masks are computed, with the same bits).
+        leaves: Floating-point leaves after the last steps, that are not added up yet.
+        sums: The sums of all such leaves before, finite where all entries are (unless they overflow:
+            then masks are computed, with the same bits).
         alarms: Whether a chain is out of reach, or was reported as failed, `()` of bool.
     """
 
     reach: Tensor | None
+    leaves: list[Tensor] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)
     alarms: list[Tensor] = field(default_factory=list)
 
     def passes(self, new: Any, info: Info) -> bool:
         """As `Watching.passes`, which `all_passed` answers."""
-        self.sums.extend(leaf.detach().sum() for leaf in floating_leaves(new))
+        for leaf in floating_leaves(new):
+            if 8 * leaf.numel() > TOGETHER:
+                self.sums.append(leaf.detach().sum())
+            else:
+                self.leaves.append(leaf.detach())
+        if sum(leaf.numel() for leaf in self.leaves) > TOGETHER:
+            self._add_up()
         if self.reach is not None:
             self.alarms.append(~within(new.x.detach(), self.reach).all())
         if "status" in info:
             self.alarms.append((info["status"] != int(Status.OK)).any())
         return True
 
+    def _add_up(self) -> None:
+        """The leaves that are kept, into their sum."""
+        if self.leaves:
+            self.sums.append(torch.cat([leaf.flatten() for leaf in self.leaves]).sum())
+            self.leaves.clear()
+
     def all_passed(self) -> bool:
         """Whether all steps since the beginning were right to pass; the host waits, once."""
+        self._add_up()
         finite = [wide(torch.stack(self.sums)).sum().isfinite()] if self.sums else []
         alarms = [*self.alarms, *(~known for known in finite)]
         return not (alarms and bool(torch.stack(alarms).any()))
