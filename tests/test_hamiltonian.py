@@ -1,13 +1,16 @@
 """HMC and ChEES: exact invariance with mutants, tuning that reaches its aims and is frozen, and chains that stay themselves."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from scipy.stats import norm, semicircular
 
 import scoretk as stk
+from scoretk.core.streams import Stream
 from scoretk.fields import resolve
+from scoretk.fields.resolve import NotingField, StaticField
 from scoretk.models.targets.analytic import EightSchools, Funnel, Semicircle
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.run import capture
@@ -133,7 +136,8 @@ def test_the_leapfrog_is_reversible_and_of_second_order():
     back = leapfrog(field, end.point, -end.momentum, 0.05, 7, scale, False)
     torch.testing.assert_close(back.point.x, x, rtol=1e-9, atol=1e-9)
     errors = [
-        leapfrog(field, start, p, 0.1 / n, 2 * n, scale, False).error.abs().max() for n in (8, 16)
+        leapfrog(field, start, p, 0.1 / n, 2 * n, scale, False).log_ratio.abs().max()
+        for n in (8, 16)
     ]
     assert 3.5 < float(errors[0] / errors[1]) < 4.5
 
@@ -357,6 +361,93 @@ def test_compiled_agrees_with_eager():
         stk.sample(ring_mixture(), stk.HMC(leapfrogs=3), compile=c, **run) for c in (False, True)
     )
     torch.testing.assert_close(compiled.x[:, 0], eager.x[:, 0])
+
+
+def in_wall(x):
+    """Where the fields of the next tests have no law."""
+    return (x[..., 0] - 1.2).abs() < 0.2
+
+
+def walled(value):
+    """A normal law with a wall; autograd has a slope of 0 in it."""
+    return stk.Energy(lambda x: torch.where(in_wall(x), value, x.square().sum(1) / 2), (2,))
+
+
+class OwnScore:
+    """A normal law with a wall of energy minus infinity, in which its own score goes on."""
+
+    event_shape, provides = (2,), frozenset({"energy", "score"})
+
+    def energy(self, x):
+        return torch.where(in_wall(x), -torch.inf, x.square().sum(1) / 2)
+
+    def score(self, x):
+        return -x
+
+
+def walls(field, leapfrogs=10, eps=0.25):
+    """One step of normal momenta: the chosen positions, "accept" and "diverging"; then what they are by
+    hand without walls: all positions on the way, and what is accepted at its end.
+    """
+    solver, noise = stk.HMC(eps, leapfrogs, jitter=0.0, metric="none"), stk.Noise(4, 400)
+    bound = resolve(field, solver.needs)
+    x = torch.linspace(-0.9, 0.9, 800, dtype=torch.float64).reshape(400, 2)
+    state = solver.init(bound, x, noise)
+    new, info = solver.step(bound, state, noise)
+    p, way, here = noise.normal(0, Stream.PROPOSAL, (2,), x.dtype), [], x
+    start = (x.square() + p.square()).sum(1) / 2
+    for _ in range(leapfrogs):
+        half = p - eps / 2 * here
+        here = here + eps * half
+        p = half - eps / 2 * here
+        way.append(here)
+    accept = (start - (here.square() + p.square()).sum(1) / 2).clamp(max=0).exp()
+    return x, new.x, info, torch.stack(way), accept
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_way_through_a_wall_is_rejected(value):
+    """However it ends, as a gradient there is none; other ways are as without walls."""
+    x, new, info, way, accept = walls(walled(value))
+    through = in_wall(way).any(0)
+    assert int((through & ~in_wall(way[-1])).sum()) > 50
+    assert bool((info["accept"][through] == 0).all())
+    assert bool(info["diverging"][through].all())
+    assert torch.equal(new[through], x[through])
+    torch.testing.assert_close(info["accept"][~through], accept[~through])
+    assert not bool(info["diverging"][~through].any())
+
+
+def test_an_end_in_a_wall_is_rejected_whatever_the_score():
+    x, new, info, way, accept = walls(OwnScore())
+    ends = in_wall(way[-1])
+    assert 15 < int(ends.sum()) < 385
+    assert bool((info["accept"][ends] == 0).all())
+    assert bool(info["diverging"][ends].all())
+    assert torch.equal(new[ends], x[ends])
+    torch.testing.assert_close(info["accept"][~ends], accept[~ends])
+
+
+def test_large_energies_on_the_way_are_finite():
+    """Whose sum is not: float32 holds 3e38."""
+    field = stk.Energy(lambda x: 1e38 + x.square().sum(1) / 2, (2,))
+    solver, noise = stk.HMC(0.1, metric="none"), stk.Noise(0, 8)
+    bound = resolve(field, solver.needs)
+    state = solver.init(bound, torch.zeros(8, 2), noise)
+    assert bool((solver.step(bound, state, noise)[1]["accept"] == 1).all())
+
+
+@pytest.mark.parametrize("mutant", ["the end alone", "nothing"])
+def test_walls_that_are_not_looked_at_are_seen(mutant, monkeypatch):
+    """Mutants of `sound`: energies on the way, or all of them, are not looked at."""
+    if mutant == "nothing":
+        monkeypatch.setattr(StaticField, "sound", lambda self, values, energy: values)
+        test = test_an_end_in_a_wall_is_rejected_whatever_the_score
+    else:
+        monkeypatch.setattr(NotingField, "sound", StaticField.sound)
+        test = partial(test_a_way_through_a_wall_is_rejected, torch.nan)
+    with pytest.raises(AssertionError):
+        test()
 
 
 def test_failures_are_flagged_and_divergences_counted():

@@ -40,6 +40,7 @@ __all__ = [
     "any_length",
     "apart",
     "compiled",
+    "is_compiled",
     "iterate",
     "lengths_apart",
     "over_rows",
@@ -181,6 +182,11 @@ def _compiler_of(field: Any) -> PartCompiler | None:
         return None
     compiler = _PARTS.get()
     return compiler if compiler is not None and compiler.serves(field) else None
+
+
+def is_compiled(field: Any) -> bool:
+    """Whether parts with this field are compiled: within a graph, or each by itself."""
+    return torch.compiler.is_compiling() or _compiler_of(field) is not None
 
 
 def part(function: Callable[..., T]) -> Callable[..., T]:

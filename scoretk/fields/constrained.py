@@ -28,7 +28,7 @@ from scoretk.core.arguments import count
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.foreign import no_field
-from scoretk.fields.gradient import followed, grad_energy
+from scoretk.fields.gradient import ByAutograd, followed
 from scoretk.fields.protocols import (
     NoiseSource,
     drawn,
@@ -46,7 +46,7 @@ __all__ = ["Constrained", "constrained", "ordered", "users_shape"]
 
 
 @dataclass(frozen=True, eq=False)
-class Constrained(Wrapped):
+class Constrained(ByAutograd, Wrapped):
     """A static field in free space; `constrain` and `unconstrain` lead to the user's space and
     back.
 
@@ -125,14 +125,6 @@ class Constrained(Wrapped):
         x = self.transform.constrain(z)
         energy: Tensor = self.field.energy(x, **cond)
         return followed(energy, z) - self._jacobian(z, x)
-
-    def energy_and_grad(self, z: Tensor, /, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(z)`, `(batch,)`, and its gradient, like z, in one evaluation."""
-        return grad_energy(lambda y: self.energy(y, **cond), z)
-
-    def score(self, z: Tensor, /, **cond: Tensor) -> Tensor:
-        """`-grad E(z)`, like z."""
-        return -self.energy_and_grad(z, **cond)[1]
 
     def log_prob(self, z: Tensor, /, **cond: Tensor) -> Tensor:
         """Normalised log density in free space, `(batch,)`."""

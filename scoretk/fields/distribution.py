@@ -32,7 +32,7 @@ from scoretk.fields.answers import check_asked
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.foreign import adapter_of, no_field
 from scoretk.fields.freelaws import FreeLaw, free_law, log_density, moved, support_of, unvalidated
-from scoretk.fields.gradient import grad_energy
+from scoretk.fields.gradient import ByAutograd
 from scoretk.fields.protocols import NoiseSource, drawn, is_field, is_timed, optional
 from scoretk.fields.supports import Bijection, Real
 
@@ -48,7 +48,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
-class DistributionField:
+class DistributionField(ByAutograd):
     """The static field of a distribution; made by `from_distribution`.
 
     Outside the support the energy is `inf`, never an exception.
@@ -81,14 +81,6 @@ class DistributionField:
     def energy(self, x: Tensor) -> Tensor:
         """`-log_prob(x)`, `(batch,)`."""
         return -self.log_prob(x)
-
-    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
-        return grad_energy(self.energy, x)
-
-    def score(self, x: Tensor) -> Tensor:
-        """`grad log p(x)`, like x."""
-        return -self.energy_and_grad(x)[1]
 
     @property
     def initial(self) -> Callable[[int, NoiseSource], Tensor] | None:

@@ -18,7 +18,14 @@ from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.answers import check_rows, written_into
 
-__all__ = ["OwnGradient", "followed", "grad_energy", "score_of_energy"]
+__all__ = [
+    "ByAutograd",
+    "OwnGradient",
+    "followed",
+    "grad_energy",
+    "score_of_energy",
+    "slope_of_energy",
+]
 
 
 def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,16 +50,45 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
         InvalidArgument: The energy does not depend on x in a way that autograd sees, or writes into
             x.
     """
-    return _derived(energy, x, 1.0)
+    return _marked(*slope_of_energy(energy, x, 1.0))
 
 
 def score_of_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`-grad E(x)`, like x; else as `grad_energy`."""
-    return _derived(energy, x, -1.0)[1]
+    return _marked(*slope_of_energy(energy, x, -1.0))[1]
 
 
-def _derived(energy: Callable[[Tensor], Tensor], x: Tensor, sign: float) -> tuple[Tensor, Tensor]:
-    """The energy, and its gradient times a sign, NaN in rows whose energy is not finite."""
+def _marked(values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies and slopes as `slope_of_energy` gives them, slopes NaN in rows without a finite energy."""
+    if torch.compiler.is_compiling():
+        return values, slope + across(values - values, slope)
+    # On the CPU the host can look first, without a stall.
+    if values.device.type == "cpu" and math.isfinite(values.sum().item()):
+        return values, slope
+    zero = _number(0.0, values.dtype, values.device)
+    return values, torch.addcmul(slope, across(values, slope), zero)  # inf * 0 is NaN
+
+
+class ByAutograd:
+    """A static field whose gradients are those of its `energy(x, **cond)` by autograd."""
+
+    energy: Callable[..., Tensor]
+
+    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """`-grad E(x)`, like x."""
+        return score_of_energy(lambda y: self.energy(y, **cond), x)
+
+    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
+        return grad_energy(lambda y: self.energy(y, **cond), x)
+
+
+def slope_of_energy(
+    energy: Callable[[Tensor], Tensor], x: Tensor, sign: float
+) -> tuple[Tensor, Tensor]:
+    """As `grad_energy`, the gradient times a sign; in rows whose energy is not finite it is whatever
+    autograd makes of it, so that whoever goes on with it has to look at the energy too.
+    """
     if not isinstance(x, Tensor):
         raise InvalidArgument("x", x, "a tensor of rows, (batch, *event_shape)")
     if torch.compiler.is_compiling():
@@ -62,7 +98,7 @@ def _derived(energy: Callable[[Tensor], Tensor], x: Tensor, sign: float) -> tupl
             return values.sum(), values
 
         gradient, values = torch.func.grad(total, has_aux=True)(x)
-        return values, sign * gradient + across(values - values, gradient)
+        return values, sign * gradient
     keep = x.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
         y = x if keep else x.detach().requires_grad_()
@@ -85,12 +121,7 @@ def _derived(energy: Callable[[Tensor], Tensor], x: Tensor, sign: float) -> tupl
             raise _without_gradient(values) from error
         if slope is None:  # a graph, and x is not in it
             raise _without_gradient(values)
-    values = values if keep else values.detach()
-    # On the CPU the host can look first, without a stall.
-    if values.device.type == "cpu" and math.isfinite(values.sum().item()):
-        return values, slope
-    zero = _number(0.0, values.dtype, values.device)
-    return values, torch.addcmul(slope, across(values, slope), zero)  # inf * 0 is NaN
+    return values if keep else values.detach(), slope
 
 
 @cache

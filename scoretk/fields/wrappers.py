@@ -23,7 +23,7 @@ from scoretk.fields.answers import check_asked, check_energy, check_rows, unwrit
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.constrained import constrained
 from scoretk.fields.convert import check_time, convert, prediction_name
-from scoretk.fields.gradient import OwnGradient, grad_energy, score_of_energy
+from scoretk.fields.gradient import ByAutograd, OwnGradient
 from scoretk.fields.paths import VP, GaussianPath, Linear
 from scoretk.fields.protocols import field_name, optional
 from scoretk.fields.validation import rejecting
@@ -55,7 +55,7 @@ _OF_A_MAP = (
 
 
 @dataclass(frozen=True, eq=False)
-class Energy:
+class Energy(ByAutograd):
     """A static field from an energy, `E(x) = -log p(x) + const`.
 
     Its score, `-grad E(x)`, is by autograd, or by a gradient of one's own.
@@ -149,14 +149,6 @@ class Energy:
         ask = self.fn if self._free is None else self._free.energy
         found = unwritten("energy", lambda y: rejecting(ask, y, cond, torch.inf), x)
         return check_energy(found, x)
-
-    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`-grad E(x)`, like x."""
-        return score_of_energy(lambda y: self.energy(y, **cond), x)
-
-    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`E(x)`, `(batch,)`, and `grad E(x)`, like x, in one evaluation."""
-        return grad_energy(lambda y: self.energy(y, **cond), x)
 
 
 @dataclass(frozen=True, eq=False)

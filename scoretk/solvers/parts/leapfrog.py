@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from scoretk.core.compiling import iterate, part
-from scoretk.core.rows import row_dot
+from scoretk.core.rows import row_dot, row_sum
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
-from scoretk.solvers.parts.metropolis import decide
+from scoretk.solvers.parts.metropolis import choose, rejected_if_nan
 
 __all__ = [
     "DIVERGENCE",
@@ -49,11 +49,14 @@ class Point(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """The end of a trajectory: point, momentum, and the error of the total energy `(chains,)`."""
+    """The end of a trajectory: point, momentum, and the total energy lost on the way, `(chains,)`.
+
+    That is the log ratio of densities at its end and start, NaN where something was not finite.
+    """
 
     point: Point
     momentum: Tensor
-    error: Tensor
+    log_ratio: Tensor
 
 
 def stretch(scale: Tensor, p: Tensor, dense: bool) -> Tensor:
@@ -150,14 +153,16 @@ def last_step(
     scale: Tensor,
     dense: bool,
 ) -> Trajectory:
-    """The last drift and half kick, and the error of the total energy since the start.
+    """The last drift and half kick, and the total energy lost since the start.
 
     Arguments are those of `inner_steps`, with `here` what that has returned, and `kinetic`
     `(chains,)` the square of the momentum at the start.
     """
     point, p = drift_and_half_kick(field, here, along, scale=scale, dense=dense)
-    gained = row_dot(p, p) - kinetic
-    return Trajectory(point, p, torch.add(point.energy - start.energy, gained, alpha=0.5))
+    # 0 inf is NaN: a position that is not finite is told by the kinetic energy beside it
+    lost = kinetic - row_sum(torch.add(p * p, point.x, alpha=0))
+    log_ratio = torch.add(start.energy - point.energy, lost, alpha=0.5)
+    return Trajectory(point, p, field.sound(log_ratio, point.energy))
 
 
 def leapfrog(
@@ -205,11 +210,13 @@ def last_step_and_decision(
     """
     kinetic = row_dot(momentum, momentum)
     end = last_step(field, start, kinetic, here, along, scale=scale, dense=dense)
-    chosen, probability = decide(start, end.point, -end.error, u)
+    # a gradient that is not finite has made the momentum so, whose square is in the ratio
+    log_ratio = rejected_if_nan(end.log_ratio)
+    chosen, probability = choose(start, end.point, log_ratio, u)
     info = {
         "accept": probability,
         "energy": chosen.energy,
         "hamiltonian": torch.add(start.energy, kinetic, alpha=0.5),
-        "diverging": ~(end.error.abs() < DIVERGENCE),
+        "diverging": log_ratio.abs() >= DIVERGENCE,
     }
     return chosen, info, end

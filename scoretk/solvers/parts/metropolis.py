@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from scoretk.core.rows import nan_unless_finite, select_rows, sigmoid
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 
-__all__ = ["decide", "metropolis"]
+__all__ = ["choose", "decide", "metropolis", "rejected_if_nan"]
 
 S = TypeVar("S", bound=tuple[Tensor, ...])
 
@@ -72,7 +73,19 @@ def decide(
 ) -> tuple[S, Tensor]:
     """As `metropolis`, with uniforms u `(chains,)` in place of the noise."""
     leaves = [leaf for leaf in proposed if leaf.ndim and leaf.is_floating_point()]
-    log_ratio = nan_unless_finite(log_ratio, *leaves)  # and so rejected
+    log_ratio = nan_unless_finite(log_ratio, *leaves)
+    return choose(current, proposed, rejected_if_nan(log_ratio), u, barker)
+
+
+def rejected_if_nan(log_ratio: Tensor) -> Tensor:
+    """The log ratio, minus infinity in place of NaN: there the proposal is rejected."""
+    return log_ratio.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+
+
+def choose(
+    current: S, proposed: S, log_ratio: Tensor, u: Tensor, barker: float = 0.0
+) -> tuple[S, Tensor]:
+    """As `decide`, with a log ratio that is minus infinity where a proposal is not finite."""
     probability = log_ratio.clamp(max=0.0).exp()
     if barker:
         probability = (1 - barker) * probability + barker * sigmoid(log_ratio)
@@ -85,4 +98,4 @@ def decide(
     )
     # NamedTuple's constructor, which the type `tuple` does not have
     make = getattr(type(proposed), "_make")  # noqa: B009
-    return make(chosen), probability.nan_to_num(0.0)
+    return make(chosen), probability

@@ -94,7 +94,7 @@ class Tunable:
             tried += 1
             momentum = noise.normal(state.step, Stream.PROPOSAL, shape, state.x.dtype)
             end = leapfrog(field, here, momentum, size, 1, state.x.new_ones(shape), False)
-            rates = metropolis(here, end.point, -end.error, state.step, noise)[1]
+            rates = metropolis(here, end.point, end.log_ratio, state.step, noise)[1]
             return float(rates[alive].mean())
 
         return self.of_leapfrog(
