@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from scoretk.core.once import known_once
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, constrained
@@ -61,14 +61,13 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(x, gradient)
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return across(slope, gradient) * gradient, None, None
+        x, gradient = ctx.saved_tensors
+        return known_once(across(slope, gradient) * gradient, slope, x), None, None
 
 
 def called(adapter: str, owner: Any) -> str:

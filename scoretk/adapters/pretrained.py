@@ -18,25 +18,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from scoretk._version import __version__
-from scoretk.core.anatomy import left_as_found, modules_of, state_like
+from scoretk.adapters.fingerprint import OF_THE_NETWORK, answers, predicted, same
+from scoretk.core.anatomy import modules_of
+from scoretk.core.arguments import conditions
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
-from scoretk.core.noise import Noise
-from scoretk.core.sealed import Unreadable, read_sealed, write_sealed
-from scoretk.core.streams import Stream
+from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, offers
 from scoretk.fields.resolve import resolve
 from scoretk.plugins import find_model, load
 
 __all__ = ["load_pretrained", "save_pretrained"]
 
 KIND, WEIGHTS, CONFIG, CARD = "pretrained", "model.safetensors", "config.json", "README.md"
-PROBES = 4
-CLOSE = 1e-3
-"""How near the answers have to be, in units of the largest: devices and versions round apart."""
+COND = "cond."
 
 
 @explained
@@ -46,6 +46,7 @@ def save_pretrained(
     *,
     model: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    cond: Mapping[str, Tensor] | None = None,
     card: str = "",
 ) -> Path:
     """Write a field's weights, how it is made, and a model card into a folder.
@@ -55,14 +56,21 @@ def save_pretrained(
         folder: Where to; it is made, and files of the same names are replaced.
         model: The name of the registered model that makes it, for `load_pretrained` without a
             field; None where the caller will make it.
-        settings: What that model, or the caller's function, takes, plain values.
+        settings: What that model, or the caller's function, takes: plain values of JSON, whose
+            lists stand for tuples too.
+        cond: Conditions by name, a few rows of each, for a field that does not answer without: at
+            them it is asked for the answers that tell it from another.
         card: Text for the model card.
 
     Returns:
         The folder.
 
+    Warns:
+        UserWarning: The field does not answer without conditions, and `cond` is None.
+
     Raises:
-        InvalidArgument: It is no field, has no module with weights, or the settings are not plain.
+        InvalidArgument: It is no field, has no module with weights, holds state that is no tensor,
+            or the settings are not plain.
         UnknownName: No model has this name.
     """
     if not is_field(field):
@@ -75,29 +83,39 @@ def save_pretrained(
         raise InvalidArgument(
             "field", field_name(field), "a field with modules, whose weights can be stored"
         )
-    answers = _answers(field)
+    rows = conditions(cond)
+    conditions(cond, len(next(iter(rows.values()), ())))
     config: dict[str, Any] = {
         "scoretk": __version__,
         "model": None if model is None else find_model(model).id,
         "settings": dict(settings or {}),
         "event_shape": list(field.event_shape),
         "provides": sorted(offers(field)),
+        "predicts": predicted(field),
         "field": type(field).__name__,
     }
-    try:
-        text = json.dumps(config, indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument("settings", settings, "plain values for JSON", str(error)) from error
+    text = _plain(config)
+    found = answers(field, rows)
+    if not found.keys() & OF_THE_NETWORK:
+        warn(
+            f"save_pretrained: {field_name(field)} did not answer without conditions: a field of the "
+            "same weights that answers otherwise will not be told from it. "
+            "cond={name: a few rows} lets it be asked"
+        )
+    held = tensors | found | {f"{COND}{name}": value.cpu() for name, value in rows.items()}
     path = _path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        held = tensors if answers is None else tensors | {"answers": answers}
         write_sealed(path / WEIGHTS, KIND, held, config)
         (path / CONFIG).write_text(text + "\n", encoding="utf-8")
         (path / CARD).write_text(_card(config, card), encoding="utf-8")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InvalidArgument(
             "folder", str(path), "a folder that can be written", str(error)
+        ) from error
+    except ValueError as error:
+        raise InvalidArgument(
+            "field", field_name(field), "weights of dtypes that safetensors holds", str(error)
         ) from error
     return path
 
@@ -118,9 +136,12 @@ def load_pretrained(
     Returns:
         The field.
 
+    Warns:
+        UserWarning: Weights are rounded to the field's own dtypes.
+
     Raises:
         InvalidArgument: The folder holds no such files, the weights do not fit the field, or it
-            answers otherwise than the one that was stored.
+            answers otherwise than the one that was stored; then it is as it was.
         MissingDependency: It is no folder, and huggingface_hub is not installed.
     """
     path = _folder(folder, revision)
@@ -129,22 +150,96 @@ def load_pretrained(
         config = dict(header)
         settings = dict(config["settings"])
         model = config["model"]
+        shape = tuple(config["event_shape"])
     except (Unreadable, KeyError, TypeError) as error:
         raise InvalidArgument(
             "folder", str(path), "a folder that scoretk.save_pretrained wrote", str(error)
         ) from error
+    _check_config(path / CONFIG, config)
+    stored = {n: tensors.pop(n) for n in list(tensors) if n.partition(".")[0] == "answers"}
+    cond = {n.removeprefix(COND): tensors.pop(n) for n in list(tensors) if n.startswith(COND)}
     made = _made(field, model, settings)
-    answers = tensors.pop("answers", None)
-    _put(made, tensors)
-    found = None if answers is None else _answers(made)
-    if answers is not None and (found is None or not _same(found, answers)):
+    predicts = config.get("predicts", predicted(made))
+    told = (tuple(made.event_shape), predicted(made))
+    if told != (shape, predicts):
         raise InvalidArgument(
             "field",
-            field_name(made),
+            f"{field_name(made)} of {_told(*told)}",
+            f"the field whose weights these are, of {_told(shape, predicts)}",
+        )
+    before = _states(made)
+    try:
+        _put(made, tensors)
+        _check_answers(made, cond, stored)
+    except InvalidArgument:
+        if before.keys() == tensors.keys():
+            _put(made, before)
+        raise
+    return made
+
+
+def _plain(config: Mapping[str, Any]) -> str:
+    """The text of config.json.
+
+    Raises:
+        InvalidArgument: The settings are no plain values, or would come back as others.
+    """
+    settings = config["settings"]
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument("settings", settings, "plain values for JSON", str(error)) from error
+    if not _has_texts_for_keys(settings):
+        raise InvalidArgument("settings", settings, "plain values for JSON, texts for keys")
+    return text
+
+
+def _has_texts_for_keys(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _has_texts_for_keys(v) for k, v in value.items())
+    return not isinstance(value, list | tuple) or all(map(_has_texts_for_keys, value))
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """Check that config.json, where it is there, says what is sealed with the weights.
+
+    Raises:
+        InvalidArgument: It does not: an edit of it would have no effect.
+    """
+    try:
+        written = plain_json(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise InvalidArgument("folder", str(path), "a config.json", str(error)) from error
+    if written != config:
+        raise InvalidArgument(
+            "folder",
+            str(path),
+            "the config.json that was written with the weights",
+            "It was edited, or is of another field: what counts is sealed with the weights. "
+            "Give the field itself for other settings, and save it",
+        )
+
+
+def _told(shape: tuple[int, ...], predicts: str | None) -> str:
+    return f"event shape {shape}" + ("" if predicts is None else f" that predicts {predicts}")
+
+
+def _check_answers(field: Any, cond: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Check a field's answers at fixed points.
+
+    Raises:
+        InvalidArgument: They are not those that are stored.
+    """
+    found = answers(field, cond) if stored else {}
+    if not all(same(found.get(name), value) for name, value in stored.items()):
+        raise InvalidArgument(
+            "field",
+            field_name(field),
             "the field whose weights these are: it answers otherwise at the stored points",
             "What is not a weight differs, such as the path, what is predicted, or a constant",
         )
-    return made
 
 
 def _path(folder: Any) -> Path:
@@ -227,11 +322,26 @@ def _roots(field: Any) -> list[nn.Module]:
 
 
 def _states(field: Any) -> dict[str, Tensor]:
-    return {
-        f"{i}.{name}": value.detach().cpu().contiguous().clone()
+    """Copies of all state of a field's modules, by name.
+
+    Raises:
+        InvalidArgument: Some of it is no tensor, or has not been made yet.
+    """
+    found = {
+        f"{i}.{name}": value
         for i, root in enumerate(_roots(field))
         for name, value in root.state_dict().items()
     }
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or is_lazy(value):
+            hint = "Call the network once" if isinstance(value, Tensor) else "No pickle is stored"
+            raise InvalidArgument(
+                "field",
+                f"{field_name(field)}, whose {name.partition('.')[2]} is {type(value).__name__}",
+                "modules whose state is tensors that have been made",
+                hint,
+            )
+    return {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
 
 
 def _put(field: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -245,6 +355,16 @@ def _put(field: Any, tensors: Mapping[str, Tensor]) -> None:
             field_name(field),
             f"modules with the stored weights; apart: {', '.join(apart)}",
         )
+    rounded = sorted(
+        f"{name} from {tensors[f'{i}.{name}'].dtype} to {held.dtype}"
+        for i, root in enumerate(roots)
+        for name, held in root.state_dict().items()
+        if torch.promote_types(tensors[f"{i}.{name}"].dtype, held.dtype) != held.dtype
+    )
+    if rounded:
+        warn(
+            f"load_pretrained: weights are rounded: {', '.join(rounded[:3])}, {len(rounded)} in all"
+        )
     for i, root in enumerate(roots):
         lead = f"{i}."
         state = {n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)}
@@ -254,29 +374,6 @@ def _put(field: Any, tensors: Mapping[str, Tensor]) -> None:
             raise InvalidArgument(
                 "field", field_name(field), "modules of the stored shapes", str(error)
             ) from error
-
-
-@torch.no_grad()
-def _answers(field: Any) -> Tensor | None:
-    """What a field answers at fixed points; None where it has to be told conditions."""
-    shape = tuple(field.event_shape)
-    x = Noise(0, PROBES).normal(0, Stream.PROBE, shape)
-    like = next(iter(state_like(field)), x)
-    timed = is_timed(field)
-    bound: Any = resolve(field, (), timed=timed)
-    with left_as_found(field):
-        try:
-            value: Tensor = bound.predict(x.to(like), 0.5) if timed else bound.score(x.to(like))
-        except (TypeError, InvalidArgument, KeyError):
-            return None
-    return value.detach().float().cpu()
-
-
-def _same(found: Tensor, stored: Tensor) -> bool:
-    if found.shape != stored.shape:
-        return False
-    scale = stored.abs().amax().clamp(min=1e-30)
-    return bool((found - stored).abs().amax() <= CLOSE * scale)
 
 
 def _card(config: Mapping[str, Any], text: str) -> str:

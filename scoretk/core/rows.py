@@ -41,7 +41,7 @@ def across(values: Tensor, x: Tensor) -> Tensor:
     Returns:
         `(batch, 1, ..., 1)`, of as many axes as x, or `()`.
     """
-    return values.reshape(values.shape + (1,) * (x.ndim - 1)) if values.ndim else values
+    return values.reshape(-1, *(1,) * (x.ndim - 1)) if values.ndim else values
 
 
 def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:

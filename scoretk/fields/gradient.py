@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from scoretk.core.once import known_once
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.answers import check_rows, written_into
@@ -178,13 +178,12 @@ class _Given(torch.autograd.Function):
         ctx.save_for_backward(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         gradient = check_rows(
             "grad", _asked(ctx.grad, x, ctx.cond), x.shape, "The gradient is shaped like x"
         )
-        return across(slope, x) * gradient, None, None, None
+        return known_once(across(slope, x) * gradient, slope, x), None, None, None
 
 
 def _asked(fn: Callable[..., Any], x: Tensor, cond: dict[str, Tensor]) -> Tensor:

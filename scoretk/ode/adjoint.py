@@ -32,9 +32,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from scoretk.core.anatomy import field_tensors, left_as_found
+from scoretk.core.once import known_once
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument, ScoretkError, Status
 from scoretk.fields.resolve import TimedField
@@ -111,12 +111,12 @@ class _Adjoint(torch.autograd.Function):
         return end, status, evaluations
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, a: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         end, status, *parameters = ctx.saved_tensors
         # In eval mode again: the run that held the modules in it is over.
-        with left_as_found(ctx.way.field, grad=True):
-            return None, None, *_back(ctx.way, end, a, status == int(Status.OK), parameters)
+        with torch.no_grad(), left_as_found(ctx.way.field, grad=True):
+            found = _back(ctx.way, end, a, status == int(Status.OK), parameters)
+        return None, None, *(known_once(part, a, end, *parameters) for part in found)
 
 
 def _back(

@@ -120,3 +120,27 @@ def test_a_wrong_gradient_is_seen_in_finite_differences():
             [(field.energy(X + h) - field.energy(X - h)) / 2e-5 for h in steps], 1
         )
         assert torch.allclose(-field.score(X), numeric, rtol=1e-6, atol=1e-6) == right
+
+
+def test_a_second_derivative_is_refused_and_not_that_of_a_constant():
+    """Through a score, a run's steps and a flow's adjoint, whether the slopes are constants or not."""
+    own = stk.Energy(lambda x: (x**4).sum(1), (3,), grad=lambda x: 4 * x**3)
+    x = torch.full((2, 3), 0.7, requires_grad=True)
+    for total in (own.score(x).sum(), own.score(x).square().sum()):
+        with pytest.raises(InvalidArgument, match="first derivatives only"):
+            torch.autograd.grad(total, x)
+    draws = stk.sample(own, stk.ULA(0.01), chains=2, steps=3, init=x, grad=True, seed=1)
+    with pytest.raises(InvalidArgument, match="first derivatives only"):
+        draws.final.sum().backward()
+    assert torch.equal(torch.autograd.grad(own.energy(x).sum(), x)[0], 4 * x.detach() ** 3)
+
+
+def test_the_same_of_the_adjoint():
+    flow = stk.Velocity(lambda x, t: -x * x, (1,))
+    x = torch.full((2, 1), 0.5, requires_grad=True)
+    solver = stk.ProbabilityFlow("dopri5")
+    draws = stk.sample(flow, solver, chains=2, init=x, grad="adjoint", seed=1)
+    (slope,) = torch.autograd.grad(draws.final.sum(), x, create_graph=True)
+    assert torch.allclose(slope, torch.full_like(slope, 1.5**-2), rtol=1e-3)
+    with pytest.raises(InvalidArgument, match="first derivatives only"):
+        torch.autograd.grad(slope.sum(), x)

@@ -174,3 +174,145 @@ def test_a_repository_without_a_connection(monkeypatch, tmp_path):
         stk.load_pretrained("someone/field", diffusion())
     with pytest.raises(InvalidArgument, match="exists and that you may read"):
         stk.load_pretrained("some one/field", diffusion())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda net: stk.Diffusion(net, (2,), predicts="data"),
+        lambda net: stk.Diffusion(net, (2,), predicts="velocity"),
+        lambda net: stk.Diffusion(net, (2,), predicts="score"),
+        lambda net: stk.Diffusion(net, (2,), predicts="v"),
+        lambda net: stk.Diffusion(net, (2,), stk.EDM()),
+        lambda net: stk.Diffusion(net, (2,), stk.Linear()),
+        lambda net: stk.Diffusion(net, (2,), stk.Cosine()),
+        lambda net: stk.Velocity(net, (2,)),
+    ],
+)
+def test_another_path_or_prediction_of_the_same_weights_is_refused(other, trained, tmp_path):
+    folder, given = stk.save_pretrained(trained, tmp_path), Net()
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    with pytest.raises(InvalidArgument, match="the field whose weights these are"):
+        stk.load_pretrained(folder, other(given))
+    assert all(torch.equal(before[name], value) for name, value in given.state_dict().items())
+
+
+def test_another_base_is_refused(tmp_path):
+    folder = stk.save_pretrained(stk.Velocity(Net(), (2,)), tmp_path)
+    samples = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(InvalidArgument, match="answers otherwise"):
+        stk.load_pretrained(folder, stk.Velocity(Net(), (2,), base=samples))
+
+
+class Told(torch.nn.Module):
+    """A network that fails in its own way where it is not told y."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, x, t, y=None):
+        return self.layers(x) + torch.cat([y, y], 1)
+
+
+def test_fields_that_are_told_conditions(tmp_path):
+    """Without rows of these the path, the shape and the prediction are compared; with some the answers."""
+    with pytest.warns(UserWarning, match="did not answer without conditions"):
+        folder = stk.save_pretrained(stk.Diffusion(Told(), (2,)), tmp_path / "a")
+    for other in (
+        stk.Diffusion(Told(), (2,), predicts="data"),
+        stk.Diffusion(Told(), (2,), stk.EDM()),
+        stk.Diffusion(Told(), (3,)),
+    ):
+        with pytest.raises(InvalidArgument, match="the field whose weights these are"):
+            stk.load_pretrained(folder, other)
+    y = torch.tensor([[1.0], [2.0], [3.0]])
+    folder = stk.save_pretrained(stk.Diffusion(Told(), (2,)), tmp_path / "b", cond={"y": y})
+    assert (
+        stk.load_pretrained(folder, stk.Diffusion(Told(), (2,)))
+        .net.layers[0]
+        .weight.isfinite()
+        .all()
+    )
+    twice = Told()
+    twice.forward = lambda x, t, y: Told.forward(twice, x, t, 2 * y)
+    with pytest.raises(InvalidArgument, match="answers otherwise"):
+        stk.load_pretrained(folder, stk.Diffusion(twice, (2,)))
+
+
+@pytest.mark.parametrize("wrong", [scaled, lambda: diffusion(9)])
+def test_a_refusal_leaves_the_field_as_it_was(wrong, trained, tmp_path):
+    """Of the second the last layer's bias fits: torch puts in what does, and then raises an error."""
+    folder, given = stk.save_pretrained(trained, tmp_path), wrong()
+    torch.nn.init.ones_(given.net.layers[2].bias)
+    with pytest.raises(InvalidArgument):
+        stk.load_pretrained(folder, given)
+    assert bool((given.net.layers[2].bias == 1).all())
+
+
+def test_an_answer_that_is_nan_is_the_same_answer(tmp_path):
+    class Halved(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return (self.rate * x).sum(1) - x[:, 0].log()
+
+    folder = stk.save_pretrained(stk.Energy(Halved(), (2,)), tmp_path)
+    stk.load_pretrained(folder, stk.Energy(Halved(), (2,)))
+
+
+def test_weights_of_another_precision_are_told(tmp_path):
+    folder = stk.save_pretrained(stk.Diffusion(Net().double(), (2,)), tmp_path / "a")
+    with pytest.warns(
+        UserWarning, match="rounded: layers.0.bias from torch.float64 to torch.float32"
+    ):
+        stk.load_pretrained(folder, diffusion())
+    folder = stk.save_pretrained(diffusion(), tmp_path / "b")
+    assert (
+        stk.load_pretrained(folder, stk.Diffusion(Net().double(), (2,))).net.layers[0].weight.dtype
+        == torch.float64
+    )
+
+
+def test_what_would_come_back_as_something_else_is_refused(trained, tmp_path):
+    for settings in ({4: 4}, {"m": {4: 4}}, {"m": [{"a": {1: 2}}]}, {"m": float("nan")}):
+        with pytest.raises(InvalidArgument, match="plain values"):
+            stk.save_pretrained(trained, tmp_path, settings=settings)
+    folder = stk.save_pretrained(trained, tmp_path, settings={"width": 8})
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"width": 8', '"width": 9'))
+    with pytest.raises(InvalidArgument, match="was edited"):
+        stk.load_pretrained(folder, diffusion)
+    config.unlink()
+    stk.load_pretrained(folder, diffusion)
+
+
+class Extra(Net):
+    def get_extra_state(self):
+        return {"a": 1}
+
+
+class Lazy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.LazyLinear(2)
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+class Spectral(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("c", torch.zeros(2, dtype=torch.complex128))
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [(Extra, "is dict"), (Lazy, "Call the network once"), (Spectral, "safetensors")],
+)
+def test_state_that_is_no_stored_tensor_is_refused(net, says, tmp_path):
+    with pytest.raises(InvalidArgument, match=says):
+        stk.save_pretrained(stk.Diffusion(net(), (2,)), tmp_path)
