@@ -71,7 +71,8 @@ def same(found: Tensor | None, stored: Tensor) -> bool:
 
 def _of_static(field: Any, n: int, cond: dict[str, Tensor]) -> Asks:
     x, like = _points(field, n)
-    bound: Any = resolve(field, (), cond, timed=False)
+    needs = () if optional(field, "states") is None else ("states",)
+    bound: Any = resolve(field, needs, cond, timed=False)
     start = plain_base(field)
     return {
         "answers": lambda: bound.score(x),

@@ -246,6 +246,30 @@ def function(name: str, value: Any, form: str) -> Any:
     return value
 
 
+def keyword_names(function: Any, positional: int) -> frozenset[str] | None:
+    """The parameters of a function, or of a module, that can be given by name, without the first.
+
+    Args:
+        function: What is called.
+        positional: How many come first, such as x and t.
+
+    Returns:
+        Their names; None where any may be given, or nothing is known.
+    """
+    called = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        parameters = list(signature(called).parameters.values())
+    except (TypeError, ValueError):  # C code does not say
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(
+        p.name
+        for p in parameters[positional:]
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
+
+
 def _positional(value: Any) -> int | None:
     """How many positional arguments a callable takes at most; None for any number, or unknown."""
     try:

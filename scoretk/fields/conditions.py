@@ -6,13 +6,14 @@ unconditional expert is given the first one's conditions, for which the second h
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from scoretk.core.arguments import keyword_names
 from scoretk.fields.distribution import DistributionField, in_free_space
+from scoretk.fields.gradient import OwnGradient
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import Diffusion, Energy, Score, Velocity
 
@@ -31,9 +32,9 @@ def taken(field: Any) -> Names:
     if isinstance(field, DistributionField):
         return frozenset()
     if isinstance(field, Energy | Score):
-        return _named(field.fn, 1)
+        return _of_function(field.fn, 1)
     if isinstance(field, Diffusion | Velocity):
-        return _named(field.net, 2)
+        return _of_function(field.net, 2)
     if isinstance(field, Wrapped) and field.kind in _MEMBERS:
         return _union(map(taken, field.inner))
     return None
@@ -70,17 +71,5 @@ def _union(several: Iterable[Names]) -> Names:
     return found
 
 
-def _named(function: Callable[..., Any], positional: int) -> Names:
-    """The parameters of a function that can be given by name, without the first, x and t."""
-    called = function.forward if isinstance(function, nn.Module) else function
-    try:
-        parameters = list(inspect.signature(called).parameters.values())
-    except (TypeError, ValueError):  # C code does not say
-        return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return frozenset(
-        p.name
-        for p in parameters[positional:]
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    )
+def _of_function(function: Callable[..., Any], positional: int) -> Names:
+    return keyword_names(function.fn if isinstance(function, OwnGradient) else function, positional)

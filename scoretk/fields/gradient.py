@@ -6,13 +6,14 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoretk.core.arguments import keyword_names
 from scoretk.core.once import known_once
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
@@ -149,28 +150,41 @@ class OwnGradient:
     """A function of rows together with its gradient, of which autograd need not see the inside.
 
     Both may be functions of tensors or of numpy arrays. Where a function does not take a tensor,
-    it is given the array: `np.sum(x, axis=1)` and `x.astype(float)` are of arrays alone.
+    it is given the array: `np.sum(x, axis=1)` and `x.astype(float)` are of arrays alone. Each gets
+    a copy of x, which it may write into.
 
     Attributes:
         fn: `fn(x, **cond) -> (batch,)`.
-        grad: `grad(x, **cond)`, the gradient of `fn`, like x.
+        grad: `grad(x, **cond)`, the gradient of `fn` in x, like x.
     """
 
     fn: Callable[..., Any]
     grad: Callable[..., Any]
 
+    @cached_property
+    def _shared(self) -> frozenset[str] | None:
+        return keyword_names(self.grad, 1)
+
     def __call__(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`fn(x, **cond)`, differentiable in x once."""
-        values: Tensor = _Given.apply(x, self.fn, self.grad, cond)  # type: ignore[no-untyped-call]
-        return values
+        """`fn(x, **cond)`, differentiable in x once, and in what `fn` has of torch's parameters.
+
+        Raises:
+            InvalidArgument: `grad` does not take these conditions.
+        """
+        if self._shared is not None and not cond.keys() <= self._shared:
+            apart = ", ".join(sorted(cond.keys() - self._shared))
+            raise InvalidArgument("grad", self.grad, f"a function that takes {apart}, as fn does")
+        values = check_rows("energy", _asked(self.fn, x, cond), x.shape[:1], "One number a row")
+        found: Tensor = _Given.apply(x, values, self.grad, cond)  # type: ignore[no-untyped-call]
+        return found
 
 
 class _Given(torch.autograd.Function):
-    """`fn(x)`, whose derivative is `grad(x)`."""
+    """Values at x, whose derivative in x is `grad(x)`."""
 
     @staticmethod
-    def forward(x: Tensor, fn: Callable[..., Any], grad: object, cond: dict[str, Tensor]) -> Tensor:
-        return check_rows("energy", _asked(fn, x, cond), x.shape[:1], "One number a row")
+    def forward(x: Tensor, values: Tensor, grad: object, cond: dict[str, Tensor]) -> Tensor:
+        return values.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -180,17 +194,18 @@ class _Given(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        gradient = check_rows(
-            "grad", _asked(ctx.grad, x, ctx.cond), x.shape, "The gradient is shaped like x"
-        )
-        return known_once(across(slope, x) * gradient, slope, x), None, None, None
+        with torch.no_grad():
+            gradient = check_rows(
+                "grad", _asked(ctx.grad, x, ctx.cond), x.shape, "The gradient is shaped like x"
+            )
+        return known_once(across(slope, x) * gradient, slope, x), slope, None, None
 
 
 def _asked(fn: Callable[..., Any], x: Tensor, cond: dict[str, Tensor]) -> Tensor:
     """A function's answer as a tensor like x; `fn` takes tensors or arrays."""
-    x = x.detach()
+    x = x.detach().clone()
     cond = {name: value.detach() for name, value in cond.items()}
-    with torch.no_grad(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # numpy's, of a tensor that it hands back as one
         warnings.filterwarnings("ignore", ".*__array_wrap__.*", DeprecationWarning)
         try:

@@ -144,3 +144,21 @@ def test_the_same_of_the_adjoint():
     assert torch.allclose(slope, torch.full_like(slope, 1.5**-2), rtol=1e-3)
     with pytest.raises(InvalidArgument, match="first derivatives only"):
         torch.autograd.grad(slope.sum(), x)
+
+
+def test_both_functions_take_the_same_conditions_and_get_copies():
+    field = stk.Energy(lambda x, m: (x - m).square().sum(1), (2,), grad=lambda x: 2 * x)
+    with pytest.raises(InvalidArgument, match="takes m, as fn does"):
+        stk.sample(field, stk.ULA(0.1), chains=2, steps=2, cond={"m": torch.ones(2, 2)})
+    for double in (lambda x: x.mul_(2), lambda x: np.multiply(x.numpy(), 2, out=x.numpy())):
+        field, x = stk.Energy(lambda x: x.square().sum(1), (2,), grad=double), torch.ones(3, 2)
+        assert torch.equal(field.score(x), torch.full((3, 2), -2.0))
+        assert torch.equal(x, torch.ones(3, 2))
+
+
+def test_what_the_function_has_of_parameters_is_trained():
+    w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    field = stk.Energy(lambda x: (w * x * x).sum(1), (2,), grad=lambda x: 2 * w.detach() * x)
+    for x in (torch.ones(3, 2), torch.ones(3, 2, requires_grad=True)):
+        (slope,) = torch.autograd.grad(field.energy(3 * x).sum(), w)
+        assert torch.equal(slope, torch.full((2,), 27.0))

@@ -316,3 +316,25 @@ class Spectral(Net):
 def test_state_that_is_no_stored_tensor_is_refused(net, says, tmp_path):
     with pytest.raises(InvalidArgument, match=says):
         stk.save_pretrained(stk.Diffusion(net(), (2,)), tmp_path)
+
+
+class Bonds(torch.nn.Module):
+    """An energy of states alone: it looks them up."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+
+    def forward(self, x):
+        return (x * self.table).sum((1, 2))
+
+
+def test_a_discrete_field_comes_back(tmp_path):
+    folder = stk.save_pretrained(stk.Discrete(stk.Energy(Bonds(), (2, 3)), "one-hot"), tmp_path)
+    given = Bonds()
+    torch.nn.init.zeros_(given.table)
+    found = stk.load_pretrained(folder, stk.Discrete(stk.Energy(given, (2, 3)), "one-hot"))
+    assert torch.equal(given.table, Bonds().table)
+    given.forward = lambda x: 2 * Bonds.forward(given, x)
+    with pytest.raises(InvalidArgument, match="answers otherwise"):
+        stk.load_pretrained(folder, found)
