@@ -47,11 +47,13 @@ from scoretk.errors import UnknownName as UnknownName
 from scoretk.fields import DPS as DPS
 from scoretk.fields import EDM as EDM
 from scoretk.fields import MMPS as MMPS
+from scoretk.fields import TMPD as TMPD
 from scoretk.fields import VE as VE
 from scoretk.fields import VP as VP
 from scoretk.fields import Blur as Blur
 from scoretk.fields import Cosine as Cosine
 from scoretk.fields import Couplings as Couplings
+from scoretk.fields import DiffPIR as DiffPIR
 from scoretk.fields import Diffusion as Diffusion
 from scoretk.fields import Discrete as Discrete
 from scoretk.fields import Downsample as Downsample

@@ -334,7 +334,7 @@ TIMED = {
     "posterior": posterior,
     **{
         f"posterior by {type(m).__name__}": partial(posterior, method=m)
-        for m in (stk.PiGDM(), stk.DPS(), stk.MMPS(), stk.Replacement())
+        for m in (stk.PiGDM(), stk.DPS(), stk.MMPS(), stk.TMPD(), stk.Replacement())
         if not isinstance(m, stk.Replacement)
     },
     "noised mixture": ring_in_time,

@@ -417,7 +417,7 @@ def test_a_method_is_one_by_what_it_says_of_itself(monkeypatch):
             posterior(prior, seen, method).denoise(x, 0.5), prior.denoise(x, 0.5)
         )
     posterior(prior, lambda x: -x.square().sum(1), Barely())
-    for method in (OfLinear(), "linear", "mmps", "pigdm", "replacement", MMPS()):
+    for method in (OfLinear(), "linear", "mmps", "pigdm", "tmpd", "replacement", "diffpir", MMPS()):
         with pytest.raises(stk.InvalidArgument, match="no LinearGaussian"):
             posterior(prior, lambda x: -x.square().sum(1), method)
 

@@ -50,6 +50,8 @@ CASES = {
     "pigdm": (linear(), "pigdm"),
     "dps": (linear(), "dps"),
     "replacement": (linear(), "replacement"),
+    "tmpd": (linear(), "tmpd"),
+    "diffpir": (linear(), "diffpir"),
     "astray": (linear(), Astray()),
     "any": (log_likelihood, "dps"),
 }

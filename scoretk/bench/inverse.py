@@ -40,7 +40,7 @@ from scoretk.diagnostics.calibration import sbc_test, tarp_test
 from scoretk.diagnostics.distances import sliced_wasserstein
 from scoretk.fields.operators import LinearGaussian, Matrix
 from scoretk.fields.paths import VP
-from scoretk.fields.posterior import posterior
+from scoretk.fields.posterior import POSTERIOR_METHODS, posterior
 from scoretk.inference.partition import log_evidence
 from scoretk.inference.sampling import sample
 from scoretk.models.targets.mixture import GaussianMixture
@@ -68,8 +68,7 @@ PROBLEMS: Mapping[str, tuple[int, int]] = MappingProxyType(
 """Coordinates and measurements."""
 CONTESTANTS: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
-        **{name: (ReverseSDE("ancestral", 200), name) for name in ("mmps", "pigdm", "dps")},
-        "replacement": (ReverseSDE("ancestral", 200), "replacement"),
+        **{name: (ReverseSDE("ancestral", 200), name) for name in POSTERIOR_METHODS},
         "twisted-mmps": (TwistedSMC(200, island=DRAWS), "mmps"),
         "twisted-dps": (TwistedSMC(200, island=DRAWS), "dps"),
     }

@@ -24,7 +24,7 @@ from scoretk.fields.paths import (
     SubVP,
     Tabulated,
 )
-from scoretk.fields.posterior import DPS, MMPS, PiGDM, Replacement, posterior
+from scoretk.fields.posterior import DPS, MMPS, TMPD, DiffPIR, PiGDM, Replacement, posterior
 from scoretk.fields.protocols import (
     CAPABILITIES,
     Drawable,
@@ -48,6 +48,7 @@ __all__ = [
     "EDM",
     "MMPS",
     "PREDICTIONS",
+    "TMPD",
     "VE",
     "VP",
     "Base",
@@ -57,6 +58,7 @@ __all__ = [
     "Cosine",
     "Couplings",
     "Denoised",
+    "DiffPIR",
     "Diffusion",
     "Discrete",
     "DiscreteField",

@@ -8,7 +8,7 @@ import torch
 
 import scoretk as stk
 from scoretk.fields.paths import VE, VP
-from scoretk.fields.posterior import DPS, MMPS, PiGDM, Replacement
+from scoretk.fields.posterior import DPS, MMPS, TMPD, DiffPIR, PiGDM, Replacement
 from scoretk.fields.posterior.systems import conjugate_gradients
 
 D, M, STD, SPREAD, SCALE = 3, 2, 0.7, 1.6, 0.8
@@ -69,6 +69,37 @@ def test_pigdm_and_replacement_solve_with_an_isotropic_one():
     v, pulled = isotropic()
     np.testing.assert_allclose(shifts(PiGDM(SPREAD)), pulled @ V, rtol=1e-8)
     np.testing.assert_allclose(shifts(Replacement(SPREAD)), v * pulled, rtol=1e-8)
+
+
+def test_tmpd_divides_by_row_sums_of_the_covariance_of_y():
+    """Negative sums are none; and the diagonal alone, or the whole matrix, is something else."""
+    covariance = A @ V @ A.T
+    pulled = (Y - DATA @ A.T) / (STD**2 + covariance.sum(1).clip(0)) @ A @ V
+    np.testing.assert_allclose(shifts(TMPD()), pulled, rtol=1e-8)
+    wrong = (Y - DATA @ A.T) / (STD**2 + np.diag(covariance)) @ A @ V
+    assert np.abs(wrong / pulled - 1).max() > 0.01
+    assert np.abs(shifts(MMPS(iterations=M)) / pulled - 1).max() > 0.01
+
+
+def test_tmpd_is_exact_for_one_measured_number():
+    one = stk.LinearGaussian(tensor(A[:1]), tensor(Y[:1]), STD)
+    np.testing.assert_allclose(shifts(TMPD(), one), shifts(MMPS(), one), rtol=1e-10)
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_diffpir_is_the_minimum_of_both_distances(weight):
+    """By the normal equations; as the limit of `Replacement` for wide data where the weight is 1."""
+    system = A.T @ A / STD**2 + weight * ALPHA**2 / SIGMA**2 * np.eye(D)
+    right = (Y - DATA @ A.T) @ A / STD**2 @ np.linalg.inv(system)
+    np.testing.assert_allclose(shifts(DiffPIR(weight)), right, rtol=1e-8)
+    wide = shifts(Replacement(1e4))
+    close = np.allclose(wide, right, rtol=1e-5)
+    assert close == (weight == 1.0)
+
+
+def test_diffpir_is_replacement_where_its_weight_makes_up_for_the_spread():
+    weight = 1 + SIGMA**2 / (ALPHA * SPREAD) ** 2
+    np.testing.assert_allclose(shifts(DiffPIR(weight)), shifts(Replacement(SPREAD)), rtol=1e-8)
 
 
 def dps(entries):

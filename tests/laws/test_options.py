@@ -132,6 +132,7 @@ METHODS = {
     stk.PiGDM: {"spread": 2.0},
     stk.Replacement: {"spread": 2.0},
     stk.MMPS: {"iterations": 1},
+    stk.DiffPIR: {"prior_weight": 4.0},
 }
 FLOW_OPTIONS = {"rtol": 0.3, "atol": 0.3, "max_steps": 2, "method": "bosh3"}
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.fields.posterior import POSTERIOR_METHODS
 from scoretk.fields.smoothed import smoothed
 from scoretk.models.targets.mixture import GaussianMixture
 
@@ -89,7 +90,7 @@ LABELLED = {
     "langevin": lambda: noised("langevin", steps=3),
 }
 OTHERS = {
-    **{method: lambda m=method: measured(m) for method in ("mmps", "pigdm", "dps", "replacement")},
+    **{method: lambda m=method: measured(m) for method in POSTERIOR_METHODS},
     "any likelihood": lambda: stk.posterior(model(), log_likelihood, measured="y"),
 }
 WITHOUT = {

@@ -18,6 +18,10 @@ variance `v = sigma^2 spread^2 / (alpha^2 spread^2 + sigma^2)` of data of standa
                  exact for Gaussian priors N(m, spread^2 I)
     Replacement  D_y = D + v A^T (R + v A A^T)^-1 r
                  likewise; no derivative of the denoiser
+    TMPD         D_y = D + V A^T (R + diag(A V A^T 1))^-1 r
+                 exact for Gaussian priors where A V A^T is diagonal
+    DiffPIR      D_y = D + u A^T (R + u A A^T)^-1 r,  u = sigma^2 / (prior_weight alpha^2)
+                 Replacement for data of any spread, times a weight
     DPS          D_y = D + V A^T r  scale sqrt(m) / |r|_K
                  |r|_K^2 = r^T (R + v A A^T) r, m entries of y
                  D_y = D + V g  scale g^T V g / (g^T V g + p^T H p)
@@ -42,20 +46,28 @@ References:
     diffusion probabilistic models" (2022): replacement.
     Wang, Yu, Zhang, "Zero-shot image restoration using denoising diffusion null-space model"
     (2023): replacement.
+    Boys, Girolami, Pidstrigach, Reich, Mosca, Akyildiz, "Tweedie moment projected diffusions for
+    inverse problems" (2024): TMPD.
+    Zhu, Zhang, Liang, Cao, Wen, Timofte, Van Gool, "Denoising diffusion models for plug-and-play
+    image restoration" (2023): DiffPIR.
     Hestenes, Stiefel, "Methods of conjugate gradients for solving linear systems" (1952).
 """
 
+from scoretk.fields.posterior.diffpir import DiffPIR
 from scoretk.fields.posterior.dps import DPS
 from scoretk.fields.posterior.joining import POSTERIOR_METHODS, posterior
 from scoretk.fields.posterior.method import PosteriorMethod, PriorMoments
 from scoretk.fields.posterior.mmps import MMPS
 from scoretk.fields.posterior.pigdm import PiGDM
 from scoretk.fields.posterior.replacement import Replacement
+from scoretk.fields.posterior.tmpd import TMPD
 
 __all__ = [
     "DPS",
     "MMPS",
     "POSTERIOR_METHODS",
+    "TMPD",
+    "DiffPIR",
     "PiGDM",
     "PosteriorMethod",
     "PriorMoments",

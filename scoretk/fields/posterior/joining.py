@@ -11,6 +11,7 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.distribution import as_field, in_one_space
 from scoretk.fields.foreign import no_field
 from scoretk.fields.operators import LinearGaussian
+from scoretk.fields.posterior.diffpir import DiffPIR
 from scoretk.fields.posterior.dps import DPS
 from scoretk.fields.posterior.likelihoods import Likelihood, as_likelihood
 from scoretk.fields.posterior.method import PosteriorMethod, trait
@@ -19,6 +20,7 @@ from scoretk.fields.posterior.pigdm import PiGDM
 from scoretk.fields.posterior.replacement import Replacement
 from scoretk.fields.posterior.static import StaticPosterior
 from scoretk.fields.posterior.timed import TimedPosterior
+from scoretk.fields.posterior.tmpd import TMPD
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers
 from scoretk.fields.resolve import gaussian_path
 from scoretk.fields.variables import of_some
@@ -32,6 +34,8 @@ POSTERIOR_METHODS: dict[str, Callable[[], PosteriorMethod]] = {
     "pigdm": PiGDM,
     "dps": DPS,
     "replacement": Replacement,
+    "tmpd": TMPD,
+    "diffpir": DiffPIR,
 }
 """The methods for priors in time, by name; a new one is a file of its own and a line here."""
 
@@ -56,7 +60,7 @@ def posterior(
             `log_likelihood(x, **cond) -> (batch,)`, or of a prior's named variables
             `log_likelihood(mu, tau, **cond)`, of those that it takes; or a static field with an energy, `-log L`.
         method: For a timed prior, "mmps" (the default for a `LinearGaussian`), "pigdm",
-            "replacement" or "dps" (the default, and the only one, for any other likelihood), or an
+            "tmpd", "replacement", "diffpir" or "dps" (the default, and the only one, for any other likelihood), or an
             object with settings, such as `MMPS(iterations=10)`. None for a static prior.
         measured: The names of the condition values that the likelihood takes; all others go to the
             prior alone. A `LinearGaussian` names its own.

@@ -37,8 +37,12 @@ class PriorMoments(NamedTuple):
         Returns:
             Shaped so that it broadcasts over `like`.
         """
+        return across(self.narrowed(spread).to(like), like)
+
+    def narrowed(self, spread: float) -> Tensor:
+        """As `variance`, `()` or `(batch,)`, float64."""
         noise = (self.sigma * spread) ** 2
-        return across((noise / ((self.alpha * spread) ** 2 + self.sigma**2)).to(like), like)
+        return noise / ((self.alpha * spread) ** 2 + self.sigma**2)
 
 
 class PosteriorMethod(Protocol):

@@ -11,7 +11,7 @@ from scoretk.core.rows import across, row_dot, select_rows
 from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.posterior.method import PriorMoments
 
-__all__ = ["conjugate_gradients", "pulled_residual", "weighed_residual"]
+__all__ = ["conjugate_gradients", "pulled_residual", "weighed_by", "weighed_residual"]
 
 
 PIGDM_ITERATIONS = 64
@@ -41,11 +41,28 @@ def weighed_residual(
     Returns:
         Both like y.
     """
+    return weighed_by(likelihood, prior, prior.narrowed(spread), cond)
+
+
+def weighed_by(
+    likelihood: LinearGaussian, prior: PriorMoments, variance: Tensor, cond: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The residual r and `(R + u A A^T)^-1 r`.
+
+    Args:
+        likelihood: The measurement.
+        prior: The prior's moments of x_1 given x_t.
+        variance: u, `()` or `(batch,)`.
+        cond: The likelihood's own condition values.
+
+    Returns:
+        Both like y.
+    """
     residual = likelihood.residual(prior.data, **cond)
-    v = prior.variance(spread, residual)
+    u = across(variance.to(residual), residual)
 
     def covariance(w: Tensor) -> Tensor:
-        return likelihood.std**2 * w + v * likelihood.forward(likelihood.adjoint(w, prior.data))
+        return likelihood.std**2 * w + u * likelihood.forward(likelihood.adjoint(w, prior.data))
 
     return residual, conjugate_gradients(covariance, residual, PIGDM_ITERATIONS, likelihood.std**2)
 
