@@ -786,6 +786,10 @@ def test_a_posterior_without_reference_draws_says_so(checkout):
 # What is judged.
 
 
+def with_one_far_off(x):
+    return torch.cat([x[:-1], x[-1:] * 0 + 500.0])
+
+
 def numbers(n, seed=0, scale=1.0, shift=0.0, chains=10):
     return shift + scale * normals(chains, n, 3, seed=seed)
 
@@ -798,6 +802,7 @@ def numbers(n, seed=0, scale=1.0, shift=0.0, chains=10):
         (numbers(500, 1, scale=1.15), False),
         (numbers(500, 1, scale=0.87), False),
         (numbers(500, 1) * number([1.0, 1.0, torch.nan]), False),
+        (with_one_far_off(numbers(500, 1, chains=64)), False),
         (numbers(500, 1) * number([1.0, 1.0, 0.0]), False),
     ],
 )

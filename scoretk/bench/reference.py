@@ -3,9 +3,11 @@ r"""Reference posteriors: whether the default call finds the law that reference 
 Of every parameter the mean m and the mean square about the reference's mean are compared with those of
 reference draws, in standard errors of both sides,
 
-    z = (m - m_ref) / sqrt(e^2 + e_ref^2),
+    z = (m - m_ref) / (s_ref sqrt(1 / n + 1 / n_ref)),
 
-e and e_ref being Monte-Carlo errors by autocorrelation. A run is right where no |z| is larger than
+s_ref being the reference's standard deviation, and n effective draws by autocorrelation. (By the
+standard deviation of the draws themselves a chain that sits far off would hide itself: it makes its
+own error.) A run is right where no |z| is larger than
 chance makes one of so many once in a thousand times (`SURPRISE`). What the run says of itself is its
 verdict, `draws.summary()`: one that finds nothing in a run that is wrong is the worst that can happen.
 """
@@ -34,6 +36,8 @@ __all__ = ["CHAINS", "Agreement", "Found", "against_reference", "agreement", "nu
 CHAINS = 64
 ROWS = 1 << 14
 """How many draws' parameters are computed at a time."""
+CONSTANT = 1e-9
+"""The share of the reference's standard deviation that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,13 @@ def _side_by_side(values: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 
 
 def _z(mine: Tensor, theirs: Tensor) -> Tensor:
-    """The differences of means in their standard errors; 0 where both are the same constant."""
+    """The differences of means in the standard errors of draws of the reference's law; 0 of equal ones."""
     off = mine.mean((0, 1)) - theirs.mean((0, 1))
-    error = (mcse(mine).square() + mcse(theirs).square()).sqrt()
+    own, known = (x.flatten(0, 1).std(0) for x in (mine, theirs))
+    # mcse / own is the root of one over the effective draws; where nothing ever moves, no error
+    # excuses a difference
+    share = torch.where(own > CONSTANT * known, mcse(mine) / own, 0.0)
+    error = ((known * share).square() + mcse(theirs).square()).sqrt()
     return torch.where(off == 0, 0.0, off / error)
 
 
