@@ -47,22 +47,22 @@ def weighed_residual(
 def weighed_by(
     likelihood: LinearGaussian, prior: PriorMoments, variance: Tensor, cond: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The residual r and `(R + u A A^T)^-1 r`.
+    """The residual r and `(R + v A A^T)^-1 r` for any v.
 
     Args:
         likelihood: The measurement.
         prior: The prior's moments of x_1 given x_t.
-        variance: u, `()` or `(batch,)`.
+        variance: v, `()` or `(batch,)`.
         cond: The likelihood's own condition values.
 
     Returns:
         Both like y.
     """
     residual = likelihood.residual(prior.data, **cond)
-    u = across(variance.to(residual), residual)
+    v = across(variance.to(residual), residual)
 
     def covariance(w: Tensor) -> Tensor:
-        return likelihood.std**2 * w + u * likelihood.forward(likelihood.adjoint(w, prior.data))
+        return likelihood.std**2 * w + v * likelihood.forward(likelihood.adjoint(w, prior.data))
 
     return residual, conjugate_gradients(covariance, residual, PIGDM_ITERATIONS, likelihood.std**2)
 
