@@ -30,6 +30,7 @@ from scoretk.adapters.flow_supports import (
     normflows_support,
     zuko_support,
 )
+from scoretk.adapters.owned import generators_kept
 from scoretk.core.anatomy import left_as_found, modules_of, state_like
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.keywords import explained
@@ -59,6 +60,10 @@ ASKED = 64
 
 class _Flow(Protocol):
     """What a library's flow is asked for."""
+
+    @property
+    def flow(self) -> Any:
+        """The library's own."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -209,9 +214,7 @@ class FlowField:
         """`x = f^-1(z)` of draws z of the base, and of which f(x) is not z, `(chains,)` of bool."""
         z = self.flow.base(noise, cond)
         x = self.flow.inverse(z, cond).reshape(len(z), *self.event_shape)
-        gap = self.flow.gap(z, self.flow.forward(x, cond).reshape(z.shape))
-        lost = ~(gap <= LOST * (1 + z.abs()))  # (which NaN is)
-        return x, lost.flatten(1).any(1)
+        return x, ~(_gaps(self, z, x, cond) <= LOST)  # (which NaN is)
 
     def _answered(self, ask: Callable[[], _Found], x: Tensor, cond: Cond) -> _Found:
         needless = cond and not self.conditional
@@ -257,7 +260,7 @@ def from_flow(
     kind = next((_KINDS[owner] for owner in owners(flow) if owner in _KINDS), None)
     if kind is None:
         raise no_field("flow", flow, "a flow of zuko, nflows, normflows or FrEIA")
-    with _copy_to_ask(flow) as copied:
+    with _copy_to_ask(flow) as copied, generators_kept():  # a layer may draw, and is refused then
         field = _field(kind(copied), event_shape, support)
     return replace(field, flow=kind(flow))
 
@@ -269,7 +272,11 @@ def _field(law: _Flow, event_shape: Sequence[int] | None, support: Any) -> FlowF
             event_shape = law.shape()
         except Exception as error:  # whatever a flow of unknown build raises
             raise InvalidArgument(
-                "event_shape", None, "the shape of one x, which this flow does not say", str(error)
+                "event_shape",
+                None,
+                f"the shape of one x, which this {type(law.flow).__name__} does not say",
+                "scoretk.from_flow(flow, event_shape=(2,)), of two numbers, say: its base does not tell "
+                "it, or only with a condition",
             ) from error
     shape = as_event_shape(event_shape)
     provides = {"energy", "score", "log_prob"} | ({"draw"} if law.explicit else set())
@@ -282,7 +289,7 @@ def _field(law: _Flow, event_shape: Sequence[int] | None, support: Any) -> FlowF
         _check_falls_off(field)
     some = law.some_conditions(ASKED) if field.conditional else {}
     if some is not None and law.explicit:
-        _check_onto(field, some)
+        field = _asked_onto(field, some)
     return field
 
 
@@ -344,47 +351,91 @@ def _check_falls_off(field: FlowField) -> None:
         )
 
 
-def _check_onto(field: FlowField, cond: Cond) -> None:
-    """Check that a flow leads onto all of the space of its base, and from all around the data.
+def _asked_onto(field: FlowField, cond: Cond) -> FlowField:
+    """A flow that leads onto all of the space of its base, and from all around the data.
 
     A density `p_base(f(x)) |det df/dx|` has the mass that the base has where f leads to: with a
     sigmoid before N(0, 1) a third. There is no x then for other noise. An inverse by bisection does
     not get far enough out either, but then f leads nearer to the noise from farther out.
 
+    Returns:
+        The field; without `draw` where the flow has no inverse.
+
     Raises:
-        InvalidArgument: It does not.
+        InvalidArgument: It does not, or its density is not computed, or by chance.
     """
-    flow, noise = field.flow, Noise(0, ASKED)
-    try:
-        with torch.no_grad():
+    flow, noise = field.flow, Noise(0, ASKED, device=_like(field.flow.flow).device)
+    with torch.no_grad():
+        try:
             z = flow.base(noise, cond)
             if z[0].numel() != math.prod(field.event_shape):
-                return  # which is told where it is asked
-            x, lost = field._there_and_back(noise, cond)
-    except Exception:  # noqa: BLE001 (what a transform raises of noise to which nothing leads)
-        raise _not_onto(field) from None
-    x, fine = x.detach(), x.flatten(1).isfinite().all(1)
-    if not bool(fine.all()):
-        raise _not_onto(field)
-    if bool(lost.any()):
-        middle = x.median(0).values
-        near = flow.gap(z, flow.forward(x, cond).reshape(z.shape))[lost].flatten(1).amax(1)
-        best = near
-        for reach in FARTHER:
-            y = middle + reach * (x - middle)
-            gap = flow.gap(z, flow.forward(y, cond).reshape(z.shape))[lost].flatten(1).amax(1)
-            best = torch.fmin(best, gap)
-        if bool((best > near / 2).all()):
+                return field  # which is told where it is asked
+            x = flow.inverse(z, cond).reshape(ASKED, *field.event_shape)
+        except Exception as error:  # what a transform raises of noise to which nothing leads
+            if type(error).__name__ in NO_INVERSE:
+                return replace(field, provides=field.provides - {"draw"})
+            raise _not_onto(field, error) from error
+        if not bool(x.isfinite().all()):
             raise _not_onto(field)
-    if field.support is None:
-        _check_defined(field, x, cond)
+        _check_density(field, x, cond)
+        near = _gaps(field, z, x, cond)
+        lost = ~(near <= LOST)
+        if bool(lost.any()):
+            middle = x.median(0).values
+            farther = [middle + reach * (x - middle) for reach in FARTHER]
+            best = torch.stack([_gaps(field, z, y, cond).nan_to_num(torch.inf) for y in farther])
+            if bool((best.amin(0)[lost] > near[lost] / 2).all()):
+                raise _not_onto(field)
+        if field.support is None:
+            _check_defined(field, x, cond)
+    return field
 
 
+def _gaps(field: FlowField, z: Tensor, x: Tensor, cond: Cond) -> Tensor:
+    """How far the noise of x is from z in units of 1 + |z|, the most of all entries, `(rows,)`."""
+    gap = field.flow.gap(z, field.flow.forward(x, cond).reshape(z.shape))
+    most: Tensor = (gap / (1 + z.abs())).flatten(1).amax(1)
+    return most
+
+
+def _check_density(field: FlowField, x: Tensor, cond: Cond) -> None:
+    """Check that a flow has a density, which is a function of x.
+
+    Raises:
+        InvalidArgument: A layer leads only from the noise to the data, or draws numbers of its own.
+    """
+    try:
+        first, again = (
+            torch.cat([field.flow.log_prob(x, cond), field.flow.forward(x, cond).flatten()])
+            for _ in range(2)
+        )
+    except Exception as error:
+        if type(error).__name__ not in NO_INVERSE:
+            return  # which is told where it is asked
+        raise InvalidArgument(
+            "flow",
+            type(field.flow.flow),
+            "a flow that leads from the data to the noise too, by which its density is computed",
+            f"One of its layers has no such way: {error}",
+        ) from error
+    if not torch.allclose(first, again, rtol=1e-4, atol=1e-4, equal_nan=True):
+        raise InvalidArgument(
+            "flow",
+            type(field.flow.flow),
+            "a log density that is a function of the point",
+            "A layer draws numbers of its own, as those of stochastic normalizing flows do: such a "
+            "flow has no density",
+        )
+
+
+NO_INVERSE = ("NotImplementedError", "InverseNotAvailable")
+"""What libraries raise where a transform leads one way only."""
 FARTHER = (1.5, 4.0, 16.0, 64.0, 1e3, 1e6)
 """How much farther from the middle of some data a flow is asked, where their noise is not reached."""
 
 
-def _not_onto(field: FlowField) -> InvalidArgument:
+def _not_onto(field: FlowField, error: Exception | None = None) -> InvalidArgument:
+    said = f". It raised {type(error).__name__}: {error}" if error else ""
     return InvalidArgument(
         "flow",
         type(field.flow.flow),
@@ -392,7 +443,7 @@ def _not_onto(field: FlowField) -> InvalidArgument:
         "There is no x for some of the base's noise, so that the density does not integrate to 1: a "
         "layer, such as a last sigmoid, leads to a part of the space. Leave that layer out, or "
         "give the flow a base of that part. For data on a part of the space the inverse of such a "
-        "layer, a logit, is the first",
+        f"layer, a logit, is the first{said}",
     )
 
 
@@ -406,8 +457,7 @@ def _check_defined(field: FlowField, x: Tensor, cond: Cond) -> None:
     for side in (-AROUND, AROUND):
         rows = (middle + side * spread).expand(len(x), *middle.shape)
         try:
-            with torch.no_grad():
-                found = field.log_prob(rows, **cond)
+            found = field.log_prob(rows, **cond)
         except InvalidArgument as error:
             found, cause = None, error.__cause__
         if found is None or bool(found.isnan().any()):
@@ -518,7 +568,7 @@ class _ZukoLaw(_OfZuko):
         return base
 
     def base(self, noise: NoiseSource, cond: Cond) -> Tensor:
-        return draw_from(self.flow.base, noise)
+        return draw_from(self.flow.base, noise).to(_like(self.flow).dtype)
 
     def inverse(self, z: Tensor, cond: Cond) -> Tensor:
         x: Tensor = self.flow.transform.inv(z)
@@ -564,7 +614,7 @@ class _Zuko(_OfZuko):
         return base
 
     def base(self, noise: NoiseSource, cond: Cond) -> Tensor:
-        return draw_from(self._base(), noise)
+        return draw_from(self._base(), noise).to(_like(self.flow).dtype)
 
     def inverse(self, z: Tensor, cond: Cond) -> Tensor:
         x: Tensor = self.flow(*_rows(cond)).transform.inv(z)

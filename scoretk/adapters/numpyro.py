@@ -11,15 +11,24 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributions import constraints
 
 from scoretk.adapters.jax import InJax, import_jax
-from scoretk.adapters.owned import Owned, called, check_repeats, generators_kept, of_variables
+from scoretk.adapters.owned import (
+    Owned,
+    called,
+    check_repeats,
+    generators_kept,
+    is_flat,
+    no_start,
+    of_variables,
+)
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
-from scoretk.fields.foreign import unfit
+from scoretk.fields.foreign import nearest, unfit
 from scoretk.fields.layout import Variable, variable_name
 from scoretk.fields.variables import variables_of
 
@@ -45,17 +54,26 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
         MissingDependency: numpyro is not installed.
     """
     jax = import_jax("A model of numpyro")
-    handlers, infer = (
+    if not callable(model):
+        raise InvalidArgument("model", model, "a function with numpyro.sample", nearest(model))
+    handlers, infer, starts = (
         required(f"numpyro.{name}", "numpyro", "A model of numpyro")
-        for name in ("handlers", "infer.util")
+        for name in ("handlers", "infer.util", "infer.initialization")
     )
     of_data = partial(model, *args, **options)
+    of_flat = partial(_of_no_law, starts)
     try:
         with generators_kept():  # a model of Pyro, which is refused, draws from them
             first, again = (
-                handlers.trace(handlers.seed(of_data, jax.random.PRNGKey(seed))).get_trace()
+                handlers.trace(
+                    handlers.substitute(
+                        handlers.seed(of_data, jax.random.PRNGKey(seed)), substitute_fn=of_flat
+                    )
+                ).get_trace()
                 for seed in (0, 1)
             )
+    except InvalidArgument:
+        raise
     except Exception as error:  # whatever a user's model raises, or the library that it is of
         raise unfit(model, "numpyro", error) from error
     _check_plates(first)
@@ -94,6 +112,24 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
         ) from error
     owned = InJax(logp, space.layout)
     return of_variables(Owned(owned.value, owned.both, called("from_numpyro", model)), space)
+
+
+def _of_no_law(starts: Any, site: Any) -> Any:
+    """A value of a site that has a support and no law to draw it from, such as an `ImproperUniform`.
+
+    Its density is flat, and the model is run at a point of the support to see its sites; None for
+    all others, which are drawn.
+
+    Raises:
+        InvalidArgument: No such point is known.
+    """
+    latent = site["type"] == "sample" and not site["is_observed"] and site["value"] is None
+    if not latent or not is_flat(site["fn"]):
+        return None
+    try:
+        return starts.init_to_uniform(site)
+    except Exception as error:  # numpyro's, of a support without a bijection
+        raise no_start(site) from error
 
 
 def _latent(trace: Any) -> dict[str, Any]:
@@ -142,7 +178,7 @@ def _moving(jax: Any, handlers: Any, model: Any, points: dict[str, Any]) -> list
 
 
 def _variable(name: str, site: Any) -> Variable:
-    support, shape = site["fn"].support, tuple(site["value"].shape)
+    support, shape = site["fn"].support, np.shape(site["value"])
     while type(support).__name__ == "_IndependentConstraint":
         support = support.base_constraint
     if support.is_discrete:
@@ -174,6 +210,7 @@ _BOUNDED: dict[str, Callable[[Any], Any]] = {
     "_GreaterThan": lambda c: constraints.greater_than(_bound(c.lower_bound)),
     "_GreaterThanEq": lambda c: constraints.greater_than_eq(_bound(c.lower_bound)),
     "_LessThan": lambda c: constraints.less_than(_bound(c.upper_bound)),
+    "_LessThanEq": lambda c: constraints.less_than(_bound(c.upper_bound)),
 }
 
 

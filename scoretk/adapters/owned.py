@@ -22,7 +22,16 @@ from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.variables import Variables
 from scoretk.fields.wrappers import Energy
 
-__all__ = ["Owned", "called", "check_repeats", "generators_kept", "inner", "of_variables"]
+__all__ = [
+    "Owned",
+    "called",
+    "check_repeats",
+    "generators_kept",
+    "inner",
+    "is_flat",
+    "no_start",
+    "of_variables",
+]
 
 Both = tuple[Tensor, Tensor]
 
@@ -105,6 +114,23 @@ def check_repeats(argument: str, ask: Callable[[], Any]) -> None:
             "a log density that is a function of the point",
             "Draw no random numbers in it, and no mini-batches: give it all data",
         )
+
+
+def is_flat(law: Any) -> bool:
+    """Whether a law of Pyro or numpyro has a support and no samples, whatever is around it."""
+    while law is not None and type(law).__name__ != "ImproperUniform":
+        law = getattr(law, "base_dist", None)
+    return law is not None
+
+
+def no_start(site: Any) -> InvalidArgument:
+    """The error for a site of a flat law of whose support no point is known."""
+    return InvalidArgument(
+        "model",
+        f"site {site['name']!r}, a flat one, on {site['fn'].support}",
+        "a support with a known bijection: real, positive, an interval, a simplex, ...",
+        "Sample the site from a law with samples, and take its log density away by a factor",
+    )
 
 
 def of_variables(energy: Callable[[Tensor], Tensor], space: Variables) -> Constrained:

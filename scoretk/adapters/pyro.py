@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, constraints, transform_to
 
-from scoretk.adapters.owned import called, check_repeats, generators_kept
+from scoretk.adapters.owned import called, check_repeats, generators_kept, is_flat, no_start
 from scoretk.core.anatomy import asked
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
@@ -48,8 +48,14 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
             or draws random numbers beside its sites; or it does not run.
         MissingDependency: Pyro is not installed.
     """
-    poutine = required("pyro.poutine", "pyro", "A model of Pyro")
-    first, *others = (_latent(poutine, model, args, options, seed) for seed in range(RUNS))
+    poutine, starts = (
+        required(f"pyro.{name}", "pyro", "A model of Pyro")
+        for name in ("poutine", "infer.autoguide.initialization")
+    )
+    started = starts.InitMessenger(_value)
+    first, *others = (
+        _latent(poutine, model, started, (args, options), seed) for seed in range(RUNS)
+    )
     if not first:
         raise unfit(model, "pyro")
     for other in others:
@@ -83,7 +89,7 @@ def _is_mapped(one: _OnePoint, points: dict[str, Tensor]) -> bool:
     return torch.allclose(together, alone, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-def _latent(poutine: Any, model: Any, args: Any, options: Any, seed: int) -> dict[str, Any]:
+def _latent(poutine: Any, model: Any, started: Any, given: Any, seed: int) -> dict[str, Any]:
     """The latent sites of a model, from one run of it.
 
     Raises:
@@ -93,7 +99,9 @@ def _latent(poutine: Any, model: Any, args: Any, options: Any, seed: int) -> dic
     with generators_kept(), torch.no_grad():
         torch.manual_seed(seed)
         try:
-            trace = poutine.trace(model).get_trace(*args, **options)
+            trace = poutine.trace(started(model)).get_trace(*given[0], **given[1])
+        except InvalidArgument:
+            raise
         except Exception as error:  # whatever a user's model raises, or the library that it is of
             raise unfit(model, "pyro", error) from error
     for name, site in trace.nodes.items():
@@ -105,6 +113,25 @@ def _latent(poutine: Any, model: Any, args: Any, options: Any, seed: int) -> dic
                 "Leave subsample_size and subsample out, and give the model all data",
             )
     return _sampled(trace)
+
+
+def _value(site: Any) -> Tensor:
+    """A value of a latent site: a draw, or of one that is flat any point of its support.
+
+    Raises:
+        InvalidArgument: It has no draws, and no such point is known.
+    """
+    law = site["fn"]
+    if not is_flat(law):
+        drawn: Tensor = law(*site["args"], **site["kwargs"])
+        return drawn
+    try:
+        onto = transform_to(law.support)
+        free = torch.rand(onto.inverse_shape(law.shape())) - 1 / 2
+        value: Tensor = onto(free)
+    except (NotImplementedError, ValueError) as error:  # of a support without a bijection
+        raise no_start(site) from error
+    return value
 
 
 def _is_plate(site: Any) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from torch.distributions import constraints
 
 from scoretk.adapters.owned import called, check_repeats, generators_kept, inner
 from scoretk.core.arguments import event_shape as as_event_shape
-from scoretk.core.arguments import numbers
+from scoretk.core.arguments import integer, numbers
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
-from scoretk.errors import InvalidArgument
+from scoretk.core.noise import derive
+from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.foreign import answered, misfit
 from scoretk.fields.wrappers import Energy
@@ -109,8 +111,9 @@ def to_sbi(posterior: Any, solver: Any = None, **options: Any) -> Any:
     Returns:
         A posterior of sbi, of the same default observation. Its `sample(shape, x)` takes as many of
         each chain's draws as are needed, evenly from all that are kept, and
-        `sample_batched(shape, x)` the same for each of several observations, in one run. Chains
-        that fail are an error, unless `on_failure="flag"` is among the options.
+        `sample_batched(shape, x)` the same for each of several observations, in one run; each call
+        has noise of its own, and the same calls in the same order draw the same. `log_prob` is the
+        given posterior's own. Chains that fail are an error, unless `on_failure="flag"` is among the options.
 
     Raises:
         MissingDependency: sbi is not installed.
@@ -118,20 +121,35 @@ def to_sbi(posterior: Any, solver: Any = None, **options: Any) -> Any:
     base = required("sbi.inference.posteriors.base_posterior", "sbi", "A posterior of sbi")
     settings = {"chains": 100, "on_failure": "raise"} | options | {"keep": "all"}
 
+    calls, seed_of_all = count(), integer("seed", settings.pop("seed", 0), below=2**64)
+    own = copy.deepcopy(getattr(posterior, "log_prob", None))
+
     class Sampled(base.NeuralPosterior):  # type: ignore[misc, name-defined]
+        def log_prob(self, theta: Tensor, x: Any = None, **given: Any) -> Tensor:
+            if own is None:
+                raise MissingCapability(
+                    "to_sbi(potential)",
+                    {"sample", "sample_batched", "potential"},
+                    {"log_prob"},
+                    "A potential is known up to a constant: ask .potential(theta, x), or make it of "
+                    "a posterior",
+                )
+            log_prob: Tensor = own(theta, self._x_else_default_x(x), **given)
+            return log_prob
+
         def sample(
             self, sample_shape: Any = (), x: Any = None, show_progress_bars: bool = False
         ) -> Tensor:
             wanted = torch.Size(sample_shape)
             field = from_sbi(self.potential_fn, self._x_else_default_x(x))
-            draws = sample(field, solver, **_run(show_progress_bars))
+            draws = sample(field, solver, **_run(show_progress_bars, next(calls)))
             return _spread(draws.x, wanted.numel()).reshape(*wanted, *draws.x.shape[2:])
 
         def sample_batched(
             self, sample_shape: Any, x: Any, show_progress_bars: bool = False
         ) -> Tensor:
             wanted, rows = torch.Size(sample_shape), numbers("x", x)
-            run = _run(show_progress_bars)
+            run = _run(show_progress_bars, next(calls))
             each = run["chains"]
             held = copy.deepcopy(self.potential_fn)
             held.set_x(None)
@@ -141,8 +159,9 @@ def to_sbi(posterior: Any, solver: Any = None, **options: Any) -> Any:
             found = [_spread(part, wanted.numel()) for part in draws.x.split(each)]
             return torch.stack(found, 1).reshape(*wanted, len(rows), *draws.x.shape[2:])
 
-    def _run(shown: bool) -> dict[str, Any]:
-        return {"progress": True} | settings if shown else dict(settings)
+    def _run(shown: bool, call: int) -> dict[str, Any]:
+        seed = derive(seed_of_all, call) if call else seed_of_all
+        return ({"progress": True} if shown else {}) | settings | {"seed": seed}
 
     return Sampled(_at(posterior, None))
 

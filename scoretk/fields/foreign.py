@@ -22,6 +22,7 @@ __all__ = [
     "ADAPTERS",
     "FUNCTIONS",
     "NEAREST",
+    "PARTS",
     "adapter_of",
     "answered",
     "library_of",
@@ -96,6 +97,18 @@ NEAREST: Mapping[str, str] = MappingProxyType(
 )
 """What the adapter for a library takes, for other objects of this library."""
 
+PARTS: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("nflows", "Distribution"): "{0} is a distribution of nflows, the base of a flow: "
+        "scoretk.from_flow(nflows.flows.Flow(nflows.transforms.IdentityTransform(), distribution), "
+        "event_shape)",
+        ("nflows", "Transform"): "{0} is a transform of nflows: scoretk.from_flow takes "
+        "nflows.flows.Flow(transform, distribution)",
+        ("nflows", "MADE"): "{0} is the network of a flow: scoretk.from_flow takes the flow",
+    }
+)
+"""What to do with a part of what an adapter takes, by package and class; {0} is the class."""
+
 FUNCTIONS: Mapping[str, str] = MappingProxyType(
     {"numpyro": "from_numpyro", "pyro": "from_pyro", "jax": "from_jax"}
 )
@@ -141,6 +154,9 @@ def nearest(value: object) -> str:
     """What the adapter for an object's library takes; "" where there is none."""
     if made := _of_class(value):
         return made
+    own = next((PARTS[owner] for owner in owners(value) if owner in PARTS), "")
+    if own and not isinstance(value, type):
+        return own.format(type(value).__name__)
     packages = [*(package for package, _ in owners(value)), library_of(value)]
     known = (NEAREST[package] for package in packages if package in NEAREST)
     return next((f"scoretk.{taken}" for taken in known), "")
@@ -279,6 +295,14 @@ def part_of(value: object) -> str:
     return ""
 
 
+def _told(value: object) -> str:
+    """What to do with an object in place of another: what its adapter, or its library's, takes."""
+    adapter, taken = adapter_of(value), nearest(value)
+    if adapter is None or taken.startswith(f"scoretk.{adapter} "):
+        return taken
+    return f"{type(value).__name__}: scoretk.{adapter} makes a field of it"
+
+
 def misfit(argument: str, value: Any, expected: str, hint: str = "") -> InvalidArgument:
     """The error for what is no object of the library that an adapter is for.
 
@@ -290,7 +314,7 @@ def misfit(argument: str, value: Any, expected: str, hint: str = "") -> InvalidA
     """
     shown = value if value is None or isinstance(value, type) else type(value)
     made = f"{value.__name__} is a class: make an object of it" if isinstance(value, type) else ""
-    return InvalidArgument(argument, shown, expected, nearest(value) or made or hint)
+    return InvalidArgument(argument, shown, expected, _told(value) or made or hint)
 
 
 def no_field(argument: str, value: Any, expected: str, hint: str = "") -> InvalidArgument:

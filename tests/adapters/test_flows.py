@@ -314,6 +314,27 @@ def zuko_class(name):
     return getattr(pytest.importorskip("zuko").lazy, name)
 
 
+def test_parts_of_flows_and_shapes_that_are_not_said_are_told():
+    importing("nflows")
+    from nflows.distributions import MADEMoG
+    from nflows.flows import Flow
+    from nflows.transforms import IdentityTransform
+
+    mixture = seeded(lambda: MADEMoG(D, 8, None))
+    for take in (stk.from_, stk.from_flow, stk.sample):
+        with pytest.raises(InvalidArgument, match=r"base of a flow: .*IdentityTransform"):
+            take(mixture)
+    with pytest.raises(InvalidArgument, match=r"transform of nflows: .*Flow\(transform"):
+        stk.from_(IdentityTransform())
+    flow = Flow(IdentityTransform(), mixture)
+    for unsaid in (flow, seeded(lambda: zuko_mixture(C))):
+        with pytest.raises(InvalidArgument, match=r"does not say.*event_shape=\(2,\)") as caught:
+            stk.from_flow(unsaid)
+        assert "attribute" not in str(caught.value)
+    x = torch.linspace(-1, 1, 6).reshape(3, D)
+    torch.testing.assert_close(stk.from_flow(flow, (D,)).log_prob(x), mixture.log_prob(x))
+
+
 SEVERAL = {
     "sequence": (lambda: freia_sequence(0, 1), ("c0", "c1"), (0, 1)),
     "sequence, the second alone": (lambda: freia_sequence(1, 1), ("c1",), (None, 0)),
@@ -540,7 +561,7 @@ def test_a_flow_into_a_part_of_its_bases_space_has_no_density(name):
 
 @pytest.mark.parametrize("name", ["FrEIA", "nflows, tanh", "zuko"])
 def test_a_mutant_that_believes_it_has_another_mass(name, monkeypatch):
-    monkeypatch.setattr("scoretk.adapters.flows._check_onto", lambda *_: None)
+    monkeypatch.setattr("scoretk.adapters.flows._asked_onto", lambda field, _: field)
     field = stk.from_flow(seeded(INTO_A_PART[name]))
     with torch.no_grad():
         _, mass = on_a_grid(field, [-40, -40], [40, 40], 200)
@@ -571,6 +592,53 @@ def test_an_inverse_by_bisection_that_ends_too_early_draws_nothing():
         assert float(field.flow.inverse(torch.ones(1, D), {}).abs().max()) < 10.1
         with pytest.raises(InvalidArgument, match=r"f\(f\^-1\(z\)\) is not z.*MALA"):
             field.draw(64, Noise(0, 64))
+
+
+def normflows_of(*layers):
+    nf = importing("normflows")
+    return nf.NormalizingFlow(nf.distributions.DiagGaussian(D), [make(nf) for make in layers])
+
+
+def test_a_flow_that_leads_one_way_only_has_no_density():
+    for make in (lambda nf: nf.flows.Planar((D,)), lambda nf: nf.flows.Radial((D,))):
+        with pytest.raises(InvalidArgument, match=r"from the data to the noise too.*has no"):
+            stk.from_flow(seeded(lambda make=make: normflows_of(make)))
+    leaky = seeded(lambda: normflows_of(lambda nf: nf.flows.Planar((D,), act="leaky_relu")))
+    assert "log_prob" in stk.from_flow(leaky).provides
+
+
+def test_a_flow_that_leads_to_the_noise_only_draws_nothing():
+    importing("nflows")
+    from nflows.transforms import InverseNotAvailable, PointwiseAffineTransform
+
+    class OneWay(PointwiseAffineTransform):
+        def inverse(self, inputs, context=None):
+            raise InverseNotAvailable()
+
+    flow = nflow_of(first=[OneWay(0.5, 2.0)])
+    field = stk.from_flow(flow, (D,))
+    assert field.provides == {"energy", "score", "log_prob"}
+    x = torch.linspace(-1, 1, 6).reshape(3, D)
+    torch.testing.assert_close(field.log_prob(x), flow.log_prob(x))
+
+
+def test_a_flow_with_layers_that_draw_has_no_density():
+    def made(nf):
+        proposal = nf.distributions.DiagGaussianProposal((D,), 0.5)
+        return nf.flows.MetropolisHastings(nf.distributions.DiagGaussian(D), proposal, 3)
+
+    with pytest.raises(InvalidArgument, match="draws numbers of its own"):
+        stk.from_flow(seeded(lambda: normflows_of(made)))
+
+
+@pytest.mark.parametrize("name", ["zuko NSF", "nflows", "normflows", "FrEIA, given c"])
+def test_a_flow_of_float64_is_asked_in_it(name):
+    flow = seeded(FLOWS[name][0]).double()
+    field = stk.from_flow(flow)
+    cond = {FLOWS[name][1]: torch.zeros(N, C).double()} if FLOWS[name][1] else {}
+    x = field.draw(N, Noise(0, N), **cond)
+    assert x.dtype == torch.float64
+    assert field.log_prob(x, **cond).dtype == torch.float64
 
 
 def test_a_domain_that_is_no_box_of_x_asks_for_its_support():

@@ -7,7 +7,7 @@ import torch
 from torch import distributions as td
 
 import scoretk as stk
-from scoretk.errors import InvalidArgument
+from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields import Constrained
 
 BRINGS = [
@@ -143,10 +143,56 @@ def test_our_sampler_keeps_the_default_and_its_own_observation(sbi):
     expected = stk.sample(stk.from_sbi(posterior, rows()[2]), **run).x[:, -1]
     torch.testing.assert_close(ours.sample((20,)), expected)
     posterior.potential(theta(), x=rows()[4])  # theirs is theirs
-    torch.testing.assert_close(ours.sample((20,)), expected)
+    again = stk.to_sbi(posterior, stk.MALA(0.1), chains=20, steps=10)
+    torch.testing.assert_close(again.sample((20,)), expected)
     assert ours.sample().shape == (D,)
     with pytest.raises(TypeError):
         ours.sample((20,), num_chains=3)
+
+
+def test_each_call_of_our_sampler_has_noise_of_its_own(sbi):
+    """As those of sbi do; calls with one seed would be correlated over observations."""
+    posterior = posterior_of(sbi, PRIORS["box"](sbi), rows()[0])
+
+    def calls(seed):
+        ours = stk.to_sbi(posterior, stk.MALA(0.3), chains=20, steps=10, seed=seed)
+        batch = ours.sample_batched((20,), x=rows()[:1])[:, 0]
+        return [batch, ours.sample((20,)), ours.sample((20,))]
+
+    found = calls(5)
+    assert all(map(torch.equal, found, calls(5)))
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        assert not torch.equal(found[first], found[second])
+    assert not torch.equal(found[0], calls(6)[0])
+
+
+@pytest.mark.parametrize("method", ["npe", "nle"])
+def test_the_log_density_of_our_sampler_is_the_posteriors_own(sbi, method):
+    prior = PRIORS["box"](sbi)
+    potential = potential_of(sbi, method, prior)
+    if method == "npe":
+        with torch.random.fork_rng():
+            posterior = sbi.inference.DirectPosterior(potential.posterior_estimator, prior)
+    else:
+        posterior = sbi.inference.MCMCPosterior(potential, proposal=prior, theta_transform=None)
+    posterior.set_default_x(rows()[2])
+    ours = stk.to_sbi(posterior, stk.MALA(0.1), chains=20, steps=10)
+    options = {"leakage_correction_params": {"num_rejection_samples": 50}, "norm_posterior": False}
+    options = options if method == "npe" else {}
+    with torch.random.fork_rng():
+        found = ours.log_prob(theta(), **options)
+        torch.testing.assert_close(found, posterior.log_prob(theta(), **options))
+        other = ours.log_prob(theta(), x=rows()[3], **options)
+        torch.testing.assert_close(other, posterior.log_prob(theta(), x=rows()[3], **options))
+    assert float((found - other).abs().max()) > 1e-3
+    of_potential = stk.to_sbi(potential, stk.MALA(0.1))
+    with pytest.raises(MissingCapability, match=r"\.potential\(theta, x\)"):
+        of_potential.log_prob(theta(), x=rows()[3])
+
+
+def test_a_prior_of_sbi_names_its_adapter(sbi):
+    with pytest.raises(InvalidArgument, match=r"BoxUniform: scoretk\.from_distribution"):
+        stk.from_sbi(PRIORS["box"](sbi))
 
 
 def test_several_observations_in_one_run_are_each_its_own(sbi):
