@@ -5,6 +5,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import time
@@ -297,6 +298,35 @@ def streamed(path, pause=0.0, checkpoint=None, timeout=60.0, **more):
         keep = stk.Zarr(path, draws=5)
         draws = stk.sample(stk.Energy(energy, (3,)), stk.MALA(0.3), keep=keep, **run)
     return draws.x[:].numpy(), stk.diagnostics.rhat(draws.x).numpy()
+
+
+def on_a_full_disk(folder, streams, room=0):
+    """A run of many ranks, of which rank 1 cannot write files of more than so many bytes; 0 for as many as it likes.
+
+    Metadata and the state of a batch fit, its draws do not: a disk that is full holds the one and not the other.
+    """
+    os.environ["PAUSE"] = "0.003" if room and rank() == 0 else "0"  # so that rank 1 has a batch
+    if room and rank() == 1:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    def energy(x):
+        time.sleep(float(os.environ["PAUSE"]))
+        return bumpy(x)
+
+    keep = stk.Zarr(folder / "d.zarr", draws=300) if streams else "all"
+    run = {"chains": CHAINS, "steps": 300, "batch": 20, "keep": keep}
+    saved = stk.Checkpoint(folder / "c", every=1e-3)
+    with stk.distributed(timeout=60.0):
+        draws = stk.sample(stk.Energy(energy, (3,)), stk.MALA(0.3), checkpoint=saved, **run)
+    return draws.x[:].numpy()
+
+
+def filled_up(folder, streams, room):
+    """What the ranks of a job raised whose second one met a full disk, and what another number had when there was room."""
+    failed = Job(2, on_a_full_disk, folder, streams, room)
+    ends, left = failed.wait(), sum(process.is_alive() for process in failed.processes)
+    return ends, left, Job(3, on_a_full_disk, folder, streams).wait()
 
 
 def task(number, folder):

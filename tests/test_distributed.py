@@ -4,9 +4,11 @@ Law: inside `distributed` every rank has what one process has with the same `bat
 tuned, cost and provenance, to the bit, at any number of ranks and after any kills.
 """
 
+import contextlib
 import pickle
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +235,29 @@ found = [jobs.Job(4, jobs.streamed, folder / f'{k}.zarr').wait() for k in range(
     assert any(isinstance(end[0], str) for end in ends)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("streams", "room", "kind"),
+    [(True, 20_000, "StoreError"), (True, 4_000, "StoreError"), (False, 20_000, "CheckpointError")],
+    ids=["a chunk", "no store", "a checkpoint"],
+)
+def test_a_disk_that_is_full_for_one_rank(streams, room, kind, tmp_path):
+    """The rank is named, nothing is lost, and nobody left: with room again any number of ranks goes on to the bit."""
+    if streams:
+        pytest.importorskip("zarr")
+    program = f"found = jobs.filled_up(folder, {streams}, {room})"
+    ends, left, again = in_jobs(tmp_path, program)
+    assert left == 0
+    assert [end[0] for end in ends.values()] == [kind] * 2
+    assert "File too large" in ends[0][1]
+    assert "It was raised on rank 1." in ends[0][2]
+    run = {"chains": jobs.CHAINS, "steps": 300, "batch": 20}
+    whole = stk.sample(jobs.FIELD, stk.MALA(0.3), **run).x.numpy()
+    assert len(again) == 3
+    for x in again.values():
+        assert np.array_equal(x, whole)
+
+
 def test_two_jobs_do_not_run_in_one_folder(found):
     kind, text, _ = found["second"][0]
     assert kind == "Busy"
@@ -355,6 +380,25 @@ class TestFolders:
         two.unlink()
         assert sampled(tmp_path / "run").x.shape == (20, 4, 3)
 
+    @pytest.mark.parametrize("after", [5, 15, 1000])
+    def test_a_field_may_count_its_calls(self, after, tmp_path):
+        """Stopped or over, it is known by all but what the run has changed itself."""
+        calls = [after]
+
+        def energy(x):
+            calls[0] -= 1
+            if calls[0] == 0:
+                raise LookupError
+            return jobs.bumpy(x)
+
+        run = {"chains": 20, "steps": 4, "batch": 6, "checkpoint": tmp_path / "run"}
+        field = stk.Energy(energy, (3,))
+        with stk.distributed():
+            with contextlib.suppress(LookupError):
+                stk.sample(field, stk.MALA(0.3), **run)
+            again = stk.sample(field, stk.MALA(0.3), **run)
+        assert torch.equal(again.x, sampled(None).x)
+
     def test_the_file_of_one_process_is_not_shared(self, tmp_path):
         sampled(tmp_path / "file")
         with (
@@ -425,6 +469,32 @@ def test_the_page_s_first_script_and_dask(capsys):
     field = names["field"]
     whole = stk.sample(field, stk.MALA(0.3), chains=256, steps=20, batch=64)
     assert torch.equal(names["draws"].x, whole.x)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="the recipe for Ray needs ray")
+def test_the_page_s_recipe_for_ray(tmp_path):
+    """In a process of its own, which starts workers, and ends them."""
+    field = recipe("import torch").partition("with stk.distributed()")[0]
+    (tmp_path / "script.py").write_text(f"""
+{field}
+torch.set_num_threads(1)
+{recipe("import ray")}
+whole = stk.sample(field, stk.MALA(0.3), chains=256, steps=20, batch=64)
+assert torch.equal(draws.x, whole.x)
+assert draws.provenance["chains"] == 256
+ray.shutdown()
+print("the same")
+""")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        env=environment(OMP_NUM_THREADS="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.stdout.endswith("the same\n"), done.stderr
 
 
 def test_an_array_of_jobs(found):

@@ -1,5 +1,6 @@
 """Draws that are streamed to a store: the bits of a run in memory, read lazily, whatever stops the run; one job at a time."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -278,6 +279,7 @@ def stopping(after):
     return stk.Energy(energy, (2, 3))
 
 
+OF_STORES = ("draws", "checkpoint")
 SHORT = {"solver": stk.ULA(0.1), "warmup": None, "steps": 100, "draws": 8}
 
 
@@ -296,6 +298,37 @@ class TestTakingUp:
         big = SHORT | {"steps": 800, "draws": 200}
         drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **big)
         assert (tmp_path / "c").stat().st_size < 20_000
+
+    @pytest.mark.parametrize("shared", [False, True], ids=["a file", "a folder"])
+    def test_a_run_that_was_stopped_in_its_warmup_has_no_store_yet(self, shared, tmp_path):
+        """Its checkpoint waits for the store, which is made at the first draw; and not for one that had draws."""
+        run = {"warmup": stk.Warmup(40, pilot=4), "steps": 20, "draws": 8, "solver": stk.MALA()}
+        run["checkpoint"] = stk.Checkpoint(tmp_path / "c", every=1e-9)
+        field, where = stopping(60), tmp_path / "d"
+        with stk.distributed() if shared else contextlib.nullcontext():
+            with pytest.raises(Stop):
+                drawn(where, field, **run)
+            assert not where.exists()
+            there = drawn(where, field, **run)
+            here = drawn(None, field, **{n: v for n, v in run.items() if n not in OF_STORES})
+            assert torch.equal(here.x, there.x)
+            shutil.rmtree(where)
+            with pytest.raises(stk.CheckpointError, match="store"):
+                drawn(where, field, **run)
+
+    def test_a_store_of_another_number_would_not_be_taken_up(self, tmp_path, monkeypatch):
+        """The mutant: what was saved in warmup waits for a store that nobody makes."""
+        run = {
+            "warmup": stk.Warmup(40, pilot=4),
+            "solver": stk.MALA(),
+            "checkpoint": tmp_path / "c",
+        }
+        field = stopping(60)
+        with pytest.raises(Stop):
+            drawn(tmp_path / "d", field, **run)
+        monkeypatch.setattr(sampling, "awaited_store", lambda *_: None)
+        with pytest.raises(stk.CheckpointError, match="store"):
+            drawn(tmp_path / "d", field, **run)
 
     def test_a_longer_run_goes_on_from_a_shorter_one(self, tmp_path):
         drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **SHORT)

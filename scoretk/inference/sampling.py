@@ -59,7 +59,7 @@ from scoretk.run.draws import Cost, Draws
 from scoretk.run.fits import Kept, check_fits
 from scoretk.run.ranks import Share, shared_call, shares, unshared
 from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Record, Recorder, Room
-from scoretk.run.resume import Saving
+from scoretk.run.resume import Saving, awaited_store
 from scoretk.run.schedule import Schedule
 from scoretk.run.store import Contents, Store, Streaming, Zarr, chains_a_chunk
 from scoretk.run.stored import stored_draws
@@ -233,8 +233,7 @@ def sample(
             for path in written if share.first else []:
                 ends.enter_context(held(path, 0.0 if share.alone else PATIENCE))
             if streamed is not None:
-                n = schedule.kept_before(schedule.total)
-                store = _store(run, streamed, parts, settings, n, saved, share)
+                store = _store(run, streamed, parts, settings, schedule, saved, share)
                 run = replace(run, store=store)
                 ends.callback(store.close)
                 batches = [
@@ -534,15 +533,15 @@ def _store(
     asked: Zarr,
     parts: list[_Batch],
     settings: dict[str, Any],
-    draws: int,
+    schedule: Schedule,
     saved: Checkpoint | None,
     share: Share,
 ) -> Store:
-    """The store of a run of so many draws, which the first of its processes looks for."""
+    """The store of a run with this schedule, which the first of its processes looks for."""
     names = named(run.model)
     contents = Contents(
         run.ids,
-        draws,
+        schedule.kept_before(schedule.total),
         None if names is None else names.layout,
         names.values if isinstance(names, Derived) else None,
         {name: value for name, value in settings.items() if name != "steps"},
@@ -558,7 +557,9 @@ def _store(
         )
     file = None if saved is None else saved.file
     if share.first:
-        store = Store(asked, contents, sizes, file, once=share.once)
+        waits = file is not None and file.exists() and not asked.folder.exists()
+        known = awaited_store(file, schedule.kept_before) if file is not None and waits else None
+        store = Store(asked, contents, sizes, file, known, share.once)
         share.tell("store", {"id": torch.tensor(list(bytes.fromhex(store.id)))})
         return store
     known = bytes(share.told("store")["id"].tolist()).hex()

@@ -228,6 +228,8 @@ class _InFolder:
                 # where others hold the model too, they do not come to answer
                 asked = partial(self._asked, i)
                 self._write(i, {} if self.share.steady else _or_nothing(asked))
+            if self.share.first and not {*self.saving.identity.changing()} <= self.changed:
+                self._write_manifest(self._header(), self.folder / MANIFEST)
 
     def take_up(self, i: int, tuned: dict[str, Tensor] | None) -> None:
         path = self._file(i)
@@ -271,14 +273,17 @@ class _InFolder:
         there = self.folder / MANIFEST
         if there.exists() and self._check()["settings"] == self._told():
             return
-        header = {**header_of(self.saving, self.changed), "batches": len(self.batches)}
         if self.folder.exists():
-            self._write_manifest(header, there)
+            self._write_manifest(self._header(), there)
             return
         try:  # so that from the first moment on it is known for a run's
-            replace_folder(self.folder, partial(self._make, header))
+            replace_folder(self.folder, partial(self._make, self._header()))
         except OSError as error:
             raise CheckpointError(f"cannot write into {self.folder}: {error}") from error
+
+    def _header(self) -> dict[str, Any]:
+        """The header of the manifest, which says what the run has changed itself, as a counter."""
+        return {**header_of(self.saving, self.changed), "batches": len(self.batches)}
 
     def _make(self, header: dict[str, Any], folder: Path) -> None:
         folder.mkdir()

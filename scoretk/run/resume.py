@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,12 @@ from scoretk.core.sealed import Stored, check_header, is_count
 from scoretk.errors import CheckpointError, Status
 from scoretk.run.batch import Batch, begin_batch
 from scoretk.run.capture import CALL
-from scoretk.run.checkpoint import Checkpoint, another, check_settings, opened, unfit
+from scoretk.run.checkpoint import MANIFEST, Checkpoint, another, check_settings, opened, unfit
 from scoretk.run.moment import Moment, begin, failures
 from scoretk.run.state import state_leaves, tuned_leaves, with_leaves
 from scoretk.run.witness import contradiction
 
-__all__ = ["Saving", "check_whose", "contents", "header_of", "read_moments"]
+__all__ = ["Saving", "awaited_store", "check_whose", "contents", "header_of", "read_moments"]
 
 HALF = ("half_mean", "half_m2", "half_draws")
 """What a record of moments has beside them, from half of the draws on."""
@@ -148,6 +148,29 @@ def read_moments(
     if other is not None:
         raise another(path, [other])
     return moments, list(header["identity"]["changing"])
+
+
+def awaited_store(saved: Path, kept_before: Callable[[int], int]) -> str | None:
+    """The number of the store that a run waits for that was saved before its first draw.
+
+    A store is made at the first draw: a run that was killed in its warmup has none yet.
+
+    Args:
+        saved: The checkpoint, a file or a folder.
+        kept_before: How many draws a batch has after so many steps.
+
+    Returns:
+        None where there are draws, which are to be in a store, or where nothing can be read.
+    """
+    kinds = {saved: "run"} if saved.is_file() else {saved / MANIFEST: "manifest"}
+    kinds |= dict.fromkeys(saved.glob("batch-*.safetensors"), "batch")
+    try:
+        headers = {path: opened(path, kind)[1] for path, kind in kinds.items()}
+        steps = [b["step"] for p, h in headers.items() if p.name != MANIFEST for b in h["batches"]]
+        waits = all(kept_before(step) == 0 for step in steps)
+        return str(next(iter(headers.values()))["settings"]["store"]) if waits else None
+    except (CheckpointError, KeyError, TypeError):  # told when the run is taken up
+        return None
 
 
 def check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
