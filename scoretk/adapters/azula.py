@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.adapters.schedules import Scheduled
+from scoretk.adapters.schedules import Scheduled, each_time
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.keywords import explained
 from scoretk.fields.foreign import answered, misfit, owners
@@ -62,14 +62,18 @@ class _Reversed:
 class _Mean:
     """The mean of a denoiser's posterior.
 
-    azula's own samplers ask with one time for all rows, and some denoisers take no other.
+    azula's own samplers ask with one time for all rows, and its Gaussian one takes no other.
     """
 
     denoiser: Any
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         one = len(t) > 0 and bool((t == t[0]).all())
-        time = 1 - (t[0] if one else t)
-        found = answered(lambda: self.denoiser(x, time, **cond), self.denoiser, x, cond)
+        if one or ("azula", "GaussianDenoiser") in owners(self.denoiser):
+            return each_time(self._at, x, t, cond)
+        return self._at(x, t, cond)
+
+    def _at(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        found = answered(lambda: self.denoiser(x, 1 - t, **cond), self.denoiser, x, cond)
         mean: Tensor = found.mean
         return mean

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.adapters.schedules import Scheduled
+from scoretk.adapters.schedules import Scheduled, each_time
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.core.keywords import explained
+from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import answered, misfit, owners
 from scoretk.fields.wrappers import Diffusion, Velocity
 
@@ -53,20 +54,35 @@ def from_flow_matching(
     """
     shape = as_event_shape(event_shape)
     net = _Named(function("model", model, "model(**arguments), which are x, t and conditions"))
+    if path is not None and ("flow_matching", "AffineProbPath") not in owners(path):
+        raise misfit("path", path, "an AffineProbPath of flow_matching, or None")
     if path is None or base is not None:
         return Velocity(net, shape, base, autocast=autocast)
-    if ("flow_matching", "AffineProbPath") not in owners(path):
-        raise misfit("path", path, "an AffineProbPath of flow_matching, or None")
     return Diffusion(net, shape, Scheduled(_Scales(path.scheduler)), "velocity", autocast=autocast)
 
 
 @dataclass(frozen=True, eq=False)
 class _Named:
-    """A model called by its argument names."""
+    """A model called by its argument names.
+
+    flow_matching's solver asks with one time, of shape `()`, and its training with one a row: where
+    a model does not take the latter, or is one that takes it for numbers of x, each time is asked.
+    """
 
     net: Any
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        if ("flow_matching", "ScheduleTransformedModel") in owners(self.net):
+            return each_time(self._at, x, t, cond)
+        try:
+            return self._at(x, t, cond)
+        except InvalidArgument as error:
+            try:
+                return each_time(self._at, x, t, cond)
+            except InvalidArgument:
+                raise error from error.__cause__
+
+    def _at(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         velocity: Tensor = answered(lambda: self.net(x=x, t=t, **cond), self.net, x, cond)
         return velocity
 

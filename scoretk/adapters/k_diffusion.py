@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoretk.core.keywords import explained
 from scoretk.fields.adapters import from_sigmas
-from scoretk.fields.foreign import answered, misfit, owners
+from scoretk.fields.foreign import adapter_of, answered, misfit
 from scoretk.fields.paths import EDM, VE
 from scoretk.fields.wrappers import Diffusion
 
@@ -41,14 +41,19 @@ def from_k_diffusion(
         autocast: As in `scoretk.Energy`.
 
     Returns:
-        A field that predicts the data. `scoretk.grids.table(field.path, sigmas)` has the times of a
-        list of levels such as `get_sigmas_karras` makes.
+        A field that predicts the data. `scoretk.grids.table(field.path, sigmas[:-1])` has the times
+        of a list of levels such as `get_sigmas_karras` makes, whose last is 0: the step to it is
+        `ProbabilityFlow(..., denoise=True)`.
 
     Raises:
         InvalidArgument: It is no such wrapper, or an argument does not fit.
     """
-    if not any(package == "k_diffusion" for package, _ in owners(denoiser)):
-        raise misfit("denoiser", denoiser, "a wrapped model of k-diffusion")
+    if adapter_of(denoiser) != "from_k_diffusion":
+        raise misfit(
+            "denoiser",
+            denoiser,
+            "a wrapped model of k-diffusion, a Denoiser or a VDenoiser or of a discrete schedule",
+        )
     if path is None and hasattr(denoiser, "sigmas"):
         path = EDM(float(denoiser.sigma_min), float(denoiser.sigma_max))
     return from_sigmas(_Denoised(denoiser), event_shape, path, autocast=autocast)

@@ -10,7 +10,37 @@ from torch import Tensor
 
 from scoretk.fields.paths import BISECTIONS, GaussianPath, Time
 
-__all__ = ["Scheduled"]
+__all__ = ["Scheduled", "each_time"]
+
+Cond = dict[str, Tensor]
+
+
+def each_time(
+    ask: Callable[[Tensor, Tensor, Cond], Tensor], x: Tensor, t: Tensor, cond: Cond
+) -> Tensor:
+    """What a model that takes one time for all rows says of rows with their own times.
+
+    Args:
+        ask: Asks the model for some rows of x, a time of shape `()` and the rows' conditions; gives
+            rows like x.
+        x: `(batch, *event_shape)`.
+        t: `(batch,)`.
+        cond: Conditions, a row a row.
+
+    Returns:
+        Like x.
+    """
+    if len(t) == 0:
+        return torch.zeros_like(x)
+    times, which = t.unique(return_inverse=True)
+    if len(times) == 1:
+        return ask(x, times[0], cond)
+    rows = [(which == i).nonzero()[:, 0] for i in range(len(times))]
+    parts = [
+        ask(x[at], time, {name: value[at] for name, value in cond.items()})
+        for at, time in zip(rows, times, strict=True)
+    ]
+    return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
 @dataclass(frozen=True, eq=False)

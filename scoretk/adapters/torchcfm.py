@@ -70,9 +70,9 @@ def from_torchcfm(
     flat = ("torchcfm", "MLP") in owners(model)
     function("model", model, "model(rows)" if flat else "model(t, x, **cond)")
     net: Callable[..., Tensor] = _OnRows(model) if flat else _TimeFirst(model)
+    path = _path(matcher)
     if base is not None:
         return Velocity(net, shape, base, autocast=autocast)
-    path = _path(matcher)
     if path is None:
         normal = td.Independent(td.Normal(torch.zeros(shape), torch.ones(shape)), len(shape))
         return Velocity(net, shape, normal, autocast=autocast)
@@ -84,6 +84,16 @@ def _path(matcher: Any) -> GaussianPath | None:
     kinds = [name for package, name in owners(matcher) if package == "torchcfm"]
     if matcher is None:
         return Linear()
+    own = [name for name in FORMULAS if kinds and not _of_torchcfm(getattr(matcher, name, None))]
+    if own:
+        raise InvalidArgument(
+            "matcher",
+            type(matcher),
+            "a matcher with the path of torchcfm's own class",
+            f"It has {', '.join(own)} of its own. With another Gaussian path: "
+            f"scoretk.Diffusion(net, event_shape, path, 'velocity'); of a velocity alone: "
+            f"from_torchcfm(model, event_shape, base=...)",
+        )
     if kinds and kinds[0] in COUPLED:
         return None
     sigma = float(getattr(matcher, "sigma", 0.0))
@@ -99,6 +109,15 @@ def _path(matcher: Any) -> GaussianPath | None:
         "a ConditionalFlowMatcher, TargetConditionalFlowMatcher, one of optimal transport or of a "
         "bridge, or VariancePreservingConditionalFlowMatcher(sigma=0) of torchcfm",
     )
+
+
+FORMULAS = ("compute_mu_t", "compute_sigma_t", "sample_xt", "compute_conditional_flow")
+"""The methods by which a matcher says its path."""
+
+
+def _of_torchcfm(method: Any) -> bool:
+    """Whether a method is of torchcfm's own code."""
+    return str(getattr(method, "__module__", "")).partition(".")[0] == "torchcfm"
 
 
 @dataclass(frozen=True, eq=False)

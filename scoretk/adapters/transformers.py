@@ -323,7 +323,7 @@ def from_language_model(
             raise InvalidArgument("before", before, "at least one id with a causal model")
         while template and template[0] >= 0 and len(template) > 1:
             lead.append(template.pop(0))
-    if all(i >= 0 for i in template) or max(template) >= vocabulary:
+    if all(i >= 0 for i in template) or max([*template, *lead]) >= vocabulary:
         raise InvalidArgument("constraint", constraint, f"ids below {vocabulary}, some place free")
     _check_length(lm, length, len(lead) + len(template) + len(trail))
     field = LanguageField(

@@ -92,7 +92,8 @@ NEAREST: Mapping[str, str] = MappingProxyType(
         "azula": "from_azula takes a denoiser",
         "flow_matching": "from_flow_matching takes a ModelWrapper, or its velocity",
         "torchcfm": "from_torchcfm takes the velocity's network",
-        "k_diffusion": "from_k_diffusion takes a wrapped denoiser",
+        "k_diffusion": "from_k_diffusion takes a wrapped model: k_diffusion.layers.Denoiser(model, "
+        "sigma_data), or one of k_diffusion.external",
     }
 )
 """What the adapter for a library takes, for other objects of this library."""

@@ -114,6 +114,21 @@ class TestAzula:
         torch.testing.assert_close(field.score(X, T), score, rtol=1e-3, atol=1e-4)
         flows_to_the_data(field)
 
+    def test_a_denoiser_of_one_time_is_asked_for_each(self):
+        azula, noise = importing("azula.denoise"), importing("azula.noise")
+        covariance = importing("azula.linalg.covariance")
+        denoiser = azula.GaussianDenoiser(
+            torch.full((D,), MEAN),
+            covariance.IsotropicCovariance(torch.tensor(STD**2)),
+            noise.VPSchedule(),
+        )
+        field, x, t = stk.from_azula(denoiser, (D,)), X[[3, 0, 1]], torch.tensor([0.9, 0.2, 0.9])
+        expected = torch.cat([denoiser(x[i : i + 1], 1 - t[i]).mean for i in range(3)])
+        torch.testing.assert_close(field.denoise(x, t), expected)
+        torch.testing.assert_close(field.denoise(x[:2], t[:2]), expected[:2])
+        with pytest.raises(RuntimeError):
+            denoiser(x[:2], 1 - t[:2])
+
     def test_a_network_with_conditions_and_times_a_row(self):
         azula, noise = importing("azula.denoise"), importing("azula.noise")
 
@@ -164,6 +179,36 @@ class TestFlowMatching:
         if not name.startswith("Poly"):  # whose velocity says nothing of the data at t = 0
             flows_to_the_data(field)
 
+    def test_models_that_take_one_time_are_asked_for_each(self):
+        path = importing("flow_matching.path.scheduler")
+        wrapper = importing("flow_matching.utils").ModelWrapper
+
+        class OneTime(torch.nn.Module):
+            def forward(self, x, t, gain):
+                return float(t) * x * gain[:, None]
+
+        x, t, gain = X[:3], torch.tensor([0.7, 0.2, 0.7]), torch.tensor([1.0, 2.0, 3.0])
+        field = stk.from_flow_matching(wrapper(OneTime()), (D,))
+        expected = t[:, None] * x * gain[:, None]
+        torch.testing.assert_close(field.velocity(x, t, gain=gain), expected)
+        old, new = path.CondOTScheduler(), path.PolynomialConvexScheduler(3)
+        inner = Exactly(Scheduled(lambda t: (old(t).alpha_t, old(t).sigma_t)))
+        turned = path.ScheduleTransformedModel(ByRows(inner), old, new)
+        field = stk.from_(turned, (D,), importing("flow_matching.path").AffineProbPath(new))
+        rows = torch.tensor([0.7, 0.2])
+        own = torch.cat([turned(x=x[i : i + 1], t=rows[i]) for i in range(2)])
+        torch.testing.assert_close(field.velocity(x[:2], rows), own)
+        exact = Exactly(Scheduled(lambda t: (new(t).alpha_t, new(t).sigma_t)))
+        torch.testing.assert_close(own, exact(x[:2], rows), rtol=1e-3, atol=1e-3)
+        mutant = turned(x=x[:2], t=rows)  # a time a row, taken for one an entry
+        assert float((mutant - own).abs().max()) > 1e-2
+
+    def test_what_stands_beside_a_base_is_looked_at(self):
+        importing("flow_matching")
+        base = torch.distributions.MultivariateNormal(torch.ones(D), torch.eye(D))
+        with pytest.raises(InvalidArgument, match="path: expected an AffineProbPath"):
+            stk.from_flow_matching(lambda x, t: x, (D,), "straight", base=base)
+
     def test_its_solver_goes_the_same_way(self):
         solver = importing("flow_matching.solver").ODESolver
         model = importing("flow_matching.utils").ModelWrapper(Exactly(Linear()))
@@ -188,7 +233,27 @@ class Exactly(torch.nn.Module):
         return velocity(x, self.path, t.clamp(1e-4, 1 - 1e-4))
 
 
+class ByRows(torch.nn.Module):
+    """A model of a time a row that is asked with one for all."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, t):
+        return self.model(x, t.expand(len(x)))
+
+
 class TestTorchCFM:
+    @pytest.mark.parametrize("method", ["compute_mu_t", "compute_sigma_t", "sample_xt"])
+    def test_a_matcher_with_a_path_of_its_own_is_refused(self, method):
+        kind = importing("torchcfm.conditional_flow_matching").TargetConditionalFlowMatcher
+        own = type("Own", (kind,), {method: lambda self, *given: given[0]})
+        for base in (None, torch.distributions.MultivariateNormal(torch.ones(D), torch.eye(D))):
+            with pytest.raises(InvalidArgument, match=f"It has {method}"):
+                stk.from_torchcfm(lambda t, x: x, (D,), own(0.1), base=base)
+        stk.from_torchcfm(lambda t, x: x, (D,), type("Same", (kind,), {"note": 1})(0.1))
+
     def matcher(self, name, *args):
         return getattr(importing("torchcfm.conditional_flow_matching"), name)(*args)
 
@@ -311,6 +376,21 @@ class TestKDiffusion:
         )
         with pytest.raises(InvalidArgument, match="k-diffusion"):
             stk.from_k_diffusion(lambda x, s: x, (D,))
+
+    def test_a_network_that_is_not_wrapped_is_refused(self):
+        """Whose output is no denoised x."""
+        kind = type(
+            "ImageDenoiserModelV1", (torch.nn.Module,), {"__module__": "k_diffusion.models"}
+        )
+        with pytest.raises(InvalidArgument, match=r"k_diffusion\.layers\.Denoiser\(model"):
+            stk.from_k_diffusion(kind(), (D,))
+
+    def test_levels_that_end_at_0_are_times_without_it(self):
+        sigmas = torch.tensor([80.0, 5.0, 0.5, 0.002, 0.0])
+        times = stk.grids.table(stk.EDM(), sigmas[:-1])
+        torch.testing.assert_close(
+            stk.EDM().sigma(times), sigmas[:-1], check_dtype=False, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_what_is_no_denoiser_of_azula_is_refused():

@@ -581,6 +581,29 @@ def test_prompts_go_where_the_network_takes_them():
     assert draws.failures == {}
 
 
+@pytest.mark.parametrize("kept", ["configuration", "buffers"])
+def test_the_latents_of_a_decoder_have_means_and_spreads_of_their_own(kept):
+    """As SDXL's pipelines decode them: `z std / scale + mean`, each channel its own."""
+    mean, std = [1.0, 2.0, 3.0, 4.0], [0.5, 2.0, 3.0, 0.1]
+
+    class Decoder(torch.nn.Module):
+        config = {"scaling_factor": 0.5, "shift_factor": 0.1}  # noqa: RUF012
+
+        def decode(self, z):
+            return (z,)
+
+    vae = Decoder()
+    if kept == "buffers":
+        vae.latents_mean, vae.latents_std = torch.tensor(mean), torch.tensor(std)
+    else:
+        vae.config = vae.config | {"latents_mean": mean, "latents_std": std}
+    made = scheduler("DDIMScheduler", clip_sample=False)
+    field = stk.from_diffusers(SimpleNamespace(unet=NET, scheduler=made, vae=vae))
+    z = torch.linspace(-1, 1, 32).reshape(1, 4, 2, 4)
+    expected = torch.stack([z[:, i] * std[i] / 0.5 + mean[i] for i in range(4)], 1)
+    torch.testing.assert_close(field.decode(z), expected)
+
+
 def test_a_pipeline_with_latents():
     class Decoder(torch.nn.Module):
         config = {"scaling_factor": 0.5, "shift_factor": 0.1}  # noqa: RUF012
