@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.errors import InvalidArgument
 from scoretk.run import batches
 from tests.evidence import z_limit
 
@@ -190,3 +191,26 @@ def test_without_the_question_another_law_is_sampled(monkeypatch):
     assert bool(draws.ok.all())
     assert draws.final[:, 0].var() > 10  # a walk of 400 steps of variance .1, where 1 is right
     assert draws.final[:, 1].var() < 3
+
+
+def silent(x, t=None):
+    with torch.no_grad():
+        return -(x**3)
+
+
+@pytest.mark.parametrize(
+    ("field", "solver"),
+    [
+        (stk.Velocity(silent, (2,)), stk.ProbabilityFlow("euler", steps=4)),
+        (stk.Velocity(lambda x, t: x.detach() * x, (2,)), stk.ProbabilityFlow("dopri5")),
+        (stk.Score(silent, (2,)), stk.ULA(0.1)),
+        (stk.Energy(lambda x: (x**4).sum(1), (2,), grad=lambda x: 4 * x**3), stk.HMC(0.1)),
+    ],
+)
+def test_a_run_that_is_differentiated_refuses_what_autograd_does_not_see(field, solver):
+    """Its derivative would be that of a field which is constant."""
+    steps = None if isinstance(solver, stk.ProbabilityFlow) else 3
+    x = torch.full((2, 2), 0.7)
+    stk.sample(field, solver, chains=2, steps=steps, init=x, seed=1)
+    with pytest.raises(InvalidArgument, match=r"torch can differentiate|first derivatives only"):
+        stk.sample(field, solver, chains=2, steps=steps, init=x, grad=True, seed=1)

@@ -27,7 +27,7 @@ from scoretk.run.progress import ProgressBar
 from scoretk.run.ranks import Share
 from scoretk.run.record import Record, Told
 from scoretk.run.resume import Saving
-from scoretk.run.slopes import check_slopes
+from scoretk.run.slopes import check_seen, check_slopes
 from scoretk.run.state import tuned_leaves
 from scoretk.solvers.base import adapts, is_grid, is_tuned
 
@@ -208,6 +208,8 @@ def _look_over(batch: Batch, solver: Any, x: Tensor, steps: int) -> None:
     check_rows_apart(batch.bound, solver.needs, x, steps)
     check_grows(batch.bound, x, steps)
     check_slopes(batch.bound, solver, x, steps)
+    if torch.is_grad_enabled():
+        check_seen(batch.bound, solver, x)
     if batch.drawn and is_grid(solver):
         warn_of_base(batch.bound, x, steps)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from scoretk.fields.resolve import StaticField, of_rows
 from scoretk.run.asking import affordable
 from scoretk.solvers.base import traits
 
-__all__ = ["check_slopes"]
+__all__ = ["check_seen", "check_slopes"]
 
 ROWS = 4
 ASKED = 6 * ROWS
@@ -40,6 +41,9 @@ COARSE = 2.0**-5
 _HINT = (
     "Write the energy in torch from end to end; where the field has a gradient or a score of its "
     "own, let it be this energy's: score = -grad energy"
+)
+_GRAPH = (
+    "grad=True differentiates through it: it must not detach x, nor run under no_grad or in numpy"
 )
 
 
@@ -82,6 +86,31 @@ def check_slopes(bound: Any, solver: Any, x: Tensor, steps: int) -> None:
         if not traits(solver).exact:
             raise
         warn(f"{type(solver).__name__} is slow here, though exact. {error}")
+
+
+def check_seen(bound: Any, solver: Any, x: Tensor) -> None:
+    """Refuse a field that autograd does not see through, where a run's steps are differentiated.
+
+    Args:
+        bound: The field as a solver receives it, with condition rows for the rows of x.
+        solver: The solver.
+        x: `(chains, *event_shape)`, where the chains are.
+
+    Raises:
+        InvalidArgument: The derivative of its score, or of what it predicts, is not that of its
+            values: it leaves the graph on its way, or is known as numbers.
+    """
+    few = torch.arange(min(ROWS, len(x)), device=x.device)
+    here = replace(of_rows(bound, few), asked=set())
+    static = isinstance(here, StaticField)
+    if static and "score" not in solver.needs:
+        return
+    what = "score" if static else here.source
+    ask = partial(here.score) if static else partial(here.predict, t=0.5)
+    try:
+        check_derivative(_asked(ask), x.detach()[few], what, bound.native, _GRAPH)
+    except _Unanswered:
+        return
 
 
 class _Unanswered(Exception):
