@@ -868,6 +868,38 @@ def test_the_default_call_is_held_to_the_reference(checkout, capsys):
         assert ("CLEAN" in row["cause"]) == (reached == "no")
 
 
+def eight_schools(n):
+    """Exact draws of Rubin's eight schools: tau by a grid, and given it mu, then theta, are normal."""
+    y, errors = number([28.0, 8, -3, 7, -1, 1, 18, 12]), number([15.0, 10, 16, 11, 9, 11, 10, 18])
+    log_tau = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    tau = log_tau.exp()
+    variance = errors**2 + tau[:, None] ** 2
+    precision = 1 / 25 + (1 / variance).sum(1)
+    centre = (y / variance).sum(1) / precision
+    log_density = log_tau - ((y**2 / variance + variance.log()).sum(1) + precision.log()) / 2
+    log_density += precision * centre**2 / 2 - (tau / 5).square().log1p()
+    which = torch.multinomial(log_density.softmax(0), n, True, generator=generator(1))
+    tau, z = tau[which], normals(n, 9, seed=2)
+    mu = centre[which] + z[:, 0] / precision[which].sqrt()
+    share = 1 / (1 / errors**2 + 1 / tau[:, None] ** 2)
+    theta = share * (y / errors**2 + mu[:, None] / tau[:, None] ** 2) + share.sqrt() * z[:, 1:]
+    numbers = {"mu": mu, "tau": tau, **{f"theta[{k + 1}]": theta[:, k] for k in range(8)}}
+    return {"y": y, "sigma": errors}, {name: x.reshape(10, -1) for name, x in numbers.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eight_schools_noncentered", "eight_schools_centered"])
+def test_eight_schools_are_right_or_said_not_to_be_trusted(name):
+    """The centred one is a funnel that its draws do not get to the end of, and says so."""
+    data, draws = eight_schools(100_000)
+    model = MODELS[name](data)
+    made = against_reference(
+        Target(name, model.field(), reference=Reference(draws, model.parameters))
+    )
+    assert made.agreement.right or made.problems
+    assert (not made.cause) == name.endswith("noncentered")
+
+
 def test_rows_without_a_folder_and_of_other_targets():
     (row,) = tables.reference(tables.Asked())
     assert "--data" in row["cause"]
