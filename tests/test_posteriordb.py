@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 
 import scoretk as stk
 from scoretk.bench import reference, tables
-from scoretk.bench.posteriordb import MODELS, archived, dynamics, known_posteriors, target_of
+from scoretk.bench.posteriordb import MODELS, archived, dynamics, target_of
 from scoretk.bench.recursion import autoregressive, log_product
 from scoretk.bench.reference import Agreement, Found, against_reference, agreement
 from scoretk.bench.target import Reference, Target
@@ -703,11 +703,17 @@ def exact(shift=0.0, seed=0):
     return rng.beta(7, 5, size=(10, 400)) + shift
 
 
+OTHERS = {
+    "other-none": {"model_name": "none"},
+    "bare-Rate_1_model": {"reference_posterior_name": None},
+}
+
+
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder laid out as posteriordb is, with one posterior of a model and one of none."""
+    """A folder laid out as posteriordb is, with a posterior of a model; others of none, and without draws."""
 
-    def made(shift=0.0, **changed):
+    def made(shift=0.0, others=False, **changed):
         root = tmp_path / "posterior_database"
         described = {
             "name": "hits-Rate_1_model",
@@ -719,7 +725,9 @@ def checkout(tmp_path):
         folder = root / "posteriors"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hits-Rate_1_model.json").write_text(json.dumps(described))
-        (folder / "other-none.json").write_text(json.dumps({**described, "model_name": "none"}))
+        if others:
+            for name, part in OTHERS.items():
+                (folder / f"{name}.json").write_text(json.dumps({**described, **part}))
         packed(root / "data" / "data" / "hits.json", {"n": 10, "k": 6})
         chains = [{"theta": list(chain)} for chain in exact(shift)]
         packed(root / "reference_posteriors" / "draws" / "draws" / "hits-Rate_1_model.json", chains)
@@ -729,16 +737,25 @@ def checkout(tmp_path):
 
 
 def test_a_checkout_is_read(checkout):
-    folder = checkout()
+    folder = checkout(others=True)
     for place in (folder, folder / "posterior_database"):
-        assert set(archived(place)) == {"hits-Rate_1_model", "other-none"}
-        assert set(known_posteriors(place)) == {"hits-Rate_1_model"}
-    (found,) = known_posteriors(folder).values()
+        assert set(archived(place)) == {"hits-Rate_1_model", *OTHERS}
+    found = archived(folder)["hits-Rate_1_model"]
     assert found.data() == {"n": number(10.0), "k": number(6.0)}
     assert found.draws()["theta"].shape == (10, 400)
     assert not archived(None)
-    target = target_of(found)
-    assert target.reference.draws["theta"].shape == (10, 400)
+    assert target_of(found).reference.draws["theta"].shape == (10, 400)
+
+
+def test_posteriors_that_cannot_be_tried_are_in_plain_sight(checkout, monkeypatch):
+    """Those of models that are not here have a row; those without reference draws have nothing to be held to."""
+    monkeypatch.setattr(tables, "against_reference", lambda *_: told())
+    rows = list(tables.reference(tables.Asked(quick=False, data=checkout(others=True))))
+    assert [(row["target"], row["reached"]) for row in rows] == [
+        ("hits-Rate_1_model", "yes"),
+        ("other-none", "no"),
+    ]
+    assert "'none'" in rows[1]["cause"]
 
 
 def test_arrays_beside_each_other_are_read(tmp_path):
@@ -747,7 +764,7 @@ def test_arrays_beside_each_other_are_read(tmp_path):
     np.savez(
         folder / "hits-Rate_1_model.npz", **{"data/n": 10, "data/k": 6, "draws/theta": exact()}
     )
-    (found,) = known_posteriors(tmp_path).values()
+    (found,) = archived(tmp_path).values()
     assert (found.name, found.model) == ("hits-Rate_1_model", "Rate_1_model")
     assert target_of(found).reference.draws["theta"].shape == (10, 400)
 
@@ -779,7 +796,8 @@ def draws_of(root):
 
 def test_a_posterior_without_reference_draws_says_so(checkout):
     folder = checkout(reference_posterior_name=None)
-    (row,) = tables.reference(tables.Asked(quick=False, data=folder))
+    asked = tables.Asked(targets=("hits-Rate_1_model",), data=folder)
+    (row,) = tables.reference(asked)
     assert "reference draws" in row["cause"]
 
 
@@ -850,7 +868,7 @@ def test_draws_are_held_to_the_reference(shift, right, checkout, monkeypatch):
         return stk.sample(field, kernel, chains, 100, 20, **others)
 
     monkeypatch.setattr(reference, "sample", short)
-    (found,) = known_posteriors(checkout(shift)).values()
+    (found,) = archived(checkout(shift)).values()
     made = against_reference(target_of(found))
     assert made.agreement.right == right
     assert made.gradients == pytest.approx(1 + 120 * 3, abs=30)

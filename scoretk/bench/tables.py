@@ -26,7 +26,7 @@ from scoretk.bench.inverse import (
     distances,
 )
 from scoretk.bench.low_error import LOW, Plan, Reached, gradients_to_low_error
-from scoretk.bench.posteriordb import known_posteriors, target_of
+from scoretk.bench.posteriordb import archived, target_of
 from scoretk.bench.published import COLUMNS
 from scoretk.bench.reference import CHAINS, Found, against_reference
 from scoretk.bench.target import Target
@@ -249,7 +249,7 @@ def _apart(ratio: float, ranks: Calibration) -> str:
 
 def reference(asked: Asked) -> Iterator[Row]:
     """The rows of "reference": posteriors of the user's folder, and targets with reference draws."""
-    found = tuple(known_posteriors(asked.data))
+    found = tuple(name for name, one in archived(asked.data).items() if one.referenced)
     if not found and not asked.targets:
         wanted = "the folder of posteriordb, or of its files as .npz"
         error = InvalidArgument("data", asked.data, wanted, "Name it: scoretk bench --data FOLDER")
@@ -297,7 +297,7 @@ def _contestant(name: str) -> tuple[Any, int | None]:
 
 def _target(name: str, data: Path | None) -> Target:
     """A target of the user's posteriordb, or a plugin."""
-    found = known_posteriors(data)
+    found = archived(data)
     if name in found:
         return target_of(found[name])
     target = load_target(name, data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -19,7 +18,7 @@ from scoretk.bench.target import Reference, Target
 from scoretk.errors import InvalidArgument
 from scoretk.fields.variables import variables_of
 
-__all__ = ["MODELS", "Archived", "Model", "archived", "known_posteriors", "target_of"]
+__all__ = ["MODELS", "Archived", "Model", "archived", "target_of"]
 
 MODELS: Mapping[str, Callable[[Arrays], Model]] = MappingProxyType(
     {**REGRESSIONS, **SERIES, **HIERARCHIES, **COUNTS, **DYNAMICS}
@@ -27,18 +26,16 @@ MODELS: Mapping[str, Callable[[Arrays], Model]] = MappingProxyType(
 """Models from data, by the names of posteriordb."""
 
 
-def known_posteriors(folder: Path | None) -> Mapping[str, Archived]:
-    """The posteriors of the user's folder whose models are here, by name."""
-    return {name: found for name, found in archived(folder).items() if found.model in MODELS}
-
-
 def target_of(found: Archived) -> Target:
     """A posterior of the user's folder as a target with reference draws.
 
     Raises:
-        InvalidArgument: A file is missing, has not the data that the model takes, or has draws of
-            other parameters.
+        InvalidArgument: Its model is not here; a file is missing, has not the data that the model
+            takes, or has draws of other parameters.
     """
+    if found.model not in MODELS:
+        hint = "Write it as a target of your own: the group scoretk.targets"
+        raise InvalidArgument("model", found.model, "a model of scoretk.bench.posteriordb", hint)
     data = found.data()
     try:
         model = MODELS[found.model](data)

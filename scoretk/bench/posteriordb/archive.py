@@ -44,11 +44,13 @@ class Archived:
         name: Its name, "DATA-MODEL".
         model: The name of its model.
         place: The file that describes it.
+        referenced: Whether it has reference draws.
     """
 
     name: str
     model: str
     place: Path
+    referenced: bool = True
 
     def data(self) -> Arrays:
         """The data by name, float64.
@@ -99,8 +101,10 @@ def archived(folder: Path | None) -> Mapping[str, Archived]:
     for root in (folder, folder / FOLDER):
         for place in (root / "posteriors", root / DATABASE / "posteriors"):
             for file in sorted(place.glob("*.json")):
-                model = str(_described(file).get("model_name"))
-                found.setdefault(file.stem, Archived(file.stem, model, file))
+                told = _described(file)
+                referenced = told.get("reference_posterior_name") is not None
+                made = Archived(file.stem, str(told.get("model_name")), file, referenced)
+                found.setdefault(file.stem, made)
         for file in sorted(root.glob("*-*.npz")):
             found.setdefault(file.stem, Archived(file.stem, file.stem.partition("-")[2], file))
     return found
