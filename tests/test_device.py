@@ -17,6 +17,7 @@ from torch.distributions import Independent, Normal
 
 import scoretk as stk
 from scoretk.core import noise as core_noise
+from scoretk.fields.resolve import StaticField
 from scoretk.learn import (
     Recipe,
     denoising_score_matching,
@@ -845,6 +846,21 @@ def test_parts_that_are_read_one_by_one_are_seen(device, monkeypatch):
 
     monkeypatch.setattr(Adaptation, "_measured", unread)
     assert counted(device, stk.ChEES(most=2), **WARMUP)[1] > 1.5
+
+
+TEMPERED = stk.ParallelTempering(stk.MALA(0.1), temperatures=(1.0, 2.0, 4.0))
+
+
+def test_a_ladder_of_temperatures_hardly_waits(device):
+    """Neither for the ladder, nor to compare what the fields made at each step were given."""
+    assert counted(device, TEMPERED, partial(gaussian, 5), lengths=(40, 48))[1] <= 0.1
+
+
+@pytest.mark.slow
+def test_views_that_are_looked_at_anew_are_seen(device, monkeypatch):
+    """The mutant: what a solver makes of a field at each step is asked as for the first time."""
+    monkeypatch.setattr(StaticField, "view", lambda self, native, name: StaticField(native))
+    assert counted(device, TEMPERED, partial(gaussian, 5), lengths=(40, 48))[1] > 1
 
 
 def test_a_doubling_waits_once(device):

@@ -63,15 +63,25 @@ class StaticField:
         native: The field itself.
         cond: The condition rows by name.
         asked: The methods that have been called before (`scoretk.fields.answers.unwritten`).
+        views: Those of what was made of it, by name (`view`).
     """
 
     native: Any
     cond: dict[str, Tensor] = dataclass_field(default_factory=dict)
     asked: set[str] = dataclass_field(default_factory=set, repr=False)
+    views: dict[str, set[str]] = dataclass_field(default_factory=dict, repr=False)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.native.event_shape)
+
+    def view(self, native: Any, name: str) -> StaticField:
+        """Another field that is made of this one again and again, such as a bridge at each step.
+
+        What is asked of a field for the first time is compared with care, for which a device waits;
+        all views of one name are one field in this.
+        """
+        return StaticField(native, {}, self.views.setdefault(name, set()), self.views)
 
     def _ask(
         self,

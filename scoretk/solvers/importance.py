@@ -157,7 +157,7 @@ def law_at(field: StaticField, base: Any, weight: float) -> StaticField:
     """The law at level `weight`: of the field's own path from this base, else geometric."""
     own = None if field.cond else optional(field.native, "between")
     law = None if own is None else own(base, weight)
-    return StaticField(Bridge(base, field, weight) if law is None else law)
+    return field.view(Bridge(base, field, weight) if law is None else law, "between")
 
 
 def kernel_at(field: StaticField, base: Any, weight: float, scale: Tensor | float) -> StaticField:
@@ -166,7 +166,7 @@ def kernel_at(field: StaticField, base: Any, weight: float, scale: Tensor | floa
     It is `law_at` that level; where x is continuous, in coordinates y with `x = scale y`.
     """
     law = law_at(field, base, weight)
-    return law if states_of(field) is not None else StaticField(Stretched(law, scale))
+    return law if states_of(field) is not None else field.view(Stretched(law, scale), "stretched")
 
 
 def offered_between(field: StaticField, base: Any) -> frozenset[str]:

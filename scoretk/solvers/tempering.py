@@ -51,6 +51,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from scoretk.core.arguments import counts, finite
+from scoretk.core.devices import constant_like
 from scoretk.core.rows import across
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
@@ -354,9 +355,7 @@ class ParallelTempering(Tunable):
     def _rows(
         self, field: StaticField, state: TemperingState, shorter: Tensor | None = None
     ) -> Rows:
-        beta = state.inverse_temperatures.to(state.energy.device, state.energy.dtype).expand_as(
-            state.energy
-        )
+        beta = constant_like(state.inverse_temperatures, state.energy).expand_as(state.energy)
         scale = torch.ones_like(beta) if states_of(field) is not None else beta.rsqrt()
         if shorter is not None and states_of(field) is None:
             scale = scale * shorter
@@ -364,8 +363,8 @@ class ParallelTempering(Tunable):
         cond = {
             name: value.repeat_interleave(self._places, 0) for name, value in field.cond.items()
         }
-        tempered = StaticField(Bridge(None, replace(field, cond=cond), beta))
-        return Rows(beta, scale, StaticField(Stretched(tempered, scale)))
+        tempered = field.view(Bridge(None, replace(field, cond=cond), beta), "tempered")
+        return Rows(beta, scale, field.view(Stretched(tempered, scale), "stretched"))
 
     def _started(self, rows: Rows, state: TemperingState, noise: NoiseSource) -> Any:
         """The kernel's state at all replicas."""
@@ -373,7 +372,7 @@ class ParallelTempering(Tunable):
         here = Evaluated(
             rows.target, (rows.beta * energy, across(rows.beta, grad) * rows.scale * grad)
         )
-        return self._kernel(state).init(StaticField(here), x / rows.scale, noise)
+        return self._kernel(state).init(rows.target.view(here, "known"), x / rows.scale, noise)
 
     def _swapped(
         self, state: TemperingState, noise: NoiseSource
@@ -383,9 +382,8 @@ class ParallelTempering(Tunable):
         The probabilities are those of all pairs of neighbours, tried or not, `(chains, K - 1)`.
         """
         k, dtype = self._places, state.energy.dtype
-        log_ratio = swap_log_ratio(
-            state.energy, state.inverse_temperatures.to(state.energy.device, dtype)
-        )
+        beta = constant_like(state.inverse_temperatures, state.energy)
+        log_ratio = swap_log_ratio(state.energy, beta)
         log_ratio = torch.where(log_ratio.isfinite(), log_ratio, -torch.inf)
         probability = log_ratio.clamp(max=0.0).exp()
         first = int(state.step) % 2 if k > 2 else 0
