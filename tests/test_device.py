@@ -30,6 +30,7 @@ from scoretk.run.checkpoint import weights_digest
 from scoretk.run.settle import AtTheEnd
 from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
 from scoretk.solvers.warmup.adaptation import Adaptation
+from scoretk.solvers.warmup.scales import approach_steps
 from tests import accelerator
 from tests.evidence import assert_mean, assert_second_moment
 from tests.marks import slow_but
@@ -835,6 +836,43 @@ WARMUP = {"of": "warmup", "lengths": (64, 80), "field": partial(gaussian, 5)}
 def test_a_step_of_warmup_waits_once(solver, device):
     """But for the first, of chains that may begin far off, and for ends of windows and blocks."""
     assert counted(device, solver, **WARMUP)[1] <= 1.5
+
+
+def first_waits(device, monkeypatch, scale):
+    """Waits of each of the first steps of a warmup, from about 1 / scale standard deviations off."""
+    found, update = [], Adaptation.update
+
+    def counting(self, at, state, learned):
+        before = ledger.waits.total()
+        after = update(self, at, state, learned)
+        found.append(ledger.waits.total() - before)
+        return after
+
+    monkeypatch.setattr(Adaptation, "update", counting)
+    field = stk.Energy(lambda x: (x / scale).square().sum(1) / 2, (3,))
+    run = {"chains": 16, "steps": 1, "warmup": 40, "dtype": torch.float32, **QUIET}
+    with device.on() as ledger:
+        stk.sample(field, stk.HMC(leapfrogs=1), device=device.name, **run)
+    return found[1 : approach_steps(40) - 1]
+
+
+@pytest.mark.parametrize(("scale", "most"), [(1.0, 1), (1e-4, 0)], ids=["near", "far"])
+def test_the_first_steps_of_a_warmup_wait_once(scale, most, device, monkeypatch):
+    """Whether the chains begin far off is asked in the first; those that do wait for nothing."""
+    found = first_waits(device, monkeypatch, scale)
+    assert found
+    assert max(found) <= most
+
+
+@pytest.mark.slow
+def test_what_is_known_and_asked_again_is_seen(device, monkeypatch):
+    """The mutant: each step asks which chains began far off."""
+
+    def read(flags):
+        return tuple(torch.stack([flags.all(), flags.any()]).tolist())
+
+    monkeypatch.setattr("scoretk.solvers.warmup.adaptation.all_and_any", read)
+    assert max(first_waits(device, monkeypatch, 1.0)) > 1
 
 
 @pytest.mark.slow

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["constant_like", "has_float64", "on", "precise", "wide", "widest"]
+__all__ = [
+    "all_and_any",
+    "constant_like",
+    "flags_like",
+    "has_float64",
+    "on",
+    "precise",
+    "wide",
+    "widest",
+]
 
 
 _HAS_FLOAT64 = {"cpu": True, "cuda": True, "mps": False}
@@ -48,6 +57,30 @@ def precise(t: float | Tensor) -> Tensor:
     A number is float64 on the CPU; a tensor is in the widest dtype of its device.
     """
     return wide(t) if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+
+
+_READ: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""What the host knows of flags, with torch's count of writes to them when it was read."""
+
+
+def all_and_any(flags: Tensor) -> tuple[bool, bool]:
+    """Whether all of some flags are set, and whether any is; a device is asked once for each tensor."""
+    found = _READ.get(flags)
+    if found is not None and found[0] == flags._version:
+        known: tuple[bool, bool] = found[1]
+        return known
+    every, some = torch.stack([flags.all(), flags.any()]).tolist()
+    if not flags.is_inference():  # of which torch counts no writes
+        _READ[flags] = (flags._version, (every, some))
+    return every, some
+
+
+def flags_like(flags: Tensor, value: bool) -> Tensor:
+    """Flags of one value that the host knows, where others are."""
+    made = torch.full_like(flags, value, dtype=torch.bool)
+    if not made.is_inference():
+        _READ[made] = (made._version, (value, value))
+    return made
 
 
 _Copies = dict[tuple[torch.device, torch.dtype], tuple[int, Tensor]]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.devices import wide
+from scoretk.core.devices import all_and_any, flags_like, wide
 from scoretk.core.rows import across, select_rows
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
@@ -115,10 +115,10 @@ class Approach:
             `(chains,)` of bool, and how many gradients a chain it took to find out.
         """
         if self.always:
-            return torch.ones_like(alive), 0
+            return flags_like(alive, True), 0
         far, spent = begins_far(field, Place(state.x, state.energy, state.grad), noise, state.step)
         if tunes:
-            far = torch.full_like(far, bool(2 * (far & alive).sum() > alive.sum()))
+            far = flags_like(far, bool(2 * (far & alive).sum() > alive.sum()))
         return far, spent
 
 
@@ -186,8 +186,7 @@ class Adaptation:
             tunes = bool(learned.parts)
             far, spent = self.approach.begins_far(at.field, state, at.noise, at.alive, tunes)
             learned = learned._replace(way=learned.way._replace(far=far))  # type: ignore[attr-defined]
-        far = learned.way[0]
-        everyone, anyone = torch.stack([far.all(), far.any()]).tolist()
+        everyone, anyone = all_and_any(learned.way[0])
         if everyone:
             state, info, learned = self._alone(at, state, learned)
         elif not anyone:
@@ -204,7 +203,7 @@ class Adaptation:
         learned = learned._replace(idle=next_idle(learned.idle, trial.accept))
         if not learned.parts:
             return trial.state, trial.info, learned
-        came_far = learned.way[0].any() if learned.way else False
+        came_far = bool(learned.way) and all_and_any(learned.way[0])[1]
         lesson = Lesson(state, trial, at.alive, usual, at.number, at.warmup, came_far, at.all_alive)
         memories, measured = self._measured(learned.parts, lesson)
         state = trial.state

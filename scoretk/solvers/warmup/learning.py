@@ -47,8 +47,7 @@ class Lesson:
         usual: Like `trial.accept`, of bool: those of them that took a step of the common size.
         step: The number of the step in warmup, from 0.
         warmup: How many steps warmup has.
-        came_far: Whether the chains began with steps of their own (`warmup.approach`); a tensor `()`
-            that is read when it is needed, as a device waits for its reader.
+        came_far: Whether the chains began with steps of their own (`warmup.approach`).
         all_alive: Whether the host knows that all chains are well.
         measured: What the part that learns has measured of the step (`Part.measure`), as it was read
             with what the others have; None where it was not.
@@ -60,7 +59,7 @@ class Lesson:
     usual: Tensor
     step: int
     warmup: int
-    came_far: bool | Tensor
+    came_far: bool
     all_alive: bool = False
     measured: tuple[float, ...] | None = None
 

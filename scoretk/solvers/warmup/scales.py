@@ -203,7 +203,7 @@ class Scales(Unmeasured):
             after = before if self.metric == "none" else spread
         grown = float((self._diagonal(after) / self._diagonal(before)).log().mean().exp())
         shrunk = {name: getattr(state, name) / grown for name in self.lengths}
-        change = Change(before, after, spread, came_far=bool(lesson.came_far))
+        change = Change(before, after, spread, came_far=lesson.came_far)
         return state._replace(scale=after, **shrunk), memory, change
 
     def changed(self, state: Any, memory: Window, change: Change) -> tuple[Any, Window]:
