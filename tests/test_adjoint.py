@@ -79,7 +79,6 @@ ALLOWED = 1e-4  # at tolerances of 1e-6 a step
         [(method, path) for method in ADAPTIVE for path in PATHS],
         *(("dopri5", path) for path in PATHS),
         ("tsit5", PATHS[0]),
-        ("bosh3", PATHS[0]),
         ("dopri8", PATHS[0]),
     ),
     ids=str,

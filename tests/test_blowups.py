@@ -8,7 +8,7 @@ import torch
 import scoretk as stk
 from scoretk.models.targets.mixture import gaussian
 from scoretk.run.moment import Moment, outcome
-from tests.marks import slow_but
+from tests.marks import in_turn
 
 
 class Place(NamedTuple):
@@ -26,6 +26,11 @@ UNSTABLE = [
 PATHS = [stk.VP(), stk.Linear(), stk.EDM(), stk.VE(0.01, 50.0)]
 
 
+def named(case):
+    """Paths by their kinds, all else as it is written."""
+    return type(case).__name__ if case in PATHS else repr(case)
+
+
 def growing(path, factor=50.0):
     """A denoiser that takes x for `factor` times the data; where `grow` is False, exact for data at the origin."""
     return stk.Diffusion(
@@ -33,8 +38,7 @@ def growing(path, factor=50.0):
     )
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("solver", UNSTABLE, ids=repr)
+@pytest.mark.parametrize(("solver", "path"), in_turn(UNSTABLE, PATHS), ids=named)
 def test_a_blow_up_on_a_grid_is_diverged_and_its_neighbours_are_not(path, solver):
     """With the step, and the position before it; in float64 too, where nothing overflows."""
     for dtype in (torch.float32, torch.float64):
@@ -77,8 +81,7 @@ def test_without_reach_a_blow_up_is_an_answer(monkeypatch):
     assert float(draws.final.abs().max()) > 1e15
 
 
-@pytest.mark.parametrize("scale", slow_but([1e-4, 1.0, 1e4, 1e6], 1e-4, 1e6))
-@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(("path", "scale"), in_turn(PATHS, [1e-4, 1.0, 1e4, 1e6]), ids=named)
 def test_data_of_any_usual_scale_raise_no_alarm(path, scale):
     for width in (scale, 1e-3 * scale):
         field = gaussian(dim=2, mean=scale, std=width).noised(path)
@@ -148,8 +151,7 @@ def test_a_kernel_that_blows_up_before_anything_overflows_is_diverged(name):
         stk.sample(QUADRATIC, solver, chains=8, steps=steps, on_failure="raise")
 
 
-@pytest.mark.parametrize("name", WELL)
-@pytest.mark.parametrize("far", [0.0, 1e4])
+@pytest.mark.parametrize(("far", "name"), in_turn([0.0, 1e4], WELL, "ula"))
 def test_what_wanders_or_goes_to_its_target_raises_no_alarm(name, far):
     wide = stk.Energy(lambda x: ((x - far) / (1 + far)).square().sum(1) / 2, (2,))
     there = stk.Energy(lambda x: (x - far).square().sum(1) / 2, (2,))

@@ -28,7 +28,7 @@ SOLVERS = [
     (stk.ChEES(), FIELD, TUNED | pilot(10)),
     (stk.ChEES(), FIELD, TUNED | pilot(4)),
     (stk.ChEES(), FIELD, TUNED | pilot(12) | {"keep": "last"}),
-    (stk.NUTS(), FIELD, TUNED | pilot(6) | {"keep": "moments"}),
+    pytest.param(stk.NUTS(), FIELD, TUNED | pilot(6) | {"keep": "moments"}, marks=pytest.mark.slow),
     (stk.ParallelTempering(replicas=3), FIELD, TUNED | pilot(6)),
     (stk.ProbabilityFlow(steps=5), ring_mixture(), {}),
     (stk.AIS(levels=4), FIELD, {}),

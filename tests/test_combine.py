@@ -14,6 +14,7 @@ from scoretk.fields.combine.powers import PoweredTimed
 from scoretk.fields.gradient import grad_energy
 from scoretk.models.targets.mixture import GaussianMixture, gaussian
 from tests.evidence import mean_z, z_limit
+from tests.marks import in_turn, named
 from tests.test_fields import PATHS
 
 SHAPES = [(), (2,), (1, 3, 2)]
@@ -92,8 +93,7 @@ def test_a_static_mixture_is_the_mixture(shape):
     assert float((wrong.score(x) - truth.score(x)).abs().max()) > 0.1
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("path", "shape"), in_turn(PATHS, SHAPES), ids=named)
 def test_a_timed_mixture_is_the_noised_mixture(path, shape):
     parts, weights, x = (
         [some_mixture(shape, 1), some_mixture(shape, 2, 3)],

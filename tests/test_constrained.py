@@ -84,7 +84,7 @@ def moment_z(draws, mean, variance):
     return float(worst.nan_to_num(math.inf, math.inf))
 
 
-@pytest.mark.parametrize("name", slow_but(CASES, "positive", "simplex", "several", "scalar"))
+@pytest.mark.parametrize("name", slow_but(CASES, "positive", "simplex", "several"))
 def test_draws_follow_the_law_in_the_users_space(name):
     draws = stk.sample(of(name), chains=128, steps=150, warmup=150, seed=5)
     assert draws.ok.all()
@@ -108,7 +108,7 @@ class WithHalfTheJacobian(Constrained):
 @pytest.mark.parametrize(
     "wrong", slow_but([WithoutJacobian, WithHalfTheJacobian], WithHalfTheJacobian)
 )
-@pytest.mark.parametrize("name", slow_but(CASES, "positive", "simplex"))
+@pytest.mark.parametrize("name", slow_but(CASES, "positive"))
 def test_a_wrong_jacobian_is_caught(name, wrong):
     right = of(name)
     draws = stk.sample(

@@ -49,7 +49,7 @@ def gradients(start, dim, solver=None, steps=24, repeats=40, n=500):
 
 
 @pytest.mark.parametrize("dim", slow_but([1, 2, 8], 2))
-@pytest.mark.parametrize("start", ["data", "noise"])
+@pytest.mark.parametrize("start", slow_but(["data", "noise"], "noise"))
 def test_long_chains_give_the_exact_gradient(start, dim):
     z = mean_z(gradients(start, dim), torch.zeros(dim + 1))
     assert z.abs().max() < z_limit(dim + 1)

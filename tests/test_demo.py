@@ -25,7 +25,7 @@ from scoretk.demo.table import tables
 from scoretk.solvers import SOLVERS
 from tests.test_cli import run
 
-SMALL = Size(chains=24, steps=20, trajectories=5, rounds=2, likelihood_rows=3, annealed=32)
+SMALL = Size(chains=24, steps=8, trajectories=2, rounds=1, likelihood_rows=2, annealed=16)
 MODELS = (
     "digits-energy",
     "digits-flow",
@@ -84,7 +84,7 @@ def test_every_model_meets_every_solver(demo, models):
 def test_what_is_empty_is_empty_for_a_reason():
     empty = {
         (model, cell.solver): cell.reason
-        for model in MODELS
+        for model in ("digits-energy", "digits-flow", "digits-flow-classes", "ising")
         for cell in cells(stk.load(model), SMALL)
         if cell.reason
     }

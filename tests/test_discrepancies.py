@@ -98,7 +98,7 @@ def test_stein_raises_false_alarms_at_its_level_on_a_mixture() -> None:
 def test_two_samples_of_one_law_raise_false_alarms_at_the_level(
     name: str, n: int, m: int, d: int
 ) -> None:
-    repeats = 150
+    repeats = 80
     low, high = limits(repeats)
     results = [
         TWO_SAMPLE[name](normal(n, d, 2 * s), normal(m, d, 2 * s + 1), s) for s in range(repeats)

@@ -178,7 +178,7 @@ class AcceptsNaN:
 @pytest.mark.parametrize("mutant", [Energies, StaleGradient, MissingHalf])
 @pytest.mark.parametrize("kernel", solvers(1.0))
 @pytest.mark.parametrize(
-    "name", slow_but([n for n in TARGETS if n != "hard core"], "ising", "uneven")
+    "name", slow_but([n for n in TARGETS if n != "hard core"], "uneven")
 )  # whose gradient is the same everywhere
 def test_invariance_catches_wrong_kernels(monkeypatch, name, kernel, mutant):
     mutant().apply(monkeypatch)
@@ -191,7 +191,6 @@ def test_invariance_catches_wrong_kernels(monkeypatch, name, kernel, mutant):
     ("kernel", "beyond"),
     slow_rows_but(
         [(kernel, beyond) for kernel in ("gradients", "langevin") for beyond in FORBIDDEN],
-        ("gradients", "nan"),
         ("langevin", "infinite"),
     ),
 )
@@ -287,7 +286,9 @@ def test_the_bias_of_unadjusted_langevin_is_there_and_vanishes():
 
 
 @pytest.mark.parametrize(
-    "kernel", [GibbsWithGradients(), DiscreteLangevin(1.0), BlockGibbs()], ids=repr
+    "kernel",
+    slow_but([GibbsWithGradients(), DiscreteLangevin(1.0), BlockGibbs()], BlockGibbs()),
+    ids=repr,
 )
 def test_long_runs_reach_the_exact_moments(kernel):
     """Magnetisation and energy of a lattice with 65536 states, from a uniform start."""
@@ -421,7 +422,7 @@ KERNELS = [
 
 
 @pytest.mark.parametrize(("kernel", "field"), KERNELS, ids=lambda value: type(value).__name__)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.float64], torch.float32))
 def test_chains_do_not_depend_on_the_batch(kernel, field, dtype):
     run = {"chains": 13, "steps": 40, "seed": 6, "dtype": dtype}
     whole, parts, few = (

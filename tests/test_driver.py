@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 import scoretk as stk
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.run import checkpoint
+from tests.marks import named
 from tests.processes import IS_TESTED, environment
 
 # An energy whose gradient is elementwise, so that rows agree to the bit whatever the batch
@@ -36,7 +38,7 @@ IDS = [f"{type(s).__name__}-{getattr(s, 'method', '')}" for _, s in SOLVERS]
 
 @pytest.mark.parametrize(("field", "solver"), SOLVERS, ids=IDS)
 def test_chains_do_not_depend_on_the_batch(field, solver):
-    steps = {} if hasattr(solver, "milestones") else {"steps": 30}
+    steps = {} if hasattr(solver, "milestones") else {"steps": 10}
     whole = stk.sample(field, solver, chains=17, seed=5, keep="all", **steps)
     for batch in (1, 4, 16):
         parts = stk.sample(field, solver, chains=17, seed=5, keep="all", batch=batch, **steps)
@@ -99,11 +101,17 @@ def test_evaluations_are_counted():
     "ignore::DeprecationWarning"
 )  # torch's own, on its way through the compiler
 @pytest.mark.parametrize(
-    "solver",
-    [stk.ULA(0.05), pytest.param(stk.MALA(0.1), marks=pytest.mark.compiled)],
-    ids=lambda s: type(s).__name__,
+    ("solver", "backend"),
+    [
+        (stk.ULA(0.05), "aot_eager"),
+        pytest.param(stk.ULA(0.05), "inductor", marks=pytest.mark.compiled),
+        pytest.param(stk.MALA(0.1), "inductor", marks=pytest.mark.compiled),
+    ],
+    ids=named,
 )
-def test_compiled_steps_agree_with_eager_ones(solver):
+def test_compiled_steps_agree_with_eager_ones(monkeypatch, solver, backend):
+    """By default up to the graph that the compiler makes code of: that code is C++, which takes seconds to compile."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     ring = stk.Energy(lambda x: (x * x).sum(1) / 2, (2,))
     eager = stk.sample(ring, solver, chains=5, steps=12, seed=2)
     compiled = stk.sample(ring, solver, chains=5, steps=12, seed=2, compile=True)

@@ -8,6 +8,7 @@ import torch
 import scoretk as stk
 from scoretk.fields import PREDICTIONS, coefficients, convert, resolve
 from scoretk.models.targets.mixture import GaussianMixture, ring_mixture
+from tests.marks import in_turn, named
 
 PATHS = [
     stk.Linear(),
@@ -70,8 +71,7 @@ class TestPaths:
         assert float(path.log_snr(0.2)) < float(path.log_snr(0.8))
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("path", "shape"), in_turn(PATHS, SHAPES), ids=named)
 def test_every_conversion_is_exact_or_says_that_it_is_singular(path, shape):
     batch, event = SHAPES[shape]
     exact = mixture(event).noised(path)

@@ -24,7 +24,7 @@ from scoretk.learn import Recipe, fit
 from scoretk.models.digits.stored import Stored, read_weights
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
-FLIPS = 1000
+FLIPS = 500
 
 
 class Stop(Exception):

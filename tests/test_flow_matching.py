@@ -16,7 +16,7 @@ from scoretk.models.digits.stored import read_weights, shipped
 from scoretk.plugins.models import build
 from tests.evidence import assert_mean, ks_p, mean_z, z_limit
 from tests.lawful import checked
-from tests.marks import slow_but
+from tests.marks import in_turn, slow_but
 
 NEW = {"digits-flow-ot": OPTIMAL, "digits-flow-classes": CLASSES, "digits-interpolant": INTERPOLANT}
 SPECS = {
@@ -146,8 +146,7 @@ def test_velocity_prediction_is_flow_matching_on_the_straight_path_and_least_at_
 # --- training, and what the fields offer -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NEW)
-@pytest.mark.parametrize("shape", [(2,), (1, 2, 3)])
+@pytest.mark.parametrize(("name", "shape"), in_turn(NEW, [(2,), (1, 2, 3)]))
 def test_a_short_training_round_trips_and_repeats(name, shape, tmp_path):
     variant = NEW[name]
     stored, again = trained(variant, shape), trained(variant, shape)

@@ -14,7 +14,7 @@ from scoretk.inference.likelihood import bits_per_dim, divergence, products
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from scoretk.ode.registry import find_method
 from tests.evidence import assert_mean, assert_second_moment, mean_z, z_limit
-from tests.marks import slow_but, slow_rows_but
+from tests.marks import slow_but, slow_rows_but, slow_unless
 from tests.test_fields import PATHS
 
 A = torch.tensor([[1.0, 0.5], [0.2, 2.0]], dtype=torch.float64)
@@ -49,7 +49,11 @@ def linear_flow(matrix=A, base=None):
     return stk.Velocity(lambda x, t: x @ matrix.T.to(x), (len(matrix),), base=base)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "path",
+    slow_unless(PATHS, (stk.VP, stk.VE, stk.Linear, stk.Tabulated)),
+    ids=lambda p: type(p).__name__,
+)
 @pytest.mark.parametrize("shape", slow_but([(2,), (1, 2, 2), ()], (1, 2, 2)), ids=str)
 def test_gaussian_data_under_every_path(path, shape):
     x = rows_of(shape)
@@ -82,7 +86,11 @@ DETERMINATE = [(stk.VP(), p) for p in ("noise", "score", "velocity", "v")] + [
 ]
 
 
-@pytest.mark.parametrize(("path", "predicts"), DETERMINATE, ids=str)
+@pytest.mark.parametrize(
+    ("path", "predicts"),
+    slow_rows_but(DETERMINATE, (stk.VP(), "score"), (stk.VP(), "velocity"), (stk.Cosine(), "v")),
+    ids=str,
+)
 def test_predictions_that_determine_the_rate_start_at_the_data_themselves(path, predicts):
     exact = blob((2,)).noised(path)
 
@@ -106,7 +114,10 @@ def test_predictions_that_determine_the_rate_start_at_the_data_themselves(path, 
 
 @pytest.mark.parametrize(
     ("s", "settings", "bound"),
-    [(0.01, {"rtol": 1e-8, "atol": 1e-8}, 2e-4), (0.1, {"method": "rk4", "steps": 64}, 1e-4)],
+    [
+        pytest.param(0.01, {"rtol": 1e-8, "atol": 1e-8}, 2e-4, marks=pytest.mark.slow),
+        (0.1, {"method": "rk4", "steps": 64}, 1e-4),
+    ],
     ids=["dopri5", "rk4"],
 )
 def test_the_end_correction(s, settings, bound, monkeypatch):
@@ -443,7 +454,7 @@ def test_bits_of_a_gaussian(timed):
         law.noised(stk.Cosine()) if timed else law
     )  # at t = 0 alpha is 0: the base is the marginal
     cells = torch.arange(24, dtype=torch.float64).reshape(-1, 3) % levels
-    cells = cells.repeat(25, 1)
+    cells = cells.repeat(12, 1)
     settings = {"method": "rk4", "steps": 16} if timed else {}
     got = bits_per_dim(field, cells, levels=levels, draws=draws, seed=3, **settings)
     middle = (cells + 0.5) / levels

@@ -111,7 +111,7 @@ def drawn(name, lay):
         if isinstance(model, States)
         else start
     )
-    options = {} if is_grid(solver) else {"steps": 5}
+    options = {} if is_grid(solver) else {"steps": 3}
     draws = stk.sample(
         model,
         solver,

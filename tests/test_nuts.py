@@ -123,17 +123,20 @@ WRONG = [
         *(
             (name, mutant, 1.5)
             for mutant in (ignores_weights, biased_the_wrong_way, always_moves_on)
-            for name in ("ring", "funnel")
+            for name in ("ring",)
         ),
     ),
     ("gaussian", takes_the_last_point, 1.0),
     ("in space", takes_the_last_point, 1.5),
-    ("gaussian", checks_no_parts_within, 1.0),
-    ("semicircle", checks_no_parts_within, 1.0),
-    ("funnel", checks_no_parts_within, 1.0),
+    *slow_rows_but(
+        [(name, checks_no_parts_within, 1.0) for name in ("gaussian", "semicircle", "funnel")],
+        ("gaussian", checks_no_parts_within, 1.0),
+    ),
     ("funnel", keeps_from_a_dropped_branch, 1.0),
-    ("gaussian", grows_forward_only, 1.0),
-    ("semicircle", grows_forward_only, 1.0),
+    *slow_rows_but(
+        [(name, grows_forward_only, 1.0) for name in ("gaussian", "semicircle")],
+        ("gaussian", grows_forward_only, 1.0),
+    ),
     ("gaussian", looks_at_one_end, 1.5),
     ("semicircle", accepts_nan, 1.0),
 ]
@@ -363,7 +366,7 @@ def test_inside_another_solver_each_chain_keeps_its_condition():
     assert torch.equal(together.final, apart.final)
 
 
-@pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35))
+@pytest.mark.parametrize("stop", slow_but([5, 18, 28], 18))
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     class Stop(Exception):
         pass
@@ -378,8 +381,8 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
 
     run = {
         "chains": 6,
-        "steps": 20,
-        "warmup": stk.Warmup(40, pilot=4),
+        "steps": 10,
+        "warmup": stk.Warmup(20, pilot=4),
         "seed": 6,
         "dtype": torch.float64,
         "batch": 2,
@@ -387,7 +390,7 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     solver, field = NUTS(), stk.Energy(energy, (2,))
     undisturbed = stk.sample(field, solver, **run)
     path = tmp_path / "run.ckpt"
-    calls[:] = 0, calls[0] * stop // 60
+    calls[:] = 0, calls[0] * stop // 30
     with pytest.raises(Stop):
         stk.sample(field, solver, checkpoint=stk.Checkpoint(path, every=1e-9), **run)
     calls[1] = -1

@@ -42,6 +42,7 @@ from scoretk.learn.sampler_divergence import nearest_neighbour_entropy, sampler_
 from scoretk.learn.score_matching import implicit_score_matching, sliced_score_matching
 from scoretk.learn.weightings import WEIGHTINGS, weighting
 from scoretk.models.targets.mixture import GaussianMixture, gaussian
+from tests.marks import in_turn
 
 DIMS = (1, 2, 8)
 LIMIT = 4.0
@@ -170,8 +171,7 @@ def test_implicit_score_matching_takes_the_trace_of_any_score_and_event():
     torch.testing.assert_close(found, exact)
 
 
-@pytest.mark.parametrize("kind", ["normal", "rademacher"])
-@pytest.mark.parametrize("d", DIMS)
+@pytest.mark.parametrize(("d", "kind"), in_turn(DIMS, ["normal", "rademacher"]))
 def test_sliced_score_matching_is_unbiased_in_value_and_gradient(d, kind):
     x, probes = 1.5 * noise(N, d) - 0.3, noise(N, 2, d, seed=5, kind=kind).movedim(1, 0)
 

@@ -16,7 +16,7 @@ from scoretk.fields.posterior import DPS, MMPS, POSTERIOR_METHODS, PiGDM, Replac
 from scoretk.models.digits.data import load_digits
 from scoretk.models.targets.mixture import GaussianMixture, gaussian, ring_mixture
 from tests.evidence import mean_z, z_limit
-from tests.marks import slow_but, slow_unless
+from tests.marks import in_turn, slow_but, slow_unless
 from tests.test_fields import OF_EACH_KIND, PATHS, TIMES, mixture
 
 # the problem of NUMBERS: prior N(0, diag(1, 4)), y = x_1 + x_2 + .5 e, y = 2
@@ -422,8 +422,9 @@ def test_a_method_is_one_by_what_it_says_of_itself(monkeypatch):
             posterior(prior, lambda x: -x.square().sum(1), method)
 
 
-@pytest.mark.parametrize("method", POSTERIOR_METHODS)
-@pytest.mark.parametrize("shape", slow_but([(3,), (), (2, 4, 4)], (), (2, 4, 4)), ids=str)
+@pytest.mark.parametrize(
+    ("method", "shape"), in_turn(POSTERIOR_METHODS, [(3,), (), (2, 4, 4)]), ids=str
+)
 def test_a_row_is_alone_as_in_any_batch(method, shape):
     """And one measurement a chain, through `cond`, is that measurement for its chain."""
     prior, x = mixture(shape).noised(stk.Linear()), points(shape, 3)
@@ -1005,7 +1006,7 @@ def residual_of(case, method, **options):
     return draws, RESIDUAL.get(case, lambda x: x[:, 0] - 2)(draws.final).abs()
 
 
-@pytest.mark.parametrize("case", SOLVABLE)
+@pytest.mark.parametrize("case", slow_but(SOLVABLE, "squares", "Laplace", "wall"))
 def test_a_callable_likelihood_of_a_solvable_problem_is_met(case):
     """Whatever its scale: the step is that of its own curvature. The mutant, `V g` as it is, leaves every scale."""
     for method in ("adams_3", "euler", "dpmpp_2m"):

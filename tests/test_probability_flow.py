@@ -1,6 +1,7 @@
 """The probability flow against exact maps: values, orders, adaptive tolerance, end points, and rows left alone."""
 
 import functools
+import itertools
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ import scoretk as stk
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.ode import grids, tableaus
 from scoretk.ode.grids import GRIDS
-from tests.marks import slow_but, slow_rows_but
+from tests.marks import in_turn, slow_but, slow_rows_but
 from tests.test_fields import PATHS
 
 FIXED = tuple(tableaus.GRID_RULES)
@@ -67,7 +68,10 @@ def linear_velocity(x, t):
     return (shares * (means + (0.25**2 * alpha - sigma) / variance * off)).sum(1)
 
 
-@pytest.mark.parametrize(("method", "most"), [("rk4_38", 3e-6), ("ralston_4", 1.5e-6)])
+@pytest.mark.parametrize(
+    ("method", "most"),
+    slow_rows_but([("rk4_38", 3e-6), ("ralston_4", 1.5e-6)], ("ralston_4", 1.5e-6)),
+)
 def test_four_stages_keep_their_order_to_the_end(method, most, monkeypatch):
     """72 evaluations on the linear path, to sigma = 0, of a velocity and of a denoiser, which is not asked there."""
     ring, field = ring_mixture().noised(stk.Linear()), stk.Velocity(linear_velocity, (2,))
@@ -225,10 +229,10 @@ def on_the_linear_path(method, flow):
             method,
             path,
             id=f"{method}-{type(path).__name__}",
-            marks=() if method in OF_EACH_KIND or isinstance(path, stk.VP) else pytest.mark.slow,
+            marks=() if isinstance(path, stk.VP) or method == kind else pytest.mark.slow,
         )
+        for path, kind in zip(PATHS, itertools.cycle(OF_EACH_KIND), strict=False)
         for method in FIXED
-        for path in PATHS
     ],
 )
 def test_the_error_is_the_same_on_every_path(path, method, flow_of_the_ring):
@@ -273,7 +277,7 @@ class Backwards:
         return self.field.predict(x, 1 - t)
 
 
-@pytest.mark.parametrize("method", slow_but(WITH_MUTANTS, "dpmpp_2m", "unipc_2"))
+@pytest.mark.parametrize("method", slow_but(WITH_MUTANTS, "dpmpp_2m"))
 def test_the_order_test_catches_wrong_variants(method, flow_of_the_ring, monkeypatch):
     """sigma of one time where the other's belongs; no history; a field whose time runs backwards."""
     field = ring_mixture().noised(stk.Linear())
@@ -442,7 +446,7 @@ def test_ends_are_ordinary_points(method):
 
 
 @pytest.mark.parametrize("path", slow_but(PATHS, stk.Linear()), ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", slow_but(FIXED, *OF_EACH_KIND, *WITH_MUTANTS))
 def test_the_final_law_is_right_from_the_path_s_own_start(path, method):
     """Equal steps, from alpha = 0 too: on Gaussian data a run is a line in its start, its slope the final std. No Monte Carlo."""
     mean, std = 1.5, 0.4
@@ -514,7 +518,9 @@ def test_a_velocity_without_a_path_is_solved_in_t(method):
     field = stk.Velocity(
         lambda x, t: 3 * torch.cos(3 * t)[:, None] * x, (1,), base=torch.ones(1, 1)
     )
-    x, counts = torch.ones(1, 1, dtype=torch.float64), (60, 120, 240)
+    x, counts = torch.ones(1, 1, dtype=torch.float64), (60, 120)
+    if method == "adams_4":  # whose first steps are of lower order
+        counts = (60, 120, 240)
     errors = []
     for n in counts:
         times = torch.linspace(0, 1, n + 1, dtype=torch.float64) ** 1.5
@@ -544,8 +550,9 @@ def test_adaptive_methods_follow_the_exact_gaussian_flow(method, path):
     )
 
 
-@pytest.mark.parametrize("method", [*FIXED, "dopri5", "adaptive_heun"])
-@pytest.mark.parametrize("predicts", ["data", "velocity"])
+@pytest.mark.parametrize(
+    ("method", "predicts"), in_turn([*FIXED, "dopri5", "adaptive_heun"], ["data", "velocity"])
+)
 def test_no_evaluation_outside_the_interval(method, predicts):
     times = []
     exact = ring_mixture().noised(stk.Linear())
@@ -633,7 +640,7 @@ def test_keep_all_is_the_way_there(method):
     torch.testing.assert_close(draws.x[:, -1], draws.final)
 
 
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", slow_but(FIXED, *OF_EACH_KIND))
 def test_float32_against_float64(method):
     field = ring_mixture().noised(stk.VP())
     a = stk.sample(
@@ -715,7 +722,7 @@ def test_grids_are_what_they_say():
             grids.table(path, wrong)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("scale", slow_but([0.1, 1.0, 10.0], 0.1))
 def test_an_adapted_grid_fits_the_field(scale):
     """On data of a tenth and ten times the unit scale, for which the default grid is not made; as good on unit scale."""
     field = ring_mixture(radius=2 * scale, std=0.25 * scale).noised(stk.Linear())
@@ -764,7 +771,9 @@ def well_solved(path):
 )
 @pytest.mark.parametrize(
     "path",
-    [stk.VP(), stk.Linear(), stk.Cosine(), stk.EDM(0.002, 80.0)],
+    slow_but(
+        [stk.VP(), stk.Linear(), stk.Cosine(), stk.EDM(0.002, 80.0)], stk.VP(), stk.EDM(0.002, 80.0)
+    ),
     ids=lambda p: type(p).__name__,
 )
 def test_the_default_grid_is_accurate_on_the_ring(path, method, limits):

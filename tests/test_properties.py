@@ -9,7 +9,7 @@ import scoretk as stk
 from scoretk.models.targets.mixture import ring_mixture
 
 settings.register_profile(
-    "scoretk", deadline=None, database=None, derandomize=True, max_examples=40
+    "scoretk", deadline=None, database=None, derandomize=True, max_examples=25
 )
 settings.load_profile("scoretk")
 

@@ -17,6 +17,7 @@ from scoretk.models.targets.mixture import ring_mixture
 from scoretk.ode import rowwise
 from scoretk.ode.adaptive import integrate
 from scoretk.ode.rowwise import PAIRS, integrate_rows
+from tests.marks import slow_but
 
 METHODS = tuple(PAIRS)
 OK, NONFINITE, DIVERGED, MAX_STEPS = (
@@ -268,7 +269,10 @@ def test_a_stiff_neighbour_costs_the_others_nothing():
             ("_rows(active, stay)", "_rows(active, stay.flip(0))._replace(rows=active.rows[stay])"),
             marks=pytest.mark.slow,
         ),
-        ("    active, spent = _started(", "    active, spent = _shared("),
+        pytest.param(
+            ("    active, spent = _started(", "    active, spent = _shared("),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=[
         "norm of the batch",
@@ -388,9 +392,14 @@ def test_cost_at_equal_error_is_below_that_of_shared_steps():
             "torch.addcmul(active.atol, active.rtol, torch.maximum(x.abs(), ahead.abs()))",
             "active.atol",
         ),
-        ("k, error, error <= 1)", "k, error, error < torch.inf)"),
+        pytest.param(
+            ("k, error, error <= 1)", "k, error, error < torch.inf)"), marks=pytest.mark.slow
+        ),
         ("SAFETY * error **", "SAFETY / error **"),
-        ("select_rows(step.accepted, step.k[-1], step.k[0])", "step.k[0]"),
+        pytest.param(
+            ("select_rows(step.accepted, step.k[-1], step.k[0])", "step.k[0]"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["error without rtol", "nothing rejected", "control reversed", "stale first stage"],
 )
@@ -403,7 +412,7 @@ def test_the_tests_of_accuracy_catch(change):
 # --- states on the way
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(METHODS, "dopri5", "tsit5"))
 @pytest.mark.parametrize("backwards", [False, True])
 def test_states_on_the_way_cost_nothing(method, backwards):
     x = normal(4, 2)

@@ -22,7 +22,7 @@ from scoretk.solvers.tempering import ParallelTempering, swap_log_ratio
 from scoretk.solvers.warmup.ladder import even_ladder, window_ends
 from scoretk.solvers.warmup.tuned import StepTunedState
 from tests.evidence import FALSE_ALARM, assert_mean, mean_z, z_limit
-from tests.marks import slow_but, slow_rows_but
+from tests.marks import in_turn, slow_but, slow_rows_but
 from tests.test_discrete import all_states, distance, law
 
 CHAINS = 40_000
@@ -108,15 +108,13 @@ def lattice_distance(name, first):
     return max(distance(x[:, k], at(1.0), law(at(1 / t))) for k, t in enumerate(LADDER))
 
 
-@pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize(("name", "first"), in_turn(LINES, [0, 1]))
 def test_exact_draws_of_all_places_stay_exact(name, first):
     assert line_distance(name, first) < 1
 
 
 @pytest.mark.parametrize(
-    ("name", "first"),
-    slow_rows_but([(name, k) for name in LATTICES for k in (0, 1)], ("ising", 0), ("potts", 1)),
+    ("name", "first"), slow_rows_but([(name, k) for name in LATTICES for k in (0, 1)], ("potts", 1))
 )
 def test_exact_draws_of_discrete_states_stay_exact(name, first):
     assert lattice_distance(name, first) < 1
@@ -232,7 +230,7 @@ class Fresh:
         }
 
 
-@pytest.mark.parametrize("k", [2, 3, 6])
+@pytest.mark.parametrize("k", slow_but([2, 3, 6], 2, 3))
 def test_swaps_and_round_trips_are_as_often_as_theory_says(k):
     """In the plane E / T is exponential: neighbours with temperatures of ratio R swap with probability 2 / (1 + R)."""
     ratio = 1.8
@@ -277,8 +275,8 @@ def test_windows_double_and_leave_the_end_alone():
 def test_far_modes_get_their_weights_and_the_kernel_alone_stays():
     run = {
         "init": torch.full((400, 1), -5.0, dtype=torch.float64),
-        "steps": 150,
-        "warmup": 100,
+        "steps": 100,
+        "warmup": 80,
         "seed": 1,
     }
     kernel = stk.HMC(1.0, leapfrogs=5, metric="none")

@@ -10,6 +10,7 @@ import torch
 
 import scoretk as stk
 from scoretk.solvers.warmup import tuned
+from tests.marks import slow_but, slow_rows_but
 
 SCALES = torch.tensor([1.0, 10.0, 0.1])
 FIELD = stk.Energy(lambda x: (x / SCALES.to(x)).square().sum(1) / 2, (3,))
@@ -31,7 +32,7 @@ def warmed(solver, **options):
     return stk.sample(FIELD, solver, steps=4, warmup=60, **(RUN | options))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", slow_but(SOLVERS, *sorted(SOLVERS.keys() - {"NUTS"})))
 def test_a_run_goes_on_with_what_was_tuned(name, tmp_path):
     solver = SOLVERS[name]
     first = warmed(solver)
@@ -54,8 +55,14 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize("name", GIVEN)
-@pytest.mark.parametrize("mutant", [False, True])
+@pytest.mark.parametrize(
+    ("mutant", "name"),
+    slow_rows_but(
+        [(mutant, name) for mutant in (False, True) for name in GIVEN],
+        *((False, name) for name in ("HMC", "ChEES", "MCLMC")),
+        *((True, name) for name in ("HMC", "ChEES")),
+    ),
+)
 def test_it_is_the_solver_with_these_settings_to_the_bit(name, mutant, monkeypatch):
     """The mutant: what was tuned is not put into the state."""
     solver, names = GIVEN[name]

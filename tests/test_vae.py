@@ -394,10 +394,10 @@ def test_the_learned_prior_has_one_partition_function_by_two_ways(models):
     slow_rows_but([("digits-vae", 2.5), ("digits-latent-energy", 2.55)], ("digits-vae", 2.5)),
 )
 def test_bits_per_dim_of_test_images(name, most, models, digits):
-    cells, on = (digits.test[:120] + 1) * 8, {"levels": 17, "interval": (-1.0625, 1.0625)}
+    cells, on = (digits.test[:60] + 1) * 8, {"levels": 17, "interval": (-1.0625, 1.0625)}
     found = stk.bits_per_dim(replace(models[name].marginal, draws=200), cells, **on)
     assert float(found.value.mean()) < most
-    reflected = stk.bits_per_dim(replace(models[name].marginal, draws=200), 16 - cells[:30], **on)
+    reflected = stk.bits_per_dim(replace(models[name].marginal, draws=200), 16 - cells[:15], **on)
     assert float(reflected.value.mean()) > 2 * most
 
 

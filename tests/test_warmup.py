@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from tests.marks import slow_but
 
 FIELD = stk.Energy(lambda x: (x / torch.tensor([1.0, 3.0]).to(x)).square().sum(1) / 2, (2,))
 RUN = {"chains": 12, "steps": 3, "seed": 2, "dtype": torch.float64}
@@ -158,7 +159,9 @@ def test_a_tuned_step_size_counts_whatever_the_solver_names(kernel):
     assert one.tuned["step_size"] == draws.tuned["step_size"]
 
 
-@pytest.mark.parametrize("kernel", [stk.MALA(), stk.GHMC(), stk.Barker()], ids=repr)
+@pytest.mark.parametrize(
+    "kernel", slow_but([stk.MALA(), stk.GHMC(), stk.Barker()], stk.MALA(), stk.GHMC()), ids=repr
+)
 def test_chains_of_any_batch_are_the_same_and_their_evaluations_counted(kernel):
     calls = []
 

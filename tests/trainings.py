@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from functools import partial
+from importlib import import_module
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -131,7 +132,12 @@ def one_of_two(number, port, folder):
 
 
 def launch(folder):
-    """Two processes, forked before torch has threads: `torchrun` would import torch three times."""
+    """Two processes, forked before torch has threads: `torchrun` would import torch three times.
+
+    What optimisers and ranks import when they are first used is imported here, once.
+    """
+    for name in ("torch._dynamo", "torch.distributed.fsdp"):
+        import_module(name)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
