@@ -147,15 +147,15 @@ def narrow_prior(model):
 
 def without_correction(monkeypatch):
     """Every finite proposal is taken, though the right probability reported; NUTS chooses among its points without weights."""
-    right = metropolis.decide
+    right = metropolis.choose
 
-    def decide(current, proposed, log_ratio, u, *barker):
+    def choose(current, proposed, log_ratio, u, *barker):
         return right(current, proposed, log_ratio * 0, u, *barker)[0], right(
             current, proposed, log_ratio, u, *barker
         )[1]
 
     for module in (metropolis, leapfrog):
-        monkeypatch.setattr(module, "decide", decide)
+        monkeypatch.setattr(module, "choose", choose)
     monkeypatch.setattr(nuts, *ignores_weights(nuts.extend))
 
 
