@@ -99,6 +99,45 @@ def fastest(
     return least
 
 
+def spent(run: Callable[[], object], device: torch.device) -> float:
+    """The seconds that a run takes: of the processor, where others use it too; of the clock on a device."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    started = clock()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - started
+
+
+def paired(
+    contestants: dict[str, Callable[[], object]],
+    reference: str,
+    device: torch.device,
+    rounds: int = 7,
+) -> dict[str, list[tuple[float, float]]]:
+    """For each contestant and round its seconds, and those of the reference just before and after it.
+
+    What the machine does in a minute then hits both alike: the median of the ratios of the pairs is
+    steadier than the ratio of the least times. The two are as in `spent`.
+
+    Args:
+        contestants: What is run, the reference among it.
+        reference: Its name.
+        device: Where.
+        rounds: How many, after one that warms up.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    for k in range(rounds + 1):
+        before = spent(contestants[reference], device)
+        for name, run in contestants.items():
+            own = spent(run, device)  # of the reference too: how far apart equal runs are
+            after = spent(contestants[reference], device)
+            if k:
+                found[name].append((own, (before + after) / 2))
+            before = after
+    return found
+
+
 def machine(device: torch.device) -> dict[str, str]:
     """Versions and the kind of machine, without its name."""
     found = {
