@@ -247,6 +247,36 @@ class TestReading:
         with pytest.raises(StoreError, match="has lost draws"):
             drawn(tmp_path / "d", PLAIN, **run | {"steps": 101})
 
+    @pytest.mark.parametrize("checked", [True, False], ids=["", "mutant"])
+    def test_a_bit_that_a_disk_has_changed_is_an_error(self, checked, tmp_path, monkeypatch):
+        if not checked:
+            plain = streaming.zarr_module().codecs.ZstdCodec(checksum=False)
+            monkeypatch.setattr(streaming, "_compressor", lambda: plain)
+        run = {"steps": 20, "warmup": None, "draws": 20}
+        made = drawn(tmp_path / "d", PLAIN, stk.MALA(0.3), **run)
+        x, final = made.x[:], made.final
+        unseen = 0
+        for chunk in (
+            p for p in (tmp_path / "d").rglob("*") if p.is_file() and p.suffix != ".json"
+        ):
+            if "posterior/x/" in str(chunk) or "outcome" in str(chunk):
+                content = chunk.read_bytes()
+                for at in range(len(content) // 3, len(content), len(content) // 4):
+                    chunk.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+                    with contextlib.suppress(StoreError, InvalidArgument):
+                        again = stk.Draws.load(tmp_path / "d")
+                        same = torch.equal(again.x[:], x) and torch.equal(again.final, final)
+                        unseen += not same
+                chunk.write_bytes(content)
+        assert (unseen == 0) is checked
+
+    def test_a_store_is_read_wherever_the_process_works(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        run = {"warmup": None, "steps": 3}
+        made = drawn("d", PLAIN, stk.ULA(0.1), **run)
+        monkeypatch.chdir("/")
+        assert torch.equal(made.x[:], drawn(None, PLAIN, stk.ULA(0.1), **run).x)
+
     def test_arviz_has_the_same_and_reads_it_when_asked(self, pair):
         pytest.importorskip("arviz")
         here, there = (draws.to_arviz() for draws in pair)

@@ -124,9 +124,11 @@ def read_moments(
             header,
             settings=lambda v: isinstance(v, dict),
             identity=is_summary,
-            batches=lambda v: isinstance(v, list) and len(v) <= len(numbers),
+            batches=lambda v: isinstance(v, list),
         )
         check_whose(path, header, saving)
+        if len(header["batches"]) > len(numbers):
+            raise ValueError(f"it has {len(header['batches'])} batches, not {len(numbers)}")
         saved = _Saved(tensors)
         said = saved.under("witness/").read()
         for i, position in zip(numbers, header["batches"], strict=False):

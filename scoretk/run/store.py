@@ -106,8 +106,8 @@ class Zarr:
 
     @property
     def folder(self) -> Path:
-        """The path, as a `Path`."""
-        return as_path("keep", self.path)
+        """The path from the root on: it is read later, wherever the process works then."""
+        return as_path("keep", os.path.abspath(self.path))
 
 
 def zarr_module() -> Any:
@@ -319,6 +319,7 @@ class Store:
                 chunks=content.shape,
                 dtype="uint8",
                 dimension_names=("byte",),
+                compressors=_compressor(),
                 overwrite=True,
             )
             there[:] = content
@@ -555,7 +556,13 @@ def _array(
         dtype=dtype,
         fill_value=empty,
         dimension_names=dims,
+        compressors=_compressor(),
     )
+
+
+def _compressor() -> Any:
+    """What chunks are compressed by: with a sum, so that a bit that a disk changes is an error."""
+    return zarr_module().codecs.ZstdCodec(level=0, checksum=True)
 
 
 def _coordinates(group: Any, contents: Contents) -> None:
@@ -583,6 +590,7 @@ def _coordinates(group: Any, contents: Contents) -> None:
                     chunks=(max(1, min(len(values), 1 << 20)),),
                     dtype=str if text else values.dtype,
                     dimension_names=(dim,),
+                    compressors=_compressor(),
                 )
         group[dim][:] = values.astype(object) if values.dtype.kind == "U" else values
 
