@@ -288,9 +288,10 @@ def saved(folder, pause=0.0, timeout=60.0):
 
 def streamed(path, pause=0.0, checkpoint=None, timeout=60.0, **more):
     """A run whose ranks write one store; as the digest of what is read back."""
+    os.environ["PAUSE"] = str(pause)
 
     def energy(x):
-        time.sleep(pause)
+        time.sleep(float(os.environ["PAUSE"]))
         return bumpy(x)
 
     run = {"chains": CHAINS, "steps": 24, "batch": 7, "checkpoint": checkpoint} | more

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.run import ranks as processes
 from tests import jobs
 from tests.processes import environment
 
@@ -227,7 +228,7 @@ def test_ranks_that_all_make_the_store_are_seen(tmp_path):
     """The mutant: each makes the arrays where it does not find them."""
     pytest.importorskip("zarr")
     program = """
-from scoretk.run import ranks
+from scoretk.run import ranks as processes
 ranks._Shared.once = lambda self, name, make: make()
 found = [jobs.Job(4, jobs.streamed, folder / f'{k}.zarr').wait() for k in range(8)]
 """
@@ -262,6 +263,98 @@ def test_two_jobs_do_not_run_in_one_folder(found):
     kind, text, _ = found["second"][0]
     assert kind == "Busy"
     assert "is being written by another job" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_second_job_on_a_store_is_refused_and_a_killed_one_is_not_in_the_way(size, tmp_path):
+    pytest.importorskip("zarr")
+    program = f"""
+import time
+run = folder / "d.zarr", 0.05, folder / "c"
+first = jobs.Job(2, jobs.streamed, *run)
+while not (folder / "d.zarr" / "zarr.json").exists():
+    time.sleep(0.01)
+second = jobs.Job({size}, jobs.streamed, *run).wait()
+first.kill()
+left = sum(process.is_alive() for process in first.processes)
+found = second, left, jobs.Job({size}, jobs.streamed, run[0], 0.0, run[2]).wait()
+"""
+    second, left, ends = in_jobs(tmp_path, program)
+    assert left == 0
+    assert len(second) == size
+    for kind, text, _ in second.values():
+        assert kind == "Busy"
+        assert "is being written by another job" in text
+    in_one_store(ends, [([], [])])
+
+
+class TestTheDeviceOfARank:
+    """Told by stand-ins: a GPU each where a machine has one for each of its processes, and NCCL between these."""
+
+    def met(self, monkeypatch, gpus, local, world, nccl=True):
+        """The device of the rank `local`, what it was made the process's, and the backend that was asked for."""
+        made = {}
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: made.update(set=device))
+        monkeypatch.setattr(processes.dist, "is_nccl_available", lambda: nccl)
+        monkeypatch.setattr(
+            processes.dist,
+            "rendezvous",
+            lambda *_, **__: iter([(torch.distributed.HashStore(), 5, 8)]),
+        )
+        monkeypatch.setattr(
+            processes.dist, "init_process_group", lambda kind, **_: made.update(kind=kind)
+        )
+        monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: None)
+        own = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+        own |= {"LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(world)}
+        for name, value in own.items():
+            monkeypatch.setenv(name, value)
+        with processes.joined() as (found, _):
+            made |= {"device": str(found.device), "rank": found.rank, "size": found.world_size}
+        return made
+
+    @pytest.mark.parametrize(
+        ("gpus", "local", "world", "nccl", "device", "kind"),
+        [
+            (8, 5, 8, True, "cuda:5", "cpu:gloo,cuda:nccl"),
+            (4, 1, 4, True, "cuda:1", "cpu:gloo,cuda:nccl"),
+            (4, 1, 4, False, "cuda:1", "gloo"),
+            (4, 1, 8, True, "cpu", "gloo"),
+            (0, 1, 4, True, "cpu", "gloo"),
+        ],
+    )
+    def test_one_each_or_none(self, gpus, local, world, nccl, device, kind, monkeypatch):
+        made = self.met(monkeypatch, gpus, local, world, nccl)
+        assert (made["device"], made["kind"]) == (device, kind)
+        assert (made["rank"], made["size"]) == (5, 8)
+        assert str(made.get("set", "cpu")) == device  # before NCCL is asked for anything
+
+    def test_a_device_by_the_number_among_all_would_be_seen(self, monkeypatch):
+        """The mutant: rank 5 of two nodes of four has no GPU of that number on its own node."""
+        own = processes._device
+
+        def mutant():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.delenv("LOCAL_RANK")
+                return own()
+
+        monkeypatch.setattr(processes, "_device", mutant)
+        assert self.met(monkeypatch, 4, 1, 4)["device"] != "cuda:1"
+
+    @pytest.mark.parametrize(
+        ("served", "kind", "carried"),
+        [
+            ("cpu:gloo,cuda:nccl", "cuda", "cuda"),
+            ("cpu:gloo,cuda:nccl", "cpu", "cpu"),
+            ("cpu:gloo", "cuda", "cpu"),
+            ("cuda:nccl", "cpu", "cuda"),
+        ],
+    )
+    def test_tensors_go_where_the_group_has_a_backend(self, served, kind, carried, monkeypatch):
+        monkeypatch.setattr(processes.dist, "get_backend_config", lambda: served)
+        assert processes.carrier(torch.device(kind)).type == carried
 
 
 def sampled(path, **more):

@@ -277,6 +277,32 @@ class TestReading:
         monkeypatch.chdir("/")
         assert torch.equal(made.x[:], drawn(None, PLAIN, stk.ULA(0.1), **run).x)
 
+    def test_xarray_and_arviz_read_it_while_the_run_goes_on(self, tmp_path):
+        arviz = pytest.importorskip("arviz")
+        seen, calls = [], [0]
+
+        def energy(x):
+            calls[0] += 1
+            if calls[0] == 160:  # the first batch is over, the second on its way
+                with xarray.open_datatree(tmp_path / "d", engine="zarr") as tree:
+                    data = arviz.from_datatree(tree) if hasattr(arviz, "from_datatree") else tree
+                    seen.append(data["sample_stats"]["kept"].values)
+                    seen.append(data["posterior"]["x"].values)
+                    seen.append(arviz.rhat(seen[1][:4, :, 0, 0]))
+            return x.square().sum((1, 2)) / 2
+
+        field = stk.Energy(energy, (2, 3))
+        run = {"solver": stk.MALA(0.3), "warmup": None, "steps": 100}
+        here = drawn(tmp_path / "d", field, draws=25, **run).x[:]
+        kept, x, r_hat = seen
+        assert kept[:4].tolist() == [100] * 4
+        assert 0 < kept[4] < 100
+        assert kept[8:].tolist() == [-1] * 2
+        for chain, n in enumerate(kept):
+            assert np.array_equal(x[chain, : max(n, 0)], here[chain, : max(n, 0)])
+            assert np.isnan(x[chain, max(n, 0) + 50 :]).all()  # a chunk may be on its way
+        assert r_hat == pytest.approx(float(stk.diagnostics.rhat(here[:4])[0, 0]), rel=1e-6)
+
     def test_arviz_has_the_same_and_reads_it_when_asked(self, pair):
         pytest.importorskip("arviz")
         here, there = (draws.to_arviz() for draws in pair)
