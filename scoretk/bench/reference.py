@@ -7,9 +7,9 @@ reference draws, in standard errors of both sides,
 
 s_ref being the reference's standard deviation, and n effective draws by autocorrelation. (By the
 standard deviation of the draws themselves a chain that sits far off would hide itself: it makes its
-own error.) A run is right where no |z| is larger than
-chance makes one of so many once in a thousand times (`SURPRISE`). What the run says of itself is its
-verdict, `draws.summary()`: one that finds nothing in a run that is wrong is the worst that can happen.
+own error.) A run is right where no |z| is larger than chance makes one of so many once in a thousand
+times (`SURPRISE`). What the run says of itself is its verdict, `draws.summary()`: one that finds nothing
+in a run that is wrong is the worst that can happen.
 """
 
 from __future__ import annotations
