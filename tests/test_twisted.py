@@ -268,3 +268,35 @@ def test_where_the_likelihood_is_zero_the_weight_is_zero():
 def test_settings_out_of_range_are_refused(make):
     with pytest.raises(stk.InvalidArgument):
         make()
+
+
+def test_evidence_of_what_has_none():
+    """Moments hold the mean of the weights on the way; of failed chains, and of one, there is no error."""
+    solver, run = TwistedSMC(6, island=16), {"chains": 32, **RUN}
+    field = stk.posterior(TIMED, linear(), "mmps")
+    with pytest.raises(stk.InvalidArgument, match="'all' or 'last': of moments"):
+        stk.log_evidence(stk.sample(field, solver, keep="moments", **run))
+    with pytest.warns(UserWarning, match="standard error is nan"):
+        alone = stk.log_evidence(stk.sample(field, solver, **run)[3:4])
+    assert math.isnan(float(alone.stderr))
+    impossible = stk.posterior(TIMED, lambda x: 0 * x[:, 0] + math.nan, "dps")
+    missing = stk.posterior(TIMED, linear("y"), "mmps")
+    y = torch.full((32, 1), math.nan, dtype=torch.float64)
+    for posterior, cond in ((impossible, None), (missing, {"y": y})):
+        draws = stk.sample(posterior, solver, cond=cond, **run)
+        with pytest.warns(UserWarning, match="32 of 32 chains failed"):
+            found = stk.log_evidence(draws)
+        assert stk.Status(int(found.status)) is stk.Status.NONFINITE
+        assert math.isnan(float(found.value))
+
+
+def test_conditions_of_a_posterior_have_names():
+    prior = stk.Diffusion(lambda x, t: x / 2, (2,), predicts="data")
+    field, y = stk.posterior(prior, linear("y"), "mmps"), torch.ones(16, 1, dtype=torch.float64)
+    with pytest.raises(stk.InvalidArgument, match="takes: y, got 'y, z'"):
+        stk.sample(field, stk.ReverseSDE(steps=2), chains=16, cond={"y": y, "z": y}, **RUN)
+    static = stk.posterior(
+        stk.Energy(lambda x: x.square().sum(1), (2,)), lambda x, y: -(x - y).square().sum(1)
+    )
+    with pytest.raises(stk.InvalidArgument, match=r"takes: none.*measured="):
+        stk.sample(static, stk.ULA(0.1), chains=16, steps=2, cond={"y": y}, **RUN)

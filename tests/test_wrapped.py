@@ -715,7 +715,7 @@ def test_each_field_is_told_the_conditions_that_it_takes(case, fn):
 def test_all_told_all_is_the_mutant(monkeypatch):
     monkeypatch.setattr("scoretk.fields.combine.members.taken", lambda field: None)
     field = stk.product(stk.Energy(pulled, (2,)), stk.Energy(free, (2,)))
-    with pytest.raises(TypeError, match="unexpected keyword"):
+    with pytest.raises(InvalidArgument, match="which has no 'y'"):
         field.energy(torch.zeros(3, 2), **COND)
 
 

@@ -7,22 +7,44 @@ unconditional expert is given the first one's conditions, for which the second h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from scoretk.core.arguments import keyword_names
 from scoretk.fields.distribution import DistributionField, in_free_space
 from scoretk.fields.gradient import OwnGradient
+from scoretk.fields.protocols import is_timed, offers, optional
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import Diffusion, Energy, Score, Velocity
 
-__all__ = ["Names", "own", "taken"]
+__all__ = ["Names", "Posterior", "own", "taken"]
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A prior and a likelihood, whose conditions are named apart."""
+
+    @property
+    def prior(self) -> Any: ...
+
+    @property
+    def likelihood(self) -> Any: ...
+
 
 Names = frozenset[str] | None
 """Names of conditions; None where any may be taken."""
 
-_MEMBERS = (Kind.POWER, Kind.MIXTURE, Kind.MOVED)
+_MEMBERS = (
+    Kind.SAME,
+    Kind.POWER,
+    Kind.BLEND,
+    Kind.MIXTURE,
+    Kind.MOMENT,
+    Kind.NOISED,
+    Kind.RESTRICTED,
+    Kind.MOVED,
+)
 """Kinds of wrappers that hand the conditions to their fields, and use none themselves."""
 
 
@@ -37,7 +59,9 @@ def taken(field: Any) -> Names:
         return _of_function(field.net, 2)
     if isinstance(field, Wrapped) and field.kind in _MEMBERS:
         return _union(map(taken, field.inner))
-    return None
+    if isinstance(field, Posterior):
+        return _union([taken(field.prior), field.likelihood.measured])
+    return None if isinstance(field, Wrapped) else _of_methods(field)
 
 
 def own(takes: Iterable[Names], cond: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -69,6 +93,16 @@ def _union(several: Iterable[Names]) -> Names:
             return None
         found |= names
     return found
+
+
+def _of_methods(field: Any) -> Names:
+    """By the signatures of the methods that a solver asks; of a field in time those take t too."""
+    predict = optional(field, "predict")
+    asked = offers(field) & {"energy", "score", "velocity", "denoise"}
+    methods = [getattr(field, name) for name in asked] if predict is None else [predict]
+    return _union(
+        keyword_names(method, 1 + is_timed(field)) for method in methods if callable(method)
+    )
 
 
 def _of_function(function: Callable[..., Any], positional: int) -> Names:

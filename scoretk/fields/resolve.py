@@ -27,14 +27,14 @@ from scoretk.core.compiling import is_compiled, part
 from scoretk.core.rows import nan_unless_finite
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, unwritten
-from scoretk.fields.conditions import taken
+from scoretk.fields.conditions import Posterior, taken
 from scoretk.fields.convert import convert, prediction_name, row_coefficients
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.foreign import no_field
 from scoretk.fields.gradient import ByAutograd, grad_energy, score_of_energy, slope_of_energy
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
-from scoretk.fields.validation import rejecting
+from scoretk.fields.validation import rejecting, told
 
 __all__ = [
     "NotingField",
@@ -291,7 +291,9 @@ def _predict(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
         ask = getattr(
             field.native, next(m for m, name in _NATIVE_OF.items() if name == field.source)
         )
-    value = unwritten(field.source, lambda y: ask(y, t, **field.cond), x, asked=field.asked)
+    value = unwritten(
+        field.source, lambda y: told(ask, y, t, cond=field.cond), x, asked=field.asked
+    )
     return check_rows(field.source, value, x.shape, _LIKE).to(x.dtype)
 
 
@@ -403,6 +405,9 @@ def resolve(
             "cond",
             ", ".join(sorted(rows)),
             f"the conditions that {field_name(field)} takes: {', '.join(sorted(takes)) or 'none'}",
+            "Those of a likelihood are named where it is made: posterior(..., measured=('y',))"
+            if isinstance(field, Posterior)
+            else "",
         )
     if timed is None:
         timed = is_timed(field)

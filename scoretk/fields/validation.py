@@ -15,11 +15,13 @@ whether it refuses anything (`refuses`), and if so the run is not compiled.
 
 An evaluation that is refused is repeated, once for each distribution that refuses; what a run
 counts is the evaluations that its solver asked for. An error that does not come from x (data
-outside a support, a scale that is negative for every x) is the user's, and is raised.
+outside a support, a scale that is negative for every x) is the user's, and is raised; where
+conditions are at fault, by their names.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,15 +32,49 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from scoretk.core.rows import across, row_sum
+from scoretk.errors import InvalidArgument
 from scoretk.fields.derivatives import probes
 
-__all__ = ["refuses", "rejecting"]
+__all__ = ["refuses", "rejecting", "told"]
 
 _SEEN: ContextVar[list[ValueError] | None] = ContextVar("seen", default=None)
 """The errors for which rows were rejected, while `refuses` collects them; else None."""
 
+_STRANGE = re.compile(r"(\S+\(\)) got an unexpected keyword argument '(\w+)'")
+_MISSING = re.compile(
+    r"(\S+\(\)) missing \d+ required (?:positional|keyword-only) arguments?: (.+)"
+)
+
 REACH = (0.0, 1.0, 10.0, 100.0)
 """How far around a point, in each coordinate, `refuses` looks."""
+
+
+def told(evaluate: Callable[..., Any], *given: Any, cond: Mapping[str, Tensor]) -> Any:
+    """`evaluate(*given, **cond)`, with an error that names conditions which are not those it takes.
+
+    Raises:
+        InvalidArgument: A condition has a name that it does not take, or one is missing.
+    """
+    if torch.compiler.is_compiling():
+        return evaluate(*given, **cond)
+    try:
+        return evaluate(*given, **cond)
+    except TypeError as error:
+        strange = _STRANGE.search(str(error))
+        missing = _MISSING.search(str(error))
+        got = ", ".join(sorted(cond)) or "none"
+        if strange is not None and strange[2] in cond:
+            expected = f"conditions that {_short(strange[1])} takes, which has no {strange[2]!r}"
+        elif missing is not None:
+            expected = f"all conditions that {_short(missing[1])} asks for: {missing[2]}"
+        else:
+            raise
+        raise InvalidArgument("cond", got, expected, "cond={name: one row a chain}") from error
+
+
+def _short(function: str) -> str:
+    """A function's name, without where it was defined."""
+    return function.rpartition("<locals>.")[2]
 
 
 def rejecting(
@@ -60,7 +96,7 @@ def rejecting(
         return evaluate(x, **cond)
     with _checking():
         try:
-            return evaluate(x, **cond)
+            return told(evaluate, x, cond=cond)
         except ValueError as error:
             seen = _SEEN.get()
             if seen is not None:

@@ -281,6 +281,9 @@ def log_evidence(draws: Draws) -> Estimate:
     Raises:
         InvalidArgument: Draws without weights, or of several measurements.
     """
+    if isinstance(draws, Draws) and not draws.kept:
+        expected = "'all' or 'last': of moments there is the mean of the weights on the way"
+        raise InvalidArgument("keep", "moments", expected)
     stats = draws.stats if isinstance(draws, Draws) else {}
     kept = {name: stats.get(name) for name in ("log_weight", "ancestor", "measurement")}
     log_weight, ancestor, measurement = (
@@ -288,6 +291,7 @@ def log_evidence(draws: Draws) -> Estimate:
     )
     if log_weight is None or ancestor is None:
         raise InvalidArgument("draws", draws, "draws of TwistedSMC, AIS or SMC, which have weights")
+    measurement = None if measurement is None else measurement[draws.ok]
     if measurement is not None and bool((measurement != measurement[:1]).any()):
         raise InvalidArgument(
             "draws", draws, "draws of one measurement", "Select its chains: draws[0:256]"
@@ -296,11 +300,15 @@ def log_evidence(draws: Draws) -> Estimate:
         torch.where(draws.ok, wide(log_weight), torch.nan), ancestor.unique(return_inverse=True)[1]
     )
     value, stderr, effective = _log_mean(families)
-    doubts = not float(stderr) <= LARGE
+    error = float(stderr.detach())
+    doubts = not error <= LARGE
     if doubts:
         warn(
-            f"log_evidence: the standard error is {float(stderr):.3g}, above {LARGE}, and not to be "
+            f"log_evidence: the standard error is {error:.3g}, above {LARGE}, and not to be "
             "trusted; use more chains, more steps, or a better guidance"
+            if bool(draws.ok.all())
+            else f"log_evidence: {int((~draws.ok).sum())} of {len(draws)} chains failed, and their weights are "
+            "not known"
         )
     how = f"weights (effective {effective:.0f} of {len(log_weight)} chains)"
     status = (
@@ -472,7 +480,9 @@ def _log_mean(log_weight: Tensor) -> tuple[Tensor, Tensor, float]:
     n, top = len(log_weight), log_weight.max()
     w = (log_weight - top).exp() if bool(top > -torch.inf) else log_weight * torch.nan
     mean = w.mean()
-    return top + mean.log(), w.std() / (mean * math.sqrt(n)), float(w.sum() ** 2 / w.square().sum())
+    spread = w.std() if n > 1 else w.new_tensor(torch.nan)
+    effective = w.sum().square() / w.square().sum()
+    return top + mean.log(), spread / (mean * math.sqrt(n)), float(effective.detach())
 
 
 class Population(NamedTuple):

@@ -142,7 +142,8 @@ class TwistedSMC:
         check_islands(self.island, x, noise)
         for name, value in field.cond.items():
             rows = value.reshape(-1, self.island, *value.shape[1:])
-            if bool((rows != rows[:, :1]).any()):
+            first = rows[:, :1]
+            if bool(((rows != first) & ~(rows.isnan() & first.isnan())).any()):
                 expected = f"equal rows within each island of {self.island} chains"
                 raise InvalidArgument(
                     f"cond[{name!r}]", value, expected, "Chains of an island go on from each other"

@@ -359,7 +359,7 @@ def test_each_member_of_a_combination_gets_the_conditions_that_it_has_names_for(
         made.energy(x, label=label)
         assert torch.equal(given["label"], label)
         for method in (made.energy, made.score):
-            with pytest.raises(TypeError, match="lable"):
+            with pytest.raises(InvalidArgument, match="lable"):
                 method(x, label=label, lable=label)
     assert own([frozenset({"a"}), frozenset()], {"a": x, "b": x}) == [{"a": x, "b": x}, {"b": x}]
     assert own([frozenset({"a"}), None], {"a": x, "b": x}) == [{"a": x}, {"a": x, "b": x}]

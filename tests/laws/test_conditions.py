@@ -1,0 +1,91 @@
+"""Conditions have names: what a field does not take is refused by whatever it is, and what it asks for and is not given too."""
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal, constraints
+
+import scoretk as stk
+from scoretk.fields.protocols import is_timed
+from scoretk.models.targets.mixture import GaussianMixture
+
+MIXTURE = GaussianMixture(torch.zeros(1, 2), torch.ones(1), torch.ones(1))
+ENERGY = stk.Energy(lambda x: x.square().sum(1), (2,))
+DIFFUSION = stk.Diffusion(lambda x, t: x, (2,))
+LINEAR = stk.LinearGaussian(torch.ones(1, 2), torch.ones(1), 0.5)
+
+
+class Plain:
+    """A field of someone else's, without a wrapper."""
+
+    event_shape = (2,)
+
+    def energy(self, x):
+        return x.square().sum(1)
+
+
+class Handing(torch.nn.Module):
+    """A network that hands on what it is told to one that does not take it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 2)
+
+    def forward(self, x, t, **cond):
+        return self.inner(x, **cond)
+
+
+FIELDS = {
+    "energy": ENERGY,
+    "score": stk.Score(lambda x: -x, (2,)),
+    "diffusion": DIFFUSION,
+    "velocity": stk.Velocity(lambda x, t: x, (2,)),
+    "of another class": Plain(),
+    "a network that hands them on": stk.Diffusion(Handing(), (2,)),
+    "mixture of Gaussians": MIXTURE,
+    "noised": MIXTURE.noised(stk.VP()),
+    "noised, at a time": MIXTURE.noised(stk.VP()).at(0.9),
+    "at a time": DIFFUSION.at(0.9),
+    "tempered": stk.tempered(ENERGY, 2.0),
+    "product": stk.product(ENERGY, ENERGY),
+    "mixture": stk.mixture([MIXTURE, MIXTURE], [0.5, 0.5]),
+    "smoothed": stk.smoothed(ENERGY, stk.VP()),
+    "discrete": stk.Discrete(ENERGY, (-1.0, 1.0)),
+    "guided": stk.guided(DIFFUSION, 2.0, DIFFUSION),
+    "constrained": stk.constrained(ENERGY, constraints.positive),
+    "distribution": MultivariateNormal(torch.zeros(2), torch.eye(2)),
+    "posterior": stk.posterior(ENERGY, lambda x: -x.square().sum(1)),
+    "posterior in time": stk.posterior(DIFFUSION, LINEAR),
+    "lattice": stk.load("ising"),
+    "funnel": stk.load("funnel"),
+    "diffusion of digits": stk.load("digits-diffusion"),
+}
+
+
+def sampled(field, cond):
+    timed = is_timed(field)
+    discrete = getattr(field, "states", None) is not None
+    static = stk.GibbsWithGradients() if discrete else stk.ULA(1e-3)
+    solver, steps = (stk.ReverseSDE(steps=2), None) if timed else (static, 1)
+    return stk.sample(field, solver, chains=2, steps=steps, cond=cond, progress=False)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_condition_that_a_field_does_not_take_is_refused(name):
+    with pytest.raises(stk.InvalidArgument, match=r"cond: .*strange"):
+        sampled(FIELDS[name], {"strange": torch.ones(2, 1)})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        stk.Energy(lambda x, y: (x * y).sum(1), (2,)),
+        stk.Score(lambda x, *, y: -x * y, (2,)),
+        stk.Diffusion(lambda x, t, y: x * y, (2,)),
+        stk.Diffusion(lambda x, t, y: x * y, (2,)).at(0.9),
+        stk.tempered(stk.Energy(lambda x, y: (x * y).sum(1), (2,)), 2.0),
+    ],
+)
+def test_a_condition_that_is_not_given_is_asked_for(field):
+    with pytest.raises(stk.InvalidArgument, match=r"cond: .*asks for: 'y', got 'none'"):
+        sampled(field, None)
+    assert bool(sampled(field, {"y": torch.ones(2, 1)}).ok.all())
