@@ -276,7 +276,8 @@ def log_evidence(draws: Draws) -> Estimate:
     Returns:
         An `Estimate`, value and stderr `()`, in nats: the error is that of the spread of families, all chains
         that descend from one start. Above .15 it is not to be trusted, which is warned of, and said by
-        `method` and `status`.
+        `method` and `status`. The prior is the law of the steps that were taken, which is off by the
+        order of 1 / steps: that is not in the error.
 
     Raises:
         InvalidArgument: Draws without weights, or of several measurements.
