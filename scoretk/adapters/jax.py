@@ -186,7 +186,9 @@ class InJax:
     def value(self, x: Tensor) -> Tensor:
         """`log p(x)`, `(batch,)`."""
         with _precision(x):
-            return _to_torch(answered(lambda: self._values(_to_jax(x)), self.logp, x, {}), x)
+            return _to_torch(
+                answered(lambda: self._values(_to_jax(x)), self.logp, x, {}, PRECISIONS), x
+            )
 
     def both(self, x: Tensor) -> Both:
         """`log p(x)` and its gradient, like x."""
@@ -197,7 +199,12 @@ class InJax:
             return _to_torch(value, x), _to_torch(gradient, x)
 
 
-_DIFFERENTIABLE = "The gradient of logp is jax.grad's, in reverse mode"
+PRECISIONS = (
+    "logp takes one point, of the example's shape, in the run's dtype. JAX traces arrays of numpy "
+    "in the precision of the first call: for float64 and float32 in one process, make data "
+    "jax.numpy arrays, or begin with jax.config.update('jax_enable_x64', True)"
+)
+_DIFFERENTIABLE = f"{PRECISIONS}. The gradient of logp is jax.grad's, in reverse mode"
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -19,6 +19,7 @@ from scoretk.adapters.jax import InJax, import_jax
 from scoretk.adapters.owned import (
     Owned,
     called,
+    check_density,
     check_repeats,
     generators_kept,
     is_flat,
@@ -62,16 +63,14 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
     )
     of_data = partial(model, *args, **options)
     of_flat = partial(_of_no_law, starts)
+
+    def run(seed: int) -> Any:
+        seeded = handlers.seed(of_data, jax.random.PRNGKey(seed))
+        return handlers.trace(handlers.substitute(seeded, substitute_fn=of_flat)).get_trace()
+
     try:
         with generators_kept():  # a model of Pyro, which is refused, draws from them
-            first, again = (
-                handlers.trace(
-                    handlers.substitute(
-                        handlers.seed(of_data, jax.random.PRNGKey(seed)), substitute_fn=of_flat
-                    )
-                ).get_trace()
-                for seed in (0, 1)
-            )
+            first, again = (run(seed) for seed in (0, 1))
     except InvalidArgument:
         raise
     except Exception as error:  # whatever a user's model raises, or the library that it is of
@@ -181,6 +180,7 @@ def _variable(name: str, site: Any) -> Variable:
     support, shape = site["fn"].support, np.shape(site["value"])
     while type(support).__name__ == "_IndependentConstraint":
         support = support.base_constraint
+    check_density(name, site["fn"])
     if support.is_discrete:
         raise InvalidArgument(
             "model", f"a discrete latent site {name!r}", "continuous ones", "Sum it out"

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from scoretk.adapters.jax import InJax
+from scoretk.adapters.jax import InJax, import_jax
 from scoretk.adapters.owned import Both, Owned, called, of_variables
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
 from scoretk.fields.foreign import misfit
@@ -69,10 +70,14 @@ def from_pymc(model: Any) -> Constrained:
             "model",
             "random numbers in its log density",
             "a log density that is a function of the variables",
-            "Make what pm.Potential takes of named variables, and not of .dist()",
+            "Make what pm.Potential takes of named variables, and not of .dist(); and give the model "
+            "all data, no pm.Minibatch",
         )
     if importlib.util.find_spec("jax") is not None:
-        return of_variables(_by_jax(plain, space), space)
+        try:
+            return of_variables(_by_jax(plain, space), space)
+        except NotImplementedError as error:  # of an operation that JAX does not know
+            warn(f"{error}: PyMC's own function is asked, chain by chain")
     function = plain.compile_fn(
         [plain.logp(), plain.dlogp()], inputs=plain.value_vars, point_fn=False
     )
@@ -94,6 +99,8 @@ def _without_initial_values(model: Any) -> Iterator[None]:
 def _by_jax(plain: Any, space: Variables) -> Owned:
     from pymc.sampling.jax import get_jaxified_graph
 
+    jax = import_jax("A model of PyMC in JAX")
+
     function = get_jaxified_graph(inputs=plain.value_vars, outputs=[plain.logp()])
     order = [variable.name for variable in plain.value_vars]
 
@@ -101,6 +108,8 @@ def _by_jax(plain: Any, space: Variables) -> Owned:
         return function(*(point[name] for name in order))[0]
 
     wide = _Wide(InJax(logp, space.layout))
+    with jax.enable_x64(True):
+        jax.eval_shape(wide.function.of_row, np.zeros(space.layout.size))
     return Owned(wide.value, wide.both, "from_pymc(Model)")
 
 
@@ -231,7 +240,10 @@ def _is_random(variable: Any) -> bool:
     """Whether a variable of pytensor is computed from one that is drawn."""
     left, seen = [variable], set()
     while left:
-        owner = getattr(left.pop(), "owner", None)
+        here = left.pop()
+        if any(base.__name__ == "RandomType" for base in type(here.type).__mro__):
+            return True  # a generator, of which a mini-batch is drawn
+        owner = getattr(here, "owner", None)
         if owner is None or owner in seen:
             continue
         seen.add(owner)

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 
-from scoretk.adapters.owned import called, check_repeats, generators_kept, is_flat, no_start
+from scoretk.adapters.owned import (
+    called,
+    check_density,
+    check_repeats,
+    generators_kept,
+    is_flat,
+    no_start,
+)
 from scoretk.core.anatomy import asked
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
@@ -180,6 +187,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _variable(name: str, site: Any) -> Variable:
     support, shape = site["fn"].support, tuple(site["value"].shape)
+    check_density(name, site["fn"])
     if support.is_discrete:
         raise InvalidArgument(
             "model", f"a discrete latent site {name!r}", "continuous ones", "Sum it out"

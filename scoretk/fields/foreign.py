@@ -105,6 +105,11 @@ PARTS: Mapping[tuple[str, str], str] = MappingProxyType(
         "event_shape)",
         ("nflows", "Transform"): "{0} is a transform of nflows: scoretk.from_flow takes "
         "nflows.flows.Flow(transform, distribution)",
+        (
+            "numpyro",
+            "Distribution",
+        ): "{0} is a distribution of numpyro: scoretk.from_numpyro(lambda: "
+        "numpyro.sample('x', distribution))",
         ("nflows", "MADE"): "{0} is the network of a flow: scoretk.from_flow takes the flow",
     }
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import count, is_integer
 from scoretk.errors import InvalidArgument
-from scoretk.fields.foreign import adapter_of
+from scoretk.fields.foreign import PARTS, adapter_of, owners
 from scoretk.plugins.capabilities import CAPABILITIES, offers
 
 __all__ = [
@@ -127,8 +127,13 @@ def is_field(value: object) -> bool:
         and not isinstance(shape, str)
         and not isinstance(value, type)
         and all(is_integer(n) and n > 0 for n in shape)
-        and (adapter_of(value) is None or bool(offers(value) & _OF_A_FIELD))
+        and (not _is_foreign(value) or bool(offers(value) & _OF_A_FIELD))
     )
+
+
+def _is_foreign(value: object) -> bool:
+    """Whether something is known as another library's, or as a part of one of these."""
+    return adapter_of(value) is not None or any(owner in PARTS for owner in owners(value))
 
 
 _OF_A_FIELD = frozenset({"energy", "score", "velocity", "denoise"})

@@ -694,6 +694,26 @@ class TestPymc:
         )
         assert told.returncode == 0, told.stderr[-2000:]
 
+    def test_what_jax_does_not_know_is_asked_of_pymc_itself(self):
+        pm, y = importing("pymc"), torch.tensor([-1.0, -0.3, 0.4, 1.0]).double().numpy()
+        with pm.Model() as model:
+            mu = pm.Normal("mu")
+            pm.Censored("y", pm.Normal.dist(mu, 1.0), lower=-1, upper=1, observed=y)
+        with pytest.warns(UserWarning, match="PyMC's own function is asked, chain by chain"):
+            field = stk.from_pymc(model)
+        x = torch.tensor([[0.3], [-1.2]]).double()
+        expected = [-float(model.compile_logp()({"mu": v})) for v in x[:, 0].numpy()]
+        torch.testing.assert_close(field.energy(x), torch.tensor(expected).double())
+        assert field.score(x).shape == x.shape
+
+    def test_a_mini_batch_is_refused(self):
+        pm = importing("pymc")
+        part = pm.Minibatch(torch.zeros(8).numpy(), batch_size=3)
+        with pm.Model() as model:
+            pm.Normal("y", pm.Normal("mu"), 1.0, observed=part, total_size=8)
+        with pytest.raises(InvalidArgument, match=r"no pm\.Minibatch"):
+            stk.from_pymc(model)
+
     def test_supports_that_move_are_refused(self):
         pm = importing("pymc")
 

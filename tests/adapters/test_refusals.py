@@ -104,6 +104,50 @@ def test_whole_numbers_tell_a_shape_and_densities_are_real():
         stk.from_jax(lambda x: None, torch.zeros(2))
 
 
+def test_arrays_of_numpy_in_two_precisions_are_told_what_to_do():
+    jnp = importing("jax").numpy
+    data = torch.tensor([0.1, 0.2, 0.3]).double().numpy()
+    try:
+        stk.from_jax(lambda x: -(data * x**2).sum(), jnp.zeros(3)).score(torch.ones(2, 3).double())
+    except InvalidArgument as error:  # of JAX as it is now; right where it looks at precisions
+        assert "jax_enable_x64" in str(error)
+    kept = jnp.asarray(data)
+    field = stk.from_jax(lambda x: -(kept * x**2).sum(), jnp.zeros(3))
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        x = torch.ones(2, 3, dtype=dtype)
+        torch.testing.assert_close(
+            field.score(x), -2 * torch.tensor(data).to(x).expand(2, 3), rtol=1e-5, atol=1e-6
+        )
+
+
+# --- models of numpyro that are none
+
+
+def test_what_is_no_model_of_numpyro_is_told():
+    numpyro, dist = importing("numpyro"), importing("numpyro.distributions")
+    for wrong in (None, 3, "x", [], torch.zeros(2)):
+        with pytest.raises(
+            InvalidArgument, match=r"model: expected a function with numpyro\.sample"
+        ):
+            stk.from_numpyro(wrong)
+    with pytest.raises(InvalidArgument, match="'s', a point mass"):
+        stk.from_numpyro(lambda: numpyro.sample("s", dist.Delta(1.0)))
+    for take in (stk.from_, stk.sample):
+        with pytest.raises(InvalidArgument, match=r"from_numpyro\(lambda: numpyro\.sample\('x'"):
+            take(dist.Normal(jnp_zeros(), 1.0).to_event(1))
+
+
+def jnp_zeros():
+    return importing("jax").numpy.zeros(2)
+
+
+def test_laws_of_numpyro_below_a_bound_are_taken():
+    numpyro, dist = importing("numpyro"), importing("numpyro.distributions")
+    field = stk.from_numpyro(lambda: numpyro.sample("x", dist.TruncatedNormal(0.0, 1.0, high=1.0)))
+    draws = stk.sample(field, stk.MALA(0.5), chains=8, steps=5)
+    assert bool((draws["x"] < 1).all())
+
+
 # --- noise of as many chains
 
 

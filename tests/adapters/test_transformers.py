@@ -357,6 +357,13 @@ def test_a_place_beyond_the_text_is_told_where_places_are(gpt2, place):
         stk.from_language_model(gpt2, L, constraint={place: 1})
 
 
+def test_given_ids_beyond_the_vocabulary_are_told(gpt2):
+    size = gpt2.config.vocab_size
+    for wrong in ({0: size}, {1: size}, [size + 3, None, None]):
+        with pytest.raises(InvalidArgument, match=rf"constraint: expected ids below {size}"):
+            stk.from_language_model(gpt2, 3, constraint=wrong)
+
+
 def test_a_text_longer_than_the_models_positions_is_refused(gpt2, bert):
     with pytest.raises(InvalidArgument, match="length 50 exceeds the model's 8 positions"):
         stk.from_language_model(gpt2, 50)
