@@ -194,7 +194,8 @@ class FlowField:
                 type(self.flow).__name__.lstrip("_"),
                 self.provides,
                 {"draw"},
-                "The flow's base is no known transform of normals or uniforms: sample the field "
+                "The flow's base is no known transform of normals or uniforms, or its numerical "
+                "inverse does not lead back to all of the base: f(f^-1(z)) is not z. Sample the field "
                 "with a kernel such as MALA, or give the flow a diagonal normal base",
             )
         given = self._checked(cond, n)
@@ -384,8 +385,12 @@ def _asked_onto(field: FlowField, cond: Cond) -> FlowField:
             middle = x.median(0).values
             farther = [middle + reach * (x - middle) for reach in FARTHER]
             best = torch.stack([_gaps(field, z, y, cond).nan_to_num(torch.inf) for y in farther])
-            if bool((best.amin(0)[lost] > near[lost] / 2).all()):
+            if (
+                bool((best.amin(0)[lost] > near[lost] / 2).all())
+                and float(lost.double().mean()) > CUT
+            ):
                 raise _not_onto(field)
+            field = replace(field, provides=field.provides - {"draw"})
         if field.support is None:
             _check_defined(field, x, cond)
     return field
@@ -430,6 +435,10 @@ def _check_density(field: FlowField, x: Tensor, cond: Cond) -> None:
 
 NO_INVERSE = ("NotImplementedError", "InverseNotAvailable")
 """What libraries raise where a transform leads one way only."""
+CUT = 0.2
+"""The share of a base's draws that do not come back above which a flow is taken to lead to a part of
+the space: below, its inverse may be one by bisection that ends too early.
+"""
 FARTHER = (1.5, 4.0, 16.0, 64.0, 1e3, 1e6)
 """How much farther from the middle of some data a flow is asked, where their noise is not reached."""
 

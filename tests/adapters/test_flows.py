@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -590,8 +591,20 @@ def test_an_inverse_by_bisection_that_ends_too_early_draws_nothing():
         _, mass = on_a_grid(field, [-300, -300], [300, 300], 60)
         assert float(mass.sum()) == pytest.approx(1, abs=1e-2)
         assert float(field.flow.inverse(torch.ones(1, D), {}).abs().max()) < 10.1
-        with pytest.raises(InvalidArgument, match=r"f\(f\^-1\(z\)\) is not z.*MALA"):
+        with pytest.raises(MissingCapability, match=r"f\(f\^-1\(z\)\) is not z.*MALA"):
             field.draw(64, Noise(0, 64))
+        believed = replace(field, provides=field.provides | {"draw"})  # as a conditional flow is
+        with pytest.raises(InvalidArgument, match=r"f\(f\^-1\(z\)\) is not z.*MALA"):
+            believed.draw(64, Noise(0, 64))
+
+
+def test_a_flow_whose_inverse_fails_for_a_little_of_its_noise_keeps_its_density():
+    zuko = pytest.importorskip("zuko")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flow = zuko.flows.NAF(D, hidden_features=(8,), transforms=2)
+    x = torch.linspace(-1, 1, 6).reshape(3, D)
+    torch.testing.assert_close(stk.from_flow(flow).log_prob(x), flow().log_prob(x))
 
 
 def normflows_of(*layers):
