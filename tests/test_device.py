@@ -767,6 +767,12 @@ def gaussian(dim=100):
     return stk.Energy(lambda x: x.square().sum(1) / 2, (dim,))
 
 
+def one_window(patch, machine, chains):
+    """The noise of a hundred steps at once, and not of thousands, whose views would take most of a test's time."""
+    if machine.pretended:
+        patch.setattr(core_noise, "WINDOW_FIRST_ACCELERATOR", 1024 * chains)
+
+
 def counted(device, solver, field=gaussian, chains=16, *, of="steps", lengths=(64, 80)):
     """Kernels and waits a step, or a step of warmup, by what a longer run has more than a shorter one."""
     run = partial(stk.sample, field(), solver, chains=chains, keep="last", dtype=torch.float32)
@@ -774,6 +780,7 @@ def counted(device, solver, field=gaussian, chains=16, *, of="steps", lengths=(6
         patch.setattr(
             "scoretk.run.drive.BLOCK_SECONDS", 0.0
         )  # no longer blocks on a faster machine
+        one_window(patch, device, chains)
         found = []
         for n in lengths:
             ledger.clear()
@@ -1304,7 +1311,8 @@ def waits_a_step(run, device):
 
     But for those of a block of steps, of which there are the fewer the faster a step is.
     """
-    with device.on() as ledger:
+    with device.on() as ledger, pytest.MonkeyPatch.context() as patch:
+        one_window(patch, device, CHAINS)
         counts = []
         for steps in (24, 40):
             ledger.clear()

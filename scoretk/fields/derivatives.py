@@ -56,7 +56,7 @@ def probes(like: Tensor, n: int, which: int) -> Tensor:
     Returns:
         `(n, ...)`.
     """
-    noise = Noise(which, n, device=like.device, dtype=like.dtype)
+    noise = Noise(which, n, device=like.device, dtype=like.dtype, window=1)
     return noise.normal(0, Stream.PROBE, tuple(like.shape[1:]), like.dtype)
 
 

@@ -246,7 +246,13 @@ class ContrastiveDivergence:
     def _noise(self, chains: int | Tensor, like: Tensor) -> Noise:
         # part p has a seed of its own, under a number that no call has
         seed = derive(self.seed, 2**64 - self.part) if self.part else self.seed
-        return Noise(derive(seed, self.calls), chains, device=like.device, dtype=like.dtype)
+        return Noise(
+            derive(seed, self.calls),
+            chains,
+            device=like.device,
+            dtype=like.dtype,
+            window=self.steps,  # a call makes no more
+        )
 
     def _fresh(self, field: Any, ids: Tensor, like: Tensor) -> Tensor:
         """Starts from noise, `(n, *event_shape)`: the field's own `initial`, else N(0, I)."""
