@@ -1,15 +1,17 @@
 """Log densities of JAX as fields: arrays pass by dlpack, gradients are JAX's.
 
 `jax.vmap` takes a function of one point to one of all chains, `jax.jit` compiles it once for each
-number of them; float64 rows are computed in float64.
+number of them; float64 rows are computed in float64. The function is taken as it is when the field
+is made: what it closes over may change afterwards, the field does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.utils.dlpack import from_dlpack
 
+from scoretk.adapters.jaxprs import Program, import_jax, program
 from scoretk.adapters.owned import Both, Owned, called, check_repeats, inner, of_variables
-from scoretk.core.dependencies import required
+from scoretk.core.identity import Identity
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
@@ -27,16 +30,7 @@ from scoretk.fields.layout import Layout, Variable, variable_name
 from scoretk.fields.variables import variables_of
 from scoretk.fields.wrappers import Energy
 
-__all__ = ["InJax", "from_jax", "import_jax"]
-
-
-def import_jax(purpose: str = "A function of JAX") -> Any:
-    """The module jax.
-
-    Raises:
-        MissingDependency: It is not installed.
-    """
-    return required("jax", "jax", purpose)
+__all__ = ["InJax", "from_jax", "in_jax"]
 
 
 @explained
@@ -79,7 +73,8 @@ def from_jax(
                 "None with an example that is an array",
                 "scoretk.constrained(field, constraint) has its support",
             )
-        owned, event = InJax(logp), tuple(jax.numpy.shape(example))
+        event = tuple(jax.numpy.shape(example))
+        owned = in_jax(logp, event, _dtype(example))
         near = jax.numpy.asarray(inner(*event)[0].numpy() + example)
         check_repeats("logp", lambda: logp(near))
         return Energy(Owned(owned.value, owned.both, called("from_jax", logp)), event)
@@ -95,7 +90,7 @@ def from_jax(
         raise InvalidArgument(
             "variables", variables, f"variables of the example's shapes, {shapes}"
         )
-    owned = InJax(logp, space.layout)
+    owned = in_jax(logp, space.layout, max(map(_dtype, example.values()), key=_bits))
     some = _to_jax(space.constrain(inner(*space.free_shape((space.layout.size,))))[0].float())
     check_repeats("logp", lambda: owned.of_row(some))
     return of_variables(Owned(owned.value, owned.both, called("from_jax", logp)), space)
@@ -150,71 +145,177 @@ def _said(error: Exception) -> str:
     return f"It raised {type(error).__name__}: {error}"
 
 
+def in_jax(logp: Callable[[Any], Any], over: Layout | tuple[int, ...], dtype: torch.dtype) -> InJax:
+    """A function of one point in JAX, as it is now, for rows in torch.
+
+    Args:
+        logp: The log density of one point, an array or a dictionary of such.
+        over: The shape of the point; where it is a dictionary, which entries of a row are whose.
+        dtype: A dtype of rows that it can be asked for; what it raises then is raised.
+    """
+    wide = bool(import_jax().config.jax_enable_x64)
+    row = torch.empty(over.size if isinstance(over, Layout) else over, dtype=dtype)
+    made = _traced(logp, over, row, wide)
+    owned = InJax(logp, over, dtype, wide, *made.content)
+    _COMPILED[owned] = {dtype: made}
+    return owned
+
+
 @dataclass(frozen=True, eq=False)
 class InJax:
     """A function of one point in JAX, for rows in torch.
 
     Attributes:
         logp: The log density of one point.
-        layout: Which entries of a row are which argument's; None for a point that is an array.
+        over: The shape of the point; where it is a dictionary, which entries of a row are whose.
+        dtype: The dtype of rows that it was traced for when it was made.
+        wide: Whether JAX had float64 then: it is on for rows of other dtypes too, as the data may
+            be of it.
+        texts: The operations of the log density and of its gradient, as they were traced.
+        constants: The arrays in these.
     """
 
     logp: Callable[[Any], Any]
-    layout: Layout | None = field(default=None)
+    over: Layout | tuple[int, ...]
+    dtype: torch.dtype
+    wide: bool
+    texts: tuple[str, ...]
+    constants: tuple[Any, ...]
 
     def of_row(self, x: Any) -> Any:
         """The log density of one point, an array of JAX."""
-        if self.layout is None:
-            return self.logp(x)
-        point, start = {}, 0
-        for name, shape in self.layout.shapes.items():
-            stop = start + _size(shape)
-            point[name] = x[start:stop].reshape(shape)
-            start = stop
-        return self.logp(point)
-
-    @cached_property
-    def _values(self) -> Any:
-        jax = import_jax()
-        return jax.jit(jax.vmap(self.of_row))
-
-    @cached_property
-    def _gradients(self) -> Any:
-        jax = import_jax()
-        return jax.jit(jax.vmap(jax.value_and_grad(self.of_row)))
+        return _of_row(self.logp, self.over, x)
 
     def value(self, x: Tensor) -> Tensor:
         """`log p(x)`, `(batch,)`."""
-        with _precision(x):
-            return _to_torch(
-                answered(lambda: self._values(_to_jax(x)), self.logp, x, {}, PRECISIONS), x
-            )
+        with self._precision(x):
+            rows = _to_jax(x)
+            found = answered(lambda: self._compiled(x).values(rows)[0], self.logp, x, {}, _POINT)
+            return _to_torch(found, x)
 
     def both(self, x: Tensor) -> Both:
         """`log p(x)` and its gradient, like x."""
-        with _precision(x):
+        with self._precision(x):
+            rows = _to_jax(x)
             value, gradient = answered(
-                lambda: self._gradients(_to_jax(x)), self.logp, x, {}, _DIFFERENTIABLE
+                lambda: self._compiled(x).gradients(rows), self.logp, x, {}, _DIFFERENTIABLE
             )
             return _to_torch(value, x), _to_torch(gradient, x)
 
+    def _precision(self, x: Tensor) -> Any:
+        return import_jax().enable_x64(self._is_wide(x))
 
-PRECISIONS = (
-    "logp takes one point, of the example's shape, in the run's dtype. JAX traces arrays of numpy "
-    "in the precision of the first call: for float64 and float32 in one process, make data "
-    "jax.numpy arrays, or begin with jax.config.update('jax_enable_x64', True)"
-)
-_DIFFERENTIABLE = f"{PRECISIONS}. The gradient of logp is jax.grad's, in reverse mode"
+    def _is_wide(self, x: Tensor) -> bool:
+        return self.wide or x.dtype == torch.float64
+
+    def _compiled(self, x: Tensor) -> _Traced:
+        """The log density for rows of a dtype.
+
+        Raises:
+            InvalidArgument: It has not been traced for the dtype yet, and is not any more what it
+                was when the field was made.
+        """
+        known = _COMPILED.setdefault(self, {})
+        if x.dtype not in known:
+            now = _traced(
+                self.logp, self.over, x.new_empty(x.shape[1:], dtype=self.dtype), self.wide
+            )
+            if _digest(now.content) != _digest((self.texts, self.constants)):
+                raise InvalidArgument(
+                    "x",
+                    f"the first rows of {x.dtype}, of data or code that have changed since",
+                    f"rows of {', '.join(map(str, known or [self.dtype]))}",
+                    "The field is of the log density as it was when it was made: make it anew",
+                )
+            known[x.dtype] = _traced(
+                self.logp, self.over, x.new_empty(x.shape[1:]), self._is_wide(x)
+            )
+        return known[x.dtype]
+
+
+_POINT = "logp takes one point, of the example's shape, in the run's dtype"
+_DIFFERENTIABLE = f"{_POINT}. The gradient of logp is jax.grad's, in reverse mode"
+
+
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    """A log density, and its gradient with it, of rows of one dtype.
+
+    Attributes:
+        content: The operations of both, and their arrays.
+        values: Takes rows to a list of `log p(x)`.
+        gradients: Takes rows to `log p(x)` and its gradient.
+    """
+
+    content: tuple[tuple[str, ...], tuple[Any, ...]]
+    values: Callable[[Any], Any]
+    gradients: Callable[[Any], Any]
+
+
+_COMPILED: WeakKeyDictionary[InJax, dict[torch.dtype, _Traced]] = WeakKeyDictionary()
+"""What was traced, by the dtype of the rows: no part of a field, which is the same for each."""
+
+
+def _traced(
+    logp: Callable[[Any], Any], over: Layout | tuple[int, ...], row: Tensor, wide: bool
+) -> _Traced:
+    """A log density and its gradient as they are now, for rows like one."""
+    jax, wide = import_jax(), wide or row.dtype == torch.float64
+
+    def of_row(x: Any) -> Any:
+        return _of_row(logp, over, x)
+
+    with jax.enable_x64(wide):
+        point = _to_jax(row)
+    value = program(of_row, point, wide)
+    found = [value]
+    try:
+        found.append(program(jax.value_and_grad(of_row), point, wide))
+        gradients = _of_rows(found[1])
+    except Exception as error:  # noqa: BLE001 (JAX has many: no gradient in reverse mode, ...)
+        gradients = partial(_raise, error)
+    content = tuple(p.text for p in found), tuple(c for p in found for c in p.constants)
+    return _Traced(content, _of_rows(value), gradients)
+
+
+def _of_rows(program: Program) -> Callable[[Any], Any]:
+    jax = import_jax()
+    return jax.jit(jax.vmap(program.run))  # type: ignore[no-any-return]
+
+
+def _raise(error: Exception, rows: Any) -> Any:
+    raise error
+
+
+def _digest(content: Any) -> Any:
+    return Identity(content=content).summary()["digest"]
+
+
+def _of_row(logp: Callable[[Any], Any], over: Layout | tuple[int, ...], x: Any) -> Any:
+    if not isinstance(over, Layout):
+        return logp(x)
+    point, start = {}, 0
+    for name, shape in over.shapes.items():
+        stop = start + _size(shape)
+        point[name] = x[start:stop].reshape(shape)
+        start = stop
+    return logp(point)
+
+
+def _dtype(array: Any) -> torch.dtype:
+    """The dtype of rows of points like an array, in the precision that JAX has now."""
+    jax = import_jax()
+    return (
+        torch.float64 if jax.dtypes.canonicalize_dtype(array.dtype) == np.float64 else torch.float32
+    )
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return dtype.itemsize
 
 
 def _size(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
-
-
-def _precision(x: Tensor) -> Any:
-    """float64 for rows of it; and where the user has it on, as the data may be of it then."""
-    jax = import_jax()
-    return jax.enable_x64(x.dtype == torch.float64 or bool(jax.config.jax_enable_x64))
 
 
 def _to_jax(x: Tensor) -> Any:

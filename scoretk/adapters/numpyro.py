@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.distributions import constraints
 
-from scoretk.adapters.jax import InJax, import_jax
+from scoretk.adapters.jax import in_jax
+from scoretk.adapters.jaxprs import import_jax
 from scoretk.adapters.owned import (
     Owned,
     called,
@@ -109,7 +110,9 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
         raise InvalidArgument(
             "model", model, "a model that is a function of its sites, and draws nothing", str(error)
         ) from error
-    owned = InJax(logp, space.layout)
+    owned = in_jax(
+        logp, space.layout, torch.float64 if jax.config.jax_enable_x64 else torch.float32
+    )
     return of_variables(Owned(owned.value, owned.both, called("from_numpyro", model)), space)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from scoretk.adapters.jax import InJax, import_jax
+from scoretk.adapters.jax import InJax, in_jax
 from scoretk.adapters.owned import Both, Owned, called, of_variables
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
@@ -99,17 +99,13 @@ def _without_initial_values(model: Any) -> Iterator[None]:
 def _by_jax(plain: Any, space: Variables) -> Owned:
     from pymc.sampling.jax import get_jaxified_graph
 
-    jax = import_jax("A model of PyMC in JAX")
-
     function = get_jaxified_graph(inputs=plain.value_vars, outputs=[plain.logp()])
     order = [variable.name for variable in plain.value_vars]
 
     def logp(point: Any) -> Any:
         return function(*(point[name] for name in order))[0]
 
-    wide = _Wide(InJax(logp, space.layout))
-    with jax.enable_x64(True):
-        jax.eval_shape(wide.function.of_row, np.zeros(space.layout.size))
+    wide = _Wide(in_jax(logp, space.layout, torch.float64))
     return Owned(wide.value, wide.both, "from_pymc(Model)")
 
 

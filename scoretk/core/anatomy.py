@@ -10,7 +10,7 @@ shortest way to it.
 The walk finds the networks that are held in eval mode (`left_as_found`), the device and dtype of
 the state (`state_like`), and what tells one field from another (`scoretk.core.identity`).
 
-Where it ends: code of torch, numpy, the standard library and this package is *known*. It is
+Where it ends: code of torch, numpy, JAX, the standard library and this package is *known*. It is
 identified by its name, and what it refers to is not followed; but what it holds (closures,
 defaults, bound arguments, attributes) is the user's and is followed. An installed package is
 followed within itself. What cannot be looked into (locks, files, handles of C libraries) has no
@@ -79,6 +79,7 @@ __all__ = [
     "asked",
     "check_place",
     "field_tensors",
+    "is_array",
     "is_known",
     "key_of",
     "learning",
@@ -138,7 +139,7 @@ _Answer = TypeVar("_Answer")
 Part = tuple[str, Any]
 """How a part is reached from its whole, much as in code (`.weight`, `[3]`), and the part."""
 
-_PACKAGES = frozenset({"torch", "numpy", "functorch", "scoretk"})
+_PACKAGES = frozenset({"torch", "numpy", "functorch", "scoretk", "jax", "jaxlib"})
 _HANDLES = frozenset(
     {
         "_asyncio",
@@ -237,7 +238,7 @@ class ModuleView:
 
 
 def is_known(value: Any) -> bool:
-    """Whether a class or function is torch's, numpy's, the standard library's or this package's."""
+    """Whether a class or function is torch's, numpy's, JAX's, Python's own or this package's."""
     return _whose(_home(value)) == "known"
 
 
@@ -371,6 +372,18 @@ def _of_items(value: Iterable[Any]) -> list[Part]:
 
 def _of_array(value: np.ndarray) -> list[Part]:
     return _of_items(value.ravel()) if value.dtype == object else []
+
+
+def is_array(kind: type) -> bool:
+    """Whether objects of a class are arrays of another library (JAX, TensorFlow, ...).
+
+    What counts of them is their numbers, as numpy reads them.
+    """
+    return (
+        not issubclass(kind, Tensor | np.ndarray)
+        and hasattr(kind, "__dlpack__")
+        and hasattr(kind, "__array__")
+    )
 
 
 def _of_tensor(value: Tensor) -> list[Part]:
@@ -523,6 +536,11 @@ def _of_compiled_module(value: nn.Module) -> list[Part]:
     return [("._orig_mod", value._modules["_orig_mod"])]
 
 
+def _of_jitted(value: Any) -> list[Part]:
+    """Of a function that JAX compiles (`jax.jit`): the function; the rest says where it was written."""
+    return [(".__wrapped__", value.__wrapped__)]
+
+
 def _of_traced(value: Any) -> list[Part]:
     """Of a `torch.fx.GraphModule`: its code, which is among the attributes, stands for its graph.
 
@@ -559,6 +577,10 @@ def _splitter(kind: type) -> Splitter:
         split = _of_compiled_module
     elif issubclass(kind, torch.jit.ScriptModule):
         split = _of_script
+    elif is_array(kind):
+        split = _none
+    elif kind.__name__ == "PjitFunction" and known:
+        split = _of_jitted
     elif issubclass(kind, type):
         split = _of_class
     elif known and _top(kind.__module__) in _HANDLES:
@@ -588,7 +610,7 @@ def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
     """What takes an object apart by its base, its attributes and, unless that is known, its
     class.
     """
-    if kind in _KINDS or split in (_none, _of_class, _of_compiled_module, _of_script):
+    if kind in _KINDS or split in _WHOLE:
         return split or _none
     if kind.__module__.startswith("torch.distributed.") and not issubclass(
         kind, nn.Module | Tensor
@@ -609,6 +631,9 @@ def _with_attributes(kind: type, split: Splitter | None) -> Splitter:
         also[0] if len(also) == 1 else lambda value: [part for one in also for part in one(value)]
     )
 
+
+_WHOLE = (_none, _of_class, _of_compiled_module, _of_jitted, _of_script)
+"""Ways to take objects apart besides which there are no attributes."""
 
 _KINDS: dict[type, Splitter] = {
     **dict.fromkeys(ATOMS, _none),

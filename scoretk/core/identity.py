@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_known, key_of, parts
+from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_array, is_known, key_of, parts
 
 __all__ = [
     "Identity",
@@ -255,6 +255,8 @@ def _value(item: Any) -> str:
         return f"memoryview {item.format} {item.shape} {_digest(item.tobytes())}"
     if isinstance(item, np.ndarray | np.generic):
         return _of_array(np.asarray(item))
+    if is_array(kind):
+        return _of_foreign(item)
     if isinstance(item, FunctionType):
         name = f"{item.__globals__.get('__name__')}.{item.__code__.co_qualname}"
         return f"function {name}" if is_known(item) else _of_code(item.__code__)
@@ -361,6 +363,14 @@ def _of_array(array: np.ndarray) -> str:
         f" {array.ravel().tolist()!r}" if array.size <= FEW and array.dtype.kind in "biufc" else ""
     )
     return f"{what}{_short(shown)} {_digest(np.ascontiguousarray(array).tobytes())}"
+
+
+def _of_foreign(item: Any) -> str:
+    """An array of another library, by the numbers that numpy reads of it."""
+    try:
+        return _of_array(np.asarray(item))
+    except Exception:  # noqa: BLE001 (of a library of any kind: deleted, or not on this machine)
+        return f"array {item.dtype} {tuple(item.shape)} without numbers that can be read"
 
 
 def tensor_value(tensor: Tensor) -> str:
