@@ -217,6 +217,7 @@ def test_ncsn_has_the_published_settings():
     torch.testing.assert_close(table[:, 3], published.sqrt())
 
 
+@pytest.mark.slow
 def test_ncsn_follows_its_exact_recursion():
     field = gaussian(dim=4, std=0.3).noised(stk.VE(0.01, 1.0))
     draws = stk.sample(field, AnnealedLangevin.ncsn(), chains=4000, seed=2, dtype=torch.float64)

@@ -33,7 +33,7 @@ from scoretk.solvers.warmup.adaptation import Adaptation
 from scoretk.solvers.warmup.scales import approach_steps
 from tests import accelerator
 from tests.evidence import assert_mean, assert_second_moment
-from tests.marks import slow_but
+from tests.marks import in_turn, slow_but
 
 CHAINS = 31
 """A number that no other axis has: a row a chain is known by it."""
@@ -413,7 +413,7 @@ TUNED = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(TUNED, "ChEES", "MCLMC"))
+@pytest.mark.parametrize("name", slow_but(TUNED, "ChEES"))
 def test_every_warmup(name, device):
     same_on(device, Case(well, TUNED[name], warmup=24), decides=True)
 
@@ -1037,8 +1037,7 @@ def failing(name, keep="all"):
     )
 
 
-@pytest.mark.parametrize("keep", slow_but(["all", "last", "moments"], "all", "moments"))
-@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize(("name", "keep"), in_turn(FAILING, ["all", "moments", "last"]))
 def test_what_fails_within_a_block_is_as_on_the_cpu(name, keep, device):
     """Frozen at the last finite state, flagged at its step: to the bit, though seen at the end only."""
     found = same_on(device, failing(name, keep))

@@ -565,6 +565,7 @@ AFAR += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mean", "std", "dim"), AFAR)
 @pytest.mark.parametrize("solver", slow_but([MCLMC(), AdjustedMCLMC()], MCLMC()), ids=repr)
 def test_warmup_arrives_from_afar(solver, mean, std, dim):

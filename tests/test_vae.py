@@ -401,6 +401,7 @@ def test_bits_per_dim_of_test_images(name, most, models, digits):
     assert float(reflected.value.mean()) > 2 * most
 
 
+@pytest.mark.slow
 def test_nats_of_binary_test_images(models, digits):
     x = (digits.test > -1).float()
     found = stk.log_prob(replace(models["digits-vae-binary"].marginal, draws=200), x)
