@@ -635,3 +635,20 @@ def test_targets_are_listed_as_they_are_shown():
     with pytest.raises(stk.UnknownName, match="banana"):
         load_target("bananna")
     assert known.banana(None).dim == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-o", "{file}"], "--output: expected a folder"),
+        (["--seed", "-3"], "--seed: expected an integer"),
+    ],
+)
+def test_what_would_fail_after_hours_is_refused_before_any_row(words, says, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    given = [word.format(file=file) for word in words]
+    assert main(["bench", "low-error", "--target", "banana", *given]) == 2
+    told = capsys.readouterr()
+    assert says in told.err
+    assert "banana" not in told.out

@@ -259,3 +259,13 @@ def test_a_null_law_that_forgets_the_dependence_of_coordinates_has_another_level
 def test_what_does_not_fit_is_refused(call):
     with pytest.raises(InvalidArgument):
         call()
+
+
+def test_tarp_sees_numbers_of_any_size():
+    """Whose squares overflow, or vanish: by powers of two the result is the same to the bit."""
+    truth, draws, *_ = simulations(60, 20, 1)
+    usual = tarp_test(truth, draws / 4)
+    for exponent in (-1000, 900):
+        size = 2.0**exponent
+        assert tarp_test(truth * size, draws / 4 * size) == usual
+    assert usual.rejected

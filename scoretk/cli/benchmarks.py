@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scoretk.cli.output import print_json, say
+from scoretk.core.arguments import integer
 from scoretk.errors import InvalidArgument, UnknownName
 
 __all__ = ["bench"]
@@ -22,7 +23,8 @@ def bench(options: argparse.Namespace) -> None:
 
     Raises:
         UnknownName: No table, target or solver has this name.
-        InvalidArgument: The folder of data is none.
+        InvalidArgument: The folder of data is none, that of the output cannot be made, or the seed is
+            none.
     """
     from scoretk.bench.page import about, plain, write_report
     from scoretk.bench.tables import TABLES, Asked
@@ -33,6 +35,8 @@ def bench(options: argparse.Namespace) -> None:
     data = None if options.data is None else Path(options.data)
     if data is not None and not data.is_dir():
         raise InvalidArgument("--data", options.data, "a folder that is there")
+    integer("--seed", options.seed, below=2**64)
+    output = None if options.output is None else _folder(options.output)
     asked = Asked(
         not options.full, data, _names(options.target), _names(options.solver), options.seed
     )
@@ -49,7 +53,7 @@ def bench(options: argparse.Namespace) -> None:
         expected = f"of targets and solvers that are in {', '.join(made)}"
         raise InvalidArgument("--target, --solver", (options.target, options.solver), expected)
     told = about(options.seed, data, _command(options))
-    written = [] if options.output is None else write_report(Path(options.output), made, told)
+    written = [] if output is None else write_report(output, made, told)
     if options.json:
         tables = {
             n: [{h: plain(c) for h, c in row.items()} for row in rs] for n, rs in made.items()
@@ -62,6 +66,18 @@ def bench(options: argparse.Namespace) -> None:
     reached = sum(row.get("reached") == "yes" for row in rows)
     seconds = time.perf_counter() - started
     say(f"bench done: {len(rows)} rows, {reached} reached, {seconds:.0f} s")
+
+
+def _folder(output: str) -> Path:
+    """The folder for the report, made before rows are, which take hours."""
+    path = Path(output)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(
+            "--output", output, "a folder that can be made", str(error)
+        ) from error
+    return path
 
 
 def _names(listed: str | None) -> tuple[str, ...]:

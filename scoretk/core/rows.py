@@ -35,13 +35,13 @@ def across(values: Tensor, x: Tensor) -> Tensor:
     A tensor with an axis has to be where x is; one without may steer it from the CPU.
 
     Args:
-        values: `(batch,)` or `()`.
+        values: `(batch,)`, or more of the leading axes of x, or `()`.
         x: `(batch, *event_shape)`.
 
     Returns:
         `(batch, 1, ..., 1)`, of as many axes as x, or `()`.
     """
-    return values.reshape(-1, *(1,) * (x.ndim - 1)) if values.ndim else values
+    return values.reshape(*values.shape, *(1,) * (x.ndim - values.ndim)) if values.ndim else values
 
 
 def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:

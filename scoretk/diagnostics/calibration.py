@@ -245,6 +245,9 @@ def _distances(
         near = sample_rows("references", references)
         if references.shape != truth.shape:
             raise InvalidArgument("references", references, f"the shape of truth, {truth.shape}")
+    # by powers of two, which change no bit: squares of large numbers would overflow
+    exponent = -torch.frexp(pool.reshape(-1, d).abs().amax(0))[1]
+    pool, near = torch.ldexp(pool, exponent), torch.ldexp(near, exponent)
     unit = pool.reshape(-1, d).std(0)
     unit = torch.where(unit > 0, unit, torch.ones_like(unit))
     distances: Tensor = ((pool - near[:, None]) / unit).norm(dim=2, keepdim=True)

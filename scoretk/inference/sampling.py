@@ -140,8 +140,9 @@ def sample(
             "moments"; `scoretk.Zarr(path)` streams draws to the disk, from where they are read when
             they are asked for. What memory does not hold is refused.
         grad: Whether gradients flow through the run (from `init`, `cond` and the model's parameters
-            to the draws); "checkpoint" keeps the states only and computes each step again on the
-            way back: the same gradients in less memory; "adjoint", for adaptive methods of
+            to the draws), with what warmup learns held constant; "checkpoint" keeps the states only
+            and computes each step again on the way back: the same gradients in less memory;
+            "adjoint", for adaptive methods of
             `ProbabilityFlow`, keeps the ends of the grid's intervals only and solves the adjoint
             equation on the way back: the gradients to the solver's tolerance.
         batch: Chains at a time, for memory; the draws are the same. The chains that tune a solver,
