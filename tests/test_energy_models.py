@@ -133,7 +133,7 @@ def test_the_shipped_jem_draws_good_digits_of_all_and_of_each_class(shipped_jem,
     assert judge.accuracy(of_class, label.roll(20)) < 0.3
 
 
-SMALL = {"steps": 60, "width": 16, "chains": 64, "chain_steps": 2}
+SMALL = {"steps": 30, "width": 16, "chains": 64, "chain_steps": 2}
 
 
 def rows():
