@@ -204,7 +204,10 @@ def silent(x, t=None):
         (stk.Velocity(silent, (2,)), stk.ProbabilityFlow("euler", steps=4)),
         (stk.Velocity(lambda x, t: x.detach() * x, (2,)), stk.ProbabilityFlow("dopri5")),
         (stk.Score(silent, (2,)), stk.ULA(0.1)),
-        (stk.Energy(lambda x: (x**4).sum(1), (2,), grad=lambda x: 4 * x**3), stk.HMC(0.1, metric="none")),
+        (
+            stk.Energy(lambda x: (x**4).sum(1), (2,), grad=lambda x: 4 * x**3),
+            stk.HMC(0.1, metric="none"),
+        ),
     ],
 )
 def test_a_run_that_is_differentiated_refuses_what_autograd_does_not_see(field, solver):

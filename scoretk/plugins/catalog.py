@@ -76,6 +76,8 @@ class Catalog:
         """
         if not isinstance(name, str):
             raise InvalidArgument("name", name, f"the name of a {self.kind}")
+        if own := _claims(name, self._own):  # without a look at what is installed
+            return own[0]
         found = self._all()
         entries = [item for item in found if isinstance(item, Entry)]
         claims = _claims(name, entries)
