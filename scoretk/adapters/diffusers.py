@@ -72,6 +72,9 @@ ADDED = ("text_embeds", "time_ids", "image_embeds")
 FEW = 10
 """Steps that every scheduler can set: some need four, some allow fifty."""
 
+LOWER_ORDER_BELOW = 15
+"""The number of steps from which on diffusers' multistep methods keep their order in the last."""
+
 BY_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Settings by which a scheduler chooses levels, and finds timesteps for them."""
 
@@ -346,6 +349,7 @@ class _OnTable:
                 )
             times = _times_of_levels(self.path, sigmas)
             _warn_of_other_levels(scheduler, self, times)
+            _warn_of_last_step(scheduler)
             return times
         steps = torch.as_tensor(scheduler.timesteps, dtype=torch.float64).cpu()
         _warn_of_uneven(scheduler, steps, self.path.steps)
@@ -370,6 +374,29 @@ def _warn_of_other_noise(scheduler: Any) -> None:
         warn(
             f"{name} with variance_type={variance!r} draws noise of another variance than that of "
             f"q(x' | x, D): ReverseSDE('ddpm') steps by the latter, as with 'fixed_small'"
+        )
+
+
+def _warn_of_last_step(scheduler: Any) -> None:
+    """Warn where a multistep method takes its last step at first order, and not to the data.
+
+    To the data, where sigma is 0, its steps of all orders are one.
+    """
+    config, name = scheduler.config, type(scheduler).__name__
+    few = bool(config.get("lower_order_final")) and len(scheduler.timesteps) < LOWER_ORDER_BELOW
+    first_order = few or bool(config.get("euler_at_final"))
+    higher = int(config.get("solver_order", 1)) > 1
+    if (
+        name.startswith("DPMSolverMultistep")
+        and higher
+        and first_order
+        and scheduler.sigmas[-1] > 0
+    ):
+        warn(
+            f"{name} takes the last of {len(scheduler.timesteps)} steps, to the level "
+            f"{float(scheduler.sigmas[-1]):.3g}, at first order: its own samples are others. "
+            f"ProbabilityFlow('dpmpp_2m') takes it at second; at {LOWER_ORDER_BELOW} steps and more, "
+            f"or with final_sigmas_type 'zero', both do the same"
         )
 
 
@@ -441,11 +468,12 @@ class _OnLine:
     def predict(self, ask: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
         share = t if self.inverted else 1 - t
         if self.whole:
-            share = _cut(share * self.whole) / self.whole
+            share = _cut(share * self.whole).clamp(max=self.whole - 1) / self.whole
         raw = ask(x, self.start + self.span * share)
         return raw if self.inverted != self.negated else -raw
 
     def grid(self, scheduler: Any) -> Tensor:
+        _warn_of_last_step(scheduler)
         sigmas: Tensor = torch.as_tensor(scheduler.sigmas, dtype=torch.float64).cpu().unique()
         return sigmas if self.inverted else (1 - sigmas).flip(0)
 

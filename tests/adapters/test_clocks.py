@@ -236,6 +236,11 @@ def test_a_flow_of_a_scheduler_with_a_table():
     for t in made.timesteps:
         y = made.step(net(y, t.expand(B)), t, y).prev_sample
     torch.testing.assert_close(found, y, rtol=1e-4, atol=1e-5)
+    made = diffusers.UniPCMultistepScheduler(**options)
+    grid = stk.from_diffusers(net, made, (1,)).grid(6)
+    stk.from_diffusers(net, made, (1,)).velocity(x, grid[0])
+    made.set_timesteps(6)
+    assert float(asked[-1][0]) == float(made.timesteps[0]) == 999  # an embedding has no 1000
     wrong = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True)
     with pytest.raises(InvalidArgument, match="use_flow_sigmas with prediction_type 'epsilon'"):
         stk.from_diffusers(net, wrong, (1,))

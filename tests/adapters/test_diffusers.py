@@ -704,3 +704,27 @@ def test_the_models_weights_and_the_global_generator_are_left_alone():
     stk.sample(field, stk.ProbabilityFlow(steps=2), chains=2)
     assert all(torch.equal(a, b) for a, b in zip(before, NET.parameters(), strict=True))
     assert all(p.requires_grad for p in NET.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "told"),
+    [
+        ({"final_sigmas_type": "zero"}, 12, False),
+        ({"final_sigmas_type": "sigma_min"}, 12, True),
+        ({"final_sigmas_type": "sigma_min", "lower_order_final": False}, 12, False),
+        ({"final_sigmas_type": "sigma_min"}, 20, False),
+        ({"final_sigmas_type": "sigma_min", "euler_at_final": True}, 20, True),
+    ],
+)
+def test_a_last_step_of_lower_order_is_told(options, steps, told, monkeypatch):
+    """A warning if and only if the scheduler's own samples are not those of our method on its grid."""
+    monkeypatch.setattr(f"{__name__}.STEPS", steps)
+    made = scheduler("DPMSolverMultistepScheduler", **options)
+    field = stk.from_diffusers(exact(made), made, SHAPE)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        grid = field.grid(steps)
+    assert any("at first order" in str(w.message) for w in found) is told
+    solver = stk.ProbabilityFlow("dpmpp_2m", grid=grid)
+    sampled = stk.sample(field, solver, chains=CHAINS, init=noise(), seed=9).final
+    assert (apart(sampled, theirs(made, exact(made), noise())) < 1e-4) is not told
