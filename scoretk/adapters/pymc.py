@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -100,13 +101,33 @@ def _by_jax(plain: Any, space: Variables) -> Owned:
     from pymc.sampling.jax import get_jaxified_graph
 
     function = get_jaxified_graph(inputs=plain.value_vars, outputs=[plain.logp()])
-    order = [variable.name for variable in plain.value_vars]
-
-    def logp(point: Any) -> Any:
-        return function(*(point[name] for name in order))[0]
-
+    logp = _Jaxified(tuple(variable.name for variable in plain.value_vars))
+    _FUNCTIONS[logp] = function
     wide = _Wide(in_jax(logp, space.layout, torch.float64))
     return Owned(wide.value, wide.both, "from_pymc(Model)")
+
+
+@dataclass(frozen=True, eq=False)
+class _Jaxified:
+    """A log density that PyTensor has put into JAX.
+
+    PyTensor's graph bears names that count what was made before it in the process. It is no part
+    of this, so that models that are alike are one: what tells them apart is the program in JAX.
+
+    Attributes:
+        order: The names of the function's arguments.
+    """
+
+    order: tuple[str, ...]
+
+    def __call__(self, point: Any) -> Any:
+        return _FUNCTIONS[self](*(point[name] for name in self.order))[0]
+
+    def __deepcopy__(self, memo: Any) -> _Jaxified:
+        return self
+
+
+_FUNCTIONS: WeakKeyDictionary[_Jaxified, Callable[..., Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)

@@ -218,3 +218,19 @@ def test_a_log_density_without_a_gradient_has_its_values():
     torch.testing.assert_close(field.energy(torch.zeros(2, 1)), torch.full((2,), 3.0))
     with pytest.raises(ScoretkError, match=r"jax\.grad's, in reverse mode"):
         field.score(torch.zeros(2, 1))
+
+
+@pytest.mark.slow
+def test_models_of_pymc_that_are_alike_are_one():
+    """PyTensor counts its variables: a model that is made again has other names within."""
+    importing("jax")
+    pymc = importing("pymc")
+
+    def of(y):
+        with pymc.Model() as model:
+            mu = pymc.Normal("mu", 0.0, 5.0)
+            pymc.Normal("y", mu, 1.0, observed=pymc.Data("data", y))
+        return stk.from_pymc(model)
+
+    first, again, other = (of(np.array([1.0, y])) for y in (2.0, 2.0, 2.5))
+    assert digest(first) == digest(again) != digest(other)
