@@ -663,6 +663,20 @@ def test_labels_are_dates(days):
     assert np.array(again.coords["day"]).dtype == "datetime64[ns]"
 
 
+def test_labels_are_an_index_of_pandas():
+    pd = pytest.importorskip("pandas")
+    for index in (pd.DatetimeIndex(DAYS[0]), pd.Index(["a", "b"]), pd.RangeIndex(2)):
+        layout = layout_of({"x": stk.Variable((2,), dims="day", coords={"day": index})})
+        assert list(pd.Index(layout.coords["day"])) == list(index)
+        assert Layout.from_plain(json.loads(json.dumps(layout.plain()))) == layout
+
+
+def test_a_label_that_no_file_holds_is_refused():
+    for label in (10**20, -(2**63) - 1):
+        with pytest.raises(InvalidArgument, match="64 bits"):
+            stk.Variable((1,), dims="a", coords={"a": [label]})
+
+
 @pytest.mark.parametrize(
     "day",
     [

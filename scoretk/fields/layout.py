@@ -104,15 +104,19 @@ def _coords(coords: Any, sizes: Mapping[str, int]) -> dict[str, list[Any]]:
 def _labels(name: str, values: Any, size: int) -> list[Any]:
     dates = isinstance(values, np.ndarray) and values.dtype.kind == "M"
     numbers = isinstance(values, np.ndarray | Tensor) and not dates
-    listed = values.tolist() if numbers else list(values) if dates else values
+    columns = dates or getattr(values, "ndim", None) == 1  # pandas' index too
+    listed = values.tolist() if numbers else list(values) if columns else values
     if (
         not isinstance(listed, Sequence)
         or isinstance(listed, str)
         or len(listed) != size
         or not all(isinstance(label, LABELS) for label in listed)
+        or any(isinstance(label, int) and abs(label) >= 2**63 for label in listed)
     ):
         raise InvalidArgument(
-            f"coords[{name!r}]", values, f"{size} labels, strings, numbers or dates, one an entry"
+            f"coords[{name!r}]",
+            values,
+            f"{size} labels, strings, numbers (integers of 64 bits) or dates, one an entry",
         )
     return [_label(name, label) for label in listed]
 
