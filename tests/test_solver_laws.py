@@ -286,8 +286,8 @@ def test_what_is_no_answer_of_a_solver_is_refused_in_a_run(wrong):
 
 def test_taken_as_it_comes_it_is_drawn_from_or_leaks(monkeypatch):
     monkeypatch.setattr(settle, "checked_step", lambda answer, old: answer)
-    shrunk = stk.sample(BOWL, Misanswering(wrong="a position that shrinks"), 8, steps=3)
-    assert shrunk.x.shape == (8, 3, 1)
+    shrunk = stk.sample(BOWL, Misanswering(wrong="a position that shrinks"), 8, steps=1)
+    assert shrunk.x.shape == (8, 1, 1)
     with pytest.raises(AttributeError):
         stk.sample(BOWL, Misanswering(wrong="None for info"), 8, steps=3)
 

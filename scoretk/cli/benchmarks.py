@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from scoretk.cli.output import print_json, say
-from scoretk.core.arguments import integer
 from scoretk.errors import InvalidArgument, UnknownName
 
 __all__ = ["bench"]
@@ -28,6 +27,7 @@ def bench(options: argparse.Namespace) -> None:
     """
     from scoretk.bench.page import about, plain, write_report
     from scoretk.bench.tables import TABLES, Asked
+    from scoretk.core.arguments import integer
 
     for name in options.tables:
         if name not in TABLES:

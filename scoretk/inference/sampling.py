@@ -924,7 +924,7 @@ def _whole(run: _Run, records: list[Record]) -> Record:
         record.tensors, record.stats = {}, {}
     if len(flat) == 1:
         return Record.from_flat(flat[0])
-    by_draw = {"x"} if run.keep != "all" else flat[0].keys()
+    by_draw = {"x"} if run.keep != "all" else set(flat[0])
     return Record.from_flat(
         {n: torch.cat([f.pop(n) for f in flat], int(n in by_draw)) for n in list(flat[0])}
     )
