@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from scoretk.adapters.jax import InJax, in_jax
+from scoretk.adapters.jax import InJax, import_jax, in_jax
 from scoretk.adapters.owned import Both, Owned, called, of_variables
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
@@ -97,13 +97,25 @@ def _without_initial_values(model: Any) -> Iterator[None]:
         model.rvs_to_initial_values.update(kept)
 
 
-def _by_jax(plain: Any, space: Variables) -> Owned:
-    from pymc.sampling.jax import get_jaxified_graph
+@contextmanager
+def _precision_kept() -> Iterator[None]:
+    """JAX's own default, which PyTensor turns to 64 bits for the whole process, comes back."""
+    config = import_jax().config
+    before = config.jax_enable_x64
+    try:
+        yield
+    finally:
+        config.update("jax_enable_x64", before)
 
-    function = get_jaxified_graph(inputs=plain.value_vars, outputs=[plain.logp()])
-    logp = _Jaxified(tuple(variable.name for variable in plain.value_vars))
-    _FUNCTIONS[logp] = function
-    wide = _Wide(in_jax(logp, space.layout, torch.float64))
+
+def _by_jax(plain: Any, space: Variables) -> Owned:
+    with _precision_kept():
+        from pymc.sampling.jax import get_jaxified_graph
+
+        function = get_jaxified_graph(inputs=plain.value_vars, outputs=[plain.logp()])
+        logp = _Jaxified(tuple(variable.name for variable in plain.value_vars))
+        _FUNCTIONS[logp] = function
+        wide = _Wide(in_jax(logp, space.layout, torch.float64))
     return Owned(wide.value, wide.both, "from_pymc(Model)")
 
 

@@ -234,3 +234,22 @@ def test_models_of_pymc_that_are_alike_are_one():
 
     first, again, other = (of(np.array([1.0, y])) for y in (2.0, 2.0, 2.5))
     assert digest(first) == digest(again) != digest(other)
+
+
+def test_a_model_of_pymc_leaves_jaxs_precision_alone():
+    """PyTensor turns 64 bits on for the process when it first meets JAX: then functions of the user's were others."""
+    jax, pm = importing("jax"), importing("pymc")
+    for before in (False, True):
+        with jax.enable_x64(before):
+            config = jax.config.jax_enable_x64
+            with pm.Model() as model:
+                mu = pm.Normal("mu")
+                pm.Normal("y", mu, 1.0, observed=np.array([1.0, 2.0]))
+            field = stk.from_pymc(model)
+            x = torch.zeros(1, 1, dtype=torch.float64)
+            value = -sum(
+                torch.distributions.Normal(0.0, 1.0).log_prob(torch.tensor(v))
+                for v in (0.0, 1.0, 2.0)
+            )
+            assert float(field.energy(x)) == pytest.approx(float(value))
+            assert jax.config.jax_enable_x64 is config is before
