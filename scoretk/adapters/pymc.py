@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from scoretk.adapters.jax import InJax, import_jax, in_jax
+from scoretk.adapters.jax import InJax, in_jax
+from scoretk.adapters.jaxprs import import_jax
 from scoretk.adapters.owned import Both, Owned, called, of_variables
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
