@@ -41,9 +41,9 @@ def from_k_diffusion(
         autocast: As in `scoretk.Energy`.
 
     Returns:
-        A field that predicts the data. `scoretk.grids.table(field.path, sigmas[:-1])` has the times
-        of a list of levels such as `get_sigmas_karras` makes, whose last is 0: the step to it is
-        `ProbabilityFlow(..., denoise=True)`.
+        A field that predicts the data. `scoretk.grids.table(field.path, levels)` has the times of a
+        list of levels such as `get_sigmas_karras` makes, without its last, which is 0. The step to
+        that one is `ProbabilityFlow(..., denoise=True)`.
 
     Raises:
         InvalidArgument: It is no such wrapper, or an argument does not fit.
