@@ -47,10 +47,9 @@ def answers(field: Any, cond: Mapping[str, Tensor] | None = None) -> dict[str, T
     found = {}
     with left_as_found(field):
         for name, ask in asks.items():
-            # A network that is not told its conditions fails in its own way.
             try:
                 found[name] = ask().detach().float().cpu()
-            except Exception:  # noqa: BLE001
+            except Exception:  # noqa: BLE001 (whatever a network raises without its conditions)
                 continue
     return found
 

@@ -7,7 +7,7 @@ unconditional expert is given the first one's conditions, for which the second h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor
 
@@ -18,18 +18,7 @@ from scoretk.fields.protocols import is_timed, offers, optional
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import Diffusion, Energy, Score, Velocity
 
-__all__ = ["Names", "Posterior", "own", "taken"]
-
-
-@runtime_checkable
-class Posterior(Protocol):
-    """A prior and a likelihood, whose conditions are named apart."""
-
-    @property
-    def prior(self) -> Any: ...
-
-    @property
-    def likelihood(self) -> Any: ...
+__all__ = ["Names", "own", "taken"]
 
 
 Names = frozenset[str] | None
@@ -59,8 +48,8 @@ def taken(field: Any) -> Names:
         return _of_function(field.net, 2)
     if isinstance(field, Wrapped) and field.kind in _MEMBERS:
         return _union(map(taken, field.inner))
-    if isinstance(field, Posterior):
-        return _union([taken(field.prior), field.likelihood.measured])
+    if isinstance(field, Wrapped) and field.own_conditions is not None:
+        return _union([*map(taken, field.inner), field.own_conditions])
     return None if isinstance(field, Wrapped) else _of_methods(field)
 
 
@@ -98,11 +87,11 @@ def _union(several: Iterable[Names]) -> Names:
 def _of_methods(field: Any) -> Names:
     """By the signatures of the methods that a solver asks; of a field in time those take t too."""
     predict = optional(field, "predict")
-    asked = offers(field) & {"energy", "score", "velocity", "denoise"}
-    methods = [getattr(field, name) for name in asked] if predict is None else [predict]
-    return _union(
-        keyword_names(method, 1 + is_timed(field)) for method in methods if callable(method)
-    )
+    native = offers(field) & {"energy", "score", "velocity", "denoise"}
+    methods = [getattr(field, name) for name in native] if predict is None else [predict]
+    asked = [(method, 1 + is_timed(field)) for method in methods]
+    asked.append((optional(field, "gibbs"), 2))
+    return _union(keyword_names(method, n) for method, n in asked if callable(method))
 
 
 def _of_function(function: Callable[..., Any], positional: int) -> Names:

@@ -166,7 +166,8 @@ class OwnGradient:
         return keyword_names(self.grad, 1)
 
     def __call__(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`fn(x, **cond)`, differentiable in x once, and in what `fn` has of torch's parameters.
+        """`fn(x, **cond)`, differentiable in x once, and in what `fn` has of torch's parameters;
+        in conditions it is not.
 
         Raises:
             InvalidArgument: `grad` does not take these conditions.

@@ -27,7 +27,7 @@ from scoretk.core.compiling import is_compiled, part
 from scoretk.core.rows import nan_unless_finite
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, unwritten
-from scoretk.fields.conditions import Posterior, taken
+from scoretk.fields.conditions import taken
 from scoretk.fields.convert import convert, prediction_name, row_coefficients
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.foreign import no_field
@@ -35,6 +35,7 @@ from scoretk.fields.gradient import ByAutograd, grad_energy, score_of_energy, sl
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.validation import rejecting, told
+from scoretk.fields.wrapped import Wrapped
 
 __all__ = [
     "NotingField",
@@ -406,7 +407,7 @@ def resolve(
             ", ".join(sorted(rows)),
             f"the conditions that {field_name(field)} takes: {', '.join(sorted(takes)) or 'none'}",
             "Those of a likelihood are named where it is made: posterior(..., measured=('y',))"
-            if isinstance(field, Posterior)
+            if isinstance(field, Wrapped) and field.own_conditions is not None
             else "",
         )
     if timed is None:

@@ -65,11 +65,20 @@ def told(evaluate: Callable[..., Any], *given: Any, cond: Mapping[str, Tensor]) 
         got = ", ".join(sorted(cond)) or "none"
         if strange is not None and strange[2] in cond:
             expected = f"conditions that {_short(strange[1])} takes, which has no {strange[2]!r}"
-        elif missing is not None:
+        elif missing is not None and _is_called_here(error):
             expected = f"all conditions that {_short(missing[1])} asks for: {missing[2]}"
         else:
             raise
         raise InvalidArgument("cond", got, expected, "cond={name: one row a chain}") from error
+
+
+def _is_called_here(error: TypeError) -> bool:
+    """Whether the call that failed was this package's, or a module's of torch, and no user's own."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    caller = "" if traceback is None else traceback.tb_frame.f_globals.get("__name__", "")
+    return caller.partition(".")[0] in ("scoretk", "torch")
 
 
 def _short(function: str) -> str:

@@ -249,6 +249,11 @@ class Wrapped:
         """The capabilities among `CAPABILITIES` that the wrapper computes itself."""
         raise NotImplementedError
 
+    @property
+    def own_conditions(self) -> frozenset[str] | None:
+        """The names of conditions that are its own, and not its fields'; None where it has no such."""
+        return None
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         kind = getattr(cls, "kind", None)

@@ -259,8 +259,11 @@ def test_an_answer_that_is_nan_is_the_same_answer(tmp_path):
         def forward(self, x):
             return (self.rate * x).sum(1) - x[:, 0].log()
 
-    folder = stk.save_pretrained(stk.Energy(Halved(), (2,)), tmp_path)
-    stk.load_pretrained(folder, stk.Energy(Halved(), (2,)))
+    folder, given = stk.save_pretrained(stk.Energy(Halved(), (2,)), tmp_path), Halved()
+    torch.nn.init.zeros_(given.rate)
+    found = stk.load_pretrained(folder, stk.Energy(given, (2,)))
+    assert bool(found.energy(-torch.ones(1, 2)).isnan())
+    assert torch.equal(given.rate, torch.ones(2))
 
 
 def test_weights_of_another_precision_are_told(tmp_path):

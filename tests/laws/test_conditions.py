@@ -89,3 +89,42 @@ def test_a_condition_that_is_not_given_is_asked_for(field):
     with pytest.raises(stk.InvalidArgument, match=r"cond: .*asks for: 'y', got 'none'"):
         sampled(field, None)
     assert bool(sampled(field, {"y": torch.ones(2, 1)}).ok.all())
+
+
+class Own:
+    """A field of someone else's with attributes that posteriors of this package have."""
+
+    event_shape, prior, likelihood = (2,), None, None
+
+    def energy(self, x, y):
+        return (x - y).square().sum(1)
+
+
+class Swept:
+    """Its sweep alone takes a condition."""
+
+    event_shape, states, gibbs_shape = (2,), (-1.0, 1.0), (2,)
+
+    def energy(self, x):
+        return 0 * x.sum(1)
+
+    def gibbs(self, x, u, y):
+        return torch.where(u < y, 1.0, -1.0)
+
+
+def test_conditions_of_someone_elses_fields_reach_them():
+    assert bool(sampled(Own(), {"y": torch.zeros(2, 2)}).ok.all())
+    y = torch.tensor([[0.0], [1.0]])
+    init = -torch.ones(2, 2)
+    swept = stk.sample(Swept(), stk.BlockGibbs(), chains=2, steps=1, init=init, cond={"y": y})
+    assert torch.equal(swept.final, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+
+
+def helper(x, scale):
+    return scale * x
+
+
+def test_a_mistake_in_the_users_own_call_is_theirs():
+    field = stk.Energy(lambda x: helper(x).sum(1), (2,))
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'scale'"):
+        sampled(field, None)

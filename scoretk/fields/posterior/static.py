@@ -35,6 +35,11 @@ class StaticPosterior(Wrapped):
         return (self.prior,)
 
     @property
+    def own_conditions(self) -> frozenset[str]:
+        """The names of the likelihood's conditions."""
+        return self.likelihood.measured
+
+    @property
     def computed(self) -> frozenset[str]:
         """A score, and an energy where the prior has one."""
         return frozenset({"score"}) | (offers(self.prior) & {"energy"})

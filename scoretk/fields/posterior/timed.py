@@ -57,6 +57,11 @@ class TimedPosterior(Wrapped, GaussianPathField):
     def inner(self) -> tuple[Any, ...]:
         return (self.prior,)
 
+    @property
+    def own_conditions(self) -> frozenset[str]:
+        """The names of the likelihood's conditions."""
+        return self.likelihood.measured
+
     def __post_init__(self) -> None:
         super().__post_init__()
         earliest = {
