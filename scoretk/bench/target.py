@@ -11,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from scoretk.errors import InvalidArgument
 
-__all__ = ["Moments", "Published", "Reference", "Target", "unchanged"]
+__all__ = ["Arrays", "Moments", "Published", "Reference", "Target", "unchanged"]
+
+T = TypeVar("T")
 
 
-def unchanged(x: Tensor) -> Tensor:
-    """The coordinates of the field themselves."""
+def unchanged(x: T) -> T:
+    """The coordinates of the field, or its variables, themselves."""
     return x
 
 
@@ -64,10 +66,7 @@ class Moments:
 
 
 Arrays = Mapping[str, Tensor]
-
-
-def _variables(values: Arrays) -> Arrays:
-    return values
+"""Data, or parameters, by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,7 @@ class Reference:
     """
 
     draws: Arrays
-    parameters: Callable[[Arrays], Arrays] = _variables
+    parameters: Callable[[Arrays], Arrays] = unchanged
 
     def __post_init__(self) -> None:
         shapes = {value.shape for value in self.draws.values()}

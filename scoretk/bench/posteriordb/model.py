@@ -14,26 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from scoretk.bench.target import Arrays, unchanged
 from scoretk.fields.wrappers import Energy
 
-__all__ = [
-    "Arrays",
-    "Model",
-    "as_given",
-    "bernoulli",
-    "cauchy",
-    "gaussian",
-    "ones_beside",
-    "student",
-]
-
-Arrays = Mapping[str, Tensor]
-"""Data, or parameters, by name."""
-
-
-def as_given(values: Arrays) -> Arrays:
-    """The variables themselves."""
-    return values
+__all__ = ["Arrays", "Model", "bernoulli", "cauchy", "gaussian", "ones_beside", "student"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +32,7 @@ class Model:
 
     variables: Mapping[str, Any]
     energy: Callable[..., Tensor]
-    parameters: Callable[[Arrays], Arrays] = as_given
+    parameters: Callable[[Arrays], Arrays] = unchanged
 
     def field(self) -> Any:
         """The field that is sampled."""
