@@ -17,6 +17,7 @@ from torch.distributions import Independent, Normal
 
 import scoretk as stk
 from scoretk.core import noise as core_noise
+from scoretk.core.rows import across
 from scoretk.fields.resolve import StaticField
 from scoretk.learn import (
     Recipe,
@@ -29,6 +30,7 @@ from scoretk.learn import (
 from scoretk.run.checkpoint import weights_digest
 from scoretk.run.settle import AtTheEnd
 from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
+from scoretk.solvers.warmup import learning, length
 from scoretk.solvers.warmup.adaptation import Adaptation
 from scoretk.solvers.warmup.scales import approach_steps
 from tests import accelerator
@@ -413,6 +415,20 @@ TUNED = {
 }
 
 
+@pytest.fixture
+def sums_of_a_device(monkeypatch):
+    """Sums over chains with zeros for those that do not count, on the CPU too, which leaves these out: where a chain
+    does not count, as while it halves its step, the two sums differ in the last digit.
+    """
+
+    def with_zeros(values, counted):
+        return torch.where(across(counted, values), values, values.new_zeros(()))
+
+    for user in (learning, length):
+        monkeypatch.setattr(user, "counted_of", with_zeros)
+
+
+@pytest.mark.usefixtures("sums_of_a_device")
 @pytest.mark.parametrize("name", slow_but(TUNED, "ChEES"))
 def test_every_warmup(name, device):
     same_on(device, Case(well, TUNED[name], warmup=24), decides=True)
