@@ -95,7 +95,7 @@ class TestTheSameDraws:
         assert torch.equal(here.x, there.x)
         assert torch.equal(here.status, there.status)
 
-        monkeypatch.setattr("scoretk.run.drive.BLOCK_SECONDS", 1e3)
+        monkeypatch.setattr("scoretk.run.batches.BLOCK_SECONDS", 1e3)
         monkeypatch.setattr(Streaming, "most", lambda self: 10_000)  # more than the ring holds
         assert not torch.equal(here.x, drawn(tmp_path / "e", field, stk.ULA(0.3), **run).x)
 
