@@ -230,3 +230,45 @@ def test_every_public_name_exists():
         assert getattr(scoretk, name) is not None
     with pytest.raises(AttributeError):
         scoretk.no_such_name  # noqa: B018
+
+
+def patched(path):
+    """What a file of tests puts in a module's place of a name: the module and the name, where both are written out."""
+    tree = ast.parse(path.read_text())
+    aliases = {
+        a.asname or a.name: f"{node.module}.{a.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for a in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "setattr" and node.args:
+            match node.args:
+                case [ast.Constant(value=str(whole)), _] if whole.startswith("scoretk."):
+                    yield whole.rpartition(".")[::2]
+                case [ast.Name(id=alias), ast.Constant(value=str(name)), _] if alias in aliases:
+                    yield aliases[alias], name
+
+
+def read_by_functions(nodes):
+    """The names that bodies of functions read, which defaults do not: those are read once, where a function is made."""
+    functions = (n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    bodies = (inner for f in functions for part in f.body for inner in ast.walk(part))
+    return {n.id for n in bodies if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
+def test_what_tests_put_in_place_is_read():
+    """A constant that is patched where nobody reads it changes nothing, and the test shows nothing."""
+    found = {
+        (module, name)
+        for path in Path(__file__).parent.rglob("*.py")
+        for module, name in patched(path)
+        if module in FILES and name.isupper()
+    }
+    assert len(found) > 20
+    unread = {m + "." + name for m, name in found if name not in read_by_functions(nodes_of(m))}
+    assert not unread
+
+
+def test_a_default_is_no_reading():
+    assert read_by_functions(ast.walk(ast.parse("def f(x=A, *, y=B): return C"))) == {"C"}
