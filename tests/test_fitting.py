@@ -389,6 +389,36 @@ class TestHealth:
         with pytest.raises(stk.InvalidArgument, match="patience"):
             Recipe(10, held_out=0.0, patience=3)
 
+    def test_rows_of_ones_own_choose_the_weights(self, tmp_path):
+        """None of the data is held out beside them, and they belong to the checkpoint's run."""
+        own, seen = torch.full((3, 2), 7.0), []
+        net = Weight(0.0)
+
+        def measure(x, _):
+            seen.append(x)
+            return (net.weight.sum() - 1).abs()
+
+        def train(held_out=own, **options):
+            return fit(
+                net,
+                lambda x, _: -net.weight.sum() + 0 * x.sum(),
+                rows(),
+                Recipe(40, batch=10**6, learning_rate=0.05, decay=0.0, repeats=1),
+                evaluate=measure,
+                held_out=held_out,
+                **options,
+            )
+
+        done = train(checkpoint=tmp_path / "c")
+        assert len(seen) == len(done.history) == 20
+        assert all(torch.equal(x, own) for x in seen)
+        assert done.step == min(done.history, key=lambda p: p.held_out).step < 40
+        assert train(checkpoint=tmp_path / "c").history == done.history
+        with pytest.raises(stk.CheckpointError, match="another"):
+            train(own + 1, checkpoint=tmp_path / "c")
+        with pytest.raises(stk.InvalidArgument, match="held_out"):
+            train(torch.zeros(3, 5))
+
 
 class TestFailure:
     @pytest.mark.parametrize("fault", ["loss", "gradient", "weights"])

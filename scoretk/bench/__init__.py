@@ -1,7 +1,8 @@
 """The published tables, run with this package's solvers: `scoretk bench`."""
 
 from scoretk.bench.low_error import Plan, Reached, gradients_to_low_error
-from scoretk.bench.tables import TABLES, Asked
+from scoretk.bench.rows import Asked
+from scoretk.bench.tables import TABLES
 from scoretk.bench.target import Moments, Published, Target
 
 __all__ = [

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from scoretk._version import __version__
-from scoretk.bench.tables import TABLES, Cell, Measured, Row
+from scoretk.bench.rows import Cell, Curve, Measured, Row
+from scoretk.bench.tables import TABLES
 
 __all__ = ["about", "plain", "shown", "write_report"]
 
@@ -64,6 +65,8 @@ def plain(cell: Cell) -> Any:
     """A cell as a value of JSON, which has no infinity: null."""
     if isinstance(cell, Measured):
         return {name: plain(value) for name, value in asdict(cell).items()}
+    if isinstance(cell, Curve):
+        return [[plain(number) for number in point] for point in cell.points]
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 

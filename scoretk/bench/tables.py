@@ -1,9 +1,6 @@
 """Tables of benchmarks: which rows they have, and how a row is made.
 
-A table is an entry of `TABLES`: a title, what its columns mean, and a function that makes its rows
-one after another. A row is a mapping from heads to cells, in the order in which they are shown: a
-text, a number, a `Measured` number, or None for what is not there. What a row does not reach stands
-in its column "cause".
+A table is an entry of `TABLES`, a `scoretk.bench.rows.Table`.
 """
 
 from __future__ import annotations
@@ -11,8 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,72 +22,18 @@ from scoretk.bench.inverse import (
     distances,
 )
 from scoretk.bench.low_error import LOW, Plan, Reached, gradients_to_low_error
+from scoretk.bench.mnist.table import MNIST
 from scoretk.bench.posteriordb import archived, target_of
 from scoretk.bench.published import COLUMNS
 from scoretk.bench.reference import CHAINS, Found, against_reference
+from scoretk.bench.rows import Asked, Measured, Row, Table
 from scoretk.bench.target import Target
 from scoretk.errors import InvalidArgument, ScoretkError, UnknownName
 from scoretk.plugins import load_solver
 from scoretk.plugins.targets import BUILT_IN_TARGETS, load_target
 from scoretk.solvers import MCLMC, NUTS, AdjustedMCLMC, ChEES
 
-__all__ = ["TABLES", "Asked", "Cell", "Measured", "Row", "Table"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A number and its standard error; the number is infinite where it was not reached."""
-
-    value: float
-    stderr: float
-
-    def __str__(self) -> str:
-        if not math.isfinite(self.value):
-            return "not reached"
-        if not math.isfinite(self.stderr):
-            return f"{self.value:,.0f} ± ?"
-        small = 0 < self.stderr < 1
-        digits = 1 - math.floor(math.log10(self.stderr)) if small else 0
-        return f"{self.value:,.{digits}f} ± {self.stderr:,.{digits}f}"
-
-
-Cell = str | float | Measured | None
-Row = Mapping[str, Cell]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of tables.
-
-    Args:
-        quick: Only the rows that are made in a minute.
-        data: The user's folder of data, None where there is none.
-        targets: Names of targets, empty for all.
-        solvers: Names of solvers, empty for the table's own.
-        seed: The seed.
-    """
-
-    quick: bool = True
-    data: Path | None = None
-    targets: tuple[str, ...] = ()
-    solvers: tuple[str, ...] = ()
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Args:
-        title: Its title.
-        legend: What its columns mean.
-        rows: Makes the rows that are asked for, one after another.
-    """
-
-    title: str
-    legend: str
-    rows: Callable[[Asked], Iterator[Row]]
-
+__all__ = ["TABLES"]
 
 EVIDENCE_TARGETS = (
     "many-well",
@@ -377,4 +319,5 @@ TABLES: dict[str, Table] = {
         f"{1 / SURPRISE:,.0f} times, and the verdict is clean.",
         reference,
     ),
+    "mnist": MNIST,
 }

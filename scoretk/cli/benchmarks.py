@@ -26,8 +26,9 @@ def bench(options: argparse.Namespace) -> None:
             none.
     """
     from scoretk.bench.page import about, plain, write_report
-    from scoretk.bench.tables import TABLES, Asked
-    from scoretk.core.arguments import integer
+    from scoretk.bench.rows import Asked
+    from scoretk.bench.tables import TABLES
+    from scoretk.core.arguments import count, integer, positive
 
     for name in options.tables:
         if name not in TABLES:
@@ -36,9 +37,22 @@ def bench(options: argparse.Namespace) -> None:
     if data is not None and not data.is_dir():
         raise InvalidArgument("--data", options.data, "a folder that is there")
     integer("--seed", options.seed, below=2**64)
+    _check_training(options)
+    if options.minutes is not None:
+        positive("--minutes", options.minutes)
+    if options.steps is not None:
+        count("--steps", options.steps, least=1)
     output = None if options.output is None else _folder(options.output)
     asked = Asked(
-        not options.full, data, _names(options.target), _names(options.solver), options.seed
+        not options.full,
+        data,
+        _names(options.target),
+        _names(options.solver),
+        options.seed,
+        tuple(options.tables),
+        _names(options.families),
+        options.minutes,
+        options.steps,
     )
     started = time.perf_counter()
     made: dict[str, list[Any]] = {}
@@ -68,6 +82,22 @@ def bench(options: argparse.Namespace) -> None:
     say(f"bench done: {len(rows)} rows, {reached} reached, {seconds:.0f} s")
 
 
+def _check_training(options: argparse.Namespace) -> None:
+    """Refuse options of the table "mnist" that would do nothing.
+
+    Raises:
+        InvalidArgument: Without that table, or where its small recipes are made.
+    """
+    for flag in ("families", "minutes", "steps"):
+        given = getattr(options, flag)
+        if given is not None and "mnist" not in options.tables:
+            raise InvalidArgument(f"--{flag}", given, "the table by name: scoretk bench mnist")
+        if given is not None and flag != "families" and not options.full:
+            raise InvalidArgument(
+                f"--{flag}", given, "--full beside it: small recipes take seconds"
+            )
+
+
 def _folder(output: str) -> Path:
     """The folder for the report, made before rows are, which take hours."""
     path = Path(output)
@@ -94,7 +124,7 @@ def _line(row: Any) -> str:
 def _command(options: argparse.Namespace) -> str:
     """The command line that makes these rows again."""
     words = ["scoretk", "bench", *options.tables, "--full" if options.full else "--quick"]
-    given = {"--target": options.target, "--solver": options.solver, "--data": options.data}
-    for flag, value in given.items():
-        words += [] if value is None else [flag, "FOLDER" if flag == "--data" else value]
+    for flag in ("target", "solver", "families", "minutes", "steps", "data"):
+        value = getattr(options, flag)
+        words += [] if value is None else [f"--{flag}", "FOLDER" if flag == "data" else str(value)]
     return shlex.join([*words, "--seed", str(options.seed)])

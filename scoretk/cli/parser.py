@@ -192,7 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
         "tables",
         nargs="*",
         metavar="table",
-        help="low-error, evidence, posteriors or reference; all of them by default",
+        help="low-error, evidence, posteriors, reference or mnist; all of them by default",
     )
     size = measuring.add_mutually_exclusive_group()
     size.add_argument(
@@ -204,6 +204,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add(measuring, "--target", by=TARGETS, metavar="NAME,...", help="these targets only")
     _add(measuring, "--solver", by=SOLVERS, metavar="NAME,...", help="these solvers in their place")
+    measuring.add_argument("--families", metavar="NAME,...", help="of mnist, these families only")
+    measuring.add_argument(
+        "--minutes", type=float, help="of mnist, how long a family is trained, with --full"
+    )
+    measuring.add_argument(
+        "--steps", type=int, help="of mnist, how many steps in their place, on any machine the same"
+    )
     measuring.add_argument("--seed", type=int, default=0)
     measuring.add_argument(
         "-o", "--output", metavar="FOLDER", help="for bench.json and the page, index.html"

@@ -62,6 +62,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     state: Any = None,
     settings: Mapping[str, Any] | None = None,
+    held_out: Tensor | None = None,
 ) -> Fit:
     """Minimise a loss over the rows of data.
 
@@ -82,6 +83,8 @@ def fit(
         state: An object with `state_dict` and `load_state_dict` that belongs to the training, such
             as a `ContrastiveDivergence`. (A loss that has these methods is found by itself.)
         settings: Plain values that tell the checkpoints of this run from others'.
+        held_out: Rows of one's own to choose the weights by, such as a benchmark's validation set,
+            in place of a share of the data; None for `Recipe.held_out`, which then is not read.
 
     Returns:
         The kept weights, their step, and the progress.
@@ -93,7 +96,7 @@ def fit(
         CheckpointError: Where the checkpoint is damaged or another run's.
     """
     players = [Player("", module, loss)] if callable(loss) else list(loss)
-    run = Training(module, players, data, recipe, seed, evaluate, state)
+    run = Training(module, players, data, recipe, seed, evaluate, state, held_out)
     _warn_of_pixels(data)
     file = None if checkpoint is None else checkpoint_file(checkpoint)
     whose, changed = None if file is None else run.whose(data, settings), list[str]()

@@ -46,6 +46,7 @@ class Training:
         seed: int,
         evaluate: Loss | None,
         state: Any,
+        held_out: Tensor | None = None,
     ) -> None:
         self.module, self.players, self.recipe, self.seed = (
             module,
@@ -54,13 +55,19 @@ class Training:
             count("seed", seed),
         )
         self.measure = players[0].loss if evaluate is None and len(players) == 1 else evaluate
-        if not players or (self.measure is None and recipe.held_out):
+        share = recipe.held_out if held_out is None else len(held_out)
+        if not players or (self.measure is None and share):
             raise InvalidArgument(
                 "evaluate", evaluate, "what to measure on held-out rows, or held_out=0, for a game"
             )
         rows = tensor_like("data", data, (None, *data.shape[1:]))
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.train, self.held_out = _split(rows, recipe.held_out, self.generator)
+        self.train, self.held_out = _split(
+            rows, recipe.held_out if held_out is None else 0.0, self.generator
+        )
+        self.given = held_out is not None
+        if held_out is not None:
+            self.held_out = tensor_like("held_out", held_out, (None, *data.shape[1:]))
         self.batch = min(recipe.batch, len(self.train))
         self.parts = _parts(recipe, self.batch)
         processes.same_start(module)
@@ -208,10 +215,13 @@ class Training:
         weights = {
             name: [str(v.dtype), list(v.shape)] for name, v in self.module.state_dict().items()
         }
+        rows = {"data": torch.as_tensor(data)}
+        if self.given:
+            rows["held_out"] = self.held_out
         return {
             "run": "fit",
             "seed": self.seed,
-            "data": tensor_digest({"data": torch.as_tensor(data)}),
+            "data": tensor_digest(rows),
             "weights": weights,
             "module": without_addresses(repr(self.module)),
             "recipe": asdict(self.recipe)

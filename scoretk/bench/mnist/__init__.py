@@ -1,0 +1,1 @@
+"""MNIST, binarised: families of models by this package's solvers and estimators, in nats."""

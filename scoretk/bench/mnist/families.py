@@ -1,0 +1,122 @@
+"""Families whose likelihood is exact: a mixture by EM, and autoregressive networks.
+
+A family is a frozen dataclass of its settings with two methods, `Family`'s. The weights that are
+kept are those with the lowest nats on the images for choosing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scoretk.bench.mnist.data import Split
+from scoretk.bench.mnist.estimates import Nats, exactly
+from scoretk.bench.mnist.idx import SIDE
+from scoretk.bench.mnist.mixture import expectation_maximisation
+from scoretk.bench.mnist.training import Plan, Point, Stopwatch, Task, Trained, fitted, looks
+from scoretk.learn.recipe import Recipe
+from scoretk.models.digits.networks import fresh
+from scoretk.models.latent.autoregressive import Backbone, Bernoullis, BinaryAutoregressive
+
+__all__ = ["CHOOSING", "PIXELS", "SHAPE", "Family", "Masked", "Mixture", "words"]
+
+SHAPE, PIXELS = (SIDE, SIDE), SIDE**2
+CHOOSING = 2000
+"""How many images for choosing are looked at."""
+
+
+class Family(Protocol):
+    """What a row is made by."""
+
+    def train(self, data: Split, plan: Plan) -> Trained:
+        """Fit the model to `data.train`, as far as the plan goes."""
+
+    def judge(self, field: Any, data: Split, seed: int) -> Nats:
+        """The mean negative log likelihood of `data.test` under the trained field."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of products of Bernoulli laws, by EM.
+
+    Args:
+        components: How many laws there are.
+        iterations: The most iterations.
+        evaluations: How often the images for choosing are looked at, at most.
+    """
+
+    components: int = 500
+    iterations: int = 200
+    evaluations: int = 40
+
+    def train(self, data: Split, plan: Plan) -> Trained:
+        """As `Family.train`; a step is an iteration over all images."""
+        generator = torch.Generator().manual_seed(plan.seed)
+        mixtures, watch = (
+            expectation_maximisation(data.train, self.components, generator),
+            Stopwatch(),
+        )
+        kept = mixture = next(mixtures)
+        steps = plan.of(self.iterations, lambda: float(watch))
+        curve, lowest, at = list[Point](), torch.inf, looks(steps, self.evaluations)
+        for step in range(1, steps + 1):
+            mixture = mixture if step == 1 else next(mixtures)
+            if step in at:
+                nats = float(-mixture.log_prob(data.valid).mean())
+                curve.append(Point(step, nats, float(watch)))
+                if nats < lowest:
+                    kept, lowest = mixture, nats
+        recipe = f"{self.components} components by EM, the rates under a Beta law about the data's"
+        return Trained(kept, steps, self.iterations, tuple(curve), recipe)
+
+    def judge(self, field: Any, data: Split, seed: int) -> Nats:
+        """Exact."""
+        return exactly(field, data.test)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """An autoregressive network, by maximum likelihood.
+
+    Args:
+        backbone: Makes it.
+        recipe: How it is fitted.
+        name: What it is, in words.
+    """
+
+    backbone: Callable[[], Backbone]
+    recipe: Recipe
+    name: str
+
+    def train(self, data: Split, plan: Plan) -> Trained:
+        """As `Family.train`."""
+
+        def start() -> Task:
+            generator = torch.Generator().manual_seed(plan.seed)
+            law = BinaryAutoregressive(Bernoullis(fresh(self.backbone, generator)), SHAPE)
+
+            def loss(x: Tensor, _: torch.Generator) -> Tensor:
+                return -law.log_prob(x) / PIXELS
+
+            return Task(law.network, loss, lambda p: PIXELS * (p.held_out or 0.0))
+
+        network, steps, curve = fitted(start, data, data.valid[:CHOOSING], self.recipe, plan)
+        assert isinstance(network, Bernoullis)
+        field = BinaryAutoregressive(network, SHAPE)
+        return Trained(field, steps, self.recipe.steps, curve, words(self.name, self.recipe))
+
+    def judge(self, field: Any, data: Split, seed: int) -> Nats:
+        """Exact."""
+        return exactly(field, data.test)
+
+
+def words(name: str, recipe: Recipe) -> str:
+    """A recipe, for the reader."""
+    return (
+        f"{name}; AdamW, rate {recipe.learning_rate:g} ({recipe.schedule}), decay "
+        f"{recipe.weight_decay:g}, batch {recipe.batch}, averaged weights"
+    )

@@ -1,0 +1,132 @@
+"""Families with latent variables: a restricted Boltzmann machine and autoencoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from scoretk.bench.mnist.data import Split
+from scoretk.bench.mnist.estimates import Nats, by_log_z, by_weights, log_z
+from scoretk.bench.mnist.families import CHOOSING, PIXELS, SHAPE, words
+from scoretk.bench.mnist.training import Plan, Task, Trained, fitted
+from scoretk.core.noise import derive
+from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
+from scoretk.learn.likelihoods import negative_elbo, negative_iwae
+from scoretk.learn.recipe import Progress, Recipe
+from scoretk.models.digits.boltzmann import Parameters
+from scoretk.models.digits.vae import Network
+from scoretk.models.targets.lattices import RBM, IndependentUnits
+from scoretk.solvers import BlockGibbs
+
+__all__ = ["Autoencoder", "Machine"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A restricted Boltzmann machine, by persistent contrastive divergence.
+
+    Args:
+        recipe: How it is fitted; no images choose its weights, as their likelihood needs log Z.
+        hidden: The number of hidden units.
+        sweeps: How many block Gibbs sweeps a step makes.
+        chains: How many chains log Z is found by.
+        curve_chains: How many chains find log Z for the curve.
+    """
+
+    recipe: Recipe
+    hidden: int = 500
+    sweeps: int = 1
+    chains: int = 1024
+    curve_chains: int = 256
+
+    def train(self, data: Split, plan: Plan) -> Trained:
+        """As `scoretk.bench.mnist.families.Family.train`; the curve is of the step's own weights."""
+        units, valid = IndependentUnits.of(data.train), data.valid[:CHOOSING]
+
+        def start() -> Task:
+            network = Parameters(SHAPE, self.hidden)
+            network.start(units.bias, torch.Generator().manual_seed(plan.seed))
+            buffer = ReplayBuffer(self.recipe.batch, refresh=0.0)
+            divergence = ContrastiveDivergence(BlockGibbs(), self.sweeps, buffer, plan.seed)
+
+            def loss(x: Tensor, _: torch.Generator) -> Tensor:
+                return divergence(network.machine, x).loss / PIXELS
+
+            @torch.no_grad()
+            def nats(progress: Progress) -> float:
+                seed, machine = derive(plan.seed, progress.step), network.machine
+                found = log_z(machine, units, "smc", self.curve_chains, seed)
+                return float(machine.energy(valid).mean() + found.value)
+
+            return Task(network, loss, nats)
+
+        network, steps, curve = fitted(start, data, None, self.recipe, plan)
+        assert isinstance(network, Parameters)
+        name = f"{self.hidden} hidden units, persistent chains, {self.sweeps} block Gibbs sweep{'s' * (self.sweeps > 1)} a step"
+        machine = RBM(*(p.detach() for p in network.parameters()))
+        return Trained(machine, steps, self.recipe.steps, curve, words(name, self.recipe))
+
+    def judge(self, field: Any, data: Split, seed: int) -> Nats:
+        """By log Z, of two estimators."""
+        return by_log_z(field, IndependentUnits.of(data.train), data.test, self.chains, seed)
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A variational autoencoder with a Bernoulli decoder and the prior N(0, I).
+
+    Args:
+        recipe: How it is fitted.
+        latent: The number of latents.
+        width: The width of the two hidden layers of encoder and decoder each.
+        weights: How many importance weights the bound has in training; 1 for the ELBO.
+        draws: How many weights an image has in the test.
+        few: How many images are annealed too.
+    """
+
+    recipe: Recipe
+    latent: int = 50
+    width: int = 400
+    weights: int = 1
+    draws: int = 1000
+    few: int = 16
+
+    def train(self, data: Split, plan: Plan) -> Trained:
+        """As `scoretk.bench.mnist.families.Family.train`; the curve is of the bound that is fitted."""
+        unit = td.Independent(td.Normal(torch.zeros(self.latent), torch.ones(self.latent)), 1)
+        settings = {
+            "data_shape": list(SHAPE),
+            "binary": True,
+            "latent": self.latent,
+            "width": self.width,
+            "dropout": 0.0,
+            "prior_width": 0,
+        }
+        flat = data.train.flatten(1)
+        mean, std = flat.mean(0), flat.var(0).mean().sqrt()
+
+        def start() -> Task:
+            network = Network(settings, mean, std, torch.Generator().manual_seed(plan.seed))
+
+            def loss(x: Tensor, generator: torch.Generator) -> Tensor:
+                normals = torch.randn((self.weights, len(x), self.latent), generator=generator)
+                q, p = network.posterior(x), network.likelihood
+                if self.weights == 1:
+                    return negative_elbo(x, q, p, unit, normals, exact_kl=True) / PIXELS
+                return negative_iwae(x, q, p, unit, normals) / PIXELS
+
+            return Task(network, loss, lambda p: PIXELS * (p.held_out or 0.0))
+
+        network, steps, curve = fitted(start, data, data.valid[:CHOOSING], self.recipe, plan)
+        assert isinstance(network, Network)
+        bound = "ELBO" if self.weights == 1 else f"bound of {self.weights} weights"
+        name = f"{self.latent} latents, two layers of {self.width}, {bound}"
+        return Trained(network.field(), steps, self.recipe.steps, curve, words(name, self.recipe))
+
+    def judge(self, field: Any, data: Split, seed: int) -> Nats:
+        """By importance weights, and on a few images by annealing."""
+        return by_weights(field, data.test, self.draws, self.few, seed)
