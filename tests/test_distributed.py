@@ -225,15 +225,28 @@ def test_many_ranks_make_one_store(size, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_that_all_make_the_store_are_seen(tmp_path):
-    """The mutant: each makes the arrays where it does not find them."""
+    """The mutant: each makes the arrays where it does not find them, the second when the first has written draws."""
     pytest.importorskip("zarr")
     program = """
-from scoretk.run import ranks as processes
-ranks._Shared.once = lambda self, name, make: make()
-found = [jobs.Job(4, jobs.streamed, folder / f'{k}.zarr').wait() for k in range(8)]
+import time
+from scoretk.run import ranks, store
+
+replace = store.replace_folder
+
+def slowly(path, make):
+    time.sleep(0.5 + 1.5 * jobs.rank())
+    replace(path, make)
+
+def by_each(share, name, make):
+    share.meet("here")
+    make()
+
+store.replace_folder, ranks._Shared.once = slowly, by_each
+found = jobs.Job(2, jobs.streamed, folder / "d.zarr").wait()
 """
-    ends = [end for ranks in in_jobs(tmp_path, program) for end in ranks.values()]
-    assert any(isinstance(end[0], str) for end in ends)
+    kind, text, _ = in_jobs(tmp_path, program)[0]
+    assert kind == "StoreError"
+    assert "has lost draws" in text
 
 
 @pytest.mark.slow

@@ -441,6 +441,9 @@ class TestPlaces:
             goes = [f".c.{gone.pid}.tmp", f".c.{os.getpid()}.tmp", ".c.99999999999999999999999.tmp"]
             for name in stays + goes:
                 (tmp_path / name).write_bytes(b"part")
+            folder = tmp_path / f".c.{gone.pid}.1.tmp"  # a folder on its way
+            folder.mkdir()
+            (folder / "part").write_bytes(b"part")
             run(path)
             assert sorted(os.listdir(tmp_path)) == sorted(["c", *stays])
         finally:
@@ -530,6 +533,7 @@ def test_a_folder_that_cannot_be_replaced_stays(monkeypatch, tmp_path, fails_at)
     assert (target / "zarr.json").read_text() == "old"
     monkeypatch.setattr(os, "replace", replace)
     fails_at = None
+    write(tmp_path / ".d.zarr.99999999999.1.tmp")  # of a process that was killed
     files.replace_folder(target, write)
     assert (target / "zarr.json").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["d.zarr"]

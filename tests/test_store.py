@@ -352,6 +352,15 @@ class TestTakingUp:
         assert torch.equal(here.x, there.x)
         assert [p.name for p in sorted(tmp_path.iterdir())] == ["c", "d"]
 
+    def test_what_a_kill_left_half_written_is_cleared(self, tmp_path):
+        """zarr writes beside a file's place, and warns of what it finds there."""
+        run = {"checkpoint": tmp_path / "c", **SHORT}
+        drawn(tmp_path / "d", PLAIN, **run)
+        for where in ("", "posterior", "posterior/x", "posterior/x/c/0/0/0", "sample_stats"):
+            (tmp_path / "d" / where / "zarr.0123.partial").write_bytes(b"{")
+        drawn(tmp_path / "d", PLAIN, **run)
+        assert not list((tmp_path / "d").rglob("*.partial"))
+
     def test_a_checkpoint_holds_no_draws(self, tmp_path):
         big = SHORT | {"steps": 800, "draws": 200}
         drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **big)

@@ -160,8 +160,8 @@ def folder_to_write(argument: str, path: Any, marks: Iterable[str]) -> Path:
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Put a folder at `path`, in place of the one that is there.
 
-    It is made beside its place. What fails leaves the old one where it was; a kill between two
-    renamings leaves it beside, as `.NAME.PID.2.tmp`.
+    It is made beside its place, as `.NAME.PID.1.tmp`. What fails leaves the old one where it was; a
+    kill between two renamings leaves it beside, as `.NAME.PID.2.tmp`.
 
     Args:
         path: Where to, links followed.
@@ -171,8 +171,9 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
         OSError: The folder cannot be written.
     """
     target = Path(os.path.realpath(path))
-    stem = f".{stem_of(target.name)}.{os.getpid()}"
-    beside, old = (target.with_name(f"{stem}.{k}.tmp") for k in (1, 2))
+    name = stem_of(target.name)
+    _clear(target.parent, name)
+    beside, old = (target.with_name(f".{name}.{os.getpid()}.{k}.tmp") for k in (1, 2))
     try:
         write(beside)
         if target.exists():
@@ -248,12 +249,16 @@ def stem_of(name: str) -> str:
 
 
 def _clear(folder: Path, stem: str) -> None:
-    """Remove the `.STEM.PID.tmp` of processes that no longer run."""
-    left = re.compile(rf"\.{re.escape(stem)}\.([1-9][0-9]*)\.tmp")
+    """Remove the files `.STEM.PID.tmp` and folders `.STEM.PID.1.tmp` of processes that no longer run."""
+    left = re.compile(rf"\.{re.escape(stem)}\.([1-9][0-9]*)(\.1)?\.tmp")
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             found = left.fullmatch(name)
-            if found is not None and not lives(int(found[1])):
+            if found is None or lives(int(found[1])):
+                continue
+            if found[2]:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            else:
                 (folder / name).unlink(missing_ok=True)
 
 

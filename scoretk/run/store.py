@@ -194,6 +194,8 @@ class Store:
             raise OutputExists(f"{self.folder} exists and is kept. {ADVICE}")
         else:
             self.id = self._number(same=not saved.exists())
+            for left in self.folder.rglob("*.partial"):  # of processes killed while zarr wrote
+                left.unlink(missing_ok=True)
 
     def _number(self, same: bool) -> str:
         """The number of the store that is there.
