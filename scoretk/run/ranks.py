@@ -18,13 +18,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from itertools import count
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import torch
@@ -87,6 +91,64 @@ class Ranks:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
+class _Line:
+    """Asks a store in a thread of its own, so that its silence is an error and no wait without end.
+
+    A process that is stopped, or a machine that is gone, leaves its connections open.
+
+    Args:
+        timeout: The seconds within which it has to answer.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout, self._dead = timeout, False
+        self._questions = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
+        threading.Thread(target=self._serve, name="scoretk-store-line", daemon=True).start()
+
+    def _serve(self) -> None:
+        while (asked := self._questions.get()) is not None:
+            answer, question = asked
+            try:
+                answer.set_result(question())
+            except BaseException as error:  # noqa: BLE001 (raised where it was asked)
+                answer.set_exception(error)
+
+    def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        """What the store answers.
+
+        Raises:
+            DistStoreError: It does not, or cannot be reached.
+        """
+        answer = Future[Any]()
+        try:
+            if not self._dead:
+                self._questions.put((answer, partial(question, *arguments)))
+                return answer.result(self.timeout)
+        except TimeoutError:
+            self._dead = True
+        raise dist.DistStoreError(f"it has not answered for {self.timeout:g} s")
+
+    def close(self) -> None:
+        """End the thread, when it has its answer."""
+        self._questions.put(None)
+
+
+class _Answering:
+    """A store, asked on a line where there is one.
+
+    Args:
+        store: The store.
+        line: The line.
+    """
+
+    def __init__(self, store: Any, line: _Line | None) -> None:
+        self._store, self._line = store, line
+
+    def __getattr__(self, name: str) -> Any:
+        own = getattr(self._store, name)
+        return own if self._line is None else partial(self._line.ask, own)
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """The processes between which calls are shared.
@@ -99,12 +161,14 @@ class _Job:
         calls: Counts the calls that were shared, alike on every rank.
         changed: Names of parts of fields that calls have changed on any rank, such as a counter.
         known: The errors of calls that all ranks know of.
+        line: Asks the store; None in a process by itself, whose store is its own.
     """
 
     ranks: Ranks
     team: tuple[int, ...]
     store: Any
     timeout: float
+    line: _Line | None = None
     calls: Iterator[int] = field(default_factory=count)
     changed: set[str] = field(default_factory=set)
     known: list[BaseException] = field(default_factory=list)
@@ -146,7 +210,8 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
     with joined(timeout) as (ranks, store):
         if store is None:
             raise ScoretkError("this build of torch has no torch.distributed")
-        job = _Job(ranks, _team(model_group, ranks.rank), store, timeout)
+        line = _Line(timeout) if ranks.world_size > 1 else None
+        job = _Job(ranks, _team(model_group, ranks.rank), store, timeout, line)
         end, token = _Shared(job, END), _JOB.set(job)
         try:
             with end.failing_together():
@@ -154,6 +219,8 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
                 end.meet("at the end")
         finally:
             _JOB.reset(token)
+            if line is not None:
+                line.close()
 
 
 def _team(model_group: Any, rank: int) -> tuple[int, ...]:
@@ -374,7 +441,9 @@ class _Shared:
         self.rank, self.world_size = job.ranks.rank, job.ranks.world_size
         self.alone, self.first = False, self.rank == 0
         self.leads, self.steady = self.rank == job.team[0], len(job.team) > 1
-        self.store = dist.PrefixStore(call, job.store)
+        self.store, self.everyones = (
+            _Answering(store, job.line) for store in (dist.PrefixStore(call, job.store), job.store)
+        )
         self._said, self._turns, self._words = dict[str, Outcome](), count(), count()
         self._made, self._due, self._watched = 0, 0.0, (b"", time.monotonic())
         self.identity: Identity | None = None
@@ -532,7 +601,7 @@ class _Shared:
         now = time.monotonic()
         self._due = now + min(PULSE, self.job.timeout / 4)
         self.store.set(f"word {self.rank}", f"{word}, word {next(self._words)}")
-        for store, error in ((self.store, "error"), (self.job.store, f"{END}/error")):
+        for store, error in ((self.store, "error"), (self.everyones, f"{END}/error")):
             if store.check([error]):
                 self.job.known.append(_unpacked(store.get(error), self.rank))
                 raise self.job.known[-1]
