@@ -361,6 +361,21 @@ class TestTakingUp:
         drawn(tmp_path / "d", PLAIN, **run)
         assert not list((tmp_path / "d").rglob("*.partial"))
 
+    def test_metadata_that_a_kill_left_older_than_the_store_are_not_believed(
+        self, tmp_path, monkeypatch
+    ):
+        """Killed when all is written, and what xarray reads first is not."""
+        run, own = {"checkpoint": tmp_path / "c", **SHORT}, streaming._consolidate
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                streaming, "_consolidate", lambda at: (at / "outcome").exists() or own(at)
+            )
+            made = drawn(tmp_path / "d", PLAIN, **run)
+        assert torch.equal(stk.Draws.load(tmp_path / "d").x[:], made.x[:])
+        assert torch.equal(drawn(tmp_path / "d", PLAIN, **run).x[:], made.x[:])
+        there = drawn(tmp_path / "d", PLAIN, **run | {"steps": 120})
+        assert torch.equal(there.x[:, :100], made.x[:])
+
     def test_a_checkpoint_holds_no_draws(self, tmp_path):
         big = SHORT | {"steps": 800, "draws": 200}
         drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **big)
@@ -437,6 +452,14 @@ class TestTakingUp:
         for chain, n in enumerate(kept):
             there = tree["posterior"]["x"].values[chain, : max(n, 0)]
             assert np.array_equal(there, here.x[chain, : max(n, 0)])
+
+    def test_a_checkpoint_lies_outside_of_the_store(self, tmp_path):
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "zarr.json").write_text("{}")
+        with pytest.raises(InvalidArgument, match=r"checkpoint: .*outside of the store"):
+            drawn(tmp_path / "e", PLAIN, checkpoint=tmp_path / "e", **SHORT)
+        with pytest.raises(InvalidArgument, match=r"checkpoint: .*outside of the store"):
+            drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "d" / "c", **SHORT)
 
     def test_gradients_have_no_store(self, tmp_path):
         with pytest.raises(InvalidArgument, match="grad"):

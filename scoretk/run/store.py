@@ -207,7 +207,7 @@ class Store:
             StoreError: It is no store of this run.
         """
         try:
-            about = zarr_module().open_group(self.folder, mode="r").attrs["scoretk_run"]
+            about = _group(self.folder, "r").attrs["scoretk_run"]
             number, theirs = about["id"], about["told"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
@@ -234,7 +234,7 @@ class Store:
 
     def _opened(self) -> Any:
         try:
-            return zarr_module().open_group(self.folder, mode="r+")
+            return _group(self.folder, "r+")
         except (OSError, ValueError) as error:
             raise StoreError(f"{self.folder} cannot be read: {error}") from error
 
@@ -455,7 +455,7 @@ def finished(path: str | os.PathLike[str]) -> StoredRun:
     """
     folder, expected = as_path("path", path), "a store that keep=scoretk.Zarr(path) wrote"
     try:
-        group = zarr_module().open_group(folder, mode="r")
+        group = _group(folder, "r")
         about, arrays = group.attrs["scoretk_run"], _arrays(group)
         if "done" not in about:
             hint = (
@@ -507,6 +507,11 @@ def part_of(array: Any, rows: range | np.ndarray, draws: slice) -> np.ndarray:
         array[slice(ahead.start, ahead.stop, ahead.step) if len(ahead) else slice(0), draws]
     )
     return found if rows.step > 0 else found[::-1]
+
+
+def _group(folder: Path, mode: str) -> Any:
+    """A store as it is: what is written in one place of all metadata may be older, after a kill."""
+    return zarr_module().open_group(folder, mode=mode, use_consolidated=False)
 
 
 def _arrays(group: Any) -> dict[str, Any]:
