@@ -21,7 +21,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import scoretk as stk
 from scoretk import cli
-from scoretk.run import batches, ranks
+from scoretk.core import files
+from scoretk.run import batches, checkpoint, ranks, store
 
 FORK = multiprocessing.get_context("fork")
 STORES = find_spec("zarr") is not None and find_spec("xarray") is not None
@@ -251,6 +252,21 @@ def hangs():
     return raised(call)
 
 
+def stops():
+    """The rank that keeps the store is stopped, as a machine that freezes: its connections stay open."""
+
+    def energy(x):
+        if rank() == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return bumpy(x)
+
+    def call():
+        with stk.distributed(timeout=10.0):
+            stk.sample(stk.Energy(energy, (3,)), stk.ULA(0.1), CHAINS, 4, batch=BATCH)
+
+    return raised(call)
+
+
 def is_killed():
     """One rank is killed in the field, where nothing else ends the others."""
 
@@ -463,6 +479,84 @@ def stormy(folder, seed, sizes, kills, singly=False):
     return ends, done, left
 
 
+class System:
+    """`os`, of which one module's own copy can be changed."""
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+
+def placing(name):
+    """Whether `os.replace` is about to put something of this name into its place."""
+    return lambda source, target: name in os.path.basename(target)
+
+
+def telling(name):
+    return lambda share, told, tensors: told == name
+
+
+PLACES = {
+    "a run's folder is beside its place": ("system", "replace", placing("c"), 1),
+    "a file of a batch is beside its place": ("system", "replace", placing("batch-"), 3),
+    "the store is beside its place": ("system", "replace", placing("d.zarr"), 1),
+    "the store has a number that nobody knows": (ranks._Shared, "tell", telling("store"), 1),
+    "warmup is over and not told": (ranks._Shared, "tell", telling("pilot"), 1),
+    "a chunk is written and not counted": (
+        *(store.Store, "_placed", lambda of, name, value: name == "kept", 4),
+    ),
+    "draws are written and the state is not": (
+        *(checkpoint.Checkpoint, "save", lambda *_, kind="run", **__: kind == "batch", 4),
+    ),
+    "all batches are over and nobody has said so": (ranks._Shared, "meet", lambda *_: True, 1),
+    "the store is not said to be whole": (store.Store, "finish", lambda *_: True, 1),
+    "the store says so and its metadata do not": (
+        *(store, "_consolidate", lambda folder: (folder / store.OUTCOME).exists(), 1),
+    ),
+}
+"""Where a rank is killed: what is about to be called there, with what, and the how manieth time."""
+
+
+def dies_at(place):
+    """Have this process killed at one of the places."""
+    owner, name, matches, times = PLACES[place]
+    if owner == "system":
+        owner = files.os = System()
+    own, left = getattr(owner, name), [times]
+
+    def called(*arguments, **more):
+        left[0] -= matches(*arguments, **more)
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return own(*arguments, **more)
+
+    setattr(owner, name, called)
+
+
+def tuned_in_a_store(folder, place=None):
+    """A run with a pilot, a checkpoint and a store, whose ranks are killed at a place; what is in the store."""
+    if place is not None:
+        dies_at(place)
+    kept = stk.Zarr(folder / "d.zarr", draws=5)
+    saved = stk.Checkpoint(folder / "c", every=1e-3)
+    with stk.distributed(timeout=60.0):
+        draws = CALLS["tuned"](batch=BATCH, keep=kept, checkpoint=saved)
+    return draws.x[:].numpy(), sorted(draws.cost.items())
+
+
+def killed_at(folder, place):
+    """Whether one of two ranks was killed at a place, what three had that went on, and the names left in the folder."""
+    folder.mkdir()
+    first = Job(2, tuned_in_a_store, folder, place)
+    running, died = list(first.processes), False
+    while running and not died:
+        wait([process.sentinel for process in running], timeout=60)
+        died = any(process.exitcode == -signal.SIGKILL for process in running)
+        running = [process for process in running if process.is_alive()]
+    first.kill()
+    again = Job(3, tuned_in_a_store, folder).wait(120)
+    return died, again, sorted(path.name for path in folder.iterdir())
+
+
 def all_of_them(folder):
     """All jobs of the default tests: what every rank of every job had, by the names of jobs and numbers of ranks."""
     found = {"one process": one_process()}
@@ -480,6 +574,7 @@ def all_of_them(folder):
         "tuned apart": (Job(2, tuned_apart), None),
         "in order of ranks": (Job(2, in_order_of_ranks), None),
         "hangs": (Job(2, hangs), [0]),
+        "stops": (Job(3, stops), [1, 2]),
         "is killed": (Job(3, is_killed), [0, 2]),
     }
     for name, (job, waited) in together.items():

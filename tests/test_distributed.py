@@ -186,6 +186,13 @@ def test_a_rank_that_hangs_or_is_gone_is_named(found, name, ranks):
         assert "the start of batch" in text
 
 
+def test_a_rank_that_is_stopped_with_the_store_in_it_is_no_wait_without_end(found):
+    for n in (1, 2):
+        kind, text, _ = found["stops"][n]
+        assert kind == "RankFailure"
+        assert "rank 0 keeps, cannot be reached: it has not answered for 10 s" in text
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(found):
     (expected,) = found["never stopped"].values()
     runs, kills, left = found["killed"]
@@ -557,6 +564,23 @@ def test_a_storm_of_kills(tmp_path):
     assert ends
     for ranks in ends:
         assert set(ranks.values()) == set(expected.values())
+
+
+@pytest.mark.slow
+def test_killed_at_chosen_places(tmp_path):
+    """Between any two writes that belong together: the same bits, and nothing is left beside."""
+    pytest.importorskip("zarr")
+    program = "found = {n: jobs.killed_at(folder / str(i), n) for i, n in enumerate(jobs.PLACES)}"
+    whole = jobs.CALLS["tuned"](batch=jobs.BATCH)
+    found = in_jobs(tmp_path, program)
+    assert found.keys() == jobs.PLACES.keys()
+    for place, (died, ranks, left) in found.items():
+        assert died, place
+        assert len(ranks) == 3, place
+        for x, cost in ranks.values():
+            assert np.array_equal(x, whole.x), place
+            assert cost == sorted(whole.cost.items()), place
+        assert left == ["c", "d.zarr"], place
 
 
 def recipe(begins):
