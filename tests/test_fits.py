@@ -21,8 +21,10 @@ def asked_nothing(x):
         (10**10, {"chains": 4, "steps": 10**12}, "32,000 GB"),
         (10**9, {"chains": 2 * 10**6, "steps": 1000, "thin": 10, "batch": 10**4}, "1.62 GB"),
         (10**7, {"chains": 2 * 10**6, "steps": 9, "keep": "moments", "batch": 10**4}, "0.144 GB"),
+        # whose ids alone are 34 GB
+        (10**10, {"chains": 2**32 - 1, "steps": 9, "keep": "moments"}, "309 GB"),
     ],
-    ids=["draws", "steps", "thinned", "moments"],
+    ids=["draws", "steps", "thinned", "moments", "as many as there can be"],
 )
 def test_what_does_not_fit_is_refused_before_the_field_is_asked(free, run, said, monkeypatch):
     monkeypatch.setattr("scoretk.run.fits.available", lambda device: free)

@@ -124,16 +124,21 @@ def file_to_write(argument: str, path: Any, expected: str = "the path of a file"
         pass
     except OSError as error:
         raise InvalidArgument(argument, str(file), expected, str(error)) from error
-    folder = Path(os.path.realpath(file)).parent
-    if not folder.is_dir():
-        raise InvalidArgument(argument, str(file), f"{expected} in a folder that exists")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InvalidArgument(argument, str(file), f"{expected} in a folder that can be written to")
+    _check_around(argument, file, expected)
     return file
 
 
+def _check_around(argument: str, path: Path, expected: str) -> None:
+    """Refuse a path in whose folder nothing can be made."""
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise InvalidArgument(argument, str(path), f"{expected} in a folder that exists")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidArgument(argument, str(path), f"{expected} in a folder that can be written to")
+
+
 def folder_to_write(argument: str, path: Any, marks: Iterable[str]) -> Path:
-    """The path of a folder that can be created, or of one of this kind, which is to be replaced.
+    """The path of a folder that can be created, or of one of this kind.
 
     Args:
         argument: The argument that errors name.
@@ -149,11 +154,9 @@ def folder_to_write(argument: str, path: Any, marks: Iterable[str]) -> Path:
     folder = as_path(argument, path)
     if folder.exists() and not any((folder / mark).is_file() for mark in marks):
         raise InvalidArgument(
-            argument,
-            str(folder),
-            f"a new folder, or one with {' or '.join(marks)} in it, which is replaced",
+            argument, str(folder), f"a new folder, or one with {' or '.join(marks)} in it"
         )
-    file_to_write(argument, folder.parent / f".{folder.name}")
+    _check_around(argument, folder, "the path of a folder")
     return folder
 
 

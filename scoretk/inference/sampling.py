@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -191,6 +193,7 @@ def sample(
     parts = _parts(ids, size, plan.pilot if adapts(solver) else 0)
     _check_pilot(parts, solver, start, rows)
     saved = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)
+    _check_apart(saved, streamed)
     before = getattr(solver, "before", None)
     continues = 0 if before is None else before.continued_by(seed, _given(init))
 
@@ -220,9 +223,9 @@ def sample(
         own,
         ExitStack() as ends,
     ):
+        schedule = run.batch_of(_Batch(ids[:1], slice(0, 1), slice(0, 1))).schedule
+        check_fits(run.what_is_kept(schedule))  # before there is memory for every chain
         batches = [run.batch_of(part) for part in parts]
-        schedule = batches[-1].schedule
-        check_fits(run.what_is_kept(schedule))
         settings = run.settings(schedule)
         asked = saved is not None or shares()
         identity = Identity(field=model, solver=solver) if asked else None
@@ -527,6 +530,17 @@ def _kept(keep: Any, solver: Solver) -> tuple[Zarr | None, str]:
     asked = keep.keep if isinstance(keep, Zarr) else keep
     asked = ("last" if is_grid(solver) else "all") if asked is None else asked
     return streamed, option("keep", asked, RECORDERS)
+
+
+def _check_apart(saved: Checkpoint | None, streamed: Zarr | None) -> None:
+    """Refuse a checkpoint at the place of the store, or in it."""
+    if saved is None or streamed is None:
+        return
+    file, folder = (Path(os.path.realpath(path)) for path in (saved.file, streamed.folder))
+    if file.is_relative_to(folder):
+        raise InvalidArgument(
+            "checkpoint", str(saved.path), f"a path outside of the store {streamed.folder}"
+        )
 
 
 def _store(

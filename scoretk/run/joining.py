@@ -30,6 +30,9 @@ def concatenate(parts: Iterable[Draws]) -> Draws:
 
     Draws in stores stay there: what is joined is read when it is asked for.
 
+    Draws know the settings of their run, and the name and the tensors of its field; not its code, in
+    which fields may differ that are told apart by a checkpoint.
+
     Args:
         parts: The draws of the parts, in any order, on one device; all in memory, or all in stores.
 
@@ -90,7 +93,8 @@ def _differences(one: Draws, other: Draws) -> str:
             found.append(f"{name}: {there} there, {here} here")
     if not found:
         found = [
-            f"what was tuned: {name}"
+            f"what was tuned: {name} (by other chains, where a part ends before the pilot does: tune "
+            f"once, and give it to all by tuned_by)"
             for name, value in one.tuned.items()
             if not torch.equal(value, other.tuned[name])
         ]
