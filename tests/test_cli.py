@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+import scoretk as stk
 from scoretk._version import __version__
 from scoretk.cli import main
 from scoretk.cli.output import FitLine
@@ -48,6 +49,19 @@ def test_wrong_words_name_the_nearest_and_the_commands_own_usage(capsys):
     assert err.startswith("usage: scoretk list ")
     assert "--bogus" in err
     assert "did you mean 'last'?" in run(capsys, "sample", "funnel", "--keep", "lst")[2]
+
+
+def test_draws_go_to_a_store(capsys, tmp_path):
+    pytest.importorskip("zarr")
+    folder = tmp_path / "run.zarr"
+    asked = ("sample", "funnel", "--solver", "mala", "--chains", 4, "--steps", 20, "--keep", folder)
+    code, out, _ = run(capsys, *asked)
+    assert code == 0
+    assert f"written  {folder}" in out
+    assert stk.Draws.load(folder).x.shape[:2] == (4, 20)
+    code, _, err = run(capsys, *asked)
+    assert code == 2
+    assert "exists" in err
 
 
 def test_list_and_describe(capsys):

@@ -411,6 +411,20 @@ class TestParts:
         with pytest.raises(stk.InvalidArgument, match=next(iter(more))):
             stk.concatenate([one, other])
 
+    def test_a_part_that_ends_before_the_pilot_says_so(self):
+        """It tunes by fewer chains; with a pilot of no more chains than the first has, parts are the run."""
+        field = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+        ranges = (range(6), range(6, 12))
+
+        def made(chains, pilot):
+            warmup = stk.Warmup(steps=20, pilot=pilot)
+            return stk.sample(field, stk.MALA(), chains=chains, warmup=warmup, steps=2, batch=12)
+
+        with pytest.raises(stk.InvalidArgument, match=r"what was tuned: step_size.*pilot="):
+            stk.concatenate([made(ids, 8) for ids in ranges])
+        joined = stk.concatenate([made(ids, 6) for ids in ranges])
+        torch.testing.assert_close(joined.x, made(12, 6).x)
+
     def test_a_chain_is_there_once(self):
         one, other = self.parts()
         with pytest.raises(stk.InvalidArgument, match=r"\[9, 10"):

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import math
+import operator
 import os
 import shutil
 import signal
@@ -20,7 +22,8 @@ from scoretk.core.locks import held, lock_of
 from scoretk.errors import Busy, InvalidArgument, OutputExists, StoreError
 from scoretk.inference import sampling
 from scoretk.run import store as streaming
-from scoretk.run.store import Streaming, chains_a_chunk
+from scoretk.run.store import Store, Streaming, chains_a_chunk
+from scoretk.run.stored import Lazy
 
 pytest.importorskip("zarr")
 xarray = pytest.importorskip("xarray")
@@ -165,6 +168,50 @@ class TestReading:
         assert np.array_equal(here.x.numpy(), np.asarray(there.x))
         with pytest.raises(AttributeError):
             there.x.no_such_thing  # noqa: B018
+
+    @pytest.mark.parametrize("name", ["add", "sub", "mul", "truediv", "floordiv", "pow", "mod"])
+    def test_arithmetic_takes_it_from_either_side(self, pair, name):
+        here, there = (draws.x for draws in pair)
+        made = getattr(operator, name)
+        assert torch.equal(made(here, 3.0), made(there, 3.0))
+        torch.testing.assert_close(made(5.0, here), made(5.0, there), equal_nan=True)
+
+    def test_products_of_matrices_from_either_side(self, pair):
+        here, there = (draws.x for draws in pair)
+        a = torch.eye(5)
+        assert torch.equal(here @ a, there @ a)
+        assert torch.equal(torch.eye(45) @ here, torch.eye(45) @ there)
+
+    @pytest.mark.parametrize("chunk", [1, 45 * 5 * 4 * 4, 1 << 25])
+    def test_chains_one_after_another_read_each_chunk_once(self, pair, chunk, monkeypatch):
+        here, there = pair
+        monkeypatch.setattr("scoretk.run.stored.CHUNK", chunk)
+        reads, whole = [], Lazy.read
+
+        def read(self, *where):
+            reads.append(where)
+            return whole(self, *where)
+
+        monkeypatch.setattr(Lazy, "read", read)
+        for one, other in zip(here.x, there.x, strict=True):
+            assert torch.equal(one, other)
+        assert len(reads) <= math.ceil(10 / there.x.arrays[0].chunks[0])
+
+    @pytest.mark.parametrize("free", [4 * 10 * 5 * 4, 4 * 10 * 5 * 4 * 3, 10 * 5 * 45 * 4 * 2])
+    def test_pieces_fit_into_what_memory_is_free(self, pair, free, monkeypatch):
+        """Also where a chunk of all chains does not: of a draw a piece in the end."""
+        here, there = pair
+        monkeypatch.setattr("scoretk.run.stored.available", lambda device: free)
+        pieces = list(there.x.pieces())
+        assert max(piece.nbytes for _, piece in pieces) <= free // 4
+        assert torch.equal(torch.cat([piece for _, piece in pieces], 1), here.x)
+        for some in (slice(0, 1), slice(1, 4)):
+            if here.x[:, :, some].nbytes <= free:
+                assert torch.equal(there.x.entries(some), here.x[:, :, some])
+
+    def test_moments_of_no_chain(self, pair):
+        for found in pair[1][:0].moments():
+            assert found.shape == (0, 5)
 
     def test_the_summary_is_that_of_memory(self, pair):
         here, there = pair
@@ -533,6 +580,23 @@ class TestFaults:
         assert job(tmp_path).communicate(timeout=120)[0].endswith("done\n")
         tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
         assert np.array_equal(tree["posterior"]["x"].values, in_memory().x)
+
+    def test_after_a_gap_nothing_is_counted(self, tmp_path, monkeypatch):
+        """A disk that is full for a moment: `kept` is what readers go by."""
+        write, asked = Store.write, []
+
+        def failing_once(self, rows, start, values):
+            asked.append(start)
+            if len(asked) == 2:
+                raise StoreError("the disk is full")
+            write(self, rows, start, values)
+
+        monkeypatch.setattr(Store, "write", failing_once)
+        with pytest.raises(StoreError, match="full"):
+            drawn(tmp_path / "d")
+        kept = xarray.open_datatree(tmp_path / "d", engine="zarr")["sample_stats"]["kept"]
+        assert len(asked) == 2
+        assert int(kept.max()) == 16
 
 
 class TestOneJobAtATime:

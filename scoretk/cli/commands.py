@@ -97,6 +97,7 @@ def sample(options: argparse.Namespace) -> bool:
     from scoretk.core.anatomy import to_device
     from scoretk.inference.sampling import sample as draw
     from scoretk.run.ranks import Ranks, distributed
+    from scoretk.run.store import Zarr
 
     names = (
         "chains",
@@ -105,7 +106,6 @@ def sample(options: argparse.Namespace) -> bool:
         "thin",
         "batch",
         "seed",
-        "keep",
         "compile",
         "checkpoint",
         "on_failure",
@@ -121,6 +121,7 @@ def sample(options: argparse.Namespace) -> bool:
             solver,
             dtype=getattr(torch, options.dtype) if options.dtype else None,
             device=device,
+            keep=Zarr(options.keep) if _streams(options.keep) else options.keep,
             **{name: getattr(options, name) for name in names},
         )
         if ranks.rank > 0:
@@ -220,9 +221,10 @@ def demo(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace, draws: Any, written: str | None) -> None:
     shape = list((draws.x if draws.kept else draws.final).shape)
-    averages = {name: float(value.cpu().double().nanmean()) for name, value in draws.stats.items()}
+    averages = {name: _average(value) for name, value in draws.stats.items()}
     known = {name: value if math.isfinite(value) else None for name, value in averages.items()}
     tuned = {name: float(value) for name, value in draws.tuned.items() if value.numel() == 1}
+    written = written or (options.keep if _streams(options.keep) else None)
     summary = {
         "shape": shape,
         "tuned": tuned,
@@ -249,6 +251,22 @@ def _report(options: argparse.Namespace, draws: Any, written: str | None) -> Non
             say(f"verdict  {draws.summary(most=JUDGED).verdict}")
     if written:
         say(f"written  {written}")
+
+
+def _average(value: Any) -> float:
+    """The mean of a statistic where it is no NaN; of one in a store, a piece at a time."""
+    from scoretk.run.stored import Lazy
+
+    total, n = 0.0, 0
+    for _, piece in value.pieces() if isinstance(value, Lazy) else [(None, value)]:
+        numbers = piece.cpu().double()
+        total, n = total + float(numbers.nansum()), n + int((~numbers.isnan()).sum())
+    return total / n if n else math.nan
+
+
+def _streams(keep: str | None) -> bool:
+    """Whether what is to be kept goes to a store."""
+    return keep is not None and keep.endswith(".zarr")
 
 
 def _assignments(flag: str, pairs: Sequence[str]) -> dict[str, Any]:

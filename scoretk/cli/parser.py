@@ -128,7 +128,11 @@ def make_parser() -> argparse.ArgumentParser:
     for name in ("chains", "steps", "warmup", "thin", "batch"):
         sampling.add_argument(f"--{name}", type=int)
     sampling.add_argument("--seed", type=int, default=0)
-    sampling.add_argument("--keep", choices=("all", "last", "moments"))
+    sampling.add_argument(
+        "--keep",
+        metavar="WHAT",
+        help="all, last, moments, or x.zarr, a store that need not fit in memory",
+    )
     sampling.add_argument("--device")
     sampling.add_argument("--dtype", choices=("float32", "float64"))
     sampling.add_argument("--compile", action="store_true", help="compile the step")

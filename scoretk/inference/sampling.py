@@ -529,6 +529,9 @@ def _kept(keep: Any, solver: Solver) -> tuple[Zarr | None, str]:
     streamed = keep if isinstance(keep, Zarr) else None
     asked = keep.keep if isinstance(keep, Zarr) else keep
     asked = ("last" if is_grid(solver) else "all") if asked is None else asked
+    if isinstance(asked, str | os.PathLike) and os.fsdecode(asked).endswith(".zarr"):
+        hint = f"A store is keep=scoretk.Zarr({os.fsdecode(asked)!r})"
+        raise InvalidArgument("keep", asked, f"one of {', '.join(RECORDERS)}", hint)
     return streamed, option("keep", asked, RECORDERS)
 
 

@@ -20,6 +20,13 @@ __all__ = ["concatenate"]
 OF_A_PART = {"chains", "batch", "init", "cond", "device"}
 """What parts of a run may differ in: all else in their provenance decides the draws."""
 
+TUNED = "what was tuned"
+PILOT = (
+    "A part tunes by the chains of the run's pilot that are below its end: let the first part have "
+    "all of them, by warmup=scoretk.Warmup(..., pilot=) of no more chains than it has, or tune once and "
+    "give it to all by tuned_by. Then the same call, seed and field with another"
+)
+
 
 @explained
 def concatenate(parts: Iterable[Draws]) -> Draws:
@@ -48,11 +55,14 @@ def concatenate(parts: Iterable[Draws]) -> Draws:
         raise InvalidArgument("parts", every, "draws in memory, or draws in stores", hint)
     for number, part in enumerate(every[1:], 1):
         if other := _differences(first, part):
+            hint = (
+                PILOT if other.startswith(TUNED) else "The same call, seed and field with another"
+            )
             raise InvalidArgument(
                 f"parts[{number}]",
                 other,
                 "draws of the same run as parts[0]",
-                "The same call, seed and field with another range of chains= makes a part",
+                f"{hint} range of chains= makes a part",
             )
     ids = torch.cat([part.chains.cpu() for part in every])
     order = torch.argsort(ids, stable=True)
@@ -93,8 +103,7 @@ def _differences(one: Draws, other: Draws) -> str:
             found.append(f"{name}: {there} there, {here} here")
     if not found:
         found = [
-            f"what was tuned: {name} (by other chains, where a part ends before the pilot does: tune "
-            f"once, and give it to all by tuned_by)"
+            f"{TUNED}: {name}"
             for name, value in one.tuned.items()
             if not torch.equal(value, other.tuned[name])
         ]

@@ -652,6 +652,7 @@ class _Writer:
         self._thread: ThreadPoolExecutor | None = None
         self._side: Any = None
         self._copied: Any = None
+        self._broken: BaseException | None = None
 
     def begin(
         self, parts: Mapping[str, Tensor], write: Callable[[dict[str, np.ndarray]], None]
@@ -678,9 +679,15 @@ class _Writer:
         host = {name: room.numpy() for name, room in rooms.items()}
 
         def written() -> None:
-            if copied is not None:
-                copied.synchronize()
-            write(host)
+            if self._broken is not None:  # what follows a gap is not to be counted
+                raise self._broken
+            try:
+                if copied is not None:
+                    copied.synchronize()
+                write(host)
+            except BaseException as error:
+                self._broken = error
+                raise
 
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="scoretk-store")
         half.writing = self._thread.submit(written)
@@ -772,10 +779,18 @@ class Streaming:
     def extend(
         self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int
     ) -> Record:
-        """As `add`, for each chosen step of a block."""
-        for n, i in enumerate(chosen):
-            own = {name: value[i] for name, value in stats.items()}
-            record = self.add(record, xs[i], own, index + n, total)
+        """As `add` for each chosen step of a block, in one copy."""
+        if not record.tensors:
+            first = {name: value[0] for name, value in stats.items()}
+            record = self._ring(Record({"x": xs[0]}, first).flat())
+        rings, size, done = record.flat(), len(record.tensors["x"]), 0
+        while done < len(chosen):  # once, or twice where the ring's end lies between
+            at = (index + done) % size
+            part = chosen[done : done + size - at]
+            for name, value in Record({"x": xs}, stats).flat().items():
+                own = value if len(part) == len(value) else value[part]
+                rings[name][at : at + len(part)] = own
+            done += len(part)
         return record
 
     def passed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:

@@ -30,6 +30,8 @@ __all__ = ["Chained", "Draws", "Lazy", "StoredDraws", "load", "stored_draws"]
 
 CHUNK = 1 << 25
 """Bytes that are read at a time, about."""
+SHARE = 4
+"""The part of free memory, one in so many, that a piece takes at most: what is made of it comes on top."""
 JUDGED = 1 << 27
 """Bytes of draws that a summary judges at most; of more, it judges draws that are evenly spaced."""
 
@@ -110,7 +112,17 @@ class Lazy:
         return self.read(*boxes)[tuple(keys) if isinstance(key, tuple) else keys[0]]
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
+        for some in self._blocks():
+            yield from self.read(some, slice(None))
+
+    def _blocks(self) -> Iterator[slice]:
+        """Chains in blocks of about `CHUNK` bytes, or of a chunk's chains where all of them fit."""
+        of_one = max(1, self.nbytes // max(1, len(self)))
+        size, chunk, most = CHUNK // of_one, self.arrays[0].chunks[0], _room() // SHARE // of_one
+        size = max(1, min(size, most))
+        if chunk <= most:  # then each chunk is read once
+            size = max(chunk, size // chunk * chunk)
+        return (slice(i, i + size) for i in range(0, len(self), size))
 
     def chosen(self, rows: Any) -> Lazy:
         """Some chains, not read yet; `rows` is what selects rows of a tensor."""
@@ -157,12 +169,15 @@ class Lazy:
         n = len(range(math.prod(self.event))[some])
         _check_fits(math.prod(self.shape[:2]) * n * self.element_size())
         found = torch.empty((*self.shape[:2], n), dtype=self.dtype)
-        for part, piece in self.pieces():
-            found[:, part] = piece.reshape(*piece.shape[:2], -1)[:, :, some]
+        for chains in self._blocks():
+            found[chains] = self.read(chains, slice(None)).flatten(2)[:, :, some]
         return found
 
     def pieces(self, first: int = 0, last: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         """All of it, some draws of all chains at a time: which draws, and these.
+
+        As many as a chunk has, each of which is read once, where these fit into memory with room to
+        spare; else fewer.
 
         Args:
             first: The number of the first draw.
@@ -172,6 +187,7 @@ class Lazy:
         step = self.arrays[0].chunks[1]
         size = max(1, self.nbytes // max(1, self.shape[1]))
         step *= max(1, CHUNK // (size * step))
+        step = max(1, min(step, _room() // SHARE // size))
         ends = [first, *range((first // step + 1) * step, whole, step), whole]
         for start, end in pairwise(ends):
             if start < end:
@@ -189,7 +205,7 @@ class Lazy:
         rows, draws = self.arrays[0].chunks[:2]
         of_one = draws * math.prod(self.event) * self.element_size()
         block = rows * max(1, CHUNK // max(1, rows * of_one))
-        some = (self.chosen(slice(i, i + block)) for i in range(0, len(self), block))
+        some = (self.chosen(slice(i, i + block)) for i in range(0, max(1, len(self)), block))
         found = [part._moments(first, last) for part in some]
         mean, var = (torch.cat(values) for values in zip(*found, strict=True))
         return mean, var
@@ -234,6 +250,9 @@ class Lazy:
         return getattr(self.load(), name)
 
 
+ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "mod")
+
+
 def _arithmetic(name: str) -> Callable[..., Any]:
     own = getattr(operator, name, None)
 
@@ -246,8 +265,9 @@ def _arithmetic(name: str) -> Callable[..., Any]:
 
 
 for _name in (
-    *("add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "mod"),
-    *("radd", "rsub", "rmul", "rtruediv", "rpow", "neg", "abs", "eq", "ne", "lt", "le", "gt", "ge"),
+    *(lead + name for name in ARITHMETIC for lead in ("", "r")),
+    *("neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge"),
+    *("and", "or", "xor", "invert"),
 ):
     setattr(Lazy, f"__{_name}__", _arithmetic(f"__{_name}__"))
 Lazy.__hash__ = object.__hash__  # type: ignore[method-assign]
@@ -257,6 +277,12 @@ def _loaded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_loaded, value))
     return value.load() if isinstance(value, Lazy) else value
+
+
+def _room() -> int:
+    """The bytes of memory that are free; where the system does not say, enough for a chunk."""
+    room = available(torch.device("cpu"))
+    return SHARE * CHUNK if room is None else room
 
 
 def _check_fits(size: int) -> None:

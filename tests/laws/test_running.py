@@ -233,6 +233,27 @@ def test_a_digest_of_weights_follows_their_values():
     assert weights_digest([torch.zeros(3)]) == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [16, 3 * 4096 + 9], ids=["small", "large"])
+def test_a_digest_of_weights_sees_what_torch_does_not_count(size, dtype):
+    """Changes by way of `.data`, however small beside the whole, in tensors wherever they begin."""
+    for start in (0, 1):
+        room = 1e4 * torch.randn(size + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
+        weight = room[start : start + size]
+        seen = {weights_digest([weight])}
+        version = weight._version
+        for two in ([3, -5], [0, 1]):
+            weight.data[two] = weight.data[two].flip(0)
+            seen.add(weights_digest([weight]))
+        weight.data[[1, 2]] *= -1
+        seen.add(weights_digest([weight]))
+        bits = weight.data.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
+        bits[7] += 1  # the last bit of one number
+        seen.add(weights_digest([weight]))
+        assert weight._version == version
+        assert len(seen) == 5
+
+
 def test_a_witness_contradicts_another_field():
     solver = stk.MALA(0.1)
     fields = [stk.Energy(lambda x, k=k: k * (x**2).sum(1), (2,)) for k in (1.0, 1.0, 1.01)]
