@@ -94,7 +94,15 @@ def test_list_by_family(capsys):
     code, _, err = run(capsys, "list", "--family", "scores")
     assert code == 2
     assert "did you mean 'score'" in err
-    assert run(capsys, "list", "--model", "ising")[0] == 2  # it is for the matrix
+    for given in (
+        ["--model", "ising"],
+        ["--solver", "mala"],
+        ["--model", "ising", "--solver", "mala"],
+    ):
+        code, _, err = run(capsys, "list", *given)  # it is for the matrix
+        assert code == 2
+        assert f"{' and '.join(given[::2])}: expected --matrix" in err
+        assert f"scoretk list --matrix {' '.join(given)}" in err
     code, _, err = run(capsys, "list", "--matrix", "--family", "scores")
     assert code == 2
     assert "did you mean 'score'" in err

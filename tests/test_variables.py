@@ -767,7 +767,7 @@ def test_a_shape_beside_variables_is_refused():
 
 
 WRONG_STARTS = {
-    "one is missing": ({"mu": torch.zeros(3)}, "each of mu, tau"),
+    "one is missing": ({"mu": torch.zeros(3)}, r"each of mu, tau, got \['mu'\]. tau missing"),
     "one too many": ({"mu": torch.zeros(3), "tau": torch.ones(3), "nu": torch.ones(3)}, "mu, tau"),
     "another shape": ({"mu": torch.zeros(3, 1), "tau": torch.ones(3)}, r"init\['mu'\]"),
     "other rows": ({"mu": torch.zeros(2), "tau": torch.ones(3)}, r"init\['tau'\]"),

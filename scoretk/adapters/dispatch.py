@@ -12,6 +12,7 @@ from scoretk.adapters.flow_matching import from_flow_matching
 from scoretk.adapters.flows import from_flow
 from scoretk.adapters.jax import from_jax
 from scoretk.adapters.k_diffusion import from_k_diffusion
+from scoretk.adapters.numpyro import from_numpyro
 from scoretk.adapters.pymc import from_pymc
 from scoretk.adapters.pyro import from_pyro
 from scoretk.adapters.sbi import from_sbi
@@ -38,6 +39,7 @@ BY_NAME: Mapping[str, Callable[..., Any]] = MappingProxyType(
             from_jax,
             from_k_diffusion,
             from_language_model,
+            from_numpyro,
             from_pymc,
             from_pyro,
             from_sbi,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -45,9 +46,7 @@ def list_all(options: argparse.Namespace) -> bool:
     if options.matrix:
         return _matrix(options)
     if options.model or options.solver:
-        raise InvalidArgument(
-            "--model and --solver", options.model or options.solver, "--matrix beside them"
-        )
+        raise _without_matrix(options)
     models = verify() if options.verify else list_models()
     solvers = verify_solvers() if options.verify else list_solvers()
     if options.family:
@@ -133,6 +132,19 @@ def _own_summary(value: str) -> str:
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     told = next((ast.get_docstring(node) for node in classes if node.name == name), None)
     return (told or "").partition("\n")[0]
+
+
+def _without_matrix(options: argparse.Namespace) -> InvalidArgument:
+    """The error for what chooses from the matrix, without the matrix."""
+    asked = {"--model": options.model, "--solver": options.solver}
+    given = {option: names for option, names in asked.items() if names}
+    typed = shlex.join([word for pair in given.items() for word in pair])
+    return InvalidArgument(
+        " and ".join(given),
+        ", ".join(given.values()),
+        "--matrix beside " + ("it" if len(given) == 1 else "them"),
+        f"scoretk list --matrix {typed}",
+    )
 
 
 def _matrix(options: argparse.Namespace) -> bool:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import event_shape as as_event_shape
-from scoretk.core.arguments import function, numbers
+from scoretk.core.arguments import numbers
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.convert import prediction_name
+from scoretk.fields.foreign import user_function
 from scoretk.fields.paths import EDM, VE, GaussianPath, Tabulated
 from scoretk.fields.wrappers import Diffusion, Velocity
 
@@ -103,7 +104,7 @@ def from_timesteps(
             "'data', 'v' or 'velocity' with alphas_cumprod that end at 0: there x_t is all noise",
             "A model of the noise was trained on a table that ends above 0: give that one",
         )
-    function("net", net, "net(x, k, **cond)")
+    user_function("net", net, "net(x, k, **cond)")
     adapted = _OnTimesteps(net, path, integer)
     return Diffusion(adapted, as_event_shape(event_shape), path, predicts, autocast=autocast)
 
@@ -139,7 +140,7 @@ def from_sigmas(
             "path", path, "a variance-exploding path, EDM or VE, on which sigma is the noise level"
         )
     return Diffusion(
-        _OnSigmas(function("net", net, "net(x, sigma, **cond)"), path),
+        _OnSigmas(user_function("net", net, "net(x, sigma, **cond)"), path),
         as_event_shape(event_shape),
         path,
         predicts,
@@ -177,7 +178,7 @@ def from_reversed_time(
         InvalidArgument: An argument does not fit, or there is no path and no velocity.
         UnknownName: `predicts` is none of these.
     """
-    function("net", net, "net(x, s, **cond)")
+    user_function("net", net, "net(x, s, **cond)")
     predicts = prediction_name(predicts)
     adapted = _OnReversedTime(net, -1.0 if predicts == "velocity" else 1.0)
     if path is None:

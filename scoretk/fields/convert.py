@@ -28,7 +28,7 @@ from torch import Tensor
 from scoretk.core.arguments import option
 from scoretk.core.devices import wide
 from scoretk.core.rows import across, add_scaled
-from scoretk.errors import InvalidArgument, SingularConversion, UnknownName
+from scoretk.errors import InvalidArgument, SingularConversion, UnknownName, near_match
 from scoretk.fields.paths import GaussianPath
 
 __all__ = [
@@ -81,7 +81,16 @@ def prediction_name(name: str) -> str:
             )
             raise UnknownName("prediction", name, PREDICTIONS, hint)
         name = ALSO_KNOWN_AS.get(plain, plain if plain in PREDICTIONS else name)
+        if name not in PREDICTIONS:
+            raise UnknownName("prediction", name, PREDICTIONS, _other_names(name))
     return option("prediction", name, PREDICTIONS)
+
+
+def _other_names(name: str) -> str:
+    """What the predictions are called elsewhere, after the nearest of ours."""
+    others = {ours: [n for n, of in ALSO_KNOWN_AS.items() if of == ours] for ours in PREDICTIONS}
+    told = (f"{ours} is also {', '.join(names)}" for ours, names in others.items() if names)
+    return "; ".join([*filter(None, [near_match(name, PREDICTIONS).strip(" ()")]), *told])
 
 
 def coefficients(path: GaussianPath, t: float | Tensor, source: str, target: str) -> _Pair:

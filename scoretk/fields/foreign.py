@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from functools import partial
 from inspect import getclosurevars, unwrap
+from os import PathLike
 from traceback import walk_tb
 from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from scoretk.core.anatomy import asked
+from scoretk.core.arguments import function
 from scoretk.errors import InvalidArgument, ScoretkError
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "owners",
     "part_of",
     "unfit",
+    "user_function",
     "ways",
 ]
 
@@ -55,6 +58,7 @@ ADAPTERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("sbi", "BasePotential"): "from_sbi",
         ("bridgestan", "StanModel"): "from_stan",
         ("pyro", "PyroModule"): "from_pyro",
+        ("numpyro", "Messenger"): "from_numpyro",
         ("azula", "Denoiser"): "from_azula",
         ("flow_matching", "ModelWrapper"): "from_flow_matching",
         ("torchcfm", "MLP"): "from_torchcfm",
@@ -92,6 +96,8 @@ NEAREST: Mapping[str, str] = MappingProxyType(
         "azula": "from_azula takes a denoiser",
         "flow_matching": "from_flow_matching takes a ModelWrapper, or its velocity",
         "torchcfm": "from_torchcfm takes the velocity's network",
+        "scipy": "Energy takes its density and the gradient, where it is one of all rows: "
+        "scoretk.Energy(lambda x: -d.logpdf(x), event_shape, grad=g)",
         "k_diffusion": "from_k_diffusion takes a wrapped model: k_diffusion.layers.Denoiser(model, "
         "sigma_data), or one of k_diffusion.external",
     }
@@ -110,6 +116,11 @@ PARTS: Mapping[tuple[str, str], str] = MappingProxyType(
             "Distribution",
         ): "{0} is a distribution of numpyro: scoretk.from_numpyro(lambda: "
         "numpyro.sample('x', distribution))",
+        ("scipy", "multivariate_normal_frozen"): "{0}: scoretk.from_distribution takes "
+        "torch.distributions.MultivariateNormal(mean, cov), of tensors",
+        ("scipy", "gaussian_kde"): "{0}: scoretk.from_sklearn takes "
+        "sklearn.neighbors.KernelDensity(bandwidth=...).fit(rows); or give the gradient, "
+        "scoretk.Energy(lambda x: -kde.logpdf(x.T), event_shape, grad=g)",
         ("nflows", "MADE"): "{0} is the network of a flow: scoretk.from_flow takes the flow",
     }
 )
@@ -124,6 +135,14 @@ _WAYS = (
     "If the function is a model of numpyro or Pyro: scoretk.from_numpyro(model, *args), "
     "scoretk.from_pyro(model, *args); a log density of JAX: scoretk.from_jax(fn, example)"
 )
+
+
+_NAMED = (
+    "scoretk.load(name) makes a registered model, as `scoretk list` names them; "
+    "scoretk.load_pretrained(name) reads a folder or a repository of the Hub; a language model of "
+    "transformers: scoretk.from_language_model(lm, length), of the loaded model"
+)
+"""What to do with a name, or a path, in place of an object."""
 
 
 def adapter_of(value: object) -> str | None:
@@ -160,6 +179,8 @@ def nearest(value: object) -> str:
     """What the adapter for an object's library takes; "" where there is none."""
     if made := _of_class(value):
         return made
+    if isinstance(value, str | PathLike):
+        return _NAMED
     own = next((PARTS[owner] for owner in owners(value) if owner in PARTS), "")
     if own and not isinstance(value, type):
         return own.format(type(value).__name__)
@@ -337,6 +358,25 @@ def no_field(argument: str, value: Any, expected: str, hint: str = "") -> Invali
         return InvalidArgument(argument, value, expected, nearest(value) or ways(value, hint))
     way = part_of(value) or f"{type(value).__name__}: scoretk.{adapter} makes a field of it"
     return InvalidArgument(argument, type(value), expected, way)  # (whose repr may compute)
+
+
+def user_function(name: str, value: Any, form: str) -> Any:
+    """As `scoretk.core.arguments.function`, with the adapter for what cannot be called.
+
+    Args:
+        name: The argument.
+        value: The function.
+        form: How it is called, such as `net(x, t, **cond)`.
+
+    Returns:
+        The function.
+
+    Raises:
+        InvalidArgument: It cannot be called so.
+    """
+    if not callable(value) or isinstance(value, type):
+        raise no_field(name, value, f"a callable {form}")
+    return function(name, value, form)
 
 
 def ways(value: object, hint: str) -> str:

@@ -122,7 +122,7 @@ class Variables:
     def point(self, values: Mapping[str, Any]) -> Tensor:
         shapes = self.layout.shapes
         if not isinstance(values, Mapping) or values.keys() != shapes.keys():
-            given = dict.fromkeys(values, ...) if isinstance(values, Mapping) else values
+            given = [*values] if isinstance(values, Mapping) else values
             raise InvalidArgument(
                 "init",
                 given,

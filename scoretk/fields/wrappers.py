@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from scoretk.core.arguments import event_shape as as_event_shape
-from scoretk.core.arguments import function
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_asked, check_energy, check_rows, unwritten
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.constrained import constrained
 from scoretk.fields.convert import check_time, convert, prediction_name
+from scoretk.fields.foreign import user_function
 from scoretk.fields.gradient import ByAutograd, OwnGradient
 from scoretk.fields.paths import VP, GaussianPath, Linear
 from scoretk.fields.protocols import field_name, optional
@@ -101,9 +101,9 @@ class Energy(ByAutograd):
         grad: Callable[..., Any] | None,
     ) -> None:
         if grad is not None:
-            function("grad", grad, "grad(x, **cond)")
+            user_function("grad", grad, "grad(x, **cond)")
         if variables is None:
-            function("fn", self.fn, "fn(x, **cond)")
+            user_function("fn", self.fn, "fn(x, **cond)")
             if grad is not None:
                 object.__setattr__(self, "fn", OwnGradient(self.fn, grad))
             object.__setattr__(self, "fn", _autocast(self.fn, autocast))
@@ -173,7 +173,7 @@ class Score:
     provides = frozenset({"score"})
 
     def __post_init__(self, autocast: torch.dtype | None) -> None:
-        function("fn", self.fn, "fn(x, **cond)")
+        user_function("fn", self.fn, "fn(x, **cond)")
         object.__setattr__(self, "fn", _autocast(self.fn, autocast))
         object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
 
@@ -354,7 +354,7 @@ class Diffusion(GaussianPathField):
     autocast: InitVar[torch.dtype | None] = None
 
     def __post_init__(self, autocast: torch.dtype | None) -> None:
-        function("net", self.net, "net(x, t, **cond)")
+        user_function("net", self.net, "net(x, t, **cond)")
         object.__setattr__(self, "net", _autocast(self.net, autocast))
         object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
         object.__setattr__(self, "predicts", prediction_name(self.predicts))
@@ -407,7 +407,7 @@ class Velocity(GaussianPathField):
         *,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.net = _autocast(function("net", net, "net(x, t, **cond)"), autocast)
+        self.net = _autocast(user_function("net", net, "net(x, t, **cond)"), autocast)
         self.event_shape = as_event_shape(event_shape)
         self.path = Linear() if base is None else None
         self.base = (

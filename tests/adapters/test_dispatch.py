@@ -1,6 +1,7 @@
 """What is no field names the adapter that makes one of it; names of other packages for predictions mean ours."""
 
 import functools
+import pathlib
 import re
 import types
 
@@ -158,6 +159,61 @@ def test_a_model_that_its_adapter_cannot_run_names_the_library_that_it_is_of():
     assert "All of it is observed" in str(foreign.unfit(written_for("pyro"), "pyro"))
 
 
+@pytest.mark.parametrize("call", [stk.from_, CALLS["tempered"]])
+def test_a_name_is_told_who_makes_an_object_of_it(call):
+    for name in ("digits-flow", "gpt2", pathlib.Path("folder")):
+        with pytest.raises(InvalidArgument) as refused:
+            call(name)
+        for way in ("scoretk.load(", "scoretk.load_pretrained(", "scoretk.from_language_model("):
+            assert way in str(refused.value)
+
+
+@pytest.mark.parametrize("call", [stk.from_, CALLS["sample"], CALLS["tempered"]])
+def test_a_density_of_scipy_names_the_way(call):
+    stats = pytest.importorskip("scipy.stats")
+    rows = [[0.0, 1.0, 2.0, 4.0], [1.0, 0.0, 3.0, 2.0]]
+    for density, way in (
+        (stats.multivariate_normal([0.0, 0.0]), r"scoretk\.from_distribution takes"),
+        (stats.gaussian_kde(rows), r"scoretk\.from_sklearn takes .*grad=g"),
+        (
+            stats.norm(0.0, 1.0),
+            r"scoretk\.Energy\(lambda x: -d\.logpdf\(x\), event_shape, grad=g\)",
+        ),
+    ):
+        with pytest.raises(InvalidArgument, match=way):
+            call(density)
+
+
+def test_a_handler_around_a_model_of_numpyro_is_taken():
+    """As `numpyro.handlers.condition(model, data)`."""
+    condition = type(
+        "condition", (type("Messenger", (), {"__module__": "numpyro.primitives"}),), {}
+    )
+    assert foreign.adapter_of(condition()) == "from_numpyro"
+
+
+MAKERS = {
+    "Energy": lambda f: stk.Energy(f, (2,)),
+    "grad": lambda f: stk.Energy(lambda x: x.sum(1), (2,), grad=f),
+    "Score": lambda f: stk.Score(f, (2,)),
+    "Diffusion": lambda f: stk.Diffusion(f, (2,)),
+    "Velocity": lambda f: stk.Velocity(f, (2,)),
+    "from_timesteps": lambda f: stk.from_timesteps(f, [0.9, 0.5], (2,)),
+    "from_sigmas": lambda f: stk.from_sigmas(f, (2,)),
+    "from_reversed_time": lambda f: stk.from_reversed_time(f, (2,)),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_no_function_names_its_adapter(name):
+    with pytest.raises(
+        InvalidArgument, match=r"a callable.*Flow: scoretk\.from_flow makes a field"
+    ):
+        MAKERS[name](Flow())
+    with pytest.raises(InvalidArgument, match=r"expected a callable"):
+        MAKERS[name](3)
+
+
 # --- parametrisations
 
 
@@ -205,3 +261,10 @@ def test_an_ambiguous_direction_is_refused_with_the_way():
             make(lambda x, t: x, (1,), predicts="flow_prediction")
     with pytest.raises(UnknownName, match="did you mean 'noise'"):
         stk.Diffusion(lambda x, t: x, (1,), predicts="noize")
+
+
+def test_an_unknown_prediction_is_told_the_names_of_other_packages():
+    with pytest.raises(UnknownName) as refused:
+        stk.Diffusion(lambda x, t: x, (1,), predicts="eps_pred")
+    for alias, ours in ALSO_KNOWN_AS.items():
+        assert re.search(rf"{ours} is also [^;]*\b{alias}\b", str(refused.value))
